@@ -1,0 +1,22 @@
+"""rvllm_local: a local-first assistant runtime for Apple Silicon.
+
+Importing the package loads nothing heavy; `LLM` is imported on first use.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+from rvllm_local.types import Completion, SamplingParams, StreamEvent
+
+if TYPE_CHECKING:
+    from rvllm_local.llm import LLM
+
+__version__ = "0.1.0"
+__all__ = ["LLM", "Completion", "SamplingParams", "StreamEvent", "__version__"]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "LLM":
+        from rvllm_local.llm import LLM
+
+        return LLM
+    raise AttributeError(f"module 'rvllm_local' has no attribute {name!r}")

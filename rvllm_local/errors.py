@@ -1,0 +1,61 @@
+"""Every error that a user can meet, with what was wrong and what to do about it.
+
+Messages are one line and name the offending value; they never contain a prompt.
+"""
+
+from __future__ import annotations
+
+
+class RvllmError(Exception):
+    """Base of all errors raised on purpose; `str(error)` is fit to show to a user."""
+
+
+class ParameterError(RvllmError, ValueError):
+    """A sampling parameter or request field is out of its range.
+
+    `parameter` is the field's public name, so that an API can point at it.
+    """
+
+    def __init__(self, parameter: str, message: str) -> None:
+        super().__init__(message)
+        self.parameter = parameter
+
+
+class ContextOverflowError(ParameterError):
+    """The prompt and what it asks for do not fit the model's context or the KV arena."""
+
+
+class ConfigError(RvllmError, ValueError):
+    """A flag, environment variable or configuration file holds a value that cannot be used."""
+
+
+class ModelNotFoundError(RvllmError):
+    """No catalogue entry, folder, .gguf file or hub repository has this name."""
+
+
+class ModelFileError(RvllmError):
+    """A model file is corrupt, truncated or not what its header says."""
+
+
+class ChecksumError(ModelFileError):
+    """A downloaded file's sha256 is not the expected one."""
+
+
+class DownloadError(RvllmError):
+    """A model could not be fetched; nothing was left half-made."""
+
+
+class UnsupportedModelError(RvllmError):
+    """The architecture, quantization or attention kind cannot be served right."""
+
+
+class MemoryBudgetError(RvllmError):
+    """The memory plan does not fit the budget."""
+
+
+class EngineError(RvllmError):
+    """The engine failed; the request that carries this error did not complete."""
+
+
+class EngineClosedError(EngineError):
+    """The engine was closed while the request was open."""

@@ -1,0 +1,164 @@
+"""What crosses the layers: requests in, events and completions out.
+
+Plain frozen dataclasses; nothing here imports another part of the project but `errors`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any
+
+from rvllm_local.errors import ParameterError
+
+MAX_STOP_STRINGS = 16
+MAX_LOGPROBS = 20
+MAX_CHOICES = 16
+
+
+class FinishReason(StrEnum):
+    """Why a sequence ended."""
+
+    STOP = "stop"
+    LENGTH = "length"
+    CANCELLED = "cancelled"
+    ERROR = "error"
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingParams:
+    """How tokens are chosen and when a sequence ends.
+
+    `temperature=0` is greedy. `top_k=0`, `top_p=1`, `min_p=0` and penalties at their neutral
+    value switch a step off. `seed=None` draws a fresh seed per request; a given seed makes the
+    request repeatable whatever else is in the batch. `logprobs=k` returns the chosen token's
+    log-probability and the k most likely alternatives. `logit_bias` maps token ids to additive
+    biases. Raises `ParameterError` for any value out of its range.
+    """
+
+    max_tokens: int = 256
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+    seed: int | None = None
+    stop: str | tuple[str, ...] | list[str] = ()
+    n: int = 1
+    logprobs: int | None = None
+    logit_bias: Mapping[int, float] = field(default_factory=dict)
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    repetition_penalty: float = 1.0
+    ignore_eos: bool = False
+
+    def __post_init__(self) -> None:
+        stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
+        object.__setattr__(self, "stop", stop)
+        _integer("max_tokens", self.max_tokens, 1, None)
+        _number("temperature", self.temperature, 0.0, 100.0)
+        _number("top_p", self.top_p, 0.0, 1.0, open_low=True)
+        _integer("top_k", self.top_k, 0, None)
+        _number("min_p", self.min_p, 0.0, 1.0)
+        if self.seed is not None:
+            _integer("seed", self.seed, -(2**63), 2**64 - 1)
+        _integer("n", self.n, 1, MAX_CHOICES)
+        if self.logprobs is not None:
+            _integer("logprobs", self.logprobs, 0, MAX_LOGPROBS)
+        _number("presence_penalty", self.presence_penalty, -2.0, 2.0)
+        _number("frequency_penalty", self.frequency_penalty, -2.0, 2.0)
+        _number("repetition_penalty", self.repetition_penalty, 0.0, 100.0, open_low=True)
+        if not isinstance(self.ignore_eos, bool):
+            raise ParameterError("ignore_eos", f"ignore_eos must be a bool, not {self.ignore_eos!r}")
+        self._check_stop(stop)
+        self._check_logit_bias()
+
+    def _check_stop(self, stop: tuple[Any, ...]) -> None:
+        if len(stop) > MAX_STOP_STRINGS:
+            raise ParameterError("stop", f"stop has {len(stop)} strings; at most {MAX_STOP_STRINGS} are allowed")
+        if any(not isinstance(text, str) or not text for text in stop):
+            raise ParameterError("stop", "stop must hold non-empty strings")
+
+    def _check_logit_bias(self) -> None:
+        if not isinstance(self.logit_bias, Mapping):
+            raise ParameterError("logit_bias", f"logit_bias must map token ids to numbers, not {self.logit_bias!r}")
+        for token_id, bias in self.logit_bias.items():
+            _integer("logit_bias", token_id, 0, None)
+            _number("logit_bias", bias, -100.0, 100.0)
+
+    @property
+    def stop_strings(self) -> tuple[str, ...]:
+        """The stop strings as a tuple, whatever form they were given in."""
+        return tuple(self.stop)
+
+    @property
+    def is_greedy(self) -> bool:
+        """True when no random number is needed."""
+        return self.temperature == 0.0
+
+    @property
+    def has_penalties(self) -> bool:
+        """True when earlier tokens change the logits, so the host must know them before the next step."""
+        return bool(self.presence_penalty or self.frequency_penalty or self.repetition_penalty != 1.0)
+
+
+def _integer(name: str, value: Any, low: int, high: int | None) -> None:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise ParameterError(name, f"{name} must be an integer, not {value!r}")
+    if value < low or (high is not None and value > high):
+        bounds = f"at least {low}" if high is None else f"between {low} and {high}"
+        raise ParameterError(name, f"{name} must be {bounds}, not {value}")
+
+
+def _number(name: str, value: Any, low: float, high: float, *, open_low: bool = False) -> None:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise ParameterError(name, f"{name} must be a number, not {value!r}")
+    if not math.isfinite(value) or value > high or value < low or (open_low and value == low):
+        bracket = "(" if open_low else "["
+        raise ParameterError(name, f"{name} must be in {bracket}{low}, {high}], not {value}")
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One sequence to generate: token ids in, tokens out. `n > 1` becomes several requests."""
+
+    request_id: str
+    prompt_token_ids: tuple[int, ...]
+    params: SamplingParams
+    seed: int  # 64 bits, always resolved: SamplingParams.seed or a fresh draw
+    index: int = 0  # which of the n choices this is
+
+
+@dataclass(frozen=True, slots=True)
+class TokenLogprob:
+    """A chosen token's log-probability (natural log) and the most likely alternatives, best first."""
+
+    token_id: int
+    logprob: float
+    top: tuple[tuple[int, float], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class StreamEvent:
+    """What a stream yields: new text (possibly empty), the tokens behind it, and the end if it came."""
+
+    text: str
+    token_ids: tuple[int, ...] = ()
+    finish_reason: FinishReason | None = None
+    logprobs: tuple[TokenLogprob, ...] | None = None
+    index: int = 0
+    cached_tokens: int = 0
+    error: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """A finished answer. `cached_tokens` counts prompt tokens whose KV was reused."""
+
+    text: str
+    token_ids: tuple[int, ...]
+    finish_reason: FinishReason
+    logprobs: tuple[TokenLogprob, ...] | None = None
+    cached_tokens: int = 0
+    index: int = 0
