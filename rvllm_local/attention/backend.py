@@ -1,0 +1,44 @@
+"""What a KV back end does: write new keys and values, read a context densely, attend one token a row.
+
+The seam calls it; `reference` and `kernels` implement it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import mlx.core as mx
+
+from rvllm_local.attention.geometry import CallGeometry
+from rvllm_local.memory.layout import LayerSlot
+
+
+@dataclass(frozen=True, slots=True)
+class AttentionCall:
+    """The arithmetic of one layer's attention: logit scale, and learned sinks `[heads]` if it has them."""
+
+    scale: float
+    sinks: mx.array | None = None
+
+
+class CallSession(Protocol):
+    """One model call over the arenas. Keys and values are `[rows, kv_heads, query_len, dim]`."""
+
+    def write(self, slot: LayerSlot, keys: mx.array, values: mx.array) -> None:
+        """Store the call's new keys and values of one layer."""
+
+    def gather(self, slot: LayerSlot) -> tuple[mx.array, mx.array]:
+        """The whole context of each row, padded to the longest: `[rows, kv_heads, width, dim]` twice."""
+
+    def decode(self, slot: LayerSlot, queries: mx.array, call: AttentionCall) -> mx.array:
+        """Attention of one new token a row: `[rows, heads, 1, key_dim]` in, `[rows, heads, 1, value_dim]` out."""
+
+
+class KVBackend(Protocol):
+    """Owns the arenas' contents; `name` is what statistics and logs show."""
+
+    name: str
+
+    def begin(self, geometry: CallGeometry) -> CallSession:
+        """Prepare one model call."""

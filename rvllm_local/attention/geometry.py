@@ -1,0 +1,92 @@
+"""Which tokens one model call covers, and where their keys and values lie.
+
+Host arithmetic only (numpy); made by the runner for each call, read by the back ends.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from rvllm_local.memory.blocks import BLOCK_TOKENS, SCRATCH_BLOCK, BlockTable
+from rvllm_local.memory.layout import KVLayout
+from rvllm_local.memory.tables import SequenceTables
+
+IntArray = npt.NDArray[np.int32]
+
+
+@dataclass(frozen=True, slots=True)
+class GroupGeometry:
+    """One group's view of a call: `tables[rows, blocks]` and the position of each table's first token."""
+
+    window: int | None
+    tables: IntArray
+    first_positions: IntArray  # [rows]
+    write_blocks: IntArray  # [rows, query_len]
+    write_slots: IntArray  # [rows, query_len]
+
+
+@dataclass(frozen=True, slots=True)
+class CallGeometry:
+    """A decode call (`rows` x 1 token) or a prefill call (1 row x a chunk).
+
+    `positions[r]` is the position of row r's first new token; its context after the call is
+    `positions[r] + query_len`.
+    """
+
+    positions: IntArray  # [rows]
+    query_len: int
+    groups: tuple[GroupGeometry, ...]
+
+    @property
+    def rows(self) -> int:
+        return len(self.positions)
+
+    @property
+    def context_lens(self) -> IntArray:
+        """[rows] tokens in the context, the new ones included."""
+        lengths: IntArray = self.positions + np.int32(self.query_len)
+        return lengths
+
+
+def call_geometry(
+    layout: KVLayout, tables: Sequence[SequenceTables], positions: Sequence[int], query_len: int
+) -> CallGeometry:
+    """Lay out one call over `len(tables)` sequences whose tables already have room for the new tokens."""
+    starts = np.asarray(positions, dtype=np.int32)
+    groups = tuple(
+        _group_geometry(shape.window, [row.groups[index] for row in tables], starts, query_len)
+        for index, shape in enumerate(layout.groups)
+    )
+    return CallGeometry(starts, query_len, groups)
+
+
+def _group_geometry(
+    window: int | None, rows: Sequence[BlockTable], positions: IntArray, query_len: int
+) -> GroupGeometry:
+    used = [
+        (int(position) + query_len - 1) // BLOCK_TOKENS + 1 - table.start_block
+        for table, position in zip(rows, positions, strict=True)
+    ]
+    tables = np.full((len(rows), max(used)), SCRATCH_BLOCK, dtype=np.int32)
+    for row, (table, count) in enumerate(zip(rows, used, strict=True)):
+        tables[row, :count] = table.block_ids[:count]
+    first_positions = np.array([table.first_position for table in rows], dtype=np.int32)
+    new = positions[:, None] + np.arange(query_len, dtype=np.int32)[None]  # [rows, query_len]
+    columns = (new - first_positions[:, None]) // BLOCK_TOKENS
+    write_blocks = np.take_along_axis(tables, columns, axis=1)
+    return GroupGeometry(window, tables, first_positions, write_blocks, new % BLOCK_TOKENS)
+
+
+def visible_keys(geometry: CallGeometry, group: int, width: int) -> npt.NDArray[np.bool_]:
+    """[rows, query_len, width]: may query q of row r see the key in column c of its gathered context?"""
+    view = geometry.groups[group]
+    keys = view.first_positions[:, None, None] + np.arange(width, dtype=np.int32)[None, None]
+    queries = (geometry.positions[:, None] + np.arange(geometry.query_len, dtype=np.int32)[None])[:, :, None]
+    visible: npt.NDArray[np.bool_] = keys <= queries
+    if view.window is not None:
+        visible &= keys > queries - view.window
+    return visible

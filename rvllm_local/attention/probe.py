@@ -1,0 +1,65 @@
+"""Finds out what a model keeps: one short plain forward through mlx-lm's own caches, then a look inside them.
+
+The shapes come from the arrays themselves, so that no configuration field has to be trusted.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+
+from rvllm_local.attention.seam import cache_kinds
+from rvllm_local.errors import UnsupportedModelError
+from rvllm_local.memory.arena import KVShape
+from rvllm_local.memory.layout import KVLayout, LayerSlot
+
+
+def plain_caches(model: nn.Module) -> list[Any]:
+    """mlx-lm's own caches for this model."""
+    from mlx_lm.models.cache import make_prompt_cache
+
+    caches: list[Any] = make_prompt_cache(model)
+    return caches
+
+
+def probe_layout(model: nn.Module) -> KVLayout:
+    """Group the model's layers by KV shape and window.
+
+    Raises `UnsupportedModelError` for cache kinds that are not full or sliding-window attention.
+    """
+    caches = plain_caches(model)
+    unknown = [cache for cache in caches if type(cache).__name__ not in ("KVCache", "RotatingKVCache")]
+    if unknown:
+        raise UnsupportedModelError(
+            f"this model keeps {', '.join(cache_kinds(unknown))} state, which is not supported yet; "
+            "choose a model with full or sliding-window attention"
+        )
+    logits = model(mx.zeros((1, 1), dtype=mx.int32), cache=caches)
+    mx.eval(logits)
+    found = [_probe_layer(cache) for cache in caches]
+    kinds = list(dict.fromkeys(shape for shape in found if shape is not None))
+    slots: list[LayerSlot | None] = []
+    counts = [0] * len(kinds)
+    for shape in found:
+        if shape is None:
+            slots.append(None)
+            continue
+        group = kinds.index(shape)
+        slots.append(LayerSlot(group, counts[group]))
+        counts[group] += 1
+    groups = tuple(
+        KVShape(count, heads, key_dim, value_dim, window, dtype)
+        for count, (heads, key_dim, value_dim, window, dtype) in zip(counts, kinds, strict=True)
+    )
+    return KVLayout(groups, tuple(slots))
+
+
+def _probe_layer(cache: Any) -> tuple[int, int, int, int | None, mx.Dtype] | None:
+    if cache.keys is None:  # the layer reads another layer's KV
+        return None
+    window = getattr(cache, "max_size", None)
+    if getattr(cache, "keep", 0):
+        raise UnsupportedModelError("a rotating cache that keeps its first tokens is not supported")
+    return cache.keys.shape[1], cache.keys.shape[3], cache.values.shape[3], window, cache.keys.dtype

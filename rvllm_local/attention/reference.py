@@ -1,0 +1,167 @@
+"""The reference back end: plain MLX over an arena that the host can address (CPU, or unified memory).
+
+New keys and values are evaluated layer by layer and stored through a numpy view of the arena, so nothing is
+ever copied as a whole; a context is read by gathering its blocks. Correct anywhere, tuned for the CPU.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import mlx.core as mx
+import numpy as np
+import numpy.typing as npt
+
+from rvllm_local.attention.backend import AttentionCall
+from rvllm_local.attention.geometry import CallGeometry, visible_keys
+from rvllm_local.memory.arena import Arena
+from rvllm_local.memory.blocks import BLOCK_TOKENS
+from rvllm_local.memory.layout import LayerSlot
+
+_BITS = {2: mx.uint16, 4: mx.uint32}  # numpy has no bfloat16: values travel as bit patterns
+_MAX_PADDING = 2.0  # gathered tokens over real ones, above which rows are attended one by one
+
+
+class ReferenceBackend:
+    """Reads and writes the arenas with plain MLX operations."""
+
+    name = "reference"
+
+    def __init__(self, arenas: Sequence[Arena]) -> None:
+        self._arenas = tuple(arenas)
+        self._host = [_host_view(arena) for arena in arenas]
+        # [blocks * layers * 2 * kv_heads, BLOCK_TOKENS * width]: one row is one head's keys (or values) of a block
+        self._rows = [arena.array.reshape(-1, BLOCK_TOKENS * arena.shape.width) for arena in arenas]
+
+    def begin(self, geometry: CallGeometry) -> ReferenceSession:
+        return ReferenceSession(self._arenas, self._host, self._rows, geometry)
+
+
+def _host_view(arena: Arena) -> npt.NDArray[np.unsignedinteger]:
+    return np.array(arena.array.view(_BITS[arena.shape.dtype.size]), copy=False)
+
+
+class ReferenceSession:
+    """One model call. Gather indices and masks are made once a group and used by all its layers."""
+
+    def __init__(
+        self,
+        arenas: Sequence[Arena],
+        host: Sequence[npt.NDArray[np.unsignedinteger]],
+        rows: Sequence[mx.array],
+        geometry: CallGeometry,
+    ) -> None:
+        self._arenas, self._host, self._rows, self._geometry = arenas, host, rows, geometry
+        self._indices: dict[int, mx.array] = {}
+        self._biases: dict[int, mx.array] = {}
+        self._masks: dict[int, mx.array | str] = {}
+
+    def write(self, slot: LayerSlot, keys: mx.array, values: mx.array) -> None:
+        view, shape = self._geometry.groups[slot.group], self._arenas[slot.group].shape
+        keys, values = keys.astype(shape.dtype), values.astype(shape.dtype)
+        mx.eval(keys, values)
+        blocks, slots = view.write_blocks[:, None], view.write_slots[:, None]  # [rows, 1, query_len]
+        heads = np.arange(shape.kv_heads)[None, :, None]
+        bits = _BITS[shape.dtype.size]
+        host = self._host[slot.group]
+        host[blocks, slot.layer, 0, heads, slots, : shape.key_dim] = np.array(keys.view(bits), copy=False)
+        host[blocks, slot.layer, 1, heads, slots, : shape.value_dim] = np.array(values.view(bits), copy=False)
+
+    def gather(self, slot: LayerSlot) -> tuple[mx.array, mx.array]:
+        index = self._gather_index(slot)
+        shape = self._arenas[slot.group].shape
+        keys, values = self._take(slot, index[0], shape.key_dim), self._take(slot, index[1], shape.value_dim)
+        if self._geometry.rows == 1:
+            view = self._geometry.groups[slot.group]
+            length = int(self._geometry.context_lens[0] - view.first_positions[0])
+            return keys[:, :, :length], values[:, :, :length]
+        return keys, values
+
+    def decode(self, slot: LayerSlot, queries: mx.array, call: AttentionCall) -> mx.array:
+        if call.sinks is None and self._is_ragged(slot.group):
+            return self._decode_by_row(slot, queries, call)
+        keys, values = self.gather(slot)
+        bias = self._decode_bias(slot.group, keys.shape[2], queries.dtype)
+        if call.sinks is not None:
+            return mx.fast.scaled_dot_product_attention(
+                queries, keys, values, scale=call.scale, mask=bias, sinks=call.sinks
+            )
+        return _grouped_attention(queries, keys, values, call.scale, bias)
+
+    def prefill_mask(self, group: int, width: int) -> mx.array | str:
+        """The mask of a chunk against its gathered context: "causal", or `[query_len, width]` for a window."""
+        if group not in self._masks:
+            self._masks[group] = chunk_mask(self._geometry, group, width)
+        return self._masks[group]
+
+    def _is_ragged(self, group: int) -> bool:
+        view = self._geometry.groups[group]
+        used = self._geometry.context_lens - view.first_positions
+        return self._geometry.rows * int(used.max()) > _MAX_PADDING * int(used.sum())
+
+    def _decode_by_row(self, slot: LayerSlot, queries: mx.array, call: AttentionCall) -> mx.array:
+        view = self._geometry.groups[slot.group]
+        shape, index = self._arenas[slot.group].shape, self._gather_index(slot)
+        outputs = []
+        for row in range(self._geometry.rows):
+            length = int(self._geometry.context_lens[row] - view.first_positions[row])
+            blocks = -(-length // BLOCK_TOKENS)
+            keys = self._take(slot, index[0, row : row + 1, :, :blocks], shape.key_dim)[:, :, :length]
+            values = self._take(slot, index[1, row : row + 1, :, :blocks], shape.value_dim)[:, :, :length]
+            bias = None
+            if view.window is not None and length > view.window:
+                bias = self._decode_bias(slot.group, view.tables.shape[1] * BLOCK_TOKENS, queries.dtype)
+                assert bias is not None
+                bias = bias[row : row + 1, ..., :length]
+            outputs.append(_grouped_attention(queries[row : row + 1], keys, values, call.scale, bias))
+        return mx.concatenate(outputs, axis=0)
+
+    def _gather_index(self, slot: LayerSlot) -> mx.array:
+        """[2, rows, kv_heads, blocks] rows of the flattened arena that hold this layer's context."""
+        if slot.group not in self._indices:
+            shape, tables = self._arenas[slot.group].shape, self._geometry.groups[slot.group].tables
+            heads = np.arange(shape.kv_heads)[None, None, None, :, None]
+            part = np.arange(2)[None, :, None, None, None]
+            layer = np.arange(shape.num_layers)[:, None, None, None, None]
+            block_and_layer = tables[None, None, :, None, :] * shape.num_layers + layer
+            index = (block_and_layer * 2 + part) * shape.kv_heads + heads
+            self._indices[slot.group] = mx.array(index.astype(np.uint32))
+        return self._indices[slot.group][slot.layer]
+
+    def _take(self, slot: LayerSlot, index: mx.array, dim: int) -> mx.array:
+        width = self._arenas[slot.group].shape.width
+        rows, heads, blocks = index.shape
+        taken = mx.take(self._rows[slot.group], index, axis=0).reshape(rows, heads, blocks * BLOCK_TOKENS, width)
+        return taken if dim == width else taken[..., :dim]
+
+    def _decode_bias(self, group: int, width: int, dtype: mx.Dtype) -> mx.array | None:
+        """[rows, 1, 1, width] additive mask, or None when one row sees all of its gathered context."""
+        if group not in self._biases:
+            visible = visible_keys(self._geometry, group, width)
+            if visible.all():
+                return None
+            self._biases[group] = mx.array(np.where(visible, 0.0, -np.inf).astype(np.float32)[:, None])
+        return self._biases[group].astype(dtype)
+
+
+def chunk_mask(geometry: CallGeometry, group: int, width: int) -> mx.array | str:
+    """The mask of one row's chunk against its gathered context of `width` tokens."""
+    view = geometry.groups[group]
+    context = int(geometry.context_lens[0])
+    if view.window is None or (context <= view.window and int(view.first_positions[0]) == 0):
+        return "causal"
+    return mx.array(visible_keys(geometry, group, width)[0])
+
+
+def _grouped_attention(
+    queries: mx.array, keys: mx.array, values: mx.array, scale: float, bias: mx.array | None
+) -> mx.array:
+    """Softmax attention of one query a row; the heads that share a KV head are one matrix product."""
+    rows, heads, _, dim = queries.shape
+    kv_heads = keys.shape[1]
+    grouped = queries.reshape(rows, kv_heads, heads // kv_heads, dim) * scale
+    scores = grouped @ keys.swapaxes(-1, -2)
+    if bias is not None:
+        scores = scores + bias
+    weights = mx.softmax(scores, axis=-1, precise=True)
+    return (weights @ values).reshape(rows, heads, 1, values.shape[-1])

@@ -1,0 +1,127 @@
+"""The seam: cache objects that mlx-lm's models write to, and the attention function put in their place.
+
+A model's layer calls `cache.update_and_fetch` and then `scaled_dot_product_attention(..., cache=cache)`; both
+end here, and the back end does the work. Any other cache object goes to mlx-lm's own function, untouched.
+"""
+
+from __future__ import annotations
+
+import inspect
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+
+from rvllm_local.attention.backend import AttentionCall, CallSession, KVBackend
+from rvllm_local.attention.geometry import CallGeometry, visible_keys
+from rvllm_local.attention.reference import chunk_mask
+from rvllm_local.errors import UnsupportedModelError
+from rvllm_local.memory.layout import KVLayout, LayerSlot
+
+ATTENTION_NAME = "scaled_dot_product_attention"
+
+
+class PagedCache:
+    """One layer's cache for one model call.
+
+    `offset` is the position of the first new token: an int for one row, `[rows]` for several. With `dense`
+    the layer does its own attention arithmetic and gets the gathered context instead of the paged path.
+    """
+
+    def __init__(self, slot: LayerSlot, session: CallSession, geometry: CallGeometry, *, dense: bool) -> None:
+        self.slot = slot
+        self.session = session
+        self.geometry = geometry
+        self.dense = dense
+        self.offset: int | mx.array = (
+            int(geometry.positions[0]) if geometry.rows == 1 else mx.array(geometry.positions)
+        )
+
+    def update_and_fetch(self, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
+        self.session.write(self.slot, keys, values)
+        return self.session.gather(self.slot) if self.dense else (keys, values)
+
+    def make_mask(self, query_len: int, return_array: bool = False, window_size: int | None = None) -> Any:
+        """What the model may hand on as `mask`; arrays only where the model itself will use them."""
+        view = self.geometry.groups[self.slot.group]
+        narrower = window_size is not None and (view.window is None or window_size < view.window)
+        if narrower:
+            raise UnsupportedModelError(f"a layer asks for a window of {window_size} that its cache does not declare")
+        width = int(self.geometry.context_lens.max() - view.first_positions.min())
+        if return_array or (self.dense and self.geometry.rows > 1):
+            return mx.array(visible_keys(self.geometry, self.slot.group, width)[:, None])
+        if query_len > 1:
+            return chunk_mask(self.geometry, self.slot.group, width)
+        if self.dense and view.window is not None and width > view.window:
+            return mx.array(visible_keys(self.geometry, self.slot.group, width)[:, None])
+        return None
+
+    def attend(self, queries: mx.array, call: AttentionCall, mask: mx.array | str | None) -> mx.array:
+        """Attention over the layer's context: paged for one token a row, gathered and fused for a chunk."""
+        if queries.shape[2] == 1 and mask is None:
+            return self.session.decode(self.slot, queries, call)
+        keys, values = self.session.gather(self.slot)
+        return mx.fast.scaled_dot_product_attention(
+            queries, keys, values, scale=call.scale, mask=mask, sinks=call.sinks
+        )
+
+
+def make_caches(
+    layout: KVLayout, backend: KVBackend, geometry: CallGeometry, *, dense: bool
+) -> list[PagedCache | None]:
+    """The cache list for one model call, in the model's layer order."""
+    session = backend.begin(geometry)
+    return [
+        None if slot is None else PagedCache(slot, session, geometry, dense=dense) for slot in layout.slots
+    ]
+
+
+def install(model: nn.Module) -> bool:
+    """Route the attention of every layer of `model` through the seam; safe to call again.
+
+    Returns True if each attention class calls `scaled_dot_product_attention` itself, so that all its layers
+    can take the paged path; False if one does its own arithmetic and needs dense arrays.
+    """
+    paged = True
+    for cls in _attention_classes(model):
+        module = sys.modules[cls.__module__]
+        uses_seam = _mentions(cls.__call__, ATTENTION_NAME)
+        paged = paged and uses_seam
+        if uses_seam and not hasattr(getattr(module, ATTENTION_NAME), "original"):
+            setattr(module, ATTENTION_NAME, _routed(getattr(module, ATTENTION_NAME)))
+    return paged
+
+
+def _attention_classes(model: nn.Module) -> set[type]:
+    """Classes in the model whose `__call__` writes to a cache."""
+    return {type(module) for module in model.modules() if _mentions(type(module).__call__, "update_and_fetch")}
+
+
+def _mentions(function: Callable[..., Any], name: str) -> bool:
+    code = getattr(inspect.unwrap(function), "__code__", None)
+    return code is not None and name in code.co_names
+
+
+def _routed(original: Callable[..., mx.array]) -> Callable[..., mx.array]:
+    def scaled_dot_product_attention(
+        queries: mx.array,
+        keys: mx.array,
+        values: mx.array,
+        cache: Any,
+        scale: float,
+        mask: Any,
+        sinks: mx.array | None = None,
+    ) -> mx.array:
+        if isinstance(cache, PagedCache) and not cache.dense:
+            return cache.attend(queries, AttentionCall(scale, sinks), mask)
+        return original(queries, keys, values, cache=cache, scale=scale, mask=mask, sinks=sinks)
+
+    scaled_dot_product_attention.original = original  # type: ignore[attr-defined]
+    return scaled_dot_product_attention
+
+
+def cache_kinds(caches: Iterable[object]) -> Sequence[str]:
+    """Class names of a model's own caches, for error messages."""
+    return sorted({type(cache).__name__ for cache in caches})
