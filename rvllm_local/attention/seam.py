@@ -18,6 +18,7 @@ from rvllm_local.attention.backend import AttentionCall, CallSession, KVBackend
 from rvllm_local.attention.geometry import CallGeometry, visible_keys
 from rvllm_local.attention.reference import chunk_mask
 from rvllm_local.errors import UnsupportedModelError
+from rvllm_local.memory.blocks import BLOCK_TOKENS
 from rvllm_local.memory.layout import KVLayout, LayerSlot
 
 ATTENTION_NAME = "scaled_dot_product_attention"
@@ -49,7 +50,9 @@ class PagedCache:
         narrower = window_size is not None and (view.window is None or window_size < view.window)
         if narrower:
             raise UnsupportedModelError(f"a layer asks for a window of {window_size} that its cache does not declare")
-        width = int(self.geometry.context_lens.max() - view.first_positions.min())
+        width = view.tables.shape[1] * BLOCK_TOKENS
+        if self.geometry.rows == 1:  # a lone row is gathered to its exact length
+            width = int(self.geometry.context_lens[0] - view.first_positions[0])
         if return_array or (self.dense and self.geometry.rows > 1):
             return mx.array(visible_keys(self.geometry, self.slot.group, width)[:, None])
         if query_len > 1:

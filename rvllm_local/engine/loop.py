@@ -1,0 +1,93 @@
+"""The engine's thread: builds the core, runs its steps, and takes commands from other threads.
+
+MLX's streams belong to a thread, so everything that touches MLX happens here, the loading included.
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import queue
+import threading
+from collections.abc import Callable
+from typing import TypeVar
+
+from rvllm_local.engine.core import EngineCore
+from rvllm_local.errors import EngineClosedError, RvllmError
+
+T = TypeVar("T")
+
+
+class EngineLoop:
+    """Runs one core on one thread. Commands run between steps, in the order in which they came.
+
+    The constructor returns when the core is built, or raises what building it raised.
+    """
+
+    def __init__(self, build: Callable[[], EngineCore]) -> None:
+        self._commands: queue.SimpleQueue[Callable[[EngineCore], None] | None] = queue.SimpleQueue()
+        self._ready: concurrent.futures.Future[None] = concurrent.futures.Future()
+        self._closed = threading.Event()
+        self._thread = threading.Thread(target=self._run, args=(build,), name="rvllm-engine", daemon=True)
+        self._thread.start()
+        self._ready.result()
+
+    def post(self, command: Callable[[EngineCore], None]) -> None:
+        """Run `command` on the engine's thread before its next step; does not wait."""
+        if self._closed.is_set():
+            raise EngineClosedError("the engine is closed")
+        self._commands.put(command)
+
+    def call(self, command: Callable[[EngineCore], T]) -> T:
+        """Run `command` on the engine's thread and return what it returns."""
+        result: concurrent.futures.Future[T] = concurrent.futures.Future()
+        self.post(lambda core: _settle(result, lambda: command(core)))
+        while not result.done() and self._thread.is_alive():
+            concurrent.futures.wait([result], timeout=0.5)
+        if not result.done():
+            raise EngineClosedError("the engine was closed")
+        return result.result()
+
+    def close(self) -> None:
+        """End open requests, stop the thread and wait for it. Safe to call twice."""
+        self._closed.set()
+        self._commands.put(None)
+        self._thread.join()
+
+    def _run(self, build: Callable[[], EngineCore]) -> None:
+        try:
+            core = build()
+        except BaseException as error:
+            self._closed.set()
+            self._ready.set_exception(error)
+            return
+        self._ready.set_result(None)
+        del build
+        while self._take_commands(core):
+            if core.has_work:
+                self._step(core)
+        core.fail_all("the engine was closed while the request was open")
+
+    def _take_commands(self, core: EngineCore) -> bool:
+        """Run what was posted; wait for it when there is nothing else to do. False at the end."""
+        while True:
+            try:
+                command = self._commands.get(block=not core.has_work)
+            except queue.Empty:
+                return True
+            if command is None:
+                return False
+            command(core)
+
+    def _step(self, core: EngineCore) -> None:
+        try:
+            core.step()
+        except Exception as error:  # the model call failed: nobody's KV can be trusted, all end with an error
+            detail = str(error) if isinstance(error, RvllmError) else type(error).__name__
+            core.fail_all(f"a step of the engine failed: {detail}")
+
+
+def _settle(result: concurrent.futures.Future[T], compute: Callable[[], T]) -> None:
+    try:
+        result.set_result(compute())
+    except Exception as error:
+        result.set_exception(error)

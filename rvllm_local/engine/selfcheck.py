@@ -1,0 +1,110 @@
+"""The load-time self-check: the engine's logits must equal plain mlx-lm's, or the model is refused.
+
+Two short sequences are prefilled in odd chunks and decoded together, once through mlx-lm's caches and once
+through the arenas. The best way of calling the family that agrees is the one that is used.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+
+from rvllm_local.attention.backend import KVBackend
+from rvllm_local.attention.probe import plain_caches
+from rvllm_local.engine.runner import DecodeRow, ModelRunner, RunMode
+from rvllm_local.errors import UnsupportedModelError
+from rvllm_local.memory.layout import KVLayout
+from rvllm_local.memory.tables import KVTables
+
+_LENGTHS = (39, 8)  # tokens; the first crosses a block boundary
+_CHUNK = 23
+_DECODE_STEPS = 2
+_TOLERANCE = {mx.float32: 1e-3, mx.float16: 3e-2, mx.bfloat16: 1e-1}  # of the largest logit
+
+
+def choose_mode(
+    model: nn.Module, layout: KVLayout, backend: KVBackend, kv: KVTables, *, paged: bool, vocab_size: int
+) -> RunMode:
+    """The fastest way of calling this model whose logits agree with plain mlx-lm.
+
+    Raises `UnsupportedModelError` with the distance, or the failure, of each way tried.
+    """
+    modes = [RunMode(batched=False, dense=True)]
+    if paged:
+        modes = [RunMode(batched=True, dense=False), RunMode(batched=False, dense=False), *modes]
+    prompts = _prompts(vocab_size)
+    expected = [_plain_logits(model, prompt) for prompt in prompts]
+    tolerance = max(_TOLERANCE.get(shape.dtype, 1e-1) for shape in layout.groups)
+    findings = []
+    for mode in modes:
+        runner = ModelRunner(model, layout, backend, mode)
+        finding = _try(functools.partial(_paged_logits, runner, kv, prompts), expected, tolerance)
+        if finding is None:
+            return mode
+        findings.append(f"{'batched' if mode.batched else 'row by row'}: {finding}")
+    raise UnsupportedModelError(
+        "this model's logits through the paged arena differ from mlx-lm's, so it is not served "
+        f"({'; '.join(findings)})"
+    )
+
+
+def _prompts(vocab_size: int) -> list[list[int]]:
+    random = np.random.default_rng(7)
+    longest = max(_LENGTHS) + _DECODE_STEPS
+    tokens = random.integers(0, vocab_size, size=(len(_LENGTHS), longest)).tolist()
+    return [row[: length + _DECODE_STEPS] for row, length in zip(tokens, _LENGTHS, strict=True)]
+
+
+def _plain_logits(model: nn.Module, prompt: list[int]) -> mx.array:
+    """[steps, vocab] logits of the last tokens of `prompt`, one step each."""
+    caches = plain_caches(model)
+    model(mx.array([prompt[:-_DECODE_STEPS]]), cache=caches)
+    steps = [model(mx.array([[token]]), cache=caches)[0, -1] for token in prompt[-_DECODE_STEPS:]]
+    logits = mx.stack(steps).astype(mx.float32)
+    mx.eval(logits)
+    return logits
+
+
+def _paged_logits(runner: ModelRunner, kv: KVTables, prompts: list[list[int]]) -> list[mx.array]:
+    tables = [kv.new_sequence() for _ in prompts]
+    try:
+        for row, prompt in zip(tables, prompts, strict=True):
+            start = 0
+            while start < len(prompt) - _DECODE_STEPS:
+                chunk = prompt[start : min(start + _CHUNK, len(prompt) - _DECODE_STEPS)]
+                kv.grow(row, start + len(chunk))
+                runner.prefill(row, start, chunk)
+                start += len(chunk)
+                kv.trim_windows(row, start)
+        steps = []
+        for step in range(-_DECODE_STEPS, 0):
+            rows = []
+            for row, prompt in zip(tables, prompts, strict=True):
+                position = len(prompt) + step
+                kv.grow(row, position + 1)
+                rows.append(DecodeRow(row, position, prompt[position]))
+            logits = runner.decode(rows).astype(mx.float32)
+            mx.eval(logits)
+            steps.append(logits)
+        return [mx.stack([logits[row] for logits in steps]) for row in range(len(prompts))]
+    finally:
+        for row in tables:
+            kv.release(row)
+
+
+def _try(compute: Callable[[], list[mx.array]], expected: list[mx.array], tolerance: float) -> str | None:
+    """None if the computed logits agree, otherwise what went wrong."""
+    try:
+        computed = compute()
+    except (TypeError, ValueError, AttributeError, IndexError, RuntimeError, UnsupportedModelError) as error:
+        return f"{type(error).__name__}: {error}"
+    for ours, theirs in zip(computed, expected, strict=True):
+        scale = float(mx.max(mx.abs(theirs)))
+        distance = float(mx.max(mx.abs(ours - theirs))) / max(scale, 1e-6)
+        if not distance <= tolerance:
+            return f"relative distance {distance:.2g}, more than {tolerance:g}"
+    return None
