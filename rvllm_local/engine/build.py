@@ -1,0 +1,68 @@
+"""Puts an engine core together for a loaded model: layout, arenas, self-check, scheduler.
+
+Called on the engine's thread. Plans the arenas' bytes before it takes any.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from rvllm_local.attention.probe import probe_layout
+from rvllm_local.attention.reference import ReferenceBackend
+from rvllm_local.attention.seam import install
+from rvllm_local.engine.core import EngineCore, EngineLimits
+from rvllm_local.engine.detokenizer import TextDecoder
+from rvllm_local.engine.pace import Pace
+from rvllm_local.engine.runner import ModelRunner, RunMode
+from rvllm_local.engine.scheduler import Scheduler
+from rvllm_local.engine.selfcheck import choose_mode
+from rvllm_local.memory.arena import Arena
+from rvllm_local.memory.layout import KVLayout
+from rvllm_local.memory.tables import KVTables
+from rvllm_local.models.loader import LoadedModel
+
+_DEFAULT_KV_BYTES = 512 * 2**20  # when no budget is given: this, or one whole context if that is more
+
+
+@dataclass(frozen=True, slots=True)
+class EngineOptions:
+    """What shapes an engine. `kv_memory` is bytes for all arenas; `context_length` may shorten the model's own."""
+
+    kv_memory: int | None = None
+    max_rows: int = 16
+    prefill_chunk: int = 512
+    context_length: int | None = None
+    self_check: bool = True
+
+
+def build_core(loaded: LoadedModel, text: TextDecoder, options: EngineOptions) -> EngineCore:
+    """An engine core ready for its first request.
+
+    Raises `MemoryBudgetError` if the KV budget is too small and `UnsupportedModelError` if the self-check fails.
+    """
+    context = min(loaded.context_length, options.context_length or loaded.context_length)
+    paged = install(loaded.module)
+    layout = probe_layout(loaded.module)
+    budget = options.kv_memory or _default_budget(layout, context, options)
+    blocks = layout.split_budget(budget, context, options.max_rows, options.prefill_chunk)
+    arenas = [Arena(shape, count) for shape, count in zip(layout.groups, blocks, strict=True)]
+    backend = ReferenceBackend(arenas)
+    kv = KVTables(layout, blocks)
+    mode = RunMode(batched=paged, dense=not paged)
+    if options.self_check:
+        mode = choose_mode(loaded.module, layout, backend, kv, paged=paged, vocab_size=loaded.vocab_size)
+    scheduler = Scheduler(kv, max_rows=options.max_rows, prefill_chunk=options.prefill_chunk)
+    return EngineCore(
+        ModelRunner(loaded.module, layout, backend, mode),
+        kv,
+        scheduler,
+        Pace(prefill_chunk=options.prefill_chunk),
+        EngineLimits(loaded.vocab_size, context, scheduler.longest_sequence),
+        text,
+        loaded.eos_token_ids,
+    )
+
+
+def _default_budget(layout: KVLayout, context: int, options: EngineOptions) -> int:
+    one = layout.sequence_bytes(context, options.prefill_chunk) + sum(shape.block_bytes for shape in layout.groups)
+    return min(max(one, _DEFAULT_KV_BYTES), one * options.max_rows)

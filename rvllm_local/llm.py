@@ -1,0 +1,153 @@
+"""The Python API: `LLM` loads a model, and generates, streams and chats.
+
+Text goes in and out here; the engine below deals in token ids. Safe to use from several threads.
+"""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, overload
+
+from rvllm_local import host
+from rvllm_local.client import InProcessClient
+from rvllm_local.config import parse_bytes
+from rvllm_local.engine.stream import TokenStream
+from rvllm_local.errors import ParameterError
+from rvllm_local.types import Completion, FinishReason, SamplingParams, StreamEvent, TokenLogprob
+
+Prompt = str | Sequence[int]
+Message = Mapping[str, Any]
+
+
+class LLM:
+    """A model, its KV arenas and its engine, in this process.
+
+    `model` is a catalogue name, a local folder, a .gguf file or a hub id. `kv_memory` is what the KV arenas may
+    take, in bytes or as "256MB". `context_length` shortens the model's own context; `max_rows` is how many
+    sequences run at once; `prefill_chunk` the most prompt tokens in one step.
+
+    Raises `ModelNotFoundError`, `ModelFileError`, `UnsupportedModelError` or `MemoryBudgetError`.
+    """
+
+    def __init__(
+        self,
+        model: str = "smollm2-135m",
+        *,
+        kv_memory: int | str | None = None,
+        context_length: int | None = None,
+        max_rows: int = 16,
+        prefill_chunk: int = 512,
+        self_check: bool = True,
+    ) -> None:
+        host.prepare()
+        from rvllm_local.engine.build import EngineOptions, build_core
+        from rvllm_local.engine.loop import EngineLoop
+        from rvllm_local.models.loader import load_model, locate
+        from rvllm_local.text.tokenizer import Tokenizer
+
+        options = EngineOptions(
+            None if kv_memory is None else parse_bytes(kv_memory), max_rows, prefill_chunk, context_length, self_check
+        )
+        files = locate(model)
+        self.tokenizer = Tokenizer.from_files(files)
+        loop = EngineLoop(lambda: build_core(load_model(files), self.tokenizer, options))
+        self._client = InProcessClient(loop, loop.call(lambda core: core.limits))
+
+    @overload
+    def generate(self, prompts: str, params: SamplingParams | None = None) -> list[Completion]: ...
+
+    @overload
+    def generate(
+        self, prompts: Sequence[int] | Sequence[str] | Sequence[Sequence[int]], params: SamplingParams | None = None
+    ) -> list[Completion]: ...
+
+    def generate(self, prompts: Any, params: SamplingParams | None = None) -> list[Completion]:
+        """Answer one or many prompts, all at once; each is text or token ids.
+
+        Returns the completions in the order of the prompts, the `n` choices of each together.
+        """
+        params = params or SamplingParams()
+        streams = [self._submit(prompt, params) for prompt in _as_prompts(prompts)]
+        completions: list[Completion] = []
+        try:
+            for stream in streams:
+                completions.extend(collect(stream, params.n))
+        finally:
+            for stream in streams:
+                stream.close()
+        return completions
+
+    def stream(self, prompt: Prompt, params: SamplingParams | None = None) -> Iterator[StreamEvent]:
+        """Answer one prompt event by event. Leaving the loop early cancels the request."""
+        return _closing(self._submit(prompt, params or SamplingParams()))
+
+    def chat(
+        self, messages: Sequence[Message], params: SamplingParams | None = None, **template: Any
+    ) -> list[Completion]:
+        """Answer a conversation through the model's chat template; keywords go to the template."""
+        return self.generate(self.tokenizer.encode_chat(messages, **template), params)
+
+    def chat_stream(
+        self, messages: Sequence[Message], params: SamplingParams | None = None, **template: Any
+    ) -> Iterator[StreamEvent]:
+        """Like `chat`, event by event."""
+        return self.stream(self.tokenizer.encode_chat(messages, **template), params)
+
+    def stats(self) -> dict[str, int | str]:
+        """Blocks, hits, preemptions, back end and dispatches."""
+        return self._client.stats()
+
+    def close(self) -> None:
+        """End open requests and free the model. Safe to call twice."""
+        self._client.close()
+
+    def _submit(self, prompt: Prompt, params: SamplingParams) -> TokenStream:
+        token_ids = self.tokenizer.encode(prompt) if isinstance(prompt, str) else list(prompt)
+        if any(isinstance(token, bool) or not isinstance(token, int) for token in token_ids):
+            raise ParameterError("prompt", "a prompt must be text or a list of integer token ids")
+        return self._client.submit(token_ids, params)
+
+    def __enter__(self) -> LLM:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: types.TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def _as_prompts(prompts: Any) -> list[Prompt]:
+    """One prompt or many: a string and a list of ints are one prompt."""
+    if isinstance(prompts, str):
+        return [prompts]
+    prompts = list(prompts)
+    if not prompts or isinstance(prompts[0], int):
+        return [prompts]
+    return prompts
+
+
+def _closing(stream: TokenStream) -> Iterator[StreamEvent]:
+    with stream:
+        yield from stream
+
+
+def collect(stream: Iterator[StreamEvent], num_choices: int) -> list[Completion]:
+    """Read a stream to its end and put each choice's events together."""
+    events: list[list[StreamEvent]] = [[] for _ in range(num_choices)]
+    for event in stream:
+        events[event.index].append(event)
+    return [_completion(index, parts) for index, parts in enumerate(events)]
+
+
+def _completion(index: int, events: Sequence[StreamEvent]) -> Completion:
+    logprobs: list[TokenLogprob] = [part for event in events for part in event.logprobs or ()]
+    reason = events[-1].finish_reason
+    return Completion(
+        "".join(event.text for event in events),
+        tuple(token for event in events for token in event.token_ids),
+        reason if reason is not None else FinishReason.ERROR,
+        tuple(logprobs) if logprobs else None,
+        events[0].cached_tokens,
+        index,
+    )
