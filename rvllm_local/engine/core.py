@@ -96,12 +96,12 @@ class EngineCore:
     def cancel(self, request_id: str) -> None:
         """End every choice of a request now; its blocks are free before the next step."""
         for sequence in [row for key, row in self._open.items() if key[0] == request_id]:
-            self._end(sequence, StreamEvent(sequence.detokenizer.finish(), (), FinishReason.CANCELLED))
+            self._end(sequence, _last(sequence, FinishReason.CANCELLED))
 
     def fail_all(self, message: str) -> None:
         """End every open request with an error."""
         for sequence in list(self._open.values()):
-            self._end(sequence, StreamEvent("", (), FinishReason.ERROR, error=message))
+            self._end(sequence, _last(sequence, FinishReason.ERROR, message))
 
     def step(self) -> None:
         """Schedule, run, emit, commit: one decode token for each running row, and a bounded piece of prefill."""
@@ -209,3 +209,10 @@ def _logprobs(
         None if count is None else TokenLogprob(token, value, tuple(zip(row[:count], top[:count], strict=True)))
         for count, token, value, row, top in zip(wanted, tokens, chosen, ids, tops, strict=True)
     ]
+
+
+def _last(sequence: Sequence, reason: FinishReason, error: str | None = None) -> StreamEvent:
+    """The closing event of a sequence that ends between steps."""
+    return StreamEvent(
+        sequence.detokenizer.finish(), (), reason, None, sequence.request.index, sequence.cached_tokens, error
+    )

@@ -1,0 +1,208 @@
+"""Draws one token a row from a batch of logits, each row with its own parameters and its own seed.
+
+Everything runs as MLX operations that the caller evaluates. A row's randomness is a hash of its seed and position,
+and every operation works along a row, so a row's token does not depend on its neighbours.
+
+Order, as in vLLM: bias, penalties, temperature, top-k, top-p, min-p, draw.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import mlx.core as mx
+import numpy as np
+
+from rvllm_local.errors import ParameterError
+from rvllm_local.types import SamplingParams
+
+_MASK64 = 2**64 - 1
+_UNIFORM_BITS = 22  # so that u * total stays below total in float32
+
+
+@dataclass(frozen=True, slots=True)
+class RowSampling:
+    """One row: its parameters, its seed, and the position of the token to be drawn.
+
+    The token lists are read only by rows with penalties.
+    """
+
+    params: SamplingParams
+    seed: int
+    position: int
+    prompt_token_ids: Sequence[int] = ()
+    output_token_ids: Sequence[int] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class SampledTokens:
+    """`tokens` [rows]; log-probabilities [rows] of the chosen tokens; the best alternatives [rows, k], best first."""
+
+    tokens: mx.array
+    chosen_logprobs: mx.array | None = None
+    top_ids: mx.array | None = None
+    top_logprobs: mx.array | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class LogitEdits:
+    """Sparse edits of the logits: for each (row, token) once, `x -> scaled(x) + add`.
+
+    Positive logits are divided by `repetition`, negative ones multiplied (the CTRL paper's rule).
+    """
+
+    rows: mx.array
+    tokens: mx.array
+    bias: mx.array
+    repetition: mx.array
+    subtract: mx.array
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingBatch:
+    """What `sample` needs, laid out by column. Built on the host for each step."""
+
+    temperature: mx.array | None  # [rows, 1]; 1 for greedy rows; None when all rows are greedy
+    is_greedy: mx.array | None  # [rows]; None when no row is
+    uniform: mx.array | None  # [rows, 1] in [0, 1)
+    top_k: mx.array | None  # [rows, 1] >= 1; None when neither top-k nor top-p is used
+    top_p: mx.array | None  # [rows, 1]
+    log_min_p: mx.array | None  # [rows, 1]; -inf where unused
+    edits: LogitEdits | None
+    num_logprobs: int | None  # the most alternatives any row wants; None when no row wants log-probabilities
+    needs_host_history: bool  # a row's logits depend on the tokens before it
+
+    @classmethod
+    def build(cls, rows: Sequence[RowSampling], vocab_size: int) -> SamplingBatch:
+        """Lay out a batch. Raises `ParameterError` for a biased token id outside the vocabulary."""
+        params = [row.params for row in rows]
+        greedy = [row.is_greedy for row in params]
+        draws = not all(greedy)
+        filters = draws and any(p.top_p < 1 or 0 < p.top_k < vocab_size for p in params if not p.is_greedy)
+        min_p = draws and any(p.min_p > 0 for p in params if not p.is_greedy)
+        wanted = [p.logprobs for p in params if p.logprobs is not None]
+        top_k = [p.top_k if 0 < p.top_k < vocab_size and not p.is_greedy else vocab_size for p in params]
+        log_min_p = [np.log(p.min_p) if p.min_p > 0 and not p.is_greedy else -np.inf for p in params]
+        return cls(
+            temperature=_column([1.0 if p.is_greedy else p.temperature for p in params]) if draws else None,
+            is_greedy=mx.array(greedy) if draws and any(greedy) else None,
+            uniform=_column([uniform(row.seed, row.position) for row in rows]) if draws else None,
+            top_k=mx.array(np.array(top_k, dtype=np.int32)[:, None]) if filters else None,
+            top_p=_column([1.0 if p.is_greedy else p.top_p for p in params]) if filters else None,
+            log_min_p=_column(log_min_p) if min_p else None,
+            edits=_edits(rows, vocab_size),
+            num_logprobs=min(max(wanted), vocab_size) if wanted else None,
+            needs_host_history=any(p.has_penalties for p in params),
+        )
+
+
+def uniform(seed: int, position: int) -> float:
+    """A number in [0, 1) from (seed, position) alone: SplitMix64 (Steele, Lea, Flood 2014)."""
+    state = _mix((seed + 0x9E3779B97F4A7C15 * (position + 1)) & _MASK64)
+    return float(_mix(state ^ (seed & _MASK64)) >> (64 - _UNIFORM_BITS)) / 2.0**_UNIFORM_BITS
+
+
+def _mix(value: int) -> int:
+    value = ((value ^ (value >> 30)) * 0xBF58476D1CE4E5B9) & _MASK64
+    value = ((value ^ (value >> 27)) * 0x94D049BB133111EB) & _MASK64
+    return value ^ (value >> 31)
+
+
+def sample(logits: mx.array, batch: SamplingBatch) -> SampledTokens:
+    """Draw a token for each row of `logits` `[rows, vocab]`. Nothing is evaluated here.
+
+    Log-probabilities are those of the model, before any edit.
+    """
+    logits = logits.astype(mx.float32)
+    edited = logits if batch.edits is None else _apply_edits(logits, batch.edits)
+    tokens = mx.argmax(edited, axis=-1) if batch.temperature is None else _draw(edited, batch)
+    if batch.num_logprobs is None:
+        return SampledTokens(tokens)
+    logprobs = logits - mx.logsumexp(logits, axis=-1, keepdims=True)
+    chosen = mx.take_along_axis(logprobs, tokens[:, None], axis=-1)[:, 0]
+    if batch.num_logprobs == 0:
+        return SampledTokens(tokens, chosen)
+    ids = mx.argsort(-logprobs, axis=-1)[:, : batch.num_logprobs]
+    return SampledTokens(tokens, chosen, ids, mx.take_along_axis(logprobs, ids, axis=-1))
+
+
+def _draw(logits: mx.array, batch: SamplingBatch) -> mx.array:
+    """Inverse of the cumulative distribution at the row's uniform number."""
+    scaled = logits / batch.temperature
+    best = mx.max(scaled, axis=-1, keepdims=True)
+    weights = mx.exp(scaled - best)
+    threshold = _threshold(scaled, best, batch)
+    if threshold is not None:
+        weights = mx.where(scaled >= threshold, weights, 0.0)
+    cumulative = mx.cumsum(weights, axis=-1)
+    target = batch.uniform * cumulative[:, -1:]
+    drawn = mx.sum(cumulative <= target, axis=-1).astype(mx.uint32)
+    if batch.is_greedy is None:
+        return drawn
+    return mx.where(batch.is_greedy, mx.argmax(logits, axis=-1), drawn)
+
+
+def _threshold(scaled: mx.array, best: mx.array, batch: SamplingBatch) -> mx.array | None:
+    """[rows, 1]: the smallest tempered logit that is kept; ties at the threshold are all kept."""
+    threshold = None if batch.log_min_p is None else best + batch.log_min_p
+    if batch.top_k is None:
+        return threshold
+    descending = -mx.sort(-scaled, axis=-1)
+    rank = mx.arange(scaled.shape[-1])[None]
+    weights = mx.where(rank < batch.top_k, mx.exp(descending - best), 0.0)
+    before = mx.cumsum(weights, axis=-1) - weights  # mass of the tokens ranked above
+    kept = (before < batch.top_p * mx.sum(weights, axis=-1, keepdims=True)) & (rank < batch.top_k)
+    # A row that filters nothing keeps everything, whatever rounding did to its sums.
+    count = mx.where((batch.top_p >= 1.0), batch.top_k, mx.maximum(mx.sum(kept, axis=-1, keepdims=True), 1))
+    lowest = mx.take_along_axis(descending, count - 1, axis=-1)
+    return lowest if threshold is None else mx.maximum(threshold, lowest)
+
+
+def _apply_edits(logits: mx.array, edits: LogitEdits) -> mx.array:
+    values = logits[edits.rows, edits.tokens] + edits.bias
+    values = mx.where(values > 0, values / edits.repetition, values * edits.repetition) - edits.subtract
+    edited = logits + 0.0  # a copy: indexing assigns in place
+    edited[edits.rows, edits.tokens] = values
+    return edited
+
+
+def _edits(rows: Sequence[RowSampling], vocab_size: int) -> LogitEdits | None:
+    entries: list[tuple[int, int, float, float, float]] = []
+    for index, row in enumerate(rows):
+        for token, edit in _row_edits(row, vocab_size).items():
+            entries.append((index, token, *edit))
+    if not entries:
+        return None
+    table = np.array(entries, dtype=np.float64)
+    return LogitEdits(
+        mx.array(table[:, 0].astype(np.int32)),
+        mx.array(table[:, 1].astype(np.int32)),
+        *(mx.array(table[:, column].astype(np.float32)) for column in (2, 3, 4)),
+    )
+
+
+def _row_edits(row: RowSampling, vocab_size: int) -> dict[int, tuple[float, float, float]]:
+    """token -> (bias, repetition, subtract) of one row."""
+    params = row.params
+    if not params.logit_bias and not params.has_penalties:
+        return {}
+    outside = next((token for token in params.logit_bias if token >= vocab_size), None)
+    if outside is not None:
+        raise ParameterError("logit_bias", f"token id {outside} is outside the vocabulary of {vocab_size}")
+    counts: Counter[int] = Counter(row.output_token_ids) if params.has_penalties else Counter()
+    seen = set(counts)
+    if params.repetition_penalty != 1.0:
+        seen |= set(row.prompt_token_ids)
+    edits = {}
+    for token in seen | set(params.logit_bias):
+        count = counts.get(token, 0)
+        subtract = params.frequency_penalty * count + (params.presence_penalty if count else 0.0)
+        repetition = params.repetition_penalty if token in seen else 1.0
+        edits[token] = (float(params.logit_bias.get(token, 0.0)), repetition, subtract)
+    return edits
+
+
+def _column(values: Sequence[float]) -> mx.array:
+    return mx.array(np.array(values, dtype=np.float32)[:, None])
