@@ -1,0 +1,134 @@
+"""Builds a model's module from its config through mlx-lm's model definitions.
+
+Owns how `mlx_lm.models.*` is imported without the rest of mlx-lm, and what a config may ask for.
+It must not know files, weights or caches, and never runs code that comes with a model.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import importlib.util
+import pkgutil
+import re
+import sys
+from collections.abc import Mapping
+from dataclasses import MISSING, fields, is_dataclass
+from types import ModuleType
+from typing import Any
+
+import mlx.nn as nn
+
+from rvllm_local.errors import ModelFileError, UnsupportedModelError
+
+_NAME = re.compile(r"[a-z0-9_]+")
+
+# Model types that mlx-lm serves with another type's definition (facts of mlx-lm 0.32.2).
+_ALIASES = {
+    "mistral": "llama",
+    "iquestcoder": "llama",
+    "xverse": "llama",
+    "llava": "mistral3",
+    "phi_msft": "phixtral",
+    "falcon_mamba": "mamba",
+    "joyai_llm_flash": "deepseek_v3",
+    "kimi_k2": "deepseek_v3",
+    "deepseek_v41_text": "deepseek_v41",
+    "qwen2_5_vl": "qwen2_vl",
+    "minimax_m2": "minimax",
+    "gemma4_unified": "gemma4",
+}
+_BY_ARCHITECTURE = {("bailing_hybrid", "BailingMoeV3ForCausalLM"): "bailing_moe_v3"}
+
+# Modules of the folder that hold parts, not a model.
+_PARTS = frozenset(
+    {"activations", "base", "bitlinear_layers", "cache", "gated_delta", "mla", "pipeline", "rope_utils", "ssm"}
+    | {"switch_layers"}
+)
+_CODE_KEYS = ("model_file", "auto_map")
+_LARGEST_SIZES = {"num_hidden_layers": 1024, "vocab_size": 2**24, "hidden_size": 2**18, "num_attention_heads": 4096}
+
+
+def import_family(model_type: str, architectures: tuple[str, ...] = ()) -> ModuleType:
+    """The mlx-lm module that defines `model_type`; only that module (and what it imports itself) is loaded.
+
+    Raises `UnsupportedModelError` for a type that mlx-lm does not define, with the nearest names.
+    """
+    name = model_type.replace("-", "_") if isinstance(model_type, str) else ""
+    if not _NAME.fullmatch(name):
+        raise UnsupportedModelError(f"model_type {model_type!r} is not the name of an architecture")
+    name = _ALIASES.get(name, name)
+    for architecture in architectures:
+        name = _BY_ARCHITECTURE.get((name, architecture), name)
+    if name not in known_families():
+        raise UnsupportedModelError(f"architecture {model_type!r} is not supported{_nearest(name)}")
+    try:
+        return importlib.import_module(f"mlx_lm.models.{name}")
+    except (ImportError, SystemExit) as error:  # a definition may want a package that is not installed
+        raise UnsupportedModelError(f"architecture {model_type!r} cannot be loaded: {error}") from error
+
+
+def known_families() -> frozenset[str]:
+    """Names of the definitions in the installed mlx-lm, read from the folder without importing any."""
+    folder = importlib.import_module("mlx_lm.models") if _bare_mlx_lm() else None
+    assert folder is not None
+    return frozenset(
+        module.name for module in pkgutil.iter_modules(folder.__path__) if _NAME.fullmatch(module.name)
+    ) - _PARTS
+
+
+def build_model(config: Mapping[str, Any]) -> nn.Module:
+    """A module with lazy, randomly initialised parameters for a config.json-like mapping.
+
+    Raises `UnsupportedModelError` for unknown types and configs that ask to run code, `ModelFileError` for
+    missing or absurd values.
+    """
+    for key in _CODE_KEYS:
+        if config.get(key):
+            raise UnsupportedModelError(f"the model's config asks to run its own code ({key}); rvllm never does that")
+    model_type = config.get("model_type")
+    if not isinstance(model_type, str):
+        raise ModelFileError(f"the model's config has no model_type (found {model_type!r})")
+    _check_sizes(config)
+    architectures = config.get("architectures") or ()
+    names = (architectures,) if isinstance(architectures, str) else tuple(architectures)
+    family = import_family(model_type, names)
+    _check_fields(family.ModelArgs, config, model_type)
+    try:
+        return family.Model(family.ModelArgs.from_dict(dict(config)))
+    except (TypeError, ValueError, KeyError, AttributeError, AssertionError, IndexError, ZeroDivisionError) as error:
+        raise ModelFileError(f"the config does not describe a {model_type} model: {error!r}") from error
+
+
+def _bare_mlx_lm() -> ModuleType:
+    """The package `mlx_lm`: as it is if already imported, else made from its spec with `__init__` not executed."""
+    package = sys.modules.get("mlx_lm")
+    if package is None:
+        spec = importlib.util.find_spec("mlx_lm")
+        if spec is None:
+            raise UnsupportedModelError("mlx-lm is not installed; run `pip install rvllm-local` again")
+        package = importlib.util.module_from_spec(spec)  # its __init__ would import transformers
+        sys.modules["mlx_lm"] = package
+    return package
+
+
+def _nearest(name: str) -> str:
+    close = difflib.get_close_matches(name, sorted(known_families()), n=3, cutoff=0.5)
+    return f"; the nearest are {', '.join(close)}" if close else ""
+
+
+def _check_sizes(config: Mapping[str, Any]) -> None:
+    for key, largest in _LARGEST_SIZES.items():
+        value = config.get(key)
+        if value is None:
+            continue
+        if isinstance(value, bool) or not isinstance(value, int) or not 0 < value <= largest:
+            raise ModelFileError(f"the config's {key} must be an integer from 1 to {largest}, not {value!r}")
+
+
+def _check_fields(args: Any, config: Mapping[str, Any], model_type: str) -> None:
+    if not is_dataclass(args):
+        return
+    required = [f.name for f in fields(args) if f.default is MISSING and f.default_factory is MISSING]
+    if missing := [name for name in required if name not in config]:
+        raise ModelFileError(f"the config of a {model_type} model lacks {', '.join(missing)}")

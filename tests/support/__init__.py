@@ -1,0 +1,1 @@
+"""Builders of small models and files for the tests."""
