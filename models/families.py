@@ -17,7 +17,7 @@ from dataclasses import MISSING, fields, is_dataclass
 from types import ModuleType
 from typing import Any
 
-import mlx.nn as nn
+from mlx import nn
 
 from rvllm_local.errors import ModelFileError, UnsupportedModelError
 
@@ -70,11 +70,12 @@ def import_family(model_type: str, architectures: tuple[str, ...] = ()) -> Modul
 
 def known_families() -> frozenset[str]:
     """Names of the definitions in the installed mlx-lm, read from the folder without importing any."""
-    folder = importlib.import_module("mlx_lm.models") if _bare_mlx_lm() else None
-    assert folder is not None
-    return frozenset(
-        module.name for module in pkgutil.iter_modules(folder.__path__) if _NAME.fullmatch(module.name)
-    ) - _PARTS
+    _put_mlx_lm()
+    folder = importlib.import_module("mlx_lm.models")
+    return (
+        frozenset(module.name for module in pkgutil.iter_modules(folder.__path__) if _NAME.fullmatch(module.name))
+        - _PARTS
+    )
 
 
 def build_model(config: Mapping[str, Any]) -> nn.Module:
@@ -100,16 +101,14 @@ def build_model(config: Mapping[str, Any]) -> nn.Module:
         raise ModelFileError(f"the config does not describe a {model_type} model: {error!r}") from error
 
 
-def _bare_mlx_lm() -> ModuleType:
-    """The package `mlx_lm`: as it is if already imported, else made from its spec with `__init__` not executed."""
-    package = sys.modules.get("mlx_lm")
-    if package is None:
-        spec = importlib.util.find_spec("mlx_lm")
-        if spec is None:
-            raise UnsupportedModelError("mlx-lm is not installed; run `pip install rvllm-local` again")
-        package = importlib.util.module_from_spec(spec)  # its __init__ would import transformers
-        sys.modules["mlx_lm"] = package
-    return package
+def _put_mlx_lm() -> None:
+    """See that `mlx_lm` is in sys.modules: as it is if already imported, else bare, with `__init__` not executed."""
+    if "mlx_lm" in sys.modules:
+        return
+    spec = importlib.util.find_spec("mlx_lm")
+    if spec is None:
+        raise UnsupportedModelError("mlx-lm is not installed; install rvllm-local again with pip")
+    sys.modules["mlx_lm"] = importlib.util.module_from_spec(spec)  # its __init__ would import transformers
 
 
 def _nearest(name: str) -> str:

@@ -13,9 +13,8 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 from mlx.utils import tree_flatten, tree_unflatten
-from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
-
 from rvllm_local.models.families import build_model
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
 VOCAB_SIZE = 384
 SPECIAL_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
@@ -89,20 +88,20 @@ def tiny_model(arch: str, seed: int = 0) -> tuple[nn.Module, dict[str, Any]]:
     config = tiny_config(arch)
     model = build_model(config)
     random = np.random.default_rng(seed)
-    weights = [(name, mx.array(_values(name, value, random))) for name, value in tree_flatten(model.parameters())]
+    weights = [(name, mx.array(_values(arch, name, value, random))) for name, value in tree_flatten(model.parameters())]
     model.update(tree_unflatten(weights))
     mx.eval(model.parameters())
     return model, config
 
 
-def _values(name: str, value: mx.array, random: np.random.Generator) -> np.ndarray:
+def _values(arch: str, name: str, value: mx.array, random: np.random.Generator) -> np.ndarray:
     noise = random.standard_normal(value.shape)
     if name.endswith("norm.weight"):
-        noise = (0.0 if "gemma" in name else 1.0) + 0.2 * noise
+        noise = (0.0 if "gemma" in arch else 1.0) + 0.2 * noise
     elif value.ndim == 1:  # biases and attention sinks
         noise = 0.3 * noise
     elif "embed_tokens" in name:
-        noise = 0.7 * noise
+        noise = (0.04 if "gemma" in arch else 0.7) * noise  # gemma scales by sqrt(hidden)
     else:
         noise = noise * (1.6 / np.sqrt(value.shape[-1]))
     return noise.astype(np.float32)
