@@ -1,0 +1,8 @@
+"""The project's own attention kernels for Metal and CUDA, and the launch functions that check their inputs."""
+
+from __future__ import annotations
+
+from rvllm_local.metal_kernels.kernels import KernelConfig, KernelSet, default_backend
+from rvllm_local.metal_kernels.launch import DispatchCounter
+
+__all__ = ["DispatchCounter", "KernelConfig", "KernelSet", "default_backend"]

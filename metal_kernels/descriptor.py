@@ -1,0 +1,69 @@
+"""The step descriptor: one int32 array that tells every kernel of a step its rows, contexts and blocks.
+
+`[rows, query_len, max_blocks, 0...]`, then `[context_len, first_position]` a row, then the tables `[rows, max_blocks]`.
+The kernels get `HEADER` and `ROW_FIELDS` from here; nothing else knows the layout.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+BLOCK_TOKENS = 32
+HEADER = 8  # at least 8 elements: smaller arrays would land in another Metal address space
+ROW_FIELDS = 2
+
+
+def pack(
+    context_lens: Sequence[int],
+    first_positions: Sequence[int],
+    tables: Sequence[Sequence[int]],
+    query_len: int,
+    *,
+    rows: int | None = None,
+    max_blocks: int | None = None,
+) -> npt.NDArray[np.int32]:
+    """The descriptor of one step, padded to `rows` rows and `max_blocks` blocks a row.
+
+    `context_lens` count the new tokens too; `first_positions` are the positions of the first token that
+    each table covers (a multiple of the block size); padding rows have context 0 and block 0.
+    Raises `ValueError` when a row has too few blocks or does not fit the bucket.
+    """
+    count = len(context_lens)
+    if len(first_positions) != count or len(tables) != count:
+        raise ValueError(f"{count} contexts need as many positions and tables, not {len(first_positions)}, {len(tables)}")
+    rows = count if rows is None else rows
+    longest = max((len(table) for table in tables), default=1)
+    max_blocks = max(longest, 1) if max_blocks is None else max_blocks
+    if rows < count or max_blocks < longest:
+        raise ValueError(f"{count} rows of {longest} blocks do not fit a bucket of {rows} rows of {max_blocks} blocks")
+    packed = np.zeros(HEADER + rows * (ROW_FIELDS + max_blocks), dtype=np.int32)
+    packed[:3] = rows, query_len, max_blocks
+    fields = packed[HEADER : HEADER + rows * ROW_FIELDS].reshape(rows, ROW_FIELDS)
+    blocks = packed[HEADER + rows * ROW_FIELDS :].reshape(rows, max_blocks)
+    for row, (context, first, table) in enumerate(zip(context_lens, first_positions, tables, strict=True)):
+        _check_row(row, context, first, len(table), query_len)
+        fields[row] = context, first
+        blocks[row, : len(table)] = table
+    return packed
+
+
+def _check_row(row: int, context: int, first: int, num_blocks: int, query_len: int) -> None:
+    if context == 0:
+        return
+    if context < query_len or first % BLOCK_TOKENS or first < 0:
+        raise ValueError(
+            f"row {row}: context {context} must hold its {query_len} new tokens and start at a block, not at {first}"
+        )
+    if first + num_blocks * BLOCK_TOKENS < context:
+        raise ValueError(f"row {row}: {num_blocks} blocks from position {first} do not cover {context} tokens")
+
+
+def max_blocks_of(size: int, rows: int) -> int:
+    """Blocks a row of a descriptor with `size` elements; raises `ValueError` if it is not one for `rows` rows."""
+    tables = size - HEADER - rows * ROW_FIELDS
+    if rows < 1 or tables < rows or tables % rows:
+        raise ValueError(f"a descriptor of {size} elements does not describe {rows} rows; use descriptor.pack")
+    return tables // rows

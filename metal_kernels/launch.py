@@ -1,0 +1,125 @@
+"""How a kernel's text and arguments reach a device: the MLX launcher, the dispatch counter, the text's parts.
+
+Knows nothing of attention; `kernels.py` says what to launch, and tests put another launcher in this one's place.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+
+FOLDER = Path(__file__).resolve().parent
+
+
+@dataclass(frozen=True, slots=True)
+class KernelText:
+    """One specialized kernel: its unique name, parameter names, prologue (`header`) and body."""
+
+    name: str
+    kind: str
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    header: str
+    body: str
+    backend: str
+
+
+@dataclass(frozen=True, slots=True)
+class Dispatch:
+    """One launch. `grid` counts threads, and is a multiple of `threadgroup` along every axis."""
+
+    kernel: KernelText
+    inputs: tuple[mx.array, ...]
+    grid: tuple[int, int, int]
+    threadgroup: tuple[int, int, int]
+    shapes: tuple[tuple[int, ...], ...]
+    dtypes: tuple[mx.Dtype, ...]
+
+
+Launcher = Callable[[Dispatch], Sequence[mx.array]]
+
+
+class DispatchCounter:
+    """Counts launches by kernel. Under `mx.compile` Python runs only while tracing: `add` what the trace counted."""
+
+    def __init__(self) -> None:
+        self._counts: Counter[str] = Counter()
+
+    def add(self, counts: Mapping[str, int]) -> None:
+        self._counts.update(counts)
+
+    def snapshot(self) -> dict[str, int]:
+        return dict(self._counts)
+
+    def since(self, earlier: Mapping[str, int]) -> dict[str, int]:
+        """Launches counted after `earlier`, a snapshot."""
+        return {kind: count - earlier.get(kind, 0) for kind, count in self._counts.items() if count > earlier.get(kind, 0)}
+
+
+class MLXLauncher:
+    """Launches through `mx.fast.metal_kernel` or `mx.fast.cuda_kernel`; each kernel is built once."""
+
+    def __init__(self, *, verbose: bool = False) -> None:
+        self._built: dict[str, Any] = {}
+        self._verbose = verbose
+
+    def __call__(self, dispatch: Dispatch) -> Sequence[mx.array]:
+        text = dispatch.kernel
+        kernel = self._built.get(text.name)
+        if kernel is None:
+            kernel = self._built[text.name] = build(text)
+        outputs: Sequence[mx.array] = kernel(
+            inputs=list(dispatch.inputs),
+            grid=dispatch.grid,
+            threadgroup=dispatch.threadgroup,
+            output_shapes=list(dispatch.shapes),
+            output_dtypes=list(dispatch.dtypes),
+            **({"verbose": True} if self._verbose else {}),
+        )
+        return outputs
+
+
+def build(text: KernelText) -> Any:
+    """The MLX kernel for `text`. Inputs are never made contiguous: a copy would hide an in-place write."""
+    make = mx.fast.cuda_kernel if text.backend == "cuda" else mx.fast.metal_kernel
+    return make(
+        name=text.name,
+        input_names=list(text.inputs),
+        output_names=list(text.outputs),
+        source=text.body,
+        header=text.header,
+        ensure_row_contiguous=False,
+    )
+
+
+@cache
+def source(name: str) -> str:
+    """A file of this folder, as text."""
+    return (FOLDER / name).read_text(encoding="utf-8")
+
+
+def kernel_text(
+    kind: str,
+    backend: str,
+    defines: Mapping[str, object],
+    inputs: Sequence[str],
+    outputs: Sequence[str],
+    parts: Sequence[str] = (),
+) -> KernelText:
+    """Puts the defines, the portability header, `parts` and the body of `kind` together under a name of their own.
+
+    The name carries a hash: MLX caches compiled kernels by name and would rebuild on every change of text.
+    """
+    lines = [f"#define RV_{'CUDA' if backend == 'cuda' else 'METAL'} 1"]
+    lines += [f"#define {name} {value}" for name, value in defines.items()]
+    header = "\n".join([*lines, source("portable.h"), *(source(part) for part in parts)])
+    body = source(f"{kind}.metal")
+    digest = hashlib.sha256((header + body).encode()).hexdigest()[:12]
+    return KernelText(f"rv_{kind}_{digest}", kind, tuple(inputs), tuple(outputs), header, body, backend)
