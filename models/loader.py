@@ -1,0 +1,232 @@
+"""From files on disk to a model in memory: configuration, checks, weights.
+
+On a CPU every weight becomes float32 (MLX multiplies half-precision and quantized matrices about 1000 times too
+slowly there); elsewhere weights keep their format.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import mlx.core as mx
+import mlx.nn as nn
+from mlx.utils import tree_flatten
+
+from rvllm_local.errors import ModelFileError, ModelNotFoundError, UnsupportedModelError
+from rvllm_local.models.catalogue import Catalogue
+from rvllm_local.models.families import build_model
+from rvllm_local.models.gguf import GGUFFile
+from rvllm_local.models.gguf_llama import gguf_config, gguf_weights
+from rvllm_local.models.hub import Progress, fetch, silent
+from rvllm_local.models.safetensors_check import check_safetensors
+
+_DEFAULT_CONTEXT = 2048
+
+
+@dataclass(frozen=True, slots=True)
+class ModelFiles:
+    """Where a model lies: a folder of safetensors, or one GGUF file."""
+
+    kind: Literal["folder", "gguf"]
+    path: Path
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedModel:
+    """A model ready to run. `weights_bytes` is what its parameters take in memory."""
+
+    module: nn.Module
+    config: Mapping[str, Any]
+    name: str
+    model_type: str
+    context_length: int
+    vocab_size: int
+    eos_token_ids: tuple[int, ...]
+    weights_bytes: int
+    fingerprint: str
+
+
+def locate(name: str, progress: Progress = silent) -> ModelFiles:
+    """Files for a local folder, a .gguf path, or a catalogue name, which is fetched if need be.
+
+    Raises `ModelNotFoundError` (with the nearest names), `DownloadError` or `ChecksumError`.
+    """
+    path = Path(name).expanduser()
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise ModelNotFoundError(f"{path} is not a model folder: it has no config.json")
+        return ModelFiles("folder", path, path.name)
+    if path.suffix == ".gguf" and path.is_file():
+        return ModelFiles("gguf", path, path.stem)
+    if path.suffix == ".gguf" or path.is_absolute() or name.startswith((".", "~")):
+        raise ModelNotFoundError(f"{path} does not exist; give a model folder, a .gguf file or a catalogue name")
+    entry = Catalogue.load().resolve(name)
+    return ModelFiles("gguf", fetch(entry, progress), name)
+
+
+def load_model(files: ModelFiles) -> LoadedModel:
+    """Build the model and load its weights.
+
+    Raises `ModelFileError` for damaged files and `UnsupportedModelError` for what cannot be served.
+    """
+    if files.kind == "gguf":
+        gguf = GGUFFile(files.path)
+        config = gguf_config(gguf)
+        module = build_model(config)
+        weights = {name: mx.array(weight) for name, weight in gguf_weights(gguf, config)}
+        eos = _ids(config.get("eos_token_id"))
+    else:
+        config = _read_json(files.path / "config.json")
+        module = build_model(config)
+        weights = _folder_weights(files.path)
+        weights = module.sanitize(weights) if hasattr(module, "sanitize") else weights
+        _quantize(module, config, weights)
+        eos = _folder_eos(files.path, config)
+    _load_weights(files, module, weights)
+    del weights
+    if mx.default_device() == mx.Device(mx.cpu):
+        _to_float32(module)
+    module.eval()
+    mx.eval(module.parameters())
+    return LoadedModel(
+        module=module,
+        config=config,
+        name=files.name,
+        model_type=str(config["model_type"]),
+        context_length=_context_length(config),
+        vocab_size=_vocab_size(config),
+        eos_token_ids=eos,
+        weights_bytes=sum(value.nbytes for _, value in tree_flatten(module.parameters())),
+        fingerprint=_fingerprint(files, config),
+    )
+
+
+def _folder_weights(folder: Path) -> dict[str, mx.array]:
+    index = folder / "model.safetensors.index.json"
+    paths = sorted(folder.glob("model*.safetensors"))
+    if index.is_file():
+        shards = set(_read_json(index).get("weight_map", {}).values())
+        if any("/" in shard or shard.startswith(".") for shard in shards):
+            raise ModelFileError(f"{index}: a shard's name leaves the folder")
+        paths = [folder / shard for shard in sorted(shards)]
+    if not paths:
+        raise ModelFileError(f"{folder}: there are no model*.safetensors files")
+    weights: dict[str, mx.array] = {}
+    for path in paths:
+        check_safetensors(path)
+        weights.update(mx.load(str(path)))  # type: ignore[arg-type]
+    return weights
+
+
+def _quantize(module: nn.Module, config: Mapping[str, Any], weights: Mapping[str, mx.array]) -> None:
+    """Make the quantized layers that the file has weights for."""
+    plan = config.get("quantization")
+    if plan is None:
+        if config.get("quantization_config"):
+            raise UnsupportedModelError("this quantization is not MLX's own; convert the model with mlx-lm first")
+        return
+
+    def choose(path: str, layer: nn.Module) -> bool | dict[str, Any]:
+        if isinstance(plan.get(path), dict):
+            return dict(plan[path])
+        return hasattr(layer, "to_quantized") and f"{path}.scales" in weights
+
+    nn.quantize(
+        module,
+        group_size=plan["group_size"],
+        bits=plan["bits"],
+        mode=plan.get("mode", "affine"),
+        class_predicate=choose,
+    )
+
+
+def _load_weights(files: ModelFiles, module: nn.Module, weights: dict[str, mx.array]) -> None:
+    try:
+        module.load_weights(list(weights.items()), strict=True)
+    except ValueError as error:
+        detail = " ".join(str(error).split())[:300]
+        raise ModelFileError(f"{files.path}: the weights do not fit the configuration: {detail}") from error
+
+
+def _to_float32(module: nn.Module) -> None:
+    """Dequantize and widen, layer by layer, so that both copies never exist at once."""
+    for _, parent in list(module.named_modules()):
+        for name, child in list(parent.children().items()):
+            if isinstance(child, nn.QuantizedLinear):
+                setattr(parent, name, _plain_linear(child))
+            elif isinstance(child, nn.QuantizedEmbedding):
+                setattr(parent, name, _plain_embedding(child))
+    if any(hasattr(layer, "bits") for layer in module.modules()):
+        raise UnsupportedModelError("quantized experts cannot run on this CPU; use the unquantized model here")
+    module.set_dtype(mx.float32)
+
+
+def _dequantized(layer: nn.QuantizedLinear | nn.QuantizedEmbedding) -> mx.array:
+    weight = mx.dequantize(
+        layer.weight, layer.scales, layer.get("biases"), layer.group_size, layer.bits, mode=layer.mode
+    ).astype(mx.float32)
+    mx.eval(weight)
+    return weight
+
+
+def _plain_linear(layer: nn.QuantizedLinear) -> nn.Linear:
+    weight = _dequantized(layer)
+    plain = nn.Linear(1, 1, bias="bias" in layer)
+    plain.weight = weight
+    if "bias" in layer:
+        plain.bias = layer.bias
+    return plain
+
+
+def _plain_embedding(layer: nn.QuantizedEmbedding) -> nn.Embedding:
+    plain = nn.Embedding(1, 1)
+    plain.weight = _dequantized(layer)
+    return plain
+
+
+def _folder_eos(folder: Path, config: Mapping[str, Any]) -> tuple[int, ...]:
+    generation = folder / "generation_config.json"
+    if generation.is_file() and (ids := _ids(_read_json(generation).get("eos_token_id"))):
+        return ids
+    return _ids(config.get("eos_token_id")) or _ids(config.get("text_config", {}).get("eos_token_id"))
+
+
+def _ids(value: Any) -> tuple[int, ...]:
+    values = value if isinstance(value, list) else [value]
+    return tuple(token for token in values if isinstance(token, int))
+
+
+def _context_length(config: Mapping[str, Any]) -> int:
+    text = config.get("text_config", {})
+    value = config.get("max_position_embeddings") or text.get("max_position_embeddings") or _DEFAULT_CONTEXT
+    return int(value)
+
+
+def _vocab_size(config: Mapping[str, Any]) -> int:
+    value = config.get("vocab_size") or config.get("text_config", {}).get("vocab_size")
+    if not isinstance(value, int) or value < 1:
+        raise ModelFileError(f"config.json has no usable vocab_size: {value!r}")
+    return value
+
+
+def _fingerprint(files: ModelFiles, config: Mapping[str, Any]) -> str:
+    """Changes whenever the configuration or a weight file's size or time does."""
+    paths = [files.path] if files.kind == "gguf" else sorted(files.path.glob("*.safetensors"))
+    stamps = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in paths]
+    return hashlib.sha256(json.dumps([config, stamps], sort_keys=True, default=str).encode()).hexdigest()
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ModelFileError(f"{path} cannot be read: {error}") from error
+    if not isinstance(value, dict):
+        raise ModelFileError(f"{path} does not hold a JSON object")
+    return value
