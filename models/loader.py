@@ -14,16 +14,16 @@ from pathlib import Path
 from typing import Any, Literal
 
 import mlx.core as mx
-import mlx.nn as nn
+from mlx import nn
 from mlx.utils import tree_flatten
-
-from rvllm_local.errors import ModelFileError, ModelNotFoundError, UnsupportedModelError
 from rvllm_local.models.catalogue import Catalogue
 from rvllm_local.models.families import build_model
 from rvllm_local.models.gguf import GGUFFile
 from rvllm_local.models.gguf_llama import gguf_config, gguf_weights
 from rvllm_local.models.hub import Progress, fetch, silent
 from rvllm_local.models.safetensors_check import check_safetensors
+
+from rvllm_local.errors import ModelFileError, ModelNotFoundError, UnsupportedModelError
 
 _DEFAULT_CONTEXT = 2048
 
