@@ -6,6 +6,7 @@ specification, versions 2 and 3, little endian.
 
 from __future__ import annotations
 
+import itertools
 import mmap
 import struct
 from collections.abc import Callable
@@ -104,11 +105,20 @@ class GGUFFile:
 
     def read(self, name: str) -> FloatArray:
         """A tensor as float32, in its row-major shape."""
-        info = self.tensors.get(name)
-        if info is None:
-            raise ModelFileError(f"{self.path}: tensor {name!r} is missing")
+        info = self.info(name)
+        return info.format.decode(self.read_blocks(name)).reshape(info.shape)
+
+    def read_blocks(self, name: str) -> npt.NDArray[np.uint8]:
+        """A tensor's encoded blocks, `[number, bytes of a block]`; a view of the file."""
+        info = self.info(name)
         raw = np.frombuffer(self._map, dtype=np.uint8, count=info.nbytes, offset=info.offset)
-        return info.format.decode(raw.reshape(-1, info.format.size)).reshape(info.shape)
+        return raw.reshape(-1, info.format.size)
+
+    def info(self, name: str) -> TensorInfo:
+        """What the header says of a tensor. Raises `ModelFileError` if there is none of that name."""
+        if name not in self.tensors:
+            raise ModelFileError(f"{self.path}: tensor {name!r} is missing")
+        return self.tensors[name]
 
 
 class _Reader:
@@ -163,7 +173,7 @@ class _Reader:
         return tensors
 
     def _check_overlap(self, ordered: list[TensorInfo]) -> None:
-        for before, after in zip(ordered, ordered[1:], strict=False):
+        for before, after in itertools.pairwise(ordered):
             if before.offset + before.nbytes > after.offset:
                 raise self.fail(f"tensors {before.name!r} and {after.name!r} overlap")
 

@@ -8,9 +8,13 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 from rvllm_local.models.gguf import FloatArray, GGUFFile
+from rvllm_local.models.gguf_mlx import repack
 
 from rvllm_local.errors import ModelFileError, UnsupportedModelError
+
+Rows = npt.NDArray[Any]  # anything whose first axis is a weight's output rows
 
 _TOP = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
 _LAYER = {
@@ -31,7 +35,7 @@ def gguf_config(file: GGUFFile) -> dict[str, Any]:
     architecture = file.metadata.get("general.architecture")
     if architecture != "llama":
         raise UnsupportedModelError(
-            f"{file.path}: GGUF architecture {architecture!r} is not supported (only 'llama'); use the safetensors model"
+            f"{file.path}: GGUF architecture {architecture!r} is not supported, only 'llama'; use safetensors"
         )
     heads = _integer(file, "llama.attention.head_count")
     hidden = _integer(file, "llama.embedding_length")
@@ -55,21 +59,27 @@ def gguf_config(file: GGUFFile) -> dict[str, Any]:
     _check_heads(file, config)
     scaling = file.metadata.get("llama.rope.scaling.type", "none")
     if scaling != "none" or "rope_freqs.weight" in file.tensors:
-        raise UnsupportedModelError(
-            f"{file.path}: RoPE scaling in a GGUF file is not supported; use the safetensors model"
-        )
+        raise UnsupportedModelError(f"{file.path}: RoPE scaling in a GGUF file is not supported; use safetensors")
     return config
 
 
 def gguf_weights(file: GGUFFile, config: dict[str, Any]) -> Iterator[tuple[str, FloatArray]]:
     """Each weight under mlx-lm's name, one at a time, as float32."""
     for name in file.tensors:
-        weight = file.read(name)
-        if re.fullmatch(r"blk\.\d+\.attn_q\.(weight|bias)", name):
-            weight = _unpermute(file, name, weight, config["num_attention_heads"])
-        elif re.fullmatch(r"blk\.\d+\.attn_k\.(weight|bias)", name):
-            weight = _unpermute(file, name, weight, config["num_key_value_heads"])
-        yield _mlx_name(file, name), weight
+        yield _mlx_name(file, name), _ordered(file, name, file.read(name), config)
+
+
+def gguf_packed_weights(file: GGUFFile, config: dict[str, Any]) -> Iterator[tuple[str, npt.NDArray[Any]]]:
+    """Like `gguf_weights` for a GPU: quantized matrices as MLX packs them, all else as float16."""
+    for name, info in file.tensors.items():
+        mlx_name = _mlx_name(file, name)
+        packed = repack(file.read_blocks(name), info.format.name, info.shape) if len(info.shape) == 2 else None
+        if packed is None:
+            yield mlx_name, _ordered(file, name, file.read(name), config).astype(np.float16)
+            continue
+        stem = mlx_name.removesuffix(".weight")
+        for part in ("weight", "scales", "biases"):
+            yield f"{stem}.{part}", _ordered(file, name, getattr(packed, part), config)
 
 
 def _mlx_name(file: GGUFFile, name: str) -> str:
@@ -82,7 +92,16 @@ def _mlx_name(file: GGUFFile, name: str) -> str:
     raise UnsupportedModelError(f"{file.path}: tensor {name!r} has no place in a llama model")
 
 
-def _unpermute(file: GGUFFile, name: str, weight: FloatArray, heads: int) -> FloatArray:
+def _ordered(file: GGUFFile, name: str, weight: Rows, config: dict[str, Any]) -> Rows:
+    """Rows in the order that mlx-lm wants."""
+    if re.fullmatch(r"blk\.\d+\.attn_q\.(weight|bias)", name):
+        return _unpermute(file, name, weight, config["num_attention_heads"])
+    if re.fullmatch(r"blk\.\d+\.attn_k\.(weight|bias)", name):
+        return _unpermute(file, name, weight, config["num_key_value_heads"])
+    return weight
+
+
+def _unpermute(file: GGUFFile, name: str, weight: Rows, heads: int) -> Rows:
     """Undo the row order that llama.cpp's converter gives queries and keys for its interleaved RoPE."""
     rows = weight.shape[0]
     if rows % (2 * heads):

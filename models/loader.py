@@ -19,9 +19,11 @@ from mlx.utils import tree_flatten
 from rvllm_local.models.catalogue import Catalogue
 from rvllm_local.models.families import build_model
 from rvllm_local.models.gguf import GGUFFile
-from rvllm_local.models.gguf_llama import gguf_config, gguf_weights
+from rvllm_local.models.gguf_llama import gguf_config, gguf_packed_weights, gguf_weights
+from rvllm_local.models.gguf_mlx import GROUP_SIZE
 from rvllm_local.models.hub import Progress, fetch, silent
 from rvllm_local.models.safetensors_check import check_safetensors
+from rvllm_local.models.widen import widen_to_float32
 
 from rvllm_local.errors import ModelFileError, ModelNotFoundError, UnsupportedModelError
 
@@ -79,7 +81,9 @@ def load_model(files: ModelFiles) -> LoadedModel:
         gguf = GGUFFile(files.path)
         config = gguf_config(gguf)
         module = build_model(config)
-        weights = {name: mx.array(weight) for name, weight in gguf_weights(gguf, config)}
+        on_cpu = mx.default_device() == mx.Device(mx.cpu)
+        parts = gguf_weights(gguf, config) if on_cpu else gguf_packed_weights(gguf, config)
+        load_packed(files.path, module, {name: mx.array(part) for name, part in parts})
         eos = _ids(config.get("eos_token_id"))
     else:
         config = _read_json(files.path / "config.json")
@@ -87,11 +91,11 @@ def load_model(files: ModelFiles) -> LoadedModel:
         weights = _folder_weights(files.path)
         weights = module.sanitize(weights) if hasattr(module, "sanitize") else weights
         _quantize(module, config, weights)
+        _load_weights(files.path, module, weights)
+        del weights
         eos = _folder_eos(files.path, config)
-    _load_weights(files, module, weights)
-    del weights
     if mx.default_device() == mx.Device(mx.cpu):
-        _to_float32(module)
+        widen_to_float32(module)
     module.eval()
     mx.eval(module.parameters())
     return LoadedModel(
@@ -146,48 +150,27 @@ def _quantize(module: nn.Module, config: Mapping[str, Any], weights: Mapping[str
     )
 
 
-def _load_weights(files: ModelFiles, module: nn.Module, weights: dict[str, mx.array]) -> None:
+def load_packed(path: Path, module: nn.Module, weights: dict[str, mx.array]) -> None:
+    """Load weights that may be packed in groups of 32, each with its own number of bits."""
+
+    def choose(name: str, layer: nn.Module) -> bool | dict[str, Any]:
+        scales = weights.get(f"{name}.scales")
+        if scales is None or not hasattr(layer, "to_quantized"):
+            return False
+        bits = weights[f"{name}.weight"].shape[-1] * 32 // (scales.shape[-1] * GROUP_SIZE)
+        return {"group_size": GROUP_SIZE, "bits": bits}
+
+    if any(name.endswith(".scales") for name in weights):
+        nn.quantize(module, group_size=GROUP_SIZE, class_predicate=choose)
+    _load_weights(path, module, weights)
+
+
+def _load_weights(path: Path, module: nn.Module, weights: dict[str, mx.array]) -> None:
     try:
         module.load_weights(list(weights.items()), strict=True)
     except ValueError as error:
         detail = " ".join(str(error).split())[:300]
-        raise ModelFileError(f"{files.path}: the weights do not fit the configuration: {detail}") from error
-
-
-def _to_float32(module: nn.Module) -> None:
-    """Dequantize and widen, layer by layer, so that both copies never exist at once."""
-    for _, parent in list(module.named_modules()):
-        for name, child in list(parent.children().items()):
-            if isinstance(child, nn.QuantizedLinear):
-                setattr(parent, name, _plain_linear(child))
-            elif isinstance(child, nn.QuantizedEmbedding):
-                setattr(parent, name, _plain_embedding(child))
-    if any(hasattr(layer, "bits") for layer in module.modules()):
-        raise UnsupportedModelError("quantized experts cannot run on this CPU; use the unquantized model here")
-    module.set_dtype(mx.float32)
-
-
-def _dequantized(layer: nn.QuantizedLinear | nn.QuantizedEmbedding) -> mx.array:
-    weight = mx.dequantize(
-        layer.weight, layer.scales, layer.get("biases"), layer.group_size, layer.bits, mode=layer.mode
-    ).astype(mx.float32)
-    mx.eval(weight)
-    return weight
-
-
-def _plain_linear(layer: nn.QuantizedLinear) -> nn.Linear:
-    weight = _dequantized(layer)
-    plain = nn.Linear(1, 1, bias="bias" in layer)
-    plain.weight = weight
-    if "bias" in layer:
-        plain.bias = layer.bias
-    return plain
-
-
-def _plain_embedding(layer: nn.QuantizedEmbedding) -> nn.Embedding:
-    plain = nn.Embedding(1, 1)
-    plain.weight = _dequantized(layer)
-    return plain
+        raise ModelFileError(f"{path}: the weights do not fit the configuration: {detail}") from error
 
 
 def _folder_eos(folder: Path, config: Mapping[str, Any]) -> tuple[int, ...]:

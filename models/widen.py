@@ -1,0 +1,47 @@
+"""Turns a quantized or half-precision module into float32, for devices that multiply nothing else well."""
+
+from __future__ import annotations
+
+import mlx.core as mx
+from mlx import nn
+from mlx.utils import tree_flatten, tree_unflatten
+
+from rvllm_local.errors import UnsupportedModelError
+
+
+def widen_to_float32(module: nn.Module) -> None:
+    """Dequantize and widen in place, one layer at a time, so that both copies of the weights never exist at once.
+
+    Raises `UnsupportedModelError` for a kind of quantized layer that is not known here.
+    """
+    leaves = tree_flatten(module.leaf_modules(), is_leaf=nn.Module.is_module)
+    quantized = [(path, layer) for path, layer in leaves if hasattr(layer, "bits")]
+    del leaves
+    while quantized:
+        path, layer = quantized.pop()
+        module.update_modules(tree_unflatten([(path, _plain(path, layer))]))
+    module.set_dtype(mx.float32)
+
+
+def _plain(path: str, layer: nn.Module) -> nn.Module:
+    kind = type(layer).__name__
+    plain: nn.Module
+    if kind == "QuantizedEmbedding":
+        plain = nn.Embedding(1, 1)
+    elif kind == "QuantizedLinear":
+        plain = nn.Linear(1, 1, bias="bias" in layer)
+    elif kind == "QuantizedSwitchLinear":  # stacked experts
+        from mlx_lm.models.switch_layers import SwitchLinear
+
+        plain = SwitchLinear(1, 1, 1, bias="bias" in layer)
+    else:
+        raise UnsupportedModelError(f"layer {path} ({kind}) cannot run on a CPU; use the unquantized model here")
+    if layer.get("global_scale") is not None:
+        raise UnsupportedModelError(f"layer {path} has a global scale, which cannot run on a CPU; use another model")
+    plain.weight = mx.dequantize(
+        layer.weight, layer.scales, layer.get("biases"), layer.group_size, layer.bits, mode=layer.mode
+    ).astype(mx.float32)
+    if "bias" in layer:
+        plain.bias = layer.bias
+    mx.eval(plain.weight)
+    return plain
