@@ -18,40 +18,60 @@ RV_FN rv_span rv_blocks(int context, int first, int max_blocks) {
 }
 
 #ifdef RV_LOADS
-// Tokens past `left` read as zeros: a block's unused slots may hold anything, NaN too.
-RV_FN void rv_load_batch(RV_LOCAL rv_raw* to, const RV_GLOBAL RV_KV* plane, int batch, int sub, int chunk, int left) {
-  RV_UNROLL for (int i = 0; i < RV_LOADS; i++) {
-    const int t = (batch * RV_LOADS + i) * RV_SUBS + sub;
-    if (t < left && chunk < RV_CHUNKS) to[i] = rv_load(plane + t * RV_D + chunk * RV_VEC);
-    else to[i] = rv_zero();
+#define RV_KEY_SUBS (32 / RV_KEY_LANES)
+
+// Stage `stage` of a block's loads: its keys (a chunk of RV_KEY_LANES tokens a lane), then its values (RV_LOADS
+// tokens a lane). `plane` counts rows. Tokens past `left` read as zeros: an unused slot may hold anything, NaN too.
+RV_FN void rv_fetch(RV_LOCAL rv_raw* to, const RV_GLOBAL RV_KV* arena, rv_index plane, int left, int stage, int lane) {
+  if (stage < RV_KEY_STAGES) {
+    const int t = lane / RV_KEY_LANES, chunk = stage * RV_KEY_LANES + lane % RV_KEY_LANES;
+    const RV_GLOBAL RV_KV* from = arena + (plane + t) * RV_D + chunk * RV_VEC;
+    RV_UNROLL for (int i = 0; i < RV_KEY_LANES; i++) {
+      if (t + i * RV_KEY_SUBS < left) to[i] = rv_load(from + i * RV_KEY_SUBS * RV_D);
+      else to[i] = rv_zero();
+    }
+  } else {
+    const int t = (stage - RV_KEY_STAGES) * RV_LOADS * RV_SUBS + lane / RV_LANES, chunk = lane % RV_LANES;
+    const RV_GLOBAL RV_KV* from = arena + (plane + RV_KV_HEADS * RV_BLOCK + t) * RV_D + chunk * RV_VEC;
+    RV_UNROLL for (int i = 0; i < RV_LOADS; i++) {
+      if (t + i * RV_SUBS < left && chunk < RV_CHUNKS) to[i] = rv_load(from + i * RV_SUBS * RV_D);
+      else to[i] = rv_zero();
+    }
   }
 }
 
-// Sums RV_DOTS values over RV_LANES lanes, halving what each lane carries, and stores them as [token, query row].
-RV_FN void rv_store_dots(RV_LOCAL float* v, RV_SHARED_PTR float* scores, int t, int chunk) {
-  int base = 0;
-  RV_UNROLL for (int step = 0; step < 5; step++) {
-    const int mask = 1 << step, half_count = RV_DOTS >> (step + 1);
-    if (mask < RV_LANES) {
-      const bool upper = (chunk & mask) != 0;
-      if (half_count > 0) {
-        RV_UNROLL for (int i = 0; i < RV_DOTS / 2; i++) {
-          if (i < half_count) {
-            const float give = upper ? v[i] : v[i + half_count];
-            const float keep = upper ? v[i + half_count] : v[i];
-            v[i] = keep + rv_xor(give, mask);
-          }
-        }
-        if (upper) base += half_count;
-      } else {
-        v[0] += rv_xor(v[0], mask);
+// The token of a block whose scores `rv_sum_lanes` leaves with this lane.
+RV_FN int rv_own_token(int lane) {
+#if RV_KEY_LANES == 4
+  return ((lane & 1) * 2 + (lane >> 1 & 1)) * RV_KEY_SUBS + lane / 4;
+#else
+  return (lane & 1) * RV_KEY_SUBS + lane / 2;
+#endif
+}
+
+// Sums [RV_KEY_LANES tokens, query row] over the lanes that share the tokens, halving what each lane carries.
+RV_FN void rv_sum_lanes(RV_LOCAL float* v, int lane) {
+  RV_UNROLL for (int step = 0; step < RV_KEY_LANES / 2; step++) {
+    const int mask = 1 << step, half_count = RV_KEY_LANES * RV_PAD >> (step + 1);
+    const bool upper = (lane & mask) != 0;
+    RV_UNROLL for (int i = 0; i < RV_KEY_LANES * RV_PAD / 2; i++) {
+      if (i < half_count && i % RV_PAD < RV_TILE) {
+        const float give = upper ? v[i] : v[i + half_count];
+        const float keep = upper ? v[i + half_count] : v[i];
+        v[i] = keep + rv_xor(give, mask);
       }
     }
   }
-  RV_UNROLL for (int i = 0; i < RV_DOTS; i++) {
-    const int n = base + i;
-    if (i < (RV_DOTS / RV_LANES > 1 ? RV_DOTS / RV_LANES : 1) && (chunk < RV_DOTS || RV_DOTS >= RV_LANES))
-      scores[(t + n / RV_PAD * RV_SUBS) * RV_PAD + n % RV_PAD] = v[i];
+}
+
+RV_FN void rv_weights(RV_SHARED_PTR float* from, RV_LOCAL float* to) {
+#if RV_PAD >= 4
+  RV_UNROLL for (int i = 0; i < RV_PAD / 4; i++) {
+    const float4 w = ((RV_SHARED_PTR float4*)from)[i];
+    to[4 * i] = w.x; to[4 * i + 1] = w.y; to[4 * i + 2] = w.z; to[4 * i + 3] = w.w;
   }
+#else
+  RV_UNROLL for (int i = 0; i < RV_PAD; i++) to[i] = from[i];
+#endif
 }
 #endif

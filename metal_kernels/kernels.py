@@ -329,8 +329,11 @@ def _decode_defines(
     tile, tiles = _tiles(c.group * q_len, largest_tile)
     padded = _power_of_two(tile)
     lanes = _power_of_two(c.head_dim // 8)
-    loads = min(2 if c.kv_dtype == mx.float32 else 4, lanes)
-    together = max(1, min(loads, 16 // padded))
+    key_lanes = 2 if c.head_dim // 8 % 4 else 4
+    loads = min(4, lanes)
+    key_stages = c.head_dim // 8 // key_lanes
+    merge = max(1, min(tile, 2048 // (SIMDGROUPS * c.head_dim)))
+    scratch = SIMDGROUPS * max(BLOCK * padded, merge * c.head_dim)
     defines: dict[str, object] = {
         "RV_QUERY_LEN": q_len,
         "RV_GROUP_SIZE": c.group,
@@ -339,12 +342,13 @@ def _decode_defines(
         "RV_TILES": tiles,
         "RV_PAD": padded,
         "RV_LANES": lanes,
+        "RV_KEY_LANES": key_lanes,
         "RV_LOADS": loads,
-        "RV_BATCHES": lanes // loads,
-        "RV_TOGETHER": together,
-        "RV_DOTS": together * padded,
+        "RV_KEY_STAGES": key_stages,
+        "RV_STAGES": key_stages + lanes // loads,
+        "RV_MERGE": merge,
         "RV_SIMDGROUPS": SIMDGROUPS,
-        "RV_SHARED_FLOATS": SIMDGROUPS * max(BLOCK * padded, c.head_dim),
+        "RV_SHARED_VECTORS": (tile * c.head_dim + scratch) // 4,
         "RV_SPLIT_BLOCKS(n)": split_macro(),
         "RV_SCALE": f"{scale:.9e}f",
         "RV_WINDOW": window,

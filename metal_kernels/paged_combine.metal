@@ -26,7 +26,7 @@ total += RV_EXP2(sink - top);
 const float inverse = used > 0 && total > 0 ? 1.0f / total : 0.0f;
 float sum[(RV_D + 31) / 32];
 RV_UNROLL for (int i = 0; i < (RV_D + 31) / 32; i++) sum[i] = 0;
-for (int s = 0; s < used; s++) {
+RV_UNROLL4 for (int s = 0; s < used; s++) {
   const float w = RV_EXP2(stats[(at + s) * 2] - top);
   RV_UNROLL for (int i = 0; i < (RV_D + 31) / 32; i++) {
     if (i * 32 + lane < RV_D) sum[i] += w * partial[(at + s) * RV_D + i * 32 + lane];

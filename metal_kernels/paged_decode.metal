@@ -1,8 +1,9 @@
 // Attention of a tile of query rows over one split of one row's blocks: unnormalized sums, maximum and weight.
-// Threadgroup: (kv head and query tile, row, split). Each simdgroup takes whole blocks: RV_LANES lanes share a
-// token's dot product, then every lane owns one token's softmax, then RV_LANES lanes own the output's elements.
+// Threadgroup: (kv head and query tile, row, split). Each simdgroup takes whole blocks: RV_KEY_LANES lanes share a
+// token's dot products and leave each lane with one token's, for the softmax; then RV_LANES lanes own the output's
+// elements. Two stages of loads are in flight while a third is used.
 // Metal injects: thread_position_in_threadgroup threadgroup_position_in_grid threadgroups_per_grid
-RV_SHARED float shared[RV_SHARED_FLOATS];
+RV_SHARED float4 shared[RV_SHARED_VECTORS];
 RV_SHARED float peaks[RV_SIMDGROUPS * RV_PAD];
 RV_SHARED float weights[RV_SIMDGROUPS * RV_PAD];
 const int simd = RV_LOCAL_ID.x / 32, lane = RV_LOCAL_ID.x % 32;
@@ -20,54 +21,57 @@ const int end = begin + size < span.end ? begin + size : span.end;
 if (begin >= end) return;  // the combine step reads only this row's own splits
 const RV_GLOBAL int* table = descriptor + RV_HEADER + rows * RV_ROW_FIELDS + row * max_blocks;
 
-float q[RV_TILE][RV_VEC], acc[RV_TILE][RV_VEC], peak[RV_TILE], weight[RV_TILE];
+RV_SHARED_PTR float4* q = shared;  // [query row, D / 4]
+RV_SHARED_PTR float* scratch = (RV_SHARED_PTR float*)(shared + RV_TILE * RV_D / 4);
+RV_SHARED_PTR float* mine = scratch + simd * RV_BLOCK * RV_PAD;  // this simdgroup's weights, [token, query row]
+for (int i = RV_LOCAL_ID.x; i < RV_TILE * RV_D; i += RV_SIMDGROUPS * 32) {
+  const int r = i / RV_D, index = tile * RV_TILE + r < RV_ROWS ? tile * RV_TILE + r : RV_ROWS - 1;
+  ((RV_SHARED_PTR float*)q)[i] = (float)queries[
+      row * queries_strides[0] + (head * RV_GROUP_SIZE + index / RV_QUERY_LEN) * queries_strides[1]
+      + (index % RV_QUERY_LEN) * queries_strides[2] + (i % RV_D) * queries_strides[3]];
+}
+float acc[RV_TILE][RV_VEC], peak[RV_TILE], weight[RV_TILE];
 RV_UNROLL for (int r = 0; r < RV_TILE; r++) {
-  const int index = tile * RV_TILE + r < RV_ROWS ? tile * RV_TILE + r : RV_ROWS - 1;
-  const rv_index at = row * queries_strides[0] + (head * RV_GROUP_SIZE + index / RV_QUERY_LEN) * queries_strides[1]
-                      + (index % RV_QUERY_LEN) * queries_strides[2];
-  RV_UNROLL for (int e = 0; e < RV_VEC; e++) {
-    q[r][e] = chunk < RV_CHUNKS ? (float)queries[at + (chunk * RV_VEC + e) * queries_strides[3]] : 0.0f;
-    acc[r][e] = 0;
-  }
+  RV_UNROLL for (int e = 0; e < RV_VEC; e++) acc[r][e] = 0;
   peak[r] = RV_NEVER;
   weight[r] = 0;
 }
 
-RV_SHARED_PTR float* mine = shared + simd * RV_BLOCK * RV_PAD;  // this simdgroup's [token, query row]
-rv_raw now[RV_LOADS], next[RV_LOADS];
+rv_raw now[RV_LOADS], next[RV_LOADS], later[RV_LOADS];
 int b = begin + simd;
-rv_index key_plane = b < end ? rv_plane(table[b], layer[0], 0, head) : 0;
-if (b < end) rv_load_batch(next, arena + key_plane * RV_BLOCK * RV_D, 0, sub, chunk, context - first - b * RV_BLOCK);
+rv_index plane = b < end ? rv_plane(table[b], layer[0], 0, head) * RV_BLOCK : 0;
+int left = b < end ? context - first - b * RV_BLOCK : 0;  // tokens of this block inside the context
+rv_fetch(next, arena, plane, left, 0, lane);
+rv_fetch(later, arena, plane, left, 1, lane);
+RV_BARRIER();
 for (; b < end; b += RV_SIMDGROUPS) {
-  const int left = context - first - b * RV_BLOCK;  // tokens of this block inside the context
-  const RV_GLOBAL RV_KV* keys = arena + key_plane * RV_BLOCK * RV_D;
-  const RV_GLOBAL RV_KV* values = keys + (rv_index)RV_KV_HEADS * RV_BLOCK * RV_D;
+  const int ahead = b + RV_SIMDGROUPS;
+  const rv_index next_plane = ahead < end ? rv_plane(table[ahead], layer[0], 0, head) * RV_BLOCK : 0;
+  const int next_left = ahead < end ? context - first - ahead * RV_BLOCK : 0;
 #if RV_KIND == 3
-  const float key_scale = scales[key_plane * RV_BLOCK + lane];
-  const float value_scale = scales[(key_plane + RV_KV_HEADS) * RV_BLOCK + lane];
+  const float key_scale = scales[plane + rv_own_token(lane)];
+  const float value_scale = scales[plane + RV_KV_HEADS * RV_BLOCK + rv_own_token(lane)];
 #endif
-  for (int batch = 0; batch < RV_BATCHES; batch++) {
-    RV_UNROLL for (int i = 0; i < RV_LOADS; i++) now[i] = next[i];
-    if (batch + 1 < RV_BATCHES) rv_load_batch(next, keys, batch + 1, sub, chunk, left);
-    else rv_load_batch(next, values, 0, sub, chunk, left);
-    RV_UNROLL for (int i = 0; i < RV_LOADS; i += RV_TOGETHER) {
-      float dots[RV_DOTS];
-      RV_UNROLL for (int j = 0; j < RV_TOGETHER; j++) {
-        float x[RV_VEC];
-        rv_unpack(now[i + j], x);
-        RV_UNROLL for (int r = 0; r < RV_PAD; r++) {
-          float dot = 0;
-          if (r < RV_TILE) { RV_UNROLL for (int e = 0; e < RV_VEC; e++) dot += q[r < RV_TILE ? r : 0][e] * x[e]; }
-          dots[j * RV_PAD + r] = dot;
-        }
-      }
-      rv_store_dots(dots, mine, (batch * RV_LOADS + i) * RV_SUBS + sub, chunk);
+  float dots[RV_KEY_LANES * RV_PAD];  // [token, query row]
+  RV_UNROLL for (int i = 0; i < RV_KEY_LANES * RV_PAD; i++) dots[i] = 0;
+  for (int stage = 0; stage < RV_KEY_STAGES; stage++) {
+    RV_UNROLL for (int i = 0; i < RV_LOADS; i++) { now[i] = next[i]; next[i] = later[i]; }
+    if (stage + 2 < RV_STAGES) rv_fetch(later, arena, plane, left, stage + 2, lane);
+    else rv_fetch(later, arena, next_plane, next_left, stage + 2 - RV_STAGES, lane);
+    float x[RV_KEY_LANES][RV_VEC];
+    RV_UNROLL for (int i = 0; i < RV_KEY_LANES; i++) rv_unpack(now[i], x[i]);
+    RV_SHARED_PTR float4* part = q + (stage * RV_KEY_LANES + lane % RV_KEY_LANES) * 2;
+    RV_UNROLL for (int r = 0; r < RV_TILE; r++) {
+      const float4 a = part[r * RV_D / 4], c = part[r * RV_D / 4 + 1];
+      RV_UNROLL for (int i = 0; i < RV_KEY_LANES; i++)
+        dots[i * RV_PAD + r] += a.x * x[i][0] + a.y * x[i][1] + a.z * x[i][2] + a.w * x[i][3]
+                                + c.x * x[i][4] + c.y * x[i][5] + c.z * x[i][6] + c.w * x[i][7];
     }
   }
-  RV_SIMD_BARRIER();
-  const int position = first + b * RV_BLOCK + lane;  // each lane owns one token
+  rv_sum_lanes(dots, lane);  // dots[r] is now this lane's own token's
+  const int token_at = rv_own_token(lane), position = first + b * RV_BLOCK + token_at;
   RV_UNROLL for (int r = 0; r < RV_TILE; r++) {
-    float s = mine[lane * RV_PAD + r] * RV_SCALE;
+    float s = dots[r] * RV_SCALE;
 #if RV_KIND == 3
     s *= key_scale;
 #endif
@@ -83,31 +87,29 @@ for (; b < end; b += RV_SIMDGROUPS) {
     weight[r] = weight[r] * shrink + p;
     peak[r] = top;
 #if RV_KIND == 3
-    mine[lane * RV_PAD + r] = lane < left ? p * value_scale : 0.0f;
+    mine[token_at * RV_PAD + r] = token_at < left ? p * value_scale : 0.0f;
 #else
-    mine[lane * RV_PAD + r] = p;
+    mine[token_at * RV_PAD + r] = p;
 #endif
     RV_UNROLL for (int e = 0; e < RV_VEC; e++) acc[r][e] *= shrink;
   }
   RV_SIMD_BARRIER();
-  const int ahead = b + RV_SIMDGROUPS;
-  if (ahead < end) key_plane = rv_plane(table[ahead], layer[0], 0, head);
-  for (int batch = 0; batch < RV_BATCHES; batch++) {
-    RV_UNROLL for (int i = 0; i < RV_LOADS; i++) now[i] = next[i];
-    if (batch + 1 < RV_BATCHES) rv_load_batch(next, values, batch + 1, sub, chunk, left);
-    else if (ahead < end)
-      rv_load_batch(next, arena + key_plane * RV_BLOCK * RV_D, 0, sub, chunk, context - first - ahead * RV_BLOCK);
+  for (int stage = RV_KEY_STAGES; stage < RV_STAGES; stage++) {
+    RV_UNROLL for (int i = 0; i < RV_LOADS; i++) { now[i] = next[i]; next[i] = later[i]; }
+    if (stage + 2 < RV_STAGES) rv_fetch(later, arena, plane, left, stage + 2, lane);
+    else rv_fetch(later, arena, next_plane, next_left, stage + 2 - RV_STAGES, lane);
     RV_UNROLL for (int i = 0; i < RV_LOADS; i++) {
-      float x[RV_VEC];
+      float x[RV_VEC], w[RV_PAD];
       rv_unpack(now[i], x);
-      RV_SHARED_PTR float* p = mine + ((batch * RV_LOADS + i) * RV_SUBS + sub) * RV_PAD;
+      rv_weights(mine + (((stage - RV_KEY_STAGES) * RV_LOADS + i) * RV_SUBS + sub) * RV_PAD, w);
       RV_UNROLL for (int r = 0; r < RV_TILE; r++) {
-        const float w = p[r];
-        RV_UNROLL for (int e = 0; e < RV_VEC; e++) acc[r][e] += w * x[e];
+        RV_UNROLL for (int e = 0; e < RV_VEC; e++) acc[r][e] += w[r] * x[e];
       }
     }
   }
   RV_SIMD_BARRIER();
+  plane = next_plane;
+  left = next_left;
 }
 
 // One maximum for the threadgroup, then the sums of its simdgroups.
@@ -119,24 +121,32 @@ RV_UNROLL for (int r = 0; r < RV_TILE; r++) {
   if (lane == 0) { peaks[simd * RV_PAD + r] = peak[r]; weights[simd * RV_PAD + r] = weight[r]; }
 }
 RV_BARRIER();
-RV_UNROLL for (int r = 0; r < RV_TILE; r++) {
-  float top = RV_NEVER, total = 0;
-  RV_UNROLL for (int s = 0; s < RV_SIMDGROUPS; s++) top = RV_MAX(top, peaks[s * RV_PAD + r]);
-  RV_UNROLL for (int s = 0; s < RV_SIMDGROUPS; s++) total += weights[s * RV_PAD + r] * RV_EXP2(peaks[s * RV_PAD + r] - top);
-  const float shrink = RV_EXP2(peak[r] - top);
-  if (sub == 0 && chunk < RV_CHUNKS) {
-    RV_UNROLL for (int e = 0; e < RV_VEC; e++) shared[simd * RV_D + chunk * RV_VEC + e] = acc[r][e] * shrink;
+RV_UNROLL for (int start = 0; start < RV_TILE; start += RV_MERGE) {
+  RV_UNROLL for (int r = start; r < start + RV_MERGE && r < RV_TILE; r++) {
+    float top = RV_NEVER;
+    RV_UNROLL for (int s = 0; s < RV_SIMDGROUPS; s++) top = RV_MAX(top, peaks[s * RV_PAD + r]);
+    const float shrink = RV_EXP2(peak[r] - top);
+    if (sub == 0 && chunk < RV_CHUNKS) {
+      RV_UNROLL for (int e = 0; e < RV_VEC; e++)
+        scratch[((r - start) * RV_SIMDGROUPS + simd) * RV_D + chunk * RV_VEC + e] = acc[r][e] * shrink;
+    }
   }
   RV_BARRIER();
-  const int index = tile * RV_TILE + r;
-  if (index < RV_ROWS) {
-    const rv_index at = (((rv_index)row * RV_KV_HEADS + head) * RV_ROWS + index) * splits + split;
-    for (int d = RV_LOCAL_ID.x; d < RV_D; d += RV_SIMDGROUPS * 32) {
+  for (int i = RV_LOCAL_ID.x; i < RV_MERGE * RV_D; i += RV_SIMDGROUPS * 32) {
+    const int r = start + i / RV_D, d = i % RV_D, index = tile * RV_TILE + r;
+    if (r < RV_TILE && index < RV_ROWS) {
+      const rv_index at = (((rv_index)row * RV_KV_HEADS + head) * RV_ROWS + index) * splits + split;
       float sum = 0;
-      RV_UNROLL for (int s = 0; s < RV_SIMDGROUPS; s++) sum += shared[s * RV_D + d];
+      RV_UNROLL for (int s = 0; s < RV_SIMDGROUPS; s++) sum += scratch[((r - start) * RV_SIMDGROUPS + s) * RV_D + d];
       partial[at * RV_D + d] = sum;
+      if (d == 0) {
+        float top = RV_NEVER, total = 0;
+        for (int s = 0; s < RV_SIMDGROUPS; s++) top = RV_MAX(top, peaks[s * RV_PAD + r]);
+        for (int s = 0; s < RV_SIMDGROUPS; s++) total += weights[s * RV_PAD + r] * RV_EXP2(peaks[s * RV_PAD + r] - top);
+        stats[at * 2] = top;
+        stats[at * 2 + 1] = total;
+      }
     }
-    if (RV_LOCAL_ID.x == 0) { stats[at * 2] = top; stats[at * 2 + 1] = total; }
   }
   RV_BARRIER();
 }

@@ -41,6 +41,7 @@ RV_FN float rv_half(unsigned int x) { return (float)as_type<half>((ushort)x); }
 typedef ulong rv_index;
 #endif
 #define RV_UNROLL _Pragma("unroll")
+#define RV_UNROLL4 _Pragma("unroll 4")
 #define RV_BLOCK 32  // tokens a KV block
 #define RV_VEC 8     // elements a lane loads at once
 #define RV_CHUNKS (RV_D / RV_VEC)

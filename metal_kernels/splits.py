@@ -5,7 +5,7 @@ So a row's sums are added in the same order whatever else runs beside it. The ke
 
 from __future__ import annotations
 
-SPLIT_TIERS = ((32, 4), (256, 8), (1024, 16))  # (up to this many blocks, blocks a split)
+SPLIT_TIERS = ((64, 8), (256, 16))  # (up to this many blocks, blocks a split)
 LARGEST_SPLIT = 32
 
 

@@ -41,6 +41,7 @@ struct bfloat {
 typedef bfloat bfloat16_t;
 struct uint2 { uint x, y; };
 struct alignas(16) uint4 { uint x, y, z, w; };
+struct alignas(16) float4 { float x, y, z, w; };
 struct uint3 { uint x, y, z; };
 
 template <typename To, typename From>

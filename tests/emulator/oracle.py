@@ -49,7 +49,7 @@ class Case:
         rows = len(self.contexts) if self.rows is None else self.rows
         shape = (rows, self.query_len, c.num_heads, c.head_dim)
         # as projections leave them: transposed views, not dense arrays
-        self.queries = mx.array(random.standard_normal(shape)).astype(c.dtype).transpose(0, 2, 1, 3)
+        self.queries = mx.array(random.standard_normal(shape, dtype=np.float32)).astype(c.dtype).transpose(0, 2, 1, 3)
         packed = layout.pack(
             self.contexts, self.firsts, self.tables, self.query_len, rows=rows, max_blocks=self.max_blocks
         )

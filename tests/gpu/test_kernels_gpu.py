@@ -1,0 +1,155 @@
+"""The kernels on an NVIDIA GPU through MLX's CUDA build: right, in place, and the same when pipelined.
+
+Runs under pytest, or alone on a host that has only numpy and MLX: `python tests/gpu/test_kernels_gpu.py [FILTER]`.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from benchmarks import bootstrap
+
+bootstrap.prepare()
+
+from rvllm_local import host
+
+host.prepare()
+
+import mlx.core as mx
+import numpy as np
+
+from rvllm_local.metal_kernels import KernelConfig, KernelSet, default_backend
+from rvllm_local.metal_kernels import descriptor as layout
+from tests.emulator import checks
+from tests.emulator.variants import BF16, F16, F32, I8, VARIANTS
+
+STORES = [(128, BF16, BF16), (64, BF16, I8), (80, F16, F16), (96, F32, F32), (16, F32, I8)]
+
+
+def configs() -> list[KernelConfig]:
+    return [KernelConfig(dim, 4, 2, 2, dtype, kv) for dim, dtype, kv in STORES]
+
+
+class Loop:
+    """A toy decode loop: each layer writes KV made from its input in place and attends; outputs feed the next step."""
+
+    def __init__(self, config: KernelConfig, rows: int, context: int, steps: int, *, compiled: bool) -> None:
+        self.kernels, self.config, self.rows = KernelSet(config), config, rows
+        per_row = -(-(context + steps) // 32)
+        order = np.random.default_rng(1).permutation(np.arange(1, rows * per_row + 1))
+        self.tables = order.reshape(rows, per_row).tolist()
+        mx.random.seed(5)
+        self.arena = mx.random.normal(config.arena_shape(rows * per_row + 1)).astype(config.kv_dtype)
+        shape = (rows, config.num_heads, 1, config.head_dim)
+        self.state, self.token, self.context = mx.random.normal(shape).astype(config.dtype), KernelSet.first_token(), context
+        self.layers = [KernelSet.layer_index(i) for i in range(config.num_layers)]
+        mx.eval(self.arena, self.state, self.token, self.layers)
+        self.step = mx.compile(self._step) if compiled else self._step
+
+    def _step(self, x: mx.array, packed: mx.array, token: mx.array, arena: mx.array, *layers: mx.array) -> list[mx.array]:
+        kv_heads = self.config.kv_heads
+        for layer in layers:
+            keys, values = mx.sin(x[:, :kv_heads] * 1.7), mx.cos(x[:, :kv_heads] * 1.3)
+            token = self.kernels.kv_write(arena, None, keys, values, packed, layer, token)
+            x = x + self.kernels.paged_decode(x, arena, None, packed, layer, token, scale=0.125)
+            x = x * mx.rsqrt(mx.mean(mx.square(x), axis=-1, keepdims=True) + 1e-5)
+        return [x, token]
+
+    def submit(self) -> mx.array:
+        self.context += 1
+        packed = layout.pack([self.context] * self.rows, [0] * self.rows, self.tables, 1)
+        out = self.step(self.state, mx.array(packed), self.token, self.arena, *self.layers)
+        self.state, self.token = out
+        return self.state
+
+    def run(self, steps: int, *, pipelined: bool) -> list[np.ndarray]:
+        seen: list[np.ndarray] = []
+        waiting: mx.array | None = None
+        for _ in range(steps):
+            out = self.submit()
+            mx.async_eval(out, self.token)
+            if not pipelined:
+                mx.synchronize()
+                seen.append(np.array(out.astype(mx.float32)))
+                continue
+            if waiting is not None:
+                seen.append(np.array(waiting.astype(mx.float32)))
+            waiting = out
+        if waiting is not None:
+            seen.append(np.array(waiting.astype(mx.float32)))
+        return seen
+
+
+LOOP = KernelConfig(64, 8, 2, 4, BF16, BF16)
+
+
+def check_pipelined(compiled: bool) -> None:
+    synchronous = Loop(LOOP, 4, 500, 60, compiled=compiled).run(60, pipelined=False)
+    pipelined = Loop(LOOP, 4, 500, 60, compiled=compiled).run(60, pipelined=True)
+    for step, (a, b) in enumerate(zip(synchronous, pipelined, strict=True)):
+        assert np.array_equal(a, b), f"step {step} differs when pipelined"
+        assert np.isfinite(a).all()
+
+
+def check_memory() -> float:
+    """Peak memory beyond the arena while one step is in flight, as a share of the arena."""
+    loop = Loop(KernelConfig(128, 32, 8, 16, BF16, BF16), 16, 1000, 40, compiled=True)
+    loop.run(3, pipelined=True)
+    mx.synchronize()
+    mx.clear_cache()
+    mx.reset_peak_memory()
+    before = mx.get_active_memory()
+    loop.run(20, pipelined=True)
+    share = (mx.get_peak_memory() - before) / loop.arena.nbytes
+    assert share < 0.01, f"extra peak memory is {share:.2%} of the arena"
+    return float(share)
+
+
+def cases() -> Iterator[tuple[str, Callable[[], object]]]:
+    for variant in VARIANTS:
+        yield f"decode {variant.name}", lambda v=variant: checks.check_decode(v)
+    for variant in (VARIANTS[0], VARIANTS[5]):
+        yield f"independent {variant.name}", lambda v=variant: checks.check_row_independence(v)
+    for config in configs():
+        label = f"{config.head_dim} {config.kv_dtype}"
+        yield f"write and gather {label}", lambda c=config: checks.check_write_gather(c)
+        yield f"copy {label}", lambda c=config: checks.check_copy(c)
+    yield "pipelined eager", lambda: check_pipelined(compiled=False)
+    yield "pipelined compiled", lambda: check_pipelined(compiled=True)
+    yield "peak memory", check_memory
+
+
+def main(pattern: str) -> int:
+    failures = 0
+    for name, check in cases():
+        if pattern not in name:
+            continue
+        start = time.perf_counter()
+        try:
+            print(f"ok   {name}: {check()} ({time.perf_counter() - start:.1f} s)", flush=True)
+        except Exception:
+            failures += 1
+            print(f"FAIL {name}\n{traceback.format_exc(limit=-3)[-1800:]}", flush=True)
+    print(f"{failures} failures with mlx {mx.__version__} on {default_backend()}")
+    return 1 if failures else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1] if len(sys.argv) > 1 else ""))
+
+import pytest  # noqa: E402
+
+ALL = dict(cases())
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(default_backend() != "cuda", reason="needs an NVIDIA GPU with MLX's CUDA build")
+@pytest.mark.parametrize("name", ALL)
+def test_kernel_on_gpu(name: str) -> None:
+    ALL[name]()

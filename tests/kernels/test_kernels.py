@@ -1,0 +1,122 @@
+"""The kernels' Metal text, executed by the emulator, against a float64 oracle."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+
+import mlx.core as mx
+import pytest
+from tests.emulator import Emulator, checks
+from tests.emulator.variants import BF16, F16, F32, I8, VARIANTS, Variant
+
+from rvllm_local.errors import UnsupportedModelError
+from rvllm_local.metal_kernels import KernelConfig, KernelSet
+from rvllm_local.metal_kernels import descriptor as layout
+from rvllm_local.metal_kernels.splits import max_splits, split_blocks
+
+BODY_LIMIT = 10_000
+
+
+@pytest.fixture(scope="module")
+def emulator() -> Emulator:
+    return Emulator(seed=11)
+
+
+@pytest.mark.parametrize("variant", VARIANTS, ids=lambda v: v.name)
+def test_paged_decode_matches_the_oracle(variant: Variant, emulator: Emulator) -> None:
+    checks.check_decode(variant, emulator)
+
+
+@pytest.mark.parametrize("name", ["d128-bf16-g8", "d64-bf16-g4-q3"])
+def test_a_row_does_not_depend_on_its_neighbours(name: str, emulator: Emulator) -> None:
+    checks.check_row_independence(next(v for v in VARIANTS if v.name == name), emulator)
+
+
+CONFIGS = [
+    KernelConfig(64, 4, 2, 2, BF16, BF16),
+    KernelConfig(80, 4, 2, 2, F16, F16),
+    KernelConfig(96, 2, 2, 2, F32, I8),
+    KernelConfig(16, 2, 1, 2, F32, F32),
+]
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=lambda c: f"d{c.head_dim}-{c.kv_dtype}")
+def test_write_then_gather(config: KernelConfig, emulator: Emulator) -> None:
+    checks.check_write_gather(config, emulator)
+
+
+@pytest.mark.parametrize("config", CONFIGS[1:3], ids=lambda c: f"d{c.head_dim}-{c.kv_dtype}")
+def test_copy_blocks(config: KernelConfig, emulator: Emulator) -> None:
+    checks.check_copy(config, emulator)
+
+
+def test_thread_order_does_not_change_a_bit() -> None:
+    variant = next(v for v in VARIANTS if v.name == "d64-bf16-g4-q3")
+    with ThreadPoolExecutor(2) as pool:
+        errors = list(pool.map(lambda seed: checks.check_decode(variant, Emulator(seed)), range(4)))
+    assert len(set(errors)) == 1
+
+
+def test_bodies_are_small_and_dispatches_are_counted(emulator: Emulator) -> None:
+    checks.check_decode(VARIANTS[-1], emulator)
+    assert {d.kernel.kind for d in emulator.dispatches} >= {"paged_decode", "paged_combine"}
+    assert all(len(d.kernel.body) < BODY_LIMIT for d in emulator.dispatches)
+    kernels = KernelSet(CONFIGS[0], launcher=emulator)
+    token = kernels.first_token()
+    arena = mx.zeros(CONFIGS[0].arena_shape(3), dtype=BF16)
+    mx.eval(arena)
+    kernels.kv_copy(arena, None, mx.array([[1, 2]], dtype=mx.int32), token)
+    assert kernels.counter.snapshot() == {"kv_copy": 1}
+
+
+def test_every_thread_count_is_whole_groups(emulator: Emulator) -> None:
+    checks.check_decode(VARIANTS[-1], emulator)
+    for dispatch in emulator.dispatches:
+        assert all(grid % group == 0 for grid, group in zip(dispatch.grid, dispatch.threadgroup, strict=True))
+
+
+@pytest.mark.parametrize("max_blocks", [1, 4, 8, 63, 64, 65, 256, 257, 4096])
+def test_the_grid_covers_every_row(max_blocks: int) -> None:
+    needed = max(-(-n // split_blocks(n)) for n in range(1, max_blocks + 1))
+    assert max_splits(max_blocks) == needed
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [({"head_dim": 72}, "72"), ({"num_heads": 34}, "17"), ({"kv_dtype": mx.uint8}, "uint8"), ({"dtype": I8}, "int8")],
+)
+def test_unsupported_shapes_are_refused_by_name(change: dict[str, object], named: str) -> None:
+    shape: dict[str, object] = {
+        "head_dim": 64, "num_heads": 4, "kv_heads": 2, "num_layers": 1, "dtype": F16, "kv_dtype": F16
+    }  # fmt: skip
+    with pytest.raises(UnsupportedModelError, match=named):
+        KernelConfig(**{**shape, **change})  # type: ignore[arg-type]
+
+
+def test_wrong_shapes_are_refused_by_name() -> None:
+    kernels = KernelSet(CONFIGS[0])
+    arena, token, layer = mx.zeros(CONFIGS[0].arena_shape(2), dtype=BF16), kernels.first_token(), kernels.layer_index(0)
+    packed = mx.array(layout.pack((1,), (0,), [[1]], 1))
+    with pytest.raises(ValueError, match="queries must be"):
+        kernels.paged_decode(mx.zeros((1, 4, 1, 32), dtype=BF16), arena, None, packed, layer, token, scale=1.0)
+    with pytest.raises(ValueError, match="1 to 8 query tokens"):
+        kernels.paged_decode(mx.zeros((1, 4, 9, 64), dtype=BF16), arena, None, packed, layer, token, scale=1.0)
+    with pytest.raises(ValueError, match="token must be"):
+        kernels.kv_copy(arena, None, mx.zeros((1, 2), dtype=mx.int32), mx.zeros((1,), dtype=mx.int32))
+    with pytest.raises(ValueError, match="does not describe"):
+        kernels.kv_gather(arena, None, mx.zeros((8,), dtype=mx.int32), layer, token, 4)
+    with pytest.raises(ValueError, match="scales"):
+        KernelSet(CONFIGS[2]).kv_copy(
+            mx.zeros(CONFIGS[2].arena_shape(2), dtype=I8), None, mx.zeros((1, 2), dtype=mx.int32), token
+        )
+
+
+@pytest.mark.parametrize(
+    ("contexts", "firsts", "tables"),
+    [((40,), (0,), [[1]]), ((3,), (5,), [[1]]), ((1, 2), (0,), [[1]]), ((1,), (0,), [[1]])],
+)
+def test_bad_descriptors_are_refused(
+    contexts: tuple[int, ...], firsts: tuple[int, ...], tables: list[list[int]]
+) -> None:
+    with pytest.raises(ValueError):
+        layout.pack(contexts, firsts, tables, 2)
