@@ -118,7 +118,12 @@ def report(medians: dict[str, float], blas: str) -> str:
     rows = [
         ("single stream decode", decode, medians["rvllm decode"], medians["rvllm decode"] / decode),
         ("eight streams, against its single stream", decode, medians["rvllm eight"], medians["rvllm eight"] / decode),
-        (f"prefill to first token, {LONG_PROMPT} tokens", prefill, medians["rvllm prefill"], medians["rvllm prefill"] / prefill),
+        (
+            f"prefill to first token, {LONG_PROMPT} tokens",
+            prefill,
+            medians["rvllm prefill"],
+            medians["rvllm prefill"] / prefill,
+        ),
     ]
     lines = [f"{platform.machine()}, {platform.system()}, {blas}; tokens/s, medians", ""]
     lines += ["| | mlx-lm | rvllm | ratio |", "|---|---|---|---|"]

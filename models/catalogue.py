@@ -56,5 +56,5 @@ class Catalogue:
 
 
 def _entry(name: str, row: Mapping[str, Any]) -> CatalogueEntry:
-    keys = ("title", "license", "context", "file", "size", "sha256")
-    return CatalogueEntry(name, *(row[key] for key in keys), pypi=PyPISource(**row["pypi"]))
+    fields = {key: value for key, value in row.items() if key in CatalogueEntry.__dataclass_fields__}
+    return CatalogueEntry(**{**fields, "name": name, "pypi": PyPISource(**row["pypi"])})

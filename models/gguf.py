@@ -206,7 +206,7 @@ class _Reader:
         return [self._value(element) for _ in range(count)]
 
     def _count(self, what: str) -> int:
-        count = self._scalar("Q")
+        count: int = self._scalar("Q")
         if count > _MAX_ENTRIES:
             raise self.fail(f"a {what} count of {count} is not plausible")
         return count

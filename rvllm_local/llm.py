@@ -6,7 +6,7 @@ Text goes in and out here; the engine below deals in token ids. Safe to use from
 from __future__ import annotations
 
 import types
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, overload
 
 from rvllm_local import host
@@ -25,7 +25,7 @@ class LLM:
 
     `model` is a catalogue name, a local folder, a .gguf file or a hub id. `kv_memory` is what the KV arenas may
     take, in bytes or as "256MB". `context_length` shortens the model's own context; `max_rows` is how many
-    sequences run at once; `prefill_chunk` the most prompt tokens in one step.
+    sequences run at once; `prefill_chunk` the most prompt tokens in one step; `progress` is told what a fetch is doing.
 
     Raises `ModelNotFoundError`, `ModelFileError`, `UnsupportedModelError` or `MemoryBudgetError`.
     """
@@ -39,6 +39,7 @@ class LLM:
         max_rows: int = 16,
         prefill_chunk: int = 512,
         self_check: bool = True,
+        progress: Callable[[str], None] | None = None,
     ) -> None:
         host.prepare()
         from rvllm_local.engine.build import EngineOptions, build_core
@@ -49,7 +50,7 @@ class LLM:
         options = EngineOptions(
             None if kv_memory is None else parse_bytes(kv_memory), max_rows, prefill_chunk, context_length, self_check
         )
-        files = locate(model)
+        files = locate(model) if progress is None else locate(model, progress)
         self.tokenizer = Tokenizer.from_files(files)
         loop = EngineLoop(lambda: build_core(load_model(files), self.tokenizer, options))
         self._client = InProcessClient(loop, loop.call(lambda core: core.limits))
@@ -121,10 +122,9 @@ def _as_prompts(prompts: Any) -> list[Prompt]:
     """One prompt or many: a string and a list of ints are one prompt."""
     if isinstance(prompts, str):
         return [prompts]
-    prompts = list(prompts)
     if not prompts or isinstance(prompts[0], int):
-        return [prompts]
-    return prompts
+        return [list(prompts)]
+    return list(prompts)
 
 
 def _closing(stream: TokenStream) -> Iterator[StreamEvent]:

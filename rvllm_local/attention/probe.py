@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 import mlx.core as mx
-import mlx.nn as nn
+from mlx import nn
 
 from rvllm_local.attention.seam import cache_kinds
 from rvllm_local.errors import UnsupportedModelError

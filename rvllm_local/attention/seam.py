@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import mlx.core as mx
-import mlx.nn as nn
+from mlx import nn
 
 from rvllm_local.attention.backend import AttentionCall, CallSession, KVBackend
 from rvllm_local.attention.geometry import CallGeometry, visible_keys
@@ -36,9 +36,7 @@ class PagedCache:
         self.session = session
         self.geometry = geometry
         self.dense = dense
-        self.offset: int | mx.array = (
-            int(geometry.positions[0]) if geometry.rows == 1 else mx.array(geometry.positions)
-        )
+        self.offset: int | mx.array = int(geometry.positions[0]) if geometry.rows == 1 else mx.array(geometry.positions)
 
     def update_and_fetch(self, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
         self.session.write(self.slot, keys, values)
@@ -76,9 +74,7 @@ def make_caches(
 ) -> list[PagedCache | None]:
     """The cache list for one model call, in the model's layer order."""
     session = backend.begin(geometry)
-    return [
-        None if slot is None else PagedCache(slot, session, geometry, dense=dense) for slot in layout.slots
-    ]
+    return [None if slot is None else PagedCache(slot, session, geometry, dense=dense) for slot in layout.slots]
 
 
 def install(model: nn.Module) -> bool:

@@ -195,9 +195,7 @@ def _sampling(sequence: Sequence) -> RowSampling:
     )
 
 
-def _logprobs(
-    sampled: SampledTokens, wanted: Rows[int | None], tokens: Rows[int]
-) -> list[TokenLogprob | None]:
+def _logprobs(sampled: SampledTokens, wanted: Rows[int | None], tokens: Rows[int]) -> list[TokenLogprob | None]:
     if sampled.chosen_logprobs is None:
         return [None] * len(tokens)
     chosen: list[float] = sampled.chosen_logprobs.tolist()  # type: ignore[assignment]

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import mlx.core as mx
-import mlx.nn as nn
+from mlx import nn
 
 from rvllm_local.attention.backend import KVBackend
 from rvllm_local.attention.geometry import call_geometry

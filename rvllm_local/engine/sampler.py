@@ -130,6 +130,7 @@ def sample(logits: mx.array, batch: SamplingBatch) -> SampledTokens:
 
 def _draw(logits: mx.array, batch: SamplingBatch) -> mx.array:
     """Inverse of the cumulative distribution at the row's uniform number."""
+    assert batch.temperature is not None and batch.uniform is not None
     scaled = logits / batch.temperature
     best = mx.max(scaled, axis=-1, keepdims=True)
     weights = mx.exp(scaled - best)
@@ -147,7 +148,7 @@ def _draw(logits: mx.array, batch: SamplingBatch) -> mx.array:
 def _threshold(scaled: mx.array, best: mx.array, batch: SamplingBatch) -> mx.array | None:
     """[rows, 1]: the smallest tempered logit that is kept; ties at the threshold are all kept."""
     threshold = None if batch.log_min_p is None else best + batch.log_min_p
-    if batch.top_k is None:
+    if batch.top_k is None or batch.top_p is None:
         return threshold
     descending = -mx.sort(-scaled, axis=-1)
     rank = mx.arange(scaled.shape[-1])[None]

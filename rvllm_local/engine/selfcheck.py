@@ -10,8 +10,8 @@ import functools
 from collections.abc import Callable
 
 import mlx.core as mx
-import mlx.nn as nn
 import numpy as np
+from mlx import nn
 
 from rvllm_local.attention.backend import KVBackend
 from rvllm_local.attention.probe import plain_caches
@@ -47,8 +47,7 @@ def choose_mode(
             return mode
         findings.append(f"{'batched' if mode.batched else 'row by row'}: {finding}")
     raise UnsupportedModelError(
-        "this model's logits through the paged arena differ from mlx-lm's, so it is not served "
-        f"({'; '.join(findings)})"
+        f"this model's logits through the paged arena differ from mlx-lm's, so it is not served ({'; '.join(findings)})"
     )
 
 

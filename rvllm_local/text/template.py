@@ -31,13 +31,17 @@ def render_chat(
         if not isinstance(message, Mapping) or not isinstance(message.get("role"), str):
             raise ParameterError("messages", f"message {index} must be an object with a role")
     try:
-        text = _environment().from_string(template).render(
-            messages=messages,
-            tools=tools,
-            add_generation_prompt=add_generation_prompt,
-            bos_token=bos_token,
-            eos_token=eos_token,
-            **extra,
+        text = (
+            _environment()
+            .from_string(template)
+            .render(
+                messages=messages,
+                tools=tools,
+                add_generation_prompt=add_generation_prompt,
+                bos_token=bos_token,
+                eos_token=eos_token,
+                **extra,
+            )
         )
     except (jinja2.TemplateError, TypeError, ValueError, KeyError, OverflowError) as error:
         raise ParameterError("messages", f"the model's chat template refused the messages: {error}") from error

@@ -89,10 +89,14 @@ class Tokenizer:
         """
         if self.chat_template is None:
             raise UnsupportedModelError("this model has no chat template; use generate() with a plain prompt")
-        marker = secrets.token_hex(16) if self._mentions_special(messages) else None
-        contents = [str(message.get("content") or "") for message in messages]
-        if marker is not None:
-            messages = [{**row, "content": f"{marker}{index}{marker}"} for index, row in enumerate(messages)]
+        self._check_messages(messages, template.get("tools"))
+        contents = [message.get("content") for message in messages]
+        hostile = {index for index, content in enumerate(contents) if self._mentions_special(content)}
+        marker = secrets.token_hex(16) if hostile else None
+        messages = [
+            {**row, "content": f"{marker}{index}{marker}"} if index in hostile else row
+            for index, row in enumerate(messages)
+        ]
         text = render_chat(
             self.chat_template, messages, bos_token=self.bos_token or "", eos_token=self.eos_token or "", **template
         )
@@ -101,21 +105,36 @@ class Tokenizer:
             return list(self._backend.encode(text, add_special_tokens=False).ids)
         return self._encode_marked(text.split(marker), contents)
 
-    def _encode_marked(self, pieces: Sequence[str], contents: Sequence[str]) -> list[int]:
+    def _encode_marked(self, pieces: Sequence[str], contents: Sequence[Any]) -> list[int]:
         """Template text and message numbers alternate in `pieces`."""
         ids: list[int] = []
         for number, piece in enumerate(pieces):
             if number % 2 == 0:
                 ids.extend(self._backend.encode(piece, add_special_tokens=False).ids)
-            elif piece.isdigit():
+            elif piece.isdecimal() and int(piece) < len(contents):
                 ids.extend(self.encode(contents[int(piece)], special=False, bos=False))
             else:
                 raise ParameterError("messages", "a message holds special tokens, and the chat template cuts it up")
         return ids
 
-    def _mentions_special(self, messages: Sequence[Mapping[str, Any]]) -> bool:
-        texts = [str(message.get("content") or "") for message in messages]
-        return any(token in text for text in texts for token in self._special.values())
+    def _check_messages(self, messages: Sequence[Mapping[str, Any]], tools: Any) -> None:
+        """Only plain text content can be tokenized apart: special tokens anywhere else are refused."""
+        for index, message in enumerate(messages):
+            if not isinstance(message, Mapping):
+                raise ParameterError("messages", f"message {index} must be an object with a role")
+            rest = [value for key, value in message.items() if key != "content" or not isinstance(value, str)]
+            if self._mentions_special(rest):
+                raise ParameterError("messages", f"message {index} holds a special token outside its text content")
+        if self._mentions_special(tools):
+            raise ParameterError("tools", "the tools hold one of the model's special tokens")
+
+    def _mentions_special(self, value: Any) -> bool:
+        """True if any text inside `value` holds a special token's text."""
+        if isinstance(value, str):
+            return any(token in value for token in self._special.values())
+        if isinstance(value, Mapping):
+            return any(self._mentions_special(part) for pair in value.items() for part in pair)
+        return isinstance(value, list | tuple) and any(self._mentions_special(part) for part in value)
 
     def _bytes(self, token_id: int) -> bytes:
         if token_id in self._special:

@@ -1,0 +1,53 @@
+# make run   answers a prompt with the default model:  make run PROMPT="Why is the sky blue?"
+# make test  everything that is checked before a change lands
+PYTHON ?= python3
+PROMPT ?= In one short paragraph, why is the sky blue?
+MODEL ?= smollm2-135m
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
+
+.PHONY: run test lint format openblas lock clean
+
+run: $(VENV)/.installed openblas
+	@$(BIN)/rvllm run $(MODEL) "$(PROMPT)"
+
+test: $(VENV)/.installed-dev openblas lint
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/.installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	@# The top-level folders are mapped into the package, which mypy cannot know: show it the tree as installed.
+	@rm -rf .typecheck && mkdir -p .typecheck/rvllm_local
+	@ln -s $(CURDIR)/rvllm_local/* $(CURDIR)/models $(CURDIR)/metal_kernels $(CURDIR)/tui .typecheck/rvllm_local/
+	cd .typecheck && ../$(BIN)/mypy --config-file ../pyproject.toml -p rvllm_local
+
+format: $(VENV)/.installed-dev
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+openblas: $(VENV)/.installed
+	@$(BIN)/python scripts/provide_openblas.py
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+		|| { echo "Python 3.11 or newer is needed; try: make PYTHON=python3.12 ..." >&2; exit 1; }
+	@$(PYTHON) -m venv $(VENV) \
+		|| { rm -rf $(VENV); echo "python3 cannot make a virtual environment; on Debian: apt install python3-venv" >&2; exit 1; }
+
+$(VENV)/.installed: pyproject.toml constraints.txt | $(BIN)/python
+	$(PIP) --editable .
+	@touch $@
+
+$(VENV)/.installed-dev: $(VENV)/.installed
+	$(PIP) --editable ".[dev]"
+	@touch $@
+
+lock: $(VENV)/.installed-dev
+	@{ echo "# Exact versions of everything that is installed; made by make lock."; \
+		$(BIN)/python -m pip --disable-pip-version-check freeze --exclude-editable --all \
+		| grep -v -i -E '^(pip|rvllm)'; } > constraints.new && mv constraints.new constraints.txt
+
+clean:
+	rm -rf $(VENV) .typecheck build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis

@@ -1,0 +1,77 @@
+"""The `rvllm` command: parses the verbs, and imports what a verb needs only when it runs."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+
+from rvllm_local.errors import RvllmError
+
+_INTERRUPTED = 130
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one verb and return the exit status: 0, 1 for a failure, 2 for bad input, 130 when interrupted."""
+    arguments = _parser().parse_args(argv)
+    try:
+        return _VERBS[arguments.verb](arguments)
+    except (RvllmError, ValueError) as error:
+        print(f"rvllm: error: {error}", file=sys.stderr)
+        return 2 if isinstance(error, ValueError) else 1
+    except KeyboardInterrupt:
+        print(file=sys.stderr)
+        return _INTERRUPTED
+    except BrokenPipeError:  # whoever read our output has gone
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="rvllm", description="A local-first assistant runtime.")
+    verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
+    run = verbs.add_parser("run", help="answer a prompt and print the figures")
+    run.add_argument("model", help="catalogue name, model folder or .gguf file")
+    run.add_argument("prompt", nargs="?", help="the prompt; read from standard input if it is left out")
+    run.add_argument("--max-tokens", type=int, default=256, metavar="N", help="longest answer, in tokens")
+    run.add_argument("--temperature", type=float, default=0.7, metavar="T", help="0 is greedy")
+    run.add_argument("--top-p", type=float, default=0.95, metavar="P")
+    run.add_argument("--seed", type=int, metavar="N", help="makes the answer repeatable")
+    run.add_argument("--kv-memory", metavar="SIZE", help="memory for the KV arenas, like 256MB")
+    run.add_argument("--context-length", type=int, metavar="N", help="shorten the model's context")
+    pull = verbs.add_parser("pull", help="fetch a model")
+    pull.add_argument("model", help="catalogue name")
+    verbs.add_parser("ls", help="list the models that have a name")
+    verbs.add_parser("config", help="print the configuration and where it comes from")
+    return parser
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    from rvllm_local.commands import run
+
+    return run(arguments)
+
+
+def _pull(arguments: argparse.Namespace) -> int:
+    from rvllm_local.commands import pull
+
+    return pull(arguments)
+
+
+def _ls(_arguments: argparse.Namespace) -> int:
+    from rvllm_local.commands import ls
+
+    return ls()
+
+
+def _config(_arguments: argparse.Namespace) -> int:
+    from rvllm_local.commands import config
+
+    return config()
+
+
+_VERBS = {"run": _run, "pull": _pull, "ls": _ls, "config": _config}
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,101 @@
+"""What the verbs of `rvllm` do. Imported only when a verb runs."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import os
+import sys
+import time
+
+from rvllm_local import host
+from rvllm_local.config import config_path, load_config
+from rvllm_local.errors import ParameterError
+from rvllm_local.llm import LLM
+from rvllm_local.types import SamplingParams
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Stream the answer to one prompt, then one line of figures."""
+    params = SamplingParams(
+        max_tokens=arguments.max_tokens,
+        temperature=arguments.temperature,
+        top_p=arguments.top_p,
+        seed=arguments.seed,
+    )
+    prompt = _prompt(arguments.prompt)
+    config = load_config({name: getattr(arguments, name) for name in ("model", "kv_memory", "context_length")})
+    report = host.prepare()
+    if report.advice:
+        print(f"rvllm: {report.advice}", file=sys.stderr)
+    with LLM(
+        config.model,
+        kv_memory=config.kv_memory,
+        context_length=config.context_length,
+        max_rows=config.max_rows,
+        prefill_chunk=config.prefill_chunk,
+        self_check=config.self_check,
+        progress=_progress,
+    ) as llm:
+        print(_answer(llm, prompt, params))
+    return 0
+
+
+def _answer(llm: LLM, prompt: str, params: SamplingParams) -> str:
+    """Print the answer as it comes; return the line of figures."""
+    messages = [{"role": "user", "content": prompt}]
+    stream = llm.chat_stream(messages, params) if llm.tokenizer.chat_template else llm.stream(prompt, params)
+    began = time.perf_counter()
+    first, count = None, 0
+    for event in stream:
+        first = first or time.perf_counter()
+        count += len(event.token_ids)
+        print(event.text, end="", flush=True)
+    ended = time.perf_counter()
+    stats = llm.stats()
+    first = first or ended
+    speed = f"{(count - 1) / (ended - first):.1f} tokens/s" if count > 1 else "one token"
+    return (
+        f"\n\n[TTFT {first - began:.2f} s, {speed}, KV blocks {stats['blocks_peak']}/{stats['blocks_total']}, "
+        f"attention {stats['attention_backend']}]"
+    )
+
+
+def pull(arguments: argparse.Namespace) -> int:
+    """Fetch a model and print where it is."""
+    host.prepare()
+    from rvllm_local.models.loader import locate
+
+    print(locate(arguments.model, _progress).path)
+    return 0
+
+
+def ls() -> int:
+    """List the catalogue."""
+    from rvllm_local.models.catalogue import Catalogue
+    from rvllm_local.models.hub import cache_folder
+
+    for entry in Catalogue.load().entries.values():
+        state = "installed" if (cache_folder() / entry.name / entry.file).is_file() else "not fetched"
+        print(f"{entry.name:20} {entry.size / 1e6:6.0f} MB  {entry.license:12} {state}")
+    return 0
+
+
+def config() -> int:
+    """Print the merged configuration."""
+    print(f"# {config_path(os.environ)}")
+    for name, value in dataclasses.asdict(load_config()).items():
+        print(f"{name} = {'(automatic)' if value is None else repr(value)}")
+    return 0
+
+
+def _prompt(given: str | None) -> str:
+    if given is None and not sys.stdin.isatty():
+        given = sys.stdin.read()
+    if given is None or not given.strip():
+        raise ParameterError("prompt", "the prompt is empty; give one, or pipe it in")
+    return given
+
+
+def _progress(message: str) -> None:
+    print(f"rvllm: {message}", file=sys.stderr, flush=True)

