@@ -25,9 +25,7 @@ def prepare() -> None:
 class _Mapped:
     """Finds `rvllm_local.metal_kernels` in `metal_kernels/`, and so on."""
 
-    def find_spec(
-        self, name: str, path: object = None, target: object = None
-    ) -> importlib.machinery.ModuleSpec | None:
+    def find_spec(self, name: str, path: object = None, target: object = None) -> importlib.machinery.ModuleSpec | None:
         parent, _, child = name.rpartition(".")
         if parent != "rvllm_local" or child not in MAPPED:
             return None

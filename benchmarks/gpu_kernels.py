@@ -20,7 +20,6 @@ bootstrap.prepare()
 
 import mlx.core as mx
 import numpy as np
-
 from rvllm_local.metal_kernels import KernelConfig, KernelSet, default_backend
 from rvllm_local.metal_kernels import descriptor as layout
 
@@ -85,7 +84,9 @@ def main() -> int:
         return 1
     copy = copy_bandwidth()
     print(f"mlx {mx.__version__}, {mx.device_info().get('device_name', 'unknown GPU')}, copy {copy / 1e9:.0f} GB/s")
-    print(f"{'rows x context':>16} {'group':>5} {'dim':>4} {'kv':>5} {'us':>8} {'GB/s':>6} {'of copy':>8} {'int8 gain':>9}")
+    print(
+        f"{'rows x context':>16} {'group':>5} {'dim':>4} {'kv':>5} {'us':>8} {'GB/s':>6} {'of copy':>8} {'int8 gain':>9}"
+    )
     table = []
     for shape in SHAPES:
         times = {}
@@ -98,7 +99,9 @@ def main() -> int:
                 f"{times[name] * 1e6:>8.1f} {rate / 1e9:>6.0f} {rate / copy:>8.0%} {gain:>9.2f}",
                 flush=True,
             )
-            table.append({"shape": shape, "kv": name, "seconds": times[name], "bytes_per_s": rate, "of_copy": rate / copy})
+            table.append(
+                {"shape": shape, "kv": name, "seconds": times[name], "bytes_per_s": rate, "of_copy": rate / copy}
+            )
     if options.json:
         options.json.write_text(json.dumps({"copy_bytes_per_s": copy, "rows": table}, indent=1), encoding="utf-8")
     return 0

@@ -33,7 +33,9 @@ def pack(
     """
     count = len(context_lens)
     if len(first_positions) != count or len(tables) != count:
-        raise ValueError(f"{count} contexts need as many positions and tables, not {len(first_positions)}, {len(tables)}")
+        raise ValueError(
+            f"{count} contexts need as many positions and tables, not {len(first_positions)}, {len(tables)}"
+        )
     rows = count if rows is None else rows
     longest = max((len(table) for table in tables), default=1)
     max_blocks = max(longest, 1) if max_blocks is None else max_blocks

@@ -60,7 +60,9 @@ class DispatchCounter:
 
     def since(self, earlier: Mapping[str, int]) -> dict[str, int]:
         """Launches counted after `earlier`, a snapshot."""
-        return {kind: count - earlier.get(kind, 0) for kind, count in self._counts.items() if count > earlier.get(kind, 0)}
+        return {
+            kind: count - earlier.get(kind, 0) for kind, count in self._counts.items() if count > earlier.get(kind, 0)
+        }
 
 
 class MLXLauncher:

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import mlx.core as mx
 import numpy as np
-
 from rvllm_local.metal_kernels import KernelConfig, KernelSet
 from rvllm_local.metal_kernels import descriptor as layout
 from rvllm_local.metal_kernels.launch import Launcher
+
 from tests.emulator.oracle import Case, error, floats
 from tests.emulator.variants import Variant
 
@@ -45,9 +45,7 @@ def check_decode(variant: Variant, launcher: Launcher | None = None) -> float:
     sinks = mx.array(np.linspace(-1, 2, variant.num_heads), dtype=mx.float32) if variant.sinks else None
     out = decode(kernels, case, variant, sinks)
     assert out.dtype == variant.dtype
-    expected = case.expected(
-        scale=variant.head_dim**-0.5, window=variant.window, softcap=variant.softcap, sinks=sinks
-    )
+    expected = case.expected(scale=variant.head_dim**-0.5, window=variant.window, softcap=variant.softcap, sinks=sinks)
     assert not floats(out)[len(variant.contexts) :].any(), "a padding row must give zeros"
     worst = max(error(out[i : i + 1], expected[i : i + 1]) for i in range(len(variant.contexts)))
     assert worst <= variant.tolerance, f"{variant.name}: relative error {worst:.2e} > {variant.tolerance}"

@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 import mlx.core as mx
 import numpy as np
 import numpy.typing as npt
-
 from rvllm_local.metal_kernels import descriptor as layout
 from rvllm_local.metal_kernels.kernels import KernelConfig
 
@@ -81,9 +80,7 @@ class Case:
         length = self.contexts[row] - (self.firsts or (0,))[row]
         return joined[0, :, :length], joined[1, :, :length]
 
-    def expected(
-        self, *, scale: float, window: int = 0, softcap: float = 0.0, sinks: mx.array | None = None
-    ) -> Floats:
+    def expected(self, *, scale: float, window: int = 0, softcap: float = 0.0, sinks: mx.array | None = None) -> Floats:
         """What paged_decode must return, `[rows, heads, q_len, D]`."""
         c, out = self.config, np.zeros(self.queries.shape)
         queries = floats(self.queries)

@@ -23,9 +23,9 @@ host.prepare()
 
 import mlx.core as mx
 import numpy as np
-
 from rvllm_local.metal_kernels import KernelConfig, KernelSet, default_backend
 from rvllm_local.metal_kernels import descriptor as layout
+
 from tests.emulator import checks
 from tests.emulator.variants import BF16, F16, F32, I8, VARIANTS
 
@@ -47,12 +47,18 @@ class Loop:
         mx.random.seed(5)
         self.arena = mx.random.normal(config.arena_shape(rows * per_row + 1)).astype(config.kv_dtype)
         shape = (rows, config.num_heads, 1, config.head_dim)
-        self.state, self.token, self.context = mx.random.normal(shape).astype(config.dtype), KernelSet.first_token(), context
+        self.state, self.token, self.context = (
+            mx.random.normal(shape).astype(config.dtype),
+            KernelSet.first_token(),
+            context,
+        )
         self.layers = [KernelSet.layer_index(i) for i in range(config.num_layers)]
         mx.eval(self.arena, self.state, self.token, self.layers)
         self.step = mx.compile(self._step) if compiled else self._step
 
-    def _step(self, x: mx.array, packed: mx.array, token: mx.array, arena: mx.array, *layers: mx.array) -> list[mx.array]:
+    def _step(
+        self, x: mx.array, packed: mx.array, token: mx.array, arena: mx.array, *layers: mx.array
+    ) -> list[mx.array]:
         kv_heads = self.config.kv_heads
         for layer in layers:
             keys, values = mx.sin(x[:, :kv_heads] * 1.7), mx.cos(x[:, :kv_heads] * 1.3)
@@ -99,7 +105,7 @@ def check_pipelined(compiled: bool) -> None:
 
 def check_memory() -> float:
     """Peak memory beyond the arena while one step is in flight, as a share of the arena."""
-    loop = Loop(KernelConfig(128, 32, 8, 16, BF16, BF16), 16, 1000, 40, compiled=True)
+    loop = Loop(KernelConfig(128, 32, 8, 16, BF16, BF16), 16, 3000, 40, compiled=True)
     loop.run(3, pipelined=True)
     mx.synchronize()
     mx.clear_cache()
@@ -143,7 +149,7 @@ def main(pattern: str) -> int:
 if __name__ == "__main__":
     sys.exit(main(sys.argv[1] if len(sys.argv) > 1 else ""))
 
-import pytest  # noqa: E402
+import pytest
 
 ALL = dict(cases())
 

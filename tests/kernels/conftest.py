@@ -7,7 +7,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from benchmarks import bootstrap  # noqa: E402
+from benchmarks import bootstrap
 
 bootstrap.prepare()
 
