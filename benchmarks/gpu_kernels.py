@@ -20,6 +20,7 @@ bootstrap.prepare()
 
 import mlx.core as mx
 import numpy as np
+
 from rvllm_local.metal_kernels import KernelConfig, KernelSet, default_backend
 from rvllm_local.metal_kernels import descriptor as layout
 

@@ -10,11 +10,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import mlx.core as mx
+
+from rvllm_local.errors import UnsupportedModelError
 from rvllm_local.metal_kernels import descriptor as layout
 from rvllm_local.metal_kernels.launch import Dispatch, DispatchCounter, KernelText, Launcher, MLXLauncher, kernel_text
 from rvllm_local.metal_kernels.splits import max_splits, split_macro
-
-from rvllm_local.errors import UnsupportedModelError
 
 HEAD_DIMS = (16, 32, 64, 80, 96, 128, 192, 256)
 MAX_GROUP = 16

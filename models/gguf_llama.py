@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from rvllm_local.models.gguf import FloatArray, GGUFFile
-from rvllm_local.models.gguf_mlx import repack
 
 from rvllm_local.errors import ModelFileError, UnsupportedModelError
+from rvllm_local.models.gguf import FloatArray, GGUFFile
+from rvllm_local.models.gguf_mlx import repack
 
 Rows = npt.NDArray[Any]  # anything whose first axis is a weight's output rows
 

@@ -19,9 +19,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from rvllm_local.models.catalogue import CatalogueEntry
-
 from rvllm_local.errors import ChecksumError, DownloadError
+from rvllm_local.models.catalogue import CatalogueEntry
 
 Progress = Callable[[str], None]
 _CHUNK = 1 << 20

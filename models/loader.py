@@ -16,6 +16,8 @@ from typing import Any, Literal
 import mlx.core as mx
 from mlx import nn
 from mlx.utils import tree_flatten
+
+from rvllm_local.errors import ModelFileError, ModelNotFoundError, UnsupportedModelError
 from rvllm_local.models.catalogue import Catalogue
 from rvllm_local.models.families import build_model
 from rvllm_local.models.gguf import GGUFFile
@@ -25,8 +27,6 @@ from rvllm_local.models.hub import Progress, fetch, silent
 from rvllm_local.models.hub_repo import fetch_repository, is_repository_id
 from rvllm_local.models.safetensors_check import check_safetensors
 from rvllm_local.models.widen import widen_to_float32
-
-from rvllm_local.errors import ModelFileError, ModelNotFoundError, UnsupportedModelError
 
 _DEFAULT_CONTEXT = 2048
 

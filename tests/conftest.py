@@ -7,10 +7,10 @@ from pathlib import Path
 
 import mlx.core as mx
 import pytest
-from rvllm_local.models.loader import locate
 
 import rvllm_local  # noqa: F401  (first: it prepares the process for MLX)
 from rvllm_local.errors import DownloadError
+from rvllm_local.models.loader import locate
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -34,6 +34,9 @@ class CallSession(Protocol):
     def decode(self, slot: LayerSlot, queries: mx.array, call: AttentionCall) -> mx.array:
         """Attention of one new token a row: `[rows, heads, 1, key_dim]` in, `[rows, heads, 1, value_dim]` out."""
 
+    def prefill(self, slot: LayerSlot, queries: mx.array, call: AttentionCall) -> mx.array:
+        """Causal attention of one row's chunk: `[1, heads, query_len, key_dim]` in, `[..., value_dim]` out."""
+
 
 class KVBackend(Protocol):
     """Owns the arenas' contents; `name` is what statistics and logs show."""

@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from rvllm_local.attention.backend import AttentionCall
+from rvllm_local.attention.chunk import chunk_attention
 from rvllm_local.attention.geometry import CallGeometry, visible_keys
 from rvllm_local.memory.arena import Arena
 from rvllm_local.memory.blocks import BLOCK_TOKENS
@@ -54,7 +55,7 @@ class ReferenceSession:
         self._arenas, self._host, self._rows, self._geometry = arenas, host, rows, geometry
         self._indices: dict[int, mx.array] = {}
         self._biases: dict[int, mx.array] = {}
-        self._masks: dict[int, mx.array | str] = {}
+        self._masks: dict[int, npt.NDArray[np.bool_]] = {}
 
     def write(self, slot: LayerSlot, keys: mx.array, values: mx.array) -> None:
         view, shape = self._geometry.groups[slot.group], self._arenas[slot.group].shape
@@ -88,10 +89,20 @@ class ReferenceSession:
             )
         return _grouped_attention(queries, keys, values, call.scale, bias)
 
-    def prefill_mask(self, group: int, width: int) -> mx.array | str:
-        """The mask of a chunk against its gathered context: "causal", or `[query_len, width]` for a window."""
+    def prefill(self, slot: LayerSlot, queries: mx.array, call: AttentionCall) -> mx.array:
+        keys, values = self.gather(slot)
+        if queries.dtype == mx.float32 and mx.default_device() == mx.Device(mx.cpu):
+            visible = self._visible(slot.group, keys.shape[2])
+            return chunk_attention(queries, keys, values, visible, call.scale, call.sinks)
+        mask = chunk_mask(self._geometry, slot.group, keys.shape[2])
+        return mx.fast.scaled_dot_product_attention(
+            queries, keys, values, scale=call.scale, mask=mask, sinks=call.sinks
+        )
+
+    def _visible(self, group: int, width: int) -> npt.NDArray[np.bool_]:
+        """[query_len, width] for the one row of a prefill call."""
         if group not in self._masks:
-            self._masks[group] = chunk_mask(self._geometry, group, width)
+            self._masks[group] = visible_keys(self._geometry, group, width)[0]
         return self._masks[group]
 
     def _is_ragged(self, group: int) -> bool:

@@ -54,15 +54,16 @@ class PagedCache:
         if return_array or (self.dense and self.geometry.rows > 1):
             return mx.array(visible_keys(self.geometry, self.slot.group, width)[:, None])
         if query_len > 1:
-            return chunk_mask(self.geometry, self.slot.group, width)
+            return chunk_mask(self.geometry, self.slot.group, width) if self.dense else "causal"
         if self.dense and view.window is not None and width > view.window:
             return mx.array(visible_keys(self.geometry, self.slot.group, width)[:, None])
         return None
 
     def attend(self, queries: mx.array, call: AttentionCall, mask: mx.array | str | None) -> mx.array:
-        """Attention over the layer's context: paged for one token a row, gathered and fused for a chunk."""
-        if queries.shape[2] == 1 and mask is None:
-            return self.session.decode(self.slot, queries, call)
+        """Attention over the layer's context. A mask array is the model's own, and is obeyed."""
+        if not isinstance(mask, mx.array):
+            paged = self.session.decode if queries.shape[2] == 1 else self.session.prefill
+            return paged(self.slot, queries, call)
         keys, values = self.session.gather(self.slot)
         return mx.fast.scaled_dot_product_attention(
             queries, keys, values, scale=call.scale, mask=mask, sinks=call.sinks

@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import mlx.core as mx
+
 from rvllm_local.metal_kernels.launch import Dispatch, MLXLauncher
 
 

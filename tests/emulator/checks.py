@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import mlx.core as mx
 import numpy as np
+
 from rvllm_local.metal_kernels import KernelConfig, KernelSet
 from rvllm_local.metal_kernels import descriptor as layout
 from rvllm_local.metal_kernels.launch import Launcher
-
 from tests.emulator.oracle import Case, error, floats
 from tests.emulator.variants import Variant
 

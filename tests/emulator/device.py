@@ -18,8 +18,8 @@ from pathlib import Path
 import mlx.core as mx
 import numpy as np
 import numpy.typing as npt
-from rvllm_local.metal_kernels.launch import Dispatch
 
+from rvllm_local.metal_kernels.launch import Dispatch
 from tests.emulator.capture import capture_text
 
 Array = npt.NDArray[np.generic]

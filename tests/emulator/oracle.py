@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 import mlx.core as mx
 import numpy as np
 import numpy.typing as npt
+
 from rvllm_local.metal_kernels import descriptor as layout
 from rvllm_local.metal_kernels.kernels import KernelConfig
 

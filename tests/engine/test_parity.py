@@ -9,9 +9,9 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 import pytest
-from rvllm_local.models.loader import load_model, locate
 
 from rvllm_local import LLM, SamplingParams
+from rvllm_local.models.loader import load_model, locate
 from tests.support.tiny import save_tiny
 
 ARCHITECTURES = (

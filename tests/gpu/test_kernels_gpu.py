@@ -23,9 +23,9 @@ host.prepare()
 
 import mlx.core as mx
 import numpy as np
+
 from rvllm_local.metal_kernels import KernelConfig, KernelSet, default_backend
 from rvllm_local.metal_kernels import descriptor as layout
-
 from tests.emulator import checks
 from tests.emulator.variants import BF16, F16, F32, I8, VARIANTS
 

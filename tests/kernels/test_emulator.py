@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from rvllm_local.metal_kernels.launch import Dispatch
 
+from rvllm_local.metal_kernels.launch import Dispatch
 from tests.emulator import Emulator, EmulatorError, checks, run_text
 from tests.emulator.variants import VARIANTS
 
@@ -16,7 +16,10 @@ SIGNATURE = """[[kernel]] void custom_kernel_probe(
   uint3 thread_position_in_grid [[thread_position_in_grid]],
   uint3 thread_position_in_threadgroup [[thread_position_in_threadgroup]]) {
 """
-REVERSE = SIGNATURE + "threadgroup float s[64]; uint t = thread_position_in_threadgroup.x; s[t] = a[t]; %s o[t] = s[63 - t]; }"
+REVERSE = (
+    SIGNATURE
+    + "threadgroup float s[64]; uint t = thread_position_in_threadgroup.x; s[t] = a[t]; %s o[t] = s[63 - t]; }"
+)
 A = np.arange(64, dtype=np.float32)
 
 
@@ -59,7 +62,10 @@ def test_a_missing_bounds_check_is_caught() -> None:
 
 def test_too_much_threadgroup_memory_is_caught() -> None:
     with pytest.raises(EmulatorError, match="32 KiB"):
-        run(SIGNATURE + "threadgroup float s[8200]; uint t = thread_position_in_threadgroup.x; s[t] = a[t]; o[t] = s[t]; }")
+        run(
+            SIGNATURE
+            + "threadgroup float s[8200]; uint t = thread_position_in_threadgroup.x; s[t] = a[t]; o[t] = s[t]; }"
+        )
 
 
 def test_unwritten_output_is_poison() -> None:

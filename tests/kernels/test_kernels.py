@@ -6,11 +6,11 @@ from concurrent.futures import ThreadPoolExecutor
 
 import mlx.core as mx
 import pytest
+
+from rvllm_local.errors import UnsupportedModelError
 from rvllm_local.metal_kernels import KernelConfig, KernelSet
 from rvllm_local.metal_kernels import descriptor as layout
 from rvllm_local.metal_kernels.splits import max_splits, split_blocks
-
-from rvllm_local.errors import UnsupportedModelError
 from tests.emulator import Emulator, checks
 from tests.emulator.variants import BF16, F16, F32, I8, VARIANTS, Variant
 

@@ -10,13 +10,13 @@ import mlx.core as mx
 import numpy as np
 import pytest
 from mlx.utils import tree_flatten
+
+from rvllm_local.errors import ModelFileError, RvllmError, UnsupportedModelError
 from rvllm_local.models.families import build_model
 from rvllm_local.models.gguf import GGUFFile
 from rvllm_local.models.gguf_llama import gguf_config, gguf_packed_weights, gguf_weights
 from rvllm_local.models.loader import load_model, load_packed, locate
 from rvllm_local.models.widen import widen_to_float32
-
-from rvllm_local.errors import ModelFileError, RvllmError, UnsupportedModelError
 from rvllm_local.text.tokenizer import Tokenizer
 from tests.support import gguf
 from tests.support.gguf import ARRAY, FLOAT32, STRING, UINT32, Tensor, llama_metadata, llama_tensors, write_gguf

@@ -9,11 +9,11 @@ import zipfile
 from pathlib import Path
 
 import pytest
+
+from rvllm_local.errors import ChecksumError, DownloadError, ModelNotFoundError
 from rvllm_local.models import hub
 from rvllm_local.models.catalogue import Catalogue, CatalogueEntry, PyPISource
 from rvllm_local.models.hub_repo import is_repository_id, is_whole
-
-from rvllm_local.errors import ChecksumError, DownloadError, ModelNotFoundError
 
 CONTENT = bytes(range(256)) * 4096
 

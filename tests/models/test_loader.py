@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 from mlx import nn
 from mlx.utils import tree_flatten
-from rvllm_local.models.families import import_family
-from rvllm_local.models.loader import load_model, locate
 
 from rvllm_local.errors import ModelFileError, ModelNotFoundError, RvllmError, UnsupportedModelError
+from rvllm_local.models.families import import_family
+from rvllm_local.models.loader import load_model, locate
 from tests.support.tiny import save_tiny, tiny_model
 
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import mlx.core as mx
 import pytest
-from rvllm_local.models.loader import ModelFiles, load_model, locate
 
 from rvllm_local.errors import DownloadError
+from rvllm_local.models.loader import ModelFiles, load_model, locate
 from rvllm_local.text.tokenizer import Tokenizer
 
 pytestmark = pytest.mark.weights

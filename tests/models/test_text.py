@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from rvllm_local.models.loader import ModelFiles
 
 from rvllm_local.errors import ModelFileError, ParameterError, UnsupportedModelError
+from rvllm_local.models.loader import ModelFiles
 from rvllm_local.text.template import render_chat
 from rvllm_local.text.tokenizer import Tokenizer
 from tests.support.tiny import save_tokenizer

@@ -13,8 +13,9 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 from mlx.utils import tree_flatten, tree_unflatten
-from rvllm_local.models.families import build_model
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+
+from rvllm_local.models.families import build_model
 
 VOCAB_SIZE = 384
 SPECIAL_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
