@@ -59,7 +59,7 @@ def _exponentiate(
         best = np.maximum(best, sink)
     weights -= best
     np.exp(weights, out=weights)
-    sums = weights.sum(axis=-1, keepdims=True)
+    sums: npt.NDArray[np.float32] = weights.sum(axis=-1, keepdims=True)
     if sink is not None:
         sums += np.exp(sink - best)
-    return sums.reshape(kv_heads, stacked, 1)
+    return np.reshape(sums, (kv_heads, stacked, 1))
