@@ -84,16 +84,33 @@ class LLM:
         return _closing(self._submit(prompt, params or SamplingParams()))
 
     def chat(
-        self, messages: Sequence[Message], params: SamplingParams | None = None, **template: Any
+        self,
+        messages: Sequence[Message],
+        params: SamplingParams | None = None,
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        response_format: Mapping[str, Any] | None = None,
+        **template: Any,
     ) -> list[Completion]:
-        """Answer a conversation through the model's chat template; keywords go to the template."""
-        return self.generate(self.tokenizer.encode_chat(messages, **template), params)
+        """Answer a conversation through the model's chat template, which gets `tools` and the other keywords.
+
+        Raises `ParameterError` for a `response_format` that is not enforced (any but text, for now).
+        """
+        _check_format(response_format)
+        return self.generate(self.tokenizer.encode_chat(messages, tools=tools, **template), params)
 
     def chat_stream(
-        self, messages: Sequence[Message], params: SamplingParams | None = None, **template: Any
+        self,
+        messages: Sequence[Message],
+        params: SamplingParams | None = None,
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        response_format: Mapping[str, Any] | None = None,
+        **template: Any,
     ) -> Iterator[StreamEvent]:
         """Like `chat`, event by event."""
-        return self.stream(self.tokenizer.encode_chat(messages, **template), params)
+        _check_format(response_format)
+        return self.stream(self.tokenizer.encode_chat(messages, tools=tools, **template), params)
 
     def stats(self) -> dict[str, int | str]:
         """Blocks, hits, preemptions, back end and dispatches."""
@@ -125,6 +142,14 @@ def _as_prompts(prompts: Any) -> list[Prompt]:
     if not prompts or isinstance(prompts[0], int):
         return [list(prompts)]
     return list(prompts)
+
+
+def _check_format(response_format: Mapping[str, Any] | None) -> None:
+    """Refuse what would be silently ignored: structured output is not enforced yet."""
+    if response_format is not None and response_format.get("type") != "text":
+        raise ParameterError(
+            "response_format", f"response_format {dict(response_format)} cannot be enforced yet; only text is supported"
+        )
 
 
 def _closing(stream: TokenStream) -> Iterator[StreamEvent]:
