@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import types
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, overload
+from typing import Any, Literal, overload
 
 from rvllm_local import host
 from rvllm_local.client import InProcessClient
@@ -25,7 +25,8 @@ class LLM:
 
     `model` is a catalogue name, a local folder, a .gguf file or a hub id. `kv_memory` is what the KV arenas may
     take, in bytes or as "256MB". `context_length` shortens the model's own context; `max_rows` is how many
-    sequences run at once; `prefill_chunk` the most prompt tokens in one step; `progress` is told what a fetch is doing.
+    sequences run at once; `prefill_chunk` the most prompt tokens in one step; `attention` chooses the
+    back end ("auto" takes the kernels where they run and agree); `progress` is told what a fetch is doing.
 
     Raises `ModelNotFoundError`, `ModelFileError`, `UnsupportedModelError` or `MemoryBudgetError`.
     """
@@ -39,6 +40,7 @@ class LLM:
         max_rows: int = 16,
         prefill_chunk: int = 512,
         self_check: bool = True,
+        attention: Literal["auto", "kernels", "reference"] = "auto",
         progress: Callable[[str], None] | None = None,
     ) -> None:
         host.prepare()
@@ -48,7 +50,12 @@ class LLM:
         from rvllm_local.text.tokenizer import Tokenizer
 
         options = EngineOptions(
-            None if kv_memory is None else parse_bytes(kv_memory), max_rows, prefill_chunk, context_length, self_check
+            None if kv_memory is None else parse_bytes(kv_memory),
+            max_rows,
+            prefill_chunk,
+            context_length,
+            self_check,
+            attention,
         )
         files = locate(model) if progress is None else locate(model, progress)
         self.tokenizer = Tokenizer.from_files(files)

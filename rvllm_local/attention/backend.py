@@ -43,5 +43,12 @@ class KVBackend(Protocol):
 
     name: str
 
+    @property
+    def num_dispatches(self) -> int:
+        """Kernels launched so far; 0 for a back end without any."""
+
     def begin(self, geometry: CallGeometry) -> CallSession:
         """Prepare one model call."""
+
+    def flush(self) -> None:
+        """Return when every write that was described has happened."""

@@ -15,6 +15,7 @@ import numpy.typing as npt
 from rvllm_local.attention.backend import AttentionCall
 from rvllm_local.attention.chunk import chunk_attention
 from rvllm_local.attention.geometry import CallGeometry, visible_keys
+from rvllm_local.errors import UnsupportedModelError
 from rvllm_local.memory.arena import Arena
 from rvllm_local.memory.blocks import BLOCK_TOKENS
 from rvllm_local.memory.layout import LayerSlot
@@ -27,6 +28,7 @@ class ReferenceBackend:
     """Reads and writes the arenas with plain MLX operations."""
 
     name = "reference"
+    num_dispatches = 0
 
     def __init__(self, arenas: Sequence[Arena]) -> None:
         self._arenas = tuple(arenas)
@@ -37,9 +39,18 @@ class ReferenceBackend:
     def begin(self, geometry: CallGeometry) -> ReferenceSession:
         return ReferenceSession(self._arenas, self._host, self._rows, geometry)
 
+    def flush(self) -> None:
+        """Nothing is pending: each write is evaluated as it comes."""
+
 
 def _host_view(arena: Arena) -> npt.NDArray[np.unsignedinteger]:
-    return np.array(arena.array.view(_BITS[arena.shape.dtype.size]), copy=False)
+    """The arena's own memory as numpy sees it. Raises if the host only gets a copy."""
+    view = np.array(arena.array.view(_BITS[arena.shape.dtype.size]), copy=False)
+    view[0, 0, 0, 0, 0, 0] = 1  # in the scratch block
+    if not bool((arena.array[0, 0, 0, 0, 0, 0] != 0).item()):
+        raise UnsupportedModelError("the reference attention needs an arena that the host can address")
+    view[0, 0, 0, 0, 0, 0] = 0
+    return view
 
 
 class ReferenceSession:

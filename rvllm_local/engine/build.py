@@ -5,8 +5,11 @@ Called on the engine's thread. Plans the arenas' bytes before it takes any.
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 
+from rvllm_local.attention.backend import KVBackend
+from rvllm_local.attention.kernels import KernelBackend
 from rvllm_local.attention.probe import probe_layout
 from rvllm_local.attention.reference import ReferenceBackend
 from rvllm_local.attention.seam import install
@@ -16,10 +19,14 @@ from rvllm_local.engine.pace import Pace
 from rvllm_local.engine.runner import ModelRunner, RunMode
 from rvllm_local.engine.scheduler import Scheduler
 from rvllm_local.engine.selfcheck import choose_mode
+from rvllm_local.errors import UnsupportedModelError
 from rvllm_local.memory.arena import Arena
 from rvllm_local.memory.layout import KVLayout
 from rvllm_local.memory.tables import KVTables
+from rvllm_local.metal_kernels.kernels import default_backend
 from rvllm_local.models.loader import LoadedModel
+
+logger = logging.getLogger(__name__)
 
 _DEFAULT_KV_BYTES = 512 * 2**20  # when no budget is given: this, or one whole context if that is more
 
@@ -33,6 +40,7 @@ class EngineOptions:
     prefill_chunk: int = 512
     context_length: int | None = None
     self_check: bool = True
+    attention: str = "auto"  # "auto", "kernels" or "reference"
 
 
 def build_core(loaded: LoadedModel, text: TextDecoder, options: EngineOptions) -> EngineCore:
@@ -46,11 +54,8 @@ def build_core(loaded: LoadedModel, text: TextDecoder, options: EngineOptions) -
     budget = options.kv_memory or _default_budget(layout, context, options)
     blocks = layout.split_budget(budget, context, options.max_rows, options.prefill_chunk)
     arenas = [Arena(shape, count) for shape, count in zip(layout.groups, blocks, strict=True)]
-    backend = ReferenceBackend(arenas)
     kv = KVTables(layout, blocks)
-    mode = RunMode(batched=paged, dense=not paged)
-    if options.self_check:
-        mode = choose_mode(loaded.module, layout, backend, kv, paged=paged, vocab_size=loaded.vocab_size)
+    backend, mode = _choose_backend(loaded, layout, arenas, kv, paged, options)
     scheduler = Scheduler(kv, max_rows=options.max_rows, prefill_chunk=options.prefill_chunk)
     return EngineCore(
         ModelRunner(loaded.module, layout, backend, mode),
@@ -61,6 +66,29 @@ def build_core(loaded: LoadedModel, text: TextDecoder, options: EngineOptions) -
         text,
         loaded.eos_token_ids,
     )
+
+
+def _choose_backend(
+    loaded: LoadedModel, layout: KVLayout, arenas: list[Arena], kv: KVTables, paged: bool, options: EngineOptions
+) -> tuple[KVBackend, RunMode]:
+    """The kernels where they can run and agree with mlx-lm on this very machine, otherwise the reference."""
+
+    def mode(backend: KVBackend) -> RunMode:
+        if not options.self_check:
+            return RunMode(batched=paged, dense=not paged)
+        return choose_mode(loaded.module, layout, backend, kv, paged=paged, vocab_size=loaded.vocab_size)
+
+    wants_kernels = options.attention == "kernels" or (options.attention == "auto" and default_backend() != "none")
+    if wants_kernels:
+        try:
+            kernels: KVBackend = KernelBackend(arenas)
+            return kernels, mode(kernels)
+        except UnsupportedModelError as error:
+            if options.attention == "kernels":
+                raise
+            logger.warning("attention is served by the reference: %s", error)
+    reference: KVBackend = ReferenceBackend(arenas)
+    return reference, mode(reference)
 
 
 def _default_budget(layout: KVLayout, context: int, options: EngineOptions) -> int:

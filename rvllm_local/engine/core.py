@@ -126,7 +126,7 @@ class EngineCore:
             "steps": self.num_steps,
             "generated_tokens": self.generated_tokens,
             "attention_backend": self._runner.backend_name,
-            "kernel_dispatches": 0,
+            "kernel_dispatches": self._runner.num_dispatches,
         }
 
     def _prefill(self, chunk: PrefillChunk) -> None:

@@ -52,14 +52,19 @@ class ModelRunner:
     def backend_name(self) -> str:
         return self._backend.name
 
+    @property
+    def num_dispatches(self) -> int:
+        return self._backend.num_dispatches
+
     def prefill(self, tables: SequenceTables, position: int, token_ids: Sequence[int]) -> None:
         """Compute the KV of `token_ids`, which stand at `position` and after.
 
-        The reference back end evaluates each write as it comes; what the model returns is never evaluated.
+        Only the writes are run: what the model returns is never evaluated.
         """
         geometry = call_geometry(self._layout, [tables], [position], len(token_ids))
         caches = make_caches(self._layout, self._backend, geometry, dense=self.mode.dense)
         self._model(mx.array([list(token_ids)]), cache=caches)
+        self._backend.flush()
 
     def decode(self, rows: Sequence[DecodeRow]) -> mx.array:
         """Logits `[rows, vocab]` of the given tokens, not yet evaluated."""

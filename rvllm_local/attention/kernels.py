@@ -1,0 +1,124 @@
+"""The kernel back end: the project's own kernels write the arena in place and read it through block tables.
+
+Every kernel that touches the arena takes the newest token, and every writer returns the next one; this file is the
+one place that threads it (the order contract is in metal_kernels/README.md). Nothing is read back on the host.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import mlx.core as mx
+
+from rvllm_local.attention.backend import AttentionCall
+from rvllm_local.attention.geometry import CallGeometry
+from rvllm_local.attention.reference import chunk_mask
+from rvllm_local.errors import UnsupportedModelError
+from rvllm_local.memory.arena import Arena, KVShape
+from rvllm_local.memory.layout import LayerSlot
+from rvllm_local.metal_kernels import KernelConfig, KernelSet, descriptor
+from rvllm_local.metal_kernels.launch import DispatchCounter, Launcher
+
+
+class KernelBackend:
+    """Reads and writes the arenas with the kernels. Raises `UnsupportedModelError` for a shape without a variant."""
+
+    name = "kernels"
+
+    def __init__(self, arenas: Sequence[Arena], launcher: Launcher | None = None) -> None:
+        self.arenas = tuple(arenas)
+        self.counter = DispatchCounter()
+        self.token = KernelSet.first_token()
+        self._launcher = launcher
+        self._sets: dict[tuple[int, int], KernelSet] = {}
+        most_layers = max(arena.shape.num_layers for arena in arenas)
+        self.layers = [KernelSet.layer_index(layer) for layer in range(most_layers)]
+        for group, arena in enumerate(self.arenas):
+            self.kernels(group, arena.shape.kv_heads)
+        mx.eval(self.token, self.layers)
+
+    def begin(self, geometry: CallGeometry) -> KernelSession:
+        return KernelSession(self, geometry)
+
+    def flush(self) -> None:
+        """Run the writes that have been described; what the model computed beside them is left alone."""
+        mx.eval(self.token)
+
+    @property
+    def num_dispatches(self) -> int:
+        return sum(self.counter.snapshot().values())
+
+    def kernels(self, group: int, heads: int) -> KernelSet:
+        """The kernels of one group for layers with this many query heads."""
+        known = self._sets.get((group, heads))
+        if known is None:
+            config = _config(self.arenas[group].shape, heads)
+            known = KernelSet(config, launcher=self._launcher, counter=self.counter)
+            self._sets[(group, heads)] = known
+        return known
+
+
+def _config(shape: KVShape, heads: int) -> KernelConfig:
+    if shape.key_dim != shape.value_dim:
+        raise UnsupportedModelError(
+            f"no kernel for keys of {shape.key_dim} and values of {shape.value_dim}; "
+            "the reference attention serves this model instead"
+        )
+    return KernelConfig(shape.key_dim, heads, shape.kv_heads, shape.num_layers, shape.dtype, shape.dtype)
+
+
+class KernelSession:
+    """One model call. Each group's descriptor goes to the device once."""
+
+    def __init__(self, backend: KernelBackend, geometry: CallGeometry) -> None:
+        self._backend, self._geometry = backend, geometry
+        contexts = geometry.context_lens.tolist()
+        self._descriptors = [
+            mx.array(descriptor.pack(contexts, view.first_positions.tolist(), view.tables.tolist(), geometry.query_len))
+            for view in geometry.groups
+        ]
+
+    def write(self, slot: LayerSlot, keys: mx.array, values: mx.array) -> None:
+        backend, arena = self._backend, self._backend.arenas[slot.group]
+        kernels = backend.kernels(slot.group, arena.shape.kv_heads)
+        dtype = arena.shape.dtype
+        backend.token = kernels.kv_write(
+            arena.array,
+            None,
+            keys.astype(dtype),
+            values.astype(dtype),
+            self._descriptors[slot.group],
+            backend.layers[slot.layer],
+            backend.token,
+        )
+
+    def gather(self, slot: LayerSlot) -> tuple[mx.array, mx.array]:
+        if self._geometry.rows != 1:
+            raise UnsupportedModelError("several rows cannot be gathered at once; call the model row by row")
+        backend, arena = self._backend, self._backend.arenas[slot.group]
+        view = self._geometry.groups[slot.group]
+        length = int(self._geometry.context_lens[0] - view.first_positions[0])
+        return backend.kernels(slot.group, arena.shape.kv_heads).kv_gather(
+            arena.array, None, self._descriptors[slot.group], backend.layers[slot.layer], backend.token, length
+        )
+
+    def decode(self, slot: LayerSlot, queries: mx.array, call: AttentionCall) -> mx.array:
+        backend, arena = self._backend, self._backend.arenas[slot.group]
+        return backend.kernels(slot.group, queries.shape[1]).paged_decode(
+            queries.astype(arena.shape.dtype),
+            arena.array,
+            None,
+            self._descriptors[slot.group],
+            backend.layers[slot.layer],
+            backend.token,
+            scale=call.scale,
+            window=arena.shape.window or 0,
+            sinks=call.sinks,
+        )
+
+    def prefill(self, slot: LayerSlot, queries: mx.array, call: AttentionCall) -> mx.array:
+        keys, values = self.gather(slot)
+        mask = chunk_mask(self._geometry, slot.group, keys.shape[2])
+        return mx.fast.scaled_dot_product_attention(
+            queries, keys, values, scale=call.scale, mask=mask, sinks=call.sinks
+        )
