@@ -7,6 +7,7 @@ one place that threads it (the order contract is in metal_kernels/README.md). No
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import mlx.core as mx
 
@@ -20,6 +21,19 @@ from rvllm_local.metal_kernels import KernelConfig, KernelSet, descriptor
 from rvllm_local.metal_kernels.launch import DispatchCounter, Launcher
 
 
+@dataclass(slots=True)
+class KernelState:
+    """What the kernels of one call read and write; under `mx.compile` these are the trace's own arrays.
+
+    `token` is replaced by every write.
+    """
+
+    arenas: list[mx.array]
+    layers: list[mx.array]  # each layer's number as the kernels take it
+    descriptors: list[mx.array]  # one a group
+    token: mx.array
+
+
 class KernelBackend:
     """Reads and writes the arenas with the kernels. Raises `UnsupportedModelError` for a shape without a variant."""
 
@@ -27,6 +41,7 @@ class KernelBackend:
 
     def __init__(self, arenas: Sequence[Arena], launcher: Launcher | None = None) -> None:
         self.arenas = tuple(arenas)
+        self.arrays = [arena.array for arena in arenas]
         self.counter = DispatchCounter()
         self.token = KernelSet.first_token()
         self._launcher = launcher
@@ -38,7 +53,12 @@ class KernelBackend:
         mx.eval(self.token, self.layers)
 
     def begin(self, geometry: CallGeometry) -> KernelSession:
-        return KernelSession(self, geometry)
+        contexts = geometry.context_lens.tolist()
+        descriptors = [
+            mx.array(descriptor.pack(contexts, view.first_positions.tolist(), view.tables.tolist(), geometry.query_len))
+            for view in geometry.groups
+        ]
+        return KernelSession(self, geometry, KernelState(self.arrays, self.layers, descriptors, self.token))
 
     def flush(self) -> None:
         """Run the writes that have been described; what the model computed beside them is left alone."""
@@ -68,51 +88,50 @@ def _config(shape: KVShape, heads: int) -> KernelConfig:
 
 
 class KernelSession:
-    """One model call. Each group's descriptor goes to the device once."""
+    """One model call over the state that it is given; the backend's token follows the state's."""
 
-    def __init__(self, backend: KernelBackend, geometry: CallGeometry) -> None:
-        self._backend, self._geometry = backend, geometry
-        contexts = geometry.context_lens.tolist()
-        self._descriptors = [
-            mx.array(descriptor.pack(contexts, view.first_positions.tolist(), view.tables.tolist(), geometry.query_len))
-            for view in geometry.groups
-        ]
+    def __init__(self, backend: KernelBackend, geometry: CallGeometry, state: KernelState) -> None:
+        self._backend, self._geometry, self._state = backend, geometry, state
 
     def write(self, slot: LayerSlot, keys: mx.array, values: mx.array) -> None:
-        backend, arena = self._backend, self._backend.arenas[slot.group]
-        kernels = backend.kernels(slot.group, arena.shape.kv_heads)
-        dtype = arena.shape.dtype
-        backend.token = kernels.kv_write(
-            arena.array,
+        state, shape = self._state, self._backend.arenas[slot.group].shape
+        state.token = self._backend.kernels(slot.group, shape.kv_heads).kv_write(
+            state.arenas[slot.group],
             None,
-            keys.astype(dtype),
-            values.astype(dtype),
-            self._descriptors[slot.group],
-            backend.layers[slot.layer],
-            backend.token,
+            keys.astype(shape.dtype),
+            values.astype(shape.dtype),
+            state.descriptors[slot.group],
+            state.layers[slot.layer],
+            state.token,
         )
+        self._backend.token = state.token
 
     def gather(self, slot: LayerSlot) -> tuple[mx.array, mx.array]:
         if self._geometry.rows != 1:
             raise UnsupportedModelError("several rows cannot be gathered at once; call the model row by row")
-        backend, arena = self._backend, self._backend.arenas[slot.group]
+        state, shape = self._state, self._backend.arenas[slot.group].shape
         view = self._geometry.groups[slot.group]
         length = int(self._geometry.context_lens[0] - view.first_positions[0])
-        return backend.kernels(slot.group, arena.shape.kv_heads).kv_gather(
-            arena.array, None, self._descriptors[slot.group], backend.layers[slot.layer], backend.token, length
+        return self._backend.kernels(slot.group, shape.kv_heads).kv_gather(
+            state.arenas[slot.group],
+            None,
+            state.descriptors[slot.group],
+            state.layers[slot.layer],
+            state.token,
+            length,
         )
 
     def decode(self, slot: LayerSlot, queries: mx.array, call: AttentionCall) -> mx.array:
-        backend, arena = self._backend, self._backend.arenas[slot.group]
-        return backend.kernels(slot.group, queries.shape[1]).paged_decode(
-            queries.astype(arena.shape.dtype),
-            arena.array,
+        state, shape = self._state, self._backend.arenas[slot.group].shape
+        return self._backend.kernels(slot.group, queries.shape[1]).paged_decode(
+            queries.astype(shape.dtype),
+            state.arenas[slot.group],
             None,
-            self._descriptors[slot.group],
-            backend.layers[slot.layer],
-            backend.token,
+            state.descriptors[slot.group],
+            state.layers[slot.layer],
+            state.token,
             scale=call.scale,
-            window=arena.shape.window or 0,
+            window=shape.window or 0,
             sinks=call.sinks,
         )
 

@@ -31,12 +31,22 @@ class PagedCache:
     the layer does its own attention arithmetic and gets the gathered context instead of the paged path.
     """
 
-    def __init__(self, slot: LayerSlot, session: CallSession, geometry: CallGeometry, *, dense: bool) -> None:
+    def __init__(
+        self,
+        slot: LayerSlot,
+        session: CallSession,
+        geometry: CallGeometry,
+        *,
+        dense: bool,
+        offset: int | mx.array,
+        window: int | None,
+    ) -> None:
         self.slot = slot
+        self.window = window
         self.session = session
         self.geometry = geometry
         self.dense = dense
-        self.offset: int | mx.array = int(geometry.positions[0]) if geometry.rows == 1 else mx.array(geometry.positions)
+        self.offset = offset
 
     def update_and_fetch(self, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
         self.session.write(self.slot, keys, values)
@@ -44,10 +54,11 @@ class PagedCache:
 
     def make_mask(self, query_len: int, return_array: bool = False, window_size: int | None = None) -> Any:
         """What the model may hand on as `mask`; arrays only where the model itself will use them."""
-        view = self.geometry.groups[self.slot.group]
-        narrower = window_size is not None and (view.window is None or window_size < view.window)
-        if narrower:
+        if window_size is not None and (self.window is None or window_size < self.window):
             raise UnsupportedModelError(f"a layer asks for a window of {window_size} that its cache does not declare")
+        if query_len == 1 and not (self.dense or return_array):
+            return None
+        view = self.geometry.groups[self.slot.group]
         width = view.tables.shape[1] * BLOCK_TOKENS
         if self.geometry.rows == 1:  # a lone row is gathered to its exact length
             width = int(self.geometry.context_lens[0] - view.first_positions[0])
@@ -74,8 +85,20 @@ def make_caches(
     layout: KVLayout, backend: KVBackend, geometry: CallGeometry, *, dense: bool
 ) -> list[PagedCache | None]:
     """The cache list for one model call, in the model's layer order."""
-    session = backend.begin(geometry)
-    return [None if slot is None else PagedCache(slot, session, geometry, dense=dense) for slot in layout.slots]
+    offset = int(geometry.positions[0]) if geometry.rows == 1 else mx.array(geometry.positions)
+    return session_caches(layout, backend.begin(geometry), geometry, dense=dense, offset=offset)
+
+
+def session_caches(
+    layout: KVLayout, session: CallSession, geometry: CallGeometry, *, dense: bool, offset: int | mx.array
+) -> list[PagedCache | None]:
+    """The cache list over a session that exists already."""
+    return [
+        None
+        if slot is None
+        else PagedCache(slot, session, geometry, dense=dense, offset=offset, window=layout.groups[slot.group].window)
+        for slot in layout.slots
+    ]
 
 
 def install(model: nn.Module) -> bool:

@@ -6,19 +6,22 @@ Called on the engine's thread. Plans the arenas' bytes before it takes any.
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass
 
-from rvllm_local.attention.backend import KVBackend
+from mlx import nn
+
 from rvllm_local.attention.kernels import KernelBackend
 from rvllm_local.attention.probe import probe_layout
 from rvllm_local.attention.reference import ReferenceBackend
 from rvllm_local.attention.seam import install
+from rvllm_local.engine.compiled import CompiledDecode
 from rvllm_local.engine.core import EngineCore, EngineLimits
 from rvllm_local.engine.detokenizer import TextDecoder
 from rvllm_local.engine.pace import Pace
 from rvllm_local.engine.runner import ModelRunner, RunMode
 from rvllm_local.engine.scheduler import Scheduler
-from rvllm_local.engine.selfcheck import choose_mode
+from rvllm_local.engine.selfcheck import choose_runner
 from rvllm_local.errors import UnsupportedModelError
 from rvllm_local.memory.arena import Arena
 from rvllm_local.memory.layout import KVLayout
@@ -55,10 +58,10 @@ def build_core(loaded: LoadedModel, text: TextDecoder, options: EngineOptions) -
     blocks = layout.split_budget(budget, context, options.max_rows, options.prefill_chunk)
     arenas = [Arena(shape, count) for shape, count in zip(layout.groups, blocks, strict=True)]
     kv = KVTables(layout, blocks)
-    backend, mode = _choose_backend(loaded, layout, arenas, kv, paged, options)
+    runner = _choose_runner(loaded, layout, arenas, kv, paged, options)
     scheduler = Scheduler(kv, max_rows=options.max_rows, prefill_chunk=options.prefill_chunk)
     return EngineCore(
-        ModelRunner(loaded.module, layout, backend, mode),
+        runner,
         kv,
         scheduler,
         Pace(prefill_chunk=options.prefill_chunk),
@@ -68,27 +71,32 @@ def build_core(loaded: LoadedModel, text: TextDecoder, options: EngineOptions) -
     )
 
 
-def _choose_backend(
+def _choose_runner(
     loaded: LoadedModel, layout: KVLayout, arenas: list[Arena], kv: KVTables, paged: bool, options: EngineOptions
-) -> tuple[KVBackend, RunMode]:
+) -> ModelRunner:
     """The kernels where they can run and agree with mlx-lm on this very machine, otherwise the reference."""
 
-    def mode(backend: KVBackend) -> RunMode:
+    def checked(make: Callable[[RunMode], ModelRunner]) -> ModelRunner:
         if not options.self_check:
-            return RunMode(batched=paged, dense=not paged)
-        return choose_mode(loaded.module, layout, backend, kv, paged=paged, vocab_size=loaded.vocab_size)
+            return make(RunMode(batched=paged, dense=not paged))
+        return choose_runner(loaded.module, make, kv, paged=paged, vocab_size=loaded.vocab_size)
 
     wants_kernels = options.attention == "kernels" or (options.attention == "auto" and default_backend() != "none")
     if wants_kernels:
         try:
-            kernels: KVBackend = KernelBackend(arenas)
-            return kernels, mode(kernels)
+            kernels = KernelBackend(arenas)
+            return checked(lambda mode: _kernel_runner(loaded.module, layout, kernels, mode))
         except UnsupportedModelError as error:
             if options.attention == "kernels":
                 raise
             logger.warning("attention is served by the reference: %s", error)
-    reference: KVBackend = ReferenceBackend(arenas)
-    return reference, mode(reference)
+    reference = ReferenceBackend(arenas)
+    return checked(lambda mode: ModelRunner(loaded.module, layout, reference, mode))
+
+
+def _kernel_runner(model: nn.Module, layout: KVLayout, kernels: KernelBackend, mode: RunMode) -> ModelRunner:
+    compiled = CompiledDecode(model, layout, kernels) if mode.batched and not mode.dense else None
+    return ModelRunner(model, layout, kernels, mode, compiled)
 
 
 def _default_budget(layout: KVLayout, context: int, options: EngineOptions) -> int:

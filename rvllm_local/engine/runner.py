@@ -15,6 +15,7 @@ from mlx import nn
 from rvllm_local.attention.backend import KVBackend
 from rvllm_local.attention.geometry import call_geometry
 from rvllm_local.attention.seam import make_caches
+from rvllm_local.engine.compiled import CompiledDecode
 from rvllm_local.memory.layout import KVLayout
 from rvllm_local.memory.tables import SequenceTables
 
@@ -42,11 +43,19 @@ class DecodeRow:
 class ModelRunner:
     """Calls the model through the seam. Owns no sequence and no block."""
 
-    def __init__(self, model: nn.Module, layout: KVLayout, backend: KVBackend, mode: RunMode) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        layout: KVLayout,
+        backend: KVBackend,
+        mode: RunMode,
+        compiled: CompiledDecode | None = None,
+    ) -> None:
         self._model = model
         self._layout = layout
         self._backend = backend
         self.mode = mode
+        self._compiled = compiled
 
     @property
     def backend_name(self) -> str:
@@ -74,6 +83,8 @@ class ModelRunner:
 
     def _decode_call(self, rows: Sequence[DecodeRow]) -> mx.array:
         geometry = call_geometry(self._layout, [row.tables for row in rows], [row.position for row in rows], 1)
+        if self._compiled is not None:
+            return self._compiled(geometry, [row.token_id for row in rows])
         caches = make_caches(self._layout, self._backend, geometry, dense=self.mode.dense)
         logits: mx.array = self._model(mx.array([[row.token_id] for row in rows]), cache=caches)
         return logits[:, -1]

@@ -13,11 +13,9 @@ import mlx.core as mx
 import numpy as np
 from mlx import nn
 
-from rvllm_local.attention.backend import KVBackend
 from rvllm_local.attention.probe import plain_caches
 from rvllm_local.engine.runner import DecodeRow, ModelRunner, RunMode
 from rvllm_local.errors import UnsupportedModelError
-from rvllm_local.memory.layout import KVLayout
 from rvllm_local.memory.tables import KVTables
 
 _LENGTHS = (39, 8)  # tokens; the first crosses a block boundary
@@ -26,10 +24,15 @@ _DECODE_STEPS = 2
 _TOLERANCE = {mx.float32: 1e-3, mx.float16: 3e-2, mx.bfloat16: 1e-1}  # of the largest logit
 
 
-def choose_mode(
-    model: nn.Module, layout: KVLayout, backend: KVBackend, kv: KVTables, *, paged: bool, vocab_size: int
-) -> RunMode:
-    """The fastest way of calling this model whose logits agree with plain mlx-lm.
+def choose_runner(
+    model: nn.Module,
+    make_runner: Callable[[RunMode], ModelRunner],
+    kv: KVTables,
+    *,
+    paged: bool,
+    vocab_size: int,
+) -> ModelRunner:
+    """A runner in the fastest mode whose logits agree with plain mlx-lm.
 
     Raises `UnsupportedModelError` with the distance, or the failure, of each way tried.
     """
@@ -38,13 +41,13 @@ def choose_mode(
         modes = [RunMode(batched=True, dense=False), RunMode(batched=False, dense=False), *modes]
     prompts = _prompts(vocab_size)
     expected = [_plain_logits(model, prompt) for prompt in prompts]
-    tolerance = max(_TOLERANCE.get(shape.dtype, 1e-1) for shape in layout.groups)
+    tolerance = max(_TOLERANCE.get(shape.dtype, 1e-1) for shape in kv.layout.groups)
     findings = []
     for mode in modes:
-        runner = ModelRunner(model, layout, backend, mode)
+        runner = make_runner(mode)
         finding = _try(functools.partial(_paged_logits, runner, kv, prompts), expected, tolerance)
         if finding is None:
-            return mode
+            return runner
         findings.append(f"{'batched' if mode.batched else 'row by row'}: {finding}")
     raise UnsupportedModelError(
         f"this model's logits through the paged arena differ from mlx-lm's, so it is not served ({'; '.join(findings)})"

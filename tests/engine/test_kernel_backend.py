@@ -10,8 +10,8 @@ import pytest
 from rvllm_local.attention.kernels import KernelBackend
 from rvllm_local.attention.probe import probe_layout
 from rvllm_local.attention.seam import install
-from rvllm_local.engine.runner import RunMode
-from rvllm_local.engine.selfcheck import choose_mode
+from rvllm_local.engine.runner import ModelRunner, RunMode
+from rvllm_local.engine.selfcheck import choose_runner
 from rvllm_local.errors import UnsupportedModelError
 from rvllm_local.memory.arena import Arena, KVShape
 from rvllm_local.memory.tables import KVTables
@@ -27,8 +27,10 @@ def test_kernels_agree_with_mlx_lm(architecture: str) -> None:
     blocks = layout.split_budget(2_000_000, context=128, max_rows=2, chunk=32)
     backend = KernelBackend([Arena(shape, n) for shape, n in zip(layout.groups, blocks)], launcher=Emulator())
     kv = KVTables(layout, blocks)
-    mode = choose_mode(model, layout, backend, kv, paged=paged, vocab_size=config["vocab_size"])
-    assert mode == RunMode(batched=True, dense=False)
+    runner = choose_runner(
+        model, lambda mode: ModelRunner(model, layout, backend, mode), kv, paged=paged, vocab_size=config["vocab_size"]
+    )
+    assert runner.mode == RunMode(batched=True, dense=False)
     assert backend.num_dispatches > 0
     assert kv.blocks_free == kv.blocks_total
 
