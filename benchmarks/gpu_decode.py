@@ -1,0 +1,188 @@
+"""The engine's own decode loop beside mlx-lm's BatchGenerator on a GPU: same model object, same run.
+
+    python benchmarks/gpu_decode.py [--json FILE] [--check]
+
+Llama-3.2-1B's shape with random bfloat16 weights: right for speed, meaningless as text. A step is timed on the host
+from one set of tokens to the next while every row decodes; medians of the steps are printed. `--check` first compares
+greedy tokens with plain mlx-lm on small float32 models.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import json
+import statistics
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from benchmarks import bootstrap
+
+bootstrap.prepare()
+
+import mlx.core as mx
+import mlx_lm  # noqa: F401  (the real package: its generator is the peer)
+import numpy as np
+from mlx.utils import tree_flatten
+from mlx_lm.generate import BatchGenerator
+from mlx_lm.models.cache import make_prompt_cache
+
+from rvllm_local.engine.build import EngineOptions, build_core
+from rvllm_local.engine.core import EngineCore
+from rvllm_local.models.families import build_model
+from rvllm_local.models.loader import LoadedModel
+from rvllm_local.types import Request, SamplingParams, StreamEvent
+
+LLAMA_1B: dict[str, Any] = {
+    "model_type": "llama",
+    "hidden_size": 2048,
+    "num_hidden_layers": 16,
+    "intermediate_size": 8192,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+    "head_dim": 64,
+    "rms_norm_eps": 1e-5,
+    "vocab_size": 128256,
+    "rope_theta": 500000.0,
+    "max_position_embeddings": 131072,
+    "tie_word_embeddings": True,
+}
+CASES = ((1, 512), (8, 512), (64, 512), (16, 8192))  # rows, tokens of context
+WARMUP, STEPS = 8, 48
+
+
+class NoText:
+    """The detokenizer is fed one byte a token."""
+
+    def decode(self, ids: list[int], skip_special: bool = True) -> str:
+        return "a" * len(ids)
+
+    def id_to_bytes(self, token_id: int) -> bytes | None:
+        return b"a"
+
+
+def loaded_llama() -> LoadedModel:
+    model = build_model(LLAMA_1B)
+    model.set_dtype(mx.bfloat16)
+    mx.eval(model.parameters())
+    size = sum(value.nbytes for _, value in tree_flatten(model.parameters()))
+    return LoadedModel(model, LLAMA_1B, "llama-1b-shape", "llama", 16384, 128256, (), size, "random")
+
+
+def prompts(rows: int, context: int, vocab: int) -> list[list[int]]:
+    return np.random.default_rng(0).integers(0, vocab, size=(rows, context)).tolist()
+
+
+def engine_ms(core: EngineCore, rows: list[list[int]]) -> float:
+    """Median milliseconds of a decode step with all rows decoding."""
+    params = SamplingParams(max_tokens=WARMUP + STEPS + 8, temperature=0, ignore_eos=True)
+    seen: list[StreamEvent] = []
+    for index, row in enumerate(rows):
+        core.add(Request(f"r{index}", tuple(row), params, seed=0), seen.append)
+    while len(seen) < len(rows):
+        core.step()
+    for _ in range(WARMUP):
+        core.step()
+    times = []
+    for _ in range(STEPS):
+        began = time.perf_counter()
+        core.step()
+        times.append(time.perf_counter() - began)
+    for index in range(len(rows)):
+        core.cancel(f"r{index}")
+    return statistics.median(times) * 1e3
+
+
+def peer_ms(model: Any, rows: list[list[int]]) -> float:
+    """The same of mlx-lm's BatchGenerator."""
+    generator = BatchGenerator(model, max_tokens=4096, completion_batch_size=len(rows))
+    generator.insert(rows, [4096] * len(rows))
+    while len(generator.next_generated()) < len(rows):
+        pass
+    for _ in range(WARMUP):
+        generator.next_generated()
+    times = []
+    for _ in range(STEPS):
+        began = time.perf_counter()
+        generator.next_generated()
+        times.append(time.perf_counter() - began)
+    generator.close()
+    return statistics.median(times) * 1e3
+
+
+def check_tokens() -> None:
+    """Greedy tokens of small float32 models, several rows at once, equal plain mlx-lm's."""
+    from tests.support.tiny import tiny_model
+
+    for architecture in ("llama", "gemma3_text", "qwen3"):
+        model, config = tiny_model(architecture, seed=1)
+        rows = [
+            row[:length] for row, length in zip(prompts(4, 100, config["vocab_size"]), (1, 33, 64, 100), strict=True)
+        ]
+        expected = [reference(model, row, 32) for row in rows]
+        loaded = LoadedModel(model, config, architecture, architecture, 512, config["vocab_size"], (), 0, "tiny")
+        core = build_core(loaded, NoText(), EngineOptions(kv_memory=2**24, max_rows=4, prefill_chunk=48))
+        found: list[list[int]] = [[] for _ in rows]
+        for index, row in enumerate(rows):
+            params = SamplingParams(max_tokens=32, temperature=0, ignore_eos=True)
+            core.add(Request("r", tuple(row), params, 0, index), functools.partial(keep, found[index]))
+        while core.has_work:
+            core.step()
+        stats = core.stats()
+        print(
+            f"{architecture}: {'same tokens' if found == expected else 'DIFFERENT TOKENS'}, "
+            f"{stats['attention_backend']}, {stats['kernel_dispatches']} dispatches",
+            flush=True,
+        )
+
+
+def keep(tokens: list[int], event: StreamEvent) -> None:
+    tokens.extend(event.token_ids)
+
+
+def reference(model: Any, prompt: list[int], count: int) -> list[int]:
+    caches = make_prompt_cache(model)
+    if len(prompt) > 1:
+        model(mx.array([prompt[:-1]]), cache=caches)
+    token, tokens = prompt[-1], []
+    for _ in range(count):
+        token = int(mx.argmax(model(mx.array([[token]]), cache=caches)[0, -1]).item())
+        tokens.append(token)
+    return tokens
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--check", action="store_true")
+    args = parser.parse_args()
+    print("mlx", mx.__version__, mx.default_device(), mx.device_info(), flush=True)
+    if args.check:
+        check_tokens()
+    loaded = loaded_llama()
+    results = []
+    print("| rows x context | mlx-lm BatchGenerator, ms | rvllm, ms | ratio |\n|---|---|---|---|", flush=True)
+    for rows, context in CASES:
+        batch = prompts(rows, context, LLAMA_1B["vocab_size"])
+        theirs = peer_ms(loaded.module, batch)
+        options = EngineOptions(
+            kv_memory=rows * (context + 128) * 2 * 16 * 8 * 64 * 2 + 2**24, max_rows=rows, prefill_chunk=512
+        )
+        core = build_core(loaded, NoText(), options)
+        ours = engine_ms(core, batch)
+        backend = core.stats()["attention_backend"]
+        del core
+        results.append({"rows": rows, "context": context, "mlx_lm_ms": theirs, "rvllm_ms": ours, "attention": backend})
+        print(f"| {rows} x {context} | {theirs:.2f} | {ours:.2f} | {theirs / ours:.2f}x | {backend}", flush=True)
+    if args.json:
+        args.json.write_text(
+            json.dumps({"mlx": mx.__version__, "device": str(mx.device_info()), "results": results}, indent=2)
+        )
+
+
+if __name__ == "__main__":
+    main()
