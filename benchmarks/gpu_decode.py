@@ -24,6 +24,8 @@ from benchmarks import bootstrap
 
 bootstrap.prepare()
 
+import rvllm_local  # noqa: F401, I001  (first: it prepares the process for MLX)
+
 import mlx.core as mx
 import mlx_lm  # noqa: F401  (the real package: its generator is the peer)
 import numpy as np

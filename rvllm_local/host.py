@@ -28,10 +28,10 @@ class HostReport:
 @functools.cache
 def prepare() -> HostReport:
     """Prepare this process once; later calls return the first report."""
+    # A bound arena counts with all its elements, which would force a commit for nearly every operation.
+    os.environ.setdefault("MLX_MAX_MB_PER_BUFFER", "100000")
+    os.environ.setdefault("MLX_MAX_OPS_PER_BUFFER", "100")
     if sys.platform == "darwin":
-        # A bound arena counts with all its elements, which would force a commit for nearly every operation.
-        os.environ.setdefault("MLX_MAX_MB_PER_BUFFER", "100000")
-        os.environ.setdefault("MLX_MAX_OPS_PER_BUFFER", "100")
         return HostReport("Accelerate", is_fast_blas=True)
     _keep_large_blocks()
     return _load_openblas()
