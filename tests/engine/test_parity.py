@@ -94,3 +94,13 @@ def test_neighbours_with_other_options_change_nothing(tiny: tuple[Path, LLM]) ->
     for stream in crowd:
         list(stream)
     assert llm.stats()["blocks_free"] == llm.stats()["blocks_total"]
+
+
+def test_the_default_model_says_what_mlx_lm_says(smollm2: Path) -> None:
+    loaded = load_model(locate(str(smollm2)))
+    batch = prompts(loaded.vocab_size, (1, 45, 200))
+    expected = [reference_tokens(loaded.module, prompt, NUM_TOKENS) for prompt in batch]
+    del loaded
+    with LLM(str(smollm2), kv_memory="128MB", context_length=1024) as llm:
+        crowd = llm.generate(batch * 2 + batch[:2], GREEDY)
+    assert [list(answer.token_ids) for answer in crowd] == expected * 2 + expected[:2]
