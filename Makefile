@@ -1,8 +1,12 @@
 # make run   answers a prompt with the default model:  make run PROMPT="Why is the sky blue?"
 # make test  everything that is checked before a change lands
 PYTHON ?= python3
-PROMPT ?= In one short paragraph, why is the sky blue?
-MODEL ?= smollm2-135m
+# Not ?=, which would take an unrelated PROMPT from the environment.
+PROMPT = In one short paragraph, why is the sky blue?
+MODEL = smollm2-135m
+# Handed over in the environment, so that quotes and dollars in a prompt reach neither make nor the shell.
+export RUN_PROMPT := $(value PROMPT)
+export RUN_MODEL := $(value MODEL)
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
@@ -10,7 +14,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constr
 .PHONY: run test lint format openblas lock clean
 
 run: $(VENV)/.installed openblas
-	@$(BIN)/rvllm run $(MODEL) "$(PROMPT)"
+	@$(BIN)/rvllm run -- "$$RUN_MODEL" "$$RUN_PROMPT"
 
 test: $(VENV)/.installed-dev openblas lint
 	$(BIN)/python -m pytest

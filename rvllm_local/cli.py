@@ -7,25 +7,32 @@ import os
 import sys
 from collections.abc import Sequence
 
-from rvllm_local.errors import RvllmError
+from rvllm_local.errors import DownloadError, EngineError, RvllmError
 
-_INTERRUPTED = 130
+_FAILED, _BAD_INPUT, _INTERRUPTED = 1, 2, 130
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one verb and return the exit status: 0, 1 for a failure, 2 for bad input, 130 when interrupted."""
+    """Run one verb and return the exit status: 0, 1 for a failure, 2 for bad input. Ctrl-C ends the process with 130."""
     arguments = _parser().parse_args(argv)
     try:
-        return _VERBS[arguments.verb](arguments)
-    except (RvllmError, ValueError) as error:
-        print(f"rvllm: error: {error}", file=sys.stderr)
-        return 2 if isinstance(error, ValueError) else 1
+        status = _VERBS[arguments.verb](arguments)
+        sys.stdout.flush()  # here, where a closed pipe is handled
+        return status
     except KeyboardInterrupt:
-        print(file=sys.stderr)
-        return _INTERRUPTED
+        return _interrupted()
     except BrokenPipeError:  # whoever read our output has gone
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except (RvllmError, OSError) as error:
+        print(f"rvllm: error: {error}", file=sys.stderr)
+        return _FAILED if isinstance(error, EngineError | DownloadError | OSError) else _BAD_INPUT
+
+
+def _interrupted() -> int:
+    """Leave at once: a model that is still loading on the engine's thread would abort an orderly shutdown."""
+    print(file=sys.stderr, flush=True)
+    os._exit(_INTERRUPTED)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -39,6 +46,7 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--top-p", type=float, default=0.95, metavar="P")
     run.add_argument("--seed", type=int, metavar="N", help="makes the answer repeatable")
     run.add_argument("--kv-memory", metavar="SIZE", help="memory for the KV arenas, like 256MB")
+    run.add_argument("--attention", metavar="KIND", help="auto, reference (plain MLX) or kernels")
     run.add_argument("--context-length", type=int, metavar="N", help="shorten the model's context")
     pull = verbs.add_parser("pull", help="fetch a model")
     pull.add_argument("model", help="catalogue name")

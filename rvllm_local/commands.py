@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
+import io
 import os
 import sys
 import time
+from collections.abc import Generator
+from typing import cast
 
 from rvllm_local import host
-from rvllm_local.config import config_path, load_config
+from rvllm_local.config import EngineConfig, config_path, load_config
 from rvllm_local.errors import ParameterError
 from rvllm_local.llm import LLM
-from rvllm_local.types import SamplingParams
+from rvllm_local.types import SamplingParams, StreamEvent
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -24,10 +28,14 @@ def run(arguments: argparse.Namespace) -> int:
         seed=arguments.seed,
     )
     prompt = _prompt(arguments.prompt)
-    config = load_config({name: getattr(arguments, name) for name in ("model", "kv_memory", "context_length")})
+    config = _configured(
+        {name: getattr(arguments, name) for name in ("model", "kv_memory", "context_length", "attention")}
+    )
     report = host.prepare()
     if report.advice:
         print(f"rvllm: {report.advice}", file=sys.stderr)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # an answer may hold what the terminal's encoding lacks
     with LLM(
         config.model,
         kv_memory=config.kv_memory,
@@ -35,6 +43,7 @@ def run(arguments: argparse.Namespace) -> int:
         max_rows=config.max_rows,
         prefill_chunk=config.prefill_chunk,
         self_check=config.self_check,
+        attention=config.attention,
         progress=_progress,
     ) as llm:
         print(_answer(llm, prompt, params))
@@ -47,10 +56,11 @@ def _answer(llm: LLM, prompt: str, params: SamplingParams) -> str:
     stream = llm.chat_stream(messages, params) if llm.tokenizer.chat_template else llm.stream(prompt, params)
     began = time.perf_counter()
     first, count = None, 0
-    for event in stream:
-        first = first or time.perf_counter()
-        count += len(event.token_ids)
-        print(event.text, end="", flush=True)
+    with contextlib.closing(cast("Generator[StreamEvent]", stream)) as events:
+        for event in events:
+            first = first or time.perf_counter()
+            count += len(event.token_ids)
+            print(event.text, end="", flush=True)
     ended = time.perf_counter()
     stats = llm.stats()
     first = first or ended
@@ -63,7 +73,7 @@ def _answer(llm: LLM, prompt: str, params: SamplingParams) -> str:
 
 def pull(arguments: argparse.Namespace) -> int:
     """Fetch a model and print where it is."""
-    host.prepare()
+    _configured({})
     from rvllm_local.models.loader import locate
 
     print(locate(arguments.model, _progress).path)
@@ -72,6 +82,7 @@ def pull(arguments: argparse.Namespace) -> int:
 
 def ls() -> int:
     """List the catalogue."""
+    _configured({})
     from rvllm_local.models.catalogue import Catalogue
     from rvllm_local.models.hub import cache_folder
 
@@ -85,13 +96,26 @@ def config() -> int:
     """Print the merged configuration."""
     print(f"# {config_path(os.environ)}")
     for name, value in dataclasses.asdict(load_config()).items():
-        print(f"{name} = {'(automatic)' if value is None else repr(value)}")
+        print(f"{name} = {'(automatic)' if value is None else value}")
     return 0
 
 
+def _configured(flags: dict[str, str | int | None]) -> EngineConfig:
+    """The merged configuration, with the folder of models handed on in the variable that `models` reads."""
+    merged = load_config(flags)
+    os.environ["RVLLM_CACHE_DIR"] = str(merged.cache_dir)
+    return merged
+
+
 def _prompt(given: str | None) -> str:
-    if given is None and not sys.stdin.isatty():
-        given = sys.stdin.read()
+    try:
+        if given is None and not sys.stdin.isatty():
+            given = sys.stdin.buffer.read().decode("utf-8")
+        (given or "").encode("utf-8")
+    except (UnicodeDecodeError, UnicodeEncodeError) as error:
+        raise ParameterError(
+            "prompt", f"the prompt is not UTF-8 text ({error.reason}); convert it, as with iconv"
+        ) from error
     if given is None or not given.strip():
         raise ParameterError("prompt", "the prompt is empty; give one, or pipe it in")
     return given

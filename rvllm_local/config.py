@@ -10,25 +10,39 @@ import os
 import re
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
+from decimal import Decimal
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from rvllm_local.errors import ConfigError
 
 _UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
+_LARGEST = 2**63 - 1
+
+
+def _user_cache() -> Path:
+    import platformdirs
+
+    return Path(platformdirs.user_cache_dir("rvllm", appauthor=False))
 
 
 @dataclass(frozen=True, slots=True)
-class Config:
-    """What shapes a run. Memory is in bytes; None means that the runtime chooses."""
+class EngineConfig:
+    """What shapes a run. Memory is in bytes, lengths in tokens; None means that the runtime chooses.
+
+    Models are kept under `cache_dir`. `deterministic` is reserved: for now it can only be false.
+    """
 
     model: str = "smollm2-135m"
     kv_memory: int | None = None
     context_length: int | None = None
     max_rows: int = 16
     prefill_chunk: int = 512
+    attention: Literal["auto", "reference", "kernels"] = "auto"
     self_check: bool = True
+    deterministic: bool = False
+    cache_dir: Path = field(default_factory=_user_cache)
 
 
 def parse_bytes(value: int | str) -> int:
@@ -38,28 +52,29 @@ def parse_bytes(value: int | str) -> int:
     found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-zA-Z]*)\s*", str(value))
     if found is None or found[2].upper() not in _UNITS:
         raise ConfigError(f"{value!r} is not a size; write it like 256MB or 2GiB")
-    size = int(float(found[1]) * _UNITS[found[2].upper()])
-    if size <= 0:
-        raise ConfigError(f"a size must be positive, not {value!r}")
-    return size
+    size = Decimal(found[1]) * _UNITS[found[2].upper()]
+    if not 1 <= size <= _LARGEST:
+        raise ConfigError(f"a size must be from 1 byte to {_LARGEST} bytes, not {value!r}")
+    return int(size)
 
 
-def load_config(flags: Mapping[str, Any] | None = None, environ: Mapping[str, str] | None = None) -> Config:
+def load_config(flags: Mapping[str, Any] | None = None, environ: Mapping[str, str] | None = None) -> EngineConfig:
     """Merge the sources. Raises `ConfigError` that names the key, its value, where it came from and what is allowed."""
     environ = os.environ if environ is None else environ
-    names = [field.name for field in fields(Config)]
+    names = [known.name for known in fields(EngineConfig)]
     merged: dict[str, Any] = {}
-    for key, value in _read_file(config_path(environ)).items():
+    path = config_path(environ)
+    for key, value in _read_file(path, must_exist="RVLLM_CONFIG" in environ).items():
         if key not in names:
-            raise ConfigError(f"{config_path(environ)}: unknown key {key!r}; known are {', '.join(names)}")
-        merged[key] = _convert(key, value, str(config_path(environ)))
+            raise ConfigError(f"{path}: unknown key {key!r}, set to {value!r}; known are {', '.join(names)}")
+        merged[key] = _convert(key, value, str(path))
     for name in names:
         if (text := environ.get(f"RVLLM_{name.upper()}")) is not None:
             merged[name] = _convert(name, text, f"environment variable RVLLM_{name.upper()}")
     for name, value in (flags or {}).items():
         if value is not None:
             merged[name] = _convert(name, value, f"--{name.replace('_', '-')}")
-    return Config(**merged)
+    return EngineConfig(**merged)
 
 
 def config_path(environ: Mapping[str, str]) -> Path:
@@ -71,10 +86,14 @@ def config_path(environ: Mapping[str, str]) -> Path:
     return Path(platformdirs.user_config_dir("rvllm", appauthor=False), "config.toml")
 
 
-def _read_file(path: Path) -> dict[str, Any]:
+def _read_file(path: Path, must_exist: bool) -> dict[str, Any]:
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    except FileNotFoundError as error:
+        if must_exist:
+            raise ConfigError(
+                f"RVLLM_CONFIG names {path}, which does not exist; create it or unset RVLLM_CONFIG"
+            ) from error
         return {}
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
         raise ConfigError(f"{path} cannot be read: {error}; mend or remove it") from error
@@ -94,9 +113,11 @@ def _text(value: Any) -> str:
 
 
 def _positive(value: Any) -> int:
-    if isinstance(value, bool) or not isinstance(value, int | str) or int(value) < 1:
+    text = str(value).strip()
+    whole = isinstance(value, int | str) and not isinstance(value, bool) and re.fullmatch(r"[0-9]{1,18}", text)
+    if not whole or int(text) < 1:
         raise ValueError("it must be a whole number of at least 1")
-    return int(value)
+    return int(text)
 
 
 def _switch(value: Any) -> bool:
@@ -109,11 +130,33 @@ def _switch(value: Any) -> bool:
     raise ValueError("it must be true or false")
 
 
+def _attention(value: Any) -> str:
+    if value not in ("auto", "reference", "kernels"):
+        raise ValueError("it must be auto, reference or kernels")
+    return str(value)
+
+
+def _off(value: Any) -> bool:
+    if _switch(value):
+        raise ValueError("the deterministic mode is not available in this version; leave it out or set it to false")
+    return False
+
+
+def _folder(value: Any) -> Path:
+    path = Path(_text(value)).expanduser()
+    if not path.is_absolute() or (path.exists() and not path.is_dir()):
+        raise ValueError("it must be the absolute path of a folder")
+    return path
+
+
 _CONVERTERS = {
     "model": _text,
     "kv_memory": parse_bytes,
     "context_length": _positive,
     "max_rows": _positive,
     "prefill_chunk": _positive,
+    "attention": _attention,
     "self_check": _switch,
+    "deterministic": _off,
+    "cache_dir": _folder,
 }

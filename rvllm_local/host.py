@@ -1,4 +1,4 @@
-"""Prepares the process for MLX: a real BLAS on Linux, the C allocator, command-buffer sizes on macOS.
+"""Prepares the process for MLX: a real BLAS on Linux, the C allocator, MLX's command-buffer sizes.
 
 Must run before MLX is imported, and therefore imports nothing of it.
 """
@@ -51,10 +51,9 @@ def _keep_large_blocks() -> None:
 
 def _load_openblas() -> HostReport:
     late = "mlx.core" in sys.modules
+    wanted = os.environ.get("RVLLM_BLAS")
     for path in _candidates():
-        try:
-            ctypes.CDLL(path, ctypes.RTLD_GLOBAL)
-        except OSError:
+        if not _load(path):
             continue
         if late:
             return HostReport(
@@ -62,13 +61,27 @@ def _load_openblas() -> HostReport:
                 is_fast_blas=False,
                 advice="MLX was imported before rvllm_local could load OpenBLAS; import rvllm_local first",
             )
-        return HostReport(f"OpenBLAS ({path})", is_fast_blas=True)
+        missed = f"RVLLM_BLAS={wanted} is no library with cblas_sgemm; using {path} instead"
+        return HostReport(
+            f"OpenBLAS ({path})", is_fast_blas=True, advice=missed if wanted not in (None, "", path) else None
+        )
     return HostReport(
         "reference BLAS",
         is_fast_blas=False,
         advice="no OpenBLAS was found, so prompts run about 20 times slower (15 instead of 300 tokens/s); install "
         "libopenblas0-pthread, or run `make openblas`, or set RVLLM_BLAS to a libopenblas.so.0",
     )
+
+
+def _load(path: str) -> bool:
+    """Load a BLAS for all later libraries; one without the symbols that MLX calls stays private."""
+    try:
+        if not hasattr(ctypes.CDLL(path), "cblas_sgemm"):
+            return False
+        ctypes.CDLL(path, ctypes.RTLD_GLOBAL)
+    except OSError:
+        return False
+    return True
 
 
 def _candidates() -> list[str]:

@@ -1,0 +1,127 @@
+"""The command as a user meets it: its messages on one line, its exit statuses, and pipes that close."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from rvllm_local import cli, errors
+
+COMMAND = [sys.executable, "-m", "rvllm_local.cli"]
+
+
+def rvllm(*arguments: str, stdin: bytes = b"", **environ: str) -> subprocess.CompletedProcess[bytes]:
+    return subprocess.run(
+        [*COMMAND, *arguments], input=stdin, capture_output=True, check=False, env={**os.environ, **environ}
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["run", "smolm2-135m", "hi"], "did you mean smollm2-135m"),
+        (["run", "smollm2-135m", ""], "the prompt is empty"),
+        (["run", "smollm2-135m"], "the prompt is empty"),
+        (["run", "smollm2-135m", "hi", "--kv-memory", "12Q"], "'12Q' is not a size"),
+        (["run", "smollm2-135m", "hi", "--kv-memory", "9" * 400], "bytes"),
+        (["run", "smollm2-135m", "hi", "--temperature", "nan"], "temperature"),
+        (["run", "smollm2-135m", "hi", "--max-tokens", "0"], "max_tokens"),
+        (["run", "smollm2-135m", "hi", "--attention", "flash"], "auto, reference or kernels"),
+        (["pull", "nothing-like-it"], "no model called"),
+    ],
+)
+def test_bad_input_is_one_line_and_status_2(arguments: list[str], told: str) -> None:
+    done = rvllm(*arguments)
+    lines = done.stderr.decode().splitlines()
+    assert (done.returncode, done.stdout) == (2, b"")
+    assert len(lines) == 1
+    assert lines[0].startswith("rvllm: error: ")
+    assert told in lines[0]
+
+
+def test_a_prompt_that_is_no_text_is_refused() -> None:
+    done = rvllm("run", "smollm2-135m", stdin=b"\xff\xfe hello")
+    assert (done.returncode, done.stderr.count(b"\n")) == (2, 1)
+    assert b"not UTF-8" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [
+        (errors.EngineError("broke"), 1),
+        (errors.DownloadError("no network"), 1),
+        (OSError(28, "No space left on device"), 1),
+        (errors.ModelFileError("truncated"), 2),
+        (errors.MemoryBudgetError("too small"), 2),
+        (errors.ConfigError("bad"), 2),
+    ],
+)
+def test_statuses(
+    error: Exception, status: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(_arguments: object) -> int:
+        raise error
+
+    monkeypatch.setitem(cli._VERBS, "ls", fail)
+    assert cli.main(["ls"]) == status
+    assert capsys.readouterr().err == f"rvllm: error: {error}\n"
+
+
+def test_config_shows_what_was_merged(tmp_path: Path) -> None:
+    done = rvllm("config", RVLLM_MAX_ROWS="3", RVLLM_CACHE_DIR=str(tmp_path))
+    assert "max_rows = 3" in done.stdout.decode().splitlines()
+    assert f"cache_dir = {tmp_path}" in done.stdout.decode().splitlines()
+
+
+def test_the_configured_cache_folder_is_used(tmp_path: Path) -> None:
+    (tmp_path / "config.toml").write_text(f'cache_dir = "{tmp_path}"')
+    environ = {name: value for name, value in os.environ.items() if name != "RVLLM_CACHE_DIR"}
+    environ["RVLLM_CONFIG"] = str(tmp_path / "config.toml")
+    done = subprocess.run([*COMMAND, "ls"], capture_output=True, check=True, env=environ)
+    assert b"not fetched" in done.stdout
+
+
+def test_a_closed_pipe_is_quiet() -> None:
+    read, write = os.pipe()
+    os.close(read)
+    done = subprocess.run([*COMMAND, "ls"], stdout=write, stderr=subprocess.PIPE, check=False)
+    os.close(write)
+    assert (done.returncode, done.stderr) == (0, b"")
+
+
+def test_run_streams_an_answer_and_its_figures(smollm2: Path) -> None:
+    done = rvllm("run", str(smollm2), "--max-tokens", "8", "--temperature", "0", stdin=b"The capital of France?")
+    answer, figures = done.stdout.decode().rsplit("\n\n", 1)
+    assert done.returncode == 0
+    assert answer.strip()
+    for part in ("TTFT", "tokens/s", "KV blocks", "attention"):
+        assert part in figures
+
+
+def test_a_terminal_without_unicode_gets_a_replacement(smollm2: Path) -> None:
+    done = rvllm(
+        "run", str(smollm2), "Repeat: café 😀", "--max-tokens", "12", "--temperature", "0", PYTHONIOENCODING="ascii"
+    )
+    assert (done.returncode, b"Traceback" in done.stderr) == (0, False)
+
+
+@pytest.mark.parametrize("delay", [0.6, 1.0, 1.5, None])
+def test_interrupting_ends_with_130(smollm2: Path, delay: float | None) -> None:
+    """While the model loads (a while after the start) and while it answers (once text has come)."""
+    command = [*COMMAND, "run", str(smollm2), "Tell a long story", "--max-tokens", "2000"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        if delay is None:
+            assert process.stdout is not None
+            process.stdout.read(1)
+        else:
+            time.sleep(delay)
+        process.send_signal(signal.SIGINT)
+        _, told = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert told.strip() == b""
