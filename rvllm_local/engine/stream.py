@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import queue
 from collections.abc import Callable, Iterator
 
-from rvllm_local.errors import EngineError
+from rvllm_local.errors import EngineClosedError, EngineError
 from rvllm_local.types import FinishReason, StreamEvent
 
 
@@ -37,9 +38,10 @@ class TokenStream(Iterator[StreamEvent]):
         return event
 
     def close(self) -> None:
-        """Cancel the request if it is still running."""
+        """Cancel the request if it is still running; nothing is left to cancel in a closed engine."""
         if self._open:
-            self._cancel(self.request_id)
+            with contextlib.suppress(EngineClosedError):
+                self._cancel(self.request_id)
 
     def __enter__(self) -> TokenStream:
         return self
