@@ -7,8 +7,12 @@ from __future__ import annotations
 
 import concurrent.futures
 import queue
+import signal
+import sys
 import threading
+import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import TypeVar
 
 from rvllm_local.engine.core import EngineCore
@@ -52,6 +56,7 @@ class EngineLoop:
         self._closed.set()
         self._commands.put(None)
         self._thread.join()
+        _await_system_thread(self._thread)
 
     def _run(self, build: Callable[[], EngineCore]) -> None:
         try:
@@ -91,3 +96,26 @@ def _settle(result: concurrent.futures.Future[T], compute: Callable[[], T]) -> N
         result.set_result(compute())
     except Exception as error:
         result.set_exception(error)
+
+
+def _await_system_thread(thread: threading.Thread) -> None:
+    """Wait until the system's thread has ended too, for a second at most.
+
+    `join` returns earlier, and MLX's thread-local destructors then still take the interpreter's lock: an interpreter
+    that shuts down meanwhile aborts the process.
+    """
+    deadline = time.monotonic() + 1.0
+    while _is_alive(thread) and time.monotonic() < deadline:
+        time.sleep(0.001)
+
+
+def _is_alive(thread: threading.Thread) -> bool:
+    if sys.platform == "linux":
+        return Path(f"/proc/self/task/{thread.native_id}").exists()
+    if thread.ident is None or not hasattr(signal, "pthread_kill"):
+        return False
+    try:
+        signal.pthread_kill(thread.ident, 0)
+    except ProcessLookupError:
+        return False
+    return True
