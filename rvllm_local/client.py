@@ -15,22 +15,46 @@ from rvllm_local.engine.core import EngineCore, EngineLimits
 from rvllm_local.engine.loop import EngineLoop
 from rvllm_local.engine.sequence import EventSink
 from rvllm_local.engine.stream import TokenStream
-from rvllm_local.types import FinishReason, Request, SamplingParams, StreamEvent
+from rvllm_local.types import EngineSnapshot, FinishReason, Request, RequestReport, SamplingParams, StreamEvent
 
 
 class Client(Protocol):
-    """What every way of reaching an engine offers."""
+    """What every way of reaching an engine offers. Every method may be called from any thread."""
 
     limits: EngineLimits
 
-    def submit(self, prompt_token_ids: Sequence[int], params: SamplingParams) -> TokenStream:
-        """Queue a request (`params.n` choices) and return its stream. Raises `ParameterError` if it cannot be served."""
+    def start(self, requests: Sequence[Request], sink: EventSink) -> None:
+        """Queue the choices of one request; `sink` gets each event, on a thread of the client's, and must not block.
 
-    def stats(self) -> dict[str, int | str]:
+        Raises `ParameterError` if it can never be served, `QueueFullError` if too many wait, and
+        `EngineCrashedError` or `EngineClosedError` if there is no engine. Each choice that was accepted gets exactly
+        one event with a finish reason.
+        """
+
+    def submit(self, prompt_token_ids: Sequence[int], params: SamplingParams) -> TokenStream:
+        """Queue a request (`params.n` choices) and return its stream. Raises as `start` does."""
+
+    def cancel(self, request_id: str) -> None:
+        """Ask the engine to end a request; its choices end with `cancelled`. Unknown ids are left alone."""
+
+    def stats(self) -> dict[str, int | float | str]:
         """The engine's counters and gauges."""
+
+    def snapshot(self) -> EngineSnapshot:
+        """The engine at work: blocks, queue and open requests."""
+
+    def explain(self, request_id: str) -> tuple[RequestReport, ...]:
+        """What happened to the choices of a finished request; empty for one that is unknown or forgotten."""
 
     def close(self) -> None:
         """End open requests and free the engine."""
+
+
+def open_stream(client: Client, requests: Sequence[Request]) -> TokenStream:
+    """Start the choices of one request and return their stream."""
+    stream = TokenStream(requests[0].request_id, len(requests), client.cancel)
+    client.start(requests, stream.put)
+    return stream
 
 
 class InProcessClient:
@@ -40,34 +64,47 @@ class InProcessClient:
         self._loop = loop
         self.limits = limits
 
-    def submit(self, prompt_token_ids: Sequence[int], params: SamplingParams) -> TokenStream:
-        requests = make_requests(prompt_token_ids, params)
-        self.limits.check(requests[0])
-        stream = TokenStream(requests[0].request_id, len(requests), self.cancel)
+    def start(self, requests: Sequence[Request], sink: EventSink) -> None:
+        for request in requests:
+            self.limits.check(request)
 
         def add(core: EngineCore) -> None:
             for request in requests:
-                _add(core, request, stream.put)
+                _add(core, request, sink)
 
         self._loop.post(add)
-        return stream
+
+    def submit(self, prompt_token_ids: Sequence[int], params: SamplingParams) -> TokenStream:
+        return open_stream(self, make_requests(prompt_token_ids, params))
 
     def cancel(self, request_id: str) -> None:
-        """Ask the engine to end a request; its stream ends with `cancelled`."""
         self._loop.post(lambda core: core.cancel(request_id))
 
-    def stats(self) -> dict[str, int | str]:
+    def stats(self) -> dict[str, int | float | str]:
         return self._loop.call(EngineCore.stats)
+
+    def snapshot(self) -> EngineSnapshot:
+        return self._loop.call(EngineCore.snapshot)
+
+    def explain(self, request_id: str) -> tuple[RequestReport, ...]:
+        return self._loop.call(lambda core: core.explain(request_id))
 
     def close(self) -> None:
         self._loop.close()
 
 
-def make_requests(prompt_token_ids: Sequence[int], params: SamplingParams) -> list[Request]:
+def make_requests(
+    prompt_token_ids: Sequence[int],
+    params: SamplingParams,
+    *,
+    request_id: str | None = None,
+    priority: int = 0,
+    grammar: str | None = None,
+) -> list[Request]:
     """One request a choice. Choice i of a seeded request uses seed + i, so that choices differ and repeat."""
-    request_id = uuid.uuid4().hex
+    request_id = request_id or uuid.uuid4().hex
     seed = secrets.randbits(64) if params.seed is None else params.seed
-    first = Request(request_id, tuple(prompt_token_ids), params, seed % 2**64)
+    first = Request(request_id, tuple(prompt_token_ids), params, seed % 2**64, priority=priority, grammar=grammar)
     return [replace(first, seed=(seed + index) % 2**64, index=index) for index in range(params.n)]
 
 

@@ -57,5 +57,17 @@ class EngineError(RvllmError):
     """The engine failed; the request that carries this error did not complete."""
 
 
+class QueueFullError(EngineError):
+    """Too many requests wait; this one was refused at once. `retry_after_s` is a guess at when to come back."""
+
+    def __init__(self, message: str, retry_after_s: float) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+
+class EngineCrashedError(EngineError):
+    """The engine's process ended while the request was open, or is being restarted."""
+
+
 class EngineClosedError(EngineError):
     """The engine was closed while the request was open."""

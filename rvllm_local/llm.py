@@ -119,7 +119,7 @@ class LLM:
         _check_format(response_format)
         return self.stream(self.tokenizer.encode_chat(messages, tools=tools, **template), params)
 
-    def stats(self) -> dict[str, int | str]:
+    def stats(self) -> dict[str, int | float | str]:
         """Blocks, hits, preemptions, back end and dispatches."""
         return self._client.stats()
 

@@ -128,6 +128,8 @@ class Request:
     params: SamplingParams
     seed: int  # 64 bits, always resolved: SamplingParams.seed or a fresh draw
     index: int = 0  # which of the n choices this is
+    priority: int = 0  # higher runs sooner
+    grammar: str | None = None  # an llguidance grammar that the output must follow
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,3 +164,68 @@ class Completion:
     logprobs: tuple[TokenLogprob, ...] | None = None
     cached_tokens: int = 0
     index: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class RequestStatus:
+    """One open choice as the engine sees it. `state` is waiting, prefill, decode or swapped; times in seconds."""
+
+    request_id: str
+    index: int
+    state: str
+    priority: int
+    prompt_tokens: int
+    computed_tokens: int  # tokens whose KV is in the arena
+    output_tokens: int
+    cached_tokens: int
+    blocks: int
+    age_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class RequestReport:
+    """What happened to one finished choice: where its time went and where its tokens came from. Times in seconds."""
+
+    request_id: str
+    index: int
+    finish_reason: FinishReason
+    prompt_tokens: int
+    output_tokens: int
+    cached_tokens: int  # prompt tokens whose KV was reused; of these `cached_from_disk` were read from disk
+    cached_from_disk: int
+    miss: str | None  # why the reuse ended where it did
+    prefill_chunks: int
+    preemptions: int
+    blocks_peak: int
+    queue_s: float
+    ttft_s: float | None
+    total_s: float
+    itl_p50_s: float | None
+    itl_p95_s: float | None
+    itl_p99_s: float | None
+    itl_max_s: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class BlockCounts:
+    """Blocks of all arenas: `used` are held by open requests, `shared` of these by several; `cached` are idle but
+    keep a prefix; `spilled` are on disk.
+    """
+
+    total: int
+    free: int
+    used: int
+    shared: int
+    cached: int
+    spilled: int
+
+
+@dataclass(frozen=True, slots=True)
+class EngineSnapshot:
+    """The engine at work, for people: `block_map` has one letter a block (f free, u used, s shared, c cached)."""
+
+    blocks: BlockCounts
+    block_map: str
+    requests: tuple[RequestStatus, ...]
+    stats: Mapping[str, int | float | str]
+    memory: Mapping[str, int]  # bytes: the memory plan's lines

@@ -6,6 +6,7 @@ Owned and called by exactly one thread. Holds no queue to other threads and no n
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Sequence as Rows
 from dataclasses import dataclass
 
@@ -19,7 +20,17 @@ from rvllm_local.engine.scheduler import PrefillChunk, Scheduler
 from rvllm_local.engine.sequence import EventSink, Sequence
 from rvllm_local.errors import ContextOverflowError, ParameterError
 from rvllm_local.memory.tables import KVTables
-from rvllm_local.types import FinishReason, Request, StreamEvent, TokenLogprob
+from rvllm_local.types import (
+    BlockCounts,
+    EngineSnapshot,
+    FinishReason,
+    Request,
+    RequestReport,
+    StreamEvent,
+    TokenLogprob,
+)
+
+_REPORTS_KEPT = 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +87,7 @@ class EngineCore:
         self._pace = pace
         self._text = text
         self._eos = frozenset(eos_token_ids)
+        self._reports: deque[RequestReport] = deque(maxlen=_REPORTS_KEPT)
         self._open: dict[tuple[str, int], Sequence] = {}
         self.limits = limits
         self.num_steps = 0
@@ -112,7 +124,7 @@ class EngineCore:
             self._emit(plan.decodes, self._decode(plan.decodes))
         self.num_steps += 1
 
-    def stats(self) -> dict[str, int | str]:
+    def stats(self) -> dict[str, int | float | str]:
         """Counters and gauges, as named in the Python API."""
         return {
             "blocks_total": self._kv.blocks_total,
@@ -128,6 +140,16 @@ class EngineCore:
             "attention_backend": self._runner.backend_name,
             "kernel_dispatches": self._runner.num_dispatches,
         }
+
+    def snapshot(self) -> EngineSnapshot:
+        """The engine at work, for people."""
+        total, free = self._kv.blocks_total, self._kv.blocks_free
+        blocks = BlockCounts(total, free, total - free, self._kv.blocks_shared, 0, 0)
+        return EngineSnapshot(blocks, "", (), self.stats(), {})
+
+    def explain(self, request_id: str) -> tuple[RequestReport, ...]:
+        """The reports of a finished request's choices."""
+        return tuple(report for report in self._reports if report.request_id == request_id)
 
     def _prefill(self, chunk: PrefillChunk) -> None:
         sequence, start = chunk.sequence, chunk.sequence.num_computed

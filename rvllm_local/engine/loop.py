@@ -8,7 +8,6 @@ from __future__ import annotations
 import concurrent.futures
 import queue
 import signal
-import sys
 import threading
 import time
 from collections.abc import Callable
@@ -110,8 +109,9 @@ def _await_system_thread(thread: threading.Thread) -> None:
 
 
 def _is_alive(thread: threading.Thread) -> bool:
-    if sys.platform == "linux":
-        return Path(f"/proc/self/task/{thread.native_id}").exists()
+    tasks = Path("/proc/self/task")
+    if tasks.is_dir():
+        return (tasks / str(thread.native_id)).exists()
     if thread.ident is None or not hasattr(signal, "pthread_kill"):
         return False
     try:
