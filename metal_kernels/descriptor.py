@@ -52,6 +52,28 @@ def pack(
     return packed
 
 
+def pack_decode(
+    context_lens: Sequence[int],
+    first_positions: Sequence[int],
+    tables: Sequence[Sequence[int]],
+    rows: int,
+    max_blocks: int,
+) -> npt.NDArray[np.int32]:
+    """`pack` for one new token a row, every step: the same layout without the checks.
+
+    The caller guarantees that the tables cover their contexts and fit the bucket.
+    """
+    packed = np.zeros(HEADER + rows * (ROW_FIELDS + max_blocks), dtype=np.int32)
+    packed[:3] = rows, 1, max_blocks
+    count, start = len(context_lens), HEADER + rows * ROW_FIELDS
+    packed[HEADER : HEADER + ROW_FIELDS * count : ROW_FIELDS] = context_lens
+    packed[HEADER + 1 : HEADER + 1 + ROW_FIELDS * count : ROW_FIELDS] = first_positions
+    for table in tables:
+        packed[start : start + len(table)] = table
+        start += max_blocks
+    return packed
+
+
 def _check_row(row: int, context: int, first: int, num_blocks: int, query_len: int) -> None:
     if context == 0:
         return

@@ -105,8 +105,7 @@ class KernelSet:
         self._launcher: Launcher = MLXLauncher() if launcher is None else launcher
         self._texts: dict[tuple[object, ...], KernelText] = {}
         self._no_scales = mx.zeros((TOKEN_SIZE,), dtype=mx.float32)
-        self._no_sinks = mx.zeros((TOKEN_SIZE,), dtype=mx.float32)
-        mx.eval(self._no_scales, self._no_sinks)
+        mx.eval(self._no_scales)
 
     @staticmethod
     def first_token() -> mx.array:
@@ -135,9 +134,9 @@ class KernelSet:
         _require("keys", keys, (rows, c.kv_heads, q_len, c.head_dim), c.dtype)
         _require("values", values, (rows, kv_heads, q_len, head_dim), c.dtype)
         layout.max_blocks_of(descriptor.size, rows)
-        names = ("arena", "scales", "keys", "values", "descriptor", "layer", "token")
-        text = self._text("kv_write", {}, names, ("token_out",))
-        inputs = (arena, scales, keys, values, descriptor, layer, token)
+        names, arrays = self._stored(arena, scales)
+        text = self._text("kv_write", {}, (*names, "keys", "values", "descriptor", "layer", "token"), ("token_out",))
+        inputs = (*arrays, keys, values, descriptor, layer, token)
         grid = (32 * q_len, kv_heads, rows)
         return self._run(Dispatch(text, inputs, grid, (32, 1, 1), ((TOKEN_SIZE,),), (mx.int32,)))[0]
 
@@ -172,13 +171,14 @@ class KernelSet:
             raise ValueError(f"window and softcap must not be negative, not {window} and {softcap}")
         splits = max_splits(layout.max_blocks_of(descriptor.size, rows))
         defines = _decode_defines(c, q_len, self.query_tile, scale, window, softcap)
-        names = ("queries", "arena", "scales", "descriptor", "layer", "token")
+        names, arrays = self._stored(arena, scales)
+        names = ("queries", *names, "descriptor", "layer", "token")
         text = self._text("paged_decode", defines, names, ("partial", "stats"), ("decode_parts.h",))
         tiles = _tiles(c.group * q_len, self.query_tile)[1]
         partial, stats = self._run(
             Dispatch(
                 text,
-                (queries, arena, scales, descriptor, layer, token),
+                (queries, *arrays, descriptor, layer, token),
                 (32 * SIMDGROUPS * c.kv_heads * tiles, rows, splits),
                 (32 * SIMDGROUPS, 1, 1),
                 ((rows, heads, q_len, splits, head_dim), (rows, heads, q_len, splits, 2)),
@@ -205,13 +205,14 @@ class KernelSet:
         layout.max_blocks_of(descriptor.size, 1)
         if length < 1:
             raise ValueError(f"kv_gather needs a length of at least 1 token, not {length}")
-        names = ("arena", "scales", "descriptor", "layer", "length", "token")
+        names, arrays = self._stored(arena, scales)
+        names = (*names, "descriptor", "layer", "length", "token")
         text = self._text("kv_gather", {"RV_GATHER_THREADS": GATHER_THREADS}, names, ("keys", "values"))
         count = mx.full((TOKEN_SIZE,), length, dtype=mx.int32)
         groups = -(-length * (c.head_dim // 8) // GATHER_THREADS)
         shape = (1, c.kv_heads, length, c.head_dim)
         grid = (groups * GATHER_THREADS, 2, c.kv_heads)
-        inputs = (arena, scales, descriptor, layer, count, token)
+        inputs = (*arrays, descriptor, layer, count, token)
         keys, values = self._run(
             Dispatch(text, inputs, grid, (GATHER_THREADS, 1, 1), (shape, shape), (c.dtype, c.dtype))
         )
@@ -222,21 +223,62 @@ class KernelSet:
 
         A pair with equal ends does nothing. A destination may not be another pair's source.
         """
-        c = self.config
         scales = self._check_arena(arena, scales, token, None)
         if pairs.ndim != 2 or pairs.shape[1] != 2 or pairs.shape[0] < 1 or pairs.dtype != mx.int32:
             raise ValueError(f"pairs must be int32 of shape (n, 2), not {pairs.dtype} of {pairs.shape}")
         if pairs.size < TOKEN_SIZE:
             pairs = mx.pad(pairs, [(0, TOKEN_SIZE // 2 - pairs.shape[0]), (0, 0)])
+        defines, words = self._block_defines()
+        names, arrays = self._stored(arena, scales)
+        text = self._text("kv_copy", defines, (*names, "pairs", "token"), ("token_out",))
+        groups = -(-words // COPY_THREADS)
+        grid = (groups * COPY_THREADS, pairs.shape[0], 1)
+        inputs = (*arrays, pairs, token)
+        return self._run(Dispatch(text, inputs, grid, (COPY_THREADS, 1, 1), ((TOKEN_SIZE,),), (mx.int32,)))[0]
+
+    def kv_save(
+        self, arena: mx.array, scales: mx.array | None, blocks: mx.array, token: mx.array, count: int
+    ) -> mx.array:
+        """The first `count` of `blocks` int32 `[>= 8]` as words: uint32 `[count, block bytes / 4]`, elements then scales."""
+        scales = self._check_arena(arena, scales, token, None)
+        _require("blocks", blocks, (max(TOKEN_SIZE, count),), mx.int32)
+        defines, words = self._block_defines()
+        names, arrays = self._stored(arena, scales)
+        text = self._text("kv_save", defines, (*names, "blocks", "token"), ("saved",))
+        groups = -(-words // COPY_THREADS)
+        grid = (groups * COPY_THREADS, count, 1)
+        inputs = (*arrays, blocks, token)
+        return self._run(Dispatch(text, inputs, grid, (COPY_THREADS, 1, 1), ((count, 4 * words),), (mx.uint32,)))[0]
+
+    def kv_load(
+        self, arena: mx.array, scales: mx.array | None, blocks: mx.array, saved: mx.array, token: mx.array
+    ) -> mx.array:
+        """Writes `saved` (as `kv_save` gave it) into the first blocks of `blocks`, in place; the next token."""
+        scales = self._check_arena(arena, scales, token, None)
+        defines, words = self._block_defines()
+        _require("saved", saved, (saved.shape[0], 4 * words), mx.uint32)
+        _require("blocks", blocks, (max(TOKEN_SIZE, saved.shape[0]),), mx.int32)
+        names, arrays = self._stored(arena, scales)
+        text = self._text("kv_load", defines, (*names, "blocks", "saved", "token"), ("token_out",))
+        groups = -(-words // COPY_THREADS)
+        grid = (groups * COPY_THREADS, saved.shape[0], 1)
+        inputs = (*arrays, blocks, saved, token)
+        return self._run(Dispatch(text, inputs, grid, (COPY_THREADS, 1, 1), ((TOKEN_SIZE,),), (mx.int32,)))[0]
+
+    def _block_defines(self) -> tuple[dict[str, object], int]:
+        """The sizes of one block in 16-byte words, as macros, and their sum."""
+        c = self.config
         tokens = c.num_layers * 2 * c.kv_heads * BLOCK  # K and V rows of one block
         block_words = tokens * c.head_dim * c.kv_dtype.size // 16
         scale_words = tokens * 4 // 16 if c.quantized else 0
-        defines = {"RV_BLOCK_WORDS": block_words, "RV_SCALE_WORDS": scale_words, "RV_COPY_THREADS": COPY_THREADS}
-        text = self._text("kv_copy", defines, ("arena", "scales", "pairs", "token"), ("token_out",))
-        groups = -(-(block_words + scale_words) // COPY_THREADS)
-        grid = (groups * COPY_THREADS, pairs.shape[0], 1)
-        inputs = (arena, scales, pairs, token)
-        return self._run(Dispatch(text, inputs, grid, (COPY_THREADS, 1, 1), ((TOKEN_SIZE,),), (mx.int32,)))[0]
+        defines: dict[str, object] = {
+            "RV_BLOCK_WORDS": block_words, "RV_SCALE_WORDS": scale_words, "RV_COPY_THREADS": COPY_THREADS
+        }  # fmt: skip
+        return defines, block_words + scale_words
+
+    def _stored(self, arena: mx.array, scales: mx.array) -> tuple[tuple[str, ...], tuple[mx.array, ...]]:
+        """The arena's inputs: each bound buffer costs time at every launch, so scales only where there are any."""
+        return (("arena", "scales"), (arena, scales)) if self.config.quantized else (("arena",), (arena,))
 
     def _combine(
         self, partial: mx.array, stats: mx.array, descriptor: mx.array, sinks: mx.array | None, q_len: int, window: int
@@ -245,15 +287,13 @@ class KernelSet:
         defines: dict[str, object] = {
             "RV_HEADS": heads, "RV_QUERY_LEN": q_len, "RV_WINDOW": window, "RV_SPLIT_BLOCKS(n)": split_macro()
         }  # fmt: skip
-        if sinks is None:
-            sinks = self._no_sinks
-        else:
+        names: tuple[str, ...] = ("partial", "stats", "descriptor")
+        inputs: tuple[mx.array, ...] = (partial, stats, descriptor)
+        if sinks is not None:
             defines["RV_SINKS"] = 1
-            sinks = sinks.astype(mx.float32)
-        names = ("partial", "stats", "descriptor", "sinks")
+            names, inputs = (*names, "sinks"), (*inputs, sinks.astype(mx.float32))
         text = self._text("paged_combine", defines, names, ("out",), ("decode_parts.h",))
         shape = (rows, heads, q_len, head_dim)
-        inputs = (partial, stats, descriptor, sinks)
         grid = (32 * heads * q_len, rows, 1)
         return self._run(Dispatch(text, inputs, grid, (32, 1, 1), (shape,), (self.config.dtype,)))[0]
 

@@ -11,7 +11,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Protocol
 
-from rvllm_local.engine.core import EngineCore, EngineLimits
+from rvllm_local.engine.core import EngineCore
+from rvllm_local.engine.limits import EngineLimits
 from rvllm_local.engine.loop import EngineLoop
 from rvllm_local.engine.sequence import EventSink
 from rvllm_local.engine.stream import TokenStream

@@ -21,7 +21,8 @@ _UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "M
 _LARGEST = 2**63 - 1
 
 
-def _user_cache() -> Path:
+def default_cache_dir() -> Path:
+    """Where models and cached KV are kept unless something else is configured."""
     import platformdirs
 
     return Path(platformdirs.user_cache_dir("rvllm", appauthor=False))
@@ -42,7 +43,7 @@ class EngineConfig:
     attention: Literal["auto", "reference", "kernels"] = "auto"
     self_check: bool = True
     deterministic: bool = False
-    cache_dir: Path = field(default_factory=_user_cache)
+    cache_dir: Path = field(default_factory=default_cache_dir)
 
 
 def parse_bytes(value: int | str) -> int:

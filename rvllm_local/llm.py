@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import types
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, Literal, overload
 
 from rvllm_local import host
 from rvllm_local.client import InProcessClient
-from rvllm_local.config import parse_bytes
+from rvllm_local.config import default_cache_dir, parse_bytes
 from rvllm_local.engine.stream import TokenStream
 from rvllm_local.errors import ParameterError
 from rvllm_local.types import Completion, FinishReason, SamplingParams, StreamEvent, TokenLogprob
@@ -26,7 +27,9 @@ class LLM:
     `model` is a catalogue name, a local folder, a .gguf file or a hub id. `kv_memory` is what the KV arenas may
     take, in bytes or as "256MB". `context_length` shortens the model's own context; `max_rows` is how many
     sequences run at once; `prefill_chunk` the most prompt tokens in one step; `attention` chooses the
-    back end ("auto" takes the kernels where they run and agree); `progress` is told what a fetch is doing.
+    back end ("auto" takes the kernels where they run and agree); `cache` keeps prefixes in the arena ("memory") and
+    on disk too ("disk", at most `disk_cache_bytes` under `cache_dir`); `kv_dtype="int8"` halves or quarters the KV;
+    `deterministic` makes tokens independent of batch, chunking and cache; `progress` is told what a fetch is doing.
 
     Raises `ModelNotFoundError`, `ModelFileError`, `UnsupportedModelError` or `MemoryBudgetError`.
     """
@@ -41,6 +44,11 @@ class LLM:
         prefill_chunk: int = 512,
         self_check: bool = True,
         attention: Literal["auto", "kernels", "reference"] = "auto",
+        cache: Literal["off", "memory", "disk"] = "memory",
+        disk_cache_bytes: int | str = "8GB",
+        cache_dir: Path | str | None = None,
+        kv_dtype: Literal["auto", "int8"] = "auto",
+        deterministic: bool = False,
         progress: Callable[[str], None] | None = None,
     ) -> None:
         host.prepare()
@@ -56,6 +64,11 @@ class LLM:
             context_length,
             self_check,
             attention,
+            cache,
+            parse_bytes(disk_cache_bytes),
+            Path(cache_dir) if cache_dir is not None else default_cache_dir(),
+            kv_dtype,
+            deterministic,
         )
         files = locate(model) if progress is None else locate(model, progress)
         self.tokenizer = Tokenizer.from_files(files)

@@ -11,6 +11,7 @@ from typing import Protocol
 import mlx.core as mx
 
 from rvllm_local.attention.geometry import CallGeometry
+from rvllm_local.memory.block_io import BlockIO
 from rvllm_local.memory.layout import LayerSlot
 
 
@@ -38,7 +39,7 @@ class CallSession(Protocol):
         """Causal attention of one row's chunk: `[1, heads, query_len, key_dim]` in, `[..., value_dim]` out."""
 
 
-class KVBackend(Protocol):
+class KVBackend(BlockIO, Protocol):
     """Owns the arenas' contents; `name` is what statistics and logs show."""
 
     name: str

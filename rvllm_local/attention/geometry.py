@@ -52,6 +52,19 @@ class CallGeometry:
         return lengths
 
 
+@dataclass(frozen=True, slots=True)
+class DecodeRow:
+    """The token at `position` of one sequence; its KV is written, its logits are wanted.
+
+    With `previous_row` the token is not known to the host yet: it is that row's token of the step before.
+    """
+
+    tables: SequenceTables
+    position: int
+    token_id: int
+    previous_row: int | None = None
+
+
 def call_geometry(
     layout: KVLayout, tables: Sequence[SequenceTables], positions: Sequence[int], query_len: int
 ) -> CallGeometry:

@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import mlx.core as mx
+import numpy as np
+import numpy.typing as npt
 
 from rvllm_local.attention.backend import AttentionCall
 from rvllm_local.attention.geometry import CallGeometry
@@ -29,6 +31,7 @@ class KernelState:
     """
 
     arenas: list[mx.array]
+    scales: list[mx.array | None]  # of int8 arenas
     layers: list[mx.array]  # each layer's number as the kernels take it
     descriptors: list[mx.array]  # one a group
     token: mx.array
@@ -42,6 +45,7 @@ class KernelBackend:
     def __init__(self, arenas: Sequence[Arena], launcher: Launcher | None = None) -> None:
         self.arenas = tuple(arenas)
         self.arrays = [arena.array for arena in arenas]
+        self.scales = [arena.scales for arena in arenas]
         self.counter = DispatchCounter()
         self.token = KernelSet.first_token()
         self._launcher = launcher
@@ -58,11 +62,43 @@ class KernelBackend:
             mx.array(descriptor.pack(contexts, view.first_positions.tolist(), view.tables.tolist(), geometry.query_len))
             for view in geometry.groups
         ]
-        return KernelSession(self, geometry, KernelState(self.arrays, self.layers, descriptors, self.token))
+        return KernelSession(
+            self, geometry, KernelState(self.arrays, self.scales, self.layers, descriptors, self.token)
+        )
 
     def flush(self) -> None:
         """Run the writes that have been described; what the model computed beside them is left alone."""
         mx.eval(self.token)
+
+    def save_blocks(self, group: int, block_ids: Sequence[int]) -> list[bytes]:
+        """Each block as bytes: its elements, then its scales."""
+        if not block_ids:
+            return []
+        saved = self._block_kernels(group).kv_save(
+            self.arrays[group], self.scales[group], _block_list(block_ids), self.token, len(block_ids)
+        )
+        host = np.array(saved)
+        return [host[place].tobytes() for place in range(len(block_ids))]
+
+    def load_blocks(self, group: int, block_ids: Sequence[int], payloads: Sequence[bytes | bytearray]) -> None:
+        """Write saved bytes into blocks. Raises `ValueError` for a payload of the wrong size."""
+        if not block_ids:
+            return
+        words = np.stack([block_words(payload, self.arenas[group].shape) for payload in payloads])
+        self.token = self._block_kernels(group).kv_load(
+            self.arrays[group], self.scales[group], _block_list(block_ids), mx.array(words), self.token
+        )
+        mx.eval(self.token)  # the payloads' memory is free again
+
+    def copy_blocks(self, group: int, pairs: Sequence[tuple[int, int]]) -> None:
+        """Copy blocks in place."""
+        if pairs:
+            self.token = self._block_kernels(group).kv_copy(
+                self.arrays[group], self.scales[group], mx.array(np.array(pairs, dtype=np.int32)), self.token
+            )
+
+    def _block_kernels(self, group: int) -> KernelSet:
+        return self.kernels(group, self.arenas[group].shape.kv_heads)
 
     @property
     def num_dispatches(self) -> int:
@@ -78,13 +114,27 @@ class KernelBackend:
         return known
 
 
+def block_words(payload: bytes | bytearray, shape: KVShape) -> npt.NDArray[np.uint32]:
+    """A saved block as 32-bit words. Raises `ValueError` if it is not one of this shape's."""
+    if len(payload) != shape.block_bytes:
+        raise ValueError(f"a saved block has {len(payload)} bytes, and this arena's blocks have {shape.block_bytes}")
+    return np.frombuffer(payload, dtype=np.uint32)
+
+
+def _block_list(block_ids: Sequence[int]) -> mx.array:
+    """Block ids as the kernels take them: at least 8 elements, padded with the scratch block."""
+    padded = np.zeros(max(8, len(block_ids)), dtype=np.int32)
+    padded[: len(block_ids)] = block_ids
+    return mx.array(padded)
+
+
 def _config(shape: KVShape, heads: int) -> KernelConfig:
     if shape.key_dim != shape.value_dim:
         raise UnsupportedModelError(
             f"no kernel for keys of {shape.key_dim} and values of {shape.value_dim}; "
             "the reference attention serves this model instead"
         )
-    return KernelConfig(shape.key_dim, heads, shape.kv_heads, shape.num_layers, shape.dtype, shape.dtype)
+    return KernelConfig(shape.key_dim, heads, shape.kv_heads, shape.num_layers, shape.dtype, shape.stored_dtype)
 
 
 class KernelSession:
@@ -97,7 +147,7 @@ class KernelSession:
         state, shape = self._state, self._backend.arenas[slot.group].shape
         state.token = self._backend.kernels(slot.group, shape.kv_heads).kv_write(
             state.arenas[slot.group],
-            None,
+            state.scales[slot.group],
             keys.astype(shape.dtype),
             values.astype(shape.dtype),
             state.descriptors[slot.group],
@@ -114,7 +164,7 @@ class KernelSession:
         length = int(self._geometry.context_lens[0] - view.first_positions[0])
         return self._backend.kernels(slot.group, shape.kv_heads).kv_gather(
             state.arenas[slot.group],
-            None,
+            state.scales[slot.group],
             state.descriptors[slot.group],
             state.layers[slot.layer],
             state.token,
@@ -126,7 +176,7 @@ class KernelSession:
         return self._backend.kernels(slot.group, queries.shape[1]).paged_decode(
             queries.astype(shape.dtype),
             state.arenas[slot.group],
-            None,
+            state.scales[slot.group],
             state.descriptors[slot.group],
             state.layers[slot.layer],
             state.token,

@@ -24,8 +24,8 @@ def plain_caches(model: nn.Module) -> list[Any]:
     return caches
 
 
-def probe_layout(model: nn.Module) -> KVLayout:
-    """Group the model's layers by KV shape and window.
+def probe_layout(model: nn.Module, *, quantized: bool = False) -> KVLayout:
+    """Group the model's layers by KV shape and window; with `quantized` the arenas hold int8.
 
     Raises `UnsupportedModelError` for cache kinds that are not full or sliding-window attention.
     """
@@ -50,7 +50,7 @@ def probe_layout(model: nn.Module) -> KVLayout:
         slots.append(LayerSlot(group, counts[group]))
         counts[group] += 1
     groups = tuple(
-        KVShape(count, heads, key_dim, value_dim, window, dtype)
+        KVShape(count, heads, key_dim, value_dim, window, dtype, quantized)
         for count, (heads, key_dim, value_dim, window, dtype) in zip(counts, kinds, strict=True)
     )
     return KVLayout(groups, tuple(slots))

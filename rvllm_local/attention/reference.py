@@ -7,6 +7,8 @@ ever copied as a whole; a context is read by gathering its blocks. Correct anywh
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import mlx.core as mx
 import numpy as np
@@ -32,24 +34,68 @@ class ReferenceBackend:
 
     def __init__(self, arenas: Sequence[Arena]) -> None:
         self._arenas = tuple(arenas)
-        self._host = [_host_view(arena) for arena in arenas]
-        # [blocks * layers * 2 * kv_heads, BLOCK_TOKENS * width]: one row is one head's keys (or values) of a block
-        self._rows = [arena.array.reshape(-1, BLOCK_TOKENS * arena.shape.width) for arena in arenas]
+        self._stores = [_Store.of(arena) for arena in arenas]
 
     def begin(self, geometry: CallGeometry) -> ReferenceSession:
-        return ReferenceSession(self._arenas, self._host, self._rows, geometry)
+        return ReferenceSession(self._arenas, self._stores, geometry)
 
     def flush(self) -> None:
         """Nothing is pending: each write is evaluated as it comes."""
 
+    def save_blocks(self, group: int, block_ids: Sequence[int]) -> list[bytes]:
+        """Each block as bytes: its elements, then its scales."""
+        store = self._stores[group]
+        scales = store.scales
+        return [
+            store.data[block].tobytes() + (b"" if scales is None else scales[block].tobytes()) for block in block_ids
+        ]
 
-def _host_view(arena: Arena) -> npt.NDArray[np.unsignedinteger]:
+    def load_blocks(self, group: int, block_ids: Sequence[int], payloads: Sequence[bytes | bytearray]) -> None:
+        """Write saved bytes into blocks. Raises `ValueError` for a payload of the wrong size."""
+        store, shape = self._stores[group], self._arenas[group].shape
+        for block, payload in zip(block_ids, payloads, strict=True):
+            if len(payload) != shape.block_bytes:
+                raise ValueError(f"a saved block has {len(payload)} bytes, and this arena's have {shape.block_bytes}")
+            data = np.frombuffer(payload, store.data.dtype, store.data[block].size)
+            store.data[block] = data.reshape(store.data[block].shape)
+            if store.scales is not None:
+                scales = np.frombuffer(payload, np.float32, offset=shape.data_bytes)
+                store.scales[block] = scales.reshape(store.scales[block].shape)
+
+    def copy_blocks(self, group: int, pairs: Sequence[tuple[int, int]]) -> None:
+        """Copy blocks in place."""
+        store = self._stores[group]
+        for source, destination in pairs:
+            store.data[destination] = store.data[source]
+            if store.scales is not None:
+                store.scales[destination] = store.scales[source]
+
+
+@dataclass(frozen=True, slots=True)
+class _Store:
+    """One arena as the host writes it, and as gathers read it: one row is one head's keys (or values) of a block."""
+
+    data: npt.NDArray[Any]  # [blocks, layers, 2, kv_heads, BLOCK_TOKENS, width], as bit patterns or int8
+    rows: mx.array  # [blocks * layers * 2 * kv_heads, BLOCK_TOKENS * width]
+    scales: npt.NDArray[np.float32] | None
+    scale_rows: mx.array | None  # [blocks * layers * 2 * kv_heads, BLOCK_TOKENS]
+
+    @classmethod
+    def of(cls, arena: Arena) -> _Store:
+        bits = arena.array if arena.shape.quantized else arena.array.view(_BITS[arena.shape.dtype.size])
+        data, rows = _host_view(bits, arena.array), arena.array.reshape(-1, BLOCK_TOKENS * arena.shape.width)
+        if arena.scales is None:
+            return cls(data, rows, None, None)
+        return cls(data, rows, _host_view(arena.scales, arena.scales), arena.scales.reshape(-1, BLOCK_TOKENS))
+
+
+def _host_view(array: mx.array, original: mx.array) -> npt.NDArray[Any]:
     """The arena's own memory as numpy sees it. Raises if the host only gets a copy."""
-    view = np.array(arena.array.view(_BITS[arena.shape.dtype.size]), copy=False)
-    view[0, 0, 0, 0, 0, 0] = 1  # in the scratch block
-    if not bool((arena.array[0, 0, 0, 0, 0, 0] != 0).item()):
+    view = np.array(array, copy=False)
+    view[0] = 1  # the scratch block
+    if not bool(mx.all(original[0] != 0).item()):
         raise UnsupportedModelError("the reference attention needs an arena that the host can address")
-    view[0, 0, 0, 0, 0, 0] = 0
+    view[0] = 0
     return view
 
 
@@ -59,11 +105,10 @@ class ReferenceSession:
     def __init__(
         self,
         arenas: Sequence[Arena],
-        host: Sequence[npt.NDArray[np.unsignedinteger]],
-        rows: Sequence[mx.array],
+        stores: Sequence[_Store],
         geometry: CallGeometry,
     ) -> None:
-        self._arenas, self._host, self._rows, self._geometry = arenas, host, rows, geometry
+        self._arenas, self._stores, self._geometry = arenas, stores, geometry
         self._indices: dict[int, mx.array] = {}
         self._biases: dict[int, mx.array] = {}
         self._masks: dict[int, npt.NDArray[np.bool_]] = {}
@@ -74,10 +119,15 @@ class ReferenceSession:
         mx.eval(keys, values)
         blocks, slots = view.write_blocks[:, None], view.write_slots[:, None]  # [rows, 1, query_len]
         heads = np.arange(shape.kv_heads)[None, :, None]
-        bits = _BITS[shape.dtype.size]
-        host = self._host[slot.group]
-        host[blocks, slot.layer, 0, heads, slots, : shape.key_dim] = np.array(keys.view(bits), copy=False)
-        host[blocks, slot.layer, 1, heads, slots, : shape.value_dim] = np.array(values.view(bits), copy=False)
+        store = self._stores[slot.group]
+        for part, new in enumerate((keys, values)):
+            if store.scales is not None:
+                quantized, scales = _quantize(new)
+                store.data[blocks, slot.layer, part, heads, slots, : new.shape[-1]] = quantized
+                store.scales[blocks, slot.layer, part, heads, slots] = scales
+            else:
+                bits = np.array(new.view(_BITS[shape.dtype.size]), copy=False)
+                store.data[blocks, slot.layer, part, heads, slots, : new.shape[-1]] = bits
 
     def gather(self, slot: LayerSlot) -> tuple[mx.array, mx.array]:
         index = self._gather_index(slot)
@@ -151,9 +201,13 @@ class ReferenceSession:
         return self._indices[slot.group][slot.layer]
 
     def _take(self, slot: LayerSlot, index: mx.array, dim: int) -> mx.array:
-        width = self._arenas[slot.group].shape.width
+        shape, store = self._arenas[slot.group].shape, self._stores[slot.group]
         rows, heads, blocks = index.shape
-        taken = mx.take(self._rows[slot.group], index, axis=0).reshape(rows, heads, blocks * BLOCK_TOKENS, width)
+        width = shape.width
+        taken = mx.take(store.rows, index, axis=0).reshape(rows, heads, blocks * BLOCK_TOKENS, width)
+        if store.scale_rows is not None:
+            scales = mx.take(store.scale_rows, index, axis=0).reshape(rows, heads, blocks * BLOCK_TOKENS, 1)
+            taken = (taken.astype(mx.float32) * scales).astype(shape.dtype)
         return taken if dim == width else taken[..., :dim]
 
     def _decode_bias(self, group: int, width: int, dtype: mx.Dtype) -> mx.array | None:
@@ -164,6 +218,14 @@ class ReferenceSession:
                 return None
             self._biases[group] = mx.array(np.where(visible, 0.0, -np.inf).astype(np.float32)[:, None])
         return self._biases[group].astype(dtype)
+
+
+def _quantize(values: mx.array) -> tuple[npt.NDArray[np.int8], npt.NDArray[np.float32]]:
+    """int8 values and one scale a token and head: the largest magnitude becomes 127, as the kernels do it."""
+    host = np.array(values.astype(mx.float32), copy=False)
+    peak = np.abs(host).max(axis=-1, keepdims=True)
+    inverse = np.divide(np.float32(127), peak, out=np.zeros_like(peak), where=peak > 0)
+    return np.rint(host * inverse).astype(np.int8), (peak / np.float32(127))[..., 0]
 
 
 def chunk_mask(geometry: CallGeometry, group: int, width: int) -> mx.array | str:

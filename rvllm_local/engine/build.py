@@ -8,35 +8,47 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
-from mlx import nn
+import mlx.core as mx
 
 from rvllm_local.attention.kernels import KernelBackend
 from rvllm_local.attention.probe import probe_layout
 from rvllm_local.attention.reference import ReferenceBackend
 from rvllm_local.attention.seam import install
 from rvllm_local.engine.compiled import CompiledDecode
-from rvllm_local.engine.core import EngineCore, EngineLimits
+from rvllm_local.engine.core import EngineCore, EngineIdentity
 from rvllm_local.engine.detokenizer import TextDecoder
+from rvllm_local.engine.limits import EngineLimits
 from rvllm_local.engine.pace import Pace
+from rvllm_local.engine.residence import CachePolicy, KVResidence
 from rvllm_local.engine.runner import ModelRunner, RunMode
 from rvllm_local.engine.scheduler import Scheduler
 from rvllm_local.engine.selfcheck import choose_runner
 from rvllm_local.errors import UnsupportedModelError
 from rvllm_local.memory.arena import Arena
 from rvllm_local.memory.layout import KVLayout
+from rvllm_local.memory.prefix import root_key
+from rvllm_local.memory.spill import BlockStore
+from rvllm_local.memory.swap import SwapSpace
 from rvllm_local.memory.tables import KVTables
 from rvllm_local.metal_kernels.kernels import default_backend
+from rvllm_local.models.fuse import fuse_projections
 from rvllm_local.models.loader import LoadedModel
 
 logger = logging.getLogger(__name__)
 
+_GPU_STEP_TARGET_S = 0.1
 _DEFAULT_KV_BYTES = 512 * 2**20  # when no budget is given: this, or one whole context if that is more
 
 
 @dataclass(frozen=True, slots=True)
 class EngineOptions:
-    """What shapes an engine. `kv_memory` is bytes for all arenas; `context_length` may shorten the model's own."""
+    """What shapes an engine. `kv_memory` is bytes for all arenas; `context_length` may shorten the model's own.
+
+    `cache` is "off", "memory" or "disk"; `kv_dtype` "auto" (the model's own) or "int8". `step_target_s` bounds a step
+    that also prefills; None chooses by device.
+    """
 
     kv_memory: int | None = None
     max_rows: int = 16
@@ -44,6 +56,12 @@ class EngineOptions:
     context_length: int | None = None
     self_check: bool = True
     attention: str = "auto"  # "auto", "kernels" or "reference"
+    cache: str = "memory"
+    disk_cache_bytes: int = 8 * 10**9
+    cache_dir: Path | None = None
+    kv_dtype: str = "auto"
+    deterministic: bool = False
+    step_target_s: float | None = None
 
 
 def build_core(loaded: LoadedModel, text: TextDecoder, options: EngineOptions) -> EngineCore:
@@ -52,23 +70,57 @@ def build_core(loaded: LoadedModel, text: TextDecoder, options: EngineOptions) -
     Raises `MemoryBudgetError` if the KV budget is too small and `UnsupportedModelError` if the self-check fails.
     """
     context = min(loaded.context_length, options.context_length or loaded.context_length)
+    if default_backend() == "cuda":
+        fuse_projections(loaded.module)
     paged = install(loaded.module)
-    layout = probe_layout(loaded.module)
+    layout = probe_layout(loaded.module, quantized=options.kv_dtype == "int8")
     budget = options.kv_memory or _default_budget(layout, context, options)
     blocks = layout.split_budget(budget, context, options.max_rows, options.prefill_chunk)
     arenas = [Arena(shape, count) for shape, count in zip(layout.groups, blocks, strict=True)]
     kv = KVTables(layout, blocks)
     runner = _choose_runner(loaded, layout, arenas, kv, paged, options)
-    scheduler = Scheduler(kv, max_rows=options.max_rows, prefill_chunk=options.prefill_chunk)
+    fingerprint = f"{loaded.fingerprint}|{layout}|{options.deterministic}"
+    residence = KVResidence(
+        kv,
+        runner.block_io,
+        CachePolicy(reuse=options.cache != "off", decoded=not options.deterministic),
+        _open_store(options, root_key(fingerprint)),
+        SwapSpace(options.cache_dir),
+    )
+    scheduler = Scheduler(kv, residence, max_rows=options.max_rows, prefill_chunk=options.prefill_chunk)
+    arena_bytes = sum(arena.nbytes for arena in arenas)
     return EngineCore(
         runner,
         kv,
+        residence,
         scheduler,
-        Pace(prefill_chunk=options.prefill_chunk),
+        Pace(prefill_chunk=options.prefill_chunk, target_s=_step_target(options)),
         EngineLimits(loaded.vocab_size, context, scheduler.longest_sequence),
         text,
-        loaded.eos_token_ids,
+        EngineIdentity(
+            frozenset(loaded.eos_token_ids),
+            root_key(fingerprint),
+            {"weights": loaded.weights_bytes, "kv_arena": arena_bytes},
+        ),
     )
+
+
+def _open_store(options: EngineOptions, fingerprint: bytes) -> BlockStore | None:
+    if options.cache != "disk" or options.cache_dir is None:
+        return None
+    return BlockStore(
+        options.cache_dir / "kv",
+        fingerprint=fingerprint,
+        budget_bytes=options.disk_cache_bytes,
+        warn=logger.warning,
+    )
+
+
+def _step_target(options: EngineOptions) -> float | None:
+    """A GPU needs chunks of some size to be fast at all; on a CPU a step may grow with the decode step beside it."""
+    if options.step_target_s is not None:
+        return options.step_target_s
+    return None if mx.default_device() == mx.Device(mx.cpu) else _GPU_STEP_TARGET_S
 
 
 def _choose_runner(
@@ -85,18 +137,18 @@ def _choose_runner(
     if wants_kernels:
         try:
             kernels = KernelBackend(arenas)
-            return checked(lambda mode: _kernel_runner(loaded.module, layout, kernels, mode))
+            return checked(lambda mode: _kernel_runner(loaded, layout, kernels, mode))
         except UnsupportedModelError as error:
             if options.attention == "kernels":
                 raise
             logger.warning("attention is served by the reference: %s", error)
     reference = ReferenceBackend(arenas)
-    return checked(lambda mode: ModelRunner(loaded.module, layout, reference, mode))
+    return checked(lambda mode: ModelRunner(loaded.module, layout, reference, mode, loaded.vocab_size))
 
 
-def _kernel_runner(model: nn.Module, layout: KVLayout, kernels: KernelBackend, mode: RunMode) -> ModelRunner:
-    compiled = CompiledDecode(model, layout, kernels) if mode.batched and not mode.dense else None
-    return ModelRunner(model, layout, kernels, mode, compiled)
+def _kernel_runner(loaded: LoadedModel, layout: KVLayout, kernels: KernelBackend, mode: RunMode) -> ModelRunner:
+    compiled = CompiledDecode(loaded.module, layout, kernels) if mode.batched and not mode.dense else None
+    return ModelRunner(loaded.module, layout, kernels, mode, loaded.vocab_size, compiled)
 
 
 def _default_budget(layout: KVLayout, context: int, options: EngineOptions) -> int:

@@ -10,9 +10,10 @@ from collections.abc import Sequence
 
 import mlx.core as mx
 import numpy as np
+import numpy.typing as npt
 from mlx import nn
 
-from rvllm_local.attention.geometry import CallGeometry
+from rvllm_local.attention.geometry import CallGeometry, DecodeRow
 from rvllm_local.attention.kernels import KernelBackend, KernelSession, KernelState
 from rvllm_local.attention.seam import session_caches
 from rvllm_local.memory.layout import KVLayout
@@ -22,47 +23,63 @@ _SMALLEST_TABLE = 8  # blocks a row
 
 
 class CompiledDecode:
-    """Logits of one token a row through a compiled graph of model and kernels."""
+    """Logits, or greedy tokens, of one token a row through a compiled graph of model and kernels."""
 
     def __init__(self, model: nn.Module, layout: KVLayout, backend: KernelBackend) -> None:
         self._model = model
         self._layout = layout
         self._backend = backend
-        self._step = mx.compile(self._trace)
-        self._traced: dict[tuple[int, ...], dict[str, int]] = {}
+        self._logits = mx.compile(self._trace)
+        self._greedy = mx.compile(self._trace_greedy)
+        self._traced: dict[tuple[object, ...], dict[str, int]] = {}
 
-    def __call__(self, geometry: CallGeometry, token_ids: Sequence[int]) -> mx.array:
-        """Logits `[rows, vocab]`, not evaluated. `token_ids` holds one token a row."""
-        rows = bucket(geometry.rows, 1)
-        contexts = geometry.context_lens.tolist()
-        packed = [
-            descriptor.pack(
-                contexts,
-                view.first_positions.tolist(),
-                view.tables.tolist(),
-                1,
-                rows=rows,
-                max_blocks=bucket(view.tables.shape[1], _SMALLEST_TABLE),
-            )
-            for view in geometry.groups
-        ]
-        padded = np.zeros((2, rows), dtype=np.int32)
-        padded[0, : geometry.rows] = token_ids
-        padded[1, : geometry.rows] = geometry.positions
-        key = (rows, *(part.size for part in packed))
+    @staticmethod
+    def padded_rows(rows: int) -> int:
+        """How many rows the graph for `rows` rows has."""
+        return bucket(rows, 1)
+
+    def logits(self, rows: Sequence[DecodeRow], tokens: mx.array) -> mx.array:
+        """Logits `[rows, vocab]`, not evaluated. `tokens` int32 `[padded_rows]` holds one token a row."""
+        return self._call(self._logits, rows, tokens)[: len(rows)]
+
+    def greedy(self, rows: Sequence[DecodeRow], tokens: mx.array) -> mx.array:
+        """The most likely token of each row, int32 `[padded_rows]`, not evaluated."""
+        return self._call(self._greedy, rows, tokens)
+
+    def _call(self, step: object, rows: Sequence[DecodeRow], tokens: mx.array) -> mx.array:
+        size = tokens.shape[0]
+        packed = [self._pack(rows, group, size) for group in range(len(self._layout.groups))]
+        positions = np.zeros(size, dtype=np.int32)
+        positions[: len(rows)] = [row.position for row in rows]
         before = self._backend.counter.snapshot()
-        logits, token = self._step(
-            mx.array(padded),
+        assert callable(step)
+        result, token = step(
+            tokens,
+            mx.array(positions),
             [mx.array(part) for part in packed],
             self._backend.token,
             self._backend.arrays,
+            self._backend.scales,
             self._backend.layers,
         )
-        self._count(key, before)
+        self._count((step, size, *(part.size for part in packed)), before)
         self._backend.token = token
-        return logits[: geometry.rows]
+        output: mx.array = result
+        return output
 
-    def _count(self, key: tuple[int, ...], before: dict[str, int]) -> None:
+    def _pack(self, rows: Sequence[DecodeRow], group: int, size: int) -> npt.NDArray[np.int32]:
+        """One group's step descriptor, padded to `size` rows and a bucket of blocks."""
+        tables = [row.tables.groups[group] for row in rows]
+        longest = max(len(table.block_ids) for table in tables)
+        return descriptor.pack_decode(
+            [row.position + 1 for row in rows],
+            [table.first_position for table in tables],
+            [table.block_ids for table in tables],
+            size,
+            bucket(longest, _SMALLEST_TABLE),
+        )
+
+    def _count(self, key: tuple[object, ...], before: dict[str, int]) -> None:
         """Kernels are counted where they are described, which happens only while a shape is traced."""
         if key not in self._traced:
             self._traced[key] = self._backend.counter.since(before)
@@ -71,19 +88,25 @@ class CompiledDecode:
 
     def _trace(
         self,
-        inputs: mx.array,
+        tokens: mx.array,
+        positions: mx.array,
         packed: list[mx.array],
         token: mx.array,
         arenas: list[mx.array],
+        scales: list[mx.array | None],
         layers: list[mx.array],
     ) -> tuple[mx.array, mx.array]:
-        rows = inputs.shape[1]
-        state = KernelState(arenas, layers, packed, token)
+        rows = tokens.shape[0]
+        state = KernelState(arenas, scales, layers, packed, token)
         geometry = CallGeometry(np.zeros(rows, dtype=np.int32), 1, ())
         session = KernelSession(self._backend, geometry, state)
-        caches = session_caches(self._layout, session, geometry, dense=False, offset=inputs[1])
-        logits: mx.array = self._model(inputs[0][:, None], cache=caches)
-        return logits[:, -1], state.token
+        caches = session_caches(self._layout, session, geometry, dense=False, offset=positions)
+        logits: mx.array = self._model(tokens[:, None], cache=caches)
+        return logits.squeeze(1), state.token
+
+    def _trace_greedy(self, *inputs: object) -> tuple[mx.array, mx.array]:
+        logits, token = self._trace(*inputs)  # type: ignore[arg-type]
+        return mx.argmax(logits, axis=-1).astype(mx.int32), token
 
 
 def bucket(count: int, smallest: int) -> int:

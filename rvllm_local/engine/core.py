@@ -10,15 +10,18 @@ from collections import deque
 from collections.abc import Sequence as Rows
 from dataclasses import dataclass
 
-import mlx.core as mx
-
+from rvllm_local.attention.geometry import DecodeRow
 from rvllm_local.engine.detokenizer import StreamingDetokenizer, TextDecoder
+from rvllm_local.engine.limits import EngineLimits
 from rvllm_local.engine.pace import Pace
-from rvllm_local.engine.runner import DecodeRow, ModelRunner
-from rvllm_local.engine.sampler import RowSampling, SampledTokens, SamplingBatch, sample
+from rvllm_local.engine.report import report, status
+from rvllm_local.engine.residence import KVResidence
+from rvllm_local.engine.runner import ModelRunner
+from rvllm_local.engine.sampler import RowSampling, SampledTokens, SamplingBatch
 from rvllm_local.engine.scheduler import PrefillChunk, Scheduler
-from rvllm_local.engine.sequence import EventSink, Sequence
-from rvllm_local.errors import ContextOverflowError, ParameterError
+from rvllm_local.engine.sequence import EventSink, History, Sequence
+from rvllm_local.memory.blocks import BLOCK_TOKENS
+from rvllm_local.memory.prefix import KeyChain
 from rvllm_local.memory.tables import KVTables
 from rvllm_local.types import (
     BlockCounts,
@@ -34,38 +37,20 @@ _REPORTS_KEPT = 1000
 
 
 @dataclass(frozen=True, slots=True)
-class EngineLimits:
-    """What a request must respect; fixed once the engine is up, so any thread may read it."""
+class Flight:
+    """A decode step that was launched: its rows, and their tokens once the device has drawn them."""
 
-    vocab_size: int
-    context_length: int
-    arena_tokens: int  # the longest sequence that the KV arenas can ever hold
+    rows: tuple[Sequence, ...]
+    sampled: SampledTokens
 
-    def check(self, request: Request) -> int:
-        """Return the most tokens, prompt and output, of this request; raise if it can never be served."""
-        prompt, params = request.prompt_token_ids, request.params
-        if not prompt:
-            raise ParameterError("prompt", "the prompt is empty; give at least one token")
-        wrong = next((token for token in prompt if not 0 <= token < self.vocab_size), None)
-        if wrong is not None:
-            raise ParameterError("prompt", f"token id {wrong} is outside the vocabulary of {self.vocab_size}")
-        wrong = next((token for token in params.logit_bias if token >= self.vocab_size), None)
-        if wrong is not None:
-            raise ParameterError("logit_bias", f"token id {wrong} is outside the vocabulary of {self.vocab_size}")
-        if len(prompt) >= self.context_length:
-            raise ContextOverflowError(
-                "prompt",
-                f"the prompt has {len(prompt)} tokens, and the context of {self.context_length} leaves no room for an "
-                "answer; shorten it",
-            )
-        total = min(len(prompt) + params.max_tokens, self.context_length)
-        if total > self.arena_tokens:
-            raise ContextOverflowError(
-                "max_tokens",
-                f"prompt and max_tokens come to {total} tokens, and the KV arena holds {self.arena_tokens}; "
-                "ask for less or raise kv_memory",
-            )
-        return total
+
+@dataclass(frozen=True, slots=True)
+class EngineIdentity:
+    """What a core is told about its model: `root` starts every prefix key, `memory` are the plan's lines in bytes."""
+
+    eos_token_ids: frozenset[int]
+    root: bytes
+    memory: dict[str, int]
 
 
 class EngineCore:
@@ -75,66 +60,117 @@ class EngineCore:
         self,
         runner: ModelRunner,
         kv: KVTables,
+        residence: KVResidence,
         scheduler: Scheduler,
         pace: Pace,
         limits: EngineLimits,
         text: TextDecoder,
-        eos_token_ids: Rows[int],
+        identity: EngineIdentity,
     ) -> None:
         self._runner = runner
         self._kv = kv
+        self._residence = residence
         self._scheduler = scheduler
         self._pace = pace
         self._text = text
-        self._eos = frozenset(eos_token_ids)
+        self._identity = identity
+        self._flight: Flight | None = None
         self._reports: deque[RequestReport] = deque(maxlen=_REPORTS_KEPT)
         self._open: dict[tuple[str, int], Sequence] = {}
+        self._arrivals = 0
         self.limits = limits
         self.num_steps = 0
         self.generated_tokens = 0
 
     @property
     def has_work(self) -> bool:
-        return self._scheduler.has_work
+        return self._scheduler.has_work or self._flight is not None
+
+    @property
+    def has_idle_work(self) -> bool:
+        """Something that is best done while nobody waits: writing cached blocks to disk."""
+        return self._residence.has_idle_work
+
+    def idle(self) -> None:
+        """Do a little of the idle work."""
+        self._residence.idle()
 
     def add(self, request: Request, sink: EventSink) -> None:
         """Queue a request. Raises `ParameterError` if it can never be served."""
-        max_total = self.limits.check(request)
-        detokenizer = StreamingDetokenizer(self._text, request.params.stop_strings)
-        sequence = Sequence(request, max_total, self._kv.new_sequence(), detokenizer, sink)
+        sequence = Sequence(
+            request,
+            self.limits.check(request),
+            self._kv.new_sequence(),
+            StreamingDetokenizer(self._text, request.params.stop_strings),
+            sink,
+            KeyChain(self._identity.root),
+            History(time.monotonic()),
+            self._arrivals,
+        )
+        self._arrivals += 1
         self._open[(request.request_id, request.index)] = sequence
         self._scheduler.add(sequence)
 
     def cancel(self, request_id: str) -> None:
-        """End every choice of a request now; its blocks are free before the next step."""
+        """End every choice of a request now; its blocks are free before the next step, or one after if one runs."""
         for sequence in [row for key, row in self._open.items() if key[0] == request_id]:
             self._end(sequence, _last(sequence, FinishReason.CANCELLED))
 
     def fail_all(self, message: str) -> None:
-        """End every open request with an error."""
+        """End every open request with an error, and trust no KV that was computed before."""
+        flight, self._flight = self._flight, None
+        for sequence in flight.rows if flight is not None else ():
+            sequence.in_flight = 0
+            self._residence.leave(sequence)
+        for sequence in list(self._open.values()):
+            sequence.in_flight = 0
+            self._end(sequence, _last(sequence, FinishReason.ERROR, message))
+        self._residence.forget_prefixes()
+
+    def close(self, message: str) -> None:
+        """End open requests with an error and put away what is cached."""
+        flight, self._flight = self._flight, None
+        if flight is not None:
+            self._retire(flight)
         for sequence in list(self._open.values()):
             self._end(sequence, _last(sequence, FinishReason.ERROR, message))
+        self._residence.close()
 
     def step(self) -> None:
-        """Schedule, run, emit, commit: one decode token for each running row, and a bounded piece of prefill."""
+        """Schedule, run, emit, commit: one decode token for each running row, and a bounded piece of prefill.
+
+        Where the back end allows it the decode step that is launched here runs while the host reads the one before.
+        """
+        began = time.monotonic()
+        if self._flight is not None and not self._may_overlap():
+            self._land()
+        self._residence.begin_step(self._pace.prefill_seconds())
         plan = self._scheduler.schedule(self._pace.prefill_tokens(self._scheduler.running))
         for chunk in plan.prefills:
             self._prefill(chunk)
-        if plan.decodes:
-            self._emit(plan.decodes, self._decode(plan.decodes))
+        flight = self._launch(plan.decodes) if plan.decodes else None
+        self._land()
+        self._flight = flight
+        if not self._runner.overlaps:
+            self._land()
+        if plan.decodes and not plan.prefills:
+            self._pace.record_decode(time.monotonic() - began)
         self.num_steps += 1
 
     def stats(self) -> dict[str, int | float | str]:
-        """Counters and gauges, as named in the Python API."""
+        """Counters and gauges, as named in the Python API. `blocks_free` counts cached blocks: they can be had."""
         return {
             "blocks_total": self._kv.blocks_total,
             "blocks_free": self._kv.blocks_free,
+            "blocks_cached": self._kv.blocks_cached,
             "blocks_shared": self._kv.blocks_shared,
             "blocks_peak": self._kv.blocks_peak,
+            "blocks_swapped": self._residence.num_swapped_blocks,
             "requests_running": len(self._scheduler.running),
             "requests_waiting": len(self._scheduler.waiting),
-            "prefix_hit_tokens": 0,
-            "preemptions": 0,
+            "requests_swapped": len(self._scheduler.swapped),
+            "prefix_hit_tokens": self._residence.hit_tokens,
+            "preemptions": self._scheduler.num_preemptions,
             "steps": self.num_steps,
             "generated_tokens": self.generated_tokens,
             "attention_backend": self._runner.backend_name,
@@ -143,42 +179,95 @@ class EngineCore:
 
     def snapshot(self) -> EngineSnapshot:
         """The engine at work, for people."""
-        total, free = self._kv.blocks_total, self._kv.blocks_free
-        blocks = BlockCounts(total, free, total - free, self._kv.blocks_shared, 0, 0)
-        return EngineSnapshot(blocks, "", (), self.stats(), {})
+        now, total, free = time.monotonic(), self._kv.blocks_total, self._kv.blocks_free
+        cached, store = self._kv.blocks_cached, self._residence.store
+        spilled = 0 if store is None else store.stats().blocks
+        blocks = BlockCounts(total, free - cached, total - free, self._kv.blocks_shared, cached, spilled)
+        letters = "".join(pool.letters() for pool in self._kv.pools)
+        requests = tuple(status(sequence, now) for sequence in self._open.values())
+        return EngineSnapshot(blocks, letters, requests, self.stats(), self._identity.memory)
 
     def explain(self, request_id: str) -> tuple[RequestReport, ...]:
         """The reports of a finished request's choices."""
-        return tuple(report for report in self._reports if report.request_id == request_id)
+        return tuple(found for found in self._reports if found.request_id == request_id)
+
+    def check_integrity(self) -> None:
+        """Raise AssertionError unless every block is accounted for. For tests."""
+        self._kv.check_integrity()
+        if not self._open and self._flight is None:
+            assert self._kv.blocks_free == self._kv.blocks_total, "blocks are held by nobody"
+
+    def _may_overlap(self) -> bool:
+        """A step may be launched before the last one was read, unless something has to be decided in between."""
+        scheduler = self._scheduler
+        return scheduler.is_roomy and not any(row.needs_host for row in scheduler.running)
 
     def _prefill(self, chunk: PrefillChunk) -> None:
-        sequence, start = chunk.sequence, chunk.sequence.num_computed
+        sequence, planned_end = chunk.sequence, chunk.sequence.num_computed + chunk.num_tokens
+        now = time.monotonic()
+        if sequence.history.admitted is None:
+            sequence.history.admitted = now
+        start = sequence.num_computed
+        count = planned_end - start
         began = time.perf_counter()
-        self._runner.prefill(sequence.tables, start, sequence.token_ids[start : start + chunk.num_tokens])
-        self._pace.record(chunk.num_tokens, time.perf_counter() - began)
-        self._scheduler.advance(sequence, chunk.num_tokens)
+        self._runner.prefill(sequence.tables, start, sequence.token_ids[start:planned_end])
+        self._pace.record(count, time.perf_counter() - began)
+        sequence.num_computed = sequence.num_prefilled = planned_end
+        sequence.history.prefill_chunks += 1
+        self._advanced(sequence)
 
-    def _decode(self, sequences: Rows[Sequence]) -> SampledTokens:
-        rows = [DecodeRow(row.tables, row.num_computed, row.token_ids[-1]) for row in sequences]
-        logits = self._runner.decode(rows)
-        batch = SamplingBatch.build([_sampling(row) for row in sequences], logits.shape[-1])
-        sampled = sample(logits, batch)
-        mx.eval([part for part in (sampled.tokens, sampled.chosen_logprobs, sampled.top_ids) if part is not None])
-        return sampled
+    def _advanced(self, sequence: Sequence) -> None:
+        """After more tokens have KV: share full blocks, drop what slid out of the windows."""
+        sequence.history.blocks_peak = max(sequence.history.blocks_peak, sequence.tables.num_blocks)
+        self._residence.publish(sequence)
+        self._kv.trim_windows(sequence.tables, sequence.num_computed - sequence.in_flight)
 
-    def _emit(self, sequences: Rows[Sequence], sampled: SampledTokens) -> None:
-        tokens: list[int] = sampled.tokens.tolist()  # type: ignore[assignment]
-        logprobs = _logprobs(sampled, [row.request.params.logprobs for row in sequences], tokens)
-        for sequence, token, logprob in zip(sequences, tokens, logprobs, strict=True):
-            self._scheduler.advance(sequence, 1)
+    def _launch(self, rows: tuple[Sequence, ...]) -> Flight:
+        previous = self._flight
+        places = {} if previous is None else {id(row): place for place, row in enumerate(previous.rows)}
+        inputs = []
+        for row in rows:
+            source = places.get(id(row)) if row.in_flight else None
+            inputs.append(DecodeRow(row.tables, row.num_computed, row.token_ids[-1], source))
+        batch = None
+        if not all(row.is_plain_greedy for row in rows):
+            batch = SamplingBatch.build([_sampling(row) for row in rows], self._runner.vocab_size)
+        sampled = self._runner.sample(inputs, batch, None if previous is None else previous.sampled.tokens)
+        now = time.monotonic()
+        for row in rows:
+            row.history.admitted = row.history.admitted or now
+            row.num_computed += 1
+            row.in_flight += 1
+        return Flight(rows, sampled)
+
+    def _land(self) -> None:
+        """Read the step in flight, if there is one."""
+        flight, self._flight = self._flight, None
+        if flight is not None:
+            self._retire(flight)
+
+    def _retire(self, flight: Flight) -> None:
+        """Take a launched step's tokens, and give back the blocks of rows that ended while it ran."""
+        tokens: list[int] = flight.sampled.tokens.tolist()  # type: ignore[assignment]
+        logprobs = _logprobs(flight, tokens)
+        now = time.monotonic()
+        for sequence, token, logprob in zip(flight.rows, tokens, logprobs, strict=False):
+            sequence.in_flight -= 1
+            if sequence.ended:
+                if sequence.in_flight == 0:
+                    self._residence.leave(sequence)
+                continue
+            sequence.history.token_times.append(now)
             self._commit(sequence, token, logprob)
 
     def _commit(self, sequence: Sequence, token: int, logprob: TokenLogprob | None) -> None:
         """Append one token, send its text, and end the sequence if this was its last."""
         sequence.token_ids.append(token)
+        if self._kv.has_windows or len(sequence.token_ids) % BLOCK_TOKENS <= 1:  # a block is full, or was begun
+            self._advanced(sequence)
         self.generated_tokens += 1
         text, reason = "", None
-        if token in self._eos and not sequence.request.params.ignore_eos:
+        if token in self._identity.eos_token_ids and not sequence.request.params.ignore_eos:
             reason = FinishReason.STOP
         else:
             text = sequence.detokenizer.push(token)
@@ -194,7 +283,7 @@ class EngineCore:
             reason,
             (logprob,) if logprob is not None else None,
             sequence.request.index,
-            sequence.cached_tokens,
+            sequence.history.cached_tokens,
         )
         if reason is None:
             sequence.sink(event)
@@ -202,8 +291,14 @@ class EngineCore:
             self._end(sequence, event)
 
     def _end(self, sequence: Sequence, event: StreamEvent) -> None:
+        """Take a sequence out. Its blocks stay quarantined while a launched step may still write to them."""
+        assert event.finish_reason is not None
+        sequence.ended = True
         del self._open[(sequence.request.request_id, sequence.request.index)]
-        self._scheduler.finish(sequence)
+        self._scheduler.remove(sequence)
+        if sequence.in_flight == 0:
+            self._residence.leave(sequence)
+        self._reports.append(report(sequence, event.finish_reason, time.monotonic()))
         sequence.sink(event)
 
 
@@ -211,15 +306,17 @@ def _sampling(sequence: Sequence) -> RowSampling:
     return RowSampling(
         sequence.request.params,
         sequence.request.seed,
-        len(sequence.token_ids),
+        len(sequence.token_ids) + sequence.in_flight,
         sequence.request.prompt_token_ids,
         sequence.output_token_ids if sequence.request.params.has_penalties else (),
     )
 
 
-def _logprobs(sampled: SampledTokens, wanted: Rows[int | None], tokens: Rows[int]) -> list[TokenLogprob | None]:
+def _logprobs(flight: Flight, tokens: Rows[int]) -> list[TokenLogprob | None]:
+    sampled = flight.sampled
     if sampled.chosen_logprobs is None:
         return [None] * len(tokens)
+    wanted = [row.request.params.logprobs for row in flight.rows]
     chosen: list[float] = sampled.chosen_logprobs.tolist()  # type: ignore[assignment]
     ids: list[list[int]] = [[]] * len(tokens) if sampled.top_ids is None else sampled.top_ids.tolist()  # type: ignore[assignment]
     tops: list[list[float]] = [[]] * len(tokens)
@@ -234,5 +331,5 @@ def _logprobs(sampled: SampledTokens, wanted: Rows[int | None], tokens: Rows[int
 def _last(sequence: Sequence, reason: FinishReason, error: str | None = None) -> StreamEvent:
     """The closing event of a sequence that ends between steps."""
     return StreamEvent(
-        sequence.detokenizer.finish(), (), reason, None, sequence.request.index, sequence.cached_tokens, error
+        sequence.detokenizer.finish(), (), reason, None, sequence.request.index, sequence.history.cached_tokens, error
     )

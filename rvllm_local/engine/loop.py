@@ -19,6 +19,8 @@ from rvllm_local.errors import EngineClosedError, RvllmError
 
 T = TypeVar("T")
 
+_IDLE_PAUSE_S = 0.01
+
 
 class EngineLoop:
     """Runs one core on one thread. Commands run between steps, in the order in which they came.
@@ -69,18 +71,26 @@ class EngineLoop:
         while self._take_commands(core):
             if core.has_work:
                 self._step(core)
-        core.fail_all("the engine was closed while the request was open")
+            elif core.has_idle_work:
+                core.idle()
+        core.close("the engine was closed while the request was open")
 
     def _take_commands(self, core: EngineCore) -> bool:
         """Run what was posted; wait for it when there is nothing else to do. False at the end."""
         while True:
             try:
-                command = self._commands.get(block=not core.has_work)
+                command = self._next_command(core)
             except queue.Empty:
                 return True
             if command is None:
                 return False
             command(core)
+
+    def _next_command(self, core: EngineCore) -> Callable[[EngineCore], None] | None:
+        """The next command: at once while requests run, after a pause while there is idle work, else however long."""
+        if core.has_work:
+            return self._commands.get(block=False)
+        return self._commands.get(timeout=_IDLE_PAUSE_S) if core.has_idle_work else self._commands.get()
 
     def _step(self, core: EngineCore) -> None:
         try:

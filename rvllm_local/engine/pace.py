@@ -1,6 +1,6 @@
 """How many prompt tokens a step may prefill, so that rows that are answering are not held up for long.
 
-Measures the speed of prefill as it runs; knows nothing of requests but whether they are decoding.
+Measures the speed of prefill and of decode steps as they run; knows nothing of requests but whether they are decoding.
 """
 
 from __future__ import annotations
@@ -11,27 +11,45 @@ from rvllm_local.engine.sequence import Sequence
 
 _SMOOTHING = 0.3  # weight of the newest measurement
 _SMALLEST = 16  # tokens; smaller chunks cost more than they save
+_MOST_SLOWDOWN = 1.2  # prefill may take this many times the decode step beside it, where no target is given
 
 
 class Pace:
-    """Turns a time target into tokens. `target_s` is how long prefill may delay the decoding rows of a step."""
+    """Turns a time target into tokens.
 
-    def __init__(self, *, prefill_chunk: int, target_s: float = 0.1) -> None:
+    `target_s` is how long a step with decoding rows may take, prefill included. None: at most `1 + _MOST_SLOWDOWN`
+    times a step without prefill, which is what suits machines whose prefill does not need large chunks.
+    """
+
+    def __init__(self, *, prefill_chunk: int, target_s: float | None) -> None:
         self._prefill_chunk = prefill_chunk
         self._target_s = target_s
         self._tokens_per_s: float | None = None
+        self._decode_s: float | None = None
 
     def record(self, num_tokens: int, seconds: float) -> None:
         """Take in one measured prefill call. Short ones say little about speed and are left out."""
-        if num_tokens < _SMALLEST or seconds <= 0:
-            return
-        speed = num_tokens / seconds
-        known = self._tokens_per_s
-        self._tokens_per_s = speed if known is None else known + _SMOOTHING * (speed - known)
+        if num_tokens >= _SMALLEST and seconds > 0:
+            self._tokens_per_s = _smooth(self._tokens_per_s, num_tokens / seconds)
+
+    def record_decode(self, seconds: float) -> None:
+        """Take in one step without prefill."""
+        self._decode_s = _smooth(self._decode_s, seconds)
 
     def prefill_tokens(self, running: Rows[Sequence]) -> int:
         """The prefill budget of the next step: a whole chunk when nobody is kept waiting by it."""
         if self._tokens_per_s is None or not any(sequence.is_decoding for sequence in running):
             return self._prefill_chunk
-        paced = int(self._tokens_per_s * self._target_s)
+        paced = int(self._tokens_per_s * self.prefill_seconds())
         return max(_SMALLEST, min(self._prefill_chunk, paced))
+
+    def prefill_seconds(self) -> float:
+        """What prefill may take of a step that also decodes."""
+        decode = 0.05 if self._decode_s is None else self._decode_s
+        if self._target_s is None:
+            return _MOST_SLOWDOWN * decode
+        return max(self._target_s - decode, 0.2 * self._target_s)
+
+
+def _smooth(known: float | None, new: float) -> float:
+    return new if known is None else known + _SMOOTHING * (new - known)

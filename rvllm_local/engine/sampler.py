@@ -74,6 +74,11 @@ class SamplingBatch:
     num_logprobs: int | None  # the most alternatives any row wants; None when no row wants log-probabilities
     needs_host_history: bool  # a row's logits depend on the tokens before it
 
+    @property
+    def is_plain_greedy(self) -> bool:
+        """The largest logit of each row is all that is wanted."""
+        return self.temperature is None and self.edits is None and self.num_logprobs is None
+
     @classmethod
     def build(cls, rows: Sequence[RowSampling], vocab_size: int) -> SamplingBatch:
         """Lay out a batch. Raises `ParameterError` for a biased token id outside the vocabulary."""

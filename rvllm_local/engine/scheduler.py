@@ -1,16 +1,42 @@
-"""Decides what one step runs: which sequences decode, which prefill how much, and who is admitted.
+"""Decides what one step runs: who is admitted, who decodes, who prefills how much, and who has to make room.
 
-Policy: first come, first served. A sequence is admitted when the blocks of its whole possible length are
-available, so that a running sequence can always grow and nothing deadlocks. Knows nothing of arrays.
+Policy: higher priority first, then first come, first served. A full arena preempts the lowest ranked sequence, whose
+blocks are swapped out, so the highest ranked one always advances and nothing deadlocks. Knows nothing of arrays.
 """
 
 from __future__ import annotations
 
-from collections import deque
+import bisect
+from collections.abc import Sequence as Rows
 from dataclasses import dataclass
+from typing import Protocol
 
 from rvllm_local.engine.sequence import Sequence
+from rvllm_local.memory.blocks import BLOCK_TOKENS, blocks_for
 from rvllm_local.memory.tables import KVTables
+
+_MOST_OVERTAKEN = 16  # smaller requests that may pass one that waits for blocks
+_LOOK_AHEAD = 8  # waiting requests that are looked at for one that fits
+_FIRST_SHARE = 4  # the highest ranked prefill gets at least one part in four of the budget
+
+
+class Residence(Protocol):
+    """Where a sequence's KV comes from and goes to; see `engine.residence`."""
+
+    def held_by_others(self, sequence: Sequence) -> tuple[int, ...]:
+        """Blocks of its prompt, by group, that other sequences hold already and that it will share."""
+
+    def extend(self, sequence: Sequence) -> None:
+        """Give a sequence that prefills what has become available of its prompt since."""
+
+    def enter(self, sequence: Sequence) -> None:
+        """Give a newly admitted sequence what is cached of its prompt."""
+
+    def swap_out(self, sequence: Sequence) -> None:
+        """Save its blocks elsewhere and give them back."""
+
+    def swap_in(self, sequence: Sequence) -> None:
+        """Give it blocks again, with the content that they had. The caller has checked the room."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,74 +60,181 @@ class StepPlan:
 
 
 class Scheduler:
-    """Owns the waiting queue and the running set; takes and returns blocks through `KVTables`."""
+    """Owns the queues; takes and returns blocks through `KVTables` and `Residence`. All lists are in rank order."""
 
-    def __init__(self, kv: KVTables, *, max_rows: int, prefill_chunk: int) -> None:
+    def __init__(self, kv: KVTables, residence: Residence, *, max_rows: int, prefill_chunk: int) -> None:
         self._kv = kv
+        self._residence = residence
         self._max_rows = max_rows
         self._prefill_chunk = prefill_chunk
-        self._reserved = [0] * len(kv.pools)  # blocks promised to running sequences, by group
-        self.waiting: deque[Sequence] = deque()
+        self.waiting: list[Sequence] = []
         self.running: list[Sequence] = []
+        self.swapped: list[Sequence] = []
+        self.num_preemptions = 0
 
     @property
     def has_work(self) -> bool:
-        return bool(self.waiting or self.running)
+        return bool(self.waiting or self.running or self.swapped)
 
     @property
     def longest_sequence(self) -> int:
         """The most tokens, prompt and output, that can ever be admitted."""
         return self._kv.capacity_tokens(self._prefill_chunk)
 
+    @property
+    def is_roomy(self) -> bool:
+        """True when the next step cannot have to preempt anyone."""
+        growth = len(self.running) + 2 * (self._prefill_chunk // BLOCK_TOKENS + 2)
+        return not self.swapped and all(pool.num_free >= growth for pool in self._kv.pools)
+
     def add(self, sequence: Sequence) -> None:
         """Queue a sequence that fits `longest_sequence`."""
-        self.waiting.append(sequence)
+        _insert(self.waiting, sequence)
 
     def schedule(self, prefill_tokens: int) -> StepPlan:
-        """Admit what fits, then plan a step with at most `prefill_tokens` tokens of prefill."""
+        """Resume and admit what fits, then plan a step with at most `prefill_tokens` tokens of prefill."""
+        for row in self.running:
+            if not row.is_decoding:
+                self._residence.extend(row)
+        self._resume()
         self._admit()
-        decodes = tuple(sequence for sequence in self.running if sequence.is_decoding)
-        prefills = []
-        for sequence in self.running:
-            count = min(sequence.num_to_prefill, prefill_tokens, self._prefill_chunk)
-            if count > 0:
-                prefills.append(PrefillChunk(sequence, count))
-                prefill_tokens -= count
-        for sequence in decodes:
-            self._kv.grow(sequence.tables, sequence.num_computed + 1)
-        for chunk in prefills:
-            self._kv.grow(chunk.sequence.tables, chunk.sequence.num_computed + chunk.num_tokens)
-        return StepPlan(tuple(prefills), decodes)
+        decodes = self._make_room_for_decodes()
+        preempted = self.num_preemptions
+        prefills = self._plan_prefills(prefill_tokens)
+        if self.num_preemptions != preempted:
+            decodes = [row for row in decodes if row.swapped is None]
+        return StepPlan(tuple(prefills), tuple(decodes))
 
-    def advance(self, sequence: Sequence, num_tokens: int) -> None:
-        """Record that `num_tokens` more tokens have KV, and free what slid out of the windows."""
-        sequence.num_computed += num_tokens
-        self._kv.trim_windows(sequence.tables, sequence.num_computed)
+    def remove(self, sequence: Sequence) -> None:
+        """Take a sequence out, wherever it is. Its blocks are the caller's to release."""
+        for rows in (self.running, self.waiting, self.swapped):
+            if sequence in rows:
+                rows.remove(sequence)
 
-    def finish(self, sequence: Sequence) -> None:
-        """Take a sequence out, wherever it is, and free its blocks."""
-        if sequence in self.running:
-            self.running.remove(sequence)
-            self._reserve(sequence, -1)
-            self._kv.release(sequence.tables)
-        elif sequence in self.waiting:
-            self.waiting.remove(sequence)
+    def _resume(self) -> None:
+        while self.swapped and len(self.running) < self._max_rows:
+            sequence = self.swapped[0]
+            assert sequence.swapped is not None
+            spare = len(self.running) + 1 if self.running else 0  # so that it is not thrown out again at once
+            needed = [len(blocks) + spare for blocks in sequence.swapped]
+            if not self._fits(needed, margin=bool(self.running)):
+                return
+            self.swapped.pop(0)
+            self._residence.swap_in(sequence)
+            _insert(self.running, sequence)
 
     def _admit(self) -> None:
-        while self.waiting and len(self.running) < self._max_rows and self._fits(self.waiting[0]):
-            sequence = self.waiting.popleft()
-            self._reserve(sequence, +1)
-            self.running.append(sequence)
+        while self.waiting and len(self.running) + len(self.swapped) < self._max_rows:
+            if self.swapped and self.swapped[0].rank < self.waiting[0].rank:
+                return
+            chosen = self._next_admission()
+            if chosen is None:
+                return
+            for passed in self.waiting[: self.waiting.index(chosen)]:
+                passed.overtaken += 1
+            self.waiting.remove(chosen)
+            self._residence.enter(chosen)
+            _insert(self.running, chosen)
 
-    def _needed(self, sequence: Sequence) -> tuple[int, ...]:
-        return self._kv.layout.blocks_needed(sequence.max_total, self._prefill_chunk)
+    def _next_admission(self) -> Sequence | None:
+        """The first waiting sequence that fits; one that was passed too often holds back the rest."""
+        for sequence in self.waiting[:_LOOK_AHEAD]:
+            if self._waits_for_sibling(sequence):
+                continue
+            needed = self._kv.layout.blocks_needed(len(sequence.token_ids) + 1, self._prefill_chunk)
+            held = self._residence.held_by_others(sequence)
+            if self._fits([max(0, n - h) for n, h in zip(needed, held, strict=True)]):
+                return sequence
+            if sequence.overtaken >= _MOST_OVERTAKEN:
+                return None
+        return None
 
-    def _fits(self, sequence: Sequence) -> bool:
-        return all(
-            reserved + needed <= pool.num_total
-            for reserved, needed, pool in zip(self._reserved, self._needed(sequence), self._kv.pools, strict=True)
+    def _waits_for_sibling(self, sequence: Sequence) -> bool:
+        """The choices of one request share their prompt: the first computes it."""
+        request = sequence.request
+        return request.index > 0 and any(
+            row.request.request_id == request.request_id and row.num_to_prefill > 0 for row in self.running
         )
 
-    def _reserve(self, sequence: Sequence, sign: int) -> None:
-        for group, needed in enumerate(self._needed(sequence)):
-            self._reserved[group] += sign * needed
+    def _fits(self, needed: Rows[int], *, margin: bool = True) -> bool:
+        """Free blocks cover `needed` and, with `margin`, what running prompts will still take."""
+        promised = [0] * len(needed)
+        for row in self.running if margin else ():
+            if row.num_to_prefill > 0:
+                wanted = self._kv.layout.blocks_needed(len(row.token_ids) + 1, self._prefill_chunk)
+                for group, table in enumerate(row.tables.groups):
+                    promised[group] += max(0, wanted[group] - len(table.block_ids))
+        return all(
+            pool.num_free >= count + later for pool, count, later in zip(self._kv.pools, needed, promised, strict=True)
+        )
+
+    def _make_room_for_decodes(self) -> list[Sequence]:
+        decodes = []
+        for row in list(self.running):
+            if row.swapped is not None or not row.wants_decode:
+                continue
+            if row.num_computed < row.capacity or self._grow(row, row.num_computed + 1):
+                decodes.append(row)
+        return [row for row in decodes if row.swapped is None]
+
+    def _grow(self, sequence: Sequence, num_tokens: int) -> bool:
+        """Give a sequence room for `num_tokens` tokens; False if it has to wait for blocks."""
+        if not self._make_room(sequence, num_tokens):
+            return False
+        self._kv.grow(sequence.tables, num_tokens)
+        sequence.capacity = blocks_for(num_tokens) * BLOCK_TOKENS
+        return True
+
+    def _make_room(self, sequence: Sequence, num_tokens: int) -> bool:
+        """Preempt lower ranked sequences until `sequence` can grow. False if it cannot, yet."""
+        while not self._kv.can_grow(sequence.tables, num_tokens):
+            victim = self.running[-1]
+            if victim is sequence or victim.rank < sequence.rank or victim.in_flight:
+                return False
+            self._preempt(victim)
+        return True
+
+    def _preempt(self, victim: Sequence) -> None:
+        self.running.remove(victim)
+        self._residence.swap_out(victim)
+        victim.history.preemptions += 1
+        self.num_preemptions += 1
+        _insert(self.swapped, victim)
+
+    def _plan_prefills(self, budget: int) -> list[PrefillChunk]:
+        chunks = []
+        for sequence, tokens in self._share_budget(budget):
+            if sequence.swapped is not None:
+                continue
+            count = _aligned(sequence.num_computed, tokens, sequence.num_to_prefill)
+            if self._grow(sequence, sequence.num_computed + count):
+                chunks.append(PrefillChunk(sequence, count))
+        return [chunk for chunk in chunks if chunk.sequence.swapped is None]
+
+    def _share_budget(self, budget: int) -> list[tuple[Sequence, int]]:
+        """Short prompts go first, but the highest ranked one always gets its share, so that it cannot starve."""
+        rows = [row for row in self.running if row.num_to_prefill > 0 and not row.restoring]
+        if not rows or budget < 1:
+            return []
+        first = rows[0]
+        shares = {id(first): min(first.num_to_prefill, max(1, budget // _FIRST_SHARE), self._prefill_chunk)}
+        left = budget - shares[id(first)]
+        for row in sorted(rows, key=lambda row: (row.num_to_prefill, row.rank)):
+            given = shares.get(id(row), 0)
+            more = min(row.num_to_prefill - given, left, self._prefill_chunk - given)
+            if given + more > 0:
+                shares[id(row)] = given + more
+                left -= more
+        return [(row, shares[id(row)]) for row in rows if id(row) in shares]
+
+
+def _insert(rows: list[Sequence], sequence: Sequence) -> None:
+    bisect.insort(rows, sequence, key=lambda row: row.rank)
+
+
+def _aligned(start: int, count: int, remaining: int) -> int:
+    """A chunk that does not end its prompt ends at a block, if it reaches one: blocks fill, and few sizes occur."""
+    if count >= remaining:
+        return remaining
+    end = (start + count) // BLOCK_TOKENS * BLOCK_TOKENS
+    return end - start if end > start else count

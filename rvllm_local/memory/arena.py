@@ -15,7 +15,10 @@ from rvllm_local.memory.blocks import BLOCK_TOKENS
 
 @dataclass(frozen=True, slots=True)
 class KVShape:
-    """What one group of layers stores for a token. `window` is None for full attention."""
+    """What one group of layers stores for a token. `window` is None for full attention.
+
+    `dtype` is what the model computes in. With `quantized` the arena holds int8 and one float32 scale a token and head.
+    """
 
     num_layers: int
     kv_heads: int
@@ -23,6 +26,7 @@ class KVShape:
     value_dim: int
     window: int | None
     dtype: mx.Dtype
+    quantized: bool = False
 
     @property
     def width(self) -> int:
@@ -30,20 +34,34 @@ class KVShape:
         return max(self.key_dim, self.value_dim)
 
     @property
+    def stored_dtype(self) -> mx.Dtype:
+        return mx.int8 if self.quantized else self.dtype
+
+    @property
+    def scale_bytes(self) -> int:
+        """Bytes of one block's scales, which follow its elements wherever a block is saved."""
+        return self.num_layers * 2 * self.kv_heads * BLOCK_TOKENS * 4 if self.quantized else 0
+
+    @property
+    def data_bytes(self) -> int:
+        """Bytes of one block's keys and values."""
+        return self.num_layers * 2 * self.kv_heads * BLOCK_TOKENS * self.width * self.stored_dtype.size
+
+    @property
     def block_bytes(self) -> int:
-        return self.num_layers * 2 * self.kv_heads * BLOCK_TOKENS * self.width * self.dtype.size
+        return self.data_bytes + self.scale_bytes
 
 
 class Arena:
-    """The storage behind one `KVShape`; `array` is allocated once and never replaced."""
+    """The storage behind one `KVShape`; `array` and `scales` are allocated once and never replaced."""
 
     def __init__(self, shape: KVShape, num_blocks: int) -> None:
         self.shape = shape
         self.num_blocks = num_blocks
-        self.array = mx.zeros(
-            (num_blocks, shape.num_layers, 2, shape.kv_heads, BLOCK_TOKENS, shape.width), dtype=shape.dtype
-        )
-        mx.eval(self.array)
+        planes = (num_blocks, shape.num_layers, 2, shape.kv_heads, BLOCK_TOKENS)
+        self.array = mx.zeros((*planes, shape.width), dtype=shape.stored_dtype)
+        self.scales = mx.zeros(planes, dtype=mx.float32) if shape.quantized else None
+        mx.eval([part for part in (self.array, self.scales) if part is not None])
 
     @property
     def nbytes(self) -> int:

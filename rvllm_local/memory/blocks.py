@@ -5,8 +5,8 @@ Knows ids and counts only, never arrays. Block 0 is scratch for padding rows and
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Iterable
+from collections import OrderedDict, deque
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 BLOCK_TOKENS = 32  # tokens a block
@@ -19,13 +19,20 @@ def blocks_for(num_tokens: int) -> int:
 
 
 class BlockPool:
-    """Hands out block ids 1 .. num_blocks - 1 and counts who holds them."""
+    """Hands out block ids 1 .. num_blocks - 1 and counts who holds them.
 
-    def __init__(self, num_blocks: int) -> None:
+    A block without holders is free, or cached if its content was marked as worth keeping (`keep`). Cached blocks are
+    handed out too, least recently used first, once no free one is left; `on_evict` is told before that happens.
+    """
+
+    def __init__(self, num_blocks: int, on_evict: Callable[[int], None] | None = None) -> None:
         if num_blocks < 2:
             raise ValueError(f"a pool needs the scratch block and at least one more, not {num_blocks}")
         self._ref_counts = [0] * num_blocks
         self._free: deque[int] = deque(range(1, num_blocks))
+        self._kept: set[int] = set()
+        self._cached: OrderedDict[int, None] = OrderedDict()  # kept blocks without holders, oldest first
+        self.on_evict = on_evict
         self.peak_used = 0
 
     @property
@@ -35,7 +42,13 @@ class BlockPool:
 
     @property
     def num_free(self) -> int:
-        return len(self._free)
+        """Blocks that can be handed out now: free ones, and cached ones."""
+        return len(self._free) + len(self._cached)
+
+    @property
+    def num_cached(self) -> int:
+        """Blocks without holders whose content is kept."""
+        return len(self._cached)
 
     @property
     def num_shared(self) -> int:
@@ -45,36 +58,76 @@ class BlockPool:
     def ref_count(self, block_id: int) -> int:
         return self._ref_counts[block_id]
 
+    def letters(self) -> str:
+        """One letter a block: (f)ree, (c)ached, (u)sed, (s)hared."""
+        return "".join(
+            "s" if count > 1 else "u" if count else "c" if block in self._cached else "f"
+            for block, count in enumerate(self._ref_counts)
+            if block != SCRATCH_BLOCK
+        )
+
     def allocate(self, count: int) -> list[int]:
-        """Take `count` free blocks, each with one holder. The caller has checked `num_free`."""
-        assert count <= len(self._free), f"{count} blocks asked, {len(self._free)} free"
-        block_ids = [self._free.popleft() for _ in range(count)]
+        """Take `count` blocks, each with one holder. The caller has checked `num_free`."""
+        assert count <= self.num_free, f"{count} blocks asked, {self.num_free} free"
+        block_ids = [self._free.popleft() if self._free else self._evict() for _ in range(count)]
         for block_id in block_ids:
             self._ref_counts[block_id] = 1
-        self.peak_used = max(self.peak_used, self.num_total - len(self._free))
+        self.peak_used = max(self.peak_used, self.num_total - self.num_free)
         return block_ids
 
     def share(self, block_ids: Iterable[int]) -> None:
-        """Add a holder to blocks that are already held."""
+        """Add a holder to blocks that are held or cached."""
         for block_id in block_ids:
-            assert self._ref_counts[block_id] > 0, f"block {block_id} is free and cannot be shared"
+            if self._ref_counts[block_id] == 0:
+                assert block_id in self._cached, f"block {block_id} is free and cannot be shared"
+                del self._cached[block_id]
             self._ref_counts[block_id] += 1
+        self.peak_used = max(self.peak_used, self.num_total - self.num_free)
 
     def release(self, block_ids: Iterable[int]) -> None:
-        """Drop one holder of each block; a block without holders is free again."""
-        for block_id in block_ids:
+        """Drop one holder of each block; a block without holders is free or cached again.
+
+        Of one sequence's blocks the last ones are evicted first: a prefix is worth more than what follows it.
+        """
+        for block_id in reversed(list(block_ids)):
             assert self._ref_counts[block_id] > 0, f"block {block_id} was released twice"
             self._ref_counts[block_id] -= 1
             if self._ref_counts[block_id] == 0:
-                self._free.append(block_id)
+                if block_id in self._kept:
+                    self._cached[block_id] = None
+                else:
+                    self._free.append(block_id)
+
+    def keep(self, block_id: int) -> None:
+        """Mark a held block's content as worth keeping after its last holder."""
+        assert self._ref_counts[block_id] > 0, f"block {block_id} is not held"
+        self._kept.add(block_id)
+
+    def forget(self, block_id: int) -> None:
+        """The content is worthless now; without holders the block is free."""
+        self._kept.discard(block_id)
+        if block_id in self._cached:
+            del self._cached[block_id]
+            self._free.append(block_id)
 
     def check_integrity(self) -> None:
-        """Raise AssertionError unless every block is free or held, and never both."""
+        """Raise AssertionError unless every block is free, cached or held, and only one of these."""
         free = set(self._free)
         assert len(free) == len(self._free), "a block is free twice"
         assert SCRATCH_BLOCK not in free and self._ref_counts[SCRATCH_BLOCK] == 0
+        assert free.isdisjoint(self._cached) and free.isdisjoint(self._kept), "a free block is kept"
+        assert self._kept.issuperset(self._cached)
         for block_id in range(1, len(self._ref_counts)):
-            assert (self._ref_counts[block_id] == 0) == (block_id in free), f"block {block_id} is lost"
+            idle = block_id in free or block_id in self._cached
+            assert (self._ref_counts[block_id] == 0) == idle, f"block {block_id} is lost"
+
+    def _evict(self) -> int:
+        block_id = next(iter(self._cached))
+        if self.on_evict is not None:
+            self.on_evict(block_id)
+        del self._cached[block_id]
+        self._kept.discard(block_id)
+        return block_id
 
 
 @dataclass(slots=True)

@@ -116,3 +116,31 @@ def check_copy(config: KernelConfig, launcher: Launcher | None = None) -> None:
             scales_before[target] = scales_before[source]
     assert np.array_equal(floats(arena), before), "kv_copy changed the wrong blocks"
     assert scales is None or np.array_equal(floats(scales), scales_before)  # type: ignore[arg-type]
+
+
+def check_save_load(config: KernelConfig, launcher: Launcher | None = None) -> None:
+    """kv_save gives a block's bytes, elements before scales, and kv_load puts them into another block."""
+    kernels, random = KernelSet(config, launcher=launcher), np.random.default_rng(5)
+    arena = mx.array(random.integers(-100, 100, config.arena_shape(6))).astype(config.kv_dtype)
+    scales = None
+    if config.quantized:
+        scales = mx.array(random.standard_normal(config.scales_shape(6), dtype=np.float32))
+        mx.eval(scales)
+    token = kernels.first_token()
+    sources = mx.array([4, 2, 0, 0, 0, 0, 0, 0], dtype=mx.int32)
+    targets = mx.array([1, 5, 0, 0, 0, 0, 0, 0], dtype=mx.int32)
+    mx.eval(arena, sources, targets, token)
+    before, scales_before = floats(arena), None if scales is None else floats(scales)
+    saved = kernels.kv_save(arena, scales, sources, token, 2)
+    mx.eval(saved)
+    whole = [arena] if scales is None else [arena, scales]
+    for row, source in enumerate((4, 2)):
+        expected = b"".join(np.array(part[source].view(mx.uint8)).tobytes() for part in whole)
+        assert np.array(saved[row]).tobytes() == expected, "kv_save gave other bytes"
+    mx.eval(kernels.kv_load(arena, scales, targets, saved, token))
+    for source, target in ((4, 1), (2, 5)):
+        before[target] = before[source]
+        if scales_before is not None:
+            scales_before[target] = scales_before[source]
+    assert np.array_equal(floats(arena), before), "kv_load changed the wrong blocks"
+    assert scales is None or np.array_equal(floats(scales), scales_before)  # type: ignore[arg-type]

@@ -28,7 +28,11 @@ def test_kernels_agree_with_mlx_lm(architecture: str) -> None:
     backend = KernelBackend([Arena(shape, n) for shape, n in zip(layout.groups, blocks)], launcher=Emulator())
     kv = KVTables(layout, blocks)
     runner = choose_runner(
-        model, lambda mode: ModelRunner(model, layout, backend, mode), kv, paged=paged, vocab_size=config["vocab_size"]
+        model,
+        lambda mode: ModelRunner(model, layout, backend, mode, config["vocab_size"]),
+        kv,
+        paged=paged,
+        vocab_size=config["vocab_size"],
     )
     assert runner.mode == RunMode(batched=True, dense=False)
     assert backend.num_dispatches > 0

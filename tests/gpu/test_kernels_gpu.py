@@ -126,6 +126,7 @@ def cases() -> Iterator[tuple[str, Callable[[], object]]]:
         label = f"{config.head_dim} {config.kv_dtype}"
         yield f"write and gather {label}", lambda c=config: checks.check_write_gather(c)
         yield f"copy {label}", lambda c=config: checks.check_copy(c)
+        yield f"save and load {label}", lambda c=config: checks.check_save_load(c)
     yield "pipelined eager", lambda: check_pipelined(compiled=False)
     yield "pipelined compiled", lambda: check_pipelined(compiled=True)
     yield "peak memory", check_memory

@@ -8,9 +8,11 @@ from hypothesis import strategies as st
 
 from rvllm_local.engine.detokenizer import StreamingDetokenizer
 from rvllm_local.engine.scheduler import Scheduler
-from rvllm_local.engine.sequence import Sequence
+from rvllm_local.engine.sequence import History, Sequence
 from rvllm_local.memory.arena import KVShape
 from rvllm_local.memory.layout import KVLayout, LayerSlot
+from rvllm_local.memory.prefix import KeyChain, root_key
+from rvllm_local.memory.swap import Swapped
 from rvllm_local.memory.tables import KVTables
 from rvllm_local.types import Request, SamplingParams
 
@@ -23,48 +25,96 @@ CHUNK = 40
 class PlainText:
     """A tokenizer of bytes, enough for a detokenizer."""
 
-    def decode(self, ids: list[int], skip_special: bool = True) -> str:
-        return bytes(token % 256 for token in ids).decode(errors="replace")
-
     def id_to_bytes(self, token_id: int) -> bytes | None:
         return bytes([token_id % 256])
 
 
-def sequence(kv: KVTables, num_prompt: int, num_output: int) -> Sequence:
-    request = Request("r", tuple(range(num_prompt)), SamplingParams(max_tokens=num_output), seed=0)
+class NoContent:
+    """A residence without arrays: nothing is cached, and swapping moves only block counts."""
+
+    def __init__(self, kv: KVTables) -> None:
+        self.kv = kv
+
+    def held_by_others(self, sequence: Sequence) -> tuple[int, ...]:
+        return tuple(0 for _ in self.kv.pools)
+
+    def extend(self, sequence: Sequence) -> None:
+        pass
+
+    def enter(self, sequence: Sequence) -> None:
+        pass
+
+    def swap_out(self, sequence: Sequence) -> None:
+        sequence.swapped = tuple(tuple(Swapped(0, 0) for _ in table.block_ids) for table in sequence.tables.groups)
+        self.kv.release(sequence.tables)
+
+    def swap_in(self, sequence: Sequence) -> None:
+        assert sequence.swapped is not None
+        for pool, table, parts in zip(self.kv.pools, sequence.tables.groups, sequence.swapped):
+            table.block_ids.extend(pool.allocate(len(parts)))
+        sequence.swapped = None
+
+
+def setup(num_blocks: tuple[int, int] = (9, 9), max_rows: int = 4) -> tuple[KVTables, Scheduler]:
+    kv = KVTables(LAYOUT, num_blocks)
+    return kv, Scheduler(kv, NoContent(kv), max_rows=max_rows, prefill_chunk=CHUNK)
+
+
+def sequence(kv: KVTables, num_prompt: int, num_output: int, *, order: int = 0, priority: int = 0) -> Sequence:
+    request = Request(
+        f"r{order}", tuple(range(num_prompt)), SamplingParams(max_tokens=num_output), seed=0, priority=priority
+    )
     detokenizer = StreamingDetokenizer(PlainText(), ())
-    return Sequence(request, num_prompt + num_output, kv.new_sequence(), detokenizer, lambda event: None)
+    return Sequence(
+        request,
+        num_prompt + num_output,
+        kv.new_sequence(),
+        detokenizer,
+        lambda event: None,
+        KeyChain(root_key("test")),
+        History(0.0),
+        order,
+    )
 
 
-def run_step(scheduler: Scheduler, budget: int) -> list[Sequence]:
+def finish(kv: KVTables, scheduler: Scheduler, row: Sequence) -> None:
+    scheduler.remove(row)
+    kv.release(row.tables)
+
+
+def run_step(kv: KVTables, scheduler: Scheduler, budget: int) -> list[Sequence]:
     """Run one step as the core would; return the sequences that ended."""
     plan = scheduler.schedule(budget)
-    assert sum(chunk.num_tokens for chunk in plan.prefills) <= budget
+    assert sum(chunk.num_tokens for chunk in plan.prefills) <= max(budget, CHUNK)
     assert not plan.is_empty
     ended = []
     for chunk in plan.prefills:
-        scheduler.advance(chunk.sequence, chunk.num_tokens)
+        chunk.sequence.num_computed += chunk.num_tokens
+        kv.trim_windows(chunk.sequence.tables, chunk.sequence.num_computed)
     for row in plan.decodes:
-        scheduler.advance(row, 1)
+        row.num_computed += 1
         row.token_ids.append(0)
+        kv.trim_windows(row.tables, row.num_computed)
         if len(row.token_ids) == row.max_total:
-            scheduler.finish(row)
+            finish(kv, scheduler, row)
             ended.append(row)
     return ended
 
 
 @settings(max_examples=60, deadline=None)
 @given(
-    shapes=st.lists(st.tuples(st.integers(1, 150), st.integers(1, 60)), min_size=1, max_size=12),
+    shapes=st.lists(st.tuples(st.integers(1, 150), st.integers(1, 60), st.integers(-1, 1)), min_size=1, max_size=12),
     budget=st.integers(1, 200),
     cancels=st.sets(st.integers(0, 11)),
 )
 def test_every_request_ends_and_every_block_comes_back(
-    shapes: list[tuple[int, int]], budget: int, cancels: set[int]
+    shapes: list[tuple[int, int, int]], budget: int, cancels: set[int]
 ) -> None:
-    kv = KVTables(LAYOUT, (9, 9))
-    scheduler = Scheduler(kv, max_rows=4, prefill_chunk=CHUNK)
-    sequences = [sequence(kv, *shape) for shape in shapes]
+    kv, scheduler = setup()
+    sequences = [
+        sequence(kv, prompt, output, order=order, priority=priority)
+        for order, (prompt, output, priority) in enumerate(shapes)
+    ]
     sequences = [row for row in sequences if row.max_total <= scheduler.longest_sequence]
     for row in sequences:
         scheduler.add(row)
@@ -73,31 +123,71 @@ def test_every_request_ends_and_every_block_comes_back(
     step = 0
     while scheduler.has_work:
         assert step < 20_000, "no progress"
-        left -= {id(row) for row in run_step(scheduler, budget)}
+        left -= {id(row) for row in run_step(kv, scheduler, budget)}
         if step % 7 == 3 and cancelled:
             row = cancelled.pop()
-            scheduler.finish(row)
+            finish(kv, scheduler, row)
             left.discard(id(row))
         step += 1
     assert not left
     assert kv.blocks_free == kv.blocks_total
-    for pool in kv.pools:
-        pool.check_integrity()
+    kv.check_integrity()
 
 
-def test_first_come_first_admitted() -> None:
-    kv = KVTables(LAYOUT, (9, 9))
-    scheduler = Scheduler(kv, max_rows=4, prefill_chunk=CHUNK)
-    large, larger, small = sequence(kv, 100, 50), sequence(kv, 200, 40), sequence(kv, 4, 4)
-    for row in (large, larger, small):
-        scheduler.add(row)
+def test_a_large_request_is_passed_by_small_ones_but_not_for_ever() -> None:
+    kv, scheduler = setup(max_rows=2)
+    first, large = sequence(kv, 150, 50, order=0), sequence(kv, 150, 50, order=1)
+    scheduler.add(first)
     scheduler.schedule(1000)
-    assert scheduler.running == [large]  # `larger` waits for blocks, and `small` does not overtake it
+    scheduler.add(large)
+    passed = 0
+    for order in range(2, 60):
+        small = sequence(kv, 4, 4, order=order)
+        scheduler.add(small)
+        scheduler.schedule(1000)
+        if small not in scheduler.running:
+            break
+        passed += 1
+        finish(kv, scheduler, small)
+    assert 1 <= passed <= 20
+    assert large in scheduler.waiting
+
+
+def test_a_higher_priority_is_admitted_first() -> None:
+    kv, scheduler = setup(max_rows=1)
+    ordinary, urgent = sequence(kv, 4, 4, order=0), sequence(kv, 4, 4, order=1, priority=5)
+    scheduler.add(ordinary)
+    scheduler.add(urgent)
+    scheduler.schedule(100)
+    assert scheduler.running == [urgent]
+
+
+def test_a_full_arena_preempts_the_youngest_and_resumes_it() -> None:
+    kv, scheduler = setup()
+    older, younger = sequence(kv, 100, 150, order=0), sequence(kv, 60, 100, order=1)
+    scheduler.add(older)
+    scheduler.add(younger)
+    while younger not in scheduler.swapped:
+        run_step(kv, scheduler, 200)
+    assert younger.history.preemptions == 1 and older in scheduler.running
+    computed = younger.num_computed
+    finish(kv, scheduler, older)
+    scheduler.schedule(200)
+    assert younger in scheduler.running and younger.num_computed == computed
+
+
+def test_a_short_prompt_overtakes_a_long_one_that_still_advances() -> None:
+    kv, scheduler = setup((40, 40))
+    long, short = sequence(kv, 1000, 4, order=0), sequence(kv, 30, 4, order=1)
+    scheduler.add(long)
+    scheduler.add(short)
+    plan = scheduler.schedule(40)
+    tokens = {chunk.sequence.order: chunk.num_tokens for chunk in plan.prefills}
+    assert tokens[1] == 29 and tokens[0] > 0
 
 
 def test_a_prompt_of_one_token_decodes_at_once() -> None:
-    kv = KVTables(LAYOUT, (9, 9))
-    scheduler = Scheduler(kv, max_rows=4, prefill_chunk=CHUNK)
+    kv, scheduler = setup()
     scheduler.add(sequence(kv, 1, 4))
     plan = scheduler.schedule(100)
     assert plan.prefills == () and len(plan.decodes) == 1

@@ -1,0 +1,337 @@
+"""KV blocks on disk: a content-addressed store that outlives the process. Knows bytes and keys only.
+
+One file a block, written by one thread to a temporary name and renamed, so that a file is absent or complete after
+kill -9. Nothing is synced: what a power cut leaves half-written fails its checksum, and is removed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import itertools
+import os
+import queue
+import shutil
+import stat
+import struct
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+KEY_BYTES = 32
+FREE_RESERVE = 512 * 2**20  # bytes that are left free on the disk
+_MAGIC = b"RVKVBLK1"
+_HEADER = struct.Struct("<8sQ32s32s32s")  # magic, payload bytes, fingerprint, key, sha256 of all that and the payload
+_SUFFIX, _TEMPORARY = ".kv", ".tmp"
+_QUEUE_BYTES = 64 * 2**20  # waiting to be written
+_RESCAN_WRITES = 256  # other processes write too: look again after this many writes
+_STALE_S = 3600.0  # a temporary file this old belongs to nobody
+
+
+@dataclass(frozen=True, slots=True)
+class SpillStats:
+    """Counters since the store was opened; `blocks` and `bytes` are what this model has on disk."""
+
+    blocks: int
+    bytes: int
+    hits: int
+    misses: int
+    writes: int
+    dropped: int  # not written, because the queue was full or writing is off
+    evicted: int
+    corrupt: int
+    enabled: bool
+
+
+class BlockStore:
+    """Blocks of one `fingerprint` (model and KV format) below `folder`; the byte budget covers all fingerprints.
+
+    `put` and `get` never raise for what the disk does. When the disk cannot be written, writing goes off with one call
+    of `warn`, and everything else goes on. Use from one thread; the writer is the store's own.
+    """
+
+    def __init__(self, folder: Path, *, fingerprint: bytes, budget_bytes: int, warn: Callable[[str], None]) -> None:
+        if len(fingerprint) != KEY_BYTES:
+            raise ValueError(f"a fingerprint has {KEY_BYTES} bytes, not {len(fingerprint)}")
+        self._root, self._home = folder, folder / fingerprint.hex()[:32]
+        self._fingerprint = fingerprint
+        self._budget = budget_bytes
+        self._warn = warn
+        self._lock = threading.Lock()
+        self._sizes: dict[bytes, int] = {}  # this fingerprint's blocks
+        self._pending: dict[bytes, bytes] = {}
+        self._pending_bytes = 0
+        self._ages: OrderedDict[Path, int] = OrderedDict()  # every block file, oldest first; the writer's alone
+        self._counts = dict.fromkeys(("hits", "misses", "writes", "dropped", "evicted", "corrupt"), 0)
+        self._enabled = True
+        self._names = itertools.count()
+        self._queue: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
+        self._idle = threading.Condition(self._lock)
+        self._open()
+        self._writer = threading.Thread(target=self._write_all, name="rvllm-spill", daemon=True)
+        self._writer.start()
+
+    def contains(self, key: bytes) -> bool:
+        """Answered from memory; the file may turn out to be gone or damaged."""
+        return key in self._sizes or key in self._pending
+
+    def put(self, key: bytes, payload: Sequence[bytes | bytearray | memoryview]) -> bool:
+        """Hand a block to the writer. False if it is there already, or cannot be taken now."""
+        if self.contains(key):
+            return False
+        data = b"".join(payload)
+        with self._lock:
+            if not self._enabled or self._pending_bytes + len(data) > max(_QUEUE_BYTES, len(data)):
+                self._counts["dropped"] += 1
+                return False
+            self._pending[key] = data
+            self._pending_bytes += len(data)
+        self._queue.put(key)
+        return True
+
+    def get(self, key: bytes) -> bytearray | None:
+        """The block, verified; None if it is not there. A damaged file is removed."""
+        with self._lock:
+            waiting = self._pending.get(key)
+        if waiting is not None:
+            self._counts["hits"] += 1
+            return bytearray(waiting)
+        if key not in self._sizes:
+            self._counts["misses"] += 1
+            return None
+        path = self._path(key)
+        try:
+            payload = self._read(path, key)
+        except OSError:
+            payload = None
+        if payload is None:
+            self._remove_damaged(path, key)
+            return None
+        self._counts["hits"] += 1
+        with contextlib.suppress(OSError):
+            os.utime(path)  # eviction goes by age since the last use
+        return payload
+
+    def flush(self, timeout_s: float) -> bool:
+        """Wait until everything handed over is on disk, or dropped. False if that took longer."""
+        with self._lock:
+            return self._idle.wait_for(lambda: not self._pending, timeout_s)
+
+    def close(self, timeout_s: float = 10.0) -> None:
+        """Write what waits, and stop the writer. Safe to call twice."""
+        self._queue.put(None)
+        self._writer.join(timeout_s)
+
+    def stats(self) -> SpillStats:
+        with self._lock:
+            sizes = list(self._sizes.values())
+            return SpillStats(len(sizes), sum(sizes), **self._counts, enabled=self._enabled)
+
+    # What follows touches the disk.
+
+    def _open(self) -> None:
+        try:
+            for folder in (self._root, self._home):
+                folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+                if folder.is_symlink():
+                    raise OSError(f"{folder} is a symbolic link")
+                folder.chmod(0o700)
+            self._scan()
+            self._make_room(0)
+        except OSError as error:
+            self._switch_off(error)
+
+    def _scan(self) -> None:
+        """Index what is there; remove temporaries of dead writers and files that cannot be blocks."""
+        found: list[tuple[float, Path, int]] = []
+        sizes: dict[bytes, int] = {}
+        for home in self._root.iterdir():
+            if home.is_symlink() or not home.is_dir():
+                continue
+            for path in home.glob("*/*"):
+                try:
+                    info = path.lstat()
+                    if not self._is_block(path, info):
+                        continue
+                except OSError:  # another process was quicker
+                    continue
+                found.append((info.st_mtime, path, info.st_size))
+                if home == self._home:
+                    sizes[bytes.fromhex(path.stem)] = info.st_size - _HEADER.size
+        self._ages = OrderedDict((path, size) for _, path, size in sorted(found, key=lambda entry: entry[0]))
+        with self._lock:
+            self._sizes = sizes
+
+    def _is_block(self, path: Path, info: os.stat_result) -> bool:
+        """True for what may be a block; removes what certainly is none."""
+        if path.suffix == _TEMPORARY:
+            if time.time() - info.st_mtime > _STALE_S or not _writer_lives(path):
+                path.unlink()
+            return False
+        name_fits = path.suffix == _SUFFIX and len(path.stem) == 2 * KEY_BYTES and _is_hex(path.stem)
+        if name_fits and stat.S_ISREG(info.st_mode) and info.st_size > _HEADER.size:
+            return True
+        if not stat.S_ISDIR(info.st_mode):
+            path.unlink()
+        return False
+
+    def _path(self, key: bytes) -> Path:
+        name = key.hex()
+        return self._home / name[:2] / f"{name}{_SUFFIX}"
+
+    def _read(self, path: Path, key: bytes) -> bytearray | None:
+        """A file's payload, or None if it is not this block's, whole and unchanged."""
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        with os.fdopen(descriptor, "rb", buffering=0) as file:
+            info = os.fstat(descriptor)
+            if not stat.S_ISREG(info.st_mode) or info.st_size <= _HEADER.size:
+                return None
+            header = file.read(_HEADER.size)
+            if len(header) != _HEADER.size:
+                return None
+            magic, length, fingerprint, stored_key, digest = _HEADER.unpack(header)
+            if (magic, fingerprint, stored_key) != (_MAGIC, self._fingerprint, key):
+                return None
+            if length != info.st_size - _HEADER.size:
+                return None
+            payload = bytearray(length)
+            if _read_into(file, payload) != length or self._digest(key, payload) != digest:
+                return None
+            return payload
+
+    def _digest(self, key: bytes, payload: bytes | bytearray) -> bytes:
+        """sha256: the processor has instructions for it, so it reads faster than blake2b does."""
+        digest = hashlib.sha256(_HEADER.pack(_MAGIC, len(payload), self._fingerprint, key, b""))
+        digest.update(payload)
+        return digest.digest()
+
+    def _remove_damaged(self, path: Path, key: bytes) -> None:
+        try:
+            path.lstat()
+            there = True
+        except OSError:
+            there = False  # evicted by another process: nothing is wrong
+        with contextlib.suppress(OSError):
+            path.unlink()
+        with self._lock:
+            self._sizes.pop(key, None)
+            self._counts["corrupt" if there else "misses"] += 1
+
+    def _write_all(self) -> None:
+        """The writer's thread."""
+        while (key := self._queue.get()) is not None:
+            payload = self._pending[key]
+            written = False
+            if self._enabled:
+                try:
+                    written = self._write(key, payload)
+                except OSError as error:
+                    self._switch_off(error)
+            with self._lock:
+                del self._pending[key]
+                self._pending_bytes -= len(payload)
+                if written:
+                    self._sizes[key] = len(payload)
+                    self._counts["writes"] += 1
+                else:
+                    self._counts["dropped"] += 1
+                if not self._pending:
+                    self._idle.notify_all()
+
+    def _write(self, key: bytes, payload: bytes) -> bool:
+        """Write one block; False if it is larger than the whole budget. Raises OSError if the disk is no good."""
+        size = _HEADER.size + len(payload)
+        if size > self._budget:
+            return False
+        if self._counts["writes"] % _RESCAN_WRITES == _RESCAN_WRITES - 1:
+            self._scan()
+        self._make_room(size)
+        if shutil.disk_usage(self._root).free < size + FREE_RESERVE:
+            raise OSError(f"less than {FREE_RESERVE // 2**20} MB are free on the disk")
+        path = self._path(key)
+        path.parent.mkdir(mode=0o700, exist_ok=True)
+        temporary = path.with_name(f"{os.getpid()}-{next(self._names)}{_TEMPORARY}")
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+        descriptor = os.open(temporary, flags, 0o600)
+        try:
+            with os.fdopen(descriptor, "wb") as file:
+                file.write(_HEADER.pack(_MAGIC, len(payload), self._fingerprint, key, self._digest(key, payload)))
+                file.write(payload)
+            temporary.replace(path)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                temporary.unlink()
+            raise
+        self._ages.pop(path, None)
+        self._ages[path] = size
+        return True
+
+    def _make_room(self, size: int) -> None:
+        """Evict the blocks that were not used for longest until `size` more bytes fit the budget."""
+        total = sum(self._ages.values())
+        while self._ages and total + size > self._budget:
+            path, length = next(iter(self._ages.items()))
+            del self._ages[path]
+            fresh = self._used_since(path, length)
+            if fresh:
+                continue
+            total -= length
+            with contextlib.suppress(FileNotFoundError):
+                path.unlink()
+            with self._lock:
+                self._counts["evicted"] += 1
+                if path.parent.parent == self._home:
+                    self._sizes.pop(bytes.fromhex(path.stem), None)
+
+    def _used_since(self, path: Path, length: int) -> bool:
+        """A file that was read after it was indexed goes to the young end, unless it is the only one."""
+        try:
+            used = path.lstat().st_mtime
+            oldest = next(iter(self._ages)).lstat().st_mtime if self._ages else used
+        except OSError:
+            return False
+        if used <= oldest:
+            return False
+        self._ages[path] = length
+        return True
+
+    def _switch_off(self, error: OSError) -> None:
+        with self._lock:
+            was_on, self._enabled = self._enabled, False
+        if was_on:
+            self._warn(
+                f"the disk cache in {self._root} is off from now on: {error}; the engine goes on without writing it. "
+                "Free some space or mend the folder, then restart"
+            )
+
+
+def _read_into(file: object, payload: bytearray) -> int:
+    """Read until the buffer is full or the file ends."""
+    view, done = memoryview(payload), 0
+    while done < len(payload):
+        count = file.readinto(view[done:])  # type: ignore[attr-defined]
+        if not count:
+            break
+        done += count
+    return done
+
+
+def _is_hex(text: str) -> bool:
+    return all(letter in "0123456789abcdef" for letter in text)
+
+
+def _writer_lives(path: Path) -> bool:
+    """A temporary file carries its writer's process id."""
+    pid = path.stem.split("-")[0]
+    if not pid.isdigit() or int(pid) == os.getpid():
+        return False
+    try:
+        os.kill(int(pid), 0)
+    except ProcessLookupError:
+        return False
+    except (PermissionError, OverflowError):
+        return True
+    return True

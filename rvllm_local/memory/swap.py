@@ -1,0 +1,78 @@
+"""Where the blocks of preempted sequences wait: one unlinked temporary file, so that no crash leaves anything behind.
+
+Knows bytes only. When the file cannot grow, blocks wait in memory instead, and `in_memory` says so.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+
+@dataclass(frozen=True, slots=True)
+class Swapped:
+    """One block's bytes: a range of the file, or the bytes themselves."""
+
+    offset: int
+    length: int
+    held: bytes | None = None
+
+
+class SwapSpace:
+    """Writes, reads and frees blocks' bytes. The file keeps its size and its ranges are used again."""
+
+    def __init__(self, folder: Path | None = None) -> None:
+        self._folder = folder
+        self._file: IO[bytes] | None = None
+        self._end = 0
+        self._free: dict[int, list[int]] = {}  # offsets by length; blocks of one group have one length
+        self.num_blocks = 0
+        self.in_memory = False
+
+    def write(self, payloads: Sequence[bytes]) -> list[Swapped]:
+        """Store each payload."""
+        return [self._write(payload) for payload in payloads]
+
+    def read(self, swapped: Swapped) -> bytes:
+        """The bytes that were stored."""
+        if swapped.held is not None:
+            return swapped.held
+        assert self._file is not None
+        self._file.seek(swapped.offset)
+        payload = self._file.read(swapped.length)
+        if len(payload) != swapped.length:
+            raise OSError(f"the swap file ends before offset {swapped.offset + swapped.length}")
+        return payload
+
+    def free(self, swapped: Sequence[Swapped]) -> None:
+        """Forget stored payloads."""
+        for part in swapped:
+            self.num_blocks -= 1
+            if part.held is None:
+                self._free.setdefault(part.length, []).append(part.offset)
+
+    def close(self) -> None:
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+    def _write(self, payload: bytes) -> Swapped:
+        self.num_blocks += 1
+        offsets = self._free.get(len(payload))
+        offset = offsets.pop() if offsets else self._end
+        try:
+            if self._file is None:
+                if self._folder is not None:
+                    self._folder.mkdir(parents=True, exist_ok=True)
+                self._file = tempfile.TemporaryFile(dir=self._folder, prefix="rvllm-swap-", buffering=0)  # noqa: SIM115
+            self._file.seek(offset)
+            if self._file.write(payload) != len(payload):
+                raise OSError("the disk is full")
+        except OSError:
+            self.in_memory = True
+            return Swapped(0, len(payload), payload)
+        self._end = max(self._end, offset + len(payload))
+        return Swapped(offset, len(payload))
