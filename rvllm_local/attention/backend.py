@@ -48,8 +48,8 @@ class KVBackend(BlockIO, Protocol):
     def num_dispatches(self) -> int:
         """Kernels launched so far; 0 for a back end without any."""
 
-    def begin(self, geometry: CallGeometry) -> CallSession:
-        """Prepare one model call."""
+    def begin(self, geometry: CallGeometry, *, by_row: bool = False) -> CallSession:
+        """Prepare one model call. `by_row`: a row's attention must not depend on the other rows' lengths."""
 
     def flush(self) -> None:
         """Return when every write that was described has happened."""

@@ -56,7 +56,8 @@ class KernelBackend:
             self.kernels(group, arena.shape.kv_heads)
         mx.eval(self.token, self.layers)
 
-    def begin(self, geometry: CallGeometry) -> KernelSession:
+    def begin(self, geometry: CallGeometry, *, by_row: bool = False) -> KernelSession:
+        """Prepare one model call; the kernels go by row in any case."""
         contexts = geometry.context_lens.tolist()
         descriptors = [
             mx.array(descriptor.pack(contexts, view.first_positions.tolist(), view.tables.tolist(), geometry.query_len))

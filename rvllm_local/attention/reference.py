@@ -36,8 +36,8 @@ class ReferenceBackend:
         self._arenas = tuple(arenas)
         self._stores = [_Store.of(arena) for arena in arenas]
 
-    def begin(self, geometry: CallGeometry) -> ReferenceSession:
-        return ReferenceSession(self._arenas, self._stores, geometry)
+    def begin(self, geometry: CallGeometry, *, by_row: bool = False) -> ReferenceSession:
+        return ReferenceSession(self._arenas, self._stores, geometry, by_row=by_row)
 
     def flush(self) -> None:
         """Nothing is pending: each write is evaluated as it comes."""
@@ -107,8 +107,11 @@ class ReferenceSession:
         arenas: Sequence[Arena],
         stores: Sequence[_Store],
         geometry: CallGeometry,
+        *,
+        by_row: bool,
     ) -> None:
         self._arenas, self._stores, self._geometry = arenas, stores, geometry
+        self._by_row = by_row
         self._indices: dict[int, mx.array] = {}
         self._biases: dict[int, mx.array] = {}
         self._masks: dict[int, npt.NDArray[np.bool_]] = {}
@@ -140,7 +143,7 @@ class ReferenceSession:
         return keys, values
 
     def decode(self, slot: LayerSlot, queries: mx.array, call: AttentionCall) -> mx.array:
-        if call.sinks is None and self._is_ragged(slot.group):
+        if self._by_row or (call.sinks is None and self._is_ragged(slot.group)):
             return self._decode_by_row(slot, queries, call)
         keys, values = self.gather(slot)
         bias = self._decode_bias(slot.group, keys.shape[2], queries.dtype)
@@ -185,7 +188,14 @@ class ReferenceSession:
                 bias = self._decode_bias(slot.group, view.tables.shape[1] * BLOCK_TOKENS, queries.dtype)
                 assert bias is not None
                 bias = bias[row : row + 1, ..., :length]
-            outputs.append(_grouped_attention(queries[row : row + 1], keys, values, call.scale, bias))
+            query = queries[row : row + 1]
+            if call.sinks is not None:
+                attended = mx.fast.scaled_dot_product_attention(
+                    query, keys, values, scale=call.scale, mask=bias, sinks=call.sinks
+                )
+            else:
+                attended = _grouped_attention(query, keys, values, call.scale, bias)
+            outputs.append(attended)
         return mx.concatenate(outputs, axis=0)
 
     def _gather_index(self, slot: LayerSlot) -> mx.array:

@@ -82,11 +82,11 @@ class PagedCache:
 
 
 def make_caches(
-    layout: KVLayout, backend: KVBackend, geometry: CallGeometry, *, dense: bool
+    layout: KVLayout, backend: KVBackend, geometry: CallGeometry, *, dense: bool, by_row: bool = False
 ) -> list[PagedCache | None]:
-    """The cache list for one model call, in the model's layer order."""
+    """The cache list for one model call, in the model's layer order. `by_row`: attend each row by itself."""
     offset = int(geometry.positions[0]) if geometry.rows == 1 else mx.array(geometry.positions)
-    return session_caches(layout, backend.begin(geometry), geometry, dense=dense, offset=offset)
+    return session_caches(layout, backend.begin(geometry, by_row=by_row), geometry, dense=dense, offset=offset)
 
 
 def session_caches(

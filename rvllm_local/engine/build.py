@@ -24,7 +24,7 @@ from rvllm_local.engine.pace import Pace
 from rvllm_local.engine.residence import CachePolicy, KVResidence
 from rvllm_local.engine.runner import ModelRunner, RunMode
 from rvllm_local.engine.scheduler import Scheduler
-from rvllm_local.engine.selfcheck import choose_runner
+from rvllm_local.engine.selfcheck import choose_runner, rows_are_independent
 from rvllm_local.errors import UnsupportedModelError
 from rvllm_local.memory.arena import Arena
 from rvllm_local.memory.layout import KVLayout
@@ -79,6 +79,8 @@ def build_core(loaded: LoadedModel, text: TextDecoder, options: EngineOptions) -
     arenas = [Arena(shape, count) for shape, count in zip(layout.groups, blocks, strict=True)]
     kv = KVTables(layout, blocks)
     runner = _choose_runner(loaded, layout, arenas, kv, paged, options)
+    if options.deterministic:
+        runner.make_deterministic(rows_are_independent(runner, kv, loaded.vocab_size))
     fingerprint = f"{loaded.fingerprint}|{layout}|{options.deterministic}"
     residence = KVResidence(
         kv,
@@ -87,7 +89,13 @@ def build_core(loaded: LoadedModel, text: TextDecoder, options: EngineOptions) -
         _open_store(options, root_key(fingerprint)),
         SwapSpace(options.cache_dir),
     )
-    scheduler = Scheduler(kv, residence, max_rows=options.max_rows, prefill_chunk=options.prefill_chunk)
+    scheduler = Scheduler(
+        kv,
+        residence,
+        max_rows=options.max_rows,
+        prefill_chunk=options.prefill_chunk,
+        whole_blocks=options.deterministic,
+    )
     arena_bytes = sum(arena.nbytes for arena in arenas)
     return EngineCore(
         runner,

@@ -42,9 +42,10 @@ class CompiledDecode:
         """Logits `[rows, vocab]`, not evaluated. `tokens` int32 `[padded_rows]` holds one token a row."""
         return self._call(self._logits, rows, tokens)[: len(rows)]
 
-    def greedy(self, rows: Sequence[DecodeRow], tokens: mx.array) -> mx.array:
-        """The most likely token of each row, int32 `[padded_rows]`, not evaluated."""
-        return self._call(self._greedy, rows, tokens)
+    def greedy(self, rows: Sequence[DecodeRow], tokens: mx.array, keep: int) -> mx.array:
+        """The most likely token of each row, int32, not evaluated; padding beyond `keep` rows may be there or not."""
+        drawn = self._call(self._greedy, rows, tokens)
+        return drawn if keep == len(rows) else drawn[:keep]
 
     def _call(self, step: object, rows: Sequence[DecodeRow], tokens: mx.array) -> mx.array:
         size = tokens.shape[0]

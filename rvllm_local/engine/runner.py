@@ -19,6 +19,7 @@ from rvllm_local.attention.seam import make_caches
 from rvllm_local.engine.compiled import CompiledDecode
 from rvllm_local.engine.sampler import SampledTokens, SamplingBatch, sample
 from rvllm_local.memory.block_io import BlockIO
+from rvllm_local.memory.blocks import BLOCK_TOKENS, SCRATCH_BLOCK, BlockTable
 from rvllm_local.memory.layout import KVLayout
 from rvllm_local.memory.tables import SequenceTables
 
@@ -35,7 +36,11 @@ class RunMode:
 
 
 class ModelRunner:
-    """Calls the model through the seam. Owns no sequence and no block."""
+    """Calls the model through the seam. Owns no sequence and no block.
+
+    With `row_group` every shape that the arithmetic sees depends on the sequence alone: prompts go in tiles of one
+    block, decode calls have exactly `row_group` rows, and attention goes row by row (the deterministic mode).
+    """
 
     def __init__(
         self,
@@ -52,6 +57,11 @@ class ModelRunner:
         self.mode = mode
         self.vocab_size = vocab_size
         self._compiled = compiled
+        self._row_group: int | None = None
+
+    def make_deterministic(self, row_group: int) -> None:
+        """From now on a sequence's results depend on nothing but itself; decode calls have `row_group` rows."""
+        self._row_group = row_group
 
     @property
     def backend_name(self) -> str:
@@ -76,10 +86,13 @@ class ModelRunner:
 
         Only the writes are run: what the model returns is never evaluated.
         """
-        geometry = call_geometry(self._layout, [tables], [position], len(token_ids))
-        caches = make_caches(self._layout, self._backend, geometry, dense=self.mode.dense)
-        self._model(mx.array([list(token_ids)]), cache=caches)
-        self._backend.flush()
+        end, size = position + len(token_ids), len(token_ids) if self._row_group is None else BLOCK_TOKENS
+        for start in range(position, end, size):
+            tile = list(token_ids[start - position : start - position + size])
+            geometry = call_geometry(self._layout, [tables], [start], len(tile))
+            caches = make_caches(self._layout, self._backend, geometry, dense=self.mode.dense)
+            self._model(mx.array([tile]), cache=caches)
+            self._backend.flush()
 
     def sample(
         self, rows: Sequence[DecodeRow], batch: SamplingBatch | None, previous: mx.array | None
@@ -92,24 +105,43 @@ class ModelRunner:
         if batch is not None:
             sampled = sample(self.decode(rows, previous), batch)
         elif self._compiled is not None:
-            sampled = SampledTokens(self._compiled.greedy(rows, self._tokens(rows, previous)))
+            parts = [
+                self._compiled.greedy(group, self._tokens(group, previous), keep) for group, keep in self._groups(rows)
+            ]
+            sampled = SampledTokens(parts[0] if len(parts) == 1 else mx.concatenate(parts))
         else:
             sampled = SampledTokens(mx.argmax(self.decode(rows, previous), axis=-1))
-        parts = (sampled.tokens, sampled.chosen_logprobs, sampled.top_ids, sampled.top_logprobs)
-        mx.async_eval(*[part for part in parts if part is not None])  # type: ignore[no-untyped-call]
+        drawn = (sampled.tokens, sampled.chosen_logprobs, sampled.top_ids, sampled.top_logprobs)
+        mx.async_eval(*[part for part in drawn if part is not None])  # type: ignore[no-untyped-call]
         return sampled
 
     def decode(self, rows: Sequence[DecodeRow], previous: mx.array | None = None) -> mx.array:
         """Logits `[rows, vocab]` of the given tokens, not yet evaluated."""
-        if self.mode.batched or len(rows) == 1:
-            return self._decode_call(rows, previous)
-        return mx.concatenate([self._decode_call([row], previous) for row in rows], axis=0)
+        if not self.mode.batched:
+            parts = [self._decode_call([row], previous) for row in rows]
+        else:
+            parts = [self._decode_call(group, previous)[:keep] for group, keep in self._groups(rows)]
+        return parts[0] if len(parts) == 1 else mx.concatenate(parts, axis=0)
+
+    def _groups(self, rows: Sequence[DecodeRow]) -> list[tuple[Sequence[DecodeRow], int]]:
+        """The calls of one step, and how many of each call's rows are real."""
+        size = self._row_group
+        if size is None:
+            return [(rows, len(rows))]
+        groups = [rows[start : start + size] for start in range(0, len(rows), size)]
+        return [([*group, *[self._padding_row()] * (size - len(group))], len(group)) for group in groups]
+
+    def _padding_row(self) -> DecodeRow:
+        """A row that reads and writes the scratch block."""
+        return DecodeRow(SequenceTables(tuple(BlockTable([SCRATCH_BLOCK]) for _ in self._layout.groups)), 0, 0)
 
     def _decode_call(self, rows: Sequence[DecodeRow], previous: mx.array | None) -> mx.array:
         if self._compiled is not None:
             return self._compiled.logits(rows, self._tokens(rows, previous))
         geometry = call_geometry(self._layout, [row.tables for row in rows], [row.position for row in rows], 1)
-        caches = make_caches(self._layout, self._backend, geometry, dense=self.mode.dense)
+        caches = make_caches(
+            self._layout, self._backend, geometry, dense=self.mode.dense, by_row=self._row_group is not None
+        )
         logits: mx.array = self._model(mx.array([[row.token_id] for row in rows]), cache=caches)
         return logits[:, -1]
 

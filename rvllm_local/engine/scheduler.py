@@ -62,11 +62,14 @@ class StepPlan:
 class Scheduler:
     """Owns the queues; takes and returns blocks through `KVTables` and `Residence`. All lists are in rank order."""
 
-    def __init__(self, kv: KVTables, residence: Residence, *, max_rows: int, prefill_chunk: int) -> None:
+    def __init__(
+        self, kv: KVTables, residence: Residence, *, max_rows: int, prefill_chunk: int, whole_blocks: bool = False
+    ) -> None:
         self._kv = kv
         self._residence = residence
         self._max_rows = max_rows
         self._prefill_chunk = prefill_chunk
+        self._whole_blocks = whole_blocks  # every chunk but a prompt's last ends at a block
         self.waiting: list[Sequence] = []
         self.running: list[Sequence] = []
         self.swapped: list[Sequence] = []
@@ -206,7 +209,7 @@ class Scheduler:
         for sequence, tokens in self._share_budget(budget):
             if sequence.swapped is not None:
                 continue
-            count = _aligned(sequence.num_computed, tokens, sequence.num_to_prefill)
+            count = self._aligned(sequence.num_computed, tokens, sequence.num_to_prefill)
             if self._grow(sequence, sequence.num_computed + count):
                 chunks.append(PrefillChunk(sequence, count))
         return [chunk for chunk in chunks if chunk.sequence.swapped is None]
@@ -227,14 +230,15 @@ class Scheduler:
                 left -= more
         return [(row, shares[id(row)]) for row in rows if id(row) in shares]
 
+    def _aligned(self, start: int, count: int, remaining: int) -> int:
+        """A chunk that does not end its prompt ends at a block, if it reaches one: blocks fill, and few sizes occur."""
+        if count >= remaining:
+            return remaining
+        end = (start + count) // BLOCK_TOKENS * BLOCK_TOKENS
+        if end <= start and self._whole_blocks:
+            end = start + BLOCK_TOKENS
+        return min(end - start, remaining) if end > start else count
+
 
 def _insert(rows: list[Sequence], sequence: Sequence) -> None:
     bisect.insort(rows, sequence, key=lambda row: row.rank)
-
-
-def _aligned(start: int, count: int, remaining: int) -> int:
-    """A chunk that does not end its prompt ends at a block, if it reaches one: blocks fill, and few sizes occur."""
-    if count >= remaining:
-        return remaining
-    end = (start + count) // BLOCK_TOKENS * BLOCK_TOKENS
-    return end - start if end > start else count

@@ -22,6 +22,7 @@ from rvllm_local.memory.tables import KVTables
 _LENGTHS = (39, 8)  # tokens; the first crosses a block boundary
 _CHUNK = 23
 _DECODE_STEPS = 2
+_ROW_GROUP = 16  # rows of a decode call in the deterministic mode
 _TOLERANCE = {mx.float32: 1e-3, mx.float16: 3e-2, mx.bfloat16: 1e-1}  # of the largest logit
 
 
@@ -53,6 +54,31 @@ def choose_runner(
     raise UnsupportedModelError(
         f"this model's logits through the paged arena differ from mlx-lm's, so it is not served ({'; '.join(findings)})"
     )
+
+
+def rows_are_independent(runner: ModelRunner, kv: KVTables, vocab_size: int) -> int:
+    """Rows a decode call may have in the deterministic mode: `_ROW_GROUP` if a row's logits are bit for bit the same in
+    every place of such a call and beside any neighbours, else 1.
+    """
+    runner.make_deterministic(_ROW_GROUP)
+    prompts = _prompts(vocab_size)
+    tables = [kv.new_sequence() for _ in prompts]
+    try:
+        for row, prompt in zip(tables, prompts, strict=True):
+            kv.grow(row, len(prompt))
+            runner.prefill(row, 0, prompt[:-1])
+        subject, other = (
+            DecodeRow(row, len(prompt) - 1, prompt[-1]) for row, prompt in zip(tables, prompts, strict=True)
+        )
+        expected = runner.decode([subject])[0]
+        for place in range(1, _ROW_GROUP):
+            rows = [other] * place + [subject] + [other] * (_ROW_GROUP - place - 1)
+            if not bool(mx.array_equal(runner.decode(rows)[place], expected).item()):
+                return 1
+        return _ROW_GROUP
+    finally:
+        for row in tables:
+            kv.release(row)
 
 
 def _prompts(vocab_size: int) -> list[list[int]]:
