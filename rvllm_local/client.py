@@ -11,12 +11,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Protocol
 
-from rvllm_local.engine.core import EngineCore
 from rvllm_local.engine.limits import EngineLimits
-from rvllm_local.engine.loop import EngineLoop
-from rvllm_local.engine.sequence import EventSink
 from rvllm_local.engine.stream import TokenStream
-from rvllm_local.types import EngineSnapshot, FinishReason, Request, RequestReport, SamplingParams, StreamEvent
+from rvllm_local.types import EngineSnapshot, EventSink, Request, RequestReport, SamplingParams
 
 
 class Client(Protocol):
@@ -58,42 +55,6 @@ def open_stream(client: Client, requests: Sequence[Request]) -> TokenStream:
     return stream
 
 
-class InProcessClient:
-    """Talks to an engine thread in this process."""
-
-    def __init__(self, loop: EngineLoop, limits: EngineLimits) -> None:
-        self._loop = loop
-        self.limits = limits
-
-    def start(self, requests: Sequence[Request], sink: EventSink) -> None:
-        for request in requests:
-            self.limits.check(request)
-
-        def add(core: EngineCore) -> None:
-            for request in requests:
-                _add(core, request, sink)
-
-        self._loop.post(add)
-
-    def submit(self, prompt_token_ids: Sequence[int], params: SamplingParams) -> TokenStream:
-        return open_stream(self, make_requests(prompt_token_ids, params))
-
-    def cancel(self, request_id: str) -> None:
-        self._loop.post(lambda core: core.cancel(request_id))
-
-    def stats(self) -> dict[str, int | float | str]:
-        return self._loop.call(EngineCore.stats)
-
-    def snapshot(self) -> EngineSnapshot:
-        return self._loop.call(EngineCore.snapshot)
-
-    def explain(self, request_id: str) -> tuple[RequestReport, ...]:
-        return self._loop.call(lambda core: core.explain(request_id))
-
-    def close(self) -> None:
-        self._loop.close()
-
-
 def make_requests(
     prompt_token_ids: Sequence[int],
     params: SamplingParams,
@@ -107,10 +68,3 @@ def make_requests(
     seed = secrets.randbits(64) if params.seed is None else params.seed
     first = Request(request_id, tuple(prompt_token_ids), params, seed % 2**64, priority=priority, grammar=grammar)
     return [replace(first, seed=(seed + index) % 2**64, index=index) for index in range(params.n)]
-
-
-def _add(core: EngineCore, request: Request, sink: EventSink) -> None:
-    try:
-        core.add(request, sink)
-    except Exception as error:  # one bad request ends alone
-        sink(StreamEvent("", (), FinishReason.ERROR, index=request.index, error=str(error)))

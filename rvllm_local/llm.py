@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal, overload
 
 from rvllm_local import host
-from rvllm_local.client import InProcessClient
+from rvllm_local.client import Client
 from rvllm_local.config import default_cache_dir, parse_bytes
 from rvllm_local.engine.stream import TokenStream
 from rvllm_local.errors import ParameterError
@@ -52,8 +52,10 @@ class LLM:
         progress: Callable[[str], None] | None = None,
     ) -> None:
         host.prepare()
-        from rvllm_local.engine.build import EngineOptions, build_core
+        from rvllm_local.engine.build import build_core
         from rvllm_local.engine.loop import EngineLoop
+        from rvllm_local.engine.options import EngineOptions
+        from rvllm_local.local_client import InProcessClient
         from rvllm_local.models.loader import load_model, locate
         from rvllm_local.text.tokenizer import Tokenizer
 
@@ -73,7 +75,7 @@ class LLM:
         files = locate(model) if progress is None else locate(model, progress)
         self.tokenizer = Tokenizer.from_files(files)
         loop = EngineLoop(lambda: build_core(load_model(files), self.tokenizer, options))
-        self._client = InProcessClient(loop, loop.call(lambda core: core.limits))
+        self._client: Client = InProcessClient(loop, loop.call(lambda core: core.limits))
 
     @overload
     def generate(self, prompts: str, params: SamplingParams | None = None) -> list[Completion]: ...

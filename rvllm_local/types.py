@@ -6,7 +6,7 @@ Plain frozen dataclasses; nothing here imports another part of the project but `
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
@@ -44,7 +44,7 @@ class SamplingParams:
     top_k: int = 0
     min_p: float = 0.0
     seed: int | None = None
-    stop: str | tuple[str, ...] | list[str] = ()
+    stop: str | Sequence[str] = ()
     n: int = 1
     logprobs: int | None = None
     logit_bias: Mapping[int, float] = field(default_factory=dict)
@@ -152,6 +152,9 @@ class StreamEvent:
     index: int = 0
     cached_tokens: int = 0
     error: str | None = None
+
+
+EventSink = Callable[[StreamEvent], None]
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
-from pathlib import Path
 
 import mlx.core as mx
 
@@ -20,6 +18,7 @@ from rvllm_local.engine.compiled import CompiledDecode
 from rvllm_local.engine.core import EngineCore, EngineIdentity
 from rvllm_local.engine.detokenizer import TextDecoder
 from rvllm_local.engine.limits import EngineLimits
+from rvllm_local.engine.options import EngineOptions
 from rvllm_local.engine.pace import Pace
 from rvllm_local.engine.residence import CachePolicy, KVResidence
 from rvllm_local.engine.runner import ModelRunner, RunMode
@@ -40,28 +39,6 @@ logger = logging.getLogger(__name__)
 
 _GPU_STEP_TARGET_S = 0.1
 _DEFAULT_KV_BYTES = 512 * 2**20  # when no budget is given: this, or one whole context if that is more
-
-
-@dataclass(frozen=True, slots=True)
-class EngineOptions:
-    """What shapes an engine. `kv_memory` is bytes for all arenas; `context_length` may shorten the model's own.
-
-    `cache` is "off", "memory" or "disk"; `kv_dtype` "auto" (the model's own) or "int8". `step_target_s` bounds a step
-    that also prefills; None chooses by device.
-    """
-
-    kv_memory: int | None = None
-    max_rows: int = 16
-    prefill_chunk: int = 512
-    context_length: int | None = None
-    self_check: bool = True
-    attention: str = "auto"  # "auto", "kernels" or "reference"
-    cache: str = "memory"
-    disk_cache_bytes: int = 8 * 10**9
-    cache_dir: Path | None = None
-    kv_dtype: str = "auto"
-    deterministic: bool = False
-    step_target_s: float | None = None
 
 
 def build_core(loaded: LoadedModel, text: TextDecoder, options: EngineOptions) -> EngineCore:
@@ -103,7 +80,7 @@ def build_core(loaded: LoadedModel, text: TextDecoder, options: EngineOptions) -
         residence,
         scheduler,
         Pace(prefill_chunk=options.prefill_chunk, target_s=_step_target(options)),
-        EngineLimits(loaded.vocab_size, context, scheduler.longest_sequence),
+        EngineLimits(loaded.vocab_size, context, scheduler.longest_sequence, options.max_rows + options.max_waiting),
         text,
         EngineIdentity(
             frozenset(loaded.eos_token_ids),

@@ -19,13 +19,14 @@ from rvllm_local.engine.residence import KVResidence
 from rvllm_local.engine.runner import ModelRunner
 from rvllm_local.engine.sampler import RowSampling, SampledTokens, SamplingBatch
 from rvllm_local.engine.scheduler import PrefillChunk, Scheduler
-from rvllm_local.engine.sequence import EventSink, History, Sequence
+from rvllm_local.engine.sequence import History, Sequence
 from rvllm_local.memory.blocks import BLOCK_TOKENS
 from rvllm_local.memory.prefix import KeyChain
 from rvllm_local.memory.tables import KVTables
 from rvllm_local.types import (
     BlockCounts,
     EngineSnapshot,
+    EventSink,
     FinishReason,
     Request,
     RequestReport,

@@ -15,6 +15,7 @@ class EngineLimits:
     vocab_size: int
     context_length: int
     arena_tokens: int  # the longest sequence that the KV arenas can ever hold
+    max_open: int = 2**31  # choices, running and waiting, above which new ones are refused
 
     def check(self, request: Request) -> int:
         """Return the most tokens, prompt and output, of this request; raise if it can never be served."""

@@ -6,6 +6,7 @@ MLX's streams belong to a thread, so everything that touches MLX happens here, t
 from __future__ import annotations
 
 import concurrent.futures
+import gc
 import queue
 import signal
 import threading
@@ -28,10 +29,12 @@ class EngineLoop:
     The constructor returns when the core is built, or raises what building it raised.
     """
 
-    def __init__(self, build: Callable[[], EngineCore]) -> None:
+    def __init__(self, build: Callable[[], EngineCore], *, quiet_gc: bool = False) -> None:
         self._commands: queue.SimpleQueue[Callable[[EngineCore], None] | None] = queue.SimpleQueue()
         self._ready: concurrent.futures.Future[None] = concurrent.futures.Future()
         self._closed = threading.Event()
+        self._quiet_gc = quiet_gc  # the process has switched garbage collection off: collect when nobody waits
+        self.progress = (0, False)  # steps done, and whether there is work; read by other threads
         self._thread = threading.Thread(target=self._run, args=(build,), name="rvllm-engine", daemon=True)
         self._thread.start()
         self._ready.result()
@@ -69,6 +72,7 @@ class EngineLoop:
         self._ready.set_result(None)
         del build
         while self._take_commands(core):
+            self.progress = (core.num_steps, core.has_work)
             if core.has_work:
                 self._step(core)
             elif core.has_idle_work:
@@ -90,7 +94,12 @@ class EngineLoop:
         """The next command: at once while requests run, after a pause while there is idle work, else however long."""
         if core.has_work:
             return self._commands.get(block=False)
-        return self._commands.get(timeout=_IDLE_PAUSE_S) if core.has_idle_work else self._commands.get()
+        self.progress = (core.num_steps, False)
+        if core.has_idle_work:
+            return self._commands.get(timeout=_IDLE_PAUSE_S)
+        if self._quiet_gc:
+            gc.collect()
+        return self._commands.get()
 
     def _step(self, core: EngineCore) -> None:
         try:

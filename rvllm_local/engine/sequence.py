@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from rvllm_local.engine.detokenizer import StreamingDetokenizer
 from rvllm_local.memory.prefix import KeyChain
 from rvllm_local.memory.swap import Swapped
 from rvllm_local.memory.tables import SequenceTables
-from rvllm_local.types import Request, StreamEvent
-
-EventSink = Callable[[StreamEvent], None]
+from rvllm_local.types import EventSink, Request
 
 
 @dataclass(slots=True)

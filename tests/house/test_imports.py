@@ -26,9 +26,12 @@ LAYERS = (
         "engine.pace",
         "engine.selfcheck",
         "engine.stream",
+        "engine.limits",
+        "engine.options",
     ),
-    ("engine",),
     ("client",),
+    ("engine",),
+    ("local_client",),
     ("llm", "server", "tui"),
     ("commands", "cli"),
 )

@@ -1,0 +1,70 @@
+"""The client whose engine is a thread of this process."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rvllm_local.client import make_requests, open_stream
+from rvllm_local.engine.core import EngineCore
+from rvllm_local.engine.gate import AdmissionGate
+from rvllm_local.engine.limits import EngineLimits
+from rvllm_local.engine.loop import EngineLoop
+from rvllm_local.engine.stream import TokenStream
+from rvllm_local.types import (
+    EngineSnapshot,
+    EventSink,
+    FinishReason,
+    Request,
+    RequestReport,
+    SamplingParams,
+    StreamEvent,
+)
+
+
+class InProcessClient:
+    """Talks to an engine thread in this process."""
+
+    def __init__(self, loop: EngineLoop, limits: EngineLimits) -> None:
+        self._loop = loop
+        self._gate = AdmissionGate(limits.max_open)
+        self.limits = limits
+
+    def start(self, requests: Sequence[Request], sink: EventSink) -> None:
+        for request in requests:
+            self.limits.check(request)
+        counted = self._gate.admit(len(requests), sink)
+
+        def add(core: EngineCore) -> None:
+            for request in requests:
+                _add(core, request, counted)
+
+        try:
+            self._loop.post(add)
+        except BaseException:
+            self._gate.release(len(requests))
+            raise
+
+    def submit(self, prompt_token_ids: Sequence[int], params: SamplingParams) -> TokenStream:
+        return open_stream(self, make_requests(prompt_token_ids, params))
+
+    def cancel(self, request_id: str) -> None:
+        self._loop.post(lambda core: core.cancel(request_id))
+
+    def stats(self) -> dict[str, int | float | str]:
+        return self._loop.call(EngineCore.stats)
+
+    def snapshot(self) -> EngineSnapshot:
+        return self._loop.call(EngineCore.snapshot)
+
+    def explain(self, request_id: str) -> tuple[RequestReport, ...]:
+        return self._loop.call(lambda core: core.explain(request_id))
+
+    def close(self) -> None:
+        self._loop.close()
+
+
+def _add(core: EngineCore, request: Request, sink: EventSink) -> None:
+    try:
+        core.add(request, sink)
+    except Exception as error:  # one bad request ends alone
+        sink(StreamEvent("", (), FinishReason.ERROR, index=request.index, error=str(error)))

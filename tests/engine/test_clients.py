@@ -1,0 +1,114 @@
+"""The client contract, the same for an engine in this process and for one in its own."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from rvllm_local import LLM, SamplingParams
+from rvllm_local.client import Client, make_requests
+from rvllm_local.engine.options import EngineOptions
+from rvllm_local.engine.process import ProcessClient
+from rvllm_local.errors import EngineClosedError, ParameterError
+from rvllm_local.types import FinishReason, StreamEvent
+from tests.support.tiny import save_tiny
+
+GREEDY = SamplingParams(max_tokens=8, temperature=0, ignore_eos=True)
+KINDS = ("thread", "process")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("llama")
+    save_tiny("llama", path, seed=2)
+    return path
+
+
+def open_client(kind: str, folder: Path) -> Client:
+    if kind == "process":
+        return ProcessClient(str(folder), EngineOptions(kv_memory=4_000_000, prefill_chunk=32))
+    return LLM(str(folder), kv_memory="4MB", prefill_chunk=32)._client
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def client(request: pytest.FixtureRequest, folder: Path) -> Iterator[Client]:
+    client = open_client(request.param, folder)
+    yield client
+    client.close()
+
+
+def test_tokens_are_the_same_everywhere(client: Client, folder: Path) -> None:
+    with LLM(str(folder)) as llm:
+        expected = llm.generate([5, 6, 7], GREEDY)[0]
+    events = list(client.submit([5, 6, 7], GREEDY))
+    assert tuple(token for event in events for token in event.token_ids) == expected.token_ids
+    assert "".join(event.text for event in events) == expected.text
+    assert [event.finish_reason for event in events] == [None] * 7 + [FinishReason.LENGTH]
+
+
+def test_every_choice_gets_one_last_event(client: Client) -> None:
+    done, events = threading.Event(), list[StreamEvent]()
+
+    def sink(event: StreamEvent) -> None:
+        events.append(event)
+        if sum(event.finish_reason is not None for event in events) == 3:
+            done.set()
+
+    client.start(make_requests([5, 6], SamplingParams(max_tokens=5, n=3, seed=1, ignore_eos=True)), sink)
+    assert done.wait(20)
+    assert sorted(event.index for event in events if event.finish_reason) == [0, 1, 2]
+
+
+def test_a_cancelled_request_ends_and_frees_its_blocks(client: Client) -> None:
+    stream = client.submit([5] * 50, SamplingParams(max_tokens=1500, temperature=0, ignore_eos=True))
+    next(stream)
+    client.cancel(stream.request_id)
+    assert list(stream)[-1].finish_reason is FinishReason.CANCELLED
+    stats = client.stats()
+    assert stats["blocks_free"] == stats["blocks_total"]
+    client.cancel("unknown")
+
+
+def test_an_open_request_can_be_seen(client: Client) -> None:
+    with client.submit([5] * 40, SamplingParams(max_tokens=1500, temperature=0, ignore_eos=True)) as stream:
+        next(stream)
+        (status,) = client.snapshot().requests
+        assert (status.request_id, status.state, status.prompt_tokens) == (stream.request_id, "decode", 40)
+        assert status.blocks >= 2 and "u" in client.snapshot().block_map
+
+
+def test_bad_requests_are_refused_by_name(client: Client) -> None:
+    with pytest.raises(ParameterError, match="prompt"):
+        client.submit([], GREEDY)
+    with pytest.raises(ParameterError, match="context"):
+        client.submit([5] * 100_000, GREEDY)
+
+
+def test_a_finished_request_is_explained(client: Client) -> None:
+    requests = make_requests([9, 8, 7], GREEDY)
+    done = threading.Event()
+    client.start(requests, lambda event: done.set() if event.finish_reason else None)
+    assert done.wait(20)
+    (report,) = client.explain(requests[0].request_id)
+    assert (report.prompt_tokens, report.output_tokens) == (3, 8)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_closing_ends_what_is_open(kind: str, folder: Path) -> None:
+    client = open_client(kind, folder)
+    ended = threading.Event()
+    events: list[StreamEvent] = []
+
+    def sink(event: StreamEvent) -> None:
+        events.append(event)
+        if event.finish_reason is not None:
+            ended.set()
+
+    client.start(make_requests([5], SamplingParams(max_tokens=1500, ignore_eos=True)), sink)
+    client.close()
+    assert ended.wait(5) and events[-1].finish_reason is FinishReason.ERROR
+    with pytest.raises(EngineClosedError):
+        client.submit([5], GREEDY)
