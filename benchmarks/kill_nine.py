@@ -74,7 +74,7 @@ def main() -> None:
     args = parser.parse_args()
     chance = random.Random(args.seed)
     with tempfile.TemporaryDirectory() as folder:
-        options = EngineOptions(kv_memory=200_000_000, cache="disk", cache_dir=Path(folder), disk_cache_bytes=10**9)
+        options = EngineOptions(kv_memory=200_000_000, cache="disk", cache_dir=folder, disk_cache_bytes=10**9)
         rules = Supervision(wait_s=60.0, most_restarts=args.moments + 1, backoff_s=0.01, most_backoff_s=0.05)
         client = ProcessClient(args.model, options, supervision=rules)
         times = [one_moment(client, chance) for _ in range(args.moments)]

@@ -90,7 +90,7 @@ def load_model(files: ModelFiles) -> LoadedModel:
         load_packed(files.path, module, {name: mx.array(part) for name, part in parts})
         eos = _ids(config.get("eos_token_id"))
     else:
-        config = _read_json(files.path / "config.json")
+        config = read_config(files.path)
         module = build_model(config)
         weights = _folder_weights(files.path)
         weights = _sanitized(files.path, module, weights)
@@ -107,8 +107,8 @@ def load_model(files: ModelFiles) -> LoadedModel:
         config=config,
         name=files.name,
         model_type=str(config["model_type"]),
-        context_length=_context_length(config),
-        vocab_size=_vocab_size(config),
+        context_length=context_length(config),
+        vocab_size=vocab_size(config),
         eos_token_ids=eos,
         weights_bytes=sum(value.nbytes for _, value in tree_flatten(module.parameters())),
         fingerprint=_fingerprint(files, config),
@@ -222,7 +222,8 @@ def _ids(value: Any) -> tuple[int, ...]:
     return tuple(token for token in values if isinstance(token, int) and not isinstance(token, bool))
 
 
-def _context_length(config: Mapping[str, Any]) -> int:
+def context_length(config: Mapping[str, Any]) -> int:
+    """The model's own context in tokens. Raises `ModelFileError` for a value that is none."""
     key = "max_position_embeddings"
     value = config.get(key) or _text_config(config).get(key) or _DEFAULT_CONTEXT
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
@@ -230,7 +231,8 @@ def _context_length(config: Mapping[str, Any]) -> int:
     return value
 
 
-def _vocab_size(config: Mapping[str, Any]) -> int:
+def vocab_size(config: Mapping[str, Any]) -> int:
+    """Rows of the logits. Raises `ModelFileError` for a value that is none."""
     value = config.get("vocab_size") or _text_config(config).get("vocab_size")
     if not isinstance(value, int) or value < 1:
         raise ModelFileError(f"config.json has no usable vocab_size: {value!r}")
@@ -242,6 +244,11 @@ def _fingerprint(files: ModelFiles, config: Mapping[str, Any]) -> str:
     paths = [files.path] if files.kind == "gguf" else sorted(files.path.glob("*.safetensors"))
     stamps = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in paths]
     return hashlib.sha256(json.dumps([config, stamps], sort_keys=True, default=str).encode()).hexdigest()
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """A model folder's configuration. Raises `ModelFileError`."""
+    return _read_json(folder / "config.json")
 
 
 def _read_json(path: Path) -> dict[str, Any]:

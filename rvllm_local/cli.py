@@ -45,14 +45,34 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--temperature", type=float, default=0.7, metavar="T", help="0 is greedy")
     run.add_argument("--top-p", type=float, default=0.95, metavar="P")
     run.add_argument("--seed", type=int, metavar="N", help="makes the answer repeatable")
-    run.add_argument("--kv-memory", metavar="SIZE", help="memory for the KV arenas, like 256MB")
-    run.add_argument("--attention", metavar="KIND", help="auto, reference (plain MLX) or kernels")
-    run.add_argument("--context-length", type=int, metavar="N", help="shorten the model's context")
+    _add_engine_flags(run)
+    plan = verbs.add_parser("plan", help="show what memory a model takes, without loading it")
+    plan.add_argument("model", help="catalogue name, model folder or .gguf file")
+    plan.add_argument("--context", type=int, metavar="N", help="tokens a request may take (the model's own)")
+    plan.add_argument("--concurrency", type=int, metavar="M", help="requests at once (max_rows)")
+    plan.add_argument("--json", action="store_true", help="print JSON")
+    _add_engine_flags(plan)
     pull = verbs.add_parser("pull", help="fetch a model")
     pull.add_argument("model", help="catalogue name")
     verbs.add_parser("ls", help="list the models that have a name")
     verbs.add_parser("config", help="print the configuration and where it comes from")
     return parser
+
+
+def _add_engine_flags(verb: argparse.ArgumentParser) -> None:
+    """What shapes an engine; a flag wins over environment and configuration file."""
+    verb.add_argument("--kv-memory", metavar="SIZE", help="memory for the KV arenas, like 256MB")
+    verb.add_argument("--kv-dtype", metavar="KIND", help="auto (the model's own) or int8")
+    verb.add_argument("--attention", metavar="KIND", help="auto, reference (plain MLX) or kernels")
+    verb.add_argument("--context-length", type=int, metavar="N", help="shorten the model's context")
+    verb.add_argument("--cache", metavar="WHERE", help="keep prefixes in memory, on disk too, or off")
+    verb.add_argument("--deterministic", action="store_true", default=None, help="the same tokens in any company")
+
+
+def _plan(arguments: argparse.Namespace) -> int:
+    from rvllm_local.plan_command import plan
+
+    return plan(arguments)
 
 
 def _run(arguments: argparse.Namespace) -> int:
@@ -79,7 +99,7 @@ def _config(_arguments: argparse.Namespace) -> int:
     return config()
 
 
-_VERBS = {"run": _run, "pull": _pull, "ls": _ls, "config": _config}
+_VERBS = {"run": _run, "plan": _plan, "pull": _pull, "ls": _ls, "config": _config}
 
 if __name__ == "__main__":
     sys.exit(main())

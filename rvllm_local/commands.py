@@ -14,9 +14,12 @@ from typing import cast
 
 from rvllm_local import host
 from rvllm_local.config import EngineConfig, config_path, load_config
+from rvllm_local.engine.options import EngineOptions
 from rvllm_local.errors import ParameterError
 from rvllm_local.llm import LLM
 from rvllm_local.types import SamplingParams, StreamEvent
+
+_ENGINE_FLAGS = ("model", "kv_memory", "context_length", "attention", "kv_dtype", "cache", "deterministic")
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -28,24 +31,13 @@ def run(arguments: argparse.Namespace) -> int:
         seed=arguments.seed,
     )
     prompt = _prompt(arguments.prompt)
-    config = _configured(
-        {name: getattr(arguments, name) for name in ("model", "kv_memory", "context_length", "attention")}
-    )
+    config = _configured({name: getattr(arguments, name) for name in _ENGINE_FLAGS})
     report = host.prepare()
     if report.advice:
         print(f"rvllm: {report.advice}", file=sys.stderr)
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # an answer may hold what the terminal's encoding lacks
-    with LLM(
-        config.model,
-        kv_memory=config.kv_memory,
-        context_length=config.context_length,
-        max_rows=config.max_rows,
-        prefill_chunk=config.prefill_chunk,
-        self_check=config.self_check,
-        attention=config.attention,
-        progress=_progress,
-    ) as llm:
+    with LLM.from_options(config.model, EngineOptions.from_config(config), _progress) as llm:
         print(_answer(llm, prompt, params))
     return 0
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from decimal import Decimal
 from pathlib import Path
@@ -32,7 +32,8 @@ def default_cache_dir() -> Path:
 class EngineConfig:
     """What shapes a run. Memory is in bytes, lengths in tokens; None means that the runtime chooses.
 
-    Models are kept under `cache_dir`. `deterministic` is reserved: for now it can only be false.
+    Models, and with `cache = "disk"` KV blocks too, are kept under `cache_dir`. `system_reserve` is what the plan leaves
+    to the rest of the machine.
     """
 
     model: str = "smollm2-135m"
@@ -43,6 +44,12 @@ class EngineConfig:
     attention: Literal["auto", "reference", "kernels"] = "auto"
     self_check: bool = True
     deterministic: bool = False
+    kv_dtype: Literal["auto", "int8"] = "auto"
+    cache: Literal["off", "memory", "disk"] = "memory"
+    disk_cache_bytes: int = 8 * 10**9
+    max_waiting: int = 256
+    step_target_ms: int | None = None
+    system_reserve: int | None = None
     cache_dir: Path = field(default_factory=default_cache_dir)
 
 
@@ -131,16 +138,13 @@ def _switch(value: Any) -> bool:
     raise ValueError("it must be true or false")
 
 
-def _attention(value: Any) -> str:
-    if value not in ("auto", "reference", "kernels"):
-        raise ValueError("it must be auto, reference or kernels")
-    return str(value)
+def _one_of(*allowed: str) -> Callable[[Any], str]:
+    def convert(value: Any) -> str:
+        if value not in allowed:
+            raise ValueError(f"it must be {', '.join(allowed[:-1])} or {allowed[-1]}")
+        return str(value)
 
-
-def _off(value: Any) -> bool:
-    if _switch(value):
-        raise ValueError("the deterministic mode is not available in this version; leave it out or set it to false")
-    return False
+    return convert
 
 
 def _folder(value: Any) -> Path:
@@ -156,8 +160,14 @@ _CONVERTERS = {
     "context_length": _positive,
     "max_rows": _positive,
     "prefill_chunk": _positive,
-    "attention": _attention,
+    "attention": _one_of("auto", "reference", "kernels"),
     "self_check": _switch,
-    "deterministic": _off,
+    "deterministic": _switch,
+    "kv_dtype": _one_of("auto", "int8"),
+    "cache": _one_of("off", "memory", "disk"),
+    "disk_cache_bytes": parse_bytes,
+    "max_waiting": _positive,
+    "step_target_ms": _positive,
+    "system_reserve": parse_bytes,
     "cache_dir": _folder,
 }

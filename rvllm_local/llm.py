@@ -13,10 +13,12 @@ from typing import Any, Literal, overload
 from rvllm_local import host
 from rvllm_local.client import Client
 from rvllm_local.config import default_cache_dir, parse_bytes
+from rvllm_local.engine.options import EngineOptions
 from rvllm_local.engine.stream import TokenStream
 from rvllm_local.errors import ParameterError
 from rvllm_local.types import Completion, FinishReason, SamplingParams, StreamEvent, TokenLogprob
 
+_UNBOUNDED = 10**9  # a script may hand over as many prompts as it likes
 Prompt = str | Sequence[int]
 Message = Mapping[str, Any]
 
@@ -51,30 +53,40 @@ class LLM:
         deterministic: bool = False,
         progress: Callable[[str], None] | None = None,
     ) -> None:
+        options = EngineOptions(
+            kv_memory=None if kv_memory is None else parse_bytes(kv_memory),
+            max_rows=max_rows,
+            prefill_chunk=prefill_chunk,
+            context_length=context_length,
+            self_check=self_check,
+            attention=attention,
+            cache=cache,
+            disk_cache_bytes=parse_bytes(disk_cache_bytes),
+            cache_dir=str(cache_dir or default_cache_dir()),
+            kv_dtype=kv_dtype,
+            deterministic=deterministic,
+            max_waiting=_UNBOUNDED,
+        )
+        self._open(model, options, progress)
+
+    @classmethod
+    def from_options(cls, model: str, options: EngineOptions, progress: Callable[[str], None] | None = None) -> LLM:
+        """A model with options that were put together elsewhere, as by a configuration."""
+        llm = cls.__new__(cls)
+        llm._open(model, options, progress)
+        return llm
+
+    def _open(self, model: str, options: EngineOptions, progress: Callable[[str], None] | None) -> None:
         host.prepare()
-        from rvllm_local.engine.build import build_core
+        from rvllm_local.engine.build import open_core
         from rvllm_local.engine.loop import EngineLoop
-        from rvllm_local.engine.options import EngineOptions
         from rvllm_local.local_client import InProcessClient
-        from rvllm_local.models.loader import load_model, locate
+        from rvllm_local.models.loader import locate
         from rvllm_local.text.tokenizer import Tokenizer
 
-        options = EngineOptions(
-            None if kv_memory is None else parse_bytes(kv_memory),
-            max_rows,
-            prefill_chunk,
-            context_length,
-            self_check,
-            attention,
-            cache,
-            parse_bytes(disk_cache_bytes),
-            Path(cache_dir) if cache_dir is not None else default_cache_dir(),
-            kv_dtype,
-            deterministic,
-        )
         files = locate(model) if progress is None else locate(model, progress)
         self.tokenizer = Tokenizer.from_files(files)
-        loop = EngineLoop(lambda: build_core(load_model(files), self.tokenizer, options))
+        loop = EngineLoop(lambda: open_core(files, self.tokenizer, options))
         self._client: Client = InProcessClient(loop, loop.call(lambda core: core.limits))
 
     @overload

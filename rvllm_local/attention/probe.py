@@ -36,8 +36,7 @@ def probe_layout(model: nn.Module, *, quantized: bool = False) -> KVLayout:
             f"this model keeps {', '.join(cache_kinds(unknown))} state, which is not supported yet; "
             "choose a model with full or sliding-window attention"
         )
-    logits = model(mx.zeros((1, 1), dtype=mx.int32), cache=caches)
-    mx.eval(logits)
+    model(mx.zeros((1, 1), dtype=mx.int32), cache=caches)  # never evaluated: shapes are known without
     found = [_probe_layer(cache) for cache in caches]
     kinds = list(dict.fromkeys(shape for shape in found if shape is not None))
     slots: list[LayerSlot | None] = []

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from pathlib import Path
 
 import mlx.core as mx
 
@@ -20,6 +21,7 @@ from rvllm_local.engine.detokenizer import TextDecoder
 from rvllm_local.engine.limits import EngineLimits
 from rvllm_local.engine.options import EngineOptions
 from rvllm_local.engine.pace import Pace
+from rvllm_local.engine.planning import arena_blocks, plan_engine, plan_model
 from rvllm_local.engine.residence import CachePolicy, KVResidence
 from rvllm_local.engine.runner import ModelRunner, RunMode
 from rvllm_local.engine.scheduler import Scheduler
@@ -27,18 +29,25 @@ from rvllm_local.engine.selfcheck import choose_runner, rows_are_independent
 from rvllm_local.errors import UnsupportedModelError
 from rvllm_local.memory.arena import Arena
 from rvllm_local.memory.layout import KVLayout
+from rvllm_local.memory.plan import ModelSizes
 from rvllm_local.memory.prefix import root_key
 from rvllm_local.memory.spill import BlockStore
 from rvllm_local.memory.swap import SwapSpace
 from rvllm_local.memory.tables import KVTables
 from rvllm_local.metal_kernels.kernels import default_backend
+from rvllm_local.models.describe import describe, widest
 from rvllm_local.models.fuse import fuse_projections
-from rvllm_local.models.loader import LoadedModel
+from rvllm_local.models.loader import LoadedModel, ModelFiles, load_model
 
 logger = logging.getLogger(__name__)
 
 _GPU_STEP_TARGET_S = 0.1
-_DEFAULT_KV_BYTES = 512 * 2**20  # when no budget is given: this, or one whole context if that is more
+
+
+def open_core(files: ModelFiles, text: TextDecoder, options: EngineOptions) -> EngineCore:
+    """Plan, then load, then build: what cannot fit is refused before memory is taken."""
+    plan_model(describe(files), options)
+    return build_core(load_model(files), text, options)
 
 
 def build_core(loaded: LoadedModel, text: TextDecoder, options: EngineOptions) -> EngineCore:
@@ -51,8 +60,15 @@ def build_core(loaded: LoadedModel, text: TextDecoder, options: EngineOptions) -
         fuse_projections(loaded.module)
     paged = install(loaded.module)
     layout = probe_layout(loaded.module, quantized=options.kv_dtype == "int8")
-    budget = options.kv_memory or _default_budget(layout, context, options)
-    blocks = layout.split_budget(budget, context, options.max_rows, options.prefill_chunk)
+    blocks = arena_blocks(layout, options, context)
+    sizes = ModelSizes(
+        widest(loaded.config, "hidden_size"),
+        widest(loaded.config, "intermediate_size"),
+        loaded.vocab_size,
+        layout.groups[0].dtype.size,
+    )
+    plan = plan_engine(layout, options, context=context, weights=loaded.weights_bytes, sizes=sizes)
+    plan.check()
     arenas = [Arena(shape, count) for shape, count in zip(layout.groups, blocks, strict=True)]
     kv = KVTables(layout, blocks)
     runner = _choose_runner(loaded, layout, arenas, kv, paged, options)
@@ -64,7 +80,7 @@ def build_core(loaded: LoadedModel, text: TextDecoder, options: EngineOptions) -
         runner.block_io,
         CachePolicy(reuse=options.cache != "off", decoded=not options.deterministic),
         _open_store(options, root_key(fingerprint)),
-        SwapSpace(options.cache_dir),
+        SwapSpace(None if options.cache_dir is None else Path(options.cache_dir)),
     )
     scheduler = Scheduler(
         kv,
@@ -73,7 +89,6 @@ def build_core(loaded: LoadedModel, text: TextDecoder, options: EngineOptions) -
         prefill_chunk=options.prefill_chunk,
         whole_blocks=options.deterministic,
     )
-    arena_bytes = sum(arena.nbytes for arena in arenas)
     return EngineCore(
         runner,
         kv,
@@ -85,7 +100,7 @@ def build_core(loaded: LoadedModel, text: TextDecoder, options: EngineOptions) -
         EngineIdentity(
             frozenset(loaded.eos_token_ids),
             root_key(fingerprint),
-            {"weights": loaded.weights_bytes, "kv_arena": arena_bytes},
+            plan.lines(),
         ),
     )
 
@@ -94,7 +109,7 @@ def _open_store(options: EngineOptions, fingerprint: bytes) -> BlockStore | None
     if options.cache != "disk" or options.cache_dir is None:
         return None
     return BlockStore(
-        options.cache_dir / "kv",
+        Path(options.cache_dir) / "kv",
         fingerprint=fingerprint,
         budget_bytes=options.disk_cache_bytes,
         warn=logger.warning,
@@ -134,8 +149,3 @@ def _choose_runner(
 def _kernel_runner(loaded: LoadedModel, layout: KVLayout, kernels: KernelBackend, mode: RunMode) -> ModelRunner:
     compiled = CompiledDecode(loaded.module, layout, kernels) if mode.batched and not mode.dense else None
     return ModelRunner(loaded.module, layout, kernels, mode, loaded.vocab_size, compiled)
-
-
-def _default_budget(layout: KVLayout, context: int, options: EngineOptions) -> int:
-    one = layout.sequence_bytes(context, options.prefill_chunk) + sum(shape.block_bytes for shape in layout.groups)
-    return min(max(one, _DEFAULT_KV_BYTES), one * options.max_rows)

@@ -74,9 +74,9 @@ class _Server:
 
     def load(self, command: frames.Load) -> None:
         """Build the engine and say so."""
-        from rvllm_local.engine.build import build_core
+        from rvllm_local.engine.build import open_core
         from rvllm_local.engine.loop import EngineLoop
-        from rvllm_local.models.loader import load_model, locate
+        from rvllm_local.models.loader import locate
         from rvllm_local.text.tokenizer import Tokenizer
 
         def progress(message: str) -> None:
@@ -84,7 +84,7 @@ class _Server:
 
         files = locate(command.model, progress)
         tokenizer = Tokenizer.from_files(files)
-        self._loop = EngineLoop(lambda: build_core(load_model(files), tokenizer, command.options), quiet_gc=True)
+        self._loop = EngineLoop(lambda: open_core(files, tokenizer, command.options), quiet_gc=True)
         self._limits: EngineLimits = self._loop.call(lambda core: core.limits)
         gc.collect()
         gc.freeze()  # what a model is made of is never garbage

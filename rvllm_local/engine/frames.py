@@ -108,7 +108,10 @@ _EVENTS: msgspec.msgpack.Decoder[Event] = msgspec.msgpack.Decoder(Event)
 
 def send(connection: socket.socket, frame: Command | Event) -> None:
     """Write one frame. Raises `FrameError` if it is too long and OSError if the other side has gone."""
-    body = _ENCODER.encode(frame)
+    try:
+        body = _ENCODER.encode(frame)
+    except (TypeError, OverflowError, ValueError) as error:
+        raise FrameError(f"a {type(frame).__name__} cannot be sent: {error}") from error
     if len(body) > MAX_FRAME:
         raise FrameError(f"a frame of {len(body)} bytes is longer than {MAX_FRAME}")
     connection.sendall(_LENGTH.pack(len(body)) + body)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
+
+from rvllm_local.config import EngineConfig
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,8 +23,30 @@ class EngineOptions:
     attention: str = "auto"  # "auto", "kernels" or "reference"
     cache: str = "memory"
     disk_cache_bytes: int = 8 * 10**9
-    cache_dir: Path | None = None
+    cache_dir: str | None = None
     kv_dtype: str = "auto"
     deterministic: bool = False
     step_target_s: float | None = None
     max_waiting: int = 256
+    system_reserve: int | None = None
+
+    @classmethod
+    def from_config(cls, config: EngineConfig) -> EngineOptions:
+        """The options that a merged configuration asks for."""
+        target = config.step_target_ms
+        return cls(
+            kv_memory=config.kv_memory,
+            max_rows=config.max_rows,
+            prefill_chunk=config.prefill_chunk,
+            context_length=config.context_length,
+            self_check=config.self_check,
+            attention=config.attention,
+            cache=config.cache,
+            disk_cache_bytes=config.disk_cache_bytes,
+            cache_dir=str(config.cache_dir),
+            kv_dtype=config.kv_dtype,
+            deterministic=config.deterministic,
+            step_target_s=None if target is None else target / 1000,
+            max_waiting=config.max_waiting,
+            system_reserve=config.system_reserve,
+        )

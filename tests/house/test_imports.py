@@ -13,7 +13,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 # Lowest first; a module may import from its own layer and those before it.
 LAYERS = (
-    ("types", "errors", "host", "config"),
+    ("types", "errors", "host", "config", "machine"),
     ("memory", "metal_kernels", "engine.sampler", "engine.detokenizer"),
     ("attention",),
     ("models",),
@@ -33,7 +33,7 @@ LAYERS = (
     ("engine",),
     ("local_client",),
     ("llm", "server", "tui"),
-    ("commands", "cli"),
+    ("commands", "plan_command", "cli"),
 )
 
 

@@ -1,0 +1,70 @@
+"""What a model will take, from its headers alone: nothing is read but configuration and file sizes.
+
+The module that is built here has weights that are never computed; it only shows the shapes of its KV.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import mlx.core as mx
+from mlx import nn
+from mlx.utils import tree_flatten
+
+from rvllm_local.models.families import build_model
+from rvllm_local.models.gguf import GGUFFile
+from rvllm_local.models.gguf_llama import gguf_config
+from rvllm_local.models.loader import ModelFiles, context_length, read_config, vocab_size
+
+_DTYPES = {"float32": mx.float32, "float16": mx.float16, "bfloat16": mx.bfloat16}
+
+
+@dataclass(frozen=True, slots=True)
+class ModelDescription:
+    """`module` has lazy weights: look at shapes, never evaluate. `weights_bytes` is what loading will take."""
+
+    module: nn.Module
+    name: str
+    context_length: int
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    weights_bytes: int
+
+
+def describe(files: ModelFiles) -> ModelDescription:
+    """Raises `ModelFileError` and `UnsupportedModelError` as loading would for a bad configuration."""
+    on_cpu = mx.default_device() == mx.Device(mx.cpu)
+    if files.kind == "gguf":
+        config, stored = gguf_config(GGUFFile(files.path)), files.path.stat().st_size
+    else:
+        config = read_config(files.path)
+        stored = sum(path.stat().st_size for path in files.path.glob("model*.safetensors"))
+    module = build_model(config)
+    if not on_cpu:
+        module.set_dtype(_DTYPES.get(str(config.get("torch_dtype") or config.get("dtype")), mx.bfloat16))
+    parameters = sum(value.size for _, value in tree_flatten(module.parameters()))
+    return ModelDescription(
+        module,
+        files.name,
+        context_length(config),
+        vocab_size(config),
+        widest(config, "hidden_size"),
+        widest(config, "intermediate_size"),
+        4 * parameters if on_cpu else stored,
+    )
+
+
+def widest(config: Mapping[str, Any], key: str) -> int:
+    """A width of the configuration, or of its text part; 4 times the hidden size where an MLP's is not given."""
+    text = config.get("text_config")
+    places = [config, text] if isinstance(text, Mapping) else [config]
+    for place in places:
+        value = place.get(key)
+        if isinstance(value, list):
+            value = max(value)
+        if isinstance(value, int) and value > 0:
+            return value
+    return 4096 if key == "hidden_size" else 4 * widest(config, "hidden_size")

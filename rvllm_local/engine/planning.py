@@ -1,0 +1,52 @@
+"""Sizes an engine before it takes memory: blocks for the KV budget, and the plan that they make with the rest."""
+
+from __future__ import annotations
+
+from rvllm_local.attention.probe import probe_layout
+from rvllm_local.engine.options import EngineOptions
+from rvllm_local.machine import device_memory
+from rvllm_local.memory.layout import KVLayout
+from rvllm_local.memory.plan import MemoryPlan, ModelSizes, make_plan
+from rvllm_local.models.describe import ModelDescription
+
+_DEFAULT_KV_BYTES = 512 * 2**20  # when no budget is given: this, or one whole context if that is more
+
+
+def plan_model(model: ModelDescription, options: EngineOptions, *, strict: bool = True) -> MemoryPlan:
+    """The plan of a model that is not loaded. With `strict`, raises `MemoryBudgetError` if it does not fit."""
+    layout = probe_layout(model.module, quantized=options.kv_dtype == "int8")
+    sizes = ModelSizes(model.hidden_size, model.intermediate_size, model.vocab_size, layout.groups[0].dtype.size)
+    context = min(model.context_length, options.context_length or model.context_length)
+    plan = plan_engine(layout, options, context=context, weights=model.weights_bytes, sizes=sizes)
+    if strict:
+        plan.check()
+    return plan
+
+
+def plan_engine(
+    layout: KVLayout, options: EngineOptions, *, context: int, weights: int, sizes: ModelSizes
+) -> MemoryPlan:
+    """The plan of an engine over a known layout. Raises `MemoryBudgetError` if the KV budget holds no block."""
+    return make_plan(
+        layout,
+        weights=weights,
+        blocks=arena_blocks(layout, options, context),
+        sizes=sizes,
+        device=device_memory(),
+        reserve=options.system_reserve,
+        context=context,
+        rows=options.max_rows,
+        chunk=options.prefill_chunk,
+        kv_asked=options.kv_memory or 0,
+    )
+
+
+def arena_blocks(layout: KVLayout, options: EngineOptions, context: int) -> tuple[int, ...]:
+    """Blocks for each group's arena, the scratch block included."""
+    budget = options.kv_memory or _default_budget(layout, context, options)
+    return layout.split_budget(budget, context, options.max_rows, options.prefill_chunk)
+
+
+def _default_budget(layout: KVLayout, context: int, options: EngineOptions) -> int:
+    one = layout.sequence_bytes(context, options.prefill_chunk) + sum(shape.block_bytes for shape in layout.groups)
+    return min(max(one, _DEFAULT_KV_BYTES), one * options.max_rows)

@@ -1,0 +1,175 @@
+"""The memory plan: what a model will take, line by line, against what the machine can give.
+
+Arithmetic only: sizes come in as numbers, so a plan can be made before anything is loaded.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from rvllm_local.errors import MemoryBudgetError
+from rvllm_local.memory.blocks import BLOCK_TOKENS
+from rvllm_local.memory.layout import KVLayout
+
+PROCESS_BYTES = 350 * 10**6  # interpreter, libraries and MLX's own pools
+_BLOCK_HEADER = 112  # bytes of a spilled block's file beside the block
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSizes:
+    """The widths that scratch memory follows from: a model's largest activations."""
+
+    hidden: int
+    intermediate: int
+    vocab: int
+    dtype_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryPlan:
+    """Bytes of each line, what there is for them, and the figures that explain them."""
+
+    weights: int
+    kv_arena: int
+    scratch: int
+    process: int
+    device: int  # what the machine has
+    reserve: int  # what is left to the system
+    context: int
+    rows: int
+    bytes_per_token: int
+    disk_bytes_per_token: int
+    arena_tokens: int
+    kv_asked: int = 0  # what the user gave as kv_memory; the arena may need less
+
+    @property
+    def budget(self) -> int:
+        return self.device - self.reserve
+
+    @property
+    def total(self) -> int:
+        return self.weights + max(self.kv_arena, self.kv_asked) + self.scratch + self.process
+
+    @property
+    def fits(self) -> bool:
+        return self.total <= self.budget
+
+    def lines(self) -> dict[str, int]:
+        """Every line of the plan, in bytes."""
+        return {
+            "weights": self.weights,
+            "kv_arena": self.kv_arena,
+            "scratch": self.scratch,
+            "process": self.process,
+            "total": self.total,
+            "device": self.device,
+            "reserve": self.reserve,
+            "budget": self.budget,
+        }
+
+    def table(self) -> str:
+        """The plan for people, with remedies when it does not fit."""
+        rows = [
+            ("weights", self.weights, "read from the files' headers"),
+            (
+                "KV arena",
+                max(self.kv_arena, self.kv_asked),
+                f"{self.arena_tokens} tokens of {self.bytes_per_token} bytes",
+            ),
+            ("scratch", self.scratch, "largest prefill chunk and decode batch"),
+            ("process", self.process, "interpreter and libraries"),
+            ("total", self.total, ""),
+            ("budget", self.budget, f"{_size(self.device)} less {_size(self.reserve)} for the system"),
+        ]
+        text = [f"{name:<10}{_size(value):>12}   {note}".rstrip() for name, value, note in rows]
+        text.append(
+            f"KV: {self.bytes_per_token} bytes a token in memory, {self.disk_bytes_per_token} on disk; room for "
+            f"{self.arena_tokens // max(self.context, 1)} requests of {self.context} tokens ({self.rows} may run at once)"
+        )
+        text += [self.verdict(), *(f"  - {remedy}" for remedy in self.remedies())]
+        return "\n".join(text)
+
+    def verdict(self) -> str:
+        if self.fits:
+            return f"fits: {_size(self.budget - self.total)} to spare"
+        return f"does not fit: {_size(self.total - self.budget)} too much"
+
+    def remedies(self) -> list[str]:
+        """What would make it fit, with what each gives."""
+        over = self.total - self.budget
+        if over <= 0:
+            return []
+        found = []
+        kv = max(self.kv_arena, self.kv_asked)
+        if kv > over:
+            found.append(f"--kv-memory {(kv - over) // 10**6}MB instead of {kv // 10**6}MB")
+        found.append(f"--kv-dtype int8 stores a token in about {self.bytes_per_token // 2} bytes or less")
+        found.append(f"a shorter --context-length: each 1000 tokens take {_size(1000 * self.bytes_per_token)}")
+        if self.weights > self.budget // 2:
+            found.append("a smaller model, or one with fewer bits a weight")
+        return found
+
+    def check(self) -> None:
+        """Raise `MemoryBudgetError`, with the arithmetic, if the plan does not fit."""
+        if not self.fits:
+            raise MemoryBudgetError(
+                f"this does not fit in memory: weights {_size(self.weights)} + KV arena {_size(max(self.kv_arena, self.kv_asked))} + scratch "
+                f"{_size(self.scratch)} + process {_size(self.process)} = {_size(self.total)}, and the budget is "
+                f"{_size(self.device)} - {_size(self.reserve)} = {_size(self.budget)}; {'; or '.join(self.remedies())}"
+            )
+
+
+def default_reserve(device: int) -> int:
+    """What the system keeps when nothing else is configured: an eighth, at least 1 GiB, at most half."""
+    return min(max(device // 8, 2**30), device // 2)
+
+
+def scratch_bytes(sizes: ModelSizes, rows: int, chunk: int) -> int:
+    """An upper estimate of activations alive at once: a chunk through the widest layer, and the batch's logits.
+
+    Four arrays of the hidden and three of the intermediate width live at once in a transformer layer; sampling keeps up
+    to six float32 arrays over the vocabulary.
+    """
+    tokens = max(chunk, rows)
+    layer = tokens * (4 * sizes.hidden + 3 * sizes.intermediate) * sizes.dtype_bytes
+    return 2 * layer + 6 * 4 * rows * sizes.vocab
+
+
+def make_plan(
+    layout: KVLayout,
+    *,
+    weights: int,
+    blocks: tuple[int, ...],
+    sizes: ModelSizes,
+    device: int,
+    reserve: int | None,
+    context: int,
+    rows: int,
+    chunk: int,
+    kv_asked: int = 0,
+) -> MemoryPlan:
+    """The plan of an engine with `blocks` blocks in each group's arena."""
+    arena = sum(count * shape.block_bytes for count, shape in zip(blocks, layout.groups, strict=True))
+    block_bytes = sum(shape.block_bytes for shape in layout.groups)
+    full = [count for count, shape in zip(blocks, layout.groups, strict=True) if shape.window is None]
+    return MemoryPlan(
+        weights=weights,
+        kv_arena=arena,
+        scratch=scratch_bytes(sizes, rows, chunk),
+        process=PROCESS_BYTES,
+        device=device,
+        reserve=default_reserve(device) if reserve is None else reserve,
+        context=context,
+        rows=rows,
+        bytes_per_token=block_bytes // BLOCK_TOKENS,
+        disk_bytes_per_token=(block_bytes + _BLOCK_HEADER * len(layout.groups)) // BLOCK_TOKENS,
+        arena_tokens=(min(full or blocks) - 1) * BLOCK_TOKENS,
+        kv_asked=kv_asked,
+    )
+
+
+def _size(count: int) -> str:
+    for unit, size in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
+        if abs(count) >= size:
+            return f"{count / size:.1f} {unit}"
+    return f"{count} B"
