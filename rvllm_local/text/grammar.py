@@ -1,0 +1,127 @@
+"""Grammars for structured output and tool calls: what a request asks for, as a string that a compiler takes.
+
+The string is JSON: llguidance grammars in which tags are numbered, and the thinking before them. Only
+`GrammarCompiler` (text/matcher.py), which knows the tokenizer, turns it into tokens. It knows no engine and no API.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rvllm_local.errors import ParameterError
+from rvllm_local.text.call_grammar import call_grammar
+from rvllm_local.text.matcher import GrammarCompiler, GrammarError, Matcher
+from rvllm_local.text.schema import enforceable
+
+__all__ = [
+    "GrammarCompiler",
+    "GrammarError",
+    "Matcher",
+    "grammar_for_format",
+    "grammar_for_tools",
+    "with_reasoning",
+]
+
+MAX_CHOICES = 1000
+MAX_GRAMMAR_CHARS = 1 << 20
+_FIELDS = {
+    "text": frozenset[str](),
+    "json_object": frozenset[str](),
+    "json_schema": frozenset({"json_schema"}),
+    "regex": frozenset({"regex"}),
+    "choice": frozenset({"choices"}),
+    "grammar": frozenset({"grammar"}),
+    "lark": frozenset({"grammar"}),
+}
+
+
+def grammar_for_format(response_format: Mapping[str, Any]) -> str | None:
+    """The grammar of a response format; None for `{"type": "text"}`.
+
+    Types: text, json_object, json_schema (`{"json_schema": {"name", "schema", "strict"}}`), regex
+    (`{"regex": ...}`), choice (`{"choices": [...]}`), grammar or lark (`{"grammar": ...}`). Raises `ParameterError`
+    that names what cannot be enforced. Regex, lark and sizes are judged when the grammar is compiled.
+    """
+    kind = response_format.get("type")
+    if not isinstance(kind, str) or kind not in _FIELDS:
+        raise _error(f"type is {kind!r}; use one of {', '.join(_FIELDS)}")
+    unknown = set(response_format) - _FIELDS[kind] - {"type"}
+    if unknown:
+        raise _error(f"{min(unknown)!r} does not belong to a response format of type {kind!r}")
+    match kind:
+        case "text":
+            return None
+        case "json_object":
+            return _serialized({"json_schema": enforceable({"type": "object"})})
+        case "json_schema":
+            return _serialized({"json_schema": enforceable(_schema_of(response_format.get("json_schema")))})
+        case "regex":
+            return _serialized({"lark_grammar": f"start: {_regex(_text(response_format, 'regex'))}"})
+        case "choice":
+            return _serialized({"lark_grammar": "start: " + " | ".join(_choices(response_format.get("choices")))})
+        case _:
+            return _serialized({"lark_grammar": _text(response_format, "grammar")})
+
+
+def grammar_for_tools(
+    tools: Sequence[Mapping[str, Any]], tool_choice: str | Mapping[str, Any], family: str, parallel: bool
+) -> str | None:
+    """The grammar of an output with calls of `tools`, in `family`'s own syntax; None if nothing is to be enforced.
+
+    `tool_choice` is "none", "auto", "required" or `{"type": "function", "function": {"name": ...}}`. With "auto",
+    text is free up to a call's tag. Without `parallel`, one call at most. Raises `ParameterError`.
+    """
+    return call_grammar(tools, tool_choice, family, parallel)
+
+
+def with_reasoning(grammar: str, start_tag: str, end_tag: str, max_tokens: int | None, starts_inside: bool) -> str:
+    """`grammar` after a thinking block, which may be left out unless the prompt `starts_inside` one.
+
+    At most `max_tokens` tokens are thought, tags not counted; then the end tag is forced. Raises `ParameterError`.
+    """
+    if max_tokens is not None and max_tokens < 0:
+        raise ParameterError("reasoning_budget", f"the thinking budget is {max_tokens}; it must not be negative")
+    reasoning = {"start": start_tag, "end": end_tag, "max_tokens": max_tokens, "starts_inside": starts_inside}
+    return json.dumps({**json.loads(grammar), "reasoning": reasoning})
+
+
+def _serialized(*grammars: Mapping[str, Any]) -> str:
+    return json.dumps({"grammars": grammars})
+
+
+def _schema_of(field: Any) -> Any:
+    if not isinstance(field, Mapping):
+        raise _error("json_schema must be an object with a name and a schema")
+    unknown = set(field) - {"name", "schema", "strict", "description"}
+    if unknown:
+        raise _error(f"json_schema holds {min(map(str, unknown))!r}, which nobody knows")
+    if "schema" not in field:
+        raise _error("json_schema lacks its schema")
+    return field["schema"]
+
+
+def _text(field: Mapping[str, Any], key: str) -> str:
+    value = field.get(key)
+    if not isinstance(value, str) or not value:
+        raise _error(f"{key} must be text that is not empty")
+    if len(value) > MAX_GRAMMAR_CHARS:
+        raise _error(f"{key} has {len(value)} characters; at most {MAX_GRAMMAR_CHARS} are taken")
+    return value
+
+
+def _regex(pattern: str) -> str:
+    return f"/{pattern.replace('/', chr(92) + '/')}/"
+
+
+def _choices(values: Any) -> list[str]:
+    if not isinstance(values, list) or not values or not all(isinstance(value, str) and value for value in values):
+        raise _error("choices must be a list of texts that are not empty")
+    if len(values) > MAX_CHOICES:
+        raise _error(f"there are {len(values)} choices; at most {MAX_CHOICES} are taken")
+    return [json.dumps(value, ensure_ascii=False) for value in values]
+
+
+def _error(message: str) -> ParameterError:
+    return ParameterError("response_format", f"response_format: {message}")
