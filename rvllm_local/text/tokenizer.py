@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import functools
 import json
+import re
 import secrets
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,9 +39,9 @@ class Tokenizer:
         add_bos: bool = False,
     ) -> None:
         self._backend = backend
-        self._special = {
-            token_id: token.content for token_id, token in backend.get_added_tokens_decoder().items() if token.special
-        }
+        added = backend.get_added_tokens_decoder()
+        self._added = frozenset(added)
+        self._special = {token_id: token.content for token_id, token in added.items() if token.special}
         self.bos_token, self.eos_token = bos_token, eos_token
         self.chat_template = chat_template
         self._add_bos = add_bos
@@ -81,66 +82,105 @@ class Tokenizer:
         """The bytes that a token stands for; None for special tokens."""
         return None if token_id in self._special else self._bytes(token_id)
 
+    def control_token_id(self, text: str) -> int | None:
+        """The token whose whole text is `text`, if it is one of the added tokens, special or not."""
+        token_id: int | None = self._backend.token_to_id(text)
+        return token_id if token_id in self._added else None
+
+    def keeping(self, kept_special: Collection[str]) -> KeptSpecial:
+        """This tokenizer's bytes, with the special tokens of these texts as text: for a parser that needs its tags."""
+        return KeptSpecial(self, kept_special)
+
     def encode_chat(self, messages: Sequence[Mapping[str, Any]], **template: Any) -> list[int]:
         """Token ids of a conversation through the chat template. Raises `ParameterError` for what it cannot render.
 
-        Where a message holds a special token's text, its content is rendered as a random marker and tokenized
-        apart, so that nothing a user writes can become a special token.
+        Special tokens that are written anywhere in the messages or tools stay text: each is rendered as a random
+        marker, whose text is then tokenized apart.
         """
         if self.chat_template is None:
             raise UnsupportedModelError("this model has no chat template; use generate() with a plain prompt")
-        self._check_messages(messages, template.get("tools"))
-        contents = [message.get("content") for message in messages]
-        hostile = {index for index, content in enumerate(contents) if self._mentions_special(content)}
-        marker = secrets.token_hex(16) if hostile else None
-        messages = [
-            {**row, "content": f"{marker}{index}{marker}"} if index in hostile else row
-            for index, row in enumerate(messages)
-        ]
+        self._check_roles(messages)
+        markers = _Markers(self._special.values())
+        messages = markers.hide(messages)
+        template = {name: markers.hide(value) if name == "tools" else value for name, value in template.items()}
         text = render_chat(
             self.chat_template, messages, bos_token=self.bos_token or "", eos_token=self.eos_token or "", **template
         )
         _check_text(text)
-        if marker is None:
-            return list(self._backend.encode(text, add_special_tokens=False).ids)
-        return self._encode_marked(text.split(marker), contents)
-
-    def _encode_marked(self, pieces: Sequence[str], contents: Sequence[Any]) -> list[int]:
-        """Template text and message numbers alternate in `pieces`."""
         ids: list[int] = []
-        for number, piece in enumerate(pieces):
-            if number % 2 == 0:
-                ids.extend(self._backend.encode(piece, add_special_tokens=False).ids)
-            elif piece.isdecimal() and int(piece) < len(contents):
-                ids.extend(self.encode(contents[int(piece)], special=False, bos=False))
-            else:
-                raise ParameterError("messages", "a message holds special tokens, and the chat template cuts it up")
+        for piece, is_template in markers.split(text):
+            backend = self._backend if is_template else self._plain
+            ids.extend(backend.encode(piece, add_special_tokens=False).ids)
         return ids
 
-    def _check_messages(self, messages: Sequence[Mapping[str, Any]], tools: Any) -> None:
-        """Only plain text content can be tokenized apart: special tokens anywhere else are refused."""
+    def _check_roles(self, messages: Sequence[Mapping[str, Any]]) -> None:
         for index, message in enumerate(messages):
-            if not isinstance(message, Mapping):
+            role = message.get("role") if isinstance(message, Mapping) else None
+            if not isinstance(role, str):
                 raise ParameterError("messages", f"message {index} must be an object with a role")
-            rest = [value for key, value in message.items() if key != "content" or not isinstance(value, str)]
-            if self._mentions_special(rest):
-                raise ParameterError("messages", f"message {index} holds a special token outside its text content")
-        if self._mentions_special(tools):
-            raise ParameterError("tools", "the tools hold one of the model's special tokens")
-
-    def _mentions_special(self, value: Any) -> bool:
-        """True if any text inside `value` holds a special token's text."""
-        if isinstance(value, str):
-            return any(token in value for token in self._special.values())
-        if isinstance(value, Mapping):
-            return any(self._mentions_special(part) for pair in value.items() for part in pair)
-        return isinstance(value, list | tuple) and any(self._mentions_special(part) for part in value)
+            if any(token in role for token in self._special.values()):
+                raise ParameterError("messages", f"message {index} holds a special token in its role")
 
     def _bytes(self, token_id: int) -> bytes:
         if token_id in self._special:
             return self._special[token_id].encode()
         token = self._backend.id_to_token(token_id)
         return b"" if token is None else self._to_bytes(token)
+
+
+class KeptSpecial:
+    """A tokenizer's bytes for one kind of parser; cheap, holds no table of its own."""
+
+    def __init__(self, tokenizer: Tokenizer, kept_special: Collection[str]) -> None:
+        self._tokenizer = tokenizer
+        tokens = {text: tokenizer.control_token_id(text) for text in kept_special}
+        self._kept = {token: text.encode() for text, token in tokens.items() if token is not None}
+
+    def id_to_bytes(self, token_id: int) -> bytes | None:
+        """The bytes that a token stands for; None for special tokens that are not kept."""
+        return self._kept.get(token_id) or self._tokenizer.id_to_bytes(token_id)
+
+
+class _Markers:
+    """Hides special tokens in what users write, and finds them again in what a template made of it."""
+
+    def __init__(self, special: Iterable[str]) -> None:
+        self._special = sorted(filter(None, special), key=len, reverse=True)
+        self._pattern = re.compile("|".join(map(re.escape, self._special))) if self._special else None
+        self._nonce = secrets.token_hex(16)
+        self._hidden: list[str] = []
+
+    def hide(self, value: Any) -> Any:
+        """`value` with every special token in it, and every beginning of one at a text's end, behind a marker."""
+        if isinstance(value, str):
+            return self._hide_text(value) if self._pattern is not None else value
+        if isinstance(value, Mapping):
+            return {self.hide(key): self.hide(one) for key, one in value.items()}
+        return [self.hide(one) for one in value] if isinstance(value, list | tuple) else value
+
+    def _hide_text(self, text: str) -> str:
+        assert self._pattern is not None
+        text = self._pattern.sub(lambda found: self._marker(found[0]), text)
+        # Two texts that a template sets side by side could make a special token between them.
+        longest = max(
+            (size for token in self._special for size in range(1, len(token)) if text.endswith(token[:size])), default=0
+        )
+        return text[: len(text) - longest] + self._marker(text[len(text) - longest :]) if longest else text
+
+    def _marker(self, text: str) -> str:
+        if text not in self._hidden:
+            self._hidden.append(text)
+        return f"{self._nonce}{self._hidden.index(text)}{self._nonce}"
+
+    def split(self, text: str) -> Iterator[tuple[str, bool]]:
+        """Pieces of a rendered text, and whether special tokens count in them."""
+        for number, piece in enumerate(text.split(self._nonce)):
+            if number % 2 == 0:
+                yield piece, True
+            elif piece.isdecimal() and int(piece) < len(self._hidden):
+                yield self._hidden[int(piece)], False
+            else:
+                raise ParameterError("messages", "a message holds special tokens, and the chat template cuts it up")
 
 
 def _from_folder(folder: Path) -> Tokenizer:
