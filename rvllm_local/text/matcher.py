@@ -116,13 +116,13 @@ class GrammarCompiler:
     def _with_tags(self, parts: Mapping[str, Any]) -> str:
         """The grammars as llguidance reads them: a numbered tag becomes its special token, or else its text."""
         tags: list[str] = parts.get("tags", [])
-        grammars = []
-        for one in parts["grammars"]:
-            lark = one.get("lark_grammar") if tags else None
-            if lark is not None:
-                one = {**one, "lark_grammar": _TAG.sub(lambda found: self._spelled(found, tags), lark)}
-            grammars.append(one)
-        return json.dumps({"grammars": grammars})
+
+        def spelled(one: Mapping[str, Any]) -> Mapping[str, Any]:
+            if not tags or "lark_grammar" not in one:
+                return one
+            return {**one, "lark_grammar": _TAG.sub(lambda found: self._spelled(found, tags), one["lark_grammar"])}
+
+        return json.dumps({"grammars": [spelled(one) for one in parts["grammars"]]})
 
     def _spelled(self, found: re.Match[str], tags: Sequence[str]) -> str:
         """A tag's reference, or the rules that read free text up to it."""

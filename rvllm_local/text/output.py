@@ -37,9 +37,9 @@ class OutputParser:
     def for_style(
         cls, style: OutputStyle, *, tools: Sequence[Mapping[str, Any]] = (), starts_inside: bool | None = None
     ) -> OutputParser:
-        """The parser of a model's style; without `tools`, nothing is read as a call."""
+        """The parser of a model's style; without `tools`, nothing is read as a call, but for harmony's messages."""
         return cls(
-            style.tool_family if tools else None,
+            style.tool_family if tools or style.tool_family == "harmony" else None,
             reasoning_start=style.reasoning_start,
             reasoning_end=style.reasoning_end,
             reasoning_starts_inside=style.reasoning_starts_inside if starts_inside is None else starts_inside,

@@ -5,10 +5,14 @@ They know no model, no tokenizer and no API; special tokens that are tags must r
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from rvllm_local.errors import ParameterError
+from rvllm_local.text.tools.bare import JSONParser, Llama3Parser
+from rvllm_local.text.tools.gemma import GemmaParser
+from rvllm_local.text.tools.harmony import HarmonyParser
+from rvllm_local.text.tools.parameters import GLMParser, Qwen3CoderParser
 from rvllm_local.text.tools.pieces import (
     ContentDelta,
     Piece,
@@ -19,7 +23,7 @@ from rvllm_local.text.tools.pieces import (
     ToolCallStart,
     ToolParser,
 )
-from rvllm_local.text.tools.tagged import HermesParser
+from rvllm_local.text.tools.tagged import DeepSeekParser, HermesParser, MistralParser
 
 __all__ = [
     "FAMILIES",
@@ -34,7 +38,20 @@ __all__ = [
     "parser_for",
 ]
 
-FAMILIES = ("hermes",)
+_PARSERS: Mapping[str, Callable[[Sequence[Mapping[str, Any]]], ToolParser]] = {
+    "hermes": lambda tools: HermesParser(),
+    "qwen3_coder": Qwen3CoderParser,
+    "glm": GLMParser,
+    "llama3": lambda tools: Llama3Parser(),
+    "mistral": lambda tools: MistralParser(),
+    "mistral_args": lambda tools: MistralParser(),
+    "gemma": lambda tools: GemmaParser(),
+    "deepseek": lambda tools: DeepSeekParser(),
+    "deepseek_v31": lambda tools: DeepSeekParser(),
+    "harmony": lambda tools: HarmonyParser(),
+    "json": lambda tools: JSONParser(),
+}
+FAMILIES = tuple(_PARSERS)
 
 
 def parser_for(family: str, tools: Sequence[Mapping[str, Any]] = ()) -> ToolParser:
@@ -43,6 +60,6 @@ def parser_for(family: str, tools: Sequence[Mapping[str, Any]] = ()) -> ToolPars
     `tools`, in OpenAI's shape, tell the families that write arguments as text (qwen3_coder, glm) which of them are
     strings; without it, what reads as JSON is JSON.
     """
-    if family not in FAMILIES:
+    if family not in _PARSERS:
         raise ParameterError("family", f"tool call family {family!r} is unknown; use one of {', '.join(FAMILIES)}")
-    return HermesParser()
+    return _PARSERS[family](tools)

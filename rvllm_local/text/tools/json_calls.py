@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable
+from typing import Any
 
 from rvllm_local.text.tools.reader import END, MalformedCallError, PieceReader, Reading
 
@@ -16,7 +17,6 @@ MAX_SCALAR = 400  # characters of a number; longer ones no reader takes
 MAX_NAME = 256
 _SCALAR = re.compile(r"true|false|null|-?(?:0|[1-9][0-9]*)(?:\.[0-9]+)?(?:[eE][+-]?[0-9]+)?")
 _ESCAPES = frozenset('"\\/bfnrt')
-_NAME_KEYS = ("name",)
 _ARGUMENT_KEYS = ("arguments", "parameters")
 Take = Callable[[str], None]
 
@@ -125,77 +125,90 @@ class JSONReader(PieceReader):
             raise MalformedCallError(f"its {what} is longer than {limit} characters")
         return text
 
-    def _json_call(self) -> Reading[None]:
-        """One call as an object, `{` included: a name, and arguments in either order; other keys are skipped.
+    def _json_call(self, bare: bool = False) -> Reading[None]:
+        """One call as an object: a name, and arguments before or after it; other keys are skipped.
 
-        Writes the start and the deltas; the caller reads what closes the call, then ends it.
+        Writes the start and the deltas; the caller reads what closes the call, then ends it. A `bare` object
+        without arguments is no call.
         """
         char = yield from self._next_solid()
         if char != "{":
             raise _unexpected(char)
-        yield from self._json_call_fields()
-
-    def _json_call_fields(self) -> Reading[None]:
         name: str | None = None
         waiting: str | None = None  # arguments that came before the name
-        done = False
         separator = "{"
         while separator != "}":
             key = yield from self._text_value("key", MAX_NAME)
             if (yield from self._next_solid()) != ":":
                 raise MalformedCallError("its JSON lacks a colon")
-            if key in _NAME_KEYS and name is None:
+            if key == "name" and name is None:
                 name = yield from self._text_value("name", MAX_NAME)
-                self._start_call(name)
-                if waiting is not None:
-                    self._arguments(waiting)
-            elif key in _ARGUMENT_KEYS and not done:
-                waiting, done = (yield from self._call_arguments(named=name is not None)), True
-            elif key == "function" and name is None and not done:
-                return (yield from self._nested_function())
+            elif key in _ARGUMENT_KEYS and not self._is_started and waiting is None:
+                waiting = yield from self._call_arguments(name)
+            elif key == "function" and name is None and waiting is None:
+                yield from self._nested_function(bare)
+                return
             else:
-                yield from self._json_value(_drop)
+                yield from self._json_value(_drop, depth=1)
+            if name is not None and waiting is not None and not self._is_started:
+                self._start_call(name)
+                self._arguments(waiting)
             separator = yield from self._next_solid()
-            if separator not in (",", "}") or separator == END:
+            if separator not in (",", "}"):
                 raise _unexpected(separator)
-        if name is None:
-            raise MalformedCallError("the call has no name")
-        if not done:
-            self._arguments("{}")
+        if not self._is_started:
+            self._start_without_arguments(name, bare)
 
-    def _nested_function(self) -> Reading[None]:
+    def _start_without_arguments(self, name: str | None, bare: bool) -> None:
+        if name is None or bare:
+            raise MalformedCallError("the call has no name" if name is None else "the call has no arguments")
+        self._start_call(name)
+        self._arguments("{}")
+
+    def _nested_function(self, bare: bool) -> Reading[None]:
         """`{"type": "function", "function": {...}}`: the call is inside."""
-        yield from self._json_call()
+        yield from self._json_call(bare)
         while (char := (yield from self._next_solid())) == ",":
             yield from self._json_key(_drop)
-            yield from self._json_value(_drop)
+            yield from self._json_value(_drop, depth=1)
         if char != "}":
             raise _unexpected(char)
 
-    def _call_arguments(self, named: bool) -> Reading[str | None]:
+    def _object_arguments(self) -> Reading[None]:
+        """The arguments of a started call, alone: an object."""
+        first = yield from self._next_solid()
+        if first != "{":
+            raise _unexpected(first)
+        self._put_back(first)
+        yield from self._json_value(self._arguments, depth=1)
+
+    def _call_arguments(self, name: str | None) -> Reading[str | None]:
         """Arguments: streamed if the name is known, else returned. An object, null, or an object inside a string."""
         first = yield from self._next_solid()
         self._put_back(first)
-        if first == "{" and named:
+        if first == "{" and name is not None:
+            self._start_call(name)
             yield from self._json_value(self._arguments, depth=1)
             return None
         parts: list[str] = []
         yield from self._json_value(parts.append, depth=1)
         text = "".join(parts)
-        if first == '"':
-            text = json.loads(text)
-        text = checked_object(text)
-        if named:
-            self._arguments(text)
-            return None
-        return text
+        return checked_object(json.loads(text) if first == '"' else text)
+
+
+def loads(text: str) -> Any:
+    """The value of a JSON text, strictly read. Raises ValueError, for what nests too deep as well."""
+    try:
+        return json.loads(text, parse_constant=_no_constant)
+    except RecursionError as error:
+        raise ValueError("it nests too deep") from error
 
 
 def checked_object(text: str) -> str:
     """`text`, if it is the JSON text of an object; `{}` for null or nothing. Raises `MalformedCallError`."""
     try:
-        value = json.loads(text or "null", parse_constant=_no_constant)
-    except (ValueError, RecursionError) as error:
+        value = loads(text or "null")
+    except ValueError as error:
         raise MalformedCallError("its arguments are not JSON") from error
     if value is None:
         return "{}"

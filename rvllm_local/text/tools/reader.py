@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import secrets
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Sequence
 from typing import TypeVar
 
@@ -32,7 +33,7 @@ class MalformedCallError(Exception):
     """A call breaks its family's syntax; the message says how. Never leaves the parsers."""
 
 
-class PieceReader:
+class PieceReader(ABC):
     """Base of the parsers: subclasses write `_parse`, which must return once it has read `END`."""
 
     def __init__(self, new_call_id: Callable[[], str] | None = None) -> None:
@@ -40,6 +41,8 @@ class PieceReader:
         self._pieces: list[Piece] = []
         self._raw: list[str] | None = None  # the call that is being read
         self._index = 0  # of the call that is being read, or the next one
+        self._is_started = False  # the call's name is out
+        self._is_after_call = False
         self._space = ""
         self._again: str | None = None  # a character to read once more
         self._ended = False
@@ -60,8 +63,9 @@ class PieceReader:
                 self._reading.send(END)
         return self._drain()
 
+    @abstractmethod
     def _parse(self) -> Reading[None]:
-        raise NotImplementedError
+        """Read the whole output."""
 
     def _drain(self) -> list[Piece]:
         pieces, self._pieces = self._pieces, []
@@ -80,9 +84,9 @@ class PieceReader:
         if char == END:
             self._ended = True
         elif self._raw is not None:
-            if len(self._raw) >= MAX_CALL_CHARS:
-                raise MalformedCallError(f"the call is longer than {MAX_CALL_CHARS} characters")
             self._raw.append(char)
+            if len(self._raw) > MAX_CALL_CHARS:
+                raise MalformedCallError(f"the call is longer than {MAX_CALL_CHARS} characters")
         return char
 
     def _put_back(self, char: str) -> None:
@@ -97,15 +101,38 @@ class PieceReader:
     def _expect(self, literal: str) -> Reading[None]:
         """Read exactly `literal`."""
         for wanted in literal:
-            if (yield from self._next()) != wanted:
+            char = yield from self._next()
+            if char == END:
+                raise MalformedCallError("it was cut off")
+            if char != wanted:
                 raise MalformedCallError(f"{literal!r} was expected")
 
-    def _until(self, tags: Sequence[str], take: Callable[[str], None]) -> Reading[str]:
+    def _expect_solid(self, literal: str) -> Reading[None]:
+        """Read `literal`, and blanks before it."""
+        self._put_back((yield from self._next_solid()))
+        yield from self._expect(literal)
+
+    def _text_until(self, tags: Sequence[str], limit: int) -> Reading[tuple[str, str]]:
+        """The text before one of `tags`, and the tag. Raises if none comes, or more than `limit` characters do."""
+        parts: list[str] = []
+
+        def take(text: str) -> None:
+            if len(parts) >= limit:
+                raise MalformedCallError(f"a part of it is longer than {limit} characters")
+            parts.append(text)
+
+        tag = yield from self._until(tags, take)
+        if tag == END:
+            raise MalformedCallError("it was cut off")
+        return "".join(parts), tag
+
+    def _until(self, tags: Sequence[str], take: Callable[[str], None], held: str = "") -> Reading[str]:
         """Hand text to `take` up to one of `tags`, which is returned; `END` if none came.
 
-        No tag may begin another. Only what could still become a tag is held back.
+        No tag may begin another. Only what could still become a tag is held back; `held` has been read already.
         """
-        held = ""
+        if held and held in tags:
+            return held
         while (char := (yield from self._next())) != END:
             held += char
             while held and not any(tag.startswith(held) for tag in tags):
@@ -124,7 +151,7 @@ class PieceReader:
         if text.isspace() and len(self._space) < MAX_HELD_SPACE:
             self._space += text
             return
-        text, self._space = self._space + text, ""
+        text, self._space, self._is_after_call = self._space + text, "", False
         self._write(ContentDelta(text))
 
     def _reasoning(self, text: str) -> None:
@@ -144,47 +171,60 @@ class PieceReader:
                 self._pieces.append(piece)
 
     def _flush_space(self) -> None:
-        """At the end of the output: blanks that no call followed are content."""
-        if self._space:
+        """At the end of the output: blanks are content if they belong to no call."""
+        if self._space and not self._is_after_call:
             self._write(ContentDelta(self._space))
-            self._space = ""
+        self._space = ""
 
     # Calls.
 
-    def _call(self, opening: str, body: Reading[None], closings: Sequence[str]) -> Reading[None]:
+    def _call(self, opening: str, body: Reading[None], closings: Sequence[str], bare: bool = False) -> Reading[None]:
         """Read one call, whose tag `opening` is already read; `body` reads it all, a closing tag included.
 
-        If it fails, everything up to the next of `closings` belongs to the failure.
+        If it fails, everything up to the next of `closings` belongs to the failure. A `bare` call, which only looks
+        like one until its arguments begin, is content if it fails before.
         """
-        self._space = ""
+        space, self._space = self._space, ""
         self._raw = list(opening)
+        self._is_started = False
         try:
             yield from body
         except MalformedCallError as error:
+            if bare and not self._is_started:
+                self._space = space
+                self._give_up_call()
+                return
             yield from self._fail(str(error), closings)
         finally:
             self._raw = None
         self._index += 1
+        self._is_after_call = True
+
+    def _give_up_call(self) -> None:
+        """What was read is content after all."""
+        self._again = None
+        for char in self._raw or ():
+            self._content(char)
 
     def _fail(self, reason: str, closings: Sequence[str]) -> Reading[None]:
         raw = "".join(self._raw or ())
-        self._raw = None
-        rest: list[str] = []
+        self._raw, self._again = None, None
+        # The closing tag may have begun, or even come, when the call failed.
+        sizes = (size for tag in closings for size in range(1, len(tag) + 1) if raw.endswith(tag[:size]))
+        size = max(sizes, default=0)
+        kept = list(raw[: len(raw) - size])
 
         def keep(text: str) -> None:
-            if len(raw) + len(rest) < MAX_CALL_CHARS:
-                rest.append(text)
+            if len(kept) < MAX_CALL_CHARS:
+                kept.extend(text)
 
-        if not raw.endswith(tuple(closings)):
-            closing = yield from self._until(closings, keep)
-            for char in closing:
-                keep(char)
-        self._again = None
-        self._write(ToolCallFailed(self._index, raw + "".join(rest), reason))
+        keep((yield from self._until(closings, keep, held=raw[len(raw) - size :])))
+        self._write(ToolCallFailed(self._index, "".join(kept), reason))
 
     def _start_call(self, name: str) -> None:
         if not name:
             raise MalformedCallError("the call has no name")
+        self._is_started = True
         self._write(ToolCallStart(self._index, self._new_call_id(), name))
 
     def _arguments(self, text: str) -> None:
