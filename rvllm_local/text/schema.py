@@ -37,7 +37,20 @@ _REASONS = {
     "$recursiveRef": "use $ref",
 }
 _TYPES = frozenset({"null", "boolean", "integer", "number", "string", "array", "object"})
-_FORMATS = frozenset({"date-time", "time", "date", "duration", "email", "hostname", "ipv4", "ipv6", "uuid", "uri"})
+_FORMATS = frozenset({"date-time", "date", "duration", "email", "hostname", "ipv4", "ipv6", "uuid", "uri"})
+# What llguidance's formats let through: year 0, the 29th of February in any year, leap seconds, long names.
+_LEAP = "0[48]|[2468][048]|[13579][26]"
+_DATE = (
+    "^(?:(?:[0-9]{3}[1-9]|[0-9]{2}[1-9][0-9]|[0-9][1-9][0-9]{2}|[1-9][0-9]{3})"
+    "-(?:02-(?:0[1-9]|1[0-9]|2[0-8])|(?:0[13-9]|1[0-2])-(?:0[1-9]|[12][0-9]|3[01]))"
+    f"|(?:[0-9]{{2}}(?:{_LEAP})|(?:{_LEAP})00)-02-29)"
+)
+_FORMAT_LIMITS: dict[str, dict[str, Any]] = {
+    "date": {"pattern": f"{_DATE}$"},
+    "date-time": {"pattern": f"{_DATE}[Tt][0-9]{{2}}:[0-9]{{2}}:[0-5]"},
+    "hostname": {"maxLength": 253},
+}
+_MAX_LITERAL_CHARS = 10_000
 _MAX_INTEGER = 10**15  # floats hold every integer up to here, and far more
 _IN_PLACE = ("$ref", "allOf", "anyOf", "oneOf")
 _DROPPED = object()  # what a rule returns for a keyword that demands nothing
@@ -238,6 +251,8 @@ class _Walk:
         return value
 
     def _text(self, value: str, path: Path) -> None:
+        if len(value) > _MAX_LITERAL_CHARS:
+            raise self._error(path, f"holds a text of {len(value)} characters; at most {_MAX_LITERAL_CHARS} are taken")
         if any((char < " " and char not in "\n\r\t\b\f") or char == "\x7f" for char in value):
             raise self._error(path, "holds a control character, which is never generated")
         if any("\ud800" <= char <= "\udfff" for char in value):
@@ -276,6 +291,8 @@ class _Walk:
             done["items"] = done.pop("additionalItems", True)
         if "additionalItems" in done:
             raise self._error(path, "uses 'additionalItems' without a list of items")
+        if done.get("format") in _FORMAT_LIMITS:
+            done["allOf"] = [*done.get("allOf", ()), _FORMAT_LIMITS[done["format"]]]
         self._narrow_exclusive_limits(done)
 
     def _narrow_exclusive_limits(self, done: dict[str, Any]) -> None:
