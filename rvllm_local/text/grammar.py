@@ -13,6 +13,7 @@ from typing import Any
 from rvllm_local.errors import ParameterError
 from rvllm_local.text.call_grammar import call_grammar
 from rvllm_local.text.matcher import GrammarCompiler, GrammarError, Matcher
+from rvllm_local.text.patterns import PatternError, portable
 from rvllm_local.text.schema import enforceable
 
 __all__ = [
@@ -41,7 +42,7 @@ def grammar_for_format(response_format: Mapping[str, Any]) -> str | None:
     """The grammar of a response format; None for `{"type": "text"}`.
 
     Types: text, json_object, json_schema (`{"json_schema": {"name", "schema", "strict"}}`), regex
-    (`{"regex": ...}`), choice (`{"choices": [...]}`), grammar or lark (`{"grammar": ...}`). Raises `ParameterError`
+    (`{"regex": ...}`, for the whole output), choice (`{"choices": [...]}`), grammar or lark (`{"grammar": ...}`). Raises `ParameterError`
     that names what cannot be enforced. Regex, lark and sizes are judged when the grammar is compiled.
     """
     kind = response_format.get("type")
@@ -112,7 +113,12 @@ def _text(field: Mapping[str, Any], key: str) -> str:
 
 
 def _regex(pattern: str) -> str:
-    return f"/{pattern.replace('/', chr(92) + '/')}/"
+    """A Lark terminal that matches what `pattern` matches as a whole."""
+    try:
+        whole = portable(pattern)
+    except PatternError as error:
+        raise _error(f"the regex cannot be enforced: {error}") from error
+    return f"/{whole.removeprefix('^').removesuffix('$')}/"
 
 
 def _choices(values: Any) -> list[str]:

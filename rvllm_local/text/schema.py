@@ -52,7 +52,7 @@ _FORMAT_LIMITS: dict[str, dict[str, Any]] = {
 }
 _MAX_LITERAL_CHARS = 10_000
 _MAX_INTEGER = 10**15  # floats hold every integer up to here, and far more
-_IN_PLACE = ("$ref", "allOf", "anyOf", "oneOf")
+_MAX_FRACTION = 10**12
 _DROPPED = object()  # what a rule returns for a keyword that demands nothing
 Path = tuple[str, ...]
 
@@ -294,6 +294,9 @@ class _Walk:
         if done.get("format") in _FORMAT_LIMITS:
             done["allOf"] = [*done.get("allOf", ()), _FORMAT_LIMITS[done["format"]]]
         self._narrow_exclusive_limits(done)
+        if done.get("multipleOf", 1) % 1:  # validators divide floats here, which must be exact
+            done["minimum"] = max(done.get("minimum", -_MAX_FRACTION), -_MAX_FRACTION)
+            done["maximum"] = min(done.get("maximum", _MAX_FRACTION), _MAX_FRACTION)
 
     def _narrow_exclusive_limits(self, done: dict[str, Any]) -> None:
         """0.99999999999999999999 is below 1 as text and 1 as a float: stay clear of the limit."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -191,7 +192,6 @@ def byte_tokenizer() -> Tokenizer:
 
 VOCAB_SIZE = 384  # wider than the tokenizer's vocabulary, as models' logits are
 EOS = (0, 2)
-_QUOTE = byte_tokenizer().encode('"')[0]
 
 
 def allowed_tokens(matcher: Matcher) -> list[int]:
@@ -202,10 +202,13 @@ def allowed_tokens(matcher: Matcher) -> list[int]:
     return found
 
 
-def sample(matcher: Matcher, tokenizer: Tokenizer, chance: random.Random, max_tokens: int = 500) -> str | None:
+def sample(
+    matcher: Matcher, tokenizer: Tokenizer, chance: random.Random, hints: str = "", max_tokens: int = 500
+) -> str | None:
     """A document that a random model writes under the mask; None if it is not finished in time.
 
-    Random choices come more rarely as the document grows: then what closes it is tried first.
+    As the document grows, what closes it is tried first, and then `hints`, the characters of the schema's patterns,
+    which random text rarely satisfies.
     """
     ids: list[int] = []
     for step in range(max_tokens):
@@ -217,36 +220,26 @@ def sample(matcher: Matcher, tokenizer: Tokenizer, chance: random.Random, max_to
             matcher.advance(EOS[0])
             assert matcher.is_stopped
             return tokenizer.decode(ids)
-        token = _choice(allowed, tokenizer, chance, hurry=step > 40)
-        if 100 < step < 140 and len(allowed) > 10 and _QUOTE not in allowed:
-            token = _nearer_the_end(matcher, [one for one in allowed if one not in EOS], chance) or token
+        token = _choice(allowed, tokenizer, chance, hints, hurry=step > 40)
         assert token not in EOS and tokenizer.id_to_bytes(token)
         matcher.advance(token)
         ids.append(token)
     return None
 
 
-def _choice(allowed: list[int], tokenizer: Tokenizer, chance: random.Random, hurry: bool) -> int:
+def _choice(allowed: list[int], tokenizer: Tokenizer, chance: random.Random, hints: str, hurry: bool) -> int:
     solid = [token for token in allowed if token not in EOS]
     if hurry:
         closing = [token for token in solid if (tokenizer.id_to_bytes(token) or b" ") in (b'"', b"}", b"]", b"0")]
         if closing and chance.random() < 0.9:
             return chance.choice(closing)
+        hinted = [
+            token for token in solid if (tokenizer.id_to_bytes(token) or b"").decode(errors="replace") in {*hints}
+        ]
+        if hinted and chance.random() < 0.7:
+            return chance.choice(hinted)
     texts = [token for token in solid if (tokenizer.id_to_bytes(token) or b" ").strip()]
     return chance.choice(texts if texts and chance.random() < 0.8 else solid)
-
-
-def _nearer_the_end(matcher: Matcher, allowed: list[int], chance: random.Random, depth: int = 2) -> int | None:
-    """A token that leads to where a string may close, for patterns that random text rarely satisfies."""
-    for token in chance.sample(allowed, min(100 if depth == 2 else 40, len(allowed))):
-        twin = matcher.copy()
-        twin.advance(token)
-        following = [] if twin.is_stopped else allowed_tokens(twin)
-        if _QUOTE in following:
-            return token
-        if depth == 2 and len(following) < 200 and _nearer_the_end(twin, following, chance, 1) is not None:
-            return token
-    return None
 
 
 def judge(
@@ -263,10 +256,11 @@ def judge(
     kind = validator_for(schema if isinstance(schema, dict) else {})
     validator = kind(schema, format_checker=kind.FORMAT_CHECKER)
     validator.check_schema(schema)
+    hints = "".join(re.findall(r'"pattern": "([^"]*)"', json.dumps(schema)))
     finished = 0
     for number in range(documents):
         try:
-            text = sample(matcher.copy(), tokenizer, random.Random(f"{seed} {number}"))
+            text = sample(matcher.copy(), tokenizer, random.Random(f"{seed} {number}"), hints)
         except GrammarError as error:
             return "invalid", f"stuck: {error}"
         if text is None:

@@ -21,7 +21,7 @@ FRAGMENTS = [
 # What may never show in content, though parsers that know nothing of a tag leave it alone.
 OPENINGS = {
     "hermes": "<tool_call>", "qwen3_coder": "<tool_call>", "glm": "<tool_call>", "llama3": "<|python_tag|>",
-    "mistral": "[TOOL_CALLS]", "gemma": "```tool_code", "deepseek": "<｜tool▁call▁begin｜>", "harmony": "<|channel|>",
+    "mistral": "[TOOL_CALLS]", "deepseek": "<｜tool▁call▁begin｜>", "harmony": "<|channel|>",
 }  # fmt: skip
 
 

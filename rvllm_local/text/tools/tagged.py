@@ -46,21 +46,22 @@ class MistralParser(JSONReader):
                 continue
             first = yield from self._next_solid()
             if first == "[":
-                yield from self._list()
+                yield from self._list(tag + first)
             else:
                 self._put_back(first)
                 body = self._object() if first == "{" else self._named()
                 yield from self._call(tag + first, body, ())
         self._flush_space()
 
-    def _list(self) -> Reading[None]:
+    def _list(self, opening: str) -> Reading[None]:
         separator = ","
         while separator == ",":
             first = yield from self._next_solid()
             if first == "]":
                 return
             self._put_back(first)
-            yield from self._call(first, self._object(), ())
+            yield from self._call(opening + first, self._object(), ())
+            opening = ""
             separator = yield from self._next_solid()
         if separator != "]":
             self._put_back(separator)
