@@ -40,11 +40,12 @@ class ThinkingTokens:
         text[list(special)] = False
         text[end[0]] = True
         tag = end_tag.encode()
+        inner = [token for token, spelled in enumerate(tokens) if text[token] and tag[-1:] in spelled[:-1]]
         free = []
         for num_come in range(1 if end[0] in special else len(tag)):
             allowed = text.copy()
-            for token, spelled in enumerate(tokens):
-                if text[token] and _goes_past(tag[:num_come] + spelled, tag):
+            for token in inner:
+                if _goes_past(tag[:num_come] + tokens[token], tag):
                     allowed[token] = False
             free.append(_packed(allowed))
         start = tuple(tokenizer.encode(start_tag, special=True, bos=False))
