@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from rvllm_local.errors import ParameterError
-from rvllm_local.text.schema import enforceable, normalized
+from rvllm_local.text.schema import enforceable
 from rvllm_local.text.tools import tags
 
 MAX_TOOLS = 128
@@ -20,6 +20,13 @@ _NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 _KEY = re.compile(r"[^<>\n\x00-\x1f\x7f]{1,64}")
 
 
+# The analysis of a harmony model, in the form that the compiler takes.
+HARMONY_REASONING = {
+    "start": f"{tags.CHANNEL}analysis{tags.MESSAGE}",
+    "end": f"{tags.END_MESSAGE}{tags.START}assistant",
+    "max_tokens": None,
+    "starts_inside": False,
+}
 _STRING_LIMITS = frozenset({"minLength", "maxLength", "pattern", "format"})
 
 
@@ -61,7 +68,7 @@ class _Lark:
 
     def grammar(self, start: str) -> str:
         lark = "\n".join([f"start: {start}", *self.lines])
-        return json.dumps({"grammars": [{"lark_grammar": lark}], "tags": self.tags})
+        return json.dumps({"grammars": [{"lark_grammar": lark}], "tags": self.tags, "parameter": "tools"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,11 +118,10 @@ def call_grammar(
 
 def _harmony_grammar(lark: _Lark, call: str, auto: bool) -> str:
     """Messages have channels here: analysis may come first, then a call, or else the final answer."""
-    channel, message, end = (lark.tag(tag) for tag in (tags.CHANNEL, tags.MESSAGE, tags.END_MESSAGE))
-    text = lark.rule("/(?s:.*)/")
-    analysis = lark.rule(f'{channel} "analysis" {message} {text} {end} {lark.tag(tags.START)} "assistant"')
-    final = f' | {channel} "final" {message} {text}' if auto else ""
-    return lark.grammar(f"{analysis}* ({channel} {call}{final})")
+    channel, message = lark.tag(tags.CHANNEL), lark.tag(tags.MESSAGE)
+    final = f' | {channel} "final" {message} {lark.rule("/(?s:.*)/")}' if auto else ""
+    parts = json.loads(lark.grammar(f"{channel} {call}{final}"))
+    return json.dumps({**parts, "reasoning": HARMONY_REASONING})
 
 
 def _read_tools(tools: Sequence[Mapping[str, Any]]) -> list[Tool]:
@@ -137,18 +143,18 @@ def _read_tools(tools: Sequence[Mapping[str, Any]]) -> list[Tool]:
 
 
 def _arguments_schema(parameters: Any, name: str, strict: bool) -> dict[str, Any]:
-    """The schema of a tool's arguments; what cannot be enforced is refused if `strict`, else any object is taken."""
+    """The schema of a tool's arguments. What cannot be enforced is refused if the tool is `strict`, else left out."""
     if parameters is None or parameters == {}:
         return enforceable({"type": "object"}, "tools")
     try:
-        schema = normalized(parameters, "tools")
-        if schema.get("type", "object") != "object":
+        if isinstance(parameters, Mapping) and parameters.get("type", "object") != "object":
             raise ParameterError("tools", "the schema of parameters must be of type object")
+        schema = enforceable(parameters, "tools", lenient=not strict)
     except ParameterError as error:
         if strict:
             raise ParameterError("tools", f"tool {name!r}: {error}") from error
-        return enforceable({"type": "object"}, "tools")
-    return enforceable({**parameters, "type": "object"}, "tools")
+        schema = enforceable({}, "tools")
+    return {**schema, "type": "object"}
 
 
 def _chosen(tools: list[Tool], choice: str | Mapping[str, Any]) -> list[Tool]:

@@ -11,10 +11,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rvllm_local.errors import ParameterError
-from rvllm_local.text.call_grammar import call_grammar
+from rvllm_local.text.call_grammar import HARMONY_REASONING, call_grammar
+from rvllm_local.text.families import OutputStyle
 from rvllm_local.text.matcher import GrammarCompiler, GrammarError, Matcher
 from rvllm_local.text.patterns import PatternError, portable
 from rvllm_local.text.schema import enforceable
+from rvllm_local.text.tools.tags import CHANNEL, MESSAGE
 
 __all__ = [
     "GrammarCompiler",
@@ -23,6 +25,7 @@ __all__ = [
     "grammar_for_format",
     "grammar_for_tools",
     "with_reasoning",
+    "with_style",
 ]
 
 MAX_CHOICES = 1000
@@ -38,8 +41,8 @@ _FIELDS = {
 }
 
 
-def grammar_for_format(response_format: Mapping[str, Any]) -> str | None:
-    """The grammar of a response format; None for `{"type": "text"}`.
+def grammar_for_format(response_format: Mapping[str, Any], family: str | None = None) -> str | None:
+    """The grammar of a response format; None for `{"type": "text"}`. With `family` harmony, of its final message.
 
     Types: text, json_object, json_schema (`{"json_schema": {"name", "schema", "strict"}}`), regex
     (`{"regex": ...}`, for the whole output), choice (`{"choices": [...]}`), grammar or lark (`{"grammar": ...}`). Raises `ParameterError`
@@ -51,19 +54,33 @@ def grammar_for_format(response_format: Mapping[str, Any]) -> str | None:
     unknown = set(response_format) - _FIELDS[kind] - {"type"}
     if unknown:
         raise _error(f"{min(unknown)!r} does not belong to a response format of type {kind!r}")
+    grammar = _format_grammar(kind, response_format)
+    if grammar is None:
+        return None
+    return _final_message(grammar) if family == "harmony" else json.dumps({"grammars": [grammar]})
+
+
+def _format_grammar(kind: str, response_format: Mapping[str, Any]) -> dict[str, Any] | None:
     match kind:
         case "text":
             return None
         case "json_object":
-            return _serialized({"json_schema": enforceable({"type": "object"})})
+            return {"json_schema": enforceable({"type": "object"})}
         case "json_schema":
-            return _serialized({"json_schema": enforceable(_schema_of(response_format.get("json_schema")))})
+            return {"json_schema": enforceable(_schema_of(response_format.get("json_schema")))}
         case "regex":
-            return _serialized({"lark_grammar": f"start: {_regex(_text(response_format, 'regex'))}"})
+            return {"lark_grammar": f"start: {_regex(_text(response_format, 'regex'))}"}
         case "choice":
-            return _serialized({"lark_grammar": "start: " + " | ".join(_choices(response_format.get("choices")))})
+            return {"lark_grammar": "start: " + " | ".join(_choices(response_format.get("choices")))}
         case _:
-            return _serialized({"lark_grammar": _text(response_format, "grammar")})
+            return {"lark_grammar": _text(response_format, "grammar")}
+
+
+def _final_message(grammar: Mapping[str, Any]) -> str:
+    """Harmony's answer in its channel, after an analysis."""
+    head = {"lark_grammar": 'start: <[[0]]> "final" <[[1]]> @answer'}
+    parts = {"grammars": [head, {"name": "answer", **grammar}], "tags": [CHANNEL, MESSAGE]}
+    return json.dumps({**parts, "reasoning": HARMONY_REASONING})
 
 
 def grammar_for_tools(
@@ -88,8 +105,17 @@ def with_reasoning(grammar: str, start_tag: str, end_tag: str, max_tokens: int |
     return json.dumps({**json.loads(grammar), "reasoning": reasoning})
 
 
-def _serialized(*grammars: Mapping[str, Any]) -> str:
-    return json.dumps({"grammars": grammars})
+def with_style(
+    grammar: str, style: OutputStyle, max_tokens: int | None = None, starts_inside: bool | None = None
+) -> str:
+    """`with_reasoning` for a model's own tags; `grammar` as it is if the model does not think aloud."""
+    inside = style.reasoning_starts_inside if starts_inside is None else starts_inside
+    if style.tool_family == "harmony":
+        start, end = str(HARMONY_REASONING["start"]), str(HARMONY_REASONING["end"])
+        return with_reasoning(grammar, start, end, max_tokens, False)
+    if style.reasoning_start is None or style.reasoning_end is None:
+        return grammar
+    return with_reasoning(grammar, style.reasoning_start, style.reasoning_end, max_tokens, inside)
 
 
 def _schema_of(field: Any) -> Any:

@@ -68,11 +68,15 @@ class GrammarCompiler:
         """A matcher at the start of `grammar`. Raises `GrammarError` within two seconds if it cannot be made."""
         try:
             parts: dict[str, Any] = json.loads(grammar)
-            reasoning = parts.pop("reasoning", None)
+            reasoning = parts.get("reasoning")
+            parameter = str(parts.get("parameter", "response_format"))
             text = self._with_tags(parts)
         except (ValueError, AttributeError, KeyError, IndexError) as error:
             raise GrammarError("the grammar is not in the form that this module writes") from error
-        matcher = self._in_time(lambda: self._compile(text))
+        try:
+            matcher = self._in_time(lambda: self._compile(text))
+        except GrammarError as error:
+            raise GrammarError(str(error), parameter) from error
         return Matcher(matcher, self._eos, None if reasoning is None else self._new_thinking(reasoning))
 
     def validate(self, grammar: str) -> None:
@@ -167,16 +171,19 @@ class Matcher:
             self._write(self._inner, row)
             self._thinking.allow_blank(row)
         elif self._rival is None:
-            row[:] = self._thinking.allowed()
+            allowed = self._thinking.allowed()
+            row[: allowed.size], row[allowed.size :] = allowed, 0
         else:
+            allowed = self._thinking.allowed()
             self._write(self._rival, row)
-            row |= self._thinking.allowed()
+            row[: allowed.size] |= allowed
 
     def _write(self, inner: llguidance.LLMatcher, row: Mask) -> None:
         mask = np.frombuffer(inner.compute_bitmask(), dtype=np.int32)
-        row[:] = mask[: row.size]
+        size = min(mask.size, row.size)
+        row[:size], row[size:] = mask[:size], 0
         if inner.is_error() or not row.any():
-            raise GrammarError(f"the output cannot go on: {_first_line(inner.get_error()) or 'a dead end'}")
+            raise GrammarError(f"the output cannot go on within its grammar ({inner.stop_reason()})")
 
     def advance(self, token_id: int) -> None:
         """Take the sampled token. Raises `GrammarError` if the grammar does not allow it."""

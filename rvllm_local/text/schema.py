@@ -57,26 +57,34 @@ _DROPPED = object()  # what a rule returns for a keyword that demands nothing
 Path = tuple[str, ...]
 
 
-def enforceable(schema: Any, parameter: str = "response_format") -> dict[str, Any]:
-    """The schema to compile. Raises `ParameterError` with the place and the keyword that cannot be enforced."""
-    return {"x-guidance": _OPTIONS, **normalized(schema, parameter)}
+def enforceable(schema: Any, parameter: str = "response_format", *, lenient: bool = False) -> dict[str, Any]:
+    """The schema to compile. Raises `ParameterError` with the place and the keyword that cannot be enforced.
 
-
-def normalized(schema: Any, parameter: str = "response_format") -> dict[str, Any]:
-    """`enforceable` without the options of the compiler: fit to become a part of another schema if it has no $ref."""
-    if isinstance(schema, bool):
-        if not schema:
-            raise ParameterError(parameter, "the schema is false, which nothing satisfies")
+    `lenient` leaves such keywords out instead: for tools whose authors did not ask for strictness.
+    """
+    if schema is True:
         schema = {}
-    return _Walk(schema, parameter).run()
+    if schema is False:
+        raise ParameterError(parameter, "the schema is false, which nothing satisfies")
+    options = {**_OPTIONS, "lenient": True} if lenient else _OPTIONS
+    return {"x-guidance": options, **_Walk(schema, parameter, lenient).run()}
+
+
+class _UnsupportedError(Exception):
+    """A keyword is sound, but cannot be enforced."""
+
+    def __init__(self, path: Path, message: str) -> None:
+        super().__init__(message)
+        self.path, self.message = path, message
 
 
 class _Walk:
     """One walk over a schema: every keyword is either understood or refused."""
 
-    def __init__(self, schema: Any, parameter: str) -> None:
+    def __init__(self, schema: Any, parameter: str, lenient: bool) -> None:
         self._root = schema
         self._parameter = parameter
+        self._lenient = lenient
         self._places: dict[Path, tuple[Any, ...]] = {}  # every schema, and what applies in the same place
         self._refs: list[tuple[Path, str, Path]] = []
         self._rules = self._keyword_rules()
@@ -129,20 +137,28 @@ class _Walk:
             raise self._error(path, "must be an object or a boolean")
         done: dict[str, Any] = {}
         for key, value in schema.items():
-            if key in _ANNOTATIONS:
-                if key == "$id" and path:
-                    raise self._error(path, "has an $id, which only the outermost schema may have")
+            try:
+                kept = self._keyword(key, value, path)
+            except _UnsupportedError as error:
+                if not self._lenient:
+                    raise self._error(error.path, error.message) from error
                 continue
-            rule = self._rules.get(key)
-            if rule is None or (key == "uniqueItems" and value is not False):
-                reason = _REASONS.get(key, "the keyword is not supported")
-                raise self._error(path, f"uses {key[:60]!r}: {reason}")
-            kept = rule(value, (*path, key))
             if kept is not _DROPPED:
                 done[key] = kept
         self._places[path] = tuple(self._in_place(schema, path))
         self._check_together(done, path)
         return done
+
+    def _keyword(self, key: str, value: Any, path: Path) -> Any:
+        if key in _ANNOTATIONS:
+            if key == "$id" and path:
+                raise self._error(path, "has an $id, which only the outermost schema may have")
+            return _DROPPED
+        rule = self._rules.get(key)
+        if rule is None or (key == "uniqueItems" and value is not False):
+            reason = _REASONS.get(key, "the keyword is not supported")
+            raise _UnsupportedError(path, f"uses {key[:60]!r}: {reason}")
+        return rule(value, (*path, key))
 
     def _keyword_rules(self) -> dict[str, Callable[[Any, Path], Any]]:
         counts = ("minLength", "maxLength", "minItems", "maxItems", "minProperties", "maxProperties")
@@ -187,7 +203,7 @@ class _Walk:
         """Binary fractions only: validators that divide floats find 0.3 no multiple of 0.1."""
         number = self._number(value, path)
         if number <= 0 or float(number).as_integer_ratio()[1] > 1024:
-            raise self._error(path, "must be above zero, and a whole number or a binary fraction such as 0.25")
+            raise _UnsupportedError(path, "must be above zero, and a whole number or a binary fraction such as 0.25")
         return number
 
     def _schema_list(self, value: Any, path: Path) -> list[Any]:
@@ -273,18 +289,18 @@ class _Walk:
         try:
             return portable(value)
         except PatternError as error:
-            raise self._error(path, f"has a pattern that cannot be enforced: {error}") from error
+            raise _UnsupportedError(path, f"has a pattern that cannot be enforced: {error}") from error
 
     def _format(self, value: Any, path: Path) -> str:
         if not isinstance(value, str) or value not in _FORMATS:
-            raise self._error(path, f"is not one of the formats that are enforced: {', '.join(sorted(_FORMATS))}")
+            raise _UnsupportedError(path, f"is not one of the formats that are enforced: {', '.join(sorted(_FORMATS))}")
         return value
 
     # What keywords mean together.
 
     def _check_together(self, done: dict[str, Any], path: Path) -> None:
         least = done.get("minProperties", 0)
-        if least > 1 and least > len(done.get("required", ())):
+        if least > 1 and least > len(done.get("required", ())) and not self._lenient:
             raise self._error(path, "uses 'minProperties' above 1: keys of free choice may come twice; use required")
         if isinstance(done.get("items"), list):
             done["prefixItems"] = done.pop("items")

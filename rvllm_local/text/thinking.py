@@ -110,7 +110,7 @@ class Thinking:
     def allow_blank(self, row: Mask) -> None:
         """After the thought: add blanks to the mask, a few of them."""
         if self._num_blank < MAX_BLANK:
-            row |= self._tokens.blank
+            row[: self._tokens.blank.size] |= self._tokens.blank
 
     def takes_blank(self, token_id: int) -> bool:
         """After the thought: True if the token is a blank that `allow_blank` allowed."""

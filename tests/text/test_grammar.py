@@ -10,9 +10,12 @@ from typing import Any
 import jsonschema
 import numpy as np
 import pytest
-from tokenizers import AddedToken
+from tokenizers import AddedToken, decoders, pre_tokenizers
+from tokenizers import Tokenizer as Backend
+from tokenizers.models import BPE
 
 from rvllm_local.errors import ParameterError
+from rvllm_local.text.families import OutputStyle, style_of
 from rvllm_local.text.grammar import (
     GrammarCompiler,
     GrammarError,
@@ -20,6 +23,7 @@ from rvllm_local.text.grammar import (
     grammar_for_format,
     grammar_for_tools,
     with_reasoning,
+    with_style,
 )
 from rvllm_local.text.matcher import COMPILE_SECONDS
 from rvllm_local.text.output import OutputParser
@@ -369,3 +373,84 @@ def test_a_late_grammar_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
             compiler.compile(YES_NO)
     gate.set()
     assert COMPILE_SECONDS < 2
+
+
+def test_lenient_tools_keep_what_can_be_enforced() -> None:
+    overlapping = [{"type": "integer"}, {"type": "number"}]
+    parameters = {
+        "type": "object",
+        "properties": {
+            "tags": {"type": "array", "items": {"enum": ["a"]}, "uniqueItems": True},
+            "n": {"oneOf": overlapping},
+            "when": {"type": "string", "format": "week"},
+        },
+        "required": ["tags", "n", "when"],
+        "additionalProperties": False,
+    }
+    tool = {"function": {"name": "f", "parameters": parameters}}
+    matcher = compiled(grammar_for_tools([tool], "required", "json", parallel=False))
+    follow(matcher, TOKENIZERS["text"], '{"name": "f", "arguments": {"tags":["a","a')
+    with pytest.raises(AssertionError):
+        follow(matcher.copy(), TOKENIZERS["text"], "b")
+    assert follow(matcher, TOKENIZERS["text"], '"],"n":1,"when":"x"}}').is_accepting
+
+
+def test_a_tool_that_cannot_be_compiled_is_called_by_its_field() -> None:
+    schema = {"type": "object", "properties": {"n": {"oneOf": [{"type": "integer"}, {"type": "number"}]}}}
+    tool = {"function": {"name": "f", "strict": True, "parameters": schema}}
+    with pytest.raises(GrammarError, match="oneOf") as caught:
+        compiled(grammar_for_tools([tool], "required", "json", parallel=False))
+    assert caught.value.parameter == "tools"
+
+
+HARMONY = style_of("harmony")
+
+
+@pytest.mark.parametrize("budget", [None, 3])
+def test_harmony_thinks_before_it_answers_in_its_channel(budget: int | None) -> None:
+    grammar = grammar_for_format({"type": "choice", "choices": ["yes", "no"]}, "harmony") or ""
+    matcher = compiled(with_style(grammar, HARMONY, budget), "special")
+    assert follow(matcher.copy(), TOKENIZERS["special"], "<|channel|>final<|message|>yes").is_accepting
+    thought = "<|channel|>analysis<|message|>hm<|end|><|start|>assistant<|channel|>final<|message|>no"
+    assert follow(matcher.copy(), TOKENIZERS["special"], thought).is_accepting
+    follow(matcher, TOKENIZERS["special"], "<|channel|>analysis<|message|>hm")
+    ends = [TOKENIZERS["special"].control_token_id("<|end|>")]
+    assert budget is None or len(allowed_tokens(follow(matcher, TOKENIZERS["special"], "x"))) == len(ends)
+
+
+def test_a_style_brings_its_own_tags() -> None:
+    assert with_style(YES_NO, OutputStyle()) == YES_NO
+    thinks = style_of("hermes", ("<think>", "</think>"), starts_inside=True)
+    assert follow(compiled(with_style(YES_NO, thinks)), TOKENIZERS["text"], "a</think>yes").is_accepting
+
+
+def fallback_tokenizer() -> Tokenizer:
+    """A SentencePiece-style vocabulary: words with a lower block for a space, bytes as `<0xNN>`."""
+    words = [
+        "<unk>",
+        "<s>",
+        "</s>",
+        *(f"<0x{byte:02X}>" for byte in range(256)),
+        "\u2581",
+        *'abcdenosy{}":',
+        "\u2581yes",
+    ]
+    vocab = {word: index for index, word in enumerate(words)}
+    backend = Backend(BPE(vocab=vocab, merges=[], unk_token="<unk>", byte_fallback=True, fuse_unk=True))
+    backend.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="never", split=False)
+    backend.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Metaspace(prepend_scheme="never")])
+    backend.add_special_tokens([AddedToken(word, special=True, normalized=False) for word in words[:3]])
+    return Tokenizer(backend, eos_token="</s>")
+
+
+def test_vocabularies_with_byte_fallback_are_masked_by_their_bytes() -> None:
+    tokenizer = fallback_tokenizer()
+    compiler = GrammarCompiler(tokenizer, tokenizer.vocab_size, [2])
+    matcher = compiler.compile(grammar_for_format({"type": "choice", "choices": ["a yes", "\u00e9"]}) or "")
+    assert {tokenizer.id_to_bytes(token) for token in allowed_tokens(matcher)} == {b"a", b"\xc3"}
+    assert follow(matcher.copy(), tokenizer, "\u00e9").is_accepting
+    follow(matcher, tokenizer, "a")
+    assert {tokenizer.id_to_bytes(token) for token in allowed_tokens(matcher)} == {b" ", b" yes"}
+    assert follow(matcher, tokenizer, " yes").is_accepting
+    thinking = compiler.compile(with_reasoning(YES_NO, "<think>", "</think>", 2, True))
+    assert (write(thinking, tokenizer, 3) or "").rpartition("</think>")[2].strip() in ("yes", "no")
