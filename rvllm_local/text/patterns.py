@@ -9,6 +9,7 @@ import re
 
 MAX_REPEAT = 1000
 MAX_PATTERN_CHARS = 4096
+MAX_SIZE = 5000
 # A negated class must leave out what any dialect counts in: Python's \d, \w and \s are wider than ECMAScript's.
 _WIDE = {"d": r"\p{Nd}", "w": r"\p{L}\p{N}\p{M}_", "s": r"\s\x1c-\x1f\u{85}\u{feff}"}
 _NARROW = {"d": "0-9", "w": "0-9A-Za-z_", "s": r"\t\n\x0b\x0c\r\x20\u{a0}\u{2028}\u{2029}"}
@@ -40,12 +41,20 @@ class _Translation:
     def __init__(self, pattern: str) -> None:
         self._pattern = pattern
         self._at = 0
+        self._sizes = [0]  # characters that each open group may match, repetitions counted out
+        self._last = 0  # the last item's
 
     def run(self) -> str:
         parts = []
         while self._at < len(self._pattern):
             parts.append(self._item())
+            if sum(self._sizes) > MAX_SIZE:
+                raise PatternError(f"its repetitions count out to more than {MAX_SIZE} characters")
         return "".join(parts)
+
+    def _count(self, size: int) -> None:
+        self._sizes[-1] += size
+        self._last = size
 
     def _take(self) -> str:
         if self._at >= len(self._pattern):
@@ -59,6 +68,12 @@ class _Translation:
 
     def _item(self) -> str:
         char = self._take()
+        if char == "(":
+            self._sizes.append(0)
+        elif char == ")" and len(self._sizes) > 1:
+            self._count(self._sizes.pop())
+        elif char not in "{*+?|^$":
+            self._count(1)
         match char:
             case "\\":
                 return self._escape()
@@ -96,6 +111,7 @@ class _Translation:
         low, comma, high = found.groups()
         if max(int(low), int(high or 0)) > MAX_REPEAT:
             raise PatternError(f"it repeats more than {MAX_REPEAT} times")
+        self._count(self._last * max(int(low), int(high or 0), 1) - self._last)
         return f"{{{low}{comma}{high}}}" + self._laziness()
 
     def _laziness(self) -> str:
