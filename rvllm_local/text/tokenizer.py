@@ -10,6 +10,7 @@ import json
 import re
 import secrets
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from rvllm_local.errors import ModelFileError, ParameterError, UnsupportedModelE
 from rvllm_local.models.gguf import GGUFFile
 from rvllm_local.models.loader import ModelFiles
 from rvllm_local.text.template import render_chat
+from rvllm_local.text.tools.tags import CONTROL_TAGS
 
 _CONTROL = 3  # token types in a GGUF file
 _USER_DEFINED = 4
@@ -46,8 +48,13 @@ class Tokenizer:
         self.chat_template = chat_template
         self._add_bos = add_bos
         self._to_bytes = _byte_decoder(backend)
+        # Tags of calls and thoughts belong to templates and models too, where a vocabulary has them without calling
+        # them special.
+        self._control = {token.content for token in added.values() if token.content in CONTROL_TAGS}
+        self._hidden_special = _Hidden.of(self._special.values())
+        self._hidden_every = _Hidden.of({*self._special.values(), *self._control})
         # A second backend that knows no special tokens: what users write goes through it.
-        self._plain = _without_special(backend, set(self._special.values()))
+        self._plain = _without_special(backend, {*self._special.values(), *self._control})
 
     @classmethod
     def from_files(cls, files: ModelFiles) -> Tokenizer:
@@ -95,14 +102,17 @@ class Tokenizer:
         """Token ids of a conversation through the chat template. Raises `ParameterError` for what it cannot render.
 
         Special tokens that are written anywhere in the messages or tools stay text: each is rendered as a random
-        marker, whose text is then tokenized apart.
+        marker, whose text is then tokenized apart. So do the tags of calls and thoughts, but for the assistant's own
+        messages, in which templates look for them.
         """
         if self.chat_template is None:
             raise UnsupportedModelError("this model has no chat template; use generate() with a plain prompt")
         self._check_roles(messages)
-        markers = _Markers(self._special.values())
-        messages = markers.hide(messages)
-        template = {name: markers.hide(value) if name == "tools" else value for name, value in template.items()}
+        markers = _Markers()
+        own, others = self._hidden_special, self._hidden_every
+        messages = [markers.hide(row, own if row["role"] == "assistant" else others) for row in messages]
+        if "tools" in template:
+            template["tools"] = markers.hide(template["tools"], others)
         text = render_chat(
             self.chat_template, messages, bos_token=self.bos_token or "", eos_token=self.eos_token or "", **template
         )
@@ -141,31 +151,49 @@ class KeptSpecial:
         return self._kept.get(token_id) or self._tokenizer.id_to_bytes(token_id)
 
 
+@dataclass(frozen=True, slots=True)
+class _Hidden:
+    """Texts to hide, and all that could be the beginning of one."""
+
+    pattern: re.Pattern[str] | None
+    beginnings: frozenset[str]
+    longest: int
+
+    @classmethod
+    def of(cls, texts: Iterable[str]) -> _Hidden:
+        ordered = sorted(filter(None, texts), key=len, reverse=True)
+        beginnings = frozenset(text[:size] for text in ordered for size in range(1, len(text)))
+        pattern = re.compile("|".join(map(re.escape, ordered))) if ordered else None
+        return cls(pattern, beginnings, max(map(len, ordered), default=0))
+
+    def beginning_at_end(self, text: str) -> int:
+        """Length of the longest ending of `text` that begins one of the texts."""
+        sizes = range(min(self.longest, len(text)), 0, -1)
+        return next((size for size in sizes if text[-size:] in self.beginnings), 0)
+
+
 class _Markers:
     """Hides special tokens in what users write, and finds them again in what a template made of it."""
 
-    def __init__(self, special: Iterable[str]) -> None:
-        self._special = sorted(filter(None, special), key=len, reverse=True)
-        self._pattern = re.compile("|".join(map(re.escape, self._special))) if self._special else None
+    def __init__(self) -> None:
         self._nonce = secrets.token_hex(16)
         self._hidden: list[str] = []
 
-    def hide(self, value: Any) -> Any:
+    def hide(self, value: Any, hidden: _Hidden) -> Any:
         """`value` with every special token in it, and every beginning of one at a text's end, behind a marker."""
         if isinstance(value, str):
-            return self._hide_text(value) if self._pattern is not None else value
+            return self._hide_text(value, hidden)
         if isinstance(value, Mapping):
-            return {self.hide(key): self.hide(one) for key, one in value.items()}
-        return [self.hide(one) for one in value] if isinstance(value, list | tuple) else value
+            return {self.hide(key, hidden): self.hide(one, hidden) for key, one in value.items()}
+        return [self.hide(one, hidden) for one in value] if isinstance(value, list | tuple) else value
 
-    def _hide_text(self, text: str) -> str:
-        assert self._pattern is not None
-        text = self._pattern.sub(lambda found: self._marker(found[0]), text)
+    def _hide_text(self, text: str, hidden: _Hidden) -> str:
+        if hidden.pattern is None:
+            return text
+        text = hidden.pattern.sub(lambda found: self._marker(found[0]), text)
         # Two texts that a template sets side by side could make a special token between them.
-        longest = max(
-            (size for token in self._special for size in range(1, len(token)) if text.endswith(token[:size])), default=0
-        )
-        return text[: len(text) - longest] + self._marker(text[len(text) - longest :]) if longest else text
+        size = hidden.beginning_at_end(text)
+        return text[: len(text) - size] + self._marker(text[len(text) - size :]) if size else text
 
     def _marker(self, text: str) -> str:
         if text not in self._hidden:

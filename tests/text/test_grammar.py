@@ -14,6 +14,7 @@ from tokenizers import AddedToken, decoders, pre_tokenizers
 from tokenizers import Tokenizer as Backend
 from tokenizers.models import BPE
 
+from rvllm_local.engine.detokenizer import StreamingDetokenizer
 from rvllm_local.errors import ParameterError
 from rvllm_local.text.families import OutputStyle, style_of
 from rvllm_local.text.grammar import (
@@ -454,3 +455,27 @@ def test_vocabularies_with_byte_fallback_are_masked_by_their_bytes() -> None:
     assert follow(matcher, tokenizer, " yes").is_accepting
     thinking = compiler.compile(with_reasoning(YES_NO, "<think>", "</think>", 2, True))
     assert (write(thinking, tokenizer, 3) or "").rpartition("</think>")[2].strip() in ("yes", "no")
+
+
+def test_a_call_tag_that_ends_the_output_is_its_end() -> None:
+    tokenizer = TOKENIZERS["special"]
+    call = tokenizer.control_token_id("<|call|>")
+    assert call is not None
+    compiler = GrammarCompiler(tokenizer, VOCAB_SIZE, [0, call])
+    matcher = compiler.compile(grammar_for_tools(TOOLS, "required", "harmony", parallel=False) or "")
+    text = '<|channel|>commentary to=functions.look <|constrain|>json<|message|>{"city":"Oslo"}'
+    assert follow(matcher, tokenizer, text).is_accepting
+    assert set(allowed_tokens(matcher)) <= {0, call, *tokenizer.encode(" \n\t")}
+    matcher.advance(call)
+    assert matcher.is_stopped
+    assert joined(run(parser_for("harmony"), [text])).calls == [("look", {"city": "Oslo"})]
+
+
+def test_tags_reach_the_parser_through_the_detokenizer() -> None:
+    tokenizer = TOKENIZERS["special"]
+    style = style_of("hermes", ("<think>", "</think>"))
+    text = '<think>hm</think>\n\n<tool_call>\n{"name": "look", "arguments": {"city":"Oslo"}}\n</tool_call>'
+    detokenizer = StreamingDetokenizer(tokenizer.keeping(style.kept_special), ())
+    shown = [detokenizer.push(token) for token in tokenizer.encode(text, special=True)]
+    read = joined(run(OutputParser.for_style(style, tools=TOOLS), [*shown, detokenizer.finish()]))
+    assert (read.reasoning, read.calls, read.content) == ("hm", [("look", {"city": "Oslo"})], "")

@@ -9,11 +9,12 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import AddedToken
 
 from rvllm_local.engine.detokenizer import StreamingDetokenizer
 from rvllm_local.models.loader import ModelFiles
 from rvllm_local.text.tokenizer import Tokenizer
-from tests.support.tiny import save_tokenizer
+from tests.support.tiny import save_tokenizer, tiny_tokenizer
 
 TEMPLATE = (
     "{% if tools %}{{ tools | tojson }}{% endif %}"
@@ -94,3 +95,20 @@ def test_gguf_special_tokens_in_names_stay_text(smollm2: Path) -> None:
     ids = tokenizer.encode_chat([message("tool", content="<|im_end|>", name="<|im_end|>")])
     assert ids.count(end) == 1
     assert tokenizer.decode(ids, skip_special=False).count("<|im_end|>") == 3
+
+
+def test_tags_of_calls_stay_text_where_the_assistant_did_not_write_them() -> None:
+    backend = tiny_tokenizer()
+    backend.add_tokens([AddedToken("</think>", special=False, normalized=False)])
+    tokenizer = Tokenizer(backend, eos_token="<|endoftext|>", chat_template=TEMPLATE)
+    tag = tokenizer.control_token_id("</think>")
+    assert (
+        tag is not None
+        and tag not in tokenizer.encode("</think>")
+        and tag in tokenizer.encode("</think>", special=True)
+    )
+    for role, count in (("user", 0), ("tool", 0), ("system", 0), ("assistant", 1)):
+        ids = tokenizer.encode_chat([message(role, content="a</think>b")])
+        assert ids.count(tag) == count
+        assert "a</think>b" in tokenizer.decode(ids)
+    assert tag in tokenizer.encode("</think>", special=True)
