@@ -24,6 +24,7 @@ __all__ = [
     "Matcher",
     "grammar_for_format",
     "grammar_for_tools",
+    "unconstrained",
     "with_reasoning",
     "with_style",
 ]
@@ -92,6 +93,11 @@ def grammar_for_tools(
     text is free up to a call's tag. Without `parallel`, one call at most. Raises `ParameterError`.
     """
     return call_grammar(tools, tool_choice, family, parallel)
+
+
+def unconstrained() -> str:
+    """A grammar that any output follows, special tokens included: to give a thinking budget to a free request."""
+    return json.dumps({"grammars": [{"lark_grammar": "start: <[*]>*"}]})
 
 
 def with_reasoning(grammar: str, start_tag: str, end_tag: str, max_tokens: int | None, starts_inside: bool) -> str:

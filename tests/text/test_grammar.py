@@ -23,6 +23,7 @@ from rvllm_local.text.grammar import (
     Matcher,
     grammar_for_format,
     grammar_for_tools,
+    unconstrained,
     with_reasoning,
     with_style,
 )
@@ -228,6 +229,16 @@ def test_a_start_tag_of_several_tokens_shares_its_beginning() -> None:
     thinking = follow(matcher.copy(), TOKENIZERS["text"], "<think>")
     assert not thinking.is_accepting
     assert follow(thinking, TOKENIZERS["text"], "a </thin</think>\n\n<x").is_accepting
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_free_request_may_have_a_thinking_budget(kind: str) -> None:
+    tokenizer = TOKENIZERS[kind]
+    matcher = compiled(with_reasoning(unconstrained(), "<think>", "</think>", 3, True), kind)
+    assert not matcher.is_accepting
+    follow(matcher, tokenizer, "abc</think>\n\nHi <tool_call>{")
+    assert matcher.is_accepting
+    assert {*range(tokenizer.vocab_size)} - {*allowed_tokens(matcher)} <= {1}  # all but, perhaps, the start token
 
 
 def test_no_end_token_while_thinking() -> None:
