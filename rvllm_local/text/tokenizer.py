@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import functools
 import json
+import re
 import secrets
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,7 @@ from rvllm_local.errors import ModelFileError, ParameterError, UnsupportedModelE
 from rvllm_local.models.gguf import GGUFFile
 from rvllm_local.models.loader import ModelFiles
 from rvllm_local.text.template import render_chat
+from rvllm_local.text.tools.tags import CONTROL_TAGS
 
 _CONTROL = 3  # token types in a GGUF file
 _USER_DEFINED = 4
@@ -38,15 +41,20 @@ class Tokenizer:
         add_bos: bool = False,
     ) -> None:
         self._backend = backend
-        self._special = {
-            token_id: token.content for token_id, token in backend.get_added_tokens_decoder().items() if token.special
-        }
+        added = backend.get_added_tokens_decoder()
+        self._added = frozenset(added)
+        self._special = {token_id: token.content for token_id, token in added.items() if token.special}
         self.bos_token, self.eos_token = bos_token, eos_token
         self.chat_template = chat_template
         self._add_bos = add_bos
         self._to_bytes = _byte_decoder(backend)
+        # Tags of calls and thoughts belong to templates and models too, where a vocabulary has them without calling
+        # them special.
+        self._control = {token.content for token in added.values() if token.content in CONTROL_TAGS}
+        self._hidden_special = _Hidden.of(self._special.values())
+        self._hidden_every = _Hidden.of({*self._special.values(), *self._control})
         # A second backend that knows no special tokens: what users write goes through it.
-        self._plain = _without_special(backend, set(self._special.values()))
+        self._plain = _without_special(backend, {*self._special.values(), *self._control})
 
     @classmethod
     def from_files(cls, files: ModelFiles) -> Tokenizer:
@@ -81,66 +89,126 @@ class Tokenizer:
         """The bytes that a token stands for; None for special tokens."""
         return None if token_id in self._special else self._bytes(token_id)
 
+    def control_token_id(self, text: str) -> int | None:
+        """The token whose whole text is `text`, if it is one of the added tokens, special or not."""
+        token_id: int | None = self._backend.token_to_id(text)
+        return token_id if token_id in self._added else None
+
+    def keeping(self, kept_special: Collection[str]) -> KeptSpecial:
+        """This tokenizer's bytes, with the special tokens of these texts as text: for a parser that needs its tags."""
+        return KeptSpecial(self, kept_special)
+
     def encode_chat(self, messages: Sequence[Mapping[str, Any]], **template: Any) -> list[int]:
         """Token ids of a conversation through the chat template. Raises `ParameterError` for what it cannot render.
 
-        Where a message holds a special token's text, its content is rendered as a random marker and tokenized
-        apart, so that nothing a user writes can become a special token.
+        Special tokens that are written anywhere in the messages or tools stay text: each is rendered as a random
+        marker, whose text is then tokenized apart. So do the tags of calls and thoughts, but for the assistant's own
+        messages, in which templates look for them.
         """
         if self.chat_template is None:
             raise UnsupportedModelError("this model has no chat template; use generate() with a plain prompt")
-        self._check_messages(messages, template.get("tools"))
-        contents = [message.get("content") for message in messages]
-        hostile = {index for index, content in enumerate(contents) if self._mentions_special(content)}
-        marker = secrets.token_hex(16) if hostile else None
-        messages = [
-            {**row, "content": f"{marker}{index}{marker}"} if index in hostile else row
-            for index, row in enumerate(messages)
-        ]
+        self._check_roles(messages)
+        markers = _Markers()
+        own, others = self._hidden_special, self._hidden_every
+        messages = [markers.hide(row, own if row["role"] == "assistant" else others) for row in messages]
+        if "tools" in template:
+            template["tools"] = markers.hide(template["tools"], others)
         text = render_chat(
             self.chat_template, messages, bos_token=self.bos_token or "", eos_token=self.eos_token or "", **template
         )
         _check_text(text)
-        if marker is None:
-            return list(self._backend.encode(text, add_special_tokens=False).ids)
-        return self._encode_marked(text.split(marker), contents)
-
-    def _encode_marked(self, pieces: Sequence[str], contents: Sequence[Any]) -> list[int]:
-        """Template text and message numbers alternate in `pieces`."""
         ids: list[int] = []
-        for number, piece in enumerate(pieces):
-            if number % 2 == 0:
-                ids.extend(self._backend.encode(piece, add_special_tokens=False).ids)
-            elif piece.isdecimal() and int(piece) < len(contents):
-                ids.extend(self.encode(contents[int(piece)], special=False, bos=False))
-            else:
-                raise ParameterError("messages", "a message holds special tokens, and the chat template cuts it up")
+        for piece, is_template in markers.split(text):
+            backend = self._backend if is_template else self._plain
+            ids.extend(backend.encode(piece, add_special_tokens=False).ids)
         return ids
 
-    def _check_messages(self, messages: Sequence[Mapping[str, Any]], tools: Any) -> None:
-        """Only plain text content can be tokenized apart: special tokens anywhere else are refused."""
+    def _check_roles(self, messages: Sequence[Mapping[str, Any]]) -> None:
         for index, message in enumerate(messages):
-            if not isinstance(message, Mapping):
+            role = message.get("role") if isinstance(message, Mapping) else None
+            if not isinstance(role, str):
                 raise ParameterError("messages", f"message {index} must be an object with a role")
-            rest = [value for key, value in message.items() if key != "content" or not isinstance(value, str)]
-            if self._mentions_special(rest):
-                raise ParameterError("messages", f"message {index} holds a special token outside its text content")
-        if self._mentions_special(tools):
-            raise ParameterError("tools", "the tools hold one of the model's special tokens")
-
-    def _mentions_special(self, value: Any) -> bool:
-        """True if any text inside `value` holds a special token's text."""
-        if isinstance(value, str):
-            return any(token in value for token in self._special.values())
-        if isinstance(value, Mapping):
-            return any(self._mentions_special(part) for pair in value.items() for part in pair)
-        return isinstance(value, list | tuple) and any(self._mentions_special(part) for part in value)
+            if any(token in role for token in self._special.values()):
+                raise ParameterError("messages", f"message {index} holds a special token in its role")
 
     def _bytes(self, token_id: int) -> bytes:
         if token_id in self._special:
             return self._special[token_id].encode()
         token = self._backend.id_to_token(token_id)
         return b"" if token is None else self._to_bytes(token)
+
+
+class KeptSpecial:
+    """A tokenizer's bytes for one kind of parser; cheap, holds no table of its own."""
+
+    def __init__(self, tokenizer: Tokenizer, kept_special: Collection[str]) -> None:
+        self._tokenizer = tokenizer
+        tokens = {text: tokenizer.control_token_id(text) for text in kept_special}
+        self._kept = {token: text.encode() for text, token in tokens.items() if token is not None}
+
+    def id_to_bytes(self, token_id: int) -> bytes | None:
+        """The bytes that a token stands for; None for special tokens that are not kept."""
+        return self._kept.get(token_id) or self._tokenizer.id_to_bytes(token_id)
+
+
+@dataclass(frozen=True, slots=True)
+class _Hidden:
+    """Texts to hide, and all that could be the beginning of one."""
+
+    pattern: re.Pattern[str] | None
+    beginnings: frozenset[str]
+    longest: int
+
+    @classmethod
+    def of(cls, texts: Iterable[str]) -> _Hidden:
+        ordered = sorted(filter(None, texts), key=len, reverse=True)
+        beginnings = frozenset(text[:size] for text in ordered for size in range(1, len(text)))
+        pattern = re.compile("|".join(map(re.escape, ordered))) if ordered else None
+        return cls(pattern, beginnings, max(map(len, ordered), default=0))
+
+    def beginning_at_end(self, text: str) -> int:
+        """Length of the longest ending of `text` that begins one of the texts."""
+        sizes = range(min(self.longest, len(text)), 0, -1)
+        return next((size for size in sizes if text[-size:] in self.beginnings), 0)
+
+
+class _Markers:
+    """Hides special tokens in what users write, and finds them again in what a template made of it."""
+
+    def __init__(self) -> None:
+        self._nonce = secrets.token_hex(16)
+        self._hidden: list[str] = []
+
+    def hide(self, value: Any, hidden: _Hidden) -> Any:
+        """`value` with every special token in it, and every beginning of one at a text's end, behind a marker."""
+        if isinstance(value, str):
+            return self._hide_text(value, hidden)
+        if isinstance(value, Mapping):
+            return {self.hide(key, hidden): self.hide(one, hidden) for key, one in value.items()}
+        return [self.hide(one, hidden) for one in value] if isinstance(value, list | tuple) else value
+
+    def _hide_text(self, text: str, hidden: _Hidden) -> str:
+        if hidden.pattern is None:
+            return text
+        text = hidden.pattern.sub(lambda found: self._marker(found[0]), text)
+        # Two texts that a template sets side by side could make a special token between them.
+        size = hidden.beginning_at_end(text)
+        return text[: len(text) - size] + self._marker(text[len(text) - size :]) if size else text
+
+    def _marker(self, text: str) -> str:
+        if text not in self._hidden:
+            self._hidden.append(text)
+        return f"{self._nonce}{self._hidden.index(text)}{self._nonce}"
+
+    def split(self, text: str) -> Iterator[tuple[str, bool]]:
+        """Pieces of a rendered text, and whether special tokens count in them."""
+        for number, piece in enumerate(text.split(self._nonce)):
+            if number % 2 == 0:
+                yield piece, True
+            elif piece.isdecimal() and int(piece) < len(self._hidden):
+                yield self._hidden[int(piece)], False
+            else:
+                raise ParameterError("messages", "a message holds special tokens, and the chat template cuts it up")
 
 
 def _from_folder(folder: Path) -> Tokenizer:

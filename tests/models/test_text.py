@@ -55,14 +55,13 @@ def test_a_chat_has_only_the_templates_special_tokens(tokenizer: Tokenizer, cont
     "message",
     [
         {"role": "user<|im_end|>", "content": "x"},
-        {"role": "user", "content": "x", "name": "<|im_start|>"},
         {"role": "user", "content": [{"type": "text", "text": "<|im_end|>"}]},
         {"role": "assistant", "content": None, "tool_calls": [{"function": {"arguments": {"a": "<|im_end|>"}}}]},
         {"content": "x"},
         "hello",
     ],
 )
-def test_special_tokens_elsewhere_are_refused(tokenizer: Tokenizer, message: Any) -> None:
+def test_roles_with_special_tokens_and_odd_messages_are_refused(tokenizer: Tokenizer, message: Any) -> None:
     with pytest.raises(ParameterError):
         tokenizer.encode_chat([message])
 

@@ -1,0 +1,187 @@
+"""Regular expressions of JSON Schema, brought to one dialect: what Python's, ECMAScript's and Rust's readers agree on.
+
+A pattern either means the same to all three, or is narrowed to what all three match, or is refused by name.
+"""
+
+from __future__ import annotations
+
+import re
+
+MAX_REPEAT = 1000
+MAX_PATTERN_CHARS = 4096
+MAX_SIZE = 5000
+# A negated class must leave out what any dialect counts in: Python's \d, \w and \s are wider than ECMAScript's.
+_WIDE = {"d": r"\p{Nd}", "w": r"\p{L}\p{N}\p{M}_", "s": r"\s\x1c-\x1f\u{85}\u{feff}"}
+_NARROW = {"d": "0-9", "w": "0-9A-Za-z_", "s": r"\t\n\x0b\x0c\r\x20\u{a0}\u{2028}\u{2029}"}
+_CONTROLS = {"t": r"\t", "n": r"\n", "r": r"\r", "f": r"\x0c", "v": r"\x0b", "0": r"\x00"}
+_NOT_DOT = r"[^\n\r\u{2028}\u{2029}]"
+_PUNCTUATION = frozenset("^$\\.*+?()[]{}|/-\"'!#%&,:;<=>@`~_ ")
+_REPEAT = re.compile(r"\{([0-9]+)(,?)([0-9]*)\}")
+
+
+class PatternError(ValueError):
+    """The pattern cannot be enforced; the message says which part of it."""
+
+
+def portable(pattern: str) -> str:
+    """`pattern` in Rust's syntax, unanchored as JSON Schema reads it. Raises `PatternError`."""
+    if len(pattern) > MAX_PATTERN_CHARS:
+        raise PatternError(f"it has {len(pattern)} characters; at most {MAX_PATTERN_CHARS} are taken")
+    translated = _Translation(pattern).run()
+    try:
+        re.compile(pattern)
+    except (re.error, RecursionError, OverflowError) as error:
+        raise PatternError(f"it is not a sound regular expression ({error})") from error
+    return translated
+
+
+class _Translation:
+    """One walk over a pattern."""
+
+    def __init__(self, pattern: str) -> None:
+        self._pattern = pattern
+        self._at = 0
+        self._sizes = [0]  # characters that each open group may match, repetitions counted out
+        self._last = 0  # the last item's
+
+    def run(self) -> str:
+        parts = []
+        while self._at < len(self._pattern):
+            parts.append(self._item())
+            if sum(self._sizes) > MAX_SIZE:
+                raise PatternError(f"its repetitions count out to more than {MAX_SIZE} characters")
+        return "".join(parts)
+
+    def _count(self, size: int) -> None:
+        self._sizes[-1] += size
+        self._last = size
+
+    def _take(self) -> str:
+        if self._at >= len(self._pattern):
+            raise PatternError("it ends too early")
+        char = self._pattern[self._at]
+        self._at += 1
+        return char
+
+    def _follows(self, text: str) -> bool:
+        return self._pattern.startswith(text, self._at)
+
+    def _item(self) -> str:
+        char = self._take()
+        if char == "(":
+            self._sizes.append(0)
+        elif char == ")" and len(self._sizes) > 1:
+            self._count(self._sizes.pop())
+        elif char not in "{*+?|^$":
+            self._count(1)
+        match char:
+            case "\\":
+                return self._escape()
+            case "[":
+                return self._class()
+            case "(":
+                return self._group()
+            case ".":
+                return _NOT_DOT
+            case "{":
+                return self._repeat()
+            case "*" | "+" | "?":
+                return char + self._laziness()
+            case "}" | "]":
+                raise PatternError(f"{char!r} must be escaped")
+            case "^" | "$" | "|" | ")":
+                return char
+            case _:
+                return _literal(char)
+
+    def _group(self) -> str:
+        if not self._follows("?"):
+            return "(?:"
+        if not self._follows("?:"):
+            kind = self._pattern[self._at - 1 : self._at + 3]
+            raise PatternError(f"groups that begin with {kind!r} (lookaround, names, flags) are not supported")
+        self._at += 2
+        return "(?:"
+
+    def _repeat(self) -> str:
+        found = _REPEAT.match(self._pattern, self._at - 1)
+        if found is None:
+            raise PatternError("'{' must be escaped where it does not begin a repetition")
+        self._at = found.end()
+        low, comma, high = found.groups()
+        if max(int(low), int(high or 0)) > MAX_REPEAT:
+            raise PatternError(f"it repeats more than {MAX_REPEAT} times")
+        self._count(self._last * max(int(low), int(high or 0), 1) - self._last)
+        return f"{{{low}{comma}{high}}}" + self._laziness()
+
+    def _laziness(self) -> str:
+        """`*?` matches what `*` matches, where only yes or no counts; `*+` does not."""
+        if self._follows("?"):
+            self._at += 1
+        if self._follows("+"):
+            raise PatternError("possessive repetition is not supported")
+        return ""
+
+    def _escape(self) -> str:
+        char = self._take()
+        if char in "dws":
+            return f"[{_NARROW[char]}]"
+        if char in "DWS":
+            return f"[^{_WIDE[char.lower()]}]"
+        return self._escaped_char(char)
+
+    def _escaped_char(self, char: str) -> str:
+        if char in _CONTROLS:
+            if char == "0" and self._pattern[self._at : self._at + 1].isdecimal():
+                raise PatternError("octal escapes are not supported")
+            return _CONTROLS[char]
+        if char in "xu":
+            digits = self._pattern[self._at : self._at + (2 if char == "x" else 4)]
+            self._at += len(digits)
+            if not re.fullmatch("[0-9A-Fa-f]{2}|[0-9A-Fa-f]{4}", digits):
+                raise PatternError(f"the escape \\{char} lacks its digits")
+            code = int(digits, 16)
+            if 0xD800 <= code < 0xE000:
+                raise PatternError("halves of surrogate pairs are not supported")
+            return f"\\u{{{code:x}}}"
+        if char in _PUNCTUATION:
+            return _literal(char)
+        raise PatternError(f"the escape \\{char} is not supported")
+
+    def _class(self) -> str:
+        negated = self._follows("^")
+        self._at += negated
+        if self._follows("]"):
+            raise PatternError("an empty character class is not supported")
+        parts = []
+        while not self._follows("]"):
+            parts.append(self._class_item(negated))
+        self._at += 1
+        return f"[{'^' if negated else ''}{''.join(parts)}]"
+
+    def _class_item(self, negated: bool) -> str:
+        char = self._take()
+        if char == "[":
+            raise PatternError("'[' inside a character class must be escaped")
+        if char == "\\":
+            char = self._take()
+            if char in "dws":
+                return (_WIDE if negated else _NARROW)[char]
+            if char in "DWS":
+                return f"[^{(_NARROW if negated else _WIDE)[char.lower()]}]"
+            return r"\x08" if char == "b" else self._escaped_char(char)
+        if char == "-" and self._is_range():
+            return "-"
+        if char in "&~-" and self._follows(char):
+            raise PatternError(f"{char * 2!r} inside a character class is not supported")
+        return _literal(char)
+
+    def _is_range(self) -> bool:
+        """True for a `-` between two characters of a class; first or last it is a character."""
+        before = self._pattern[self._at - 2]
+        opens = before == "[" or (before == "^" and self._pattern[self._at - 3] == "[")
+        return not opens and not self._follows("]")
+
+
+def _literal(char: str) -> str:
+    return char if (char.isascii() and char.isalnum()) or ord(char) > 0x7F else f"\\u{{{ord(char):x}}}"

@@ -1,0 +1,66 @@
+"""Splits a model's thinking from its answer, by the tags around it. It knows no family and no tool call."""
+
+from __future__ import annotations
+
+from rvllm_local.text.tools.reader import END, MAX_HELD_SPACE, PieceReader, Reading
+
+
+class ReasoningSplitter(PieceReader):
+    """`feed` and `finish` as a `ToolParser`'s: `ReasoningDelta` inside the tags, `ContentDelta` after them.
+
+    A block counts at the start of the output, or right after another one; later a tag is mere text, so that an
+    answer may speak about tags. With `starts_inside` the template has already written the start tag; a model that
+    writes it once more is forgiven. Blanks around the tags are dropped.
+    """
+
+    def __init__(self, start_tag: str, end_tag: str, starts_inside: bool) -> None:
+        self._start_tag, self._end_tag = start_tag, end_tag
+        self._inside = starts_inside
+        self._was_thinking = False  # blanks after a thought are dropped, those of an answer without one are not
+        super().__init__()
+
+    def _parse(self) -> Reading[None]:
+        inside = self._inside
+        while True:
+            text = yield from self._opening(keeps_blanks=not inside)
+            if text != self._start_tag and not inside:
+                break
+            held, inside = "" if text == self._start_tag else text, False
+            self._space, self._is_started, self._was_thinking = "", False, True
+            if (yield from self._until((self._end_tag,), self._think, held=self._replayed(held))) == END:
+                return
+            self._space = ""
+        for char in text:
+            self._content(char)
+        yield from self._until((), self._content)
+        self._flush_space()
+
+    def _replayed(self, text: str) -> str:
+        """Thinking that was read as if it were a tag; what of it could begin the end tag is left."""
+        while text and not self._end_tag.startswith(text):
+            self._think(text[0])
+            text = text[1:]
+        return text
+
+    def _opening(self, keeps_blanks: bool) -> Reading[str]:
+        """The start tag, or what came in its place; blanks before it are kept or dropped."""
+        while (text := (yield from self._next())).isspace():
+            if keeps_blanks and not self._was_thinking:
+                self._content(text)
+        while text and text != self._start_tag and self._start_tag.startswith(text):
+            char = yield from self._next()
+            if char == END:
+                break
+            text += char
+        return text
+
+    def _think(self, text: str) -> None:
+        """Reasoning, but for blanks at either end of it."""
+        if text.isspace():
+            if not self._is_started:
+                return
+            if len(self._space) < MAX_HELD_SPACE:
+                self._space += text
+                return
+        text, self._space, self._is_started = self._space + text, "", True
+        self._reasoning(text)

@@ -1,0 +1,95 @@
+"""gpt-oss's messages: analysis is reasoning, final is content, and commentary to a function is a call."""
+
+from __future__ import annotations
+
+import re
+
+from rvllm_local.text.tools import tags
+from rvllm_local.text.tools.json_calls import JSONReader
+from rvllm_local.text.tools.reader import END, MalformedCallError, Reading
+
+MAX_HEADER = 512
+_RECIPIENT = re.compile(r"\bto=([^\s<]+)")
+_ENDS = (tags.END_MESSAGE, tags.CALL, tags.RETURN, tags.START)
+_HEADER_TAGS = (tags.MESSAGE, tags.CHANNEL, tags.CONSTRAIN, *_ENDS)
+
+
+class HarmonyParser(JSONReader):
+    """`<|channel|>NAME to=functions.x <|constrain|>json<|message|>TEXT<|end|>`, one message after another.
+
+    The prompt ends with the role, so a header may go on at once (` to=functions.x<|channel|>...`). Text outside
+    of any message is content. The last message may lack its end, which is often the end of the output.
+    """
+
+    def _parse(self) -> Reading[None]:
+        header = yield from self._first_header()
+        while True:
+            tag = yield from self._until(_HEADER_TAGS, self._content)
+            if tag == END:
+                break
+            while tag in (tags.CHANNEL, tags.START):
+                header, tag = yield from self._header(header, tag)
+                if tag == tags.MESSAGE:
+                    tag = yield from self._message(header)
+                    header = ""
+        self._flush_space()
+
+    def _first_header(self) -> Reading[str]:
+        """A recipient before the first tag, or nothing; all other text is content."""
+        text = ""
+        while " to=".startswith(text.rstrip("\n")[:4]) and len(text) < MAX_HEADER:
+            char = yield from self._next()
+            if char in (END, "<"):
+                self._put_back(char)
+                if text.startswith(" to="):
+                    return text
+                break
+            text += char
+        for char in text:
+            self._content(char)
+        return ""
+
+    def _header(self, header: str, tag: str) -> Reading[tuple[str, str]]:
+        """What stands before `<|message|>`, in one line; and the tag that ended it."""
+        parts = [header if tag == tags.CHANNEL else "", f" {tag} "]
+        length = 0
+
+        def take(text: str) -> None:
+            nonlocal length
+            length += 1
+            if length <= MAX_HEADER:
+                parts.append(text)
+
+        while (tag := (yield from self._until(_HEADER_TAGS, take))) in (tags.CHANNEL, tags.CONSTRAIN):
+            parts.append(f" {tag} ")
+        return "".join(parts), tag
+
+    def _message(self, header: str) -> Reading[str]:
+        """The text of a message; returns the tag that ended it."""
+        recipient = _RECIPIENT.search(header)
+        channel = header.partition(tags.CHANNEL)[2].split()
+        if recipient is not None:
+            name = recipient[1].removeprefix("functions.")
+            yield from self._call(header.strip() + tags.MESSAGE, self._body(name), (tags.CALL, tags.END_MESSAGE))
+            return tags.END_MESSAGE
+        take = self._reasoning if channel[:1] == ["analysis"] else self._content
+        tag = yield from self._until((*_ENDS, tags.CHANNEL), take)
+        if take == self._content:
+            self._flush_space()
+        return tag
+
+    def _body(self, name: str) -> Reading[None]:
+        self._start_call(name)
+        first = yield from self._next_solid()
+        if first in (END, "<"):
+            self._arguments("{}")
+        else:
+            self._put_back(first)
+            yield from self._object_arguments()
+            first = yield from self._next_solid()
+        if first != END:
+            self._put_back(first)
+            ending, tag = yield from self._text_until(("|>",), MAX_HEADER)
+            if ending + tag not in (tags.CALL, tags.END_MESSAGE, tags.RETURN):
+                raise MalformedCallError("its JSON is followed by something else")
+        self._end_call()

@@ -1,0 +1,229 @@
+"""Reads JSON as it comes, character by character, and the calls that are written in it.
+
+What it passes on is strictly valid JSON: raw control characters in strings are escaped, all else is refused.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from typing import Any
+
+from rvllm_local.text.tools.reader import END, MalformedCallError, PieceReader, Reading
+
+MAX_DEPTH = 128
+MAX_SCALAR = 400  # characters of a number; longer ones no reader takes
+MAX_NAME = 256
+_SCALAR = re.compile(r"true|false|null|-?(?:0|[1-9][0-9]*)(?:\.[0-9]+)?(?:[eE][+-]?[0-9]+)?")
+_ESCAPES = frozenset('"\\/bfnrt')
+_ARGUMENT_KEYS = ("arguments", "parameters")
+Take = Callable[[str], None]
+
+
+class JSONReader(PieceReader):
+    """A `PieceReader` that can read JSON values."""
+
+    def _json_value(self, take: Take, depth: int = 0) -> Reading[None]:
+        """Read one value, blanks before it skipped; its text goes to `take`."""
+        closers: list[str] = []
+        while True:
+            char = yield from self._next_solid()
+            if char in ("{", "["):
+                take(char)
+                closers.append("}" if char == "{" else "]")
+                if len(closers) + depth > MAX_DEPTH:
+                    raise MalformedCallError(f"its arguments nest deeper than {MAX_DEPTH}")
+                following = yield from self._next_solid()
+                if following != closers[-1]:
+                    self._put_back(following)
+                    if closers[-1] == "}":
+                        yield from self._json_key(take)
+                    continue
+                take(closers.pop())
+            elif char == '"':
+                yield from self._json_string(take)
+            else:
+                yield from self._json_scalar(char, take)
+            yield from self._json_after_value(closers, take)
+            if not closers:
+                return
+
+    def _json_after_value(self, closers: list[str], take: Take) -> Reading[None]:
+        """Close what ends here; a comma leads on to the next value."""
+        while closers:
+            char = yield from self._next_solid()
+            if char == ",":
+                take(char)
+                if closers[-1] == "}":
+                    yield from self._json_key(take)
+                return
+            if char != closers[-1]:
+                raise _unexpected(char)
+            take(closers.pop())
+
+    def _json_key(self, take: Take) -> Reading[None]:
+        char = yield from self._next_solid()
+        if char != '"':
+            raise _unexpected(char)
+        yield from self._json_string(take)
+        char = yield from self._next_solid()
+        if char != ":":
+            raise _unexpected(char)
+        take(char)
+
+    def _json_string(self, take: Take) -> Reading[None]:
+        """The rest of a string whose opening quote is read."""
+        take('"')
+        while True:
+            char = yield from self._next()
+            if char == END:
+                raise _unexpected(char)
+            if char == "\\":
+                yield from self._json_escape(take)
+            else:
+                take(f"\\u{ord(char):04x}" if char < " " else char)
+            if char == '"':
+                return
+
+    def _json_escape(self, take: Take) -> Reading[None]:
+        char = yield from self._next()
+        text = "\\" + char
+        if char == "u":
+            for _ in range(4):
+                digit = yield from self._next()
+                if digit == END or digit not in "0123456789abcdefABCDEF":
+                    raise MalformedCallError("its JSON holds a broken \\u escape")
+                text += digit
+        elif char not in _ESCAPES:
+            raise MalformedCallError("its JSON holds an unknown escape")
+        take(text)
+
+    def _json_scalar(self, first: str, take: Take) -> Reading[None]:
+        text = first
+        while True:
+            char = yield from self._next()
+            if char == END or not (char.isascii() and (char.isalnum() or char in "+-.")):
+                break
+            text += char
+            if len(text) > MAX_SCALAR:
+                raise MalformedCallError(f"its JSON holds a number of more than {MAX_SCALAR} characters")
+        self._put_back(char)
+        if not _SCALAR.fullmatch(text):
+            raise _unexpected(text[:1])
+        take(text)
+
+    def _text_value(self, what: str, limit: int) -> Reading[str]:
+        """A JSON string, decoded."""
+        parts: list[str] = []
+        char = yield from self._next_solid()
+        if char != '"':
+            raise MalformedCallError(f"its {what} is not a string")
+        yield from self._json_string(parts.append)
+        text = str(json.loads("".join(parts)))
+        if len(text) > limit:
+            raise MalformedCallError(f"its {what} is longer than {limit} characters")
+        return text
+
+    def _json_call(self, bare: bool = False) -> Reading[None]:
+        """One call as an object: a name, and arguments before or after it; other keys are skipped.
+
+        Writes the start and the deltas; the caller reads what closes the call, then ends it. A `bare` object
+        without arguments is no call.
+        """
+        char = yield from self._next_solid()
+        if char != "{":
+            raise _unexpected(char)
+        name: str | None = None
+        waiting: str | None = None  # arguments that came before the name
+        separator = "{"
+        while separator != "}":
+            key = yield from self._text_value("key", MAX_NAME)
+            if (yield from self._next_solid()) != ":":
+                raise MalformedCallError("its JSON lacks a colon")
+            if key == "name" and name is None:
+                name = yield from self._text_value("name", MAX_NAME)
+            elif key in _ARGUMENT_KEYS and not self._is_started and waiting is None:
+                waiting = yield from self._call_arguments(name)
+            elif key == "function" and name is None and waiting is None:
+                yield from self._nested_function(bare)
+                return
+            else:
+                yield from self._json_value(_drop, depth=1)
+            if name is not None and waiting is not None and not self._is_started:
+                self._start_call(name)
+                self._arguments(waiting)
+            separator = yield from self._next_solid()
+            if separator not in (",", "}"):
+                raise _unexpected(separator)
+        if not self._is_started:
+            self._start_without_arguments(name, bare)
+
+    def _start_without_arguments(self, name: str | None, bare: bool) -> None:
+        if name is None or bare:
+            raise MalformedCallError("the call has no name" if name is None else "the call has no arguments")
+        self._start_call(name)
+        self._arguments("{}")
+
+    def _nested_function(self, bare: bool) -> Reading[None]:
+        """`{"type": "function", "function": {...}}`: the call is inside."""
+        yield from self._json_call(bare)
+        while (char := (yield from self._next_solid())) == ",":
+            yield from self._json_key(_drop)
+            yield from self._json_value(_drop, depth=1)
+        if char != "}":
+            raise _unexpected(char)
+
+    def _object_arguments(self) -> Reading[None]:
+        """The arguments of a started call, alone: an object."""
+        first = yield from self._next_solid()
+        if first != "{":
+            raise _unexpected(first)
+        self._put_back(first)
+        yield from self._json_value(self._arguments, depth=1)
+
+    def _call_arguments(self, name: str | None) -> Reading[str | None]:
+        """Arguments: streamed if the name is known, else returned. An object, null, or an object inside a string."""
+        first = yield from self._next_solid()
+        self._put_back(first)
+        if first == "{" and name is not None:
+            self._start_call(name)
+            yield from self._json_value(self._arguments, depth=1)
+            return None
+        parts: list[str] = []
+        yield from self._json_value(parts.append, depth=1)
+        text = "".join(parts)
+        return checked_object(json.loads(text) if first == '"' else text)
+
+
+def loads(text: str) -> Any:
+    """The value of a JSON text, strictly read. Raises ValueError, for what nests too deep as well."""
+    try:
+        return json.loads(text, parse_constant=_no_constant)
+    except RecursionError as error:
+        raise ValueError("it nests too deep") from error
+
+
+def checked_object(text: str) -> str:
+    """`text`, if it is the JSON text of an object; `{}` for null or nothing. Raises `MalformedCallError`."""
+    try:
+        value = loads(text or "null")
+    except ValueError as error:
+        raise MalformedCallError("its arguments are not JSON") from error
+    if value is None:
+        return "{}"
+    if not isinstance(value, dict):
+        raise MalformedCallError("its arguments are not a JSON object")
+    return text
+
+
+def _no_constant(name: str) -> None:
+    raise ValueError(name)
+
+
+def _drop(_: str) -> None:
+    pass
+
+
+def _unexpected(char: str) -> MalformedCallError:
+    return MalformedCallError("it was cut off" if char == END else "its JSON is broken")

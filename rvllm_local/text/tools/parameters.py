@@ -1,0 +1,135 @@
+"""Families that write each argument between tags, as text: Qwen3-Coder and GLM.
+
+Which arguments are strings, the tools' schemas say; without them, what reads as JSON is JSON.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rvllm_local.text.tools import tags
+from rvllm_local.text.tools.json_calls import MAX_NAME, JSONReader, loads
+from rvllm_local.text.tools.reader import END, MAX_CALL_CHARS, MalformedCallError, Reading
+
+_PYTHON_WORDS = {"True": "true", "False": "false", "None": "null"}
+
+
+class ParameterReader(JSONReader):
+    """Base: turns named texts into the members of one JSON object."""
+
+    def __init__(self, tools: Sequence[Mapping[str, Any]] = ()) -> None:
+        self._schemas = _schemas(tools)
+        self._num_arguments = 0
+        super().__init__()
+
+    def _open_arguments(self, name: str) -> None:
+        self._start_call(name)
+        self._properties = self._schemas.get(name, {})
+        self._num_arguments = 0
+        self._arguments("{")
+
+    def _argument(self, key: str, text: str) -> None:
+        separator = ", " if self._num_arguments else ""
+        self._num_arguments += 1
+        value = _value(text, self._properties.get(key, {}))
+        self._arguments(f"{separator}{json.dumps(key, ensure_ascii=False)}: {value}")
+
+    def _close_arguments(self) -> None:
+        self._arguments("}")
+        self._end_call()
+
+
+class Qwen3CoderParser(ParameterReader):
+    """`<tool_call><function=name><parameter=key>value</parameter>...</function></tool_call>`; the outer tag may
+    be missing.
+    """
+
+    def _parse(self) -> Reading[None]:
+        opening, closing = tags.HERMES
+        known = (opening, closing, "<function=", "</function>")
+        while (tag := (yield from self._until(known, self._content))) != END:
+            if tag == opening:
+                yield from self._call(tag, self._wrapped(closing), (closing,))
+            elif tag == "<function=":
+                yield from self._call(tag, self._function(), ("</function>",))
+        self._flush_space()
+
+    def _wrapped(self, closing: str) -> Reading[None]:
+        yield from self._expect_solid("<function=")
+        yield from self._function(ends_here=False)
+        first = yield from self._next_solid()
+        if first != END:
+            self._put_back(first)
+            yield from self._expect(closing)
+        self._close_arguments()
+
+    def _function(self, ends_here: bool = True) -> Reading[None]:
+        name, _ = yield from self._text_until((">",), MAX_NAME)
+        self._open_arguments(name.strip())
+        while True:
+            yield from self._expect_solid("<")
+            tag, _ = yield from self._text_until((">",), MAX_NAME)
+            if tag == "/function":
+                break
+            if not tag.startswith("parameter="):
+                raise MalformedCallError("it holds a tag that is neither a parameter nor the end")
+            value, _ = yield from self._text_until(("</parameter>",), MAX_CALL_CHARS)
+            value = value.removeprefix("\n").removesuffix("\n")
+            self._argument(tag.removeprefix("parameter=").strip(), value)
+        if ends_here:
+            self._close_arguments()
+
+
+class GLMParser(ParameterReader):
+    """`<tool_call>name`, then `<arg_key>key</arg_key><arg_value>value</arg_value>` pairs, then `</tool_call>`."""
+
+    def _parse(self) -> Reading[None]:
+        opening, closing = tags.HERMES
+        while (tag := (yield from self._until((opening, closing), self._content))) != END:
+            if tag == opening:
+                yield from self._call(tag, self._body(closing), (closing,))
+        self._flush_space()
+
+    def _body(self, closing: str) -> Reading[None]:
+        key_opening, key_closing = tags.GLM_KEY
+        name, tag = yield from self._text_until((key_opening, closing), MAX_NAME)
+        self._open_arguments(name.strip())
+        while tag == key_opening:
+            key, _ = yield from self._text_until((key_closing,), MAX_NAME)
+            yield from self._expect_solid(tags.GLM_VALUE[0])
+            value, _ = yield from self._text_until((tags.GLM_VALUE[1],), MAX_CALL_CHARS)
+            self._argument(key.strip(), value)
+            blank, tag = yield from self._text_until((key_opening, closing), MAX_NAME)
+            if blank.strip():
+                raise MalformedCallError("it holds text between its arguments")
+        self._close_arguments()
+
+
+def _schemas(tools: Sequence[Mapping[str, Any]]) -> dict[str, Mapping[str, Any]]:
+    """Properties by tool name; what is not in shape is left out."""
+    found: dict[str, Mapping[str, Any]] = {}
+    for tool in tools:
+        function = tool.get("function") if isinstance(tool, Mapping) else None
+        if isinstance(function, Mapping) and isinstance(function.get("name"), str):
+            parameters = function.get("parameters")
+            properties = parameters.get("properties") if isinstance(parameters, Mapping) else None
+            found[function["name"]] = properties if isinstance(properties, Mapping) else {}
+    return found
+
+
+def _value(text: str, schema: Any) -> str:
+    """The JSON text of an argument that was written as `text`."""
+    schema = schema if isinstance(schema, Mapping) else {}
+    choices = schema.get("enum") or [schema["const"]] if "const" in schema else schema.get("enum") or []
+    is_text = schema.get("type") == "string" or (bool(choices) and all(isinstance(one, str) for one in choices))
+    if not is_text:
+        plain = _PYTHON_WORDS.get(text.strip(), text.strip())
+        try:
+            loads(plain)
+        except ValueError:
+            pass
+        else:
+            return plain
+    return json.dumps(text, ensure_ascii=False)

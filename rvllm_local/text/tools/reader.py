@@ -1,0 +1,234 @@
+"""The machinery under every output parser: characters go in one by one, pieces come out.
+
+A parser is a generator that asks for its next character, so no split of the text can matter. It knows no family.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import secrets
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Generator, Sequence
+from typing import TypeVar
+
+from rvllm_local.text.tools.pieces import (
+    ContentDelta,
+    Piece,
+    ReasoningDelta,
+    ToolCallDelta,
+    ToolCallEnd,
+    ToolCallFailed,
+    ToolCallStart,
+)
+
+MAX_CALL_CHARS = 1 << 20  # a call may be this long, from its first tag to its last
+MAX_HELD_SPACE = 64  # blank characters are held back this far, because a call may follow
+END = ""  # what a parser reads after the last character, as often as it asks
+
+T = TypeVar("T")
+Reading = Generator[None, str, T]
+
+
+class MalformedCallError(Exception):
+    """A call breaks its family's syntax; the message says how. Never leaves the parsers."""
+
+
+class PieceReader(ABC):
+    """Base of the parsers: subclasses write `_parse`, which must return once it has read `END`."""
+
+    def __init__(self, new_call_id: Callable[[], str] | None = None) -> None:
+        self._new_call_id = new_call_id or (lambda: f"call_{secrets.token_hex(12)}")
+        self._pieces: list[Piece] = []
+        self._raw: list[str] | None = None  # the call that is being read
+        self._index = 0  # of the call that is being read, or the next one
+        self._is_started = False  # the call's name is out
+        self._is_after_call = False
+        self._space = ""
+        self._again: str | None = None  # a character to read once more
+        self._ended = False
+        self._reading = self._parse()
+        next(self._reading)
+
+    def feed(self, text: str) -> list[Piece]:
+        """See `ToolParser.feed`."""
+        if not self._ended:
+            for char in text:
+                self._reading.send(char)
+        return self._drain()
+
+    def finish(self) -> list[Piece]:
+        """See `ToolParser.finish`."""
+        if not self._ended:
+            with contextlib.suppress(StopIteration):
+                self._reading.send(END)
+        return self._drain()
+
+    @abstractmethod
+    def _parse(self) -> Reading[None]:
+        """Read the whole output."""
+
+    def _drain(self) -> list[Piece]:
+        pieces, self._pieces = self._pieces, []
+        return pieces
+
+    # Reading.
+
+    def _next(self) -> Reading[str]:
+        """The next character, or `END`."""
+        if self._again is not None:
+            char, self._again = self._again, None
+            return char
+        if self._ended:
+            return END
+        char = yield
+        if char == END:
+            self._ended = True
+        elif self._raw is not None:
+            self._raw.append(char)
+            if len(self._raw) > MAX_CALL_CHARS:
+                raise MalformedCallError(f"the call is longer than {MAX_CALL_CHARS} characters")
+        return char
+
+    def _put_back(self, char: str) -> None:
+        self._again = char
+
+    def _next_solid(self) -> Reading[str]:
+        """The next character that is not blank."""
+        while (char := (yield from self._next())).isspace():
+            pass
+        return char
+
+    def _expect(self, literal: str) -> Reading[None]:
+        """Read exactly `literal`."""
+        for wanted in literal:
+            char = yield from self._next()
+            if char == END:
+                raise MalformedCallError("it was cut off")
+            if char != wanted:
+                raise MalformedCallError(f"{literal!r} was expected")
+
+    def _expect_solid(self, literal: str) -> Reading[None]:
+        """Read `literal`, and blanks before it."""
+        self._put_back((yield from self._next_solid()))
+        yield from self._expect(literal)
+
+    def _text_until(self, tags: Sequence[str], limit: int) -> Reading[tuple[str, str]]:
+        """The text before one of `tags`, and the tag. Raises if none comes, or more than `limit` characters do."""
+        parts: list[str] = []
+
+        def take(text: str) -> None:
+            if len(parts) >= limit:
+                raise MalformedCallError(f"a part of it is longer than {limit} characters")
+            parts.append(text)
+
+        tag = yield from self._until(tags, take)
+        if tag == END:
+            raise MalformedCallError("it was cut off")
+        return "".join(parts), tag
+
+    def _until(self, tags: Sequence[str], take: Callable[[str], None], held: str = "") -> Reading[str]:
+        """Hand text to `take` up to one of `tags`, which is returned; `END` if none came.
+
+        No tag may begin another. Only what could still become a tag is held back; `held` has been read already.
+        """
+        if held and held in tags:
+            return held
+        while (char := (yield from self._next())) != END:
+            held += char
+            while held and not any(tag.startswith(held) for tag in tags):
+                take(held[0])
+                held = held[1:]
+            if held in tags:
+                return held
+        for rest in held:
+            take(rest)
+        return END
+
+    # Writing.
+
+    def _content(self, text: str) -> None:
+        """Content; blanks wait until it is known that no call follows them."""
+        if text.isspace() and len(self._space) < MAX_HELD_SPACE:
+            self._space += text
+            return
+        text, self._space, self._is_after_call = self._space + text, "", False
+        self._write(ContentDelta(text))
+
+    def _reasoning(self, text: str) -> None:
+        self._write(ReasoningDelta(text))
+
+    def _write(self, piece: Piece) -> None:
+        """Add a piece, joined to the one before it where both are the same kind of text."""
+        last = self._pieces[-1] if self._pieces else None
+        match last, piece:
+            case ContentDelta(before), ContentDelta(text):
+                self._pieces[-1] = ContentDelta(before + text)
+            case ReasoningDelta(before), ReasoningDelta(text):
+                self._pieces[-1] = ReasoningDelta(before + text)
+            case ToolCallDelta(index, before), ToolCallDelta(_, text):
+                self._pieces[-1] = ToolCallDelta(index, before + text)
+            case _:
+                self._pieces.append(piece)
+
+    def _flush_space(self) -> None:
+        """At the end of the output: blanks are content if they belong to no call."""
+        if self._space and not self._is_after_call:
+            self._write(ContentDelta(self._space))
+        self._space = ""
+
+    # Calls.
+
+    def _call(self, opening: str, body: Reading[None], closings: Sequence[str], bare: bool = False) -> Reading[None]:
+        """Read one call, whose tag `opening` is already read; `body` reads it all, a closing tag included.
+
+        If it fails, everything up to the next of `closings` belongs to the failure. A `bare` call, which only looks
+        like one until its arguments begin, is content if it fails before.
+        """
+        space, self._space = self._space, ""
+        self._raw = list(opening)
+        self._is_started = False
+        try:
+            yield from body
+        except MalformedCallError as error:
+            if bare and not self._is_started:
+                self._space = space
+                self._give_up_call()
+                return
+            yield from self._fail(str(error), closings)
+        finally:
+            self._raw = None
+        self._index += 1
+        self._is_after_call = True
+
+    def _give_up_call(self) -> None:
+        """What was read is content after all."""
+        self._again = None
+        for char in self._raw or ():
+            self._content(char)
+
+    def _fail(self, reason: str, closings: Sequence[str]) -> Reading[None]:
+        raw = "".join(self._raw or ())
+        self._raw, self._again = None, None
+        # The closing tag may have begun, or even come, when the call failed.
+        sizes = (size for tag in closings for size in range(1, len(tag) + 1) if raw.endswith(tag[:size]))
+        size = max(sizes, default=0)
+        kept = list(raw[: len(raw) - size])
+
+        def keep(text: str) -> None:
+            if len(kept) < MAX_CALL_CHARS:
+                kept.extend(text)
+
+        keep((yield from self._until(closings, keep, held=raw[len(raw) - size :])))
+        self._write(ToolCallFailed(self._index, "".join(kept), reason))
+
+    def _start_call(self, name: str) -> None:
+        if not name:
+            raise MalformedCallError("the call has no name")
+        self._is_started = True
+        self._write(ToolCallStart(self._index, self._new_call_id(), name))
+
+    def _arguments(self, text: str) -> None:
+        self._write(ToolCallDelta(self._index, text))
+
+    def _end_call(self) -> None:
+        self._write(ToolCallEnd(self._index))

@@ -1,0 +1,117 @@
+"""Families that set a call's JSON between tags: Hermes and Qwen, Mistral, DeepSeek."""
+
+from __future__ import annotations
+
+import secrets
+import string
+from collections.abc import Callable
+
+from rvllm_local.text.tools import tags
+from rvllm_local.text.tools.json_calls import MAX_NAME, JSONReader
+from rvllm_local.text.tools.reader import END, Reading
+
+
+class HermesParser(JSONReader):
+    """`<tool_call>{"name": ..., "arguments": {...}}</tool_call>`, as Hermes, Qwen 2.5 and Qwen 3 write it.
+
+    At the end of the output the closing tag may be missing; one without a call before it is dropped.
+    """
+
+    def _parse(self) -> Reading[None]:
+        opening, closing = tags.HERMES
+        while (tag := (yield from self._until((opening, closing), self._content))) != END:
+            if tag == opening:
+                yield from self._call(tag, self._body(closing), (closing,))
+        self._flush_space()
+
+    def _body(self, closing: str) -> Reading[None]:
+        yield from self._json_call()
+        first = yield from self._next_solid()
+        if first != END:
+            self._put_back(first)
+            yield from self._expect(closing)
+        self._end_call()
+
+
+class MistralParser(JSONReader):
+    """`[TOOL_CALLS][{"name": ..., "arguments": {...}}, ...]`, and the later `[TOOL_CALLS]name[ARGS]{...}`."""
+
+    def __init__(self, new_call_id: Callable[[], str] | None = None) -> None:
+        super().__init__(new_call_id or _nine_characters)
+
+    def _parse(self) -> Reading[None]:
+        stray = (tags.MISTRAL_ARGS, tags.MISTRAL_ID)
+        while (tag := (yield from self._until((tags.MISTRAL_CALLS, *stray), self._content))) != END:
+            if tag in stray:
+                continue
+            first = yield from self._next_solid()
+            if first == "[":
+                yield from self._list(tag + first)
+            else:
+                self._put_back(first)
+                body = self._object() if first == "{" else self._named()
+                yield from self._call(tag + first, body, ())
+        self._flush_space()
+
+    def _list(self, opening: str) -> Reading[None]:
+        separator = ","
+        while separator == ",":
+            first = yield from self._next_solid()
+            if first == "]":
+                return
+            self._put_back(first)
+            yield from self._call(opening + first, self._object(), ())
+            opening = ""
+            separator = yield from self._next_solid()
+        if separator != "]":
+            self._put_back(separator)
+
+    def _object(self) -> Reading[None]:
+        yield from self._json_call()
+        self._end_call()
+
+    def _named(self) -> Reading[None]:
+        name, tag = yield from self._text_until((tags.MISTRAL_ARGS, tags.MISTRAL_ID, "{"), MAX_NAME)
+        if tag == tags.MISTRAL_ID:
+            _, tag = yield from self._text_until((tags.MISTRAL_ARGS, "{"), MAX_NAME)
+        self._start_call(name.strip())
+        if tag == "{":
+            self._put_back(tag)
+        yield from self._object_arguments()
+        self._end_call()
+
+
+class DeepSeekParser(JSONReader):
+    """`<｜tool▁call▁begin｜>function<｜tool▁sep｜>name`, a fenced JSON and `<｜tool▁call▁end｜>`, as V3 and R1 write it;
+    or `<｜tool▁call▁begin｜>name<｜tool▁sep｜>{...}<｜tool▁call▁end｜>`, as V3.1 does.
+    """
+
+    def _parse(self) -> Reading[None]:
+        begin, end = tags.DEEPSEEK_CALL
+        known = (begin, end, *tags.DEEPSEEK_CALLS, tags.DEEPSEEK_SEP)
+        while (tag := (yield from self._until(known, self._content))) != END:
+            self._space = ""
+            if tag == begin:
+                yield from self._call(tag, self._body(end), (end,))
+        self._flush_space()
+
+    def _body(self, end: str) -> Reading[None]:
+        name, _ = yield from self._text_until((tags.DEEPSEEK_SEP,), MAX_NAME)
+        is_fenced = name.strip() == "function"
+        if is_fenced:
+            name, _ = yield from self._text_until(("\n",), MAX_NAME)
+            yield from self._expect_solid("```json")
+        self._start_call(name.strip())
+        yield from self._object_arguments()
+        if is_fenced:
+            yield from self._expect_solid("```")
+        first = yield from self._next_solid()
+        if first != END:
+            self._put_back(first)
+            yield from self._expect(end)
+        self._end_call()
+
+
+def _nine_characters() -> str:
+    """The only call ids that Mistral's templates take."""
+    return "".join(secrets.choice(string.ascii_letters + string.digits) for _ in range(9))

@@ -1,0 +1,28 @@
+"""The tags of every family's calls: parsers look for them, grammars write them, vocabularies often hold them whole."""
+
+from __future__ import annotations
+
+HERMES = ("<tool_call>", "</tool_call>")
+PYTHON_TAG = "<|python_tag|>"
+MISTRAL_CALLS, MISTRAL_ARGS, MISTRAL_ID = "[TOOL_CALLS]", "[ARGS]", "[CALL_ID]"
+GEMMA = ("```tool_code", "```")
+GEMMA_FUNCTION = ("<start_function_call>", "<end_function_call>")
+GEMMA_ESCAPE = "<escape>"
+DEEPSEEK_CALLS = ("<｜tool▁calls▁begin｜>", "<｜tool▁calls▁end｜>")
+DEEPSEEK_CALL = ("<｜tool▁call▁begin｜>", "<｜tool▁call▁end｜>")
+DEEPSEEK_SEP = "<｜tool▁sep｜>"
+CHANNEL, MESSAGE, CONSTRAIN = "<|channel|>", "<|message|>", "<|constrain|>"
+START, END_MESSAGE, CALL, RETURN = "<|start|>", "<|end|>", "<|call|>", "<|return|>"
+GLM_KEY = ("<arg_key>", "</arg_key>")
+GLM_VALUE = ("<arg_value>", "</arg_value>")
+THINK = ("<think>", "</think>")
+MISTRAL_THINK = ("[THINK]", "[/THINK]")
+
+# Tokens with these texts are never plain text, even where a vocabulary does not call them special.
+CONTROL_TAGS = frozenset(
+    (
+        *HERMES, PYTHON_TAG, MISTRAL_CALLS, MISTRAL_ARGS, MISTRAL_ID, *GEMMA_FUNCTION, GEMMA_ESCAPE,
+        *DEEPSEEK_CALLS, *DEEPSEEK_CALL, DEEPSEEK_SEP, CHANNEL, MESSAGE, CONSTRAIN, START, END_MESSAGE, CALL, RETURN,
+        *GLM_KEY, *GLM_VALUE, *THINK, *MISTRAL_THINK,
+    )
+)  # fmt: skip

@@ -1,0 +1,171 @@
+"""Outputs of every family as models write them, and what they should be read as."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from rvllm_local.text.tools import (
+    ContentDelta,
+    Piece,
+    ReasoningDelta,
+    ToolCallDelta,
+    ToolCallEnd,
+    ToolCallFailed,
+    ToolCallStart,
+    ToolParser,
+)
+
+TOOLS = [
+    {
+        "type": "function",
+        "function": {
+            "name": "look",
+            "parameters": {
+                "type": "object",
+                "properties": {"city": {"type": "string"}, "days": {"type": "integer"}},
+                "required": ["city"],
+            },
+        },
+    }
+]
+
+
+@dataclass
+class Read:
+    """An output once it is read: content, reasoning, calls (name and arguments), failures (raw text)."""
+
+    content: str = ""
+    reasoning: str = ""
+    calls: list[tuple[str, Any]] | None = None
+    failed: list[str] | None = None
+
+
+def joined(pieces: Sequence[Piece]) -> Read:
+    """Pieces put together; asserts that they come in a sound order."""
+    read = Read(calls=[], failed=[])
+    names: dict[int, str] = {}
+    arguments: dict[int, str] = {}
+    closed = -1
+    for piece in pieces:
+        match piece:
+            case ContentDelta(text):
+                read.content += text
+                assert text
+            case ReasoningDelta(text):
+                read.reasoning += text
+                assert text
+            case ToolCallStart(index, call_id, name):
+                assert index == closed + 1 and index not in names and name and call_id
+                names[index], arguments[index] = name, ""
+            case ToolCallDelta(index, text):
+                assert index in names and index == closed + 1
+                arguments[index] += text
+            case ToolCallEnd(index):
+                assert index == closed + 1
+                closed = index
+                value = json.loads(arguments[index])
+                assert isinstance(value, dict)
+                read.calls.append((names[index], value))
+            case ToolCallFailed(index, raw, reason):
+                assert index == closed + 1 and raw and reason and "\n" not in reason
+                closed = index
+                read.failed.append(raw)
+    return read
+
+
+def run(parser: ToolParser, pieces: Sequence[str]) -> list[Piece]:
+    return [piece for text in pieces for piece in parser.feed(text)] + parser.finish()
+
+
+CALL = ("look", {"city": "Oslo", "days": 3})
+ARGUMENTS = '{"city": "Oslo", "days": 3}'
+HERMES = '<tool_call>\n{"name": "look", "arguments": ' + ARGUMENTS + "}\n</tool_call>"
+QWEN = (
+    "<tool_call>\n<function=look>\n<parameter=city>\nOslo\n</parameter>\n<parameter=days>\n3\n</parameter>\n"
+    "</function>\n</tool_call>"
+)
+GLM = (
+    "<tool_call>look\n<arg_key>city</arg_key>\n<arg_value>Oslo</arg_value>\n"
+    "<arg_key>days</arg_key>\n<arg_value>3</arg_value>\n</tool_call>"
+)
+DEEPSEEK = (
+    "<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>function<｜tool▁sep｜>look\n```json\n"
+    + ARGUMENTS
+    + "\n```<｜tool▁call▁end｜><｜tool▁calls▁end｜>"
+)
+DEEPSEEK_31 = (
+    "<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>look<｜tool▁sep｜>"
+    + ARGUMENTS
+    + "<｜tool▁call▁end｜><｜tool▁calls▁end｜>"
+)
+HARMONY = "<|channel|>commentary to=functions.look <|constrain|>json<|message|>" + ARGUMENTS + "<|call|>"
+GEMMA_FUNCTION = "<start_function_call>call:look{city:<escape>Oslo<escape>,days:3}<end_function_call>"
+
+# Family, output, what it is read as.
+OUTPUTS: list[tuple[str, str, Read]] = [
+    ("hermes", "Hello, world.\n", Read("Hello, world.\n")),
+    ("hermes", f"Let me see.\n\n{HERMES}", Read("Let me see.", calls=[CALL])),
+    ("hermes", f"{HERMES}\n{HERMES}\n", Read(calls=[CALL, CALL])),
+    ("hermes", HERMES.removesuffix("\n</tool_call>"), Read(calls=[CALL])),
+    ("hermes", f"{HERMES}\nDone </tool_call>!", Read("\nDone !", calls=[CALL])),
+    ("hermes", "a <tool_cal and <tool_callx> b < c", Read("a <tool_cal and <tool_callx> b < c")),
+    ("hermes", "a <tool_call", Read("a <tool_call")),
+    ("hermes", '<tool_call>{"arguments": {"a": [1, {"b": null}]}, "name": "f"}</tool_call>', Read(calls=[("f", {"a": [1, {"b": None}]})])),
+    ("hermes", '<tool_call>{"name": "f", "arguments": "{\\"a\\": 1}"}</tool_call>', Read(calls=[("f", {"a": 1})])),
+    ("hermes", '<tool_call>{"name": "f"}</tool_call>', Read(calls=[("f", {})])),
+    ("hermes", '<tool_call>{"id": 7, "type": "function", "function": {"name": "f", "arguments": {}}}</tool_call>', Read(calls=[("f", {})])),
+    ("hermes", '<tool_call>{"name": "f", "arguments": {"a": "</tool_call>"}}</tool_call>', Read(calls=[("f", {"a": "</tool_call>"})])),
+    ("hermes", '<tool_call>{"name": "f", "arguments": {"a": "x\ny"}}</tool_call>', Read(calls=[("f", {"a": "x\ny"})])),
+    ("hermes", "<tool_call>f(1)</tool_call>ok", Read("ok", failed=["<tool_call>f(1)</tool_call>"])),
+    ("hermes", '<tool_call>{"name": "f", "arguments": {"a": </tool_call>ok', Read("ok", failed=['<tool_call>{"name": "f", "arguments": {"a": </tool_call>'])),
+    ("hermes", '<tool_call>{"name": "f", "arguments": {"a": 01}}</tool_call>', Read(failed=['<tool_call>{"name": "f", "arguments": {"a": 01}}</tool_call>'])),
+    ("hermes", '<tool_call>{"name": "f", "arguments": {"a"', Read(failed=['<tool_call>{"name": "f", "arguments": {"a"'])),
+    ("hermes", '<tool_call>{"name": "f", "arguments": [1]}</tool_call>', Read(failed=['<tool_call>{"name": "f", "arguments": [1]}</tool_call>'])),
+    ("qwen3_coder", f"Well:\n{QWEN}", Read("Well:", calls=[CALL])),
+    ("qwen3_coder", QWEN.removeprefix("<tool_call>\n").removesuffix("\n</tool_call>") + "!", Read("!", calls=[CALL])),
+    ("qwen3_coder", "<tool_call><function=look><parameter=city>12</parameter></function></tool_call>", Read(calls=[("look", {"city": "12"})])),
+    ("qwen3_coder", "<tool_call><function=f><parameter=a>True</parameter><parameter=b>{\"c\": [</parameter></function></tool_call>", Read(calls=[("f", {"a": True, "b": '{"c": ['})])),
+    ("qwen3_coder", "<tool_call><function=f></function></tool_call>", Read(calls=[("f", {})])),
+    ("qwen3_coder", "<tool_call><function=f><oops></tool_call>.", Read(".", failed=["<tool_call><function=f><oops></tool_call>"])),
+    ("glm", f"So {GLM}", Read("So", calls=[CALL])),
+    ("glm", "<tool_call>f</tool_call>", Read(calls=[("f", {})])),
+    ("glm", "<tool_call>f<arg_key>a</arg_key>", Read(failed=["<tool_call>f<arg_key>a</arg_key>"])),
+    ("llama3", '{"name": "look", "parameters": ' + ARGUMENTS + "}", Read(calls=[CALL])),
+    ("llama3", '<|python_tag|>{"name": "look", "parameters": ' + ARGUMENTS + "}", Read(calls=[CALL])),
+    ("llama3", '{"name": "f", "parameters": {}}; {"name": "g", "parameters": {}}', Read(calls=[("f", {}), ("g", {})])),
+    ("llama3", '{"name": "Bob", "age": 3}', Read('{"name": "Bob", "age": 3}')),
+    ("llama3", "{not json} at all", Read("{not json} at all")),
+    ("llama3", 'It is {"name": "f", "parameters": {}}', Read('It is {"name": "f", "parameters": {}}')),
+    ("llama3", '<|python_tag|>brave.call(query="x")', Read(failed=['<|python_tag|>brave.call(query="x")'])),
+    ("mistral", '[TOOL_CALLS] [{"name": "look", "arguments": ' + ARGUMENTS + '}, {"name": "f", "arguments": {}}]', Read(calls=[CALL, ("f", {})])),
+    ("mistral", f"Ok.[TOOL_CALLS]look[ARGS]{ARGUMENTS}[TOOL_CALLS]f[CALL_ID]abc[ARGS]{{}}", Read("Ok.", calls=[CALL, ("f", {})])),
+    ("mistral", f"[TOOL_CALLS]look{ARGUMENTS}", Read(calls=[CALL])),
+    ("mistral", "[TOOL_CALLS]", Read(failed=["[TOOL_CALLS]"])),
+    ("mistral", "a [TOOL_CALL] list[0]", Read("a [TOOL_CALL] list[0]")),
+    ("gemma", '```tool_code\nprint(default_api.look(city="Oslo", days=3))\n```', Read(calls=[CALL])),
+    ("gemma", "```tool_code\n[look(city='Oslo', days=3), f(a=[True, none])]\n```", Read(failed=["```tool_code\n[look(city='Oslo', days=3), f(a=[True, none])]\n```"])),
+    ("gemma", "```tool_code\n[look(city='Oslo', days=3), f(a=[true, None])]\n```", Read(calls=[CALL, ("f", {"a": [True, None]})])),
+    ("gemma", '```tool_code\n{"name": "look", "parameters": ' + ARGUMENTS + "}\n```", Read(calls=[CALL])),
+    ("gemma", "```python\nlook(1)\n```", Read("```python\nlook(1)\n```")),
+    ("gemma", "```tool_code\nimport os\n```", Read(failed=["```tool_code\nimport os\n```"])),
+    ("gemma", f"{GEMMA_FUNCTION} .\n", Read(" .\n", calls=[CALL])),
+    ("gemma", "<start_function_call>call:f{a:{b:[1,<escape>x,}<escape>]},c:yes}<end_function_call>", Read(calls=[("f", {"a": {"b": [1, "x,}"]}, "c": "yes"})])),
+    ("deepseek", f"Hm.{DEEPSEEK}", Read("Hm.", calls=[CALL])),
+    ("deepseek_v31", f"Hm.{DEEPSEEK_31}", Read("Hm.", calls=[CALL])),
+    ("deepseek", "<｜tool▁call▁begin｜>f<｜tool▁sep｜>nope<｜tool▁call▁end｜>", Read(failed=["<｜tool▁call▁begin｜>f<｜tool▁sep｜>nope<｜tool▁call▁end｜>"])),
+    ("harmony", f"<|channel|>analysis<|message|>Think.<|end|><|start|>assistant{HARMONY}", Read(reasoning="Think.", calls=[CALL])),
+    ("harmony", HARMONY.removesuffix("<|call|>"), Read(calls=[CALL])),
+    ("harmony", " to=functions.look<|channel|>commentary json<|message|>" + ARGUMENTS, Read(calls=[CALL])),
+    ("harmony", "<|channel|>analysis<|message|>Hm<|end|><|start|>assistant<|channel|>final<|message|>Hi<|return|>", Read("Hi", "Hm")),
+    ("harmony", "<|channel|>commentary<|message|>I will look.<|end|><|start|>assistant" + HARMONY, Read("I will look.", calls=[CALL])),
+    ("harmony", "just text to=x", Read("just text to=x")),
+    ("harmony", "<|channel|>commentary to=functions.f<|message|>oops<|call|>", Read(failed=["<|channel|> commentary to=functions.f<|message|>oops<|call|>"])),
+    ("json", '{"name": "look", "arguments": ' + ARGUMENTS + "}", Read(calls=[CALL])),
+    ("json", '[{"name": "f", "arguments": {}}, {"name": "g", "arguments": {}}]', Read(calls=[("f", {}), ("g", {})])),
+    ("json", '{"answer": 42}', Read('{"answer": 42}')),
+    ("json", "[1, 2]", Read("[1, 2]")),
+    ("json", '{"name": "f", "arguments": {"a": 1', Read(failed=['{"name": "f", "arguments": {"a": 1'])),
+]  # fmt: skip

@@ -1,0 +1,57 @@
+"""A pattern means the same to every reader, or less; or it is refused."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from rvllm_local.text.patterns import PatternError, portable
+
+
+@pytest.mark.parametrize(
+    ("pattern", "expected"),
+    [
+        ("^a+$", "^a+$"),
+        ("(a|b){2,3}?", "(?:a|b){2,3}"),
+        ("\\d\\D", r"[0-9][^\p{Nd}]"),
+        ("[^\\w-]", r"[^\p{L}\p{N}\p{M}_\u{2d}]"),
+        ("[\\S]", r"[[^\s\x1c-\x1f\u{85}\u{feff}]]"),
+        (".", r"[^\n\r\u{2028}\u{2029}]"),
+        ("\\u00e9\\x41\\t", r"\u{e9}\u{41}\t"),
+        ("[a-c-]", r"[a-c\u{2d}]"),
+        ("\\<&&", r"\u{3c}\u{26}\u{26}"),
+    ],
+)
+def test_translations(pattern: str, expected: str) -> None:
+    assert portable(pattern) == expected
+
+
+@pytest.mark.parametrize(
+    ("pattern", "why"),
+    [
+        ("(?=a)", "lookaround"),
+        ("(?i)a", "flags"),
+        ("(?<n>a)", "names"),
+        ("(a)\\1", "escape"),
+        ("\\bfoo", "escape"),
+        ("\\p{L}", "escape"),
+        ("a++", "possessive"),
+        ("[a&&b]", "'&&'"),
+        ("[[:alpha:]]", "must be escaped"),
+        ("[]", "empty"),
+        ("[a", "too early"),
+        ("a{2", "must be escaped"),
+        ("a{2000}", "repeats"),
+        ("((a{1,100}){1,100}){1,100}", "count out"),
+        ("(", "not a sound"),
+        ("a**", "not a sound"),
+        ("\\u12", "not a sound"),
+        ("\\ud800", "surrogate"),
+        ("x" * 5000, "5000 characters"),
+        ("(" * 2000 + ")" * 2000, "not a sound"),
+    ],
+)
+def test_refusals_say_why(pattern: str, why: str) -> None:
+    with pytest.raises(PatternError, match=re.escape(why)):
+        portable(pattern)
