@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal, overload
 
 from rvllm_local import host
-from rvllm_local.client import Client
+from rvllm_local.client import Client, make_requests, open_stream
 from rvllm_local.config import default_cache_dir, parse_bytes
 from rvllm_local.engine.options import EngineOptions
 from rvllm_local.engine.stream import TokenStream
@@ -82,12 +82,15 @@ class LLM:
         from rvllm_local.engine.loop import EngineLoop
         from rvllm_local.local_client import InProcessClient
         from rvllm_local.models.loader import locate
+        from rvllm_local.text.grammars import Grammars
         from rvllm_local.text.tokenizer import Tokenizer
 
         files = locate(model) if progress is None else locate(model, progress)
         self.tokenizer = Tokenizer.from_files(files)
         loop = EngineLoop(lambda: open_core(files, self.tokenizer, options))
-        self._client: Client = InProcessClient(loop, loop.call(lambda core: core.limits))
+        limits = loop.call(lambda core: core.limits)
+        grammars = Grammars(self.tokenizer, limits.vocab_size, limits.eos_token_ids)
+        self._client: Client = InProcessClient(loop, limits, grammars)
 
     @overload
     def generate(self, prompts: str, params: SamplingParams | None = None) -> list[Completion]: ...
@@ -128,10 +131,14 @@ class LLM:
     ) -> list[Completion]:
         """Answer a conversation through the model's chat template, which gets `tools` and the other keywords.
 
-        Raises `ParameterError` for a `response_format` that is not enforced (any but text, for now).
+        `response_format` is OpenAI's (text, json_object, json_schema), or `{"type": "regex", "regex": ...}`,
+        `{"type": "choice", "choices": [...]}` or `{"type": "grammar", "grammar": ...}` in Lark's form; the output is held
+        to it. Raises `ParameterError` for one that cannot be enforced.
         """
-        _check_format(response_format)
-        return self.generate(self.tokenizer.encode_chat(messages, tools=tools, **template), params)
+        params = params or SamplingParams()
+        prompt = self.tokenizer.encode_chat(messages, tools=tools, **template)
+        with self._submit(prompt, params, _grammar(response_format)) as stream:
+            return collect(stream, params.n)
 
     def chat_stream(
         self,
@@ -143,8 +150,8 @@ class LLM:
         **template: Any,
     ) -> Iterator[StreamEvent]:
         """Like `chat`, event by event."""
-        _check_format(response_format)
-        return self.stream(self.tokenizer.encode_chat(messages, tools=tools, **template), params)
+        prompt = self.tokenizer.encode_chat(messages, tools=tools, **template)
+        return _closing(self._submit(prompt, params or SamplingParams(), _grammar(response_format)))
 
     def stats(self) -> dict[str, int | float | str]:
         """Blocks, hits, preemptions, back end and dispatches."""
@@ -154,11 +161,11 @@ class LLM:
         """End open requests and free the model. Safe to call twice."""
         self._client.close()
 
-    def _submit(self, prompt: Prompt, params: SamplingParams) -> TokenStream:
+    def _submit(self, prompt: Prompt, params: SamplingParams, grammar: str | None = None) -> TokenStream:
         token_ids = self.tokenizer.encode(prompt) if isinstance(prompt, str) else list(prompt)
         if any(isinstance(token, bool) or not isinstance(token, int) for token in token_ids):
             raise ParameterError("prompt", "a prompt must be text or a list of integer token ids")
-        return self._client.submit(token_ids, params)
+        return open_stream(self._client, make_requests(token_ids, params, grammar=grammar))
 
     def __enter__(self) -> LLM:
         return self
@@ -178,12 +185,13 @@ def _as_prompts(prompts: Any) -> list[Prompt]:
     return list(prompts)
 
 
-def _check_format(response_format: Mapping[str, Any] | None) -> None:
-    """Refuse what would be silently ignored: structured output is not enforced yet."""
-    if response_format is not None and response_format.get("type") != "text":
-        raise ParameterError(
-            "response_format", f"response_format {dict(response_format)} cannot be enforced yet; only text is supported"
-        )
+def _grammar(response_format: Mapping[str, Any] | None) -> str | None:
+    """The grammar that enforces a response format; None for plain text."""
+    if response_format is None:
+        return None
+    from rvllm_local.text.grammar import grammar_for_format
+
+    return grammar_for_format(response_format)
 
 
 def _closing(stream: TokenStream) -> Iterator[StreamEvent]:

@@ -10,6 +10,8 @@ from rvllm_local.engine.gate import AdmissionGate
 from rvllm_local.engine.limits import EngineLimits
 from rvllm_local.engine.loop import EngineLoop
 from rvllm_local.engine.stream import TokenStream
+from rvllm_local.text.grammars import Grammars
+from rvllm_local.text.matcher import Matcher
 from rvllm_local.types import (
     EngineSnapshot,
     EventSink,
@@ -22,21 +24,26 @@ from rvllm_local.types import (
 
 
 class InProcessClient:
-    """Talks to an engine thread in this process."""
+    """Talks to an engine thread in this process. Grammars are compiled on the caller's thread."""
 
-    def __init__(self, loop: EngineLoop, limits: EngineLimits) -> None:
+    def __init__(self, loop: EngineLoop, limits: EngineLimits, grammars: Grammars) -> None:
         self._loop = loop
+        self._grammars = grammars
         self._gate = AdmissionGate(limits.max_open)
         self.limits = limits
 
     def start(self, requests: Sequence[Request], sink: EventSink) -> None:
         for request in requests:
             self.limits.check(request)
+        grammar = requests[0].grammar
+        matchers: Sequence[Matcher | None] = [None] * len(requests)
+        if grammar is not None:
+            matchers = self._grammars.matchers(grammar, len(requests))
         counted = self._gate.admit(len(requests), sink)
 
         def add(core: EngineCore) -> None:
-            for request in requests:
-                _add(core, request, counted)
+            for request, matcher in zip(requests, matchers, strict=True):
+                _add(core, request, counted, matcher)
 
         try:
             self._loop.post(add)
@@ -63,8 +70,8 @@ class InProcessClient:
         self._loop.close()
 
 
-def _add(core: EngineCore, request: Request, sink: EventSink) -> None:
+def _add(core: EngineCore, request: Request, sink: EventSink, matcher: Matcher | None) -> None:
     try:
-        core.add(request, sink)
+        core.add(request, sink, matcher)
     except Exception as error:  # one bad request ends alone
         sink(StreamEvent("", (), FinishReason.ERROR, index=request.index, error=str(error)))

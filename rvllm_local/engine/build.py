@@ -95,7 +95,13 @@ def build_core(loaded: LoadedModel, text: TextDecoder, options: EngineOptions) -
         residence,
         scheduler,
         Pace(prefill_chunk=options.prefill_chunk, target_s=_step_target(options)),
-        EngineLimits(loaded.vocab_size, context, scheduler.longest_sequence, options.max_rows + options.max_waiting),
+        EngineLimits(
+            loaded.vocab_size,
+            context,
+            scheduler.longest_sequence,
+            tuple(loaded.eos_token_ids),
+            options.max_rows + options.max_waiting,
+        ),
         text,
         EngineIdentity(
             frozenset(loaded.eos_token_ids),

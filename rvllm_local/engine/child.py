@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING
 
 from rvllm_local import host
 from rvllm_local.engine import frames
-from rvllm_local.engine.limits import EngineLimits
 from rvllm_local.errors import RvllmError
 from rvllm_local.types import FinishReason, Request, StreamEvent
 
@@ -76,7 +75,9 @@ class _Server:
         """Build the engine and say so."""
         from rvllm_local.engine.build import open_core
         from rvllm_local.engine.loop import EngineLoop
+        from rvllm_local.local_client import InProcessClient
         from rvllm_local.models.loader import locate
+        from rvllm_local.text.grammars import Grammars
         from rvllm_local.text.tokenizer import Tokenizer
 
         def progress(message: str) -> None:
@@ -85,11 +86,12 @@ class _Server:
         files = locate(command.model, progress)
         tokenizer = Tokenizer.from_files(files)
         self._loop = EngineLoop(lambda: open_core(files, tokenizer, command.options), quiet_gc=True)
-        self._limits: EngineLimits = self._loop.call(lambda core: core.limits)
+        limits = self._loop.call(lambda core: core.limits)
+        self._client = InProcessClient(self._loop, limits, Grammars(tokenizer, limits.vocab_size, limits.eos_token_ids))
         gc.collect()
         gc.freeze()  # what a model is made of is never garbage
         gc.disable()  # the loop collects when it is idle
-        frames.send(self._connection, frames.Ready(self._limits))
+        frames.send(self._connection, frames.Ready(limits))
         self._loaded.set()
 
     def serve(self) -> None:
@@ -108,8 +110,11 @@ class _Server:
         sender.join(5)
 
     def _take(self, command: frames.Command) -> None:
-        if isinstance(command, frames.Start):
-            self._loop.post(lambda core: self._add_all(core, command.requests))
+        if isinstance(command, frames.Start) and command.requests[0].grammar is not None:
+            # Compiling takes up to two seconds: other frames must not wait for it.
+            threading.Thread(target=self._start, args=(command.requests,), daemon=True).start()
+        elif isinstance(command, frames.Start):
+            self._start(command.requests)
         elif isinstance(command, frames.Cancel):
             self._loop.post(lambda core: core.cancel(command.request_id))
         elif isinstance(command, frames.Ask):
@@ -117,18 +122,17 @@ class _Server:
         else:
             raise frames.FrameError(f"{type(command).__name__} came twice")
 
-    def _add_all(self, core: EngineCore, requests: tuple[Request, ...]) -> None:
-        for request in requests:
-            self._add(core, request)
+    def _start(self, requests: tuple[Request, ...]) -> None:
+        request_id = requests[0].request_id
 
-    def _add(self, core: EngineCore, request: Request) -> None:
         def sink(event: StreamEvent) -> None:
-            self._outbox.put((request.request_id, event))
+            self._outbox.put((request_id, event))
 
         try:
-            core.add(request, sink)
-        except Exception as error:  # one bad request ends alone
-            sink(StreamEvent("", (), FinishReason.ERROR, index=request.index, error=str(error)))
+            self._client.start(requests, sink)
+        except RvllmError as error:  # one bad request ends alone
+            for request in requests:
+                sink(StreamEvent("", (), FinishReason.ERROR, index=request.index, error=str(error)))
 
     def _send_all(self) -> None:
         """The sender's thread: events that wait together go in one frame; silence is broken by a beat."""

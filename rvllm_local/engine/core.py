@@ -10,6 +10,8 @@ from collections import deque
 from collections.abc import Sequence as Rows
 from dataclasses import dataclass
 
+import numpy as np
+
 from rvllm_local.attention.geometry import DecodeRow
 from rvllm_local.engine.detokenizer import StreamingDetokenizer, TextDecoder
 from rvllm_local.engine.limits import EngineLimits
@@ -20,9 +22,11 @@ from rvllm_local.engine.runner import ModelRunner
 from rvllm_local.engine.sampler import RowSampling, SampledTokens, SamplingBatch
 from rvllm_local.engine.scheduler import PrefillChunk, Scheduler
 from rvllm_local.engine.sequence import History, Sequence
+from rvllm_local.errors import ParameterError
 from rvllm_local.memory.blocks import BLOCK_TOKENS
 from rvllm_local.memory.prefix import KeyChain
 from rvllm_local.memory.tables import KVTables
+from rvllm_local.text.matcher import GrammarError, Matcher
 from rvllm_local.types import (
     BlockCounts,
     EngineSnapshot,
@@ -96,8 +100,12 @@ class EngineCore:
         """Do a little of the idle work."""
         self._residence.idle()
 
-    def add(self, request: Request, sink: EventSink) -> None:
-        """Queue a request. Raises `ParameterError` if it can never be served."""
+    def add(self, request: Request, sink: EventSink, matcher: Matcher | None = None) -> None:
+        """Queue a request; one with a grammar brings its `matcher`. Raises `ParameterError` if it can never be served."""
+        if (request.grammar is None) != (matcher is None):
+            raise ParameterError(
+                "response_format", "a request with a grammar needs a compiled one, and only such a one"
+            )
         sequence = Sequence(
             request,
             self.limits.check(request),
@@ -108,6 +116,7 @@ class EngineCore:
             History(time.monotonic()),
             self._arrivals,
         )
+        sequence.matcher = matcher
         self._arrivals += 1
         self._open[(request.request_id, request.index)] = sequence
         self._scheduler.add(sequence)
@@ -149,12 +158,13 @@ class EngineCore:
         plan = self._scheduler.schedule(self._pace.prefill_tokens(self._scheduler.running))
         for chunk in plan.prefills:
             self._prefill(chunk)
-        flight = self._launch(plan.decodes) if plan.decodes else None
+        rows = tuple(row for row in plan.decodes if self._can_go_on(row))
+        flight = self._launch(rows) if rows else None
         self._land()
         self._flight = flight
         if not self._runner.overlaps:
             self._land()
-        if plan.decodes and not plan.prefills:
+        if rows and not plan.prefills:
             self._pace.record_decode(time.monotonic() - began)
         self.num_steps += 1
 
@@ -223,6 +233,18 @@ class EngineCore:
         self._residence.publish(sequence)
         self._kv.trim_windows(sequence.tables, sequence.num_computed - sequence.in_flight)
 
+    def _can_go_on(self, sequence: Sequence) -> bool:
+        """Work out what a grammar allows next; a request whose grammar allows nothing ends alone."""
+        if sequence.matcher is None:
+            return True
+        try:
+            sequence.allowed = np.zeros(-(-self._runner.vocab_size // 32), dtype=np.int32)
+            sequence.matcher.mask_into(sequence.allowed)
+        except GrammarError as error:
+            self._end(sequence, _last(sequence, FinishReason.ERROR, str(error)))
+            return False
+        return True
+
     def _launch(self, rows: tuple[Sequence, ...]) -> Flight:
         previous = self._flight
         places = {} if previous is None else {id(row): place for place, row in enumerate(previous.rows)}
@@ -263,6 +285,12 @@ class EngineCore:
 
     def _commit(self, sequence: Sequence, token: int, logprob: TokenLogprob | None) -> None:
         """Append one token, send its text, and end the sequence if this was its last."""
+        if sequence.matcher is not None:
+            try:
+                sequence.matcher.advance(token)
+            except GrammarError as error:
+                self._end(sequence, _last(sequence, FinishReason.ERROR, str(error)))
+                return
         sequence.token_ids.append(token)
         if self._kv.has_windows or len(sequence.token_ids) % BLOCK_TOKENS <= 1:  # a block is full, or was begun
             self._advanced(sequence)
@@ -272,7 +300,7 @@ class EngineCore:
             reason = FinishReason.STOP
         else:
             text = sequence.detokenizer.push(token)
-            if sequence.detokenizer.stopped:
+            if sequence.detokenizer.stopped or (sequence.matcher is not None and sequence.matcher.is_stopped):
                 reason = FinishReason.STOP
             elif len(sequence.token_ids) >= sequence.max_total:
                 reason = FinishReason.LENGTH
@@ -310,6 +338,7 @@ def _sampling(sequence: Sequence) -> RowSampling:
         len(sequence.token_ids) + sequence.in_flight,
         sequence.request.prompt_token_ids,
         sequence.output_token_ids if sequence.request.params.has_penalties else (),
+        sequence.allowed,
     )
 
 

@@ -15,6 +15,7 @@ class EngineLimits:
     vocab_size: int
     context_length: int
     arena_tokens: int  # the longest sequence that the KV arenas can ever hold
+    eos_token_ids: tuple[int, ...] = ()
     max_open: int = 2**31  # choices, running and waiting, above which new ones are refused
 
     def check(self, request: Request) -> int:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 import mlx.core as mx
 import numpy as np
+import numpy.typing as npt
 
 from rvllm_local.errors import ParameterError
 from rvllm_local.types import SamplingParams
@@ -34,6 +35,7 @@ class RowSampling:
     position: int
     prompt_token_ids: Sequence[int] = ()
     output_token_ids: Sequence[int] = ()
+    allowed: npt.NDArray[np.int32] | None = None  # a grammar's mask: bit `i % 32` of word `i // 32` for token i
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,13 +73,14 @@ class SamplingBatch:
     top_p: mx.array | None  # [rows, 1]
     log_min_p: mx.array | None  # [rows, 1]; -inf where unused
     edits: LogitEdits | None
+    mask: mx.array | None  # [rows, vocab] bool; None when no row is bound by a grammar
     num_logprobs: int | None  # the most alternatives any row wants; None when no row wants log-probabilities
     needs_host_history: bool  # a row's logits depend on the tokens before it
 
     @property
     def is_plain_greedy(self) -> bool:
         """The largest logit of each row is all that is wanted."""
-        return self.temperature is None and self.edits is None and self.num_logprobs is None
+        return self.temperature is None and self.edits is None and self.mask is None and self.num_logprobs is None
 
     @classmethod
     def build(cls, rows: Sequence[RowSampling], vocab_size: int) -> SamplingBatch:
@@ -98,6 +101,7 @@ class SamplingBatch:
             top_p=_column([1.0 if p.is_greedy else p.top_p for p in params]) if filters else None,
             log_min_p=_column(log_min_p) if min_p else None,
             edits=_edits(rows, vocab_size),
+            mask=_mask(rows, vocab_size),
             num_logprobs=min(max(wanted), vocab_size) if wanted else None,
             needs_host_history=any(p.has_penalties for p in params),
         )
@@ -122,6 +126,8 @@ def sample(logits: mx.array, batch: SamplingBatch) -> SampledTokens:
     """
     logits = logits.astype(mx.float32)
     edited = logits if batch.edits is None else _apply_edits(logits, batch.edits)
+    if batch.mask is not None:
+        edited = mx.where(batch.mask, edited, -mx.inf)
     tokens = mx.argmax(edited, axis=-1) if batch.temperature is None else _draw(edited, batch)
     if batch.num_logprobs is None:
         return SampledTokens(tokens)
@@ -172,6 +178,18 @@ def _apply_edits(logits: mx.array, edits: LogitEdits) -> mx.array:
     edited = logits + 0.0  # a copy: indexing assigns in place
     edited[edits.rows, edits.tokens] = values
     return edited
+
+
+def _mask(rows: Sequence[RowSampling], vocab_size: int) -> mx.array | None:
+    """[rows, vocab] what each row's grammar allows; everything for rows without one."""
+    if all(row.allowed is None for row in rows):
+        return None
+    mask = np.ones((len(rows), vocab_size), dtype=np.bool_)
+    for place, row in enumerate(rows):
+        if row.allowed is not None:
+            bits = np.unpackbits(row.allowed.view(np.uint8), bitorder="little")
+            mask[place] = bits[:vocab_size]
+    return mx.array(mask)
 
 
 def _edits(rows: Sequence[RowSampling], vocab_size: int) -> LogitEdits | None:

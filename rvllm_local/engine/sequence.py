@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+import numpy as np
+import numpy.typing as npt
+
 from rvllm_local.engine.detokenizer import StreamingDetokenizer
 from rvllm_local.memory.prefix import KeyChain
 from rvllm_local.memory.swap import Swapped
 from rvllm_local.memory.tables import SequenceTables
+from rvllm_local.text.matcher import Matcher
 from rvllm_local.types import EventSink, Request
 
 
@@ -52,6 +56,8 @@ class Sequence:
     in_flight: int = 0
     capacity: int = 0  # tokens that its blocks can hold
     ended: bool = False
+    matcher: Matcher | None = None  # follows the output through its grammar
+    allowed: npt.NDArray[np.int32] | None = None  # what the grammar allows next, one bit a token
     overtaken: int = 0
     restoring: bool = False  # more of its prefix is being read from disk
     swapped: tuple[tuple[Swapped, ...], ...] | None = None  # its blocks by group, while it is preempted

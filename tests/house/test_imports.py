@@ -32,6 +32,7 @@ LAYERS = (
     ("client",),
     ("engine",),
     ("local_client",),
+    ("engine.child",),
     ("llm", "server", "tui"),
     ("commands", "plan_command", "cli"),
 )
