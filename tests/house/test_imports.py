@@ -33,6 +33,7 @@ LAYERS = (
     ("engine",),
     ("local_client",),
     ("engine.child",),
+    ("server.calls",),
     ("llm", "server", "tui"),
     ("commands", "plan_command", "cli"),
 )

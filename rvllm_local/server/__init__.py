@@ -1,0 +1,1 @@
+"""The localhost API: OpenAI's and Anthropic's dialects over one engine client."""

@@ -1,0 +1,84 @@
+"""What every dialect of the API turns a request into, and what it gets back to answer with.
+
+Knows neither HTTP nor an engine: the dialects (openai, anthropic, responses) translate to and from these.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from rvllm_local.text.tools import Piece
+from rvllm_local.types import FinishReason, SamplingParams, TokenLogprob
+
+Message = Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class ChatCall:
+    """A conversation to continue. `messages` and `tools` are in OpenAI's chat-completions shape, checked and text only.
+
+    `tool_choice` is "auto", "none", "required" or a tool's name. `reasoning_budget` is in tokens: None leaves thinking
+    to the model, 0 asks for none. `grammar_format` is OpenAI's response_format or None.
+    """
+
+    model: str
+    messages: tuple[Message, ...]
+    params: SamplingParams
+    tools: tuple[Mapping[str, Any], ...] = ()
+    tool_choice: str = "auto"
+    parallel_tool_calls: bool = True
+    response_format: Mapping[str, Any] | None = None
+    reasoning_budget: int | None = None
+    template_options: Mapping[str, Any] = field(default_factory=dict)
+    priority: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class TextCall:
+    """Plain text or token ids to continue, without a template."""
+
+    model: str
+    prompt: str | tuple[int, ...]
+    params: SamplingParams
+    response_format: Mapping[str, Any] | None = None
+    priority: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Token counts of one choice; `cached_tokens` are part of the prompt's, `reasoning_tokens` of the output's."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    cached_tokens: int = 0
+    reasoning_tokens: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Delta:
+    """Something that came for choice `index`: parsed pieces of text, reasoning and tool calls, and log-probabilities."""
+
+    index: int
+    pieces: tuple[Piece, ...]
+    logprobs: tuple[TokenLogprob, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """The last thing that comes for a choice. `made_calls`: at least one tool call was completed.
+
+    `stop_sequence` is the stop string that matched. With `error`, the choice failed.
+    """
+
+    index: int
+    reason: FinishReason
+    usage: Usage
+    made_calls: bool = False
+    stop_sequence: str | None = None
+    error: str | None = None
+
+
+Outcome = Delta | Ended
+Outcomes = Sequence[Outcome]
