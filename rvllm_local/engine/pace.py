@@ -11,7 +11,7 @@ from rvllm_local.engine.sequence import Sequence
 
 _SMOOTHING = 0.3  # weight of the newest measurement
 _SMALLEST = 16  # tokens; smaller chunks cost more than they save
-_MOST_SLOWDOWN = 1.2  # prefill may take this many times the decode step beside it, where no target is given
+_MOST_SLOWDOWN = 0.9  # prefill may take this many times the decode step beside it, where no target is given
 
 
 class Pace:
