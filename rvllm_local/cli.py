@@ -55,6 +55,9 @@ def _parser() -> argparse.ArgumentParser:
     pull = verbs.add_parser("pull", help="fetch a model")
     pull.add_argument("model", help="catalogue name")
     verbs.add_parser("ls", help="list the models that have a name")
+    doctor = verbs.add_parser("doctor", help="check this machine, and with --kernels the GPU kernels on it")
+    doctor.add_argument("--kernels", action="store_true", help="every kernel against a reference, and its GB/s")
+    doctor.add_argument("--json", action="store_true", help="print JSON")
     verbs.add_parser("config", help="print the configuration and where it comes from")
     return parser
 
@@ -73,6 +76,12 @@ def _plan(arguments: argparse.Namespace) -> int:
     from rvllm_local.plan_command import plan
 
     return plan(arguments)
+
+
+def _doctor(arguments: argparse.Namespace) -> int:
+    from rvllm_local.doctor_command import doctor
+
+    return doctor(arguments)
 
 
 def _run(arguments: argparse.Namespace) -> int:
@@ -99,7 +108,7 @@ def _config(_arguments: argparse.Namespace) -> int:
     return config()
 
 
-_VERBS = {"run": _run, "plan": _plan, "pull": _pull, "ls": _ls, "config": _config}
+_VERBS = {"run": _run, "plan": _plan, "pull": _pull, "ls": _ls, "config": _config, "doctor": _doctor}
 
 if __name__ == "__main__":
     sys.exit(main())

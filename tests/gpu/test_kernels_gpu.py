@@ -26,14 +26,8 @@ import numpy as np
 
 from rvllm_local.metal_kernels import KernelConfig, KernelSet, default_backend
 from rvllm_local.metal_kernels import descriptor as layout
-from tests.emulator import checks
-from tests.emulator.variants import BF16, F16, F32, I8, VARIANTS
-
-STORES = [(128, BF16, BF16), (64, BF16, I8), (80, F16, F16), (96, F32, F32), (16, F32, I8)]
-
-
-def configs() -> list[KernelConfig]:
-    return [KernelConfig(dim, 4, 2, 2, dtype, kv) for dim, dtype, kv in STORES]
+from rvllm_local.metal_kernels.proof import suite
+from rvllm_local.metal_kernels.proof.variants import BF16
 
 
 class Loop:
@@ -118,15 +112,7 @@ def check_memory() -> float:
 
 
 def cases() -> Iterator[tuple[str, Callable[[], object]]]:
-    for variant in VARIANTS:
-        yield f"decode {variant.name}", lambda v=variant: checks.check_decode(v)
-    for variant in (VARIANTS[0], VARIANTS[5]):
-        yield f"independent {variant.name}", lambda v=variant: checks.check_row_independence(v)
-    for config in configs():
-        label = f"{config.head_dim} {config.kv_dtype}"
-        yield f"write and gather {label}", lambda c=config: checks.check_write_gather(c)
-        yield f"copy {label}", lambda c=config: checks.check_copy(c)
-        yield f"save and load {label}", lambda c=config: checks.check_save_load(c)
+    yield from suite.cases()
     yield "pipelined eager", lambda: check_pipelined(compiled=False)
     yield "pipelined compiled", lambda: check_pipelined(compiled=True)
     yield "peak memory", check_memory

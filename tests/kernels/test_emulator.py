@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from rvllm_local.metal_kernels.launch import Dispatch
-from tests.emulator import Emulator, EmulatorError, checks, run_text
-from tests.emulator.variants import VARIANTS
+from rvllm_local.metal_kernels.proof import checks
+from rvllm_local.metal_kernels.proof.variants import VARIANTS
+from tests.emulator import Emulator, EmulatorError, run_text
 
 BARRIER = "threadgroup_barrier(metal::mem_flags::mem_threadgroup);"
 SIGNATURE = """[[kernel]] void custom_kernel_probe(

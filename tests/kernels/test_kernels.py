@@ -10,9 +10,10 @@ import pytest
 from rvllm_local.errors import UnsupportedModelError
 from rvllm_local.metal_kernels import KernelConfig, KernelSet
 from rvllm_local.metal_kernels import descriptor as layout
+from rvllm_local.metal_kernels.proof import checks
+from rvllm_local.metal_kernels.proof.variants import BF16, F16, F32, I8, VARIANTS, Variant
 from rvllm_local.metal_kernels.splits import max_splits, split_blocks
-from tests.emulator import Emulator, checks
-from tests.emulator.variants import BF16, F16, F32, I8, VARIANTS, Variant
+from tests.emulator import Emulator
 
 BODY_LIMIT = 10_000
 

@@ -11,8 +11,8 @@ import numpy as np
 from rvllm_local.metal_kernels import KernelConfig, KernelSet
 from rvllm_local.metal_kernels import descriptor as layout
 from rvllm_local.metal_kernels.launch import Launcher
-from tests.emulator.oracle import Case, error, floats
-from tests.emulator.variants import Variant
+from rvllm_local.metal_kernels.proof.oracle import Case, error, floats
+from rvllm_local.metal_kernels.proof.variants import Variant
 
 
 def decode(kernels: KernelSet, case: Case, variant: Variant, sinks: mx.array | None) -> mx.array:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import mlx.core as mx
 
 from rvllm_local.metal_kernels.kernels import KernelConfig
-from tests.emulator.oracle import TOLERANCE
+from rvllm_local.metal_kernels.proof.oracle import TOLERANCE
 
 F32, F16, BF16, I8 = mx.float32, mx.float16, mx.bfloat16, mx.int8
 
