@@ -31,6 +31,7 @@ class ModelDescription:
     vocab_size: int
     hidden_size: int
     intermediate_size: int
+    num_heads: int
     weights_bytes: int
 
 
@@ -53,8 +54,19 @@ def describe(files: ModelFiles) -> ModelDescription:
         vocab_size(config),
         widest(config, "hidden_size"),
         widest(config, "intermediate_size"),
+        num_heads(config),
         4 * parameters if on_cpu else stored,
     )
+
+
+def num_heads(config: Mapping[str, Any]) -> int:
+    """Query heads of a layer; where they are not given, heads of 64."""
+    text = config.get("text_config")
+    for place in (config, text if isinstance(text, Mapping) else {}):
+        value = place.get("num_attention_heads")
+        if isinstance(value, int) and value > 0:
+            return value
+    return max(1, widest(config, "hidden_size") // 64)
 
 
 def widest(config: Mapping[str, Any], key: str) -> int:

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -2, -3, -8  # mallopt(3)
+_PIECE = 8 * 2**20  # below the size that malloc maps separately
+_MOST_RESERVED = 448 * 2**20  # below the size at which free memory is trimmed
 _OPENBLAS = "libopenblas.so.0"
 
 
@@ -48,6 +50,20 @@ def _keep_large_blocks() -> None:
     mallopt(_M_MMAP_THRESHOLD, 32 * 2**20)
     mallopt(_M_TRIM_THRESHOLD, 512 * 2**20)
     mallopt(_M_TOP_PAD, 64 * 2**20)
+
+
+def reserve_heap(nbytes: int) -> None:
+    """Take `nbytes` of the C heap, touch them and give them back: later temporary arrays find them there.
+
+    So the process has its planned size from the start, and does not grow while it serves.
+    """
+    pieces = [bytearray(_PIECE) for _ in range(min(nbytes, _MOST_RESERVED) // _PIECE)]
+    for piece in pieces:
+        ctypes.memset((ctypes.c_char * len(piece)).from_buffer(piece), 1, len(piece))
+    try:
+        ctypes.CDLL(None).mallopt(_M_TOP_PAD, _PIECE)  # from now on the heap need not grow in large steps
+    except (OSError, AttributeError):  # not glibc
+        return
 
 
 def _load_openblas() -> HostReport:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import mlx.core as mx
 
+from rvllm_local import host
 from rvllm_local.attention.kernels import KernelBackend
 from rvllm_local.attention.probe import probe_layout
 from rvllm_local.attention.reference import ReferenceBackend
@@ -35,7 +36,7 @@ from rvllm_local.memory.spill import BlockStore
 from rvllm_local.memory.swap import SwapSpace
 from rvllm_local.memory.tables import KVTables
 from rvllm_local.metal_kernels.kernels import default_backend
-from rvllm_local.models.describe import describe, widest
+from rvllm_local.models.describe import describe, num_heads, widest
 from rvllm_local.models.fuse import fuse_projections
 from rvllm_local.models.loader import LoadedModel, ModelFiles, load_model
 
@@ -65,10 +66,14 @@ def build_core(loaded: LoadedModel, text: TextDecoder, options: EngineOptions) -
         widest(loaded.config, "hidden_size"),
         widest(loaded.config, "intermediate_size"),
         loaded.vocab_size,
+        num_heads(loaded.config),
         layout.groups[0].dtype.size,
     )
     plan = plan_engine(layout, options, context=context, weights=loaded.weights_bytes, sizes=sizes)
     plan.check()
+    mx.set_cache_limit(plan.scratch // 2)  # the plan counts temporary arrays twice: in use, and kept for the next ones
+    if mx.default_device() == mx.Device(mx.cpu):
+        host.reserve_heap(plan.scratch)
     arenas = [Arena(shape, count) for shape, count in zip(layout.groups, blocks, strict=True)]
     kv = KVTables(layout, blocks)
     runner = _choose_runner(loaded, layout, arenas, kv, paged, options)
@@ -81,6 +86,7 @@ def build_core(loaded: LoadedModel, text: TextDecoder, options: EngineOptions) -
         CachePolicy(reuse=options.cache != "off", decoded=not options.deterministic),
         _open_store(options, root_key(fingerprint)),
         SwapSpace(None if options.cache_dir is None else Path(options.cache_dir)),
+        show=lambda token: _shown(text, token),
     )
     scheduler = Scheduler(
         kv,
@@ -109,6 +115,12 @@ def build_core(loaded: LoadedModel, text: TextDecoder, options: EngineOptions) -
             plan.lines(),
         ),
     )
+
+
+def _shown(text: TextDecoder, token: int) -> str:
+    """A token's id and its text."""
+    piece = text.id_to_bytes(token)
+    return f"{token} ({(piece or b'').decode(errors='replace')!r})"
 
 
 def _open_store(options: EngineOptions, fingerprint: bytes) -> BlockStore | None:

@@ -15,7 +15,9 @@ _DEFAULT_KV_BYTES = 512 * 2**20  # when no budget is given: this, or one whole c
 def plan_model(model: ModelDescription, options: EngineOptions, *, strict: bool = True) -> MemoryPlan:
     """The plan of a model that is not loaded. With `strict`, raises `MemoryBudgetError` if it does not fit."""
     layout = probe_layout(model.module, quantized=options.kv_dtype == "int8")
-    sizes = ModelSizes(model.hidden_size, model.intermediate_size, model.vocab_size, layout.groups[0].dtype.size)
+    sizes = ModelSizes(
+        model.hidden_size, model.intermediate_size, model.vocab_size, model.num_heads, layout.groups[0].dtype.size
+    )
     context = min(model.context_length, options.context_length or model.context_length)
     plan = plan_engine(layout, options, context=context, weights=model.weights_bytes, sizes=sizes)
     if strict:

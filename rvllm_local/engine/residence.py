@@ -40,12 +40,14 @@ class KVResidence:
         policy: CachePolicy,
         store: BlockStore | None = None,
         swap: SwapSpace | None = None,
+        show: Callable[[int], str] = str,
     ) -> None:
         self._kv = kv
         self._io = block_io
         self._policy = policy
         self._store = store
         self._swap = swap or SwapSpace()
+        self._show = show  # a token, for people
         self._history = BlockHistory(capacity=4 * kv.blocks_total)
         self._unspilled: deque[tuple[int, int, bytes]] = deque()
         self._deadline = 0.0
@@ -314,14 +316,14 @@ class KVResidence:
         return self._store.put(_stored_key(group, key), payload)
 
     def _explain_miss(self, sequence: Sequence, block: int) -> str | None:
-        """Why reuse ended at `block`, with token ids; the text is the surface's to add."""
+        """Why reuse ended at `block`: the first token that differed from what was cached, if something was."""
         start = block * BLOCK_TOKENS
         tokens = sequence.token_ids[start : start + BLOCK_TOKENS]
         sequence.keys.upto(sequence.token_ids, block)
         found = self._history.divergence(sequence.keys.parent_of(block), tokens, start)
         if found is None:
             return None
-        return describe_divergence(found, str)
+        return describe_divergence(found, self._show)
 
 
 def describe_divergence(found: Divergence, show: Callable[[int], str]) -> str:

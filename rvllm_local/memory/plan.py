@@ -8,10 +8,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from rvllm_local.errors import MemoryBudgetError
+from rvllm_local.memory.arena import KVShape
 from rvllm_local.memory.blocks import BLOCK_TOKENS
 from rvllm_local.memory.layout import KVLayout
 
 PROCESS_BYTES = 350 * 10**6  # interpreter, libraries and MLX's own pools
+_QUERY_BLOCK = 128  # queries whose scores are computed at once
 _BLOCK_HEADER = 112  # bytes of a spilled block's file beside the block
 
 
@@ -22,6 +24,7 @@ class ModelSizes:
     hidden: int
     intermediate: int
     vocab: int
+    heads: int
     dtype_bytes: int
 
 
@@ -124,15 +127,18 @@ def default_reserve(device: int) -> int:
     return min(max(device // 8, 2**30), device // 2)
 
 
-def scratch_bytes(sizes: ModelSizes, rows: int, chunk: int) -> int:
-    """An upper estimate of activations alive at once: a chunk through the widest layer, and the batch's logits.
+def scratch_bytes(sizes: ModelSizes, rows: int, chunk: int, context: int, layer_kv: int) -> int:
+    """An upper estimate of what is alive at once beside weights and arena.
 
-    Four arrays of the hidden and three of the intermediate width live at once in a transformer layer; sampling keeps up
-    to six float32 arrays over the vocabulary.
+    A chunk through the widest layer (four arrays of the hidden and three of the intermediate width, twice), sampling (six
+    float32 arrays over the vocabulary), one layer's gathered KV (`layer_kv` bytes of the arena, with as much again for
+    padding, keys and values apart), and the scores of a block of queries against a whole context. All that twice: MLX
+    keeps freed buffers for the next ones.
     """
     tokens = max(chunk, rows)
     layer = tokens * (4 * sizes.hidden + 3 * sizes.intermediate) * sizes.dtype_bytes
-    return 2 * layer + 6 * 4 * rows * sizes.vocab
+    scores = 2 * 4 * sizes.heads * min(chunk, _QUERY_BLOCK) * context
+    return 2 * (2 * layer + 6 * 4 * rows * sizes.vocab + 4 * layer_kv + scores)
 
 
 def make_plan(
@@ -151,11 +157,12 @@ def make_plan(
     """The plan of an engine with `blocks` blocks in each group's arena."""
     arena = sum(count * shape.block_bytes for count, shape in zip(blocks, layout.groups, strict=True))
     block_bytes = sum(shape.block_bytes for shape in layout.groups)
+    sized = list(zip(layout.groups, blocks, strict=True))
     full = [count for count, shape in zip(blocks, layout.groups, strict=True) if shape.window is None]
     return MemoryPlan(
         weights=weights,
         kv_arena=arena,
-        scratch=scratch_bytes(sizes, rows, chunk),
+        scratch=scratch_bytes(sizes, rows, chunk, context, max(_layer_bytes(shape, n) for shape, n in sized)),
         process=PROCESS_BYTES,
         device=device,
         reserve=default_reserve(device) if reserve is None else reserve,
@@ -166,6 +173,11 @@ def make_plan(
         arena_tokens=(min(full or blocks) - 1) * BLOCK_TOKENS,
         kv_asked=kv_asked,
     )
+
+
+def _layer_bytes(shape: KVShape, blocks: int) -> int:
+    """Bytes of one layer's keys and values as attention reads them, when the whole arena is in use."""
+    return blocks * BLOCK_TOKENS * 2 * shape.kv_heads * shape.width * shape.dtype.size
 
 
 def _size(count: int) -> str:

@@ -96,17 +96,17 @@ class BlockHistory:
 
     def __init__(self, capacity: int) -> None:
         self._capacity = capacity
-        self._children: dict[bytes, tuple[int, ...]] = {}
+        self._children: dict[bytes, bytes] = {}  # a block's tokens in 4 bytes each
 
     def record(self, parent: bytes, token_ids: Sequence[int]) -> None:
         self._children.pop(parent, None)
-        self._children[parent] = tuple(token_ids)
+        self._children[parent] = array("i", token_ids).tobytes()
         if len(self._children) > self._capacity:
             del self._children[next(iter(self._children))]
 
     def divergence(self, parent: bytes, token_ids: Sequence[int], start: int) -> Divergence | None:
         """Compare the tokens from `start` on with what was cached after `parent`; None if nothing was, or all agree."""
-        cached = self._children.get(parent, ())
+        cached = array("i", self._children.get(parent, b""))
         for offset, (token, other) in enumerate(zip(token_ids, cached, strict=False)):
             if token != other:
                 return Divergence(start + offset, token, other)

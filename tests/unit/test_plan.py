@@ -18,7 +18,7 @@ from rvllm_local.memory.plan import MemoryPlan, ModelSizes, make_plan, scratch_b
 
 GB = 10**9
 LAYOUT = KVLayout((KVShape(2, 4, 64, 64, None, mx.bfloat16),), (LayerSlot(0, 0), LayerSlot(0, 1)))
-SIZES = ModelSizes(1024, 4096, 32000, 2)
+SIZES = ModelSizes(1024, 4096, 32000, 16, 2)
 
 
 def plan(*, weights: int = GB, device: int = 8 * GB, kv_asked: int = 0, blocks: int = 1001) -> MemoryPlan:
@@ -55,7 +55,8 @@ def test_a_kv_budget_beyond_the_machine_is_refused_even_if_the_model_needs_less(
 
 
 def test_scratch_grows_with_chunk_and_rows() -> None:
-    assert scratch_bytes(SIZES, 8, 1024) > scratch_bytes(SIZES, 8, 512) > scratch_bytes(SIZES, 1, 16)
+    small, large = scratch_bytes(SIZES, 1, 16, 100, 0), scratch_bytes(SIZES, 8, 512, 100, 0)
+    assert small < large < scratch_bytes(SIZES, 8, 512, 8000, 0) < scratch_bytes(SIZES, 8, 512, 8000, GB)
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads the peak memory from /proc")
