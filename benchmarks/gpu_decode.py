@@ -176,6 +176,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", type=Path)
     parser.add_argument("--check", action="store_true")
+    parser.add_argument(
+        "--cases", nargs="+", default=[f"{rows}x{context}" for rows, context in CASES], metavar="ROWSxCONTEXT"
+    )
     parser.add_argument("--peer", nargs=2, type=int, metavar=("ROWS", "CONTEXT"), help="measure only the peer")
     args = parser.parse_args()
     if args.peer:
@@ -187,10 +190,11 @@ def main() -> None:
     if args.check:
         check_tokens()
     loaded = loaded_llama()
-    batches = [prompts(rows, context, LLAMA_1B["vocab_size"]) for rows, context in CASES]
+    cases = [tuple(map(int, case.split("x"))) for case in args.cases]
     results = []
     print("| rows x context | mlx-lm BatchGenerator, ms | rvllm, ms | ratio |\n|---|---|---|---|", flush=True)
-    for (rows, context), batch in zip(CASES, batches, strict=True):
+    for rows, context in cases:
+        batch = prompts(rows, context, LLAMA_1B["vocab_size"])
         theirs = peer_apart(rows, context)
         room = rows * (context + ROOM) * 2 * 16 * 8 * 64 * 2 + 2**26
         core = build_core(loaded, NoText(), EngineOptions(kv_memory=room, max_rows=rows, prefill_chunk=512))

@@ -25,6 +25,13 @@ class ContextOverflowError(ParameterError):
     """The prompt and what it asks for do not fit the model's context or the KV arena."""
 
 
+class GrammarError(ParameterError):
+    """A grammar cannot be compiled, is too large, or was not followed; the message says why."""
+
+    def __init__(self, message: str, parameter: str = "response_format") -> None:
+        super().__init__(parameter, message)
+
+
 class ConfigError(RvllmError, ValueError):
     """A flag, environment variable or configuration file holds a value that cannot be used."""
 

@@ -9,6 +9,7 @@ import time
 from collections import deque
 from collections.abc import Sequence as Rows
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -22,11 +23,10 @@ from rvllm_local.engine.runner import ModelRunner
 from rvllm_local.engine.sampler import RowSampling, SampledTokens, SamplingBatch
 from rvllm_local.engine.scheduler import PrefillChunk, Scheduler
 from rvllm_local.engine.sequence import History, Sequence
-from rvllm_local.errors import ParameterError
+from rvllm_local.errors import GrammarError, ParameterError
 from rvllm_local.memory.blocks import BLOCK_TOKENS
 from rvllm_local.memory.prefix import KeyChain
 from rvllm_local.memory.tables import KVTables
-from rvllm_local.text.matcher import GrammarError, Matcher
 from rvllm_local.types import (
     BlockCounts,
     EngineSnapshot,
@@ -37,6 +37,9 @@ from rvllm_local.types import (
     StreamEvent,
     TokenLogprob,
 )
+
+if TYPE_CHECKING:
+    from rvllm_local.text.matcher import Matcher
 
 _REPORTS_KEPT = 1000
 

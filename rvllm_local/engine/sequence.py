@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -11,8 +12,10 @@ from rvllm_local.engine.detokenizer import StreamingDetokenizer
 from rvllm_local.memory.prefix import KeyChain
 from rvllm_local.memory.swap import Swapped
 from rvllm_local.memory.tables import SequenceTables
-from rvllm_local.text.matcher import Matcher
 from rvllm_local.types import EventSink, Request
+
+if TYPE_CHECKING:
+    from rvllm_local.text.matcher import Matcher
 
 
 @dataclass(slots=True)

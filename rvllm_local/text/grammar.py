@@ -10,10 +10,10 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from rvllm_local.errors import ParameterError
+from rvllm_local.errors import GrammarError, ParameterError
 from rvllm_local.text.call_grammar import HARMONY_REASONING, call_grammar
 from rvllm_local.text.families import OutputStyle
-from rvllm_local.text.matcher import GrammarCompiler, GrammarError, Matcher
+from rvllm_local.text.matcher import GrammarCompiler, Matcher
 from rvllm_local.text.patterns import PatternError, portable
 from rvllm_local.text.schema import enforceable
 from rvllm_local.text.tools.tags import CHANNEL, MESSAGE

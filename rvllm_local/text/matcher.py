@@ -16,7 +16,7 @@ import llguidance
 import numpy as np
 import numpy.typing as npt
 
-from rvllm_local.errors import ParameterError
+from rvllm_local.errors import GrammarError
 from rvllm_local.text.thinking import Thinking, ThinkingTokens
 from rvllm_local.text.tokenizer import Tokenizer
 from rvllm_local.text.tools.tags import CONTROL_TAGS
@@ -37,13 +37,6 @@ _LIMITS: dict[str, Any] = {
 }
 _TAG = re.compile(r"<\[\[(?:(free) |until (\w+) )?([0-9]+)\]\]>")
 _ANY_TEXT = "/(?s:.*)/"
-
-
-class GrammarError(ParameterError):
-    """A grammar cannot be compiled, is too large, or was not followed; the message says why."""
-
-    def __init__(self, message: str, parameter: str = "response_format") -> None:
-        super().__init__(parameter, message)
 
 
 class GrammarCompiler:
