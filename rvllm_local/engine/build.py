@@ -30,7 +30,7 @@ from rvllm_local.engine.selfcheck import choose_runner, rows_are_independent
 from rvllm_local.errors import UnsupportedModelError
 from rvllm_local.memory.arena import Arena
 from rvllm_local.memory.layout import KVLayout
-from rvllm_local.memory.plan import ModelSizes
+from rvllm_local.memory.plan import MemoryPlan, ModelSizes
 from rvllm_local.memory.prefix import root_key
 from rvllm_local.memory.spill import BlockStore
 from rvllm_local.memory.swap import SwapSpace
@@ -62,18 +62,7 @@ def build_core(loaded: LoadedModel, text: TextDecoder, options: EngineOptions) -
     paged = install(loaded.module)
     layout = probe_layout(loaded.module, quantized=options.kv_dtype == "int8")
     blocks = arena_blocks(layout, options, context)
-    sizes = ModelSizes(
-        widest(loaded.config, "hidden_size"),
-        widest(loaded.config, "intermediate_size"),
-        loaded.vocab_size,
-        num_heads(loaded.config),
-        layout.groups[0].dtype.size,
-    )
-    plan = plan_engine(layout, options, context=context, weights=loaded.weights_bytes, sizes=sizes)
-    plan.check()
-    mx.set_cache_limit(plan.scratch // 2)  # the plan counts temporary arrays twice: in use, and kept for the next ones
-    if mx.default_device() == mx.Device(mx.cpu):
-        host.reserve_heap(plan.scratch)
+    plan = _accepted_plan(loaded, layout, options, context)
     arenas = [Arena(shape, count) for shape, count in zip(layout.groups, blocks, strict=True)]
     kv = KVTables(layout, blocks)
     runner = _choose_runner(loaded, layout, arenas, kv, paged, options)
@@ -121,6 +110,23 @@ def _shown(text: TextDecoder, token: int) -> str:
     """A token's id and its text."""
     piece = text.id_to_bytes(token)
     return f"{token} ({(piece or b'').decode(errors='replace')!r})"
+
+
+def _accepted_plan(loaded: LoadedModel, layout: KVLayout, options: EngineOptions, context: int) -> MemoryPlan:
+    """The plan of a loaded model, checked; from here on temporary memory keeps to it."""
+    sizes = ModelSizes(
+        widest(loaded.config, "hidden_size"),
+        widest(loaded.config, "intermediate_size"),
+        loaded.vocab_size,
+        num_heads(loaded.config),
+        layout.groups[0].dtype.size,
+    )
+    plan = plan_engine(layout, options, context=context, weights=loaded.weights_bytes, sizes=sizes)
+    plan.check()
+    mx.set_cache_limit(plan.scratch // 2)  # the plan counts temporary arrays twice: in use, and kept for the next ones
+    if mx.default_device() == mx.Device(mx.cpu):
+        host.reserve_heap(plan.scratch)
+    return plan
 
 
 def _open_store(options: EngineOptions, fingerprint: bytes) -> BlockStore | None:
