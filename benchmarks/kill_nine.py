@@ -37,31 +37,51 @@ class Watched:
             self.ended.set()
 
 
-def one_moment(client: ProcessClient, chance: random.Random) -> tuple[float, float]:
+def answer(client: ProcessClient) -> list[int]:
+    """Greedy tokens of one fixed prompt, long enough to be kept on disk; waits for an engine that is restarting."""
+    params = SamplingParams(max_tokens=8, temperature=0, ignore_eos=True)
+    while True:
+        try:
+            return [token for event in client.submit([5, 6] * 60, params) for token in event.token_ids]
+        except EngineCrashedError:
+            time.sleep(0.05)
+
+
+def kill(client: ProcessClient) -> tuple[int, float]:
+    """kill -9 of the running process, loading or not; returns its id and the moment."""
+    while (pid := client.health().pid) is None:
+        time.sleep(0.001)
+    killed = time.monotonic()
+    os.kill(pid, signal.SIGKILL)
+    return pid, killed
+
+
+def one_moment(
+    client: ProcessClient, chance: random.Random, situation: str, expected: list[int]
+) -> tuple[float, float]:
     """Kill once; seconds until the last open request ended, and until the next request had its answer."""
     watched = []
-    for _ in range(chance.randint(1, 8)):
+    if situation == "loading":
+        pid, _ = kill(client)
+        while client.health().pid in (None, pid):
+            time.sleep(0.001)
+    if situation == "idle":  # what is cached is being written to disk
+        answer(client)
+    for _ in range(chance.randint(1, 8) if situation == "busy" else 0):
         sink = Watched()
         prompt = [chance.randint(3, 60) for _ in range(chance.choice((5, 60, 400)))]
         client.start(make_requests(prompt, SamplingParams(max_tokens=400, ignore_eos=True)), sink)
         watched.append(sink)
-    time.sleep(chance.uniform(0, 0.6))
-    pid, killed = client.health().pid, time.monotonic()
-    assert pid is not None
-    os.kill(pid, signal.SIGKILL)
+    time.sleep(chance.uniform(0, 0.6 if situation == "busy" else 0.2))
+    pid, killed = kill(client)
     for sink in watched:
         if not sink.ended.wait(10):
             raise SystemExit("a request did not end within 10 s")
     last = max((sink.when for sink in watched if sink.reason is FinishReason.ERROR), default=killed)
-    while True:
-        try:
-            tokens = [token for event in client.submit([5, 6], SamplingParams(max_tokens=2, ignore_eos=True))
-                      for token in event.token_ids]  # fmt: skip
-            break
-        except EngineCrashedError:
-            time.sleep(0.05)
-    if len(tokens) != 2:
-        raise SystemExit(f"the next request gave {tokens}")
+    while client.health().pid == pid:  # where nothing was open, the end may not have been noticed yet
+        time.sleep(0.001)
+    if (tokens := answer(client)) != expected:
+        raise SystemExit(f"the next request gave {tokens} instead of {expected}")
     return last - killed, time.monotonic() - killed
 
 
@@ -75,9 +95,11 @@ def main() -> None:
     chance = random.Random(args.seed)
     with tempfile.TemporaryDirectory() as folder:
         options = EngineOptions(kv_memory=200_000_000, cache="disk", cache_dir=folder, disk_cache_bytes=10**9)
-        rules = Supervision(wait_s=60.0, most_restarts=args.moments + 1, backoff_s=0.01, most_backoff_s=0.05)
+        rules = Supervision(wait_s=60.0, most_restarts=3 * args.moments, backoff_s=0.01, most_backoff_s=0.05)
         client = ProcessClient(args.model, options, supervision=rules)
-        times = [one_moment(client, chance) for _ in range(args.moments)]
+        expected = answer(client)
+        situations = [("busy", "busy", "busy", "idle", "loading")[number % 5] for number in range(args.moments)]
+        times = [one_moment(client, chance, situation, expected) for situation in situations]
         left = len(list(Path(folder).rglob("*.tmp")))
         blocks = len(list(Path(folder).rglob("*.kv")))
         client.close()

@@ -39,7 +39,7 @@ class InProcessClient:
         matchers: Sequence[Matcher | None] = [None] * len(requests)
         if grammar is not None:
             matchers = self._grammars.matchers(grammar, len(requests))
-        counted = self._gate.admit(len(requests), sink)
+        counted = self._gate.admit(len(requests), sink, lambda: self.cancel(requests[0].request_id))
 
         def add(core: EngineCore) -> None:
             for request, matcher in zip(requests, matchers, strict=True):

@@ -83,12 +83,13 @@ class Events(msgspec.Struct, tag=True, frozen=True):
 
 
 class Answer(msgspec.Struct, tag=True, frozen=True):
-    """The answer to an `Ask`; the field that was asked for is set."""
+    """The answer to an `Ask`; the field that was asked for is set, or the error."""
 
     call_id: int
     stats: dict[str, int | float | str] | None = None
     snapshot: EngineSnapshot | None = None
     reports: tuple[RequestReport, ...] | None = None
+    error: Failed | None = None
 
 
 class Beat(msgspec.Struct, tag=True, frozen=True):
@@ -106,15 +107,20 @@ _COMMANDS: msgspec.msgpack.Decoder[Command] = msgspec.msgpack.Decoder(Command)
 _EVENTS: msgspec.msgpack.Decoder[Event] = msgspec.msgpack.Decoder(Event)
 
 
-def send(connection: socket.socket, frame: Command | Event) -> None:
-    """Write one frame. Raises `FrameError` if it is too long and OSError if the other side has gone."""
+def encode(frame: Command | Event) -> bytes:
+    """One frame with its length. Raises `FrameError` if it is too long or holds what MessagePack cannot."""
     try:
         body = _ENCODER.encode(frame)
-    except (TypeError, OverflowError, ValueError) as error:
-        raise FrameError(f"a {type(frame).__name__} cannot be sent: {error}") from error
+    except (TypeError, OverflowError, ValueError) as error:  # the error's text could quote a prompt
+        raise FrameError(f"a {type(frame).__name__} cannot be sent: {type(error).__name__}") from error
     if len(body) > MAX_FRAME:
         raise FrameError(f"a frame of {len(body)} bytes is longer than {MAX_FRAME}")
-    connection.sendall(_LENGTH.pack(len(body)) + body)
+    return _LENGTH.pack(len(body)) + body
+
+
+def send(connection: socket.socket, frame: Command | Event) -> None:
+    """Write one frame. Raises as `encode`, and OSError if the other side has gone."""
+    connection.sendall(encode(frame))
 
 
 def receive_command(connection: socket.socket) -> Command | None:

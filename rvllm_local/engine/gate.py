@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import threading
+from collections.abc import Callable
 
-from rvllm_local.errors import QueueFullError
+from rvllm_local.errors import EngineError, QueueFullError
 from rvllm_local.types import EventSink, StreamEvent
+
+logger = logging.getLogger(__name__)
 
 _RETRY_AFTER_S = 1.0
 
@@ -18,8 +23,11 @@ class AdmissionGate:
         self._lock = threading.Lock()
         self.num_open = 0
 
-    def admit(self, num_choices: int, sink: EventSink) -> EventSink:
-        """Count the choices in; the returned sink counts them out again. Raises `QueueFullError`."""
+    def admit(self, num_choices: int, sink: EventSink, abandon: Callable[[], None]) -> EventSink:
+        """Count the choices in; the returned sink counts them out again. Raises `QueueFullError`.
+
+        A sink that raises harms nobody else: it hears no more, and `abandon` is called to end its request.
+        """
         with self._lock:
             if self.num_open + num_choices > self._max_open:
                 raise QueueFullError(
@@ -29,10 +37,20 @@ class AdmissionGate:
                 )
             self.num_open += num_choices
 
+        has_failed = threading.Event()
+
         def counted(event: StreamEvent) -> None:
             if event.finish_reason is not None:
                 self.release(1)
-            sink(event)
+            if has_failed.is_set():
+                return
+            try:
+                sink(event)
+            except Exception as error:
+                has_failed.set()
+                logger.warning("the consumer of a request failed with %s; it is cancelled", type(error).__name__)
+                with contextlib.suppress(EngineError):
+                    abandon()
 
         return counted
 

@@ -112,3 +112,37 @@ def test_closing_ends_what_is_open(kind: str, folder: Path) -> None:
     assert ended.wait(5) and events[-1].finish_reason is FinishReason.ERROR
     with pytest.raises(EngineClosedError):
         client.submit([5], GREEDY)
+
+
+def test_many_threads_get_their_own_answers(client: Client) -> None:
+    params = SamplingParams(max_tokens=12, seed=3, ignore_eos=True)
+
+    def tokens(number: int) -> list[int]:
+        events = client.submit([1 + number, 2, 3 * number], params)
+        return [token for event in events for token in event.token_ids]
+
+    alone = [tokens(number) for number in range(6)]
+    found: dict[int, list[int]] = {}
+    threads = [threading.Thread(target=lambda at=number: found.update({at: tokens(at)})) for number in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert [found[number] for number in range(6)] == alone
+
+
+def test_a_consumer_that_fails_harms_itself_alone(client: Client) -> None:
+    params = SamplingParams(max_tokens=100, temperature=0, ignore_eos=True)
+    calls: list[StreamEvent] = []
+
+    def broken(event: StreamEvent) -> None:
+        calls.append(event)
+        raise RuntimeError("no")
+
+    alone = [event.token_ids for event in client.submit([1, 2], params)]
+    with client.submit([1, 2], params) as other:
+        client.start(make_requests([3], SamplingParams(max_tokens=1500, n=2, ignore_eos=True)), broken)
+        assert [event.token_ids for event in other] == alone
+    assert len(calls) == 1
+    list(client.submit([1], GREEDY))
+    assert client.stats()["requests_running"] == 0
