@@ -1,6 +1,8 @@
 """The deterministic mode over random scenarios, and how often the default mode differs in the same ones.
 
-    python benchmarks/deterministic.py [--model NAME] [--scenarios 200] [--seed 0] [--json FILE]
+    python -m benchmarks.deterministic [--model NAME] [--scenarios 200] [--seed 0] [--json FILE]
+
+Without --model a tiny random llama is made, which makes 200 scenarios quick.
 
 A scenario is a request with sampling and a seed. It runs alone and cold, then in a crowd of 16 with other chunk sizes, a
 warm prefix, a small arena that preempts, and after a restart from disk. Its tokens must be the same everywhere.
@@ -53,7 +55,7 @@ def measure(model: str, count: int, seed: int, *, deterministic: bool) -> dict[s
             options = {"kv_memory": 200_000_000, "max_rows": CROWD, "deterministic": deterministic, "cache_dir": folder}
             return LLM.from_options(model, EngineOptions(**{**options, **changes}))  # type: ignore[arg-type]
 
-        vocab = min(40_000, load_model(locate(model)).vocab_size)
+        vocab = min(40_000, load_model(locate(model)).vocab_size) - 4
         work = scenarios(count, seed, vocab)
         began = time.perf_counter()
         with engine(cache="off", max_rows=CROWD) as llm:
@@ -75,15 +77,21 @@ def measure(model: str, count: int, seed: int, *, deterministic: bool) -> dict[s
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default="smollm2-135m")
+    parser.add_argument("--model")
     parser.add_argument("--scenarios", type=int, default=200)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
-    results = {
-        name: measure(args.model, args.scenarios, args.seed, deterministic=name == "deterministic")
-        for name in ("deterministic", "default")
-    }
+    with tempfile.TemporaryDirectory() as folder:
+        model = args.model
+        if model is None:
+            from tests.support.tiny import save_tiny
+
+            model = str(save_tiny("llama", Path(folder) / "llama", seed=2))
+        results = {
+            name: measure(model, args.scenarios, args.seed, deterministic=name == "deterministic")
+            for name in ("deterministic", "default")
+        }
     print(json.dumps(results, indent=1))
     if args.json:
         args.json.write_text(json.dumps(results, indent=1), encoding="utf-8")

@@ -1,7 +1,7 @@
 """Kills the engine's process at random moments under load: how long until every open request has ended with an error,
 and whether the next request works and the disk cache is whole.
 
-    python benchmarks/kill_nine.py [--model NAME] [--moments 50] [--seed 0] [--json FILE]
+    python -m benchmarks.kill_nine [--model NAME] [--moments 50] [--seed 0] [--json FILE]
 """
 
 from __future__ import annotations

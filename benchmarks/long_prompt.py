@@ -1,6 +1,6 @@
 """Four streams run, and a 6,000-token prompt comes: what it does to them, and to a short prompt that comes meanwhile.
 
-    python benchmarks/long_prompt.py [--model NAME] [--long 6000] [--json FILE] [--no-peer]
+    python -m benchmarks.long_prompt [--model NAME] [--long 6000] [--json FILE] [--no-peer]
 
 The same situation for the engine (in its own process) and for mlx-lm's server, one after the other in one run. An idle
 value is taken from the same four streams before the long prompt comes.

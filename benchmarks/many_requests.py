@@ -1,6 +1,6 @@
 """Thousands of mixed requests: does memory grow, does anything leak, does every request end?
 
-    python benchmarks/many_requests.py [--model FOLDER_OR_NAME] [--requests 5000] [--seed 0] [--json FILE]
+    python -m benchmarks.many_requests [--model FOLDER_OR_NAME] [--requests 5000] [--seed 0] [--json FILE]
 
 Lengths from 1 to 4,000 tokens, cancels, shared prefixes, choices, penalties, log-probabilities, seeds and priorities, all
 at once over one engine in this process. Without --model a tiny random llama with a context of 8,192 is made.

@@ -1,6 +1,6 @@
 """Time to first token of a 2,000-token prefix: cold, warm in memory, and warm from disk in a new process.
 
-python benchmarks/warm_prefix.py [--model NAME] [--tokens 2000] [--rounds 3] [--json FILE]
+python -m benchmarks.warm_prefix [--model NAME] [--tokens 2000] [--rounds 3] [--json FILE]
 """
 
 from __future__ import annotations
