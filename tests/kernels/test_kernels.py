@@ -5,6 +5,7 @@ from __future__ import annotations
 from concurrent.futures import ThreadPoolExecutor
 
 import mlx.core as mx
+import numpy as np
 import pytest
 
 from rvllm_local.errors import UnsupportedModelError
@@ -121,3 +122,9 @@ def test_bad_descriptors_are_refused(
 ) -> None:
     with pytest.raises(ValueError):
         layout.pack(contexts, firsts, tables, 2)
+
+
+def test_the_quick_descriptor_is_the_checked_one() -> None:
+    contexts, firsts, tables = [5, 40, 97], [0, 0, 64], [[3], [1, 2], [7, 9]]
+    checked = layout.pack(contexts, firsts, tables, 1, rows=4, max_blocks=8)
+    assert np.array_equal(layout.pack_decode(contexts, firsts, tables, 4, 8), checked)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -125,3 +126,15 @@ def test_interrupting_ends_with_130(smollm2: Path, delay: float | None) -> None:
         _, told = process.communicate(timeout=30)
     assert process.returncode == 130
     assert told.strip() == b""
+
+
+def test_doctor_says_what_it_found_and_what_to_do() -> None:
+    done = rvllm("doctor", "--kernels", "--json")
+    found = json.loads(done.stdout)
+    states = {finding["check"]: finding["state"] for finding in found["findings"]}
+    assert set(states) >= {"machine", "versions", "BLAS", "memory", "disk", "attention", "kernels"}
+    assert set(states.values()) <= {"ok", "warning", "failed"}
+    assert all(finding["advice"] for finding in found["findings"] if finding["state"] != "ok")
+    assert done.returncode == ("failed" in states.values())
+    text = rvllm("doctor")
+    assert b"machine" in text.stdout and b"attention" in text.stdout

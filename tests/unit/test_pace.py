@@ -1,0 +1,42 @@
+"""How much prefill a step may do beside rows that are answering."""
+
+from __future__ import annotations
+
+from rvllm_local.engine.pace import Pace
+from tests.unit.test_scheduler import sequence, setup
+
+
+def rows(*, decoding: bool) -> list[object]:
+    kv, _ = setup()
+    row = sequence(kv, 5, 5)
+    row.num_computed = 4 if decoding else 0
+    return [row]
+
+
+def test_nobody_waits_so_a_whole_chunk_runs() -> None:
+    pace = Pace(prefill_chunk=512, target_s=0.1)
+    pace.record(100, 1.0)
+    assert pace.prefill_tokens(rows(decoding=False)) == 512  # type: ignore[arg-type]
+
+
+def test_a_target_bounds_the_step_less_what_decoding_takes() -> None:
+    pace = Pace(prefill_chunk=512, target_s=0.1)
+    pace.record(1000, 1.0)
+    pace.record_decode(0.04)
+    assert pace.prefill_tokens(rows(decoding=True)) == 60  # type: ignore[arg-type]
+    pace.record_decode(0.5)  # decoding alone takes longer than the target: prefill still advances
+    assert pace.prefill_tokens(rows(decoding=True)) == 20  # type: ignore[arg-type]
+
+
+def test_without_a_target_prefill_takes_no_longer_than_the_decode_step() -> None:
+    pace = Pace(prefill_chunk=512, target_s=None)
+    pace.record(1000, 1.0)
+    pace.record_decode(0.1)
+    assert 80 <= pace.prefill_tokens(rows(decoding=True)) <= 100  # type: ignore[arg-type]
+
+
+def test_short_calls_say_nothing_about_speed() -> None:
+    pace = Pace(prefill_chunk=512, target_s=None)
+    pace.record(3, 1.0)
+    pace.record_decode(0.1)
+    assert pace.prefill_tokens(rows(decoding=True)) == 512  # type: ignore[arg-type]
