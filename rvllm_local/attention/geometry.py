@@ -65,6 +65,18 @@ class DecodeRow:
     previous_row: int | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class ChunkRows:
+    """A prompt's next tokens, each as a row of a decode call: `token_ids` stand at `position` and after."""
+
+    tables: SequenceTables
+    position: int
+    token_ids: tuple[int, ...]
+
+    def rows(self) -> list[DecodeRow]:
+        return [DecodeRow(self.tables, self.position + place, token) for place, token in enumerate(self.token_ids)]
+
+
 def call_geometry(
     layout: KVLayout, tables: Sequence[SequenceTables], positions: Sequence[int], query_len: int
 ) -> CallGeometry:

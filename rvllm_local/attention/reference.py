@@ -39,6 +39,11 @@ class ReferenceBackend:
     def begin(self, geometry: CallGeometry, *, by_row: bool = False) -> ReferenceSession:
         return ReferenceSession(self._arenas, self._stores, geometry, by_row=by_row)
 
+    def begin_mixed(self, geometry: CallGeometry, decode: CallGeometry, chunks: Sequence[CallGeometry]) -> MixedSession:
+        """Prepare a decode call whose last rows are the tokens of prompts' chunks, one geometry each."""
+        return MixedSession(*(ReferenceSession(self._arenas, self._stores, part, by_row=False)
+                              for part in (geometry, decode, *chunks)))  # fmt: skip
+
     def flush(self) -> None:
         """Nothing is pending: each write is evaluated as it comes."""
 
@@ -115,6 +120,14 @@ class ReferenceSession:
         self._indices: dict[int, mx.array] = {}
         self._biases: dict[int, mx.array] = {}
         self._masks: dict[int, npt.NDArray[np.bool_]] = {}
+
+    @property
+    def num_rows(self) -> int:
+        return self._geometry.rows
+
+    @property
+    def query_len(self) -> int:
+        return self._geometry.query_len
 
     def write(self, slot: LayerSlot, keys: mx.array, values: mx.array) -> None:
         view, shape = self._geometry.groups[slot.group], self._arenas[slot.group].shape
@@ -228,6 +241,34 @@ class ReferenceSession:
                 return None
             self._biases[group] = mx.array(np.where(visible, 0.0, -np.inf).astype(np.float32)[:, None])
         return self._biases[group].astype(dtype)
+
+
+class MixedSession:
+    """A decode call that also prefills: all rows share the matrix products, which stream the weights once; attention is
+    that of a decode call for the first rows and that of a prefill call for each chunk.
+    """
+
+    def __init__(self, whole: ReferenceSession, decode: ReferenceSession, *chunks: ReferenceSession) -> None:
+        self._whole, self._decode, self._chunks = whole, decode, chunks
+
+    def write(self, slot: LayerSlot, keys: mx.array, values: mx.array) -> None:
+        self._whole.write(slot, keys, values)
+
+    def gather(self, slot: LayerSlot) -> tuple[mx.array, mx.array]:
+        raise UnsupportedModelError("a mixed call has no common context to gather")
+
+    def prefill(self, slot: LayerSlot, queries: mx.array, call: AttentionCall) -> mx.array:
+        raise UnsupportedModelError("a mixed call has one query a row")
+
+    def decode(self, slot: LayerSlot, queries: mx.array, call: AttentionCall) -> mx.array:
+        start = self._decode.num_rows
+        attended = [self._decode.decode(slot, queries[:start], call)]
+        for chunk in self._chunks:
+            end = start + chunk.query_len
+            part = queries[start:end].transpose(2, 1, 0, 3)  # [1, heads, query_len, dim]
+            attended.append(chunk.prefill(slot, part, call).transpose(2, 1, 0, 3))
+            start = end
+        return mx.concatenate(attended, axis=0)
 
 
 def _quantize(values: mx.array) -> tuple[npt.NDArray[np.int8], npt.NDArray[np.float32]]:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from rvllm_local.attention.geometry import DecodeRow
+from rvllm_local.attention.geometry import ChunkRows, DecodeRow
 from rvllm_local.engine.detokenizer import StreamingDetokenizer, TextDecoder
 from rvllm_local.engine.limits import EngineLimits
 from rvllm_local.engine.pace import Pace
@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from rvllm_local.text.matcher import Matcher
 
 _REPORTS_KEPT = 1000
+_MOST_MIXED = 32  # prompt tokens that a decode call takes along; more go in calls of their own
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,16 +160,19 @@ class EngineCore:
             self._land()
         self._residence.begin_step(self._pace.prefill_seconds())
         plan = self._scheduler.schedule(self._pace.prefill_tokens(self._scheduler.running))
-        for chunk in plan.prefills:
-            self._prefill(chunk)
         rows = tuple(row for row in plan.decodes if self._can_go_on(row))
-        flight = self._launch(rows) if rows else None
+        chunks = plan.prefills if rows and self._mixes(plan.prefills) else ()
+        for chunk in () if chunks else plan.prefills:
+            self._prefill(chunk)
+        flight = self._launch(rows, chunks) if rows else None
         self._land()
         self._flight = flight
         if not self._runner.overlaps:
             self._land()
         if rows and not plan.prefills:
             self._pace.record_decode(time.monotonic() - began)
+        elif chunks:
+            self._pace.record_mixed(sum(chunk.num_tokens for chunk in chunks), time.monotonic() - began)
         self.num_steps += 1
 
     def stats(self) -> dict[str, int | float | str]:
@@ -216,17 +220,21 @@ class EngineCore:
         scheduler = self._scheduler
         return scheduler.is_roomy and not any(row.needs_host for row in scheduler.running)
 
+    def _mixes(self, chunks: tuple[PrefillChunk, ...]) -> bool:
+        return self._runner.mixes and 0 < sum(chunk.num_tokens for chunk in chunks) <= _MOST_MIXED
+
     def _prefill(self, chunk: PrefillChunk) -> None:
-        sequence, planned_end = chunk.sequence, chunk.sequence.num_computed + chunk.num_tokens
-        now = time.monotonic()
-        if sequence.history.admitted is None:
-            sequence.history.admitted = now
-        start = sequence.num_computed
-        count = planned_end - start
-        began = time.perf_counter()
-        self._runner.prefill(sequence.tables, start, sequence.token_ids[start:planned_end])
-        self._pace.record(count, time.perf_counter() - began)
-        sequence.num_computed = sequence.num_prefilled = planned_end
+        sequence, start = chunk.sequence, chunk.sequence.num_computed
+        began = time.monotonic()
+        self._runner.prefill(sequence.tables, start, sequence.token_ids[start : start + chunk.num_tokens])
+        self._pace.record(chunk.num_tokens, time.monotonic() - began)
+        self._prefilled(chunk, began)
+
+    def _prefilled(self, chunk: PrefillChunk, began: float) -> None:
+        sequence = chunk.sequence
+        sequence.history.admitted = sequence.history.admitted or began
+        sequence.num_computed += chunk.num_tokens
+        sequence.num_prefilled = sequence.num_computed
         sequence.history.prefill_chunks += 1
         self._advanced(sequence)
 
@@ -248,7 +256,8 @@ class EngineCore:
             return False
         return True
 
-    def _launch(self, rows: tuple[Sequence, ...]) -> Flight:
+    def _launch(self, rows: tuple[Sequence, ...], chunks: tuple[PrefillChunk, ...] = ()) -> Flight:
+        """Launch one decode step; `chunks` are computed in the same call."""
         previous = self._flight
         places = {} if previous is None else {id(row): place for place, row in enumerate(previous.rows)}
         inputs = []
@@ -258,8 +267,11 @@ class EngineCore:
         batch = None
         if not all(row.is_plain_greedy for row in rows):
             batch = SamplingBatch.build([_sampling(row) for row in rows], self._runner.vocab_size)
-        sampled = self._runner.sample(inputs, batch, None if previous is None else previous.sampled.tokens)
         now = time.monotonic()
+        tokens = None if previous is None else previous.sampled.tokens
+        sampled = self._runner.sample(inputs, batch, tokens, [_chunk_rows(chunk) for chunk in chunks])
+        for chunk in chunks:
+            self._prefilled(chunk, now)
         for row in rows:
             row.history.admitted = row.history.admitted or now
             row.num_computed += 1
@@ -332,6 +344,11 @@ class EngineCore:
             self._residence.leave(sequence)
         self._reports.append(report(sequence, event.finish_reason, time.monotonic()))
         sequence.sink(event)
+
+
+def _chunk_rows(chunk: PrefillChunk) -> ChunkRows:
+    sequence, start = chunk.sequence, chunk.sequence.num_computed
+    return ChunkRows(sequence.tables, start, tuple(sequence.token_ids[start : start + chunk.num_tokens]))
 
 
 def _sampling(sequence: Sequence) -> RowSampling:

@@ -36,6 +36,11 @@ class Pace:
         """Take in one step without prefill."""
         self._decode_s = _smooth(self._decode_s, seconds)
 
+    def record_mixed(self, num_tokens: int, seconds: float) -> None:
+        """Take in one decode step that also prefilled: what it took longer than one without is the prefill's."""
+        if self._decode_s is not None:
+            self.record(num_tokens, max(seconds - self._decode_s, 0.2 * seconds))
+
     def prefill_tokens(self, running: Rows[Sequence]) -> int:
         """The prefill budget of the next step: a whole chunk when nobody is kept waiting by it."""
         if self._tokens_per_s is None or not any(sequence.is_decoding for sequence in running):

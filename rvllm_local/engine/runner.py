@@ -14,8 +14,9 @@ import numpy as np
 from mlx import nn
 
 from rvllm_local.attention.backend import KVBackend
-from rvllm_local.attention.geometry import DecodeRow, call_geometry
-from rvllm_local.attention.seam import make_caches
+from rvllm_local.attention.geometry import CallGeometry, ChunkRows, DecodeRow, call_geometry
+from rvllm_local.attention.reference import ReferenceBackend
+from rvllm_local.attention.seam import make_caches, session_caches
 from rvllm_local.engine.compiled import CompiledDecode
 from rvllm_local.engine.sampler import SampledTokens, SamplingBatch, sample
 from rvllm_local.memory.block_io import BlockIO
@@ -94,15 +95,46 @@ class ModelRunner:
             self._model(mx.array([tile]), cache=caches)
             self._backend.flush()
 
+    @property
+    def mixes(self) -> bool:
+        """True when a decode call can take a few prompt tokens along: on a CPU both stream all weights, so once is less."""
+        reference = isinstance(self._backend, ReferenceBackend)
+        return reference and self.mode == RunMode(batched=True, dense=False) and self._row_group is None
+
+    def decode_mixed(self, rows: Sequence[DecodeRow], chunks: Sequence[ChunkRows]) -> mx.array:
+        """Logits `[rows, vocab]` of `rows`; the KV of the chunks' tokens is computed in the same call."""
+        assert isinstance(self._backend, ReferenceBackend)
+        every = [*rows, *(row for chunk in chunks for row in chunk.rows())]
+        geometry = self._geometry(every)
+        session = self._backend.begin_mixed(
+            geometry,
+            self._geometry(rows),
+            [call_geometry(self._layout, [part.tables], [part.position], len(part.token_ids)) for part in chunks],
+        )
+        offset = mx.array(geometry.positions)
+        caches = session_caches(self._layout, session, geometry, dense=False, offset=offset)
+        logits: mx.array = self._model(mx.array([[row.token_id] for row in every]), cache=caches)
+        return logits[: len(rows), -1]
+
+    def _geometry(self, rows: Sequence[DecodeRow]) -> CallGeometry:
+        return call_geometry(self._layout, [row.tables for row in rows], [row.position for row in rows], 1)
+
     def sample(
-        self, rows: Sequence[DecodeRow], batch: SamplingBatch | None, previous: mx.array | None
+        self,
+        rows: Sequence[DecodeRow],
+        batch: SamplingBatch | None,
+        previous: mx.array | None,
+        chunks: Sequence[ChunkRows] = (),
     ) -> SampledTokens:
         """Launch one decode step and the drawing of its tokens; without a `batch` the largest logit is taken.
 
         `previous` are the tokens of the step before. `tokens` of the result may have more entries than there are rows:
         those after the last row mean nothing.
         """
-        if batch is not None:
+        if chunks:
+            logits = self.decode_mixed(rows, chunks)
+            sampled = SampledTokens(mx.argmax(logits, axis=-1)) if batch is None else sample(logits, batch)
+        elif batch is not None:
             sampled = sample(self.decode(rows, previous), batch)
         elif self._compiled is not None:
             parts = [
@@ -138,7 +170,7 @@ class ModelRunner:
     def _decode_call(self, rows: Sequence[DecodeRow], previous: mx.array | None) -> mx.array:
         if self._compiled is not None:
             return self._compiled.logits(rows, self._tokens(rows, previous))
-        geometry = call_geometry(self._layout, [row.tables for row in rows], [row.position for row in rows], 1)
+        geometry = self._geometry(rows)
         caches = make_caches(
             self._layout, self._backend, geometry, dense=self.mode.dense, by_row=self._row_group is not None
         )
