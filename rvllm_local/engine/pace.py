@@ -10,8 +10,8 @@ from collections.abc import Sequence as Rows
 from rvllm_local.engine.sequence import Sequence
 
 _SMOOTHING = 0.3  # weight of the newest measurement
-_SMALLEST = 16  # tokens; smaller chunks cost more than they save
-_MOST_SLOWDOWN = 0.9  # prefill may take this many times the decode step beside it, where no target is given
+_SMALLEST = 12  # tokens; smaller chunks cost more than they save
+_MOST_SLOWDOWN = 0.8  # prefill may take this many times the decode step beside it, where no target is given
 
 
 class Pace:

@@ -32,7 +32,7 @@ def test_without_a_target_prefill_takes_no_longer_than_the_decode_step() -> None
     pace = Pace(prefill_chunk=512, target_s=None)
     pace.record(1000, 1.0)
     pace.record_decode(0.1)
-    assert 80 <= pace.prefill_tokens(rows(decoding=True)) <= 100  # type: ignore[arg-type]
+    assert 70 <= pace.prefill_tokens(rows(decoding=True)) <= 100  # type: ignore[arg-type]
 
 
 def test_short_calls_say_nothing_about_speed() -> None:
