@@ -46,6 +46,7 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--top-p", type=float, default=0.95, metavar="P")
     run.add_argument("--seed", type=int, metavar="N", help="makes the answer repeatable")
     _add_engine_flags(run)
+    _add_serve(verbs.add_parser("serve", help="answer OpenAI- and Anthropic-style requests on localhost"))
     plan = verbs.add_parser("plan", help="show what memory a model takes, without loading it")
     plan.add_argument("model", help="catalogue name, model folder or .gguf file")
     plan.add_argument("--context", type=int, metavar="N", help="tokens a request may take (the model's own)")
@@ -60,6 +61,24 @@ def _parser() -> argparse.ArgumentParser:
     doctor.add_argument("--json", action="store_true", help="print JSON")
     verbs.add_parser("config", help="print the configuration and where it comes from")
     return parser
+
+
+def _add_serve(serve: argparse.ArgumentParser) -> None:
+    serve.add_argument("models", nargs="*", metavar="MODEL", help="models by name or path; the first is the default")
+    serve.add_argument("--host", default="127.0.0.1", metavar="ADDRESS", help="another than loopback needs a key")
+    serve.add_argument("--port", type=int, default=8473, metavar="N", help="0 chooses a free one")
+    serve.add_argument("--api-key-file", metavar="FILE", help="keys, one a line (or set RVLLM_API_KEY)")
+    serve.add_argument(
+        "--allow-host", action="append", default=[], metavar="NAME", help="a further name of this server"
+    )
+    serve.add_argument("--allow-origin", action="append", default=[], metavar="ORIGIN", help="a web page that may ask")
+    serve.add_argument("--lenient", action="store_true", help="drop unknown fields of requests")
+    serve.add_argument("--keep-alive", metavar="TIME", help="unload a model that was idle for so long, like 10m")
+    serve.add_argument("--pin", action="append", default=[], metavar="MODEL", help="never unload this model")
+    serve.add_argument("--drain", default="30s", metavar="TIME", help="how long open requests may go on at the end")
+    serve.add_argument("--tls-cert", metavar="FILE")
+    serve.add_argument("--tls-key", metavar="FILE")
+    _add_engine_flags(serve)
 
 
 def _add_engine_flags(verb: argparse.ArgumentParser) -> None:
@@ -90,6 +109,12 @@ def _run(arguments: argparse.Namespace) -> int:
     return run(arguments)
 
 
+def _serve(arguments: argparse.Namespace) -> int:
+    from rvllm_local.serve_command import serve
+
+    return serve(arguments)
+
+
 def _pull(arguments: argparse.Namespace) -> int:
     from rvllm_local.commands import pull
 
@@ -108,7 +133,7 @@ def _config(_arguments: argparse.Namespace) -> int:
     return config()
 
 
-_VERBS = {"run": _run, "plan": _plan, "pull": _pull, "ls": _ls, "config": _config, "doctor": _doctor}
+_VERBS = {"run": _run, "serve": _serve, "plan": _plan, "pull": _pull, "ls": _ls, "config": _config, "doctor": _doctor}
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -62,9 +62,18 @@ def make_requests(
     request_id: str | None = None,
     priority: int = 0,
     grammar: str | None = None,
+    kept_special: Sequence[str] = (),
 ) -> list[Request]:
     """One request a choice. Choice i of a seeded request uses seed + i, so that choices differ and repeat."""
     request_id = request_id or uuid.uuid4().hex
     seed = secrets.randbits(64) if params.seed is None else params.seed
-    first = Request(request_id, tuple(prompt_token_ids), params, seed % 2**64, priority=priority, grammar=grammar)
+    first = Request(
+        request_id,
+        tuple(prompt_token_ids),
+        params,
+        seed % 2**64,
+        priority=priority,
+        grammar=grammar,
+        kept_special=tuple(kept_special),
+    )
     return [replace(first, seed=(seed + index) % 2**64, index=index) for index in range(params.n)]

@@ -74,4 +74,5 @@ def _add(core: EngineCore, request: Request, sink: EventSink, matcher: Matcher |
     try:
         core.add(request, sink, matcher)
     except Exception as error:  # one bad request ends alone
-        sink(StreamEvent("", (), FinishReason.ERROR, index=request.index, error=str(error)))
+        parameter = getattr(error, "parameter", None)
+        sink(StreamEvent("", (), FinishReason.ERROR, index=request.index, error=str(error), error_parameter=parameter))

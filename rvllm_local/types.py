@@ -130,6 +130,7 @@ class Request:
     index: int = 0  # which of the n choices this is
     priority: int = 0  # higher runs sooner
     grammar: str | None = None  # an llguidance grammar that the output must follow
+    kept_special: tuple[str, ...] = ()  # special tokens that come as text, for a parser that needs its tags
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,7 +144,10 @@ class TokenLogprob:
 
 @dataclass(frozen=True, slots=True)
 class StreamEvent:
-    """What a stream yields: new text (possibly empty), the tokens behind it, and the end if it came."""
+    """What a stream yields: new text (possibly empty), the tokens behind it, and the end if it came.
+
+    `stop_string` is the one that ended it. `error_parameter` names the field of the request that an error is about.
+    """
 
     text: str
     token_ids: tuple[int, ...] = ()
@@ -152,6 +156,8 @@ class StreamEvent:
     index: int = 0
     cached_tokens: int = 0
     error: str | None = None
+    stop_string: str | None = None
+    error_parameter: str | None = None
 
 
 EventSink = Callable[[StreamEvent], None]

@@ -18,7 +18,7 @@ from rvllm_local.attention.reference import ReferenceBackend
 from rvllm_local.attention.seam import install
 from rvllm_local.engine.compiled import CompiledDecode
 from rvllm_local.engine.core import EngineCore, EngineIdentity
-from rvllm_local.engine.detokenizer import TextDecoder
+from rvllm_local.engine.detokenizer import Vocabulary
 from rvllm_local.engine.limits import EngineLimits
 from rvllm_local.engine.options import EngineOptions
 from rvllm_local.engine.pace import Pace
@@ -45,13 +45,13 @@ logger = logging.getLogger(__name__)
 _GPU_STEP_TARGET_S = 0.1
 
 
-def open_core(files: ModelFiles, text: TextDecoder, options: EngineOptions) -> EngineCore:
+def open_core(files: ModelFiles, text: Vocabulary, options: EngineOptions) -> EngineCore:
     """Plan, then load, then build: what cannot fit is refused before memory is taken."""
     plan_model(describe(files), options)
     return build_core(load_model(files), text, options)
 
 
-def build_core(loaded: LoadedModel, text: TextDecoder, options: EngineOptions) -> EngineCore:
+def build_core(loaded: LoadedModel, text: Vocabulary, options: EngineOptions) -> EngineCore:
     """An engine core ready for its first request.
 
     Raises `MemoryBudgetError` if the KV budget is too small and `UnsupportedModelError` if the self-check fails.
@@ -106,7 +106,7 @@ def build_core(loaded: LoadedModel, text: TextDecoder, options: EngineOptions) -
     )
 
 
-def _shown(text: TextDecoder, token: int) -> str:
+def _shown(text: Vocabulary, token: int) -> str:
     """A token's id and its text."""
     piece = text.id_to_bytes(token)
     return f"{token} ({(piece or b'').decode(errors='replace')!r})"

@@ -149,14 +149,15 @@ class _Server:
 
     def _compile_and_start(self, requests: tuple[Request, ...]) -> None:
         request_id = requests[0].request_id
-        self._start(requests)
+        if self._start(requests):  # tell the caller that the grammar can be enforced
+            self._outbox.put((request_id, StreamEvent("", index=requests[0].index)))
         with self._lock:
             is_cancelled = self._compiling.pop(request_id)
         if is_cancelled:  # before there was anything to cancel
             with contextlib.suppress(EngineClosedError):
                 self._loop.post(lambda core: core.cancel(request_id))
 
-    def _start(self, requests: tuple[Request, ...]) -> None:
+    def _start(self, requests: tuple[Request, ...]) -> bool:
         request_id = requests[0].request_id
 
         def sink(event: StreamEvent) -> None:
@@ -166,7 +167,9 @@ class _Server:
             self._client.start(requests, sink)
         except Exception as error:  # one bad request ends alone
             for request in requests:
-                sink(StreamEvent("", (), FinishReason.ERROR, index=request.index, error=_failed(error).message))
+                sink(_failed_event(request.index, _failed(error)))
+            return False
+        return True
 
     def _send_all(self) -> None:
         """The sender's thread: events that wait together go in one frame; silence is broken by a beat."""
@@ -229,6 +232,10 @@ def _failed(error: Exception, *, with_text: bool = False) -> frames.Failed:
     if isinstance(error, MemoryError):
         return frames.Failed("MemoryBudgetError", f"memory ran out: {error}" if with_text else "memory ran out")
     return frames.Failed("EngineError", f"the engine failed with {kind}" + (f": {error}" if with_text else ""))
+
+
+def _failed_event(index: int, failed: frames.Failed) -> StreamEvent:
+    return StreamEvent("", (), FinishReason.ERROR, index=index, error=failed.message, error_parameter=failed.parameter)
 
 
 def _print_frames(error: BaseException | None) -> None:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from rvllm_local.attention.geometry import ChunkRows, DecodeRow
-from rvllm_local.engine.detokenizer import StreamingDetokenizer, TextDecoder
+from rvllm_local.engine.detokenizer import StreamingDetokenizer, Vocabulary
 from rvllm_local.engine.limits import EngineLimits
 from rvllm_local.engine.pace import Pace
 from rvllm_local.engine.report import report, status
@@ -73,7 +73,7 @@ class EngineCore:
         scheduler: Scheduler,
         pace: Pace,
         limits: EngineLimits,
-        text: TextDecoder,
+        text: Vocabulary,
         identity: EngineIdentity,
     ) -> None:
         self._runner = runner
@@ -110,11 +110,12 @@ class EngineCore:
             raise ParameterError(
                 "response_format", "a request with a grammar needs a compiled one, and only such a one"
             )
+        text = self._text.keeping(request.kept_special) if request.kept_special else self._text
         sequence = Sequence(
             request,
             self.limits.check(request),
             self._kv.new_sequence(),
-            StreamingDetokenizer(self._text, request.params.stop_strings),
+            StreamingDetokenizer(text, request.params.stop_strings),
             sink,
             KeyChain(self._identity.root),
             History(time.monotonic()),
@@ -328,6 +329,7 @@ class EngineCore:
             (logprob,) if logprob is not None else None,
             sequence.request.index,
             sequence.history.cached_tokens,
+            stop_string=sequence.detokenizer.stop_string,
         )
         if reason is None:
             sequence.sink(event)

@@ -6,6 +6,7 @@ One object a sequence, cheap to make; the tokenizer's tables are shared.
 from __future__ import annotations
 
 import codecs
+from collections.abc import Collection
 from typing import Protocol
 
 
@@ -14,6 +15,13 @@ class TextDecoder(Protocol):
 
     def id_to_bytes(self, token_id: int) -> bytes | None:
         """The bytes that a token stands for; None or empty for special tokens."""
+
+
+class Vocabulary(TextDecoder, Protocol):
+    """What the engine needs of a tokenizer."""
+
+    def keeping(self, kept_special: Collection[str]) -> TextDecoder:
+        """The same bytes, with the special tokens of these texts as text."""
 
 
 class StreamingDetokenizer:

@@ -19,30 +19,37 @@ Message = Mapping[str, Any]
 class ChatCall:
     """A conversation to continue. `messages` and `tools` are in OpenAI's chat-completions shape, checked and text only.
 
-    `tool_choice` is "auto", "none", "required" or a tool's name. `reasoning_budget` is in tokens: None leaves thinking
-    to the model, 0 asks for none. `grammar_format` is OpenAI's response_format or None.
+    `tool_choice` is "auto", "none", "required" or OpenAI's object that names a function. `reasoning_budget` is in
+    tokens: None leaves thinking to the model, 0 asks for none. With `is_open_ended`, nothing but the context bounds the
+    answer. `response_format` is OpenAI's.
     """
 
     model: str
     messages: tuple[Message, ...]
     params: SamplingParams
     tools: tuple[Mapping[str, Any], ...] = ()
-    tool_choice: str = "auto"
+    tool_choice: str | Mapping[str, Any] = "auto"
     parallel_tool_calls: bool = True
     response_format: Mapping[str, Any] | None = None
     reasoning_budget: int | None = None
     template_options: Mapping[str, Any] = field(default_factory=dict)
+    is_open_ended: bool = False
     priority: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class TextCall:
-    """Plain text or token ids to continue, without a template."""
+    """Plain texts or token ids to continue, without a template; `params.n` choices of each.
+
+    With `suffix`, the answer is what stands between a prompt and it; only some models can.
+    """
 
     model: str
-    prompt: str | tuple[int, ...]
+    prompts: tuple[str | tuple[int, ...], ...]
     params: SamplingParams
+    suffix: str | None = None
     response_format: Mapping[str, Any] | None = None
+    is_open_ended: bool = False
     priority: int = 0
 
 
@@ -69,7 +76,8 @@ class Delta:
 class Ended:
     """The last thing that comes for a choice. `made_calls`: at least one tool call was completed.
 
-    `stop_sequence` is the stop string that matched. With `error`, the choice failed.
+    `stop_sequence` is the stop string that matched. With `error`, the choice failed; `error_parameter` is the field it
+    is about.
     """
 
     index: int
@@ -78,6 +86,7 @@ class Ended:
     made_calls: bool = False
     stop_sequence: str | None = None
     error: str | None = None
+    error_parameter: str | None = None
 
 
 Outcome = Delta | Ended

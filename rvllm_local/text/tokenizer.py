@@ -65,6 +65,11 @@ class Tokenizer:
     def vocab_size(self) -> int:
         return self._backend.get_vocab_size(with_added_tokens=True)
 
+    @functools.cached_property
+    def longest_token(self) -> int:
+        """Bytes of the longest token: a text of more bytes than n times this takes more than n tokens."""
+        return max((len(self._bytes(token)) for token in self._backend.get_vocab().values()), default=1)
+
     @property
     def bos_token_id(self) -> int | None:
         return None if self.bos_token is None else self._backend.token_to_id(self.bos_token)

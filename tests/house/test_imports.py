@@ -35,7 +35,7 @@ LAYERS = (
     ("engine.child",),
     ("server.calls",),
     ("llm", "server", "tui"),
-    ("commands", "plan_command", "doctor_command", "cli"),
+    ("commands", "plan_command", "doctor_command", "serve_command", "cli"),
 )
 
 

@@ -1,0 +1,109 @@
+"""The application: every route behind the guard, and what lives as long as the server does."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Mapping, Sequence
+
+import msgspec
+from starlette.routing import BaseRoute, Route, Router
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from rvllm_local.server import engine_routes, openai, openapi
+from rvllm_local.server.generation import Generator
+from rvllm_local.server.guard import Guard
+from rvllm_local.server.metrics import Metrics
+from rvllm_local.server.problems import Problem, problem_of
+from rvllm_local.server.registry import Registry
+from rvllm_local.server.reply import GoneError
+from rvllm_local.server.service import Service
+from rvllm_local.server.settings import ServerSettings
+from rvllm_local.server.workers import Workers
+
+# The types that request bodies are read into, by path.
+BODIES: Mapping[str, type[msgspec.Struct]] = {**openai.BODIES, **engine_routes.BODIES}
+
+
+class Server:
+    """The ASGI application of one server. Made on the event loop that will run it; `close` ends its engines."""
+
+    def __init__(self, registry: Registry, settings: ServerSettings) -> None:
+        self.settings, self.registry = settings, registry
+        metrics, workers = Metrics(), Workers()
+        generator = Generator(registry, workers, settings, metrics)
+        self.service = Service(settings, registry, generator, workers, metrics)
+        self.routes = [*openai.routes(self.service), *engine_routes.routes(self.service)]
+        self.routes += openapi.routes(self.routes, BODIES)
+        router = Router(self.routes, redirect_slashes=False)
+        self._app = Guard(_Counted(_Translated(router), metrics), settings, self.allowed_methods)
+        self._watch = asyncio.create_task(registry.watch())
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await self._app(scope, receive, send)
+
+    def allowed_methods(self, path: str) -> frozenset[str] | None:
+        """The methods of a path; None if there is no such route."""
+        return methods_of(self.routes, path)
+
+    async def close(self) -> None:
+        """End the engines and the workers."""
+        self._watch.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await self._watch
+        await self.registry.close()
+        self.service.workers.close()
+
+
+@contextlib.asynccontextmanager
+async def running(registry: Registry, settings: ServerSettings) -> AsyncIterator[Server]:
+    """A server that is closed at the end of the block."""
+    server = Server(registry, settings)
+    try:
+        yield server
+    finally:
+        await server.close()
+
+
+def methods_of(routes: Sequence[BaseRoute], path: str) -> frozenset[str] | None:
+    """The methods that routes allow for a path, matched on the path alone."""
+    found: set[str] = set()
+    for route in routes:
+        if isinstance(route, Route) and route.path_regex.match(path):
+            found |= route.methods or set()
+    return frozenset(found) or None
+
+
+class _Translated:
+    """Turns the project's errors into problems, where no answer has begun."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await self._app(scope, receive, send)
+        except GoneError:
+            return
+        except Problem:
+            raise
+        except Exception as error:
+            problem = problem_of(error)
+            if problem.code == "internal_error":
+                raise
+            raise problem from None
+
+
+class _Counted:
+    """Counts answers by status."""
+
+    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
+        self._app, self._metrics = app, metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def counted(message: dict[str, object]) -> None:
+            if message["type"] == "http.response.start":
+                self._metrics.responded(int(str(message["status"])))
+            await send(message)
+
+        await self._app(scope, receive, counted)  # type: ignore[arg-type]

@@ -1,0 +1,284 @@
+"""Runs a call on a model: prepares it on a worker, starts it, and gives its outcomes as they come.
+
+Knows neither HTTP nor a dialect. Whoever leaves a generation early cancels it in the engine.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import threading
+import time
+from collections.abc import AsyncIterator, Iterator, Sequence
+from dataclasses import dataclass, field
+from types import TracebackType
+
+from rvllm_local.client import make_requests
+from rvllm_local.errors import EngineError
+from rvllm_local.server.calls import ChatCall, Delta, Ended, Outcome, TextCall, Usage
+from rvllm_local.server.mailbox import Mailbox, Switchboard
+from rvllm_local.server.metrics import Metrics
+from rvllm_local.server.problems import Problem, bad_request
+from rvllm_local.server.prompting import Prepared, prepare_chat, prepare_text
+from rvllm_local.server.registry import Registry
+from rvllm_local.server.served import Served
+from rvllm_local.server.settings import ServerSettings
+from rvllm_local.server.workers import Workers
+from rvllm_local.text.output import OutputParser
+from rvllm_local.text.tools import ReasoningDelta, ToolCallEnd
+from rvllm_local.types import FinishReason, StreamEvent
+
+
+@dataclass(slots=True)
+class _Choice:
+    """One output as it comes."""
+
+    parser: OutputParser
+    prompt_tokens: int
+    tokens: int = 0
+    cached_tokens: int = 0
+    reasoning_tokens: int = 0
+    is_reasoning: bool = False
+    made_calls: bool = False
+    ended: bool = False
+
+
+@dataclass(slots=True, eq=False)
+class Generation:
+    """An open request. Iterate `outcomes`; leaving the `async with` block ends what still runs."""
+
+    request_id: str
+    served: Served
+    created: int  # seconds of the epoch
+    _mailbox: Mailbox
+    _choices: list[_Choice]
+    _engine_ids: list[str]
+    _settings: ServerSettings
+    _metrics: Metrics
+    _began: float = field(default_factory=time.monotonic)
+    _first: float | None = None
+    _last: float | None = None
+
+    @property
+    def model(self) -> str:
+        return self.served.name
+
+    @property
+    def num_choices(self) -> int:
+        return len(self._choices)
+
+    @property
+    def prompt_tokens(self) -> int:
+        return sum(choice.prompt_tokens for choice in self._choices)
+
+    async def outcomes(self, wait_s: float | None = None) -> AsyncIterator[Sequence[Outcome]]:
+        """What came, several at a time; an empty list when nothing came for `wait_s`. Ends after the last choice.
+
+        Raises `Problem` when the request takes longer than it may.
+        """
+        while not all(choice.ended for choice in self._choices):
+            pause = min(wait_s or self._settings.keepalive_s, self._time_left())
+            try:
+                events = await self._mailbox.take(max(pause, 0.01))
+            except TimeoutError:
+                yield []
+                continue
+            found = [outcome for offset, event in events for outcome in self._read(offset + event.index, event)]
+            if found:
+                yield found
+
+    async def accepted(self) -> None:
+        """Wait until the engine has taken a request that it may still refuse. Raises `Problem`."""
+        events = await self._mailbox.take(self._settings.queue_timeout_s)
+        offset, first = events[0]
+        if first.finish_reason is FinishReason.ERROR and first.error_parameter is not None:
+            raise bad_request(first.error or "the request was refused", first.error_parameter)
+        for offset, event in events:
+            self._mailbox.put(offset, event)
+
+    def fail(self, problem: Problem) -> None:
+        """Let whoever reads the outcomes get this problem."""
+        self._mailbox.fail(problem)
+
+    def cancel(self) -> None:
+        """End what still runs in the engine."""
+        for engine_id in self._engine_ids:
+            with contextlib.suppress(EngineError):
+                self.served.client.cancel(engine_id)
+
+    async def __aenter__(self) -> Generation:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        is_over = all(choice.ended for choice in self._choices)
+        if not is_over:
+            self.cancel()
+        self._metrics.finished(self.model, "done" if is_over else "cancelled", time.monotonic() - self._began)
+
+    def _time_left(self) -> float:
+        now, rules = time.monotonic(), self._settings
+        if self._first is None and now - self._began > rules.queue_timeout_s:
+            raise Problem(503, "the request waited too long for its first token", "queue_timeout", retry_after_s=10.0)
+        left = rules.request_timeout_s - (now - self._began)
+        if left <= 0:
+            raise Problem(504, f"the request took longer than {rules.request_timeout_s:g} s", "request_timeout")
+        return left
+
+    def _read(self, index: int, event: StreamEvent) -> list[Outcome]:
+        choice = self._choices[index]
+        if choice.ended:
+            return []
+        if event.token_ids:
+            self._count(choice, event)
+        pieces = choice.parser.feed(event.text) if event.text else []
+        if event.finish_reason is not None:
+            pieces += choice.parser.finish()
+        if pieces:
+            choice.is_reasoning = isinstance(pieces[-1], ReasoningDelta)
+            choice.made_calls = choice.made_calls or any(isinstance(piece, ToolCallEnd) for piece in pieces)
+        if choice.is_reasoning:
+            choice.reasoning_tokens += len(event.token_ids)
+        found: list[Outcome] = []
+        if pieces or event.logprobs:
+            found.append(Delta(index, tuple(pieces), event.logprobs or ()))
+        if event.finish_reason is not None:
+            found.append(self._end(index, choice, event))
+        return found
+
+    def _count(self, choice: _Choice, event: StreamEvent) -> None:
+        now = time.monotonic()
+        if self._first is None:
+            self._first = now
+            self._metrics.first_token(self.model, now - self._began)
+        elif self._last is not None:
+            self._metrics.next_token(self.model, now - self._last)
+        self._last = now
+        choice.tokens += len(event.token_ids)
+        choice.cached_tokens = event.cached_tokens
+
+    def _end(self, index: int, choice: _Choice, event: StreamEvent) -> Ended:
+        assert event.finish_reason is not None
+        choice.ended = True
+        usage = Usage(choice.prompt_tokens, choice.tokens, choice.cached_tokens, choice.reasoning_tokens)
+        self._metrics.counted(self.model, usage)
+        error = event.error
+        if event.finish_reason is FinishReason.CANCELLED and self._mailbox.has_overflown:
+            error = "the reader of this stream was too slow; it was ended"
+        return Ended(
+            index,
+            event.finish_reason,
+            usage,
+            choice.made_calls,
+            event.stop_string,
+            error,
+            event.error_parameter,
+        )
+
+
+class Generator:
+    """Turns calls into generations. Used on the event loop only."""
+
+    def __init__(self, registry: Registry, workers: Workers, settings: ServerSettings, metrics: Metrics) -> None:
+        self._registry, self._workers, self._settings, self._metrics = registry, workers, settings, metrics
+        self._switchboard = Switchboard(asyncio.get_running_loop())
+        self._open: set[Generation] = set()
+        self._opening: set[asyncio.Task[object]] = set()
+        self._aborted: Problem | None = None
+
+    def abort(self, problem: Problem) -> None:
+        """End everything that is open, or is being opened, with this problem."""
+        self._aborted = problem
+        for generation in self._open:
+            generation.fail(problem)
+        for task in self._opening:
+            task.cancel()
+
+    @contextlib.asynccontextmanager
+    async def open(self, call: ChatCall | TextCall, request_id: str) -> AsyncIterator[Generation]:
+        """A running generation, cancelled if the block is left before its end.
+
+        Raises `Problem`, or what the engine and the text modules raise.
+        """
+        async with contextlib.AsyncExitStack() as stack:
+            with self._abortable():
+                served = await stack.enter_async_context(self._registry.lease(call.model))
+                prepared = await self._workers.run(
+                    lambda: prepare_chat(served, call) if isinstance(call, ChatCall) else prepare_text(served, call),
+                    self._settings.prepare_timeout_s,
+                    "preparing the prompt",
+                )
+                generation = await stack.enter_async_context(await self._start(served, call, prepared, request_id))
+                self._open.add(generation)
+                stack.callback(self._open.discard, generation)
+                if prepared.grammar is not None:
+                    await generation.accepted()
+            yield generation
+
+    @contextlib.contextmanager
+    def _abortable(self) -> Iterator[None]:
+        """While a request is being opened, `abort` cancels its task; here that becomes the problem."""
+        task = asyncio.current_task()
+        assert task is not None
+        if (aborted := self._aborted) is not None:
+            raise aborted
+        self._opening.add(task)
+        try:
+            yield
+        except asyncio.CancelledError:
+            aborted = self._aborted
+            if aborted is None:
+                raise
+            task.uncancel()
+            raise aborted from None
+        finally:
+            self._opening.discard(task)
+
+    async def _start(
+        self, served: Served, call: ChatCall | TextCall, prepared: Prepared, request_id: str
+    ) -> Generation:
+        engine_ids = [request_id if not number else f"{request_id}-{number}" for number in range(len(prepared.prompts))]
+
+        def cancel() -> None:
+            for engine_id in engine_ids:
+                with contextlib.suppress(EngineError):
+                    served.client.cancel(engine_id)
+
+        mailbox = Mailbox(cancel)
+        choices = [
+            _Choice(prepared.new_parser(), len(prompt))
+            for prompt, params in zip(prepared.prompts, prepared.params, strict=True)
+            for _ in range(params.n)
+        ]
+        generation = Generation(
+            request_id, served, int(time.time()), mailbox, choices, engine_ids, self._settings, self._metrics
+        )
+
+        is_abandoned = threading.Event()
+
+        def start() -> None:
+            offset = 0
+            parts = zip(engine_ids, prepared.prompts, prepared.params, strict=True)
+            for engine_id, prompt, params in parts:
+                requests = make_requests(
+                    prompt,
+                    params,
+                    request_id=engine_id,
+                    priority=call.priority,
+                    grammar=prepared.grammar,
+                    kept_special=prepared.kept_special,
+                )
+                served.client.start(requests, self._switchboard.sink(mailbox, offset))
+                offset += params.n
+            if is_abandoned.is_set():  # the caller went while we were at it
+                cancel()
+
+        try:
+            await self._workers.run(start, self._settings.prepare_timeout_s, "starting the request")
+        except BaseException:
+            is_abandoned.set()
+            cancel()
+            self._metrics.refused(served.name)
+            raise
+        return generation

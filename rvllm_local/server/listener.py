@@ -1,0 +1,206 @@
+"""The socket's side of a server: uvicorn with h11, and what they leave out: deadlines, limits and an orderly end."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import logging
+import signal
+import ssl
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import h11
+import uvicorn
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from rvllm_local.errors import ConfigError
+from rvllm_local.server.app import Server
+from rvllm_local.server.problems import Problem
+from rvllm_local.server.settings import ServerSettings
+
+logger = logging.getLogger(__name__)
+
+_AFTER_DRAIN_S = 5.0
+
+
+class Listener(uvicorn.Server):
+    """Serves one application until a signal comes: the first drains, the second aborts.
+
+    After `drain_s` whatever is still open ends with a typed error.
+    """
+
+    def __init__(self, server: Server) -> None:
+        settings = server.settings
+        super().__init__(
+            uvicorn.Config(
+                server,
+                host=settings.host.strip("[]"),
+                port=settings.port,
+                http=_protocol(settings),
+                ws="none",
+                lifespan="off",
+                log_config=None,
+                access_log=False,
+                server_header=False,
+                proxy_headers=False,
+                timeout_keep_alive=int(settings.idle_timeout_s),
+                timeout_graceful_shutdown=int(settings.drain_s + _AFTER_DRAIN_S),
+                h11_max_incomplete_event_size=settings.max_header,
+                ssl_certfile=settings.tls_certificate,
+                ssl_keyfile=settings.tls_key,
+                backlog=512,
+            )
+        )
+        self._server = server
+        self._abort: asyncio.TimerHandle | None = None
+
+    @property
+    def port(self) -> int:
+        """The port that was bound; useful where 0 was asked for."""
+        found: int = self.servers[0].sockets[0].getsockname()[1]
+        return found
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Signals are ours while we serve; none is raised again afterwards."""
+        loop = asyncio.get_running_loop()
+        numbers = (signal.SIGINT, signal.SIGTERM)
+        with contextlib.suppress(ValueError, RuntimeError, NotImplementedError):  # not the main thread
+            for number in numbers:
+                loop.add_signal_handler(number, self.stop)
+        try:
+            yield
+        finally:
+            if self._abort is not None:
+                self._abort.cancel()
+            with contextlib.suppress(ValueError, RuntimeError, NotImplementedError):
+                for number in numbers:
+                    loop.remove_signal_handler(number)
+
+    def stop(self) -> None:
+        """Drain at the first call, abort at the second."""
+        if self.should_exit:
+            self.force_exit = True
+            self._end_all()
+            return
+        self.should_exit = True
+        logger.info("draining: open requests have %g s to end", self._server.settings.drain_s)
+        self._abort = asyncio.get_running_loop().call_later(self._server.settings.drain_s, self._end_all)
+
+    def _end_all(self) -> None:
+        self._server.service.generator.abort(
+            Problem(503, "the server is shutting down", "shutting_down", retry_after_s=5.0)
+        )
+
+
+async def serve(server: Server, on_ready: Callable[[int], None] | None = None) -> None:
+    """Serve until a signal comes. `on_ready` gets the port once requests are taken. Raises `ConfigError`."""
+    try:
+        listener = Listener(server)
+        listener.config.load()
+    except (OSError, ssl.SSLError) as error:
+        raise ConfigError(f"the TLS certificate or key cannot be used: {error}") from error
+    task = asyncio.create_task(listener.serve())
+    while not listener.started and not task.done():
+        await asyncio.sleep(0.005)
+    if listener.started and on_ready is not None:
+        on_ready(listener.port)
+    try:
+        await task
+    except SystemExit:
+        settings = server.settings
+        raise ConfigError(
+            f"{settings.host}:{settings.port} cannot be listened on; is another server running there? Choose another --port"
+        ) from None
+
+
+def _protocol(settings: ServerSettings) -> type[H11Protocol]:
+    """A protocol class bound to one server's limits: uvicorn makes the instances itself."""
+
+    class Bound(_Protocol):
+        rules = settings
+
+    return Bound
+
+
+class _Protocol(H11Protocol):
+    """h11 with deadlines for a request's head and for a reader that takes nothing, and a limit of connections."""
+
+    rules: ServerSettings
+
+    def __init__(self, *arguments: Any, **named: Any) -> None:
+        super().__init__(*arguments, **named)
+        self._head_timer: asyncio.TimerHandle | None = None
+        self._write_timer: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        if len(self.connections) > self.rules.max_connections:
+            self._refuse(Problem(503, "too many connections are open", "too_many_connections", retry_after_s=1.0))
+            return
+        self._start_head_timer()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._stop_timers()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        if self.conn.their_state is not h11.IDLE:
+            self._stop_head_timer()
+        elif self.conn.trailing_data[0]:
+            self._start_head_timer()
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        if self._write_timer is None:
+            self._write_timer = self.loop.call_later(self.rules.send_timeout_s, self.transport.abort)
+
+    def resume_writing(self) -> None:
+        if self._write_timer is not None:
+            self._write_timer.cancel()
+            self._write_timer = None
+        super().resume_writing()
+
+    def send_400_response(self, msg: str) -> None:
+        self._refuse(Problem(400, "this is not HTTP that can be understood", "bad_http"))
+
+    def _start_head_timer(self) -> None:
+        if self._head_timer is None:
+            self._head_timer = self.loop.call_later(self.rules.header_timeout_s, self._head_is_late)
+
+    def _head_is_late(self) -> None:
+        self._head_timer = None
+        if not self.transport.is_closing():
+            self._refuse(Problem(408, "the request's head took too long to come", "slow_head"))
+
+    def _refuse(self, problem: Problem) -> None:
+        """Answer below ASGI, where no request is known, and close; an answer that has begun is cut off."""
+        body = json.dumps(problem.openai()).encode()
+        headers = [(name.encode(), value.encode()) for name, value in problem.headers().items()]
+        headers += [(b"content-type", b"application/json"), (b"connection", b"close")]
+        headers.append((b"content-length", str(len(body)).encode()))
+        try:
+            for event in (
+                h11.Response(status_code=problem.status, headers=headers, reason=b"Refused"),
+                h11.Data(data=body),
+                h11.EndOfMessage(),
+            ):
+                self.transport.write(self.conn.send(event) or b"")
+        except h11.LocalProtocolError:
+            self.transport.abort()
+            return
+        self.transport.close()
+
+    def _stop_head_timer(self) -> None:
+        if self._head_timer is not None:
+            self._head_timer.cancel()
+            self._head_timer = None
+
+    def _stop_timers(self) -> None:
+        self._stop_head_timer()
+        if self._write_timer is not None:
+            self._write_timer.cancel()
+            self._write_timer = None

@@ -1,0 +1,101 @@
+"""What can be wrong with a request, as a status and a text, and how each API says it.
+
+Texts name fields and values of parameters; they never quote a prompt.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from rvllm_local import errors
+
+_ANTHROPIC_KINDS = {
+    400: "invalid_request_error",
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    413: "request_too_large",
+    429: "rate_limit_error",
+    503: "overloaded_error",
+    529: "overloaded_error",
+}
+
+
+class Problem(Exception):  # noqa: N818 (it is no bug: the usual end of a bad request)
+    """A refusal or a failure. `code` is machine-readable; `retry_after_s` says when trying again makes sense."""
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        code: str | None = None,
+        parameter: str | None = None,
+        retry_after_s: float | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.status, self.message, self.code = status, message, code
+        self.parameter, self.retry_after_s = parameter, retry_after_s
+
+    @property
+    def kind(self) -> str:
+        """OpenAI's error type."""
+        if self.status == 401:
+            return "authentication_error"
+        if self.status == 403:
+            return "permission_error"
+        if self.status == 429:
+            return "rate_limit_error"
+        return "invalid_request_error" if self.status < 500 else "server_error"
+
+    def headers(self) -> dict[str, str]:
+        """The headers that tell a client whether to try again."""
+        found = {"x-should-retry": "true" if self.retry_after_s is not None else "false"}
+        if self.retry_after_s is not None:
+            found["retry-after"] = str(max(1, math.ceil(self.retry_after_s)))
+        return found
+
+    def openai(self) -> dict[str, Any]:
+        """The body in OpenAI's shape."""
+        return {"error": {"message": self.message, "type": self.kind, "param": self.parameter, "code": self.code}}
+
+    def anthropic(self) -> dict[str, Any]:
+        """The body in Anthropic's shape."""
+        kind = _ANTHROPIC_KINDS.get(self.status, "invalid_request_error" if self.status < 500 else "api_error")
+        return {"type": "error", "error": {"type": kind, "message": self.message}}
+
+    def for_path(self, path: str) -> dict[str, Any]:
+        """The body in the shape of the API that a path belongs to."""
+        return self.anthropic() if path.startswith("/v1/messages") else self.openai()
+
+
+def bad_request(message: str, parameter: str | None = None, code: str | None = None) -> Problem:
+    """A 400 that names the field it is about."""
+    return Problem(400, message, code, parameter)
+
+
+def problem_of(error: BaseException) -> Problem:
+    """Any error as a problem; the text of one that is not the project's own stays inside."""
+    match error:
+        case Problem():
+            return error
+        case errors.QueueFullError():
+            return Problem(429, str(error), "queue_full", retry_after_s=error.retry_after_s)
+        case errors.ContextOverflowError():
+            return Problem(400, str(error), "context_length_exceeded", error.parameter)
+        case errors.ParameterError():
+            return Problem(400, str(error), None, error.parameter or None)
+        case errors.ModelNotFoundError():
+            return Problem(404, str(error), "model_not_found", "model")
+        case errors.MemoryBudgetError():
+            return Problem(400, str(error), "memory_budget", "model")
+        case errors.UnsupportedModelError() | errors.ModelFileError():
+            return Problem(400, str(error), "model_unusable", "model")
+        case errors.EngineCrashedError():
+            return Problem(503, str(error), "engine_restarting", retry_after_s=2.0)
+        case errors.EngineClosedError():
+            return Problem(503, str(error), "shutting_down", retry_after_s=5.0)
+        case errors.RvllmError():
+            return Problem(500, str(error), "engine_error")
+        case _:
+            return Problem(500, f"the server failed with {type(error).__name__}; see its log", "internal_error")

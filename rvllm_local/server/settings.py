@@ -1,0 +1,49 @@
+"""Everything that shapes a server, in one frozen value. Sizes are in bytes, times in seconds."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+DEFAULT_PORT = 8473
+
+
+@dataclass(frozen=True, slots=True)
+class ServerSettings:
+    """Where the server listens, whom it answers, and how long and how much it takes.
+
+    `allowed_hosts` are names a request may use for this server beside the loopback ones; `allowed_origins` are web
+    origins, matched exactly. Without `api_keys` nobody is asked for one. `keep_alive_s` unloads a model that nobody
+    used for so long; None keeps it.
+    """
+
+    host: str = "127.0.0.1"
+    port: int = DEFAULT_PORT
+    api_keys: tuple[str, ...] = field(default=(), repr=False)
+    allowed_hosts: tuple[str, ...] = ()
+    allowed_origins: tuple[str, ...] = ()
+    is_lenient: bool = False
+    max_body: int = 16 * 2**20
+    max_header: int = 32 * 2**10
+    max_connections: int = 2048
+    header_timeout_s: float = 10.0
+    body_timeout_s: float = 30.0
+    idle_timeout_s: float = 75.0  # of a connection between two requests
+    send_timeout_s: float = 60.0  # for a reader that takes nothing
+    prepare_timeout_s: float = 20.0  # for a chat template and a tokenizer
+    load_timeout_s: float = 900.0
+    queue_timeout_s: float = 600.0  # until the first token
+    request_timeout_s: float = 3600.0
+    keepalive_s: float = 10.0  # between comments in a silent stream
+    drain_s: float = 30.0
+    keep_alive_s: float | None = None
+    pinned: tuple[str, ...] = ()
+    tls_certificate: str | None = None
+    tls_key: str | None = None
+
+
+LOOPBACK_NAMES = ("localhost", "127.0.0.1", "[::1]")
+
+
+def is_loopback(host: str) -> bool:
+    """True for an address that nothing but this machine reaches."""
+    return host in ("localhost", "::1", "[::1]") or host.startswith("127.")

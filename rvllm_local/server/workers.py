@@ -1,0 +1,84 @@
+"""Work that must not stop the event loop: threads with a deadline, after which the work is ended, not just left.
+
+A chat template can loop without end inside its sandbox; an exception that is raised in its thread ends it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ctypes
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Generic, TypeVar
+
+from rvllm_local.server.problems import Problem
+
+T = TypeVar("T")
+
+
+class _DeadlineError(BaseException):
+    """Raised inside a worker's thread; not an Exception, so that no template catches it."""
+
+
+class Workers:
+    """A few threads for templates, tokenizers and calls that may wait. Safe from the event loop only."""
+
+    def __init__(self, num_threads: int = 4) -> None:
+        self._pool = ThreadPoolExecutor(num_threads, "rvllm-text")
+        self._slots = asyncio.Semaphore(num_threads)  # work in a slot begins at once: its deadline is its own
+
+    async def run(self, work: Callable[[], T], timeout_s: float, what: str) -> T:
+        """`work()` on a thread. Raises `Problem` 503 when no thread was free in time, 400 when it ran too long."""
+        try:
+            async with asyncio.timeout(timeout_s):
+                await self._slots.acquire()
+        except TimeoutError:
+            raise Problem(503, f"{what} has to wait too long", "busy", retry_after_s=2.0) from None
+        task = _Task(work)
+        future = self._pool.submit(task)
+        future.add_done_callback(self._release_on(asyncio.get_running_loop()))
+        try:
+            return await asyncio.wait_for(asyncio.shield(asyncio.wrap_future(future)), timeout_s)
+        except TimeoutError:
+            task.end()
+            raise Problem(400, f"{what} took longer than {timeout_s:g} s and was ended", "deadline") from None
+
+    def close(self) -> None:
+        """Take no more work."""
+        self._pool.shutdown(wait=False, cancel_futures=True)
+
+    def _release_on(self, loop: asyncio.AbstractEventLoop) -> Callable[[Future[T]], None]:
+        def release(_: Future[T]) -> None:
+            if not loop.is_closed():
+                loop.call_soon_threadsafe(self._slots.release)
+
+        return release
+
+
+class _Task(Generic[T]):
+    """One call, and the thread it runs on while it runs."""
+
+    def __init__(self, work: Callable[[], T]) -> None:
+        self._work = work
+        self._lock = threading.Lock()
+        self._thread: int | None = None
+
+    def __call__(self) -> T:
+        with self._lock:
+            self._thread = threading.get_ident()
+        try:
+            return self._work()
+        except _DeadlineError:
+            raise Problem(400, "it was ended", "deadline") from None
+        finally:
+            with self._lock:
+                self._thread = None
+
+    def end(self) -> None:
+        """Raise in its thread, if it still runs."""
+        with self._lock:
+            if self._thread is not None:
+                ctypes.pythonapi.PyThreadState_SetAsyncExc(
+                    ctypes.c_ulong(self._thread), ctypes.py_object(_DeadlineError)
+                )
