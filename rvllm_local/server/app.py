@@ -10,7 +10,7 @@ import msgspec
 from starlette.routing import BaseRoute, Route, Router
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from rvllm_local.server import engine_routes, openai, openapi
+from rvllm_local.server import anthropic, engine_routes, openai, openapi, responses
 from rvllm_local.server.generation import Generator
 from rvllm_local.server.guard import Guard
 from rvllm_local.server.metrics import Metrics
@@ -22,7 +22,12 @@ from rvllm_local.server.settings import ServerSettings
 from rvllm_local.server.workers import Workers
 
 # The types that request bodies are read into, by path.
-BODIES: Mapping[str, type[msgspec.Struct]] = {**openai.BODIES, **engine_routes.BODIES}
+BODIES: Mapping[str, type[msgspec.Struct]] = {
+    **openai.BODIES,
+    **responses.BODIES,
+    **anthropic.BODIES,
+    **engine_routes.BODIES,
+}
 
 
 class Server:
@@ -33,7 +38,8 @@ class Server:
         metrics, workers = Metrics(), Workers()
         generator = Generator(registry, workers, settings, metrics)
         self.service = Service(settings, registry, generator, workers, metrics)
-        self.routes = [*openai.routes(self.service), *engine_routes.routes(self.service)]
+        dialects = (openai, responses, anthropic, engine_routes)
+        self.routes = [route for dialect in dialects for route in dialect.routes(self.service)]
         self.routes += openapi.routes(self.routes, BODIES)
         router = Router(self.routes, redirect_slashes=False)
         self._app = Guard(_Counted(_Translated(router), metrics), settings, self.allowed_methods)
