@@ -67,7 +67,7 @@ class Listener(uvicorn.Server):
         """Signals are ours while we serve; none is raised again afterwards."""
         loop = asyncio.get_running_loop()
         numbers = (signal.SIGINT, signal.SIGTERM)
-        with contextlib.suppress(ValueError, RuntimeError, NotImplementedError):  # not the main thread
+        with contextlib.suppress(ValueError, RuntimeError):  # not the main thread
             for number in numbers:
                 loop.add_signal_handler(number, self.stop)
         try:
@@ -75,7 +75,7 @@ class Listener(uvicorn.Server):
         finally:
             if self._abort is not None:
                 self._abort.cancel()
-            with contextlib.suppress(ValueError, RuntimeError, NotImplementedError):
+            with contextlib.suppress(ValueError, RuntimeError):
                 for number in numbers:
                     loop.remove_signal_handler(number)
 
