@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -74,7 +74,7 @@ class Endpoint:
 
     async def chat(
         self, model: str, messages: Sequence[Mapping[str, str]], params: Mapping[str, Any]
-    ) -> AsyncIterator[Mapping[str, Any]]:
+    ) -> AsyncGenerator[Mapping[str, Any], None]:
         """Ask for a reply and yield its parts as they come; the last has "finish".
 
         A part may hold text, reasoning, tool_calls (a tuple of `ToolCall`), usage (prompt, output and cached tokens)

@@ -146,7 +146,7 @@ def _delta(session: s.Session, event: s.Delta) -> _Step:
         first_at=event.at if live.first_at is None else live.first_at,
         last_at=event.at,
         thought_until=thought_until,
-        num_chunks=live.num_chunks + 1,
+        num_chunks=live.num_chunks + event.num_chunks,
         progress=None,
     )
     return _save(replace(session, live=live, figures=figures_of(live)), event.at)

@@ -163,6 +163,7 @@ class Delta:
     text: str = ""
     reasoning: str = ""
     tool_calls: tuple[ToolCall, ...] = ()
+    num_chunks: int = 1  # parts of the stream that it was joined from
 
 
 @dataclass(frozen=True, slots=True)
