@@ -49,6 +49,7 @@ COMMANDS: tuple[Command, ...] = (
     Command("file.attach", "Attach a file", "", "/attach", "[path]"),
     Command("find.open", "Find in this chat", "ctrl+f", "/find", "[words]"),
     Command("engine.toggle", "The engine at work", "ctrl+b", "/engine"),
+    Command("server.retry", "Look for the server again", "", "/retry"),
     Command("theme.pick", "Theme", "", "/theme", "[name]"),
     Command("palette.open", "All commands", "ctrl+p", is_hidden=True),
     Command("help.open", "Help", "f1", "/help"),

@@ -11,10 +11,11 @@ import os
 import sys
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from rvllm_local.errors import EndpointError
 from rvllm_local.tui.endpoint import Endpoint
+from rvllm_local.tui.state import ModelInfo
 
 DEFAULT_URL = "http://127.0.0.1:8473"
 _STOP_S = 10.0
@@ -115,8 +116,29 @@ class Server:
             self._report(f"the server is loading{f' ({status})' if status else ''}")
             await asyncio.sleep(0.15)
 
-    async def restart(self, model: str) -> Endpoint:
+    def offers(self, served: Sequence[ModelInfo]) -> tuple[ModelInfo, ...]:
+        """What a child could be started with, beside what is served now. Reads the catalogue; may take a moment."""
+        if not self.is_child:
+            return ()
+        from rvllm_local.models.catalogue import Catalogue
+        from rvllm_local.models.hub import cache_folder
+
+        names = {one.id for one in served}
+        return tuple(
+            ModelInfo(
+                entry.name,
+                served=False,
+                installed=(cache_folder() / entry.name / entry.file).is_file(),
+                size=entry.size,
+                note="starts anew",
+            )
+            for entry in Catalogue.load().entries.values()
+            if entry.name not in names
+        )
+
+    async def restart(self, model: str, report: Callable[[str], None]) -> Endpoint:
         """End the child and start one with another model."""
+        self._report = report
         await self.stop()
         self.model = model
         endpoint = Endpoint(self.url)

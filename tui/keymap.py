@@ -16,7 +16,15 @@ from rvllm_local.tui.commands import BY_ID, COMMANDS
 # On plain terminals these are other keys: tab, enter, backspace and escape.
 _SAME_AS = {"ctrl+i": "tab", "ctrl+m": "enter", "ctrl+h": "backspace", "ctrl+left_square_bracket": "escape"}
 _NAMES = {"left_square_bracket": "[", "right_square_bracket": "]", "escape": "Esc", "enter": "Enter"}
-_IN_FOOTER = {"help.open", "palette.open", "chat.list", "model.pick", "chat.parameters", "engine.toggle"}
+_IN_FOOTER = {
+    "help.open": "Help",
+    "palette.open": "Commands",
+    "chat.new": "New",
+    "chat.list": "Chats",
+    "model.pick": "Models",
+    "chat.parameters": "Parameters",
+    "engine.toggle": "Engine",
+}
 
 
 def bindings(scope: str) -> list[BindingType]:
@@ -25,7 +33,7 @@ def bindings(scope: str) -> list[BindingType]:
         Binding(
             command.keys,
             f"app.{command.action}" if scope != "app" else command.action,
-            command.title,
+            _IN_FOOTER.get(command.id, command.title),
             id=command.id,
             show=command.id in _IN_FOOTER,
             priority=scope != "transcript",

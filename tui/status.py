@@ -56,7 +56,8 @@ def status_text(session: Session, width: int) -> str:
     parts = status_parts(session)
     while len(parts) > 1 and len("  ".join(parts)) > width:
         parts.pop()
-    return clean_line("  ".join(parts).replace("  ", "\u2002\u2002"), max(width, 1)).replace("\u2002", " ")
+    line = "  ".join(parts)
+    return line if len(line) <= width else line[: max(width - 1, 0)] + "…"
 
 
 def memory_text(view: EngineView | None) -> str:

@@ -25,7 +25,13 @@ class Composer(TextArea):
             super().__init__()
 
     def __init__(self) -> None:
-        super().__init__(id="composer", soft_wrap=True, show_line_numbers=False, tab_behavior="focus", placeholder="Ask anything. / for commands, @file to attach, F1 for help")
+        super().__init__(
+            id="composer",
+            soft_wrap=True,
+            show_line_numbers=False,
+            tab_behavior="focus",
+            placeholder="Ask anything. / for commands, @file to attach, F1 for help",
+        )
 
     async def _on_paste(self, event: events.Paste) -> None:
         event.prevent_default()

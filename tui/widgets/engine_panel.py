@@ -34,7 +34,10 @@ class EnginePanel(VerticalScroll, can_focus=False):
             else:
                 parts.append(Content.styled(text, _STYLES[style]))
         if view is not None:
-            legend = [(_CELLS[letter], f" {name}  ") for letter, name in zip("fusc", ("free", "used", "shared", "cached"), strict=True)]
+            legend = [
+                (_CELLS[letter], f" {name}  ")
+                for letter, name in zip("fusc", ("free", "used", "shared", "cached"), strict=True)
+            ]
             parts.append(Content(""))
             parts.append(Content.assemble(*(piece for pair in legend for piece in pair)))
         self._body.update(Content("\n").join(parts))

@@ -5,6 +5,7 @@ What has settled moves out of the Markdown widget in pieces, so that the cost of
 
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING, Any
 
 from textual.containers import Vertical
@@ -38,6 +39,7 @@ class LiveReply(Vertical):
         self._taken = 0  # characters of the text that were handed to the widgets
         self._tail = ""  # what the Markdown widget holds
         self._shown = Content("")
+        self.lock = asyncio.Lock()  # one update at a time: each awaits its widgets
 
     def compose(self) -> Any:
         yield self._head
@@ -125,7 +127,11 @@ def live_head(live: Live, now: float) -> Content:
         if live.progress is not None:
             done, total = live.progress
             share = done / total
-            parts.append(Content.styled(f"reading {bar(share, 16)} {share:4.0%} of {short_count(total)} tokens  {waited}", "$text-muted"))
+            parts.append(
+                Content.styled(
+                    f"reading {bar(share, 16)} {share:4.0%} of {short_count(total)} tokens  {waited}", "$text-muted"
+                )
+            )
         else:
             parts.append(Content.styled(f"● waiting for the first word  {waited}", "$text-muted"))
     elif live.reasoning:
@@ -134,6 +140,8 @@ def live_head(live: Live, now: float) -> Content:
         parts.append(Content.styled(f"▸ {label} {ended - live.first_at:.1f} s", "$text-muted"))
         if live.thought_until is None and not live.text:
             tail = clean(live.reasoning[-REASONING_TAIL:]).strip()
-            parts.append(Content.styled(("… " if len(live.reasoning) > REASONING_TAIL else "") + tail, "italic $text-muted"))
+            parts.append(
+                Content.styled(("… " if len(live.reasoning) > REASONING_TAIL else "") + tail, "italic $text-muted")
+            )
     parts += [render_tool_call(call) for call in live.tool_calls]
     return Content("\n").join(parts)
