@@ -136,7 +136,7 @@ class History:
             ).fetchone()
             head = _leaf(db, sibling[0]) if sibling else row[1]
             db.execute(
-                "UPDATE chat SET head_id = ? WHERE id = ? AND head_id IN (%s)" % _marks(doomed), (head, row[0], *doomed)
+                f"UPDATE chat SET head_id = ? WHERE id = ? AND head_id IN ({_marks(doomed)})", (head, row[0], *doomed)
             )
 
     def message(self, message_id: str) -> Message | None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 import os
 import shutil
 import subprocess
@@ -14,19 +12,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from textual import work
-from textual.widgets import Input
 
 from rvllm_local.errors import ParameterError, RvllmError
-from rvllm_local.history_transfer import MAX_IMPORT_BYTES, import_json, to_json, to_markdown
 from rvllm_local.history_types import Message
-from rvllm_local.tui import state as s
 from rvllm_local.tui.attach import expand, mention
 from rvllm_local.tui.commands import as_prompt, parse_slash
 from rvllm_local.tui.render import code_blocks
 from rvllm_local.tui.sanitise import clean_copy
-from rvllm_local.tui.screens.dialogs import Ask, Choice, Confirm, Pick
-from rvllm_local.tui.settings import parse_parameter
-from rvllm_local.tui.themes import CHOICES
+from rvllm_local.tui.screens.dialogs import Ask, Confirm
 
 if TYPE_CHECKING:
     from textual.app import App

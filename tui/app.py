@@ -9,8 +9,6 @@ import asyncio
 import contextlib
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, ClassVar
 
 from textual import events, work
@@ -27,29 +25,17 @@ from rvllm_local.tui.chat_actions import ChatActions
 from rvllm_local.tui.commands import COMMANDS, complete_slash
 from rvllm_local.tui.driver import Driver
 from rvllm_local.tui.keymap import bindings, check_keymap
+from rvllm_local.tui.options import ChatOptions
 from rvllm_local.tui.sanitise import clean_line
-from rvllm_local.tui.settings import ChatSettings
 from rvllm_local.tui.status import status_text
-from rvllm_local.tui.themes import CHOICES, DEFAULT_THEME, THEMES
+from rvllm_local.tui.themes import THEMES
+from rvllm_local.tui.themes_names import CHOICES, DEFAULT_THEME
 from rvllm_local.tui.widgets.composer import Composer
 from rvllm_local.tui.widgets.engine_panel import EnginePanel
 from rvllm_local.tui.widgets.transcript import Transcript
 
 POLL_S = 0.5
 NARROW, SHORT = 70, 16  # columns and rows below which the layout is reduced
-
-
-@dataclass(frozen=True, slots=True)
-class ChatOptions:
-    """How the chat is started. `history=None` keeps nothing; `resume` opens a chat's id, or the last for "last"."""
-
-    history: Path | None = None
-    model: str | None = None
-    system: str = ""
-    is_temporary: bool = False
-    resume: str | None = None
-    theme: str | None = None
-    settings: ChatSettings = field(default_factory=ChatSettings)
 
 
 class ChatApp(ChatActions, App[int]):

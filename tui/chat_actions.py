@@ -14,7 +14,7 @@ from rvllm_local.tui import state as s
 from rvllm_local.tui.actions import Actions
 from rvllm_local.tui.screens.dialogs import Ask, Choice, Confirm, Pick
 from rvllm_local.tui.settings import parse_parameter
-from rvllm_local.tui.themes import CHOICES
+from rvllm_local.tui.themes_names import CHOICES
 
 
 class ChatActions(Actions):

@@ -6,6 +6,7 @@ Knows the registry and Textual's `Binding`; a remapping that cannot work is refu
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Mapping
 
 from textual.binding import Binding, BindingType
@@ -49,13 +50,12 @@ def check_keymap(keys: Mapping[str, str]) -> dict[str, str]:
         key: command.id for command in COMMANDS for key in command.keys.split(",") if key and command.id not in keys
     }
     for name, value in keys.items():
-        if name not in BY_ID or not BY_ID[name].keys and BY_ID[name].scope != "app":
+        if name not in BY_ID or (not BY_ID[name].keys and BY_ID[name].scope != "app"):
             near = difflib.get_close_matches(name, BY_ID, 1)
             raise ConfigError(
                 f"[keys] names {name!r}, which is no command{f'; did you mean {near[0]}?' if near else ''}"
             )
-        for key in str(value).split(","):
-            key = key.strip()
+        for key in [one.strip() for one in str(value).split(",")]:
             if not key:
                 raise ConfigError(f'[keys] {name} has an empty key; write it like "ctrl+y"')
             if key in _SAME_AS:
@@ -71,8 +71,11 @@ def check_keymap(keys: Mapping[str, str]) -> dict[str, str]:
 def shown_keys(command_id: str, keymap: Mapping[str, str]) -> str:
     """A command's keys as people write them."""
     keys = keymap.get(command_id, BY_ID[command_id].keys)
-    return ", ".join(
-        "+".join(_NAMES.get(part, part.capitalize() if len(part) > 1 else part) for part in key.split("+"))
-        for key in keys.split(",")
-        if key
-    )
+    return ", ".join(_shown_key(key) for key in keys.split(",") if key)
+
+
+def _shown_key(key: str) -> str:
+    *modifiers, last = key.split("+")
+    name = _NAMES.get(last, last.upper() if (modifiers and len(last) == 1) or re.fullmatch(r"f\d+", last) else last)
+    name = name.capitalize() if len(name) > 1 else name
+    return "+".join([*(one.capitalize() for one in modifiers), name])

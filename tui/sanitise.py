@@ -49,7 +49,7 @@ def clean_pipe(text: str) -> str:
 
 def clean_copy(text: str) -> str:
     """Text fit for the clipboard: pasted into a shell, it brings no control characters."""
-    return _SURROGATES.sub("\ufffd", text).translate({code: None for code in _CONTROL})
+    return _SURROGATES.sub("\ufffd", text).translate(dict.fromkeys(_CONTROL))
 
 
 def shorten(text: str) -> tuple[str, int]:

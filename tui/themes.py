@@ -13,12 +13,3 @@ THEMES = (
           background="#000000", surface="#000000", panel="#1a1a1a", success="#00ff5f", warning="#ffff00",
           error="#ff5f5f", dark=True, text_alpha=1.0, variables={"text-muted": "#e0e0e0"}),
 )  # fmt: skip
-DEFAULT_THEME = "dark"
-# What is offered: a name for people, and Textual's name of the theme.
-CHOICES = {
-    "dark": "dark",
-    "light": "light",
-    "high-contrast": "high-contrast",
-    "terminal": "ansi-dark",
-    "terminal-light": "ansi-light",
-}

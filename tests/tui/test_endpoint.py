@@ -96,7 +96,7 @@ def test_separators_within_a_text_do_not_split_it() -> None:
 
 
 def test_nobody_there() -> None:
-    with pytest.raises(EndpointError, match="no server answers at http://127.0.0.1:9"):
+    with pytest.raises(EndpointError, match=r"no server answers at http://127\.0\.0\.1:9"):
         fetch("127.0.0.1:9", "models")
 
 
