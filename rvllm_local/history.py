@@ -310,8 +310,12 @@ def _tools(calls: Sequence[ToolCall]) -> str:
 
 def _message(row: Sequence[Any]) -> Message:
     tools = tuple(ToolCall(*call) for call in json.loads(row[6]))
-    return Message(*row[:6], tools, MessageState(row[7]), row[8], json.loads(row[9]), row[10])
+    id, chat_id, parent_id, role, text, reasoning = row[:6]
+    return Message(
+        id, chat_id, parent_id, role, text, reasoning, tools, MessageState(row[7]), row[8], json.loads(row[9]), row[10]
+    )
 
 
 def _chat(row: Sequence[Any]) -> Chat:
-    return Chat(*row[:6], json.loads(row[6]), row[7])
+    id, title, created, updated, head_id, system = row[:6]
+    return Chat(id, title, created, updated, head_id, system, json.loads(row[6]), row[7])

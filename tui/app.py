@@ -119,9 +119,9 @@ class ChatApp(ChatActions, App[int]):
     @work(exclusive=True, group="connect")
     async def connect(self) -> None:
         """Find or start the server, and ask for its models."""
-        await self._attach(self.server.connect(self._loading))
+        await self._attach_server(self.server.connect(self._loading))
 
-    async def _attach(self, connecting: Any) -> None:
+    async def _attach_server(self, connecting: Any) -> None:
         self.driver.dispatch(s.LinkChanged(s.Link.CONNECTING, "looking for a server"))
         try:
             old, self.driver.endpoint = self.driver.endpoint, None
@@ -193,7 +193,7 @@ class ChatApp(ChatActions, App[int]):
     async def _show_live(self) -> None:
         live, widget = self.driver.session.live, self.transcript.live
         if live is not None and widget is not None and widget.is_mounted:
-            async with widget.lock:
+            async with widget.showing:
                 await widget.show(live, self.driver.clock())
 
     def _effect(self, effect: s.Effect) -> None:

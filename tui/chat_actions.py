@@ -219,7 +219,7 @@ class ChatActions(Actions):
         elif info.served:
             self.driver.dispatch(s.ChatChanged({"model": name}))
         elif self.server.is_child:
-            await self._attach(self.server.restart(name, self._loading))
+            await self._attach_server(self.server.restart(name, self._loading))
             self.driver.dispatch(s.ChatChanged({"model": self.driver.session.model}))
         else:
             self.tell(f"this server was started by somebody else and does not serve {name}", "warning")

@@ -69,8 +69,10 @@ class Driver:
         if self._worker is not None:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self.settle(), 5)
-            self._worker.cancel()
-            await asyncio.gather(self._worker, *self._replies.values(), return_exceptions=True)
+            tasks = [self._worker, *self._replies.values()]
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
         if self.endpoint is not None:
             await self.endpoint.close()
         await self.in_thread(self._close_histories)

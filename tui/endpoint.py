@@ -176,13 +176,17 @@ def _part(value: Mapping[str, Any]) -> dict[str, Any]:
     part: dict[str, Any] = {}
     choices = value.get("choices")
     choice = choices[0] if isinstance(choices, list) and choices and isinstance(choices[0], Mapping) else {}
-    delta = choice.get("delta") if isinstance(choice.get("delta"), Mapping) else {}
+    delta = _mapping(choice.get("delta"))
     part["text"] = _text(delta.get("content"))
     part["reasoning"] = _text(delta.get("reasoning_content")) or _text(delta.get("reasoning"))
     part["tool_calls"] = _calls(delta.get("tool_calls"))
     part["usage"] = _usage(value.get("usage"))
     part["finish"] = choice.get("finish_reason") if isinstance(choice.get("finish_reason"), str) else None
     return {name: found for name, found in part.items() if found}
+
+
+def _mapping(value: Any) -> Mapping[str, Any]:
+    return value if isinstance(value, Mapping) else {}
 
 
 def _text(value: Any) -> str:
@@ -219,15 +223,14 @@ def _model(row: Mapping[str, Any]) -> ModelInfo:
 
 
 def _view(value: Mapping[str, Any]) -> EngineView:
-    blocks = value.get("blocks") if isinstance(value.get("blocks"), Mapping) else {}
-    rows = value.get("requests") if isinstance(value.get("requests"), list) else []
-    stats, memory = value.get("stats"), value.get("memory")
+    blocks, stats, memory = (_mapping(value.get(name)) for name in ("blocks", "stats", "memory"))
+    rows = value.get("requests")
     return EngineView(
         {str(name): count for name, one in blocks.items() if (count := _count(one)) is not None},
         _text(value.get("block_map")),
-        tuple(_running(row) for row in rows if isinstance(row, Mapping)),
-        {str(k): v for k, v in stats.items() if isinstance(v, int | float | str)} if isinstance(stats, Mapping) else {},
-        {str(k): c for k, v in memory.items() if (c := _count(v)) is not None} if isinstance(memory, Mapping) else {},
+        tuple(_running(row) for row in (rows if isinstance(rows, list) else ()) if isinstance(row, Mapping)),
+        {str(k): v for k, v in stats.items() if isinstance(v, int | float | str)},
+        {str(k): c for k, v in memory.items() if (c := _count(v)) is not None},
     )
 
 

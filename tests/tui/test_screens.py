@@ -18,7 +18,7 @@ from rvllm_local.tui.endpoint import _view
 from rvllm_local.tui.screens.chats import ChatsScreen
 from tests.tui.conftest import Chat, opened
 from tests.tui.fake_endpoint import ENGINE
-from tests.tui.screens import check_snapshot
+from tests.tui.screens import check_snapshot, snapshot
 
 NOW = 1_800_000_000.0
 MODELS = (
@@ -73,6 +73,16 @@ class StillServer:
     async def stop(self) -> None: ...
 
 
+async def at_rest(chat: Chat) -> None:
+    """Until the screen has stayed the same for a while."""
+    shown, same = "", 0
+    while same < 4:
+        await asyncio.sleep(0.03)
+        await chat.pilot.pause()
+        same = same + 1 if snapshot(chat.app) == shown else 0
+        shown = snapshot(chat.app)
+
+
 def ask(chat: Chat, text: str = "Why is the sky blue?", at: float = 0.0) -> None:
     chat.app.driver.dispatch(s.Submitted(text, f"p{at}", f"r{at}", at))
 
@@ -96,9 +106,7 @@ def still(tmp_path: Path) -> Callable[..., None]:
             async with opened(None, path, size, server=StillServer(), clock=lambda: 2.5, **options) as chat:  # type: ignore[arg-type]
                 chat.app.composer.cursor_blink = False
                 await scene(chat)
-                for _ in range(3):
-                    await asyncio.sleep(0.03)
-                    await chat.pilot.pause()
+                await at_rest(chat)
                 check_snapshot(chat.app, name, tmp_path)
 
         asyncio.run(main())
@@ -146,6 +154,7 @@ async def folded(chat: Chat) -> None:
 
 async def unfolded(chat: Chat) -> None:
     await folded(chat)
+    await at_rest(chat)
     await chat.press("alt+up", "t")
 
 
@@ -176,6 +185,7 @@ async def versions(chat: Chat) -> None:
     chat.app.driver.dispatch(s.Delta("r5.0", 5.2, "Another answer that was"))
     chat.app.driver.dispatch(s.Stopped(5.5))
     await chat.app.driver.settle()
+    await at_rest(chat)
     await chat.press("alt+up")
 
 
@@ -236,6 +246,7 @@ async def hints(chat: Chat) -> None:
 async def confirm(chat: Chat) -> None:
     await settled(chat)
     await chat.app.driver.settle()
+    await at_rest(chat)
     await chat.press("alt+up", "d")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from typing import ClassVar
 
 from textual.binding import Binding, BindingType
 from textual.widgets import Input
@@ -16,7 +17,7 @@ from rvllm_local.tui.screens.dialogs import Ask, Choice, Confirm, Pick
 class ChatsScreen(Pick):
     """Answers with the id of the chat to open, and of the message that was found: "chat" or "chat message"."""
 
-    BINDINGS: list[BindingType] = [  # noqa: RUF012
+    BINDINGS: ClassVar[list[BindingType]] = [
         Binding("ctrl+r", "rename", "Rename", id="chats.rename", priority=True),
         Binding("ctrl+d", "delete", "Delete", id="chats.delete", priority=True),
     ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from textual.binding import Binding, BindingType
 from textual.containers import Vertical
@@ -28,7 +28,7 @@ class Choice:
 class Dialog(ModalScreen[Any]):
     """A box in the middle; Esc closes it without an answer."""
 
-    BINDINGS: list[BindingType] = [Binding("escape", "close", "Close", id="dialog.close", priority=True)]  # noqa: RUF012
+    BINDINGS: ClassVar[list[BindingType]] = [Binding("escape", "close", "Close", id="dialog.close", priority=True)]
     TITLE_TEXT = ""
 
     def action_close(self) -> None:
@@ -39,7 +39,7 @@ class Dialog(ModalScreen[Any]):
 class Pick(Dialog):
     """A list that narrows as one types; the answer is the chosen row's value."""
 
-    BINDINGS: list[BindingType] = [  # noqa: RUF012
+    BINDINGS: ClassVar[list[BindingType]] = [
         Binding("down", "move(1)", "Down", id="dialog.down", priority=True, show=False),
         Binding("up", "move(-1)", "Up", id="dialog.up", priority=True, show=False),
     ]
@@ -132,7 +132,7 @@ class Ask(Dialog):
 class Confirm(Dialog):
     """A question to be answered with y or n."""
 
-    BINDINGS: list[BindingType] = [  # noqa: RUF012
+    BINDINGS: ClassVar[list[BindingType]] = [
         Binding("y,enter", "answer(True)", "Yes", id="dialog.yes", priority=True),
         Binding("n", "answer(False)", "No", id="dialog.no", priority=True),
     ]

@@ -13,7 +13,7 @@ class ModelsScreen(Pick):
     """Answers with the id of the chosen model."""
 
     def __init__(self, models: Sequence[ModelInfo], present: str) -> None:
-        choices = [Choice(one.id, f"{'● ' if one.id == present else '  '}{one.id}", model_note(one)) for one in models]
+        choices = [Choice(one.id, f"{'● ' if one.id == present else ''}{one.id}", model_note(one)) for one in models]
         note = "● is in use   Enter chooses   Esc closes" if models else "This server has named no models."
         super().__init__("Models", choices, note)
 
@@ -31,4 +31,4 @@ def model_note(model: ModelInfo) -> str:
         parts.append("to be fetched")
     if model.note:
         parts.append(model.note)
-    return "  ".join(parts)
+    return " · ".join(parts)

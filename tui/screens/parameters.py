@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 from textual.binding import Binding, BindingType
 from textual.containers import Horizontal, Vertical, VerticalScroll
@@ -19,7 +19,7 @@ from rvllm_local.tui.settings import PARAMETERS, parse_parameter
 class ParametersScreen(Dialog):
     """Answers with {"system": text, "params": {...}} and, where one was saved, {"preset": name}."""
 
-    BINDINGS: list[BindingType] = [  # noqa: RUF012
+    BINDINGS: ClassVar[list[BindingType]] = [
         Binding("ctrl+s", "save", "Use", id="parameters.save", priority=True),
         Binding("ctrl+p", "preset", "Presets", id="parameters.preset", priority=True),
         Binding("ctrl+o", "keep", "Keep as preset", id="parameters.keep", priority=True),
@@ -90,7 +90,7 @@ class ParametersScreen(Dialog):
         choices = [Choice(name, name, preset_note(values)) for name, values in self._presets.items()]
 
         def chosen(name: str | None) -> None:
-            if name in self._presets:
+            if name is not None and name in self._presets:
                 self.fill(self._presets[name])
 
         self.app.push_screen(Pick("Presets", choices, "Enter fills the fields   Esc closes"), chosen)

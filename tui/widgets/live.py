@@ -39,7 +39,7 @@ class LiveReply(Vertical):
         self._taken = 0  # characters of the text that were handed to the widgets
         self._tail = ""  # what the Markdown widget holds
         self._shown = Content("")
-        self.lock = asyncio.Lock()  # one update at a time: each awaits its widgets
+        self.showing = asyncio.Lock()  # one update at a time: each awaits its widgets
 
     def compose(self) -> Any:
         yield self._head
