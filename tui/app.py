@@ -137,6 +137,7 @@ class ChatApp(ChatActions, App[int]):
         if self.options.model and any(one.id == self.options.model for one in models):
             self.driver.dispatch(s.ChatChanged({"model": self.options.model}))
         self.driver.dispatch(s.LinkChanged(s.Link.READY))
+        self._look()
 
     def _loading(self, text: str) -> None:
         self.driver.dispatch(s.LinkChanged(s.Link.LOADING, clean_line(text)))

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from textual.widgets import Input, TextArea
 
 from rvllm_local.history import History
 from rvllm_local.history_types import Chat as KeptChat
@@ -77,6 +78,10 @@ async def at_rest(chat: Chat) -> None:
     """Until the screen has stayed the same for a while."""
     shown, same = "", 0
     while same < 4:
+        for kind in (Input, TextArea):
+            for field in chat.app.screen.query(kind):
+                field.cursor_blink = False
+                field._cursor_visible = True
         await asyncio.sleep(0.03)
         await chat.pilot.pause()
         same = same + 1 if snapshot(chat.app) == shown else 0
@@ -104,7 +109,7 @@ def still(tmp_path: Path) -> Callable[..., None]:
         async def main() -> None:
             path = tmp_path / "history.db"
             async with opened(None, path, size, server=StillServer(), clock=lambda: 2.5, **options) as chat:  # type: ignore[arg-type]
-                chat.app.composer.cursor_blink = False
+                await chat.until(lambda: chat.session.engine is not None)
                 await scene(chat)
                 await at_rest(chat)
                 check_snapshot(chat.app, name, tmp_path)

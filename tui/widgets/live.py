@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from textual.widgets import Markdown
     from textual.widgets.markdown import MarkdownStream
 
-SPLIT_AT = 3_000  # characters of growing Markdown before its settled part moves out
+SPLIT_AT = 1_200  # characters of growing Markdown before its settled part moves out
 PLAIN_AT = 16_000  # one block that grows beyond this is shown as plain text, its end alone
 PLAIN_TAIL = 2_000
 REASONING_TAIL = 600

@@ -17,7 +17,8 @@ from rvllm_local.tui.keymap import bindings
 from rvllm_local.tui.render import render_message
 from rvllm_local.tui.widgets.live import LiveReply
 
-WINDOW = 100  # messages that are mounted at first, and more each time the top is reached
+WINDOW = 60  # messages that are mounted at first, and more each time the top is reached
+MOUNTED = 120  # beyond this, the oldest are taken away while the view follows the end
 
 
 class MessageView(Static):
@@ -81,9 +82,17 @@ class Transcript(VerticalScroll, can_focus=True):
             self._views[message.id].show(message, siblings.get(message.id, (0, 1)))
         if fresh:
             self.mount(*fresh, before=self.live) if self.live is not None else self.mount(*fresh)
+        self._trim()
         self._welcome.display = not messages
         if self.selected not in self._views:
             self.selected = None
+
+    def _trim(self) -> None:
+        """Take the oldest views away where nobody is looking at them: layout and focus cost by the widget."""
+        if len(self._views) > MOUNTED and self.is_anchored and not self._anchor_released:
+            first = len(self._messages) - WINDOW
+            self._remove(self._messages[self._first : first])
+            self._first = first
 
     def _view(self, message: Message) -> MessageView:
         view = MessageView(message, self._siblings.get(message.id, (0, 1)))
