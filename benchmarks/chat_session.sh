@@ -39,7 +39,7 @@ keep() { screen > "$folder/$1.txt"; echo "ok  $1"; }
 
 start
 await "Ask anything"
-await "ctx" 1 2> /dev/null || true
+gone "looking for a server"
 say "/set max_tokens 400"
 await "in this chat"
 say "/set temperature 0"
@@ -54,12 +54,12 @@ sleep 4
 keys M-Up; sleep 0.3; keys '['; await "1/2"; keep 4-sibling
 keys Escape; sleep 0.5
 keys C-n; await "Ctrl+S opens"
-keys C-s; await "Chats"; tm send-keys -t chat -l "whale"; await "whale"; sleep 1; keep 5-search
+keys C-s; await "type to narrow"; tm send-keys -t chat -l "whale"; await "whale"; sleep 1; keep 5-search
 keys Enter; await "Go on."; keep 6-found
 if [ -n "$second" ]; then
     say "/model $second"; await "$second"; keep 7-model
 else
-    keys C-l; await "Models"; keep 7-model; keys Escape; gone "type to narrow"
+    keys C-l; await "type to narrow"; keep 7-model; keys Escape; gone "type to narrow"
 fi
 keys C-b; await "Blocks" 5 || true; keep 8-engine; keys C-b
 keys C-q; await "ended with 0"; keep 9-quit

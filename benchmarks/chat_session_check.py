@@ -18,7 +18,7 @@ EXPECTED = {
     "4-sibling": ("‹ 1/2 ›",),
     "5-search": ("Chats", "whale"),
     "6-found": ("Go on.",),
-    "7-model": (),
+    "7-model": ("Models",),
     "8-engine": ("Blocks",),
     "9-quit": ("ended with 0",),
     "10-reopened": ("Go on.",),
