@@ -12,8 +12,8 @@ from rvllm_local.history import History
 from rvllm_local.history_types import MessageState
 
 EXPECTED = {
-    "1-stopped": ("Tell me a long story", "■ stopped", "ctx"),
-    "2-continued": ("Go on.", "tok/s", "ttft"),
+    "1-stopped": ("Tell me a long story", "■ stopped"),
+    "2-continued": ("Go on.", "ctx", "tok/s", "ttft"),
     "3-branched": ("‹ 2/2 ›",),
     "4-sibling": ("‹ 1/2 ›",),
     "5-search": ("Chats", "whale"),

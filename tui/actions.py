@@ -133,7 +133,7 @@ class Actions(Base):
                 raise ParameterError("editor", f"{editor} ended with status {done.returncode}; the prompt is unchanged")
             return path.read_text(encoding="utf-8", errors="replace").rstrip("\n")
 
-    def action_file_attach_server(self, path: str = "") -> None:
+    def action_file_attach(self, path: str = "") -> None:
         """Name a file in the prompt."""
 
         def attach(path: str | None) -> None:

@@ -143,6 +143,7 @@ class Plain:
             case "/rename" if argument:
                 driver.dispatch(s.ChatChanged({"title": argument}))
             case "/chats":
+                await driver.settle()
                 self._chats(argument)
             case "/export" if argument:
                 await self._export(Path(argument).expanduser())
