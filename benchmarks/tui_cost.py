@@ -20,6 +20,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from rvllm_local.history_types import Message
 from rvllm_local.tui import state as s
 from rvllm_local.tui.app import ChatApp
+from rvllm_local.tui.driver import FLUSH_S
 from rvllm_local.tui.options import ChatOptions
 
 REPLY = "Some **bold** words and `code` in a reply.\n\n- one\n- two\n\n```python\nx = [1, 2]\n```\n\nAnd an end.\n"
@@ -110,11 +111,11 @@ async def stream_cost(seconds: float, rate: float) -> None:
         began, used, sent = time.perf_counter(), time.process_time(), 0
         while (now := time.perf_counter() - began) < seconds:
             due = int(now * rate)
-            if due > sent:  # the driver joins words to some twelve changes a second
+            if due > sent:  # the driver joins words to FLUSH_S
                 text = " ".join(words[at % len(words)] for at in range(sent, due)) + " "
                 app.driver.dispatch(s.Delta("r", now, text, num_chunks=due - sent))
                 sent = due
-            await asyncio.sleep(1 / 12)
+            await asyncio.sleep(FLUSH_S)
         share = (time.process_time() - used) / (time.perf_counter() - began)
         print(f"stream   {rate:.0f} tokens/s for {seconds:.0f} s take {share:6.1%} of one core   (limit 30 %)")
         await app.shut()

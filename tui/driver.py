@@ -20,7 +20,7 @@ from rvllm_local.tui import state as s
 from rvllm_local.tui.endpoint import Endpoint
 from rvllm_local.tui.session import reduce
 
-FLUSH_S = 1 / 12  # how often the words that came are handed on
+FLUSH_S = 1 / 8  # how often the words that came are handed on; painting costs by the flush
 _T = TypeVar("_T")
 Listener = Callable[[s.Session, s.Event], None]
 
@@ -241,7 +241,7 @@ def _copy(store: History, chat: Chat, messages: tuple[Message, ...]) -> None:
 
 
 class _Gathered:
-    """Words on their way to the session: the first at once, then twelve times a second."""
+    """Words on their way to the session: the first at once, then eight times a second."""
 
     def __init__(self, reply_id: str, driver: Driver) -> None:
         self.finish = "stop"

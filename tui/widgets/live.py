@@ -28,7 +28,7 @@ REASONING_TAIL = 600
 
 
 class LiveReply(Vertical):
-    """Shows a `Live`. `show` is called at most some twelve times a second."""
+    """Shows a `Live`. `show` is called at most some eight times a second."""
 
     def __init__(self) -> None:
         super().__init__(id="live")
