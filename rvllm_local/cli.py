@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import Sequence
 
+from rvllm_local.chat_command import add_arguments as chat_flags
 from rvllm_local.errors import DownloadError, EngineError, RvllmError
 
 _FAILED, _BAD_INPUT, _INTERRUPTED = 1, 2, 130
@@ -53,6 +54,8 @@ def _parser() -> argparse.ArgumentParser:
     plan.add_argument("--concurrency", type=int, metavar="M", help="requests at once (max_rows)")
     plan.add_argument("--json", action="store_true", help="print JSON")
     _add_engine_flags(plan)
+    chat = verbs.add_parser("chat", help="talk in the terminal")
+    chat_flags(chat)
     pull = verbs.add_parser("pull", help="fetch a model")
     pull.add_argument("model", help="catalogue name")
     verbs.add_parser("ls", help="list the models that have a name")
@@ -115,6 +118,12 @@ def _serve(arguments: argparse.Namespace) -> int:
     return serve(arguments)
 
 
+def _chat(arguments: argparse.Namespace) -> int:
+    from rvllm_local.chat_command import chat
+
+    return chat(arguments)
+
+
 def _pull(arguments: argparse.Namespace) -> int:
     from rvllm_local.commands import pull
 
@@ -133,7 +142,16 @@ def _config(_arguments: argparse.Namespace) -> int:
     return config()
 
 
-_VERBS = {"run": _run, "serve": _serve, "plan": _plan, "pull": _pull, "ls": _ls, "config": _config, "doctor": _doctor}
+_VERBS = {
+    "run": _run,
+    "chat": _chat,
+    "serve": _serve,
+    "plan": _plan,
+    "pull": _pull,
+    "ls": _ls,
+    "config": _config,
+    "doctor": _doctor,
+}
 
 if __name__ == "__main__":
     sys.exit(main())

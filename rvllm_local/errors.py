@@ -78,3 +78,11 @@ class EngineCrashedError(EngineError):
 
 class EngineClosedError(EngineError):
     """The engine was closed while the request was open."""
+
+
+class HistoryError(RvllmError):
+    """The chat history cannot be read or written; nothing that was saved before is lost."""
+
+
+class EndpointError(RvllmError):
+    """The server that answers the chat cannot be reached, refused, or broke off."""

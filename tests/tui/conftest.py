@@ -1,0 +1,103 @@
+"""A chat on a scripted server, in a terminal of fixed size, with everything that moves held still."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rvllm_local.tui.app import ChatApp
+from rvllm_local.tui.connect import Server
+from rvllm_local.tui.options import ChatOptions
+from rvllm_local.tui.state import Link
+from tests.tui.fake_endpoint import FakeEndpoint
+
+
+class Chat:
+    """An app under test: press keys, and wait for what must come."""
+
+    def __init__(self, app: ChatApp, pilot: Any, fake: FakeEndpoint) -> None:
+        self.app, self.pilot, self.fake = app, pilot, fake
+
+    @property
+    def session(self):
+        return self.app.driver.session
+
+    @property
+    def texts(self) -> list[str]:
+        return [message.text for message in self.session.messages]
+
+    async def until(self, condition: Callable[[], Any]) -> None:
+        async with asyncio.timeout(10):
+            while not condition():
+                await asyncio.sleep(0.01)
+        await self.pilot.pause()
+
+    async def press(self, *keys: str) -> None:
+        await self.pilot.press(*keys)
+
+    async def type(self, text: str) -> None:
+        self.app.composer.insert(text)
+        await self.pilot.pause()
+
+    async def say(self, text: str) -> None:
+        """Send a prompt and wait for the whole reply."""
+        await self.type(text)
+        await self.press("enter")
+        await self.until(lambda: self.session.live is None and not self.app.composer.text)
+        await self.app.driver.settle()
+
+    async def told(self, words: str) -> None:
+        await self.until(lambda: any(words in str(one.message) for one in self.app._notifications))
+
+    def screen(self) -> str:
+        """What the terminal shows, as text."""
+        from tests.tui.screens import screen_text
+
+        return screen_text(self.app)
+
+
+@asynccontextmanager
+async def opened(
+    fake: FakeEndpoint,
+    history: Path | None = None,
+    size: tuple[int, int] = (80, 24),
+    ready: bool = True,
+    server: Any = None,
+    clock: Callable[[], float] | None = None,
+    **options: Any,
+) -> AsyncIterator[Chat]:
+    app = ChatApp(ChatOptions(history=history, **options), server or Server(fake.url, None), clock or time.monotonic)
+    app.animation_level = "none"
+    async with app.run_test(size=size, notifications=True) as pilot:
+        chat = Chat(app, pilot, fake)
+        if ready:
+            await chat.until(lambda: chat.session.link is Link.READY)
+        try:
+            yield chat
+        finally:
+            if app.is_running:
+                await app.shut()
+
+
+@pytest.fixture
+def play(tmp_path: Path) -> Callable[..., None]:
+    """Run an async scenario on an open chat: `play(scenario, fake=..., size=...)`."""
+
+    def run(
+        scenario: Callable[[Chat], Any], fake: FakeEndpoint | None = None, keep: bool = True, **options: Any
+    ) -> None:
+        async def main() -> None:
+            path = tmp_path / "history.db" if keep else None
+            async with opened(fake or FakeEndpoint(), path, **options) as chat:
+                await scenario(chat)
+
+        with (fake := fake or FakeEndpoint()):
+            asyncio.run(main())
+
+    return run

@@ -1,0 +1,617 @@
+"""The app as a person meets it: writing, streaming, stopping, and every key."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from rvllm_local.history import History
+from rvllm_local.tui.commands import COMMANDS
+from rvllm_local.tui.screens.chats import ChatsScreen
+from rvllm_local.tui.screens.dialogs import Ask, Confirm, Pick
+from rvllm_local.tui.screens.help import HelpScreen
+from rvllm_local.tui.screens.models import ModelsScreen
+from rvllm_local.tui.screens.parameters import ParametersScreen
+from rvllm_local.tui.settings import ChatSettings
+from tests.tui.fake_endpoint import FakeEndpoint
+
+
+def dialog(chat, kind):
+    return lambda: isinstance(chat.app.screen, kind)
+
+
+def test_a_prompt_is_answered(play) -> None:
+    async def scenario(chat) -> None:
+        await chat.say("hi")
+        assert chat.texts == ["hi", "Hello there."]
+        assert "Hello there." in chat.screen()
+        assert "small  ctx 14/32.8k  cached 8" in chat.screen()
+
+    play(scenario)
+
+
+def test_words_show_while_they_come_and_escape_keeps_them(play) -> None:
+    async def scenario(chat) -> None:
+        await chat.type("hi")
+        await chat.press("enter")
+        await chat.until(lambda: "first words" in chat.screen())
+        assert chat.session.live is not None
+        await chat.press("escape")
+        await chat.until(lambda: chat.session.live is None)
+        assert chat.texts == ["hi", "The first words"]
+        assert "■ stopped" in chat.screen()
+        await chat.say("go on")
+        assert chat.fake.requests[-1]["messages"][1]["content"] == "The first words"
+
+    play(scenario, FakeEndpoint({"hi": ["The first words", "hold"]}))
+
+
+def test_escape_before_the_first_word_returns_the_prompt(play) -> None:
+    async def scenario(chat) -> None:
+        await chat.type("hi")
+        await chat.press("enter")
+        await chat.until(chat.fake.holding.is_set)
+        await chat.until(lambda: "waiting for the first word" in chat.screen())
+        await chat.press("escape")
+        await chat.until(lambda: chat.app.composer.text == "hi")
+        assert chat.texts == []
+
+    play(scenario, FakeEndpoint({"hi": ["hold"]}))
+
+
+@pytest.mark.parametrize("key", ["ctrl+j", "shift+enter", "alt+enter"])
+def test_a_new_line_is_not_sent(play, key: str) -> None:
+    async def scenario(chat) -> None:
+        await chat.press("a", key, "b")
+        assert chat.app.composer.text == "a\nb"
+        assert chat.texts == []
+
+    play(scenario)
+
+
+def test_a_second_prompt_waits_in_the_composer(play) -> None:
+    async def scenario(chat) -> None:
+        await chat.type("hi")
+        await chat.press("enter")
+        await chat.until(lambda: chat.session.live and chat.session.live.text)
+        await chat.type("more")
+        await chat.press("enter")
+        await chat.told("Esc stops it")
+        assert chat.app.composer.text == "more"
+
+    play(scenario, FakeEndpoint({"hi": ["x", "hold"]}))
+
+
+def test_up_recalls_the_last_prompt(play) -> None:
+    async def scenario(chat) -> None:
+        await chat.say("hi")
+        await chat.press("up")
+        assert chat.app.composer.text == "hi"
+        await chat.press("up")
+        assert chat.app.composer.text == "hi"
+
+    play(scenario)
+
+
+def test_ctrl_c_copies_then_stops_then_quits(play) -> None:
+    async def scenario(chat) -> None:
+        await chat.type("copy me")
+        chat.app.composer.select_all()
+        await chat.press("ctrl+c")
+        assert chat.app.clipboard == "copy me"
+        chat.app.composer.load_text("hi")
+        await chat.press("enter")
+        await chat.until(lambda: chat.session.live and chat.session.live.text)
+        await chat.press("ctrl+c")
+        await chat.until(lambda: chat.session.live is None)
+        await chat.press("ctrl+c")
+        await chat.told("again to quit")
+        assert chat.app.is_running
+        await chat.press("ctrl+c")
+        await chat.until(lambda: not chat.app.is_running)
+        assert chat.app.return_value == 0
+
+    play(scenario, FakeEndpoint({"hi": ["x", "hold"]}))
+
+
+def test_ctrl_q_quits(play) -> None:
+    async def scenario(chat) -> None:
+        await chat.press("ctrl+q")
+        await chat.until(lambda: not chat.app.is_running)
+
+    play(scenario)
+
+
+def test_walking_messages_and_what_their_keys_do(play) -> None:
+    async def scenario(chat) -> None:
+        await chat.say("hi")
+        await chat.press("alt+up")
+        assert chat.app.transcript.chosen.role == "assistant"
+        await chat.press("c")
+        assert chat.app.clipboard == "Look:\n\n```py\nx = 1\n```"
+        await chat.press("C")
+        assert chat.app.clipboard == "x = 1"
+        await chat.press("r")
+        await chat.until(lambda: chat.session.siblings.get(chat.session.messages[-1].id) == (1, 2))
+        await chat.press("alt+up", "left_square_bracket")
+        await chat.until(lambda: chat.session.siblings[chat.session.messages[-1].id] == (0, 2))
+        await chat.until(lambda: "‹ 1/2 ›" in chat.screen())
+        await chat.press("right_square_bracket")
+        await chat.until(lambda: "‹ 2/2 ›" in chat.screen())
+        await chat.press("alt+down")
+        assert chat.app.composer.has_focus
+
+    play(scenario, FakeEndpoint({"hi": ["Look:\n\n```py\nx = 1\n```"]}))
+
+
+def test_editing_makes_a_branch(play) -> None:
+    async def scenario(chat) -> None:
+        await chat.say("hi")
+        await chat.press("alt+up", "alt+up", "e")
+        assert chat.app.composer.text == "hi"
+        chat.app.composer.load_text("ho")
+        await chat.press("enter")
+        await chat.until(lambda: chat.texts[:1] == ["ho"] and chat.session.live is None)
+        await chat.until(lambda: "‹ 2/2 ›" in chat.screen())
+
+    play(scenario)
+
+
+def test_branching_and_deleting(play) -> None:
+    async def scenario(chat) -> None:
+        await chat.say("hi")
+        await chat.say("more")
+        first = chat.session.chat.id
+        await chat.press("alt+up", "alt+up", "alt+up", "b")
+        await chat.until(lambda: chat.session.chat.id != first)
+        assert chat.texts == ["hi", "Hello there."]
+        await chat.press("alt+up", "d")
+        await chat.until(dialog(chat, Confirm))
+        await chat.press("n")
+        assert len(chat.texts) == 2
+        await chat.press("d")
+        await chat.until(dialog(chat, Confirm))
+        await chat.press("y")
+        await chat.until(lambda: chat.texts == ["hi"])
+
+    play(scenario)
+
+
+def test_reasoning_is_folded_and_can_be_shown(play) -> None:
+    async def scenario(chat) -> None:
+        await chat.type("hi")
+        await chat.press("enter")
+        await chat.until(lambda: "secret thoughts" in chat.screen())
+        chat.fake.release.set()
+        await chat.until(lambda: chat.session.live is None)
+        await chat.until(lambda: "▸ thought for" in chat.screen())
+        assert "secret thoughts" not in chat.screen()
+        await chat.press("alt+up", "t")
+        await chat.until(lambda: "secret thoughts" in chat.screen())
+
+    play(scenario, FakeEndpoint({"hi": [{"reasoning_content": "secret thoughts"}, "hold", "Answer"]}))
+
+
+def test_tool_calls_are_shown(play) -> None:
+    async def scenario(chat) -> None:
+        await chat.say("hi")
+        assert '⚙ clock({"zone": "[/x]"})' in chat.screen()
+
+    call = {"tool_calls": [{"function": {"name": "clock", "arguments": '{"zone": "[/x]"}'}}]}
+    play(scenario, FakeEndpoint({"hi": [call]}))
+
+
+def test_prefill_shows_a_bar(play) -> None:
+    async def scenario(chat) -> None:
+        await chat.type("hi")
+        await chat.press("enter")
+        await chat.until(lambda: "reading" in chat.screen())
+        assert "25% of 8k tokens" in chat.screen()
+
+    fake = FakeEndpoint({"hi": ["hold"]})
+    fake.engine["requests"] = [{"request_id": "1", "state": "prefill", "prompt_tokens": 8000, "computed_tokens": 2000}]
+    play(scenario, fake)
+
+
+def test_chats_are_found_opened_renamed_and_deleted(play) -> None:
+    async def scenario(chat) -> None:
+        await chat.say("about whales")
+        await chat.press("ctrl+n")
+        assert chat.texts == []
+        await chat.say("about krill")
+        await chat.press("ctrl+s")
+        await chat.until(dialog(chat, ChatsScreen))
+        await chat.press(*"whal", "enter")
+        await chat.until(lambda: chat.texts[:1] == ["about whales"])
+        await chat.press("ctrl+s")
+        await chat.until(dialog(chat, ChatsScreen))
+        await chat.press("down", "ctrl+r")
+        await chat.until(dialog(chat, Ask))
+        await chat.press("!", "enter")
+        await chat.until(lambda: any("!" in one.title for one in chat.app.driver.history.chats()))
+        await chat.press("ctrl+d")
+        await chat.until(dialog(chat, Confirm))
+        await chat.press("y")
+        await chat.until(lambda: len(chat.app.driver.history.chats()) == 1)
+        await chat.press("escape")
+        await chat.until(lambda: len(chat.app.screen_stack) == 1)
+
+    play(scenario)
+
+
+def test_choosing_a_model(play) -> None:
+    async def scenario(chat) -> None:
+        await chat.press("ctrl+l")
+        await chat.until(dialog(chat, ModelsScreen))
+        assert "ctx 131k" in chat.screen()
+        await chat.press(*"large", "enter")
+        await chat.until(lambda: chat.session.model == "large")
+        await chat.say("/model small")
+        await chat.until(lambda: chat.session.model == "small")
+        await chat.say("/model none")
+        await chat.told("no model none")
+
+    play(scenario)
+
+
+def test_parameters_and_presets(play) -> None:
+    async def scenario(chat) -> None:
+        await chat.press("ctrl+t")
+        await chat.until(dialog(chat, ParametersScreen))
+        await chat.press(*"Brief", "tab", *"x", "ctrl+s")
+        await chat.until(lambda: "temperature must be a number" in chat.screen())
+        await chat.press("backspace", *"0.2", "ctrl+o")
+        await chat.until(dialog(chat, Ask))
+        await chat.press(*"calm", "enter")
+        await chat.until(lambda: chat.session.chat.params == {"temperature": 0.2})
+        assert chat.session.chat.system == "Brief"
+        await chat.until(lambda: chat.app.driver.history.setting("presets"))
+        await chat.press("ctrl+n")
+        await chat.say("/preset calm")
+        await chat.until(lambda: chat.session.chat.system == "Brief")
+        await chat.say("hi")
+        assert chat.fake.requests[-1]["temperature"] == 0.2
+        await chat.say("/set seed 7")
+        await chat.say("/set temperature default")
+        await chat.until(lambda: chat.session.chat.params == {"seed": 7})
+        await chat.say("/set top_p 7")
+        await chat.told("top_p must be in")
+
+    play(scenario)
+
+
+def test_a_preset_fills_the_fields(play) -> None:
+    async def scenario(chat) -> None:
+        await chat.press("ctrl+t")
+        await chat.until(dialog(chat, ParametersScreen))
+        await chat.press("ctrl+p")
+        await chat.until(dialog(chat, Pick))
+        await chat.press("enter")
+        await chat.until(dialog(chat, ParametersScreen))
+        await chat.press("ctrl+s")
+        await chat.until(lambda: chat.session.chat.params == {"top_k": 4})
+
+    play(scenario, settings=ChatSettings(presets={"few": {"top_k": 4}}))
+
+
+def test_help_lists_every_key(play) -> None:
+    async def scenario(chat) -> None:
+        await chat.press("f1")
+        await chat.until(dialog(chat, HelpScreen))
+        await chat.until(lambda: "Ctrl+N" in chat.screen())
+        await chat.press("escape")
+        await chat.until(lambda: len(chat.app.screen_stack) == 1)
+
+    play(scenario, size=(90, 50))
+
+
+def test_the_palette_runs_a_command(play) -> None:
+    async def scenario(chat) -> None:
+        await chat.say("hi")
+        await chat.press("ctrl+p")
+        await chat.until(lambda: len(chat.app.screen_stack) == 2)
+        await chat.press(*"new chat")
+        await chat.until(lambda: "New chat" in chat.screen())
+        await chat.press("enter")
+        await chat.until(lambda: chat.texts == [])
+
+    play(scenario)
+
+
+def test_find_goes_from_the_newest_back(play) -> None:
+    async def scenario(chat) -> None:
+        await chat.say("whale one")
+        await chat.say("whale two")
+        await chat.press("ctrl+f", *"whale", "enter")
+        assert chat.app.transcript.chosen.text == "whale two"
+        await chat.press("enter")
+        assert chat.app.transcript.chosen.text == "whale one"
+        await chat.press("escape")
+        assert chat.app.composer.has_focus
+        await chat.say("/find krill")
+        await chat.told("not found")
+
+    play(scenario)
+
+
+def test_the_engine_panel(play) -> None:
+    async def scenario(chat) -> None:
+        await chat.press("ctrl+b")
+        await chat.until(lambda: "spilled 3" in chat.screen())
+        for part in ("Blocks", "██", "0 running, 0 waiting", "prefix hit tokens", "kv arena"):
+            assert part in chat.screen()
+        await chat.press("ctrl+b")
+        await chat.until(lambda: "spilled 3" not in chat.screen())
+
+    play(scenario, size=(110, 30))
+
+
+def test_scrolling_stops_following_and_end_resumes(play) -> None:
+    async def scenario(chat) -> None:
+        await chat.say("hi")
+        transcript = chat.app.transcript
+        await chat.until(lambda: transcript.max_scroll_y > 30 and transcript.scroll_y == transcript.max_scroll_y)
+        await chat.press("pageup")
+        assert transcript.scroll_y < transcript.max_scroll_y
+        await chat.press("pagedown")
+        await chat.press("pageup", "ctrl+end")
+        await chat.until(lambda: transcript.scroll_y == transcript.max_scroll_y)
+        await chat.press("alt+up", "pageup", "end")
+        await chat.until(lambda: transcript.scroll_y == transcript.max_scroll_y)
+
+    play(scenario, FakeEndpoint({"hi": ["line\n\n" * 60]}))
+
+
+def test_the_editor(play, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from contextlib import nullcontext
+
+    async def scenario(chat) -> None:
+        monkeypatch.setattr(type(chat.app), "suspend", lambda self: nullcontext())
+        await chat.type("draft")
+        await chat.press("ctrl+g")
+        await chat.until(lambda: chat.app.composer.text == "draft and more")
+        monkeypatch.setenv("VISUAL", "false")
+        await chat.press("ctrl+g")
+        await chat.told("ended with status 1")
+        assert chat.app.composer.text == "draft and more"
+
+    editor = tmp_path / "editor"
+    editor.write_text('#!/bin/sh\nprintf " and more" >> "$1"\n')
+    editor.chmod(0o755)
+    monkeypatch.setenv("VISUAL", str(editor))
+    play(scenario)
+
+
+def test_attaching_files(play, tmp_path: Path) -> None:
+    async def scenario(chat) -> None:
+        await chat.type(f"/attach {file}")
+        await chat.press("enter")
+        await chat.until(lambda: chat.app.composer.text.startswith("@"))
+        await chat.press("enter")
+        await chat.until(lambda: chat.session.messages and chat.session.live is None)
+        assert "a note.txt:\n```txt\nsecret = 1\n```" in chat.texts[0]
+        big.write_bytes(b"x" * 300_000)
+        await chat.type(f"@{big}")
+        await chat.press("enter")
+        await chat.told("at most 262,144")
+        assert chat.app.composer.text == f"@{big}"
+
+    file, big = tmp_path / "a note.txt", tmp_path / "big.txt"
+    file.write_text("secret = 1\n")
+    play(scenario)
+
+
+def test_themes_are_remembered(play, tmp_path: Path) -> None:
+    async def scenario(chat) -> None:
+        for name in ("light", "high-contrast", "terminal", "terminal-light", "dark"):
+            await chat.say(f"/theme {name}")
+        await chat.until(lambda: chat.app.theme == "dark")
+        await chat.say("/theme pink")
+        await chat.told("no theme pink")
+        await chat.say("/theme")
+        await chat.until(dialog(chat, Pick))
+        await chat.press(*"light", "enter")
+        await chat.until(lambda: chat.app.driver.history.setting("theme") == "light")
+
+    async def again(chat) -> None:
+        await chat.until(lambda: chat.app.theme == "light")
+
+    play(scenario)
+    play(again)
+
+
+def test_export_and_import(play, tmp_path: Path) -> None:
+    async def scenario(chat) -> None:
+        await chat.say("hi")
+        await chat.say(f"/export {tmp_path}/out.json")
+        await chat.told("exported")
+        assert json.loads((tmp_path / "out.json").read_text())["messages"][0]["content"] == "hi"
+        await chat.say(f"/export {tmp_path}/out.json")
+        await chat.told("exists")
+        await chat.say(f"/export {tmp_path}/out.pdf")
+        await chat.told("must end in")
+        await chat.say("/export")
+        await chat.until(dialog(chat, Ask))
+        await chat.press("escape")
+        first = chat.session.chat.id
+        await chat.say(f"/import {tmp_path}/out.json")
+        await chat.until(lambda: chat.session.chat.id != first)
+        assert chat.texts == ["hi", "Hello there."]
+        await chat.say(f"/import {tmp_path}/none.json")
+        await chat.told("No such file")
+
+    play(scenario)
+
+
+def test_rename_system_delete_and_temporary(play) -> None:
+    async def scenario(chat) -> None:
+        await chat.say("hi")
+        await chat.say("/rename A talk")
+        await chat.say("/system Be brief.")
+        await chat.until(lambda: chat.session.chat.system == "Be brief.")
+        assert chat.session.chat.title == "A talk"
+        await chat.say("/rename")
+        await chat.until(dialog(chat, Ask))
+        await chat.press("escape")
+        await chat.say("/delete")
+        await chat.until(dialog(chat, Confirm))
+        await chat.press("y")
+        await chat.until(lambda: chat.texts == [])
+        await chat.say("/temporary")
+        await chat.until(lambda: "not kept" in chat.screen())
+        await chat.say("secret")
+        assert chat.app.driver.history.chats() == []
+
+    play(scenario)
+
+
+def test_slash_commands_are_hinted_and_unknown_ones_named(play) -> None:
+    async def scenario(chat) -> None:
+        await chat.press("slash", "e", "x")
+        await chat.until(lambda: "/export [path]" in chat.screen())
+        await chat.say("") if not chat.app.composer.text else chat.app.composer.load_text("")
+        await chat.type("/exprt")
+        await chat.press("enter")
+        await chat.told("did you mean /export?")
+        chat.app.composer.load_text("")
+        await chat.say("//literally")
+        assert chat.texts[0] == "/literally"
+        await chat.say("/regenerate")
+        await chat.until(lambda: len(chat.fake.requests) == 2 and chat.session.live is None)
+        for slash in ("/copy", "/copycode", "/stop", "/help"):
+            await chat.say(slash)
+        await chat.until(dialog(chat, HelpScreen))
+
+    play(scenario)
+
+
+def test_keys_can_be_remapped(play) -> None:
+    async def scenario(chat) -> None:
+        await chat.say("hi")
+        await chat.press("ctrl+n")
+        assert chat.texts
+        await chat.press("f9")
+        await chat.until(lambda: chat.texts == [])
+
+    play(scenario, settings=ChatSettings(keys={"chat.new": "f9"}))
+
+
+def test_no_server(play) -> None:
+    from rvllm_local.tui.connect import Server
+
+    async def scenario(chat) -> None:
+        await chat.told("no server answers")
+        await chat.type("hi")
+        await chat.press("enter")
+        await chat.told("not sent")
+        assert chat.app.composer.text == "hi"
+        chat.app.server.url = chat.fake.url
+        chat.app.composer.load_text("/retry")
+        await chat.press("enter")
+        await chat.until(lambda: chat.session.link == "ready")
+        await chat.say("hi")
+        assert chat.texts[-1] == "Hello there."
+
+    play(scenario, ready=False, server=Server("http://127.0.0.1:9", None))
+
+
+def test_a_server_that_dies_in_mid_reply(play) -> None:
+    async def scenario(chat) -> None:
+        await chat.say("hi")
+        await chat.until(lambda: "✗ the server closed the connection" in chat.screen())
+        assert chat.texts == ["hi", "half"]
+        await chat.press("alt+up", "r")
+        await chat.until(lambda: len(chat.fake.requests) == 2)
+
+    play(scenario, FakeEndpoint({"hi": ["half", "cut"]}))
+
+
+def test_a_newer_history_is_read_only(play, tmp_path: Path) -> None:
+    import sqlite3
+
+    History(tmp_path / "history.db").close()
+    db = sqlite3.connect(tmp_path / "history.db")
+    db.execute("PRAGMA user_version = 99")
+    db.close()
+
+    async def scenario(chat) -> None:
+        await chat.told("newer version")
+        await chat.say("hi")
+        assert chat.texts[-1] == "Hello there."
+        assert "not kept" in chat.screen()
+
+    play(scenario)
+
+
+def test_a_history_that_is_none(play, tmp_path: Path) -> None:
+    (tmp_path / "history.db").write_text("no database at all" * 100)
+
+    async def scenario(chat) -> None:
+        await chat.told("not kept this time")
+        await chat.say("hi")
+        assert chat.texts[-1] == "Hello there."
+        await chat.press("ctrl+s")
+        await chat.told("no history")
+
+    play(scenario)
+
+
+@pytest.mark.parametrize("size", [(40, 10), (20, 5), (200, 60)])
+def test_any_size_of_terminal(play, size) -> None:
+    async def scenario(chat) -> None:
+        await chat.say("hi")
+        for key in ("ctrl+b", "ctrl+b", "ctrl+s", "escape", "ctrl+l", "escape", "ctrl+t", "escape", "f1", "escape"):
+            await chat.press(key)
+        await chat.until(lambda: len(chat.app.screen_stack) == 1)
+        assert chat.texts[-1] == "Hello there."
+        await chat.pilot.resize_terminal(80, 24)
+        await chat.until(lambda: "Hello there." in chat.screen())
+
+    play(scenario, size=size)
+
+
+def test_a_long_paste_is_refused_and_controls_are_dropped(play) -> None:
+    from textual import events
+
+    async def scenario(chat) -> None:
+        chat.app.composer.post_message(events.Paste("a\x1b[31m\r\nb"))
+        await chat.until(lambda: chat.app.composer.text == "a[31m\nb")
+        chat.app.composer.post_message(events.Paste("x" * 2_000_000))
+        await chat.told("too many to paste")
+
+    play(scenario)
+
+
+def test_a_thousand_messages(play, tmp_path: Path) -> None:
+    from rvllm_local.history_types import Chat, Message
+
+    history = History(tmp_path / "history.db")
+    history.add_chat(Chat("c", "Long"))
+    with history._write() as db:
+        db.executemany(
+            "INSERT INTO message VALUES (?,?,'c',?,?,?,'','[]','done','','{}',0)",
+            [
+                (at + 1, f"m{at}", f"m{at - 1}" if at else None, ("user", "assistant")[at % 2], f"text {at}")
+                for at in range(1000)
+            ],
+        )
+        db.execute("UPDATE chat SET head_id = 'm999'")
+    assert isinstance(history.message("m0"), Message)
+    history.close()
+
+    async def scenario(chat) -> None:
+        await chat.until(lambda: "text 999" in chat.screen())
+        assert len(chat.app.transcript.children) < 150
+        await chat.say("/find text 500")
+        await chat.until(lambda: "text 500" in chat.screen())
+
+    play(scenario, resume="last")
+
+
+def test_every_command_has_an_action(play) -> None:
+    from rvllm_local.tui.app import ChatApp
+
+    for command in COMMANDS:
+        assert callable(getattr(ChatApp, f"action_{command.action}", None)), command.id

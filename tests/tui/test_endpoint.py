@@ -1,0 +1,152 @@
+"""The way to a server: what comes is read right, and everything that goes wrong is one plain sentence."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from rvllm_local.errors import EndpointError
+from rvllm_local.history_types import ToolCall
+from rvllm_local.tui.endpoint import Endpoint
+from tests.tui.fake_endpoint import FakeEndpoint
+
+PROMPT = ({"role": "user", "content": "hi"},)
+
+
+def ask(fake: FakeEndpoint, params: dict[str, Any] | None = None) -> list[dict[str, Any]]:
+    async def run() -> list[dict[str, Any]]:
+        endpoint = Endpoint(fake.url)
+        try:
+            return [dict(part) async for part in endpoint.chat("small", PROMPT, params or {})]
+        finally:
+            await endpoint.close()
+
+    return asyncio.run(run())
+
+
+def fetch(url: str, name: str) -> Any:
+    async def run() -> Any:
+        endpoint = Endpoint(url)
+        try:
+            return await getattr(endpoint, name)()
+        finally:
+            await endpoint.close()
+
+    return asyncio.run(run())
+
+
+def test_a_reply_comes_in_parts() -> None:
+    with FakeEndpoint({"hi": [{"reasoning_content": "hm"}, "Hel", "lo"]}) as fake:
+        parts = ask(fake, {"temperature": 0.5, "seed": None})
+    assert parts[:3] == [{"reasoning": "hm"}, {"text": "Hel"}, {"text": "lo"}]
+    assert {"usage": (12, 3, 8)} in parts
+    assert parts[-1] == {"finish": "stop"}
+    assert fake.requests[0]["temperature"] == 0.5
+    assert "seed" not in fake.requests[0]
+
+
+def test_tool_calls_are_read() -> None:
+    calls = [
+        {"tool_calls": [{"index": 0, "id": "1", "function": {"name": "clock", "arguments": ""}}]},
+        {"tool_calls": [{"index": 0, "function": {"arguments": "{}"}}]},
+    ]
+    with FakeEndpoint({"hi": calls}) as fake:
+        parts = ask(fake)
+    assert [part["tool_calls"] for part in parts[:2]] == [(ToolCall("clock", "", "1"),), (ToolCall("", "{}"),)]
+
+
+@pytest.mark.parametrize(
+    ("steps", "told"),
+    [
+        (["a", "cut"], "closed the connection in the middle"),
+        (["a", {"error": {"message": "engine\ncrashed"}}], "the server says: engine crashed"),
+        ([b"data: {not json}\n\n"], "cannot be read"),
+        ([b"data: 3\n\n"], "no object"),
+        ([("status", 400, {"error": {"message": "no such model"}})], "no such model"),
+        ([("status", 401, {})], "RVLLM_API_KEY"),
+        ([("status", 503, [])], "not ready"),
+    ],
+)
+def test_what_goes_wrong_is_one_sentence(steps: list[Any], told: str) -> None:
+    with FakeEndpoint({"hi": steps}) as fake, pytest.raises(EndpointError, match=told) as caught:
+        ask(fake)
+    assert "\n" not in str(caught.value)
+
+
+def test_parts_that_lie_are_left_out() -> None:
+    lies = [
+        {"choices": 3},
+        {"choices": [{"delta": [], "finish_reason": 3}]},
+        {"content": ["x"], "tool_calls": [3, {"function": 3}]},
+        {"choices": [], "usage": {"prompt_tokens": "many", "completion_tokens": True}},
+        b": comment\n\ndata:\n\n"[:11],
+        "end",
+    ]
+    with FakeEndpoint({"hi": lies}) as fake:
+        texts = [part["text"] for part in ask(fake) if "text" in part]
+    assert texts == ["end"]
+
+
+def test_separators_within_a_text_do_not_split_it() -> None:
+    raw = 'data: {"choices": [{"delta": {"content": "a\u2028b\u0085c"}}]}\r\n\r\n'.encode()
+    with FakeEndpoint({"hi": [raw]}) as fake:
+        assert ask(fake)[0]["text"] == "a\u2028b\u0085c"
+
+
+def test_nobody_there() -> None:
+    with pytest.raises(EndpointError, match=r"no server answers at http://127\.0\.0\.1:9"):
+        fetch("127.0.0.1:9", "models")
+
+
+@pytest.mark.parametrize("url", ["ftp://x", "http://", "http://x:0", "http://x:99999", "http://[::1"])
+def test_what_is_no_url_is_refused(url: str) -> None:
+    with pytest.raises(EndpointError, match="is no endpoint"):
+        Endpoint(url)
+
+
+def test_models_health_and_engine() -> None:
+    with FakeEndpoint() as fake:
+        small, large = fetch(fake.url + "/v1/", "models")
+        assert (small.id, small.context_length, large.context_length) == ("small", 32768, 131072)
+        assert fetch(fake.url, "health") == (True, "ok")
+        view = fetch(fake.url, "engine")
+        assert (view.blocks["spilled"], len(view.block_map), view.memory["weights"]) == (3, 32, 4_400_000_000)
+        fake.engine = {"blocks": 3, "block_map": 4, "requests": [3], "stats": [], "memory": None}
+        assert fetch(fake.url, "engine").block_map == ""
+        fake.models = "none"  # type: ignore[assignment]
+        with pytest.raises(EndpointError, match="OpenAI-style"):
+            fetch(fake.url, "models")
+
+
+@pytest.mark.parametrize(
+    ("url", "environ", "sent"),
+    [
+        ("http://127.0.0.1:1", {"OPENAI_API_KEY": "cloud"}, None),
+        ("http://127.0.0.1:1", {"RVLLM_API_KEY": "own"}, "Bearer own"),
+        ("https://example.org", {"OPENAI_API_KEY": "cloud"}, "Bearer cloud"),
+        ("https://example.org", {"OPENAI_API_KEY": "cloud", "RVLLM_API_KEY": "own"}, "Bearer own"),
+    ],
+)
+def test_keys_go_where_they_belong(
+    url: str, environ: dict[str, str], sent: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("OPENAI_API_KEY", "RVLLM_API_KEY"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environ.items():
+        monkeypatch.setenv(name, value)
+    assert Endpoint(url)._client.headers.get("Authorization") == sent
+
+
+def test_leaving_the_stream_cancels_the_request() -> None:
+    async def run(fake: FakeEndpoint) -> None:
+        endpoint = Endpoint(fake.url)
+        stream = endpoint.chat("small", PROMPT, {})
+        assert (await anext(stream))["text"] == "one"
+        await stream.aclose()
+        await endpoint.close()
+
+    with FakeEndpoint({"hi": ["one", "hold", "two"]}) as fake:
+        asyncio.run(run(fake))
+        assert fake.disconnected.wait(5)

@@ -1,0 +1,118 @@
+"""The plain mode: pipes, scripts, screen readers."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from rvllm_local.history import History
+from rvllm_local.tui.connect import Server
+from rvllm_local.tui.options import ChatOptions
+from rvllm_local.tui.plain import Plain
+from tests.tui.fake_endpoint import FakeEndpoint
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def rvllm_chat(*arguments: str, stdin: str, **environ: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "rvllm_local.cli", "chat", *arguments]
+    return subprocess.run(
+        command, input=stdin, capture_output=True, text=True, check=False, env={**os.environ, **environ}
+    )
+
+
+def talk(fake: FakeEndpoint, typed: str, history: Path | None, out: io.StringIO | None = None) -> tuple[int, str, str]:
+    """A person at a terminal who types these lines."""
+    out, err = out or Terminal(), io.StringIO()
+    plain = Plain(ChatOptions(history), Server(fake.url, None), Terminal(typed), out, err)
+    return asyncio.run(plain.run()), out.getvalue(), err.getvalue()
+
+
+def test_a_pipe_gets_the_reply_and_nothing_else(tmp_path: Path) -> None:
+    with FakeEndpoint({"why?\n": ["Because\x1b[2J ", "so."]}) as fake:
+        done = rvllm_chat("--plain", "--endpoint", fake.url, stdin="why?\n", RVLLM_HISTORY=str(tmp_path / "h.db"))
+    assert (done.returncode, done.stdout, done.stderr) == (0, "Because␛[2J so.\n", "")
+    history = History(tmp_path / "h.db")
+    assert [message.text for message in history.thread(history.chats()[0].id)] == ["why?\n", "Because\x1b[2J so."]
+    history.close()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "stdin", "status", "told"),
+    [
+        (["--endpoint", "127.0.0.1:9"], "hi", 1, "no server answers"),
+        (["--endpoint", "ftp://x"], "hi", 1, "is no endpoint"),
+        (["--theme", "pink"], "hi", 2, "no theme 'pink'"),
+    ],
+)
+def test_what_goes_wrong_is_one_line(tmp_path: Path, arguments: list[str], stdin: str, status: int, told: str) -> None:
+    done = rvllm_chat(*arguments, stdin=stdin, RVLLM_HISTORY=str(tmp_path / "h.db"))
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (status, "", 1)
+    assert told in done.stderr
+
+
+def test_a_conversation_in_lines(tmp_path: Path) -> None:
+    typed = (
+        "hi\n/set temperature 0.1\n/system Be brief.\nmore\n/regenerate\n/rename Talk\n/chats\n/chats hello\n"
+        f"/open 1\n/model\n/model large\n/export {tmp_path}/x.md\n/new\n/temporary\n/help\n/find x\n/nonsense\n/open 9\n/quit\n"
+    )
+    with FakeEndpoint() as fake:
+        status, out, err = talk(fake, typed, tmp_path / "h.db")
+    assert status == 0
+    assert out.count("Hello there.") == 5  # three replies, and two that were opened
+    for part in (
+        "small  ctx",
+        "1. Talk",
+        "1. small",
+        "exported",
+        "needs the full chat",
+        "there is no command /nonsense",
+        "not on the last list",
+    ):
+        assert part in err, part
+    assert fake.requests[1]["temperature"] == 0.1
+    assert fake.requests[1]["messages"][0]["content"] == "Be brief."
+    assert "# Talk" in (tmp_path / "x.md").read_text()
+
+
+def test_a_terminal_is_protected_and_a_failure_is_told(tmp_path: Path) -> None:
+    with FakeEndpoint({"hi": [{"reasoning_content": "hm"}, "\u202ex\x9b", "cut"]}) as fake:
+        status, out, err = talk(fake, "hi\n", None)
+    assert (status, out) == (0, "‹202E›x‹9B›\n")
+    assert "(thinking)" in err
+    assert "closed the connection" in err
+
+
+def test_no_history_is_told_and_the_chat_goes_on(tmp_path: Path) -> None:
+    (tmp_path / "h.db").write_text("no database" * 99)
+    with FakeEndpoint() as fake:
+        status, out, err = talk(fake, "hi\n", tmp_path / "h.db")
+    assert (status, out) == (0, "Hello there.\n")
+    assert "This chat is not kept" in err
+
+
+def test_the_prompt_flag_and_the_key(tmp_path: Path) -> None:
+    with FakeEndpoint() as fake:
+        done = rvllm_chat(
+            "-p",
+            "hi",
+            "--endpoint",
+            fake.url,
+            "--temporary",
+            stdin="",
+            RVLLM_API_KEY="k",
+            RVLLM_HISTORY=str(tmp_path / "h.db"),
+        )
+        assert (done.returncode, done.stdout) == (0, "Hello there.\n")
+        assert fake.headers[0]["Authorization"] == "Bearer k"
+        assert json.dumps(fake.requests[0]["messages"]) == '[{"role": "user", "content": "hi"}]'

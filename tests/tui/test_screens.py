@@ -1,0 +1,302 @@
+"""What the screens look like: some twenty of them, at a fixed size, with a still clock and a scripted session."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from textual.widgets import Input, TextArea
+
+from rvllm_local.history import History
+from rvllm_local.history_types import Chat as KeptChat
+from rvllm_local.history_types import Message, MessageState, ToolCall
+from rvllm_local.tui import state as s
+from rvllm_local.tui.endpoint import _view
+from rvllm_local.tui.screens.chats import ChatsScreen
+from tests.tui.conftest import Chat, opened
+from tests.tui.fake_endpoint import ENGINE
+from tests.tui.screens import check_snapshot, snapshot
+
+NOW = 1_800_000_000.0
+MODELS = (
+    s.ModelInfo("qwen3-8b-4bit", 32_768, size=4_600_000_000, fits=True),
+    s.ModelInfo("smollm2-135m", 8_192, size=98_000_000, fits=True),
+    s.ModelInfo("llama-3.3-70b-4bit", 131_072, size=39_700_000_000, fits=False),
+    s.ModelInfo("gemma-3-4b-4bit", 131_072, served=False, installed=False, size=2_600_000_000, fits=True),
+)
+REPLY = """## Why the sky is blue
+
+Sunlight is scattered by air, and **blue light** most of all:
+
+1. short waves scatter more (`~ 1/λ⁴`)
+2. the eye sees *less* violet
+
+```python
+def scattered(wavelength):
+    return wavelength ** -4
+```
+
+| colour | nm |
+|--------|----|
+| blue | 450 |
+| red | 700 |
+"""
+
+
+class StillServer:
+    """A server that is there, says nothing, and shows an engine."""
+
+    is_child = False
+    models_told = MODELS
+
+    async def connect(self, _report: Any) -> StillServer:
+        return self
+
+    async def models(self) -> tuple[s.ModelInfo, ...]:
+        return self.models_told
+
+    async def engine(self) -> s.EngineView:
+        return _view(ENGINE)
+
+    async def chat(self, *_: Any) -> AsyncGenerator[dict[str, Any], None]:
+        await asyncio.Event().wait()
+        yield {}
+
+    def offers(self, _served: Any) -> tuple[s.ModelInfo, ...]:
+        return ()
+
+    async def close(self) -> None: ...
+
+    async def stop(self) -> None: ...
+
+
+async def at_rest(chat: Chat) -> None:
+    """Until the screen has stayed the same for a while."""
+    shown, same = "", 0
+    while same < 4:
+        for kind in (Input, TextArea):
+            for field in chat.app.screen.query(kind):
+                field.cursor_blink = False
+                field._cursor_visible = True
+        await asyncio.sleep(0.03)
+        await chat.pilot.pause()
+        same = same + 1 if snapshot(chat.app) == shown else 0
+        shown = snapshot(chat.app)
+
+
+def ask(chat: Chat, text: str = "Why is the sky blue?", at: float = 0.0) -> None:
+    chat.app.driver.dispatch(s.Submitted(text, f"p{at}", f"r{at}", at))
+
+
+def answer(chat: Chat, text: str = REPLY, at: float = 0.0, **parts: Any) -> None:
+    """A whole reply, at 50 tokens a second."""
+    reply = f"r{at}"
+    chat.app.driver.dispatch(s.Delta(reply, at + 0.21, text[:10], **parts))
+    chat.app.driver.dispatch(s.Delta(reply, at + 2.21, text[10:], num_chunks=100))
+    chat.app.driver.dispatch(s.UsageTold(reply, 12_000, 101, 11_900))
+    chat.app.driver.dispatch(s.Finished(reply, "stop", at + 2.3))
+
+
+@pytest.fixture
+def still(tmp_path: Path) -> Callable[..., None]:
+    """Show a scene and compare the screen with the kept one."""
+
+    def run(name: str, scene: Callable[[Chat], Any], size: tuple[int, int] = (80, 24), **options: Any) -> None:
+        async def main() -> None:
+            path = tmp_path / "history.db"
+            async with opened(None, path, size, server=StillServer(), clock=lambda: 2.5, **options) as chat:  # type: ignore[arg-type]
+                await chat.until(lambda: chat.session.engine is not None)
+                await scene(chat)
+                await at_rest(chat)
+                check_snapshot(chat.app, name, tmp_path)
+
+        asyncio.run(main())
+
+    return run
+
+
+async def empty(_chat: Chat) -> None: ...
+
+
+async def settled(chat: Chat) -> None:
+    ask(chat)
+    answer(chat)
+
+
+async def streaming(chat: Chat) -> None:
+    ask(chat)
+    await chat.until(lambda: chat.app.transcript.live)
+    chat.app.driver.dispatch(
+        s.Delta("r0.0", 0.3, "Sunlight is *scattered*\n\n- by air\n- by `dust`\n\n```py\nx = 1\n```\n")
+    )
+    await chat.until(lambda: "scattered" in chat.screen() and "x = 1" in chat.screen())
+
+
+async def prefill(chat: Chat) -> None:
+    ask(chat)
+    await chat.until(lambda: chat.app.transcript.live)
+    running = (s.RunningRequest("1", "prefill", 8_000, 3_000, 0, 0),)
+    chat.app.driver.dispatch(s.EngineSeen(replace(_view(ENGINE), requests=running)))
+    chat.app._look = lambda: None
+    await chat.app._tick()
+
+
+async def thinking(chat: Chat) -> None:
+    ask(chat)
+    await chat.until(lambda: chat.app.transcript.live)
+    chat.app.driver.dispatch(s.Delta("r0.0", 0.3, reasoning="The question is about light. Rayleigh, surely."))
+    await chat.until(lambda: "Rayleigh" in chat.screen())
+
+
+async def folded(chat: Chat) -> None:
+    ask(chat)
+    answer(chat, "Because of Rayleigh scattering.", reasoning="The question is about light.")
+
+
+async def unfolded(chat: Chat) -> None:
+    await folded(chat)
+    await at_rest(chat)
+    await chat.press("alt+up", "t")
+
+
+async def tools(chat: Chat) -> None:
+    ask(chat, "What time is it?")
+    answer(chat, "It is noon in Oslo.", tool_calls=(ToolCall("clock", '{"zone": "Europe/Oslo"}'),))
+
+
+async def failed(chat: Chat) -> None:
+    ask(chat)
+    chat.app.driver.dispatch(s.Delta("r0.0", 0.3, "Because"))
+    live = chat.session.live
+    chat.app.driver.session = replace(chat.session, live=None, messages=(*chat.session.messages, *broken()))
+    assert live is not None
+    chat.app.driver.dispatch(s.LinkChanged(s.Link.LOST, "no server answers at http://127.0.0.1:8473"))
+
+
+def broken() -> tuple[Message, ...]:
+    error = {"error": "the server closed the connection in the middle of the reply"}
+    return (Message("x", "c", None, "assistant", "Because of", state=MessageState.FAILED, figures=error),)
+
+
+async def versions(chat: Chat) -> None:
+    ask(chat)
+    answer(chat, "One answer.")
+    await chat.app.driver.settle()
+    chat.app.driver.dispatch(s.Regenerated("r0.0", "r5.0", 5.0))
+    chat.app.driver.dispatch(s.Delta("r5.0", 5.2, "Another answer that was"))
+    chat.app.driver.dispatch(s.Stopped(5.5))
+    await chat.app.driver.settle()
+    await at_rest(chat)
+    await chat.press("alt+up")
+
+
+async def engine(chat: Chat) -> None:
+    await settled(chat)
+    rows = (s.RunningRequest("1", "prefill", 8_000, 3_000, 0, 512), s.RunningRequest("2", "decode", 900, 900, 51, 512))
+    chat.app._look = lambda: None
+    await chat.press("ctrl+b")
+    chat.app.driver.dispatch(
+        s.EngineSeen(replace(_view(ENGINE), requests=(*rows, s.RunningRequest("3", "waiting", 40, 0, 0, 0))))
+    )
+
+
+async def models(chat: Chat) -> None:
+    await settled(chat)
+    await chat.press("ctrl+l")
+    await chat.until(lambda: len(chat.app.screen_stack) == 2)
+
+
+def kept(chat: Chat) -> History:
+    history = chat.app.driver.history
+    for number, title in enumerate(("Blue skies", "A list of whales", "Rust lifetimes")):
+        history.add_chat(KeptChat(f"k{number}", title))
+        history.add_message(
+            Message(f"k{number}m", f"k{number}", None, "user", f"tell me of {title.lower()} [/x] \x1b[2J")
+        )
+        with history._write() as db:
+            db.execute("UPDATE chat SET updated = ? WHERE id = ?", (NOW - 90_000 * number - 70, f"k{number}"))
+    return history
+
+
+async def chats(chat: Chat) -> None:
+    chat.app.push_screen(ChatsScreen(kept(chat), now=NOW))
+
+
+async def search(chat: Chat) -> None:
+    chat.app.push_screen(ChatsScreen(kept(chat), "whale", now=NOW))
+
+
+async def parameters(chat: Chat) -> None:
+    chat.app.driver.dispatch(s.ChatChanged({"system": "Be brief.", "params": {"temperature": 0.2, "seed": 7}}))
+    await chat.press("ctrl+t")
+
+
+async def help_(chat: Chat) -> None:
+    await chat.press("f1")
+
+
+async def find(chat: Chat) -> None:
+    await settled(chat)
+    await chat.press("ctrl+f", *"sky", "enter")
+
+
+async def hints(chat: Chat) -> None:
+    await chat.press("slash", "e")
+
+
+async def confirm(chat: Chat) -> None:
+    await settled(chat)
+    await chat.app.driver.settle()
+    await at_rest(chat)
+    await chat.press("alt+up", "d")
+
+
+async def hostile(chat: Chat) -> None:
+    ask(chat, "[/x] \x1b[2J")
+    answer(
+        chat, "\x1b]52;c;eA==\x07 [bold]x[/] \x9b31m \u202eevil\u202c [ok](http://evil.example)\n\n```\nhalf \x1bopen"
+    )
+
+
+async def long_prompt(chat: Chat) -> None:
+    await chat.type("\n".join(f"line {number} of a long prompt" for number in range(20)))
+
+
+SCENES = {
+    "empty": (empty, {}),
+    "settled": (settled, {"size": (80, 30)}),
+    "streaming": (streaming, {}),
+    "prefill": (prefill, {}),
+    "thinking": (thinking, {}),
+    "folded": (folded, {}),
+    "unfolded": (unfolded, {}),
+    "tools": (tools, {}),
+    "failed": (failed, {}),
+    "versions": (versions, {}),
+    "engine": (engine, {"size": (110, 36)}),
+    "models": (models, {}),
+    "chats": (chats, {}),
+    "search": (search, {}),
+    "parameters": (parameters, {"size": (80, 40)}),
+    "help": (help_, {"size": (90, 56)}),
+    "find": (find, {}),
+    "hints": (hints, {}),
+    "confirm": (confirm, {}),
+    "hostile": (hostile, {}),
+    "long_prompt": (long_prompt, {}),
+    "temporary": (empty, {"is_temporary": True, "system": "Be brief."}),
+    "small": (settled, {"size": (40, 10)}),
+    "light": (settled, {"theme": "light"}),
+    "high_contrast": (settled, {"theme": "high-contrast"}),
+    "terminal": (settled, {"theme": "terminal"}),
+}
+
+
+@pytest.mark.parametrize("name", SCENES)
+def test_screen(still, name: str) -> None:
+    scene, options = SCENES[name]
+    still(name, scene, **options)

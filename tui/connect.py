@@ -1,0 +1,168 @@
+"""Finds the server that the chat talks to: the one that is named, the one that runs, or one started as a child.
+
+A child is started only where nobody answers at the default address, and ended only by who started it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import sys
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+
+from rvllm_local.errors import EndpointError
+from rvllm_local.tui.endpoint import Endpoint
+from rvllm_local.tui.state import ModelInfo
+
+DEFAULT_URL = "http://127.0.0.1:8473"
+_STOP_S = 10.0
+
+
+class Server:
+    """The server under the chat. `endpoint` is set once it answers; `is_child` says who ends it."""
+
+    def __init__(self, url: str | None, model: str | None, *, may_start: bool = True) -> None:
+        self.url = url or DEFAULT_URL
+        self.model = model
+        self.is_child = False
+        self._may_start = may_start and url is None
+        self._process: asyncio.subprocess.Process | None = None
+        self._reader: asyncio.Task[None] | None = None
+        self._said: deque[str] = deque(maxlen=20)
+        self._report: Callable[[str], None] = lambda text: None
+
+    async def connect(self, report: Callable[[str], None]) -> Endpoint:
+        """Attach, or start a child and wait until it is ready; `report` is told what is going on.
+
+        Raises `EndpointError` that says what went wrong.
+        """
+        self._report = report
+        endpoint = Endpoint(self.url)
+        try:
+            try:
+                await self._wait(endpoint)
+            except EndpointError:
+                if not self._may_start or self.is_child:
+                    raise
+                await self._start()
+                await self._wait(endpoint)
+            return endpoint
+        except BaseException:
+            await endpoint.close()
+            raise
+
+    async def _start(self) -> None:
+        report = self._report
+        report(f"starting a server for {self.model or 'the default model'}")
+        port = self.url.rsplit(":", 1)[1]
+        command = [
+            sys.executable,
+            "-m",
+            "rvllm_local.cli",
+            "serve",
+            *([self.model] if self.model else []),
+            "--port",
+            port,
+        ]
+        self._said.clear()
+        self._process = await asyncio.create_subprocess_exec(
+            *command,
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.STDOUT,
+            start_new_session=True,  # Ctrl+C belongs to the chat
+            env=os.environ | {"PYTHONUNBUFFERED": "1"},
+        )
+        self.is_child = True
+        self._reader = asyncio.create_task(self._read(self._process))
+
+    async def _read(self, process: asyncio.subprocess.Process) -> None:
+        assert process.stdout is not None
+        while True:
+            try:
+                line = await process.stdout.readline()
+            except ValueError:  # a line beyond the reader's limit
+                continue
+            if not line:
+                return
+            text = line.decode("utf-8", "replace").strip()
+            if text:
+                self._said.append(text)
+                self._report(text.removeprefix("rvllm: "))
+
+    async def _wait(self, endpoint: Endpoint) -> None:
+        """Until the server is ready. One that is loading may take its time; one that is gone is an error."""
+        refusals_until = time.monotonic() + (60 if self.is_child else 0)
+        while True:
+            process = self._process
+            if process is not None and process.returncode is not None:
+                told = next((line for line in reversed(self._said) if "error" in line), "".join(list(self._said)[-1:]))
+                self.is_child, self._process = False, None
+                raise EndpointError(
+                    f"the server that was started ended: {told.removeprefix('rvllm: ') or 'no reason given'}"
+                )
+            try:
+                is_ready, status = await endpoint.health()
+            except EndpointError:
+                if time.monotonic() > refusals_until:
+                    raise
+                await asyncio.sleep(0.15)
+                continue
+            if is_ready:
+                return
+            self._report(f"the server is loading{f' ({status})' if status else ''}")
+            await asyncio.sleep(0.15)
+
+    def offers(self, served: Sequence[ModelInfo]) -> tuple[ModelInfo, ...]:
+        """What a child could be started with, beside what is served now. Reads the catalogue; may take a moment."""
+        if not self.is_child:
+            return ()
+        from rvllm_local.models.catalogue import Catalogue
+        from rvllm_local.models.hub import cache_folder
+
+        names = {one.id for one in served}
+        return tuple(
+            ModelInfo(
+                entry.name,
+                served=False,
+                installed=(cache_folder() / entry.name / entry.file).is_file(),
+                size=entry.size,
+                note="starts anew",
+            )
+            for entry in Catalogue.load().entries.values()
+            if entry.name not in names
+        )
+
+    async def restart(self, model: str, report: Callable[[str], None]) -> Endpoint:
+        """End the child and start one with another model."""
+        self._report = report
+        await self.stop()
+        self.model = model
+        endpoint = Endpoint(self.url)
+        try:
+            await self._start()
+            await self._wait(endpoint)
+            return endpoint
+        except BaseException:
+            await endpoint.close()
+            raise
+
+    async def stop(self) -> None:
+        """End the child, if there is one. A server that was there before is left as it is."""
+        process, self._process = self._process, None
+        if process is None or not self.is_child:
+            return
+        self.is_child = False
+        with contextlib.suppress(ProcessLookupError):
+            process.terminate()
+        try:
+            await asyncio.wait_for(process.wait(), _STOP_S)
+        except TimeoutError:
+            with contextlib.suppress(ProcessLookupError):
+                process.kill()
+            await process.wait()
+        if self._reader is not None:
+            await asyncio.gather(self._reader, return_exceptions=True)

@@ -1,0 +1,255 @@
+"""The chat as plain lines: for pipes, screen readers and terminals that can do no more.
+
+The same session and history as the app. Replies go to standard output, everything else to standard error.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import IO, Any
+
+from rvllm_local.errors import EndpointError, HistoryError, ParameterError, RvllmError
+from rvllm_local.history import History
+from rvllm_local.history_transfer import to_json, to_markdown
+from rvllm_local.history_types import MessageState
+from rvllm_local.tui import state as s
+from rvllm_local.tui.attach import expand
+from rvllm_local.tui.commands import as_prompt, parse_slash
+from rvllm_local.tui.driver import Driver
+from rvllm_local.tui.sanitise import clean, clean_line, clean_pipe
+from rvllm_local.tui.settings import parse_parameter
+from rvllm_local.tui.status import status_text
+
+HELP = """/new  /temporary  /chats [words]  /open NUMBER  /model [name]  /set name value  /system text
+/regenerate  /export path  /rename title  /quit     Ctrl+C stops a reply; Ctrl+D quits"""
+
+
+class Plain:
+    """A line at a time. `is_terminal` says whether a person sits there; a pipe is read whole, as one prompt."""
+
+    def __init__(self, options: Any, server: Any, source: IO[str], out: IO[str], err: IO[str]) -> None:
+        self.options, self.server = options, server
+        self.source, self.out, self.err = source, out, err
+        self.driver = Driver(self._changed, self._effect)
+        self.is_terminal = source.isatty()
+        self._clean: Callable[[str], str] = clean if out.isatty() else clean_pipe
+        self._ended = asyncio.Event()
+        self._listed: list[str] = []
+        self._is_thinking = False
+
+    async def run(self, prompt: str | None = None) -> int:
+        """Talk until the input ends. Returns the exit status: 1 if a reply or the server failed."""
+        self.driver.start()
+        try:
+            await self._open()
+            if prompt is not None or not self.is_terminal:
+                text = prompt if prompt is not None else await asyncio.to_thread(self.source.read)
+                return await self._answer(text) if text.strip() else self._say("the prompt is empty", 2)
+            return await self._talk()
+        except (RvllmError, OSError) as error:
+            return self._say(str(error), 1)
+        finally:
+            await self.driver.close()
+            await self.server.stop()
+
+    async def _open(self) -> None:
+        try:
+            if self.options.history is not None:
+                self.driver.history = History(self.options.history)
+                if self.driver.history.read_only:
+                    self._say(f"{self.driver.history.read_only}; this chat is not kept")
+        except HistoryError as error:
+            self._say(f"{error}. This chat is not kept.")
+        self.driver.new_chat(self.options.is_temporary)
+        if self.options.system:
+            self.driver.dispatch(s.ChatChanged({"system": self.options.system}))
+        if self.options.resume and self.driver.history is not None:
+            chats = self.driver.history.chats(1)
+            if self.options.resume != "last" or chats:
+                await self.driver.open_chat(chats[0].id if self.options.resume == "last" else self.options.resume)
+        self.driver.endpoint = await self.server.connect(lambda text: self._say(text) if self.is_terminal else None)
+        self.driver.dispatch(s.ModelsListed(await self.driver.endpoint.models()))
+        if self.options.model:
+            self._choose(self.options.model)
+        self.driver.dispatch(s.LinkChanged(s.Link.READY))
+
+    async def _talk(self) -> int:
+        self._say(f"{clean_line(self.driver.session.model)}. /help lists the commands.")
+        while True:
+            self.err.write("> ")
+            self.err.flush()
+            line = await self._line()
+            if not line:
+                return self._say("", 0)
+            try:
+                if not await self._do(line.rstrip("\n")):
+                    return 0
+            except (RvllmError, OSError) as error:
+                self._say(str(error))
+
+    async def _line(self) -> str:
+        """A line from the terminal, read on a thread that does not keep the program alive."""
+        loop, done = asyncio.get_running_loop(), asyncio.Event()
+        found: list[str] = []
+
+        def read() -> None:
+            with contextlib.suppress(OSError, ValueError, RuntimeError):
+                found.append(self.source.readline())
+                loop.call_soon_threadsafe(done.set)
+
+        import threading
+
+        threading.Thread(target=read, daemon=True).start()
+        await done.wait()
+        return found[0] if found else ""
+
+    async def _do(self, line: str) -> bool:
+        """One line of the person's: a command or a prompt. False ends the chat."""
+        if not line.strip():
+            return True
+        if line.strip() == "/help":
+            self._say(HELP)
+        elif line.startswith("/open "):
+            await self._show(line.removeprefix("/open ").strip())
+        elif (command := parse_slash(line)) is not None:
+            return await self._command(command[0].slash, command[1])
+        else:
+            await self._answer(line)
+        return True
+
+    async def _command(self, slash: str, argument: str) -> bool:
+        driver = self.driver
+        match slash:
+            case "/quit":
+                return False
+            case "/new" | "/temporary":
+                driver.new_chat(slash == "/temporary")
+                self._say("a new chat" if slash == "/new" else "a new chat, which is not kept")
+            case "/regenerate" if driver.session.messages:
+                await self._wait(lambda: driver.regenerate(driver.session.messages[-1].id))
+            case "/model":
+                self._choose(argument) if argument else self._list([one.id for one in driver.session.models])
+            case "/set" if argument:
+                name, _, value = argument.partition(" ")
+                params = {**driver.session.chat.params, name: parse_parameter(name, value)}
+                driver.dispatch(s.ChatChanged({"params": {k: v for k, v in params.items() if v is not None}}))
+            case "/system":
+                driver.dispatch(s.ChatChanged({"system": argument}))
+            case "/rename" if argument:
+                driver.dispatch(s.ChatChanged({"title": argument}))
+            case "/chats":
+                await driver.settle()
+                self._chats(argument)
+            case "/export" if argument:
+                await self._export(Path(argument).expanduser())
+            case _:
+                self._say(f"{slash} needs the full chat, or an argument; /help lists the commands")
+        return True
+
+    def _choose(self, model: str) -> None:
+        if all(one.id != model for one in self.driver.session.models):
+            raise ParameterError("model", f"this server has no model {clean_line(model)}")
+        self.driver.dispatch(s.ChatChanged({"model": model}))
+
+    def _chats(self, words: str) -> None:
+        history = self.driver.history or self.driver.memory
+        hits = [(hit.chat_id, hit.title, hit.excerpt) for hit in history.search(words)] if words else []
+        rows = hits or [(chat.id, chat.title, "") for chat in ([] if words else history.chats(20))]
+        self._listed = [row[0] for row in rows]
+        self._list([f"{row[1]}  {row[2]}" for row in rows])
+
+    def _list(self, rows: list[str]) -> None:
+        for number, text in enumerate(rows, 1):
+            self._say(f"{number}. {clean_line(text, 100)}")
+        if not rows:
+            self._say("nothing found")
+
+    async def _show(self, number: str) -> None:
+        if not number.isdecimal() or not 1 <= int(number) <= len(self._listed):
+            raise ParameterError("number", f"{number!r} is not on the last list of /chats")
+        await self.driver.open_chat(self._listed[int(number) - 1])
+        for message in self.driver.session.messages:
+            self._say(f"\n{'you' if message.role == 'user' else 'assistant'}:")
+            self._print(clean(message.text) + "\n")
+
+    async def _export(self, path: Path) -> None:
+        if path.suffix not in (".md", ".json") or path.exists():
+            raise ParameterError("path", f"{path} must be a new file that ends in .md or .json")
+        await self.driver.settle()
+        write = to_json if path.suffix == ".json" else to_markdown
+        path.write_text(write(self.driver.store, self.driver.session.chat.id), encoding="utf-8", errors="replace")
+        self._say(f"exported to {path}")
+
+    async def _answer(self, text: str) -> int:
+        prompt = expand(as_prompt(text), Path.cwd()) if self.is_terminal else text
+        return await self._wait(lambda: self.driver.submit(prompt))
+
+    async def _wait(self, begin: Callable[[], None]) -> int:
+        """Begin a reply and wait for its end; Ctrl+C stops it and keeps what came."""
+        self._ended.clear()
+        loop = asyncio.get_running_loop()
+        handles = contextlib.suppress(ValueError, RuntimeError)
+        with handles:
+            loop.add_signal_handler(signal.SIGINT, self.driver.stop)
+        try:
+            begin()
+            if self.driver.session.live is None:
+                return 1
+            await self._ended.wait()
+            await self.driver.settle()
+        finally:
+            with handles:
+                loop.remove_signal_handler(signal.SIGINT)
+        if self.is_terminal:
+            self._say(f"[{status_text(self.driver.session, 200)}]")
+        messages = self.driver.session.messages
+        return int(bool(messages) and messages[-1].state is not MessageState.DONE)
+
+    def _changed(self, session: s.Session, event: s.Event) -> None:
+        if isinstance(event, s.Delta):
+            if event.reasoning and not self._is_thinking:
+                self._is_thinking = True
+                self._say("(thinking)")
+            for call in event.tool_calls:
+                if call.name:
+                    self._say(f"(calls {clean_line(call.name)})")
+            self._print(self._clean(event.text))
+        elif session.live is None and isinstance(event, s.Finished | s.Failed | s.Stopped):
+            self._is_thinking = False
+            self._print("\n")
+            self._ended.set()
+
+    def _effect(self, effect: s.Effect) -> None:
+        if isinstance(effect, s.Tell):
+            self._say(effect.text)
+
+    def _print(self, text: str) -> None:
+        if text:
+            self.out.write(text)
+            self.out.flush()
+
+    def _say(self, text: str, status: int = 0) -> int:
+        self.err.write(f"{clean(text)}\n" if status == 0 else f"rvllm: error: {clean_line(text, 500)}\n")
+        self.err.flush()
+        return status
+
+
+def run_plain(options: Any, server: Any, prompt: str | None) -> int:
+    """Run the plain chat on the standard streams."""
+    for stream in (sys.stdin, sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")
+    try:
+        return asyncio.run(_run(options, server, prompt))
+    except EndpointError as error:
+        print(f"rvllm: error: {error}", file=sys.stderr)  # noqa: T201
+        return 1
+
+
+async def _run(options: Any, server: Any, prompt: str | None) -> int:
+    return await Plain(options, server, sys.stdin, sys.stdout, sys.stderr).run(prompt)

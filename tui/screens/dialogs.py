@@ -1,0 +1,151 @@
+"""The small dialogs: pick one of a list, answer a question, confirm."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from textual.binding import Binding, BindingType
+from textual.containers import Vertical
+from textual.content import Content
+from textual.screen import ModalScreen
+from textual.widgets import Input, OptionList, Static
+from textual.widgets.option_list import Option
+
+from rvllm_local.tui.sanitise import clean_line
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """A row of a list: its value, its name, and what else is to be known."""
+
+    value: str
+    name: str
+    note: str = ""
+
+
+class Dialog(ModalScreen[Any]):
+    """A box in the middle; Esc closes it without an answer."""
+
+    BINDINGS: ClassVar[list[BindingType]] = [Binding("escape", "close", "Close", id="dialog.close", priority=True)]
+    TITLE_TEXT = ""
+
+    def action_close(self) -> None:
+        """Close without an answer."""
+        self.dismiss(None)
+
+
+class Pick(Dialog):
+    """A list that narrows as one types; the answer is the chosen row's value."""
+
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("down", "move(1)", "Down", id="dialog.down", priority=True, show=False),
+        Binding("up", "move(-1)", "Up", id="dialog.up", priority=True, show=False),
+    ]
+
+    def __init__(self, title: str, choices: Sequence[Choice], note: str = "", words: str = "") -> None:
+        super().__init__()
+        self._title, self._note, self._words = title, note, words
+        self._choices = list(choices)
+
+    def compose(self) -> Any:
+        with Vertical(classes="dialog"):
+            yield Static(self._title, classes="title", markup=False)
+            yield Input(self._words, placeholder="type to narrow", id="filter")
+            yield OptionList(markup=False)
+            yield Static(self._note, classes="note", markup=False)
+
+    def on_mount(self) -> None:
+        self.query_one(OptionList).can_focus = False
+        self.query_one(Input).focus()
+        self.refill()
+
+    def on_input_changed(self, _event: Input.Changed) -> None:
+        self.refill()
+
+    def matching(self, words: str) -> Sequence[Choice]:
+        """The rows for what was typed."""
+        parts = words.lower().split()
+        return [one for one in self._choices if all(part in f"{one.name} {one.note}".lower() for part in parts)]
+
+    def refill(self) -> None:
+        """Show the rows that match."""
+        rows = self.query_one(OptionList)
+        rows.clear_options()
+        rows.add_options(
+            [
+                Option(row(one), id=f"{at}:{one.value}")
+                for at, one in enumerate(self.matching(self.query_one(Input).value))
+            ]
+        )
+        if rows.option_count:
+            rows.highlighted = 0
+
+    @property
+    def highlighted(self) -> str | None:
+        """The value of the row that the cursor is on."""
+        rows = self.query_one(OptionList)
+        if rows.highlighted is None or not rows.option_count:
+            return None
+        return str(rows.get_option_at_index(rows.highlighted).id).split(":", 1)[1]
+
+    def action_move(self, step: int) -> None:
+        """Move the cursor."""
+        rows = self.query_one(OptionList)
+        if step > 0:
+            rows.action_cursor_down()
+        else:
+            rows.action_cursor_up()
+
+    def on_input_submitted(self, _event: Input.Submitted) -> None:
+        self.dismiss(self.highlighted)
+
+    def on_option_list_option_selected(self, event: OptionList.OptionSelected) -> None:
+        self.dismiss(str(event.option.id).split(":", 1)[1])
+
+
+def row(choice: Choice) -> Content:
+    """A row of a list."""
+    return Content.assemble(
+        clean_line(choice.name, 70), (f"  {clean_line(choice.note, 90)}" if choice.note else "", "$text-muted")
+    )
+
+
+class Ask(Dialog):
+    """A question with one line for an answer."""
+
+    def __init__(self, question: str, answer: str = "", note: str = "") -> None:
+        super().__init__()
+        self._question, self._answer, self._note = question, answer, note
+
+    def compose(self) -> Any:
+        with Vertical(classes="dialog"):
+            yield Static(self._question, classes="title", markup=False)
+            yield Input(clean_line(self._answer, 1000))
+            yield Static(self._note, classes="note", markup=False)
+
+    def on_input_submitted(self, event: Input.Submitted) -> None:
+        self.dismiss(event.value.strip() or None)
+
+
+class Confirm(Dialog):
+    """A question to be answered with y or n."""
+
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("y,enter", "answer(True)", "Yes", id="dialog.yes", priority=True),
+        Binding("n", "answer(False)", "No", id="dialog.no", priority=True),
+    ]
+
+    def __init__(self, question: str) -> None:
+        super().__init__()
+        self._question = question
+
+    def compose(self) -> Any:
+        with Vertical(classes="dialog"):
+            yield Static(self._question, classes="title", markup=False)
+            yield Static("y  yes     n  no", classes="note", markup=False)
+
+    def action_answer(self, answer: bool) -> None:
+        """Answer and close."""
+        self.dismiss(answer)
