@@ -61,7 +61,7 @@ if [ -n "$second" ]; then
 else
     keys C-l; await "type to narrow"; keep 7-model; keys Escape; gone "type to narrow"
 fi
-keys C-b; await "Blocks" 5 || true; keep 8-engine; keys C-b
+keys C-b; await "Blocks" 5; sleep 2; keep 8-engine; keys C-b
 keys C-q; await "ended with 0"; keep 9-quit
 tm kill-session -t chat
 start --continue

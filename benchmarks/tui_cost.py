@@ -37,7 +37,7 @@ class Nobody:
     async def models(self) -> tuple[s.ModelInfo, ...]:
         return (s.ModelInfo("model", 32768),)
 
-    async def engine(self) -> None:
+    async def engine(self, model: str | None = None) -> None:
         return None
 
     async def chat(self, *_: Any) -> Any:

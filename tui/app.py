@@ -158,7 +158,7 @@ class ChatApp(ChatActions, App[int]):
     @work(exclusive=True, group="look")
     async def _look(self) -> None:
         endpoint = self.driver.endpoint
-        view = await endpoint.engine() if endpoint is not None else None
+        view = await endpoint.engine(self.driver.session.model) if endpoint is not None else None
         self.driver.dispatch(s.EngineSeen(view or s.EngineView()))
 
     # What the session tells

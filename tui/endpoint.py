@@ -64,13 +64,16 @@ class Endpoint:
         status = value.get("status") or value.get("state") if isinstance(value, Mapping) else ""
         return answer.status_code in (200, 404, 405), str(status or "")
 
-    async def engine(self) -> EngineView | None:
-        """A look at the engine, or None where the server has no such page."""
+    async def engine(self, model: str | None = None) -> EngineView | None:
+        """A look at the engine of a model, else of the first; None where the server has no such page."""
         try:
             value = await self._get("/v1/engine", timeout=2.0)
         except EndpointError:
             return None
-        return _view(value) if isinstance(value, Mapping) and "block_map" in value else None
+        engines = value.get("engines") if isinstance(value, Mapping) else None
+        rows = [one for one in (engines if isinstance(engines, list) else ()) if isinstance(one, Mapping)]
+        found = next((one for one in rows if one.get("model") == model), rows[0] if rows else value)
+        return _view(found) if isinstance(found, Mapping) and "block_map" in found else None
 
     async def chat(
         self, model: str, messages: Sequence[Mapping[str, str]], params: Mapping[str, Any]

@@ -198,4 +198,5 @@ def _model(row: Listed) -> dict[str, Any]:
         "pinned": row.is_pinned,
         "open_requests": row.open_requests,
         "planned_bytes": row.memory,
+        "context_length": row.context_length,
     }

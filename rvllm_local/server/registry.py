@@ -37,6 +37,7 @@ class Listed:
     is_pinned: bool
     open_requests: int
     memory: int | None
+    context_length: int | None
 
 
 @dataclass(slots=True)
@@ -211,4 +212,5 @@ class Registry:
             name in self._pinned,
             slot.open_requests if slot else 0,
             slot.served.memory if slot else None,
+            slot.served.client.limits.context_length if slot else None,
         )

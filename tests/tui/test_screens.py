@@ -59,7 +59,7 @@ class StillServer:
     async def models(self) -> tuple[s.ModelInfo, ...]:
         return self.models_told
 
-    async def engine(self) -> s.EngineView:
+    async def engine(self, model: str | None = None) -> s.EngineView:
         return _view(ENGINE)
 
     async def chat(self, *_: Any) -> AsyncGenerator[dict[str, Any], None]:
