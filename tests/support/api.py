@@ -1,0 +1,199 @@
+"""A server in a thread of the tests, over a tiny engine in this process or one that only pretends."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from rvllm_local.client import Client, make_requests, open_stream
+from rvllm_local.engine.build import open_core
+from rvllm_local.engine.limits import EngineLimits
+from rvllm_local.engine.loop import EngineLoop
+from rvllm_local.engine.options import EngineOptions
+from rvllm_local.engine.stream import TokenStream
+from rvllm_local.local_client import InProcessClient
+from rvllm_local.memory.plan import MemoryPlan
+from rvllm_local.models.loader import ModelFiles
+from rvllm_local.server.app import Server, running
+from rvllm_local.server.listener import Listener
+from rvllm_local.server.registry import Registry
+from rvllm_local.server.served import Opener
+from rvllm_local.server.settings import ServerSettings
+from rvllm_local.text.grammars import Grammars
+from rvllm_local.text.tokenizer import Tokenizer
+from rvllm_local.types import (
+    BlockCounts,
+    EngineSnapshot,
+    EventSink,
+    FinishReason,
+    Request,
+    RequestReport,
+    SamplingParams,
+    StreamEvent,
+)
+
+OPTIONS = EngineOptions(kv_memory=6_000_000, max_rows=4, prefill_chunk=64, max_waiting=8)
+CHAT = {"model": "default", "messages": [{"role": "user", "content": "x"}], "max_tokens": 4}
+
+
+def open_here(files: ModelFiles, options: EngineOptions) -> Client:
+    """An engine in a thread of this process."""
+    tokenizer = Tokenizer.from_files(files)
+    loop = EngineLoop(lambda: open_core(files, tokenizer, options))
+    limits = loop.call(lambda core: core.limits)
+    return InProcessClient(loop, limits, Grammars(tokenizer, limits.vocab_size, limits.eos_token_ids))
+
+
+class PacedClient:
+    """Pretends to be an engine: every choice says `word` every `pace_s`, until its length or its end."""
+
+    def __init__(self, pace_s: float = 0.01, word: str = "la ") -> None:
+        self.limits = EngineLimits(384, 100_000, 100_000, (0,))
+        self.pace_s, self.word = pace_s, word
+        self.open: dict[str, threading.Event] = {}
+        self.is_closed = False
+
+    def start(self, requests: Sequence[Request], sink: EventSink) -> None:
+        for request in requests:
+            self.limits.check(request)
+        stop = self.open[requests[0].request_id] = threading.Event()
+        for request in requests:
+            threading.Thread(target=self._say, args=(request, sink, stop), daemon=True).start()
+
+    def _say(self, request: Request, sink: EventSink, stop: threading.Event) -> None:
+        for number in range(request.params.max_tokens):
+            if stop.wait(self.pace_s):
+                sink(StreamEvent("", (), FinishReason.CANCELLED, index=request.index))
+                break
+            is_last = number + 1 == request.params.max_tokens
+            sink(StreamEvent(self.word, (5,), FinishReason.LENGTH if is_last else None, index=request.index))
+        self.open.pop(request.request_id, None)
+
+    def submit(self, prompt_token_ids: Sequence[int], params: SamplingParams) -> TokenStream:
+        return open_stream(self, make_requests(prompt_token_ids, params))
+
+    def cancel(self, request_id: str) -> None:
+        if request_id in self.open:
+            self.open[request_id].set()
+
+    def stats(self) -> dict[str, int | float | str]:
+        return {"requests_running": len(self.open)}
+
+    def snapshot(self) -> EngineSnapshot:
+        return EngineSnapshot(BlockCounts(0, 0, 0, 0, 0, 0), "", (), self.stats(), {})
+
+    def explain(self, request_id: str) -> tuple[RequestReport, ...]:
+        return ()
+
+    def close(self) -> None:
+        self.is_closed = True
+        for stop in list(self.open.values()):
+            stop.set()
+
+
+def any_plan(files: ModelFiles, options: EngineOptions) -> MemoryPlan:
+    """A plan that always fits."""
+    return plan_of(1_000)
+
+
+def plan_of(size: int, budget: int = 10**12) -> MemoryPlan:
+    """A plan of `size` bytes on a machine with `budget` for plans."""
+    return MemoryPlan(size, 0, 0, 0, budget, 0, 2048, 4, 1, 1, 100)
+
+
+@dataclass
+class Running:
+    """A server that listens on `port` of the loopback."""
+
+    server: Server
+    listener: Listener
+    loop: asyncio.AbstractEventLoop
+    client: httpx.Client = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.client = httpx.Client(base_url=f"http://127.0.0.1:{self.port}", timeout=60)
+
+    @property
+    def port(self) -> int:
+        return self.listener.port
+
+    @property
+    def engine(self) -> Any:
+        """The engine client of the model that is loaded."""
+        return self.server.registry.loaded()[0].client
+
+    def post(self, body: Mapping[str, Any], path: str = "/v1/chat/completions", **more: Any) -> httpx.Response:
+        return self.client.post(path, json=body, **more)
+
+    def raw(self, data: bytes, *, wait_s: float = 10.0) -> bytes:
+        """Send bytes on a socket of their own, and read until the server closes it or is silent."""
+        with self.connect() as connection:
+            connection.settimeout(wait_s)
+            connection.sendall(data)
+            return read_all(connection)
+
+    def connect(self) -> socket.socket:
+        return socket.create_connection(("127.0.0.1", self.port), timeout=10)
+
+    def eventually(self, condition: Any, within_s: float = 5.0) -> None:
+        """Fail unless the condition holds soon."""
+        until = time.monotonic() + within_s
+        while not condition():
+            assert time.monotonic() < until, f"not so within {within_s} s"
+            time.sleep(0.005)
+
+
+def read_all(connection: socket.socket) -> bytes:
+    """What comes until the end, a reset or the socket's timeout."""
+    parts = []
+    with contextlib.suppress(TimeoutError, ConnectionError):
+        while part := connection.recv(65536):
+            parts.append(part)
+    return b"".join(parts)
+
+
+@contextlib.contextmanager
+def served(
+    models: Mapping[str, Path],
+    settings: ServerSettings | None = None,
+    *,
+    opener: Opener = open_here,
+    options: EngineOptions = OPTIONS,
+    **registry: Any,
+) -> Iterator[Running]:
+    """Run a server over model folders by name; the first is the default."""
+    ready, found = threading.Event(), []
+    settings = settings or ServerSettings(port=0)
+
+    async def main() -> None:
+        available = {name: ModelFiles("folder", path, name) for name, path in models.items()}
+        made = Registry(available, next(iter(models)), options, opener=opener, planner=any_plan, **registry)
+        async with running(made, settings) as server:
+            listener = Listener(server)
+            task = asyncio.create_task(listener.serve())
+            while not listener.started:
+                await asyncio.sleep(0.001)
+            found.append(Running(server, listener, asyncio.get_running_loop()))
+            ready.set()
+            await task
+
+    thread = threading.Thread(target=lambda: asyncio.run(main()), daemon=True)
+    thread.start()
+    assert ready.wait(30)
+    try:
+        yield found[0]
+    finally:
+        found[0].client.close()
+        for _ in range(2):
+            with contextlib.suppress(RuntimeError):
+                found[0].loop.call_soon_threadsafe(found[0].listener.stop)
+        thread.join(20)
