@@ -31,7 +31,7 @@ logger = logging.getLogger(__name__)
 
 
 def serve(arguments: argparse.Namespace) -> int:
-    """Serve until a signal comes; exit status 0 after an orderly end."""
+    """Serve until a signal comes. Ends the process with status 0 after an orderly end."""
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="rvllm: %(message)s")
     for noisy in ("uvicorn", "uvicorn.error", "asyncio"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
@@ -42,7 +42,9 @@ def serve(arguments: argparse.Namespace) -> int:
     if report.advice:
         logger.info("%s", report.advice)
     asyncio.run(_serve(arguments.models or [config.model], config, settings))
-    return 0
+    # All is closed by now. Taking the interpreter down as well can abort in a C++ thread that MLX has left.
+    sys.stderr.flush()
+    os._exit(0)
 
 
 async def _serve(models: Sequence[str], config: EngineConfig, settings: ServerSettings) -> None:

@@ -38,8 +38,10 @@ class Workers:
         task = _Task(work)
         future = self._pool.submit(task)
         future.add_done_callback(self._release_on(asyncio.get_running_loop()))
+        done = asyncio.wrap_future(future)
+        done.add_done_callback(lambda done: done.cancelled() or done.exception())  # nobody may be left to see it
         try:
-            return await asyncio.wait_for(asyncio.shield(asyncio.wrap_future(future)), timeout_s)
+            return await asyncio.wait_for(asyncio.shield(done), timeout_s)
         except TimeoutError:
             task.end()
             raise Problem(400, f"{what} took longer than {timeout_s:g} s and was ended", "deadline") from None

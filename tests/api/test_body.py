@@ -67,7 +67,9 @@ def test_wrong_messages_are_refused(api: Running, messages: str) -> None:
     assert answer.status_code == 400, answer.text
 
 
-@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/responses", "/v1/messages", "/v1/completions", "/tokenize"])
+@pytest.mark.parametrize(
+    "path", ["/v1/chat/completions", "/v1/responses", "/v1/messages", "/v1/completions", "/tokenize"]
+)
 @pytest.mark.parametrize(
     "body",
     [b"", b"null", b"[]", b"5", b'"x"', b"{", b"{}}", b'{"model": }', b"\xff\xfe{}", b'{"model": "\xc3\x28"}', b"[" * 90_000,

@@ -10,7 +10,24 @@ import pytest
 from tests.support.api import Running
 
 ROUNDS = 250
-ODD: list[Any] = [None, True, -1, 0, 2**70, 1.5, "", "x" * 300, "\u2028", "\x00", "é😀", [], {}, [[]], {"": None}, "default"]
+ODD: list[Any] = [
+    None,
+    True,
+    -1,
+    0,
+    2**70,
+    1.5,
+    "",
+    "x" * 300,
+    "\u2028",
+    "\x00",
+    "é😀",
+    [],
+    {},
+    [[]],
+    {"": None},
+    "default",
+]
 
 
 class Fuzz:
@@ -36,7 +53,9 @@ class Fuzz:
         if kind == "array":
             return [self.value(schema.get("items", {}), depth + 1) for _ in range(chance.randint(0, 3))]
         if kind == "string":
-            return chance.choice(["", "a", "default", "tiny", "user", "text", "function", "message", "hello there", "{}"])
+            return chance.choice(
+                ["", "a", "default", "tiny", "user", "text", "function", "message", "hello there", "{}"]
+            )
         if kind == "integer":
             return chance.choice([0, 1, 2, 3, 5, -1, 100])
         if kind == "number":

@@ -52,7 +52,13 @@ def test_a_foreign_host_is_refused_on_every_route(api: Running, host: str) -> No
 
 def test_a_foreign_origin_is_refused_on_every_route(api: Running) -> None:
     for method, path, _ in walk(api.server):
-        for origin in ("https://evil.example", "null", f"{ORIGIN}.evil.example", ORIGIN.upper(), "http://localhost:3000"):
+        for origin in (
+            "https://evil.example",
+            "null",
+            f"{ORIGIN}.evil.example",
+            ORIGIN.upper(),
+            "http://localhost:3000",
+        ):
             assert ask(api, method, path, origin=origin).status_code == 403, (method, path, origin)
         assert ask(api, method, path, **{"sec-fetch-site": "cross-site"}).status_code == 403
 
@@ -135,14 +141,20 @@ def test_a_key_is_asked_for_on_every_route(locked: Running) -> None:
 
 
 def test_either_form_of_a_key_opens(locked: Running) -> None:
-    for headers in ({"authorization": f"Bearer {KEY}"}, {"authorization": f"bearer {KEY}"}, {"x-api-key": "another-key"}):
+    for headers in (
+        {"authorization": f"Bearer {KEY}"},
+        {"authorization": f"bearer {KEY}"},
+        {"x-api-key": "another-key"},
+    ):
         assert locked.post(CHAT, headers=headers).status_code == 200
 
 
 def test_a_preflight_needs_no_key_and_gets_nothing_else(locked: Running) -> None:
     headers = {"origin": ORIGIN, "access-control-request-method": "POST"}
     assert locked.client.options("/v1/messages", headers=headers).status_code == 204
-    assert locked.client.options("/v1/messages", headers={**headers, "origin": "https://evil.example"}).status_code == 403
+    assert (
+        locked.client.options("/v1/messages", headers={**headers, "origin": "https://evil.example"}).status_code == 403
+    )
 
 
 def test_without_a_key_only_loopback_is_served() -> None:

@@ -32,7 +32,13 @@ class World:
         self.gate.set()
         available = {name: ModelFiles("folder", folder, name) for name in SIZES}
         self.registry = Registry(
-            available, "small", EngineOptions(), opener=self._open, planner=self._plan, clock=lambda: self.now, **options
+            available,
+            "small",
+            EngineOptions(),
+            opener=self._open,
+            planner=self._plan,
+            clock=lambda: self.now,
+            **options,
         )
 
     def _plan(self, files: ModelFiles, options: EngineOptions) -> MemoryPlan:
