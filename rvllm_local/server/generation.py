@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import random
 import threading
 import time
 from collections.abc import AsyncIterator, Iterator, Sequence
@@ -71,13 +72,14 @@ class Generation:
     def prompt_tokens(self) -> int:
         return sum(choice.prompt_tokens for choice in self._choices)
 
-    async def outcomes(self, wait_s: float | None = None) -> AsyncIterator[Sequence[Outcome]]:
-        """What came, several at a time; an empty list when nothing came for `wait_s`. Ends after the last choice.
+    async def outcomes(self) -> AsyncIterator[Sequence[Outcome]]:
+        """What came, several at a time; an empty list when it is time for a sign of life. Ends after the last choice.
 
         Raises `Problem` when the request takes longer than it may.
         """
         while not all(choice.ended for choice in self._choices):
-            pause = min(wait_s or self._settings.keepalive_s, self._time_left())
+            # Spread, so that streams which began together do not all break their silence in the same moment.
+            pause = min(self._settings.keepalive_s * random.uniform(0.5, 1.0), self._time_left())
             try:
                 events = await self._mailbox.take(max(pause, 0.01))
             except TimeoutError:
@@ -186,6 +188,11 @@ class Generator:
         self._open: set[Generation] = set()
         self._opening: set[asyncio.Task[object]] = set()
         self._aborted: Problem | None = None
+
+    @property
+    def num_open(self) -> int:
+        """Requests that are running or being opened."""
+        return len(self._open) + len(self._opening)
 
     def abort(self, problem: Problem) -> None:
         """End everything that is open, or is being opened, with this problem."""

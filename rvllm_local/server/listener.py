@@ -17,6 +17,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from rvllm_local.errors import ConfigError
 from rvllm_local.server.app import Server
+from rvllm_local.server.garbage import collect_when_idle
 from rvllm_local.server.problems import Problem
 from rvllm_local.server.settings import ServerSettings
 
@@ -103,12 +104,14 @@ async def serve(server: Server, on_ready: Callable[[int], None] | None = None) -
     except (OSError, ssl.SSLError) as error:
         raise ConfigError(f"the TLS certificate or key cannot be used: {error}") from error
     task = asyncio.create_task(listener.serve())
+    garbage = asyncio.create_task(collect_when_idle(lambda: server.service.generator.num_open == 0))
     while not listener.started and not task.done():
         await asyncio.sleep(0.005)
     if listener.started and on_ready is not None:
         on_ready(listener.port)
     try:
         await task
+        garbage.cancel()
     except SystemExit:
         settings = server.settings
         raise ConfigError(
