@@ -55,6 +55,8 @@ def measure(folder: Path, idle: int, active: int, seconds: float, profile: str |
     finally:
         server.terminate()
         server.wait(20)
+        if server.stdout is not None:
+            server.stdout.close()
 
 
 async def _read_all(port: int, pid: int, idle: int, active: int, seconds: float) -> dict[str, float]:

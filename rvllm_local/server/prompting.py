@@ -61,8 +61,11 @@ def prepare_chat(served: Served, call: ChatCall) -> Prepared:
         style = replace(style, tool_family=style.tool_family or _FALLBACK)
         messages = explain_tools(messages, tools)
     ids = served.tokenizer.encode_chat(messages, **extra)
-    inside = style.starts_inside(served.tokenizer.decode(ids[-_TAIL:], skip_special=False))
-    grammar = _grammar(call, tools, style, inside)
+    tail = served.tokenizer.decode(ids[-_TAIL:], skip_special=False).rstrip()
+    inside = style.starts_inside(tail)
+    is_over = style.reasoning_end is not None and tail.endswith(style.reasoning_end)  # no second thought is wanted
+    bound = replace(style, reasoning_start=None, reasoning_end=None) if is_over else style
+    grammar = _grammar(call, tools, bound, inside)
     return Prepared(
         (tuple(ids),),
         (_bounded(call.params, len(ids), served.client.limits) if call.is_open_ended else call.params,),
