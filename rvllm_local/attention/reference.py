@@ -40,7 +40,7 @@ class ReferenceBackend:
         return ReferenceSession(self._arenas, self._stores, geometry, by_row=by_row)
 
     def begin_mixed(self, geometry: CallGeometry, decode: CallGeometry, chunks: Sequence[CallGeometry]) -> MixedSession:
-        """Prepare a decode call whose last rows are the tokens of prompts' chunks, one geometry each."""
+        """Prepare a decode call whose further rows are the tokens of prompts' chunks, one geometry each, and padding."""
         return MixedSession(*(ReferenceSession(self._arenas, self._stores, part, by_row=False)
                               for part in (geometry, decode, *chunks)))  # fmt: skip
 
@@ -268,6 +268,8 @@ class MixedSession:
             part = queries[start:end].transpose(2, 1, 0, 3)  # [1, heads, query_len, dim]
             attended.append(chunk.prefill(slot, part, call).transpose(2, 1, 0, 3))
             start = end
+        if start < len(queries):  # rows that fill the call up; nobody reads them
+            attended.append(mx.zeros((len(queries) - start, *attended[0].shape[1:]), dtype=attended[0].dtype))
         return mx.concatenate(attended, axis=0)
 
 

@@ -25,6 +25,10 @@ from rvllm_local.memory.layout import KVLayout
 from rvllm_local.memory.tables import SequenceTables
 
 
+_ROW_TILE = 16  # rows that a CPU's matrix product takes at once; a few less take longer than all of them
+_MOST_UNTILED = 8  # rows up to which a product is quicker as it is
+
+
 @dataclass(frozen=True, slots=True)
 class RunMode:
     """How a family can be called. `batched`: many rows a decode call, with an array of offsets.
@@ -97,14 +101,20 @@ class ModelRunner:
 
     @property
     def mixes(self) -> bool:
-        """True when a decode call can take a few prompt tokens along: on a CPU both stream all weights, so once is less."""
+        """True when a decode call can take other rows along: prompt tokens, as on a CPU both stream all weights, so once is
+        less; or padding.
+        """
         reference = isinstance(self._backend, ReferenceBackend)
         return reference and self.mode == RunMode(batched=True, dense=False) and self._row_group is None
 
     def decode_mixed(self, rows: Sequence[DecodeRow], chunks: Sequence[ChunkRows]) -> mx.array:
-        """Logits `[rows, vocab]` of `rows`; the KV of the chunks' tokens is computed in the same call."""
+        """Logits `[rows, vocab]` of `rows`; the KV of the chunks' tokens is computed in the same call.
+
+        Rows that nobody reads fill the call up to a size that suits matrix products.
+        """
         assert isinstance(self._backend, ReferenceBackend)
         every = [*rows, *(row for chunk in chunks for row in chunk.rows())]
+        every += [self._padding_row()] * (tiled_rows(len(every)) - len(every))
         geometry = self._geometry(every)
         session = self._backend.begin_mixed(
             geometry,
@@ -170,6 +180,8 @@ class ModelRunner:
     def _decode_call(self, rows: Sequence[DecodeRow], previous: mx.array | None) -> mx.array:
         if self._compiled is not None:
             return self._compiled.logits(rows, self._tokens(rows, previous))
+        if self.mixes and tiled_rows(len(rows)) != len(rows):
+            return self.decode_mixed(rows, ())
         geometry = self._geometry(rows)
         caches = make_caches(
             self._layout, self._backend, geometry, dense=self.mode.dense, by_row=self._row_group is not None
@@ -193,3 +205,8 @@ class ModelRunner:
         is_known = np.ones(size, dtype=np.bool_)
         is_known[: len(rows)] = [place is None for place in places]
         return mx.where(mx.array(is_known), mx.array(known), previous.astype(mx.int32)[mx.array(index)])
+
+
+def tiled_rows(rows: int) -> int:
+    """How many rows a CPU computes at least as quickly as `rows`, and at least that many."""
+    return rows if rows <= _MOST_UNTILED else -(-rows // _ROW_TILE) * _ROW_TILE
