@@ -62,10 +62,10 @@ def build_core(loaded: LoadedModel, text: Vocabulary, options: EngineOptions) ->
     paged = install(loaded.module)
     layout = probe_layout(loaded.module, quantized=options.kv_dtype == "int8")
     blocks = arena_blocks(layout, options, context)
-    plan = _accepted_plan(loaded, layout, options, context)
+    plan = _accepted_plan(loaded, layout, options, context, paged)
     arenas = [Arena(shape, count) for shape, count in zip(layout.groups, blocks, strict=True)]
     kv = KVTables(layout, blocks)
-    runner = _choose_runner(loaded, layout, arenas, kv, paged, options)
+    runner = _choose_runner(loaded, layout, arenas, kv, paged, options, plan.copy_tokens)
     if options.deterministic:
         runner.make_deterministic(rows_are_independent(runner, kv, loaded.vocab_size))
     fingerprint = f"{loaded.fingerprint}|{layout}|{options.deterministic}"
@@ -112,7 +112,9 @@ def _shown(text: Vocabulary, token: int) -> str:
     return f"{token} ({(piece or b'').decode(errors='replace')!r})"
 
 
-def _accepted_plan(loaded: LoadedModel, layout: KVLayout, options: EngineOptions, context: int) -> MemoryPlan:
+def _accepted_plan(
+    loaded: LoadedModel, layout: KVLayout, options: EngineOptions, context: int, paged: bool
+) -> MemoryPlan:
     """The plan of a loaded model, checked; from here on temporary memory keeps to it."""
     sizes = ModelSizes(
         widest(loaded.config, "hidden_size"),
@@ -121,7 +123,7 @@ def _accepted_plan(loaded: LoadedModel, layout: KVLayout, options: EngineOptions
         num_heads(loaded.config),
         layout.groups[0].dtype.size,
     )
-    plan = plan_engine(layout, options, context=context, weights=loaded.weights_bytes, sizes=sizes)
+    plan = plan_engine(layout, options, context=context, weights=loaded.weights_bytes, sizes=sizes, paged=paged)
     plan.check()
     mx.set_cache_limit(plan.scratch // 2)  # the plan counts temporary arrays twice: in use, and kept for the next ones
     if mx.default_device() == mx.Device(mx.cpu):
@@ -148,7 +150,13 @@ def _step_target(options: EngineOptions) -> float | None:
 
 
 def _choose_runner(
-    loaded: LoadedModel, layout: KVLayout, arenas: list[Arena], kv: KVTables, paged: bool, options: EngineOptions
+    loaded: LoadedModel,
+    layout: KVLayout,
+    arenas: list[Arena],
+    kv: KVTables,
+    paged: bool,
+    options: EngineOptions,
+    copy_tokens: int,
 ) -> ModelRunner:
     """The kernels where they can run and agree with mlx-lm on this very machine, otherwise the reference."""
 
@@ -166,7 +174,7 @@ def _choose_runner(
             if options.attention == "kernels":
                 raise
             logger.warning("attention is served by the reference: %s", error)
-    reference = ReferenceBackend(arenas)
+    reference = ReferenceBackend(arenas, copy_tokens)
     return checked(lambda mode: ModelRunner(loaded.module, layout, reference, mode, loaded.vocab_size))
 
 

@@ -24,7 +24,6 @@ from rvllm_local.memory.blocks import BLOCK_TOKENS, SCRATCH_BLOCK, BlockTable
 from rvllm_local.memory.layout import KVLayout
 from rvllm_local.memory.tables import SequenceTables
 
-
 _ROW_TILE = 16  # rows that a CPU's matrix product takes at once; a few less take longer than all of them
 _MOST_UNTILED = 8  # rows up to which a product is quicker as it is
 
