@@ -24,7 +24,7 @@ from rvllm_local.memory.blocks import BLOCK_TOKENS
 from rvllm_local.memory.layout import LayerSlot
 
 _BITS = {2: mx.uint16, 4: mx.uint32}  # numpy has no bfloat16: values travel as bit patterns
-_MAX_PADDING = 2.0  # gathered tokens over real ones, above which rows are attended one by one
+MAX_PADDING = 2  # gathered tokens over real ones, and over the arena's, above which rows are attended one by one
 
 
 class ReferenceBackend:
@@ -191,7 +191,7 @@ class ReferenceSession:
         return keys, values
 
     def decode(self, slot: LayerSlot, queries: mx.array, call: AttentionCall) -> mx.array:
-        if self._by_row or (call.sinks is None and self._is_ragged(slot.group)):
+        if self._by_row or self._is_too_much(slot.group) or (call.sinks is None and self._is_ragged(slot.group)):
             return self._decode_by_row(slot, queries, call)
         keys, values = self.gather(slot)
         bias = self._decode_bias(slot.group, keys.shape[2], queries.dtype)
@@ -231,7 +231,12 @@ class ReferenceSession:
     def _is_ragged(self, group: int) -> bool:
         view = self._geometry.groups[group]
         used = self._geometry.context_lens - view.first_positions
-        return self._geometry.rows * int(used.max()) > _MAX_PADDING * int(used.sum())
+        return self._geometry.rows * int(used.max()) > MAX_PADDING * int(used.sum())
+
+    def _is_too_much(self, group: int) -> bool:
+        """Rows that share blocks can gather many times what the arena holds, which no plan has room for."""
+        width = self._geometry.groups[group].tables.shape[1]
+        return self._geometry.rows > 1 and self._geometry.rows * width > MAX_PADDING * self._arenas[group].num_blocks
 
     def _decode_by_row(self, slot: LayerSlot, queries: mx.array, call: AttentionCall) -> mx.array:
         view = self._geometry.groups[slot.group]
@@ -254,6 +259,8 @@ class ReferenceSession:
                 )
             else:
                 attended = _grouped_attention(query, keys, values, call.scale, bias)
+            if self._is_too_much(slot.group):
+                mx.eval(attended)  # so that its keys and values are freed before the next row's are gathered
             outputs.append(attended)
         return mx.concatenate(outputs, axis=0)
 

@@ -27,6 +27,7 @@ from rvllm_local.engine.residence import CachePolicy, KVResidence
 from rvllm_local.engine.runner import ModelRunner, RunMode
 from rvllm_local.engine.scheduler import Scheduler
 from rvllm_local.engine.selfcheck import choose_runner, rows_are_independent
+from rvllm_local.engine.warmup import measure_scratch
 from rvllm_local.errors import UnsupportedModelError
 from rvllm_local.memory.arena import Arena
 from rvllm_local.memory.layout import KVLayout
@@ -68,6 +69,11 @@ def build_core(loaded: LoadedModel, text: Vocabulary, options: EngineOptions) ->
     runner = _choose_runner(loaded, layout, arenas, kv, paged, options, plan.copy_tokens)
     if options.deterministic:
         runner.make_deterministic(rows_are_independent(runner, kv, loaded.vocab_size))
+    if options.self_check:
+        scratch = measure_scratch(runner, kv, context=context, rows=options.max_rows, chunk=options.prefill_chunk)
+        plan = plan.with_measured(scratch)
+        plan.check()
+    _keep_to(plan)
     fingerprint = f"{loaded.fingerprint}|{layout}|{options.deterministic}"
     residence = KVResidence(
         kv,
@@ -115,7 +121,7 @@ def _shown(text: Vocabulary, token: int) -> str:
 def _accepted_plan(
     loaded: LoadedModel, layout: KVLayout, options: EngineOptions, context: int, paged: bool
 ) -> MemoryPlan:
-    """The plan of a loaded model, checked; from here on temporary memory keeps to it."""
+    """The plan of a loaded model, checked; its scratch is an estimate."""
     sizes = ModelSizes(
         widest(loaded.config, "hidden_size"),
         widest(loaded.config, "intermediate_size"),
@@ -125,10 +131,14 @@ def _accepted_plan(
     )
     plan = plan_engine(layout, options, context=context, weights=loaded.weights_bytes, sizes=sizes, paged=paged)
     plan.check()
+    return plan
+
+
+def _keep_to(plan: MemoryPlan) -> None:
+    """From here on temporary memory keeps to the plan, and the process has its size."""
     mx.set_cache_limit(plan.scratch // 2)  # the plan counts temporary arrays twice: in use, and kept for the next ones
     if mx.default_device() == mx.Device(mx.cpu):
         host.reserve_heap(plan.scratch)
-    return plan
 
 
 def _open_store(options: EngineOptions, fingerprint: bytes) -> BlockStore | None:

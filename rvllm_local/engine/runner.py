@@ -6,6 +6,7 @@ for tokens that nobody samples from.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -14,6 +15,7 @@ import numpy as np
 from mlx import nn
 
 from rvllm_local.attention.backend import KVBackend
+from rvllm_local.attention.brief import BriefSession, EnoughLayersError
 from rvllm_local.attention.geometry import CallGeometry, ChunkRows, DecodeRow, call_geometry
 from rvllm_local.attention.reference import ReferenceBackend
 from rvllm_local.attention.seam import make_caches, session_caches
@@ -97,6 +99,35 @@ class ModelRunner:
             caches = make_caches(self._layout, self._backend, geometry, dense=self.mode.dense)
             self._model(mx.array([tile]), cache=caches)
             self._backend.flush()
+
+    def try_prefill(self, tables: SequenceTables, position: int, token_ids: Sequence[int]) -> None:
+        """What `prefill` computes, to see what it takes; where layers run one by one, only the first ones."""
+        tile = list(token_ids) if self._row_group is None else list(token_ids[-BLOCK_TOKENS:])
+        if not self._runs_by_layer:
+            self.prefill(tables, position, token_ids)
+            return
+        start = position + len(token_ids) - len(tile)
+        self._run_briefly(call_geometry(self._layout, [tables], [start], len(tile)), mx.array([tile]))
+
+    def try_decode(self, rows: Sequence[DecodeRow]) -> None:
+        """What `decode` computes, to see what it takes; where layers run one by one, only the first ones."""
+        if not self._runs_by_layer:
+            mx.eval(self.decode(rows))
+            return
+        padded, _ = self._groups(rows)[0]
+        self._run_briefly(self._geometry(padded), mx.array([[row.token_id] for row in padded]))
+
+    @property
+    def _runs_by_layer(self) -> bool:
+        return isinstance(self._backend, ReferenceBackend) and self.mode == RunMode(batched=True, dense=False)
+
+    def _run_briefly(self, geometry: CallGeometry, tokens: mx.array) -> None:
+        brief = BriefSession(
+            self._backend.begin(geometry, by_row=self._row_group is not None), len(self._layout.groups)
+        )
+        offset = int(geometry.positions[0]) if geometry.rows == 1 else mx.array(geometry.positions)
+        with contextlib.suppress(EnoughLayersError):
+            self._model(tokens, cache=session_caches(self._layout, brief, geometry, dense=False, offset=offset))
 
     @property
     def mixes(self) -> bool:

@@ -61,6 +61,10 @@ class MemoryPlan:
     def fits(self) -> bool:
         return self.total <= self.budget
 
+    def with_measured(self, scratch: int) -> MemoryPlan:
+        """The plan after a step took `scratch` bytes: a tenth more, and as much again for what MLX keeps."""
+        return dataclasses.replace(self, scratch=2 * (scratch + scratch // 10))
+
     def lines(self) -> dict[str, int]:
         """Every line of the plan, in bytes."""
         return {
@@ -143,7 +147,7 @@ def scratch_bytes(sizes: ModelSizes, rows: int, chunk: int, context: int, layer_
     A chunk through the widest layer (four arrays of the hidden and three of the intermediate width, twice), sampling (six
     float32 arrays over the vocabulary), one layer's gathered KV (`layer_kv` bytes of the arena, with as much again for
     padding, keys and values apart), and the scores of a block of queries against a whole context. All that twice: MLX
-    keeps freed buffers for the next ones.
+    keeps freed buffers for the next ones. A started engine measures instead (`engine.warmup`).
     """
     tokens = max(chunk, rows)
     layer = tokens * (4 * sizes.hidden + 3 * sizes.intermediate) * sizes.dtype_bytes
@@ -167,8 +171,8 @@ def make_plan(
 ) -> MemoryPlan:
     """The plan of an engine with `blocks` blocks in each group's arena.
 
-    With `copies` the context of a prefilling prompt is kept densely too, as much of it as `_MOST_COPIED` and the budget
-    allow: prompts go on without it, only slower.
+    With `copies` the context of a prefilling prompt is kept densely too, as much of it as `_MOST_COPIED` and half of what
+    the budget leaves allow: prompts go on without it, only slower.
     """
     arena = sum(count * shape.block_bytes for count, shape in zip(blocks, layout.groups, strict=True))
     block_bytes = sum(shape.block_bytes for shape in layout.groups)
@@ -196,7 +200,7 @@ def _with_copy(plan: MemoryPlan, layout: KVLayout) -> MemoryPlan:
     block = sum(_layer_bytes(shape, 1) * shape.num_layers for shape in whole)
     if block == 0:
         return plan
-    spare = min(_MOST_COPIED, plan.budget - plan.total)
+    spare = min(_MOST_COPIED, (plan.budget - plan.total) // 2)
     blocks = min(min(plan.context, plan.arena_tokens) // BLOCK_TOKENS + 1, max(0, spare) // block)
     return dataclasses.replace(plan, copy_tokens=blocks * BLOCK_TOKENS, prompt_copy=blocks * block)
 
