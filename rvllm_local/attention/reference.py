@@ -6,7 +6,7 @@ ever copied as a whole; a context is read by gathering its blocks. Correct anywh
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 from rvllm_local.attention.backend import AttentionCall
 from rvllm_local.attention.chunk import chunk_attention
+from rvllm_local.attention.context_copy import ContextCopy
 from rvllm_local.attention.geometry import CallGeometry, visible_keys
 from rvllm_local.errors import UnsupportedModelError
 from rvllm_local.memory.arena import Arena
@@ -23,7 +24,7 @@ from rvllm_local.memory.blocks import BLOCK_TOKENS
 from rvllm_local.memory.layout import LayerSlot
 
 _BITS = {2: mx.uint16, 4: mx.uint32}  # numpy has no bfloat16: values travel as bit patterns
-_MAX_PADDING = 2.0  # gathered tokens over real ones, above which rows are attended one by one
+MAX_PADDING = 2  # gathered tokens over real ones, and over the arena's, above which rows are attended one by one
 
 
 class ReferenceBackend:
@@ -32,17 +33,47 @@ class ReferenceBackend:
     name = "reference"
     num_dispatches = 0
 
-    def __init__(self, arenas: Sequence[Arena]) -> None:
+    def __init__(self, arenas: Sequence[Arena], copy_tokens: int = 0) -> None:
+        """`copy_tokens`: up to this length, the context of a prompt that prefills is kept densely as well."""
         self._arenas = tuple(arenas)
         self._stores = [_Store.of(arena) for arena in arenas]
+        self._versions = [np.zeros(arena.num_blocks, dtype=np.int64) for arena in arenas]  # counts of writes, by block
+        self._copies = {
+            group: ContextCopy(arena.shape, copy_tokens // BLOCK_TOKENS)
+            for group, arena in enumerate(arenas)
+            if arena.shape.window is None and copy_tokens >= BLOCK_TOKENS
+        }
 
     def begin(self, geometry: CallGeometry, *, by_row: bool = False) -> ReferenceSession:
-        return ReferenceSession(self._arenas, self._stores, geometry, by_row=by_row)
+        self._note_writes(geometry)
+        copies = self._copies_for(geometry) if geometry.rows == 1 and geometry.query_len > 1 else {}
+        return ReferenceSession(self._arenas, self._stores, geometry, by_row=by_row, copies=copies)
 
     def begin_mixed(self, geometry: CallGeometry, decode: CallGeometry, chunks: Sequence[CallGeometry]) -> MixedSession:
-        """Prepare a decode call whose last rows are the tokens of prompts' chunks, one geometry each."""
-        return MixedSession(*(ReferenceSession(self._arenas, self._stores, part, by_row=False)
-                              for part in (geometry, decode, *chunks)))  # fmt: skip
+        """Prepare a decode call whose further rows are the tokens of prompts' chunks, one geometry each, and padding."""
+        self._note_writes(geometry)
+        lengths = [int(chunk.context_lens[0]) for chunk in chunks]
+        longest = lengths.index(max(lengths)) if lengths else None
+        return MixedSession(
+            self._session(geometry),
+            self._session(decode),
+            *(self._session(part, self._copies_for(part) if i == longest else None) for i, part in enumerate(chunks)),
+        )
+
+    def _session(self, geometry: CallGeometry, copies: Mapping[int, ContextCopy] | None = None) -> ReferenceSession:
+        return ReferenceSession(self._arenas, self._stores, geometry, by_row=False, copies=copies or {})
+
+    def _note_writes(self, geometry: CallGeometry) -> None:
+        for versions, view in zip(self._versions, geometry.groups, strict=True):
+            versions[view.write_blocks] += 1
+
+    def _copies_for(self, geometry: CallGeometry) -> dict[int, ContextCopy]:
+        """The groups whose context this one-row call can read from a dense copy."""
+        return {
+            group: copy
+            for group, copy in self._copies.items()
+            if copy.begin(geometry.groups[group].tables[0], self._versions[group])
+        }
 
     def flush(self) -> None:
         """Nothing is pending: each write is evaluated as it comes."""
@@ -58,6 +89,7 @@ class ReferenceBackend:
     def load_blocks(self, group: int, block_ids: Sequence[int], payloads: Sequence[bytes | bytearray]) -> None:
         """Write saved bytes into blocks. Raises `ValueError` for a payload of the wrong size."""
         store, shape = self._stores[group], self._arenas[group].shape
+        self._versions[group][list(block_ids)] += 1
         for block, payload in zip(block_ids, payloads, strict=True):
             if len(payload) != shape.block_bytes:
                 raise ValueError(f"a saved block has {len(payload)} bytes, and this arena's have {shape.block_bytes}")
@@ -71,6 +103,7 @@ class ReferenceBackend:
         """Copy blocks in place."""
         store = self._stores[group]
         for source, destination in pairs:
+            self._versions[group][destination] += 1
             store.data[destination] = store.data[source]
             if store.scales is not None:
                 store.scales[destination] = store.scales[source]
@@ -114,9 +147,11 @@ class ReferenceSession:
         geometry: CallGeometry,
         *,
         by_row: bool,
+        copies: Mapping[int, ContextCopy],
     ) -> None:
         self._arenas, self._stores, self._geometry = arenas, stores, geometry
         self._by_row = by_row
+        self._copies = copies
         self._indices: dict[int, mx.array] = {}
         self._biases: dict[int, mx.array] = {}
         self._masks: dict[int, npt.NDArray[np.bool_]] = {}
@@ -156,7 +191,7 @@ class ReferenceSession:
         return keys, values
 
     def decode(self, slot: LayerSlot, queries: mx.array, call: AttentionCall) -> mx.array:
-        if self._by_row or (call.sinks is None and self._is_ragged(slot.group)):
+        if self._by_row or self._is_too_much(slot.group) or (call.sinks is None and self._is_ragged(slot.group)):
             return self._decode_by_row(slot, queries, call)
         keys, values = self.gather(slot)
         bias = self._decode_bias(slot.group, keys.shape[2], queries.dtype)
@@ -167,7 +202,7 @@ class ReferenceSession:
         return _grouped_attention(queries, keys, values, call.scale, bias)
 
     def prefill(self, slot: LayerSlot, queries: mx.array, call: AttentionCall) -> mx.array:
-        keys, values = self.gather(slot)
+        keys, values = self._context(slot)
         if queries.dtype == mx.float32 and mx.default_device() == mx.Device(mx.cpu):
             visible = self._visible(slot.group, keys.shape[2])
             return chunk_attention(queries, keys, values, visible, call.scale, call.sinks)
@@ -175,6 +210,17 @@ class ReferenceSession:
         return mx.fast.scaled_dot_product_attention(
             queries, keys, values, scale=call.scale, mask=mask, sinks=call.sinks
         )
+
+    def _context(self, slot: LayerSlot) -> tuple[mx.array, mx.array]:
+        """The context of the one row of a prefill call: from the dense copy, which is brought up to date, or gathered."""
+        copy = self._copies.get(slot.group)
+        if copy is None:
+            return self.gather(slot)
+        if copy.needs(slot.layer):
+            stale = self._gather_index(slot)[..., copy.first_stale :]
+            width = self._arenas[slot.group].shape.width
+            copy.put(slot.layer, self._take(slot, stale[0], width), self._take(slot, stale[1], width))
+        return copy.context(slot.layer, int(self._geometry.context_lens[0]))
 
     def _visible(self, group: int, width: int) -> npt.NDArray[np.bool_]:
         """[query_len, width] for the one row of a prefill call."""
@@ -185,7 +231,12 @@ class ReferenceSession:
     def _is_ragged(self, group: int) -> bool:
         view = self._geometry.groups[group]
         used = self._geometry.context_lens - view.first_positions
-        return self._geometry.rows * int(used.max()) > _MAX_PADDING * int(used.sum())
+        return self._geometry.rows * int(used.max()) > MAX_PADDING * int(used.sum())
+
+    def _is_too_much(self, group: int) -> bool:
+        """Rows that share blocks can gather many times what the arena holds, which no plan has room for."""
+        width = self._geometry.groups[group].tables.shape[1]
+        return self._geometry.rows > 1 and self._geometry.rows * width > MAX_PADDING * self._arenas[group].num_blocks
 
     def _decode_by_row(self, slot: LayerSlot, queries: mx.array, call: AttentionCall) -> mx.array:
         view = self._geometry.groups[slot.group]
@@ -208,6 +259,8 @@ class ReferenceSession:
                 )
             else:
                 attended = _grouped_attention(query, keys, values, call.scale, bias)
+            if self._is_too_much(slot.group):
+                mx.eval(attended)  # so that its keys and values are freed before the next row's are gathered
             outputs.append(attended)
         return mx.concatenate(outputs, axis=0)
 
@@ -268,6 +321,8 @@ class MixedSession:
             part = queries[start:end].transpose(2, 1, 0, 3)  # [1, heads, query_len, dim]
             attended.append(chunk.prefill(slot, part, call).transpose(2, 1, 0, 3))
             start = end
+        if start < len(queries):  # rows that fill the call up; nobody reads them
+            attended.append(mx.zeros((len(queries) - start, *attended[0].shape[1:]), dtype=attended[0].dtype))
         return mx.concatenate(attended, axis=0)
 
 

@@ -27,6 +27,7 @@ from rvllm_local.engine.residence import CachePolicy, KVResidence
 from rvllm_local.engine.runner import ModelRunner, RunMode
 from rvllm_local.engine.scheduler import Scheduler
 from rvllm_local.engine.selfcheck import choose_runner, rows_are_independent
+from rvllm_local.engine.warmup import measure_scratch
 from rvllm_local.errors import UnsupportedModelError
 from rvllm_local.memory.arena import Arena
 from rvllm_local.memory.layout import KVLayout
@@ -62,12 +63,17 @@ def build_core(loaded: LoadedModel, text: Vocabulary, options: EngineOptions) ->
     paged = install(loaded.module)
     layout = probe_layout(loaded.module, quantized=options.kv_dtype == "int8")
     blocks = arena_blocks(layout, options, context)
-    plan = _accepted_plan(loaded, layout, options, context)
+    plan = _accepted_plan(loaded, layout, options, context, paged)
     arenas = [Arena(shape, count) for shape, count in zip(layout.groups, blocks, strict=True)]
     kv = KVTables(layout, blocks)
-    runner = _choose_runner(loaded, layout, arenas, kv, paged, options)
+    runner = _choose_runner(loaded, layout, arenas, kv, paged, options, plan.copy_tokens)
     if options.deterministic:
         runner.make_deterministic(rows_are_independent(runner, kv, loaded.vocab_size))
+    if options.self_check:
+        scratch = measure_scratch(runner, kv, context=context, rows=options.max_rows, chunk=options.prefill_chunk)
+        plan = plan.with_measured(scratch)
+        plan.check()
+    _keep_to(plan)
     fingerprint = f"{loaded.fingerprint}|{layout}|{options.deterministic}"
     residence = KVResidence(
         kv,
@@ -112,8 +118,10 @@ def _shown(text: Vocabulary, token: int) -> str:
     return f"{token} ({(piece or b'').decode(errors='replace')!r})"
 
 
-def _accepted_plan(loaded: LoadedModel, layout: KVLayout, options: EngineOptions, context: int) -> MemoryPlan:
-    """The plan of a loaded model, checked; from here on temporary memory keeps to it."""
+def _accepted_plan(
+    loaded: LoadedModel, layout: KVLayout, options: EngineOptions, context: int, paged: bool
+) -> MemoryPlan:
+    """The plan of a loaded model, checked; its scratch is an estimate."""
     sizes = ModelSizes(
         widest(loaded.config, "hidden_size"),
         widest(loaded.config, "intermediate_size"),
@@ -121,12 +129,16 @@ def _accepted_plan(loaded: LoadedModel, layout: KVLayout, options: EngineOptions
         num_heads(loaded.config),
         layout.groups[0].dtype.size,
     )
-    plan = plan_engine(layout, options, context=context, weights=loaded.weights_bytes, sizes=sizes)
+    plan = plan_engine(layout, options, context=context, weights=loaded.weights_bytes, sizes=sizes, paged=paged)
     plan.check()
+    return plan
+
+
+def _keep_to(plan: MemoryPlan) -> None:
+    """From here on temporary memory keeps to the plan, and the process has its size."""
     mx.set_cache_limit(plan.scratch // 2)  # the plan counts temporary arrays twice: in use, and kept for the next ones
     if mx.default_device() == mx.Device(mx.cpu):
         host.reserve_heap(plan.scratch)
-    return plan
 
 
 def _open_store(options: EngineOptions, fingerprint: bytes) -> BlockStore | None:
@@ -148,7 +160,13 @@ def _step_target(options: EngineOptions) -> float | None:
 
 
 def _choose_runner(
-    loaded: LoadedModel, layout: KVLayout, arenas: list[Arena], kv: KVTables, paged: bool, options: EngineOptions
+    loaded: LoadedModel,
+    layout: KVLayout,
+    arenas: list[Arena],
+    kv: KVTables,
+    paged: bool,
+    options: EngineOptions,
+    copy_tokens: int,
 ) -> ModelRunner:
     """The kernels where they can run and agree with mlx-lm on this very machine, otherwise the reference."""
 
@@ -166,7 +184,7 @@ def _choose_runner(
             if options.attention == "kernels":
                 raise
             logger.warning("attention is served by the reference: %s", error)
-    reference = ReferenceBackend(arenas)
+    reference = ReferenceBackend(arenas, copy_tokens)
     return checked(lambda mode: ModelRunner(loaded.module, layout, reference, mode, loaded.vocab_size))
 
 

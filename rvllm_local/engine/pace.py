@@ -11,6 +11,7 @@ from rvllm_local.engine.sequence import Sequence
 
 _SMOOTHING = 0.3  # weight of the newest measurement
 _SMALLEST = 12  # tokens; smaller chunks cost more than they save
+_LEAST_MEASURED = 8  # tokens; the even parts of a block have fewer than `_SMALLEST`, and must count
 _MOST_SLOWDOWN = 0.8  # prefill may take this many times the decode step beside it, where no target is given
 
 
@@ -29,7 +30,7 @@ class Pace:
 
     def record(self, num_tokens: int, seconds: float) -> None:
         """Take in one measured prefill call. Short ones say little about speed and are left out."""
-        if num_tokens >= _SMALLEST and seconds > 0:
+        if num_tokens >= _LEAST_MEASURED and seconds > 0:
             self._tokens_per_s = _smooth(self._tokens_per_s, num_tokens / seconds)
 
     def record_decode(self, seconds: float) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import mlx.core as mx
+
 from rvllm_local.attention.probe import probe_layout
 from rvllm_local.engine.options import EngineOptions
 from rvllm_local.machine import device_memory
@@ -26,9 +28,12 @@ def plan_model(model: ModelDescription, options: EngineOptions, *, strict: bool 
 
 
 def plan_engine(
-    layout: KVLayout, options: EngineOptions, *, context: int, weights: int, sizes: ModelSizes
+    layout: KVLayout, options: EngineOptions, *, context: int, weights: int, sizes: ModelSizes, paged: bool = True
 ) -> MemoryPlan:
-    """The plan of an engine over a known layout. Raises `MemoryBudgetError` if the KV budget holds no block."""
+    """The plan of an engine over a known layout. Raises `MemoryBudgetError` if the KV budget holds no block.
+
+    `paged`: attention goes through the back end, which on a CPU keeps the context of a prefilling prompt densely.
+    """
     return make_plan(
         layout,
         weights=weights,
@@ -40,6 +45,7 @@ def plan_engine(
         rows=options.max_rows,
         chunk=options.prefill_chunk,
         kv_asked=options.kv_memory or 0,
+        copies=paged and mx.default_device() == mx.Device(mx.cpu),
     )
 
 

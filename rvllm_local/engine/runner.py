@@ -6,6 +6,7 @@ for tokens that nobody samples from.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -14,6 +15,7 @@ import numpy as np
 from mlx import nn
 
 from rvllm_local.attention.backend import KVBackend
+from rvllm_local.attention.brief import BriefSession, EnoughLayersError
 from rvllm_local.attention.geometry import CallGeometry, ChunkRows, DecodeRow, call_geometry
 from rvllm_local.attention.reference import ReferenceBackend
 from rvllm_local.attention.seam import make_caches, session_caches
@@ -23,6 +25,9 @@ from rvllm_local.memory.block_io import BlockIO
 from rvllm_local.memory.blocks import BLOCK_TOKENS, SCRATCH_BLOCK, BlockTable
 from rvllm_local.memory.layout import KVLayout
 from rvllm_local.memory.tables import SequenceTables
+
+_ROW_TILE = 16  # rows that a CPU's matrix product takes at once; a few less take longer than all of them
+_MOST_UNTILED = 8  # rows up to which a product is quicker as it is
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,16 +100,51 @@ class ModelRunner:
             self._model(mx.array([tile]), cache=caches)
             self._backend.flush()
 
+    def try_prefill(self, tables: SequenceTables, position: int, token_ids: Sequence[int]) -> None:
+        """What `prefill` computes, to see what it takes; where layers run one by one, only the first ones."""
+        tile = list(token_ids) if self._row_group is None else list(token_ids[-BLOCK_TOKENS:])
+        if not self._runs_by_layer:
+            self.prefill(tables, position, token_ids)
+            return
+        start = position + len(token_ids) - len(tile)
+        self._run_briefly(call_geometry(self._layout, [tables], [start], len(tile)), mx.array([tile]))
+
+    def try_decode(self, rows: Sequence[DecodeRow]) -> None:
+        """What `decode` computes, to see what it takes; where layers run one by one, only the first ones."""
+        if not self._runs_by_layer:
+            mx.eval(self.decode(rows))
+            return
+        padded, _ = self._groups(rows)[0]
+        self._run_briefly(self._geometry(padded), mx.array([[row.token_id] for row in padded]))
+
+    @property
+    def _runs_by_layer(self) -> bool:
+        return isinstance(self._backend, ReferenceBackend) and self.mode == RunMode(batched=True, dense=False)
+
+    def _run_briefly(self, geometry: CallGeometry, tokens: mx.array) -> None:
+        brief = BriefSession(
+            self._backend.begin(geometry, by_row=self._row_group is not None), len(self._layout.groups)
+        )
+        offset = int(geometry.positions[0]) if geometry.rows == 1 else mx.array(geometry.positions)
+        with contextlib.suppress(EnoughLayersError):
+            self._model(tokens, cache=session_caches(self._layout, brief, geometry, dense=False, offset=offset))
+
     @property
     def mixes(self) -> bool:
-        """True when a decode call can take a few prompt tokens along: on a CPU both stream all weights, so once is less."""
+        """True when a decode call can take other rows along: prompt tokens, as on a CPU both stream all weights, so once is
+        less; or padding.
+        """
         reference = isinstance(self._backend, ReferenceBackend)
         return reference and self.mode == RunMode(batched=True, dense=False) and self._row_group is None
 
     def decode_mixed(self, rows: Sequence[DecodeRow], chunks: Sequence[ChunkRows]) -> mx.array:
-        """Logits `[rows, vocab]` of `rows`; the KV of the chunks' tokens is computed in the same call."""
+        """Logits `[rows, vocab]` of `rows`; the KV of the chunks' tokens is computed in the same call.
+
+        Rows that nobody reads fill the call up to a size that suits matrix products.
+        """
         assert isinstance(self._backend, ReferenceBackend)
         every = [*rows, *(row for chunk in chunks for row in chunk.rows())]
+        every += [self._padding_row()] * (tiled_rows(len(every)) - len(every))
         geometry = self._geometry(every)
         session = self._backend.begin_mixed(
             geometry,
@@ -170,6 +210,8 @@ class ModelRunner:
     def _decode_call(self, rows: Sequence[DecodeRow], previous: mx.array | None) -> mx.array:
         if self._compiled is not None:
             return self._compiled.logits(rows, self._tokens(rows, previous))
+        if self.mixes and tiled_rows(len(rows)) != len(rows):
+            return self.decode_mixed(rows, ())
         geometry = self._geometry(rows)
         caches = make_caches(
             self._layout, self._backend, geometry, dense=self.mode.dense, by_row=self._row_group is not None
@@ -193,3 +235,8 @@ class ModelRunner:
         is_known = np.ones(size, dtype=np.bool_)
         is_known[: len(rows)] = [place is None for place in places]
         return mx.where(mx.array(is_known), mx.array(known), previous.astype(mx.int32)[mx.array(index)])
+
+
+def tiled_rows(rows: int) -> int:
+    """How many rows a CPU computes at least as quickly as `rows`, and at least that many."""
+    return rows if rows <= _MOST_UNTILED else -(-rows // _ROW_TILE) * _ROW_TILE

@@ -231,13 +231,19 @@ class Scheduler:
         return [(row, shares[id(row)]) for row in rows if id(row) in shares]
 
     def _aligned(self, start: int, count: int, remaining: int) -> int:
-        """A chunk that does not end its prompt ends at a block, if it reaches one: blocks fill, and few sizes occur."""
+        """A chunk that does not end its prompt ends at a block, if it reaches one: blocks fill, and few sizes occur.
+
+        Several chunks on the way to a block's end are of nearly one size: the largest is what others wait for.
+        """
         if count >= remaining:
             return remaining
         end = (start + count) // BLOCK_TOKENS * BLOCK_TOKENS
-        if end <= start and self._whole_blocks:
-            end = start + BLOCK_TOKENS
-        return min(end - start, remaining) if end > start else count
+        if end > start:
+            return min(end - start, remaining)
+        left = BLOCK_TOKENS - start % BLOCK_TOKENS
+        if self._whole_blocks:
+            return min(left, remaining)
+        return min(-(-left // -(-left // count)), remaining)
 
 
 def _insert(rows: list[Sequence], sequence: Sequence) -> None:

@@ -5,6 +5,7 @@ Arithmetic only: sizes come in as numbers, so a plan can be made before anything
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 
 from rvllm_local.errors import MemoryBudgetError
@@ -13,6 +14,7 @@ from rvllm_local.memory.blocks import BLOCK_TOKENS
 from rvllm_local.memory.layout import KVLayout
 
 PROCESS_BYTES = 350 * 10**6  # interpreter, libraries and MLX's own pools
+_MOST_COPIED = 512 * 2**20  # bytes of a prompt's dense copy
 _QUERY_BLOCK = 128  # queries whose scores are computed at once
 _BLOCK_HEADER = 112  # bytes of a spilled block's file beside the block
 
@@ -44,6 +46,8 @@ class MemoryPlan:
     disk_bytes_per_token: int
     arena_tokens: int
     kv_asked: int = 0  # what the user gave as kv_memory; the arena may need less
+    copy_tokens: int = 0  # tokens of a prefilling prompt whose keys and values are kept densely as well (on a CPU)
+    prompt_copy: int = 0  # bytes of that
 
     @property
     def budget(self) -> int:
@@ -51,11 +55,15 @@ class MemoryPlan:
 
     @property
     def total(self) -> int:
-        return self.weights + max(self.kv_arena, self.kv_asked) + self.scratch + self.process
+        return self.weights + max(self.kv_arena, self.kv_asked) + self.scratch + self.prompt_copy + self.process
 
     @property
     def fits(self) -> bool:
         return self.total <= self.budget
+
+    def with_measured(self, scratch: int) -> MemoryPlan:
+        """The plan after a step took `scratch` bytes: a tenth more, and as much again for what MLX keeps."""
+        return dataclasses.replace(self, scratch=2 * (scratch + scratch // 10))
 
     def lines(self) -> dict[str, int]:
         """Every line of the plan, in bytes."""
@@ -63,6 +71,7 @@ class MemoryPlan:
             "weights": self.weights,
             "kv_arena": self.kv_arena,
             "scratch": self.scratch,
+            "prompt_copy": self.prompt_copy,
             "process": self.process,
             "total": self.total,
             "device": self.device,
@@ -80,6 +89,11 @@ class MemoryPlan:
                 f"{self.arena_tokens} tokens of {self.bytes_per_token} bytes",
             ),
             ("scratch", self.scratch, "largest prefill chunk and decode batch"),
+            *(
+                [("prompt", self.prompt_copy, f"{self.copy_tokens} tokens, dense while it prefills")]
+                if self.prompt_copy
+                else []
+            ),
             ("process", self.process, "interpreter and libraries"),
             ("total", self.total, ""),
             ("budget", self.budget, f"{_size(self.device)} less {_size(self.reserve)} for the system"),
@@ -117,7 +131,7 @@ class MemoryPlan:
         if not self.fits:
             raise MemoryBudgetError(
                 f"this does not fit in memory: weights {_size(self.weights)} + KV arena {_size(max(self.kv_arena, self.kv_asked))} + scratch "
-                f"{_size(self.scratch)} + process {_size(self.process)} = {_size(self.total)}, and the budget is "
+                f"{_size(self.scratch + self.prompt_copy)} + process {_size(self.process)} = {_size(self.total)}, and the budget is "
                 f"{_size(self.device)} - {_size(self.reserve)} = {_size(self.budget)}; {'; or '.join(self.remedies())}"
             )
 
@@ -133,7 +147,7 @@ def scratch_bytes(sizes: ModelSizes, rows: int, chunk: int, context: int, layer_
     A chunk through the widest layer (four arrays of the hidden and three of the intermediate width, twice), sampling (six
     float32 arrays over the vocabulary), one layer's gathered KV (`layer_kv` bytes of the arena, with as much again for
     padding, keys and values apart), and the scores of a block of queries against a whole context. All that twice: MLX
-    keeps freed buffers for the next ones.
+    keeps freed buffers for the next ones. A started engine measures instead (`engine.warmup`).
     """
     tokens = max(chunk, rows)
     layer = tokens * (4 * sizes.hidden + 3 * sizes.intermediate) * sizes.dtype_bytes
@@ -153,13 +167,18 @@ def make_plan(
     rows: int,
     chunk: int,
     kv_asked: int = 0,
+    copies: bool = False,
 ) -> MemoryPlan:
-    """The plan of an engine with `blocks` blocks in each group's arena."""
+    """The plan of an engine with `blocks` blocks in each group's arena.
+
+    With `copies` the context of a prefilling prompt is kept densely too, as much of it as `_MOST_COPIED` and half of what
+    the budget leaves allow: prompts go on without it, only slower.
+    """
     arena = sum(count * shape.block_bytes for count, shape in zip(blocks, layout.groups, strict=True))
     block_bytes = sum(shape.block_bytes for shape in layout.groups)
     sized = list(zip(layout.groups, blocks, strict=True))
     full = [count for count, shape in zip(blocks, layout.groups, strict=True) if shape.window is None]
-    return MemoryPlan(
+    plan = MemoryPlan(
         weights=weights,
         kv_arena=arena,
         scratch=scratch_bytes(sizes, rows, chunk, context, max(_layer_bytes(shape, n) for shape, n in sized)),
@@ -173,6 +192,17 @@ def make_plan(
         arena_tokens=(min(full or blocks) - 1) * BLOCK_TOKENS,
         kv_asked=kv_asked,
     )
+    return _with_copy(plan, layout) if copies else plan
+
+
+def _with_copy(plan: MemoryPlan, layout: KVLayout) -> MemoryPlan:
+    whole = [shape for shape in layout.groups if shape.window is None]
+    block = sum(_layer_bytes(shape, 1) * shape.num_layers for shape in whole)
+    if block == 0:
+        return plan
+    spare = min(_MOST_COPIED, (plan.budget - plan.total) // 2)
+    blocks = min(min(plan.context, plan.arena_tokens) // BLOCK_TOKENS + 1, max(0, spare) // block)
+    return dataclasses.replace(plan, copy_tokens=blocks * BLOCK_TOKENS, prompt_copy=blocks * block)
 
 
 def _layer_bytes(shape: KVShape, blocks: int) -> int:

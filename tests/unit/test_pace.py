@@ -40,3 +40,13 @@ def test_short_calls_say_nothing_about_speed() -> None:
     pace.record(3, 1.0)
     pace.record_decode(0.1)
     assert pace.prefill_tokens(rows(decoding=True)) == 512  # type: ignore[arg-type]
+
+
+def test_the_even_parts_of_a_block_count_as_measurements() -> None:
+    pace = Pace(prefill_chunk=512, target_s=0.1)
+    pace.record(100, 10.0)  # a slow moment: only the smallest budget is left
+    smallest = pace.prefill_tokens(rows(decoding=True))  # type: ignore[arg-type]
+    for _ in range(20):
+        pace.record_decode(0.01)
+        pace.record_mixed(-(-32 // -(-32 // smallest)), 0.012)
+    assert pace.prefill_tokens(rows(decoding=True)) > smallest  # type: ignore[arg-type]

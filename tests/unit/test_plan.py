@@ -59,6 +59,32 @@ def test_scratch_grows_with_chunk_and_rows() -> None:
     assert small < large < scratch_bytes(SIZES, 8, 512, 8000, 0) < scratch_bytes(SIZES, 8, 512, 8000, GB)
 
 
+def test_a_measured_step_replaces_the_estimate() -> None:
+    found = plan().with_measured(100_000_000)
+    assert found.scratch == 220_000_000, "a tenth more, twice"
+    assert found.total == found.weights + found.kv_arena + found.scratch + found.process
+    with pytest.raises(MemoryBudgetError, match=r"scratch 22\.0 GB"):
+        plan().with_measured(10 * GB).check()
+
+
+def test_a_prompts_dense_copy_takes_what_the_budget_leaves_and_no_more() -> None:
+    def copying(*, weights: int = GB, context: int = 1000) -> MemoryPlan:
+        return make_plan(
+            LAYOUT, weights=weights, blocks=(1001,), sizes=SIZES, device=8 * GB, reserve=GB, context=context, rows=8,
+            chunk=512, copies=True,
+        )  # fmt: skip
+
+    without, found = plan(), copying()
+    assert found.copy_tokens == 1024, "the whole context, in blocks"
+    assert found.prompt_copy == found.copy_tokens * found.bytes_per_token
+    assert found.total == without.total + found.prompt_copy
+    assert found.lines()["prompt_copy"] == found.prompt_copy and "while it prefills" in found.table()
+    assert copying(context=10**6).prompt_copy <= 512 * 2**20
+    tight = copying(weights=GB + without.budget - without.total - 500_000)
+    assert tight.fits and 0 < tight.prompt_copy <= 250_000, "half of what is left"
+    assert copying(weights=8 * GB).prompt_copy == 0
+
+
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads the peak memory from /proc")
 def test_the_command_plans_without_loading(smollm2: Path) -> None:
     code = (

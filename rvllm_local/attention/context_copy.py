@@ -1,0 +1,98 @@
+"""A dense copy of one context, for the prompt that is prefilling: each of its chunks reads the whole context again.
+
+Follows blocks and their versions, so it cannot be out of date: a block that was written since, or that is another one,
+is copied again. Knows nothing of sequences; who it serves is whoever comes with the longest context.
+"""
+
+from __future__ import annotations
+
+import mlx.core as mx
+import numpy as np
+import numpy.typing as npt
+
+from rvllm_local.memory.arena import KVShape
+from rvllm_local.memory.blocks import BLOCK_TOKENS
+
+_NOBODY = -1
+_MUCH_LONGER = 4  # a context this many times as long as another one keeps the copy for a while
+_PATIENCE = 16  # shorter contexts that are turned away before one takes the copy over
+
+
+class ContextCopy:
+    """Keys and values of one context in one group, `[layers, K|V, kv_heads, tokens, width]`, allocated once."""
+
+    def __init__(self, shape: KVShape, num_blocks: int) -> None:
+        self._shape = shape
+        planes = (shape.num_layers, 2, shape.kv_heads, num_blocks * BLOCK_TOKENS, shape.width)
+        self._array = mx.zeros(planes, dtype=shape.dtype)
+        mx.eval(self._array)
+        self._view = host_bits(self._array)
+        self._block_ids = np.full(num_blocks, _NOBODY, dtype=np.int64)
+        self._versions = np.zeros(num_blocks, dtype=np.int64)
+        self._turned_away = 0
+        self._table: npt.NDArray[np.int32] = np.zeros(0, dtype=np.int32)
+        self._table_versions: npt.NDArray[np.int64] = np.zeros(0, dtype=np.int64)
+        self._first = 0
+        self._done: set[int] = set()
+
+    @property
+    def nbytes(self) -> int:
+        return self._array.nbytes
+
+    def begin(self, table: npt.NDArray[np.int32], versions: npt.NDArray[np.int64]) -> bool:
+        """Start a call over the context in the blocks `table`; `versions` are those of all the arena's blocks.
+
+        False if the context is too long, or a much longer one is being prefilled: then it is to be gathered.
+        """
+        count = len(table)
+        if count > len(self._block_ids) or not self._is_free_for(table):
+            return False
+        wanted = versions[table]
+        same = (self._block_ids[:count] == table) & (self._versions[:count] == wanted)
+        self._first = count if same.all() else int(same.argmin())
+        self._block_ids[self._first :] = _NOBODY  # until every layer has them
+        self._table, self._table_versions = table, wanted
+        self._done.clear()
+        return True
+
+    @property
+    def first_stale(self) -> int:
+        """The first block of the call's context that `put` has to bring."""
+        return self._first
+
+    def needs(self, layer: int) -> bool:
+        """True until `put` was called for this layer in the call that began last."""
+        return layer not in self._done
+
+    def put(self, layer: int, keys: mx.array, values: mx.array) -> None:
+        """Take one layer's keys and values `[1, kv_heads, tokens, width]` of the blocks from `first_stale` on."""
+        start, end = self._first * BLOCK_TOKENS, len(self._table) * BLOCK_TOKENS
+        mx.eval(keys, values)
+        for part, new in enumerate((keys, values)):
+            self._view[layer, part, :, start:end] = host_bits(new)[0]
+        self._done.add(layer)
+        if len(self._done) == self._shape.num_layers:
+            self._block_ids[self._first : len(self._table)] = self._table[self._first :]
+            self._versions[self._first : len(self._table)] = self._table_versions[self._first :]
+
+    def context(self, layer: int, num_tokens: int) -> tuple[mx.array, mx.array]:
+        """The first `num_tokens` keys and values of one layer, `[1, kv_heads, num_tokens, dim]`; nothing is copied."""
+        shape = self._shape
+        return (
+            self._array[layer, 0:1, :, :num_tokens, : shape.key_dim],
+            self._array[layer, 1:2, :, :num_tokens, : shape.value_dim],
+        )
+
+    def _is_free_for(self, table: npt.NDArray[np.int32]) -> bool:
+        held = int((self._block_ids != _NOBODY).sum())
+        if self._block_ids[0] == table[0] or len(table) * _MUCH_LONGER >= held or self._turned_away >= _PATIENCE:
+            self._turned_away = 0
+            return True
+        self._turned_away += 1
+        return False
+
+
+def host_bits(array: mx.array) -> npt.NDArray[np.generic]:
+    """An evaluated array's own memory as numpy sees it; numpy has no bfloat16, so floats are bit patterns."""
+    bits = array if array.dtype == mx.int8 else array.view({2: mx.uint16, 4: mx.uint32}[array.dtype.size])
+    return np.array(bits, copy=False)

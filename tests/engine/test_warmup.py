@@ -1,0 +1,60 @@
+"""The plan's scratch is measured at the start, and real work stays within it."""
+
+from __future__ import annotations
+
+import gc
+from pathlib import Path
+
+import mlx.core as mx
+import pytest
+
+from rvllm_local.engine import build
+from rvllm_local.engine.build import build_core
+from rvllm_local.engine.core import EngineCore
+from rvllm_local.engine.options import EngineOptions
+from rvllm_local.errors import MemoryBudgetError
+from rvllm_local.models.loader import load_model, locate
+from rvllm_local.text.tokenizer import Tokenizer
+from rvllm_local.types import Request, SamplingParams
+from tests.support.tiny import save_tiny
+
+OPTIONS = EngineOptions(kv_memory=8_000_000, max_rows=8, prefill_chunk=256)
+
+
+def core(folder: Path, options: EngineOptions = OPTIONS) -> EngineCore:
+    files = locate(str(folder))
+    return build_core(load_model(files), Tokenizer.from_files(files), options)
+
+
+@pytest.fixture(scope="module", params=["llama", "gemma3_text"])
+def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path: Path = tmp_path_factory.mktemp(request.param)
+    save_tiny(request.param, path, seed=2)
+    return path
+
+
+@pytest.mark.parametrize("deterministic", [False, True])
+def test_work_stays_within_what_was_measured(folder: Path, deterministic: bool) -> None:
+    engine = core(
+        folder, EngineOptions(kv_memory=8_000_000, max_rows=8, prefill_chunk=256, deterministic=deterministic)
+    )
+    engine.check_integrity()
+    assert engine.stats()["blocks_peak"] == 0, "the measurement left traces"
+    gc.collect()
+    active = mx.get_active_memory()
+    mx.reset_peak_memory()
+    for row in range(8):
+        params = SamplingParams(max_tokens=4, temperature=0.9, top_p=0.9, seed=row, logprobs=3, ignore_eos=True)
+        prompt = tuple([5 + row] * (min(engine.limits.context_length, engine.limits.arena_tokens) // 2))
+        engine.add(Request(f"r{row}", prompt, params, seed=row), lambda _event: None)
+    while engine.has_work:
+        engine.step()
+    scratch = engine.snapshot().memory["scratch"]
+    assert 0 < mx.get_peak_memory() - active <= scratch // 2
+    engine.check_integrity()
+
+
+def test_a_step_that_does_not_fit_is_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(build, "measure_scratch", lambda *_args, **_sizes: 10**15)
+    with pytest.raises(MemoryBudgetError, match="scratch"):
+        core(folder)
