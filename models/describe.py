@@ -15,7 +15,7 @@ from mlx.utils import tree_flatten
 
 from rvllm_local.models.families import build_model
 from rvllm_local.models.gguf import GGUFFile
-from rvllm_local.models.gguf_llama import gguf_config
+from rvllm_local.models.gguf_config import gguf_config
 from rvllm_local.models.loader import ModelFiles, context_length, read_config, vocab_size
 
 _DTYPES = {"float32": mx.float32, "float16": mx.float16, "bfloat16": mx.bfloat16}

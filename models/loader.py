@@ -21,8 +21,9 @@ from rvllm_local.errors import ModelFileError, ModelNotFoundError, UnsupportedMo
 from rvllm_local.models.catalogue import Catalogue
 from rvllm_local.models.families import build_model
 from rvllm_local.models.gguf import GGUFFile
-from rvllm_local.models.gguf_llama import gguf_config, gguf_packed_weights, gguf_weights
+from rvllm_local.models.gguf_config import gguf_config
 from rvllm_local.models.gguf_mlx import GROUP_SIZE
+from rvllm_local.models.gguf_models import gguf_packed_weights, gguf_weights
 from rvllm_local.models.hub import Progress, fetch, silent
 from rvllm_local.models.hub_repo import fetch_repository, is_repository_id
 from rvllm_local.models.safetensors_check import check_safetensors
@@ -87,7 +88,8 @@ def load_model(files: ModelFiles) -> LoadedModel:
         module = build_model(config)
         on_cpu = mx.default_device() == mx.Device(mx.cpu)
         parts = gguf_weights(gguf, config) if on_cpu else gguf_packed_weights(gguf, config)
-        load_packed(files.path, module, {name: mx.array(part) for name, part in parts})
+        weights = {name: mx.array(part) for name, part in parts}
+        load_packed(files.path, module, _sanitized(files.path, module, weights))
         eos = _ids(config.get("eos_token_id"))
     else:
         config = read_config(files.path)

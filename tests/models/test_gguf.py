@@ -14,7 +14,8 @@ from mlx.utils import tree_flatten
 from rvllm_local.errors import ModelFileError, RvllmError, UnsupportedModelError
 from rvllm_local.models.families import build_model
 from rvllm_local.models.gguf import GGUFFile
-from rvllm_local.models.gguf_llama import gguf_config, gguf_packed_weights, gguf_weights
+from rvllm_local.models.gguf_config import gguf_config
+from rvllm_local.models.gguf_models import gguf_packed_weights, gguf_weights
 from rvllm_local.models.loader import load_model, load_packed, locate
 from rvllm_local.models.widen import widen_to_float32
 from rvllm_local.text.tokenizer import Tokenizer
@@ -208,8 +209,8 @@ def test_what_is_not_supported_is_named(tmp_path: Path) -> None:
     other = llama_metadata(**{"general.architecture": (STRING, "mamba")})
     with pytest.raises(UnsupportedModelError, match="mamba"):
         load_model(locate(str(save(tmp_path, write_gguf(other, tensors)))))
-    with pytest.raises(UnsupportedModelError, match="encoding 14"):
-        GGUFFile(save(tmp_path, _one((1, 256), 14, 210)))
+    with pytest.raises(UnsupportedModelError, match="encoding 16"):
+        GGUFFile(save(tmp_path, _one((1, 256), 16, 66)))
     scaled = llama_metadata(**{"llama.rope.scaling.type": (STRING, "yarn")})
     with pytest.raises(UnsupportedModelError, match="RoPE"):
         load_model(locate(str(save(tmp_path, write_gguf(scaled, tensors)))))
