@@ -46,6 +46,8 @@ _PARTS = frozenset(
     | {"switch_layers"}
 )
 _CODE_KEYS = ("model_file", "auto_map")
+# What building a module from a config that lies can end in: lookups, sizes that overflow, shapes that MLX refuses.
+_BUILD_ERRORS = (TypeError, ValueError, LookupError, AttributeError, AssertionError, ArithmeticError, RuntimeError)
 _LARGEST_SIZES = {"num_hidden_layers": 1024, "vocab_size": 2**24, "hidden_size": 2**18, "num_attention_heads": 4096}
 
 
@@ -97,7 +99,7 @@ def build_model(config: Mapping[str, Any]) -> nn.Module:
     _check_fields(family.ModelArgs, config, model_type)
     try:
         return family.Model(family.ModelArgs.from_dict(dict(config)))
-    except (TypeError, ValueError, KeyError, AttributeError, AssertionError, IndexError, ZeroDivisionError) as error:
+    except _BUILD_ERRORS as error:
         raise ModelFileError(f"the config does not describe a {model_type} model: {error!r}") from error
 
 

@@ -139,6 +139,11 @@ class SentencePieceBackend:
         text: str = piece.piece
         return text.replace("\u2581", " ").encode()
 
+    def to_bytes(self) -> bytes:
+        """The model as a `tokenizer.model` file holds it."""
+        data: bytes = self._proto.SerializeToString()
+        return data
+
     @property
     def adds_space(self) -> bool:
         """True if a text's first word is encoded as if a space stood before it."""

@@ -69,6 +69,16 @@ class Tokenizer:
         return max((len(self._bytes(token)) for token in self._backend.get_vocab().values()), default=1)
 
     @property
+    def backend(self) -> Backend | SentencePieceBackend:
+        """What encodes: for those who write it to a file."""
+        return self._backend
+
+    @property
+    def adds_bos(self) -> bool:
+        """True if a text begins with the start token."""
+        return self._add_bos
+
+    @property
     def bos_token_id(self) -> int | None:
         return None if self.bos_token is None else self._backend.token_to_id(self.bos_token)
 
@@ -219,21 +229,32 @@ class _Markers:
                 raise ParameterError("messages", "a message holds special tokens, and the chat template cuts it up")
 
 
+def _settings(backend: Backend) -> tuple[dict[str, Any], str]:
+    """The backend's settings, and its model as JSON text, which for a large vocabulary is slow to parse."""
+    text = backend.to_str()
+    place = text.find('"model":{"type":')
+    try:
+        return json.loads(text[:place].rstrip().removesuffix(",") + "}"), text[place + len('"model":') : -1]
+    except ValueError:  # the library wrote it in another order
+        state = json.loads(text)
+        return {key: value for key, value in state.items() if key != "model"}, json.dumps(state["model"])
+
+
 def _without_special(backend: Backend | SentencePieceBackend, special: set[str]) -> Backend | SentencePieceBackend:
     """The same tokenizer, blind to special tokens."""
     if isinstance(backend, SentencePieceBackend):
         return backend.blind_to(special)
-    state = json.loads(backend.to_str())
+    state, model = _settings(backend)
     state["added_tokens"] = [row for row in state["added_tokens"] if row["content"] not in special]
     state["post_processor"] = None
-    return Backend.from_str(json.dumps(state))
+    return Backend.from_str(f'{json.dumps(state)[:-1]}, "model": {model}}}')
 
 
 def _byte_decoder(backend: Backend | SentencePieceBackend) -> Callable[[int], bytes]:
     """How this tokenizer spells bytes: GPT-2's alphabet, or words with a lower one eighth block for a space."""
     if isinstance(backend, SentencePieceBackend):
         return backend.id_to_bytes
-    if '"ByteLevel"' in json.dumps([json.loads(backend.to_str())[part] for part in ("pre_tokenizer", "decoder")]):
+    if '"ByteLevel"' in json.dumps([_describe(part) for part in (backend.pre_tokenizer, backend.decoder)]):
         spell: Callable[[str], bytes] = functools.partial(_byte_level, _byte_alphabet())
     else:
         spell = _piece
@@ -243,6 +264,10 @@ def _byte_decoder(backend: Backend | SentencePieceBackend) -> Callable[[int], by
         return b"" if token is None else spell(token)
 
     return to_bytes
+
+
+def _describe(part: Any) -> Any:
+    return None if part is None else json.loads(part.__getstate__())
 
 
 def _byte_level(alphabet: Mapping[str, int], token: str) -> bytes:

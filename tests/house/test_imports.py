@@ -35,7 +35,18 @@ LAYERS = (
     ("engine.child",),
     ("server.calls",),
     ("llm", "server", "tui"),
-    ("commands", "plan_command", "doctor_command", "serve_command", "chat_command", "cli"),
+    (
+        "command_support",
+        "commands",
+        "plan_command",
+        "doctor_command",
+        "serve_command",
+        "chat_command",
+        "pack_command",
+        "convert_command",
+        "model_commands",
+        "cli",
+    ),
 )
 
 

@@ -16,7 +16,8 @@ from rvllm_local.models.families import build_model
 from rvllm_local.models.gguf import GGUFFile
 from rvllm_local.models.gguf_config import gguf_config
 from rvllm_local.models.gguf_models import gguf_packed_weights, gguf_weights
-from rvllm_local.models.loader import load_model, load_packed, locate
+from rvllm_local.models.loader import load_model, locate
+from rvllm_local.models.quantized import quantize_as_packed
 from rvllm_local.models.widen import widen_to_float32
 from rvllm_local.text.tokenizer import Tokenizer
 from tests.support import gguf
@@ -81,7 +82,9 @@ def test_packed_for_the_gpu_is_the_same_model(tmp_path: Path, kind: str) -> None
         )
         np.testing.assert_allclose(np.array(value), expected, rtol=1e-6, atol=1e-6, err_msg=name)
     module = build_model(config)
-    load_packed(file.path, module, {name: mx.array(value) for name, value in packed.items()})
+    weights = {name: mx.array(value) for name, value in packed.items()}
+    quantize_as_packed(module, weights)
+    module.load_weights(list(weights.items()))
     assert type(module.layers[0].self_attn.q_proj).__name__ == "QuantizedLinear"
     widen_to_float32(module)
     tokens = mx.array([[3, 4, 5]])

@@ -22,7 +22,8 @@ from rvllm_local.models.gguf_blocks import FORMATS
 from rvllm_local.models.gguf_config import gguf_config
 from rvllm_local.models.gguf_mlx import repack
 from rvllm_local.models.gguf_models import gguf_packed_weights
-from rvllm_local.models.loader import load_model, load_packed, locate
+from rvllm_local.models.loader import load_model, locate
+from rvllm_local.models.quantized import quantize_as_packed
 from tests.support.gguf import permute
 from tests.support.tiny import tiny_config, tiny_model
 
@@ -103,7 +104,9 @@ def test_packed_for_the_gpu_is_the_same_model(tmp_path: Path, name: str) -> None
     file = GGUFFile(path)
     config = gguf_config(file)
     other = build_model(config)
-    load_packed(path, other, {key: mx.array(value) for key, value in gguf_packed_weights(file, config)})
+    weights = {key: mx.array(value) for key, value in gguf_packed_weights(file, config)}
+    quantize_as_packed(other, weights)
+    other.load_weights(list(weights.items()))
     other.set_dtype(mx.float32)
     np.testing.assert_allclose(np.array(other(TOKENS)), np.array(module(TOKENS)), rtol=0.05, atol=0.05)
 
