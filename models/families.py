@@ -56,18 +56,24 @@ def import_family(model_type: str, architectures: tuple[str, ...] = ()) -> Modul
 
     Raises `UnsupportedModelError` for a type that mlx-lm does not define, with the nearest names.
     """
-    name = model_type.replace("-", "_") if isinstance(model_type, str) else ""
-    if not _NAME.fullmatch(name):
-        raise UnsupportedModelError(f"model_type {model_type!r} is not the name of an architecture")
-    name = _ALIASES.get(name, name)
-    for architecture in architectures:
-        name = _BY_ARCHITECTURE.get((name, architecture), name)
-    if name not in known_families():
-        raise UnsupportedModelError(f"architecture {model_type!r} is not supported{_nearest(name)}")
+    name = _definition(model_type, architectures)
     try:
         return importlib.import_module(f"mlx_lm.models.{name}")
     except (ImportError, SystemExit) as error:  # a definition may want a package that is not installed
         raise UnsupportedModelError(f"architecture {model_type!r} cannot be loaded: {error}") from error
+
+
+def _definition(model_type: str, architectures: tuple[str, ...]) -> str:
+    """The name of the module that defines a type."""
+    name = model_type.replace("-", "_") if isinstance(model_type, str) else ""
+    if not _NAME.fullmatch(name):
+        raise UnsupportedModelError(f"model_type {model_type!r:.80} is not the name of an architecture")
+    name = _ALIASES.get(name, name)
+    for architecture in architectures:
+        name = _BY_ARCHITECTURE.get((name, architecture), name)
+    if name not in known_families():
+        raise UnsupportedModelError(f"architecture {model_type!r:.80} is not supported{_nearest(name)}")
+    return name
 
 
 def known_families() -> frozenset[str]:
@@ -86,12 +92,7 @@ def build_model(config: Mapping[str, Any]) -> nn.Module:
     Raises `UnsupportedModelError` for unknown types and configs that ask to run code, `ModelFileError` for
     missing or absurd values.
     """
-    for key in _CODE_KEYS:
-        if config.get(key):
-            raise UnsupportedModelError(f"the model's config asks to run its own code ({key}); rvllm never does that")
-    model_type = config.get("model_type")
-    if not isinstance(model_type, str):
-        raise ModelFileError(f"the model's config has no model_type (found {model_type!r})")
+    model_type = check_architecture(config)
     _check_sizes(config)
     architectures = config.get("architectures") or ()
     names = (architectures,) if isinstance(architectures, str) else tuple(architectures)
@@ -101,6 +102,21 @@ def build_model(config: Mapping[str, Any]) -> nn.Module:
         return family.Model(family.ModelArgs.from_dict(dict(config)))
     except _BUILD_ERRORS as error:
         raise ModelFileError(f"the config does not describe a {model_type} model: {error!r}") from error
+
+
+def check_architecture(config: Mapping[str, Any]) -> str:
+    """The config's model type, if a model of it could be built at all; nothing is imported for it.
+
+    Raises `UnsupportedModelError` for unknown types and configs that ask to run code, `ModelFileError` for none.
+    """
+    for key in _CODE_KEYS:
+        if config.get(key):
+            raise UnsupportedModelError(f"the model's config asks to run its own code ({key}); rvllm never does that")
+    model_type = config.get("model_type")
+    if not isinstance(model_type, str):
+        raise ModelFileError(f"the model's config has no model_type (found {model_type!r})")
+    _definition(model_type, ())
+    return model_type
 
 
 def _put_mlx_lm() -> None:

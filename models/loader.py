@@ -26,7 +26,7 @@ from rvllm_local.models.gguf import GGUFFile
 from rvllm_local.models.gguf_config import gguf_config
 from rvllm_local.models.gguf_models import gguf_packed_weights, gguf_weights
 from rvllm_local.models.hub import Progress, fetch, silent
-from rvllm_local.models.hub_repo import fetch_repository, is_repository_id
+from rvllm_local.models.hub_repo import fetch_repository, parse_repository
 from rvllm_local.models.quantized import quantize_as_packed, quantize_as_stored
 from rvllm_local.models.safetensors_check import weight_files
 from rvllm_local.models.widen import widen_to_float32
@@ -81,13 +81,19 @@ def locate(name: str, progress: Progress = silent) -> ModelFiles:
         return ModelFiles("folder", path, path.name)
     if path.suffix == ".gguf" and path.is_file():
         return ModelFiles("gguf", path, path.stem)
-    if path.suffix == ".gguf" or path.is_absolute() or name.startswith((".", "~")):
+    if (path.suffix == ".gguf" and parse_repository(name) is None) or path.is_absolute() or name.startswith((".", "~")):
         raise ModelNotFoundError(f"{path} does not exist; give a model folder, a .gguf file or a catalogue name")
     catalogue = Catalogue.load()
-    if is_repository_id(name) and name.lower() not in catalogue.entries:
-        return ModelFiles("folder", fetch_repository(name, progress), name)
+    wanted = parse_repository(name)
+    if wanted is not None and name.lower() not in catalogue.entries:
+        return _fetched(name, fetch_repository(wanted, progress))
     entry = catalogue.resolve(name)
     return ModelFiles("gguf", fetch(entry, progress), name)
+
+
+def _fetched(name: str, path: Path) -> ModelFiles:
+    kind: Literal["folder", "gguf", "bundle"] = "gguf" if path.suffix == ".gguf" else "folder"
+    return ModelFiles("bundle" if kind == "folder" and is_bundle(path) else kind, path, name)
 
 
 def load_model(files: ModelFiles, *, verify: bool = False) -> LoadedModel:
