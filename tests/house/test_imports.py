@@ -37,6 +37,7 @@ LAYERS = (
     ("llm", "server", "tui"),
     (
         "command_support",
+        "model_facts",
         "commands",
         "plan_command",
         "doctor_command",
