@@ -99,9 +99,21 @@ def build_model(config: Mapping[str, Any]) -> nn.Module:
     family = import_family(model_type, names)
     _check_fields(family.ModelArgs, config, model_type)
     try:
-        return family.Model(family.ModelArgs.from_dict(dict(config)))
+        arguments = family.ModelArgs.from_dict(dict(config))
+        model: nn.Module = family.Model(arguments)
     except _BUILD_ERRORS as error:
         raise ModelFileError(f"the config does not describe a {model_type} model: {error!r}") from error
+    _check_unused_tokens(model, config)
+    return model
+
+
+def _check_unused_tokens(model: nn.Module, config: Mapping[str, Any]) -> None:
+    """A definition that masks fixed tokens writes to their logits, and MLX does not check where it writes."""
+    unused = getattr(model, "_dummy_tokenizer_ids", None)
+    if unused is not None and int(unused.max()) >= int(config["vocab_size"]):
+        raise ModelFileError(
+            f"vocab_size is {config['vocab_size']}, but this architecture masks token {int(unused.max())}"
+        )
 
 
 def check_architecture(config: Mapping[str, Any]) -> str:
