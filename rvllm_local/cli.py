@@ -108,6 +108,16 @@ def _add_model_verbs(verbs: argparse._SubParsersAction[argparse.ArgumentParser])
     pack = verbs.add_parser("pack", help="write a model as a bundle, which loads without a copy")
     pack.add_argument("model", help="catalogue name, model folder or .gguf file")
     pack.add_argument("--output", "-o", metavar="FOLDER", help="where (NAME.rvllm)")
+    convert = verbs.add_parser("convert", help="quantize a model, and measure what it cost")
+    convert.add_argument("model", help="unquantized model: owner/name, folder or .gguf file")
+    convert.add_argument("--output", "-o", metavar="FOLDER", help="where (NAME-4-bit)")
+    convert.add_argument("--bits", type=int, metavar="N", help="2, 3, 4, 5, 6 or 8 (4)")
+    convert.add_argument("--group-size", type=int, metavar="N", help="32, 64 or 128 weights share a scale (64)")
+    convert.add_argument("--mode", default="affine", metavar="MODE", help="affine, mxfp4, mxfp8 or nvfp4")
+    convert.add_argument("--recipe", metavar="NAME", help="mixed_2_6, mixed_3_4, mixed_3_6 or mixed_4_6")
+    convert.add_argument("--bundle", action="store_true", help="write a bundle, not a folder of safetensors")
+    convert.add_argument("--no-perplexity", action="store_true", help="do not measure")
+    convert.add_argument("--json", action="store_true", help="print JSON")
     pack.add_argument("--float32", action="store_true", help="with float32 weights, for machines without a GPU")
 
 
@@ -164,6 +174,12 @@ def _pack(arguments: argparse.Namespace) -> int:
     return pack(arguments)
 
 
+def _convert(arguments: argparse.Namespace) -> int:
+    from rvllm_local.convert_command import convert
+
+    return convert(arguments)
+
+
 def _config(_arguments: argparse.Namespace) -> int:
     from rvllm_local.commands import config
 
@@ -178,6 +194,7 @@ _VERBS = {
     "config": _config,
     "doctor": _doctor,
     "pack": _pack,
+    "convert": _convert,
     **dict.fromkeys(("ls", "pull", "rm", "show", "ps", "search"), _about_models),
 }
 

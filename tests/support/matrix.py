@@ -79,7 +79,7 @@ def judge(arch: str) -> Verdict:
     warm, hits = _ask(core, prompts)
     tight = build_core(loaded, Bytes(), replace(_OPTIONS, kv_memory=_tight_bytes(layout), self_check=False))
     tight._runner.mode = core._runner.mode
-    preempted, _ = _ask(tight, prompts)
+    preempted, _ = _ask(tight, prompts, preempt_every=25)
     wrong = [name for name, found in (("cold", cold), ("warm", warm), ("preempted", preempted)) if found != expected]
     if len({tuple(tokens) for tokens in expected}) == 1:
         wrong.append("the model always says the same")
@@ -102,14 +102,20 @@ def mlx_lm_tokens(model: nn.Module, prompt: Sequence[int]) -> list[int]:
     return tokens
 
 
-def _ask(core: EngineCore, prompts: Sequence[Sequence[int]]) -> tuple[list[list[int]], list[int]]:
+def _ask(
+    core: EngineCore, prompts: Sequence[Sequence[int]], preempt_every: int | None = None
+) -> tuple[list[list[int]], list[int]]:
+    """Tokens, and how many were cached, of each prompt; all run at once, and one is thrown out every so many steps."""
     answers = [Answer() for _ in prompts]
     for prompt, answer in zip(prompts, answers, strict=True):
         core.add(make_requests(tuple(prompt), _PARAMS)[0], answer)
-    for _ in range(2000):
+    for step in range(1, 2000):
         if not core.has_work:
             break
         core.step()
+        running = core._scheduler.running
+        if preempt_every is not None and step % preempt_every == 0 and running:
+            core._scheduler._preempt(running[-1])
     core.check_integrity()
     return [answer.tokens for answer in answers], [answer.cached for answer in answers]
 
