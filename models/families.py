@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import importlib
 import importlib.util
+import math
 import pkgutil
 import re
 import sys
@@ -49,6 +50,7 @@ _CODE_KEYS = ("model_file", "auto_map")
 # What building a module from a config that lies can end in: lookups, sizes that overflow, shapes that MLX refuses.
 _BUILD_ERRORS = (TypeError, ValueError, LookupError, AttributeError, AssertionError, ArithmeticError, RuntimeError)
 _LARGEST_SIZES = {"num_hidden_layers": 1024, "vocab_size": 2**24, "hidden_size": 2**18, "num_attention_heads": 4096}
+_POSITIVE = ("rope_theta", "rms_norm_eps", "layer_norm_eps", "norm_eps", "layer_norm_epsilon")
 
 
 def import_family(model_type: str, architectures: tuple[str, ...] = ()) -> ModuleType:
@@ -152,7 +154,19 @@ def _check_sizes(config: Mapping[str, Any]) -> None:
         if value is None:
             continue
         if isinstance(value, bool) or not isinstance(value, int) or not 0 < value <= largest:
-            raise ModelFileError(f"the config's {key} must be an integer from 1 to {largest}, not {value!r}")
+            raise ModelFileError(f"the config's {key} must be an integer from 1 to {largest}, not {value!r:.80}")
+    for key in _POSITIVE:
+        values = config.get(key)
+        for value in values if isinstance(values, list) and values else [values]:  # some have one for each layer
+            if value is not None and not _is_positive(value):
+                raise ModelFileError(f"the config's {key} must be a positive number, not {value!r:.80}")
+    text = config.get("text_config")
+    if isinstance(text, Mapping):
+        _check_sizes(text)
+
+
+def _is_positive(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < math.inf
 
 
 def _check_fields(args: Any, config: Mapping[str, Any], model_type: str) -> None:

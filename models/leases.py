@@ -13,7 +13,6 @@ import time
 import uuid
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
 
 from rvllm_local.models.hub import cache_folder
 
@@ -31,14 +30,15 @@ class Running:
 class Lease:
     """Held while a model is open; `close`, or the end of the process, gives it back."""
 
-    def __init__(self, place: Path, file: IO[str]) -> None:
-        self._place, self._file = place, file
+    def __init__(self, place: Path, descriptor: int) -> None:
+        self._place, self._descriptor = place, descriptor
 
     def close(self) -> None:
         """Give it back; closing twice is fine."""
-        if not self._file.closed:
+        descriptor, self._descriptor = self._descriptor, -1
+        if descriptor >= 0:
             self._place.unlink(missing_ok=True)
-            self._file.close()
+            os.close(descriptor)
 
     def __del__(self) -> None:
         with contextlib.suppress(OSError, AttributeError, TypeError):  # at the interpreter's end
@@ -47,19 +47,20 @@ class Lease:
 
 def take_lease(name: str, path: Path) -> Lease | None:
     """Say that this process has the model at `path` open; None where no file can be written."""
+    row = {"pid": os.getpid(), "name": name, "path": str(path.resolve()), "since": time.time()}
     try:
         folder = _folder()
         folder.mkdir(parents=True, exist_ok=True)
         draft = folder / f".{uuid.uuid4().hex}"
-        file = draft.open("w", encoding="utf-8")
-        fcntl.flock(file, fcntl.LOCK_EX)
-        json.dump({"pid": os.getpid(), "name": name, "path": str(path.resolve()), "since": time.time()}, file)
-        file.flush()
+        # A bare descriptor: a lease may die with a cycle of objects, in which a file object would die first.
+        descriptor = os.open(draft, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        os.write(descriptor, json.dumps(row).encode())
         place = folder / f"{os.getpid()}-{draft.name[1:9]}"
         draft.rename(place)  # nobody sees it before it is locked
     except OSError:
         return None
-    return Lease(place, file)
+    return Lease(place, descriptor)
 
 
 def running() -> list[Running]:

@@ -121,8 +121,7 @@ def load_model(files: ModelFiles, *, verify: bool = False) -> LoadedModel:
     module.eval()
     mx.eval(module.parameters())
     _check_numbers(files.path, module)
-    module._lease = take_lease(files.name, files.path)  # lives as long as the module
-    return LoadedModel(
+    loaded = LoadedModel(
         module=module,
         config=config,
         name=files.name,
@@ -133,6 +132,8 @@ def load_model(files: ModelFiles, *, verify: bool = False) -> LoadedModel:
         weights_bytes=sum(value.nbytes for _, value in tree_flatten(module.parameters())),
         fingerprint=_fingerprint(files, config),
     )
+    module._lease = take_lease(files.name, files.path)  # lives as long as the module
+    return loaded
 
 
 def open_native(files: ModelFiles, *, as_floats: bool = False, verify: bool = False) -> NativeModel:
@@ -227,7 +228,7 @@ def _ids(value: Any) -> tuple[int, ...]:
 def context_length(config: Mapping[str, Any]) -> int:
     """The model's own context in tokens. Raises `ModelFileError` for a value that is none."""
     key = "max_position_embeddings"
-    value = config.get(key) or _text_config(config).get(key) or _DEFAULT_CONTEXT
+    value = next((part[key] for part in (config, _text_config(config)) if part.get(key) is not None), _DEFAULT_CONTEXT)
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise ModelFileError(f"config.json has no usable {key}: {value!r}")
     return value
@@ -258,7 +259,7 @@ def read_config(folder: Path) -> dict[str, Any]:
 def _read_json(path: Path) -> dict[str, Any]:
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ModelFileError(f"{path} cannot be read: {error}") from error
     if not isinstance(value, dict):
         raise ModelFileError(f"{path} does not hold a JSON object")

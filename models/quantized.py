@@ -20,6 +20,7 @@ _SAME_AS = {
     "mxfp4": {"group_size": 32, "bits": 4, "mode": "mxfp4"},
     "mxfp8": {"group_size": 32, "bits": 8, "mode": "mxfp8"},
 }
+_BITS = (2, 3, 4, 5, 6, 8)
 _PLAN_KEYS = ("group_size", "bits", "mode")
 
 
@@ -62,6 +63,10 @@ def _plan(config: Mapping[str, Any]) -> dict[str, Any] | None:
     if not all(type(size) is int and 0 < size <= 1024 for size in sizes):
         raise ModelFileError(f"config.json's quantization lacks group_size and bits: {plan!r:.200}")
     assert isinstance(plan, dict)
+    if plan["bits"] not in _BITS:
+        raise ModelFileError(
+            f"config.json's quantization has {plan['bits']} bits; MLX knows {', '.join(map(str, _BITS))}"
+        )
     return plan
 
 

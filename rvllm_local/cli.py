@@ -59,6 +59,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_model_verbs(verbs)
     doctor = verbs.add_parser("doctor", help="check this machine, and with --kernels the GPU kernels on it")
     doctor.add_argument("--kernels", action="store_true", help="every kernel against a reference, and its GB/s")
+    doctor.add_argument("--verify", action="store_true", help="every checksum in the store")
     doctor.add_argument("--json", action="store_true", help="print JSON")
     verbs.add_parser("config", help="print the configuration and where it comes from")
     return parser

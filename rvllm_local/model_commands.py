@@ -165,10 +165,10 @@ def _on_hub(words: str, limit: int) -> list[dict[str, Any]]:
 def show(arguments: argparse.Namespace) -> int:
     """Print all that is known of a model: from the catalogue, and from its files if they are here."""
     configured()
-    from rvllm_local.model_facts import facts, verify
+    from rvllm_local.model_facts import facts, verify_files
 
     if arguments.verify:
-        verify(arguments.model, show_progress)
+        verify_files(arguments.model, show_progress)
     known = facts(arguments.model)
     if arguments.json:
         return _print_json(known)

@@ -6,12 +6,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from rvllm_local.errors import ChecksumError, ModelNotFoundError
+from rvllm_local.errors import ChecksumError, ModelNotFoundError, RvllmError
 from rvllm_local.models.bundle import open_bundle
 from rvllm_local.models.catalogue import Catalogue, CatalogueEntry
 from rvllm_local.models.hub_repo import read_record
 from rvllm_local.models.loader import ModelFiles, locate
-from rvllm_local.models.store import find_installed, folder_size
+from rvllm_local.models.safetensors_check import weight_files
+from rvllm_local.models.store import Installed, find_installed, folder_size
 from rvllm_local.models.verified import file_sha256
 
 _CONFIG_KEYS = {
@@ -129,7 +130,7 @@ def _quantization(files: ModelFiles, config: dict[str, Any]) -> dict[str, Any]:
     return {"quantization": f"{text}, mixed" if mixed else text}
 
 
-def verify(name: str, progress: Callable[[str], None]) -> None:
+def verify_files(name: str, progress: Callable[[str], None]) -> None:
     """Hold every file of an installed model or bundle against its checksum. Raises `ChecksumError`."""
     files = local_files(name)
     if files is None:
@@ -149,3 +150,26 @@ def verify(name: str, progress: Callable[[str], None]) -> None:
                 f"{folder / file}: its sha256 is {found}, not {sha256}; remove the model and pull it again"
             )
     progress(f"{len(expected)} files have their checksums" if expected else "there are no checksums to hold it against")
+
+
+def unsound(model: Installed, *, verify: bool = False) -> str | None:
+    """What is wrong with an installed model, in a line; None if its sizes and headers, with `verify` its checksums, agree."""
+    try:
+        expected = (read_record(model.path) or {}).get("files") or {}
+        for name, part in expected.items():
+            path = model.path / name
+            size = path.stat().st_size if path.is_file() else None
+            if size != part["size"]:
+                return (
+                    f"{name} has {size} bytes, and {part['size']} were fetched"
+                    if size is not None
+                    else f"{name} is gone"
+                )
+        files = local_files(model.names[0])
+        if files is not None and files.kind == "folder":
+            weight_files(files.path)
+        if verify:
+            verify_files(model.names[0], lambda _: None)
+    except (RvllmError, OSError, TypeError, KeyError) as error:
+        return " ".join(str(error).split())
+    return None

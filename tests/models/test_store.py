@@ -13,7 +13,7 @@ import pytest
 
 from rvllm_local import cli
 from rvllm_local.errors import ChecksumError, ModelNotFoundError
-from rvllm_local.model_facts import facts, verify
+from rvllm_local.model_facts import facts, verify_files
 from rvllm_local.models.catalogue import Catalogue
 from rvllm_local.models.families import check_architecture
 from rvllm_local.models.hub_repo import RECORD, parse_repository
@@ -79,13 +79,13 @@ def test_facts_of_an_installed_model(store: Path) -> None:
 
 
 def test_a_changed_file_is_found(store: Path) -> None:
-    verify("owner/tiny", lambda _: None)
+    verify_files("owner/tiny", lambda _: None)
     weights = store / "owner--tiny" / "model.safetensors"
     content = bytearray(weights.read_bytes())
     content[-1] ^= 1
     weights.write_bytes(content)
     with pytest.raises(ChecksumError, match=r"model.safetensors.*pull it again"):
-        verify("owner/tiny", lambda _: None)
+        verify_files("owner/tiny", lambda _: None)
 
 
 def test_a_model_that_is_open_or_pinned_stays(store: Path) -> None:
@@ -144,3 +144,32 @@ def test_hostile_names_are_no_models(store: Path, name: str, capsys: pytest.Capt
     assert cli.main(["show", "--", name]) == 2
     assert capsys.readouterr().err.startswith("rvllm: error: ")
     assert (store / "owner--tiny").exists()
+
+
+def findings(*arguments: str) -> list[dict[str, str]]:
+    done = subprocess.run(
+        [sys.executable, "-m", "rvllm_local.cli", "doctor", "--json", *arguments], capture_output=True, check=False
+    )
+    rows = json.loads(done.stdout)["findings"]
+    assert done.returncode == any(row["state"] == "failed" for row in rows)
+    return [row for row in rows if row["check"] == "store"]
+
+
+def test_doctor_finds_what_is_wrong_in_the_store(store: Path) -> None:
+    assert [row["state"] for row in findings("--verify")] == ["ok"]
+    weights = store / "owner--tiny" / "model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    assert [row["state"] for row in findings()] == ["ok"]
+    (_, wrong) = findings("--verify")
+    assert "sha256" in wrong["detail"]
+    assert "rvllm rm owner/tiny && rvllm pull owner/tiny" in wrong["advice"]
+    weights.write_bytes(content[:-100])
+    (_, wrong) = findings()
+    assert "were fetched" in wrong["detail"]
+    weights.unlink()
+    (store / ".partial" / "cut").mkdir(parents=True)
+    (_, wrong, left) = findings()
+    assert "is gone" in wrong["detail"]
+    assert left["state"] == "warning"

@@ -80,12 +80,15 @@ def judge(arch: str) -> Verdict:
     tight = build_core(loaded, Bytes(), replace(_OPTIONS, kv_memory=_tight_bytes(layout), self_check=False))
     tight._runner.mode = core._runner.mode
     preempted, _ = _ask(tight, prompts, preempt_every=25)
+    hits_and_preemptions = (min(hits), tight.stats()["preemptions"])
+    core.close("done")
+    tight.close("done")
     wrong = [name for name, found in (("cold", cold), ("warm", warm), ("preempted", preempted)) if found != expected]
     if len({tuple(tokens) for tokens in expected}) == 1:
         wrong.append("the model always says the same")
-    if min(hits) == 0:
+    if hits_and_preemptions[0] == 0:
         wrong.append("no prefix was reused")
-    if tight.stats()["preemptions"] == 0:
+    if hits_and_preemptions[1] == 0:
         wrong.append("nothing was preempted")
     return Verdict(arch, "different" if wrong else "equal", keeps, way, ", ".join(wrong))
 
