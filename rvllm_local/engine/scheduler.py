@@ -233,7 +233,8 @@ class Scheduler:
     def _aligned(self, start: int, count: int, remaining: int, pause_at: int) -> int:
         """A chunk that does not end its prompt ends at a block, if it reaches one: blocks fill, and few sizes occur.
 
-        Several chunks on the way to a block's end are of nearly one size: the largest is what others wait for. With recurrent layers one ends at the prompt's last full block and at `pause_at`: there snapshots are taken.
+        Several chunks on the way to a block's end are of nearly one size: the largest is what others wait for. With
+        recurrent layers one ends at the prompt's last full block and at `pause_at`: there snapshots are taken.
         """
         if self._kv.layout.has_state:
             last = (start + remaining) // BLOCK_TOKENS * BLOCK_TOKENS

@@ -58,7 +58,14 @@ class MemoryPlan:
 
     @property
     def total(self) -> int:
-        return self.weights + max(self.kv_arena, self.kv_asked) + self.scratch + self.prompt_copy + self.process + self.states
+        return (
+            self.weights
+            + max(self.kv_arena, self.kv_asked)
+            + self.scratch
+            + self.prompt_copy
+            + self.process
+            + self.states
+        )
 
     @property
     def fits(self) -> bool:
