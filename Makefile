@@ -17,7 +17,8 @@ run: $(VENV)/.installed openblas
 	@$(BIN)/rvllm run -- "$$RUN_MODEL" "$$RUN_PROMPT"
 
 test: $(VENV)/.installed-dev openblas lint
-	$(BIN)/python -m pytest
+	@# Two at a time, each with one thread of BLAS: many tests wait, and few compute for long.
+	OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

@@ -22,16 +22,29 @@ class PyPISource:
 
 @dataclass(frozen=True, slots=True)
 class CatalogueEntry:
-    """One model. `size` is in bytes; `sha256` is of the model file itself."""
+    """One model, from the hub (`repo` at `revision`) or from a wheel (`pypi`).
+
+    `size` is in bytes, exact for a wheel's file and round for a repository. `sha256` is of a wheel's model file.
+    `tools` and `reasoning` name parsers. `verified` is false for what nobody has fetched and run in this version.
+    """
 
     name: str
     title: str
     license: str
     context: int
-    file: str
     size: int
-    sha256: str
-    pypi: PyPISource
+    architecture: str = "llama"
+    parameters: str = ""
+    quantization: str = ""
+    tools: str | None = None
+    reasoning: str | None = None
+    gated: bool = False
+    verified: bool = False
+    repo: str | None = None
+    revision: str | None = None
+    file: str = ""
+    sha256: str = ""
+    pypi: PyPISource | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,11 +63,25 @@ class Catalogue:
         entry = self.entries.get(name.lower())
         if entry is None:
             near = difflib.get_close_matches(name.lower(), self.entries, n=3, cutoff=0.4)
-            hint = f"did you mean {', '.join(near)}?" if near else f"known are {', '.join(self.entries)}"
-            raise ModelNotFoundError(f"there is no model called {name!r}; {hint} A folder or a .gguf file works too")
+            hint = f"did you mean {', '.join(near)}?" if near else "`rvllm ls` lists them."
+            raise ModelNotFoundError(
+                f"there is no model called {name[:80]!r}; {hint} A folder, a .gguf file or owner/name of the hub works too"
+            )
         return entry
+
+    def search(self, words: str) -> list[CatalogueEntry]:
+        """Entries that hold every word of `words` in their name, title, architecture or licence; all for none."""
+        wanted = words.lower().split()
+        return [
+            entry
+            for entry in self.entries.values()
+            if all(
+                word in f"{entry.name} {entry.title} {entry.architecture} {entry.license} {entry.repo}".lower()
+                for word in wanted
+            )
+        ]
 
 
 def _entry(name: str, row: Mapping[str, Any]) -> CatalogueEntry:
-    fields = {key: value for key, value in row.items() if key in CatalogueEntry.__dataclass_fields__}
-    return CatalogueEntry(**{**fields, "name": name, "pypi": PyPISource(**row["pypi"])})
+    wheel = PyPISource(**row["pypi"]) if "pypi" in row else None
+    return CatalogueEntry(**{**row, "name": name, "pypi": wheel})

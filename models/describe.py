@@ -13,9 +13,10 @@ import mlx.core as mx
 from mlx import nn
 from mlx.utils import tree_flatten
 
+from rvllm_local.models.bundle_format import WEIGHTS
 from rvllm_local.models.families import build_model
 from rvllm_local.models.gguf import GGUFFile
-from rvllm_local.models.gguf_llama import gguf_config
+from rvllm_local.models.gguf_config import gguf_config
 from rvllm_local.models.loader import ModelFiles, context_length, read_config, vocab_size
 
 _DTYPES = {"float32": mx.float32, "float16": mx.float16, "bfloat16": mx.bfloat16}
@@ -42,7 +43,9 @@ def describe(files: ModelFiles) -> ModelDescription:
         config, stored = gguf_config(GGUFFile(files.path)), files.path.stat().st_size
     else:
         config = read_config(files.path)
-        stored = sum(path.stat().st_size for path in files.path.glob("model*.safetensors"))
+        stored = sum(
+            path.stat().st_size for path in files.path.glob(WEIGHTS if files.kind == "bundle" else "model*.safetensors")
+        )
     module = build_model(config)
     if not on_cpu:
         module.set_dtype(_DTYPES.get(str(config.get("torch_dtype") or config.get("dtype")), mx.bfloat16))

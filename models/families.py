@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import importlib
 import importlib.util
+import math
 import pkgutil
 import re
 import sys
@@ -46,7 +47,10 @@ _PARTS = frozenset(
     | {"switch_layers"}
 )
 _CODE_KEYS = ("model_file", "auto_map")
+# What building a module from a config that lies can end in: lookups, sizes that overflow, shapes that MLX refuses.
+_BUILD_ERRORS = (TypeError, ValueError, LookupError, AttributeError, AssertionError, ArithmeticError, RuntimeError)
 _LARGEST_SIZES = {"num_hidden_layers": 1024, "vocab_size": 2**24, "hidden_size": 2**18, "num_attention_heads": 4096}
+_POSITIVE = ("rope_theta", "rms_norm_eps", "layer_norm_eps", "norm_eps", "layer_norm_epsilon")
 
 
 def import_family(model_type: str, architectures: tuple[str, ...] = ()) -> ModuleType:
@@ -54,18 +58,24 @@ def import_family(model_type: str, architectures: tuple[str, ...] = ()) -> Modul
 
     Raises `UnsupportedModelError` for a type that mlx-lm does not define, with the nearest names.
     """
-    name = model_type.replace("-", "_") if isinstance(model_type, str) else ""
-    if not _NAME.fullmatch(name):
-        raise UnsupportedModelError(f"model_type {model_type!r} is not the name of an architecture")
-    name = _ALIASES.get(name, name)
-    for architecture in architectures:
-        name = _BY_ARCHITECTURE.get((name, architecture), name)
-    if name not in known_families():
-        raise UnsupportedModelError(f"architecture {model_type!r} is not supported{_nearest(name)}")
+    name = _definition(model_type, architectures)
     try:
         return importlib.import_module(f"mlx_lm.models.{name}")
     except (ImportError, SystemExit) as error:  # a definition may want a package that is not installed
         raise UnsupportedModelError(f"architecture {model_type!r} cannot be loaded: {error}") from error
+
+
+def _definition(model_type: str, architectures: tuple[str, ...]) -> str:
+    """The name of the module that defines a type."""
+    name = model_type.replace("-", "_") if isinstance(model_type, str) else ""
+    if not _NAME.fullmatch(name):
+        raise UnsupportedModelError(f"model_type {model_type!r:.80} is not the name of an architecture")
+    name = _ALIASES.get(name, name)
+    for architecture in architectures:
+        name = _BY_ARCHITECTURE.get((name, architecture), name)
+    if name not in known_families():
+        raise UnsupportedModelError(f"architecture {model_type!r:.80} is not supported{_nearest(name)}")
+    return name
 
 
 def known_families() -> frozenset[str]:
@@ -84,21 +94,43 @@ def build_model(config: Mapping[str, Any]) -> nn.Module:
     Raises `UnsupportedModelError` for unknown types and configs that ask to run code, `ModelFileError` for
     missing or absurd values.
     """
-    for key in _CODE_KEYS:
-        if config.get(key):
-            raise UnsupportedModelError(f"the model's config asks to run its own code ({key}); rvllm never does that")
-    model_type = config.get("model_type")
-    if not isinstance(model_type, str):
-        raise ModelFileError(f"the model's config has no model_type (found {model_type!r})")
+    model_type = check_architecture(config)
     _check_sizes(config)
     architectures = config.get("architectures") or ()
     names = (architectures,) if isinstance(architectures, str) else tuple(architectures)
     family = import_family(model_type, names)
     _check_fields(family.ModelArgs, config, model_type)
     try:
-        return family.Model(family.ModelArgs.from_dict(dict(config)))
-    except (TypeError, ValueError, KeyError, AttributeError, AssertionError, IndexError, ZeroDivisionError) as error:
+        arguments = family.ModelArgs.from_dict(dict(config))
+        model: nn.Module = family.Model(arguments)
+    except _BUILD_ERRORS as error:
         raise ModelFileError(f"the config does not describe a {model_type} model: {error!r}") from error
+    _check_unused_tokens(model, config)
+    return model
+
+
+def _check_unused_tokens(model: nn.Module, config: Mapping[str, Any]) -> None:
+    """A definition that masks fixed tokens writes to their logits, and MLX does not check where it writes."""
+    unused = getattr(model, "_dummy_tokenizer_ids", None)
+    if unused is not None and int(unused.max()) >= int(config["vocab_size"]):
+        raise ModelFileError(
+            f"vocab_size is {config['vocab_size']}, but this architecture masks token {int(unused.max())}"
+        )
+
+
+def check_architecture(config: Mapping[str, Any]) -> str:
+    """The config's model type, if a model of it could be built at all; nothing is imported for it.
+
+    Raises `UnsupportedModelError` for unknown types and configs that ask to run code, `ModelFileError` for none.
+    """
+    for key in _CODE_KEYS:
+        if config.get(key):
+            raise UnsupportedModelError(f"the model's config asks to run its own code ({key}); rvllm never does that")
+    model_type = config.get("model_type")
+    if not isinstance(model_type, str):
+        raise ModelFileError(f"the model's config has no model_type (found {model_type!r})")
+    _definition(model_type, ())
+    return model_type
 
 
 def _put_mlx_lm() -> None:
@@ -122,7 +154,19 @@ def _check_sizes(config: Mapping[str, Any]) -> None:
         if value is None:
             continue
         if isinstance(value, bool) or not isinstance(value, int) or not 0 < value <= largest:
-            raise ModelFileError(f"the config's {key} must be an integer from 1 to {largest}, not {value!r}")
+            raise ModelFileError(f"the config's {key} must be an integer from 1 to {largest}, not {value!r:.80}")
+    for key in _POSITIVE:
+        values = config.get(key)
+        for value in values if isinstance(values, list) and values else [values]:  # some have one for each layer
+            if value is not None and not _is_positive(value):
+                raise ModelFileError(f"the config's {key} must be a positive number, not {value!r:.80}")
+    text = config.get("text_config")
+    if isinstance(text, Mapping):
+        _check_sizes(text)
+
+
+def _is_positive(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < math.inf
 
 
 def _check_fields(args: Any, config: Mapping[str, Any], model_type: str) -> None:

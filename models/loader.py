@@ -17,27 +17,41 @@ import mlx.core as mx
 from mlx import nn
 from mlx.utils import tree_flatten
 
-from rvllm_local.errors import ModelFileError, ModelNotFoundError, UnsupportedModelError
-from rvllm_local.models.catalogue import Catalogue
+from rvllm_local.errors import ModelFileError, ModelNotFoundError
+from rvllm_local.models.bundle import bundle_weights, is_bundle, open_bundle
+from rvllm_local.models.bundle_format import MANIFEST
+from rvllm_local.models.catalogue import Catalogue, CatalogueEntry
 from rvllm_local.models.families import build_model
 from rvllm_local.models.gguf import GGUFFile
-from rvllm_local.models.gguf_llama import gguf_config, gguf_packed_weights, gguf_weights
-from rvllm_local.models.gguf_mlx import GROUP_SIZE
+from rvllm_local.models.gguf_config import gguf_config
+from rvllm_local.models.gguf_models import gguf_packed_weights, gguf_weights
 from rvllm_local.models.hub import Progress, fetch, silent
-from rvllm_local.models.hub_repo import fetch_repository, is_repository_id
-from rvllm_local.models.safetensors_check import check_safetensors
+from rvllm_local.models.hub_repo import Wanted, fetch_repository, parse_repository
+from rvllm_local.models.leases import take_lease
+from rvllm_local.models.quantized import quantize_as_packed, quantize_as_stored
+from rvllm_local.models.safetensors_check import weight_files
 from rvllm_local.models.widen import widen_to_float32
 
 _DEFAULT_CONTEXT = 2048
+_LONGEST_NAME = 1024  # what some systems take for a path
 
 
 @dataclass(frozen=True, slots=True)
 class ModelFiles:
-    """Where a model lies: a folder of safetensors, or one GGUF file."""
+    """Where a model lies: a folder of safetensors, one GGUF file, or a bundle's directory."""
 
-    kind: Literal["folder", "gguf"]
+    kind: Literal["folder", "gguf", "bundle"]
     path: Path
     name: str
+
+
+@dataclass(frozen=True, slots=True)
+class NativeModel:
+    """A module with its weights in the format that they are stored in."""
+
+    module: nn.Module
+    config: dict[str, Any]
+    eos_token_ids: tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,77 +74,104 @@ def locate(name: str, progress: Progress = silent) -> ModelFiles:
 
     Raises `ModelNotFoundError` (with the nearest names), `DownloadError` or `ChecksumError`.
     """
+    if len(name) > _LONGEST_NAME or "\0" in name:
+        raise ModelNotFoundError(f"{name[:80]!r} is the name of no model, folder or file")
     path = Path(name).expanduser()
     if path.is_dir():
+        if is_bundle(path):
+            return ModelFiles("bundle", path, path.name.removesuffix(".rvllm"))
         if not (path / "config.json").is_file():
             raise ModelNotFoundError(f"{path} is not a model folder: it has no config.json")
         return ModelFiles("folder", path, path.name)
     if path.suffix == ".gguf" and path.is_file():
         return ModelFiles("gguf", path, path.stem)
-    if path.suffix == ".gguf" or path.is_absolute() or name.startswith((".", "~")):
+    if (path.suffix == ".gguf" and parse_repository(name) is None) or path.is_absolute() or name.startswith((".", "~")):
         raise ModelNotFoundError(f"{path} does not exist; give a model folder, a .gguf file or a catalogue name")
     catalogue = Catalogue.load()
-    if is_repository_id(name) and name.lower() not in catalogue.entries:
-        return ModelFiles("folder", fetch_repository(name, progress), name)
+    wanted = parse_repository(name)
+    if wanted is not None and name.lower() not in catalogue.entries:
+        return _fetched(name, fetch_repository(wanted, progress))
     entry = catalogue.resolve(name)
-    return ModelFiles("gguf", fetch(entry, progress), name)
+    if entry.repo is None:
+        return ModelFiles("gguf", fetch(entry, progress), name)
+    return _fetched(name, fetch_repository(wanted_of(entry), progress))
 
 
-def load_model(files: ModelFiles) -> LoadedModel:
-    """Build the model and load its weights.
+def wanted_of(entry: CatalogueEntry) -> Wanted:
+    """Where the hub has a catalogue's model; a revision of "main" is kept without its name."""
+    assert entry.repo is not None
+    return Wanted(entry.repo, None if entry.revision in (None, "main") else entry.revision)
+
+
+def _fetched(name: str, path: Path) -> ModelFiles:
+    kind: Literal["folder", "gguf", "bundle"] = "gguf" if path.suffix == ".gguf" else "folder"
+    return ModelFiles("bundle" if kind == "folder" and is_bundle(path) else kind, path, name)
+
+
+def load_model(files: ModelFiles, *, verify: bool = False) -> LoadedModel:
+    """Build the model and load its weights; `verify` holds a bundle's weights against their checksum again.
 
     Raises `ModelFileError` for damaged files and `UnsupportedModelError` for what cannot be served.
     """
-    if files.kind == "gguf":
-        gguf = GGUFFile(files.path)
-        config = gguf_config(gguf)
-        module = build_model(config)
-        on_cpu = mx.default_device() == mx.Device(mx.cpu)
-        parts = gguf_weights(gguf, config) if on_cpu else gguf_packed_weights(gguf, config)
-        load_packed(files.path, module, {name: mx.array(part) for name, part in parts})
-        eos = _ids(config.get("eos_token_id"))
-    else:
-        config = read_config(files.path)
-        module = build_model(config)
-        weights = _folder_weights(files.path)
-        weights = _sanitized(files.path, module, weights)
-        _quantize(module, config, weights)
-        _load_weights(files.path, module, weights)
-        del weights
-        eos = _folder_eos(files.path, config)
-    if mx.default_device() == mx.Device(mx.cpu):
+    on_cpu = mx.default_device() == mx.Device(mx.cpu)
+    native = open_native(files, as_floats=on_cpu, verify=verify)
+    module, config = native.module, native.config
+    if on_cpu:
         widen_to_float32(module)
     module.eval()
     mx.eval(module.parameters())
-    return LoadedModel(
+    _check_numbers(files.path, module)
+    loaded = LoadedModel(
         module=module,
         config=config,
         name=files.name,
         model_type=str(config["model_type"]),
         context_length=context_length(config),
         vocab_size=vocab_size(config),
-        eos_token_ids=eos,
+        eos_token_ids=native.eos_token_ids,
         weights_bytes=sum(value.nbytes for _, value in tree_flatten(module.parameters())),
         fingerprint=_fingerprint(files, config),
     )
+    module._lease = take_lease(files.name, files.path)  # lives as long as the module
+    return loaded
+
+
+def open_native(files: ModelFiles, *, as_floats: bool = False, verify: bool = False) -> NativeModel:
+    """The model with its weights as they are stored, read only when they are evaluated where the format allows.
+
+    With `as_floats` a GGUF file's quantized matrices become float32. Raises as `load_model` does.
+    """
+    if files.kind == "gguf":
+        gguf = GGUFFile(files.path)
+        config = gguf_config(gguf)
+        module = build_model(config)
+        parts = gguf_weights(gguf, config) if as_floats else gguf_packed_weights(gguf, config)
+        weights = {name: mx.array(part) for name, part in parts}
+        weights = _sanitized(files.path, module, weights)
+        quantize_as_packed(module, weights)
+        _load_weights(files.path, module, weights)
+        return NativeModel(module, config, _ids(config.get("eos_token_id")))
+    if files.kind == "bundle":
+        open_bundle(files.path, verify=verify)
+    config = read_config(files.path)
+    module = build_model(config)
+    weights = bundle_weights(files.path) if files.kind == "bundle" else _folder_weights(files.path)
+    weights = _sanitized(files.path, module, weights)
+    quantize_as_stored(module, config, weights)
+    _load_weights(files.path, module, weights)
+    return NativeModel(module, config, _folder_eos(files.path, config))
+
+
+def _check_numbers(path: Path, module: nn.Module) -> None:
+    """Refuse weights that are not numbers: one of them would turn every answer into noise."""
+    for name, value in tree_flatten(module.parameters()):
+        if mx.issubdtype(value.dtype, mx.floating) and mx.isnan(value).any().item():
+            raise ModelFileError(f"{path}: weight {name!r} holds values that are not numbers (NaN); fetch it again")
 
 
 def _folder_weights(folder: Path) -> dict[str, mx.array]:
-    index = folder / "model.safetensors.index.json"
-    paths = sorted(folder.glob("model*.safetensors"))
-    if index.is_file():
-        places = _read_json(index).get("weight_map")
-        if not isinstance(places, dict) or not all(isinstance(shard, str) for shard in places.values()):
-            raise ModelFileError(f"{index}: weight_map does not name a file for each weight")
-        shards = set(places.values())
-        if any("/" in shard or "\\" in shard or shard.startswith(".") for shard in shards):
-            raise ModelFileError(f"{index}: a shard's name leaves the folder")
-        paths = [folder / shard for shard in sorted(shards)]
-    if not paths:
-        raise ModelFileError(f"{folder}: there are no model*.safetensors files")
     weights: dict[str, mx.array] = {}
-    for path in paths:
-        check_safetensors(path)
+    for path in weight_files(folder):
         shard = _read_safetensors(path)
         if twice := weights.keys() & shard.keys():
             raise ModelFileError(f"{path}: weight {min(twice)!r} is also in another file")
@@ -155,44 +196,6 @@ def _sanitized(path: Path, module: nn.Module, weights: dict[str, mx.array]) -> d
         return dict(module.sanitize(weights))
     except (KeyError, ValueError, IndexError, TypeError, AttributeError) as error:
         raise ModelFileError(f"{path}: the weights are not those of this architecture: {error!r}") from error
-
-
-def _quantize(module: nn.Module, config: Mapping[str, Any], weights: Mapping[str, mx.array]) -> None:
-    """Make the quantized layers that the file has weights for."""
-    plan = config.get("quantization")
-    if plan is None:
-        if config.get("quantization_config"):
-            raise UnsupportedModelError("this quantization is not MLX's own; convert the model with mlx-lm first")
-        return
-
-    if not isinstance(plan, dict) or not all(isinstance(plan.get(key), int) for key in ("group_size", "bits")):
-        raise ModelFileError(f"config.json's quantization lacks group_size and bits: {plan!r}")
-
-    def choose(path: str, layer: nn.Module) -> bool | dict[str, Any]:
-        if isinstance(plan.get(path), dict):
-            return dict(plan[path])
-        return hasattr(layer, "to_quantized") and f"{path}.scales" in weights
-
-    mode = plan.get("mode", "affine")
-    try:
-        nn.quantize(module, group_size=plan["group_size"], bits=plan["bits"], mode=mode, class_predicate=choose)
-    except (ValueError, TypeError) as error:
-        raise UnsupportedModelError(f"config.json's quantization cannot be served: {error}") from error
-
-
-def load_packed(path: Path, module: nn.Module, weights: dict[str, mx.array]) -> None:
-    """Load weights that may be packed in groups of 32, each with its own number of bits."""
-
-    def choose(name: str, layer: nn.Module) -> bool | dict[str, Any]:
-        scales = weights.get(f"{name}.scales")
-        if scales is None or not hasattr(layer, "to_quantized"):
-            return False
-        bits = weights[f"{name}.weight"].shape[-1] * 32 // (scales.shape[-1] * GROUP_SIZE)
-        return {"group_size": GROUP_SIZE, "bits": bits}
-
-    if any(name.endswith(".scales") for name in weights):
-        nn.quantize(module, group_size=GROUP_SIZE, class_predicate=choose)
-    _load_weights(path, module, weights)
 
 
 def _load_weights(path: Path, module: nn.Module, weights: dict[str, mx.array]) -> None:
@@ -225,7 +228,7 @@ def _ids(value: Any) -> tuple[int, ...]:
 def context_length(config: Mapping[str, Any]) -> int:
     """The model's own context in tokens. Raises `ModelFileError` for a value that is none."""
     key = "max_position_embeddings"
-    value = config.get(key) or _text_config(config).get(key) or _DEFAULT_CONTEXT
+    value = next((part[key] for part in (config, _text_config(config)) if part.get(key) is not None), _DEFAULT_CONTEXT)
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise ModelFileError(f"config.json has no usable {key}: {value!r}")
     return value
@@ -241,6 +244,8 @@ def vocab_size(config: Mapping[str, Any]) -> int:
 
 def _fingerprint(files: ModelFiles, config: Mapping[str, Any]) -> str:
     """Changes whenever the configuration or a weight file's size or time does."""
+    if files.kind == "bundle":
+        return hashlib.sha256((files.path / MANIFEST).read_bytes()).hexdigest()
     paths = [files.path] if files.kind == "gguf" else sorted(files.path.glob("*.safetensors"))
     stamps = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in paths]
     return hashlib.sha256(json.dumps([config, stamps], sort_keys=True, default=str).encode()).hexdigest()
@@ -254,7 +259,7 @@ def read_config(folder: Path) -> dict[str, Any]:
 def _read_json(path: Path) -> dict[str, Any]:
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ModelFileError(f"{path} cannot be read: {error}") from error
     if not isinstance(value, dict):
         raise ModelFileError(f"{path} does not hold a JSON object")

@@ -1,12 +1,35 @@
-"""Checks a safetensors header before MLX reads the file: MLX accepts duplicate names and overlapping tensors."""
+"""Checks safetensors files before MLX reads them, which accepts duplicate names and overlapping tensors.
+
+Also the index of a model in several files: what it names must be there, and nothing may lie outside the folder.
+"""
 
 from __future__ import annotations
 
+import json
+import re
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
 from rvllm_local.errors import ModelFileError
+
+_MAX_HEADER = 100 << 20  # the library's own limit
+_NUMBERED = re.compile(r"model-(\d{5})-of-(\d{5})\.safetensors")
+_SHARD = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,200}\.safetensors")
+
+
+@dataclass(frozen=True, slots=True)
+class StoredTensor:
+    """A tensor as the header has it; `start` and `stop` are bytes from the file's beginning."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    start: int
+    stop: int
 
 
 def check_safetensors(path: Path) -> None:
@@ -18,3 +41,76 @@ def check_safetensors(path: Path) -> None:
             pass
     except (SafetensorError, OSError) as error:
         raise ModelFileError(f"{path}: not a sound safetensors file: {error}; fetch it again") from error
+
+
+def read_header(path: Path) -> tuple[dict[str, StoredTensor], bytes]:
+    """The tensors of a file that `check_safetensors` has passed, and the header's raw bytes."""
+    try:
+        with path.open("rb") as file:
+            length = struct.unpack("<Q", file.read(8))[0]
+            if length > _MAX_HEADER:
+                raise ModelFileError(f"{path}: a header of {length} bytes is not plausible")
+            raw = file.read(length)
+        rows = json.loads(raw)
+        rows.pop("__metadata__", None)
+        base = 8 + length
+        return {name: _stored(row, base) for name, row in rows.items()}, raw
+    except (OSError, ValueError, struct.error, KeyError, TypeError, AttributeError) as error:
+        raise ModelFileError(f"{path}: its header cannot be read: {error!r}; fetch it again") from error
+
+
+def _stored(row: Mapping[str, Any], base: int) -> StoredTensor:
+    start, stop = row["data_offsets"]
+    return StoredTensor(row["dtype"], tuple(row["shape"]), base + start, base + stop)
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The folder's weight files, all checked. Raises `ModelFileError` that names what is missing or wrong."""
+    index = folder / "model.safetensors.index.json"
+    paths = sorted(folder.glob("model*.safetensors"))
+    if index.is_file():
+        return _indexed(folder, index)
+    if not paths:
+        hint = "; it has pickled weights, which are never read" if any(folder.glob("*.bin")) else ""
+        raise ModelFileError(f"{folder}: there are no model*.safetensors files{hint}")
+    _check_numbers(folder, paths)
+    for path in paths:
+        check_safetensors(path)
+    return paths
+
+
+def _indexed(folder: Path, index: Path) -> list[Path]:
+    places = _weight_map(index)
+    by_shard: dict[str, set[str]] = {}
+    for name, shard in places.items():
+        by_shard.setdefault(shard, set()).add(name)
+    for shard in by_shard:
+        if not _SHARD.fullmatch(shard):
+            raise ModelFileError(f"{index}: {shard!r:.120} is not the name of a weight file in this folder")
+    paths = [folder / shard for shard in sorted(by_shard)]
+    for path in paths:
+        check_safetensors(path)
+        missing = by_shard[path.name] - read_header(path)[0].keys()
+        if missing:
+            raise ModelFileError(f"{path}: the index says that it holds {min(missing)!r}, and it does not")
+    return paths
+
+
+def _weight_map(index: Path) -> dict[str, str]:
+    try:
+        places = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise ModelFileError(f"{index}: it has no readable weight_map: {error!r:.200}") from error
+    if not isinstance(places, dict) or not places or not all(isinstance(shard, str) for shard in places.values()):
+        raise ModelFileError(f"{index}: weight_map does not name a file for each weight")
+    return places
+
+
+def _check_numbers(folder: Path, paths: list[Path]) -> None:
+    """Files that count themselves must all be there."""
+    found = [match for path in paths if (match := _NUMBERED.fullmatch(path.name))]
+    for total in {int(match[2]) for match in found}:
+        numbers = {int(match[1]) for match in found if int(match[2]) == total}
+        if len(numbers) < total <= 10_000:
+            absent = next(number for number in range(1, total + 1) if number not in numbers)
+            raise ModelFileError(f"{folder}: weight file {absent} of {total} is missing; fetch the model again")

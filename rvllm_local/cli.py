@@ -56,11 +56,10 @@ def _parser() -> argparse.ArgumentParser:
     _add_engine_flags(plan)
     chat = verbs.add_parser("chat", help="talk in the terminal")
     chat_flags(chat)
-    pull = verbs.add_parser("pull", help="fetch a model")
-    pull.add_argument("model", help="catalogue name")
-    verbs.add_parser("ls", help="list the models that have a name")
+    _add_model_verbs(verbs)
     doctor = verbs.add_parser("doctor", help="check this machine, and with --kernels the GPU kernels on it")
     doctor.add_argument("--kernels", action="store_true", help="every kernel against a reference, and its GB/s")
+    doctor.add_argument("--verify", action="store_true", help="every checksum in the store")
     doctor.add_argument("--json", action="store_true", help="print JSON")
     verbs.add_parser("config", help="print the configuration and where it comes from")
     return parser
@@ -82,6 +81,45 @@ def _add_serve(serve: argparse.ArgumentParser) -> None:
     serve.add_argument("--tls-cert", metavar="FILE")
     serve.add_argument("--tls-key", metavar="FILE")
     _add_engine_flags(serve)
+
+
+def _add_model_verbs(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """What gets, shows, makes and removes models."""
+    ls = verbs.add_parser("ls", help="list the models that are installed, and those that have a name")
+    ls.add_argument("--installed", action="store_true", help="only what is on this machine")
+    pull = verbs.add_parser("pull", help="fetch a model")
+    pull.add_argument("model", help="catalogue name, owner/name[@revision] or owner/name/file.gguf of the hub")
+    pull.add_argument("--refresh", action="store_true", help="fetch the newest commit, if there is a newer one")
+    pull.add_argument("--pin", action="store_true", help="protect it from rm")
+    pull.add_argument("--unpin", action="store_true", help="stop to protect it; fetches nothing")
+    rm = verbs.add_parser("rm", help="remove installed models")
+    rm.add_argument("models", nargs="+", metavar="model")
+    rm.add_argument("--yes", action="store_true", help="do not ask")
+    show = verbs.add_parser("show", help="print all that is known of a model")
+    show.add_argument("model", help="catalogue name, installed model, folder or .gguf file")
+    show.add_argument("--verify", action="store_true", help="hold its files against their checksums first")
+    ps = verbs.add_parser("ps", help="list the processes that have a model open")
+    ps.add_argument("--url", metavar="URL", help="ask the server there, too (RVLLM_URL)")
+    search = verbs.add_parser("search", help="look for models by name")
+    search.add_argument("words", nargs="+", metavar="word")
+    search.add_argument("--offline", action="store_true", help="only in the catalogue")
+    search.add_argument("--limit", type=int, default=20, metavar="N", help="most models of the hub")
+    for verb in (ls, show, ps, search):
+        verb.add_argument("--json", action="store_true", help="print JSON")
+    pack = verbs.add_parser("pack", help="write a model as a bundle, which loads without a copy")
+    pack.add_argument("model", help="catalogue name, model folder or .gguf file")
+    pack.add_argument("--output", "-o", metavar="FOLDER", help="where (NAME.rvllm)")
+    convert = verbs.add_parser("convert", help="quantize a model, and measure what it cost")
+    convert.add_argument("model", help="unquantized model: owner/name, folder or .gguf file")
+    convert.add_argument("--output", "-o", metavar="FOLDER", help="where (NAME-4-bit)")
+    convert.add_argument("--bits", type=int, metavar="N", help="2, 3, 4, 5, 6 or 8 (4)")
+    convert.add_argument("--group-size", type=int, metavar="N", help="32, 64 or 128 weights share a scale (64)")
+    convert.add_argument("--mode", default="affine", metavar="MODE", help="affine, mxfp4, mxfp8 or nvfp4")
+    convert.add_argument("--recipe", metavar="NAME", help="mixed_2_6, mixed_3_4, mixed_3_6 or mixed_4_6")
+    convert.add_argument("--bundle", action="store_true", help="write a bundle, not a folder of safetensors")
+    convert.add_argument("--no-perplexity", action="store_true", help="do not measure")
+    convert.add_argument("--json", action="store_true", help="print JSON")
+    pack.add_argument("--float32", action="store_true", help="with float32 weights, for machines without a GPU")
 
 
 def _add_engine_flags(verb: argparse.ArgumentParser) -> None:
@@ -124,16 +162,23 @@ def _chat(arguments: argparse.Namespace) -> int:
     return chat(arguments)
 
 
-def _pull(arguments: argparse.Namespace) -> int:
-    from rvllm_local.commands import pull
+def _about_models(arguments: argparse.Namespace) -> int:
+    from rvllm_local import model_commands
 
-    return pull(arguments)
+    status: int = getattr(model_commands, arguments.verb)(arguments)
+    return status
 
 
-def _ls(_arguments: argparse.Namespace) -> int:
-    from rvllm_local.commands import ls
+def _pack(arguments: argparse.Namespace) -> int:
+    from rvllm_local.pack_command import pack
 
-    return ls()
+    return pack(arguments)
+
+
+def _convert(arguments: argparse.Namespace) -> int:
+    from rvllm_local.convert_command import convert
+
+    return convert(arguments)
 
 
 def _config(_arguments: argparse.Namespace) -> int:
@@ -147,10 +192,11 @@ _VERBS = {
     "chat": _chat,
     "serve": _serve,
     "plan": _plan,
-    "pull": _pull,
-    "ls": _ls,
     "config": _config,
     "doctor": _doctor,
+    "pack": _pack,
+    "convert": _convert,
+    **dict.fromkeys(("ls", "pull", "rm", "show", "ps", "search"), _about_models),
 }
 
 if __name__ == "__main__":

@@ -13,7 +13,8 @@ from collections.abc import Generator
 from typing import cast
 
 from rvllm_local import host
-from rvllm_local.config import EngineConfig, config_path, load_config
+from rvllm_local.command_support import configured, show_progress
+from rvllm_local.config import config_path, load_config
 from rvllm_local.engine.options import EngineOptions
 from rvllm_local.errors import ParameterError
 from rvllm_local.llm import LLM
@@ -31,13 +32,13 @@ def run(arguments: argparse.Namespace) -> int:
         seed=arguments.seed,
     )
     prompt = _prompt(arguments.prompt)
-    config = _configured({name: getattr(arguments, name) for name in _ENGINE_FLAGS})
+    config = configured({name: getattr(arguments, name) for name in _ENGINE_FLAGS})
     report = host.prepare()
     if report.advice:
         print(f"rvllm: {report.advice}", file=sys.stderr)
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # an answer may hold what the terminal's encoding lacks
-    with LLM.from_options(config.model, EngineOptions.from_config(config), _progress) as llm:
+    with LLM.from_options(config.model, EngineOptions.from_config(config), show_progress) as llm:
         print(_answer(llm, prompt, params))
     return 0
 
@@ -63,40 +64,12 @@ def _answer(llm: LLM, prompt: str, params: SamplingParams) -> str:
     )
 
 
-def pull(arguments: argparse.Namespace) -> int:
-    """Fetch a model and print where it is."""
-    _configured({})
-    from rvllm_local.models.loader import locate
-
-    print(locate(arguments.model, _progress).path)
-    return 0
-
-
-def ls() -> int:
-    """List the catalogue."""
-    _configured({})
-    from rvllm_local.models.catalogue import Catalogue
-    from rvllm_local.models.hub import cache_folder
-
-    for entry in Catalogue.load().entries.values():
-        state = "installed" if (cache_folder() / entry.name / entry.file).is_file() else "not fetched"
-        print(f"{entry.name:20} {entry.size / 1e6:6.0f} MB  {entry.license:12} {state}")
-    return 0
-
-
 def config() -> int:
     """Print the merged configuration."""
     print(f"# {config_path(os.environ)}")
     for name, value in dataclasses.asdict(load_config()).items():
         print(f"{name} = {'(automatic)' if value is None else value}")
     return 0
-
-
-def _configured(flags: dict[str, str | int | None]) -> EngineConfig:
-    """The merged configuration, with the folder of models handed on in the variable that `models` reads."""
-    merged = load_config(flags)
-    os.environ["RVLLM_CACHE_DIR"] = str(merged.cache_dir)
-    return merged
 
 
 def _prompt(given: str | None) -> str:
@@ -111,7 +84,3 @@ def _prompt(given: str | None) -> str:
     if given is None or not given.strip():
         raise ParameterError("prompt", "the prompt is empty; give one, or pipe it in")
     return given
-
-
-def _progress(message: str) -> None:
-    print(f"rvllm: {message}", file=sys.stderr, flush=True)

@@ -6,6 +6,7 @@ import argparse
 import dataclasses
 import importlib.metadata
 import json
+import os
 import platform
 import shutil
 import sys
@@ -32,7 +33,7 @@ class Finding:
 def doctor(arguments: argparse.Namespace) -> int:
     """Print the findings; exit status 1 if one failed."""
     report = host.prepare()
-    findings = [_machine(), _versions(), _blas(report), _memory(), _disk(), _backend()]
+    findings = [_machine(), _versions(), _blas(report), _memory(), _disk(), *_store(arguments.verify), _backend()]
     kernels: dict[str, Any] = {}
     if arguments.kernels:
         found, kernels = _kernels(_say if not arguments.json else _silent)
@@ -95,6 +96,30 @@ def _disk() -> Finding:
             "disk", "warning", detail, "free some space: models and cached KV are kept there, or set cache_dir"
         )
     return Finding("disk", "ok", detail)
+
+
+def _store(verify: bool) -> list[Finding]:
+    """What lies in the store: whole models, what cut downloads left, and with `verify` every checksum."""
+    os.environ["RVLLM_CACHE_DIR"] = str(load_config().cache_dir)
+    from rvllm_local.model_facts import unsound
+    from rvllm_local.models.store import folder_size, installed, leftovers
+
+    models, left = installed(), leftovers()
+    size = sum(model.size for model in models)
+    detail = f"{len(models)} models, {size / 1e9:.1f} GB"
+    findings = [Finding("store", "ok", detail)]
+    for model in models:
+        name = model.names[0]
+        if (found := unsound(model, verify=verify)) is not None:
+            advice = f"remove and fetch it again: rvllm rm {name} && rvllm pull {name}"
+            findings.append(Finding("store", "failed", f"{name}: {found}", advice))
+    if left:
+        waste = sum(folder_size(path) for path in left)
+        advice = f"pull the model again to go on where it stopped, or remove {left[0]}"
+        findings.append(
+            Finding("store", "warning", f"{waste / 1e6:.0f} MB of {len(left)} cut downloads or removals", advice)
+        )
+    return findings
 
 
 def _backend() -> Finding:

@@ -13,7 +13,11 @@ from mlx import nn
 from rvllm_local.attention.seam import cache_kinds
 from rvllm_local.errors import UnsupportedModelError
 from rvllm_local.memory.arena import KVShape
-from rvllm_local.memory.layout import KVLayout, LayerSlot
+from rvllm_local.memory.layout import KVLayout, LayerSlot, StateSlot
+
+_KINDS = ("KVCache", "RotatingKVCache", "ArraysCache")
+# A model without attention counts its tokens in blocks all the same: prefixes and admission are worked out in them.
+_COUNTER = KVShape(1, 1, 1, 1, None, mx.float32)
 
 
 def plain_caches(model: nn.Module) -> list[Any]:
@@ -27,21 +31,30 @@ def plain_caches(model: nn.Module) -> list[Any]:
 def probe_layout(model: nn.Module, *, quantized: bool = False) -> KVLayout:
     """Group the model's layers by KV shape and window; with `quantized` the arenas hold int8.
 
-    Raises `UnsupportedModelError` for cache kinds that are not full or sliding-window attention.
+    Raises `UnsupportedModelError` for cache kinds that are neither attention's nor a recurrent layer's arrays.
     """
     caches = plain_caches(model)
-    unknown = [cache for cache in caches if type(cache).__name__ not in ("KVCache", "RotatingKVCache")]
+    nesting = tuple(len(cache.caches) if _kind(cache) == "CacheList" else 0 for cache in caches)
+    leaves = [
+        leaf for cache, count in zip(caches, nesting, strict=True) for leaf in (cache.caches if count else [cache])
+    ]
+    unknown = [leaf for leaf in leaves if _kind(leaf) not in _KINDS]
     if unknown:
         raise UnsupportedModelError(
             f"this model keeps {', '.join(cache_kinds(unknown))} state, which is not supported yet; "
-            "choose a model with full or sliding-window attention"
+            "choose a model with full or sliding-window attention, or with recurrent layers"
         )
     model(mx.zeros((1, 1), dtype=mx.int32), cache=caches)  # never evaluated: shapes are known without
-    found = [_probe_layer(cache) for cache in caches]
+    found = [None if _kind(leaf) == "ArraysCache" else _probe_layer(leaf) for leaf in leaves]
     kinds = list(dict.fromkeys(shape for shape in found if shape is not None))
-    slots: list[LayerSlot | None] = []
-    counts = [0] * len(kinds)
-    for shape in found:
+    slots: list[LayerSlot | StateSlot | None] = []
+    counts, num_arrays, state_bytes = [0] * len(kinds), 0, 0
+    for leaf, shape in zip(leaves, found, strict=True):
+        if _kind(leaf) == "ArraysCache":
+            slots.append(StateSlot(num_arrays, len(leaf.cache)))
+            num_arrays += len(leaf.cache)
+            state_bytes += leaf.nbytes
+            continue
         if shape is None:
             slots.append(None)
             continue
@@ -52,7 +65,11 @@ def probe_layout(model: nn.Module, *, quantized: bool = False) -> KVLayout:
         KVShape(count, heads, key_dim, value_dim, window, dtype, quantized)
         for count, (heads, key_dim, value_dim, window, dtype) in zip(counts, kinds, strict=True)
     )
-    return KVLayout(groups, tuple(slots))
+    return KVLayout(groups or (_COUNTER,), tuple(slots), nesting if any(nesting) else (), state_bytes)
+
+
+def _kind(cache: Any) -> str:
+    return type(cache).__name__
 
 
 def _probe_layer(cache: Any) -> tuple[int, int, int, int | None, mx.Dtype] | None:

@@ -19,7 +19,8 @@ from rvllm_local.attention.geometry import CallGeometry, visible_keys
 from rvllm_local.attention.reference import chunk_mask
 from rvllm_local.errors import UnsupportedModelError
 from rvllm_local.memory.blocks import BLOCK_TOKENS
-from rvllm_local.memory.layout import KVLayout, LayerSlot
+from rvllm_local.memory.layout import KVLayout, LayerSlot, StateSlot
+from rvllm_local.memory.state import Arrays
 
 ATTENTION_NAME = "scaled_dot_product_attention"
 
@@ -47,10 +48,17 @@ class PagedCache:
         self.geometry = geometry
         self.dense = dense
         self.offset = offset
+        self.keys: mx.array | None = None  # as mlx-lm's caches have them; models may order their work by them
+        self.values: mx.array | None = None
 
     def update_and_fetch(self, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
         self.session.write(self.slot, keys, values)
-        return self.session.gather(self.slot) if self.dense else (keys, values)
+        self.keys, self.values = self.session.gather(self.slot) if self.dense else (keys, values)
+        return self.keys, self.values
+
+    def keys_and_values(self) -> tuple[mx.array, mx.array]:
+        """The whole context again, for a layer that reads another layer's."""
+        return self.session.gather(self.slot)
 
     def make_mask(self, query_len: int, return_array: bool = False, window_size: int | None = None) -> Any:
         """What the model may hand on as `mask`; arrays only where the model itself will use them."""
@@ -82,23 +90,75 @@ class PagedCache:
 
 
 def make_caches(
-    layout: KVLayout, backend: KVBackend, geometry: CallGeometry, *, dense: bool, by_row: bool = False
-) -> list[PagedCache | None]:
-    """The cache list for one model call, in the model's layer order. `by_row`: attend each row by itself."""
+    layout: KVLayout,
+    backend: KVBackend,
+    geometry: CallGeometry,
+    *,
+    dense: bool,
+    by_row: bool = False,
+    state: Arrays = (),
+) -> list[Any]:
+    """The cache list for one model call, in the model's layer order. `by_row`: attend each row by itself.
+
+    `state` is what the recurrent layers begin with; nothing at the beginning of a sequence.
+    """
     offset = int(geometry.positions[0]) if geometry.rows == 1 else mx.array(geometry.positions)
-    return session_caches(layout, backend.begin(geometry, by_row=by_row), geometry, dense=dense, offset=offset)
+    session = backend.begin(geometry, by_row=by_row)
+    return session_caches(layout, session, geometry, dense=dense, offset=offset, state=state)
 
 
 def session_caches(
-    layout: KVLayout, session: CallSession, geometry: CallGeometry, *, dense: bool, offset: int | mx.array
-) -> list[PagedCache | None]:
+    layout: KVLayout,
+    session: CallSession,
+    geometry: CallGeometry,
+    *,
+    dense: bool,
+    offset: int | mx.array,
+    state: Arrays = (),
+) -> list[Any]:
     """The cache list over a session that exists already."""
-    return [
-        None
-        if slot is None
-        else PagedCache(slot, session, geometry, dense=dense, offset=offset, window=layout.groups[slot.group].window)
-        for slot in layout.slots
-    ]
+
+    def cache_of(slot: LayerSlot | StateSlot | None) -> Any:
+        if slot is None:
+            return None
+        if isinstance(slot, StateSlot):
+            return _state_cache(slot, state)
+        return PagedCache(slot, session, geometry, dense=dense, offset=offset, window=layout.groups[slot.group].window)
+
+    return _nested([cache_of(slot) for slot in layout.slots], layout.nesting)
+
+
+def state_after(layout: KVLayout, caches: Sequence[Any]) -> Arrays:
+    """What the recurrent layers keep after a call with these caches, rows first."""
+    leaves: list[Any] = []
+    for cache, count in zip(caches, layout.nesting or (0,) * len(caches), strict=True):
+        leaves.extend(cache.caches if count else [cache])
+    return tuple(
+        part
+        for slot, cache in zip(layout.slots, leaves, strict=True)
+        if isinstance(slot, StateSlot)
+        for part in cache.cache
+    )
+
+
+def _state_cache(slot: StateSlot, state: Arrays) -> Any:
+    from mlx_lm.models.cache import ArraysCache
+
+    cache = ArraysCache(slot.count)
+    if state:
+        cache.cache = list(state[slot.first : slot.first + slot.count])
+    return cache
+
+
+def _nested(leaves: list[Any], nesting: Sequence[int]) -> list[Any]:
+    if not any(nesting):
+        return leaves
+    from mlx_lm.models.cache import CacheList
+
+    remaining, caches = iter(leaves), []
+    for count in nesting:
+        caches.append(CacheList(*(next(remaining) for _ in range(count))) if count else next(remaining))
+    return caches
 
 
 def install(model: nn.Module) -> bool:
@@ -110,7 +170,7 @@ def install(model: nn.Module) -> bool:
     paged = True
     for cls in _attention_classes(model):
         module = sys.modules[cls.__module__]
-        uses_seam = _mentions(cls.__call__, ATTENTION_NAME)
+        uses_seam = hasattr(module, ATTENTION_NAME) and _mentions(cls.__call__, ATTENTION_NAME)
         paged = paged and uses_seam
         if uses_seam and not hasattr(getattr(module, ATTENTION_NAME), "original"):
             setattr(module, ATTENTION_NAME, _routed(getattr(module, ATTENTION_NAME)))

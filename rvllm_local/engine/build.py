@@ -31,7 +31,7 @@ from rvllm_local.engine.warmup import measure_scratch
 from rvllm_local.errors import UnsupportedModelError
 from rvllm_local.memory.arena import Arena
 from rvllm_local.memory.layout import KVLayout
-from rvllm_local.memory.plan import MemoryPlan, ModelSizes
+from rvllm_local.memory.plan import MemoryPlan, ModelSizes, num_snapshots
 from rvllm_local.memory.prefix import root_key
 from rvllm_local.memory.spill import BlockStore
 from rvllm_local.memory.swap import SwapSpace
@@ -65,7 +65,9 @@ def build_core(loaded: LoadedModel, text: Vocabulary, options: EngineOptions) ->
     blocks = arena_blocks(layout, options, context)
     plan = _accepted_plan(loaded, layout, options, context, paged)
     arenas = [Arena(shape, count) for shape, count in zip(layout.groups, blocks, strict=True)]
-    kv = KVTables(layout, blocks)
+    kv = KVTables(
+        layout, blocks, num_snapshots=num_snapshots(layout, options.max_rows) if options.cache != "off" else 0
+    )
     runner = _choose_runner(loaded, layout, arenas, kv, paged, options, plan.copy_tokens)
     if options.deterministic:
         runner.make_deterministic(rows_are_independent(runner, kv, loaded.vocab_size))
@@ -79,7 +81,7 @@ def build_core(loaded: LoadedModel, text: Vocabulary, options: EngineOptions) ->
         kv,
         runner.block_io,
         CachePolicy(reuse=options.cache != "off", decoded=not options.deterministic),
-        _open_store(options, root_key(fingerprint)),
+        None if layout.has_state else _open_store(options, root_key(fingerprint)),
         SwapSpace(None if options.cache_dir is None else Path(options.cache_dir)),
         show=lambda token: _shown(text, token),
     )
@@ -189,5 +191,6 @@ def _choose_runner(
 
 
 def _kernel_runner(loaded: LoadedModel, layout: KVLayout, kernels: KernelBackend, mode: RunMode) -> ModelRunner:
-    compiled = CompiledDecode(loaded.module, layout, kernels) if mode.batched and not mode.dense else None
+    compilable = mode.batched and not mode.dense and not layout.has_state
+    compiled = CompiledDecode(loaded.module, layout, kernels) if compilable else None
     return ModelRunner(loaded.module, layout, kernels, mode, loaded.vocab_size, compiled)

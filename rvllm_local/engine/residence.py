@@ -85,6 +85,8 @@ class KVResidence:
         self.leaders.setdefault(sequence.request.request_id, sequence)
         keys = self._reusable_keys(sequence)
         self._adopt(sequence, keys, self._kv.longest_prefix(keys))
+        if self._kv.layout.has_state:  # where it leaves what others have computed, a snapshot is worth having
+            sequence.pause_at = self._kv.longest_attended(keys) * BLOCK_TOKENS
         if self._kv.has_windows and sequence.num_computed == 0 and self._store is not None:
             self._restore_at_once(sequence, keys)
         self.extend(sequence)
@@ -97,7 +99,7 @@ class KVResidence:
         """
         sequence.restoring = False
         keys = self._reusable_keys(sequence)
-        while sequence.num_computed % BLOCK_TOKENS == 0:
+        while sequence.num_computed % BLOCK_TOKENS == 0 and not self._kv.layout.has_state:
             block = sequence.num_computed // BLOCK_TOKENS
             if block >= len(keys) or not self._extend_by(sequence, block, keys[block]):
                 break
@@ -126,10 +128,13 @@ class KVResidence:
             if self._store is not None:
                 self._unspilled.extend((group, block_id, keys[block]) for group, block_id in added)
         sequence.num_published = full
+        if self._kv.snapshots is not None and full * BLOCK_TOKENS == sequence.num_computed:
+            self._kv.snapshots.add(keys[full - 1], sequence.tables.state)
 
     def leave(self, sequence: Sequence) -> None:
         """Give back everything that a sequence holds. Safe to call again."""
         self._kv.release(sequence.tables)
+        sequence.tables.state.put(())
         if sequence.swapped is not None:
             for blocks in sequence.swapped:
                 self._swap.free(blocks)
@@ -143,6 +148,7 @@ class KVResidence:
         for group, table in enumerate(sequence.tables.groups):
             parts.append(tuple(self._swap.write(self._io.save_blocks(group, table.block_ids))))
         self._kv.release(sequence.tables)
+        sequence.tables.state.detach()
         sequence.swapped = tuple(parts)
 
     def swap_in(self, sequence: Sequence) -> None:
@@ -204,6 +210,8 @@ class KVResidence:
             self._kv.pools[group].share(found)
             table.start_block = first
             table.block_ids.extend(found)
+        if self._kv.snapshots is not None:
+            sequence.tables.state.put(self._kv.snapshots.get(keys[count - 1]))
         self._count_hit(sequence, count * BLOCK_TOKENS)
 
     def _count_hit(self, sequence: Sequence, num_tokens: int, *, from_disk: bool = False) -> None:
@@ -225,8 +233,10 @@ class KVResidence:
             return False
         if leader.swapped is not None or leader.num_computed < count or count == 0 or not self._policy.reuse:
             return False
-        if self._kv.has_windows and leader.num_computed > count:
-            return False  # what the prompt's end still reads may have slid out of the leader's windows
+        if (self._kv.has_windows or self._kv.layout.has_state) and leader.num_computed > count:
+            return (
+                False  # what the prompt's end still reads may have slid out of the leader's windows, or was folded in
+            )
         forked = self._kv.fork(leader.tables, count)
         if forked is None:
             return False

@@ -18,12 +18,13 @@ from rvllm_local.attention.backend import KVBackend
 from rvllm_local.attention.brief import BriefSession, EnoughLayersError
 from rvllm_local.attention.geometry import CallGeometry, ChunkRows, DecodeRow, call_geometry
 from rvllm_local.attention.reference import ReferenceBackend
-from rvllm_local.attention.seam import make_caches, session_caches
+from rvllm_local.attention.seam import make_caches, session_caches, state_after
 from rvllm_local.engine.compiled import CompiledDecode
 from rvllm_local.engine.sampler import SampledTokens, SamplingBatch, sample
 from rvllm_local.memory.block_io import BlockIO
 from rvllm_local.memory.blocks import BLOCK_TOKENS, SCRATCH_BLOCK, BlockTable
 from rvllm_local.memory.layout import KVLayout
+from rvllm_local.memory.state import RecurrentState, stacked
 from rvllm_local.memory.tables import SequenceTables
 
 _ROW_TILE = 16  # rows that a CPU's matrix product takes at once; a few less take longer than all of them
@@ -96,8 +97,11 @@ class ModelRunner:
         for start in range(position, end, size):
             tile = list(token_ids[start - position : start - position + size])
             geometry = call_geometry(self._layout, [tables], [start], len(tile))
-            caches = make_caches(self._layout, self._backend, geometry, dense=self.mode.dense)
+            caches = make_caches(
+                self._layout, self._backend, geometry, dense=self.mode.dense, state=stacked([tables.state])
+            )
             self._model(mx.array([tile]), cache=caches)
+            self._keep_state([tables.state], caches)
             self._backend.flush()
 
     def try_prefill(self, tables: SequenceTables, position: int, token_ids: Sequence[int]) -> None:
@@ -119,7 +123,8 @@ class ModelRunner:
 
     @property
     def _runs_by_layer(self) -> bool:
-        return isinstance(self._backend, ReferenceBackend) and self.mode == RunMode(batched=True, dense=False)
+        plain = isinstance(self._backend, ReferenceBackend) and self.mode == RunMode(batched=True, dense=False)
+        return plain and not self._layout.has_state
 
     def _run_briefly(self, geometry: CallGeometry, tokens: mx.array) -> None:
         brief = BriefSession(
@@ -129,13 +134,27 @@ class ModelRunner:
         with contextlib.suppress(EnoughLayersError):
             self._model(tokens, cache=session_caches(self._layout, brief, geometry, dense=False, offset=offset))
 
+    def _keep_state(self, states: Sequence[RecurrentState], caches: Sequence[object]) -> None:
+        """Hand each row what the recurrent layers keep of it."""
+        if not self._layout.has_state:
+            return
+        batch = state_after(self._layout, caches)
+        mx.async_eval([part for part in batch if part is not None])  # type: ignore[no-untyped-call]
+        for row, state in enumerate(states):
+            state.put(batch, row)
+
     @property
     def mixes(self) -> bool:
         """True when a decode call can take other rows along: prompt tokens, as on a CPU both stream all weights, so once is
         less; or padding.
         """
         reference = isinstance(self._backend, ReferenceBackend)
-        return reference and self.mode == RunMode(batched=True, dense=False) and self._row_group is None
+        return (
+            reference
+            and not self._layout.has_state
+            and self.mode == RunMode(batched=True, dense=False)
+            and self._row_group is None
+        )
 
     def decode_mixed(self, rows: Sequence[DecodeRow], chunks: Sequence[ChunkRows]) -> mx.array:
         """Logits `[rows, vocab]` of `rows`; the KV of the chunks' tokens is computed in the same call.
@@ -144,7 +163,7 @@ class ModelRunner:
         """
         assert isinstance(self._backend, ReferenceBackend)
         every = [*rows, *(row for chunk in chunks for row in chunk.rows())]
-        every += [self._padding_row()] * (tiled_rows(len(every)) - len(every))
+        every += [self._padding_row(every[0])] * (tiled_rows(len(every)) - len(every))
         geometry = self._geometry(every)
         session = self._backend.begin_mixed(
             geometry,
@@ -191,9 +210,20 @@ class ModelRunner:
         """Logits `[rows, vocab]` of the given tokens, not yet evaluated."""
         if not self.mode.batched:
             parts = [self._decode_call([row], previous) for row in rows]
+        elif self._layout.has_state and len({row.tables.state.signature for row in rows}) > 1:
+            return self._decode_by_signature(rows, previous)
         else:
             parts = [self._decode_call(group, previous)[:keep] for group, keep in self._groups(rows)]
         return parts[0] if len(parts) == 1 else mx.concatenate(parts, axis=0)
+
+    def _decode_by_signature(self, rows: Sequence[DecodeRow], previous: mx.array | None) -> mx.array:
+        """Rows whose states cannot be stacked, as at a sequence's first token, go in calls of their own."""
+        places: dict[tuple[object, ...], list[int]] = {}
+        for place, row in enumerate(rows):
+            places.setdefault(row.tables.state.signature, []).append(place)
+        parts = [self.decode([rows[place] for place in group], previous) for group in places.values()]
+        order = np.argsort([place for group in places.values() for place in group])
+        return mx.concatenate(parts, axis=0)[mx.array(order)]
 
     def _groups(self, rows: Sequence[DecodeRow]) -> list[tuple[Sequence[DecodeRow], int]]:
         """The calls of one step, and how many of each call's rows are real."""
@@ -201,11 +231,14 @@ class ModelRunner:
         if size is None:
             return [(rows, len(rows))]
         groups = [rows[start : start + size] for start in range(0, len(rows), size)]
-        return [([*group, *[self._padding_row()] * (size - len(group))], len(group)) for group in groups]
+        return [
+            ([*group, *(self._padding_row(group[0]) for _ in range(size - len(group)))], len(group)) for group in groups
+        ]
 
-    def _padding_row(self) -> DecodeRow:
-        """A row that reads and writes the scratch block."""
-        return DecodeRow(SequenceTables(tuple(BlockTable([SCRATCH_BLOCK]) for _ in self._layout.groups)), 0, 0)
+    def _padding_row(self, like: DecodeRow) -> DecodeRow:
+        """A row that reads and writes the scratch block; its recurrent state is thrown away."""
+        tables = tuple(BlockTable([SCRATCH_BLOCK]) for _ in self._layout.groups)
+        return DecodeRow(SequenceTables(tables, RecurrentState(like.tables.state.batch, like.tables.state.row)), 0, 0)
 
     def _decode_call(self, rows: Sequence[DecodeRow], previous: mx.array | None) -> mx.array:
         if self._compiled is not None:
@@ -213,10 +246,17 @@ class ModelRunner:
         if self.mixes and tiled_rows(len(rows)) != len(rows):
             return self.decode_mixed(rows, ())
         geometry = self._geometry(rows)
+        states = [row.tables.state for row in rows]
         caches = make_caches(
-            self._layout, self._backend, geometry, dense=self.mode.dense, by_row=self._row_group is not None
+            self._layout,
+            self._backend,
+            geometry,
+            dense=self.mode.dense,
+            by_row=self._row_group is not None,
+            state=stacked(states),
         )
         logits: mx.array = self._model(mx.array([[row.token_id] for row in rows]), cache=caches)
+        self._keep_state(states, caches)
         return logits[:, -1]
 
     def _tokens(self, rows: Sequence[DecodeRow], previous: mx.array | None) -> mx.array:

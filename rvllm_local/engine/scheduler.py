@@ -209,7 +209,7 @@ class Scheduler:
         for sequence, tokens in self._share_budget(budget):
             if sequence.swapped is not None:
                 continue
-            count = self._aligned(sequence.num_computed, tokens, sequence.num_to_prefill)
+            count = self._aligned(sequence.num_computed, tokens, sequence.num_to_prefill, sequence.pause_at)
             if self._grow(sequence, sequence.num_computed + count):
                 chunks.append(PrefillChunk(sequence, count))
         return [chunk for chunk in chunks if chunk.sequence.swapped is None]
@@ -230,11 +230,18 @@ class Scheduler:
                 left -= more
         return [(row, shares[id(row)]) for row in rows if id(row) in shares]
 
-    def _aligned(self, start: int, count: int, remaining: int) -> int:
+    def _aligned(self, start: int, count: int, remaining: int, pause_at: int) -> int:
         """A chunk that does not end its prompt ends at a block, if it reaches one: blocks fill, and few sizes occur.
 
-        Several chunks on the way to a block's end are of nearly one size: the largest is what others wait for.
+        Several chunks on the way to a block's end are of nearly one size: the largest is what others wait for. With
+        recurrent layers one ends at the prompt's last full block and at `pause_at`: there snapshots are taken.
         """
+        if self._kv.layout.has_state:
+            last = (start + remaining) // BLOCK_TOKENS * BLOCK_TOKENS
+            pauses = [place - start for place in (pause_at, last) if start < place <= start + count]
+            count = min([count, *pauses])
+            if pauses:
+                return count
         if count >= remaining:
             return remaining
         end = (start + count) // BLOCK_TOKENS * BLOCK_TOKENS

@@ -41,6 +41,7 @@ def choose_runner(
     modes = [RunMode(batched=False, dense=True)]
     if paged:
         modes = [RunMode(batched=True, dense=False), RunMode(batched=False, dense=False), *modes]
+    modes.insert(1 if paged else 0, RunMode(batched=True, dense=True))
     prompts = _prompts(vocab_size)
     expected = [_plain_logits(model, prompt) for prompt in prompts]
     tolerance = max(1e-1 if shape.quantized else _TOLERANCE.get(shape.dtype, 1e-1) for shape in kv.layout.groups)
@@ -70,8 +71,11 @@ def rows_are_independent(runner: ModelRunner, kv: KVTables, vocab_size: int) -> 
         subject, other = (
             DecodeRow(row, len(prompt) - 1, prompt[-1]) for row, prompt in zip(tables, prompts, strict=True)
         )
+        states = [(row.state, row.state.batch, row.state.row) for row in tables]
         expected = runner.decode([subject])[0]
         for place in range(1, _ROW_GROUP):
+            for state, batch, number in states:
+                state.put(batch, number)
             rows = [other] * place + [subject] + [other] * (_ROW_GROUP - place - 1)
             if not bool(mx.array_equal(runner.decode(rows)[place], expected).item()):
                 return 1

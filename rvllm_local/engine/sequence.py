@@ -57,6 +57,7 @@ class Sequence:
     num_published: int = 0  # full blocks that were offered to the prefix index
     num_prefilled: int = 0  # leading tokens whose KV comes from prefill or a cached prefix
     in_flight: int = 0
+    pause_at: int = 0  # a position at which its prefill pauses, so that a snapshot can be taken there
     capacity: int = 0  # tokens that its blocks can hold
     ended: bool = False
     matcher: Matcher | None = None  # follows the output through its grammar

@@ -22,11 +22,30 @@ class LayerSlot:
 
 
 @dataclass(frozen=True, slots=True)
+class StateSlot:
+    """Where a recurrent layer keeps its arrays among all of a sequence's: `count` of them from `first` on."""
+
+    first: int
+    count: int
+
+
+@dataclass(frozen=True, slots=True)
 class KVLayout:
-    """The groups of a model, and each layer's slot (None for layers that keep nothing)."""
+    """The groups of a model, and each layer's slot (None for layers that keep nothing).
+
+    With `nesting` a layer may have several slots: it says for each layer how many follow each other, 0 for one alone.
+    `state_bytes` is what the recurrent layers keep of one sequence.
+    """
 
     groups: tuple[KVShape, ...]
-    slots: tuple[LayerSlot | None, ...]
+    slots: tuple[LayerSlot | StateSlot | None, ...]
+    nesting: tuple[int, ...] = ()
+    state_bytes: int = 0
+
+    @property
+    def has_state(self) -> bool:
+        """True when some layers are recurrent."""
+        return any(isinstance(slot, StateSlot) for slot in self.slots)
 
     def blocks_needed(self, num_tokens: int, chunk: int) -> tuple[int, ...]:
         """Most blocks a sequence of `num_tokens` holds at once, by group, when prefilled in chunks of `chunk`."""

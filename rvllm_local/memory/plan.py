@@ -16,6 +16,8 @@ from rvllm_local.memory.layout import KVLayout
 PROCESS_BYTES = 350 * 10**6  # interpreter, libraries and MLX's own pools
 _MOST_COPIED = 512 * 2**20  # bytes of a prompt's dense copy
 _QUERY_BLOCK = 128  # queries whose scores are computed at once
+_FEWEST_SNAPSHOTS = 4
+_SNAPSHOT_BYTES = 2**28
 _BLOCK_HEADER = 112  # bytes of a spilled block's file beside the block
 
 
@@ -48,6 +50,7 @@ class MemoryPlan:
     kv_asked: int = 0  # what the user gave as kv_memory; the arena may need less
     copy_tokens: int = 0  # tokens of a prefilling prompt whose keys and values are kept densely as well (on a CPU)
     prompt_copy: int = 0  # bytes of that
+    states: int = 0  # what recurrent layers keep, snapshots included
 
     @property
     def budget(self) -> int:
@@ -55,7 +58,14 @@ class MemoryPlan:
 
     @property
     def total(self) -> int:
-        return self.weights + max(self.kv_arena, self.kv_asked) + self.scratch + self.prompt_copy + self.process
+        return (
+            self.weights
+            + max(self.kv_arena, self.kv_asked)
+            + self.scratch
+            + self.prompt_copy
+            + self.process
+            + self.states
+        )
 
     @property
     def fits(self) -> bool:
@@ -70,6 +80,7 @@ class MemoryPlan:
         return {
             "weights": self.weights,
             "kv_arena": self.kv_arena,
+            "states": self.states,
             "scratch": self.scratch,
             "prompt_copy": self.prompt_copy,
             "process": self.process,
@@ -98,6 +109,8 @@ class MemoryPlan:
             ("total", self.total, ""),
             ("budget", self.budget, f"{_size(self.device)} less {_size(self.reserve)} for the system"),
         ]
+        if self.states:
+            rows.insert(2, ("states", self.states, "recurrent layers, with snapshots"))
         text = [f"{name:<10}{_size(value):>12}   {note}".rstrip() for name, value, note in rows]
         text.append(
             f"KV: {self.bytes_per_token} bytes a token in memory, {self.disk_bytes_per_token} on disk; room for "
@@ -122,15 +135,18 @@ class MemoryPlan:
             found.append(f"--kv-memory {(kv - over) // 10**6}MB instead of {kv // 10**6}MB")
         found.append(f"--kv-dtype int8 stores a token in about {self.bytes_per_token // 2} bytes or less")
         found.append(f"a shorter --context-length: each 1000 tokens take {_size(1000 * self.bytes_per_token)}")
+        if self.states > over:
+            found.append(f"a smaller max_rows: each request's recurrent state takes {_size(self.states // self.rows)}")
         if self.weights > self.budget // 2:
             found.append("a smaller model, or one with fewer bits a weight")
         return found
 
     def check(self) -> None:
         """Raise `MemoryBudgetError`, with the arithmetic, if the plan does not fit."""
+        states = f" + states {_size(self.states)}" if self.states else ""
         if not self.fits:
             raise MemoryBudgetError(
-                f"this does not fit in memory: weights {_size(self.weights)} + KV arena {_size(max(self.kv_arena, self.kv_asked))} + scratch "
+                f"this does not fit in memory: weights {_size(self.weights)}{states} + KV arena {_size(max(self.kv_arena, self.kv_asked))} + scratch "
                 f"{_size(self.scratch + self.prompt_copy)} + process {_size(self.process)} = {_size(self.total)}, and the budget is "
                 f"{_size(self.device)} - {_size(self.reserve)} = {_size(self.budget)}; {'; or '.join(self.remedies())}"
             )
@@ -153,6 +169,11 @@ def scratch_bytes(sizes: ModelSizes, rows: int, chunk: int, context: int, layer_
     layer = tokens * (4 * sizes.hidden + 3 * sizes.intermediate) * sizes.dtype_bytes
     scores = 2 * 4 * sizes.heads * min(chunk, _QUERY_BLOCK) * context
     return 2 * (2 * layer + 6 * 4 * rows * sizes.vocab + 4 * layer_kv + scores)
+
+
+def num_snapshots(layout: KVLayout, rows: int) -> int:
+    """Snapshots of recurrent state that are kept: some for each row, as long as they are small."""
+    return max(_FEWEST_SNAPSHOTS, min(4 * rows, _SNAPSHOT_BYTES // max(layout.state_bytes, 1)))
 
 
 def make_plan(
@@ -191,6 +212,7 @@ def make_plan(
         disk_bytes_per_token=(block_bytes + _BLOCK_HEADER * len(layout.groups)) // BLOCK_TOKENS,
         arena_tokens=(min(full or blocks) - 1) * BLOCK_TOKENS,
         kv_asked=kv_asked,
+        states=layout.state_bytes * (2 * rows + num_snapshots(layout, rows)),
     )
     return _with_copy(plan, layout) if copies else plan
 

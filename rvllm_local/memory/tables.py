@@ -6,20 +6,22 @@ The one place where blocks are taken for a sequence, shared between sequences an
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from rvllm_local.memory.blocks import BLOCK_TOKENS, BlockPool, BlockTable
 from rvllm_local.memory.layout import KVLayout
 from rvllm_local.memory.prefix import PrefixIndex
+from rvllm_local.memory.state import RecurrentState, StateSnapshots
 
 EvictionHook = Callable[[int, int, bytes], None]
 
 
 @dataclass(frozen=True, slots=True)
 class SequenceTables:
-    """The block tables of one sequence, in the layout's group order."""
+    """The block tables of one sequence, in the layout's group order, and what its recurrent layers keep."""
 
     groups: tuple[BlockTable, ...]
+    state: RecurrentState = field(default_factory=RecurrentState, compare=False)
 
     @property
     def num_blocks(self) -> int:
@@ -41,10 +43,17 @@ class KVTables:
     `before_evict(group, block_id, key)` is called while an evicted block still has its content.
     """
 
-    def __init__(self, layout: KVLayout, num_blocks: Sequence[int], before_evict: EvictionHook | None = None) -> None:
+    def __init__(
+        self,
+        layout: KVLayout,
+        num_blocks: Sequence[int],
+        before_evict: EvictionHook | None = None,
+        num_snapshots: int = 0,
+    ) -> None:
         self.layout = layout
         self.pools = tuple(BlockPool(count) for count in num_blocks)
         self.indexes = tuple(PrefixIndex() for _ in num_blocks)
+        self.snapshots = StateSnapshots(num_snapshots) if layout.has_state and num_snapshots else None
         self.before_evict = before_evict
         self.has_windows = any(shape.window is not None for shape in layout.groups)
         for group, pool in enumerate(self.pools):
@@ -125,7 +134,7 @@ class KVTables:
                 block_ids += pool.allocate(1)
                 copies.append(BlockCopy(group, table.block_ids[full], block_ids[-1]))
             groups.append(BlockTable(block_ids, table.start_block))
-        return SequenceTables(tuple(groups)), copies
+        return SequenceTables(tuple(groups), RecurrentState(tables.state.batch, tables.state.row)), copies
 
     def first_needed(self, group: int, num_blocks: int) -> int:
         """The first block of a group that a sequence of `num_blocks` full blocks still reads."""
@@ -135,8 +144,24 @@ class KVTables:
     def longest_prefix(self, keys: Sequence[bytes], also_at: Callable[[int, bytes], bool] | None = None) -> int:
         """How many leading blocks can be reused: each group has all that it would still read.
 
-        `also_at(group, key)` says whether a block that is not in the arena can be fetched from elsewhere.
+        `also_at(group, key)` says whether a block that is not in the arena can be fetched from elsewhere. A model with
+        recurrent layers needs a snapshot of its state at the end.
         """
+        longest = self._longest(keys, also_at)
+        if not self.layout.has_state:
+            return longest
+        for count in range(longest, 0, -1):
+            if self.snapshots is None:
+                break
+            if keys[count - 1] in self.snapshots and self._longest(keys[:count], also_at) == count:
+                return count
+        return 0
+
+    def longest_attended(self, keys: Sequence[bytes]) -> int:
+        """As `longest_prefix`, without asking for snapshots: where reuse could end if there were one."""
+        return self._longest(keys, None)
+
+    def _longest(self, keys: Sequence[bytes], also_at: Callable[[int, bytes], bool] | None) -> int:
         runs = []  # for each group and block: how many blocks up to and including it are there in a row
         for group, index in enumerate(self.indexes):
             run, counts = 0, []
@@ -162,6 +187,8 @@ class KVTables:
 
     def forget_prefixes(self) -> None:
         """Drop every cached prefix; blocks in use stay with their holders."""
+        if self.snapshots is not None:
+            self.snapshots.clear()
         for pool, index in zip(self.pools, self.indexes, strict=True):
             for block_id in index.block_ids():
                 index.remove_block(block_id)

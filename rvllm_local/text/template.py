@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import datetime
+import functools
 import json
-from collections.abc import Mapping, Sequence
+import re
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NoReturn
 
 import jinja2
@@ -12,6 +17,30 @@ from jinja2.ext import loopcontrols
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from rvllm_local.errors import ParameterError
+
+_SECONDS = 2.0  # real templates take milliseconds
+_LARGEST = 10_000_000  # characters or items that one operation may make
+_LARGEST_POWER = 64
+_WIDE = re.compile(r"\d{7}|\*")
+
+
+class TemplateTimeoutError(Exception):
+    """A template ran for too long."""
+
+    def __str__(self) -> str:
+        return f"it ran for more than {_SECONDS:g} seconds"
+
+
+_REFUSALS = (
+    jinja2.TemplateError,
+    TemplateTimeoutError,
+    TypeError,
+    ValueError,
+    KeyError,
+    OverflowError,
+    RecursionError,
+    MemoryError,
+)
 
 
 def render_chat(
@@ -31,29 +60,100 @@ def render_chat(
         if not isinstance(message, Mapping) or not isinstance(message.get("role"), str):
             raise ParameterError("messages", f"message {index} must be an object with a role")
     try:
-        text = (
-            _environment()
-            .from_string(template)
-            .render(
-                messages=messages,
-                tools=tools,
-                add_generation_prompt=add_generation_prompt,
-                bos_token=bos_token,
-                eos_token=eos_token,
-                **extra,
+        with deadline(_SECONDS):
+            text = (
+                _environment()
+                .from_string(template)
+                .render(
+                    messages=messages,
+                    tools=tools,
+                    add_generation_prompt=add_generation_prompt,
+                    bos_token=bos_token,
+                    eos_token=eos_token,
+                    **extra,
+                )
             )
-        )
-    except (jinja2.TemplateError, TypeError, ValueError, KeyError, OverflowError) as error:
+    except _REFUSALS as error:
         raise ParameterError("messages", f"the model's chat template refused the messages: {error}") from error
     return text
 
 
+class _Sandbox(ImmutableSandboxedEnvironment):
+    """Jinja's sandbox, with an end to what one operation can make: a loop can be interrupted, `"x" * 10**10` cannot."""
+
+    intercepted_binops = frozenset(("*", "**", "%"))
+
+    def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
+        sized = [part for part in (left, right) if isinstance(part, str | bytes | list | tuple)]
+        if operator == "%" and isinstance(left, str) and _WIDE.search(left):
+            raise jinja2.TemplateError("a format this wide is not allowed")
+        if (
+            operator == "*"
+            and sized
+            and any(isinstance(part, int) and part * len(sized[0]) > _LARGEST for part in (left, right))
+        ):
+            raise jinja2.TemplateError("a repetition this long is not allowed")
+        if operator == "**" and (abs(left) > _LARGEST or abs(right) > _LARGEST_POWER):
+            raise jinja2.TemplateError("a power this large is not allowed")
+        return super().call_binop(context, operator, left, right)
+
+    def call(self, context: Any, obj: Any, /, *args: Any, **kwargs: Any) -> Any:
+        of_text = isinstance(getattr(obj, "__self__", None), str)
+        if of_text and any(isinstance(value, int) and value > _LARGEST for value in (*args, *kwargs.values())):
+            raise jinja2.TemplateError("a text this long is not allowed")
+        return super().call(context, obj, *args, **kwargs)
+
+
 def _environment() -> ImmutableSandboxedEnvironment:
-    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols])
+    environment = _Sandbox(trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols])
+    for name in ("center", "indent"):
+        environment.filters[name] = _bounded(environment.filters[name])
     environment.filters["tojson"] = _to_json
     environment.globals["raise_exception"] = _refuse
     environment.globals["strftime_now"] = _now
     return environment
+
+
+def _bounded(function: Callable[..., Any]) -> Callable[..., Any]:
+    """A filter that takes no width beyond the limit."""
+
+    @functools.wraps(function)
+    def checked(*args: Any, **kwargs: Any) -> Any:
+        if any(isinstance(value, int) and value > _LARGEST for value in (*args, *kwargs.values())):
+            raise jinja2.TemplateError("a text this long is not allowed")
+        return function(*args, **kwargs)
+
+    return checked
+
+
+@contextlib.contextmanager
+def deadline(seconds: float) -> Iterator[None]:
+    """Raise `TemplateTimeoutError` in the calling thread when Python code in the block runs for longer."""
+    thread, lock, state = threading.get_ident(), threading.Lock(), {"over": False, "fired": False}
+
+    def interrupt() -> None:
+        with lock:
+            if not state["over"]:
+                state["fired"] = True
+                _raise_in(thread, TemplateTimeoutError)
+
+    timer = threading.Timer(seconds, interrupt)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        with lock:
+            state["over"] = True
+        timer.cancel()
+        if state["fired"]:
+            _raise_in(thread, None)  # one that is still on its way must not hit what comes after
+
+
+def _raise_in(thread: int, error: type[Exception] | None) -> None:
+    ctypes.pythonapi.PyThreadState_SetAsyncExc(
+        ctypes.c_ulong(thread), None if error is None else ctypes.py_object(error)
+    )
 
 
 def _to_json(value: Any, ensure_ascii: bool = False, indent: int | None = None) -> str:

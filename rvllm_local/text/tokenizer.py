@@ -11,21 +11,17 @@ import re
 import secrets
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from tokenizers import AddedToken, decoders, pre_tokenizers
 from tokenizers import Tokenizer as Backend
-from tokenizers.models import BPE
 
-from rvllm_local.errors import ModelFileError, ParameterError, UnsupportedModelError
-from rvllm_local.models.gguf import GGUFFile
+from rvllm_local.errors import ParameterError, UnsupportedModelError
 from rvllm_local.models.loader import ModelFiles
+from rvllm_local.text.spm import SentencePieceBackend
 from rvllm_local.text.template import render_chat
 from rvllm_local.text.tools.tags import CONTROL_TAGS
 
-_CONTROL = 3  # token types in a GGUF file
-_USER_DEFINED = 4
+_BYTE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 
 
 class Tokenizer:
@@ -33,7 +29,7 @@ class Tokenizer:
 
     def __init__(
         self,
-        backend: Backend,
+        backend: Backend | SentencePieceBackend,
         *,
         bos_token: str | None = None,
         eos_token: str | None = None,
@@ -47,7 +43,7 @@ class Tokenizer:
         self.bos_token, self.eos_token = bos_token, eos_token
         self.chat_template = chat_template
         self._add_bos = add_bos
-        self._to_bytes = _byte_decoder(backend)
+        self._token_bytes = _byte_decoder(backend)
         # Tags of calls and thoughts belong to templates and models too, where a vocabulary has them without calling
         # them special.
         self._control = {token.content for token in added.values() if token.content in CONTROL_TAGS}
@@ -59,7 +55,9 @@ class Tokenizer:
     @classmethod
     def from_files(cls, files: ModelFiles) -> Tokenizer:
         """Read the tokenizer of a model. Raises `ModelFileError` or `UnsupportedModelError`."""
-        return _from_gguf(files.path) if files.kind == "gguf" else _from_folder(files.path)
+        from rvllm_local.text.tokenizer_files import read_tokenizer
+
+        return read_tokenizer(files)
 
     @property
     def vocab_size(self) -> int:
@@ -68,7 +66,17 @@ class Tokenizer:
     @functools.cached_property
     def longest_token(self) -> int:
         """Bytes of the longest token: a text of more bytes than n times this takes more than n tokens."""
-        return max((len(self._bytes(token)) for token in self._backend.get_vocab().values()), default=1)
+        return max((len(self._bytes(token)) for token in range(self.vocab_size)), default=1)
+
+    @property
+    def backend(self) -> Backend | SentencePieceBackend:
+        """What encodes: for those who write it to a file."""
+        return self._backend
+
+    @property
+    def adds_bos(self) -> bool:
+        """True if a text begins with the start token."""
+        return self._add_bos
 
     @property
     def bos_token_id(self) -> int | None:
@@ -86,9 +94,11 @@ class Tokenizer:
         return ids if start is None else [start, *ids]
 
     def decode(self, token_ids: Sequence[int], skip_special: bool = True) -> str:
-        """Text of `token_ids`."""
+        """Text of `token_ids`, without the space that the tokenizer itself puts before a text's first word."""
         parts = [token for token in token_ids if not (skip_special and token in self._special)]
-        return b"".join(self._bytes(token) for token in parts).decode("utf-8", errors="replace")
+        text = b"".join(self._bytes(token) for token in parts).decode("utf-8", errors="replace")
+        begins = parts and isinstance(self._backend, SentencePieceBackend) and self._backend.adds_space
+        return text.removeprefix(" ") if begins else text
 
     def id_to_bytes(self, token_id: int) -> bytes | None:
         """The bytes that a token stands for; None for special tokens."""
@@ -125,7 +135,11 @@ class Tokenizer:
         ids: list[int] = []
         for piece, is_template in markers.split(text):
             backend = self._backend if is_template else self._plain
-            ids.extend(backend.encode(piece, add_special_tokens=False).ids)
+            if isinstance(backend, SentencePieceBackend):  # a piece that follows text gets no space of its own
+                follows_text = bool(ids) and ids[-1] not in self._special
+                ids.extend(backend.encode(piece, continues=follows_text).ids)
+            else:
+                ids.extend(backend.encode(piece, add_special_tokens=False).ids)
         return ids
 
     def _check_roles(self, messages: Sequence[Mapping[str, Any]]) -> None:
@@ -139,8 +153,7 @@ class Tokenizer:
     def _bytes(self, token_id: int) -> bytes:
         if token_id in self._special:
             return self._special[token_id].encode()
-        token = self._backend.id_to_token(token_id)
-        return b"" if token is None else self._to_bytes(token)
+        return self._token_bytes(token_id)
 
 
 class KeptSpecial:
@@ -216,86 +229,45 @@ class _Markers:
                 raise ParameterError("messages", "a message holds special tokens, and the chat template cuts it up")
 
 
-def _from_folder(folder: Path) -> Tokenizer:
-    path = folder / "tokenizer.json"
-    if not path.is_file():
-        raise UnsupportedModelError(f"{folder} has no tokenizer.json, the only tokenizer format that is supported")
+def _settings(backend: Backend) -> tuple[dict[str, Any], str]:
+    """The backend's settings, and its model as JSON text, which for a large vocabulary is slow to parse."""
+    text = backend.to_str()
+    place = text.find('"model":{"type":')
     try:
-        backend = Backend.from_str(path.read_text(encoding="utf-8"))
-    except Exception as error:  # the library raises plain Exception
-        raise ModelFileError(f"{path} is not a sound tokenizer: {error}") from error
-    config = _read_config(folder / "tokenizer_config.json")
-    template = config.get("chat_template")
-    if isinstance(template, list):  # several named templates
-        template = next((row["template"] for row in template if row.get("name") == "default"), None)
-    separate = folder / "chat_template.jinja"
-    if separate.is_file():
-        template = separate.read_text(encoding="utf-8")
-    bos = _token_text(config.get("bos_token"))
-    first = backend.encode("a").tokens[:1]  # does its post-processor begin with the start token?
-    return Tokenizer(
-        backend,
-        bos_token=bos,
-        eos_token=_token_text(config.get("eos_token")),
-        chat_template=template,
-        add_bos=bos is not None and first == [bos],
-    )
+        return json.loads(text[:place].rstrip().removesuffix(",") + "}"), text[place + len('"model":') : -1]
+    except ValueError:  # the library wrote it in another order
+        state = json.loads(text)
+        return {key: value for key, value in state.items() if key != "model"}, json.dumps(state["model"])
 
 
-def _from_gguf(path: Path) -> Tokenizer:
-    metadata = GGUFFile(path).metadata
-    kind = metadata.get("tokenizer.ggml.model")
-    if kind != "gpt2":
-        raise UnsupportedModelError(f"{path}: tokenizer {kind!r} in a GGUF file is not supported (only 'gpt2')")
-    try:
-        tokens, merges = metadata["tokenizer.ggml.tokens"], metadata["tokenizer.ggml.merges"]
-        types = metadata["tokenizer.ggml.token_type"]
-        pairs = [tuple(merge.split(" ", 1)) for merge in merges]
-        backend = Backend(BPE(vocab={token: rank for rank, token in enumerate(tokens)}, merges=pairs))
-        special = [token for token, kind in zip(tokens, types, strict=True) if kind == _CONTROL]
-        added = [token for token, kind in zip(tokens, types, strict=True) if kind == _USER_DEFINED]
-    except Exception as error:  # missing keys, or what the library thinks of the merges
-        raise ModelFileError(f"{path}: its tokenizer is damaged: {error}") from error
-    backend.pre_tokenizer = _pre_tokenizer(str(metadata.get("tokenizer.ggml.pre", "default")), path)
-    backend.decoder = decoders.ByteLevel()
-    backend.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in special])
-    backend.add_tokens([AddedToken(token, special=False, normalized=False) for token in added])
-
-    def token(key: str) -> str | None:
-        index = metadata.get(f"tokenizer.ggml.{key}_token_id")
-        return tokens[index] if isinstance(index, int) and 0 <= index < len(tokens) else None
-
-    return Tokenizer(
-        backend,
-        bos_token=token("bos"),
-        eos_token=token("eos"),
-        chat_template=metadata.get("tokenizer.chat_template"),
-        add_bos=bool(metadata.get("tokenizer.ggml.add_bos_token", False)),
-    )
-
-
-def _pre_tokenizer(name: str, path: Path) -> pre_tokenizers.PreTokenizer:
-    byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
-    if name in ("gpt-2", "default"):
-        return byte_level
-    if name == "smollm":  # every digit stands alone
-        return pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True), byte_level])
-    raise UnsupportedModelError(f"{path}: pre-tokenizer {name!r} in a GGUF file is not supported; use safetensors")
-
-
-def _without_special(backend: Backend, special: set[str]) -> Backend:
+def _without_special(backend: Backend | SentencePieceBackend, special: set[str]) -> Backend | SentencePieceBackend:
     """The same tokenizer, blind to special tokens."""
-    state = json.loads(backend.to_str())
+    if isinstance(backend, SentencePieceBackend):
+        return backend.blind_to(special)
+    state, model = _settings(backend)
     state["added_tokens"] = [row for row in state["added_tokens"] if row["content"] not in special]
     state["post_processor"] = None
-    return Backend.from_str(json.dumps(state))
+    return Backend.from_str(f'{json.dumps(state)[:-1]}, "model": {model}}}')
 
 
-def _byte_decoder(backend: Backend) -> Callable[[str], bytes]:
+def _byte_decoder(backend: Backend | SentencePieceBackend) -> Callable[[int], bytes]:
     """How this tokenizer spells bytes: GPT-2's alphabet, or words with a lower one eighth block for a space."""
-    if '"ByteLevel"' in json.dumps([json.loads(backend.to_str())[part] for part in ("pre_tokenizer", "decoder")]):
-        return functools.partial(_byte_level, _byte_alphabet())
-    return _piece
+    if isinstance(backend, SentencePieceBackend):
+        return backend.id_to_bytes
+    if '"ByteLevel"' in json.dumps([_describe(part) for part in (backend.pre_tokenizer, backend.decoder)]):
+        spell: Callable[[str], bytes] = functools.partial(_byte_level, _byte_alphabet())
+    else:
+        spell = _piece
+
+    def to_bytes(token_id: int) -> bytes:
+        token = backend.id_to_token(token_id)
+        return b"" if token is None else spell(token)
+
+    return to_bytes
+
+
+def _describe(part: Any) -> Any:
+    return None if part is None else json.loads(part.__getstate__())
 
 
 def _byte_level(alphabet: Mapping[str, int], token: str) -> bytes:
@@ -305,8 +277,8 @@ def _byte_level(alphabet: Mapping[str, int], token: str) -> bytes:
 
 
 def _piece(token: str) -> bytes:
-    if len(token) == 6 and token.startswith("<0x") and token.endswith(">"):
-        return bytes([int(token[3:5], 16)])
+    if found := _BYTE.fullmatch(token):
+        return bytes([int(found[1], 16)])
     return token.replace("\u2581", " ").encode()
 
 
@@ -322,19 +294,3 @@ def _check_text(text: str) -> None:
         text.encode()
     except UnicodeEncodeError as error:
         raise ParameterError("prompt", f"the text holds half a surrogate pair at position {error.start}") from error
-
-
-def _token_text(value: Any) -> str | None:
-    if isinstance(value, Mapping):
-        value = value.get("content")
-    return value if isinstance(value, str) else None
-
-
-def _read_config(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        return {}
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ModelFileError(f"{path} cannot be read: {error}") from error
-    return value if isinstance(value, dict) else {}

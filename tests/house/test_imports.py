@@ -35,7 +35,19 @@ LAYERS = (
     ("engine.child",),
     ("server.calls",),
     ("llm", "server", "tui"),
-    ("commands", "plan_command", "doctor_command", "serve_command", "chat_command", "cli"),
+    (
+        "command_support",
+        "model_facts",
+        "commands",
+        "plan_command",
+        "doctor_command",
+        "serve_command",
+        "chat_command",
+        "pack_command",
+        "convert_command",
+        "model_commands",
+        "cli",
+    ),
 )
 
 

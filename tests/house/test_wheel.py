@@ -23,6 +23,7 @@ def test_only_rvllm_local_is_importable(tmp_path: Path) -> None:
     for needed in (
         "rvllm_local/py.typed",
         "rvllm_local/models/catalog.toml",
+        "rvllm_local/models/perplexity.txt",
         "rvllm_local/metal_kernels/portable.h",
         "rvllm_local/engine/core.py",
         "rvllm_local/tui/__init__.py",

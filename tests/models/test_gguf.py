@@ -14,8 +14,10 @@ from mlx.utils import tree_flatten
 from rvllm_local.errors import ModelFileError, RvllmError, UnsupportedModelError
 from rvllm_local.models.families import build_model
 from rvllm_local.models.gguf import GGUFFile
-from rvllm_local.models.gguf_llama import gguf_config, gguf_packed_weights, gguf_weights
-from rvllm_local.models.loader import load_model, load_packed, locate
+from rvllm_local.models.gguf_config import gguf_config
+from rvllm_local.models.gguf_models import gguf_packed_weights, gguf_weights
+from rvllm_local.models.loader import load_model, locate
+from rvllm_local.models.quantized import quantize_as_packed
 from rvllm_local.models.widen import widen_to_float32
 from rvllm_local.text.tokenizer import Tokenizer
 from tests.support import gguf
@@ -80,7 +82,9 @@ def test_packed_for_the_gpu_is_the_same_model(tmp_path: Path, kind: str) -> None
         )
         np.testing.assert_allclose(np.array(value), expected, rtol=1e-6, atol=1e-6, err_msg=name)
     module = build_model(config)
-    load_packed(file.path, module, {name: mx.array(value) for name, value in packed.items()})
+    weights = {name: mx.array(value) for name, value in packed.items()}
+    quantize_as_packed(module, weights)
+    module.load_weights(list(weights.items()))
     assert type(module.layers[0].self_attn.q_proj).__name__ == "QuantizedLinear"
     widen_to_float32(module)
     tokens = mx.array([[3, 4, 5]])
@@ -208,8 +212,8 @@ def test_what_is_not_supported_is_named(tmp_path: Path) -> None:
     other = llama_metadata(**{"general.architecture": (STRING, "mamba")})
     with pytest.raises(UnsupportedModelError, match="mamba"):
         load_model(locate(str(save(tmp_path, write_gguf(other, tensors)))))
-    with pytest.raises(UnsupportedModelError, match="encoding 14"):
-        GGUFFile(save(tmp_path, _one((1, 256), 14, 210)))
+    with pytest.raises(UnsupportedModelError, match="encoding 16"):
+        GGUFFile(save(tmp_path, _one((1, 256), 16, 66)))
     scaled = llama_metadata(**{"llama.rope.scaling.type": (STRING, "yarn")})
     with pytest.raises(UnsupportedModelError, match="RoPE"):
         load_model(locate(str(save(tmp_path, write_gguf(scaled, tensors)))))

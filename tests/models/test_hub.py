@@ -22,7 +22,7 @@ CONTENT = bytes(range(256)) * 4096
 def entry() -> CatalogueEntry:
     digest = hashlib.sha256(CONTENT).hexdigest()
     source = PyPISource("tiny-model==1.0", "tiny/tiny.gguf")
-    return CatalogueEntry("tiny", "Tiny", "MIT", 64, "tiny.gguf", len(CONTENT), digest, source)
+    return CatalogueEntry("tiny", "Tiny", "MIT", 64, len(CONTENT), file="tiny.gguf", sha256=digest, pypi=source)
 
 
 @pytest.fixture

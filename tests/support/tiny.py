@@ -46,6 +46,7 @@ _FAMILIES: dict[str, dict[str, Any]] = {
     },
     "qwen2": {"num_key_value_heads": 1, "tie_word_embeddings": True},
     "qwen3": {"head_dim": 32, "tie_word_embeddings": False},
+    "gemma": {"head_dim": 32},
     "gemma2": {"head_dim": 32, "query_pre_attn_scalar": 32.0},
     "gemma3_text": {
         "num_hidden_layers": 4,

@@ -1,0 +1,103 @@
+"""Start-up to the first token from a bundle, beside mlx-lm with the same float32 weights: wall time and peak memory.
+
+    python benchmarks/bundle_startup.py [MODEL] [--runs N]
+
+Each run is a process of its own, from its start to its first greedy token; the files are in the page cache. Peak memory
+is the process's own (ru_maxrss), which counts the interpreter and the libraries too.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+RVLLM = """
+from rvllm_local import LLM, SamplingParams
+with LLM({path!r}, kv_memory="64MB") as llm:
+    print(llm.generate("The sky is blue because", SamplingParams(max_tokens=1, temperature=0))[0].token_ids)
+"""
+MLX_LM = """
+import ctypes, contextlib
+with contextlib.suppress(OSError):
+    ctypes.CDLL("libopenblas.so.0", ctypes.RTLD_GLOBAL)
+from mlx_lm import load, stream_generate
+model, tokenizer = load({path!r})
+for part in stream_generate(model, tokenizer, "The sky is blue because", max_tokens=1):
+    print([part.token])
+"""
+
+
+def measure(code: str) -> tuple[float, int, str]:
+    """Seconds, bytes and output of one process."""
+    began = time.perf_counter()
+    child = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert child.stdout is not None
+    output = child.stdout.read()
+    _, status, usage = os.wait4(child.pid, 0)
+    assert status == 0, child.stderr.read() if child.stderr else ""
+    scale = 1024 if sys.platform == "linux" else 1
+    return time.perf_counter() - began, usage.ru_maxrss * scale, output.strip().splitlines()[0]
+
+
+def prepare(model: str, folder: Path) -> tuple[Path, Path, int]:
+    """A float32 bundle and a float32 folder of the same model, and the weights' bytes."""
+    import rvllm_local  # noqa: F401
+    from rvllm_local import host
+
+    host.prepare()
+    import mlx.core as mx
+    from mlx.utils import tree_flatten
+
+    from rvllm_local.models.loader import load_model, locate
+    from rvllm_local.pack_command import pack_model
+
+    files = locate(model)
+    pack_model(files, folder / "wide.rvllm", as_float32=True)
+    loaded = load_model(locate(str(folder / "wide.rvllm")))
+    plain = folder / "plain"
+    plain.mkdir()
+    mx.save_safetensors(
+        str(plain / "model.safetensors"), dict(tree_flatten(loaded.module.parameters())), {"format": "mlx"}
+    )
+    for path in (folder / "wide.rvllm").iterdir():
+        if path.suffix == ".json" and path.name != "manifest.json":
+            (plain / path.name).write_bytes(path.read_bytes())
+    return folder / "wide.rvllm", plain, loaded.weights_bytes
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("model", nargs="?", default="smollm2-135m")
+    parser.add_argument("--runs", type=int, default=3)
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as place:
+        # In a process of its own: a child's peak memory begins with its parent's.
+        context = multiprocessing.get_context("spawn")
+        with context.Pool(1) as pool:
+            bundle, plain, weights = pool.apply(prepare, (arguments.model, Path(place)))
+        rows = {"rvllm, bundle": RVLLM.format(path=str(bundle)), "mlx-lm, folder": MLX_LM.format(path=str(plain))}
+        empty = measure("import mlx.core; print(1)")
+        measure(rows["rvllm, bundle"])  # the first run checks the weights' sha256 and remembers it
+        for name, code in rows.items():
+            runs = [measure(code) for _ in range(arguments.runs)]
+            line = {
+                "what": name,
+                "seconds": round(statistics.median(run[0] for run in runs), 2),
+                "peak_mb": round(max(run[1] for run in runs) / 1e6),
+                "weights_mb": round(weights / 1e6),
+                "above_an_import_of_mlx": round((max(run[1] for run in runs) - empty[1]) / weights, 2),
+                "first_token": runs[0][2],
+            }
+            print(json.dumps(line))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,112 @@
+"""Fetches single files of a hub repository into a folder, each resumed where it stopped and checked when it is whole.
+
+The network is huggingface_hub's: mirrors, proxies, redirects, retries, and a token that leaves with no request to
+another host. What this adds is resuming across processes, and the checksum.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, BinaryIO
+from urllib.parse import quote
+
+from tqdm import tqdm
+
+from rvllm_local.errors import ChecksumError, DownloadError
+from rvllm_local.models.hub_plan import RemoteFile
+
+_CHUNK = 1 << 20
+
+
+class _NoBar(tqdm):  # type: ignore[misc]
+    """The hub's own progress bar, which is not shown: progress is told in words."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        options.pop("name", None)
+        super().__init__(*args, **{**options, "disable": True})
+
+
+class _Counted:
+    """A file that tells how much is written to it."""
+
+    def __init__(self, file: BinaryIO, told: Callable[[int], None]) -> None:
+        self._file, self._told = file, told
+
+    def write(self, data: bytes) -> int:
+        count = self._file.write(data)
+        self._told(count)
+        return count
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._file, name)
+
+
+def endpoint() -> str:
+    """The hub, or the mirror that HF_ENDPOINT names."""
+    return (os.environ.get("HF_ENDPOINT") or "https://huggingface.co").rstrip("/")
+
+
+def is_offline() -> bool:
+    """True if HF_HUB_OFFLINE asks for no network."""
+    return os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE")
+
+
+def fetch_file(repository: str, commit: str, file: RemoteFile, folder: Path, told: Callable[[int], None]) -> str:
+    """Put one file into `folder`, which has its beginning if an earlier run was cut. Returns its sha256.
+
+    Raises `ChecksumError`, after which nothing of it is left, `DownloadError`, or what the network raises.
+    """
+    from huggingface_hub.file_download import http_get
+    from huggingface_hub.utils import build_hf_headers
+
+    assert file.size is not None
+    target, part = folder / file.name, folder / f"{file.name}.part"
+    if target.is_file():
+        told(target.stat().st_size)
+        return _checked(repository, file, target)
+    if part.is_file() and part.stat().st_size > file.size:
+        part.unlink()
+    with part.open("ab") as output:
+        have = output.tell()
+        told(have)
+        if have < file.size:
+            url = f"{endpoint()}/{repository}/resolve/{quote(commit, safe='')}/{quote(file.name)}"
+            http_get(
+                url,
+                _Counted(output, told),
+                resume_size=have,
+                headers=build_hf_headers(),
+                expected_size=file.size,
+                displayed_filename=file.name,
+                tqdm_class=_NoBar,
+            )
+        output.flush()
+        os.fsync(output.fileno())
+    if part.stat().st_size != file.size:
+        part.unlink()
+        raise DownloadError(f"{repository}: {file.name} came with another size than {file.size} bytes; try again")
+    sha256 = _checked(repository, file, part)
+    part.replace(target)
+    return sha256
+
+
+def _checked(repository: str, file: RemoteFile, path: Path) -> str:
+    """The file's sha256, held against what the hub promised; a wrong file is removed."""
+    sha256, sha1 = hashlib.sha256(), hashlib.sha1(f"blob {file.size}\0".encode(), usedforsecurity=False)
+    with path.open("rb") as data:
+        while chunk := data.read(_CHUNK):
+            sha256.update(chunk)
+            if file.sha256 is None:
+                sha1.update(chunk)
+    found, expected = sha256.hexdigest(), file.sha256
+    if expected is None:
+        found, expected = sha1.hexdigest(), file.git_sha1
+    if found != expected:
+        path.unlink()
+        raise ChecksumError(
+            f"{repository}: {file.name} has checksum {found}, not {expected}; it was thrown away, try again"
+        )
+    return sha256.hexdigest()

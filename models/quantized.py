@@ -1,0 +1,110 @@
+"""Which layers of a module are quantized, and how: from a configuration, from packed weights, and back.
+
+Knows MLX's own quantizations (affine in 2 to 8 bits, mxfp4, mxfp8, nvfp4), alone or mixed; no files.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import mlx.core as mx
+from mlx import nn
+from mlx.utils import tree_flatten
+
+from rvllm_local.errors import ModelFileError, UnsupportedModelError
+from rvllm_local.models.gguf_mlx import GROUP_SIZE
+
+# Quantizations that other tools name in `quantization_config` and MLX has under the same meaning.
+_SAME_AS = {
+    "mxfp4": {"group_size": 32, "bits": 4, "mode": "mxfp4"},
+    "mxfp8": {"group_size": 32, "bits": 8, "mode": "mxfp8"},
+}
+_BITS = (2, 3, 4, 5, 6, 8)
+_PLAN_KEYS = ("group_size", "bits", "mode")
+
+
+def quantize_as_stored(module: nn.Module, config: Mapping[str, Any], weights: Mapping[str, mx.array]) -> None:
+    """Make the quantized layers that the weights are for, by the configuration's plan; a layer may have its own."""
+    plan = _plan(config)
+    if plan is None:
+        return
+
+    def choose(path: str, layer: nn.Module) -> bool | dict[str, Any]:
+        own = plan.get(path)
+        if isinstance(own, bool):
+            return own and hasattr(layer, "to_quantized")
+        if isinstance(own, dict):
+            return dict(own)
+        return hasattr(layer, "to_quantized") and f"{path}.scales" in weights
+
+    _quantize(module, plan, choose)
+
+
+def _quantize(module: nn.Module, plan: Mapping[str, Any], choose: Any) -> None:
+    mode = plan.get("mode", "affine")
+    try:
+        nn.quantize(module, group_size=plan["group_size"], bits=plan["bits"], mode=mode, class_predicate=choose)
+    except (ValueError, TypeError, KeyError, ZeroDivisionError) as error:
+        raise UnsupportedModelError(f"config.json's quantization cannot be served: {error}") from error
+
+
+def _plan(config: Mapping[str, Any]) -> dict[str, Any] | None:
+    plan = config.get("quantization")
+    if plan is None:
+        text = config.get("text_config")
+        other = config.get("quantization_config") or (
+            text.get("quantization_config") if isinstance(text, Mapping) else None
+        )
+        if not other:
+            return None
+        plan = _foreign(other)
+    sizes = (plan.get("group_size"), plan.get("bits")) if isinstance(plan, dict) else (None, None)
+    if not all(type(size) is int and 0 < size <= 1024 for size in sizes):
+        raise ModelFileError(f"config.json's quantization lacks group_size and bits: {plan!r:.200}")
+    assert isinstance(plan, dict)
+    if plan["bits"] not in _BITS:
+        raise ModelFileError(
+            f"config.json's quantization has {plan['bits']} bits; MLX knows {', '.join(map(str, _BITS))}"
+        )
+    return plan
+
+
+def _foreign(other: Any) -> Any:
+    """A plan for a `quantization_config`; MLX's own older models keep theirs there."""
+    method = other.get("quant_method") if isinstance(other, Mapping) else other
+    if method is None and isinstance(other, Mapping) and "group_size" in other:
+        return dict(other)
+    if isinstance(method, str) and method in _SAME_AS:
+        return dict(_SAME_AS[method])
+    raise UnsupportedModelError(
+        f"the model's quantization {method!r:.60} is not MLX's own; use the unquantized model with `rvllm convert`"
+    )
+
+
+def quantize_as_packed(module: nn.Module, weights: Mapping[str, mx.array]) -> None:
+    """Make quantized layers for weights in groups of 32, each with the number of bits that its shape tells."""
+
+    def choose(name: str, layer: nn.Module) -> bool | dict[str, Any]:
+        scales = weights.get(f"{name}.scales")
+        if scales is None or not hasattr(layer, "to_quantized"):
+            return False
+        bits = weights[f"{name}.weight"].shape[-1] * 32 // (scales.shape[-1] * GROUP_SIZE)
+        return {"group_size": GROUP_SIZE, "bits": bits}
+
+    if any(name.endswith(".scales") for name in weights):
+        _quantize(module, {"group_size": GROUP_SIZE, "bits": 4}, choose)
+
+
+def quantization_of(module: nn.Module) -> dict[str, Any] | None:
+    """The plan that would make this module's quantized layers again; None if it has none."""
+    plan: dict[str, Any] = {}
+    for path, layer in tree_flatten(module.leaf_modules(), is_leaf=nn.Module.is_module):
+        if hasattr(layer, "bits"):
+            own = {key: getattr(layer, key) for key in _PLAN_KEYS if hasattr(layer, key)}
+            if not plan:
+                plan = dict(own)
+            if layer.get("global_scale") is not None:
+                own["global_scale"] = True
+            plan[path] = own
+    return plan or None

@@ -1,0 +1,23 @@
+"""What several verbs share: the merged configuration, and progress on standard error. Loads nothing heavy."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+from rvllm_local.config import EngineConfig, load_config
+
+
+def configured(flags: Mapping[str, Any] | None = None) -> EngineConfig:
+    """The merged configuration, with the folder of models handed on in the variable that `models` reads."""
+    merged = load_config(flags or {})
+    os.environ["RVLLM_CACHE_DIR"] = str(merged.cache_dir)
+    return merged
+
+
+def show_progress(message: str) -> None:
+    """Say how far something is, beside the output."""
+    sys.stderr.write(f"rvllm: {message}\n")
+    sys.stderr.flush()

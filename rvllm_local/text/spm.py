@@ -1,0 +1,230 @@
+"""SentencePiece models through the sentencepiece package, with the face of a `tokenizers` backend.
+
+Owns what is a special token, and where the package's leading space belongs. Knows no chat and no file format but the
+package's own protobuf.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from tokenizers import AddedToken
+
+from rvllm_local.errors import ModelFileError
+
+_NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED, _UNUSED, _BYTE = range(1, 7)
+_MAX_PIECES = 1 << 20
+_MAX_BYTES = 64 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """Token ids of a text."""
+
+    ids: list[int]
+
+
+class SentencePieceBackend:
+    """A SentencePiece model. `extra` are added tokens with ids of their own, `special` the texts that are no text.
+
+    Control and unknown pieces are special whatever `special` says. Raises `ModelFileError` for a damaged model.
+    """
+
+    def __init__(
+        self, proto: Any, name: str, extra: Mapping[str, int] | None = None, special: Collection[str] = ()
+    ) -> None:
+        self._proto, self._name = proto, name
+        _check(proto, name)
+        self._extra = dict(extra or {})
+        self._texts = {token: text for text, token in self._extra.items()}
+        self._special = {
+            *special,
+            *(piece.piece for piece in proto.pieces if piece.type in (_UNKNOWN, _CONTROL)),
+        }
+        self._with_space = _processor(proto, name)
+        self._plain_space: Any = None  # made when it is needed
+        self._pieces = {piece.piece: index for index, piece in enumerate(proto.pieces)}
+        matched = [text for text in (*self._special, *self._extra) if self.token_to_id(text) is not None]
+        self._matched = _either(matched)
+
+    @classmethod
+    def parse(
+        cls,
+        data: bytes,
+        name: str,
+        extra: Mapping[str, int] | None = None,
+        special: Collection[str] = (),
+        prefix_space: bool | None = None,
+    ) -> SentencePieceBackend:
+        """A backend from the bytes of a `tokenizer.model`. `prefix_space` overrides whether a text gets a space."""
+        from google.protobuf.message import DecodeError
+        from sentencepiece import sentencepiece_model_pb2
+
+        if len(data) > _MAX_BYTES:
+            raise ModelFileError(f"{name}: {len(data)} bytes are no plausible SentencePiece model")
+        proto = sentencepiece_model_pb2.ModelProto()
+        try:
+            proto.ParseFromString(data)
+        except DecodeError as error:
+            raise ModelFileError(f"{name} is not a SentencePiece model: {error}") from error
+        if prefix_space is not None:
+            proto.normalizer_spec.add_dummy_prefix = prefix_space
+        return cls(proto, name, extra, special)
+
+    def encode(self, text: str, add_special_tokens: bool = False, continues: bool = False) -> Encoded:
+        """Token ids; special tokens written in the text count as such. No leading space where the text continues one.
+
+        After a special token a text begins anew, as in the models' own training.
+        """
+        del add_special_tokens  # the caller adds them
+        ids: list[int] = []
+        for place, part in enumerate(self._matched.split(text) if self._matched else [text]):
+            if place % 2:
+                token = self.token_to_id(part)
+                assert token is not None
+                ids.append(token)
+                continues = False
+            elif part:
+                ids.extend((self._without_space() if continues else self._with_space).encode(part))
+        return Encoded(ids)
+
+    def blind_to(self, hidden: Collection[str]) -> SentencePieceBackend:
+        """The same model, which takes these tokens for text wherever they are written."""
+        proto = type(self._proto)()
+        proto.CopyFrom(self._proto)
+        for piece in proto.pieces:
+            if piece.piece in hidden and piece.type == _USER_DEFINED:
+                piece.type = _CONTROL  # the package finds user-defined pieces in text, control pieces never
+        other = SentencePieceBackend(proto, self._name, self._extra)
+        other._matched = _either([text for text in self._extra if text not in hidden])
+        return other
+
+    def get_added_tokens_decoder(self) -> dict[int, AddedToken]:
+        """Tokens that templates and models may name: control, unknown, user-defined and extra ones."""
+        found: dict[int, AddedToken] = {}
+        for index, piece in enumerate(self._proto.pieces):
+            if piece.type in (_UNKNOWN, _CONTROL, _USER_DEFINED):
+                found[index] = AddedToken(piece.piece, special=piece.piece in self._special)
+        for text, token in self._extra.items():
+            found[token] = AddedToken(text, special=text in self._special)
+        return found
+
+    def token_to_id(self, text: str) -> int | None:
+        """The token of exactly this text."""
+        return self._extra.get(text, self._pieces.get(text))
+
+    def id_to_token(self, token: int) -> str | None:
+        """The token's text as the vocabulary spells it; None outside the vocabulary."""
+        if token in self._texts:
+            return self._texts[token]
+        return self._proto.pieces[token].piece if 0 <= token < len(self._proto.pieces) else None
+
+    def get_vocab_size(self, with_added_tokens: bool = True) -> int:
+        """Number of ids, counted to the highest."""
+        del with_added_tokens
+        return max(len(self._proto.pieces), *(token + 1 for token in self._extra.values()), 0)
+
+    def id_to_bytes(self, token: int) -> bytes:
+        """The bytes that a token stands for; empty outside the vocabulary."""
+        if token in self._texts:
+            return self._texts[token].encode()
+        if not 0 <= token < len(self._proto.pieces):
+            return b""
+        piece = self._proto.pieces[token]
+        if piece.type == _BYTE:
+            return bytes([int(piece.piece[3:5], 16)])
+        text: str = piece.piece
+        return text.replace("\u2581", " ").encode()
+
+    def to_bytes(self) -> bytes:
+        """The model as a `tokenizer.model` file holds it."""
+        data: bytes = self._proto.SerializeToString()
+        return data
+
+    @property
+    def adds_space(self) -> bool:
+        """True if a text's first word is encoded as if a space stood before it."""
+        return bool(self._proto.normalizer_spec.add_dummy_prefix)
+
+    @property
+    def bos_token(self) -> str | None:
+        """The model's own start token, if it has one."""
+        return self._own(self._with_space.bos_id())
+
+    @property
+    def eos_token(self) -> str | None:
+        """The model's own end token, if it has one."""
+        return self._own(self._with_space.eos_id())
+
+    def _own(self, token: int) -> str | None:
+        return self.id_to_token(token) if token >= 0 else None
+
+    def _without_space(self) -> Any:
+        if not self.adds_space:
+            return self._with_space
+        if self._plain_space is None:
+            proto = type(self._proto)()
+            proto.CopyFrom(self._proto)
+            proto.normalizer_spec.add_dummy_prefix = False
+            self._plain_space = _processor(proto, self._name)
+        return self._plain_space
+
+
+def build_proto(
+    pieces: Collection[tuple[str, float, int]],
+    *,
+    unigram: bool,
+    prefix_space: bool,
+    strip: bool = False,
+    charsmap: bytes = b"",
+) -> Any:
+    """A model from `(text, score, type)` rows, as other file formats keep them; `strip` removes extra spaces."""
+    from sentencepiece import sentencepiece_model_pb2
+
+    proto = sentencepiece_model_pb2.ModelProto()
+    for text, score, kind in pieces:
+        proto.pieces.add(piece=text, score=score, type=kind)
+    proto.trainer_spec.model_type = 1 if unigram else 2
+    proto.trainer_spec.byte_fallback = any(kind == _BYTE for _, _, kind in pieces)
+    proto.normalizer_spec.name = "nmt_nfkc" if charsmap else "identity"
+    proto.normalizer_spec.add_dummy_prefix = prefix_space
+    proto.normalizer_spec.remove_extra_whitespaces = strip
+    proto.normalizer_spec.escape_whitespaces = True
+    proto.normalizer_spec.precompiled_charsmap = charsmap
+    return proto
+
+
+def _either(texts: Collection[str]) -> re.Pattern[str] | None:
+    ordered = sorted(filter(None, texts), key=len, reverse=True)
+    return re.compile("(" + "|".join(map(re.escape, ordered)) + ")") if ordered else None
+
+
+def _check(proto: Any, name: str) -> None:
+    if not 0 < len(proto.pieces) <= _MAX_PIECES:
+        raise ModelFileError(f"{name} is not a SentencePiece model: it has {len(proto.pieces)} pieces")
+    if proto.trainer_spec.model_type not in (1, 2):
+        raise ModelFileError(
+            f"{name}: SentencePiece model type {proto.trainer_spec.model_type} is neither unigram nor BPE"
+        )
+    num_unknown = 0
+    for index, piece in enumerate(proto.pieces):
+        num_unknown += piece.type == _UNKNOWN
+        if piece.type == _BYTE and not re.fullmatch("<0x[0-9A-F]{2}>", piece.piece):
+            raise ModelFileError(f"{name}: piece {index} is called a byte and spelled {piece.piece!r:.40}")
+        if not piece.piece or piece.score != piece.score:
+            raise ModelFileError(f"{name}: piece {index} is empty or has no score")
+    if num_unknown != 1:
+        raise ModelFileError(f"{name}: it has {num_unknown} unknown pieces, not one")
+
+
+def _processor(proto: Any, name: str) -> Any:
+    from sentencepiece import SentencePieceProcessor
+
+    try:
+        return SentencePieceProcessor(model_proto=proto.SerializeToString())
+    except (RuntimeError, ValueError, TypeError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ModelFileError(f"{name} is not a sound SentencePiece model: {reason}") from error

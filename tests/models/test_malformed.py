@@ -1,0 +1,189 @@
+"""A corpus of damaged model folders: a typed error on one line, before memory is taken.
+
+The headers of GGUF and safetensors files have theirs in test_gguf and test_loader; here are configurations, tensors,
+shards, and what a hostile repository brings.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import pickle
+import resource
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import pytest
+
+from rvllm_local import LLM
+from rvllm_local.errors import ModelFileError, ParameterError, RvllmError, UnsupportedModelError
+from rvllm_local.models.loader import load_model, locate
+from rvllm_local.text.tokenizer import Tokenizer
+from tests.support.tiny import save_tiny
+
+GONE = object()
+CONFIGS: list[tuple[str, Any]] = [
+    *(("model_type", value) for value in (GONE, None, 7, [], {}, "", "nope", "../llama", "llama/../x", "os", "cache")),
+    *(("num_hidden_layers", value) for value in (GONE, None, -1, 10**9, "3", 2.5, [], {}, math.nan)),
+    *(("hidden_size", value) for value in (GONE, None, 0, -64, 63, 10**15, "64", [64])),
+    *(("intermediate_size", value) for value in (GONE, -1, 10**15, "x", None)),
+    *(("num_attention_heads", value) for value in (GONE, 0, -4, 7, 10**9, "4", None)),
+    *(("num_key_value_heads", value) for value in (0, -2, 3, 10**9, "2")),
+    *(("vocab_size", value) for value in (GONE, 0, -1, 2**40, "384", None, 1.5)),
+    *(("max_position_embeddings", value) for value in (-1, "many", 1.5, [])),
+    *(("rms_norm_eps", value) for value in ("x", None, [])),
+    *(("rope_theta", value) for value in ("x", [])),
+    *(("rope_scaling", value) for value in (3, "x", {"type": "nope", "factor": 2}, {"rope_type": 7})),
+    *(("quantization", value) for value in (3, "4bit", {}, {"bits": 4}, {"bits": 0, "group_size": 64})),
+    *(("quantization", value) for value in ({"bits": 99, "group_size": 64}, {"bits": "4", "group_size": 64})),
+    *(("quantization_config", value) for value in ({"quant_method": "gptq"}, {"quant_method": 7}, "awq")),
+    ("auto_map", {"AutoModelForCausalLM": "canary.Model"}),
+    ("model_file", "canary.py"),
+]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return save_tiny("llama", tmp_path / "tiny")
+
+
+def change(folder: Path, **values: Any) -> None:
+    path = folder / "config.json"
+    config = {**json.loads(path.read_text()), **values}
+    path.write_text(json.dumps({key: value for key, value in config.items() if value is not GONE}))
+
+
+def refused(folder: Path) -> str:
+    """The error's text; checks that it came cheaply."""
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises((ModelFileError, UnsupportedModelError)) as caught:
+        load_model(locate(str(folder)))
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100_000, "kB taken before the refusal"
+    text = str(caught.value)
+    assert "\n" not in text
+    assert len(text) < 700
+    return text
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), CONFIGS, ids=[f"{key}-{value!r:.30}".replace("<", "") for key, value in CONFIGS]
+)
+def test_absurd_configurations(folder: Path, key: str, value: Any) -> None:
+    change(folder, **{key: value})
+    refused(folder)
+
+
+@pytest.mark.parametrize("text", ["", "[]", "null", "{", "7", '{"model_type": "llama"', "\ud800", "[" * 100_000])
+def test_configurations_that_are_none(folder: Path, text: str) -> None:
+    (folder / "config.json").write_text(text, encoding="utf-8", errors="surrogatepass")
+    refused(folder)
+
+
+NAME = "model.layers.1.self_attn.q_proj.weight"
+TENSORS: dict[str, Callable[[dict[str, mx.array]], object]] = {
+    "missing": lambda weights: weights.pop(NAME),
+    "renamed": lambda weights: weights.update({"model.layers.9.x": weights.pop(NAME)}),
+    "extra": lambda weights: weights.update({"model.layers.3.self_attn.q_proj.weight": weights[NAME]}),
+    "transposed": lambda weights: weights.update({NAME: mx.zeros((64, 32))}),
+    "flat": lambda weights: weights.update({NAME: mx.zeros((64 * 64,))}),
+    "scalar": lambda weights: weights.update({NAME: mx.array(1.0)}),
+    "empty": lambda weights: weights.update({NAME: mx.zeros((0, 64))}),
+    "NaN": lambda weights: weights.update({NAME: mx.full((64, 64), math.nan)}),
+    "one NaN in half precision": lambda weights: weights.update(
+        {NAME: mx.concatenate([mx.zeros((63, 64)), mx.full((1, 64), math.nan)]).astype(mx.bfloat16)}
+    ),
+    "scales without a plan": lambda weights: weights.update({NAME.replace("weight", "scales"): mx.zeros((64, 1))}),
+    "everything gone": lambda weights: weights.clear() or weights.update({"x": mx.zeros((1,))}),
+}
+
+
+@pytest.mark.parametrize("what", TENSORS)
+def test_tensors_that_do_not_fit(folder: Path, what: str) -> None:
+    path = folder / "model.safetensors"
+    weights = mx.load(str(path))
+    assert isinstance(weights, dict)
+    mx.eval(weights)
+    TENSORS[what](weights)
+    mx.save_safetensors(str(path), weights)
+    assert "tiny" in refused(folder)
+
+
+@pytest.mark.parametrize("left", [(1,), (2,), (1, 3)])
+def test_missing_shards_are_named(folder: Path, left: tuple[int, ...]) -> None:
+    whole = (folder / "model.safetensors").read_bytes()
+    (folder / "model.safetensors").unlink()
+    for number in left:
+        (folder / f"model-0000{number}-of-00003.safetensors").write_bytes(whole)
+    assert "is missing" in refused(folder) or len(left) > 1
+
+
+class Canary:
+    """Leaves a mark when it is unpickled."""
+
+    def __init__(self, mark: Path) -> None:
+        self.mark = mark
+
+    def __reduce__(self) -> Any:
+        return (Path.touch, (self.mark,))
+
+
+@pytest.mark.parametrize(
+    "hook", [{"auto_map": {"AutoModel": "canary.M"}}, {"model_file": "canary.py"}, {"model_type": "canary"}, {}]
+)
+def test_a_canary_never_runs(folder: Path, tmp_path: Path, hook: dict[str, Any]) -> None:
+    mark = tmp_path / "mark"
+    for name in ("canary", "modeling_llama", "tokenization_llama", "__init__", "setup", "conftest"):
+        (folder / f"{name}.py").write_text(f"import pathlib\npathlib.Path({str(mark)!r}).touch()\n")
+    for name in ("pytorch_model.bin", "training_args.bin", "model.pt", "model.pkl", "weights.npz"):
+        (folder / name).write_bytes(pickle.dumps(Canary(mark)))
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    settings["auto_map"] = {"AutoTokenizer": ["tokenization_llama.T", None]}
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    change(folder, **hook)
+    if hook:
+        refused(folder)
+    else:  # harmless but for files that nobody reads
+        load_model(locate(str(folder)))
+        with pytest.raises(RvllmError):
+            (folder / "model.safetensors").unlink()
+            load_model(locate(str(folder)))
+    assert not mark.exists()
+
+
+TEMPLATES = [
+    "{{ ''.__class__.__mro__[1].__subclasses__() }}",
+    "{{ messages.__class__.__init__.__globals__ }}",
+    "{% for a in range(100000) %}{% for b in range(100000) %}{{ a }}{% endfor %}{% endfor %}",
+    "{% for a in range(100000) %}{% for b in range(100000) %}{% endfor %}{% endfor %}",
+    "{{ 'x' * 10**10 }}",
+    "{{ 10**9 * [1] }}",
+    "{{ 9**9**9**9 }}",
+    "{{ '%999999999d' % 1 }}",
+    "{{ 'x'.ljust(10**10) }}{{ 'x' | center(10**10) }}",
+    "{% include '/etc/passwd' %}",
+    "{% import 'os' as os %}{{ os }}",
+    "{{ messages | attr('__class__') }}{{ cycler.__init__.__globals__.os.system('touch canary') }}",
+    "{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}",
+    "{{ unclosed",
+    "{{ raise_exception('no') }}",
+]
+
+
+@pytest.mark.parametrize("template", TEMPLATES, ids=range(len(TEMPLATES)))
+def test_hostile_templates_end_in_an_error(folder: Path, template: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(folder)
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    settings["chat_template"] = template
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    with pytest.raises((ParameterError, ModelFileError, UnsupportedModelError)) as caught:
+        Tokenizer.from_files(locate(str(folder))).encode_chat([{"role": "user", "content": "hi"}])
+    assert "root:" not in str(caught.value)
+    assert not (folder / "canary").exists()
+
+
+def test_a_refusal_reaches_the_user_of_the_api(folder: Path) -> None:
+    change(folder, hidden_size=10**15)
+    with pytest.raises(ModelFileError, match="hidden_size"):
+        LLM(str(folder))

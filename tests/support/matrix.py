@@ -1,0 +1,149 @@
+"""Holds a tiny random model of one architecture against mlx-lm: cold, warm and preempted, token for token."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+
+from rvllm_local.attention.probe import plain_caches, probe_layout
+from rvllm_local.client import make_requests
+from rvllm_local.engine.build import build_core
+from rvllm_local.engine.core import EngineCore
+from rvllm_local.engine.options import EngineOptions
+from rvllm_local.errors import RvllmError
+from rvllm_local.memory.layout import KVLayout
+from rvllm_local.models.loader import LoadedModel
+from rvllm_local.types import FinishReason, SamplingParams, StreamEvent
+from tests.support.zoo import VOCAB_SIZE, zoo_model
+
+LENGTHS = (60, 70, 97)  # tokens of the prompts
+NUM_TOKENS = 40
+_PARAMS = SamplingParams(max_tokens=NUM_TOKENS, temperature=0, ignore_eos=True)
+_OPTIONS = EngineOptions(kv_memory=64_000_000, max_rows=4, prefill_chunk=48)
+_BUILD_ERRORS = (TypeError, ValueError, LookupError, AttributeError, RuntimeError, RvllmError)
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What became of one architecture: "equal", "refused", "different" or "no model" (mlx-lm has no tiny one)."""
+
+    arch: str
+    verdict: str
+    keeps: str = ""
+    way: str = ""
+    detail: str = ""
+
+
+class Bytes:
+    """A vocabulary for an engine whose text nobody reads."""
+
+    def id_to_bytes(self, token_id: int) -> bytes | None:
+        return bytes([token_id % 128])
+
+
+class Answer:
+    """A sink for one request's tokens."""
+
+    def __init__(self) -> None:
+        self.tokens: list[int] = []
+        self.cached = 0
+
+    def __call__(self, event: StreamEvent) -> None:
+        assert event.finish_reason is not FinishReason.ERROR
+        self.tokens.extend(event.token_ids)
+        self.cached = event.cached_tokens
+
+
+def judge(arch: str) -> Verdict:
+    """Build the tiny model of `arch`, ask mlx-lm, then the engine in three ways."""
+    try:
+        model, config = zoo_model(arch)
+        prompts = [np.random.default_rng(n).integers(0, VOCAB_SIZE, n).tolist() for n in LENGTHS]
+        expected = [mlx_lm_tokens(model, prompt) for prompt in prompts]
+        keeps = _kinds(model)
+    except (*_BUILD_ERRORS, SystemExit) as error:
+        return Verdict(arch, "no model", detail=_line(error))
+    loaded = LoadedModel(model, config, arch, arch, 512, VOCAB_SIZE, (), 0, f"tiny {arch}")
+    try:
+        core = build_core(loaded, Bytes(), _OPTIONS)
+    except RvllmError as error:
+        return Verdict(arch, "refused", keeps, detail=_line(error))
+    way = _way(core)
+    layout = probe_layout(model)
+    cold, _ = _ask(core, prompts)
+    warm, hits = _ask(core, prompts)
+    tight = build_core(loaded, Bytes(), replace(_OPTIONS, kv_memory=_tight_bytes(layout), self_check=False))
+    tight._runner.mode = core._runner.mode
+    preempted, _ = _ask(tight, prompts, preempt_every=25)
+    hits_and_preemptions = (min(hits), tight.stats()["preemptions"])
+    core.close("done")
+    tight.close("done")
+    wrong = [name for name, found in (("cold", cold), ("warm", warm), ("preempted", preempted)) if found != expected]
+    if len({tuple(tokens) for tokens in expected}) == 1:
+        wrong.append("the model always says the same")
+    if hits_and_preemptions[0] == 0:
+        wrong.append("no prefix was reused")
+    if hits_and_preemptions[1] == 0:
+        wrong.append("nothing was preempted")
+    return Verdict(arch, "different" if wrong else "equal", keeps, way, ", ".join(wrong))
+
+
+def mlx_lm_tokens(model: nn.Module, prompt: Sequence[int]) -> list[int]:
+    """Plain mlx-lm: its own caches, the prompt but for its last token first, then one token at a time."""
+    caches = plain_caches(model)
+    if len(prompt) > 1:
+        model(mx.array([prompt[:-1]]), cache=caches)
+    token, tokens = prompt[-1], []
+    for _ in range(NUM_TOKENS):
+        token = int(mx.argmax(model(mx.array([[token]]), cache=caches)[0, -1]).item())
+        tokens.append(token)
+    return tokens
+
+
+def _ask(
+    core: EngineCore, prompts: Sequence[Sequence[int]], preempt_every: int | None = None
+) -> tuple[list[list[int]], list[int]]:
+    """Tokens, and how many were cached, of each prompt; all run at once, and one is thrown out every so many steps."""
+    answers = [Answer() for _ in prompts]
+    for prompt, answer in zip(prompts, answers, strict=True):
+        core.add(make_requests(tuple(prompt), _PARAMS)[0], answer)
+    for step in range(1, 2000):
+        if not core.has_work:
+            break
+        core.step()
+        running = core._scheduler.running
+        if preempt_every is not None and step % preempt_every == 0 and running:
+            core._scheduler._preempt(running[-1])
+    core.check_integrity()
+    return [answer.tokens for answer in answers], [answer.cached for answer in answers]
+
+
+def _tight_bytes(layout: KVLayout) -> int:
+    """Room for the longest sequence and one block more, with each group's scratch block."""
+    needed = layout.blocks_needed(max(LENGTHS) + NUM_TOKENS + 1, _OPTIONS.prefill_chunk)
+    blocks = max(needed) + 2
+    useful = [4 * count + 1 for count in layout.blocks_needed(512, _OPTIONS.prefill_chunk)]
+    return sum(min(blocks, most) * shape.block_bytes for most, shape in zip(useful, layout.groups, strict=True))
+
+
+def _kinds(model: nn.Module) -> str:
+    names = {"KVCache": "full", "RotatingKVCache": "window", "ArraysCache": "recurrent"}
+    leaves: list[Any] = []
+    for cache in plain_caches(model):
+        leaves.extend(getattr(cache, "caches", [cache]))
+    found = dict.fromkeys(names.get(type(leaf).__name__, type(leaf).__name__) for leaf in leaves)
+    return " and ".join(sorted(found))
+
+
+def _way(core: EngineCore) -> str:
+    mode = core._runner.mode
+    return ("batched" if mode.batched else "row by row") + (", gathered" if mode.dense else "")
+
+
+def _line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:200]
