@@ -68,7 +68,7 @@ def refused(folder: Path) -> str:
 
 
 @pytest.mark.parametrize(
-    ("key", "value"), CONFIGS, ids=[f"{key}-{value!r:.30}".replace("<", "") for key, value in CONFIGS]
+    ("key", "value"), CONFIGS, ids=[f"{key}-{'gone' if value is GONE else repr(value)[:30]}" for key, value in CONFIGS]
 )
 def test_absurd_configurations(folder: Path, key: str, value: Any) -> None:
     change(folder, **{key: value})
