@@ -90,8 +90,14 @@ class Generation:
                 yield found
 
     async def accepted(self) -> None:
-        """Wait until the engine has taken a request that it may still refuse. Raises `Problem`."""
-        events = await self._mailbox.take(self._settings.queue_timeout_s)
+        """Wait until the engine has compiled the request's grammar, which it may refuse. Raises `Problem`."""
+        limit = self._settings.prepare_timeout_s
+        try:
+            events = await self._mailbox.take(limit)
+        except TimeoutError:
+            raise Problem(
+                400, f"compiling the grammar took longer than {limit:g} s", "deadline", "response_format"
+            ) from None
         offset, first = events[0]
         if first.finish_reason is FinishReason.ERROR and first.error_parameter is not None:
             raise bad_request(first.error or "the request was refused", first.error_parameter)

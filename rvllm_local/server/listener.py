@@ -7,6 +7,7 @@ import contextlib
 import json
 import logging
 import signal
+import socket
 import ssl
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -24,6 +25,7 @@ from rvllm_local.server.settings import ServerSettings
 logger = logging.getLogger(__name__)
 
 _AFTER_DRAIN_S = 5.0
+_BACKLOG = 512
 
 
 class Listener(uvicorn.Server):
@@ -51,7 +53,7 @@ class Listener(uvicorn.Server):
                 h11_max_incomplete_event_size=settings.max_header,
                 ssl_certfile=settings.tls_certificate,
                 ssl_keyfile=settings.tls_key,
-                backlog=512,
+                backlog=_BACKLOG,
             )
         )
         self._server = server
@@ -103,20 +105,27 @@ async def serve(server: Server, on_ready: Callable[[int], None] | None = None) -
         listener.config.load()
     except (OSError, ssl.SSLError) as error:
         raise ConfigError(f"the TLS certificate or key cannot be used: {error}") from error
-    task = asyncio.create_task(listener.serve())
+    task = asyncio.create_task(listener.serve([_bound(server.settings)]))
     garbage = asyncio.create_task(collect_when_idle(lambda: server.service.generator.num_open == 0))
     while not listener.started and not task.done():
         await asyncio.sleep(0.005)
     if listener.started and on_ready is not None:
         on_ready(listener.port)
+    await task
+    garbage.cancel()
+
+
+def _bound(settings: ServerSettings) -> socket.socket:
+    """The socket to listen on. Raises `ConfigError`."""
+    host = settings.host.strip("[]")
     try:
-        await task
-        garbage.cancel()
-    except SystemExit:
-        settings = server.settings
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        return socket.create_server((host, settings.port), family=family, backlog=_BACKLOG)
+    except (OSError, UnicodeError) as error:
         raise ConfigError(
-            f"{settings.host}:{settings.port} cannot be listened on; is another server running there? Choose another --port"
-        ) from None
+            f"{settings.host}:{settings.port} cannot be listened on ({error}); is another server running there? Choose "
+            "another --port"
+        ) from error
 
 
 def _protocol(settings: ServerSettings) -> type[H11Protocol]:
