@@ -63,17 +63,17 @@ def test_a_key_in_the_environment_opens_other_addresses() -> None:
 
 def test_models_come_and_go_with_their_memory(tmp_path: Path) -> None:
     first, second = (save_thinking(tmp_path / name) for name in ("first", "second"))
-    with rvllm_serve([first, second], "--kv-memory", "6MB", "--keep-alive", "1s", "--pin", "first") as (base, _):
-        with httpx.Client(base_url=base, timeout=60) as client:
-            for name in ("first", "second"):
-                assert client.post("/v1/chat/completions", json={**CHAT, "model": name}).status_code == 200
-            pids = {row["model"]: row["pid"] for row in client.get("/health").json()["engines"]}
-            assert set(pids) == {"first", "second"}
-            eventually(lambda: not is_running(pids["second"]), 20)
-            states = {row["id"]: row["state"] for row in client.get("/v1/models").json()["data"]}
-            assert (states["first"], states["second"]) == ("ready", "idle")
-            assert client.post("/v1/chat/completions", json={**CHAT, "model": "second"}).status_code == 200
-            assert is_running(pids["first"])
+    more = ("--kv-memory", "6MB", "--keep-alive", "1s", "--pin", "first")
+    with rvllm_serve([first, second], *more) as (base, _), httpx.Client(base_url=base, timeout=60) as client:
+        for name in ("first", "second"):
+            assert client.post("/v1/chat/completions", json={**CHAT, "model": name}).status_code == 200
+        pids = {row["model"]: row["pid"] for row in client.get("/health").json()["engines"]}
+        assert set(pids) == {"first", "second"}
+        eventually(lambda: not is_running(pids["second"]), 20)
+        states = {row["id"]: row["state"] for row in client.get("/v1/models").json()["data"]}
+        assert (states["first"], states["second"]) == ("ready", "idle")
+        assert client.post("/v1/chat/completions", json={**CHAT, "model": "second"}).status_code == 200
+        assert is_running(pids["first"])
 
 
 def test_tls_serves_and_a_plain_request_is_none(tmp_path: Path, tiny: Path) -> None:
