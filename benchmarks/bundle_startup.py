@@ -57,7 +57,7 @@ def prepare(model: str, folder: Path) -> tuple[Path, Path, int]:
     from mlx.utils import tree_flatten
 
     from rvllm_local.models.loader import load_model, locate
-    from rvllm_local.pack_command import pack_model
+    from rvllm_local.verbs.pack import pack_model
 
     files = locate(model)
     pack_model(files, folder / "wide.rvllm", as_float32=True)

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 from rvllm_local.history import History
-from rvllm_local.history_types import MessageState
+from rvllm_local.history.types import MessageState
 
 EXPECTED = {
     "1-stopped": ("Tell me a long story", "■ stopped"),

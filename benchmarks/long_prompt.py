@@ -95,9 +95,9 @@ def situation(complete: Complete, long_tokens: int) -> dict[str, float]:
 
 def engine(model: str, long_tokens: int) -> dict[str, float]:
     from rvllm_local.models.loader import locate
-    from rvllm_local.text.tokenizer import Tokenizer
+    from rvllm_local.text.tokenizer_files import read_tokenizer
 
-    tokenizer = Tokenizer.from_files(locate(model))
+    tokenizer = read_tokenizer(locate(model))
     client = ProcessClient(model, EngineOptions(kv_memory=700_000_000))
 
     def complete(prompt: str, max_tokens: int) -> Iterator[float]:

@@ -17,7 +17,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from rvllm_local.history_types import Message
+from rvllm_local.history.types import Message
 from rvllm_local.tui import state as s
 from rvllm_local.tui.app import ChatApp
 from rvllm_local.tui.driver import FLUSH_S

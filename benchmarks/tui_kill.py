@@ -20,7 +20,7 @@ ROOT = Path(__file__).parents[1]
 def write(path: Path) -> None:
     """Prompts and growing replies until killed; each line out is `id length`, printed once the write has returned."""
     from rvllm_local.history import History
-    from rvllm_local.history_types import Chat, Message, MessageState
+    from rvllm_local.history.types import Chat, Message, MessageState
 
     history = History(path)
     history.add_chat(Chat("c"))

@@ -7,8 +7,8 @@ import os
 import sys
 from collections.abc import Sequence
 
-from rvllm_local.chat_command import add_arguments as chat_flags
 from rvllm_local.errors import DownloadError, EngineError, RvllmError
+from rvllm_local.verbs.chat import add_arguments as chat_flags
 
 _FAILED, _BAD_INPUT, _INTERRUPTED = 1, 2, 130
 
@@ -133,56 +133,56 @@ def _add_engine_flags(verb: argparse.ArgumentParser) -> None:
 
 
 def _plan(arguments: argparse.Namespace) -> int:
-    from rvllm_local.plan_command import plan
+    from rvllm_local.verbs.plan import plan
 
     return plan(arguments)
 
 
 def _doctor(arguments: argparse.Namespace) -> int:
-    from rvllm_local.doctor_command import doctor
+    from rvllm_local.verbs.doctor import doctor
 
     return doctor(arguments)
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    from rvllm_local.commands import run
+    from rvllm_local.verbs.run import run
 
     return run(arguments)
 
 
 def _serve(arguments: argparse.Namespace) -> int:
-    from rvllm_local.serve_command import serve
+    from rvllm_local.verbs.serve import serve
 
     return serve(arguments)
 
 
 def _chat(arguments: argparse.Namespace) -> int:
-    from rvllm_local.chat_command import chat
+    from rvllm_local.verbs.chat import chat
 
     return chat(arguments)
 
 
 def _about_models(arguments: argparse.Namespace) -> int:
-    from rvllm_local import model_commands
+    from rvllm_local.verbs import models
 
-    status: int = getattr(model_commands, arguments.verb)(arguments)
+    status: int = getattr(models, arguments.verb)(arguments)
     return status
 
 
 def _pack(arguments: argparse.Namespace) -> int:
-    from rvllm_local.pack_command import pack
+    from rvllm_local.verbs.pack import pack
 
     return pack(arguments)
 
 
 def _convert(arguments: argparse.Namespace) -> int:
-    from rvllm_local.convert_command import convert
+    from rvllm_local.verbs.convert import convert
 
     return convert(arguments)
 
 
 def _config(_arguments: argparse.Namespace) -> int:
-    from rvllm_local.commands import config
+    from rvllm_local.verbs.run import config
 
     return config()
 

@@ -83,10 +83,10 @@ class LLM:
         from rvllm_local.local_client import InProcessClient
         from rvllm_local.models.loader import locate
         from rvllm_local.text.grammars import Grammars
-        from rvllm_local.text.tokenizer import Tokenizer
+        from rvllm_local.text.tokenizer_files import read_tokenizer
 
         files = locate(model) if progress is None else locate(model, progress)
-        self.tokenizer = Tokenizer.from_files(files)
+        self.tokenizer = read_tokenizer(files)
         loop = EngineLoop(lambda: open_core(files, self.tokenizer, options))
         limits = loop.call(lambda core: core.limits)
         grammars = Grammars(self.tokenizer, limits.vocab_size, limits.eos_token_ids)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from textual import work
 
 from rvllm_local.errors import ParameterError, RvllmError
-from rvllm_local.history_types import Message
+from rvllm_local.history.types import Message
 from rvllm_local.tui.attach import expand, mention
 from rvllm_local.tui.commands import as_prompt, parse_slash
 from rvllm_local.tui.render import code_blocks

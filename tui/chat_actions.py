@@ -9,7 +9,7 @@ from textual import work
 from textual.widgets import Input
 
 from rvllm_local.errors import HistoryError, ParameterError
-from rvllm_local.history_transfer import MAX_IMPORT_BYTES, import_json, to_json, to_markdown
+from rvllm_local.history.transfer import MAX_IMPORT_BYTES, import_json, to_json, to_markdown
 from rvllm_local.tui import state as s
 from rvllm_local.tui.actions import Actions
 from rvllm_local.tui.screens.dialogs import Ask, Choice, Confirm, Pick

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 
 from rvllm_local.errors import EndpointError, HistoryError
 from rvllm_local.history import History
-from rvllm_local.history_types import Chat, Message, ToolCall, new_id
+from rvllm_local.history.types import Chat, Message, ToolCall, new_id
 from rvllm_local.tui import state as s
 from rvllm_local.tui.endpoint import Endpoint
 from rvllm_local.tui.session import reduce

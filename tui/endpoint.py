@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 import httpx
 
 from rvllm_local.errors import EndpointError
-from rvllm_local.history_types import ToolCall
+from rvllm_local.history.types import ToolCall
 from rvllm_local.tui.state import EngineView, ModelInfo, RunningRequest
 
 EVENT_LIMIT = 16 * 2**20  # bytes of one server-sent event

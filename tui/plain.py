@@ -15,8 +15,8 @@ from typing import IO, Any
 
 from rvllm_local.errors import EndpointError, HistoryError, ParameterError, RvllmError
 from rvllm_local.history import History
-from rvllm_local.history_transfer import to_json, to_markdown
-from rvllm_local.history_types import MessageState
+from rvllm_local.history.transfer import to_json, to_markdown
+from rvllm_local.history.types import MessageState
 from rvllm_local.tui import state as s
 from rvllm_local.tui.attach import expand
 from rvllm_local.tui.commands import as_prompt, parse_slash

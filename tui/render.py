@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from textual.content import Content, Span
 
-from rvllm_local.history_types import Message, MessageState, ToolCall
+from rvllm_local.history.types import Message, MessageState, ToolCall
 from rvllm_local.tui.sanitise import clean, clean_line, shorten
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
-from rvllm_local.history_types import Chat, Message, MessageState, ToolCall
+from rvllm_local.history.types import Chat, Message, MessageState, ToolCall
 from rvllm_local.tui import state as s
 
 SAVE_EVERY_S = 1.0

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
-from rvllm_local.history_types import Chat, Message, ToolCall
+from rvllm_local.history.types import Chat, Message, ToolCall
 
 
 class Link(StrEnum):

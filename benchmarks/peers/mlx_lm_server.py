@@ -25,11 +25,11 @@ def float32_folder(model: str, folder: Path) -> Path:
     from mlx.utils import tree_flatten
 
     from rvllm_local.models.loader import load_model, locate
-    from rvllm_local.text.tokenizer import Tokenizer
+    from rvllm_local.text.tokenizer_files import read_tokenizer
 
     files = locate(model)
     loaded = load_model(files)
-    tokenizer = Tokenizer.from_files(files)
+    tokenizer = read_tokenizer(files)
     folder.mkdir(parents=True, exist_ok=True)
     config = {**loaded.config, "eos_token_id": list(loaded.eos_token_ids), "torch_dtype": "float32"}
     (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")

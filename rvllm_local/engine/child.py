@@ -94,10 +94,10 @@ class _Server:
         from rvllm_local.local_client import InProcessClient
         from rvllm_local.models.loader import locate
         from rvllm_local.text.grammars import Grammars
-        from rvllm_local.text.tokenizer import Tokenizer
+        from rvllm_local.text.tokenizer_files import read_tokenizer
 
         files = locate(command.model, lambda message: self._outbox.put(frames.Loading(message)))
-        tokenizer = Tokenizer.from_files(files)
+        tokenizer = read_tokenizer(files)
         self._loop = EngineLoop(lambda: open_core(files, tokenizer, command.options), quiet_gc=True)
         limits = self._loop.call(lambda core: core.limits)
         self._client = InProcessClient(self._loop, limits, Grammars(tokenizer, limits.vocab_size, limits.eos_token_ids))

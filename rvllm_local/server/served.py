@@ -12,6 +12,7 @@ from rvllm_local.models.gguf import GGUFFile
 from rvllm_local.models.loader import ModelFiles, read_config
 from rvllm_local.text.families import OutputStyle, detect
 from rvllm_local.text.tokenizer import Tokenizer
+from rvllm_local.text.tokenizer_files import read_tokenizer
 
 Opener = Callable[[ModelFiles, EngineOptions], Client]
 
@@ -42,7 +43,7 @@ def open_served(
     files: ModelFiles, name: str, options: EngineOptions, memory: int, opener: Opener, now: float
 ) -> Served:
     """Load a model. Takes seconds: not for the event loop. Raises what reading and loading raise."""
-    tokenizer = Tokenizer.from_files(files)
+    tokenizer = read_tokenizer(files)
     return Served(name, opener(files, options), tokenizer, detect_style(files, tokenizer), memory, now)
 
 

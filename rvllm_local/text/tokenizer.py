@@ -16,7 +16,6 @@ from typing import Any
 from tokenizers import Tokenizer as Backend
 
 from rvllm_local.errors import ParameterError, UnsupportedModelError
-from rvllm_local.models.loader import ModelFiles
 from rvllm_local.text.spm import SentencePieceBackend
 from rvllm_local.text.template import render_chat
 from rvllm_local.text.tools.tags import CONTROL_TAGS
@@ -51,13 +50,6 @@ class Tokenizer:
         self._hidden_every = _Hidden.of({*self._special.values(), *self._control})
         # A second backend that knows no special tokens: what users write goes through it.
         self._plain = _without_special(backend, {*self._special.values(), *self._control})
-
-    @classmethod
-    def from_files(cls, files: ModelFiles) -> Tokenizer:
-        """Read the tokenizer of a model. Raises `ModelFileError` or `UnsupportedModelError`."""
-        from rvllm_local.text.tokenizer_files import read_tokenizer
-
-        return read_tokenizer(files)
 
     @property
     def vocab_size(self) -> int:

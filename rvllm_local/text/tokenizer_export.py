@@ -27,7 +27,7 @@ _FROM_GENERATION = "generation_config.json"
 
 
 def tokenizer_folder_files(files: ModelFiles, tokenizer: Tokenizer) -> dict[str, bytes]:
-    """Contents by file name, from which `Tokenizer.from_files` makes the same tokenizer again."""
+    """Contents by file name, from which `read_tokenizer` makes the same tokenizer again."""
     if files.kind != "gguf":
         names = [name for name in (*_FILES, _FROM_GENERATION) if (files.path / name).is_file()]
         return {name: (files.path / name).read_bytes() for name in names}

@@ -15,7 +15,7 @@ import pytest
 
 from rvllm_local.cli import _parser
 from rvllm_local.errors import ConfigError
-from rvllm_local.serve_command import settings_from
+from rvllm_local.verbs.serve import settings_from
 from tests.support.api import CHAT
 from tests.support.processes import eventually, is_running
 from tests.support.served import rvllm_serve, save_thinking

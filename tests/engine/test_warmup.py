@@ -14,7 +14,7 @@ from rvllm_local.engine.core import EngineCore
 from rvllm_local.engine.options import EngineOptions
 from rvllm_local.errors import MemoryBudgetError
 from rvllm_local.models.loader import load_model, locate
-from rvllm_local.text.tokenizer import Tokenizer
+from rvllm_local.text.tokenizer_files import read_tokenizer
 from rvllm_local.types import Request, SamplingParams
 from tests.support.tiny import save_tiny
 
@@ -23,7 +23,7 @@ OPTIONS = EngineOptions(kv_memory=8_000_000, max_rows=8, prefill_chunk=256)
 
 def core(folder: Path, options: EngineOptions = OPTIONS) -> EngineCore:
     files = locate(str(folder))
-    return build_core(load_model(files), Tokenizer.from_files(files), options)
+    return build_core(load_model(files), read_tokenizer(files), options)
 
 
 @pytest.fixture(scope="module", params=["llama", "gemma3_text"])

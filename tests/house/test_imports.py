@@ -13,7 +13,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 # Lowest first; a module may import from its own layer and those before it.
 LAYERS = (
-    ("types", "errors", "host", "config", "machine", "history_types", "history_schema", "history", "history_transfer"),
+    ("types", "errors", "host", "config", "machine", "history"),
     ("memory", "metal_kernels", "engine.sampler", "engine.detokenizer"),
     ("attention",),
     ("models",),
@@ -35,19 +35,7 @@ LAYERS = (
     ("engine.child",),
     ("server.calls",),
     ("llm", "server", "tui"),
-    (
-        "command_support",
-        "model_facts",
-        "commands",
-        "plan_command",
-        "doctor_command",
-        "serve_command",
-        "chat_command",
-        "pack_command",
-        "convert_command",
-        "model_commands",
-        "cli",
-    ),
+    ("verbs", "cli"),
 )
 
 

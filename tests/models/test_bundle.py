@@ -21,8 +21,8 @@ from rvllm_local.models.bundle_format import ALIGNMENT, MANIFEST, PADDING, WEIGH
 from rvllm_local.models.describe import describe
 from rvllm_local.models.loader import load_model, locate, open_native
 from rvllm_local.models.safetensors_check import read_header
-from rvllm_local.pack_command import pack_model
-from rvllm_local.text.tokenizer import Tokenizer
+from rvllm_local.text.tokenizer_files import read_tokenizer
+from rvllm_local.verbs.pack import pack_model
 from tests.models.test_sentencepiece import spm_keys
 from tests.support import gguf
 from tests.support.gguf import llama_metadata, llama_tensors, write_gguf
@@ -60,7 +60,7 @@ def test_a_folder_comes_out_as_it_went_in(tmp_path: Path, arch: str) -> None:
     assert (files.kind, files.name) == ("bundle", "tiny")
     same_model(load_model(files), load_model(locate(str(folder))))
     assert describe(files).weights_bytes == load_model(files).weights_bytes
-    left, right = Tokenizer.from_files(files), Tokenizer.from_files(locate(str(folder)))
+    left, right = read_tokenizer(files), read_tokenizer(locate(str(folder)))
     assert left.encode("the cat 🙂") == right.encode("the cat 🙂")
     assert left.chat_template == right.chat_template
 
@@ -98,7 +98,7 @@ def test_a_gguf_file_becomes_a_bundle(tmp_path: Path, kind: int) -> None:
     pack_model(locate(str(path)), tmp_path / "tiny.rvllm")
     files = locate(str(tmp_path / "tiny.rvllm"))
     same_model(open_native(files), open_native(locate(str(path))))
-    left, right = Tokenizer.from_files(files), Tokenizer.from_files(locate(str(path)))
+    left, right = read_tokenizer(files), read_tokenizer(locate(str(path)))
     messages = [{"role": "user", "content": "why?"}]
     assert left.encode_chat(messages) == right.encode_chat(messages)
     assert left.encode("the héllo 日本 12 🙂") == right.encode("the héllo 日本 12 🙂")
@@ -114,7 +114,7 @@ def test_a_sentencepiece_vocabulary_goes_along(tmp_path: Path) -> None:
     tensors[0] = gguf.Tensor("token_embd.weight", rows.shape, gguf.F32, rows.tobytes())
     path.write_bytes(write_gguf(keys, tensors))
     pack_model(locate(str(path)), tmp_path / "tiny.rvllm")
-    left, right = (Tokenizer.from_files(locate(str(where))) for where in (tmp_path / "tiny.rvllm", path))
+    left, right = (read_tokenizer(locate(str(where))) for where in (tmp_path / "tiny.rvllm", path))
     assert left.encode(" the cat <s> 日🙂") == right.encode(" the cat <s> 日🙂")
     assert left.encode("")[0] == left.bos_token_id
 

@@ -19,7 +19,7 @@ from rvllm_local.models.gguf_models import gguf_packed_weights, gguf_weights
 from rvllm_local.models.loader import load_model, locate
 from rvllm_local.models.quantized import quantize_as_packed
 from rvllm_local.models.widen import widen_to_float32
-from rvllm_local.text.tokenizer import Tokenizer
+from rvllm_local.text.tokenizer_files import read_tokenizer
 from tests.support import gguf
 from tests.support.gguf import ARRAY, FLOAT32, STRING, UINT32, Tensor, llama_metadata, llama_tensors, write_gguf
 
@@ -99,7 +99,7 @@ def test_version_2_and_other_alignment(tmp_path: Path) -> None:
 
 
 def test_tokenizer_and_template_come_from_the_file(tmp_path: Path) -> None:
-    tokenizer = Tokenizer.from_files(locate(str(save(tmp_path, write_gguf(llama_metadata(), llama_tensors()[0])))))
+    tokenizer = read_tokenizer(locate(str(save(tmp_path, write_gguf(llama_metadata(), llama_tensors()[0])))))
     text = "the héllo 日本 12 🙂"
     ids = tokenizer.encode(text)
     assert tokenizer.decode(ids) == text
@@ -132,7 +132,7 @@ def test_flipped_header_bytes_never_crash(tmp_path: Path) -> None:
         path = save(tmp_path, bytes(data))
         with contextlib.suppress(RvllmError):
             load_model(locate(str(path)))
-            Tokenizer.from_files(locate(str(path)))
+            read_tokenizer(locate(str(path)))
 
 
 def _head(tensors: int, keys: int, rest: bytes = b"", version: int = 3, magic: bytes = b"GGUF") -> bytes:

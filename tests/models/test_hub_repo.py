@@ -22,7 +22,7 @@ from rvllm_local.errors import ChecksumError, DownloadError, ModelNotFoundError,
 from rvllm_local.models import hub_repo
 from rvllm_local.models.hub_repo import RECORD, Wanted, fetch_repository, parse_repository, read_record, redact
 from rvllm_local.models.loader import load_model, locate
-from rvllm_local.pack_command import pack_model
+from rvllm_local.verbs.pack import pack_model
 from tests.support import gguf
 from tests.support.gguf import llama_metadata, llama_tensors, write_gguf
 from tests.support.hub import FakeHub, serve

@@ -20,7 +20,7 @@ import pytest
 from rvllm_local import LLM
 from rvllm_local.errors import ModelFileError, ParameterError, RvllmError, UnsupportedModelError
 from rvllm_local.models.loader import load_model, locate
-from rvllm_local.text.tokenizer import Tokenizer
+from rvllm_local.text.tokenizer_files import read_tokenizer
 from tests.support.tiny import save_tiny
 
 GONE = object()
@@ -178,7 +178,7 @@ def test_hostile_templates_end_in_an_error(folder: Path, template: str, monkeypa
     settings["chat_template"] = template
     (folder / "tokenizer_config.json").write_text(json.dumps(settings))
     with pytest.raises((ParameterError, ModelFileError, UnsupportedModelError)) as caught:
-        Tokenizer.from_files(locate(str(folder))).encode_chat([{"role": "user", "content": "hi"}])
+        read_tokenizer(locate(str(folder))).encode_chat([{"role": "user", "content": "hi"}])
     assert "root:" not in str(caught.value)
     assert not (folder / "canary").exists()
 

@@ -16,6 +16,7 @@ from rvllm_local.engine.detokenizer import StreamingDetokenizer
 from rvllm_local.errors import ModelFileError, RvllmError
 from rvllm_local.models.loader import ModelFiles, locate
 from rvllm_local.text.tokenizer import Tokenizer
+from rvllm_local.text.tokenizer_files import read_tokenizer
 from tests.support.gguf import ARRAY, BOOL, FLOAT32, INT32, STRING, UINT32, llama_metadata, llama_tensors, write_gguf
 from tests.support.spm import trained
 
@@ -59,12 +60,12 @@ KINDS = {
 def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Tokenizer, Any]:
     data = trained(**KINDS[request.param])
     files = folder_with(tmp_path_factory.mktemp("spm"), data)
-    return Tokenizer.from_files(files), sentencepiece.SentencePieceProcessor(model_proto=data)
+    return read_tokenizer(files), sentencepiece.SentencePieceProcessor(model_proto=data)
 
 
 @pytest.fixture(scope="module")
 def llama(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
-    return Tokenizer.from_files(folder_with(tmp_path_factory.mktemp("llama"), trained()))
+    return read_tokenizer(folder_with(tmp_path_factory.mktemp("llama"), trained()))
 
 
 @pytest.mark.parametrize("text", HOSTILE)
@@ -141,7 +142,7 @@ def test_added_tokens_lie_beyond_the_model(tmp_path: Path) -> None:
         str(size + 3): {"content": "<think>", "special": False},
     }
     files = folder_with(tmp_path, trained(), added_tokens_decoder=added, add_bos_token=False, eos_token="<|im_start|>")
-    tokenizer = Tokenizer.from_files(files)
+    tokenizer = read_tokenizer(files)
     assert tokenizer.vocab_size == size + 4
     assert tokenizer.encode("<|im_start|>a", special=True)[0] == size
     assert size not in tokenizer.encode("<|im_start|>a")
@@ -152,7 +153,7 @@ def test_added_tokens_lie_beyond_the_model(tmp_path: Path) -> None:
 
 
 def test_prefix_space_can_be_turned_off(tmp_path: Path) -> None:
-    tokenizer = Tokenizer.from_files(folder_with(tmp_path, trained(), add_prefix_space=False))
+    tokenizer = read_tokenizer(folder_with(tmp_path, trained(), add_prefix_space=False))
     ids = tokenizer.encode("the cat", bos=False)
     assert b"".join(tokenizer.id_to_bytes(token) or b"" for token in ids) == b"the cat"
 
@@ -180,7 +181,7 @@ def test_a_gguf_vocabulary_is_the_same_model(tmp_path: Path, kind: str, name: st
     data = trained(kind)
     path = tmp_path / "tiny.gguf"
     path.write_bytes(write_gguf(spm_keys(data, name), llama_tensors()[0]))
-    tokenizer = Tokenizer.from_files(locate(str(path)))
+    tokenizer = read_tokenizer(locate(str(path)))
     package = sentencepiece.SentencePieceProcessor(model_proto=data)
     assert tokenizer.encode(text, bos=False) == package.encode(text)
     assert tokenizer.encode(text) == ([1] if name == "llama" else []) + package.encode(text)
@@ -193,7 +194,7 @@ def test_gguf_settings_of_spaces_are_kept(tmp_path: Path) -> None:
             spm_keys(trained(), "llama", **{"tokenizer.ggml.add_space_prefix": (BOOL, False)}), llama_tensors()[0]
         )
     )
-    tokenizer = Tokenizer.from_files(locate(str(path)))
+    tokenizer = read_tokenizer(locate(str(path)))
     assert tokenizer.decode(tokenizer.encode(" the")) == " the"
     ids = tokenizer.encode("the", bos=False)
     assert b"".join(tokenizer.id_to_bytes(token) or b"" for token in ids) == b"the"
@@ -240,7 +241,7 @@ def damaged() -> dict[str, bytes]:
 @pytest.mark.parametrize("what", damaged())
 def test_damaged_models_are_refused(tmp_path: Path, what: str) -> None:
     with pytest.raises(ModelFileError) as caught:
-        Tokenizer.from_files(folder_with(tmp_path, damaged()[what]))
+        read_tokenizer(folder_with(tmp_path, damaged()[what]))
     assert "tokenizer.model" in str(caught.value)
     assert "\n" not in str(caught.value)
 
@@ -250,7 +251,7 @@ def test_flipped_bytes_never_crash(tmp_path: Path) -> None:
     for place in range(0, len(whole), len(whole) // 120):
         whole[place] ^= 0x55
         try:
-            Tokenizer.from_files(folder_with(tmp_path, bytes(whole))).encode("the cat 日")
+            read_tokenizer(folder_with(tmp_path, bytes(whole))).encode("the cat 日")
         except RvllmError:
             pass
         finally:
@@ -262,4 +263,4 @@ def test_flipped_bytes_never_crash(tmp_path: Path) -> None:
 )
 def test_settings_that_contradict_the_model_are_refused(tmp_path: Path, config: dict[str, Any]) -> None:
     with pytest.raises(ModelFileError):
-        Tokenizer.from_files(folder_with(tmp_path, trained(), **config))
+        read_tokenizer(folder_with(tmp_path, trained(), **config))

@@ -8,6 +8,7 @@ import pytest
 from rvllm_local.errors import DownloadError
 from rvllm_local.models.loader import ModelFiles, load_model, locate
 from rvllm_local.text.tokenizer import Tokenizer
+from rvllm_local.text.tokenizer_files import read_tokenizer
 
 pytestmark = pytest.mark.weights
 QUESTION = [{"role": "user", "content": "What is the capital of France?"}]
@@ -23,7 +24,7 @@ def files() -> ModelFiles:
 
 @pytest.fixture(scope="module")
 def tokenizer(files: ModelFiles) -> Tokenizer:
-    return Tokenizer.from_files(files)
+    return read_tokenizer(files)
 
 
 def test_it_answers(files: ModelFiles, tokenizer: Tokenizer) -> None:

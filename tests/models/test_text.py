@@ -13,6 +13,7 @@ from rvllm_local.errors import ModelFileError, ParameterError, UnsupportedModelE
 from rvllm_local.models.loader import ModelFiles
 from rvllm_local.text.template import render_chat
 from rvllm_local.text.tokenizer import Tokenizer
+from rvllm_local.text.tokenizer_files import read_tokenizer
 from tests.support.tiny import save_tokenizer
 
 
@@ -20,7 +21,7 @@ from tests.support.tiny import save_tokenizer
 def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
     folder = tmp_path_factory.mktemp("tokenizer")
     save_tokenizer(folder)
-    return Tokenizer.from_files(ModelFiles("folder", folder, "tiny"))
+    return read_tokenizer(ModelFiles("folder", folder, "tiny"))
 
 
 @settings(max_examples=200, deadline=None)
@@ -99,7 +100,7 @@ def test_json_is_not_escaped_for_html() -> None:
 def test_damaged_and_missing_tokenizers(tmp_path: Path) -> None:
     files = ModelFiles("folder", tmp_path, "x")
     with pytest.raises(UnsupportedModelError, match=r"tokenizer\.json"):
-        Tokenizer.from_files(files)
+        read_tokenizer(files)
     (tmp_path / "tokenizer.json").write_text("{")
     with pytest.raises(ModelFileError):
-        Tokenizer.from_files(files)
+        read_tokenizer(files)

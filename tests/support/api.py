@@ -29,7 +29,7 @@ from rvllm_local.server.registry import Registry
 from rvllm_local.server.served import Opener
 from rvllm_local.server.settings import ServerSettings
 from rvllm_local.text.grammars import Grammars
-from rvllm_local.text.tokenizer import Tokenizer
+from rvllm_local.text.tokenizer_files import read_tokenizer
 from rvllm_local.types import (
     BlockCounts,
     EngineSnapshot,
@@ -47,7 +47,7 @@ CHAT = {"model": "default", "messages": [{"role": "user", "content": "x"}], "max
 
 def open_here(files: ModelFiles, options: EngineOptions) -> Client:
     """An engine in a thread of this process."""
-    tokenizer = Tokenizer.from_files(files)
+    tokenizer = read_tokenizer(files)
     loop = EngineLoop(lambda: open_core(files, tokenizer, options))
     limits = loop.call(lambda core: core.limits)
     return InProcessClient(loop, limits, Grammars(tokenizer, limits.vocab_size, limits.eos_token_ids))

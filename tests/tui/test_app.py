@@ -585,7 +585,7 @@ def test_a_long_paste_is_refused_and_controls_are_dropped(play) -> None:
 
 
 def test_a_thousand_messages(play, tmp_path: Path) -> None:
-    from rvllm_local.history_types import Chat, Message
+    from rvllm_local.history.types import Chat, Message
 
     history = History(tmp_path / "history.db")
     history.add_chat(Chat("c", "Long"))

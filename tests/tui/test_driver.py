@@ -9,7 +9,7 @@ import pytest
 
 from rvllm_local.errors import HistoryError
 from rvllm_local.history import History
-from rvllm_local.history_types import MessageState
+from rvllm_local.history.types import MessageState
 from rvllm_local.tui import state as s
 from rvllm_local.tui.driver import Driver
 from rvllm_local.tui.endpoint import Endpoint

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from rvllm_local.errors import EndpointError
-from rvllm_local.history_types import ToolCall
+from rvllm_local.history.types import ToolCall
 from rvllm_local.tui.endpoint import Endpoint
 from tests.tui.fake_endpoint import FakeEndpoint
 

@@ -18,9 +18,9 @@ import pytest
 from benchmarks.tui_kill import acknowledged, check
 from rvllm_local.errors import HistoryError
 from rvllm_local.history import History
-from rvllm_local.history_schema import SCHEMA_VERSION, migrate
-from rvllm_local.history_transfer import import_json, to_json, to_markdown
-from rvllm_local.history_types import Chat, Message, MessageState, ToolCall
+from rvllm_local.history.schema import SCHEMA_VERSION, migrate
+from rvllm_local.history.transfer import import_json, to_json, to_markdown
+from rvllm_local.history.types import Chat, Message, MessageState, ToolCall
 
 ROOT = Path(__file__).parents[2]
 

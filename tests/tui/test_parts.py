@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from rvllm_local.errors import ConfigError, ParameterError
-from rvllm_local.history_types import Chat, Message, MessageState, ToolCall
+from rvllm_local.history.types import Chat, Message, MessageState, ToolCall
 from rvllm_local.tui import state as s
 from rvllm_local.tui.attach import expand, mention
 from rvllm_local.tui.commands import COMMANDS, as_prompt, complete_slash, parse_slash

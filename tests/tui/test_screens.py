@@ -12,8 +12,8 @@ import pytest
 from textual.widgets import Input, TextArea
 
 from rvllm_local.history import History
-from rvllm_local.history_types import Chat as KeptChat
-from rvllm_local.history_types import Message, MessageState, ToolCall
+from rvllm_local.history.types import Chat as KeptChat
+from rvllm_local.history.types import Message, MessageState, ToolCall
 from rvllm_local.tui import state as s
 from rvllm_local.tui.endpoint import _view
 from rvllm_local.tui.screens.chats import ChatsScreen

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from rvllm_local.history_types import Chat, Message, MessageState, ToolCall
+from rvllm_local.history.types import Chat, Message, MessageState, ToolCall
 from rvllm_local.tui import state as s
 from rvllm_local.tui.session import payload, reduce
 

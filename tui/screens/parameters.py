@@ -10,7 +10,7 @@ from textual.containers import Horizontal, Vertical, VerticalScroll
 from textual.widgets import Input, Static, TextArea
 
 from rvllm_local.errors import ParameterError
-from rvllm_local.history_types import Chat
+from rvllm_local.history.types import Chat
 from rvllm_local.tui.sanitise import clean_copy
 from rvllm_local.tui.screens.dialogs import Ask, Choice, Dialog, Pick
 from rvllm_local.tui.settings import PARAMETERS, parse_parameter

@@ -12,7 +12,7 @@ from textual.containers import VerticalScroll
 from textual.content import Content
 from textual.widgets import Static
 
-from rvllm_local.history_types import Message
+from rvllm_local.history.types import Message
 from rvllm_local.tui.keymap import bindings
 from rvllm_local.tui.render import render_message
 from rvllm_local.tui.widgets.live import LiveReply

@@ -82,7 +82,7 @@ def _of_files(files: ModelFiles) -> dict[str, Any]:
     from rvllm_local.models.gguf_config import gguf_config
     from rvllm_local.models.loader import read_config
     from rvllm_local.text.families import detect
-    from rvllm_local.text.tokenizer import Tokenizer
+    from rvllm_local.text.tokenizer_files import read_tokenizer
 
     config = gguf_config(GGUFFile(files.path)) if files.kind == "gguf" else read_config(files.path)
     text = config.get("text_config")
@@ -105,7 +105,7 @@ def _of_files(files: ModelFiles) -> dict[str, Any]:
     if files.kind == "bundle":
         manifest = open_bundle(files.path)
         found |= {"recipe": dict(manifest.recipe), "sha256": manifest.weights.sha256}
-    tokenizer = Tokenizer.from_files(files)
+    tokenizer = read_tokenizer(files)
     style = detect(tokenizer.chat_template, str(config.get("model_type")))
     found["chat_template"] = tokenizer.chat_template is not None
     found["tools"] = style.tool_family or "none"

@@ -101,8 +101,8 @@ def _disk() -> Finding:
 def _store(verify: bool) -> list[Finding]:
     """What lies in the store: whole models, what cut downloads left, and with `verify` every checksum."""
     os.environ["RVLLM_CACHE_DIR"] = str(load_config().cache_dir)
-    from rvllm_local.model_facts import unsound
     from rvllm_local.models.store import folder_size, installed, leftovers
+    from rvllm_local.verbs.model_facts import unsound
 
     models, left = installed(), leftovers()
     size = sum(model.size for model in models)

@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from rvllm_local import host
-from rvllm_local.command_support import configured, show_progress
 from rvllm_local.errors import DownloadError, ModelFileError, ParameterError, UnsupportedModelError
+from rvllm_local.verbs.support import configured, show_progress
 
 MODES = {"affine": (64, 4), "mxfp4": (32, 4), "mxfp8": (32, 8), "nvfp4": (16, 4)}  # group size and bits
 RECIPES = ("mixed_2_6", "mixed_3_4", "mixed_3_6", "mixed_4_6")
@@ -99,11 +99,11 @@ def convert_model(
     Raises as loading does, `ModelFileError` if `target` exists, `UnsupportedModelError` for what is quantized already.
     """
     from rvllm_local.models.loader import locate
-    from rvllm_local.text.tokenizer import Tokenizer
+    from rvllm_local.text.tokenizer_files import read_tokenizer
 
     if target.exists():
         raise ModelFileError(f"{target} exists already; choose another place or remove it")
-    tokenizer = Tokenizer.from_files(files)
+    tokenizer = read_tokenizer(files)
     before = _perplexity(files, tokenizer) if measure else None
     show_progress(f"quantizing to {wanted.name}")
     weights, config, bits = _quantized(files, wanted)

@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from rvllm_local.errors import HistoryError
-from rvllm_local.history_schema import SCHEMA_VERSION, migrate, version_of
-from rvllm_local.history_types import Chat, Hit, Message, MessageState, ToolCall
+from rvllm_local.history.schema import SCHEMA_VERSION, migrate, version_of
+from rvllm_local.history.types import Chat, Hit, Message, MessageState, ToolCall
 
 _MESSAGE = "id, chat_id, parent_id, role, text, reasoning, tool_calls, state, model, figures, created, seq"
 _CHAT = "id, title, created, updated, head_id, system, params, model"

@@ -13,12 +13,12 @@ from collections.abc import Generator
 from typing import cast
 
 from rvllm_local import host
-from rvllm_local.command_support import configured, show_progress
 from rvllm_local.config import config_path, load_config
 from rvllm_local.engine.options import EngineOptions
 from rvllm_local.errors import ParameterError
 from rvllm_local.llm import LLM
 from rvllm_local.types import SamplingParams, StreamEvent
+from rvllm_local.verbs.support import configured, show_progress
 
 _ENGINE_FLAGS = ("model", "kv_memory", "context_length", "attention", "kv_dtype", "cache", "deterministic")
 

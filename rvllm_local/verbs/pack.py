@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from rvllm_local import host
-from rvllm_local.command_support import configured, show_progress
+from rvllm_local.verbs.support import configured, show_progress
 
 
 def pack(arguments: argparse.Namespace) -> int:
@@ -35,10 +35,10 @@ def pack_model(files: Any, target: Path, *, as_float32: bool = False) -> None:
     from rvllm_local.models.quantized import quantization_of
     from rvllm_local.models.widen import widen_to_float32
     from rvllm_local.text.families import detect
-    from rvllm_local.text.tokenizer import Tokenizer
     from rvllm_local.text.tokenizer_export import tokenizer_folder_files
+    from rvllm_local.text.tokenizer_files import read_tokenizer
 
-    tokenizer = Tokenizer.from_files(files)
+    tokenizer = read_tokenizer(files)
     native = open_native(files, as_floats=as_float32)
     if as_float32:
         widen_to_float32(native.module)

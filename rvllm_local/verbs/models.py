@@ -9,13 +9,13 @@ import sys
 import time
 from typing import Any
 
-from rvllm_local.command_support import configured, show_progress
 from rvllm_local.errors import ParameterError
 from rvllm_local.models.catalogue import Catalogue, CatalogueEntry
 from rvllm_local.models.hub_files import is_offline
 from rvllm_local.models.hub_repo import parse_repository, redact
 from rvllm_local.models.leases import running
 from rvllm_local.models.store import find_installed, installed, pin, remove
+from rvllm_local.verbs.support import configured, show_progress
 
 
 def ls(arguments: argparse.Namespace) -> int:
@@ -165,7 +165,7 @@ def _on_hub(words: str, limit: int) -> list[dict[str, Any]]:
 def show(arguments: argparse.Namespace) -> int:
     """Print all that is known of a model: from the catalogue, and from its files if they are here."""
     configured()
-    from rvllm_local.model_facts import facts, verify_files
+    from rvllm_local.verbs.model_facts import facts, verify_files
 
     if arguments.verify:
         verify_files(arguments.model, show_progress)

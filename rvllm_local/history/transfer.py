@@ -13,7 +13,7 @@ from typing import Any
 
 from rvllm_local.errors import HistoryError
 from rvllm_local.history import History
-from rvllm_local.history_types import Chat, Message, MessageState, ToolCall, new_id
+from rvllm_local.history.types import Chat, Message, MessageState, ToolCall, new_id
 
 _ROLES = ("user", "assistant", "system", "developer", "tool")
 MAX_IMPORT_BYTES = 64 * 2**20
