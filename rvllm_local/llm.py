@@ -5,10 +5,11 @@ Text goes in and out here; the engine below deals in token ids. Safe to use from
 
 from __future__ import annotations
 
+import operator
 import types
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, overload
+from typing import Any, Literal
 
 from rvllm_local import host
 from rvllm_local.client import Client, make_requests, open_stream
@@ -19,6 +20,7 @@ from rvllm_local.errors import ParameterError
 from rvllm_local.types import Completion, FinishReason, SamplingParams, StreamEvent, TokenLogprob
 
 _UNBOUNDED = 10**9  # a script may hand over as many prompts as it likes
+_NOT_A_PROMPT = "a prompt must be text or a list of integer token ids"
 Prompt = str | Sequence[int]
 Message = Mapping[str, Any]
 
@@ -92,25 +94,22 @@ class LLM:
         grammars = Grammars(self.tokenizer, limits.vocab_size, limits.eos_token_ids)
         self._client: Client = InProcessClient(loop, limits, grammars)
 
-    @overload
-    def generate(self, prompts: str, params: SamplingParams | None = None) -> list[Completion]: ...
-
-    @overload
     def generate(
-        self, prompts: Sequence[int] | Sequence[str] | Sequence[Sequence[int]], params: SamplingParams | None = None
-    ) -> list[Completion]: ...
-
-    def generate(self, prompts: Any, params: SamplingParams | None = None) -> list[Completion]:
-        """Answer one or many prompts, all at once; each is text or token ids.
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        params: SamplingParams | Sequence[SamplingParams] | None = None,
+    ) -> list[Completion]:
+        """Answer one or many prompts, all at once; each is text or token ids, with its own `params` if they are a list.
 
         Returns the completions in the order of the prompts, the `n` choices of each together.
         """
-        params = params or SamplingParams()
-        streams = [self._submit(prompt, params) for prompt in _as_prompts(prompts)]
+        asked = _paired(_as_prompts(prompts), params)
+        streams: list[TokenStream] = []
         completions: list[Completion] = []
         try:
-            for stream in streams:
-                completions.extend(collect(stream, params.n))
+            streams.extend(self._submit(prompt, own) for prompt, own in asked)
+            for stream, (_, own) in zip(streams, asked, strict=True):
+                completions.extend(collect(stream, own.n))
         finally:
             for stream in streams:
                 stream.close()
@@ -162,9 +161,7 @@ class LLM:
         self._client.close()
 
     def _submit(self, prompt: Prompt, params: SamplingParams, grammar: str | None = None) -> TokenStream:
-        token_ids = self.tokenizer.encode(prompt) if isinstance(prompt, str) else list(prompt)
-        if any(isinstance(token, bool) or not isinstance(token, int) for token in token_ids):
-            raise ParameterError("prompt", "a prompt must be text or a list of integer token ids")
+        token_ids = self.tokenizer.encode(prompt) if isinstance(prompt, str) else _token_ids(prompt)
         return open_stream(self._client, make_requests(token_ids, params, grammar=grammar))
 
     def __enter__(self) -> LLM:
@@ -177,12 +174,37 @@ class LLM:
 
 
 def _as_prompts(prompts: Any) -> list[Prompt]:
-    """One prompt or many: a string and a list of ints are one prompt."""
+    """One prompt or many: a string and a list of ids are one prompt."""
     if isinstance(prompts, str):
         return [prompts]
-    if not prompts or isinstance(prompts[0], int):
-        return [list(prompts)]
-    return list(prompts)
+    if not hasattr(prompts, "__len__") or isinstance(prompts, Mapping):
+        raise ParameterError("prompt", f"{_NOT_A_PROMPT}, not {type(prompts).__name__}")
+    return [prompts] if len(prompts) == 0 or _is_integer(prompts[0]) else list(prompts)
+
+
+def _paired(prompts: list[Prompt], params: Any) -> list[tuple[Prompt, SamplingParams]]:
+    """Each prompt with its sampling parameters: one for all, or one each."""
+    if params is None or isinstance(params, SamplingParams):
+        return [(prompt, params or SamplingParams()) for prompt in prompts]
+    if len(params) != len(prompts):
+        raise ParameterError(
+            "params", f"there are {len(prompts)} prompts and {len(params)} params; give one, or one each"
+        )
+    return list(zip(prompts, params, strict=True))
+
+
+def _token_ids(prompt: Any) -> list[int]:
+    """A prompt of token ids, numpy's integers among them."""
+    if not hasattr(prompt, "__iter__"):
+        raise ParameterError("prompt", f"{_NOT_A_PROMPT}, not {type(prompt).__name__}")
+    token_ids = list(prompt)
+    if wrong := [token for token in token_ids if not _is_integer(token)]:
+        raise ParameterError("prompt", f"{_NOT_A_PROMPT}; {wrong[0]!r:.40} is no id")
+    return [operator.index(token) for token in token_ids]
+
+
+def _is_integer(value: Any) -> bool:
+    return hasattr(value, "__index__") and not isinstance(value, bool) and getattr(value, "ndim", 0) == 0
 
 
 def _grammar(response_format: Mapping[str, Any] | None) -> str | None:

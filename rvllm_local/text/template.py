@@ -56,9 +56,6 @@ def render_chat(
     """The conversation as the model was trained to read it. Raises `ParameterError` with what the template said."""
     if not messages:
         raise ParameterError("messages", "messages is empty; give at least one message")
-    for index, message in enumerate(messages):
-        if not isinstance(message, Mapping) or not isinstance(message.get("role"), str):
-            raise ParameterError("messages", f"message {index} must be an object with a role")
     try:
         with deadline(_SECONDS):
             text = (

@@ -16,6 +16,7 @@ from typing import Any
 from tokenizers import Tokenizer as Backend
 
 from rvllm_local.errors import ParameterError, UnsupportedModelError
+from rvllm_local.text.messages import plain_messages
 from rvllm_local.text.spm import SentencePieceBackend
 from rvllm_local.text.template import render_chat
 from rvllm_local.text.tools.tags import CONTROL_TAGS
@@ -114,6 +115,7 @@ class Tokenizer:
         """
         if self.chat_template is None:
             raise UnsupportedModelError("this model has no chat template; use generate() with a plain prompt")
+        messages = plain_messages(messages)
         self._check_roles(messages)
         markers = _Markers()
         own, others = self._hidden_special, self._hidden_every
@@ -136,10 +138,7 @@ class Tokenizer:
 
     def _check_roles(self, messages: Sequence[Mapping[str, Any]]) -> None:
         for index, message in enumerate(messages):
-            role = message.get("role") if isinstance(message, Mapping) else None
-            if not isinstance(role, str):
-                raise ParameterError("messages", f"message {index} must be an object with a role")
-            if any(token in role for token in self._special.values()):
+            if any(token in message["role"] for token in self._special.values()):
                 raise ParameterError("messages", f"message {index} holds a special token in its role")
 
     def _bytes(self, token_id: int) -> bytes:

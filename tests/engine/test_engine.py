@@ -5,7 +5,9 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -123,6 +125,23 @@ def test_what_cannot_be_served_is_refused_by_name(
 ) -> None:
     with pytest.raises(ParameterError, match=message):
         llm.generate(prompt, params)
+    assert_nothing_leaks(llm)
+
+
+def test_each_prompt_may_have_params_of_its_own(llm: LLM) -> None:
+    short, long = (SamplingParams(max_tokens=count, temperature=0, ignore_eos=True) for count in (2, 5))
+    answers = llm.generate([[5, 6], np.array([5, 6])], [short, long])
+    assert [len(answer.token_ids) for answer in answers] == [2, 5]
+    assert answers[1].token_ids[:2] == answers[0].token_ids
+    with pytest.raises(ParameterError, match="2 prompts and 1 params"):
+        llm.generate([[5], [6]], [short])
+    assert_nothing_leaks(llm)
+
+
+@pytest.mark.parametrize("prompt", [3, [True], [["x"]], [1.5], {"a": 1}, [[5], 6, None]])
+def test_what_is_no_prompt_is_refused(llm: LLM, prompt: Any) -> None:
+    with pytest.raises(ParameterError, match="text or a list of integer token ids"):
+        llm.generate(prompt)
     assert_nothing_leaks(llm)
 
 
