@@ -15,7 +15,11 @@ _WIDE = {"d": r"\p{Nd}", "w": r"\p{L}\p{N}\p{M}_", "s": r"\s\x1c-\x1f\u{85}\u{fe
 _NARROW = {"d": "0-9", "w": "0-9A-Za-z_", "s": r"\t\n\x0b\x0c\r\x20\u{a0}\u{2028}\u{2029}"}
 _CONTROLS = {"t": r"\t", "n": r"\n", "r": r"\r", "f": r"\x0c", "v": r"\x0b", "0": r"\x00"}
 _NOT_DOT = r"[^\n\r\u{2028}\u{2029}]"
+# What JSON can write only as \uXXXX, which the grammars leave out. Where a class holds some of it but no quote or no
+# backslash, llguidance 1.9.1 lets the escaped quote or backslash pass all the same.
+_UNWRITTEN = r"\x00-\x07\x0b\x0e-\x1f"
 _PUNCTUATION = frozenset("^$\\.*+?()[]{}|/-\"'!#%&,:;<=>@`~_ ")
+_MAY_HOLD_CONTROLS = re.compile(r"\[\^|\\x[01]|\\u\{[01]?[0-9a-f]\}")
 _REPEAT = re.compile(r"\{([0-9]+)(,?)([0-9]*)\}")
 
 
@@ -23,11 +27,14 @@ class PatternError(ValueError):
     """The pattern cannot be enforced; the message says which part of it."""
 
 
-def portable(pattern: str) -> str:
-    """`pattern` in Rust's syntax, unanchored as JSON Schema reads it. Raises `PatternError`."""
+def portable(pattern: str, *, in_json: bool = False) -> str:
+    """`pattern` in Rust's syntax, unanchored as JSON Schema reads it. Raises `PatternError`.
+
+    `in_json`: for the value of a JSON string, whose classes are narrowed to what is written without \\uXXXX.
+    """
     if len(pattern) > MAX_PATTERN_CHARS:
         raise PatternError(f"it has {len(pattern)} characters; at most {MAX_PATTERN_CHARS} are taken")
-    translated = _Translation(pattern).run()
+    translated = _Translation(pattern, in_json).run()
     try:
         re.compile(pattern)
     except (re.error, RecursionError, OverflowError) as error:
@@ -38,8 +45,9 @@ def portable(pattern: str) -> str:
 class _Translation:
     """One walk over a pattern."""
 
-    def __init__(self, pattern: str) -> None:
+    def __init__(self, pattern: str, in_json: bool) -> None:
         self._pattern = pattern
+        self._in_json = in_json
         self._at = 0
         self._sizes = [0]  # characters that each open group may match, repetitions counted out
         self._last = 0  # the last item's
@@ -82,7 +90,7 @@ class _Translation:
             case "(":
                 return self._group()
             case ".":
-                return _NOT_DOT
+                return self._writable(_NOT_DOT)
             case "{":
                 return self._repeat()
             case "*" | "+" | "?":
@@ -127,7 +135,7 @@ class _Translation:
         if char in "dws":
             return f"[{_NARROW[char]}]"
         if char in "DWS":
-            return f"[^{_WIDE[char.lower()]}]"
+            return self._writable(f"[^{_WIDE[char.lower()]}]")
         return self._escaped_char(char)
 
     def _escaped_char(self, char: str) -> str:
@@ -157,7 +165,13 @@ class _Translation:
         while not self._follows("]"):
             parts.append(self._class_item(negated))
         self._at += 1
-        return f"[{'^' if negated else ''}{''.join(parts)}]"
+        return self._writable(f"[{'^' if negated else ''}{''.join(parts)}]")
+
+    def _writable(self, characters: str) -> str:
+        """A class, without what cannot be written; one that only names other characters stays as it is."""
+        if not self._in_json or not _MAY_HOLD_CONTROLS.search(characters):
+            return characters
+        return f"[{characters}&&[^{_UNWRITTEN}]]"
 
     def _class_item(self, negated: bool) -> str:
         char = self._take()

@@ -287,7 +287,7 @@ class _Walk:
         if not isinstance(value, str):
             raise self._error(path, "must be text")
         try:
-            return portable(value)
+            return portable(value, in_json=True)
         except PatternError as error:
             raise _UnsupportedError(path, f"has a pattern that cannot be enforced: {error}") from error
 

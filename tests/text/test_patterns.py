@@ -28,6 +28,19 @@ def test_translations(pattern: str, expected: str) -> None:
 
 
 @pytest.mark.parametrize(
+    ("pattern", "expected"),
+    [
+        ('[^"]', r"[[^\u{22}]&&[^\x00-\x07\x0b\x0e-\x1f]]"),
+        ("\\D.", r"[[^\p{Nd}]&&[^\x00-\x07\x0b\x0e-\x1f]][[^\n\r\u{2028}\u{2029}]&&[^\x00-\x07\x0b\x0e-\x1f]]"),
+        ("[\\0-a]", r"[[\x00-a]&&[^\x00-\x07\x0b\x0e-\x1f]]"),
+        ("[a-c]\\w", "[a-c][0-9A-Za-z_]"),
+    ],
+)
+def test_in_a_json_string_no_class_holds_what_only_a_number_can_write(pattern: str, expected: str) -> None:
+    assert portable(pattern, in_json=True) == expected
+
+
+@pytest.mark.parametrize(
     ("pattern", "why"),
     [
         ("(?=a)", "lookaround"),
