@@ -20,9 +20,10 @@ from rvllm_local.engine.pace import Pace
 from rvllm_local.engine.report import report, status
 from rvllm_local.engine.residence import KVResidence
 from rvllm_local.engine.runner import ModelRunner
-from rvllm_local.engine.sampler import RowSampling, SampledTokens, SamplingBatch
+from rvllm_local.engine.sampler import RowSampling, SampledTokens
 from rvllm_local.engine.scheduler import PrefillChunk, Scheduler
 from rvllm_local.engine.sequence import History, Sequence
+from rvllm_local.engine.token_history import TokenHistory
 from rvllm_local.errors import GrammarError, ParameterError
 from rvllm_local.memory.blocks import BLOCK_TOKENS
 from rvllm_local.memory.prefix import KeyChain
@@ -122,6 +123,7 @@ class EngineCore:
             self._arrivals,
         )
         sequence.matcher = matcher
+        sequence.token_history = TokenHistory.of(request.params, request.prompt_token_ids, self._runner.vocab_size)
         self._arrivals += 1
         self._open[(request.request_id, request.index)] = sequence
         self._scheduler.add(sequence)
@@ -265,12 +267,12 @@ class EngineCore:
         for row in rows:
             source = places.get(id(row)) if row.in_flight else None
             inputs.append(DecodeRow(row.tables, row.num_computed, row.token_ids[-1], source))
-        batch = None
+        samplings = None
         if not all(row.is_plain_greedy for row in rows):
-            batch = SamplingBatch.build([_sampling(row) for row in rows], self._runner.vocab_size)
+            samplings = [_sampling(row) for row in rows]
         now = time.monotonic()
         tokens = None if previous is None else previous.sampled.tokens
-        sampled = self._runner.sample(inputs, batch, tokens, [_chunk_rows(chunk) for chunk in chunks])
+        sampled = self._runner.sample(inputs, samplings, tokens, [_chunk_rows(chunk) for chunk in chunks])
         for chunk in chunks:
             self._prefilled(chunk, now)
         for row in rows:
@@ -308,6 +310,8 @@ class EngineCore:
                 self._end(sequence, _last(sequence, FinishReason.ERROR, str(error)))
                 return
         sequence.token_ids.append(token)
+        if sequence.token_history is not None:
+            sequence.token_history.push(token)
         if self._kv.has_windows or len(sequence.token_ids) % BLOCK_TOKENS <= 1:  # a block is full, or was begun
             self._advanced(sequence)
         self.generated_tokens += 1
@@ -358,8 +362,7 @@ def _sampling(sequence: Sequence) -> RowSampling:
         sequence.request.params,
         sequence.request.seed,
         len(sequence.token_ids) + sequence.in_flight,
-        sequence.request.prompt_token_ids,
-        sequence.output_token_ids if sequence.request.params.has_penalties else (),
+        sequence.token_history,
         sequence.allowed,
     )
 

@@ -20,7 +20,8 @@ from rvllm_local.attention.geometry import CallGeometry, ChunkRows, DecodeRow, c
 from rvllm_local.attention.reference import ReferenceBackend
 from rvllm_local.attention.seam import make_caches, session_caches, state_after
 from rvllm_local.engine.compiled import CompiledDecode
-from rvllm_local.engine.sampler import SampledTokens, SamplingBatch, sample
+from rvllm_local.engine.host_sampler import draw
+from rvllm_local.engine.sampler import RowSampling, SampledTokens, SamplingBatch, Tokens, sample
 from rvllm_local.memory.block_io import BlockIO
 from rvllm_local.memory.blocks import BLOCK_TOKENS, SCRATCH_BLOCK, BlockTable
 from rvllm_local.memory.layout import KVLayout
@@ -65,6 +66,7 @@ class ModelRunner:
         self.vocab_size = vocab_size
         self._compiled = compiled
         self._row_group: int | None = None
+        self._draws_on_host = mx.default_device() == mx.Device(mx.cpu)
 
     def make_deterministic(self, row_group: int) -> None:
         """From now on a sequence's results depend on nothing but itself; decode calls have `row_group` rows."""
@@ -181,27 +183,29 @@ class ModelRunner:
     def sample(
         self,
         rows: Sequence[DecodeRow],
-        batch: SamplingBatch | None,
-        previous: mx.array | None,
+        samplings: Sequence[RowSampling] | None,
+        previous: Tokens | None,
         chunks: Sequence[ChunkRows] = (),
     ) -> SampledTokens:
-        """Launch one decode step and the drawing of its tokens; without a `batch` the largest logit is taken.
+        """Launch one decode step and the drawing of its tokens; without `samplings` the largest logit is taken.
 
-        `previous` are the tokens of the step before. `tokens` of the result may have more entries than there are rows:
+        `previous` are the tokens of the step before, if that is still in flight. `tokens` of the result may have more entries than there are rows:
         those after the last row mean nothing.
         """
-        if chunks:
-            logits = self.decode_mixed(rows, chunks)
-            sampled = SampledTokens(mx.argmax(logits, axis=-1)) if batch is None else sample(logits, batch)
-        elif batch is not None:
-            sampled = sample(self.decode(rows, previous), batch)
-        elif self._compiled is not None:
+        assert previous is None or isinstance(previous, mx.array), "what the host drew is known to it"
+        if self._compiled is not None and samplings is None:
             parts = [
                 self._compiled.greedy(group, self._tokens(group, previous), keep) for group, keep in self._groups(rows)
             ]
             sampled = SampledTokens(parts[0] if len(parts) == 1 else mx.concatenate(parts))
         else:
-            sampled = SampledTokens(mx.argmax(self.decode(rows, previous), axis=-1))
+            logits = self.decode_mixed(rows, chunks) if chunks else self.decode(rows, previous)
+            if self._draws_on_host:
+                return _drawn_on_host(logits, samplings)
+            if samplings is None:
+                sampled = SampledTokens(mx.argmax(logits, axis=-1))
+            else:
+                sampled = sample(logits, SamplingBatch.build(samplings, self.vocab_size))
         drawn = (sampled.tokens, sampled.chosen_logprobs, sampled.top_ids, sampled.top_logprobs)
         mx.async_eval(*[part for part in drawn if part is not None])  # type: ignore[no-untyped-call]
         return sampled
@@ -280,3 +284,10 @@ class ModelRunner:
 def tiled_rows(rows: int) -> int:
     """How many rows a CPU computes at least as quickly as `rows`, and at least that many."""
     return rows if rows <= _MOST_UNTILED else -(-rows // _ROW_TILE) * _ROW_TILE
+
+
+def _drawn_on_host(logits: mx.array, samplings: Sequence[RowSampling] | None) -> SampledTokens:
+    logits = logits.astype(mx.float32)
+    mx.eval(logits)
+    on_host = np.array(logits, copy=False)
+    return SampledTokens(on_host.argmax(axis=-1)) if samplings is None else draw(on_host, samplings)

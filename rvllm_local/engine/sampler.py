@@ -1,23 +1,26 @@
 """Draws one token a row from a batch of logits, each row with its own parameters and its own seed.
 
-Everything runs as MLX operations that the caller evaluates. A row's randomness is a hash of its seed and position,
-and every operation works along a row, so a row's token does not depend on its neighbours.
+Everything runs as MLX operations that the caller evaluates; `engine.host_sampler` does the same with numpy, where a CPU computes
+the logits. A row's randomness is a hash of its seed and position, and every operation works along a row, so a row's token
+does not depend on its neighbours.
 
 Order, as in vLLM: bias, penalties, temperature, top-k, top-p, min-p, draw.
 """
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import mlx.core as mx
 import numpy as np
 import numpy.typing as npt
 
-from rvllm_local.errors import ParameterError
+from rvllm_local.engine.token_history import TokenHistory
 from rvllm_local.types import SamplingParams
+
+Tokens = mx.array | npt.NDArray[Any]
 
 _MASK64 = 2**64 - 1
 _UNIFORM_BITS = 22  # so that u * total stays below total in float32
@@ -27,25 +30,27 @@ _UNIFORM_BITS = 22  # so that u * total stays below total in float32
 class RowSampling:
     """One row: its parameters, its seed, and the position of the token to be drawn.
 
-    The token lists are read only by rows with penalties.
+    `history` is there for rows with biases or penalties.
     """
 
     params: SamplingParams
     seed: int
     position: int
-    prompt_token_ids: Sequence[int] = ()
-    output_token_ids: Sequence[int] = ()
+    history: TokenHistory | None = None
     allowed: npt.NDArray[np.int32] | None = None  # a grammar's mask: bit `i % 32` of word `i // 32` for token i
 
 
 @dataclass(frozen=True, slots=True)
 class SampledTokens:
-    """`tokens` [rows]; log-probabilities [rows] of the chosen tokens; the best alternatives [rows, k], best first."""
+    """`tokens` [rows]; log-probabilities [rows] of the chosen tokens; the best alternatives [rows, k], best first.
 
-    tokens: mx.array
-    chosen_logprobs: mx.array | None = None
-    top_ids: mx.array | None = None
-    top_logprobs: mx.array | None = None
+    numpy's arrays if the host drew them.
+    """
+
+    tokens: Tokens
+    chosen_logprobs: Tokens | None = None
+    top_ids: Tokens | None = None
+    top_logprobs: Tokens | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,16 +80,10 @@ class SamplingBatch:
     edits: LogitEdits | None
     mask: mx.array | None  # [rows, vocab] bool; None when no row is bound by a grammar
     num_logprobs: int | None  # the most alternatives any row wants; None when no row wants log-probabilities
-    needs_host_history: bool  # a row's logits depend on the tokens before it
-
-    @property
-    def is_plain_greedy(self) -> bool:
-        """The largest logit of each row is all that is wanted."""
-        return self.temperature is None and self.edits is None and self.mask is None and self.num_logprobs is None
 
     @classmethod
     def build(cls, rows: Sequence[RowSampling], vocab_size: int) -> SamplingBatch:
-        """Lay out a batch. Raises `ParameterError` for a biased token id outside the vocabulary."""
+        """Lay out a batch."""
         params = [row.params for row in rows]
         greedy = [row.is_greedy for row in params]
         draws = not all(greedy)
@@ -100,10 +99,9 @@ class SamplingBatch:
             top_k=mx.array(np.array(top_k, dtype=np.int32)[:, None]) if filters else None,
             top_p=_column([1.0 if p.is_greedy else p.top_p for p in params]) if filters else None,
             log_min_p=_column(log_min_p) if min_p else None,
-            edits=_edits(rows, vocab_size),
+            edits=_edits(rows),
             mask=_mask(rows, vocab_size),
             num_logprobs=min(max(wanted), vocab_size) if wanted else None,
-            needs_host_history=any(p.has_penalties for p in params),
         )
 
 
@@ -192,40 +190,19 @@ def _mask(rows: Sequence[RowSampling], vocab_size: int) -> mx.array | None:
     return mx.array(mask)
 
 
-def _edits(rows: Sequence[RowSampling], vocab_size: int) -> LogitEdits | None:
-    entries: list[tuple[int, int, float, float, float]] = []
-    for index, row in enumerate(rows):
-        for token, edit in _row_edits(row, vocab_size).items():
-            entries.append((index, token, *edit))
-    if not entries:
+def _edits(rows: Sequence[RowSampling]) -> LogitEdits | None:
+    found = [(place, row.history.edits()) for place, row in enumerate(rows) if row.history is not None]
+    found = [(place, edits) for place, edits in found if len(edits.tokens)]
+    if not found:
         return None
-    table = np.array(entries, dtype=np.float64)
+    places = np.concatenate([np.full(len(edits.tokens), place, dtype=np.int32) for place, edits in found])
     return LogitEdits(
-        mx.array(table[:, 0].astype(np.int32)),
-        mx.array(table[:, 1].astype(np.int32)),
-        *(mx.array(table[:, column].astype(np.float32)) for column in (2, 3, 4)),
+        mx.array(places),
+        mx.array(np.concatenate([edits.tokens for _, edits in found]).astype(np.int32)),
+        mx.array(np.concatenate([edits.bias for _, edits in found])),
+        mx.array(np.concatenate([edits.repetition for _, edits in found])),
+        mx.array(np.concatenate([edits.subtract for _, edits in found])),
     )
-
-
-def _row_edits(row: RowSampling, vocab_size: int) -> dict[int, tuple[float, float, float]]:
-    """token -> (bias, repetition, subtract) of one row."""
-    params = row.params
-    if not params.logit_bias and not params.has_penalties:
-        return {}
-    outside = next((token for token in params.logit_bias if token >= vocab_size), None)
-    if outside is not None:
-        raise ParameterError("logit_bias", f"token id {outside} is outside the vocabulary of {vocab_size}")
-    counts: Counter[int] = Counter(row.output_token_ids) if params.has_penalties else Counter()
-    seen = set(counts)
-    if params.repetition_penalty != 1.0:
-        seen |= set(row.prompt_token_ids)
-    edits = {}
-    for token in seen | set(params.logit_bias):
-        count = counts.get(token, 0)
-        subtract = params.frequency_penalty * count + (params.presence_penalty if count else 0.0)
-        repetition = params.repetition_penalty if token in seen else 1.0
-        edits[token] = (float(params.logit_bias.get(token, 0.0)), repetition, subtract)
-    return edits
 
 
 def _column(values: Sequence[float]) -> mx.array:

@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from rvllm_local.engine.detokenizer import StreamingDetokenizer
+from rvllm_local.engine.token_history import TokenHistory
 from rvllm_local.memory.prefix import KeyChain
 from rvllm_local.memory.swap import Swapped
 from rvllm_local.memory.tables import SequenceTables
@@ -62,6 +63,7 @@ class Sequence:
     ended: bool = False
     matcher: Matcher | None = None  # follows the output through its grammar
     allowed: npt.NDArray[np.int32] | None = None  # what the grammar allows next, one bit a token
+    token_history: TokenHistory | None = None  # what biases and earlier tokens do to its logits
     overtaken: int = 0
     restoring: bool = False  # more of its prefix is being read from disk
     swapped: tuple[tuple[Swapped, ...], ...] | None = None  # its blocks by group, while it is preempted

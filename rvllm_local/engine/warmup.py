@@ -14,7 +14,7 @@ import mlx.core as mx
 from rvllm_local.attention.geometry import DecodeRow
 from rvllm_local.attention.reference import MAX_PADDING
 from rvllm_local.engine.runner import ModelRunner
-from rvllm_local.engine.sampler import RowSampling, SamplingBatch
+from rvllm_local.engine.sampler import RowSampling
 from rvllm_local.memory.blocks import BLOCK_TOKENS
 from rvllm_local.memory.tables import KVTables, SequenceTables
 from rvllm_local.types import SamplingParams
@@ -63,7 +63,6 @@ def _decode(runner: ModelRunner, rows: int, length: int, tables: SequenceTables,
 
 def _draw(runner: ModelRunner, tables: SequenceTables, rows: int) -> None:
     """One whole decode step of `rows` rows of one token."""
-    batch = SamplingBatch.build([RowSampling(_HARDEST, row, 0) for row in range(rows)], runner.vocab_size)
-    sampled = runner.sample([DecodeRow(tables, 0, 0)] * rows, batch, None)
-    parts = (sampled.tokens, sampled.chosen_logprobs, sampled.top_ids, sampled.top_logprobs)
-    mx.eval([part for part in parts if part is not None])
+    samplings = [RowSampling(_HARDEST, row, 0) for row in range(rows)]
+    sampled = runner.sample([DecodeRow(tables, 0, 0)] * rows, samplings, None)
+    sampled.tokens.tolist()

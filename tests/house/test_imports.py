@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[2]
 # Lowest first; a module may import from its own layer and those before it.
 LAYERS = (
     ("types", "errors", "host", "config", "machine", "history"),
-    ("memory", "metal_kernels", "engine.sampler", "engine.detokenizer"),
+    ("memory", "metal_kernels", "engine.token_history", "engine.sampler", "engine.host_sampler", "engine.detokenizer"),
     ("attention",),
     ("models",),
     ("text",),
