@@ -68,8 +68,14 @@ class Actions(Base):
 
     # The composer
 
-    async def action_composer_send(self) -> None:
+    # A key that is bound here reaches the app before the letters typed just before it have reached the composer: what
+    # it does waits in the composer's own queue, so that fast typing and pasting are taken in order.
+
+    def action_composer_send(self) -> None:
         """Send the prompt, or do the slash command."""
+        self.composer.call_later(self._send)
+
+    async def _send(self) -> None:
         typed = self.composer.text
         if not typed.strip():
             return
@@ -99,10 +105,13 @@ class Actions(Base):
 
     def action_composer_newline(self) -> None:
         """Begin a new line."""
-        self.composer.insert("\n")
+        self.composer.call_later(self.composer.newline)
 
     def action_composer_recall(self) -> None:
         """Bring the last prompt back into an empty composer; else move the cursor up."""
+        self.composer.call_later(self._recall)
+
+    def _recall(self) -> None:
         if self.composer.text:
             self.composer.action_cursor_up()
             return

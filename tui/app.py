@@ -26,6 +26,7 @@ from rvllm_local.tui.commands import COMMANDS, complete_slash
 from rvllm_local.tui.driver import Driver
 from rvllm_local.tui.keymap import bindings, check_keymap
 from rvllm_local.tui.options import ChatOptions
+from rvllm_local.tui.render import render_markdown
 from rvllm_local.tui.sanitise import clean_line
 from rvllm_local.tui.status import status_text
 from rvllm_local.tui.themes import THEMES
@@ -89,7 +90,7 @@ class ChatApp(ChatActions, App[int]):
         self.set_interval(POLL_S, self._tick)
         self.connect()
         await asyncio.sleep(0)
-        from textual.widgets import Markdown  # noqa: F401  (so that the first word does not wait for it)
+        render_markdown("`x`")  # loads the parser, so that the first word does not wait for it
 
     async def _open_history(self) -> None:
         options, driver = self.options, self.driver
@@ -147,8 +148,7 @@ class ChatApp(ChatActions, App[int]):
         driver = self.driver
         driver.dispatch(s.Ticked(driver.clock()))
         live = driver.session.live
-        if live is not None and self.transcript.live is not None:
-            await self.transcript.live.show(live, driver.clock())
+        self._show_live()
         is_waiting = live is not None and live.first_at is None
         if driver.endpoint is not None and (is_waiting or self.panel.display or driver.session.engine is None):
             if driver.session.engine is None and driver.session.link is not s.Link.READY:
@@ -172,8 +172,7 @@ class ChatApp(ChatActions, App[int]):
                 self.panel.show(event.view if event.view.block_map else None)
         else:
             self._show_thread(session)
-        live, widget = session.live, self.transcript.live
-        if live is not None and widget is not None and isinstance(event, s.Delta):
+        if isinstance(event, s.Delta):
             self._show_live()
         if not isinstance(event, s.Ticked):
             self._show_status()
@@ -190,12 +189,10 @@ class ChatApp(ChatActions, App[int]):
         if not session.messages:
             self._show_welcome()
 
-    @work(exclusive=False, group="live")
-    async def _show_live(self) -> None:
+    def _show_live(self) -> None:
         live, widget = self.driver.session.live, self.transcript.live
-        if live is not None and widget is not None and widget.is_mounted:
-            async with widget.showing:
-                await widget.show(live, self.driver.clock())
+        if live is not None and widget is not None:
+            widget.tell(live, self.driver.clock())
 
     def _effect(self, effect: s.Effect) -> None:
         if isinstance(effect, s.Tell):

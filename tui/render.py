@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from textual.content import Content, Span
 
 from rvllm_local.history.types import Message, MessageState, ToolCall
+from rvllm_local.tui.growing import Piece
 from rvllm_local.tui.sanitise import clean, clean_line, shorten
 
 if TYPE_CHECKING:
@@ -32,23 +33,30 @@ def _parser() -> MarkdownIt:
 
 def render_markdown(text: str) -> Content:
     """Markdown, already cleaned, as styled text."""
-    if not text.strip():
+    return render_piece(Piece(text))
+
+
+def render_piece(piece: Piece) -> Content:
+    """A part of a text that is still growing, as it will look in its place."""
+    if not piece.text.strip():
         return Content("")
     try:
-        return _Renderer().render(_parser().parse(text))
+        return _Renderer(piece).render(_parser().parse(piece.text))
     except Exception:  # a parser's bug or limit must not hide a reply
-        return Content(text)
+        return Content(piece.text)
 
 
 class _Renderer:
     """One pass over the block tokens. `indents` are the prefixes of the enclosing lists and quotes."""
 
-    def __init__(self) -> None:
+    def __init__(self, piece: Piece) -> None:
+        self.first_number = piece.number  # of the first list, if it goes on from the piece before
+        self.is_in_code = piece.is_in_code
         self.blocks: list[Content] = []
         self.indents: list[str] = []
         self.counters: list[int | None] = []
         self.bullet = ""  # the list marker that the next block carries
-        self.tight = False
+        self.follows_item = False  # whether the block before belongs to the list
 
     def render(self, tokens: Sequence[Token]) -> Content:
         place = 0
@@ -64,10 +72,12 @@ class _Renderer:
             self._add(_table(tokens[place:end]))
             return end + 1
         if kind in ("bullet_list_open", "ordered_list_open"):
-            self.counters.append(int(token.attrs.get("start", 1)) if kind[0] == "o" else None)
+            start = int(token.attrs.get("start", 1)) if self.first_number is None else self.first_number
+            self.counters.append(start if kind[0] == "o" else None)
+            self.first_number = None
         elif kind in ("bullet_list_close", "ordered_list_close"):
             self.counters.pop()
-            self.tight = bool(self.counters)
+            self.follows_item = self.follows_item and bool(self.counters)
         elif kind == "list_item_open":
             self._item()
         elif kind in ("list_item_close", "blockquote_close"):
@@ -77,7 +87,9 @@ class _Renderer:
         elif kind == "inline":
             self._inline(token, tokens[place - 1])
         elif kind in ("fence", "code_block"):
-            self._add(_code(token.content, token.info.split()[0] if token.info.split() else ""))
+            language = token.info.split()[0] if token.info.split() else ""
+            self._add(_code(token.content, language, is_named=not self.is_in_code))
+            self.is_in_code = False
         elif kind == "hr":
             self._add(Content.styled("─" * 24, _MUTED))
         elif kind == "html_block":
@@ -108,13 +120,10 @@ class _Renderer:
             Content.assemble((first if number == 0 else prefix, _MUTED), line) for number, line in enumerate(lines)
         ]
         if self.blocks:
-            is_tight = bool(self.counters) and (bool(self.bullet) or self.tight)
-            self.blocks.append(Content("\n" if is_tight and self._follows_item else "\n\n"))
+            self.blocks.append(Content("\n" if self.bullet and self.follows_item else "\n\n"))
         self.blocks.append(Content("\n").join(styled) if len(styled) > 1 else styled[0])
-        self._follows_item = bool(self.counters)
+        self.follows_item = bool(self.counters)
         self.bullet = ""
-
-    _follows_item = False
 
 
 def _inline(children: Sequence[Token]) -> Content:
@@ -163,7 +172,7 @@ def _target(children: Sequence[Token], close: Token, text: list[str], spans: lis
     return len(shown)
 
 
-def _code(code: str, language: str) -> Content:
+def _code(code: str, language: str, is_named: bool) -> Content:
     code = code.rstrip("\n").expandtabs(4)
     content = Content(code)
     if language and len(code) <= HIGHLIGHT_LIMIT:
@@ -172,7 +181,7 @@ def _code(code: str, language: str) -> Content:
         content = highlight(code, language=language)
     lines = content.split("\n", allow_blank=True)
     body = Content("\n").join(Content.assemble(("  ", ""), line) for line in lines)
-    return Content.assemble((f"  {language}\n", f"italic {_MUTED}"), body) if language else body
+    return Content.assemble((f"  {language}\n", f"italic {_MUTED}"), body) if language and is_named else body
 
 
 def _table(tokens: Sequence[Token]) -> Content:
@@ -245,28 +254,3 @@ def _foot(message: Message, place: tuple[int, int]) -> Content | None:
 def code_blocks(text: str) -> list[str]:
     """The code of the fenced blocks of a message, in order; a fence that is half open counts."""
     return [token.content for token in _parser().parse(text) if token.type in ("fence", "code_block")]
-
-
-def split_point(text: str) -> int:
-    """Where a growing Markdown text can be cut so that both parts render as they would together; 0 for nowhere.
-
-    The last blank line outside fences, lists, quotes and tables.
-    """
-    best = offset = 0
-    fence, previous, after_blank = "", "", False
-    for line in text.splitlines(keepends=True):
-        stripped = line.strip()
-        if after_blank and not fence and stripped and _is_plain(line) and _is_plain(previous):
-            best = offset
-        mark = stripped[:3]
-        if mark in ("```", "~~~"):
-            fence = "" if fence == mark else (fence or mark)
-        after_blank = not stripped
-        previous = line if stripped else previous
-        offset += len(line)
-    return best
-
-
-def _is_plain(line: str) -> bool:
-    """Whether a line belongs to no list, quote, table or indented code."""
-    return not line[:1].isspace() and not line.lstrip().startswith(("-", "*", "+", ">", "|")) and not line[:1].isdigit()

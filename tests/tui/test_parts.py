@@ -14,7 +14,7 @@ from rvllm_local.tui import state as s
 from rvllm_local.tui.attach import expand, mention
 from rvllm_local.tui.commands import COMMANDS, as_prompt, complete_slash, parse_slash
 from rvllm_local.tui.keymap import bindings, check_keymap, shown_keys
-from rvllm_local.tui.render import code_blocks, render_markdown, render_message, split_point
+from rvllm_local.tui.render import code_blocks, render_markdown, render_message
 from rvllm_local.tui.settings import ChatSettings, load_settings, parse_parameter
 from rvllm_local.tui.status import bar, engine_lines, short_count, status_text
 
@@ -177,22 +177,6 @@ def test_markup_of_the_terminal_is_only_text(text: str) -> None:
 def test_a_half_open_fence_is_code() -> None:
     assert "x = 1" in render_markdown("```py\nx = 1").plain
     assert code_blocks("```py\nx = 1\n\n") == ["x = 1\n\n"]
-
-
-@pytest.mark.parametrize(
-    ("text", "head"),
-    [
-        ("a\n\nb", "a\n\n"),
-        ("a\n\n- b\n\n- c\n\nd", ""),
-        ("```\na\n\nb\n```\n\nc", "```\na\n\nb\n```\n\n"),
-        ("```\na\n\nb", ""),
-        ("a\n\n    code", ""),
-        ("| a |\n\nb", ""),
-        ("a\nb", ""),
-    ],
-)
-def test_where_a_growing_text_can_be_cut(text: str, head: str) -> None:
-    assert text[: split_point(text)] == head
 
 
 def test_a_message_tells_its_state() -> None:

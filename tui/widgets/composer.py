@@ -43,6 +43,10 @@ class Composer(TextArea):
         self.replace(clean_copy(event.text.replace("\r\n", "\n").replace("\r", "\n")), start, end)
         self.move_cursor(self.cursor_location)
 
+    def newline(self) -> None:
+        """A new line at the cursor, in place of what is selected."""
+        self.replace("\n", *self.selection)
+
     def take(self) -> str:
         """The text, which is then gone."""
         text = self.text

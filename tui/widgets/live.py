@@ -1,122 +1,135 @@
 """The reply that is being written: progress, reasoning, tool calls, and Markdown that grows.
 
-What has settled moves out of the Markdown widget in pieces, so that the cost of a flush does not grow with the reply.
+What has settled is rendered once and stays; only the end of the text is rendered again, and never so often that showing
+takes more than a fixed share of a core.
 """
 
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Any
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
 
 from textual.containers import Vertical
 from textual.content import Content
 from textual.widgets import Static
 
-from rvllm_local.tui.render import render_markdown, render_tool_call, split_point
+from rvllm_local.tui.growing import Piece, cut
+from rvllm_local.tui.render import render_piece, render_tool_call
 from rvllm_local.tui.sanitise import clean
 from rvllm_local.tui.state import Live
 from rvllm_local.tui.status import bar, short_count
 
-if TYPE_CHECKING:
-    from textual.widgets import Markdown
-    from textual.widgets.markdown import MarkdownStream
-
-SPLIT_AT = 1_200  # characters of growing Markdown before its settled part moves out
-PLAIN_AT = 16_000  # one block that grows beyond this is shown as plain text, its end alone
+CUT_AT = 800  # characters of the growing end before its settled part moves out
+PLAIN_AT = 16_000  # an end that can be cut nowhere is beyond this shown as plain text, its last part alone
 PLAIN_TAIL = 2_000
 REASONING_TAIL = 600
+SHARE = 0.18  # of one core, for everything that the interface does while a reply comes
+LONGEST_REST_S = 1.0
+
+
+class Pace:
+    """Tells how long to rest before the next showing, so that the thread stays under `SHARE` of a core.
+
+    `clock` is wall time and `used` the thread's processor time, both in seconds: painting happens after the call that
+    asked for it, so that only the whole thread's time tells what it cost.
+    """
+
+    def __init__(
+        self, clock: Callable[[], float] = time.monotonic, used: Callable[[], float] = time.thread_time
+    ) -> None:
+        self._clock, self._used = clock, used
+        self._shown_at, self._used_then = clock(), used()
+
+    def rest(self) -> float:
+        """Seconds that still have to pass."""
+        due = self._shown_at + (self._used() - self._used_then) / SHARE
+        return min(max(0.0, due - self._clock()), LONGEST_REST_S)
+
+    def shown(self) -> None:
+        """A showing begins."""
+        self._shown_at, self._used_then = self._clock(), self._used()
 
 
 class LiveReply(Vertical):
-    """Shows a `Live`. `show` is called at most some eight times a second."""
+    """Shows a `Live`. `tell` may be called as often as there is something new."""
 
     def __init__(self) -> None:
         super().__init__(id="live")
-        self._head = Static("", classes="live-head", markup=False)
-        self._plain: Static | None = None
-        self._markdown: Markdown | None = None
-        self._stream: MarkdownStream | None = None
+        self._head, self._end = Static("", classes="live-head", markup=False), Static("", markup=False)
         self._taken = 0  # characters of the text that were handed to the widgets
-        self._tail = ""  # what the Markdown widget holds
+        self._piece = Piece("")  # what is rendered again and again, in `_end`
         self._shown = Content("")
-        self.showing = asyncio.Lock()  # one update at a time: each awaits its widgets
+        self._news: tuple[Live, float] | None = None
+        self._told = asyncio.Event()
+        self._pace = Pace()
 
     def compose(self) -> Any:
         yield self._head
+        yield self._end
 
-    async def show(self, live: Live, now: float) -> None:
-        """Bring the widgets to the reply's present state."""
+    def on_mount(self) -> None:
+        """Show what there is, then what is told."""
+        self._end.display = False
+        self.run_worker(self._follow())
+
+    def tell(self, live: Live, now: float) -> None:
+        """The reply's present state, and the time of the session's clock."""
+        self._news = live, now
+        self._told.set()
+
+    async def _follow(self) -> None:
+        while True:
+            await self._told.wait()
+            await asyncio.sleep(self._pace.rest())
+            self._pace.shown()
+            self._told.clear()
+            if self._news is not None:
+                await self._show(*self._news)
+
+    async def _show(self, live: Live, now: float) -> None:
         head = live_head(live, now)
         if not head.is_same(self._shown):
             self._shown = head
-            self._head.update(head)
+            _update(self._head, head)
             self._head.display = bool(head.plain)
         fresh = live.text[self._taken :]
-        if not fresh or not self.is_attached:
-            return
-        if fresh[-1] == "\r" or "\ud800" <= fresh[-1] <= "\udbff":
+        if fresh and (fresh[-1] == "\r" or "\ud800" <= fresh[-1] <= "\udbff"):
             fresh = fresh[:-1]  # its other half is still to come
+        if not fresh:
+            return
         self._taken += len(fresh)
-        await self._append(clean(fresh))
+        self._piece = replace(self._piece, text=self._piece.text + clean(fresh))
+        self._head.set_class(bool(head.plain), "over-text")
+        if len(self._piece.text) > CUT_AT and (parts := cut(self._piece)):
+            await self._settle(*parts)
+        else:
+            self._end.display = True
+            _update(self._end, _render(self._piece))
 
-    async def _append(self, text: str) -> None:
-        self._tail += text
-        if len(self._tail) > SPLIT_AT and (point := split_point(self._tail)):
-            await self._move_out(point)
-            return
-        if len(self._tail) > PLAIN_AT or self._plain is not None:
-            await self._show_plain()
-            return
-        if self._stream is None:
-            await self._open()
-        assert self._stream is not None
-        await self._stream.write(text)
-
-    async def _open(self) -> None:
-        from textual.widgets import Markdown
-
-        self._markdown = Markdown("", open_links=False, classes="live-markdown")
-        await self.mount(self._markdown)
-        self._stream = Markdown.get_stream(self._markdown)
-
-    async def _move_out(self, point: int) -> None:
-        """The text before `point` becomes settled; the rest goes on growing."""
-        head, self._tail = self._tail[:point], self._tail[point:]
-        await self.finish()
-        settled = Static(render_markdown(head), classes="live-settled")
+    async def _settle(self, settled: Piece, rest: Piece) -> None:
+        """Leave the settled part in its widget, and go on in a new one."""
+        self._piece = rest
         with self.app.batch_update():
-            await self.mount(settled, before=self._markdown or self._plain)
-            await self._clear()
-            if self._tail:
-                await self._append_all()
+            self._end.update(render_piece(settled))
+            self._end.display = True
+            self._end = Static(_render(rest), classes="" if rest.is_joined else "apart", markup=False)
+            await self.mount(self._end)
 
-    async def _append_all(self) -> None:
-        text, self._tail = self._tail, ""
-        await self._append(text)
 
-    async def _clear(self) -> None:
-        for widget in (self._markdown, self._plain):
-            if widget is not None:
-                await widget.remove()
-        self._markdown = self._plain = None
+def _render(piece: Piece) -> Content:
+    if len(piece.text) <= PLAIN_AT:
+        return render_piece(piece)
+    return Content(f"… {len(piece.text) - PLAIN_TAIL:,} characters …\n{piece.text[-PLAIN_TAIL:]}")
 
-    async def _show_plain(self) -> None:
-        await self.finish()
-        if self._plain is None:
-            await self._clear()
-            self._plain = Static("", classes="live-settled", markup=False)
-            await self.mount(self._plain)
-        left_out = len(self._tail) - PLAIN_TAIL
-        self._plain.update(Content(f"… {left_out:,} characters …\n{self._tail[-PLAIN_TAIL:]}"))
 
-    async def finish(self) -> None:
-        """Let the Markdown stream end."""
-        stream, self._stream = self._stream, None
-        if stream is not None:
-            await stream.stop()
-
-    async def on_unmount(self) -> None:
-        await self.finish()
+def _update(widget: Static, content: Content) -> None:
+    """Show other text; the layout is made anew only where its height changes."""
+    size = widget.content_size
+    is_same_height = widget.display and size.width and content.get_height({}, size.width) == size.height
+    widget.update(content, layout=not is_same_height)
 
 
 def live_head(live: Live, now: float) -> Content:
