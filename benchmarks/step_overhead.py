@@ -4,7 +4,8 @@
 
 The model's call returns logits that it once gave for a text, so what is left is scheduling, laying out the batch, drawing
 tokens, detokenizing, emitting and committing. Each case is timed whole, then once more with its parts, then with its events going
-through the frames of the process boundary to another process. Milliseconds a step, median and P99.
+through the frames of the process boundary to another process. Milliseconds a step, median and P99: of the clock, and of the
+engine thread's processor time, which other work on the machine disturbs less. `drawing` is the part that reads the logits.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ from rvllm_local.engine.options import EngineOptions
 from rvllm_local.models.loader import load_model, locate
 from rvllm_local.text.grammar import grammar_for_format
 from rvllm_local.text.grammars import Grammars
-from rvllm_local.text.tokenizer import Tokenizer
+from rvllm_local.text.tokenizer_files import read_tokenizer
 from rvllm_local.types import EventSink, SamplingParams, StreamEvent
 
 TEXT = Path(__file__).read_text(encoding="utf-8")
@@ -62,7 +63,7 @@ PARTS: tuple[tuple[Any, str, str], ...] = (
     (core.EngineCore, "_can_go_on", "grammar mask"),
     (core, "_sampling", "sampling rows"),
     (runner.ModelRunner, "decode", "call layout"),
-    (runner, "_drawn_on_host", "draw"),
+    (runner, "_drawn_on_host", "drawing"),
     (core.EngineCore, "_commit", "commit"),
     (core.StreamingDetokenizer, "push", "detokenize"),
 )
@@ -91,7 +92,7 @@ class Engine:
 
     def __init__(self, name: str) -> None:
         files = locate(name)
-        self.text = Tokenizer.from_files(files)
+        self.text = read_tokenizer(files)
         self.loaded = load_model(files)
         tokens = self.text.encode(TEXT)[:512]
         self.logits = np.array(self.loaded.module(mx.array([tokens]))[0].astype(mx.float32))
@@ -120,16 +121,16 @@ def discard(_: StreamEvent) -> None:
     pass
 
 
-def timed(engine: core.EngineCore, steps: int) -> list[float]:
-    """Seconds of each of `steps` steps after the warm-up."""
+def timed(engine: core.EngineCore, steps: int) -> list[tuple[float, float]]:
+    """Seconds of the clock and of processor time of each of `steps` steps after the warm-up."""
     found = []
     gc.collect()
     gc.disable()
     for number in range(WARM_UP + steps):
-        began = time.perf_counter()
+        began, cpu = time.perf_counter(), time.thread_time()
         engine.step()
         if number >= WARM_UP:
-            found.append(time.perf_counter() - began)
+            found.append((time.perf_counter() - began, time.thread_time() - cpu))
     gc.enable()
     engine.close("done")
     return found
@@ -157,11 +158,11 @@ class Parts:
     def _wrapped(self, original: Callable[..., Any], label: str) -> Callable[..., Any]:
         def call(*arguments: Any, **named: Any) -> Any:
             self._inner.append(0.0)
-            began = time.perf_counter()
+            began = time.thread_time()
             try:
                 return original(*arguments, **named)
             finally:
-                seconds = time.perf_counter() - began
+                seconds = time.thread_time() - began
                 self.step[label] += seconds - self._inner.pop()
                 self._inner[-1] += seconds
 
@@ -174,9 +175,9 @@ def parts_of(engine: core.EngineCore, steps: int) -> dict[str, list[float]]:
         for _ in range(steps):
             parts.step.clear()
             parts._inner = [0.0]
-            began = time.perf_counter()
+            began = time.thread_time()
             engine.step()
-            parts.step["rest"] = time.perf_counter() - began - parts._inner[0]
+            parts.step["rest"] = time.thread_time() - began - parts._inner[0]
             for label, seconds in parts.step.items():
                 found[label].append(seconds)
     engine.close("done")
@@ -216,9 +217,37 @@ def with_frames(engine_of: Callable[[Callable[[str], EventSink]], core.EngineCor
     return {"step": seconds, "cpu": cpu, "decode": decode / (steps + WARM_UP), "frames": count / (steps + WARM_UP)}
 
 
-def spread(seconds: list[float]) -> dict[str, float]:
-    ordered = sorted(seconds)
-    return {"p50": 1e3 * statistics.median(ordered), "p99": 1e3 * ordered[int(0.99 * len(ordered))]}
+def spread(seconds: list[tuple[float, float]]) -> dict[str, float]:
+    """Milliseconds of the clock and of processor time."""
+    found = {}
+    for place, name in enumerate(("clock", "cpu")):
+        ordered = sorted(step[place] for step in seconds)
+        found |= {
+            f"{name}_p50": 1e3 * statistics.median(ordered),
+            f"{name}_p99": 1e3 * ordered[int(0.99 * len(ordered))],
+        }
+    return found
+
+
+def measure(given: Engine, case: str, batch: int, steps: int) -> dict[str, Any]:
+    whole = spread(timed(given.start(case, batch, steps, lambda _: discard), steps))
+    parts = parts_of(given.start(case, batch, steps, lambda _: discard), min(steps, 100))
+    framed = with_frames(lambda sinks: given.start(case, batch, steps, sinks), steps)
+    return {
+        "step": whole, "parts": {label: 1e3 * statistics.median(found) for label, found in parts.items()},
+        "framed": spread(framed["step"]), "frames_cpu": 1e3 * framed["cpu"], "decode_cpu": 1e3 * framed["decode"],
+    }  # fmt: skip
+
+
+def line(name: str, found: dict[str, Any]) -> str:
+    def shown(step: dict[str, float]) -> str:
+        return f"{step['cpu_p50']:.2f} ({step['cpu_p99']:.2f}) cpu, {step['clock_p50']:.2f} ({step['clock_p99']:.2f}) clock"
+
+    parts = ", ".join(f"{label} {value:.3f}" for label, value in found["parts"].items())
+    return (
+        f"{name:>17}: {shown(found['step'])}; with frames {shown(found['framed'])}, sender included "
+        f"{found['frames_cpu']:.2f} cpu, receiver {found['decode_cpu']:.2f}; parts: {parts}"
+    )
 
 
 def main() -> None:
@@ -233,20 +262,9 @@ def main() -> None:
     results: dict[str, Any] = {}
     for case in args.only:
         for batch in args.batches:
-            whole = spread(timed(given.start(case, batch, args.steps, lambda _: discard), args.steps))
-            parts = parts_of(given.start(case, batch, args.steps, lambda _: discard), min(args.steps, 100))
-            medians = {label: 1e3 * statistics.median(found) for label, found in parts.items()}
-            framed = with_frames(lambda sinks, c=case, b=batch: given.start(c, b, args.steps, sinks), args.steps)
-            results[f"{case} x {batch}"] = {
-                "step": whole, "parts": medians, "framed": spread(framed["step"]),
-                "frames_cpu": 1e3 * framed["cpu"], "decode_cpu": 1e3 * framed["decode"],
-            }  # fmt: skip
-            shown = ", ".join(f"{label} {value:.3f}" for label, value in medians.items())
-            print(
-                f"{case:>12} x {batch:<2}: {whole['p50']:.3f} (P99 {whole['p99']:.3f}) ms; with frames "
-                f"{1e3 * statistics.median(framed['step']):.3f} (P99 {spread(framed['step'])['p99']:.3f}); parts: {shown}",
-                flush=True,
-            )
+            name = f"{case} x {batch}"
+            results[name] = measure(given, case, batch, args.steps)
+            print(line(name, results[name]), flush=True)
     if args.json:
         args.json.write_text(json.dumps(results, indent=1), encoding="utf-8")
 

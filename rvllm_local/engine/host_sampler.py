@@ -20,7 +20,7 @@ IntArray = npt.NDArray[np.int64]
 _COLUMNS = 1024  # groups of logits whose maxima bound the largest ones
 _PER_COLUMN = 8  # fewer logits a group than this bound nothing
 _PIECE = 256  # weights that are summed at once
-_LIKELY = 1e-4  # tokens with this share of the mass are few, and mostly a nucleus
+_LIKELY = (1e-4, 1.5e-5)  # the tokens with these shares of the mass are few, and mostly hold the nucleus
 
 
 def draw(logits: FloatArray, rows: Sequence[RowSampling]) -> SampledTokens:
@@ -71,10 +71,13 @@ def pick(weights: FloatArray, chance: float) -> int:
 
     Sums pieces first, then looks into one. An entry without weight is never picked.
     """
-    starts = np.arange(0, len(weights), _PIECE)
-    until = np.add.reduceat(weights, starts).cumsum(dtype=np.float64)
+    whole = len(weights) // _PIECE * _PIECE
+    sums = np.einsum("ij->i", weights[:whole].reshape(-1, _PIECE))  # twice as quick as a sum
+    until = np.append(sums, weights[whole:].sum()).cumsum(dtype=np.float64)
     target = chance * until[-1]
-    piece = min(int(until.searchsorted(target, side="right")), len(until) - 1)
+    piece = int(until.searchsorted(target, side="right"))
+    if piece == len(until):  # rounding went past the end: the last piece with weight
+        piece = int(until.searchsorted(until[-1], side="left"))
     inside = weights[piece * _PIECE : (piece + 1) * _PIECE].cumsum(dtype=np.float64)
     place = int(inside.searchsorted(target - (until[piece - 1] if piece else 0.0), side="right"))
     if place == len(inside):  # rounding went past the piece's end: its last entry with weight
@@ -119,12 +122,11 @@ def _weights(logits: FloatArray, best: np.float32, temperature: float) -> FloatA
 def _nucleus(weights: FloatArray, top_p: float) -> tuple[IntArray, FloatArray, float]:
     """Tokens among which is the whole nucleus, their weights, and the smallest weight in it."""
     total = float(weights.sum())
-    # Tokens below the second bound have less than 1 - top_p of the mass together: none is in the nucleus. Mostly the
-    # few above the first one have enough.
-    for bound in (_LIKELY, (1 - top_p) / len(weights)):
+    # Tokens below the last bound have less than 1 - top_p of the mass together: none is in the nucleus.
+    for bound in (*_LIKELY, (1 - top_p) / len(weights)):
         tokens = np.flatnonzero(weights >= np.float32(total * bound))
         found = weights[tokens]
-        if bound != _LIKELY or found.sum() >= top_p * total:
+        if found.sum() >= top_p * total:
             break
     return tokens, found, _nucleus_edge(np.sort(found)[::-1], top_p * total)
 
