@@ -135,6 +135,9 @@ class MemoryPlan:
             found.append(f"--kv-memory {(kv - over) // 10**6}MB instead of {kv // 10**6}MB")
         found.append(f"--kv-dtype int8 stores a token in about {self.bytes_per_token // 2} bytes or less")
         found.append(f"a shorter --context-length: each 1000 tokens take {_size(1000 * self.bytes_per_token)}")
+        fewer = int(self.rows * (1 - over / self.scratch)) if self.scratch > over else 0
+        if 0 < fewer < self.rows:
+            found.append(f"--max-rows {fewer} instead of {self.rows}: scratch grows with the requests that run at once")
         if self.states > over:
             found.append(f"a smaller max_rows: each request's recurrent state takes {_size(self.states // self.rows)}")
         if self.weights > self.budget // 2:

@@ -138,7 +138,8 @@ class BlockStore:
                 folder.mkdir(mode=0o700, parents=True, exist_ok=True)
                 if folder.is_symlink():
                     raise OSError(f"{folder} is a symbolic link")
-                folder.chmod(0o700)
+                if folder.stat().st_mode & 0o077:
+                    folder.chmod(0o700)
             self._scan()
             self._make_room(0)
         except OSError as error:
@@ -148,17 +149,21 @@ class BlockStore:
         """Index what is there; remove temporaries of dead writers and files that cannot be blocks."""
         found: list[tuple[float, Path, int]] = []
         sizes: dict[bytes, int] = {}
+        now = time.time()
         for home in self._root.iterdir():
             if home.is_symlink() or not home.is_dir():
                 continue
-            for path in home.glob("*/*"):
+            for path in (path for folder in home.iterdir() for path in _own_files(folder)):
                 try:
                     info = path.lstat()
                     if not self._is_block(path, info):
                         continue
                 except OSError:  # another process was quicker
                     continue
-                found.append((info.st_mtime, path, info.st_size))
+                if info.st_mtime > now:  # a clock that was ahead would make it the youngest for ever
+                    with contextlib.suppress(OSError):
+                        os.utime(path)
+                found.append((min(info.st_mtime, now), path, info.st_size))
                 if home == self._home:
                     sizes[bytes.fromhex(path.stem)] = info.st_size - _HEADER.size
         self._ages = OrderedDict((path, size) for _, path, size in sorted(found, key=lambda entry: entry[0]))
@@ -172,10 +177,11 @@ class BlockStore:
                 path.unlink()
             return False
         name_fits = path.suffix == _SUFFIX and len(path.stem) == 2 * KEY_BYTES and _is_hex(path.stem)
-        if name_fits and stat.S_ISREG(info.st_mode) and info.st_size > _HEADER.size:
+        if name_fits and _is_trusted(info) and info.st_size > _HEADER.size:
+            if info.st_mode & 0o077:  # copied by hand: nobody else could write it, and nobody else is to read it
+                path.chmod(0o600)
             return True
-        if not stat.S_ISDIR(info.st_mode):
-            path.unlink()
+        _remove_foreign(path)
         return False
 
     def _path(self, key: bytes) -> Path:
@@ -187,7 +193,7 @@ class BlockStore:
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
         with os.fdopen(descriptor, "rb", buffering=0) as file:
             info = os.fstat(descriptor)
-            if not stat.S_ISREG(info.st_mode) or info.st_size <= _HEADER.size:
+            if not _is_trusted(info) or info.st_size <= _HEADER.size:
                 return None
             header = file.read(_HEADER.size)
             if len(header) != _HEADER.size:
@@ -215,7 +221,7 @@ class BlockStore:
         except OSError:
             there = False  # evicted by another process: nothing is wrong
         with contextlib.suppress(OSError):
-            path.unlink()
+            _remove_foreign(path)
         with self._lock:
             self._sizes.pop(key, None)
             self._counts["corrupt" if there else "misses"] += 1
@@ -242,17 +248,20 @@ class BlockStore:
                     self._idle.notify_all()
 
     def _write(self, key: bytes, payload: bytes) -> bool:
-        """Write one block; False if it is larger than the whole budget. Raises OSError if the disk is no good."""
+        """Write one block; False if it is larger than the whole budget, or its place is taken by what cannot be removed.
+
+        Raises OSError if the disk is no good.
+        """
         size = _HEADER.size + len(payload)
         if size > self._budget:
             return False
         if self._counts["writes"] % _RESCAN_WRITES == _RESCAN_WRITES - 1:
             self._scan()
         self._make_room(size)
+        path = self._path(key)
+        self._make_place(path)
         if shutil.disk_usage(self._root).free < size + FREE_RESERVE:
             raise OSError(f"less than {FREE_RESERVE // 2**20} MB are free on the disk")
-        path = self._path(key)
-        path.parent.mkdir(mode=0o700, exist_ok=True)
         temporary = path.with_name(f"{os.getpid()}-{next(self._names)}{_TEMPORARY}")
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
         descriptor = os.open(temporary, flags, 0o600)
@@ -261,13 +270,25 @@ class BlockStore:
                 file.write(_HEADER.pack(_MAGIC, len(payload), self._fingerprint, key, self._digest(key, payload)))
                 file.write(payload)
             temporary.replace(path)
-        except BaseException:
+        except BaseException as error:
             with contextlib.suppress(OSError):
                 temporary.unlink()
+            if isinstance(error, IsADirectoryError | FileNotFoundError):  # somebody is at work in the folder
+                return False
             raise
         self._ages.pop(path, None)
         self._ages[path] = size
         return True
+
+    def _make_place(self, path: Path) -> None:
+        """The folders above a block, also after somebody has removed them; whatever is foreign there goes."""
+        for folder in (self._root, self._home, path.parent):
+            if folder == path.parent and (folder.is_symlink() or folder.is_file()):
+                folder.unlink()
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if path.is_dir() and not path.is_symlink():
+            with contextlib.suppress(OSError):
+                path.rmdir()
 
     def _make_room(self, size: int) -> None:
         """Evict the blocks that were not used for longest until `size` more bytes fit the budget."""
@@ -306,6 +327,30 @@ class BlockStore:
                 f"the disk cache in {self._root} is off from now on: {error}; the engine goes on without writing it. "
                 "Free some space or mend the folder, then restart"
             )
+
+
+def _own_files(folder: Path) -> list[Path]:
+    """What is in one of a home's folders; a link in its place is removed, not followed."""
+    try:
+        if folder.is_symlink():
+            folder.unlink()
+        return list(folder.iterdir()) if folder.is_dir() else []
+    except OSError:
+        return []
+
+
+def _is_trusted(info: os.stat_result) -> bool:
+    """A regular file that only this user could have written: a checksum is no signature."""
+    return stat.S_ISREG(info.st_mode) and info.st_uid == os.geteuid() and not info.st_mode & 0o022
+
+
+def _remove_foreign(path: Path) -> None:
+    """Remove a file, a link or an empty folder that stands in a block's place."""
+    if stat.S_ISDIR(path.lstat().st_mode):
+        with contextlib.suppress(OSError):
+            path.rmdir()
+    else:
+        path.unlink()
 
 
 def _read_into(file: object, payload: bytearray) -> int:

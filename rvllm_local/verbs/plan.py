@@ -17,7 +17,8 @@ _FLAGS = ("model", "kv_memory", "kv_dtype", "attention", "context_length", "cach
 def plan(arguments: argparse.Namespace) -> int:
     """Print the plan; exit status 1 when it does not fit."""
     flags = {name: getattr(arguments, name) for name in _FLAGS}
-    flags["context_length"] = arguments.context or flags["context_length"]
+    if arguments.context is not None:
+        flags["context_length"] = arguments.context
     config = load_config({**flags, "max_rows": arguments.concurrency})
     host.prepare()
     from rvllm_local.engine.planning import plan_model

@@ -270,12 +270,12 @@ class RecurrentMachine(EngineMachine):
 
 class OverlappingMachine(EngineMachine):
     overlaps = True
-    options = replace(CROWDED, kv_memory=800_000)
+    options = replace(CROWDED, kv_memory=500_000)
 
 
 class OverlappingWindowedMachine(EngineMachine):
     arch, overlaps = "gpt_oss", True
-    options = replace(CROWDED, kv_memory=1_500_000)
+    options = replace(CROWDED, kv_memory=1_000_000)
 
 
 TestEngine = EngineMachine.TestCase

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -99,6 +100,12 @@ def test_every_damaged_byte_is_noticed_and_the_file_removed(tmp_path: Path) -> N
         lambda file: file.write_bytes(b"not a block at all" * 100),
         lambda file: (file.unlink(), file.symlink_to("/etc/passwd")),
         lambda file: (file.unlink(), file.mkdir()),
+        lambda file: (file.unlink(), os.mkfifo(file)),
+        lambda file: (file.unlink(), file.symlink_to("/etc")),
+        lambda file: (file.parent.rename(file.parents[2] / "away"), file.parent.symlink_to(file.parents[2] / "away")),
+        lambda file: (shutil.rmtree(file.parent), file.parent.write_text("no folder")),
+        lambda file: shutil.rmtree(file.parents[2]),
+        lambda file: file.chmod(0o622),
         lambda file: file.unlink(),
     ],
 )
@@ -107,10 +114,46 @@ def test_foreign_files_are_never_served(tmp_path: Path, harm: Callable[[Path], o
     before, _ = open_store(tmp_path)  # indexed while it was good
     harm(file)
     after, _ = open_store(tmp_path)
-    for store in (before, after):
+    for store in (after, before):
         assert store.get(key(0)) is None
+    after.put(key(0), [block(0)])  # its place is free again, and nothing was switched off
+    assert after.flush(10) and after.stats().enabled and after.get(key(0)) == block(0)
+    for store in (before, after):
         store.close()
     assert Path("/etc/passwd").exists()
+
+
+def test_a_folder_with_content_costs_the_block_in_its_place_and_nothing_else(tmp_path: Path) -> None:
+    (file,) = filled(tmp_path, 1)
+    file.unlink()
+    (file / "theirs").mkdir(parents=True)
+    store, warnings = open_store(tmp_path)
+    store.put(key(0), [block(0)])
+    store.put(key(1), [block(1)])
+    assert store.flush(10) and store.stats().enabled and not warnings
+    assert store.get(key(0)) is None and store.get(key(1)) == block(1) and (file / "theirs").exists()
+    store.close()
+
+
+def test_files_that_were_copied_by_hand_are_closed_to_others_and_served(tmp_path: Path) -> None:
+    (file,) = filled(tmp_path, 1)
+    file.chmod(0o644)
+    store, _ = open_store(tmp_path)
+    assert store.get(key(0)) == block(0) and file.stat().st_mode & 0o777 == 0o600
+    store.close()
+
+
+def test_a_clock_that_was_ahead_makes_no_block_young_for_ever(tmp_path: Path) -> None:
+    ahead = filled(tmp_path)[0]
+    os.utime(ahead, (2**33, 2**33))
+    size = ahead.stat().st_size
+    store, _ = open_store(tmp_path, budget=4 * size)
+    time.sleep(0.05)  # files are dated to a few milliseconds
+    for number in range(10, 18):
+        store.put(key(number), [block(number)])
+        assert store.flush(10)
+    assert not ahead.exists() and sum(path.stat().st_size for path in tmp_path.glob("*/*/*.kv")) <= 4 * size
+    store.close()
 
 
 def test_another_model_s_block_under_this_name_is_refused(tmp_path: Path) -> None:
