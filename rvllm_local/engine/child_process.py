@@ -20,6 +20,7 @@ from concurrent.futures import Future
 
 from rvllm_local import errors
 from rvllm_local.engine import frames
+from rvllm_local.engine.cpu_wait import CpuWait
 from rvllm_local.engine.limits import EngineLimits
 from rvllm_local.errors import EngineCrashedError, EngineError, ParameterError, RvllmError
 from rvllm_local.types import EventSink, FinishReason, Request, StreamEvent
@@ -80,6 +81,7 @@ class ChildProcess:
         self._gone: Exception = EngineCrashedError("the engine's process ended while the request was open")
         self._killed_for: str | None = None
         self.failure: RvllmError | None = None
+        self._waits = CpuWait(self.pid)
         self.steps, self.has_work = 0, False
         self.last_sign = self.last_step = self._moved = time.monotonic()
 
@@ -155,11 +157,21 @@ class ChildProcess:
                 return None
             if not self._is_busy():
                 self._moved = now
+        self._discount_waiting(now, limit_s)
         if now - self.last_sign > limit_s:
             return f"gave no sign of life for {limit_s:g} s"
         if now - self._moved > limit_s:
             return f"had work and made no step for {limit_s:g} s"
         return None
+
+    def _discount_waiting(self, now: float, limit_s: float) -> None:
+        """A process that is ready and gets no processor does not hang: that time does not count."""
+        if now - min(self.last_sign, self._moved) < limit_s / 4:
+            self._waits.forget()
+            return
+        waited = self._waits.since_last()
+        self.last_sign = min(now, self.last_sign + waited)
+        self._moved = min(now, self._moved + waited)
 
     def forgive(self) -> None:
         """Count from now: this process was stopped itself."""

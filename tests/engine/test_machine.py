@@ -165,7 +165,7 @@ class EngineMachine(RuleBasedStateMachine):
         if self.asked:
             name = list(self.asked)[which % len(self.asked)]
             begun = (*self.asked[name][0], *self.answers[name].tokens.get(0, ()))
-            self.ask((*begun[: len(begun) - seed], 5, 6, 7)[:200], length, seed, 1, "seeded", 0)
+            self.ask((*begun[: len(begun) - seed], 5, 6, 7)[:180], length, seed, 1, "seeded", 0)
 
     @rule(count=st.integers(1, 40))
     def steps(self, count: int) -> None:
@@ -255,7 +255,7 @@ def examples(count: int) -> settings:
 
 
 class QuantizedMachine(EngineMachine):
-    options = replace(CROWDED, kv_memory=160_000, kv_dtype="int8")
+    options = replace(CROWDED, kv_memory=100_000, kv_dtype="int8")
 
 
 class WindowedMachine(EngineMachine):
@@ -265,17 +265,16 @@ class WindowedMachine(EngineMachine):
 
 class RecurrentMachine(EngineMachine):
     arch = "qwen3_next"
-    options = replace(CROWDED, kv_memory=500_000)
+    options = replace(CROWDED, kv_memory=650_000)
 
 
 class OverlappingMachine(EngineMachine):
     overlaps = True
-    options = replace(CROWDED, kv_memory=500_000)
 
 
 class OverlappingWindowedMachine(EngineMachine):
     arch, overlaps = "gpt_oss", True
-    options = replace(CROWDED, kv_memory=1_000_000)
+    options = replace(CROWDED, kv_memory=700_000)
 
 
 TestEngine = EngineMachine.TestCase

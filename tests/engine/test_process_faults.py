@@ -17,6 +17,7 @@ import pytest
 
 from rvllm_local.client import make_requests
 from rvllm_local.engine.child_process import child_environment
+from rvllm_local.engine.cpu_wait import CpuWait
 from rvllm_local.engine.options import EngineOptions
 from rvllm_local.engine.process import ProcessClient, Supervision
 from rvllm_local.errors import (
@@ -295,3 +296,15 @@ def test_the_child_sees_settings_and_no_keys(real: ProcessClient) -> None:
     environ = Path(f"/proc/{pid_of(real)}/environ")
     if environ.exists():
         assert b"PYTEST_CURRENT_TEST" not in environ.read_bytes()
+
+
+def test_a_process_that_gets_no_processor_is_not_taken_for_one_that_hangs(
+    fake: Callable[..., ProcessClient], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seconds = iter(range(100))
+    monkeypatch.setattr(CpuWait, "since_last", lambda _: 0.3 if next(seconds) < 6 else 0.0)
+    client = fake("stuck", replace(LENIENT, stall_s=1.0))
+    began = time.monotonic()
+    with pytest.raises(EngineError, match="had work and made no step for 1 s"):
+        list(client.submit([1], SHORT))
+    assert time.monotonic() - began > 2.0  # it waited for its turn for some of that, and hung for one
