@@ -1,9 +1,11 @@
 """Thousands of mixed requests: does memory grow, does anything leak, does every request end?
 
-    python -m benchmarks.many_requests [--model FOLDER_OR_NAME] [--requests 5000] [--seed 0] [--json FILE]
+    python -m benchmarks.many_requests [--model FOLDER_OR_NAME] [--requests 5000] [--kv-memory 8MB] [--seed 0]
+                                       [--json FILE]
 
 Lengths from 1 to 4,000 tokens, cancels, shared prefixes, choices, penalties, log-probabilities, seeds and priorities, all
-at once over one engine in this process. Without --model a tiny random llama with a context of 8,192 is made.
+at once over one engine in this process. Without --model a tiny random llama with a context of 8,192 is made; the default arena
+holds little more than one of the longest requests, so that many are preempted.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ from pathlib import Path
 
 from rvllm_local import LLM, SamplingParams
 from rvllm_local.client import make_requests
+from rvllm_local.config import parse_bytes
 from rvllm_local.engine.options import EngineOptions
 from rvllm_local.types import StreamEvent
 
@@ -55,7 +58,7 @@ def one(chance: random.Random, prefixes: list[list[int]], vocab: int) -> tuple[l
         prefix = chance.choice(prefixes)
         prompt = (prefix + prompt)[: max(length, chance.randint(1, len(prefix)))]
     params = SamplingParams(
-        max_tokens=min(4000, int(chance.paretovariate(0.9)) + 1), ignore_eos=chance.random() < 0.5,
+        max_tokens=min(4000, int(chance.paretovariate(0.6)) + 1), ignore_eos=chance.random() < 0.5,
         temperature=chance.choice((0.0, 0.7, 1.3)), top_p=chance.choice((1.0, 0.9)), top_k=chance.choice((0, 0, 40)),
         min_p=chance.choice((0.0, 0.05)), seed=chance.choice((None, chance.randrange(1000))),
         n=chance.choice((1, 1, 1, 1, 3)), logprobs=chance.choice((None, None, 0, 3)),
@@ -113,6 +116,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model")
     parser.add_argument("--requests", type=int, default=5000)
+    parser.add_argument("--kv-memory", type=parse_bytes, default=8_000_000)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
@@ -126,7 +130,7 @@ def main() -> None:
             (path / "config.json").write_text(json.dumps({**config, "max_position_embeddings": 8192}), encoding="utf-8")
             model = str(path)
         options = EngineOptions(
-            kv_memory=20_000_000, max_rows=16, prefill_chunk=256, cache_dir=folder, max_waiting=1000
+            kv_memory=args.kv_memory, max_rows=16, prefill_chunk=256, cache_dir=folder, max_waiting=1000
         )
         with LLM.from_options(model, options) as llm:
             result = run(llm, args.requests, args.seed, llm._client.limits.vocab_size)
