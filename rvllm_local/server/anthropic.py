@@ -33,14 +33,16 @@ def routes(service: Service) -> list[Route]:
 
     async def messages(request: Request) -> Response | ASGIApp:
         asked = await service.read(request, MessagesRequest)
-        call, request_id = messages_call(asked), new_id("msg_")
+        call = await service.run(request, lambda: messages_call(asked), "reading the messages")
+        request_id = new_id("msg_")
         if not asked.stream:
             return await while_connected(request, _whole(service, call, request_id))
         return EventStream(_events(service, call, request_id), lambda problem: event(problem.anthropic(), "error"))
 
     async def count(request: Request) -> Response:
         asked = await service.read(request, CountRequest)
-        call = count_call(asked, SamplingParams(max_tokens=1))
+        params = SamplingParams(max_tokens=1)
+        call = await service.run(request, lambda: count_call(asked, params), "reading the messages")
         async with service.registry.lease(call.model) as served:
             prepared = await service.workers.run(
                 lambda: prepare_chat(served, call), service.settings.prepare_timeout_s, "counting tokens"

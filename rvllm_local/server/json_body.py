@@ -2,80 +2,90 @@
 
 from __future__ import annotations
 
-import math
 import re
 from typing import Any, TypeVar
 
 import msgspec
 
+from rvllm_local.server.json_shape import shape_of
 from rvllm_local.server.problems import Problem, bad_request
 
 T = TypeVar("T", bound=msgspec.Struct)
 
 _MAX_DEPTH = 100
+_MAX_VALUES = 50_000  # of a thousand tools, or ten thousand messages
+_MAX_NUMBERS = 1_000_000  # token ids, for the most part
 _WRONG = re.compile(r"^(?P<what>.*?)(?: - at `(?P<path>[^`]*)`)?$", re.DOTALL)
 _UNKNOWN = re.compile(r"Object contains unknown field `(?P<name>.*)`", re.DOTALL)
-_QUOTED = re.compile(r"'(.*)'", re.DOTALL)
+_NAME = re.compile(r"[A-Za-z0-9_$.-]{1,64}")  # anything else can be a piece of a prompt
+_QUOTE = re.compile(r"['\"]")
 _MOST_UNKNOWN = 64  # fields that a lenient server drops from one request
 
 
 def decode(body: bytes, kind: type[T], *, is_lenient: bool = False) -> T:
     """`body` as a `kind`. Raises `Problem` 400 that names the field; with `is_lenient`, unknown fields are dropped."""
-    value = _parse(body)
-    if not isinstance(value, dict):
-        raise bad_request("the body must be a JSON object")
+    if not body:
+        raise bad_request("the body is empty; send a JSON object")
+    _check_shape(body)
+    try:
+        return msgspec.json.decode(body, type=kind, strict=True)
+    except msgspec.ValidationError as error:
+        what, path = _parts(error)
+        unknown = _UNKNOWN.fullmatch(what)
+        if unknown is None:
+            raise _problem(what, path) from None
+        if not is_lenient:
+            raise _unknown(unknown["name"], path) from None
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise _malformed(error) from None
+    return _decode_leniently(body, kind)
+
+
+def _decode_leniently(body: bytes, kind: type[T]) -> T:
+    try:
+        value = msgspec.json.decode(body)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise _malformed(error) from None
     for _ in range(_MOST_UNKNOWN):
         try:
             return msgspec.convert(value, kind, strict=True)
         except msgspec.ValidationError as error:
-            found = _WRONG.match(str(error))
-            what, path = (found["what"], found["path"]) if found else (str(error), None)
+            what, path = _parts(error)
             unknown = _UNKNOWN.fullmatch(what)
             if unknown is None:
                 raise _problem(what, path) from None
-            if not is_lenient or not _drop(value, path, unknown["name"]):
+            if not _drop(value, path, unknown["name"]):
                 raise _unknown(unknown["name"], path) from None
     raise bad_request(f"the body has more than {_MOST_UNKNOWN} unknown fields")
 
 
-def _parse(body: bytes) -> Any:
-    if not body:
-        raise bad_request("the body is empty; send a JSON object")
-    try:
-        value = msgspec.json.decode(body)
-    except RecursionError:
-        raise bad_request("the body is nested too deeply") from None
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        where = re.search(r"\(byte \d+\)", str(error))
-        raise bad_request(f"the body is not valid JSON in UTF-8 {where[0] if where else ''}".rstrip()) from None
-    _check(value, 0)
-    return value
-
-
-def _check(value: Any, depth: int) -> None:
-    """No number that is not finite, no text that is not Unicode, no nesting that could hurt a later layer."""
-    if depth > _MAX_DEPTH:
+def _check_shape(body: bytes) -> None:
+    """No more values than can be read in a moment, and no nesting that could hurt a later layer."""
+    shape = shape_of(body)
+    if shape.depth > _MAX_DEPTH:
         raise bad_request(f"the body is nested more than {_MAX_DEPTH} deep")
-    if isinstance(value, float):
-        if not math.isfinite(value):
-            raise bad_request("the body holds a number out of range")
-    elif isinstance(value, dict):
-        for key, one in value.items():
-            _check(key, depth + 1)
-            _check(one, depth + 1)
-    elif isinstance(value, list):
-        for one in value:
-            _check(one, depth + 1)
-    elif isinstance(value, str) and not value.isascii():
-        try:
-            value.encode()
-        except UnicodeEncodeError:
-            raise bad_request("the body holds half a surrogate pair, which is no text") from None
+    if shape.values > _MAX_VALUES:
+        raise Problem(413, f"the body holds {shape.values} values; at most {_MAX_VALUES} are taken", "body_too_large")
+    if shape.numbers > _MAX_NUMBERS:
+        raise Problem(
+            413, f"the body holds {shape.numbers} numbers; at most {_MAX_NUMBERS} are taken", "body_too_large"
+        )
+
+
+def _malformed(error: Exception) -> Problem:
+    where = re.search(r"\(byte \d+\)", str(error))
+    return bad_request(f"the body is not valid JSON in UTF-8 {where[0] if where else ''}".rstrip())
+
+
+def _parts(error: msgspec.ValidationError) -> tuple[str, str | None]:
+    """What is wrong, and the path to it."""
+    found = _WRONG.match(str(error))
+    return (found["what"], found["path"]) if found else (str(error), None)
 
 
 def _problem(what: str, path: str | None) -> Problem:
     field = _field(path)
-    what = _QUOTED.sub(lambda found: f"'{_short(found[1])}'", what)
+    what = _QUOTE.split(what)[0].rstrip()  # a wrong value can be a piece of a prompt
     return bad_request(f"{field or 'the body'}: {what[:1].lower()}{what[1:].replace('`', '')}", field)
 
 
@@ -93,7 +103,7 @@ def _field(path: str | None) -> str | None:
 
 
 def _short(text: str) -> str:
-    return text if len(text) <= 40 and text.isprintable() else "..."
+    return text if _NAME.fullmatch(text) else "..."
 
 
 def _drop(value: Any, path: str | None, name: str) -> bool:

@@ -32,11 +32,12 @@ def routes(service: Service) -> list[Route]:
 
     async def chat(request: Request) -> Response | ASGIApp:
         asked = await service.read(request, ChatRequest)
-        return await _answer(service, request, asked, chat_call(asked), _ChatShape())
+        call = await service.run(request, lambda: chat_call(asked), "reading the messages")
+        return await _answer(service, request, asked, call, _ChatShape())
 
     async def text(request: Request) -> Response | ASGIApp:
         asked = await service.read(request, TextRequest)
-        call = text_call(asked)
+        call = await service.run(request, lambda: text_call(asked), "reading the prompts")
         return await _answer(service, request, asked, call, _TextShape(_echoes(asked, call)))
 
     return [
@@ -100,7 +101,12 @@ def raise_failed(ended: Ended) -> None:
     if ended.error is not None and ended.error_parameter is not None:
         raise bad_request(ended.error, ended.error_parameter)
     if ended.error is not None:
-        raise Problem(503 if "restart" in ended.error else 500, ended.error, "engine_error")
+        is_crash = "engine" in ended.error and ("restart" in ended.error or "process" in ended.error)
+        raise (
+            Problem(503, ended.error, "engine_restarting", retry_after_s=2.0)
+            if is_crash
+            else Problem(500, ended.error, "engine_error")
+        )
     if ended.reason is FinishReason.CANCELLED:
         raise Problem(503, "the request was cancelled", "cancelled")
 

@@ -36,7 +36,8 @@ def routes(service: Service) -> list[Route]:
     async def create(request: Request) -> Response | ASGIApp:
         asked = await service.read(request, ResponsesRequest)
         earlier = () if asked.previous_response_id is None else _earlier(store, asked.previous_response_id)
-        turn = _Turn(asked, responses_call(asked, earlier), earlier)
+        call = await service.run(request, lambda: responses_call(asked, earlier), "reading the input")
+        turn = _Turn(asked, call, earlier, len(await request.body()))
         if not asked.stream:
             return await while_connected(request, _whole(service, store, turn))
         return EventStream(_events(service, store, turn), turn.on_problem)
@@ -68,11 +69,12 @@ def _earlier(store: ResponseStore, response_id: str) -> tuple[Mapping[str, Any],
 
 @dataclass(slots=True)
 class _Turn:
-    """One request on its way to a response. `sequence` counts the events of its stream."""
+    """One request of `size` bytes on its way to a response. `sequence` counts the events of its stream."""
 
     asked: ResponsesRequest
     call: ChatCall
     earlier: tuple[Mapping[str, Any], ...]
+    size: int
     response_id: str = field(default_factory=lambda: new_id("resp_"))
     created: float = field(default_factory=time.time)
     sequence: int = 0
@@ -205,7 +207,8 @@ def _keep(store: ResponseStore, turn: _Turn, response: dict[str, Any]) -> None:
     else:
         rows = [{"type": item.type, **_builtins(item)} for item in given]
     items = tuple({"id": new_id("item_"), **row} for row in rows)
-    store.keep(response, items, messages)
+    said = sum(len(part["text"]) for item in response["output"] for part in item.get("content", ()))
+    store.keep(response, items, messages, turn.size + said)
 
 
 def _builtins(value: Any) -> Any:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,7 +15,10 @@ MAX_BYTES = 64 * 2**20
 
 @dataclass(frozen=True, slots=True)
 class Kept:
-    """A response, the items that it answered, and the whole conversation up to its end, without instructions."""
+    """A response, the items that it answered, and the whole conversation up to its end, without instructions.
+
+    `size` is that of what it added: texts of earlier turns are shared with them.
+    """
 
     response: Mapping[str, Any]
     input_items: tuple[Mapping[str, Any], ...]
@@ -37,9 +39,9 @@ class ResponseStore:
         response: Mapping[str, Any],
         input_items: tuple[Mapping[str, Any], ...],
         messages: tuple[Mapping[str, Any], ...],
+        size: int,
     ) -> None:
-        """Keep a response under its id; the oldest go when there are too many."""
-        size = len(json.dumps([response, input_items, messages]))
+        """Keep a response of `size` bytes under its id; the oldest go when there are too many."""
         self._kept[response["id"]] = Kept(response, input_items, messages, size)
         self._bytes += size
         while len(self._kept) > self._max_kept or self._bytes > self._max_bytes:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import uuid
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -17,6 +18,9 @@ from rvllm_local.server.settings import ServerSettings
 from rvllm_local.server.workers import Workers
 
 T = TypeVar("T", bound=msgspec.Struct)
+R = TypeVar("R")
+
+_READ_AT_ONCE = 32 * 2**10  # bytes; at worst some two milliseconds
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +35,16 @@ class Service:
 
     async def read(self, request: Request, kind: type[T]) -> T:
         """The request's body as a `kind`. Raises `Problem` 400."""
-        return json_body.decode(await request.body(), kind, is_lenient=self.settings.is_lenient)
+        body, is_lenient = await request.body(), self.settings.is_lenient
+        return await self.run(request, lambda: json_body.decode(body, kind, is_lenient=is_lenient), "reading the body")
+
+    async def run(self, request: Request, work: Callable[[], R], what: str) -> R:
+        """`work()`, which grows with the request's body: at once if that is small, else on a worker, since the loop has
+        others to serve.
+        """
+        if len(await request.body()) <= _READ_AT_ONCE:
+            return work()
+        return await self.workers.run(work, self.settings.prepare_timeout_s, what)
 
 
 def new_id(prefix: str) -> str:

@@ -6,6 +6,7 @@ A chat template can loop without end inside its sandbox; an exception that is ra
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import ctypes
 import threading
 from collections.abc import Callable
@@ -35,51 +36,73 @@ class Workers:
                 await self._slots.acquire()
         except TimeoutError:
             raise Problem(503, f"{what} has to wait too long", "busy", retry_after_s=2.0) from None
-        task = _Task(work)
-        future = self._pool.submit(task)
-        future.add_done_callback(self._release_on(asyncio.get_running_loop()))
+        loop = asyncio.get_running_loop()
+        late = Problem(400, f"{what} took longer than {timeout_s:g} s and was ended", "deadline")
+        task = _Task(work, late)
+        try:
+            future = self._pool.submit(task)
+        except RuntimeError:  # closed
+            raise Problem(503, "the server is shutting down", "shutting_down", retry_after_s=5.0) from None
+        # The deadline is the work's, not the caller's: who goes away first must not leave a thread behind that never ends.
+        alarm = loop.call_later(timeout_s, task.end)
+        future.add_done_callback(self._release_on(loop, alarm))
         done = asyncio.wrap_future(future)
         done.add_done_callback(lambda done: done.cancelled() or done.exception())  # nobody may be left to see it
         try:
             return await asyncio.wait_for(asyncio.shield(done), timeout_s)
         except TimeoutError:
-            task.end()
-            raise Problem(400, f"{what} took longer than {timeout_s:g} s and was ended", "deadline") from None
+            raise late from None
 
     def close(self) -> None:
         """Take no more work."""
         self._pool.shutdown(wait=False, cancel_futures=True)
 
-    def _release_on(self, loop: asyncio.AbstractEventLoop) -> Callable[[Future[T]], None]:
+    def _release_on(self, loop: asyncio.AbstractEventLoop, alarm: asyncio.TimerHandle) -> Callable[[Future[T]], None]:
+        def settle() -> None:
+            alarm.cancel()
+            self._slots.release()
+
         def release(_: Future[T]) -> None:
-            if not loop.is_closed():
-                loop.call_soon_threadsafe(self._slots.release)
+            with contextlib.suppress(RuntimeError):  # the loop has been closed
+                loop.call_soon_threadsafe(settle)
 
         return release
 
 
 class _Task(Generic[T]):
-    """One call, and the thread it runs on while it runs."""
+    """One call, and the thread it runs on while it runs. Raises `late` when it was ended."""
 
-    def __init__(self, work: Callable[[], T]) -> None:
-        self._work = work
+    def __init__(self, work: Callable[[], T], late: Problem) -> None:
+        self._work, self._late = work, late
         self._lock = threading.Lock()
         self._thread: int | None = None
+        self._is_late = False
 
     def __call__(self) -> T:
-        with self._lock:
-            self._thread = threading.get_ident()
         try:
-            return self._work()
-        except _DeadlineError:
-            raise Problem(400, "it was ended", "deadline") from None
-        finally:
             with self._lock:
+                if self._is_late:
+                    raise self._late
+                self._thread = threading.get_ident()
+            try:
+                return self._work()
+            finally:
+                self._leave()
+        except _DeadlineError:
+            self._leave()
+            raise self._late from None
+
+    def _leave(self) -> None:
+        """From here on the thread is the pool's again: what was raised for this work must not reach the next."""
+        with self._lock:
+            if self._thread is not None:
+                ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(self._thread), None)
                 self._thread = None
 
     def end(self) -> None:
         """Raise in its thread, if it still runs."""
         with self._lock:
+            self._is_late = True
             if self._thread is not None:
                 ctypes.pythonapi.PyThreadState_SetAsyncExc(
                     ctypes.c_ulong(self._thread), ctypes.py_object(_DeadlineError)

@@ -113,7 +113,9 @@ def test_a_field_twice_counts_once_and_a_huge_one_is_refused(api: Running) -> No
 
 
 def test_a_prompt_in_an_unknown_role_or_field_is_not_quoted(api: Running) -> None:
-    for body in ({"messages": [{"role": SECRET * 9, "content": "x"}]}, {SECRET * 9: 1, "messages": []}):
+    hidden = [{"messages": [{"role": text, "content": "x"}]} for text in (SECRET, "it's " + SECRET, SECRET * 9)]
+    hidden += [{**CHAT, "tool_choice": SECRET}, {**CHAT, "reasoning_effort": SECRET}, {SECRET * 9: 1, "messages": []}]
+    for body in hidden:
         assert SECRET not in api.post({"model": "default", **body}).text
 
 
@@ -129,3 +131,11 @@ def test_a_lenient_server_drops_unknown_fields_and_nothing_else(lenient: Running
     assert lenient.post({**CHAT, "messages": [message], "colour": 1, "a": {"b": []}}).status_code == 200
     assert lenient.post({**CHAT, "colour": 1, "seed": "x"}).status_code == 400
     assert lenient.post({**CHAT, **{f"field{number}": 1 for number in range(100)}}).status_code == 400
+
+
+def test_a_body_of_too_many_values_is_refused_without_reading_it(api: Running) -> None:
+    for inner, status in (("[]," * 60_000 + "[]", 413), ("1," * 1_100_000 + "1", 413), ("1," * 90_000 + "1", 400)):
+        body = f'{{"model": "default", "prompt": [{inner}]}}'.encode()
+        answer = api.client.post("/v1/completions", content=body, headers={"content-type": "application/json"})
+        assert answer.status_code == status, answer.text
+    assert answer.json()["error"]["code"] == "context_length_exceeded"

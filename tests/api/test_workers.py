@@ -1,0 +1,63 @@
+"""Work with a deadline: it ends at its time whoever still waits for it, and the threads live on."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+import pytest
+
+from rvllm_local.server.problems import Problem
+from rvllm_local.server.workers import Workers
+
+
+def forever() -> None:
+    while True:
+        pass
+
+
+def test_work_that_never_ends_is_ended() -> None:
+    async def main() -> None:
+        workers = Workers(1)
+        for _ in range(3):
+            with pytest.raises(Problem, match="took longer"):
+                await workers.run(forever, 0.1, "it")
+        assert await workers.run(lambda: 5, 1.0, "it") == 5
+        workers.close()
+
+    asyncio.run(main())
+
+
+def test_work_ends_though_its_callers_have_gone() -> None:
+    async def main() -> None:
+        workers = Workers(2)
+        callers = [asyncio.create_task(workers.run(forever, 0.3, "it")) for _ in range(4)]
+        await asyncio.sleep(0.1)
+        for caller in callers:
+            caller.cancel()
+        assert await workers.run(lambda: 5, 2.0, "it") == 5
+        workers.close()
+
+    asyncio.run(main())
+
+
+def test_an_end_that_comes_late_harms_nobody() -> None:
+    async def main() -> None:
+        workers = Workers(2)
+
+        def sleeps() -> int:
+            time.sleep(0.02)
+            return 7
+
+        async def one() -> None:
+            try:
+                assert await workers.run(sleeps, 0.02, "it") == 7
+            except Problem as problem:
+                assert problem.code == "deadline" or problem.status == 503
+
+        for _ in range(40):
+            await asyncio.gather(one(), one())
+        assert await asyncio.gather(*(workers.run(sleeps, 5.0, "it") for _ in range(4))) == [7] * 4
+        workers.close()
+
+    asyncio.run(main())
