@@ -135,7 +135,7 @@ def _serve(folder: Path, profile: str | None) -> None:
     from rvllm_local.engine.process import ProcessClient
     from rvllm_local.models.loader import ModelFiles
     from rvllm_local.server.app import running
-    from rvllm_local.server.listener import serve
+    from rvllm_local.server.listener import bound, serve
     from rvllm_local.server.registry import Registry
     from rvllm_local.server.settings import ServerSettings
 
@@ -149,7 +149,7 @@ def _serve(folder: Path, profile: str | None) -> None:
 
     async def run() -> None:
         async with running(registry, ServerSettings(port=0, drain_s=0)) as server, registry.lease("tiny"):
-            await serve(server, lambda port: print(port, flush=True))
+            await serve(server, bound(server.settings), lambda port: print(port, flush=True))
 
     profiler = cProfile.Profile()
     if profile:

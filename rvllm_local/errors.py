@@ -86,3 +86,15 @@ class HistoryError(RvllmError):
 
 class EndpointError(RvllmError):
     """The server that answers the chat cannot be reached, refused, or broke off."""
+
+
+def error_of(kind: str | None, message: str, parameter: str | None = None) -> RvllmError:
+    """An error that crossed a process as the name of its class, its text, and the field that it is about."""
+    found = globals().get(kind or "EngineError")
+    if not (isinstance(found, type) and issubclass(found, RvllmError)):
+        return RvllmError(message)
+    if issubclass(found, GrammarError):
+        return found(message, parameter or "response_format")
+    if issubclass(found, ParameterError):
+        return found(parameter or "", message)
+    return QueueFullError(message, 1.0) if found is QueueFullError else found(message)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from rvllm_local.client import make_requests, open_stream
 from rvllm_local.engine.core import EngineCore
@@ -74,5 +75,5 @@ def _add(core: EngineCore, request: Request, sink: EventSink, matcher: Matcher |
     try:
         core.add(request, sink, matcher)
     except Exception as error:  # one bad request ends alone
-        parameter = getattr(error, "parameter", None)
-        sink(StreamEvent("", (), FinishReason.ERROR, index=request.index, error=str(error), error_parameter=parameter))
+        failed = StreamEvent("", (), FinishReason.ERROR, index=request.index, error=str(error))
+        sink(replace(failed, error_parameter=getattr(error, "parameter", None), error_kind=type(error).__name__))

@@ -146,7 +146,8 @@ class TokenLogprob:
 class StreamEvent:
     """What a stream yields: new text (possibly empty), the tokens behind it, and the end if it came.
 
-    `stop_string` is the one that ended it. `error_parameter` names the field of the request that an error is about.
+    `stop_string` is the one that ended it. `error_parameter` names the field of the request that an error is about,
+    `error_kind` the error's class in `errors`; None means `EngineError`.
     """
 
     text: str
@@ -158,6 +159,7 @@ class StreamEvent:
     error: str | None = None
     stop_string: str | None = None
     error_parameter: str | None = None
+    error_kind: str | None = None
 
 
 EventSink = Callable[[StreamEvent], None]

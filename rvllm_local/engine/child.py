@@ -235,7 +235,15 @@ def _failed(error: Exception, *, with_text: bool = False) -> frames.Failed:
 
 
 def _failed_event(index: int, failed: frames.Failed) -> StreamEvent:
-    return StreamEvent("", (), FinishReason.ERROR, index=index, error=failed.message, error_parameter=failed.parameter)
+    return StreamEvent(
+        "",
+        (),
+        FinishReason.ERROR,
+        index=index,
+        error=failed.message,
+        error_parameter=failed.parameter,
+        error_kind=failed.kind,
+    )
 
 
 def _print_frames(error: BaseException | None) -> None:

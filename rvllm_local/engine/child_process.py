@@ -18,7 +18,6 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 
-from rvllm_local import errors
 from rvllm_local.engine import frames
 from rvllm_local.engine.cpu_wait import CpuWait
 from rvllm_local.engine.limits import EngineLimits
@@ -134,7 +133,7 @@ class ChildProcess:
             with self._lock:
                 self._answers.pop(call_id, None)
         if found.error is not None:
-            raise _error(found.error)
+            raise frames.error_in(found.error)
         return found
 
     def post(self, command: frames.Command) -> None:
@@ -250,7 +249,7 @@ class ChildProcess:
         elif isinstance(event, frames.Ready):
             self._on_ready(event.limits)
         elif isinstance(event, frames.Failed):
-            self.failure = _error(event)
+            self.failure = frames.error_in(event)
         elif self._progress is not None:
             with contextlib.suppress(Exception):  # what people are shown must not end the engine
                 self._progress(event.message)
@@ -274,7 +273,7 @@ class ChildProcess:
             answers, self._answers = self._answers, {}
         for (_, index), sink in sinks.items():
             with contextlib.suppress(Exception):
-                sink(_failed(index, str(self._gone)))
+                sink(_failed(index, str(self._gone), type(self._gone).__name__))
         for answer in answers.values():
             if not answer.done():
                 answer.set_exception(self._gone)
@@ -297,17 +296,5 @@ def _signal_name(number: int) -> str:
         return f"signal {number}"
 
 
-def _failed(index: int, message: str) -> StreamEvent:
-    return StreamEvent("", (), FinishReason.ERROR, index=index, error=message)
-
-
-def _error(failed: frames.Failed) -> RvllmError:
-    """The error that the child met, as the class that it was."""
-    kind = getattr(errors, failed.kind, RvllmError)
-    if not (isinstance(kind, type) and issubclass(kind, RvllmError)):
-        return RvllmError(failed.message)
-    if issubclass(kind, ParameterError):
-        return kind(failed.parameter or "", failed.message)
-    if kind is errors.QueueFullError:
-        return RvllmError(failed.message)
-    return kind(failed.message)
+def _failed(index: int, message: str, kind: str | None = None) -> StreamEvent:
+    return StreamEvent("", (), FinishReason.ERROR, index=index, error=message, error_kind=kind)

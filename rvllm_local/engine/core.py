@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Sequence as Rows
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -150,7 +150,7 @@ class EngineCore:
         if flight is not None:
             self._retire(flight)
         for sequence in list(self._open.values()):
-            self._end(sequence, _last(sequence, FinishReason.ERROR, message))
+            self._end(sequence, replace(_last(sequence, FinishReason.ERROR, message), error_kind="EngineClosedError"))
         self._residence.close()
 
     def step(self) -> None:

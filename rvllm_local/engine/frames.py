@@ -13,6 +13,7 @@ import msgspec
 
 from rvllm_local.engine.limits import EngineLimits
 from rvllm_local.engine.options import EngineOptions
+from rvllm_local.errors import RvllmError, error_of
 from rvllm_local.types import EngineSnapshot, Request, RequestReport, StreamEvent
 
 MAX_FRAME = 64 * 2**20  # bytes; a prompt of a million tokens takes a tenth
@@ -105,6 +106,11 @@ Event = Loading | Ready | Failed | Events | Answer | Beat
 _ENCODER = msgspec.msgpack.Encoder()
 _COMMANDS: msgspec.msgpack.Decoder[Command] = msgspec.msgpack.Decoder(Command)
 _EVENTS: msgspec.msgpack.Decoder[Event] = msgspec.msgpack.Decoder(Event)
+
+
+def error_in(failed: Failed) -> RvllmError:
+    """The error that the other side met, as the class that it was."""
+    return error_of(failed.kind, failed.message, failed.parameter)
 
 
 def encode(frame: Command | Event) -> bytes:

@@ -6,15 +6,15 @@ import contextlib
 import queue
 from collections.abc import Callable, Iterator
 
-from rvllm_local.errors import EngineClosedError, EngineError
+from rvllm_local.errors import EngineClosedError, error_of
 from rvllm_local.types import FinishReason, StreamEvent
 
 
 class TokenStream(Iterator[StreamEvent]):
     """Yields the events of all choices of one request and ends after the last choice has ended.
 
-    `close()`, or leaving a `with` block, cancels what is still running. Raises `EngineError` if the engine
-    failed while the request was open.
+    `close()`, or leaving a `with` block, cancels what is still running. Raises what ended a
+    choice: an `EngineError` if the engine failed while the request was open, a `ParameterError` if it cannot be served.
     """
 
     def __init__(self, request_id: str, num_choices: int, cancel: Callable[[str], None]) -> None:
@@ -34,7 +34,7 @@ class TokenStream(Iterator[StreamEvent]):
         if event.finish_reason is not None:
             self._open -= 1
         if event.finish_reason is FinishReason.ERROR:
-            raise EngineError(event.error or "the engine failed")
+            raise error_of(event.error_kind, event.error or "the engine failed", event.error_parameter)
         return event
 
     def close(self) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 from rvllm_local.server.anthropic_schema import AnthropicTool, Block, CountRequest, Message, MessagesRequest
 from rvllm_local.server.calls import ChatCall
 from rvllm_local.server.openai_requests import EFFORT_TOKENS
-from rvllm_local.server.problems import bad_request
+from rvllm_local.server.problems import bad_request, shown_kind
 from rvllm_local.types import SamplingParams
 
 _SKIPPED = ("thinking", "redacted_thinking")
@@ -96,8 +96,8 @@ def _text(content: str | list[Block], where: str) -> str:
         return content
     for index, block in enumerate(content):
         if block.type != "text" or block.text is None:
-            shown = block.type if block.type.isidentifier() and len(block.type) < 40 else "..."
-            raise bad_request(f"{where}: block {index} is of type {shown!r}; this server reads text only", where)
+            shown = shown_kind(block.type)
+            raise bad_request(f"{where}: block {index} is of type {shown}; this server reads text only", where)
     return "\n".join(block.text or "" for block in content)
 
 

@@ -15,6 +15,7 @@ from rvllm_local.server.generation import Generator
 from rvllm_local.server.guard import Guard
 from rvllm_local.server.metrics import Metrics
 from rvllm_local.server.problems import Problem, problem_of
+from rvllm_local.server.questions import Questions
 from rvllm_local.server.registry import Registry
 from rvllm_local.server.reply import GoneError
 from rvllm_local.server.service import Service
@@ -37,7 +38,7 @@ class Server:
         self.settings, self.registry = settings, registry
         metrics, workers = Metrics(), Workers()
         generator = Generator(registry, workers, settings, metrics)
-        self.service = Service(settings, registry, generator, workers, metrics)
+        self.service = Service(settings, registry, generator, workers, metrics, Questions())
         dialects = (openai, responses, anthropic, engine_routes)
         self.routes = [route for dialect in dialects for route in dialect.routes(self.service)]
         self.routes += openapi.routes(self.routes, BODIES)

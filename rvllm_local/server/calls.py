@@ -77,7 +77,7 @@ class Ended:
     """The last thing that comes for a choice. `made_calls`: at least one tool call was completed.
 
     `stop_sequence` is the stop string that matched. With `error`, the choice failed; `error_parameter` is the field it
-    is about.
+    is about, `error_kind` the error's class.
     """
 
     index: int
@@ -87,6 +87,7 @@ class Ended:
     stop_sequence: str | None = None
     error: str | None = None
     error_parameter: str | None = None
+    error_kind: str | None = None
 
 
 Outcome = Delta | Ended

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import dataclasses
 from collections.abc import Mapping
 from typing import Any
@@ -23,8 +22,6 @@ from rvllm_local.server.reply import JSONReply
 from rvllm_local.server.served import Served, health_of
 from rvllm_local.server.service import Service
 from rvllm_local.types import SamplingParams
-
-_ANSWER_S = 5.0  # an engine that does not answer a question for so long is not well
 
 
 class TokenizeRequest(Strict):
@@ -55,7 +52,7 @@ def routes(service: Service) -> list[Route]:
         return JSONReply(found, 200 if found["status"] == "ok" else 503)
 
     async def metrics(request: Request) -> Response:
-        engines = {served.name: await _stats(served) for served in service.registry.loaded()}
+        engines = {served.name: await _stats(service, served) for served in service.registry.loaded()}
         return Response(service.metrics.exposition(engines), media_type=CONTENT_TYPE)
 
     async def models(request: Request) -> Response:
@@ -68,7 +65,7 @@ def routes(service: Service) -> list[Route]:
         return JSONReply(next(_model(row) for row in service.registry.listed() if row.name == name))
 
     async def engine(request: Request) -> Response:
-        engines = [await _engine(served) for served in service.registry.loaded()]
+        engines = [await _engine(service, served) for served in service.registry.loaded()]
         return JSONReply({"engines": engines, "models": [_model(row) for row in service.registry.listed()]})
 
     async def explain(request: Request) -> Response:
@@ -95,17 +92,18 @@ def routes(service: Service) -> list[Route]:
 async def _health(service: Service) -> dict[str, Any]:
     """Well if the default model's engine answers a question between its steps, and so do all others."""
     registry = service.registry
-    engines = [await _engine_health(served) for served in registry.loaded()]
+    engines = [await _engine_health(service, served) for served in registry.loaded()]
     default = next((row for row in registry.listed() if row.name == registry.default), None)
     status = "ok"
     if any(row["status"] != "ok" for row in engines):
         status = "unwell"
-    elif default is not None and default.state == "loading":
-        status = "loading"
-    return {"status": status, "default_model": registry.default, "engines": engines}
+    elif default is not None and default.state in ("loading", "failed"):
+        status = default.state
+    message = default.failure if default is not None else None
+    return {"status": status, "default_model": registry.default, "message": message or "", "engines": engines}
 
 
-async def _engine_health(served: Served) -> dict[str, Any]:
+async def _engine_health(service: Service, served: Served) -> dict[str, Any]:
     found = health_of(served.client)
     row: dict[str, Any] = {"model": served.name, "status": "ok"}
     if found is not None:
@@ -114,39 +112,35 @@ async def _engine_health(served: Served) -> dict[str, Any]:
         if found.state != "ready":
             return {**row, "status": "unwell"}
     try:
-        async with asyncio.timeout(_ANSWER_S):
-            stats = await asyncio.to_thread(served.client.stats)
-    except (TimeoutError, EngineError) as error:
-        message = str(error) or f"the engine did not answer for {_ANSWER_S:g} s"
-        return {**row, "status": "unwell", "message": message}
+        stats = await service.questions.ask(served.client, "stats", served.client.stats)
+    except EngineError as error:
+        return {**row, "status": "unwell", "message": str(error)}
     return {**row, "attention_backend": stats.get("attention_backend")}
 
 
-async def _stats(served: Served) -> Mapping[str, int | float | str]:
+async def _stats(service: Service, served: Served) -> Mapping[str, int | float | str]:
     try:
-        async with asyncio.timeout(_ANSWER_S):
-            return await asyncio.to_thread(served.client.stats)
-    except (TimeoutError, EngineError):
+        return await service.questions.ask(served.client, "stats", served.client.stats)
+    except EngineError:
         return {}
 
 
-async def _engine(served: Served) -> dict[str, Any]:
+async def _engine(service: Service, served: Served) -> dict[str, Any]:
     health = health_of(served.client)
     limits = dataclasses.asdict(served.client.limits)
     head = {"model": served.name, "limits": limits, "planned_bytes": served.memory, "loaded_at": int(served.loaded_at)}
     if health is not None:
         head["health"] = dataclasses.asdict(health)
     try:
-        async with asyncio.timeout(_ANSWER_S):
-            snapshot = await asyncio.to_thread(served.client.snapshot)
-    except (TimeoutError, EngineError) as error:
-        return {**head, "error": str(error) or "the engine does not answer"}
+        snapshot = await service.questions.ask(served.client, "snapshot", served.client.snapshot)
+    except EngineError as error:
+        return {**head, "error": str(error)}
     return {**head, **dataclasses.asdict(snapshot)}
 
 
 async def _explain(service: Service, request_id: str) -> Response:
     for served in service.registry.loaded():
-        reports = await asyncio.to_thread(served.client.explain, request_id)
+        reports = await service.questions.ask(served.client, "explain", served.client.explain, request_id)
         if reports:
             return JSONReply(
                 {"id": request_id, "model": served.name, "choices": [dataclasses.asdict(r) for r in reports]}

@@ -182,6 +182,7 @@ class Generation:
             event.stop_string,
             error,
             event.error_parameter,
+            event.error_kind,
         )
 
 

@@ -38,7 +38,7 @@ def shape_of(text: bytes) -> Shape:
         if inside:
             in_string = ~in_string
         inside = bool(in_string[-1])
-        signs = block[~in_string]
+        signs = block[~in_string & (block != _BLANK)]
         folded = signs | _BIT_5
         opening = folded == _OPENING
         steps = np.cumsum(opening.astype(np.int32) - (folded == _CLOSING))
@@ -68,7 +68,7 @@ def _quotes(block: np.ndarray, escapes: bool) -> tuple[np.ndarray, bool]:
 
 
 def _between_numbers(signs: np.ndarray, commas: np.ndarray) -> int:
-    """How many of the commas have a digit before them, and a blank or the beginning of a number behind."""
+    """How many of the commas have a digit before them, and the beginning of a number behind."""
     digits = (signs - _ZERO) < 10  # unsigned: all other signs are beyond
-    behind = digits[2:] | (signs[2:] == _BLANK) | (signs[2:] == _MINUS)
+    behind = digits[2:] | (signs[2:] == _MINUS)
     return int(np.count_nonzero(digits[:-2] & commas[1:-1] & behind))

@@ -98,14 +98,14 @@ class Listener(uvicorn.Server):
         )
 
 
-async def serve(server: Server, on_ready: Callable[[int], None] | None = None) -> None:
-    """Serve until a signal comes. `on_ready` gets the port once requests are taken. Raises `ConfigError`."""
+async def serve(server: Server, listening: socket.socket, on_ready: Callable[[int], None] | None = None) -> None:
+    """Serve on a socket from `bound` until a signal comes. `on_ready` gets the port once requests are taken. Raises `ConfigError`."""
     try:
         listener = Listener(server)
         listener.config.load()
     except (OSError, ssl.SSLError) as error:
         raise ConfigError(f"the TLS certificate or key cannot be used: {error}") from error
-    task = asyncio.create_task(listener.serve([_bound(server.settings)]))
+    task = asyncio.create_task(listener.serve([listening]))
     garbage = asyncio.create_task(collect_when_idle(lambda: server.service.generator.num_open == 0))
     while not listener.started and not task.done():
         await asyncio.sleep(0.005)
@@ -115,7 +115,7 @@ async def serve(server: Server, on_ready: Callable[[int], None] | None = None) -
     garbage.cancel()
 
 
-def _bound(settings: ServerSettings) -> socket.socket:
+def bound(settings: ServerSettings) -> socket.socket:
     """The socket to listen on. Raises `ConfigError`."""
     host = settings.host.strip("[]")
     try:

@@ -12,11 +12,12 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
+from rvllm_local.errors import error_of
 from rvllm_local.server.calls import ChatCall, Delta, Ended, TextCall, Usage
 from rvllm_local.server.generation import Generation
 from rvllm_local.server.openai_requests import chat_call, text_call
 from rvllm_local.server.openai_schema import ChatRequest, Sampling, TextRequest
-from rvllm_local.server.problems import Problem, bad_request
+from rvllm_local.server.problems import Problem, bad_request, problem_of
 from rvllm_local.server.reply import EventStream, JSONReply, event, while_connected
 from rvllm_local.server.service import Service, new_id
 from rvllm_local.text.tokenizer import Tokenizer
@@ -98,15 +99,8 @@ async def gather(generation: Generation) -> list[_Gathered]:
 
 def raise_failed(ended: Ended) -> None:
     """Raise the `Problem` of a choice that did not end well."""
-    if ended.error is not None and ended.error_parameter is not None:
-        raise bad_request(ended.error, ended.error_parameter)
     if ended.error is not None:
-        is_crash = "engine" in ended.error and ("restart" in ended.error or "process" in ended.error)
-        raise (
-            Problem(503, ended.error, "engine_restarting", retry_after_s=2.0)
-            if is_crash
-            else Problem(500, ended.error, "engine_error")
-        )
+        raise problem_of(error_of(ended.error_kind, ended.error, ended.error_parameter))
     if ended.reason is FinishReason.CANCELLED:
         raise Problem(503, "the request was cancelled", "cancelled")
 

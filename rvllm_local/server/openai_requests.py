@@ -17,7 +17,7 @@ from rvllm_local.server.openai_schema import (
     TextRequest,
     refuse_unsupported,
 )
-from rvllm_local.server.problems import bad_request
+from rvllm_local.server.problems import bad_request, shown_kind
 from rvllm_local.types import MAX_LOGPROBS, SamplingParams
 
 MAX_PRIORITY = 100
@@ -148,9 +148,9 @@ def read_content(content: str | list[ContentPart] | None, where: str) -> str:
         return content or ""
     for index, part in enumerate(content):
         if part.type not in ("text", "refusal") or (part.text is None and part.refusal is None):
-            shown = part.type if part.type.isidentifier() and len(part.type) < 40 else "..."
+            shown = shown_kind(part.type)
             raise bad_request(
-                f"{where}.content[{index}] is of type {shown!r}; this server reads text only",
+                f"{where}.content[{index}] is of type {shown}; this server reads text only",
                 f"{where}.content",
                 "unsupported",
             )

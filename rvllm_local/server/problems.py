@@ -22,6 +22,19 @@ _ANTHROPIC_KINDS = {
 }
 
 
+# Types of message parts, items and tools that the APIs know and this server does not take.
+_KINDS = frozenset(
+    (
+        "image", "image_url", "image_file", "input_image", "input_audio", "audio", "output_audio", "file", "input_file", "document",
+        "video", "video_url", "refusal", "text", "input_text", "output_text", "reasoning", "item_reference", "tool_use",
+        "tool_result", "server_tool_use", "web_search_tool_result", "search_result", "container_upload", "custom", "function",
+        "web_search", "web_search_preview", "file_search", "code_interpreter", "computer_use_preview", "image_generation", "mcp",
+        "local_shell", "shell", "apply_patch", "thinking", "redacted_thinking", "file_search_call", "web_search_call",
+        "computer_call", "custom_tool_call", "custom_tool_call_output", "mcp_call", "compaction",
+    )
+)  # fmt: skip
+
+
 class Problem(Exception):  # noqa: N818 (it is no bug: the usual end of a bad request)
     """A refusal or a failure. `code` is machine-readable; `retry_after_s` says when trying again makes sense."""
 
@@ -72,6 +85,11 @@ class Problem(Exception):  # noqa: N818 (it is no bug: the usual end of a bad re
 def bad_request(message: str, parameter: str | None = None, code: str | None = None) -> Problem:
     """A 400 that names the field it is about."""
     return Problem(400, message, code, parameter)
+
+
+def shown_kind(kind: str) -> str:
+    """The type of a part or item, for a message: only one that an API knows, as anything else could be a piece of a prompt."""
+    return repr(kind) if kind in _KINDS else "..."
 
 
 def problem_of(error: BaseException) -> Problem:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import re
 import time
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -19,18 +20,19 @@ from rvllm_local.errors import MemoryBudgetError, ModelNotFoundError
 from rvllm_local.memory.plan import MemoryPlan
 from rvllm_local.models.describe import describe
 from rvllm_local.models.loader import ModelFiles
-from rvllm_local.server.problems import Problem
+from rvllm_local.server.problems import Problem, problem_of
 from rvllm_local.server.served import Opener, Served, open_process, open_served
 
 logger = logging.getLogger(__name__)
 
-State = Literal["ready", "loading", "idle"]
+State = Literal["ready", "loading", "idle", "failed"]
+_NAME = re.compile(r"[\w./:@+-]{0,100}", re.ASCII)  # anything else was meant for another field
 Planner = Callable[[ModelFiles, EngineOptions], MemoryPlan]
 
 
 @dataclass(frozen=True, slots=True)
 class Listed:
-    """A model by name, as `/v1/models` shows it."""
+    """A model by name, as `/v1/models` shows it. `failure` says why it could not be loaded the last time."""
 
     name: str
     state: State
@@ -38,6 +40,7 @@ class Listed:
     open_requests: int
     memory: int | None
     context_length: int | None
+    failure: str | None = None
 
 
 @dataclass(slots=True)
@@ -78,6 +81,7 @@ class Registry:
         self._opener, self._planner, self._clock = opener, planner, clock
         self._slots: dict[str, _Slot] = {}
         self._loading: dict[str, asyncio.Task[Served]] = {}
+        self._failures: dict[str, str] = {}  # of models that could not be loaded and were not since
         self._change = asyncio.Lock()  # one model comes or goes at a time
         self._is_closed = False
         wrong = next((name for name in self._pinned if name not in self._available), None)
@@ -88,7 +92,7 @@ class Registry:
         """The name of a model that may be asked for. Raises `Problem` 404 that lists them."""
         name = self.default if name == "default" else name
         if name not in self._available:
-            shown = name if len(name) <= 100 and name.isprintable() else "..."
+            shown = name if _NAME.fullmatch(name) else "..."
             known = ", ".join(sorted(self._available))
             raise Problem(404, f"there is no model {shown!r} here; known are {known}", "model_not_found", "model")
         return name
@@ -146,8 +150,13 @@ class Registry:
                     await asyncio.to_thread(served.client.close)
                     raise Problem(503, "the server is shutting down", "shutting_down", retry_after_s=5.0)
                 self._slots[name] = _Slot(served, last_used=self._clock())
+                self._failures.pop(name, None)
                 logger.info("%s is ready", name)
                 return served
+        except Exception as error:
+            if not isinstance(error, Problem):  # no room at the moment is no fault of the model's
+                self._failures[name] = problem_of(error).message
+            raise
         finally:
             del self._loading[name]
 
@@ -205,7 +214,8 @@ class Registry:
 
     def _listed(self, name: str) -> Listed:
         slot = self._slots.get(name)
-        state: State = "ready" if slot else "loading" if name in self._loading else "idle"
+        failure = None if slot or name in self._loading else self._failures.get(name)
+        state: State = "ready" if slot else "loading" if name in self._loading else "failed" if failure else "idle"
         return Listed(
             name,
             state,
@@ -213,4 +223,5 @@ class Registry:
             slot.open_requests if slot else 0,
             slot.served.memory if slot else None,
             slot.served.client.limits.context_length if slot else None,
+            failure,
         )

@@ -9,7 +9,7 @@ import msgspec
 
 from rvllm_local.server.calls import ChatCall
 from rvllm_local.server.openai_requests import EFFORT_TOKENS
-from rvllm_local.server.problems import bad_request
+from rvllm_local.server.problems import bad_request, shown_kind
 from rvllm_local.server.responses_schema import (
     InputItem,
     ItemPart,
@@ -79,8 +79,8 @@ def input_messages(given: str | Sequence[InputItem]) -> Messages:
                 thought = _text([*(item.content or item.summary or ())], where)
                 continue
             case _:
-                shown = item.type if item.type.isidentifier() and len(item.type) < 40 else "..."
-                raise bad_request(f"{where} is of type {shown!r}, which is not supported here", where, "unsupported")
+                shown = shown_kind(item.type)
+                raise bad_request(f"{where} is of type {shown}, which is not supported here", where, "unsupported")
         if thought and messages[-1]["role"] == "assistant":
             messages[-1]["reasoning_content"] = thought
         thought = ""
@@ -116,8 +116,8 @@ def _text(content: str | Sequence[ItemPart], where: str) -> str:
         return content
     for index, part in enumerate(content):
         if part.text is None and part.refusal is None:
-            shown = part.type if part.type.isidentifier() and len(part.type) < 40 else "..."
-            raise bad_request(f"{where}: part {index} is of type {shown!r}; this server reads text only", where)
+            shown = shown_kind(part.type)
+            raise bad_request(f"{where}: part {index} is of type {shown}; this server reads text only", where)
     return "".join(part.text or part.refusal or "" for part in content)
 
 
@@ -135,10 +135,8 @@ def _params(request: ResponsesRequest) -> SamplingParams:
 
 def _tool(tool: ResponseTool, index: int) -> dict[str, Any]:
     if tool.type != "function" or tool.name is None:
-        shown = tool.type if tool.type.isidentifier() and len(tool.type) < 40 else "..."
-        raise bad_request(
-            f"tools[{index}] is of type {shown!r}; only functions with a name can be called here", "tools"
-        )
+        shown = shown_kind(tool.type)
+        raise bad_request(f"tools[{index}] is of type {shown}; only functions with a name can be called here", "tools")
     function = {
         "name": tool.name,
         "description": tool.description,

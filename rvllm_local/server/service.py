@@ -13,6 +13,7 @@ from starlette.requests import Request
 from rvllm_local.server import json_body
 from rvllm_local.server.generation import Generator
 from rvllm_local.server.metrics import Metrics
+from rvllm_local.server.questions import Questions
 from rvllm_local.server.registry import Registry
 from rvllm_local.server.settings import ServerSettings
 from rvllm_local.server.workers import Workers
@@ -32,6 +33,7 @@ class Service:
     generator: Generator
     workers: Workers
     metrics: Metrics
+    questions: Questions
 
     async def read(self, request: Request, kind: type[T]) -> T:
         """The request's body as a `kind`. Raises `Problem` 400."""

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NoReturn
 
 import jinja2
+from jinja2.exceptions import SecurityError
 from jinja2.ext import loopcontrols
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
@@ -21,6 +22,7 @@ from rvllm_local.errors import ParameterError
 _SECONDS = 2.0  # real templates take milliseconds
 _LARGEST = 10_000_000  # characters or items that one operation may make
 _LARGEST_POWER = 64
+_QUOTED = re.compile(r"'([^']*)'")
 _WIDE = re.compile(r"\d{7}|\*")
 
 
@@ -31,6 +33,11 @@ class TemplateTimeoutError(Exception):
         return f"it ran for more than {_SECONDS:g} seconds"
 
 
+class _LimitError(jinja2.TemplateError):
+    """One operation of a template would have made too much."""
+
+
+_OWN = (_LimitError, jinja2.TemplateSyntaxError, SecurityError)
 _REFUSALS = (
     jinja2.TemplateError,
     TemplateTimeoutError,
@@ -71,8 +78,20 @@ def render_chat(
                 )
             )
     except _REFUSALS as error:
-        raise ParameterError("messages", f"the model's chat template refused the messages: {error}") from error
+        raise ParameterError(
+            "messages", f"the model's chat template refused the messages: {_reason(error, template)}"
+        ) from None
     return text
+
+
+def _reason(error: Exception, template: str) -> str:
+    """What the template said, as far as the words are its own: those of the messages are not to be repeated."""
+    said = str(error)
+    if isinstance(error, TemplateTimeoutError) or said in template:
+        return said
+    quoted = _QUOTED.findall(said)
+    is_about_names = isinstance(error, jinja2.UndefinedError) and all(name in template for name in quoted[-1:])
+    return said if is_about_names or isinstance(error, _OWN) else type(error).__name__
 
 
 class _Sandbox(ImmutableSandboxedEnvironment):
@@ -83,21 +102,21 @@ class _Sandbox(ImmutableSandboxedEnvironment):
     def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
         sized = [part for part in (left, right) if isinstance(part, str | bytes | list | tuple)]
         if operator == "%" and isinstance(left, str) and _WIDE.search(left):
-            raise jinja2.TemplateError("a format this wide is not allowed")
+            raise _LimitError("a format this wide is not allowed")
         if (
             operator == "*"
             and sized
             and any(isinstance(part, int) and part * len(sized[0]) > _LARGEST for part in (left, right))
         ):
-            raise jinja2.TemplateError("a repetition this long is not allowed")
+            raise _LimitError("a repetition this long is not allowed")
         if operator == "**" and (abs(left) > _LARGEST or abs(right) > _LARGEST_POWER):
-            raise jinja2.TemplateError("a power this large is not allowed")
+            raise _LimitError("a power this large is not allowed")
         return super().call_binop(context, operator, left, right)
 
     def call(self, context: Any, obj: Any, /, *args: Any, **kwargs: Any) -> Any:
         of_text = isinstance(getattr(obj, "__self__", None), str)
         if of_text and any(isinstance(value, int) and value > _LARGEST for value in (*args, *kwargs.values())):
-            raise jinja2.TemplateError("a text this long is not allowed")
+            raise _LimitError("a text this long is not allowed")
         return super().call(context, obj, *args, **kwargs)
 
 
@@ -117,7 +136,7 @@ def _bounded(function: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(function)
     def checked(*args: Any, **kwargs: Any) -> Any:
         if any(isinstance(value, int) and value > _LARGEST for value in (*args, *kwargs.values())):
-            raise jinja2.TemplateError("a text this long is not allowed")
+            raise _LimitError("a text this long is not allowed")
         return function(*args, **kwargs)
 
     return checked

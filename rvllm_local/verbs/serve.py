@@ -11,6 +11,7 @@ import stat
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import NoReturn
 
 from rvllm_local import host
 from rvllm_local.config import EngineConfig, load_config
@@ -19,7 +20,9 @@ from rvllm_local.errors import ConfigError, RvllmError
 from rvllm_local.models.installed import installed_models
 from rvllm_local.models.loader import locate
 from rvllm_local.server.app import running
+from rvllm_local.server.listener import bound
 from rvllm_local.server.listener import serve as listen
+from rvllm_local.server.own_process import prepare_limits, prepare_logs, report_to_log
 from rvllm_local.server.registry import Registry
 from rvllm_local.server.settings import ServerSettings, is_loopback
 
@@ -32,22 +35,19 @@ logger = logging.getLogger(__name__)
 
 def serve(arguments: argparse.Namespace) -> int:
     """Serve until a signal comes. Ends the process with status 0 after an orderly end."""
-    logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="rvllm: %(message)s")
-    for noisy in ("uvicorn", "uvicorn.error", "asyncio"):
-        logging.getLogger(noisy).setLevel(logging.WARNING)
+    prepare_logs()
     config = load_config({name: getattr(arguments, name) for name in _ENGINE_FLAGS})
     os.environ["RVLLM_CACHE_DIR"] = str(config.cache_dir)
     settings = settings_from(arguments)
+    prepare_limits(settings.max_connections)
     report = host.prepare()
     if report.advice:
         logger.info("%s", report.advice)
     asyncio.run(_serve(arguments.models or [config.model], config, settings))
-    # All is closed by now. Taking the interpreter down as well can abort in a C++ thread that MLX has left.
-    sys.stderr.flush()
-    os._exit(0)
 
 
-async def _serve(models: Sequence[str], config: EngineConfig, settings: ServerSettings) -> None:
+async def _serve(models: Sequence[str], config: EngineConfig, settings: ServerSettings) -> NoReturn:
+    report_to_log(asyncio.get_running_loop())
     named = {files.name: files for files in [await asyncio.to_thread(locate, name, logger.info) for name in models]}
     default = next(iter(named))
     registry = Registry(
@@ -58,12 +58,21 @@ async def _serve(models: Sequence[str], config: EngineConfig, settings: ServerSe
         keep_alive_s=settings.keep_alive_s,
         load_timeout_s=settings.load_timeout_s,
     )
-    async with running(registry, settings) as server:
-        loading = asyncio.create_task(_load_first(registry, default))
-        try:
-            await listen(server, lambda port: _say_ready(settings, port))
-        finally:
-            loading.cancel()
+    loading: list[asyncio.Task[None]] = []
+
+    def begin(port: int) -> None:
+        _say_ready(settings, port)
+        loading.append(asyncio.create_task(_load_first(registry, default)))
+
+    with bound(settings) as listening:
+        async with running(registry, settings) as server:
+            await listen(server, listening, begin)
+            for task in loading:
+                task.cancel()
+    # All is closed by now, but for a model that was still being loaded: its process ends with this one. Taking the
+    # interpreter down would wait for it, and can abort in a C++ thread that MLX has left.
+    sys.stderr.flush()
+    os._exit(0)
 
 
 async def _load_first(registry: Registry, name: str) -> None:

@@ -52,6 +52,6 @@ def test_it_agrees_with_a_plain_reading(block: int, monkeypatch: pytest.MonkeyPa
 
 
 def test_numbers_in_a_row_are_counted_apart() -> None:
-    assert shape_of(b'{"prompt": [1, 2,-3,4.5], "a": {"b": 1, "c": [2,"x"]}}') == Shape(6, 3, 2)
+    assert shape_of(b'{"prompt": [1, 2,-3,4.5], "a": {"b": 1, "c": [2,"x"]}}') == Shape(7, 3, 3)
     assert shape_of(b"") == Shape(0, 0, 0)
     assert shape_of(b'["\\\\", "]]]"]') == Shape(2, 0, 1)
