@@ -1,4 +1,4 @@
-"""The Python API: `LLM` loads a model, and generates, streams and chats.
+"""The Python API: `LLM` loads a model, or connects to a server that has, and generates, streams and chats.
 
 Text goes in and out here; the engine below deals in token ids. Safe to use from several threads.
 """
@@ -76,6 +76,25 @@ class LLM:
         """A model with options that were put together elsewhere, as by a configuration."""
         llm = cls.__new__(cls)
         llm._open(model, options, progress)
+        return llm
+
+    @classmethod
+    def connect(
+        cls, model: str = "smollm2-135m", address: str = "http://127.0.0.1:8473", *, api_key: str | None = None
+    ) -> LLM:
+        """A model whose engine is a server's (`rvllm serve`), which is shared with all its other clients.
+
+        Text becomes tokens here, so that the model's files must be on this machine too. `api_key` defaults to
+        RVLLM_API_KEY. Raises `EngineCrashedError` where no server answers.
+        """
+        from rvllm_local.http_client import HttpClient
+        from rvllm_local.models.loader import locate
+        from rvllm_local.text.tokenizer_files import read_tokenizer
+
+        llm = cls.__new__(cls)
+        files = locate(model)
+        llm.tokenizer = read_tokenizer(files)
+        llm._client = HttpClient(address, files.name, api_key=api_key)
         return llm
 
     def _open(self, model: str, options: EngineOptions, progress: Callable[[str], None] | None) -> None:

@@ -10,7 +10,7 @@ import msgspec
 from starlette.routing import BaseRoute, Route, Router
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from rvllm_local.server import anthropic, engine_routes, openai, openapi, responses
+from rvllm_local.server import anthropic, engine_routes, openai, openapi, responses, token_routes
 from rvllm_local.server.generation import Generator
 from rvllm_local.server.guard import Guard
 from rvllm_local.server.metrics import Metrics
@@ -28,6 +28,7 @@ BODIES: Mapping[str, type[msgspec.Struct]] = {
     **responses.BODIES,
     **anthropic.BODIES,
     **engine_routes.BODIES,
+    **token_routes.BODIES,
 }
 
 
@@ -39,7 +40,7 @@ class Server:
         metrics, workers = Metrics(), Workers()
         generator = Generator(registry, workers, settings, metrics)
         self.service = Service(settings, registry, generator, workers, metrics, Questions())
-        dialects = (openai, responses, anthropic, engine_routes)
+        dialects = (openai, responses, anthropic, engine_routes, token_routes)
         self.routes = [route for dialect in dialects for route in dialect.routes(self.service)]
         self.routes += openapi.routes(self.routes, BODIES)
         router = Router(self.routes, redirect_slashes=False)

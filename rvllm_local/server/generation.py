@@ -10,7 +10,7 @@ import contextlib
 import random
 import threading
 import time
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
 
@@ -27,7 +27,7 @@ from rvllm_local.server.settings import ServerSettings
 from rvllm_local.server.workers import Workers
 from rvllm_local.text.output import OutputParser
 from rvllm_local.text.tools import ReasoningDelta, ToolCallEnd
-from rvllm_local.types import FinishReason, StreamEvent
+from rvllm_local.types import FinishReason, Request, StreamEvent
 
 
 @dataclass(slots=True)
@@ -42,6 +42,10 @@ class _Choice:
     is_reasoning: bool = False
     made_calls: bool = False
     ended: bool = False
+
+    @property
+    def usage(self) -> Usage:
+        return Usage(self.prompt_tokens, self.tokens, self.cached_tokens, self.reasoning_tokens)
 
 
 @dataclass(slots=True, eq=False)
@@ -77,17 +81,27 @@ class Generation:
 
         Raises `Problem` when the request takes longer than it may.
         """
+        async for events in self._batches():
+            found = [outcome for offset, event in events for outcome in self._read(offset + event.index, event)]
+            if found or not events:
+                yield found
+
+    async def token_events(self) -> AsyncIterator[Sequence[StreamEvent]]:
+        """The engine's own events, as they are; otherwise like `outcomes`."""
+        async for events in self._batches():
+            for offset, event in events:
+                self._note(self._choices[offset + event.index], event)
+            yield [event for _, event in events]
+
+    async def _batches(self) -> AsyncIterator[Sequence[tuple[int, StreamEvent]]]:
         while not all(choice.ended for choice in self._choices):
             # Spread, so that streams which began together do not all break their silence in the same moment.
             pause = min(self._settings.keepalive_s * random.uniform(0.5, 1.0), self._time_left())
             try:
                 events = await self._mailbox.take(max(pause, 0.01))
             except TimeoutError:
-                yield []
-                continue
-            found = [outcome for offset, event in events for outcome in self._read(offset + event.index, event)]
-            if found:
-                yield found
+                events = []
+            yield events
 
     async def accepted(self) -> None:
         """Wait until the engine has compiled the request's grammar, which it may refuse. Raises `Problem`."""
@@ -138,8 +152,7 @@ class Generation:
         choice = self._choices[index]
         if choice.ended:
             return []
-        if event.token_ids:
-            self._count(choice, event)
+        self._note(choice, event)
         pieces = choice.parser.feed(event.text) if event.text else []
         if event.finish_reason is not None:
             pieces += choice.parser.finish()
@@ -155,6 +168,13 @@ class Generation:
             found.append(self._end(index, choice, event))
         return found
 
+    def _note(self, choice: _Choice, event: StreamEvent) -> None:
+        if event.token_ids:
+            self._count(choice, event)
+        if event.finish_reason is not None:
+            choice.ended = True
+            self._metrics.counted(self.model, choice.usage)
+
     def _count(self, choice: _Choice, event: StreamEvent) -> None:
         now = time.monotonic()
         if self._first is None:
@@ -168,16 +188,13 @@ class Generation:
 
     def _end(self, index: int, choice: _Choice, event: StreamEvent) -> Ended:
         assert event.finish_reason is not None
-        choice.ended = True
-        usage = Usage(choice.prompt_tokens, choice.tokens, choice.cached_tokens, choice.reasoning_tokens)
-        self._metrics.counted(self.model, usage)
         error = event.error
         if event.finish_reason is FinishReason.CANCELLED and self._mailbox.has_overflown:
             error = "the reader of this stream was too slow; it was ended"
         return Ended(
             index,
             event.finish_reason,
-            usage,
+            choice.usage,
             choice.made_calls,
             event.stop_string,
             error,
@@ -194,6 +211,7 @@ class Generator:
         self._switchboard = Switchboard(asyncio.get_running_loop())
         self._open: set[Generation] = set()
         self._opening: set[asyncio.Task[object]] = set()
+        self._token_ids: set[str] = set()  # of requests whose ids are their callers'
         self._aborted: Problem | None = None
 
     @property
@@ -209,6 +227,13 @@ class Generator:
         for task in self._opening:
             task.cancel()
 
+    def cancel(self, request_id: str) -> bool:
+        """Ask the engine to end a request; False if none with this id is open."""
+        found = [generation for generation in self._open if generation.request_id == request_id]
+        for generation in found:
+            generation.cancel()
+        return bool(found)
+
     @contextlib.asynccontextmanager
     async def open(self, call: ChatCall | TextCall, request_id: str) -> AsyncIterator[Generation]:
         """A running generation, cancelled if the block is left before its end.
@@ -223,11 +248,22 @@ class Generator:
                     self._settings.prepare_timeout_s,
                     "preparing the prompt",
                 )
-                generation = await stack.enter_async_context(await self._start(served, call, prepared, request_id))
-                self._open.add(generation)
-                stack.callback(self._open.discard, generation)
-                if prepared.grammar is not None:
-                    await generation.accepted()
+                groups = _groups(prepared, request_id, call.priority)
+                generation = await self._start(stack, served, groups, prepared.new_parser)
+            yield generation
+
+    @contextlib.asynccontextmanager
+    async def open_tokens(self, model: str, requests: Sequence[Request]) -> AsyncIterator[Generation]:
+        """Like `open`, for the choices of one request that is in the engine's terms already, under an id of its own."""
+        request_id = requests[0].request_id
+        if request_id in self._token_ids:
+            raise bad_request("a request with this id is already open; give it another id", "request_id")
+        async with contextlib.AsyncExitStack() as stack:
+            self._token_ids.add(request_id)
+            stack.callback(self._token_ids.discard, request_id)
+            with self._abortable():
+                served = await stack.enter_async_context(self._registry.lease(model))
+                generation = await self._start(stack, served, [requests], lambda: OutputParser(None))
             yield generation
 
     @contextlib.contextmanager
@@ -250,9 +286,14 @@ class Generator:
             self._opening.discard(task)
 
     async def _start(
-        self, served: Served, call: ChatCall | TextCall, prepared: Prepared, request_id: str
+        self,
+        stack: contextlib.AsyncExitStack,
+        served: Served,
+        groups: Sequence[Sequence[Request]],
+        new_parser: Callable[[], OutputParser],
     ) -> Generation:
-        engine_ids = [request_id if not number else f"{request_id}-{number}" for number in range(len(prepared.prompts))]
+        """Hand requests to the engine, each group the choices of one prompt; `stack` ends what they leave."""
+        engine_ids = [group[0].request_id for group in groups]
 
         def cancel() -> None:
             for engine_id in engine_ids:
@@ -260,31 +301,17 @@ class Generator:
                     served.client.cancel(engine_id)
 
         mailbox = Mailbox(cancel)
-        choices = [
-            _Choice(prepared.new_parser(), len(prompt))
-            for prompt, params in zip(prepared.prompts, prepared.params, strict=True)
-            for _ in range(params.n)
-        ]
+        choices = [_Choice(new_parser(), len(request.prompt_token_ids)) for group in groups for request in group]
         generation = Generation(
-            request_id, served, int(time.time()), mailbox, choices, engine_ids, self._settings, self._metrics
+            engine_ids[0], served, int(time.time()), mailbox, choices, engine_ids, self._settings, self._metrics
         )
-
         is_abandoned = threading.Event()
 
         def start() -> None:
             offset = 0
-            parts = zip(engine_ids, prepared.prompts, prepared.params, strict=True)
-            for engine_id, prompt, params in parts:
-                requests = make_requests(
-                    prompt,
-                    params,
-                    request_id=engine_id,
-                    priority=call.priority,
-                    grammar=prepared.grammar,
-                    kept_special=prepared.kept_special,
-                )
-                served.client.start(requests, self._switchboard.sink(mailbox, offset))
-                offset += params.n
+            for group in groups:
+                served.client.start(group, self._switchboard.sink(mailbox, offset))
+                offset += len(group)
             if is_abandoned.is_set():  # the caller went while we were at it
                 cancel()
 
@@ -295,4 +322,24 @@ class Generator:
             cancel()
             self._metrics.refused(served.name)
             raise
+        await stack.enter_async_context(generation)
+        self._open.add(generation)
+        stack.callback(self._open.discard, generation)
+        if groups[0][0].grammar is not None:
+            await generation.accepted()
         return generation
+
+
+def _groups(prepared: Prepared, request_id: str, priority: int) -> list[list[Request]]:
+    """The choices of each prompt, in the engine's terms."""
+    return [
+        make_requests(
+            prompt,
+            params,
+            request_id=request_id if not number else f"{request_id}-{number}",
+            priority=priority,
+            grammar=prepared.grammar,
+            kept_special=prepared.kept_special,
+        )
+        for number, (prompt, params) in enumerate(zip(prepared.prompts, prepared.params, strict=True))
+    ]

@@ -7,6 +7,7 @@ from typing import Any, Protocol
 
 import msgspec
 
+from rvllm_local.engine import wire
 from rvllm_local.server.calls import ChatCall, TextCall
 from rvllm_local.server.openai_schema import (
     ChatMessage,
@@ -94,7 +95,7 @@ def sampling(request: Sampling, max_tokens: int | None, logprobs: int | None, le
         if getattr(request, name) is not None
     }  # fmt: skip
     stop = () if request.stop is None else request.stop
-    biases = {_token_id(token): bias for token, bias in (request.logit_bias or {}).items()}
+    biases = {wire.token_id(token): bias for token, bias in (request.logit_bias or {}).items()}
     return SamplingParams(max_tokens=max_tokens or 1, stop=stop, logprobs=logprobs, logit_bias=biases, **given)
 
 
@@ -224,9 +225,3 @@ def _priority(request: Sampling) -> int:
     if abs(priority) > MAX_PRIORITY:
         raise bad_request(f"priority must be from -{MAX_PRIORITY} to {MAX_PRIORITY}, not {priority}", "priority")
     return priority
-
-
-def _token_id(text: str) -> int:
-    if not text.isascii() or not text.isdecimal() or len(text) > 9:
-        raise bad_request('the keys of logit_bias must be token ids, like "1234"', "logit_bias")
-    return int(text)

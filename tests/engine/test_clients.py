@@ -1,7 +1,8 @@
-"""The client contract, the same for an engine in this process and for one in its own."""
+"""The client contract, the same for an engine in this process, for one in its own, and for a server's over HTTP."""
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,15 +10,19 @@ from pathlib import Path
 import pytest
 
 from rvllm_local import LLM, SamplingParams
-from rvllm_local.client import Client, make_requests
+from rvllm_local.client import Client, make_requests, open_stream
 from rvllm_local.engine.options import EngineOptions
 from rvllm_local.engine.process import ProcessClient
 from rvllm_local.errors import EngineClosedError, ParameterError
+from rvllm_local.http_client import HttpClient
+from rvllm_local.text.grammar import grammar_for_format
 from rvllm_local.types import FinishReason, StreamEvent
+from tests.support.api import served
 from tests.support.tiny import save_tiny
 
 GREEDY = SamplingParams(max_tokens=8, temperature=0, ignore_eos=True)
-KINDS = ("thread", "process")
+KINDS = ("thread", "process", "http")
+OPTIONS = EngineOptions(kv_memory=4_000_000, prefill_chunk=32)
 
 
 @pytest.fixture(scope="module")
@@ -27,17 +32,24 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def open_client(kind: str, folder: Path) -> Client:
-    if kind == "process":
-        return ProcessClient(str(folder), EngineOptions(kv_memory=4_000_000, prefill_chunk=32))
-    return LLM(str(folder), kv_memory="4MB", prefill_chunk=32)._client
+@contextlib.contextmanager
+def opened(kind: str, folder: Path) -> Iterator[Client]:
+    with contextlib.ExitStack() as stack:
+        if kind == "process":
+            client: Client = ProcessClient(str(folder), OPTIONS)
+        elif kind == "http":
+            running = stack.enter_context(served({"llama": folder}, options=OPTIONS))
+            client = HttpClient(f"http://127.0.0.1:{running.port}")
+        else:
+            client = LLM(str(folder), kv_memory="4MB", prefill_chunk=32)._client
+        stack.callback(client.close)
+        yield client
 
 
 @pytest.fixture(scope="module", params=KINDS)
 def client(request: pytest.FixtureRequest, folder: Path) -> Iterator[Client]:
-    client = open_client(request.param, folder)
-    yield client
-    client.close()
+    with opened(request.param, folder) as client:
+        yield client
 
 
 def test_tokens_are_the_same_everywhere(client: Client, folder: Path) -> None:
@@ -98,7 +110,6 @@ def test_a_finished_request_is_explained(client: Client) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_closing_ends_what_is_open(kind: str, folder: Path) -> None:
-    client = open_client(kind, folder)
     ended = threading.Event()
     events: list[StreamEvent] = []
 
@@ -107,11 +118,13 @@ def test_closing_ends_what_is_open(kind: str, folder: Path) -> None:
         if event.finish_reason is not None:
             ended.set()
 
-    client.start(make_requests([5], SamplingParams(max_tokens=1500, ignore_eos=True)), sink)
-    client.close()
-    assert ended.wait(5) and events[-1].finish_reason is FinishReason.ERROR
-    with pytest.raises(EngineClosedError):
-        client.submit([5], GREEDY)
+    with opened(kind, folder) as client:
+        client.start(make_requests([5], SamplingParams(max_tokens=1500, ignore_eos=True)), sink)
+        client.close()
+        assert ended.wait(5) and events[-1].finish_reason is FinishReason.ERROR
+        assert events[-1].error_kind == "EngineClosedError"
+        with pytest.raises(EngineClosedError):
+            client.submit([5], GREEDY)
 
 
 def test_many_threads_get_their_own_answers(client: Client) -> None:
@@ -146,3 +159,21 @@ def test_a_consumer_that_fails_harms_itself_alone(client: Client) -> None:
     assert len(calls) == 1
     list(client.submit([1], GREEDY))
     assert client.stats()["requests_running"] == 0
+
+
+def test_a_seed_a_grammar_and_logprobs_are_the_same_everywhere(client: Client, folder: Path) -> None:
+    grammar = grammar_for_format({"type": "choice", "choices": ["the", "then"]})
+    params = SamplingParams(max_tokens=6, seed=2**63 + 1, n=2, logprobs=3, logit_bias={7: -5.0}, stop=["qq"], top_k=9)
+    requests = make_requests([5, 6, 7], params, grammar=grammar, priority=3)
+    events = list(open_stream(client, requests))
+    with LLM(str(folder)) as llm:
+        expected = list(open_stream(llm._client, make_requests([5, 6, 7], params, grammar=grammar)))
+    for index in range(2):
+        ours, theirs = ([e for e in rows if e.index == index and e.token_ids] for rows in (events, expected))
+        assert [e.token_ids for e in ours] == [e.token_ids for e in theirs]
+        for one, other in zip(ours, theirs, strict=True):
+            assert one.logprobs and other.logprobs
+            assert one.logprobs[0].logprob == pytest.approx(other.logprobs[0].logprob, abs=1e-3)
+            assert len(one.logprobs[0].top) == 3
+    with pytest.raises(ParameterError):
+        list(open_stream(client, make_requests([5], GREEDY, grammar='{"grammars": [{"lark_grammar": "start: ("}]}')))

@@ -31,7 +31,7 @@ LAYERS = (
     ),
     ("client",),
     ("engine",),
-    ("local_client",),
+    ("local_client", "http_client"),
     ("engine.child",),
     ("server.calls",),
     ("llm", "server", "tui"),
