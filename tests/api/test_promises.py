@@ -122,11 +122,19 @@ def test_4_every_accepted_request_ends(crashing: str) -> None:
     readers = [threading.Thread(target=read) for _ in range(3)]
     for reader in readers:
         reader.start()
+    whole: list[httpx.Response] = []
+    readers.append(
+        threading.Thread(
+            target=lambda: whole.append(httpx.post(f"{crashing}/v1/chat/completions", json=LONG, timeout=60))
+        )
+    )
+    readers[-1].start()
     time.sleep(0.3)
     os.kill(engine_pid(crashing), signal.SIGKILL)
     for reader in readers:
         reader.join(20)
     assert len(lines) == 3
+    assert whole[0].status_code == 200 or (whole[0].status_code == 503 and int(whole[0].headers["retry-after"]) >= 1)
     for one in lines:
         assert one[-1] == "data: [DONE]" or "error" in json.loads(one[-1].removeprefix("data: "))
 

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import asyncio
 import shutil
+import signal
 import ssl
 import subprocess
+import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -14,9 +18,12 @@ import httpx
 import pytest
 
 from rvllm_local.cli import _parser
-from rvllm_local.errors import ConfigError
+from rvllm_local.engine.options import EngineOptions
+from rvllm_local.errors import ConfigError, EngineError, ModelFileError
+from rvllm_local.models.loader import ModelFiles
+from rvllm_local.server.questions import Questions
 from rvllm_local.verbs.serve import settings_from
-from tests.support.api import CHAT
+from tests.support.api import CHAT, PacedClient, served
 from tests.support.processes import eventually, is_running
 from tests.support.served import rvllm_serve, save_thinking
 
@@ -99,3 +106,101 @@ def test_a_port_that_is_taken_is_named(tiny: Path) -> None:
         with pytest.raises(AssertionError, match="cannot be listened on"), rvllm_serve([tiny], "--port", port):
             pass
         assert time.monotonic() - began < 20
+
+
+def test_a_model_that_could_not_be_loaded_makes_the_server_unwell(tiny: Path) -> None:
+    broken = [True]
+
+    def opener(files: ModelFiles, options: EngineOptions) -> PacedClient:
+        if broken[0]:
+            raise ModelFileError("the weights are cut off")
+        return PacedClient()
+
+    with served({"tiny": tiny}, opener=opener) as running:
+        assert running.client.get("/health").status_code == 200
+        assert running.post(CHAT).json()["error"]["code"] == "model_unusable"
+        answer = running.client.get("/health")
+        assert (answer.status_code, answer.json()["status"]) == (503, "failed")
+        assert "cut off" in answer.json()["message"]
+        assert running.client.get("/v1/models/tiny").json()["state"] == "failed"
+        broken[0] = False
+        assert running.post(CHAT).status_code == 200
+        assert running.client.get("/health").json()["status"] == "ok"
+
+
+def test_a_signal_does_not_wait_for_a_model_that_loads(tiny: Path) -> None:
+    code = f"""if True:
+        import sys, time
+        from rvllm_local import cli
+        from rvllm_local.server import registry
+        def slow(files, options):
+            print("loading", file=sys.stderr, flush=True)
+            time.sleep(60)
+        registry.Registry.__init__.__kwdefaults__["opener"] = slow
+        cli.main(["serve", {str(tiny)!r}, "--port", "0"])
+    """
+    process = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True)
+    assert process.stderr is not None
+    with process.stderr as said:
+        assert any("loading" in line for line in said)
+        began = time.monotonic()
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(20) == 0
+    assert time.monotonic() - began < 5
+
+
+def test_a_server_takes_descriptors_for_its_connections_and_leaves_no_core_file() -> None:
+    code = """if True:
+        import resource
+        resource.setrlimit(resource.RLIMIT_NOFILE, (256, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
+        from rvllm_local.server.own_process import prepare_limits
+        prepare_limits(300)
+        print(resource.getrlimit(resource.RLIMIT_NOFILE)[0], resource.getrlimit(resource.RLIMIT_CORE)[0])
+        resource.setrlimit(resource.RLIMIT_NOFILE, (256, 256))
+        prepare_limits(300)
+    """
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["812", "0"]
+    assert "too few for 300 connections" in done.stderr
+
+
+def test_logs_hold_no_text_of_a_foreign_error() -> None:
+    code = """if True:
+        import asyncio, logging
+        from rvllm_local.server.own_process import prepare_logs, report_to_log
+        prepare_logs()
+        async def fail():
+            raise ValueError("a prompt")
+        async def main():
+            report_to_log(asyncio.get_running_loop())
+            asyncio.create_task(fail())
+            await asyncio.sleep(0.01)
+        asyncio.run(main())
+        try:
+            raise KeyError("a prompt")
+        except KeyError:
+            logging.exception("it failed")
+    """
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "ValueError" in done.stderr and "KeyError" in done.stderr and "it failed" in done.stderr
+    assert "a prompt" not in done.stderr.replace('"a prompt"', "")
+
+
+def test_an_engine_that_hangs_takes_one_thread_however_often_it_is_asked() -> None:
+    async def main() -> None:
+        questions, asked, gate = Questions(0.05), list[int](), threading.Event()
+
+        def hang() -> int:
+            asked.append(1)
+            gate.wait(10)
+            return 5
+
+        for _ in range(3):
+            with pytest.raises(EngineError, match="did not answer"):
+                await asyncio.gather(*(questions.ask(asked, "stats", hang) for _ in range(20)))
+        gate.set()
+        assert len(asked) == 1
+        await asyncio.sleep(0.05)
+        assert await questions.ask(asked, "stats", hang) == 5
+
+    asyncio.run(main())
