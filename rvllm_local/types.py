@@ -16,6 +16,7 @@ from rvllm_local.errors import ParameterError
 MAX_STOP_STRINGS = 16
 MAX_LOGPROBS = 20
 MAX_CHOICES = 16
+MAX_INTEGER = 2**53  # what every format on the way carries exactly
 
 
 class FinishReason(StrEnum):
@@ -56,10 +57,10 @@ class SamplingParams:
     def __post_init__(self) -> None:
         stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
         object.__setattr__(self, "stop", stop)
-        _integer("max_tokens", self.max_tokens, 1, None)
+        _integer("max_tokens", self.max_tokens, 1, MAX_INTEGER)
         _number("temperature", self.temperature, 0.0, 100.0)
         _number("top_p", self.top_p, 0.0, 1.0, open_low=True)
-        _integer("top_k", self.top_k, 0, None)
+        _integer("top_k", self.top_k, 0, MAX_INTEGER)
         _number("min_p", self.min_p, 0.0, 1.0)
         if self.seed is not None:
             _integer("seed", self.seed, -(2**63), 2**64 - 1)
@@ -84,7 +85,7 @@ class SamplingParams:
         if not isinstance(self.logit_bias, Mapping):
             raise ParameterError("logit_bias", f"logit_bias must map token ids to numbers, not {self.logit_bias!r}")
         for token_id, bias in self.logit_bias.items():
-            _integer("logit_bias", token_id, 0, None)
+            _integer("logit_bias", token_id, 0, MAX_INTEGER)
             _number("logit_bias", bias, -100.0, 100.0)
 
     @property

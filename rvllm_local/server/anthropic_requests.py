@@ -8,7 +8,7 @@ from typing import Any
 
 from rvllm_local.server.anthropic_schema import AnthropicTool, Block, CountRequest, Message, MessagesRequest
 from rvllm_local.server.calls import ChatCall
-from rvllm_local.server.openai_requests import EFFORT_TOKENS
+from rvllm_local.server.openai_requests import EFFORT_TOKENS, checked_budget
 from rvllm_local.server.problems import bad_request, shown_kind
 from rvllm_local.types import SamplingParams
 
@@ -141,8 +141,6 @@ def _budget(request: CountRequest) -> int | None:
     if thinking is not None and thinking.type == "disabled":
         return 0
     if thinking is not None and thinking.budget_tokens is not None:
-        if thinking.budget_tokens < 1:
-            raise bad_request(f"budget_tokens must be at least 1, not {thinking.budget_tokens}", "thinking")
-        return thinking.budget_tokens
+        return checked_budget(thinking.budget_tokens, "thinking.budget_tokens", 1)
     effort = request.output_config.effort if request.output_config is not None else None
     return None if effort is None else EFFORT_TOKENS.get(effort)

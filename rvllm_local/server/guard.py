@@ -99,7 +99,8 @@ class Guard:
         if allowed is None:
             raise Problem(404, "there is no such route; GET /openapi.json lists them", "not_found")
         if method not in allowed:
-            raise Problem(405, f"{method} is not allowed here; use {', '.join(sorted(allowed))}", "method_not_allowed")
+            names = ", ".join(sorted(allowed))
+            raise Problem(405, f"this method is not allowed here; use {names}", "method_not_allowed", allowed=names)
         self._check_body_headers(method, headers)
 
     def _check_host(self, headers: Mapping[bytes, bytes]) -> None:

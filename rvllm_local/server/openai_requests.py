@@ -19,7 +19,7 @@ from rvllm_local.server.openai_schema import (
     refuse_unsupported,
 )
 from rvllm_local.server.problems import bad_request, shown_kind
-from rvllm_local.types import MAX_LOGPROBS, SamplingParams
+from rvllm_local.types import MAX_INTEGER, MAX_LOGPROBS, SamplingParams
 
 MAX_PRIORITY = 100
 MAX_MESSAGES = 10_000
@@ -193,12 +193,15 @@ def _format(request: Sampling, response_format: Mapping[str, Any] | None) -> Map
 
 def _budget(request: ChatRequest) -> int | None:
     if request.reasoning_budget is not None:
-        if request.reasoning_budget < 0:
-            raise bad_request(
-                f"reasoning_budget must not be negative, but is {request.reasoning_budget}", "reasoning_budget"
-            )
-        return request.reasoning_budget
+        return checked_budget(request.reasoning_budget, "reasoning_budget")
     return None if request.reasoning_effort is None else EFFORT_TOKENS[request.reasoning_effort]
+
+
+def checked_budget(tokens: int, name: str, least: int = 0) -> int:
+    """Tokens of thinking that a field allows. Raises `Problem`."""
+    if not least <= tokens <= MAX_INTEGER:
+        raise bad_request(f"{name} must be from {least} to {MAX_INTEGER}, not {tokens}", name)
+    return tokens
 
 
 def _template_options(request: ChatRequest) -> dict[str, Any]:

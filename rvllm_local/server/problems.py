@@ -36,7 +36,9 @@ _KINDS = frozenset(
 
 
 class Problem(Exception):  # noqa: N818 (it is no bug: the usual end of a bad request)
-    """A refusal or a failure. `code` is machine-readable; `retry_after_s` says when trying again makes sense."""
+    """A refusal or a failure. `code` is machine-readable; `retry_after_s` says when trying again makes sense,
+    `allowed` which methods a path has.
+    """
 
     def __init__(
         self,
@@ -45,10 +47,11 @@ class Problem(Exception):  # noqa: N818 (it is no bug: the usual end of a bad re
         code: str | None = None,
         parameter: str | None = None,
         retry_after_s: float | None = None,
+        allowed: str | None = None,
     ) -> None:
         super().__init__(message)
         self.status, self.message, self.code = status, message, code
-        self.parameter, self.retry_after_s = parameter, retry_after_s
+        self.parameter, self.retry_after_s, self.allowed = parameter, retry_after_s, allowed
 
     @property
     def kind(self) -> str:
@@ -62,10 +65,12 @@ class Problem(Exception):  # noqa: N818 (it is no bug: the usual end of a bad re
         return "invalid_request_error" if self.status < 500 else "server_error"
 
     def headers(self) -> dict[str, str]:
-        """The headers that tell a client whether to try again."""
+        """The headers that tell a client whether to try again, and with which method."""
         found = {"x-should-retry": "true" if self.retry_after_s is not None else "false"}
         if self.retry_after_s is not None:
             found["retry-after"] = str(max(1, math.ceil(self.retry_after_s)))
+        if self.allowed is not None:
+            found["allow"] = self.allowed
         return found
 
     def openai(self) -> dict[str, Any]:

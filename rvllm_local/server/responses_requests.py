@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 
 from rvllm_local.server.calls import ChatCall
-from rvllm_local.server.openai_requests import EFFORT_TOKENS
+from rvllm_local.server.openai_requests import EFFORT_TOKENS, checked_budget
 from rvllm_local.server.problems import bad_request, shown_kind
 from rvllm_local.server.responses_schema import (
     InputItem,
@@ -150,7 +150,7 @@ def _tool_choice(request: ResponsesRequest) -> str | dict[str, Any]:
     choice = request.tool_choice
     if choice is None:
         return "auto"
-    if not request.tools and choice in ("required",):
+    if not request.tools and choice not in ("none", "auto"):
         raise bad_request("tool_choice is given without tools", "tool_choice")
     if isinstance(choice, NamedFunctionChoice):
         return {"type": "function", "function": {"name": choice.name}}
@@ -172,7 +172,5 @@ def _budget(request: ResponsesRequest) -> int | None:
     if reasoning is None:
         return None
     if reasoning.budget_tokens is not None:
-        if reasoning.budget_tokens < 0:
-            raise bad_request(f"budget_tokens must not be negative, but is {reasoning.budget_tokens}", "reasoning")
-        return reasoning.budget_tokens
+        return checked_budget(reasoning.budget_tokens, "reasoning.budget_tokens")
     return None if reasoning.effort is None else EFFORT_TOKENS[reasoning.effort]

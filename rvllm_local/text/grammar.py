@@ -51,7 +51,8 @@ def grammar_for_format(response_format: Mapping[str, Any], family: str | None = 
     """
     kind = response_format.get("type")
     if not isinstance(kind, str) or kind not in _FIELDS:
-        raise _error(f"type is {kind!r}; use one of {', '.join(_FIELDS)}")
+        shown = repr(kind) if kind is None or (isinstance(kind, str) and kind.isidentifier()) else "..."
+        raise _error(f"type is {shown}; use one of {', '.join(_FIELDS)}")
     unknown = set(response_format) - _FIELDS[kind] - {"type"}
     if unknown:
         raise _error(f"{min(unknown)!r} does not belong to a response format of type {kind!r}")

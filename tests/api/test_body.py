@@ -25,7 +25,8 @@ def send(api: Running, fields: str, path: str = "/v1/chat/completions") -> tuple
 @pytest.mark.parametrize(
     ("fields", "parameter"),
     [
-        ('"seed": true', "seed"), ('"seed": "3"', "seed"), ('"seed": 2.0', "seed"), ('"seed": 1e400', None),
+        ('"top_k": 999999999999999999999999', "top_k"), ('"max_tokens": 999999999999999999999999', "max_tokens"),
+        ('"reasoning_budget": 99999999999999999999999', "reasoning_budget"), ('"seed": true', "seed"), ('"seed": "3"', "seed"), ('"seed": 2.0', "seed"), ('"seed": 1e400', None),
         ('"seed": 99999999999999999999999', "seed"), ('"n": 0', "n"), ('"n": 17', "n"), ('"n": true', "n"),
         ('"max_completion_tokens": 5', "max_tokens"), ('"temperature": "hot"', "temperature"), ('"temperature": -0.1', "temperature"),
         ('"temperature": NaN', None), ('"temperature": Infinity', None), ('"temperature": 1e999', None), ('"top_p": 0', "top_p"),
@@ -91,6 +92,7 @@ def test_what_is_no_object_in_json_is_refused(api: Running, path: str, body: byt
         ("/v1/responses", {"input": []}), ("/v1/responses", {"input": [{"type": "item_reference", "id": "x"}]}),
         ("/v1/responses", {"input": "a", "background": True}), ("/v1/responses", {"input": "a", "truncation": "auto"}),
         ("/v1/responses", {"input": "a", "include": ["file_search_call.results"]}), ("/v1/responses", {"input": "a", "tools": [{"type": "web_search"}]}),
+        ("/v1/responses", {"input": "a", "tool_choice": {"type": "function", "name": "f"}}),
         ("/v1/responses", {"input": "a", "max_output_tokens": 0}), ("/v1/responses", {"input": [{"type": "function_call_output", "call_id": "x"}]}),
         ("/v1/messages", {"messages": []}), ("/v1/messages", {"messages": [{"role": "user", "content": "a"}]}),
         ("/v1/messages", {"max_tokens": 0, "messages": [{"role": "user", "content": "a"}]}),

@@ -67,7 +67,9 @@ def test_other_methods_are_refused_on_every_route(api: Running) -> None:
     for path in {path for _, path, _ in walk(api.server)}:
         allowed = {method for method, other, _ in walk(api.server) if other == path}
         for method in set(ALL_METHODS) - allowed:
-            assert ask(api, method, path).status_code == 405, (method, path)
+            answer = ask(api, method, path)
+            assert answer.status_code == 405, (method, path)
+            assert set(answer.headers["allow"].split(", ")) == allowed
 
 
 @pytest.mark.parametrize(
