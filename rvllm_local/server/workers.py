@@ -11,7 +11,7 @@ import ctypes
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from rvllm_local.server.problems import Problem
 
@@ -27,6 +27,7 @@ class Workers:
 
     def __init__(self, num_threads: int = 4) -> None:
         self._pool = ThreadPoolExecutor(num_threads, "rvllm-text")
+        self._running: set[_Task[Any]] = set()
         self._slots = asyncio.Semaphore(num_threads)  # work in a slot begins at once: its deadline is its own
 
     async def run(self, work: Callable[[], T], timeout_s: float, what: str) -> T:
@@ -39,13 +40,14 @@ class Workers:
         loop = asyncio.get_running_loop()
         late = Problem(400, f"{what} took longer than {timeout_s:g} s and was ended", "deadline")
         task = _Task(work, late)
+        self._running.add(task)
         try:
             future = self._pool.submit(task)
         except RuntimeError:  # closed
             raise Problem(503, "the server is shutting down", "shutting_down", retry_after_s=5.0) from None
         # The deadline is the work's, not the caller's: who goes away first must not leave a thread behind that never ends.
         alarm = loop.call_later(timeout_s, task.end)
-        future.add_done_callback(self._release_on(loop, alarm))
+        future.add_done_callback(self._release_on(loop, alarm, task))
         done = asyncio.wrap_future(future)
         done.add_done_callback(lambda done: done.cancelled() or done.exception())  # nobody may be left to see it
         try:
@@ -54,12 +56,17 @@ class Workers:
             raise late from None
 
     def close(self) -> None:
-        """Take no more work."""
+        """Take no more work, and end what runs."""
         self._pool.shutdown(wait=False, cancel_futures=True)
+        for task in list(self._running):
+            task.end()
 
-    def _release_on(self, loop: asyncio.AbstractEventLoop, alarm: asyncio.TimerHandle) -> Callable[[Future[T]], None]:
+    def _release_on(
+        self, loop: asyncio.AbstractEventLoop, alarm: asyncio.TimerHandle, task: _Task[T]
+    ) -> Callable[[Future[T]], None]:
         def settle() -> None:
             alarm.cancel()
+            self._running.discard(task)
             self._slots.release()
 
         def release(_: Future[T]) -> None:

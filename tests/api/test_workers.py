@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
 
 import pytest
 
 from rvllm_local.server.problems import Problem
 from rvllm_local.server.workers import Workers
+from tests.support.processes import eventually
 
 
 def forever() -> None:
@@ -39,6 +41,7 @@ def test_work_ends_though_its_callers_have_gone() -> None:
         workers.close()
 
     asyncio.run(main())
+    assert eventually(lambda: not any(thread.name.startswith("rvllm-text") for thread in threading.enumerate()), 5) < 5
 
 
 def test_an_end_that_comes_late_harms_nobody() -> None:
