@@ -36,16 +36,13 @@ def count_call(request: CountRequest, params: SamplingParams) -> ChatCall:
         parallel_tool_calls=choice is None or choice.disable_parallel_tool_use is not True,
         response_format=_format(request),
         reasoning_budget=_budget(request),
+        continues=bool(request.messages) and request.messages[-1].role == "assistant",
     )
 
 
 def _messages(request: CountRequest) -> Iterable[Mapping[str, Any]]:
     if not request.messages:
         raise bad_request("messages is empty; give at least one message", "messages")
-    if request.messages[-1].role == "assistant":
-        raise bad_request(
-            "the last message is the assistant's; continuing it is not supported, end with the user's", "messages"
-        )
     if request.system:
         yield {"role": "system", "content": _text(request.system, "system")}
     for index, message in enumerate(request.messages):

@@ -21,7 +21,7 @@ class ChatCall:
 
     `tool_choice` is "auto", "none", "required" or OpenAI's object that names a function. `reasoning_budget` is in
     tokens: None leaves thinking to the model, 0 asks for none. With `is_open_ended`, nothing but the context bounds the
-    answer. `response_format` is OpenAI's.
+    answer. `response_format` is OpenAI's. With `continues`, the answer goes on from the last message, the assistant's.
     """
 
     model: str
@@ -34,6 +34,7 @@ class ChatCall:
     reasoning_budget: int | None = None
     template_options: Mapping[str, Any] = field(default_factory=dict)
     is_open_ended: bool = False
+    continues: bool = False
     priority: int = 0
 
 

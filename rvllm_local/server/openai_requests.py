@@ -56,6 +56,7 @@ def chat_call(request: ChatRequest) -> ChatCall:
         reasoning_budget=_budget(request),
         template_options=_template_options(request),
         is_open_ended=max_tokens is None,
+        continues=request.continue_final_message is True,
         priority=_priority(request),
     )
 
@@ -219,7 +220,17 @@ def _template_options(request: ChatRequest) -> dict[str, Any]:
 
 
 _RESERVED = frozenset(
-    ("messages", "tools", "bos_token", "eos_token", "add_generation_prompt", "template", "chat_template", "self")
+    (
+        "messages",
+        "tools",
+        "bos_token",
+        "eos_token",
+        "add_generation_prompt",
+        "template",
+        "chat_template",
+        "self",
+        "continues",
+    )
 )
 
 

@@ -139,6 +139,7 @@ class ChatRequest(Sampling, kw_only=True):
     reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh"] | None = None
     reasoning_budget: int | None = None
     chat_template_kwargs: Object | None = None
+    continue_final_message: bool | None = None
     metadata: dict[str, str] | None = None
     store: bool | None = None
     service_tier: str | None = None

@@ -60,7 +60,7 @@ def prepare_chat(served: Served, call: ChatCall) -> Prepared:
     else:
         style = replace(style, tool_family=style.tool_family or _FALLBACK)
         messages = explain_tools(messages, tools)
-    ids = served.tokenizer.encode_chat(messages, **extra)
+    ids = served.tokenizer.encode_chat(messages, continues=call.continues, **extra)
     tail = served.tokenizer.decode(ids[-_TAIL:], skip_special=False).rstrip()
     inside = style.starts_inside(tail)
     is_over = style.reasoning_end is not None and tail.endswith(style.reasoning_end)  # no second thought is wanted

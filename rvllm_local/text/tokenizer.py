@@ -106,18 +106,24 @@ class Tokenizer:
         """This tokenizer's bytes, with the special tokens of these texts as text: for a parser that needs its tags."""
         return KeptSpecial(self, kept_special)
 
-    def encode_chat(self, messages: Sequence[Mapping[str, Any]], **template: Any) -> list[int]:
+    def encode_chat(
+        self, messages: Sequence[Mapping[str, Any]], *, continues: bool = False, **template: Any
+    ) -> list[int]:
         """Token ids of a conversation through the chat template. Raises `ParameterError` for what it cannot render.
 
         Special tokens that are written anywhere in the messages or tools stay text: each is rendered as a random
         marker, whose text is then tokenized apart. So do the tags of calls and thoughts, but for the assistant's own
-        messages, in which templates look for them.
+        messages, in which templates look for them. With `continues`, the ids end where the last message's content ends, which
+        is the assistant's: the model goes on from there.
         """
         if self.chat_template is None:
             raise UnsupportedModelError("this model has no chat template; use generate() with a plain prompt")
         messages = plain_messages(messages)
         self._check_roles(messages)
         markers = _Markers()
+        if continues:
+            messages = [*messages[:-1], markers.ending(messages[-1])]
+            template["add_generation_prompt"] = False
         own, others = self._hidden_special, self._hidden_every
         messages = [markers.hide(row, own if row["role"] == "assistant" else others) for row in messages]
         if "tools" in template:
@@ -126,6 +132,8 @@ class Tokenizer:
             self.chat_template, messages, bos_token=self.bos_token or "", eos_token=self.eos_token or "", **template
         )
         _check_text(text)
+        if continues:
+            text = markers.up_to_ending(text)
         ids: list[int] = []
         for piece, is_template in markers.split(text):
             backend = self._backend if is_template else self._plain
@@ -187,6 +195,22 @@ class _Markers:
     def __init__(self) -> None:
         self._nonce = secrets.token_hex(16)
         self._hidden: list[str] = []
+        self._ending = secrets.token_hex(16)
+
+    def ending(self, message: Mapping[str, Any]) -> Mapping[str, Any]:
+        """A message whose content's end can be found again. Raises `ParameterError` if it is not the assistant's text."""
+        if message["role"] != "assistant" or message.get("tool_calls"):
+            raise ParameterError("messages", "only a last message that is the assistant's text can be continued")
+        return {**message, "content": f"{message.get('content') or ''}{self._ending}"}
+
+    def up_to_ending(self, text: str) -> str:
+        """What a template wrote up to that end."""
+        found, mark, _ = text.rpartition(self._ending)
+        if not mark:
+            raise ParameterError(
+                "messages", "the model's chat template does not show the last message: it cannot be continued"
+            )
+        return found
 
     def hide(self, value: Any, hidden: _Hidden) -> Any:
         """`value` with every special token in it, and every beginning of one at a text's end, behind a marker."""

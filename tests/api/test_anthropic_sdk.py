@@ -109,5 +109,15 @@ def test_errors_are_the_clients_own(client: anthropic.Anthropic) -> None:
         client.messages.create(model="default", max_tokens=1, messages=HELLO, tools=[search])
     with pytest.raises(anthropic.BadRequestError, match="unknown field"):
         client.messages.create(model="default", max_tokens=1, messages=HELLO, extra_body={"mcp_servers": []})
-    with pytest.raises(anthropic.BadRequestError, match="continuing it is not supported"):
-        client.messages.create(model="default", max_tokens=1, messages=[*HELLO, {"role": "assistant", "content": "I"}])
+
+
+def test_an_assistants_turn_is_gone_on_from(client: anthropic.Anthropic) -> None:
+    given: Any = [*HELLO, {"role": "assistant", "content": "I"}]
+    asked = client.messages.count_tokens(model="default", messages=given).input_tokens
+    message = client.messages.create(model="default", max_tokens=3, messages=given)
+    assert message.usage.input_tokens + (message.usage.cache_read_input_tokens or 0) == asked
+    with pytest.raises(anthropic.BadRequestError, match="text can be continued"):
+        call: Any = {"type": "tool_use", "id": "1", "name": "f", "input": {}}
+        client.messages.create(
+            model="default", max_tokens=3, messages=[*HELLO, {"role": "assistant", "content": [call]}]
+        )

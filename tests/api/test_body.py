@@ -41,7 +41,7 @@ def send(api: Running, fields: str, path: str = "/v1/chat/completions") -> tuple
         ('"tool_choice": "some"', None), ('"response_format": {"type": "yaml"}', "response_format"),
         ('"response_format": {"type": "json_schema"}', "response_format"), ('"response_format": "json"', "response_format"),
         ('"priority": 1000', "priority"), ('"reasoning_budget": -1', "reasoning_budget"), ('"reasoning_effort": "huge"', "reasoning_effort"),
-        ('"chat_template_kwargs": {"messages": "x"}', "chat_template_kwargs"), ('"chat_template_kwargs": {"a": [1]}', "chat_template_kwargs"),
+        ('"chat_template_kwargs": {"messages": "x"}', "chat_template_kwargs"), ('"chat_template_kwargs": {"a": [1]}', "chat_template_kwargs"), ('"chat_template_kwargs": {"continues": true}', "chat_template_kwargs"),
         ('"functions": [{}]', "functions"), ('"audio": {}', "audio"), ('"store": true', "store"), ('"service_tier": "flex"', "service_tier"),
         ('"guided_regex": "a", "guided_choice": ["b"]', "guided_regex"), ('"guided_regex": "("', "response_format"),
     ],
