@@ -94,16 +94,10 @@ def prepare_text(served: Served, call: TextCall) -> Prepared:
 
 
 def _grammar(call: ChatCall, tools: Sequence[Mapping[str, Any]], style: OutputStyle, inside: bool) -> str | None:
-    wants_format = call.response_format is not None and call.response_format.get("type") != "text"
     grammar = None
-    if tools and wants_format:
-        raise ParameterError(
-            "response_format",
-            "response_format cannot be enforced beside tools; set tool_choice to none or leave one out",
-        )
     if tools:
         family = style.tool_family or _FALLBACK
-        grammar = grammar_for_tools(tools, call.tool_choice, family, call.parallel_tool_calls)
+        grammar = grammar_for_tools(tools, call.tool_choice, family, call.parallel_tool_calls, call.response_format)
     elif call.response_format is not None:
         grammar = grammar_for_format(call.response_format, style.tool_family)
     if grammar is None and call.reasoning_budget is not None and _thinks(style):

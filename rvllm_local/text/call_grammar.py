@@ -66,9 +66,12 @@ class _Lark:
     def json(self, schema: Mapping[str, Any]) -> str:
         return self.rule(f"%json {json.dumps(schema)}")
 
-    def grammar(self, start: str) -> str:
-        lark = "\n".join([f"start: {start}", *self.lines])
-        return json.dumps({"grammars": [{"lark_grammar": lark}], "tags": self.tags, "parameter": "tools"})
+    def grammar(self, start: str, answer: Mapping[str, Any] | None = None) -> str:
+        """The whole; `answer` is a grammar that `start` refers to as @answer."""
+        grammars = [{"lark_grammar": "\n".join([f"start: {start}", *self.lines])}]
+        if answer is not None:
+            grammars.append({"name": "answer", **answer})
+        return json.dumps({"grammars": grammars, "tags": self.tags, "parameter": "tools"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,19 +92,24 @@ class _Family:
 
 
 def call_grammar(
-    tools: Sequence[Mapping[str, Any]], tool_choice: str | Mapping[str, Any], family: str, parallel: bool
+    tools: Sequence[Mapping[str, Any]],
+    tool_choice: str | Mapping[str, Any],
+    family: str,
+    parallel: bool,
+    answer: Mapping[str, Any] | None = None,
 ) -> str | None:
-    """See `grammar.grammar_for_tools`."""
+    """See `grammar.grammar_for_tools`; `answer` is the grammar of what is said instead of a call."""
     chosen = _chosen(_read_tools(tools), tool_choice)
     if family not in _FAMILIES:
         raise ParameterError("tool_choice", f"calls of the family {family!r} are unknown and cannot be enforced")
     style = _FAMILIES[family]
-    if not chosen or (tool_choice == "auto" and style.trigger is None):
+    answer = answer if tool_choice == "auto" else None
+    if not chosen or (tool_choice == "auto" and style.trigger is None and answer is None):
         return None
     lark = _Lark()
     call = lark.rule(" | ".join(lark.rule(style.call(lark, tool)) for tool in chosen))
     if family == "harmony":
-        return _harmony_grammar(lark, call, auto=tool_choice == "auto")
+        return _harmony_grammar(lark, call, tool_choice == "auto", answer)
     trigger = "" if style.trigger is None else lark.tag(style.trigger)
     calls = [_text(style.first), call]
     if parallel and style.can_repeat and not isinstance(tool_choice, Mapping):
@@ -109,6 +117,8 @@ def call_grammar(
         calls.append(f"({_text(style.between)} {again} {call})*")
     calls.extend(lark.tag(part) if part in tags.CONTROL_TAGS else _text(part) for part in style.last)
     body = lark.rule(" ".join(calls))
+    if answer is not None:
+        return lark.grammar(f"{trigger} {body} | @answer", answer)
     if tool_choice != "auto":
         return lark.grammar(f"{trigger} {body}")
     number = trigger.strip("<[]>")
@@ -116,11 +126,12 @@ def call_grammar(
     return lark.grammar(f"free_text | free_text_to_tag {body}")
 
 
-def _harmony_grammar(lark: _Lark, call: str, auto: bool) -> str:
+def _harmony_grammar(lark: _Lark, call: str, auto: bool, answer: Mapping[str, Any] | None) -> str:
     """Messages have channels here: analysis may come first, then a call, or else the final answer."""
     channel, message = lark.tag(tags.CHANNEL), lark.tag(tags.MESSAGE)
-    final = f' | {channel} "final" {message} {lark.rule("/(?s:.*)/")}' if auto else ""
-    parts = json.loads(lark.grammar(f"{channel} {call}{final}"))
+    said = lark.rule("/(?s:.*)/") if answer is None else "@answer"
+    final = f' | {channel} "final" {message} {said}' if auto else ""
+    parts = json.loads(lark.grammar(f"{channel} {call}{final}", answer))
     return json.dumps({**parts, "reasoning": HARMONY_REASONING})
 
 

@@ -49,6 +49,13 @@ def grammar_for_format(response_format: Mapping[str, Any], family: str | None = 
     (`{"regex": ...}`, for the whole output), choice (`{"choices": [...]}`), grammar or lark (`{"grammar": ...}`). Raises `ParameterError`
     that names what cannot be enforced. Regex, lark and sizes are judged when the grammar is compiled.
     """
+    grammar = _answer_grammar(response_format)
+    if grammar is None:
+        return None
+    return _final_message(grammar) if family == "harmony" else json.dumps({"grammars": [grammar]})
+
+
+def _answer_grammar(response_format: Mapping[str, Any]) -> dict[str, Any] | None:
     kind = response_format.get("type")
     if not isinstance(kind, str) or kind not in _FIELDS:
         shown = repr(kind) if kind is None or (isinstance(kind, str) and kind.isidentifier()) else "..."
@@ -56,10 +63,7 @@ def grammar_for_format(response_format: Mapping[str, Any], family: str | None = 
     unknown = set(response_format) - _FIELDS[kind] - {"type"}
     if unknown:
         raise _error(f"{min(unknown)!r} does not belong to a response format of type {kind!r}")
-    grammar = _format_grammar(kind, response_format)
-    if grammar is None:
-        return None
-    return _final_message(grammar) if family == "harmony" else json.dumps({"grammars": [grammar]})
+    return _format_grammar(kind, response_format)
 
 
 def _format_grammar(kind: str, response_format: Mapping[str, Any]) -> dict[str, Any] | None:
@@ -86,14 +90,20 @@ def _final_message(grammar: Mapping[str, Any]) -> str:
 
 
 def grammar_for_tools(
-    tools: Sequence[Mapping[str, Any]], tool_choice: str | Mapping[str, Any], family: str, parallel: bool
+    tools: Sequence[Mapping[str, Any]],
+    tool_choice: str | Mapping[str, Any],
+    family: str,
+    parallel: bool,
+    response_format: Mapping[str, Any] | None = None,
 ) -> str | None:
     """The grammar of an output with calls of `tools`, in `family`'s own syntax; None if nothing is to be enforced.
 
     `tool_choice` is "none", "auto", "required" or `{"type": "function", "function": {"name": ...}}`. With "auto",
-    text is free up to a call's tag. Without `parallel`, one call at most. Raises `ParameterError`.
+    text is free up to a call's tag, or follows `response_format` where no call is made. Without `parallel`, one call at
+    most. Raises `ParameterError`.
     """
-    return call_grammar(tools, tool_choice, family, parallel)
+    answer = None if response_format is None else _answer_grammar(response_format)
+    return call_grammar(tools, tool_choice, family, parallel, answer)
 
 
 def unconstrained() -> str:

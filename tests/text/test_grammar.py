@@ -147,6 +147,24 @@ def test_harmony_auto_has_channels() -> None:
     assert {tokenizer.decode([token])[:1] for token in allowed_tokens(matcher)} == {"l", "n"}
 
 
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_an_answer_without_a_call_follows_its_format(family: str, kind: str) -> None:
+    tokenizer = TOKENIZERS[kind]
+    look = {"type": "function", "function": {"name": "look"}}
+    call = write(compiled(grammar_for_tools(TOOLS, look, family, parallel=False), kind), tokenizer, 1, 2000) or ""
+    form = {"type": "choice", "choices": ["yes", "no"]}
+    matcher = compiled(grammar_for_tools(TOOLS, "auto", family, True, form), kind)
+    channel = "<|channel|>final<|message|>" if family == "harmony" else ""
+    assert call and follow(matcher.copy(), tokenizer, call).is_accepting
+    assert follow(matcher.copy(), tokenizer, f"{channel}yes").is_accepting
+    with pytest.raises(AssertionError, match="is not allowed"):
+        follow(matcher.copy(), tokenizer, f"{channel}maybe")
+    forced = compiled(grammar_for_tools(TOOLS, "required", family, True, form), kind)
+    with pytest.raises(AssertionError, match="is not allowed"):
+        follow(forced, tokenizer, f"{channel}yes")
+
+
 def test_one_call_unless_parallel() -> None:
     call = '<tool_call>\n{"name": "look", "arguments": {"city":"Oslo"}}\n</tool_call>'
     once = follow(compiled(grammar_for_tools(TOOLS, "required", "hermes", parallel=False)), TOKENIZERS["text"], call)
