@@ -48,6 +48,8 @@ def prepare_chat(served: Served, call: ChatCall) -> Prepared:
     messages: Sequence[Message] = [_message(message) for message in call.messages]
     _check_length(served, messages)
     _check_length(served, call.tools)
+    if call.continues and messages[-1].get("tool_calls"):  # before they are explained to a template that knows none
+        raise ParameterError("messages", "only a last message that is the assistant's text can be continued")
     tools = () if call.tool_choice == "none" else call.tools
     style, template = served.style, served.tokenizer.chat_template or ""
     extra: dict[str, Any] = dict(call.template_options)
