@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from rvllm_local.memory.arena import KVShape
 from rvllm_local.memory.blocks import BLOCK_TOKENS
+from rvllm_local.memory.lazy_zeros import lazy_zeros
 
 _NOBODY = -1
 _MUCH_LONGER = 4  # a context this many times as long as another one keeps the copy for a while
@@ -24,8 +25,7 @@ class ContextCopy:
     def __init__(self, shape: KVShape, num_blocks: int) -> None:
         self._shape = shape
         planes = (shape.num_layers, 2, shape.kv_heads, num_blocks * BLOCK_TOKENS, shape.width)
-        self._array = mx.zeros(planes, dtype=shape.dtype)
-        mx.eval(self._array)
+        self._array = lazy_zeros(planes, shape.dtype)
         self._view = host_bits(self._array)
         self._block_ids = np.full(num_blocks, _NOBODY, dtype=np.int64)
         self._versions = np.zeros(num_blocks, dtype=np.int64)

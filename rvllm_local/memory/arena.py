@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import mlx.core as mx
 
 from rvllm_local.memory.blocks import BLOCK_TOKENS
+from rvllm_local.memory.lazy_zeros import lazy_zeros
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,9 +60,8 @@ class Arena:
         self.shape = shape
         self.num_blocks = num_blocks
         planes = (num_blocks, shape.num_layers, 2, shape.kv_heads, BLOCK_TOKENS)
-        self.array = mx.zeros((*planes, shape.width), dtype=shape.stored_dtype)
-        self.scales = mx.zeros(planes, dtype=mx.float32) if shape.quantized else None
-        mx.eval([part for part in (self.array, self.scales) if part is not None])
+        self.array = lazy_zeros((*planes, shape.width), shape.stored_dtype)
+        self.scales = lazy_zeros(planes, mx.float32) if shape.quantized else None
 
     @property
     def nbytes(self) -> int:
