@@ -34,7 +34,7 @@ from rvllm_local.models.bundle_format import (
 )
 from rvllm_local.models.hub import Progress, silent, staging, sync_folder
 from rvllm_local.models.safetensors_check import StoredTensor, check_safetensors, read_header
-from rvllm_local.models.verified import file_sha256, is_remembered, remember
+from rvllm_local.models.verified import StampedFiles, file_sha256
 
 # safetensors' names, MLX's types, and a numpy type of the same width
 _DTYPES: Mapping[str, tuple[mx.Dtype, type[np.generic]]] = {
@@ -70,10 +70,11 @@ def open_bundle(folder: Path, *, verify: bool = False, progress: Progress = sile
     check_safetensors(weights)
     _, header = read_header(weights)
     require_digest(weights, hashlib.sha256(header).hexdigest(), manifest.header_sha256)
-    if verify or not is_remembered(weights, manifest.weights.sha256):
+    stamped, fact = StampedFiles([weights]), f"sha256 {manifest.weights.sha256}"
+    if verify or not stamped.is_known(fact):
         progress(f"checking {weights} ({manifest.weights.size / 1e6:.0f} MB)")
         require_digest(weights, file_sha256(weights), manifest.weights.sha256)
-        remember(weights, manifest.weights.sha256)
+        stamped.note(fact)
     return manifest
 
 

@@ -13,20 +13,10 @@ from pathlib import Path
 from typing import Any, BinaryIO
 from urllib.parse import quote
 
-from tqdm import tqdm
-
 from rvllm_local.errors import ChecksumError, DownloadError
 from rvllm_local.models.hub_plan import RemoteFile
 
 _CHUNK = 1 << 20
-
-
-class _NoBar(tqdm):  # type: ignore[misc]
-    """The hub's own progress bar, which is not shown: progress is told in words."""
-
-    def __init__(self, *args: Any, **options: Any) -> None:
-        options.pop("name", None)
-        super().__init__(*args, **{**options, "disable": True})
 
 
 class _Counted:
@@ -81,7 +71,7 @@ def fetch_file(repository: str, commit: str, file: RemoteFile, folder: Path, tol
                 headers=build_hf_headers(),
                 expected_size=file.size,
                 displayed_filename=file.name,
-                tqdm_class=_NoBar,
+                tqdm_class=_no_bar(),
             )
         output.flush()
         os.fsync(output.fileno())
@@ -91,6 +81,18 @@ def fetch_file(repository: str, commit: str, file: RemoteFile, folder: Path, tol
     sha256 = _checked(repository, file, part)
     part.replace(target)
     return sha256
+
+
+def _no_bar() -> type[Any]:
+    """The hub's own progress bar, which is not shown: progress is told in words."""
+    from tqdm import tqdm
+
+    class NoBar(tqdm):  # type: ignore[misc]
+        def __init__(self, *args: Any, **options: Any) -> None:
+            options.pop("name", None)
+            super().__init__(*args, **{**options, "disable": True})
+
+    return NoBar
 
 
 def _checked(repository: str, file: RemoteFile, path: Path) -> str:

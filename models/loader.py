@@ -19,7 +19,7 @@ from mlx.utils import tree_flatten
 
 from rvllm_local.errors import ModelFileError, ModelNotFoundError
 from rvllm_local.models.bundle import bundle_weights, is_bundle, open_bundle
-from rvllm_local.models.bundle_format import MANIFEST
+from rvllm_local.models.bundle_format import MANIFEST, WEIGHTS
 from rvllm_local.models.catalogue import Catalogue, CatalogueEntry
 from rvllm_local.models.families import build_model
 from rvllm_local.models.gguf import GGUFFile
@@ -30,6 +30,7 @@ from rvllm_local.models.hub_repo import Wanted, fetch_repository, parse_reposito
 from rvllm_local.models.leases import take_lease
 from rvllm_local.models.quantized import quantize_as_packed, quantize_as_stored
 from rvllm_local.models.safetensors_check import weight_files
+from rvllm_local.models.verified import StampedFiles
 from rvllm_local.models.widen import widen_to_float32
 
 _DEFAULT_CONTEXT = 2048
@@ -114,13 +115,17 @@ def load_model(files: ModelFiles, *, verify: bool = False) -> LoadedModel:
     Raises `ModelFileError` for damaged files and `UnsupportedModelError` for what cannot be served.
     """
     on_cpu = mx.default_device() == mx.Device(mx.cpu)
+    stamped = StampedFiles(weight_paths(files))
     native = open_native(files, as_floats=on_cpu, verify=verify)
     module, config = native.module, native.config
     if on_cpu:
         widen_to_float32(module)
     module.eval()
     mx.eval(module.parameters())
-    _check_numbers(files.path, module)
+    fingerprint = _fingerprint(files, config)
+    if verify or not stamped.is_known(f"only numbers, {fingerprint}"):
+        _check_numbers(files.path, module)
+        stamped.note(f"only numbers, {fingerprint}")
     loaded = LoadedModel(
         module=module,
         config=config,
@@ -130,7 +135,7 @@ def load_model(files: ModelFiles, *, verify: bool = False) -> LoadedModel:
         vocab_size=vocab_size(config),
         eos_token_ids=native.eos_token_ids,
         weights_bytes=sum(value.nbytes for _, value in tree_flatten(module.parameters())),
-        fingerprint=_fingerprint(files, config),
+        fingerprint=fingerprint,
     )
     module._lease = take_lease(files.name, files.path)  # lives as long as the module
     return loaded
@@ -242,12 +247,18 @@ def vocab_size(config: Mapping[str, Any]) -> int:
     return value
 
 
+def weight_paths(files: ModelFiles) -> list[Path]:
+    """The files that hold a model's weights, whatever is in them."""
+    if files.kind == "gguf":
+        return [files.path]
+    return [files.path / WEIGHTS] if files.kind == "bundle" else sorted(files.path.glob("*.safetensors"))
+
+
 def _fingerprint(files: ModelFiles, config: Mapping[str, Any]) -> str:
     """Changes whenever the configuration or a weight file's size or time does."""
     if files.kind == "bundle":
         return hashlib.sha256((files.path / MANIFEST).read_bytes()).hexdigest()
-    paths = [files.path] if files.kind == "gguf" else sorted(files.path.glob("*.safetensors"))
-    stamps = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in paths]
+    stamps = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in weight_paths(files)]
     return hashlib.sha256(json.dumps([config, stamps], sort_keys=True, default=str).encode()).hexdigest()
 
 

@@ -1,19 +1,18 @@
-"""Remembers which files' checksums were found right, by size, time and place, so that each is read for it once.
+"""Remembers what was found of a file's content, by size, times and place, so that each is read for it once.
 
 A file that is written again has another time and is checked anew. Knows nothing of formats.
 """
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
-import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from rvllm_local.models.hub import cache_folder
+from rvllm_local.models.notes import read_note, write_note
 
 _CHUNK = 1 << 20
+Stamp = list[str | int]
 
 
 def file_sha256(path: Path, progress: Callable[[int], None] | None = None) -> str:
@@ -27,29 +26,25 @@ def file_sha256(path: Path, progress: Callable[[int], None] | None = None) -> st
     return digest.hexdigest()
 
 
-def is_remembered(path: Path, sha256: str) -> bool:
-    """True if this very file had this checksum before, on this machine."""
-    try:
-        found = json.loads(_note(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return False
-    return bool(found == _stamp(path, sha256))
+class StampedFiles:
+    """Files as they are when this is made: make it before they are read, and what is noted is true of what was read."""
+
+    def __init__(self, paths: Iterable[Path]) -> None:
+        self._stamps = [file_stamp(path) for path in paths if path.is_file()]
+
+    def is_known(self, fact: str) -> bool:
+        """True if this was found before, of these very files, on this machine."""
+        return bool(self._stamps) and read_note(self._subject(fact)) == self._stamps
+
+    def note(self, fact: str) -> None:
+        """Note that this is true of them. Failing to note it costs only time."""
+        write_note(self._subject(fact), self._stamps)
+
+    def _subject(self, fact: str) -> str:
+        return f"{fact}: {[stamp[0] for stamp in self._stamps]}"
 
 
-def remember(path: Path, sha256: str) -> None:
-    """Note that the file has this checksum. Failing to note it costs only time."""
-    with contextlib.suppress(OSError):
-        note = _note(path)
-        note.parent.mkdir(parents=True, exist_ok=True)
-        draft = note.with_suffix(".new")
-        draft.write_text(json.dumps(_stamp(path, sha256)), encoding="utf-8")
-        draft.replace(note)
-
-
-def _note(path: Path) -> Path:
-    return cache_folder() / ".verified" / hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:32]
-
-
-def _stamp(path: Path, sha256: str) -> list[str | int]:
+def file_stamp(path: Path) -> Stamp:
+    """Another one whenever a file was written or replaced; the time of its last change is the system's alone to set."""
     state = path.stat()
-    return [str(path.resolve()), state.st_size, state.st_mtime_ns, state.st_ctime_ns, state.st_ino, sha256]
+    return [str(path.resolve()), state.st_size, state.st_mtime_ns, state.st_ctime_ns, state.st_ino]

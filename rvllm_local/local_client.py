@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from rvllm_local.client import make_requests, open_stream
 from rvllm_local.engine.core import EngineCore
@@ -12,7 +13,6 @@ from rvllm_local.engine.limits import EngineLimits
 from rvllm_local.engine.loop import EngineLoop
 from rvllm_local.engine.stream import TokenStream
 from rvllm_local.text.grammars import Grammars
-from rvllm_local.text.matcher import Matcher
 from rvllm_local.types import (
     EngineSnapshot,
     EventSink,
@@ -22,6 +22,9 @@ from rvllm_local.types import (
     SamplingParams,
     StreamEvent,
 )
+
+if TYPE_CHECKING:
+    from rvllm_local.text.matcher import Matcher
 
 
 class InProcessClient:

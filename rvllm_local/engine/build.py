@@ -5,30 +5,27 @@ Called on the engine's thread. Plans the arenas' bytes before it takes any.
 
 from __future__ import annotations
 
+import functools
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import mlx.core as mx
 
 from rvllm_local import host
-from rvllm_local.attention.kernels import KernelBackend
 from rvllm_local.attention.probe import probe_layout
-from rvllm_local.attention.reference import ReferenceBackend
 from rvllm_local.attention.seam import install
-from rvllm_local.engine.compiled import CompiledDecode
 from rvllm_local.engine.core import EngineCore, EngineIdentity
 from rvllm_local.engine.detokenizer import Vocabulary
 from rvllm_local.engine.limits import EngineLimits
 from rvllm_local.engine.options import EngineOptions
 from rvllm_local.engine.pace import Pace
 from rvllm_local.engine.planning import arena_blocks, plan_engine, plan_model
+from rvllm_local.engine.proven import proof_subject
+from rvllm_local.engine.proving import Unproven, prove
 from rvllm_local.engine.residence import CachePolicy, KVResidence
-from rvllm_local.engine.runner import ModelRunner, RunMode
+from rvllm_local.engine.runner import ModelRunner
 from rvllm_local.engine.scheduler import Scheduler
-from rvllm_local.engine.selfcheck import choose_runner, rows_are_independent
-from rvllm_local.engine.warmup import measure_scratch
-from rvllm_local.errors import UnsupportedModelError
 from rvllm_local.memory.arena import Arena
 from rvllm_local.memory.layout import KVLayout
 from rvllm_local.memory.plan import MemoryPlan, ModelSizes, num_snapshots
@@ -49,11 +46,17 @@ _GPU_STEP_TARGET_S = 0.1
 def open_core(files: ModelFiles, text: Vocabulary, options: EngineOptions) -> EngineCore:
     """Plan, then load, then build: what cannot fit is refused before memory is taken."""
     plan_model(describe(files), options)
-    return build_core(load_model(files), text, options)
+    loaded = load_model(files)
+    return build_core(loaded, text, options, functools.partial(proof_subject, files, loaded, options))
 
 
-def build_core(loaded: LoadedModel, text: Vocabulary, options: EngineOptions) -> EngineCore:
-    """An engine core ready for its first request.
+def build_core(
+    loaded: LoadedModel,
+    text: Vocabulary,
+    options: EngineOptions,
+    proof_of: Callable[[Sequence[object]], str] | None = None,
+) -> EngineCore:
+    """An engine core ready for its first request. With `proof_of` what an earlier start found out is taken from its note.
 
     Raises `MemoryBudgetError` if the KV budget is too small and `UnsupportedModelError` if the self-check fails.
     """
@@ -68,23 +71,14 @@ def build_core(loaded: LoadedModel, text: Vocabulary, options: EngineOptions) ->
     kv = KVTables(
         layout, blocks, num_snapshots=num_snapshots(layout, options.max_rows) if options.cache != "off" else 0
     )
-    runner = _choose_runner(loaded, layout, arenas, kv, paged, options, plan.copy_tokens)
-    if options.deterministic:
-        runner.make_deterministic(rows_are_independent(runner, kv, loaded.vocab_size))
-    if options.self_check:
-        scratch = measure_scratch(runner, kv, context=context, rows=options.max_rows, chunk=options.prefill_chunk)
+    unproven = Unproven(loaded, layout, arenas, kv, paged, context, plan.copy_tokens)
+    runner, scratch = prove(unproven, options, proof_of((layout, blocks, plan)) if proof_of else None)
+    if scratch is not None:
         plan = plan.with_measured(scratch)
         plan.check()
-    _keep_to(plan)
+    mx.set_cache_limit(plan.scratch // 2)  # scratch counts arrays twice: in use, and kept for the next ones
     fingerprint = f"{loaded.fingerprint}|{layout}|{options.deterministic}"
-    residence = KVResidence(
-        kv,
-        runner.block_io,
-        CachePolicy(reuse=options.cache != "off", decoded=not options.deterministic),
-        None if layout.has_state else _open_store(options, root_key(fingerprint)),
-        SwapSpace(None if options.cache_dir is None else Path(options.cache_dir)),
-        show=lambda token: _shown(text, token),
-    )
+    residence = _residence(kv, runner, options, root_key(fingerprint), text)
     scheduler = Scheduler(
         kv,
         residence,
@@ -111,6 +105,18 @@ def build_core(loaded: LoadedModel, text: Vocabulary, options: EngineOptions) ->
             root_key(fingerprint),
             plan.lines(),
         ),
+        functools.partial(host.reserve_heap, plan.scratch) if mx.default_device() == mx.Device(mx.cpu) else None,
+    )
+
+
+def _residence(kv: KVTables, runner: ModelRunner, options: EngineOptions, root: bytes, text: Vocabulary) -> KVResidence:
+    return KVResidence(
+        kv,
+        runner.block_io,
+        CachePolicy(reuse=options.cache != "off", decoded=not options.deterministic),
+        None if kv.layout.has_state else _open_store(options, root),
+        SwapSpace(None if options.cache_dir is None else Path(options.cache_dir)),
+        show=lambda token: _shown(text, token),
     )
 
 
@@ -136,13 +142,6 @@ def _accepted_plan(
     return plan
 
 
-def _keep_to(plan: MemoryPlan) -> None:
-    """From here on temporary memory keeps to the plan, and the process has its size."""
-    mx.set_cache_limit(plan.scratch // 2)  # the plan counts temporary arrays twice: in use, and kept for the next ones
-    if mx.default_device() == mx.Device(mx.cpu):
-        host.reserve_heap(plan.scratch)
-
-
 def _open_store(options: EngineOptions, fingerprint: bytes) -> BlockStore | None:
     if options.cache != "disk" or options.cache_dir is None:
         return None
@@ -159,38 +158,3 @@ def _step_target(options: EngineOptions) -> float | None:
     if options.step_target_s is not None:
         return options.step_target_s
     return None if mx.default_device() == mx.Device(mx.cpu) else _GPU_STEP_TARGET_S
-
-
-def _choose_runner(
-    loaded: LoadedModel,
-    layout: KVLayout,
-    arenas: list[Arena],
-    kv: KVTables,
-    paged: bool,
-    options: EngineOptions,
-    copy_tokens: int,
-) -> ModelRunner:
-    """The kernels where they can run and agree with mlx-lm on this very machine, otherwise the reference."""
-
-    def checked(make: Callable[[RunMode], ModelRunner]) -> ModelRunner:
-        if not options.self_check:
-            return make(RunMode(batched=paged, dense=not paged))
-        return choose_runner(loaded.module, make, kv, paged=paged, vocab_size=loaded.vocab_size)
-
-    wants_kernels = options.attention == "kernels" or (options.attention == "auto" and default_backend() != "none")
-    if wants_kernels:
-        try:
-            kernels = KernelBackend(arenas)
-            return checked(lambda mode: _kernel_runner(loaded, layout, kernels, mode))
-        except UnsupportedModelError as error:
-            if options.attention == "kernels":
-                raise
-            logger.warning("attention is served by the reference: %s", error)
-    reference = ReferenceBackend(arenas, copy_tokens)
-    return checked(lambda mode: ModelRunner(loaded.module, layout, reference, mode, loaded.vocab_size))
-
-
-def _kernel_runner(loaded: LoadedModel, layout: KVLayout, kernels: KernelBackend, mode: RunMode) -> ModelRunner:
-    compilable = mode.batched and not mode.dense and not layout.has_state
-    compiled = CompiledDecode(loaded.module, layout, kernels) if compilable else None
-    return ModelRunner(loaded.module, layout, kernels, mode, loaded.vocab_size, compiled)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
+from collections.abc import Callable
 from collections.abc import Sequence as Rows
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
@@ -76,6 +77,7 @@ class EngineCore:
         limits: EngineLimits,
         text: Vocabulary,
         identity: EngineIdentity,
+        settle: Callable[[], None] | None = None,
     ) -> None:
         self._runner = runner
         self._kv = kv
@@ -84,6 +86,7 @@ class EngineCore:
         self._pace = pace
         self._text = text
         self._identity = identity
+        self._settle = settle  # what takes the planned memory; the first request does not wait for it
         self._flight: Flight | None = None
         self._reports: deque[RequestReport] = deque(maxlen=_REPORTS_KEPT)
         self._open: dict[tuple[str, int], Sequence] = {}
@@ -98,15 +101,20 @@ class EngineCore:
 
     @property
     def has_idle_work(self) -> bool:
-        """Something that is best done while nobody waits: writing cached blocks to disk."""
-        return self._residence.has_idle_work
+        """Something that is best done while nobody waits: taking the planned memory, writing cached blocks to disk."""
+        return self._settle is not None or self._residence.has_idle_work
 
     def idle(self) -> None:
         """Do a little of the idle work."""
-        self._residence.idle()
+        if self._settle is not None:
+            self._settle_now()
+        else:
+            self._residence.idle()
 
     def add(self, request: Request, sink: EventSink, matcher: Matcher | None = None) -> None:
         """Queue a request; one with a grammar brings its `matcher`. Raises `ParameterError` if it can never be served."""
+        if self._arrivals:
+            self._settle_now()
         if (request.grammar is None) != (matcher is None):
             raise ParameterError(
                 "response_format", "a request with a grammar needs a compiled one, and only such a one"
@@ -217,6 +225,11 @@ class EngineCore:
         self._kv.check_integrity()
         if not self._open and self._flight is None:
             assert self._kv.blocks_free == self._kv.blocks_total, "blocks are held by nobody"
+
+    def _settle_now(self) -> None:
+        settle, self._settle = self._settle, None
+        if settle is not None:
+            settle()
 
     def _may_overlap(self) -> bool:
         """A step may be launched before the last one was read, unless something has to be decided in between."""

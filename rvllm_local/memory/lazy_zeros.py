@@ -13,6 +13,7 @@ import math
 import mmap
 import struct
 import sys
+from typing import BinaryIO, cast
 
 import mlx.core as mx
 
@@ -24,7 +25,8 @@ def lazy_zeros(shape: tuple[int, ...], dtype: mx.Dtype) -> mx.array:
     """An evaluated array of zeros. On a Linux CPU only pages that are written to become resident."""
     if sys.platform == "linux" and mx.default_device() == mx.Device(mx.cpu) and dtype in _NAMES:
         # MLX allocates an array that it loads from a file object, and has the object fill it in.
-        loaded = mx.load(_Zeros(shape, dtype), format="safetensors")  # type: ignore[call-overload]
+        loaded = mx.load(cast(BinaryIO, _Zeros(shape, dtype)), format="safetensors")
+        assert isinstance(loaded, dict)
         array: mx.array = loaded["zeros"]
     else:
         array = mx.zeros(shape, dtype=dtype)

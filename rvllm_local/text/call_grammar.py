@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from rvllm_local.errors import ParameterError
+from rvllm_local.text import tags
 from rvllm_local.text.schema import enforceable
-from rvllm_local.text.tools import tags
 
 MAX_TOOLS = 128
 _NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")

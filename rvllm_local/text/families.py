@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from rvllm_local.text.tools import tags
+from rvllm_local.text import tags
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,7 +16,7 @@ from rvllm_local.text.families import OutputStyle
 from rvllm_local.text.matcher import GrammarCompiler, Matcher
 from rvllm_local.text.patterns import PatternError, portable
 from rvllm_local.text.schema import enforceable
-from rvllm_local.text.tools.tags import CHANNEL, MESSAGE
+from rvllm_local.text.tags import CHANNEL, MESSAGE
 
 __all__ = [
     "GrammarCompiler",

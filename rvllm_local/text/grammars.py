@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from rvllm_local.errors import ParameterError
-from rvllm_local.text.matcher import GrammarCompiler, Matcher
 from rvllm_local.text.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from rvllm_local.text.matcher import GrammarCompiler, Matcher
 
 
 class Grammars:
@@ -22,6 +25,8 @@ class Grammars:
         """One matcher for each of `count` choices. Raises `GrammarError`."""
         if not self._eos:
             raise ParameterError("response_format", "this model names no end token, so no grammar can be enforced")
+        from rvllm_local.text.matcher import GrammarCompiler  # loads llguidance
+
         with self._lock:
             if self._compiler is None:
                 self._compiler = GrammarCompiler(self._tokenizer, self._vocab_size, self._eos)

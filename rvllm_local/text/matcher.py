@@ -17,9 +17,9 @@ import numpy as np
 import numpy.typing as npt
 
 from rvllm_local.errors import GrammarError
+from rvllm_local.text.tags import CONTROL_TAGS
 from rvllm_local.text.thinking import Thinking, ThinkingTokens
 from rvllm_local.text.tokenizer import Tokenizer
-from rvllm_local.text.tools.tags import CONTROL_TAGS
 
 COMPILE_SECONDS = 1.5
 MAX_COMPILING = 4  # threads that compile at once, overdue ones included

@@ -18,8 +18,7 @@ from tokenizers import Tokenizer as Backend
 from rvllm_local.errors import ParameterError, UnsupportedModelError
 from rvllm_local.text.messages import plain_messages
 from rvllm_local.text.spm import SentencePieceBackend
-from rvllm_local.text.template import render_chat
-from rvllm_local.text.tools.tags import CONTROL_TAGS
+from rvllm_local.text.tags import CONTROL_TAGS
 
 _BYTE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 
@@ -49,8 +48,9 @@ class Tokenizer:
         self._control = {token.content for token in added.values() if token.content in CONTROL_TAGS}
         self._hidden_special = _Hidden.of(self._special.values())
         self._hidden_every = _Hidden.of({*self._special.values(), *self._control})
-        # A second backend that knows no special tokens: what users write goes through it.
-        self._plain = _without_special(backend, {*self._special.values(), *self._control})
+        # Tokens that are looked for in normalized text can be written in other ways than their own.
+        hidden = [token for token in added.values() if token.special or token.content in self._control]
+        self._shows_tokens = isinstance(backend, Backend) and not any(token.normalized for token in hidden)
 
     @property
     def vocab_size(self) -> int:
@@ -81,7 +81,7 @@ class Tokenizer:
         A start token comes first if the model wants one and `bos` is left on.
         """
         _check_text(text)
-        backend = self._backend if special else self._plain
+        backend = self._backend if special else self._blind(text)
         ids: list[int] = backend.encode(text, add_special_tokens=False).ids
         start = self.bos_token_id if self._add_bos and bos else None
         return ids if start is None else [start, *ids]
@@ -118,6 +118,8 @@ class Tokenizer:
         """
         if self.chat_template is None:
             raise UnsupportedModelError("this model has no chat template; use generate() with a plain prompt")
+        from rvllm_local.text.template import render_chat  # loads jinja2
+
         messages = plain_messages(messages)
         self._check_roles(messages)
         markers = _Markers()
@@ -136,13 +138,25 @@ class Tokenizer:
             text = markers.up_to_ending(text)
         ids: list[int] = []
         for piece, is_template in markers.split(text):
-            backend = self._backend if is_template else self._plain
+            backend = self._backend if is_template else self._blind(piece)
             if isinstance(backend, SentencePieceBackend):  # a piece that follows text gets no space of its own
                 follows_text = bool(ids) and ids[-1] not in self._special
                 ids.extend(backend.encode(piece, continues=follows_text).ids)
             else:
                 ids.extend(backend.encode(piece, add_special_tokens=False).ids)
         return ids
+
+    def _blind(self, text: str) -> Backend | SentencePieceBackend:
+        """What encodes text that a user wrote, in which special tokens do not count."""
+        pattern = self._hidden_every.pattern
+        if self._shows_tokens and (pattern is None or not pattern.search(text)):
+            return self._backend  # there are none in it
+        return self._plain
+
+    @functools.cached_property
+    def _plain(self) -> Backend | SentencePieceBackend:
+        """A second backend that knows no special tokens; made when a text needs it, as it takes time and memory."""
+        return _without_special(self._backend, {*self._special.values(), *self._control})
 
     def _check_roles(self, messages: Sequence[Mapping[str, Any]]) -> None:
         for index, message in enumerate(messages):

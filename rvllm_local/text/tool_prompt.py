@@ -10,7 +10,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from rvllm_local.text.tools import tags
+from rvllm_local.text import tags
 
 _INTRODUCTION = """\
 You may call the functions below to help with the user's request. Their signatures, as JSON:

@@ -8,7 +8,7 @@ from pathlib import Path
 import mlx.core as mx
 import pytest
 
-from rvllm_local.engine import build
+from rvllm_local.engine import proving
 from rvllm_local.engine.build import build_core
 from rvllm_local.engine.core import EngineCore
 from rvllm_local.engine.options import EngineOptions
@@ -55,6 +55,6 @@ def test_work_stays_within_what_was_measured(folder: Path, deterministic: bool) 
 
 
 def test_a_step_that_does_not_fit_is_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(build, "measure_scratch", lambda *_args, **_sizes: 10**15)
+    monkeypatch.setattr(proving, "measure_scratch", lambda *_args, **_sizes: 10**15)
     with pytest.raises(MemoryBudgetError, match="scratch"):
         core(folder)

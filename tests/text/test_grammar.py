@@ -29,9 +29,9 @@ from rvllm_local.text.grammar import (
 )
 from rvllm_local.text.matcher import COMPILE_SECONDS
 from rvllm_local.text.output import OutputParser
+from rvllm_local.text.tags import CONTROL_TAGS
 from rvllm_local.text.tokenizer import Tokenizer
 from rvllm_local.text.tools import FAMILIES, parser_for
-from rvllm_local.text.tools.tags import CONTROL_TAGS
 from tests.support.tiny import tiny_tokenizer
 from tests.text.outputs import joined, run
 from tests.text.schema_corpus import EOS, VOCAB_SIZE, allowed_tokens, byte_tokenizer, sample

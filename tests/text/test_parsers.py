@@ -7,9 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rvllm_local.errors import ParameterError
+from rvllm_local.text.tags import CONTROL_TAGS
 from rvllm_local.text.tools import FAMILIES, ToolCallFailed, parser_for
 from rvllm_local.text.tools.reader import MAX_CALL_CHARS
-from rvllm_local.text.tools.tags import CONTROL_TAGS
 from tests.text.outputs import OUTPUTS, TOOLS, Read, joined, run
 
 FRAGMENTS = [

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokenizers import AddedToken
+from tokenizers import AddedToken, normalizers
 
 from rvllm_local.engine.detokenizer import StreamingDetokenizer
 from rvllm_local.models.loader import ModelFiles
@@ -113,3 +113,20 @@ def test_tags_of_calls_stay_text_where_the_assistant_did_not_write_them() -> Non
         assert ids.count(tag) == count
         assert "a</think>b" in tokenizer.decode(ids)
     assert tag in tokenizer.encode("</think>", special=True)
+
+
+@settings(max_examples=200, deadline=None)
+@given(text=st.lists(st.one_of(st.sampled_from([*HOSTILE, "<|im_start|>", " "]), st.text(max_size=8)), max_size=6))
+def test_a_text_without_special_tokens_needs_no_second_backend(tokenizer: Tokenizer, text: list[str]) -> None:
+    written = "".join(text)
+    assert tokenizer.encode(written) == tokenizer._plain.encode(written, add_special_tokens=False).ids
+
+
+def test_tokens_that_are_looked_for_in_normalized_text_stay_text_in_every_spelling() -> None:
+    backend = tiny_tokenizer()
+    backend.normalizer = normalizers.Lowercase()
+    backend.add_special_tokens([AddedToken("<|stop|>", special=True, normalized=True)])
+    tokenizer = Tokenizer(backend, eos_token="<|endoftext|>")
+    tag = tokenizer.control_token_id("<|stop|>")
+    assert tag in tokenizer.encode("<|STOP|>", special=True)
+    assert tag not in tokenizer.encode("<|STOP|>")

@@ -5,7 +5,7 @@ JSON that turns out to be no call is content.
 
 from __future__ import annotations
 
-from rvllm_local.text.tools import tags
+from rvllm_local.text import tags
 from rvllm_local.text.tools.json_calls import JSONReader
 from rvllm_local.text.tools.reader import END, Reading
 

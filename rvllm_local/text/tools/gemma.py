@@ -8,7 +8,7 @@ import re
 import warnings
 from typing import Any
 
-from rvllm_local.text.tools import tags
+from rvllm_local.text import tags
 from rvllm_local.text.tools.json_calls import MAX_DEPTH, MAX_NAME, JSONReader, loads
 from rvllm_local.text.tools.reader import END, MalformedCallError, Reading
 

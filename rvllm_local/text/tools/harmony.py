@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from rvllm_local.text.tools import tags
+from rvllm_local.text import tags
 from rvllm_local.text.tools.json_calls import JSONReader
 from rvllm_local.text.tools.reader import END, MalformedCallError, Reading
 

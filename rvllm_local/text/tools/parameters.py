@@ -9,7 +9,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from rvllm_local.text.tools import tags
+from rvllm_local.text import tags
 from rvllm_local.text.tools.json_calls import MAX_NAME, JSONReader, loads
 from rvllm_local.text.tools.reader import END, MAX_CALL_CHARS, MalformedCallError, Reading
 

@@ -6,7 +6,7 @@ import secrets
 import string
 from collections.abc import Callable
 
-from rvllm_local.text.tools import tags
+from rvllm_local.text import tags
 from rvllm_local.text.tools.json_calls import MAX_NAME, JSONReader
 from rvllm_local.text.tools.reader import END, Reading
 

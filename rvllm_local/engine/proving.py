@@ -1,0 +1,94 @@
+"""Proves at the start how a model may be called: logits held against mlx-lm's, shapes of calls, and what a step takes.
+
+What an earlier start proved is taken from its note, where nothing that it depends on has changed.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from rvllm_local.attention.kernels import KernelBackend
+from rvllm_local.attention.reference import ReferenceBackend
+from rvllm_local.engine.compiled import CompiledDecode
+from rvllm_local.engine.options import EngineOptions
+from rvllm_local.engine.proven import Proof, read_proof, write_proof
+from rvllm_local.engine.runner import ModelRunner, RunMode
+from rvllm_local.engine.selfcheck import choose_runner, rows_are_independent
+from rvllm_local.engine.warmup import measure_scratch
+from rvllm_local.errors import UnsupportedModelError
+from rvllm_local.memory.arena import Arena
+from rvllm_local.memory.layout import KVLayout
+from rvllm_local.memory.tables import KVTables
+from rvllm_local.metal_kernels.kernels import default_backend
+from rvllm_local.models.loader import LoadedModel
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Unproven:
+    """A loaded model with its arenas. `paged`: its attention goes through the seam; `copy_tokens` as the back end's."""
+
+    loaded: LoadedModel
+    layout: KVLayout
+    arenas: Sequence[Arena]
+    kv: KVTables
+    paged: bool
+    context: int
+    copy_tokens: int
+
+
+def prove(model: Unproven, options: EngineOptions, subject: str | None) -> tuple[ModelRunner, int | None]:
+    """A runner in the fastest mode that is right here, and the bytes that a step takes (None if nothing is checked).
+
+    `subject` is where an earlier start noted its proof, if it may be used. Raises `UnsupportedModelError`.
+    """
+    if default_backend() != "none" or not options.self_check:
+        subject = None  # kernels are compiled by what proves them, so they are proven at each start
+    proof = None if subject is None else read_proof(subject)
+    runner = _choose_runner(model, options, proof)
+    row_group, vocab_size = 0, model.loaded.vocab_size
+    if options.deterministic:
+        row_group = proof.row_group if proof else rows_are_independent(runner, model.kv, vocab_size)
+        runner.make_deterministic(row_group)
+    if proof is not None or not options.self_check:
+        return runner, None if proof is None else proof.scratch
+    scratch = measure_scratch(
+        runner, model.kv, context=model.context, rows=options.max_rows, chunk=options.prefill_chunk
+    )
+    if subject is not None:
+        write_proof(subject, Proof(runner.mode, row_group, scratch))
+    return runner, scratch
+
+
+def _choose_runner(model: Unproven, options: EngineOptions, proof: Proof | None) -> ModelRunner:
+    """The kernels where they can run and agree with mlx-lm on this very machine, otherwise the reference."""
+    module, vocab_size = model.loaded.module, model.loaded.vocab_size
+
+    def checked(make: Callable[[RunMode], ModelRunner]) -> ModelRunner:
+        if proof is not None:
+            return make(proof.mode)
+        if not options.self_check:
+            return make(RunMode(batched=model.paged, dense=not model.paged))
+        return choose_runner(module, make, model.kv, paged=model.paged, vocab_size=vocab_size)
+
+    wants_kernels = options.attention == "kernels" or (options.attention == "auto" and default_backend() != "none")
+    if wants_kernels:
+        try:
+            kernels = KernelBackend(model.arenas)
+            return checked(lambda mode: _kernel_runner(model, kernels, mode))
+        except UnsupportedModelError as error:
+            if options.attention == "kernels":
+                raise
+            logger.warning("attention is served by the reference: %s", error)
+    reference = ReferenceBackend(model.arenas, model.copy_tokens)
+    return checked(lambda mode: ModelRunner(module, model.layout, reference, mode, vocab_size))
+
+
+def _kernel_runner(model: Unproven, kernels: KernelBackend, mode: RunMode) -> ModelRunner:
+    module, layout = model.loaded.module, model.layout
+    compilable = mode.batched and not mode.dense and not layout.has_state
+    compiled = CompiledDecode(module, layout, kernels) if compilable else None
+    return ModelRunner(module, layout, kernels, mode, model.loaded.vocab_size, compiled)
