@@ -46,6 +46,7 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--temperature", type=float, default=0.7, metavar="T", help="0 is greedy")
     run.add_argument("--top-p", type=float, default=0.95, metavar="P")
     run.add_argument("--seed", type=int, metavar="N", help="makes the answer repeatable")
+    run.add_argument("--adapter", metavar="DIR", help="answer with this LoRA adapter")
     _add_engine_flags(run)
     _add_serve(verbs.add_parser("serve", help="answer OpenAI- and Anthropic-style requests on localhost"))
     plan = verbs.add_parser("plan", help="show what memory a model takes, without loading it")
@@ -77,6 +78,9 @@ def _add_serve(serve: argparse.ArgumentParser) -> None:
     serve.add_argument("--lenient", action="store_true", help="drop unknown fields of requests")
     serve.add_argument("--keep-alive", metavar="TIME", help="unload a model that was idle for so long, like 10m")
     serve.add_argument("--pin", action="append", default=[], metavar="MODEL", help="never unload this model")
+    serve.add_argument(
+        "--adapter", action="append", default=[], metavar="NAME=DIR", help="a LoRA adapter, asked for as a model"
+    )
     serve.add_argument("--drain", default="30s", metavar="TIME", help="how long open requests may go on at the end")
     serve.add_argument("--tls-cert", metavar="FILE")
     serve.add_argument("--tls-key", metavar="FILE")

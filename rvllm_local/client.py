@@ -63,6 +63,7 @@ def make_requests(
     priority: int = 0,
     grammar: str | None = None,
     kept_special: Sequence[str] = (),
+    adapter: str | None = None,
 ) -> list[Request]:
     """One request a choice. Choice i of a seeded request uses seed + i, so that choices differ and repeat."""
     request_id = request_id or uuid.uuid4().hex
@@ -75,5 +76,6 @@ def make_requests(
         priority=priority,
         grammar=grammar,
         kept_special=tuple(kept_special),
+        adapter=adapter,
     )
     return [replace(first, seed=(seed + index) % 2**64, index=index) for index in range(params.n)]

@@ -33,7 +33,8 @@ class LLM:
     sequences run at once; `prefill_chunk` the most prompt tokens in one step; `attention` chooses the
     back end ("auto" takes the kernels where they run and agree); `cache` keeps prefixes in the arena ("memory") and
     on disk too ("disk", at most `disk_cache_bytes` under `cache_dir`); `kv_dtype="int8"` halves or quarters the KV;
-    `deterministic` makes tokens independent of batch, chunking and cache; `progress` is told what a fetch is doing.
+    `deterministic` makes tokens independent of batch, chunking and cache; `adapters` are folders of LoRA adapters by the
+    names under which requests choose them; `progress` is told what a fetch is doing.
 
     Raises `ModelNotFoundError`, `ModelFileError`, `UnsupportedModelError` or `MemoryBudgetError`.
     """
@@ -53,6 +54,7 @@ class LLM:
         cache_dir: Path | str | None = None,
         kv_dtype: Literal["auto", "int8"] = "auto",
         deterministic: bool = False,
+        adapters: Mapping[str, Path | str] | None = None,
         progress: Callable[[str], None] | None = None,
     ) -> None:
         options = EngineOptions(
@@ -68,6 +70,7 @@ class LLM:
             kv_dtype=kv_dtype,
             deterministic=deterministic,
             max_waiting=_UNBOUNDED,
+            adapters=tuple((name, str(folder)) for name, folder in (adapters or {}).items()),
         )
         self._open(model, options, progress)
 
@@ -117,16 +120,26 @@ class LLM:
         self,
         prompts: Prompt | Sequence[Prompt],
         params: SamplingParams | Sequence[SamplingParams] | None = None,
+        *,
+        adapter: str | Sequence[str | None] | None = None,
     ) -> list[Completion]:
         """Answer one or many prompts, all at once; each is text or token ids, with its own `params` if they are a list.
+
+        `adapter` names the LoRA adapter to answer with, one for all or one each (None for the model as it is).
 
         Returns the completions in the order of the prompts, the `n` choices of each together.
         """
         asked = _paired(_as_prompts(prompts), params)
+        adapters = [adapter] * len(asked) if adapter is None or isinstance(adapter, str) else list(adapter)
+        if len(adapters) != len(asked):
+            raise ParameterError(
+                "adapter", f"there are {len(asked)} prompts and {len(adapters)} adapters; give one each"
+            )
         streams: list[TokenStream] = []
         completions: list[Completion] = []
         try:
-            streams.extend(self._submit(prompt, own) for prompt, own in asked)
+            for (prompt, own), chosen in zip(asked, adapters, strict=True):
+                streams.append(self._submit(prompt, own, adapter=chosen))
             for stream, (_, own) in zip(streams, asked, strict=True):
                 completions.extend(collect(stream, own.n))
         finally:
@@ -134,9 +147,11 @@ class LLM:
                 stream.close()
         return completions
 
-    def stream(self, prompt: Prompt, params: SamplingParams | None = None) -> Iterator[StreamEvent]:
+    def stream(
+        self, prompt: Prompt, params: SamplingParams | None = None, *, adapter: str | None = None
+    ) -> Iterator[StreamEvent]:
         """Answer one prompt event by event. Leaving the loop early cancels the request."""
-        return _closing(self._submit(prompt, params or SamplingParams()))
+        return _closing(self._submit(prompt, params or SamplingParams(), adapter=adapter))
 
     def chat(
         self,
@@ -145,6 +160,7 @@ class LLM:
         *,
         tools: Sequence[Mapping[str, Any]] | None = None,
         response_format: Mapping[str, Any] | None = None,
+        adapter: str | None = None,
         **template: Any,
     ) -> list[Completion]:
         """Answer a conversation through the model's chat template, which gets `tools` and the other keywords.
@@ -155,7 +171,7 @@ class LLM:
         """
         params = params or SamplingParams()
         prompt = self.tokenizer.encode_chat(messages, tools=tools, **template)
-        with self._submit(prompt, params, _grammar(response_format)) as stream:
+        with self._submit(prompt, params, _grammar(response_format), adapter) as stream:
             return collect(stream, params.n)
 
     def chat_stream(
@@ -165,11 +181,12 @@ class LLM:
         *,
         tools: Sequence[Mapping[str, Any]] | None = None,
         response_format: Mapping[str, Any] | None = None,
+        adapter: str | None = None,
         **template: Any,
     ) -> Iterator[StreamEvent]:
         """Like `chat`, event by event."""
         prompt = self.tokenizer.encode_chat(messages, tools=tools, **template)
-        return _closing(self._submit(prompt, params or SamplingParams(), _grammar(response_format)))
+        return _closing(self._submit(prompt, params or SamplingParams(), _grammar(response_format), adapter))
 
     def stats(self) -> dict[str, int | float | str]:
         """Blocks, hits, preemptions, back end and dispatches."""
@@ -179,9 +196,11 @@ class LLM:
         """End open requests and free the model. Safe to call twice."""
         self._client.close()
 
-    def _submit(self, prompt: Prompt, params: SamplingParams, grammar: str | None = None) -> TokenStream:
+    def _submit(
+        self, prompt: Prompt, params: SamplingParams, grammar: str | None = None, adapter: str | None = None
+    ) -> TokenStream:
         token_ids = self.tokenizer.encode(prompt) if isinstance(prompt, str) else _token_ids(prompt)
-        return open_stream(self._client, make_requests(token_ids, params, grammar=grammar))
+        return open_stream(self._client, make_requests(token_ids, params, grammar=grammar, adapter=adapter))
 
     def __enter__(self) -> LLM:
         return self

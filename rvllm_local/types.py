@@ -132,6 +132,7 @@ class Request:
     priority: int = 0  # higher runs sooner
     grammar: str | None = None  # an llguidance grammar that the output must follow
     kept_special: tuple[str, ...] = ()  # special tokens that come as text, for a parser that needs its tags
+    adapter: str | None = None  # the LoRA adapter to answer with; None is the model as it is
 
 
 @dataclass(frozen=True, slots=True)

@@ -56,13 +56,15 @@ class CallGeometry:
 class DecodeRow:
     """The token at `position` of one sequence; its KV is written, its logits are wanted.
 
-    With `previous_row` the token is not known to the host yet: it is that row's token of the step before.
+    With `previous_row` the token is not known to the host yet: it is that row's token of the step before. `adapter` is
+    the number of the LoRA adapter that the row is computed with, 0 for none.
     """
 
     tables: SequenceTables
     position: int
     token_id: int
     previous_row: int | None = None
+    adapter: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,9 +74,13 @@ class ChunkRows:
     tables: SequenceTables
     position: int
     token_ids: tuple[int, ...]
+    adapter: int = 0
 
     def rows(self) -> list[DecodeRow]:
-        return [DecodeRow(self.tables, self.position + place, token) for place, token in enumerate(self.token_ids)]
+        return [
+            DecodeRow(self.tables, self.position + place, token, adapter=self.adapter)
+            for place, token in enumerate(self.token_ids)
+        ]
 
 
 def call_geometry(

@@ -15,8 +15,9 @@ import mlx.core as mx
 from rvllm_local import host
 from rvllm_local.attention.probe import probe_layout
 from rvllm_local.attention.seam import install
-from rvllm_local.engine.core import EngineCore, EngineIdentity
+from rvllm_local.engine.core import EngineCore
 from rvllm_local.engine.detokenizer import Vocabulary
+from rvllm_local.engine.identity import EngineIdentity
 from rvllm_local.engine.limits import EngineLimits
 from rvllm_local.engine.options import EngineOptions
 from rvllm_local.engine.pace import Pace
@@ -34,6 +35,8 @@ from rvllm_local.memory.spill import BlockStore
 from rvllm_local.memory.swap import SwapSpace
 from rvllm_local.memory.tables import KVTables
 from rvllm_local.metal_kernels.kernels import default_backend
+from rvllm_local.models.adapted import adapt, adapted_bytes
+from rvllm_local.models.adapter_files import Adapter, read_adapters
 from rvllm_local.models.describe import describe, num_heads, widest
 from rvllm_local.models.fuse import fuse_projections
 from rvllm_local.models.loader import LoadedModel, ModelFiles, load_model
@@ -45,9 +48,12 @@ _GPU_STEP_TARGET_S = 0.1
 
 def open_core(files: ModelFiles, text: Vocabulary, options: EngineOptions) -> EngineCore:
     """Plan, then load, then build: what cannot fit is refused before memory is taken."""
-    plan_model(describe(files), options)
+    description = describe(files)
+    plan_model(description, options)
+    adapters = read_adapters(options.adapters, description.module)
+    del description
     loaded = load_model(files)
-    return build_core(loaded, text, options, functools.partial(proof_subject, files, loaded, options))
+    return build_core(loaded, text, options, functools.partial(proof_subject, files, loaded, options), adapters)
 
 
 def build_core(
@@ -55,6 +61,7 @@ def build_core(
     text: Vocabulary,
     options: EngineOptions,
     proof_of: Callable[[Sequence[object]], str] | None = None,
+    adapters: Sequence[Adapter] = (),
 ) -> EngineCore:
     """An engine core ready for its first request. With `proof_of` what an earlier start found out is taken from its note.
 
@@ -64,20 +71,24 @@ def build_core(
     if default_backend() == "cuda":
         fuse_projections(loaded.module)
     paged = install(loaded.module)
+    choice = adapt(loaded.module, adapters)
     layout = probe_layout(loaded.module, quantized=options.kv_dtype == "int8")
     blocks = arena_blocks(layout, options, context)
-    plan = _accepted_plan(loaded, layout, options, context, paged)
+    plan = _accepted_plan(loaded, layout, options, context, paged, adapted_bytes(adapters))
     arenas = [Arena(shape, count) for shape, count in zip(layout.groups, blocks, strict=True)]
     kv = KVTables(
         layout, blocks, num_snapshots=num_snapshots(layout, options.max_rows) if options.cache != "off" else 0
     )
-    unproven = Unproven(loaded, layout, arenas, kv, paged, context, plan.copy_tokens)
-    runner, scratch = prove(unproven, options, proof_of((layout, blocks, plan)) if proof_of else None)
+    marks = tuple(adapter.fingerprint for adapter in adapters)
+    unproven = Unproven(loaded, layout, arenas, kv, paged, context, plan.copy_tokens, choice)
+    runner, scratch = prove(unproven, options, proof_of((layout, blocks, plan, marks)) if proof_of else None)
     if scratch is not None:
         plan = plan.with_measured(scratch)
         plan.check()
     mx.set_cache_limit(plan.scratch // 2)  # scratch counts arrays twice: in use, and kept for the next ones
     fingerprint = f"{loaded.fingerprint}|{layout}|{options.deterministic}"
+    roots: dict[str | None, bytes] = {None: root_key(fingerprint)}
+    roots |= {adapter.name: root_key(f"{fingerprint}|{adapter.fingerprint}") for adapter in adapters}
     residence = _residence(kv, runner, options, root_key(fingerprint), text)
     scheduler = Scheduler(
         kv,
@@ -98,13 +109,10 @@ def build_core(
             scheduler.longest_sequence,
             tuple(loaded.eos_token_ids),
             options.max_rows + options.max_waiting,
+            tuple(adapter.name for adapter in adapters),
         ),
         text,
-        EngineIdentity(
-            frozenset(loaded.eos_token_ids),
-            root_key(fingerprint),
-            plan.lines(),
-        ),
+        EngineIdentity(frozenset(loaded.eos_token_ids), roots, plan.lines()),
         functools.partial(host.reserve_heap, plan.scratch) if mx.default_device() == mx.Device(mx.cpu) else None,
     )
 
@@ -127,7 +135,7 @@ def _shown(text: Vocabulary, token: int) -> str:
 
 
 def _accepted_plan(
-    loaded: LoadedModel, layout: KVLayout, options: EngineOptions, context: int, paged: bool
+    loaded: LoadedModel, layout: KVLayout, options: EngineOptions, context: int, paged: bool, adapters: int
 ) -> MemoryPlan:
     """The plan of a loaded model, checked; its scratch is an estimate."""
     sizes = ModelSizes(
@@ -137,7 +145,8 @@ def _accepted_plan(
         num_heads(loaded.config),
         layout.groups[0].dtype.size,
     )
-    plan = plan_engine(layout, options, context=context, weights=loaded.weights_bytes, sizes=sizes, paged=paged)
+    weights = loaded.weights_bytes + adapters
+    plan = plan_engine(layout, options, context=context, weights=weights, sizes=sizes, paged=paged)
     plan.check()
     return plan
 

@@ -16,6 +16,7 @@ import numpy as np
 
 from rvllm_local.attention.geometry import ChunkRows, DecodeRow
 from rvllm_local.engine.detokenizer import StreamingDetokenizer, Vocabulary
+from rvllm_local.engine.identity import EngineIdentity
 from rvllm_local.engine.limits import EngineLimits
 from rvllm_local.engine.pace import Pace
 from rvllm_local.engine.report import report, status
@@ -53,15 +54,6 @@ class Flight:
 
     rows: tuple[Sequence, ...]
     sampled: SampledTokens
-
-
-@dataclass(frozen=True, slots=True)
-class EngineIdentity:
-    """What a core is told about its model: `root` starts every prefix key, `memory` are the plan's lines in bytes."""
-
-    eos_token_ids: frozenset[int]
-    root: bytes
-    memory: dict[str, int]
 
 
 class EngineCore:
@@ -126,9 +118,10 @@ class EngineCore:
             self._kv.new_sequence(),
             StreamingDetokenizer(text, request.params.stop_strings),
             sink,
-            KeyChain(self._identity.root),
+            KeyChain(self._identity.roots[request.adapter]),
             History(time.monotonic()),
             self._arrivals,
+            self._identity.number_of(request.adapter),
         )
         sequence.matcher = matcher
         sequence.token_history = TokenHistory.of(request.params, request.prompt_token_ids, self._runner.vocab_size)
@@ -242,7 +235,8 @@ class EngineCore:
     def _prefill(self, chunk: PrefillChunk) -> None:
         sequence, start = chunk.sequence, chunk.sequence.num_computed
         began = time.monotonic()
-        self._runner.prefill(sequence.tables, start, sequence.token_ids[start : start + chunk.num_tokens])
+        tokens = sequence.token_ids[start : start + chunk.num_tokens]
+        self._runner.prefill(sequence.tables, start, tokens, sequence.adapter)
         self._pace.record(chunk.num_tokens, time.monotonic() - began)
         self._prefilled(chunk, began)
 
@@ -279,7 +273,7 @@ class EngineCore:
         inputs = []
         for row in rows:
             source = places.get(id(row)) if row.in_flight else None
-            inputs.append(DecodeRow(row.tables, row.num_computed, row.token_ids[-1], source))
+            inputs.append(DecodeRow(row.tables, row.num_computed, row.token_ids[-1], source, row.adapter))
         samplings = None
         if not all(row.is_plain_greedy for row in rows):
             samplings = [_sampling(row) for row in rows]
@@ -367,7 +361,8 @@ class EngineCore:
 
 def _chunk_rows(chunk: PrefillChunk) -> ChunkRows:
     sequence, start = chunk.sequence, chunk.sequence.num_computed
-    return ChunkRows(sequence.tables, start, tuple(sequence.token_ids[start : start + chunk.num_tokens]))
+    tokens = tuple(sequence.token_ids[start : start + chunk.num_tokens])
+    return ChunkRows(sequence.tables, start, tokens, sequence.adapter)
 
 
 def _sampling(sequence: Sequence) -> RowSampling:

@@ -29,6 +29,7 @@ class EngineOptions:
     step_target_s: float | None = None
     max_waiting: int = 256
     system_reserve: int | None = None
+    adapters: tuple[tuple[str, str], ...] = ()  # LoRA adapters: a name and a folder each
 
     @classmethod
     def from_config(cls, config: EngineConfig) -> EngineOptions:

@@ -9,19 +9,25 @@ from rvllm_local.engine.options import EngineOptions
 from rvllm_local.machine import device_memory
 from rvllm_local.memory.layout import KVLayout
 from rvllm_local.memory.plan import MemoryPlan, ModelSizes, make_plan
+from rvllm_local.models.adapted import adapted_bytes
+from rvllm_local.models.adapter_files import read_adapters
 from rvllm_local.models.describe import ModelDescription
 
 _DEFAULT_KV_BYTES = 512 * 2**20  # when no budget is given: this, or one whole context if that is more
 
 
 def plan_model(model: ModelDescription, options: EngineOptions, *, strict: bool = True) -> MemoryPlan:
-    """The plan of a model that is not loaded. With `strict`, raises `MemoryBudgetError` if it does not fit."""
+    """The plan of a model that is not loaded. With `strict`, raises `MemoryBudgetError` if it does not fit.
+
+    Its adapters are read and held against it. Raises what `read_adapter` does.
+    """
     layout = probe_layout(model.module, quantized=options.kv_dtype == "int8")
     sizes = ModelSizes(
         model.hidden_size, model.intermediate_size, model.vocab_size, model.num_heads, layout.groups[0].dtype.size
     )
     context = min(model.context_length, options.context_length or model.context_length)
-    plan = plan_engine(layout, options, context=context, weights=model.weights_bytes, sizes=sizes)
+    weights = model.weights_bytes + adapted_bytes(read_adapters(options.adapters, model.module))
+    plan = plan_engine(layout, options, context=context, weights=weights, sizes=sizes)
     if strict:
         plan.check()
     return plan

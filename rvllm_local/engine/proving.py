@@ -22,6 +22,7 @@ from rvllm_local.memory.arena import Arena
 from rvllm_local.memory.layout import KVLayout
 from rvllm_local.memory.tables import KVTables
 from rvllm_local.metal_kernels.kernels import default_backend
+from rvllm_local.models.adapted import AdapterChoice
 from rvllm_local.models.loader import LoadedModel
 
 logger = logging.getLogger(__name__)
@@ -38,6 +39,7 @@ class Unproven:
     paged: bool
     context: int
     copy_tokens: int
+    adapters: AdapterChoice
 
 
 def prove(model: Unproven, options: EngineOptions, subject: str | None) -> tuple[ModelRunner, int | None]:
@@ -84,11 +86,12 @@ def _choose_runner(model: Unproven, options: EngineOptions, proof: Proof | None)
                 raise
             logger.warning("attention is served by the reference: %s", error)
     reference = ReferenceBackend(model.arenas, model.copy_tokens)
-    return checked(lambda mode: ModelRunner(module, model.layout, reference, mode, vocab_size))
+    return checked(lambda mode: ModelRunner(module, model.layout, reference, mode, vocab_size, None, model.adapters))
 
 
 def _kernel_runner(model: Unproven, kernels: KernelBackend, mode: RunMode) -> ModelRunner:
     module, layout = model.loaded.module, model.layout
-    compilable = mode.batched and not mode.dense and not layout.has_state
+    # The compiled call does not take adapters.
+    compilable = mode.batched and not mode.dense and not layout.has_state and model.adapters.count == 0
     compiled = CompiledDecode(module, layout, kernels) if compilable else None
-    return ModelRunner(module, layout, kernels, mode, model.loaded.vocab_size, compiled)
+    return ModelRunner(module, layout, kernels, mode, model.loaded.vocab_size, compiled, model.adapters)

@@ -27,6 +27,7 @@ from rvllm_local.memory.blocks import BLOCK_TOKENS, SCRATCH_BLOCK, BlockTable
 from rvllm_local.memory.layout import KVLayout
 from rvllm_local.memory.state import RecurrentState, stacked
 from rvllm_local.memory.tables import SequenceTables
+from rvllm_local.models.adapted import AdapterChoice
 
 _ROW_TILE = 16  # rows that a CPU's matrix product takes at once; a few less take longer than all of them
 _MOST_UNTILED = 8  # rows up to which a product is quicker as it is
@@ -58,6 +59,7 @@ class ModelRunner:
         mode: RunMode,
         vocab_size: int,
         compiled: CompiledDecode | None = None,
+        adapters: AdapterChoice | None = None,
     ) -> None:
         self._model = model
         self._layout = layout
@@ -65,6 +67,7 @@ class ModelRunner:
         self.mode = mode
         self.vocab_size = vocab_size
         self._compiled = compiled
+        self._adapters = adapters or AdapterChoice(0)
         self._row_group: int | None = None
         self._draws_on_host = mx.default_device() == mx.Device(mx.cpu)
 
@@ -90,11 +93,17 @@ class ModelRunner:
         """True when a decode step can be launched before the host has read the one before."""
         return self._compiled is not None
 
-    def prefill(self, tables: SequenceTables, position: int, token_ids: Sequence[int]) -> None:
+    @property
+    def num_adapters(self) -> int:
+        """LoRA adapters that a row may be computed with: numbers from 1 to this one."""
+        return self._adapters.count
+
+    def prefill(self, tables: SequenceTables, position: int, token_ids: Sequence[int], adapter: int = 0) -> None:
         """Compute the KV of `token_ids`, which stand at `position` and after.
 
         Only the writes are run: what the model returns is never evaluated.
         """
+        self._adapters.choose([adapter])
         end, size = position + len(token_ids), len(token_ids) if self._row_group is None else BLOCK_TOKENS
         for start in range(position, end, size):
             tile = list(token_ids[start - position : start - position + size])
@@ -110,8 +119,9 @@ class ModelRunner:
         """What `prefill` computes, to see what it takes; where layers run one by one, only the first ones."""
         tile = list(token_ids) if self._row_group is None else list(token_ids[-BLOCK_TOKENS:])
         if not self._runs_by_layer:
-            self.prefill(tables, position, token_ids)
+            self.prefill(tables, position, token_ids, self.num_adapters)
             return
+        self._adapters.choose([self.num_adapters])
         start = position + len(token_ids) - len(tile)
         self._run_briefly(call_geometry(self._layout, [tables], [start], len(tile)), mx.array([tile]))
 
@@ -121,6 +131,7 @@ class ModelRunner:
             mx.eval(self.decode(rows))
             return
         padded, _ = self._groups(rows)[0]
+        self._adapters.choose([row.adapter for row in padded])
         self._run_briefly(self._geometry(padded), mx.array([[row.token_id] for row in padded]))
 
     @property
@@ -166,6 +177,7 @@ class ModelRunner:
         assert isinstance(self._backend, ReferenceBackend)
         every = [*rows, *(row for chunk in chunks for row in chunk.rows())]
         every += [self._padding_row(every[0])] * (tiled_rows(len(every)) - len(every))
+        self._adapters.choose([row.adapter for row in every])
         geometry = self._geometry(every)
         session = self._backend.begin_mixed(
             geometry,
@@ -249,6 +261,7 @@ class ModelRunner:
             return self._compiled.logits(rows, self._tokens(rows, previous))
         if self.mixes and tiled_rows(len(rows)) != len(rows):
             return self.decode_mixed(rows, ())
+        self._adapters.choose([row.adapter for row in rows])
         geometry = self._geometry(rows)
         states = [row.tables.state for row in rows]
         caches = make_caches(

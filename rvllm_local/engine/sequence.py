@@ -50,6 +50,7 @@ class Sequence:
     keys: KeyChain
     history: History
     order: int = 0  # of arrival
+    adapter: int = 0  # the number of its LoRA adapter, 0 for none
     token_ids: list[int] = field(init=False)
     num_prompt: int = field(init=False)
     needs_host: bool = field(init=False)  # its next token depends on its last in a way that only the host can work out

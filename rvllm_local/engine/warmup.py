@@ -58,11 +58,11 @@ def _over(kv: KVTables, length: int, chunk: int, call: Callable[[SequenceTables,
 
 
 def _decode(runner: ModelRunner, rows: int, length: int, tables: SequenceTables, _start: int) -> None:
-    runner.try_decode([DecodeRow(tables, length - 1, 0)] * rows)
+    runner.try_decode([DecodeRow(tables, length - 1, 0, adapter=runner.num_adapters)] * rows)
 
 
 def _draw(runner: ModelRunner, tables: SequenceTables, rows: int) -> None:
     """One whole decode step of `rows` rows of one token."""
     samplings = [RowSampling(_HARDEST, row, 0) for row in range(rows)]
-    sampled = runner.sample([DecodeRow(tables, 0, 0)] * rows, samplings, None)
+    sampled = runner.sample([DecodeRow(tables, 0, 0, adapter=runner.num_adapters)] * rows, samplings, None)
     sampled.tokens.tolist()

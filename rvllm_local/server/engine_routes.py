@@ -193,4 +193,5 @@ def _model(row: Listed) -> dict[str, Any]:
         "open_requests": row.open_requests,
         "planned_bytes": row.memory,
         "context_length": row.context_length,
+        "parent": row.parent,
     }

@@ -248,7 +248,7 @@ class Generator:
                     self._settings.prepare_timeout_s,
                     "preparing the prompt",
                 )
-                groups = _groups(prepared, request_id, call.priority)
+                groups = _groups(prepared, request_id, call.priority, served.adapter)
                 generation = await self._start(stack, served, groups, prepared.new_parser)
             yield generation
 
@@ -330,7 +330,7 @@ class Generator:
         return generation
 
 
-def _groups(prepared: Prepared, request_id: str, priority: int) -> list[list[Request]]:
+def _groups(prepared: Prepared, request_id: str, priority: int, adapter: str | None) -> list[list[Request]]:
     """The choices of each prompt, in the engine's terms."""
     return [
         make_requests(
@@ -340,6 +340,7 @@ def _groups(prepared: Prepared, request_id: str, priority: int) -> list[list[Req
             priority=priority,
             grammar=prepared.grammar,
             kept_special=prepared.kept_special,
+            adapter=adapter,
         )
         for number, (prompt, params) in enumerate(zip(prepared.prompts, prepared.params, strict=True))
     ]

@@ -10,8 +10,8 @@ import contextlib
 import logging
 import re
 import time
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from rvllm_local.engine.options import EngineOptions
@@ -41,6 +41,7 @@ class Listed:
     memory: int | None
     context_length: int | None
     failure: str | None = None
+    parent: str | None = None  # the model that an adapter belongs to
 
 
 @dataclass(slots=True)
@@ -59,7 +60,8 @@ class Registry:
     """Used on the event loop only; loading and unloading run on threads.
 
     `available` are the models that may be asked for; `default` is one of them, also called "default". `pinned` names
-    are never unloaded.
+    are never unloaded. `adapters` are LoRA adapters of the default model, a name and a folder each; they are asked for
+    as models.
     """
 
     def __init__(
@@ -69,6 +71,7 @@ class Registry:
         options: EngineOptions,
         *,
         pinned: Iterable[str] = (),
+        adapters: Sequence[tuple[str, str]] = (),
         keep_alive_s: float | None = None,
         load_timeout_s: float = 900.0,
         opener: Opener = open_process,
@@ -76,7 +79,7 @@ class Registry:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._available, self.default, self._options = dict(available), default, options
-        self._pinned = frozenset(pinned)
+        self._pinned, self._adapters = frozenset(pinned), dict(adapters)
         self._keep_alive_s, self._load_timeout_s = keep_alive_s, load_timeout_s
         self._opener, self._planner, self._clock = opener, planner, clock
         self._slots: dict[str, _Slot] = {}
@@ -91,31 +94,35 @@ class Registry:
     def resolve(self, name: str) -> str:
         """The name of a model that may be asked for. Raises `Problem` 404 that lists them."""
         name = self.default if name == "default" else name
-        if name not in self._available:
+        if name not in self._available and name not in self._adapters:
             shown = name if _NAME.fullmatch(name) else "..."
-            known = ", ".join(sorted(self._available))
+            known = ", ".join(sorted({*self._available, *self._adapters}))
             raise Problem(404, f"there is no model {shown!r} here; known are {known}", "model_not_found", "model")
         return name
 
     def listed(self) -> list[Listed]:
         """All that may be asked for, the default first."""
-        names = sorted(self._available, key=lambda name: (name != self.default, name))
+        names = sorted({*self._available, *self._adapters}, key=lambda name: (name != self.default, name))
         return [self._listed(name) for name in names]
 
     def loaded(self) -> list[Served]:
         return [slot.served for slot in self._slots.values()]
 
     def is_loading(self, name: str) -> bool:
-        return name in self._loading
+        return self._base_of(name) in self._loading
+
+    def _base_of(self, name: str) -> str:
+        """The model whose engine answers for a name."""
+        return self.default if name in self._adapters else name
 
     @contextlib.asynccontextmanager
     async def lease(self, name: str) -> AsyncIterator[Served]:
         """A model that stays loaded as long as the block lasts; loads it first if need be."""
         name = self.resolve(name)
-        slot = await self._slot(name)
+        slot = await self._slot(self._base_of(name))
         slot.open_requests += 1
         try:
-            yield slot.served
+            yield replace(slot.served, name=name, adapter=name) if name in self._adapters else slot.served
         finally:
             slot.open_requests -= 1
             slot.last_used = self._clock()
@@ -140,11 +147,13 @@ class Registry:
     async def _load(self, name: str) -> Served:
         try:
             async with self._change:
-                files = self._available[name]
-                plan = await asyncio.to_thread(self._planner, files, self._options)
+                files, options = self._available[name], self._options
+                if name == self.default:
+                    options = replace(options, adapters=tuple(self._adapters.items()))
+                plan = await asyncio.to_thread(self._planner, files, options)
                 await self._make_room(name, plan)
                 served = await asyncio.to_thread(
-                    open_served, files, name, self._options, plan.total, self._opener, time.time()
+                    open_served, files, name, options, plan.total, self._opener, time.time()
                 )
                 if self._is_closed:
                     await asyncio.to_thread(served.client.close)
@@ -213,9 +222,10 @@ class Registry:
         await asyncio.gather(*(asyncio.to_thread(slot.served.client.close) for slot in slots))
 
     def _listed(self, name: str) -> Listed:
-        slot = self._slots.get(name)
-        failure = None if slot or name in self._loading else self._failures.get(name)
-        state: State = "ready" if slot else "loading" if name in self._loading else "failed" if failure else "idle"
+        base = self._base_of(name)
+        slot, is_loading = self._slots.get(base), base in self._loading
+        failure = None if slot or is_loading else self._failures.get(base)
+        state: State = "ready" if slot else "loading" if is_loading else "failed" if failure else "idle"
         return Listed(
             name,
             state,
@@ -224,4 +234,5 @@ class Registry:
             slot.served.memory if slot else None,
             slot.served.client.limits.context_length if slot else None,
             failure,
+            self.default if name in self._adapters else None,
         )

@@ -27,6 +27,7 @@ class Served:
     style: OutputStyle
     memory: int
     loaded_at: float  # seconds of the epoch
+    adapter: str | None = None  # the LoRA adapter that answers, where the name is an adapter's
 
     @property
     def max_prompt_bytes(self) -> int:

@@ -21,6 +21,7 @@ from rvllm_local.types import SamplingParams, StreamEvent
 from rvllm_local.verbs.support import configured, show_progress
 
 _ENGINE_FLAGS = ("model", "kv_memory", "context_length", "attention", "kv_dtype", "cache", "deterministic")
+_ADAPTER = "adapter"
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -38,15 +39,22 @@ def run(arguments: argparse.Namespace) -> int:
         print(f"rvllm: {report.advice}", file=sys.stderr)
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # an answer may hold what the terminal's encoding lacks
-    with LLM.from_options(config.model, EngineOptions.from_config(config), show_progress) as llm:
-        print(_answer(llm, prompt, params))
+    options = EngineOptions.from_config(config)
+    if arguments.adapter is not None:
+        options = dataclasses.replace(options, adapters=((_ADAPTER, arguments.adapter),))
+    with LLM.from_options(config.model, options, show_progress) as llm:
+        print(_answer(llm, prompt, params, None if arguments.adapter is None else _ADAPTER))
     return 0
 
 
-def _answer(llm: LLM, prompt: str, params: SamplingParams) -> str:
+def _answer(llm: LLM, prompt: str, params: SamplingParams, adapter: str | None) -> str:
     """Print the answer as it comes; return the line of figures."""
     messages = [{"role": "user", "content": prompt}]
-    stream = llm.chat_stream(messages, params) if llm.tokenizer.chat_template else llm.stream(prompt, params)
+    stream = (
+        llm.chat_stream(messages, params, adapter=adapter)
+        if llm.tokenizer.chat_template
+        else llm.stream(prompt, params, adapter=adapter)
+    )
     began = time.perf_counter()
     first, count = None, 0
     with contextlib.closing(cast("Generator[StreamEvent]", stream)) as events:

@@ -43,18 +43,25 @@ def serve(arguments: argparse.Namespace) -> int:
     report = host.prepare()
     if report.advice:
         logger.info("%s", report.advice)
-    asyncio.run(_serve(arguments.models or [config.model], config, settings))
+    adapters = [adapter_of(text) for text in arguments.adapter]
+    asyncio.run(_serve(arguments.models or [config.model], config, settings, adapters))
 
 
-async def _serve(models: Sequence[str], config: EngineConfig, settings: ServerSettings) -> NoReturn:
+async def _serve(
+    models: Sequence[str], config: EngineConfig, settings: ServerSettings, adapters: Sequence[tuple[str, str]]
+) -> NoReturn:
     report_to_log(asyncio.get_running_loop())
     named = {files.name: files for files in [await asyncio.to_thread(locate, name, logger.info) for name in models]}
     default = next(iter(named))
+    available = {**installed_models(), **named}
+    if taken := [name for name, _ in adapters if name in (*available, "default")]:
+        raise ConfigError(f"--adapter {taken[0]}=...: a model has this name already; choose another one")
     registry = Registry(
-        {**installed_models(), **named},
+        available,
         default,
         EngineOptions.from_config(config),
         pinned=settings.pinned,
+        adapters=adapters,
         keep_alive_s=settings.keep_alive_s,
         load_timeout_s=settings.load_timeout_s,
     )
@@ -135,6 +142,14 @@ def _keys(path: str | None, environ: Mapping[str, str]) -> tuple[str, ...]:
     if any(len(key) < _MIN_KEY or not key.isascii() or not key.isprintable() for key in found):
         raise ConfigError(f"an API key must have at least {_MIN_KEY} printable ASCII characters")
     return tuple(found)
+
+
+def adapter_of(text: str) -> tuple[str, str]:
+    """The name and the folder in NAME=DIR. Raises `ConfigError`."""
+    name, _, folder = text.partition("=")
+    if not re.fullmatch(r"[A-Za-z0-9][\w.:/-]{0,99}", name) or not Path(folder).expanduser().is_dir():
+        raise ConfigError(f"--adapter {text!r:.200} must be NAME=DIR, with a folder that exists")
+    return name, str(Path(folder).expanduser().absolute())
 
 
 def _origin(text: str) -> str:
