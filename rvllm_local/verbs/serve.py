@@ -147,7 +147,7 @@ def _keys(path: str | None, environ: Mapping[str, str]) -> tuple[str, ...]:
 def adapter_of(text: str) -> tuple[str, str]:
     """The name and the folder in NAME=DIR. Raises `ConfigError`."""
     name, _, folder = text.partition("=")
-    if not re.fullmatch(r"[A-Za-z0-9][\w.:/-]{0,99}", name) or not Path(folder).expanduser().is_dir():
+    if not re.fullmatch(r"[A-Za-z0-9][\w.:/-]{0,99}", name) or not folder or not Path(folder).expanduser().is_dir():
         raise ConfigError(f"--adapter {text!r:.200} must be NAME=DIR, with a folder that exists")
     return name, str(Path(folder).expanduser().absolute())
 
