@@ -9,7 +9,6 @@ from __future__ import annotations
 import difflib
 import importlib
 import importlib.util
-import math
 import pkgutil
 import re
 import sys
@@ -21,6 +20,7 @@ from typing import Any
 from mlx import nn
 
 from rvllm_local.errors import ModelFileError, UnsupportedModelError
+from rvllm_local.models.config_check import check_config
 
 _NAME = re.compile(r"[a-z0-9_]+")
 
@@ -49,8 +49,6 @@ _PARTS = frozenset(
 _CODE_KEYS = ("model_file", "auto_map")
 # What building a module from a config that lies can end in: lookups, sizes that overflow, shapes that MLX refuses.
 _BUILD_ERRORS = (TypeError, ValueError, LookupError, AttributeError, AssertionError, ArithmeticError, RuntimeError)
-_LARGEST_SIZES = {"num_hidden_layers": 1024, "vocab_size": 2**24, "hidden_size": 2**18, "num_attention_heads": 4096}
-_POSITIVE = ("rope_theta", "rms_norm_eps", "layer_norm_eps", "norm_eps", "layer_norm_epsilon")
 
 
 def import_family(model_type: str, architectures: tuple[str, ...] = ()) -> ModuleType:
@@ -95,9 +93,8 @@ def build_model(config: Mapping[str, Any]) -> nn.Module:
     missing or absurd values.
     """
     model_type = check_architecture(config)
-    _check_sizes(config)
-    architectures = config.get("architectures") or ()
-    names = (architectures,) if isinstance(architectures, str) else tuple(architectures)
+    check_config(config)
+    names = _architectures(config)
     family = import_family(model_type, names)
     _check_fields(family.ModelArgs, config, model_type)
     try:
@@ -107,6 +104,14 @@ def build_model(config: Mapping[str, Any]) -> nn.Module:
         raise ModelFileError(f"the config does not describe a {model_type} model: {error!r}") from error
     _check_unused_tokens(model, config)
     return model
+
+
+def _architectures(config: Mapping[str, Any]) -> tuple[str, ...]:
+    given = config.get("architectures") or ()
+    names = (given,) if isinstance(given, str) else given
+    if not isinstance(names, list | tuple) or not all(isinstance(name, str) for name in names):
+        raise ModelFileError(f"the config's architectures must be a list of names, not {given!r:.80}")
+    return tuple(names)
 
 
 def _check_unused_tokens(model: nn.Module, config: Mapping[str, Any]) -> None:
@@ -146,27 +151,6 @@ def _put_mlx_lm() -> None:
 def _nearest(name: str) -> str:
     close = difflib.get_close_matches(name, sorted(known_families()), n=3, cutoff=0.5)
     return f"; the nearest are {', '.join(close)}" if close else ""
-
-
-def _check_sizes(config: Mapping[str, Any]) -> None:
-    for key, largest in _LARGEST_SIZES.items():
-        value = config.get(key)
-        if value is None:
-            continue
-        if isinstance(value, bool) or not isinstance(value, int) or not 0 < value <= largest:
-            raise ModelFileError(f"the config's {key} must be an integer from 1 to {largest}, not {value!r:.80}")
-    for key in _POSITIVE:
-        values = config.get(key)
-        for value in values if isinstance(values, list) and values else [values]:  # some have one for each layer
-            if value is not None and not _is_positive(value):
-                raise ModelFileError(f"the config's {key} must be a positive number, not {value!r:.80}")
-    text = config.get("text_config")
-    if isinstance(text, Mapping):
-        _check_sizes(text)
-
-
-def _is_positive(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < math.inf
 
 
 def _check_fields(args: Any, config: Mapping[str, Any], model_type: str) -> None:

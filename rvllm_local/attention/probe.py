@@ -11,11 +11,13 @@ import mlx.core as mx
 from mlx import nn
 
 from rvllm_local.attention.seam import cache_kinds
-from rvllm_local.errors import UnsupportedModelError
+from rvllm_local.errors import ModelFileError, UnsupportedModelError
 from rvllm_local.memory.arena import KVShape
 from rvllm_local.memory.layout import KVLayout, LayerSlot, StateSlot
 
 _KINDS = ("KVCache", "RotatingKVCache", "ArraysCache")
+# What a call of a model whose sizes do not go together can end in.
+_CALL_ERRORS = (TypeError, ValueError, LookupError, AttributeError, AssertionError, ArithmeticError, RuntimeError)
 # A model without attention counts its tokens in blocks all the same: prefixes and admission are worked out in them.
 _COUNTER = KVShape(1, 1, 1, 1, None, mx.float32)
 
@@ -31,7 +33,8 @@ def plain_caches(model: nn.Module) -> list[Any]:
 def probe_layout(model: nn.Module, *, quantized: bool = False) -> KVLayout:
     """Group the model's layers by KV shape and window; with `quantized` the arenas hold int8.
 
-    Raises `UnsupportedModelError` for cache kinds that are neither attention's nor a recurrent layer's arrays.
+    Raises `UnsupportedModelError` for cache kinds that are neither attention's nor a recurrent layer's arrays, and
+    `ModelFileError` for sizes that do not go together.
     """
     caches = plain_caches(model)
     nesting = tuple(len(cache.caches) if _kind(cache) == "CacheList" else 0 for cache in caches)
@@ -44,7 +47,13 @@ def probe_layout(model: nn.Module, *, quantized: bool = False) -> KVLayout:
             f"this model keeps {', '.join(cache_kinds(unknown))} state, which is not supported yet; "
             "choose a model with full or sliding-window attention, or with recurrent layers"
         )
-    model(mx.zeros((1, 1), dtype=mx.int32), cache=caches)  # never evaluated: shapes are known without
+    try:
+        model(mx.zeros((1, 1), dtype=mx.int32), cache=caches)  # never evaluated: shapes are known without
+    except _CALL_ERRORS as error:
+        detail = " ".join(str(error).split())[:200]
+        raise ModelFileError(
+            f"a model of this configuration cannot be called: {type(error).__name__}: {detail}"
+        ) from error
     found = [None if _kind(leaf) == "ArraysCache" else _probe_layer(leaf) for leaf in leaves]
     kinds = list(dict.fromkeys(shape for shape in found if shape is not None))
     slots: list[LayerSlot | StateSlot | None] = []

@@ -18,7 +18,10 @@ import mlx.core as mx
 import pytest
 
 from rvllm_local import LLM
+from rvllm_local.engine.options import EngineOptions
+from rvllm_local.engine.planning import plan_model
 from rvllm_local.errors import ModelFileError, ParameterError, RvllmError, UnsupportedModelError
+from rvllm_local.models.describe import describe
 from rvllm_local.models.loader import load_model, locate
 from rvllm_local.text.tokenizer_files import read_tokenizer
 from tests.support.tiny import save_tiny
@@ -39,6 +42,15 @@ CONFIGS: list[tuple[str, Any]] = [
     *(("quantization", value) for value in (3, "4bit", {}, {"bits": 4}, {"bits": 0, "group_size": 64})),
     *(("quantization", value) for value in ({"bits": 99, "group_size": 64}, {"bits": "4", "group_size": 64})),
     *(("quantization_config", value) for value in ({"quant_method": "gptq"}, {"quant_method": 7}, "awq")),
+    *(("head_dim", value) for value in (0, -1, 10**9, True, "64", [], {}, [16, 0], math.nan)),
+    *(("rope_theta", value) for value in (0, -1.0, math.nan, math.inf, True)),
+    *(("rope_scaling", {"type": "linear", "factor": value}) for value in (math.nan, 0, -1, "2", math.inf)),
+    *(("sliding_window", value) for value in (-1, "x", 1.5, True, [8, -8], math.nan)),
+    *(("tie_word_embeddings", value) for value in ("maybe", 1, [])),
+    *(("architectures", value) for value in (5, [5], [None], {"a": "b"})),
+    *(("eos_token_id", value) for value in ("x", -5, 10**12, 1.5, {}, [[1]], [None, "x"])),
+    ("layer_types", ["full_attention"] * 1000),
+    ("anything", {"else": [1, {"deep": math.nan}]}),
     ("auto_map", {"AutoModelForCausalLM": "canary.Model"}),
     ("model_file", "canary.py"),
 ]
@@ -73,6 +85,25 @@ def refused(folder: Path) -> str:
 def test_absurd_configurations(folder: Path, key: str, value: Any) -> None:
     change(folder, **{key: value})
     refused(folder)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"head_dim": 33}, "dims must be even"),
+        ({"rope_theta": None}, "rope"),
+        (
+            {"rope_traditional": None, "rope_scaling": {"rope_type": "yarn", "factor": 2.0, "beta_fast": "x"}},
+            "yarn|float|str",
+        ),
+    ],
+)
+def test_sizes_that_do_not_go_together_are_found_by_the_plan(
+    folder: Path, values: dict[str, Any], message: str
+) -> None:
+    change(folder, **values)
+    with pytest.raises(ModelFileError, match=message):
+        plan_model(describe(locate(str(folder))), EngineOptions(kv_memory=4_000_000))
 
 
 @pytest.mark.parametrize("text", ["", "[]", "null", "{", "7", '{"model_type": "llama"', "\ud800", "[" * 100_000])
