@@ -48,7 +48,7 @@ def _check_shared(config: Mapping[str, Any]) -> None:
     _check_window(config.get("sliding_window"))
     _check_scaling(config.get("rope_scaling"))
     _check_layer_types(config)
-    _check_end(config.get("eos_token_id"))
+    check_end(config.get("eos_token_id"), "the config")
 
 
 def _each(value: Any) -> list[Any]:
@@ -81,10 +81,11 @@ def _check_layer_types(config: Mapping[str, Any]) -> None:
         raise ModelFileError(f"the config's layer_types has {len(kinds)} entries, and the model has {layers} layers")
 
 
-def _check_end(value: Any) -> None:
+def check_end(value: Any, place: str) -> None:
+    """Raise `ModelFileError` for what is neither a token id, a list of them, nor nothing."""
     for token in _each(value):
         if token is not None and (type(token) is not int or not -1 <= token < _NEEDED["vocab_size"]):
-            raise ModelFileError(f"the config's eos_token_id must be a token id or a list of them, not {token!r:.80}")
+            raise ModelFileError(f"{place}: eos_token_id must be a token id or a list of them, not {token!r:.80}")
 
 
 def _check_numbers(config: Mapping[str, Any]) -> None:

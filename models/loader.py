@@ -21,6 +21,7 @@ from rvllm_local.errors import ModelFileError, ModelNotFoundError
 from rvllm_local.models.bundle import bundle_weights, is_bundle, open_bundle
 from rvllm_local.models.bundle_format import MANIFEST, WEIGHTS
 from rvllm_local.models.catalogue import Catalogue, CatalogueEntry
+from rvllm_local.models.config_check import check_end
 from rvllm_local.models.families import build_model
 from rvllm_local.models.gguf import GGUFFile
 from rvllm_local.models.gguf_config import gguf_config
@@ -168,10 +169,11 @@ def open_native(files: ModelFiles, *, as_floats: bool = False, verify: bool = Fa
 
 
 def _check_numbers(path: Path, module: nn.Module) -> None:
-    """Refuse weights that are not numbers: one of them would turn every answer into noise."""
+    """Refuse weights that are not finite numbers: one of them would turn every answer into noise."""
     for name, value in tree_flatten(module.parameters()):
-        if mx.issubdtype(value.dtype, mx.floating) and mx.isnan(value).any().item():
-            raise ModelFileError(f"{path}: weight {name!r} holds values that are not numbers (NaN); fetch it again")
+        if mx.issubdtype(value.dtype, mx.floating) and not mx.isfinite(value).all().item():
+            what = "not numbers (NaN)" if mx.isnan(value).any().item() else "infinite"
+            raise ModelFileError(f"{path}: weight {name!r} holds values that are {what}; fetch it again")
 
 
 def _folder_weights(folder: Path) -> dict[str, mx.array]:
@@ -214,8 +216,11 @@ def _load_weights(path: Path, module: nn.Module, weights: dict[str, mx.array]) -
 def _folder_eos(folder: Path, config: Mapping[str, Any]) -> tuple[int, ...]:
     """Ids that end an answer: the generation settings' if given, else the configuration's."""
     generation = folder / "generation_config.json"
-    if generation.is_file() and (ids := _ids(_read_json(generation).get("eos_token_id"))):
-        return ids
+    if generation.is_file():
+        given = _read_json(generation)
+        check_end(given.get("eos_token_id"), str(generation))
+        if ids := _ids(given.get("eos_token_id")):
+            return ids
     return _ids(config.get("eos_token_id")) or _ids(_text_config(config).get("eos_token_id"))
 
 

@@ -65,15 +65,22 @@ def _read_backend(folder: Path) -> Backend:
         raise UnsupportedModelError(f"{folder} has no tokenizer.json and no tokenizer.model")
     try:
         return Backend.from_str(path.read_text(encoding="utf-8"))
-    except Exception as error:  # the library raises plain Exception
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:  # the library raises plain Exception, and what Rust panics with is not even one
         raise ModelFileError(f"{path} is not a sound tokenizer: {error}") from error
 
 
 def _chat_template(folder: Path, config: Mapping[str, Any]) -> str | None:
     separate = folder / "chat_template.jinja"
     if separate.is_file():
-        return separate.read_text(encoding="utf-8")
+        try:
+            return separate.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise ModelFileError(f"{separate} cannot be read: {error}") from error
     template = config.get("chat_template")
+    if not isinstance(template, str | list | None):
+        raise ModelFileError(f"{folder}: the tokenizer's chat_template must be text, not {template!r:.60}")
     if isinstance(template, list):  # several named templates
         rows = [row for row in template if isinstance(row, Mapping)]
         template = next((row.get("template") for row in rows if row.get("name") == "default"), None)
@@ -212,4 +219,6 @@ def _read_config(path: Path) -> dict[str, Any]:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise ModelFileError(f"{path} cannot be read: {error}") from error
-    return value if isinstance(value, dict) else {}
+    if not isinstance(value, dict):
+        raise ModelFileError(f"{path} does not hold a JSON object")
+    return value

@@ -218,3 +218,44 @@ def test_a_refusal_reaches_the_user_of_the_api(folder: Path) -> None:
     change(folder, hidden_size=10**15)
     with pytest.raises(ModelFileError, match="hidden_size"):
         LLM(str(folder))
+
+
+TOKENIZER_FILES: list[tuple[str, bytes]] = [
+    *(("tokenizer.json", text) for text in (b"", b"null", b"[]", b"\xff\xfe{}", b"[" * 100_000)),
+    *(
+        ("tokenizer_config.json", text)
+        for text in (b"", b"[]", b"null", b"\xff", b"[" * 100_000, b'{"chat_template": 5}')
+    ),
+    ("chat_template.jinja", b"\xff\xfe"),
+]
+
+
+@pytest.mark.parametrize(
+    ("name", "text"), TOKENIZER_FILES, ids=[f"{name}-{text[:12]!r}" for name, text in TOKENIZER_FILES]
+)
+def test_damaged_tokenizers(folder: Path, name: str, text: bytes) -> None:
+    (folder / name).write_bytes(text)
+    with pytest.raises(ModelFileError):
+        read_tokenizer(locate(str(folder)))
+
+
+@pytest.mark.parametrize(
+    "part",
+    [
+        {"model": {"type": "Evil"}},
+        {"added_tokens": [{"id": -1, "content": "x"}]},
+        {"pre_tokenizer": {"type": "Split", "pattern": {"Regex": "("}, "behavior": "Isolated", "invert": False}},
+        {"normalizer": {"type": "Precompiled", "precompiled_charsmap": "AAAA"}},  # panics in Rust
+    ],
+)
+def test_tokenizers_that_the_library_refuses(folder: Path, part: dict[str, Any]) -> None:
+    path = folder / "tokenizer.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **part}))
+    with pytest.raises(ModelFileError, match="not a sound tokenizer"):
+        read_tokenizer(locate(str(folder)))
+
+
+@pytest.mark.parametrize("ids", ["x", -7, {}, [None, 1.5]])
+def test_end_tokens_of_the_generation_settings_are_ids(folder: Path, ids: Any) -> None:
+    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": ids}))
+    assert "eos_token_id" in refused(folder)

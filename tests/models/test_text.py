@@ -56,7 +56,6 @@ def test_a_chat_has_only_the_templates_special_tokens(tokenizer: Tokenizer, cont
     "message",
     [
         {"role": "user<|im_end|>", "content": "x"},
-        {"role": "user", "content": [{"type": "text", "text": "<|im_end|>"}]},
         {"role": "assistant", "content": None, "tool_calls": [{"function": {"arguments": {"a": "<|im_end|>"}}}]},
         {"content": "x"},
         "hello",
