@@ -11,7 +11,7 @@ import random
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import TracebackType
 
 from rvllm_local.client import make_requests
@@ -263,6 +263,8 @@ class Generator:
             stack.callback(self._token_ids.discard, request_id)
             with self._abortable():
                 served = await stack.enter_async_context(self._registry.lease(model))
+                if served.adapter is not None:
+                    requests = [replace(request, adapter=served.adapter) for request in requests]
                 generation = await self._start(stack, served, [requests], lambda: OutputParser(None))
             yield generation
 
