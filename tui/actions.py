@@ -17,6 +17,7 @@ from rvllm_local.errors import ParameterError, RvllmError
 from rvllm_local.history.types import Message
 from rvllm_local.tui.attach import expand, mention
 from rvllm_local.tui.commands import as_prompt, parse_slash
+from rvllm_local.tui.complete import completions
 from rvllm_local.tui.render import code_blocks
 from rvllm_local.tui.sanitise import clean_copy
 from rvllm_local.tui.screens.dialogs import Ask, Confirm
@@ -106,6 +107,16 @@ class Actions(Base):
     def action_composer_newline(self) -> None:
         """Begin a new line."""
         self.composer.call_later(self.composer.newline)
+
+    def action_composer_complete(self) -> None:
+        """Take the first of what is offered; with no offer, go to the next part of the screen."""
+        self.composer.call_later(self._complete)
+
+    def _complete(self) -> None:
+        if found := completions(self.composer.before_cursor, Path.cwd()):
+            self.composer.replace_before_cursor(found[0].text)
+        else:
+            self.screen.focus_next()
 
     def action_composer_recall(self) -> None:
         """Bring the last prompt back into an empty composer; else move the cursor up."""

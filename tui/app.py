@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import time
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any, ClassVar
 
 from textual import events, work
@@ -22,7 +23,8 @@ from rvllm_local.errors import EndpointError, HistoryError
 from rvllm_local.history import History
 from rvllm_local.tui import state as s
 from rvllm_local.tui.chat_actions import ChatActions
-from rvllm_local.tui.commands import COMMANDS, complete_slash
+from rvllm_local.tui.commands import COMMANDS
+from rvllm_local.tui.complete import completions
 from rvllm_local.tui.driver import Driver
 from rvllm_local.tui.keymap import bindings, check_keymap
 from rvllm_local.tui.options import ChatOptions
@@ -229,10 +231,8 @@ class ChatApp(ChatActions, App[int]):
     def on_text_area_changed(self, event: TextArea.Changed) -> None:
         if event.text_area is not self.composer:
             return
-        found = complete_slash(self.composer.text)[:6]
-        lines = [
-            Content.assemble((f"{one.slash} {one.argument}".strip().ljust(22), "bold"), one.title) for one in found
-        ]
+        found = completions(self.composer.before_cursor, Path.cwd())
+        lines = [Content.assemble((one.name.ljust(22), "bold"), one.note) for one in found]
         self._hints.update(Content("\n").join(lines))
         self._hints.display = bool(found)
 

@@ -18,6 +18,7 @@ from rvllm_local.tui.endpoint import Endpoint
 from rvllm_local.tui.state import ModelInfo
 
 DEFAULT_URL = "http://127.0.0.1:8473"
+LEAST_BESIDE = 2**30  # bytes that a plan needs beside the weights, before the model is here and can be planned exactly
 _STOP_S = 10.0
 
 
@@ -95,7 +96,8 @@ class Server:
 
     async def _wait(self, endpoint: Endpoint) -> None:
         """Until the server is ready. One that is loading may take its time; one that is gone is an error."""
-        refusals_until = time.monotonic() + (60 if self.is_child else 0)
+        began = time.monotonic()
+        refusals_until = began + (60 if self.is_child else 0)
         while True:
             process = self._process
             if process is not None and process.returncode is not None:
@@ -113,23 +115,32 @@ class Server:
                 continue
             if is_ready:
                 return
-            self._report(f"the server is loading{f' ({status})' if status else ''}")
+            self._report(f"{self._progress() or status or 'the server is loading'} · {time.monotonic() - began:.0f} s")
             await asyncio.sleep(0.15)
+
+    def _progress(self) -> str:
+        """What the child said last, such as how much of a download has come."""
+        last = self._said[-1].removeprefix("rvllm: ") if self._said and self.is_child else ""
+        return "" if last.startswith("serving on") else last
 
     def offers(self, served: Sequence[ModelInfo]) -> tuple[ModelInfo, ...]:
         """What a child could be started with, beside what is served now. Reads the catalogue; may take a moment."""
         if not self.is_child:
             return ()
+        from rvllm_local.machine import device_memory
+        from rvllm_local.memory.plan import default_reserve
         from rvllm_local.models.catalogue import Catalogue
         from rvllm_local.models.hub import cache_folder
 
         names = {one.id for one in served}
+        room = device_memory() - default_reserve(device_memory())
         return tuple(
             ModelInfo(
                 entry.name,
                 served=False,
                 installed=(cache_folder() / entry.name / entry.file).is_file(),
                 size=entry.size,
+                fits=entry.size + LEAST_BESIDE <= room,
                 note="starts anew",
             )
             for entry in Catalogue.load().entries.values()

@@ -16,6 +16,7 @@ import httpx
 
 from rvllm_local.errors import EndpointError
 from rvllm_local.history.types import ToolCall
+from rvllm_local.tui.sanitise import clean_line
 from rvllm_local.tui.state import EngineView, ModelInfo, RunningRequest
 
 EVENT_LIMIT = 16 * 2**20  # bytes of one server-sent event
@@ -61,8 +62,9 @@ class Endpoint:
             value = answer.json()
         except ValueError:
             value = {}
-        status = value.get("status") or value.get("state") if isinstance(value, Mapping) else ""
-        return answer.status_code in (200, 404, 405), str(status or "")
+        known = _mapping(value)
+        told = [_text(known.get("status")) or _text(known.get("state")), _text(known.get("default_model"))]
+        return answer.status_code in (200, 404, 405), clean_line(" ".join(one for one in told if one), 80)
 
     async def engine(self, model: str | None = None) -> EngineView | None:
         """A look at the engine of a model, else of the first; None where the server has no such page."""
@@ -91,10 +93,14 @@ class Endpoint:
             ) as answer:
                 if answer.status_code != 200:
                     raise EndpointError(_refusal(answer.status_code, await answer.aread()))
-                finish = None
+                finish, has_begun = None, False
                 async for part in _parts(answer):
+                    has_begun = True
                     finish = part.get("finish") or finish
                     yield {name: value for name, value in part.items() if name != "finish"}
+                if finish is None and not has_begun:
+                    kind = clean_line(answer.headers.get("content-type", "no type"), 60)
+                    raise EndpointError(f"the server's answer ({kind}) is no stream of a reply")
                 if finish is None:
                     raise EndpointError("the server closed the connection in the middle of the reply")
                 yield {"finish": finish}
@@ -222,7 +228,13 @@ def _model(row: Mapping[str, Any]) -> ModelInfo:
     lengths = (row.get(name) for name in ("context_length", "max_model_len", "max_context_length"))
     context = next((length for one in lengths if (length := _count(one))), None)
     fits = row.get("fits") if isinstance(row.get("fits"), bool) else None
-    return ModelInfo(row["id"], context, size=_count(row.get("size")), fits=fits, note=_text(row.get("note")))
+    return ModelInfo(
+        row["id"],
+        context,
+        size=_count(row.get("size")) or _count(row.get("planned_bytes")),
+        fits=fits,
+        note=_text(row.get("note")),
+    )
 
 
 def _view(value: Mapping[str, Any]) -> EngineView:
@@ -272,7 +284,7 @@ def _explain(error: httpx.HTTPError, url: str) -> str:
     if isinstance(error, httpx.ConnectError | httpx.ConnectTimeout):
         return f"no server answers at {url}"
     if isinstance(error, httpx.ReadTimeout):
-        return "the server has gone silent"
+        return f"the server at {url} has gone silent"
     if isinstance(error, httpx.RemoteProtocolError | httpx.ReadError):
         return "the server closed the connection in the middle of the reply"
     return f"the connection to {url} failed: {type(error).__name__}"

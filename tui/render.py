@@ -240,7 +240,10 @@ def _foot(message: Message, place: tuple[int, int]) -> Content | None:
     parts: list[tuple[str, str]] = []
     if message.state is MessageState.FAILED:
         parts.append(
-            (f"✗ {clean_line(message.figures.get('error', 'this reply broke off'))}  r tries again", "$text-error")
+            (
+                f"✗ {clean_line(message.figures.get('error', 'this reply broke off'))}  /regenerate tries again",
+                "$text-error",
+            )
         )
     elif message.state is MessageState.STOPPED:
         parts.append(("■ stopped", _MUTED))

@@ -47,6 +47,15 @@ class Composer(TextArea):
         """A new line at the cursor, in place of what is selected."""
         self.replace("\n", *self.selection)
 
+    @property
+    def before_cursor(self) -> str:
+        """The text up to the cursor."""
+        return self.get_text_range((0, 0), self.cursor_location)
+
+    def replace_before_cursor(self, text: str) -> None:
+        """Put other text in place of what stands before the cursor."""
+        self.move_cursor(self.replace(clean_copy(text), (0, 0), self.cursor_location).end_location)
+
     def take(self) -> str:
         """The text, which is then gone."""
         text = self.text

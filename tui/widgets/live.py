@@ -28,6 +28,7 @@ PLAIN_TAIL = 2_000
 REASONING_TAIL = 600
 SHARE = 0.18  # of one core, for everything that the interface does while a reply comes
 LONGEST_REST_S = 1.0
+SILENT_S = 5.0  # after which a reply that does not go on says so
 
 
 class Pace:
@@ -58,7 +59,8 @@ class LiveReply(Vertical):
 
     def __init__(self) -> None:
         super().__init__(id="live")
-        self._head, self._end = Static("", classes="live-head", markup=False), Static("", markup=False)
+        self._head, self._foot = Static("", markup=False), Static("", classes="apart", markup=False)
+        self._end = Static("", markup=False)
         self._taken = 0  # characters of the text that were handed to the widgets
         self._piece = Piece("")  # what is rendered again and again, in `_end`
         self._shown = Content("")
@@ -69,10 +71,11 @@ class LiveReply(Vertical):
     def compose(self) -> Any:
         yield self._head
         yield self._end
+        yield self._foot
 
     def on_mount(self) -> None:
         """Show what there is, then what is told."""
-        self._end.display = False
+        self._end.display = self._foot.display = False
         self.run_worker(self._follow())
 
     def tell(self, live: Live, now: float) -> None:
@@ -95,6 +98,10 @@ class LiveReply(Vertical):
             self._shown = head
             _update(self._head, head)
             self._head.display = bool(head.plain)
+        foot = live_foot(live, now)
+        if foot.plain or self._foot.display:
+            _update(self._foot, foot)
+            self._foot.display = bool(foot.plain)
         fresh = live.text[self._taken :]
         if fresh and (fresh[-1] == "\r" or "\ud800" <= fresh[-1] <= "\udbff"):
             fresh = fresh[:-1]  # its other half is still to come
@@ -116,7 +123,7 @@ class LiveReply(Vertical):
             self._end.update(render_piece(settled))
             self._end.display = True
             self._end = Static(_render(rest), classes="" if rest.is_joined else "apart", markup=False)
-            await self.mount(self._end)
+            await self.mount(self._end, before=self._foot)
 
 
 def _render(piece: Piece) -> Content:
@@ -158,3 +165,11 @@ def live_head(live: Live, now: float) -> Content:
             )
     parts += [render_tool_call(call) for call in live.tool_calls]
     return Content("\n").join(parts)
+
+
+def live_foot(live: Live, now: float) -> Content:
+    """What stands below the growing text where it has stopped growing."""
+    silent = 0.0 if live.last_at is None else now - live.last_at
+    if silent < SILENT_S:
+        return Content("")
+    return Content.styled(f"… nothing has come for {silent:.0f} s; Esc stops and keeps this", "$text-muted")
