@@ -47,6 +47,12 @@ class CatalogueEntry:
     pypi: PyPISource | None = None
 
 
+    def weight_bytes(self, *, is_float32: bool) -> int:
+        """Bytes of the weights in memory: as they lie on disk, or as float32 of the named number of parameters."""
+        scale = {"M": 1e6, "B": 1e9}.get(self.parameters[-1:])
+        return round(float(self.parameters[:-1]) * scale * 4) if is_float32 and scale else self.size
+
+
 @dataclass(frozen=True, slots=True)
 class Catalogue:
     """All entries, by name."""

@@ -220,7 +220,10 @@ class ChatActions(Actions):
             self.driver.dispatch(s.ChatChanged({"model": name}))
         elif self.server.is_child:
             await self._attach_server(self.server.restart(name, self._loading))
-            self.driver.dispatch(s.ChatChanged({"model": self.driver.session.model}))
+            if self.driver.session.link is s.Link.LOST:
+                self.connect()  # type: ignore[attr-defined]  # with the model that was there before
+            else:
+                self.driver.dispatch(s.ChatChanged({"model": self.driver.session.model}))
         else:
             self.tell(f"this server was started by somebody else and does not serve {name}", "warning")
 

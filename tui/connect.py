@@ -41,6 +41,8 @@ class Server:
         Raises `EndpointError` that says what went wrong.
         """
         self._report = report
+        if self._process is not None and self._process.returncode is not None:
+            self._process, self.is_child = None, False  # it ended meanwhile; another may be started
         endpoint = Endpoint(self.url)
         try:
             try:
@@ -55,22 +57,18 @@ class Server:
             await endpoint.close()
             raise
 
+    def command(self) -> list[str]:
+        """What is run as the child."""
+        port = self.url.rsplit(":", 1)[1]
+        model = [self.model] if self.model else []
+        return [sys.executable, "-m", "rvllm_local.cli", "serve", *model, "--port", port]
+
     async def _start(self) -> None:
         report = self._report
         report(f"starting a server for {self.model or 'the default model'}")
-        port = self.url.rsplit(":", 1)[1]
-        command = [
-            sys.executable,
-            "-m",
-            "rvllm_local.cli",
-            "serve",
-            *([self.model] if self.model else []),
-            "--port",
-            port,
-        ]
         self._said.clear()
         self._process = await asyncio.create_subprocess_exec(
-            *command,
+            *self.command(),
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.STDOUT,
@@ -127,7 +125,7 @@ class Server:
         """What a child could be started with, beside what is served now. Reads the catalogue; may take a moment."""
         if not self.is_child:
             return ()
-        from rvllm_local.machine import device_memory
+        from rvllm_local.machine import device_memory, is_on_cpu
         from rvllm_local.memory.plan import default_reserve
         from rvllm_local.models.catalogue import Catalogue
         from rvllm_local.models.hub import cache_folder
@@ -140,7 +138,7 @@ class Server:
                 served=False,
                 installed=(cache_folder() / entry.name / entry.file).is_file(),
                 size=entry.size,
-                fits=entry.size + LEAST_BESIDE <= room,
+                fits=entry.weight_bytes(is_float32=is_on_cpu()) + LEAST_BESIDE <= room,
                 note="starts anew",
             )
             for entry in Catalogue.load().entries.values()
@@ -148,16 +146,17 @@ class Server:
         )
 
     async def restart(self, model: str, report: Callable[[str], None]) -> Endpoint:
-        """End the child and start one with another model."""
+        """End the child and start one with another model. Where that fails, the next `connect` starts the old one."""
         self._report = report
         await self.stop()
-        self.model = model
+        before, self.model = self.model, model
         endpoint = Endpoint(self.url)
         try:
             await self._start()
             await self._wait(endpoint)
             return endpoint
         except BaseException:
+            self.model = before
             await endpoint.close()
             raise
 

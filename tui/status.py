@@ -32,7 +32,7 @@ def status_parts(session: Session) -> list[str]:
     """The parts of the status line, most important first; a narrow terminal drops the last."""
     parts = [clean_line(session.model, 40) or "no model"]
     if session.link is not Link.READY:
-        parts.append(clean_line(session.link_text or session.link.value, 120))
+        return [*parts, clean_line(session.link_text or session.link.value, 200)]
     figures = session.figures
     used = (figures.prompt_tokens or 0) + (figures.output_tokens or 0) if figures.prompt_tokens is not None else None
     if used is not None:
@@ -54,7 +54,8 @@ def status_parts(session: Session) -> list[str]:
 def status_text(session: Session, width: int) -> str:
     """The status line, at most `width` cells wide."""
     parts = status_parts(session)
-    while len(parts) > 1 and len("  ".join(parts)) > width:
+    least = 1 if session.link is Link.READY else 2
+    while len(parts) > least and len("  ".join(parts)) > width:
         parts.pop()
     line = "  ".join(parts)
     return line if len(line) <= width else line[: max(width - 1, 0)] + "…"
