@@ -46,7 +46,6 @@ class CatalogueEntry:
     sha256: str = ""
     pypi: PyPISource | None = None
 
-
     def weight_bytes(self, *, is_float32: bool) -> int:
         """Bytes of the weights in memory: as they lie on disk, or as float32 of the named number of parameters."""
         scale = {"M": 1e6, "B": 1e9}.get(self.parameters[-1:])
