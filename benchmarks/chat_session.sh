@@ -44,13 +44,12 @@ say "/set max_tokens 400"
 await "in this chat"
 say "/set temperature 0"
 say "Tell me a long story about a whale."
-await "Tell me a long story"; sleep 2
+await "tok/s" 120; sleep 1
 keys Escape; await "stopped"; keep 1-stopped
 say "/set max_tokens 24"
 say "Go on."
-await "tok/s"; await "Go on."; sleep 4; keep 2-continued
-keys M-Up; sleep 0.3; keys r; await "2/2"; keep 3-branched
-sleep 4
+await "Go on."; await "ctx" 120; keep 2-continued  # the server's counts come with the end
+keys M-Up; sleep 0.3; keys r; gone "ctx"; await "ctx" 120; await "2/2"; keep 3-branched
 keys M-Up; sleep 0.3; keys '['; await "1/2"; keep 4-sibling
 keys Escape; sleep 0.5
 keys C-n; await "Ctrl+S opens"
