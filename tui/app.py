@@ -258,5 +258,6 @@ class ChatApp(ChatActions, App[int]):
     async def shut(self) -> None:
         """Write what there is and end what was started here."""
         self.workers.cancel_group(self, "connect")
+        self.workers.cancel_group(self, "look")
         await self.driver.close()
         await self.server.stop()

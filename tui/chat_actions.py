@@ -86,6 +86,9 @@ class ChatActions(Actions):
 
     async def action_chat_export(self, name: str = "") -> None:
         """Write this chat to a file; its ending chooses Markdown or JSON."""
+        if not self.driver.session.is_kept:
+            self.tell("there is nothing to export yet", "warning")
+            return
 
         async def export(name: str | None) -> None:
             if name:

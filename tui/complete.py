@@ -44,7 +44,7 @@ def _files(before: str, found: re.Match[str], folder: Path) -> list[Completion]:
             rows = sorted(
                 (one.name, one.is_dir())
                 for one in itertools.islice(entries, _LOOKED_AT)
-                if one.name.startswith(prefix) and (prefix or not one.name.startswith("."))
+                if one.name.startswith(prefix) and (prefix or not one.name.startswith(".")) and one.name.isprintable()
             )
     except (OSError, ValueError):
         return []

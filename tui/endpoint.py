@@ -56,7 +56,7 @@ class Endpoint:
         """Whether the server is ready, and what it says of itself. Raises `EndpointError` if nobody answers."""
         try:
             answer = await self._client.get("/health", timeout=5.0)
-        except httpx.HTTPError as error:
+        except (httpx.HTTPError, RuntimeError) as error:
             raise EndpointError(_explain(error, self.url)) from error
         try:
             value = answer.json()
@@ -114,7 +114,7 @@ class Endpoint:
     async def _get(self, path: str, timeout: float = 5.0) -> Any:
         try:
             answer = await self._client.get(path, timeout=timeout)
-        except httpx.HTTPError as error:
+        except (httpx.HTTPError, RuntimeError) as error:  # RuntimeError: closed meanwhile, because the app ends
             raise EndpointError(_explain(error, self.url)) from error
         if answer.status_code != 200:
             raise EndpointError(_refusal(answer.status_code, answer.content))
@@ -280,7 +280,7 @@ def _refusal(status: int, body: bytes) -> str:
     )
 
 
-def _explain(error: httpx.HTTPError, url: str) -> str:
+def _explain(error: Exception, url: str) -> str:
     if isinstance(error, httpx.ConnectError | httpx.ConnectTimeout):
         return f"no server answers at {url}"
     if isinstance(error, httpx.ReadTimeout):

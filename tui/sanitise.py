@@ -18,6 +18,7 @@ _BIDI = (0x061C, 0x200E, 0x200F, *range(0x202A, 0x202F), *range(0x2066, 0x206A))
 _HIDDEN = (0x00AD, 0x180E, 0x200B, 0x2060, 0xFEFF, 0xFFF9, 0xFFFA, 0xFFFB, *range(0xE0000, 0xE0080))
 _CONTROL = _C0 | {0x7F: "␡"} | _C1
 _TABLE = _CONTROL | {code: f"‹{code:04X}›" for code in (*_BIDI, *_HIDDEN)} | {0x2028: "\n", 0x2029: "\n"}
+_IN_PLACE = _C0 | dict.fromkeys((0x7F, *_C1, *_BIDI, *_HIDDEN), "\ufffd") | {0x2028: " ", 0x2029: " "}
 _SURROGATES = re.compile("[\ud800-\udfff]")
 _PILE = re.compile(
     "([\u0300-\u036f\u0483-\u0489\u1ab0-\u1aff\u1dc0-\u1dff\u20d0-\u20ff\ufe20-\ufe2f]{6})"
@@ -50,6 +51,11 @@ def clean_pipe(text: str) -> str:
 def clean_copy(text: str) -> str:
     """Text fit for the clipboard: pasted into a shell, it brings no control characters."""
     return _SURROGATES.sub("\ufffd", text).translate(dict.fromkeys(_CONTROL))
+
+
+def clean_cells(text: str) -> str:
+    """Text fit for a terminal, of the same length: for a text that is being edited, whose places must not move."""
+    return text if _PLAIN.match(text) else _SURROGATES.sub("\ufffd", text).translate(_IN_PLACE)
 
 
 def shorten(text: str) -> tuple[str, int]:

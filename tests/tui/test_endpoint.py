@@ -150,3 +150,13 @@ def test_leaving_the_stream_cancels_the_request() -> None:
     with FakeEndpoint({"hi": ["one", "hold", "two"]}) as fake:
         asyncio.run(run(fake))
         assert fake.disconnected.wait(5)
+
+
+def test_asking_after_the_end_is_told_and_no_bug() -> None:
+    async def scenario(endpoint: Endpoint) -> None:
+        await endpoint.close()
+        assert await endpoint.engine() is None
+        with pytest.raises(EndpointError):
+            await endpoint.health()
+
+    asyncio.run(scenario(Endpoint("http://127.0.0.1:9")))

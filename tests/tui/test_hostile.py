@@ -88,3 +88,12 @@ def test_hostile_names_and_errors(play) -> None:
         "stats": {"\x1b[/x]": "\x9b"},
     }
     play(scenario, fake)
+
+
+def test_what_is_written_is_shown_as_it_is(play) -> None:
+    async def scenario(chat) -> None:
+        chat.app.composer.load_text("a\u202eb\u200bc [/x] \x9b")
+        await chat.until(lambda: "a\ufffdb\ufffdc [/x] \ufffd" in chat.screen())
+        assert chat.app.composer.text == "a\u202eb\u200bc [/x] \x9b"
+
+    play(scenario)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from rich.text import Text
 from textual import events
 from textual.message import Message
 from textual.widgets import TextArea
 
 from rvllm_local.tui.keymap import bindings
-from rvllm_local.tui.sanitise import clean_copy
+from rvllm_local.tui.sanitise import clean_cells, clean_copy
 
 PASTE_LIMIT = 1_000_000  # characters
 
@@ -32,6 +33,12 @@ class Composer(TextArea):
             tab_behavior="focus",
             placeholder="Ask anything. / for commands, @file to attach, F1 for help",
         )
+
+    def get_line(self, line_index: int) -> Text:
+        """The line as it is shown: what is pasted, recalled or completed may turn no text round and hide nothing."""
+        line = super().get_line(line_index)
+        line.plain = clean_cells(line.plain)
+        return line
 
     async def _on_paste(self, event: events.Paste) -> None:
         event.prevent_default()
