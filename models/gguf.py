@@ -57,7 +57,8 @@ class GGUFFile:
     def read(self, name: str) -> FloatArray:
         """A tensor as float32, in its row-major shape."""
         info = self.info(name)
-        return info.format.decode(self.read_blocks(name)).reshape(info.shape)
+        with np.errstate(invalid="ignore", over="ignore"):  # whether all are numbers is seen to when all are loaded
+            return info.format.decode(self.read_blocks(name)).reshape(info.shape)
 
     def read_blocks(self, name: str) -> npt.NDArray[np.uint8]:
         """A tensor's encoded blocks, `[number, bytes of a block]`; a view of the file."""

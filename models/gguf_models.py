@@ -81,6 +81,25 @@ def architecture_of(file: GGUFFile) -> Architecture:
     return ARCHITECTURES[name]
 
 
+def check_shapes(file: GGUFFile, expected: Mapping[str, tuple[int, ...]]) -> None:
+    """Hold the file's tensors against the shapes of a model's parameters, before any is read.
+
+    Raises `ModelFileError`, or `UnsupportedModelError` for a tensor that the architecture does not have.
+    """
+    architecture = architecture_of(file)
+    found = {_mlx_name(file, architecture, name): (name, file.tensors[name].shape) for name in _weights(file)}
+    # An output matrix that is not there is the embedding.
+    if missing := sorted(expected.keys() - found.keys() - {"lm_head.weight"}):
+        raise ModelFileError(f"{file.path}: the weights do not fit the configuration: {missing[0]} is missing")
+    for name, shape in expected.items():
+        tensor, stored = found.get(name, ("", shape))
+        if tuple(stored) != tuple(shape):
+            raise ModelFileError(
+                f"{file.path}: the weights do not fit the configuration: tensor {tensor!r} has shape {list(stored)}, and "
+                f"the model takes {list(shape)}"
+            )
+
+
 def gguf_weights(file: GGUFFile, config: dict[str, Any]) -> Iterator[tuple[str, FloatArray]]:
     """Each weight under mlx-lm's name, one at a time, as float32."""
     architecture = architecture_of(file)

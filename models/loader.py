@@ -25,7 +25,7 @@ from rvllm_local.models.config_check import check_end
 from rvllm_local.models.families import build_model
 from rvllm_local.models.gguf import GGUFFile
 from rvllm_local.models.gguf_config import gguf_config
-from rvllm_local.models.gguf_models import gguf_packed_weights, gguf_weights
+from rvllm_local.models.gguf_models import check_shapes, gguf_packed_weights, gguf_weights
 from rvllm_local.models.hub import Progress, fetch, silent
 from rvllm_local.models.hub_repo import Wanted, fetch_repository, parse_repository
 from rvllm_local.models.leases import take_lease
@@ -151,6 +151,7 @@ def open_native(files: ModelFiles, *, as_floats: bool = False, verify: bool = Fa
         gguf = GGUFFile(files.path)
         config = gguf_config(gguf)
         module = build_model(config)
+        check_shapes(gguf, {name: value.shape for name, value in tree_flatten(module.parameters())})
         parts = gguf_weights(gguf, config) if as_floats else gguf_packed_weights(gguf, config)
         weights = {name: mx.array(part) for name, part in parts}
         weights = _sanitized(files.path, module, weights)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import struct
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import mlx.core as mx
@@ -233,3 +235,22 @@ def test_tensors_that_do_not_fit_are_refused(tmp_path: Path, change: str) -> Non
     path = save(tmp_path, write_gguf(llama_metadata(), [*tensors[:place], *replacement, *tensors[place + 1 :]]))
     with pytest.raises(ModelFileError):
         load_model(locate(str(path)))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda tensors: tensors.pop(3), "is missing"),
+        (lambda tensors: tensors.append(Tensor("evil.weight", (4, 4), gguf.F32, bytes(64))), "no place"),
+        (lambda tensors: tensors.__setitem__(3, replace(tensors[3], shape=tensors[3].shape[::-1])), "shape"),
+    ],
+)
+def test_tensors_are_held_against_the_model_before_any_is_read(
+    tmp_path: Path, change: Callable[[list[Tensor]], None], message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tensors = list(llama_tensors()[0])
+    change(tensors)
+    (tmp_path / "model.gguf").write_bytes(write_gguf(llama_metadata(), tensors))
+    monkeypatch.setattr(GGUFFile, "read_blocks", lambda *_arguments: pytest.fail("a tensor was read"))
+    with pytest.raises((ModelFileError, UnsupportedModelError), match=message):
+        load_model(locate(str(tmp_path / "model.gguf")))
