@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from benchmarks.peers.mlx_lm_server import MlxLmServer, float32_folder
+from benchmarks.peers.mlx_lm_server import MlxLmServer, plain_folder
 from rvllm_local import host
 from rvllm_local.engine.options import EngineOptions
 from rvllm_local.engine.process import ProcessClient
@@ -114,7 +114,7 @@ def engine(model: str, long_tokens: int) -> dict[str, float]:
 
 
 def peer(model: str, long_tokens: int) -> dict[str, float]:
-    with tempfile.TemporaryDirectory() as folder, MlxLmServer(float32_folder(model, Path(folder))) as server:
+    with tempfile.TemporaryDirectory() as folder, MlxLmServer(plain_folder(model, Path(folder))) as server:
         list(server.complete(words(600, 1), 4))
         return situation(server.complete, long_tokens)
 

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 
 from rvllm_local.errors import DownloadError, EngineError, RvllmError
+from rvllm_local.verbs.bench import add_arguments as bench_flags
 from rvllm_local.verbs.chat import add_arguments as chat_flags
 
 _FAILED, _BAD_INPUT, _INTERRUPTED = 1, 2, 130
@@ -62,6 +63,7 @@ def _parser() -> argparse.ArgumentParser:
     doctor.add_argument("--kernels", action="store_true", help="every kernel against a reference, and its GB/s")
     doctor.add_argument("--verify", action="store_true", help="every checksum in the store")
     doctor.add_argument("--json", action="store_true", help="print JSON")
+    bench_flags(verbs.add_parser("bench", help="measure an endpoint, the engine, the kernels or the start"))
     verbs.add_parser("config", help="print the configuration and where it comes from")
     return parser
 
@@ -161,9 +163,16 @@ def _serve(arguments: argparse.Namespace) -> int:
 
 
 def _chat(arguments: argparse.Namespace) -> int:
-    from rvllm_local.verbs.chat import chat
+    from rvllm_local.verbs.bench import add_arguments as bench_flags
+from rvllm_local.verbs.chat import chat
 
     return chat(arguments)
+
+
+def _bench(arguments: argparse.Namespace) -> int:
+    from rvllm_local.verbs.bench import bench
+
+    return bench(arguments)
 
 
 def _about_models(arguments: argparse.Namespace) -> int:
@@ -200,6 +209,7 @@ _VERBS = {
     "doctor": _doctor,
     "pack": _pack,
     "convert": _convert,
+    "bench": _bench,
     **dict.fromkeys(("ls", "pull", "rm", "show", "ps", "search"), _about_models),
 }
 

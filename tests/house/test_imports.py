@@ -35,6 +35,8 @@ LAYERS = (
     ("engine.child",),
     ("server.calls",),
     ("llm", "server", "tui"),
+    ("verbs.support",),
+    ("bench",),
     ("verbs", "cli"),
 )
 

@@ -1,0 +1,111 @@
+"""`rvllm bench compare`: two records side by side, with what is noise and what is not."""
+
+from __future__ import annotations
+
+import math
+import sys
+from argparse import Namespace
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from rvllm_local.bench.figures import Figure
+from rvllm_local.bench.record import Record, load
+from rvllm_local.bench.text_table import aligned, show
+from rvllm_local.errors import ConfigError
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """One figure in both records. `ratio` is B over A; `verdict` is same, better, worse, noise or gone."""
+
+    run: str
+    name: str
+    before: Figure | None
+    after: Figure | None
+    ratio: float
+    verdict: str
+
+
+def compare(arguments: Namespace) -> int:
+    """Print the differences; exit status 1 if a stable figure got worse by more than `--fail-over`."""
+    before, after = load(Path(arguments.before)), load(Path(arguments.after))
+    if arguments.fail_over <= 1:
+        raise ConfigError(f"--fail-over must be a ratio above 1, like 1.1, not {arguments.fail_over:g}")
+    if before.kind != after.kind:
+        raise ConfigError(f"{arguments.before} is of kind {before.kind}, {arguments.after} of {after.kind}")
+    found = list(differences(before, after, arguments.fail_over))
+    if arguments.stable:
+        found = [one for one in found if (one.before or one.after) is not None and _is_stable(one)]
+    if not found:
+        raise ConfigError("the two records have no figure in common")
+    sys.stdout.write("\n".join(_report(before, after, found)) + "\n")
+    failed = [one for one in found if _is_stable(one) and one.verdict in ("worse", "gone")]
+    for one in failed:
+        sys.stdout.write(f"REGRESSION: {one.run}: {one.name} is {one.ratio:.3f} times what it was\n")
+    return 1 if failed else 0
+
+
+def _is_stable(one: Difference) -> bool:
+    return any(figure is not None and figure.stable for figure in (one.before, one.after))
+
+
+def differences(before: Record, after: Record, tolerance: float) -> Iterator[Difference]:
+    """Every figure of either record, in the order of the first."""
+    for run in {**before.runs, **after.runs}:
+        olds, news = before.runs.get(run, {}), after.runs.get(run, {})
+        for name in {**olds, **news}:
+            yield _difference(run, name, olds.get(name), news.get(name), tolerance)
+
+
+def _difference(run: str, name: str, old: Figure | None, new: Figure | None, tolerance: float) -> Difference:
+    if old is None:
+        return Difference(run, name, old, new, math.nan, "new")
+    if new is None:
+        return Difference(run, name, old, new, math.nan, "gone")
+    ratio = _ratio(old.value, new.value)
+    return Difference(run, name, old, new, ratio, _verdict(old, new, ratio, tolerance))
+
+
+def _ratio(old: float, new: float) -> float:
+    if old == new:
+        return 1.0
+    if math.isinf(new) or not old:
+        return math.inf
+    return 0.0 if math.isinf(old) else new / old
+
+
+def _verdict(old: Figure, new: Figure, ratio: float, tolerance: float) -> str:
+    is_worse = (ratio > 1) == (old.better == "lower")
+    if ratio == 1:
+        return "same"
+    if old.stable and new.stable:
+        # In either direction: for a figure of which more is better, a fall to 1 / tolerance is as bad.
+        if 1 / tolerance <= ratio <= tolerance:
+            return "same"
+    elif (old.low != old.high or new.low != new.high) and old.low <= new.high and new.low <= old.high:
+        return "noise"
+    return "worse" if is_worse else "better"
+
+
+def _report(before: Record, after: Record, found: list[Difference]) -> Iterator[str]:
+    for letter, side in (("A", before), ("B", after)):
+        yield f"{letter}: {side.label}, {side.date}, {side.machine}"
+    if before.machine != after.machine:
+        yield "The machines differ: only stable figures (marked *) say something about the code."
+    for name in sorted({*before.versions} | {*after.versions}):
+        old, new = before.versions.get(name, "none"), after.versions.get(name, "none")
+        if old != new:
+            yield f"{name} differs: {old} and {new}"
+    yield ""
+    last = None
+    rows = []
+    for one in found:
+        title = one.name + ("*" if _is_stable(one) else "")
+        ratio = "-" if math.isnan(one.ratio) else f"{one.ratio:.3f}"
+        rows.append(
+            (one.run if one.run != last else "", title, show(one.before, bounds=True), show(one.after, bounds=True),
+             ratio, one.verdict)
+        )  # fmt: skip
+        last = one.run
+    yield aligned(("run", "figure", "A (noise)", "B (noise)", "B/A", ""), rows)
