@@ -163,8 +163,7 @@ def _serve(arguments: argparse.Namespace) -> int:
 
 
 def _chat(arguments: argparse.Namespace) -> int:
-    from rvllm_local.verbs.bench import add_arguments as bench_flags
-from rvllm_local.verbs.chat import chat
+    from rvllm_local.verbs.chat import chat
 
     return chat(arguments)
 

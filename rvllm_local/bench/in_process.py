@@ -76,12 +76,12 @@ def _check(*counts: int) -> None:
 
 @contextmanager
 def _engine(arguments: Namespace, rows: int) -> Iterator[tuple[LLM, Sizes]]:
-    from rvllm_local.verbs.support import configured, show_progress
     from rvllm_local.engine.options import EngineOptions
     from rvllm_local.engine.planning import plan_model
     from rvllm_local.llm import LLM
     from rvllm_local.models.describe import describe
     from rvllm_local.models.loader import locate
+    from rvllm_local.verbs.support import configured, show_progress
 
     config = configured({"model": arguments.model, "kv_memory": arguments.kv_memory, "max_rows": rows})
     options = EngineOptions.from_config(config)
