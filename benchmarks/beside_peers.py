@@ -153,7 +153,9 @@ def memory(bench: Bench, server: str) -> dict[str, Any]:
     """A light load for long, and the memory of the server every second."""
     count = max(2, round(bench.minutes * 60 * bench.memory_rate))
     made = trace.bursty(count, 77, trace.Mix()).at_rate(bench.memory_rate)
-    with bench.start(server) as running:
+    # Others may want the cores meanwhile, and time is not read: llama.cpp's threads need not wait busily.
+    options = ("--poll", "0") if server == "llama.cpp" else ()
+    with bench.start(server, *options) as running:
         return results.raw(bench.ask(running, made, every_s=1.0, timeout_s=1200.0), rate=bench.memory_rate)
 
 

@@ -162,21 +162,23 @@ class EngineCore:
         began = time.monotonic()
         if self._flight is not None and not self._may_overlap():
             self._land()
-        self._residence.begin_step(self._pace.prefill_seconds())
-        plan = self._scheduler.schedule(self._pace.prefill_tokens(self._scheduler.running))
+        running, num_waiting = self._scheduler.running, len(self._scheduler.waiting)
+        self._residence.begin_step(self._pace.prefill_seconds(running, num_waiting))
+        plan = self._scheduler.schedule(self._pace.prefill_tokens(running, num_waiting))
         rows = tuple(row for row in plan.decodes if self._can_go_on(row))
         chunks = plan.prefills if rows and self._mixes(plan.prefills) else ()
         for chunk in () if chunks else plan.prefills:
             self._prefill(chunk)
+        launched = began if self._runner.overlaps else time.monotonic()
         flight = self._launch(rows, chunks) if rows else None
         self._land()
         self._flight = flight
         if not self._runner.overlaps:
             self._land()
-        if rows and not plan.prefills:
-            self._pace.record_decode(time.monotonic() - began)
-        elif chunks:
-            self._pace.record_mixed(sum(chunk.num_tokens for chunk in chunks), time.monotonic() - began)
+        if chunks:
+            self._pace.record_mixed(len(rows), sum(chunk.num_tokens for chunk in chunks), time.monotonic() - began)
+        elif rows and not (plan.prefills and self._runner.overlaps):
+            self._pace.record_decode(len(rows), time.monotonic() - launched)
         self.num_steps += 1
 
     def stats(self) -> dict[str, int | float | str]:

@@ -22,23 +22,23 @@ def test_nobody_waits_so_a_whole_chunk_runs() -> None:
 def test_a_target_bounds_the_step_less_what_decoding_takes() -> None:
     pace = Pace(prefill_chunk=512, target_s=0.1)
     pace.record(1000, 1.0)
-    pace.record_decode(0.04)
+    pace.record_decode(1, 0.04)
     assert pace.prefill_tokens(rows(decoding=True)) == 60  # type: ignore[arg-type]
-    pace.record_decode(0.5)  # decoding alone takes longer than the target: prefill still advances
+    pace.record_decode(1, 0.5)  # decoding alone takes longer than the target: prefill still advances
     assert pace.prefill_tokens(rows(decoding=True)) == 20  # type: ignore[arg-type]
 
 
 def test_without_a_target_prefill_takes_no_longer_than_the_decode_step() -> None:
     pace = Pace(prefill_chunk=512, target_s=None)
     pace.record(1000, 1.0)
-    pace.record_decode(0.1)
+    pace.record_decode(1, 0.1)
     assert 70 <= pace.prefill_tokens(rows(decoding=True)) <= 100  # type: ignore[arg-type]
 
 
 def test_short_calls_say_nothing_about_speed() -> None:
     pace = Pace(prefill_chunk=512, target_s=None)
     pace.record(3, 1.0)
-    pace.record_decode(0.1)
+    pace.record_decode(1, 0.1)
     assert pace.prefill_tokens(rows(decoding=True)) == 512  # type: ignore[arg-type]
 
 
@@ -47,6 +47,28 @@ def test_the_even_parts_of_a_block_count_as_measurements() -> None:
     pace.record(100, 10.0)  # a slow moment: only the smallest budget is left
     smallest = pace.prefill_tokens(rows(decoding=True))  # type: ignore[arg-type]
     for _ in range(20):
-        pace.record_decode(0.01)
-        pace.record_mixed(-(-32 // -(-32 // smallest)), 0.012)
+        pace.record_decode(1, 0.01)
+        pace.record_mixed(1, -(-32 // -(-32 // smallest)), 0.012)
     assert pace.prefill_tokens(rows(decoding=True)) > smallest  # type: ignore[arg-type]
+
+
+def test_a_crowd_of_prompts_may_slow_decoding_down() -> None:
+    """Else few rows decode at a time, each beside a trickle of prefill, and the queue grows for ever."""
+    pace = Pace(prefill_chunk=512, target_s=None)
+    pace.record(1000, 1.0)
+    pace.record_decode(1, 0.1)
+    budgets = [pace.prefill_tokens(rows(decoding=True), waiting) for waiting in (0, 1, 2, 3, 5, 6, 50)]  # type: ignore[arg-type]
+    assert budgets == [80, 80, 80, 160, 320, 400, 400]
+
+
+def test_decode_steps_are_known_by_their_rows() -> None:
+    pace = Pace(prefill_chunk=512, target_s=None)
+    pace.record(1000, 1.0)
+    pace.record_decode(1, 0.05)
+    pace.record_decode(16, 0.2)
+    crowd = rows(decoding=True) * 14
+    assert pace.prefill_tokens(rows(decoding=True)) == 40  # type: ignore[arg-type]
+    assert pace.prefill_tokens(crowd) == 160  # type: ignore[arg-type]
+    for _ in range(20):
+        pace.record_mixed(16, 40, 0.24)  # 40 ms more than without, not the 190 that one row's step would leave
+    assert 150 <= pace.prefill_tokens(crowd) <= 160  # type: ignore[arg-type]
