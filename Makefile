@@ -1,5 +1,6 @@
 # make run   answers a prompt with the default model:  make run PROMPT="Why is the sky blue?"
 # make test  everything that is checked before a change lands
+# make bench measures this machine beside mlx-lm and llama.cpp (hours), and writes docs/performance.md
 PYTHON ?= python3
 # Not ?=, which would take an unrelated PROMPT from the environment.
 PROMPT = In one short paragraph, why is the sky blue?
@@ -11,7 +12,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
-.PHONY: run test lint format openblas lock clean
+.PHONY: run test bench lint format openblas lock clean
 
 run: $(VENV)/.installed openblas
 	@$(BIN)/rvllm run -- "$$RUN_MODEL" "$$RUN_PROMPT"
@@ -27,6 +28,10 @@ lint: $(VENV)/.installed-dev
 	@rm -rf .typecheck && mkdir -p .typecheck/rvllm_local
 	@ln -s $(CURDIR)/rvllm_local/* $(CURDIR)/models $(CURDIR)/metal_kernels $(CURDIR)/tui .typecheck/rvllm_local/
 	cd .typecheck && ../$(BIN)/mypy --config-file ../pyproject.toml -p rvllm_local
+
+bench: $(VENV)/.installed-dev openblas
+	$(BIN)/python -m benchmarks.beside_peers
+	$(BIN)/python -m benchmarks.page
 
 format: $(VENV)/.installed-dev
 	$(BIN)/ruff format .

@@ -18,7 +18,6 @@ import argparse
 import fnmatch
 import json
 import statistics
-import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -32,7 +31,8 @@ from benchmarks.peers.process import ServerProcess
 from benchmarks.peers.rvllm_server import RvllmServer
 from rvllm_local import host
 from rvllm_local.bench import load, serve, trace
-from rvllm_local.bench.load import Endpoint, Run
+from rvllm_local.bench.load import Endpoint
+from rvllm_local.bench.processes import Bystanders
 from rvllm_local.config import default_cache_dir
 from rvllm_local.models.loader import locate
 
@@ -71,12 +71,16 @@ class Bench:
             return MlxLmServer(folder, *options)
         return LlamaServer(self.gguf(), "--parallel", "8", "--ctx-size", "32768", "--kv-unified", *options)
 
-    def ask(self, server: ServerProcess, made: trace.Trace, every_s: float = 0.2, timeout_s: float = 600.0) -> Run:
+    def ask(
+        self, server: ServerProcess, made: trace.Trace, every_s: float = 0.2, timeout_s: float = 600.0
+    ) -> dict[str, Any]:
         """Send a trace, and check what came with the model's own tokenizer."""
         endpoint = Endpoint(server.url, server.model, extra=EXTRA, timeout_s=timeout_s)
+        others = Bystanders(server.pid)
         found = load.run(endpoint, made, serve.sampler(server.pid), every_s)
+        share = others.share()
         serve.recheck(found.outcomes, serve.tokenizer(self.model))
-        return found
+        return results.raw(found, others_cpu=share)
 
     def warm(self, server: ServerProcess) -> None:
         """Requests whose results nobody looks at."""
@@ -117,7 +121,7 @@ def steps(bench: Bench) -> Iterator[tuple[str, Step]]:
 def capacity(bench: Bench, server: str, number: int) -> dict[str, Any]:
     with bench.start(server) as running:
         bench.warm(running)
-        return results.raw(bench.ask(running, bench.trace(number).at_rate(float("inf"))))
+        return bench.ask(running, bench.trace(number).at_rate(float("inf")))
 
 
 def one_load(bench: Bench, percent: int, server: str, number: int) -> dict[str, Any]:
@@ -125,7 +129,7 @@ def one_load(bench: Bench, percent: int, server: str, number: int) -> dict[str, 
     with bench.start(server) as running:
         bench.warm(running)
         # Another seed than the capacity's, so that no server has seen the prompts.
-        return results.raw(bench.ask(running, bench.trace(100 + number).at_rate(rate)), rate=rate)
+        return bench.ask(running, bench.trace(100 + number).at_rate(rate)) | {"rate": rate}
 
 
 def agent(bench: Bench, server: str) -> dict[str, Any]:
@@ -141,11 +145,11 @@ def agent(bench: Bench, server: str) -> dict[str, Any]:
             bench = Bench(str(bench.gguf()), bench.raw, bench.requests, bench.rounds, bench.minutes, bench.memory_rate)
         with bench.start(server, *options, **more) as running:
             bench.warm(running)
-            found["cold"] = results.raw(bench.ask(running, made))
-            found["warm"] = results.raw(bench.ask(running, made))
+            found["cold"] = bench.ask(running, made)
+            found["warm"] = bench.ask(running, made)
         with bench.start(server, *options, **more) as running:
             bench.warm(running)
-            found["restarted"] = results.raw(bench.ask(running, made))
+            found["restarted"] = bench.ask(running, made)
     return found
 
 
@@ -156,7 +160,7 @@ def memory(bench: Bench, server: str) -> dict[str, Any]:
     # Others may want the cores meanwhile, and time is not read: llama.cpp's threads need not wait busily.
     options = ("--poll", "0") if server == "llama.cpp" else ()
     with bench.start(server, *options) as running:
-        return results.raw(bench.ask(running, made, every_s=1.0, timeout_s=1200.0), rate=bench.memory_rate)
+        return bench.ask(running, made, every_s=1.0, timeout_s=1200.0) | {"rate": bench.memory_rate}
 
 
 def main() -> None:
@@ -185,7 +189,7 @@ def main() -> None:
         bench.path(name).write_text(json.dumps(found), encoding="utf-8")
         print(f"{name}: {results.line(found)}", flush=True)
     if not args.list:
-        results.pool(args.raw, args.results, " ".join(["python -m benchmarks.beside_peers", *sys.argv[1:]]))
+        results.pool(args.raw, args.results)
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import httpx
 
@@ -37,6 +38,8 @@ def plain_folder(model: str, folder: Path, *, endless: bool = False) -> Path:
     weights = {name: mx.contiguous(value) for name, value in tree_flatten(loaded.module.parameters())}
     widest = max(weights.values(), key=lambda value: value.size).dtype
     config = {**loaded.config, "eos_token_id": ends, "torch_dtype": str(widest).removeprefix("mlx.core.")}
+    if quantized := _quantization(loaded.module):
+        config["quantization"] = quantized
     (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
     mx.save_safetensors(str(folder / "model.safetensors"), weights, {"format": "mlx"})
     tokenizer._backend.save(str(folder / "tokenizer.json"))
@@ -46,6 +49,16 @@ def plain_folder(model: str, folder: Path, *, endless: bool = False) -> Path:
     }  # fmt: skip
     (folder / "tokenizer_config.json").write_text(json.dumps(settings), encoding="utf-8")
     return folder
+
+
+def _quantization(module: Any) -> dict[str, Any]:
+    """How each quantized layer is packed, as mlx-lm's configuration says it; empty if none is."""
+    layers = {
+        name: {"group_size": layer.group_size, "bits": layer.bits}
+        for name, layer in module.named_modules()
+        if hasattr(layer, "bits") and "scales" in layer
+    }
+    return {**next(iter(layers.values())), **layers} if layers else {}
 
 
 def _unused_token(tokenizer: object) -> int:

@@ -42,10 +42,10 @@ def line(row: Raw) -> str:
     found = summary(outcomes(row), row["wall_s"], Slo())
     names = ("tokens_per_s", "ttft_p50", "ttft_p99", "itl_p50", "itl_p99", "errors")
     text = ", ".join(f"{name} {number(found[name].value, found[name].unit)}" for name in names)
-    return f"{text}, wall {row['wall_s']:.0f} s"
+    return f"{text}, wall {row['wall_s']:.0f} s, others had {row.get('others_cpu') or 0:.0%} of the cores"
 
 
-def pool(folder: Path, target: Path, command: str) -> None:
+def pool(folder: Path, target: Path) -> None:
     """Write benchmarks/results/{capacity,load,agent,memory}.json from what is there."""
     target.mkdir(parents=True, exist_ok=True)
     raws = {path.stem: load_raw(path) for path in sorted(folder.glob("*.json"))}
@@ -55,6 +55,7 @@ def pool(folder: Path, target: Path, command: str) -> None:
             first = next(_parts(next(iter(found.values()))))
             runs, details = make(found)
             versions = {**first["versions"], "llama.cpp": llama_server.version()}
+            command = f"python -m benchmarks.beside_peers {kind}"
             made = record.Record(kind, runs, "peers", details, first["machine"], versions, first["date"], command)
             made.save(target / f"{kind}.json")
 

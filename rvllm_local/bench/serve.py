@@ -18,12 +18,13 @@ from rvllm_local.bench import load, record, trace
 from rvllm_local.bench.figures import Figure, Slo, exact, failures, summary
 from rvllm_local.bench.load import Endpoint, Run
 from rvllm_local.bench.outcome import CountTokens, Outcome
-from rvllm_local.bench.resident import check_pid, resident
+from rvllm_local.bench.processes import Bystanders, check_pid, resident
 from rvllm_local.bench.svg import Plot, draw
 from rvllm_local.bench.text_table import aligned, show
 from rvllm_local.errors import ConfigError
 
 _KEY_VARIABLE = "RVLLM_API_KEY"
+_MOST_OTHERS = 0.05
 COLUMNS = ("ttft_p50", "ttft_p95", "ttft_p99", "itl_p50", "itl_p95", "itl_p99", "e2e_p50", "e2e_p95", "e2e_p99")
 TOTALS = ("requests", "errors", "tokens_per_s", "goodput", "cached_tokens", "peak_memory")
 
@@ -41,14 +42,16 @@ def serve(arguments: Namespace) -> int:
     outcomes: list[Outcome] = []
     for rate in arguments.rate:
         name = made.name if arguments.recorded else f"{made.name} at {rate:g}/s"
+        others = None if arguments.pid is None else Bystanders(arguments.pid)
         found = load.run(endpoint, made if arguments.recorded else made.at_rate(rate), sampler(arguments.pid))
+        share = None if others is None else others.share()
         recheck(found.outcomes, count)
         runs[name] = {**summary(found.outcomes, found.wall_s, slo), **peak(found), "rate": exact(rate, "/s", "higher")}
-        details[name] = {"failures": failures(found.outcomes), "wall_s": found.wall_s}
+        details[name] = {"failures": failures(found.outcomes), "wall_s": found.wall_s, "others_cpu": share}
         if arguments.rows:
             details[name]["rows"] = [outcome.to_row() for outcome in found.outcomes]
         outcomes += found.outcomes
-        say(f"{name}\n{report(runs[name])}{warnings(found.outcomes)}\n")
+        say(f"{name}\n{report(runs[name])}{warnings(found.outcomes, share)}\n")
     kept = record.new_record("serve", runs, arguments.label, **details)
     if arguments.json:
         kept.save(Path(arguments.json))
@@ -145,7 +148,7 @@ def report(run: Mapping[str, Figure]) -> str:
     return aligned(("", "P50 (95 % interval)", "P95", "P99"), lines) + f"\n{totals}"
 
 
-def warnings(outcomes: list[Outcome]) -> str:
+def warnings(outcomes: list[Outcome], others_cpu: float | None = None) -> str:
     """What a reader should know before believing the table."""
     found = [f"\nerrors: {count} x {name}" for name, count in failures(outcomes).items()]
     first = next((one for one in outcomes if one.failure is not None), None)
@@ -160,6 +163,8 @@ def warnings(outcomes: list[Outcome]) -> str:
     said, seen = sum(one.tokens for one in whole), sum(len(one.times) for one in whole)
     if seen and not 0.9 < said / seen < 1.1:
         found.append(f"\nusage says {said} tokens, {seen} events came: inter-token latency is between events")
+    if others_cpu is not None and others_cpu > _MOST_OTHERS:
+        found.append(f"\nother processes had {others_cpu:.0%} of the cores meanwhile: measure again on a quiet machine")
     return "".join(found)
 
 

@@ -6,6 +6,7 @@ import math
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -15,7 +16,7 @@ import pytest
 from rvllm_local.bench import record, svg
 from rvllm_local.bench.figures import Figure, Slo, bootstrap, exact, percentile, spread, summary
 from rvllm_local.bench.outcome import Failure, Outcome
-from rvllm_local.bench.resident import check_pid, resident
+from rvllm_local.bench.processes import Bystanders, check_pid, resident
 from rvllm_local.bench.text_table import number
 from rvllm_local.cli import main
 from rvllm_local.errors import ConfigError
@@ -114,6 +115,19 @@ def test_memory_counts_children() -> None:
         child.kill()
     with pytest.raises(ConfigError, match=str(child.pid)):
         check_pid(child.pid)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the machine's CPU time is read from /proc")
+def test_others_are_told_from_the_server_and_from_us() -> None:
+    spin = [sys.executable, "-c", "while True: pass"]
+    with subprocess.Popen(spin) as server, subprocess.Popen(spin) as other:
+        watched, everything = Bystanders(server.pid), Bystanders(os.getpid())
+        time.sleep(0.5)
+        with_other, without = watched.share(), everything.share()
+        server.kill()
+        other.kill()
+    assert with_other is not None and without is not None
+    assert with_other > without - 0.05, "whoever is not below the watched process is another"
 
 
 @pytest.mark.parametrize("is_log", [False, True])
