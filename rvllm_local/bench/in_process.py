@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rvllm_local.bench import record
-from rvllm_local.bench.figures import Figure, exact, spread
+from rvllm_local.bench.figures import Figure, spread
 from rvllm_local.bench.text_table import aligned, show
 from rvllm_local.errors import ConfigError
 
@@ -40,14 +40,16 @@ def decode(arguments: Namespace) -> int:
             found = _rounds(arguments.rounds, lambda number, rows=rows: _decode(llm, rows, number, arguments))  # type: ignore[misc]
             context = arguments.context + arguments.tokens / 2
             moved = sizes[0] + rows * context * sizes[1]
+            counted = (found["dispatches"], found["steps"])
             rates = [moved / seconds for seconds in found["step"]]
             runs[f"{rows} x {arguments.context}"] = {
                 "step": spread(found["step"], "s"),
                 "tokens_per_s": spread(found["tokens_per_s"], "tokens/s", "higher"),
                 "bytes_per_s": spread([rate / 1e9 for rate in rates], "GB/s", "higher"),
                 "of_copy": spread([rate / copy for rate in rates], "", "higher"),
-                "steps": exact(found["steps"][-1], "", stable=True),
-                "dispatches_per_step": exact(found["dispatches"][-1] / found["steps"][-1], "", stable=True),
+                # Which step a reading of the counters falls into is chance: one more or less.
+                "steps": spread(found["steps"], ""),
+                "dispatches_per_step": spread([a / b for a, b in zip(*counted, strict=True)], ""),
             }
     return _finish("decode", arguments, runs, copy)
 
