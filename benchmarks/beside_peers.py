@@ -76,10 +76,11 @@ class Bench:
     ) -> dict[str, Any]:
         """Send a trace, and check what came with the model's own tokenizer."""
         endpoint = Endpoint(server.url, server.model, extra=EXTRA, timeout_s=timeout_s)
+        count = serve.tokenizer(self.model)
         others = Bystanders(server.pid)
         found = load.run(endpoint, made, serve.sampler(server.pid), every_s)
         share = others.share()
-        serve.recheck(found.outcomes, serve.tokenizer(self.model))
+        serve.recheck(found.outcomes, count)
         return results.raw(found, others_cpu=share)
 
     def warm(self, server: ServerProcess) -> None:

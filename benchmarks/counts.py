@@ -34,7 +34,7 @@ from rvllm_local.engine.build import open_core
 from rvllm_local.engine.core import EngineCore
 from rvllm_local.engine.options import EngineOptions
 from rvllm_local.models.loader import locate
-from rvllm_local.text.tokenizer import Tokenizer
+from rvllm_local.text.tokenizer_files import read_tokenizer
 from rvllm_local.types import Request, SamplingParams, StreamEvent
 from tests.support.tiny import save_tiny
 
@@ -60,7 +60,7 @@ def open_tiny() -> EngineCore:
     with tempfile.TemporaryDirectory() as folder:
         files = locate(str(save_tiny("llama", Path(folder) / "llama")))
         options = EngineOptions(kv_memory=8_000_000, max_rows=16, prefill_chunk=32, cache="off", self_check=False)
-        return open_core(files, Tokenizer.from_files(files), options)
+        return open_core(files, read_tokenizer(files), options)
 
 
 def fill(core: EngineCore, rows: int, params: SamplingParams) -> None:

@@ -56,6 +56,8 @@ def pool(folder: Path, target: Path) -> None:
             runs, details = make(found)
             versions = {**first["versions"], "llama.cpp": llama_server.version()}
             command = f"python -m benchmarks.beside_peers {kind}"
+            if kind == "memory":
+                command += f" --memory-rate {next(iter(found.values()))['rate']:g}"
             made = record.Record(kind, runs, "peers", details, first["machine"], versions, first["date"], command)
             made.save(target / f"{kind}.json")
 

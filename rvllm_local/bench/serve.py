@@ -114,9 +114,9 @@ def tokenizer(name: str | None) -> CountTokens | None:
     if name is None:
         return None
     from rvllm_local.models.loader import locate
-    from rvllm_local.text.tokenizer import Tokenizer
+    from rvllm_local.text.tokenizer_files import read_tokenizer
 
-    encode = Tokenizer.from_files(locate(name)).encode
+    encode = read_tokenizer(locate(name)).encode
     return lambda text: len(encode(text, bos=False))
 
 
