@@ -124,4 +124,4 @@ def test_counts_are_the_same_every_time() -> None:
     core = counts.open_tiny()
     first, second = (counts.step_figures(core, 4, counts.SAMPLED)["calls_per_step"].value for _ in range(2))
     assert first == pytest.approx(second, rel=0.02) and first > 50
-    assert counts.reader()["calls_per_event"].value < 25, "the reader shares its cores with the server"
+    assert counts.reader()["calls_per_event"].value < 35, "the reader shares its cores with the server"
