@@ -40,7 +40,7 @@ SERVERS = ("rvllm", "mlx-lm", "llama.cpp")
 LOADS = (50, 80, 120)  # % of rvllm's capacity
 EXTRA = {"temperature": 0, "ignore_eos": True}  # mlx-lm knows no ignore_eos: its folder names an end that never comes
 AGENT_TURNS, AGENT_PREFIX = 20, 4000
-PHASES = ("cold", "warm", "restarted")
+TIMEOUT_S = 240.0  # an answer that is not whole by then counts as failed
 
 
 @dataclass(frozen=True, slots=True)
