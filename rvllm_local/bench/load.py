@@ -103,7 +103,7 @@ async def _session(client: httpx.AsyncClient, endpoint: Endpoint, session: Sessi
     messages: list[Mapping[str, Any]] = []
     when = session.at
     for number, turn in enumerate(session.turns):
-        messages.extend(turn.messages)
+        messages.extend(_results(turn, outcomes[-1]) if number else turn.messages)
         outcome = Outcome(session.kind, number, when, turn.max_tokens)
         outcomes.append(outcome)
         if number and outcomes[number - 1].failure is not None:
@@ -116,6 +116,15 @@ async def _session(client: httpx.AsyncClient, endpoint: Endpoint, session: Sessi
         messages.append(_answer(outcome))
         when = outcome.ended + (session.turns[number + 1].think_s if number + 1 < len(session.turns) else 0)
     return outcomes
+
+
+def _results(turn: Turn, before: Outcome) -> tuple[Mapping[str, Any], ...]:
+    """What a turn adds; if the model called tools, its first message is their result."""
+    if not before.tool_calls:
+        return turn.messages
+    content = turn.messages[0]["content"]
+    results = ({"role": "tool", "tool_call_id": call["id"], "content": content} for call in before.tool_calls)
+    return (*results, *turn.messages[1:])
 
 
 def _answer(outcome: Outcome) -> Mapping[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import socket
 
@@ -134,3 +135,19 @@ def test_a_session_grows_and_ends_with_its_first_error() -> None:
     assert found.outcomes[1].scheduled >= found.outcomes[0].ended
     found, bodies = play(GOOD[:-1], one(0.0, ASK, more))
     assert len(bodies) == 1 and failures(found.outcomes) == {"unfinished": 2}
+
+
+def test_called_tools_get_a_result() -> None:
+    call = {"index": 0, "id": "call_7", "function": {"name": "search", "arguments": '{"text": '}}
+    rest = {"index": 0, "function": {"arguments": '"sea"}'}}
+    events = [
+        b'data: {"choices": [{"index": 0, "delta": {"tool_calls": [%s]}}]}\n\n' % json.dumps(part).encode()
+        for part in (call, rest)
+    ]
+    steps: list[Step] = [HEAD, *events, chunk(finish="tool_calls"), usage(completion=9), DONE]
+    ask = Turn(({"role": "user", "content": "Where is the sea?"},), 20)
+    found, bodies = play(steps, one(0.0, ask, Turn(({"role": "user", "content": "It is here."},), 20)))
+    assert [outcome.failure for outcome in found.outcomes] == [None, None]
+    _, assistant, result = bodies[1]["messages"]  # type: ignore[misc]
+    assert assistant["tool_calls"][0]["function"] == {"name": "search", "arguments": '{"text": "sea"}'}  # type: ignore[index]
+    assert result == {"role": "tool", "tool_call_id": "call_7", "content": "It is here."}
