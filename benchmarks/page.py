@@ -1,4 +1,4 @@
-"""Writes the generated sections of docs/performance.md and their plots from benchmarks/results/*.json.
+"""Writes the generated sections of docs/performance.md and README.md, and their plots, from benchmarks/results/*.json.
 
     python -m benchmarks.page            # rewrite them
     python -m benchmarks.page --check    # fail if they differ from what would be written
@@ -11,7 +11,7 @@ from __future__ import annotations
 import argparse
 import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from rvllm_local.bench import record
@@ -22,7 +22,7 @@ from rvllm_local.bench.text_table import markdown, number, show
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = Path(__file__).parent / "results"
-PAGE = ROOT / "docs" / "performance.md"
+PAGES = (ROOT / "docs" / "performance.md", ROOT / "README.md")
 PLOTS = ROOT / "docs" / "images"
 SERVERS = ("rvllm", "mlx-lm", "llama.cpp")
 _SECTION = re.compile(r"(<!-- results: (\w+) -->\n).*?(<!-- end -->)", re.S)
@@ -108,6 +108,23 @@ def memory(found: Record) -> str:
     return f"{source(found)}\n\n{markdown(heads, rows)}\n\n![Memory over time](images/memory_over_time.svg)"
 
 
+def brief(results: Path) -> str:
+    """For the README: throughput of all at once, and P99 under load, a column a server."""
+    rows, under_load = [], record.load(results / "load.json")
+    if (path := results / "capacity.json").exists():
+        runs = dict(_servers(record.load(path), ""))
+        rows.append(["all requests at once, output", *_cells(runs, "tokens_per_s")])
+    for percent in sorted({int(name.partition("-")[0]) for name in under_load.runs}):
+        runs = dict(_servers(under_load, f"{percent}-"))
+        for name, title in (("ttft_p99", "P99 TTFT"), ("itl_p99", "P99 inter-token")):
+            rows.append([f"{title} at {percent} % of rvllm's capacity", *_cells(runs, name)])
+    return f"{markdown(('', *SERVERS), rows)}\n\n{source(under_load)}"
+
+
+def _cells(runs: dict[str, dict[str, Figure]], name: str) -> list[str]:
+    return [show(runs.get(server, {}).get(name)) for server in SERVERS]
+
+
 SECTIONS: dict[str, Callable[[Record], str]] = {
     "capacity": capacity,
     "load": load,
@@ -150,29 +167,34 @@ def rendered(page: str, results: Path) -> str:
     """The page with its sections written anew; one whose results are not there stays."""
 
     def section(match: re.Match[str]) -> str:
+        if match[2] == "brief":
+            return f"{match[1]}{brief(results)}\n{match[3]}" if (results / "load.json").exists() else match[0]
         path = results / f"{match[2]}.json"
         return f"{match[1]}{SECTIONS[match[2]](record.load(path))}\n{match[3]}" if path.exists() else match[0]
 
     return _SECTION.sub(section, page)
 
 
+def wanted(pages: Sequence[Path], results: Path) -> dict[Path, str]:
+    """Every file as it should be: the pages, and the plots beside the first of them."""
+    files = {page: rendered(page.read_text(encoding="utf-8"), results) for page in pages}
+    return files | {pages[0].parent / PLOTS.name / name: text for name, text in plots(results)}
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true")
     parser.add_argument("--results", type=Path, default=RESULTS)
-    parser.add_argument("--page", type=Path, default=PAGE)
     args = parser.parse_args()
-    folder = args.page.parent / PLOTS.name
-    wanted = {args.page: rendered(args.page.read_text(encoding="utf-8"), args.results)}
-    wanted |= {folder / name: text for name, text in plots(args.results)}
-    stale = [path for path, text in wanted.items() if not path.exists() or path.read_text(encoding="utf-8") != text]
+    files = wanted(PAGES, args.results)
+    stale = [path for path, text in files.items() if not path.exists() or path.read_text(encoding="utf-8") != text]
     if args.check:
         for path in stale:
             print(f"{path} differs from the results; run python -m benchmarks.page", file=sys.stderr)
         return 1 if stale else 0
-    folder.mkdir(exist_ok=True)
     for path in stale:
-        path.write_text(wanted[path], encoding="utf-8")
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(files[path], encoding="utf-8")
     return 0
 
 
