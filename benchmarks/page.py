@@ -34,6 +34,15 @@ def source(found: Record) -> str:
     return f"{found.machine}; {versions}; {found.date}; `{found.command}`."
 
 
+def rounds(found: Record) -> str:
+    """How often each was run, and how quiet the machine was."""
+    count = max(row["rounds"] for row in found.details.values())
+    shares = {name: max(row["others_cpu"]) for name, row in found.details.items()}
+    noisy = max(shares, key=lambda name: shares[name])
+    text = f"{count} round{'s' if count > 1 else ''}. "
+    return text + f"Other processes had at most {shares[noisy]:.0%} of the cores (during {noisy})."
+
+
 def ratio(ours: Figure | None, theirs: Figure | None) -> str:
     """Ours over theirs, or what can be said without a number."""
     if ours is None or theirs is None:
@@ -57,13 +66,13 @@ def capacity(found: Record) -> str:
         for server, run in _servers(found, "")
         if server != "rvllm"
     ]
-    return f"{source(found)}\n\n{markdown(heads, rows)}\n\nrvllm has {' and '.join(told)}."
+    return f"{source(found)} {rounds(found)}\n\n{markdown(heads, rows)}\n\nrvllm has {' and '.join(told)}."
 
 
 def load(found: Record) -> str:
     """Latency of each server at each load, and rvllm's over theirs."""
     percents = sorted({int(name.partition("-")[0]) for name in found.runs})
-    parts = [source(found)]
+    parts = [f"{source(found)} {rounds(found)}"]
     for percent in percents:
         runs = dict(_servers(found, f"{percent}-"))
         rate = next(iter(runs.values()))["rate"]
