@@ -25,6 +25,7 @@ from rvllm_local.engine.options import EngineOptions
 from rvllm_local.text.grammar import grammar_for_format
 
 CROWD = 16
+LONGEST = 300  # tokens of a scenario, prompt and answer
 
 
 Scenario = tuple[list[int], SamplingParams, str | None]
@@ -85,9 +86,14 @@ def measure(model: str, count: int, seed: int, kv_dtype: str, *, deterministic: 
             runs["warm"] = together(llm, work[::-1])[::-1]
         with engine(cache="disk", prefill_chunk=32) as llm:
             runs["restart"] = together(llm, work)
-        with engine(kv_memory=small, prefill_chunk=128) as llm:
-            runs["preempted"] = together(llm, work)
-            preemptions = int(llm.stats()["preemptions"])
+        preemptions = 0
+        while "preempted" not in runs:
+            with engine(kv_memory=small, prefill_chunk=128) as llm:
+                if llm._client.limits.arena_tokens < LONGEST:
+                    small += small // 2
+                    continue
+                runs["preempted"] = together(llm, work)
+                preemptions = int(llm.stats()["preemptions"])
     answers = sum(len(choices) for choices in alone)
     tokens = sum(len(choice) for choices in alone for choice in choices)
     return {
