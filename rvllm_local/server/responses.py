@@ -35,9 +35,12 @@ def routes(service: Service) -> list[Route]:
 
     async def create(request: Request) -> Response | ASGIApp:
         asked = await service.read(request, ResponsesRequest)
-        earlier = () if asked.previous_response_id is None else _earlier(store, asked.previous_response_id)
+        previous = asked.previous_response_id
+        before = None if previous is None else store.find(previous, "previous_response_id")
+        earlier = () if before is None else before.messages
         call = await service.run(request, lambda: responses_call(asked, earlier), "reading the input")
-        turn = _Turn(asked, call, earlier, len(await request.body()))
+        size = len(await request.body()) + (0 if before is None else before.size)
+        turn = _Turn(asked, call, earlier, size)
         if not asked.stream:
             return await while_connected(request, _whole(service, store, turn))
         return EventStream(_events(service, store, turn), turn.on_problem)
@@ -63,13 +66,11 @@ def routes(service: Service) -> list[Route]:
     ]
 
 
-def _earlier(store: ResponseStore, response_id: str) -> tuple[Mapping[str, Any], ...]:
-    return store.find(response_id, "previous_response_id").messages
-
-
 @dataclass(slots=True)
 class _Turn:
-    """One request of `size` bytes on its way to a response. `sequence` counts the events of its stream."""
+    """One request on its way to a response; with what came before it, it has `size` bytes. `sequence` counts the events of
+    its stream.
+    """
 
     asked: ResponsesRequest
     call: ChatCall

@@ -17,7 +17,7 @@ MAX_BYTES = 64 * 2**20
 class Kept:
     """A response, the items that it answered, and the whole conversation up to its end, without instructions.
 
-    `size` is that of what it added: texts of earlier turns are shared with them.
+    `size` is that of the whole: though turns share their texts, the last one holds them all.
     """
 
     response: Mapping[str, Any]

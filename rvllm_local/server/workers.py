@@ -98,6 +98,11 @@ class _Task(Generic[T]):
         except _DeadlineError:
             self._leave()
             raise self._late from None
+        except Exception:
+            raise
+        except BaseException as error:  # a panic of a library in Rust, whose text can quote what it was given
+            name = type(error).__name__
+            raise Problem(500, f"the server failed with {name}; see its log", "internal_error") from None
 
     def _leave(self) -> None:
         """From here on the thread is the pool's again: what was raised for this work must not reach the next."""

@@ -98,6 +98,8 @@ class GrammarCompiler:
                 done.put(work())
             except Exception as error:  # handed over to the waiting thread
                 done.put(error)
+            except BaseException as error:  # a panic in the library: it must not end the engine's process
+                done.put(GrammarError(f"the grammar makes its compiler fail ({type(error).__name__})"))
             finally:
                 self._slots.release()
 

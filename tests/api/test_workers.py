@@ -44,6 +44,23 @@ def test_work_ends_though_its_callers_have_gone() -> None:
     assert eventually(lambda: not any(thread.name.startswith("rvllm-text") for thread in threading.enumerate()), 5) < 5
 
 
+def test_a_panic_of_a_library_is_a_failure_without_its_text() -> None:
+    class PanicException(BaseException):
+        pass
+
+    def panics() -> None:
+        raise PanicException("byte index 1 is not a char boundary of `a prompt`")
+
+    async def main() -> None:
+        workers = Workers(1)
+        with pytest.raises(Problem, match="failed with PanicException") as caught:
+            await workers.run(panics, 1.0, "it")
+        assert caught.value.status == 500 and "a prompt" not in str(caught.value)
+        workers.close()
+
+    asyncio.run(main())
+
+
 def test_an_end_that_comes_late_harms_nobody() -> None:
     async def main() -> None:
         workers = Workers(2)

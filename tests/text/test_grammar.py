@@ -405,6 +405,18 @@ def test_a_late_grammar_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     assert COMPILE_SECONDS < 2
 
 
+def test_a_panic_in_the_compiler_refuses_its_grammar_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    compiler = GrammarCompiler(byte_tokenizer(), VOCAB_SIZE, EOS)
+
+    def panics(text: str) -> Matcher:
+        raise BaseException("byte index 1 is not a char boundary of `a prompt`")
+
+    monkeypatch.setattr(compiler, "_compile", panics)
+    with pytest.raises(GrammarError, match="makes its compiler fail") as caught:
+        compiler.compile(YES_NO)
+    assert "a prompt" not in str(caught.value)
+
+
 def test_lenient_tools_keep_what_can_be_enforced() -> None:
     overlapping = [{"type": "integer"}, {"type": "number"}]
     parameters = {
