@@ -66,7 +66,9 @@ def capacity(found: Record) -> str:
         for server, run in _servers(found, "")
         if server != "rvllm"
     ]
-    return f"{source(found)} {rounds(found)}\n\n{markdown(heads, rows)}\n\nrvllm has {' and '.join(told)}."
+    return f"{source(found)} {rounds(found)}\n\n{markdown(heads, rows)}" + (
+        f"\n\nrvllm has {' and '.join(told)}." if told else ""
+    )
 
 
 def load(found: Record) -> str:

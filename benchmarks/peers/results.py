@@ -56,8 +56,12 @@ def pool(folder: Path, target: Path) -> None:
             runs, details = make(found)
             versions = {**first["versions"], "llama.cpp": llama_server.version()}
             command = f"python -m benchmarks.beside_peers {kind}"
+            row = next(iter(found.values()))
             if kind == "memory":
-                command += f" --memory-rate {next(iter(found.values()))['rate']:g}"
+                command += f" --memory-rate {row['rate']:g}"
+            elif "rows" in row:
+                rounds = max(int(name.rpartition("-")[2]) for name in found)
+                command += f" --requests {len(row['rows'])} --rounds {rounds}"
             made = record.Record(kind, runs, "peers", details, first["machine"], versions, first["date"], command)
             made.save(target / f"{kind}.json")
 
@@ -85,6 +89,7 @@ def _rounds(found: Mapping[str, Raw]) -> tuple[dict[str, dict[str, Figure]], dic
             runs[name]["rate"] = exact(rate, "/s", "higher")
         details[name] = {
             "rounds": len(rows),
+            "others_cpu": [round(row.get("others_cpu") or 0.0, 3) for row in rows],
             "failures": failures(together),
             "walls_s": [row["wall_s"] for row in rows],
         }
