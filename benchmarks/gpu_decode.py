@@ -70,12 +70,12 @@ class NoText:
         return b"a"
 
 
-def loaded_llama() -> LoadedModel:
-    model = build_model(LLAMA_1B)
+def loaded_llama(config: dict[str, Any] = LLAMA_1B) -> LoadedModel:
+    model = build_model(config)
     model.set_dtype(mx.bfloat16)
     mx.eval(model.parameters())
     size = sum(value.nbytes for _, value in tree_flatten(model.parameters()))
-    return LoadedModel(model, LLAMA_1B, "llama-1b-shape", "llama", 16384, 128256, (), size, "random")
+    return LoadedModel(model, config, "llama-shape", "llama", 16384, 128256, (), size, "random")
 
 
 def prompts(rows: int, context: int, vocab: int) -> list[list[int]]:

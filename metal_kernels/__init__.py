@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from rvllm_local.metal_kernels.kernels import KernelConfig, KernelSet, default_backend
+from rvllm_local.metal_kernels.config import KernelConfig, default_backend
+from rvllm_local.metal_kernels.kernels import KernelSet, NewTokens, Rotation
 from rvllm_local.metal_kernels.launch import DispatchCounter
 
-__all__ = ["DispatchCounter", "KernelConfig", "KernelSet", "default_backend"]
+__all__ = ["DispatchCounter", "KernelConfig", "KernelSet", "NewTokens", "Rotation", "default_backend"]

@@ -1,4 +1,4 @@
-// Pieces of paged_decode and paged_combine: a row's block range, batched loads, the dot products' reduction.
+// Pieces of paged_decode and paged_combine: a row's block range, a split's share, batched loads, the dot products' sums.
 #define RV_NEVER (-1.0e30f)
 #define RV_LOG2E 1.4426950408889634f
 #define RV_SUBS (32 / RV_LANES)  // tokens a simdgroup touches at once
@@ -16,6 +16,29 @@ RV_FN rv_span rv_blocks(int context, int first, int max_blocks) {
   if (context <= 0) span.end = span.begin;
   return span;
 }
+
+// A split's share of its query row: `factor` brings its sums to the row's maximum, `inverse` divides by all weights.
+struct rv_share { float factor, inverse; };
+
+// One split's share where it is the only one. `total` is the same in all lanes; `sink` is RV_NEVER without sinks.
+RV_FN rv_share rv_weigh(float top, float total, float sink, int lane) {
+  const float best = RV_MAX(top, sink);
+  rv_share share;
+  share.factor = RV_EXP2(top - best);
+  float sum = rv_simd_sum(lane == 0 ? total * share.factor : 0.0f);  // as paged_combine adds up its lanes
+#ifdef RV_SINKS
+  sum += RV_EXP2(sink - best);
+#endif
+  share.inverse = sum > 0 ? 1.0f / sum : 0.0f;
+  return share;
+}
+
+#ifdef RV_ROPE_DIMS
+#define RV_ROPE_ROW (rope + row * RV_ROPE_DIMS)
+#else
+#define RV_ROPE_ROW ((const RV_GLOBAL float*)0)
+#endif
+#define RV_OUT_ROW (((rv_index)row * RV_KV_HEADS + head) * RV_ROWS)  // first query row of this row and head
 
 #ifdef RV_LOADS
 #define RV_KEY_SUBS (32 / RV_KEY_LANES)

@@ -1,7 +1,7 @@
 """Typed launch functions for the paged KV kernels: shapes are checked by name, then one dispatch is described.
 
 The ordering contract: every writer takes the newest token and returns the next; every reader takes the newest
-token. Inside a step nothing else may touch the arena. See README.md for each kernel's contract.
+token. Inside a step nothing else may touch the arena or the scratch. See README.md for each kernel's contract.
 """
 
 from __future__ import annotations
@@ -11,78 +11,32 @@ from dataclasses import dataclass
 
 import mlx.core as mx
 
-from rvllm_local.errors import UnsupportedModelError
 from rvllm_local.metal_kernels import descriptor as layout
+from rvllm_local.metal_kernels.config import BLOCK, MAX_QUERY_LEN, TOKEN_SIZE, KernelConfig, default_backend
+from rvllm_local.metal_kernels.decode import DecodeCall, Tuning, default_tuning, tiles_per_head, uses_matrix_units
 from rvllm_local.metal_kernels.launch import Dispatch, DispatchCounter, KernelText, Launcher, MLXLauncher, kernel_text
-from rvllm_local.metal_kernels.splits import max_splits, split_macro
 
-HEAD_DIMS = (16, 32, 64, 80, 96, 128, 192, 256)
-MAX_GROUP = 16
-MAX_QUERY_LEN = 8
-BLOCK = layout.BLOCK_TOKENS
-SIMDGROUPS = 4  # a threadgroup of paged_decode
 GATHER_THREADS = 256
 COPY_THREADS = 256
-TOKEN_SIZE = 8  # fewer elements would move the token to Metal's constant address space
-QUERY_TILE = {"metal": 4, "cuda": 8}  # query rows in registers; 8 would spill on Apple's 128 registers
-
-_KINDS = {mx.float32: 0, mx.float16: 1, mx.bfloat16: 2, mx.int8: 3}
-_TYPES = {
-    "metal": {mx.float32: "float", mx.float16: "half", mx.bfloat16: "bfloat16_t", mx.int8: "int8_t"},
-    "cuda": {mx.float32: "float", mx.float16: "__half", mx.bfloat16: "__nv_bfloat16", mx.int8: "int8_t"},
-}
-
-
-def default_backend() -> str:
-    """`"metal"` or `"cuda"` where MLX can launch there, else `"none"`: kernels can be described, not run."""
-    if mx.metal.is_available():
-        return "metal"
-    cuda = getattr(mx, "cuda", None)
-    return "cuda" if cuda is not None and cuda.is_available() else "none"
 
 
 @dataclass(frozen=True, slots=True)
-class KernelConfig:
-    """The attention shape that one `KernelSet` serves.
+class Rotation:
+    """Rotary embedding that a launch applies: `table` float32 `[rows, dims]` holds each row's cosines, then its sines.
 
-    Raises `UnsupportedModelError` for a shape that the kernels have no variant for, naming it.
+    The first `dims` elements of a head are rotated; partners are neighbours with `pairs`, else half of `dims` apart.
     """
 
-    head_dim: int
-    num_heads: int
-    kv_heads: int
-    num_layers: int
-    dtype: mx.Dtype
-    kv_dtype: mx.Dtype
+    table: mx.array
+    pairs: bool = False
 
-    def __post_init__(self) -> None:
-        serve = "; the reference attention serves this model instead"
-        if self.head_dim not in HEAD_DIMS:
-            raise UnsupportedModelError(f"no kernel for head size {self.head_dim} (there are {HEAD_DIMS}){serve}")
-        if self.kv_heads < 1 or self.num_heads % self.kv_heads:
-            raise UnsupportedModelError(f"{self.num_heads} heads do not divide into {self.kv_heads} KV heads{serve}")
-        if self.group > MAX_GROUP:
-            raise UnsupportedModelError(f"no kernel for {self.group} heads a KV head (at most {MAX_GROUP}){serve}")
-        if self.dtype not in _KINDS or self.dtype == mx.int8:
-            raise UnsupportedModelError(f"no kernel for activations in {self.dtype}{serve}")
-        if self.kv_dtype not in _KINDS:
-            raise UnsupportedModelError(f"no kernel for a KV arena in {self.kv_dtype}{serve}")
-        if self.num_layers < 1:
-            raise UnsupportedModelError(f"an arena needs at least one layer, not {self.num_layers}{serve}")
 
-    @property
-    def group(self) -> int:
-        return self.num_heads // self.kv_heads
+@dataclass(frozen=True, slots=True)
+class NewTokens:
+    """Keys and values `[rows, kv_heads, q_len, D]` that a decode launch writes before it attends to them."""
 
-    @property
-    def quantized(self) -> bool:
-        return bool(self.kv_dtype == mx.int8)
-
-    def arena_shape(self, num_blocks: int) -> tuple[int, ...]:
-        return (num_blocks, self.num_layers, 2, self.kv_heads, BLOCK, self.head_dim)
-
-    def scales_shape(self, num_blocks: int) -> tuple[int, ...]:
-        return self.arena_shape(num_blocks)[:-1]
+    keys: mx.array
+    values: mx.array
 
 
 class KernelSet:
@@ -95,13 +49,13 @@ class KernelSet:
         backend: str | None = None,
         launcher: Launcher | None = None,
         counter: DispatchCounter | None = None,
-        query_tile: int | None = None,
+        tuning: Tuning | None = None,
     ) -> None:
         chosen = default_backend() if backend is None else backend
         self.config = config
         self.backend = "cuda" if chosen == "cuda" else "metal"
         self.counter = DispatchCounter() if counter is None else counter
-        self.query_tile = QUERY_TILE[self.backend] if query_tile is None else query_tile
+        self.tuning = default_tuning(config, self.backend) if tuning is None else tuning
         self._launcher: Launcher = MLXLauncher() if launcher is None else launcher
         self._texts: dict[tuple[object, ...], KernelText] = {}
         self._no_scales = mx.zeros((TOKEN_SIZE,), dtype=mx.float32)
@@ -135,10 +89,16 @@ class KernelSet:
         _require("values", values, (rows, kv_heads, q_len, head_dim), c.dtype)
         layout.max_blocks_of(descriptor.size, rows)
         names, arrays = self._stored(arena, scales)
-        text = self._text("kv_write", {}, (*names, "keys", "values", "descriptor", "layer", "token"), ("token_out",))
+        inputs_named = (*names, "keys", "values", "descriptor", "layer", "token")
+        text = self._text("kv_write", {}, inputs_named, ("token_out",), ("row_parts.h",))
         inputs = (*arrays, keys, values, descriptor, layer, token)
         grid = (32 * q_len, kv_heads, rows)
         return self._run(Dispatch(text, inputs, grid, (32, 1, 1), ((TOKEN_SIZE,),), (mx.int32,)))[0]
+
+    def scratch_size(self, rows: int, query_len: int, max_blocks: int) -> int:
+        """Floats that `paged_decode` needs as scratch for such a call; 0 where every row fits one split."""
+        splits = self.tuning.splits.most(max_blocks)
+        return 0 if splits == 1 else rows * self.config.num_heads * query_len * splits * (self.config.head_dim + 2)
 
     def paged_decode(
         self,
@@ -148,16 +108,21 @@ class KernelSet:
         descriptor: mx.array,
         layer: mx.array,
         token: mx.array,
+        scratch: mx.array,
         *,
         scale: float,
         window: int = 0,
         softcap: float = 0.0,
         sinks: mx.array | None = None,
-    ) -> mx.array:
-        """Causal attention of `queries` `[rows, heads, q_len <= 8, D]` over each row's blocks; the same shape out.
+        new: NewTokens | None = None,
+        rotation: Rotation | None = None,
+    ) -> tuple[mx.array, mx.array]:
+        """Causal attention of `queries` `[rows, heads, q_len <= 8, D]` over each row's blocks: the same shape, and a token.
 
-        The queries are the row's last `q_len` tokens. `window=0` sees everything; `softcap=0` caps nothing;
-        `sinks` `[heads]` are logits that take weight but add no value. Rows with context 0 give zeros.
+        The queries are the row's last `q_len` tokens; with `new` their keys and values are written first, and no other
+        row of the call may read them. `rotation` turns queries and new keys (q_len 1). `window=0` sees everything;
+        `softcap=0` caps nothing; `sinks` `[heads]` are logits that take weight but add no value. Rows with context 0
+        give zeros. `scratch` float32 has at least `scratch_size` elements, and 8; it is written in place.
         """
         c = self.config
         scales = self._check_arena(arena, scales, token, layer)
@@ -169,23 +134,61 @@ class KernelSet:
             raise ValueError(f"sinks must have shape ({heads},), not {sinks.shape}")
         if window < 0 or softcap < 0:
             raise ValueError(f"window and softcap must not be negative, not {window} and {softcap}")
-        splits = max_splits(layout.max_blocks_of(descriptor.size, rows))
-        defines = _decode_defines(c, q_len, self.query_tile, scale, window, softcap)
+        max_blocks = layout.max_blocks_of(descriptor.size, rows)
+        splits, needed = self.tuning.splits.most(max_blocks), self.scratch_size(rows, q_len, max_blocks)
+        if scratch.dtype != mx.float32 or scratch.ndim != 1 or scratch.size < max(TOKEN_SIZE, needed):
+            raise ValueError(
+                f"scratch must be float32 with {max(TOKEN_SIZE, needed)} elements or more, not {scratch.dtype} of {scratch.shape}"
+            )
+        defines = DecodeCall(q_len, scale, window, softcap).defines(c, self.tuning, self.backend)
         names, arrays = self._stored(arena, scales)
-        names = ("queries", *names, "descriptor", "layer", "token")
-        text = self._text("paged_decode", defines, names, ("partial", "stats"), ("decode_parts.h",))
-        tiles = _tiles(c.group * q_len, self.query_tile)[1]
-        partial, stats = self._run(
+        inputs = {"queries": queries, **dict(zip(names, arrays, strict=True)), "descriptor": descriptor, "layer": layer}
+        inputs["token"] = token
+        if new is not None:
+            _require("new keys", new.keys, (rows, c.kv_heads, q_len, c.head_dim), c.dtype)
+            _require("new values", new.values, (rows, c.kv_heads, q_len, c.head_dim), c.dtype)
+            defines["RV_NEW"] = 1
+            inputs |= {"keys": new.keys, "values": new.values}
+        if rotation is not None:
+            inputs["rope"] = _checked_table(rotation, rows, q_len, head_dim)
+            defines["RV_ROPE_DIMS"] = rotation.table.shape[1]
+            if rotation.pairs:
+                defines["RV_ROPE_PAIRS"] = 1
+        if splits == 1:
+            defines["RV_FINAL"] = 1
+            if sinks is not None:
+                defines["RV_SINKS"] = 1
+                inputs["sinks"] = sinks.astype(mx.float32)
+            found = self._attend(defines, inputs, rows, splits, (("out", queries.shape, c.dtype),))
+            return found[0], found[1]
+        (token,) = self._attend(defines, {**inputs, "scratch": scratch}, rows, splits, ())
+        return self._combine(scratch, descriptor, token, sinks, (rows, heads, q_len, head_dim), splits, window)
+
+    def _attend(
+        self,
+        defines: dict[str, object],
+        inputs: dict[str, mx.array],
+        rows: int,
+        splits: int,
+        outputs: tuple[tuple[str, tuple[int, ...], mx.Dtype], ...],
+    ) -> tuple[mx.array, ...]:
+        """The attention kernel itself; its token is the last output."""
+        names = (*(name for name, _, _ in outputs), "token_out")
+        body = "paged_decode.cu" if uses_matrix_units(self.config, self.backend) else "paged_decode.metal"
+        parts = ("row_parts.h", "decode_parts.h", *(("ptx.h", "mma_parts.h") if body.endswith(".cu") else ()))
+        text = self._text("paged_decode", defines, tuple(inputs), names, parts, body)
+        threads = 32 * self.tuning.simdgroups
+        tiles = int(str(defines["RV_TILES"]))
+        return self._run(
             Dispatch(
                 text,
-                (queries, *arrays, descriptor, layer, token),
-                (32 * SIMDGROUPS * c.kv_heads * tiles, rows, splits),
-                (32 * SIMDGROUPS, 1, 1),
-                ((rows, heads, q_len, splits, head_dim), (rows, heads, q_len, splits, 2)),
-                (mx.float32, mx.float32),
+                tuple(inputs.values()),
+                (threads * self.config.kv_heads * tiles, rows, splits),
+                (threads, 1, 1),
+                (*(shape for _, shape, _ in outputs), (TOKEN_SIZE,)),
+                (*(dtype for _, _, dtype in outputs), mx.int32),
             )
         )
-        return self._combine(partial, stats, descriptor, sinks, q_len, window)
 
     def kv_gather(
         self,
@@ -281,21 +284,30 @@ class KernelSet:
         return (("arena", "scales"), (arena, scales)) if self.config.quantized else (("arena",), (arena,))
 
     def _combine(
-        self, partial: mx.array, stats: mx.array, descriptor: mx.array, sinks: mx.array | None, q_len: int, window: int
-    ) -> mx.array:
-        rows, heads, head_dim = partial.shape[0], self.config.num_heads, self.config.head_dim
+        self,
+        scratch: mx.array,
+        descriptor: mx.array,
+        token: mx.array,
+        sinks: mx.array | None,
+        shape: tuple[int, ...],
+        splits: int,
+        window: int,
+    ) -> tuple[mx.array, mx.array]:
+        rows, heads, q_len, _ = shape
         defines: dict[str, object] = {
-            "RV_HEADS": heads, "RV_QUERY_LEN": q_len, "RV_WINDOW": window, "RV_SPLIT_BLOCKS(n)": split_macro()
+            "RV_HEADS": heads, "RV_QUERY_LEN": q_len, "RV_WINDOW": window, "RV_SPLITS": splits,
+            "RV_SPLIT_BLOCKS(n)": self.tuning.splits.macro(),
         }  # fmt: skip
-        names: tuple[str, ...] = ("partial", "stats", "descriptor")
-        inputs: tuple[mx.array, ...] = (partial, stats, descriptor)
+        names: tuple[str, ...] = ("scratch", "descriptor", "token")
+        inputs: tuple[mx.array, ...] = (scratch, descriptor, token)
         if sinks is not None:
             defines["RV_SINKS"] = 1
             names, inputs = (*names, "sinks"), (*inputs, sinks.astype(mx.float32))
-        text = self._text("paged_combine", defines, names, ("out",), ("decode_parts.h",))
-        shape = (rows, heads, q_len, head_dim)
+        text = self._text("paged_combine", defines, names, ("out", "token_out"), ("decode_parts.h",))
         grid = (32 * heads * q_len, rows, 1)
-        return self._run(Dispatch(text, inputs, grid, (32, 1, 1), (shape,), (self.config.dtype,)))[0]
+        shapes = (shape, (TOKEN_SIZE,))
+        out, token = self._run(Dispatch(text, inputs, grid, (32, 1, 1), shapes, (self.config.dtype, mx.int32)))
+        return out, token
 
     def _text(
         self,
@@ -304,12 +316,14 @@ class KernelSet:
         inputs: tuple[str, ...],
         outputs: tuple[str, ...],
         parts: tuple[str, ...] = (),
+        body: str = "",
     ) -> KernelText:
         key = (kind, *defines.items())
         text = self._texts.get(key)
         if text is None:
-            common = _common_defines(self.config, self.backend)
-            text = self._texts[key] = kernel_text(kind, self.backend, {**common, **defines}, inputs, outputs, parts)
+            every = {**self.config.defines(self.backend), **defines}
+            body = body or f"{kind}.metal"
+            text = self._texts[key] = kernel_text(kind, body, self.backend, every, inputs, outputs, parts)
         return text
 
     def _run(self, dispatch: Dispatch) -> tuple[mx.array, ...]:
@@ -338,61 +352,11 @@ def _require(name: str, array: mx.array, shape: tuple[int, ...], dtype: mx.Dtype
         raise ValueError(f"{name} must be {dtype} of shape {shape}, not {array.dtype} of {tuple(array.shape)}")
 
 
-def _common_defines(c: KernelConfig, backend: str) -> dict[str, object]:
-    types = _TYPES[backend]
-    return {
-        "RV_T": types[c.dtype],
-        "RV_KV": types[c.kv_dtype],
-        "RV_KIND": _KINDS[c.kv_dtype],
-        "RV_D": c.head_dim,
-        "RV_LAYERS": c.num_layers,
-        "RV_KV_HEADS": c.kv_heads,
-        "RV_HEADER": layout.HEADER,
-        "RV_ROW_FIELDS": layout.ROW_FIELDS,
-    }
-
-
-def _tiles(query_rows: int, largest: int) -> tuple[int, int]:
-    """Query rows a tile and tiles a KV head, as even as can be."""
-    tiles = -(-query_rows // largest)
-    return -(-query_rows // tiles), tiles
-
-
-def _power_of_two(count: int) -> int:
-    return 1 << (count - 1).bit_length()
-
-
-def _decode_defines(
-    c: KernelConfig, q_len: int, largest_tile: int, scale: float, window: int, softcap: float
-) -> dict[str, object]:
-    """The sizes that paged_decode's thread mapping follows from; README.md explains them."""
-    tile, tiles = _tiles(c.group * q_len, largest_tile)
-    padded = _power_of_two(tile)
-    lanes = _power_of_two(c.head_dim // 8)
-    key_lanes = 2 if c.head_dim // 8 % 4 else 4
-    loads = min(4, lanes)
-    key_stages = c.head_dim // 8 // key_lanes
-    merge = max(1, min(tile, 2048 // (SIMDGROUPS * c.head_dim)))
-    scratch = SIMDGROUPS * max(BLOCK * padded, merge * c.head_dim)
-    defines: dict[str, object] = {
-        "RV_QUERY_LEN": q_len,
-        "RV_GROUP_SIZE": c.group,
-        "RV_ROWS": c.group * q_len,
-        "RV_TILE": tile,
-        "RV_TILES": tiles,
-        "RV_PAD": padded,
-        "RV_LANES": lanes,
-        "RV_KEY_LANES": key_lanes,
-        "RV_LOADS": loads,
-        "RV_KEY_STAGES": key_stages,
-        "RV_STAGES": key_stages + lanes // loads,
-        "RV_MERGE": merge,
-        "RV_SIMDGROUPS": SIMDGROUPS,
-        "RV_SHARED_VECTORS": (tile * c.head_dim + scratch) // 4,
-        "RV_SPLIT_BLOCKS(n)": split_macro(),
-        "RV_SCALE": f"{scale:.9e}f",
-        "RV_WINDOW": window,
-    }
-    if softcap:
-        defines["RV_SOFTCAP"] = f"{softcap:.9e}f"
-    return defines
+def _checked_table(rotation: Rotation, rows: int, q_len: int, head_dim: int) -> mx.array:
+    table = rotation.table
+    if q_len != 1 or table.ndim != 2 or table.shape[0] != rows or table.shape[1] % 2 or table.shape[1] > head_dim:
+        raise ValueError(
+            f"a rotation needs one query token a row and a table [rows, dims <= {head_dim}], not {q_len} and {table.shape}"
+        )
+    _require("rotation table", table, table.shape, mx.float32)
+    return table

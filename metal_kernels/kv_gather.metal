@@ -1,5 +1,5 @@
-// Copies one row's keys and values out of its blocks into dense arrays, dequantized; zeros past the context.
-// One thread an 8-element vector; called by prefill before MLX's own attention.
+// One row's keys and values, dense, in the model's type; zeros past the context and for padding blocks.
+// One thread an 8-element vector; precedes MLX's attention over a prompt's chunk.
 // Metal injects: thread_position_in_threadgroup threadgroup_position_in_grid
 const int count = length[0];
 const int index = RV_GROUP.x * RV_GATHER_THREADS + RV_LOCAL_ID.x;
@@ -9,8 +9,9 @@ if (t >= count || kv > 1 || head >= RV_KV_HEADS) return;
 const int context = descriptor[RV_HEADER], first = descriptor[RV_HEADER + 1], max_blocks = descriptor[2];
 float x[RV_VEC];
 RV_UNROLL for (int e = 0; e < RV_VEC; e++) x[e] = 0;
-if (t < context - first && t < max_blocks * RV_BLOCK && token[0] >= 0) {
-  const int block = descriptor[RV_HEADER + descriptor[0] * RV_ROW_FIELDS + t / RV_BLOCK];
+const bool is_held = t < context - first && t < max_blocks * RV_BLOCK && token[0] >= 0;
+const int block = is_held ? descriptor[RV_HEADER + descriptor[0] * RV_ROW_FIELDS + t / RV_BLOCK] : 0;
+if (block != 0) {
   const rv_index place = rv_plane(block, layer[0], kv, head) * RV_BLOCK + t % RV_BLOCK;
   rv_unpack(rv_load(arena + place * RV_D + chunk * RV_VEC), x);
 #if RV_KIND == 3
@@ -18,5 +19,4 @@ if (t < context - first && t < max_blocks * RV_BLOCK && token[0] >= 0) {
   RV_UNROLL for (int e = 0; e < RV_VEC; e++) x[e] *= scale;
 #endif
 }
-RV_GLOBAL RV_T* to = (kv == 0 ? keys : values) + ((rv_index)head * count + t) * RV_D + chunk * RV_VEC;
-RV_UNROLL for (int e = 0; e < RV_VEC; e++) to[e] = (RV_T)x[e];
+rv_store((kv == 0 ? keys : values) + ((rv_index)head * count + t) * RV_D + chunk * RV_VEC, x);

@@ -6,6 +6,7 @@ Knows nothing of attention; `kernels.py` says what to launch, and tests put anot
 from __future__ import annotations
 
 import hashlib
+import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -107,21 +108,28 @@ def source(name: str) -> str:
     return (FOLDER / name).read_text(encoding="utf-8")
 
 
+def body_text(name: str) -> str:
+    """A kernel's body, with the pieces that it includes (`#include "piece"`, one line each)."""
+    lines = (re.fullmatch(r'#include "([\w.]+)"', line) or line for line in source(name).splitlines())
+    return "\n".join(line if isinstance(line, str) else body_text(line[1]) for line in lines) + "\n"
+
+
 def kernel_text(
     kind: str,
+    body: str,
     backend: str,
     defines: Mapping[str, object],
     inputs: Sequence[str],
     outputs: Sequence[str],
     parts: Sequence[str] = (),
 ) -> KernelText:
-    """Puts the defines, the portability header, `parts` and the body of `kind` together under a name of their own.
+    """Puts the defines, the portability header, `parts` and the file `body` together under a name of their own.
 
     The name carries a hash: MLX caches compiled kernels by name and would rebuild on every change of text.
     """
     lines = [f"#define RV_{'CUDA' if backend == 'cuda' else 'METAL'} 1"]
     lines += [f"#define {name} {value}" for name, value in defines.items()]
     header = "\n".join([*lines, source("portable.h"), *(source(part) for part in parts)])
-    body = source(f"{kind}.metal")
-    digest = hashlib.sha256((header + body).encode()).hexdigest()[:12]
-    return KernelText(f"rv_{kind}_{digest}", kind, tuple(inputs), tuple(outputs), header, body, backend)
+    text = body_text(body)
+    digest = hashlib.sha256((header + text).encode()).hexdigest()[:12]
+    return KernelText(f"rv_{kind}_{digest}", kind, tuple(inputs), tuple(outputs), header, text, backend)

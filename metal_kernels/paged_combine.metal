@@ -1,24 +1,27 @@
 // Merges a query row's splits (and its head's sink) into the attention output; zeros for padding rows.
-// One simdgroup a query row of a head; follows every paged_decode.
-// Metal injects: thread_position_in_threadgroup threadgroup_position_in_grid
+// One simdgroup a query row of a head; follows every paged_decode that is not final, and returns the next token:
+// the scratch may be written again.
+// Metal injects: thread_position_in_threadgroup threadgroup_position_in_grid threadgroups_per_grid
 const int lane = RV_LOCAL_ID.x;
 const int index = RV_GROUP.x, row = RV_GROUP.y;  // head * query_len + query token
-const int splits = partial_shape[3];
 const int max_blocks = descriptor[2];
+if (index == 0 && row == 0 && lane < 8) token_out[lane] = token[lane] + 1;
 if (index >= RV_HEADS * RV_QUERY_LEN || row >= descriptor[0]) return;
 const int context = descriptor[RV_HEADER + row * RV_ROW_FIELDS];
 const rv_span span = rv_blocks(context, descriptor[RV_HEADER + row * RV_ROW_FIELDS + 1], max_blocks);
 const int blocks = span.end - span.begin, size = RV_SPLIT_BLOCKS(blocks);
 const int used = blocks > 0 ? (blocks + size - 1) / size : 0;
-const rv_index at = ((rv_index)row * RV_HEADS * RV_QUERY_LEN + index) * splits;
+const rv_index at = ((rv_index)row * RV_HEADS * RV_QUERY_LEN + index) * RV_SPLITS;
+const RV_GLOBAL float* partial = scratch + at * RV_D;
+const RV_GLOBAL float* stats = scratch + (rv_index)RV_GROUPS.y * RV_HEADS * RV_QUERY_LEN * RV_SPLITS * RV_D + at * 2;
 float top = RV_NEVER, total = 0;
-for (int s = lane; s < used; s += 32) top = RV_MAX(top, stats[(at + s) * 2]);
+for (int s = lane; s < used; s += 32) top = RV_MAX(top, stats[s * 2]);
 top = rv_simd_max(top);
 #ifdef RV_SINKS
 const float sink = (float)sinks[index / RV_QUERY_LEN] * RV_LOG2E;
 top = RV_MAX(top, sink);
 #endif
-for (int s = lane; s < used; s += 32) total += stats[(at + s) * 2 + 1] * RV_EXP2(stats[(at + s) * 2] - top);
+for (int s = lane; s < used; s += 32) total += stats[s * 2 + 1] * RV_EXP2(stats[s * 2] - top);
 total = rv_simd_sum(total);
 #ifdef RV_SINKS
 total += RV_EXP2(sink - top);
@@ -27,9 +30,9 @@ const float inverse = used > 0 && total > 0 ? 1.0f / total : 0.0f;
 float sum[(RV_D + 31) / 32];
 RV_UNROLL for (int i = 0; i < (RV_D + 31) / 32; i++) sum[i] = 0;
 RV_UNROLL4 for (int s = 0; s < used; s++) {
-  const float w = RV_EXP2(stats[(at + s) * 2] - top);
+  const float w = RV_EXP2(stats[s * 2] - top);
   RV_UNROLL for (int i = 0; i < (RV_D + 31) / 32; i++) {
-    if (i * 32 + lane < RV_D) sum[i] += w * partial[(at + s) * RV_D + i * 32 + lane];
+    if (i * 32 + lane < RV_D) sum[i] += w * partial[s * RV_D + i * 32 + lane];
   }
 }
 RV_UNROLL for (int i = 0; i < (RV_D + 31) / 32; i++) {

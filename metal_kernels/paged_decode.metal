@@ -1,4 +1,6 @@
-// Attention of a tile of query rows over one split of one row's blocks: unnormalized sums, maximum and weight.
+// Attention of a tile of query rows over one split of one row's blocks. RV_NEW: the call's new keys and values are
+// written first, by every threadgroup that reads them. RV_FINAL: a row has one split, and the output is written;
+// else unnormalized sums, maximum and weight go to the scratch, for paged_combine.
 // Threadgroup: (kv head and query tile, row, split). Each simdgroup takes whole blocks: RV_KEY_LANES lanes share a
 // token's dot products and leave each lane with one token's, for the softmax; then RV_LANES lanes own the output's
 // elements. Two stages of loads are in flight while a third is used.
@@ -6,29 +8,19 @@
 RV_SHARED float4 shared[RV_SHARED_VECTORS];
 RV_SHARED float peaks[RV_SIMDGROUPS * RV_PAD];
 RV_SHARED float weights[RV_SIMDGROUPS * RV_PAD];
+RV_SHARED float shares[2 * RV_PAD];
 const int simd = RV_LOCAL_ID.x / 32, lane = RV_LOCAL_ID.x % 32;
 const int sub = lane / RV_LANES, chunk = lane % RV_LANES;
-const int head = RV_GROUP.x / RV_TILES, tile = RV_GROUP.x % RV_TILES;
-const int row = RV_GROUP.y, split = RV_GROUP.z, splits = RV_GROUPS.z;
-const int rows = descriptor[0], max_blocks = descriptor[2];
-if (row >= rows) return;
-const int context = descriptor[RV_HEADER + row * RV_ROW_FIELDS];
-const int first = descriptor[RV_HEADER + row * RV_ROW_FIELDS + 1];
-const rv_span span = rv_blocks(context, first, max_blocks);
-const int size = RV_SPLIT_BLOCKS(span.end - span.begin);
-const int begin = span.begin + split * size;
-const int end = begin + size < span.end ? begin + size : span.end;
-if (begin >= end) return;  // the combine step reads only this row's own splits
-const RV_GLOBAL int* table = descriptor + RV_HEADER + rows * RV_ROW_FIELDS + row * max_blocks;
+#include "decode_begin.metal"
 
 RV_SHARED_PTR float4* q = shared;  // [query row, D / 4]
-RV_SHARED_PTR float* scratch = (RV_SHARED_PTR float*)(shared + RV_TILE * RV_D / 4);
-RV_SHARED_PTR float* mine = scratch + simd * RV_BLOCK * RV_PAD;  // this simdgroup's weights, [token, query row]
+RV_SHARED_PTR float* scratch_rows = (RV_SHARED_PTR float*)(shared + RV_TILE * RV_D / 4);
+RV_SHARED_PTR float* mine = scratch_rows + simd * RV_BLOCK * RV_PAD;  // this simdgroup's weights, [token, query row]
 for (int i = RV_LOCAL_ID.x; i < RV_TILE * RV_D; i += RV_SIMDGROUPS * 32) {
   const int r = i / RV_D, index = tile * RV_TILE + r < RV_ROWS ? tile * RV_TILE + r : RV_ROWS - 1;
-  ((RV_SHARED_PTR float*)q)[i] = (float)queries[
-      row * queries_strides[0] + (head * RV_GROUP_SIZE + index / RV_QUERY_LEN) * queries_strides[1]
-      + (index % RV_QUERY_LEN) * queries_strides[2] + (i % RV_D) * queries_strides[3]];
+  ((RV_SHARED_PTR float*)q)[i] = rv_element(
+      queries + row * queries_strides[0] + (head * RV_GROUP_SIZE + index / RV_QUERY_LEN) * queries_strides[1]
+      + (index % RV_QUERY_LEN) * queries_strides[2], queries_strides[3], i % RV_D, RV_ROPE_ROW);
 }
 float acc[RV_TILE][RV_VEC], peak[RV_TILE], weight[RV_TILE];
 RV_UNROLL for (int r = 0; r < RV_TILE; r++) {
@@ -36,6 +28,7 @@ RV_UNROLL for (int r = 0; r < RV_TILE; r++) {
   peak[r] = RV_NEVER;
   weight[r] = 0;
 }
+RV_DEVICE_BARRIER();  // the queries and the new tokens are there
 
 rv_raw now[RV_LOADS], next[RV_LOADS], later[RV_LOADS];
 int b = begin + simd;
@@ -43,7 +36,6 @@ rv_index plane = b < end ? rv_plane(table[b], layer[0], 0, head) * RV_BLOCK : 0;
 int left = b < end ? context - first - b * RV_BLOCK : 0;  // tokens of this block inside the context
 rv_fetch(next, arena, plane, left, 0, lane);
 rv_fetch(later, arena, plane, left, 1, lane);
-RV_BARRIER();
 for (; b < end; b += RV_SIMDGROUPS) {
   const int ahead = b + RV_SIMDGROUPS;
   const rv_index next_plane = ahead < end ? rv_plane(table[ahead], layer[0], 0, head) * RV_BLOCK : 0;
@@ -112,7 +104,7 @@ for (; b < end; b += RV_SIMDGROUPS) {
   left = next_left;
 }
 
-// One maximum for the threadgroup, then the sums of its simdgroups.
+// One maximum and weight for the threadgroup, then the sums of its simdgroups.
 RV_UNROLL for (int r = 0; r < RV_TILE; r++) {
   weight[r] = rv_simd_sum(weight[r]);
   RV_UNROLL for (int mask = RV_LANES; mask < 32; mask <<= 1) {
@@ -121,6 +113,7 @@ RV_UNROLL for (int r = 0; r < RV_TILE; r++) {
   if (lane == 0) { peaks[simd * RV_PAD + r] = peak[r]; weights[simd * RV_PAD + r] = weight[r]; }
 }
 RV_BARRIER();
+#include "decode_weigh.metal"
 RV_UNROLL for (int start = 0; start < RV_TILE; start += RV_MERGE) {
   RV_UNROLL for (int r = start; r < start + RV_MERGE && r < RV_TILE; r++) {
     float top = RV_NEVER;
@@ -128,24 +121,20 @@ RV_UNROLL for (int start = 0; start < RV_TILE; start += RV_MERGE) {
     const float shrink = RV_EXP2(peak[r] - top);
     if (sub == 0 && chunk < RV_CHUNKS) {
       RV_UNROLL for (int e = 0; e < RV_VEC; e++)
-        scratch[((r - start) * RV_SIMDGROUPS + simd) * RV_D + chunk * RV_VEC + e] = acc[r][e] * shrink;
+        scratch_rows[((r - start) * RV_SIMDGROUPS + simd) * RV_D + chunk * RV_VEC + e] = acc[r][e] * shrink;
     }
   }
   RV_BARRIER();
   for (int i = RV_LOCAL_ID.x; i < RV_MERGE * RV_D; i += RV_SIMDGROUPS * 32) {
     const int r = start + i / RV_D, d = i % RV_D, index = tile * RV_TILE + r;
     if (r < RV_TILE && index < RV_ROWS) {
-      const rv_index at = (((rv_index)row * RV_KV_HEADS + head) * RV_ROWS + index) * splits + split;
       float sum = 0;
-      RV_UNROLL for (int s = 0; s < RV_SIMDGROUPS; s++) sum += scratch[((r - start) * RV_SIMDGROUPS + s) * RV_D + d];
-      partial[at * RV_D + d] = sum;
-      if (d == 0) {
-        float top = RV_NEVER, total = 0;
-        for (int s = 0; s < RV_SIMDGROUPS; s++) top = RV_MAX(top, peaks[s * RV_PAD + r]);
-        for (int s = 0; s < RV_SIMDGROUPS; s++) total += weights[s * RV_PAD + r] * RV_EXP2(peaks[s * RV_PAD + r] - top);
-        stats[at * 2] = top;
-        stats[at * 2 + 1] = total;
-      }
+      RV_UNROLL for (int s = 0; s < RV_SIMDGROUPS; s++) sum += scratch_rows[((r - start) * RV_SIMDGROUPS + s) * RV_D + d];
+#ifdef RV_FINAL
+      out[(RV_OUT_ROW + index) * RV_D + d] = (RV_T)(sum * shares[r] * shares[RV_PAD + r]);
+#else
+      ((RV_GLOBAL float*)scratch)[((RV_OUT_ROW + index) * splits + split) * RV_D + d] = sum;
+#endif
     }
   }
   RV_BARRIER();

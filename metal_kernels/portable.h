@@ -11,6 +11,7 @@
 #define RV_GROUPS gridDim
 #define RV_LOCAL_ID threadIdx
 #define RV_BARRIER() __syncthreads()
+#define RV_DEVICE_BARRIER() __syncthreads()
 #define RV_SIMD_BARRIER() __syncwarp()
 #define RV_EXP2(x) exp2f(x)
 #define RV_TANH(x) tanhf(x)
@@ -19,6 +20,9 @@
 #define RV_BITS(x) __uint_as_float(x)
 RV_FN float rv_xor(float x, int mask) { return __shfl_xor_sync(0xffffffffu, x, mask); }
 RV_FN float rv_half(unsigned int x) { return __half2float(__ushort_as_half((unsigned short)x)); }
+RV_FN unsigned int rv_word(float x) { return __float_as_uint(x); }
+template <typename T> RV_FN unsigned int rv_bits16(T x) { return *(unsigned short*)&x; }
+typedef long long rv_stride;
 typedef unsigned long long rv_index;
 #else
 #define RV_FN static inline
@@ -30,6 +34,7 @@ typedef unsigned long long rv_index;
 #define RV_GROUPS threadgroups_per_grid
 #define RV_LOCAL_ID thread_position_in_threadgroup
 #define RV_BARRIER() threadgroup_barrier(metal::mem_flags::mem_threadgroup)
+#define RV_DEVICE_BARRIER() threadgroup_barrier(metal::mem_flags::mem_device | metal::mem_flags::mem_threadgroup)
 #define RV_SIMD_BARRIER() simdgroup_barrier(metal::mem_flags::mem_threadgroup)
 #define RV_EXP2(x) metal::exp2(x)
 #define RV_TANH(x) metal::precise::tanh(x)
@@ -38,6 +43,9 @@ typedef unsigned long long rv_index;
 #define RV_BITS(x) as_type<float>(x)
 RV_FN float rv_xor(float x, int mask) { return metal::simd_shuffle_xor(x, (ushort)mask); }
 RV_FN float rv_half(unsigned int x) { return (float)as_type<half>((ushort)x); }
+RV_FN unsigned int rv_word(float x) { return as_type<uint>(x); }
+template <typename T> RV_FN unsigned int rv_bits16(T x) { return as_type<ushort>(x); }
+typedef long rv_stride;
 typedef ulong rv_index;
 #endif
 #define RV_UNROLL _Pragma("unroll")
@@ -120,6 +128,24 @@ RV_FN void rv_unpack(rv_raw raw, RV_LOCAL float* to) {
   rv_unpack4(raw.a.x, to); rv_unpack4(raw.a.y, to + 4);
 #else
   rv_unpack2(raw.a.x, to); rv_unpack2(raw.a.y, to + 2); rv_unpack2(raw.a.z, to + 4); rv_unpack2(raw.a.w, to + 6);
+#endif
+}
+
+// Eight elements to `to` (aligned to them) in the model's type, as whole 16-byte words.
+RV_FN void rv_store(RV_GLOBAL RV_T* to, RV_LOCAL const float* x) {
+#if RV_T_BYTES == 2
+  uint4 w;
+  w.x = rv_bits16((RV_T)x[0]) | rv_bits16((RV_T)x[1]) << 16;
+  w.y = rv_bits16((RV_T)x[2]) | rv_bits16((RV_T)x[3]) << 16;
+  w.z = rv_bits16((RV_T)x[4]) | rv_bits16((RV_T)x[5]) << 16;
+  w.w = rv_bits16((RV_T)x[6]) | rv_bits16((RV_T)x[7]) << 16;
+  *(RV_GLOBAL uint4*)to = w;
+#else
+  uint4 w, v;
+  w.x = rv_word(x[0]); w.y = rv_word(x[1]); w.z = rv_word(x[2]); w.w = rv_word(x[3]);
+  v.x = rv_word(x[4]); v.y = rv_word(x[5]); v.z = rv_word(x[6]); v.w = rv_word(x[7]);
+  *(RV_GLOBAL uint4*)to = w;
+  *((RV_GLOBAL uint4*)to + 1) = v;
 #endif
 }
 

@@ -20,9 +20,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     has_metal = platform.system() == "Darwin" and mx.metal.is_available()
     has_cuda = platform.system() == "Linux" and mx.default_device() == mx.Device(mx.gpu)
     for item in items:
-        if "gpu" in item.keywords and not has_cuda:
+        if item.get_closest_marker("gpu") and not has_cuda:
             item.add_marker(pytest.mark.skip(reason="needs an NVIDIA GPU with MLX's CUDA build"))
-        if "mac" in item.keywords and not has_metal:
+        if item.get_closest_marker("mac") and not has_metal:
             item.add_marker(pytest.mark.skip(reason="needs Apple's Metal"))
 
 

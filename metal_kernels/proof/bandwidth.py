@@ -10,7 +10,8 @@ import mlx.core as mx
 import numpy as np
 
 from rvllm_local.metal_kernels import descriptor as layout
-from rvllm_local.metal_kernels.kernels import KernelConfig, KernelSet
+from rvllm_local.metal_kernels import KernelConfig, KernelSet, NewTokens
+from rvllm_local.metal_kernels.decode import Tuning
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,10 +71,10 @@ def copy_bandwidth(nbytes: int) -> float:
 class Bench:
     """The arrays of one load in one KV format, and the kernels' calls over them."""
 
-    def __init__(self, load: Load, dtype: mx.Dtype, kv_dtype: mx.Dtype) -> None:
+    def __init__(self, load: Load, dtype: mx.Dtype, kv_dtype: mx.Dtype, tuning: Tuning | None = None) -> None:
         self.load, per_row = load, -(-load.context // layout.BLOCK_TOKENS)
         self.config = KernelConfig(load.head_dim, load.heads, load.kv_heads, 1, dtype, kv_dtype)
-        self.kernels = KernelSet(self.config)
+        self.kernels = KernelSet(self.config, tuning=tuning)
         num_blocks = load.rows * per_row + 1
         self.scales = None
         if self.config.quantized:
@@ -94,7 +95,8 @@ class Bench:
             np.stack([order.reshape(-1)[:pairs], order.reshape(-1)[-pairs:]], axis=1).astype(np.int32)
         )
         self.layer, self.token = KernelSet.layer_index(0), KernelSet.first_token()
-        mx.eval(self.arena, self.packed, self.single, self.queries, self.new, self.pairs, self.layer, self.token)
+        self.scratch = mx.zeros((max(8, self.kernels.scratch_size(load.rows, 1, per_row)),))
+        mx.eval(self.arena, self.scratch, self.packed, self.single, self.queries, self.new, self.pairs, self.layer, self.token)
 
     @property
     def token_bytes(self) -> int:
@@ -102,9 +104,11 @@ class Bench:
         return 2 * self.load.kv_heads * (self.load.head_dim * self.config.kv_dtype.size + 4 * self.config.quantized)
 
     def decode(self) -> mx.array:
+        """A whole decode call: the new tokens' write, attention, and the combine step where there is one."""
+        new = NewTokens(self.new, self.new)
         return self.kernels.paged_decode(
-            self.queries, self.arena, self.scales, self.packed, self.layer, self.token, scale=0.1
-        )
+            self.queries, self.arena, self.scales, self.packed, self.layer, self.token, self.scratch, scale=0.1, new=new
+        )[0]
 
     def write(self) -> mx.array:
         return self.kernels.kv_write(self.arena, self.scales, self.new, self.new, self.packed, self.layer, self.token)

@@ -5,34 +5,61 @@ Each returns quietly or raises `AssertionError` with the figure that was off.
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Callable
+
 import mlx.core as mx
 import numpy as np
 
-from rvllm_local.metal_kernels import KernelConfig, KernelSet
+from rvllm_local.metal_kernels import KernelConfig, KernelSet, NewTokens, Rotation
 from rvllm_local.metal_kernels import descriptor as layout
-from rvllm_local.metal_kernels.launch import Launcher
 from rvllm_local.metal_kernels.proof.oracle import Case, error, floats
 from rvllm_local.metal_kernels.proof.variants import Variant
 
 
-def decode(kernels: KernelSet, case: Case, variant: Variant, sinks: mx.array | None) -> mx.array:
-    return kernels.paged_decode(
+Make = Callable[..., KernelSet]  # `KernelSet`, or one with a launcher, a backend or a tuning of its own
+
+
+def decode(
+    kernels: KernelSet,
+    case: Case,
+    variant: Variant,
+    sinks: mx.array | None = None,
+    new: NewTokens | None = None,
+    rotation: Rotation | None = None,
+) -> mx.array:
+    rows, max_blocks = case.queries.shape[0], layout.max_blocks_of(case.descriptor.size, case.queries.shape[0])
+    size = kernels.scratch_size(rows, variant.query_len, max_blocks)
+    scratch = mx.full((max(8, size),), mx.nan, dtype=mx.float32)  # whatever was there must not matter
+    mx.eval(scratch)
+    out, _ = kernels.paged_decode(
         case.queries,
         case.arena,
         case.scales,
         case.descriptor,
         kernels.layer_index(case.layer),
         kernels.first_token(),
+        scratch,
         scale=variant.head_dim**-0.5,
         window=variant.window,
         softcap=variant.softcap,
         sinks=sinks,
+        new=new,
+        rotation=rotation,
     )
+    return out
 
 
-def check_decode(variant: Variant, launcher: Launcher | None = None) -> float:
+def make_kernels(variant: Variant, make: Make) -> KernelSet:
+    kernels = make(variant.config)
+    if variant.query_tile is not None:
+        kernels.tuning = dataclasses.replace(kernels.tuning, query_tile=variant.query_tile)
+    return kernels
+
+
+def check_decode(variant: Variant, make: Make = KernelSet) -> float:
     """Compares one variant with the oracle, with padding rows and blocks; the relative error."""
-    kernels = KernelSet(variant.config, launcher=launcher, query_tile=variant.query_tile)
+    kernels = make_kernels(variant, make)
     case = Case(
         variant.config,
         variant.contexts,
@@ -42,7 +69,7 @@ def check_decode(variant: Variant, launcher: Launcher | None = None) -> float:
         rows=len(variant.contexts) + 1,
         layer=1,
     )
-    sinks = mx.array(np.linspace(-1, 2, variant.num_heads), dtype=mx.float32) if variant.sinks else None
+    sinks = _sinks(variant)
     out = decode(kernels, case, variant, sinks)
     assert out.dtype == variant.dtype
     expected = case.expected(scale=variant.head_dim**-0.5, window=variant.window, softcap=variant.softcap, sinks=sinks)
@@ -52,24 +79,81 @@ def check_decode(variant: Variant, launcher: Launcher | None = None) -> float:
     return worst
 
 
-def check_row_independence(variant: Variant, launcher: Launcher | None = None) -> None:
-    """A row gives the same bits alone, beside longer rows, and in a larger bucket."""
-    kernels = KernelSet(variant.config, launcher=launcher, query_tile=variant.query_tile)
+def check_row_independence(variant: Variant, make: Make = KernelSet) -> None:
+    """A row gives the same bits alone, beside longer rows, and in a larger bucket, with and without a combine step."""
+    kernels = make_kernels(variant, make)
     together = Case(variant.config, variant.contexts, variant.query_len, rows=len(variant.contexts) + 2)
-    whole = floats(decode(kernels, together, variant, None))
+    whole = floats(decode(kernels, together, variant, _sinks(variant)))
     for row, context in enumerate(variant.contexts):
         alone = Case(variant.config, (context,), variant.query_len)
         alone.arena, alone.scales = together.arena, together.scales
         alone.queries = together.queries[row : row + 1]
         packed = layout.pack((context,), (0,), [together.tables[row]], variant.query_len)
         alone.descriptor = mx.array(packed)
-        got = floats(decode(kernels, alone, variant, None))
+        got = floats(decode(kernels, alone, variant, _sinks(variant)))
         assert np.array_equal(got[0], whole[row]), f"{variant.name}: row {row} depends on its neighbours"
 
 
-def check_write_gather(config: KernelConfig, launcher: Launcher | None = None) -> None:
+def check_fused(variant: Variant, make: Make = KernelSet) -> None:
+    """Writing inside the attention launch leaves the same bytes and gives the same bits as kv_write before it."""
+    kernels, results = make_kernels(variant, make), []
+    for fused in (False, True):
+        case = Case(variant.config, variant.contexts, variant.query_len, firsts=variant.firsts, rows=len(variant.contexts) + 1)
+        keys, values = _new_tokens(variant, case)
+        if fused:
+            out = decode(kernels, case, variant, _sinks(variant), NewTokens(keys, values))
+        else:
+            layer, token = kernels.layer_index(case.layer), kernels.first_token()
+            mx.eval(kernels.kv_write(case.arena, case.scales, keys, values, case.descriptor, layer, token))
+            out = decode(kernels, case, variant, _sinks(variant))
+        mx.eval(out)
+        scales = np.zeros(1) if case.scales is None else floats(case.scales)
+        results.append((floats(out), np.nan_to_num(floats(case.arena)), scales))
+    for name, apart, together in zip(("output", "arena", "scales"), *results, strict=True):
+        assert np.array_equal(apart, together), f"{variant.name}: the fused launch changes the {name}"
+
+
+def check_rotation(variant: Variant, make: Make = KernelSet, *, pairs: bool = False) -> float:
+    """Queries and new keys are rotated as MLX rotates them, and stored so; the relative error of the output."""
+    kernels = make_kernels(variant, make)
+    case = Case(variant.config, variant.contexts, rows=len(variant.contexts) + 1)
+    keys, values = _new_tokens(variant, case)
+    dims = variant.head_dim // 2 if variant.head_dim >= 32 else variant.head_dim
+    positions = np.array([*(context - 1 for context in variant.contexts), 0])
+    angles = positions[:, None] * 10000.0 ** (-np.arange(0, dims, 2) / dims)
+    table = mx.array(np.concatenate([np.cos(angles), np.sin(angles)], axis=1).astype(np.float32))
+    offset = mx.array(positions.astype(np.int32))
+    turn = lambda x: mx.fast.rope(x, dims, traditional=pairs, base=10000.0, scale=1.0, offset=offset)  # noqa: E731
+    out = decode(kernels, case, variant, None, NewTokens(keys, values), Rotation(table, pairs))
+    mx.eval(out)
+    case.queries = turn(case.queries)
+    stored = [case.dense(row)[0][:, -1] for row in range(len(variant.contexts))]
+    expected = case.expected(scale=variant.head_dim**-0.5, window=variant.window, softcap=variant.softcap)
+    new = floats(turn(keys))[: len(stored), :, 0]
+    allowed = {mx.float32: 1e-5, mx.float16: 2e-3, mx.bfloat16: 1.6e-2, mx.int8: 2e-2}[variant.kv_dtype]
+    assert np.abs(np.stack(stored) - new).max() <= allowed * np.abs(new).max(), f"{variant.name}: stored keys are off"
+    worst = error(out[: len(stored)], expected[: len(stored)])
+    assert worst <= variant.tolerance, f"{variant.name}: relative error {worst:.2e} > {variant.tolerance}"
+    return worst
+
+
+def _sinks(variant: Variant) -> mx.array | None:
+    return mx.array(np.linspace(-1, 2, variant.num_heads), dtype=mx.float32) if variant.sinks else None
+
+
+def _new_tokens(variant: Variant, case: Case) -> tuple[mx.array, mx.array]:
+    """Random new keys and values of a case, as a joint projection leaves them: views with gaps."""
+    c, rows = variant.config, case.queries.shape[0]
+    joint = np.random.default_rng(9).standard_normal((rows, variant.query_len, 2 * c.kv_heads, c.head_dim), np.float32)
+    new = mx.array(joint).astype(c.dtype)
+    mx.eval(new)
+    keys, values = (part.transpose(0, 2, 1, 3) for part in mx.split(new, 2, axis=2))
+    return keys, values
+
+
+def check_write_gather(config: KernelConfig, make: Make = KernelSet) -> None:
     """kv_write puts tokens where the tables say and nowhere else; kv_gather brings them back."""
-    kernels, random = KernelSet(config, launcher=launcher), np.random.default_rng(3)
+    kernels, random = make(config), np.random.default_rng(3)
     q_len, contexts, tables = 37, (40, 0, 101), [[3, 1], [], [2, 6, 4, 5]]
     arena = mx.zeros(config.arena_shape(8), dtype=config.kv_dtype)
     scales = mx.zeros(config.scales_shape(8), dtype=mx.float32) if config.quantized else None
@@ -97,9 +181,9 @@ def check_write_gather(config: KernelConfig, launcher: Launcher | None = None) -
     assert not stored[:, 0].any(), "another layer was written"
 
 
-def check_copy(config: KernelConfig, launcher: Launcher | None = None) -> None:
+def check_copy(config: KernelConfig, make: Make = KernelSet) -> None:
     """kv_copy moves whole blocks with their scales and leaves the others alone."""
-    kernels, random = KernelSet(config, launcher=launcher), np.random.default_rng(4)
+    kernels, random = make(config), np.random.default_rng(4)
     arena = mx.array(random.integers(-100, 100, config.arena_shape(6))).astype(config.kv_dtype)
     scales = None
     if config.quantized:
@@ -118,9 +202,9 @@ def check_copy(config: KernelConfig, launcher: Launcher | None = None) -> None:
     assert scales is None or np.array_equal(floats(scales), scales_before)  # type: ignore[arg-type]
 
 
-def check_save_load(config: KernelConfig, launcher: Launcher | None = None) -> None:
+def check_save_load(config: KernelConfig, make: Make = KernelSet) -> None:
     """kv_save gives a block's bytes, elements before scales, and kv_load puts them into another block."""
-    kernels, random = KernelSet(config, launcher=launcher), np.random.default_rng(5)
+    kernels, random = make(config), np.random.default_rng(5)
     arena = mx.array(random.integers(-100, 100, config.arena_shape(6))).astype(config.kv_dtype)
     scales = None
     if config.quantized:

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from rvllm_local.metal_kernels import descriptor as layout
-from rvllm_local.metal_kernels.kernels import KernelConfig
+from rvllm_local.metal_kernels.config import KernelConfig
 
 Floats = npt.NDArray[np.float64]
 BLOCK = layout.BLOCK_TOKENS

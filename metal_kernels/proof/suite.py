@@ -4,19 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
-from rvllm_local.metal_kernels.kernels import KernelConfig
+from rvllm_local.metal_kernels.config import KernelConfig
 from rvllm_local.metal_kernels.proof import checks
 from rvllm_local.metal_kernels.proof.variants import BF16, F16, F32, I8, VARIANTS
 
 STORES = ((128, BF16, BF16), (64, BF16, I8), (80, F16, F16), (96, F32, F32), (16, F32, I8))
+
+INDEPENDENT = ("d64-long", "d64-bf16-g4-q3", "d64-f16-sinks", "d128-bf16-g8", "d128-bf16-int8-g4")
+ROTATED = ("d64-long", "d80-f16-mha", "d128-bf16-g8", "d128-bf16-int8-g4", "d16-f16-tiny")
 
 
 def cases() -> Iterator[tuple[str, Callable[[], object]]]:
     """Name and check; a check returns quietly or raises `AssertionError` with the figure that was off."""
     for variant in VARIANTS:
         yield f"decode {variant.name}", lambda v=variant: checks.check_decode(v)  # type: ignore[misc]
-    for variant in (VARIANTS[0], VARIANTS[5]):
-        yield f"independent {variant.name}", lambda v=variant: checks.check_row_independence(v)  # type: ignore[misc]
+        yield f"fused {variant.name}", lambda v=variant: checks.check_fused(v)  # type: ignore[misc]
+        if variant.name in INDEPENDENT:
+            yield f"independent {variant.name}", lambda v=variant: checks.check_row_independence(v)  # type: ignore[misc]
+        if variant.name in ROTATED:
+            yield f"rotated {variant.name}", lambda v=variant: checks.check_rotation(v)  # type: ignore[misc]
     for dim, dtype, kv in STORES:
         config, label = KernelConfig(dim, 4, 2, 2, dtype, kv), f"{dim} {kv}"
         yield f"write and gather {label}", lambda c=config: checks.check_write_gather(c)  # type: ignore[misc]

@@ -13,14 +13,19 @@ import mlx.core as mx
 from rvllm_local.attention.geometry import CallGeometry
 from rvllm_local.memory.block_io import BlockIO
 from rvllm_local.memory.layout import LayerSlot
+from rvllm_local.metal_kernels import Rotation
 
 
 @dataclass(frozen=True, slots=True)
 class AttentionCall:
-    """The arithmetic of one layer's attention: logit scale, and learned sinks `[heads]` if it has them."""
+    """The arithmetic of one layer's attention: logit scale, and learned sinks `[heads]` if it has them.
+
+    With `rotation` queries and new keys are still to be rotated; only a compiled step asks for that.
+    """
 
     scale: float
     sinks: mx.array | None = None
+    rotation: Rotation | None = None
 
 
 class CallSession(Protocol):

@@ -19,7 +19,8 @@ from rvllm_local.attention.reference import chunk_mask
 from rvllm_local.errors import UnsupportedModelError
 from rvllm_local.memory.arena import Arena, KVShape
 from rvllm_local.memory.layout import LayerSlot
-from rvllm_local.metal_kernels import KernelConfig, KernelSet, descriptor
+from rvllm_local.metal_kernels import KernelConfig, KernelSet, NewTokens, descriptor
+from rvllm_local.metal_kernels.config import MAX_GROUP, MAX_QUERY_LEN, TOKEN_SIZE
 from rvllm_local.metal_kernels.launch import DispatchCounter, Launcher
 
 
@@ -27,7 +28,7 @@ from rvllm_local.metal_kernels.launch import DispatchCounter, Launcher
 class KernelState:
     """What the kernels of one call read and write; under `mx.compile` these are the trace's own arrays.
 
-    `token` is replaced by every write.
+    `token` is replaced by every kernel that writes, to the arenas or to the scratch.
     """
 
     arenas: list[mx.array]
@@ -35,6 +36,7 @@ class KernelState:
     layers: list[mx.array]  # each layer's number as the kernels take it
     descriptors: list[mx.array]  # one a group
     token: mx.array
+    scratch: mx.array  # what a row's splits hand to the combine step
 
 
 class KernelBackend:
@@ -42,8 +44,11 @@ class KernelBackend:
 
     name = "kernels"
 
-    def __init__(self, arenas: Sequence[Arena], launcher: Launcher | None = None) -> None:
+    def __init__(self, arenas: Sequence[Arena], launcher: Launcher | None = None, heads: int | None = None) -> None:
+        """`heads` are the model's query heads, the most that a layer has; None allows for every shape there is."""
         self.arenas = tuple(arenas)
+        self._heads = MAX_GROUP * max(arena.shape.kv_heads for arena in arenas) if heads is None else heads
+        self._scratch = mx.zeros((TOKEN_SIZE,), dtype=mx.float32)
         self.arrays = [arena.array for arena in arenas]
         self.scales = [arena.scales for arena in arenas]
         self.counter = DispatchCounter()
@@ -63,9 +68,32 @@ class KernelBackend:
             mx.array(descriptor.pack(contexts, view.first_positions.tolist(), view.tables.tolist(), geometry.query_len))
             for view in geometry.groups
         ]
-        return KernelSession(
-            self, geometry, KernelState(self.arrays, self.scales, self.layers, descriptors, self.token)
+        widths = [view.tables.shape[1] for view in geometry.groups]
+        scratch = self.scratch(geometry.rows, widths, min(geometry.query_len, MAX_QUERY_LEN))
+        state = KernelState(self.arrays, self.scales, self.layers, descriptors, self.token, scratch)
+        return KernelSession(self, geometry, state)
+
+    def scratch(self, rows: int, max_blocks: Sequence[int], query_len: int = 1) -> mx.array:
+        """The scratch, grown if a call of `rows` rows with so many blocks in each group needs more.
+
+        One array for all calls: the token orders them. It grows in large steps, since every size is traced anew.
+        """
+        needed = max(
+            self.kernels(group, self._heads_of(group)).scratch_size(rows, query_len, blocks)
+            for group, blocks in enumerate(max_blocks)
         )
+        if needed > self._scratch.size:
+            size = self._scratch.size
+            while size < needed:
+                size *= 4
+            self._scratch = mx.zeros((size,), dtype=mx.float32)
+            mx.eval(self._scratch)
+        return self._scratch
+
+    def _heads_of(self, group: int) -> int:
+        """The most query heads that a layer of this group can have."""
+        kv_heads = self.arenas[group].shape.kv_heads
+        return self._heads if self._heads % kv_heads == 0 and self._heads // kv_heads <= MAX_GROUP else MAX_GROUP * kv_heads
 
     def flush(self) -> None:
         """Run the writes that have been described; what the model computed beside them is left alone."""
@@ -139,18 +167,36 @@ def _config(shape: KVShape, heads: int) -> KernelConfig:
 
 
 class KernelSession:
-    """One model call over the state that it is given; the backend's token follows the state's."""
+    """One model call over the state that it is given; the backend's token follows the state's.
 
-    def __init__(self, backend: KernelBackend, geometry: CallGeometry, state: KernelState) -> None:
+    With `fuses` a write waits for the attention of the same layer, whose launch does both; call `finish` at the end.
+    """
+
+    def __init__(
+        self, backend: KernelBackend, geometry: CallGeometry, state: KernelState, *, fuses: bool = False
+    ) -> None:
         self._backend, self._geometry, self._state = backend, geometry, state
+        self._fuses = fuses
+        self._waiting: tuple[LayerSlot, NewTokens] | None = None
 
     def write(self, slot: LayerSlot, keys: mx.array, values: mx.array) -> None:
+        self.finish()
+        dtype = self._backend.arenas[slot.group].shape.dtype
+        self._waiting = slot, NewTokens(keys.astype(dtype), values.astype(dtype))
+        if not self._fuses:
+            self.finish()
+
+    def finish(self) -> None:
+        """Describe the write that still waits, if there is one."""
+        if self._waiting is None:
+            return
+        (slot, new), self._waiting = self._waiting, None
         state, shape = self._state, self._backend.arenas[slot.group].shape
         state.token = self._backend.kernels(slot.group, shape.kv_heads).kv_write(
             state.arenas[slot.group],
             state.scales[slot.group],
-            keys.astype(shape.dtype),
-            values.astype(shape.dtype),
+            new.keys,
+            new.values,
             state.descriptors[slot.group],
             state.layers[slot.layer],
             state.token,
@@ -160,6 +206,7 @@ class KernelSession:
     def gather(self, slot: LayerSlot) -> tuple[mx.array, mx.array]:
         if self._geometry.rows != 1:
             raise UnsupportedModelError("several rows cannot be gathered at once; call the model row by row")
+        self.finish()
         state, shape = self._state, self._backend.arenas[slot.group].shape
         view = self._geometry.groups[slot.group]
         length = int(self._geometry.context_lens[0] - view.first_positions[0])
@@ -173,18 +220,27 @@ class KernelSession:
         )
 
     def decode(self, slot: LayerSlot, queries: mx.array, call: AttentionCall) -> mx.array:
+        new = None
+        if self._waiting is not None and self._waiting[0] == slot:
+            new, self._waiting = self._waiting[1], None
+        self.finish()
         state, shape = self._state, self._backend.arenas[slot.group].shape
-        return self._backend.kernels(slot.group, queries.shape[1]).paged_decode(
+        attended, state.token = self._backend.kernels(slot.group, queries.shape[1]).paged_decode(
             queries.astype(shape.dtype),
             state.arenas[slot.group],
             state.scales[slot.group],
             state.descriptors[slot.group],
             state.layers[slot.layer],
             state.token,
+            state.scratch,
             scale=call.scale,
             window=shape.window or 0,
             sinks=call.sinks,
+            new=new,
+            rotation=call.rotation,
         )
+        self._backend.token = state.token
+        return attended
 
     def prefill(self, slot: LayerSlot, queries: mx.array, call: AttentionCall) -> mx.array:
         keys, values = self.gather(slot)

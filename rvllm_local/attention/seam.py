@@ -6,6 +6,7 @@ end here, and the back end does the work. Any other cache object goes to mlx-lm'
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 import sys
 from collections.abc import Callable, Iterable, Sequence
@@ -17,10 +18,12 @@ from mlx import nn
 from rvllm_local.attention.backend import AttentionCall, CallSession, KVBackend
 from rvllm_local.attention.geometry import CallGeometry, visible_keys
 from rvllm_local.attention.reference import chunk_mask
+from rvllm_local.attention.rotation import LayerOffset, StepOffset
 from rvllm_local.errors import UnsupportedModelError
 from rvllm_local.memory.blocks import BLOCK_TOKENS
 from rvllm_local.memory.layout import KVLayout, LayerSlot, StateSlot
 from rvllm_local.memory.state import Arrays
+from rvllm_local.metal_kernels import Rotation
 
 ATTENTION_NAME = "scaled_dot_product_attention"
 
@@ -39,7 +42,7 @@ class PagedCache:
         geometry: CallGeometry,
         *,
         dense: bool,
-        offset: int | mx.array,
+        offset: int | mx.array | LayerOffset,
         window: int | None,
     ) -> None:
         self.slot = slot
@@ -50,15 +53,26 @@ class PagedCache:
         self.offset = offset
         self.keys: mx.array | None = None  # as mlx-lm's caches have them; models may order their work by them
         self.values: mx.array | None = None
+        self._has_new = False  # keys were written since the last attention
 
     def update_and_fetch(self, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
         self.session.write(self.slot, keys, values)
-        self.keys, self.values = self.session.gather(self.slot) if self.dense else (keys, values)
+        self._has_new = True
+        self.keys, self.values = self._gathered() if self.dense else (keys, values)
         return self.keys, self.values
 
     def keys_and_values(self) -> tuple[mx.array, mx.array]:
         """The whole context again, for a layer that reads another layer's."""
+        return self._gathered()
+
+    def _gathered(self) -> tuple[mx.array, mx.array]:
+        if isinstance(self.offset, LayerOffset) and self.offset.waits:
+            raise UnsupportedModelError("a layer reads its context densely, which cannot be rotated later")
         return self.session.gather(self.slot)
+
+    def _rotation(self, width: int) -> Rotation | None:
+        count, self._has_new = 1 + self._has_new, False
+        return self.offset.take(count, width) if isinstance(self.offset, LayerOffset) else None
 
     def make_mask(self, query_len: int, return_array: bool = False, window_size: int | None = None) -> Any:
         """What the model may hand on as `mask`; arrays only where the model itself will use them."""
@@ -81,9 +95,11 @@ class PagedCache:
     def attend(self, queries: mx.array, call: AttentionCall, mask: mx.array | str | None) -> mx.array:
         """Attention over the layer's context. A mask array is the model's own, and is obeyed."""
         if not isinstance(mask, mx.array):
-            paged = self.session.decode if queries.shape[2] == 1 else self.session.prefill
-            return paged(self.slot, queries, call)
-        keys, values = self.session.gather(self.slot)
+            if queries.shape[2] > 1:
+                return self.session.prefill(self.slot, queries, call)
+            rotation = self._rotation(queries.shape[3])
+            return self.session.decode(self.slot, queries, dataclasses.replace(call, rotation=rotation))
+        keys, values = self._gathered()
         return mx.fast.scaled_dot_product_attention(
             queries, keys, values, scale=call.scale, mask=mask, sinks=call.sinks
         )
@@ -113,17 +129,18 @@ def session_caches(
     geometry: CallGeometry,
     *,
     dense: bool,
-    offset: int | mx.array,
+    offset: int | mx.array | StepOffset,
     state: Arrays = (),
 ) -> list[Any]:
-    """The cache list over a session that exists already."""
+    """The cache list over a session that exists already. With a `StepOffset` rotations wait for attention."""
 
     def cache_of(slot: LayerSlot | StateSlot | None) -> Any:
         if slot is None:
             return None
         if isinstance(slot, StateSlot):
             return _state_cache(slot, state)
-        return PagedCache(slot, session, geometry, dense=dense, offset=offset, window=layout.groups[slot.group].window)
+        own = LayerOffset(offset) if isinstance(offset, StepOffset) else offset
+        return PagedCache(slot, session, geometry, dense=dense, offset=own, window=layout.groups[slot.group].window)
 
     return _nested([cache_of(slot) for slot in layout.slots], layout.nesting)
 

@@ -34,7 +34,7 @@ from rvllm_local.memory.prefix import root_key
 from rvllm_local.memory.spill import BlockStore
 from rvllm_local.memory.swap import SwapSpace
 from rvllm_local.memory.tables import KVTables
-from rvllm_local.metal_kernels.kernels import default_backend
+from rvllm_local.metal_kernels import default_backend
 from rvllm_local.models.adapted import adapt, adapted_bytes
 from rvllm_local.models.adapter_files import Adapter, read_adapters
 from rvllm_local.models.describe import describe, num_heads, widest

@@ -6,7 +6,8 @@ is an argument too. Shapes go in buckets, so that few graphs are traced.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import mlx.core as mx
 import numpy as np
@@ -15,6 +16,7 @@ from mlx import nn
 
 from rvllm_local.attention.geometry import CallGeometry, DecodeRow
 from rvllm_local.attention.kernels import KernelBackend, KernelSession, KernelState
+from rvllm_local.attention.rotation import StepOffset
 from rvllm_local.attention.seam import session_caches
 from rvllm_local.memory.layout import KVLayout
 from rvllm_local.metal_kernels import descriptor
@@ -25,12 +27,22 @@ _SMALLEST_TABLE = 8  # blocks a row
 class CompiledDecode:
     """Logits, or greedy tokens, of one token a row through a compiled graph of model and kernels."""
 
-    def __init__(self, model: nn.Module, layout: KVLayout, backend: KernelBackend) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        layout: KVLayout,
+        backend: KernelBackend,
+        *,
+        rotates: bool,
+        compile_step: Callable[..., Any] = mx.compile,
+    ) -> None:
+        """`rotates`: the kernels rotate queries and keys (see `attention.rotation`)."""
         self._model = model
+        self._rotates = rotates
         self._layout = layout
         self._backend = backend
-        self._logits = mx.compile(self._trace)
-        self._greedy = mx.compile(self._trace_greedy)
+        self._logits = compile_step(self._trace)
+        self._greedy = compile_step(self._trace_greedy)
         self._traced: dict[tuple[object, ...], dict[str, int]] = {}
 
     @staticmethod
@@ -53,6 +65,7 @@ class CompiledDecode:
         positions = np.zeros(size, dtype=np.int32)
         positions[: len(rows)] = [row.position for row in rows]
         before = self._backend.counter.snapshot()
+        scratch = self._backend.scratch(size, [descriptor.max_blocks_of(part.size, size) for part in packed])
         assert callable(step)
         result, token = step(
             tokens,
@@ -62,8 +75,9 @@ class CompiledDecode:
             self._backend.arrays,
             self._backend.scales,
             self._backend.layers,
+            scratch,
         )
-        self._count((step, size, *(part.size for part in packed)), before)
+        self._count((step, size, scratch.size, *(part.size for part in packed)), before)
         self._backend.token = token
         output: mx.array = result
         return output
@@ -96,13 +110,16 @@ class CompiledDecode:
         arenas: list[mx.array],
         scales: list[mx.array | None],
         layers: list[mx.array],
+        scratch: mx.array,
     ) -> tuple[mx.array, mx.array]:
         rows = tokens.shape[0]
-        state = KernelState(arenas, scales, layers, packed, token)
+        state = KernelState(arenas, scales, layers, packed, token, scratch)
         geometry = CallGeometry(np.zeros(rows, dtype=np.int32), 1, ())
-        session = KernelSession(self._backend, geometry, state)
-        caches = session_caches(self._layout, session, geometry, dense=False, offset=positions)
+        session = KernelSession(self._backend, geometry, state, fuses=True)
+        offset = StepOffset(positions) if self._rotates else positions
+        caches = session_caches(self._layout, session, geometry, dense=False, offset=offset)
         logits: mx.array = self._model(tokens[:, None], cache=caches)
+        session.finish()
         return logits.squeeze(1), state.token
 
     def _trace_greedy(self, *inputs: object) -> tuple[mx.array, mx.array]:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from rvllm_local.attention.kernels import KernelBackend
 from rvllm_local.attention.reference import ReferenceBackend
+from rvllm_local.attention.rotation import install_rotations
 from rvllm_local.engine.compiled import CompiledDecode
 from rvllm_local.engine.options import EngineOptions
 from rvllm_local.engine.proven import Proof, read_proof, write_proof
@@ -21,8 +22,9 @@ from rvllm_local.errors import UnsupportedModelError
 from rvllm_local.memory.arena import Arena
 from rvllm_local.memory.layout import KVLayout
 from rvllm_local.memory.tables import KVTables
-from rvllm_local.metal_kernels.kernels import default_backend
+from rvllm_local.metal_kernels import default_backend
 from rvllm_local.models.adapted import AdapterChoice
+from rvllm_local.models.describe import num_heads
 from rvllm_local.models.loader import LoadedModel
 
 logger = logging.getLogger(__name__)
@@ -74,12 +76,13 @@ def _choose_runner(model: Unproven, options: EngineOptions, proof: Proof | None)
             return make(proof.mode)
         if not options.self_check:
             return make(RunMode(batched=model.paged, dense=not model.paged))
-        return choose_runner(module, make, model.kv, paged=model.paged, vocab_size=vocab_size)
+        rotates = wants_kernels and _is_compiled(model) and install_rotations(module) > 0
+        return choose_runner(module, make, model.kv, paged=model.paged, vocab_size=vocab_size, rotates=rotates)
 
     wants_kernels = options.attention == "kernels" or (options.attention == "auto" and default_backend() != "none")
     if wants_kernels:
         try:
-            kernels = KernelBackend(model.arenas)
+            kernels = KernelBackend(model.arenas, heads=num_heads(model.loaded.config))
             return checked(lambda mode: _kernel_runner(model, kernels, mode))
         except UnsupportedModelError as error:
             if options.attention == "kernels":
@@ -89,9 +92,13 @@ def _choose_runner(model: Unproven, options: EngineOptions, proof: Proof | None)
     return checked(lambda mode: ModelRunner(module, model.layout, reference, mode, vocab_size, None, model.adapters))
 
 
+def _is_compiled(model: Unproven) -> bool:
+    """The compiled call takes neither recurrent state nor adapters."""
+    return not model.layout.has_state and model.adapters.count == 0
+
+
 def _kernel_runner(model: Unproven, kernels: KernelBackend, mode: RunMode) -> ModelRunner:
     module, layout = model.loaded.module, model.layout
-    # The compiled call does not take adapters.
-    compilable = mode.batched and not mode.dense and not layout.has_state and model.adapters.count == 0
-    compiled = CompiledDecode(module, layout, kernels) if compilable else None
+    compilable = mode.batched and not mode.dense and _is_compiled(model)
+    compiled = CompiledDecode(module, layout, kernels, rotates=mode.rotates) if compilable else None
     return ModelRunner(module, layout, kernels, mode, model.loaded.vocab_size, compiled, model.adapters)

@@ -33,8 +33,9 @@ def choose_runner(
     *,
     paged: bool,
     vocab_size: int,
+    rotates: bool = False,
 ) -> ModelRunner:
-    """A runner in the fastest mode whose logits agree with plain mlx-lm.
+    """A runner in the fastest mode whose logits agree with plain mlx-lm. `rotates`: the kernels can rotate for it.
 
     Raises `UnsupportedModelError` with the distance, or the failure, of each way tried.
     """
@@ -42,6 +43,8 @@ def choose_runner(
     if paged:
         modes = [RunMode(batched=True, dense=False), RunMode(batched=False, dense=False), *modes]
     modes.insert(1 if paged else 0, RunMode(batched=True, dense=True))
+    if paged and rotates:
+        modes.insert(0, RunMode(batched=True, dense=False, rotates=True))
     prompts = _prompts(vocab_size)
     expected = [_plain_logits(model, prompt) for prompt in prompts]
     tolerance = max(1e-1 if shape.quantized else _TOLERANCE.get(shape.dtype, 1e-1) for shape in kv.layout.groups)
@@ -51,7 +54,8 @@ def choose_runner(
         finding = _try(functools.partial(_paged_logits, runner, kv, prompts), expected, tolerance)
         if finding is None:
             return runner
-        findings.append(f"{'batched' if mode.batched else 'row by row'}: {finding}")
+        way = "rotated by the kernels" if mode.rotates else "batched" if mode.batched else "row by row"
+        findings.append(f"{way}: {finding}")
     raise UnsupportedModelError(
         f"this model's logits through the paged arena differ from mlx-lm's, so it is not served ({'; '.join(findings)})"
     )

@@ -14,7 +14,12 @@ from pathlib import Path
 
 import mlx.core as mx
 
-from rvllm_local.metal_kernels.launch import Dispatch, MLXLauncher
+from rvllm_local.metal_kernels.launch import Dispatch, MLXLauncher, source
+
+_CUDA_TYPES = {
+    mx.float32: "float", mx.float16: "__half", mx.bfloat16: "__nv_bfloat16", mx.int8: "int8_t", mx.int32: "int32_t"
+}  # fmt: skip
+_CUDA_IDS = ("threadgroup_position_in_grid", "threadgroups_per_grid", "thread_position_in_threadgroup")
 
 
 def capture_text(dispatch: Dispatch) -> str:
@@ -25,6 +30,23 @@ def capture_text(dispatch: Dispatch) -> str:
         return list(launcher(Dispatch(dispatch.kernel, inputs, *_launch_of(dispatch))))
 
     return trace(call, dispatch.inputs)
+
+
+def cuda_text(dispatch: Dispatch) -> str:
+    """A CUDA dispatch's text in the form of a Metal one: MLX traces none without CUDA, so its parameters are put here.
+
+    The instructions of `ptx.h` are left out: the shim defines them.
+    """
+    kernel, lines = dispatch.kernel, []
+    for name, array in zip(kernel.inputs, dispatch.inputs, strict=True):
+        lines.append(f"const {_CUDA_TYPES[array.dtype]}* {name}")
+        if f"{name}_strides" in kernel.body:
+            lines.append(f"const int64_t* {name}_strides")
+    lines += [f"{_CUDA_TYPES[dtype]}* {name}" for name, dtype in zip(kernel.outputs, dispatch.dtypes, strict=True)]
+    lines = [f"{line} [[buffer({place})]]" for place, line in enumerate(lines)]
+    lines += [f"uint3 {name} [[{name}]]" for name in _CUDA_IDS]
+    header = kernel.header.replace(source("ptx.h"), '#include "cuda_matrix_shim.h"\n')
+    return f'#include "cuda_shim.h"\n{header}\n[[kernel]] void {kernel.name}({", ".join(lines)}) {{\n{kernel.body}\n}}\n'
 
 
 def trace(call: Callable[..., object], inputs: Sequence[mx.array]) -> str:

@@ -20,13 +20,15 @@ import numpy as np
 import numpy.typing as npt
 
 from rvllm_local.metal_kernels.launch import Dispatch
-from tests.emulator.capture import capture_text
+from tests.emulator.capture import capture_text, cuda_text
 
 Array = npt.NDArray[np.generic]
 SHIM = Path(__file__).with_name("metal_shim.h")
 CACHE = Path(tempfile.gettempdir()) / f"rvllm-kernel-emulator-{os.getuid()}"
 FLAGS = ("-std=c++17", "-O1", "-fno-strict-aliasing", "-ffp-contract=off", "-w")
-WRITERS = {"kv_write": ("arena", "scales"), "kv_copy": ("arena", "scales")}
+WRITERS = {
+    "kv_write": ("arena", "scales"), "kv_copy": ("arena", "scales"), "paged_decode": ("arena", "scales", "scratch")
+}  # fmt: skip
 _BITS = {1: mx.uint8, 2: mx.uint16, 4: mx.uint32}
 _IDS = {
     "thread_position_in_grid": "ids.in_grid",
@@ -93,7 +95,8 @@ def parameters(text: str) -> list[Parameter]:
 
 def compile_text(text: str) -> Path:
     """The executable for `text`, from the cache when the text and the shim are known."""
-    key = hashlib.sha256(b"\0".join([text.encode(), SHIM.read_bytes(), _MAIN.encode(), *map(str.encode, FLAGS)]))
+    shims = [path.read_bytes() for path in sorted(SHIM.parent.glob("*.h"))]
+    key = hashlib.sha256(b"\0".join([text.encode(), *shims, _MAIN.encode(), *map(str.encode, FLAGS)]))
     CACHE.mkdir(mode=0o700, exist_ok=True)
     target = CACHE / key.hexdigest()[:32]
     if target.exists():
@@ -101,7 +104,7 @@ def compile_text(text: str) -> Path:
     with tempfile.TemporaryDirectory(dir=CACHE) as folder:
         unit = Path(folder) / "kernel.cpp"
         unit.write_text(_translation_unit(text), encoding="utf-8")
-        command = ["g++", *FLAGS, "-include", str(SHIM), str(unit), "-o", str(unit.with_suffix(""))]
+        command = ["g++", *FLAGS, "-I", str(SHIM.parent), "-include", str(SHIM), str(unit), "-o", str(unit.with_suffix(""))]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
             raise EmulatorError(f"the text does not compile:\n{done.stderr[:4000]}")
@@ -168,7 +171,8 @@ class Emulator:
     def text(self, dispatch: Dispatch) -> str:
         key = (dispatch.kernel.name, *(a.size < 8 for a in dispatch.inputs))
         if key not in self._texts:
-            self._texts[key] = capture_text(dispatch)
+            read = cuda_text if dispatch.kernel.backend == "cuda" else capture_text
+            self._texts[key] = read(dispatch)
         return self._texts[key]
 
     def __call__(self, dispatch: Dispatch) -> list[mx.array]:

@@ -248,6 +248,7 @@ inline void run_grid(uint3 grid, uint3 group_size, unsigned seed) {
 
 namespace metal {
 enum class mem_flags { mem_none = 0, mem_device = 1, mem_threadgroup = 2 };
+inline mem_flags operator|(mem_flags a, mem_flags b) { return mem_flags(int(a) | int(b)); }
 inline float exp2(float x) { return ::exp2f(x); }
 inline float exp(float x) { return ::expf(x); }
 inline float rint(float x) { return ::rintf(x); }

@@ -5,11 +5,15 @@ The engine's own self-check is the judge: logits through the kernels against pla
 
 from __future__ import annotations
 
+import mlx.core as mx
 import pytest
 
+from rvllm_local.attention.geometry import DecodeRow
 from rvllm_local.attention.kernels import KernelBackend
 from rvllm_local.attention.probe import probe_layout
+from rvllm_local.attention.rotation import install_rotations
 from rvllm_local.attention.seam import install
+from rvllm_local.engine.compiled import CompiledDecode
 from rvllm_local.engine.runner import ModelRunner, RunMode
 from rvllm_local.engine.selfcheck import choose_runner
 from rvllm_local.errors import UnsupportedModelError
@@ -19,29 +23,46 @@ from tests.emulator import Emulator
 from tests.support.tiny import tiny_model
 
 
-@pytest.mark.parametrize("architecture", ["llama", "gemma3_text", "gpt_oss"])
-def test_kernels_agree_with_mlx_lm(architecture: str) -> None:
+def served(architecture: str, *, steps: bool) -> tuple[ModelRunner, KernelBackend]:
+    """The runner that the self-check chooses; with `steps` decode calls go through the step that a GPU compiles."""
     model, config = tiny_model(architecture, seed=3)
     paged = install(model)
     layout = probe_layout(model)
     blocks = layout.split_budget(2_000_000, context=128, max_rows=2, chunk=32)
     backend = KernelBackend([Arena(shape, n) for shape, n in zip(layout.groups, blocks)], launcher=Emulator())
     kv = KVTables(layout, blocks)
-    runner = choose_runner(
-        model,
-        lambda mode: ModelRunner(model, layout, backend, mode, config["vocab_size"]),
-        kv,
-        paged=paged,
-        vocab_size=config["vocab_size"],
-    )
+
+    def make(mode: RunMode) -> ModelRunner:
+        step = CompiledDecode(model, layout, backend, rotates=mode.rotates, compile_step=lambda call: call)
+        compiled = step if steps and mode.batched and not mode.dense else None
+        return ModelRunner(model, layout, backend, mode, config["vocab_size"], compiled)
+
+    rotates = steps and install_rotations(model) > 0
+    runner = choose_runner(model, make, kv, paged=paged, vocab_size=config["vocab_size"], rotates=rotates)
+    assert kv.blocks_free == kv.blocks_total
+    return runner, backend
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gemma3_text", "gpt_oss"])
+def test_kernels_agree_with_mlx_lm(architecture: str) -> None:
+    runner, backend = served(architecture, steps=False)
     assert runner.mode == RunMode(batched=True, dense=False)
     assert backend.num_dispatches > 0
-    assert kv.blocks_free == kv.blocks_total
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gemma3_text", "qwen3", "gpt_oss"])
+def test_steps_that_write_rotate_and_attend_in_one_launch(architecture: str) -> None:
+    runner, backend = served(architecture, steps=True)
+    assert runner.mode == RunMode(batched=True, dense=False, rotates=True)
+    before = backend.counter.snapshot()
+    tables = KVTables(runner._layout, [4] * len(runner._layout.groups))
+    sequence = tables.new_sequence()
+    tables.grow(sequence, 1)
+    mx.eval(runner.decode([DecodeRow(sequence, 0, 1)]))
+    assert set(backend.counter.since(before)) == {"paged_decode"}
 
 
 def test_a_shape_without_a_kernel_is_named() -> None:
-    import mlx.core as mx
-
     with pytest.raises(UnsupportedModelError, match="head size 24"):
         KernelBackend([Arena(KVShape(1, 1, 24, 24, None, mx.float32), 2)])
     with pytest.raises(UnsupportedModelError, match="values of 16"):

@@ -24,7 +24,7 @@ host.prepare()
 import mlx.core as mx
 import numpy as np
 
-from rvllm_local.metal_kernels import KernelConfig, KernelSet, default_backend
+from rvllm_local.metal_kernels import KernelConfig, KernelSet, NewTokens, default_backend
 from rvllm_local.metal_kernels import descriptor as layout
 from rvllm_local.metal_kernels.proof import suite
 from rvllm_local.metal_kernels.proof.variants import BF16
@@ -47,24 +47,28 @@ class Loop:
             context,
         )
         self.layers = [KernelSet.layer_index(i) for i in range(config.num_layers)]
-        mx.eval(self.arena, self.state, self.token, self.layers)
+        self.scratch = mx.zeros((max(8, self.kernels.scratch_size(rows, 1, per_row)),))
+        mx.eval(self.arena, self.state, self.token, self.layers, self.scratch)
         self.step = mx.compile(self._step) if compiled else self._step
 
     def _step(
-        self, x: mx.array, packed: mx.array, token: mx.array, arena: mx.array, *layers: mx.array
+        self, x: mx.array, packed: mx.array, token: mx.array, arena: mx.array, scratch: mx.array, *layers: mx.array
     ) -> list[mx.array]:
         kv_heads = self.config.kv_heads
         for layer in layers:
             keys, values = mx.sin(x[:, :kv_heads] * 1.7), mx.cos(x[:, :kv_heads] * 1.3)
-            token = self.kernels.kv_write(arena, None, keys, values, packed, layer, token)
-            x = x + self.kernels.paged_decode(x, arena, None, packed, layer, token, scale=0.125)
+            new = NewTokens(keys, values)
+            out, token = self.kernels.paged_decode(
+                x, arena, None, packed, layer, token, scratch, scale=0.125, new=new
+            )
+            x = x + out
             x = x * mx.rsqrt(mx.mean(mx.square(x), axis=-1, keepdims=True) + 1e-5)
         return [x, token]
 
     def submit(self) -> mx.array:
         self.context += 1
         packed = layout.pack([self.context] * self.rows, [0] * self.rows, self.tables, 1)
-        out = self.step(self.state, mx.array(packed), self.token, self.arena, *self.layers)
+        out = self.step(self.state, mx.array(packed), self.token, self.arena, self.scratch, *self.layers)
         self.state, self.token = out
         return self.state
 
