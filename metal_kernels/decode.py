@@ -19,13 +19,14 @@ _SHARED_FLOATS = 8192  # of the warps' sums at the end, at most
 class Tuning:
     """What does not change results beyond rounding: query rows a tile, simdgroups a threadgroup, tokens a stage, splits.
 
-    `step` counts for the matrix units alone: 16 or 32.
+    `step`, 16 or 32, and `resident`, threadgroups at once on a multiprocessor, count for the matrix units alone.
     """
 
     query_tile: int
     simdgroups: int
-    step: int
     splits: SplitRule
+    step: int = 16
+    resident: int = 1
 
 
 def uses_matrix_units(c: KernelConfig, backend: str) -> bool:
@@ -35,10 +36,11 @@ def uses_matrix_units(c: KernelConfig, backend: str) -> bool:
 
 def default_tuning(c: KernelConfig, backend: str) -> Tuning:
     """The values that were measured to be best on an H200; for Metal, what its register file suggests."""
-    splits = SPLIT_RULES[backend]
+    splits = SPLIT_RULES["cuda-int8" if backend == "cuda" and c.quantized else backend]
     if uses_matrix_units(c, backend):
-        return Tuning(16 if c.group > 8 and c.head_dim <= 128 else 8, 4, 32 if c.quantized else 16, splits)
-    return Tuning(8 if backend == "cuda" else 4, 4, 0, splits)  # 8 rows would spill on Apple's 128 registers
+        narrow = c.group <= 8 and c.head_dim <= 128
+        return Tuning(8 if narrow or c.head_dim > 128 else 16, 4, splits, 16, 4 if narrow and c.quantized else 1)
+    return Tuning(8 if backend == "cuda" else 4, 4, splits)  # 8 rows would spill on Apple's 128 registers
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,6 +117,7 @@ def _matrix_defines(c: KernelConfig, tuning: Tuning, tile: int) -> dict[str, obj
         "RV_PAD": 8 * columns,
         "RV_N": columns,
         "RV_STEP": tuning.step,
+        "RV_RESIDENT": tuning.resident,
         "RV_KEY_WORDS": key_words,
         "RV_VALUE_WORDS": value_words,
         "RV_BIAS": "14.0f" if c.quantized or c.dtype == mx.float16 else "0.0f",  # half has few small numbers

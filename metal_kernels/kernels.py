@@ -190,6 +190,15 @@ class KernelSet:
             )
         )
 
+    def rope_table(self, descriptor: mx.array, frequencies: mx.array, rows: int) -> mx.array:
+        """A `Rotation.table` for each row's newest token: float32 `[rows, dims]`; `frequencies` float32 `[dims / 2]`."""
+        _require("frequencies", frequencies, (frequencies.size,), mx.float32)
+        layout.max_blocks_of(descriptor.size, rows)
+        dims = 2 * frequencies.size
+        text = self._text("rope_table", {"RV_ROPE_DIMS": dims}, ("descriptor", "frequencies"), ("table",))
+        inputs = (descriptor, frequencies)
+        return self._run(Dispatch(text, inputs, (32 * rows, 1, 1), (32, 1, 1), ((rows, dims),), (mx.float32,)))[0]
+
     def kv_gather(
         self,
         arena: mx.array,

@@ -12,11 +12,14 @@ template <int WORDS> RV_FN void rv_words(unsigned* to, const void* from) {
 }
 
 #if RV_KIND == 3
-// Four int8 of one token: two pairs of neighbours.
+// Four int8 of one token: two pairs of neighbours, each x as the half (x + 128) / 2^24, whose bits are x + 128. Sums of
+// products start at minus the surplus.
+#define RV_KEY_UNIT 16777216.0f
+#define RV_KEY_START (-128.0f / RV_KEY_UNIT)
 RV_FN void rv_key_pairs(unsigned w, unsigned* pairs) {
   w ^= 0x80808080u;
-  pairs[0] = rv_less(__byte_perm(w, 0x64646464u, 0x4140));
-  pairs[1] = rv_less(__byte_perm(w, 0x64646464u, 0x4342));
+  pairs[0] = __byte_perm(w, 0, 0x4140);
+  pairs[1] = __byte_perm(w, 0, 0x4342);
 }
 // Four int8 of two tokens: four pairs of one element each.
 RV_FN void rv_value_pairs(unsigned a, unsigned b, unsigned* pairs) {
@@ -34,6 +37,8 @@ RV_FN void rv_value_pairs(unsigned a, unsigned b, unsigned* pairs) {
   pairs[1] = __byte_perm(a, b, 0x7632);
 }
 #define RV_PER_WORD 2
+#define RV_KEY_UNIT 1.0f
+#define RV_KEY_START 0.0f
 #endif
 
 // Where a lane finds its elements of a token: whole loads of RV_KEY_WORDS, 4 lanes a token, then a rest of 16 elements.
@@ -74,3 +79,7 @@ RV_FN void rv_load_scales(float* keys, float* values, const float* from, int las
   }
 }
 #endif
+
+// MLX writes the kernel's signature; this is the only way to bound its registers, so that enough of them run at once.
+#undef __global__
+#define __global__ __attribute__((global)) __launch_bounds__(RV_SIMDGROUPS * 32, RV_RESIDENT)

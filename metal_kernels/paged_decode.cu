@@ -8,7 +8,7 @@ RV_SHARED float4 sums[RV_MERGE_VECTORS];  // first the tile's queries [column, D
 RV_SHARED float peaks[RV_SIMDGROUPS * RV_PAD];
 RV_SHARED float weights[RV_SIMDGROUPS * RV_PAD];
 RV_SHARED float shares[2 * RV_PAD];
-RV_SHARED float units[RV_PAD];
+RV_SHARED float units[2 * RV_PAD];  // what a column's scores are multiplied by, and where their sums start
 const int simd = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
 #include "decode_begin.metal"
 
@@ -26,12 +26,22 @@ for (int c = simd; c < RV_PAD; c += RV_SIMDGROUPS) {
   unit = __uint_as_float(__float_as_uint(rv_simd_max(largest)) & 0x7f800000u);
   if (!(unit > 1e-30f && unit < 1e30f)) unit = 1;
 #endif
-  RV_UNROLL for (int i = 0; i < (RV_D + 31) / 32; i++)
-    if (i * 32 + lane < RV_D) ((unsigned short*)sums)[c * RV_D + i * 32 + lane] = (unsigned short)rv_pack(x[i] * (1.0f / unit), 0);
+  float sum = 0;
+  RV_UNROLL for (int i = 0; i < (RV_D + 31) / 32; i++) {
+    const unsigned short bits = (unsigned short)rv_pack(x[i] * (1.0f / unit), 0);
+    if (i * 32 + lane < RV_D) ((unsigned short*)sums)[c * RV_D + i * 32 + lane] = bits;
+#if RV_KIND == 3
+    sum += rv_half(bits);
+#endif
+  }
+#if RV_KIND == 3
+  sum = rv_simd_sum(sum);
+#endif
+  if (lane == 0) units[RV_PAD + c] = sum * RV_KEY_START;
 #ifdef RV_SOFTCAP
-  if (lane == 0) units[c] = unit * RV_SCALE;
+  if (lane == 0) units[c] = unit * (RV_SCALE * RV_KEY_UNIT);
 #else
-  if (lane == 0) units[c] = unit * (RV_SCALE * RV_LOG2E);
+  if (lane == 0) units[c] = unit * (RV_SCALE * RV_LOG2E * RV_KEY_UNIT);
 #endif
 }
 __syncthreads();  // the queries and the new tokens are there
@@ -46,10 +56,11 @@ RV_UNROLL for (int n = 0; n < RV_N; n++) {
     q[n][k][1] = from[at / 2 + 1];
   }
 }
-float unit[RV_N][2], peak[RV_N][2], weight[RV_N][2], acc[RV_N][RV_VALUE_LOADS * RV_VALUE_VEC / 2][4];
+float unit[RV_N][2], start[RV_N][2], peak[RV_N][2], weight[RV_N][2], acc[RV_N][RV_VALUE_LOADS * RV_VALUE_VEC / 2][4];
 RV_UNROLL for (int n = 0; n < RV_N; n++) {
   RV_UNROLL for (int e = 0; e < 2; e++) {
     unit[n][e] = units[n * 8 + 2 * t + e];
+    start[n][e] = units[RV_PAD + n * 8 + 2 * t + e];
     peak[n][e] = RV_NEVER;
     weight[n][e] = 0;
   }
@@ -80,7 +91,7 @@ for (; s < stop; s += RV_SIMDGROUPS) {
   float dots[RV_N][RV_M][4];
   RV_UNROLL for (int n = 0; n < RV_N; n++)
     RV_UNROLL for (int m = 0; m < RV_M; m++)
-      RV_UNROLL for (int e = 0; e < 4; e++) dots[n][m][e] = 0;
+      RV_UNROLL for (int e = 0; e < 4; e++) dots[n][m][e] = start[n][e % 2];
   RV_UNROLL for (int m = 0; m < RV_M; m++) {
 #if RV_KIND == 3
     RV_UNROLL for (int k = 0; k < RV_D / 16; k++) {

@@ -33,5 +33,6 @@ class SplitRule:
 # A row that fits one split needs no combine step. Metal's values were not measured.
 SPLIT_RULES = {
     "metal": SplitRule(((16, 16), (64, 8), (256, 16)), 32),
-    "cuda": SplitRule(((32, 32), (128, 16)), 32),
+    "cuda": SplitRule(((32, 32), (128, 16), (512, 32)), 64),
+    "cuda-int8": SplitRule(((32, 32), (128, 16)), 32),  # half the bytes a token: more threadgroups to keep busy
 }

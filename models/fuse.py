@@ -1,7 +1,7 @@
-"""Joins projections of one input into one matrix product: q, k and v, and an MLP's gate and up.
+"""Fewer operations a step, where describing and launching them costs more than computing them (CUDA).
 
-Fewer and larger products, where launching them costs more than computing them (CUDA). Copies the weights, layer by
-layer, so it is not for weights that are mapped from a file.
+Joins projections of one input into one matrix product (q, k and v, and an MLP's gate and up), and keeps weights turned as
+the products take them. Joining copies the weights, layer by layer, so it is not for weights that are mapped from a file.
 """
 
 from __future__ import annotations
@@ -27,7 +27,15 @@ def fuse_projections(model: nn.Module) -> int:
                 for place, name in enumerate(names):
                     setattr(module, name, _Part(shared, place))
                 fused += 1
+    _turn_weights(model)
     return fused
+
+
+def _turn_weights(model: nn.Module) -> None:
+    for module in list(model.modules()):
+        for name, layer in list(module.items()):
+            if type(layer) is nn.Linear:
+                setattr(module, name, _Turned(layer))
 
 
 def _alike(layers: Sequence[Any]) -> bool:
@@ -45,6 +53,20 @@ def _alike(layers: Sequence[Any]) -> bool:
     )
 
 
+class _Turned(nn.Module):  # type: ignore[misc]
+    """A linear layer whose transposed weight is a view made once, not an operation of every step."""
+
+    def __init__(self, layer: nn.Linear) -> None:
+        super().__init__()
+        self.weight = layer["weight"]
+        self._bias = layer.get("bias")
+        self._turned = self.weight.T
+        mx.eval(self._turned)
+
+    def __call__(self, x: mx.array) -> mx.array:
+        return x @ self._turned if self._bias is None else mx.addmm(self._bias, x, self._turned)
+
+
 class _SharedProduct:
     """The joint layer, and its result until each part has been taken."""
 
@@ -56,6 +78,8 @@ class _SharedProduct:
             if name in self._layer:
                 self._layer[name] = mx.concatenate([layer[name] for layer in layers], axis=0)
                 mx.eval(self._layer[name])
+        if type(self._layer) is nn.Linear:
+            self._layer = _Turned(self._layer)
         self._input: mx.array | None = None
         self._outputs: list[mx.array] = []
         self._left: set[int] = set()

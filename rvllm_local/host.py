@@ -31,7 +31,7 @@ class HostReport:
 def prepare() -> HostReport:
     """Prepare this process once; later calls return the first report."""
     # A bound arena counts with all its elements, which would force a commit for nearly every operation.
-    os.environ.setdefault("MLX_MAX_MB_PER_BUFFER", "100000")
+    os.environ.setdefault("MLX_MAX_MB_PER_BUFFER", "100000000")
     # Not more: a buffer's temporary arrays are only freed when it is done. Fewer make a decode step slower.
     os.environ.setdefault("MLX_MAX_OPS_PER_BUFFER", "100")
     if sys.platform == "darwin":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -12,6 +13,9 @@ import numpy as np
 from rvllm_local.metal_kernels import descriptor as layout
 from rvllm_local.metal_kernels import KernelConfig, KernelSet, NewTokens
 from rvllm_local.metal_kernels.decode import Tuning
+
+
+CALLS = 100  # as many as MLX puts into one command buffer, so that the device works while the host goes on
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,24 +52,30 @@ LOADS = (
 )  # fmt: skip
 
 
-def seconds(build: Callable[[], mx.array], calls: int, rounds: int = 6) -> float:
-    """Best time of one call, from batches of `calls` that the device runs back to back."""
-    best = float("inf")
+def seconds(build: Callable[[], mx.array], calls: int, rounds: int = 5) -> float:
+    """Median time of one call while the device is busy: what `calls` more of them take after the first `calls`.
+
+    The difference leaves out what the host needs before the device has anything to do.
+    """
+    differences = []
     for _ in range(rounds):
-        outputs = [build() for _ in range(calls)]
-        mx.synchronize()
-        start = time.perf_counter()
-        mx.eval(outputs)
-        mx.synchronize()
-        best = min(best, (time.perf_counter() - start) / calls)
-    return best
+        taken = []
+        for count in (calls, 2 * calls):
+            outputs = [build() for _ in range(count)]
+            mx.synchronize()
+            start = time.perf_counter()
+            mx.eval(outputs)
+            mx.synchronize()
+            taken.append(time.perf_counter() - start)
+        differences.append((taken[1] - taken[0]) / calls)
+    return statistics.median(differences)
 
 
 def copy_bandwidth(nbytes: int) -> float:
     """Bytes read and written a second by a plain elementwise pass over `nbytes`."""
     source = mx.random.uniform(shape=(nbytes // 4,))
     mx.eval(source)
-    return 2 * source.nbytes / seconds(lambda: mx.abs(source), 4)
+    return 2 * source.nbytes / seconds(lambda: mx.abs(source), 8)
 
 
 class Bench:
@@ -104,11 +114,12 @@ class Bench:
         return 2 * self.load.kv_heads * (self.load.head_dim * self.config.kv_dtype.size + 4 * self.config.quantized)
 
     def decode(self) -> mx.array:
-        """A whole decode call: the new tokens' write, attention, and the combine step where there is one."""
+        """A whole decode call, after the one before: the new tokens' write, attention, and the combine step if any."""
         new = NewTokens(self.new, self.new)
-        return self.kernels.paged_decode(
+        out, self.token = self.kernels.paged_decode(
             self.queries, self.arena, self.scales, self.packed, self.layer, self.token, self.scratch, scale=0.1, new=new
-        )[0]
+        )
+        return out
 
     def write(self) -> mx.array:
         return self.kernels.kv_write(self.arena, self.scales, self.new, self.new, self.packed, self.layer, self.token)
@@ -140,7 +151,7 @@ def measure(loads: tuple[Load, ...] = LOADS, *, scale: int = 1) -> tuple[float, 
             bench = Bench(smaller, mx.bfloat16, kv_dtype)
             for kernel, call, nbytes in bench.calls():
                 mx.eval(call())
-                taken = seconds(call, 20)
+                taken = seconds(call, CALLS)
                 found.append(Measured(kernel, smaller, name, taken, nbytes, nbytes / taken / copy))
             del bench
     return copy, found

@@ -13,7 +13,7 @@ import numpy as np
 
 from rvllm_local.metal_kernels import KernelConfig, KernelSet, NewTokens, Rotation
 from rvllm_local.metal_kernels import descriptor as layout
-from rvllm_local.metal_kernels.proof.oracle import Case, error, floats
+from rvllm_local.metal_kernels.proof.oracle import Case, Floats, error, floats
 from rvllm_local.metal_kernels.proof.variants import Variant
 
 
@@ -114,7 +114,7 @@ def check_fused(variant: Variant, make: Make = KernelSet) -> None:
 
 
 def check_rotation(variant: Variant, make: Make = KernelSet, *, pairs: bool = False) -> float:
-    """Queries and new keys are rotated as MLX rotates them, and stored so; the relative error of the output."""
+    """Queries and new keys are rotated, and stored so; the relative error of the output."""
     kernels = make_kernels(variant, make)
     case = Case(variant.config, variant.contexts, rows=len(variant.contexts) + 1)
     keys, values = _new_tokens(variant, case)
@@ -122,19 +122,40 @@ def check_rotation(variant: Variant, make: Make = KernelSet, *, pairs: bool = Fa
     positions = np.array([*(context - 1 for context in variant.contexts), 0])
     angles = positions[:, None] * 10000.0 ** (-np.arange(0, dims, 2) / dims)
     table = mx.array(np.concatenate([np.cos(angles), np.sin(angles)], axis=1).astype(np.float32))
-    offset = mx.array(positions.astype(np.int32))
-    turn = lambda x: mx.fast.rope(x, dims, traditional=pairs, base=10000.0, scale=1.0, offset=offset)  # noqa: E731
+    turned = [_rotated(floats(x), np.cos(angles), np.sin(angles), pairs=pairs) for x in (case.queries, keys)]
     out = decode(kernels, case, variant, None, NewTokens(keys, values), Rotation(table, pairs))
     mx.eval(out)
-    case.queries = turn(case.queries)
+    case.queries = mx.array(turned[0].astype(np.float32)).astype(variant.dtype)
     stored = [case.dense(row)[0][:, -1] for row in range(len(variant.contexts))]
     expected = case.expected(scale=variant.head_dim**-0.5, window=variant.window, softcap=variant.softcap)
-    new = floats(turn(keys))[: len(stored), :, 0]
+    new = turned[1][: len(stored), :, 0]
     allowed = {mx.float32: 1e-5, mx.float16: 2e-3, mx.bfloat16: 1.6e-2, mx.int8: 2e-2}[variant.kv_dtype]
     assert np.abs(np.stack(stored) - new).max() <= allowed * np.abs(new).max(), f"{variant.name}: stored keys are off"
     worst = error(out[: len(stored)], expected[: len(stored)])
     assert worst <= variant.tolerance, f"{variant.name}: relative error {worst:.2e} > {variant.tolerance}"
     return worst
+
+
+def check_rope_table(config: KernelConfig, make: Make = KernelSet) -> None:
+    """The table of cosines and sines, up to positions where a careless argument reduction would show."""
+    kernels, contexts = make(config), (1, 33, 4100, 131072)
+    packed = mx.array(layout.pack(contexts, [n // 32 * 32 - 32 if n > 32 else 0 for n in contexts], [[1, 2]] * 4, 1, rows=5))
+    frequencies = mx.array((10000.0 ** (-np.arange(0, 16, 2) / 16)).astype(np.float32))
+    table = floats(kernels.rope_table(packed, frequencies, 5))
+    angles = (np.array([*contexts, 1]) - 1).astype(np.float32)[:, None] * np.array(frequencies)[None]  # in float32, as MLX
+    expected = np.concatenate([np.cos(angles.astype(np.float64)), np.sin(angles.astype(np.float64))], axis=1)
+    assert np.abs(table - expected).max() <= 2e-6, f"a rotation's table is off by {np.abs(table - expected).max():.1e}"
+
+
+def _rotated(x: Floats, cosines: Floats, sines: Floats, *, pairs: bool) -> Floats:
+    """Rotary embedding in float64: `x` `[rows, heads, 1, D]`, angles `[rows, dims / 2]`."""
+    half = cosines.shape[1]
+    cosines, sines = cosines[:, None, None], sines[:, None, None]
+    places = (np.s_[..., 0 : 2 * half : 2], np.s_[..., 1 : 2 * half : 2]) if pairs else (np.s_[..., :half], np.s_[..., half : 2 * half])
+    turned = x.copy()
+    turned[places[0]] = x[places[0]] * cosines - x[places[1]] * sines
+    turned[places[1]] = x[places[1]] * cosines + x[places[0]] * sines
+    return turned
 
 
 def _sinks(variant: Variant) -> mx.array | None:

@@ -23,6 +23,7 @@ def cases() -> Iterator[tuple[str, Callable[[], object]]]:
             yield f"independent {variant.name}", lambda v=variant: checks.check_row_independence(v)  # type: ignore[misc]
         if variant.name in ROTATED:
             yield f"rotated {variant.name}", lambda v=variant: checks.check_rotation(v)  # type: ignore[misc]
+    yield "rope table", lambda: checks.check_rope_table(KernelConfig(16, 2, 1, 1, F32, F32))
     for dim, dtype, kv in STORES:
         config, label = KernelConfig(dim, 4, 2, 2, dtype, kv), f"{dim} {kv}"
         yield f"write and gather {label}", lambda c=config: checks.check_write_gather(c)  # type: ignore[misc]

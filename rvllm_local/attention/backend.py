@@ -45,9 +45,13 @@ class CallSession(Protocol):
 
 
 class KVBackend(BlockIO, Protocol):
-    """Owns the arenas' contents; `name` is what statistics and logs show."""
+    """Owns the arenas' contents; `name` is what statistics and logs show.
+
+    A prompt's chunk should end at a multiple of `prefill_grain` tokens: other shapes cost the device time to prepare.
+    """
 
     name: str
+    prefill_grain: int
 
     @property
     def num_dispatches(self) -> int:

@@ -5,6 +5,7 @@ Host arithmetic only (numpy); made by the runner for each call, read by the back
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -93,6 +94,20 @@ def call_geometry(
         for index, shape in enumerate(layout.groups)
     )
     return CallGeometry(starts, query_len, groups)
+
+
+def filled(geometry: CallGeometry, extra: int) -> CallGeometry:
+    """A prompt's chunk with `extra` tokens after it that nobody wants: their place is the scratch block."""
+    if not extra:
+        return geometry
+    query_len = geometry.query_len + extra
+    groups = []
+    for view in geometry.groups:
+        width = -(-(int(geometry.positions[0]) + query_len - int(view.first_positions[0])) // BLOCK_TOKENS)
+        tables = np.full((1, width), SCRATCH_BLOCK, dtype=np.int32)
+        tables[:, : view.tables.shape[1]] = view.tables
+        groups.append(dataclasses.replace(view, tables=tables))
+    return CallGeometry(geometry.positions, query_len, tuple(groups))
 
 
 def _group_geometry(

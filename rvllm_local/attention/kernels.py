@@ -19,9 +19,11 @@ from rvllm_local.attention.reference import chunk_mask
 from rvllm_local.errors import UnsupportedModelError
 from rvllm_local.memory.arena import Arena, KVShape
 from rvllm_local.memory.layout import LayerSlot
-from rvllm_local.metal_kernels import KernelConfig, KernelSet, NewTokens, descriptor
+from rvllm_local.metal_kernels import KernelConfig, KernelSet, NewTokens, default_backend, descriptor
 from rvllm_local.metal_kernels.config import MAX_GROUP, MAX_QUERY_LEN, TOKEN_SIZE
 from rvllm_local.metal_kernels.launch import DispatchCounter, Launcher
+
+_CUDA_GRAIN = 256  # cuDNN plans each shape of attention anew, which takes 40 to 900 ms
 
 
 @dataclass(slots=True)
@@ -52,6 +54,7 @@ class KernelBackend:
         self.arrays = [arena.array for arena in arenas]
         self.scales = [arena.scales for arena in arenas]
         self.counter = DispatchCounter()
+        self.prefill_grain = _CUDA_GRAIN if default_backend() == "cuda" else 1
         self.token = KernelSet.first_token()
         self._launcher = launcher
         self._sets: dict[tuple[int, int], KernelSet] = {}
@@ -202,6 +205,11 @@ class KernelSession:
             state.token,
         )
         self._backend.token = state.token
+
+    def rope_table(self, frequencies: mx.array) -> mx.array:
+        """The cosines and sines of each row's newest position."""
+        kernels = self._backend.kernels(0, self._backend.arenas[0].shape.kv_heads)
+        return kernels.rope_table(self._state.descriptors[0], frequencies, self._geometry.rows)
 
     def gather(self, slot: LayerSlot) -> tuple[mx.array, mx.array]:
         if self._geometry.rows != 1:

@@ -31,6 +31,7 @@ class ReferenceBackend:
     """Reads and writes the arenas with plain MLX operations."""
 
     name = "reference"
+    prefill_grain = 1
     num_dispatches = 0
 
     def __init__(self, arenas: Sequence[Arena], copy_tokens: int = 0) -> None:

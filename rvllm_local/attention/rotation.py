@@ -6,6 +6,7 @@ happens between a rotation and attention must commute with it; the load-time sel
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import mlx.core as mx
@@ -22,7 +23,7 @@ class Rotary(nn.Module):  # type: ignore[misc]
     def __init__(self, inner: nn.Module, dims: int, *, pairs: bool, frequencies: mx.array) -> None:
         super().__init__()
         self.inner, self.dims, self.pairs = inner, dims, pairs
-        self._frequencies = frequencies  # radians a position, [dims / 2]
+        self._frequencies = frequencies
         mx.eval(self._frequencies)
         self.key = (dims, pairs, np.array(frequencies).tobytes())
 
@@ -33,22 +34,22 @@ class Rotary(nn.Module):  # type: ignore[misc]
         turned: mx.array = self.inner(x, offset=offset)
         return turned
 
-    def table(self, positions: mx.array) -> mx.array:
-        """[rows, dims] float32: the cosines of each row's angles, then their sines."""
-        angles = positions.astype(mx.float32)[:, None] * self._frequencies[None]
-        return mx.concatenate([mx.cos(angles), mx.sin(angles)], axis=1)
+    @property
+    def frequencies(self) -> mx.array:
+        """Radians a position: float32 `[dims / 2]`."""
+        return self._frequencies
 
 
 class StepOffset:
-    """The positions `[rows]` of a step's new tokens, and the tables made of them so far."""
+    """The place of a step's new tokens, and the tables made for it so far. `table` makes one of a rotation's frequencies."""
 
-    def __init__(self, positions: mx.array) -> None:
-        self._positions = positions
+    def __init__(self, table: Callable[[mx.array], mx.array]) -> None:
+        self._table = table
         self._rotations: dict[object, Rotation] = {}
 
     def rotation(self, rotary: Rotary) -> Rotation:
         if rotary.key not in self._rotations:
-            self._rotations[rotary.key] = Rotation(rotary.table(self._positions), rotary.pairs)
+            self._rotations[rotary.key] = Rotation(self._table(rotary.frequencies), rotary.pairs)
         return self._rotations[rotary.key]
 
 

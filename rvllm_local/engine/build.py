@@ -28,6 +28,7 @@ from rvllm_local.engine.residence import CachePolicy, KVResidence
 from rvllm_local.engine.runner import ModelRunner
 from rvllm_local.engine.scheduler import Scheduler
 from rvllm_local.memory.arena import Arena
+from rvllm_local.memory.blocks import BLOCK_TOKENS
 from rvllm_local.memory.layout import KVLayout
 from rvllm_local.memory.plan import MemoryPlan, ModelSizes, num_snapshots
 from rvllm_local.memory.prefix import root_key
@@ -95,14 +96,14 @@ def build_core(
         residence,
         max_rows=options.max_rows,
         prefill_chunk=options.prefill_chunk,
-        whole_blocks=options.deterministic,
+        grain=BLOCK_TOKENS if options.deterministic else runner.prefill_grain,
     )
     return EngineCore(
         runner,
         kv,
         residence,
         scheduler,
-        Pace(prefill_chunk=options.prefill_chunk, target_s=_step_target(options)),
+        Pace(prefill_chunk=options.prefill_chunk, target_s=_step_target(options), grain=runner.prefill_grain),
         EngineLimits(
             loaded.vocab_size,
             context,

@@ -39,6 +39,8 @@ class CompiledDecode:
         """`rotates`: the kernels rotate queries and keys (see `attention.rotation`)."""
         self._model = model
         self._rotates = rotates
+        self._unused = mx.zeros((1,), dtype=mx.int32)  # each array from the host costs a step: the descriptor is enough
+        mx.eval(self._unused)
         self._layout = layout
         self._backend = backend
         self._logits = compile_step(self._trace)
@@ -62,14 +64,12 @@ class CompiledDecode:
     def _call(self, step: object, rows: Sequence[DecodeRow], tokens: mx.array) -> mx.array:
         size = tokens.shape[0]
         packed = [self._pack(rows, group, size) for group in range(len(self._layout.groups))]
-        positions = np.zeros(size, dtype=np.int32)
-        positions[: len(rows)] = [row.position for row in rows]
         before = self._backend.counter.snapshot()
         scratch = self._backend.scratch(size, [descriptor.max_blocks_of(part.size, size) for part in packed])
         assert callable(step)
         result, token = step(
             tokens,
-            mx.array(positions),
+            self._unused if self._rotates else self._positions(rows, size),
             [mx.array(part) for part in packed],
             self._backend.token,
             self._backend.arrays,
@@ -81,6 +81,12 @@ class CompiledDecode:
         self._backend.token = token
         output: mx.array = result
         return output
+
+    @staticmethod
+    def _positions(rows: Sequence[DecodeRow], size: int) -> mx.array:
+        positions = np.zeros(size, dtype=np.int32)
+        positions[: len(rows)] = [row.position for row in rows]
+        return mx.array(positions)
 
     def _pack(self, rows: Sequence[DecodeRow], group: int, size: int) -> npt.NDArray[np.int32]:
         """One group's step descriptor, padded to `size` rows and a bucket of blocks."""
@@ -116,7 +122,7 @@ class CompiledDecode:
         state = KernelState(arenas, scales, layers, packed, token, scratch)
         geometry = CallGeometry(np.zeros(rows, dtype=np.int32), 1, ())
         session = KernelSession(self._backend, geometry, state, fuses=True)
-        offset = StepOffset(positions) if self._rotates else positions
+        offset = StepOffset(session.rope_table) if self._rotates else positions
         caches = session_caches(self._layout, session, geometry, dense=False, offset=offset)
         logits: mx.array = self._model(tokens[:, None], cache=caches)
         session.finish()

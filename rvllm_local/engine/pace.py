@@ -28,8 +28,10 @@ class Pace:
     which is what suits machines whose prefill does not need large chunks.
     """
 
-    def __init__(self, *, prefill_chunk: int, target_s: float | None) -> None:
+    def __init__(self, *, prefill_chunk: int, target_s: float | None, grain: int = 1) -> None:
+        """A budget is at least `grain` tokens: a smaller chunk would take as long."""
         self._prefill_chunk = prefill_chunk
+        self._smallest = min(prefill_chunk, max(_SMALLEST, grain))
         self._target_s = target_s
         self._tokens_per_s: float | None = None
         self._decode_s: dict[int, float] = {}  # by the number of rows, since a crowd's step takes longer
@@ -53,7 +55,7 @@ class Pace:
         if self._tokens_per_s is None or not any(sequence.is_decoding for sequence in running):
             return self._prefill_chunk
         paced = int(self._tokens_per_s * self.prefill_seconds(running, num_waiting))
-        return max(_SMALLEST, min(self._prefill_chunk, paced))
+        return max(self._smallest, min(self._prefill_chunk, paced))
 
     def prefill_seconds(self, running: Rows[Sequence], num_waiting: int = 0) -> float:
         """What prefill may take of a step that also decodes."""

@@ -16,7 +16,7 @@ from mlx import nn
 
 from rvllm_local.attention.backend import KVBackend
 from rvllm_local.attention.brief import BriefSession, EnoughLayersError
-from rvllm_local.attention.geometry import CallGeometry, ChunkRows, DecodeRow, call_geometry
+from rvllm_local.attention.geometry import CallGeometry, ChunkRows, DecodeRow, call_geometry, filled
 from rvllm_local.attention.reference import ReferenceBackend
 from rvllm_local.attention.seam import make_caches, session_caches, state_after
 from rvllm_local.engine.compiled import CompiledDecode
@@ -109,13 +109,24 @@ class ModelRunner:
         end, size = position + len(token_ids), len(token_ids) if self._row_group is None else BLOCK_TOKENS
         for start in range(position, end, size):
             tile = list(token_ids[start - position : start - position + size])
-            geometry = call_geometry(self._layout, [tables], [start], len(tile))
+            extra = self._padding(start + len(tile))
+            geometry = filled(call_geometry(self._layout, [tables], [start], len(tile)), extra)
+            tile += [0] * extra
             caches = make_caches(
                 self._layout, self._backend, geometry, dense=self.mode.dense, state=stacked([tables.state])
             )
             self._model(mx.array([tile]), cache=caches)
             self._keep_state([tables.state], caches)
             self._backend.flush()
+
+    @property
+    def prefill_grain(self) -> int:
+        """Chunks that end at multiples of so many tokens suit the device; others are filled up."""
+        return 1 if self._row_group is not None or self._layout.has_state else self._backend.prefill_grain
+
+    def _padding(self, end: int) -> int:
+        """Tokens after a chunk that ends at `end`, so that few shapes occur."""
+        return -end % self.prefill_grain
 
     def try_prefill(self, tables: SequenceTables, position: int, token_ids: Sequence[int]) -> None:
         """What `prefill` computes, to see what it takes; where layers run one by one, only the first ones."""

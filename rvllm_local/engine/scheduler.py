@@ -63,13 +63,14 @@ class Scheduler:
     """Owns the queues; takes and returns blocks through `KVTables` and `Residence`. All lists are in rank order."""
 
     def __init__(
-        self, kv: KVTables, residence: Residence, *, max_rows: int, prefill_chunk: int, whole_blocks: bool = False
+        self, kv: KVTables, residence: Residence, *, max_rows: int, prefill_chunk: int, grain: int = 1
     ) -> None:
+        """With a `grain` above 1 every chunk but a prompt's last ends at a multiple of it, or of a block."""
         self._kv = kv
         self._residence = residence
         self._max_rows = max_rows
         self._prefill_chunk = prefill_chunk
-        self._whole_blocks = whole_blocks  # every chunk but a prompt's last ends at a block
+        self._grain = min(grain, prefill_chunk)
         self.waiting: list[Sequence] = []
         self.running: list[Sequence] = []
         self.swapped: list[Sequence] = []
@@ -244,11 +245,12 @@ class Scheduler:
                 return count
         if count >= remaining:
             return remaining
-        end = (start + count) // BLOCK_TOKENS * BLOCK_TOKENS
+        unit = max(BLOCK_TOKENS, self._grain)
+        end = (start + count) // unit * unit
         if end > start:
             return min(end - start, remaining)
-        left = BLOCK_TOKENS - start % BLOCK_TOKENS
-        if self._whole_blocks:
+        left = unit - start % unit
+        if self._grain > 1:
             return min(left, remaining)
         return min(-(-left // -(-left // count)), remaining)
 

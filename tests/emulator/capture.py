@@ -14,6 +14,7 @@ from pathlib import Path
 
 import mlx.core as mx
 
+from rvllm_local.metal_kernels.compact import compact
 from rvllm_local.metal_kernels.launch import Dispatch, MLXLauncher, source
 
 _CUDA_TYPES = {
@@ -45,7 +46,7 @@ def cuda_text(dispatch: Dispatch) -> str:
     lines += [f"{_CUDA_TYPES[dtype]}* {name}" for name, dtype in zip(kernel.outputs, dispatch.dtypes, strict=True)]
     lines = [f"{line} [[buffer({place})]]" for place, line in enumerate(lines)]
     lines += [f"uint3 {name} [[{name}]]" for name in _CUDA_IDS]
-    header = kernel.header.replace(source("ptx.h"), '#include "cuda_matrix_shim.h"\n')
+    header = kernel.header.replace(compact(source("ptx.h"), kernel.macros), '#include "cuda_matrix_shim.h"\n')
     return f'#include "cuda_shim.h"\n{header}\n[[kernel]] void {kernel.name}({", ".join(lines)}) {{\n{kernel.body}\n}}\n'
 
 

@@ -254,7 +254,11 @@ inline float exp(float x) { return ::expf(x); }
 inline float rint(float x) { return ::rintf(x); }
 template <typename T> inline T max(T a, T b) { return a > b ? a : b; }
 template <typename T> inline T min(T a, T b) { return a < b ? a : b; }
-namespace precise { inline float tanh(float x) { return ::tanhf(x); } }
+namespace precise {
+inline float tanh(float x) { return ::tanhf(x); }
+inline float cos(float x) { return ::cosf(x); }
+inline float sin(float x) { return ::sinf(x); }
+}
 namespace fast {
 inline float exp(float x) { return ::expf(x); }
 inline float exp2(float x) { return ::exp2f(x); }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from concurrent.futures import ThreadPoolExecutor
 
 import mlx.core as mx
@@ -9,14 +10,19 @@ import numpy as np
 import pytest
 
 from rvllm_local.errors import UnsupportedModelError
-from rvllm_local.metal_kernels import KernelConfig, KernelSet
+from rvllm_local.metal_kernels import KernelConfig, KernelSet, Rotation
 from rvllm_local.metal_kernels import descriptor as layout
+from rvllm_local.metal_kernels.decode import uses_matrix_units
 from rvllm_local.metal_kernels.proof import checks
 from rvllm_local.metal_kernels.proof.variants import BF16, F16, F32, I8, VARIANTS, Variant
-from rvllm_local.metal_kernels.splits import max_splits, split_blocks
+from rvllm_local.metal_kernels.splits import SPLIT_RULES, SplitRule
 from tests.emulator import Emulator
 
 BODY_LIMIT = 10_000
+
+
+NAMED = {variant.name: variant for variant in VARIANTS}
+MATRIX = [v.name for v in VARIANTS if uses_matrix_units(v.config, "cuda")]  # those that CUDA computes with another body
 
 
 @pytest.fixture(scope="module")
@@ -24,14 +30,47 @@ def emulator() -> Emulator:
     return Emulator(seed=11)
 
 
+@pytest.fixture
+def metal(emulator: Emulator) -> checks.Make:
+    return functools.partial(KernelSet, launcher=emulator, backend="metal")
+
+
+@pytest.fixture
+def cuda(emulator: Emulator) -> checks.Make:
+    return functools.partial(KernelSet, launcher=emulator, backend="cuda")
+
+
 @pytest.mark.parametrize("variant", VARIANTS, ids=lambda v: v.name)
-def test_paged_decode_matches_the_oracle(variant: Variant, emulator: Emulator) -> None:
-    checks.check_decode(variant, emulator)
+def test_paged_decode_matches_the_oracle(variant: Variant, metal: checks.Make) -> None:
+    checks.check_decode(variant, metal)
 
 
-@pytest.mark.parametrize("name", ["d128-bf16-g8", "d64-bf16-g4-q3"])
-def test_a_row_does_not_depend_on_its_neighbours(name: str, emulator: Emulator) -> None:
-    checks.check_row_independence(next(v for v in VARIANTS if v.name == name), emulator)
+@pytest.mark.parametrize("name", MATRIX)
+def test_the_matrix_units_body_matches_the_oracle(name: str, cuda: checks.Make) -> None:
+    checks.check_decode(NAMED[name], cuda)
+
+
+@pytest.mark.parametrize("name", ["d128-bf16-g8-tile8", "d64-bf16-g4-q3", "d64-f16-sinks"])
+def test_a_row_does_not_depend_on_its_neighbours(name: str, metal: checks.Make, cuda: checks.Make) -> None:
+    checks.check_row_independence(NAMED[name], metal)
+    checks.check_row_independence(NAMED[name], cuda)
+
+
+@pytest.mark.parametrize("name", ["d64-bf16-g4-q3", "d64-f32-int8-q5-window", "d128-bf16-int8-g4", "d80-f16-mha"])
+def test_writing_in_the_attention_launch_changes_nothing(name: str, metal: checks.Make, cuda: checks.Make) -> None:
+    checks.check_fused(NAMED[name], metal)
+    if name in MATRIX:
+        checks.check_fused(NAMED[name], cuda)
+
+
+@pytest.mark.parametrize(("name", "pairs"), [("d80-f16-mha", False), ("d16-f16-tiny", True), ("d128-bf16-int8-g4", False)])
+def test_rotating_in_the_attention_launch(name: str, pairs: bool, metal: checks.Make, cuda: checks.Make) -> None:
+    checks.check_rotation(NAMED[name], metal, pairs=pairs)
+    checks.check_rotation(NAMED[name], cuda, pairs=pairs)
+
+
+def test_the_table_of_rotations(metal: checks.Make) -> None:
+    checks.check_rope_table(CONFIGS[3], metal)
 
 
 CONFIGS = [
@@ -43,26 +82,27 @@ CONFIGS = [
 
 
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda c: f"d{c.head_dim}-{c.kv_dtype}")
-def test_write_then_gather(config: KernelConfig, emulator: Emulator) -> None:
-    checks.check_write_gather(config, emulator)
+def test_write_then_gather(config: KernelConfig, metal: checks.Make) -> None:
+    checks.check_write_gather(config, metal)
 
 
 @pytest.mark.parametrize("config", CONFIGS[1:3], ids=lambda c: f"d{c.head_dim}-{c.kv_dtype}")
-def test_copy_blocks(config: KernelConfig, emulator: Emulator) -> None:
-    checks.check_copy(config, emulator)
+def test_copy_blocks(config: KernelConfig, metal: checks.Make) -> None:
+    checks.check_copy(config, metal)
 
 
 def test_thread_order_does_not_change_a_bit() -> None:
     variant = next(v for v in VARIANTS if v.name == "d64-bf16-g4-q3")
     with ThreadPoolExecutor(2) as pool:
-        errors = list(pool.map(lambda seed: checks.check_decode(variant, Emulator(seed)), range(4)))
+        makes = [functools.partial(KernelSet, launcher=Emulator(seed), backend="metal") for seed in range(4)]
+        errors = list(pool.map(lambda make: checks.check_decode(variant, make), makes))
     assert len(set(errors)) == 1
 
 
-def test_bodies_are_small_and_dispatches_are_counted(emulator: Emulator) -> None:
-    checks.check_decode(VARIANTS[-1], emulator)
+def test_bodies_are_small_and_dispatches_are_counted(emulator: Emulator, metal: checks.Make) -> None:
+    checks.check_decode(NAMED["d64-long"], metal)
     assert {d.kernel.kind for d in emulator.dispatches} >= {"paged_decode", "paged_combine"}
-    assert all(len(d.kernel.body) < BODY_LIMIT for d in emulator.dispatches)
+    assert all(len(d.kernel.body) < BODY_LIMIT for d in emulator.dispatches if d.kernel.backend == "metal")
     kernels = KernelSet(CONFIGS[0], launcher=emulator)
     token = kernels.first_token()
     arena = mx.zeros(CONFIGS[0].arena_shape(3), dtype=BF16)
@@ -71,16 +111,16 @@ def test_bodies_are_small_and_dispatches_are_counted(emulator: Emulator) -> None
     assert kernels.counter.snapshot() == {"kv_copy": 1}
 
 
-def test_every_thread_count_is_whole_groups(emulator: Emulator) -> None:
-    checks.check_decode(VARIANTS[-1], emulator)
+def test_every_thread_count_is_whole_groups(emulator: Emulator, metal: checks.Make) -> None:
+    checks.check_decode(VARIANTS[-1], metal)
     for dispatch in emulator.dispatches:
         assert all(grid % group == 0 for grid, group in zip(dispatch.grid, dispatch.threadgroup, strict=True))
 
 
-@pytest.mark.parametrize("max_blocks", [1, 4, 8, 63, 64, 65, 256, 257, 4096])
-def test_the_grid_covers_every_row(max_blocks: int) -> None:
-    needed = max(-(-n // split_blocks(n)) for n in range(1, max_blocks + 1))
-    assert max_splits(max_blocks) == needed
+@pytest.mark.parametrize("max_blocks", [1, 4, 8, 16, 17, 63, 64, 65, 128, 129, 256, 257, 512, 513, 4096])
+@pytest.mark.parametrize("rule", SPLIT_RULES.values(), ids=SPLIT_RULES)
+def test_the_grid_covers_every_row(rule: SplitRule, max_blocks: int) -> None:
+    assert rule.most(max_blocks) == max(-(-n // rule.blocks(n)) for n in range(1, max_blocks + 1))
 
 
 @pytest.mark.parametrize(
@@ -98,11 +138,17 @@ def test_unsupported_shapes_are_refused_by_name(change: dict[str, object], named
 def test_wrong_shapes_are_refused_by_name() -> None:
     kernels = KernelSet(CONFIGS[0])
     arena, token, layer = mx.zeros(CONFIGS[0].arena_shape(2), dtype=BF16), kernels.first_token(), kernels.layer_index(0)
-    packed = mx.array(layout.pack((1,), (0,), [[1]], 1))
+    packed, scratch = mx.array(layout.pack((1,), (0,), [[1]], 1)), mx.zeros((8,))
+    queries, long = mx.zeros((1, 4, 1, 64), dtype=BF16), mx.array(layout.pack((1,), (0,), [[1]], 1, max_blocks=512))
+    with pytest.raises(ValueError, match="scratch must be float32 with"):
+        kernels.paged_decode(queries, arena, None, long, layer, token, scratch, scale=1.0)
+    with pytest.raises(ValueError, match="a rotation needs one query token"):
+        wide = Rotation(mx.zeros((1, 66)))
+        kernels.paged_decode(queries, arena, None, packed, layer, token, scratch, scale=1.0, rotation=wide)
     with pytest.raises(ValueError, match="queries must be"):
-        kernels.paged_decode(mx.zeros((1, 4, 1, 32), dtype=BF16), arena, None, packed, layer, token, scale=1.0)
+        kernels.paged_decode(mx.zeros((1, 4, 1, 32), dtype=BF16), arena, None, packed, layer, token, scratch, scale=1.0)
     with pytest.raises(ValueError, match="1 to 8 query tokens"):
-        kernels.paged_decode(mx.zeros((1, 4, 9, 64), dtype=BF16), arena, None, packed, layer, token, scale=1.0)
+        kernels.paged_decode(mx.zeros((1, 4, 9, 64), dtype=BF16), arena, None, packed, layer, token, scratch, scale=1.0)
     with pytest.raises(ValueError, match="token must be"):
         kernels.kv_copy(arena, None, mx.zeros((1, 2), dtype=mx.int32), mx.zeros((1,), dtype=mx.int32))
     with pytest.raises(ValueError, match="does not describe"):
