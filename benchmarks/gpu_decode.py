@@ -204,10 +204,9 @@ def main() -> None:
         mx.clear_cache()
         results.append({"rows": rows, "context": context, "mlx_lm_ms": theirs, "rvllm_ms": ours, "attention": backend})
         print(f"| {rows} x {context} | {theirs:.2f} | {ours:.2f} | {theirs / ours:.2f}x | {backend}", flush=True)
-    if args.json:
-        args.json.write_text(
-            json.dumps({"mlx": mx.__version__, "device": str(mx.device_info()), "results": results}, indent=2)
-        )
+        if args.json:
+            found = {"mlx": mx.__version__, "device": str(mx.device_info()), "results": results}
+            args.json.write_text(json.dumps(found, indent=2))
 
 
 if __name__ == "__main__":

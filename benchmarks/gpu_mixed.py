@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import functools
+import itertools
 import json
 import os
 import statistics
@@ -93,7 +94,7 @@ def measured(run: Any, work: list[tuple[list[int], int]]) -> dict[str, float]:
     seconds = max(row[-1] for row in times) - began
     assert [len(row) for row in times] == [answer for _, answer in work], "an answer has another length"
     first = sorted((row[0] - began) * 1e3 for row in times)
-    gaps = sorted((later - earlier) * 1e3 for row in times for earlier, later in zip(row, row[1:], strict=False))
+    gaps = sorted((later - earlier) * 1e3 for row in times for earlier, later in itertools.pairwise(row))
     return {
         "seconds": seconds,
         "tokens_per_s": sum(len(row) for row in times) / seconds,
@@ -144,18 +145,30 @@ def main() -> None:
     if args.side:
         print(json.dumps(one_side(args.side, args)))
         return
-    shared = ["--requests", str(args.requests), "--chunk", str(args.chunk), "--shape", args.shape, "--rounds", str(args.rounds)]
+    shared = [
+        "--requests",
+        str(args.requests),
+        "--chunk",
+        str(args.chunk),
+        "--shape",
+        args.shape,
+        "--rounds",
+        str(args.rounds),
+    ]
     sides = [args.only] if args.only else ["peer", "engine"]
     found = {side: apart(side, shared) for side in sides}
     medians = {
-        side: {name: statistics.median(one[name] for one in rounds) for name in rounds[0]} for side, rounds in found.items()
+        side: {name: statistics.median(one[name] for one in rounds) for name in rounds[0]}
+        for side, rounds in found.items()
     }
     for name in next(iter(medians.values())):
         line = "".join(f"{medians[side][name]:>14.1f}" for side in sides)
         ratio = f"{medians['engine'][name] / medians['peer'][name]:>10.2f}x" if len(sides) == 2 else ""
         print(f"{name:<18}{line}{ratio}", flush=True)
     if args.json:
-        args.json.write_text(json.dumps({"mlx": mx.__version__, "device": str(mx.device_info()), "rounds": found}, indent=1))
+        args.json.write_text(
+            json.dumps({"mlx": mx.__version__, "device": str(mx.device_info()), "rounds": found}, indent=1)
+        )
 
 
 if __name__ == "__main__":

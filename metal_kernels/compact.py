@@ -18,10 +18,9 @@ def compact(text: str, defines: Mapping[str, object]) -> str:
 
 def _lines(text: str, defines: Mapping[str, object]) -> Iterator[str]:
     open_conditions: list[tuple[bool, bool]] = []  # is this branch read, and was one before it?
-    for line in text.splitlines():
-        line = line.strip()
-        if not line.startswith(_KEPT):
-            line = re.sub(r"\s*//.*", "", line)
+    for written in text.splitlines():
+        line = written.strip()
+        line = line if line.startswith(_KEPT) else re.sub(r"\s*//.*", "", line)
         directive, _, condition = line.partition(" ")
         if directive in ("#if", "#ifdef", "#ifndef"):
             is_read = all(read for read, _ in open_conditions)  # else its macros may not even be there

@@ -13,7 +13,7 @@ import mlx.core as mx
 
 from rvllm_local.metal_kernels import descriptor as layout
 from rvllm_local.metal_kernels.config import BLOCK, MAX_QUERY_LEN, TOKEN_SIZE, KernelConfig, default_backend
-from rvllm_local.metal_kernels.decode import DecodeCall, Tuning, default_tuning, tiles_per_head, uses_matrix_units
+from rvllm_local.metal_kernels.decode import DecodeCall, Tuning, default_tuning, uses_matrix_units
 from rvllm_local.metal_kernels.launch import Dispatch, DispatchCounter, KernelText, Launcher, MLXLauncher, kernel_text
 
 GATHER_THREADS = 256
@@ -136,10 +136,7 @@ class KernelSet:
             raise ValueError(f"window and softcap must not be negative, not {window} and {softcap}")
         max_blocks = layout.max_blocks_of(descriptor.size, rows)
         splits, needed = self.tuning.splits.most(max_blocks), self.scratch_size(rows, q_len, max_blocks)
-        if scratch.dtype != mx.float32 or scratch.ndim != 1 or scratch.size < max(TOKEN_SIZE, needed):
-            raise ValueError(
-                f"scratch must be float32 with {max(TOKEN_SIZE, needed)} elements or more, not {scratch.dtype} of {scratch.shape}"
-            )
+        _check_scratch(scratch, needed)
         defines = DecodeCall(q_len, scale, window, softcap).defines(c, self.tuning, self.backend)
         names, arrays = self._stored(arena, scales)
         inputs = {"queries": queries, **dict(zip(names, arrays, strict=True)), "descriptor": descriptor, "layer": layer}
@@ -359,6 +356,14 @@ class KernelSet:
 def _require(name: str, array: mx.array, shape: tuple[int, ...], dtype: mx.Dtype) -> None:
     if tuple(array.shape) != shape or array.dtype != dtype:
         raise ValueError(f"{name} must be {dtype} of shape {shape}, not {array.dtype} of {tuple(array.shape)}")
+
+
+def _check_scratch(scratch: mx.array, needed: int) -> None:
+    least = max(TOKEN_SIZE, needed)
+    if scratch.dtype != mx.float32 or scratch.ndim != 1 or scratch.size < least:
+        raise ValueError(
+            f"scratch must be float32 with {least} elements or more, not {scratch.dtype} of {scratch.shape}"
+        )
 
 
 def _checked_table(rotation: Rotation, rows: int, q_len: int, head_dim: int) -> mx.array:

@@ -10,10 +10,9 @@ from dataclasses import dataclass
 import mlx.core as mx
 import numpy as np
 
-from rvllm_local.metal_kernels import descriptor as layout
 from rvllm_local.metal_kernels import KernelConfig, KernelSet, NewTokens
+from rvllm_local.metal_kernels import descriptor as layout
 from rvllm_local.metal_kernels.decode import Tuning
-
 
 CALLS = 100  # as many as MLX puts into one command buffer, so that the device works while the host goes on
 
@@ -106,7 +105,17 @@ class Bench:
         )
         self.layer, self.token = KernelSet.layer_index(0), KernelSet.first_token()
         self.scratch = mx.zeros((max(8, self.kernels.scratch_size(load.rows, 1, per_row)),))
-        mx.eval(self.arena, self.scratch, self.packed, self.single, self.queries, self.new, self.pairs, self.layer, self.token)
+        mx.eval(
+            self.arena,
+            self.scratch,
+            self.packed,
+            self.single,
+            self.queries,
+            self.new,
+            self.pairs,
+            self.layer,
+            self.token,
+        )
 
     @property
     def token_bytes(self) -> int:

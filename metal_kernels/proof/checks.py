@@ -16,7 +16,6 @@ from rvllm_local.metal_kernels import descriptor as layout
 from rvllm_local.metal_kernels.proof.oracle import Case, Floats, error, floats
 from rvllm_local.metal_kernels.proof.variants import Variant
 
-
 Make = Callable[..., KernelSet]  # `KernelSet`, or one with a launcher, a backend or a tuning of its own
 
 
@@ -98,7 +97,9 @@ def check_fused(variant: Variant, make: Make = KernelSet) -> None:
     """Writing inside the attention launch leaves the same bytes and gives the same bits as kv_write before it."""
     kernels, results = make_kernels(variant, make), []
     for fused in (False, True):
-        case = Case(variant.config, variant.contexts, variant.query_len, firsts=variant.firsts, rows=len(variant.contexts) + 1)
+        case = Case(
+            variant.config, variant.contexts, variant.query_len, firsts=variant.firsts, rows=len(variant.contexts) + 1
+        )
         keys, values = _new_tokens(variant, case)
         if fused:
             out = decode(kernels, case, variant, _sinks(variant), NewTokens(keys, values))
@@ -139,10 +140,14 @@ def check_rotation(variant: Variant, make: Make = KernelSet, *, pairs: bool = Fa
 def check_rope_table(config: KernelConfig, make: Make = KernelSet) -> None:
     """The table of cosines and sines, up to positions where a careless argument reduction would show."""
     kernels, contexts = make(config), (1, 33, 4100, 131072)
-    packed = mx.array(layout.pack(contexts, [n // 32 * 32 - 32 if n > 32 else 0 for n in contexts], [[1, 2]] * 4, 1, rows=5))
+    packed = mx.array(
+        layout.pack(contexts, [n // 32 * 32 - 32 if n > 32 else 0 for n in contexts], [[1, 2]] * 4, 1, rows=5)
+    )
     frequencies = mx.array((10000.0 ** (-np.arange(0, 16, 2) / 16)).astype(np.float32))
     table = floats(kernels.rope_table(packed, frequencies, 5))
-    angles = (np.array([*contexts, 1]) - 1).astype(np.float32)[:, None] * np.array(frequencies)[None]  # in float32, as MLX
+    angles = (np.array([*contexts, 1]) - 1).astype(np.float32)[:, None] * np.array(frequencies)[
+        None
+    ]  # in float32, as MLX
     expected = np.concatenate([np.cos(angles.astype(np.float64)), np.sin(angles.astype(np.float64))], axis=1)
     assert np.abs(table - expected).max() <= 2e-6, f"a rotation's table is off by {np.abs(table - expected).max():.1e}"
 
@@ -151,7 +156,11 @@ def _rotated(x: Floats, cosines: Floats, sines: Floats, *, pairs: bool) -> Float
     """Rotary embedding in float64: `x` `[rows, heads, 1, D]`, angles `[rows, dims / 2]`."""
     half = cosines.shape[1]
     cosines, sines = cosines[:, None, None], sines[:, None, None]
-    places = (np.s_[..., 0 : 2 * half : 2], np.s_[..., 1 : 2 * half : 2]) if pairs else (np.s_[..., :half], np.s_[..., half : 2 * half])
+    places = (
+        (np.s_[..., 0 : 2 * half : 2], np.s_[..., 1 : 2 * half : 2])
+        if pairs
+        else (np.s_[..., :half], np.s_[..., half : 2 * half])
+    )
     turned = x.copy()
     turned[places[0]] = x[places[0]] * cosines - x[places[1]] * sines
     turned[places[1]] = x[places[1]] * cosines + x[places[0]] * sines

@@ -96,7 +96,11 @@ class KernelBackend:
     def _heads_of(self, group: int) -> int:
         """The most query heads that a layer of this group can have."""
         kv_heads = self.arenas[group].shape.kv_heads
-        return self._heads if self._heads % kv_heads == 0 and self._heads // kv_heads <= MAX_GROUP else MAX_GROUP * kv_heads
+        return (
+            self._heads
+            if self._heads % kv_heads == 0 and self._heads // kv_heads <= MAX_GROUP
+            else MAX_GROUP * kv_heads
+        )
 
     def flush(self) -> None:
         """Run the writes that have been described; what the model computed beside them is left alone."""

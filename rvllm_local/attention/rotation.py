@@ -77,7 +77,9 @@ class LayerOffset:
         if not noted:
             return None
         if len(noted) != count or len({rotary.key for rotary, _ in noted}) > 1 or any(w != width for _, w in noted):
-            raise UnsupportedModelError("a layer rotates its queries and keys differently; the model rotates them itself")
+            raise UnsupportedModelError(
+                "a layer rotates its queries and keys differently; the model rotates them itself"
+            )
         return self._step.rotation(noted[0][0])
 
 

@@ -47,7 +47,9 @@ def cuda_text(dispatch: Dispatch) -> str:
     lines = [f"{line} [[buffer({place})]]" for place, line in enumerate(lines)]
     lines += [f"uint3 {name} [[{name}]]" for name in _CUDA_IDS]
     header = kernel.header.replace(compact(source("ptx.h"), kernel.macros), '#include "cuda_matrix_shim.h"\n')
-    return f'#include "cuda_shim.h"\n{header}\n[[kernel]] void {kernel.name}({", ".join(lines)}) {{\n{kernel.body}\n}}\n'
+    return (
+        f'#include "cuda_shim.h"\n{header}\n[[kernel]] void {kernel.name}({", ".join(lines)}) {{\n{kernel.body}\n}}\n'
+    )
 
 
 def trace(call: Callable[..., object], inputs: Sequence[mx.array]) -> str:

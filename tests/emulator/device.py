@@ -104,7 +104,17 @@ def compile_text(text: str) -> Path:
     with tempfile.TemporaryDirectory(dir=CACHE) as folder:
         unit = Path(folder) / "kernel.cpp"
         unit.write_text(_translation_unit(text), encoding="utf-8")
-        command = ["g++", *FLAGS, "-I", str(SHIM.parent), "-include", str(SHIM), str(unit), "-o", str(unit.with_suffix(""))]
+        command = [
+            "g++",
+            *FLAGS,
+            "-I",
+            str(SHIM.parent),
+            "-include",
+            str(SHIM),
+            str(unit),
+            "-o",
+            str(unit.with_suffix("")),
+        ]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
             raise EmulatorError(f"the text does not compile:\n{done.stderr[:4000]}")

@@ -58,9 +58,7 @@ class Loop:
         for layer in layers:
             keys, values = mx.sin(x[:, :kv_heads] * 1.7), mx.cos(x[:, :kv_heads] * 1.3)
             new = NewTokens(keys, values)
-            out, token = self.kernels.paged_decode(
-                x, arena, None, packed, layer, token, scratch, scale=0.125, new=new
-            )
+            out, token = self.kernels.paged_decode(x, arena, None, packed, layer, token, scratch, scale=0.125, new=new)
             x = x + out
             x = x * mx.rsqrt(mx.mean(mx.square(x), axis=-1, keepdims=True) + 1e-5)
         return [x, token]

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import functools
+
 import numpy as np
 import pytest
 
+from rvllm_local.metal_kernels import KernelSet
 from rvllm_local.metal_kernels.launch import Dispatch
 from rvllm_local.metal_kernels.proof import checks
 from rvllm_local.metal_kernels.proof.variants import VARIANTS
@@ -82,4 +85,4 @@ def test_paged_decode_needs_its_barriers(barrier: str) -> None:
             return super().text(dispatch).replace(f"\n  {barrier}", "\n").replace(f"\n{barrier}", "\n")
 
     with pytest.raises(AssertionError):
-        checks.check_decode(variant, Careless(3))
+        checks.check_decode(variant, functools.partial(KernelSet, launcher=Careless(3), backend="metal"))
