@@ -15,7 +15,7 @@ from rvllm_local.engine import proven, proving
 from rvllm_local.engine.build import open_core
 from rvllm_local.engine.options import EngineOptions
 from rvllm_local.errors import ModelFileError, UnsupportedModelError
-from rvllm_local.metal_kernels.kernels import default_backend
+from rvllm_local.metal_kernels import default_backend
 from rvllm_local.models import loader
 from rvllm_local.models.loader import load_model, locate
 from rvllm_local.models.notes import read_note, write_note
