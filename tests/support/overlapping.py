@@ -64,9 +64,9 @@ class OverlappingRunner(ModelRunner):
         if self._launched is not None:
             self._launched.run()
 
-    def prefill(self, tables: SequenceTables, position: int, token_ids: Sequence[int]) -> None:
+    def prefill(self, tables: SequenceTables, position: int, token_ids: Sequence[int], adapter: int = 0) -> None:
         self.wait()
-        super().prefill(tables, position, token_ids)
+        super().prefill(tables, position, token_ids, adapter)
 
     def sample(self, rows: Sequence[DecodeRow], samplings: Any, previous: Any, chunks: Any = ()) -> SampledTokens:
         before = self._launched
