@@ -1,4 +1,4 @@
-"""The kernels on an NVIDIA GPU through MLX's CUDA build: right, in place, and the same when pipelined.
+"""The kernels on a real GPU, NVIDIA's through MLX's CUDA build or Apple's: right, in place, and the same when pipelined.
 
 Runs under pytest, or alone on a host that has only numpy and MLX: `python tests/gpu/test_kernels_gpu.py [FILTER]`.
 """
@@ -147,4 +147,10 @@ ALL = dict(cases())
 @pytest.mark.skipif(default_backend() != "cuda", reason="needs an NVIDIA GPU with MLX's CUDA build")
 @pytest.mark.parametrize("name", ALL)
 def test_kernel_on_gpu(name: str) -> None:
+    ALL[name]()
+
+
+@pytest.mark.mac
+@pytest.mark.parametrize("name", ALL)
+def test_kernel_on_a_mac(name: str) -> None:
     ALL[name]()

@@ -10,6 +10,7 @@ import json
 import math
 import pickle
 import resource
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -72,7 +73,9 @@ def refused(folder: Path) -> str:
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     with pytest.raises((ModelFileError, UnsupportedModelError)) as caught:
         load_model(locate(str(folder)))
-    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100_000, "kB taken before the refusal"
+    unit = 1 if sys.platform == "darwin" else 1024
+    taken = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * unit
+    assert taken < 100 << 20, f"{taken} bytes taken before the refusal"
     text = str(caught.value)
     assert "\n" not in text
     assert len(text) < 700
