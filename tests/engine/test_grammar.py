@@ -13,7 +13,7 @@ from rvllm_local import LLM, SamplingParams
 from rvllm_local.client import make_requests, open_stream
 from rvllm_local.engine.options import EngineOptions
 from rvllm_local.engine.process import ProcessClient
-from rvllm_local.errors import EngineError, ParameterError
+from rvllm_local.errors import GrammarError, ParameterError
 from rvllm_local.text.grammar import grammar_for_format
 from rvllm_local.types import FinishReason
 from tests.support.tiny import save_tiny
@@ -89,7 +89,7 @@ def test_grammars_cross_to_the_engine_s_process(folder: Path) -> None:
     try:
         requests = make_requests([5, 6], params(2), grammar=grammar_for_format(FORMAT))
         assert set(json.loads("".join(event.text for event in open_stream(client, requests)))) == {"name", "age"}
-        with pytest.raises(EngineError, match="grammar"):
+        with pytest.raises(GrammarError, match="grammar"):
             list(open_stream(client, make_requests([5], params(2), grammar="not a grammar")))
         assert client.stats()["requests_running"] == 0
     finally:
