@@ -17,6 +17,7 @@ from rvllm_local.history.types import Message, MessageState, ToolCall
 from rvllm_local.tui import state as s
 from rvllm_local.tui.endpoint import _view
 from rvllm_local.tui.screens.chats import ChatsScreen
+from rvllm_local.tui.widgets.live import LONGEST_REST_S
 from tests.tui.conftest import Chat, opened
 from tests.tui.fake_endpoint import ENGINE
 from tests.tui.screens import check_snapshot, snapshot
@@ -134,6 +135,7 @@ async def streaming(chat: Chat) -> None:
         s.Delta("r0.0", 0.3, "Sunlight is *scattered*\n\n- by air\n- by `dust`\n\n```py\nx = 1\n```\n")
     )
     await chat.until(lambda: "scattered" in chat.screen() and "x = 1" in chat.screen())
+    await asyncio.sleep(1.2 * LONGEST_REST_S)  # on a busy machine the live reply rests so long between two paints
 
 
 async def prefill(chat: Chat) -> None:
