@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import ctypes
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, Generic, TypeVar
 
+from rvllm_local.interrupts import Interrupt
 from rvllm_local.server.problems import Problem
 
 T = TypeVar("T")
@@ -82,21 +82,21 @@ class _Task(Generic[T]):
     def __init__(self, work: Callable[[], T], late: Problem) -> None:
         self._work, self._late = work, late
         self._lock = threading.Lock()
-        self._thread: int | None = None
+        self._interrupt: Interrupt | None = None
         self._is_late = False
 
     def __call__(self) -> T:
+        with self._lock:
+            if self._is_late:
+                raise self._late
+            self._interrupt = interrupt = Interrupt(_DeadlineError)
         try:
-            with self._lock:
-                if self._is_late:
-                    raise self._late
-                self._thread = threading.get_ident()
             try:
                 return self._work()
             finally:
-                self._leave()
+                interrupt.close()  # the thread is the pool's again: nothing may reach the work that comes next
         except _DeadlineError:
-            self._leave()
+            interrupt.close()
             raise self._late from None
         except Exception:
             raise
@@ -104,18 +104,9 @@ class _Task(Generic[T]):
             name = type(error).__name__
             raise Problem(500, f"the server failed with {name}; see its log", "internal_error") from None
 
-    def _leave(self) -> None:
-        """From here on the thread is the pool's again: what was raised for this work must not reach the next."""
-        with self._lock:
-            if self._thread is not None:
-                ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(self._thread), None)
-                self._thread = None
-
     def end(self) -> None:
         """Raise in its thread, if it still runs."""
         with self._lock:
             self._is_late = True
-            if self._thread is not None:
-                ctypes.pythonapi.PyThreadState_SetAsyncExc(
-                    ctypes.c_ulong(self._thread), ctypes.py_object(_DeadlineError)
-                )
+            if self._interrupt is not None:
+                self._interrupt.fire()

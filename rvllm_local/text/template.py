@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
 import datetime
 import functools
 import json
 import re
-import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NoReturn
 
 import jinja2
@@ -18,6 +15,7 @@ from jinja2.ext import loopcontrols
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from rvllm_local.errors import ParameterError
+from rvllm_local.interrupts import deadline
 
 _SECONDS = 2.0  # real templates take milliseconds
 _LARGEST = 10_000_000  # characters or items that one operation may make
@@ -64,7 +62,7 @@ def render_chat(
     if not messages:
         raise ParameterError("messages", "messages is empty; give at least one message")
     try:
-        with deadline(_SECONDS):
+        with deadline(_SECONDS, TemplateTimeoutError):
             text = (
                 _environment()
                 .from_string(template)
@@ -140,36 +138,6 @@ def _bounded(function: Callable[..., Any]) -> Callable[..., Any]:
         return function(*args, **kwargs)
 
     return checked
-
-
-@contextlib.contextmanager
-def deadline(seconds: float) -> Iterator[None]:
-    """Raise `TemplateTimeoutError` in the calling thread when Python code in the block runs for longer."""
-    thread, lock, state = threading.get_ident(), threading.Lock(), {"over": False, "fired": False}
-
-    def interrupt() -> None:
-        with lock:
-            if not state["over"]:
-                state["fired"] = True
-                _raise_in(thread, TemplateTimeoutError)
-
-    timer = threading.Timer(seconds, interrupt)
-    timer.daemon = True
-    timer.start()
-    try:
-        yield
-    finally:
-        with lock:
-            state["over"] = True
-        timer.cancel()
-        if state["fired"]:
-            _raise_in(thread, None)  # one that is still on its way must not hit what comes after
-
-
-def _raise_in(thread: int, error: type[Exception] | None) -> None:
-    ctypes.pythonapi.PyThreadState_SetAsyncExc(
-        ctypes.c_ulong(thread), None if error is None else ctypes.py_object(error)
-    )
 
 
 def _to_json(value: Any, ensure_ascii: bool = False, indent: int | None = None) -> str:

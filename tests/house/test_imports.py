@@ -13,7 +13,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 # Lowest first; a module may import from its own layer and those before it.
 LAYERS = (
-    ("types", "errors", "host", "config", "machine", "history"),
+    ("types", "errors", "host", "config", "machine", "interrupts", "history"),
     ("memory", "metal_kernels", "engine.token_history", "engine.sampler", "engine.host_sampler", "engine.detokenizer"),
     ("attention",),
     ("models",),

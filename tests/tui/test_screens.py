@@ -17,7 +17,6 @@ from rvllm_local.history.types import Message, MessageState, ToolCall
 from rvllm_local.tui import state as s
 from rvllm_local.tui.endpoint import _view
 from rvllm_local.tui.screens.chats import ChatsScreen
-from rvllm_local.tui.widgets.live import LONGEST_REST_S
 from tests.tui.conftest import Chat, opened
 from tests.tui.fake_endpoint import ENGINE
 from tests.tui.screens import check_snapshot, snapshot
@@ -130,12 +129,21 @@ async def settled(chat: Chat) -> None:
 
 async def streaming(chat: Chat) -> None:
     ask(chat)
+    await streaming_words(chat)
+
+
+async def streaming_words(chat: Chat) -> None:
     await chat.until(lambda: chat.app.transcript.live)
     chat.app.driver.dispatch(
         s.Delta("r0.0", 0.3, "Sunlight is *scattered*\n\n- by air\n- by `dust`\n\n```py\nx = 1\n```\n")
     )
     await chat.until(lambda: "scattered" in chat.screen() and "x = 1" in chat.screen())
-    await asyncio.sleep(1.2 * LONGEST_REST_S)  # on a busy machine the live reply rests so long between two paints
+
+
+async def streaming_after_a_wait(chat: Chat) -> None:
+    ask(chat)
+    await chat.until(lambda: "waiting for the first word" in chat.screen())
+    await streaming_words(chat)
 
 
 async def prefill(chat: Chat) -> None:
@@ -302,3 +310,7 @@ SCENES = {
 def test_screen(still, name: str) -> None:
     scene, options = SCENES[name]
     still(name, scene, **options)
+
+
+def test_a_reply_stands_where_it_stood_if_its_wait_was_shown(still) -> None:
+    still("streaming", streaming_after_a_wait)

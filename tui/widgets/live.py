@@ -75,7 +75,7 @@ class LiveReply(Vertical):
 
     def on_mount(self) -> None:
         """Show what there is, then what is told."""
-        self._end.display = self._foot.display = False
+        self._head.display = self._end.display = self._foot.display = False  # an empty one would still take a line
         self.run_worker(self._follow())
 
     def tell(self, live: Live, now: float) -> None:
@@ -105,11 +105,11 @@ class LiveReply(Vertical):
         fresh = live.text[self._taken :]
         if fresh and (fresh[-1] == "\r" or "\ud800" <= fresh[-1] <= "\udbff"):
             fresh = fresh[:-1]  # its other half is still to come
+        self._taken += len(fresh)
+        self._head.set_class(self._taken > 0, "over-text")
         if not fresh:
             return
-        self._taken += len(fresh)
         self._piece = replace(self._piece, text=self._piece.text + clean(fresh))
-        self._head.set_class(bool(head.plain), "over-text")
         if len(self._piece.text) > CUT_AT and (parts := cut(self._piece)):
             await self._settle(*parts)
         else:
