@@ -6,10 +6,9 @@ import platform
 from collections.abc import Iterator
 from pathlib import Path
 
-import mlx.core as mx
 import pytest
 
-import rvllm_local  # noqa: F401  (first: it prepares the process for MLX)
+import rvllm_local  # noqa: F401  (before MLX, which therefore is not imported up here: it prepares the process)
 from rvllm_local.errors import DownloadError
 from rvllm_local.models.loader import locate
 from tests.support.served import rvllm_serve, save_thinking
@@ -17,6 +16,8 @@ from tests.support.served import rvllm_serve, save_thinking
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Skip what this machine cannot run, and say so."""
+    import mlx.core as mx
+
     has_metal = platform.system() == "Darwin" and mx.metal.is_available()
     has_cuda = platform.system() == "Linux" and mx.default_device() == mx.Device(mx.gpu)
     for item in items:
