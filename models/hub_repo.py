@@ -162,8 +162,8 @@ def _only_one(wanted: Wanted, progress: Progress) -> Iterator[None]:
 
 def _fetch(wanted: Wanted, progress: Progress) -> Path:
     progress(f"asking {redact(endpoint())} for {wanted.repository}")
-    commit, offered = _offered(wanted)
-    files = choose_files(wanted.repository, offered, wanted.gguf)
+    commit, found = offered(wanted)
+    files = choose_files(wanted.repository, found, wanted.gguf)
     if (record := read_record(wanted.folder)) and record.get("commit") == commit:
         progress(f"{wanted.repository} is up to date")
         return wanted.folder / wanted.gguf if wanted.gguf else wanted.folder
@@ -195,13 +195,16 @@ def _fetch(wanted: Wanted, progress: Progress) -> Path:
     return wanted.folder / wanted.gguf if wanted.gguf else wanted.folder
 
 
-def _offered(wanted: Wanted) -> tuple[str, list[RemoteFile]]:
-    """The commit of a revision, and its files."""
+def offered(wanted: Wanted) -> tuple[str, list[RemoteFile]]:
+    """The commit of a revision, and its files. Raises as `fetch_repository` does."""
     from huggingface_hub import HfApi
 
-    info = HfApi(endpoint=endpoint()).model_info(
-        wanted.repository, revision=wanted.revision, files_metadata=True, timeout=30
-    )
+    try:
+        info = HfApi(endpoint=endpoint()).model_info(
+            wanted.repository, revision=wanted.revision, files_metadata=True, timeout=30
+        )
+    except Exception as error:
+        raise _explained(wanted.repository, error) from None
     if not isinstance(info.sha, str) or not _COMMIT.fullmatch(info.sha):
         raise DownloadError(f"{wanted.repository}: the hub names no commit; try again later")
     found = []

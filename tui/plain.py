@@ -21,7 +21,7 @@ from rvllm_local.tui import state as s
 from rvllm_local.tui.attach import expand
 from rvllm_local.tui.commands import as_prompt, parse_slash
 from rvllm_local.tui.driver import Driver
-from rvllm_local.tui.sanitise import clean, clean_line, clean_pipe
+from rvllm_local.tui.sanitise import clean, clean_line, clean_pipe, grown, whole
 from rvllm_local.tui.settings import parse_parameter
 from rvllm_local.tui.status import status_text
 
@@ -41,6 +41,7 @@ class Plain:
         self._ended = asyncio.Event()
         self._listed: list[str] = []
         self._is_thinking = False
+        self._held = ""  # the last character of the reply while its other half may still come
 
     async def run(self, prompt: str | None = None) -> int:
         """Talk until the input ends. Returns the exit status: 1 if a reply or the server failed."""
@@ -218,10 +219,13 @@ class Plain:
             for call in event.tool_calls:
                 if call.name:
                     self._say(f"(calls {clean_line(call.name)})")
-            self._print(self._clean(event.text))
+            text = grown(self._held, event.text)
+            self._held = text[len(whole(text)) :]
+            self._print(self._clean(whole(text)))
         elif session.live is None and isinstance(event, s.Finished | s.Failed | s.Stopped):
             self._is_thinking = False
-            self._print("\n")
+            self._print(self._clean(self._held) + "\n")
+            self._held = ""
             self._ended.set()
 
     def _effect(self, effect: s.Effect) -> None:

@@ -58,6 +58,19 @@ def clean_cells(text: str) -> str:
     return text if _PLAIN.match(text) else _SURROGATES.sub("\ufffd", text).translate(_IN_PLACE)
 
 
+def grown(text: str, more: str) -> str:
+    """`text` and what came after it: a character outside the first plane may have come in two halves."""
+    if text and more and "\ud800" <= text[-1] <= "\udbff" and "\udc00" <= more[0] <= "\udfff":
+        pair = (text[-1] + more[0]).encode("utf-16-le", "surrogatepass").decode("utf-16-le")
+        return text[:-1] + pair + more[1:]
+    return text + more
+
+
+def whole(text: str) -> str:
+    """A growing text without a last character whose other half may still come: of a pair, or of a line's end."""
+    return text[:-1] if text and (text[-1] == "\r" or "\ud800" <= text[-1] <= "\udbff") else text
+
+
 def shorten(text: str) -> tuple[str, int]:
     """What the transcript lays out of a very long text, and how many characters it leaves out."""
     shown = text if len(text) <= SHOWN_LIMIT else text[:SHOWN_LIMIT]

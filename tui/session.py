@@ -11,6 +11,7 @@ from typing import Any
 
 from rvllm_local.history.types import Chat, Message, MessageState, ToolCall
 from rvllm_local.tui import state as s
+from rvllm_local.tui.sanitise import grown
 
 SAVE_EVERY_S = 1.0
 TITLE_LENGTH = 60
@@ -140,8 +141,8 @@ def _delta(session: s.Session, event: s.Delta) -> _Step:
         thought_until = event.at
     live = replace(
         live,
-        text=live.text + event.text,
-        reasoning=live.reasoning + event.reasoning,
+        text=grown(live.text, event.text),
+        reasoning=grown(live.reasoning, event.reasoning),
         tool_calls=_join_calls(live.tool_calls, event.tool_calls),
         first_at=event.at if live.first_at is None else live.first_at,
         last_at=event.at,

@@ -139,9 +139,10 @@ def _parse_tree(value: Mapping[str, Any], chat_id: str, title: str, where: str) 
             )
         head = ids.get(value.get("head_id") or "", messages[-1].id if messages else None)
         system = next((str(one["content"]) for one in value["messages"] if one["role"] == "system"), "")
+        params = dict(value.get("params") or {})
     except (KeyError, TypeError, ValueError) as error:
         raise HistoryError(f"{where}: its tree cannot be read: {type(error).__name__} {error}") from error
-    return Chat(chat_id, title, head_id=head, system=system, params=dict(value.get("params") or {})), messages
+    return Chat(chat_id, title, head_id=head, system=system, params=params), messages
 
 
 def _role(value: Any, where: str) -> str:

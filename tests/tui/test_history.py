@@ -266,6 +266,7 @@ def test_openai_json_comes_in(history: History) -> None:
         ('{"messages": [{"role": "user", "content": 3}]}', "content must be text"),
         ('{"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}', "image_url"),
         ('{"messages": [], "tree": [{"id": "1"}]}', "tree cannot be read"),
+        ('{"messages": [], "tree": [], "params": [1]}', "tree cannot be read"),
         ('{"messages": [], "title": 3}', "title"),
     ],
 )

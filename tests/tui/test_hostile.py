@@ -52,6 +52,19 @@ def assert_harmless(shown: str, allowed: str = "\n") -> None:
     assert not set(shown) & set("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 
 
+SPLIT = ["a\ud83d", "\ude00b\r", "\nc \x1b", "[2J\x1b]", "52;c;x", "\x07 \xc2", "\x9b end\ud83d"]
+
+
+def test_what_is_split_between_deltas_is_whole_or_harmless(play) -> None:
+    async def scenario(chat) -> None:
+        await chat.say("hi")
+        assert chat.texts[-1].startswith("a😀b\r\nc ")
+        assert "a😀b" in chat.screen() and "␍" not in chat.screen()
+        assert_harmless(chat.screen())
+
+    play(scenario, FakeEndpoint({"hi": SPLIT}))
+
+
 def test_a_line_of_a_megabyte(play) -> None:
     async def scenario(chat) -> None:
         async with asyncio.timeout(20):

@@ -47,6 +47,12 @@ def test_a_pipe_gets_the_reply_and_nothing_else(tmp_path: Path) -> None:
     history.close()
 
 
+def test_what_is_split_between_deltas_is_whole_or_harmless(tmp_path: Path) -> None:
+    with FakeEndpoint({"hi": ["a\ud83d", "\ude00b\r", "\nc \x1b", "[2J\x1b]", "52;c;x\x07", "end\ud83d"]}) as fake:
+        status, said, _ = talk(fake, "hi\n", tmp_path / "h.db")
+    assert (status, said) == (0, "a😀b\nc ␛[2J␛]52;c;x␇end\ufffd\n")
+
+
 @pytest.mark.parametrize(
     ("arguments", "stdin", "status", "told"),
     [

@@ -18,7 +18,7 @@ from textual.widgets import Static
 
 from rvllm_local.tui.growing import Piece, cut
 from rvllm_local.tui.render import render_piece, render_tool_call
-from rvllm_local.tui.sanitise import clean
+from rvllm_local.tui.sanitise import clean, whole
 from rvllm_local.tui.state import Live
 from rvllm_local.tui.status import bar, short_count
 
@@ -102,9 +102,7 @@ class LiveReply(Vertical):
         if foot.plain or self._foot.display:
             _update(self._foot, foot)
             self._foot.display = bool(foot.plain)
-        fresh = live.text[self._taken :]
-        if fresh and (fresh[-1] == "\r" or "\ud800" <= fresh[-1] <= "\udbff"):
-            fresh = fresh[:-1]  # its other half is still to come
+        fresh = whole(live.text[self._taken :])
         self._taken += len(fresh)
         self._head.set_class(self._taken > 0, "over-text")
         if not fresh:
