@@ -1,4 +1,4 @@
-"""Attention of one row's prefill chunk on a CPU: MLX multiplies, numpy exponentiates.
+"""Attention on a CPU, of one row's prefill chunk or of one token a row: MLX multiplies, numpy exponentiates.
 
 MLX's `exp` takes about 10 ns an element on a CPU and numpy's vectorized one about 1, and most of a chunk's time was
 softmax. Queries go in blocks, and a block multiplies only the keys that it can see.
@@ -43,6 +43,24 @@ def chunk_attention(
     return mx.concatenate(outputs, axis=1)[None] if len(outputs) > 1 else outputs[0][None]
 
 
+def token_attention(
+    queries: mx.array, keys: mx.array, values: mx.array, scale: float, bias: mx.array | None
+) -> mx.array:
+    """Softmax attention of one query a row: `[rows, heads, 1, key_dim]` in, `[rows, heads, 1, value_dim]` out.
+
+    The heads that share a KV head are one product. `bias` `[rows, 1, 1, width]` is added to the scores. float32 only.
+    """
+    rows, heads, _, dim = queries.shape
+    kv_heads = keys.shape[1]
+    scores = (queries.reshape(rows, kv_heads, heads // kv_heads, dim) * scale) @ keys.swapaxes(-1, -2)
+    mx.eval(scores)
+    weights = np.array(scores, copy=False)
+    if bias is not None:
+        weights += np.array(bias, copy=False)
+    sums = _to_weights(weights)
+    return ((scores @ values) / mx.array(sums)).reshape(rows, heads, 1, values.shape[-1])
+
+
 def _exponentiate(
     scores: mx.array, visible: npt.NDArray[np.bool_], sink: npt.NDArray[np.float32] | None
 ) -> npt.NDArray[np.float32]:
@@ -54,12 +72,19 @@ def _exponentiate(
     weights = np.array(scores, copy=False).reshape(kv_heads, -1, len(visible), width)
     if not visible.all():
         np.copyto(weights, -np.inf, where=~visible)
-    best = weights.max(axis=-1, keepdims=True)
+    return np.reshape(_to_weights(weights, sink), (kv_heads, stacked, 1))
+
+
+def _to_weights(
+    scores: npt.NDArray[np.float32], sink: npt.NDArray[np.float32] | None = None
+) -> npt.NDArray[np.float32]:
+    """Exponentiate scores `[..., width]` in place, less the largest of each row; return the rows' sums `[..., 1]`."""
+    best = scores.max(axis=-1, keepdims=True)
     if sink is not None:
         best = np.maximum(best, sink)
-    weights -= best
-    np.exp(weights, out=weights)
-    sums: npt.NDArray[np.float32] = weights.sum(axis=-1, keepdims=True)
+    scores -= best
+    np.exp(scores, out=scores)
+    sums: npt.NDArray[np.float32] = scores.sum(axis=-1, keepdims=True)
     if sink is not None:
         sums += np.exp(sink - best)
-    return np.reshape(sums, (kv_heads, stacked, 1))
+    return sums

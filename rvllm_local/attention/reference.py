@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from rvllm_local.attention.backend import AttentionCall
-from rvllm_local.attention.chunk import chunk_attention
+from rvllm_local.attention.chunk import chunk_attention, token_attention
 from rvllm_local.attention.context_copy import ContextCopy
 from rvllm_local.attention.geometry import CallGeometry, visible_keys
 from rvllm_local.errors import UnsupportedModelError
@@ -24,6 +24,7 @@ from rvllm_local.memory.blocks import BLOCK_TOKENS
 from rvllm_local.memory.layout import LayerSlot
 
 _BITS = {2: mx.uint16, 4: mx.uint32}  # numpy has no bfloat16: values travel as bit patterns
+_MANY_SCORES = 4096  # of a decode call; for fewer it does not pay to wait for them on the host
 MAX_PADDING = 2  # gathered tokens over real ones, and over the arena's, above which rows are attended one by one
 
 
@@ -204,7 +205,7 @@ class ReferenceSession:
 
     def prefill(self, slot: LayerSlot, queries: mx.array, call: AttentionCall) -> mx.array:
         keys, values = self._context(slot)
-        if queries.dtype == mx.float32 and mx.default_device() == mx.Device(mx.cpu):
+        if _is_on_host(queries):
             visible = self._visible(slot.group, keys.shape[2])
             return chunk_attention(queries, keys, values, visible, call.scale, call.sinks)
         mask = chunk_mask(self._geometry, slot.group, keys.shape[2])
@@ -327,6 +328,11 @@ class MixedSession:
         return mx.concatenate(attended, axis=0)
 
 
+def _is_on_host(queries: mx.array) -> bool:
+    """What a CPU computes, in a type that numpy has: numpy's exponentials are quicker."""
+    return queries.dtype == mx.float32 and mx.default_device() == mx.Device(mx.cpu)
+
+
 def _quantize(values: mx.array) -> tuple[npt.NDArray[np.int8], npt.NDArray[np.float32]]:
     """int8 values and one scale a token and head: the largest magnitude becomes 127, as the kernels do it."""
     host = np.array(values.astype(mx.float32), copy=False)
@@ -349,6 +355,8 @@ def _grouped_attention(
 ) -> mx.array:
     """Softmax attention of one query a row; the heads that share a KV head are one matrix product."""
     rows, heads, _, dim = queries.shape
+    if rows * heads * keys.shape[2] >= _MANY_SCORES and _is_on_host(queries):
+        return token_attention(queries, keys, values, scale, bias)
     kv_heads = keys.shape[1]
     grouped = queries.reshape(rows, kv_heads, heads // kv_heads, dim) * scale
     scores = grouped @ keys.swapaxes(-1, -2)
