@@ -14,11 +14,11 @@ _SMALLEST = 12  # tokens; smaller chunks cost more than they save
 _LEAST_MEASURED = 8  # tokens; the even parts of a block have fewer than `_SMALLEST`, and must count
 _UNKNOWN_DECODE_S = 0.05
 # Where no target is given, prefill may take so many times the decode step beside it: this much for one long prompt beside
-# a few answers, which nobody should be held up by; as much again for each further prompt that waits, and for each
-# `_CROWD` rows that decode, so that a burst of requests soon decodes together instead of waiting for its last prompts.
+# a few answers, which nobody should be held up by; twice as much again for each further prompt that waits, and half as much
+# for each row above `_FEW` that decodes, so that a burst of requests soon decodes together instead of waiting for its last prompts.
 _SLOWDOWN = 0.8
-_MOST_SLOWDOWN = 6.0
-_CROWD = 4
+_MOST_SLOWDOWN = 10.0
+_FEW = 4
 
 
 class Pace:
@@ -64,7 +64,8 @@ class Pace:
         if self._target_s is not None:
             return max(self._target_s - decode, 0.2 * self._target_s)
         num_prompts = len(running) - num_rows + num_waiting
-        return decode * min(_SLOWDOWN * max(1.0, num_prompts - 1 + num_rows / _CROWD), _MOST_SLOWDOWN)
+        crowd = 2 * (num_prompts - 1) + max(0, num_rows - _FEW) / 2
+        return decode * min(_SLOWDOWN * max(1.0, crowd), _MOST_SLOWDOWN)
 
     def _decode_seconds(self, num_rows: int) -> float:
         """Of a step of so many rows, or of the nearest number that was seen."""
