@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from html import escape
 
 _COLOURS = ("#2f6fde", "#d9822b", "#3a9d5d", "#b04fc0", "#c23b3b")
+_DASHES = ("none", "6 3", "2 3")
+_IN_A_ROW, _ROW = 3, 16  # names in a row of the legend, and its height
 _LEFT, _RIGHT, _TOP, _BOTTOM = 62, 16, 34, 44
 Point = tuple[float, float]
 
@@ -26,10 +28,11 @@ class Plot:
 
 
 def draw(plot: Plot, lines: Mapping[str, Sequence[Point]]) -> str:
-    """The SVG of named lines; points that are not finite are left out."""
+    """The SVG of named lines; points that are not finite are left out. Names that begin with the same word share a colour."""
     series = {name: [point for point in points if _is_drawable(plot, point)] for name, points in lines.items()}
     points = [point for row in series.values() for point in row] or [(0.0, 1.0), (1.0, 1.0)]
-    axes = _Axes(plot, points)
+    axes = _Axes(plot, points, _TOP + (math.ceil(len(series) / _IN_A_ROW) - 1) * _ROW)
+    words = [name.split(" ")[0] for name in series]
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {plot.width} {plot.height}" '
         f'font-family="sans-serif" font-size="12" fill="#777">',
@@ -37,14 +40,17 @@ def draw(plot: Plot, lines: Mapping[str, Sequence[Point]]) -> str:
         *axes.parts(),
     ]
     for index, (name, row) in enumerate(series.items()):
-        colour = _COLOURS[index % len(_COLOURS)]
+        colour = _COLOURS[list(dict.fromkeys(words)).index(words[index]) % len(_COLOURS)]
+        dash = _DASHES[words[:index].count(words[index]) % len(_DASHES)]
         path = " ".join(f"{axes.x(x):.1f},{axes.y(y):.1f}" for x, y in row)
-        parts.append(f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="1.8"/>')
+        stroke = f'stroke="{colour}" stroke-width="1.8" stroke-dasharray="{dash}"'
+        parts.append(f'<polyline points="{path}" fill="none" {stroke}/>')
         if plot.dots:
             parts += [f'<circle cx="{axes.x(x):.1f}" cy="{axes.y(y):.1f}" r="3" fill="{colour}"/>' for x, y in row]
-        x = _LEFT + 10 + index * (plot.width - _LEFT - _RIGHT) // max(3, len(series))
-        parts.append(f'<rect x="{x}" y="{_TOP - 8}" width="12" height="4" fill="{colour}"/>')
-        parts.append(f'<text x="{x + 16}" y="{_TOP - 2}" fill="{colour}">{escape(name)}</text>')
+        x = _LEFT + 10 + index % _IN_A_ROW * (plot.width - _LEFT - _RIGHT) // _IN_A_ROW
+        y = _TOP + index // _IN_A_ROW * _ROW
+        parts.append(f'<line x1="{x}" x2="{x + 22}" y1="{y - 6}" y2="{y - 6}" {stroke}/>')
+        parts.append(f'<text x="{x + 28}" y="{y - 2}" fill="{colour}">{escape(name)}</text>')
     return "\n".join([*parts, "</svg>", ""])
 
 
@@ -55,8 +61,8 @@ def _is_drawable(plot: Plot, point: Point) -> bool:
 class _Axes:
     """Maps values to places, and draws the grid."""
 
-    def __init__(self, plot: Plot, points: Sequence[Point]) -> None:
-        self._plot = plot
+    def __init__(self, plot: Plot, points: Sequence[Point], top: int) -> None:
+        self._plot, self._top = plot, top
         xs, ys = [x for x, _ in points], [y for _, y in points]
         self._x_ticks = _ticks(min(0.0, *xs), max(xs))
         self._y_ticks = _powers(min(ys), max(ys)) if plot.is_log else _ticks(min(0.0, *ys), max(ys))
@@ -70,7 +76,7 @@ class _Axes:
         if self._plot.is_log:
             value, first, last = math.log10(value), math.log10(first), math.log10(last)
         bottom = self._plot.height - _BOTTOM
-        return bottom - (value - first) / (last - first) * (bottom - _TOP - 10)
+        return bottom - (value - first) / (last - first) * (bottom - self._top - 10)
 
     def parts(self) -> list[str]:
         plot, right, bottom = self._plot, self._plot.width - _RIGHT, self._plot.height - _BOTTOM
@@ -83,7 +89,7 @@ class _Axes:
             parts.append(f'<text x="{self.x(tick):.1f}" y="{bottom + 16}" text-anchor="middle">{tick:g}</text>')
         middle = (_LEFT + right) / 2
         parts.append(f'<text x="{middle}" y="{plot.height - 8}" text-anchor="middle">{escape(plot.x_title)}</text>')
-        place = f'x="14" y="{(_TOP + bottom) / 2}" transform="rotate(-90 14 {(_TOP + bottom) / 2})"'
+        place = f'x="14" y="{(self._top + bottom) / 2}" transform="rotate(-90 14 {(self._top + bottom) / 2})"'
         parts.append(f'<text {place} text-anchor="middle">{escape(plot.y_title)}</text>')
         return parts
 
