@@ -35,6 +35,8 @@ def prepare() -> HostReport:
     os.environ.setdefault("MLX_MAX_MB_PER_BUFFER", "100000000")
     # Not more: a buffer's temporary arrays are only freed when it is done. Fewer make a decode step slower.
     os.environ.setdefault("MLX_MAX_OPS_PER_BUFFER", "100")
+    # Texts are tokenized one by one: threads would do nothing but warn at every fork.
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     if sys.platform == "darwin":
         return HostReport("Accelerate", is_fast_blas=True)
     _keep_large_blocks()

@@ -35,9 +35,12 @@ def routes(service: Service) -> list[Route]:
         asked = await service.read(request, MessagesRequest)
         call = await service.run(request, lambda: messages_call(asked), "reading the messages")
         request_id = new_id("msg_")
+        blocks = Blocks(omits_thinking=asked.thinking is not None and asked.thinking.display == "omitted")
         if not asked.stream:
-            return await while_connected(request, _whole(service, call, request_id))
-        return EventStream(_events(service, call, request_id), lambda problem: event(problem.anthropic(), "error"))
+            return await while_connected(request, _whole(service, call, request_id, blocks))
+        return EventStream(
+            _events(service, call, request_id, blocks), lambda problem: event(problem.anthropic(), "error")
+        )
 
     async def count(request: Request) -> Response:
         asked = await service.read(request, CountRequest)
@@ -56,9 +59,13 @@ def routes(service: Service) -> list[Route]:
 
 
 class Blocks:
-    """The blocks of one message as they grow; every change comes back as the events that tell of it."""
+    """The blocks of one message as they grow; every change comes back as the events that tell of it.
 
-    def __init__(self) -> None:
+    With `omits_thinking`, thoughts are blocks without text.
+    """
+
+    def __init__(self, omits_thinking: bool = False) -> None:
+        self._omits_thinking = omits_thinking
         self.blocks: list[dict[str, Any]] = []
         self._parts: list[str] = []
         self._is_open = False
@@ -98,6 +105,8 @@ class Blocks:
         opening: list[Event] = []
         if not self._is_open or self.blocks[-1]["type"] != kind:
             opening = [*self.close(), *self._open(empty)]
+        if kind == "thinking" and self._omits_thinking:
+            return opening
         self._parts.append(text)
         return [*opening, self._delta(delta)]
 
@@ -110,9 +119,9 @@ class Blocks:
         return {"type": "content_block_delta", "index": len(self.blocks) - 1, "delta": delta}
 
 
-async def _whole(service: Service, call: ChatCall, request_id: str) -> Response:
+async def _whole(service: Service, call: ChatCall, request_id: str, blocks: Blocks) -> Response:
     async with service.generator.open(call, request_id) as generation:
-        blocks, ended = Blocks(), None
+        ended = None
         async for outcomes in generation.outcomes():
             for outcome in outcomes:
                 if isinstance(outcome, Delta):
@@ -127,11 +136,10 @@ async def _whole(service: Service, call: ChatCall, request_id: str) -> Response:
         return JSONReply({**message, **_stop(ended), "content": blocks.blocks or [{"type": "text", "text": ""}]})
 
 
-async def _events(service: Service, call: ChatCall, request_id: str) -> AsyncIterator[bytes]:
+async def _events(service: Service, call: ChatCall, request_id: str, blocks: Blocks) -> AsyncIterator[bytes]:
     async with service.generator.open(call, request_id) as generation:
-        message = _message(request_id, generation.model, Usage(generation.prompt_tokens, 0))
+        message = _message(request_id, generation.model, generation.usage)
         yield _sent({"type": "message_start", "message": message})
-        blocks = Blocks()
         async for outcomes in generation.outcomes():
             events: list[Event] = []
             for outcome in outcomes:

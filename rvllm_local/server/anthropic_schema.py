@@ -63,7 +63,7 @@ class Thinking(Strict, kw_only=True):
 
     type: Literal["enabled", "disabled", "adaptive"]
     budget_tokens: int | None = None
-    display: str | None = None
+    display: Literal["summarized", "omitted"] | None = None
 
 
 class OutputFormat(Strict, kw_only=True):

@@ -15,11 +15,11 @@ from dataclasses import dataclass, field, replace
 from types import TracebackType
 
 from rvllm_local.client import make_requests
-from rvllm_local.errors import EngineError
+from rvllm_local.errors import EngineError, error_of
 from rvllm_local.server.calls import ChatCall, Delta, Ended, Outcome, TextCall, Usage
 from rvllm_local.server.mailbox import Mailbox, Switchboard
 from rvllm_local.server.metrics import Metrics
-from rvllm_local.server.problems import Problem, bad_request
+from rvllm_local.server.problems import Problem, bad_request, problem_of
 from rvllm_local.server.prompting import Prepared, prepare_chat, prepare_text
 from rvllm_local.server.registry import Registry
 from rvllm_local.server.served import Served
@@ -58,6 +58,7 @@ class Generation:
     _mailbox: Mailbox
     _choices: list[_Choice]
     _engine_ids: list[str]
+    _per_prompt: int  # choices
     _settings: ServerSettings
     _metrics: Metrics
     _began: float = field(default_factory=time.monotonic)
@@ -73,8 +74,16 @@ class Generation:
         return len(self._choices)
 
     @property
-    def prompt_tokens(self) -> int:
-        return sum(choice.prompt_tokens for choice in self._choices)
+    def usage(self) -> Usage:
+        """The tokens of all choices so far. A prompt counts once, however many choices it has: it was computed once."""
+        choices = self._choices
+        prompts = [choices[first : first + self._per_prompt] for first in range(0, len(choices), self._per_prompt)]
+        return Usage(
+            sum(own[0].prompt_tokens for own in prompts),
+            sum(choice.tokens for choice in choices),
+            sum(min(choice.cached_tokens for choice in own) for own in prompts),
+            sum(choice.reasoning_tokens for choice in choices),
+        )
 
     async def outcomes(self) -> AsyncIterator[Sequence[Outcome]]:
         """What came, several at a time; an empty list when it is time for a sign of life. Ends after the last choice.
@@ -112,9 +121,11 @@ class Generation:
             raise Problem(
                 400, f"compiling the grammar took longer than {limit:g} s", "deadline", "response_format"
             ) from None
-        offset, first = events[0]
-        if first.finish_reason is FinishReason.ERROR and first.error_parameter is not None:
-            raise bad_request(first.error or "the request was refused", first.error_parameter)
+        _, first = events[0]
+        if first.finish_reason is FinishReason.ERROR:
+            raise problem_of(
+                error_of(first.error_kind, first.error or "the request was refused", first.error_parameter)
+            )
         for offset, event in events:
             self._mailbox.put(offset, event)
 
@@ -296,6 +307,11 @@ class Generator:
     ) -> Generation:
         """Hand requests to the engine, each group the choices of one prompt; `stack` ends what they leave."""
         engine_ids = [group[0].request_id for group in groups]
+        num_choices, most = sum(map(len, groups)), served.client.limits.max_open
+        if num_choices > most:  # it can never be admitted
+            raise bad_request(
+                f"the request asks for {num_choices} choices, and at most {most} may be open; ask for fewer", "n"
+            )
 
         def cancel() -> None:
             for engine_id in engine_ids:
@@ -305,8 +321,9 @@ class Generator:
         mailbox = Mailbox(cancel)
         choices = [_Choice(new_parser(), len(request.prompt_token_ids)) for group in groups for request in group]
         generation = Generation(
-            engine_ids[0], served, int(time.time()), mailbox, choices, engine_ids, self._settings, self._metrics
-        )
+            engine_ids[0], served, int(time.time()), mailbox, choices, engine_ids, len(groups[0]), self._settings,
+            self._metrics,
+        )  # fmt: skip
         is_abandoned = threading.Event()
 
         def start() -> None:

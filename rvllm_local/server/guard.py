@@ -30,6 +30,7 @@ Allowed = Callable[[str], frozenset[str] | None]
 _HOST = re.compile(r"(?P<name>\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(?::(?P<port>[0-9]{1,5}))?")
 _JSON = re.compile(r"application/json(\s*;\s*charset\s*=\s*\"?utf-8\"?)?", re.IGNORECASE)
 _CORS_HEADERS = "authorization, content-type, x-api-key, anthropic-version, anthropic-beta, x-request-id"
+_NAMES = re.compile(rb"[A-Za-z0-9-]{1,64}(?:\s*,\s*[A-Za-z0-9-]{1,64}){0,63}")
 _ONCE = (b"host", b"origin", b"content-type", b"content-length", b"authorization", b"x-api-key", b"content-encoding")
 
 
@@ -73,7 +74,7 @@ class Guard:
             extra += self._cors(headers)
             self._check(scope, headers)
             if scope["method"] == "OPTIONS":
-                await _preflight(scope, answer, self._allowed(scope["path"]))
+                await _preflight(headers, answer, self._allowed(scope["path"]))
                 return
             body = await self._read_body(headers, receive)
             is_body_read = True
@@ -189,7 +190,7 @@ class Guard:
         return [
             *vary,
             (b"access-control-allow-origin", origin),
-            (b"access-control-expose-headers", b"x-request-id, retry-after"),
+            (b"access-control-expose-headers", b"x-request-id, request-id, retry-after, x-should-retry"),
         ]
 
 
@@ -208,22 +209,26 @@ def _single(headers: list[tuple[bytes, bytes]]) -> dict[bytes, bytes]:
     return found
 
 
-async def _preflight(scope: Scope, send: Send, allowed: frozenset[str] | None) -> None:
+async def _preflight(headers: Mapping[bytes, bytes], send: Send, allowed: frozenset[str] | None) -> None:
+    """What an allowed origin may send: any header, since the official clients have many of their own."""
     methods = ", ".join(sorted(allowed or ())).encode()
-    headers = [
+    wanted = headers.get(b"access-control-request-headers", b"").strip()
+    told = [
         (b"access-control-allow-methods", methods),
-        (b"access-control-allow-headers", _CORS_HEADERS.encode()),
+        (b"access-control-allow-headers", wanted if _NAMES.fullmatch(wanted) else _CORS_HEADERS.encode()),
         (b"access-control-max-age", b"600"),
     ]
-    await send({"type": "http.response.start", "status": 204 if allowed else 404, "headers": headers})
+    await send({"type": "http.response.start", "status": 204 if allowed else 404, "headers": told})
     await send({"type": "http.response.body", "body": b""})
 
 
 async def refuse(scope: Scope, send: Send, problem: Problem, *, closes: bool = False) -> None:
-    """Answer with a problem, in the shape of the API that the path belongs to; `closes` the connection if a body that
+    """Answer with a problem, in the shape of the API that the client speaks; `closes` the connection if a body that
     nobody read may follow.
     """
-    body = json.dumps(problem.for_path(scope["path"])).encode()
+    is_theirs = any(name.lower() == b"anthropic-version" for name, _ in scope["headers"])
+    is_anthropic = scope["path"].startswith(("/v1/messages", "/v1/models") if is_theirs else "/v1/messages")
+    body = json.dumps(problem.anthropic() if is_anthropic else problem.openai()).encode()
     headers = [(name.encode(), value.encode()) for name, value in problem.headers().items()]
     headers += [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
     if closes:

@@ -107,15 +107,15 @@ def _short(text: str) -> str:
 
 
 def _drop(value: Any, path: str | None, name: str) -> bool:
-    """Remove an unknown field where `path` leads; False if the way cannot be followed."""
+    """Remove an unknown field where `path` leads, and beside it; False if the way cannot be followed."""
     found = [value]
     for key, index in re.findall(r"\.([^.\[\]]+)|\[(\d+|\.\.\.)\]", path or ""):
         if key:
             found = [one[key] for one in found if isinstance(one, dict) and key in one]
         elif index == "...":
             found = [each for one in found if isinstance(one, dict) for each in one.values()]
-        else:
-            found = [one[int(index)] for one in found if isinstance(one, list) and int(index) < len(one)]
+        else:  # a list holds things of one kind: what is unknown in one is unknown in all
+            found = [each for one in found if isinstance(one, list) for each in one]
     holders = [one for one in found if isinstance(one, dict) and name in one]
     for holder in holders:
         del holder[name]

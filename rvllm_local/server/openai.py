@@ -25,6 +25,7 @@ from rvllm_local.text.tools import ContentDelta, Piece, ReasoningDelta, ToolCall
 from rvllm_local.types import FinishReason, TokenLogprob
 
 DONE = b"data: [DONE]\n\n"
+LEAST_LOGPROB = -9999.0  # JSON knows no infinity
 BODIES: dict[str, type[Sampling]] = {"/v1/chat/completions": ChatRequest, "/v1/completions": TextRequest}
 
 
@@ -115,7 +116,7 @@ async def _whole(
             {
                 **_head(generation, shape.kind),
                 "choices": [shape.choice(index, choice, tokenizer) for index, choice in enumerate(choices)],
-                "usage": usage_of([choice.ended.usage for choice in choices if choice.ended], generation.prompt_tokens),
+                "usage": usage_of(generation.usage),
             }
         )
 
@@ -132,20 +133,18 @@ async def _events(
         def chunk(choices: Sequence[dict[str, Any]]) -> bytes:
             return f'data: {prefix}, "choices": {json.dumps(choices, allow_nan=False)}{extra}}}\n\n'.encode()
 
-        yield b"".join(chunk([first]) for first in shape.opening(generation.num_choices))
-        usages: list[Usage] = []
         tokenizer = generation.served.tokenizer
+        yield b"".join(chunk([first]) for first in shape.opening(generation.num_choices, tokenizer))
         async for outcomes in generation.outcomes():
             parts: list[bytes] = []
             for outcome in outcomes:
                 if isinstance(outcome, Ended):
                     raise_failed(outcome)
-                    usages.append(outcome.usage)
                 parts.extend(chunk([choice]) for choice in shape.chunks(outcome, tokenizer))
             if parts or not outcomes:
                 yield b"".join(parts)
         if wants_usage:
-            yield event({**head, "choices": [], "usage": usage_of(usages, generation.prompt_tokens)})
+            yield event({**head, "choices": [], "usage": usage_of(generation.usage)})
         yield DONE
 
 
@@ -159,16 +158,14 @@ def _head(generation: Generation, kind: str) -> dict[str, Any]:
     }
 
 
-def usage_of(usages: Sequence[Usage], prompt_tokens: int) -> dict[str, Any]:
-    """The sum over choices, in OpenAI's shape; a prompt counts once a choice was made of it, as it was computed once."""
-    completion = sum(usage.completion_tokens for usage in usages)
-    prompt = max((usage.prompt_tokens for usage in usages), default=0) if len(usages) == 1 else prompt_tokens
+def usage_of(usage: Usage) -> dict[str, Any]:
+    """Token counts in OpenAI's shape."""
     return {
-        "prompt_tokens": prompt,
-        "completion_tokens": completion,
-        "total_tokens": prompt + completion,
-        "prompt_tokens_details": {"cached_tokens": min(prompt, sum(usage.cached_tokens for usage in usages))},
-        "completion_tokens_details": {"reasoning_tokens": sum(usage.reasoning_tokens for usage in usages)},
+        "prompt_tokens": usage.prompt_tokens,
+        "completion_tokens": usage.completion_tokens,
+        "total_tokens": usage.prompt_tokens + usage.completion_tokens,
+        "prompt_tokens_details": {"cached_tokens": usage.cached_tokens},
+        "completion_tokens_details": {"reasoning_tokens": usage.reasoning_tokens},
     }
 
 
@@ -189,7 +186,7 @@ class _ChatShape:
         logprobs = chat_logprobs(found.logprobs, tokenizer)
         return {"index": index, "message": message, "logprobs": logprobs, "finish_reason": finish_reason(found.ended)}
 
-    def opening(self, num_choices: int) -> list[dict[str, Any]]:
+    def opening(self, num_choices: int, tokenizer: Tokenizer) -> list[dict[str, Any]]:
         delta = {"role": "assistant", "content": ""}
         return [self._chunk(index, delta) for index in range(num_choices)]
 
@@ -239,16 +236,13 @@ class _TextShape:
         logprobs = self._logprobs(index, found.logprobs, tokenizer)
         return {"index": index, "text": text, "logprobs": logprobs, "finish_reason": finish_reason(found.ended)}
 
-    def opening(self, num_choices: int) -> list[dict[str, Any]]:
-        return [self._chunk(index, "") for index in range(num_choices)]
+    def opening(self, num_choices: int, tokenizer: Tokenizer) -> list[dict[str, Any]]:
+        return [self._chunk(index, self._prompt(index, tokenizer)) for index in range(num_choices)]
 
     def chunks(self, outcome: Delta | Ended, tokenizer: Tokenizer) -> list[dict[str, Any]]:
         if isinstance(outcome, Ended):
             return [self._chunk(outcome.index, "", finish_reason(outcome))]
         text = "".join(piece.text for piece in outcome.pieces if isinstance(piece, ContentDelta))
-        if outcome.index not in self._offsets:
-            self._offsets[outcome.index] = 0
-            text = self._prompt(outcome.index, tokenizer) + text
         found = self._chunk(outcome.index, text)
         found["logprobs"] = self._logprobs(outcome.index, outcome.logprobs, tokenizer)
         return [found]
@@ -271,8 +265,8 @@ class _TextShape:
         self._offsets[index] = offset
         return {
             "tokens": texts,
-            "token_logprobs": [one.logprob for one in logprobs],
-            "top_logprobs": [{token_text(tokenizer, token): value for token, value in one.top} for one in logprobs],
+            "token_logprobs": [max(one.logprob, LEAST_LOGPROB) for one in logprobs],
+            "top_logprobs": [_top(tokenizer, one) for one in logprobs],
             "text_offset": offsets,
         }
 
@@ -303,11 +297,15 @@ def chat_logprobs(logprobs: Sequence[TokenLogprob], tokenizer: Tokenizer) -> dic
     return {"content": content, "refusal": None}
 
 
+def _top(tokenizer: Tokenizer, one: TokenLogprob) -> dict[str, float]:
+    return {token_text(tokenizer, token): max(value, LEAST_LOGPROB) for token, value in one.top}
+
+
 def _token(tokenizer: Tokenizer, token_id: int, logprob: float) -> dict[str, Any]:
     spelled = tokenizer.id_to_bytes(token_id)
     return {
         "token": token_text(tokenizer, token_id),
-        "logprob": max(logprob, -9999.0),
+        "logprob": max(logprob, LEAST_LOGPROB),
         "bytes": None if spelled is None else list(spelled),
     }
 

@@ -82,10 +82,6 @@ class Problem(Exception):  # noqa: N818 (it is no bug: the usual end of a bad re
         kind = _ANTHROPIC_KINDS.get(self.status, "invalid_request_error" if self.status < 500 else "api_error")
         return {"type": "error", "error": {"type": kind, "message": self.message}}
 
-    def for_path(self, path: str) -> dict[str, Any]:
-        """The body in the shape of the API that a path belongs to."""
-        return self.anthropic() if path.startswith("/v1/messages") else self.openai()
-
 
 def bad_request(message: str, parameter: str | None = None, code: str | None = None) -> Problem:
     """A 400 that names the field it is about."""

@@ -5,6 +5,7 @@ Runs on worker threads; everything it needs comes in, and nothing is kept.
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -13,15 +14,17 @@ from typing import Any
 from rvllm_local.engine.limits import EngineLimits
 from rvllm_local.errors import ContextOverflowError, ParameterError
 from rvllm_local.server.calls import ChatCall, Message, TextCall
+from rvllm_local.server.json_shape import shape_of
 from rvllm_local.server.served import Served
-from rvllm_local.text.families import OutputStyle
+from rvllm_local.text.families import OutputStyle, style_of
 from rvllm_local.text.grammar import grammar_for_format, grammar_for_tools, unconstrained, with_style
 from rvllm_local.text.output import OutputParser
 from rvllm_local.text.tool_prompt import explain_tools
 from rvllm_local.types import SamplingParams
 
-_FALLBACK = "hermes"  # the syntax that is explained to models whose template knows no tools
+_FALLBACK = "hermes"  # the syntax that is explained to models whose template knows no tools, or none that can be read
 _TAIL = 16  # tokens of a prompt in which a start tag is looked for
+_MAX_DEPTH = 100  # of arguments that templates see as objects
 # Texts of the special tokens around prefix, suffix and middle, by who trained models on them.
 _FILL_IN = (
     ("<|fim_prefix|>", "<|fim_suffix|>", "<|fim_middle|>"),  # Qwen 2.5 Coder
@@ -57,10 +60,10 @@ def prepare_chat(served: Served, call: ChatCall) -> Prepared:
         extra.setdefault("enable_thinking", False)
     if "developer" not in template:
         messages = [{**row, "role": "system"} if row["role"] == "developer" else row for row in messages]
-    if "tools" in template:
+    if style.tool_family is not None and "tools" in template:
         extra["tools"] = list(tools) or None
     else:
-        style = replace(style, tool_family=style.tool_family or _FALLBACK)
+        style = _as_explained(style)
         messages = explain_tools(messages, tools)
     ids = served.tokenizer.encode_chat(messages, continues=call.continues, **extra)
     tail = served.tokenizer.decode(ids[-_TAIL:], skip_special=False).rstrip()
@@ -96,15 +99,25 @@ def prepare_text(served: Served, call: TextCall) -> Prepared:
 
 
 def _grammar(call: ChatCall, tools: Sequence[Mapping[str, Any]], style: OutputStyle, inside: bool) -> str | None:
-    grammar = None
-    if tools:
+    """What holds the output; `tools` are those that may be called, `call.tools` those that were given."""
+    grammar, form = None, call.response_format
+    if form is not None and not tools:
+        grammar = grammar_for_format(form, style.tool_family)
+    if grammar is None and call.tools:
         family = style.tool_family or _FALLBACK
-        grammar = grammar_for_tools(tools, call.tool_choice, family, call.parallel_tool_calls, call.response_format)
-    elif call.response_format is not None:
-        grammar = grammar_for_format(call.response_format, style.tool_family)
+        grammar = grammar_for_tools(call.tools, call.tool_choice, family, call.parallel_tool_calls, form)
     if grammar is None and call.reasoning_budget is not None and _thinks(style):
         grammar = unconstrained()
     return None if grammar is None else with_style(grammar, style, call.reasoning_budget, inside)
+
+
+def _as_explained(style: OutputStyle) -> OutputStyle:
+    """The style of a model to which tools are explained: its calls are read in that form, whatever it was trained on."""
+    if style.tool_family == "harmony":
+        return style
+    tags = style.reasoning_start, style.reasoning_end
+    thinking = None if tags[0] is None or tags[1] is None else (tags[0], tags[1])
+    return style_of(_FALLBACK, thinking, style.reasoning_starts_inside)
 
 
 def _thinks(style: OutputStyle) -> bool:
@@ -158,10 +171,10 @@ def _message(message: Message) -> Message:
 
 
 def _function(function: Mapping[str, Any]) -> dict[str, Any]:
-    try:
-        arguments = json.loads(function["arguments"] or "{}")
-    except ValueError:
-        arguments = None  # a model wrote it: templates get the text as it was
+    text, arguments = function["arguments"] or "{}", None
+    if shape_of(text.encode()).depth <= _MAX_DEPTH:
+        with contextlib.suppress(ValueError):  # a model wrote it: templates get the text as it was
+            arguments = json.loads(text)
     return {**function, "arguments": arguments if isinstance(arguments, dict) else function["arguments"]}
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,7 +16,7 @@ from starlette.types import ASGIApp
 from rvllm_local.server.calls import ChatCall, Delta, Ended
 from rvllm_local.server.generation import Generation
 from rvllm_local.server.openai import raise_failed
-from rvllm_local.server.problems import Problem
+from rvllm_local.server.problems import Problem, bad_request
 from rvllm_local.server.reply import EventStream, JSONReply, event, while_connected
 from rvllm_local.server.responses_output import Event, OutputItems
 from rvllm_local.server.responses_requests import input_messages, output_messages, responses_call
@@ -46,6 +46,8 @@ def routes(service: Service) -> list[Route]:
         return EventStream(_events(service, store, turn), turn.on_problem)
 
     async def retrieve(request: Request) -> Response:
+        if request.query_params.get("stream", "false") != "false":
+            raise bad_request("a kept response is not streamed; leave stream out", "stream", "unsupported")
         return JSONReply(store.find(request.path_params["response_id"]).response)
 
     async def delete(request: Request) -> Response:
@@ -55,8 +57,7 @@ def routes(service: Service) -> list[Route]:
 
     async def input_items(request: Request) -> Response:
         items = store.find(request.path_params["response_id"]).input_items
-        ends = {"first_id": items[0]["id"], "last_id": items[-1]["id"], "has_more": False}
-        return JSONReply({"object": "list", "data": list(items), **ends})
+        return JSONReply(_page(items, request.query_params))
 
     return [
         Route("/v1/responses", create, methods=["POST"]),
@@ -181,6 +182,23 @@ async def _events(service: Service, store: ResponseStore, turn: _Turn) -> AsyncI
                     events.append({"type": f"response.{response['status']}", "response": response})
             if events or not outcomes:
                 yield b"".join(map(turn.sent, events))
+
+
+def _page(items: Sequence[Mapping[str, Any]], query: Mapping[str, str]) -> dict[str, Any]:
+    """A page of the items as the query wants it: the last ones first, twenty of them, unless it says otherwise."""
+    order, limit, after = query.get("order", "desc"), query.get("limit", "20"), query.get("after")
+    if order not in ("asc", "desc"):
+        raise bad_request("order must be asc or desc", "order")
+    if not (limit.isascii() and limit.isdecimal() and len(limit) < 4 and 1 <= int(limit) <= 100):
+        raise bad_request("limit must be from 1 to 100", "limit")
+    rows = list(items) if order == "asc" else list(reversed(items))
+    places = [place for place, row in enumerate(rows) if row["id"] == after]
+    if after is not None and not places:
+        raise bad_request("after must be the id of an item of this response", "after")
+    rest = rows[places[0] + 1 :] if places else rows
+    page = rest[: int(limit)]
+    ends = {"first_id": page[0]["id"], "last_id": page[-1]["id"]} if page else {"first_id": None, "last_id": None}
+    return {"object": "list", "data": page, **ends, "has_more": len(rest) > len(page)}
 
 
 def _grown(items: OutputItems, delta: Delta) -> Iterator[Event]:

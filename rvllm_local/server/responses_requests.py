@@ -38,6 +38,12 @@ def responses_call(request: ResponsesRequest, earlier: Messages) -> ChatCall:
     for name, neutral in _NEUTRAL.items():
         if getattr(request, name) not in neutral:
             raise bad_request(f"{name} is not supported by this server; leave it out", name, "unsupported")
+    if request.text is not None and request.text.verbosity not in (None, "medium"):
+        raise bad_request(
+            "text.verbosity is not supported by this server; leave it out", "text.verbosity", "unsupported"
+        )
+    if request.stream_options is not None and not request.stream:
+        raise bad_request("stream_options needs stream to be true", "stream_options")
     wrong = next((name for name in request.include or () if name not in _INCLUDED), None)
     if wrong is not None:
         raise bad_request(f"include knows {', '.join(_INCLUDED)}; leave the others out", "include", "unsupported")

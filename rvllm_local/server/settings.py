@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 from dataclasses import dataclass, field
 
 DEFAULT_PORT = 8473
@@ -46,4 +47,7 @@ LOOPBACK_NAMES = ("localhost", "127.0.0.1", "[::1]")
 
 def is_loopback(host: str) -> bool:
     """True for an address that nothing but this machine reaches."""
-    return host in ("localhost", "::1", "[::1]") or host.startswith("127.")
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:  # a name
+        return host == "localhost"

@@ -6,6 +6,7 @@ It knows the families' tags; it neither parses output nor knows a tokenizer.
 from __future__ import annotations
 
 import json
+import keyword
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -63,6 +64,10 @@ class _Lark:
         self.lines.append(self.tag(end).replace("[[", f"[[until {name} "))
         return name
 
+    def read_free_text(self, tag: str) -> None:
+        """The rules free_text, in which `tag` does not come, and free_text_to_tag, which ends with it."""
+        self.lines.append(tag.replace("[[", "[[free "))
+
     def json(self, schema: Mapping[str, Any]) -> str:
         return self.rule(f"%json {json.dumps(schema)}")
 
@@ -99,10 +104,13 @@ def call_grammar(
     answer: Mapping[str, Any] | None = None,
 ) -> str | None:
     """See `grammar.grammar_for_tools`; `answer` is the grammar of what is said instead of a call."""
-    chosen = _chosen(_read_tools(tools), tool_choice)
+    read = _read_tools(tools)
+    chosen = _chosen(read, tool_choice)
     if family not in _FAMILIES:
         raise ParameterError("tool_choice", f"calls of the family {family!r} are unknown and cannot be enforced")
     style = _FAMILIES[family]
+    if tool_choice == "none":
+        return _without_calls(family, style.trigger) if read else None
     answer = answer if tool_choice == "auto" else None
     if not chosen or (tool_choice == "auto" and style.trigger is None and answer is None):
         return None
@@ -121,17 +129,28 @@ def call_grammar(
         return lark.grammar(f"{trigger} {body} | @answer", answer)
     if tool_choice != "auto":
         return lark.grammar(f"{trigger} {body}")
-    number = trigger.strip("<[]>")
-    lark.lines.append(f"<[[free {number}]]>")
+    lark.read_free_text(trigger)
     return lark.grammar(f"free_text | free_text_to_tag {body}")
 
 
-def _harmony_grammar(lark: _Lark, call: str, auto: bool, answer: Mapping[str, Any] | None) -> str:
+def _without_calls(family: str, trigger: str | None) -> str | None:
+    """The grammar of an answer in which no call can begin; None where a call looks like text."""
+    lark = _Lark()
+    if family == "harmony":
+        return _harmony_grammar(lark, None, True, None)
+    if trigger is None:
+        return None
+    lark.read_free_text(lark.tag(trigger))
+    return lark.grammar("free_text")
+
+
+def _harmony_grammar(lark: _Lark, call: str | None, auto: bool, answer: Mapping[str, Any] | None) -> str:
     """Messages have channels here: analysis may come first, then a call, or else the final answer."""
     channel, message = lark.tag(tags.CHANNEL), lark.tag(tags.MESSAGE)
     said = lark.rule("/(?s:.*)/") if answer is None else "@answer"
-    final = f' | {channel} "final" {message} {said}' if auto else ""
-    parts = json.loads(lark.grammar(f"{channel} {call}{final}", answer))
+    ways = [] if call is None else [f"{channel} {call}"]
+    ways += [f'{channel} "final" {message} {said}'] if auto else []
+    parts = json.loads(lark.grammar(" | ".join(ways), answer))
     return json.dumps({**parts, "reasoning": HARMONY_REASONING})
 
 
@@ -189,6 +208,10 @@ def _text(literal: str) -> str:
     return json.dumps(literal, ensure_ascii=False) if literal else ""
 
 
+def _is_name(text: str) -> bool:
+    return text.isascii() and text.isidentifier() and not keyword.iskeyword(text)
+
+
 # One call in each syntax.
 
 
@@ -227,6 +250,9 @@ def _harmony_call(lark: _Lark, tool: Tool) -> str:
 
 
 def _gemma_call(lark: _Lark, tool: Tool) -> str:
+    """Python, or JSON where a name is none in Python."""
+    if not all(map(_is_name, (*tool.name.split("."), *tool.schema.get("properties", ())))):
+        return f"{_object_call('parameters')(lark, tool)} {_text(chr(10) + '```')}"
     parts = _arguments_in_order(lark, tool, lambda key: f"{key}=", _json_value, "", ", ")
     return f"{_text(tool.name + '(')} {parts} {_text(')' + chr(10) + '```')}"
 
@@ -269,7 +295,7 @@ def _arguments_in_order(
         "$defs",
         "definitions",
     }
-    fits = plain and set(required) <= set(properties) and all(_KEY.fullmatch(key) for key in properties)
+    fits = plain and set(required) <= set(properties) and all(map(_fits, properties))
     if not fits:
         if tool.strict:
             raise ParameterError("tools", f"tool {tool.name!r}: only listed properties can be enforced in this syntax")
@@ -286,6 +312,11 @@ def _arguments_in_order(
             one.insert(0, _text(separator))
         parts.append(" ".join(one) if key in required else f"({' '.join(_separated(one, separator, index))})?")
     return " ".join(parts)
+
+
+def _fits(key: str) -> bool:
+    """True for a key that its tag holds and its reader gives back."""
+    return _KEY.fullmatch(key) is not None and key == key.strip()
 
 
 def _separated(one: list[str], separator: str, index: int) -> list[str]:

@@ -98,9 +98,9 @@ def grammar_for_tools(
 ) -> str | None:
     """The grammar of an output with calls of `tools`, in `family`'s own syntax; None if nothing is to be enforced.
 
-    `tool_choice` is "none", "auto", "required" or `{"type": "function", "function": {"name": ...}}`. With "auto",
-    text is free up to a call's tag, or follows `response_format` where no call is made. Without `parallel`, one call at
-    most. Raises `ParameterError`.
+    `tool_choice` is "none", "auto", "required" or `{"type": "function", "function": {"name": ...}}`. With "none", no call
+    can begin, where calls have a tag. With "auto", text is free up to a call's tag, or follows `response_format` where no
+    call is made. Without `parallel`, one call at most. Raises `ParameterError`.
     """
     answer = None if response_format is None else _answer_grammar(response_format)
     return call_grammar(tools, tool_choice, family, parallel, answer)

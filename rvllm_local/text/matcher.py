@@ -16,13 +16,15 @@ import llguidance
 import numpy as np
 import numpy.typing as npt
 
-from rvllm_local.errors import GrammarError
+from rvllm_local.errors import GrammarError, QueueFullError
 from rvllm_local.text.tags import CONTROL_TAGS
 from rvllm_local.text.thinking import Thinking, ThinkingTokens
 from rvllm_local.text.tokenizer import Tokenizer
 
 COMPILE_SECONDS = 1.5
 MAX_COMPILING = 4  # threads that compile at once, overdue ones included
+_MAX_TAG = 64  # characters of a tag around thoughts
+_MOST_TAGS = 16  # pairs of them that are remembered
 Mask = npt.NDArray[np.int32]
 # Fuel bounds the time and the states bound the memory (1 to 2 kB each) that one grammar may take.
 _LIMITS: dict[str, Any] = {
@@ -58,13 +60,17 @@ class GrammarCompiler:
         self._thinking: dict[tuple[str, str], ThinkingTokens] = {}
 
     def compile(self, grammar: str) -> Matcher:
-        """A matcher at the start of `grammar`. Raises `GrammarError` within two seconds if it cannot be made."""
+        """A matcher at the start of `grammar`. Raises `GrammarError` within two seconds if it cannot be made, `QueueFullError`
+        if too many others are being made.
+        """
         try:
             parts: dict[str, Any] = json.loads(grammar)
             reasoning = parts.get("reasoning")
+            if reasoning is not None:
+                _check_thinking(reasoning)
             parameter = str(parts.get("parameter", "response_format"))
             text = self._with_tags(parts)
-        except (ValueError, AttributeError, KeyError, IndexError) as error:
+        except (ValueError, TypeError, AttributeError, KeyError, IndexError, RecursionError) as error:
             raise GrammarError("the grammar is not in the form that this module writes") from error
         try:
             matcher = self._in_time(lambda: self._compile(text))
@@ -90,7 +96,7 @@ class GrammarCompiler:
     def _in_time(self, work: Callable[[], llguidance.LLMatcher]) -> llguidance.LLMatcher:
         """Run `work` in a thread that is left behind when it is late; its fuel ends it soon after."""
         if not self._slots.acquire(timeout=COMPILE_SECONDS):
-            raise GrammarError("too many grammars are being compiled; try again later")
+            raise QueueFullError("too many grammars are being compiled; try again later", 1.0)
         done: queue.SimpleQueue[llguidance.LLMatcher | Exception] = queue.SimpleQueue()
 
         def run() -> None:
@@ -136,11 +142,15 @@ class GrammarCompiler:
 
     def _new_thinking(self, settings: Mapping[str, Any]) -> Thinking:
         key = settings["start"], settings["end"]
-        if key not in self._thinking:
-            self._thinking[key] = ThinkingTokens.of(
+        tokens = self._thinking.get(key)
+        if tokens is None:
+            tokens = ThinkingTokens.of(
                 *key, self._tokenizer, self._vocabulary.tokens, self._vocabulary.special_token_ids
             )
-        return Thinking(self._thinking[key], settings["max_tokens"], settings["starts_inside"])
+            if len(self._thinking) >= _MOST_TAGS:
+                self._thinking.clear()
+            self._thinking[key] = tokens
+        return Thinking(tokens, settings["max_tokens"], settings["starts_inside"])
 
 
 class Matcher:
@@ -248,6 +258,15 @@ class _Vocabulary:
     def __call__(self, text: bytes | str) -> list[int]:
         text = text.decode(errors="replace") if isinstance(text, bytes) else text
         return self._tokenizer.encode(text, bos=False)
+
+
+def _check_thinking(settings: Any) -> None:
+    """Raise `TypeError` unless the settings are what `with_reasoning` writes: a step of the engine trusts them."""
+    match settings:
+        case {"start": str(start), "end": str(end), "max_tokens": int() | None, "starts_inside": bool()}:
+            if 0 < len(start) <= _MAX_TAG and 0 < len(end) <= _MAX_TAG:
+                return
+    raise TypeError
 
 
 def _up_to(name: str, reference: str, text: str) -> str:

@@ -14,7 +14,7 @@ MAX_SIZE = 5000
 _WIDE = {"d": r"\p{Nd}", "w": r"\p{L}\p{N}\p{M}_", "s": r"\s\x1c-\x1f\u{85}\u{feff}"}
 _NARROW = {"d": "0-9", "w": "0-9A-Za-z_", "s": r"\t\n\x0b\x0c\r\x20\u{a0}\u{2028}\u{2029}"}
 _CONTROLS = {"t": r"\t", "n": r"\n", "r": r"\r", "f": r"\x0c", "v": r"\x0b", "0": r"\x00"}
-_NOT_DOT = r"[^\n\r\u{2028}\u{2029}]"
+_NOT_DOT, _WIDE_DOT = r"[^\n\r\u{2028}\u{2029}]", r"[^\n]"
 # What JSON can write only as \uXXXX, which the grammars leave out. Where a class holds some of it but no quote or no
 # backslash, llguidance 1.9.1 lets the escaped quote or backslash pass all the same.
 _UNWRITTEN = r"\x00-\x07\x0b\x0e-\x1f"
@@ -27,14 +27,15 @@ class PatternError(ValueError):
     """The pattern cannot be enforced; the message says which part of it."""
 
 
-def portable(pattern: str, *, in_json: bool = False) -> str:
+def portable(pattern: str, *, in_json: bool = False, wide: bool = False) -> str:
     """`pattern` in Rust's syntax, unanchored as JSON Schema reads it. Raises `PatternError`.
 
-    `in_json`: for the value of a JSON string, whose classes are narrowed to what is written without \\uXXXX.
+    `in_json`: for the value of a JSON string, whose classes are narrowed to what is written without \\uXXXX. `wide`: what any
+    of the readers matches, instead of what all do.
     """
     if len(pattern) > MAX_PATTERN_CHARS:
         raise PatternError(f"it has {len(pattern)} characters; at most {MAX_PATTERN_CHARS} are taken")
-    translated = _Translation(pattern, in_json).run()
+    translated = _Translation(pattern, in_json, wide).run()
     try:
         re.compile(pattern)
     except (re.error, RecursionError, OverflowError) as error:
@@ -45,9 +46,10 @@ def portable(pattern: str, *, in_json: bool = False) -> str:
 class _Translation:
     """One walk over a pattern."""
 
-    def __init__(self, pattern: str, in_json: bool) -> None:
+    def __init__(self, pattern: str, in_json: bool, wide: bool) -> None:
         self._pattern = pattern
         self._in_json = in_json
+        self._wide = wide
         self._at = 0
         self._sizes = [0]  # characters that each open group may match, repetitions counted out
         self._last = 0  # the last item's
@@ -90,15 +92,15 @@ class _Translation:
             case "(":
                 return self._group()
             case ".":
-                return self._writable(_NOT_DOT)
+                return self._writable(_WIDE_DOT if self._wide else _NOT_DOT)
             case "{":
                 return self._repeat()
             case "*" | "+" | "?":
                 return char + self._laziness()
             case "}" | "]":
                 raise PatternError(f"{char!r} must be escaped")
-            case "^" | "$" | "|" | ")":
-                return char
+            case "^" | "$" | "|" | ")":  # Python's $ also stands before a line end that is the last character
+                return r"\n?$" if char == "$" and self._wide else char
             case _:
                 return _literal(char)
 
@@ -133,10 +135,14 @@ class _Translation:
     def _escape(self) -> str:
         char = self._take()
         if char in "dws":
-            return f"[{_NARROW[char]}]"
+            return self._writable(f"[{self._class_of(char, self._wide)}]")
         if char in "DWS":
-            return self._writable(f"[^{_WIDE[char.lower()]}]")
+            return self._writable(f"[^{self._class_of(char, not self._wide)}]")
         return self._escaped_char(char)
+
+    def _class_of(self, char: str, is_wide: bool) -> str:
+        """What \\d, \\w or \\s and their opposites are made of, as the widest or the narrowest reader has it."""
+        return (_WIDE if is_wide else _NARROW)[char.lower()]
 
     def _escaped_char(self, char: str) -> str:
         if char in _CONTROLS:
@@ -180,9 +186,9 @@ class _Translation:
         if char == "\\":
             char = self._take()
             if char in "dws":
-                return (_WIDE if negated else _NARROW)[char]
+                return self._class_of(char, negated != self._wide)
             if char in "DWS":
-                return f"[^{(_NARROW if negated else _WIDE)[char.lower()]}]"
+                return f"[^{self._class_of(char, negated == self._wide)}]"
             return r"\x08" if char == "b" else self._escaped_char(char)
         if char == "-" and self._is_range():
             return "-"

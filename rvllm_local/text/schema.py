@@ -24,9 +24,12 @@ MAX_COUNT = 10_000  # minItems, maxLength and their like
 # which keeps a key that is spelled otherwise from escaping its schema, and halves of surrogate pairs out.
 _OPTIONS = {"whitespace_pattern": "[ \\t\\n]{1,40}", "json_allowed_escapes": 'nrbtf\\"'}
 _DRAFTS = ("draft-06/schema", "draft-07/schema", "draft/2019-09/schema", "draft/2020-12/schema")
-_ANNOTATIONS = frozenset(
-    ("title", "description", "default", "examples", "deprecated", "readOnly", "writeOnly", "$comment", "$schema", "$id")
-)
+_ANNOTATIONS: dict[str, type] = {
+    **dict.fromkeys(("title", "description", "$comment", "$schema", "$id"), str),
+    **dict.fromkeys(("deprecated", "readOnly", "writeOnly"), bool),
+    "examples": list,
+    "default": object,
+}
 _REASONS = {
     "uniqueItems": "unique items cannot be enforced",
     "not": "negation cannot be enforced",
@@ -88,6 +91,7 @@ class _Walk:
         self._places: dict[Path, tuple[Any, ...]] = {}  # every schema, and what applies in the same place
         self._refs: list[tuple[Path, str, Path]] = []
         self._rules = self._keyword_rules()
+        self._wide: dict[Path, str] = {}  # what any reader matches, by the place of an object and its pattern
         self._draft = _DRAFTS[-1]
 
     def run(self) -> dict[str, Any]:
@@ -151,6 +155,8 @@ class _Walk:
 
     def _keyword(self, key: str, value: Any, path: Path) -> Any:
         if key in _ANNOTATIONS:
+            if not isinstance(value, _ANNOTATIONS[key]):
+                raise _UnsupportedError(path, f"has a {key} that is of the wrong type")
             if key == "$id" and path:
                 raise self._error(path, "has an $id, which only the outermost schema may have")
             return _DROPPED
@@ -223,7 +229,14 @@ class _Walk:
     def _pattern_map(self, value: Any, path: Path) -> dict[str, Any]:
         if not isinstance(value, Mapping):
             raise self._error(path, "must be an object of schemas")
-        return {self._pattern(name, path): self._schema(one, (*path, name)) for name, one in value.items()}
+        found: dict[str, Any] = {}
+        for name, one in value.items():
+            pattern = self._pattern(name, path)
+            if pattern in found:
+                raise self._error(path, "holds two patterns that mean the same")
+            found[pattern] = self._schema(one, (*path, name))
+            self._wide[(*path[:-1], pattern)] = portable(name, in_json=True, wide=True)
+        return found
 
     def _items(self, value: Any, path: Path) -> Any:
         if not isinstance(value, list):
@@ -307,12 +320,23 @@ class _Walk:
             done["items"] = done.pop("additionalItems", True)
         if "additionalItems" in done:
             raise self._error(path, "uses 'additionalItems' without a list of items")
+        if "patternProperties" in done and done.get("additionalProperties") is not False:
+            self._widen_patterns(done, path)
         if done.get("format") in _FORMAT_LIMITS:
             done["allOf"] = [*done.get("allOf", ()), _FORMAT_LIMITS[done["format"]]]
         self._narrow_exclusive_limits(done)
         if done.get("multipleOf", 1) % 1:  # validators divide floats here, which must be exact
             done["minimum"] = max(done.get("minimum", -_MAX_FRACTION), -_MAX_FRACTION)
             done["maximum"] = min(done.get("maximum", _MAX_FRACTION), _MAX_FRACTION)
+
+    def _widen_patterns(self, done: dict[str, Any], path: Path) -> None:
+        """A key that only some readers find matched must not come as one of the others: it is held to the pattern's schema."""
+        patterns = {self._wide[(*path, pattern)]: schema for pattern, schema in done["patternProperties"].items()}
+        is_free = done.get("additionalProperties", True) in (True, {})
+        if not is_free and not self._lenient and set(patterns) != set(done["patternProperties"]):
+            message = "uses 'patternProperties' with a pattern that readers take differently; set additionalProperties to false"
+            raise self._error(path, message)
+        done["patternProperties"] = patterns
 
     def _narrow_exclusive_limits(self, done: dict[str, Any]) -> None:
         """0.99999999999999999999 is below 1 as text and 1 as a float: stay clear of the limit."""

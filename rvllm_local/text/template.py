@@ -41,8 +41,9 @@ _REFUSALS = (
     TemplateTimeoutError,
     TypeError,
     ValueError,
-    KeyError,
-    OverflowError,
+    AttributeError,
+    LookupError,
+    ArithmeticError,
     RecursionError,
     MemoryError,
 )

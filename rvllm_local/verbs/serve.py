@@ -113,7 +113,7 @@ def settings_from(arguments: argparse.Namespace, environ: Mapping[str, str] | No
         host=arguments.host,
         port=arguments.port,
         api_keys=keys,
-        allowed_hosts=tuple(arguments.allow_host),
+        allowed_hosts=tuple(_host(text) for text in arguments.allow_host),
         allowed_origins=tuple(_origin(text) for text in arguments.allow_origin),
         is_lenient=arguments.lenient,
         keep_alive_s=None if arguments.keep_alive is None else _seconds(arguments.keep_alive),
@@ -150,6 +150,12 @@ def adapter_of(text: str) -> tuple[str, str]:
     if not re.fullmatch(r"[A-Za-z0-9][\w.:/-]{0,99}", name) or not folder or not Path(folder).expanduser().is_dir():
         raise ConfigError(f"--adapter {text!r:.200} must be NAME=DIR, with a folder that exists")
     return name, str(Path(folder).expanduser().absolute())
+
+
+def _host(text: str) -> str:
+    if not re.fullmatch(r"\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+", text):
+        raise ConfigError(f"--allow-host {text!r} is not the name of a host; write it like example.org, without a port")
+    return text
 
 
 def _origin(text: str) -> str:

@@ -93,6 +93,7 @@ def test_what_is_no_object_in_json_is_refused(api: Running, path: str, body: byt
         ("/v1/responses", {"input": "a", "background": True}), ("/v1/responses", {"input": "a", "truncation": "auto"}),
         ("/v1/responses", {"input": "a", "include": ["file_search_call.results"]}), ("/v1/responses", {"input": "a", "tools": [{"type": "web_search"}]}),
         ("/v1/responses", {"input": "a", "tool_choice": {"type": "function", "name": "f"}}),
+        ("/v1/responses", {"input": "a", "text": {"verbosity": "low"}}), ("/v1/responses", {"input": "a", "stream_options": {}}),
         ("/v1/responses", {"input": "a", "max_output_tokens": 0}), ("/v1/responses", {"input": [{"type": "function_call_output", "call_id": "x"}]}),
         ("/v1/messages", {"messages": []}), ("/v1/messages", {"messages": [{"role": "user", "content": "a"}]}),
         ("/v1/messages", {"max_tokens": 0, "messages": [{"role": "user", "content": "a"}]}),
@@ -131,6 +132,7 @@ def lenient(tiny: Path) -> Iterator[Running]:
 def test_a_lenient_server_drops_unknown_fields_and_nothing_else(lenient: Running) -> None:
     message = {"role": "user", "content": [{"type": "text", "text": "x", "mood": 1}], "mood": "good"}
     assert lenient.post({**CHAT, "messages": [message], "colour": 1, "a": {"b": []}}).status_code == 200
+    assert lenient.post({**CHAT, "messages": [message] * 100}).status_code == 200
     assert lenient.post({**CHAT, "colour": 1, "seed": "x"}).status_code == 400
     assert lenient.post({**CHAT, **{f"field{number}": 1 for number in range(100)}}).status_code == 400
 

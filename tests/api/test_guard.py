@@ -121,6 +121,14 @@ def test_an_allowed_origin_may_ask_and_only_it_is_named(api: Running) -> None:
         "/v1/chat/completions", headers={"origin": ORIGIN, "access-control-request-method": "POST"}
     )
     assert flight.status_code == 204 and "POST" in flight.headers["access-control-allow-methods"]
+    asks = {
+        "origin": ORIGIN,
+        "access-control-request-method": "POST",
+        "access-control-request-headers": "x-stainless-os,x-a",
+    }
+    assert (
+        api.client.options("/v1/messages", headers=asks).headers["access-control-allow-headers"] == "x-stainless-os,x-a"
+    )
     assert "access-control-allow-origin" not in api.client.get("/health").headers
 
 
@@ -168,3 +176,5 @@ def test_refusals_have_the_shape_of_their_api(api: Running) -> None:
     assert "type" in ask(api, "PUT", "/v1/messages").json()["error"]
     assert ask(api, "PUT", "/v1/messages").json()["type"] == "error"
     assert set(ask(api, "PUT", "/v1/models").json()["error"]) == {"message", "type", "param", "code"}
+    theirs = api.client.get("/v1/models/none", headers={"anthropic-version": "2023-06-01"})
+    assert theirs.json()["error"]["type"] == "not_found_error"

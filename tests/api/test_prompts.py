@@ -1,13 +1,19 @@
-"""What reaches the engine: the token ids of a middle to fill in, and of a turn to go on from."""
+"""What reaches the engine: the token ids of a middle to fill in, of a turn to go on from, and what calls are held to."""
 
 from __future__ import annotations
 
+import copy
+import json
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 import pytest
 from tokenizers import Tokenizer
 
-from rvllm_local.types import EventSink, Request
+from rvllm_local.server.calls import ChatCall
+from rvllm_local.server.prompting import prepare_chat
+from rvllm_local.text.families import style_of
+from rvllm_local.types import EventSink, Request, SamplingParams
 from tests.support.api import PacedClient, Running, served
 from tests.support.served import save_thinking
 
@@ -35,6 +41,7 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
     tokenizer.add_special_tokens(list(TAGS))
     tokenizer.save(path)
     with served({"coder": folder}, opener=lambda files, options: Recording()) as running:
+        running.post({"prompt": "x"}, "/tokenize")  # the model is loaded from here on
         yield running
 
 
@@ -69,3 +76,34 @@ def test_only_an_assistants_turn_can_be_gone_on_from(running: Running) -> None:
         body = {"model": "coder", "messages": [SAID[0], last], "continue_final_message": True}
         answer = running.post(body)
         assert (answer.status_code, answer.json()["error"]["param"]) == (400, "messages")
+
+
+@pytest.mark.parametrize("arguments", ["[" * 5000, '{"a":' * 2000 + "1" + "}" * 2000])
+def test_arguments_that_nest_too_deep_are_shown_as_they_are(running: Running, arguments: str) -> None:
+    call = {"id": "1", "function": {"name": "f", "arguments": arguments}}
+    found = asked(running, "/v1/chat/completions", messages=[SAID[0], {"role": "assistant", "tool_calls": [call]}])
+    assert json.dumps(arguments) in found
+
+
+@pytest.mark.parametrize(
+    ("style", "template"), [("gemma", "{{ messages[0].content }}"), (None, "{{ tools }}{{ messages[0].content }}")]
+)
+def test_a_call_is_read_as_it_was_explained(running: Running, style: str | None, template: str) -> None:
+    loaded = running.server.registry.loaded()[0]
+    tokenizer = copy.copy(loaded.tokenizer)
+    tokenizer.chat_template = template
+    served = replace(loaded, tokenizer=tokenizer, style=style_of(style))
+    tool = {"type": "function", "function": {"name": "look"}}
+    prepared = prepare_chat(served, ChatCall("coder", ({"role": "user", "content": "Hm?"},), SamplingParams(), (tool,)))
+    assert "<tool_call>" in tokenizer.decode(prepared.prompts[0])
+    assert "<tool_call>" in (prepared.grammar or "")
+    pieces = prepared.new_parser().feed('<tool_call>\n{"name": "look", "arguments": {}}\n</tool_call>')
+    assert [type(piece).__name__ for piece in pieces] == ["ToolCallStart", "ToolCallDelta", "ToolCallEnd"]
+
+
+def test_with_none_tools_are_not_shown_and_not_called(running: Running) -> None:
+    tool = {"type": "function", "function": {"name": "look"}}
+    call = ChatCall("coder", ({"role": "user", "content": "Hm?"},), SamplingParams(), (tool,), "none")
+    prepared = prepare_chat(running.server.registry.loaded()[0], call)
+    assert "free_text" in (prepared.grammar or "")
+    assert prepare_chat(running.server.registry.loaded()[0], replace(call, tools=())).grammar is None

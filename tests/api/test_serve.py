@@ -40,7 +40,8 @@ def flags(*given: str) -> argparse.Namespace:
         (["--host", "0.0.0.0"], "needs a key"), (["--host", "192.168.1.5"], "needs a key"), (["--port", "70000"], "0 to 65535"),
         (["--tls-cert", "x.pem"], "belong together"), (["--allow-origin", "*"], "is not an origin"),
         (["--allow-origin", "https://a.example/path"], "is not an origin"), (["--keep-alive", "soon"], "is not a time"),
-        (["--drain", "-1s"], "is not a time"), (["--api-key-file", "/nowhere/key"], "cannot be read"),
+        (["--drain", "-1s"], "is not a time"), (["--host", "127.example.org"], "needs a key"),
+        (["--allow-host", "a.example:80"], "without a port"), (["--api-key-file", "/nowhere/key"], "cannot be read"),
     ],
 )  # fmt: skip
 def test_a_wrong_flag_is_refused_with_what_to_do(given: list[str], words: str) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import httpx
@@ -13,9 +13,10 @@ import pytest
 from rvllm_local import LLM, SamplingParams, errors
 from rvllm_local.client import make_requests, open_stream
 from rvllm_local.engine import wire
+from rvllm_local.engine.limits import EngineLimits
 from rvllm_local.http_client import HttpClient, _error
 from rvllm_local.server.problems import problem_of
-from rvllm_local.types import FinishReason
+from rvllm_local.types import EventSink, FinishReason, Request
 from tests.support.api import PacedClient, Running, served
 from tests.support.processes import eventually
 from tests.support.served import rvllm_serve, save_thinking
@@ -83,6 +84,28 @@ def test_a_request_is_the_same_after_its_way() -> None:
         (r.request_id, r.prompt_token_ids, r.seed, r.index, r.priority, r.grammar, r.kept_special) for r in found
     ] == [(r.request_id, r.prompt_token_ids, r.seed, r.index, r.priority, r.grammar, r.kept_special) for r in requests]
     assert found[0].params.stop_strings == ("a",) and found[0].params.logit_bias == {5: 1.5} and found[0].params.n == 2
+
+
+class Adapted(PacedClient):
+    """Knows an adapter, and remembers which of its requests asked for it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.limits = EngineLimits(384, 100_000, 100_000, (0,), adapters=("b",))
+        self.asked: list[str | None] = []
+
+    def start(self, requests: Sequence[Request], sink: EventSink) -> None:
+        self.asked.append(requests[0].adapter)
+        super().start(requests, sink)
+
+
+def test_a_request_is_answered_with_its_adapter(folder: Path) -> None:
+    with served({"tiny": folder}, opener=lambda files, options: Adapted(), adapters=[("b", str(folder))]) as running:
+        client = HttpClient(f"http://127.0.0.1:{running.port}")
+        for adapter in (None, "b"):
+            assert list(open_stream(client, make_requests([1], SamplingParams(max_tokens=2), adapter=adapter)))
+        assert running.engine.asked == [None, "b"]
+        client.close()
 
 
 def test_any_open_request_can_be_cancelled_by_its_id_and_ids_are_unique(running: Running) -> None:

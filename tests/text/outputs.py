@@ -149,6 +149,7 @@ OUTPUTS: list[tuple[str, str, Read]] = [
     ("gemma", "```tool_code\n[look(city='Oslo', days=3), f(a=[True, none])]\n```", Read(failed=["```tool_code\n[look(city='Oslo', days=3), f(a=[True, none])]\n```"])),
     ("gemma", "```tool_code\n[look(city='Oslo', days=3), f(a=[true, None])]\n```", Read(calls=[CALL, ("f", {"a": [True, None]})])),
     ("gemma", '```tool_code\n{"name": "look", "parameters": ' + ARGUMENTS + "}\n```", Read(calls=[CALL])),
+    ("gemma", '```tool_code\nlook(city="```\\"\'", days=3)\n```', Read(calls=[("look", {"city": "```\"'", "days": 3})])),
     ("gemma", "```python\nlook(1)\n```", Read("```python\nlook(1)\n```")),
     ("gemma", "```tool_code\nimport os\n```", Read(failed=["```tool_code\nimport os\n```"])),
     ("gemma", f"{GEMMA_FUNCTION} .\n", Read(" .\n", calls=[CALL])),

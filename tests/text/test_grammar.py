@@ -15,7 +15,7 @@ from tokenizers import Tokenizer as Backend
 from tokenizers.models import BPE
 
 from rvllm_local.engine.detokenizer import StreamingDetokenizer
-from rvllm_local.errors import ParameterError
+from rvllm_local.errors import ParameterError, QueueFullError
 from rvllm_local.text.families import OutputStyle, style_of
 from rvllm_local.text.grammar import (
     GrammarCompiler,
@@ -204,8 +204,49 @@ def test_a_tool_that_is_not_strict_may_have_any_schema() -> None:
     assert follow(compiled(grammar), TOKENIZERS["text"], text).is_accepting
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_with_none_no_call_begins(kind: str) -> None:
+    matcher = compiled(grammar_for_tools(TOOLS, "none", "hermes", parallel=True), kind)
+    assert follow(matcher, TOKENIZERS[kind], 'I could <b> or {"a": 1}. ').is_accepting
+    with pytest.raises(AssertionError, match="is not allowed"):
+        follow(matcher, TOKENIZERS[kind], "<tool_call>")
+    harmony = grammar_for_tools(TOOLS, "none", "harmony", parallel=True)
+    assert follow(compiled(harmony, kind), TOKENIZERS[kind], "<|channel|>final<|message|>Hi").is_accepting
+    with pytest.raises(AssertionError, match="is not allowed"):
+        follow(compiled(harmony, kind), TOKENIZERS[kind], "<|channel|>commentary")
+
+
+@pytest.mark.parametrize("name", ["get-note", "import", "a.b"])
+def test_a_gemma_call_may_have_names_that_python_has_not(name: str) -> None:
+    schema = {
+        "type": "object",
+        "properties": {"max-days": {"const": 3}, "text": {"const": "```"}},
+        "required": ["max-days", "text"],
+    }
+    tools = [{"function": {"name": name, "parameters": {**schema, "additionalProperties": False}}}]
+    for one in (tools, [{"function": {"name": name, "parameters": LOOK}}]):
+        text = write(compiled(grammar_for_tools(one, "required", "gemma", parallel=True)), TOKENIZERS["text"], 3) or ""
+        read = joined(run(parser_for("gemma"), [text]))
+        assert read.calls and read.calls[0][0] == name and not read.failed and not read.content, text
+        jsonschema.validate(read.calls[0][1], one[0]["function"]["parameters"])
+
+
+@pytest.mark.parametrize(
+    "thinking",
+    [5, {"start": "", "end": "</think>", "max_tokens": 3, "starts_inside": False}, {"start": "<think>", "end": "</think>"},
+     {"start": "<think>", "end": "</think>", "max_tokens": "3", "starts_inside": False},
+     {"start": "<think>", "end": "x" * 10_000, "max_tokens": 3, "starts_inside": True}],
+)  # fmt: skip
+def test_a_grammar_from_elsewhere_is_refused_before_a_step_trusts_it(thinking: Any) -> None:
+    with pytest.raises(GrammarError, match="not in the form"):
+        compiled(json.dumps({**json.loads(YES_NO), "reasoning": thinking}))
+    with pytest.raises(GrammarError, match="not in the form"):
+        compiled("[" * 100_000)
+
+
 def test_nothing_is_enforced_where_nothing_is_asked() -> None:
-    assert grammar_for_tools(TOOLS, "none", "hermes", parallel=True) is None
+    assert grammar_for_tools(TOOLS, "none", "json", parallel=True) is None
+    assert grammar_for_tools([], "none", "hermes", parallel=True) is None
     assert grammar_for_tools([], "auto", "hermes", parallel=True) is None
     assert grammar_for_tools(TOOLS, "auto", "json", parallel=True) is None
     assert grammar_for_format({"type": "text"}) is None
@@ -399,7 +440,7 @@ def test_a_late_grammar_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(compiler, "_compile", lambda text: gate.wait(30))
     monkeypatch.setattr("rvllm_local.text.matcher.COMPILE_SECONDS", 0.05)
     for _ in range(6):
-        with pytest.raises(GrammarError, match=r"takes longer|too many"):
+        with pytest.raises((GrammarError, QueueFullError), match=r"takes longer|too many"):
             compiler.compile(YES_NO)
     gate.set()
     assert COMPILE_SECONDS < 2

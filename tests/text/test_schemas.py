@@ -62,6 +62,9 @@ def test_every_schema_is_refused_or_kept(compiler: GrammarCompiler, tokenizer: T
         ({"x-guidance": {"lenient": True}}, "x-guidance"),
         ({"type": "object", "minProperties": 2}, "minProperties"),
         ({"oneOf": [{"type": "integer"}, {"type": "number"}]}, "oneOf"),
+        ({"type": "string", "title": 5}, "title"),
+        ({"type": "object", "patternProperties": {"a*": {}, "a*?": {"type": "null"}}}, "two patterns"),
+        ({"patternProperties": {"^\\d": {}}, "additionalProperties": {"type": "null"}}, "take differently"),
     ],
 )
 def test_a_refusal_names_what_cannot_be_enforced(compiler: GrammarCompiler, schema: Any, named: str) -> None:

@@ -98,6 +98,14 @@ def test_gguf_special_tokens_in_names_stay_text(smollm2: Path) -> None:
     assert tokenizer.decode(ids, skip_special=False).count("<|im_end|>") == 3
 
 
+def test_special_tokens_in_what_a_template_is_told_stay_text() -> None:
+    tokenizer = Tokenizer(
+        tiny_tokenizer(), eos_token="<|endoftext|>", chat_template="{{ messages[0].content }}{{ note }}"
+    )
+    ids = tokenizer.encode_chat([message("user", content="x")], note="<|im_end|>", enable_thinking=False)
+    assert 2 not in ids and tokenizer.decode(ids) == "x<|im_end|>"
+
+
 def test_tags_of_calls_stay_text_where_the_assistant_did_not_write_them() -> None:
     backend = tiny_tokenizer()
     backend.add_tokens([AddedToken("</think>", special=False, normalized=False)])

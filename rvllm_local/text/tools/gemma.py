@@ -13,8 +13,10 @@ from rvllm_local.text.tools.json_calls import MAX_DEPTH, MAX_NAME, JSONReader, l
 from rvllm_local.text.tools.reader import END, MalformedCallError, Reading
 
 MAX_CODE = 1 << 16
+_MOST_FENCES = 64  # in the strings of a call
 _WORDS = {"true": True, "false": False, "null": None}
 _NAME = re.compile(r"[A-Za-z_][\w.-]*")
+_QUOTED = re.compile(r'"(?:[^"\\]|\\.)*"|\'(?:[^\'\\]|\\.)*\'')  # a string with its end
 _BARE = re.compile(r"[^,{}\[\]<>]*")
 
 
@@ -39,6 +41,11 @@ class GemmaParser(JSONReader):
             self._end_call()
             return
         code, _ = yield from self._text_until((closing,), MAX_CODE)
+        for _ in range(_MOST_FENCES):
+            if not _ends_in_string(code):
+                break
+            more, _ = yield from self._text_until((closing,), MAX_CODE)
+            code += closing + more
         calls = _python_calls(code.strip())
         for number, (name, arguments) in enumerate(calls):
             self._index += number > 0
@@ -58,6 +65,12 @@ class GemmaParser(JSONReader):
         self._start_call(name)
         self._arguments(arguments)
         self._end_call()
+
+
+def _ends_in_string(code: str) -> bool:
+    """True if the last line opens a string and does not close it: the fence behind it is the string's."""
+    rest = _QUOTED.sub("", code.rpartition("\n")[2])
+    return '"' in rest or "'" in rest
 
 
 def _python_calls(code: str) -> list[tuple[str, str]]:
