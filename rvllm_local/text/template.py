@@ -24,7 +24,8 @@ from rvllm_local.interrupts import deadline
 _SECONDS = 2.0  # real templates take milliseconds
 _LARGEST = 10_000_000  # characters or items that one operation may make
 _LARGEST_TEXT = 50_000_000  # of what grows by being put together
-_MOST_MADE = 400_000_000  # by all operations of one rendering
+_MOST_MADE = 1_000_000_000  # by all operations of one rendering
+_PART = 50  # bytes that a text takes beside its characters
 _LARGEST_POWER = 64
 _LARGEST_INDENT = 1000
 _QUOTED = re.compile(r"'([^']*)'")
@@ -141,7 +142,7 @@ class _Sandbox(ImmutableSandboxedEnvironment):
         """`between.join(parts)`, counted part by part."""
         kept, size = [], 0
         for part in parts:
-            size += len(part) + len(between)
+            size += len(part) + len(between) + _PART
             if size > _LARGEST_TEXT:
                 break
             kept.append(part)

@@ -24,6 +24,7 @@ from rvllm_local.engine.planning import plan_model
 from rvllm_local.errors import ModelFileError, ParameterError, RvllmError, UnsupportedModelError
 from rvllm_local.models.describe import describe
 from rvllm_local.models.loader import load_model, locate
+from rvllm_local.text.template import render_chat
 from rvllm_local.text.tokenizer_files import read_tokenizer
 from tests.support.tiny import save_tiny
 
@@ -255,10 +256,23 @@ def test_hostile_templates_end_in_an_error(folder: Path, template: str, monkeypa
     settings = json.loads((folder / "tokenizer_config.json").read_text())
     settings["chat_template"] = template
     (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    tokenizer = read_tokenizer(locate(str(folder)))
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     with pytest.raises((ParameterError, ModelFileError, UnsupportedModelError)) as caught:
-        read_tokenizer(locate(str(folder))).encode_chat([{"role": "user", "content": "hi"}])
+        tokenizer.encode_chat([{"role": "user", "content": "hi"}])
+    unit = 1 if sys.platform == "darwin" else 1024
+    assert (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * unit < 200 << 20
     assert "root:" not in str(caught.value)
     assert not (folder / "canary").exists()
+
+
+def test_a_long_conversation_may_be_gathered_in_one_text() -> None:
+    template = (
+        "{% set all = namespace(text='') %}{% for row in messages %}{% set all.text = all.text + row.content %}"
+        "{% endfor %}{{ all.text }}"
+    )
+    messages = [{"role": "user", "content": "word " * 50}] * 2000  # 500,000 characters
+    assert len(render_chat(template, messages)) == 500_000
 
 
 def test_a_refusal_reaches_the_user_of_the_api(folder: Path) -> None:
