@@ -18,6 +18,7 @@ from typing import Any
 import mlx.core as mx
 from mlx import nn
 
+from rvllm_local.config import expanded
 from rvllm_local.errors import ModelFileError, ModelNotFoundError, UnsupportedModelError
 from rvllm_local.models.safetensors_check import check_safetensors, read_header
 
@@ -54,7 +55,7 @@ class Adapter:
 
 def read_adapters(named: Iterable[tuple[str, str]], module: nn.Module) -> list[Adapter]:
     """The adapters of these names in these folders. Raises as `read_adapter` does."""
-    return [read_adapter(name, Path(folder).expanduser(), module) for name, folder in named]
+    return [read_adapter(name, expanded(folder), module) for name, folder in named]
 
 
 def read_adapter(name: str, folder: Path, module: nn.Module) -> Adapter:
@@ -66,15 +67,18 @@ def read_adapter(name: str, folder: Path, module: nn.Module) -> Adapter:
         raise ModelNotFoundError(f"adapter {name!r}: {folder} is no folder; give one with {_CONFIG}")
     config = _read_config(folder / _CONFIG)
     if "peft_type" in config:
-        path, scale = folder / _PEFT, _peft_scale(folder, config)
+        path, scale, rank = folder / _PEFT, _peft_scale(folder, config), config["r"]
     else:
-        path, scale = folder / _MLX_LM, _mlx_lm_scale(folder, config)
+        path, scale, rank = folder / _MLX_LM, _mlx_lm_scale(folder, config), config["lora_parameters"].get("rank")
     check_safetensors(path)
     rows = {tensor: (row.dtype, row.shape) for tensor, row in read_header(path)[0].items()}
     pairs = _pairs(path, rows, is_peft="peft_type" in config)
     sizes = _linear_sizes(module)
     for layer, (down, up) in pairs.items():
         _check_layer(path, layer, rows[down], rows[up], sizes, is_peft="peft_type" in config)
+        found = rows[down][1][0 if "peft_type" in config else 1]
+        if rank is not None and found != rank:
+            raise ModelFileError(f"{path}: the weights for {layer} have rank {found}, and {_CONFIG} says {rank!r:.40}")
     loaded = mx.load(str(path))
     assert isinstance(loaded, dict)
     layers = {}

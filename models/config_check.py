@@ -16,6 +16,13 @@ _NEEDED = {"num_hidden_layers": 1024, "vocab_size": 2**24, "hidden_size": 2**18,
 _BY_LAYER = {"num_key_value_heads": 4096, "head_dim": 2**14}  # some families have a list, one for each layer
 _POSITIVE = ("rope_theta", "rms_norm_eps", "layer_norm_eps", "norm_eps", "layer_norm_epsilon")
 _SWITCHES = ("tie_word_embeddings", "attention_bias", "mlp_bias", "rope_traditional", "use_cache")
+# What a definition makes one by one, under the names that families have for it, in any part of a configuration.
+_MADE_ONE_BY_ONE = {
+    **dict.fromkeys(("num_hidden_layers", "num_layers", "n_layers", "n_layer", "num_transformer_layers"), 1024),
+    **dict.fromkeys(("num_loops", "num_kv_reuse_layers", "altup_num_inputs"), 1024),
+    **dict.fromkeys(("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts"), 2**16),
+    **dict.fromkeys(("layer_types", "layers_block_type", "hybrid_override_pattern", "block_configs"), 1024),
+}
 _MOST_SPARE_LAYERS = 64  # kinds that are named beyond the layers, as for further layers that predict
 _MOST_VALUES = 1_000_000
 
@@ -23,6 +30,7 @@ _MOST_VALUES = 1_000_000
 def check_config(config: Mapping[str, Any]) -> None:
     """Raise `ModelFileError`, with the key and its value, for a value that could not be meant."""
     _check_numbers(config)
+    _check_sizes(config)
     _check_shared(config)
     text = config.get("text_config")
     if isinstance(text, Mapping):
@@ -95,6 +103,24 @@ def _check_numbers(config: Mapping[str, Any]) -> None:
             raise ModelFileError(f"the config holds more than {_MOST_VALUES} values, which is not plausible")
         if isinstance(value, float) and math.isnan(value):
             raise ModelFileError(f"the config's {key!r:.80} holds NaN, which is no number")
+
+
+def _check_sizes(config: Mapping[str, Any]) -> None:
+    """Refuse what would be built for hours, before the first part of it is."""
+    waiting: list[Any] = [config]
+    while waiting:
+        part = waiting.pop()
+        if isinstance(part, Mapping):
+            for key, largest in _MADE_ONE_BY_ONE.items():
+                _check_size(key, part.get(key), largest)
+        inner = part.values() if isinstance(part, Mapping) else part
+        waiting += [one for one in inner if isinstance(one, Mapping | list)]
+
+
+def _check_size(key: str, value: Any, largest: int) -> None:
+    size = len(value) if isinstance(value, str | list) else value
+    if type(size) is int and size > largest:
+        raise ModelFileError(f"the config's {key} is {value!r:.60}, and no model has more than {largest} of them")
 
 
 def _values(config: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:

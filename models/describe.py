@@ -5,8 +5,11 @@ The module that is built here has weights that are never computed; it only shows
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+import tempfile
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
@@ -17,7 +20,17 @@ from rvllm_local.models.bundle_format import WEIGHTS
 from rvllm_local.models.families import build_model
 from rvllm_local.models.gguf import GGUFFile
 from rvllm_local.models.gguf_config import gguf_config
-from rvllm_local.models.loader import ModelFiles, context_length, read_config, vocab_size
+from rvllm_local.models.hub import Progress
+from rvllm_local.models.hub_repo import fetch_configuration, find_repository
+from rvllm_local.models.loader import (
+    ModelFiles,
+    context_length,
+    local_model,
+    locate,
+    read_config,
+    repository_of,
+    vocab_size,
+)
 
 _DTYPES = {"float32": mx.float32, "float16": mx.float16, "bfloat16": mx.bfloat16}
 
@@ -36,16 +49,35 @@ class ModelDescription:
     weights_bytes: int
 
 
-def describe(files: ModelFiles) -> ModelDescription:
-    """Raises `ModelFileError` and `UnsupportedModelError` as loading would for a bad configuration."""
+@contextlib.contextmanager
+def outlined(name: str, progress: Progress) -> Iterator[ModelDescription]:
+    """The description of a model; of one that would have to be fetched from the hub only the configuration is.
+
+    Raises as `locate` and `describe` do.
+    """
+    wanted = repository_of(name) if local_model(name) is None else None
+    if wanted is None or wanted.gguf or find_repository(wanted):
+        yield describe(locate(name, progress))
+        return
+    progress(f"{name} is not on this machine; asking for its configuration alone")
+    with tempfile.TemporaryDirectory() as place:
+        stored = fetch_configuration(wanted, Path(place))
+        yield describe(ModelFiles("folder", Path(place), name), stored)
+
+
+def describe(files: ModelFiles, stored: int | None = None) -> ModelDescription:
+    """What the files tell; `stored` is the bytes of weights that are not there yet.
+
+    Raises `ModelFileError` and `UnsupportedModelError` as loading would for a bad configuration.
+    """
     on_cpu = mx.default_device() == mx.Device(mx.cpu)
     if files.kind == "gguf":
-        config, stored = gguf_config(GGUFFile(files.path)), files.path.stat().st_size
+        config, paths = gguf_config(GGUFFile(files.path)), [files.path]
     else:
         config = read_config(files.path)
-        stored = sum(
-            path.stat().st_size for path in files.path.glob(WEIGHTS if files.kind == "bundle" else "model*.safetensors")
-        )
+        paths = list(files.path.glob(WEIGHTS if files.kind == "bundle" else "model*.safetensors"))
+    if stored is None:
+        stored = sum(path.stat().st_size for path in paths)
     module = build_model(config)
     if not on_cpu:
         module.set_dtype(_DTYPES.get(str(config.get("torch_dtype") or config.get("dtype")), mx.bfloat16))
@@ -79,7 +111,7 @@ def widest(config: Mapping[str, Any], key: str) -> int:
     for place in places:
         value = place.get(key)
         if isinstance(value, list):
-            value = max(value)
+            value = max((one for one in value if isinstance(one, int)), default=0)
         if isinstance(value, int) and value > 0:
             return value
     return 4096 if key == "hidden_size" else 4 * widest(config, "hidden_size")

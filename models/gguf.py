@@ -69,7 +69,7 @@ class GGUFFile:
     def info(self, name: str) -> TensorInfo:
         """What the header says of a tensor. Raises `ModelFileError` if there is none of that name."""
         if name not in self.tensors:
-            raise ModelFileError(f"{self.path}: tensor {name!r} is missing")
+            raise ModelFileError(f"{self.path}: tensor {name!r:.80} is missing")
         return self.tensors[name]
 
 
@@ -98,7 +98,7 @@ class _Reader:
         for _ in range(self._num_keys):
             key = self._string()
             if key in found:
-                raise self.fail(f"key {key!r} appears twice")
+                raise self.fail(f"key {key!r:.80} appears twice")
             found[key] = self._value(self._scalar("I"))
         return found
 
@@ -106,20 +106,20 @@ class _Reader:
         entries = [self._tensor_entry() for _ in range(num_tensors)]
         alignment = metadata.get("general.alignment", 32)
         if not isinstance(alignment, int) or alignment <= 0 or alignment > 1 << 20 or alignment & (alignment - 1):
-            raise self.fail(f"alignment {alignment!r} is not a power of two")
+            raise self.fail(f"alignment {alignment!r:.80} is not a power of two")
         base = -(-self._at // alignment) * alignment
         tensors: dict[str, TensorInfo] = {}
         for name, shape, block_format, offset in entries:
             if name in tensors:
-                raise self.fail(f"tensor {name!r} appears twice")
+                raise self.fail(f"tensor {name!r:.80} appears twice")
             if offset % alignment:
-                raise self.fail(f"tensor {name!r} is not aligned to {alignment} bytes")
+                raise self.fail(f"tensor {name!r:.80} is not aligned to {alignment} bytes")
             elements = int(np.prod(shape, dtype=object))
             if elements == 0 or shape[-1] % block_format.elements:
-                raise self.fail(f"tensor {name!r} has shape {shape}, which {block_format.name} cannot hold")
+                raise self.fail(f"tensor {name!r:.80} has shape {shape}, which {block_format.name} cannot hold")
             nbytes = elements // block_format.elements * block_format.size
             if base + offset + nbytes > len(self._data):
-                raise self.fail(f"tensor {name!r} reaches byte {base + offset + nbytes} of {len(self._data)}")
+                raise self.fail(f"tensor {name!r:.80} reaches byte {base + offset + nbytes} of {len(self._data)}")
             tensors[name] = TensorInfo(name, shape, block_format, base + offset, nbytes)
         self._check_overlap(sorted(tensors.values(), key=lambda info: info.offset))
         return tensors
@@ -127,18 +127,18 @@ class _Reader:
     def _check_overlap(self, ordered: list[TensorInfo]) -> None:
         for before, after in itertools.pairwise(ordered):
             if before.offset + before.nbytes > after.offset:
-                raise self.fail(f"tensors {before.name!r} and {after.name!r} overlap")
+                raise self.fail(f"tensors {before.name!r:.80} and {after.name!r:.80} overlap")
 
     def _tensor_entry(self) -> tuple[str, tuple[int, ...], BlockFormat, int]:
         name = self._string()
         dimensions = self._scalar("I")
         if not 1 <= dimensions <= _MAX_DIMENSIONS:
-            raise self.fail(f"tensor {name!r} has {dimensions} dimensions")
+            raise self.fail(f"tensor {name!r:.80} has {dimensions} dimensions")
         shape = tuple(reversed([self._scalar("Q") for _ in range(dimensions)]))
         kind = self._scalar("I")
         if kind not in FORMATS:
             known = ", ".join(block_format.name for block_format in FORMATS.values())
-            raise UnsupportedModelError(f"{self._path}: tensor {name!r} has encoding {kind}; supported are {known}")
+            raise UnsupportedModelError(f"{self._path}: tensor {name!r:.80} has encoding {kind}; supported are {known}")
         return name, shape, FORMATS[kind], self._scalar("Q")
 
     def _value(self, kind: int) -> Any:

@@ -24,6 +24,7 @@ def gguf_config(file: GGUFFile) -> dict[str, Any]:
     architecture = architecture_of(file)
     keys = _Keys(file)
     keys.refuse_experts()
+    keys.refuse_parts()
     heads, hidden = keys.integer("attention.head_count"), keys.integer("embedding_length")
     if hidden % heads and keys.get("attention.key_length") is None:
         raise ModelFileError(f"{file.path}: {heads} heads do not divide a width of {hidden}")
@@ -80,7 +81,7 @@ def _rope(keys: _Keys, config: dict[str, Any]) -> dict[str, Any]:
     """The scaling of positions. Raises `UnsupportedModelError` for what mlx-lm would not compute in the same way."""
     kind = keys.get("rope.scaling.type")
     if kind not in (*_PLAIN_ROPE, "linear", "longrope"):
-        raise UnsupportedModelError(f"{keys.path}: RoPE scaling {kind!r} in a GGUF file is not supported")
+        raise UnsupportedModelError(f"{keys.path}: RoPE scaling {kind!r:.80} in a GGUF file is not supported")
     tensors = keys.file.tensors
     if "rope_freqs.weight" in tensors:
         return {"rope_scaling": _llama3_scaling(keys, config)}
@@ -178,6 +179,13 @@ class _Keys:
     def refuse_experts(self) -> None:
         if self.get("expert_count"):
             raise UnsupportedModelError(f"{self.path}: experts in a GGUF file are not supported; use safetensors")
+
+    def refuse_parts(self) -> None:
+        parts = self.file.metadata.get("split.count")
+        if isinstance(parts, int) and parts > 1:
+            raise UnsupportedModelError(
+                f"{self.path}: it is one of {parts} parts; join them with llama.cpp's `llama-gguf-split --merge`"
+            )
 
     def integer(self, key: str, default: int | None = None) -> int:
         value = self._required(key) if default is None else self._or(key, default)

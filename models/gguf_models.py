@@ -75,7 +75,7 @@ def architecture_of(file: GGUFFile) -> Architecture:
     name = file.metadata.get("general.architecture")
     if not isinstance(name, str) or name not in ARCHITECTURES:
         raise UnsupportedModelError(
-            f"{file.path}: GGUF architecture {name!r} is not supported; known are {', '.join(ARCHITECTURES)}. "
+            f"{file.path}: GGUF architecture {name!r:.80} is not supported; known are {', '.join(ARCHITECTURES)}. "
             "Use the model's safetensors instead"
         )
     return ARCHITECTURES[name]
@@ -87,7 +87,12 @@ def check_shapes(file: GGUFFile, expected: Mapping[str, tuple[int, ...]]) -> Non
     Raises `ModelFileError`, or `UnsupportedModelError` for a tensor that the architecture does not have.
     """
     architecture = architecture_of(file)
-    found = {_mlx_name(file, architecture, name): (name, file.tensors[name].shape) for name in _weights(file)}
+    found: dict[str, tuple[str, tuple[int, ...]]] = {}
+    for name in _weights(file):
+        place = _mlx_name(file, architecture, name)
+        if place in found or place not in expected:
+            raise ModelFileError(f"{file.path}: tensor {name!r:.80} has no place of its own in the model")
+        found[place] = (name, file.tensors[name].shape)
     # An output matrix that is not there is the embedding.
     if missing := sorted(expected.keys() - found.keys() - {"lm_head.weight"}):
         raise ModelFileError(f"{file.path}: the weights do not fit the configuration: {missing[0]} is missing")
@@ -132,14 +137,14 @@ def _values(file: GGUFFile, architecture: Architecture, name: str, config: dict[
 
 
 def _mlx_name(file: GGUFFile, architecture: Architecture, name: str) -> str:
-    if found := re.fullmatch(r"blk\.(\d{1,4})\.(\w+)\.(weight|bias)", name):
+    if found := re.fullmatch(r"blk\.([0-9]{1,4})\.(\w+)\.(weight|bias)", name):
         layer, part, kind = found.groups()
         if part in architecture.layer:
             return f"model.layers.{int(layer)}.{architecture.layer[part]}.{kind}"
     elif (found := re.fullmatch(r"(\w+)\.(weight|bias)", name)) and found[1] in _TOP:
         top = "lm_head" if found[1] == "output" else _TOP[found[1]]
         return f"{top}.{found[2]}"
-    raise UnsupportedModelError(f"{file.path}: tensor {name!r} has no place in a {architecture.model_type} model")
+    raise UnsupportedModelError(f"{file.path}: tensor {name!r:.80} has no place in a {architecture.model_type} model")
 
 
 def _ordered(file: GGUFFile, architecture: Architecture, name: str, weight: Rows, config: dict[str, Any]) -> Rows:

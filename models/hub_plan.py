@@ -17,6 +17,7 @@ _LONGEST_PATH = 1024
 _MOST_FILES = 100_000
 _LARGEST_FILE = 1 << 40
 _WANTED = re.compile(r"model(-\d{5}-of-\d{5}|[._-][A-Za-z0-9._-]*)?\.safetensors|model\.safetensors\.index\.json")
+_PART = re.compile(r"-\d{5}-of-(\d{5})\.gguf$")
 _PICKLES = (".bin", ".pt", ".pth", ".pkl", ".ckpt")
 # One of these names on any system; what only differs in case is one file on a Mac.
 _RESERVED = frozenset({"con", "prn", "aux", "nul"})
@@ -79,6 +80,10 @@ def check_names(repository: str, files: list[RemoteFile]) -> None:
 
 def _check_whole(repository: str, wanted: list[RemoteFile], offered: Iterable[str], gguf: str | None) -> None:
     names = {file.name for file in wanted}
+    if gguf is not None and (parts := _PART.search(gguf)) and int(parts[1]) > 1:
+        raise DownloadError(
+            f"{repository}: {gguf} is one of {int(parts[1])} parts, which are not joined here; choose another file"
+        )
     if gguf is not None and not wanted:
         near = [name for name in offered if name.endswith(".gguf")][:8]
         raise DownloadError(f"{repository} has no file {gguf}; it has {', '.join(near) or 'no GGUF file'}")

@@ -26,6 +26,7 @@ from rvllm_local.models.hub_plan import RemoteFile, choose_files
 from rvllm_local.models.safetensors_check import weight_files
 
 RECORD = ".rvllm.json"
+PIN = ".pinned"  # a file in a model's folder that protects it from removal
 _REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _REVISION = re.compile(r"[A-Za-z0-9][\w.-]{0,99}")
 _GGUF = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._+-]{0,150}\.gguf")
@@ -78,10 +79,11 @@ def fetch_repository(wanted: Wanted | str, progress: Progress, *, refresh: bool 
         if parsed is None:
             raise ModelNotFoundError(f"{wanted!r} is not the name of a repository, like owner/name")
         wanted = parsed
-    if not refresh and (found := _installed(wanted) or _cached(wanted)):
+    if not refresh and (found := find_repository(wanted)):
         return found
     if is_offline():
-        raise DownloadError(f"{wanted.repository} is not on this machine, and HF_HUB_OFFLINE forbids to fetch it")
+        state = "not" if read_record(wanted.folder) is None else "not whole"
+        raise DownloadError(f"{wanted.repository} is {state} on this machine, and HF_HUB_OFFLINE forbids to fetch it")
     try:
         with _only_one(wanted, progress):
             if not refresh and (found := _installed(wanted)):  # another process was quicker
@@ -91,6 +93,32 @@ def fetch_repository(wanted: Wanted | str, progress: Progress, *, refresh: bool 
         raise
     except Exception as error:
         raise _explained(wanted.repository, error) from None  # its traceback would show addresses and headers
+
+
+def find_repository(wanted: Wanted) -> Path | None:
+    """The model's folder or GGUF file, if it is on this machine."""
+    return _installed(wanted) or _cached(wanted)
+
+
+def fetch_configuration(wanted: Wanted, folder: Path) -> int:
+    """Put a repository's config.json alone into `folder`; returns the bytes of its weights.
+
+    Raises as `fetch_repository` does.
+    """
+    if is_offline():
+        raise DownloadError(f"{wanted.repository} is not on this machine, and HF_HUB_OFFLINE forbids to ask for it")
+    commit, found = offered(wanted)
+    files = choose_files(wanted.repository, found)
+    try:
+        for file in files:
+            if file.name == "config.json":
+                fetch_file(wanted.repository, commit, file, folder, lambda _: None)
+                _check_config(folder / file.name)
+    except RvllmError:
+        raise
+    except Exception as error:
+        raise _explained(wanted.repository, error) from None
+    return sum(file.size or 0 for file in files if file.name.endswith(".safetensors"))
 
 
 def is_whole(folder: Path) -> bool:
@@ -123,10 +151,29 @@ def redact(text: str) -> str:
     return _SECRET.sub("***", " ".join(text.split()))[:300]
 
 
+def is_being_fetched(name: str) -> bool:
+    """True while a process fetches what the store keeps under this name."""
+    try:
+        with (cache_folder() / ".locks" / name).open() as lock:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError as error:
+        return isinstance(error, BlockingIOError)
+    return False
+
+
 def _installed(wanted: Wanted) -> Path | None:
-    if read_record(wanted.folder) is None:
+    """The model in the store, if every file is there in the size that was fetched."""
+    record = read_record(wanted.folder)
+    if record is None or not _has_all(wanted.folder, record):
         return None
     return wanted.folder / wanted.gguf if wanted.gguf else wanted.folder
+
+
+def _has_all(folder: Path, record: dict[str, Any]) -> bool:
+    try:
+        return all((folder / name).stat().st_size == row["size"] for name, row in record["files"].items())
+    except (OSError, KeyError, TypeError, AttributeError):
+        return False
 
 
 def _cached(wanted: Wanted) -> Path | None:
@@ -164,7 +211,8 @@ def _fetch(wanted: Wanted, progress: Progress) -> Path:
     progress(f"asking {redact(endpoint())} for {wanted.repository}")
     commit, found = offered(wanted)
     files = choose_files(wanted.repository, found, wanted.gguf)
-    if (record := read_record(wanted.folder)) and record.get("commit") == commit:
+    record = read_record(wanted.folder)
+    if record and record.get("commit") == commit and _has_all(wanted.folder, record):
         progress(f"{wanted.repository} is up to date")
         return wanted.folder / wanted.gguf if wanted.gguf else wanted.folder
     partial = cache_folder() / ".partial" / wanted.folder.name
@@ -237,6 +285,8 @@ def _install(draft: Path, names: set[str], target: Path) -> None:
     for path in draft.iterdir():
         if path.name not in names:
             path.unlink()
+    if (target / PIN).is_file():
+        (draft / PIN).touch()
     sync_folder(draft)
     if target.exists():
         retired = draft.parent / f"retired-{os.getpid()}"

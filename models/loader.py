@@ -17,6 +17,7 @@ import mlx.core as mx
 from mlx import nn
 from mlx.utils import tree_flatten
 
+from rvllm_local.config import expanded
 from rvllm_local.errors import ModelFileError, ModelNotFoundError
 from rvllm_local.models.bundle import bundle_weights, is_bundle, open_bundle
 from rvllm_local.models.bundle_format import MANIFEST, WEIGHTS
@@ -35,6 +36,7 @@ from rvllm_local.models.verified import StampedFiles
 from rvllm_local.models.widen import widen_to_float32
 
 _DEFAULT_CONTEXT = 2048
+_LARGEST_SETTINGS = 16 << 20
 _LONGEST_NAME = 1024  # what some systems take for a path
 
 
@@ -76,27 +78,51 @@ def locate(name: str, progress: Progress = silent) -> ModelFiles:
 
     Raises `ModelNotFoundError` (with the nearest names), `DownloadError` or `ChecksumError`.
     """
+    if (local := local_model(name)) is not None:
+        return local
+    if (wanted := repository_of(name)) is not None:
+        return _fetched(name, fetch_repository(wanted, progress))
+    return ModelFiles("gguf", fetch(Catalogue.load().resolve(name), progress), name)
+
+
+def local_model(name: str) -> ModelFiles | None:
+    """Files for a path. Raises `ModelNotFoundError` for what can only be a path and leads to no model."""
     if len(name) > _LONGEST_NAME or "\0" in name:
         raise ModelNotFoundError(f"{name[:80]!r} is the name of no model, folder or file")
-    path = Path(name).expanduser()
-    if path.is_dir():
+    path = expanded(name)
+    try:
+        is_folder, is_file = path.is_dir(), path.is_file()
+    except OSError as error:  # too long for this system, or behind a folder that is closed to this user
+        raise ModelNotFoundError(f"{name[:80]!r} cannot be looked at: {error.strerror}") from error
+    if is_folder:
+        shown = path.name if path.name not in ("", "..") else path.resolve().name  # "." has no name of its own
         if is_bundle(path):
-            return ModelFiles("bundle", path, path.name.removesuffix(".rvllm"))
+            return ModelFiles("bundle", path, shown.removesuffix(".rvllm"))
         if not (path / "config.json").is_file():
             raise ModelNotFoundError(f"{path} is not a model folder: it has no config.json")
-        return ModelFiles("folder", path, path.name)
-    if path.suffix == ".gguf" and path.is_file():
+        return ModelFiles("folder", path, shown)
+    if path.suffix == ".gguf" and is_file:
         return ModelFiles("gguf", path, path.stem)
+    if is_file:
+        raise ModelNotFoundError(
+            f"{path} is neither a .gguf file nor a folder; give the folder that a model's files are in"
+        )
     if (path.suffix == ".gguf" and parse_repository(name) is None) or path.is_absolute() or name.startswith((".", "~")):
         raise ModelNotFoundError(f"{path} does not exist; give a model folder, a .gguf file or a catalogue name")
+    return None
+
+
+def repository_of(name: str) -> Wanted | None:
+    """Where the hub has a model that is named so; None for one of the catalogue that lies in a wheel.
+
+    Raises `ModelNotFoundError` with the nearest names.
+    """
     catalogue = Catalogue.load()
     wanted = parse_repository(name)
     if wanted is not None and name.lower() not in catalogue.entries:
-        return _fetched(name, fetch_repository(wanted, progress))
+        return wanted
     entry = catalogue.resolve(name)
-    if entry.repo is None:
-        return ModelFiles("gguf", fetch(entry, progress), name)
-    return _fetched(name, fetch_repository(wanted_of(entry), progress))
+    return None if entry.repo is None else wanted_of(entry)
 
 
 def wanted_of(entry: CatalogueEntry) -> Wanted:
@@ -202,16 +228,32 @@ def _sanitized(path: Path, module: nn.Module, weights: dict[str, mx.array]) -> d
         return weights
     try:
         return dict(module.sanitize(weights))
-    except (KeyError, ValueError, IndexError, TypeError, AttributeError) as error:
-        raise ModelFileError(f"{path}: the weights are not those of this architecture: {error!r}") from error
+    except (LookupError, ValueError, TypeError, AttributeError, AssertionError, ArithmeticError, RuntimeError) as error:
+        raise ModelFileError(f"{path}: the weights are not those of this architecture: {error!r:.300}") from error
 
 
 def _load_weights(path: Path, module: nn.Module, weights: dict[str, mx.array]) -> None:
+    for name, expected in tree_flatten(module.parameters()):
+        if name in weights and not _is_of_type(weights[name].dtype, expected.dtype):
+            raise ModelFileError(
+                f"{path}: weight {name!r} is of type {_name(weights[name].dtype)}, and the model takes {_name(expected.dtype)}"
+            )
     try:
         module.load_weights(list(weights.items()), strict=True)
     except ValueError as error:
         detail = " ".join(str(error).split())[:300]
         raise ModelFileError(f"{path}: the weights do not fit the configuration: {detail}") from error
+
+
+def _is_of_type(given: mx.Dtype, expected: mx.Dtype) -> bool:
+    """True for any width of floats where floats are expected; packed weights must be of exactly their type."""
+    if mx.issubdtype(expected, mx.floating):
+        return bool(mx.issubdtype(given, mx.floating))
+    return given == expected or not mx.issubdtype(expected, mx.unsignedinteger)
+
+
+def _name(dtype: mx.Dtype) -> str:
+    return str(dtype).removeprefix("mlx.core.")
 
 
 def _folder_eos(folder: Path, config: Mapping[str, Any]) -> tuple[int, ...]:
@@ -275,6 +317,8 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
+        if path.stat().st_size > _LARGEST_SETTINGS:
+            raise ModelFileError(f"{path}: {path.stat().st_size} bytes of settings are not plausible")
         value = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise ModelFileError(f"{path} cannot be read: {error}") from error

@@ -17,7 +17,7 @@ from safetensors import SafetensorError, safe_open
 
 from rvllm_local.errors import ModelFileError
 
-_MAX_HEADER = 100 << 20  # the library's own limit
+_MAX_HEADER = 16 << 20  # 100,000 tensors; the library would take 100 MB
 _NUMBERED = re.compile(r"model-(\d{5})-of-(\d{5})\.safetensors")
 _SHARD = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,200}\.safetensors")
 
@@ -36,6 +36,7 @@ def check_safetensors(path: Path) -> None:
     """Raise `ModelFileError` if the file is missing, cut, or its header contradicts itself."""
     if not path.is_file():
         raise ModelFileError(f"{path}: this weight file is missing; fetch the model again")
+    read_header(path)  # the library takes the last of two tensors with one name, and a header of any size
     try:
         with safe_open(str(path), framework="numpy"):
             pass
@@ -44,19 +45,28 @@ def check_safetensors(path: Path) -> None:
 
 
 def read_header(path: Path) -> tuple[dict[str, StoredTensor], bytes]:
-    """The tensors of a file that `check_safetensors` has passed, and the header's raw bytes."""
+    """The tensors as the header has them, each name once, and its raw bytes; `check_safetensors` checks the places."""
     try:
         with path.open("rb") as file:
             length = struct.unpack("<Q", file.read(8))[0]
             if length > _MAX_HEADER:
                 raise ModelFileError(f"{path}: a header of {length} bytes is not plausible")
             raw = file.read(length)
-        rows = json.loads(raw)
+        rows = json.loads(raw, object_pairs_hook=_once)
         rows.pop("__metadata__", None)
         base = 8 + length
         return {name: _stored(row, base) for name, row in rows.items()}, raw
-    except (OSError, ValueError, struct.error, KeyError, TypeError, AttributeError) as error:
-        raise ModelFileError(f"{path}: its header cannot be read: {error!r}; fetch it again") from error
+    except (OSError, ValueError, struct.error, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise ModelFileError(f"{path}: its header cannot be read: {error!r:.200}; fetch it again") from error
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object of the header, in which no key may appear twice."""
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"{next(name for name in names if names.count(name) > 1)!r:.120} appears twice")
+    return found
 
 
 def _stored(row: Mapping[str, Any], base: int) -> StoredTensor:

@@ -5,6 +5,7 @@ Knows the store's folders; fetching is `hub` and `hub_repo`.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 from dataclasses import dataclass
@@ -13,11 +14,9 @@ from pathlib import Path
 from rvllm_local.errors import ModelNotFoundError, RvllmError
 from rvllm_local.models.bundle import is_bundle
 from rvllm_local.models.catalogue import Catalogue
-from rvllm_local.models.hub import cache_folder
-from rvllm_local.models.hub_repo import RECORD, parse_repository, read_record
+from rvllm_local.models.hub import cache_folder, is_left_behind
+from rvllm_local.models.hub_repo import PIN, RECORD, is_being_fetched, parse_repository, read_record
 from rvllm_local.models.leases import users_of
-
-_PIN = ".pinned"
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,30 +103,34 @@ def pin(name: str, *, pinned: bool) -> Installed:
     if model is None:
         raise ModelNotFoundError(f"no model called {name[:80]!r} is installed; fetch it with `rvllm pull`")
     if pinned:
-        (model.path / _PIN).touch()
+        (model.path / PIN).touch()
     else:
-        (model.path / _PIN).unlink(missing_ok=True)
+        (model.path / PIN).unlink(missing_ok=True)
     return model
 
 
 def leftovers() -> list[Path]:
-    """Folders of downloads that were cut and of removals that were killed."""
+    """Folders of downloads that were cut and of removals that were killed; what is being fetched now is none."""
     root = cache_folder()
     if not root.is_dir():
         return []
-    return sorted([*root.glob(".removed-*"), *root.glob(".partial/*"), *root.glob("*/.staging-*")])
+    cut = [path for path in root.glob(".partial/*") if not is_being_fetched(path.name)]
+    staged = [path for path in root.glob("*/.staging-*") if is_left_behind(path)]
+    return sorted([*root.glob(".removed-*"), *cut, *staged])
 
 
 def folder_size(folder: Path) -> int:
     """Bytes of all files below a folder."""
     total = 0
     for parent, _, names in os.walk(folder):
-        total += sum(Path(parent, name).lstat().st_size for name in names if name != RECORD)
+        for name in names:
+            with contextlib.suppress(OSError):  # a download moves its files about
+                total += Path(parent, name).lstat().st_size if name != RECORD else 0
     return total
 
 
 def _is_pinned(folder: Path) -> bool:
-    return (folder / _PIN).is_file()
+    return (folder / PIN).is_file()
 
 
 def is_known_name(name: str) -> bool:

@@ -147,8 +147,16 @@ def _one_of(*allowed: str) -> Callable[[Any], str]:
     return convert
 
 
+def expanded(name: str) -> Path:
+    """A path with the home of its user for `~`; `~nobody`, where there is no such user, stays as it is written."""
+    try:
+        return Path(name).expanduser()
+    except RuntimeError:
+        return Path(name)
+
+
 def _folder(value: Any) -> Path:
-    path = Path(_text(value)).expanduser()
+    path = expanded(_text(value))
     if not path.is_absolute() or (path.exists() and not path.is_dir()):
         raise ValueError("it must be the absolute path of a folder")
     return path

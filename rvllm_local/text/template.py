@@ -6,12 +6,16 @@ import datetime
 import functools
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NoReturn
+import string
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, NoReturn, cast
 
 import jinja2
+from jinja2 import nodes, pass_environment, pass_eval_context
+from jinja2.compiler import CodeGenerator, Frame
 from jinja2.exceptions import SecurityError
 from jinja2.ext import loopcontrols
+from jinja2.filters import make_attrgetter
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from rvllm_local.errors import ParameterError
@@ -19,9 +23,14 @@ from rvllm_local.interrupts import deadline
 
 _SECONDS = 2.0  # real templates take milliseconds
 _LARGEST = 10_000_000  # characters or items that one operation may make
+_LARGEST_TEXT = 50_000_000  # of what grows by being put together
+_MOST_MADE = 1_000_000_000  # by all operations of one rendering
+_PART = 50  # bytes that a text takes beside its characters
 _LARGEST_POWER = 64
+_LARGEST_INDENT = 1000
 _QUOTED = re.compile(r"'([^']*)'")
 _WIDE = re.compile(r"\d{7}|\*")
+_WIDE_FIELD = re.compile(r"\d{7}|\{")  # a width may be a field of its own
 
 
 class TemplateTimeoutError(Exception):
@@ -41,10 +50,12 @@ _REFUSALS = (
     TemplateTimeoutError,
     TypeError,
     ValueError,
-    AttributeError,
     LookupError,
     ArithmeticError,
-    RecursionError,
+    AttributeError,
+    AssertionError,
+    RuntimeError,
+    SyntaxError,
     MemoryError,
 )
 
@@ -93,10 +104,50 @@ def _reason(error: Exception, template: str) -> str:
     return said if is_about_names or isinstance(error, _OWN) else type(error).__name__
 
 
-class _Sandbox(ImmutableSandboxedEnvironment):
-    """Jinja's sandbox, with an end to what one operation can make: a loop can be interrupted, `"x" * 10**10` cannot."""
+class _Code(CodeGenerator):
+    """Lets `~` go through the sandbox, as other operators do."""
 
-    intercepted_binops = frozenset(("*", "**", "%"))
+    def visit_Concat(self, node: nodes.Concat, frame: Frame) -> None:  # noqa: N802  (the name that is overridden)
+        self.write("concat(map(str, (")
+        for part in node.nodes:
+            self.visit(part, frame)
+            self.write(", ")
+        self.write(")))")
+
+
+class _Sandbox(ImmutableSandboxedEnvironment):
+    """Jinja's sandbox, with an end to what one operation can make: a loop can be interrupted, `"x" * 10**10` cannot.
+
+    All that is made is counted, too: twice as much as before, thirty times over, is soon done. One renders one template.
+    """
+
+    intercepted_binops = frozenset(("+", "*", "**", "%"))
+    code_generator_class = _Code
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self._left = _MOST_MADE
+
+    def spend(self, size: int) -> None:
+        """Count what is about to be made. Raises `_LimitError` when it is too much."""
+        self._left -= size
+        if size > _LARGEST_TEXT or self._left < 0:
+            raise _LimitError("a text this long is not allowed")
+
+    def concat(self, parts: Iterable[str]) -> str:
+        """What blocks, macros, `~` and the whole template are put together with."""
+        return self.joined("", parts)
+
+    def joined(self, between: str, parts: Iterable[str]) -> str:
+        """`between.join(parts)`, counted part by part."""
+        kept, size = [], 0
+        for part in parts:
+            size += len(part) + len(between) + _PART
+            if size > _LARGEST_TEXT:
+                break
+            kept.append(part)
+        self.spend(size)
+        return between.join(kept)
 
     def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
         sized = [part for part in (left, right) if isinstance(part, str | bytes | list | tuple)]
@@ -110,35 +161,87 @@ class _Sandbox(ImmutableSandboxedEnvironment):
             raise _LimitError("a repetition this long is not allowed")
         if operator == "**" and (abs(left) > _LARGEST or abs(right) > _LARGEST_POWER):
             raise _LimitError("a power this large is not allowed")
-        return super().call_binop(context, operator, left, right)
+        if operator == "+":
+            self.spend(sum(map(len, sized)))
+        if operator == "%" and isinstance(left, str):
+            self._check_filled(left.count("%"), right)
+        made = super().call_binop(context, operator, left, right)
+        self.spend(len(made) if isinstance(made, str | list | tuple) and operator != "+" else 0)
+        return made
 
     def call(self, context: Any, obj: Any, /, *args: Any, **kwargs: Any) -> Any:
-        of_text = isinstance(getattr(obj, "__self__", None), str)
-        if of_text and any(isinstance(value, int) and value > _LARGEST for value in (*args, *kwargs.values())):
+        text = getattr(getattr(obj, "__wrapped__", obj), "__self__", None)
+        if isinstance(text, str):
+            if obj.__name__ == "join":
+                return self.joined(text, *args, **kwargs)
+            self.check_method(obj.__name__, text, (*args, *kwargs.values()))
+        made = super().call(context, obj, *args, **kwargs)
+        self.spend(len(made) if isinstance(made, str | list | tuple) else 0)
+        return made
+
+    def check_method(self, name: str, text: str, given: Sequence[Any]) -> None:
+        """Refuse a method of a text that could make much more than it is given."""
+        if name in ("translate", "expandtabs", "format_map"):
+            raise _LimitError(f"{name} is not allowed")
+        if any(isinstance(value, int) and value > _LARGEST for value in given):
             raise _LimitError("a text this long is not allowed")
-        return super().call(context, obj, *args, **kwargs)
+        if name == "format":
+            if any(_WIDE_FIELD.search(spec or "") for _, _, spec, _ in string.Formatter().parse(text)):
+                raise _LimitError("a format this wide is not allowed")
+            self._check_filled(text.count("{"), tuple(given))
+        if name == "replace" and len(given) > 1:
+            self.spend(text.count(given[0]) * len(given[1]))
+
+    def _check_filled(self, places: int, values: Any) -> None:
+        """Count what a text with places for values may become."""
+        each = values.values() if isinstance(values, Mapping) else values if isinstance(values, tuple) else (values,)
+        self.spend(places * max((len(value) for value in each if isinstance(value, str)), default=0))
 
 
 def _environment() -> ImmutableSandboxedEnvironment:
     environment = _Sandbox(trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols])
-    for name in ("center", "indent"):
-        environment.filters[name] = _bounded(environment.filters[name])
-    environment.filters["tojson"] = _to_json
+    limits = {"center": _LARGEST, "indent": _LARGEST_INDENT, "batch": _LARGEST_INDENT, "slice": _LARGEST_INDENT}
+    for name, largest in limits.items():
+        environment.filters[name] = _bounded(environment.filters[name], largest)
+    environment.filters["join"] = _join
+    environment.filters["format"] = _format
+    environment.filters["replace"] = _replace
+    environment.filters["tojson"] = _bounded(_to_json, _LARGEST_INDENT)
+    del environment.filters["wordwrap"], environment.globals["lipsum"]
     environment.globals["raise_exception"] = _refuse
     environment.globals["strftime_now"] = _now
     return environment
 
 
-def _bounded(function: Callable[..., Any]) -> Callable[..., Any]:
+def _bounded(function: Callable[..., Any], largest: int) -> Callable[..., Any]:
     """A filter that takes no width beyond the limit."""
 
     @functools.wraps(function)
     def checked(*args: Any, **kwargs: Any) -> Any:
-        if any(isinstance(value, int) and value > _LARGEST for value in (*args, *kwargs.values())):
+        if any(isinstance(value, int) and value > largest for value in (*args[1:], *kwargs.values())):
             raise _LimitError("a text this long is not allowed")
         return function(*args, **kwargs)
 
     return checked
+
+
+@pass_eval_context
+def _join(context: nodes.EvalContext, value: Iterable[Any], d: Any = "", attribute: Any = None) -> str:
+    environment = cast(_Sandbox, context.environment)
+    each = value if attribute is None else map(make_attrgetter(environment, attribute), value)
+    return environment.joined(str(d), map(str, each))
+
+
+@pass_environment
+def _format(environment: _Sandbox, value: Any, *args: Any, **kwargs: Any) -> Any:
+    """As the operator: `"%s" % value`."""
+    return environment.call_binop(None, "%", str(value), kwargs or args)
+
+
+@pass_environment
+def _replace(environment: _Sandbox, value: Any, old: Any, new: Any, count: int = -1) -> str:
+    environment.check_method("replace", str(value), (str(old), str(new)))
+    return str(value).replace(str(old), str(new), count)
 
 
 def _to_json(value: Any, ensure_ascii: bool = False, indent: int | None = None) -> str:

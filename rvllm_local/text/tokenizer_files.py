@@ -47,9 +47,8 @@ def _from_folder(folder: Path) -> Tokenizer:
     config = _read_config(folder / "tokenizer_config.json")
     if not (folder / "tokenizer.json").is_file() and (folder / "tokenizer.model").is_file():
         return _from_sentencepiece(folder, config)
-    backend = _read_backend(folder)
+    backend, first = _read_backend(folder)
     bos = _token_text(config.get("bos_token"))
-    first = backend.encode("a").tokens[:1]  # does its post-processor begin with the start token?
     return Tokenizer(
         backend,
         bos_token=bos,
@@ -59,16 +58,18 @@ def _from_folder(folder: Path) -> Tokenizer:
     )
 
 
-def _read_backend(folder: Path) -> Backend:
+def _read_backend(folder: Path) -> tuple[Backend, list[str]]:
+    """The tokenizer, and the token that its post-processor begins a text with, or else the text's own first one."""
     path = folder / "tokenizer.json"
     if not path.is_file():
         raise UnsupportedModelError(f"{folder} has no tokenizer.json and no tokenizer.model")
     try:
-        return Backend.from_str(path.read_text(encoding="utf-8"))
+        backend = Backend.from_str(path.read_text(encoding="utf-8"))
+        return backend, backend.encode("a").tokens[:1]
     except (KeyboardInterrupt, SystemExit):
         raise
     except BaseException as error:  # the library raises plain Exception, and what Rust panics with is not even one
-        raise ModelFileError(f"{path} is not a sound tokenizer: {error}") from error
+        raise ModelFileError(f"{path} is not a sound tokenizer: {_in_short(error)}") from error
 
 
 def _chat_template(folder: Path, config: Mapping[str, Any]) -> str | None:
@@ -137,12 +138,12 @@ def _from_gguf(path: Path) -> Tokenizer:
             backend = _sentencepiece_of(metadata, str(path), unigram=kind == "t5")
         else:
             raise UnsupportedModelError(
-                f"{path}: tokenizer {kind!r} in a GGUF file is not supported; known are gpt2, llama and t5"
+                f"{path}: tokenizer {kind!r:.80} in a GGUF file is not supported; known are gpt2, llama and t5"
             )
-    except (UnsupportedModelError, ModelFileError):
+    except (UnsupportedModelError, ModelFileError, KeyboardInterrupt, SystemExit):
         raise
-    except Exception as error:  # missing keys, or what the library thinks of the merges
-        raise ModelFileError(f"{path}: its tokenizer is damaged: {error}") from error
+    except BaseException as error:  # missing keys, what the library thinks of the merges, or what Rust panics with
+        raise ModelFileError(f"{path}: its tokenizer is damaged: {_in_short(error)}") from error
     tokens = metadata["tokenizer.ggml.tokens"]
 
     def token(key: str) -> str | None:
@@ -189,7 +190,7 @@ def _pre_tokenizer(name: str, path: Path) -> pre_tokenizers.PreTokenizer:
         return pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True), byte_level])
     known = ", ".join(sorted({*_PATTERNS, *_GPT2, *_SINGLE_DIGITS}))
     raise UnsupportedModelError(
-        f"{path}: pre-tokenizer {name!r} in a GGUF file is not supported; known are {known}. Use safetensors instead"
+        f"{path}: pre-tokenizer {name!r:.80} in a GGUF file is not supported; known are {known}. Use safetensors instead"
     )
 
 
@@ -204,6 +205,11 @@ def _sentencepiece_of(metadata: Mapping[str, Any], name: str, unigram: bool) -> 
         charsmap=bytes(value & 0xFF for value in metadata.get("tokenizer.ggml.precompiled_charsmap", [])),
     )
     return SentencePieceBackend(proto, name)
+
+
+def _in_short(error: BaseException) -> str:
+    """What the library says, on one line."""
+    return " ".join(str(error).split())[:200] or type(error).__name__
 
 
 def _token_text(value: Any) -> str | None:

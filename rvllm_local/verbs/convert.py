@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from rvllm_local import host
+from rvllm_local.config import expanded
 from rvllm_local.errors import DownloadError, ModelFileError, ParameterError, UnsupportedModelError
 from rvllm_local.verbs.support import configured, show_progress
 
@@ -58,7 +59,7 @@ def convert(arguments: argparse.Namespace) -> int:
 
     files = locate(arguments.model, show_progress)
     suffix = ".rvllm" if arguments.bundle else ""
-    target = Path(arguments.output or f"{files.name.replace('/', '--')}-{wanted.name}{suffix}").expanduser()
+    target = expanded(arguments.output or f"{files.name.replace('/', '--')}-{wanted.name}{suffix}")
     done = convert_model(files, target, wanted, bundle=arguments.bundle, measure=not arguments.no_perplexity)
     if arguments.json:
         rows = {"path": str(done.path), "size": done.size, "bits_per_weight": done.bits_per_weight}
@@ -81,7 +82,8 @@ def quantization(bits: int | None, group_size: int | None, mode: str, recipe: st
             raise ParameterError("recipe", f"recipe is {recipe!r}; choose from {', '.join(RECIPES)}")
         if mode != "affine" or bits is not None:
             raise ParameterError("recipe", f"recipe {recipe} chooses bits by itself; leave bits and mode out")
-    chosen_bits, chosen_group = bits or default_bits, group_size or default_group
+    chosen_bits = default_bits if bits is None else bits
+    chosen_group = default_group if group_size is None else group_size
     if mode != "affine" and (chosen_group, chosen_bits) != MODES[mode]:
         raise ParameterError("bits", f"{mode} has {default_bits} bits in groups of {default_group}; leave both out")
     if chosen_bits not in _BITS:

@@ -8,6 +8,7 @@ from typing import Any
 
 from rvllm_local.errors import ChecksumError, ModelNotFoundError, RvllmError
 from rvllm_local.models.bundle import open_bundle
+from rvllm_local.models.bundle_format import check_small_files, read_manifest
 from rvllm_local.models.catalogue import Catalogue, CatalogueEntry
 from rvllm_local.models.hub_repo import read_record
 from rvllm_local.models.installed import files_of
@@ -154,6 +155,8 @@ def verify_files(name: str, progress: Callable[[str], None]) -> None:
 
 def unsound(model: Installed, *, verify: bool = False) -> str | None:
     """What is wrong with an installed model, in a line; None if its sizes and headers, with `verify` its checksums, agree."""
+    from rvllm_local.models.gguf import GGUFFile
+
     try:
         expected = (read_record(model.path) or {}).get("files") or {}
         for name, part in expected.items():
@@ -168,8 +171,12 @@ def unsound(model: Installed, *, verify: bool = False) -> str | None:
         files = local_files(model.names[0])
         if files is not None and files.kind == "folder":
             weight_files(files.path)
+        elif files is not None and files.kind == "bundle":
+            check_small_files(files.path, read_manifest(files.path))
+        elif files is not None:
+            GGUFFile(files.path)
         if verify:
             verify_files(model.names[0], lambda _: None)
-    except (RvllmError, OSError, TypeError, KeyError) as error:
+    except (RvllmError, OSError, TypeError, KeyError, AttributeError) as error:
         return " ".join(str(error).split())
     return None

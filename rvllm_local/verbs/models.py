@@ -17,6 +17,8 @@ from rvllm_local.models.leases import running
 from rvllm_local.models.store import find_installed, installed, pin, remove
 from rvllm_local.verbs.support import configured, show_progress
 
+_HUB_SECONDS = 5.0  # for each try of a search
+
 
 def ls(arguments: argparse.Namespace) -> int:
     """List what is installed, then everything else that has a name."""
@@ -150,9 +152,11 @@ def search(arguments: argparse.Namespace) -> int:
 def _on_hub(words: str, limit: int) -> list[dict[str, Any]]:
     """MLX models of the hub, most downloaded first; names that could not be fetched are left out."""
     from huggingface_hub import HfApi
+    from huggingface_hub.utils import get_session
 
     from rvllm_local.models.hub_files import endpoint
 
+    get_session().timeout = _HUB_SECONDS  # the library would wait forever
     found = HfApi(endpoint=endpoint()).list_models(search=words, filter="mlx", sort="downloads", limit=limit)
     names = [str(model.id) for model in found]
     return [

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from rvllm_local import host
+from rvllm_local.config import expanded
 from rvllm_local.verbs.support import configured, show_progress
 
 
@@ -20,7 +21,7 @@ def pack(arguments: argparse.Namespace) -> int:
     from rvllm_local.models.loader import locate
 
     files = locate(arguments.model, show_progress)
-    target = Path(arguments.output or f"{files.name.replace('/', '--')}.rvllm").expanduser()
+    target = expanded(arguments.output or f"{files.name.replace('/', '--')}.rvllm")
     pack_model(files, target, as_float32=arguments.float32)
     sys.stdout.write(f"{target}\n")
     return 0

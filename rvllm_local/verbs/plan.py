@@ -8,8 +8,8 @@ import json
 import sys
 
 from rvllm_local import host
-from rvllm_local.config import load_config
 from rvllm_local.engine.options import EngineOptions
+from rvllm_local.verbs.support import configured, show_progress
 
 _FLAGS = ("model", "kv_memory", "kv_dtype", "attention", "context_length", "cache", "deterministic")
 
@@ -19,13 +19,13 @@ def plan(arguments: argparse.Namespace) -> int:
     flags = {name: getattr(arguments, name) for name in _FLAGS}
     if arguments.context is not None:
         flags["context_length"] = arguments.context
-    config = load_config({**flags, "max_rows": arguments.concurrency})
+    config = configured({**flags, "max_rows": arguments.concurrency})
     host.prepare()
     from rvllm_local.engine.planning import plan_model
-    from rvllm_local.models.describe import describe
-    from rvllm_local.models.loader import locate
+    from rvllm_local.models.describe import outlined
 
-    found = plan_model(describe(locate(config.model)), EngineOptions.from_config(config), strict=False)
+    with outlined(config.model, show_progress) as described:
+        found = plan_model(described, EngineOptions.from_config(config), strict=False)
     if arguments.json:
         sys.stdout.write(json.dumps({**dataclasses.asdict(found), **found.lines(), "fits": found.fits}) + "\n")
     else:

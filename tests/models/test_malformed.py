@@ -24,6 +24,7 @@ from rvllm_local.engine.planning import plan_model
 from rvllm_local.errors import ModelFileError, ParameterError, RvllmError, UnsupportedModelError
 from rvllm_local.models.describe import describe
 from rvllm_local.models.loader import load_model, locate
+from rvllm_local.text.template import render_chat
 from rvllm_local.text.tokenizer_files import read_tokenizer
 from tests.support.tiny import save_tiny
 
@@ -51,6 +52,7 @@ CONFIGS: list[tuple[str, Any]] = [
     *(("architectures", value) for value in (5, [5], [None], {"a": "b"})),
     *(("eos_token_id", value) for value in ("x", -5, 10**12, 1.5, {}, [[1]], [None, "x"])),
     ("layer_types", ["full_attention"] * 1000),
+    ("vision_config", {"deep": [{"num_layers": 10**12}]}),
     ("anything", {"else": [1, {"deep": math.nan}]}),
     ("auto_map", {"AutoModelForCausalLM": "canary.Model"}),
     ("model_file", "canary.py"),
@@ -109,6 +111,23 @@ def test_sizes_that_do_not_go_together_are_found_by_the_plan(
         plan_model(describe(locate(str(folder))), EngineOptions(kv_memory=4_000_000))
 
 
+@pytest.mark.parametrize(
+    ("model_type", "values"),
+    [
+        (
+            "gpt2",
+            {"n_layer": 10**12, "n_embd": 64, "n_head": 4, "n_positions": 64, "n_ctx": 64, "layer_norm_epsilon": 1e-5},
+        ),
+        ("dbrx", {"n_layers": 10**12, "d_model": 64, "n_heads": 4, "ffn_config": {}, "attn_config": {}}),
+        ("nemotron_h", {"hybrid_override_pattern": "M*" * 10**6}),
+        ("mixtral", {"text_config": {"num_local_experts": 10**12}}),
+    ],
+)
+def test_absurd_sizes_under_a_familys_own_names(folder: Path, model_type: str, values: dict[str, Any]) -> None:
+    change(folder, model_type=model_type, **values)
+    assert "no model has more than" in refused(folder)
+
+
 @pytest.mark.parametrize("text", ["", "[]", "null", "{", "7", '{"model_type": "llama"', "\ud800", "[" * 100_000])
 def test_configurations_that_are_none(folder: Path, text: str) -> None:
     (folder / "config.json").write_text(text, encoding="utf-8", errors="surrogatepass")
@@ -122,6 +141,9 @@ TENSORS: dict[str, Callable[[dict[str, mx.array]], object]] = {
     "extra": lambda weights: weights.update({"model.layers.3.self_attn.q_proj.weight": weights[NAME]}),
     "transposed": lambda weights: weights.update({NAME: mx.zeros((64, 32))}),
     "flat": lambda weights: weights.update({NAME: mx.zeros((64 * 64,))}),
+    "integers": lambda weights: weights.update({NAME: mx.zeros((64, 64), dtype=mx.int32)}),
+    "bytes": lambda weights: weights.update({NAME: mx.zeros((64, 64), dtype=mx.uint8)}),
+    "complex": lambda weights: weights.update({NAME: mx.zeros((64, 64), dtype=mx.complex64)}),
     "scalar": lambda weights: weights.update({NAME: mx.array(1.0)}),
     "empty": lambda weights: weights.update({NAME: mx.zeros((0, 64))}),
     "NaN": lambda weights: weights.update({NAME: mx.full((64, 64), math.nan)}),
@@ -196,6 +218,29 @@ TEMPLATES = [
     "{{ 9**9**9**9 }}",
     "{{ '%999999999d' % 1 }}",
     "{{ 'x'.ljust(10**10) }}{{ 'x' | center(10**10) }}",
+    "{{ '%999999999d' | format(1) }}",
+    "{{ '{:>9999999999}'.format(1) }}",
+    "{{ '{:>{}}'.format(1, 9999999) }}",
+    "{{ [1] | tojson(indent=10**10) }}",
+    "{{ [1] | batch(10**10, 'x') | list }}",
+    "{{ range(100000) | join('x' * 10**6) }}",
+    "{{ ('x' * 10**6).join('x' * 10**6) }}",
+    "{{ ('x' * 10**6) | replace('x', 'x' * 10**6) }}",
+    "{{ ('x' * 10**6).replace('', 'x' * 10**6) }}",
+    "{{ ('%s' * 10**6) % (('x' * 10**6,) * 10**6) }}",
+    "{{ '\t'.expandtabs(10**10) }}",
+    *(
+        "{% set ns = namespace(x='x') %}{% for i in range(60) %}" + step + "{% endfor %}"
+        for step in (
+            "{% set ns.x = ns.x + ns.x %}",
+            "{% set ns.x = ns.x ~ ns.x %}",
+            "{% set ns.x %}{{ ns.x }}{{ ns.x }}{% endset %}",
+            "{% set ns.x = [ns.x, ns.x] | join %}",
+            "{% set ns.x = '%s%s' % (ns.x, ns.x) %}",
+            "{% set ns.x = '{0}{0}'.format(ns.x) %}",
+            "{% set ns.x = ns.x | replace(ns.x, ns.x * 2) %}",
+        )
+    ),
     "{% include '/etc/passwd' %}",
     "{% import 'os' as os %}{{ os }}",
     "{{ messages | attr('__class__') }}{{ cycler.__init__.__globals__.os.system('touch canary') }}",
@@ -211,10 +256,23 @@ def test_hostile_templates_end_in_an_error(folder: Path, template: str, monkeypa
     settings = json.loads((folder / "tokenizer_config.json").read_text())
     settings["chat_template"] = template
     (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    tokenizer = read_tokenizer(locate(str(folder)))
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     with pytest.raises((ParameterError, ModelFileError, UnsupportedModelError)) as caught:
-        read_tokenizer(locate(str(folder))).encode_chat([{"role": "user", "content": "hi"}])
+        tokenizer.encode_chat([{"role": "user", "content": "hi"}])
+    unit = 1 if sys.platform == "darwin" else 1024
+    assert (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * unit < 200 << 20
     assert "root:" not in str(caught.value)
     assert not (folder / "canary").exists()
+
+
+def test_a_long_conversation_may_be_gathered_in_one_text() -> None:
+    template = (
+        "{% set all = namespace(text='') %}{% for row in messages %}{% set all.text = all.text + row.content %}"
+        "{% endfor %}{{ all.text }}"
+    )
+    messages = [{"role": "user", "content": "word " * 50}] * 2000  # 500,000 characters
+    assert len(render_chat(template, messages)) == 500_000
 
 
 def test_a_refusal_reaches_the_user_of_the_api(folder: Path) -> None:

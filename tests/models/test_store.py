@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import os
@@ -18,7 +19,7 @@ from rvllm_local.models.families import check_architecture
 from rvllm_local.models.hub_repo import RECORD, parse_repository
 from rvllm_local.models.leases import running, take_lease, users_of
 from rvllm_local.models.store import InUseError, find_installed, installed, leftovers, pin, remove
-from rvllm_local.verbs.model_facts import facts, verify_files
+from rvllm_local.verbs.model_facts import facts, unsound, verify_files
 from tests.support.tiny import save_tiny
 
 
@@ -139,7 +140,9 @@ def test_the_verbs(store: Path, capsys: pytest.CaptureFixture[str], monkeypatch:
     assert installed() == []
 
 
-@pytest.mark.parametrize("name", ["../evil", "a/../b", "owner/..", "a" * 900, "b" * 5000, "\0", "", "-rf"])
+@pytest.mark.parametrize(
+    "name", ["../evil", "a/../b", "owner/..", "a" * 900, "b" * 5000, "\0", "", "-rf", "~no-such-user/x"]
+)
 def test_hostile_names_are_no_models(store: Path, name: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["show", "--", name]) == 2
     assert capsys.readouterr().err.startswith("rvllm: error: ")
@@ -153,6 +156,27 @@ def findings(*arguments: str) -> list[dict[str, str]]:
     rows = json.loads(done.stdout)["findings"]
     assert done.returncode == any(row["state"] == "failed" for row in rows)
     return [row for row in rows if row["check"] == "store"]
+
+
+def test_a_download_that_goes_on_is_no_leftover(store: Path) -> None:
+    for name in (".partial/cut", ".partial/coming", f"wheel/.staging-{os.getpid()}-x", "wheel/.staging-999999999-x"):
+        (store / name).mkdir(parents=True)
+    (store / ".locks").mkdir()
+    with (store / ".locks" / "coming").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        assert [path.name for path in leftovers()] == ["cut", ".staging-999999999-x"]
+
+
+def test_headers_of_every_format_are_looked_at(store: Path) -> None:
+    folder = store / "smollm2-135m"
+    folder.mkdir()
+    (folder / Catalogue.load().entries["smollm2-135m"].file).write_bytes(b"GGUF cut")
+    (model,) = [model for model in installed() if model.kind == "gguf"]
+    assert "corrupt or cut" in (unsound(model) or "")
+    (store / "mine.rvllm").mkdir()
+    (store / "mine.rvllm" / "manifest.json").write_text("{}")
+    (model,) = [model for model in installed() if model.kind == "bundle"]
+    assert "not the manifest" in (unsound(model) or "")
 
 
 def test_doctor_finds_what_is_wrong_in_the_store(store: Path) -> None:
