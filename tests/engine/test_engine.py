@@ -138,10 +138,23 @@ def test_each_prompt_may_have_params_of_its_own(llm: LLM) -> None:
     assert_nothing_leaks(llm)
 
 
-@pytest.mark.parametrize("prompt", [3, [True], [["x"]], [1.5], {"a": 1}, [[5], 6, None]])
+@pytest.mark.parametrize("prompt", [3, [True], [["x"]], [1.5], {"a": 1}, [[5], 6, None], b"abc", [b"abc"], {"a"}])
 def test_what_is_no_prompt_is_refused(llm: LLM, prompt: Any) -> None:
     with pytest.raises(ParameterError, match="text or a list of integer token ids"):
         llm.generate(prompt)
+    assert_nothing_leaks(llm)
+
+
+@pytest.mark.parametrize("params", [{"temperature": 0}, [{"temperature": 0}], 5])
+def test_what_are_no_params_is_refused(llm: LLM, params: Any) -> None:
+    with pytest.raises(ParameterError, match="must be SamplingParams"):
+        llm.generate([[5]], params)
+    with pytest.raises(ParameterError, match="must be SamplingParams"):
+        llm.stream([5], params)
+    with pytest.raises(ParameterError, match="adapter must be a name"):
+        llm.generate([[5]], adapter=5)  # type: ignore[arg-type]
+    with pytest.raises(ParameterError, match="response_format must be an object"):
+        llm.chat([{"role": "user", "content": "x"}], response_format="json")  # type: ignore[arg-type]
     assert_nothing_leaks(llm)
 
 
@@ -167,7 +180,7 @@ def test_kv_budget_below_one_block_is_refused(folder: Path) -> None:
 
 
 def test_a_closed_engine_says_so(folder: Path) -> None:
-    engine = LLM(str(folder), kv_memory="4MB")
+    engine = LLM(folder, kv_memory="4MB")
     engine.close()
     engine.close()
     with pytest.raises(EngineClosedError):
