@@ -77,7 +77,7 @@ class HttpClient:
         request_id = requests[0].request_id
         counted = self._gate.admit(len(requests), sink, lambda: self.cancel(request_id))
         try:
-            body = msgspec.json.encode(wire.written(requests, self.model))
+            body = msgspec.json.encode(wire.written(requests, requests[0].adapter or self.model))
             response = self._send("POST", wire.GENERATE, body, stream=True)
             reader = _Reader(response, request_id, len(requests), counted, self._forget)
             with self._lock:
