@@ -5,6 +5,7 @@ MLX's streams belong to a thread, so everything that touches MLX happens here, t
 
 from __future__ import annotations
 
+import atexit
 import concurrent.futures
 import gc
 import queue
@@ -41,6 +42,7 @@ class EngineLoop:
         self._thread = threading.Thread(target=self._run, args=(build,), name="rvllm-engine", daemon=True)
         self._thread.start()
         self._ready.result()
+        atexit.register(self.close)  # MLX aborts an interpreter that ends while its thread runs
 
     def post(self, command: Callable[[EngineCore], None]) -> None:
         """Run `command` on the engine's thread before its next step; does not wait."""
@@ -61,6 +63,7 @@ class EngineLoop:
 
     def close(self) -> None:
         """End open requests, stop the thread and wait for it. Safe to call twice."""
+        atexit.unregister(self.close)
         with self._posting:
             self._closed.set()
             self._commands.put(None)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -185,3 +187,15 @@ def test_a_closed_engine_says_so(folder: Path) -> None:
     engine.close()
     with pytest.raises(EngineClosedError):
         engine.generate([1])
+
+
+def test_a_script_that_closes_nothing_ends_well_and_leaves_its_cache(folder: Path, tmp_path: Path) -> None:
+    code = """
+import sys
+from rvllm_local import LLM, SamplingParams
+llm = LLM(sys.argv[1], kv_memory="4MB", cache="disk", cache_dir=sys.argv[2])
+next(llm.stream([5] * 100, SamplingParams(ignore_eos=True)))
+"""
+    done = subprocess.run([sys.executable, "-c", code, folder, tmp_path], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert len(list(tmp_path.rglob("*.kv"))) >= 3
