@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import operator
 import types
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any, Literal
 
@@ -36,12 +36,13 @@ class LLM:
     `deterministic` makes tokens independent of batch, chunking and cache; `adapters` are folders of LoRA adapters by the
     names under which requests choose them; `progress` is told what a fetch is doing.
 
-    Raises `ModelNotFoundError`, `ModelFileError`, `UnsupportedModelError` or `MemoryBudgetError`.
+    Raises `ConfigError` for an option that cannot be, `ModelNotFoundError`, `ModelFileError`, `UnsupportedModelError` or
+    `MemoryBudgetError`.
     """
 
     def __init__(
         self,
-        model: str = "smollm2-135m",
+        model: str | Path = "smollm2-135m",
         *,
         kv_memory: int | str | None = None,
         context_length: int | None = None,
@@ -66,13 +67,13 @@ class LLM:
             attention=attention,
             cache=cache,
             disk_cache_bytes=parse_bytes(disk_cache_bytes),
-            cache_dir=str(cache_dir or default_cache_dir()),
+            cache_dir=str(Path(cache_dir or default_cache_dir()).expanduser()),
             kv_dtype=kv_dtype,
             deterministic=deterministic,
             max_waiting=_UNBOUNDED,
             adapters=tuple((name, str(folder)) for name, folder in (adapters or {}).items()),
         )
-        self._open(model, options, progress)
+        self._open(str(model), options, progress)
 
     @classmethod
     def from_options(cls, model: str, options: EngineOptions, progress: Callable[[str], None] | None = None) -> LLM:
@@ -130,7 +131,9 @@ class LLM:
         Returns the completions in the order of the prompts, the `n` choices of each together.
         """
         asked = _paired(_as_prompts(prompts), params)
-        adapters = [adapter] * len(asked) if adapter is None or isinstance(adapter, str) else list(adapter)
+        adapters = (
+            [adapter] * len(asked) if isinstance(adapter, str) or not isinstance(adapter, Sequence) else list(adapter)
+        )
         if len(adapters) != len(asked):
             raise ParameterError(
                 "adapter", f"there are {len(asked)} prompts and {len(adapters)} adapters; give one each"
@@ -199,6 +202,10 @@ class LLM:
     def _submit(
         self, prompt: Prompt, params: SamplingParams, grammar: str | None = None, adapter: str | None = None
     ) -> TokenStream:
+        if not isinstance(params, SamplingParams):
+            raise ParameterError("params", f"params must be SamplingParams, not {type(params).__name__}")
+        if not isinstance(adapter, str | None):
+            raise ParameterError("adapter", f"adapter must be a name or None, not {type(adapter).__name__}")
         token_ids = self.tokenizer.encode(prompt) if isinstance(prompt, str) else _token_ids(prompt)
         return open_stream(self._client, make_requests(token_ids, params, grammar=grammar, adapter=adapter))
 
@@ -215,7 +222,7 @@ def _as_prompts(prompts: Any) -> list[Prompt]:
     """One prompt or many: a string and a list of ids are one prompt."""
     if isinstance(prompts, str):
         return [prompts]
-    if not hasattr(prompts, "__len__") or isinstance(prompts, Mapping):
+    if not hasattr(prompts, "__len__") or isinstance(prompts, Mapping | Set | bytes | bytearray):
         raise ParameterError("prompt", f"{_NOT_A_PROMPT}, not {type(prompts).__name__}")
     return [prompts] if len(prompts) == 0 or _is_integer(prompts[0]) else list(prompts)
 
@@ -224,6 +231,8 @@ def _paired(prompts: list[Prompt], params: Any) -> list[tuple[Prompt, SamplingPa
     """Each prompt with its sampling parameters: one for all, or one each."""
     if params is None or isinstance(params, SamplingParams):
         return [(prompt, params or SamplingParams()) for prompt in prompts]
+    if not isinstance(params, Sequence):
+        raise ParameterError("params", f"params must be SamplingParams or a list of them, not {type(params).__name__}")
     if len(params) != len(prompts):
         raise ParameterError(
             "params", f"there are {len(prompts)} prompts and {len(params)} params; give one, or one each"
@@ -233,7 +242,7 @@ def _paired(prompts: list[Prompt], params: Any) -> list[tuple[Prompt, SamplingPa
 
 def _token_ids(prompt: Any) -> list[int]:
     """A prompt of token ids, numpy's integers among them."""
-    if not hasattr(prompt, "__iter__"):
+    if not hasattr(prompt, "__iter__") or isinstance(prompt, bytes | bytearray):
         raise ParameterError("prompt", f"{_NOT_A_PROMPT}, not {type(prompt).__name__}")
     token_ids = list(prompt)
     if wrong := [token for token in token_ids if not _is_integer(token)]:
@@ -249,6 +258,10 @@ def _grammar(response_format: Mapping[str, Any] | None) -> str | None:
     """The grammar that enforces a response format; None for plain text."""
     if response_format is None:
         return None
+    if not isinstance(response_format, Mapping):
+        raise ParameterError(
+            "response_format", f"response_format must be an object, not {type(response_format).__name__}"
+        )
     from rvllm_local.text.grammar import grammar_for_format
 
     return grammar_for_format(response_format)

@@ -5,8 +5,8 @@ Plain frozen dataclasses; nothing here imports another part of the project but `
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping, Sequence
+import numbers
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
@@ -17,6 +17,7 @@ MAX_STOP_STRINGS = 16
 MAX_LOGPROBS = 20
 MAX_CHOICES = 16
 MAX_INTEGER = 2**53  # what every format on the way carries exactly
+_COLDEST = 1e-6  # below this temperature differences of logits overflow, and only the largest logit has any weight
 
 
 class FinishReason(StrEnum):
@@ -55,38 +56,25 @@ class SamplingParams:
     ignore_eos: bool = False
 
     def __post_init__(self) -> None:
-        stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
-        object.__setattr__(self, "stop", stop)
-        _integer("max_tokens", self.max_tokens, 1, MAX_INTEGER)
-        _number("temperature", self.temperature, 0.0, 100.0)
-        _number("top_p", self.top_p, 0.0, 1.0, open_low=True)
-        _integer("top_k", self.top_k, 0, MAX_INTEGER)
-        _number("min_p", self.min_p, 0.0, 1.0)
-        if self.seed is not None:
-            _integer("seed", self.seed, -(2**63), 2**64 - 1)
-        _integer("n", self.n, 1, MAX_CHOICES)
-        if self.logprobs is not None:
-            _integer("logprobs", self.logprobs, 0, MAX_LOGPROBS)
-        _number("presence_penalty", self.presence_penalty, -2.0, 2.0)
-        _number("frequency_penalty", self.frequency_penalty, -2.0, 2.0)
-        _number("repetition_penalty", self.repetition_penalty, 0.0, 100.0, open_low=True)
+        checked: dict[str, Any] = {
+            "max_tokens": _integer("max_tokens", self.max_tokens, 1, MAX_INTEGER),
+            "temperature": _number("temperature", self.temperature, 0.0, 100.0),
+            "top_p": _number("top_p", self.top_p, 0.0, 1.0, open_low=True),
+            "top_k": _integer("top_k", self.top_k, 0, MAX_INTEGER),
+            "min_p": _number("min_p", self.min_p, 0.0, 1.0),
+            "seed": None if self.seed is None else _integer("seed", self.seed, -(2**63), 2**64 - 1),
+            "stop": _stop_strings(self.stop),
+            "n": _integer("n", self.n, 1, MAX_CHOICES),
+            "logprobs": None if self.logprobs is None else _integer("logprobs", self.logprobs, 0, MAX_LOGPROBS),
+            "logit_bias": _biases(self.logit_bias),
+            "presence_penalty": _number("presence_penalty", self.presence_penalty, -2.0, 2.0),
+            "frequency_penalty": _number("frequency_penalty", self.frequency_penalty, -2.0, 2.0),
+            "repetition_penalty": _number("repetition_penalty", self.repetition_penalty, 0.0, 100.0, open_low=True),
+        }
+        for name, value in checked.items():  # plain numbers, texts and dicts: all of it crosses to other processes
+            object.__setattr__(self, name, value)
         if not isinstance(self.ignore_eos, bool):
-            raise ParameterError("ignore_eos", f"ignore_eos must be a bool, not {self.ignore_eos!r}")
-        self._check_stop(stop)
-        self._check_logit_bias()
-
-    def _check_stop(self, stop: tuple[Any, ...]) -> None:
-        if len(stop) > MAX_STOP_STRINGS:
-            raise ParameterError("stop", f"stop has {len(stop)} strings; at most {MAX_STOP_STRINGS} are allowed")
-        if any(not isinstance(text, str) or not text for text in stop):
-            raise ParameterError("stop", "stop must hold non-empty strings")
-
-    def _check_logit_bias(self) -> None:
-        if not isinstance(self.logit_bias, Mapping):
-            raise ParameterError("logit_bias", f"logit_bias must map token ids to numbers, not {self.logit_bias!r}")
-        for token_id, bias in self.logit_bias.items():
-            _integer("logit_bias", token_id, 0, MAX_INTEGER)
-            _number("logit_bias", bias, -100.0, 100.0)
+            raise ParameterError("ignore_eos", f"ignore_eos must be a bool, not {_shown(self.ignore_eos)}")
 
     @property
     def stop_strings(self) -> tuple[str, ...]:
@@ -96,7 +84,7 @@ class SamplingParams:
     @property
     def is_greedy(self) -> bool:
         """True when no random number is needed."""
-        return self.temperature == 0.0
+        return self.temperature < _COLDEST
 
     @property
     def has_penalties(self) -> bool:
@@ -104,20 +92,57 @@ class SamplingParams:
         return bool(self.presence_penalty or self.frequency_penalty or self.repetition_penalty != 1.0)
 
 
-def _integer(name: str, value: Any, low: int, high: int | None) -> None:
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise ParameterError(name, f"{name} must be an integer, not {value!r}")
-    if value < low or (high is not None and value > high):
-        bounds = f"at least {low}" if high is None else f"between {low} and {high}"
-        raise ParameterError(name, f"{name} must be {bounds}, not {value}")
+def _integer(name: str, value: Any, low: int, high: int) -> int:
+    """The value as an int, numpy's integers among them."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral):
+        raise ParameterError(name, f"{name} must be an integer, not {_shown(value)}")
+    number = int(value)
+    if not low <= number <= high:
+        raise ParameterError(name, f"{name} must be between {low} and {high}, not {_shown(number)}")
+    return number
 
 
-def _number(name: str, value: Any, low: float, high: float, *, open_low: bool = False) -> None:
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise ParameterError(name, f"{name} must be a number, not {value!r}")
-    if not math.isfinite(value) or value > high or value < low or (open_low and value == low):
+def _number(name: str, value: Any, low: float, high: float, *, open_low: bool = False) -> float:
+    """The value as a float, numpy's numbers among them."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        raise ParameterError(name, f"{name} must be a number, not {_shown(value)}")
+    number: Any = value
+    if not low <= number <= high or (open_low and number == low):  # NaN is in no range
         bracket = "(" if open_low else "["
-        raise ParameterError(name, f"{name} must be in {bracket}{low}, {high}], not {value}")
+        raise ParameterError(name, f"{name} must be in {bracket}{low}, {high}], not {_shown(value)}")
+    return float(number)
+
+
+def _stop_strings(stop: Any) -> tuple[str, ...]:
+    """The stop strings as a tuple; None is none."""
+    texts = (stop,) if isinstance(stop, str) else () if stop is None else stop
+    if not isinstance(texts, Iterable):
+        raise ParameterError("stop", f"stop must be text or a list of texts, not {_shown(stop)}")
+    found = tuple(texts)
+    if len(found) > MAX_STOP_STRINGS:
+        raise ParameterError("stop", f"stop has {len(found)} strings; at most {MAX_STOP_STRINGS} are allowed")
+    if any(not isinstance(text, str) or not text for text in found):
+        raise ParameterError("stop", "stop must hold non-empty strings")
+    return tuple(str(text) for text in found)
+
+
+def _biases(biases: Any) -> dict[int, float]:
+    """A copy of `logit_bias`; None is none."""
+    if biases is None:
+        return {}
+    if not isinstance(biases, Mapping):
+        raise ParameterError("logit_bias", f"logit_bias must map token ids to numbers, not {_shown(biases)}")
+    return {
+        _integer("logit_bias", token_id, 0, MAX_INTEGER): _number("logit_bias", bias, -100.0, 100.0)
+        for token_id, bias in biases.items()
+    }
+
+
+def _shown(value: Any) -> str:
+    """A value as an error shows it: not longer than a line takes."""
+    if isinstance(value, int) and value.bit_length() > 128:
+        return f"a number of {value.bit_length()} bits"
+    return f"{value!r:.80}"
 
 
 @dataclass(frozen=True, slots=True)

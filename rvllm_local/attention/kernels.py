@@ -61,7 +61,10 @@ class KernelBackend:
         most_layers = max(arena.shape.num_layers for arena in arenas)
         self.layers = [KernelSet.layer_index(layer) for layer in range(most_layers)]
         for group, arena in enumerate(self.arenas):
-            self.kernels(group, arena.shape.kv_heads)
+            kv_heads = arena.shape.kv_heads
+            self.kernels(group, kv_heads)
+            if heads is not None and heads % kv_heads == 0:
+                self.kernels(group, heads)
         mx.eval(self.token, self.layers)
 
     def begin(self, geometry: CallGeometry, *, by_row: bool = False) -> KernelSession:

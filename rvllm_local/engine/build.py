@@ -27,6 +27,7 @@ from rvllm_local.engine.proving import Unproven, prove
 from rvllm_local.engine.residence import CachePolicy, KVResidence
 from rvllm_local.engine.runner import ModelRunner
 from rvllm_local.engine.scheduler import Scheduler
+from rvllm_local.errors import ConfigError
 from rvllm_local.memory.arena import Arena
 from rvllm_local.memory.blocks import BLOCK_TOKENS
 from rvllm_local.memory.layout import KVLayout
@@ -48,7 +49,11 @@ _GPU_STEP_TARGET_S = 0.1
 
 
 def open_core(files: ModelFiles, text: Vocabulary, options: EngineOptions) -> EngineCore:
-    """Plan, then load, then build: what cannot fit is refused before memory is taken."""
+    """Plan, then load, then build: what cannot fit is refused before memory is taken. Raises `ConfigError`, too."""
+    if options.attention == "kernels" and default_backend() == "none":
+        raise ConfigError(
+            'attention cannot be "kernels" here: MLX has no GPU on this machine; "auto" takes the reference attention instead'
+        )
     description = describe(files)
     plan_model(description, options)
     adapters = read_adapters(options.adapters, description.module)
@@ -123,7 +128,7 @@ def _residence(kv: KVTables, runner: ModelRunner, options: EngineOptions, root: 
         kv,
         runner.block_io,
         CachePolicy(reuse=options.cache != "off", decoded=not options.deterministic),
-        None if kv.layout.has_state else _open_store(options, root),
+        _open_store(options, root, kv.layout),
         SwapSpace(None if options.cache_dir is None else Path(options.cache_dir)),
         show=lambda token: _shown(text, token),
     )
@@ -152,8 +157,13 @@ def _accepted_plan(
     return plan
 
 
-def _open_store(options: EngineOptions, fingerprint: bytes) -> BlockStore | None:
-    if options.cache != "disk" or options.cache_dir is None:
+def _open_store(options: EngineOptions, fingerprint: bytes, layout: KVLayout) -> BlockStore | None:
+    if options.cache != "disk":
+        return None
+    if options.cache_dir is None:
+        raise ConfigError('cache = "disk" needs a folder: give cache_dir')
+    if layout.has_state:
+        logger.warning("this model has recurrent layers, whose state is not kept on disk: its cache is in memory only")
         return None
     return BlockStore(
         Path(options.cache_dir) / "kv",

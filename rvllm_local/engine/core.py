@@ -108,9 +108,9 @@ class EngineCore:
         if self._arrivals:
             self._settle_now()
         if (request.grammar is None) != (matcher is None):
-            raise ParameterError(
-                "response_format", "a request with a grammar needs a compiled one, and only such a one"
-            )
+            raise ParameterError("response_format", "a request with a grammar needs a compiled one, and no other does")
+        if (request.request_id, request.index) in self._open:
+            raise ParameterError("request_id", "a request with this id is already open; give it another id")
         text = self._text.keeping(request.kept_special) if request.kept_special else self._text
         sequence = Sequence(
             request,

@@ -33,6 +33,10 @@ class EngineLimits:
         if request.adapter is not None and request.adapter not in self.adapters:
             known = ", ".join(self.adapters) or "none"
             raise ParameterError("adapter", f"there is no adapter {request.adapter[:80]!r}; loaded are {known}")
+        if params.n > self.max_open:
+            raise ParameterError(
+                "n", f"n is {params.n}, and at most {self.max_open} choices may be open at once; ask for fewer"
+            )
         if len(prompt) >= self.context_length:
             raise ContextOverflowError(
                 "prompt",

@@ -5,6 +5,7 @@ MLX's streams belong to a thread, so everything that touches MLX happens here, t
 
 from __future__ import annotations
 
+import atexit
 import concurrent.futures
 import gc
 import queue
@@ -33,17 +34,22 @@ class EngineLoop:
         self._commands: queue.SimpleQueue[Callable[[EngineCore], None] | None] = queue.SimpleQueue()
         self._ready: concurrent.futures.Future[None] = concurrent.futures.Future()
         self._closed = threading.Event()
+        self._posting = (
+            threading.RLock()
+        )  # nothing is posted after the end; a stream that is collected meanwhile may post
         self._quiet_gc = quiet_gc  # the process has switched garbage collection off: collect when nobody waits
         self.progress = (0, False)  # steps done, and whether there is work; read by other threads
         self._thread = threading.Thread(target=self._run, args=(build,), name="rvllm-engine", daemon=True)
         self._thread.start()
         self._ready.result()
+        atexit.register(self.close)  # MLX aborts an interpreter that ends while its thread runs
 
     def post(self, command: Callable[[EngineCore], None]) -> None:
         """Run `command` on the engine's thread before its next step; does not wait."""
-        if self._closed.is_set():
-            raise EngineClosedError("the engine is closed")
-        self._commands.put(command)
+        with self._posting:
+            if self._closed.is_set():
+                raise EngineClosedError("the engine is closed")
+            self._commands.put(command)
 
     def call(self, command: Callable[[EngineCore], T]) -> T:
         """Run `command` on the engine's thread and return what it returns."""
@@ -57,8 +63,10 @@ class EngineLoop:
 
     def close(self) -> None:
         """End open requests, stop the thread and wait for it. Safe to call twice."""
-        self._closed.set()
-        self._commands.put(None)
+        atexit.unregister(self.close)
+        with self._posting:
+            self._closed.set()
+            self._commands.put(None)
         self._thread.join()
         _await_system_thread(self._thread)
 

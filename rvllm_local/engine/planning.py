@@ -49,7 +49,7 @@ def plan_engine(
         reserve=options.system_reserve,
         context=context,
         rows=options.max_rows,
-        chunk=options.prefill_chunk,
+        chunk=min(options.prefill_chunk, context),
         kv_asked=options.kv_memory or 0,
         copies=paged and mx.default_device() == mx.Device(mx.cpu),
     )

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections import deque
+from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
@@ -49,7 +49,7 @@ class KVResidence:
         self._swap = swap or SwapSpace()
         self._show = show  # a token, for people
         self._history = BlockHistory(capacity=4 * kv.blocks_total)
-        self._unspilled: deque[tuple[int, int, bytes]] = deque()
+        self._unspilled: OrderedDict[tuple[int, int], bytes] = OrderedDict()  # keys of blocks that idle steps write out
         self._deadline = 0.0
         self.leaders: dict[str, Sequence] = {}  # by request id: the choice that the others fork from
         self.hit_tokens = 0
@@ -126,7 +126,7 @@ class KVResidence:
             self._history.record(sequence.keys.parent_of(block), tokens)
             added = self._kv.publish(sequence.tables, block, keys[block])
             if self._store is not None:
-                self._unspilled.extend((group, block_id, keys[block]) for group, block_id in added)
+                self._unspilled.update(dict.fromkeys(added, keys[block]))
         sequence.num_published = full
         if self._kv.snapshots is not None and full * BLOCK_TOKENS == sequence.num_computed:
             self._kv.snapshots.add(keys[full - 1], sequence.tables.state)
@@ -157,6 +157,7 @@ class KVResidence:
         for group, (table, parts) in enumerate(zip(sequence.tables.groups, sequence.swapped, strict=True)):
             table.block_ids.extend(self._kv.pools[group].allocate(len(parts)))
             self._io.load_blocks(group, table.block_ids, [self._swap.read(part) for part in parts])
+        for parts in sequence.swapped:  # not before: if one could not be read, all are freed as the sequence ends
             self._swap.free(parts)
         sequence.swapped = None
 
@@ -170,10 +171,10 @@ class KVResidence:
         if not self._store.stats().enabled:
             self._unspilled.clear()
         for _ in range(min(_SPILL_BATCH, len(self._unspilled))):
-            group, block_id, key = self._unspilled[0]
+            (group, block_id), key = next(iter(self._unspilled.items()))
             if self._kv.indexes[group].key(block_id) == key and not self._spill(group, block_id, key):
                 return
-            self._unspilled.popleft()
+            self._unspilled.popitem(last=False)
 
     def forget_prefixes(self) -> None:
         """After a failed step nobody's KV can be trusted."""

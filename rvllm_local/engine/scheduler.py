@@ -70,7 +70,7 @@ class Scheduler:
         self._residence = residence
         self._max_rows = max_rows
         self._prefill_chunk = prefill_chunk
-        self._grain = min(grain, prefill_chunk)
+        self._grain = min(grain, max(prefill_chunk, BLOCK_TOKENS))
         self.waiting: list[Sequence] = []
         self.running: list[Sequence] = []
         self.swapped: list[Sequence] = []

@@ -72,7 +72,7 @@ def rows_are_independent(runner: ModelRunner, kv: KVTables, vocab_size: int) -> 
         for row, prompt in zip(tables, prompts, strict=True):
             kv.grow(row, len(prompt))
             runner.prefill(row, 0, prompt[:-1])
-        subject, other = (
+        other, subject = (  # the shorter one is watched: neighbours may make it wider, never narrower
             DecodeRow(row, len(prompt) - 1, prompt[-1]) for row, prompt in zip(tables, prompts, strict=True)
         )
         states = [(row.state, row.state.batch, row.state.row) for row in tables]

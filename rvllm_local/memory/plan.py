@@ -51,6 +51,7 @@ class MemoryPlan:
     copy_tokens: int = 0  # tokens of a prefilling prompt whose keys and values are kept densely as well (on a CPU)
     prompt_copy: int = 0  # bytes of that
     states: int = 0  # what recurrent layers keep, snapshots included
+    quantized: bool = False  # the KV is int8 already
 
     @property
     def budget(self) -> int:
@@ -131,13 +132,16 @@ class MemoryPlan:
             return []
         found = []
         kv = max(self.kv_arena, self.kv_asked)
-        if kv > over:
+        if kv - over >= 10**6:
             found.append(f"--kv-memory {(kv - over) // 10**6}MB instead of {kv // 10**6}MB")
-        found.append(f"--kv-dtype int8 stores a token in about {self.bytes_per_token // 2} bytes or less")
+        if not self.quantized:
+            found.append(f"--kv-dtype int8 stores a token in about {self.bytes_per_token // 2} bytes or less")
         found.append(f"a shorter --context-length: each 1000 tokens take {_size(1000 * self.bytes_per_token)}")
         fewer = int(self.rows * (1 - over / self.scratch)) if self.scratch > over else 0
         if 0 < fewer < self.rows:
-            found.append(f"--max-rows {fewer} instead of {self.rows}: scratch grows with the requests that run at once")
+            found.append(
+                f"RVLLM_MAX_ROWS={fewer} instead of {self.rows}: scratch grows with the requests that run at once"
+            )
         if self.states > over:
             found.append(f"a smaller max_rows: each request's recurrent state takes {_size(self.states // self.rows)}")
         if self.weights > self.budget // 2:
@@ -216,6 +220,7 @@ def make_plan(
         arena_tokens=(min(full or blocks) - 1) * BLOCK_TOKENS,
         kv_asked=kv_asked,
         states=layout.state_bytes * (2 * rows + num_snapshots(layout, rows)),
+        quantized=any(shape.quantized for shape in layout.groups),
     )
     return _with_copy(plan, layout) if copies else plan
 

@@ -26,6 +26,7 @@ FREE_RESERVE = 512 * 2**20  # bytes that are left free on the disk
 _MAGIC = b"RVKVBLK1"
 _HEADER = struct.Struct("<8sQ32s32s32s")  # magic, payload bytes, fingerprint, key, sha256 of all that and the payload
 _SUFFIX, _TEMPORARY = ".kv", ".tmp"
+_HOME_CHARS = 32  # of the fingerprint, in the name of a model's folder
 _QUEUE_BYTES = 64 * 2**20  # waiting to be written
 _RESCAN_WRITES = 256  # other processes write too: look again after this many writes
 _STALE_S = 3600.0  # a temporary file this old belongs to nobody
@@ -56,7 +57,7 @@ class BlockStore:
     def __init__(self, folder: Path, *, fingerprint: bytes, budget_bytes: int, warn: Callable[[str], None]) -> None:
         if len(fingerprint) != KEY_BYTES:
             raise ValueError(f"a fingerprint has {KEY_BYTES} bytes, not {len(fingerprint)}")
-        self._root, self._home = folder, folder / fingerprint.hex()[:32]
+        self._root, self._home = folder, folder / fingerprint.hex()[:_HOME_CHARS]
         self._fingerprint = fingerprint
         self._budget = budget_bytes
         self._warn = warn
@@ -151,9 +152,10 @@ class BlockStore:
         sizes: dict[bytes, int] = {}
         now = time.time()
         for home in self._root.iterdir():
-            if home.is_symlink() or not home.is_dir():
-                continue
-            for path in (path for folder in home.iterdir() for path in _own_files(folder)):
+            if not _is_named(home, _HOME_CHARS) or home.is_symlink() or not home.is_dir():
+                continue  # not the store's own
+            folders = [folder for folder in home.iterdir() if _is_named(folder, 2)]
+            for path in (path for folder in folders for path in _own_files(folder)):
                 try:
                     info = path.lstat()
                     if not self._is_block(path, info):
@@ -176,7 +178,7 @@ class BlockStore:
             if time.time() - info.st_mtime > _STALE_S or not _writer_lives(path):
                 path.unlink()
             return False
-        name_fits = path.suffix == _SUFFIX and len(path.stem) == 2 * KEY_BYTES and _is_hex(path.stem)
+        name_fits = path.suffix == _SUFFIX and _is_named(path.with_suffix(""), 2 * KEY_BYTES)
         if name_fits and _is_trusted(info) and info.st_size > _HEADER.size:
             if info.st_mode & 0o077:  # copied by hand: nobody else could write it, and nobody else is to read it
                 path.chmod(0o600)
@@ -364,8 +366,9 @@ def _read_into(file: object, payload: bytearray) -> int:
     return done
 
 
-def _is_hex(text: str) -> bool:
-    return all(letter in "0123456789abcdef" for letter in text)
+def _is_named(path: Path, length: int) -> bool:
+    """True for a name of so many hexadecimal digits, as the store gives them."""
+    return len(path.name) == length and all(letter in "0123456789abcdef" for letter in path.name)
 
 
 def _writer_lives(path: Path) -> bool:

@@ -14,6 +14,7 @@ from rvllm_local.memory.prefix import PrefixIndex
 from rvllm_local.memory.state import RecurrentState, StateSnapshots
 
 EvictionHook = Callable[[int, int, bytes], None]
+_LONGEST = 2**40  # tokens
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +83,7 @@ class KVTables:
 
     def capacity_tokens(self, chunk: int) -> int:
         """The longest sequence that fits when it has the arenas to itself."""
-        low, high = 0, max(pool.num_total for pool in self.pools) * BLOCK_TOKENS
+        low, high = 0, _LONGEST  # where all layers have windows only the model's context is a limit
         while low < high:
             middle = (low + high + 1) // 2
             needed = self.layout.blocks_needed(middle, chunk)

@@ -154,5 +154,8 @@ def test_an_adapter_is_served_as_a_model(world: tuple[Path, dict[str, Path], Exp
             assert answer["model"] == (name or model.name)
             with LLM(str(model), kv_memory="8MB") as llm:
                 assert answer["choices"][0]["text"] == llm.tokenizer.decode(expected[0, name])
+        with LLM.connect(str(model), base) as llm:
+            for name in ("a", None):
+                assert llm.generate([PROMPTS[0]], GREEDY, adapter=name)[0].token_ids == expected[0, name]
         missing = httpx.post(f"{base}/v1/completions", json={"model": "c", "prompt": "x"})
         assert missing.status_code == 404

@@ -52,6 +52,16 @@ def client(request: pytest.FixtureRequest, folder: Path) -> Iterator[Client]:
         yield client
 
 
+def test_an_id_that_is_open_is_refused_and_its_request_goes_on(client: Client) -> None:
+    asked = make_requests([5, 6, 7], SamplingParams(max_tokens=200, temperature=0, ignore_eos=True), request_id="twice")
+    first = open_stream(client, asked)
+    tokens = list(next(first).token_ids)
+    with pytest.raises(ParameterError, match="already open"):
+        list(open_stream(client, asked))
+    tokens += [token for event in first for token in event.token_ids]
+    assert len(tokens) == 200
+
+
 def test_tokens_are_the_same_everywhere(client: Client, folder: Path) -> None:
     with LLM(str(folder)) as llm:
         expected = llm.generate([5, 6, 7], GREEDY)[0]

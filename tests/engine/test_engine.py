@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -138,10 +140,23 @@ def test_each_prompt_may_have_params_of_its_own(llm: LLM) -> None:
     assert_nothing_leaks(llm)
 
 
-@pytest.mark.parametrize("prompt", [3, [True], [["x"]], [1.5], {"a": 1}, [[5], 6, None]])
+@pytest.mark.parametrize("prompt", [3, [True], [["x"]], [1.5], {"a": 1}, [[5], 6, None], b"abc", [b"abc"], {"a"}])
 def test_what_is_no_prompt_is_refused(llm: LLM, prompt: Any) -> None:
     with pytest.raises(ParameterError, match="text or a list of integer token ids"):
         llm.generate(prompt)
+    assert_nothing_leaks(llm)
+
+
+@pytest.mark.parametrize("params", [{"temperature": 0}, [{"temperature": 0}], 5])
+def test_what_are_no_params_is_refused(llm: LLM, params: Any) -> None:
+    with pytest.raises(ParameterError, match="must be SamplingParams"):
+        llm.generate([[5]], params)
+    with pytest.raises(ParameterError, match="must be SamplingParams"):
+        llm.stream([5], params)
+    with pytest.raises(ParameterError, match="adapter must be a name"):
+        llm.generate([[5]], adapter=5)  # type: ignore[arg-type]
+    with pytest.raises(ParameterError, match="response_format must be an object"):
+        llm.chat([{"role": "user", "content": "x"}], response_format="json")  # type: ignore[arg-type]
     assert_nothing_leaks(llm)
 
 
@@ -167,8 +182,20 @@ def test_kv_budget_below_one_block_is_refused(folder: Path) -> None:
 
 
 def test_a_closed_engine_says_so(folder: Path) -> None:
-    engine = LLM(str(folder), kv_memory="4MB")
+    engine = LLM(folder, kv_memory="4MB")
     engine.close()
     engine.close()
     with pytest.raises(EngineClosedError):
         engine.generate([1])
+
+
+def test_a_script_that_closes_nothing_ends_well_and_leaves_its_cache(folder: Path, tmp_path: Path) -> None:
+    code = """
+import sys
+from rvllm_local import LLM, SamplingParams
+llm = LLM(sys.argv[1], kv_memory="4MB", cache="disk", cache_dir=sys.argv[2])
+next(llm.stream([5] * 100, SamplingParams(ignore_eos=True)))
+"""
+    done = subprocess.run([sys.executable, "-c", code, folder, tmp_path], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert len(list(tmp_path.rglob("*.kv"))) >= 3

@@ -67,3 +67,5 @@ def test_a_shape_without_a_kernel_is_named() -> None:
         KernelBackend([Arena(KVShape(1, 1, 24, 24, None, mx.float32), 2)])
     with pytest.raises(UnsupportedModelError, match="values of 16"):
         KernelBackend([Arena(KVShape(1, 1, 32, 16, None, mx.float32), 2)])
+    with pytest.raises(UnsupportedModelError, match=r"17 heads a KV head.*the reference attention serves"):
+        KernelBackend([Arena(KVShape(1, 1, 64, 64, None, mx.float32), 2)], heads=17)

@@ -10,6 +10,8 @@ import pytest
 
 from rvllm_local import LLM, SamplingParams
 from rvllm_local.client import make_requests, open_stream
+from rvllm_local.engine.core import EngineCore
+from rvllm_local.errors import EngineError
 from tests.support.tiny import save_tiny
 
 ARCHITECTURES = ("llama", "gemma3_text")  # full attention only; sliding windows beside it
@@ -174,3 +176,34 @@ def test_a_damaged_block_file_is_computed_anew(folder: Path, tmp_path: Path) -> 
     with LLM(str(folder), kv_memory="4MB", prefill_chunk=32, cache="disk", cache_dir=tmp_path) as second:
         assert second.generate(prompt(200), GREEDY)[0].token_ids == cold.token_ids
         check(second)
+
+
+def test_blocks_that_wait_to_be_written_are_no_more_than_the_arena_has(folder: Path, tmp_path: Path) -> None:
+    with LLM(str(folder), kv_memory="700KB", prefill_chunk=32, cache="disk", cache_dir=tmp_path) as llm:
+
+        def never_idle(core: EngineCore) -> tuple[int, int]:
+            for seed in range(30):
+                core.add(make_requests(prompt(120, seed), SamplingParams(max_tokens=1))[0], lambda event: None)
+                while core.has_work:
+                    core.step()
+            return len(core._residence._unspilled), core._kv.blocks_total
+
+        waiting, total = llm._client._loop.call(never_idle)
+        assert 0 < waiting <= total
+
+
+def test_a_swap_file_that_cannot_be_read_frees_its_ranges_once(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    params = SamplingParams(max_tokens=100, temperature=0, ignore_eos=True)
+
+    def fail(*_: object) -> bytes:
+        raise OSError("the disk is gone")
+
+    with LLM(str(folder), kv_memory="500KB", max_rows=6, prefill_chunk=32) as llm:
+        swap = llm._client._loop.call(lambda core: core._residence._swap)
+        read, calls = swap.read, iter(range(10**6))
+        monkeypatch.setattr(swap, "read", lambda part: read(part) if next(calls) < 2 else fail())
+        with pytest.raises(EngineError, match="a step of the engine failed: OSError"):
+            llm.generate([prompt(40 + 7 * i, seed=i) for i in range(6)], params)
+        check(llm)
+        assert swap.num_blocks == 0
+        assert all(len(set(offsets)) == len(offsets) for offsets in swap._free.values())

@@ -116,3 +116,10 @@ def test_budget_is_never_exceeded(budget: int, rows: int) -> None:
         return
     assert sum(n * shape.block_bytes for n, shape in zip(blocks, LAYOUT.groups, strict=True)) <= budget
     assert min(blocks) >= 2
+
+
+def test_windows_alone_put_no_limit_on_a_sequence() -> None:
+    layout = KVLayout((WINDOWED,), (LayerSlot(0, 0),))
+    roomy = KVTables(layout, (window_blocks(40, 10**6, 64) + 1,))
+    assert roomy.capacity_tokens(64) > 10**6
+    assert KVTables(layout, (3,)).capacity_tokens(64) == 2 * BLOCK_TOKENS

@@ -47,6 +47,16 @@ def test_what_does_not_fit_is_refused_with_the_arithmetic_and_remedies() -> None
     assert "--context-length" in found.table()
 
 
+def test_a_remedy_can_be_done_and_is_not_done_already() -> None:
+    def short(*, weights: int, kv_asked: int) -> str:
+        found = MemoryPlan(weights, 0, 0, 0, GB, 0, 1000, 8, 100, 100, 1000, kv_asked=kv_asked, quantized=True)
+        return " ".join(found.remedies())
+
+    assert "--kv-memory 999MB instead of 1000MB" in short(weights=5000, kv_asked=GB)
+    assert "--kv-memory" not in short(weights=GB - 1000, kv_asked=2000), "less than a megabyte is left for it"
+    assert "int8" not in short(weights=5000, kv_asked=GB)
+
+
 def test_a_kv_budget_beyond_the_machine_is_refused_even_if_the_model_needs_less() -> None:
     with pytest.raises(MemoryBudgetError, match=r"100\.0 GB"):
         plan(kv_asked=100 * GB).check()

@@ -77,6 +77,13 @@ def test_filters_keep_exactly_what_they_should(sampler: Draw, params: SamplingPa
     assert len(drawn) >= 0.6 * len(allowed)
 
 
+@pytest.mark.parametrize("temperature", [1e-7, 1e-40, 1e-300])
+@pytest.mark.parametrize("filters", [{}, {"top_p": 0.9}, {"top_k": 5, "min_p": 0.1}, {"top_k": 5, "top_p": 0.5}])
+def test_the_coldest_temperatures_are_greedy(sampler: Draw, temperature: float, filters: dict[str, float]) -> None:
+    params = SamplingParams(temperature=temperature, **filters)  # type: ignore[arg-type]
+    assert draw(sampler, params, 0) == int(LOGITS.argmax())
+
+
 def test_draws_follow_the_distribution(sampler: Draw) -> None:
     count = 4000
     rows = [RowSampling(SamplingParams(), 3, position) for position in range(count)]

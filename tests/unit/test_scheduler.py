@@ -10,6 +10,7 @@ from rvllm_local.engine.detokenizer import StreamingDetokenizer
 from rvllm_local.engine.scheduler import Scheduler
 from rvllm_local.engine.sequence import History, Sequence
 from rvllm_local.memory.arena import KVShape
+from rvllm_local.memory.blocks import BLOCK_TOKENS
 from rvllm_local.memory.layout import KVLayout, LayerSlot
 from rvllm_local.memory.prefix import KeyChain, root_key
 from rvllm_local.memory.swap import Swapped
@@ -191,3 +192,11 @@ def test_a_prompt_of_one_token_decodes_at_once() -> None:
     scheduler.add(sequence(kv, 1, 4))
     plan = scheduler.schedule(100)
     assert plan.prefills == () and len(plan.decodes) == 1
+
+
+def test_with_a_grain_a_chunk_fills_its_block_however_small_chunks_are_to_be() -> None:
+    kv = KVTables(LAYOUT, (9, 9))
+    scheduler = Scheduler(kv, NoContent(kv), max_rows=4, prefill_chunk=1, grain=BLOCK_TOKENS)
+    scheduler.add(sequence(kv, 100, 4))
+    (chunk,) = scheduler.schedule(1).prefills
+    assert chunk.num_tokens == BLOCK_TOKENS

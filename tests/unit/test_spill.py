@@ -135,6 +135,17 @@ def test_a_folder_with_content_costs_the_block_in_its_place_and_nothing_else(tmp
     store.close()
 
 
+def test_a_folder_that_is_not_the_store_s_is_left_alone(tmp_path: Path) -> None:
+    filled(tmp_path, 1)
+    theirs = [tmp_path / "other" / "ab" / "notes.txt", next(tmp_path.iterdir()) / "my notes" / "notes.txt"]
+    for path in theirs:
+        path.parent.mkdir(parents=True)
+        path.write_text("not to be lost")
+    store, _ = open_store(tmp_path)
+    assert store.get(key(0)) == block(0) and all(path.exists() for path in theirs)
+    store.close()
+
+
 def test_files_that_were_copied_by_hand_are_closed_to_others_and_served(tmp_path: Path) -> None:
     (file,) = filled(tmp_path, 1)
     file.chmod(0o644)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import numpy as np
 import pytest
 
 from rvllm_local.errors import ParameterError
@@ -38,6 +39,10 @@ from rvllm_local.types import SamplingParams
         ("logit_bias", {-1: 1.0}),
         ("logit_bias", {1: math.nan}),
         ("ignore_eos", 1),
+        ("stop", 5),
+        ("temperature", 10**400),
+        pytest.param("max_tokens", 10**5000, id="max_tokens of 5000 digits"),
+        ("logit_bias", [1]),
     ],
 )
 def test_out_of_range_is_refused_by_name(name: str, value: Any) -> None:
@@ -48,3 +53,18 @@ def test_out_of_range_is_refused_by_name(name: str, value: Any) -> None:
 
 def test_one_stop_string_may_stand_alone() -> None:
     assert SamplingParams(stop="end").stop_strings == ("end",)
+
+
+def test_numbers_of_numpy_become_plain_ones() -> None:
+    params = SamplingParams(
+        max_tokens=np.int64(5), temperature=np.float32(0.5), seed=np.uint64(7), logit_bias={np.int32(3): np.float64(1)}
+    )
+    assert params == SamplingParams(max_tokens=5, temperature=0.5, seed=7, logit_bias={3: 1.0})
+    assert [type(value) for value in (params.max_tokens, params.temperature, params.seed)] == [int, float, int]
+
+
+def test_a_bias_that_changes_later_changes_no_request() -> None:
+    biases = {1: 2.0}
+    params = SamplingParams(logit_bias=biases, stop=None)
+    biases[1] = 1e9
+    assert params.logit_bias == {1: 2.0} and params.stop_strings == ()
