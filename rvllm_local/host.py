@@ -16,7 +16,6 @@ _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -2, -3, -8 
 _PIECE = 8 * 2**20  # below the size that malloc maps separately
 _MOST_RESERVED = 448 * 2**20  # below the size at which free memory is trimmed
 _OPENBLAS = "libopenblas.so.0"
-_AVX512 = {"avx512f", "avx512dq", "avx512cd", "avx512bw", "avx512vl"}  # what OpenBLAS's SkylakeX kernels use
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,21 +68,7 @@ def reserve_heap(nbytes: int) -> None:
         return
 
 
-def _name_kernels(cpuinfo: Path = Path("/proc/cpuinfo")) -> None:
-    """OpenBLAS takes AVX2 kernels on AMD processors that have AVX-512; those for Intel's need 0.6 of the time there."""
-    if "OPENBLAS_CORETYPE" in os.environ:
-        return
-    try:
-        text = cpuinfo.read_text(encoding="ascii", errors="replace")
-    except OSError:
-        return
-    flags = next((line.split() for line in text.splitlines() if line.startswith("flags")), [])
-    if "AuthenticAMD" in text and _AVX512.issubset(flags):
-        os.environ["OPENBLAS_CORETYPE"] = "SkylakeX"
-
-
 def _load_openblas() -> HostReport:
-    _name_kernels()
     late = "mlx.core" in sys.modules
     wanted = os.environ.get("RVLLM_BLAS")
     for path in _candidates():

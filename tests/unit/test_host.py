@@ -119,24 +119,3 @@ def test_the_forwarding_library_reaches_the_prefixed_function(script: ModuleType
     forwarded = ctypes.CDLL(str(tmp_path / "forward.so")).cblas_ddot
     forwarded.argtypes, forwarded.restype = (ctypes.c_double, ctypes.c_double), ctypes.c_double
     assert forwarded(6.0, 7.0) == 42.0
-
-
-@linux
-@pytest.mark.parametrize(
-    ("vendor", "flags", "set_before", "named"),
-    [
-        ("AuthenticAMD", "fma avx512f avx512dq avx512cd avx512bw avx512vl", None, "SkylakeX"),
-        ("AuthenticAMD", "fma avx2 avx512f", None, None),
-        ("GenuineIntel", "fma avx512f avx512dq avx512cd avx512bw avx512vl", None, None),
-        ("AuthenticAMD", "fma avx512f avx512dq avx512cd avx512bw avx512vl", "Haswell", "Haswell"),
-    ],
-)
-def test_kernels_are_named_where_openblas_chooses_slow_ones(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, vendor: str, flags: str, set_before: str | None, named: str | None
-) -> None:
-    monkeypatch.delenv("OPENBLAS_CORETYPE", raising=False)
-    if set_before:
-        monkeypatch.setenv("OPENBLAS_CORETYPE", set_before)
-    (tmp_path / "cpuinfo").write_text(f"vendor_id\t: {vendor}\nflags\t\t: {flags}\n")
-    host._name_kernels(tmp_path / "cpuinfo")
-    assert os.environ.get("OPENBLAS_CORETYPE") == named
