@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
+import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from types import FrameType
 
 from rvllm_local.errors import DownloadError, EngineError, RvllmError
 from rvllm_local.verbs.bench import add_arguments as bench_flags
 from rvllm_local.verbs.chat import add_arguments as chat_flags
 
 _FAILED, _BAD_INPUT, _INTERRUPTED = 1, 2, 130
+_SWALLOWED_S = 3.0  # after which an interrupt that has not ended the process was caught by somebody else
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -29,6 +33,32 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (RvllmError, OSError) as error:
         print(f"rvllm: error: {error}", file=sys.stderr)
         return _FAILED if isinstance(error, EngineError | DownloadError | OSError) else _BAD_INPUT
+
+
+@contextlib.contextmanager
+def _insisting_interrupts() -> Iterator[None]:
+    """Ctrl-C ends the process even where a library catches every exception, as some do while they are imported.
+
+    An interrupt that is ignored stays ignored.
+    """
+
+    def interrupt(_number: int, _frame: FrameType | None) -> None:
+        signal.setitimer(signal.ITIMER_REAL, _SWALLOWED_S)
+        raise KeyboardInterrupt
+
+    if signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+        yield
+        return
+    before = signal.signal(signal.SIGALRM, lambda *_: _interrupted())
+    signal.signal(signal.SIGINT, interrupt)
+    try:
+        yield
+    except KeyboardInterrupt:
+        _interrupted()
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        signal.signal(signal.SIGALRM, before)
 
 
 def _interrupted() -> int:
@@ -151,9 +181,10 @@ def _doctor(arguments: argparse.Namespace) -> int:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    from rvllm_local.verbs.run import run
+    with _insisting_interrupts():
+        from rvllm_local.verbs.run import run
 
-    return run(arguments)
+        return run(arguments)
 
 
 def _serve(arguments: argparse.Namespace) -> int:

@@ -128,6 +128,27 @@ def test_interrupting_ends_with_130(smollm2: Path, delay: float | None) -> None:
     assert told.strip() == b""
 
 
+def test_an_interrupt_that_a_library_swallows_ends_the_process_all_the_same() -> None:
+    code = (
+        "import sys, time\n"
+        "from rvllm_local import cli\n"
+        "from rvllm_local.verbs import run\n"
+        "def swallowing(arguments):\n"
+        "    print('here', flush=True)\n"
+        "    try: time.sleep(20)\n"
+        "    except BaseException: time.sleep(20)\n"
+        "    return 0\n"
+        "run.run = swallowing\n"
+        "sys.exit(cli.main(['run', 'any', 'prompt']))\n"
+    )
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        process.send_signal(signal.SIGINT)
+        process.communicate(timeout=15)
+    assert process.returncode == 130
+
+
 def test_doctor_says_what_it_found_and_what_to_do() -> None:
     done = rvllm("doctor", "--kernels", "--json")
     found = json.loads(done.stdout)
