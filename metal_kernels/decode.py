@@ -19,7 +19,8 @@ _SHARED_FLOATS = 8192  # of the warps' sums at the end, at most
 class Tuning:
     """What does not change results beyond rounding: query rows a tile, simdgroups a threadgroup, tokens a stage, splits.
 
-    `step`, 16 or 32, and `resident`, threadgroups at once on a multiprocessor, count for the matrix units alone.
+    `step`, 16 or 32, and `resident`, threadgroups at once on a multiprocessor, count for the matrix units alone;
+    `combined` splits are read at once when they are put together, which changes no bit.
     """
 
     query_tile: int
@@ -27,6 +28,7 @@ class Tuning:
     splits: SplitRule
     step: int = 16
     resident: int = 1
+    combined: int = 8
 
 
 def uses_matrix_units(c: KernelConfig, backend: str) -> bool:
@@ -39,7 +41,8 @@ def default_tuning(c: KernelConfig, backend: str) -> Tuning:
     splits = SPLIT_RULES["cuda-int8" if backend == "cuda" and c.quantized else backend]
     if uses_matrix_units(c, backend):
         narrow = c.group <= 8 and c.head_dim <= 128
-        return Tuning(8 if narrow or c.head_dim > 128 else 16, 4, splits, 16, 4 if narrow and c.quantized else 1)
+        tile, resident = 8 if narrow or c.head_dim > 128 else 16, 4 if narrow and c.quantized else 1
+        return Tuning(tile, 4, splits, 16, resident, 16 if c.head_dim <= 128 else 8)
     return Tuning(8 if backend == "cuda" else 4, 4, splits)  # 8 rows would spill on Apple's 128 registers
 
 

@@ -302,7 +302,7 @@ class KernelSet:
         rows, heads, q_len, _ = shape
         defines: dict[str, object] = {
             "RV_HEADS": heads, "RV_QUERY_LEN": q_len, "RV_WINDOW": window, "RV_SPLITS": splits,
-            "RV_SPLIT_BLOCKS(n)": self.tuning.splits.macro(),
+            "RV_SPLIT_BLOCKS(n)": self.tuning.splits.macro(), "RV_BATCH": min(self.tuning.combined, splits),
         }  # fmt: skip
         names: tuple[str, ...] = ("scratch", "descriptor", "token")
         inputs: tuple[mx.array, ...] = (scratch, descriptor, token)

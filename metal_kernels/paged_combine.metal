@@ -29,10 +29,19 @@ total += RV_EXP2(sink - top);
 const float inverse = used > 0 && total > 0 ? 1.0f / total : 0.0f;
 float sum[(RV_D + 31) / 32];
 RV_UNROLL for (int i = 0; i < (RV_D + 31) / 32; i++) sum[i] = 0;
-RV_UNROLL4 for (int s = 0; s < used; s++) {
-  const float w = RV_EXP2(stats[s * 2] - top);
-  RV_UNROLL for (int i = 0; i < (RV_D + 31) / 32; i++) {
-    if (i * 32 + lane < RV_D) sum[i] += w * partial[s * RV_D + i * 32 + lane];
+for (int start = 0; start < used; start += RV_BATCH) {
+  float w[RV_BATCH], x[RV_BATCH][(RV_D + 31) / 32];  // many loads in flight; those past the last split weigh nothing
+  RV_UNROLL for (int b = 0; b < RV_BATCH; b++) {
+    const int s = start + b < used ? start + b : used - 1;
+    w[b] = start + b < used ? RV_EXP2(stats[s * 2] - top) : 0.0f;
+    RV_UNROLL for (int i = 0; i < (RV_D + 31) / 32; i++) {
+      if (i * 32 + lane < RV_D) x[b][i] = partial[s * RV_D + i * 32 + lane];
+    }
+  }
+  RV_UNROLL for (int b = 0; b < RV_BATCH; b++) {
+    RV_UNROLL for (int i = 0; i < (RV_D + 31) / 32; i++) {
+      if (i * 32 + lane < RV_D) sum[i] += w[b] * x[b][i];
+    }
   }
 }
 RV_UNROLL for (int i = 0; i < (RV_D + 31) / 32; i++) {

@@ -17,6 +17,7 @@
 #define RV_TANH(x) tanhf(x)
 #define RV_COS(x) cosf(x)
 #define RV_SIN(x) sinf(x)
+#define RV_RSQRT(x) rsqrtf(x)
 #define RV_MAX(a, b) fmaxf(a, b)
 #define RV_ROUND(x) rintf(x)
 #define RV_BITS(x) __uint_as_float(x)
@@ -42,6 +43,7 @@ typedef unsigned long long rv_index;
 #define RV_TANH(x) metal::precise::tanh(x)
 #define RV_COS(x) metal::precise::cos(x)
 #define RV_SIN(x) metal::precise::sin(x)
+#define RV_RSQRT(x) metal::precise::rsqrt(x)
 #define RV_MAX(a, b) metal::max(a, b)
 #define RV_ROUND(x) metal::rint(x)
 #define RV_BITS(x) as_type<float>(x)
@@ -53,7 +55,6 @@ typedef long rv_stride;
 typedef ulong rv_index;
 #endif
 #define RV_UNROLL _Pragma("unroll")
-#define RV_UNROLL4 _Pragma("unroll 4")
 #define RV_BLOCK 32  // tokens a KV block
 #define RV_VEC 8     // elements a lane loads at once
 #define RV_CHUNKS (RV_D / RV_VEC)

@@ -49,7 +49,7 @@ class Measured:
 # Groups of 4 and 8 over 64k tokens in flight and more, a short batch, and one long sequence.
 LOADS = (
     Load(16, 8192, 32, 8, 128), Load(16, 8192, 64, 8, 128), Load(64, 1024, 32, 8, 128), Load(64, 1024, 64, 8, 128),
-    Load(1, 65536, 32, 8, 128), Load(64, 512, 32, 8, 64), Load(1, 512, 32, 8, 64),
+    Load(1, 65536, 32, 8, 128), Load(1, 65536, 64, 8, 128), Load(64, 512, 32, 8, 64), Load(1, 512, 32, 8, 64),
 )  # fmt: skip
 
 
