@@ -34,6 +34,8 @@ def prepare() -> HostReport:
     os.environ.setdefault("MLX_MAX_MB_PER_BUFFER", "100000000")
     # Not more: a buffer's temporary arrays are only freed when it is done. Fewer make a decode step slower.
     os.environ.setdefault("MLX_MAX_OPS_PER_BUFFER", "100")
+    # Float32 means float32, not products of 10-bit mantissas: a model in it is held against a reference to 1 in 1000.
+    os.environ.setdefault("MLX_ENABLE_TF32", "0")
     # Texts are tokenized one by one: threads would do nothing but warn at every fork.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     if sys.platform == "darwin":
