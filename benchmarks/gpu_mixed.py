@@ -140,7 +140,7 @@ def main() -> None:
     parser.add_argument("--side", choices=("engine", "peer"), help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.side == "peer":
-        for name in ("MLX_MAX_MB_PER_BUFFER", "MLX_MAX_OPS_PER_BUFFER"):
+        for name in ("MLX_MAX_MB_PER_BUFFER", "MLX_MAX_OPS_PER_BUFFER", "MLX_ENABLE_TF32"):
             os.environ.pop(name, None)  # MLX reads them when it first uses the device
     if args.side:
         print(json.dumps(one_side(args.side, args)))

@@ -19,7 +19,7 @@ BLOCK = layout.BLOCK_TOKENS
 TOKEN_SIZE = 8  # fewer elements would move the token to Metal's constant address space
 
 KINDS = {mx.float32: 0, mx.float16: 1, mx.bfloat16: 2, mx.int8: 3}
-_TYPES = {
+TYPES = {
     "metal": {mx.float32: "float", mx.float16: "half", mx.bfloat16: "bfloat16_t", mx.int8: "int8_t"},
     "cuda": {mx.float32: "float", mx.float16: "__half", mx.bfloat16: "__nv_bfloat16", mx.int8: "int8_t"},
 }
@@ -78,7 +78,7 @@ class KernelConfig:
 
     def defines(self, backend: str) -> dict[str, object]:
         """The macros that every kernel's text begins with."""
-        types = _TYPES[backend]
+        types = TYPES[backend]
         return {
             "RV_T": types[self.dtype],
             "RV_T_BYTES": self.dtype.size,

@@ -24,7 +24,10 @@ FOLDER = Path(__file__).resolve().parent
 
 @dataclass(frozen=True, slots=True)
 class KernelText:
-    """One specialized kernel: its unique name, parameter names, prologue (`header`), body and the macros of both."""
+    """One specialized kernel: its unique name, parameter names, prologue (`header`), body and the macros of both.
+
+    `contiguous`: inputs with gaps are copied first. A kernel that writes an input in place must not ask for it.
+    """
 
     name: str
     kind: str
@@ -34,6 +37,7 @@ class KernelText:
     body: str
     backend: str
     macros: Mapping[str, object]
+    contiguous: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +98,7 @@ class MLXLauncher:
 
 
 def build(text: KernelText) -> Any:
-    """The MLX kernel for `text`. Inputs are never made contiguous: a copy would hide an in-place write."""
+    """The MLX kernel for `text`."""
     make = mx.fast.cuda_kernel if text.backend == "cuda" else mx.fast.metal_kernel
     header, body = _by_reference(text) if text.backend == "cuda" else (text.header, text.body)
     return make(
@@ -103,7 +107,7 @@ def build(text: KernelText) -> Any:
         output_names=list(text.outputs),
         source=body,
         header=header,
-        ensure_row_contiguous=False,
+        ensure_row_contiguous=text.contiguous,
     )
 
 
@@ -146,6 +150,8 @@ def kernel_text(
     inputs: Sequence[str],
     outputs: Sequence[str],
     parts: Sequence[str] = (),
+    *,
+    contiguous: bool = False,
 ) -> KernelText:
     """Puts the defines, the portability header, `parts` and the file `body` together under a name of their own.
 
@@ -156,4 +162,5 @@ def kernel_text(
     header = "\n".join([*lines, *(compact(source(part), macros) for part in ("portable.h", *parts))])
     text = compact(body_text(body), macros)
     digest = hashlib.sha256((header + text).encode()).hexdigest()[:12]
-    return KernelText(f"rv_{kind}_{digest}", kind, tuple(inputs), tuple(outputs), header, text, backend, macros)
+    name = f"rv_{kind}_{digest}"
+    return KernelText(name, kind, tuple(inputs), tuple(outputs), header, text, backend, macros, contiguous)

@@ -54,17 +54,23 @@ def _alike(layers: Sequence[Any]) -> bool:
 
 
 class _Turned(nn.Module):  # type: ignore[misc]
-    """A linear layer whose transposed weight is a view made once, not an operation of every step."""
+    """A linear layer whose transposed weight is a view made once, not an operation of every step.
+
+    It has the shape `[1, in, out]`, since MLX flattens an input of three dimensions for a matrix of two and shapes the
+    result anew: two more operations.
+    """
 
     def __init__(self, layer: nn.Linear) -> None:
         super().__init__()
         self.weight = layer["weight"]
         self._bias = layer.get("bias")
         self._turned = self.weight.T
-        mx.eval(self._turned)
+        self._batched = self._turned[None]
+        mx.eval(self._turned, self._batched)
 
     def __call__(self, x: mx.array) -> mx.array:
-        return x @ self._turned if self._bias is None else mx.addmm(self._bias, x, self._turned)
+        turned = self._batched if x.ndim == 3 else self._turned
+        return x @ turned if self._bias is None else mx.addmm(self._bias, x, turned)
 
 
 class _SharedProduct:

@@ -11,7 +11,7 @@ from collections.abc import Callable
 import mlx.core as mx
 import numpy as np
 
-from rvllm_local.metal_kernels import KernelConfig, KernelSet, NewTokens, Rotation
+from rvllm_local.metal_kernels import AddNorm, KernelConfig, KernelSet, NewTokens, Rotation
 from rvllm_local.metal_kernels import descriptor as layout
 from rvllm_local.metal_kernels.proof.oracle import Case, Floats, error, floats
 from rvllm_local.metal_kernels.proof.variants import Variant
@@ -150,6 +150,26 @@ def check_rope_table(config: KernelConfig, make: Make = KernelSet) -> None:
     ]  # in float32, as MLX
     expected = np.concatenate([np.cos(angles.astype(np.float64)), np.sin(angles.astype(np.float64))], axis=1)
     assert np.abs(table - expected).max() <= 2e-6, f"a rotation's table is off by {np.abs(table - expected).max():.1e}"
+
+
+def check_add_norm(width: int, dtype: mx.Dtype, make: Callable[[], AddNorm] = AddNorm) -> float:
+    """The sum, rounded once, and its RMS norm, of rows far apart in size; the relative error of the norm."""
+    random, eps = np.random.default_rng(6), 1e-5
+    sizes = np.array([1e-3, 1.0, 30.0], dtype=np.float32)[:, None, None]
+    stream, added = (
+        mx.array(random.standard_normal((3, 1, width), dtype=np.float32) * sizes).astype(dtype) for _ in range(2)
+    )
+    weight = mx.array(random.uniform(0.5, 2, width).astype(np.float32)).astype(dtype)
+    mx.eval(stream, added, weight)
+    total, normed = make()(stream, added, weight, eps)
+    mx.eval(total, normed)
+    assert np.array_equal(floats(total), floats(mx.array(floats(stream) + floats(added)).astype(dtype))), "a sum is off"
+    sums = floats(total)
+    expected = floats(weight) * sums / np.sqrt((sums**2).mean(axis=-1, keepdims=True) + eps)
+    allowed = {mx.float32: 2e-6, mx.float16: 2e-3, mx.bfloat16: 1.6e-2}[dtype]
+    worst = max(error(normed[row], expected[row]) for row in range(3))
+    assert worst <= allowed, f"a norm of {width} elements is off by {worst:.2e}"
+    return worst
 
 
 def _rotated(x: Floats, cosines: Floats, sines: Floats, *, pairs: bool) -> Floats:

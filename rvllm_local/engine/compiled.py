@@ -6,6 +6,7 @@ is an argument too. Shapes go in buckets, so that few graphs are traced.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -16,6 +17,7 @@ from mlx import nn
 
 from rvllm_local.attention.geometry import CallGeometry, DecodeRow
 from rvllm_local.attention.kernels import KernelBackend, KernelSession, KernelState
+from rvllm_local.attention.residual import JoinedAdds
 from rvllm_local.attention.rotation import StepOffset
 from rvllm_local.attention.seam import session_caches
 from rvllm_local.memory.layout import KVLayout
@@ -34,11 +36,13 @@ class CompiledDecode:
         backend: KernelBackend,
         *,
         rotates: bool,
+        joined: JoinedAdds | None = None,
         compile_step: Callable[..., Any] = mx.compile,
     ) -> None:
-        """`rotates`: the kernels rotate queries and keys (see `attention.rotation`)."""
+        """`rotates`: the kernels rotate queries and keys (see `attention.rotation`); `joined`: see `attention.residual`."""
         self._model = model
         self._rotates = rotates
+        self._joined = contextlib.nullcontext if joined is None else joined.on
         self._unused = mx.zeros((1,), dtype=mx.int32)  # each array from the host costs a step: the descriptor is enough
         mx.eval(self._unused)
         self._layout = layout
@@ -124,7 +128,8 @@ class CompiledDecode:
         session = KernelSession(self._backend, geometry, state, fuses=True)
         offset = StepOffset(session.rope_table) if self._rotates else positions
         caches = session_caches(self._layout, session, geometry, dense=False, offset=offset)
-        logits: mx.array = self._model(tokens[:, None], cache=caches)
+        with self._joined():
+            logits: mx.array = self._model(tokens[:, None], cache=caches)
         session.finish()
         return logits.squeeze(1), state.token
 

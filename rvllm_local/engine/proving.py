@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from rvllm_local.attention.kernels import KernelBackend
 from rvllm_local.attention.reference import ReferenceBackend
+from rvllm_local.attention.residual import JoinedAdds, install_joined_adds
 from rvllm_local.attention.rotation import install_rotations
 from rvllm_local.engine.compiled import CompiledDecode
 from rvllm_local.engine.options import EngineOptions
@@ -22,7 +23,7 @@ from rvllm_local.errors import UnsupportedModelError
 from rvllm_local.memory.arena import Arena
 from rvllm_local.memory.layout import KVLayout
 from rvllm_local.memory.tables import KVTables
-from rvllm_local.metal_kernels import default_backend
+from rvllm_local.metal_kernels import AddNorm, default_backend
 from rvllm_local.models.adapted import AdapterChoice
 from rvllm_local.models.describe import num_heads
 from rvllm_local.models.loader import LoadedModel
@@ -77,13 +78,24 @@ def _choose_runner(model: Unproven, options: EngineOptions, proof: Proof | None)
         if not options.self_check:
             return make(RunMode(batched=model.paged, dense=not model.paged))
         rotates = wants_kernels and _is_compiled(model) and install_rotations(module) > 0
-        return choose_runner(module, make, model.kv, paged=model.paged, vocab_size=vocab_size, rotates=rotates)
+        return choose_runner(
+            module,
+            make,
+            model.kv,
+            paged=model.paged,
+            vocab_size=vocab_size,
+            rotates=rotates,
+            joins=joined is not None,
+        )
 
     wants_kernels = options.attention == "kernels" or (options.attention == "auto" and default_backend() != "none")
+    joined: JoinedAdds | None = None
     if wants_kernels:
         try:
             kernels = KernelBackend(model.arenas, heads=num_heads(model.loaded.config))
-            return checked(lambda mode: _kernel_runner(model, kernels, mode))
+            if _is_compiled(model):
+                joined = install_joined_adds(module, AddNorm(counter=kernels.counter))
+            return checked(lambda mode: _kernel_runner(model, kernels, mode, joined))
         except UnsupportedModelError as error:
             if options.attention == "kernels":
                 raise
@@ -97,8 +109,10 @@ def _is_compiled(model: Unproven) -> bool:
     return not model.layout.has_state and model.adapters.count == 0
 
 
-def _kernel_runner(model: Unproven, kernels: KernelBackend, mode: RunMode) -> ModelRunner:
+def _kernel_runner(model: Unproven, kernels: KernelBackend, mode: RunMode, joined: JoinedAdds | None) -> ModelRunner:
     module, layout = model.loaded.module, model.layout
     compilable = mode.batched and not mode.dense and _is_compiled(model)
-    compiled = CompiledDecode(module, layout, kernels, rotates=mode.rotates) if compilable else None
+    compiled = None
+    if compilable:
+        compiled = CompiledDecode(module, layout, kernels, rotates=mode.rotates, joined=joined if mode.joins else None)
     return ModelRunner(module, layout, kernels, mode, model.loaded.vocab_size, compiled, model.adapters)

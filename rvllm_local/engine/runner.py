@@ -37,13 +37,14 @@ _MOST_UNTILED = 8  # rows up to which a product is quicker as it is
 class RunMode:
     """How a family can be called. `batched`: many rows a decode call, with an array of offsets.
 
-    `dense`: the model does its own attention arithmetic and gets gathered keys and values. `rotates`: in compiled steps
-    the kernels rotate queries and keys.
+    `dense`: the model does its own attention arithmetic and gets gathered keys and values. In compiled steps `rotates`:
+    the kernels rotate queries and keys, and `joins`: additions to the residual stream are launched with the norm after them.
     """
 
     batched: bool
     dense: bool
     rotates: bool = False
+    joins: bool = False
 
 
 class ModelRunner:

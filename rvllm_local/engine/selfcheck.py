@@ -34,8 +34,10 @@ def choose_runner(
     paged: bool,
     vocab_size: int,
     rotates: bool = False,
+    joins: bool = False,
 ) -> ModelRunner:
-    """A runner in the fastest mode whose logits agree with plain mlx-lm. `rotates`: the kernels can rotate for it.
+    """A runner in the fastest mode whose logits agree with plain mlx-lm. `rotates`: the kernels can rotate for it; `joins`:
+    they can add to its residual stream.
 
     Raises `UnsupportedModelError` with the distance, or the failure, of each way tried.
     """
@@ -45,6 +47,8 @@ def choose_runner(
     modes.insert(1 if paged else 0, RunMode(batched=True, dense=True))
     if paged and rotates:
         modes.insert(0, RunMode(batched=True, dense=False, rotates=True))
+    if paged and joins:
+        modes.insert(0, RunMode(batched=True, dense=False, rotates=rotates, joins=True))
     prompts = _prompts(vocab_size)
     expected = [_plain_logits(model, prompt) for prompt in prompts]
     tolerance = max(1e-1 if shape.quantized else _TOLERANCE.get(shape.dtype, 1e-1) for shape in kv.layout.groups)
@@ -54,11 +58,17 @@ def choose_runner(
         finding = _try(functools.partial(_paged_logits, runner, kv, prompts), expected, tolerance)
         if finding is None:
             return runner
-        way = "rotated by the kernels" if mode.rotates else "batched" if mode.batched else "row by row"
-        findings.append(f"{way}: {finding}")
+        findings.append(f"{_way(mode)}: {finding}")
     raise UnsupportedModelError(
         f"this model's logits through the paged arena differ from mlx-lm's, so it is not served ({'; '.join(findings)})"
     )
+
+
+def _way(mode: RunMode) -> str:
+    """A mode in words."""
+    if mode.joins:
+        return "added and normed in one launch"
+    return "rotated by the kernels" if mode.rotates else "batched" if mode.batched else "row by row"
 
 
 def rows_are_independent(runner: ModelRunner, kv: KVTables, vocab_size: int) -> int:

@@ -258,6 +258,7 @@ namespace precise {
 inline float tanh(float x) { return ::tanhf(x); }
 inline float cos(float x) { return ::cosf(x); }
 inline float sin(float x) { return ::sinf(x); }
+inline float rsqrt(float x) { return 1.0f / ::sqrtf(x); }
 }
 namespace fast {
 inline float exp(float x) { return ::expf(x); }

@@ -11,6 +11,7 @@ import pytest
 from rvllm_local.attention.geometry import DecodeRow
 from rvllm_local.attention.kernels import KernelBackend
 from rvllm_local.attention.probe import probe_layout
+from rvllm_local.attention.residual import install_joined_adds
 from rvllm_local.attention.rotation import install_rotations
 from rvllm_local.attention.seam import install
 from rvllm_local.engine.compiled import CompiledDecode
@@ -19,6 +20,7 @@ from rvllm_local.engine.selfcheck import choose_runner
 from rvllm_local.errors import UnsupportedModelError
 from rvllm_local.memory.arena import Arena, KVShape
 from rvllm_local.memory.tables import KVTables
+from rvllm_local.metal_kernels import AddNorm
 from tests.emulator import Emulator
 from tests.support.tiny import tiny_model
 
@@ -29,16 +31,28 @@ def served(architecture: str, *, steps: bool) -> tuple[ModelRunner, KernelBacken
     paged = install(model)
     layout = probe_layout(model)
     blocks = layout.split_budget(2_000_000, context=128, max_rows=2, chunk=32)
-    backend = KernelBackend([Arena(shape, n) for shape, n in zip(layout.groups, blocks)], launcher=Emulator())
+    emulator = Emulator()
+    backend = KernelBackend([Arena(shape, n) for shape, n in zip(layout.groups, blocks)], launcher=emulator)
     kv = KVTables(layout, blocks)
 
+    joined = install_joined_adds(model, AddNorm(launcher=emulator, counter=backend.counter)) if steps else None
+
     def make(mode: RunMode) -> ModelRunner:
-        step = CompiledDecode(model, layout, backend, rotates=mode.rotates, compile_step=lambda call: call)
+        step = CompiledDecode(
+            model,
+            layout,
+            backend,
+            rotates=mode.rotates,
+            joined=joined if mode.joins else None,
+            compile_step=lambda call: call,
+        )
         compiled = step if steps and mode.batched and not mode.dense else None
         return ModelRunner(model, layout, backend, mode, config["vocab_size"], compiled)
 
     rotates = steps and install_rotations(model) > 0
-    runner = choose_runner(model, make, kv, paged=paged, vocab_size=config["vocab_size"], rotates=rotates)
+    runner = choose_runner(
+        model, make, kv, paged=paged, vocab_size=config["vocab_size"], rotates=rotates, joins=joined is not None
+    )
     assert kv.blocks_free == kv.blocks_total
     return runner, backend
 
@@ -50,16 +64,21 @@ def test_kernels_agree_with_mlx_lm(architecture: str) -> None:
     assert backend.num_dispatches > 0
 
 
+JOINED = {"llama", "qwen3", "gpt_oss"}  # gemma's norms are its own
+
+
 @pytest.mark.parametrize("architecture", ["llama", "gemma3_text", "qwen3", "gpt_oss"])
-def test_steps_that_write_rotate_and_attend_in_one_launch(architecture: str) -> None:
+def test_steps_of_few_launches(architecture: str) -> None:
+    """Writing, rotating and attending is one launch; so is adding to the residual stream and norming it."""
     runner, backend = served(architecture, steps=True)
-    assert runner.mode == RunMode(batched=True, dense=False, rotates=True)
+    joins = architecture in JOINED
+    assert runner.mode == RunMode(batched=True, dense=False, rotates=True, joins=joins)
     before = backend.counter.snapshot()
     tables = KVTables(runner._layout, [4] * len(runner._layout.groups))
     sequence = tables.new_sequence()
     tables.grow(sequence, 1)
     mx.eval(runner.decode([DecodeRow(sequence, 0, 1)]))
-    assert set(backend.counter.since(before)) == {"rope_table", "paged_decode"}
+    assert set(backend.counter.since(before)) == {"rope_table", "paged_decode"} | ({"add_norm"} if joins else set())
 
 
 def test_a_shape_without_a_kernel_is_named() -> None:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from rvllm_local.errors import UnsupportedModelError
-from rvllm_local.metal_kernels import KernelConfig, KernelSet, Rotation
+from rvllm_local.metal_kernels import AddNorm, KernelConfig, KernelSet, Rotation
 from rvllm_local.metal_kernels import descriptor as layout
 from rvllm_local.metal_kernels.proof import checks
 from rvllm_local.metal_kernels.proof.variants import BF16, F16, F32, I8, VARIANTS, Variant
@@ -76,6 +76,22 @@ def test_rotating_in_the_attention_launch(metal: checks.Make, cuda: checks.Make)
 
 def test_the_table_of_rotations(metal: checks.Make) -> None:
     checks.check_rope_table(CONFIGS[3], metal)
+
+
+@pytest.mark.parametrize(("width", "dtype"), [(2048, BF16), (72, F16), (576, F32), (5120, BF16)], ids=str)
+def test_adding_and_norming(width: int, dtype: mx.Dtype, emulator: Emulator) -> None:
+    checks.check_add_norm(width, dtype, functools.partial(AddNorm, launcher=emulator, backend="metal"))
+
+
+def test_what_cannot_be_added_and_normed_is_named() -> None:
+    x = mx.zeros((2, 1, 16))
+    for stream, added, weight, why in (
+        (x, x[..., :8], mx.ones(16), r"adds \(2, 1, 8\) to a stream of \(2, 1, 16\)"),
+        (x[..., :12], x[..., :12], mx.ones(12), r"a stream of \(2, 1, 12\)"),
+        (x, x.astype(mx.bfloat16), mx.ones(16), "adds mlx.core.bfloat16 to a stream of mlx.core.float32"),
+    ):
+        with pytest.raises(UnsupportedModelError, match=why):
+            AddNorm()(stream, added, weight, 1e-5)
 
 
 CONFIGS = [

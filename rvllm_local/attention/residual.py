@@ -1,0 +1,130 @@
+"""Additions to the residual stream that wait for the norm that follows them: in a compiled step one launch does both.
+
+While a step is traced the embedding hands out a `ResidualStream` where an array was. Adding to it only notes what to add,
+and the next `JoinedNorm` launches the sum and its norm together. A model that does anything else with its stream fails in
+the load-time self-check, and is then run without this.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import mlx.core as mx
+from mlx import nn
+
+from rvllm_local.metal_kernels import AddNorm
+
+
+class ResidualStream:
+    """An array `[rows, tokens, width]`, and perhaps one more that is still to be added to it."""
+
+    def __init__(self, base: mx.array, added: mx.array | None = None) -> None:
+        self._base = base
+        self._added = added
+
+    def __add__(self, other: mx.array) -> ResidualStream:
+        return ResidualStream(self.array, other)
+
+    def __mul__(self, factor: float | mx.array) -> ResidualStream:
+        return ResidualStream(self.array * factor)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self._base.shape
+
+    @property
+    def dtype(self) -> mx.Dtype:
+        return self._base.dtype
+
+    @property
+    def array(self) -> mx.array:
+        """The whole sum, added now if it still waited."""
+        if self._added is not None:
+            self._base, self._added = self._base + self._added, None
+        return self._base
+
+    def normed(self, norm: JoinedNorm, add_norm: AddNorm) -> mx.array:
+        """What `norm` makes of the sum, which is there afterwards."""
+        if self._added is None:
+            plain: mx.array = norm.inner(self._base)
+            return plain
+        total, found = add_norm(self._base, self._added, norm.inner.weight, norm.inner.eps)
+        self._base, self._added = total, None
+        return found
+
+
+class JoinedAdds:
+    """Whether the embeddings of one model hand out streams now, and the launch that adds and norms."""
+
+    def __init__(self, add_norm: AddNorm) -> None:
+        self.add_norm = add_norm
+        self.are_on = False
+
+    @contextlib.contextmanager
+    def on(self) -> Iterator[None]:
+        """Streams while this is open."""
+        self.are_on = True
+        try:
+            yield
+        finally:
+            self.are_on = False
+
+
+class StreamedEmbedding(nn.Module):  # type: ignore[misc]
+    """Stands where a model's embedding was."""
+
+    def __init__(self, inner: nn.Module, joined: JoinedAdds) -> None:
+        super().__init__()
+        self.inner = inner
+        self.joined = joined
+
+    def __call__(self, tokens: mx.array) -> Any:
+        found = self.inner(tokens)
+        return ResidualStream(found) if self.joined.are_on else found
+
+    def as_linear(self, x: mx.array) -> mx.array:
+        logits: mx.array = self.inner.as_linear(x)
+        return logits
+
+
+class JoinedNorm(nn.Module):  # type: ignore[misc]
+    """Stands where an RMS norm was, and is that norm for every array."""
+
+    def __init__(self, inner: nn.RMSNorm, joined: JoinedAdds) -> None:
+        super().__init__()
+        self.inner = inner
+        self.joined = joined
+
+    def __call__(self, x: Any) -> mx.array:
+        if isinstance(x, ResidualStream):
+            return x.normed(self, self.joined.add_norm)
+        found: mx.array = self.inner(x)
+        return found
+
+
+def install_joined_adds(model: nn.Module, add_norm: AddNorm) -> JoinedAdds | None:
+    """Put the stand-ins in the places of embeddings and RMS norms, or take over those that are there.
+
+    None for a model without embeddings or without RMS norms.
+    """
+    joined, placed = JoinedAdds(add_norm), set()
+    for module in list(model.modules()):
+        if isinstance(module, JoinedNorm | StreamedEmbedding):
+            module.joined = joined
+            placed.add(type(module))
+            continue
+        for name, child in list(module.items()):
+            stand_in = _STAND_INS.get(type(child))
+            if stand_in is not None:
+                setattr(module, name, stand_in(child, joined))
+                placed.add(stand_in)
+    return joined if len(placed) == 2 else None
+
+
+_STAND_INS: dict[type, type[JoinedNorm] | type[StreamedEmbedding]] = {
+    nn.RMSNorm: JoinedNorm,
+    nn.Embedding: StreamedEmbedding,
+    nn.QuantizedEmbedding: StreamedEmbedding,
+}
