@@ -4,7 +4,7 @@
 
 Llama-3.2-1B's shape with random bfloat16 weights: right for speed, meaningless as text. A step is timed on the host
 from one set of tokens to the next while every row decodes; a round's figure is the median of its steps, and the table has the
-medians of the rounds, in which both sides take turns. `--check` first compares greedy tokens with plain mlx-lm on small float32
+medians of the rounds, in which both sides take turns, and of the rounds' ratios. `--check` first compares greedy tokens with plain mlx-lm on small float32
 models.
 """
 
@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import functools
-import json
 import os
 import statistics
 import subprocess
@@ -36,6 +35,8 @@ from mlx.utils import tree_flatten
 from mlx_lm.generate import BatchGenerator
 from mlx_lm.models.cache import make_prompt_cache
 
+from benchmarks import gpu_record
+from rvllm_local.bench.figures import Figure, spread
 from rvllm_local.engine.build import EngineOptions, build_core
 from rvllm_local.engine.core import EngineCore
 from rvllm_local.models.families import build_model
@@ -193,20 +194,29 @@ def main() -> None:
         check_tokens()
     loaded = loaded_llama()
     cases = [tuple(map(int, case.split("x"))) for case in args.cases]
-    results = []
-    print(
-        "| rows x context | mlx-lm BatchGenerator, ms | rvllm, ms | ratio | rounds |\n|---|---|---|---|---|", flush=True
-    )
+    rounds: dict[str, list[tuple[float, float]]] = {}
+    print("| rows x context | mlx-lm, ms | rvllm, ms | ratio, median | rounds |\n|---|---|---|---|---|", flush=True)
     for rows, context in cases:
         batch = prompts(rows, context, LLAMA_1B["vocab_size"])
         pairs = [(peer_apart(rows, context), engine_once(loaded, batch)) for _ in range(args.rounds)]
+        rounds[f"{rows} x {context:,}"] = pairs
         theirs, ours = (statistics.median(side) for side in zip(*pairs, strict=True))
+        ratio = statistics.median(peer / engine for peer, engine in pairs)
         each = ", ".join(f"{peer:.2f}/{engine:.2f}" for peer, engine in pairs)
-        results.append({"rows": rows, "context": context, "mlx_lm_ms": theirs, "rvllm_ms": ours, "rounds": pairs})
-        print(f"| {rows} x {context} | {theirs:.2f} | {ours:.2f} | {theirs / ours:.2f}x | {each} |", flush=True)
+        print(f"| {rows} x {context} | {theirs:.2f} | {ours:.2f} | {ratio:.2f}x | {each} |", flush=True)
         if args.json:
-            found = {"mlx": mx.__version__, "device": str(mx.device_info()), "results": results}
-            args.json.write_text(json.dumps(found, indent=2))
+            figures = {name: figures_of(pairs) for name, pairs in rounds.items()}
+            gpu_record.save(args.json, "gpu decode", figures, rounds_ms=rounds)
+
+
+def figures_of(pairs: list[tuple[float, float]]) -> dict[str, Figure]:
+    """A step of both in seconds, and the ratio of each round, as medians."""
+    theirs, ours = zip(*pairs, strict=True)
+    return {
+        "mlx_lm": spread([ms / 1e3 for ms in theirs], "s"),
+        "rvllm": spread([ms / 1e3 for ms in ours], "s"),
+        "ratio": spread([peer / engine for peer, engine in pairs], "", "higher"),
+    }
 
 
 def engine_once(loaded: LoadedModel, batch: list[list[int]]) -> float:

@@ -6,8 +6,6 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
-import json
 import sys
 from pathlib import Path
 
@@ -17,8 +15,14 @@ from benchmarks import bootstrap
 
 bootstrap.prepare()
 
+from rvllm_local import host
+
+host.prepare()
+
 import mlx.core as mx
 
+from benchmarks import gpu_record
+from rvllm_local.bench.kernels import figures
 from rvllm_local.metal_kernels import default_backend
 from rvllm_local.metal_kernels.proof import bandwidth
 
@@ -39,8 +43,7 @@ def main() -> int:
             print(f"int8 gain at {load.rows} x {load.context}, group {load.heads // load.kv_heads}: "
                   f"{decode[load, 'bf16'] / taken:.2f}x")  # fmt: skip
     if options.json:
-        found = [{**dataclasses.asdict(row), "bytes_per_s": row.bytes_per_s} for row in rows]
-        options.json.write_text(json.dumps({"copy_bytes_per_s": copy, "rows": found}, indent=1), encoding="utf-8")
+        gpu_record.save(options.json, "gpu kernels", figures(rows), copy_bytes_per_s=copy)
     return 0
 
 

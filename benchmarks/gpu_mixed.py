@@ -30,12 +30,13 @@ bootstrap.prepare()
 
 import rvllm_local  # noqa: F401, I001  (first: it prepares the process for MLX)
 
-import mlx.core as mx
 import mlx_lm  # noqa: F401  (the real package: its generator is the peer)
 import numpy as np
 from mlx_lm.generate import BatchGenerator
 
+from benchmarks import gpu_record
 from benchmarks.gpu_decode import LLAMA_1B, NoText, loaded_llama
+from rvllm_local.bench.figures import Figure, spread
 from rvllm_local.engine.build import EngineOptions, build_core
 from rvllm_local.engine.report import percentile
 from rvllm_local.types import Request, SamplingParams, StreamEvent
@@ -166,9 +167,21 @@ def main() -> None:
         ratio = f"{medians['engine'][name] / medians['peer'][name]:>10.2f}x" if len(sides) == 2 else ""
         print(f"{name:<18}{line}{ratio}", flush=True)
     if args.json:
-        args.json.write_text(
-            json.dumps({"mlx": mx.__version__, "device": str(mx.device_info()), "rounds": found}, indent=1)
-        )
+        runs = {_NAMES[side]: figures_of(rounds) for side, rounds in found.items()}
+        gpu_record.save(args.json, "gpu mixed", runs, rounds=found)
+
+
+def figures_of(rounds: list[dict[str, float]]) -> dict[str, Figure]:
+    """Medians of the rounds, with seconds where `measured` has milliseconds."""
+    found = {"seconds": spread([one["seconds"] for one in rounds], "s")}
+    for name in ("tokens_per_s", "all_tokens_per_s"):
+        found[name] = spread([one[name] for one in rounds], "tokens/s", "higher")
+    for name in ("ttft_p50", "ttft_p99", "gap_p50", "gap_p99", "gap_max"):
+        found[name] = spread([one[name] / 1e3 for one in rounds], "s")
+    return found
+
+
+_NAMES = {"peer": "mlx-lm", "engine": "rvllm"}
 
 
 if __name__ == "__main__":

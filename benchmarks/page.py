@@ -14,6 +14,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+from benchmarks import gpu_page
 from rvllm_local.bench import record
 from rvllm_local.bench.figures import Figure
 from rvllm_local.bench.record import Record
@@ -141,6 +142,9 @@ SECTIONS: dict[str, Callable[[Record], str]] = {
     "load": load,
     "agent": agent,
     "memory": memory,
+    "gpu_kernels": gpu_page.kernels,
+    "gpu_decode": gpu_page.decode,
+    "gpu_mixed": gpu_page.mixed,
 }
 
 

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import sys
 from argparse import Namespace
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rvllm_local import host
 from rvllm_local.bench import record
-from rvllm_local.bench.figures import exact
+from rvllm_local.bench.figures import Figure, exact
+
+if TYPE_CHECKING:
+    from rvllm_local.metal_kernels.proof.bandwidth import Measured
 
 
 def kernels(arguments: Namespace) -> int:
@@ -26,6 +31,13 @@ def kernels(arguments: Namespace) -> int:
         return 1
     copy, rows = bandwidth.measure(scale=1 if backend == "cuda" else 4)
     sys.stdout.write(bandwidth.table(copy, rows) + "\n")
+    if arguments.json:
+        record.new_record("kernels", figures(rows), backend=backend, copy_bytes_per_s=copy).save(Path(arguments.json))
+    return 0
+
+
+def figures(rows: Sequence[Measured]) -> dict[str, dict[str, Figure]]:
+    """The figures of each kernel at each load, by name."""
     runs = {}
     for row in rows:
         load = row.load
@@ -35,6 +47,4 @@ def kernels(arguments: Namespace) -> int:
             "bytes_per_s": exact(row.bytes_per_s / 1e9, "GB/s", "higher"),
             "of_copy": exact(row.of_copy, "", "higher"),
         }
-    if arguments.json:
-        record.new_record("kernels", runs, backend=backend, copy_bytes_per_s=copy).save(Path(arguments.json))
-    return 0
+    return runs

@@ -9,9 +9,11 @@ from rvllm_local.bench.figures import Figure
 
 
 def number(value: float, unit: str = "") -> str:
-    """A value with three digits that matter; seconds below one as milliseconds, bytes as MB."""
+    """A value with three digits that matter; seconds below one as milliseconds or microseconds, bytes as MB."""
     if math.isinf(value):
         return "failed"
+    if unit == "s" and 0 < abs(value) < 1e-3:
+        return f"{value * 1e6:,.3g} us"
     if unit == "s":
         return f"{value * 1e3:,.3g} ms" if abs(value) < 1 else f"{value:,.1f} s" if value >= 10 else f"{value:.2f} s"
     if unit == "bytes":
