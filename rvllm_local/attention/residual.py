@@ -50,7 +50,7 @@ class ResidualStream:
         if self._added is None:
             plain: mx.array = norm.inner(self._base)
             return plain
-        total, found = add_norm(self._base, self._added, norm.inner.weight, norm.inner.eps)
+        total, found = add_norm(self._base, self._added, norm.scale, norm.eps)
         self._base, self._added = total, None
         return found
 
@@ -92,10 +92,17 @@ class StreamedEmbedding(nn.Module):  # type: ignore[misc]
 class JoinedNorm(nn.Module):  # type: ignore[misc]
     """Stands where an RMS norm was, and is that norm for every array."""
 
-    def __init__(self, inner: nn.RMSNorm, joined: JoinedAdds) -> None:
+    def __init__(self, inner: nn.Module, scale: mx.array, joined: JoinedAdds) -> None:
         super().__init__()
         self.inner = inner
         self.joined = joined
+        self._scale = scale
+        self.eps: float = inner.eps
+
+    @property
+    def scale(self) -> mx.array:
+        """What the normed elements are multiplied by: `[width]`."""
+        return self._scale
 
     def __call__(self, x: Any) -> mx.array:
         if isinstance(x, ResidualStream):
@@ -116,15 +123,37 @@ def install_joined_adds(model: nn.Module, add_norm: AddNorm) -> JoinedAdds | Non
             placed.add(type(module))
             continue
         for name, child in list(module.items()):
-            stand_in = _STAND_INS.get(type(child))
+            stand_in = _stand_in(child, joined)
             if stand_in is not None:
-                setattr(module, name, stand_in(child, joined))
-                placed.add(stand_in)
+                setattr(module, name, stand_in)
+                placed.add(type(stand_in))
     return joined if len(placed) == 2 else None
 
 
-_STAND_INS: dict[type, type[JoinedNorm] | type[StreamedEmbedding]] = {
-    nn.RMSNorm: JoinedNorm,
-    nn.Embedding: StreamedEmbedding,
-    nn.QuantizedEmbedding: StreamedEmbedding,
-}
+def _stand_in(child: Any, joined: JoinedAdds) -> JoinedNorm | StreamedEmbedding | None:
+    if type(child) in (nn.Embedding, nn.QuantizedEmbedding):
+        return StreamedEmbedding(child, joined)
+    if not isinstance(child, nn.Module) or isinstance(child, JoinedNorm | StreamedEmbedding):
+        return None
+    scale = _scale_of(child)
+    return None if scale is None else JoinedNorm(child, scale, joined)
+
+
+def _scale_of(norm: nn.Module) -> mx.array | None:
+    """What an RMS norm multiplies by, its weight or (Gemma) one more than that; None for anything else.
+
+    What it does to a row decides: the definitions have norms of their own under the same name.
+    """
+    weight, eps = norm.get("weight"), getattr(norm, "eps", None)
+    if not isinstance(weight, mx.array) or weight.ndim != 1 or not isinstance(eps, float):
+        return None
+    row = mx.sin(mx.arange(weight.size))[None].astype(weight.dtype)
+    try:
+        found = norm(row)
+        for scale in (weight, 1.0 + weight):
+            if mx.array_equal(found, mx.fast.rms_norm(row, scale, eps)).item():
+                mx.eval(scale)
+                return scale
+    except (TypeError, ValueError):  # it wants more than a row
+        return None
+    return None

@@ -45,6 +45,18 @@ def test_a_model_without_such_norms_is_left_alone() -> None:
     assert install_joined_adds(nn.Sequential(nn.Embedding(8, 16), nn.LayerNorm(16)), AddNorm()) is None
 
 
+def test_norms_are_known_by_what_they_compute() -> None:
+    """Gemma multiplies by one more than the weight; a layer norm is no RMS norm."""
+    model, _ = tiny_model("gemma2", seed=5)
+    assert install_joined_adds(model, AddNorm()) is not None
+    norm = model.model.norm
+    assert isinstance(norm, JoinedNorm)
+    assert mx.array_equal(norm.scale, 1.0 + norm.inner.weight).item()
+    layer = nn.Sequential(nn.LayerNorm(16))
+    install_joined_adds(layer, AddNorm())
+    assert not any(isinstance(module, JoinedNorm) for module in layer.modules())
+
+
 def test_what_was_not_normed_is_added_all_the_same() -> None:
     one, two = mx.ones((1, 1, 16)), mx.full((1, 1, 16), 2.0)
     stream = (ResidualStream(one) * 3.0 + two) + one
