@@ -17,6 +17,7 @@ from mlx import nn
 from rvllm_local.attention.backend import KVBackend
 from rvllm_local.attention.brief import BriefSession, EnoughLayersError
 from rvllm_local.attention.geometry import CallGeometry, ChunkRows, DecodeRow, call_geometry, filled
+from rvllm_local.attention.kernels import KernelBackend
 from rvllm_local.attention.reference import ReferenceBackend
 from rvllm_local.attention.seam import make_caches, session_caches, state_after
 from rvllm_local.engine.compiled import CompiledDecode
@@ -93,8 +94,11 @@ class ModelRunner:
 
     @property
     def overlaps(self) -> bool:
-        """True when a decode step can be launched before the host has read the one before."""
-        return self._compiled is not None
+        """True when a decode step can be launched before the host has read the one before.
+
+        The kernels order what they write by themselves, compiled or not; tokens that the host draws it has to know.
+        """
+        return isinstance(self._backend, KernelBackend) and not self._draws_on_host
 
     @property
     def num_adapters(self) -> int:
@@ -286,14 +290,13 @@ class ModelRunner:
             by_row=self._row_group is not None,
             state=stacked(states),
         )
-        logits: mx.array = self._model(mx.array([[row.token_id] for row in rows]), cache=caches)
+        logits: mx.array = self._model(self._tokens(rows, previous)[:, None], cache=caches)
         self._keep_state(states, caches)
         return logits[:, -1]
 
     def _tokens(self, rows: Sequence[DecodeRow], previous: mx.array | None) -> mx.array:
-        """[bucket] the rows' tokens, padded; those that only the device knows come from `previous`."""
-        assert self._compiled is not None
-        size = self._compiled.padded_rows(len(rows))
+        """The rows' tokens, padded to the bucket of a compiled step; those that only the device knows come from `previous`."""
+        size = len(rows) if self._compiled is None else self._compiled.padded_rows(len(rows))
         known = np.zeros(size, dtype=np.int32)
         known[: len(rows)] = [row.token_id for row in rows]
         places = [row.previous_row for row in rows]

@@ -41,7 +41,7 @@ class RecurrentState:
     def copied(self) -> Arrays:
         """The arrays without the memory of the call that they come from."""
         kept = tuple(None if part is None else mx.contiguous(part) for part in self.arrays)
-        mx.eval([part for part in kept if part is not None])
+        mx.async_eval([part for part in kept if part is not None])  # type: ignore[no-untyped-call]
         return kept
 
     def detach(self) -> None:

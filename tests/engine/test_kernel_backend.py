@@ -23,11 +23,12 @@ from rvllm_local.memory.tables import KVTables
 from rvllm_local.metal_kernels import AddNorm
 from tests.emulator import Emulator
 from tests.support.tiny import tiny_model
+from tests.support.zoo import zoo_model
 
 
 def served(architecture: str, *, steps: bool) -> tuple[ModelRunner, KernelBackend]:
     """The runner that the self-check chooses; with `steps` decode calls go through the step that a GPU compiles."""
-    model, config = tiny_model(architecture, seed=3)
+    model, config = zoo_model(architecture) if architecture == "qwen3_next" else tiny_model(architecture, seed=3)
     paged = install(model)
     layout = probe_layout(model)
     blocks = layout.split_budget(2_000_000, context=128, max_rows=2, chunk=32)
@@ -76,6 +77,37 @@ def test_steps_of_few_launches(architecture: str) -> None:
     tables.grow(sequence, 1)
     mx.eval(runner.decode([DecodeRow(sequence, 0, 1)]))
     assert set(backend.counter.since(before)) == {"rope_table", "paged_decode"} | ({"add_norm"} if joins else set())
+
+
+@pytest.mark.parametrize("architecture", ["llama", "qwen3_next"])
+def test_a_step_takes_its_tokens_from_the_one_in_flight(architecture: str) -> None:
+    """Without a compiled step, too; recurrent layers' states stand for what they will be."""
+    runner, _ = served(architecture, steps=False)
+    runner._draws_on_host = False  # as on a device
+    assert runner.overlaps
+    kv = KVTables(runner._layout, [8] * len(runner._layout.groups))
+    found = []
+    for in_flight in (False, True):
+        rows = [kv.new_sequence() for _ in range(2)]
+        for row, prompt in zip(rows, ([5, 9, 2], [7] * 31), strict=True):
+            kv.grow(row, 40)
+            runner.prefill(row, 0, prompt)
+        places, tokens, previous = [3, 31], [4, 8], None
+        for _ in range(3):
+            step = [
+                DecodeRow(
+                    row, place, 0 if in_flight and previous is not None else token, None if previous is None else at
+                )
+                for at, (row, place, token) in enumerate(zip(rows, places, tokens, strict=True))
+            ]
+            previous = runner.sample(step, None, previous if in_flight else None).tokens
+            places = [place + 1 for place in places]
+            tokens = [0, 0] if in_flight else previous.tolist()
+            if not in_flight:
+                found.extend(tokens)
+        for row in rows:
+            kv.release(row)
+    assert previous.tolist() == found[-2:]
 
 
 def test_a_shape_without_a_kernel_is_named() -> None:

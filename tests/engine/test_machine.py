@@ -277,12 +277,20 @@ class OverlappingWindowedMachine(EngineMachine):
     options = replace(CROWDED, kv_memory=700_000)
 
 
+class OverlappingRecurrentMachine(EngineMachine):
+    arch, overlaps = "qwen3_next", True
+    options = replace(CROWDED, kv_memory=650_000)
+
+
 TestEngine = EngineMachine.TestCase
 TestQuantized = QuantizedMachine.TestCase
 TestWindowed = WindowedMachine.TestCase
 TestRecurrent = RecurrentMachine.TestCase
 TestOverlapping = OverlappingMachine.TestCase
 TestOverlappingWindowed = OverlappingWindowedMachine.TestCase
+TestOverlappingRecurrent = OverlappingRecurrentMachine.TestCase
 TestEngine.settings = examples(6)
-TestQuantized.settings = TestWindowed.settings = TestRecurrent.settings = examples(2)
+TestQuantized.settings = TestWindowed.settings = TestRecurrent.settings = TestOverlappingRecurrent.settings = examples(
+    2
+)
 TestOverlapping.settings = TestOverlappingWindowed.settings = examples(3)
