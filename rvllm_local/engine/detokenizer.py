@@ -59,6 +59,8 @@ class StreamingDetokenizer:
         return text
 
     def _take(self, text: str) -> str:
+        if not self._stop:
+            return text
         text = self._held + text
         found = [(text.find(stop), stop) for stop in self._stop if stop in text]
         if found:
