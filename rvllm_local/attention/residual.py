@@ -50,7 +50,7 @@ class ResidualStream:
         if self._added is None:
             plain: mx.array = norm.inner(self._base)
             return plain
-        total, found = add_norm(self._base, self._added, norm.scale, norm.eps)
+        total, found = add_norm(self._base, self._added, norm.scale, norm.inner.eps)
         self._base, self._added = total, None
         return found
 
@@ -72,42 +72,41 @@ class JoinedAdds:
             self.are_on = False
 
 
-class StreamedEmbedding(nn.Module):  # type: ignore[misc]
-    """Stands where a model's embedding was."""
+class _StandIn(nn.Module):  # type: ignore[misc]
+    """Stands in a module's place, and has whatever that module has: some definitions read a norm's weight themselves."""
 
     def __init__(self, inner: nn.Module, joined: JoinedAdds) -> None:
         super().__init__()
         self.inner = inner
         self.joined = joined
 
+    def __getattr__(self, name: str) -> Any:
+        if name in self:
+            return self[name]
+        if "inner" not in self:  # not made yet
+            raise AttributeError(name)
+        return getattr(self["inner"], name)
+
+
+class StreamedEmbedding(_StandIn):
+    """Stands where a model's embedding was."""
+
     def __call__(self, tokens: mx.array) -> Any:
         found = self.inner(tokens)
         return ResidualStream(found) if self.joined.are_on else found
 
-    def as_linear(self, x: mx.array) -> mx.array:
-        logits: mx.array = self.inner.as_linear(x)
-        return logits
 
-
-class JoinedNorm(nn.Module):  # type: ignore[misc]
-    """Stands where an RMS norm was, and is that norm for every array."""
+class JoinedNorm(_StandIn):
+    """Stands where an RMS norm was, and is that norm for every array. `scale` `[width]` is what it multiplies by."""
 
     def __init__(self, inner: nn.Module, scale: mx.array, joined: JoinedAdds) -> None:
-        super().__init__()
-        self.inner = inner
-        self.joined = joined
-        self._scale = scale
-        self.eps: float = inner.eps
+        super().__init__(inner, joined)
+        self.scale = scale
 
-    @property
-    def scale(self) -> mx.array:
-        """What the normed elements are multiplied by: `[width]`."""
-        return self._scale
-
-    def __call__(self, x: Any) -> mx.array:
-        if isinstance(x, ResidualStream):
+    def __call__(self, x: Any, *gates: Any) -> mx.array:
+        if isinstance(x, ResidualStream) and not gates:
             return x.normed(self, self.joined.add_norm)
-        found: mx.array = self.inner(x)
+        found: mx.array = self.inner(x, *gates)
         return found
 
 

@@ -10,6 +10,7 @@ from rvllm_local.attention.residual import JoinedNorm, ResidualStream, StreamedE
 from rvllm_local.metal_kernels import AddNorm
 from rvllm_local.metal_kernels.launch import Dispatch
 from tests.support.tiny import tiny_model
+from tests.support.zoo import zoo_model
 
 
 def launch_with_mlx(dispatch: Dispatch) -> list[mx.array]:
@@ -30,6 +31,16 @@ def test_a_model_computes_the_same_with_its_additions_joined() -> None:
     layers = len(model.layers)
     assert joined.add_norm.counter.snapshot() == {"add_norm": 2 * layers}
     assert not joined.are_on
+
+
+@pytest.mark.parametrize("arch", ["gemma4_text", "seed_oss", "qwen3_next", "kimi_linear"])
+def test_definitions_that_read_a_norms_weight_or_gate_it_find_what_they_need(arch: str) -> None:
+    model, _ = zoo_model(arch)
+    tokens = mx.array([[3, 9, 4]])
+    expected = model(tokens)
+    mx.eval(expected)
+    install_joined_adds(model, AddNorm(launcher=launch_with_mlx))
+    assert mx.array_equal(model(tokens), expected).item()
 
 
 def test_a_second_engine_takes_the_stand_ins_over() -> None:
