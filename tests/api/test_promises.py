@@ -30,7 +30,7 @@ from tests.support.served import rvllm_serve, save_thinking
 
 SECRET = "zebra crossing at midnight"
 LONG = {**CHAT, "max_tokens": 1500, "ignore_eos": True}
-FLAGS = ("--kv-memory", "6MB", "--drain", "20s")
+FLAGS = ("--kv-memory", "6MB", "--drain", "60s")
 
 
 def test_1_nothing_off_the_machine_reaches_it(api: Running) -> None:

@@ -48,13 +48,19 @@ def _width(character: str) -> int:
     return cell_len(character)
 
 
+def kept_screen(name: str) -> str:
+    """The screen that is kept under this name; nothing for one that is new."""
+    path = FOLDER / f"{name}.txt"
+    return path.read_text(encoding="utf-8") if path.exists() else ""
+
+
 def check_snapshot(app: Any, name: str, tmp_path: Path) -> None:
     """Compare with the screen that is kept; RVLLM_UPDATE_SCREENS=1 keeps the new ones."""
     shown, path = snapshot(app), FOLDER / f"{name}.txt"
     if os.environ.get("RVLLM_UPDATE_SCREENS"):
         path.parent.mkdir(exist_ok=True)
         path.write_text(shown, encoding="utf-8")
-    kept = path.read_text(encoding="utf-8") if path.exists() else ""
+    kept = kept_screen(name)
     if shown != kept:
         picture = tmp_path / f"{name}.svg"
         picture.write_text(app.export_screenshot(), encoding="utf-8")

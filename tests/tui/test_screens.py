@@ -19,7 +19,7 @@ from rvllm_local.tui.endpoint import _view
 from rvllm_local.tui.screens.chats import ChatsScreen
 from tests.tui.conftest import Chat, opened
 from tests.tui.fake_endpoint import ENGINE
-from tests.tui.screens import check_snapshot, snapshot
+from tests.tui.screens import check_snapshot, kept_screen, snapshot
 
 NOW = 1_800_000_000.0
 MODELS = (
@@ -112,6 +112,11 @@ def still(tmp_path: Path) -> Callable[..., None]:
                 await chat.until(lambda: chat.session.engine is not None)
                 await scene(chat)
                 await at_rest(chat)
+                for _ in range(10):  # a machine full of other work may rest in the middle
+                    if snapshot(chat.app) == kept_screen(name):
+                        break
+                    await asyncio.sleep(0.3)
+                    await at_rest(chat)
                 check_snapshot(chat.app, name, tmp_path)
 
         asyncio.run(main())
