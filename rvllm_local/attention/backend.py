@@ -20,12 +20,14 @@ from rvllm_local.metal_kernels import Rotation
 class AttentionCall:
     """The arithmetic of one layer's attention: logit scale, and learned sinks `[heads]` if it has them.
 
-    With `rotation` queries and new keys are still to be rotated; only a compiled step asks for that.
+    Logits are bounded by `softcap`, unless that is 0. With `rotation` queries and new keys are still to be rotated; only a
+    compiled step asks for that.
     """
 
     scale: float
     sinks: mx.array | None = None
     rotation: Rotation | None = None
+    softcap: float = 0.0
 
 
 class CallSession(Protocol):

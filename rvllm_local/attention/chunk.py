@@ -10,6 +10,8 @@ import mlx.core as mx
 import numpy as np
 import numpy.typing as npt
 
+from rvllm_local.attention.backend import AttentionCall
+
 _QUERY_BLOCK = 128
 
 
@@ -18,8 +20,7 @@ def chunk_attention(
     keys: mx.array,
     values: mx.array,
     visible: npt.NDArray[np.bool_],
-    scale: float,
-    sinks: mx.array | None = None,
+    call: AttentionCall,
 ) -> mx.array:
     """Softmax attention, evaluated: `[1, heads, query_len, key_dim]` in, `[1, heads, query_len, value_dim]` out.
 
@@ -28,33 +29,36 @@ def chunk_attention(
     """
     heads, query_len, _ = queries.shape[1:]
     kv_heads = keys.shape[1]
-    sink = None if sinks is None else np.array(sinks.astype(mx.float32)).reshape(kv_heads, -1, 1, 1)
+    sink = None if call.sinks is None else np.array(call.sinks.astype(mx.float32)).reshape(kv_heads, -1, 1, 1)
     outputs = []
     for start in range(0, query_len, _QUERY_BLOCK):
         rows = visible[start : start + _QUERY_BLOCK]
         columns = np.flatnonzero(rows.any(axis=0))
         low, high = int(columns[0]), int(columns[-1]) + 1
-        block = queries[0, :, start : start + len(rows)].reshape(kv_heads, -1, queries.shape[-1]) * scale
+        block = queries[0, :, start : start + len(rows)].reshape(kv_heads, -1, queries.shape[-1]) * call.scale
         scores = block @ keys[0, :, low:high].swapaxes(-1, -2)  # [kv_heads, group * rows, keys]
         mx.eval(scores)
-        sums = _exponentiate(scores, rows[:, low:high], sink)
+        sums = _exponentiate(scores, rows[:, low:high], sink, call.softcap)
         attended = (scores @ values[0, :, low:high]) / mx.array(sums)
         outputs.append(attended.reshape(heads, len(rows), -1))
     return mx.concatenate(outputs, axis=1)[None] if len(outputs) > 1 else outputs[0][None]
 
 
 def token_attention(
-    queries: mx.array, keys: mx.array, values: mx.array, scale: float, bias: mx.array | None
+    queries: mx.array, keys: mx.array, values: mx.array, call: AttentionCall, bias: mx.array | None
 ) -> mx.array:
     """Softmax attention of one query a row: `[rows, heads, 1, key_dim]` in, `[rows, heads, 1, value_dim]` out.
 
-    The heads that share a KV head are one product. `bias` `[rows, 1, 1, width]` is added to the scores. float32 only.
+    The heads that share a KV head are one product. `bias` `[rows, 1, 1, width]` is added to the logits. float32 only, and
+    the call's sinks are not for here.
     """
     rows, heads, _, dim = queries.shape
     kv_heads = keys.shape[1]
-    scores = (queries.reshape(rows, kv_heads, heads // kv_heads, dim) * scale) @ keys.swapaxes(-1, -2)
+    scores = (queries.reshape(rows, kv_heads, heads // kv_heads, dim) * call.scale) @ keys.swapaxes(-1, -2)
     mx.eval(scores)
     weights = np.array(scores, copy=False)
+    if call.softcap:
+        _cap(weights, call.softcap)
     if bias is not None:
         weights += np.array(bias, copy=False)
     sums = _to_weights(weights)
@@ -62,7 +66,7 @@ def token_attention(
 
 
 def _exponentiate(
-    scores: mx.array, visible: npt.NDArray[np.bool_], sink: npt.NDArray[np.float32] | None
+    scores: mx.array, visible: npt.NDArray[np.bool_], sink: npt.NDArray[np.float32] | None, softcap: float
 ) -> npt.NDArray[np.float32]:
     """Turn evaluated scores into unnormalized weights in place; return their sums `[kv_heads, group * rows, 1]`.
 
@@ -70,9 +74,18 @@ def _exponentiate(
     """
     kv_heads, stacked, width = scores.shape
     weights = np.array(scores, copy=False).reshape(kv_heads, -1, len(visible), width)
+    if softcap:
+        _cap(weights, softcap)
     if not visible.all():
         np.copyto(weights, -np.inf, where=~visible)
     return np.reshape(_to_weights(weights, sink), (kv_heads, stacked, 1))
+
+
+def _cap(scores: npt.NDArray[np.float32], softcap: float) -> None:
+    """Bound scores in place."""
+    scores *= np.float32(1.0 / softcap)
+    np.tanh(scores, out=scores)
+    scores *= np.float32(softcap)
 
 
 def _to_weights(

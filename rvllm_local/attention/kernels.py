@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from rvllm_local.attention.backend import AttentionCall
+from rvllm_local.attention.dense import dense_attention
 from rvllm_local.attention.geometry import CallGeometry
 from rvllm_local.attention.reference import chunk_mask
 from rvllm_local.errors import UnsupportedModelError
@@ -250,6 +251,7 @@ class KernelSession:
             state.scratch,
             scale=call.scale,
             window=shape.window or 0,
+            softcap=call.softcap,
             sinks=call.sinks,
             new=new,
             rotation=call.rotation,
@@ -260,6 +262,4 @@ class KernelSession:
     def prefill(self, slot: LayerSlot, queries: mx.array, call: AttentionCall) -> mx.array:
         keys, values = self.gather(slot)
         mask = chunk_mask(self._geometry, slot.group, keys.shape[2])
-        return mx.fast.scaled_dot_product_attention(
-            queries, keys, values, scale=call.scale, mask=mask, sinks=call.sinks
-        )
+        return dense_attention(queries, keys, values, call, mask)

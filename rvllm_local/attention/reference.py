@@ -17,6 +17,7 @@ import numpy.typing as npt
 from rvllm_local.attention.backend import AttentionCall
 from rvllm_local.attention.chunk import chunk_attention, token_attention
 from rvllm_local.attention.context_copy import ContextCopy
+from rvllm_local.attention.dense import cap_logits, dense_attention
 from rvllm_local.attention.geometry import CallGeometry, visible_keys
 from rvllm_local.errors import UnsupportedModelError
 from rvllm_local.memory.arena import Arena
@@ -198,20 +199,15 @@ class ReferenceSession:
         keys, values = self.gather(slot)
         bias = self._decode_bias(slot.group, keys.shape[2], queries.dtype)
         if call.sinks is not None:
-            return mx.fast.scaled_dot_product_attention(
-                queries, keys, values, scale=call.scale, mask=bias, sinks=call.sinks
-            )
-        return _grouped_attention(queries, keys, values, call.scale, bias)
+            return dense_attention(queries, keys, values, call, bias)
+        return _grouped_attention(queries, keys, values, call, bias)
 
     def prefill(self, slot: LayerSlot, queries: mx.array, call: AttentionCall) -> mx.array:
         keys, values = self._context(slot)
         if _is_on_host(queries):
             visible = self._visible(slot.group, keys.shape[2])
-            return chunk_attention(queries, keys, values, visible, call.scale, call.sinks)
-        mask = chunk_mask(self._geometry, slot.group, keys.shape[2])
-        return mx.fast.scaled_dot_product_attention(
-            queries, keys, values, scale=call.scale, mask=mask, sinks=call.sinks
-        )
+            return chunk_attention(queries, keys, values, visible, call)
+        return dense_attention(queries, keys, values, call, chunk_mask(self._geometry, slot.group, keys.shape[2]))
 
     def _context(self, slot: LayerSlot) -> tuple[mx.array, mx.array]:
         """The context of the one row of a prefill call: from the dense copy, which is brought up to date, or gathered."""
@@ -256,11 +252,9 @@ class ReferenceSession:
                 bias = bias[row : row + 1, ..., :length]
             query = queries[row : row + 1]
             if call.sinks is not None:
-                attended = mx.fast.scaled_dot_product_attention(
-                    query, keys, values, scale=call.scale, mask=bias, sinks=call.sinks
-                )
+                attended = dense_attention(query, keys, values, call, bias)
             else:
-                attended = _grouped_attention(query, keys, values, call.scale, bias)
+                attended = _grouped_attention(query, keys, values, call, bias)
             if self._is_too_much(slot.group):
                 mx.eval(attended)  # so that its keys and values are freed before the next row's are gathered
             outputs.append(attended)
@@ -351,15 +345,17 @@ def chunk_mask(geometry: CallGeometry, group: int, width: int) -> mx.array | str
 
 
 def _grouped_attention(
-    queries: mx.array, keys: mx.array, values: mx.array, scale: float, bias: mx.array | None
+    queries: mx.array, keys: mx.array, values: mx.array, call: AttentionCall, bias: mx.array | None
 ) -> mx.array:
     """Softmax attention of one query a row; the heads that share a KV head are one matrix product."""
     rows, heads, _, dim = queries.shape
     if rows * heads * keys.shape[2] >= _MANY_SCORES and _is_on_host(queries):
-        return token_attention(queries, keys, values, scale, bias)
+        return token_attention(queries, keys, values, call, bias)
     kv_heads = keys.shape[1]
-    grouped = queries.reshape(rows, kv_heads, heads // kv_heads, dim) * scale
+    grouped = queries.reshape(rows, kv_heads, heads // kv_heads, dim) * call.scale
     scores = grouped @ keys.swapaxes(-1, -2)
+    if call.softcap:
+        scores = cap_logits(scores, call.softcap)
     if bias is not None:
         scores = scores + bias
     weights = mx.softmax(scores, axis=-1, precise=True)

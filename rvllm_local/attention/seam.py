@@ -16,9 +16,11 @@ import mlx.core as mx
 from mlx import nn
 
 from rvllm_local.attention.backend import AttentionCall, CallSession, KVBackend
+from rvllm_local.attention.dense import dense_attention
 from rvllm_local.attention.geometry import CallGeometry, visible_keys
 from rvllm_local.attention.reference import chunk_mask
 from rvllm_local.attention.rotation import LayerOffset, StepOffset
+from rvllm_local.attention.softcap import CAP_NAME, install_softcap
 from rvllm_local.errors import UnsupportedModelError
 from rvllm_local.memory.blocks import BLOCK_TOKENS
 from rvllm_local.memory.layout import KVLayout, LayerSlot, StateSlot
@@ -100,9 +102,7 @@ class PagedCache:
             rotation = self._rotation(queries.shape[3])
             return self.session.decode(self.slot, queries, dataclasses.replace(call, rotation=rotation))
         keys, values = self._gathered()
-        return mx.fast.scaled_dot_product_attention(
-            queries, keys, values, scale=call.scale, mask=mask, sinks=call.sinks
-        )
+        return dense_attention(queries, keys, values, call, mask)
 
 
 def make_caches(
@@ -181,14 +181,17 @@ def _nested(leaves: list[Any], nesting: Sequence[int]) -> list[Any]:
 def install(model: nn.Module) -> bool:
     """Route the attention of every layer of `model` through the seam; safe to call again.
 
-    Returns True if each attention class calls `scaled_dot_product_attention` itself, so that all its layers
-    can take the paged path; False if one does its own arithmetic and needs dense arrays.
+    Returns True if each attention class calls `scaled_dot_product_attention` itself, or has a stand-in that attends,
+    so that all its layers can take the paged path; False if one does its own arithmetic and needs dense arrays.
     """
     paged = True
     for cls in _attention_classes(model):
         module = sys.modules[cls.__module__]
         uses_seam = hasattr(module, ATTENTION_NAME) and _mentions(cls.__call__, ATTENTION_NAME)
-        paged = paged and uses_seam
+        is_capped = _mentions(cls.__call__, CAP_NAME)
+        paged = paged and (uses_seam or is_capped)
+        if is_capped:
+            install_softcap(cls, _attends)
         if uses_seam and not hasattr(getattr(module, ATTENTION_NAME), "original"):
             setattr(module, ATTENTION_NAME, _routed(getattr(module, ATTENTION_NAME)))
     return paged
@@ -202,6 +205,10 @@ def _attention_classes(model: nn.Module) -> set[type]:
 def _mentions(function: Callable[..., Any], name: str) -> bool:
     code = getattr(inspect.unwrap(function), "__code__", None)
     return code is not None and name in code.co_names
+
+
+def _attends(cache: object) -> bool:
+    return isinstance(cache, PagedCache) and not cache.dense
 
 
 def _routed(original: Callable[..., mx.array]) -> Callable[..., mx.array]:

@@ -11,7 +11,7 @@ from rvllm_local import LLM, SamplingParams
 from tests.support.tiny import save_tiny
 
 
-@pytest.fixture(scope="module", params=["llama", "gemma3_text", "gpt_oss"])
+@pytest.fixture(scope="module", params=["llama", "gemma2", "gemma3_text", "gpt_oss"])
 def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp(request.param)
     save_tiny(request.param, path, seed=2)

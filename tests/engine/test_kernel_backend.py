@@ -58,14 +58,14 @@ def served(architecture: str, *, steps: bool) -> tuple[ModelRunner, KernelBacken
     return runner, backend
 
 
-@pytest.mark.parametrize("architecture", ["llama", "gemma3_text", "gpt_oss"])
+@pytest.mark.parametrize("architecture", ["llama", "gemma2", "gemma3_text", "gpt_oss"])
 def test_kernels_agree_with_mlx_lm(architecture: str) -> None:
     runner, backend = served(architecture, steps=False)
     assert runner.mode == RunMode(batched=True, dense=False)
     assert backend.num_dispatches > 0
 
 
-@pytest.mark.parametrize("architecture", ["llama", "gemma3_text", "qwen3", "gpt_oss"])
+@pytest.mark.parametrize("architecture", ["llama", "gemma2", "gemma3_text", "qwen3", "gpt_oss", "gear"])
 def test_steps_of_few_launches(architecture: str) -> None:
     """Writing, rotating and attending is one launch; so is adding to the residual stream and norming it."""
     runner, backend = served(architecture, steps=True)

@@ -15,6 +15,8 @@ SAMPLE = (
     "cohere2",  # windows
     "deepseek_v2",  # latent attention
     "deepseek_v32",  # latent attention with an index, two caches a layer
+    "gear",  # windows, a recurrent state and capped logits
+    "gemma2",  # capped logits
     "falcon_h1",  # attention and a state in one layer
     "granitemoehybrid",
     "llama4",  # refused

@@ -56,6 +56,8 @@ def write_model(folder: Path, name: str, **keys: Any) -> tuple[Path, Any]:
         writer.add_value_length(config["head_dim"])
     if "sliding_window" in config:
         writer.add_sliding_window(config["sliding_window"])
+    if "attn_logit_softcapping" in config:
+        writer.add_attn_logit_softcapping(config["attn_logit_softcapping"])
     for key, value in keys.items():
         writer.add_key_value(key, *value)
     for mlx_name, value in tree_flatten(module.parameters()):

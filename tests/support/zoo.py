@@ -107,8 +107,12 @@ _PECULIAR: dict[str, dict[str, Any]] = {
     "exaone4": {"rope_scaling": _ROPE, "sliding_window": 24, "sliding_window_pattern": "LG"},
     "exaone_moe": {**_WINDOW, "is_moe_layer": [False, True, True, True]},
     "falcon_h1": {"mamba_d_ssm": 128, "mamba_d_head": 32, "head_dim": 32},
-    "gear": _LINEAR,
-    "gemma2": {"query_pre_attn_scalar": 32.0},
+    "gear": {
+        "layer_types": ["conv_mixer", "full_attention", "sliding_attention", "full_attention"],
+        "sliding_window": 24,
+        "attn_logit_softcapping": 2.0,
+    },
+    "gemma2": {"query_pre_attn_scalar": 32.0, "attn_logit_softcapping": 2.0},
     "gemma3": {
         "text_model": "gemma3_text",
         "sliding_window": 24,
