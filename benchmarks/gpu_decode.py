@@ -137,7 +137,7 @@ def check_tokens() -> None:
     """Greedy tokens of small float32 models, several rows at once, equal plain mlx-lm's."""
     from tests.support.tiny import tiny_model
 
-    for architecture in ("llama", "gemma3_text", "qwen3"):
+    for architecture in ("llama", "gemma2", "gemma3_text", "qwen3"):
         model, config = tiny_model(architecture, seed=1)
         rows = [
             row[:length] for row, length in zip(prompts(4, 100, config["vocab_size"]), (1, 33, 64, 100), strict=True)

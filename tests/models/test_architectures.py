@@ -15,9 +15,9 @@ SAMPLE = (
     "cohere2",  # windows
     "deepseek_v2",  # latent attention
     "deepseek_v32",  # latent attention with an index, two caches a layer
+    "falcon_h1",  # attention and a state in one layer
     "gear",  # windows, a recurrent state and capped logits
     "gemma2",  # capped logits
-    "falcon_h1",  # attention and a state in one layer
     "granitemoehybrid",
     "llama4",  # refused
     "mimo_v2_flash",  # sinks, and keys wider than values
