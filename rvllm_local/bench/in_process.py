@@ -6,6 +6,7 @@ read, the weights and the context's KV, beside a plain copy that is measured in 
 
 from __future__ import annotations
 
+import random
 import sys
 import time
 from argparse import Namespace
@@ -33,6 +34,7 @@ _COLUMNS = {
 
 def decode(arguments: Namespace) -> int:
     """Streams that decode together: ms a step, tokens/s, bytes/s."""
+    record.check_writable(arguments.json)
     _check(arguments.rounds, *arguments.rows, arguments.context, arguments.tokens)
     runs, copy = {}, _copy_bandwidth()
     with _engine(arguments, max(arguments.rows)) as (llm, sizes):
@@ -56,6 +58,7 @@ def decode(arguments: Namespace) -> int:
 
 def prefill(arguments: Namespace) -> int:
     """One prompt to its first token, by length."""
+    record.check_writable(arguments.json)
     _check(arguments.rounds, *arguments.context)
     runs, copy = {}, _copy_bandwidth()
     with _engine(arguments, 4) as (llm, _):
@@ -85,7 +88,10 @@ def _engine(arguments: Namespace, rows: int) -> Iterator[tuple[LLM, Sizes]]:
     from rvllm_local.models.loader import locate
     from rvllm_local.verbs.support import configured, show_progress
 
-    config = configured({"model": arguments.model, "kv_memory": arguments.kv_memory, "max_rows": rows})
+    # No disk cache: it would know the prompts from the last time.
+    config = configured(
+        {"model": arguments.model, "kv_memory": arguments.kv_memory, "max_rows": rows, "cache": "memory"}
+    )
     options = EngineOptions.from_config(config)
     plan = plan_model(describe(locate(config.model, show_progress)), options)
     with LLM.from_options(config.model, options) as llm:
@@ -112,8 +118,9 @@ def _rounds(count: int, measure: Callable[[int], dict[str, float]]) -> Samples:
 
 
 def _prompt(length: int, number: int) -> list[int]:
-    """Valid token ids that no earlier prompt began with."""
-    return [10 + (number * 7919 + index * 31) % 240 for index in range(length)]
+    """Valid token ids, such that no prompt of another number or length begins alike: a cached one would be no work."""
+    draw = random.Random(f"{length} {number}")
+    return [draw.randrange(10, 250) for _ in range(length)]
 
 
 def _decode(llm: LLM, rows: int, number: int, arguments: Namespace) -> dict[str, float]:
@@ -124,9 +131,15 @@ def _decode(llm: LLM, rows: int, number: int, arguments: Namespace) -> dict[str,
     for stream in streams:
         next(stream)
     before, began = llm.stats(), time.perf_counter()
-    tokens = sum(len(event.token_ids) for stream in streams for event in stream)
+    for stream in streams:
+        for _ in stream:
+            pass
     seconds, after = time.perf_counter() - began, llm.stats()
+    # By the engine's counters: some tokens of the streams that came first had been waiting here already.
+    tokens = float(after["generated_tokens"]) - float(before["generated_tokens"])
     steps = float(after["steps"]) - float(before["steps"])
+    if not steps:
+        raise ConfigError(f"--tokens {arguments.tokens} are too few: they had come before the last stream began")
     dispatches = float(after["kernel_dispatches"]) - float(before["kernel_dispatches"])
     return {"step": seconds / steps, "tokens_per_s": tokens / seconds, "steps": steps, "dispatches": dispatches}
 

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 def kernels(arguments: Namespace) -> int:
     """Measure and print; exit status 1 where no kernel can run."""
+    record.check_writable(arguments.json)
     host.prepare()
     from rvllm_local.metal_kernels import default_backend
     from rvllm_local.metal_kernels.proof import bandwidth

@@ -9,6 +9,9 @@ from typing import Any
 
 CountTokens = Callable[[str], int]
 _TEMPLATE_TOKENS = 4096  # what a chat template and tools may add to a prompt
+_LONGEST_DETAIL = 4000
+# What some endpoints give as finish_reason of an answer that they broke off.
+_BROKEN = {"error", "abort", "aborted", "cancel", "cancelled", "canceled", "content_filter", "timeout"}
 
 
 class Failure(StrEnum):
@@ -23,6 +26,7 @@ class Failure(StrEnum):
     GARBAGE = "garbage"  # not server-sent events, or not the API's
     EMPTY = "empty"  # a whole answer without a token
     USAGE = "usage lies"
+    CLIENT = "client"  # this machine could not send it: no more files or ports, or a fault of our own
 
 
 @dataclass(slots=True)
@@ -68,8 +72,8 @@ class Outcome:
 
     @property
     def gaps(self) -> list[float]:
-        """Seconds between events with content."""
-        return [b - a for a, b in zip(self.times, self.times[1:], strict=False)]
+        """Seconds between moments at which content came: what is held back and sent at once was not sent fast."""
+        return [b - a for a, b in zip(self.times, self.times[1:], strict=False) if b > a]
 
     @property
     def tokens(self) -> int:
@@ -91,7 +95,7 @@ class Outcome:
     def fail(self, failure: Failure, detail: str = "") -> None:
         """Count the request as an error; the first reason stays."""
         if self.failure is None:
-            self.failure, self.detail = failure, detail[:200]
+            self.failure, self.detail = failure, detail[:_LONGEST_DETAIL]
 
     def check(self, count_tokens: CountTokens | None = None) -> None:
         """Fail the request if its answer is not whole, or its usage cannot be true."""
@@ -99,10 +103,17 @@ class Outcome:
             return
         if self.finish_reason is None:
             self.fail(Failure.UNFINISHED, "no finish_reason came")
+        elif self.finish_reason.lower() in _BROKEN:
+            self.fail(Failure.UNFINISHED, f"finish_reason is {self.finish_reason}")
         elif not self.times:
             self.fail(Failure.EMPTY, f"finish_reason {self.finish_reason} without any content")
         elif (lie := _lie(self, count_tokens)) is not None:
             self.fail(Failure.USAGE, lie)
+
+
+def _too_many(outcome: Outcome) -> bool:
+    """More events than the tokens that were asked for can make: without usage each would count as a token."""
+    return len(outcome.times) > 1.25 * outcome.max_tokens + 4
 
 
 def _lie(outcome: Outcome, count_tokens: CountTokens | None) -> str | None:
@@ -117,10 +128,12 @@ def _lie(outcome: Outcome, count_tokens: CountTokens | None) -> str | None:
         return f"{usage.cached} of {usage.prompt} prompt tokens are said to be cached"
     claimed = usage.completion
     if claimed is None:
-        return None
+        return (
+            f"{events} events where at most {outcome.max_tokens} tokens were asked for" if _too_many(outcome) else None
+        )
     if claimed > outcome.max_tokens:
         return f"{claimed} tokens where at most {outcome.max_tokens} were asked for"
-    if claimed < events / 1.25 - 4:
+    if claimed < max(1.0, events / 1.25 - 4):
         return f"{claimed} tokens in {events} events with content"
     if outcome.finish_reason == "length" and claimed < outcome.max_tokens:
         return f"the length is said to be reached with {claimed} of {outcome.max_tokens} tokens"

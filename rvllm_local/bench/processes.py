@@ -80,7 +80,8 @@ def _from_proc() -> Iterator[Process]:
         if not folder.name.isdigit():
             continue
         try:
-            fields = (folder / "stat").read_text().rpartition(")")[2].split()
+            # As bytes: a name may be cut within a letter.
+            fields = (folder / "stat").read_bytes().rpartition(b")")[2].split()
         except OSError:  # it has ended meanwhile
             continue
         cpu = (int(fields[11]) + int(fields[12])) / tick

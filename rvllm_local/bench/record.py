@@ -6,6 +6,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import re
 import shlex
 import subprocess
 import sys
@@ -19,6 +20,7 @@ from rvllm_local.bench.figures import Figure
 from rvllm_local.errors import ConfigError
 
 _FORMAT = 1
+_USERINFO = re.compile(r"(https?://)[^/\s]*@", re.IGNORECASE)
 _PACKAGES = ("rvllm-local", "mlx", "mlx-lm", "numpy", "httpx")
 
 
@@ -60,16 +62,36 @@ def load(path: Path) -> Record:
             raise ValueError(f"format {value['format']!r}; this version reads {_FORMAT}")
         runs = {name: {key: Figure.from_json(row) for key, row in run.items()} for name, run in value["runs"].items()}
         known = {name: value[name] for name in ("kind", "label", "details", "machine", "versions", "date", "command")}
+        _check_types(known)
         return Record(runs=runs, **known)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ConfigError(f"{path} is not the JSON of a benchmark ({type(error).__name__}: {error})") from error
 
 
+def _check_types(known: Mapping[str, Any]) -> None:
+    for name, value in known.items():
+        if not isinstance(value, dict if name in ("details", "versions") else str):
+            raise TypeError(f"{name} is {value!r}")
+
+
+def check_writable(file: str | None) -> None:
+    """Raises `ConfigError` if a file that is to be written at the end could not be; nothing is written yet."""
+    if file is None:
+        return
+    path = Path(file)
+    if path.is_dir():
+        raise ConfigError(f"{file} is a folder; give the name of a file")
+    if not path.parent.is_dir():
+        raise ConfigError(f"{file} cannot be written: there is no folder {path.parent}")
+    if not os.access(path if path.exists() else path.parent, os.W_OK):
+        raise ConfigError(f"{file} cannot be written: its permissions do not allow it")
+
+
 def command() -> str:
-    """What was typed, without the machine's own paths."""
+    """What was typed, without the machine's own paths, and without passwords in addresses."""
     program = Path(sys.argv[0])
     name = f"python benchmarks/{program.name}" if program.parent.name == "benchmarks" else program.name
-    words = [word.replace(str(Path.home()), "~") for word in sys.argv[1:]]
+    words = [_USERINFO.sub(r"\1", word.replace(str(Path.home()), "~")) for word in sys.argv[1:]]
     return " ".join([name, *map(shlex.quote, words)])
 
 

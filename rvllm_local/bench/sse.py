@@ -9,6 +9,7 @@ import msgspec
 from rvllm_local.bench.outcome import Failure, Outcome
 
 _LONGEST_LINE = 4 * 2**20
+_MOST_LINES = 1000  # of one event
 _FIELDS = (b"data:", b"event:", b"id:", b"retry:", b":")
 
 
@@ -18,6 +19,7 @@ class EventReader:
     def __init__(self, outcome: Outcome) -> None:
         self._outcome = outcome
         self._rest = b""
+        self._held: list[bytes] = []  # data lines of an event that is no JSON before its other lines have come
         self.is_done = False
 
     def feed(self, part: bytes, now: float) -> None:
@@ -33,8 +35,12 @@ class EventReader:
 
     def close(self) -> None:
         """The stream has ended."""
-        if not self.is_done:
-            self._fail(Failure.UNFINISHED, "the stream ended without [DONE]")
+        rest = self._rest.strip()
+        if self.is_done or (rest.startswith(b"data:") and rest[5:].strip() == b"[DONE]" and not self._held):
+            self.is_done = True
+        else:
+            within = f" within {rest[:60]!r}" if rest else ""
+            self._fail(Failure.UNFINISHED, f"the stream ended{within} without [DONE]")
 
     def _fail(self, failure: Failure, detail: str) -> None:
         self._outcome.fail(failure, detail)
@@ -42,52 +48,78 @@ class EventReader:
 
     def _line(self, line: bytes, now: float) -> None:
         if not line:
-            return
-        if not line.startswith(_FIELDS):
+            if self._held:
+                self._event(b"\n".join(self._held), now, is_whole=True)
+        elif not line.startswith(_FIELDS):
             self._fail(Failure.GARBAGE, f"{line[:60]!r} is no server-sent event")
         elif line.startswith(b"data:"):
             data = line[5:].strip()
-            if data == b"[DONE]":
+            if self._held:
+                self._hold(data)
+            elif data == b"[DONE]":
                 self.is_done = True
             else:
                 self._event(data, now)
 
-    def _event(self, data: bytes, now: float) -> None:
+    def _hold(self, data: bytes) -> None:
+        self._held.append(data)
+        if sum(map(len, self._held)) > _LONGEST_LINE or len(self._held) > _MOST_LINES:
+            self._fail(Failure.GARBAGE, "an event has no end")
+
+    def _event(self, data: bytes, now: float, *, is_whole: bool = False) -> None:
+        """One event. Data that is no JSON may go on in the next line, until the empty one."""
         try:
             event = msgspec.json.decode(data)
-        except (msgspec.DecodeError, UnicodeDecodeError):
-            self._fail(Failure.GARBAGE, f"{data[:60]!r} is not JSON")
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+            if is_whole:
+                self._fail(Failure.GARBAGE, f"{data[:60]!r} is not JSON")
+            else:
+                self._hold(data)
             return
+        self._held = []
         if not isinstance(event, dict):
             self._fail(Failure.GARBAGE, f"{data[:60]!r} is not an object")
-        elif event.get("error") is not None:
-            self._fail(Failure.ERROR_EVENT, str(event["error"]))
-        else:
-            try:
+            return
+        try:
+            if event.get("error") is not None:
+                self._fail(Failure.ERROR_EVENT, str(event["error"]))
+            else:
                 self._chunk(event, now)
-            except (TypeError, ValueError, KeyError, AttributeError, IndexError) as error:
-                self._fail(Failure.GARBAGE, f"{data[:60]!r} is not the API's: {type(error).__name__}")
+        except (TypeError, ValueError, KeyError, AttributeError, IndexError, RecursionError) as error:
+            self._fail(Failure.GARBAGE, f"{data[:60]!r} is not the API's: {type(error).__name__}")
 
     def _chunk(self, event: dict[str, Any], now: float) -> None:
         outcome = self._outcome
+        found = ""
         for choice in event["choices"]:
-            delta = choice.get("delta")
-            delta = {"content": choice.get("text")} if delta is None else delta
-            pieces = [delta.get("content"), delta.get("reasoning_content"), delta.get("reasoning")]
-            pieces += [_call_text(outcome, call) for call in delta.get("tool_calls") or ()]
-            found = "".join(piece for piece in pieces if piece)
-            if found:
-                outcome.times.append(now)
-                outcome.text.append(found)
-            if choice.get("finish_reason") is not None:
-                outcome.finish_reason = str(choice["finish_reason"])
+            found += _choice_text(outcome, choice)
+        if found:
+            outcome.times.append(now)
+            outcome.text.append(found)
         if event.get("usage") is not None:
             _take_usage(outcome, event["usage"])
 
 
+def _choice_text(outcome: Outcome, choice: dict[str, Any]) -> str:
+    """Take what a choice says of the end; its text."""
+    if choice.get("index"):
+        raise ValueError("one choice was asked for")
+    delta = choice.get("delta")
+    delta = {"content": choice.get("text")} if delta is None else delta
+    # Some servers send the same thought under both names.
+    found: str = (delta.get("content") or "") + (delta.get("reasoning_content") or delta.get("reasoning") or "")
+    for call in delta.get("tool_calls") or ():
+        found += _call_text(outcome, call)
+    reason = choice.get("finish_reason")
+    if reason is not None and not isinstance(reason, str):
+        raise TypeError(f"{reason!r} is no finish_reason")
+    outcome.finish_reason = reason or outcome.finish_reason  # some servers send "" until the end
+    return found
+
+
 def _call_text(outcome: Outcome, call: dict[str, Any]) -> str:
     """Put a piece of a tool call to the call that it belongs to; its text."""
-    function, index = call["function"], int(call.get("index", 0))
+    function, index = call.get("function") or {}, int(call.get("index", 0))
     if index == len(outcome.tool_calls):
         head = {"id": call.get("id") or f"call_{index}", "type": "function"}
         outcome.tool_calls.append({**head, "function": {"name": "", "arguments": ""}})

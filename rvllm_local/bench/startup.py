@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import tempfile
 import time
 from argparse import Namespace
 from dataclasses import dataclass
@@ -36,18 +37,22 @@ class Started:
 def measure(code: str, *arguments: str) -> Started:
     """Run Python code in a process of its own. Raises `EngineError` if it fails."""
     began = time.perf_counter()
-    with subprocess.Popen(
-        [sys.executable, "-c", code, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    ) as child:
-        assert child.stdout is not None and child.stderr is not None
+    command = [sys.executable, "-c", code, *arguments]
+    # Errors go to a file: a pipe that nobody reads meanwhile would stop a process that says much.
+    with (
+        tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as errors,
+        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True) as child,
+    ):
+        assert child.stdout is not None
         line = child.stdout.readline()
         first = time.perf_counter() - began
         child.stdout.read()
-        said = child.stderr.read()
         _, status, usage = os.wait4(child.pid, 0)
         child.returncode = os.waitstatus_to_exitcode(status)
+        errors.seek(0)
+        said = errors.read().strip().splitlines()
     if child.returncode != 0 or not line:
-        raise EngineError(f"the process ended with {child.returncode}: {said.strip().splitlines()[-1:] or 'no output'}")
+        raise EngineError(f"the process ended with {child.returncode}: {said[-1] if said else 'no output'}")
     scale = 1024 if sys.platform == "linux" else 1
     return Started(first, time.perf_counter() - began, usage.ru_maxrss * scale, line.strip())
 
@@ -56,6 +61,7 @@ def startup(arguments: Namespace) -> int:
     """Rounds of processes, after one that fills the page cache."""
     if arguments.rounds < 1:
         raise ConfigError(f"--rounds must be at least 1, not {arguments.rounds}")
+    record.check_writable(arguments.json)
     found = [measure(_CODE, arguments.model, arguments.kv_memory) for _ in range(arguments.rounds + 1)][1:]
     run = {
         "first_token": spread([one.first_s for one in found], "s"),

@@ -22,6 +22,7 @@ _BURST_MEAN = 4  # requests a burst
 _BURST_GAP = 0.1  # mean gap within a burst, in units of the mean gap between requests
 _LARGE_SHARE, _LARGE_TOKENS = 0.04, (1500, 2500)
 _GIANT_TOKENS = 6000
+_MOST_TOKENS = 10_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +57,12 @@ class Trace:
     @property
     def num_requests(self) -> int:
         return sum(len(session.turns) for session in self.sessions)
+
+    @property
+    def is_text(self) -> bool:
+        """Whether nothing but text is said, which is all that the older route can ask."""
+        turns = [turn for session in self.sessions for turn in session.turns]
+        return all(isinstance(message.get("content"), str) for turn in turns for message in turn.messages)
 
     def at_rate(self, rate: float) -> Trace:
         """The same sessions at `rate` a second on average; infinite: all at once."""
@@ -180,7 +187,7 @@ def load(path: Path) -> Trace:
     sizes were recorded; with `max_tokens` (48). A session has `turns` instead. Raises `ConfigError` with the line.
     """
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").split("\n")  # JSON may hold other line ends within a text
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"the trace {path} cannot be read: {error}") from error
     sessions = [
@@ -196,22 +203,42 @@ def load(path: Path) -> Trace:
 def _read(path: Path, number: int, line: str) -> Iterator[Session]:
     try:
         row = json.loads(line)
-        at = float(row["at"])
-        if not math.isfinite(at):
-            raise ValueError(f"at is {at}")
+        at = _seconds("at", row["at"])
         steps = [_turn(one, number * 1000 + index) for index, one in enumerate(row.get("turns") or [row])]
-        yield Session(at, tuple(steps), str(row.get("kind", "recorded")), tuple(row.get("tools") or ()))
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        tools = row.get("tools") or []
+        if not all(isinstance(tool, dict) for tool in tools):
+            raise ValueError("tools are not objects")
+        json.dumps([tools, [step.messages for step in steps]], ensure_ascii=False).encode()  # as they will be sent
+        yield Session(at, tuple(steps), str(row.get("kind", "recorded")), tuple(tools))
+    except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError) as error:
         raise ConfigError(f"{path}, line {number} is no request ({type(error).__name__}: {error})") from error
 
 
 def _turn(row: Mapping[str, Any], seed: int) -> Turn:
     if messages := row.get("messages"):
         content = tuple({str(name): value for name, value in message.items()} for message in messages)
+    elif prompt := row.get("prompt"):
+        if not isinstance(prompt, str):
+            raise ValueError("the prompt is no text")
+        content = ({"role": "user", "content": prompt},)
     else:
-        text = row.get("prompt") or words(int(row["prompt_tokens"]), random.Random(seed))
-        content = ({"role": "user", "content": str(text)},)
-    max_tokens = int(row.get("max_tokens") or row.get("output_tokens") or 48)
-    if max_tokens < 1:
-        raise ValueError(f"max_tokens is {max_tokens}")
-    return Turn(content, max_tokens, float(row.get("think_s") or 0.0))
+        content = ({"role": "user", "content": words(_tokens(row, "prompt_tokens"), random.Random(seed))},)
+    named = next((name for name in ("max_tokens", "output_tokens") if row.get(name) is not None), None)
+    think_s = _seconds("think_s", row.get("think_s") or 0.0)
+    if think_s < 0:
+        raise ValueError(f"think_s is {think_s:g}")
+    return Turn(content, _tokens(row, named) if named else 48, think_s)
+
+
+def _tokens(row: Mapping[str, Any], name: str) -> int:
+    """A number of tokens that could be meant."""
+    if not 1 <= (value := int(row[name])) <= _MOST_TOKENS:
+        raise ValueError(f"{name} is {value}")
+    return value
+
+
+def _seconds(name: str, value: Any) -> float:
+    seconds = float(value)
+    if not math.isfinite(seconds):
+        raise ValueError(f"{name} is {seconds}")
+    return seconds

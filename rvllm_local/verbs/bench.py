@@ -45,19 +45,14 @@ def _serve(serve: argparse.ArgumentParser) -> None:
     serve.add_argument("--api", choices=("chat", "completions"), default="chat")
     serve.add_argument("--trace", default="bursty", metavar="NAME", help="steady, bursty, giant, agent or a JSONL file")
     serve.add_argument(
-        "--rate",
-        type=float,
-        nargs="+",
-        default=[1.0],
-        metavar="R",
-        help="arrivals a second, one run each; inf: at once",
+        "--rate", type=float, nargs="+", metavar="R", help="arrivals a second, one run each (1); inf: at once"
     )
-    serve.add_argument("--requests", type=int, default=60, metavar="N", help="requests of a run (agents: sessions)")
-    serve.add_argument("--max-tokens", type=int, default=48, metavar="N", help="length of each answer")
-    serve.add_argument("--prompt-tokens", type=int, nargs=2, default=(40, 700), metavar=("LEAST", "MOST"))
-    serve.add_argument("--turns", type=int, default=10, metavar="N", help="turns of an agent")
-    serve.add_argument("--prefix", type=int, default=1000, metavar="N", help="tokens that an agent begins with")
-    serve.add_argument("--seed", type=int, default=1, metavar="N")
+    serve.add_argument("--requests", type=int, metavar="N", help="requests of a run (60; agents: sessions)")
+    serve.add_argument("--max-tokens", type=int, metavar="N", help="length of each answer (48)")
+    serve.add_argument("--prompt-tokens", type=int, nargs=2, metavar=("LEAST", "MOST"), help="(40 700)")
+    serve.add_argument("--turns", type=int, metavar="N", help="turns of an agent (10)")
+    serve.add_argument("--prefix", type=int, metavar="N", help="tokens that an agent begins with (1000)")
+    serve.add_argument("--seed", type=int, metavar="N", help="another draws other requests (1)")
     serve.add_argument("--timeout", type=float, default=300.0, metavar="S", help="deadline of a request")
     serve.add_argument("--slo-ttft", type=float, default=2.0, metavar="S", help="TTFT of a good request")
     serve.add_argument("--slo-itl", type=float, default=0.2, metavar="S", help="mean inter-token latency of a good one")

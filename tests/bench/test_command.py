@@ -87,6 +87,9 @@ def test_the_engine_is_measured_in_this_process(tmp_path: Path, capsys: pytest.C
     assert record.load(out).runs["40 tokens"]["ttft"].value > 0
     assert "GB/s" in capsys.readouterr().out
     assert main(["bench", "decode", model, "--rows", "0"]) == 2
+    capsys.readouterr()
+    assert main(["bench", "decode", model, "--rows", "8", "--context", "200", "--tokens", "1", *common]) in (0, 2)
+    assert "--tokens 1 are too few" in capsys.readouterr().err or record.load(out).runs["8 x 200"]
 
 
 def test_kernels_say_where_they_can_run(capsys: pytest.CaptureFixture[str]) -> None:
@@ -106,6 +109,28 @@ def test_start_up_is_measured(tmp_path: Path) -> None:
     assert main(["bench", "startup", str(tmp_path / "nothing"), "--rounds", "1"]) == 1, (
         "a process that fails is no time"
     )
+
+
+def test_a_process_that_says_much_is_not_stopped_by_it() -> None:
+    from rvllm_local.bench import startup
+
+    found = startup.measure("import sys; sys.stderr.write('la ' * 10**6); print('first')")
+    assert found.line == "first"
+
+
+def test_no_prompt_of_a_measurement_begins_like_another() -> None:
+    """One that is cached already would be fast, and say nothing."""
+    from rvllm_local.bench import in_process
+
+    begins = [tuple(in_process._prompt(length, number)[:16]) for length in (128, 512, 2048) for number in range(300)]
+    assert len({*begins}) == len(begins)
+
+
+@pytest.mark.parametrize("verb", ["decode", "prefill", "startup", "kernels"])
+def test_a_file_that_cannot_be_written_is_refused_first(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
+    model = [] if verb == "kernels" else ["no-such-model"]
+    assert main(["bench", verb, *model, "--json", "nowhere/out.json"]) == 2
+    assert "no folder nowhere" in capsys.readouterr().err
 
 
 def test_the_page_shows_the_results() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import subprocess
@@ -14,7 +15,7 @@ import numpy as np
 import pytest
 
 from rvllm_local.bench import record, svg
-from rvllm_local.bench.figures import Figure, Slo, bootstrap, exact, percentile, spread, summary
+from rvllm_local.bench.figures import Figure, Slo, bootstrap, exact, intervals, percentile, spread, summary
 from rvllm_local.bench.outcome import Failure, Outcome
 from rvllm_local.bench.processes import Bystanders, check_pid, resident
 from rvllm_local.bench.text_table import number
@@ -54,6 +55,20 @@ def test_the_interval_draws_whole_requests() -> None:
     assert grouped[0] <= np.median(values) <= grouped[1]
 
 
+def test_intervals_of_several_percentiles_are_those_of_each() -> None:
+    draw = np.random.default_rng(3)
+    groups = [draw.normal(10, 1, int(draw.integers(1, 9))) for _ in range(30)] + [np.asarray([math.inf])]
+    for percent, found in zip((50, 95, 99), intervals(groups, (50, 95, 99)), strict=True):
+        assert found == bootstrap(groups, lambda drawn, percent=percent: percentile(drawn, percent))  # type: ignore[misc]
+    assert intervals([np.zeros(0)], (50,)) == [(math.inf, math.inf)]
+
+
+def test_many_requests_are_summed_up_at_once() -> None:
+    began = time.process_time()
+    summary([outcome(0.1 * (index % 9), tokens=48) for index in range(2000)], 10.0, Slo())
+    assert time.process_time() - began < 20, "an interrupt does not wait longer, either"
+
+
 def saved(path: Path, runs: dict[str, dict[str, Figure]], kind: str = "decode") -> str:
     record.new_record(kind, runs).save(path)
     return str(path)
@@ -86,6 +101,12 @@ def test_what_is_no_record_is_refused(text: str, tmp_path: Path, capsys: pytest.
         (exact(100, "", "higher", stable=True), exact(80, "", "higher", stable=True), "worse", 1),
         (exact(0, "", stable=True), exact(3, "", stable=True), "worse", 1),
         (exact(100, "s"), exact(math.inf, "s"), "worse", 0),
+        (exact(100, "s"), exact(101, "s"), "noise", 0),  # measured once: nobody knows the noise
+        (exact(100, "s"), exact(150, "s"), "worse", 0),
+        (exact(0, ""), exact(3, ""), "worse", 0),
+        (exact(100, "", stable=True), exact(101, ""), "noise", 0),
+        (exact(math.inf, "s"), exact(math.inf, "s"), "same", 0),
+        (exact(math.inf, "s"), exact(1, "s"), "better", 0),
     ],
 )
 def test_noise_is_told_from_change(
@@ -103,6 +124,61 @@ def test_a_stable_figure_that_is_gone_is_a_regression(tmp_path: Path) -> None:
     assert main(["bench", "compare", after, before, "--stable"]) == 0, "a new one is not"
     other = saved(tmp_path / "c", {"run": {"steps": exact(5, "")}}, kind="prefill")
     assert main(["bench", "compare", before, other]) == 2
+
+
+def test_records_without_a_common_figure_are_not_compared(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = saved(tmp_path / "a", {"steady at 1/s": {"errors": exact(0, "")}})
+    after = saved(tmp_path / "b", {"bursty at 1/s": {"errors": exact(0, "")}})
+    assert main(["bench", "compare", before, after]) == 2
+    said = capsys.readouterr().err
+    assert "steady at 1/s" in said and "bursty at 1/s" in said
+    assert main(["bench", "compare", before, before, "--stable"]) == 2
+    assert "stable" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("ratio", ["nan", "inf", "1", "-2"])
+def test_what_is_no_tolerance_is_refused(ratio: str, tmp_path: Path) -> None:
+    path = saved(tmp_path / "a", {"run": {"calls": exact(5, "", stable=True)}})
+    assert main(["bench", "compare", path, path, "--fail-over", ratio]) == 2
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("value", math.nan), ("value", "12"), ("low", True), ("better", "more"), ("stable", "yes"), ("unit", 5)],
+)
+def test_a_figure_that_is_none_is_refused(field: str, value: object, tmp_path: Path) -> None:
+    path = Path(saved(tmp_path / "a", {"run": {"calls": exact(5, "")}}))
+    found = json.loads(path.read_text())
+    found["runs"]["run"]["calls"][field] = value
+    path.write_text(json.dumps(found))
+    with pytest.raises(ConfigError, match=field if field == "stable" else "no"):
+        record.load(path)
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, '{"format": 1, "runs": {}, "kind": "decode", "label": 5}'])
+def test_records_that_are_odd_further_down(text: str, tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_text(text)
+    with pytest.raises(ConfigError, match=r"a\.json"):
+        record.load(tmp_path / "a.json")
+
+
+def test_who_is_gone_is_said_in_words(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = saved(tmp_path / "a", {"run": {"calls": exact(5, "", stable=True), "steps": exact(1, "")}})
+    after = saved(tmp_path / "b", {"run": {"steps": exact(1, "")}})
+    assert main(["bench", "compare", before, after]) == 1
+    assert "calls is gone" in capsys.readouterr().out
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="names of processes are read from /proc")
+def test_a_name_that_is_cut_within_a_letter_hides_no_process() -> None:
+    code = "import ctypes, time; ctypes.CDLL(None).prctl(15, b'\\xc3\\xa4'[:1] * 3, 0, 0, 0); print(flush=True); time.sleep(60)"
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE) as child:
+        assert child.stdout is not None
+        child.stdout.readline()
+        try:
+            assert resident(child.pid) > 10**6
+        finally:
+            child.kill()
 
 
 def test_memory_counts_children() -> None:
@@ -132,7 +208,7 @@ def test_others_are_told_from_the_server_and_from_us() -> None:
 
 @pytest.mark.parametrize("is_log", [False, True])
 @pytest.mark.parametrize(
-    "points", [[], [(1.0, 2.0)], [(0.0, 0.0), (5.0, 1e6), (6.0, math.inf)], [(1.0, 3.0), (2.0, 3.0)]]
+    "points", [[], [(1.0, 2.0)], [(0.0, 0.0), (5.0, 1e6), (6.0, math.inf)], [(1.0, 3.0), (2.0, 3.0)], [(1e-14, 1e-14)]]
 )
 def test_a_plot_is_drawn_from_any_points(is_log: bool, points: list[tuple[float, float]]) -> None:
     text = svg.draw(svg.Plot("P99 <of> all", "requests/s", "s", is_log=is_log), {"one & only": points})

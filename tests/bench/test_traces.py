@@ -59,12 +59,25 @@ def test_recorded_sizes_become_prompts(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("line", ["{", "[]", '{"at": "soon", "prompt": "x"}', '{"at": 1}', '{"at": NaN, "prompt": "x"}',
-                                  '{"at": 1, "prompt": "x", "max_tokens": -1}', '{"at": 1, "messages": [5]}'])  # fmt: skip
+                                  '{"at": 1, "prompt": "x", "max_tokens": -1}', '{"at": 1, "messages": [5]}',
+                                  '{"at": 1, "prompt": "x", "max_tokens": 0}', '{"at": 1, "prompt_tokens": Infinity}',
+                                  '{"at": 1, "prompt_tokens": 1e12}', '{"at": 1, "prompt_tokens": -3}',
+                                  '{"at": 1, "prompt": "x", "think_s": NaN}', '{"at": 1, "prompt": "x", "think_s": -1}',
+                                  '{"at": 1, "prompt": ["x"]}', '{"at": 1, "prompt": "\\ud800"}',
+                                  '{"at": 1, "prompt": "x", "tools": "search"}', "[" * 100_000])  # fmt: skip
 def test_a_bad_line_is_named(line: str, tmp_path: Path) -> None:
     path = tmp_path / "bad.jsonl"
     path.write_text('{"at": 0, "prompt": "fine"}\n' + line)
     with pytest.raises(ConfigError, match="line 2"):
         trace.load(path)
+
+
+def test_a_line_ends_where_json_lines_end(tmp_path: Path) -> None:
+    """A text may hold other line ends as they are; a byte order mark is none of it."""
+    path = tmp_path / "recorded.jsonl"
+    texts = ["one\u2028line", "a\x85page"]
+    path.write_text("\ufeff" + "\r\n".join(json.dumps({"at": 0, "prompt": text}, ensure_ascii=False) for text in texts))
+    assert [one.turns[0].messages[0]["content"] for one in trace.load(path).sessions] == texts
 
 
 def test_nothing_to_send(tmp_path: Path) -> None:
