@@ -95,7 +95,10 @@ class Bench:
         found = [results.load_raw(path) for path in sorted(self.raw.glob("capacity-rvllm-*.json"))]
         if not found:
             raise SystemExit("the loads are shares of rvllm's capacity: run the step capacity first")
-        return statistics.median(len(row["rows"]) / row["wall_s"] for row in found)
+        answered = [sum(one.failure is None for one in results.outcomes(row)) for row in found]
+        if not all(answered):
+            raise SystemExit("rvllm answered no request of a round of the step capacity: look there first")
+        return statistics.median(count / row["wall_s"] for count, row in zip(answered, found, strict=True))
 
 
 Step = Callable[[], dict[str, Any]]
@@ -164,6 +167,19 @@ def memory(bench: Bench, server: str) -> dict[str, Any]:
         return bench.ask(running, made, every_s=1.0, timeout_s=1200.0) | {"rate": bench.memory_rate}
 
 
+def claim(folder: Path, settings: dict[str, Any]) -> None:
+    """Keep the folder to one model and size: a step that is there is taken as it is, whatever it was measured with."""
+    path = folder / "settings.json"
+    if not path.exists():
+        path.write_text(json.dumps(settings), encoding="utf-8")
+    kept = json.loads(path.read_text(encoding="utf-8"))
+    for name, value in settings.items():
+        if kept.get(name) != value:
+            raise SystemExit(
+                f"the results in {folder} are of --{name} {kept.get(name)}, not {value}: give that, or another --raw folder"
+            )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("steps", nargs="*", default=["*"], help="names, beginnings or patterns of steps")
@@ -178,6 +194,8 @@ def main() -> None:
     args = parser.parse_args()
     host.prepare()
     args.raw.mkdir(parents=True, exist_ok=True)
+    if not args.list:
+        claim(args.raw, {"model": args.model, "requests": args.requests})
     bench = Bench(args.model, args.raw, args.requests, args.rounds, args.minutes, args.memory_rate)
     for name, step in steps(bench):
         if not any(fnmatch.fnmatch(name, pattern) or name.startswith(f"{pattern}-") for pattern in args.steps):
@@ -187,7 +205,9 @@ def main() -> None:
             print(f"{name}: {state}")
             continue
         found = step()
-        bench.path(name).write_text(json.dumps(found), encoding="utf-8")
+        part = bench.path(name).with_suffix(".part")
+        part.write_text(json.dumps(found), encoding="utf-8")
+        part.replace(bench.path(name))  # an interrupt leaves no half of a step, which would count as done
         print(f"{name}: {results.line(found)}", flush=True)
     if not args.list:
         results.pool(args.raw, args.results)

@@ -37,10 +37,13 @@ def source(found: Record) -> str:
 
 def rounds(found: Record) -> str:
     """How often each was run, and how quiet the machine was."""
-    count = max(row["rounds"] for row in found.details.values())
-    shares = {name: max(row["others_cpu"]) for name, row in found.details.items()}
+    counts = sorted({row["rounds"] for row in found.details.values()})
+    text = " to ".join(map(str, dict.fromkeys((counts[0], counts[-1])))) + f" round{'s' if counts[-1] > 1 else ''}. "
+    known = {name: [one for one in row["others_cpu"] if one is not None] for name, row in found.details.items()}
+    shares = {name: max(row) for name, row in known.items() if row}
+    if not shares:
+        return text + "What other processes had of the cores is not known."
     noisy = max(shares, key=lambda name: shares[name])
-    text = f"{count} round{'s' if count > 1 else ''}. "
     return text + f"Other processes had at most {shares[noisy]:.0%} of the cores (during {noisy})."
 
 
@@ -48,6 +51,8 @@ def ratio(ours: Figure | None, theirs: Figure | None) -> str:
     """Ours over theirs, or what can be said without a number."""
     if ours is None or theirs is None:
         return "-"
+    if not theirs.value:
+        return "-" if not ours.value else "theirs is 0"
     if theirs.value == float("inf"):
         return "-" if ours.value == float("inf") else "theirs failed"
     return "failed" if ours.value == float("inf") else f"{ours.value / theirs.value:.2f}x"
@@ -82,7 +87,7 @@ def load(found: Record) -> str:
         parts.append(f"\n**{percent} % of rvllm's capacity** ({number(rate.value)} requests/s):\n")
         names = ("ttft_p50", "ttft_p95", "ttft_p99", "itl_p50", "itl_p95", "itl_p99", "e2e_p99")
         rows = [
-            [server, *(show(run[name], bounds=name.endswith("p99")) for name in names),
+            [server, *(show(run.get(name), bounds=name.endswith("p99")) for name in names),
              show(run["tokens_per_s"]), show(run["good_share"]), show(run["errors"])]
             for server, run in runs.items()
         ]  # fmt: skip
@@ -90,7 +95,9 @@ def load(found: Record) -> str:
         parts.append(markdown(heads, rows))
         for server in SERVERS[1:]:
             if server in runs and "rvllm" in runs:
-                ratios = [f"{title} {ratio(runs['rvllm'][name], runs[server][name])}" for name, title in _COMPARED]
+                ratios = [
+                    f"{title} {ratio(runs['rvllm'].get(name), runs[server].get(name))}" for name, title in _COMPARED
+                ]
                 parts.append(f"\nrvllm over {server}: {', '.join(ratios)}.")
     return "\n".join(parts)
 
@@ -161,7 +168,8 @@ def plots(results: Path) -> Iterator[tuple[str, str]]:
         for name, title in (("ttft_p99", "P99 time to first token"), ("itl_p99", "P99 inter-token latency")):
             lines: dict[str, list[tuple[float, float]]] = {server: [] for server in SERVERS}
             for run, figures in found.runs.items():
-                lines[run.partition("-")[2]].append((figures["rate"].value, figures[name].value))
+                if name in figures:
+                    lines[run.partition("-")[2]].append((figures["rate"].value, figures[name].value))
             plot = Plot(f"{title} against load", "requests/s", "seconds", is_log=True)
             yield f"{name}.svg", draw(plot, {server: sorted(points) for server, points in lines.items() if points})
     if (path := results / "agent.json").exists():

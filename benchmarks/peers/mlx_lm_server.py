@@ -87,7 +87,7 @@ class MlxLmServer(ServerProcess):
             "stream": True,
             "temperature": 0.0,
         }
-        with httpx.stream("POST", f"{self.url}/completions", json=body, timeout=None) as response:
+        with httpx.stream("POST", f"{self.url}/completions", json=body, timeout=None, trust_env=False) as response:
             response.raise_for_status()
             for line in response.iter_lines():
                 if line.startswith("data: {") and json.loads(line[6:])["choices"][0].get("text"):

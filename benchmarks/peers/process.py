@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import socket
@@ -15,6 +16,7 @@ from typing import Self
 import httpx
 
 START_S = 180.0
+_GRACE = 20  # tenths of a second for what a server leaves behind, which may have a cache to write
 
 
 def free_port() -> int:
@@ -40,7 +42,11 @@ class ServerProcess:
             list(command), stdout=self._log, stderr=self._log, stdin=subprocess.DEVNULL, start_new_session=True,
             env={**os.environ, **(environ or {})},
         )  # fmt: skip
-        self._wait()
+        try:
+            self._wait()
+        except BaseException:  # Ctrl-C, too: the process has a session of its own, which hears of none
+            self.close()
+            raise
 
     @property
     def url(self) -> str:
@@ -56,12 +62,14 @@ class ServerProcess:
             if self.process.poll() is not None:
                 raise SystemExit(f"{self.name} ended with {self.process.returncode}:\n{self.said()}")
             try:
-                if httpx.get(f"http://127.0.0.1:{self.port}{self.ready}", timeout=5.0).status_code == 200:
+                if (
+                    httpx.get(f"http://127.0.0.1:{self.port}{self.ready}", timeout=5.0, trust_env=False).status_code
+                    == 200
+                ):
                     return
             except httpx.HTTPError:
                 pass
             time.sleep(0.2)
-        self.close()
         raise SystemExit(f"{self.name} did not come up within {START_S:g} s:\n{self.said()}")
 
     def said(self) -> str:
@@ -70,14 +78,17 @@ class ServerProcess:
         return self._log.read().decode(errors="replace")[-2000:]
 
     def close(self) -> None:
-        """End the process and all that it started."""
+        """End the process and all that it started, which may still run though it ended by itself."""
         if self.process.poll() is None:
             self.process.terminate()
-            try:
+            with contextlib.suppress(subprocess.TimeoutExpired):
                 self.process.wait(15)
-            except subprocess.TimeoutExpired:
-                os.killpg(self.process.pid, signal.SIGKILL)
-                self.process.wait()
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            for _ in range(_GRACE):
+                os.killpg(self.process.pid, 0)  # raises once nobody is left
+                time.sleep(0.1)
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
         self._log.close()
 
     def __enter__(self) -> Self:

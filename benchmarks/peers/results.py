@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from rvllm_local.bench import record
 from rvllm_local.bench.figures import Figure, Slo, bootstrap, exact, failures, percentile, summary
 from rvllm_local.bench.load import Run
 from rvllm_local.bench.outcome import Outcome
-from rvllm_local.bench.text_table import number
+from rvllm_local.bench.text_table import show
 
 KEPT_SAMPLES = 300  # points of a line of memory
 Raw = Mapping[str, Any]
@@ -41,8 +41,9 @@ def line(row: Raw) -> str:
         return "; ".join(f"{phase}: {line(one)}" for phase, one in row.items())
     found = summary(outcomes(row), row["wall_s"], Slo())
     names = ("tokens_per_s", "ttft_p50", "ttft_p99", "itl_p50", "itl_p99", "errors")
-    text = ", ".join(f"{name} {number(found[name].value, found[name].unit)}" for name in names)
-    return f"{text}, wall {row['wall_s']:.0f} s, others had {row.get('others_cpu') or 0:.0%} of the cores"
+    text = ", ".join(f"{name} {show(found.get(name))}" for name in names)
+    others = "" if row.get("others_cpu") is None else f", others had {row['others_cpu']:.0%} of the cores"
+    return f"{text}, wall {row['wall_s']:.0f} s{others}"
 
 
 def pool(folder: Path, target: Path) -> None:
@@ -52,9 +53,13 @@ def pool(folder: Path, target: Path) -> None:
     for kind, make in (("capacity", _rounds), ("load", _rounds), ("agent", _agent), ("memory", _memory)):
         found = {name: row for name, row in raws.items() if name.startswith(f"{kind}-")}
         if found:
-            first = next(_parts(next(iter(found.values()))))
+            parts = [part for row in found.values() for part in _parts(row)]
             runs, details = make(found)
-            versions = {**first["versions"], "llama.cpp": llama_server.version()}
+            versions = {
+                name: _together(part["versions"].get(name, "none") for part in parts) for name in parts[0]["versions"]
+            }
+            if any("llama.cpp" in name for name in found):
+                versions["llama.cpp"] = llama_server.version()
             command = f"python -m benchmarks.beside_peers {kind}"
             row = next(iter(found.values()))
             if kind == "memory":
@@ -62,8 +67,15 @@ def pool(folder: Path, target: Path) -> None:
             elif "rows" in row:
                 rounds = max(int(name.rpartition("-")[2]) for name in found)
                 command += f" --requests {len(row['rows'])} --rounds {rounds}"
-            made = record.Record(kind, runs, "peers", details, first["machine"], versions, first["date"], command)
+            machine, dates = _together(part["machine"] for part in parts), sorted({part["date"] for part in parts})
+            date = " to ".join(dict.fromkeys((dates[0], dates[-1])))
+            made = record.Record(kind, runs, "peers", details, machine, versions, date, command)
             made.save(target / f"{kind}.json")
+
+
+def _together(values: Iterable[str]) -> str:
+    """What all say, or everything that one of them says: figures from two machines are not from the first alone."""
+    return " and ".join(dict.fromkeys(values))
 
 
 def _parts(row: Raw) -> Iterator[Raw]:
@@ -89,7 +101,7 @@ def _rounds(found: Mapping[str, Raw]) -> tuple[dict[str, dict[str, Figure]], dic
             runs[name]["rate"] = exact(rate, "/s", "higher")
         details[name] = {
             "rounds": len(rows),
-            "others_cpu": [round(row.get("others_cpu") or 0.0, 3) for row in rows],
+            "others_cpu": [None if (share := row.get("others_cpu")) is None else round(share, 3) for row in rows],
             "failures": failures(together),
             "walls_s": [row["wall_s"] for row in rows],
         }

@@ -23,5 +23,5 @@ class RvllmServer(ServerProcess):
 
     def restarts(self) -> int:
         """How often its engine had to be started again."""
-        engines = httpx.get(f"http://127.0.0.1:{self.port}/health", timeout=10.0).json()["engines"]
+        engines = httpx.get(f"http://127.0.0.1:{self.port}/health", timeout=10.0, trust_env=False).json()["engines"]
         return sum(row.get("restarts", 0) for row in engines)
