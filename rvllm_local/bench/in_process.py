@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 Samples = dict[str, list[float]]
 Sizes = tuple[int, int]  # bytes of the weights, bytes of one token's KV
 _COPY_BYTES = 2**28
+_TOGETHER = 0.75  # of the streams, on average over the steps of a round
 _COLUMNS = {
     "decode": ("step", "tokens_per_s", "bytes_per_s", "of_copy", "steps", "dispatches_per_step"),
     "prefill": ("ttft", "tokens_per_s", "steps", "dispatches"),
@@ -127,7 +128,11 @@ def _decode(llm: LLM, rows: int, number: int, arguments: Namespace) -> dict[str,
     from rvllm_local.types import SamplingParams
 
     params = SamplingParams(max_tokens=arguments.tokens + 1, temperature=0, ignore_eos=True)
-    streams = [llm.stream(_prompt(arguments.context, number * 100 + row + 1), params) for row in range(rows)]
+    prompts = [_prompt(arguments.context, number * rows + row) for row in range(rows)]
+    # Into the cache first: otherwise the first streams would be over before the last prompt was read.
+    for prompt in prompts:
+        llm.generate(prompt, SamplingParams(max_tokens=1, temperature=0, ignore_eos=True))
+    streams = [llm.stream(prompt, params) for prompt in prompts]
     for stream in streams:
         next(stream)
     before, began = llm.stats(), time.perf_counter()
@@ -138,8 +143,11 @@ def _decode(llm: LLM, rows: int, number: int, arguments: Namespace) -> dict[str,
     # By the engine's counters: some tokens of the streams that came first had been waiting here already.
     tokens = float(after["generated_tokens"]) - float(before["generated_tokens"])
     steps = float(after["steps"]) - float(before["steps"])
-    if not steps:
-        raise ConfigError(f"--tokens {arguments.tokens} are too few: they had come before the last stream began")
+    if tokens < _TOGETHER * rows * steps or not steps:
+        raise ConfigError(
+            f"of {rows} streams only {tokens / max(1.0, steps):.1f} decoded together, as the first were over before the last "
+            f"began: give more --tokens than {arguments.tokens}, or more --kv-memory"
+        )
     dispatches = float(after["kernel_dispatches"]) - float(before["kernel_dispatches"])
     return {"step": seconds / steps, "tokens_per_s": tokens / seconds, "steps": steps, "dispatches": dispatches}
 
