@@ -140,8 +140,8 @@ def _ttft(outcome: Outcome) -> list[float]:
 
 
 def _itl(outcome: Outcome) -> list[float]:
-    """A request that failed has one gap without an end."""
-    return outcome.gaps + ([math.inf] if outcome.failure else [])
+    """A request that failed has one gap without an end, and those before it were not fast either."""
+    return [math.inf] * (len(outcome.gaps) + 1) if outcome.failure else outcome.gaps
 
 
 def _e2e(outcome: Outcome) -> list[float]:

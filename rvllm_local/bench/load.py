@@ -210,21 +210,25 @@ async def _ask(
     except TimeoutError:
         outcome.fail(Failure.HUNG, f"not whole after {endpoint.timeout_s:g} s")
     except Exception as error:  # whatever one request meets, the others' figures are not lost for it
-        outcome.fail(_reason(error), str(error) or type(error).__name__)
+        outcome.fail(*_reason(error))
     outcome.ended = clock.now()
     outcome.check()
     outcome.detail = endpoint.tellable(outcome.detail)
 
 
-def _reason(error: Exception) -> Failure:
-    """Whose fault an exception is."""
-    if any(isinstance(one, OSError) and one.errno in _OUR_LIMITS for one in _causes(error)):
-        return Failure.CLIENT
+def _reason(error: Exception) -> tuple[Failure, str]:
+    """Whose fault an exception is, and what it says."""
+    said = str(error) or type(error).__name__
+    ours = (one for one in _causes(error) if isinstance(one, OSError) and one.errno in _OUR_LIMITS)
+    if (limit := next(ours, None)) is not None:
+        return Failure.CLIENT, str(limit)
     if isinstance(error, httpx.ConnectError | httpx.UnsupportedProtocol | httpx.InvalidURL):
-        return Failure.REFUSED
+        return Failure.REFUSED, said
     if isinstance(error, httpx.DecodingError):
-        return Failure.GARBAGE
-    return Failure.CUT if isinstance(error, httpx.HTTPError | OSError) else Failure.CLIENT
+        return Failure.GARBAGE, said
+    if isinstance(error, httpx.HTTPError | OSError):
+        return Failure.CUT, said
+    return Failure.CLIENT, f"{type(error).__name__}: {said}"
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:

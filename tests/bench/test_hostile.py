@@ -191,6 +191,7 @@ def test_our_own_limits_are_not_the_endpoints_errors() -> None:
         os.close(number)
     counted = failures(found.outcomes)
     assert counted.get("client", 0) > 5 and "refused" not in counted, counted
+    assert "Too many open files" in next(one.detail for one in found.outcomes if one.failure is Failure.CLIENT)
 
 
 def test_an_interrupt_keeps_what_had_ended() -> None:
