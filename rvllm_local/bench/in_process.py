@@ -133,16 +133,18 @@ def _decode(llm: LLM, rows: int, number: int, arguments: Namespace) -> dict[str,
     for prompt in prompts:
         llm.generate(prompt, SamplingParams(max_tokens=1, temperature=0, ignore_eos=True))
     streams = [llm.stream(prompt, params) for prompt in prompts]
-    for stream in streams:
-        next(stream)
+    received = sum(len(next(stream).token_ids) for stream in streams)
     before, began = llm.stats(), time.perf_counter()
-    for stream in streams:
-        for _ in stream:
-            pass
+    received += sum(len(event.token_ids) for stream in streams for event in stream)
     seconds, after = time.perf_counter() - began, llm.stats()
     # By the engine's counters: some tokens of the streams that came first had been waiting here already.
     tokens = float(after["generated_tokens"]) - float(before["generated_tokens"])
     steps = float(after["steps"]) - float(before["steps"])
+    if received < rows * (arguments.tokens + 1):
+        raise ConfigError(
+            f"the answers ended after {received / rows:.0f} tokens, where the context is full: "
+            f"give fewer --tokens than {arguments.tokens}"
+        )
     if tokens < _TOGETHER * rows * steps or not steps:
         raise ConfigError(
             f"of {rows} streams only {tokens / max(1.0, steps):.1f} decoded together, as the first were over before the last "

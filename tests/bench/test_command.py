@@ -99,6 +99,14 @@ def test_streams_are_measured_while_they_decode_together(tmp_path: Path) -> None
     assert 6 <= run["tokens_per_s"].value * run["step"].value <= 8.1, "rows a step, by what the engine counts"
 
 
+def test_answers_that_the_context_cuts_are_not_measured(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The bytes that a step must read are counted for the answers that were asked for."""
+    model = str(save_tiny("llama", tmp_path / "llama"))
+    sizes = ["--rows", "1", "--context", "2000", "--tokens", "500"]
+    assert main(["bench", "decode", model, *sizes, "--rounds", "1", "--kv-memory", "16MB"]) == 2
+    assert "--tokens than 500" in capsys.readouterr().err
+
+
 def test_kernels_say_where_they_can_run(capsys: pytest.CaptureFixture[str]) -> None:
     from rvllm_local.metal_kernels import default_backend
 
