@@ -37,7 +37,7 @@ def serve(arguments: Namespace) -> int:
         check_pid(arguments.pid)
     endpoint = asked.endpoint_from(arguments)
     if arguments.save_trace:
-        trace.save(made.at_rate(arguments.rate[0]), Path(arguments.save_trace))
+        trace.save(made if arguments.recorded else made.at_rate(arguments.rate[0]), Path(arguments.save_trace))
     runs: dict[str, dict[str, Figure]] = {}
     details: dict[str, Any] = {}
     for rate in arguments.rate:
@@ -142,7 +142,9 @@ def warnings(run: Run, others_cpu: float | None = None) -> str:
     whole = [one for one in outcomes if one.failure is None]
     found += _about_answers(whole)
     if 0 < len(outcomes) < _ENOUGH:
-        found.append(f"\n{len(outcomes)} requests: P99 of TTFT and end to end is the slowest, P95 one of the slowest")
+        found.append(
+            f"\nfew requests ({len(outcomes)}): P99 of TTFT and end to end is the slowest, P95 one of the slowest"
+        )
     lag = percentile(np.asarray([one.sent - one.scheduled for one in outcomes]), 99) if outcomes else 0.0
     if max(lag, run.busy_s) > _MOST_LAG_S:
         found.append(

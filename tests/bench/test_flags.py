@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from rvllm_local.bench import record
+from rvllm_local.bench import record, trace
 from rvllm_local.cli import main
 from tests.bench.endpoint import GOOD, HEAD, Scripted
 
@@ -74,11 +74,13 @@ def test_a_recorded_trace_runs_once_at_its_own_rate(tmp_path: Path, capsys: pyte
     made = recorded(tmp_path / "mine.jsonl", *({"at": at / 5, "prompt": "hi", "max_tokens": 4} for at in range(3)))
     common = ["bench", "serve", "--model", "small", "--trace", made, "--timeout", "5"]
     with Scripted(GOOD) as server:
-        assert main([*common, "--url", server.url, "--json", str(tmp_path / "out.json")]) == 0
+        files = ["--json", str(tmp_path / "out.json"), "--save-trace", str(tmp_path / "again.jsonl")]
+        assert main([*common, "--url", server.url, *files]) == 0
         for flags in (["--rate", "1", "2"], ["--requests", "9"], ["--max-tokens", "9"], ["--seed", "3"]):
             assert main([*common, "--url", server.url, *flags]) == 2
             assert flags[0] in capsys.readouterr().err
         assert len(server.bodies) == 3
+    assert [one.at for one in trace.load(tmp_path / "again.jsonl").sessions] == [0.0, 0.2, 0.4]
     assert record.load(tmp_path / "out.json").runs["mine"]["rate"].value == pytest.approx(3 / 0.4)
 
 
