@@ -44,8 +44,12 @@ def check(arguments: Namespace) -> Slo:
             raise ConfigError(f"--{name.replace('_', '-')} must be a number of seconds above 0, not {value:g}")
     if arguments.rows and not arguments.json:
         raise ConfigError("--rows keeps every request in the JSON: give --json FILE, too")
-    for path in (arguments.json, arguments.svg, arguments.save_trace):
-        check_writable(path)
+    files = [file for file in (arguments.json, arguments.svg, arguments.save_trace) if file is not None]
+    for file in files:
+        check_writable(file)
+    paths = [Path(file).resolve() for file in (*files, arguments.trace)]
+    if len({*paths}) < len(paths):
+        raise ConfigError(f"{', '.join(files)} and the trace must be different files, or one would replace the other")
     return Slo(arguments.slo_ttft, arguments.slo_itl)
 
 

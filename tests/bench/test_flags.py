@@ -37,6 +37,7 @@ FEW = ["--model", "small", "--requests", "2", "--max-tokens", "4", "--rate", "in
         (["--rows"], "--json"),
         (["--json", "nowhere/out.json"], "nowhere"),
         (["--svg", "."], "folder"),
+        (["--svg", "out", "--json", "./out"], "different files"),
         (["--save-trace", "nowhere/trace.jsonl"], "nowhere"),
         (["--body", '{"max_tokens": 500}'], "max_tokens"),
         (["--body", '{"stream": false}'], "stream"),
@@ -82,6 +83,12 @@ def test_a_recorded_trace_runs_once_at_its_own_rate(tmp_path: Path, capsys: pyte
         assert len(server.bodies) == 3
     assert [one.at for one in trace.load(tmp_path / "again.jsonl").sessions] == [0.0, 0.2, 0.4]
     assert record.load(tmp_path / "out.json").runs["mine"]["rate"].value == pytest.approx(3 / 0.4)
+
+
+def test_a_trace_is_not_replaced_by_what_came_of_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    made = recorded(tmp_path / "mine.jsonl", {"at": 0, "prompt": "hi"})
+    assert main(["bench", "serve", "--trace", made, "--json", made]) == 2
+    assert "different files" in capsys.readouterr().err and "hi" in Path(made).read_text()
 
 
 def test_times_that_are_no_seconds_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
