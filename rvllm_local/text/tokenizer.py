@@ -20,6 +20,7 @@ from rvllm_local.text.messages import plain_messages
 from rvllm_local.text.spm import SentencePieceBackend
 from rvllm_local.text.tags import CONTROL_TAGS
 
+_KEPT_PIECES = 8192  # tokens whose bytes are kept: a text repeats its own
 _BYTE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 
 
@@ -42,7 +43,7 @@ class Tokenizer:
         self.bos_token, self.eos_token = bos_token, eos_token
         self.chat_template = chat_template
         self._add_bos = add_bos
-        self._token_bytes = _byte_decoder(backend)
+        self._token_bytes = functools.lru_cache(_KEPT_PIECES)(_byte_decoder(backend))
         # Tags of calls and thoughts belong to templates and models too, where a vocabulary has them without calling
         # them special.
         self._control = {token.content for token in added.values() if token.content in CONTROL_TAGS}
