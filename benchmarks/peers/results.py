@@ -10,7 +10,7 @@ from typing import Any
 
 from benchmarks.peers import llama_server
 from rvllm_local.bench import record
-from rvllm_local.bench.figures import Figure, Slo, bootstrap, exact, failures, percentile, summary
+from rvllm_local.bench.figures import Figure, Slo, exact, failures, intervals, percentile, summary
 from rvllm_local.bench.load import Run
 from rvllm_local.bench.outcome import Outcome
 from rvllm_local.bench.text_table import show
@@ -134,7 +134,7 @@ def _later(times: Sequence[float]) -> dict[str, Figure]:
     import numpy as np
 
     groups = [np.asarray([value]) for value in times]
-    low, high = bootstrap(groups, lambda values: percentile(values, 50))
+    ((low, high),) = intervals(groups, (50,))
     return {
         "later_ttft_p50": Figure(percentile(np.asarray(times), 50), "s", low, high),
         "later_ttft_max": exact(max(times), "s"),

@@ -88,24 +88,13 @@ def percentile(values: np.ndarray[Any, Any], percent: float) -> float:
     return float(np.sort(values)[max(0, math.ceil(percent / 100 * len(values)) - 1)])
 
 
-def bootstrap(
-    groups: Sequence[np.ndarray[Any, Any]], statistic: Callable[[np.ndarray[Any, Any]], float], seed: int = 0
-) -> tuple[float, float]:
-    """A 95 % interval, by drawing whole groups (requests) again: values of one request depend on each other."""
-    if not groups:
-        return math.inf, math.inf
-    rng = np.random.default_rng(seed)
-    drawn = [
-        statistic(np.concatenate([groups[index] for index in rng.integers(0, len(groups), len(groups))]))
-        for _ in range(_RESAMPLES)
-    ]
-    return percentile(np.asarray(drawn), 2.5), percentile(np.asarray(drawn), 97.5)
-
-
 def intervals(
     groups: Sequence[np.ndarray[Any, Any]], percents: Sequence[int], seed: int = 0
 ) -> list[tuple[float, float]]:
-    """`bootstrap` of several percentiles at once: the values are sorted once, and drawn groups only weigh them."""
+    """95 % intervals of percentiles, by drawing whole groups (requests) again: values of one request depend on each other.
+
+    The values are sorted once, and drawn groups only weigh them.
+    """
     groups = [group for group in groups if len(group)]
     if not groups:
         return [(math.inf, math.inf)] * len(percents)

@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -15,7 +16,7 @@ import numpy as np
 import pytest
 
 from rvllm_local.bench import record, svg
-from rvllm_local.bench.figures import Figure, Slo, bootstrap, exact, intervals, percentile, spread, summary
+from rvllm_local.bench.figures import Figure, Slo, exact, intervals, percentile, spread, summary
 from rvllm_local.bench.outcome import Failure, Outcome
 from rvllm_local.bench.processes import Bystanders, check_pid, resident
 from rvllm_local.bench.text_table import number
@@ -26,6 +27,16 @@ from rvllm_local.errors import ConfigError
 def outcome(ttft: float, gap: float = 0.1, tokens: int = 5, failure: Failure | None = None) -> Outcome:
     times = [1 + ttft + gap * index for index in range(tokens)]
     return Outcome("small", 0, 1.0, tokens, sent=1.0, ended=times[-1], times=times, failure=failure)
+
+
+def bootstrap(groups: list[np.ndarray], statistic: Callable[[np.ndarray], float], seed: int = 0) -> tuple[float, float]:
+    """A 95 % interval as one would write it down: draw whole groups again, and look at each draw."""
+    rng = np.random.default_rng(seed)
+    drawn = [
+        statistic(np.concatenate([groups[index] for index in rng.integers(0, len(groups), len(groups))]))
+        for _ in range(400)
+    ]
+    return percentile(np.asarray(drawn), 2.5), percentile(np.asarray(drawn), 97.5)
 
 
 def test_percentiles_are_values_that_occurred() -> None:
@@ -49,8 +60,8 @@ def test_an_error_is_slower_than_every_answer() -> None:
 def test_the_interval_draws_whole_requests() -> None:
     """Ten requests of 100 equal gaps each know as much as ten values, not as a thousand."""
     values = np.random.default_rng(1).normal(10, 1, 10)
-    grouped = bootstrap([np.full(100, value) for value in values], lambda drawn: percentile(drawn, 50))
-    plain = bootstrap([np.asarray([value]) for value in values], lambda drawn: percentile(drawn, 50))
+    (grouped,) = intervals([np.full(100, value) for value in values], (50,))
+    (plain,) = intervals([np.asarray([value]) for value in values], (50,))
     assert grouped[1] - grouped[0] == pytest.approx(plain[1] - plain[0], rel=0.5)
     assert grouped[0] <= np.median(values) <= grouped[1]
 
