@@ -5,8 +5,8 @@ from __future__ import annotations
 import mlx.core as mx
 
 from rvllm_local.errors import UnsupportedModelError
-from rvllm_local.metal_kernels.config import KINDS, TYPES, default_backend
-from rvllm_local.metal_kernels.launch import Dispatch, DispatchCounter, Launcher, MLXLauncher, kernel_text
+from rvllm_local.metal_kernels.config import KINDS, TYPES, text_language
+from rvllm_local.metal_kernels.launch import Dispatch, DispatchCounter, KernelText, Launcher, MLXLauncher, kernel_text
 
 _VECTOR = 8  # elements a thread loads at once
 _MOST_SIMDGROUPS = 8  # a row is small: more threads wait longer for each other than they save
@@ -18,10 +18,10 @@ class AddNorm:
     def __init__(
         self, *, backend: str | None = None, launcher: Launcher | None = None, counter: DispatchCounter | None = None
     ) -> None:
-        chosen = default_backend() if backend is None else backend
-        self.backend = "cuda" if chosen == "cuda" else "metal"
+        self.backend = text_language(backend)
         self.counter = DispatchCounter() if counter is None else counter
         self._launcher: Launcher = MLXLauncher() if launcher is None else launcher
+        self._texts: dict[tuple[int, mx.Dtype, float], KernelText] = {}
 
     def __call__(self, stream: mx.array, added: mx.array, weight: mx.array, eps: float) -> tuple[mx.array, mx.array]:
         """The sum, and the sum normed: both of `stream`'s shape `[..., width]` and type; `weight` is `[width]`.
@@ -37,40 +37,45 @@ class AddNorm:
             raise UnsupportedModelError(
                 f"no launch adds {added.dtype} to a stream of {stream.dtype} and norms it by {weight.dtype}"
             )
-        vectors = width // _VECTOR
-        simdgroups = min(_MOST_SIMDGROUPS, -(-vectors // 32))
-        kind = TYPES[self.backend][stream.dtype]
-        defines: dict[str, object] = {
-            "RV_T": kind,
-            "RV_T_BYTES": stream.dtype.size,
-            "RV_KV": kind,
-            "RV_KIND": KINDS[stream.dtype],
-            "RV_D": width,
-            "RV_LAYERS": 1,
-            "RV_KV_HEADS": 1,
-            "RV_SIMDGROUPS": simdgroups,
-            "RV_LOADS": -(-vectors // (32 * simdgroups)),
-            "RV_EPS": f"{eps:.9e}f",
-        }
-        text = kernel_text(
-            "add_norm",
-            "add_norm.metal",
-            self.backend,
-            defines,
-            ("stream", "added", "weight"),
-            ("total", "normed"),
-            contiguous=True,
-        )
-        rows = stream.size // width
+        threads = 32 * _simdgroups(width)
         self.counter.add({"add_norm": 1})
         total, normed = self._launcher(
             Dispatch(
-                text,
+                self._text(width, stream.dtype, eps),
                 (stream, added, weight),
-                (32 * simdgroups * rows, 1, 1),
-                (32 * simdgroups, 1, 1),
+                (threads * (stream.size // width), 1, 1),
+                (threads, 1, 1),
                 (stream.shape, stream.shape),
                 (stream.dtype, stream.dtype),
             )
         )
         return total, normed
+
+    def _text(self, width: int, dtype: mx.Dtype, eps: float) -> KernelText:
+        """Made once: it takes a millisecond, and every layer of every traced shape asks for it."""
+        text = self._texts.get((width, dtype, eps))
+        if text is None:
+            names = ("stream", "added", "weight"), ("total", "normed")
+            defines = self._defines(width, dtype, eps)
+            text = kernel_text("add_norm", "add_norm.metal", self.backend, defines, *names, contiguous=True)
+            self._texts[width, dtype, eps] = text
+        return text
+
+    def _defines(self, width: int, dtype: mx.Dtype, eps: float) -> dict[str, object]:
+        kind, simdgroups = TYPES[self.backend][dtype], _simdgroups(width)
+        return {
+            "RV_T": kind,
+            "RV_T_BYTES": dtype.size,
+            "RV_KV": kind,
+            "RV_KIND": KINDS[dtype],
+            "RV_D": width,
+            "RV_LAYERS": 1,
+            "RV_KV_HEADS": 1,
+            "RV_SIMDGROUPS": simdgroups,
+            "RV_LOADS": -(-width // (_VECTOR * 32 * simdgroups)),
+            "RV_EPS": f"{eps:.9e}f",
+        }
+
+
+def _simdgroups(width: int) -> int:
+    return min(_MOST_SIMDGROUPS, -(-width // (_VECTOR * 32)))

@@ -33,6 +33,11 @@ def default_backend() -> str:
     return "cuda" if cuda is not None and cuda.is_available() else "none"
 
 
+def text_language(backend: str | None) -> str:
+    """`"cuda"` or `"metal"`: what the texts for a back end are written in, None being the one that is here."""
+    return "cuda" if (default_backend() if backend is None else backend) == "cuda" else "metal"
+
+
 @dataclass(frozen=True, slots=True)
 class KernelConfig:
     """The attention shape that one `KernelSet` serves.

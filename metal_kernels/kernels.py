@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import mlx.core as mx
 
 from rvllm_local.metal_kernels import descriptor as layout
-from rvllm_local.metal_kernels.config import BLOCK, MAX_QUERY_LEN, TOKEN_SIZE, KernelConfig, default_backend
+from rvllm_local.metal_kernels.config import BLOCK, MAX_QUERY_LEN, TOKEN_SIZE, KernelConfig, text_language
 from rvllm_local.metal_kernels.decode import DecodeCall, Tuning, default_tuning, uses_matrix_units
 from rvllm_local.metal_kernels.launch import Dispatch, DispatchCounter, KernelText, Launcher, MLXLauncher, kernel_text
 
@@ -51,9 +51,8 @@ class KernelSet:
         counter: DispatchCounter | None = None,
         tuning: Tuning | None = None,
     ) -> None:
-        chosen = default_backend() if backend is None else backend
         self.config = config
-        self.backend = "cuda" if chosen == "cuda" else "metal"
+        self.backend = text_language(backend)
         self.counter = DispatchCounter() if counter is None else counter
         self.tuning = default_tuning(config, self.backend) if tuning is None else tuning
         self._launcher: Launcher = MLXLauncher() if launcher is None else launcher
