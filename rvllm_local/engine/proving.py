@@ -5,6 +5,7 @@ What an earlier start proved is taken from its note, where nothing that it depen
 
 from __future__ import annotations
 
+import functools
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -72,12 +73,11 @@ def _choose_runner(model: Unproven, options: EngineOptions, proof: Proof | None)
     """The kernels where they can run and agree with mlx-lm on this very machine, otherwise the reference."""
     module, vocab_size = model.loaded.module, model.loaded.vocab_size
 
-    def checked(make: Callable[[RunMode], ModelRunner]) -> ModelRunner:
+    def checked(make: Callable[[RunMode], ModelRunner], *, rotates: bool = False, joins: bool = False) -> ModelRunner:
         if proof is not None:
             return make(proof.mode)
         if not options.self_check:
             return make(RunMode(batched=model.paged, dense=not model.paged))
-        rotates = wants_kernels and _is_compiled(model) and install_rotations(module) > 0
         return choose_runner(
             module,
             make,
@@ -85,17 +85,19 @@ def _choose_runner(model: Unproven, options: EngineOptions, proof: Proof | None)
             paged=model.paged,
             vocab_size=vocab_size,
             rotates=rotates,
-            joins=joined is not None,
+            joins=joins,
         )
 
     wants_kernels = options.attention == "kernels" or (options.attention == "auto" and default_backend() != "none")
-    joined: JoinedAdds | None = None
     if wants_kernels:
         try:
             kernels = KernelBackend(model.arenas, heads=num_heads(model.loaded.config))
+            joined, rotates = None, False
             if _is_compiled(model):
                 joined = install_joined_adds(module, AddNorm(counter=kernels.counter))
-            return checked(lambda mode: _kernel_runner(model, kernels, mode, joined))
+                rotates = install_rotations(module) > 0
+            make = functools.partial(_kernel_runner, model, kernels, joined)
+            return checked(make, rotates=rotates, joins=joined is not None)
         except UnsupportedModelError as error:
             if options.attention == "kernels":
                 raise
@@ -109,7 +111,7 @@ def _is_compiled(model: Unproven) -> bool:
     return not model.layout.has_state and model.adapters.count == 0
 
 
-def _kernel_runner(model: Unproven, kernels: KernelBackend, mode: RunMode, joined: JoinedAdds | None) -> ModelRunner:
+def _kernel_runner(model: Unproven, kernels: KernelBackend, joined: JoinedAdds | None, mode: RunMode) -> ModelRunner:
     module, layout = model.loaded.module, model.layout
     compilable = mode.batched and not mode.dense and _is_compiled(model)
     compiled = None
