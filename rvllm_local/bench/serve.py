@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import math
-import signal
 import sys
 from argparse import Namespace
 from collections.abc import Iterator, Mapping
@@ -47,7 +46,6 @@ def serve(arguments: Namespace) -> int:
         try:
             found = load.run(endpoint, made if arguments.recorded else made.at_rate(rate), sampler(arguments.pid))
         except load.Interrupted as error:
-            signal.setitimer(signal.ITIMER_REAL, 0)  # it was heard: what had ended is written first
             stopped, found, name = error, error.run, f"{name} (interrupted)"
         if stopped is not None and not found.outcomes:
             raise stopped
