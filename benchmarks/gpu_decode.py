@@ -36,7 +36,9 @@ from mlx_lm.generate import BatchGenerator
 from mlx_lm.models.cache import make_prompt_cache
 
 from benchmarks import gpu_record
+from rvllm_local import host
 from rvllm_local.bench.figures import Figure, spread
+from rvllm_local.bench.text_table import show
 from rvllm_local.engine.build import EngineOptions, build_core
 from rvllm_local.engine.core import EngineCore
 from rvllm_local.models.families import build_model
@@ -126,6 +128,12 @@ def peer_ms(model: Any, rows: list[list[int]]) -> float:
     return statistics.median(times) * 1e3
 
 
+def forget_settings() -> None:
+    """The peer runs with MLX's own settings; MLX has not read ours before it first uses the device."""
+    for name in host.MLX_SETTINGS:
+        os.environ.pop(name, None)
+
+
 def peer_apart(rows: int, context: int) -> float:
     """`peer_ms` in a process of its own, with MLX's own settings, not with those that the engine makes."""
     command = [sys.executable, __file__, "--peer", str(rows), str(context)]
@@ -185,8 +193,7 @@ def main() -> None:
     parser.add_argument("--peer", nargs=2, type=int, metavar=("ROWS", "CONTEXT"), help="measure only the peer")
     args = parser.parse_args()
     if args.peer:
-        for name in ("MLX_MAX_MB_PER_BUFFER", "MLX_MAX_OPS_PER_BUFFER", "MLX_ENABLE_TF32"):
-            os.environ.pop(name, None)  # MLX reads them when it first uses the device
+        forget_settings()
         print(peer_ms(loaded_llama().module, prompts(*args.peer, LLAMA_1B["vocab_size"])))
         return
     print("mlx", mx.__version__, mx.default_device(), mx.device_info(), flush=True)
@@ -195,17 +202,20 @@ def main() -> None:
     loaded = loaded_llama()
     cases = [tuple(map(int, case.split("x"))) for case in args.cases]
     rounds: dict[str, list[tuple[float, float]]] = {}
-    print("| rows x context | mlx-lm, ms | rvllm, ms | ratio, median | rounds |\n|---|---|---|---|---|", flush=True)
+    figures: dict[str, dict[str, Figure]] = {}
+    print("| rows x context | mlx-lm | rvllm | ratio, median | rounds, ms |\n|---|---|---|---|---|", flush=True)
     for rows, context in cases:
         batch = prompts(rows, context, LLAMA_1B["vocab_size"])
         pairs = [(peer_apart(rows, context), engine_once(loaded, batch)) for _ in range(args.rounds)]
-        rounds[f"{rows} x {context:,}"] = pairs
-        theirs, ours = (statistics.median(side) for side in zip(*pairs, strict=True))
-        ratio = statistics.median(peer / engine for peer, engine in pairs)
+        name = f"{rows} x {context:,}"
+        rounds[name] = pairs
+        figures[name] = found = figures_of(pairs)
         each = ", ".join(f"{peer:.2f}/{engine:.2f}" for peer, engine in pairs)
-        print(f"| {rows} x {context} | {theirs:.2f} | {ours:.2f} | {ratio:.2f}x | {each} |", flush=True)
+        print(
+            f"| {name} | {show(found['mlx_lm'])} | {show(found['rvllm'])} | {found['ratio'].value:.2f}x | {each} |",
+            flush=True,
+        )
         if args.json:
-            figures = {name: figures_of(pairs) for name, pairs in rounds.items()}
             gpu_record.save(args.json, "gpu decode", figures, rounds_ms=rounds)
 
 

@@ -15,9 +15,7 @@ from benchmarks import bootstrap
 
 bootstrap.prepare()
 
-from rvllm_local import host
-
-host.prepare()
+import rvllm_local  # noqa: F401, I001  (first: it prepares the process for MLX)
 
 import mlx.core as mx
 

@@ -14,8 +14,6 @@ import argparse
 import functools
 import itertools
 import json
-import os
-import statistics
 import subprocess
 import sys
 import time
@@ -35,8 +33,9 @@ import numpy as np
 from mlx_lm.generate import BatchGenerator
 
 from benchmarks import gpu_record
-from benchmarks.gpu_decode import LLAMA_1B, NoText, loaded_llama
+from benchmarks.gpu_decode import LLAMA_1B, NoText, forget_settings, loaded_llama
 from rvllm_local.bench.figures import Figure, spread
+from rvllm_local.bench.text_table import show
 from rvllm_local.engine.build import EngineOptions, build_core
 from rvllm_local.engine.report import percentile
 from rvllm_local.types import Request, SamplingParams, StreamEvent
@@ -49,6 +48,7 @@ LLAMA_8B: dict[str, Any] = LLAMA_1B | {
     "tie_word_embeddings": False,
 }
 SHAPES = {"8b": LLAMA_8B, "1b": LLAMA_1B}
+_NAMES = {"peer": "mlx-lm", "engine": "rvllm"}
 PROMPTS, ANSWERS = (64, 4096), (32, 512)
 Times = list[list[float]]  # when each token of each request came
 
@@ -141,8 +141,7 @@ def main() -> None:
     parser.add_argument("--side", choices=("engine", "peer"), help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.side == "peer":
-        for name in ("MLX_MAX_MB_PER_BUFFER", "MLX_MAX_OPS_PER_BUFFER", "MLX_ENABLE_TF32"):
-            os.environ.pop(name, None)  # MLX reads them when it first uses the device
+        forget_settings()
     if args.side:
         print(json.dumps(one_side(args.side, args)))
         return
@@ -158,16 +157,12 @@ def main() -> None:
     ]
     sides = [args.only] if args.only else ["peer", "engine"]
     found = {side: apart(side, shared) for side in sides}
-    medians = {
-        side: {name: statistics.median(one[name] for one in rounds) for name in rounds[0]}
-        for side, rounds in found.items()
-    }
-    for name in next(iter(medians.values())):
-        line = "".join(f"{medians[side][name]:>14.1f}" for side in sides)
-        ratio = f"{medians['engine'][name] / medians['peer'][name]:>10.2f}x" if len(sides) == 2 else ""
+    runs = {_NAMES[side]: figures_of(rounds) for side, rounds in found.items()}
+    for name in next(iter(runs.values())):
+        line = "".join(f"{show(run[name]):>18}" for run in runs.values())
+        ratio = f"{runs['rvllm'][name].value / runs['mlx-lm'][name].value:>10.2f}x" if len(runs) == 2 else ""
         print(f"{name:<18}{line}{ratio}", flush=True)
     if args.json:
-        runs = {_NAMES[side]: figures_of(rounds) for side, rounds in found.items()}
         gpu_record.save(args.json, "gpu mixed", runs, rounds=found)
 
 
@@ -179,9 +174,6 @@ def figures_of(rounds: list[dict[str, float]]) -> dict[str, Figure]:
     for name in ("ttft_p50", "ttft_p99", "gap_p50", "gap_p99", "gap_max"):
         found[name] = spread([one[name] / 1e3 for one in rounds], "s")
     return found
-
-
-_NAMES = {"peer": "mlx-lm", "engine": "rvllm"}
 
 
 if __name__ == "__main__":

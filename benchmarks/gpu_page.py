@@ -1,4 +1,4 @@
-"""The generated sections about a GPU: the kernels alone, the decode loop, and mixed requests beside mlx-lm."""
+"""What the generated sections about a GPU say after their source: the kernels alone, the decode loop, mixed requests."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def kernels(found: Record) -> str:
     ]  # fmt: skip
     heads = ("rows x context", "group", "bf16", "of copy", "int8", "int8's gain")
     copy = found.details["copy_bytes_per_s"] / 1e9
-    return f"{_source(found)} A plain copy in the same run moved {copy:,.0f} GB/s.\n\n{markdown(heads, rows)}"
+    return f" A plain copy in the same run moved {copy:,.0f} GB/s.\n\n{markdown(heads, rows)}"
 
 
 def decode(found: Record) -> str:
@@ -42,12 +42,12 @@ def decode(found: Record) -> str:
         each = ", ".join(f"{theirs:.2f} / {ours:.2f} = {theirs / ours:.2f}x" for theirs, ours in pairs)
         rows.append([name, show(run["mlx_lm"]), show(run["rvllm"]), f"**{run['ratio'].value:.2f}x**", each])
     heads = ("rows x context", "mlx-lm", "rvllm", "ratio, median", "rounds, ms")
-    return f"{_source(found)}\n\n{markdown(heads, rows)}"
+    return f"\n\n{markdown(heads, rows)}"
 
 
 def mixed(found: Record) -> str:
     """Throughput and tails of both."""
-    return f"{_source(found)}\n\n{markdown(('', 'mlx-lm', 'rvllm', 'ratio'), _mixed_rows(found))}"
+    return f"\n\n{markdown(('', 'mlx-lm', 'rvllm', 'ratio'), _mixed_rows(found))}"
 
 
 def _mixed_rows(found: Record) -> Iterator[list[str]]:
@@ -55,8 +55,3 @@ def _mixed_rows(found: Record) -> Iterator[list[str]]:
     for name, title in _MIXED:
         over = engine[name].value / peer[name].value if peer[name].value else math.inf
         yield [title, show(peer[name]), show(engine[name]), f"{over:.2f}x"]
-
-
-def _source(found: Record) -> str:
-    versions = ", ".join(f"{name} {value}" for name, value in found.versions.items() if name.startswith("mlx"))
-    return f"{found.machine}; {versions}; {found.date}; `{found.command}`."

@@ -149,9 +149,9 @@ SECTIONS: dict[str, Callable[[Record], str]] = {
     "load": load,
     "agent": agent,
     "memory": memory,
-    "gpu_kernels": gpu_page.kernels,
-    "gpu_decode": gpu_page.decode,
-    "gpu_mixed": gpu_page.mixed,
+    "gpu_kernels": lambda found: source(found) + gpu_page.kernels(found),
+    "gpu_decode": lambda found: source(found) + gpu_page.decode(found),
+    "gpu_mixed": lambda found: source(found) + gpu_page.mixed(found),
 }
 
 

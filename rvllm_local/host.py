@@ -16,6 +16,15 @@ _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -2, -3, -8 
 _PIECE = 8 * 2**20  # below the size that malloc maps separately
 _MOST_RESERVED = 448 * 2**20  # below the size at which free memory is trimmed
 _OPENBLAS = "libopenblas.so.0"
+# What MLX reads from the environment when it first uses a device; who set one of them keeps it.
+MLX_SETTINGS = {
+    # A bound arena counts with all its elements, which would force a commit for nearly every operation.
+    "MLX_MAX_MB_PER_BUFFER": "100000000",
+    # Not more: a buffer's temporary arrays are only freed when it is done. Fewer make a decode step slower.
+    "MLX_MAX_OPS_PER_BUFFER": "100",
+    # Float32 means float32, not products of 10-bit mantissas: a model in it is held against a reference to 1 in 1000.
+    "MLX_ENABLE_TF32": "0",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,12 +39,8 @@ class HostReport:
 @functools.cache
 def prepare() -> HostReport:
     """Prepare this process once; later calls return the first report."""
-    # A bound arena counts with all its elements, which would force a commit for nearly every operation.
-    os.environ.setdefault("MLX_MAX_MB_PER_BUFFER", "100000000")
-    # Not more: a buffer's temporary arrays are only freed when it is done. Fewer make a decode step slower.
-    os.environ.setdefault("MLX_MAX_OPS_PER_BUFFER", "100")
-    # Float32 means float32, not products of 10-bit mantissas: a model in it is held against a reference to 1 in 1000.
-    os.environ.setdefault("MLX_ENABLE_TF32", "0")
+    for name, value in MLX_SETTINGS.items():
+        os.environ.setdefault(name, value)
     # Texts are tokenized one by one: threads would do nothing but warn at every fork.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     if sys.platform == "darwin":
