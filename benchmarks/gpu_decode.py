@@ -60,6 +60,7 @@ LLAMA_1B: dict[str, Any] = {
     "tie_word_embeddings": True,
 }
 CASES = ((1, 512), (8, 512), (64, 512), (16, 8192))  # rows, tokens of context
+CHECKED = ("llama", "gemma2", "gemma3_text", "qwen3", "gpt_oss")
 WARMUP, STEPS = 8, 48
 ROOM = 640  # tokens of output that the arena has room for: rows decode while others still prefill
 
@@ -145,7 +146,7 @@ def check_tokens() -> None:
     """Greedy tokens of small float32 models, several rows at once, equal plain mlx-lm's."""
     from tests.support.tiny import tiny_model
 
-    for architecture in ("llama", "gemma2", "gemma3_text", "qwen3"):
+    for architecture in CHECKED:
         model, config = tiny_model(architecture, seed=1)
         rows = [
             row[:length] for row, length in zip(prompts(4, 100, config["vocab_size"]), (1, 33, 64, 100), strict=True)

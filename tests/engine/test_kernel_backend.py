@@ -21,6 +21,7 @@ from rvllm_local.errors import UnsupportedModelError
 from rvllm_local.memory.arena import Arena, KVShape
 from rvllm_local.memory.tables import KVTables
 from rvllm_local.metal_kernels import AddNorm
+from rvllm_local.metal_kernels.launch import Dispatch
 from tests.emulator import Emulator
 from tests.support.tiny import tiny_model
 from tests.support.zoo import zoo_model
@@ -108,6 +109,31 @@ def test_a_step_takes_its_tokens_from_the_one_in_flight(architecture: str) -> No
         for row in rows:
             kv.release(row)
     assert previous.tolist() == found[-2:]
+
+
+def test_a_trace_that_fails_leaves_the_token_as_it_was() -> None:
+    """Gemma 3 adds in a compiled function, which takes no stream: the ways that are tried next need a real token."""
+    model, _ = tiny_model("gemma3_text", seed=3)
+    install(model)
+    layout = probe_layout(model)
+    blocks = [8] * len(layout.groups)
+
+    def launch(dispatch: Dispatch) -> list[mx.array]:
+        return [mx.zeros(shape, dtype=dtype) for shape, dtype in zip(dispatch.shapes, dispatch.dtypes, strict=True)]
+
+    backend = KernelBackend([Arena(shape, n) for shape, n in zip(layout.groups, blocks)], launcher=launch)
+    joined = install_joined_adds(model, AddNorm(launcher=launch))
+    tables = KVTables(layout, blocks)
+    sequence = tables.new_sequence()
+    tables.grow(sequence, 1)
+    step, token = [DecodeRow(sequence, 0, 1)], backend.token
+    joining = CompiledDecode(model, layout, backend, rotates=False, joined=joined)
+    with pytest.raises(ValueError, match="ResidualStream"):
+        joining.logits(step, mx.array([1]))
+    assert backend.token is token
+    plain = CompiledDecode(model, layout, backend, rotates=False)
+    mx.eval(plain.logits(step, mx.array([1])), backend.token)
+    assert backend.token is not token
 
 
 def test_a_shape_without_a_kernel_is_named() -> None:
