@@ -12,7 +12,7 @@ import mlx.core as mx
 from rvllm_local.errors import UnsupportedModelError
 from rvllm_local.metal_kernels import descriptor as layout
 
-HEAD_DIMS = (16, 32, 64, 80, 96, 128, 192, 256)
+HEAD_DIMS = (16, 32, 64, 80, 96, 128, 192, 256, 512)
 MAX_GROUP = 16
 MAX_QUERY_LEN = 8
 BLOCK = layout.BLOCK_TOKENS

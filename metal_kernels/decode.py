@@ -32,8 +32,8 @@ class Tuning:
 
 
 def uses_matrix_units(c: KernelConfig, backend: str) -> bool:
-    """True where `paged_decode.cu` serves: half-precision queries, and KV in their type or int8."""
-    return backend == "cuda" and c.dtype != mx.float32 and c.kv_dtype in (c.dtype, mx.int8)
+    """True where `paged_decode.cu` serves: half-precision queries, KV in their type or int8, and registers that suffice."""
+    return backend == "cuda" and c.dtype != mx.float32 and c.kv_dtype in (c.dtype, mx.int8) and c.head_dim <= 256
 
 
 def default_tuning(c: KernelConfig, backend: str) -> Tuning:
@@ -43,6 +43,8 @@ def default_tuning(c: KernelConfig, backend: str) -> Tuning:
         narrow = c.group <= 8 and c.head_dim <= 128
         tile, resident = 8 if narrow or c.head_dim > 128 else 16, 4 if narrow and c.quantized else 1
         return Tuning(tile, 4, splits, 16, resident, 16 if c.head_dim <= 128 else 8)
+    if c.head_dim > 256:  # a lane owns two vectors of the output, and of the splits' sums twice as many
+        return Tuning(4 if backend == "cuda" else 2, 4, splits, combined=4)
     return Tuning(8 if backend == "cuda" else 4, 4, splits)  # 8 rows would spill on Apple's 128 registers
 
 
@@ -88,7 +90,8 @@ def tiles_per_head(c: KernelConfig, query_len: int, tuning: Tuning) -> int:
 def _vector_defines(c: KernelConfig, tuning: Tuning, tile: int) -> dict[str, object]:
     """`paged_decode.metal`: lanes that share a token's products, loads in flight, threadgroup memory."""
     padded = _power_of_two(tile)
-    lanes = _power_of_two(c.head_dim // 8)
+    lanes = min(32, _power_of_two(c.head_dim // 8))
+    parts = -(-c.head_dim // (8 * lanes))
     key_lanes = 2 if c.head_dim // 8 % 4 else 4
     loads = min(4, lanes)
     key_stages = c.head_dim // 8 // key_lanes
@@ -100,7 +103,8 @@ def _vector_defines(c: KernelConfig, tuning: Tuning, tile: int) -> dict[str, obj
         "RV_KEY_LANES": key_lanes,
         "RV_LOADS": loads,
         "RV_KEY_STAGES": key_stages,
-        "RV_STAGES": key_stages + lanes // loads,
+        "RV_PARTS": parts,
+        "RV_STAGES": key_stages + lanes * parts // loads,
         "RV_MERGE": merge,
         "RV_SHARED_VECTORS": (tile * c.head_dim + scratch) // 4,
     }

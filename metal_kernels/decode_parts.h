@@ -42,9 +42,10 @@ RV_FN rv_share rv_weigh(float top, float total, float sink, int lane) {
 
 #ifdef RV_LOADS
 #define RV_KEY_SUBS (32 / RV_KEY_LANES)
+#define RV_OWN (RV_PARTS * RV_VEC)  // output elements a lane owns
 
 // Stage `stage` of a block's loads: its keys (a chunk of RV_KEY_LANES tokens a lane), then its values (RV_LOADS
-// tokens a lane). `plane` counts rows. Tokens past `left` read as zeros: an unused slot may hold anything, NaN too.
+// chunks a lane, RV_PARTS of each token). `plane` counts rows. Tokens past `left` read as zeros: an unused slot may hold anything, NaN too.
 RV_FN void rv_fetch(RV_LOCAL rv_raw* to, const RV_GLOBAL RV_KV* arena, rv_index plane, int left, int stage, int lane) {
   if (stage < RV_KEY_STAGES) {
     const int t = lane / RV_KEY_LANES, chunk = stage * RV_KEY_LANES + lane % RV_KEY_LANES;
@@ -54,10 +55,11 @@ RV_FN void rv_fetch(RV_LOCAL rv_raw* to, const RV_GLOBAL RV_KV* arena, rv_index 
       else to[i] = rv_zero();
     }
   } else {
-    const int t = (stage - RV_KEY_STAGES) * RV_LOADS * RV_SUBS + lane / RV_LANES, chunk = lane % RV_LANES;
+    const int t = (stage - RV_KEY_STAGES) * (RV_LOADS / RV_PARTS) * RV_SUBS + lane / RV_LANES, chunk = lane % RV_LANES;
     const RV_GLOBAL RV_KV* from = arena + (plane + RV_KV_HEADS * RV_BLOCK + t) * RV_D + chunk * RV_VEC;
     RV_UNROLL for (int i = 0; i < RV_LOADS; i++) {
-      if (t + i * RV_SUBS < left && chunk < RV_CHUNKS) to[i] = rv_load(from + i * RV_SUBS * RV_D);
+      if (t + i / RV_PARTS * RV_SUBS < left && chunk < RV_CHUNKS)
+        to[i] = rv_load(from + i / RV_PARTS * RV_SUBS * RV_D + i % RV_PARTS * RV_LANES * RV_VEC);
       else to[i] = rv_zero();
     }
   }

@@ -22,9 +22,9 @@ for (int i = RV_LOCAL_ID.x; i < RV_TILE * RV_D; i += RV_SIMDGROUPS * 32) {
       queries + row * queries_strides[0] + (head * RV_GROUP_SIZE + index / RV_QUERY_LEN) * queries_strides[1]
       + (index % RV_QUERY_LEN) * queries_strides[2], queries_strides[3], i % RV_D, RV_ROPE_ROW);
 }
-float acc[RV_TILE][RV_VEC], peak[RV_TILE], weight[RV_TILE];
+float acc[RV_TILE][RV_OWN], peak[RV_TILE], weight[RV_TILE];
 RV_UNROLL for (int r = 0; r < RV_TILE; r++) {
-  RV_UNROLL for (int e = 0; e < RV_VEC; e++) acc[r][e] = 0;
+  RV_UNROLL for (int e = 0; e < RV_OWN; e++) acc[r][e] = 0;
   peak[r] = RV_NEVER;
   weight[r] = 0;
 }
@@ -83,7 +83,7 @@ for (; b < end; b += RV_SIMDGROUPS) {
 #else
     mine[token_at * RV_PAD + r] = p;
 #endif
-    RV_UNROLL for (int e = 0; e < RV_VEC; e++) acc[r][e] *= shrink;
+    RV_UNROLL for (int e = 0; e < RV_OWN; e++) acc[r][e] *= shrink;
   }
   RV_SIMD_BARRIER();
   for (int stage = RV_KEY_STAGES; stage < RV_STAGES; stage++) {
@@ -93,9 +93,9 @@ for (; b < end; b += RV_SIMDGROUPS) {
     RV_UNROLL for (int i = 0; i < RV_LOADS; i++) {
       float x[RV_VEC], w[RV_PAD];
       rv_unpack(now[i], x);
-      rv_weights(mine + (((stage - RV_KEY_STAGES) * RV_LOADS + i) * RV_SUBS + sub) * RV_PAD, w);
+      rv_weights(mine + (((stage - RV_KEY_STAGES) * RV_LOADS + i) / RV_PARTS * RV_SUBS + sub) * RV_PAD, w);
       RV_UNROLL for (int r = 0; r < RV_TILE; r++) {
-        RV_UNROLL for (int e = 0; e < RV_VEC; e++) acc[r][e] += w[r] * x[e];
+        RV_UNROLL for (int e = 0; e < RV_VEC; e++) acc[r][i % RV_PARTS * RV_VEC + e] += w[r] * x[e];
       }
     }
   }
@@ -108,7 +108,7 @@ for (; b < end; b += RV_SIMDGROUPS) {
 RV_UNROLL for (int r = 0; r < RV_TILE; r++) {
   weight[r] = rv_simd_sum(weight[r]);
   RV_UNROLL for (int mask = RV_LANES; mask < 32; mask <<= 1) {
-    RV_UNROLL for (int e = 0; e < RV_VEC; e++) acc[r][e] += rv_xor(acc[r][e], mask);
+    RV_UNROLL for (int e = 0; e < RV_OWN; e++) acc[r][e] += rv_xor(acc[r][e], mask);
   }
   if (lane == 0) { peaks[simd * RV_PAD + r] = peak[r]; weights[simd * RV_PAD + r] = weight[r]; }
 }
@@ -120,8 +120,9 @@ RV_UNROLL for (int start = 0; start < RV_TILE; start += RV_MERGE) {
     RV_UNROLL for (int s = 0; s < RV_SIMDGROUPS; s++) top = RV_MAX(top, peaks[s * RV_PAD + r]);
     const float shrink = RV_EXP2(peak[r] - top);
     if (sub == 0 && chunk < RV_CHUNKS) {
-      RV_UNROLL for (int e = 0; e < RV_VEC; e++)
-        scratch_rows[((r - start) * RV_SIMDGROUPS + simd) * RV_D + chunk * RV_VEC + e] = acc[r][e] * shrink;
+      RV_UNROLL for (int e = 0; e < RV_OWN; e++)
+        scratch_rows[((r - start) * RV_SIMDGROUPS + simd) * RV_D + (e / RV_VEC * RV_LANES + chunk) * RV_VEC + e % RV_VEC]
+            = acc[r][e] * shrink;
     }
   }
   RV_BARRIER();

@@ -32,6 +32,7 @@ from rvllm_local.models.loader import (
     vocab_size,
 )
 
+_HEADS = ("num_attention_heads", "num_heads", "n_heads", "n_head", "num_query_heads")
 _DTYPES = {"float32": mx.float32, "float16": mx.float16, "bfloat16": mx.bfloat16}
 
 
@@ -96,12 +97,21 @@ def describe(files: ModelFiles, stored: int | None = None) -> ModelDescription:
 
 def num_heads(config: Mapping[str, Any]) -> int:
     """Query heads of a layer; where they are not given, heads of 64."""
+    return stated_heads(config) or max(1, widest(config, "hidden_size") // 64)
+
+
+def stated_heads(config: Mapping[str, Any]) -> int | None:
+    """The most query heads that a layer has by the configuration; None where it does not say."""
     text = config.get("text_config")
     for place in (config, text if isinstance(text, Mapping) else {}):
-        value = place.get("num_attention_heads")
-        if isinstance(value, int) and value > 0:
-            return value
-    return max(1, widest(config, "hidden_size") // 64)
+        for name in _HEADS:
+            value = place.get(name)
+            counts = [
+                one for one in (value if isinstance(value, list) else [value]) if isinstance(one, int) and one > 0
+            ]
+            if counts:
+                return max(counts)
+    return None
 
 
 def widest(config: Mapping[str, Any], key: str) -> int:

@@ -169,7 +169,9 @@ class TokenLogprob:
     top: tuple[tuple[int, float], ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(
+    slots=True
+)  # not frozen, though nobody changes one: each token has its own, and freezing is four fifths of making it
 class StreamEvent:
     """What a stream yields: new text (possibly empty), the tokens behind it, and the end if it came.
 

@@ -8,12 +8,12 @@ from rvllm_local.metal_kernels.config import KernelConfig
 from rvllm_local.metal_kernels.proof import checks
 from rvllm_local.metal_kernels.proof.variants import BF16, F16, F32, I8, VARIANTS
 
-STORES = ((128, BF16, BF16), (64, BF16, I8), (80, F16, F16), (96, F32, F32), (16, F32, I8))
+STORES = ((512, F16, F16), (128, BF16, BF16), (64, BF16, I8), (80, F16, F16), (96, F32, F32), (16, F32, I8))
 
 NORMS = ((2048, BF16), (72, F16), (576, F32), (5120, BF16))
 
-INDEPENDENT = ("d64-long", "d64-bf16-g4-q3", "d64-f16-sinks", "d128-bf16-g8", "d128-bf16-int8-g4")
-ROTATED = ("d64-long", "d80-f16-mha", "d128-bf16-g8", "d128-bf16-int8-g4", "d16-f16-tiny")
+INDEPENDENT = ("d64-long", "d512-f16-g8", "d64-bf16-g4-q3", "d64-f16-sinks", "d128-bf16-g8", "d128-bf16-int8-g4")
+ROTATED = ("d64-long", "d80-f16-mha", "d128-bf16-g8", "d128-bf16-int8-g4", "d512-f16-g8", "d16-f16-tiny")
 
 
 def cases() -> Iterator[tuple[str, Callable[[], object]]]:

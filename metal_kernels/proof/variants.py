@@ -60,6 +60,9 @@ VARIANTS = (
     Variant("d192-f16-g2", 192, 2, 1, F16, F16, contexts=(3, 140)),
     Variant("d256-bf16-softcap-window", 256, 4, 2, BF16, BF16, contexts=(7, 130), window=96, softcap=50.0),
     Variant("d256-f32-softcap", 256, 2, 1, F32, F32, contexts=(1, 66), softcap=5.0),
+    Variant("d512-f16-g8", 512, 8, 1, F16, F16, contexts=(1, 33, 300, 1030), shared=True),
+    Variant("d512-bf16-int8-g2-window", 512, 4, 2, BF16, I8, contexts=(5, 140), window=100),
+    Variant("d512-f32-g3-q2", 512, 3, 1, F32, F32, 2, (2, 61)),
     Variant("d32-f32-tiny", 32, 4, 2, F32, F32, 4, (4, 90)),
     Variant("d16-f16-tiny", 16, 4, 2, F16, F16, contexts=(1, 90)),
 )

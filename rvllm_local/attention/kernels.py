@@ -48,7 +48,7 @@ class KernelBackend:
     name = "kernels"
 
     def __init__(self, arenas: Sequence[Arena], launcher: Launcher | None = None, heads: int | None = None) -> None:
-        """`heads` are the model's query heads, the most that a layer has; None allows for every shape there is."""
+        """`heads` are the model's query heads, the most that a layer has; None if that is not known: each layer will show."""
         self.arenas = tuple(arenas)
         self._heads = MAX_GROUP * max(arena.shape.kv_heads for arena in arenas) if heads is None else heads
         self._scratch = mx.zeros((TOKEN_SIZE,), dtype=mx.float32)

@@ -18,8 +18,9 @@ from rvllm_local.memory.layout import KVLayout, LayerSlot, StateSlot
 _KINDS = ("KVCache", "RotatingKVCache", "ArraysCache")
 # What a call of a model whose sizes do not go together can end in.
 _CALL_ERRORS = (TypeError, ValueError, LookupError, AttributeError, AssertionError, ArithmeticError, RuntimeError)
-# A model without attention counts its tokens in blocks all the same: prefixes and admission are worked out in them.
-_COUNTER = KVShape(1, 1, 1, 1, None, mx.float32)
+# A model without attention counts its tokens in blocks all the same: prefixes and admission are worked out in them. The
+# shape has kernels, so that on a device a step of it is in flight, too.
+_COUNTER = KVShape(1, 1, 16, 16, None, mx.float32)
 
 
 def plain_caches(model: nn.Module) -> list[Any]:

@@ -165,7 +165,7 @@ class EngineCore:
         running, num_waiting = self._scheduler.running, len(self._scheduler.waiting)
         self._residence.begin_step(self._pace.prefill_seconds(running, num_waiting))
         plan = self._scheduler.schedule(self._pace.prefill_tokens(running, num_waiting))
-        rows = tuple(row for row in plan.decodes if self._can_go_on(row))
+        rows = tuple(row for row in plan.decodes if row.matcher is None or self._can_go_on(row))
         chunks = plan.prefills if rows and self._mixes(plan.prefills) else ()
         for chunk in () if chunks else plan.prefills:
             self._prefill(chunk)
@@ -258,8 +258,7 @@ class EngineCore:
 
     def _can_go_on(self, sequence: Sequence) -> bool:
         """Work out what a grammar allows next; a request whose grammar allows nothing ends alone."""
-        if sequence.matcher is None:
-            return True
+        assert sequence.matcher is not None
         try:
             sequence.allowed = np.zeros(-(-self._runner.vocab_size // 32), dtype=np.int32)
             sequence.matcher.mask_into(sequence.allowed)

@@ -34,7 +34,9 @@ class StreamingDetokenizer:
     def __init__(self, tokenizer: TextDecoder, stop: tuple[str, ...]) -> None:
         self._tokenizer = tokenizer
         self._stop = stop
-        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        self._beginnings = frozenset(one[:length] for one in stop for length in range(1, len(one)))
+        self._longest = max((len(one) - 1 for one in stop), default=0)
+        self._begun = b""  # of a character whose other bytes are to come
         self._held = ""
         self.stop_string: str | None = None
 
@@ -45,22 +47,30 @@ class StreamingDetokenizer:
 
     def push(self, token_id: int) -> str:
         """The text that is safe to send after this token."""
-        if self.stopped:
+        if self.stop_string is not None:
             return ""
         piece = self._tokenizer.id_to_bytes(token_id)
-        return self._take(self._decoder.decode(piece)) if piece else ""
+        if not piece:
+            return ""
+        text = self._decoded(piece, final=False)
+        return self._take(text) if self._stop else text
 
     def finish(self) -> str:
         """What was held back; bytes that never became a character turn into U+FFFD."""
-        if self.stopped:
+        if self.stop_string is not None:
             return ""
-        text = self._take(self._decoder.decode(b"", final=True))
+        text = self._take(self._decoded(b"", final=True))
         text, self._held = text + self._held, ""
         return text
 
+    def _decoded(self, piece: bytes, *, final: bool) -> str:
+        """The characters that are whole; what can never become one is U+FFFD. As the incremental decoder, at half its cost."""
+        data = self._begun + piece
+        text, used = codecs.utf_8_decode(data, "replace", final)
+        self._begun = data[used:]
+        return text
+
     def _take(self, text: str) -> str:
-        if not self._stop:
-            return text
         text = self._held + text
         found = [(text.find(stop), stop) for stop in self._stop if stop in text]
         if found:
@@ -73,8 +83,7 @@ class StreamingDetokenizer:
 
     def _length_to_hold(self, text: str) -> int:
         """Length of the longest ending of `text` that begins a stop string."""
-        longest = max((len(stop) - 1 for stop in self._stop), default=0)
-        for length in range(min(longest, len(text)), 0, -1):
-            if any(stop.startswith(text[-length:]) for stop in self._stop):
+        for length in range(min(self._longest, len(text)), 0, -1):
+            if text[-length:] in self._beginnings:
                 return length
         return 0

@@ -26,7 +26,7 @@ from rvllm_local.memory.layout import KVLayout
 from rvllm_local.memory.tables import KVTables
 from rvllm_local.metal_kernels import AddNorm, default_backend
 from rvllm_local.models.adapted import AdapterChoice
-from rvllm_local.models.describe import num_heads
+from rvllm_local.models.describe import stated_heads
 from rvllm_local.models.loader import LoadedModel
 
 logger = logging.getLogger(__name__)
@@ -91,7 +91,8 @@ def _choose_runner(model: Unproven, options: EngineOptions, proof: Proof | None)
     wants_kernels = options.attention == "kernels" or (options.attention == "auto" and default_backend() != "none")
     if wants_kernels:
         try:
-            kernels = KernelBackend(model.arenas, heads=num_heads(model.loaded.config))
+            heads = stated_heads(model.loaded.config) if model.layout.has_attention else None
+            kernels = KernelBackend(model.arenas, heads=heads)
             joined, rotates = None, False
             if _is_compiled(model):
                 joined = install_joined_adds(module, AddNorm(counter=kernels.counter))

@@ -281,7 +281,7 @@ class ModelRunner:
             return self.decode_mixed(rows, ())
         self._adapters.choose([row.adapter for row in rows])
         geometry = self._geometry(rows)
-        states = [row.tables.state for row in rows]
+        states = [row.tables.state for row in rows] if self._layout.has_state else []
         caches = make_caches(
             self._layout,
             self._backend,

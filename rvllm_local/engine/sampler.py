@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import mlx.core as mx
 import numpy as np
@@ -26,11 +26,10 @@ _MASK64 = 2**64 - 1
 _UNIFORM_BITS = 22  # so that u * total stays below total in float32
 
 
-@dataclass(frozen=True, slots=True)
-class RowSampling:
+class RowSampling(NamedTuple):
     """One row: its parameters, its seed, and the position of the token to be drawn.
 
-    `history` is there for rows with biases or penalties.
+    `history` is there for rows with biases or penalties. One is made for each token, as quickly as can be.
     """
 
     params: SamplingParams

@@ -93,9 +93,9 @@ class Sequence:
 
     @property
     def is_decoding(self) -> bool:
-        return self.num_to_prefill == 0
+        return len(self.token_ids) + self.in_flight == self.num_computed + 1
 
     @property
     def wants_decode(self) -> bool:
         """Decoding, and not already at its last token once the launched steps are in."""
-        return self.is_decoding and len(self.token_ids) + self.in_flight < self.max_total
+        return self.num_computed + 1 == len(self.token_ids) + self.in_flight < self.max_total

@@ -47,6 +47,11 @@ class KVLayout:
         """True when some layers are recurrent."""
         return any(isinstance(slot, StateSlot) for slot in self.slots)
 
+    @property
+    def has_attention(self) -> bool:
+        """Some layers keep KV."""
+        return any(isinstance(slot, LayerSlot) for slot in self.slots)
+
     def blocks_needed(self, num_tokens: int, chunk: int) -> tuple[int, ...]:
         """Most blocks a sequence of `num_tokens` holds at once, by group, when prefilled in chunks of `chunk`."""
         return tuple(window_blocks(shape.window, num_tokens, chunk) for shape in self.groups)

@@ -50,7 +50,9 @@ class RecurrentState:
 
 
 def stacked(states: Sequence[RecurrentState]) -> Arrays:
-    """One array of rows for each of the states' arrays; all states have one signature."""
+    """One array of rows for each of the states' arrays; all states have one signature. None have none."""
+    if not states:
+        return ()
     first = states[0]
     if [state.row for state in states] == list(range(len(states))) and all(
         state.batch is first.batch and (not state.batch or _rows(state.batch) == len(states)) for state in states

@@ -37,6 +37,7 @@ class Verdict:
     keeps: str = ""
     way: str = ""
     detail: str = ""
+    backend: str = ""  # what computes its attention here: "kernels" or "reference"
 
 
 class Bytes:
@@ -73,7 +74,7 @@ def judge(arch: str) -> Verdict:
         core = build_core(loaded, Bytes(), _OPTIONS)
     except RvllmError as error:
         return Verdict(arch, "refused", keeps, detail=_line(error))
-    way = _way(core)
+    way, backend = _way(core), str(core.stats()["attention_backend"])
     layout = probe_layout(model)
     cold, _ = _ask(core, prompts)
     warm, hits = _ask(core, prompts)
@@ -90,7 +91,7 @@ def judge(arch: str) -> Verdict:
         wrong.append("no prefix was reused")
     if hits_and_preemptions[1] == 0:
         wrong.append("nothing was preempted")
-    return Verdict(arch, "different" if wrong else "equal", keeps, way, ", ".join(wrong))
+    return Verdict(arch, "different" if wrong else "equal", keeps, way, ", ".join(wrong), backend)
 
 
 def mlx_lm_tokens(model: nn.Module, prompt: Sequence[int]) -> list[int]:
@@ -142,7 +143,10 @@ def _kinds(model: nn.Module) -> str:
 
 def _way(core: EngineCore) -> str:
     mode = core._runner.mode
-    return ("batched" if mode.batched else "row by row") + (", gathered" if mode.dense else "")
+    extras = [
+        name for name, is_on in (("gathered", mode.dense), ("rotated", mode.rotates), ("joined", mode.joins)) if is_on
+    ]
+    return ", ".join(["batched" if mode.batched else "row by row", *extras])
 
 
 def _line(error: BaseException) -> str:
