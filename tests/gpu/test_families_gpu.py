@@ -23,7 +23,7 @@ from rvllm_local.metal_kernels import default_backend
 from rvllm_local.models.families import known_families
 from tests.support.matrix import judge
 
-# Latent attention: keys and values of different sizes.
+# Latent attention: the kernels have none for keys and values of different sizes.
 BY_REFERENCE = {
     "bailing_hybrid",
     "bailing_moe_v3",

@@ -80,6 +80,8 @@ def judge(arch: str) -> Verdict:
     warm, hits = _ask(core, prompts)
     tight = build_core(loaded, Bytes(), replace(_OPTIONS, kv_memory=_tight_bytes(layout), self_check=False))
     tight._runner.mode = core._runner.mode
+    if core._runner._compiled is None:  # the mode that was proven has no compiled step
+        tight._runner._compiled = None
     preempted, _ = _ask(tight, prompts, preempt_every=25)
     hits_and_preemptions = (min(hits), tight.stats()["preemptions"])
     core.close("done")
