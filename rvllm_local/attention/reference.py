@@ -1,7 +1,7 @@
 """The reference back end: plain MLX over an arena that the host can address (CPU, or unified memory).
 
-New keys and values are evaluated layer by layer and stored through a numpy view of the arena, so nothing is
-ever copied as a whole; a context is read by gathering its blocks. Correct anywhere, tuned for the CPU.
+New keys and values are stored through a numpy view of the arena, so nothing is ever copied as a whole: those of a single
+token after its step, others layer by layer. A context is read by gathering its blocks. Correct anywhere, tuned for the CPU.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from rvllm_local.attention.chunk import chunk_attention, token_attention
 from rvllm_local.attention.context_copy import ContextCopy
 from rvllm_local.attention.dense import cap_logits, dense_attention
 from rvllm_local.attention.geometry import CallGeometry, visible_keys
+from rvllm_local.attention.waiting import WaitingKV, can_wait
 from rvllm_local.errors import UnsupportedModelError
 from rvllm_local.memory.arena import Arena
 from rvllm_local.memory.blocks import BLOCK_TOKENS
@@ -46,14 +47,24 @@ class ReferenceBackend:
             for group, arena in enumerate(arenas)
             if arena.shape.window is None and copy_tokens >= BLOCK_TOKENS
         }
+        self._waiting: WaitingKV | None = None
+        plain = [not arena.shape.quantized and arena.shape.key_dim == arena.shape.value_dim for arena in arenas]
+        self._can_wait = all(plain)  # what is stored is what was computed
 
     def begin(self, geometry: CallGeometry, *, by_row: bool = False) -> ReferenceSession:
+        self.flush()
         self._note_writes(geometry)
+        if self._can_wait and can_wait(geometry):
+            self._waiting = WaitingKV(geometry)
+            return ReferenceSession(
+                self._arenas, self._stores, geometry, by_row=False, copies={}, waiting=self._waiting
+            )
         copies = self._copies_for(geometry) if geometry.rows == 1 and geometry.query_len > 1 else {}
         return ReferenceSession(self._arenas, self._stores, geometry, by_row=by_row, copies=copies)
 
     def begin_mixed(self, geometry: CallGeometry, decode: CallGeometry, chunks: Sequence[CallGeometry]) -> MixedSession:
         """Prepare a decode call whose further rows are the tokens of prompts' chunks, one geometry each, and padding."""
+        self.flush()
         self._note_writes(geometry)
         lengths = [int(chunk.context_lens[0]) for chunk in chunks]
         longest = lengths.index(max(lengths)) if lengths else None
@@ -79,10 +90,14 @@ class ReferenceBackend:
         }
 
     def flush(self) -> None:
-        """Nothing is pending: each write is evaluated as it comes."""
+        """Store what still waits. Everything that reads or writes the arenas begins with this."""
+        waiting, self._waiting = self._waiting, None
+        if waiting is not None:
+            waiting.store([store.data for store in self._stores])
 
     def save_blocks(self, group: int, block_ids: Sequence[int]) -> list[bytes]:
         """Each block as bytes: its elements, then its scales."""
+        self.flush()
         store = self._stores[group]
         scales = store.scales
         return [
@@ -91,6 +106,7 @@ class ReferenceBackend:
 
     def load_blocks(self, group: int, block_ids: Sequence[int], payloads: Sequence[bytes | bytearray]) -> None:
         """Write saved bytes into blocks. Raises `ValueError` for a payload of the wrong size."""
+        self.flush()
         store, shape = self._stores[group], self._arenas[group].shape
         self._versions[group][list(block_ids)] += 1
         for block, payload in zip(block_ids, payloads, strict=True):
@@ -104,6 +120,7 @@ class ReferenceBackend:
 
     def copy_blocks(self, group: int, pairs: Sequence[tuple[int, int]]) -> None:
         """Copy blocks in place."""
+        self.flush()
         store = self._stores[group]
         for source, destination in pairs:
             self._versions[group][destination] += 1
@@ -151,12 +168,16 @@ class ReferenceSession:
         *,
         by_row: bool,
         copies: Mapping[int, ContextCopy],
+        waiting: WaitingKV | None = None,
     ) -> None:
+        """With `waiting`, which takes the new token's keys and values, it is a call of one row."""
         self._arenas, self._stores, self._geometry = arenas, stores, geometry
         self._by_row = by_row
         self._copies = copies
-        self._indices: dict[int, mx.array] = {}
-        self._biases: dict[int, mx.array] = {}
+        self._waiting = waiting
+        self._indices: dict[int, list[mx.array]] = {}
+        self._biases: dict[int, mx.array | None] = {}
+        self._ragged: dict[int, bool] = {}
         self._masks: dict[int, npt.NDArray[np.bool_]] = {}
 
     @property
@@ -170,6 +191,9 @@ class ReferenceSession:
     def write(self, slot: LayerSlot, keys: mx.array, values: mx.array) -> None:
         view, shape = self._geometry.groups[slot.group], self._arenas[slot.group].shape
         keys, values = keys.astype(shape.dtype), values.astype(shape.dtype)
+        if self._waiting is not None:
+            self._waiting.add(slot, keys, values)
+            return
         mx.eval(keys, values)
         blocks, slots = view.write_blocks[:, None], view.write_slots[:, None]  # [rows, 1, query_len]
         heads = np.arange(shape.kv_heads)[None, :, None]
@@ -186,15 +210,24 @@ class ReferenceSession:
     def gather(self, slot: LayerSlot) -> tuple[mx.array, mx.array]:
         index = self._gather_index(slot)
         shape = self._arenas[slot.group].shape
+        if self._waiting is not None:
+            context = mx.take(self._stores[slot.group].rows, index, axis=0).reshape(2, shape.kv_heads, -1, shape.width)
+            context = self._waiting.put_into(slot, context)
+            length = self._length(slot.group)
+            return context[0:1, :, :length], context[1:2, :, :length]
         keys, values = self._take(slot, index[0], shape.key_dim), self._take(slot, index[1], shape.value_dim)
         if self._geometry.rows == 1:
-            view = self._geometry.groups[slot.group]
-            length = int(self._geometry.context_lens[0] - view.first_positions[0])
+            length = self._length(slot.group)
             return keys[:, :, :length], values[:, :, :length]
         return keys, values
 
+    def _length(self, group: int) -> int:
+        """Tokens in the gathered context of a call's only row."""
+        geometry = self._geometry
+        return int(geometry.positions[0]) + geometry.query_len - int(geometry.groups[group].first_positions[0])
+
     def decode(self, slot: LayerSlot, queries: mx.array, call: AttentionCall) -> mx.array:
-        if self._by_row or self._is_too_much(slot.group) or (call.sinks is None and self._is_ragged(slot.group)):
+        if self._geometry.rows > 1 and self._goes_by_row(slot.group, call):
             return self._decode_by_row(slot, queries, call)
         keys, values = self.gather(slot)
         bias = self._decode_bias(slot.group, keys.shape[2], queries.dtype)
@@ -226,10 +259,14 @@ class ReferenceSession:
             self._masks[group] = visible_keys(self._geometry, group, width)[0]
         return self._masks[group]
 
+    def _goes_by_row(self, group: int, call: AttentionCall) -> bool:
+        return self._by_row or self._is_too_much(group) or (call.sinks is None and self._is_ragged(group))
+
     def _is_ragged(self, group: int) -> bool:
-        view = self._geometry.groups[group]
-        used = self._geometry.context_lens - view.first_positions
-        return self._geometry.rows * int(used.max()) > MAX_PADDING * int(used.sum())
+        if group not in self._ragged:
+            used = self._geometry.context_lens - self._geometry.groups[group].first_positions
+            self._ragged[group] = self._geometry.rows * int(used.max()) > MAX_PADDING * int(used.sum())
+        return self._ragged[group]
 
     def _is_too_much(self, group: int) -> bool:
         """Rows that share blocks can gather many times what the arena holds, which no plan has room for."""
@@ -261,7 +298,7 @@ class ReferenceSession:
         return mx.concatenate(outputs, axis=0)
 
     def _gather_index(self, slot: LayerSlot) -> mx.array:
-        """[2, rows, kv_heads, blocks] rows of the flattened arena that hold this layer's context."""
+        """[K|V, rows, kv_heads, blocks] rows of the flattened arena that hold this layer's context."""
         if slot.group not in self._indices:
             shape, tables = self._arenas[slot.group].shape, self._geometry.groups[slot.group].tables
             heads = np.arange(shape.kv_heads)[None, None, None, :, None]
@@ -269,7 +306,7 @@ class ReferenceSession:
             layer = np.arange(shape.num_layers)[:, None, None, None, None]
             block_and_layer = tables[None, None, :, None, :] * shape.num_layers + layer
             index = (block_and_layer * 2 + part) * shape.kv_heads + heads
-            self._indices[slot.group] = mx.array(index.astype(np.uint32))
+            self._indices[slot.group] = [mx.array(part) for part in index.astype(np.uint32)]
         return self._indices[slot.group][slot.layer]
 
     def _take(self, slot: LayerSlot, index: mx.array, dim: int) -> mx.array:
@@ -286,10 +323,10 @@ class ReferenceSession:
         """[rows, 1, 1, width] additive mask, or None when one row sees all of its gathered context."""
         if group not in self._biases:
             visible = visible_keys(self._geometry, group, width)
-            if visible.all():
-                return None
-            self._biases[group] = mx.array(np.where(visible, 0.0, -np.inf).astype(np.float32)[:, None])
-        return self._biases[group].astype(dtype)
+            bias = None if visible.all() else mx.array(np.where(visible, 0.0, -np.inf).astype(np.float32)[:, None])
+            self._biases[group] = bias
+        bias = self._biases[group]
+        return None if bias is None else bias.astype(dtype)
 
 
 class MixedSession:
