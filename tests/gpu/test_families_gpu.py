@@ -49,7 +49,7 @@ def wrong_with(arch: str) -> str | None:
     print(f"{found.verdict} | {arch} | {found.backend} | {found.way} | {found.keeps} | {found.detail}", flush=True)
     if found.verdict == "different":
         return f"differs from mlx-lm: {found.detail}"
-    if found.verdict == "equal" and (found.backend == "kernels") == (arch in BY_REFERENCE):
+    if found.verdict == "equal" and found.backend.startswith("kernels") == (arch in BY_REFERENCE):
         return f"is served by the {found.backend}"
     return None
 

@@ -37,7 +37,7 @@ class Verdict:
     keeps: str = ""
     way: str = ""
     detail: str = ""
-    backend: str = ""  # what computes its attention here: "kernels" or "reference"
+    backend: str = ""  # what computes attention here, and what else its decode calls do at once
 
 
 class Bytes:
@@ -74,7 +74,7 @@ def judge(arch: str) -> Verdict:
         core = build_core(loaded, Bytes(), _OPTIONS)
     except RvllmError as error:
         return Verdict(arch, "refused", keeps, detail=_line(error))
-    way, backend = _way(core), str(core.stats()["attention_backend"])
+    way, backend = _way(core), _backend(core)
     layout = probe_layout(model)
     cold, _ = _ask(core, prompts)
     warm, hits = _ask(core, prompts)
@@ -145,10 +145,13 @@ def _kinds(model: nn.Module) -> str:
 
 def _way(core: EngineCore) -> str:
     mode = core._runner.mode
-    extras = [
-        name for name, is_on in (("gathered", mode.dense), ("rotated", mode.rotates), ("joined", mode.joins)) if is_on
-    ]
-    return ", ".join(["batched" if mode.batched else "row by row", *extras])
+    return ("batched" if mode.batched else "row by row") + (", gathered" if mode.dense else "")
+
+
+def _backend(core: EngineCore) -> str:
+    mode = core._runner.mode
+    extras = [name for name, is_on in (("rotated", mode.rotates), ("joined", mode.joins)) if is_on]
+    return ", ".join([str(core.stats()["attention_backend"]), *extras])
 
 
 def _line(error: BaseException) -> str:
