@@ -18,7 +18,14 @@ SAID = [{"role": "user", "content": "A prompt of more than one block of thirty-t
 @pytest.mark.parametrize("stream", [False, True])
 def test_a_prompt_counts_once_however_many_choices_it_has(api: Running, stream: bool) -> None:
     def usage(n: int, seed: int) -> dict[str, int]:
-        body = {**CHAT, "messages": [{"role": "user", "content": f"{seed} {stream} {SAID}"}], "n": n, "stream": stream}
+        said = [{"role": "user", "content": f"{seed} {stream} {SAID}"}]
+        body = {
+            **CHAT,
+            "messages": said,
+            "n": n,
+            "stream": stream,
+            "seed": seed,
+        }  # drawn freely, a choice may end early
         answer = api.post({**body, "stream_options": {"include_usage": True}} if stream else body)
         text = answer.text.split("data: ")[-2] if stream else answer.text
         found: dict[str, int] = json.loads(text)["usage"]
