@@ -97,14 +97,15 @@ def test_help_loads_nothing_heavy() -> None:
 
 
 def test_help_is_quick() -> None:
-    """Against what it takes to start Python at all here and now: machines differ, and others work on them."""
+    """A fifth of a second, and no more than some starts of Python itself: the quickest of many, as others work here too."""
     bare, help_ = (_quickest(code) for code in (["-c", "pass"], ["-m", "rvllm_local.cli", "--help"]))
     assert help_ < 8 * bare, f"rvllm --help took {help_:.2f} s, and starting Python {bare:.2f} s"
+    assert help_ < 0.2, f"rvllm --help took {help_:.2f} s"
 
 
 def _quickest(arguments: list[str]) -> float:
     times = []
-    for _ in range(5):
+    for _ in range(20):
         began = time.perf_counter()
         subprocess.run([sys.executable, *arguments], capture_output=True, check=True)
         times.append(time.perf_counter() - began)
