@@ -12,6 +12,7 @@ import mlx.core as mx
 from rvllm_local.metal_kernels.config import BLOCK, MAX_GROUP, KernelConfig
 from rvllm_local.metal_kernels.splits import SPLIT_RULES, SplitRule
 
+_ONE_VECTOR = 256  # the largest head of which each of 32 lanes owns one vector of eight
 _SHARED_FLOATS = 8192  # of the warps' sums at the end, at most
 
 
@@ -33,7 +34,9 @@ class Tuning:
 
 def uses_matrix_units(c: KernelConfig, backend: str) -> bool:
     """True where `paged_decode.cu` serves: half-precision queries, KV in their type or int8, and registers that suffice."""
-    return backend == "cuda" and c.dtype != mx.float32 and c.kv_dtype in (c.dtype, mx.int8) and c.head_dim <= 256
+    return (
+        backend == "cuda" and c.dtype != mx.float32 and c.kv_dtype in (c.dtype, mx.int8) and c.head_dim <= _ONE_VECTOR
+    )
 
 
 def default_tuning(c: KernelConfig, backend: str) -> Tuning:
@@ -43,7 +46,7 @@ def default_tuning(c: KernelConfig, backend: str) -> Tuning:
         narrow = c.group <= 8 and c.head_dim <= 128
         tile, resident = 8 if narrow or c.head_dim > 128 else 16, 4 if narrow and c.quantized else 1
         return Tuning(tile, 4, splits, 16, resident, 16 if c.head_dim <= 128 else 8)
-    if c.head_dim > 256:  # a lane owns two vectors of the output, and of the splits' sums twice as many
+    if c.head_dim > _ONE_VECTOR:  # a lane owns two vectors of the output, and of the splits' sums twice as many
         return Tuning(4 if backend == "cuda" else 2, 4, splits, combined=4)
     return Tuning(8 if backend == "cuda" else 4, 4, splits)  # 8 rows would spill on Apple's 128 registers
 

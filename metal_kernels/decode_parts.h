@@ -45,7 +45,8 @@ RV_FN rv_share rv_weigh(float top, float total, float sink, int lane) {
 #define RV_OWN (RV_PARTS * RV_VEC)  // output elements a lane owns
 
 // Stage `stage` of a block's loads: its keys (a chunk of RV_KEY_LANES tokens a lane), then its values (RV_LOADS
-// chunks a lane, RV_PARTS of each token). `plane` counts rows. Tokens past `left` read as zeros: an unused slot may hold anything, NaN too.
+// chunks a lane, RV_PARTS of each token). `plane` counts rows. Tokens past `left` read as zeros: an unused slot may hold
+// anything, NaN too.
 RV_FN void rv_fetch(RV_LOCAL rv_raw* to, const RV_GLOBAL RV_KV* arena, rv_index plane, int left, int stage, int lane) {
   if (stage < RV_KEY_STAGES) {
     const int t = lane / RV_KEY_LANES, chunk = stage * RV_KEY_LANES + lane % RV_KEY_LANES;

@@ -102,26 +102,23 @@ def num_heads(config: Mapping[str, Any]) -> int:
 
 def stated_heads(config: Mapping[str, Any]) -> int | None:
     """The most query heads that a layer has by the configuration; None where it does not say."""
-    text = config.get("text_config")
-    for place in (config, text if isinstance(text, Mapping) else {}):
-        for name in _HEADS:
-            value = place.get(name)
-            counts = [
-                one for one in (value if isinstance(value, list) else [value]) if isinstance(one, int) and one > 0
-            ]
-            if counts:
-                return max(counts)
-    return None
+    return next(filter(None, (_stated(config, name) for name in _HEADS)), None)
 
 
 def widest(config: Mapping[str, Any], key: str) -> int:
     """A width of the configuration, or of its text part; 4 times the hidden size where an MLP's is not given."""
+    if found := _stated(config, key):
+        return found
+    return 4096 if key == "hidden_size" else 4 * widest(config, "hidden_size")
+
+
+def _stated(config: Mapping[str, Any], key: str) -> int | None:
+    """A size of the configuration, or of its text part: the largest where layers differ, None where none is given."""
     text = config.get("text_config")
-    places = [config, text] if isinstance(text, Mapping) else [config]
-    for place in places:
+    for place in (config, text if isinstance(text, Mapping) else {}):
         value = place.get(key)
         if isinstance(value, list):
             value = max((one for one in value if isinstance(one, int)), default=0)
         if isinstance(value, int) and value > 0:
             return value
-    return 4096 if key == "hidden_size" else 4 * widest(config, "hidden_size")
+    return None

@@ -169,9 +169,8 @@ class TokenLogprob:
     top: tuple[tuple[int, float], ...] = ()
 
 
-@dataclass(
-    slots=True
-)  # not frozen, though nobody changes one: each token has its own, and freezing is four fifths of making it
+# Not frozen, though nobody changes one: each token has its own, and freezing is four fifths of making it.
+@dataclass(slots=True)
 class StreamEvent:
     """What a stream yields: new text (possibly empty), the tokens behind it, and the end if it came.
 

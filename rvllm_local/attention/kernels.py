@@ -180,7 +180,8 @@ def _config(shape: KVShape, heads: int) -> KernelConfig:
 class KernelSession:
     """One model call over the state that it is given; the backend's token follows the state's.
 
-    With `fuses` a write waits for the attention of the same layer, whose launch does both; call `finish` at the end.
+    With `fuses`, in a compiled step, a write waits for the attention of the same layer, whose launch does both; call `finish`
+    at the end. The backend's token is left to who calls the step: what a trace leaves is no array if the trace fails.
     """
 
     def __init__(
@@ -203,7 +204,7 @@ class KernelSession:
             return
         (slot, new), self._waiting = self._waiting, None
         state, shape = self._state, self._backend.arenas[slot.group].shape
-        state.token = self._backend.kernels(slot.group, shape.kv_heads).kv_write(
+        token = self._backend.kernels(slot.group, shape.kv_heads).kv_write(
             state.arenas[slot.group],
             state.scales[slot.group],
             new.keys,
@@ -212,7 +213,12 @@ class KernelSession:
             state.layers[slot.layer],
             state.token,
         )
-        self._backend.token = state.token
+        self._advance(token)
+
+    def _advance(self, token: mx.array) -> None:
+        self._state.token = token
+        if not self._fuses:
+            self._backend.token = token
 
     def rope_table(self, frequencies: mx.array) -> mx.array:
         """The cosines and sines of each row's newest position."""
@@ -241,7 +247,7 @@ class KernelSession:
             new, self._waiting = self._waiting[1], None
         self.finish()
         state, shape = self._state, self._backend.arenas[slot.group].shape
-        attended, state.token = self._backend.kernels(slot.group, queries.shape[1]).paged_decode(
+        attended, token = self._backend.kernels(slot.group, queries.shape[1]).paged_decode(
             queries.astype(shape.dtype),
             state.arenas[slot.group],
             state.scales[slot.group],
@@ -256,7 +262,7 @@ class KernelSession:
             new=new,
             rotation=call.rotation,
         )
-        self._backend.token = state.token
+        self._advance(token)
         return attended
 
     def prefill(self, slot: LayerSlot, queries: mx.array, call: AttentionCall) -> mx.array:

@@ -19,7 +19,7 @@ from rvllm_local.attention.chunk import chunk_attention, token_attention
 from rvllm_local.attention.context_copy import ContextCopy
 from rvllm_local.attention.dense import cap_logits, dense_attention
 from rvllm_local.attention.geometry import CallGeometry, visible_keys
-from rvllm_local.attention.waiting import WaitingKV, can_wait
+from rvllm_local.attention.waiting import WaitingKV
 from rvllm_local.errors import UnsupportedModelError
 from rvllm_local.memory.arena import Arena
 from rvllm_local.memory.blocks import BLOCK_TOKENS
@@ -54,13 +54,11 @@ class ReferenceBackend:
     def begin(self, geometry: CallGeometry, *, by_row: bool = False) -> ReferenceSession:
         self.flush()
         self._note_writes(geometry)
-        if self._can_wait and can_wait(geometry):
-            self._waiting = WaitingKV(geometry)
-            return ReferenceSession(
-                self._arenas, self._stores, geometry, by_row=False, copies={}, waiting=self._waiting
-            )
+        # With more rows, putting the tokens into the graph costs more than waiting for them.
+        is_lone_token = geometry.rows == geometry.query_len == 1
+        self._waiting = waiting = WaitingKV(geometry) if is_lone_token and self._can_wait else None
         copies = self._copies_for(geometry) if geometry.rows == 1 and geometry.query_len > 1 else {}
-        return ReferenceSession(self._arenas, self._stores, geometry, by_row=by_row, copies=copies)
+        return ReferenceSession(self._arenas, self._stores, geometry, by_row=by_row, copies=copies, waiting=waiting)
 
     def begin_mixed(self, geometry: CallGeometry, decode: CallGeometry, chunks: Sequence[CallGeometry]) -> MixedSession:
         """Prepare a decode call whose further rows are the tokens of prompts' chunks, one geometry each, and padding."""
@@ -211,8 +209,7 @@ class ReferenceSession:
         index = self._gather_index(slot)
         shape = self._arenas[slot.group].shape
         if self._waiting is not None:
-            context = mx.take(self._stores[slot.group].rows, index, axis=0).reshape(2, shape.kv_heads, -1, shape.width)
-            context = self._waiting.put_into(slot, context)
+            context = self._waiting.put_into(slot, self._take(slot, index.squeeze(1), shape.width))
             length = self._length(slot.group)
             return context[0:1, :, :length], context[1:2, :, :length]
         keys, values = self._take(slot, index[0], shape.key_dim), self._take(slot, index[1], shape.value_dim)

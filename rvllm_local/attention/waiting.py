@@ -18,15 +18,13 @@ from rvllm_local.memory.layout import LayerSlot
 
 
 class WaitingKV:
-    """The new token of one row, layer by layer."""
+    """The one token of a call of one row, layer by layer."""
 
     def __init__(self, geometry: CallGeometry) -> None:
-        assert geometry.rows == geometry.query_len == 1
         self._geometry = geometry
         self._new: dict[int, dict[int, mx.array]] = {}  # by group and layer: [K|V, kv_heads, 1, width]
-        self._places = [
-            mx.array(geometry.positions - view.first_positions) for view in geometry.groups
-        ]  # of the token in its gathered context: [1]
+        # The token's place in each group's gathered context: [1].
+        self._places = [mx.array(geometry.positions - view.first_positions) for view in geometry.groups]
 
     def add(self, slot: LayerSlot, keys: mx.array, values: mx.array) -> None:
         """Take `[1, kv_heads, 1, width]` twice."""
@@ -45,8 +43,3 @@ class WaitingKV:
             block, slot = view.write_blocks[0, 0], view.write_slots[0, 0]
             arenas[group][block, list(layers), :, :, slot] = host_bits(new)[..., 0, :]
         self._new.clear()
-
-
-def can_wait(geometry: CallGeometry) -> bool:
-    """One token of one row: with more rows the tokens' places in the graph cost more than waiting does."""
-    return geometry.rows == geometry.query_len == 1

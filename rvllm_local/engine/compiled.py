@@ -70,22 +70,19 @@ class CompiledDecode:
         packed = [self._pack(rows, group, size) for group in range(len(self._layout.groups))]
         before = self._backend.counter.snapshot()
         scratch = self._backend.scratch(size, [descriptor.max_blocks_of(part.size, size) for part in packed])
-        newest = self._backend.token
         assert callable(step)
-        try:
-            result, newest = step(
-                tokens,
-                self._unused if self._rotates else self._positions(rows, size),
-                [mx.array(part) for part in packed],
-                newest,
-                self._backend.arrays,
-                self._backend.scales,
-                self._backend.layers,
-                scratch,
-            )
-        finally:
-            self._backend.token = newest  # a trace leaves its own there, which is no array if the trace failed
+        result, token = step(
+            tokens,
+            self._unused if self._rotates else self._positions(rows, size),
+            [mx.array(part) for part in packed],
+            self._backend.token,
+            self._backend.arrays,
+            self._backend.scales,
+            self._backend.layers,
+            scratch,
+        )
         self._count((step, size, scratch.size, *(part.size for part in packed)), before)
+        self._backend.token = token
         output: mx.array = result
         return output
 

@@ -93,6 +93,7 @@ class Sequence:
 
     @property
     def is_decoding(self) -> bool:
+        """Nothing is left to prefill; written out here and below, as steps ask for each row several times."""
         return len(self.token_ids) + self.in_flight == self.num_computed + 1
 
     @property

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from rvllm_local.attention.geometry import call_geometry
-from rvllm_local.attention.reference import ReferenceBackend
+from rvllm_local.attention.reference import ReferenceBackend, ReferenceSession
 from rvllm_local.memory.arena import Arena, KVShape
 from rvllm_local.memory.blocks import BlockTable
 from rvllm_local.memory.layout import KVLayout, LayerSlot
@@ -25,14 +25,14 @@ def new_token(start: float) -> tuple[mx.array, mx.array]:
 class Call:
     """Decode calls of one row whose context lies in the blocks 2 and 1."""
 
-    def __init__(self, dtype: mx.Dtype, window: int | None = None) -> None:
-        shape = KVShape(2, 2, WIDTH, WIDTH, window, dtype)
+    def __init__(self, dtype: mx.Dtype) -> None:
+        shape = KVShape(2, 2, WIDTH, WIDTH, None, dtype)
         self.layout = KVLayout((shape,), (FIRST, SECOND))
         self.arena = Arena(shape, 4)
         self.backend = ReferenceBackend([self.arena])
         self.tables = SequenceTables((BlockTable([2, 1]),))
 
-    def begin(self, position: int):
+    def begin(self, position: int) -> ReferenceSession:
         return self.backend.begin(call_geometry(self.layout, [self.tables], [position], 1))
 
     def stored(self, block: int, layer: int, slot: int) -> list[float]:
