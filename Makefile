@@ -24,10 +24,7 @@ test: $(VENV)/.installed-dev openblas lint
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	@# The top-level folders are mapped into the package, which mypy cannot know: show it the tree as installed.
-	@rm -rf .typecheck && mkdir -p .typecheck/rvllm_local
-	@ln -s $(CURDIR)/rvllm_local/* $(CURDIR)/models $(CURDIR)/metal_kernels $(CURDIR)/tui .typecheck/rvllm_local/
-	cd .typecheck && ../$(BIN)/mypy --config-file ../pyproject.toml -p rvllm_local
+	$(BIN)/mypy -p rvllm_local
 
 bench: $(VENV)/.installed-dev openblas
 	$(BIN)/python -m benchmarks.beside_peers
@@ -60,4 +57,4 @@ lock: $(VENV)/.installed-dev
 		| grep -v -i -E '^(pip|rvllm)'; } > constraints.new && mv constraints.new constraints.txt
 
 clean:
-	rm -rf $(VENV) .typecheck build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis

@@ -78,8 +78,8 @@ def prepare(model: str, layers: int | None, folder: Path) -> tuple[Path, Path, i
     import mlx.core as mx
     from mlx.utils import tree_flatten
 
+    from rvllm_local.commands.pack import pack_model
     from rvllm_local.models.loader import load_model, locate
-    from rvllm_local.verbs.pack import pack_model
 
     files = locate(model if layers is None else str(deepened(model, layers, folder / "deep")))
     pack_model(files, folder / "wide.rvllm", as_float32=True)

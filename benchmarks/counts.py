@@ -25,12 +25,12 @@ from rvllm_local import host
 host.prepare()
 
 from rvllm_local.bench import record
-from rvllm_local.bench.figures import Figure, exact, spread
+from rvllm_local.bench.metrics import Figure, exact, spread
 from rvllm_local.bench.outcome import Outcome
 from rvllm_local.bench.sse import EventReader
-from rvllm_local.engine.build import open_core
 from rvllm_local.engine.core import EngineCore
 from rvllm_local.engine.options import EngineOptions
+from rvllm_local.engine.startup.build import open_core
 from rvllm_local.models.loader import locate
 from rvllm_local.text.tokenizer_files import read_tokenizer
 from rvllm_local.types import Request, SamplingParams, StreamEvent

@@ -37,9 +37,9 @@ from mlx_lm.models.cache import make_prompt_cache
 
 from benchmarks import gpu_record
 from rvllm_local import host
-from rvllm_local.bench.figures import Figure, spread
+from rvllm_local.bench.metrics import Figure, spread
 from rvllm_local.bench.text_table import show
-from rvllm_local.engine.build import EngineOptions, build_core
+from rvllm_local.engine.startup.build import EngineOptions, build_core
 from rvllm_local.engine.core import EngineCore
 from rvllm_local.models.families import build_model
 from rvllm_local.models.loader import LoadedModel

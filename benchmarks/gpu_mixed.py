@@ -34,9 +34,9 @@ from mlx_lm.generate import BatchGenerator
 
 from benchmarks import gpu_record
 from benchmarks.gpu_decode import LLAMA_1B, NoText, forget_settings, loaded_llama
-from rvllm_local.bench.figures import Figure, spread
+from rvllm_local.bench.metrics import Figure, spread
 from rvllm_local.bench.text_table import show
-from rvllm_local.engine.build import EngineOptions, build_core
+from rvllm_local.engine.startup.build import EngineOptions, build_core
 from rvllm_local.engine.report import percentile
 from rvllm_local.types import Request, SamplingParams, StreamEvent
 

@@ -6,7 +6,7 @@ import math
 import re
 from collections.abc import Iterator
 
-from rvllm_local.bench.figures import Figure
+from rvllm_local.bench.metrics import Figure
 from rvllm_local.bench.record import Record
 from rvllm_local.bench.text_table import markdown, show
 

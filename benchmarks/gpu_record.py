@@ -9,7 +9,7 @@ from typing import Any
 
 import mlx.core as mx
 
-from rvllm_local.bench.figures import Figure
+from rvllm_local.bench.metrics import Figure
 from rvllm_local.bench.record import new_record
 
 

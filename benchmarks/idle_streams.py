@@ -131,13 +131,13 @@ def _cpu(pid: int) -> float:
 def _serve(folder: Path, profile: str | None) -> None:
     import cProfile
 
+    from rvllm_local.clients.process.client import ProcessClient
     from rvllm_local.engine.options import EngineOptions
-    from rvllm_local.engine.process import ProcessClient
     from rvllm_local.models.loader import ModelFiles
     from rvllm_local.server.app import running
+    from rvllm_local.server.http.settings import ServerSettings
     from rvllm_local.server.listener import bound, serve
-    from rvllm_local.server.registry import Registry
-    from rvllm_local.server.settings import ServerSettings
+    from rvllm_local.server.models.registry import Registry
 
     command = (sys.executable, "-m", "tests.support.paced_child")
     registry = Registry(

@@ -20,7 +20,7 @@ from collections import Counter
 from pathlib import Path
 
 from rvllm_local import LLM, SamplingParams
-from rvllm_local.client import make_requests
+from rvllm_local.clients.contract import make_requests
 from rvllm_local.config import parse_bytes
 from rvllm_local.engine.options import EngineOptions
 from rvllm_local.types import StreamEvent

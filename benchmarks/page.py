@@ -16,7 +16,7 @@ from pathlib import Path
 
 from benchmarks import gpu_page
 from rvllm_local.bench import record
-from rvllm_local.bench.figures import Figure
+from rvllm_local.bench.metrics import Figure
 from rvllm_local.bench.record import Record
 from rvllm_local.bench.svg import Plot, draw
 from rvllm_local.bench.text_table import markdown, number, show

@@ -160,7 +160,7 @@ async def bare(url: str, prompt: str, tokens: int) -> float:
 
 async def in_chat(url: str, prompt: str, tokens: int) -> float:
     """Tokens a second of the same request in the chat."""
-    from rvllm_local.tui.connect import Server
+    from rvllm_local.tui.launcher import Server
 
     app = ChatApp(ChatOptions(), Server(url, None))
     async with app.run_test(size=(100, 40)) as pilot:

@@ -14,8 +14,8 @@ import time
 from pathlib import Path
 
 from rvllm_local import host
+from rvllm_local.clients.process.client import ProcessClient
 from rvllm_local.engine.options import EngineOptions
-from rvllm_local.engine.process import ProcessClient
 from rvllm_local.types import SamplingParams
 
 ONE = SamplingParams(max_tokens=1, temperature=0, ignore_eos=True)

@@ -32,9 +32,9 @@ from rvllm_local.models.bundle_format import (
     read_manifest,
     require_digest,
 )
-from rvllm_local.models.hub import Progress, silent, staging, sync_folder
+from rvllm_local.models.file_stamps import StampedFiles, file_sha256
 from rvllm_local.models.safetensors_check import StoredTensor, check_safetensors, read_header
-from rvllm_local.models.verified import StampedFiles, file_sha256
+from rvllm_local.models.wheel_fetch import Progress, silent, staging, sync_folder
 
 # safetensors' names, MLX's types, and a numpy type of the same width
 _DTYPES: Mapping[str, tuple[mx.Dtype, type[np.generic]]] = {

@@ -18,10 +18,9 @@ from mlx.utils import tree_flatten
 
 from rvllm_local.models.bundle_format import WEIGHTS
 from rvllm_local.models.families import build_model
-from rvllm_local.models.gguf import GGUFFile
-from rvllm_local.models.gguf_config import gguf_config
-from rvllm_local.models.hub import Progress
-from rvllm_local.models.hub_repo import fetch_configuration, find_repository
+from rvllm_local.models.gguf.config import gguf_config
+from rvllm_local.models.gguf.reader import GGUFFile
+from rvllm_local.models.hub_fetch import fetch_configuration, find_repository
 from rvllm_local.models.loader import (
     ModelFiles,
     context_length,
@@ -31,6 +30,7 @@ from rvllm_local.models.loader import (
     repository_of,
     vocab_size,
 )
+from rvllm_local.models.wheel_fetch import Progress
 
 _HEADS = ("num_attention_heads", "num_heads", "n_heads", "n_head", "num_query_heads")
 _DTYPES = {"float32": mx.float32, "float16": mx.float16, "bfloat16": mx.bfloat16}

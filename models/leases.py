@@ -14,7 +14,7 @@ import uuid
 from dataclasses import dataclass
 from pathlib import Path
 
-from rvllm_local.models.hub import cache_folder
+from rvllm_local.models.wheel_fetch import cache_folder
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,16 +24,16 @@ from rvllm_local.models.bundle_format import MANIFEST, WEIGHTS
 from rvllm_local.models.catalogue import Catalogue, CatalogueEntry
 from rvllm_local.models.config_check import check_end
 from rvllm_local.models.families import build_model
-from rvllm_local.models.gguf import GGUFFile
-from rvllm_local.models.gguf_config import gguf_config
-from rvllm_local.models.gguf_models import check_shapes, gguf_packed_weights, gguf_weights
-from rvllm_local.models.hub import Progress, fetch, silent
-from rvllm_local.models.hub_repo import Wanted, fetch_repository, parse_repository
+from rvllm_local.models.file_stamps import StampedFiles
+from rvllm_local.models.gguf.config import gguf_config
+from rvllm_local.models.gguf.reader import GGUFFile
+from rvllm_local.models.gguf.weights import check_shapes, gguf_packed_weights, gguf_weights
+from rvllm_local.models.hub_fetch import Wanted, fetch_repository, parse_repository
 from rvllm_local.models.leases import take_lease
 from rvllm_local.models.quantized import quantize_as_packed, quantize_as_stored
 from rvllm_local.models.safetensors_check import weight_files
-from rvllm_local.models.verified import StampedFiles
-from rvllm_local.models.widen import widen_to_float32
+from rvllm_local.models.to_float32 import widen_to_float32
+from rvllm_local.models.wheel_fetch import Progress, fetch, silent
 
 _DEFAULT_CONTEXT = 2048
 _LARGEST_SETTINGS = 16 << 20

@@ -13,7 +13,7 @@ from mlx import nn
 from mlx.utils import tree_flatten
 
 from rvllm_local.errors import ModelFileError, UnsupportedModelError
-from rvllm_local.models.gguf_mlx import GROUP_SIZE
+from rvllm_local.models.gguf.mlx import GROUP_SIZE
 
 # Quantizations that other tools name in `quantization_config` and MLX has under the same meaning.
 _SAME_AS = {

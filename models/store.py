@@ -14,9 +14,9 @@ from pathlib import Path
 from rvllm_local.errors import ModelNotFoundError, RvllmError
 from rvllm_local.models.bundle import is_bundle
 from rvllm_local.models.catalogue import Catalogue
-from rvllm_local.models.hub import cache_folder, is_left_behind
-from rvllm_local.models.hub_repo import PIN, RECORD, is_being_fetched, parse_repository, read_record
+from rvllm_local.models.hub_fetch import PIN, RECORD, is_being_fetched, parse_repository, read_record
 from rvllm_local.models.leases import users_of
+from rvllm_local.models.wheel_fetch import cache_folder, is_left_behind
 
 
 @dataclass(frozen=True, slots=True)

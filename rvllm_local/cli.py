@@ -10,9 +10,9 @@ import sys
 from collections.abc import Iterator, Sequence
 from types import FrameType
 
+from rvllm_local.commands.bench import add_arguments as bench_flags
+from rvllm_local.commands.chat import add_arguments as chat_flags
 from rvllm_local.errors import DownloadError, EngineError, RvllmError
-from rvllm_local.verbs.bench import add_arguments as bench_flags
-from rvllm_local.verbs.chat import add_arguments as chat_flags
 
 _FAILED, _BAD_INPUT, _INTERRUPTED = 1, 2, 130
 _SWALLOWED_S = 3.0  # after which an interrupt that has not ended the process was caught by somebody else
@@ -167,63 +167,63 @@ def _add_engine_flags(verb: argparse.ArgumentParser) -> None:
 
 
 def _plan(arguments: argparse.Namespace) -> int:
-    from rvllm_local.verbs.plan import plan
+    from rvllm_local.commands.plan import plan
 
     return plan(arguments)
 
 
 def _doctor(arguments: argparse.Namespace) -> int:
-    from rvllm_local.verbs.doctor import doctor
+    from rvllm_local.commands.doctor import doctor
 
     return doctor(arguments)
 
 
 def _run(arguments: argparse.Namespace) -> int:
     with _insisting_interrupts():
-        from rvllm_local.verbs.run import run
+        from rvllm_local.commands.run import run
 
         return run(arguments)
 
 
 def _serve(arguments: argparse.Namespace) -> int:
-    from rvllm_local.verbs.serve import serve
+    from rvllm_local.commands.serve import serve
 
     return serve(arguments)
 
 
 def _chat(arguments: argparse.Namespace) -> int:
-    from rvllm_local.verbs.chat import chat
+    from rvllm_local.commands.chat import chat
 
     return chat(arguments)
 
 
 def _bench(arguments: argparse.Namespace) -> int:
-    from rvllm_local.verbs.bench import bench
+    from rvllm_local.commands.bench import bench
 
     return bench(arguments)
 
 
 def _about_models(arguments: argparse.Namespace) -> int:
-    from rvllm_local.verbs import models
+    from rvllm_local.commands import models
 
     status: int = getattr(models, arguments.verb)(arguments)
     return status
 
 
 def _pack(arguments: argparse.Namespace) -> int:
-    from rvllm_local.verbs.pack import pack
+    from rvllm_local.commands.pack import pack
 
     return pack(arguments)
 
 
 def _convert(arguments: argparse.Namespace) -> int:
-    from rvllm_local.verbs.convert import convert
+    from rvllm_local.commands.convert import convert
 
     return convert(arguments)
 
 
 def _config(_arguments: argparse.Namespace) -> int:
-    from rvllm_local.verbs.run import config
+    from rvllm_local.commands.run import config
 
     return config()
 

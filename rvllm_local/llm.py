@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from rvllm_local import host
-from rvllm_local.client import Client, make_requests, open_stream
+from rvllm_local.clients.contract import Client, make_requests, open_stream
+from rvllm_local.clients.stream import TokenStream
 from rvllm_local.config import default_cache_dir, parse_bytes
 from rvllm_local.engine.options import EngineOptions
-from rvllm_local.engine.stream import TokenStream
 from rvllm_local.errors import ParameterError
 from rvllm_local.types import Completion, FinishReason, SamplingParams, StreamEvent, TokenLogprob
 
@@ -91,7 +91,7 @@ class LLM:
         Text becomes tokens here, so that the model's files must be on this machine too. `api_key` defaults to
         RVLLM_API_KEY. Raises `EngineCrashedError` where no server answers.
         """
-        from rvllm_local.http_client import HttpClient
+        from rvllm_local.clients.http import HttpClient
         from rvllm_local.models.loader import locate
         from rvllm_local.text.tokenizer_files import read_tokenizer
 
@@ -103,11 +103,11 @@ class LLM:
 
     def _open(self, model: str, options: EngineOptions, progress: Callable[[str], None] | None) -> None:
         host.prepare()
-        from rvllm_local.engine.build import open_core
+        from rvllm_local.clients.in_process import InProcessClient
         from rvllm_local.engine.loop import EngineLoop
-        from rvllm_local.local_client import InProcessClient
+        from rvllm_local.engine.startup.build import open_core
         from rvllm_local.models.loader import locate
-        from rvllm_local.text.grammars import Grammars
+        from rvllm_local.text.grammar.compiled import Grammars
         from rvllm_local.text.tokenizer_files import read_tokenizer
 
         files = locate(model) if progress is None else locate(model, progress)
@@ -262,7 +262,7 @@ def _grammar(response_format: Mapping[str, Any] | None) -> str | None:
         raise ParameterError(
             "response_format", f"response_format must be an object, not {type(response_format).__name__}"
         )
-    from rvllm_local.text.grammar import grammar_for_format
+    from rvllm_local.text.grammar.formats import grammar_for_format
 
     return grammar_for_format(response_format)
 

@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 from rvllm_local.tui.app import ChatApp
-from rvllm_local.tui.connect import Server
+from rvllm_local.tui.launcher import Server
 from rvllm_local.tui.options import ChatOptions
 from rvllm_local.tui.state import Link
 

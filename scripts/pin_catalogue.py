@@ -14,8 +14,8 @@ from pathlib import Path
 
 from rvllm_local.errors import RvllmError
 from rvllm_local.models.catalogue import Catalogue, CatalogueEntry
+from rvllm_local.models.hub_fetch import Wanted, offered
 from rvllm_local.models.hub_plan import choose_files
-from rvllm_local.models.hub_repo import Wanted, offered
 
 CATALOGUE = Path(__file__).parents[1] / "models" / "catalog.toml"
 

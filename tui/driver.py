@@ -18,7 +18,7 @@ from rvllm_local.history import History
 from rvllm_local.history.types import Chat, Message, ToolCall, new_id
 from rvllm_local.tui import state as s
 from rvllm_local.tui.endpoint import Endpoint
-from rvllm_local.tui.session import reduce
+from rvllm_local.tui.reducer import reduce
 
 FLUSH_S = 1 / 8  # how often the words that came are handed on; painting costs by the flush
 _T = TypeVar("_T")

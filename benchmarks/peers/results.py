@@ -10,8 +10,8 @@ from typing import Any
 
 from benchmarks.peers import llama_server
 from rvllm_local.bench import record
-from rvllm_local.bench.figures import Figure, Slo, exact, failures, intervals, percentile, summary
 from rvllm_local.bench.load import Run
+from rvllm_local.bench.metrics import Figure, Slo, exact, failures, intervals, percentile, summary
 from rvllm_local.bench.outcome import Outcome
 from rvllm_local.bench.text_table import show
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from rvllm_local.bench.figures import Figure
+from rvllm_local.bench.metrics import Figure
 from rvllm_local.bench.record import Record, load
 from rvllm_local.bench.text_table import aligned, show
 from rvllm_local.errors import ConfigError

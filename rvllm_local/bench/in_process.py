@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rvllm_local.bench import record
-from rvllm_local.bench.figures import Figure, spread
+from rvllm_local.bench.metrics import Figure, spread
 from rvllm_local.bench.text_table import aligned, show
 from rvllm_local.errors import ConfigError
 
@@ -82,12 +82,12 @@ def _check(*counts: int) -> None:
 
 @contextmanager
 def _engine(arguments: Namespace, rows: int) -> Iterator[tuple[LLM, Sizes]]:
+    from rvllm_local.commands.support import configured, show_progress
     from rvllm_local.engine.options import EngineOptions
-    from rvllm_local.engine.planning import plan_model
+    from rvllm_local.engine.startup.planning import plan_model
     from rvllm_local.llm import LLM
     from rvllm_local.models.describe import describe
     from rvllm_local.models.loader import locate
-    from rvllm_local.verbs.support import configured, show_progress
 
     # No disk cache: it would know the prompts from the last time.
     config = configured(

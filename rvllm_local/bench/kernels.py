@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from rvllm_local import host
 from rvllm_local.bench import record
-from rvllm_local.bench.figures import Figure, exact
+from rvllm_local.bench.metrics import Figure, exact
 
 if TYPE_CHECKING:
     from rvllm_local.metal_kernels.proof.bandwidth import Measured

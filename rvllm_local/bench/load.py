@@ -18,7 +18,7 @@ import msgspec
 from rvllm_local.bench.outcome import Failure, Outcome
 from rvllm_local.bench.sse import EventReader
 from rvllm_local.bench.trace import Session, Trace, Turn
-from rvllm_local.server.own_process import prepare_limits
+from rvllm_local.server.process_limits import prepare_limits
 
 _WATCH_S = 0.02
 _ERROR_BODY, _ERROR_BODY_S = 2000, 2.0  # bytes that are read of an answer with an error's status, and for how long

@@ -16,7 +16,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from rvllm_local.bench.figures import Figure
+from rvllm_local.bench.metrics import Figure
 from rvllm_local.errors import ConfigError
 
 _FORMAT = 1

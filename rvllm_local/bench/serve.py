@@ -12,9 +12,10 @@ from typing import Any
 
 import numpy as np
 
-from rvllm_local.bench import asked, load, record, trace
-from rvllm_local.bench.figures import Figure, Slo, exact, failures, percentile, summary
+from rvllm_local.bench import arguments as bench_arguments
+from rvllm_local.bench import load, record, trace
 from rvllm_local.bench.load import Run
+from rvllm_local.bench.metrics import Figure, Slo, exact, failures, percentile, summary
 from rvllm_local.bench.outcome import CountTokens, Outcome
 from rvllm_local.bench.processes import Bystanders, check_pid, resident
 from rvllm_local.bench.svg import Plot, draw
@@ -30,11 +31,11 @@ TOTALS = ("requests", "errors", "tokens_per_s", "goodput", "cached_tokens", "pea
 
 def serve(arguments: Namespace) -> int:
     """Run, print and write; exit status 1 if every request failed."""
-    slo, made = asked.check(arguments), asked.trace_from(arguments)
+    slo, made = bench_arguments.check(arguments), bench_arguments.trace_from(arguments)
     count = tokenizer(arguments.tokenizer)
     if arguments.pid is not None:
         check_pid(arguments.pid)
-    endpoint = asked.endpoint_from(arguments)
+    endpoint = bench_arguments.endpoint_from(arguments)
     if arguments.save_trace:
         trace.save(made if arguments.recorded else made.at_rate(arguments.rate[0]), Path(arguments.save_trace))
     runs: dict[str, dict[str, Figure]] = {}

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rvllm_local.bench import record
-from rvllm_local.bench.figures import spread
+from rvllm_local.bench.metrics import spread
 from rvllm_local.bench.text_table import aligned, show
 from rvllm_local.errors import ConfigError, EngineError
 

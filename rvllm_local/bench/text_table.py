@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 
-from rvllm_local.bench.figures import Figure
+from rvllm_local.bench.metrics import Figure
 
 
 def number(value: float, unit: str = "") -> str:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rvllm_local.bench.words import words
+from rvllm_local.bench.filler_text import words
 from rvllm_local.errors import ConfigError
 
 _BURST_MEAN = 4  # requests a burst

@@ -17,15 +17,15 @@ import numpy as np
 from rvllm_local.attention.geometry import ChunkRows, DecodeRow
 from rvllm_local.engine.detokenizer import StreamingDetokenizer, Vocabulary
 from rvllm_local.engine.identity import EngineIdentity
+from rvllm_local.engine.kv_cache import KVResidence
 from rvllm_local.engine.limits import EngineLimits
-from rvllm_local.engine.pace import Pace
+from rvllm_local.engine.prefill_budget import Pace
 from rvllm_local.engine.report import report, status
-from rvllm_local.engine.residence import KVResidence
 from rvllm_local.engine.runner import ModelRunner
-from rvllm_local.engine.sampler import RowSampling, SampledTokens
+from rvllm_local.engine.sampling.sampler import RowSampling, SampledTokens
+from rvllm_local.engine.sampling.token_history import TokenHistory
 from rvllm_local.engine.scheduler import PrefillChunk, Scheduler
 from rvllm_local.engine.sequence import History, Sequence
-from rvllm_local.engine.token_history import TokenHistory
 from rvllm_local.errors import GrammarError, ParameterError
 from rvllm_local.memory.blocks import BLOCK_TOKENS
 from rvllm_local.memory.prefix import KeyChain
@@ -42,7 +42,7 @@ from rvllm_local.types import (
 )
 
 if TYPE_CHECKING:
-    from rvllm_local.text.matcher import Matcher
+    from rvllm_local.text.grammar.matcher import Matcher
 
 _REPORTS_KEPT = 1000
 _MOST_MIXED = 32  # prompt tokens that a decode call takes along; more go in calls of their own

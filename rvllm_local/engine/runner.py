@@ -15,14 +15,14 @@ import numpy as np
 from mlx import nn
 
 from rvllm_local.attention.backend import KVBackend
-from rvllm_local.attention.brief import BriefSession, EnoughLayersError
+from rvllm_local.attention.cpu.reference import ReferenceBackend
+from rvllm_local.attention.cpu.two_layer_session import BriefSession, EnoughLayersError
 from rvllm_local.attention.geometry import CallGeometry, ChunkRows, DecodeRow, call_geometry, filled
 from rvllm_local.attention.kernels import KernelBackend
-from rvllm_local.attention.reference import ReferenceBackend
 from rvllm_local.attention.seam import make_caches, session_caches, state_after
 from rvllm_local.engine.compiled import CompiledDecode
-from rvllm_local.engine.host_sampler import draw
-from rvllm_local.engine.sampler import RowSampling, SampledTokens, SamplingBatch, Tokens, sample
+from rvllm_local.engine.sampling.host_sampler import draw
+from rvllm_local.engine.sampling.sampler import RowSampling, SampledTokens, SamplingBatch, Tokens, sample
 from rvllm_local.memory.block_io import BlockIO
 from rvllm_local.memory.blocks import BLOCK_TOKENS, SCRATCH_BLOCK, BlockTable
 from rvllm_local.memory.layout import KVLayout

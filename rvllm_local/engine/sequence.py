@@ -9,14 +9,14 @@ import numpy as np
 import numpy.typing as npt
 
 from rvllm_local.engine.detokenizer import StreamingDetokenizer
-from rvllm_local.engine.token_history import TokenHistory
+from rvllm_local.engine.sampling.token_history import TokenHistory
 from rvllm_local.memory.prefix import KeyChain
 from rvllm_local.memory.swap import Swapped
 from rvllm_local.memory.tables import SequenceTables
 from rvllm_local.types import EventSink, Request
 
 if TYPE_CHECKING:
-    from rvllm_local.text.matcher import Matcher
+    from rvllm_local.text.grammar.matcher import Matcher
 
 
 @dataclass(slots=True)

@@ -10,17 +10,22 @@ import msgspec
 from starlette.routing import BaseRoute, Route, Router
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from rvllm_local.server import anthropic, engine_routes, openai, openapi, responses, token_routes
-from rvllm_local.server.generation import Generator
-from rvllm_local.server.guard import Guard
-from rvllm_local.server.metrics import Metrics
-from rvllm_local.server.problems import Problem, problem_of
-from rvllm_local.server.questions import Questions
-from rvllm_local.server.registry import Registry
-from rvllm_local.server.reply import GoneError
-from rvllm_local.server.service import Service
-from rvllm_local.server.settings import ServerSettings
-from rvllm_local.server.workers import Workers
+from rvllm_local.server.api import openapi
+from rvllm_local.server.api.anthropic import routes as anthropic
+from rvllm_local.server.api.engine import routes as engine_routes
+from rvllm_local.server.api.engine import token_routes
+from rvllm_local.server.api.openai import routes as openai
+from rvllm_local.server.api.responses import routes as responses
+from rvllm_local.server.api.service import Service
+from rvllm_local.server.generation.generation import Generator
+from rvllm_local.server.generation.metrics import Metrics
+from rvllm_local.server.generation.workers import Workers
+from rvllm_local.server.http.guard import Guard
+from rvllm_local.server.http.problems import Problem, problem_of
+from rvllm_local.server.http.replies import GoneError
+from rvllm_local.server.http.settings import ServerSettings
+from rvllm_local.server.models.registry import Registry
+from rvllm_local.server.models.single_flight import Questions
 
 # The types that request bodies are read into, by path.
 BODIES: Mapping[str, type[msgspec.Struct]] = {

@@ -18,9 +18,9 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from rvllm_local.errors import ConfigError
 from rvllm_local.server.app import Server
-from rvllm_local.server.garbage import collect_when_idle
-from rvllm_local.server.problems import Problem
-from rvllm_local.server.settings import ServerSettings
+from rvllm_local.server.gc_control import collect_when_idle
+from rvllm_local.server.http.problems import Problem
+from rvllm_local.server.http.settings import ServerSettings
 
 logger = logging.getLogger(__name__)
 

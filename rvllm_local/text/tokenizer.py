@@ -17,7 +17,7 @@ from tokenizers import Tokenizer as Backend
 
 from rvllm_local.errors import ParameterError, UnsupportedModelError
 from rvllm_local.text.messages import plain_messages
-from rvllm_local.text.spm import SentencePieceBackend
+from rvllm_local.text.sentencepiece import SentencePieceBackend
 from rvllm_local.text.tags import CONTROL_TAGS
 
 _KEPT_PIECES = 8192  # tokens whose bytes are kept: a text repeats its own

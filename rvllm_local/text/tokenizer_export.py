@@ -12,7 +12,7 @@ from tokenizers import Tokenizer as Backend
 from tokenizers import processors
 
 from rvllm_local.models.loader import ModelFiles
-from rvllm_local.text.spm import SentencePieceBackend
+from rvllm_local.text.sentencepiece import SentencePieceBackend
 from rvllm_local.text.tokenizer import Tokenizer
 
 _FILES = (

@@ -12,9 +12,9 @@ from tokenizers import Tokenizer as Backend
 from tokenizers.models import BPE
 
 from rvllm_local.errors import ModelFileError, UnsupportedModelError
-from rvllm_local.models.gguf import GGUFFile
+from rvllm_local.models.gguf.reader import GGUFFile
 from rvllm_local.models.loader import ModelFiles
-from rvllm_local.text.spm import SentencePieceBackend, build_proto
+from rvllm_local.text.sentencepiece import SentencePieceBackend, build_proto
 from rvllm_local.text.tokenizer import Tokenizer
 
 _CONTROL = 3  # token types in a GGUF file

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from rvllm_local.server.settings import ServerSettings
+from rvllm_local.server.http.settings import ServerSettings
 from tests.support.api import PacedClient, Running, served
 from tests.support.served import save_thinking
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from rvllm_local.server.settings import ServerSettings
+from rvllm_local.server.http.settings import ServerSettings
 from tests.support.api import CHAT, PacedClient, Running, served
 
 SECRET = "zebra-crossing"

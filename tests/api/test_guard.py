@@ -10,8 +10,8 @@ import pytest
 from starlette.routing import Route
 
 from rvllm_local.server.app import Server
-from rvllm_local.server.guard import Guard
-from rvllm_local.server.settings import ServerSettings
+from rvllm_local.server.http.guard import Guard
+from rvllm_local.server.http.settings import ServerSettings
 from tests.api.conftest import ORIGIN
 from tests.support.api import CHAT, PacedClient, Running, served
 

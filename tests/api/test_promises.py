@@ -23,7 +23,7 @@ import httpx
 import pytest
 
 from rvllm_local.engine.options import EngineOptions
-from rvllm_local.server.settings import ServerSettings
+from rvllm_local.server.http.settings import ServerSettings
 from tests.support.api import CHAT, Running, served
 from tests.support.processes import eventually, is_running
 from tests.support.served import rvllm_serve, save_thinking

@@ -10,8 +10,8 @@ from dataclasses import replace
 import pytest
 from tokenizers import Tokenizer
 
-from rvllm_local.server.calls import ChatCall
-from rvllm_local.server.prompting import prepare_chat
+from rvllm_local.conversation.calls import ChatCall
+from rvllm_local.conversation.prompts import prepare_chat
 from rvllm_local.text.families import style_of
 from rvllm_local.types import EventSink, Request, SamplingParams
 from tests.support.api import PacedClient, Running, served

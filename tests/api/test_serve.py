@@ -18,11 +18,11 @@ import httpx
 import pytest
 
 from rvllm_local.cli import _parser
+from rvllm_local.commands.serve import settings_from
 from rvllm_local.engine.options import EngineOptions
 from rvllm_local.errors import ConfigError, EngineError, ModelFileError
 from rvllm_local.models.loader import ModelFiles
-from rvllm_local.server.questions import Questions
-from rvllm_local.verbs.serve import settings_from
+from rvllm_local.server.models.single_flight import Questions
 from tests.support.api import CHAT, PacedClient, served
 from tests.support.processes import eventually, is_running
 from tests.support.served import rvllm_serve, save_thinking
@@ -154,7 +154,7 @@ def test_a_server_takes_descriptors_for_its_connections_and_leaves_no_core_file(
     code = """if True:
         import resource
         resource.setrlimit(resource.RLIMIT_NOFILE, (256, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
-        from rvllm_local.server.own_process import prepare_limits
+        from rvllm_local.server.process_limits import prepare_limits
         prepare_limits(300)
         print(resource.getrlimit(resource.RLIMIT_NOFILE)[0], resource.getrlimit(resource.RLIMIT_CORE)[0])
         resource.setrlimit(resource.RLIMIT_NOFILE, (256, 256))
@@ -168,7 +168,7 @@ def test_a_server_takes_descriptors_for_its_connections_and_leaves_no_core_file(
 def test_logs_hold_no_text_of_a_foreign_error() -> None:
     code = """if True:
         import asyncio, logging
-        from rvllm_local.server.own_process import prepare_logs, report_to_log
+        from rvllm_local.server.process_limits import prepare_logs, report_to_log
         prepare_logs()
         async def fail():
             raise ValueError("a prompt")

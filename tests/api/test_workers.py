@@ -8,8 +8,8 @@ import time
 
 import pytest
 
-from rvllm_local.server.problems import Problem
-from rvllm_local.server.workers import Workers
+from rvllm_local.server.generation.workers import Workers
+from rvllm_local.server.http.problems import Problem
 from tests.support.processes import eventually
 
 

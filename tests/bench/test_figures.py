@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from rvllm_local.bench import record, svg
-from rvllm_local.bench.figures import Figure, Slo, exact, intervals, percentile, spread, summary
+from rvllm_local.bench.metrics import Figure, Slo, exact, intervals, percentile, spread, summary
 from rvllm_local.bench.outcome import Failure, Outcome
 from rvllm_local.bench.processes import Bystanders, check_pid, resident
 from rvllm_local.bench.text_table import number

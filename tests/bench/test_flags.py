@@ -146,12 +146,12 @@ def test_a_strange_list_of_models_stops_nothing(listing: bytes, capsys: pytest.C
 
 
 def test_a_list_of_models_that_trickles_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    from rvllm_local.bench import asked
+    from rvllm_local.bench import arguments as bench_arguments
 
-    monkeypatch.setattr(asked, "_LISTING_S", 0.5)
+    monkeypatch.setattr(bench_arguments, "_LISTING_S", 0.5)
     with Scripted([b"HTTP/1.1 200 OK\r\n\r\n", *([b" ", 0.1] * 50)]) as server:
         began = time.monotonic()
-        assert asked._first_model(server.url, {}) == "default"
+        assert bench_arguments._first_model(server.url, {}) == "default"
         assert time.monotonic() - began < 3
 
 

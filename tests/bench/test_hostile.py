@@ -15,8 +15,8 @@ from typing import Any
 
 import pytest
 
-from rvllm_local.bench.figures import Slo, failures, summary
 from rvllm_local.bench.load import Endpoint, Interrupted, Run, run
+from rvllm_local.bench.metrics import Slo, failures, summary
 from rvllm_local.bench.outcome import Failure, Outcome
 from rvllm_local.bench.serve import warnings
 from rvllm_local.bench.trace import Session, Trace, Turn

@@ -8,8 +8,8 @@ import socket
 
 import pytest
 
-from rvllm_local.bench.figures import Slo, failures, summary
 from rvllm_local.bench.load import Endpoint, Run, run
+from rvllm_local.bench.metrics import Slo, failures, summary
 from rvllm_local.bench.outcome import Failure, Outcome
 from rvllm_local.bench.trace import Session, Trace, Turn
 from tests.bench.endpoint import DONE, GOOD, HEAD, WORDS, Scripted, Step, chunk, usage

@@ -17,8 +17,8 @@ from benchmarks import beside_peers, page
 from benchmarks.peers import llama_server, results
 from benchmarks.peers.process import ServerProcess, free_port
 from rvllm_local.bench import record
-from rvllm_local.bench.figures import exact
 from rvllm_local.bench.load import Run
+from rvllm_local.bench.metrics import exact
 from rvllm_local.bench.outcome import Failure, Outcome
 
 

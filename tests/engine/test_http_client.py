@@ -11,11 +11,11 @@ import httpx
 import pytest
 
 from rvllm_local import LLM, SamplingParams, errors
-from rvllm_local.client import make_requests, open_stream
-from rvllm_local.engine import wire
+from rvllm_local.clients import http_messages
+from rvllm_local.clients.contract import make_requests, open_stream
+from rvllm_local.clients.http import HttpClient, _error
 from rvllm_local.engine.limits import EngineLimits
-from rvllm_local.http_client import HttpClient, _error
-from rvllm_local.server.problems import problem_of
+from rvllm_local.server.http.problems import problem_of
 from rvllm_local.types import EventSink, FinishReason, Request
 from tests.support.api import PacedClient, Running, served
 from tests.support.processes import eventually
@@ -79,7 +79,7 @@ def test_an_error_keeps_its_class_on_its_way(error: errors.RvllmError) -> None:
 def test_a_request_is_the_same_after_its_way() -> None:
     params = SamplingParams(max_tokens=3, temperature=0.5, stop="a", n=2, logit_bias={5: 1.5}, logprobs=2, min_p=0.1)
     requests = make_requests([1, 2], params, grammar="g", priority=-3, kept_special=["<t>"])
-    found = wire.read(wire.written(requests, "m"))
+    found = http_messages.read(http_messages.written(requests, "m"))
     assert [
         (r.request_id, r.prompt_token_ids, r.seed, r.index, r.priority, r.grammar, r.kept_special) for r in found
     ] == [(r.request_id, r.prompt_token_ids, r.seed, r.index, r.priority, r.grammar, r.kept_special) for r in requests]
@@ -130,6 +130,6 @@ def test_any_open_request_can_be_cancelled_by_its_id_and_ids_are_unique(running:
 )  # fmt: skip
 def test_a_wrong_field_is_refused_by_its_name(running: Running, change: dict[str, object]) -> None:
     body = {"request_id": "a", "prompt_token_ids": [1], "params": {"max_tokens": 1}, "seeds": [1], **change}
-    answer = running.post(body, wire.GENERATE)
+    answer = running.post(body, http_messages.GENERATE)
     assert answer.status_code == 400, answer.text
     assert "params" in change or answer.json()["error"]["param"].startswith(next(iter(change)).split("_")[0])

@@ -16,10 +16,10 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from rvllm_local.client import make_requests
-from rvllm_local.engine.build import build_core
+from rvllm_local.clients.contract import make_requests
 from rvllm_local.engine.core import EngineCore
 from rvllm_local.engine.options import EngineOptions
+from rvllm_local.engine.startup.build import build_core
 from rvllm_local.models.loader import LoadedModel
 from rvllm_local.types import FinishReason, SamplingParams, StreamEvent
 from tests.support.overlapping import grammar_mask, make_overlapping

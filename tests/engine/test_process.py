@@ -16,10 +16,10 @@ from pathlib import Path
 
 import pytest
 
-from rvllm_local.client import make_requests, open_stream
-from rvllm_local.engine import frames
+from rvllm_local.clients.contract import make_requests, open_stream
+from rvllm_local.clients.process import frames
+from rvllm_local.clients.process.client import ProcessClient, Supervision, process_is_alive
 from rvllm_local.engine.options import EngineOptions
-from rvllm_local.engine.process import ProcessClient, Supervision, process_is_alive
 from rvllm_local.errors import (
     EngineClosedError,
     EngineCrashedError,
@@ -202,7 +202,7 @@ def test_closing_leaves_nothing_behind(folder: Path) -> None:
 
 def test_the_child_ends_with_its_parent(folder: Path) -> None:
     code = (
-        "import sys, time; from rvllm_local.engine.process import ProcessClient\n"
+        "import sys, time; from rvllm_local.clients.process.client import ProcessClient\n"
         "client = ProcessClient(sys.argv[1]); print(client.health().pid, flush=True); time.sleep(60)"
     )
     parent = subprocess.Popen([sys.executable, "-c", code, str(folder)], stdout=subprocess.PIPE, text=True)
@@ -226,9 +226,7 @@ def _runs(pid: int) -> bool:
 
 
 def test_the_parent_loads_no_mlx() -> None:
-    code = (
-        "import sys, rvllm_local.engine.process; print([n for n in ('mlx', 'mlx.core', 'numpy') if n in sys.modules])"
-    )
+    code = "import sys, rvllm_local.clients.process.client; print([n for n in ('mlx', 'mlx.core', 'numpy') if n in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
 

@@ -15,11 +15,11 @@ from pathlib import Path
 
 import pytest
 
-from rvllm_local.client import make_requests
-from rvllm_local.engine.child_process import child_environment
-from rvllm_local.engine.cpu_wait import CpuWait
+from rvllm_local.clients.contract import make_requests
+from rvllm_local.clients.process.client import ProcessClient, Supervision
+from rvllm_local.clients.process.connection import child_environment
+from rvllm_local.clients.process.cpu_wait import CpuWait
 from rvllm_local.engine.options import EngineOptions
-from rvllm_local.engine.process import ProcessClient, Supervision
 from rvllm_local.errors import (
     ConfigError,
     ContextOverflowError,
@@ -254,7 +254,7 @@ def test_a_consumer_that_fails_is_cancelled_and_gives_its_place_back(folder: str
 PARENT = """
 import json, sys, time
 from rvllm_local.engine.options import EngineOptions
-from rvllm_local.engine.process import ProcessClient
+from rvllm_local.clients.process.client import ProcessClient
 from rvllm_local.types import SamplingParams
 client = ProcessClient(sys.argv[1], EngineOptions(kv_memory=4_000_000), wait=sys.argv[2] == "ready")
 if sys.argv[2] == "ready":

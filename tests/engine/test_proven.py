@@ -11,14 +11,14 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from rvllm_local.engine import proven, proving
-from rvllm_local.engine.build import open_core
 from rvllm_local.engine.options import EngineOptions
+from rvllm_local.engine.startup import choose_runner, result_cache
+from rvllm_local.engine.startup.build import open_core
 from rvllm_local.errors import ModelFileError, UnsupportedModelError
 from rvllm_local.metal_kernels import default_backend
 from rvllm_local.models import loader
 from rvllm_local.models.loader import load_model, locate
-from rvllm_local.models.notes import read_note, write_note
+from rvllm_local.models.startup_notes import read_note, write_note
 from rvllm_local.text.tokenizer_files import read_tokenizer
 from rvllm_local.types import Request, SamplingParams, StreamEvent
 from tests.support.tiny import save_tiny
@@ -40,13 +40,13 @@ def proofs(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """What was proven so far, by name."""
     done: list[str] = []
     for name in ("choose_runner", "measure_scratch", "rows_are_independent"):
-        honest = getattr(proving, name)
+        honest = getattr(choose_runner, name)
 
         def counted(*arguments: object, _name: str = name, _honest: Callable[..., object] = honest, **named: object):
             done.append(_name)
             return _honest(*arguments, **named)
 
-        monkeypatch.setattr(proving, name, counted)
+        monkeypatch.setattr(choose_runner, name, counted)
     return done
 
 
@@ -113,16 +113,16 @@ def test_whatever_it_depends_on_voids_it(
         config = folder / "config.json"
         config.write_text(config.read_text().replace('"llama"', '"llama" ', 1).replace("{", '{"extra": 1, ', 1))
     elif what == "code":
-        honest = proven._code
-        monkeypatch.setattr(proven, "_code", lambda: [*honest(), ("another.py", 1, 2)])
+        honest = result_cache._code
+        monkeypatch.setattr(result_cache, "_code", lambda: [*honest(), ("another.py", 1, 2)])
     elif what == "setting":
         monkeypatch.setenv("OPENBLAS_CORETYPE", "Prescott")
     elif what == "library":
         monkeypatch.setattr(mx, "__version__", "99.0")
     elif what == "processor":
-        monkeypatch.setattr(proven, "_processor", lambda: ("another",))
+        monkeypatch.setattr(result_cache, "_processor", lambda: ("another",))
     else:
-        monkeypatch.setattr(proven, "_blas", lambda: "another")
+        monkeypatch.setattr(result_cache, "_blas", lambda: "another")
     answer(folder)
     assert proofs == ["choose_runner", "measure_scratch"]
 
@@ -156,7 +156,7 @@ def test_a_refused_model_is_refused_again(folder: Path, monkeypatch: pytest.Monk
     def refuse(*_arguments: object, **_named: object) -> None:
         raise UnsupportedModelError("its logits differ")
 
-    monkeypatch.setattr(proving, "choose_runner", refuse)
+    monkeypatch.setattr(choose_runner, "choose_runner", refuse)
     for _ in range(2):
         with pytest.raises(UnsupportedModelError, match="logits differ"):
             answer(folder)
@@ -200,7 +200,7 @@ def test_notes_that_cannot_be_written_cost_only_time(tmp_path: Path, monkeypatch
 
 def test_old_notes_make_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RVLLM_CACHE_DIR", str(tmp_path))
-    monkeypatch.setattr("rvllm_local.models.notes._MOST", 10)
+    monkeypatch.setattr("rvllm_local.models.startup_notes._MOST", 10)
     for number in range(30):
         write_note(f"note {number}", number)
     assert len(list((tmp_path / "models" / ".notes").iterdir())) == 10

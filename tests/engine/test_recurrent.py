@@ -9,10 +9,10 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from rvllm_local.client import make_requests
-from rvllm_local.engine.build import build_core
+from rvllm_local.clients.contract import make_requests
 from rvllm_local.engine.core import EngineCore
 from rvllm_local.engine.options import EngineOptions
+from rvllm_local.engine.startup.build import build_core
 from rvllm_local.memory.blocks import BLOCK_TOKENS
 from rvllm_local.memory.state import RecurrentState, StateSnapshots, stacked
 from rvllm_local.models.loader import LoadedModel

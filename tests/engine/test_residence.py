@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from rvllm_local import LLM, SamplingParams
-from rvllm_local.client import make_requests, open_stream
+from rvllm_local.clients.contract import make_requests, open_stream
 from rvllm_local.engine.core import EngineCore
 from rvllm_local.errors import EngineError
 from tests.support.tiny import save_tiny

@@ -11,13 +11,13 @@ import pytest
 from mlx import nn
 
 from rvllm_local.attention.backend import AttentionCall
+from rvllm_local.attention.cpu.reference import ReferenceBackend
 from rvllm_local.attention.dense import dense_attention
 from rvllm_local.attention.geometry import call_geometry
 from rvllm_local.attention.probe import plain_caches, probe_layout
-from rvllm_local.attention.reference import ReferenceBackend
 from rvllm_local.attention.seam import install
 from rvllm_local.engine.runner import ModelRunner, RunMode
-from rvllm_local.engine.selfcheck import choose_runner
+from rvllm_local.engine.startup.selfcheck import choose_runner
 from rvllm_local.errors import UnsupportedModelError
 from rvllm_local.memory.arena import Arena, KVShape
 from rvllm_local.memory.layout import KVLayout, LayerSlot

@@ -8,10 +8,10 @@ from pathlib import Path
 import mlx.core as mx
 import pytest
 
-from rvllm_local.engine import proving
-from rvllm_local.engine.build import build_core
 from rvllm_local.engine.core import EngineCore
 from rvllm_local.engine.options import EngineOptions
+from rvllm_local.engine.startup import choose_runner
+from rvllm_local.engine.startup.build import build_core
 from rvllm_local.errors import MemoryBudgetError
 from rvllm_local.models.loader import load_model, locate
 from rvllm_local.text.tokenizer_files import read_tokenizer
@@ -55,6 +55,6 @@ def test_work_stays_within_what_was_measured(folder: Path, deterministic: bool) 
 
 
 def test_a_step_that_does_not_fit_is_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(proving, "measure_scratch", lambda *_args, **_sizes: 10**15)
+    monkeypatch.setattr(choose_runner, "measure_scratch", lambda *_args, **_sizes: 10**15)
     with pytest.raises(MemoryBudgetError, match="scratch"):
         core(folder)

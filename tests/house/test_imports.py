@@ -13,31 +13,15 @@ import pytest
 ROOT = Path(__file__).parents[2]
 # Lowest first; a module may import from its own layer and those before it.
 LAYERS = (
-    ("types", "errors", "host", "config", "machine", "interrupts", "history"),
-    ("memory", "metal_kernels", "engine.token_history", "engine.sampler", "engine.host_sampler", "engine.detokenizer"),
+    ("types", "errors", "config", "host", "machine", "interrupts", "history"),
+    ("memory", "metal_kernels"),
     ("attention",),
     ("models",),
     ("text",),
-    (
-        "engine.sequence",
-        "engine.compiled",
-        "engine.runner",
-        "engine.scheduler",
-        "engine.pace",
-        "engine.selfcheck",
-        "engine.stream",
-        "engine.limits",
-        "engine.options",
-    ),
-    ("client",),
     ("engine",),
-    ("local_client", "http_client"),
-    ("engine.child",),
-    ("server.calls",),
+    ("clients", "conversation"),
     ("llm", "server", "tui"),
-    ("verbs.support",),
-    ("bench",),
-    ("verbs", "cli"),
+    ("commands", "bench", "cli"),
 )
 
 

@@ -10,14 +10,14 @@ from typing import Any
 import mlx.core as mx
 import pytest
 
+from rvllm_local.commands.serve import adapter_of
 from rvllm_local.engine.options import EngineOptions
-from rvllm_local.engine.planning import plan_model
+from rvllm_local.engine.startup.planning import plan_model
 from rvllm_local.errors import ConfigError, MemoryBudgetError, ModelNotFoundError, RvllmError
 from rvllm_local.models.adapted import adapted_bytes
 from rvllm_local.models.adapter_files import read_adapter, read_adapters
 from rvllm_local.models.describe import ModelDescription, describe
 from rvllm_local.models.loader import locate
-from rvllm_local.verbs.serve import adapter_of
 from tests.support.lora import save_adapter, save_peft
 from tests.support.tiny import save_tiny
 

@@ -14,6 +14,7 @@ import pytest
 from mlx import nn
 from mlx.utils import tree_flatten
 
+from rvllm_local.commands.pack import pack_model
 from rvllm_local.errors import DownloadError, ModelFileError, RvllmError, UnsupportedModelError
 from rvllm_local.models import bundle
 from rvllm_local.models.bundle import open_bundle
@@ -22,7 +23,6 @@ from rvllm_local.models.describe import describe
 from rvllm_local.models.loader import load_model, locate, open_native
 from rvllm_local.models.safetensors_check import read_header
 from rvllm_local.text.tokenizer_files import read_tokenizer
-from rvllm_local.verbs.pack import pack_model
 from tests.models.test_sentencepiece import spm_keys
 from tests.support import gguf
 from tests.support.gguf import llama_metadata, llama_tensors, write_gguf

@@ -15,12 +15,12 @@ from mlx.utils import tree_flatten
 
 from rvllm_local.errors import ModelFileError, RvllmError, UnsupportedModelError
 from rvllm_local.models.families import build_model
-from rvllm_local.models.gguf import GGUFFile
-from rvllm_local.models.gguf_config import gguf_config
-from rvllm_local.models.gguf_models import gguf_packed_weights, gguf_weights
+from rvllm_local.models.gguf.config import gguf_config
+from rvllm_local.models.gguf.reader import GGUFFile
+from rvllm_local.models.gguf.weights import gguf_packed_weights, gguf_weights
 from rvllm_local.models.loader import load_model, locate
 from rvllm_local.models.quantized import quantize_as_packed
-from rvllm_local.models.widen import widen_to_float32
+from rvllm_local.models.to_float32 import widen_to_float32
 from rvllm_local.text.tokenizer_files import read_tokenizer
 from tests.support import gguf
 from tests.support.gguf import ARRAY, FLOAT32, STRING, UINT32, Tensor, llama_metadata, llama_tensors, write_gguf

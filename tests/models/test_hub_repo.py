@@ -18,13 +18,13 @@ import pytest
 from huggingface_hub import constants
 from mlx.utils import tree_flatten
 
+from rvllm_local.commands.pack import pack_model
 from rvllm_local.errors import ChecksumError, DownloadError, ModelNotFoundError, RvllmError, UnsupportedModelError
-from rvllm_local.models import hub_repo
+from rvllm_local.models import hub_fetch
 from rvllm_local.models.describe import describe, outlined
-from rvllm_local.models.hub_repo import RECORD, Wanted, fetch_repository, parse_repository, read_record, redact
+from rvllm_local.models.hub_fetch import RECORD, Wanted, fetch_repository, parse_repository, read_record, redact
 from rvllm_local.models.loader import load_model, locate
 from rvllm_local.models.store import installed, pin
-from rvllm_local.verbs.pack import pack_model
 from tests.support import gguf
 from tests.support.gguf import llama_metadata, llama_tensors, write_gguf
 from tests.support.hub import FakeHub, serve
@@ -359,7 +359,7 @@ def test_no_token_is_ever_shown(hub: FakeHub, capfd: pytest.CaptureFixture[str],
 
 
 def test_no_space(hub: FakeHub, store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(hub_repo.shutil, "disk_usage", lambda _: hub_repo.shutil._ntuple_diskusage(10, 9, 1))
+    monkeypatch.setattr(hub_fetch.shutil, "disk_usage", lambda _: hub_fetch.shutil._ntuple_diskusage(10, 9, 1))
     with pytest.raises(DownloadError, match="1 are free"):
         locate(REPOSITORY)
     assert hub.fetched() == []
@@ -408,8 +408,8 @@ def test_two_at_once_fetch_once(hub: FakeHub, store: Path) -> None:
 KILLED = """
 import os, sys
 from huggingface_hub import constants
-from rvllm_local.models.hub_repo import fetch_repository
-from rvllm_local.models import hub_files, hub_repo
+from rvllm_local.models.hub_fetch import fetch_repository
+from rvllm_local.models import hub_files, hub_fetch
 constants.DOWNLOAD_CHUNK_SIZE = 10_000
 left = [int(sys.argv[1])]
 honest = hub_files._Counted.write
@@ -420,12 +420,12 @@ def write(self, data):
         os.kill(os.getpid(), 9)
     return count
 hub_files._Counted.write = write
-install = hub_repo._install
+install = hub_fetch._install
 def dies(*given):
     if left[0] > 500:
         os.kill(os.getpid(), 9)
     install(*given)
-hub_repo._install = dies
+hub_fetch._install = dies
 fetch_repository("owner/tiny", lambda _: None)
 """
 

@@ -20,7 +20,7 @@ import pytest
 
 from rvllm_local import LLM
 from rvllm_local.engine.options import EngineOptions
-from rvllm_local.engine.planning import plan_model
+from rvllm_local.engine.startup.planning import plan_model
 from rvllm_local.errors import ModelFileError, ParameterError, RvllmError, UnsupportedModelError
 from rvllm_local.models.describe import describe
 from rvllm_local.models.loader import load_model, locate

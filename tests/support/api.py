@@ -14,21 +14,21 @@ from typing import Any
 
 import httpx
 
-from rvllm_local.client import Client, make_requests, open_stream
-from rvllm_local.engine.build import open_core
+from rvllm_local.clients.contract import Client, make_requests, open_stream
+from rvllm_local.clients.in_process import InProcessClient
+from rvllm_local.clients.stream import TokenStream
 from rvllm_local.engine.limits import EngineLimits
 from rvllm_local.engine.loop import EngineLoop
 from rvllm_local.engine.options import EngineOptions
-from rvllm_local.engine.stream import TokenStream
-from rvllm_local.local_client import InProcessClient
+from rvllm_local.engine.startup.build import open_core
 from rvllm_local.memory.plan import MemoryPlan
 from rvllm_local.models.loader import ModelFiles
 from rvllm_local.server.app import Server, running
+from rvllm_local.server.http.settings import ServerSettings
 from rvllm_local.server.listener import Listener
-from rvllm_local.server.registry import Registry
-from rvllm_local.server.served import Opener
-from rvllm_local.server.settings import ServerSettings
-from rvllm_local.text.grammars import Grammars
+from rvllm_local.server.models.registry import Registry
+from rvllm_local.server.models.served_model import Opener
+from rvllm_local.text.grammar.compiled import Grammars
 from rvllm_local.text.tokenizer_files import read_tokenizer
 from rvllm_local.types import (
     BlockCounts,

@@ -1,6 +1,6 @@
 """An engine process that misbehaves on request: `python fake_engine.py MODE FD PARENT`.
 
-It speaks the frames of `rvllm_local.engine.frames` and loads nothing, so that it starts at once.
+It speaks the frames of `rvllm_local.clients.process.frames` and loads nothing, so that it starts at once.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import threading
 import time
 from pathlib import Path
 
-from rvllm_local.engine import frames
+from rvllm_local.clients.process import frames
 from rvllm_local.engine.limits import EngineLimits
 from rvllm_local.types import FinishReason, StreamEvent
 

@@ -11,10 +11,10 @@ import mlx.nn as nn
 import numpy as np
 
 from rvllm_local.attention.probe import plain_caches, probe_layout
-from rvllm_local.client import make_requests
-from rvllm_local.engine.build import build_core
+from rvllm_local.clients.contract import make_requests
 from rvllm_local.engine.core import EngineCore
 from rvllm_local.engine.options import EngineOptions
+from rvllm_local.engine.startup.build import build_core
 from rvllm_local.errors import RvllmError
 from rvllm_local.memory.layout import KVLayout
 from rvllm_local.models.loader import LoadedModel

@@ -14,7 +14,7 @@ import numpy as np
 from rvllm_local.attention.geometry import DecodeRow
 from rvllm_local.engine.core import EngineCore
 from rvllm_local.engine.runner import ModelRunner
-from rvllm_local.engine.sampler import SampledTokens
+from rvllm_local.engine.sampling.sampler import SampledTokens
 from rvllm_local.memory.blocks import BlockTable
 from rvllm_local.memory.tables import SequenceTables
 

@@ -12,7 +12,7 @@ import sys
 import threading
 import time
 
-from rvllm_local.engine import frames
+from rvllm_local.clients.process import frames
 from rvllm_local.engine.limits import EngineLimits
 from rvllm_local.types import FinishReason, Request, StreamEvent
 

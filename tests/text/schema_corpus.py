@@ -16,7 +16,7 @@ import numpy as np
 from jsonschema.validators import validator_for
 
 from rvllm_local.errors import ParameterError
-from rvllm_local.text.grammar import GrammarCompiler, GrammarError, Matcher, grammar_for_format
+from rvllm_local.text.grammar.formats import GrammarCompiler, GrammarError, Matcher, grammar_for_format
 from rvllm_local.text.tokenizer import Tokenizer
 
 S: dict[str, Any] = {"type": "string"}

@@ -14,10 +14,11 @@ from tokenizers import AddedToken, decoders, pre_tokenizers
 from tokenizers import Tokenizer as Backend
 from tokenizers.models import BPE
 
+from rvllm_local.conversation.output import OutputParser
 from rvllm_local.engine.detokenizer import StreamingDetokenizer
 from rvllm_local.errors import ParameterError, QueueFullError
 from rvllm_local.text.families import OutputStyle, style_of
-from rvllm_local.text.grammar import (
+from rvllm_local.text.grammar.formats import (
     GrammarCompiler,
     GrammarError,
     Matcher,
@@ -27,8 +28,7 @@ from rvllm_local.text.grammar import (
     with_reasoning,
     with_style,
 )
-from rvllm_local.text.matcher import COMPILE_SECONDS
-from rvllm_local.text.output import OutputParser
+from rvllm_local.text.grammar.matcher import COMPILE_SECONDS
 from rvllm_local.text.tags import CONTROL_TAGS
 from rvllm_local.text.tokenizer import Tokenizer
 from rvllm_local.text.tools import FAMILIES, parser_for
@@ -438,7 +438,7 @@ def test_a_late_grammar_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     compiler = GrammarCompiler(byte_tokenizer(), VOCAB_SIZE, EOS)
     gate = threading.Event()
     monkeypatch.setattr(compiler, "_compile", lambda text: gate.wait(30))
-    monkeypatch.setattr("rvllm_local.text.matcher.COMPILE_SECONDS", 0.05)
+    monkeypatch.setattr("rvllm_local.text.grammar.matcher.COMPILE_SECONDS", 0.05)
     for _ in range(6):
         with pytest.raises((GrammarError, QueueFullError), match=r"takes longer|too many"):
             compiler.compile(YES_NO)

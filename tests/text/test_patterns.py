@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from rvllm_local.text.patterns import PatternError, portable
+from rvllm_local.text.grammar.regex import PatternError, portable
 
 
 @pytest.mark.parametrize(

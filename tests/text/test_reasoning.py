@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from rvllm_local.conversation.output import OutputParser
 from rvllm_local.text.families import OutputStyle
-from rvllm_local.text.output import OutputParser
 from rvllm_local.text.reasoning import ReasoningSplitter
 from tests.text.outputs import CALL, HERMES, TOOLS, Read, joined, run
 

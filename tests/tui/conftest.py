@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from rvllm_local.tui.app import ChatApp
-from rvllm_local.tui.connect import Server
+from rvllm_local.tui.launcher import Server
 from rvllm_local.tui.options import ChatOptions
 from rvllm_local.tui.state import Link
 from tests.tui.fake_endpoint import FakeEndpoint

@@ -499,7 +499,7 @@ def test_keys_can_be_remapped(play) -> None:
 
 
 def test_no_server(play) -> None:
-    from rvllm_local.tui.connect import Server
+    from rvllm_local.tui.launcher import Server
 
     async def scenario(chat) -> None:
         await chat.told("no server answers")

@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from rvllm_local.errors import EndpointError
-from rvllm_local.tui.connect import Server
+from rvllm_local.tui.launcher import Server
 from tests.tui.fake_endpoint import FakeEndpoint
 
 # Loads for two questions, then serves the model that it is named; "bad" cannot be had.

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from rvllm_local.history import History
-from rvllm_local.tui.connect import Server
+from rvllm_local.tui.launcher import Server
 from rvllm_local.tui.options import ChatOptions
 from rvllm_local.tui.plain import Plain
 from tests.tui.fake_endpoint import FakeEndpoint

@@ -8,7 +8,7 @@ import pytest
 
 from rvllm_local.history.types import Chat, Message, MessageState, ToolCall
 from rvllm_local.tui import state as s
-from rvllm_local.tui.session import payload, reduce
+from rvllm_local.tui.reducer import payload, reduce
 
 
 def ready(*texts: str, **values) -> s.Session:
@@ -278,6 +278,6 @@ def test_the_payload_joins_neighbours_and_leaves_out_what_is_empty() -> None:
 
 
 def test_every_event_has_a_step() -> None:
-    from rvllm_local.tui.session import _STEPS
+    from rvllm_local.tui.reducer import _STEPS
 
     assert set(_STEPS) == set(s.Event.__args__)

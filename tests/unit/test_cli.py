@@ -132,7 +132,7 @@ def test_an_interrupt_that_a_library_swallows_ends_the_process_all_the_same() ->
     code = (
         "import sys, time\n"
         "from rvllm_local import cli\n"
-        "from rvllm_local.verbs import run\n"
+        "from rvllm_local.commands import run\n"
         "def swallowing(arguments):\n"
         "    print('here', flush=True)\n"
         "    try: time.sleep(20)\n"

@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rvllm_local.attention.backend import AttentionCall
+from rvllm_local.attention.cpu.reference import ReferenceBackend
 from rvllm_local.attention.geometry import CallGeometry, call_geometry
-from rvllm_local.attention.reference import ReferenceBackend
 from rvllm_local.memory.arena import Arena, KVShape
 from rvllm_local.memory.blocks import BLOCK_TOKENS, BlockTable
 from rvllm_local.memory.layout import KVLayout, LayerSlot

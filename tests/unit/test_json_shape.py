@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from rvllm_local.server import json_shape
-from rvllm_local.server.json_shape import Shape, shape_of
+from rvllm_local.text import json_shape
+from rvllm_local.text.json_shape import Shape, shape_of
 
 
 def plainly(text: bytes) -> tuple[int, int]:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from rvllm_local import LLM
-from rvllm_local.client import make_requests
+from rvllm_local.clients.contract import make_requests
 from rvllm_local.engine.limits import EngineLimits
 from rvllm_local.engine.options import EngineOptions
 from rvllm_local.errors import ConfigError, ParameterError

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from rvllm_local.engine.pace import Pace
+from rvllm_local.engine.prefill_budget import Pace
 from tests.unit.test_scheduler import sequence, setup
 
 

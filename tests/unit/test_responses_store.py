@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from rvllm_local.server.problems import Problem
-from rvllm_local.server.responses_store import ResponseStore
+from rvllm_local.server.api.responses.store import ResponseStore
+from rvllm_local.server.http.problems import Problem
 
 
 def test_the_oldest_go_when_there_are_too_many_or_too_much() -> None:

@@ -8,9 +8,9 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from rvllm_local.engine import host_sampler
-from rvllm_local.engine.sampler import RowSampling, SampledTokens, SamplingBatch, sample, uniform
-from rvllm_local.engine.token_history import TokenHistory
+from rvllm_local.engine.sampling import host_sampler
+from rvllm_local.engine.sampling.sampler import RowSampling, SampledTokens, SamplingBatch, sample, uniform
+from rvllm_local.engine.sampling.token_history import TokenHistory
 from rvllm_local.errors import ParameterError
 from rvllm_local.types import SamplingParams
 

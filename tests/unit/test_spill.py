@@ -18,8 +18,8 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from rvllm_local.memory import spill
-from rvllm_local.memory.spill import BlockStore
+from rvllm_local.memory import disk_cache
+from rvllm_local.memory.disk_cache import BlockStore
 
 PRINT = bytes(32)
 
@@ -80,7 +80,10 @@ def test_nobody_else_may_read_the_files(tmp_path: Path) -> None:
 def test_every_damaged_byte_is_noticed_and_the_file_removed(tmp_path: Path) -> None:
     (file,) = filled(tmp_path, 1)
     whole = file.read_bytes()
-    positions = [*range(spill._HEADER.size), *random.Random(0).sample(range(spill._HEADER.size, len(whole)), 20)]
+    positions = [
+        *range(disk_cache._HEADER.size),
+        *random.Random(0).sample(range(disk_cache._HEADER.size, len(whole)), 20),
+    ]
     for position in positions:
         damaged = bytearray(whole)
         damaged[position] ^= 0x10
@@ -182,7 +185,7 @@ def test_another_model_s_block_under_this_name_is_refused(tmp_path: Path) -> Non
 def test_the_budget_holds_over_all_models_and_evicts_the_oldest(tmp_path: Path) -> None:
     for number, path in enumerate(filled(tmp_path)):
         os.utime(path, (1000 + number, 1000 + number))
-    size = 3000 + spill._HEADER.size
+    size = 3000 + disk_cache._HEADER.size
     store, _ = open_store(tmp_path, budget=4 * size, fingerprint=bytes([1] * 32))
     store.put(key(50), [block(50)])
     store.put(key(51), [block(51)])
@@ -197,7 +200,7 @@ def test_the_budget_holds_over_all_models_and_evicts_the_oldest(tmp_path: Path) 
 def test_a_block_that_was_used_outlives_one_that_was_not(tmp_path: Path) -> None:
     for path in filled(tmp_path, 2):
         os.utime(path, (1000, 1000))
-    size = 3000 + spill._HEADER.size
+    size = 3000 + disk_cache._HEADER.size
     store, _ = open_store(tmp_path, budget=2 * size)
     assert store.get(key(0)) == block(0)
     store.put(key(5), [block(5)])
@@ -223,7 +226,7 @@ def test_a_disk_that_fails_turns_writing_off_once(tmp_path: Path, monkeypatch: p
         raise OSError(code, os.strerror(code))
 
     with monkeypatch.context() as patch:
-        patch.setattr(spill.os, "open", fail)
+        patch.setattr(disk_cache.os, "open", fail)
         for number in range(10, 14):
             store.put(key(number), [block(number)])
         assert store.flush(5)
@@ -236,7 +239,7 @@ def test_a_disk_that_fails_turns_writing_off_once(tmp_path: Path, monkeypatch: p
 
 
 def test_a_nearly_full_disk_is_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(spill, "FREE_RESERVE", 2**62)
+    monkeypatch.setattr(disk_cache, "FREE_RESERVE", 2**62)
     store, warnings = open_store(tmp_path)
     store.put(key(0), [block(0)])
     assert store.flush(5)
@@ -253,7 +256,7 @@ def test_a_folder_that_cannot_be_made_is_one_warning(tmp_path: Path) -> None:
 
 
 def test_two_processes_share_a_folder(tmp_path: Path) -> None:
-    size = 3000 + spill._HEADER.size
+    size = 3000 + disk_cache._HEADER.size
     one, _ = open_store(tmp_path, budget=6 * size)
     two, _ = open_store(tmp_path, budget=6 * size)
     for number in range(40):
@@ -271,7 +274,7 @@ def test_two_processes_share_a_folder(tmp_path: Path) -> None:
 WRITER = """
 import sys, itertools, random
 from pathlib import Path
-from rvllm_local.memory.spill import BlockStore
+from rvllm_local.memory.disk_cache import BlockStore
 store = BlockStore(Path(sys.argv[1]), fingerprint=bytes(32), budget_bytes=10**8, warn=print)
 print("ready", flush=True)
 for number in itertools.count(int(sys.argv[2])):

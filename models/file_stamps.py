@@ -1,0 +1,50 @@
+"""Remembers what was found of a file's content, by size, times and place, so that each is read for it once.
+
+A file that is written again has another time and is checked anew. Knows nothing of formats.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+from rvllm_local.models.startup_notes import read_note, write_note
+
+_CHUNK = 1 << 20
+Stamp = list[str | int]
+
+
+def file_sha256(path: Path, progress: Callable[[int], None] | None = None) -> str:
+    """The file's sha256; `progress` is told of each mebibyte's size."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(_CHUNK):
+            digest.update(chunk)
+            if progress:
+                progress(len(chunk))
+    return digest.hexdigest()
+
+
+class StampedFiles:
+    """Files as they are when this is made: make it before they are read, and what is noted is true of what was read."""
+
+    def __init__(self, paths: Iterable[Path]) -> None:
+        self._stamps = [file_stamp(path) for path in paths if path.is_file()]
+
+    def is_known(self, fact: str) -> bool:
+        """True if this was found before, of these very files, on this machine."""
+        return bool(self._stamps) and read_note(self._subject(fact)) == self._stamps
+
+    def note(self, fact: str) -> None:
+        """Note that this is true of them. Failing to note it costs only time."""
+        write_note(self._subject(fact), self._stamps)
+
+    def _subject(self, fact: str) -> str:
+        return f"{fact}: {[stamp[0] for stamp in self._stamps]}"
+
+
+def file_stamp(path: Path) -> Stamp:
+    """Another one whenever a file was written or replaced; the time of its last change is the system's alone to set."""
+    state = path.stat()
+    return [str(path.resolve()), state.st_size, state.st_mtime_ns, state.st_ctime_ns, state.st_ino]

@@ -1,0 +1,1 @@
+"""GGUF files: reading them, and what they mean in the terms of mlx-lm."""

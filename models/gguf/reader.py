@@ -1,0 +1,184 @@
+"""Reads GGUF files: a strict header, then tensors as numpy arrays.
+
+Everything the header claims is checked against the file before a byte of weights is read. Format: the GGUF
+specification, versions 2 and 3, little endian.
+"""
+
+from __future__ import annotations
+
+import itertools
+import mmap
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from rvllm_local.errors import ModelFileError, UnsupportedModelError
+from rvllm_local.models.gguf.blocks import FORMATS, BlockFormat, FloatArray
+
+_MAX_TENSORS = 1 << 16  # what is plausible; the largest models have a few thousand
+_MAX_KEYS = 1 << 14
+_MAX_ELEMENTS = 1 << 22  # of all arrays together
+_MAX_STRING = 1 << 24
+_MAX_DIMENSIONS = 4
+_SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
+_STRING, _ARRAY = 8, 9
+
+
+@dataclass(frozen=True, slots=True)
+class TensorInfo:
+    """One tensor: shape in row-major order, encoding, and its bytes' place in the file."""
+
+    name: str
+    shape: tuple[int, ...]
+    format: BlockFormat
+    offset: int
+    nbytes: int
+
+
+class GGUFFile:
+    """An open GGUF file: `metadata` by key, `tensors` by name. Raises `ModelFileError` for anything malformed."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        try:
+            with path.open("rb") as file:
+                self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        except (OSError, ValueError) as error:
+            raise ModelFileError(f"{path}: cannot be read as GGUF: {error}") from error
+        reader = _Reader(path, self._map)
+        num_tensors = reader.preamble()
+        self.metadata: dict[str, Any] = reader.metadata()
+        self.tensors: dict[str, TensorInfo] = reader.tensor_table(num_tensors, self.metadata)
+
+    def read(self, name: str) -> FloatArray:
+        """A tensor as float32, in its row-major shape."""
+        info = self.info(name)
+        with np.errstate(invalid="ignore", over="ignore"):  # whether all are numbers is seen to when all are loaded
+            return info.format.decode(self.read_blocks(name)).reshape(info.shape)
+
+    def read_blocks(self, name: str) -> npt.NDArray[np.uint8]:
+        """A tensor's encoded blocks, `[number, bytes of a block]`; a view of the file."""
+        info = self.info(name)
+        raw = np.frombuffer(self._map, dtype=np.uint8, count=info.nbytes, offset=info.offset)
+        return raw.reshape(-1, info.format.size)
+
+    def info(self, name: str) -> TensorInfo:
+        """What the header says of a tensor. Raises `ModelFileError` if there is none of that name."""
+        if name not in self.tensors:
+            raise ModelFileError(f"{self.path}: tensor {name!r:.80} is missing")
+        return self.tensors[name]
+
+
+class _Reader:
+    """A cursor over the header that never reads past the end."""
+
+    def __init__(self, path: Path, data: mmap.mmap) -> None:
+        self._path, self._data, self._at = path, data, 0
+        self._num_keys = self._num_elements = 0
+
+    def fail(self, what: str) -> ModelFileError:
+        return ModelFileError(f"{self._path}: {what} (at byte {self._at}); the file is corrupt or cut, fetch it again")
+
+    def preamble(self) -> int:
+        if self._bytes(4) != b"GGUF":
+            raise self.fail("it does not begin with GGUF")
+        version = self._scalar("I")
+        if version not in (2, 3):
+            raise self.fail(f"GGUF version {version} is not 2 or 3")
+        num_tensors = self._count("tensor", _MAX_TENSORS)
+        self._num_keys = self._count("key", _MAX_KEYS)
+        return num_tensors
+
+    def metadata(self) -> dict[str, Any]:
+        found: dict[str, Any] = {}
+        for _ in range(self._num_keys):
+            key = self._string()
+            if key in found:
+                raise self.fail(f"key {key!r:.80} appears twice")
+            found[key] = self._value(self._scalar("I"))
+        return found
+
+    def tensor_table(self, num_tensors: int, metadata: dict[str, Any]) -> dict[str, TensorInfo]:
+        entries = [self._tensor_entry() for _ in range(num_tensors)]
+        alignment = metadata.get("general.alignment", 32)
+        if not isinstance(alignment, int) or alignment <= 0 or alignment > 1 << 20 or alignment & (alignment - 1):
+            raise self.fail(f"alignment {alignment!r:.80} is not a power of two")
+        base = -(-self._at // alignment) * alignment
+        tensors: dict[str, TensorInfo] = {}
+        for name, shape, block_format, offset in entries:
+            if name in tensors:
+                raise self.fail(f"tensor {name!r:.80} appears twice")
+            if offset % alignment:
+                raise self.fail(f"tensor {name!r:.80} is not aligned to {alignment} bytes")
+            elements = int(np.prod(shape, dtype=object))
+            if elements == 0 or shape[-1] % block_format.elements:
+                raise self.fail(f"tensor {name!r:.80} has shape {shape}, which {block_format.name} cannot hold")
+            nbytes = elements // block_format.elements * block_format.size
+            if base + offset + nbytes > len(self._data):
+                raise self.fail(f"tensor {name!r:.80} reaches byte {base + offset + nbytes} of {len(self._data)}")
+            tensors[name] = TensorInfo(name, shape, block_format, base + offset, nbytes)
+        self._check_overlap(sorted(tensors.values(), key=lambda info: info.offset))
+        return tensors
+
+    def _check_overlap(self, ordered: list[TensorInfo]) -> None:
+        for before, after in itertools.pairwise(ordered):
+            if before.offset + before.nbytes > after.offset:
+                raise self.fail(f"tensors {before.name!r:.80} and {after.name!r:.80} overlap")
+
+    def _tensor_entry(self) -> tuple[str, tuple[int, ...], BlockFormat, int]:
+        name = self._string()
+        dimensions = self._scalar("I")
+        if not 1 <= dimensions <= _MAX_DIMENSIONS:
+            raise self.fail(f"tensor {name!r:.80} has {dimensions} dimensions")
+        shape = tuple(reversed([self._scalar("Q") for _ in range(dimensions)]))
+        kind = self._scalar("I")
+        if kind not in FORMATS:
+            known = ", ".join(block_format.name for block_format in FORMATS.values())
+            raise UnsupportedModelError(f"{self._path}: tensor {name!r:.80} has encoding {kind}; supported are {known}")
+        return name, shape, FORMATS[kind], self._scalar("Q")
+
+    def _value(self, kind: int) -> Any:
+        if kind in _SCALARS:
+            return self._scalar(_SCALARS[kind])
+        if kind == _STRING:
+            return self._string()
+        if kind != _ARRAY:
+            raise self.fail(f"value type {kind} is unknown")
+        element = self._scalar("I")
+        count = self._count("array element", _MAX_ELEMENTS - self._num_elements)
+        self._num_elements += count
+        if element == _ARRAY:
+            raise self.fail("an array of arrays is not supported")
+        if element in _SCALARS:
+            width = struct.calcsize("<" + _SCALARS[element])
+            return list(struct.unpack(f"<{count}{_SCALARS[element]}", self._bytes(count * width)))
+        return [self._value(element) for _ in range(count)]
+
+    def _count(self, what: str, largest: int) -> int:
+        count: int = self._scalar("Q")
+        if count > largest:
+            raise self.fail(f"a {what} count of {count} is not plausible")
+        return count
+
+    def _string(self) -> str:
+        length = self._scalar("Q")
+        if length > _MAX_STRING:
+            raise self.fail(f"a string of {length} bytes is not plausible")
+        try:
+            return self._bytes(length).decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise self.fail("a string is not UTF-8") from error
+
+    def _scalar(self, code: str) -> Any:
+        return struct.unpack("<" + code, self._bytes(struct.calcsize("<" + code)))[0]
+
+    def _bytes(self, count: int) -> bytes:
+        if count > len(self._data) - self._at:
+            raise self.fail(f"{count} bytes are wanted and {len(self._data) - self._at} are left")
+        piece = self._data[self._at : self._at + count]
+        self._at += count
+        return piece

@@ -1,0 +1,165 @@
+"""What a GGUF file means in mlx-lm's terms: its weights under mlx-lm's names.
+
+The configuration is `gguf_config`'s. Knows the architectures' tensor names and the few changes that llama.cpp's
+converter makes to weights; everything else about a family is mlx-lm's.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from rvllm_local.errors import ModelFileError, UnsupportedModelError
+from rvllm_local.models.gguf.blocks import FloatArray
+from rvllm_local.models.gguf.mlx import repack
+from rvllm_local.models.gguf.reader import GGUFFile
+
+Rows = npt.NDArray[Any]  # anything whose first axis is a weight's output rows
+
+_TOP = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
+_LAYER = {
+    "attn_norm": "input_layernorm",
+    "attn_q": "self_attn.q_proj",
+    "attn_k": "self_attn.k_proj",
+    "attn_v": "self_attn.v_proj",
+    "attn_output": "self_attn.o_proj",
+    "ffn_norm": "post_attention_layernorm",
+    "ffn_gate": "mlp.gate_proj",
+    "ffn_up": "mlp.up_proj",
+    "ffn_down": "mlp.down_proj",
+}
+_HEAD_NORMS = {"attn_q_norm": "self_attn.q_norm", "attn_k_norm": "self_attn.k_norm"}
+_FOUR_NORMS = {
+    "post_attention_norm": "post_attention_layernorm",
+    "ffn_norm": "pre_feedforward_layernorm",
+    "post_ffw_norm": "post_feedforward_layernorm",
+}
+_FUSED = {"attn_qkv": "self_attn.qkv_proj", "ffn_up": "mlp.gate_up_proj"}
+# Tensors that shape the rotation; the configuration takes them in.
+ROPE_TENSORS = frozenset({"rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight"})
+
+
+@dataclass(frozen=True, slots=True)
+class Architecture:
+    """How one of llama.cpp's architectures maps to mlx-lm's `model_type`.
+
+    `permuted`: rows of queries and keys are in llama.cpp's order for its interleaved rotation. `norm_shift`: what the
+    converter added to the weights of norms. `always_tied`: the family has no output matrix of its own.
+    """
+
+    model_type: str
+    layer: Mapping[str, str] = field(default_factory=lambda: _LAYER)
+    permuted: bool = False
+    norm_shift: float = 0.0
+    always_tied: bool = False
+
+
+ARCHITECTURES: Mapping[str, Architecture] = {
+    "llama": Architecture("llama", permuted=True),
+    "qwen2": Architecture("qwen2"),
+    "qwen3": Architecture("qwen3", {**_LAYER, **_HEAD_NORMS}),
+    "gemma": Architecture("gemma", norm_shift=1.0, always_tied=True),
+    "gemma2": Architecture("gemma2", {**_LAYER, **_FOUR_NORMS}, norm_shift=1.0, always_tied=True),
+    "gemma3": Architecture("gemma3_text", {**_LAYER, **_FOUR_NORMS, **_HEAD_NORMS}, norm_shift=1.0),
+    "phi3": Architecture("phi3", {**_LAYER, **_FUSED}),
+}
+
+
+def architecture_of(file: GGUFFile) -> Architecture:
+    """Raises `UnsupportedModelError` with the known names for any other architecture."""
+    name = file.metadata.get("general.architecture")
+    if not isinstance(name, str) or name not in ARCHITECTURES:
+        raise UnsupportedModelError(
+            f"{file.path}: GGUF architecture {name!r:.80} is not supported; known are {', '.join(ARCHITECTURES)}. "
+            "Use the model's safetensors instead"
+        )
+    return ARCHITECTURES[name]
+
+
+def check_shapes(file: GGUFFile, expected: Mapping[str, tuple[int, ...]]) -> None:
+    """Hold the file's tensors against the shapes of a model's parameters, before any is read.
+
+    Raises `ModelFileError`, or `UnsupportedModelError` for a tensor that the architecture does not have.
+    """
+    architecture = architecture_of(file)
+    found: dict[str, tuple[str, tuple[int, ...]]] = {}
+    for name in _weights(file):
+        place = _mlx_name(file, architecture, name)
+        if place in found or place not in expected:
+            raise ModelFileError(f"{file.path}: tensor {name!r:.80} has no place of its own in the model")
+        found[place] = (name, file.tensors[name].shape)
+    # An output matrix that is not there is the embedding.
+    if missing := sorted(expected.keys() - found.keys() - {"lm_head.weight"}):
+        raise ModelFileError(f"{file.path}: the weights do not fit the configuration: {missing[0]} is missing")
+    for name, shape in expected.items():
+        tensor, stored = found.get(name, ("", shape))
+        if tuple(stored) != tuple(shape):
+            raise ModelFileError(
+                f"{file.path}: the weights do not fit the configuration: tensor {tensor!r} has shape {list(stored)}, and "
+                f"the model takes {list(shape)}"
+            )
+
+
+def gguf_weights(file: GGUFFile, config: dict[str, Any]) -> Iterator[tuple[str, FloatArray]]:
+    """Each weight under mlx-lm's name, one at a time, as float32."""
+    architecture = architecture_of(file)
+    for name in _weights(file):
+        yield _mlx_name(file, architecture, name), _values(file, architecture, name, config)
+
+
+def gguf_packed_weights(file: GGUFFile, config: dict[str, Any]) -> Iterator[tuple[str, npt.NDArray[Any]]]:
+    """Like `gguf_weights` for a GPU: quantized matrices as MLX packs them, all else as float16."""
+    architecture = architecture_of(file)
+    for name in _weights(file):
+        info = file.tensors[name]
+        mlx_name = _mlx_name(file, architecture, name)
+        packed = repack(file.read_blocks(name), info.format, info.shape) if len(info.shape) == 2 else None
+        if packed is None:
+            yield mlx_name, _values(file, architecture, name, config).astype(np.float16)
+            continue
+        stem = mlx_name.removesuffix(".weight")
+        for part in ("weight", "scales", "biases"):
+            yield f"{stem}.{part}", _ordered(file, architecture, name, getattr(packed, part), config)
+
+
+def _weights(file: GGUFFile) -> list[str]:
+    return [name for name in file.tensors if name not in ROPE_TENSORS]
+
+
+def _values(file: GGUFFile, architecture: Architecture, name: str, config: dict[str, Any]) -> FloatArray:
+    values = _ordered(file, architecture, name, file.read(name), config)
+    return values - np.float32(architecture.norm_shift) if name.endswith("norm.weight") else values
+
+
+def _mlx_name(file: GGUFFile, architecture: Architecture, name: str) -> str:
+    if found := re.fullmatch(r"blk\.([0-9]{1,4})\.(\w+)\.(weight|bias)", name):
+        layer, part, kind = found.groups()
+        if part in architecture.layer:
+            return f"model.layers.{int(layer)}.{architecture.layer[part]}.{kind}"
+    elif (found := re.fullmatch(r"(\w+)\.(weight|bias)", name)) and found[1] in _TOP:
+        top = "lm_head" if found[1] == "output" else _TOP[found[1]]
+        return f"{top}.{found[2]}"
+    raise UnsupportedModelError(f"{file.path}: tensor {name!r:.80} has no place in a {architecture.model_type} model")
+
+
+def _ordered(file: GGUFFile, architecture: Architecture, name: str, weight: Rows, config: dict[str, Any]) -> Rows:
+    """Rows in the order that mlx-lm wants."""
+    if architecture.permuted and re.fullmatch(r"blk\.\d+\.attn_q\.(weight|bias)", name):
+        return _unpermute(file, name, weight, config["num_attention_heads"])
+    if architecture.permuted and re.fullmatch(r"blk\.\d+\.attn_k\.(weight|bias)", name):
+        return _unpermute(file, name, weight, config["num_key_value_heads"])
+    return weight
+
+
+def _unpermute(file: GGUFFile, name: str, weight: Rows, heads: int) -> Rows:
+    """Undo the row order that llama.cpp's converter gives queries and keys for its interleaved RoPE."""
+    rows = weight.shape[0]
+    if rows % (2 * heads):
+        raise ModelFileError(f"{file.path}: tensor {name!r} has {rows} rows, which {heads} heads cannot share")
+    pairs = weight.reshape(heads, rows // heads // 2, 2, -1)  # [heads, head_dim / 2, 2, columns]
+    return np.ascontiguousarray(pairs.swapaxes(1, 2).reshape(weight.shape))

@@ -1,0 +1,1 @@
+"""Attention on a CPU, through a host view of the arena."""

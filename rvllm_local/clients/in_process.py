@@ -1,0 +1,82 @@
+"""The client whose engine is a thread of this process."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from rvllm_local.clients.admission import AdmissionGate
+from rvllm_local.clients.contract import make_requests, open_stream
+from rvllm_local.clients.stream import TokenStream
+from rvllm_local.engine.core import EngineCore
+from rvllm_local.engine.limits import EngineLimits
+from rvllm_local.engine.loop import EngineLoop
+from rvllm_local.text.grammar.compiled import Grammars
+from rvllm_local.types import (
+    EngineSnapshot,
+    EventSink,
+    FinishReason,
+    Request,
+    RequestReport,
+    SamplingParams,
+    StreamEvent,
+)
+
+if TYPE_CHECKING:
+    from rvllm_local.text.grammar.matcher import Matcher
+
+
+class InProcessClient:
+    """Talks to an engine thread in this process. Grammars are compiled on the caller's thread."""
+
+    def __init__(self, loop: EngineLoop, limits: EngineLimits, grammars: Grammars) -> None:
+        self._loop = loop
+        self._grammars = grammars
+        self._gate = AdmissionGate(limits.max_open)
+        self.limits = limits
+
+    def start(self, requests: Sequence[Request], sink: EventSink) -> None:
+        for request in requests:
+            self.limits.check(request)
+        grammar = requests[0].grammar
+        matchers: Sequence[Matcher | None] = [None] * len(requests)
+        if grammar is not None:
+            matchers = self._grammars.matchers(grammar, len(requests))
+        counted = self._gate.admit(len(requests), sink, lambda: self.cancel(requests[0].request_id))
+
+        def add(core: EngineCore) -> None:
+            for request, matcher in zip(requests, matchers, strict=True):
+                _add(core, request, counted, matcher)
+
+        try:
+            self._loop.post(add)
+        except BaseException:
+            self._gate.release(len(requests))
+            raise
+
+    def submit(self, prompt_token_ids: Sequence[int], params: SamplingParams) -> TokenStream:
+        return open_stream(self, make_requests(prompt_token_ids, params))
+
+    def cancel(self, request_id: str) -> None:
+        self._loop.post(lambda core: core.cancel(request_id))
+
+    def stats(self) -> dict[str, int | float | str]:
+        return self._loop.call(EngineCore.stats)
+
+    def snapshot(self) -> EngineSnapshot:
+        return self._loop.call(EngineCore.snapshot)
+
+    def explain(self, request_id: str) -> tuple[RequestReport, ...]:
+        return self._loop.call(lambda core: core.explain(request_id))
+
+    def close(self) -> None:
+        self._loop.close()
+
+
+def _add(core: EngineCore, request: Request, sink: EventSink, matcher: Matcher | None) -> None:
+    try:
+        core.add(request, sink, matcher)
+    except Exception as error:  # one bad request ends alone
+        failed = StreamEvent("", (), FinishReason.ERROR, index=request.index, error=str(error))
+        sink(replace(failed, error_parameter=getattr(error, "parameter", None), error_kind=type(error).__name__))

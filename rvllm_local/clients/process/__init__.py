@@ -1,0 +1,1 @@
+"""An engine in a child process: the client's side, the connection, the frames between, and the child itself."""

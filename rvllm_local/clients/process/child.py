@@ -1,0 +1,275 @@
+"""The engine's process: `python -m rvllm_local.clients.process.child FD PARENT`. Loads a model, runs its engine, speaks in frames.
+
+Exits when its parent does. Prints no prompt; what it writes to stderr is the parent's to keep.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import faulthandler
+import gc
+import os
+import queue
+import signal
+import socket
+import sys
+import threading
+import time
+import traceback
+from typing import TYPE_CHECKING
+
+from rvllm_local import host
+from rvllm_local.clients.process import frames
+from rvllm_local.errors import EngineClosedError, RvllmError
+from rvllm_local.types import FinishReason, Request, StreamEvent
+
+if TYPE_CHECKING:
+    from rvllm_local.engine.core import EngineCore
+    from rvllm_local.engine.loop import EngineLoop
+
+_BEAT_S = 0.5
+_MOST_EVENTS = 256  # in one frame
+_OUTBOX = 4096
+_EXIT_PROTOCOL, _EXIT_INTERNAL = 65, 70
+_PR_SET_PDEATHSIG = 1
+
+
+def main() -> int:
+    """Serve one parent over the socket whose descriptor is the first argument; the second is the parent's id."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
+    _die_with(int(sys.argv[2]))
+    faulthandler.enable()
+    threading.excepthook = _fatal
+    connection = socket.socket(fileno=int(sys.argv[1]))
+    connection.set_inheritable(False)  # a compiler that MLX starts must not keep it open when this process is gone
+    host.prepare()
+    command = frames.receive_command(connection)
+    if not isinstance(command, frames.Load):
+        return 1
+    server = _Server(connection)
+    threading.Thread(target=server.watch_parent_while_loading, daemon=True).start()
+    try:
+        server.load(command)
+    except Exception as error:
+        server.fail(error)
+        return 0
+    try:
+        server.serve()
+    except frames.FrameError as error:
+        _say(f"rvllm engine: {error}")
+        os._exit(_EXIT_PROTOCOL)
+    except (BrokenPipeError, ConnectionError):
+        os._exit(0)  # the parent has gone: nobody is left to tidy up for
+    return 0
+
+
+class _Server:
+    """One engine and the connection that it serves."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        self._connection = connection
+        # Bounded: a parent that does not read slows the engine down, and does not fill its memory.
+        self._outbox: queue.Queue[tuple[str, StreamEvent] | frames.Event | None] = queue.Queue(_OUTBOX)
+        self._loaded = threading.Event()
+        self._loop: EngineLoop
+        self._lock = threading.Lock()
+        self._compiling: dict[str, bool] = {}  # requests whose grammar is being compiled: are they cancelled?
+        self._sender = threading.Thread(target=self._send_all, name="rvllm-sender", daemon=True)
+        self._sender.start()
+
+    def watch_parent_while_loading(self) -> None:
+        """Loading reads no frames; end with the parent, or when it closes, all the same."""
+        while not self._loaded.wait(0.2):
+            with contextlib.suppress(OSError):
+                # Before the engine is ready a parent has nothing to say but that it closes.
+                self._connection.recv(1, socket.MSG_PEEK)
+                if not self._loaded.is_set():
+                    os._exit(0)
+
+    def load(self, command: frames.Load) -> None:
+        """Build the engine and say so."""
+        from rvllm_local.clients.in_process import InProcessClient
+        from rvllm_local.engine.loop import EngineLoop
+        from rvllm_local.engine.startup.build import open_core
+        from rvllm_local.models.loader import locate
+        from rvllm_local.text.grammar.compiled import Grammars
+        from rvllm_local.text.tokenizer_files import read_tokenizer
+
+        files = locate(command.model, lambda message: self._outbox.put(frames.Loading(message)))
+        tokenizer = read_tokenizer(files)
+        self._loop = EngineLoop(lambda: open_core(files, tokenizer, command.options), quiet_gc=True)
+        limits = self._loop.call(lambda core: core.limits)
+        self._client = InProcessClient(self._loop, limits, Grammars(tokenizer, limits.vocab_size, limits.eos_token_ids))
+        gc.collect()
+        gc.freeze()  # what a model is made of is never garbage
+        gc.disable()  # the loop collects when it is idle
+        self._loaded.set()
+        self._outbox.put(frames.Ready(limits))
+
+    def fail(self, error: Exception) -> None:
+        """Say why the engine could not be built. No prompt is known yet, so that any error's text may be told."""
+        if not isinstance(error, RvllmError | MemoryError):
+            _print_frames(error)
+        self._outbox.put(_failed(error, with_text=True))
+        self._finish()
+
+    def _finish(self) -> None:
+        self._outbox.put(None)
+        self._sender.join(5)
+
+    def serve(self) -> None:
+        """Take commands until the parent closes or goes."""
+        while True:
+            command = frames.receive_command(self._connection)
+            if command is None:
+                os._exit(0)
+            if isinstance(command, frames.Close):
+                break
+            self._take(command)
+        self._loop.close()
+        self._finish()
+
+    def _take(self, command: frames.Command) -> None:
+        if isinstance(command, frames.Start) and command.requests[0].grammar is not None:
+            # Compiling takes up to two seconds: other frames must not wait for it.
+            self._compiling[command.requests[0].request_id] = False
+            threading.Thread(target=self._compile_and_start, args=(command.requests,), daemon=True).start()
+        elif isinstance(command, frames.Start):
+            self._start(command.requests)
+        elif isinstance(command, frames.Cancel):
+            with self._lock:
+                if command.request_id in self._compiling:
+                    self._compiling[command.request_id] = True
+            self._loop.post(lambda core: core.cancel(command.request_id))
+        elif isinstance(command, frames.Ask):
+            self._loop.post(lambda core: self._outbox.put(_answer(core, command)))
+        else:
+            raise frames.FrameError(f"{type(command).__name__} came twice")
+
+    def _compile_and_start(self, requests: tuple[Request, ...]) -> None:
+        request_id = requests[0].request_id
+        if self._start(requests):  # tell the caller that the grammar can be enforced
+            self._outbox.put((request_id, StreamEvent("", index=requests[0].index)))
+        with self._lock:
+            is_cancelled = self._compiling.pop(request_id)
+        if is_cancelled:  # before there was anything to cancel
+            with contextlib.suppress(EngineClosedError):
+                self._loop.post(lambda core: core.cancel(request_id))
+
+    def _start(self, requests: tuple[Request, ...]) -> bool:
+        request_id = requests[0].request_id
+
+        def sink(event: StreamEvent) -> None:
+            self._outbox.put((request_id, event))
+
+        try:
+            self._client.start(requests, sink)
+        except Exception as error:  # one bad request ends alone
+            for request in requests:
+                sink(_failed_event(request.index, _failed(error)))
+            return False
+        return True
+
+    def _send_all(self) -> None:
+        """The sender's thread: events that wait together go in one frame; silence is broken by a beat."""
+        beaten = 0.0
+        try:
+            while True:
+                if time.monotonic() - beaten >= _BEAT_S:
+                    frames.send(self._connection, self._beat())
+                    beaten = time.monotonic()
+                try:
+                    item = self._outbox.get(timeout=_BEAT_S)
+                except queue.Empty:
+                    continue
+                if item is None:
+                    return
+                self._send_with_followers(item)
+        except OSError:
+            os._exit(0)
+
+    def _send_with_followers(self, item: tuple[str, StreamEvent] | frames.Event) -> None:
+        events: list[tuple[str, StreamEvent]] = []
+        following: tuple[str, StreamEvent] | frames.Event | None = item
+        while isinstance(following, tuple):
+            events.append(following)
+            if len(events) == _MOST_EVENTS:
+                following = None
+                break
+            try:
+                following = self._outbox.get_nowait()
+            except queue.Empty:
+                following = None
+                break
+            if following is None:  # the end: leave it for the thread's loop
+                self._outbox.put(None)
+        if events:
+            frames.send(self._connection, frames.Events(tuple(events)))
+        if following is not None:
+            frames.send(self._connection, following)
+
+    def _beat(self) -> frames.Beat:
+        return frames.Beat(*self._loop.progress) if self._loaded.is_set() else frames.Beat(0, has_work=False)
+
+
+def _answer(core: EngineCore, ask: frames.Ask) -> frames.Answer:
+    try:
+        if ask.what == "stats":
+            return frames.Answer(ask.call_id, stats=core.stats())
+        if ask.what == "snapshot":
+            return frames.Answer(ask.call_id, snapshot=core.snapshot())
+        return frames.Answer(ask.call_id, reports=core.explain(ask.argument))
+    except Exception as error:
+        return frames.Answer(ask.call_id, error=_failed(error))
+
+
+def _failed(error: Exception, *, with_text: bool = False) -> frames.Failed:
+    """An error as a frame. The text of one that is not the project's own can quote a prompt."""
+    kind = type(error).__name__
+    if isinstance(error, RvllmError):
+        return frames.Failed(kind, str(error), getattr(error, "parameter", None))
+    if isinstance(error, MemoryError):
+        return frames.Failed("MemoryBudgetError", f"memory ran out: {error}" if with_text else "memory ran out")
+    return frames.Failed("EngineError", f"the engine failed with {kind}" + (f": {error}" if with_text else ""))
+
+
+def _failed_event(index: int, failed: frames.Failed) -> StreamEvent:
+    return StreamEvent(
+        "",
+        (),
+        FinishReason.ERROR,
+        index=index,
+        error=failed.message,
+        error_parameter=failed.parameter,
+        error_kind=failed.kind,
+    )
+
+
+def _print_frames(error: BaseException | None) -> None:
+    """Like a traceback, without the text of the error."""
+    if error is not None:
+        _say("".join(traceback.format_tb(error.__traceback__)) + type(error).__name__)
+
+
+def _say(message: str) -> None:
+    sys.stderr.write(message + "\n")
+    sys.stderr.flush()
+
+
+def _fatal(report: threading.ExceptHookArgs) -> None:
+    """A thread without which the process is of no use has died: let the parent start another."""
+    _print_frames(report.exc_value)
+    os._exit(_EXIT_INTERNAL)
+
+
+def _die_with(parent: int) -> None:
+    """Have the kernel end this process with its parent, where it can; elsewhere the socket's end does."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:
+        os._exit(0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,305 @@
+"""One engine process as its parent sees it: the connection, the open requests and questions, and the end of it all."""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import itertools
+import logging
+import os
+import queue
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
+
+from rvllm_local.clients.process import frames
+from rvllm_local.clients.process.cpu_wait import CpuWait
+from rvllm_local.engine.limits import EngineLimits
+from rvllm_local.errors import EngineCrashedError, EngineError, ParameterError, RvllmError
+from rvllm_local.types import EventSink, FinishReason, Request, StreamEvent
+
+logger = logging.getLogger(__name__)
+
+COMMAND = (
+    sys.executable,
+    "-P",
+    "-m",
+    "rvllm_local.clients.process.child",
+)  # -P: no module of the current folder is imported
+_STDERR_LINES, _STDERR_CHARS = 50, 500
+_ANSWER_TIMEOUT_S = 30.0
+_EXIT_S, _KILL_S = 0.5, 1.0
+_PASSED = re.compile(
+    r"PATH|HOME|USER|LOGNAME|SHELL|TMPDIR|TZ|LANG|LC_.*|XDG_.*|PYTHON.*|VIRTUAL_ENV|(DY)?LD_LIBRARY_PATH|RVLLM_.*|MLX_.*|"
+    r"HF_.*|(OMP|OPENBLAS|MKL|VECLIB)_.*|CUDA_.*|NVIDIA_.*|METAL_.*|MTL_.*|CC|CXX|SDKROOT|DEVELOPER_DIR|"
+    r"SSL_CERT_(FILE|DIR)|PIP_.*|((https?|no|all)_proxy)|((HTTPS?|NO|ALL)_PROXY)"
+)
+_SECRET = re.compile(r"KEY|SECRET|PASSWORD")
+
+
+def child_environment(environ: Mapping[str, str]) -> dict[str, str]:
+    """What a child gets to see: paths, libraries, proxies and the runtime's own settings; none of its keys."""
+    return {name: value for name, value in environ.items() if _PASSED.fullmatch(name) and not _SECRET.search(name)}
+
+
+class ChildProcess:
+    """One process, its connection, and the requests and questions that are open with it."""
+
+    def __init__(
+        self,
+        load: frames.Load,
+        on_ready: Callable[[EngineLimits], None],
+        on_end: Callable[[ChildProcess], None],
+        progress: Callable[[str], None] | None,
+        command: Sequence[str] = COMMAND,
+    ) -> None:
+        ours, theirs = socket.socketpair()
+        self._connection = ours
+        with contextlib.ExitStack() as failed, theirs:
+            failed.callback(ours.close)
+            self._process = subprocess.Popen(
+                [*command, str(theirs.fileno()), str(os.getpid())],
+                env=child_environment(os.environ),
+                pass_fds=(theirs.fileno(),),
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.PIPE,
+                start_new_session=True,  # the terminal's signals are the parent's
+            )
+            failed.pop_all()
+        self.pid = self._process.pid
+        self._load, self._on_ready, self._on_end, self._progress = load, on_ready, on_end, progress
+        self._lock = threading.Lock()
+        self._sinks: dict[tuple[str, int], EventSink] | None = {}  # None once the child has gone
+        self._answers: dict[int, Future[frames.Answer]] = {}
+        self._call_ids = itertools.count()
+        self._outbox: queue.SimpleQueue[frames.Command | None] = queue.SimpleQueue()
+        self._stderr_done = threading.Event()
+        self._stderr: collections.deque[str] = collections.deque(maxlen=_STDERR_LINES)
+        self._gone: Exception = EngineCrashedError("the engine's process ended while the request was open")
+        self._killed_for: str | None = None
+        self.failure: RvllmError | None = None
+        self._waits = CpuWait(self.pid)
+        self.steps, self.has_work = 0, False
+        self.last_sign = self.last_step = self._moved = time.monotonic()
+
+    def run(self) -> None:
+        """Start the threads that serve the connection."""
+        self._outbox.put(self._load)
+        self._threads = [
+            threading.Thread(target=target, name=f"rvllm-child-{name}", daemon=True)
+            for name, target in (("writer", self._write), ("stderr", self._keep_stderr), ("reader", self._read))
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    def start(self, requests: tuple[Request, ...], sink: EventSink) -> bool:
+        """Hand requests over; False if the child has gone."""
+        with self._lock:
+            if self._sinks is None:
+                return False
+            if any((request.request_id, request.index) in self._sinks for request in requests):
+                raise ParameterError("request_id", "a request with this id is already open; give it another id")
+            if not self._is_busy():
+                self._moved = time.monotonic()  # the watchdog counts from here
+            for request in requests:
+                self._sinks[(request.request_id, request.index)] = sink
+        self.post(frames.Start(requests))
+        return True
+
+    def cancel(self, request_id: str) -> None:
+        """End a request; one that is not open is left alone."""
+        with self._lock:
+            is_open = any(key[0] == request_id for key in self._sinks or ())
+        if is_open:
+            self.post(frames.Cancel(request_id))
+
+    def ask(self, what: str, argument: str) -> frames.Answer:
+        answer: Future[frames.Answer] = Future()
+        call_id = next(self._call_ids)
+        with self._lock:
+            if self._sinks is None:
+                raise self._gone
+            if not self._is_busy():
+                self._moved = time.monotonic()
+            self._answers[call_id] = answer
+        self.post(frames.Ask(call_id, what, argument))
+        try:
+            found = answer.result(_ANSWER_TIMEOUT_S)
+        except TimeoutError as error:
+            raise EngineError(f"the engine did not answer within {_ANSWER_TIMEOUT_S:.0f} s") from error
+        finally:
+            with self._lock:
+                self._answers.pop(call_id, None)
+        if found.error is not None:
+            raise frames.error_in(found.error)
+        return found
+
+    def post(self, command: frames.Command) -> None:
+        self._outbox.put(command)
+
+    def kill(self, reason: str | None = None) -> None:
+        """End the process and what it started, now; `reason` becomes what its requests are told."""
+        if reason is not None:
+            self._killed_for = reason
+            self._gone = EngineCrashedError(f"the engine {reason} while the request was open; its process was ended")
+        if self._process.poll() is None:  # otherwise the number may be another's by now
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(self.pid, signal.SIGKILL)
+
+    def stalled_for(self, limit_s: float) -> str | None:
+        """What is wrong with a child that hangs: no sign of life, or something to do and no step."""
+        now = time.monotonic()
+        with self._lock:
+            if self._sinks is None:
+                return None
+            if not self._is_busy():
+                self._moved = now
+        self._discount_waiting(now, limit_s)
+        if now - self.last_sign > limit_s:
+            return f"gave no sign of life for {limit_s:g} s"
+        if now - self._moved > limit_s:
+            return f"had work and made no step for {limit_s:g} s"
+        return None
+
+    def _discount_waiting(self, now: float, limit_s: float) -> None:
+        """A process that is ready and gets no processor does not hang: that time does not count."""
+        if now - min(self.last_sign, self._moved) < limit_s / 4:
+            self._waits.forget()
+            return
+        waited = self._waits.since_last()
+        self.last_sign = min(now, self.last_sign + waited)
+        self._moved = min(now, self._moved + waited)
+
+    def forgive(self) -> None:
+        """Count from now: this process was stopped itself."""
+        self.last_sign = self._moved = time.monotonic()
+
+    def _is_busy(self) -> bool:
+        """Something is expected of the child, whatever it says itself."""
+        return bool(self._sinks or self._answers or self.has_work)
+
+    def close(self, timeout_s: float, reason: Exception) -> None:
+        """Ask it to end, kill it if it does not, and leave nothing behind."""
+        self._gone = reason
+        self.post(frames.Close())
+        try:
+            self._process.wait(timeout_s)
+        except subprocess.TimeoutExpired:
+            self.kill()
+            self._process.wait()
+        for thread in self._threads:
+            if thread is not threading.current_thread():
+                thread.join(5)
+
+    def last_words(self) -> str:
+        """The exit status, and the last line that the child wrote to stderr."""
+        code = self._process.poll()
+        how = "no exit status" if code is None else _signal_name(-code) if code < 0 else f"exit status {code}"
+        how = f"it {self._killed_for}" if self._killed_for else how
+        return f"{how}: {' | '.join(list(self._stderr)[-3:])}" if self._stderr else how
+
+    def _write(self) -> None:
+        while (command := self._outbox.get()) is not None:
+            try:
+                frames.send(self._connection, command)
+            except frames.FrameError as error:
+                if isinstance(command, frames.Start):
+                    for request in command.requests:
+                        self._deliver(request.request_id, _failed(request.index, str(error)))
+            except OSError:
+                return  # the reader finds the end
+
+    def _read(self) -> None:
+        """The reader's thread: events to their sinks until the child ends, then an error to everyone left."""
+        try:
+            while (event := frames.receive_event(self._connection)) is not None:
+                self.last_sign = time.monotonic()
+                self._take(event)
+        except (frames.FrameError, OSError) as error:
+            logger.error("the engine's process spoke nonsense and is killed: %s", error)
+            self.kill("broke the protocol")
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(_EXIT_S)  # its socket closes a moment before it can be collected
+        self.kill()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(_KILL_S)  # one that the system cannot end must not keep its requests waiting
+        with contextlib.suppress(OSError):
+            self._connection.shutdown(socket.SHUT_RDWR)  # wakes the writer
+        self._stderr_done.wait(_EXIT_S)
+        self._on_end(self)  # first, so that whoever is told of the end finds the state that belongs to it
+        self._end_requests()
+        self._outbox.put(None)
+        self._connection.close()
+
+    def _take(self, event: frames.Event) -> None:
+        if isinstance(event, frames.Events):
+            for request_id, part in event.events:
+                self._deliver(request_id, part)
+        elif isinstance(event, frames.Beat):
+            if event.steps != self.steps:
+                self.last_step = self._moved = time.monotonic()
+            self.steps, self.has_work = event.steps, event.has_work
+        elif isinstance(event, frames.Answer):
+            with self._lock:
+                answer = self._answers.get(event.call_id)
+            if answer is not None:
+                answer.set_result(event)
+        elif isinstance(event, frames.Ready):
+            self._on_ready(event.limits)
+        elif isinstance(event, frames.Failed):
+            self.failure = frames.error_in(event)
+        elif self._progress is not None:
+            with contextlib.suppress(Exception):  # what people are shown must not end the engine
+                self._progress(event.message)
+
+    def _deliver(self, request_id: str, event: StreamEvent) -> None:
+        """Hand one event to its sink."""
+        key = (request_id, event.index)
+        with self._lock:
+            if self._sinks is None:
+                return
+            sink = self._sinks.get(key)
+            if event.finish_reason is not None:
+                self._sinks.pop(key, None)
+        if sink is None:
+            return
+        sink(event)  # the gate's: it does not raise
+
+    def _end_requests(self) -> None:
+        with self._lock:
+            sinks, self._sinks = self._sinks or {}, None
+            answers, self._answers = self._answers, {}
+        for (_, index), sink in sinks.items():
+            with contextlib.suppress(Exception):
+                sink(_failed(index, str(self._gone), type(self._gone).__name__))
+        for answer in answers.values():
+            if not answer.done():
+                answer.set_exception(self._gone)
+
+    def _keep_stderr(self) -> None:
+        assert self._process.stderr is not None
+        with self._process.stderr as stream:
+            for line in iter(lambda: stream.readline(4096), b""):
+                text = "".join(letter for letter in line.decode(errors="replace") if letter.isprintable()).strip()
+                if text:
+                    self._stderr.append(text[:_STDERR_CHARS])
+                    logger.warning("engine: %s", text[:_STDERR_CHARS])
+        self._stderr_done.set()
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"
+
+
+def _failed(index: int, message: str, kind: str | None = None) -> StreamEvent:
+    return StreamEvent("", (), FinishReason.ERROR, index=index, error=message, error_kind=kind)

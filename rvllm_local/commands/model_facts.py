@@ -1,0 +1,182 @@
+"""What can be told of a model without loading it: the catalogue's entry, its files, configuration and tokenizer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from rvllm_local.errors import ChecksumError, ModelNotFoundError, RvllmError
+from rvllm_local.models.bundle import open_bundle
+from rvllm_local.models.bundle_format import check_small_files, read_manifest
+from rvllm_local.models.catalogue import Catalogue, CatalogueEntry
+from rvllm_local.models.file_stamps import file_sha256
+from rvllm_local.models.hub_fetch import read_record
+from rvllm_local.models.installed import files_of
+from rvllm_local.models.loader import ModelFiles, locate
+from rvllm_local.models.safetensors_check import weight_files
+from rvllm_local.models.store import Installed, find_installed, folder_size
+
+_CONFIG_KEYS = {
+    "model_type": "architecture",
+    "num_hidden_layers": "layers",
+    "hidden_size": "width",
+    "num_attention_heads": "heads",
+    "num_key_value_heads": "kv_heads",
+    "vocab_size": "vocabulary",
+    "max_position_embeddings": "context",
+    "sliding_window": "window",
+}
+
+
+def facts(name: str) -> dict[str, Any]:
+    """Facts by name, for a catalogue name, an installed model, a folder or a file.
+
+    Raises `ModelNotFoundError` for what is neither known nor here, and `ModelFileError` for damaged files.
+    """
+    entry = Catalogue.load().entries.get(name.lower())
+    files = local_files(name)
+    if entry is None and files is None:
+        raise ModelNotFoundError(f"{name[:80]!r} is neither in the catalogue nor on this machine; try `rvllm search`")
+    known = {"name": name, **(_of_entry(entry) if entry is not None else {})}
+    if files is None:
+        return {**known, "installed": False}
+    return {**known, **_of_files(files)}
+
+
+def local_files(name: str) -> ModelFiles | None:
+    """The model's files if they are on this machine; nothing is fetched."""
+    model = find_installed(name)
+    if model is not None:
+        return files_of(model)
+    try:
+        there = Path(name).expanduser().exists()
+    except (OSError, ValueError, RuntimeError):  # too long, a NUL byte, or the home of nobody
+        return None
+    return locate(name) if there else None
+
+
+def _of_entry(entry: CatalogueEntry) -> dict[str, Any]:
+    rows = {
+        "title": entry.title,
+        "licence": entry.license,
+        "parameters": entry.parameters,
+        "quantization": entry.quantization,
+        "architecture": entry.architecture,
+        "context": entry.context,
+        "size": entry.size,
+        "source": entry.repo or (entry.pypi.requirement if entry.pypi else None),
+        "revision": entry.revision,
+        "tools": entry.tools,
+        "reasoning": entry.reasoning,
+        "gated": entry.gated,
+        "verified": entry.verified,
+    }
+    return {key: value for key, value in rows.items() if value is not None}
+
+
+def _of_files(files: ModelFiles) -> dict[str, Any]:
+    from rvllm_local import host
+
+    host.prepare()
+    from rvllm_local.models.gguf.config import gguf_config
+    from rvllm_local.models.gguf.reader import GGUFFile
+    from rvllm_local.models.loader import read_config
+    from rvllm_local.text.families import detect
+    from rvllm_local.text.tokenizer_files import read_tokenizer
+
+    config = gguf_config(GGUFFile(files.path)) if files.kind == "gguf" else read_config(files.path)
+    text = config.get("text_config")
+    settings = {**(text if isinstance(text, dict) else {}), **config}
+    folder = files.path.parent if files.kind == "gguf" else files.path
+    found = {label: settings[key] for key, label in _CONFIG_KEYS.items() if settings.get(key) is not None}
+    found |= {
+        "installed": True,
+        "format": {"folder": "safetensors"}.get(files.kind, files.kind),
+        "size": files.path.stat().st_size if files.kind == "gguf" else folder_size(folder),
+        "path": str(files.path),
+        **_quantization(files, config),
+    }
+    if record := read_record(folder):
+        found |= {
+            "source": record.get("repository"),
+            "revision": record.get("revision"),
+            "commit": record.get("commit"),
+        }
+    if files.kind == "bundle":
+        manifest = open_bundle(files.path)
+        found |= {"recipe": dict(manifest.recipe), "sha256": manifest.weights.sha256}
+    tokenizer = read_tokenizer(files)
+    style = detect(tokenizer.chat_template, str(config.get("model_type")))
+    found["chat_template"] = tokenizer.chat_template is not None
+    found["tools"] = style.tool_family or "none"
+    found["reasoning"] = f"{style.reasoning_start} ... {style.reasoning_end}" if style.reasoning_start else "none"
+    return found
+
+
+def _quantization(files: ModelFiles, config: dict[str, Any]) -> dict[str, Any]:
+    if files.kind == "gguf":
+        from rvllm_local.models.gguf.reader import GGUFFile
+
+        tensors = GGUFFile(files.path).tensors.values()
+        sizes: dict[str, int] = {}
+        for info in tensors:
+            sizes[info.format.name] = sizes.get(info.format.name, 0) + info.nbytes
+        return {"quantization": max(sizes, key=lambda name: sizes[name])} if sizes else {}
+    plan = config.get("quantization")
+    if not isinstance(plan, dict):
+        return {"quantization": str(config.get("torch_dtype") or config.get("dtype") or "none")}
+    mixed = len({(row.get("bits"), row.get("mode")) for row in plan.values() if isinstance(row, dict)}) > 1
+    text = f"{plan.get('mode', 'affine')} {plan.get('bits')}-bit, groups of {plan.get('group_size')}"
+    return {"quantization": f"{text}, mixed" if mixed else text}
+
+
+def verify_files(name: str, progress: Callable[[str], None]) -> None:
+    """Hold every file of an installed model or bundle against its checksum. Raises `ChecksumError`."""
+    files = local_files(name)
+    if files is None:
+        raise ModelNotFoundError(f"{name[:80]!r} is not on this machine; fetch it with `rvllm pull`")
+    if files.kind == "bundle":
+        open_bundle(files.path, verify=True, progress=progress)
+    folder = files.path.parent if files.kind == "gguf" else files.path
+    expected = {row: part["sha256"] for row, part in ((read_record(folder) or {}).get("files") or {}).items()}
+    entry = Catalogue.load().entries.get(name.lower())
+    if entry is not None and entry.file:
+        expected = {entry.file: entry.sha256}
+    for file, sha256 in expected.items():
+        progress(f"checking {file}")
+        found = file_sha256(folder / file) if (folder / file).is_file() else "missing"
+        if found != sha256:
+            raise ChecksumError(
+                f"{folder / file}: its sha256 is {found}, not {sha256}; remove the model and pull it again"
+            )
+    progress(f"{len(expected)} files have their checksums" if expected else "there are no checksums to hold it against")
+
+
+def unsound(model: Installed, *, verify: bool = False) -> str | None:
+    """What is wrong with an installed model, in a line; None if its sizes and headers, with `verify` its checksums, agree."""
+    from rvllm_local.models.gguf.reader import GGUFFile
+
+    try:
+        expected = (read_record(model.path) or {}).get("files") or {}
+        for name, part in expected.items():
+            path = model.path / name
+            size = path.stat().st_size if path.is_file() else None
+            if size != part["size"]:
+                return (
+                    f"{name} has {size} bytes, and {part['size']} were fetched"
+                    if size is not None
+                    else f"{name} is gone"
+                )
+        files = local_files(model.names[0])
+        if files is not None and files.kind == "folder":
+            weight_files(files.path)
+        elif files is not None and files.kind == "bundle":
+            check_small_files(files.path, read_manifest(files.path))
+        elif files is not None:
+            GGUFFile(files.path)
+        if verify:
+            verify_files(model.names[0], lambda _: None)
+    except (RvllmError, OSError, TypeError, KeyError, AttributeError) as error:
+        return " ".join(str(error).split())
+    return None

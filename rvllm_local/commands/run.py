@@ -1,0 +1,94 @@
+"""What the verbs of `rvllm` do. Imported only when a verb runs."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import dataclasses
+import io
+import os
+import sys
+import time
+from collections.abc import Generator
+from typing import cast
+
+from rvllm_local import host
+from rvllm_local.commands.support import configured, show_progress
+from rvllm_local.config import config_path, load_config
+from rvllm_local.engine.options import EngineOptions
+from rvllm_local.errors import ParameterError
+from rvllm_local.llm import LLM
+from rvllm_local.types import SamplingParams, StreamEvent
+
+_ENGINE_FLAGS = ("model", "kv_memory", "context_length", "attention", "kv_dtype", "cache", "deterministic")
+_ADAPTER = "adapter"
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Stream the answer to one prompt, then one line of figures."""
+    params = SamplingParams(
+        max_tokens=arguments.max_tokens,
+        temperature=arguments.temperature,
+        top_p=arguments.top_p,
+        seed=arguments.seed,
+    )
+    prompt = _prompt(arguments.prompt)
+    config = configured({name: getattr(arguments, name) for name in _ENGINE_FLAGS})
+    report = host.prepare()
+    if report.advice:
+        print(f"rvllm: {report.advice}", file=sys.stderr)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # an answer may hold what the terminal's encoding lacks
+    options = EngineOptions.from_config(config)
+    if arguments.adapter is not None:
+        options = dataclasses.replace(options, adapters=((_ADAPTER, arguments.adapter),))
+    with LLM.from_options(config.model, options, show_progress) as llm:
+        print(_answer(llm, prompt, params, None if arguments.adapter is None else _ADAPTER))
+    return 0
+
+
+def _answer(llm: LLM, prompt: str, params: SamplingParams, adapter: str | None) -> str:
+    """Print the answer as it comes; return the line of figures."""
+    messages = [{"role": "user", "content": prompt}]
+    stream = (
+        llm.chat_stream(messages, params, adapter=adapter)
+        if llm.tokenizer.chat_template
+        else llm.stream(prompt, params, adapter=adapter)
+    )
+    began = time.perf_counter()
+    first, count = None, 0
+    with contextlib.closing(cast("Generator[StreamEvent]", stream)) as events:
+        for event in events:
+            first = first or time.perf_counter()
+            count += len(event.token_ids)
+            print(event.text, end="", flush=True)
+    ended = time.perf_counter()
+    stats = llm.stats()
+    first = first or ended
+    speed = f"{(count - 1) / (ended - first):.1f} tokens/s" if count > 1 else "one token"
+    return (
+        f"\n\n[TTFT {first - began:.2f} s, {speed}, KV blocks {stats['blocks_peak']}/{stats['blocks_total']}, "
+        f"attention {stats['attention_backend']}]"
+    )
+
+
+def config() -> int:
+    """Print the merged configuration."""
+    print(f"# {config_path(os.environ)}")
+    for name, value in dataclasses.asdict(load_config()).items():
+        print(f"{name} = {'(automatic)' if value is None else value}")
+    return 0
+
+
+def _prompt(given: str | None) -> str:
+    try:
+        if given is None and not sys.stdin.isatty():
+            given = sys.stdin.buffer.read().decode("utf-8")
+        (given or "").encode("utf-8")
+    except (UnicodeDecodeError, UnicodeEncodeError) as error:
+        raise ParameterError(
+            "prompt", f"the prompt is not UTF-8 text ({error.reason}); convert it, as with iconv"
+        ) from error
+    if given is None or not given.strip():
+        raise ParameterError("prompt", "the prompt is empty; give one, or pipe it in")
+    return given

@@ -1,0 +1,173 @@
+"""`rvllm serve`: the localhost API over engines in processes of their own."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import logging
+import os
+import re
+import stat
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import NoReturn
+
+from rvllm_local import host
+from rvllm_local.config import EngineConfig, expanded, load_config
+from rvllm_local.engine.options import EngineOptions
+from rvllm_local.errors import ConfigError, RvllmError
+from rvllm_local.models.installed import installed_models
+from rvllm_local.models.loader import locate
+from rvllm_local.server.app import running
+from rvllm_local.server.http.settings import ServerSettings, is_loopback
+from rvllm_local.server.listener import bound
+from rvllm_local.server.listener import serve as listen
+from rvllm_local.server.models.registry import Registry
+from rvllm_local.server.process_limits import prepare_limits, prepare_logs, report_to_log
+
+_ENGINE_FLAGS = ("kv_memory", "context_length", "attention", "kv_dtype", "cache", "deterministic")
+_KEY_VARIABLE = "RVLLM_API_KEY"
+_MIN_KEY = 8
+_UNITS = {"": 1.0, "s": 1.0, "m": 60.0, "h": 3600.0}
+logger = logging.getLogger(__name__)
+
+
+def serve(arguments: argparse.Namespace) -> int:
+    """Serve until a signal comes. Ends the process with status 0 after an orderly end."""
+    prepare_logs()
+    config = load_config({name: getattr(arguments, name) for name in _ENGINE_FLAGS})
+    os.environ["RVLLM_CACHE_DIR"] = str(config.cache_dir)
+    settings = settings_from(arguments)
+    prepare_limits(settings.max_connections)
+    report = host.prepare()
+    if report.advice:
+        logger.info("%s", report.advice)
+    adapters = [adapter_of(text) for text in arguments.adapter]
+    asyncio.run(_serve(arguments.models or [config.model], config, settings, adapters))
+
+
+async def _serve(
+    models: Sequence[str], config: EngineConfig, settings: ServerSettings, adapters: Sequence[tuple[str, str]]
+) -> NoReturn:
+    report_to_log(asyncio.get_running_loop())
+    named = {files.name: files for files in [await asyncio.to_thread(locate, name, logger.info) for name in models]}
+    default = next(iter(named))
+    available = {**installed_models(), **named}
+    if taken := [name for name, _ in adapters if name in (*available, "default")]:
+        raise ConfigError(f"--adapter {taken[0]}=...: a model has this name already; choose another one")
+    registry = Registry(
+        available,
+        default,
+        EngineOptions.from_config(config),
+        pinned=settings.pinned,
+        adapters=adapters,
+        keep_alive_s=settings.keep_alive_s,
+        load_timeout_s=settings.load_timeout_s,
+    )
+    loading: list[asyncio.Task[None]] = []
+
+    def begin(port: int) -> None:
+        _say_ready(settings, port)
+        loading.append(asyncio.create_task(_load_first(registry, default)))
+
+    with bound(settings) as listening:
+        async with running(registry, settings) as server:
+            await listen(server, listening, begin)
+            for task in loading:
+                task.cancel()
+    # All is closed by now, but for a model that was still being loaded: its process ends with this one. Taking the
+    # interpreter down would wait for it, and can abort in a C++ thread that MLX has left.
+    sys.stderr.flush()
+    os._exit(0)
+
+
+async def _load_first(registry: Registry, name: str) -> None:
+    """Load the default model right away: the first request should not have to wait for it."""
+    try:
+        async with registry.lease(name):
+            pass
+    except (RvllmError, Exception) as error:
+        logger.error("%s could not be loaded: %s", name, error)
+
+
+def _say_ready(settings: ServerSettings, port: int) -> None:
+    scheme = "https" if settings.tls_certificate else "http"
+    logger.info("serving on %s://%s:%d/v1 (Ctrl-C ends it)", scheme, settings.host, port)
+
+
+def settings_from(arguments: argparse.Namespace, environ: Mapping[str, str] | None = None) -> ServerSettings:
+    """The settings that the flags ask for. Raises `ConfigError`."""
+    environ = os.environ if environ is None else environ
+    keys = _keys(arguments.api_key_file, environ)
+    if not keys and not is_loopback(arguments.host):
+        raise ConfigError(
+            f"--host {arguments.host} lets others reach this server, so it needs a key: set {_KEY_VARIABLE}, or give "
+            "--api-key-file"
+        )
+    if (arguments.tls_cert is None) != (arguments.tls_key is None):
+        raise ConfigError("--tls-cert and --tls-key belong together; give both or none")
+    if not 0 <= arguments.port <= 65535:
+        raise ConfigError(f"--port must be from 0 to 65535, not {arguments.port}")
+    return ServerSettings(
+        host=arguments.host,
+        port=arguments.port,
+        api_keys=keys,
+        allowed_hosts=tuple(_host(text) for text in arguments.allow_host),
+        allowed_origins=tuple(_origin(text) for text in arguments.allow_origin),
+        is_lenient=arguments.lenient,
+        keep_alive_s=None if arguments.keep_alive is None else _seconds(arguments.keep_alive),
+        drain_s=_seconds(arguments.drain),
+        pinned=tuple(arguments.pin),
+        tls_certificate=arguments.tls_cert,
+        tls_key=arguments.tls_key,
+    )
+
+
+def _keys(path: str | None, environ: Mapping[str, str]) -> tuple[str, ...]:
+    """Keys from a file, one a line, or from the environment; never from the command line, which others can read."""
+    if path is None:
+        found = environ.get(_KEY_VARIABLE, "").split()
+    else:
+        try:
+            mode = Path(path).stat().st_mode
+            lines = Path(path).read_text(encoding="utf-8").splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError(f"--api-key-file {path} cannot be read: {error}") from error
+        if mode & (stat.S_IRWXG | stat.S_IRWXO):
+            raise ConfigError(f"--api-key-file {path} can be read by others; run: chmod 600 {path}")
+        found = [line.strip() for line in lines if line.strip() and not line.startswith("#")]
+        if not found:
+            raise ConfigError(f"--api-key-file {path} holds no key")
+    if any(len(key) < _MIN_KEY or not key.isascii() or not key.isprintable() for key in found):
+        raise ConfigError(f"an API key must have at least {_MIN_KEY} printable ASCII characters")
+    return tuple(found)
+
+
+def adapter_of(text: str) -> tuple[str, str]:
+    """The name and the folder in NAME=DIR. Raises `ConfigError`."""
+    name, _, folder = text.partition("=")
+    if not re.fullmatch(r"[A-Za-z0-9][\w.:/-]{0,99}", name) or not folder or not expanded(folder).is_dir():
+        raise ConfigError(f"--adapter {text!r:.200} must be NAME=DIR, with a folder that exists")
+    return name, str(expanded(folder).absolute())
+
+
+def _host(text: str) -> str:
+    if not re.fullmatch(r"\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+", text):
+        raise ConfigError(f"--allow-host {text!r} is not the name of a host; write it like example.org, without a port")
+    return text
+
+
+def _origin(text: str) -> str:
+    if not re.fullmatch(r"[a-z][a-z0-9+.-]*://[^/\s*]+", text):
+        raise ConfigError(
+            f"--allow-origin {text!r} is not an origin; write it like https://example.org, without a path"
+        )
+    return text
+
+
+def _seconds(text: str) -> float:
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)([smh]?)", text)
+    if found is None:
+        raise ConfigError(f"{text!r} is not a time; write it like 90s, 10m or 1h")
+    return float(found[1]) * _UNITS[found[2]]

@@ -1,0 +1,1 @@
+"""From a conversation to token ids, a grammar and a parser of what comes back; for the server and for Python."""

@@ -1,0 +1,160 @@
+"""Draws tokens on the host, from logits that a CPU computed: numpy, one row at a time, while it is in the cache.
+
+The rules and the random numbers are those of `engine.sampler`. Nothing sorts a vocabulary: what a filter can keep is found by
+bounds that cannot miss any of it, and only that is sorted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from rvllm_local.engine.sampling.sampler import RowSampling, SampledTokens, uniform
+from rvllm_local.types import SamplingParams
+
+FloatArray = npt.NDArray[np.float32]
+IntArray = npt.NDArray[np.int64]
+
+_COLUMNS = 1024  # groups of logits whose maxima bound the largest ones
+_PER_COLUMN = 8  # fewer logits a group than this bound nothing
+_PIECE = 256  # weights that are summed at once
+_LIKELY = (1e-4, 1.5e-5)  # the tokens with these shares of the mass are few, and mostly hold the nucleus
+
+
+def draw(logits: FloatArray, rows: Sequence[RowSampling]) -> SampledTokens:
+    """A token for each row of `logits` `[rows, vocab]`. Log-probabilities are the model's, before any edit."""
+    tokens = np.array([_token(line, row) for line, row in zip(logits, rows, strict=True)], dtype=np.int64)
+    wanted = [row.params.logprobs for row in rows if row.params.logprobs is not None]
+    if not wanted:
+        return SampledTokens(tokens)
+    most = min(max(wanted), logits.shape[1])
+    chosen = np.zeros(len(rows), dtype=np.float32)
+    ids, values = np.zeros((len(rows), most), dtype=np.int64), np.zeros((len(rows), most), dtype=np.float32)
+    for place, (line, row) in enumerate(zip(logits, rows, strict=True)):
+        if row.params.logprobs is not None:
+            best = line.max()
+            normalizer = best + np.log(_weights(line, best, 1.0).sum())
+            chosen[place] = line[tokens[place]] - normalizer
+            count = min(row.params.logprobs, most)
+            if count:
+                ids[place, :count] = top = _best(line, count)
+                values[place, :count] = line[top] - normalizer
+    return SampledTokens(tokens, chosen, ids, values) if most else SampledTokens(tokens, chosen)
+
+
+def _token(logits: FloatArray, row: RowSampling) -> int:
+    if row.history is not None or row.allowed is not None:
+        logits = _edited(logits, row)
+    best = int(logits.argmax())
+    params = row.params
+    if params.is_greedy or not np.isfinite(logits[best]):
+        return best
+    tokens, weights = _kept(logits, logits[best], params)
+    place = pick(weights, uniform(row.seed, row.position)) if len(weights) > 1 else 0
+    return place if tokens is None else int(tokens[place])
+
+
+def _edited(logits: FloatArray, row: RowSampling) -> FloatArray:
+    logits = logits.copy()
+    if row.history is not None:
+        row.history.edits().apply(logits)
+    if row.allowed is not None:
+        bits = np.unpackbits(row.allowed.view(np.uint8), count=len(logits), bitorder="little")
+        logits[bits == 0] = -np.inf
+    return logits
+
+
+def pick(weights: FloatArray, chance: float) -> int:
+    """The inverse of the cumulative distribution of unnormalized weights at `chance` in [0, 1).
+
+    Sums pieces first, then looks into one. An entry without weight is never picked.
+    """
+    whole = len(weights) // _PIECE * _PIECE
+    sums = np.einsum("ij->i", weights[:whole].reshape(-1, _PIECE))  # twice as quick as a sum
+    until = np.append(sums, weights[whole:].sum()).cumsum(dtype=np.float64)
+    target = chance * until[-1]
+    piece = int(until.searchsorted(target, side="right"))
+    if piece == len(until):  # rounding went past the end: the last piece with weight
+        piece = int(until.searchsorted(until[-1], side="left"))
+    inside = weights[piece * _PIECE : (piece + 1) * _PIECE].cumsum(dtype=np.float64)
+    place = int(inside.searchsorted(target - (until[piece - 1] if piece else 0.0), side="right"))
+    if place == len(inside):  # rounding went past the piece's end: its last entry with weight
+        place = int(inside.searchsorted(inside[-1], side="left"))
+    return piece * _PIECE + place
+
+
+def _kept(logits: FloatArray, best: np.float32, params: SamplingParams) -> tuple[IntArray | None, FloatArray]:
+    """What the filters keep: the tokens in the vocabulary's order, None for all of them, and their weights.
+
+    Weights are in units of the largest. Ties at a filter's edge are all kept.
+    """
+    least = params.min_p
+    if 0 < params.top_k < len(logits):
+        tokens = largest(logits, params.top_k)
+        weights = _weights(logits[tokens], best, params.temperature)
+        if params.top_p < 1:
+            heaviest = np.sort(weights)[::-1][: params.top_k]
+            least = max(least, _nucleus_edge(heaviest, params.top_p * float(heaviest.sum())))
+    elif params.top_p < 1:
+        tokens, weights, edge = _nucleus(_weights(logits, best, params.temperature), params.top_p)
+        least = max(least, edge)
+    elif least > 0:
+        tokens = np.flatnonzero(logits >= best + np.float32(params.temperature * np.log(least)))
+        return tokens, _weights(logits[tokens], best, params.temperature)
+    else:
+        return None, _weights(logits, best, params.temperature)
+    if least > 0:
+        kept = weights >= least
+        tokens, weights = tokens[kept], weights[kept]
+    return tokens, weights
+
+
+def _weights(logits: FloatArray, best: np.float32, temperature: float) -> FloatArray:
+    weights = logits - best
+    if temperature != 1.0:
+        weights *= np.float32(1 / temperature)
+    np.exp(weights, out=weights)
+    return weights
+
+
+def _nucleus(weights: FloatArray, top_p: float) -> tuple[IntArray, FloatArray, float]:
+    """Tokens among which is the whole nucleus, their weights, and the smallest weight in it."""
+    total = float(weights.sum())
+    # Tokens below the last bound have less than 1 - top_p of the mass together: none is in the nucleus.
+    for bound in (*_LIKELY, (1 - top_p) / len(weights)):
+        tokens = np.flatnonzero(weights >= np.float32(total * bound))
+        found = weights[tokens]
+        if found.sum() >= top_p * total:
+            break
+    return tokens, found, _nucleus_edge(np.sort(found)[::-1], top_p * total)
+
+
+def _nucleus_edge(descending: FloatArray, target: float) -> float:
+    """The smallest weight of the nucleus: tokens count while those above have less than the target."""
+    mass = descending.cumsum(dtype=np.float64)
+    return float(descending[min(int(mass.searchsorted(target, side="left")), len(mass) - 1)])
+
+
+def largest(values: FloatArray, count: int) -> IntArray:
+    """The places of the `count` largest values and of whatever equals the last of them, in order of place."""
+    size = len(values)
+    columns = max(_COLUMNS, 4 * count)
+    if size < _PER_COLUMN * columns:
+        edge = np.partition(values, size - count)[size - count]
+        return np.flatnonzero(values >= edge)
+    # The count-th largest maximum of any groups is at most the count-th largest value.
+    maxima = values[: size // columns * columns].reshape(-1, columns).max(axis=0)
+    places = np.flatnonzero(values >= np.partition(maxima, columns - count)[columns - count])
+    found = values[places]
+    edge = np.partition(found, len(found) - count)[len(found) - count]
+    kept: IntArray = places[found >= edge]
+    return kept
+
+
+def _best(values: FloatArray, count: int) -> IntArray:
+    """The places of the `count` largest values, best first; of equal ones the first."""
+    places = largest(values, count)
+    best: IntArray = places[np.argsort(-values[places], kind="stable")][:count]
+    return best

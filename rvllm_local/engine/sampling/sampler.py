@@ -1,0 +1,208 @@
+"""Draws one token a row from a batch of logits, each row with its own parameters and its own seed.
+
+Everything runs as MLX operations that the caller evaluates; `engine.host_sampler` does the same with numpy, where a CPU computes
+the logits. A row's randomness is a hash of its seed and position, and every operation works along a row, so a row's token
+does not depend on its neighbours.
+
+Order, as in vLLM: bias, penalties, temperature, top-k, top-p, min-p, draw.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import mlx.core as mx
+import numpy as np
+import numpy.typing as npt
+
+from rvllm_local.engine.sampling.token_history import TokenHistory
+from rvllm_local.types import SamplingParams
+
+Tokens = mx.array | npt.NDArray[Any]
+
+_MASK64 = 2**64 - 1
+_UNIFORM_BITS = 22  # so that u * total stays below total in float32
+
+
+class RowSampling(NamedTuple):
+    """One row: its parameters, its seed, and the position of the token to be drawn.
+
+    `history` is there for rows with biases or penalties. One is made for each token, as quickly as can be.
+    """
+
+    params: SamplingParams
+    seed: int
+    position: int
+    history: TokenHistory | None = None
+    allowed: npt.NDArray[np.int32] | None = None  # a grammar's mask: bit `i % 32` of word `i // 32` for token i
+
+
+@dataclass(frozen=True, slots=True)
+class SampledTokens:
+    """`tokens` [rows]; log-probabilities [rows] of the chosen tokens; the best alternatives [rows, k], best first.
+
+    numpy's arrays if the host drew them.
+    """
+
+    tokens: Tokens
+    chosen_logprobs: Tokens | None = None
+    top_ids: Tokens | None = None
+    top_logprobs: Tokens | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class LogitEdits:
+    """Sparse edits of the logits: for each (row, token) once, `x -> scaled(x) + add`.
+
+    Positive logits are divided by `repetition`, negative ones multiplied (the CTRL paper's rule).
+    """
+
+    rows: mx.array
+    tokens: mx.array
+    bias: mx.array
+    repetition: mx.array
+    subtract: mx.array
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingBatch:
+    """What `sample` needs, laid out by column. Built on the host for each step."""
+
+    temperature: mx.array | None  # [rows, 1]; 1 for greedy rows; None when all rows are greedy
+    is_greedy: mx.array | None  # [rows]; None when no row is
+    uniform: mx.array | None  # [rows, 1] in [0, 1)
+    top_k: mx.array | None  # [rows, 1] >= 1; None when neither top-k nor top-p is used
+    top_p: mx.array | None  # [rows, 1]
+    log_min_p: mx.array | None  # [rows, 1]; -inf where unused
+    edits: LogitEdits | None
+    mask: mx.array | None  # [rows, vocab] bool; None when no row is bound by a grammar
+    num_logprobs: int | None  # the most alternatives any row wants; None when no row wants log-probabilities
+
+    @classmethod
+    def build(cls, rows: Sequence[RowSampling], vocab_size: int) -> SamplingBatch:
+        """Lay out a batch."""
+        params = [row.params for row in rows]
+        greedy = [row.is_greedy for row in params]
+        draws = not all(greedy)
+        filters = draws and any(p.top_p < 1 or 0 < p.top_k < vocab_size for p in params if not p.is_greedy)
+        min_p = draws and any(p.min_p > 0 for p in params if not p.is_greedy)
+        wanted = [p.logprobs for p in params if p.logprobs is not None]
+        top_k = [p.top_k if 0 < p.top_k < vocab_size and not p.is_greedy else vocab_size for p in params]
+        log_min_p = [np.log(p.min_p) if p.min_p > 0 and not p.is_greedy else -np.inf for p in params]
+        return cls(
+            temperature=_column([1.0 if p.is_greedy else p.temperature for p in params]) if draws else None,
+            is_greedy=mx.array(greedy) if draws and any(greedy) else None,
+            uniform=_column([uniform(row.seed, row.position) for row in rows]) if draws else None,
+            top_k=mx.array(np.array(top_k, dtype=np.int32)[:, None]) if filters else None,
+            top_p=_column([1.0 if p.is_greedy else p.top_p for p in params]) if filters else None,
+            log_min_p=_column(log_min_p) if min_p else None,
+            edits=_edits(rows),
+            mask=_mask(rows, vocab_size),
+            num_logprobs=min(max(wanted), vocab_size) if wanted else None,
+        )
+
+
+def uniform(seed: int, position: int) -> float:
+    """A number in [0, 1) from (seed, position) alone: SplitMix64 (Steele, Lea, Flood 2014)."""
+    state = _mix((seed + 0x9E3779B97F4A7C15 * (position + 1)) & _MASK64)
+    return float(_mix(state ^ (seed & _MASK64)) >> (64 - _UNIFORM_BITS)) / 2.0**_UNIFORM_BITS
+
+
+def _mix(value: int) -> int:
+    value = ((value ^ (value >> 30)) * 0xBF58476D1CE4E5B9) & _MASK64
+    value = ((value ^ (value >> 27)) * 0x94D049BB133111EB) & _MASK64
+    return value ^ (value >> 31)
+
+
+def sample(logits: mx.array, batch: SamplingBatch) -> SampledTokens:
+    """Draw a token for each row of `logits` `[rows, vocab]`. Nothing is evaluated here.
+
+    Log-probabilities are those of the model, before any edit.
+    """
+    logits = logits.astype(mx.float32)
+    edited = logits if batch.edits is None else _apply_edits(logits, batch.edits)
+    if batch.mask is not None:
+        edited = mx.where(batch.mask, edited, -mx.inf)
+    tokens = mx.argmax(edited, axis=-1) if batch.temperature is None else _draw(edited, batch)
+    if batch.num_logprobs is None:
+        return SampledTokens(tokens)
+    logprobs = logits - mx.logsumexp(logits, axis=-1, keepdims=True)
+    chosen = mx.take_along_axis(logprobs, tokens[:, None], axis=-1)[:, 0]
+    if batch.num_logprobs == 0:
+        return SampledTokens(tokens, chosen)
+    ids = mx.argsort(-logprobs, axis=-1)[:, : batch.num_logprobs]
+    return SampledTokens(tokens, chosen, ids, mx.take_along_axis(logprobs, ids, axis=-1))
+
+
+def _draw(logits: mx.array, batch: SamplingBatch) -> mx.array:
+    """Inverse of the cumulative distribution at the row's uniform number."""
+    assert batch.temperature is not None and batch.uniform is not None
+    scaled = logits / batch.temperature
+    best = mx.max(scaled, axis=-1, keepdims=True)
+    weights = mx.exp(scaled - best)
+    threshold = _threshold(scaled, best, batch)
+    if threshold is not None:
+        weights = mx.where(scaled >= threshold, weights, 0.0)
+    cumulative = mx.cumsum(weights, axis=-1)
+    target = batch.uniform * cumulative[:, -1:]
+    drawn = mx.sum(cumulative <= target, axis=-1).astype(mx.uint32)
+    if batch.is_greedy is None:
+        return drawn
+    return mx.where(batch.is_greedy, mx.argmax(logits, axis=-1), drawn)
+
+
+def _threshold(scaled: mx.array, best: mx.array, batch: SamplingBatch) -> mx.array | None:
+    """[rows, 1]: the smallest tempered logit that is kept; ties at the threshold are all kept."""
+    threshold = None if batch.log_min_p is None else best + batch.log_min_p
+    if batch.top_k is None or batch.top_p is None:
+        return threshold
+    descending = -mx.sort(-scaled, axis=-1)
+    rank = mx.arange(scaled.shape[-1])[None]
+    weights = mx.where(rank < batch.top_k, mx.exp(descending - best), 0.0)
+    before = mx.cumsum(weights, axis=-1) - weights  # mass of the tokens ranked above
+    kept = (before < batch.top_p * mx.sum(weights, axis=-1, keepdims=True)) & (rank < batch.top_k)
+    # A row that filters nothing keeps everything, whatever rounding did to its sums.
+    count = mx.where((batch.top_p >= 1.0), batch.top_k, mx.maximum(mx.sum(kept, axis=-1, keepdims=True), 1))
+    lowest = mx.take_along_axis(descending, count - 1, axis=-1)
+    return lowest if threshold is None else mx.maximum(threshold, lowest)
+
+
+def _apply_edits(logits: mx.array, edits: LogitEdits) -> mx.array:
+    values = logits[edits.rows, edits.tokens] + edits.bias
+    values = mx.where(values > 0, values / edits.repetition, values * edits.repetition) - edits.subtract
+    edited = logits + 0.0  # a copy: indexing assigns in place
+    edited[edits.rows, edits.tokens] = values
+    return edited
+
+
+def _mask(rows: Sequence[RowSampling], vocab_size: int) -> mx.array | None:
+    """[rows, vocab] what each row's grammar allows; everything for rows without one."""
+    if all(row.allowed is None for row in rows):
+        return None
+    mask = np.ones((len(rows), vocab_size), dtype=np.bool_)
+    for place, row in enumerate(rows):
+        if row.allowed is not None:
+            bits = np.unpackbits(row.allowed.view(np.uint8), bitorder="little")
+            mask[place] = bits[:vocab_size]
+    return mx.array(mask)
+
+
+def _edits(rows: Sequence[RowSampling]) -> LogitEdits | None:
+    found = [(place, row.history.edits()) for place, row in enumerate(rows) if row.history is not None]
+    found = [(place, edits) for place, edits in found if len(edits.tokens)]
+    if not found:
+        return None
+    places = np.concatenate([np.full(len(edits.tokens), place, dtype=np.int32) for place, edits in found])
+    return LogitEdits(
+        mx.array(places),
+        mx.array(np.concatenate([edits.tokens for _, edits in found]).astype(np.int32)),
+        mx.array(np.concatenate([edits.bias for _, edits in found])),
+        mx.array(np.concatenate([edits.repetition for _, edits in found])),
+        mx.array(np.concatenate([edits.subtract for _, edits in found])),
+    )
+
+
+def _column(values: Sequence[float]) -> mx.array:
+    return mx.array(np.array(values, dtype=np.float32)[:, None])

@@ -1,0 +1,180 @@
+"""Puts an engine core together for a loaded model: layout, arenas, self-check, scheduler.
+
+Called on the engine's thread. Plans the arenas' bytes before it takes any.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import mlx.core as mx
+
+from rvllm_local import host
+from rvllm_local.attention.probe import probe_layout
+from rvllm_local.attention.seam import install
+from rvllm_local.engine.core import EngineCore
+from rvllm_local.engine.detokenizer import Vocabulary
+from rvllm_local.engine.identity import EngineIdentity
+from rvllm_local.engine.kv_cache import CachePolicy, KVResidence
+from rvllm_local.engine.limits import EngineLimits
+from rvllm_local.engine.options import EngineOptions
+from rvllm_local.engine.prefill_budget import Pace
+from rvllm_local.engine.runner import ModelRunner
+from rvllm_local.engine.scheduler import Scheduler
+from rvllm_local.engine.startup.choose_runner import Unproven, prove
+from rvllm_local.engine.startup.planning import arena_blocks, plan_engine, plan_model
+from rvllm_local.engine.startup.result_cache import proof_subject
+from rvllm_local.errors import ConfigError
+from rvllm_local.memory.arena import Arena
+from rvllm_local.memory.blocks import BLOCK_TOKENS
+from rvllm_local.memory.disk_cache import BlockStore
+from rvllm_local.memory.layout import KVLayout
+from rvllm_local.memory.plan import MemoryPlan, ModelSizes, num_snapshots
+from rvllm_local.memory.prefix import root_key
+from rvllm_local.memory.swap import SwapSpace
+from rvllm_local.memory.tables import KVTables
+from rvllm_local.metal_kernels import default_backend
+from rvllm_local.models.adapted import adapt, adapted_bytes
+from rvllm_local.models.adapter_files import Adapter, read_adapters
+from rvllm_local.models.describe import describe, num_heads, widest
+from rvllm_local.models.fuse import fuse_projections
+from rvllm_local.models.loader import LoadedModel, ModelFiles, load_model
+
+logger = logging.getLogger(__name__)
+
+_GPU_STEP_TARGET_S = 0.1
+
+
+def open_core(files: ModelFiles, text: Vocabulary, options: EngineOptions) -> EngineCore:
+    """Plan, then load, then build: what cannot fit is refused before memory is taken. Raises `ConfigError`, too."""
+    if options.attention == "kernels" and default_backend() == "none":
+        raise ConfigError(
+            'attention cannot be "kernels" here: MLX has no GPU on this machine; "auto" takes the reference attention instead'
+        )
+    description = describe(files)
+    plan_model(description, options)
+    adapters = read_adapters(options.adapters, description.module)
+    del description
+    loaded = load_model(files)
+    return build_core(loaded, text, options, functools.partial(proof_subject, files, loaded, options), adapters)
+
+
+def build_core(
+    loaded: LoadedModel,
+    text: Vocabulary,
+    options: EngineOptions,
+    proof_of: Callable[[Sequence[object]], str] | None = None,
+    adapters: Sequence[Adapter] = (),
+) -> EngineCore:
+    """An engine core ready for its first request. With `proof_of` what an earlier start found out is taken from its note.
+
+    Raises `MemoryBudgetError` if the KV budget is too small and `UnsupportedModelError` if the self-check fails.
+    """
+    context = min(loaded.context_length, options.context_length or loaded.context_length)
+    if default_backend() == "cuda":
+        fuse_projections(loaded.module)
+    paged = install(loaded.module)
+    choice = adapt(loaded.module, adapters)
+    layout = probe_layout(loaded.module, quantized=options.kv_dtype == "int8")
+    blocks = arena_blocks(layout, options, context)
+    plan = _accepted_plan(loaded, layout, options, context, paged, adapted_bytes(adapters))
+    arenas = [Arena(shape, count) for shape, count in zip(layout.groups, blocks, strict=True)]
+    kv = KVTables(
+        layout, blocks, num_snapshots=num_snapshots(layout, options.max_rows) if options.cache != "off" else 0
+    )
+    marks = tuple(adapter.fingerprint for adapter in adapters)
+    unproven = Unproven(loaded, layout, arenas, kv, paged, context, plan.copy_tokens, choice)
+    runner, scratch = prove(unproven, options, proof_of((layout, blocks, plan, marks)) if proof_of else None)
+    if scratch is not None:
+        plan = plan.with_measured(scratch)
+        plan.check()
+    mx.set_cache_limit(plan.scratch // 2)  # scratch counts arrays twice: in use, and kept for the next ones
+    fingerprint = f"{loaded.fingerprint}|{layout}|{options.deterministic}"
+    roots: dict[str | None, bytes] = {None: root_key(fingerprint)}
+    roots |= {adapter.name: root_key(f"{fingerprint}|{adapter.fingerprint}") for adapter in adapters}
+    residence = _residence(kv, runner, options, root_key(fingerprint), text)
+    scheduler = Scheduler(
+        kv,
+        residence,
+        max_rows=options.max_rows,
+        prefill_chunk=options.prefill_chunk,
+        grain=BLOCK_TOKENS if options.deterministic else runner.prefill_grain,
+    )
+    return EngineCore(
+        runner,
+        kv,
+        residence,
+        scheduler,
+        Pace(prefill_chunk=options.prefill_chunk, target_s=_step_target(options), grain=runner.prefill_grain),
+        EngineLimits(
+            loaded.vocab_size,
+            context,
+            scheduler.longest_sequence,
+            tuple(loaded.eos_token_ids),
+            options.max_rows + options.max_waiting,
+            tuple(adapter.name for adapter in adapters),
+        ),
+        text,
+        EngineIdentity(frozenset(loaded.eos_token_ids), roots, plan.lines()),
+        functools.partial(host.reserve_heap, plan.scratch) if mx.default_device() == mx.Device(mx.cpu) else None,
+    )
+
+
+def _residence(kv: KVTables, runner: ModelRunner, options: EngineOptions, root: bytes, text: Vocabulary) -> KVResidence:
+    return KVResidence(
+        kv,
+        runner.block_io,
+        CachePolicy(reuse=options.cache != "off", decoded=not options.deterministic),
+        _open_store(options, root, kv.layout),
+        SwapSpace(None if options.cache_dir is None else Path(options.cache_dir)),
+        show=lambda token: _shown(text, token),
+    )
+
+
+def _shown(text: Vocabulary, token: int) -> str:
+    """A token's id and its text."""
+    piece = text.id_to_bytes(token)
+    return f"{token} ({(piece or b'').decode(errors='replace')!r})"
+
+
+def _accepted_plan(
+    loaded: LoadedModel, layout: KVLayout, options: EngineOptions, context: int, paged: bool, adapters: int
+) -> MemoryPlan:
+    """The plan of a loaded model, checked; its scratch is an estimate."""
+    sizes = ModelSizes(
+        widest(loaded.config, "hidden_size"),
+        widest(loaded.config, "intermediate_size"),
+        loaded.vocab_size,
+        num_heads(loaded.config),
+        layout.groups[0].dtype.size,
+    )
+    weights = loaded.weights_bytes + adapters
+    plan = plan_engine(layout, options, context=context, weights=weights, sizes=sizes, paged=paged)
+    plan.check()
+    return plan
+
+
+def _open_store(options: EngineOptions, fingerprint: bytes, layout: KVLayout) -> BlockStore | None:
+    if options.cache != "disk":
+        return None
+    if options.cache_dir is None:
+        raise ConfigError('cache = "disk" needs a folder: give cache_dir')
+    if layout.has_state:
+        logger.warning("this model has recurrent layers, whose state is not kept on disk: its cache is in memory only")
+        return None
+    return BlockStore(
+        Path(options.cache_dir) / "kv",
+        fingerprint=fingerprint,
+        budget_bytes=options.disk_cache_bytes,
+        warn=logger.warning,
+    )
+
+
+def _step_target(options: EngineOptions) -> float | None:
+    """A GPU needs chunks of some size to be fast at all; on a CPU a step may grow with the decode step beside it."""
+    if options.step_target_s is not None:
+        return options.step_target_s
+    return None if mx.default_device() == mx.Device(mx.cpu) else _GPU_STEP_TARGET_S

@@ -1,0 +1,112 @@
+"""Remembers what a start found out about a model on this machine, so that the next one need not find it out again.
+
+Everything that the findings depend on is in the note's key: the weights, what the engine was asked for, the code that
+ran, the libraries, the processor and the environment. Another key means that all is proven anew.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import importlib
+import os
+import platform
+import sys
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import mlx.core as mx
+import numpy as np
+
+from rvllm_local import host
+from rvllm_local.engine.options import EngineOptions
+from rvllm_local.engine.runner import RunMode
+from rvllm_local.models.file_stamps import file_stamp
+from rvllm_local.models.loader import LoadedModel, ModelFiles, weight_paths
+from rvllm_local.models.startup_notes import read_note, write_note
+
+_OWN_CODE = ("attention", "engine", "memory", "metal_kernels", "models")
+_SETTINGS = ("MLX_", "OPENBLAS_", "GOTO_", "OMP_", "MKL_", "RVLLM_BLAS", "GLIBC_TUNABLES", "LD_PRELOAD")
+
+
+@dataclass(frozen=True, slots=True)
+class Proof:
+    """The mode whose logits agreed with mlx-lm's, the rows of a deterministic call (0 where none were asked for), and
+    the bytes that a step takes.
+    """
+
+    mode: RunMode
+    row_group: int
+    scratch: int
+
+
+def proof_subject(files: ModelFiles, loaded: LoadedModel, options: EngineOptions, sizes: Sequence[object]) -> str:
+    """The key of a model's proof; `sizes` are the layout and the numbers that were worked out from the options."""
+    parts = [
+        loaded.fingerprint,
+        [file_stamp(path) for path in weight_paths(files)],
+        options,
+        sizes,
+        sorted(_code()),
+        (str(vars(mx)["__version__"]), np.__version__, sys.version, platform.platform()),
+        _processor(),
+        host.prepare(),
+        _blas(),
+        sorted((name, value) for name, value in os.environ.items() if name.startswith(_SETTINGS)),
+    ]
+    return "proof " + hashlib.sha256(repr(parts).encode()).hexdigest()
+
+
+def read_proof(subject: str) -> Proof | None:
+    """What was noted, if it is of the form that is written here."""
+    found = read_note(subject)
+    if not isinstance(found, list) or [type(part) for part in found] != [bool, bool, int, int]:
+        return None
+    batched, dense, row_group, scratch = found
+    return Proof(RunMode(batched, dense), row_group, scratch) if row_group >= 0 <= scratch else None
+
+
+def write_proof(subject: str, proof: Proof) -> None:
+    """Note a proof. Failing to costs only time."""
+    write_note(subject, [proof.mode.batched, proof.mode.dense, proof.row_group, proof.scratch])
+
+
+def _code() -> Iterable[tuple[str, int, int]]:
+    """Size and time of all code that computes: this project's, MLX's, and the model definitions that were loaded."""
+    package = __name__.partition(".")[0]
+    for name in _OWN_CODE:
+        for top in importlib.import_module(f"{package}.{name}").__path__:
+            for folder, folders, files in os.walk(top):
+                folders[:] = sorted(set(folders) - {"__pycache__"})
+                yield from (_dated(str(Path(folder, file))) for file in sorted(files))
+    for name, module in list(sys.modules.items()):
+        if name.startswith(("mlx.", "mlx_lm.")) and (path := getattr(module, "__file__", None)):
+            yield _dated(path)
+
+
+def _dated(path: str) -> tuple[str, int, int]:
+    state = Path(path).stat()
+    return path, state.st_size, state.st_mtime_ns
+
+
+def _processor() -> tuple[object, ...]:
+    """The processor's kind, and how many of its cores this process may use."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").split("\n\n")[0].splitlines()
+    except OSError:
+        lines = [platform.processor()]
+    kept = [line for line in lines if not line.startswith(("cpu MHz", "bogomips", "processor", "apicid", "initial"))]
+    cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return (tuple(kept), cores)
+
+
+def _blas() -> str:
+    """The BLAS that was loaded, with its version and the kernels that it chose for this processor."""
+    found = []
+    for name in ("openblas_get_config", "openblas_get_corename"):
+        function = getattr(ctypes.CDLL(None), name, None)
+        if function is not None:
+            function.restype = ctypes.c_char_p
+            found.append(str(function()))
+    return " ".join(found)

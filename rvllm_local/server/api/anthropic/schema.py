@@ -1,0 +1,112 @@
+"""The requests of Anthropic's messages API, field by field."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from rvllm_local.server.api.openai.schema import Object, Strict
+
+
+class Block(Strict, kw_only=True):
+    """A block of a message's content, of any type; which fields are set depends on it."""
+
+    type: str
+    text: str | None = None
+    thinking: str | None = None
+    signature: str | None = None
+    data: str | None = None
+    id: str | None = None
+    name: str | None = None
+    input: Object | None = None
+    tool_use_id: str | None = None
+    content: str | list[Block] | None = None
+    is_error: bool | None = None
+    cache_control: Object | None = None
+    citations: Any = None
+    caller: Any = None
+    toolset_name: str | None = None
+    source: Any = None
+    title: str | None = None
+    context: str | None = None
+
+
+class Message(Strict, kw_only=True):
+    """One turn."""
+
+    role: Literal["user", "assistant", "system"]
+    content: str | list[Block]
+
+
+class AnthropicTool(Strict, kw_only=True):
+    """A tool of the client's own; server tools have other types and are refused."""
+
+    name: str
+    input_schema: Object | None = None
+    description: str | None = None
+    type: str | None = None
+    strict: bool | None = None
+    cache_control: Object | None = None
+    eager_input_streaming: bool | None = None
+    input_examples: list[Object] | None = None
+
+
+class ToolChoice(Strict, kw_only=True):
+    """Which tool must be called."""
+
+    type: Literal["auto", "any", "tool", "none"]
+    name: str | None = None
+    disable_parallel_tool_use: bool | None = None
+
+
+class Thinking(Strict, kw_only=True):
+    """Whether and how long to think."""
+
+    type: Literal["enabled", "disabled", "adaptive"]
+    budget_tokens: int | None = None
+    display: Literal["summarized", "omitted"] | None = None
+
+
+class OutputFormat(Strict, kw_only=True):
+    """A schema for the answer."""
+
+    type: Literal["json_schema"]
+    schema: Object
+
+
+class OutputConfig(Strict, kw_only=True):
+    """How the answer is made."""
+
+    effort: Literal["low", "medium", "high", "xhigh", "max"] | None = None
+    format: OutputFormat | None = None
+
+
+class Metadata(Strict):
+    """Who asks; nothing is done with it."""
+
+    user_id: str | None = None
+
+
+class CountRequest(Strict, kw_only=True):
+    """POST /v1/messages/count_tokens."""
+
+    model: str
+    messages: list[Message]
+    system: str | list[Block] | None = None
+    tools: list[AnthropicTool] | None = None
+    tool_choice: ToolChoice | None = None
+    thinking: Thinking | None = None
+    output_config: OutputConfig | None = None
+    cache_control: Object | None = None
+
+
+class MessagesRequest(CountRequest, kw_only=True):
+    """POST /v1/messages."""
+
+    max_tokens: int
+    stop_sequences: list[str] | None = None
+    stream: bool | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = None
+    metadata: Metadata | None = None
+    service_tier: Literal["auto", "standard_only"] | None = None

@@ -1,0 +1,60 @@
+"""The engine itself over HTTP, for `HttpClient`: token ids in, the engine's own events out. No text is made or read here."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import AsyncIterator
+
+import msgspec
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+from starlette.types import ASGIApp
+
+from rvllm_local.clients import http_messages
+from rvllm_local.server.api.openai.requests import MAX_PRIORITY
+from rvllm_local.server.api.service import Service
+from rvllm_local.server.http.problems import Problem, bad_request
+from rvllm_local.server.http.replies import EventStream, JSONReply, event
+
+BODIES: dict[str, type[msgspec.Struct]] = {
+    http_messages.GENERATE: http_messages.GenerateRequest,
+    http_messages.LOAD: http_messages.LoadRequest,
+}
+_DONE = b"data: [DONE]\n\n"
+
+
+def routes(service: Service) -> list[Route]:
+    """The routes of the engine's own client."""
+
+    async def load(request: Request) -> Response:
+        asked = await service.read(request, http_messages.LoadRequest)
+        async with service.registry.lease(asked.model) as served:
+            return JSONReply({"model": served.name, "limits": dataclasses.asdict(served.client.limits)})
+
+    async def generate(request: Request) -> Response | ASGIApp:
+        asked = await service.read(request, http_messages.GenerateRequest)
+        if abs(asked.priority) > MAX_PRIORITY:
+            raise bad_request(f"priority must be from -{MAX_PRIORITY} to {MAX_PRIORITY}", "priority")
+        return EventStream(_events(service, asked), lambda problem: event(problem.openai()))
+
+    async def cancel(request: Request) -> Response:
+        request_id = request.path_params["request_id"]
+        if not service.generator.cancel(request_id):
+            raise Problem(404, "no request with this id is open", "not_found")
+        return JSONReply({"id": request_id, "cancelled": True})
+
+    return [
+        Route(http_messages.LOAD, load, methods=["POST"]),
+        Route(http_messages.GENERATE, generate, methods=["POST"]),
+        Route(f"{http_messages.REQUESTS}/{{request_id}}", cancel, methods=["DELETE"]),
+    ]
+
+
+async def _events(service: Service, asked: http_messages.GenerateRequest) -> AsyncIterator[bytes]:
+    requests = http_messages.read(asked)
+    async with service.generator.open_tokens(asked.model, requests) as generation:
+        yield b""  # accepted: the status goes out
+        async for events in generation.token_events():
+            yield event({"events": [dataclasses.asdict(one) for one in events]}) if events else b""
+        yield _DONE

@@ -1,0 +1,187 @@
+"""The requests of OpenAI's chat completions and completions, field by field, and what of them is not taken.
+
+Every field of the API is either here with a meaning, or accepted at the one value that changes nothing.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import msgspec
+
+from rvllm_local.server.http.problems import bad_request
+
+Object = dict[str, Any]
+
+
+class Strict(msgspec.Struct, forbid_unknown_fields=True, kw_only=True, omit_defaults=True):
+    """A request's object, in which every field is known."""
+
+
+class ContentPart(Strict):
+    """A part of a message's content; only text can be read here."""
+
+    type: str
+    text: str | None = None
+    refusal: str | None = None
+    image_url: Any = None
+    input_audio: Any = None
+    file: Any = None
+    cache_control: Object | None = None
+
+
+class CalledFunction(Strict):
+    """A call that the model made; `arguments` is JSON text."""
+
+    name: str
+    arguments: str
+
+
+class MessageToolCall(Strict):
+    """A call in an assistant's message."""
+
+    id: str
+    function: CalledFunction
+    type: Literal["function"] = "function"
+    index: int | None = None
+
+
+class ChatMessage(Strict):
+    """One message; which fields may be set depends on the role."""
+
+    role: Literal["system", "developer", "user", "assistant", "tool", "function"]
+    content: str | list[ContentPart] | None = None
+    name: str | None = None
+    tool_calls: list[MessageToolCall] | None = None
+    tool_call_id: str | None = None
+    reasoning_content: str | None = None
+    reasoning: Any = None
+    refusal: str | None = None
+    annotations: list[Any] | None = None
+    audio: None = None
+    function_call: None = None
+
+
+class Function(Strict):
+    """A function that may be called."""
+
+    name: str
+    description: str | None = None
+    parameters: Object | None = None
+    strict: bool | None = None
+
+
+class Tool(Strict):
+    """A tool; functions are the only kind."""
+
+    function: Function
+    type: Literal["function"] = "function"
+
+
+class NamedFunction(Strict):
+    """The name of a function that must be called."""
+
+    name: str
+
+
+class NamedTool(Strict):
+    """A tool choice that names its function."""
+
+    function: NamedFunction
+    type: Literal["function"] = "function"
+
+
+class StreamOptions(Strict):
+    """What a stream tells beside text."""
+
+    include_usage: bool = False
+    include_obfuscation: bool | None = None
+
+
+class Sampling(Strict):
+    """What the two routes share; the lower half are extensions."""
+
+    model: str
+    max_tokens: int | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    n: int | None = None
+    seed: int | None = None
+    stop: str | list[str] | None = None
+    logit_bias: dict[str, float] | None = None
+    presence_penalty: float | None = None
+    frequency_penalty: float | None = None
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    user: str | None = None
+    top_k: int | None = None
+    min_p: float | None = None
+    repetition_penalty: float | None = None
+    ignore_eos: bool | None = None
+    priority: int | None = None
+    guided_regex: str | None = None
+    guided_choice: list[str] | None = None
+    guided_grammar: str | None = None
+    guided_json: Object | None = None
+
+
+class ChatRequest(Sampling, kw_only=True):
+    """POST /v1/chat/completions."""
+
+    messages: list[ChatMessage]
+    max_completion_tokens: int | None = None
+    logprobs: bool | None = None
+    top_logprobs: int | None = None
+    tools: list[Tool] | None = None
+    tool_choice: Literal["auto", "none", "required"] | NamedTool | None = None
+    parallel_tool_calls: bool | None = None
+    response_format: Object | None = None
+    reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh"] | None = None
+    reasoning_budget: int | None = None
+    chat_template_kwargs: Object | None = None
+    continue_final_message: bool | None = None
+    metadata: dict[str, str] | None = None
+    store: bool | None = None
+    service_tier: str | None = None
+    safety_identifier: str | None = None
+    prompt_cache_key: str | None = None
+    prompt_cache_retention: str | None = None
+    modalities: list[str] | None = None
+    verbosity: str | None = None
+    prediction: Any = None
+    audio: Any = None
+    web_search_options: Any = None
+    functions: Any = None
+    function_call: Any = None
+
+
+class TextRequest(Sampling, kw_only=True):
+    """POST /v1/completions."""
+
+    prompt: str | list[Any]
+    echo: bool | None = None
+    suffix: str | None = None
+    logprobs: int | None = None
+    best_of: int | None = None
+    response_format: Object | None = None
+
+
+# Fields that are known and cannot be honoured: the values at which they ask for nothing.
+_NEUTRAL: dict[str, tuple[Any, ...]] = {
+    "store": (None, False),
+    "service_tier": (None, "auto", "default"),
+    "modalities": (None, ["text"]),
+    "verbosity": (None, "medium"),
+    "prediction": (None,),
+    "audio": (None,),
+    "web_search_options": (None,),
+    "functions": (None, []),
+    "function_call": (None, "none"),
+}
+
+
+def refuse_unsupported(request: msgspec.Struct) -> None:
+    """Raise `Problem` 400 for a field that would be ignored."""
+    for name, neutral in _NEUTRAL.items():
+        if getattr(request, name, None) not in neutral:
+            raise bad_request(f"{name} is not supported by this server; leave it out", name, "unsupported")

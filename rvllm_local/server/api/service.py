@@ -1,0 +1,54 @@
+"""What every route needs: the models, the generator, the limits and the counters of one server."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TypeVar
+
+import msgspec
+from starlette.requests import Request
+
+from rvllm_local.server.generation.generation import Generator
+from rvllm_local.server.generation.metrics import Metrics
+from rvllm_local.server.generation.workers import Workers
+from rvllm_local.server.http import json_body
+from rvllm_local.server.http.settings import ServerSettings
+from rvllm_local.server.models.registry import Registry
+from rvllm_local.server.models.single_flight import Questions
+
+T = TypeVar("T", bound=msgspec.Struct)
+R = TypeVar("R")
+
+_READ_AT_ONCE = 32 * 2**10  # bytes; at worst some two milliseconds
+
+
+@dataclass(frozen=True, slots=True)
+class Service:
+    """The parts of a running server."""
+
+    settings: ServerSettings
+    registry: Registry
+    generator: Generator
+    workers: Workers
+    metrics: Metrics
+    questions: Questions
+
+    async def read(self, request: Request, kind: type[T]) -> T:
+        """The request's body as a `kind`. Raises `Problem` 400."""
+        body, is_lenient = await request.body(), self.settings.is_lenient
+        return await self.run(request, lambda: json_body.decode(body, kind, is_lenient=is_lenient), "reading the body")
+
+    async def run(self, request: Request, work: Callable[[], R], what: str) -> R:
+        """`work()`, which grows with the request's body: at once if that is small, else on a worker, since the loop has
+        others to serve.
+        """
+        if len(await request.body()) <= _READ_AT_ONCE:
+            return work()
+        return await self.workers.run(work, self.settings.prepare_timeout_s, what)
+
+
+def new_id(prefix: str) -> str:
+    """A fresh id, in the form that an API's clients expect."""
+    return f"{prefix}{uuid.uuid4().hex}"

@@ -1,0 +1,105 @@
+"""Ways to answer: JSON when all is there, server-sent events as it comes. Both end the work when the client goes.
+
+Events are ASCII-escaped JSON, since some clients break lines at U+2028. Comments keep a silent stream alive.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from rvllm_local.server.http.problems import Problem, problem_of
+
+KEEPALIVE = b": keepalive\n\n"
+_HEADERS = [(b"content-type", b"text/event-stream; charset=utf-8"), (b"x-accel-buffering", b"no")]
+
+
+class GoneError(Exception):
+    """The client went away; nobody is left to answer."""
+
+
+class JSONReply(Response):
+    """A JSON body; NaN can never be in it."""
+
+    media_type = "application/json"
+
+    def __init__(self, content: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> None:
+        super().__init__(json.dumps(content, allow_nan=False).encode(), status, headers)
+
+
+def event(data: Mapping[str, Any], name: str | None = None) -> bytes:
+    """One server-sent event."""
+    head = b"" if name is None else b"event: " + name.encode() + b"\n"
+    return b"%sdata: %s\n\n" % (head, json.dumps(data, allow_nan=False, separators=(",", ":")).encode())
+
+
+async def while_connected(request: Request, work: Awaitable[Response]) -> Response:
+    """The result of `work`, which is cancelled when the client disconnects. Raises `GoneError` then."""
+    task = asyncio.ensure_future(work)
+    gone = asyncio.ensure_future(_disconnected(request.receive))
+    try:
+        await asyncio.wait((task, gone), return_when=asyncio.FIRST_COMPLETED)
+        if task.done():
+            return await task
+        raise GoneError
+    finally:
+        for one in (task, gone):
+            one.cancel()
+            with contextlib.suppress(asyncio.CancelledError, Exception):
+                await one
+
+
+class EventStream:
+    """An ASGI response that sends what `events` yields; an empty part stands for silence and becomes a comment.
+
+    `events` must have passed everything that can be refused: its first part is awaited before the status is sent, so
+    that a `Problem` raised before it becomes a proper error. One that comes later is sent as `on_problem` writes it.
+    """
+
+    def __init__(
+        self,
+        events: AsyncIterator[bytes],
+        on_problem: Callable[[Problem], bytes],
+    ) -> None:
+        self._events, self._on_problem = events, on_problem
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        writer = asyncio.ensure_future(self._write(send))
+        gone = asyncio.ensure_future(_disconnected(receive))
+        try:
+            await asyncio.wait((writer, gone), return_when=asyncio.FIRST_COMPLETED)
+            if writer.done():
+                await writer
+        finally:
+            for one in (writer, gone):
+                one.cancel()
+                with contextlib.suppress(asyncio.CancelledError, Exception):
+                    await one
+
+    async def _write(self, send: Send) -> None:
+        has_begun = False
+        async with contextlib.aclosing(self._events) as events:  # type: ignore[type-var]
+            try:
+                async for part in events:
+                    if not has_begun:
+                        await send({"type": "http.response.start", "status": 200, "headers": _HEADERS})
+                        has_begun = True
+                    await send({"type": "http.response.body", "body": part or KEEPALIVE, "more_body": True})
+            except Exception as error:
+                if not has_begun or isinstance(error, OSError):
+                    raise
+                part = self._on_problem(problem_of(error))
+                await send({"type": "http.response.body", "body": part, "more_body": True})
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
+async def _disconnected(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass

@@ -1,0 +1,62 @@
+"""One model that is being served: its engine, its tokenizer, and how it writes calls and thoughts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from rvllm_local.clients.contract import Client
+from rvllm_local.clients.process.client import EngineHealth, ProcessClient
+from rvllm_local.engine.options import EngineOptions
+from rvllm_local.models.gguf.reader import GGUFFile
+from rvllm_local.models.loader import ModelFiles, read_config
+from rvllm_local.text.families import OutputStyle, detect
+from rvllm_local.text.tokenizer import Tokenizer
+from rvllm_local.text.tokenizer_files import read_tokenizer
+
+Opener = Callable[[ModelFiles, EngineOptions], Client]
+
+
+@dataclass(frozen=True, slots=True)
+class Served:
+    """A model that is ready. `memory` is its plan's total in bytes."""
+
+    name: str
+    client: Client
+    tokenizer: Tokenizer
+    style: OutputStyle
+    memory: int
+    loaded_at: float  # seconds of the epoch
+    adapter: str | None = None  # the LoRA adapter that answers, where the name is an adapter's
+
+    @property
+    def max_prompt_bytes(self) -> int:
+        """No prompt with more bytes than this can fit the context, whatever its tokens are."""
+        return self.client.limits.context_length * self.tokenizer.longest_token
+
+
+def open_process(files: ModelFiles, options: EngineOptions) -> Client:
+    """An engine in a process of its own, ready to serve."""
+    return ProcessClient(str(files.path), options)
+
+
+def open_served(
+    files: ModelFiles, name: str, options: EngineOptions, memory: int, opener: Opener, now: float
+) -> Served:
+    """Load a model. Takes seconds: not for the event loop. Raises what reading and loading raise."""
+    tokenizer = read_tokenizer(files)
+    return Served(name, opener(files, options), tokenizer, detect_style(files, tokenizer), memory, now)
+
+
+def detect_style(files: ModelFiles, tokenizer: Tokenizer) -> OutputStyle:
+    """How this model writes what is not plain text."""
+    if files.kind == "gguf":
+        model_type = str(GGUFFile(files.path).metadata.get("general.architecture", ""))
+    else:
+        model_type = str(read_config(files.path).get("model_type", ""))
+    return detect(tokenizer.chat_template, model_type)
+
+
+def health_of(client: Client) -> EngineHealth | None:
+    """What the engine's supervision says; None for an engine in this process."""
+    return client.health() if isinstance(client, ProcessClient) else None

@@ -1,0 +1,282 @@
+"""Compiles grammars for one tokenizer, and follows outputs through them: which tokens may come next.
+
+Built on llguidance, under limits of size and time. It knows tokens and bytes; what a grammar is for, it does not.
+"""
+
+from __future__ import annotations
+
+import json
+import queue
+import re
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import llguidance
+import numpy as np
+import numpy.typing as npt
+
+from rvllm_local.errors import GrammarError, QueueFullError
+from rvllm_local.text.grammar.thinking_budget import Thinking, ThinkingTokens
+from rvllm_local.text.tags import CONTROL_TAGS
+from rvllm_local.text.tokenizer import Tokenizer
+
+COMPILE_SECONDS = 1.5
+MAX_COMPILING = 4  # threads that compile at once, overdue ones included
+_MAX_TAG = 64  # characters of a tag around thoughts
+_MOST_TAGS = 16  # pairs of them that are remembered
+Mask = npt.NDArray[np.int32]
+# Fuel bounds the time and the states bound the memory (1 to 2 kB each) that one grammar may take.
+_LIMITS: dict[str, Any] = {
+    "max_items_in_row": 2000,
+    "initial_lexer_fuel": 1_000_000,
+    "step_lexer_fuel": 200_000,
+    "step_max_items": 50_000,
+    "max_lexer_states": 50_000,
+    "max_grammar_size": 200_000,
+    "precompute_large_lexemes": False,
+    "verbose_errors": False,
+}
+_TAG = re.compile(r"<\[\[(?:(free) |until (\w+) )?([0-9]+)\]\]>")
+_ANY_TEXT = "/(?s:.*)/"
+
+
+class GrammarCompiler:
+    """Compiles grammars for one model's tokenizer. Safe to use from several threads; one a model.
+
+    `vocab_size` is the width of the model's logits, which may exceed the tokenizer's vocabulary: the ids between
+    are never allowed. `eos_token_ids` are the tokens that end an output.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, vocab_size: int, eos_token_ids: Sequence[int]) -> None:
+        if not eos_token_ids:
+            raise GrammarError("the model names no end token, so that no grammar could ever end", "model")
+        self._tokenizer = tokenizer
+        self._vocab_size = vocab_size
+        self._eos = tuple(sorted(set(eos_token_ids)))
+        self._vocabulary = _Vocabulary(tokenizer, vocab_size, self._eos)
+        self._backend = llguidance.LLTokenizer(llguidance.TokenizerWrapper(self._vocabulary), eos_token=list(self._eos))
+        self._slots = threading.BoundedSemaphore(MAX_COMPILING)
+        self._thinking: dict[tuple[str, str], ThinkingTokens] = {}
+
+    def compile(self, grammar: str) -> Matcher:
+        """A matcher at the start of `grammar`. Raises `GrammarError` within two seconds if it cannot be made, `QueueFullError`
+        if too many others are being made.
+        """
+        try:
+            parts: dict[str, Any] = json.loads(grammar)
+            reasoning = parts.get("reasoning")
+            if reasoning is not None:
+                _check_thinking(reasoning)
+            parameter = str(parts.get("parameter", "response_format"))
+            text = self._with_tags(parts)
+        except (ValueError, TypeError, AttributeError, KeyError, IndexError, RecursionError) as error:
+            raise GrammarError("the grammar is not in the form that this module writes") from error
+        try:
+            matcher = self._in_time(lambda: self._compile(text))
+        except GrammarError as error:
+            raise GrammarError(str(error), parameter) from error
+        return Matcher(matcher, self._eos, None if reasoning is None else self._new_thinking(reasoning))
+
+    def validate(self, grammar: str) -> None:
+        """Raise what `compile` would raise."""
+        self.compile(grammar)
+
+    def _compile(self, text: str) -> llguidance.LLMatcher:
+        limits = llguidance.LLParserLimits(**_LIMITS)
+        matcher = llguidance.LLMatcher(self._backend, text, log_level=0, limits=limits)
+        if not matcher.is_error():
+            matcher.compute_bitmask()
+        if matcher.is_error():
+            raise GrammarError(f"the grammar cannot be enforced: {_first_line(matcher.get_error())}")
+        if matcher.is_stopped() and not matcher.is_accepting():
+            raise GrammarError("the grammar cannot be enforced: nothing satisfies it")
+        return matcher
+
+    def _in_time(self, work: Callable[[], llguidance.LLMatcher]) -> llguidance.LLMatcher:
+        """Run `work` in a thread that is left behind when it is late; its fuel ends it soon after."""
+        if not self._slots.acquire(timeout=COMPILE_SECONDS):
+            raise QueueFullError("too many grammars are being compiled; try again later", 1.0)
+        done: queue.SimpleQueue[llguidance.LLMatcher | Exception] = queue.SimpleQueue()
+
+        def run() -> None:
+            try:
+                done.put(work())
+            except Exception as error:  # handed over to the waiting thread
+                done.put(error)
+            except BaseException as error:  # a panic in the library: it must not end the engine's process
+                done.put(GrammarError(f"the grammar makes its compiler fail ({type(error).__name__})"))
+            finally:
+                self._slots.release()
+
+        threading.Thread(target=run, name="grammar", daemon=True).start()
+        try:
+            result = done.get(timeout=COMPILE_SECONDS)
+        except queue.Empty:
+            raise GrammarError(f"the grammar takes longer than {COMPILE_SECONDS} s to compile") from None
+        if isinstance(result, Exception):
+            raise result
+        return result
+
+    def _with_tags(self, parts: Mapping[str, Any]) -> str:
+        """The grammars as llguidance reads them: a numbered tag becomes its special token, or else its text."""
+        tags: list[str] = parts.get("tags", [])
+
+        def spelled(one: Mapping[str, Any]) -> Mapping[str, Any]:
+            if not tags or "lark_grammar" not in one:
+                return one
+            return {**one, "lark_grammar": _TAG.sub(lambda found: self._spelled(found, tags), one["lark_grammar"])}
+
+        return json.dumps({"grammars": [spelled(one) for one in parts["grammars"]]})
+
+    def _spelled(self, found: re.Match[str], tags: Sequence[str]) -> str:
+        """A tag's reference, or the rules that read free text up to it."""
+        tag = tags[int(found[3])]
+        token = self._tokenizer.control_token_id(tag)
+        literal = json.dumps(tag, ensure_ascii=False)
+        reference = literal if token is None else '""' if token in self._eos else f"<[{token}]>"
+        if found[1]:
+            without = f"free_text: FREE_TEXT\nFREE_TEXT: {_ANY_TEXT} & ~/(?s:.*){_escaped(tag)}(?s:.*)/\n"
+            return without + _up_to("free_text_to_tag", reference, "FREE_TEXT" if token is not None else _ANY_TEXT)
+        return _up_to(found[2], reference, _ANY_TEXT) if found[2] else reference
+
+    def _new_thinking(self, settings: Mapping[str, Any]) -> Thinking:
+        key = settings["start"], settings["end"]
+        tokens = self._thinking.get(key)
+        if tokens is None:
+            tokens = ThinkingTokens.of(
+                *key, self._tokenizer, self._vocabulary.tokens, self._vocabulary.special_token_ids
+            )
+            if len(self._thinking) >= _MOST_TAGS:
+                self._thinking.clear()
+            self._thinking[key] = tokens
+        return Thinking(tokens, settings["max_tokens"], settings["starts_inside"])
+
+
+class Matcher:
+    """Follows one output through a grammar. Not safe to share between threads."""
+
+    def __init__(self, inner: llguidance.LLMatcher, eos: tuple[int, ...], thinking: Thinking | None) -> None:
+        self._inner = inner
+        self._eos = eos
+        self._thinking = thinking  # None once it is over
+        # Until the first token, and while a start tag of several tokens could still be the grammar's own text, the
+        # output is in both: this is the grammar's side of it.
+        self._rival = None if thinking is None or thinking.is_inside else inner.deep_copy()
+        self._ended = False
+
+    def mask_into(self, row: Mask) -> None:
+        """Write the allowed tokens: bit `i % 32` of `row[i // 32]` for token `i`; `row` is [ceil(vocab / 32)].
+
+        Raises `GrammarError` if no token is left, which fails the request and nothing else.
+        """
+        if self._thinking is None:
+            self._write(self._inner, row)
+        elif self._thinking.is_over:
+            self._write(self._inner, row)
+            self._thinking.allow_blank(row)
+        elif self._rival is None:
+            allowed = self._thinking.allowed()
+            row[: allowed.size], row[allowed.size :] = allowed, 0
+        else:
+            allowed = self._thinking.allowed()
+            self._write(self._rival, row)
+            row[: allowed.size] |= allowed
+
+    def _write(self, inner: llguidance.LLMatcher, row: Mask) -> None:
+        mask = np.frombuffer(inner.compute_bitmask(), dtype=np.int32)
+        size = min(mask.size, row.size)
+        row[:size], row[size:] = mask[:size], 0
+        if inner.is_error() or not row.any():
+            raise GrammarError(f"the output cannot go on within its grammar ({inner.stop_reason()})")
+
+    def advance(self, token_id: int) -> None:
+        """Take the sampled token. Raises `GrammarError` if the grammar does not allow it."""
+        if self._ended:
+            raise GrammarError("the output has ended")
+        if self._thinking is not None and not self._thinking.is_over:
+            self._advance_thinking(self._thinking, token_id)
+            return
+        if self._thinking is not None:
+            after, allowed = self._thinking, self._inner.validate_tokens([token_id]) == 1
+            if not allowed and after.takes_blank(token_id):
+                return
+            self._thinking = None
+        if token_id in self._eos and self._inner.is_accepting():
+            self._ended = True
+        elif not self._inner.consume_token(token_id):
+            raise GrammarError(f"token {token_id} is not allowed here")
+
+    def _advance_thinking(self, thinking: Thinking, token_id: int) -> None:
+        goes_on = thinking.advance(token_id)
+        if goes_on and self._rival is not None:
+            fits = not thinking.is_inside and self._rival.validate_tokens([token_id]) == 1
+            self._rival = self._rival if fits and self._rival.consume_token(token_id) else None
+        elif not goes_on:
+            if self._rival is None:
+                raise GrammarError(f"token {token_id} is not allowed here")
+            self._inner, self._rival, self._thinking = self._rival, None, None
+            self.advance(token_id)
+
+    @property
+    def is_accepting(self) -> bool:
+        """True if the output may end here; only then are end tokens in the mask."""
+        inner = self._inner if self._thinking is None or self._thinking.is_over else self._rival
+        return inner is not None and not inner.is_error() and inner.is_accepting()
+
+    @property
+    def is_stopped(self) -> bool:
+        """True once nothing but an end token can follow, or one was taken."""
+        return self._ended or (self._thinking is None and self._inner.is_stopped())
+
+    def copy(self) -> Matcher:
+        """A matcher that goes its own way from here."""
+        twin = object.__new__(Matcher)
+        twin._inner, twin._eos, twin._ended = self._inner.deep_copy(), self._eos, self._ended
+        twin._thinking = None if self._thinking is None else self._thinking.copy()
+        twin._rival = None if self._rival is None else self._rival.deep_copy()
+        return twin
+
+
+class _Vocabulary:
+    """A tokenizer as llguidance wants to see it: bytes by token id. Ids that stand for nothing have no bytes."""
+
+    def __init__(self, tokenizer: Tokenizer, vocab_size: int, eos_token_ids: Sequence[int]) -> None:
+        control = {tokenizer.control_token_id(tag) for tag in CONTROL_TAGS}
+        self.eos_token_id = eos_token_ids[0]
+        self.bos_token_id = None
+        self.tokens: list[bytes] = []
+        self.special_token_ids: list[int] = []
+        self._tokenizer = tokenizer
+        for token in range(vocab_size):
+            text = None if token in eos_token_ids or token in control else tokenizer.id_to_bytes(token)
+            if text is None:
+                self.special_token_ids.append(token)
+                text = f"<|special {token}|>".encode()  # never matched as text
+            self.tokens.append(text)
+
+    def __call__(self, text: bytes | str) -> list[int]:
+        text = text.decode(errors="replace") if isinstance(text, bytes) else text
+        return self._tokenizer.encode(text, bos=False)
+
+
+def _check_thinking(settings: Any) -> None:
+    """Raise `TypeError` unless the settings are what `with_reasoning` writes: a step of the engine trusts them."""
+    match settings:
+        case {"start": str(start), "end": str(end), "max_tokens": int() | None, "starts_inside": bool()}:
+            if 0 < len(start) <= _MAX_TAG and 0 < len(end) <= _MAX_TAG:
+                return
+    raise TypeError
+
+
+def _up_to(name: str, reference: str, text: str) -> str:
+    """A rule for `text` and then a tag. A tag that is text ends it lazily: greedily, it would be taken for text."""
+    return f"{name}: {text} {reference}" if reference.startswith("<") else f"{name}[suffix={reference}]: {text}"
+
+
+def _escaped(text: str) -> str:
+    return "".join(char if char.isalnum() else f"\\u{{{ord(char):x}}}" for char in text)
+
+
+def _first_line(message: str) -> str:
+    return message.strip().split("\n", 1)[0][:300]
