@@ -12,11 +12,11 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from rvllm_local.conversation.calls import ChatCall, Message, TextCall
+from rvllm_local.conversation.model import ConversationModel
 from rvllm_local.conversation.output import OutputParser
 from rvllm_local.conversation.tool_prompt import explain_tools
 from rvllm_local.engine.limits import EngineLimits
 from rvllm_local.errors import ContextOverflowError, ParameterError
-from rvllm_local.server.models.served_model import Served
 from rvllm_local.text.families import OutputStyle, style_of
 from rvllm_local.text.grammar.formats import grammar_for_format, grammar_for_tools, unconstrained, with_style
 from rvllm_local.text.json_shape import shape_of
@@ -46,15 +46,15 @@ class Prepared:
     kept_special: tuple[str, ...] = ()
 
 
-def prepare_chat(served: Served, call: ChatCall) -> Prepared:
+def prepare_chat(model: ConversationModel, call: ChatCall) -> Prepared:
     """Render, tokenize and constrain a conversation. Raises `ParameterError` for what cannot be done."""
     messages: Sequence[Message] = [_message(message) for message in call.messages]
-    _check_length(served, messages)
-    _check_length(served, call.tools)
+    _check_length(model, messages)
+    _check_length(model, call.tools)
     if call.continues and messages[-1].get("tool_calls"):  # before they are explained to a template that knows none
         raise ParameterError("messages", "only a last message that is the assistant's text can be continued")
     tools = () if call.tool_choice == "none" else call.tools
-    style, template = served.style, served.tokenizer.chat_template or ""
+    style, template = model.style, model.tokenizer.chat_template or ""
     extra: dict[str, Any] = dict(call.template_options)
     if call.reasoning_budget == 0:
         extra.setdefault("enable_thinking", False)
@@ -65,35 +65,35 @@ def prepare_chat(served: Served, call: ChatCall) -> Prepared:
     else:
         style = _as_explained(style)
         messages = explain_tools(messages, tools)
-    ids = served.tokenizer.encode_chat(messages, continues=call.continues, **extra)
-    tail = served.tokenizer.decode(ids[-_TAIL:], skip_special=False).rstrip()
+    ids = model.tokenizer.encode_chat(messages, continues=call.continues, **extra)
+    tail = model.tokenizer.decode(ids[-_TAIL:], skip_special=False).rstrip()
     inside = style.starts_inside(tail)
     is_over = style.reasoning_end is not None and tail.endswith(style.reasoning_end)  # no second thought is wanted
     bound = replace(style, reasoning_start=None, reasoning_end=None) if is_over else style
     grammar = _grammar(call, tools, bound, inside)
     return Prepared(
         (tuple(ids),),
-        (_bounded(call.params, len(ids), served.client.limits) if call.is_open_ended else call.params,),
+        (_bounded(call.params, len(ids), model.limits) if call.is_open_ended else call.params,),
         lambda: OutputParser.for_style(style, tools=tools, starts_inside=inside),
         grammar,
         _kept(style, bool(tools)),
     )
 
 
-def prepare_text(served: Served, call: TextCall) -> Prepared:
+def prepare_text(model: ConversationModel, call: TextCall) -> Prepared:
     """Tokenize plain prompts. Raises `ParameterError`."""
     prompts = []
     for prompt in call.prompts:
         if isinstance(prompt, str):
-            _check_length(served, prompt)
-            ids = served.tokenizer.encode(prompt) if call.suffix is None else _fill_in(served, prompt, call.suffix)
+            _check_length(model, prompt)
+            ids = model.tokenizer.encode(prompt) if call.suffix is None else _fill_in(model, prompt, call.suffix)
             prompts.append(tuple(ids))
         elif call.suffix is not None:
             raise ParameterError("suffix", "suffix needs a prompt of text, not of token ids")
         else:
             prompts.append(prompt)
     grammar = None if call.response_format is None else grammar_for_format(call.response_format)
-    limits = served.client.limits
+    limits = model.limits
     params = tuple(_bounded(call.params, len(ids), limits) if call.is_open_ended else call.params for ids in prompts)
     return Prepared(tuple(prompts), params, lambda: OutputParser(None), grammar)
 
@@ -143,13 +143,13 @@ def _bounded(params: SamplingParams, prompt_tokens: int, limits: EngineLimits) -
     return replace(params, max_tokens=room)
 
 
-def _check_length(served: Served, value: Any) -> None:
+def _check_length(model: ConversationModel, value: Any) -> None:
     """Refuse at once what cannot fit the context, before a tokenizer spends seconds on it."""
     size = _bytes(value)
-    if size > served.max_prompt_bytes:
+    if size > model.max_prompt_bytes:
         raise ContextOverflowError(
             "prompt",
-            f"the prompt has {size} bytes, more than fit the context of {served.client.limits.context_length} tokens; "
+            f"the prompt has {size} bytes, more than fit the context of {model.limits.context_length} tokens; "
             "shorten it",
         )
 
@@ -178,9 +178,9 @@ def _function(function: Mapping[str, Any]) -> dict[str, Any]:
     return {**function, "arguments": arguments if isinstance(arguments, dict) else function["arguments"]}
 
 
-def _fill_in(served: Served, prefix: str, suffix: str) -> list[int]:
+def _fill_in(model: ConversationModel, prefix: str, suffix: str) -> list[int]:
     """Prefix, suffix, and the tag after which the middle comes, as the model was trained on it."""
-    tokenizer = served.tokenizer
+    tokenizer = model.tokenizer
     for tags in _FILL_IN:
         tokens = [tokenizer.control_token_id(tag) for tag in tags]
         if None in tokens:
@@ -191,4 +191,4 @@ def _fill_in(served: Served, prefix: str, suffix: str) -> list[int]:
         head = [bos] if start and start[0] == bos and bos is not None else []
         body = tokenizer.encode(prefix, bos=False)
         return [*head, before, *body, between, *tokenizer.encode(suffix, bos=False), after]
-    raise ParameterError("suffix", f"{served.name} was not trained to fill in a middle; leave suffix out")
+    raise ParameterError("suffix", f"{model.name} was not trained to fill in a middle; leave suffix out")

@@ -94,7 +94,9 @@ def test_a_call_is_read_as_it_was_explained(running: Running, style: str | None,
     tokenizer.chat_template = template
     served = replace(loaded, tokenizer=tokenizer, style=style_of(style))
     tool = {"type": "function", "function": {"name": "look"}}
-    prepared = prepare_chat(served, ChatCall("coder", ({"role": "user", "content": "Hm?"},), SamplingParams(), (tool,)))
+    prepared = prepare_chat(
+        served.conversation, ChatCall("coder", ({"role": "user", "content": "Hm?"},), SamplingParams(), (tool,))
+    )
     assert "<tool_call>" in tokenizer.decode(prepared.prompts[0])
     assert "<tool_call>" in (prepared.grammar or "")
     pieces = prepared.new_parser().feed('<tool_call>\n{"name": "look", "arguments": {}}\n</tool_call>')
@@ -104,6 +106,6 @@ def test_a_call_is_read_as_it_was_explained(running: Running, style: str | None,
 def test_with_none_tools_are_not_shown_and_not_called(running: Running) -> None:
     tool = {"type": "function", "function": {"name": "look"}}
     call = ChatCall("coder", ({"role": "user", "content": "Hm?"},), SamplingParams(), (tool,), "none")
-    prepared = prepare_chat(running.server.registry.loaded()[0], call)
+    prepared = prepare_chat(running.server.registry.loaded()[0].conversation, call)
     assert "free_text" in (prepared.grammar or "")
-    assert prepare_chat(running.server.registry.loaded()[0], replace(call, tools=())).grammar is None
+    assert prepare_chat(running.server.registry.loaded()[0].conversation, replace(call, tools=())).grammar is None

@@ -255,7 +255,11 @@ class Generator:
             with self._abortable():
                 served = await stack.enter_async_context(self._registry.lease(call.model))
                 prepared = await self._workers.run(
-                    lambda: prepare_chat(served, call) if isinstance(call, ChatCall) else prepare_text(served, call),
+                    lambda: (
+                        prepare_chat(served.conversation, call)
+                        if isinstance(call, ChatCall)
+                        else prepare_text(served.conversation, call)
+                    ),
                     self._settings.prepare_timeout_s,
                     "preparing the prompt",
                 )

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from rvllm_local.clients.contract import Client
 from rvllm_local.clients.process.client import EngineHealth, ProcessClient
+from rvllm_local.conversation.model import ConversationModel
 from rvllm_local.engine.options import EngineOptions
 from rvllm_local.models.gguf.reader import GGUFFile
 from rvllm_local.models.loader import ModelFiles, read_config
@@ -30,9 +31,9 @@ class Served:
     adapter: str | None = None  # the LoRA adapter that answers, where the name is an adapter's
 
     @property
-    def max_prompt_bytes(self) -> int:
-        """No prompt with more bytes than this can fit the context, whatever its tokens are."""
-        return self.client.limits.context_length * self.tokenizer.longest_token
+    def conversation(self) -> ConversationModel:
+        """What prompts are made with."""
+        return ConversationModel(self.name, self.tokenizer, self.style, self.client.limits)
 
 
 def open_process(files: ModelFiles, options: EngineOptions) -> Client:

@@ -48,7 +48,7 @@ def routes(service: Service) -> list[Route]:
         call = await service.run(request, lambda: count_call(asked, params), "reading the messages")
         async with service.registry.lease(call.model) as served:
             prepared = await service.workers.run(
-                lambda: prepare_chat(served, call), service.settings.prepare_timeout_s, "counting tokens"
+                lambda: prepare_chat(served.conversation, call), service.settings.prepare_timeout_s, "counting tokens"
             )
         return JSONReply({"input_tokens": len(prepared.prompts[0])})
 

@@ -157,7 +157,11 @@ async def _tokenize(service: Service, asked: TokenizeRequest) -> Response:
             if asked.prompt is not None:
                 return served.tokenizer.encode(asked.prompt, bos=asked.add_special_tokens)
             messages = read_messages(asked.messages or [])
-            return list(prepare_chat(served, ChatCall(asked.model, messages, SamplingParams(max_tokens=1))).prompts[0])
+            return list(
+                prepare_chat(
+                    served.conversation, ChatCall(asked.model, messages, SamplingParams(max_tokens=1))
+                ).prompts[0]
+            )
 
         ids = await service.workers.run(work, service.settings.prepare_timeout_s, "tokenizing")
         return JSONReply({"tokens": ids, "count": len(ids), "max_model_len": served.client.limits.context_length})
