@@ -24,11 +24,18 @@ TOOLS = {
     "search": {"text": {"type": "string", "minLength": 1, "maxLength": 12}, "most": {"type": "integer", "minimum": 1, "maximum": 9}},
     "run_tests": {"verbose": {"type": "boolean"}},
 }  # fmt: skip
-RESULTS = ("ok", "3 passed", "def main() -> None: ...", "nothing found; try another text")
+RESULTS = (
+    "ok",
+    "3 passed",
+    "def main() -> None: ...",
+    "nothing found; try another text",
+)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--clients", type=int, default=8)
     parser.add_argument("--turns", type=int, default=40)
     parser.add_argument("--model", default="smollm2-135m")
@@ -39,11 +46,17 @@ def main() -> None:
     sys.exit(bool(found["misses"] or found["unparsed"]))
 
 
-def run(base: str, clients: int, turns: int, model: str = "default", **more: Any) -> dict[str, Any]:
+def run(
+    base: str, clients: int, turns: int, model: str = "default", **more: Any
+) -> dict[str, Any]:
     """Figures of one loop: calls made, calls that did not parse, turns whose prefix was not found, times in seconds."""
     began = time.monotonic()
     with ThreadPoolExecutor(clients) as threads:
-        rows = list(threads.map(lambda number: _client(base, number, turns, model, more), range(clients)))
+        rows = list(
+            threads.map(
+                lambda number: _client(base, number, turns, model, more), range(clients)
+            )
+        )
     turns_s = [seconds for row in rows for seconds in row["turns_s"]]
     return {
         "clients": clients, "turns": turns, "calls": sum(row["calls"] for row in rows),
@@ -55,16 +68,38 @@ def run(base: str, clients: int, turns: int, model: str = "default", **more: Any
 
 def schema(name: str) -> dict[str, Any]:
     properties = TOOLS[name]
-    return {"type": "object", "properties": properties, "required": list(properties), "additionalProperties": False}
+    return {
+        "type": "object",
+        "properties": properties,
+        "required": list(properties),
+        "additionalProperties": False,
+    }
 
 
-def _client(base: str, number: int, turns: int, model: str, more: dict[str, Any]) -> dict[str, Any]:
-    tools = [{"type": "function", "function": {"name": name, "parameters": schema(name)}} for name in TOOLS]
-    messages: list[dict[str, Any]] = [
-        {"role": "system", "content": f"You are coding agent number {number}. Use the tools until the work is done."},
-        {"role": "user", "content": "Find the failing test in the project and mend it."},
+def _client(
+    base: str, number: int, turns: int, model: str, more: dict[str, Any]
+) -> dict[str, Any]:
+    tools = [
+        {"type": "function", "function": {"name": name, "parameters": schema(name)}}
+        for name in TOOLS
     ]
-    found: dict[str, Any] = {"calls": 0, "unparsed": 0, "misses": 0, "cached": [], "turns_s": []}
+    messages: list[dict[str, Any]] = [
+        {
+            "role": "system",
+            "content": f"You are coding agent number {number}. Use the tools until the work is done.",
+        },
+        {
+            "role": "user",
+            "content": "Find the failing test in the project and mend it.",
+        },
+    ]
+    found: dict[str, Any] = {
+        "calls": 0,
+        "unparsed": 0,
+        "misses": 0,
+        "cached": [],
+        "turns_s": [],
+    }
     before = 0
     with httpx.Client(base_url=base, timeout=600) as client:
         for turn in range(turns):
@@ -81,12 +116,22 @@ def _client(base: str, number: int, turns: int, model: str, more: dict[str, Any]
                 found["misses"] += cached < (before - 1) // BLOCK * BLOCK
                 found["cached"].append(cached / usage["prompt_tokens"])
             before = usage["prompt_tokens"]
-            messages.append({name: part for name, part in message.items() if name in ("role", "content", "tool_calls")})
+            messages.append(
+                {
+                    name: part
+                    for name, part in message.items()
+                    if name in ("role", "content", "tool_calls")
+                }
+            )
             for call in message.get("tool_calls", ()):
                 found["calls"] += 1
                 found["unparsed"] += not _is_valid(call["function"])
                 messages.append(
-                    {"role": "tool", "tool_call_id": call["id"], "content": RESULTS[(number + turn) % len(RESULTS)]}
+                    {
+                        "role": "tool",
+                        "tool_call_id": call["id"],
+                        "content": RESULTS[(number + turn) % len(RESULTS)],
+                    }
                 )
             found["unparsed"] += not message.get("tool_calls")
     return found

@@ -38,7 +38,10 @@ from rvllm_local.models.loader import locate
 
 SERVERS = ("rvllm", "mlx-lm", "llama.cpp")
 LOADS = (50, 80, 120)  # % of rvllm's capacity
-EXTRA = {"temperature": 0, "ignore_eos": True}  # mlx-lm knows no ignore_eos: its folder names an end that never comes
+EXTRA = {
+    "temperature": 0,
+    "ignore_eos": True,
+}  # mlx-lm knows no ignore_eos: its folder names an end that never comes
 AGENT_TURNS, AGENT_PREFIX = 20, 4000
 TIMEOUT_S = 240.0  # an answer that is not whole by then counts as failed
 
@@ -69,10 +72,22 @@ class Bench:
             if not (folder / "tokenizer_config.json").exists():
                 plain_folder(self.model, folder, endless=True)
             return MlxLmServer(folder, *options)
-        return LlamaServer(self.gguf(), "--parallel", "8", "--ctx-size", "32768", "--kv-unified", *options)
+        return LlamaServer(
+            self.gguf(),
+            "--parallel",
+            "8",
+            "--ctx-size",
+            "32768",
+            "--kv-unified",
+            *options,
+        )
 
     def ask(
-        self, server: ServerProcess, made: trace.Trace, every_s: float = 0.2, timeout_s: float = 600.0
+        self,
+        server: ServerProcess,
+        made: trace.Trace,
+        every_s: float = 0.2,
+        timeout_s: float = 600.0,
     ) -> dict[str, Any]:
         """Send a trace, and check what came with the model's own tokenizer."""
         endpoint = Endpoint(server.url, server.model, extra=EXTRA, timeout_s=timeout_s)
@@ -85,20 +100,33 @@ class Bench:
 
     def warm(self, server: ServerProcess) -> None:
         """Requests whose results nobody looks at."""
-        self.ask(server, trace.bursty(4, 10_000, trace.Mix(large_share=0.0)).at_rate(1.0))
+        self.ask(
+            server, trace.bursty(4, 10_000, trace.Mix(large_share=0.0)).at_rate(1.0)
+        )
 
     def trace(self, seed: int) -> trace.Trace:
         return trace.bursty(self.requests, seed, trace.Mix())
 
     def capacity(self) -> float:
         """rvllm's requests/s when all come at once: the median of its rounds."""
-        found = [results.load_raw(path) for path in sorted(self.raw.glob("capacity-rvllm-*.json"))]
+        found = [
+            results.load_raw(path)
+            for path in sorted(self.raw.glob("capacity-rvllm-*.json"))
+        ]
         if not found:
-            raise SystemExit("the loads are shares of rvllm's capacity: run the step capacity first")
-        answered = [sum(one.failure is None for one in results.outcomes(row)) for row in found]
+            raise SystemExit(
+                "the loads are shares of rvllm's capacity: run the step capacity first"
+            )
+        answered = [
+            sum(one.failure is None for one in results.outcomes(row)) for row in found
+        ]
         if not all(answered):
-            raise SystemExit("rvllm answered no request of a round of the step capacity: look there first")
-        return statistics.median(count / row["wall_s"] for count, row in zip(answered, found, strict=True))
+            raise SystemExit(
+                "rvllm answered no request of a round of the step capacity: look there first"
+            )
+        return statistics.median(
+            count / row["wall_s"] for count, row in zip(answered, found, strict=True)
+        )
 
 
 Step = Callable[[], dict[str, Any]]
@@ -108,7 +136,10 @@ def steps(bench: Bench) -> Iterator[tuple[str, Step]]:
     """Every step by name, servers in turn so that no one has the better hour."""
     for number in range(1, bench.rounds + 1):
         for server in SERVERS:
-            yield f"capacity-{server}-{number}", lambda s=server, n=number: capacity(bench, s, n)  # type: ignore[misc]
+            yield (
+                f"capacity-{server}-{number}",
+                lambda s=server, n=number: capacity(bench, s, n),
+            )  # type: ignore[misc]
     for number in range(1, bench.rounds + 1):
         for percent in LOADS:
             for server in SERVERS:
@@ -133,7 +164,9 @@ def one_load(bench: Bench, percent: int, server: str, number: int) -> dict[str, 
     with bench.start(server) as running:
         bench.warm(running)
         # Another seed than the capacity's, so that no server has seen the prompts.
-        return bench.ask(running, bench.trace(100 + number).at_rate(rate)) | {"rate": rate}
+        return bench.ask(running, bench.trace(100 + number).at_rate(rate)) | {
+            "rate": rate
+        }
 
 
 def agent(bench: Bench, server: str) -> dict[str, Any]:
@@ -146,7 +179,14 @@ def agent(bench: Bench, server: str) -> dict[str, Any]:
         if server == "rvllm":
             more["environ"] = {"RVLLM_CACHE_DIR": cache}
             options = ("--cache", "disk")
-            bench = Bench(str(bench.gguf()), bench.raw, bench.requests, bench.rounds, bench.minutes, bench.memory_rate)
+            bench = Bench(
+                str(bench.gguf()),
+                bench.raw,
+                bench.requests,
+                bench.rounds,
+                bench.minutes,
+                bench.memory_rate,
+            )
         with bench.start(server, *options, **more) as running:
             bench.warm(running)
             found["cold"] = bench.ask(running, made)
@@ -164,7 +204,9 @@ def memory(bench: Bench, server: str) -> dict[str, Any]:
     # Others may want the cores meanwhile, and time is not read: llama.cpp's threads need not wait busily.
     options = ("--poll", "0") if server == "llama.cpp" else ()
     with bench.start(server, *options) as running:
-        return bench.ask(running, made, every_s=1.0, timeout_s=1200.0) | {"rate": bench.memory_rate}
+        return bench.ask(running, made, every_s=1.0, timeout_s=1200.0) | {
+            "rate": bench.memory_rate
+        }
 
 
 def claim(folder: Path, settings: dict[str, Any]) -> None:
@@ -181,24 +223,44 @@ def claim(folder: Path, settings: dict[str, Any]) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("steps", nargs="*", default=["*"], help="names, beginnings or patterns of steps")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "steps", nargs="*", default=["*"], help="names, beginnings or patterns of steps"
+    )
     parser.add_argument("--model", default="smollm2-135m")
-    parser.add_argument("--raw", type=Path, default=default_cache_dir() / "bench", help="folder of raw results")
-    parser.add_argument("--results", type=Path, default=Path(__file__).parent / "results")
+    parser.add_argument(
+        "--raw",
+        type=Path,
+        default=default_cache_dir() / "bench",
+        help="folder of raw results",
+    )
+    parser.add_argument(
+        "--results", type=Path, default=Path(__file__).parent / "results"
+    )
     parser.add_argument("--requests", type=int, default=60, help="of a run")
     parser.add_argument("--rounds", type=int, default=2)
-    parser.add_argument("--minutes", type=float, default=30.0, help="of the memory step")
-    parser.add_argument("--memory-rate", type=float, default=0.08, help="requests/s of the memory step")
+    parser.add_argument(
+        "--minutes", type=float, default=30.0, help="of the memory step"
+    )
+    parser.add_argument(
+        "--memory-rate", type=float, default=0.08, help="requests/s of the memory step"
+    )
     parser.add_argument("--list", action="store_true", help="only name the steps")
     args = parser.parse_args()
     host.prepare()
     args.raw.mkdir(parents=True, exist_ok=True)
     if not args.list:
         claim(args.raw, {"model": args.model, "requests": args.requests})
-    bench = Bench(args.model, args.raw, args.requests, args.rounds, args.minutes, args.memory_rate)
+    bench = Bench(
+        args.model, args.raw, args.requests, args.rounds, args.minutes, args.memory_rate
+    )
     for name, step in steps(bench):
-        if not any(fnmatch.fnmatch(name, pattern) or name.startswith(f"{pattern}-") for pattern in args.steps):
+        if not any(
+            fnmatch.fnmatch(name, pattern) or name.startswith(f"{pattern}-")
+            for pattern in args.steps
+        ):
             continue
         state = "is there" if bench.path(name).exists() else "to do"
         if args.list or state == "is there":
@@ -207,7 +269,9 @@ def main() -> None:
         found = step()
         part = bench.path(name).with_suffix(".part")
         part.write_text(json.dumps(found), encoding="utf-8")
-        part.replace(bench.path(name))  # an interrupt leaves no half of a step, which would count as done
+        part.replace(
+            bench.path(name)
+        )  # an interrupt leaves no half of a step, which would count as done
         print(f"{name}: {results.line(found)}", flush=True)
     if not args.list:
         results.pool(args.raw, args.results)

@@ -39,13 +39,22 @@ for part in stream_generate(model, tokenizer, "The sky is blue because", max_tok
 def measure(code: str) -> tuple[float, int, str]:
     """Seconds, bytes and output of one process."""
     began = time.perf_counter()
-    child = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    child = subprocess.Popen(
+        [sys.executable, "-c", code],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
     assert child.stdout is not None
     output = child.stdout.read()
     _, status, usage = os.wait4(child.pid, 0)
     assert status == 0, child.stderr.read() if child.stderr else ""
     scale = 1024 if sys.platform == "linux" else 1
-    return time.perf_counter() - began, usage.ru_maxrss * scale, output.strip().splitlines()[0]
+    return (
+        time.perf_counter() - began,
+        usage.ru_maxrss * scale,
+        output.strip().splitlines()[0],
+    )
 
 
 def deepened(model: str, layers: int, folder: Path) -> Path:
@@ -81,13 +90,17 @@ def prepare(model: str, layers: int | None, folder: Path) -> tuple[Path, Path, i
     from rvllm_local.commands.pack import pack_model
     from rvllm_local.models.loader import load_model, locate
 
-    files = locate(model if layers is None else str(deepened(model, layers, folder / "deep")))
+    files = locate(
+        model if layers is None else str(deepened(model, layers, folder / "deep"))
+    )
     pack_model(files, folder / "wide.rvllm", as_float32=True)
     loaded = load_model(locate(str(folder / "wide.rvllm")))
     plain = folder / "plain"
     plain.mkdir()
     mx.save_safetensors(
-        str(plain / "model.safetensors"), dict(tree_flatten(loaded.module.parameters())), {"format": "mlx"}
+        str(plain / "model.safetensors"),
+        dict(tree_flatten(loaded.module.parameters())),
+        {"format": "mlx"},
     )
     for path in (folder / "wide.rvllm").iterdir():
         if path.suffix == ".json" and path.name != "manifest.json":
@@ -105,10 +118,17 @@ def main() -> None:
         # In a process of its own: a child's peak memory begins with its parent's.
         context = multiprocessing.get_context("spawn")
         with context.Pool(1) as pool:
-            bundle, plain, weights = pool.apply(prepare, (arguments.model, arguments.layers, Path(place)))
-        rows = {"rvllm, bundle": RVLLM.format(path=str(bundle)), "mlx-lm, folder": MLX_LM.format(path=str(plain))}
+            bundle, plain, weights = pool.apply(
+                prepare, (arguments.model, arguments.layers, Path(place))
+            )
+        rows = {
+            "rvllm, bundle": RVLLM.format(path=str(bundle)),
+            "mlx-lm, folder": MLX_LM.format(path=str(plain)),
+        }
         empty = measure("import mlx.core; print(1)")
-        measure(rows["rvllm, bundle"])  # the first run checks the weights' sha256, proves the model, and remembers both
+        measure(
+            rows["rvllm, bundle"]
+        )  # the first run checks the weights' sha256, proves the model, and remembers both
         for name, code in rows.items():
             runs = [measure(code) for _ in range(arguments.runs)]
             line = {
@@ -117,7 +137,9 @@ def main() -> None:
                 "peak_mb": round(max(run[1] for run in runs) / 1e6),
                 "weights_mb": round(weights / 1e6),
                 "peak_of_weights": round(max(run[1] for run in runs) / weights, 2),
-                "above_an_import_of_mlx": round((max(run[1] for run in runs) - empty[1]) / weights, 2),
+                "above_an_import_of_mlx": round(
+                    (max(run[1] for run in runs) - empty[1]) / weights, 2
+                ),
                 "first_token": runs[0][2],
             }
             print(json.dumps(line))

@@ -31,8 +31,14 @@ def main() -> None:
     problems = []
     for name, parts in EXPECTED.items():
         shown = (folder / f"{name}.txt").read_text(encoding="utf-8")
-        problems += [f"{name}: {part!r} is missing" for part in parts if part not in shown]
-        problems += [f"{name}: a control character" for one in shown if ord(one) < 32 and one != "\n"]
+        problems += [
+            f"{name}: {part!r} is missing" for part in parts if part not in shown
+        ]
+        problems += [
+            f"{name}: a control character"
+            for one in shown
+            if ord(one) < 32 and one != "\n"
+        ]
     history = History(folder / "history.db")
     (chat,) = history.chats()
     every = history.all_messages(chat.id)
@@ -40,10 +46,19 @@ def main() -> None:
     replies = [message for message in every if message.role == "assistant"]
     if prompts != ["Tell me a long story about a whale.", "Go on."]:
         problems.append(f"the prompts in the history are {prompts}")
-    if len(replies) != 3 or replies[0].state is not MessageState.STOPPED or not replies[0].text:
-        problems.append(f"the replies in the history are {[(one.state, len(one.text)) for one in replies]}")
+    if (
+        len(replies) != 3
+        or replies[0].state is not MessageState.STOPPED
+        or not replies[0].text
+    ):
+        problems.append(
+            f"the replies in the history are {[(one.state, len(one.text)) for one in replies]}"
+        )
     history.close()
-    print("\n".join(problems) or f"{len(EXPECTED)} screens and the history are as they should be ({folder})")
+    print(
+        "\n".join(problems)
+        or f"{len(EXPECTED)} screens and the history are as they should be ({folder})"
+    )
     sys.exit(bool(problems))
 
 

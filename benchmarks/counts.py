@@ -38,7 +38,9 @@ from tests.support.tiny import save_tiny
 
 STEPS, PROMPT, TOKENS = 24, 40, 64
 GREEDY = SamplingParams(max_tokens=TOKENS, temperature=0, ignore_eos=True)
-SAMPLED = SamplingParams(max_tokens=TOKENS, temperature=0.8, top_p=0.9, top_k=40, seed=1, ignore_eos=True)
+SAMPLED = SamplingParams(
+    max_tokens=TOKENS, temperature=0.8, top_p=0.9, top_k=40, seed=1, ignore_eos=True
+)
 ROWS = {"1 row": (1, GREEDY), "16 rows": (16, GREEDY), "16 rows sampled": (16, SAMPLED)}
 
 
@@ -65,7 +67,12 @@ def open_tiny() -> EngineCore:
     with tempfile.TemporaryDirectory() as folder:
         files = locate(str(save_tiny("llama", Path(folder) / "llama")))
         options = EngineOptions(
-            kv_memory=8_000_000, max_rows=16, prefill_chunk=32, cache="off", self_check=False, step_target_s=1e6
+            kv_memory=8_000_000,
+            max_rows=16,
+            prefill_chunk=32,
+            cache="off",
+            self_check=False,
+            step_target_s=1e6,
         )  # a target so far away that no budget of prefill depends on time
         return open_core(files, read_tokenizer(files), options)
 
@@ -79,7 +86,15 @@ def fill(core: EngineCore, rows: int, params: SamplingParams) -> None:
             firsts.append(1)
 
     for row in range(rows):
-        core.add(Request(f"r{row}", tuple(3 + (row + index) % 100 for index in range(PROMPT)), params, 0), sink)
+        core.add(
+            Request(
+                f"r{row}",
+                tuple(3 + (row + index) % 100 for index in range(PROMPT)),
+                params,
+                0,
+            ),
+            sink,
+        )
     while core.stats()["requests_waiting"] or len(firsts) < 2 * rows:
         core.step()
 
@@ -93,7 +108,9 @@ def drain(core: EngineCore) -> int:
     return number
 
 
-def step_figures(core: EngineCore, rows: int, params: SamplingParams) -> dict[str, Figure]:
+def step_figures(
+    core: EngineCore, rows: int, params: SamplingParams
+) -> dict[str, Figure]:
     """Calls of a decode step, and its time as a multiple of the calibration loop."""
     fill(core, rows, params)
 
@@ -110,7 +127,10 @@ def step_figures(core: EngineCore, rows: int, params: SamplingParams) -> dict[st
         core.step()
         times.append((time.process_time() - began) / calibration())
     drain(core)
-    return {"calls_per_step": exact(number / STEPS, "", stable=True), "of_calibration": spread(times, "")}
+    return {
+        "calls_per_step": exact(number / STEPS, "", stable=True),
+        "of_calibration": spread(times, ""),
+    }
 
 
 def calibration() -> float:
@@ -140,7 +160,14 @@ def workload(core: EngineCore) -> dict[str, Figure]:
 def reader() -> dict[str, Figure]:
     """Calls that the load generator's reader makes for each event."""
     event = (
-        b"data: " + json.dumps({"choices": [{"index": 0, "delta": {"content": "la"}, "finish_reason": None}]}).encode()
+        b"data: "
+        + json.dumps(
+            {
+                "choices": [
+                    {"index": 0, "delta": {"content": "la"}, "finish_reason": None}
+                ]
+            }
+        ).encode()
     )
     read = EventReader(Outcome("small", 0, 0.0, 100))
 
@@ -154,7 +181,9 @@ def reader() -> dict[str, Figure]:
 def modules(code: str) -> Figure:
     """Modules that a fresh process has loaded after `code`."""
     script = f"import contextlib, sys\nwith contextlib.suppress(SystemExit):\n    {code}\nprint(len(sys.modules))"
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True
+    )
     return exact(int(done.stdout.split()[-1]), "", stable=True)
 
 
@@ -162,25 +191,35 @@ def measure() -> dict[str, dict[str, Figure]]:
     core = open_tiny()
     fill(core, 16, SAMPLED)  # warm: whatever is made at the first use
     drain(core)
-    runs = {f"decode, {name}": step_figures(core, rows, params) for name, (rows, params) in ROWS.items()}
+    runs = {
+        f"decode, {name}": step_figures(core, rows, params)
+        for name, (rows, params) in ROWS.items()
+    }
     runs["24 mixed requests"] = workload(core)
     runs["reading events"] = reader()
     runs["modules loaded"] = {
         "rvllm --help": modules("from rvllm_local.cli import main; main(['--help'])"),
-        "rvllm bench --help": modules("from rvllm_local.cli import main; main(['bench', '--help'])"),
+        "rvllm bench --help": modules(
+            "from rvllm_local.cli import main; main(['bench', '--help'])"
+        ),
         "import rvllm_local": modules("import rvllm_local"),
     }
     return runs
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--json", type=Path, required=True)
     args = parser.parse_args()
     made = record.new_record("counts", measure())
     made.save(args.json)
     for name, run in made.runs.items():
-        print(f"{name}: " + ", ".join(f"{key} {figure.value:.2f}" for key, figure in run.items()))
+        print(
+            f"{name}: "
+            + ", ".join(f"{key} {figure.value:.2f}" for key, figure in run.items())
+        )
 
 
 if __name__ == "__main__":

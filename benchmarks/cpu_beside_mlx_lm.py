@@ -98,8 +98,14 @@ def measure(model: str, rounds: int) -> dict[str, float]:
     samples: dict[str, list[float]] = {}
     with LLM(model, prefill_chunk=2048) as llm:
         for number in range(rounds + 1):
-            single, long = token_row(PROMPT_TOKENS, number), token_row(LONG_PROMPT, number + 50)
-            crowd = [token_row(PROMPT_TOKENS, number * 10 + index) for index in range(STREAMS)]
+            single, long = (
+                token_row(PROMPT_TOKENS, number),
+                token_row(LONG_PROMPT, number + 50),
+            )
+            crowd = [
+                token_row(PROMPT_TOKENS, number * 10 + index)
+                for index in range(STREAMS)
+            ]
             row = {
                 "mlx-lm decode": peer.decode(single, DECODE_TOKENS),
                 "rvllm decode": engine_decode(llm, [single], DECODE_TOKENS),
@@ -116,8 +122,18 @@ def measure(model: str, rounds: int) -> dict[str, float]:
 def report(medians: dict[str, float], blas: str) -> str:
     decode, prefill = medians["mlx-lm decode"], medians["mlx-lm prefill"]
     rows = [
-        ("single stream decode", decode, medians["rvllm decode"], medians["rvllm decode"] / decode),
-        ("eight streams, against its single stream", decode, medians["rvllm eight"], medians["rvllm eight"] / decode),
+        (
+            "single stream decode",
+            decode,
+            medians["rvllm decode"],
+            medians["rvllm decode"] / decode,
+        ),
+        (
+            "eight streams, against its single stream",
+            decode,
+            medians["rvllm eight"],
+            medians["rvllm eight"] / decode,
+        ),
         (
             f"prefill to first token, {LONG_PROMPT} tokens",
             prefill,
@@ -125,14 +141,22 @@ def report(medians: dict[str, float], blas: str) -> str:
             medians["rvllm prefill"] / prefill,
         ),
     ]
-    lines = [f"{platform.machine()}, {platform.system()}, {blas}; tokens/s, medians", ""]
+    lines = [
+        f"{platform.machine()}, {platform.system()}, {blas}; tokens/s, medians",
+        "",
+    ]
     lines += ["| | mlx-lm | rvllm | ratio |", "|---|---|---|---|"]
-    lines += [f"| {name} | {theirs:.1f} | {ours:.1f} | {ratio:.2f}x |" for name, theirs, ours, ratio in rows]
+    lines += [
+        f"| {name} | {theirs:.1f} | {ours:.1f} | {ratio:.2f}x |"
+        for name, theirs, ours, ratio in rows
+    ]
     return "\n".join(lines)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--model", default="smollm2-135m")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--json", type=Path)
@@ -141,7 +165,12 @@ def main() -> None:
     medians = measure(args.model, args.rounds)
     print(report(medians, blas))
     if args.json:
-        args.json.write_text(json.dumps({"machine": platform.platform(), "blas": blas, "medians": medians}, indent=2))
+        args.json.write_text(
+            json.dumps(
+                {"machine": platform.platform(), "blas": blas, "medians": medians},
+                indent=2,
+            )
+        )
 
 
 if __name__ == "__main__":

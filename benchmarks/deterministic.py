@@ -63,13 +63,20 @@ def together(llm: LLM, work: list[Scenario]) -> list[Tokens]:
     return found
 
 
-def measure(model: str, count: int, seed: int, kv_dtype: str, *, deterministic: bool) -> dict[str, object]:
+def measure(
+    model: str, count: int, seed: int, kv_dtype: str, *, deterministic: bool
+) -> dict[str, object]:
     from rvllm_local.models.loader import load_model, locate
 
     with tempfile.TemporaryDirectory() as folder:
 
         def engine(**changes: object) -> LLM:
-            options = {"kv_memory": 200_000_000, "max_rows": CROWD, "deterministic": deterministic, "cache_dir": folder}
+            options = {
+                "kv_memory": 200_000_000,
+                "max_rows": CROWD,
+                "deterministic": deterministic,
+                "cache_dir": folder,
+            }
             options |= {"kv_dtype": kv_dtype, "max_waiting": 10 * count, **changes}
             return LLM.from_options(model, EngineOptions(**options))  # type: ignore[arg-type]
 
@@ -79,7 +86,9 @@ def measure(model: str, count: int, seed: int, kv_dtype: str, *, deterministic: 
         with engine(cache="off", max_rows=CROWD) as llm:
             alone = [together(llm, [one])[0] for one in work]
         seconds = time.perf_counter() - began
-        small = (40_000_000 if "smol" in model else 600_000) // (4 if kv_dtype == "int8" else 1)
+        small = (40_000_000 if "smol" in model else 600_000) // (
+            4 if kv_dtype == "int8" else 1
+        )
         runs: dict[str, list[Tokens]] = {}
         with engine(cache="disk", prefill_chunk=64) as llm:
             runs["crowd"] = together(llm, work)
@@ -104,13 +113,23 @@ def measure(model: str, count: int, seed: int, kv_dtype: str, *, deterministic: 
 
 def differences(alone: list[Tokens], found: list[Tokens]) -> dict[str, object]:
     """How many answers differ, and at which token each first does."""
-    pairs = [pair for a, b in zip(alone, found, strict=True) for pair in zip(a, b, strict=True)]
-    places = [next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), -1) for a, b in pairs if a != b]
+    pairs = [
+        pair
+        for a, b in zip(alone, found, strict=True)
+        for pair in zip(a, b, strict=True)
+    ]
+    places = [
+        next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), -1)
+        for a, b in pairs
+        if a != b
+    ]
     return {"differing": len(places), "first_at": sorted(places)}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--model")
     parser.add_argument("--tiny", default="llama")
     parser.add_argument("--kv-dtype", default="auto")
@@ -126,7 +145,13 @@ def main() -> None:
 
             model = str(save_tiny(args.tiny, Path(folder) / args.tiny, seed=2))
         results = {
-            mode: measure(model, args.scenarios, args.seed, args.kv_dtype, deterministic=mode == "deterministic")
+            mode: measure(
+                model,
+                args.scenarios,
+                args.seed,
+                args.kv_dtype,
+                deterministic=mode == "deterministic",
+            )
             for mode in args.modes
         }
     print(json.dumps(results, indent=1))

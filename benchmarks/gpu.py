@@ -17,11 +17,18 @@ BENCHMARKS = ("gpu_kernels", "gpu_decode", "gpu_mixed")
 
 def main() -> int:
     for name in BENCHMARKS:
-        command = [sys.executable, str(HERE / f"{name}.py"), "--json", str(HERE / "results" / f"{name}.json")]
+        command = [
+            sys.executable,
+            str(HERE / f"{name}.py"),
+            "--json",
+            str(HERE / "results" / f"{name}.json"),
+        ]
         print(f"{name}:", flush=True)
         if status := subprocess.run(command, check=False).returncode:
             return status
-    return subprocess.run([sys.executable, "-m", "benchmarks.page"], cwd=HERE.parent, check=False).returncode
+    return subprocess.run(
+        [sys.executable, "-m", "benchmarks.page"], cwd=HERE.parent, check=False
+    ).returncode
 
 
 if __name__ == "__main__":

@@ -80,7 +80,9 @@ def loaded_llama(config: dict[str, Any] = LLAMA_1B) -> LoadedModel:
     model.set_dtype(mx.bfloat16)
     mx.eval(model.parameters())
     size = sum(value.nbytes for _, value in tree_flatten(model.parameters()))
-    return LoadedModel(model, config, "llama-shape", "llama", 16384, 128256, (), size, "random")
+    return LoadedModel(
+        model, config, "llama-shape", "llama", 16384, 128256, (), size, "random"
+    )
 
 
 def prompts(rows: int, context: int, vocab: int) -> list[list[int]]:
@@ -92,7 +94,10 @@ def engine_ms(core: EngineCore, rows: list[list[int]]) -> float:
     params = SamplingParams(max_tokens=ROOM, temperature=0, ignore_eos=True)
     seen: set[int] = set()
     for index, row in enumerate(rows):
-        core.add(Request(f"row {index}", tuple(row), params, seed=0), functools.partial(note, seen, index))
+        core.add(
+            Request(f"row {index}", tuple(row), params, seed=0),
+            functools.partial(note, seen, index),
+        )
     while len(seen) < len(rows):
         core.step()
     for _ in range(WARMUP):
@@ -103,7 +108,9 @@ def engine_ms(core: EngineCore, rows: list[list[int]]) -> float:
         core.step()
         times.append(time.perf_counter() - began)
     preemptions = core.stats()["preemptions"]
-    assert preemptions == 0, f"{preemptions} preemptions: the arena is too small for this measurement"
+    assert preemptions == 0, (
+        f"{preemptions} preemptions: the arena is too small for this measurement"
+    )
     core.close("measured")
     return statistics.median(times) * 1e3
 
@@ -149,15 +156,35 @@ def check_tokens() -> None:
     for architecture in CHECKED:
         model, config = tiny_model(architecture, seed=1)
         rows = [
-            row[:length] for row, length in zip(prompts(4, 100, config["vocab_size"]), (1, 33, 64, 100), strict=True)
+            row[:length]
+            for row, length in zip(
+                prompts(4, 100, config["vocab_size"]), (1, 33, 64, 100), strict=True
+            )
         ]
         expected = [reference(model, row, 32) for row in rows]
-        loaded = LoadedModel(model, config, architecture, architecture, 512, config["vocab_size"], (), 0, "tiny")
-        core = build_core(loaded, NoText(), EngineOptions(kv_memory=2**24, max_rows=4, prefill_chunk=48))
+        loaded = LoadedModel(
+            model,
+            config,
+            architecture,
+            architecture,
+            512,
+            config["vocab_size"],
+            (),
+            0,
+            "tiny",
+        )
+        core = build_core(
+            loaded,
+            NoText(),
+            EngineOptions(kv_memory=2**24, max_rows=4, prefill_chunk=48),
+        )
         found: list[list[int]] = [[] for _ in rows]
         for index, row in enumerate(rows):
             params = SamplingParams(max_tokens=32, temperature=0, ignore_eos=True)
-            core.add(Request(f"r{index}", tuple(row), params, 0), functools.partial(keep, found[index]))
+            core.add(
+                Request(f"r{index}", tuple(row), params, 0),
+                functools.partial(keep, found[index]),
+            )
         while core.has_work:
             core.step()
         stats = core.stats()
@@ -184,18 +211,31 @@ def reference(model: Any, prompt: list[int], count: int) -> list[int]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--json", type=Path)
     parser.add_argument("--check", action="store_true")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument(
-        "--cases", nargs="+", default=[f"{rows}x{context}" for rows, context in CASES], metavar="ROWSxCONTEXT"
+        "--cases",
+        nargs="+",
+        default=[f"{rows}x{context}" for rows, context in CASES],
+        metavar="ROWSxCONTEXT",
     )
-    parser.add_argument("--peer", nargs=2, type=int, metavar=("ROWS", "CONTEXT"), help="measure only the peer")
+    parser.add_argument(
+        "--peer",
+        nargs=2,
+        type=int,
+        metavar=("ROWS", "CONTEXT"),
+        help="measure only the peer",
+    )
     args = parser.parse_args()
     if args.peer:
         forget_settings()
-        print(peer_ms(loaded_llama().module, prompts(*args.peer, LLAMA_1B["vocab_size"])))
+        print(
+            peer_ms(loaded_llama().module, prompts(*args.peer, LLAMA_1B["vocab_size"]))
+        )
         return
     print("mlx", mx.__version__, mx.default_device(), mx.device_info(), flush=True)
     if args.check:
@@ -204,10 +244,16 @@ def main() -> None:
     cases = [tuple(map(int, case.split("x"))) for case in args.cases]
     rounds: dict[str, list[tuple[float, float]]] = {}
     figures: dict[str, dict[str, Figure]] = {}
-    print("| rows x context | mlx-lm | rvllm | ratio, median | rounds, ms |\n|---|---|---|---|---|", flush=True)
+    print(
+        "| rows x context | mlx-lm | rvllm | ratio, median | rounds, ms |\n|---|---|---|---|---|",
+        flush=True,
+    )
     for rows, context in cases:
         batch = prompts(rows, context, LLAMA_1B["vocab_size"])
-        pairs = [(peer_apart(rows, context), engine_once(loaded, batch)) for _ in range(args.rounds)]
+        pairs = [
+            (peer_apart(rows, context), engine_once(loaded, batch))
+            for _ in range(args.rounds)
+        ]
         name = f"{rows} x {context:,}"
         rounds[name] = pairs
         figures[name] = found = figures_of(pairs)
@@ -233,7 +279,11 @@ def figures_of(pairs: list[tuple[float, float]]) -> dict[str, Figure]:
 def engine_once(loaded: LoadedModel, batch: list[list[int]]) -> float:
     """`engine_ms` of a core of its own, whose attention is the kernels'."""
     room = sum(len(row) + ROOM for row in batch) * 2 * 16 * 8 * 64 * 2 + 2**26
-    core = build_core(loaded, NoText(), EngineOptions(kv_memory=room, max_rows=len(batch), prefill_chunk=512))
+    core = build_core(
+        loaded,
+        NoText(),
+        EngineOptions(kv_memory=room, max_rows=len(batch), prefill_chunk=512),
+    )
     assert core.stats()["attention_backend"] == "kernels", "the kernels do not serve"
     found = engine_ms(core, batch)
     del core

@@ -35,13 +35,19 @@ def main() -> int:
     copy, rows = bandwidth.measure()
     print(f"mlx {mx.__version__}, {mx.device_info().get('device_name', 'unknown GPU')}")
     print(bandwidth.table(copy, rows))
-    decode = {(row.load, row.kv_dtype): row.seconds for row in rows if row.kernel == "paged_decode"}
+    decode = {
+        (row.load, row.kv_dtype): row.seconds
+        for row in rows
+        if row.kernel == "paged_decode"
+    }
     for (load, kv_dtype), taken in decode.items():
         if kv_dtype == "int8":
             print(f"int8 gain at {load.rows} x {load.context}, group {load.heads // load.kv_heads}: "
                   f"{decode[load, 'bf16'] / taken:.2f}x")  # fmt: skip
     if options.json:
-        gpu_record.save(options.json, "gpu kernels", figures(rows), copy_bytes_per_s=copy)
+        gpu_record.save(
+            options.json, "gpu kernels", figures(rows), copy_bytes_per_s=copy
+        )
     return 0
 
 

@@ -56,15 +56,24 @@ Times = list[list[float]]  # when each token of each request came
 def requests(count: int, seed: int) -> list[tuple[list[int], int]]:
     """Prompts and the lengths of their answers."""
     random = np.random.default_rng(seed)
-    spread = [np.exp(random.uniform(np.log(low), np.log(high), count)).astype(int) for low, high in (PROMPTS, ANSWERS)]
-    return [(random.integers(0, 128256, size).tolist(), int(answer)) for size, answer in zip(*spread, strict=True)]
+    spread = [
+        np.exp(random.uniform(np.log(low), np.log(high), count)).astype(int)
+        for low, high in (PROMPTS, ANSWERS)
+    ]
+    return [
+        (random.integers(0, 128256, size).tolist(), int(answer))
+        for size, answer in zip(*spread, strict=True)
+    ]
 
 
 def engine_times(core: Any, work: list[tuple[list[int], int]]) -> Times:
     times: Times = [[] for _ in work]
     for index, (prompt, answer) in enumerate(work):
         params = SamplingParams(max_tokens=answer, temperature=0, ignore_eos=True)
-        core.add(Request(f"row {index}", tuple(prompt), params, seed=0), functools.partial(note, times[index]))
+        core.add(
+            Request(f"row {index}", tuple(prompt), params, seed=0),
+            functools.partial(note, times[index]),
+        )
     while core.has_work:
         core.step()
     return times
@@ -76,7 +85,9 @@ def note(times: list[float], event: StreamEvent) -> None:
 
 def peer_times(model: Any, work: list[tuple[list[int], int]]) -> Times:
     generator = BatchGenerator(model, completion_batch_size=len(work))
-    uids = generator.insert([prompt for prompt, _ in work], [answer for _, answer in work])
+    uids = generator.insert(
+        [prompt for prompt, _ in work], [answer for _, answer in work]
+    )
     times: dict[int, list[float]] = {uid: [] for uid in uids}
     left = set(uids)
     while left:
@@ -93,13 +104,22 @@ def measured(run: Any, work: list[tuple[list[int], int]]) -> dict[str, float]:
     began = time.perf_counter()
     times = run(work)
     seconds = max(row[-1] for row in times) - began
-    assert [len(row) for row in times] == [answer for _, answer in work], "an answer has another length"
+    assert [len(row) for row in times] == [answer for _, answer in work], (
+        "an answer has another length"
+    )
     first = sorted((row[0] - began) * 1e3 for row in times)
-    gaps = sorted((later - earlier) * 1e3 for row in times for earlier, later in itertools.pairwise(row))
+    gaps = sorted(
+        (later - earlier) * 1e3
+        for row in times
+        for earlier, later in itertools.pairwise(row)
+    )
     return {
         "seconds": seconds,
         "tokens_per_s": sum(len(row) for row in times) / seconds,
-        "all_tokens_per_s": (sum(len(row) for row in times) + sum(len(prompt) for prompt, _ in work)) / seconds,
+        "all_tokens_per_s": (
+            sum(len(row) for row in times) + sum(len(prompt) for prompt, _ in work)
+        )
+        / seconds,
         "ttft_p50": percentile(first, 0.5),
         "ttft_p99": percentile(first, 0.99),
         "gap_p50": percentile(gaps, 0.5),
@@ -114,9 +134,18 @@ def one_side(side: str, args: argparse.Namespace) -> list[dict[str, float]]:
     if side == "peer":
         run = functools.partial(peer_times, loaded.module)
     else:
-        per_token = 2 * 8 * loaded.config["head_dim"] * 2 * loaded.config["num_hidden_layers"]
-        room = int(1.2 * per_token * sum(len(prompt) + answer + 64 for prompt, answer in work))
-        options = EngineOptions(kv_memory=room, max_rows=args.requests, prefill_chunk=args.chunk, cache="off")
+        per_token = (
+            2 * 8 * loaded.config["head_dim"] * 2 * loaded.config["num_hidden_layers"]
+        )
+        room = int(
+            1.2 * per_token * sum(len(prompt) + answer + 64 for prompt, answer in work)
+        )
+        options = EngineOptions(
+            kv_memory=room,
+            max_rows=args.requests,
+            prefill_chunk=args.chunk,
+            cache="off",
+        )
         run = functools.partial(engine_times, build_core(loaded, NoText(), options))
     run(warm)
     return [measured(run, work) for _ in range(args.rounds)]
@@ -131,7 +160,9 @@ def apart(side: str, arguments: list[str]) -> list[dict[str, float]]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--json", type=Path)
     parser.add_argument("--requests", type=int, default=64)
     parser.add_argument("--rounds", type=int, default=3)
@@ -160,7 +191,11 @@ def main() -> None:
     runs = {_NAMES[side]: figures_of(rounds) for side, rounds in found.items()}
     for name in next(iter(runs.values())):
         line = "".join(f"{show(run[name]):>18}" for run in runs.values())
-        ratio = f"{runs['rvllm'][name].value / runs['mlx-lm'][name].value:>10.2f}x" if len(runs) == 2 else ""
+        ratio = (
+            f"{runs['rvllm'][name].value / runs['mlx-lm'][name].value:>10.2f}x"
+            if len(runs) == 2
+            else ""
+        )
         print(f"{name:<18}{line}{ratio}", flush=True)
     if args.json:
         gpu_record.save(args.json, "gpu mixed", runs, rounds=found)

@@ -39,8 +39,19 @@ def decode(found: Record) -> str:
     rows = []
     for name, run in found.runs.items():
         pairs: list[tuple[float, float]] = found.details["rounds_ms"][name]
-        each = ", ".join(f"{theirs:.2f} / {ours:.2f} = {theirs / ours:.2f}x" for theirs, ours in pairs)
-        rows.append([name, show(run["mlx_lm"]), show(run["rvllm"]), f"**{run['ratio'].value:.2f}x**", each])
+        each = ", ".join(
+            f"{theirs:.2f} / {ours:.2f} = {theirs / ours:.2f}x"
+            for theirs, ours in pairs
+        )
+        rows.append(
+            [
+                name,
+                show(run["mlx_lm"]),
+                show(run["rvllm"]),
+                f"**{run['ratio'].value:.2f}x**",
+                each,
+            ]
+        )
     heads = ("rows x context", "mlx-lm", "rvllm", "ratio, median", "rounds, ms")
     return f"\n\n{markdown(heads, rows)}"
 

@@ -13,7 +13,9 @@ from rvllm_local.bench.metrics import Figure
 from rvllm_local.bench.record import new_record
 
 
-def save(path: Path, kind: str, runs: Mapping[str, Mapping[str, Figure]], **details: Any) -> None:
+def save(
+    path: Path, kind: str, runs: Mapping[str, Mapping[str, Figure]], **details: Any
+) -> None:
     """Write `runs` of this process on this machine."""
     found = new_record(kind, runs, **details)
     gpu = mx.device_info().get("device_name", "a GPU without a name")

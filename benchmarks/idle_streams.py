@@ -27,25 +27,39 @@ _CONTENT = re.compile(rb'"content": ?"(\d+) "')
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--idle", type=int, default=1000)
     parser.add_argument("--active", type=int, default=64)
     parser.add_argument("--seconds", type=float, default=30.0)
     parser.add_argument("--serve", metavar="FOLDER", help=argparse.SUPPRESS)
-    parser.add_argument("--profile", metavar="FILE", help="write a cProfile of the server")
+    parser.add_argument(
+        "--profile", metavar="FILE", help="write a cProfile of the server"
+    )
     options = parser.parse_args()
     if options.serve:
         _serve(Path(options.serve), options.profile)
         return
     with tempfile.TemporaryDirectory() as folder:
-        found = measure(Path(folder), options.idle, options.active, options.seconds, options.profile)
+        found = measure(
+            Path(folder), options.idle, options.active, options.seconds, options.profile
+        )
     print(json.dumps(found, indent=1))
 
 
-def measure(folder: Path, idle: int, active: int, seconds: float, profile: str | None = None) -> dict[str, float]:
+def measure(
+    folder: Path, idle: int, active: int, seconds: float, profile: str | None = None
+) -> dict[str, float]:
     """Figures of one run; times in milliseconds, memory in MB."""
     save_tiny("llama", folder / "model")
-    command = [sys.executable, "-m", "benchmarks.idle_streams", "--serve", str(folder / "model")]
+    command = [
+        sys.executable,
+        "-m",
+        "benchmarks.idle_streams",
+        "--serve",
+        str(folder / "model"),
+    ]
     command += ["--profile", profile] if profile else []
     server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     try:
@@ -59,15 +73,22 @@ def measure(folder: Path, idle: int, active: int, seconds: float, profile: str |
             server.stdout.close()
 
 
-async def _read_all(port: int, pid: int, idle: int, active: int, seconds: float) -> dict[str, float]:
+async def _read_all(
+    port: int, pid: int, idle: int, active: int, seconds: float
+) -> dict[str, float]:
     errors: list[str] = []
     begun: list[int] = []
-    silent = [asyncio.create_task(_stream(port, IDLE, None, errors, begun)) for _ in range(idle)]
+    silent = [
+        asyncio.create_task(_stream(port, IDLE, None, errors, begun))
+        for _ in range(idle)
+    ]
     while len(begun) < idle and not errors:
         await asyncio.sleep(0.1)
     before, cpu, began = _memory(pid), _cpu(pid), time.monotonic()
     rows: list[list[tuple[int, int]]] = [[] for _ in range(active)]
-    await asyncio.gather(*(_stream(port, int(seconds * STEPS_PER_S), row, errors) for row in rows))
+    await asyncio.gather(
+        *(_stream(port, int(seconds * STEPS_PER_S), row, errors) for row in rows)
+    )
     elapsed, after = time.monotonic() - began, _memory(pid)
     cpu = _cpu(pid) - cpu
     errors += [f"a silent stream ended: {task}" for task in silent if task.done()]
@@ -75,7 +96,11 @@ async def _read_all(port: int, pid: int, idle: int, active: int, seconds: float)
         task.cancel()
     settled = [row[STEPS_PER_S:] for row in rows]  # without the first second
     latency = sorted((come - sent) / 1e6 for row in settled for sent, come in row)
-    added = sorted(abs((b[1] - a[1]) - (b[0] - a[0])) / 1e6 for row in settled for a, b in itertools.pairwise(row))
+    added = sorted(
+        abs((b[1] - a[1]) - (b[0] - a[0])) / 1e6
+        for row in settled
+        for a, b in itertools.pairwise(row)
+    )
     return {
         "idle": idle, "active": active, "tokens": sum(map(len, rows)), "errors": len(errors),
         "added_itl_p50": _at(added, 0.5), "added_itl_p99": _at(added, 0.99), "added_itl_max": added[-1],
@@ -85,11 +110,20 @@ async def _read_all(port: int, pid: int, idle: int, active: int, seconds: float)
 
 
 async def _stream(
-    port: int, tokens: int, row: list[tuple[int, int]] | None, errors: list[str], begun: list[int] | None = None
+    port: int,
+    tokens: int,
+    row: list[tuple[int, int]] | None,
+    errors: list[str],
+    begun: list[int] | None = None,
 ) -> None:
     """Read one stream; note when each token was sent and when it came."""
     body = json.dumps(
-        {"model": "default", "messages": [{"role": "user", "content": "x"}], "max_tokens": tokens, "stream": True}
+        {
+            "model": "default",
+            "messages": [{"role": "user", "content": "x"}],
+            "max_tokens": tokens,
+            "stream": True,
+        }
     ).encode()
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
@@ -107,7 +141,9 @@ async def _stream(
             if row is not None:
                 row.extend((int(sent), now) for sent in _CONTENT.findall(part))
             text = (text + part)[-200:]
-            if b'"error"' in part or (b" 200 OK" not in part and part.startswith(b"HTTP/1.1")):
+            if b'"error"' in part or (
+                b" 200 OK" not in part and part.startswith(b"HTTP/1.1")
+            ):
                 errors.append(part[:200].decode())
                 return
     finally:
@@ -144,12 +180,19 @@ def _serve(folder: Path, profile: str | None) -> None:
         {"tiny": ModelFiles("folder", folder, "tiny")},
         "tiny",
         EngineOptions(),
-        opener=lambda files, options: ProcessClient(str(files.path), options, command=command),
+        opener=lambda files, options: ProcessClient(
+            str(files.path), options, command=command
+        ),
     )
 
     async def run() -> None:
-        async with running(registry, ServerSettings(port=0, drain_s=0)) as server, registry.lease("tiny"):
-            await serve(server, bound(server.settings), lambda port: print(port, flush=True))
+        async with (
+            running(registry, ServerSettings(port=0, drain_s=0)) as server,
+            registry.lease("tiny"),
+        ):
+            await serve(
+                server, bound(server.settings), lambda port: print(port, flush=True)
+            )
 
     profiler = cProfile.Profile()
     if profile:

@@ -42,7 +42,11 @@ def answer(client: ProcessClient) -> list[int]:
     params = SamplingParams(max_tokens=8, temperature=0, ignore_eos=True)
     while True:
         try:
-            return [token for event in client.submit([5, 6] * 60, params) for token in event.token_ids]
+            return [
+                token
+                for event in client.submit([5, 6] * 60, params)
+                for token in event.token_ids
+            ]
         except EngineCrashedError:
             time.sleep(0.05)
 
@@ -70,15 +74,22 @@ def one_moment(
     for _ in range(chance.randint(1, 8) if situation == "busy" else 0):
         sink = Watched()
         prompt = [chance.randint(3, 60) for _ in range(chance.choice((5, 60, 400)))]
-        client.start(make_requests(prompt, SamplingParams(max_tokens=400, ignore_eos=True)), sink)
+        client.start(
+            make_requests(prompt, SamplingParams(max_tokens=400, ignore_eos=True)), sink
+        )
         watched.append(sink)
     time.sleep(chance.uniform(0, 0.6 if situation == "busy" else 0.2))
     pid, killed = kill(client)
     for sink in watched:
         if not sink.ended.wait(10):
             raise SystemExit("a request did not end within 10 s")
-    last = max((sink.when for sink in watched if sink.reason is FinishReason.ERROR), default=killed)
-    while client.health().pid == pid:  # where nothing was open, the end may not have been noticed yet
+    last = max(
+        (sink.when for sink in watched if sink.reason is FinishReason.ERROR),
+        default=killed,
+    )
+    while (
+        client.health().pid == pid
+    ):  # where nothing was open, the end may not have been noticed yet
         time.sleep(0.001)
     if (tokens := answer(client)) != expected:
         raise SystemExit(f"the next request gave {tokens} instead of {expected}")
@@ -86,7 +97,9 @@ def one_moment(
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--model", default="smollm2-135m")
     parser.add_argument("--moments", type=int, default=50)
     parser.add_argument("--seed", type=int, default=0)
@@ -94,12 +107,27 @@ def main() -> None:
     args = parser.parse_args()
     chance = random.Random(args.seed)
     with tempfile.TemporaryDirectory() as folder:
-        options = EngineOptions(kv_memory=200_000_000, cache="disk", cache_dir=folder, disk_cache_bytes=10**9)
-        rules = Supervision(wait_s=60.0, most_restarts=3 * args.moments, backoff_s=0.01, most_backoff_s=0.05)
+        options = EngineOptions(
+            kv_memory=200_000_000,
+            cache="disk",
+            cache_dir=folder,
+            disk_cache_bytes=10**9,
+        )
+        rules = Supervision(
+            wait_s=60.0,
+            most_restarts=3 * args.moments,
+            backoff_s=0.01,
+            most_backoff_s=0.05,
+        )
         client = ProcessClient(args.model, options, supervision=rules)
         expected = answer(client)
-        situations = [("busy", "busy", "busy", "idle", "loading")[number % 5] for number in range(args.moments)]
-        times = [one_moment(client, chance, situation, expected) for situation in situations]
+        situations = [
+            ("busy", "busy", "busy", "idle", "loading")[number % 5]
+            for number in range(args.moments)
+        ]
+        times = [
+            one_moment(client, chance, situation, expected) for situation in situations
+        ]
         left = len(list(Path(folder).rglob("*.tmp")))
         blocks = len(list(Path(folder).rglob("*.kv")))
         client.close()

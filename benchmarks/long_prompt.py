@@ -25,13 +25,29 @@ from rvllm_local.engine.options import EngineOptions
 from rvllm_local.engine.report import percentile
 from rvllm_local.types import SamplingParams
 
-WORDS = ("river", "stone", "window", "paper", "green", "under", "seven", "house", "never", "light", "about", "north")
+WORDS = (
+    "river",
+    "stone",
+    "window",
+    "paper",
+    "green",
+    "under",
+    "seven",
+    "house",
+    "never",
+    "light",
+    "about",
+    "north",
+)
 STREAMS, IDLE_S, SHORT_AFTER_S = 4, 12.0, 2.0
 Complete = Callable[[str, int], Iterator[float]]
 
 
 def words(count: int, seed: int) -> str:
-    return " ".join(WORDS[(seed * 5 + index * index + index // 7) % len(WORDS)] for index in range(count))
+    return " ".join(
+        WORDS[(seed * 5 + index * index + index // 7) % len(WORDS)]
+        for index in range(count)
+    )
 
 
 class Stream(threading.Thread):
@@ -62,7 +78,11 @@ def gaps(streams: list[Stream], start: float, end: float) -> list[float]:
     for stream in streams:
         times = [*stream.times, end]
         found += [b - a for a, b in itertools.pairwise(times) if start < b < end]
-        found += [end - stream.times[-1]] if end - stream.times[-1] > max(found, default=0) else []
+        found += (
+            [end - stream.times[-1]]
+            if end - stream.times[-1] > max(found, default=0)
+            else []
+        )
     return sorted(found)
 
 
@@ -114,13 +134,18 @@ def engine(model: str, long_tokens: int) -> dict[str, float]:
 
 
 def peer(model: str, long_tokens: int) -> dict[str, float]:
-    with tempfile.TemporaryDirectory() as folder, MlxLmServer(plain_folder(model, Path(folder))) as server:
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        MlxLmServer(plain_folder(model, Path(folder))) as server,
+    ):
         list(server.complete(words(600, 1), 4))
         return situation(server.complete, long_tokens)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--model", default="smollm2-135m")
     parser.add_argument("--long", type=int, default=6000)
     parser.add_argument("--json", type=Path)
@@ -135,13 +160,22 @@ def main() -> None:
     names = list(results["rvllm"])
     print("| | " + " | ".join(names) + " |\n|---" * 1 + "|---" * len(names) + "|")
     for name, row in results.items():
-        print(f"| {name} | " + " | ".join(f"{row[column]:.3f}" for column in names) + " |")
+        print(
+            f"| {name} | " + " | ".join(f"{row[column]:.3f}" for column in names) + " |"
+        )
     ours = results["rvllm"]
-    print(f"P99 inter-token latency beside the long prompt: {ours['busy_itl_p99'] / ours['idle_itl_p99']:.2f}x idle")
+    print(
+        f"P99 inter-token latency beside the long prompt: {ours['busy_itl_p99'] / ours['idle_itl_p99']:.2f}x idle"
+    )
     if "mlx-lm server" in results:
-        print(f"short prompt's TTFT: {ours['short_ttft'] / results['mlx-lm server']['short_ttft']:.3f} of mlx-lm's")
+        print(
+            f"short prompt's TTFT: {ours['short_ttft'] / results['mlx-lm server']['short_ttft']:.3f} of mlx-lm's"
+        )
     if args.json:
-        args.json.write_text(json.dumps({"machine": platform.platform(), **results}, indent=1), encoding="utf-8")
+        args.json.write_text(
+            json.dumps({"machine": platform.platform(), **results}, indent=1),
+            encoding="utf-8",
+        )
 
 
 if __name__ == "__main__":

@@ -31,7 +31,9 @@ OPEN = 48  # requests kept open at a time
 class Watched:
     """Counts the ends of one request's choices into `ends`, which all requests share, so that nothing here grows."""
 
-    def __init__(self, choices: int, slots: threading.Semaphore, ends: Counter[str]) -> None:
+    def __init__(
+        self, choices: int, slots: threading.Semaphore, ends: Counter[str]
+    ) -> None:
         self.left, self.slots, self.ends = choices, slots, ends
 
     def __call__(self, event: StreamEvent) -> None:
@@ -50,7 +52,9 @@ def resident() -> int:
     raise SystemExit("this measurement reads /proc/self/status")
 
 
-def one(chance: random.Random, prefixes: list[list[int]], vocab: int) -> tuple[list[int], SamplingParams]:
+def one(
+    chance: random.Random, prefixes: list[list[int]], vocab: int
+) -> tuple[list[int], SamplingParams]:
     """A random request: prompt and parameters."""
     length = min(4000, int(chance.paretovariate(0.6)) + chance.randint(0, 60))
     prompt = [chance.randrange(3, vocab) for _ in range(length)]
@@ -72,7 +76,10 @@ def run(llm: LLM, count: int, seed: int, vocab: int) -> dict[str, object]:
     import mlx.core as mx
 
     chance, slots = random.Random(seed), threading.Semaphore(OPEN)
-    prefixes = [[chance.randrange(3, vocab) for _ in range(chance.choice((64, 500, 2000)))] for _ in range(20)]
+    prefixes = [
+        [chance.randrange(3, vocab) for _ in range(chance.choice((64, 500, 2000)))]
+        for _ in range(20)
+    ]
     llm.generate([[5] * 100] * 4, SamplingParams(max_tokens=4, seed=1))
     idle = mx.get_active_memory()
     samples: list[tuple[int, int, int]] = []
@@ -83,12 +90,16 @@ def run(llm: LLM, count: int, seed: int, vocab: int) -> dict[str, object]:
     for number in range(count):
         prompt, params = one(chance, prefixes, vocab)
         slots.acquire()
-        requests = make_requests(prompt, params, priority=chance.choice((0, 0, 0, 1, -1)))
+        requests = make_requests(
+            prompt, params, priority=chance.choice((0, 0, 0, 1, -1))
+        )
         sink = Watched(params.n, slots, ends)
         choices += params.n
         llm._client.start(requests, sink)
         if chance.random() < 0.1:
-            timer = threading.Timer(chance.uniform(0, 0.3), llm._client.cancel, (requests[0].request_id,))
+            timer = threading.Timer(
+                chance.uniform(0, 0.3), llm._client.cancel, (requests[0].request_id,)
+            )
             timer.start()
             cancels.append(timer)
         if number % 50 == 49:
@@ -113,7 +124,9 @@ def run(llm: LLM, count: int, seed: int, vocab: int) -> dict[str, object]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--model")
     parser.add_argument("--requests", type=int, default=5000)
     parser.add_argument("--kv-memory", type=parse_bytes, default=8_000_000)
@@ -127,10 +140,17 @@ def main() -> None:
 
             path = save_tiny("llama", Path(folder) / "llama", seed=2)
             config = json.loads((path / "config.json").read_text(encoding="utf-8"))
-            (path / "config.json").write_text(json.dumps({**config, "max_position_embeddings": 8192}), encoding="utf-8")
+            (path / "config.json").write_text(
+                json.dumps({**config, "max_position_embeddings": 8192}),
+                encoding="utf-8",
+            )
             model = str(path)
         options = EngineOptions(
-            kv_memory=args.kv_memory, max_rows=16, prefill_chunk=256, cache_dir=folder, max_waiting=1000
+            kv_memory=args.kv_memory,
+            max_rows=16,
+            prefill_chunk=256,
+            cache_dir=folder,
+            max_waiting=1000,
         )
         with LLM.from_options(model, options) as llm:
             result = run(llm, args.requests, args.seed, llm._client.limits.vocab_size)

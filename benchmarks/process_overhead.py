@@ -45,7 +45,9 @@ def tokens_per_second(client: Client, streams: int, tokens: int) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--model", default="smollm2-135m")
     parser.add_argument("--streams", type=int, nargs="+", default=[1, 8])
     parser.add_argument("--tokens", type=int, default=64)
@@ -57,10 +59,16 @@ def main() -> None:
             speeds: dict[str, list[float]] = {"in-process": [], "own process": []}
             for _ in range(arguments.rounds):
                 for name, client in (("in-process", llm._client), ("own process", own)):
-                    speeds[name].append(tokens_per_second(client, streams, arguments.tokens))
+                    speeds[name].append(
+                        tokens_per_second(client, streams, arguments.tokens)
+                    )
             medians = {name: statistics.median(found) for name, found in speeds.items()}
-            figures = ", ".join(f"{name} {value:.1f} tokens/s" for name, value in medians.items())
-            print(f"{streams} streams: {figures}, ratio {medians['own process'] / medians['in-process']:.3f}")
+            figures = ", ".join(
+                f"{name} {value:.1f} tokens/s" for name, value in medians.items()
+            )
+            print(
+                f"{streams} streams: {figures}, ratio {medians['own process'] / medians['in-process']:.3f}"
+            )
     own.close()
 
 

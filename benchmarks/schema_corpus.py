@@ -30,13 +30,17 @@ def main() -> None:
     verdicts: Counter[str] = Counter()
     documents = 0
     for schema in corpus():
-        verdict, why = judge(schema, compiler, tokenizer, options.documents, options.seed)
+        verdict, why = judge(
+            schema, compiler, tokenizer, options.documents, options.seed
+        )
         verdicts[verdict] += 1
         documents += int(why) if verdict == "valid" else 0
         if options.verbose or verdict in ("invalid", "unfinished"):
             print(f"{verdict:10} {json.dumps(schema)[:150]}  ->  {why[:300]}")
     total = sum(verdicts.values())
-    print(f"{total} schemas: {dict(verdicts)}; {documents} documents, {time.perf_counter() - began:.1f} s")
+    print(
+        f"{total} schemas: {dict(verdicts)}; {documents} documents, {time.perf_counter() - began:.1f} s"
+    )
     sys.exit(bool(verdicts["invalid"] or verdicts["unfinished"]))
 
 

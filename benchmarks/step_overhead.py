@@ -82,8 +82,12 @@ class GivenLogits:
         if length > 1:
             return None
         if rows not in self._made:
-            starts = np.random.default_rng(rows).integers(0, len(self._logits), (4, rows))
-            self._made[rows] = [mx.array(self._logits[chosen][:, None]) for chosen in starts]
+            starts = np.random.default_rng(rows).integers(
+                0, len(self._logits), (4, rows)
+            )
+            self._made[rows] = [
+                mx.array(self._logits[chosen][:, None]) for chosen in starts
+            ]
             mx.eval(self._made[rows])
         self._turn += 1
         return self._made[rows][self._turn % 4]
@@ -97,19 +101,39 @@ class Engine:
         self.text = read_tokenizer(files)
         self.loaded = load_model(files)
         tokens = self.text.encode(TEXT)[:512]
-        self.logits = np.array(self.loaded.module(mx.array([tokens]))[0].astype(mx.float32))
-        self.loaded.module.model.layers = self.loaded.module.model.layers[:1]  # none is called: save the memory
-        self.grammars = Grammars(self.text, self.loaded.vocab_size, tuple(self.loaded.eos_token_ids))
+        self.logits = np.array(
+            self.loaded.module(mx.array([tokens]))[0].astype(mx.float32)
+        )
+        self.loaded.module.model.layers = self.loaded.module.model.layers[
+            :1
+        ]  # none is called: save the memory
+        self.grammars = Grammars(
+            self.text, self.loaded.vocab_size, tuple(self.loaded.eos_token_ids)
+        )
 
-    def start(self, case: str, batch: int, steps: int, sink_of: Callable[[str], EventSink]) -> core.EngineCore:
+    def start(
+        self, case: str, batch: int, steps: int, sink_of: Callable[[str], EventSink]
+    ) -> core.EngineCore:
         options = EngineOptions(
-            kv_memory=batch * 400 * 2000 + 2**22, max_rows=batch, self_check=False, max_waiting=1000
+            kv_memory=batch * 400 * 2000 + 2**22,
+            max_rows=batch,
+            self_check=False,
+            max_waiting=1000,
         )
         engine = build.build_core(self.loaded, self.text, options)
         engine._runner._model = GivenLogits(self.logits)
-        grammar = grammar_for_format({"type": "regex", "regex": REGEX}) if case == "grammar" else None
+        grammar = (
+            grammar_for_format({"type": "regex", "regex": REGEX})
+            if case == "grammar"
+            else None
+        )
         for row in range(batch):
-            params = SamplingParams(max_tokens=WARM_UP + steps + 10, ignore_eos=True, seed=row, **CASES[case])
+            params = SamplingParams(
+                max_tokens=WARM_UP + steps + 10,
+                ignore_eos=True,
+                seed=row,
+                **CASES[case],
+            )
             prompt = np.random.default_rng(row).integers(100, 40_000, PROMPT).tolist()
             request = make_requests(prompt, params, grammar=grammar)[0]
             matcher = self.grammars.matchers(grammar, 1)[0] if grammar else None
@@ -146,7 +170,9 @@ class Parts:
         self._inner = [0.0]
 
     def __enter__(self) -> Parts:
-        self._originals = [(owner, name, owner.__dict__[name]) for owner, name, _ in PARTS]
+        self._originals = [
+            (owner, name, owner.__dict__[name]) for owner, name, _ in PARTS
+        ]
         for owner, name, label in PARTS:
             original = getattr(owner, name)
             wrapped = self._wrapped(original, label)
@@ -186,7 +212,9 @@ def parts_of(engine: core.EngineCore, steps: int) -> dict[str, list[float]]:
     return found
 
 
-def read_frames(connection: socket.socket, other_end: socket.socket, results: Any) -> None:
+def read_frames(
+    connection: socket.socket, other_end: socket.socket, results: Any
+) -> None:
     """The parent's side: decode what comes, and say what a frame cost."""
     other_end.close()
     count, cpu = 0, 0.0
@@ -198,7 +226,9 @@ def read_frames(connection: socket.socket, other_end: socket.socket, results: An
     results.put((count, cpu))
 
 
-def with_frames(engine_of: Callable[[Callable[[str], EventSink]], core.EngineCore], steps: int) -> dict[str, Any]:
+def with_frames(
+    engine_of: Callable[[Callable[[str], EventSink]], core.EngineCore], steps: int
+) -> dict[str, Any]:
     """The same steps while the events go to another process."""
     ours, theirs = socket.socketpair()
     context = multiprocessing.get_context("fork")
@@ -216,7 +246,12 @@ def with_frames(engine_of: Callable[[Callable[[str], EventSink]], core.EngineCor
     ours.close()
     count, decode = results.get()
     reader.join()
-    return {"step": seconds, "cpu": cpu, "decode": decode / (steps + WARM_UP), "frames": count / (steps + WARM_UP)}
+    return {
+        "step": seconds,
+        "cpu": cpu,
+        "decode": decode / (steps + WARM_UP),
+        "frames": count / (steps + WARM_UP),
+    }
 
 
 def spread(seconds: list[tuple[float, float]]) -> dict[str, float]:
@@ -233,7 +268,9 @@ def spread(seconds: list[tuple[float, float]]) -> dict[str, float]:
 
 def measure(given: Engine, case: str, batch: int, steps: int) -> dict[str, Any]:
     whole = spread(timed(given.start(case, batch, steps, lambda _: discard), steps))
-    parts = parts_of(given.start(case, batch, steps, lambda _: discard), min(steps, 100))
+    parts = parts_of(
+        given.start(case, batch, steps, lambda _: discard), min(steps, 100)
+    )
     framed = with_frames(lambda sinks: given.start(case, batch, steps, sinks), steps)
     return {
         "step": whole, "parts": {label: 1e3 * statistics.median(found) for label, found in parts.items()},
@@ -253,7 +290,9 @@ def line(name: str, found: dict[str, Any]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--model", default="smollm2-135m")
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 8, 64])
     parser.add_argument("--steps", type=int, default=300)

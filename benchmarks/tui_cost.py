@@ -50,7 +50,10 @@ class Nobody:
 
 
 def messages(count: int) -> tuple[Message, ...]:
-    return tuple(Message(f"m{at}", "c", None, ("user", "assistant")[at % 2], REPLY) for at in range(count))
+    return tuple(
+        Message(f"m{at}", "c", None, ("user", "assistant")[at % 2], REPLY)
+        for at in range(count)
+    )
 
 
 async def rest(app: ChatApp) -> float:
@@ -117,7 +120,9 @@ async def stream_cost(seconds: float, rate: float) -> None:
                 sent = due
             await asyncio.sleep(FLUSH_S)
         share = (time.process_time() - used) / (time.perf_counter() - began)
-        print(f"stream   {rate:.0f} tokens/s for {seconds:.0f} s take {share:6.1%} of one core   (limit 30 %)")
+        print(
+            f"stream   {rate:.0f} tokens/s for {seconds:.0f} s take {share:6.1%} of one core   (limit 30 %)"
+        )
         await app.shut()
 
 
@@ -133,11 +138,15 @@ def first_paint() -> None:
     )
     times = [
         float(
-            subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()[0]
+            subprocess.run(
+                [sys.executable, "-c", code], capture_output=True, text=True, check=True
+            ).stdout.split()[0]
         )
         for _ in range(5)
     ]
-    print(f"paint    median {statistics.median(times) * 1e3:6.1f} ms after imports   (limit 400 ms)")
+    print(
+        f"paint    median {statistics.median(times) * 1e3:6.1f} ms after imports   (limit 400 ms)"
+    )
 
 
 async def bare(url: str, prompt: str, tokens: int) -> float:
@@ -149,7 +158,9 @@ async def bare(url: str, prompt: str, tokens: int) -> float:
     first = last = 0.0
     output = 0
     async for part in endpoint.chat(
-        model, [{"role": "user", "content": prompt}], {"max_tokens": tokens, "temperature": 0, "ignore_eos": True}
+        model,
+        [{"role": "user", "content": prompt}],
+        {"max_tokens": tokens, "temperature": 0, "ignore_eos": True},
     ):
         last = time.perf_counter()
         first = first or last
@@ -166,7 +177,11 @@ async def in_chat(url: str, prompt: str, tokens: int) -> float:
     async with app.run_test(size=(100, 40)) as pilot:
         while app.driver.session.link is not s.Link.READY:
             await pilot.pause(0.05)
-        app.driver.dispatch(s.ChatChanged({"params": {"max_tokens": tokens, "temperature": 0, "ignore_eos": True}}))
+        app.driver.dispatch(
+            s.ChatChanged(
+                {"params": {"max_tokens": tokens, "temperature": 0, "ignore_eos": True}}
+            )
+        )
         app.driver.submit(prompt)
         while app.driver.session.live is not None:
             await asyncio.sleep(0.05)
@@ -179,12 +194,19 @@ async def engine_loss(url: str, tokens: int, rounds: int) -> None:
     pairs = []
     for number in range(rounds):
         prompt = f"Tell a long story about whale number {number}."
-        if number % 2:  # whoever is second in a round finds the prompt in the prefix cache
+        if (
+            number % 2
+        ):  # whoever is second in a round finds the prompt in the prefix cache
             shown = await in_chat(url, prompt, tokens)
             pairs.append((await bare(url, prompt, tokens), shown))
         else:
-            pairs.append((await bare(url, prompt, tokens), await in_chat(url, prompt, tokens)))
-        print(f"round {number + 1}: bare {pairs[-1][0]:.2f}, in the chat {pairs[-1][1]:.2f} tokens/s", flush=True)
+            pairs.append(
+                (await bare(url, prompt, tokens), await in_chat(url, prompt, tokens))
+            )
+        print(
+            f"round {number + 1}: bare {pairs[-1][0]:.2f}, in the chat {pairs[-1][1]:.2f} tokens/s",
+            flush=True,
+        )
     alone, shown = (statistics.median(pair[at] for pair in pairs) for at in (0, 1))
     print(
         f"server   {alone:.1f} tokens/s to a bare client, {shown:.1f} while the chat shows them: {1 - shown / alone:+.1%}   (limit 3 %)"

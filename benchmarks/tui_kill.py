@@ -33,7 +33,9 @@ def write(path: Path) -> None:
         for part in range(4):
             text += "because " * 200
             state = MessageState.PARTIAL if part < 3 else MessageState.DONE
-            reply = Message(f"r{number}", "c", prompt.id, "assistant", text, state=state)
+            reply = Message(
+                f"r{number}", "c", prompt.id, "assistant", text, state=state
+            )
             (history.update_message if part else history.add_message)(reply)
             print(reply.id, len(text), flush=True)
         parent, number = f"r{number}", number + 1
@@ -57,7 +59,9 @@ def check(path: Path, lines: list[str]) -> list[str]:
     for line in lines:
         parts = line.split()
         if len(parts) == 2 and kept.get(parts[0], -1) < int(parts[1]):
-            problems.append(f"{parts[0]} was acknowledged at {parts[1]} characters and has {kept.get(parts[0])}")
+            problems.append(
+                f"{parts[0]} was acknowledged at {parts[1]} characters and has {kept.get(parts[0])}"
+            )
     if len(history.thread("c")) != len(kept):
         problems.append("the thread is broken")
     history.close()
@@ -67,7 +71,9 @@ def check(path: Path, lines: list[str]) -> list[str]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--moments", type=int, default=50)
-    parser.add_argument("--write", type=Path, help="be the writer (used by this script itself)")
+    parser.add_argument(
+        "--write", type=Path, help="be the writer (used by this script itself)"
+    )
     arguments = parser.parse_args()
     if arguments.write:
         write(arguments.write)
@@ -76,7 +82,9 @@ def main() -> None:
         for moment in range(arguments.moments):
             path = Path(folder, f"{moment}.db")
             with subprocess.Popen(
-                [sys.executable, __file__, "--write", str(path)], stdout=subprocess.PIPE, cwd=ROOT
+                [sys.executable, __file__, "--write", str(path)],
+                stdout=subprocess.PIPE,
+                cwd=ROOT,
             ) as process:
                 told = acknowledged(process, random.Random(moment).randrange(1, 300))
                 os.kill(process.pid, signal.SIGKILL)

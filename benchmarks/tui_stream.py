@@ -42,15 +42,24 @@ def text_of(kind: str) -> str:
         return SENTENCE * 400
     if kind == "code":
         line = "    value = compute(value, 3.5)  # adds what was seen\n"
-        return "```python\n" + ("def step(value: int) -> int:\n" + line * 6 + "    return value\n\n") * 80
+        return (
+            "```python\n"
+            + ("def step(value: int) -> int:\n" + line * 6 + "    return value\n\n")
+            * 80
+        )
     if kind == "list":
-        return "".join(f"- item {at} with **bold** words and `code` in it, as lists have\n" for at in range(900))
+        return "".join(
+            f"- item {at} with **bold** words and `code` in it, as lists have\n"
+            for at in range(900)
+        )
     if kind == "table":
         return "| name | count | note |\n|---|---|---|\n" + "".join(
             f"| row {at} | {at * 7} | a note on it |\n" for at in range(900)
         )
     if kind == "mixed":
-        return (f"## Part\n\n{SENTENCE}{SENTENCE}\n\n" + SETTLED + "\n1. one\n2. two\n\n") * 60
+        return (
+            f"## Part\n\n{SENTENCE}{SENTENCE}\n\n" + SETTLED + "\n1. one\n2. two\n\n"
+        ) * 60
     raise SystemExit(f"there is no kind {kind}; known are {', '.join(KINDS)}")
 
 
@@ -64,7 +73,9 @@ class Sender:
         self.rate, self.tokens, self.kind = rate, tokens, "prose"
         self.began, self.ended = asyncio.Event(), asyncio.Event()
 
-    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def serve(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> None:
         try:
             while head := await reader.readuntil(b"\r\n\r\n"):
                 size = next(
@@ -96,9 +107,13 @@ class Sender:
             writer.close()
 
     async def stream(self, writer: asyncio.StreamWriter) -> None:
-        writer.write(b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nConnection: close\r\n\r\n")
+        writer.write(
+            b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nConnection: close\r\n\r\n"
+        )
         name = "reasoning_content" if self.kind == "thoughts" else "content"
-        pieces = tokens_of(text_of("prose" if self.kind == "thoughts" else self.kind), self.tokens)
+        pieces = tokens_of(
+            text_of("prose" if self.kind == "thoughts" else self.kind), self.tokens
+        )
         began = time.perf_counter()
         self.began.set()
         for at, piece in enumerate(pieces):
@@ -106,7 +121,9 @@ class Sender:
             writer.write(
                 event(
                     {
-                        "choices": [{"index": 0, "delta": {name: piece}, "finish_reason": None}],
+                        "choices": [
+                            {"index": 0, "delta": {name: piece}, "finish_reason": None}
+                        ],
                         "id": "chatcmpl-1",
                         "created": 1,
                         "model": "model",
@@ -139,7 +156,9 @@ def history_of(path: Path, replies: int) -> None:
     history.add_chat(Chat("c", "long"))
     parent = None
     for at in range(replies * 2):
-        history.add_message(Message(f"m{at}", "c", parent, ("user", "assistant")[at % 2], SETTLED))
+        history.add_message(
+            Message(f"m{at}", "c", parent, ("user", "assistant")[at % 2], SETTLED)
+        )
         parent = f"m{at}"
     history.close()
 
@@ -175,7 +194,9 @@ def drain(loop: asyncio.AbstractEventLoop, terminal: int, screen: bytearray) -> 
         screen.extend(os.read(terminal, 1 << 16))
     except OSError as error:
         loop.remove_reader(terminal)
-        raise SystemExit(f"the chat ended: {screen.decode(errors='replace')[-2000:]}") from error
+        raise SystemExit(
+            f"the chat ended: {screen.decode(errors='replace')[-2000:]}"
+        ) from error
 
 
 def used(pid: int) -> float:

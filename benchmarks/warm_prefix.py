@@ -35,7 +35,9 @@ def measure(model: str, tokens: int, rounds: int) -> dict[str, float]:
     samples: dict[str, list[float]] = {"cold": [], "memory": [], "disk": []}
     for number in range(rounds):
         with tempfile.TemporaryDirectory() as folder:
-            options = EngineOptions(kv_memory=300_000_000, cache="disk", cache_dir=folder)
+            options = EngineOptions(
+                kv_memory=300_000_000, cache="disk", cache_dir=folder
+            )
             prefix = row(tokens, number)
             first = ProcessClient(model, options)
             ttft(first, row(100, 99))
@@ -50,18 +52,25 @@ def measure(model: str, tokens: int, rounds: int) -> dict[str, float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--model", default="smollm2-135m")
     parser.add_argument("--tokens", type=int, default=2000)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     medians = measure(args.model, args.tokens, args.rounds)
-    print(f"{platform.machine()}, {host.prepare().blas}; medians of {args.rounds} rounds, {args.tokens}-token prefix")
+    print(
+        f"{platform.machine()}, {host.prepare().blas}; medians of {args.rounds} rounds, {args.tokens}-token prefix"
+    )
     for name, value in medians.items():
         print(f"{name:8} {value * 1e3:9.1f} ms   {value / medians['cold']:.3f} of cold")
     if args.json:
-        args.json.write_text(json.dumps({"machine": platform.platform(), **medians}, indent=1), encoding="utf-8")
+        args.json.write_text(
+            json.dumps({"machine": platform.platform(), **medians}, indent=1),
+            encoding="utf-8",
+        )
 
 
 if __name__ == "__main__":

@@ -7,4 +7,12 @@ from rvllm_local.metal_kernels.config import KernelConfig, default_backend
 from rvllm_local.metal_kernels.kernels import KernelSet, NewTokens, Rotation
 from rvllm_local.metal_kernels.launch import DispatchCounter
 
-__all__ = ["AddNorm", "DispatchCounter", "KernelConfig", "KernelSet", "NewTokens", "Rotation", "default_backend"]
+__all__ = [
+    "AddNorm",
+    "DispatchCounter",
+    "KernelConfig",
+    "KernelSet",
+    "NewTokens",
+    "Rotation",
+    "default_backend",
+]

@@ -6,24 +6,39 @@ import mlx.core as mx
 
 from rvllm_local.errors import UnsupportedModelError
 from rvllm_local.metal_kernels.config import KINDS, TYPES, text_language
-from rvllm_local.metal_kernels.launch import Dispatch, DispatchCounter, KernelText, Launcher, MLXLauncher, kernel_text
+from rvllm_local.metal_kernels.launch import (
+    Dispatch,
+    DispatchCounter,
+    KernelText,
+    Launcher,
+    MLXLauncher,
+    kernel_text,
+)
 
 _VECTOR = 8  # elements a thread loads at once
-_MOST_SIMDGROUPS = 8  # a row is small: more threads wait longer for each other than they save
+_MOST_SIMDGROUPS = (
+    8  # a row is small: more threads wait longer for each other than they save
+)
 
 
 class AddNorm:
     """`added + stream` and its RMS norm (Zhang and Sennrich, 2019), for rows of any one model."""
 
     def __init__(
-        self, *, backend: str | None = None, launcher: Launcher | None = None, counter: DispatchCounter | None = None
+        self,
+        *,
+        backend: str | None = None,
+        launcher: Launcher | None = None,
+        counter: DispatchCounter | None = None,
     ) -> None:
         self.backend = text_language(backend)
         self.counter = DispatchCounter() if counter is None else counter
         self._launcher: Launcher = MLXLauncher() if launcher is None else launcher
         self._texts: dict[tuple[int, mx.Dtype, float], KernelText] = {}
 
-    def __call__(self, stream: mx.array, added: mx.array, weight: mx.array, eps: float) -> tuple[mx.array, mx.array]:
+    def __call__(
+        self, stream: mx.array, added: mx.array, weight: mx.array, eps: float
+    ) -> tuple[mx.array, mx.array]:
         """The sum, and the sum normed: both of `stream`'s shape `[..., width]` and type; `weight` is `[width]`.
 
         Raises `UnsupportedModelError` where types or shapes differ, or the width is not a multiple of 8.
@@ -33,7 +48,10 @@ class AddNorm:
             raise UnsupportedModelError(
                 f"no launch adds {added.shape} to a stream of {stream.shape} and norms it by {weight.shape}"
             )
-        if stream.dtype not in TYPES[self.backend] or not stream.dtype == added.dtype == weight.dtype:
+        if (
+            stream.dtype not in TYPES[self.backend]
+            or not stream.dtype == added.dtype == weight.dtype
+        ):
             raise UnsupportedModelError(
                 f"no launch adds {added.dtype} to a stream of {stream.dtype} and norms it by {weight.dtype}"
             )
@@ -57,7 +75,14 @@ class AddNorm:
         if text is None:
             names = ("stream", "added", "weight"), ("total", "normed")
             defines = self._defines(width, dtype, eps)
-            text = kernel_text("add_norm", "add_norm.metal", self.backend, defines, *names, contiguous=True)
+            text = kernel_text(
+                "add_norm",
+                "add_norm.metal",
+                self.backend,
+                defines,
+                *names,
+                contiguous=True,
+            )
             self._texts[width, dtype, eps] = text
         return text
 

@@ -17,18 +17,30 @@ def compact(text: str, defines: Mapping[str, object]) -> str:
 
 
 def _lines(text: str, defines: Mapping[str, object]) -> Iterator[str]:
-    open_conditions: list[tuple[bool, bool]] = []  # is this branch read, and was one before it?
+    open_conditions: list[
+        tuple[bool, bool]
+    ] = []  # is this branch read, and was one before it?
     for written in text.splitlines():
         line = written.strip()
         line = line if line.startswith(_KEPT) else re.sub(r"\s*//.*", "", line)
         directive, _, condition = line.partition(" ")
         if directive in ("#if", "#ifdef", "#ifndef"):
-            is_read = all(read for read, _ in open_conditions)  # else its macros may not even be there
-            open_conditions.append((is_read and _holds(directive, condition, defines), not is_read))
+            is_read = all(
+                read for read, _ in open_conditions
+            )  # else its macros may not even be there
+            open_conditions.append(
+                (is_read and _holds(directive, condition, defines), not is_read)
+            )
         elif directive in ("#elif", "#else"):
             read, before = open_conditions.pop()
             before = before or read
-            open_conditions.append((not before and (directive == "#else" or _holds("#if", condition, defines)), before))
+            open_conditions.append(
+                (
+                    not before
+                    and (directive == "#else" or _holds("#if", condition, defines)),
+                    before,
+                )
+            )
         elif directive == "#endif":
             open_conditions.pop()
         elif line and all(read for read, _ in open_conditions):
@@ -42,6 +54,8 @@ def _holds(directive: str, condition: str, defines: Mapping[str, object]) -> boo
         return (condition in defines) == (directive == "#ifdef")
     compared = re.fullmatch(r"(RV_\w+) (==|>=) (\d+)", condition)
     if compared is None:
-        raise ValueError(f"a kernel's condition must be a macro, == or >=, and a number, not {condition!r}")
+        raise ValueError(
+            f"a kernel's condition must be a macro, == or >=, and a number, not {condition!r}"
+        )
     value, limit = int(str(defines[compared[1]])), int(compared[3])
     return value == limit if compared[2] == "==" else value >= limit

@@ -20,8 +20,18 @@ TOKEN_SIZE = 8  # fewer elements would move the token to Metal's constant addres
 
 KINDS = {mx.float32: 0, mx.float16: 1, mx.bfloat16: 2, mx.int8: 3}
 TYPES = {
-    "metal": {mx.float32: "float", mx.float16: "half", mx.bfloat16: "bfloat16_t", mx.int8: "int8_t"},
-    "cuda": {mx.float32: "float", mx.float16: "__half", mx.bfloat16: "__nv_bfloat16", mx.int8: "int8_t"},
+    "metal": {
+        mx.float32: "float",
+        mx.float16: "half",
+        mx.bfloat16: "bfloat16_t",
+        mx.int8: "int8_t",
+    },
+    "cuda": {
+        mx.float32: "float",
+        mx.float16: "__half",
+        mx.bfloat16: "__nv_bfloat16",
+        mx.int8: "int8_t",
+    },
 }
 
 
@@ -35,7 +45,11 @@ def default_backend() -> str:
 
 def text_language(backend: str | None) -> str:
     """`"cuda"` or `"metal"`: what the texts for a back end are written in, None being the one that is here."""
-    return "cuda" if (default_backend() if backend is None else backend) == "cuda" else "metal"
+    return (
+        "cuda"
+        if (default_backend() if backend is None else backend) == "cuda"
+        else "metal"
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,17 +69,29 @@ class KernelConfig:
     def __post_init__(self) -> None:
         serve = "; the reference attention serves this model instead"
         if self.head_dim not in HEAD_DIMS:
-            raise UnsupportedModelError(f"no kernel for head size {self.head_dim} (there are {HEAD_DIMS}){serve}")
+            raise UnsupportedModelError(
+                f"no kernel for head size {self.head_dim} (there are {HEAD_DIMS}){serve}"
+            )
         if self.kv_heads < 1 or self.num_heads % self.kv_heads:
-            raise UnsupportedModelError(f"{self.num_heads} heads do not divide into {self.kv_heads} KV heads{serve}")
+            raise UnsupportedModelError(
+                f"{self.num_heads} heads do not divide into {self.kv_heads} KV heads{serve}"
+            )
         if self.group > MAX_GROUP:
-            raise UnsupportedModelError(f"no kernel for {self.group} heads a KV head (at most {MAX_GROUP}){serve}")
+            raise UnsupportedModelError(
+                f"no kernel for {self.group} heads a KV head (at most {MAX_GROUP}){serve}"
+            )
         if self.dtype not in KINDS or self.dtype == mx.int8:
-            raise UnsupportedModelError(f"no kernel for activations in {self.dtype}{serve}")
+            raise UnsupportedModelError(
+                f"no kernel for activations in {self.dtype}{serve}"
+            )
         if self.kv_dtype not in KINDS:
-            raise UnsupportedModelError(f"no kernel for a KV arena in {self.kv_dtype}{serve}")
+            raise UnsupportedModelError(
+                f"no kernel for a KV arena in {self.kv_dtype}{serve}"
+            )
         if self.num_layers < 1:
-            raise UnsupportedModelError(f"an arena needs at least one layer, not {self.num_layers}{serve}")
+            raise UnsupportedModelError(
+                f"an arena needs at least one layer, not {self.num_layers}{serve}"
+            )
 
     @property
     def group(self) -> int:

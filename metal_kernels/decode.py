@@ -35,7 +35,10 @@ class Tuning:
 def uses_matrix_units(c: KernelConfig, backend: str) -> bool:
     """True where `paged_decode.cu` serves: half-precision queries, KV in their type or int8, and registers that suffice."""
     return (
-        backend == "cuda" and c.dtype != mx.float32 and c.kv_dtype in (c.dtype, mx.int8) and c.head_dim <= _ONE_VECTOR
+        backend == "cuda"
+        and c.dtype != mx.float32
+        and c.kv_dtype in (c.dtype, mx.int8)
+        and c.head_dim <= _ONE_VECTOR
     )
 
 
@@ -44,11 +47,18 @@ def default_tuning(c: KernelConfig, backend: str) -> Tuning:
     splits = SPLIT_RULES["cuda-int8" if backend == "cuda" and c.quantized else backend]
     if uses_matrix_units(c, backend):
         narrow = c.group <= 8 and c.head_dim <= 128
-        tile, resident = 8 if narrow or c.head_dim > 128 else 16, 4 if narrow and c.quantized else 1
+        tile, resident = (
+            8 if narrow or c.head_dim > 128 else 16,
+            4 if narrow and c.quantized else 1,
+        )
         return Tuning(tile, 4, splits, 16, resident, 16 if c.head_dim <= 128 else 8)
-    if c.head_dim > _ONE_VECTOR:  # a lane owns two vectors of the output, and of the splits' sums twice as many
+    if (
+        c.head_dim > _ONE_VECTOR
+    ):  # a lane owns two vectors of the output, and of the splits' sums twice as many
         return Tuning(4 if backend == "cuda" else 2, 4, splits, combined=4)
-    return Tuning(8 if backend == "cuda" else 4, 4, splits)  # 8 rows would spill on Apple's 128 registers
+    return Tuning(
+        8 if backend == "cuda" else 4, 4, splits
+    )  # 8 rows would spill on Apple's 128 registers
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +70,9 @@ class DecodeCall:
     window: int
     softcap: float
 
-    def defines(self, c: KernelConfig, tuning: Tuning, backend: str) -> dict[str, object]:
+    def defines(
+        self, c: KernelConfig, tuning: Tuning, backend: str
+    ) -> dict[str, object]:
         """The macros of the body that serves."""
         tile, tiles = _tiles(c.group * self.query_len, tuning.query_tile)
         defines: dict[str, object] = {
@@ -77,7 +89,11 @@ class DecodeCall:
         if self.softcap:
             defines["RV_SOFTCAP"] = f"{self.softcap:.9e}f"
         matrix = uses_matrix_units(c, backend)
-        return defines | (_matrix_defines(c, tuning, tile) if matrix else _vector_defines(c, tuning, tile))
+        return defines | (
+            _matrix_defines(c, tuning, tile)
+            if matrix
+            else _vector_defines(c, tuning, tile)
+        )
 
 
 def _tiles(query_rows: int, largest: int) -> tuple[int, int]:
@@ -130,7 +146,9 @@ def _matrix_defines(c: KernelConfig, tuning: Tuning, tile: int) -> dict[str, obj
         "RV_RESIDENT": tuning.resident,
         "RV_KEY_WORDS": key_words,
         "RV_VALUE_WORDS": value_words,
-        "RV_BIAS": "14.0f" if c.quantized or c.dtype == mx.float16 else "0.0f",  # half has few small numbers
+        "RV_BIAS": "14.0f"
+        if c.quantized or c.dtype == mx.float16
+        else "0.0f",  # half has few small numbers
         "RV_MERGE": merge,
         "RV_MERGE_VECTORS": max(merge * row // 4, 8 * columns * c.head_dim // 8),
     }

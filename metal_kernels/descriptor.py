@@ -12,7 +12,9 @@ import numpy as np
 import numpy.typing as npt
 
 BLOCK_TOKENS = 32
-HEADER = 8  # at least 8 elements: smaller arrays would land in another Metal address space
+HEADER = (
+    8  # at least 8 elements: smaller arrays would land in another Metal address space
+)
 ROW_FIELDS = 2
 
 
@@ -40,12 +42,16 @@ def pack(
     longest = max((len(table) for table in tables), default=1)
     max_blocks = max(longest, 1) if max_blocks is None else max_blocks
     if rows < count or max_blocks < longest:
-        raise ValueError(f"{count} rows of {longest} blocks do not fit a bucket of {rows} rows of {max_blocks} blocks")
+        raise ValueError(
+            f"{count} rows of {longest} blocks do not fit a bucket of {rows} rows of {max_blocks} blocks"
+        )
     packed = np.zeros(HEADER + rows * (ROW_FIELDS + max_blocks), dtype=np.int32)
     packed[:3] = rows, query_len, max_blocks
     fields = packed[HEADER : HEADER + rows * ROW_FIELDS].reshape(rows, ROW_FIELDS)
     blocks = packed[HEADER + rows * ROW_FIELDS :].reshape(rows, max_blocks)
-    for row, (context, first, table) in enumerate(zip(context_lens, first_positions, tables, strict=True)):
+    for row, (context, first, table) in enumerate(
+        zip(context_lens, first_positions, tables, strict=True)
+    ):
         _check_row(row, context, first, len(table), query_len)
         fields[row] = context, first
         blocks[row, : len(table)] = table
@@ -74,7 +80,9 @@ def pack_decode(
     return packed
 
 
-def _check_row(row: int, context: int, first: int, num_blocks: int, query_len: int) -> None:
+def _check_row(
+    row: int, context: int, first: int, num_blocks: int, query_len: int
+) -> None:
     if context == 0:
         return
     if context < query_len or first % BLOCK_TOKENS or first < 0:
@@ -82,12 +90,16 @@ def _check_row(row: int, context: int, first: int, num_blocks: int, query_len: i
             f"row {row}: context {context} must hold its {query_len} new tokens and start at a block, not at {first}"
         )
     if first + num_blocks * BLOCK_TOKENS < context:
-        raise ValueError(f"row {row}: {num_blocks} blocks from position {first} do not cover {context} tokens")
+        raise ValueError(
+            f"row {row}: {num_blocks} blocks from position {first} do not cover {context} tokens"
+        )
 
 
 def max_blocks_of(size: int, rows: int) -> int:
     """Blocks a row of a descriptor with `size` elements; raises `ValueError` if it is not one for `rows` rows."""
     tables = size - HEADER - rows * ROW_FIELDS
     if rows < 1 or tables < rows or tables % rows:
-        raise ValueError(f"a descriptor of {size} elements does not describe {rows} rows; use descriptor.pack")
+        raise ValueError(
+            f"a descriptor of {size} elements does not describe {rows} rows; use descriptor.pack"
+        )
     return tables // rows

@@ -12,9 +12,27 @@ from dataclasses import dataclass
 import mlx.core as mx
 
 from rvllm_local.metal_kernels import descriptor as layout
-from rvllm_local.metal_kernels.config import BLOCK, MAX_QUERY_LEN, TOKEN_SIZE, KernelConfig, text_language
-from rvllm_local.metal_kernels.decode import DecodeCall, Tuning, default_tuning, uses_matrix_units
-from rvllm_local.metal_kernels.launch import Dispatch, DispatchCounter, KernelText, Launcher, MLXLauncher, kernel_text
+from rvllm_local.metal_kernels.config import (
+    BLOCK,
+    MAX_QUERY_LEN,
+    TOKEN_SIZE,
+    KernelConfig,
+    text_language,
+)
+from rvllm_local.metal_kernels.decode import (
+    DecodeCall,
+    Tuning,
+    default_tuning,
+    uses_matrix_units,
+)
+from rvllm_local.metal_kernels.launch import (
+    Dispatch,
+    DispatchCounter,
+    KernelText,
+    Launcher,
+    MLXLauncher,
+    kernel_text,
+)
 
 GATHER_THREADS = 256
 COPY_THREADS = 256
@@ -89,15 +107,27 @@ class KernelSet:
         layout.max_blocks_of(descriptor.size, rows)
         names, arrays = self._stored(arena, scales)
         inputs_named = (*names, "keys", "values", "descriptor", "layer", "token")
-        text = self._text("kv_write", {}, inputs_named, ("token_out",), ("row_parts.h",))
+        text = self._text(
+            "kv_write", {}, inputs_named, ("token_out",), ("row_parts.h",)
+        )
         inputs = (*arrays, keys, values, descriptor, layer, token)
         grid = (32 * q_len, kv_heads, rows)
-        return self._run(Dispatch(text, inputs, grid, (32, 1, 1), ((TOKEN_SIZE,),), (mx.int32,)))[0]
+        return self._run(
+            Dispatch(text, inputs, grid, (32, 1, 1), ((TOKEN_SIZE,),), (mx.int32,))
+        )[0]
 
     def scratch_size(self, rows: int, query_len: int, max_blocks: int) -> int:
         """Floats that `paged_decode` needs as scratch for such a call; 0 where every row fits one split."""
         splits = self.tuning.splits.most(max_blocks)
-        return 0 if splits == 1 else rows * self.config.num_heads * query_len * splits * (self.config.head_dim + 2)
+        return (
+            0
+            if splits == 1
+            else rows
+            * self.config.num_heads
+            * query_len
+            * splits
+            * (self.config.head_dim + 2)
+        )
 
     def paged_decode(
         self,
@@ -128,21 +158,39 @@ class KernelSet:
         rows, heads, q_len, head_dim = queries.shape
         _require("queries", queries, (rows, c.num_heads, q_len, c.head_dim), c.dtype)
         if not 1 <= q_len <= MAX_QUERY_LEN:
-            raise ValueError(f"paged_decode takes 1 to {MAX_QUERY_LEN} query tokens a row, not {q_len}; use kv_gather")
+            raise ValueError(
+                f"paged_decode takes 1 to {MAX_QUERY_LEN} query tokens a row, not {q_len}; use kv_gather"
+            )
         if sinks is not None and sinks.shape != (heads,):
             raise ValueError(f"sinks must have shape ({heads},), not {sinks.shape}")
         if window < 0 or softcap < 0:
-            raise ValueError(f"window and softcap must not be negative, not {window} and {softcap}")
+            raise ValueError(
+                f"window and softcap must not be negative, not {window} and {softcap}"
+            )
         max_blocks = layout.max_blocks_of(descriptor.size, rows)
-        splits, needed = self.tuning.splits.most(max_blocks), self.scratch_size(rows, q_len, max_blocks)
+        splits, needed = (
+            self.tuning.splits.most(max_blocks),
+            self.scratch_size(rows, q_len, max_blocks),
+        )
         _check_scratch(scratch, needed)
-        defines = DecodeCall(q_len, scale, window, softcap).defines(c, self.tuning, self.backend)
+        defines = DecodeCall(q_len, scale, window, softcap).defines(
+            c, self.tuning, self.backend
+        )
         names, arrays = self._stored(arena, scales)
-        inputs = {"queries": queries, **dict(zip(names, arrays, strict=True)), "descriptor": descriptor, "layer": layer}
+        inputs = {
+            "queries": queries,
+            **dict(zip(names, arrays, strict=True)),
+            "descriptor": descriptor,
+            "layer": layer,
+        }
         inputs["token"] = token
         if new is not None:
-            _require("new keys", new.keys, (rows, c.kv_heads, q_len, c.head_dim), c.dtype)
-            _require("new values", new.values, (rows, c.kv_heads, q_len, c.head_dim), c.dtype)
+            _require(
+                "new keys", new.keys, (rows, c.kv_heads, q_len, c.head_dim), c.dtype
+            )
+            _require(
+                "new values", new.values, (rows, c.kv_heads, q_len, c.head_dim), c.dtype
+            )
             defines["RV_NEW"] = 1
             inputs |= {"keys": new.keys, "values": new.values}
         if rotation is not None:
@@ -155,10 +203,22 @@ class KernelSet:
             if sinks is not None:
                 defines["RV_SINKS"] = 1
                 inputs["sinks"] = sinks.astype(mx.float32)
-            found = self._attend(defines, inputs, rows, splits, (("out", queries.shape, c.dtype),))
+            found = self._attend(
+                defines, inputs, rows, splits, (("out", queries.shape, c.dtype),)
+            )
             return found[0], found[1]
-        (token,) = self._attend(defines, {**inputs, "scratch": scratch}, rows, splits, ())
-        return self._combine(scratch, descriptor, token, sinks, (rows, heads, q_len, head_dim), splits, window)
+        (token,) = self._attend(
+            defines, {**inputs, "scratch": scratch}, rows, splits, ()
+        )
+        return self._combine(
+            scratch,
+            descriptor,
+            token,
+            sinks,
+            (rows, heads, q_len, head_dim),
+            splits,
+            window,
+        )
 
     def _attend(
         self,
@@ -170,8 +230,16 @@ class KernelSet:
     ) -> tuple[mx.array, ...]:
         """The attention kernel itself; its token is the last output."""
         names = (*(name for name, _, _ in outputs), "token_out")
-        body = "paged_decode.cu" if uses_matrix_units(self.config, self.backend) else "paged_decode.metal"
-        parts = ("row_parts.h", "decode_parts.h", *(("ptx.h", "mma_parts.h") if body.endswith(".cu") else ()))
+        body = (
+            "paged_decode.cu"
+            if uses_matrix_units(self.config, self.backend)
+            else "paged_decode.metal"
+        )
+        parts = (
+            "row_parts.h",
+            "decode_parts.h",
+            *(("ptx.h", "mma_parts.h") if body.endswith(".cu") else ()),
+        )
         text = self._text("paged_decode", defines, tuple(inputs), names, parts, body)
         threads = 32 * self.tuning.simdgroups
         tiles = int(str(defines["RV_TILES"]))
@@ -186,14 +254,30 @@ class KernelSet:
             )
         )
 
-    def rope_table(self, descriptor: mx.array, frequencies: mx.array, rows: int) -> mx.array:
+    def rope_table(
+        self, descriptor: mx.array, frequencies: mx.array, rows: int
+    ) -> mx.array:
         """A `Rotation.table` for each row's newest token: float32 `[rows, dims]`; `frequencies` float32 `[dims / 2]`."""
         _require("frequencies", frequencies, (frequencies.size,), mx.float32)
         layout.max_blocks_of(descriptor.size, rows)
         dims = 2 * frequencies.size
-        text = self._text("rope_table", {"RV_ROPE_DIMS": dims}, ("descriptor", "frequencies"), ("table",))
+        text = self._text(
+            "rope_table",
+            {"RV_ROPE_DIMS": dims},
+            ("descriptor", "frequencies"),
+            ("table",),
+        )
         inputs = (descriptor, frequencies)
-        return self._run(Dispatch(text, inputs, (32 * rows, 1, 1), (32, 1, 1), ((rows, dims),), (mx.float32,)))[0]
+        return self._run(
+            Dispatch(
+                text,
+                inputs,
+                (32 * rows, 1, 1),
+                (32, 1, 1),
+                ((rows, dims),),
+                (mx.float32,),
+            )
+        )[0]
 
     def kv_gather(
         self,
@@ -212,40 +296,74 @@ class KernelSet:
         scales = self._check_arena(arena, scales, token, layer)
         layout.max_blocks_of(descriptor.size, 1)
         if length < 1:
-            raise ValueError(f"kv_gather needs a length of at least 1 token, not {length}")
+            raise ValueError(
+                f"kv_gather needs a length of at least 1 token, not {length}"
+            )
         names, arrays = self._stored(arena, scales)
         names = (*names, "descriptor", "layer", "length", "token")
-        text = self._text("kv_gather", {"RV_GATHER_THREADS": GATHER_THREADS}, names, ("keys", "values"))
+        text = self._text(
+            "kv_gather",
+            {"RV_GATHER_THREADS": GATHER_THREADS},
+            names,
+            ("keys", "values"),
+        )
         count = mx.full((TOKEN_SIZE,), length, dtype=mx.int32)
         groups = -(-length * (c.head_dim // 8) // GATHER_THREADS)
         shape = (1, c.kv_heads, length, c.head_dim)
         grid = (groups * GATHER_THREADS, 2, c.kv_heads)
         inputs = (*arrays, descriptor, layer, count, token)
         keys, values = self._run(
-            Dispatch(text, inputs, grid, (GATHER_THREADS, 1, 1), (shape, shape), (c.dtype, c.dtype))
+            Dispatch(
+                text,
+                inputs,
+                grid,
+                (GATHER_THREADS, 1, 1),
+                (shape, shape),
+                (c.dtype, c.dtype),
+            )
         )
         return keys, values
 
-    def kv_copy(self, arena: mx.array, scales: mx.array | None, pairs: mx.array, token: mx.array) -> mx.array:
+    def kv_copy(
+        self, arena: mx.array, scales: mx.array | None, pairs: mx.array, token: mx.array
+    ) -> mx.array:
         """Copies blocks in place, all layers: `pairs` int32 `[n, 2]` of (source, destination); the next token.
 
         A pair with equal ends does nothing. A destination may not be another pair's source.
         """
         scales = self._check_arena(arena, scales, token, None)
-        if pairs.ndim != 2 or pairs.shape[1] != 2 or pairs.shape[0] < 1 or pairs.dtype != mx.int32:
-            raise ValueError(f"pairs must be int32 of shape (n, 2), not {pairs.dtype} of {pairs.shape}")
+        if (
+            pairs.ndim != 2
+            or pairs.shape[1] != 2
+            or pairs.shape[0] < 1
+            or pairs.dtype != mx.int32
+        ):
+            raise ValueError(
+                f"pairs must be int32 of shape (n, 2), not {pairs.dtype} of {pairs.shape}"
+            )
         if pairs.size < TOKEN_SIZE:
             pairs = mx.pad(pairs, [(0, TOKEN_SIZE // 2 - pairs.shape[0]), (0, 0)])
         defines, words = self._block_defines()
         names, arrays = self._stored(arena, scales)
-        text = self._text("kv_copy", defines, (*names, "pairs", "token"), ("token_out",))
+        text = self._text(
+            "kv_copy", defines, (*names, "pairs", "token"), ("token_out",)
+        )
         groups = -(-words // COPY_THREADS)
         grid = (groups * COPY_THREADS, pairs.shape[0], 1)
         inputs = (*arrays, pairs, token)
-        return self._run(Dispatch(text, inputs, grid, (COPY_THREADS, 1, 1), ((TOKEN_SIZE,),), (mx.int32,)))[0]
+        return self._run(
+            Dispatch(
+                text, inputs, grid, (COPY_THREADS, 1, 1), ((TOKEN_SIZE,),), (mx.int32,)
+            )
+        )[0]
 
     def kv_save(
-        self, arena: mx.array, scales: mx.array | None, blocks: mx.array, token: mx.array, count: int
+        self,
+        arena: mx.array,
+        scales: mx.array | None,
+        blocks: mx.array,
+        token: mx.array,
+        count: int,
     ) -> mx.array:
         """The first `count` of `blocks` int32 `[>= 8]` as words: uint32 `[count, block bytes / 4]`, elements then scales."""
         scales = self._check_arena(arena, scales, token, None)
@@ -256,10 +374,24 @@ class KernelSet:
         groups = -(-words // COPY_THREADS)
         grid = (groups * COPY_THREADS, count, 1)
         inputs = (*arrays, blocks, token)
-        return self._run(Dispatch(text, inputs, grid, (COPY_THREADS, 1, 1), ((count, 4 * words),), (mx.uint32,)))[0]
+        return self._run(
+            Dispatch(
+                text,
+                inputs,
+                grid,
+                (COPY_THREADS, 1, 1),
+                ((count, 4 * words),),
+                (mx.uint32,),
+            )
+        )[0]
 
     def kv_load(
-        self, arena: mx.array, scales: mx.array | None, blocks: mx.array, saved: mx.array, token: mx.array
+        self,
+        arena: mx.array,
+        scales: mx.array | None,
+        blocks: mx.array,
+        saved: mx.array,
+        token: mx.array,
     ) -> mx.array:
         """Writes `saved` (as `kv_save` gave it) into the first blocks of `blocks`, in place; the next token."""
         scales = self._check_arena(arena, scales, token, None)
@@ -267,11 +399,17 @@ class KernelSet:
         _require("saved", saved, (saved.shape[0], 4 * words), mx.uint32)
         _require("blocks", blocks, (max(TOKEN_SIZE, saved.shape[0]),), mx.int32)
         names, arrays = self._stored(arena, scales)
-        text = self._text("kv_load", defines, (*names, "blocks", "saved", "token"), ("token_out",))
+        text = self._text(
+            "kv_load", defines, (*names, "blocks", "saved", "token"), ("token_out",)
+        )
         groups = -(-words // COPY_THREADS)
         grid = (groups * COPY_THREADS, saved.shape[0], 1)
         inputs = (*arrays, blocks, saved, token)
-        return self._run(Dispatch(text, inputs, grid, (COPY_THREADS, 1, 1), ((TOKEN_SIZE,),), (mx.int32,)))[0]
+        return self._run(
+            Dispatch(
+                text, inputs, grid, (COPY_THREADS, 1, 1), ((TOKEN_SIZE,),), (mx.int32,)
+            )
+        )[0]
 
     def _block_defines(self) -> tuple[dict[str, object], int]:
         """The sizes of one block in 16-byte words, as macros, and their sum."""
@@ -284,9 +422,15 @@ class KernelSet:
         }  # fmt: skip
         return defines, block_words + scale_words
 
-    def _stored(self, arena: mx.array, scales: mx.array) -> tuple[tuple[str, ...], tuple[mx.array, ...]]:
+    def _stored(
+        self, arena: mx.array, scales: mx.array
+    ) -> tuple[tuple[str, ...], tuple[mx.array, ...]]:
         """The arena's inputs: each bound buffer costs time at every launch, so scales only where there are any."""
-        return (("arena", "scales"), (arena, scales)) if self.config.quantized else (("arena",), (arena,))
+        return (
+            (("arena", "scales"), (arena, scales))
+            if self.config.quantized
+            else (("arena",), (arena,))
+        )
 
     def _combine(
         self,
@@ -308,10 +452,16 @@ class KernelSet:
         if sinks is not None:
             defines["RV_SINKS"] = 1
             names, inputs = (*names, "sinks"), (*inputs, sinks.astype(mx.float32))
-        text = self._text("paged_combine", defines, names, ("out", "token_out"), ("decode_parts.h",))
+        text = self._text(
+            "paged_combine", defines, names, ("out", "token_out"), ("decode_parts.h",)
+        )
         grid = (32 * heads * q_len, rows, 1)
         shapes = (shape, (TOKEN_SIZE,))
-        out, token = self._run(Dispatch(text, inputs, grid, (32, 1, 1), shapes, (self.config.dtype, mx.int32)))
+        out, token = self._run(
+            Dispatch(
+                text, inputs, grid, (32, 1, 1), shapes, (self.config.dtype, mx.int32)
+            )
+        )
         return out, token
 
     def _text(
@@ -328,7 +478,9 @@ class KernelSet:
         if text is None:
             every = {**self.config.defines(self.backend), **defines}
             body = body or f"{kind}.metal"
-            text = self._texts[key] = kernel_text(kind, body, self.backend, every, inputs, outputs, parts)
+            text = self._texts[key] = kernel_text(
+                kind, body, self.backend, every, inputs, outputs, parts
+            )
         return text
 
     def _run(self, dispatch: Dispatch) -> tuple[mx.array, ...]:
@@ -336,7 +488,11 @@ class KernelSet:
         return tuple(self._launcher(dispatch))
 
     def _check_arena(
-        self, arena: mx.array, scales: mx.array | None, token: mx.array, layer: mx.array | None
+        self,
+        arena: mx.array,
+        scales: mx.array | None,
+        token: mx.array,
+        layer: mx.array | None,
     ) -> mx.array:
         """Checks what every kernel takes; the scales, or a placeholder where the arena needs none."""
         c = self.config
@@ -347,14 +503,20 @@ class KernelSet:
         if not c.quantized:
             return self._no_scales
         if scales is None:
-            raise ValueError("an int8 arena needs its scales [blocks, layers, 2, kv_heads, 32] in float32")
+            raise ValueError(
+                "an int8 arena needs its scales [blocks, layers, 2, kv_heads, 32] in float32"
+            )
         _require("scales", scales, c.scales_shape(arena.shape[0]), mx.float32)
         return scales
 
 
-def _require(name: str, array: mx.array, shape: tuple[int, ...], dtype: mx.Dtype) -> None:
+def _require(
+    name: str, array: mx.array, shape: tuple[int, ...], dtype: mx.Dtype
+) -> None:
     if tuple(array.shape) != shape or array.dtype != dtype:
-        raise ValueError(f"{name} must be {dtype} of shape {shape}, not {array.dtype} of {tuple(array.shape)}")
+        raise ValueError(
+            f"{name} must be {dtype} of shape {shape}, not {array.dtype} of {tuple(array.shape)}"
+        )
 
 
 def _check_scratch(scratch: mx.array, needed: int) -> None:
@@ -365,9 +527,17 @@ def _check_scratch(scratch: mx.array, needed: int) -> None:
         )
 
 
-def _checked_table(rotation: Rotation, rows: int, q_len: int, head_dim: int) -> mx.array:
+def _checked_table(
+    rotation: Rotation, rows: int, q_len: int, head_dim: int
+) -> mx.array:
     table = rotation.table
-    if q_len != 1 or table.ndim != 2 or table.shape[0] != rows or table.shape[1] % 2 or table.shape[1] > head_dim:
+    if (
+        q_len != 1
+        or table.ndim != 2
+        or table.shape[0] != rows
+        or table.shape[1] % 2
+        or table.shape[1] > head_dim
+    ):
         raise ValueError(
             f"a rotation needs one query token a row and a table [rows, dims <= {head_dim}], not {q_len} and {table.shape}"
         )

@@ -70,7 +70,9 @@ class DispatchCounter:
     def since(self, earlier: Mapping[str, int]) -> dict[str, int]:
         """Launches counted after `earlier`, a snapshot."""
         return {
-            kind: count - earlier.get(kind, 0) for kind, count in self._counts.items() if count > earlier.get(kind, 0)
+            kind: count - earlier.get(kind, 0)
+            for kind, count in self._counts.items()
+            if count > earlier.get(kind, 0)
         }
 
 
@@ -100,7 +102,9 @@ class MLXLauncher:
 def build(text: KernelText) -> Any:
     """The MLX kernel for `text`."""
     make = mx.fast.cuda_kernel if text.backend == "cuda" else mx.fast.metal_kernel
-    header, body = _by_reference(text) if text.backend == "cuda" else (text.header, text.body)
+    header, body = (
+        _by_reference(text) if text.backend == "cuda" else (text.header, text.body)
+    )
     return make(
         name=text.name,
         input_names=list(text.inputs),
@@ -125,7 +129,9 @@ def _by_reference(text: KernelText) -> tuple[str, str]:
     folder = Path(_text_folder().name)
     for part, content in (("header", text.header), ("body", text.body)):
         (folder / f"{text.name}.{part}").write_text(content, encoding="utf-8")
-    passed = " ".join(sorted(set(re.findall(r"\w+_(?:shape|strides|ndim)\b", text.body))))
+    passed = " ".join(
+        sorted(set(re.findall(r"\w+_(?:shape|strides|ndim)\b", text.body)))
+    )
     include = f'#include "{folder}/{text.name}'
     return f'{include}.header"\n', f'{include}.body"\n// {passed}\n'
 
@@ -138,8 +144,16 @@ def source(name: str) -> str:
 
 def body_text(name: str) -> str:
     """A kernel's body, with the pieces that it includes (`#include "piece"`, one line each)."""
-    lines = (re.fullmatch(r'#include "([\w.]+)"', line) or line for line in source(name).splitlines())
-    return "\n".join(line if isinstance(line, str) else body_text(line[1]) for line in lines) + "\n"
+    lines = (
+        re.fullmatch(r'#include "([\w.]+)"', line) or line
+        for line in source(name).splitlines()
+    )
+    return (
+        "\n".join(
+            line if isinstance(line, str) else body_text(line[1]) for line in lines
+        )
+        + "\n"
+    )
 
 
 def kernel_text(
@@ -159,8 +173,20 @@ def kernel_text(
     """
     macros = {f"RV_{'CUDA' if backend == 'cuda' else 'METAL'}": 1, **defines}
     lines = [f"#define {name} {value}" for name, value in macros.items()]
-    header = "\n".join([*lines, *(compact(source(part), macros) for part in ("portable.h", *parts))])
+    header = "\n".join(
+        [*lines, *(compact(source(part), macros) for part in ("portable.h", *parts))]
+    )
     text = compact(body_text(body), macros)
     digest = hashlib.sha256((header + text).encode()).hexdigest()[:12]
     name = f"rv_{kind}_{digest}"
-    return KernelText(name, kind, tuple(inputs), tuple(outputs), header, text, backend, macros, contiguous)
+    return KernelText(
+        name,
+        kind,
+        tuple(inputs),
+        tuple(outputs),
+        header,
+        text,
+        backend,
+        macros,
+        contiguous,
+    )

@@ -17,11 +17,15 @@ class SplitRule:
 
     def blocks(self, num_blocks: int) -> int:
         """Blocks a split for a row that reads `num_blocks` blocks."""
-        return next((size for limit, size in self.tiers if num_blocks <= limit), self.largest)
+        return next(
+            (size for limit, size in self.tiers if num_blocks <= limit), self.largest
+        )
 
     def most(self, max_blocks: int) -> int:
         """The most splits that any row with at most `max_blocks` blocks needs: the grid's extent."""
-        candidates = [max_blocks] + [limit for limit, _ in self.tiers if limit < max_blocks]
+        candidates = [max_blocks] + [
+            limit for limit, _ in self.tiers if limit < max_blocks
+        ]
         return max(-(-count // self.blocks(count)) for count in candidates)
 
     def macro(self) -> str:
@@ -34,5 +38,7 @@ class SplitRule:
 SPLIT_RULES = {
     "metal": SplitRule(((16, 16), (64, 8), (256, 16)), 32),
     "cuda": SplitRule(((32, 32), (128, 16), (512, 32)), 64),
-    "cuda-int8": SplitRule(((32, 32), (128, 16)), 32),  # half the bytes a token: more threadgroups to keep busy
+    "cuda-int8": SplitRule(
+        ((32, 32), (128, 16)), 32
+    ),  # half the bytes a token: more threadgroups to keep busy
 }

@@ -33,7 +33,11 @@ from rvllm_local.models.bundle_format import (
     require_digest,
 )
 from rvllm_local.models.file_stamps import StampedFiles, file_sha256
-from rvllm_local.models.safetensors_check import StoredTensor, check_safetensors, read_header
+from rvllm_local.models.safetensors_check import (
+    StoredTensor,
+    check_safetensors,
+    read_header,
+)
 from rvllm_local.models.wheel_fetch import Progress, silent, staging, sync_folder
 
 # safetensors' names, MLX's types, and a numpy type of the same width
@@ -58,7 +62,9 @@ def is_bundle(folder: Path) -> bool:
     return (folder / MANIFEST).is_file() or (folder / WEIGHTS).is_file()
 
 
-def open_bundle(folder: Path, *, verify: bool = False, progress: Progress = silent) -> Manifest:
+def open_bundle(
+    folder: Path, *, verify: bool = False, progress: Progress = silent
+) -> Manifest:
     """Check a bundle and return its manifest. Raises `ModelFileError` for any changed byte.
 
     Manifest, header and all small files are checked every time; the weights' own checksum when the file is new
@@ -81,10 +87,16 @@ def open_bundle(folder: Path, *, verify: bool = False, progress: Progress = sile
 def bundle_weights(folder: Path) -> dict[str, mx.array]:
     """The weights of a bundle that was opened: mapped on Metal, otherwise read when they are evaluated."""
     path = folder / WEIGHTS
-    tensors = {name: row for name, row in read_header(path)[0].items() if not name.startswith(PADDING)}
+    tensors = {
+        name: row
+        for name, row in read_header(path)[0].items()
+        if not name.startswith(PADDING)
+    }
     for name, row in tensors.items():
         if row.dtype not in _DTYPES or row.start % ALIGNMENT:
-            raise ModelFileError(f"{path}: tensor {name!r:.80} of {row.dtype} at byte {row.start} is not a bundle's")
+            raise ModelFileError(
+                f"{path}: tensor {name!r:.80} of {row.dtype} at byte {row.start} is not a bundle's"
+            )
     if mx.metal.is_available() and (mapped := _mapped(path, tensors)) is not None:
         return mapped
     loaded = mx.load(str(path))
@@ -92,10 +104,14 @@ def bundle_weights(folder: Path) -> dict[str, mx.array]:
     return {name: loaded[name] for name in tensors}
 
 
-def _mapped(path: Path, tensors: Mapping[str, StoredTensor]) -> dict[str, mx.array] | None:
+def _mapped(
+    path: Path, tensors: Mapping[str, StoredTensor]
+) -> dict[str, mx.array] | None:
     """Arrays over the mapped file; None where MLX would copy."""
     with path.open("rb") as file:
-        memory = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)  # private: nothing reaches the file
+        memory = mmap.mmap(
+            file.fileno(), 0, access=mmap.ACCESS_COPY
+        )  # private: nothing reaches the file
     try:
         return {name: _adopt(memory, row) for name, row in tensors.items()}
     except (ValueError, TypeError):
@@ -105,7 +121,9 @@ def _mapped(path: Path, tensors: Mapping[str, StoredTensor]) -> dict[str, mx.arr
 def _adopt(memory: mmap.mmap, row: StoredTensor) -> mx.array:
     dtype, numpy_dtype = _DTYPES[row.dtype]
     count = (row.stop - row.start) // np.dtype(numpy_dtype).itemsize
-    view = np.frombuffer(memory, dtype=numpy_dtype, count=count, offset=row.start).reshape(row.shape)
+    view = np.frombuffer(
+        memory, dtype=numpy_dtype, count=count, offset=row.start
+    ).reshape(row.shape)
     array = mx.asarray(view, copy=False)
     return array.view(dtype) if array.dtype != dtype else array
 
@@ -126,34 +144,48 @@ def write_bundle(
     target = target.resolve()
     rows = sorted(weights, key=lambda row: row[0])
     if target.exists():
-        raise ModelFileError(f"{target} exists already; choose another place or remove it")
+        raise ModelFileError(
+            f"{target} exists already; choose another place or remove it"
+        )
     _check_names(rows)
     size = sum(-(-value.nbytes // ALIGNMENT) * ALIGNMENT for _, value in rows)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         free = shutil.disk_usage(target.parent).free
         if free < size + (64 << 20):
-            raise DownloadError(f"the bundle needs {size} bytes in {target.parent}; {free} are free")
+            raise DownloadError(
+                f"the bundle needs {size} bytes in {target.parent}; {free} are free"
+            )
         with staging(target.parent) as draft:
             progress(f"writing {size / 1e6:.0f} MB of weights")
             folder = draft / "bundle"
             folder.mkdir()
             header_sha256, record = _write_weights(folder / WEIGHTS, rows)
-            records = {name: _write_file(folder / name, data) for name, data in files.items()}
+            records = {
+                name: _write_file(folder / name, data) for name, data in files.items()
+            }
             manifest = Manifest(name, record, header_sha256, records, parsers, recipe)
             _write_file(folder / MANIFEST, manifest.to_bytes())
             sync_folder(folder)
             folder.rename(target)
             sync_folder(target.parent)
     except OSError as error:
-        raise DownloadError(f"the bundle could not be written to {target}: {error}") from error
+        raise DownloadError(
+            f"the bundle could not be written to {target}: {error}"
+        ) from error
     return manifest
 
 
 def _check_names(rows: list[tuple[str, mx.array]]) -> None:
     for name, value in rows:
-        if value.dtype not in _NAMES or name.startswith(PADDING) or name == "__metadata__":
-            raise ModelFileError(f"weight {name!r} of {value.dtype} cannot be put into a bundle")
+        if (
+            value.dtype not in _NAMES
+            or name.startswith(PADDING)
+            or name == "__metadata__"
+        ):
+            raise ModelFileError(
+                f"weight {name!r} of {value.dtype} cannot be put into a bundle"
+            )
 
 
 def _write_file(path: Path, data: bytes) -> FileRecord:
@@ -164,7 +196,9 @@ def _write_file(path: Path, data: bytes) -> FileRecord:
     return FileRecord(len(data), hashlib.sha256(data).hexdigest())
 
 
-def _write_weights(path: Path, rows: list[tuple[str, mx.array]]) -> tuple[str, FileRecord]:
+def _write_weights(
+    path: Path, rows: list[tuple[str, mx.array]]
+) -> tuple[str, FileRecord]:
     """Write the weight file, emptying `rows`; returns its header's sha256 and its own record."""
     header = _header(rows)
     digest = hashlib.sha256()
@@ -176,7 +210,9 @@ def _write_weights(path: Path, rows: list[tuple[str, mx.array]]) -> tuple[str, F
             _put(file, digest, bytes(-len(data) % ALIGNMENT))
         file.flush()
         os.fsync(file.fileno())
-        return hashlib.sha256(header).hexdigest(), FileRecord(file.tell(), digest.hexdigest())
+        return hashlib.sha256(header).hexdigest(), FileRecord(
+            file.tell(), digest.hexdigest()
+        )
 
 
 def _put(file: BinaryIO, digest: Any, data: bytes | memoryview) -> None:
@@ -201,7 +237,11 @@ def _header(rows: list[tuple[str, mx.array]]) -> bytes:
         }
         place += value.nbytes
         if gap := -place % ALIGNMENT:
-            entries[f"{PADDING}{number}"] = {"dtype": "U8", "shape": [gap], "data_offsets": [place, place + gap]}
+            entries[f"{PADDING}{number}"] = {
+                "dtype": "U8",
+                "shape": [gap],
+                "data_offsets": [place, place + gap],
+            }
             place += gap
     text = json.dumps(entries, separators=(",", ":")).encode()
     return text + b" " * (-(len(text) + 8) % ALIGNMENT)

@@ -18,7 +18,9 @@ from rvllm_local.errors import ModelFileError, UnsupportedModelError
 
 MANIFEST, WEIGHTS = "manifest.json", "weights.safetensors"
 FORMAT, VERSION, ALIGNMENT = "rvllm-bundle", 1, 16384
-PADDING = "rvllm.padding."  # tensors of this name only fill the space up to the next boundary
+PADDING = (
+    "rvllm.padding."  # tensors of this name only fill the space up to the next boundary
+)
 ALLOWED_FILES = (
     "config.json",
     "generation_config.json",
@@ -67,7 +69,10 @@ class Manifest:
                 "header_sha256": self.header_sha256,
                 "alignment": ALIGNMENT,
             },
-            "files": {name: {"size": row.size, "sha256": row.sha256} for name, row in self.files.items()},
+            "files": {
+                name: {"size": row.size, "sha256": row.sha256}
+                for name, row in self.files.items()
+            },
             "parsers": dict(self.parsers),
             "recipe": dict(self.recipe),
         }
@@ -79,31 +84,53 @@ def read_manifest(folder: Path) -> Manifest:
     path = folder / MANIFEST
     try:
         if path.stat().st_size > _MAX_MANIFEST:
-            raise ModelFileError(f"{path}: a manifest of more than {_MAX_MANIFEST} bytes is not plausible")
+            raise ModelFileError(
+                f"{path}: a manifest of more than {_MAX_MANIFEST} bytes is not plausible"
+            )
         raw = path.read_bytes()
         value = json.loads(raw)
         if not isinstance(value, dict) or value.get("format") != FORMAT:
             raise ModelFileError(f"{path} is not the manifest of a bundle")
-        if type(value.get("version")) is int and value["version"] > VERSION and _is_sound(raw, value):
+        if (
+            type(value.get("version")) is int
+            and value["version"] > VERSION
+            and _is_sound(raw, value)
+        ):
             raise UnsupportedModelError(
                 f"{path}: the bundle has version {value['version']} and this rvllm reads up to {VERSION}; update rvllm"
             )
         if not _is_sound(raw, value) or value["version"] != VERSION:
-            raise ModelFileError(f"{path}: its checksum is not its own; the bundle was changed, fetch or pack it again")
+            raise ModelFileError(
+                f"{path}: its checksum is not its own; the bundle was changed, fetch or pack it again"
+            )
         return _manifest(value)
-    except (OSError, ValueError, KeyError, TypeError, RecursionError, AttributeError) as error:
-        raise ModelFileError(f"{path} cannot be read: {error!r:.200}; fetch or pack the bundle again") from error
+    except (
+        OSError,
+        ValueError,
+        KeyError,
+        TypeError,
+        RecursionError,
+        AttributeError,
+    ) as error:
+        raise ModelFileError(
+            f"{path} cannot be read: {error!r:.200}; fetch or pack the bundle again"
+        ) from error
 
 
 def _is_sound(raw: bytes, value: dict[str, Any]) -> bool:
     rest = {key: part for key, part in value.items() if key != "checksum"}
-    return raw == _spell(value) and value.get("checksum") == hashlib.sha256(_spell(rest)).hexdigest()
+    return (
+        raw == _spell(value)
+        and value.get("checksum") == hashlib.sha256(_spell(rest)).hexdigest()
+    )
 
 
 def _manifest(value: dict[str, Any]) -> Manifest:
     weights = value["weights"]
     if weights["file"] != WEIGHTS or weights["alignment"] != ALIGNMENT:
-        raise ValueError(f"weights in {weights['file']!r:.60} with alignment {weights['alignment']!r}")
+        raise ValueError(
+            f"weights in {weights['file']!r:.60} with alignment {weights['alignment']!r}"
+        )
     if unknown := [name for name in value["files"] if name not in ALLOWED_FILES]:
         raise ValueError(f"file {min(unknown)!r:.60} has no place in a bundle")
     if "config.json" not in value["files"]:
@@ -133,7 +160,10 @@ def _digest(value: Any) -> str:
 
 
 def _spell(value: Mapping[str, Any]) -> bytes:
-    return (json.dumps(value, sort_keys=True, indent=1, ensure_ascii=True, allow_nan=False) + "\n").encode()
+    return (
+        json.dumps(value, sort_keys=True, indent=1, ensure_ascii=True, allow_nan=False)
+        + "\n"
+    ).encode()
 
 
 def check_small_files(folder: Path, manifest: Manifest) -> None:
@@ -141,24 +171,35 @@ def check_small_files(folder: Path, manifest: Manifest) -> None:
     for name, expected in {**manifest.files, WEIGHTS: manifest.weights}.items():
         path = folder / name
         if path.is_symlink() or not path.is_file():
-            raise ModelFileError(f"{path}: the bundle's manifest names this file, and it is not there")
+            raise ModelFileError(
+                f"{path}: the bundle's manifest names this file, and it is not there"
+            )
         if path.stat().st_size != expected.size:
-            raise ModelFileError(f"{path}: it has {path.stat().st_size} bytes, the manifest says {expected.size}")
+            raise ModelFileError(
+                f"{path}: it has {path.stat().st_size} bytes, the manifest says {expected.size}"
+            )
         if name == WEIGHTS:
             continue
         if expected.size > _MAX_FILE:
             raise ModelFileError(f"{path}: {expected.size} bytes are not plausible")
-        require_digest(path, hashlib.sha256(path.read_bytes()).hexdigest(), expected.sha256)
+        require_digest(
+            path, hashlib.sha256(path.read_bytes()).hexdigest(), expected.sha256
+        )
     strangers = sorted(
         path.name
         for path in folder.iterdir()
-        if path.name not in {*manifest.files, WEIGHTS, MANIFEST} and not path.name.startswith(".")
+        if path.name not in {*manifest.files, WEIGHTS, MANIFEST}
+        and not path.name.startswith(".")
     )
     if strangers:
-        raise ModelFileError(f"{folder / strangers[0]}: the bundle's manifest does not name this file; remove it")
+        raise ModelFileError(
+            f"{folder / strangers[0]}: the bundle's manifest does not name this file; remove it"
+        )
 
 
 def require_digest(path: Path, found: str, expected: str) -> None:
     """Raises `ModelFileError` if they differ."""
     if found != expected:
-        raise ModelFileError(f"{path}: its sha256 is {found}, the manifest says {expected}; fetch or pack it again")
+        raise ModelFileError(
+            f"{path}: its sha256 is {found}, the manifest says {expected}; fetch or pack it again"
+        )

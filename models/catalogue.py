@@ -49,7 +49,11 @@ class CatalogueEntry:
     def weight_bytes(self, *, is_float32: bool) -> int:
         """Bytes of the weights in memory: as they lie on disk, or as float32 of the named number of parameters."""
         scale = {"M": 1e6, "B": 1e9}.get(self.parameters[-1:])
-        return round(float(self.parameters[:-1]) * scale * 4) if is_float32 and scale else self.size
+        return (
+            round(float(self.parameters[:-1]) * scale * 4)
+            if is_float32 and scale
+            else self.size
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,15 +64,25 @@ class Catalogue:
 
     @classmethod
     def load(cls) -> Catalogue:
-        text = resources.files("rvllm_local.models").joinpath("catalog.toml").read_text(encoding="utf-8")
-        return cls({name: _entry(name, row) for name, row in tomllib.loads(text).items()})
+        text = (
+            resources.files("rvllm_local.models")
+            .joinpath("catalog.toml")
+            .read_text(encoding="utf-8")
+        )
+        return cls(
+            {name: _entry(name, row) for name, row in tomllib.loads(text).items()}
+        )
 
     def resolve(self, name: str) -> CatalogueEntry:
         """The entry called `name`. Raises `ModelNotFoundError` with the nearest names."""
         entry = self.entries.get(name.lower())
         if entry is None:
-            near = difflib.get_close_matches(name.lower(), self.entries, n=3, cutoff=0.4)
-            hint = f"did you mean {', '.join(near)}?" if near else "`rvllm ls` lists them."
+            near = difflib.get_close_matches(
+                name.lower(), self.entries, n=3, cutoff=0.4
+            )
+            hint = (
+                f"did you mean {', '.join(near)}?" if near else "`rvllm ls` lists them."
+            )
             raise ModelNotFoundError(
                 f"there is no model called {name[:80]!r}; {hint} A folder, a .gguf file or owner/name of the hub works too"
             )
@@ -81,7 +95,8 @@ class Catalogue:
             entry
             for entry in self.entries.values()
             if all(
-                word in f"{entry.name} {entry.title} {entry.architecture} {entry.license} {entry.repo}".lower()
+                word
+                in f"{entry.name} {entry.title} {entry.architecture} {entry.license} {entry.repo}".lower()
                 for word in wanted
             )
         ]

@@ -12,18 +12,60 @@ from typing import Any
 
 from rvllm_local.errors import ModelFileError
 
-_NEEDED = {"num_hidden_layers": 1024, "vocab_size": 2**24, "hidden_size": 2**18, "num_attention_heads": 4096}
-_BY_LAYER = {"num_key_value_heads": 4096, "head_dim": 2**14}  # some families have a list, one for each layer
-_POSITIVE = ("rope_theta", "rms_norm_eps", "layer_norm_eps", "norm_eps", "layer_norm_epsilon")
-_SWITCHES = ("tie_word_embeddings", "attention_bias", "mlp_bias", "rope_traditional", "use_cache")
+_NEEDED = {
+    "num_hidden_layers": 1024,
+    "vocab_size": 2**24,
+    "hidden_size": 2**18,
+    "num_attention_heads": 4096,
+}
+_BY_LAYER = {
+    "num_key_value_heads": 4096,
+    "head_dim": 2**14,
+}  # some families have a list, one for each layer
+_POSITIVE = (
+    "rope_theta",
+    "rms_norm_eps",
+    "layer_norm_eps",
+    "norm_eps",
+    "layer_norm_epsilon",
+)
+_SWITCHES = (
+    "tie_word_embeddings",
+    "attention_bias",
+    "mlp_bias",
+    "rope_traditional",
+    "use_cache",
+)
 # What a definition makes one by one, under the names that families have for it, in any part of a configuration.
 _MADE_ONE_BY_ONE = {
-    **dict.fromkeys(("num_hidden_layers", "num_layers", "n_layers", "n_layer", "num_transformer_layers"), 1024),
+    **dict.fromkeys(
+        (
+            "num_hidden_layers",
+            "num_layers",
+            "n_layers",
+            "n_layer",
+            "num_transformer_layers",
+        ),
+        1024,
+    ),
     **dict.fromkeys(("num_loops", "num_kv_reuse_layers", "altup_num_inputs"), 1024),
-    **dict.fromkeys(("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts"), 2**16),
-    **dict.fromkeys(("layer_types", "layers_block_type", "hybrid_override_pattern", "block_configs"), 1024),
+    **dict.fromkeys(
+        ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts"),
+        2**16,
+    ),
+    **dict.fromkeys(
+        (
+            "layer_types",
+            "layers_block_type",
+            "hybrid_override_pattern",
+            "block_configs",
+        ),
+        1024,
+    ),
 }
-_MOST_SPARE_LAYERS = 64  # kinds that are named beyond the layers, as for further layers that predict
+_MOST_SPARE_LAYERS = (
+    64  # kinds that are named beyond the layers, as for further layers that predict
+)
 _MOST_VALUES = 1_000_000
 
 
@@ -41,18 +83,26 @@ def _check_shared(config: Mapping[str, Any]) -> None:
     for key, largest in _NEEDED.items():
         value = config.get(key)
         if value is not None and not _is_count(value, largest):
-            raise ModelFileError(f"the config's {key} must be an integer from 1 to {largest}, not {value!r:.80}")
+            raise ModelFileError(
+                f"the config's {key} must be an integer from 1 to {largest}, not {value!r:.80}"
+            )
     for key, largest in _BY_LAYER.items():
         for value in _each(config.get(key)):
             if value is not None and not _is_count(value, largest):
-                raise ModelFileError(f"the config's {key} must be an integer from 1 to {largest}, not {value!r:.80}")
+                raise ModelFileError(
+                    f"the config's {key} must be an integer from 1 to {largest}, not {value!r:.80}"
+                )
     for key in _POSITIVE:
         for value in _each(config.get(key)):
             if value is not None and not _is_positive(value):
-                raise ModelFileError(f"the config's {key} must be a positive number, not {value!r:.80}")
+                raise ModelFileError(
+                    f"the config's {key} must be a positive number, not {value!r:.80}"
+                )
     for key in _SWITCHES:
         if not isinstance(config.get(key), bool | None):
-            raise ModelFileError(f"the config's {key} must be true or false, not {config[key]!r:.80}")
+            raise ModelFileError(
+                f"the config's {key} must be true or false, not {config[key]!r:.80}"
+            )
     _check_window(config.get("sliding_window"))
     _check_scaling(config.get("rope_scaling"))
     _check_layer_types(config)
@@ -68,41 +118,63 @@ def _is_count(value: Any, largest: int) -> bool:
 
 
 def _is_positive(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < math.inf
+    return (
+        isinstance(value, int | float)
+        and not isinstance(value, bool)
+        and 0 < value < math.inf
+    )
 
 
 def _check_window(value: Any) -> None:
     for window in _each(value):
         if window is not None and (type(window) is not int or window < 0):
-            raise ModelFileError(f"the config's sliding_window must be a number of tokens, not {window!r:.80}")
+            raise ModelFileError(
+                f"the config's sliding_window must be a number of tokens, not {window!r:.80}"
+            )
 
 
 def _check_scaling(scaling: Any) -> None:
     factor = scaling.get("factor") if isinstance(scaling, Mapping) else None
     if factor is not None and not _is_positive(factor):
-        raise ModelFileError(f"the config's rope_scaling has factor {factor!r:.80}, which must be a positive number")
+        raise ModelFileError(
+            f"the config's rope_scaling has factor {factor!r:.80}, which must be a positive number"
+        )
 
 
 def _check_layer_types(config: Mapping[str, Any]) -> None:
     kinds, layers = config.get("layer_types"), config.get("num_hidden_layers")
-    if isinstance(kinds, list) and type(layers) is int and len(kinds) > layers + _MOST_SPARE_LAYERS:
-        raise ModelFileError(f"the config's layer_types has {len(kinds)} entries, and the model has {layers} layers")
+    if (
+        isinstance(kinds, list)
+        and type(layers) is int
+        and len(kinds) > layers + _MOST_SPARE_LAYERS
+    ):
+        raise ModelFileError(
+            f"the config's layer_types has {len(kinds)} entries, and the model has {layers} layers"
+        )
 
 
 def check_end(value: Any, place: str) -> None:
     """Raise `ModelFileError` for what is neither a token id, a list of them, nor nothing."""
     for token in _each(value):
-        if token is not None and (type(token) is not int or not -1 <= token < _NEEDED["vocab_size"]):
-            raise ModelFileError(f"{place}: eos_token_id must be a token id or a list of them, not {token!r:.80}")
+        if token is not None and (
+            type(token) is not int or not -1 <= token < _NEEDED["vocab_size"]
+        ):
+            raise ModelFileError(
+                f"{place}: eos_token_id must be a token id or a list of them, not {token!r:.80}"
+            )
 
 
 def _check_numbers(config: Mapping[str, Any]) -> None:
     """Python reads NaN where JSON has none. Infinity is in use, as the end of a range."""
     for count, (key, value) in enumerate(_values(config)):
         if count > _MOST_VALUES:
-            raise ModelFileError(f"the config holds more than {_MOST_VALUES} values, which is not plausible")
+            raise ModelFileError(
+                f"the config holds more than {_MOST_VALUES} values, which is not plausible"
+            )
         if isinstance(value, float) and math.isnan(value):
-            raise ModelFileError(f"the config's {key!r:.80} holds NaN, which is no number")
+            raise ModelFileError(
+                f"the config's {key!r:.80} holds NaN, which is no number"
+            )
 
 
 def _check_sizes(config: Mapping[str, Any]) -> None:
@@ -120,7 +192,9 @@ def _check_sizes(config: Mapping[str, Any]) -> None:
 def _check_size(key: str, value: Any, largest: int) -> None:
     size = len(value) if isinstance(value, str | list) else value
     if type(size) is int and size > largest:
-        raise ModelFileError(f"the config's {key} is {value!r:.60}, and no model has more than {largest} of them")
+        raise ModelFileError(
+            f"the config's {key} is {value!r:.60}, and no model has more than {largest} of them"
+        )
 
 
 def _values(config: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:

@@ -76,12 +76,18 @@ def describe(files: ModelFiles, stored: int | None = None) -> ModelDescription:
         config, paths = gguf_config(GGUFFile(files.path)), [files.path]
     else:
         config = read_config(files.path)
-        paths = list(files.path.glob(WEIGHTS if files.kind == "bundle" else "model*.safetensors"))
+        paths = list(
+            files.path.glob(WEIGHTS if files.kind == "bundle" else "model*.safetensors")
+        )
     if stored is None:
         stored = sum(path.stat().st_size for path in paths)
     module = build_model(config)
     if not on_cpu:
-        module.set_dtype(_DTYPES.get(str(config.get("torch_dtype") or config.get("dtype")), mx.bfloat16))
+        module.set_dtype(
+            _DTYPES.get(
+                str(config.get("torch_dtype") or config.get("dtype")), mx.bfloat16
+            )
+        )
     parameters = sum(value.size for _, value in tree_flatten(module.parameters()))
     return ModelDescription(
         module,

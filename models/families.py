@@ -43,12 +43,30 @@ _BY_ARCHITECTURE = {("bailing_hybrid", "BailingMoeV3ForCausalLM"): "bailing_moe_
 
 # Modules of the folder that hold parts, not a model.
 _PARTS = frozenset(
-    {"activations", "base", "bitlinear_layers", "cache", "gated_delta", "mla", "pipeline", "rope_utils", "ssm"}
+    {
+        "activations",
+        "base",
+        "bitlinear_layers",
+        "cache",
+        "gated_delta",
+        "mla",
+        "pipeline",
+        "rope_utils",
+        "ssm",
+    }
     | {"switch_layers"}
 )
 _CODE_KEYS = ("model_file", "auto_map")
 # What building a module from a config that lies can end in: lookups, sizes that overflow, shapes that MLX refuses.
-_BUILD_ERRORS = (TypeError, ValueError, LookupError, AttributeError, AssertionError, ArithmeticError, RuntimeError)
+_BUILD_ERRORS = (
+    TypeError,
+    ValueError,
+    LookupError,
+    AttributeError,
+    AssertionError,
+    ArithmeticError,
+    RuntimeError,
+)
 
 
 def import_family(model_type: str, architectures: tuple[str, ...] = ()) -> ModuleType:
@@ -59,20 +77,29 @@ def import_family(model_type: str, architectures: tuple[str, ...] = ()) -> Modul
     name = _definition(model_type, architectures)
     try:
         return importlib.import_module(f"mlx_lm.models.{name}")
-    except (ImportError, SystemExit) as error:  # a definition may want a package that is not installed
-        raise UnsupportedModelError(f"architecture {model_type!r} cannot be loaded: {error}") from error
+    except (
+        ImportError,
+        SystemExit,
+    ) as error:  # a definition may want a package that is not installed
+        raise UnsupportedModelError(
+            f"architecture {model_type!r} cannot be loaded: {error}"
+        ) from error
 
 
 def _definition(model_type: str, architectures: tuple[str, ...]) -> str:
     """The name of the module that defines a type."""
     name = model_type.replace("-", "_") if isinstance(model_type, str) else ""
     if not _NAME.fullmatch(name):
-        raise UnsupportedModelError(f"model_type {model_type!r:.80} is not the name of an architecture")
+        raise UnsupportedModelError(
+            f"model_type {model_type!r:.80} is not the name of an architecture"
+        )
     name = _ALIASES.get(name, name)
     for architecture in architectures:
         name = _BY_ARCHITECTURE.get((name, architecture), name)
     if name not in known_families():
-        raise UnsupportedModelError(f"architecture {model_type!r:.80} is not supported{_nearest(name)}")
+        raise UnsupportedModelError(
+            f"architecture {model_type!r:.80} is not supported{_nearest(name)}"
+        )
     return name
 
 
@@ -81,7 +108,11 @@ def known_families() -> frozenset[str]:
     _put_mlx_lm()
     folder = importlib.import_module("mlx_lm.models")
     return (
-        frozenset(module.name for module in pkgutil.iter_modules(folder.__path__) if _NAME.fullmatch(module.name))
+        frozenset(
+            module.name
+            for module in pkgutil.iter_modules(folder.__path__)
+            if _NAME.fullmatch(module.name)
+        )
         - _PARTS
     )
 
@@ -101,7 +132,9 @@ def build_model(config: Mapping[str, Any]) -> nn.Module:
         arguments = family.ModelArgs.from_dict(dict(config))
         model: nn.Module = family.Model(arguments)
     except _BUILD_ERRORS as error:
-        raise ModelFileError(f"the config does not describe a {model_type} model: {error!r}") from error
+        raise ModelFileError(
+            f"the config does not describe a {model_type} model: {error!r}"
+        ) from error
     _check_unused_tokens(model, config)
     return model
 
@@ -109,8 +142,12 @@ def build_model(config: Mapping[str, Any]) -> nn.Module:
 def _architectures(config: Mapping[str, Any]) -> tuple[str, ...]:
     given = config.get("architectures") or ()
     names = (given,) if isinstance(given, str) else given
-    if not isinstance(names, list | tuple) or not all(isinstance(name, str) for name in names):
-        raise ModelFileError(f"the config's architectures must be a list of names, not {given!r:.80}")
+    if not isinstance(names, list | tuple) or not all(
+        isinstance(name, str) for name in names
+    ):
+        raise ModelFileError(
+            f"the config's architectures must be a list of names, not {given!r:.80}"
+        )
     return tuple(names)
 
 
@@ -130,10 +167,14 @@ def check_architecture(config: Mapping[str, Any]) -> str:
     """
     for key in _CODE_KEYS:
         if config.get(key):
-            raise UnsupportedModelError(f"the model's config asks to run its own code ({key}); rvllm never does that")
+            raise UnsupportedModelError(
+                f"the model's config asks to run its own code ({key}); rvllm never does that"
+            )
     model_type = config.get("model_type")
     if not isinstance(model_type, str):
-        raise ModelFileError(f"the model's config has no model_type (found {model_type!r})")
+        raise ModelFileError(
+            f"the model's config has no model_type (found {model_type!r})"
+        )
     _definition(model_type, ())
     return model_type
 
@@ -144,8 +185,12 @@ def _put_mlx_lm() -> None:
         return
     spec = importlib.util.find_spec("mlx_lm")
     if spec is None:
-        raise UnsupportedModelError("mlx-lm is not installed; install rvllm-local again with pip")
-    sys.modules["mlx_lm"] = importlib.util.module_from_spec(spec)  # its __init__ would import transformers
+        raise UnsupportedModelError(
+            "mlx-lm is not installed; install rvllm-local again with pip"
+        )
+    sys.modules["mlx_lm"] = importlib.util.module_from_spec(
+        spec
+    )  # its __init__ would import transformers
 
 
 def _nearest(name: str) -> str:
@@ -156,6 +201,12 @@ def _nearest(name: str) -> str:
 def _check_fields(args: Any, config: Mapping[str, Any], model_type: str) -> None:
     if not is_dataclass(args):
         return
-    required = [f.name for f in fields(args) if f.default is MISSING and f.default_factory is MISSING]
+    required = [
+        f.name
+        for f in fields(args)
+        if f.default is MISSING and f.default_factory is MISSING
+    ]
     if missing := [name for name in required if name not in config]:
-        raise ModelFileError(f"the config of a {model_type} model lacks {', '.join(missing)}")
+        raise ModelFileError(
+            f"the config of a {model_type} model lacks {', '.join(missing)}"
+        )

@@ -47,4 +47,10 @@ class StampedFiles:
 def file_stamp(path: Path) -> Stamp:
     """Another one whenever a file was written or replaced; the time of its last change is the system's alone to set."""
     state = path.stat()
-    return [str(path.resolve()), state.st_size, state.st_mtime_ns, state.st_ctime_ns, state.st_ino]
+    return [
+        str(path.resolve()),
+        state.st_size,
+        state.st_mtime_ns,
+        state.st_ctime_ns,
+        state.st_ino,
+    ]

@@ -13,7 +13,12 @@ import mlx.core as mx
 from mlx import nn
 
 _TOGETHER = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
-_PARTS = ("weight", "scales", "biases", "bias")  # all have the output along their first axis
+_PARTS = (
+    "weight",
+    "scales",
+    "biases",
+    "bias",
+)  # all have the output along their first axis
 
 
 def fuse_projections(model: nn.Module) -> int:
@@ -48,7 +53,10 @@ def _alike(layers: Sequence[Any]) -> bool:
         and set(layer) == set(first)
         and layer["weight"].shape[1:] == first["weight"].shape[1:]
         and layer["weight"].dtype == first["weight"].dtype
-        and all(getattr(layer, name, None) == getattr(first, name, None) for name in ("bits", "group_size", "mode"))
+        and all(
+            getattr(layer, name, None) == getattr(first, name, None)
+            for name in ("bits", "group_size", "mode")
+        )
         for layer in layers
     )
 
@@ -82,7 +90,9 @@ class _SharedProduct:
         self._cuts = [sum(sizes[: place + 1]) for place in range(len(sizes) - 1)]
         for name in _PARTS:
             if name in self._layer:
-                self._layer[name] = mx.concatenate([layer[name] for layer in layers], axis=0)
+                self._layer[name] = mx.concatenate(
+                    [layer[name] for layer in layers], axis=0
+                )
                 mx.eval(self._layer[name])
         if type(self._layer) is nn.Linear:
             self._layer = _Turned(self._layer)

@@ -18,7 +18,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rvllm_local.errors import DownloadError, ModelFileError, ModelNotFoundError, RvllmError
+from rvllm_local.errors import (
+    DownloadError,
+    ModelFileError,
+    ModelNotFoundError,
+    RvllmError,
+)
 from rvllm_local.models.bundle_format import MANIFEST, WEIGHTS
 from rvllm_local.models.hub_files import endpoint, fetch_file, is_offline
 from rvllm_local.models.hub_plan import RemoteFile, choose_files
@@ -47,8 +52,12 @@ class Wanted:
     @property
     def folder(self) -> Path:
         """Where the store keeps it."""
-        name = self.repository.replace("/", "--") + (f"@{self.revision}" if self.revision else "")
-        return cache_folder() / (f"{name}--{self.gguf.removesuffix('.gguf')}" if self.gguf else name)
+        name = self.repository.replace("/", "--") + (
+            f"@{self.revision}" if self.revision else ""
+        )
+        return cache_folder() / (
+            f"{name}--{self.gguf.removesuffix('.gguf')}" if self.gguf else name
+        )
 
 
 def parse_repository(name: str) -> Wanted | None:
@@ -57,7 +66,12 @@ def parse_repository(name: str) -> Wanted | None:
     head, _, last = base.rpartition("/")
     gguf = last if "/" in head and _GGUF.fullmatch(last) else None
     repository = head if gguf else base
-    if not _REPOSITORY.fullmatch(repository) or ".." in name or "--" in repository or len(name) > 200:
+    if (
+        not _REPOSITORY.fullmatch(repository)
+        or ".." in name
+        or "--" in repository
+        or len(name) > 200
+    ):
         return None
     if "@" in name and not _REVISION.fullmatch(revision):
         return None
@@ -69,7 +83,9 @@ def is_repository_id(name: str) -> bool:
     return parse_repository(name) is not None
 
 
-def fetch_repository(wanted: Wanted | str, progress: Progress, *, refresh: bool = False) -> Path:
+def fetch_repository(
+    wanted: Wanted | str, progress: Progress, *, refresh: bool = False
+) -> Path:
     """Folder of the model (or its GGUF file), fetched if it is not there; with `refresh`, if the hub has a newer one.
 
     Raises `ModelNotFoundError` if the hub does not know it, `DownloadError` or `ChecksumError` if it cannot be had.
@@ -77,22 +93,30 @@ def fetch_repository(wanted: Wanted | str, progress: Progress, *, refresh: bool 
     if isinstance(wanted, str):
         parsed = parse_repository(wanted)
         if parsed is None:
-            raise ModelNotFoundError(f"{wanted!r} is not the name of a repository, like owner/name")
+            raise ModelNotFoundError(
+                f"{wanted!r} is not the name of a repository, like owner/name"
+            )
         wanted = parsed
     if not refresh and (found := find_repository(wanted)):
         return found
     if is_offline():
         state = "not" if read_record(wanted.folder) is None else "not whole"
-        raise DownloadError(f"{wanted.repository} is {state} on this machine, and HF_HUB_OFFLINE forbids to fetch it")
+        raise DownloadError(
+            f"{wanted.repository} is {state} on this machine, and HF_HUB_OFFLINE forbids to fetch it"
+        )
     try:
         with _only_one(wanted, progress):
-            if not refresh and (found := _installed(wanted)):  # another process was quicker
+            if not refresh and (
+                found := _installed(wanted)
+            ):  # another process was quicker
                 return found
             return _fetch(wanted, progress)
     except RvllmError:
         raise
     except Exception as error:
-        raise _explained(wanted.repository, error) from None  # its traceback would show addresses and headers
+        raise _explained(
+            wanted.repository, error
+        ) from None  # its traceback would show addresses and headers
 
 
 def find_repository(wanted: Wanted) -> Path | None:
@@ -106,7 +130,9 @@ def fetch_configuration(wanted: Wanted, folder: Path) -> int:
     Raises as `fetch_repository` does.
     """
     if is_offline():
-        raise DownloadError(f"{wanted.repository} is not on this machine, and HF_HUB_OFFLINE forbids to ask for it")
+        raise DownloadError(
+            f"{wanted.repository} is not on this machine, and HF_HUB_OFFLINE forbids to ask for it"
+        )
     commit, found = offered(wanted)
     files = choose_files(wanted.repository, found)
     try:
@@ -131,10 +157,14 @@ def is_whole(folder: Path) -> bool:
     if not index.is_file():
         return any(folder.glob("model*.safetensors"))
     try:
-        shards = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+        shards = set(
+            json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()
+        )
     except (OSError, ValueError, KeyError, AttributeError, TypeError):
         return False
-    return bool(shards) and all(isinstance(shard, str) and (folder / shard).is_file() for shard in shards)
+    return bool(shards) and all(
+        isinstance(shard, str) and (folder / shard).is_file() for shard in shards
+    )
 
 
 def read_record(folder: Path) -> dict[str, Any] | None:
@@ -171,7 +201,10 @@ def _installed(wanted: Wanted) -> Path | None:
 
 def _has_all(folder: Path, record: dict[str, Any]) -> bool:
     try:
-        return all((folder / name).stat().st_size == row["size"] for name, row in record["files"].items())
+        return all(
+            (folder / name).stat().st_size == row["size"]
+            for name, row in record["files"].items()
+        )
     except (OSError, KeyError, TypeError, AttributeError):
         return False
 
@@ -185,7 +218,10 @@ def _cached(wanted: Wanted) -> Path | None:
     try:
         folder = Path(
             snapshot_download(
-                wanted.repository, revision=wanted.revision, local_files_only=True, allow_patterns=list(_CACHED)
+                wanted.repository,
+                revision=wanted.revision,
+                local_files_only=True,
+                allow_patterns=list(_CACHED),
             )
         )
     except (OSError, ValueError):  # not there, or only in part
@@ -202,7 +238,9 @@ def _only_one(wanted: Wanted, progress: Progress) -> Iterator[None]:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            progress(f"{wanted.repository} is being fetched by another process; waiting")
+            progress(
+                f"{wanted.repository} is being fetched by another process; waiting"
+            )
             fcntl.flock(lock, fcntl.LOCK_EX)
         yield
 
@@ -234,7 +272,9 @@ def _fetch(wanted: Wanted, progress: Progress) -> Path:
         "repository": wanted.repository,
         "revision": wanted.revision or "main",
         "commit": commit,
-        "files": {file.name: {"size": file.size, "sha256": sums[file.name]} for file in files},
+        "files": {
+            file.name: {"size": file.size, "sha256": sums[file.name]} for file in files
+        },
     }
     (draft / RECORD).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     _install(draft, {*sums, RECORD}, wanted.folder)
@@ -254,11 +294,20 @@ def offered(wanted: Wanted) -> tuple[str, list[RemoteFile]]:
     except Exception as error:
         raise _explained(wanted.repository, error) from None
     if not isinstance(info.sha, str) or not _COMMIT.fullmatch(info.sha):
-        raise DownloadError(f"{wanted.repository}: the hub names no commit; try again later")
+        raise DownloadError(
+            f"{wanted.repository}: the hub names no commit; try again later"
+        )
     found = []
     for sibling in info.siblings or []:
         sha256 = sibling.lfs.sha256 if sibling.lfs is not None else None
-        found.append(RemoteFile(str(sibling.rfilename), sibling.size, sha256, None if sha256 else sibling.blob_id))
+        found.append(
+            RemoteFile(
+                str(sibling.rfilename),
+                sibling.size,
+                sha256,
+                None if sha256 else sibling.blob_id,
+            )
+        )
     return info.sha, found
 
 
@@ -268,7 +317,9 @@ def _check_config(path: Path) -> None:
     from rvllm_local.models.loader import read_config
 
     if path.stat().st_size > 16 << 20:
-        raise ModelFileError(f"{path}: a configuration of {path.stat().st_size} bytes is not plausible")
+        raise ModelFileError(
+            f"{path}: a configuration of {path.stat().st_size} bytes is not plausible"
+        )
     check_architecture(read_config(path.parent))
 
 
@@ -277,7 +328,9 @@ def _check_space(wanted: Wanted, files: list[RemoteFile], draft: Path) -> None:
     needed = sum(file.size or 0 for file in files) - have
     free = shutil.disk_usage(draft).free
     if free < needed + (16 << 20):
-        raise DownloadError(f"{wanted.repository} needs {needed} more bytes in {cache_folder()}; {free} are free")
+        raise DownloadError(
+            f"{wanted.repository} needs {needed} more bytes in {cache_folder()}; {free} are free"
+        )
 
 
 def _install(draft: Path, names: set[str], target: Path) -> None:
@@ -299,16 +352,28 @@ def _install(draft: Path, names: set[str], target: Path) -> None:
 
 
 def _explained(repository: str, error: Exception) -> RvllmError:
-    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
 
     if isinstance(error, GatedRepoError):
-        return DownloadError(f"{repository} is gated: accept its terms on the hub and run `hf auth login`")
+        return DownloadError(
+            f"{repository} is gated: accept its terms on the hub and run `hf auth login`"
+        )
     if isinstance(error, RevisionNotFoundError):
-        return ModelNotFoundError(f"{repository} has no such revision; leave out the part after @ for the newest")
+        return ModelNotFoundError(
+            f"{repository} has no such revision; leave out the part after @ for the newest"
+        )
     if isinstance(error, RepositoryNotFoundError):
-        return ModelNotFoundError(f"the Hugging Face hub has no repository {repository!r} that you may read")
+        return ModelNotFoundError(
+            f"the Hugging Face hub has no repository {repository!r} that you may read"
+        )
     reason = redact(f"{type(error).__name__}: {error}")
-    return DownloadError(f"{repository} could not be fetched: {reason}; what came is kept, try again to go on")
+    return DownloadError(
+        f"{repository} could not be fetched: {reason}; what came is kept, try again to go on"
+    )
 
 
 class _Teller:
@@ -320,7 +385,12 @@ class _Teller:
 
     def add(self, count: int) -> None:
         self._have += count
-        if self._have - self._told >= self._total * _TOLD_EACH or self._told < self._total <= self._have:
+        if (
+            self._have - self._told >= self._total * _TOLD_EACH
+            or self._told < self._total <= self._have
+        ):
             self._told = self._have
             share = 100 * self._have // max(1, self._total)
-            self._progress(f"{self._repository}: {self._have / 1e6:.0f} of {self._total / 1e6:.0f} MB ({share} %)")
+            self._progress(
+                f"{self._repository}: {self._have / 1e6:.0f} of {self._total / 1e6:.0f} MB ({share} %)"
+            )

@@ -22,12 +22,16 @@ _CHUNK = 1 << 20
 class _Counted:
     """A file that tells how much is written to it, and takes no more than `largest` bytes."""
 
-    def __init__(self, file: BinaryIO, told: Callable[[int], None], largest: int) -> None:
+    def __init__(
+        self, file: BinaryIO, told: Callable[[int], None], largest: int
+    ) -> None:
         self._file, self._told, self._largest = file, told, largest
 
     def write(self, data: bytes) -> int:
         if self._file.tell() + len(data) > self._largest:
-            raise DownloadError(f"more than {self._largest} bytes came for a file of that size; try again")
+            raise DownloadError(
+                f"more than {self._largest} bytes came for a file of that size; try again"
+            )
         count = self._file.write(data)
         self._told(count)
         return count
@@ -46,7 +50,13 @@ def is_offline() -> bool:
     return os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE")
 
 
-def fetch_file(repository: str, commit: str, file: RemoteFile, folder: Path, told: Callable[[int], None]) -> str:
+def fetch_file(
+    repository: str,
+    commit: str,
+    file: RemoteFile,
+    folder: Path,
+    told: Callable[[int], None],
+) -> str:
     """Put one file into `folder`, which has its beginning if an earlier run was cut. Returns its sha256.
 
     Raises `ChecksumError`, after which nothing of it is left, `DownloadError`, or what the network raises.
@@ -79,7 +89,9 @@ def fetch_file(repository: str, commit: str, file: RemoteFile, folder: Path, tol
         os.fsync(output.fileno())
     if part.stat().st_size != file.size:
         part.unlink()
-        raise DownloadError(f"{repository}: {file.name} came with another size than {file.size} bytes; try again")
+        raise DownloadError(
+            f"{repository}: {file.name} came with another size than {file.size} bytes; try again"
+        )
     sha256 = _checked(repository, file, part)
     part.replace(target)
     return sha256
@@ -99,7 +111,10 @@ def _no_bar() -> type[Any]:
 
 def _checked(repository: str, file: RemoteFile, path: Path) -> str:
     """The file's sha256, held against what the hub promised; a wrong file is removed."""
-    sha256, sha1 = hashlib.sha256(), hashlib.sha1(f"blob {file.size}\0".encode(), usedforsecurity=False)
+    sha256, sha1 = (
+        hashlib.sha256(),
+        hashlib.sha1(f"blob {file.size}\0".encode(), usedforsecurity=False),
+    )
     with path.open("rb") as data:
         while chunk := data.read(_CHUNK):
             sha256.update(chunk)

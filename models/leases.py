@@ -41,13 +41,20 @@ class Lease:
             os.close(descriptor)
 
     def __del__(self) -> None:
-        with contextlib.suppress(OSError, AttributeError, TypeError):  # at the interpreter's end
+        with contextlib.suppress(
+            OSError, AttributeError, TypeError
+        ):  # at the interpreter's end
             self.close()
 
 
 def take_lease(name: str, path: Path) -> Lease | None:
     """Say that this process has the model at `path` open; None where no file can be written."""
-    row = {"pid": os.getpid(), "name": name, "path": str(path.resolve()), "since": time.time()}
+    row = {
+        "pid": os.getpid(),
+        "name": name,
+        "path": str(path.resolve()),
+        "since": time.time(),
+    }
     try:
         folder = _folder()
         folder.mkdir(parents=True, exist_ok=True)
@@ -67,12 +74,22 @@ def running() -> list[Running]:
     """Models that are open in any process of this user, oldest first."""
     found = []
     for place in _folder().glob("[0-9]*"):
-        with contextlib.suppress(OSError, ValueError, KeyError, TypeError), place.open(encoding="utf-8") as file:
+        with (
+            contextlib.suppress(OSError, ValueError, KeyError, TypeError),
+            place.open(encoding="utf-8") as file,
+        ):
             try:
                 fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
             except BlockingIOError:
                 row = json.load(file)
-                found.append(Running(int(row["pid"]), str(row["name"]), Path(row["path"]), float(row["since"])))
+                found.append(
+                    Running(
+                        int(row["pid"]),
+                        str(row["name"]),
+                        Path(row["path"]),
+                        float(row["since"]),
+                    )
+                )
             else:
                 place.unlink(missing_ok=True)  # its process is gone
     return sorted(found, key=lambda one: one.since)
@@ -81,7 +98,9 @@ def running() -> list[Running]:
 def users_of(path: Path) -> list[Running]:
     """Who has this model, or a file of it, open."""
     wanted = path.resolve()
-    return [one for one in running() if one.path == wanted or wanted in one.path.parents]
+    return [
+        one for one in running() if one.path == wanted or wanted in one.path.parents
+    ]
 
 
 def _folder() -> Path:

@@ -27,7 +27,11 @@ from rvllm_local.models.families import build_model
 from rvllm_local.models.file_stamps import StampedFiles
 from rvllm_local.models.gguf.config import gguf_config
 from rvllm_local.models.gguf.reader import GGUFFile
-from rvllm_local.models.gguf.weights import check_shapes, gguf_packed_weights, gguf_weights
+from rvllm_local.models.gguf.weights import (
+    check_shapes,
+    gguf_packed_weights,
+    gguf_weights,
+)
 from rvllm_local.models.hub_fetch import Wanted, fetch_repository, parse_repository
 from rvllm_local.models.leases import take_lease
 from rvllm_local.models.quantized import quantize_as_packed, quantize_as_stored
@@ -88,18 +92,26 @@ def locate(name: str, progress: Progress = silent) -> ModelFiles:
 def local_model(name: str) -> ModelFiles | None:
     """Files for a path. Raises `ModelNotFoundError` for what can only be a path and leads to no model."""
     if len(name) > _LONGEST_NAME or "\0" in name:
-        raise ModelNotFoundError(f"{name[:80]!r} is the name of no model, folder or file")
+        raise ModelNotFoundError(
+            f"{name[:80]!r} is the name of no model, folder or file"
+        )
     path = expanded(name)
     try:
         is_folder, is_file = path.is_dir(), path.is_file()
     except OSError as error:  # too long for this system, or behind a folder that is closed to this user
-        raise ModelNotFoundError(f"{name[:80]!r} cannot be looked at: {error.strerror}") from error
+        raise ModelNotFoundError(
+            f"{name[:80]!r} cannot be looked at: {error.strerror}"
+        ) from error
     if is_folder:
-        shown = path.name if path.name not in ("", "..") else path.resolve().name  # "." has no name of its own
+        shown = (
+            path.name if path.name not in ("", "..") else path.resolve().name
+        )  # "." has no name of its own
         if is_bundle(path):
             return ModelFiles("bundle", path, shown.removesuffix(".rvllm"))
         if not (path / "config.json").is_file():
-            raise ModelNotFoundError(f"{path} is not a model folder: it has no config.json")
+            raise ModelNotFoundError(
+                f"{path} is not a model folder: it has no config.json"
+            )
         return ModelFiles("folder", path, shown)
     if path.suffix == ".gguf" and is_file:
         return ModelFiles("gguf", path, path.stem)
@@ -107,8 +119,14 @@ def local_model(name: str) -> ModelFiles | None:
         raise ModelNotFoundError(
             f"{path} is neither a .gguf file nor a folder; give the folder that a model's files are in"
         )
-    if (path.suffix == ".gguf" and parse_repository(name) is None) or path.is_absolute() or name.startswith((".", "~")):
-        raise ModelNotFoundError(f"{path} does not exist; give a model folder, a .gguf file or a catalogue name")
+    if (
+        (path.suffix == ".gguf" and parse_repository(name) is None)
+        or path.is_absolute()
+        or name.startswith((".", "~"))
+    ):
+        raise ModelNotFoundError(
+            f"{path} does not exist; give a model folder, a .gguf file or a catalogue name"
+        )
     return None
 
 
@@ -128,12 +146,18 @@ def repository_of(name: str) -> Wanted | None:
 def wanted_of(entry: CatalogueEntry) -> Wanted:
     """Where the hub has a catalogue's model; a revision of "main" is kept without its name."""
     assert entry.repo is not None
-    return Wanted(entry.repo, None if entry.revision in (None, "main") else entry.revision)
+    return Wanted(
+        entry.repo, None if entry.revision in (None, "main") else entry.revision
+    )
 
 
 def _fetched(name: str, path: Path) -> ModelFiles:
-    kind: Literal["folder", "gguf", "bundle"] = "gguf" if path.suffix == ".gguf" else "folder"
-    return ModelFiles("bundle" if kind == "folder" and is_bundle(path) else kind, path, name)
+    kind: Literal["folder", "gguf", "bundle"] = (
+        "gguf" if path.suffix == ".gguf" else "folder"
+    )
+    return ModelFiles(
+        "bundle" if kind == "folder" and is_bundle(path) else kind, path, name
+    )
 
 
 def load_model(files: ModelFiles, *, verify: bool = False) -> LoadedModel:
@@ -161,14 +185,18 @@ def load_model(files: ModelFiles, *, verify: bool = False) -> LoadedModel:
         context_length=context_length(config),
         vocab_size=vocab_size(config),
         eos_token_ids=native.eos_token_ids,
-        weights_bytes=sum(value.nbytes for _, value in tree_flatten(module.parameters())),
+        weights_bytes=sum(
+            value.nbytes for _, value in tree_flatten(module.parameters())
+        ),
         fingerprint=fingerprint,
     )
     module._lease = take_lease(files.name, files.path)  # lives as long as the module
     return loaded
 
 
-def open_native(files: ModelFiles, *, as_floats: bool = False, verify: bool = False) -> NativeModel:
+def open_native(
+    files: ModelFiles, *, as_floats: bool = False, verify: bool = False
+) -> NativeModel:
     """The model with its weights as they are stored, read only when they are evaluated where the format allows.
 
     With `as_floats` a GGUF file's quantized matrices become float32. Raises as `load_model` does.
@@ -177,8 +205,15 @@ def open_native(files: ModelFiles, *, as_floats: bool = False, verify: bool = Fa
         gguf = GGUFFile(files.path)
         config = gguf_config(gguf)
         module = build_model(config)
-        check_shapes(gguf, {name: value.shape for name, value in tree_flatten(module.parameters())})
-        parts = gguf_weights(gguf, config) if as_floats else gguf_packed_weights(gguf, config)
+        check_shapes(
+            gguf,
+            {name: value.shape for name, value in tree_flatten(module.parameters())},
+        )
+        parts = (
+            gguf_weights(gguf, config)
+            if as_floats
+            else gguf_packed_weights(gguf, config)
+        )
         weights = {name: mx.array(part) for name, part in parts}
         weights = _sanitized(files.path, module, weights)
         quantize_as_packed(module, weights)
@@ -188,7 +223,11 @@ def open_native(files: ModelFiles, *, as_floats: bool = False, verify: bool = Fa
         open_bundle(files.path, verify=verify)
     config = read_config(files.path)
     module = build_model(config)
-    weights = bundle_weights(files.path) if files.kind == "bundle" else _folder_weights(files.path)
+    weights = (
+        bundle_weights(files.path)
+        if files.kind == "bundle"
+        else _folder_weights(files.path)
+    )
     weights = _sanitized(files.path, module, weights)
     quantize_as_stored(module, config, weights)
     _load_weights(files.path, module, weights)
@@ -198,9 +237,14 @@ def open_native(files: ModelFiles, *, as_floats: bool = False, verify: bool = Fa
 def _check_numbers(path: Path, module: nn.Module) -> None:
     """Refuse weights that are not finite numbers: one of them would turn every answer into noise."""
     for name, value in tree_flatten(module.parameters()):
-        if mx.issubdtype(value.dtype, mx.floating) and not mx.isfinite(value).all().item():
+        if (
+            mx.issubdtype(value.dtype, mx.floating)
+            and not mx.isfinite(value).all().item()
+        ):
             what = "not numbers (NaN)" if mx.isnan(value).any().item() else "infinite"
-            raise ModelFileError(f"{path}: weight {name!r} holds values that are {what}; fetch it again")
+            raise ModelFileError(
+                f"{path}: weight {name!r} holds values that are {what}; fetch it again"
+            )
 
 
 def _folder_weights(folder: Path) -> dict[str, mx.array]:
@@ -208,7 +252,9 @@ def _folder_weights(folder: Path) -> dict[str, mx.array]:
     for path in weight_files(folder):
         shard = _read_safetensors(path)
         if twice := weights.keys() & shard.keys():
-            raise ModelFileError(f"{path}: weight {min(twice)!r} is also in another file")
+            raise ModelFileError(
+                f"{path}: weight {min(twice)!r} is also in another file"
+            )
         weights.update(shard)
     return weights
 
@@ -222,14 +268,26 @@ def _read_safetensors(path: Path) -> dict[str, mx.array]:
     return loaded
 
 
-def _sanitized(path: Path, module: nn.Module, weights: dict[str, mx.array]) -> dict[str, mx.array]:
+def _sanitized(
+    path: Path, module: nn.Module, weights: dict[str, mx.array]
+) -> dict[str, mx.array]:
     """The weights as the family's own clean-up leaves them."""
     if not hasattr(module, "sanitize"):
         return weights
     try:
         return dict(module.sanitize(weights))
-    except (LookupError, ValueError, TypeError, AttributeError, AssertionError, ArithmeticError, RuntimeError) as error:
-        raise ModelFileError(f"{path}: the weights are not those of this architecture: {error!r:.300}") from error
+    except (
+        LookupError,
+        ValueError,
+        TypeError,
+        AttributeError,
+        AssertionError,
+        ArithmeticError,
+        RuntimeError,
+    ) as error:
+        raise ModelFileError(
+            f"{path}: the weights are not those of this architecture: {error!r:.300}"
+        ) from error
 
 
 def _load_weights(path: Path, module: nn.Module, weights: dict[str, mx.array]) -> None:
@@ -242,7 +300,9 @@ def _load_weights(path: Path, module: nn.Module, weights: dict[str, mx.array]) -
         module.load_weights(list(weights.items()), strict=True)
     except ValueError as error:
         detail = " ".join(str(error).split())[:300]
-        raise ModelFileError(f"{path}: the weights do not fit the configuration: {detail}") from error
+        raise ModelFileError(
+            f"{path}: the weights do not fit the configuration: {detail}"
+        ) from error
 
 
 def _is_of_type(given: mx.Dtype, expected: mx.Dtype) -> bool:
@@ -264,7 +324,9 @@ def _folder_eos(folder: Path, config: Mapping[str, Any]) -> tuple[int, ...]:
         check_end(given.get("eos_token_id"), str(generation))
         if ids := _ids(given.get("eos_token_id")):
             return ids
-    return _ids(config.get("eos_token_id")) or _ids(_text_config(config).get("eos_token_id"))
+    return _ids(config.get("eos_token_id")) or _ids(
+        _text_config(config).get("eos_token_id")
+    )
 
 
 def _text_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -275,13 +337,24 @@ def _text_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
 
 def _ids(value: Any) -> tuple[int, ...]:
     values = value if isinstance(value, list) else [value]
-    return tuple(token for token in values if isinstance(token, int) and not isinstance(token, bool))
+    return tuple(
+        token
+        for token in values
+        if isinstance(token, int) and not isinstance(token, bool)
+    )
 
 
 def context_length(config: Mapping[str, Any]) -> int:
     """The model's own context in tokens. Raises `ModelFileError` for a value that is none."""
     key = "max_position_embeddings"
-    value = next((part[key] for part in (config, _text_config(config)) if part.get(key) is not None), _DEFAULT_CONTEXT)
+    value = next(
+        (
+            part[key]
+            for part in (config, _text_config(config))
+            if part.get(key) is not None
+        ),
+        _DEFAULT_CONTEXT,
+    )
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise ModelFileError(f"config.json has no usable {key}: {value!r}")
     return value
@@ -299,15 +372,24 @@ def weight_paths(files: ModelFiles) -> list[Path]:
     """The files that hold a model's weights, whatever is in them."""
     if files.kind == "gguf":
         return [files.path]
-    return [files.path / WEIGHTS] if files.kind == "bundle" else sorted(files.path.glob("*.safetensors"))
+    return (
+        [files.path / WEIGHTS]
+        if files.kind == "bundle"
+        else sorted(files.path.glob("*.safetensors"))
+    )
 
 
 def _fingerprint(files: ModelFiles, config: Mapping[str, Any]) -> str:
     """Changes whenever the configuration or a weight file's size or time does."""
     if files.kind == "bundle":
         return hashlib.sha256((files.path / MANIFEST).read_bytes()).hexdigest()
-    stamps = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in weight_paths(files)]
-    return hashlib.sha256(json.dumps([config, stamps], sort_keys=True, default=str).encode()).hexdigest()
+    stamps = [
+        (path.name, path.stat().st_size, path.stat().st_mtime_ns)
+        for path in weight_paths(files)
+    ]
+    return hashlib.sha256(
+        json.dumps([config, stamps], sort_keys=True, default=str).encode()
+    ).hexdigest()
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -318,7 +400,9 @@ def read_config(folder: Path) -> dict[str, Any]:
 def _read_json(path: Path) -> dict[str, Any]:
     try:
         if path.stat().st_size > _LARGEST_SETTINGS:
-            raise ModelFileError(f"{path}: {path.stat().st_size} bytes of settings are not plausible")
+            raise ModelFileError(
+                f"{path}: {path.stat().st_size} bytes of settings are not plausible"
+            )
         value = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise ModelFileError(f"{path} cannot be read: {error}") from error

@@ -19,7 +19,11 @@ _WINDOW = 512  # tokens a call
 
 def bundled_text() -> str:
     """About 650 words of plain English."""
-    return resources.files("rvllm_local.models").joinpath("perplexity.txt").read_text(encoding="utf-8")
+    return (
+        resources.files("rvllm_local.models")
+        .joinpath("perplexity.txt")
+        .read_text(encoding="utf-8")
+    )
 
 
 def perplexity(module: nn.Module, token_ids: Sequence[int]) -> float:

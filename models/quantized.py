@@ -24,7 +24,9 @@ _BITS = (2, 3, 4, 5, 6, 8)
 _PLAN_KEYS = ("group_size", "bits", "mode")
 
 
-def quantize_as_stored(module: nn.Module, config: Mapping[str, Any], weights: Mapping[str, mx.array]) -> None:
+def quantize_as_stored(
+    module: nn.Module, config: Mapping[str, Any], weights: Mapping[str, mx.array]
+) -> None:
     """Make the quantized layers that the weights are for, by the configuration's plan; a layer may have its own."""
     plan = _plan(config)
     if plan is None:
@@ -44,9 +46,17 @@ def quantize_as_stored(module: nn.Module, config: Mapping[str, Any], weights: Ma
 def _quantize(module: nn.Module, plan: Mapping[str, Any], choose: Any) -> None:
     mode = plan.get("mode", "affine")
     try:
-        nn.quantize(module, group_size=plan["group_size"], bits=plan["bits"], mode=mode, class_predicate=choose)
+        nn.quantize(
+            module,
+            group_size=plan["group_size"],
+            bits=plan["bits"],
+            mode=mode,
+            class_predicate=choose,
+        )
     except (ValueError, TypeError, KeyError, ZeroDivisionError) as error:
-        raise UnsupportedModelError(f"config.json's quantization cannot be served: {error}") from error
+        raise UnsupportedModelError(
+            f"config.json's quantization cannot be served: {error}"
+        ) from error
 
 
 def _plan(config: Mapping[str, Any]) -> dict[str, Any] | None:
@@ -59,9 +69,15 @@ def _plan(config: Mapping[str, Any]) -> dict[str, Any] | None:
         if not other:
             return None
         plan = _foreign(other)
-    sizes = (plan.get("group_size"), plan.get("bits")) if isinstance(plan, dict) else (None, None)
+    sizes = (
+        (plan.get("group_size"), plan.get("bits"))
+        if isinstance(plan, dict)
+        else (None, None)
+    )
     if not all(type(size) is int and 0 < size <= 1024 for size in sizes):
-        raise ModelFileError(f"config.json's quantization lacks group_size and bits: {plan!r:.200}")
+        raise ModelFileError(
+            f"config.json's quantization lacks group_size and bits: {plan!r:.200}"
+        )
     assert isinstance(plan, dict)
     if plan["bits"] not in _BITS:
         raise ModelFileError(
@@ -89,7 +105,9 @@ def quantize_as_packed(module: nn.Module, weights: Mapping[str, mx.array]) -> No
         scales = weights.get(f"{name}.scales")
         if scales is None or not hasattr(layer, "to_quantized"):
             return False
-        bits = weights[f"{name}.weight"].shape[-1] * 32 // (scales.shape[-1] * GROUP_SIZE)
+        bits = (
+            weights[f"{name}.weight"].shape[-1] * 32 // (scales.shape[-1] * GROUP_SIZE)
+        )
         return {"group_size": GROUP_SIZE, "bits": bits}
 
     if any(name.endswith(".scales") for name in weights):
@@ -101,7 +119,9 @@ def quantization_of(module: nn.Module) -> dict[str, Any] | None:
     plan: dict[str, Any] = {}
     for path, layer in tree_flatten(module.leaf_modules(), is_leaf=nn.Module.is_module):
         if hasattr(layer, "bits"):
-            own = {key: getattr(layer, key) for key in _PLAN_KEYS if hasattr(layer, key)}
+            own = {
+                key: getattr(layer, key) for key in _PLAN_KEYS if hasattr(layer, key)
+            }
             if not plan:
                 plan = dict(own)
             if layer.get("global_scale") is not None:

@@ -35,13 +35,19 @@ class StoredTensor:
 def check_safetensors(path: Path) -> None:
     """Raise `ModelFileError` if the file is missing, cut, or its header contradicts itself."""
     if not path.is_file():
-        raise ModelFileError(f"{path}: this weight file is missing; fetch the model again")
-    read_header(path)  # the library takes the last of two tensors with one name, and a header of any size
+        raise ModelFileError(
+            f"{path}: this weight file is missing; fetch the model again"
+        )
+    read_header(
+        path
+    )  # the library takes the last of two tensors with one name, and a header of any size
     try:
         with safe_open(str(path), framework="numpy"):
             pass
     except (SafetensorError, OSError) as error:
-        raise ModelFileError(f"{path}: not a sound safetensors file: {error}; fetch it again") from error
+        raise ModelFileError(
+            f"{path}: not a sound safetensors file: {error}; fetch it again"
+        ) from error
 
 
 def read_header(path: Path) -> tuple[dict[str, StoredTensor], bytes]:
@@ -50,14 +56,26 @@ def read_header(path: Path) -> tuple[dict[str, StoredTensor], bytes]:
         with path.open("rb") as file:
             length = struct.unpack("<Q", file.read(8))[0]
             if length > _MAX_HEADER:
-                raise ModelFileError(f"{path}: a header of {length} bytes is not plausible")
+                raise ModelFileError(
+                    f"{path}: a header of {length} bytes is not plausible"
+                )
             raw = file.read(length)
         rows = json.loads(raw, object_pairs_hook=_once)
         rows.pop("__metadata__", None)
         base = 8 + length
         return {name: _stored(row, base) for name, row in rows.items()}, raw
-    except (OSError, ValueError, struct.error, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise ModelFileError(f"{path}: its header cannot be read: {error!r:.200}; fetch it again") from error
+    except (
+        OSError,
+        ValueError,
+        struct.error,
+        KeyError,
+        TypeError,
+        AttributeError,
+        RecursionError,
+    ) as error:
+        raise ModelFileError(
+            f"{path}: its header cannot be read: {error!r:.200}; fetch it again"
+        ) from error
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -65,7 +83,9 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) != len(pairs):
         names = [name for name, _ in pairs]
-        raise ValueError(f"{next(name for name in names if names.count(name) > 1)!r:.120} appears twice")
+        raise ValueError(
+            f"{next(name for name in names if names.count(name) > 1)!r:.120} appears twice"
+        )
     return found
 
 
@@ -81,7 +101,11 @@ def weight_files(folder: Path) -> list[Path]:
     if index.is_file():
         return _indexed(folder, index)
     if not paths:
-        hint = "; it has pickled weights, which are never read" if any(folder.glob("*.bin")) else ""
+        hint = (
+            "; it has pickled weights, which are never read"
+            if any(folder.glob("*.bin"))
+            else ""
+        )
         raise ModelFileError(f"{folder}: there are no model*.safetensors files{hint}")
     _check_numbers(folder, paths)
     for path in paths:
@@ -96,13 +120,17 @@ def _indexed(folder: Path, index: Path) -> list[Path]:
         by_shard.setdefault(shard, set()).add(name)
     for shard in by_shard:
         if not _SHARD.fullmatch(shard):
-            raise ModelFileError(f"{index}: {shard!r:.120} is not the name of a weight file in this folder")
+            raise ModelFileError(
+                f"{index}: {shard!r:.120} is not the name of a weight file in this folder"
+            )
     paths = [folder / shard for shard in sorted(by_shard)]
     for path in paths:
         check_safetensors(path)
         missing = by_shard[path.name] - read_header(path)[0].keys()
         if missing:
-            raise ModelFileError(f"{path}: the index says that it holds {min(missing)!r}, and it does not")
+            raise ModelFileError(
+                f"{path}: the index says that it holds {min(missing)!r}, and it does not"
+            )
     return paths
 
 
@@ -110,9 +138,17 @@ def _weight_map(index: Path) -> dict[str, str]:
     try:
         places = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise ModelFileError(f"{index}: it has no readable weight_map: {error!r:.200}") from error
-    if not isinstance(places, dict) or not places or not all(isinstance(shard, str) for shard in places.values()):
-        raise ModelFileError(f"{index}: weight_map does not name a file for each weight")
+        raise ModelFileError(
+            f"{index}: it has no readable weight_map: {error!r:.200}"
+        ) from error
+    if (
+        not isinstance(places, dict)
+        or not places
+        or not all(isinstance(shard, str) for shard in places.values())
+    ):
+        raise ModelFileError(
+            f"{index}: weight_map does not name a file for each weight"
+        )
     return places
 
 
@@ -122,5 +158,9 @@ def _check_numbers(folder: Path, paths: list[Path]) -> None:
     for total in {int(match[2]) for match in found}:
         numbers = {int(match[1]) for match in found if int(match[2]) == total}
         if len(numbers) < total <= 10_000:
-            absent = next(number for number in range(1, total + 1) if number not in numbers)
-            raise ModelFileError(f"{folder}: weight file {absent} of {total} is missing; fetch the model again")
+            absent = next(
+                number for number in range(1, total + 1) if number not in numbers
+            )
+            raise ModelFileError(
+                f"{folder}: weight file {absent} of {total} is missing; fetch the model again"
+            )

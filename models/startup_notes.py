@@ -24,15 +24,25 @@ _MOST = 512  # notes; the oldest go first
 def read_note(subject: str) -> Any:
     """What was noted of a subject; None if nothing was."""
     try:
-        descriptor = os.open(_place(subject), os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        descriptor = os.open(
+            _place(subject), os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC
+        )
         with os.fdopen(descriptor, "rb") as file:
             state = os.fstat(descriptor)
-            if not stat.S_ISREG(state.st_mode) or state.st_uid != os.geteuid() or state.st_mode & 0o077:
+            if (
+                not stat.S_ISREG(state.st_mode)
+                or state.st_uid != os.geteuid()
+                or state.st_mode & 0o077
+            ):
                 return None
             found = json.loads(file.read(_LARGEST))
     except (OSError, ValueError, RecursionError):
         return None
-    return found.get("value") if isinstance(found, dict) and found.get("subject") == subject else None
+    return (
+        found.get("value")
+        if isinstance(found, dict) and found.get("subject") == subject
+        else None
+    )
 
 
 def write_note(subject: str, value: Any) -> None:
@@ -41,7 +51,9 @@ def write_note(subject: str, value: Any) -> None:
     with contextlib.suppress(OSError):
         place.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         draft = place.with_name(f".{uuid.uuid4().hex}")
-        descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        descriptor = os.open(
+            draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600
+        )
         with os.fdopen(descriptor, "wb") as file:
             file.write(json.dumps({"subject": subject, "value": value}).encode())
         draft.replace(place)

@@ -14,7 +14,13 @@ from pathlib import Path
 from rvllm_local.errors import ModelNotFoundError, RvllmError
 from rvllm_local.models.bundle import is_bundle
 from rvllm_local.models.catalogue import Catalogue
-from rvllm_local.models.hub_fetch import PIN, RECORD, is_being_fetched, parse_repository, read_record
+from rvllm_local.models.hub_fetch import (
+    PIN,
+    RECORD,
+    is_being_fetched,
+    parse_repository,
+    read_record,
+)
 from rvllm_local.models.leases import users_of
 from rvllm_local.models.wheel_fetch import cache_folder, is_left_behind
 
@@ -46,35 +52,68 @@ def installed() -> list[Installed]:
         if known.repo is not None:
             by_repo[known.repo, known.revision or "main"] = known.name
     found = []
-    for folder in sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith(".")):
+    for folder in sorted(
+        path
+        for path in root.iterdir()
+        if path.is_dir() and not path.name.startswith(".")
+    ):
         entry = catalogue.entries.get(folder.name)
         record = read_record(folder)
         if record is not None:
             found.append(_fetched(folder, record, by_repo))
         elif entry is not None and entry.file and (folder / entry.file).is_file():
-            found.append(Installed((entry.name,), folder, folder_size(folder), "gguf", None, _is_pinned(folder)))
+            found.append(
+                Installed(
+                    (entry.name,),
+                    folder,
+                    folder_size(folder),
+                    "gguf",
+                    None,
+                    _is_pinned(folder),
+                )
+            )
         elif is_bundle(folder):
             name = folder.name.removesuffix(".rvllm")
-            found.append(Installed((name,), folder, folder_size(folder), "bundle", None, _is_pinned(folder)))
+            found.append(
+                Installed(
+                    (name,),
+                    folder,
+                    folder_size(folder),
+                    "bundle",
+                    None,
+                    _is_pinned(folder),
+                )
+            )
     return sorted(found, key=lambda one: one.names[0])
 
 
-def _fetched(folder: Path, record: dict[str, object], by_repo: dict[tuple[str, str], str]) -> Installed:
+def _fetched(
+    folder: Path, record: dict[str, object], by_repo: dict[tuple[str, str], str]
+) -> Installed:
     repository, revision = str(record.get("repository")), str(record.get("revision"))
     ggufs = sorted(path.name for path in folder.glob("*.gguf"))
     name = f"{repository}/{ggufs[0]}" if ggufs else repository
     if revision != "main":
         name += f"@{revision}"
-    names = (by_repo[repository, revision], name) if (repository, revision) in by_repo and not ggufs else (name,)
+    names = (
+        (by_repo[repository, revision], name)
+        if (repository, revision) in by_repo and not ggufs
+        else (name,)
+    )
     kind = "gguf" if ggufs else "bundle" if is_bundle(folder) else "safetensors"
     commit = str(record["commit"]) if "commit" in record else None
-    return Installed(names, folder, folder_size(folder), kind, commit, _is_pinned(folder))
+    return Installed(
+        names, folder, folder_size(folder), kind, commit, _is_pinned(folder)
+    )
 
 
 def find_installed(name: str) -> Installed | None:
     """The installed model that answers to `name`."""
     wanted = name.lower()
-    return next((one for one in installed() if wanted in (each.lower() for each in one.names)), None)
+    return next(
+        (one for one in installed() if wanted in (each.lower() for each in one.names)),
+        None,
+    )
 
 
 def remove(name: str) -> Installed:
@@ -85,12 +124,20 @@ def remove(name: str) -> Installed:
     model = find_installed(name)
     if model is None:
         known = ", ".join(one.names[0] for one in installed()) or "none"
-        elsewhere = "; only models in the store are removed" if Path(name).exists() else ""
-        raise ModelNotFoundError(f"no model called {name[:80]!r} is installed{elsewhere}; installed are {known}")
+        elsewhere = (
+            "; only models in the store are removed" if Path(name).exists() else ""
+        )
+        raise ModelNotFoundError(
+            f"no model called {name[:80]!r} is installed{elsewhere}; installed are {known}"
+        )
     if model.pinned:
-        raise InUseError(f"{model.names[0]} is pinned; unpin it first with `rvllm pull --unpin {model.names[0]}`")
+        raise InUseError(
+            f"{model.names[0]} is pinned; unpin it first with `rvllm pull --unpin {model.names[0]}`"
+        )
     if users := users_of(model.path):
-        raise InUseError(f"{model.names[0]} is open in process {users[0].pid}; end that first")
+        raise InUseError(
+            f"{model.names[0]} is open in process {users[0].pid}; end that first"
+        )
     grave = cache_folder() / f".removed-{os.getpid()}-{model.path.name}"
     model.path.rename(grave)
     shutil.rmtree(grave, ignore_errors=True)
@@ -101,7 +148,9 @@ def pin(name: str, *, pinned: bool) -> Installed:
     """Protect an installed model from `remove`, or stop to."""
     model = find_installed(name)
     if model is None:
-        raise ModelNotFoundError(f"no model called {name[:80]!r} is installed; fetch it with `rvllm pull`")
+        raise ModelNotFoundError(
+            f"no model called {name[:80]!r} is installed; fetch it with `rvllm pull`"
+        )
     if pinned:
         (model.path / PIN).touch()
     else:
@@ -135,4 +184,6 @@ def _is_pinned(folder: Path) -> bool:
 
 def is_known_name(name: str) -> bool:
     """True for a catalogue name or a repository of the hub."""
-    return name.lower() in Catalogue.load().entries or parse_repository(name) is not None
+    return (
+        name.lower() in Catalogue.load().entries or parse_repository(name) is not None
+    )

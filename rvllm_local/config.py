@@ -17,7 +17,16 @@ from typing import Any, Literal
 
 from rvllm_local.errors import ConfigError
 
-_UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
+_UNITS = {
+    "": 1,
+    "B": 1,
+    "KB": 10**3,
+    "MB": 10**6,
+    "GB": 10**9,
+    "KIB": 2**10,
+    "MIB": 2**20,
+    "GIB": 2**30,
+}
 _LARGEST = 2**63 - 1
 
 
@@ -56,17 +65,23 @@ class EngineConfig:
 def parse_bytes(value: int | str) -> int:
     """Bytes from a number, or from text such as "256MB" or "1.5 GiB". Raises `ConfigError`."""
     if isinstance(value, bool) or not isinstance(value, int | str):
-        raise ConfigError(f"a size must be a number of bytes or text like 256MB, not {value!r}")
+        raise ConfigError(
+            f"a size must be a number of bytes or text like 256MB, not {value!r}"
+        )
     found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-zA-Z]*)\s*", str(value))
     if found is None or found[2].upper() not in _UNITS:
         raise ConfigError(f"{value!r} is not a size; write it like 256MB or 2GiB")
     size = Decimal(found[1]) * _UNITS[found[2].upper()]
     if not 1 <= size <= _LARGEST:
-        raise ConfigError(f"a size must be from 1 byte to {_LARGEST} bytes, not {value!r}")
+        raise ConfigError(
+            f"a size must be from 1 byte to {_LARGEST} bytes, not {value!r}"
+        )
     return int(size)
 
 
-def load_config(flags: Mapping[str, Any] | None = None, environ: Mapping[str, str] | None = None) -> EngineConfig:
+def load_config(
+    flags: Mapping[str, Any] | None = None, environ: Mapping[str, str] | None = None
+) -> EngineConfig:
     """Merge the sources. Raises `ConfigError` that names the key, its value, where it came from and what is allowed."""
     environ = os.environ if environ is None else environ
     names = [known.name for known in fields(EngineConfig)]
@@ -74,11 +89,15 @@ def load_config(flags: Mapping[str, Any] | None = None, environ: Mapping[str, st
     path = config_path(environ)
     for key, value in _read_file(path, must_exist="RVLLM_CONFIG" in environ).items():
         if key not in names:
-            raise ConfigError(f"{path}: unknown key {key!r}, set to {value!r}; known are {', '.join(names)}")
+            raise ConfigError(
+                f"{path}: unknown key {key!r}, set to {value!r}; known are {', '.join(names)}"
+            )
         merged[key] = _convert(key, value, str(path))
     for name in names:
         if (text := environ.get(f"RVLLM_{name.upper()}")) is not None:
-            merged[name] = _convert(name, text, f"environment variable RVLLM_{name.upper()}")
+            merged[name] = _convert(
+                name, text, f"environment variable RVLLM_{name.upper()}"
+            )
     for name, value in (flags or {}).items():
         if value is not None:
             merged[name] = _convert(name, value, f"--{name.replace('_', '-')}")
@@ -104,7 +123,9 @@ def _read_file(path: Path, must_exist: bool) -> dict[str, Any]:
             ) from error
         return {}
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
-        raise ConfigError(f"{path} cannot be read: {error}; mend or remove it") from error
+        raise ConfigError(
+            f"{path} cannot be read: {error}; mend or remove it"
+        ) from error
 
 
 def _convert(key: str, value: Any, source: str) -> Any:
@@ -122,7 +143,11 @@ def _text(value: Any) -> str:
 
 def _positive(value: Any) -> int:
     text = str(value).strip()
-    whole = isinstance(value, int | str) and not isinstance(value, bool) and re.fullmatch(r"[0-9]{1,18}", text)
+    whole = (
+        isinstance(value, int | str)
+        and not isinstance(value, bool)
+        and re.fullmatch(r"[0-9]{1,18}", text)
+    )
     if not whole or int(text) < 1:
         raise ValueError("it must be a whole number of at least 1")
     return int(text)

@@ -88,7 +88,9 @@ class EndpointError(RvllmError):
     """The server that answers the chat cannot be reached, refused, or broke off."""
 
 
-def error_of(kind: str | None, message: str, parameter: str | None = None) -> RvllmError:
+def error_of(
+    kind: str | None, message: str, parameter: str | None = None
+) -> RvllmError:
     """An error that crossed a process as the name of its class, its text, and the field that it is about."""
     found = globals().get(kind or "EngineError")
     if not (isinstance(found, type) and issubclass(found, RvllmError)):

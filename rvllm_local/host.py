@@ -12,7 +12,12 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-_M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -2, -3, -8  # mallopt(3)
+_M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = (
+    -1,
+    -2,
+    -3,
+    -8,
+)  # mallopt(3)
 _PIECE = 8 * 2**20  # below the size that malloc maps separately
 _MOST_RESERVED = 448 * 2**20  # below the size at which free memory is trimmed
 _OPENBLAS = "libopenblas.so.0"
@@ -55,7 +60,9 @@ def _keep_large_blocks() -> None:
         mallopt = ctypes.CDLL(None).mallopt
     except (OSError, AttributeError):  # not glibc
         return
-    mallopt(_M_ARENA_MAX, 1)  # other threads' heaps are trimmed at each free, whatever the threshold
+    mallopt(
+        _M_ARENA_MAX, 1
+    )  # other threads' heaps are trimmed at each free, whatever the threshold
     mallopt(_M_MMAP_THRESHOLD, 32 * 2**20)
     mallopt(_M_TRIM_THRESHOLD, 512 * 2**20)
     mallopt(_M_TOP_PAD, 64 * 2**20)
@@ -70,7 +77,9 @@ def reserve_heap(nbytes: int) -> None:
     for piece in pieces:
         ctypes.memset((ctypes.c_char * len(piece)).from_buffer(piece), 1, len(piece))
     try:
-        ctypes.CDLL(None).mallopt(_M_TOP_PAD, _PIECE)  # from now on the heap need not grow in large steps
+        ctypes.CDLL(None).mallopt(
+            _M_TOP_PAD, _PIECE
+        )  # from now on the heap need not grow in large steps
     except (OSError, AttributeError):  # not glibc
         return
 
@@ -87,9 +96,13 @@ def _load_openblas() -> HostReport:
                 is_fast_blas=False,
                 advice="MLX was imported before rvllm_local could load OpenBLAS; import rvllm_local first",
             )
-        missed = f"RVLLM_BLAS={wanted} is no library with cblas_sgemm; using {path} instead"
+        missed = (
+            f"RVLLM_BLAS={wanted} is no library with cblas_sgemm; using {path} instead"
+        )
         return HostReport(
-            f"OpenBLAS ({path})", is_fast_blas=True, advice=missed if wanted not in (None, "", path) else None
+            f"OpenBLAS ({path})",
+            is_fast_blas=True,
+            advice=missed if wanted not in (None, "", path) else None,
         )
     return HostReport(
         "reference BLAS",
@@ -112,4 +125,6 @@ def _load(path: str) -> bool:
 
 def _candidates() -> list[str]:
     own = Path(sys.prefix, "lib", "rvllm", _OPENBLAS)
-    return [path for path in (os.environ.get("RVLLM_BLAS"), _OPENBLAS, str(own)) if path]
+    return [
+        path for path in (os.environ.get("RVLLM_BLAS"), _OPENBLAS, str(own)) if path
+    ]

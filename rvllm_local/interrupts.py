@@ -45,7 +45,9 @@ class Interrupt:
             pass
 
     def _send(self) -> None:
-        ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(self._thread), ctypes.py_object(self._error))
+        ctypes.pythonapi.PyThreadState_SetAsyncExc(
+            ctypes.c_ulong(self._thread), ctypes.py_object(self._error)
+        )
 
 
 @contextlib.contextmanager

@@ -17,7 +17,13 @@ from rvllm_local.clients.stream import TokenStream
 from rvllm_local.config import default_cache_dir, parse_bytes
 from rvllm_local.engine.options import EngineOptions
 from rvllm_local.errors import ParameterError
-from rvllm_local.types import Completion, FinishReason, SamplingParams, StreamEvent, TokenLogprob
+from rvllm_local.types import (
+    Completion,
+    FinishReason,
+    SamplingParams,
+    StreamEvent,
+    TokenLogprob,
+)
 
 _UNBOUNDED = 10**9  # a script may hand over as many prompts as it likes
 _NOT_A_PROMPT = "a prompt must be text or a list of integer token ids"
@@ -71,12 +77,19 @@ class LLM:
             kv_dtype=kv_dtype,
             deterministic=deterministic,
             max_waiting=_UNBOUNDED,
-            adapters=tuple((name, str(folder)) for name, folder in (adapters or {}).items()),
+            adapters=tuple(
+                (name, str(folder)) for name, folder in (adapters or {}).items()
+            ),
         )
         self._open(str(model), options, progress)
 
     @classmethod
-    def from_options(cls, model: str, options: EngineOptions, progress: Callable[[str], None] | None = None) -> LLM:
+    def from_options(
+        cls,
+        model: str,
+        options: EngineOptions,
+        progress: Callable[[str], None] | None = None,
+    ) -> LLM:
         """A model with options that were put together elsewhere, as by a configuration."""
         llm = cls.__new__(cls)
         llm._open(model, options, progress)
@@ -84,7 +97,11 @@ class LLM:
 
     @classmethod
     def connect(
-        cls, model: str = "smollm2-135m", address: str = "http://127.0.0.1:8473", *, api_key: str | None = None
+        cls,
+        model: str = "smollm2-135m",
+        address: str = "http://127.0.0.1:8473",
+        *,
+        api_key: str | None = None,
     ) -> LLM:
         """A model whose engine is a server's (`rvllm serve`), which is shared with all its other clients.
 
@@ -101,7 +118,9 @@ class LLM:
         llm._client = HttpClient(address, files.name, api_key=api_key)
         return llm
 
-    def _open(self, model: str, options: EngineOptions, progress: Callable[[str], None] | None) -> None:
+    def _open(
+        self, model: str, options: EngineOptions, progress: Callable[[str], None] | None
+    ) -> None:
         host.prepare()
         from rvllm_local.clients.in_process import InProcessClient
         from rvllm_local.engine.loop import EngineLoop
@@ -132,11 +151,14 @@ class LLM:
         """
         asked = _paired(_as_prompts(prompts), params)
         adapters = (
-            [adapter] * len(asked) if isinstance(adapter, str) or not isinstance(adapter, Sequence) else list(adapter)
+            [adapter] * len(asked)
+            if isinstance(adapter, str) or not isinstance(adapter, Sequence)
+            else list(adapter)
         )
         if len(adapters) != len(asked):
             raise ParameterError(
-                "adapter", f"there are {len(asked)} prompts and {len(adapters)} adapters; give one each"
+                "adapter",
+                f"there are {len(asked)} prompts and {len(adapters)} adapters; give one each",
             )
         streams: list[TokenStream] = []
         completions: list[Completion] = []
@@ -151,10 +173,16 @@ class LLM:
         return completions
 
     def stream(
-        self, prompt: Prompt, params: SamplingParams | None = None, *, adapter: str | None = None
+        self,
+        prompt: Prompt,
+        params: SamplingParams | None = None,
+        *,
+        adapter: str | None = None,
     ) -> Iterator[StreamEvent]:
         """Answer one prompt event by event. Leaving the loop early cancels the request."""
-        return _closing(self._submit(prompt, params or SamplingParams(), adapter=adapter))
+        return _closing(
+            self._submit(prompt, params or SamplingParams(), adapter=adapter)
+        )
 
     def chat(
         self,
@@ -189,7 +217,11 @@ class LLM:
     ) -> Iterator[StreamEvent]:
         """Like `chat`, event by event."""
         prompt = self.tokenizer.encode_chat(messages, tools=tools, **template)
-        return _closing(self._submit(prompt, params or SamplingParams(), _grammar(response_format), adapter))
+        return _closing(
+            self._submit(
+                prompt, params or SamplingParams(), _grammar(response_format), adapter
+            )
+        )
 
     def stats(self) -> dict[str, int | float | str]:
         """Blocks, hits, preemptions, back end and dispatches."""
@@ -200,20 +232,39 @@ class LLM:
         self._client.close()
 
     def _submit(
-        self, prompt: Prompt, params: SamplingParams, grammar: str | None = None, adapter: str | None = None
+        self,
+        prompt: Prompt,
+        params: SamplingParams,
+        grammar: str | None = None,
+        adapter: str | None = None,
     ) -> TokenStream:
         if not isinstance(params, SamplingParams):
-            raise ParameterError("params", f"params must be SamplingParams, not {type(params).__name__}")
+            raise ParameterError(
+                "params", f"params must be SamplingParams, not {type(params).__name__}"
+            )
         if not isinstance(adapter, str | None):
-            raise ParameterError("adapter", f"adapter must be a name or None, not {type(adapter).__name__}")
-        token_ids = self.tokenizer.encode(prompt) if isinstance(prompt, str) else _token_ids(prompt)
-        return open_stream(self._client, make_requests(token_ids, params, grammar=grammar, adapter=adapter))
+            raise ParameterError(
+                "adapter",
+                f"adapter must be a name or None, not {type(adapter).__name__}",
+            )
+        token_ids = (
+            self.tokenizer.encode(prompt)
+            if isinstance(prompt, str)
+            else _token_ids(prompt)
+        )
+        return open_stream(
+            self._client,
+            make_requests(token_ids, params, grammar=grammar, adapter=adapter),
+        )
 
     def __enter__(self) -> LLM:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: types.TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: types.TracebackType | None,
     ) -> None:
         self.close()
 
@@ -222,7 +273,9 @@ def _as_prompts(prompts: Any) -> list[Prompt]:
     """One prompt or many: a string and a list of ids are one prompt."""
     if isinstance(prompts, str):
         return [prompts]
-    if not hasattr(prompts, "__len__") or isinstance(prompts, Mapping | Set | bytes | bytearray):
+    if not hasattr(prompts, "__len__") or isinstance(
+        prompts, Mapping | Set | bytes | bytearray
+    ):
         raise ParameterError("prompt", f"{_NOT_A_PROMPT}, not {type(prompts).__name__}")
     return [prompts] if len(prompts) == 0 or _is_integer(prompts[0]) else list(prompts)
 
@@ -232,10 +285,14 @@ def _paired(prompts: list[Prompt], params: Any) -> list[tuple[Prompt, SamplingPa
     if params is None or isinstance(params, SamplingParams):
         return [(prompt, params or SamplingParams()) for prompt in prompts]
     if not isinstance(params, Sequence):
-        raise ParameterError("params", f"params must be SamplingParams or a list of them, not {type(params).__name__}")
+        raise ParameterError(
+            "params",
+            f"params must be SamplingParams or a list of them, not {type(params).__name__}",
+        )
     if len(params) != len(prompts):
         raise ParameterError(
-            "params", f"there are {len(prompts)} prompts and {len(params)} params; give one, or one each"
+            "params",
+            f"there are {len(prompts)} prompts and {len(params)} params; give one, or one each",
         )
     return list(zip(prompts, params, strict=True))
 
@@ -251,7 +308,11 @@ def _token_ids(prompt: Any) -> list[int]:
 
 
 def _is_integer(value: Any) -> bool:
-    return hasattr(value, "__index__") and not isinstance(value, bool) and getattr(value, "ndim", 0) == 0
+    return (
+        hasattr(value, "__index__")
+        and not isinstance(value, bool)
+        and getattr(value, "ndim", 0) == 0
+    )
 
 
 def _grammar(response_format: Mapping[str, Any] | None) -> str | None:
@@ -260,7 +321,8 @@ def _grammar(response_format: Mapping[str, Any] | None) -> str | None:
         return None
     if not isinstance(response_format, Mapping):
         raise ParameterError(
-            "response_format", f"response_format must be an object, not {type(response_format).__name__}"
+            "response_format",
+            f"response_format must be an object, not {type(response_format).__name__}",
         )
     from rvllm_local.text.grammar.formats import grammar_for_format
 
@@ -281,7 +343,9 @@ def collect(stream: Iterator[StreamEvent], num_choices: int) -> list[Completion]
 
 
 def _completion(index: int, events: Sequence[StreamEvent]) -> Completion:
-    logprobs: list[TokenLogprob] = [part for event in events for part in event.logprobs or ()]
+    logprobs: list[TokenLogprob] = [
+        part for event in events for part in event.logprobs or ()
+    ]
     reason = events[-1].finish_reason
     return Completion(
         "".join(event.text for event in events),

@@ -62,19 +62,37 @@ class SamplingParams:
             "top_p": _number("top_p", self.top_p, 0.0, 1.0, open_low=True),
             "top_k": _integer("top_k", self.top_k, 0, MAX_INTEGER),
             "min_p": _number("min_p", self.min_p, 0.0, 1.0),
-            "seed": None if self.seed is None else _integer("seed", self.seed, -(2**63), 2**64 - 1),
+            "seed": None
+            if self.seed is None
+            else _integer("seed", self.seed, -(2**63), 2**64 - 1),
             "stop": _stop_strings(self.stop),
             "n": _integer("n", self.n, 1, MAX_CHOICES),
-            "logprobs": None if self.logprobs is None else _integer("logprobs", self.logprobs, 0, MAX_LOGPROBS),
+            "logprobs": None
+            if self.logprobs is None
+            else _integer("logprobs", self.logprobs, 0, MAX_LOGPROBS),
             "logit_bias": _biases(self.logit_bias),
-            "presence_penalty": _number("presence_penalty", self.presence_penalty, -2.0, 2.0),
-            "frequency_penalty": _number("frequency_penalty", self.frequency_penalty, -2.0, 2.0),
-            "repetition_penalty": _number("repetition_penalty", self.repetition_penalty, 0.0, 100.0, open_low=True),
+            "presence_penalty": _number(
+                "presence_penalty", self.presence_penalty, -2.0, 2.0
+            ),
+            "frequency_penalty": _number(
+                "frequency_penalty", self.frequency_penalty, -2.0, 2.0
+            ),
+            "repetition_penalty": _number(
+                "repetition_penalty", self.repetition_penalty, 0.0, 100.0, open_low=True
+            ),
         }
-        for name, value in checked.items():  # plain numbers, texts and dicts: all of it crosses to other processes
+        for (
+            name,
+            value,
+        ) in (
+            checked.items()
+        ):  # plain numbers, texts and dicts: all of it crosses to other processes
             object.__setattr__(self, name, value)
         if not isinstance(self.ignore_eos, bool):
-            raise ParameterError("ignore_eos", f"ignore_eos must be a bool, not {_shown(self.ignore_eos)}")
+            raise ParameterError(
+                "ignore_eos",
+                f"ignore_eos must be a bool, not {_shown(self.ignore_eos)}",
+            )
 
     @property
     def stop_strings(self) -> tuple[str, ...]:
@@ -89,7 +107,11 @@ class SamplingParams:
     @property
     def has_penalties(self) -> bool:
         """True when earlier tokens change the logits, so the host must know them before the next step."""
-        return bool(self.presence_penalty or self.frequency_penalty or self.repetition_penalty != 1.0)
+        return bool(
+            self.presence_penalty
+            or self.frequency_penalty
+            or self.repetition_penalty != 1.0
+        )
 
 
 def _integer(name: str, value: Any, low: int, high: int) -> int:
@@ -98,18 +120,24 @@ def _integer(name: str, value: Any, low: int, high: int) -> int:
         raise ParameterError(name, f"{name} must be an integer, not {_shown(value)}")
     number = int(value)
     if not low <= number <= high:
-        raise ParameterError(name, f"{name} must be between {low} and {high}, not {_shown(number)}")
+        raise ParameterError(
+            name, f"{name} must be between {low} and {high}, not {_shown(number)}"
+        )
     return number
 
 
-def _number(name: str, value: Any, low: float, high: float, *, open_low: bool = False) -> float:
+def _number(
+    name: str, value: Any, low: float, high: float, *, open_low: bool = False
+) -> float:
     """The value as a float, numpy's numbers among them."""
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise ParameterError(name, f"{name} must be a number, not {_shown(value)}")
     number: Any = value
     if not low <= number <= high or (open_low and number == low):  # NaN is in no range
         bracket = "(" if open_low else "["
-        raise ParameterError(name, f"{name} must be in {bracket}{low}, {high}], not {_shown(value)}")
+        raise ParameterError(
+            name, f"{name} must be in {bracket}{low}, {high}], not {_shown(value)}"
+        )
     return float(number)
 
 
@@ -117,10 +145,15 @@ def _stop_strings(stop: Any) -> tuple[str, ...]:
     """The stop strings as a tuple; None is none."""
     texts = (stop,) if isinstance(stop, str) else () if stop is None else stop
     if not isinstance(texts, Iterable):
-        raise ParameterError("stop", f"stop must be text or a list of texts, not {_shown(stop)}")
+        raise ParameterError(
+            "stop", f"stop must be text or a list of texts, not {_shown(stop)}"
+        )
     found = tuple(texts)
     if len(found) > MAX_STOP_STRINGS:
-        raise ParameterError("stop", f"stop has {len(found)} strings; at most {MAX_STOP_STRINGS} are allowed")
+        raise ParameterError(
+            "stop",
+            f"stop has {len(found)} strings; at most {MAX_STOP_STRINGS} are allowed",
+        )
     if any(not isinstance(text, str) or not text for text in found):
         raise ParameterError("stop", "stop must hold non-empty strings")
     return tuple(str(text) for text in found)
@@ -131,9 +164,14 @@ def _biases(biases: Any) -> dict[int, float]:
     if biases is None:
         return {}
     if not isinstance(biases, Mapping):
-        raise ParameterError("logit_bias", f"logit_bias must map token ids to numbers, not {_shown(biases)}")
+        raise ParameterError(
+            "logit_bias",
+            f"logit_bias must map token ids to numbers, not {_shown(biases)}",
+        )
     return {
-        _integer("logit_bias", token_id, 0, MAX_INTEGER): _number("logit_bias", bias, -100.0, 100.0)
+        _integer("logit_bias", token_id, 0, MAX_INTEGER): _number(
+            "logit_bias", bias, -100.0, 100.0
+        )
         for token_id, bias in biases.items()
     }
 
@@ -156,8 +194,12 @@ class Request:
     index: int = 0  # which of the n choices this is
     priority: int = 0  # higher runs sooner
     grammar: str | None = None  # an llguidance grammar that the output must follow
-    kept_special: tuple[str, ...] = ()  # special tokens that come as text, for a parser that needs its tags
-    adapter: str | None = None  # the LoRA adapter to answer with; None is the model as it is
+    kept_special: tuple[
+        str, ...
+    ] = ()  # special tokens that come as text, for a parser that needs its tags
+    adapter: str | None = (
+        None  # the LoRA adapter to answer with; None is the model as it is
+    )
 
 
 @dataclass(frozen=True, slots=True)

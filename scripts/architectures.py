@@ -14,7 +14,10 @@ from rvllm_local.models.families import known_families
 from tests.support.matrix import Verdict, judge
 
 PAGE = Path(__file__).parents[1] / "docs" / "models.md"
-BEGIN, END = "<!-- architectures: made by scripts/architectures.py -->", "<!-- end of architectures -->"
+BEGIN, END = (
+    "<!-- architectures: made by scripts/architectures.py -->",
+    "<!-- end of architectures -->",
+)
 _MEANING = {
     "equal": "served",
     "refused": "refused",
@@ -45,14 +48,20 @@ def table(found: list[Verdict]) -> str:
 def written_rows() -> dict[str, str]:
     """The page's rows by architecture."""
     text = PAGE.read_text(encoding="utf-8").split(BEGIN)[1].split(END)[0]
-    rows = [line for line in text.splitlines() if line.startswith("| ") and not line.startswith("| architecture")]
+    rows = [
+        line
+        for line in text.splitlines()
+        if line.startswith("| ") and not line.startswith("| architecture")
+    ]
     return {line.split("|")[1].strip(): line for line in rows}
 
 
 def main() -> int:
     """Judge, and write or compare."""
     check = "--check" in sys.argv[1:]
-    chosen = [name for name in sys.argv[1:] if not name.startswith("-")] or sorted(known_families())
+    chosen = [name for name in sys.argv[1:] if not name.startswith("-")] or sorted(
+        known_families()
+    )
     found = []
     for name in chosen:
         found.append(judge(name))
@@ -63,7 +72,9 @@ def main() -> int:
         print(f"changed: {', '.join(changed)}" if changed else "the page is true")
         return 1 if changed else 0
     head, rest = PAGE.read_text(encoding="utf-8").split(BEGIN)
-    PAGE.write_text(f"{head}{BEGIN}\n{table(found)}\n{END}{rest.split(END)[1]}", encoding="utf-8")
+    PAGE.write_text(
+        f"{head}{BEGIN}\n{table(found)}\n{END}{rest.split(END)[1]}", encoding="utf-8"
+    )
     return 1 if any(one.verdict == "different" for one in found) else 0
 
 

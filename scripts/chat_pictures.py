@@ -53,7 +53,14 @@ async def _until(pilot: object, condition: object) -> None:
 
 
 def _keys(text: str) -> list[str]:
-    names = {" ": "space", "/": "slash", ".": "full_stop", "?": "question_mark", "_": "underscore", ",": "comma"}
+    names = {
+        " ": "space",
+        "/": "slash",
+        ".": "full_stop",
+        "?": "question_mark",
+        "_": "underscore",
+        ",": "comma",
+    }
     return [names.get(char, char) for char in text]
 
 

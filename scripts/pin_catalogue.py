@@ -22,8 +22,12 @@ CATALOGUE = Path(__file__).parents[1] / "models" / "catalog.toml"
 
 def pinned(text: str, name: str, commit: str, size: int) -> str:
     """The catalogue's text with another commit and size in the section `name`; all else stays as it was typed."""
-    head, section, rest = re.split(rf"(^\[{re.escape(name)}\]\n(?:[^\[\n].*\n|\n)*)", text, maxsplit=1, flags=re.M)
-    section = re.sub(r'^revision = ".*"$', f'revision = "{commit}"', section, flags=re.M)
+    head, section, rest = re.split(
+        rf"(^\[{re.escape(name)}\]\n(?:[^\[\n].*\n|\n)*)", text, maxsplit=1, flags=re.M
+    )
+    section = re.sub(
+        r'^revision = ".*"$', f'revision = "{commit}"', section, flags=re.M
+    )
     section = re.sub(r"^size = .*$", f"size = {size:_}", section, flags=re.M)
     return head + section + rest
 
@@ -32,12 +36,16 @@ def look_up(entry: CatalogueEntry) -> tuple[str, int]:
     """The main branch's commit, and the bytes of the files that a pull would fetch."""
     assert entry.repo is not None
     commit, files = offered(Wanted(entry.repo))
-    return commit, sum(file.size or 0 for file in choose_files(entry.repo, files, entry.file or None))
+    return commit, sum(
+        file.size or 0 for file in choose_files(entry.repo, files, entry.file or None)
+    )
 
 
 def main(arguments: list[str] | None = None, catalogue: Path = CATALOGUE) -> int:
     """Rewrite the catalogue. Returns 1 when an entry could not be looked up."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("names", nargs="*")
     names = parser.parse_args(arguments).names
     entries = Catalogue.load().entries
@@ -49,7 +57,10 @@ def main(arguments: list[str] | None = None, catalogue: Path = CATALOGUE) -> int
             print(f"{name}: left as it is: {error}")
             failed = 1
             continue
-        catalogue.write_text(pinned(catalogue.read_text(encoding="utf-8"), name, commit, size), encoding="utf-8")
+        catalogue.write_text(
+            pinned(catalogue.read_text(encoding="utf-8"), name, commit, size),
+            encoding="utf-8",
+        )
         print(f"{name}: {commit}, {size / 1e9:.2f} GB")
     return failed
 

@@ -28,7 +28,12 @@ TIMEOUT_S = 300
 def loads(path: str) -> bool:
     """Can this library be loaded? Tried in a child, so that a broken one does no harm."""
     code = f"import ctypes; ctypes.CDLL({path!r}).cblas_sgemm"
-    return subprocess.run([sys.executable, "-c", code], capture_output=True, check=False).returncode == 0
+    return (
+        subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, check=False
+        ).returncode
+        == 0
+    )
 
 
 def succeeds(command: list[str]) -> bool:
@@ -36,7 +41,12 @@ def succeeds(command: list[str]) -> bool:
     environ = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
     try:
         done = subprocess.run(
-            command, capture_output=True, check=False, env=environ, stdin=subprocess.DEVNULL, timeout=TIMEOUT_S
+            command,
+            capture_output=True,
+            check=False,
+            env=environ,
+            stdin=subprocess.DEVNULL,
+            timeout=TIMEOUT_S,
         )
     except (OSError, subprocess.TimeoutExpired):
         return False
@@ -54,8 +64,19 @@ def from_debian() -> bool:
 
 def from_pypi() -> bool:
     """Install the wheel and build the library that forwards `cblas_x` and `x_` to its prefixed names."""
-    compiler = next((path for name in ("c++", "g++", "clang++") if (path := shutil.which(name))), None)
-    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "install", "--quiet", WHEEL]
+    compiler = next(
+        (path for name in ("c++", "g++", "clang++") if (path := shutil.which(name))),
+        None,
+    )
+    pip = [
+        sys.executable,
+        "-m",
+        "pip",
+        "--disable-pip-version-check",
+        "install",
+        "--quiet",
+        WHEEL,
+    ]
     if compiler is None or platform.machine() not in JUMPS or not succeeds(pip):
         return False
     import scipy_openblas32  # type: ignore[import-not-found]
@@ -65,8 +86,18 @@ def from_pypi() -> bool:
     with tempfile.TemporaryDirectory() as folder:
         assembly, built = Path(folder, "forward.s"), Path(folder, LIBRARY)
         assembly.write_text(forwarding_assembly(exported(real), platform.machine()))
-        command = [compiler, "-shared", "-o", str(built), str(assembly), "-Wl,--no-as-needed", str(real)]
-        if not succeeds([*command, f"-Wl,-rpath,{source}", f"-Wl,-soname,{LIBRARY}"]) or not loads(str(built)):
+        command = [
+            compiler,
+            "-shared",
+            "-o",
+            str(built),
+            str(assembly),
+            "-Wl,--no-as-needed",
+            str(real),
+        ]
+        if not succeeds(
+            [*command, f"-Wl,-rpath,{source}", f"-Wl,-soname,{LIBRARY}"]
+        ) or not loads(str(built)):
             return False
         TARGET.parent.mkdir(parents=True, exist_ok=True)
         shutil.move(built, TARGET)
@@ -75,16 +106,24 @@ def from_pypi() -> bool:
 
 def exported(library: Path) -> list[str]:
     """The prefixed function names in the wheel's library."""
-    names = re.findall(rb"\x00scipy_((?:cblas_)?[a-z][a-z0-9_]+)(?=\x00)", library.read_bytes())
+    names = re.findall(
+        rb"\x00scipy_((?:cblas_)?[a-z][a-z0-9_]+)(?=\x00)", library.read_bytes()
+    )
     handle = ctypes.CDLL(str(library))
-    return sorted({name.decode() for name in names if hasattr(handle, f"scipy_{name.decode()}")})
+    return sorted(
+        {name.decode() for name in names if hasattr(handle, f"scipy_{name.decode()}")}
+    )
 
 
 def forwarding_assembly(names: list[str], machine: str) -> str:
     """One jump a function: arguments and stack stay as they are, so no signature has to be known."""
     lines = [".text"]
     for name in names:
-        lines += [f".globl {name}", f".type {name}, %function", f"{name}: {JUMPS[machine].format(name=name)}"]
+        lines += [
+            f".globl {name}",
+            f".type {name}, %function",
+            f"{name}: {JUMPS[machine].format(name=name)}",
+        ]
     return "\n".join([*lines, '.section .note.GNU-stack,"",%progbits', ""])
 
 
@@ -95,7 +134,10 @@ def provide() -> str:
     for path in (LIBRARY, str(TARGET)):
         if loads(path):
             return f"OpenBLAS: {path} is there"
-    print("OpenBLAS is missing; providing it (prompts are about 20 times slower without)", flush=True)
+    print(
+        "OpenBLAS is missing; providing it (prompts are about 20 times slower without)",
+        flush=True,
+    )
     if from_debian():
         return f"OpenBLAS: installed Debian's {PACKAGE}"
     try:

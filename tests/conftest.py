@@ -22,7 +22,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     has_cuda = platform.system() == "Linux" and mx.default_device() == mx.Device(mx.gpu)
     for item in items:
         if item.get_closest_marker("gpu") and not has_cuda:
-            item.add_marker(pytest.mark.skip(reason="needs an NVIDIA GPU with MLX's CUDA build"))
+            item.add_marker(
+                pytest.mark.skip(reason="needs an NVIDIA GPU with MLX's CUDA build")
+            )
         if item.get_closest_marker("mac") and not has_metal:
             item.add_marker(pytest.mark.skip(reason="needs Apple's Metal"))
 
@@ -40,5 +42,7 @@ def smollm2() -> Path:
 def address(smollm2: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """Base address of a server with the default model, and a tiny random model that thinks as "thinker"."""
     thinker = save_thinking(tmp_path_factory.mktemp("models") / "thinker")
-    with rvllm_serve(["smollm2-135m", thinker], "--kv-memory", "400MB", "--context-length", "2048") as (base, _):
+    with rvllm_serve(
+        ["smollm2-135m", thinker], "--kv-memory", "400MB", "--context-length", "2048"
+    ) as (base, _):
         yield base

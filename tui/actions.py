@@ -132,12 +132,20 @@ class Actions(Base):
 
     async def action_editor_open(self, _argument: str = "") -> None:
         """Write the prompt in $VISUAL or $EDITOR."""
-        editor = os.environ.get("VISUAL") or os.environ.get("EDITOR") or shutil.which("nano") or shutil.which("vi")
+        editor = (
+            os.environ.get("VISUAL")
+            or os.environ.get("EDITOR")
+            or shutil.which("nano")
+            or shutil.which("vi")
+        )
         if not editor:
             self.tell("no editor is known; set EDITOR", "warning")
             return
         self.composer.load_text(
-            clean_copy(await self.attempt(self._edit(editor, self.composer.text)) or self.composer.text)
+            clean_copy(
+                await self.attempt(self._edit(editor, self.composer.text))
+                or self.composer.text
+            )
         )
         self.composer.move_cursor(self.composer.document.end)
 
@@ -150,7 +158,10 @@ class Actions(Base):
             with self.suspend():
                 done = subprocess.run([*shlex.split(editor), str(path)], check=False)
             if done.returncode:
-                raise ParameterError("editor", f"{editor} ended with status {done.returncode}; the prompt is unchanged")
+                raise ParameterError(
+                    "editor",
+                    f"{editor} ended with status {done.returncode}; the prompt is unchanged",
+                )
             return path.read_text(encoding="utf-8", errors="replace").rstrip("\n")
 
     def action_file_attach(self, path: str = "") -> None:
@@ -158,13 +169,19 @@ class Actions(Base):
 
         def attach(path: str | None) -> None:
             if path:
-                space = "" if not self.composer.text or self.composer.text[-1].isspace() else " "
+                space = (
+                    ""
+                    if not self.composer.text or self.composer.text[-1].isspace()
+                    else " "
+                )
                 self.composer.put(f"{self.composer.take()}{space}{mention(path)} ")
 
         if path:
             attach(path)
         else:
-            self.push_screen(Ask("File to attach", note="a text file of at most 256 KiB"), attach)
+            self.push_screen(
+                Ask("File to attach", note="a text file of at most 256 KiB"), attach
+            )
 
     # The reply
 
@@ -186,7 +203,9 @@ class Actions(Base):
 
     async def action_copy_or_quit(self) -> None:
         """Copy a selection, else stop the reply, else quit when pressed twice."""
-        selected = self.screen.get_selected_text() or getattr(self.focused, "selected_text", "")
+        selected = self.screen.get_selected_text() or getattr(
+            self.focused, "selected_text", ""
+        )
         if selected:
             self.copy(selected)
             self.screen.clear_selection()
@@ -251,7 +270,9 @@ class Actions(Base):
         chosen = self.transcript.chosen
         if chosen is not None and chosen.role != "user":
             at = next((at for at, one in enumerate(messages) if one.id == chosen.id), 0)
-            chosen = next((one for one in reversed(messages[:at]) if one.role == "user"), None)
+            chosen = next(
+                (one for one in reversed(messages[:at]) if one.role == "user"), None
+            )
         if chosen is None:
             self.tell("there is no prompt to edit", "warning")
             return
@@ -278,7 +299,11 @@ class Actions(Base):
         if chosen is None or self.driver.session.live is not None:
             return
         if siblings.get(chosen.id, (0, 1))[1] < 2:
-            versions = [one for one in self.driver.session.messages if siblings.get(one.id, (0, 1))[1] > 1]
+            versions = [
+                one
+                for one in self.driver.session.messages
+                if siblings.get(one.id, (0, 1))[1] > 1
+            ]
             if self.transcript.selected is not None or not versions:
                 self.tell("this message has one version", "warning")
                 return

@@ -51,26 +51,41 @@ class ChatApp(ChatActions, App[int]):
     BINDINGS: ClassVar[list[Any]] = bindings("app")
     ESCAPE_TO_MINIMIZE = False
 
-    def __init__(self, options: ChatOptions, server: Any, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        options: ChatOptions,
+        server: Any,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         super().__init__()
         self.options, self.server = options, server
         self.keymap = check_keymap(options.settings.keys)
         self.driver = Driver(self._changed, self._effect, clock)
         self.presets: dict[str, Mapping[str, Any]] = dict(options.settings.presets)
-        self.editing: str | None = None  # the message whose replacement is in the composer
+        self.editing: str | None = (
+            None  # the message whose replacement is in the composer
+        )
         self.last_interrupt = -1e9
-        self.transcript, self.composer, self.panel = Transcript(), Composer(), EnginePanel()
+        self.transcript, self.composer, self.panel = (
+            Transcript(),
+            Composer(),
+            EnginePanel(),
+        )
         self._status = Static("", id="status", markup=False)
         self._hints = Static("", id="hints", markup=False)
         for theme in THEMES:
             self.register_theme(theme)
-        self.theme = CHOICES.get(options.theme or options.settings.theme or DEFAULT_THEME, DEFAULT_THEME)
+        self.theme = CHOICES.get(
+            options.theme or options.settings.theme or DEFAULT_THEME, DEFAULT_THEME
+        )
 
     def compose(self) -> Any:
         with Horizontal(id="main"):
             with Vertical(id="column"):
                 yield self.transcript
-                yield Input(placeholder="find: Enter for the next, Esc closes", id="find")
+                yield Input(
+                    placeholder="find: Enter for the next, Esc closes", id="find"
+                )
                 yield self._hints
                 yield self._status
                 yield self.composer
@@ -92,7 +107,9 @@ class ChatApp(ChatActions, App[int]):
         self.set_interval(POLL_S, self._tick)
         self.connect()
         await asyncio.sleep(0)
-        render_markdown("`x`")  # loads the parser, so that the first word does not wait for it
+        render_markdown(
+            "`x`"
+        )  # loads the parser, so that the first word does not wait for it
 
     async def _open_history(self) -> None:
         options, driver = self.options, self.driver
@@ -103,13 +120,20 @@ class ChatApp(ChatActions, App[int]):
         except HistoryError as error:
             self.tell(f"{error}. Chats are not kept this time.", "error")
         if driver.history is not None and driver.history.read_only:
-            self.tell(f"{driver.history.read_only}; it is opened read-only and new chats are not kept", "warning")
+            self.tell(
+                f"{driver.history.read_only}; it is opened read-only and new chats are not kept",
+                "warning",
+            )
         driver.new_chat(options.is_temporary)
         if options.system:
             driver.dispatch(s.ChatChanged({"system": options.system}))
         if options.resume and driver.history is not None:
             with contextlib.suppress(IndexError):
-                chat_id = driver.history.chats(1)[0].id if options.resume == "last" else options.resume
+                chat_id = (
+                    driver.history.chats(1)[0].id
+                    if options.resume == "last"
+                    else options.resume
+                )
                 await self.attempt(driver.open_chat(chat_id))
 
     async def _read_settings(self, history: History) -> None:
@@ -117,7 +141,9 @@ class ChatApp(ChatActions, App[int]):
         if not (self.options.theme or self.options.settings.theme) and theme in CHOICES:
             self.theme = CHOICES[theme]
         kept = await self.driver.in_thread(history.setting, "presets", {})
-        self.presets = {**kept, **self.presets} if isinstance(kept, dict) else self.presets
+        self.presets = (
+            {**kept, **self.presets} if isinstance(kept, dict) else self.presets
+        )
 
     @work(exclusive=True, group="connect")
     async def connect(self) -> None:
@@ -134,7 +160,10 @@ class ChatApp(ChatActions, App[int]):
             models = await self.driver.endpoint.models()
         except (EndpointError, OSError) as error:
             self.driver.dispatch(s.LinkChanged(s.Link.LOST, clean_line(error)))
-            self.tell(f"{error}. Start one with rvllm serve, or name one with --endpoint; /retry tries again.", "error")
+            self.tell(
+                f"{error}. Start one with rvllm serve, or name one with --endpoint; /retry tries again.",
+                "error",
+            )
             return
         self.driver.dispatch(s.ModelsListed(models))
         if self.options.model and any(one.id == self.options.model for one in models):
@@ -152,15 +181,24 @@ class ChatApp(ChatActions, App[int]):
         live = driver.session.live
         self._show_live()
         is_waiting = live is not None and live.first_at is None
-        if driver.endpoint is not None and (is_waiting or self.panel.display or driver.session.engine is None):
-            if driver.session.engine is None and driver.session.link is not s.Link.READY:
+        if driver.endpoint is not None and (
+            is_waiting or self.panel.display or driver.session.engine is None
+        ):
+            if (
+                driver.session.engine is None
+                and driver.session.link is not s.Link.READY
+            ):
                 return
             self._look()
 
     @work(exclusive=True, group="look")
     async def _look(self) -> None:
         endpoint = self.driver.endpoint
-        view = await endpoint.engine(self.driver.session.model) if endpoint is not None else None
+        view = (
+            await endpoint.engine(self.driver.session.model)
+            if endpoint is not None
+            else None
+        )
         self.driver.dispatch(s.EngineSeen(view or s.EngineView()))
 
     # What the session tells
@@ -217,8 +255,14 @@ class ChatApp(ChatActions, App[int]):
         if session.is_temporary:
             lines.append(Content("This chat is not kept."))
         if session.chat.system:
-            lines.append(Content(f"System prompt: {clean_line(session.chat.system, 120)}"))
-        lines.append(Content("Ctrl+S opens earlier chats, Ctrl+L chooses a model, F1 shows everything else."))
+            lines.append(
+                Content(f"System prompt: {clean_line(session.chat.system, 120)}")
+            )
+        lines.append(
+            Content(
+                "Ctrl+S opens earlier chats, Ctrl+L chooses a model, F1 shows everything else."
+            )
+        )
         self.transcript.welcome(Content("\n").join(lines))
 
     # What the terminal tells
@@ -232,12 +276,17 @@ class ChatApp(ChatActions, App[int]):
         if event.text_area is not self.composer:
             return
         found = completions(self.composer.before_cursor, Path.cwd())
-        lines = [Content.assemble((one.name.ljust(22), "bold"), one.note) for one in found]
+        lines = [
+            Content.assemble((one.name.ljust(22), "bold"), one.note) for one in found
+        ]
         self._hints.update(Content("\n").join(lines))
         self._hints.display = bool(found)
 
     def on_composer_refused(self, event: Composer.Refused) -> None:
-        self.tell(f"{event.size:,} characters are too many to paste; attach the text as a file with @path", "warning")
+        self.tell(
+            f"{event.size:,} characters are too many to paste; attach the text as a file with @path",
+            "warning",
+        )
 
     def get_system_commands(self, screen: Screen[Any]) -> Any:
         """The palette's entries, from the registry."""
@@ -248,12 +297,18 @@ class ChatApp(ChatActions, App[int]):
 
     def runner(self, action: str) -> Callable[[], Any]:
         """A call that runs an action of the app."""
-        return lambda: self.run_worker(self.run_action(action), group="command", exclusive=False)
+        return lambda: self.run_worker(
+            self.run_action(action), group="command", exclusive=False
+        )
 
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
         """The chat's own keys rest while a dialog is open."""
         is_own = any(action == command.action for command in COMMANDS)
-        return not (is_own and len(self.screen_stack) > 1 and action not in ("app_quit", "copy_or_quit"))
+        return not (
+            is_own
+            and len(self.screen_stack) > 1
+            and action not in ("app_quit", "copy_or_quit")
+        )
 
     async def shut(self) -> None:
         """Write what there is and end what was started here."""

@@ -38,25 +38,41 @@ def expand(text: str, folder: Path) -> str:
         content = _read(path, name)
         total += len(content)
         if total > TOTAL_LIMIT:
-            raise ParameterError("attachment", f"the attached files exceed {TOTAL_LIMIT >> 10} KiB together")
-        fence = "`" * max(3, 1 + max((len(run) for run in re.findall(r"`+", content)), default=0))
-        parts.append(f"{path.name}:\n{fence}{path.suffix[1:]}\n{content.rstrip()}\n{fence}")
+            raise ParameterError(
+                "attachment",
+                f"the attached files exceed {TOTAL_LIMIT >> 10} KiB together",
+            )
+        fence = "`" * max(
+            3, 1 + max((len(run) for run in re.findall(r"`+", content)), default=0)
+        )
+        parts.append(
+            f"{path.name}:\n{fence}{path.suffix[1:]}\n{content.rstrip()}\n{fence}"
+        )
     return "\n\n".join(parts)
 
 
 def _read(path: Path, name: str) -> str:
     try:
-        with path.open("rb") as file:  # one byte more than allowed: a size that is told can be a lie
+        with path.open(
+            "rb"
+        ) as file:  # one byte more than allowed: a size that is told can be a lie
             content = file.read(FILE_LIMIT + 1)
     except OSError as error:
-        raise ParameterError("attachment", f"@{name} cannot be read: {error.strerror}") from error
+        raise ParameterError(
+            "attachment", f"@{name} cannot be read: {error.strerror}"
+        ) from error
     if len(content) > FILE_LIMIT:
         size = path.stat().st_size
-        raise ParameterError("attachment", f"@{name} has {size:,} bytes; at most {FILE_LIMIT:,} can be attached")
+        raise ParameterError(
+            "attachment",
+            f"@{name} has {size:,} bytes; at most {FILE_LIMIT:,} can be attached",
+        )
     try:
         text = content.decode("utf-8")
     except UnicodeDecodeError as error:
-        raise ParameterError("attachment", f"@{name} is no UTF-8 text; convert it first") from error
+        raise ParameterError(
+            "attachment", f"@{name} is no UTF-8 text; convert it first"
+        ) from error
     if "\0" in text:
         raise ParameterError("attachment", f"@{name} is a binary file")
     return text

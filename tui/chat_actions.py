@@ -9,7 +9,12 @@ from textual import work
 from textual.widgets import Input
 
 from rvllm_local.errors import HistoryError, ParameterError
-from rvllm_local.history.transfer import MAX_IMPORT_BYTES, import_json, to_json, to_markdown
+from rvllm_local.history.transfer import (
+    MAX_IMPORT_BYTES,
+    import_json,
+    to_json,
+    to_markdown,
+)
 from rvllm_local.tui import state as s
 from rvllm_local.tui.actions import Actions
 from rvllm_local.tui.screens.dialogs import Ask, Choice, Confirm, Pick
@@ -43,7 +48,10 @@ class ChatActions(Actions):
 
         async def opened(chosen: str | None) -> None:
             if chosen is None:
-                if self.driver.session.chat.id in screen.deleted and self.driver.session.live is None:
+                if (
+                    self.driver.session.chat.id in screen.deleted
+                    and self.driver.session.live is None
+                ):
                     self.driver.new_chat()
                 return
             chat_id, _, message_id = chosen.partition(" ")
@@ -70,12 +78,16 @@ class ChatActions(Actions):
         if title:
             rename(title)
         else:
-            self.push_screen(Ask("Title of this chat", self.driver.session.chat.title), rename)
+            self.push_screen(
+                Ask("Title of this chat", self.driver.session.chat.title), rename
+            )
 
     def action_chat_delete(self, _argument: str = "") -> None:
         """Forget this chat, once confirmed."""
         if not self.driver.session.is_kept or self.driver.session.live is not None:
-            self.tell("there is nothing to delete, or a reply is being written", "warning")
+            self.tell(
+                "there is nothing to delete, or a reply is being written", "warning"
+            )
             return
 
         async def delete(is_sure: bool | None) -> None:
@@ -97,7 +109,10 @@ class ChatActions(Actions):
         if name:
             await export(name)
         else:
-            self.push_screen(Ask("Export to", "chat.md", "the ending .md or .json chooses the form"), export)
+            self.push_screen(
+                Ask("Export to", "chat.md", "the ending .md or .json chooses the form"),
+                export,
+            )
 
     async def _export(self, path: Path) -> None:
         if path.suffix not in (".md", ".json"):
@@ -106,7 +121,9 @@ class ChatActions(Actions):
             raise ParameterError("path", f"{path} exists; name another file")
         await self.driver.settle()
         write = to_json if path.suffix == ".json" else to_markdown
-        text = await self.driver.in_thread(write, self.driver.store, self.driver.session.chat.id)
+        text = await self.driver.in_thread(
+            write, self.driver.store, self.driver.session.chat.id
+        )
         path.write_text(text, encoding="utf-8", errors="replace")
         self.tell(f"exported to {path}")
 
@@ -120,13 +137,18 @@ class ChatActions(Actions):
         if name:
             await bring(name)
         else:
-            self.push_screen(Ask("Import from", "", "a JSON file with messages, or a list of chats"), bring)
+            self.push_screen(
+                Ask("Import from", "", "a JSON file with messages, or a list of chats"),
+                bring,
+            )
 
     async def _import(self, path: Path) -> None:
         if self.driver.history is None:
             raise HistoryError("there is no history in this session to import into")
         if path.stat().st_size > MAX_IMPORT_BYTES:
-            raise ParameterError("path", f"{path} is larger than {MAX_IMPORT_BYTES >> 20} MiB")
+            raise ParameterError(
+                "path", f"{path} is larger than {MAX_IMPORT_BYTES >> 20} MiB"
+            )
         text = path.read_text(encoding="utf-8", errors="replace")
         chats = await self.driver.in_thread(import_json, self.driver.history, text)
         self.tell(f"imported {len(chats)} chat{'s' if len(chats) > 1 else ''}")
@@ -152,7 +174,9 @@ class ChatActions(Actions):
             params = {**self.driver.session.chat.params, name: parsed}
             kept = {key: one for key, one in params.items() if one is not None}
             self.driver.dispatch(s.ChatChanged({"params": kept}))
-            self.tell(f"{name} is {'the default' if parsed is None else parsed} in this chat")
+            self.tell(
+                f"{name} is {'the default' if parsed is None else parsed} in this chat"
+            )
             return
         from rvllm_local.tui.screens.parameters import ParametersScreen
 
@@ -162,15 +186,23 @@ class ChatActions(Actions):
             name = values.pop("preset", None)
             self.driver.dispatch(s.ChatChanged(values))
             if name:
-                await self._keep_preset(name, {**values["params"], "system": values["system"]})
+                await self._keep_preset(
+                    name, {**values["params"], "system": values["system"]}
+                )
 
-        self.push_screen(ParametersScreen(self.driver.session.chat, self.presets), chosen)
+        self.push_screen(
+            ParametersScreen(self.driver.session.chat, self.presets), chosen
+        )
 
     async def _keep_preset(self, name: str, values: dict[str, Any]) -> None:
         self.presets[name] = values
         if self.driver.history is not None:
             presets = {key: dict(one) for key, one in self.presets.items()}
-            await self.attempt(self.driver.in_thread(self.driver.history.set_setting, "presets", presets))
+            await self.attempt(
+                self.driver.in_thread(
+                    self.driver.history.set_setting, "presets", presets
+                )
+            )
         self.tell(f"kept the preset {name}")
 
     def action_chat_preset(self, name: str = "") -> None:
@@ -207,7 +239,9 @@ class ChatActions(Actions):
         if name:
             await self._choose_model(name, models)
             return
-        chosen = await self.push_screen_wait(ModelsScreen(models, self.driver.session.model))
+        chosen = await self.push_screen_wait(
+            ModelsScreen(models, self.driver.session.model)
+        )
         if chosen is not None:
             await self._choose_model(chosen, models)
 
@@ -216,9 +250,15 @@ class ChatActions(Actions):
         if self.driver.session.live is not None:
             self.tell("a reply is being written; Esc stops it", "warning")
         elif info is None:
-            self.tell(f"this server has no model {name}; Ctrl+L lists what there is", "warning")
+            self.tell(
+                f"this server has no model {name}; Ctrl+L lists what there is",
+                "warning",
+            )
         elif info.fits is False:
-            self.tell(f"{name} does not fit this machine's memory; take a smaller one", "warning")
+            self.tell(
+                f"{name} does not fit this machine's memory; take a smaller one",
+                "warning",
+            )
         elif info.served:
             self.driver.dispatch(s.ChatChanged({"model": name}))
         elif self.server.is_child:
@@ -226,9 +266,14 @@ class ChatActions(Actions):
             if self.driver.session.link is s.Link.LOST:
                 self.connect()  # type: ignore[attr-defined]  # with the model that was there before
             else:
-                self.driver.dispatch(s.ChatChanged({"model": self.driver.session.model}))
+                self.driver.dispatch(
+                    s.ChatChanged({"model": self.driver.session.model})
+                )
         else:
-            self.tell(f"this server was started by somebody else and does not serve {name}", "warning")
+            self.tell(
+                f"this server was started by somebody else and does not serve {name}",
+                "warning",
+            )
 
     def action_server_retry(self, _argument: str = "") -> None:
         """Look for the server again."""
@@ -252,13 +297,19 @@ class ChatActions(Actions):
 
     def _find(self, words: str) -> None:
         messages = self.driver.session.messages
-        found = [one.id for one in messages if words.strip() and words.strip().lower() in one.text.lower()]
+        found = [
+            one.id
+            for one in messages
+            if words.strip() and words.strip().lower() in one.text.lower()
+        ]
         if not found:
             self.tell("not found in this chat; Ctrl+S searches all", "warning")
             return
         selected = self.transcript.selected
         at = found.index(selected) if selected in found else len(found)
-        self.transcript.select(found[at - 1])  # from the newest to the oldest, and round
+        self.transcript.select(
+            found[at - 1]
+        )  # from the newest to the oldest, and round
 
     def action_engine_toggle(self, _argument: str = "") -> None:
         """Show the engine at work, or hide it."""
@@ -275,16 +326,25 @@ class ChatActions(Actions):
             if name is None:
                 return
             if name not in CHOICES:
-                self.tell(f"there is no theme {name}; known are {', '.join(CHOICES)}", "warning")
+                self.tell(
+                    f"there is no theme {name}; known are {', '.join(CHOICES)}",
+                    "warning",
+                )
                 return
             self.theme = CHOICES[name]
             if self.driver.history is not None and not self.driver.history.read_only:
-                await self.attempt(self.driver.in_thread(self.driver.history.set_setting, "theme", name))
+                await self.attempt(
+                    self.driver.in_thread(
+                        self.driver.history.set_setting, "theme", name
+                    )
+                )
 
         if name:
             await choose(name)
         else:
-            self.push_screen(Pick("Theme", [Choice(one, one) for one in CHOICES]), choose)
+            self.push_screen(
+                Pick("Theme", [Choice(one, one) for one in CHOICES]), choose
+            )
 
     def action_palette_open(self) -> None:
         """All commands."""

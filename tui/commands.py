@@ -35,7 +35,9 @@ class Command:
 
 COMMANDS: tuple[Command, ...] = (
     Command("chat.new", "New chat", "ctrl+n", "/new"),
-    Command("chat.temporary", "New temporary chat, which is not kept", "", "/temporary"),
+    Command(
+        "chat.temporary", "New temporary chat, which is not kept", "", "/temporary"
+    ),
     Command("chat.list", "Chats and search", "ctrl+s", "/chats", "[words]"),
     Command("chat.rename", "Rename this chat", "", "/rename", "[title]"),
     Command("chat.delete", "Delete this chat", "", "/delete"),
@@ -43,7 +45,9 @@ COMMANDS: tuple[Command, ...] = (
     Command("chat.import", "Import chats from JSON", "", "/import", "[path]"),
     Command("chat.system", "System prompt of this chat", "", "/system", "[text]"),
     Command("model.pick", "Models", "ctrl+l", "/model", "[name]"),
-    Command("chat.parameters", "Parameters and presets", "ctrl+t", "/set", "[name value]"),
+    Command(
+        "chat.parameters", "Parameters and presets", "ctrl+t", "/set", "[name value]"
+    ),
     Command("chat.preset", "Use a preset", "", "/preset", "[name]"),
     Command("editor.open", "Write in $EDITOR", "ctrl+g", "/editor"),
     Command("file.attach", "Attach a file", "", "/attach", "[path]"),
@@ -54,8 +58,15 @@ COMMANDS: tuple[Command, ...] = (
     Command("palette.open", "All commands", "ctrl+p", is_hidden=True),
     Command("help.open", "Help", "f1", "/help"),
     Command("reply.stop", "Stop the reply", "escape", "/stop"),
-    Command("reply.regenerate", "Answer the last prompt again", "ctrl+r", "/regenerate"),
-    Command("copy.or_quit", "Copy, stop, or quit when pressed twice", "ctrl+c", is_hidden=True),
+    Command(
+        "reply.regenerate", "Answer the last prompt again", "ctrl+r", "/regenerate"
+    ),
+    Command(
+        "copy.or_quit",
+        "Copy, stop, or quit when pressed twice",
+        "ctrl+c",
+        is_hidden=True,
+    ),
     Command("app.quit", "Quit", "ctrl+q", "/quit"),
     Command("message.previous", "Previous message", "alt+up", is_hidden=True),
     Command("message.next", "Next message", "alt+down", is_hidden=True),
@@ -63,19 +74,81 @@ COMMANDS: tuple[Command, ...] = (
     Command("scroll.page_down", "Page down", "pagedown", is_hidden=True),
     Command("scroll.follow", "Go to the end and follow", "ctrl+end", is_hidden=True),
     Command("composer.send", "Send", "enter", scope="composer", is_hidden=True),
-    Command("composer.newline", "New line", "ctrl+j,shift+enter,alt+enter", scope="composer", is_hidden=True),
-    Command("composer.complete", "Complete a command or the name of a file", "tab", scope="composer", is_hidden=True),
-    Command("composer.recall", "The last prompt again, when empty", "up", scope="composer", is_hidden=True),
+    Command(
+        "composer.newline",
+        "New line",
+        "ctrl+j,shift+enter,alt+enter",
+        scope="composer",
+        is_hidden=True,
+    ),
+    Command(
+        "composer.complete",
+        "Complete a command or the name of a file",
+        "tab",
+        scope="composer",
+        is_hidden=True,
+    ),
+    Command(
+        "composer.recall",
+        "The last prompt again, when empty",
+        "up",
+        scope="composer",
+        is_hidden=True,
+    ),
     Command("message.copy", "Copy the message", "c", "/copy", scope="transcript"),
     Command("message.copy_code", "Copy its code", "C", "/copycode", scope="transcript"),
-    Command("message.edit", "Edit the prompt: a new branch", "e", "/edit", scope="transcript"),
-    Command("message.regenerate", "Answer again from here", "r", scope="transcript", is_hidden=True),
-    Command("message.branch", "A new chat from here", "b", "/branch", scope="transcript"),
-    Command("message.sibling_previous", "Previous version", "left_square_bracket", "/previous", scope="transcript"),
-    Command("message.sibling_next", "Next version", "right_square_bracket", "/next", scope="transcript"),
-    Command("message.delete", "Delete the message and what follows", "d", scope="transcript", is_hidden=True),
-    Command("message.reasoning", "Show or fold its reasoning", "t", "/reasoning", scope="transcript"),
-    Command("transcript.follow", "Go to the end and follow", "end", scope="transcript", is_hidden=True),
+    Command(
+        "message.edit",
+        "Edit the prompt: a new branch",
+        "e",
+        "/edit",
+        scope="transcript",
+    ),
+    Command(
+        "message.regenerate",
+        "Answer again from here",
+        "r",
+        scope="transcript",
+        is_hidden=True,
+    ),
+    Command(
+        "message.branch", "A new chat from here", "b", "/branch", scope="transcript"
+    ),
+    Command(
+        "message.sibling_previous",
+        "Previous version",
+        "left_square_bracket",
+        "/previous",
+        scope="transcript",
+    ),
+    Command(
+        "message.sibling_next",
+        "Next version",
+        "right_square_bracket",
+        "/next",
+        scope="transcript",
+    ),
+    Command(
+        "message.delete",
+        "Delete the message and what follows",
+        "d",
+        scope="transcript",
+        is_hidden=True,
+    ),
+    Command(
+        "message.reasoning",
+        "Show or fold its reasoning",
+        "t",
+        "/reasoning",
+        scope="transcript",
+    ),
+    Command(
+        "transcript.follow",
+        "Go to the end and follow",
+        "end",
+        scope="transcript",
+        is_hidden=True,
+    ),
 )
 BY_ID = {command.id: command for command in COMMANDS}
 _BY_SLASH = {command.slash: command for command in COMMANDS if command.slash}
@@ -93,7 +166,10 @@ def parse_slash(text: str) -> tuple[Command, str] | None:
     if name not in _BY_SLASH:
         near = difflib.get_close_matches(name, _BY_SLASH, 1)
         hint = f"did you mean {near[0]}?" if near else "F1 lists the commands"
-        raise ParameterError("command", f"there is no command {name}; {hint} (begin with // to send it as text)")
+        raise ParameterError(
+            "command",
+            f"there is no command {name}; {hint} (begin with // to send it as text)",
+        )
     return _BY_SLASH[name], (found[2] or "").strip()
 
 

@@ -29,10 +29,15 @@ class Completion:
 def completions(typed: str, folder: Path) -> list[Completion]:
     """The first few things that `typed`, the text before the cursor, could go on to."""
     commands = [
-        Completion(f"{one.slash} ", f"{one.slash} {one.argument}".strip(), one.title) for one in complete_slash(typed)
+        Completion(f"{one.slash} ", f"{one.slash} {one.argument}".strip(), one.title)
+        for one in complete_slash(typed)
     ]
     found = _FILE.search(typed)
-    return commands[:SHOWN] if commands or found is None else _files(typed[: found.start()], found, folder)
+    return (
+        commands[:SHOWN]
+        if commands or found is None
+        else _files(typed[: found.start()], found, folder)
+    )
 
 
 def _files(before: str, found: re.Match[str], folder: Path) -> list[Completion]:
@@ -44,7 +49,9 @@ def _files(before: str, found: re.Match[str], folder: Path) -> list[Completion]:
             rows = sorted(
                 (one.name, one.is_dir())
                 for one in itertools.islice(entries, _LOOKED_AT)
-                if one.name.startswith(prefix) and (prefix or not one.name.startswith(".")) and one.name.isprintable()
+                if one.name.startswith(prefix)
+                and (prefix or not one.name.startswith("."))
+                and one.name.isprintable()
             )
     except (OSError, ValueError):
         return []
@@ -53,6 +60,8 @@ def _files(before: str, found: re.Match[str], folder: Path) -> list[Completion]:
 
 def _file(before: str, parent: str, name: str, is_folder: bool) -> Completion:
     if is_folder:
-        opened = mention(f"{parent}{name}/").removesuffix('"')  # a name with spaces goes on inside its quotes
+        opened = mention(f"{parent}{name}/").removesuffix(
+            '"'
+        )  # a name with spaces goes on inside its quotes
         return Completion(before + opened, f"@{clean_line(name, 60)}/")
     return Completion(f"{before}{mention(parent + name)} ", f"@{clean_line(name, 60)}")

@@ -20,7 +20,9 @@ from rvllm_local.tui import state as s
 from rvllm_local.tui.endpoint import Endpoint
 from rvllm_local.tui.reducer import reduce
 
-FLUSH_S = 1 / 8  # how often the words that came are handed on; painting costs by the flush
+FLUSH_S = (
+    1 / 8
+)  # how often the words that came are handed on; painting costs by the flush
 _T = TypeVar("_T")
 Listener = Callable[[s.Session, s.Event], None]
 
@@ -38,7 +40,9 @@ class Driver:
     ) -> None:
         self.session = s.Session(Chat(new_id()))
         self.history: History | None = None
-        self.memory = History(None)  # temporary chats, and those that could not be saved
+        self.memory = History(
+            None
+        )  # temporary chats, and those that could not be saved
         self.endpoint: Endpoint | None = None
         self.clock = clock
         self._on_change, self._on_effect = on_change, on_effect
@@ -85,7 +89,9 @@ class Driver:
 
     async def in_thread(self, function: Callable[..., _T], *values: Any) -> _T:
         """Run a call to the history on its thread."""
-        return await asyncio.get_running_loop().run_in_executor(self._thread, lambda: function(*values))
+        return await asyncio.get_running_loop().run_in_executor(
+            self._thread, lambda: function(*values)
+        )
 
     @property
     def store(self) -> History:
@@ -113,8 +119,12 @@ class Driver:
 
     def new_chat(self, is_temporary: bool = False) -> None:
         """Start an empty chat, with the present model."""
-        is_temporary = is_temporary or self.history is None or self.history.read_only is not None
-        self.dispatch(s.ChatStarted(Chat(new_id(), model=self.session.model), is_temporary))
+        is_temporary = (
+            is_temporary or self.history is None or self.history.read_only is not None
+        )
+        self.dispatch(
+            s.ChatStarted(Chat(new_id(), model=self.session.model), is_temporary)
+        )
 
     async def open_chat(self, chat_id: str, store: History | None = None) -> None:
         """Show a chat of the history."""
@@ -126,7 +136,9 @@ class Driver:
         chat, messages, siblings = await self.in_thread(read)
         if chat is None:
             raise HistoryError("this chat is no longer in the history")
-        self.dispatch(s.ChatOpened(chat, tuple(messages), siblings, store is self.memory))
+        self.dispatch(
+            s.ChatOpened(chat, tuple(messages), siblings, store is self.memory)
+        )
 
     async def switch_sibling(self, message_id: str, step: int) -> str:
         """Show another version of a message; returns that version's id."""
@@ -142,7 +154,13 @@ class Driver:
     async def branch(self, message_id: str) -> None:
         """Copy the thread up to a message into a chat of its own, and open it."""
         store, chat = self.store, self.session.chat
-        copy = Chat(new_id(), f"{chat.title} (branch)", system=chat.system, params=chat.params, model=chat.model)
+        copy = Chat(
+            new_id(),
+            f"{chat.title} (branch)",
+            system=chat.system,
+            params=chat.params,
+            model=chat.model,
+        )
 
         def write() -> None:
             store.add_chat(copy)
@@ -197,11 +215,17 @@ class Driver:
             case s.ChangeChat(chat_id, values):
                 await self.in_thread(lambda: self.store.set_chat(chat_id, **values))
             case s.ReadSiblings(chat_id):
-                self.dispatch(s.SiblingsRead(chat_id, await self.in_thread(self.store.siblings, chat_id)))
+                self.dispatch(
+                    s.SiblingsRead(
+                        chat_id, await self.in_thread(self.store.siblings, chat_id)
+                    )
+                )
             case s.KeepInMemory(chat, messages):
                 await self.in_thread(_copy, self.memory, chat, messages)
             case s.Generate():
-                self._replies[effect.reply_id] = asyncio.create_task(self._generate(effect))
+                self._replies[effect.reply_id] = asyncio.create_task(
+                    self._generate(effect)
+                )
             case s.Abort(reply_id):
                 if task := self._replies.pop(reply_id, None):
                     task.cancel()
@@ -226,7 +250,11 @@ class Driver:
         except asyncio.CancelledError:
             raise
         except Exception as error:  # a bug here must end the reply, not hang it
-            self.dispatch(s.Failed(effect.reply_id, f"{type(error).__name__}: {error}", self.clock()))
+            self.dispatch(
+                s.Failed(
+                    effect.reply_id, f"{type(error).__name__}: {error}", self.clock()
+                )
+            )
         finally:
             reply.close()
             self._replies.pop(effect.reply_id, None)
@@ -276,7 +304,9 @@ class _Gathered:
         self.close()
         if self._chunks:
             texts = ("".join(self._text), "".join(self._reasoning))
-            delta = s.Delta(self._id, self._at, *texts, tuple(self._calls), self._chunks)
+            delta = s.Delta(
+                self._id, self._at, *texts, tuple(self._calls), self._chunks
+            )
             self._text, self._reasoning, self._calls, self._chunks = [], [], [], 0
             self._driver.dispatch(delta)
 
@@ -286,7 +316,9 @@ class _Gathered:
             self._timer = None
 
 
-async def poll(driver: Driver, every_s: float, look: Callable[[], Coroutine[Any, Any, None]]) -> None:
+async def poll(
+    driver: Driver, every_s: float, look: Callable[[], Coroutine[Any, Any, None]]
+) -> None:
     """Call `look` again and again, and let the session write what is due."""
     while True:
         await asyncio.sleep(every_s)

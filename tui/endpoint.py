@@ -21,7 +21,9 @@ from rvllm_local.tui.state import EngineView, ModelInfo, RunningRequest
 
 EVENT_LIMIT = 16 * 2**20  # bytes of one server-sent event
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
-_SILENCE_S = 300.0  # a server that sends nothing at all, not even a keepalive, is taken for dead
+_SILENCE_S = (
+    300.0  # a server that sends nothing at all, not even a keepalive, is taken for dead
+)
 
 
 class Endpoint:
@@ -31,10 +33,20 @@ class Endpoint:
     OPENAI_API_KEY.
     """
 
-    def __init__(self, url: str, key: str | None = None, *, transport: httpx.AsyncBaseTransport | None = None) -> None:
+    def __init__(
+        self,
+        url: str,
+        key: str | None = None,
+        *,
+        transport: httpx.AsyncBaseTransport | None = None,
+    ) -> None:
         self.url = _base(url)
         is_local = urlsplit(self.url).hostname in _LOOPBACK
-        key = key or os.environ.get("RVLLM_API_KEY") or (None if is_local else os.environ.get("OPENAI_API_KEY"))
+        key = (
+            key
+            or os.environ.get("RVLLM_API_KEY")
+            or (None if is_local else os.environ.get("OPENAI_API_KEY"))
+        )
         headers = {"Authorization": f"Bearer {key}"} if key else {}
         self._client = httpx.AsyncClient(
             base_url=self.url,
@@ -49,8 +61,14 @@ class Endpoint:
         value = await self._get("/v1/models")
         rows = value.get("data") if isinstance(value, Mapping) else None
         if not isinstance(rows, list):
-            raise EndpointError(f"{self.url} does not answer like an OpenAI-style server")
-        return tuple(_model(row) for row in rows if isinstance(row, Mapping) and isinstance(row.get("id"), str))
+            raise EndpointError(
+                f"{self.url} does not answer like an OpenAI-style server"
+            )
+        return tuple(
+            _model(row)
+            for row in rows
+            if isinstance(row, Mapping) and isinstance(row.get("id"), str)
+        )
 
     async def health(self) -> tuple[bool, str]:
         """Whether the server is ready, and what it says of itself. Raises `EndpointError` if nobody answers."""
@@ -63,8 +81,13 @@ class Endpoint:
         except ValueError:
             value = {}
         known = _mapping(value)
-        told = [_text(known.get("status")) or _text(known.get("state")), _text(known.get("default_model"))]
-        return answer.status_code in (200, 404, 405), clean_line(" ".join(one for one in told if one), 80)
+        told = [
+            _text(known.get("status")) or _text(known.get("state")),
+            _text(known.get("default_model")),
+        ]
+        return answer.status_code in (200, 404, 405), clean_line(
+            " ".join(one for one in told if one), 80
+        )
 
     async def engine(self, model: str | None = None) -> EngineView | None:
         """A look at the engine of a model, else of the first; None where the server has no such page."""
@@ -73,36 +96,63 @@ class Endpoint:
         except EndpointError:
             return None
         engines = value.get("engines") if isinstance(value, Mapping) else None
-        rows = [one for one in (engines if isinstance(engines, list) else ()) if isinstance(one, Mapping)]
-        found = next((one for one in rows if one.get("model") == model), rows[0] if rows else value)
-        return _view(found) if isinstance(found, Mapping) and "block_map" in found else None
+        rows = [
+            one
+            for one in (engines if isinstance(engines, list) else ())
+            if isinstance(one, Mapping)
+        ]
+        found = next(
+            (one for one in rows if one.get("model") == model),
+            rows[0] if rows else value,
+        )
+        return (
+            _view(found)
+            if isinstance(found, Mapping) and "block_map" in found
+            else None
+        )
 
     async def chat(
-        self, model: str, messages: Sequence[Mapping[str, str]], params: Mapping[str, Any]
+        self,
+        model: str,
+        messages: Sequence[Mapping[str, str]],
+        params: Mapping[str, Any],
     ) -> AsyncGenerator[Mapping[str, Any], None]:
         """Ask for a reply and yield its parts as they come; the last has "finish".
 
         A part may hold text, reasoning, tool_calls (a tuple of `ToolCall`), usage (prompt, output and cached tokens)
         and finish. Leaving the loop closes the connection, which cancels the request. Raises `EndpointError`.
         """
-        body = {"model": model, "messages": list(messages), "stream": True, **_sendable(params)}
+        body = {
+            "model": model,
+            "messages": list(messages),
+            "stream": True,
+            **_sendable(params),
+        }
         body["stream_options"] = {"include_usage": True}
         try:
             async with self._client.stream(
                 "POST", "/v1/chat/completions", content=_encode(body), headers=_JSON
             ) as answer:
                 if answer.status_code != 200:
-                    raise EndpointError(_refusal(answer.status_code, await answer.aread()))
+                    raise EndpointError(
+                        _refusal(answer.status_code, await answer.aread())
+                    )
                 finish, has_begun = None, False
                 async for part in _parts(answer):
                     has_begun = True
                     finish = part.get("finish") or finish
-                    yield {name: value for name, value in part.items() if name != "finish"}
+                    yield {
+                        name: value for name, value in part.items() if name != "finish"
+                    }
                 if finish is None and not has_begun:
                     kind = clean_line(answer.headers.get("content-type", "no type"), 60)
-                    raise EndpointError(f"the server's answer ({kind}) is no stream of a reply")
+                    raise EndpointError(
+                        f"the server's answer ({kind}) is no stream of a reply"
+                    )
                 if finish is None:
-                    raise EndpointError("the server closed the connection in the middle of the reply")
+                    raise EndpointError(
+                        "the server closed the connection in the middle of the reply"
+                    )
                 yield {"finish": finish}
         except httpx.HTTPError as error:
             raise EndpointError(_explain(error, self.url)) from error
@@ -114,14 +164,19 @@ class Endpoint:
     async def _get(self, path: str, timeout: float = 5.0) -> Any:
         try:
             answer = await self._client.get(path, timeout=timeout)
-        except (httpx.HTTPError, RuntimeError) as error:  # RuntimeError: closed meanwhile, because the app ends
+        except (
+            httpx.HTTPError,
+            RuntimeError,
+        ) as error:  # RuntimeError: closed meanwhile, because the app ends
             raise EndpointError(_explain(error, self.url)) from error
         if answer.status_code != 200:
             raise EndpointError(_refusal(answer.status_code, answer.content))
         try:
             return answer.json()
         except (ValueError, RecursionError) as error:
-            raise EndpointError(f"{self.url}{path} answered with something that is no JSON") from error
+            raise EndpointError(
+                f"{self.url}{path} answered with something that is no JSON"
+            ) from error
 
 
 _JSON = {"Content-Type": "application/json"}
@@ -132,16 +187,24 @@ def _base(url: str) -> str:
         url = f"http://{url}"
     try:
         parts = urlsplit(url)
-        valid = parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port is None or parts.port > 0)
+        valid = (
+            parts.scheme in ("http", "https")
+            and bool(parts.hostname)
+            and (parts.port is None or parts.port > 0)
+        )
     except ValueError:
         valid = False
     if not valid:
-        raise EndpointError(f"{url!r} is no endpoint; write it like http://127.0.0.1:8473 or https://host/v1")
+        raise EndpointError(
+            f"{url!r} is no endpoint; write it like http://127.0.0.1:8473 or https://host/v1"
+        )
     return url.rstrip("/").removesuffix("/v1").rstrip("/")
 
 
 def _encode(body: Mapping[str, Any]) -> bytes:
-    return json.dumps(body).encode("ascii")  # \u escapes, so that a lone surrogate cannot break the request
+    return json.dumps(body).encode(
+        "ascii"
+    )  # \u escapes, so that a lone surrogate cannot break the request
 
 
 def _sendable(params: Mapping[str, Any]) -> dict[str, Any]:
@@ -156,7 +219,9 @@ async def _parts(answer: httpx.Response) -> AsyncIterator[dict[str, Any]]:
         try:
             value = json.loads(data)
         except (ValueError, RecursionError) as error:
-            raise EndpointError("the server sent a part of the reply that cannot be read") from error
+            raise EndpointError(
+                "the server sent a part of the reply that cannot be read"
+            ) from error
         if not isinstance(value, Mapping):
             raise EndpointError("the server sent a part of the reply that is no object")
         if value.get("error"):
@@ -176,7 +241,9 @@ async def _events(answer: httpx.Response) -> AsyncIterator[bytes]:
                 if line.startswith(b"data:"):
                     yield line[5:].strip()
         if len(pending) > EVENT_LIMIT:
-            raise EndpointError(f"the server sent an event of more than {EVENT_LIMIT >> 20} MiB")
+            raise EndpointError(
+                f"the server sent an event of more than {EVENT_LIMIT >> 20} MiB"
+            )
     if pending.startswith(b"data:"):
         yield bytes(pending)[5:].strip()
 
@@ -184,13 +251,23 @@ async def _events(answer: httpx.Response) -> AsyncIterator[bytes]:
 def _part(value: Mapping[str, Any]) -> dict[str, Any]:
     part: dict[str, Any] = {}
     choices = value.get("choices")
-    choice = choices[0] if isinstance(choices, list) and choices and isinstance(choices[0], Mapping) else {}
+    choice = (
+        choices[0]
+        if isinstance(choices, list) and choices and isinstance(choices[0], Mapping)
+        else {}
+    )
     delta = _mapping(choice.get("delta"))
     part["text"] = _text(delta.get("content"))
-    part["reasoning"] = _text(delta.get("reasoning_content")) or _text(delta.get("reasoning"))
+    part["reasoning"] = _text(delta.get("reasoning_content")) or _text(
+        delta.get("reasoning")
+    )
     part["tool_calls"] = _calls(delta.get("tool_calls"))
     part["usage"] = _usage(value.get("usage"))
-    part["finish"] = choice.get("finish_reason") if isinstance(choice.get("finish_reason"), str) else None
+    part["finish"] = (
+        choice.get("finish_reason")
+        if isinstance(choice.get("finish_reason"), str)
+        else None
+    )
     return {name: found for name, found in part.items() if found}
 
 
@@ -207,7 +284,13 @@ def _calls(value: Any) -> tuple[ToolCall, ...]:
     for call in value if isinstance(value, list) else ():
         function = call.get("function") if isinstance(call, Mapping) else None
         if isinstance(function, Mapping):
-            found.append(ToolCall(_text(function.get("name")), _text(function.get("arguments")), _text(call.get("id"))))
+            found.append(
+                ToolCall(
+                    _text(function.get("name")),
+                    _text(function.get("arguments")),
+                    _text(call.get("id")),
+                )
+            )
     return tuple(found)
 
 
@@ -216,16 +299,28 @@ def _usage(value: Any) -> tuple[int, int, int | None] | None:
         return None
     details = value.get("prompt_tokens_details")
     cached = details.get("cached_tokens") if isinstance(details, Mapping) else None
-    counts = [_count(value.get("prompt_tokens")), _count(value.get("completion_tokens"))]
-    return (counts[0] or 0, counts[1] or 0, _count(cached)) if None not in counts else None
+    counts = [
+        _count(value.get("prompt_tokens")),
+        _count(value.get("completion_tokens")),
+    ]
+    return (
+        (counts[0] or 0, counts[1] or 0, _count(cached)) if None not in counts else None
+    )
 
 
 def _count(value: Any) -> int | None:
-    return value if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**53 else None
+    return (
+        value
+        if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**53
+        else None
+    )
 
 
 def _model(row: Mapping[str, Any]) -> ModelInfo:
-    lengths = (row.get(name) for name in ("context_length", "max_model_len", "max_context_length"))
+    lengths = (
+        row.get(name)
+        for name in ("context_length", "max_model_len", "max_context_length")
+    )
     context = next((length for one in lengths if (length := _count(one))), None)
     fits = row.get("fits") if isinstance(row.get("fits"), bool) else None
     return ModelInfo(
@@ -238,12 +333,22 @@ def _model(row: Mapping[str, Any]) -> ModelInfo:
 
 
 def _view(value: Mapping[str, Any]) -> EngineView:
-    blocks, stats, memory = (_mapping(value.get(name)) for name in ("blocks", "stats", "memory"))
+    blocks, stats, memory = (
+        _mapping(value.get(name)) for name in ("blocks", "stats", "memory")
+    )
     rows = value.get("requests")
     return EngineView(
-        {str(name): count for name, one in blocks.items() if (count := _count(one)) is not None},
+        {
+            str(name): count
+            for name, one in blocks.items()
+            if (count := _count(one)) is not None
+        },
         _text(value.get("block_map")),
-        tuple(_running(row) for row in (rows if isinstance(rows, list) else ()) if isinstance(row, Mapping)),
+        tuple(
+            _running(row)
+            for row in (rows if isinstance(rows, list) else ())
+            if isinstance(row, Mapping)
+        ),
         {str(k): v for k, v in stats.items() if isinstance(v, int | float | str)},
         {str(k): c for k, v in memory.items() if (c := _count(v)) is not None},
     )
@@ -252,7 +357,9 @@ def _view(value: Mapping[str, Any]) -> EngineView:
 def _running(row: Mapping[str, Any]) -> RunningRequest:
     names = ("prompt_tokens", "computed_tokens", "output_tokens", "cached_tokens")
     return RunningRequest(
-        str(row.get("request_id", "")), str(row.get("state", "")), *(_count(row.get(name)) or 0 for name in names)
+        str(row.get("request_id", "")),
+        str(row.get("state", "")),
+        *(_count(row.get(name)) or 0 for name in names),
     )
 
 
@@ -264,7 +371,11 @@ def _error_text(error: Any) -> str:
 def _refusal(status: int, body: bytes) -> str:
     try:
         value = json.loads(body)
-        told = value.get("error", value.get("detail", "")) if isinstance(value, Mapping) else ""
+        told = (
+            value.get("error", value.get("detail", ""))
+            if isinstance(value, Mapping)
+            else ""
+        )
     except (ValueError, RecursionError):
         told = ""
     hints = {

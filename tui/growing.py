@@ -33,7 +33,9 @@ class _Place:
     """What the scan knows at the beginning of a line."""
 
     fence: str = ""  # the mark that opened the fence around this line
-    opener: str = ""  # the fence's first line; empty for one inside a list, which is not cut
+    opener: str = (
+        ""  # the fence's first line; empty for one inside a list, which is not cut
+    )
     number: int | None = None  # of the present list item; None in a list of bullets
     mark: str = ""  # of the present list's items; empty outside lists
 
@@ -67,13 +69,21 @@ def _at(place: _Place, line: str, previous: str | None) -> Piece | None:
         if fence and fence[1].startswith(place.fence) and not fence[2].strip():
             place.fence = ""
             return None
-        is_between = bool(place.opener and line.strip() and previous and previous.strip() and previous != place.opener)
+        is_between = bool(
+            place.opener
+            and line.strip()
+            and previous
+            and previous.strip()
+            and previous != place.opener
+        )
         return Piece(place.opener + "\n", True, True) if is_between else None
     if _RULE_OR_TITLE.match(line):
         place.mark = ""
     marker = None if _RULE_OR_TITLE.match(line) else _MARKER.match(line)
     mark = (marker[2] or marker[3]) if marker else ""
-    is_apart = not (previous or "").strip() and line.strip() != "" and not line[0].isspace()
+    is_apart = (
+        not (previous or "").strip() and line.strip() != "" and not line[0].isspace()
+    )
     begin: Piece | None = None
     if marker and not is_apart and not place.mark and marker[1] not in (None, "1"):
         return None  # such a list begins in no paragraph

@@ -15,8 +15,18 @@ from rvllm_local.errors import ConfigError
 from rvllm_local.tui.commands import BY_ID, COMMANDS
 
 # On plain terminals these are other keys: tab, enter, backspace and escape.
-_SAME_AS = {"ctrl+i": "tab", "ctrl+m": "enter", "ctrl+h": "backspace", "ctrl+left_square_bracket": "escape"}
-_NAMES = {"left_square_bracket": "[", "right_square_bracket": "]", "escape": "Esc", "enter": "Enter"}
+_SAME_AS = {
+    "ctrl+i": "tab",
+    "ctrl+m": "enter",
+    "ctrl+h": "backspace",
+    "ctrl+left_square_bracket": "escape",
+}
+_NAMES = {
+    "left_square_bracket": "[",
+    "right_square_bracket": "]",
+    "escape": "Esc",
+    "enter": "Enter",
+}
 _IN_FOOTER = {
     "help.open": "Help",
     "palette.open": "Commands",
@@ -47,7 +57,10 @@ def bindings(scope: str) -> list[BindingType]:
 def check_keymap(keys: Mapping[str, str]) -> dict[str, str]:
     """A remapping from command ids to keys, checked. Raises `ConfigError`."""
     taken = {
-        key: command.id for command in COMMANDS for key in command.keys.split(",") if key and command.id not in keys
+        key: command.id
+        for command in COMMANDS
+        for key in command.keys.split(",")
+        if key and command.id not in keys
     }
     for name, value in keys.items():
         if name not in BY_ID or (not BY_ID[name].keys and BY_ID[name].scope != "app"):
@@ -57,15 +70,25 @@ def check_keymap(keys: Mapping[str, str]) -> dict[str, str]:
             )
         for key in [one.strip() for one in str(value).split(",")]:
             if not key:
-                raise ConfigError(f'[keys] {name} has an empty key; write it like "ctrl+y"')
+                raise ConfigError(
+                    f'[keys] {name} has an empty key; write it like "ctrl+y"'
+                )
             if key in _SAME_AS:
                 raise ConfigError(
                     f"[keys] {name}: {key} is the same as {_SAME_AS[key]} on many terminals; take another"
                 )
-            if (other := taken.get(key)) and BY_ID[other].scope in (BY_ID[name].scope, "app"):
-                raise ConfigError(f"[keys] {name}: {key} already belongs to {other}; remap that too")
+            if (other := taken.get(key)) and BY_ID[other].scope in (
+                BY_ID[name].scope,
+                "app",
+            ):
+                raise ConfigError(
+                    f"[keys] {name}: {key} already belongs to {other}; remap that too"
+                )
             taken[key] = name
-    return {name: ",".join(key.strip() for key in str(value).split(",")) for name, value in keys.items()}
+    return {
+        name: ",".join(key.strip() for key in str(value).split(","))
+        for name, value in keys.items()
+    }
 
 
 def shown_keys(command_id: str, keymap: Mapping[str, str]) -> str:
@@ -76,6 +99,11 @@ def shown_keys(command_id: str, keymap: Mapping[str, str]) -> str:
 
 def _shown_key(key: str) -> str:
     *modifiers, last = key.split("+")
-    name = _NAMES.get(last, last.upper() if (modifiers and len(last) == 1) or re.fullmatch(r"f\d+", last) else last)
+    name = _NAMES.get(
+        last,
+        last.upper()
+        if (modifiers and len(last) == 1) or re.fullmatch(r"f\d+", last)
+        else last,
+    )
     name = name.capitalize() if len(name) > 1 else name
     return "+".join([*(one.capitalize() for one in modifiers), name])

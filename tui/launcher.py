@@ -18,14 +18,18 @@ from rvllm_local.tui.endpoint import Endpoint
 from rvllm_local.tui.state import ModelInfo
 
 DEFAULT_URL = "http://127.0.0.1:8473"
-LEAST_BESIDE = 2**30  # bytes that a plan needs beside the weights, before the model is here and can be planned exactly
+LEAST_BESIDE = (
+    2**30
+)  # bytes that a plan needs beside the weights, before the model is here and can be planned exactly
 _STOP_S = 10.0
 
 
 class Server:
     """The server under the chat. `endpoint` is set once it answers; `is_child` says who ends it."""
 
-    def __init__(self, url: str | None, model: str | None, *, may_start: bool = True) -> None:
+    def __init__(
+        self, url: str | None, model: str | None, *, may_start: bool = True
+    ) -> None:
         self.url = url or DEFAULT_URL
         self.model = model
         self.is_child = False
@@ -42,7 +46,10 @@ class Server:
         """
         self._report = report
         if self._process is not None and self._process.returncode is not None:
-            self._process, self.is_child = None, False  # it ended meanwhile; another may be started
+            self._process, self.is_child = (
+                None,
+                False,
+            )  # it ended meanwhile; another may be started
         endpoint = Endpoint(self.url)
         try:
             try:
@@ -61,7 +68,15 @@ class Server:
         """What is run as the child."""
         port = self.url.rsplit(":", 1)[1]
         model = [self.model] if self.model else []
-        return [sys.executable, "-m", "rvllm_local.cli", "serve", *model, "--port", port]
+        return [
+            sys.executable,
+            "-m",
+            "rvllm_local.cli",
+            "serve",
+            *model,
+            "--port",
+            port,
+        ]
 
     async def _start(self) -> None:
         report = self._report
@@ -99,7 +114,10 @@ class Server:
         while True:
             process = self._process
             if process is not None and process.returncode is not None:
-                told = next((line for line in reversed(self._said) if "error" in line), "".join(list(self._said)[-1:]))
+                told = next(
+                    (line for line in reversed(self._said) if "error" in line),
+                    "".join(list(self._said)[-1:]),
+                )
                 self.is_child, self._process = False, None
                 raise EndpointError(
                     f"the server that was started ended: {told.removeprefix('rvllm: ') or 'no reason given'}"
@@ -113,12 +131,18 @@ class Server:
                 continue
             if is_ready:
                 return
-            self._report(f"{self._progress() or status or 'the server is loading'} · {time.monotonic() - began:.0f} s")
+            self._report(
+                f"{self._progress() or status or 'the server is loading'} · {time.monotonic() - began:.0f} s"
+            )
             await asyncio.sleep(0.15)
 
     def _progress(self) -> str:
         """What the child said last, such as how much of a download has come."""
-        last = self._said[-1].removeprefix("rvllm: ") if self._said and self.is_child else ""
+        last = (
+            self._said[-1].removeprefix("rvllm: ")
+            if self._said and self.is_child
+            else ""
+        )
         return "" if last.startswith("serving on") else last
 
     def offers(self, served: Sequence[ModelInfo]) -> tuple[ModelInfo, ...]:

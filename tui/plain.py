@@ -32,7 +32,9 @@ HELP = """/new  /temporary  /chats [words]  /open NUMBER  /model [name]  /set na
 class Plain:
     """A line at a time. `is_terminal` says whether a person sits there; a pipe is read whole, as one prompt."""
 
-    def __init__(self, options: Any, server: Any, source: IO[str], out: IO[str], err: IO[str]) -> None:
+    def __init__(
+        self, options: Any, server: Any, source: IO[str], out: IO[str], err: IO[str]
+    ) -> None:
         self.options, self.server = options, server
         self.source, self.out, self.err = source, out, err
         self.driver = Driver(self._changed, self._effect)
@@ -41,7 +43,9 @@ class Plain:
         self._ended = asyncio.Event()
         self._listed: list[str] = []
         self._is_thinking = False
-        self._held = ""  # the last character of the reply while its other half may still come
+        self._held = (
+            ""  # the last character of the reply while its other half may still come
+        )
 
     async def run(self, prompt: str | None = None) -> int:
         """Talk until the input ends. Returns the exit status: 1 if a reply or the server failed."""
@@ -49,8 +53,16 @@ class Plain:
         try:
             await self._open()
             if prompt is not None or not self.is_terminal:
-                text = prompt if prompt is not None else await asyncio.to_thread(self.source.read)
-                return await self._answer(text) if text.strip() else self._say("the prompt is empty", 2)
+                text = (
+                    prompt
+                    if prompt is not None
+                    else await asyncio.to_thread(self.source.read)
+                )
+                return (
+                    await self._answer(text)
+                    if text.strip()
+                    else self._say("the prompt is empty", 2)
+                )
             return await self._talk()
         except (RvllmError, OSError) as error:
             return self._say(str(error), 1)
@@ -72,8 +84,14 @@ class Plain:
         if self.options.resume and self.driver.history is not None:
             chats = self.driver.history.chats(1)
             if self.options.resume != "last" or chats:
-                await self.driver.open_chat(chats[0].id if self.options.resume == "last" else self.options.resume)
-        self.driver.endpoint = await self.server.connect(lambda text: self._say(text) if self.is_terminal else None)
+                await self.driver.open_chat(
+                    chats[0].id
+                    if self.options.resume == "last"
+                    else self.options.resume
+                )
+        self.driver.endpoint = await self.server.connect(
+            lambda text: self._say(text) if self.is_terminal else None
+        )
         self.driver.dispatch(s.ModelsListed(await self.driver.endpoint.models()))
         if self.options.model:
             self._choose(self.options.model)
@@ -130,15 +148,28 @@ class Plain:
                 return False
             case "/new" | "/temporary":
                 driver.new_chat(slash == "/temporary")
-                self._say("a new chat" if slash == "/new" else "a new chat, which is not kept")
+                self._say(
+                    "a new chat" if slash == "/new" else "a new chat, which is not kept"
+                )
             case "/regenerate" if driver.session.messages:
-                await self._wait(lambda: driver.regenerate(driver.session.messages[-1].id))
+                await self._wait(
+                    lambda: driver.regenerate(driver.session.messages[-1].id)
+                )
             case "/model":
-                self._choose(argument) if argument else self._list([one.id for one in driver.session.models])
+                self._choose(argument) if argument else self._list(
+                    [one.id for one in driver.session.models]
+                )
             case "/set" if argument:
                 name, _, value = argument.partition(" ")
-                params = {**driver.session.chat.params, name: parse_parameter(name, value)}
-                driver.dispatch(s.ChatChanged({"params": {k: v for k, v in params.items() if v is not None}}))
+                params = {
+                    **driver.session.chat.params,
+                    name: parse_parameter(name, value),
+                }
+                driver.dispatch(
+                    s.ChatChanged(
+                        {"params": {k: v for k, v in params.items() if v is not None}}
+                    )
+                )
             case "/system":
                 driver.dispatch(s.ChatChanged({"system": argument}))
             case "/rename" if argument:
@@ -149,18 +180,28 @@ class Plain:
             case "/export" if argument:
                 await self._export(Path(argument).expanduser())
             case _:
-                self._say(f"{slash} needs the full chat, or an argument; /help lists the commands")
+                self._say(
+                    f"{slash} needs the full chat, or an argument; /help lists the commands"
+                )
         return True
 
     def _choose(self, model: str) -> None:
         if all(one.id != model for one in self.driver.session.models):
-            raise ParameterError("model", f"this server has no model {clean_line(model)}")
+            raise ParameterError(
+                "model", f"this server has no model {clean_line(model)}"
+            )
         self.driver.dispatch(s.ChatChanged({"model": model}))
 
     def _chats(self, words: str) -> None:
         history = self.driver.history or self.driver.memory
-        hits = [(hit.chat_id, hit.title, hit.excerpt) for hit in history.search(words)] if words else []
-        rows = hits or [(chat.id, chat.title, "") for chat in ([] if words else history.chats(20))]
+        hits = (
+            [(hit.chat_id, hit.title, hit.excerpt) for hit in history.search(words)]
+            if words
+            else []
+        )
+        rows = hits or [
+            (chat.id, chat.title, "") for chat in ([] if words else history.chats(20))
+        ]
         self._listed = [row[0] for row in rows]
         self._list([f"{row[1]}  {row[2]}" for row in rows])
 
@@ -172,7 +213,9 @@ class Plain:
 
     async def _show(self, number: str) -> None:
         if not number.isdecimal() or not 1 <= int(number) <= len(self._listed):
-            raise ParameterError("number", f"{number!r} is not on the last list of /chats")
+            raise ParameterError(
+                "number", f"{number!r} is not on the last list of /chats"
+            )
         await self.driver.open_chat(self._listed[int(number) - 1])
         for message in self.driver.session.messages:
             self._say(f"\n{'you' if message.role == 'user' else 'assistant'}:")
@@ -180,10 +223,16 @@ class Plain:
 
     async def _export(self, path: Path) -> None:
         if path.suffix not in (".md", ".json") or path.exists():
-            raise ParameterError("path", f"{path} must be a new file that ends in .md or .json")
+            raise ParameterError(
+                "path", f"{path} must be a new file that ends in .md or .json"
+            )
         await self.driver.settle()
         write = to_json if path.suffix == ".json" else to_markdown
-        path.write_text(write(self.driver.store, self.driver.session.chat.id), encoding="utf-8", errors="replace")
+        path.write_text(
+            write(self.driver.store, self.driver.session.chat.id),
+            encoding="utf-8",
+            errors="replace",
+        )
         self._say(f"exported to {path}")
 
     async def _answer(self, text: str) -> int:
@@ -222,7 +271,9 @@ class Plain:
             text = grown(self._held, event.text)
             self._held = text[len(whole(text)) :]
             self._print(self._clean(whole(text)))
-        elif session.live is None and isinstance(event, s.Finished | s.Failed | s.Stopped):
+        elif session.live is None and isinstance(
+            event, s.Finished | s.Failed | s.Stopped
+        ):
             self._is_thinking = False
             self._print(self._clean(self._held) + "\n")
             self._held = ""
@@ -238,7 +289,11 @@ class Plain:
             self.out.flush()
 
     def _say(self, text: str, status: int = 0) -> int:
-        self.err.write(f"{clean(text)}\n" if status == 0 else f"rvllm: error: {clean_line(text, 500)}\n")
+        self.err.write(
+            f"{clean(text)}\n"
+            if status == 0
+            else f"rvllm: error: {clean_line(text, 500)}\n"
+        )
         self.err.flush()
         return status
 

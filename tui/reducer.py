@@ -25,7 +25,9 @@ def reduce(session: s.Session, event: s.Event) -> _Step:
 
 def payload(chat: Chat, messages: tuple[Message, ...]) -> tuple[Mapping[str, str], ...]:
     """The conversation as the API takes it. Replies without text are left out, and neighbours of one role are joined."""
-    turns: list[dict[str, str]] = [{"role": "system", "content": chat.system}] if chat.system.strip() else []
+    turns: list[dict[str, str]] = (
+        [{"role": "system", "content": chat.system}] if chat.system.strip() else []
+    )
     for message in messages:
         if not message.text.strip():
             continue
@@ -41,49 +43,88 @@ def figures_of(live: s.Live) -> s.Figures:
     prompt, output, cached = live.usage or (None, None, None)
     output = live.num_chunks if output is None else output
     speed = None
-    if live.first_at is not None and live.last_at is not None and output > 1 and live.last_at > live.first_at:
+    if (
+        live.first_at is not None
+        and live.last_at is not None
+        and output > 1
+        and live.last_at > live.first_at
+    ):
         speed = (output - 1) / (live.last_at - live.first_at)
     ttft = None if live.first_at is None else live.first_at - live.began
     return s.Figures(prompt, cached, output or None, speed, ttft)
 
 
-def reply_of(live: s.Live, chat_id: str, model: str, state: MessageState, error: str = "") -> Message:
+def reply_of(
+    live: s.Live, chat_id: str, model: str, state: MessageState, error: str = ""
+) -> Message:
     """The live reply as a message of the history."""
     figures = figures_of(live)
     kept: dict[str, Any] = {
         name: round(value, 3)
-        for name in ("prompt_tokens", "cached_tokens", "output_tokens", "tokens_per_second", "ttft")
+        for name in (
+            "prompt_tokens",
+            "cached_tokens",
+            "output_tokens",
+            "tokens_per_second",
+            "ttft",
+        )
         if (value := getattr(figures, name)) is not None
     }
     if live.reasoning and live.first_at is not None:
-        kept["thought_s"] = round((live.thought_until or live.last_at or live.first_at) - live.first_at, 3)
+        kept["thought_s"] = round(
+            (live.thought_until or live.last_at or live.first_at) - live.first_at, 3
+        )
     if error:
         kept["error"] = error
     texts = (live.text, live.reasoning)
-    return Message(live.reply_id, chat_id, live.prompt.id, "assistant", *texts, live.tool_calls, state, model, kept)
+    return Message(
+        live.reply_id,
+        chat_id,
+        live.prompt.id,
+        "assistant",
+        *texts,
+        live.tool_calls,
+        state,
+        model,
+        kept,
+    )
 
 
 def _start(
-    session: s.Session, prompt: Message, reply_id: str, thread: tuple[Message, ...], at: float, is_new: bool
+    session: s.Session,
+    prompt: Message,
+    reply_id: str,
+    thread: tuple[Message, ...],
+    at: float,
+    is_new: bool,
 ) -> _Step:
     """Ask for a reply to `prompt`, the last of `thread`. The prompt is kept before the request is made."""
     live = s.Live(reply_id, prompt, is_new, session.messages, at)
     effects: list[s.Effect] = []
     chat = session.chat
     if not session.is_kept:
-        chat = replace(chat, title=chat.title or _title(prompt.text), model=session.model)
+        chat = replace(
+            chat, title=chat.title or _title(prompt.text), model=session.model
+        )
         effects.append(s.KeepChat(chat))
     if is_new:
         effects.append(s.KeepMessage(prompt))
-    effects.append(s.Generate(reply_id, session.model, payload(chat, thread), dict(chat.params)))
-    return replace(session, chat=chat, messages=thread, live=live, is_kept=True), tuple(effects)
+    effects.append(
+        s.Generate(reply_id, session.model, payload(chat, thread), dict(chat.params))
+    )
+    return replace(session, chat=chat, messages=thread, live=live, is_kept=True), tuple(
+        effects
+    )
 
 
 def _refusal(session: s.Session, text: str) -> _Step | None:
     """Why no reply can be asked for now; the prompt goes back to the composer."""
     back = (s.ReturnPrompt(text),) if text else ()
     if session.live is not None:
-        return session, (*back, s.Tell("a reply is being written; Esc stops it", "warning"))
+        return session, (
+            *back,
+            s.Tell("a reply is being written; Esc stops it", "warning"),
+        )
     if session.link is not s.Link.READY:
         why = session.link_text or "the server is not there"
         return session, (*back, s.Tell(f"not sent: {why}", "warning"))
@@ -97,7 +138,9 @@ def _submitted(session: s.Session, event: s.Submitted) -> _Step:
         return refused
     parent = session.messages[-1].id if session.messages else None
     prompt = Message(event.prompt_id, session.chat.id, parent, "user", event.text)
-    return _start(session, prompt, event.reply_id, (*session.messages, prompt), event.at, True)
+    return _start(
+        session, prompt, event.reply_id, (*session.messages, prompt), event.at, True
+    )
 
 
 def _regenerated(session: s.Session, event: s.Regenerated) -> _Step:
@@ -117,14 +160,29 @@ def _edited(session: s.Session, event: s.Edited) -> _Step:
         return refused
     place = _place(session, event.message_id)
     if place < 0 or session.messages[place].role != "user":
-        return session, (s.ReturnPrompt(event.text), s.Tell("only a prompt of yours can be edited", "warning"))
+        return session, (
+            s.ReturnPrompt(event.text),
+            s.Tell("only a prompt of yours can be edited", "warning"),
+        )
     old = session.messages[place]
-    prompt = Message(event.prompt_id, session.chat.id, old.parent_id, "user", event.text)
-    return _start(session, prompt, event.reply_id, (*session.messages[:place], prompt), event.at, True)
+    prompt = Message(
+        event.prompt_id, session.chat.id, old.parent_id, "user", event.text
+    )
+    return _start(
+        session,
+        prompt,
+        event.reply_id,
+        (*session.messages[:place], prompt),
+        event.at,
+        True,
+    )
 
 
 def _place(session: s.Session, message_id: str) -> int:
-    return next((place for place, one in enumerate(session.messages) if one.id == message_id), -1)
+    return next(
+        (place for place, one in enumerate(session.messages) if one.id == message_id),
+        -1,
+    )
 
 
 def _title(text: str) -> str:
@@ -153,13 +211,17 @@ def _delta(session: s.Session, event: s.Delta) -> _Step:
     return _save(replace(session, live=live, figures=figures_of(live)), event.at)
 
 
-def _join_calls(calls: tuple[ToolCall, ...], more: tuple[ToolCall, ...]) -> tuple[ToolCall, ...]:
+def _join_calls(
+    calls: tuple[ToolCall, ...], more: tuple[ToolCall, ...]
+) -> tuple[ToolCall, ...]:
     joined = list(calls)
     for call in more:
         if call.name or not joined:
             joined.append(call)
         else:
-            joined[-1] = replace(joined[-1], arguments=joined[-1].arguments + call.arguments)
+            joined[-1] = replace(
+                joined[-1], arguments=joined[-1].arguments + call.arguments
+            )
     return tuple(joined)
 
 
@@ -171,15 +233,21 @@ def _save(session: s.Session, at: float) -> _Step:
     if live.saved_at is not None and at - live.saved_at < SAVE_EVERY_S:
         return session, ()
     message = reply_of(live, session.chat.id, session.model, MessageState.PARTIAL)
-    effect = s.KeepMessage(message) if live.saved_at is None else s.UpdateMessage(message)
-    return replace(session, live=replace(live, saved_at=at, saved_size=live.size)), (effect,)
+    effect = (
+        s.KeepMessage(message) if live.saved_at is None else s.UpdateMessage(message)
+    )
+    return replace(session, live=replace(live, saved_at=at, saved_size=live.size)), (
+        effect,
+    )
 
 
 def _usage(session: s.Session, event: s.UsageTold) -> _Step:
     live = session.live
     if live is None or live.reply_id != event.reply_id:
         return session, ()
-    live = replace(live, usage=(event.prompt_tokens, event.output_tokens, event.cached_tokens))
+    live = replace(
+        live, usage=(event.prompt_tokens, event.output_tokens, event.cached_tokens)
+    )
     return replace(session, live=live, figures=figures_of(live)), ()
 
 
@@ -188,7 +256,12 @@ def _finished(session: s.Session, event: s.Finished) -> _Step:
         return session, ()
     session, effects = _settle(session, MessageState.DONE)
     if event.reason == "length":
-        effects = (*effects, s.Tell("the reply ended at max_tokens; ask it to go on, or raise it with Ctrl+T"))
+        effects = (
+            *effects,
+            s.Tell(
+                "the reply ended at max_tokens; ask it to go on, or raise it with Ctrl+T"
+            ),
+        )
     return session, effects
 
 
@@ -216,8 +289,15 @@ def _settle(session: s.Session, state: MessageState, error: str = "") -> _Step:
     live = session.live
     assert live is not None
     message = reply_of(live, session.chat.id, session.model, state, error)
-    effect = s.KeepMessage(message) if live.saved_at is None else s.UpdateMessage(message)
-    settled = replace(session, live=None, messages=(*session.messages, message), figures=figures_of(live))
+    effect = (
+        s.KeepMessage(message) if live.saved_at is None else s.UpdateMessage(message)
+    )
+    settled = replace(
+        session,
+        live=None,
+        messages=(*session.messages, message),
+        figures=figures_of(live),
+    )
     return settled, (effect, s.ReadSiblings(session.chat.id))
 
 
@@ -228,10 +308,26 @@ def _ticked(session: s.Session, event: s.Ticked) -> _Step:
 def _opened(session: s.Session, event: s.ChatOpened) -> _Step:
     if session.live is not None:
         return session, (s.Tell("a reply is being written; Esc stops it", "warning"),)
-    last = next((one for one in reversed(event.messages) if one.role == "assistant"), None)
-    names = ("prompt_tokens", "cached_tokens", "output_tokens", "tokens_per_second", "ttft")
-    known = {name: last.figures[name] for name in names if name in last.figures} if last else {}
-    model = event.chat.model if any(one.id == event.chat.model for one in session.models) else session.model
+    last = next(
+        (one for one in reversed(event.messages) if one.role == "assistant"), None
+    )
+    names = (
+        "prompt_tokens",
+        "cached_tokens",
+        "output_tokens",
+        "tokens_per_second",
+        "ttft",
+    )
+    known = (
+        {name: last.figures[name] for name in names if name in last.figures}
+        if last
+        else {}
+    )
+    model = (
+        event.chat.model
+        if any(one.id == event.chat.model for one in session.models)
+        else session.model
+    )
     return replace(
         session,
         chat=event.chat,
@@ -247,7 +343,9 @@ def _opened(session: s.Session, event: s.ChatOpened) -> _Step:
 def _started(session: s.Session, event: s.ChatStarted) -> _Step:
     if session.live is not None:
         return session, (s.Tell("a reply is being written; Esc stops it", "warning"),)
-    fresh = replace(session, chat=event.chat, messages=(), siblings={}, figures=s.Figures())
+    fresh = replace(
+        session, chat=event.chat, messages=(), siblings={}, figures=s.Figures()
+    )
     return replace(fresh, is_kept=False, is_temporary=event.is_temporary), ()
 
 
@@ -265,7 +363,10 @@ def _saving_failed(session: s.Session, event: s.SavingFailed) -> _Step:
     thread = (
         session.messages
         if live is None
-        else (*session.messages, reply_of(live, session.chat.id, session.model, MessageState.PARTIAL))
+        else (
+            *session.messages,
+            reply_of(live, session.chat.id, session.model, MessageState.PARTIAL),
+        )
     )
     thread = thread if live is None or live.saved_at is not None else session.messages
     session = replace(session, is_temporary=True)
@@ -274,7 +375,11 @@ def _saving_failed(session: s.Session, event: s.SavingFailed) -> _Step:
 
 
 def _siblings(session: s.Session, event: s.SiblingsRead) -> _Step:
-    return (replace(session, siblings=event.siblings) if event.chat_id == session.chat.id else session), ()
+    return (
+        replace(session, siblings=event.siblings)
+        if event.chat_id == session.chat.id
+        else session
+    ), ()
 
 
 def _link(session: s.Session, event: s.LinkChanged) -> _Step:
@@ -296,7 +401,9 @@ def _models(session: s.Session, event: s.ModelsListed) -> _Step:
 def _engine(session: s.Session, event: s.EngineSeen) -> _Step:
     live = session.live
     if live is not None and live.first_at is None:
-        mine = [one for one in event.view.requests if one.state in ("prefill", "waiting")]
+        mine = [
+            one for one in event.view.requests if one.state in ("prefill", "waiting")
+        ]
         best = max(mine, key=lambda one: one.computed_tokens, default=None)
         if best is not None and best.prompt_tokens:
             live = replace(live, progress=(best.computed_tokens, best.prompt_tokens))

@@ -50,7 +50,9 @@ class _Renderer:
     """One pass over the block tokens. `indents` are the prefixes of the enclosing lists and quotes."""
 
     def __init__(self, piece: Piece) -> None:
-        self.first_number = piece.number  # of the first list, if it goes on from the piece before
+        self.first_number = (
+            piece.number
+        )  # of the first list, if it goes on from the piece before
         self.is_in_code = piece.is_in_code
         self.blocks: list[Content] = []
         self.indents: list[str] = []
@@ -68,11 +70,19 @@ class _Renderer:
         token = tokens[place]
         kind = token.type
         if kind == "table_open":
-            end = next(at for at in range(place, len(tokens)) if tokens[at].type == "table_close")
+            end = next(
+                at
+                for at in range(place, len(tokens))
+                if tokens[at].type == "table_close"
+            )
             self._add(_table(tokens[place:end]))
             return end + 1
         if kind in ("bullet_list_open", "ordered_list_open"):
-            start = int(token.attrs.get("start", 1)) if self.first_number is None else self.first_number
+            start = (
+                int(token.attrs.get("start", 1))
+                if self.first_number is None
+                else self.first_number
+            )
             self.counters.append(start if kind[0] == "o" else None)
             self.first_number = None
         elif kind in ("bullet_list_close", "ordered_list_close"):
@@ -106,7 +116,9 @@ class _Renderer:
     def _inline(self, token: Token, opener: Token) -> None:
         content = _inline(token.children or ())
         if opener.type == "heading_open":
-            content = content.stylize("bold $primary" if opener.tag in ("h1", "h2") else "bold")
+            content = content.stylize(
+                "bold $primary" if opener.tag in ("h1", "h2") else "bold"
+            )
         self._add(content)
 
     def _add(self, content: Content) -> None:
@@ -115,12 +127,19 @@ class _Renderer:
         first = prefix
         if self.bullet:
             first = prefix[: -len(self.bullet)] + self.bullet
-        lines = content.split("\n", allow_blank=True) if prefix or self.bullet else [content]
+        lines = (
+            content.split("\n", allow_blank=True)
+            if prefix or self.bullet
+            else [content]
+        )
         styled = [
-            Content.assemble((first if number == 0 else prefix, _MUTED), line) for number, line in enumerate(lines)
+            Content.assemble((first if number == 0 else prefix, _MUTED), line)
+            for number, line in enumerate(lines)
         ]
         if self.blocks:
-            self.blocks.append(Content("\n" if self.bullet and self.follows_item else "\n\n"))
+            self.blocks.append(
+                Content("\n" if self.bullet and self.follows_item else "\n\n")
+            )
         self.blocks.append(Content("\n").join(styled) if len(styled) > 1 else styled[0])
         self.follows_item = bool(self.counters)
         self.bullet = ""
@@ -156,7 +175,13 @@ def _inline(children: Sequence[Token]) -> Content:
     return Content("".join(text), spans)
 
 
-def _target(children: Sequence[Token], close: Token, text: list[str], spans: list[Span], size: int) -> int:
+def _target(
+    children: Sequence[Token],
+    close: Token,
+    text: list[str],
+    spans: list[Span],
+    size: int,
+) -> int:
     """Show where a link goes, unless its text says so: a link that lies must not look honest."""
     opener = next(
         one
@@ -181,7 +206,11 @@ def _code(code: str, language: str, is_named: bool) -> Content:
         content = highlight(code, language=language)
     lines = content.split("\n", allow_blank=True)
     body = Content("\n").join(Content.assemble(("  ", ""), line) for line in lines)
-    return Content.assemble((f"  {language}\n", f"italic {_MUTED}"), body) if language and is_named else body
+    return (
+        Content.assemble((f"  {language}\n", f"italic {_MUTED}"), body)
+        if language and is_named
+        else body
+    )
 
 
 def _table(tokens: Sequence[Token]) -> Content:
@@ -192,24 +221,35 @@ def _table(tokens: Sequence[Token]) -> Content:
         elif token.type == "inline":
             rows[-1].append(_inline(token.children or ()))
     columns = max(len(row) for row in rows)
-    widths = [max((row[at].cell_length for row in rows if at < len(row)), default=1) for at in range(columns)]
+    widths = [
+        max((row[at].cell_length for row in rows if at < len(row)), default=1)
+        for at in range(columns)
+    ]
     lines = []
     for number, row in enumerate(rows):
-        cells = [cell.pad_right(widths[at] - cell.cell_length) for at, cell in enumerate(row)]
+        cells = [
+            cell.pad_right(widths[at] - cell.cell_length) for at, cell in enumerate(row)
+        ]
         line = Content(" │ ").join(cells)
         lines.append(line.stylize("bold") if number == 0 else line)
         if number == 0:
-            lines.append(Content.styled("─┼─".join("─" * width for width in widths), _MUTED))
+            lines.append(
+                Content.styled("─┼─".join("─" * width for width in widths), _MUTED)
+            )
     return Content("\n").join(lines)
 
 
 def render_tool_call(call: ToolCall) -> Content:
     """A tool call on a line or two."""
     arguments = clean_line(call.arguments, 400)
-    return Content.assemble(("⚙ ", _MUTED), (clean_line(call.name, 80), "bold"), (f"({arguments})", _MUTED))
+    return Content.assemble(
+        ("⚙ ", _MUTED), (clean_line(call.name, 80), "bold"), (f"({arguments})", _MUTED)
+    )
 
 
-def render_message(message: Message, place: tuple[int, int] = (0, 1), show_reasoning: bool = False) -> Content:
+def render_message(
+    message: Message, place: tuple[int, int] = (0, 1), show_reasoning: bool = False
+) -> Content:
     """A settled message: reasoning (folded or not), tool calls, text, and a line of what is to be known about it."""
     parts: list[Content] = []
     if message.reasoning:
@@ -218,9 +258,17 @@ def render_message(message: Message, place: tuple[int, int] = (0, 1), show_reaso
     shown, left_out = shorten(message.text)
     shown = clean(shown)
     if shown.strip():
-        parts.append(Content(shown.rstrip()) if message.role == "user" or left_out else render_markdown(shown))
+        parts.append(
+            Content(shown.rstrip())
+            if message.role == "user" or left_out
+            else render_markdown(shown)
+        )
     if left_out:
-        parts.append(Content.styled(f"… {left_out:,} more characters; copy or export to have them", _MUTED))
+        parts.append(
+            Content.styled(
+                f"… {left_out:,} more characters; copy or export to have them", _MUTED
+            )
+        )
     if foot := _foot(message, place):
         parts.append(foot)
     return Content("\n\n").join(parts) if parts else Content.styled("(empty)", _MUTED)
@@ -228,7 +276,11 @@ def render_message(message: Message, place: tuple[int, int] = (0, 1), show_reaso
 
 def _reasoning(message: Message, show: bool) -> Content:
     seconds = message.figures.get("thought_s")
-    label = f"thought for {seconds:.1f} s" if isinstance(seconds, int | float) else "thoughts"
+    label = (
+        f"thought for {seconds:.1f} s"
+        if isinstance(seconds, int | float)
+        else "thoughts"
+    )
     head = Content.styled(f"{'▾' if show else '▸'} {label}", _MUTED)
     if not show:
         return head
@@ -250,10 +302,16 @@ def _foot(message: Message, place: tuple[int, int]) -> Content | None:
     elif message.state is MessageState.PARTIAL:
         parts.append(("■ interrupted", _MUTED))
     if place[1] > 1:
-        parts.append((f"{'  ' if parts else ''}‹ {place[0] + 1}/{place[1]} ›", "$text-accent"))
+        parts.append(
+            (f"{'  ' if parts else ''}‹ {place[0] + 1}/{place[1]} ›", "$text-accent")
+        )
     return Content.assemble(*parts) if parts else None
 
 
 def code_blocks(text: str) -> list[str]:
     """The code of the fenced blocks of a message, in order; a fence that is half open counts."""
-    return [token.content for token in _parser().parse(text) if token.type in ("fence", "code_block")]
+    return [
+        token.content
+        for token in _parser().parse(text)
+        if token.type in ("fence", "code_block")
+    ]

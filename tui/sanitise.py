@@ -15,10 +15,28 @@ _MARKS_LIMIT = 6  # combining marks that may pile up on one letter
 _C0 = {code: chr(0x2400 + code) for code in range(0x20) if code not in (0x09, 0x0A)}
 _C1 = {code: f"‹{code:02X}›" for code in range(0x80, 0xA0)}
 _BIDI = (0x061C, 0x200E, 0x200F, *range(0x202A, 0x202F), *range(0x2066, 0x206A))
-_HIDDEN = (0x00AD, 0x180E, 0x200B, 0x2060, 0xFEFF, 0xFFF9, 0xFFFA, 0xFFFB, *range(0xE0000, 0xE0080))
+_HIDDEN = (
+    0x00AD,
+    0x180E,
+    0x200B,
+    0x2060,
+    0xFEFF,
+    0xFFF9,
+    0xFFFA,
+    0xFFFB,
+    *range(0xE0000, 0xE0080),
+)
 _CONTROL = _C0 | {0x7F: "␡"} | _C1
-_TABLE = _CONTROL | {code: f"‹{code:04X}›" for code in (*_BIDI, *_HIDDEN)} | {0x2028: "\n", 0x2029: "\n"}
-_IN_PLACE = _C0 | dict.fromkeys((0x7F, *_C1, *_BIDI, *_HIDDEN), "\ufffd") | {0x2028: " ", 0x2029: " "}
+_TABLE = (
+    _CONTROL
+    | {code: f"‹{code:04X}›" for code in (*_BIDI, *_HIDDEN)}
+    | {0x2028: "\n", 0x2029: "\n"}
+)
+_IN_PLACE = (
+    _C0
+    | dict.fromkeys((0x7F, *_C1, *_BIDI, *_HIDDEN), "\ufffd")
+    | {0x2028: " ", 0x2029: " "}
+)
 _SURROGATES = re.compile("[\ud800-\udfff]")
 _PILE = re.compile(
     "([\u0300-\u036f\u0483-\u0489\u1ab0-\u1aff\u1dc0-\u1dff\u20d0-\u20ff\ufe20-\ufe2f]{6})"
@@ -55,20 +73,37 @@ def clean_copy(text: str) -> str:
 
 def clean_cells(text: str) -> str:
     """Text fit for a terminal, of the same length: for a text that is being edited, whose places must not move."""
-    return text if _PLAIN.match(text) else _SURROGATES.sub("\ufffd", text).translate(_IN_PLACE)
+    return (
+        text
+        if _PLAIN.match(text)
+        else _SURROGATES.sub("\ufffd", text).translate(_IN_PLACE)
+    )
 
 
 def grown(text: str, more: str) -> str:
     """`text` and what came after it: a character outside the first plane may have come in two halves."""
-    if text and more and "\ud800" <= text[-1] <= "\udbff" and "\udc00" <= more[0] <= "\udfff":
-        pair = (text[-1] + more[0]).encode("utf-16-le", "surrogatepass").decode("utf-16-le")
+    if (
+        text
+        and more
+        and "\ud800" <= text[-1] <= "\udbff"
+        and "\udc00" <= more[0] <= "\udfff"
+    ):
+        pair = (
+            (text[-1] + more[0])
+            .encode("utf-16-le", "surrogatepass")
+            .decode("utf-16-le")
+        )
         return text[:-1] + pair + more[1:]
     return text + more
 
 
 def whole(text: str) -> str:
     """A growing text without a last character whose other half may still come: of a pair, or of a line's end."""
-    return text[:-1] if text and (text[-1] == "\r" or "\ud800" <= text[-1] <= "\udbff") else text
+    return (
+        text[:-1]
+        if text and (text[-1] == "\r" or "\ud800" <= text[-1] <= "\udbff")
+        else text
+    )
 
 
 def shorten(text: str) -> tuple[str, int]:

@@ -50,7 +50,9 @@ def load_settings(environ: Mapping[str, str] | None = None) -> ChatSettings:
     except FileNotFoundError:
         return ChatSettings()
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
-        raise ConfigError(f"{path} cannot be read: {error}; mend or remove it") from error
+        raise ConfigError(
+            f"{path} cannot be read: {error}; mend or remove it"
+        ) from error
     for name, value in values.items():
         kind = {"endpoint": str, "theme": str, "keys": dict, "presets": dict}.get(name)
         if kind is None or not isinstance(value, kind):
@@ -60,8 +62,13 @@ def load_settings(environ: Mapping[str, str] | None = None) -> ChatSettings:
     for name, value in values.get("keys", {}).items():
         if not isinstance(value, str):
             raise ConfigError(f"{path}: [keys] {name} must be text, not {value!r}")
-    presets = {name: _preset(path, name, value) for name, value in values.get("presets", {}).items()}
-    return ChatSettings(values.get("endpoint"), values.get("theme"), values.get("keys", {}), presets)
+    presets = {
+        name: _preset(path, name, value)
+        for name, value in values.get("presets", {}).items()
+    }
+    return ChatSettings(
+        values.get("endpoint"), values.get("theme"), values.get("keys", {}), presets
+    )
 
 
 def _preset(path: Path, name: str, value: Any) -> dict[str, Any]:
@@ -69,9 +76,15 @@ def _preset(path: Path, name: str, value: Any) -> dict[str, Any]:
         raise ConfigError(f"{path}: preset {name!r} must be a table, not {value!r}")
     system = value.get("system", "")
     if not isinstance(system, str):
-        raise ConfigError(f"{path}: preset {name!r}: system must be text, not {system!r}")
+        raise ConfigError(
+            f"{path}: preset {name!r}: system must be text, not {system!r}"
+        )
     try:
-        params = {key: parse_parameter(key, str(one)) for key, one in value.items() if key != "system"}
+        params = {
+            key: parse_parameter(key, str(one))
+            for key, one in value.items()
+            if key != "system"
+        }
     except ParameterError as error:
         raise ConfigError(f"{path}: preset {name!r}: {error}") from error
     return {**params, **({"system": system} if system else {})}
@@ -80,13 +93,17 @@ def _preset(path: Path, name: str, value: Any) -> dict[str, Any]:
 def parse_parameter(name: str, text: str) -> int | float | None:
     """A sampling parameter from what was typed; empty or "default" means None. Raises `ParameterError`."""
     if name not in PARAMETERS:
-        raise ParameterError(name, f"there is no parameter {name!r}; known are {', '.join(PARAMETERS)}")
+        raise ParameterError(
+            name, f"there is no parameter {name!r}; known are {', '.join(PARAMETERS)}"
+        )
     if text.strip().lower() in ("", "default", "none"):
         return None
     try:
         value = PARAMETERS[name](text.strip())
     except ValueError as error:
         kind = "a whole number" if PARAMETERS[name] is int else "a number"
-        raise ParameterError(name, f"{name} must be {kind}, not {text.strip()!r}") from error
+        raise ParameterError(
+            name, f"{name} must be {kind}, not {text.strip()!r}"
+        ) from error
     SamplingParams(**{name: value})
     return value  # type: ignore[no-any-return]

@@ -94,7 +94,9 @@ class Live:
     def size(self) -> int:
         """Characters that have come, of all kinds."""
         return (
-            len(self.text) + len(self.reasoning) + sum(len(call.arguments) + len(call.name) for call in self.tool_calls)
+            len(self.text)
+            + len(self.reasoning)
+            + sum(len(call.arguments) + len(call.name) for call in self.tool_calls)
         )
 
 
@@ -118,7 +120,9 @@ class Session:
     @property
     def context_length(self) -> int | None:
         """The chosen model's context in tokens, if the server told it."""
-        return next((one.context_length for one in self.models if one.id == self.model), None)
+        return next(
+            (one.context_length for one in self.models if one.id == self.model), None
+        )
 
 
 # Events: what happened. `at` is seconds of one monotonic clock.

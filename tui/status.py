@@ -12,7 +12,11 @@ def short_count(count: int) -> str:
     """Tokens for people: 950, 12.4k, 131k."""
     if count < 1000:
         return str(count)
-    return f"{count / 1000:.1f}k".replace(".0k", "k") if count < 100_000 else f"{round(count / 1000)}k"
+    return (
+        f"{count / 1000:.1f}k".replace(".0k", "k")
+        if count < 100_000
+        else f"{round(count / 1000)}k"
+    )
 
 
 def short_bytes(size: int) -> str:
@@ -34,10 +38,18 @@ def status_parts(session: Session) -> list[str]:
     if session.link is not Link.READY:
         return [*parts, clean_line(session.link_text or session.link.value, 200)]
     figures = session.figures
-    used = (figures.prompt_tokens or 0) + (figures.output_tokens or 0) if figures.prompt_tokens is not None else None
+    used = (
+        (figures.prompt_tokens or 0) + (figures.output_tokens or 0)
+        if figures.prompt_tokens is not None
+        else None
+    )
     if used is not None:
         length = session.context_length
-        parts.append(f"ctx {short_count(used)}/{short_count(length)}" if length else f"ctx {short_count(used)}")
+        parts.append(
+            f"ctx {short_count(used)}/{short_count(length)}"
+            if length
+            else f"ctx {short_count(used)}"
+        )
     if figures.cached_tokens is not None:
         parts.append(f"cached {short_count(figures.cached_tokens)}")
     if figures.tokens_per_second is not None:
@@ -67,27 +79,50 @@ def memory_text(view: EngineView | None) -> str:
         return ""
     budget = view.memory.get("budget") or view.memory.get("limit")
     used = view.memory.get("total") or sum(
-        size for name, size in view.memory.items() if name not in ("budget", "limit", "device", "reserve", "total")
+        size
+        for name, size in view.memory.items()
+        if name not in ("budget", "limit", "device", "reserve", "total")
     )
-    return f"{short_bytes(used)}/{short_bytes(budget)} GB" if budget else f"{short_bytes(used)} GB"
+    return (
+        f"{short_bytes(used)}/{short_bytes(budget)} GB"
+        if budget
+        else f"{short_bytes(used)} GB"
+    )
 
 
 def engine_lines(view: EngineView | None, width: int) -> list[tuple[str, str]]:
     """The engine panel: text and a style's name (title, muted, or the letter of a block's state) a line."""
     if view is None:
         return [("This server does not show its engine.", "muted")]
-    lines = [("Blocks", "title"), *_block_lines(view, width), ("", ""), ("Requests", "title")]
+    lines = [
+        ("Blocks", "title"),
+        *_block_lines(view, width),
+        ("", ""),
+        ("Requests", "title"),
+    ]
     running = [one for one in view.requests if one.state not in ("waiting", "swapped")]
     queued = len(view.requests) - len(running)
     lines.append((f"{len(running)} running, {queued} waiting", "muted"))
     for one in view.requests[:6]:
         if one.state == "prefill" and one.prompt_tokens:
             part = one.computed_tokens / one.prompt_tokens
-            lines.append((f"prefill {bar(part, 10)} {part:4.0%} of {short_count(one.prompt_tokens)}", ""))
-        else:
-            tail = f" +{short_count(one.cached_tokens)} cached" if one.cached_tokens else ""
             lines.append(
-                (f"{clean_line(one.state, 10)} {short_count(one.prompt_tokens)} in, {one.output_tokens} out{tail}", "")
+                (
+                    f"prefill {bar(part, 10)} {part:4.0%} of {short_count(one.prompt_tokens)}",
+                    "",
+                )
+            )
+        else:
+            tail = (
+                f" +{short_count(one.cached_tokens)} cached"
+                if one.cached_tokens
+                else ""
+            )
+            lines.append(
+                (
+                    f"{clean_line(one.state, 10)} {short_count(one.prompt_tokens)} in, {one.output_tokens} out{tail}",
+                    "",
+                )
             )
     lines += [("", ""), ("Counters", "title")]
     for name, value in list(view.stats.items())[:14]:
@@ -102,7 +137,12 @@ def engine_lines(view: EngineView | None, width: int) -> list[tuple[str, str]]:
         lines += [("", ""), ("Memory", "title")]
         for name, size in view.memory.items():
             shown = f"{size / 1e9:.2f} GB"
-            lines.append((f"{clean_line(name.replace('_', ' '), width):<{max(width - len(shown), 8)}}{shown}", "muted"))
+            lines.append(
+                (
+                    f"{clean_line(name.replace('_', ' '), width):<{max(width - len(shown), 8)}}{shown}",
+                    "muted",
+                )
+            )
     return lines
 
 
@@ -112,11 +152,19 @@ def _block_lines(view: EngineView, width: int) -> list[tuple[str, str]]:
     cells = max(width, 8) * 8
     step = max(1, -(-len(states) // cells))
     # The busiest state of a cell's blocks is shown, so that a used block never hides among free ones.
-    condensed = "".join(min(states[at : at + step], key="suc f".index) for at in range(0, len(states), step))
-    lines = [(condensed[at : at + width], "map") for at in range(0, len(condensed), max(width, 8))]
+    condensed = "".join(
+        min(states[at : at + step], key="suc f".index)
+        for at in range(0, len(states), step)
+    )
+    lines = [
+        (condensed[at : at + width], "map")
+        for at in range(0, len(condensed), max(width, 8))
+    ]
     counts = view.blocks
     text = "  ".join(
-        f"{name} {counts[name]}" for name in ("free", "used", "shared", "cached", "spilled") if name in counts
+        f"{name} {counts[name]}"
+        for name in ("free", "used", "shared", "cached", "spilled")
+        if name in counts
     )
     words = text.split("  ")
     row, rows = "", []

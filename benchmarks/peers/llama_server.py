@@ -36,22 +36,39 @@ def provide() -> Path:
     if program.exists():
         return program
     if (cmake := shutil.which("cmake")) is None:
-        raise SystemExit("llama-server is built with cmake, which is not there; on Debian: apt install cmake g++")
+        raise SystemExit(
+            "llama-server is built with cmake, which is not there; on Debian: apt install cmake g++"
+        )
     folder.mkdir(parents=True, exist_ok=True)
     if not (folder / "source").exists():
         _fetch(folder)
     settings = [f"-D{name}={value}" for name, value in _OPTIONS.items()]
     source = folder / "source" / "vendor" / "llama.cpp"
-    subprocess.run([cmake, "-S", str(source), "-B", str(folder / "build"), *settings], check=True)
+    subprocess.run(
+        [cmake, "-S", str(source), "-B", str(folder / "build"), *settings], check=True
+    )
     jobs = str(os.cpu_count() or 1)
-    subprocess.run([cmake, "--build", str(folder / "build"), "-j", jobs, "--target", "llama-server"], check=True)
+    subprocess.run(
+        [
+            cmake,
+            "--build",
+            str(folder / "build"),
+            "-j",
+            jobs,
+            "--target",
+            "llama-server",
+        ],
+        check=True,
+    )
     return program
 
 
 def _fetch(folder: Path) -> None:
     with tempfile.TemporaryDirectory(dir=folder) as place:
         options = ["--no-deps", "--no-binary", "llama-cpp-python", "--dest", place]
-        subprocess.run([sys.executable, "-m", "pip", "download", *options, _PACKAGE], check=True)
+        subprocess.run(
+            [sys.executable, "-m", "pip", "download", *options, _PACKAGE], check=True
+        )
         (archive,) = Path(place).glob("*.tar.gz")
         with tarfile.open(archive) as packed:
             packed.extractall(Path(place), filter="data")
@@ -61,7 +78,9 @@ def _fetch(folder: Path) -> None:
 
 def version() -> str:
     """What the program says of itself, with the package it came in."""
-    done = subprocess.run([str(provide()), "--version"], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [str(provide()), "--version"], capture_output=True, text=True, check=True
+    )
     found = re.search(r"version: (\S+)", done.stdout + done.stderr)
     return f"{found[1] if found else 'unknown'} (llama-cpp-python {VERSION})"
 
@@ -74,7 +93,16 @@ class LlamaServer(ServerProcess):
 
     def __init__(self, gguf: Path, *options: str) -> None:
         port = free_port()
-        command = [str(provide()), "--model", str(gguf), "--host", "127.0.0.1", "--port", str(port), "--no-webui"]
+        command = [
+            str(provide()),
+            "--model",
+            str(gguf),
+            "--host",
+            "127.0.0.1",
+            "--port",
+            str(port),
+            "--no-webui",
+        ]
         super().__init__([*command, *options], port, gguf.stem)
 
 

@@ -35,9 +35,16 @@ def plain_folder(model: str, folder: Path, *, endless: bool = False) -> Path:
     tokenizer = read_tokenizer(files)
     folder.mkdir(parents=True, exist_ok=True)
     ends = [_unused_token(tokenizer)] if endless else list(loaded.eos_token_ids)
-    weights = {name: mx.contiguous(value) for name, value in tree_flatten(loaded.module.parameters())}
+    weights = {
+        name: mx.contiguous(value)
+        for name, value in tree_flatten(loaded.module.parameters())
+    }
     widest = max(weights.values(), key=lambda value: value.size).dtype
-    config = {**loaded.config, "eos_token_id": ends, "torch_dtype": str(widest).removeprefix("mlx.core.")}
+    config = {
+        **loaded.config,
+        "eos_token_id": ends,
+        "torch_dtype": str(widest).removeprefix("mlx.core."),
+    }
     if quantized := _quantization(loaded.module):
         config["quantization"] = quantized
     (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
@@ -47,7 +54,9 @@ def plain_folder(model: str, folder: Path, *, endless: bool = False) -> Path:
         "tokenizer_class": "PreTrainedTokenizerFast", "eos_token": tokenizer._backend.id_to_token(ends[0]),
         "chat_template": tokenizer.chat_template,
     }  # fmt: skip
-    (folder / "tokenizer_config.json").write_text(json.dumps(settings), encoding="utf-8")
+    (folder / "tokenizer_config.json").write_text(
+        json.dumps(settings), encoding="utf-8"
+    )
     return folder
 
 
@@ -64,7 +73,11 @@ def _quantization(module: Any) -> dict[str, Any]:
 def _unused_token(tokenizer: object) -> int:
     """A special token that no text and no chat template holds: the last of them that is not an end or a role mark."""
     added = tokenizer._backend.get_added_tokens_decoder()  # type: ignore[attr-defined]
-    named = [number for number, token in added.items() if token.special and "im_" not in token.content]
+    named = [
+        number
+        for number, token in added.items()
+        if token.special and "im_" not in token.content
+    ]
     return max(number for number in named if "endoftext" not in added[number].content)
 
 
@@ -75,7 +88,17 @@ class MlxLmServer(ServerProcess):
 
     def __init__(self, folder: Path, *options: str) -> None:
         port, self.folder = free_port(), folder
-        command = [sys.executable, "-c", _START, "--model", str(folder), "--host", "127.0.0.1", "--port", str(port)]
+        command = [
+            sys.executable,
+            "-c",
+            _START,
+            "--model",
+            str(folder),
+            "--host",
+            "127.0.0.1",
+            "--port",
+            str(port),
+        ]
         super().__init__([*command, *options], port, str(folder))
 
     def complete(self, prompt: str, max_tokens: int) -> Iterator[float]:
@@ -87,8 +110,12 @@ class MlxLmServer(ServerProcess):
             "stream": True,
             "temperature": 0.0,
         }
-        with httpx.stream("POST", f"{self.url}/completions", json=body, timeout=None, trust_env=False) as response:
+        with httpx.stream(
+            "POST", f"{self.url}/completions", json=body, timeout=None, trust_env=False
+        ) as response:
             response.raise_for_status()
             for line in response.iter_lines():
-                if line.startswith("data: {") and json.loads(line[6:])["choices"][0].get("text"):
+                if line.startswith("data: {") and json.loads(line[6:])["choices"][
+                    0
+                ].get("text"):
                     yield time.perf_counter()

@@ -35,7 +35,13 @@ class ServerProcess:
     name = "server"
     ready = "/v1/models"
 
-    def __init__(self, command: Sequence[str], port: int, model: str, environ: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        command: Sequence[str],
+        port: int,
+        model: str,
+        environ: Mapping[str, str] | None = None,
+    ) -> None:
         self.port, self.model = port, model
         self._log = tempfile.TemporaryFile()  # noqa: SIM115  (it lives as long as the process)
         self.process = subprocess.Popen(
@@ -44,7 +50,9 @@ class ServerProcess:
         )  # fmt: skip
         try:
             self._wait()
-        except BaseException:  # Ctrl-C, too: the process has a session of its own, which hears of none
+        except (
+            BaseException
+        ):  # Ctrl-C, too: the process has a session of its own, which hears of none
             self.close()
             raise
 
@@ -60,17 +68,25 @@ class ServerProcess:
         end = time.monotonic() + START_S
         while time.monotonic() < end:
             if self.process.poll() is not None:
-                raise SystemExit(f"{self.name} ended with {self.process.returncode}:\n{self.said()}")
+                raise SystemExit(
+                    f"{self.name} ended with {self.process.returncode}:\n{self.said()}"
+                )
             try:
                 if (
-                    httpx.get(f"http://127.0.0.1:{self.port}{self.ready}", timeout=5.0, trust_env=False).status_code
+                    httpx.get(
+                        f"http://127.0.0.1:{self.port}{self.ready}",
+                        timeout=5.0,
+                        trust_env=False,
+                    ).status_code
                     == 200
                 ):
                     return
             except httpx.HTTPError:
                 pass
             time.sleep(0.2)
-        raise SystemExit(f"{self.name} did not come up within {START_S:g} s:\n{self.said()}")
+        raise SystemExit(
+            f"{self.name} did not come up within {START_S:g} s:\n{self.said()}"
+        )
 
     def said(self) -> str:
         """The end of what the process has printed."""
@@ -95,6 +111,9 @@ class ServerProcess:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         self.close()

@@ -11,7 +11,15 @@ from typing import Any
 from benchmarks.peers import llama_server
 from rvllm_local.bench import record
 from rvllm_local.bench.load import Run
-from rvllm_local.bench.metrics import Figure, Slo, exact, failures, intervals, percentile, summary
+from rvllm_local.bench.metrics import (
+    Figure,
+    Slo,
+    exact,
+    failures,
+    intervals,
+    percentile,
+    summary,
+)
 from rvllm_local.bench.outcome import Outcome
 from rvllm_local.bench.text_table import show
 
@@ -22,8 +30,18 @@ Raw = Mapping[str, Any]
 def raw(found: Run, **more: Any) -> dict[str, Any]:
     """A run as JSON."""
     rows = [outcome.to_row() for outcome in found.outcomes]
-    head = {"date": record.new_record("raw", {}).date, "machine": record.machine(), "versions": record.versions()}
-    return {**head, **more, "wall_s": found.wall_s, "samples": found.samples, "rows": rows}
+    head = {
+        "date": record.new_record("raw", {}).date,
+        "machine": record.machine(),
+        "versions": record.versions(),
+    }
+    return {
+        **head,
+        **more,
+        "wall_s": found.wall_s,
+        "samples": found.samples,
+        "rows": rows,
+    }
 
 
 def load_raw(path: Path) -> dict[str, Any]:
@@ -42,7 +60,11 @@ def line(row: Raw) -> str:
     found = summary(outcomes(row), row["wall_s"], Slo())
     names = ("tokens_per_s", "ttft_p50", "ttft_p99", "itl_p50", "itl_p99", "errors")
     text = ", ".join(f"{name} {show(found.get(name))}" for name in names)
-    others = "" if row.get("others_cpu") is None else f", others had {row['others_cpu']:.0%} of the cores"
+    others = (
+        ""
+        if row.get("others_cpu") is None
+        else f", others had {row['others_cpu']:.0%} of the cores"
+    )
     return f"{text}, wall {row['wall_s']:.0f} s{others}"
 
 
@@ -50,13 +72,19 @@ def pool(folder: Path, target: Path) -> None:
     """Write benchmarks/results/{capacity,load,agent,memory}.json from what is there."""
     target.mkdir(parents=True, exist_ok=True)
     raws = {path.stem: load_raw(path) for path in sorted(folder.glob("*.json"))}
-    for kind, make in (("capacity", _rounds), ("load", _rounds), ("agent", _agent), ("memory", _memory)):
+    for kind, make in (
+        ("capacity", _rounds),
+        ("load", _rounds),
+        ("agent", _agent),
+        ("memory", _memory),
+    ):
         found = {name: row for name, row in raws.items() if name.startswith(f"{kind}-")}
         if found:
             parts = [part for row in found.values() for part in _parts(row)]
             runs, details = make(found)
             versions = {
-                name: _together(part["versions"].get(name, "none") for part in parts) for name in parts[0]["versions"]
+                name: _together(part["versions"].get(name, "none") for part in parts)
+                for name in parts[0]["versions"]
             }
             if any("llama.cpp" in name for name in found):
                 versions["llama.cpp"] = llama_server.version()
@@ -67,9 +95,14 @@ def pool(folder: Path, target: Path) -> None:
             elif "rows" in row:
                 rounds = max(int(name.rpartition("-")[2]) for name in found)
                 command += f" --requests {len(row['rows'])} --rounds {rounds}"
-            machine, dates = _together(part["machine"] for part in parts), sorted({part["date"] for part in parts})
+            machine, dates = (
+                _together(part["machine"] for part in parts),
+                sorted({part["date"] for part in parts}),
+            )
             date = " to ".join(dict.fromkeys((dates[0], dates[-1])))
-            made = record.Record(kind, runs, "peers", details, machine, versions, date, command)
+            made = record.Record(
+                kind, runs, "peers", details, machine, versions, date, command
+            )
             made.save(target / f"{kind}.json")
 
 
@@ -85,7 +118,9 @@ def _parts(row: Raw) -> Iterator[Raw]:
         yield from row.values()
 
 
-def _rounds(found: Mapping[str, Raw]) -> tuple[dict[str, dict[str, Figure]], dict[str, Any]]:
+def _rounds(
+    found: Mapping[str, Raw],
+) -> tuple[dict[str, dict[str, Figure]], dict[str, Any]]:
     """The rounds of a server and load, pooled: percentiles over all their requests."""
     groups: dict[str, list[Raw]] = {}
     for name, row in found.items():
@@ -94,21 +129,33 @@ def _rounds(found: Mapping[str, Raw]) -> tuple[dict[str, dict[str, Figure]], dic
     for name, rows in groups.items():
         together = [outcome for row in rows for outcome in outcomes(row)]
         runs[name] = summary(together, sum(row["wall_s"] for row in rows), Slo())
-        speeds = [sum(one.tokens for one in outcomes(row) if not one.failure) / row["wall_s"] for row in rows]
-        runs[name]["tokens_per_s"] = dataclasses.replace(runs[name]["tokens_per_s"], low=min(speeds), high=max(speeds))
-        runs[name]["peak_memory"] = exact(max(value for row in rows for _, value in row["samples"]), "bytes")
+        speeds = [
+            sum(one.tokens for one in outcomes(row) if not one.failure) / row["wall_s"]
+            for row in rows
+        ]
+        runs[name]["tokens_per_s"] = dataclasses.replace(
+            runs[name]["tokens_per_s"], low=min(speeds), high=max(speeds)
+        )
+        runs[name]["peak_memory"] = exact(
+            max(value for row in rows for _, value in row["samples"]), "bytes"
+        )
         if rate := rows[0].get("rate"):
             runs[name]["rate"] = exact(rate, "/s", "higher")
         details[name] = {
             "rounds": len(rows),
-            "others_cpu": [None if (share := row.get("others_cpu")) is None else round(share, 3) for row in rows],
+            "others_cpu": [
+                None if (share := row.get("others_cpu")) is None else round(share, 3)
+                for row in rows
+            ],
             "failures": failures(together),
             "walls_s": [row["wall_s"] for row in rows],
         }
     return runs, details
 
 
-def _agent(found: Mapping[str, Raw]) -> tuple[dict[str, dict[str, Figure]], dict[str, Any]]:
+def _agent(
+    found: Mapping[str, Raw],
+) -> tuple[dict[str, dict[str, Figure]], dict[str, Any]]:
     """TTFT of the first turn and of those after it, by server and phase; each turn's in the details."""
     runs, details = {}, {}
     for name, phases in found.items():
@@ -123,7 +170,9 @@ def _agent(found: Mapping[str, Raw]) -> tuple[dict[str, dict[str, Figure]], dict
                 "peak_memory": exact(max(value for _, value in row["samples"]), "bytes"),
             }  # fmt: skip
             details[f"{server} {phase}"] = {
-                "ttft_s": [round(value, 4) if value < float("inf") else None for value in times],
+                "ttft_s": [
+                    round(value, 4) if value < float("inf") else None for value in times
+                ],
                 "cached_tokens": [one.usage.cached for one in turns],
                 "prompt_tokens": [one.usage.prompt for one in turns],
             }
@@ -141,7 +190,9 @@ def _later(times: Sequence[float]) -> dict[str, Figure]:
     }
 
 
-def _memory(found: Mapping[str, Raw]) -> tuple[dict[str, dict[str, Figure]], dict[str, Any]]:
+def _memory(
+    found: Mapping[str, Raw],
+) -> tuple[dict[str, dict[str, Figure]], dict[str, Any]]:
     """Peak, first and last memory of each server, and its line, thinned."""
     runs, details = {}, {}
     for name, row in found.items():
@@ -158,7 +209,12 @@ def _memory(found: Mapping[str, Raw]) -> tuple[dict[str, dict[str, Figure]], dic
             "minutes": exact(round(row["wall_s"] / 60, 1), "min", "higher"),
         }
         step = max(1, len(samples) // KEPT_SAMPLES)
-        thinned = [samples[index : index + step] for index in range(0, len(samples), step)]
-        line = [[round(part[0][0], 1), round(max(value for _, value in part) / 1e6)] for part in thinned]
+        thinned = [
+            samples[index : index + step] for index in range(0, len(samples), step)
+        ]
+        line = [
+            [round(part[0][0], 1), round(max(value for _, value in part) / 1e6)]
+            for part in thinned
+        ]
         details[server] = {"megabytes": line}
     return runs, details

@@ -16,12 +16,24 @@ class RvllmServer(ServerProcess):
     name = "rvllm"
     ready = "/health"
 
-    def __init__(self, model: str, *options: str, environ: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self, model: str, *options: str, environ: Mapping[str, str] | None = None
+    ) -> None:
         port = free_port()
-        command = [sys.executable, "-m", "rvllm_local.cli", "serve", model, "--port", str(port)]
+        command = [
+            sys.executable,
+            "-m",
+            "rvllm_local.cli",
+            "serve",
+            model,
+            "--port",
+            str(port),
+        ]
         super().__init__([*command, *options], port, "default", environ)
 
     def restarts(self) -> int:
         """How often its engine had to be started again."""
-        engines = httpx.get(f"http://127.0.0.1:{self.port}/health", timeout=10.0, trust_env=False).json()["engines"]
+        engines = httpx.get(
+            f"http://127.0.0.1:{self.port}/health", timeout=10.0, trust_env=False
+        ).json()["engines"]
         return sum(row.get("restarts", 0) for row in engines)

@@ -86,7 +86,9 @@ def _host_copy_bandwidth(nbytes: int) -> float:
     source, target = np.zeros(nbytes, np.uint8), np.ones(nbytes, np.uint8)
     source[:] = 1
     cores = os.cpu_count() or 1
-    parts = list(zip(np.array_split(target, cores), np.array_split(source, cores), strict=True))
+    parts = list(
+        zip(np.array_split(target, cores), np.array_split(source, cores), strict=True)
+    )
     taken = []
     with ThreadPoolExecutor(cores) as pool:
         for _ in range(5):
@@ -99,31 +101,59 @@ def _host_copy_bandwidth(nbytes: int) -> float:
 class Bench:
     """The arrays of one load in one KV format, and the kernels' calls over them."""
 
-    def __init__(self, load: Load, dtype: mx.Dtype, kv_dtype: mx.Dtype, tuning: Tuning | None = None) -> None:
+    def __init__(
+        self,
+        load: Load,
+        dtype: mx.Dtype,
+        kv_dtype: mx.Dtype,
+        tuning: Tuning | None = None,
+    ) -> None:
         self.load, per_row = load, -(-load.context // layout.BLOCK_TOKENS)
-        self.config = KernelConfig(load.head_dim, load.heads, load.kv_heads, 1, dtype, kv_dtype)
+        self.config = KernelConfig(
+            load.head_dim, load.heads, load.kv_heads, 1, dtype, kv_dtype
+        )
         self.kernels = KernelSet(self.config, tuning=tuning)
         num_blocks = load.rows * per_row + 1
         self.scales = None
         if self.config.quantized:
-            self.arena = mx.random.randint(-127, 128, self.config.arena_shape(num_blocks)).astype(mx.int8)
-            self.scales = mx.random.uniform(0.001, 0.01, self.config.scales_shape(num_blocks))
+            self.arena = mx.random.randint(
+                -127, 128, self.config.arena_shape(num_blocks)
+            ).astype(mx.int8)
+            self.scales = mx.random.uniform(
+                0.001, 0.01, self.config.scales_shape(num_blocks)
+            )
             mx.eval(self.scales)
         else:
-            self.arena = mx.random.normal(self.config.arena_shape(num_blocks)).astype(kv_dtype)
-        order = np.random.default_rng(0).permutation(np.arange(1, num_blocks)).reshape(load.rows, per_row)
+            self.arena = mx.random.normal(self.config.arena_shape(num_blocks)).astype(
+                kv_dtype
+            )
+        order = (
+            np.random.default_rng(0)
+            .permutation(np.arange(1, num_blocks))
+            .reshape(load.rows, per_row)
+        )
         self.num_blocks = num_blocks
         contexts, firsts = [load.context] * load.rows, [0] * load.rows
         self.packed = mx.array(layout.pack(contexts, firsts, order.tolist(), 1))
-        self.single = mx.array(layout.pack(contexts[:1], firsts[:1], order[:1].tolist(), 1))
-        self.queries = mx.random.normal((load.rows, load.heads, 1, load.head_dim)).astype(dtype)
-        self.new = mx.random.normal((load.rows, load.kv_heads, 1, load.head_dim)).astype(dtype)
+        self.single = mx.array(
+            layout.pack(contexts[:1], firsts[:1], order[:1].tolist(), 1)
+        )
+        self.queries = mx.random.normal(
+            (load.rows, load.heads, 1, load.head_dim)
+        ).astype(dtype)
+        self.new = mx.random.normal(
+            (load.rows, load.kv_heads, 1, load.head_dim)
+        ).astype(dtype)
         pairs = min(64, (num_blocks - 1) // 2)
         self.pairs = mx.array(
-            np.stack([order.reshape(-1)[:pairs], order.reshape(-1)[-pairs:]], axis=1).astype(np.int32)
+            np.stack(
+                [order.reshape(-1)[:pairs], order.reshape(-1)[-pairs:]], axis=1
+            ).astype(np.int32)
         )
         self.layer, self.token = KernelSet.layer_index(0), KernelSet.first_token()
-        self.scratch = mx.zeros((max(8, self.kernels.scratch_size(load.rows, 1, per_row)),))
+        self.scratch = mx.zeros(
+            (max(8, self.kernels.scratch_size(load.rows, 1, per_row)),)
+        )
         mx.eval(
             self.arena,
             self.scratch,
@@ -139,48 +169,95 @@ class Bench:
     @property
     def token_bytes(self) -> int:
         """Bytes that one token's keys and values take in the arena."""
-        return 2 * self.load.kv_heads * (self.load.head_dim * self.config.kv_dtype.size + 4 * self.config.quantized)
+        return (
+            2
+            * self.load.kv_heads
+            * (
+                self.load.head_dim * self.config.kv_dtype.size
+                + 4 * self.config.quantized
+            )
+        )
 
     def decode(self) -> mx.array:
         """A whole decode call, after the one before: the new tokens' write, attention, and the combine step if any."""
         new = NewTokens(self.new, self.new)
         out, self.token = self.kernels.paged_decode(
-            self.queries, self.arena, self.scales, self.packed, self.layer, self.token, self.scratch, scale=0.1, new=new
+            self.queries,
+            self.arena,
+            self.scales,
+            self.packed,
+            self.layer,
+            self.token,
+            self.scratch,
+            scale=0.1,
+            new=new,
         )
         return out
 
     def write(self) -> mx.array:
-        return self.kernels.kv_write(self.arena, self.scales, self.new, self.new, self.packed, self.layer, self.token)
+        return self.kernels.kv_write(
+            self.arena,
+            self.scales,
+            self.new,
+            self.new,
+            self.packed,
+            self.layer,
+            self.token,
+        )
 
     def gather(self) -> mx.array:
-        return self.kernels.kv_gather(self.arena, self.scales, self.single, self.layer, self.token, self.load.context)[
-            0
-        ]
+        return self.kernels.kv_gather(
+            self.arena,
+            self.scales,
+            self.single,
+            self.layer,
+            self.token,
+            self.load.context,
+        )[0]
 
     def copy(self) -> mx.array:
         return self.kernels.kv_copy(self.arena, self.scales, self.pairs, self.token)
 
     def calls(self) -> Iterator[tuple[str, Callable[[], mx.array], int]]:
         """Each kernel: its name, a call, and the bytes that the call must move."""
-        load, dense = self.load, 2 * self.load.kv_heads * self.load.head_dim * self.config.dtype.size
+        load, dense = (
+            self.load,
+            2 * self.load.kv_heads * self.load.head_dim * self.config.dtype.size,
+        )
         yield "paged_decode", self.decode, load.rows * load.context * self.token_bytes
         yield "kv_write", self.write, load.rows * (dense + self.token_bytes)
         yield "kv_gather", self.gather, load.context * (dense + self.token_bytes)
-        yield "kv_copy", self.copy, 2 * self.pairs.shape[0] * layout.BLOCK_TOKENS * self.token_bytes
+        yield (
+            "kv_copy",
+            self.copy,
+            2 * self.pairs.shape[0] * layout.BLOCK_TOKENS * self.token_bytes,
+        )
 
 
-def measure(loads: tuple[Load, ...] = LOADS, *, scale: int = 1) -> tuple[float, list[Measured]]:
+def measure(
+    loads: tuple[Load, ...] = LOADS, *, scale: int = 1
+) -> tuple[float, list[Measured]]:
     """The copy's bytes a second, and every kernel at every load in bfloat16 and int8; `scale` divides the contexts."""
     copy = copy_bandwidth(2**30 // scale)
     found = []
     for load in loads:
-        smaller = Load(load.rows, max(64, load.context // scale), load.heads, load.kv_heads, load.head_dim)
+        smaller = Load(
+            load.rows,
+            max(64, load.context // scale),
+            load.heads,
+            load.kv_heads,
+            load.head_dim,
+        )
         for name, kv_dtype in (("bf16", mx.bfloat16), ("int8", mx.int8)):
             bench = Bench(smaller, mx.bfloat16, kv_dtype)
             for kernel, call, nbytes in bench.calls():
                 mx.eval(call())
                 taken = seconds(call, CALLS)
-                found.append(Measured(kernel, smaller, name, taken, nbytes, nbytes / taken / copy))
+                found.append(
+                    Measured(
+                        kernel, smaller, name, taken, nbytes, nbytes / taken / copy
+                    )
+                )
             del bench
     return copy, found
 

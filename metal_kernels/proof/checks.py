@@ -11,12 +11,20 @@ from collections.abc import Callable
 import mlx.core as mx
 import numpy as np
 
-from rvllm_local.metal_kernels import AddNorm, KernelConfig, KernelSet, NewTokens, Rotation
+from rvllm_local.metal_kernels import (
+    AddNorm,
+    KernelConfig,
+    KernelSet,
+    NewTokens,
+    Rotation,
+)
 from rvllm_local.metal_kernels import descriptor as layout
 from rvllm_local.metal_kernels.proof.oracle import Case, Floats, error, floats
 from rvllm_local.metal_kernels.proof.variants import Variant
 
-Make = Callable[..., KernelSet]  # `KernelSet`, or one with a launcher, a backend or a tuning of its own
+Make = Callable[
+    ..., KernelSet
+]  # `KernelSet`, or one with a launcher, a backend or a tuning of its own
 
 
 def decode(
@@ -27,9 +35,14 @@ def decode(
     new: NewTokens | None = None,
     rotation: Rotation | None = None,
 ) -> mx.array:
-    rows, max_blocks = case.queries.shape[0], layout.max_blocks_of(case.descriptor.size, case.queries.shape[0])
+    rows, max_blocks = (
+        case.queries.shape[0],
+        layout.max_blocks_of(case.descriptor.size, case.queries.shape[0]),
+    )
     size = kernels.scratch_size(rows, variant.query_len, max_blocks)
-    scratch = mx.full((max(8, size),), mx.nan, dtype=mx.float32)  # whatever was there must not matter
+    scratch = mx.full(
+        (max(8, size),), mx.nan, dtype=mx.float32
+    )  # whatever was there must not matter
     mx.eval(scratch)
     out, _ = kernels.paged_decode(
         case.queries,
@@ -52,7 +65,9 @@ def decode(
 def make_kernels(variant: Variant, make: Make) -> KernelSet:
     kernels = make(variant.config)
     if variant.query_tile is not None:
-        kernels.tuning = dataclasses.replace(kernels.tuning, query_tile=variant.query_tile)
+        kernels.tuning = dataclasses.replace(
+            kernels.tuning, query_tile=variant.query_tile
+        )
     return kernels
 
 
@@ -71,26 +86,46 @@ def check_decode(variant: Variant, make: Make = KernelSet) -> float:
     sinks = _sinks(variant)
     out = decode(kernels, case, variant, sinks)
     assert out.dtype == variant.dtype
-    expected = case.expected(scale=variant.head_dim**-0.5, window=variant.window, softcap=variant.softcap, sinks=sinks)
-    assert not floats(out)[len(variant.contexts) :].any(), "a padding row must give zeros"
-    worst = max(error(out[i : i + 1], expected[i : i + 1]) for i in range(len(variant.contexts)))
-    assert worst <= variant.tolerance, f"{variant.name}: relative error {worst:.2e} > {variant.tolerance}"
+    expected = case.expected(
+        scale=variant.head_dim**-0.5,
+        window=variant.window,
+        softcap=variant.softcap,
+        sinks=sinks,
+    )
+    assert not floats(out)[len(variant.contexts) :].any(), (
+        "a padding row must give zeros"
+    )
+    worst = max(
+        error(out[i : i + 1], expected[i : i + 1]) for i in range(len(variant.contexts))
+    )
+    assert worst <= variant.tolerance, (
+        f"{variant.name}: relative error {worst:.2e} > {variant.tolerance}"
+    )
     return worst
 
 
 def check_row_independence(variant: Variant, make: Make = KernelSet) -> None:
     """A row gives the same bits alone, beside longer rows, and in a larger bucket, with and without a combine step."""
     kernels = make_kernels(variant, make)
-    together = Case(variant.config, variant.contexts, variant.query_len, rows=len(variant.contexts) + 2)
+    together = Case(
+        variant.config,
+        variant.contexts,
+        variant.query_len,
+        rows=len(variant.contexts) + 2,
+    )
     whole = floats(decode(kernels, together, variant, _sinks(variant)))
     for row, context in enumerate(variant.contexts):
         alone = Case(variant.config, (context,), variant.query_len)
         alone.arena, alone.scales = together.arena, together.scales
         alone.queries = together.queries[row : row + 1]
-        packed = layout.pack((context,), (0,), [together.tables[row]], variant.query_len)
+        packed = layout.pack(
+            (context,), (0,), [together.tables[row]], variant.query_len
+        )
         alone.descriptor = mx.array(packed)
         got = floats(decode(kernels, alone, variant, _sinks(variant)))
-        assert np.array_equal(got[0], whole[row]), f"{variant.name}: row {row} depends on its neighbours"
+        assert np.array_equal(got[0], whole[row]), (
+            f"{variant.name}: row {row} depends on its neighbours"
+        )
 
 
 def check_fused(variant: Variant, make: Make = KernelSet) -> None:
@@ -98,23 +133,39 @@ def check_fused(variant: Variant, make: Make = KernelSet) -> None:
     kernels, results = make_kernels(variant, make), []
     for fused in (False, True):
         case = Case(
-            variant.config, variant.contexts, variant.query_len, firsts=variant.firsts, rows=len(variant.contexts) + 1
+            variant.config,
+            variant.contexts,
+            variant.query_len,
+            firsts=variant.firsts,
+            rows=len(variant.contexts) + 1,
         )
         keys, values = _new_tokens(variant, case)
         if fused:
-            out = decode(kernels, case, variant, _sinks(variant), NewTokens(keys, values))
+            out = decode(
+                kernels, case, variant, _sinks(variant), NewTokens(keys, values)
+            )
         else:
             layer, token = kernels.layer_index(case.layer), kernels.first_token()
-            mx.eval(kernels.kv_write(case.arena, case.scales, keys, values, case.descriptor, layer, token))
+            mx.eval(
+                kernels.kv_write(
+                    case.arena, case.scales, keys, values, case.descriptor, layer, token
+                )
+            )
             out = decode(kernels, case, variant, _sinks(variant))
         mx.eval(out)
         scales = np.zeros(1) if case.scales is None else floats(case.scales)
         results.append((floats(out), np.nan_to_num(floats(case.arena)), scales))
-    for name, apart, together in zip(("output", "arena", "scales"), *results, strict=True):
-        assert np.array_equal(apart, together), f"{variant.name}: the fused launch changes the {name}"
+    for name, apart, together in zip(
+        ("output", "arena", "scales"), *results, strict=True
+    ):
+        assert np.array_equal(apart, together), (
+            f"{variant.name}: the fused launch changes the {name}"
+        )
 
 
-def check_rotation(variant: Variant, make: Make = KernelSet, *, pairs: bool = False) -> float:
+def check_rotation(
+    variant: Variant, make: Make = KernelSet, *, pairs: bool = False
+) -> float:
     """Queries and new keys are rotated, and stored so; the relative error of the output."""
     kernels = make_kernels(variant, make)
     case = Case(variant.config, variant.contexts, rows=len(variant.contexts) + 1)
@@ -122,18 +173,33 @@ def check_rotation(variant: Variant, make: Make = KernelSet, *, pairs: bool = Fa
     dims = variant.head_dim // 2 if variant.head_dim >= 32 else variant.head_dim
     positions = np.array([*(context - 1 for context in variant.contexts), 0])
     angles = positions[:, None] * 10000.0 ** (-np.arange(0, dims, 2) / dims)
-    table = mx.array(np.concatenate([np.cos(angles), np.sin(angles)], axis=1).astype(np.float32))
-    turned = [_rotated(floats(x), np.cos(angles), np.sin(angles), pairs=pairs) for x in (case.queries, keys)]
-    out = decode(kernels, case, variant, None, NewTokens(keys, values), Rotation(table, pairs))
+    table = mx.array(
+        np.concatenate([np.cos(angles), np.sin(angles)], axis=1).astype(np.float32)
+    )
+    turned = [
+        _rotated(floats(x), np.cos(angles), np.sin(angles), pairs=pairs)
+        for x in (case.queries, keys)
+    ]
+    out = decode(
+        kernels, case, variant, None, NewTokens(keys, values), Rotation(table, pairs)
+    )
     mx.eval(out)
     case.queries = mx.array(turned[0].astype(np.float32)).astype(variant.dtype)
     stored = [case.dense(row)[0][:, -1] for row in range(len(variant.contexts))]
-    expected = case.expected(scale=variant.head_dim**-0.5, window=variant.window, softcap=variant.softcap)
+    expected = case.expected(
+        scale=variant.head_dim**-0.5, window=variant.window, softcap=variant.softcap
+    )
     new = turned[1][: len(stored), :, 0]
-    allowed = {mx.float32: 1e-5, mx.float16: 2e-3, mx.bfloat16: 1.6e-2, mx.int8: 2e-2}[variant.kv_dtype]
-    assert np.abs(np.stack(stored) - new).max() <= allowed * np.abs(new).max(), f"{variant.name}: stored keys are off"
+    allowed = {mx.float32: 1e-5, mx.float16: 2e-3, mx.bfloat16: 1.6e-2, mx.int8: 2e-2}[
+        variant.kv_dtype
+    ]
+    assert np.abs(np.stack(stored) - new).max() <= allowed * np.abs(new).max(), (
+        f"{variant.name}: stored keys are off"
+    )
     worst = error(out[: len(stored)], expected[: len(stored)])
-    assert worst <= variant.tolerance, f"{variant.name}: relative error {worst:.2e} > {variant.tolerance}"
+    assert worst <= variant.tolerance, (
+        f"{variant.name}: relative error {worst:.2e} > {variant.tolerance}"
+    )
     return worst
 
 
@@ -141,31 +207,50 @@ def check_rope_table(config: KernelConfig, make: Make = KernelSet) -> None:
     """The table of cosines and sines, up to positions where a careless argument reduction would show."""
     kernels, contexts = make(config), (1, 33, 4100, 131072)
     packed = mx.array(
-        layout.pack(contexts, [n // 32 * 32 - 32 if n > 32 else 0 for n in contexts], [[1, 2]] * 4, 1, rows=5)
+        layout.pack(
+            contexts,
+            [n // 32 * 32 - 32 if n > 32 else 0 for n in contexts],
+            [[1, 2]] * 4,
+            1,
+            rows=5,
+        )
     )
     frequencies = mx.array((10000.0 ** (-np.arange(0, 16, 2) / 16)).astype(np.float32))
     table = floats(kernels.rope_table(packed, frequencies, 5))
-    angles = (np.array([*contexts, 1]) - 1).astype(np.float32)[:, None] * np.array(frequencies)[
-        None
-    ]  # in float32, as MLX
-    expected = np.concatenate([np.cos(angles.astype(np.float64)), np.sin(angles.astype(np.float64))], axis=1)
-    assert np.abs(table - expected).max() <= 2e-6, f"a rotation's table is off by {np.abs(table - expected).max():.1e}"
+    angles = (np.array([*contexts, 1]) - 1).astype(np.float32)[:, None] * np.array(
+        frequencies
+    )[None]  # in float32, as MLX
+    expected = np.concatenate(
+        [np.cos(angles.astype(np.float64)), np.sin(angles.astype(np.float64))], axis=1
+    )
+    assert np.abs(table - expected).max() <= 2e-6, (
+        f"a rotation's table is off by {np.abs(table - expected).max():.1e}"
+    )
 
 
-def check_add_norm(width: int, dtype: mx.Dtype, make: Callable[[], AddNorm] = AddNorm) -> float:
+def check_add_norm(
+    width: int, dtype: mx.Dtype, make: Callable[[], AddNorm] = AddNorm
+) -> float:
     """The sum, rounded once, and its RMS norm, of rows far apart in size; the relative error of the norm."""
     random, eps = np.random.default_rng(6), 1e-5
     sizes = np.array([1e-3, 1.0, 30.0], dtype=np.float32)[:, None, None]
     stream, added = (
-        mx.array(random.standard_normal((3, 1, width), dtype=np.float32) * sizes).astype(dtype) for _ in range(2)
+        mx.array(
+            random.standard_normal((3, 1, width), dtype=np.float32) * sizes
+        ).astype(dtype)
+        for _ in range(2)
     )
     weight = mx.array(random.uniform(0.5, 2, width).astype(np.float32)).astype(dtype)
     mx.eval(stream, added, weight)
     total, normed = make()(stream, added, weight, eps)
     mx.eval(total, normed)
-    assert np.array_equal(floats(total), floats(mx.array(floats(stream) + floats(added)).astype(dtype))), "a sum is off"
+    assert np.array_equal(
+        floats(total), floats(mx.array(floats(stream) + floats(added)).astype(dtype))
+    ), "a sum is off"
     sums = floats(total)
-    expected = floats(weight) * sums / np.sqrt((sums**2).mean(axis=-1, keepdims=True) + eps)
+    expected = (
+        floats(weight) * sums / np.sqrt((sums**2).mean(axis=-1, keepdims=True) + eps)
+    )
     allowed = {mx.float32: 2e-6, mx.float16: 2e-3, mx.bfloat16: 1.6e-2}[dtype]
     worst = max(error(normed[row], expected[row]) for row in range(3))
     assert worst <= allowed, f"a norm of {width} elements is off by {worst:.2e}"
@@ -188,13 +273,19 @@ def _rotated(x: Floats, cosines: Floats, sines: Floats, *, pairs: bool) -> Float
 
 
 def _sinks(variant: Variant) -> mx.array | None:
-    return mx.array(np.linspace(-1, 2, variant.num_heads), dtype=mx.float32) if variant.sinks else None
+    return (
+        mx.array(np.linspace(-1, 2, variant.num_heads), dtype=mx.float32)
+        if variant.sinks
+        else None
+    )
 
 
 def _new_tokens(variant: Variant, case: Case) -> tuple[mx.array, mx.array]:
     """Random new keys and values of a case, as a joint projection leaves them: views with gaps."""
     c, rows = variant.config, case.queries.shape[0]
-    joint = np.random.default_rng(9).standard_normal((rows, variant.query_len, 2 * c.kv_heads, c.head_dim), np.float32)
+    joint = np.random.default_rng(9).standard_normal(
+        (rows, variant.query_len, 2 * c.kv_heads, c.head_dim), np.float32
+    )
     new = mx.array(joint).astype(c.dtype)
     mx.eval(new)
     keys, values = (part.transpose(0, 2, 1, 3) for part in mx.split(new, 2, axis=2))
@@ -206,9 +297,14 @@ def check_write_gather(config: KernelConfig, make: Make = KernelSet) -> None:
     kernels, random = make(config), np.random.default_rng(3)
     q_len, contexts, tables = 37, (40, 0, 101), [[3, 1], [], [2, 6, 4, 5]]
     arena = mx.zeros(config.arena_shape(8), dtype=config.kv_dtype)
-    scales = mx.zeros(config.scales_shape(8), dtype=mx.float32) if config.quantized else None
+    scales = (
+        mx.zeros(config.scales_shape(8), dtype=mx.float32) if config.quantized else None
+    )
     shape = (len(contexts), q_len, config.kv_heads, config.head_dim)
-    new = [mx.array(random.standard_normal(shape, dtype=np.float32)).astype(config.dtype) for _ in "kv"]
+    new = [
+        mx.array(random.standard_normal(shape, dtype=np.float32)).astype(config.dtype)
+        for _ in "kv"
+    ]
     keys, values = (x.transpose(0, 2, 1, 3) for x in new)
     packed = mx.array(layout.pack(contexts, (0, 0, 0), tables, q_len))
     mx.eval(arena, keys, values, packed, *([] if scales is None else [scales]))
@@ -216,7 +312,9 @@ def check_write_gather(config: KernelConfig, make: Make = KernelSet) -> None:
     token = kernels.kv_write(arena, scales, keys, values, packed, layer, token)
     mx.eval(token)
     assert token.tolist() == [1] * 8, "a writer must return the next token"
-    allowed = {mx.float32: 1e-6, mx.float16: 1e-3, mx.bfloat16: 8e-3, mx.int8: 1.2e-2}[config.kv_dtype]
+    allowed = {mx.float32: 1e-6, mx.float16: 1e-3, mx.bfloat16: 8e-3, mx.int8: 1.2e-2}[
+        config.kv_dtype
+    ]
     for row in (0, 2):
         one = mx.array(layout.pack((contexts[row],), (0,), [tables[row]], q_len))
         length = contexts[row] + 5
@@ -224,7 +322,9 @@ def check_write_gather(config: KernelConfig, make: Make = KernelSet) -> None:
         for dense, source in zip(got, (keys, values), strict=True):
             expected = np.zeros((config.kv_heads, length, config.head_dim))
             expected[:, contexts[row] - q_len : contexts[row]] = floats(source)[row]
-            assert error(dense[0], expected) <= allowed, f"kv_gather is off by {error(dense[0], expected):.2e}"
+            assert error(dense[0], expected) <= allowed, (
+                f"kv_gather is off by {error(dense[0], expected):.2e}"
+            )
     stored = floats(arena)
     assert not stored[0].any(), "the scratch block was written"
     assert not stored[7].any(), "an unowned block was written"
@@ -234,16 +334,24 @@ def check_write_gather(config: KernelConfig, make: Make = KernelSet) -> None:
 def check_copy(config: KernelConfig, make: Make = KernelSet) -> None:
     """kv_copy moves whole blocks with their scales and leaves the others alone."""
     kernels, random = make(config), np.random.default_rng(4)
-    arena = mx.array(random.integers(-100, 100, config.arena_shape(6))).astype(config.kv_dtype)
+    arena = mx.array(random.integers(-100, 100, config.arena_shape(6))).astype(
+        config.kv_dtype
+    )
     scales = None
     if config.quantized:
-        scales = mx.array(random.standard_normal(config.scales_shape(6), dtype=np.float32))
+        scales = mx.array(
+            random.standard_normal(config.scales_shape(6), dtype=np.float32)
+        )
         mx.eval(scales)
     mx.eval(arena)
     before = floats(arena)
     scales_before = None if scales is None else floats(scales)
     pairs = [(1, 4), (2, 5)]
-    mx.eval(kernels.kv_copy(arena, scales, mx.array(pairs, dtype=mx.int32), kernels.first_token()))
+    mx.eval(
+        kernels.kv_copy(
+            arena, scales, mx.array(pairs, dtype=mx.int32), kernels.first_token()
+        )
+    )
     for source, target in pairs:
         before[target] = before[source]
         if scales_before is not None:
@@ -255,10 +363,14 @@ def check_copy(config: KernelConfig, make: Make = KernelSet) -> None:
 def check_save_load(config: KernelConfig, make: Make = KernelSet) -> None:
     """kv_save gives a block's bytes, elements before scales, and kv_load puts them into another block."""
     kernels, random = make(config), np.random.default_rng(5)
-    arena = mx.array(random.integers(-100, 100, config.arena_shape(6))).astype(config.kv_dtype)
+    arena = mx.array(random.integers(-100, 100, config.arena_shape(6))).astype(
+        config.kv_dtype
+    )
     scales = None
     if config.quantized:
-        scales = mx.array(random.standard_normal(config.scales_shape(6), dtype=np.float32))
+        scales = mx.array(
+            random.standard_normal(config.scales_shape(6), dtype=np.float32)
+        )
         mx.eval(scales)
     token = kernels.first_token()
     sources = mx.array([4, 2, 0, 0, 0, 0, 0, 0], dtype=mx.int32)
@@ -269,7 +381,9 @@ def check_save_load(config: KernelConfig, make: Make = KernelSet) -> None:
     mx.eval(saved)
     whole = [arena] if scales is None else [arena, scales]
     for row, source in enumerate((4, 2)):
-        expected = b"".join(np.array(part[source].view(mx.uint8)).tobytes() for part in whole)
+        expected = b"".join(
+            np.array(part[source].view(mx.uint8)).tobytes() for part in whole
+        )
         assert np.array(saved[row]).tobytes() == expected, "kv_save gave other bytes"
     mx.eval(kernels.kv_load(arena, scales, targets, saved, token))
     for source, target in ((4, 1), (2, 5)):

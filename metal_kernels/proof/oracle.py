@@ -38,10 +38,15 @@ class Case:
     def __post_init__(self) -> None:
         c, random = self.config, np.random.default_rng(self.seed)
         self.firsts = self.firsts or (0,) * len(self.contexts)
-        counts = [-(-max(n - f, 0) // BLOCK) for n, f in zip(self.contexts, self.firsts, strict=True)]
+        counts = [
+            -(-max(n - f, 0) // BLOCK)
+            for n, f in zip(self.contexts, self.firsts, strict=True)
+        ]
         ids = list(random.permutation(np.arange(1, sum(counts) + 1)))
         self.tables = [[int(ids.pop()) for _ in range(count)] for count in counts]
-        if self.shared:  # every row starts with the first row's blocks, as after a prefix hit
+        if (
+            self.shared
+        ):  # every row starts with the first row's blocks, as after a prefix hit
             for table in self.tables[1:]:
                 share = min(len(table), len(self.tables[0])) // 2
                 table[:share] = self.tables[0][:share]
@@ -49,9 +54,18 @@ class Case:
         rows = len(self.contexts) if self.rows is None else self.rows
         shape = (rows, self.query_len, c.num_heads, c.head_dim)
         # as projections leave them: transposed views, not dense arrays
-        self.queries = mx.array(random.standard_normal(shape, dtype=np.float32)).astype(c.dtype).transpose(0, 2, 1, 3)
+        self.queries = (
+            mx.array(random.standard_normal(shape, dtype=np.float32))
+            .astype(c.dtype)
+            .transpose(0, 2, 1, 3)
+        )
         packed = layout.pack(
-            self.contexts, self.firsts, self.tables, self.query_len, rows=rows, max_blocks=self.max_blocks
+            self.contexts,
+            self.firsts,
+            self.tables,
+            self.query_len,
+            rows=rows,
+            max_blocks=self.max_blocks,
         )
         self.descriptor = mx.array(packed)
         mx.eval(self.arena, self.queries, self.descriptor)
@@ -61,27 +75,46 @@ class Case:
         shape, self.scales = c.arena_shape(num_blocks), None
         if c.quantized:
             self.arena = mx.array(random.integers(-127, 128, shape, dtype=np.int8))
-            self.scales = mx.array(random.uniform(0.002, 0.02, shape[:-1]).astype(np.float32))
+            self.scales = mx.array(
+                random.uniform(0.002, 0.02, shape[:-1]).astype(np.float32)
+            )
             mx.eval(self.scales)
             return
         stored = random.standard_normal(shape, dtype=np.float32)
         used = np.zeros((num_blocks, BLOCK), bool)
-        for table, context, first in zip(self.tables, self.contexts, self.firsts or (), strict=True):
+        for table, context, first in zip(
+            self.tables, self.contexts, self.firsts or (), strict=True
+        ):
             for i, block in enumerate(table):
                 used[block, : max(0, context - first - i * BLOCK)] = True
-        stored[np.broadcast_to(~used[:, None, None, None, :, None], shape)] = np.nan  # a stale slot may hold anything
+        stored[np.broadcast_to(~used[:, None, None, None, :, None], shape)] = (
+            np.nan
+        )  # a stale slot may hold anything
         self.arena = mx.array(stored).astype(c.kv_dtype)
 
     def dense(self, row: int) -> tuple[Floats, Floats]:
         """Keys and values `[kv_heads, tokens, D]` of a row, from its first position to its context's end."""
-        planes = floats(self.arena)[self.tables[row], self.layer]  # [blocks, 2, kv_heads, 32, D]
+        planes = floats(self.arena)[
+            self.tables[row], self.layer
+        ]  # [blocks, 2, kv_heads, 32, D]
         if self.scales is not None:
-            planes = planes * floats(self.scales)[self.tables[row], self.layer][..., None]
-        joined = planes.transpose(1, 2, 0, 3, 4).reshape(2, self.config.kv_heads, -1, self.config.head_dim)
+            planes = (
+                planes * floats(self.scales)[self.tables[row], self.layer][..., None]
+            )
+        joined = planes.transpose(1, 2, 0, 3, 4).reshape(
+            2, self.config.kv_heads, -1, self.config.head_dim
+        )
         length = self.contexts[row] - (self.firsts or (0,))[row]
         return joined[0, :, :length], joined[1, :, :length]
 
-    def expected(self, *, scale: float, window: int = 0, softcap: float = 0.0, sinks: mx.array | None = None) -> Floats:
+    def expected(
+        self,
+        *,
+        scale: float,
+        window: int = 0,
+        softcap: float = 0.0,
+        sinks: mx.array | None = None,
+    ) -> Floats:
         """What paged_decode must return, `[rows, heads, q_len, D]`."""
         c, out = self.config, np.zeros(self.queries.shape)
         queries = floats(self.queries)
@@ -113,5 +146,7 @@ def floats(array: mx.array) -> Floats:
 
 def error(actual: mx.array, expected: Floats) -> float:
     """The largest error relative to the largest expected value; NaN counts as infinite."""
-    difference = np.abs(floats(actual) - expected).max() / max(float(np.abs(expected).max()), 1e-6)
+    difference = np.abs(floats(actual) - expected).max() / max(
+        float(np.abs(expected).max()), 1e-6
+    )
     return float(difference) if np.isfinite(difference) else float("inf")

@@ -8,12 +8,33 @@ from rvllm_local.metal_kernels.config import KernelConfig
 from rvllm_local.metal_kernels.proof import checks
 from rvllm_local.metal_kernels.proof.variants import BF16, F16, F32, I8, VARIANTS
 
-STORES = ((512, F16, F16), (128, BF16, BF16), (64, BF16, I8), (80, F16, F16), (96, F32, F32), (16, F32, I8))
+STORES = (
+    (512, F16, F16),
+    (128, BF16, BF16),
+    (64, BF16, I8),
+    (80, F16, F16),
+    (96, F32, F32),
+    (16, F32, I8),
+)
 
 NORMS = ((2048, BF16), (72, F16), (576, F32), (5120, BF16))
 
-INDEPENDENT = ("d64-long", "d512-f16-g8", "d64-bf16-g4-q3", "d64-f16-sinks", "d128-bf16-g8", "d128-bf16-int8-g4")
-ROTATED = ("d64-long", "d80-f16-mha", "d128-bf16-g8", "d128-bf16-int8-g4", "d512-f16-g8", "d16-f16-tiny")
+INDEPENDENT = (
+    "d64-long",
+    "d512-f16-g8",
+    "d64-bf16-g4-q3",
+    "d64-f16-sinks",
+    "d128-bf16-g8",
+    "d128-bf16-int8-g4",
+)
+ROTATED = (
+    "d64-long",
+    "d80-f16-mha",
+    "d128-bf16-g8",
+    "d128-bf16-int8-g4",
+    "d512-f16-g8",
+    "d16-f16-tiny",
+)
 
 
 def cases() -> Iterator[tuple[str, Callable[[], object]]]:
@@ -22,12 +43,21 @@ def cases() -> Iterator[tuple[str, Callable[[], object]]]:
         yield f"decode {variant.name}", lambda v=variant: checks.check_decode(v)  # type: ignore[misc]
         yield f"fused {variant.name}", lambda v=variant: checks.check_fused(v)  # type: ignore[misc]
         if variant.name in INDEPENDENT:
-            yield f"independent {variant.name}", lambda v=variant: checks.check_row_independence(v)  # type: ignore[misc]
+            yield (
+                f"independent {variant.name}",
+                lambda v=variant: checks.check_row_independence(v),  # type: ignore[misc]
+            )
         if variant.name in ROTATED:
             yield f"rotated {variant.name}", lambda v=variant: checks.check_rotation(v)  # type: ignore[misc]
-    yield "rope table", lambda: checks.check_rope_table(KernelConfig(16, 2, 1, 1, F32, F32))
+    yield (
+        "rope table",
+        lambda: checks.check_rope_table(KernelConfig(16, 2, 1, 1, F32, F32)),
+    )
     for width, dtype in NORMS:
-        yield f"add and norm {width} {dtype}", lambda w=width, d=dtype: checks.check_add_norm(w, d)  # type: ignore[misc]
+        yield (
+            f"add and norm {width} {dtype}",
+            lambda w=width, d=dtype: checks.check_add_norm(w, d),  # type: ignore[misc]
+        )
     for dim, dtype, kv in STORES:
         config, label = KernelConfig(dim, 4, 2, 2, dtype, kv), f"{dim} {kv}"
         yield f"write and gather {label}", lambda c=config: checks.check_write_gather(c)  # type: ignore[misc]

@@ -17,7 +17,8 @@ Bytes = npt.NDArray[Any]  # uint8, which numpy's types lose in shifts
 
 _SUPER = 256  # values in a K-quant's block
 _IQ4_VALUES = np.array(
-    [-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113], dtype=np.int8
+    [-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113],
+    dtype=np.int8,
 )  # the codebook of IQ4_NL and IQ4_XS
 
 
@@ -65,7 +66,9 @@ def _pairs(raw: Bytes, start: int) -> Bytes:
 def _quads(raw: Bytes) -> Bytes:
     """[blocks, 64] bytes to [blocks, 256] codes of 2 bits: runs of 32 bytes, each read four times."""
     runs = raw.reshape(len(raw), -1, 1, 32)
-    return ((runs >> np.array([0, 2, 4, 6], dtype=np.uint8)[:, None]) & 3).reshape(len(raw), -1)
+    return ((runs >> np.array([0, 2, 4, 6], dtype=np.uint8)[:, None]) & 3).reshape(
+        len(raw), -1
+    )
 
 
 def q4_0(raw: Bytes) -> AffineBlocks:
@@ -82,12 +85,19 @@ def q4_1(raw: Bytes) -> AffineBlocks:
 def q5_0(raw: Bytes) -> AffineBlocks:
     """Scale, 32 fifth bits, 16 bytes of codes; the value is scale * (code - 16)."""
     scale = half(raw[:, :2])
-    return AffineBlocks(_nibbles(raw[:, 6:]) | (_bits(raw[:, 2:6]) << 4), scale, scale * -16, 5)
+    return AffineBlocks(
+        _nibbles(raw[:, 6:]) | (_bits(raw[:, 2:6]) << 4), scale, scale * -16, 5
+    )
 
 
 def q5_1(raw: Bytes) -> AffineBlocks:
     """Scale, lowest value, 32 fifth bits, 16 bytes of codes."""
-    return AffineBlocks(_nibbles(raw[:, 8:]) | (_bits(raw[:, 4:8]) << 4), half(raw[:, :2]), half(raw[:, 2:4]), 5)
+    return AffineBlocks(
+        _nibbles(raw[:, 8:]) | (_bits(raw[:, 4:8]) << 4),
+        half(raw[:, :2]),
+        half(raw[:, 2:4]),
+        5,
+    )
 
 
 def q8_0(raw: Bytes) -> AffineBlocks:
@@ -104,7 +114,9 @@ def iq4_nl(raw: Bytes) -> AffineBlocks:
 
 def iq4_xs(raw: Bytes) -> AffineBlocks:
     """Scale; eight 6-bit scales, their high bits first; 128 bytes of places in the codebook."""
-    high = np.ascontiguousarray(raw[:, 2:4]).view("<u2").astype(np.uint32)  # [blocks, 1]
+    high = (
+        np.ascontiguousarray(raw[:, 2:4]).view("<u2").astype(np.uint32)
+    )  # [blocks, 1]
     steps = np.arange(0, 16, 2, dtype=np.uint32)
     high = np.bitwise_and(np.right_shift(high, steps), 3, dtype=np.uint32)
     low = np.stack([raw[:, 4:8] & 0x0F, raw[:, 4:8] >> 4], axis=2).reshape(len(raw), 8)
@@ -119,15 +131,24 @@ def _codebook(places: Bytes) -> Bytes:
 def q4_k(raw: Bytes) -> AffineBlocks:
     """Two scales, eight 6-bit scales and minima in 12 bytes, 128 bytes of codes."""
     scales, minima = _six_bit_scales(raw[:, 4:16])
-    return AffineBlocks(_pairs(raw[:, 16:], 32), half(raw[:, :2]) * scales, -half(raw[:, 2:4]) * minima, 4)
+    return AffineBlocks(
+        _pairs(raw[:, 16:], 32),
+        half(raw[:, :2]) * scales,
+        -half(raw[:, 2:4]) * minima,
+        4,
+    )
 
 
 def q5_k(raw: Bytes) -> AffineBlocks:
     """As Q4_K, with 32 bytes of fifth bits before the codes: bit n of byte i belongs to value i of group n."""
     scales, minima = _six_bit_scales(raw[:, 4:16])
-    fifth = (raw[:, 16:48][:, None] >> np.arange(8, dtype=np.uint8)[:, None]) & 1  # [blocks, 8, 32]
+    fifth = (
+        raw[:, 16:48][:, None] >> np.arange(8, dtype=np.uint8)[:, None]
+    ) & 1  # [blocks, 8, 32]
     codes = _pairs(raw[:, 48:], 32) | (fifth.reshape(len(raw), _SUPER) << 4)
-    return AffineBlocks(codes, half(raw[:, :2]) * scales, -half(raw[:, 2:4]) * minima, 5)
+    return AffineBlocks(
+        codes, half(raw[:, :2]) * scales, -half(raw[:, 2:4]) * minima, 5
+    )
 
 
 def _six_bit_scales(raw: Bytes) -> tuple[FloatArray, FloatArray]:
@@ -152,10 +173,14 @@ def _q3_k(raw: Bytes) -> FloatArray:
     third = (raw[:, :32][:, None] >> np.arange(8, dtype=np.uint8)[:, None]) & 1
     codes = _quads(raw[:, 32:96]) | (third.reshape(len(raw), _SUPER) << 2)
     low, high = raw[:, 96:104], raw[:, 104:108]
-    places = (high[:, None] >> np.array([0, 2, 4, 6], dtype=np.uint8)[:, None]) & 3  # [blocks, 4, 4]
+    places = (
+        high[:, None] >> np.array([0, 2, 4, 6], dtype=np.uint8)[:, None]
+    ) & 3  # [blocks, 4, 4]
     steps = _nibbles(low) | (places.reshape(len(raw), 16) << 4)
     scales = half(raw[:, 108:110]) * (steps.astype(np.float32) - 32)
-    values: FloatArray = scales[:, :, None] * (codes.astype(np.float32) - 4).reshape(len(raw), 16, 16)
+    values: FloatArray = scales[:, :, None] * (codes.astype(np.float32) - 4).reshape(
+        len(raw), 16, 16
+    )
     return values.reshape(len(raw), _SUPER)
 
 
@@ -174,14 +199,18 @@ def _f32(raw: Bytes) -> FloatArray:
 
 
 def _bf16(raw: Bytes) -> FloatArray:
-    return (np.ascontiguousarray(raw).view(np.uint16).astype(np.uint32) << 16).view(np.float32)
+    return (np.ascontiguousarray(raw).view(np.uint16).astype(np.uint32) << 16).view(
+        np.float32
+    )
 
 
 def _affine(split: Callable[[Bytes], AffineBlocks]) -> Callable[[Bytes], FloatArray]:
     def decode(raw: Bytes) -> FloatArray:
         parts = split(raw)
         groups = parts.codes.reshape(len(raw), -1, 32).astype(np.float32)
-        return (groups * parts.scales[:, :, None] + parts.biases[:, :, None]).reshape(len(raw), -1)
+        return (groups * parts.scales[:, :, None] + parts.biases[:, :, None]).reshape(
+            len(raw), -1
+        )
 
     return decode
 

@@ -15,8 +15,14 @@ from rvllm_local.models.gguf.reader import GGUFFile
 from rvllm_local.models.gguf.weights import Architecture, architecture_of
 
 _PLAIN_ROPE = (None, "none")
-_LLAMA3 = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
-_GEMMA2_27B_LAYERS = 46  # the one size that scales queries by its width instead of its head
+_LLAMA3 = {
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 8192,
+}
+_GEMMA2_27B_LAYERS = (
+    46  # the one size that scales queries by its width instead of its head
+)
 
 
 def gguf_config(file: GGUFFile) -> dict[str, Any]:
@@ -25,9 +31,14 @@ def gguf_config(file: GGUFFile) -> dict[str, Any]:
     keys = _Keys(file)
     keys.refuse_experts()
     keys.refuse_parts()
-    heads, hidden = keys.integer("attention.head_count"), keys.integer("embedding_length")
+    heads, hidden = (
+        keys.integer("attention.head_count"),
+        keys.integer("embedding_length"),
+    )
     if hidden % heads and keys.get("attention.key_length") is None:
-        raise ModelFileError(f"{file.path}: {heads} heads do not divide a width of {hidden}")
+        raise ModelFileError(
+            f"{file.path}: {heads} heads do not divide a width of {hidden}"
+        )
     config = {
         "model_type": architecture.model_type,
         "hidden_size": hidden,
@@ -58,7 +69,10 @@ def _of_family(keys: _Keys, config: dict[str, Any]) -> dict[str, Any]:
         return {
             "attn_logit_softcapping": keys.positive("attn_logit_softcapping", 50.0),
             "final_logit_softcapping": keys.positive("final_logit_softcapping", 30.0),
-            "query_pre_attn_scalar": config["hidden_size"] / config["num_attention_heads"] if is_27b else head_dim,
+            "query_pre_attn_scalar": config["hidden_size"]
+            / config["num_attention_heads"]
+            if is_27b
+            else head_dim,
         }
     if config["model_type"] == "gemma3_text":
         is_27b = config["num_hidden_layers"] == 62
@@ -67,11 +81,16 @@ def _of_family(keys: _Keys, config: dict[str, Any]) -> dict[str, Any]:
             "sliding_window_pattern": 6,
             "rope_local_base_freq": 10000.0,
             "rope_theta": keys.positive("rope.freq_base", 1e6),
-            "query_pre_attn_scalar": config["hidden_size"] // config["num_attention_heads"] if is_27b else head_dim,
+            "query_pre_attn_scalar": config["hidden_size"]
+            // config["num_attention_heads"]
+            if is_27b
+            else head_dim,
         }
     if config["model_type"] == "phi3":
         if head_dim * config["num_attention_heads"] != config["hidden_size"]:
-            raise UnsupportedModelError(f"{keys.path}: a phi3 model with heads of {head_dim} is not supported")
+            raise UnsupportedModelError(
+                f"{keys.path}: a phi3 model with heads of {head_dim} is not supported"
+            )
         rotated = keys.integer("rope.dimension_count", head_dim)
         return {"partial_rotary_factor": rotated / head_dim}
     return {}
@@ -81,14 +100,18 @@ def _rope(keys: _Keys, config: dict[str, Any]) -> dict[str, Any]:
     """The scaling of positions. Raises `UnsupportedModelError` for what mlx-lm would not compute in the same way."""
     kind = keys.get("rope.scaling.type")
     if kind not in (*_PLAIN_ROPE, "linear", "longrope"):
-        raise UnsupportedModelError(f"{keys.path}: RoPE scaling {kind!r:.80} in a GGUF file is not supported")
+        raise UnsupportedModelError(
+            f"{keys.path}: RoPE scaling {kind!r:.80} in a GGUF file is not supported"
+        )
     tensors = keys.file.tensors
     if "rope_freqs.weight" in tensors:
         return {"rope_scaling": _llama3_scaling(keys, config)}
     if "rope_factors_long.weight" in tensors or "rope_factors_short.weight" in tensors:
         return _longrope(keys, config)
     if kind == "longrope":
-        raise ModelFileError(f"{keys.path}: RoPE scaling is 'longrope', but its factors are missing")
+        raise ModelFileError(
+            f"{keys.path}: RoPE scaling is 'longrope', but its factors are missing"
+        )
     factor = keys.positive("rope.scaling.factor", 1.0)
     if kind != "linear" or factor == 1.0:
         return {}
@@ -98,7 +121,9 @@ def _rope(keys: _Keys, config: dict[str, Any]) -> dict[str, Any]:
 def _llama3_scaling(keys: _Keys, config: dict[str, Any]) -> dict[str, Any]:
     """Llama 3.1's scaling, found again from the factor of each frequency."""
     if config["model_type"] != "llama":
-        raise UnsupportedModelError(f"{keys.path}: RoPE factors in a {config['model_type']} model are not supported")
+        raise UnsupportedModelError(
+            f"{keys.path}: RoPE factors in a {config['model_type']} model are not supported"
+        )
     dim: int = config["head_dim"]
     factors = _factors(keys, "rope_freqs.weight", dim // 2)
     scaling = {"rope_type": "llama3", "factor": float(factors.max()), **_LLAMA3}
@@ -107,62 +132,103 @@ def _llama3_scaling(keys: _Keys, config: dict[str, Any]) -> dict[str, Any]:
     smooth = np.clip((ratio - 1.0) / 3.0, 0.0, 1.0)
     expected = 1 / ((1 - smooth) / scaling["factor"] + smooth)
     if not np.allclose(factors, expected, rtol=1e-2):
-        raise UnsupportedModelError(f"{keys.path}: the RoPE factors are not those of Llama 3; use safetensors")
+        raise UnsupportedModelError(
+            f"{keys.path}: the RoPE factors are not those of Llama 3; use safetensors"
+        )
     return scaling
 
 
 def _longrope(keys: _Keys, config: dict[str, Any]) -> dict[str, Any]:
     if config["model_type"] != "phi3":
-        raise UnsupportedModelError(f"{keys.path}: RoPE factors in a {config['model_type']} model are not supported")
+        raise UnsupportedModelError(
+            f"{keys.path}: RoPE factors in a {config['model_type']} model are not supported"
+        )
     half = keys.integer("rope.dimension_count", config["head_dim"]) // 2
-    long, short = (_factors(keys, f"rope_factors_{kind}.weight", half).tolist() for kind in ("long", "short"))
+    long, short = (
+        _factors(keys, f"rope_factors_{kind}.weight", half).tolist()
+        for kind in ("long", "short")
+    )
     return {
-        "rope_scaling": {"type": "longrope", "long_factor": long, "short_factor": short},
-        "original_max_position_embeddings": keys.integer("rope.scaling.original_context_length", 4096),
+        "rope_scaling": {
+            "type": "longrope",
+            "long_factor": long,
+            "short_factor": short,
+        },
+        "original_max_position_embeddings": keys.integer(
+            "rope.scaling.original_context_length", 4096
+        ),
     }
 
 
-def _factors(keys: _Keys, name: str, count: int) -> np.ndarray[Any, np.dtype[np.float32]]:
+def _factors(
+    keys: _Keys, name: str, count: int
+) -> np.ndarray[Any, np.dtype[np.float32]]:
     info = keys.file.info(name)
     if info.shape != (count,):
-        raise ModelFileError(f"{keys.path}: tensor {name!r} has shape {info.shape}, not ({count},)")
+        raise ModelFileError(
+            f"{keys.path}: tensor {name!r} has shape {info.shape}, not ({count},)"
+        )
     factors = keys.file.read(name)
     if not (np.isfinite(factors).all() and (factors > 0).all()):
-        raise ModelFileError(f"{keys.path}: tensor {name!r} holds factors that are not positive numbers")
+        raise ModelFileError(
+            f"{keys.path}: tensor {name!r} holds factors that are not positive numbers"
+        )
     return factors
 
 
 def _check_output(file: GGUFFile, architecture: Architecture) -> None:
     if architecture.always_tied and "output.weight" in file.tensors:
-        raise UnsupportedModelError(f"{file.path}: a {architecture.model_type} model with an output matrix of its own")
+        raise UnsupportedModelError(
+            f"{file.path}: a {architecture.model_type} model with an output matrix of its own"
+        )
 
 
 def _check_heads(file: GGUFFile, config: dict[str, Any]) -> None:
-    heads, kv_heads, head_dim = (config[key] for key in ("num_attention_heads", "num_key_value_heads", "head_dim"))
+    heads, kv_heads, head_dim = (
+        config[key]
+        for key in ("num_attention_heads", "num_key_value_heads", "head_dim")
+    )
     if heads % kv_heads or head_dim % 2:
-        raise ModelFileError(f"{file.path}: {heads} heads of {head_dim} cannot share {kv_heads} key heads")
+        raise ModelFileError(
+            f"{file.path}: {heads} heads of {head_dim} cannot share {kv_heads} key heads"
+        )
     keys = _Keys(file)
     value_dim = keys.integer("attention.value_length", head_dim)
     rotated = keys.integer("rope.dimension_count", head_dim)
     if value_dim != head_dim:
-        raise UnsupportedModelError(f"{file.path}: values of {value_dim} beside keys of {head_dim} are not supported")
+        raise UnsupportedModelError(
+            f"{file.path}: values of {value_dim} beside keys of {head_dim} are not supported"
+        )
     if rotated > head_dim or rotated % 2:
-        raise ModelFileError(f"{file.path}: RoPE over {rotated} of {head_dim} dimensions is not possible")
+        raise ModelFileError(
+            f"{file.path}: RoPE over {rotated} of {head_dim} dimensions is not possible"
+        )
     if rotated != head_dim and config["model_type"] != "phi3":
-        raise UnsupportedModelError(f"{file.path}: RoPE over {rotated} of {head_dim} dimensions is not supported")
+        raise UnsupportedModelError(
+            f"{file.path}: RoPE over {rotated} of {head_dim} dimensions is not supported"
+        )
 
 
 def _vocabulary(file: GGUFFile) -> int:
     tokens = file.metadata.get("tokenizer.ggml.tokens")
     if not isinstance(tokens, list) or not tokens:
-        raise ModelFileError(f"{file.path}: key 'tokenizer.ggml.tokens' is not a list of tokens")
+        raise ModelFileError(
+            f"{file.path}: key 'tokenizer.ggml.tokens' is not a list of tokens"
+        )
     return len(tokens)
 
 
 def _end_tokens(file: GGUFFile) -> list[int]:
     """The ids that end an answer: of the text, and of a turn where the file names one."""
-    found = [file.metadata.get(f"tokenizer.ggml.{key}_token_id") for key in ("eos", "eot", "eom")]
-    ids = [value for value in found if isinstance(value, int) and not isinstance(value, bool)]
+    found = [
+        file.metadata.get(f"tokenizer.ggml.{key}_token_id")
+        for key in ("eos", "eot", "eom")
+    ]
+    ids = [
+        value
+        for value in found
+        if isinstance(value, int) and not isinstance(value, bool)
+    ]
     return list(dict.fromkeys(ids))
 
 
@@ -178,7 +244,9 @@ class _Keys:
 
     def refuse_experts(self) -> None:
         if self.get("expert_count"):
-            raise UnsupportedModelError(f"{self.path}: experts in a GGUF file are not supported; use safetensors")
+            raise UnsupportedModelError(
+                f"{self.path}: experts in a GGUF file are not supported; use safetensors"
+            )
 
     def refuse_parts(self) -> None:
         parts = self.file.metadata.get("split.count")
@@ -191,14 +259,26 @@ class _Keys:
         value = self._required(key) if default is None else self._or(key, default)
         if isinstance(value, list) and value and all(one == value[0] for one in value):
             value = value[0]  # one for each layer
-        if isinstance(value, bool) or not isinstance(value, int) or not 0 < value < 1 << 24:
-            raise ModelFileError(f"{self.path}: key {self._prefix + key!r} is {value!r:.60}, not a plausible number")
+        if (
+            isinstance(value, bool)
+            or not isinstance(value, int)
+            or not 0 < value < 1 << 24
+        ):
+            raise ModelFileError(
+                f"{self.path}: key {self._prefix + key!r} is {value!r:.60}, not a plausible number"
+            )
         return value
 
     def positive(self, key: str, default: float | None = None) -> float:
         value = self._required(key) if default is None else self._or(key, default)
-        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
-            raise ModelFileError(f"{self.path}: key {self._prefix + key!r} is {value!r:.60}, not a positive number")
+        if (
+            isinstance(value, bool)
+            or not isinstance(value, int | float)
+            or not 0 < value < math.inf
+        ):
+            raise ModelFileError(
+                f"{self.path}: key {self._prefix + key!r} is {value!r:.60}, not a positive number"
+            )
         return float(value)
 
     def _or(self, key: str, default: float) -> Any:

@@ -24,7 +24,19 @@ _MAX_KEYS = 1 << 14
 _MAX_ELEMENTS = 1 << 22  # of all arrays together
 _MAX_STRING = 1 << 24
 _MAX_DIMENSIONS = 4
-_SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
+_SCALARS = {
+    0: "B",
+    1: "b",
+    2: "H",
+    3: "h",
+    4: "I",
+    5: "i",
+    6: "f",
+    7: "?",
+    10: "Q",
+    11: "q",
+    12: "d",
+}
 _STRING, _ARRAY = 8, 9
 
 
@@ -52,18 +64,24 @@ class GGUFFile:
         reader = _Reader(path, self._map)
         num_tensors = reader.preamble()
         self.metadata: dict[str, Any] = reader.metadata()
-        self.tensors: dict[str, TensorInfo] = reader.tensor_table(num_tensors, self.metadata)
+        self.tensors: dict[str, TensorInfo] = reader.tensor_table(
+            num_tensors, self.metadata
+        )
 
     def read(self, name: str) -> FloatArray:
         """A tensor as float32, in its row-major shape."""
         info = self.info(name)
-        with np.errstate(invalid="ignore", over="ignore"):  # whether all are numbers is seen to when all are loaded
+        with np.errstate(
+            invalid="ignore", over="ignore"
+        ):  # whether all are numbers is seen to when all are loaded
             return info.format.decode(self.read_blocks(name)).reshape(info.shape)
 
     def read_blocks(self, name: str) -> npt.NDArray[np.uint8]:
         """A tensor's encoded blocks, `[number, bytes of a block]`; a view of the file."""
         info = self.info(name)
-        raw = np.frombuffer(self._map, dtype=np.uint8, count=info.nbytes, offset=info.offset)
+        raw = np.frombuffer(
+            self._map, dtype=np.uint8, count=info.nbytes, offset=info.offset
+        )
         return raw.reshape(-1, info.format.size)
 
     def info(self, name: str) -> TensorInfo:
@@ -81,7 +99,9 @@ class _Reader:
         self._num_keys = self._num_elements = 0
 
     def fail(self, what: str) -> ModelFileError:
-        return ModelFileError(f"{self._path}: {what} (at byte {self._at}); the file is corrupt or cut, fetch it again")
+        return ModelFileError(
+            f"{self._path}: {what} (at byte {self._at}); the file is corrupt or cut, fetch it again"
+        )
 
     def preamble(self) -> int:
         if self._bytes(4) != b"GGUF":
@@ -102,10 +122,17 @@ class _Reader:
             found[key] = self._value(self._scalar("I"))
         return found
 
-    def tensor_table(self, num_tensors: int, metadata: dict[str, Any]) -> dict[str, TensorInfo]:
+    def tensor_table(
+        self, num_tensors: int, metadata: dict[str, Any]
+    ) -> dict[str, TensorInfo]:
         entries = [self._tensor_entry() for _ in range(num_tensors)]
         alignment = metadata.get("general.alignment", 32)
-        if not isinstance(alignment, int) or alignment <= 0 or alignment > 1 << 20 or alignment & (alignment - 1):
+        if (
+            not isinstance(alignment, int)
+            or alignment <= 0
+            or alignment > 1 << 20
+            or alignment & (alignment - 1)
+        ):
             raise self.fail(f"alignment {alignment!r:.80} is not a power of two")
         base = -(-self._at // alignment) * alignment
         tensors: dict[str, TensorInfo] = {}
@@ -113,13 +140,19 @@ class _Reader:
             if name in tensors:
                 raise self.fail(f"tensor {name!r:.80} appears twice")
             if offset % alignment:
-                raise self.fail(f"tensor {name!r:.80} is not aligned to {alignment} bytes")
+                raise self.fail(
+                    f"tensor {name!r:.80} is not aligned to {alignment} bytes"
+                )
             elements = int(np.prod(shape, dtype=object))
             if elements == 0 or shape[-1] % block_format.elements:
-                raise self.fail(f"tensor {name!r:.80} has shape {shape}, which {block_format.name} cannot hold")
+                raise self.fail(
+                    f"tensor {name!r:.80} has shape {shape}, which {block_format.name} cannot hold"
+                )
             nbytes = elements // block_format.elements * block_format.size
             if base + offset + nbytes > len(self._data):
-                raise self.fail(f"tensor {name!r:.80} reaches byte {base + offset + nbytes} of {len(self._data)}")
+                raise self.fail(
+                    f"tensor {name!r:.80} reaches byte {base + offset + nbytes} of {len(self._data)}"
+                )
             tensors[name] = TensorInfo(name, shape, block_format, base + offset, nbytes)
         self._check_overlap(sorted(tensors.values(), key=lambda info: info.offset))
         return tensors
@@ -127,7 +160,9 @@ class _Reader:
     def _check_overlap(self, ordered: list[TensorInfo]) -> None:
         for before, after in itertools.pairwise(ordered):
             if before.offset + before.nbytes > after.offset:
-                raise self.fail(f"tensors {before.name!r:.80} and {after.name!r:.80} overlap")
+                raise self.fail(
+                    f"tensors {before.name!r:.80} and {after.name!r:.80} overlap"
+                )
 
     def _tensor_entry(self) -> tuple[str, tuple[int, ...], BlockFormat, int]:
         name = self._string()
@@ -138,7 +173,9 @@ class _Reader:
         kind = self._scalar("I")
         if kind not in FORMATS:
             known = ", ".join(block_format.name for block_format in FORMATS.values())
-            raise UnsupportedModelError(f"{self._path}: tensor {name!r:.80} has encoding {kind}; supported are {known}")
+            raise UnsupportedModelError(
+                f"{self._path}: tensor {name!r:.80} has encoding {kind}; supported are {known}"
+            )
         return name, shape, FORMATS[kind], self._scalar("Q")
 
     def _value(self, kind: int) -> Any:
@@ -155,7 +192,11 @@ class _Reader:
             raise self.fail("an array of arrays is not supported")
         if element in _SCALARS:
             width = struct.calcsize("<" + _SCALARS[element])
-            return list(struct.unpack(f"<{count}{_SCALARS[element]}", self._bytes(count * width)))
+            return list(
+                struct.unpack(
+                    f"<{count}{_SCALARS[element]}", self._bytes(count * width)
+                )
+            )
         return [self._value(element) for _ in range(count)]
 
     def _count(self, what: str, largest: int) -> int:
@@ -178,7 +219,9 @@ class _Reader:
 
     def _bytes(self, count: int) -> bytes:
         if count > len(self._data) - self._at:
-            raise self.fail(f"{count} bytes are wanted and {len(self._data) - self._at} are left")
+            raise self.fail(
+                f"{count} bytes are wanted and {len(self._data) - self._at} are left"
+            )
         piece = self._data[self._at : self._at + count]
         self._at += count
         return piece

@@ -21,7 +21,11 @@ from rvllm_local.models.gguf.reader import GGUFFile
 
 Rows = npt.NDArray[Any]  # anything whose first axis is a weight's output rows
 
-_TOP = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
+_TOP = {
+    "token_embd": "model.embed_tokens",
+    "output_norm": "model.norm",
+    "output": "lm_head",
+}
 _LAYER = {
     "attn_norm": "input_layernorm",
     "attn_q": "self_attn.q_proj",
@@ -41,7 +45,9 @@ _FOUR_NORMS = {
 }
 _FUSED = {"attn_qkv": "self_attn.qkv_proj", "ffn_up": "mlp.gate_up_proj"}
 # Tensors that shape the rotation; the configuration takes them in.
-ROPE_TENSORS = frozenset({"rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight"})
+ROPE_TENSORS = frozenset(
+    {"rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight"}
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,8 +70,12 @@ ARCHITECTURES: Mapping[str, Architecture] = {
     "qwen2": Architecture("qwen2"),
     "qwen3": Architecture("qwen3", {**_LAYER, **_HEAD_NORMS}),
     "gemma": Architecture("gemma", norm_shift=1.0, always_tied=True),
-    "gemma2": Architecture("gemma2", {**_LAYER, **_FOUR_NORMS}, norm_shift=1.0, always_tied=True),
-    "gemma3": Architecture("gemma3_text", {**_LAYER, **_FOUR_NORMS, **_HEAD_NORMS}, norm_shift=1.0),
+    "gemma2": Architecture(
+        "gemma2", {**_LAYER, **_FOUR_NORMS}, norm_shift=1.0, always_tied=True
+    ),
+    "gemma3": Architecture(
+        "gemma3_text", {**_LAYER, **_FOUR_NORMS, **_HEAD_NORMS}, norm_shift=1.0
+    ),
     "phi3": Architecture("phi3", {**_LAYER, **_FUSED}),
 }
 
@@ -91,11 +101,15 @@ def check_shapes(file: GGUFFile, expected: Mapping[str, tuple[int, ...]]) -> Non
     for name in _weights(file):
         place = _mlx_name(file, architecture, name)
         if place in found or place not in expected:
-            raise ModelFileError(f"{file.path}: tensor {name!r:.80} has no place of its own in the model")
+            raise ModelFileError(
+                f"{file.path}: tensor {name!r:.80} has no place of its own in the model"
+            )
         found[place] = (name, file.tensors[name].shape)
     # An output matrix that is not there is the embedding.
     if missing := sorted(expected.keys() - found.keys() - {"lm_head.weight"}):
-        raise ModelFileError(f"{file.path}: the weights do not fit the configuration: {missing[0]} is missing")
+        raise ModelFileError(
+            f"{file.path}: the weights do not fit the configuration: {missing[0]} is missing"
+        )
     for name, shape in expected.items():
         tensor, stored = found.get(name, ("", shape))
         if tuple(stored) != tuple(shape):
@@ -105,35 +119,55 @@ def check_shapes(file: GGUFFile, expected: Mapping[str, tuple[int, ...]]) -> Non
             )
 
 
-def gguf_weights(file: GGUFFile, config: dict[str, Any]) -> Iterator[tuple[str, FloatArray]]:
+def gguf_weights(
+    file: GGUFFile, config: dict[str, Any]
+) -> Iterator[tuple[str, FloatArray]]:
     """Each weight under mlx-lm's name, one at a time, as float32."""
     architecture = architecture_of(file)
     for name in _weights(file):
-        yield _mlx_name(file, architecture, name), _values(file, architecture, name, config)
+        yield (
+            _mlx_name(file, architecture, name),
+            _values(file, architecture, name, config),
+        )
 
 
-def gguf_packed_weights(file: GGUFFile, config: dict[str, Any]) -> Iterator[tuple[str, npt.NDArray[Any]]]:
+def gguf_packed_weights(
+    file: GGUFFile, config: dict[str, Any]
+) -> Iterator[tuple[str, npt.NDArray[Any]]]:
     """Like `gguf_weights` for a GPU: quantized matrices as MLX packs them, all else as float16."""
     architecture = architecture_of(file)
     for name in _weights(file):
         info = file.tensors[name]
         mlx_name = _mlx_name(file, architecture, name)
-        packed = repack(file.read_blocks(name), info.format, info.shape) if len(info.shape) == 2 else None
+        packed = (
+            repack(file.read_blocks(name), info.format, info.shape)
+            if len(info.shape) == 2
+            else None
+        )
         if packed is None:
             yield mlx_name, _values(file, architecture, name, config).astype(np.float16)
             continue
         stem = mlx_name.removesuffix(".weight")
         for part in ("weight", "scales", "biases"):
-            yield f"{stem}.{part}", _ordered(file, architecture, name, getattr(packed, part), config)
+            yield (
+                f"{stem}.{part}",
+                _ordered(file, architecture, name, getattr(packed, part), config),
+            )
 
 
 def _weights(file: GGUFFile) -> list[str]:
     return [name for name in file.tensors if name not in ROPE_TENSORS]
 
 
-def _values(file: GGUFFile, architecture: Architecture, name: str, config: dict[str, Any]) -> FloatArray:
+def _values(
+    file: GGUFFile, architecture: Architecture, name: str, config: dict[str, Any]
+) -> FloatArray:
     values = _ordered(file, architecture, name, file.read(name), config)
-    return values - np.float32(architecture.norm_shift) if name.endswith("norm.weight") else values
+    return (
+        values - np.float32(architecture.norm_shift)
+        if name.endswith("norm.weight")
+        else values
+    )
 
 
 def _mlx_name(file: GGUFFile, architecture: Architecture, name: str) -> str:
@@ -144,10 +178,18 @@ def _mlx_name(file: GGUFFile, architecture: Architecture, name: str) -> str:
     elif (found := re.fullmatch(r"(\w+)\.(weight|bias)", name)) and found[1] in _TOP:
         top = "lm_head" if found[1] == "output" else _TOP[found[1]]
         return f"{top}.{found[2]}"
-    raise UnsupportedModelError(f"{file.path}: tensor {name!r:.80} has no place in a {architecture.model_type} model")
+    raise UnsupportedModelError(
+        f"{file.path}: tensor {name!r:.80} has no place in a {architecture.model_type} model"
+    )
 
 
-def _ordered(file: GGUFFile, architecture: Architecture, name: str, weight: Rows, config: dict[str, Any]) -> Rows:
+def _ordered(
+    file: GGUFFile,
+    architecture: Architecture,
+    name: str,
+    weight: Rows,
+    config: dict[str, Any],
+) -> Rows:
     """Rows in the order that mlx-lm wants."""
     if architecture.permuted and re.fullmatch(r"blk\.\d+\.attn_q\.(weight|bias)", name):
         return _unpermute(file, name, weight, config["num_attention_heads"])
@@ -160,6 +202,10 @@ def _unpermute(file: GGUFFile, name: str, weight: Rows, heads: int) -> Rows:
     """Undo the row order that llama.cpp's converter gives queries and keys for its interleaved RoPE."""
     rows = weight.shape[0]
     if rows % (2 * heads):
-        raise ModelFileError(f"{file.path}: tensor {name!r} has {rows} rows, which {heads} heads cannot share")
-    pairs = weight.reshape(heads, rows // heads // 2, 2, -1)  # [heads, head_dim / 2, 2, columns]
+        raise ModelFileError(
+            f"{file.path}: tensor {name!r} has {rows} rows, which {heads} heads cannot share"
+        )
+    pairs = weight.reshape(
+        heads, rows // heads // 2, 2, -1
+    )  # [heads, head_dim / 2, 2, columns]
     return np.ascontiguousarray(pairs.swapaxes(1, 2).reshape(weight.shape))

@@ -39,10 +39,14 @@ class CallSession(Protocol):
     def gather(self, slot: LayerSlot) -> tuple[mx.array, mx.array]:
         """The whole context of each row, padded to the longest: `[rows, kv_heads, width, dim]` twice."""
 
-    def decode(self, slot: LayerSlot, queries: mx.array, call: AttentionCall) -> mx.array:
+    def decode(
+        self, slot: LayerSlot, queries: mx.array, call: AttentionCall
+    ) -> mx.array:
         """Attention of one new token a row: `[rows, heads, 1, key_dim]` in, `[rows, heads, 1, value_dim]` out."""
 
-    def prefill(self, slot: LayerSlot, queries: mx.array, call: AttentionCall) -> mx.array:
+    def prefill(
+        self, slot: LayerSlot, queries: mx.array, call: AttentionCall
+    ) -> mx.array:
         """Causal attention of one row's chunk: `[1, heads, query_len, key_dim]` in, `[..., value_dim]` out."""
 
 

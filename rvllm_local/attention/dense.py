@@ -9,7 +9,11 @@ from rvllm_local.errors import UnsupportedModelError
 
 
 def dense_attention(
-    queries: mx.array, keys: mx.array, values: mx.array, call: AttentionCall, mask: mx.array | str | None
+    queries: mx.array,
+    keys: mx.array,
+    values: mx.array,
+    call: AttentionCall,
+    mask: mx.array | str | None,
 ) -> mx.array:
     """`[rows, heads, query_len, key_dim]` in, `[rows, heads, query_len, value_dim]` out; masks as MLX's attention takes them.
 
@@ -17,7 +21,9 @@ def dense_attention(
     """
     if call.softcap:
         return _capped_attention(queries, keys, values, call, mask)
-    return mx.fast.scaled_dot_product_attention(queries, keys, values, scale=call.scale, mask=mask, sinks=call.sinks)
+    return mx.fast.scaled_dot_product_attention(
+        queries, keys, values, scale=call.scale, mask=mask, sinks=call.sinks
+    )
 
 
 def cap_logits(scores: mx.array, softcap: float) -> mx.array:
@@ -26,20 +32,32 @@ def cap_logits(scores: mx.array, softcap: float) -> mx.array:
 
 
 def _capped_attention(
-    queries: mx.array, keys: mx.array, values: mx.array, call: AttentionCall, mask: mx.array | str | None
+    queries: mx.array,
+    keys: mx.array,
+    values: mx.array,
+    call: AttentionCall,
+    mask: mx.array | str | None,
 ) -> mx.array:
     if call.sinks is not None:
-        raise UnsupportedModelError("a layer has both a soft-cap and attention sinks, which are not computed densely")
+        raise UnsupportedModelError(
+            "a layer has both a soft-cap and attention sinks, which are not computed densely"
+        )
     rows, heads, query_len, dim = queries.shape
     kv_heads, width = keys.shape[1], keys.shape[2]
-    grouped = queries.reshape(rows, kv_heads, heads // kv_heads, query_len, dim) * call.scale
+    grouped = (
+        queries.reshape(rows, kv_heads, heads // kv_heads, query_len, dim) * call.scale
+    )
     logits = cap_logits(grouped @ keys[:, :, None].swapaxes(-1, -2), call.softcap)
     if isinstance(mask, str):
         mask = mx.arange(width) <= mx.arange(width - query_len, width)[:, None]
     if mask is not None:
         if mask.dtype != mx.bool_:
-            raise UnsupportedModelError("a layer that caps its logits adds a mask to them")
+            raise UnsupportedModelError(
+                "a layer that caps its logits adds a mask to them"
+            )
         mask = mask[:, :, None] if mask.ndim == 4 else mask
         logits = mx.where(mask, logits, mx.array(-mx.inf, logits.dtype))
     weights = mx.softmax(logits, axis=-1, precise=True)
-    return (weights @ values[:, :, None]).reshape(rows, heads, query_len, values.shape[-1])
+    return (weights @ values[:, :, None]).reshape(
+        rows, heads, query_len, values.shape[-1]
+    )

@@ -86,12 +86,17 @@ class ChunkRows:
 
 
 def call_geometry(
-    layout: KVLayout, tables: Sequence[SequenceTables], positions: Sequence[int], query_len: int
+    layout: KVLayout,
+    tables: Sequence[SequenceTables],
+    positions: Sequence[int],
+    query_len: int,
 ) -> CallGeometry:
     """Lay out one call over `len(tables)` sequences whose tables already have room for the new tokens."""
     starts = np.asarray(positions, dtype=np.int32)
     groups = tuple(
-        _group_geometry(shape.window, [row.groups[index] for row in tables], starts, query_len)
+        _group_geometry(
+            shape.window, [row.groups[index] for row in tables], starts, query_len
+        )
         for index, shape in enumerate(layout.groups)
     )
     return CallGeometry(starts, query_len, groups)
@@ -104,7 +109,10 @@ def filled(geometry: CallGeometry, extra: int) -> CallGeometry:
     query_len = geometry.query_len + extra
     groups = []
     for view in geometry.groups:
-        width = -(-(int(geometry.positions[0]) + query_len - int(view.first_positions[0])) // BLOCK_TOKENS)
+        width = -(
+            -(int(geometry.positions[0]) + query_len - int(view.first_positions[0]))
+            // BLOCK_TOKENS
+        )
         tables = np.full((1, width), SCRATCH_BLOCK, dtype=np.int32)
         tables[:, : view.tables.shape[1]] = view.tables
         groups.append(dataclasses.replace(view, tables=tables))
@@ -120,21 +128,36 @@ def _group_geometry(
     ]
     width = max(used)
     tables = np.array(
-        [table.block_ids[:count] + [SCRATCH_BLOCK] * (width - count) for table, count in zip(rows, used, strict=True)],
+        [
+            table.block_ids[:count] + [SCRATCH_BLOCK] * (width - count)
+            for table, count in zip(rows, used, strict=True)
+        ],
         dtype=np.int32,
     )
     first_positions = np.array([table.first_position for table in rows], dtype=np.int32)
-    new = positions[:, None] + np.arange(query_len, dtype=np.int32)[None]  # [rows, query_len]
+    new = (
+        positions[:, None] + np.arange(query_len, dtype=np.int32)[None]
+    )  # [rows, query_len]
     columns = (new - first_positions[:, None]) // BLOCK_TOKENS
     write_blocks = np.take_along_axis(tables, columns, axis=1)
-    return GroupGeometry(window, tables, first_positions, write_blocks, new % BLOCK_TOKENS)
+    return GroupGeometry(
+        window, tables, first_positions, write_blocks, new % BLOCK_TOKENS
+    )
 
 
-def visible_keys(geometry: CallGeometry, group: int, width: int) -> npt.NDArray[np.bool_]:
+def visible_keys(
+    geometry: CallGeometry, group: int, width: int
+) -> npt.NDArray[np.bool_]:
     """[rows, query_len, width]: may query q of row r see the key in column c of its gathered context?"""
     view = geometry.groups[group]
-    keys = view.first_positions[:, None, None] + np.arange(width, dtype=np.int32)[None, None]
-    queries = (geometry.positions[:, None] + np.arange(geometry.query_len, dtype=np.int32)[None])[:, :, None]
+    keys = (
+        view.first_positions[:, None, None]
+        + np.arange(width, dtype=np.int32)[None, None]
+    )
+    queries = (
+        geometry.positions[:, None]
+        + np.arange(geometry.query_len, dtype=np.int32)[None]
+    )[:, :, None]
     visible: npt.NDArray[np.bool_] = keys <= queries
     if view.window is not None:
         visible &= keys > queries - view.window

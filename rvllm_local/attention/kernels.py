@@ -20,7 +20,13 @@ from rvllm_local.attention.geometry import CallGeometry
 from rvllm_local.errors import UnsupportedModelError
 from rvllm_local.memory.arena import Arena, KVShape
 from rvllm_local.memory.layout import LayerSlot
-from rvllm_local.metal_kernels import KernelConfig, KernelSet, NewTokens, default_backend, descriptor
+from rvllm_local.metal_kernels import (
+    KernelConfig,
+    KernelSet,
+    NewTokens,
+    default_backend,
+    descriptor,
+)
 from rvllm_local.metal_kernels.config import MAX_GROUP, MAX_QUERY_LEN, TOKEN_SIZE
 from rvllm_local.metal_kernels.launch import DispatchCounter, Launcher
 
@@ -47,10 +53,19 @@ class KernelBackend:
 
     name = "kernels"
 
-    def __init__(self, arenas: Sequence[Arena], launcher: Launcher | None = None, heads: int | None = None) -> None:
+    def __init__(
+        self,
+        arenas: Sequence[Arena],
+        launcher: Launcher | None = None,
+        heads: int | None = None,
+    ) -> None:
         """`heads` are the model's query heads, the most that a layer has; None if that is not known: each layer will show."""
         self.arenas = tuple(arenas)
-        self._heads = MAX_GROUP * max(arena.shape.kv_heads for arena in arenas) if heads is None else heads
+        self._heads = (
+            MAX_GROUP * max(arena.shape.kv_heads for arena in arenas)
+            if heads is None
+            else heads
+        )
         self._scratch = mx.zeros((TOKEN_SIZE,), dtype=mx.float32)
         self.arrays = [arena.array for arena in arenas]
         self.scales = [arena.scales for arena in arenas]
@@ -72,21 +87,36 @@ class KernelBackend:
         """Prepare one model call; the kernels go by row in any case."""
         contexts = geometry.context_lens.tolist()
         descriptors = [
-            mx.array(descriptor.pack(contexts, view.first_positions.tolist(), view.tables.tolist(), geometry.query_len))
+            mx.array(
+                descriptor.pack(
+                    contexts,
+                    view.first_positions.tolist(),
+                    view.tables.tolist(),
+                    geometry.query_len,
+                )
+            )
             for view in geometry.groups
         ]
         widths = [view.tables.shape[1] for view in geometry.groups]
-        scratch = self.scratch(geometry.rows, widths, min(geometry.query_len, MAX_QUERY_LEN))
-        state = KernelState(self.arrays, self.scales, self.layers, descriptors, self.token, scratch)
+        scratch = self.scratch(
+            geometry.rows, widths, min(geometry.query_len, MAX_QUERY_LEN)
+        )
+        state = KernelState(
+            self.arrays, self.scales, self.layers, descriptors, self.token, scratch
+        )
         return KernelSession(self, geometry, state)
 
-    def scratch(self, rows: int, max_blocks: Sequence[int], query_len: int = 1) -> mx.array:
+    def scratch(
+        self, rows: int, max_blocks: Sequence[int], query_len: int = 1
+    ) -> mx.array:
         """The scratch, grown if a call of `rows` rows with so many blocks in each group needs more.
 
         One array for all calls: the token orders them. It grows in large steps, since every size is traced anew.
         """
         needed = max(
-            self.kernels(group, self._heads_of(group)).scratch_size(rows, query_len, blocks)
+            self.kernels(group, self._heads_of(group)).scratch_size(
+                rows, query_len, blocks
+            )
             for group, blocks in enumerate(max_blocks)
         )
         if needed > self._scratch.size:
@@ -115,18 +145,33 @@ class KernelBackend:
         if not block_ids:
             return []
         saved = self._block_kernels(group).kv_save(
-            self.arrays[group], self.scales[group], _block_list(block_ids), self.token, len(block_ids)
+            self.arrays[group],
+            self.scales[group],
+            _block_list(block_ids),
+            self.token,
+            len(block_ids),
         )
         host = np.array(saved)
         return [host[place].tobytes() for place in range(len(block_ids))]
 
-    def load_blocks(self, group: int, block_ids: Sequence[int], payloads: Sequence[bytes | bytearray]) -> None:
+    def load_blocks(
+        self,
+        group: int,
+        block_ids: Sequence[int],
+        payloads: Sequence[bytes | bytearray],
+    ) -> None:
         """Write saved bytes into blocks. Raises `ValueError` for a payload of the wrong size."""
         if not block_ids:
             return
-        words = np.stack([block_words(payload, self.arenas[group].shape) for payload in payloads])
+        words = np.stack(
+            [block_words(payload, self.arenas[group].shape) for payload in payloads]
+        )
         self.token = self._block_kernels(group).kv_load(
-            self.arrays[group], self.scales[group], _block_list(block_ids), mx.array(words), self.token
+            self.arrays[group],
+            self.scales[group],
+            _block_list(block_ids),
+            mx.array(words),
+            self.token,
         )
         mx.eval(self.token)  # the payloads' memory is free again
 
@@ -134,7 +179,10 @@ class KernelBackend:
         """Copy blocks in place."""
         if pairs:
             self.token = self._block_kernels(group).kv_copy(
-                self.arrays[group], self.scales[group], mx.array(np.array(pairs, dtype=np.int32)), self.token
+                self.arrays[group],
+                self.scales[group],
+                mx.array(np.array(pairs, dtype=np.int32)),
+                self.token,
             )
 
     def _block_kernels(self, group: int) -> KernelSet:
@@ -157,7 +205,9 @@ class KernelBackend:
 def block_words(payload: bytes | bytearray, shape: KVShape) -> npt.NDArray[np.uint32]:
     """A saved block as 32-bit words. Raises `ValueError` if it is not one of this shape's."""
     if len(payload) != shape.block_bytes:
-        raise ValueError(f"a saved block has {len(payload)} bytes, and this arena's blocks have {shape.block_bytes}")
+        raise ValueError(
+            f"a saved block has {len(payload)} bytes, and this arena's blocks have {shape.block_bytes}"
+        )
     return np.frombuffer(payload, dtype=np.uint32)
 
 
@@ -174,7 +224,14 @@ def _config(shape: KVShape, heads: int) -> KernelConfig:
             f"no kernel for keys of {shape.key_dim} and values of {shape.value_dim}; "
             "the reference attention serves this model instead"
         )
-    return KernelConfig(shape.key_dim, heads, shape.kv_heads, shape.num_layers, shape.dtype, shape.stored_dtype)
+    return KernelConfig(
+        shape.key_dim,
+        heads,
+        shape.kv_heads,
+        shape.num_layers,
+        shape.dtype,
+        shape.stored_dtype,
+    )
 
 
 class KernelSession:
@@ -185,7 +242,12 @@ class KernelSession:
     """
 
     def __init__(
-        self, backend: KernelBackend, geometry: CallGeometry, state: KernelState, *, fuses: bool = False
+        self,
+        backend: KernelBackend,
+        geometry: CallGeometry,
+        state: KernelState,
+        *,
+        fuses: bool = False,
     ) -> None:
         self._backend, self._geometry, self._state = backend, geometry, state
         self._fuses = fuses
@@ -223,11 +285,15 @@ class KernelSession:
     def rope_table(self, frequencies: mx.array) -> mx.array:
         """The cosines and sines of each row's newest position."""
         kernels = self._backend.kernels(0, self._backend.arenas[0].shape.kv_heads)
-        return kernels.rope_table(self._state.descriptors[0], frequencies, self._geometry.rows)
+        return kernels.rope_table(
+            self._state.descriptors[0], frequencies, self._geometry.rows
+        )
 
     def gather(self, slot: LayerSlot) -> tuple[mx.array, mx.array]:
         if self._geometry.rows != 1:
-            raise UnsupportedModelError("several rows cannot be gathered at once; call the model row by row")
+            raise UnsupportedModelError(
+                "several rows cannot be gathered at once; call the model row by row"
+            )
         self.finish()
         state, shape = self._state, self._backend.arenas[slot.group].shape
         view = self._geometry.groups[slot.group]
@@ -241,13 +307,17 @@ class KernelSession:
             length,
         )
 
-    def decode(self, slot: LayerSlot, queries: mx.array, call: AttentionCall) -> mx.array:
+    def decode(
+        self, slot: LayerSlot, queries: mx.array, call: AttentionCall
+    ) -> mx.array:
         new = None
         if self._waiting is not None and self._waiting[0] == slot:
             new, self._waiting = self._waiting[1], None
         self.finish()
         state, shape = self._state, self._backend.arenas[slot.group].shape
-        attended, token = self._backend.kernels(slot.group, queries.shape[1]).paged_decode(
+        attended, token = self._backend.kernels(
+            slot.group, queries.shape[1]
+        ).paged_decode(
             queries.astype(shape.dtype),
             state.arenas[slot.group],
             state.scales[slot.group],
@@ -265,7 +335,9 @@ class KernelSession:
         self._advance(token)
         return attended
 
-    def prefill(self, slot: LayerSlot, queries: mx.array, call: AttentionCall) -> mx.array:
+    def prefill(
+        self, slot: LayerSlot, queries: mx.array, call: AttentionCall
+    ) -> mx.array:
         keys, values = self.gather(slot)
         mask = chunk_mask(self._geometry, slot.group, keys.shape[2])
         return dense_attention(queries, keys, values, call, mask)

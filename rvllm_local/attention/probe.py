@@ -17,7 +17,15 @@ from rvllm_local.memory.layout import KVLayout, LayerSlot, StateSlot
 
 _KINDS = ("KVCache", "RotatingKVCache", "ArraysCache")
 # What a call of a model whose sizes do not go together can end in.
-_CALL_ERRORS = (TypeError, ValueError, LookupError, AttributeError, AssertionError, ArithmeticError, RuntimeError)
+_CALL_ERRORS = (
+    TypeError,
+    ValueError,
+    LookupError,
+    AttributeError,
+    AssertionError,
+    ArithmeticError,
+    RuntimeError,
+)
 # A model without attention counts its tokens in blocks all the same: prefixes and admission are worked out in them. The
 # shape has kernels, so that on a device a step of it is in flight, too.
 _COUNTER = KVShape(1, 1, 16, 16, None, mx.float32)
@@ -38,9 +46,13 @@ def probe_layout(model: nn.Module, *, quantized: bool = False) -> KVLayout:
     `ModelFileError` for sizes that do not go together.
     """
     caches = plain_caches(model)
-    nesting = tuple(len(cache.caches) if _kind(cache) == "CacheList" else 0 for cache in caches)
+    nesting = tuple(
+        len(cache.caches) if _kind(cache) == "CacheList" else 0 for cache in caches
+    )
     leaves = [
-        leaf for cache, count in zip(caches, nesting, strict=True) for leaf in (cache.caches if count else [cache])
+        leaf
+        for cache, count in zip(caches, nesting, strict=True)
+        for leaf in (cache.caches if count else [cache])
     ]
     unknown = [leaf for leaf in leaves if _kind(leaf) not in _KINDS]
     if unknown:
@@ -49,13 +61,17 @@ def probe_layout(model: nn.Module, *, quantized: bool = False) -> KVLayout:
             "choose a model with full or sliding-window attention, or with recurrent layers"
         )
     try:
-        model(mx.zeros((1, 1), dtype=mx.int32), cache=caches)  # never evaluated: shapes are known without
+        model(
+            mx.zeros((1, 1), dtype=mx.int32), cache=caches
+        )  # never evaluated: shapes are known without
     except _CALL_ERRORS as error:
         detail = " ".join(str(error).split())[:200]
         raise ModelFileError(
             f"a model of this configuration cannot be called: {type(error).__name__}: {detail}"
         ) from error
-    found = [None if _kind(leaf) == "ArraysCache" else _probe_layer(leaf) for leaf in leaves]
+    found = [
+        None if _kind(leaf) == "ArraysCache" else _probe_layer(leaf) for leaf in leaves
+    ]
     kinds = list(dict.fromkeys(shape for shape in found if shape is not None))
     slots: list[LayerSlot | StateSlot | None] = []
     counts, num_arrays, state_bytes = [0] * len(kinds), 0, 0
@@ -73,9 +89,16 @@ def probe_layout(model: nn.Module, *, quantized: bool = False) -> KVLayout:
         counts[group] += 1
     groups = tuple(
         KVShape(count, heads, key_dim, value_dim, window, dtype, quantized)
-        for count, (heads, key_dim, value_dim, window, dtype) in zip(counts, kinds, strict=True)
+        for count, (heads, key_dim, value_dim, window, dtype) in zip(
+            counts, kinds, strict=True
+        )
     )
-    return KVLayout(groups or (_COUNTER,), tuple(slots), nesting if any(nesting) else (), state_bytes)
+    return KVLayout(
+        groups or (_COUNTER,),
+        tuple(slots),
+        nesting if any(nesting) else (),
+        state_bytes,
+    )
 
 
 def _kind(cache: Any) -> str:
@@ -87,5 +110,13 @@ def _probe_layer(cache: Any) -> tuple[int, int, int, int | None, mx.Dtype] | Non
         return None
     window = getattr(cache, "max_size", None)
     if getattr(cache, "keep", 0):
-        raise UnsupportedModelError("a rotating cache that keeps its first tokens is not supported")
-    return cache.keys.shape[1], cache.keys.shape[3], cache.values.shape[3], window, cache.keys.dtype
+        raise UnsupportedModelError(
+            "a rotating cache that keeps its first tokens is not supported"
+        )
+    return (
+        cache.keys.shape[1],
+        cache.keys.shape[3],
+        cache.values.shape[3],
+        window,
+        cache.keys.dtype,
+    )

@@ -132,7 +132,9 @@ def install_joined_adds(model: nn.Module, add_norm: AddNorm) -> JoinedAdds | Non
 def _stand_in(child: Any, joined: JoinedAdds) -> JoinedNorm | StreamedEmbedding | None:
     if type(child) in (nn.Embedding, nn.QuantizedEmbedding):
         return StreamedEmbedding(child, joined)
-    if not isinstance(child, nn.Module) or isinstance(child, JoinedNorm | StreamedEmbedding):
+    if not isinstance(child, nn.Module) or isinstance(
+        child, JoinedNorm | StreamedEmbedding
+    ):
         return None
     scale = _scale_of(child)
     return None if scale is None else JoinedNorm(child, scale, joined)
@@ -144,7 +146,11 @@ def _scale_of(norm: nn.Module) -> mx.array | None:
     What it does to a row decides: the definitions have norms of their own under the same name.
     """
     weight, eps = norm.get("weight"), getattr(norm, "eps", None)
-    if not isinstance(weight, mx.array) or weight.ndim != 1 or not isinstance(eps, float):
+    if (
+        not isinstance(weight, mx.array)
+        or weight.ndim != 1
+        or not isinstance(eps, float)
+    ):
         return None
     row = mx.sin(mx.arange(weight.size))[None].astype(weight.dtype)
     try:

@@ -20,7 +20,9 @@ from rvllm_local.metal_kernels import Rotation
 class Rotary(nn.Module):  # type: ignore[misc]
     """Stands where a model's rotation was, and is that rotation for every offset but a `LayerOffset`."""
 
-    def __init__(self, inner: nn.Module, dims: int, *, pairs: bool, frequencies: mx.array) -> None:
+    def __init__(
+        self, inner: nn.Module, dims: int, *, pairs: bool, frequencies: mx.array
+    ) -> None:
         super().__init__()
         self.inner, self.dims, self.pairs = inner, dims, pairs
         self._frequencies = frequencies
@@ -49,7 +51,9 @@ class StepOffset:
 
     def rotation(self, rotary: Rotary) -> Rotation:
         if rotary.key not in self._rotations:
-            self._rotations[rotary.key] = Rotation(self._table(rotary.frequencies), rotary.pairs)
+            self._rotations[rotary.key] = Rotation(
+                self._table(rotary.frequencies), rotary.pairs
+            )
         return self._rotations[rotary.key]
 
 
@@ -76,7 +80,11 @@ class LayerOffset:
         noted, self._noted = self._noted, []
         if not noted:
             return None
-        if len(noted) != count or len({rotary.key for rotary, _ in noted}) > 1 or any(w != width for _, w in noted):
+        if (
+            len(noted) != count
+            or len({rotary.key for rotary, _ in noted}) > 1
+            or any(w != width for _, w in noted)
+        ):
             raise UnsupportedModelError(
                 "a layer rotates its queries and keys differently; the model rotates them itself"
             )
@@ -90,7 +98,9 @@ def install_rotations(model: nn.Module) -> int:
         for name, child in list(module.items()):
             if isinstance(child, Rotary):
                 count += 1
-            elif isinstance(child, nn.Module) and (rotary := _rotary(child)) is not None:
+            elif (
+                isinstance(child, nn.Module) and (rotary := _rotary(child)) is not None
+            ):
                 setattr(module, name, rotary)
                 count += 1
     return count
@@ -106,4 +116,9 @@ def _rotary(rope: nn.Module) -> Rotary | None:
         frequencies = 1.0 / np.array(rope._freqs.astype(mx.float32)).astype(np.float64)
     else:
         return None
-    return Rotary(rope, rope.dims, pairs=rope.traditional, frequencies=mx.array(frequencies.astype(np.float32)))
+    return Rotary(
+        rope,
+        rope.dims,
+        pairs=rope.traditional,
+        frequencies=mx.array(frequencies.astype(np.float32)),
+    )

@@ -53,11 +53,15 @@ class PagedCache:
         self.geometry = geometry
         self.dense = dense
         self.offset = offset
-        self.keys: mx.array | None = None  # as mlx-lm's caches have them; models may order their work by them
+        self.keys: mx.array | None = (
+            None  # as mlx-lm's caches have them; models may order their work by them
+        )
         self.values: mx.array | None = None
         self._has_new = False  # keys were written since the last attention
 
-    def update_and_fetch(self, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
+    def update_and_fetch(
+        self, keys: mx.array, values: mx.array
+    ) -> tuple[mx.array, mx.array]:
         self.session.write(self.slot, keys, values)
         self._has_new = True
         self.keys, self.values = self._gathered() if self.dense else (keys, values)
@@ -69,17 +73,29 @@ class PagedCache:
 
     def _gathered(self) -> tuple[mx.array, mx.array]:
         if isinstance(self.offset, LayerOffset) and self.offset.waits:
-            raise UnsupportedModelError("a layer reads its context densely, which cannot be rotated later")
+            raise UnsupportedModelError(
+                "a layer reads its context densely, which cannot be rotated later"
+            )
         return self.session.gather(self.slot)
 
     def _rotation(self, width: int) -> Rotation | None:
         count, self._has_new = 1 + self._has_new, False
-        return self.offset.take(count, width) if isinstance(self.offset, LayerOffset) else None
+        return (
+            self.offset.take(count, width)
+            if isinstance(self.offset, LayerOffset)
+            else None
+        )
 
-    def make_mask(self, query_len: int, return_array: bool = False, window_size: int | None = None) -> Any:
+    def make_mask(
+        self, query_len: int, return_array: bool = False, window_size: int | None = None
+    ) -> Any:
         """What the model may hand on as `mask`; arrays only where the model itself will use them."""
-        if window_size is not None and (self.window is None or window_size < self.window):
-            raise UnsupportedModelError(f"a layer asks for a window of {window_size} that its cache does not declare")
+        if window_size is not None and (
+            self.window is None or window_size < self.window
+        ):
+            raise UnsupportedModelError(
+                f"a layer asks for a window of {window_size} that its cache does not declare"
+            )
         if query_len == 1 and not (self.dense or return_array):
             return None
         view = self.geometry.groups[self.slot.group]
@@ -87,20 +103,32 @@ class PagedCache:
         if self.geometry.rows == 1:  # a lone row is gathered to its exact length
             width = int(self.geometry.context_lens[0] - view.first_positions[0])
         if return_array or (self.dense and self.geometry.rows > 1):
-            return mx.array(visible_keys(self.geometry, self.slot.group, width)[:, None])
+            return mx.array(
+                visible_keys(self.geometry, self.slot.group, width)[:, None]
+            )
         if query_len > 1:
-            return chunk_mask(self.geometry, self.slot.group, width) if self.dense else "causal"
+            return (
+                chunk_mask(self.geometry, self.slot.group, width)
+                if self.dense
+                else "causal"
+            )
         if self.dense and view.window is not None and width > view.window:
-            return mx.array(visible_keys(self.geometry, self.slot.group, width)[:, None])
+            return mx.array(
+                visible_keys(self.geometry, self.slot.group, width)[:, None]
+            )
         return None
 
-    def attend(self, queries: mx.array, call: AttentionCall, mask: mx.array | str | None) -> mx.array:
+    def attend(
+        self, queries: mx.array, call: AttentionCall, mask: mx.array | str | None
+    ) -> mx.array:
         """Attention over the layer's context. A mask array is the model's own, and is obeyed."""
         if not isinstance(mask, mx.array):
             if queries.shape[2] > 1:
                 return self.session.prefill(self.slot, queries, call)
             rotation = self._rotation(queries.shape[3])
-            return self.session.decode(self.slot, queries, dataclasses.replace(call, rotation=rotation))
+            return self.session.decode(
+                self.slot, queries, dataclasses.replace(call, rotation=rotation)
+            )
         keys, values = self._gathered()
         return dense_attention(queries, keys, values, call, mask)
 
@@ -118,9 +146,15 @@ def make_caches(
 
     `state` is what the recurrent layers begin with; nothing at the beginning of a sequence.
     """
-    offset = int(geometry.positions[0]) if geometry.rows == 1 else mx.array(geometry.positions)
+    offset = (
+        int(geometry.positions[0])
+        if geometry.rows == 1
+        else mx.array(geometry.positions)
+    )
     session = backend.begin(geometry, by_row=by_row)
-    return session_caches(layout, session, geometry, dense=dense, offset=offset, state=state)
+    return session_caches(
+        layout, session, geometry, dense=dense, offset=offset, state=state
+    )
 
 
 def session_caches(
@@ -140,7 +174,14 @@ def session_caches(
         if isinstance(slot, StateSlot):
             return _state_cache(slot, state)
         own = LayerOffset(offset) if isinstance(offset, StepOffset) else offset
-        return PagedCache(slot, session, geometry, dense=dense, offset=own, window=layout.groups[slot.group].window)
+        return PagedCache(
+            slot,
+            session,
+            geometry,
+            dense=dense,
+            offset=own,
+            window=layout.groups[slot.group].window,
+        )
 
     return _nested([cache_of(slot) for slot in layout.slots], layout.nesting)
 
@@ -174,7 +215,11 @@ def _nested(leaves: list[Any], nesting: Sequence[int]) -> list[Any]:
 
     remaining, caches = iter(leaves), []
     for count in nesting:
-        caches.append(CacheList(*(next(remaining) for _ in range(count))) if count else next(remaining))
+        caches.append(
+            CacheList(*(next(remaining) for _ in range(count)))
+            if count
+            else next(remaining)
+        )
     return caches
 
 
@@ -187,7 +232,9 @@ def install(model: nn.Module) -> bool:
     paged = True
     for cls in _attention_classes(model):
         module = sys.modules[cls.__module__]
-        uses_seam = hasattr(module, ATTENTION_NAME) and _mentions(cls.__call__, ATTENTION_NAME)
+        uses_seam = hasattr(module, ATTENTION_NAME) and _mentions(
+            cls.__call__, ATTENTION_NAME
+        )
         is_capped = _mentions(cls.__call__, CAP_NAME)
         paged = paged and (uses_seam or is_capped)
         if is_capped:
@@ -199,7 +246,11 @@ def install(model: nn.Module) -> bool:
 
 def _attention_classes(model: nn.Module) -> set[type]:
     """Classes in the model whose `__call__` writes to a cache."""
-    return {type(module) for module in model.modules() if _mentions(type(module).__call__, "update_and_fetch")}
+    return {
+        type(module)
+        for module in model.modules()
+        if _mentions(type(module).__call__, "update_and_fetch")
+    }
 
 
 def _mentions(function: Callable[..., Any], name: str) -> bool:
@@ -223,7 +274,9 @@ def _routed(original: Callable[..., mx.array]) -> Callable[..., mx.array]:
     ) -> mx.array:
         if isinstance(cache, PagedCache) and not cache.dense:
             return cache.attend(queries, AttentionCall(scale, sinks), mask)
-        return original(queries, keys, values, cache=cache, scale=scale, mask=mask, sinks=sinks)
+        return original(
+            queries, keys, values, cache=cache, scale=scale, mask=mask, sinks=sinks
+        )
 
     scaled_dot_product_attention.original = original  # type: ignore[attr-defined]
     return scaled_dot_product_attention

@@ -31,22 +31,34 @@ def compare(arguments: Namespace) -> int:
     """Print the differences; exit status 1 if a stable figure got worse by more than `--fail-over`."""
     before, after = load(Path(arguments.before)), load(Path(arguments.after))
     if not 1 < arguments.fail_over < math.inf:
-        raise ConfigError(f"--fail-over must be a ratio above 1, like 1.1, not {arguments.fail_over:g}")
+        raise ConfigError(
+            f"--fail-over must be a ratio above 1, like 1.1, not {arguments.fail_over:g}"
+        )
     if before.kind != after.kind:
-        raise ConfigError(f"{arguments.before} is of kind {before.kind}, {arguments.after} of {after.kind}")
+        raise ConfigError(
+            f"{arguments.before} is of kind {before.kind}, {arguments.after} of {after.kind}"
+        )
     found = list(differences(before, after, arguments.fail_over))
     if arguments.stable:
-        found = [one for one in found if (one.before or one.after) is not None and _is_stable(one)]
+        found = [
+            one
+            for one in found
+            if (one.before or one.after) is not None and _is_stable(one)
+        ]
     if not found:
         kind = "stable figure" if arguments.stable else "figure"
-        raise ConfigError(f"neither {arguments.before} nor {arguments.after} holds any {kind}")
+        raise ConfigError(
+            f"neither {arguments.before} nor {arguments.after} holds any {kind}"
+        )
     if all(one.before is None or one.after is None for one in found):
         raise ConfigError(
             f"{arguments.before} and {arguments.after} have no figure in common: "
             f"the runs are {_names(before)}, and {_names(after)}"
         )
     sys.stdout.write("\n".join(_report(before, after, found)) + "\n")
-    failed = [one for one in found if _is_stable(one) and one.verdict in ("worse", "gone")]
+    failed = [
+        one for one in found if _is_stable(one) and one.verdict in ("worse", "gone")
+    ]
     for one in failed:
         what = "gone" if one.after is None else f"{one.ratio:.3f} times what it was"
         sys.stdout.write(f"REGRESSION: {one.run}: {one.name} is {what}\n")
@@ -58,10 +70,14 @@ def _names(found: Record) -> str:
 
 
 def _is_stable(one: Difference) -> bool:
-    return any(figure is not None and figure.stable for figure in (one.before, one.after))
+    return any(
+        figure is not None and figure.stable for figure in (one.before, one.after)
+    )
 
 
-def differences(before: Record, after: Record, tolerance: float) -> Iterator[Difference]:
+def differences(
+    before: Record, after: Record, tolerance: float
+) -> Iterator[Difference]:
     """Every figure of either record, in the order of the first."""
     for run in {**before.runs, **after.runs}:
         olds, news = before.runs.get(run, {}), after.runs.get(run, {})
@@ -69,7 +85,9 @@ def differences(before: Record, after: Record, tolerance: float) -> Iterator[Dif
             yield _difference(run, name, olds.get(name), news.get(name), tolerance)
 
 
-def _difference(run: str, name: str, old: Figure | None, new: Figure | None, tolerance: float) -> Difference:
+def _difference(
+    run: str, name: str, old: Figure | None, new: Figure | None, tolerance: float
+) -> Difference:
     if old is None:
         return Difference(run, name, old, new, math.nan, "new")
     if new is None:

@@ -28,7 +28,14 @@ Sizes = tuple[int, int]  # bytes of the weights, bytes of one token's KV
 _COPY_BYTES = 2**28
 _TOGETHER = 0.75  # of the streams, on average over the steps of a round
 _COLUMNS = {
-    "decode": ("step", "tokens_per_s", "bytes_per_s", "of_copy", "steps", "dispatches_per_step"),
+    "decode": (
+        "step",
+        "tokens_per_s",
+        "bytes_per_s",
+        "of_copy",
+        "steps",
+        "dispatches_per_step",
+    ),
     "prefill": ("ttft", "tokens_per_s", "steps", "dispatches"),
 }
 
@@ -40,7 +47,10 @@ def decode(arguments: Namespace) -> int:
     runs, copy = {}, _copy_bandwidth()
     with _engine(arguments, max(arguments.rows)) as (llm, sizes):
         for rows in arguments.rows:
-            found = _rounds(arguments.rounds, lambda number, rows=rows: _decode(llm, rows, number, arguments))  # type: ignore[misc]
+            found = _rounds(
+                arguments.rounds,
+                lambda number, rows=rows: _decode(llm, rows, number, arguments),  # type: ignore[misc]
+            )
             context = arguments.context + arguments.tokens / 2
             moved = sizes[0] + rows * context * sizes[1]
             counted = (found["dispatches"], found["steps"])
@@ -52,7 +62,9 @@ def decode(arguments: Namespace) -> int:
                 "of_copy": spread([rate / copy for rate in rates], "", "higher"),
                 # Which step a reading of the counters falls into is chance: one more or less.
                 "steps": spread(found["steps"], ""),
-                "dispatches_per_step": spread([a / b for a, b in zip(*counted, strict=True)], ""),
+                "dispatches_per_step": spread(
+                    [a / b for a, b in zip(*counted, strict=True)], ""
+                ),
             }
     return _finish("decode", arguments, runs, copy)
 
@@ -64,10 +76,17 @@ def prefill(arguments: Namespace) -> int:
     runs, copy = {}, _copy_bandwidth()
     with _engine(arguments, 4) as (llm, _):
         for length in arguments.context:
-            found = _rounds(arguments.rounds, lambda number, length=length: _prefill(llm, length, number))  # type: ignore[misc]
+            found = _rounds(
+                arguments.rounds,
+                lambda number, length=length: _prefill(llm, length, number),  # type: ignore[misc]
+            )
             runs[f"{length} tokens"] = {
                 "ttft": spread(found["ttft"], "s"),
-                "tokens_per_s": spread([length / seconds for seconds in found["ttft"]], "tokens/s", "higher"),
+                "tokens_per_s": spread(
+                    [length / seconds for seconds in found["ttft"]],
+                    "tokens/s",
+                    "higher",
+                ),
                 # Chunks are fitted to the machine's speed, so their number is none of the code's own figures.
                 "steps": spread(found["steps"], ""),
                 "dispatches": spread(found["dispatches"], ""),
@@ -77,7 +96,9 @@ def prefill(arguments: Namespace) -> int:
 
 def _check(*counts: int) -> None:
     if min(counts) < 1:
-        raise ConfigError(f"rounds, rows, lengths and tokens must be at least 1, not {min(counts)}")
+        raise ConfigError(
+            f"rounds, rows, lengths and tokens must be at least 1, not {min(counts)}"
+        )
 
 
 @contextmanager
@@ -91,7 +112,12 @@ def _engine(arguments: Namespace, rows: int) -> Iterator[tuple[LLM, Sizes]]:
 
     # No disk cache: it would know the prompts from the last time.
     config = configured(
-        {"model": arguments.model, "kv_memory": arguments.kv_memory, "max_rows": rows, "cache": "memory"}
+        {
+            "model": arguments.model,
+            "kv_memory": arguments.kv_memory,
+            "max_rows": rows,
+            "cache": "memory",
+        }
     )
     options = EngineOptions.from_config(config)
     plan = plan_model(describe(locate(config.model, show_progress)), options)
@@ -127,11 +153,15 @@ def _prompt(length: int, number: int) -> list[int]:
 def _decode(llm: LLM, rows: int, number: int, arguments: Namespace) -> dict[str, float]:
     from rvllm_local.types import SamplingParams
 
-    params = SamplingParams(max_tokens=arguments.tokens + 1, temperature=0, ignore_eos=True)
+    params = SamplingParams(
+        max_tokens=arguments.tokens + 1, temperature=0, ignore_eos=True
+    )
     prompts = [_prompt(arguments.context, number * rows + row) for row in range(rows)]
     # Into the cache first: otherwise the first streams would be over before the last prompt was read.
     for prompt in prompts:
-        llm.generate(prompt, SamplingParams(max_tokens=1, temperature=0, ignore_eos=True))
+        llm.generate(
+            prompt, SamplingParams(max_tokens=1, temperature=0, ignore_eos=True)
+        )
     streams = [llm.stream(prompt, params) for prompt in prompts]
     received = sum(len(next(stream).token_ids) for stream in streams)
     before, began = llm.stats(), time.perf_counter()
@@ -151,26 +181,45 @@ def _decode(llm: LLM, rows: int, number: int, arguments: Namespace) -> dict[str,
             f"began: give more --tokens than {arguments.tokens}, or more --kv-memory"
         )
     dispatches = float(after["kernel_dispatches"]) - float(before["kernel_dispatches"])
-    return {"step": seconds / steps, "tokens_per_s": tokens / seconds, "steps": steps, "dispatches": dispatches}
+    return {
+        "step": seconds / steps,
+        "tokens_per_s": tokens / seconds,
+        "steps": steps,
+        "dispatches": dispatches,
+    }
 
 
 def _prefill(llm: LLM, length: int, number: int) -> dict[str, float]:
     from rvllm_local.types import SamplingParams
 
     before, began = llm.stats(), time.perf_counter()
-    llm.generate(_prompt(length, number * 1000 + length), SamplingParams(max_tokens=1, temperature=0, ignore_eos=True))
+    llm.generate(
+        _prompt(length, number * 1000 + length),
+        SamplingParams(max_tokens=1, temperature=0, ignore_eos=True),
+    )
     seconds, after = time.perf_counter() - began, llm.stats()
     names = {"steps": "steps", "dispatches": "kernel_dispatches"}
-    return {"ttft": seconds} | {name: float(after[key]) - float(before[key]) for name, key in names.items()}
+    return {"ttft": seconds} | {
+        name: float(after[key]) - float(before[key]) for name, key in names.items()
+    }
 
 
-def _finish(kind: str, arguments: Namespace, runs: dict[str, dict[str, Figure]], copy: float) -> int:
+def _finish(
+    kind: str, arguments: Namespace, runs: dict[str, dict[str, Figure]], copy: float
+) -> int:
     columns = _COLUMNS[kind]
-    lines = [[name, *(show(run[column], bounds=True) for column in columns)] for name, run in runs.items()]
+    lines = [
+        [name, *(show(run[column], bounds=True) for column in columns)]
+        for name, run in runs.items()
+    ]
     heads = [column.replace("_", " ") for column in columns]
-    sys.stdout.write(f"{record.machine()}; a plain copy moves {copy / 1e9:.1f} GB/s; medians (quartiles)\n")
+    sys.stdout.write(
+        f"{record.machine()}; a plain copy moves {copy / 1e9:.1f} GB/s; medians (quartiles)\n"
+    )
     sys.stdout.write(aligned(("", *heads), lines) + "\n")
     if arguments.json:
-        made = record.new_record(kind, runs, model=arguments.model, copy_bytes_per_s=copy)
+        made = record.new_record(
+            kind, runs, model=arguments.model, copy_bytes_per_s=copy
+        )
         made.save(Path(arguments.json))
     return 0

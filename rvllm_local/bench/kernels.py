@@ -33,7 +33,9 @@ def kernels(arguments: Namespace) -> int:
     copy, rows = bandwidth.measure(scale=1 if backend == "cuda" else 4)
     sys.stdout.write(bandwidth.table(copy, rows) + "\n")
     if arguments.json:
-        record.new_record("kernels", figures(rows), backend=backend, copy_bytes_per_s=copy).save(Path(arguments.json))
+        record.new_record(
+            "kernels", figures(rows), backend=backend, copy_bytes_per_s=copy
+        ).save(Path(arguments.json))
     return 0
 
 

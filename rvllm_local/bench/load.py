@@ -21,9 +21,18 @@ from rvllm_local.bench.trace import Session, Trace, Turn
 from rvllm_local.server.process_limits import prepare_limits
 
 _WATCH_S = 0.02
-_ERROR_BODY, _ERROR_BODY_S = 2000, 2.0  # bytes that are read of an answer with an error's status, and for how long
+_ERROR_BODY, _ERROR_BODY_S = (
+    2000,
+    2.0,
+)  # bytes that are read of an answer with an error's status, and for how long
 _LONGEST_DETAIL = 200
-_OUR_LIMITS = {errno.EMFILE, errno.ENFILE, errno.EADDRNOTAVAIL, errno.ENOBUFS, errno.ENOMEM}
+_OUR_LIMITS = {
+    errno.EMFILE,
+    errno.ENFILE,
+    errno.EADDRNOTAVAIL,
+    errno.ENOBUFS,
+    errno.ENOMEM,
+}
 Sample = Callable[[], float]  # what is read beside the run, such as a server's memory
 
 
@@ -44,23 +53,38 @@ class Endpoint:
 
     @property
     def path(self) -> str:
-        return self.url.rstrip("/") + ("/chat/completions" if self.api == "chat" else "/completions")
+        return self.url.rstrip("/") + (
+            "/chat/completions" if self.api == "chat" else "/completions"
+        )
 
-    def body(self, messages: list[Mapping[str, Any]], turn: Turn, tools: tuple[Mapping[str, Any], ...]) -> bytes:
+    def body(
+        self,
+        messages: list[Mapping[str, Any]],
+        turn: Turn,
+        tools: tuple[Mapping[str, Any], ...],
+    ) -> bytes:
         """The request as bytes."""
-        asked: dict[str, Any] = {"model": self.model, "max_tokens": turn.max_tokens, "stream": True}
+        asked: dict[str, Any] = {
+            "model": self.model,
+            "max_tokens": turn.max_tokens,
+            "stream": True,
+        }
         asked["stream_options"] = {"include_usage": True}
         if self.api == "chat":
             asked |= {"messages": messages, **({"tools": tools} if tools else {})}
         else:
-            asked["prompt"] = "\n".join(str(message.get("content") or "") for message in messages)
+            asked["prompt"] = "\n".join(
+                str(message.get("content") or "") for message in messages
+            )
         return msgspec.json.encode(asked | dict(self.extra))
 
     def tellable(self, detail: str) -> str:
         """What an endpoint said, on one line, without secrets."""
         for secret in self.secrets:
             detail = detail.replace(secret, "[secret]")
-        return "".join(letter if letter.isprintable() else " " for letter in detail)[:_LONGEST_DETAIL]
+        return "".join(letter if letter.isprintable() else " " for letter in detail)[
+            :_LONGEST_DETAIL
+        ]
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,29 +108,46 @@ class Interrupted(KeyboardInterrupt):
         self.run, self.num_open = run, num_open
 
 
-def run(endpoint: Endpoint, trace: Trace, sample: Sample | None = None, every_s: float = 0.5) -> Run:
+def run(
+    endpoint: Endpoint, trace: Trace, sample: Sample | None = None, every_s: float = 0.5
+) -> Run:
     """Send the trace and wait for every answer, or its deadline. Raises `Interrupted` on Ctrl-C."""
     prepare_limits(len(trace.sessions))
     running = _Running([[] for _ in trace.sessions])
     try:
         asyncio.run(_run(endpoint, trace, sample, every_s, running))
     except KeyboardInterrupt:
-        num_open = sum(not one.ended and one.sent > 0 for row in running.rows for one in row)
+        num_open = sum(
+            not one.ended and one.sent > 0 for row in running.rows for one in row
+        )
         raise Interrupted(running.so_far(), num_open) from None
     return running.so_far()
 
 
-async def _run(endpoint: Endpoint, trace: Trace, sample: Sample | None, every_s: float, running: _Running) -> None:
+async def _run(
+    endpoint: Endpoint,
+    trace: Trace,
+    sample: Sample | None,
+    every_s: float,
+    running: _Running,
+) -> None:
     # A connection a request: a pool that waits, or an old connection that the server just closed, would be our fault.
     limits = httpx.Limits(max_connections=None, max_keepalive_connections=0)
     headers = {"Content-Type": "application/json", **endpoint.headers}
-    async with httpx.AsyncClient(limits=limits, timeout=None, headers=headers, trust_env=False) as client:
+    async with httpx.AsyncClient(
+        limits=limits, timeout=None, headers=headers, trust_env=False
+    ) as client:
         clock = running.clock = _Clock()
         beside = [asyncio.create_task(_watch_self(running.lags))]
         if sample is not None:
-            beside.append(asyncio.create_task(_sample(sample, every_s, clock, running.samples)))
+            beside.append(
+                asyncio.create_task(_sample(sample, every_s, clock, running.samples))
+            )
         pairs = zip(trace.sessions, running.rows, strict=True)
-        tasks = [asyncio.create_task(_session(client, endpoint, session, clock, row)) for session, row in pairs]
+        tasks = [
+            asyncio.create_task(_session(client, endpoint, session, clock, row))
+            for session, row in pairs
+        ]
         await asyncio.gather(*tasks)
         running.wall_s = clock.now()
         for task in beside:
@@ -128,7 +169,12 @@ class _Running:
         wall = self.wall_s or max(1e-3, self.clock.now() if self.clock else 0.0)
         lags = sorted(self.lags)
         busy = lags[len(lags) * 99 // 100] if lags else 0.0
-        return Run([one for row in self.rows for one in row if one.ended], wall, self.samples, busy)
+        return Run(
+            [one for row in self.rows for one in row if one.ended],
+            wall,
+            self.samples,
+            busy,
+        )
 
 
 async def _watch_self(lags: list[float]) -> None:
@@ -153,14 +199,20 @@ class _Clock:
             await asyncio.sleep(left)
 
 
-async def _sample(sample: Sample, every_s: float, clock: _Clock, samples: list[tuple[float, float]]) -> None:
+async def _sample(
+    sample: Sample, every_s: float, clock: _Clock, samples: list[tuple[float, float]]
+) -> None:
     while True:
         samples.append((clock.now(), await asyncio.to_thread(sample)))
         await asyncio.sleep(every_s)
 
 
 async def _session(
-    client: httpx.AsyncClient, endpoint: Endpoint, session: Session, clock: _Clock, outcomes: list[Outcome]
+    client: httpx.AsyncClient,
+    endpoint: Endpoint,
+    session: Session,
+    clock: _Clock,
+    outcomes: list[Outcome],
 ) -> None:
     """Turn after turn; a turn that fails ends the session, and the turns after it fail with it."""
     messages: list[Mapping[str, Any]] = []
@@ -177,7 +229,9 @@ async def _session(
         await clock.until(when)
         await _ask(client, endpoint, messages, session, outcome, clock)
         messages.append(_answer(outcome))
-        when = outcome.ended + (session.turns[number + 1].think_s if number + 1 < len(session.turns) else 0)
+        when = outcome.ended + (
+            session.turns[number + 1].think_s if number + 1 < len(session.turns) else 0
+        )
 
 
 def _results(turn: Turn, before: Outcome) -> tuple[Mapping[str, Any], ...]:
@@ -185,7 +239,10 @@ def _results(turn: Turn, before: Outcome) -> tuple[Mapping[str, Any], ...]:
     if not before.tool_calls:
         return turn.messages
     content = turn.messages[0].get("content")
-    results = ({"role": "tool", "tool_call_id": call["id"], "content": content} for call in before.tool_calls)
+    results = (
+        {"role": "tool", "tool_call_id": call["id"], "content": content}
+        for call in before.tool_calls
+    )
     return (*results, *turn.messages[1:])
 
 
@@ -205,11 +262,15 @@ async def _ask(
     try:
         body = endpoint.body(messages, session.turns[outcome.turn], session.tools)
         outcome.request_bytes = len(body)
-        async with asyncio.timeout(max(0.0, outcome.scheduled + endpoint.timeout_s - outcome.sent)):
+        async with asyncio.timeout(
+            max(0.0, outcome.scheduled + endpoint.timeout_s - outcome.sent)
+        ):
             await _stream(client, endpoint, body, outcome, clock)
     except TimeoutError:
         outcome.fail(Failure.HUNG, f"not whole after {endpoint.timeout_s:g} s")
-    except Exception as error:  # whatever one request meets, the others' figures are not lost for it
+    except (
+        Exception
+    ) as error:  # whatever one request meets, the others' figures are not lost for it
         outcome.fail(*_reason(error))
     outcome.ended = clock.now()
     outcome.check()
@@ -219,10 +280,16 @@ async def _ask(
 def _reason(error: Exception) -> tuple[Failure, str]:
     """Whose fault an exception is, and what it says."""
     said = str(error) or type(error).__name__
-    ours = (one for one in _causes(error) if isinstance(one, OSError) and one.errno in _OUR_LIMITS)
+    ours = (
+        one
+        for one in _causes(error)
+        if isinstance(one, OSError) and one.errno in _OUR_LIMITS
+    )
     if (limit := next(ours, None)) is not None:
         return Failure.CLIENT, str(limit)
-    if isinstance(error, httpx.ConnectError | httpx.UnsupportedProtocol | httpx.InvalidURL):
+    if isinstance(
+        error, httpx.ConnectError | httpx.UnsupportedProtocol | httpx.InvalidURL
+    ):
         return Failure.REFUSED, said
     if isinstance(error, httpx.DecodingError):
         return Failure.GARBAGE, said
@@ -240,7 +307,13 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
         error = error.__cause__ or error.__context__
 
 
-async def _stream(client: httpx.AsyncClient, endpoint: Endpoint, body: bytes, outcome: Outcome, clock: _Clock) -> None:
+async def _stream(
+    client: httpx.AsyncClient,
+    endpoint: Endpoint,
+    body: bytes,
+    outcome: Outcome,
+    clock: _Clock,
+) -> None:
     reader = EventReader(outcome)
     async with client.stream("POST", endpoint.path, content=body) as response:
         if response.status_code != 200:
@@ -265,4 +338,6 @@ async def _fail_by_status(response: httpx.Response, outcome: Outcome) -> None:
     except (TimeoutError, httpx.HTTPError):
         pass
     said = text[:_ERROR_BODY].decode("utf-8", "replace").strip()
-    outcome.fail(Failure.STATUS, f"{response.status_code} from {response.url.path}: {said}")
+    outcome.fail(
+        Failure.STATUS, f"{response.status_code} from {response.url.path}: {said}"
+    )

@@ -34,7 +34,10 @@ class Figure:
     def to_json(self) -> dict[str, Any]:
         """The fields, with None for infinite values."""
         row = asdict(self)
-        return row | {name: row[name] if math.isfinite(row[name]) else None for name in ("value", "low", "high")}
+        return row | {
+            name: row[name] if math.isfinite(row[name]) else None
+            for name in ("value", "low", "high")
+        }
 
     @classmethod
     def from_json(cls, row: dict[str, Any]) -> Figure:
@@ -51,12 +54,18 @@ class Figure:
 def _number(value: object) -> float:
     if value is None:
         return math.inf
-    if isinstance(value, bool) or not isinstance(value, int | float) or math.isnan(value):
+    if (
+        isinstance(value, bool)
+        or not isinstance(value, int | float)
+        or math.isnan(value)
+    ):
         raise ValueError(f"{value!r} is no figure")
     return float(value)
 
 
-def exact(value: float, unit: str, better: Better = "lower", *, stable: bool = False) -> Figure:
+def exact(
+    value: float, unit: str, better: Better = "lower", *, stable: bool = False
+) -> Figure:
     """A figure without noise, such as a count."""
     return Figure(value, unit, value, value, better, stable)
 
@@ -78,7 +87,10 @@ class Slo:
         if outcome.failure is not None or outcome.ttft is None:
             return False
         gaps = outcome.gaps
-        return outcome.ttft <= self.ttft_s and (sum(gaps) / len(gaps) if gaps else 0.0) <= self.itl_s
+        return (
+            outcome.ttft <= self.ttft_s
+            and (sum(gaps) / len(gaps) if gaps else 0.0) <= self.itl_s
+        )
 
 
 def percentile(values: np.ndarray[Any, Any], percent: float) -> float:
@@ -100,15 +112,23 @@ def intervals(
         return [(math.inf, math.inf)] * len(percents)
     values, count = np.concatenate(groups), len(groups)
     order = np.argsort(values, kind="stable")
-    owners, values = np.repeat(np.arange(count), [len(group) for group in groups])[order], values[order]
+    owners, values = (
+        np.repeat(np.arange(count), [len(group) for group in groups])[order],
+        values[order],
+    )
     rng = np.random.default_rng(seed)
     drawn: list[list[float]] = [[] for _ in percents]
     for _ in range(_RESAMPLES):
-        ranks = np.cumsum(np.bincount(rng.integers(0, count, count), minlength=count)[owners])
+        ranks = np.cumsum(
+            np.bincount(rng.integers(0, count, count), minlength=count)[owners]
+        )
         for found, percent in zip(drawn, percents, strict=True):
             wanted = max(1, math.ceil(percent / 100 * int(ranks[-1])))
             found.append(float(values[np.searchsorted(ranks, wanted)]))
-    return [(percentile(np.asarray(found), 2.5), percentile(np.asarray(found), 97.5)) for found in drawn]
+    return [
+        (percentile(np.asarray(found), 2.5), percentile(np.asarray(found), 97.5))
+        for found in drawn
+    ]
 
 
 def latency(outcomes: Sequence[Outcome], name: str) -> dict[str, Figure]:
@@ -137,21 +157,31 @@ def _e2e(outcome: Outcome) -> list[float]:
     return [math.inf if outcome.failure else outcome.e2e]
 
 
-_VALUES: dict[str, Callable[[Outcome], list[float]]] = {"ttft": _ttft, "itl": _itl, "e2e": _e2e}
+_VALUES: dict[str, Callable[[Outcome], list[float]]] = {
+    "ttft": _ttft,
+    "itl": _itl,
+    "e2e": _e2e,
+}
 
 
 def summary(outcomes: Sequence[Outcome], wall_s: float, slo: Slo) -> dict[str, Figure]:
     """All figures of a run (or of the pooled requests of several, whose `wall_s` is then their sum)."""
     whole = [outcome for outcome in outcomes if outcome.failure is None]
-    found = latency(outcomes, "ttft") | latency(outcomes, "itl") | latency(outcomes, "e2e")
+    found = (
+        latency(outcomes, "ttft") | latency(outcomes, "itl") | latency(outcomes, "e2e")
+    )
     tokens = sum(outcome.tokens for outcome in whole)
     good = sum(slo.is_met(outcome) for outcome in outcomes)
     prompt = sum(outcome.usage.prompt or 0 for outcome in whole)
-    cached = [outcome.usage.cached for outcome in whole if outcome.usage.cached is not None]
+    cached = [
+        outcome.usage.cached for outcome in whole if outcome.usage.cached is not None
+    ]
     found |= {
         "requests": exact(len(outcomes), "", "higher"),
         "errors": exact(len(outcomes) - len(whole), ""),
-        "short_answers": exact(sum(outcome.tokens < outcome.max_tokens for outcome in whole), ""),
+        "short_answers": exact(
+            sum(outcome.tokens < outcome.max_tokens for outcome in whole), ""
+        ),
         "tokens_per_s": exact(tokens / wall_s, "tokens/s", "higher"),
         "requests_per_s": exact(len(whole) / wall_s, "/s", "higher"),
         "goodput": exact(good / wall_s, "/s", "higher"),
@@ -160,11 +190,18 @@ def summary(outcomes: Sequence[Outcome], wall_s: float, slo: Slo) -> dict[str, F
         "events": exact(sum(len(outcome.times) for outcome in whole), "", "higher"),
         "prompt_tokens": exact(prompt, "tokens"),
         **({"cached_tokens": exact(sum(cached), "tokens", "higher")} if cached else {}),
-        "client_lag_p99": exact(percentile(np.asarray([one.sent - one.scheduled for one in outcomes]), 99), "s"),
+        "client_lag_p99": exact(
+            percentile(np.asarray([one.sent - one.scheduled for one in outcomes]), 99),
+            "s",
+        ),
     }
     return found
 
 
 def failures(outcomes: Sequence[Outcome]) -> dict[str, int]:
     """How many requests failed, by reason."""
-    return dict(Counter(str(outcome.failure) for outcome in outcomes if outcome.failure is not None))
+    return dict(
+        Counter(
+            str(outcome.failure) for outcome in outcomes if outcome.failure is not None
+        )
+    )

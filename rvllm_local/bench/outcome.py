@@ -11,7 +11,16 @@ CountTokens = Callable[[str], int]
 _TEMPLATE_TOKENS = 4096  # what a chat template and tools may add to a prompt
 _LONGEST_DETAIL = 4000
 # What some endpoints give as finish_reason of an answer that they broke off.
-_BROKEN = {"error", "abort", "aborted", "cancel", "cancelled", "canceled", "content_filter", "timeout"}
+_BROKEN = {
+    "error",
+    "abort",
+    "aborted",
+    "cancel",
+    "cancelled",
+    "canceled",
+    "content_filter",
+    "timeout",
+}
 
 
 class Failure(StrEnum):
@@ -73,12 +82,18 @@ class Outcome:
     @property
     def gaps(self) -> list[float]:
         """Seconds between moments at which content came: what is held back and sent at once was not sent fast."""
-        return [b - a for a, b in zip(self.times, self.times[1:], strict=False) if b > a]
+        return [
+            b - a for a, b in zip(self.times, self.times[1:], strict=False) if b > a
+        ]
 
     @property
     def tokens(self) -> int:
         """Tokens of the answer: as the endpoint says, once that was checked, else one an event."""
-        return self.usage.completion if self.usage.completion is not None else len(self.times)
+        return (
+            self.usage.completion
+            if self.usage.completion is not None
+            else len(self.times)
+        )
 
     def to_row(self) -> dict[str, Any]:
         """All but the text, for JSON."""
@@ -106,7 +121,9 @@ class Outcome:
         elif self.finish_reason.lower() in _BROKEN:
             self.fail(Failure.UNFINISHED, f"finish_reason is {self.finish_reason}")
         elif not self.times:
-            self.fail(Failure.EMPTY, f"finish_reason {self.finish_reason} without any content")
+            self.fail(
+                Failure.EMPTY, f"finish_reason {self.finish_reason} without any content"
+            )
         elif (lie := _lie(self, count_tokens)) is not None:
             self.fail(Failure.USAGE, lie)
 
@@ -119,17 +136,30 @@ def _too_many(outcome: Outcome) -> bool:
 def _lie(outcome: Outcome, count_tokens: CountTokens | None) -> str | None:
     """What cannot be true of the usage, or None. An answer without usage is not a lie."""
     usage, events = outcome.usage, len(outcome.times)
-    for name, value in (("prompt", usage.prompt), ("completion", usage.completion), ("cached", usage.cached)):
+    for name, value in (
+        ("prompt", usage.prompt),
+        ("completion", usage.completion),
+        ("cached", usage.cached),
+    ):
         if value is not None and value < 0:
             return f"{name} tokens are {value}"
-    if usage.prompt is not None and usage.prompt > outcome.request_bytes + _TEMPLATE_TOKENS:
+    if (
+        usage.prompt is not None
+        and usage.prompt > outcome.request_bytes + _TEMPLATE_TOKENS
+    ):
         return f"{usage.prompt} prompt tokens in a request of {outcome.request_bytes} bytes"
-    if usage.cached is not None and usage.prompt is not None and usage.cached > usage.prompt:
+    if (
+        usage.cached is not None
+        and usage.prompt is not None
+        and usage.cached > usage.prompt
+    ):
         return f"{usage.cached} of {usage.prompt} prompt tokens are said to be cached"
     claimed = usage.completion
     if claimed is None:
         return (
-            f"{events} events where at most {outcome.max_tokens} tokens were asked for" if _too_many(outcome) else None
+            f"{events} events where at most {outcome.max_tokens} tokens were asked for"
+            if _too_many(outcome)
+            else None
         )
     if claimed > outcome.max_tokens:
         return f"{claimed} tokens where at most {outcome.max_tokens} were asked for"

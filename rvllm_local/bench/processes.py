@@ -27,7 +27,9 @@ class Process:
 def check_pid(pid: int) -> None:
     """Raises `ConfigError` for a process that is not there."""
     if resident(pid) <= 0:
-        raise ConfigError(f"there is no process {pid} whose memory could be read; give --pid of the server")
+        raise ConfigError(
+            f"there is no process {pid} whose memory could be read; give --pid of the server"
+        )
 
 
 def resident(pid: int) -> int:
@@ -37,7 +39,10 @@ def resident(pid: int) -> int:
 
 def tree(pid: int) -> Iterator[Process]:
     """A process and all below it."""
-    known = {process.pid: process for process in (_from_proc() if sys.platform == "linux" else _from_ps())}
+    known = {
+        process.pid: process
+        for process in (_from_proc() if sys.platform == "linux" else _from_ps())
+    }
     children = defaultdict(list)
     for process in known.values():
         children[process.parent].append(process.pid)
@@ -67,9 +72,18 @@ class Bystanders:
         """Seconds of all cores that neither the server nor this process has had."""
         if sys.platform != "linux":
             return None
-        fields = Path("/proc/stat").read_text(encoding="utf-8").split("\n", 1)[0].split()[1:9]
+        fields = (
+            Path("/proc/stat")
+            .read_text(encoding="utf-8")
+            .split("\n", 1)[0]
+            .split()[1:9]
+        )
         idle, waiting = 3, 4
-        busy = sum(int(value) for index, value in enumerate(fields) if index not in (idle, waiting))
+        busy = sum(
+            int(value)
+            for index, value in enumerate(fields)
+            if index not in (idle, waiting)
+        )
         own = sum(process.cpu_s for process in tree(self._pid)) + time.process_time()
         return busy / os.sysconf("SC_CLK_TCK") - own
 
@@ -89,7 +103,9 @@ def _from_proc() -> Iterator[Process]:
 
 
 def _from_ps() -> Iterator[Process]:
-    done = subprocess.run(["ps", "-axo", "pid=,ppid=,rss="], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        ["ps", "-axo", "pid=,ppid=,rss="], capture_output=True, text=True, check=True
+    )
     for line in done.stdout.splitlines():
         pid, parent, kilobytes = line.split()
         yield Process(int(pid), int(parent), int(kilobytes) * 1024)

@@ -39,7 +39,10 @@ class Record:
 
     def save(self, path: Path) -> None:
         """Write it as JSON."""
-        runs = {name: {key: figure.to_json() for key, figure in run.items()} for name, run in self.runs.items()}
+        runs = {
+            name: {key: figure.to_json() for key, figure in run.items()}
+            for name, run in self.runs.items()
+        }
         value = {
             "format": _FORMAT, "kind": self.kind, "label": self.label, "machine": self.machine,
             "versions": dict(self.versions), "date": self.date, "command": self.command, "runs": runs,
@@ -48,7 +51,12 @@ class Record:
         path.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
 
 
-def new_record(kind: str, runs: Mapping[str, Mapping[str, Figure]], label: str = "rvllm", **details: Any) -> Record:
+def new_record(
+    kind: str,
+    runs: Mapping[str, Mapping[str, Figure]],
+    label: str = "rvllm",
+    **details: Any,
+) -> Record:
     """A record of this process on this machine, now."""
     date = datetime.now(UTC).strftime("%Y-%m-%d")
     return Record(kind, runs, label, details, machine(), versions(), date, command())
@@ -59,13 +67,38 @@ def load(path: Path) -> Record:
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
         if value["format"] != _FORMAT:
-            raise ValueError(f"format {value['format']!r}; this version reads {_FORMAT}")
-        runs = {name: {key: Figure.from_json(row) for key, row in run.items()} for name, run in value["runs"].items()}
-        known = {name: value[name] for name in ("kind", "label", "details", "machine", "versions", "date", "command")}
+            raise ValueError(
+                f"format {value['format']!r}; this version reads {_FORMAT}"
+            )
+        runs = {
+            name: {key: Figure.from_json(row) for key, row in run.items()}
+            for name, run in value["runs"].items()
+        }
+        known = {
+            name: value[name]
+            for name in (
+                "kind",
+                "label",
+                "details",
+                "machine",
+                "versions",
+                "date",
+                "command",
+            )
+        }
         _check_types(known)
         return Record(runs=runs, **known)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise ConfigError(f"{path} is not the JSON of a benchmark ({type(error).__name__}: {error})") from error
+    except (
+        OSError,
+        ValueError,
+        KeyError,
+        TypeError,
+        AttributeError,
+        RecursionError,
+    ) as error:
+        raise ConfigError(
+            f"{path} is not the JSON of a benchmark ({type(error).__name__}: {error})"
+        ) from error
 
 
 def _check_types(known: Mapping[str, Any]) -> None:
@@ -90,26 +123,46 @@ def check_writable(file: str | None) -> None:
 def command() -> str:
     """What was typed, without the machine's own paths, and without passwords in addresses."""
     program = Path(sys.argv[0])
-    name = f"python benchmarks/{program.name}" if program.parent.name == "benchmarks" else program.name
-    words = [_USERINFO.sub(r"\1", word.replace(str(Path.home()), "~")) for word in sys.argv[1:]]
+    name = (
+        f"python benchmarks/{program.name}"
+        if program.parent.name == "benchmarks"
+        else program.name
+    )
+    words = [
+        _USERINFO.sub(r"\1", word.replace(str(Path.home()), "~"))
+        for word in sys.argv[1:]
+    ]
     return " ".join([name, *map(shlex.quote, words)])
 
 
 def machine() -> str:
     """Processor, cores in use and system."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    cores = (
+        len(os.sched_getaffinity(0))
+        if hasattr(os, "sched_getaffinity")
+        else os.cpu_count()
+    )
     return f"{_processor()}, {cores} cores, {platform.system()} {platform.machine()}"
 
 
 def _processor() -> str:
     if sys.platform == "darwin":
-        done = subprocess.run(["sysctl", "-n", "machdep.cpu.brand_string"], capture_output=True, text=True, check=False)
+        done = subprocess.run(
+            ["sysctl", "-n", "machdep.cpu.brand_string"],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
         return done.stdout.strip() or platform.processor()
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
         return platform.processor()
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    names = [
+        line.partition(":")[2].strip()
+        for line in lines
+        if line.startswith("model name")
+    ]
     return names[0] if names else platform.processor()
 
 

@@ -25,8 +25,25 @@ _MOST_OTHERS = 0.05
 _MOST_LAG_S = 0.05
 _MOST_TOGETHER = 0.2
 _ENOUGH = 100  # requests, below which P99 is the slowest
-COLUMNS = ("ttft_p50", "ttft_p95", "ttft_p99", "itl_p50", "itl_p95", "itl_p99", "e2e_p50", "e2e_p95", "e2e_p99")
-TOTALS = ("requests", "errors", "tokens_per_s", "goodput", "cached_tokens", "peak_memory")
+COLUMNS = (
+    "ttft_p50",
+    "ttft_p95",
+    "ttft_p99",
+    "itl_p50",
+    "itl_p95",
+    "itl_p99",
+    "e2e_p50",
+    "e2e_p95",
+    "e2e_p99",
+)
+TOTALS = (
+    "requests",
+    "errors",
+    "tokens_per_s",
+    "goodput",
+    "cached_tokens",
+    "peak_memory",
+)
 
 
 def serve(arguments: Namespace) -> int:
@@ -37,7 +54,10 @@ def serve(arguments: Namespace) -> int:
         check_pid(arguments.pid)
     endpoint = bench_arguments.endpoint_from(arguments)
     if arguments.save_trace:
-        trace.save(made if arguments.recorded else made.at_rate(arguments.rate[0]), Path(arguments.save_trace))
+        trace.save(
+            made if arguments.recorded else made.at_rate(arguments.rate[0]),
+            Path(arguments.save_trace),
+        )
     runs: dict[str, dict[str, Figure]] = {}
     details: dict[str, Any] = {}
     for rate in arguments.rate:
@@ -45,7 +65,11 @@ def serve(arguments: Namespace) -> int:
         others = None if arguments.pid is None else Bystanders(arguments.pid)
         stopped = None
         try:
-            found = load.run(endpoint, made if arguments.recorded else made.at_rate(rate), sampler(arguments.pid))
+            found = load.run(
+                endpoint,
+                made if arguments.recorded else made.at_rate(rate),
+                sampler(arguments.pid),
+            )
         except load.Interrupted as error:
             stopped, found, name = error, error.run, f"{name} (interrupted)"
         if stopped is not None and not found.outcomes:
@@ -53,25 +77,46 @@ def serve(arguments: Namespace) -> int:
         share = None if others is None else others.share()
         recheck(found.outcomes, count)
         runs[name] = figures(found, slo, rate)
-        details[name] = {"failures": failures(found.outcomes), "wall_s": found.wall_s, "others_cpu": share}
+        details[name] = {
+            "failures": failures(found.outcomes),
+            "wall_s": found.wall_s,
+            "others_cpu": share,
+        }
         if arguments.rows:
             details[name]["rows"] = [outcome.to_row() for outcome in found.outcomes]
-        say(f"{name}\n{report(runs[name])}{warnings(found, share)}{_stop_note(stopped, made)}\n")
+        say(
+            f"{name}\n{report(runs[name])}{warnings(found, share)}{_stop_note(stopped, made)}\n"
+        )
         _write(arguments, runs, details)  # now: what comes later may be interrupted
         if stopped is not None:
             raise stopped
-    return 1 if all(run["errors"].value == run["requests"].value for run in runs.values()) else 0
+    return (
+        1
+        if all(run["errors"].value == run["requests"].value for run in runs.values())
+        else 0
+    )
 
 
 def figures(found: Run, slo: Slo, rate: float) -> dict[str, Figure]:
     """All figures of one run."""
     busy = {"client_busy_p99": exact(found.busy_s, "s")}
-    return {**summary(found.outcomes, found.wall_s, slo), **peak(found), **busy, "rate": exact(rate, "/s", "higher")}
+    return {
+        **summary(found.outcomes, found.wall_s, slo),
+        **peak(found),
+        **busy,
+        "rate": exact(rate, "/s", "higher"),
+    }
 
 
-def _write(arguments: Namespace, runs: Mapping[str, Mapping[str, Figure]], details: Mapping[str, Any]) -> None:
+def _write(
+    arguments: Namespace,
+    runs: Mapping[str, Mapping[str, Figure]],
+    details: Mapping[str, Any],
+) -> None:
     if arguments.json:
-        record.new_record("serve", runs, arguments.label, **details).save(Path(arguments.json))
+        record.new_record("serve", runs, arguments.label, **details).save(
+            Path(arguments.json)
+        )
     if arguments.svg:
         Path(arguments.svg).write_text(plot(runs), encoding="utf-8")
 
@@ -124,17 +169,27 @@ def peak(found: Run) -> dict[str, Figure]:
 def report(run: Mapping[str, Figure]) -> str:
     """The table of one run."""
     lines = [
-        [name.upper(), *(show(run.get(f"{name}_p{percent}"), bounds=True) for percent in (50, 95, 99))]
+        [
+            name.upper(),
+            *(
+                show(run.get(f"{name}_p{percent}"), bounds=True)
+                for percent in (50, 95, 99)
+            ),
+        ]
         for name in ("ttft", "itl", "e2e")
     ]
-    totals = ", ".join(f"{name.replace('_', ' ')} {show(run.get(name))}" for name in TOTALS)
+    totals = ", ".join(
+        f"{name.replace('_', ' ')} {show(run.get(name))}" for name in TOTALS
+    )
     return aligned(("", "P50 (95 % interval)", "P95", "P99"), lines) + f"\n{totals}"
 
 
 def warnings(run: Run, others_cpu: float | None = None) -> str:
     """What a reader should know before believing the table."""
     outcomes = run.outcomes
-    found = [f"\nerrors: {count} x {name}" for name, count in failures(outcomes).items()]
+    found = [
+        f"\nerrors: {count} x {name}" for name, count in failures(outcomes).items()
+    ]
     first = next((one for one in outcomes if one.failure is not None), None)
     if first is not None:
         found.append(f"\nfirst error: {first.failure}: {first.detail}")
@@ -144,16 +199,24 @@ def warnings(run: Run, others_cpu: float | None = None) -> str:
         found.append(
             f"\nfew requests ({len(outcomes)}): P99 of TTFT and end to end is the slowest, P95 one of the slowest"
         )
-    lag = percentile(np.asarray([one.sent - one.scheduled for one in outcomes]), 99) if outcomes else 0.0
+    lag = (
+        percentile(np.asarray([one.sent - one.scheduled for one in outcomes]), 99)
+        if outcomes
+        else 0.0
+    )
     if max(lag, run.busy_s) > _MOST_LAG_S:
         found.append(
             f"\nthis client was late itself: by {number(lag, 's')} with sending, by {number(run.busy_s, 's')} with "
             "reading (P99), which the latencies hold: use a lower rate or another machine for it"
         )
     if run.samples and not run.samples[-1][1]:
-        found.append("\nthe process of --pid ended meanwhile: the peak memory is of the time before")
+        found.append(
+            "\nthe process of --pid ended meanwhile: the peak memory is of the time before"
+        )
     if others_cpu is not None and others_cpu > _MOST_OTHERS:
-        found.append(f"\nother processes had {others_cpu:.0%} of the cores meanwhile: measure again on a quiet machine")
+        found.append(
+            f"\nother processes had {others_cpu:.0%} of the cores meanwhile: measure again on a quiet machine"
+        )
     return "".join(found)
 
 
@@ -178,6 +241,14 @@ def plot(runs: Mapping[str, Mapping[str, Figure]]) -> str:
     for name, title in (("ttft", "TTFT"), ("itl", "inter-token")):
         for percent in (50, 99):
             key = f"{name}_p{percent}"
-            points = [(run["rate"].value, run[key].value) for run in runs.values() if key in run]
-            lines[f"{title} P{percent}"] = sorted(point for point in points if math.isfinite(point[0]))
-    return draw(Plot("Latency against load", "requests/s", "seconds", is_log=True), lines)
+            points = [
+                (run["rate"].value, run[key].value)
+                for run in runs.values()
+                if key in run
+            ]
+            lines[f"{title} P{percent}"] = sorted(
+                point for point in points if math.isfinite(point[0])
+            )
+    return draw(
+        Plot("Latency against load", "requests/s", "seconds", is_log=True), lines
+    )

@@ -19,7 +19,9 @@ class EventReader:
     def __init__(self, outcome: Outcome) -> None:
         self._outcome = outcome
         self._rest = b""
-        self._held: list[bytes] = []  # data lines of an event that is no JSON before its other lines have come
+        self._held: list[
+            bytes
+        ] = []  # data lines of an event that is no JSON before its other lines have come
         self.is_done = False
 
     def feed(self, part: bytes, now: float) -> None:
@@ -36,7 +38,11 @@ class EventReader:
     def close(self) -> None:
         """The stream has ended."""
         rest = self._rest.strip()
-        if self.is_done or (rest.startswith(b"data:") and rest[5:].strip() == b"[DONE]" and not self._held):
+        if self.is_done or (
+            rest.startswith(b"data:")
+            and rest[5:].strip() == b"[DONE]"
+            and not self._held
+        ):
             self.is_done = True
         else:
             within = f" within {rest[:60]!r}" if rest else ""
@@ -85,8 +91,18 @@ class EventReader:
                 self._fail(Failure.ERROR_EVENT, str(event["error"]))
             else:
                 self._chunk(event, now)
-        except (TypeError, ValueError, KeyError, AttributeError, IndexError, RecursionError) as error:
-            self._fail(Failure.GARBAGE, f"{data[:60]!r} is not the API's: {type(error).__name__}")
+        except (
+            TypeError,
+            ValueError,
+            KeyError,
+            AttributeError,
+            IndexError,
+            RecursionError,
+        ) as error:
+            self._fail(
+                Failure.GARBAGE,
+                f"{data[:60]!r} is not the API's: {type(error).__name__}",
+            )
 
     def _chunk(self, event: dict[str, Any], now: float) -> None:
         outcome = self._outcome
@@ -107,13 +123,17 @@ def _choice_text(outcome: Outcome, choice: dict[str, Any]) -> str:
     delta = choice.get("delta")
     delta = {"content": choice.get("text")} if delta is None else delta
     # Some servers send the same thought under both names.
-    found: str = (delta.get("content") or "") + (delta.get("reasoning_content") or delta.get("reasoning") or "")
+    found: str = (delta.get("content") or "") + (
+        delta.get("reasoning_content") or delta.get("reasoning") or ""
+    )
     for call in delta.get("tool_calls") or ():
         found += _call_text(outcome, call)
     reason = choice.get("finish_reason")
     if reason is not None and not isinstance(reason, str):
         raise TypeError(f"{reason!r} is no finish_reason")
-    outcome.finish_reason = reason or outcome.finish_reason  # some servers send "" until the end
+    outcome.finish_reason = (
+        reason or outcome.finish_reason
+    )  # some servers send "" until the end
     return found
 
 

@@ -41,7 +41,9 @@ def measure(code: str, *arguments: str) -> Started:
     # Errors go to a file: a pipe that nobody reads meanwhile would stop a process that says much.
     with (
         tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as errors,
-        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True) as child,
+        subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=errors, text=True
+        ) as child,
     ):
         assert child.stdout is not None
         line = child.stdout.readline()
@@ -52,9 +54,13 @@ def measure(code: str, *arguments: str) -> Started:
         errors.seek(0)
         said = errors.read().strip().splitlines()
     if child.returncode != 0 or not line:
-        raise EngineError(f"the process ended with {child.returncode}: {said[-1] if said else 'no output'}")
+        raise EngineError(
+            f"the process ended with {child.returncode}: {said[-1] if said else 'no output'}"
+        )
     scale = 1024 if sys.platform == "linux" else 1
-    return Started(first, time.perf_counter() - began, usage.ru_maxrss * scale, line.strip())
+    return Started(
+        first, time.perf_counter() - began, usage.ru_maxrss * scale, line.strip()
+    )
 
 
 def startup(arguments: Namespace) -> int:
@@ -62,7 +68,10 @@ def startup(arguments: Namespace) -> int:
     if arguments.rounds < 1:
         raise ConfigError(f"--rounds must be at least 1, not {arguments.rounds}")
     record.check_writable(arguments.json)
-    found = [measure(_CODE, arguments.model, arguments.kv_memory) for _ in range(arguments.rounds + 1)][1:]
+    found = [
+        measure(_CODE, arguments.model, arguments.kv_memory)
+        for _ in range(arguments.rounds + 1)
+    ][1:]
     run = {
         "first_token": spread([one.first_s for one in found], "s"),
         "whole": spread([one.whole_s for one in found], "s"),
@@ -70,7 +79,9 @@ def startup(arguments: Namespace) -> int:
     }
     sys.stdout.write(f"{record.machine()}; medians (quartiles) of {arguments.rounds}\n")
     cells = [arguments.model, *(show(figure, bounds=True) for figure in run.values())]
-    sys.stdout.write(aligned(("", "first token", "process", "peak memory"), [cells]) + "\n")
+    sys.stdout.write(
+        aligned(("", "first token", "process", "peak memory"), [cells]) + "\n"
+    )
     if arguments.json:
         record.new_record("startup", {arguments.model: run}).save(Path(arguments.json))
     return 0

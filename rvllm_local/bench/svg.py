@@ -29,8 +29,14 @@ class Plot:
 
 def draw(plot: Plot, lines: Mapping[str, Sequence[Point]]) -> str:
     """The SVG of named lines; points that are not finite are left out. Names that begin with the same word share a colour."""
-    series = {name: [point for point in points if _is_drawable(plot, point)] for name, points in lines.items()}
-    points = [point for row in series.values() for point in row] or [(0.0, 1.0), (1.0, 1.0)]
+    series = {
+        name: [point for point in points if _is_drawable(plot, point)]
+        for name, points in lines.items()
+    }
+    points = [point for row in series.values() for point in row] or [
+        (0.0, 1.0),
+        (1.0, 1.0),
+    ]
     axes = _Axes(plot, points, _TOP + (math.ceil(len(series) / _IN_A_ROW) - 1) * _ROW)
     words = [name.split(" ")[0] for name in series]
     parts = [
@@ -40,17 +46,26 @@ def draw(plot: Plot, lines: Mapping[str, Sequence[Point]]) -> str:
         *axes.parts(),
     ]
     for index, (name, row) in enumerate(series.items()):
-        colour = _COLOURS[list(dict.fromkeys(words)).index(words[index]) % len(_COLOURS)]
+        colour = _COLOURS[
+            list(dict.fromkeys(words)).index(words[index]) % len(_COLOURS)
+        ]
         dash = _DASHES[words[:index].count(words[index]) % len(_DASHES)]
         path = " ".join(f"{axes.x(x):.1f},{axes.y(y):.1f}" for x, y in row)
         stroke = f'stroke="{colour}" stroke-width="1.8" stroke-dasharray="{dash}"'
         parts.append(f'<polyline points="{path}" fill="none" {stroke}/>')
         if plot.dots:
-            parts += [f'<circle cx="{axes.x(x):.1f}" cy="{axes.y(y):.1f}" r="3" fill="{colour}"/>' for x, y in row]
+            parts += [
+                f'<circle cx="{axes.x(x):.1f}" cy="{axes.y(y):.1f}" r="3" fill="{colour}"/>'
+                for x, y in row
+            ]
         x = _LEFT + 10 + index % _IN_A_ROW * (plot.width - _LEFT - _RIGHT) // _IN_A_ROW
         y = _TOP + index // _IN_A_ROW * _ROW
-        parts.append(f'<line x1="{x}" x2="{x + 22}" y1="{y - 6}" y2="{y - 6}" {stroke}/>')
-        parts.append(f'<text x="{x + 28}" y="{y - 2}" fill="{colour}">{escape(name)}</text>')
+        parts.append(
+            f'<line x1="{x}" x2="{x + 22}" y1="{y - 6}" y2="{y - 6}" {stroke}/>'
+        )
+        parts.append(
+            f'<text x="{x + 28}" y="{y - 2}" fill="{colour}">{escape(name)}</text>'
+        )
     return "\n".join([*parts, "</svg>", ""])
 
 
@@ -65,11 +80,15 @@ class _Axes:
         self._plot, self._top = plot, top
         xs, ys = [x for x, _ in points], [y for _, y in points]
         self._x_ticks = _ticks(min(0.0, *xs), max(xs))
-        self._y_ticks = _powers(min(ys), max(ys)) if plot.is_log else _ticks(min(0.0, *ys), max(ys))
+        self._y_ticks = (
+            _powers(min(ys), max(ys)) if plot.is_log else _ticks(min(0.0, *ys), max(ys))
+        )
 
     def x(self, value: float) -> float:
         first, last = self._x_ticks[0], self._x_ticks[-1]
-        return _LEFT + (value - first) / (last - first) * (self._plot.width - _LEFT - _RIGHT)
+        return _LEFT + (value - first) / (last - first) * (
+            self._plot.width - _LEFT - _RIGHT
+        )
 
     def y(self, value: float) -> float:
         first, last = self._y_ticks[0], self._y_ticks[-1]
@@ -79,18 +98,32 @@ class _Axes:
         return bottom - (value - first) / (last - first) * (bottom - self._top - 10)
 
     def parts(self) -> list[str]:
-        plot, right, bottom = self._plot, self._plot.width - _RIGHT, self._plot.height - _BOTTOM
+        plot, right, bottom = (
+            self._plot,
+            self._plot.width - _RIGHT,
+            self._plot.height - _BOTTOM,
+        )
         parts = []
         for tick in self._y_ticks:
             y = self.y(tick)
-            parts.append(f'<line x1="{_LEFT}" x2="{right}" y1="{y:.1f}" y2="{y:.1f}" stroke="#8884"/>')
-            parts.append(f'<text x="{_LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{tick:g}</text>')
+            parts.append(
+                f'<line x1="{_LEFT}" x2="{right}" y1="{y:.1f}" y2="{y:.1f}" stroke="#8884"/>'
+            )
+            parts.append(
+                f'<text x="{_LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{tick:g}</text>'
+            )
         for tick in self._x_ticks:
-            parts.append(f'<text x="{self.x(tick):.1f}" y="{bottom + 16}" text-anchor="middle">{tick:g}</text>')
+            parts.append(
+                f'<text x="{self.x(tick):.1f}" y="{bottom + 16}" text-anchor="middle">{tick:g}</text>'
+            )
         middle = (_LEFT + right) / 2
-        parts.append(f'<text x="{middle}" y="{plot.height - 8}" text-anchor="middle">{escape(plot.x_title)}</text>')
+        parts.append(
+            f'<text x="{middle}" y="{plot.height - 8}" text-anchor="middle">{escape(plot.x_title)}</text>'
+        )
         place = f'x="14" y="{(self._top + bottom) / 2}" transform="rotate(-90 14 {(self._top + bottom) / 2})"'
-        parts.append(f'<text {place} text-anchor="middle">{escape(plot.y_title)}</text>')
+        parts.append(
+            f'<text {place} text-anchor="middle">{escape(plot.y_title)}</text>'
+        )
         return parts
 
 
@@ -100,7 +133,10 @@ def _ticks(low: float, high: float) -> list[float]:
     step = 10 ** math.floor(math.log10(span / 4))
     step *= next(factor for factor in (1, 2, 5, 10) if span / (step * factor) <= 6)
     first, last = math.floor(low / step), math.ceil(high / step)
-    return [float(f"{index * step:.12g}") for index in range(first, max(last, first + 1) + 1)]
+    return [
+        float(f"{index * step:.12g}")
+        for index in range(first, max(last, first + 1) + 1)
+    ]
 
 
 def _powers(low: float, high: float) -> list[float]:

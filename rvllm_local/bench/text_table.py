@@ -15,12 +15,22 @@ def number(value: float, unit: str = "") -> str:
     if unit == "s" and 0 < abs(value) < 1e-3:
         return f"{value * 1e6:,.3g} us"
     if unit == "s":
-        return f"{value * 1e3:,.3g} ms" if abs(value) < 1 else f"{value:,.1f} s" if value >= 10 else f"{value:.2f} s"
+        return (
+            f"{value * 1e3:,.3g} ms"
+            if abs(value) < 1
+            else f"{value:,.1f} s"
+            if value >= 10
+            else f"{value:.2f} s"
+        )
     if unit == "bytes":
         return f"{value / 1e6:,.0f} MB"
     if unit == "":
         return f"{value:,.0f}" if float(value).is_integer() else f"{value:.3g}"
-    digits = f"{value:,.0f}" if abs(value) >= 100 or float(value).is_integer() else f"{value:.3g}"
+    digits = (
+        f"{value:,.0f}"
+        if abs(value) >= 100 or float(value).is_integer()
+        else f"{value:.3g}"
+    )
     return f"{digits} {unit}"
 
 
@@ -43,7 +53,9 @@ def markdown(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 def aligned(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """A table for a terminal: the first column to the left, the others to the right."""
     everything = [list(head), *map(list, rows)]
-    widths = [max(len(row[column]) for row in everything) for column in range(len(head))]
+    widths = [
+        max(len(row[column]) for row in everything) for column in range(len(head))
+    ]
     return "\n".join(
         "  ".join(
             cell.ljust(width) if not column else cell.rjust(width)

@@ -62,7 +62,11 @@ class Trace:
     def is_text(self) -> bool:
         """Whether nothing but text is said, which is all that the older route can ask."""
         turns = [turn for session in self.sessions for turn in session.turns]
-        return all(isinstance(message.get("content"), str) for turn in turns for message in turn.messages)
+        return all(
+            isinstance(message.get("content"), str)
+            for turn in turns
+            for message in turn.messages
+        )
 
     def at_rate(self, rate: float) -> Trace:
         """The same sessions at `rate` a second on average; infinite: all at once."""
@@ -92,7 +96,13 @@ class Mix:
 def steady(count: int, seed: int, mix: Mix) -> Trace:
     """One request after the other at equal distances."""
     rng = random.Random(seed)
-    return Trace("steady", tuple(_single(float(index), *mix.prompt(rng), mix.output) for index in range(count)))
+    return Trace(
+        "steady",
+        tuple(
+            _single(float(index), *mix.prompt(rng), mix.output)
+            for index in range(count)
+        ),
+    )
 
 
 def bursty(count: int, seed: int, mix: Mix) -> Trace:
@@ -109,8 +119,16 @@ def bursty(count: int, seed: int, mix: Mix) -> Trace:
             if rng.random() < 1 / _BURST_MEAN:
                 break
     times.sort()
-    stretch = (count - 1 or 1) / ((times[-1] - times[0]) or 1)  # so that the mean is one a second
-    return Trace("bursty", tuple(_single((at - times[0]) * stretch, *mix.prompt(rng), mix.output) for at in times))
+    stretch = (count - 1 or 1) / (
+        (times[-1] - times[0]) or 1
+    )  # so that the mean is one a second
+    return Trace(
+        "bursty",
+        tuple(
+            _single((at - times[0]) * stretch, *mix.prompt(rng), mix.output)
+            for at in times
+        ),
+    )
 
 
 def giant(count: int, seed: int, mix: Mix) -> Trace:
@@ -127,7 +145,15 @@ def giant(count: int, seed: int, mix: Mix) -> Trace:
     return Trace("giant", tuple(sessions))
 
 
-def agent(count: int, seed: int, mix: Mix, *, turns: int = 10, prefix: int = 1000, think_s: float = 0.0) -> Trace:
+def agent(
+    count: int,
+    seed: int,
+    mix: Mix,
+    *,
+    turns: int = 10,
+    prefix: int = 1000,
+    think_s: float = 0.0,
+) -> Trace:
     """`count` agents, each over a prefix of its own that all its turns share and that each turn lengthens."""
     rng = random.Random(seed)
     sessions, at = [], 0.0
@@ -140,7 +166,9 @@ def agent(count: int, seed: int, mix: Mix, *, turns: int = 10, prefix: int = 100
         steps = [Turn(first, mix.output)]
         for turn in range(1, turns):
             result = f"Result of step {turn}: {words(rng.randint(20, 60), rng)}"
-            steps.append(Turn(({"role": "user", "content": result},), mix.output, think_s))
+            steps.append(
+                Turn(({"role": "user", "content": result},), mix.output, think_s)
+            )
         sessions.append(Session(at, tuple(steps), "agent", TOOLS))
         at += rng.expovariate(1.0)
     return Trace("agent", tuple(sessions))
@@ -152,7 +180,11 @@ TOOLS: tuple[Mapping[str, Any], ...] = tuple(
         "function": {
             "name": name,
             "description": about,
-            "parameters": {"type": "object", "properties": {field: {"type": "string"}}, "required": [field]},
+            "parameters": {
+                "type": "object",
+                "properties": {field: {"type": "string"}},
+                "required": [field],
+            },
         },
     }
     for name, about, field in (
@@ -187,16 +219,23 @@ def load(path: Path) -> Trace:
     sizes were recorded; with `max_tokens` (48). A session has `turns` instead. Raises `ConfigError` with the line.
     """
     try:
-        lines = path.read_text(encoding="utf-8-sig").split("\n")  # JSON may hold other line ends within a text
+        lines = path.read_text(encoding="utf-8-sig").split(
+            "\n"
+        )  # JSON may hold other line ends within a text
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"the trace {path} cannot be read: {error}") from error
     sessions = [
-        session for number, line in enumerate(lines, 1) if line.strip() for session in _read(path, number, line)
+        session
+        for number, line in enumerate(lines, 1)
+        if line.strip()
+        for session in _read(path, number, line)
     ]
     if not sessions:
         raise ConfigError(f"the trace {path} holds no request")
     first = min(session.at for session in sessions)
-    shifted = [dataclasses.replace(session, at=session.at - first) for session in sessions]
+    shifted = [
+        dataclasses.replace(session, at=session.at - first) for session in sessions
+    ]
     return Trace(path.stem, tuple(sorted(shifted, key=lambda session: session.at)))
 
 
@@ -204,26 +243,51 @@ def _read(path: Path, number: int, line: str) -> Iterator[Session]:
     try:
         row = json.loads(line)
         at = _seconds("at", row["at"])
-        steps = [_turn(one, number * 1000 + index) for index, one in enumerate(row.get("turns") or [row])]
+        steps = [
+            _turn(one, number * 1000 + index)
+            for index, one in enumerate(row.get("turns") or [row])
+        ]
         tools = row.get("tools") or []
         if not all(isinstance(tool, dict) for tool in tools):
             raise ValueError("tools are not objects")
-        json.dumps([tools, [step.messages for step in steps]], ensure_ascii=False).encode()  # as they will be sent
+        json.dumps(
+            [tools, [step.messages for step in steps]], ensure_ascii=False
+        ).encode()  # as they will be sent
         yield Session(at, tuple(steps), str(row.get("kind", "recorded")), tuple(tools))
-    except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError) as error:
-        raise ConfigError(f"{path}, line {number} is no request ({type(error).__name__}: {error})") from error
+    except (
+        ValueError,
+        TypeError,
+        KeyError,
+        AttributeError,
+        OverflowError,
+        RecursionError,
+    ) as error:
+        raise ConfigError(
+            f"{path}, line {number} is no request ({type(error).__name__}: {error})"
+        ) from error
 
 
 def _turn(row: Mapping[str, Any], seed: int) -> Turn:
     if messages := row.get("messages"):
-        content = tuple({str(name): value for name, value in message.items()} for message in messages)
+        content = tuple(
+            {str(name): value for name, value in message.items()}
+            for message in messages
+        )
     elif prompt := row.get("prompt"):
         if not isinstance(prompt, str):
             raise ValueError("the prompt is no text")
         content = ({"role": "user", "content": prompt},)
     else:
-        content = ({"role": "user", "content": words(_tokens(row, "prompt_tokens"), random.Random(seed))},)
-    named = next((name for name in ("max_tokens", "output_tokens") if row.get(name) is not None), None)
+        content = (
+            {
+                "role": "user",
+                "content": words(_tokens(row, "prompt_tokens"), random.Random(seed)),
+            },
+        )
+    named = next(
+        (name for name in ("max_tokens", "output_tokens") if row.get(name) is not None),
+        None,
+    )
     think_s = _seconds("think_s", row.get("think_s") or 0.0)
     if think_s < 0:
         raise ValueError(f"think_s is {think_s:g}")

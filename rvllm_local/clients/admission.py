@@ -23,7 +23,9 @@ class AdmissionGate:
         self._lock = threading.Lock()
         self.num_open = 0
 
-    def admit(self, num_choices: int, sink: EventSink, abandon: Callable[[], None]) -> EventSink:
+    def admit(
+        self, num_choices: int, sink: EventSink, abandon: Callable[[], None]
+    ) -> EventSink:
         """Count the choices in; the returned sink counts them out again. Raises `QueueFullError`.
 
         A sink that raises harms nobody else: it hears no more, and `abandon` is called to end its request.
@@ -48,7 +50,10 @@ class AdmissionGate:
                 sink(event)
             except Exception as error:
                 has_failed.set()
-                logger.warning("the consumer of a request failed with %s; it is cancelled", type(error).__name__)
+                logger.warning(
+                    "the consumer of a request failed with %s; it is cancelled",
+                    type(error).__name__,
+                )
                 with contextlib.suppress(EngineError):
                     abandon()
 

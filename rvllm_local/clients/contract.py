@@ -13,7 +13,13 @@ from typing import Protocol
 
 from rvllm_local.clients.stream import TokenStream
 from rvllm_local.engine.limits import EngineLimits
-from rvllm_local.types import EngineSnapshot, EventSink, Request, RequestReport, SamplingParams
+from rvllm_local.types import (
+    EngineSnapshot,
+    EventSink,
+    Request,
+    RequestReport,
+    SamplingParams,
+)
 
 
 class Client(Protocol):
@@ -29,7 +35,9 @@ class Client(Protocol):
         one event with a finish reason.
         """
 
-    def submit(self, prompt_token_ids: Sequence[int], params: SamplingParams) -> TokenStream:
+    def submit(
+        self, prompt_token_ids: Sequence[int], params: SamplingParams
+    ) -> TokenStream:
         """Queue a request (`params.n` choices) and return its stream. Raises as `start` does."""
 
     def cancel(self, request_id: str) -> None:
@@ -78,4 +86,7 @@ def make_requests(
         kept_special=tuple(kept_special),
         adapter=adapter,
     )
-    return [replace(first, seed=(seed + index) % 2**64, index=index) for index in range(params.n)]
+    return [
+        replace(first, seed=(seed + index) % 2**64, index=index)
+        for index in range(params.n)
+    ]

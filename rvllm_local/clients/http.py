@@ -20,7 +20,12 @@ from rvllm_local.clients import http_messages
 from rvllm_local.clients.admission import AdmissionGate
 from rvllm_local.clients.contract import make_requests, open_stream
 from rvllm_local.clients.stream import TokenStream
-from rvllm_local.errors import EngineClosedError, EngineCrashedError, EngineError, RvllmError
+from rvllm_local.errors import (
+    EngineClosedError,
+    EngineCrashedError,
+    EngineError,
+    RvllmError,
+)
 from rvllm_local.types import (
     EngineSnapshot,
     EventSink,
@@ -32,7 +37,11 @@ from rvllm_local.types import (
 )
 
 DEFAULT_ADDRESS = "http://127.0.0.1:8473"
-_CONNECT_S, _SILENCE_S, _LOAD_S = 5.0, 60.0, 900.0  # a stream that lives breaks its silence every ten seconds
+_CONNECT_S, _SILENCE_S, _LOAD_S = (
+    5.0,
+    60.0,
+    900.0,
+)  # a stream that lives breaks its silence every ten seconds
 # What the server's error codes mean in the contract's terms.
 _BY_CODE: dict[str, type[RvllmError]] = {
     "queue_full": errors.QueueFullError,
@@ -53,8 +62,18 @@ class HttpClient:
     the model raised there.
     """
 
-    def __init__(self, address: str = DEFAULT_ADDRESS, model: str = "default", *, api_key: str | None = None) -> None:
-        key = os.environ.get("RVLLM_API_KEY", "").split()[:1] if api_key is None else [api_key]
+    def __init__(
+        self,
+        address: str = DEFAULT_ADDRESS,
+        model: str = "default",
+        *,
+        api_key: str | None = None,
+    ) -> None:
+        key = (
+            os.environ.get("RVLLM_API_KEY", "").split()[:1]
+            if api_key is None
+            else [api_key]
+        )
         self._address = address
         self._http = httpx.Client(
             base_url=address,
@@ -77,7 +96,9 @@ class HttpClient:
         request_id = requests[0].request_id
         counted = self._gate.admit(len(requests), sink, lambda: self.cancel(request_id))
         try:
-            model = requests[0].adapter or self.model  # a server's adapters are asked for as models
+            model = (
+                requests[0].adapter or self.model
+            )  # a server's adapters are asked for as models
             body = msgspec.json.encode(http_messages.written(requests, model))
             response = self._send("POST", http_messages.GENERATE, body, stream=True)
             reader = _Reader(response, request_id, len(requests), counted, self._forget)
@@ -91,7 +112,9 @@ class HttpClient:
             raise
         reader.start()
 
-    def submit(self, prompt_token_ids: Sequence[int], params: SamplingParams) -> TokenStream:
+    def submit(
+        self, prompt_token_ids: Sequence[int], params: SamplingParams
+    ) -> TokenStream:
         return open_stream(self, make_requests(prompt_token_ids, params))
 
     def cancel(self, request_id: str) -> None:
@@ -132,7 +155,12 @@ class HttpClient:
 
     def _load(self, model: str) -> http_messages.Loaded:
         body = msgspec.json.encode(http_messages.LoadRequest(model=model))
-        answer = self._send("POST", http_messages.LOAD, body, timeout=httpx.Timeout(_LOAD_S, connect=_CONNECT_S))
+        answer = self._send(
+            "POST",
+            http_messages.LOAD,
+            body,
+            timeout=httpx.Timeout(_LOAD_S, connect=_CONNECT_S),
+        )
         return msgspec.json.decode(answer.content, type=http_messages.Loaded)
 
     def _row(self) -> dict[str, Any] | None:
@@ -144,19 +172,30 @@ class HttpClient:
             self._open.pop(request_id, None)
 
     def _send(
-        self, method: str, path: str, body: bytes | None = None, *, stream: bool = False, **options: Any
+        self,
+        method: str,
+        path: str,
+        body: bytes | None = None,
+        *,
+        stream: bool = False,
+        **options: Any,
     ) -> httpx.Response:
         """An answer that is no error. Raises what the server said, or `EngineCrashedError` if it said nothing."""
         if self._is_closed:
             raise EngineClosedError("the engine is closed")
         headers = {} if body is None else {"content-type": "application/json"}
-        request = self._http.build_request(method, path, content=body, headers=headers, **options)
+        request = self._http.build_request(
+            method, path, content=body, headers=headers, **options
+        )
         try:
             response = self._http.send(request, stream=stream)
             if response.is_success:
                 return response
             response.read()
-        except (httpx.TransportError, RuntimeError) as error:  # RuntimeError: it was closed meanwhile
+        except (
+            httpx.TransportError,
+            RuntimeError,
+        ) as error:  # RuntimeError: it was closed meanwhile
             raise EngineCrashedError(
                 f"the server at {self._address} does not answer ({type(error).__name__}); is rvllm serve running?"
             ) from None
@@ -171,32 +210,57 @@ class _Reader(threading.Thread):
     """Reads one request's stream to its end, and gives each choice its last event, whatever happens."""
 
     def __init__(
-        self, response: httpx.Response, request_id: str, num_choices: int, sink: EventSink, forget: Any
+        self,
+        response: httpx.Response,
+        request_id: str,
+        num_choices: int,
+        sink: EventSink,
+        forget: Any,
     ) -> None:
         super().__init__(name="rvllm-http", daemon=True)
-        self._response, self._request_id, self._sink, self._forget = response, request_id, sink, forget
+        self._response, self._request_id, self._sink, self._forget = (
+            response,
+            request_id,
+            sink,
+            forget,
+        )
         self._waiting = set(range(num_choices))
-        self._end: RvllmError = EngineCrashedError("the server's stream ended while the request was open")
+        self._end: RvllmError = EngineCrashedError(
+            "the server's stream ended while the request was open"
+        )
 
     def run(self) -> None:
         try:
             with contextlib.closing(self._response):
                 for line in self._response.iter_lines():
                     if line.startswith("data: {"):
-                        self._take(msgspec.json.decode(line[6:], type=http_messages.Events))
+                        self._take(
+                            msgspec.json.decode(line[6:], type=http_messages.Events)
+                        )
         except (httpx.HTTPError, httpx.StreamError, OSError, msgspec.DecodeError):
             pass  # the end is told below
         self._forget(self._request_id)
         for index in sorted(self._waiting):
             kind = type(self._end).__name__
-            self._sink(StreamEvent("", (), FinishReason.ERROR, index=index, error=str(self._end), error_kind=kind))
+            self._sink(
+                StreamEvent(
+                    "",
+                    (),
+                    FinishReason.ERROR,
+                    index=index,
+                    error=str(self._end),
+                    error_kind=kind,
+                )
+            )
 
     def stop(self, reason: RvllmError) -> None:
         """End the stream from another thread."""
         self._end = reason
         with contextlib.suppress(OSError, AttributeError):
             stream = self._response.extensions["network_stream"]
-            stream.get_extra_info("socket").shutdown(socket.SHUT_RDWR)  # closing alone does not wake who reads
+            stream.get_extra_info("socket").shutdown(
+                socket.SHUT_RDWR
+            )  # closing alone does not wake who reads
         if self is not threading.current_thread():
             self.join(5)
 
@@ -217,7 +281,9 @@ def _error(response: httpx.Response) -> RvllmError:
         told = response.json()["error"]
         message = str(told["message"])
     except (ValueError, KeyError, TypeError):
-        return EngineError(f"the server answered {response.status_code} without a word; is it rvllm serve?")
+        return EngineError(
+            f"the server answered {response.status_code} without a word; is it rvllm serve?"
+        )
     if response.status_code == 404 and told.get("code") == "not_found":
         return _NotFoundError(message)
     if response.status_code == 400 and told.get("code") is None:
@@ -226,7 +292,10 @@ def _error(response: httpx.Response) -> RvllmError:
 
 
 def _told(told: dict[str, Any], retry_after_s: float) -> RvllmError:
-    kind, message = _BY_CODE.get(told.get("code") or "", EngineError), str(told.get("message"))
+    kind, message = (
+        _BY_CODE.get(told.get("code") or "", EngineError),
+        str(told.get("message")),
+    )
     if kind is errors.QueueFullError:
         return errors.QueueFullError(message, retry_after_s)
     if issubclass(kind, errors.ParameterError):

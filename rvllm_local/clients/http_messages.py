@@ -14,11 +14,17 @@ from rvllm_local.engine.limits import EngineLimits
 from rvllm_local.errors import ParameterError
 from rvllm_local.types import MAX_CHOICES, Request, SamplingParams, StreamEvent
 
-GENERATE, LOAD, REQUESTS = "/v1/engine/generate", "/v1/engine/load", "/v1/engine/requests"
+GENERATE, LOAD, REQUESTS = (
+    "/v1/engine/generate",
+    "/v1/engine/load",
+    "/v1/engine/requests",
+)
 _MAX_KEPT = 64
 
 
-class _Strict(msgspec.Struct, forbid_unknown_fields=True, kw_only=True, omit_defaults=True):
+class _Strict(
+    msgspec.Struct, forbid_unknown_fields=True, kw_only=True, omit_defaults=True
+):
     """An object of which every field is known."""
 
 
@@ -75,13 +81,19 @@ class Events(msgspec.Struct, frozen=True, omit_defaults=True):
 def written(requests: Sequence[Request], model: str) -> GenerateRequest:
     """The choices of one request, as they are sent."""
     first, params = requests[0], requests[0].params
-    names = (name for name in TokenParams.__struct_fields__ if name not in ("stop", "logit_bias"))
+    names = (
+        name
+        for name in TokenParams.__struct_fields__
+        if name not in ("stop", "logit_bias")
+    )
     biases = {str(token): bias for token, bias in params.logit_bias.items()}
     return GenerateRequest(
         request_id=first.request_id,
         prompt_token_ids=list(first.prompt_token_ids),
         params=TokenParams(
-            stop=list(params.stop_strings), logit_bias=biases, **{name: getattr(params, name) for name in names}
+            stop=list(params.stop_strings),
+            logit_bias=biases,
+            **{name: getattr(params, name) for name in names},
         ),
         seeds=[request.seed for request in requests],
         model=model,
@@ -93,20 +105,42 @@ def written(requests: Sequence[Request], model: str) -> GenerateRequest:
 
 def read(asked: GenerateRequest) -> list[Request]:
     """The choices that were sent. Raises `ParameterError`."""
-    if not 1 <= len(asked.seeds) <= MAX_CHOICES or not all(0 <= seed < 2**64 for seed in asked.seeds):
-        raise ParameterError("seeds", f"seeds must hold 1 to {MAX_CHOICES} numbers of 64 bits, one a choice")
-    if not 1 <= len(asked.request_id) <= 128 or not asked.request_id.replace("-", "").replace("_", "").isalnum():
-        raise ParameterError("request_id", "request_id must be 1 to 128 letters, digits, '-' or '_'")
+    if not 1 <= len(asked.seeds) <= MAX_CHOICES or not all(
+        0 <= seed < 2**64 for seed in asked.seeds
+    ):
+        raise ParameterError(
+            "seeds",
+            f"seeds must hold 1 to {MAX_CHOICES} numbers of 64 bits, one a choice",
+        )
+    if (
+        not 1 <= len(asked.request_id) <= 128
+        or not asked.request_id.replace("-", "").replace("_", "").isalnum()
+    ):
+        raise ParameterError(
+            "request_id", "request_id must be 1 to 128 letters, digits, '-' or '_'"
+        )
     if len(asked.kept_special) > _MAX_KEPT:
         raise ParameterError(
-            "kept_special", f"kept_special holds {len(asked.kept_special)} texts, not up to {_MAX_KEPT}"
+            "kept_special",
+            f"kept_special holds {len(asked.kept_special)} texts, not up to {_MAX_KEPT}",
         )
     given = msgspec.structs.asdict(asked.params)
-    given["logit_bias"] = {token_id(token): bias for token, bias in asked.params.logit_bias.items()}
+    given["logit_bias"] = {
+        token_id(token): bias for token, bias in asked.params.logit_bias.items()
+    }
     params = SamplingParams(n=len(asked.seeds), **given)
     prompt, kept = tuple(asked.prompt_token_ids), tuple(asked.kept_special)
     return [
-        Request(asked.request_id, prompt, params, seed, index, asked.priority, asked.grammar, kept)
+        Request(
+            asked.request_id,
+            prompt,
+            params,
+            seed,
+            index,
+            asked.priority,
+            asked.grammar,
+            kept,
+        )
         for index, seed in enumerate(asked.seeds)
     ]
 
@@ -114,5 +148,7 @@ def read(asked: GenerateRequest) -> list[Request]:
 def token_id(text: str) -> int:
     """A key of `logit_bias`. Raises `ParameterError`."""
     if not text.isascii() or not text.isdecimal() or len(text) > 9:
-        raise ParameterError("logit_bias", 'the keys of logit_bias must be token ids, like "1234"')
+        raise ParameterError(
+            "logit_bias", 'the keys of logit_bias must be token ids, like "1234"'
+        )
     return int(text)

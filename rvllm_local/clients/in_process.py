@@ -30,7 +30,9 @@ if TYPE_CHECKING:
 class InProcessClient:
     """Talks to an engine thread in this process. Grammars are compiled on the caller's thread."""
 
-    def __init__(self, loop: EngineLoop, limits: EngineLimits, grammars: Grammars) -> None:
+    def __init__(
+        self, loop: EngineLoop, limits: EngineLimits, grammars: Grammars
+    ) -> None:
         self._loop = loop
         self._grammars = grammars
         self._gate = AdmissionGate(limits.max_open)
@@ -43,7 +45,9 @@ class InProcessClient:
         matchers: Sequence[Matcher | None] = [None] * len(requests)
         if grammar is not None:
             matchers = self._grammars.matchers(grammar, len(requests))
-        counted = self._gate.admit(len(requests), sink, lambda: self.cancel(requests[0].request_id))
+        counted = self._gate.admit(
+            len(requests), sink, lambda: self.cancel(requests[0].request_id)
+        )
 
         def add(core: EngineCore) -> None:
             for request, matcher in zip(requests, matchers, strict=True):
@@ -55,7 +59,9 @@ class InProcessClient:
             self._gate.release(len(requests))
             raise
 
-    def submit(self, prompt_token_ids: Sequence[int], params: SamplingParams) -> TokenStream:
+    def submit(
+        self, prompt_token_ids: Sequence[int], params: SamplingParams
+    ) -> TokenStream:
         return open_stream(self, make_requests(prompt_token_ids, params))
 
     def cancel(self, request_id: str) -> None:
@@ -74,9 +80,19 @@ class InProcessClient:
         self._loop.close()
 
 
-def _add(core: EngineCore, request: Request, sink: EventSink, matcher: Matcher | None) -> None:
+def _add(
+    core: EngineCore, request: Request, sink: EventSink, matcher: Matcher | None
+) -> None:
     try:
         core.add(request, sink, matcher)
     except Exception as error:  # one bad request ends alone
-        failed = StreamEvent("", (), FinishReason.ERROR, index=request.index, error=str(error))
-        sink(replace(failed, error_parameter=getattr(error, "parameter", None), error_kind=type(error).__name__))
+        failed = StreamEvent(
+            "", (), FinishReason.ERROR, index=request.index, error=str(error)
+        )
+        sink(
+            replace(
+                failed,
+                error_parameter=getattr(error, "parameter", None),
+                error_kind=type(error).__name__,
+            )
+        )

@@ -17,7 +17,9 @@ class TokenStream(Iterator[StreamEvent]):
     choice: an `EngineError` if the engine failed while the request was open, a `ParameterError` if it cannot be served.
     """
 
-    def __init__(self, request_id: str, num_choices: int, cancel: Callable[[str], None]) -> None:
+    def __init__(
+        self, request_id: str, num_choices: int, cancel: Callable[[str], None]
+    ) -> None:
         self.request_id = request_id
         self._cancel = cancel
         self._open = num_choices
@@ -34,7 +36,11 @@ class TokenStream(Iterator[StreamEvent]):
         if event.finish_reason is not None:
             self._open -= 1
         if event.finish_reason is FinishReason.ERROR:
-            raise error_of(event.error_kind, event.error or "the engine failed", event.error_parameter)
+            raise error_of(
+                event.error_kind,
+                event.error or "the engine failed",
+                event.error_parameter,
+            )
         return event
 
     def close(self) -> None:

@@ -13,19 +13,46 @@ from rvllm_local.errors import ConfigError
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The flags of `rvllm chat`."""
-    parser.add_argument("model", nargs="?", help="the model that answers; the server's own if it is left out")
     parser.add_argument(
-        "--endpoint", metavar="URL", help="an OpenAI-style server; its key is read from RVLLM_API_KEY or OPENAI_API_KEY"
+        "model",
+        nargs="?",
+        help="the model that answers; the server's own if it is left out",
     )
-    parser.add_argument("--plain", action="store_true", help="lines instead of a screen; chosen by itself for pipes")
-    parser.add_argument("--prompt", "-p", metavar="TEXT", help="answer this in plain lines and end")
     parser.add_argument(
-        "--continue", "-c", dest="resume", action="store_const", const="last", help="go on with the last chat"
+        "--endpoint",
+        metavar="URL",
+        help="an OpenAI-style server; its key is read from RVLLM_API_KEY or OPENAI_API_KEY",
     )
-    parser.add_argument("--temporary", action="store_true", help="keep nothing of this chat")
-    parser.add_argument("--system", default="", metavar="TEXT", help="the system prompt of the new chat")
-    parser.add_argument("--theme", metavar="NAME", help="dark, light, high-contrast, terminal or terminal-light")
-    parser.add_argument("--history", type=Path, metavar="FILE", help="where chats are kept")
+    parser.add_argument(
+        "--plain",
+        action="store_true",
+        help="lines instead of a screen; chosen by itself for pipes",
+    )
+    parser.add_argument(
+        "--prompt", "-p", metavar="TEXT", help="answer this in plain lines and end"
+    )
+    parser.add_argument(
+        "--continue",
+        "-c",
+        dest="resume",
+        action="store_const",
+        const="last",
+        help="go on with the last chat",
+    )
+    parser.add_argument(
+        "--temporary", action="store_true", help="keep nothing of this chat"
+    )
+    parser.add_argument(
+        "--system", default="", metavar="TEXT", help="the system prompt of the new chat"
+    )
+    parser.add_argument(
+        "--theme",
+        metavar="NAME",
+        help="dark, light, high-contrast, terminal or terminal-light",
+    )
+    parser.add_argument(
+        "--history", type=Path, metavar="FILE", help="where chats are kept"
+    )
 
 
 def chat(arguments: argparse.Namespace) -> int:
@@ -38,7 +65,9 @@ def chat(arguments: argparse.Namespace) -> int:
     settings = load_settings()
     theme = arguments.theme or settings.theme
     if theme is not None and theme not in CHOICES:
-        raise ConfigError(f"there is no theme {theme!r}; known are {', '.join(CHOICES)}")
+        raise ConfigError(
+            f"there is no theme {theme!r}; known are {', '.join(CHOICES)}"
+        )
     options = ChatOptions(
         arguments.history or history_path(os.environ),
         arguments.model,
@@ -48,7 +77,9 @@ def chat(arguments: argparse.Namespace) -> int:
         arguments.theme,
         settings,
     )
-    server = Server(arguments.endpoint or settings.endpoint, arguments.model or load_config().model)
+    server = Server(
+        arguments.endpoint or settings.endpoint, arguments.model or load_config().model
+    )
     if is_plain(arguments):
         from rvllm_local.tui.plain import run_plain
 

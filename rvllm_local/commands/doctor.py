@@ -33,13 +33,24 @@ class Finding:
 def doctor(arguments: argparse.Namespace) -> int:
     """Print the findings; exit status 1 if one failed."""
     report = host.prepare()
-    findings = [_machine(), _versions(), _blas(report), _memory(), _disk(), *_store(arguments.verify), _backend()]
+    findings = [
+        _machine(),
+        _versions(),
+        _blas(report),
+        _memory(),
+        _disk(),
+        *_store(arguments.verify),
+        _backend(),
+    ]
     kernels: dict[str, Any] = {}
     if arguments.kernels:
         found, kernels = _kernels(_say if not arguments.json else _silent)
         findings += found
     if arguments.json:
-        value = {"findings": [dataclasses.asdict(finding) for finding in findings], "kernels": kernels}
+        value = {
+            "findings": [dataclasses.asdict(finding) for finding in findings],
+            "kernels": kernels,
+        }
         sys.stdout.write(json.dumps(value, indent=1) + "\n")
     else:
         for finding in findings:
@@ -65,12 +76,23 @@ def _versions() -> Finding:
         except importlib.metadata.PackageNotFoundError:
             installed.append(f"{name} missing")
     missing = [text for text in installed if text.endswith("missing")]
-    advice = "install the package again: pip install --force-reinstall rvllm-local" if missing else ""
-    return Finding("versions", "failed" if missing else "ok", ", ".join(installed), advice)
+    advice = (
+        "install the package again: pip install --force-reinstall rvllm-local"
+        if missing
+        else ""
+    )
+    return Finding(
+        "versions", "failed" if missing else "ok", ", ".join(installed), advice
+    )
 
 
 def _blas(report: host.HostReport) -> Finding:
-    return Finding("BLAS", "ok" if report.is_fast_blas else "warning", report.blas, report.advice or "")
+    return Finding(
+        "BLAS",
+        "ok" if report.is_fast_blas else "warning",
+        report.blas,
+        report.advice or "",
+    )
 
 
 def _memory() -> Finding:
@@ -80,7 +102,9 @@ def _memory() -> Finding:
     device = device_memory()
     reserve = load_config().system_reserve or default_reserve(device)
     return Finding(
-        "memory", "ok", f"{device / 1e9:.1f} GB for the device, {reserve / 1e9:.1f} GB of it left to the system"
+        "memory",
+        "ok",
+        f"{device / 1e9:.1f} GB for the device, {reserve / 1e9:.1f} GB of it left to the system",
     )
 
 
@@ -93,7 +117,10 @@ def _disk() -> Finding:
     detail = f"{free / 1e9:.1f} GB free for {config.cache_dir}"
     if free < 2 * 10**9:
         return Finding(
-            "disk", "warning", detail, "free some space: models and cached KV are kept there, or set cache_dir"
+            "disk",
+            "warning",
+            detail,
+            "free some space: models and cached KV are kept there, or set cache_dir",
         )
     return Finding("disk", "ok", detail)
 
@@ -117,7 +144,12 @@ def _store(verify: bool) -> list[Finding]:
         waste = sum(folder_size(path) for path in left)
         advice = f"pull the model again to go on where it stopped, or remove {left[0]}"
         findings.append(
-            Finding("store", "warning", f"{waste / 1e6:.0f} MB of {len(left)} cut downloads or removals", advice)
+            Finding(
+                "store",
+                "warning",
+                f"{waste / 1e6:.0f} MB of {len(left)} cut downloads or removals",
+                advice,
+            )
         )
     return findings
 
@@ -128,7 +160,11 @@ def _backend() -> Finding:
     backend = default_backend()
     if backend == "none":
         return Finding("attention", "ok", "reference (no Metal or CUDA device here)")
-    return Finding("attention", "ok", f"the project's kernels on {backend}; `rvllm doctor --kernels` proves them here")
+    return Finding(
+        "attention",
+        "ok",
+        f"the project's kernels on {backend}; `rvllm doctor --kernels` proves them here",
+    )
 
 
 def _kernels(say: Callable[[str], None]) -> tuple[list[Finding], dict[str, Any]]:
@@ -139,19 +175,30 @@ def _kernels(say: Callable[[str], None]) -> tuple[list[Finding], dict[str, Any]]
     backend = default_backend()
     if backend == "none":
         detail = "no Metal or CUDA device: the kernels cannot run here (tests run their text in an emulator)"
-        return [Finding("kernels", "warning", detail, "run this on an Apple Silicon Mac")], {"backend": backend}
+        return [
+            Finding("kernels", "warning", detail, "run this on an Apple Silicon Mac")
+        ], {"backend": backend}
     failures, results = 0, []
     for name, check in suite.cases():
         error = suite.failure(check)
         failures += error is not None
         results.append({"check": name, "ok": error is None, "error": error})
-        say(f"{'ok' if error is None else 'FAILED':<8}{name}{'' if error is None else f': {error}'}")
+        say(
+            f"{'ok' if error is None else 'FAILED':<8}{name}{'' if error is None else f': {error}'}"
+        )
     copy, rows = bandwidth.measure(scale=1 if backend == "cuda" else 4)
     say(bandwidth.table(copy, rows))
-    measured = [{**dataclasses.asdict(row), "bytes_per_s": row.bytes_per_s} for row in rows]
+    measured = [
+        {**dataclasses.asdict(row), "bytes_per_s": row.bytes_per_s} for row in rows
+    ]
     found = Finding("kernels", "failed" if failures else "ok", f"{len(results) - failures} of {len(results)} checks passed",
                     "set attention = \"reference\" and report the failed checks" if failures else "")  # fmt: skip
-    return [found], {"backend": backend, "checks": results, "copy_bytes_per_s": copy, "bandwidth": measured}
+    return [found], {
+        "backend": backend,
+        "checks": results,
+        "copy_bytes_per_s": copy,
+        "bandwidth": measured,
+    }
 
 
 def _say(text: str) -> None:

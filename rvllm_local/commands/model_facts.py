@@ -37,7 +37,9 @@ def facts(name: str) -> dict[str, Any]:
     entry = Catalogue.load().entries.get(name.lower())
     files = local_files(name)
     if entry is None and files is None:
-        raise ModelNotFoundError(f"{name[:80]!r} is neither in the catalogue nor on this machine; try `rvllm search`")
+        raise ModelNotFoundError(
+            f"{name[:80]!r} is neither in the catalogue nor on this machine; try `rvllm search`"
+        )
     known = {"name": name, **(_of_entry(entry) if entry is not None else {})}
     if files is None:
         return {**known, "installed": False}
@@ -51,7 +53,11 @@ def local_files(name: str) -> ModelFiles | None:
         return files_of(model)
     try:
         there = Path(name).expanduser().exists()
-    except (OSError, ValueError, RuntimeError):  # too long, a NUL byte, or the home of nobody
+    except (
+        OSError,
+        ValueError,
+        RuntimeError,
+    ):  # too long, a NUL byte, or the home of nobody
         return None
     return locate(name) if there else None
 
@@ -85,15 +91,25 @@ def _of_files(files: ModelFiles) -> dict[str, Any]:
     from rvllm_local.text.families import detect
     from rvllm_local.text.tokenizer_files import read_tokenizer
 
-    config = gguf_config(GGUFFile(files.path)) if files.kind == "gguf" else read_config(files.path)
+    config = (
+        gguf_config(GGUFFile(files.path))
+        if files.kind == "gguf"
+        else read_config(files.path)
+    )
     text = config.get("text_config")
     settings = {**(text if isinstance(text, dict) else {}), **config}
     folder = files.path.parent if files.kind == "gguf" else files.path
-    found = {label: settings[key] for key, label in _CONFIG_KEYS.items() if settings.get(key) is not None}
+    found = {
+        label: settings[key]
+        for key, label in _CONFIG_KEYS.items()
+        if settings.get(key) is not None
+    }
     found |= {
         "installed": True,
         "format": {"folder": "safetensors"}.get(files.kind, files.kind),
-        "size": files.path.stat().st_size if files.kind == "gguf" else folder_size(folder),
+        "size": files.path.stat().st_size
+        if files.kind == "gguf"
+        else folder_size(folder),
         "path": str(files.path),
         **_quantization(files, config),
     }
@@ -110,7 +126,11 @@ def _of_files(files: ModelFiles) -> dict[str, Any]:
     style = detect(tokenizer.chat_template, str(config.get("model_type")))
     found["chat_template"] = tokenizer.chat_template is not None
     found["tools"] = style.tool_family or "none"
-    found["reasoning"] = f"{style.reasoning_start} ... {style.reasoning_end}" if style.reasoning_start else "none"
+    found["reasoning"] = (
+        f"{style.reasoning_start} ... {style.reasoning_end}"
+        if style.reasoning_start
+        else "none"
+    )
     return found
 
 
@@ -122,11 +142,26 @@ def _quantization(files: ModelFiles, config: dict[str, Any]) -> dict[str, Any]:
         sizes: dict[str, int] = {}
         for info in tensors:
             sizes[info.format.name] = sizes.get(info.format.name, 0) + info.nbytes
-        return {"quantization": max(sizes, key=lambda name: sizes[name])} if sizes else {}
+        return (
+            {"quantization": max(sizes, key=lambda name: sizes[name])} if sizes else {}
+        )
     plan = config.get("quantization")
     if not isinstance(plan, dict):
-        return {"quantization": str(config.get("torch_dtype") or config.get("dtype") or "none")}
-    mixed = len({(row.get("bits"), row.get("mode")) for row in plan.values() if isinstance(row, dict)}) > 1
+        return {
+            "quantization": str(
+                config.get("torch_dtype") or config.get("dtype") or "none"
+            )
+        }
+    mixed = (
+        len(
+            {
+                (row.get("bits"), row.get("mode"))
+                for row in plan.values()
+                if isinstance(row, dict)
+            }
+        )
+        > 1
+    )
     text = f"{plan.get('mode', 'affine')} {plan.get('bits')}-bit, groups of {plan.get('group_size')}"
     return {"quantization": f"{text}, mixed" if mixed else text}
 
@@ -135,11 +170,16 @@ def verify_files(name: str, progress: Callable[[str], None]) -> None:
     """Hold every file of an installed model or bundle against its checksum. Raises `ChecksumError`."""
     files = local_files(name)
     if files is None:
-        raise ModelNotFoundError(f"{name[:80]!r} is not on this machine; fetch it with `rvllm pull`")
+        raise ModelNotFoundError(
+            f"{name[:80]!r} is not on this machine; fetch it with `rvllm pull`"
+        )
     if files.kind == "bundle":
         open_bundle(files.path, verify=True, progress=progress)
     folder = files.path.parent if files.kind == "gguf" else files.path
-    expected = {row: part["sha256"] for row, part in ((read_record(folder) or {}).get("files") or {}).items()}
+    expected = {
+        row: part["sha256"]
+        for row, part in ((read_record(folder) or {}).get("files") or {}).items()
+    }
     entry = Catalogue.load().entries.get(name.lower())
     if entry is not None and entry.file:
         expected = {entry.file: entry.sha256}
@@ -150,7 +190,11 @@ def verify_files(name: str, progress: Callable[[str], None]) -> None:
             raise ChecksumError(
                 f"{folder / file}: its sha256 is {found}, not {sha256}; remove the model and pull it again"
             )
-    progress(f"{len(expected)} files have their checksums" if expected else "there are no checksums to hold it against")
+    progress(
+        f"{len(expected)} files have their checksums"
+        if expected
+        else "there are no checksums to hold it against"
+    )
 
 
 def unsound(model: Installed, *, verify: bool = False) -> str | None:

@@ -37,11 +37,17 @@ def ls(arguments: argparse.Namespace) -> int:
     ]
     if not arguments.installed:
         have = {name for model in models for name in model.names}
-        rows += [_offer(entry) for entry in Catalogue.load().entries.values() if entry.name not in have]
+        rows += [
+            _offer(entry)
+            for entry in Catalogue.load().entries.values()
+            if entry.name not in have
+        ]
     if arguments.json:
         return _print_json(rows)
     if not rows:
-        sys.stderr.write("rvllm: nothing is installed; `rvllm ls` lists what has a name\n")
+        sys.stderr.write(
+            "rvllm: nothing is installed; `rvllm ls` lists what has a name\n"
+        )
     _print_table(rows)
     return 0
 
@@ -49,7 +55,13 @@ def ls(arguments: argparse.Namespace) -> int:
 def _offer(entry: CatalogueEntry) -> dict[str, Any]:
     source = entry.repo or (entry.pypi.requirement if entry.pypi else "")
     state = "gated" if entry.gated else "not fetched"
-    return {"name": entry.name, "size": entry.size, "format": entry.quantization, "state": state, "source": source}
+    return {
+        "name": entry.name,
+        "size": entry.size,
+        "format": entry.quantization,
+        "state": state,
+        "source": source,
+    }
 
 
 def pull(arguments: argparse.Namespace) -> int:
@@ -62,7 +74,11 @@ def pull(arguments: argparse.Namespace) -> int:
         sys.stdout.write(f"{pin(arguments.model, pinned=False).path}\n")
         return 0
     entry = Catalogue.load().entries.get(arguments.model.lower())
-    wanted = wanted_of(entry) if entry is not None and entry.repo else parse_repository(arguments.model)
+    wanted = (
+        wanted_of(entry)
+        if entry is not None and entry.repo
+        else parse_repository(arguments.model)
+    )
     if arguments.refresh and wanted is not None:
         fetch_repository(wanted, show_progress, refresh=True)
     path = locate(arguments.model, show_progress).path
@@ -77,7 +93,11 @@ def rm(arguments: argparse.Namespace) -> int:
     configured()
     for name in arguments.models:
         model = find_installed(name)
-        if model is not None and not arguments.yes and not _confirmed(model.names[0], model.size):
+        if (
+            model is not None
+            and not arguments.yes
+            and not _confirmed(model.names[0], model.size)
+        ):
             sys.stderr.write(f"rvllm: {model.names[0]} was kept\n")
             return 1
         removed = remove(name)
@@ -87,7 +107,9 @@ def rm(arguments: argparse.Namespace) -> int:
 
 def _confirmed(name: str, size: int) -> bool:
     if not sys.stdin.isatty():
-        raise ParameterError("yes", f"removing {name} needs a yes; nobody can be asked here, give --yes")
+        raise ParameterError(
+            "yes", f"removing {name} needs a yes; nobody can be asked here, give --yes"
+        )
     sys.stderr.write(f"Remove {name} ({size / 1e9:.2f} GB)? [y/N] ")
     sys.stderr.flush()
     return sys.stdin.readline().strip().lower() in ("y", "yes")
@@ -97,7 +119,12 @@ def ps(arguments: argparse.Namespace) -> int:
     """List the processes that have a model open, and what a running server says of its own."""
     configured()
     rows: list[dict[str, Any]] = [
-        {"pid": one.pid, "model": one.name, "minutes": round((time.time() - one.since) / 60, 1), "path": str(one.path)}
+        {
+            "pid": one.pid,
+            "model": one.name,
+            "minutes": round((time.time() - one.since) / 60, 1),
+            "path": str(one.path),
+        }
         for one in running()
     ]
     url = arguments.url or os.environ.get("RVLLM_URL")
@@ -107,7 +134,9 @@ def ps(arguments: argparse.Namespace) -> int:
     if not rows:
         sys.stderr.write("rvllm: no process has a model open\n")
     for row in rows:
-        sys.stdout.write(f"{row['pid']:<9}{row['model']:<34}{row['minutes']:>8} min  {row['path']}\n")
+        sys.stdout.write(
+            f"{row['pid']:<9}{row['model']:<34}{row['minutes']:>8} min  {row['path']}\n"
+        )
     if engine is not None:
         sys.stdout.write(f"{url}: {json.dumps(engine)}\n")
     return 0
@@ -120,19 +149,26 @@ def _ask_server(url: str) -> Any:
     key = os.environ.get("RVLLM_API_KEY")
     try:
         answer = httpx.get(
-            f"{url.rstrip('/')}/v1/engine", timeout=3, headers={"Authorization": f"Bearer {key}"} if key else {}
+            f"{url.rstrip('/')}/v1/engine",
+            timeout=3,
+            headers={"Authorization": f"Bearer {key}"} if key else {},
         )
         answer.raise_for_status()
         return answer.json()
     except (httpx.HTTPError, httpx.InvalidURL, ValueError) as error:
-        raise ParameterError("url", f"{url} gives no state of an engine: {redact(str(error))}") from error
+        raise ParameterError(
+            "url", f"{url} gives no state of an engine: {redact(str(error))}"
+        ) from error
 
 
 def search(arguments: argparse.Namespace) -> int:
     """Look for models in the catalogue, and on the hub unless that is off."""
     configured()
     words = " ".join(arguments.words)
-    rows = [{**_offer(entry), "title": entry.title} for entry in Catalogue.load().search(words)]
+    rows = [
+        {**_offer(entry), "title": entry.title}
+        for entry in Catalogue.load().search(words)
+    ]
     have = {name for model in installed() for name in model.names}
     for row in rows:
         row["state"] = "installed" if row["name"] in have else row["state"]
@@ -140,7 +176,9 @@ def search(arguments: argparse.Namespace) -> int:
         try:
             rows += _on_hub(words, arguments.limit)
         except Exception as error:  # the network, in whichever way it fails: the catalogue is still an answer
-            sys.stderr.write(f"rvllm: the hub could not be asked: {redact(f'{type(error).__name__}: {error}')}\n")
+            sys.stderr.write(
+                f"rvllm: the hub could not be asked: {redact(f'{type(error).__name__}: {error}')}\n"
+            )
     if arguments.json:
         return _print_json(rows)
     if not rows:
@@ -157,10 +195,18 @@ def _on_hub(words: str, limit: int) -> list[dict[str, Any]]:
     from rvllm_local.models.hub_files import endpoint
 
     get_session().timeout = _HUB_SECONDS  # the library would wait forever
-    found = HfApi(endpoint=endpoint()).list_models(search=words, filter="mlx", sort="downloads", limit=limit)
+    found = HfApi(endpoint=endpoint()).list_models(
+        search=words, filter="mlx", sort="downloads", limit=limit
+    )
     names = [str(model.id) for model in found]
     return [
-        {"name": name, "size": None, "format": "", "state": "on the hub", "source": name}
+        {
+            "name": name,
+            "size": None,
+            "format": "",
+            "state": "on the hub",
+            "source": name,
+        }
         for name in names
         if parse_repository(name) is not None
     ]
@@ -177,7 +223,11 @@ def show(arguments: argparse.Namespace) -> int:
     if arguments.json:
         return _print_json(known)
     for key, value in known.items():
-        text = f"{value / 1e9:.2f} GB" if key == "size" and isinstance(value, int) else _spell(value)
+        text = (
+            f"{value / 1e9:.2f} GB"
+            if key == "size" and isinstance(value, int)
+            else _spell(value)
+        )
         sys.stdout.write(f"{key:<18}{text}\n")
     return 0
 
@@ -199,5 +249,6 @@ def _print_table(rows: list[dict[str, Any]]) -> None:
         size = f"{row['size'] / 1e9:.2f} GB" if row["size"] is not None else ""
         source = "" if row["source"] == row["name"] else row["source"]
         sys.stdout.write(
-            f"{row['name']:<{width}}{size:>10}  {row['format']:<15} {row['state']:<12} {source}".rstrip() + "\n"
+            f"{row['name']:<{width}}{size:>10}  {row['format']:<15} {row['state']:<12} {source}".rstrip()
+            + "\n"
         )

@@ -53,20 +53,34 @@ def pack_model(files: Any, target: Path, *, as_float32: bool = False) -> None:
         name=files.name,
         weights=weights,
         files={"config.json": config, **tokenizer_folder_files(files, tokenizer)},
-        parsers={"tools": style.tool_family, "reasoning": [style.reasoning_start, style.reasoning_end]},
+        parsers={
+            "tools": style.tool_family,
+            "reasoning": [style.reasoning_start, style.reasoning_end],
+        },
         recipe={
             "source": files.name,
             "source_kind": files.kind,
             "weights": "float32" if as_float32 else "as stored",
-            "quantization": {key: plan[key] for key in ("bits", "group_size", "mode")} if plan else None,
+            "quantization": {key: plan[key] for key in ("bits", "group_size", "mode")}
+            if plan
+            else None,
             "made_by": f"rvllm-local {metadata.version('rvllm-local')}",
         },
         progress=show_progress,
     )
 
 
-def _config(config: dict[str, Any], eos: list[int], plan: dict[str, Any] | None, as_float32: bool) -> bytes:
-    kept = {key: value for key, value in config.items() if key not in ("quantization", "quantization_config")}
+def _config(
+    config: dict[str, Any],
+    eos: list[int],
+    plan: dict[str, Any] | None,
+    as_float32: bool,
+) -> bytes:
+    kept = {
+        key: value
+        for key, value in config.items()
+        if key not in ("quantization", "quantization_config")
+    }
     kept["eos_token_id"] = eos
     if plan:
         kept["quantization"] = plan

@@ -11,7 +11,15 @@ from rvllm_local import host
 from rvllm_local.commands.support import configured, show_progress
 from rvllm_local.engine.options import EngineOptions
 
-_FLAGS = ("model", "kv_memory", "kv_dtype", "attention", "context_length", "cache", "deterministic")
+_FLAGS = (
+    "model",
+    "kv_memory",
+    "kv_dtype",
+    "attention",
+    "context_length",
+    "cache",
+    "deterministic",
+)
 
 
 def plan(arguments: argparse.Namespace) -> int:
@@ -27,7 +35,12 @@ def plan(arguments: argparse.Namespace) -> int:
     with outlined(config.model, show_progress) as described:
         found = plan_model(described, EngineOptions.from_config(config), strict=False)
     if arguments.json:
-        sys.stdout.write(json.dumps({**dataclasses.asdict(found), **found.lines(), "fits": found.fits}) + "\n")
+        sys.stdout.write(
+            json.dumps(
+                {**dataclasses.asdict(found), **found.lines(), "fits": found.fits}
+            )
+            + "\n"
+        )
     else:
         sys.stdout.write(found.table() + "\n")
     return 0 if found.fits else 1

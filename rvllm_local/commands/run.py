@@ -20,7 +20,15 @@ from rvllm_local.errors import ParameterError
 from rvllm_local.llm import LLM
 from rvllm_local.types import SamplingParams, StreamEvent
 
-_ENGINE_FLAGS = ("model", "kv_memory", "context_length", "attention", "kv_dtype", "cache", "deterministic")
+_ENGINE_FLAGS = (
+    "model",
+    "kv_memory",
+    "context_length",
+    "attention",
+    "kv_dtype",
+    "cache",
+    "deterministic",
+)
 _ADAPTER = "adapter"
 
 
@@ -38,12 +46,20 @@ def run(arguments: argparse.Namespace) -> int:
     if report.advice:
         print(f"rvllm: {report.advice}", file=sys.stderr)
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="replace")  # an answer may hold what the terminal's encoding lacks
+        sys.stdout.reconfigure(
+            errors="replace"
+        )  # an answer may hold what the terminal's encoding lacks
     options = EngineOptions.from_config(config)
     if arguments.adapter is not None:
-        options = dataclasses.replace(options, adapters=((_ADAPTER, arguments.adapter),))
+        options = dataclasses.replace(
+            options, adapters=((_ADAPTER, arguments.adapter),)
+        )
     with LLM.from_options(config.model, options, show_progress) as llm:
-        print(_answer(llm, prompt, params, None if arguments.adapter is None else _ADAPTER))
+        print(
+            _answer(
+                llm, prompt, params, None if arguments.adapter is None else _ADAPTER
+            )
+        )
     return 0
 
 
@@ -65,7 +81,9 @@ def _answer(llm: LLM, prompt: str, params: SamplingParams, adapter: str | None) 
     ended = time.perf_counter()
     stats = llm.stats()
     first = first or ended
-    speed = f"{(count - 1) / (ended - first):.1f} tokens/s" if count > 1 else "one token"
+    speed = (
+        f"{(count - 1) / (ended - first):.1f} tokens/s" if count > 1 else "one token"
+    )
     return (
         f"\n\n[TTFT {first - began:.2f} s, {speed}, KV blocks {stats['blocks_peak']}/{stats['blocks_total']}, "
         f"attention {stats['attention_backend']}]"
@@ -87,7 +105,8 @@ def _prompt(given: str | None) -> str:
         (given or "").encode("utf-8")
     except (UnicodeDecodeError, UnicodeEncodeError) as error:
         raise ParameterError(
-            "prompt", f"the prompt is not UTF-8 text ({error.reason}); convert it, as with iconv"
+            "prompt",
+            f"the prompt is not UTF-8 text ({error.reason}); convert it, as with iconv",
         ) from error
     if given is None or not given.strip():
         raise ParameterError("prompt", "the prompt is empty; give one, or pipe it in")

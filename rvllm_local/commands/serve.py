@@ -24,9 +24,20 @@ from rvllm_local.server.http.settings import ServerSettings, is_loopback
 from rvllm_local.server.listener import bound
 from rvllm_local.server.listener import serve as listen
 from rvllm_local.server.models.registry import Registry
-from rvllm_local.server.process_limits import prepare_limits, prepare_logs, report_to_log
+from rvllm_local.server.process_limits import (
+    prepare_limits,
+    prepare_logs,
+    report_to_log,
+)
 
-_ENGINE_FLAGS = ("kv_memory", "context_length", "attention", "kv_dtype", "cache", "deterministic")
+_ENGINE_FLAGS = (
+    "kv_memory",
+    "context_length",
+    "attention",
+    "kv_dtype",
+    "cache",
+    "deterministic",
+)
 _KEY_VARIABLE = "RVLLM_API_KEY"
 _MIN_KEY = 8
 _UNITS = {"": 1.0, "s": 1.0, "m": 60.0, "h": 3600.0}
@@ -48,14 +59,24 @@ def serve(arguments: argparse.Namespace) -> int:
 
 
 async def _serve(
-    models: Sequence[str], config: EngineConfig, settings: ServerSettings, adapters: Sequence[tuple[str, str]]
+    models: Sequence[str],
+    config: EngineConfig,
+    settings: ServerSettings,
+    adapters: Sequence[tuple[str, str]],
 ) -> NoReturn:
     report_to_log(asyncio.get_running_loop())
-    named = {files.name: files for files in [await asyncio.to_thread(locate, name, logger.info) for name in models]}
+    named = {
+        files.name: files
+        for files in [
+            await asyncio.to_thread(locate, name, logger.info) for name in models
+        ]
+    }
     default = next(iter(named))
     available = {**installed_models(), **named}
     if taken := [name for name, _ in adapters if name in (*available, "default")]:
-        raise ConfigError(f"--adapter {taken[0]}=...: a model has this name already; choose another one")
+        raise ConfigError(
+            f"--adapter {taken[0]}=...: a model has this name already; choose another one"
+        )
     registry = Registry(
         available,
         default,
@@ -93,10 +114,14 @@ async def _load_first(registry: Registry, name: str) -> None:
 
 def _say_ready(settings: ServerSettings, port: int) -> None:
     scheme = "https" if settings.tls_certificate else "http"
-    logger.info("serving on %s://%s:%d/v1 (Ctrl-C ends it)", scheme, settings.host, port)
+    logger.info(
+        "serving on %s://%s:%d/v1 (Ctrl-C ends it)", scheme, settings.host, port
+    )
 
 
-def settings_from(arguments: argparse.Namespace, environ: Mapping[str, str] | None = None) -> ServerSettings:
+def settings_from(
+    arguments: argparse.Namespace, environ: Mapping[str, str] | None = None
+) -> ServerSettings:
     """The settings that the flags ask for. Raises `ConfigError`."""
     environ = os.environ if environ is None else environ
     keys = _keys(arguments.api_key_file, environ)
@@ -116,7 +141,9 @@ def settings_from(arguments: argparse.Namespace, environ: Mapping[str, str] | No
         allowed_hosts=tuple(_host(text) for text in arguments.allow_host),
         allowed_origins=tuple(_origin(text) for text in arguments.allow_origin),
         is_lenient=arguments.lenient,
-        keep_alive_s=None if arguments.keep_alive is None else _seconds(arguments.keep_alive),
+        keep_alive_s=None
+        if arguments.keep_alive is None
+        else _seconds(arguments.keep_alive),
         drain_s=_seconds(arguments.drain),
         pinned=tuple(arguments.pin),
         tls_certificate=arguments.tls_cert,
@@ -133,28 +160,47 @@ def _keys(path: str | None, environ: Mapping[str, str]) -> tuple[str, ...]:
             mode = Path(path).stat().st_mode
             lines = Path(path).read_text(encoding="utf-8").splitlines()
         except (OSError, UnicodeDecodeError) as error:
-            raise ConfigError(f"--api-key-file {path} cannot be read: {error}") from error
+            raise ConfigError(
+                f"--api-key-file {path} cannot be read: {error}"
+            ) from error
         if mode & (stat.S_IRWXG | stat.S_IRWXO):
-            raise ConfigError(f"--api-key-file {path} can be read by others; run: chmod 600 {path}")
-        found = [line.strip() for line in lines if line.strip() and not line.startswith("#")]
+            raise ConfigError(
+                f"--api-key-file {path} can be read by others; run: chmod 600 {path}"
+            )
+        found = [
+            line.strip() for line in lines if line.strip() and not line.startswith("#")
+        ]
         if not found:
             raise ConfigError(f"--api-key-file {path} holds no key")
-    if any(len(key) < _MIN_KEY or not key.isascii() or not key.isprintable() for key in found):
-        raise ConfigError(f"an API key must have at least {_MIN_KEY} printable ASCII characters")
+    if any(
+        len(key) < _MIN_KEY or not key.isascii() or not key.isprintable()
+        for key in found
+    ):
+        raise ConfigError(
+            f"an API key must have at least {_MIN_KEY} printable ASCII characters"
+        )
     return tuple(found)
 
 
 def adapter_of(text: str) -> tuple[str, str]:
     """The name and the folder in NAME=DIR. Raises `ConfigError`."""
     name, _, folder = text.partition("=")
-    if not re.fullmatch(r"[A-Za-z0-9][\w.:/-]{0,99}", name) or not folder or not expanded(folder).is_dir():
-        raise ConfigError(f"--adapter {text!r:.200} must be NAME=DIR, with a folder that exists")
+    if (
+        not re.fullmatch(r"[A-Za-z0-9][\w.:/-]{0,99}", name)
+        or not folder
+        or not expanded(folder).is_dir()
+    ):
+        raise ConfigError(
+            f"--adapter {text!r:.200} must be NAME=DIR, with a folder that exists"
+        )
     return name, str(expanded(folder).absolute())
 
 
 def _host(text: str) -> str:
     if not re.fullmatch(r"\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+", text):
-        raise ConfigError(f"--allow-host {text!r} is not the name of a host; write it like example.org, without a port")
+        raise ConfigError(
+            f"--allow-host {text!r} is not the name of a host; write it like example.org, without a port"
+        )
     return text
 
 

@@ -18,7 +18,12 @@ from rvllm_local.conversation.tool_prompt import explain_tools
 from rvllm_local.engine.limits import EngineLimits
 from rvllm_local.errors import ContextOverflowError, ParameterError
 from rvllm_local.text.families import OutputStyle, style_of
-from rvllm_local.text.grammar.formats import grammar_for_format, grammar_for_tools, unconstrained, with_style
+from rvllm_local.text.grammar.formats import (
+    grammar_for_format,
+    grammar_for_tools,
+    unconstrained,
+    with_style,
+)
 from rvllm_local.text.json_shape import shape_of
 from rvllm_local.types import SamplingParams
 
@@ -31,7 +36,11 @@ _FILL_IN = (
     ("<fim_prefix>", "<fim_suffix>", "<fim_middle>"),  # StarCoder
     ("<fim-prefix>", "<fim-suffix>", "<fim-middle>"),
     ("<PRE>", "<SUF>", "<MID>"),  # Code Llama
-    ("<｜fim▁begin｜>", "<｜fim▁hole｜>", "<｜fim▁end｜>"),  # DeepSeek Coder: the hole stands between prefix and suffix
+    (
+        "<｜fim▁begin｜>",
+        "<｜fim▁hole｜>",
+        "<｜fim▁end｜>",
+    ),  # DeepSeek Coder: the hole stands between prefix and suffix
 )
 
 
@@ -51,15 +60,23 @@ def prepare_chat(model: ConversationModel, call: ChatCall) -> Prepared:
     messages: Sequence[Message] = [_message(message) for message in call.messages]
     _check_length(model, messages)
     _check_length(model, call.tools)
-    if call.continues and messages[-1].get("tool_calls"):  # before they are explained to a template that knows none
-        raise ParameterError("messages", "only a last message that is the assistant's text can be continued")
+    if call.continues and messages[-1].get(
+        "tool_calls"
+    ):  # before they are explained to a template that knows none
+        raise ParameterError(
+            "messages",
+            "only a last message that is the assistant's text can be continued",
+        )
     tools = () if call.tool_choice == "none" else call.tools
     style, template = model.style, model.tokenizer.chat_template or ""
     extra: dict[str, Any] = dict(call.template_options)
     if call.reasoning_budget == 0:
         extra.setdefault("enable_thinking", False)
     if "developer" not in template:
-        messages = [{**row, "role": "system"} if row["role"] == "developer" else row for row in messages]
+        messages = [
+            {**row, "role": "system"} if row["role"] == "developer" else row
+            for row in messages
+        ]
     if style.tool_family is not None and "tools" in template:
         extra["tools"] = list(tools) or None
     else:
@@ -68,12 +85,20 @@ def prepare_chat(model: ConversationModel, call: ChatCall) -> Prepared:
     ids = model.tokenizer.encode_chat(messages, continues=call.continues, **extra)
     tail = model.tokenizer.decode(ids[-_TAIL:], skip_special=False).rstrip()
     inside = style.starts_inside(tail)
-    is_over = style.reasoning_end is not None and tail.endswith(style.reasoning_end)  # no second thought is wanted
-    bound = replace(style, reasoning_start=None, reasoning_end=None) if is_over else style
+    is_over = style.reasoning_end is not None and tail.endswith(
+        style.reasoning_end
+    )  # no second thought is wanted
+    bound = (
+        replace(style, reasoning_start=None, reasoning_end=None) if is_over else style
+    )
     grammar = _grammar(call, tools, bound, inside)
     return Prepared(
         (tuple(ids),),
-        (_bounded(call.params, len(ids), model.limits) if call.is_open_ended else call.params,),
+        (
+            _bounded(call.params, len(ids), model.limits)
+            if call.is_open_ended
+            else call.params,
+        ),
         lambda: OutputParser.for_style(style, tools=tools, starts_inside=inside),
         grammar,
         _kept(style, bool(tools)),
@@ -86,29 +111,50 @@ def prepare_text(model: ConversationModel, call: TextCall) -> Prepared:
     for prompt in call.prompts:
         if isinstance(prompt, str):
             _check_length(model, prompt)
-            ids = model.tokenizer.encode(prompt) if call.suffix is None else _fill_in(model, prompt, call.suffix)
+            ids = (
+                model.tokenizer.encode(prompt)
+                if call.suffix is None
+                else _fill_in(model, prompt, call.suffix)
+            )
             prompts.append(tuple(ids))
         elif call.suffix is not None:
-            raise ParameterError("suffix", "suffix needs a prompt of text, not of token ids")
+            raise ParameterError(
+                "suffix", "suffix needs a prompt of text, not of token ids"
+            )
         else:
             prompts.append(prompt)
-    grammar = None if call.response_format is None else grammar_for_format(call.response_format)
+    grammar = (
+        None
+        if call.response_format is None
+        else grammar_for_format(call.response_format)
+    )
     limits = model.limits
-    params = tuple(_bounded(call.params, len(ids), limits) if call.is_open_ended else call.params for ids in prompts)
+    params = tuple(
+        _bounded(call.params, len(ids), limits) if call.is_open_ended else call.params
+        for ids in prompts
+    )
     return Prepared(tuple(prompts), params, lambda: OutputParser(None), grammar)
 
 
-def _grammar(call: ChatCall, tools: Sequence[Mapping[str, Any]], style: OutputStyle, inside: bool) -> str | None:
+def _grammar(
+    call: ChatCall, tools: Sequence[Mapping[str, Any]], style: OutputStyle, inside: bool
+) -> str | None:
     """What holds the output; `tools` are those that may be called, `call.tools` those that were given."""
     grammar, form = None, call.response_format
     if form is not None and not tools:
         grammar = grammar_for_format(form, style.tool_family)
     if grammar is None and call.tools:
         family = style.tool_family or _FALLBACK
-        grammar = grammar_for_tools(call.tools, call.tool_choice, family, call.parallel_tool_calls, form)
+        grammar = grammar_for_tools(
+            call.tools, call.tool_choice, family, call.parallel_tool_calls, form
+        )
     if grammar is None and call.reasoning_budget is not None and _thinks(style):
         grammar = unconstrained()
-    return None if grammar is None else with_style(grammar, style, call.reasoning_budget, inside)
+    return (
+        None
+        if grammar is None
+        else with_style(grammar, style, call.reasoning_budget, inside)
+    )
 
 
 def _as_explained(style: OutputStyle) -> OutputStyle:
@@ -132,7 +178,9 @@ def _kept(style: OutputStyle, has_tools: bool) -> tuple[str, ...]:
     return tuple(sorted(tag for tag in style.kept_special if tag in thinking))
 
 
-def _bounded(params: SamplingParams, prompt_tokens: int, limits: EngineLimits) -> SamplingParams:
+def _bounded(
+    params: SamplingParams, prompt_tokens: int, limits: EngineLimits
+) -> SamplingParams:
     room = min(limits.context_length, limits.arena_tokens) - prompt_tokens
     if room < 1:
         raise ContextOverflowError(
@@ -166,16 +214,25 @@ def _message(message: Message) -> Message:
     """A message as templates expect it: no None for a content, arguments as objects."""
     found = {**message, "content": message.get("content") or ""}
     if calls := message.get("tool_calls"):
-        found["tool_calls"] = [{**call, "function": _function(call["function"])} for call in calls]
+        found["tool_calls"] = [
+            {**call, "function": _function(call["function"])} for call in calls
+        ]
     return found
 
 
 def _function(function: Mapping[str, Any]) -> dict[str, Any]:
     text, arguments = function["arguments"] or "{}", None
     if shape_of(text.encode()).depth <= _MAX_DEPTH:
-        with contextlib.suppress(ValueError):  # a model wrote it: templates get the text as it was
+        with contextlib.suppress(
+            ValueError
+        ):  # a model wrote it: templates get the text as it was
             arguments = json.loads(text)
-    return {**function, "arguments": arguments if isinstance(arguments, dict) else function["arguments"]}
+    return {
+        **function,
+        "arguments": arguments
+        if isinstance(arguments, dict)
+        else function["arguments"],
+    }
 
 
 def _fill_in(model: ConversationModel, prefix: str, suffix: str) -> list[int]:
@@ -190,5 +247,14 @@ def _fill_in(model: ConversationModel, prefix: str, suffix: str) -> list[int]:
         bos = tokenizer.bos_token_id
         head = [bos] if start and start[0] == bos and bos is not None else []
         body = tokenizer.encode(prefix, bos=False)
-        return [*head, before, *body, between, *tokenizer.encode(suffix, bos=False), after]
-    raise ParameterError("suffix", f"{model.name} was not trained to fill in a middle; leave suffix out")
+        return [
+            *head,
+            before,
+            *body,
+            between,
+            *tokenizer.encode(suffix, bos=False),
+            after,
+        ]
+    raise ParameterError(
+        "suffix", f"{model.name} was not trained to fill in a middle; leave suffix out"
+    )

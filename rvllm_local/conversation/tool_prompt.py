@@ -22,13 +22,17 @@ To call one, write its name and arguments as JSON between tags, for example:
 {closing}"""
 
 
-def explain_tools(messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+def explain_tools(
+    messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]]
+) -> list[Mapping[str, Any]]:
     """The conversation without tool calls or tool roles; with `tools`, its system message explains them."""
     plain = _plain_messages(messages)
     if not tools:
         return plain
     text = _INTRODUCTION.format(
-        signatures="\n".join(json.dumps(tool["function"], ensure_ascii=False) for tool in tools),
+        signatures="\n".join(
+            json.dumps(tool["function"], ensure_ascii=False) for tool in tools
+        ),
         opening=tags.HERMES[0],
         closing=tags.HERMES[1],
     )
@@ -42,22 +46,38 @@ def _plain_messages(messages: Sequence[Mapping[str, Any]]) -> list[Mapping[str, 
     plain: list[Mapping[str, Any]] = []
     for index, message in enumerate(messages):
         found = _plain(message)
-        if message["role"] == "tool" and index and messages[index - 1]["role"] == "tool":
-            found = {**found, "content": f"{plain.pop()['content']}\n{found['content']}"}
+        if (
+            message["role"] == "tool"
+            and index
+            and messages[index - 1]["role"] == "tool"
+        ):
+            found = {
+                **found,
+                "content": f"{plain.pop()['content']}\n{found['content']}",
+            }
         plain.append(found)
     return plain
 
 
 def _plain(message: Mapping[str, Any]) -> Mapping[str, Any]:
     if message["role"] == "tool":
-        return {"role": "user", "content": f"<tool_response>\n{message['content']}\n</tool_response>"}
+        return {
+            "role": "user",
+            "content": f"<tool_response>\n{message['content']}\n</tool_response>",
+        }
     calls = message.get("tool_calls")
     if not calls:
         return message
-    written = [f"{tags.HERMES[0]}\n{_call(call['function'])}\n{tags.HERMES[1]}" for call in calls]
+    written = [
+        f"{tags.HERMES[0]}\n{_call(call['function'])}\n{tags.HERMES[1]}"
+        for call in calls
+    ]
     content = "\n".join(part for part in (message["content"], *written) if part)
     return {"role": message["role"], "content": content}
 
 
 def _call(function: Mapping[str, Any]) -> str:
-    return json.dumps({"name": function["name"], "arguments": function["arguments"]}, ensure_ascii=False)
+    return json.dumps(
+        {"name": function["name"], "arguments": function["arguments"]},
+        ensure_ascii=False,
+    )

@@ -43,7 +43,9 @@ class CompiledDecode:
         self._model = model
         self._rotates = rotates
         self._joined = contextlib.nullcontext if joined is None else joined.on
-        self._unused = mx.zeros((1,), dtype=mx.int32)  # each array from the host costs a step: the descriptor is enough
+        self._unused = mx.zeros(
+            (1,), dtype=mx.int32
+        )  # each array from the host costs a step: the descriptor is enough
         mx.eval(self._unused)
         self._layout = layout
         self._backend = backend
@@ -60,16 +62,24 @@ class CompiledDecode:
         """Logits `[rows, vocab]`, not evaluated. `tokens` int32 `[padded_rows]` holds one token a row."""
         return self._call(self._logits, rows, tokens)[: len(rows)]
 
-    def greedy(self, rows: Sequence[DecodeRow], tokens: mx.array, keep: int) -> mx.array:
+    def greedy(
+        self, rows: Sequence[DecodeRow], tokens: mx.array, keep: int
+    ) -> mx.array:
         """The most likely token of each row, int32, not evaluated; padding beyond `keep` rows may be there or not."""
         drawn = self._call(self._greedy, rows, tokens)
         return drawn if keep == len(rows) else drawn[:keep]
 
-    def _call(self, step: object, rows: Sequence[DecodeRow], tokens: mx.array) -> mx.array:
+    def _call(
+        self, step: object, rows: Sequence[DecodeRow], tokens: mx.array
+    ) -> mx.array:
         size = tokens.shape[0]
-        packed = [self._pack(rows, group, size) for group in range(len(self._layout.groups))]
+        packed = [
+            self._pack(rows, group, size) for group in range(len(self._layout.groups))
+        ]
         before = self._backend.counter.snapshot()
-        scratch = self._backend.scratch(size, [descriptor.max_blocks_of(part.size, size) for part in packed])
+        scratch = self._backend.scratch(
+            size, [descriptor.max_blocks_of(part.size, size) for part in packed]
+        )
         assert callable(step)
         result, token = step(
             tokens,
@@ -92,7 +102,9 @@ class CompiledDecode:
         positions[: len(rows)] = [row.position for row in rows]
         return mx.array(positions)
 
-    def _pack(self, rows: Sequence[DecodeRow], group: int, size: int) -> npt.NDArray[np.int32]:
+    def _pack(
+        self, rows: Sequence[DecodeRow], group: int, size: int
+    ) -> npt.NDArray[np.int32]:
         """One group's step descriptor, padded to `size` rows and a bucket of blocks."""
         tables = [row.tables.groups[group] for row in rows]
         longest = max(len(table.block_ids) for table in tables)
@@ -127,7 +139,9 @@ class CompiledDecode:
         geometry = CallGeometry(np.zeros(rows, dtype=np.int32), 1, ())
         session = KernelSession(self._backend, geometry, state, fuses=True)
         offset = StepOffset(session.rope_table) if self._rotates else positions
-        caches = session_caches(self._layout, session, geometry, dense=False, offset=offset)
+        caches = session_caches(
+            self._layout, session, geometry, dense=False, offset=offset
+        )
         with self._joined():
             logits: mx.array = self._model(tokens[:, None], cache=caches)
         session.finish()
@@ -144,4 +158,8 @@ def bucket(count: int, smallest: int) -> int:
     while size < count:
         size *= 2
     middle = size * 3 // 4
-    return middle if size > smallest and size % 4 == 0 and middle >= count and middle > 4 else size
+    return (
+        middle
+        if size > smallest and size % 4 == 0 and middle >= count and middle > 4
+        else size
+    )

@@ -45,7 +45,9 @@ if TYPE_CHECKING:
     from rvllm_local.text.grammar.matcher import Matcher
 
 _REPORTS_KEPT = 1000
-_MOST_MIXED = 32  # prompt tokens that a decode call takes along; more go in calls of their own
+_MOST_MIXED = (
+    32  # prompt tokens that a decode call takes along; more go in calls of their own
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,15 +105,27 @@ class EngineCore:
         else:
             self._residence.idle()
 
-    def add(self, request: Request, sink: EventSink, matcher: Matcher | None = None) -> None:
+    def add(
+        self, request: Request, sink: EventSink, matcher: Matcher | None = None
+    ) -> None:
         """Queue a request; one with a grammar brings its `matcher`. Raises `ParameterError` if it can never be served."""
         if self._arrivals:
             self._settle_now()
         if (request.grammar is None) != (matcher is None):
-            raise ParameterError("response_format", "a request with a grammar needs a compiled one, and no other does")
+            raise ParameterError(
+                "response_format",
+                "a request with a grammar needs a compiled one, and no other does",
+            )
         if (request.request_id, request.index) in self._open:
-            raise ParameterError("request_id", "a request with this id is already open; give it another id")
-        text = self._text.keeping(request.kept_special) if request.kept_special else self._text
+            raise ParameterError(
+                "request_id",
+                "a request with this id is already open; give it another id",
+            )
+        text = (
+            self._text.keeping(request.kept_special)
+            if request.kept_special
+            else self._text
+        )
         sequence = Sequence(
             request,
             self.limits.check(request),
@@ -124,14 +138,18 @@ class EngineCore:
             self._identity.number_of(request.adapter),
         )
         sequence.matcher = matcher
-        sequence.token_history = TokenHistory.of(request.params, request.prompt_token_ids, self._runner.vocab_size)
+        sequence.token_history = TokenHistory.of(
+            request.params, request.prompt_token_ids, self._runner.vocab_size
+        )
         self._arrivals += 1
         self._open[(request.request_id, request.index)] = sequence
         self._scheduler.add(sequence)
 
     def cancel(self, request_id: str) -> None:
         """End every choice of a request now; its blocks are free before the next step, or one after if one runs."""
-        for sequence in [row for key, row in self._open.items() if key[0] == request_id]:
+        for sequence in [
+            row for key, row in self._open.items() if key[0] == request_id
+        ]:
             self._end(sequence, _last(sequence, FinishReason.CANCELLED))
 
     def fail_all(self, message: str) -> None:
@@ -151,7 +169,13 @@ class EngineCore:
         if flight is not None:
             self._retire(flight)
         for sequence in list(self._open.values()):
-            self._end(sequence, replace(_last(sequence, FinishReason.ERROR, message), error_kind="EngineClosedError"))
+            self._end(
+                sequence,
+                replace(
+                    _last(sequence, FinishReason.ERROR, message),
+                    error_kind="EngineClosedError",
+                ),
+            )
         self._residence.close()
 
     def step(self) -> None:
@@ -165,7 +189,9 @@ class EngineCore:
         running, num_waiting = self._scheduler.running, len(self._scheduler.waiting)
         self._residence.begin_step(self._pace.prefill_seconds(running, num_waiting))
         plan = self._scheduler.schedule(self._pace.prefill_tokens(running, num_waiting))
-        rows = tuple(row for row in plan.decodes if row.matcher is None or self._can_go_on(row))
+        rows = tuple(
+            row for row in plan.decodes if row.matcher is None or self._can_go_on(row)
+        )
         chunks = plan.prefills if rows and self._mixes(plan.prefills) else ()
         for chunk in () if chunks else plan.prefills:
             self._prefill(chunk)
@@ -176,7 +202,11 @@ class EngineCore:
         if not self._runner.overlaps:
             self._land()
         if chunks:
-            self._pace.record_mixed(len(rows), sum(chunk.num_tokens for chunk in chunks), time.monotonic() - began)
+            self._pace.record_mixed(
+                len(rows),
+                sum(chunk.num_tokens for chunk in chunks),
+                time.monotonic() - began,
+            )
         elif rows and not (plan.prefills and self._runner.overlaps):
             self._pace.record_decode(len(rows), time.monotonic() - launched)
         self.num_steps += 1
@@ -206,10 +236,14 @@ class EngineCore:
         now, total, free = time.monotonic(), self._kv.blocks_total, self._kv.blocks_free
         cached, store = self._kv.blocks_cached, self._residence.store
         spilled = 0 if store is None else store.stats().blocks
-        blocks = BlockCounts(total, free - cached, total - free, self._kv.blocks_shared, cached, spilled)
+        blocks = BlockCounts(
+            total, free - cached, total - free, self._kv.blocks_shared, cached, spilled
+        )
         letters = "".join(pool.letters() for pool in self._kv.pools)
         requests = tuple(status(sequence, now) for sequence in self._open.values())
-        return EngineSnapshot(blocks, letters, requests, self.stats(), self._identity.memory)
+        return EngineSnapshot(
+            blocks, letters, requests, self.stats(), self._identity.memory
+        )
 
     def explain(self, request_id: str) -> tuple[RequestReport, ...]:
         """The reports of a finished request's choices."""
@@ -219,7 +253,9 @@ class EngineCore:
         """Raise AssertionError unless every block is accounted for. For tests."""
         self._kv.check_integrity()
         if not self._open and self._flight is None:
-            assert self._kv.blocks_free == self._kv.blocks_total, "blocks are held by nobody"
+            assert self._kv.blocks_free == self._kv.blocks_total, (
+                "blocks are held by nobody"
+            )
 
     def _settle_now(self) -> None:
         settle, self._settle = self._settle, None
@@ -229,10 +265,15 @@ class EngineCore:
     def _may_overlap(self) -> bool:
         """A step may be launched before the last one was read, unless something has to be decided in between."""
         scheduler = self._scheduler
-        return scheduler.is_roomy and not any(row.needs_host for row in scheduler.running)
+        return scheduler.is_roomy and not any(
+            row.needs_host for row in scheduler.running
+        )
 
     def _mixes(self, chunks: tuple[PrefillChunk, ...]) -> bool:
-        return self._runner.mixes and 0 < sum(chunk.num_tokens for chunk in chunks) <= _MOST_MIXED
+        return (
+            self._runner.mixes
+            and 0 < sum(chunk.num_tokens for chunk in chunks) <= _MOST_MIXED
+        )
 
     def _prefill(self, chunk: PrefillChunk) -> None:
         sequence, start = chunk.sequence, chunk.sequence.num_computed
@@ -252,35 +293,53 @@ class EngineCore:
 
     def _advanced(self, sequence: Sequence) -> None:
         """After more tokens have KV: share full blocks, drop what slid out of the windows."""
-        sequence.history.blocks_peak = max(sequence.history.blocks_peak, sequence.tables.num_blocks)
+        sequence.history.blocks_peak = max(
+            sequence.history.blocks_peak, sequence.tables.num_blocks
+        )
         self._residence.publish(sequence)
-        self._kv.trim_windows(sequence.tables, sequence.num_computed - sequence.in_flight)
+        self._kv.trim_windows(
+            sequence.tables, sequence.num_computed - sequence.in_flight
+        )
 
     def _can_go_on(self, sequence: Sequence) -> bool:
         """Work out what a grammar allows next; a request whose grammar allows nothing ends alone."""
         assert sequence.matcher is not None
         try:
-            sequence.allowed = np.zeros(-(-self._runner.vocab_size // 32), dtype=np.int32)
+            sequence.allowed = np.zeros(
+                -(-self._runner.vocab_size // 32), dtype=np.int32
+            )
             sequence.matcher.mask_into(sequence.allowed)
         except GrammarError as error:
             self._end(sequence, _last(sequence, FinishReason.ERROR, str(error)))
             return False
         return True
 
-    def _launch(self, rows: tuple[Sequence, ...], chunks: tuple[PrefillChunk, ...] = ()) -> Flight:
+    def _launch(
+        self, rows: tuple[Sequence, ...], chunks: tuple[PrefillChunk, ...] = ()
+    ) -> Flight:
         """Launch one decode step; `chunks` are computed in the same call."""
         previous = self._flight
-        places = {} if previous is None else {id(row): place for place, row in enumerate(previous.rows)}
+        places = (
+            {}
+            if previous is None
+            else {id(row): place for place, row in enumerate(previous.rows)}
+        )
         inputs = []
         for row in rows:
             source = places.get(id(row)) if row.in_flight else None
-            inputs.append(DecodeRow(row.tables, row.num_computed, row.token_ids[-1], source, row.adapter))
+            inputs.append(
+                DecodeRow(
+                    row.tables, row.num_computed, row.token_ids[-1], source, row.adapter
+                )
+            )
         samplings = None
         if not all(row.is_plain_greedy for row in rows):
             samplings = [_sampling(row) for row in rows]
         now = time.monotonic()
         tokens = None if previous is None else previous.sampled.tokens
-        sampled = self._runner.sample(inputs, samplings, tokens, [_chunk_rows(chunk) for chunk in chunks])
+        sampled = self._runner.sample(
+            inputs, samplings, tokens, [_chunk_rows(chunk) for chunk in chunks]
+        )
         for chunk in chunks:
             self._prefilled(chunk, now)
         for row in rows:
@@ -300,7 +359,9 @@ class EngineCore:
         tokens: list[int] = flight.sampled.tokens.tolist()  # type: ignore[assignment]
         logprobs = _logprobs(flight, tokens)
         now = time.monotonic()
-        for sequence, token, logprob in zip(flight.rows, tokens, logprobs, strict=False):
+        for sequence, token, logprob in zip(
+            flight.rows, tokens, logprobs, strict=False
+        ):
             sequence.in_flight -= 1
             if sequence.ended:
                 if sequence.in_flight == 0:
@@ -309,7 +370,9 @@ class EngineCore:
             sequence.history.token_times.append(now)
             self._commit(sequence, token, logprob)
 
-    def _commit(self, sequence: Sequence, token: int, logprob: TokenLogprob | None) -> None:
+    def _commit(
+        self, sequence: Sequence, token: int, logprob: TokenLogprob | None
+    ) -> None:
         """Append one token, send its text, and end the sequence if this was its last."""
         if sequence.matcher is not None:
             try:
@@ -320,15 +383,22 @@ class EngineCore:
         sequence.token_ids.append(token)
         if sequence.token_history is not None:
             sequence.token_history.push(token)
-        if self._kv.has_windows or len(sequence.token_ids) % BLOCK_TOKENS <= 1:  # a block is full, or was begun
+        if (
+            self._kv.has_windows or len(sequence.token_ids) % BLOCK_TOKENS <= 1
+        ):  # a block is full, or was begun
             self._advanced(sequence)
         self.generated_tokens += 1
         text, reason = "", None
-        if token in self._identity.eos_token_ids and not sequence.request.params.ignore_eos:
+        if (
+            token in self._identity.eos_token_ids
+            and not sequence.request.params.ignore_eos
+        ):
             reason = FinishReason.STOP
         else:
             text = sequence.detokenizer.push(token)
-            if sequence.detokenizer.stopped or (sequence.matcher is not None and sequence.matcher.is_stopped):
+            if sequence.detokenizer.stopped or (
+                sequence.matcher is not None and sequence.matcher.is_stopped
+            ):
                 reason = FinishReason.STOP
             elif len(sequence.token_ids) >= sequence.max_total:
                 reason = FinishReason.LENGTH
@@ -382,18 +452,34 @@ def _logprobs(flight: Flight, tokens: Rows[int]) -> list[TokenLogprob | None]:
         return [None] * len(tokens)
     wanted = [row.request.params.logprobs for row in flight.rows]
     chosen: list[float] = sampled.chosen_logprobs.tolist()  # type: ignore[assignment]
-    ids: list[list[int]] = [[]] * len(tokens) if sampled.top_ids is None else sampled.top_ids.tolist()  # type: ignore[assignment]
+    ids: list[list[int]] = [[]] * len(tokens)
+    if sampled.top_ids is not None:
+        ids = sampled.top_ids.tolist()  # type: ignore[assignment]
     tops: list[list[float]] = [[]] * len(tokens)
     if sampled.top_logprobs is not None:
         tops = sampled.top_logprobs.tolist()  # type: ignore[assignment]
     return [
-        None if count is None else TokenLogprob(token, value, tuple(zip(row[:count], top[:count], strict=True)))
-        for count, token, value, row, top in zip(wanted, tokens, chosen, ids, tops, strict=True)
+        None
+        if count is None
+        else TokenLogprob(
+            token, value, tuple(zip(row[:count], top[:count], strict=True))
+        )
+        for count, token, value, row, top in zip(
+            wanted, tokens, chosen, ids, tops, strict=True
+        )
     ]
 
 
-def _last(sequence: Sequence, reason: FinishReason, error: str | None = None) -> StreamEvent:
+def _last(
+    sequence: Sequence, reason: FinishReason, error: str | None = None
+) -> StreamEvent:
     """The closing event of a sequence that ends between steps."""
     return StreamEvent(
-        sequence.detokenizer.finish(), (), reason, None, sequence.request.index, sequence.history.cached_tokens, error
+        sequence.detokenizer.finish(),
+        (),
+        reason,
+        None,
+        sequence.request.index,
+        sequence.history.cached_tokens,
+        error,
     )

@@ -34,7 +34,9 @@ class StreamingDetokenizer:
     def __init__(self, tokenizer: TextDecoder, stop: tuple[str, ...]) -> None:
         self._tokenizer = tokenizer
         self._stop = stop
-        self._beginnings = frozenset(one[:length] for one in stop for length in range(1, len(one)))
+        self._beginnings = frozenset(
+            one[:length] for one in stop for length in range(1, len(one))
+        )
         self._longest = max((len(one) - 1 for one in stop), default=0)
         self._begun = b""  # of a character whose other bytes are to come
         self._held = ""

@@ -49,9 +49,13 @@ class KVResidence:
         self._swap = swap or SwapSpace()
         self._show = show  # a token, for people
         self._history = BlockHistory(capacity=4 * kv.blocks_total)
-        self._unspilled: OrderedDict[tuple[int, int], bytes] = OrderedDict()  # keys of blocks that idle steps write out
+        self._unspilled: OrderedDict[tuple[int, int], bytes] = (
+            OrderedDict()
+        )  # keys of blocks that idle steps write out
         self._deadline = 0.0
-        self.leaders: dict[str, Sequence] = {}  # by request id: the choice that the others fork from
+        self.leaders: dict[
+            str, Sequence
+        ] = {}  # by request id: the choice that the others fork from
         self.hit_tokens = 0
         kv.before_evict = self._before_evict
 
@@ -72,22 +76,39 @@ class KVResidence:
         keys = self._reusable_keys(sequence)
         count = self._kv.longest_prefix(keys)
         held = []
-        for group, (pool, index) in enumerate(zip(self._kv.pools, self._kv.indexes, strict=True)):
-            blocks = [index.block(key) for key in keys[self._kv.first_needed(group, count) : count]]
-            held.append(sum(block is not None and pool.ref_count(block) > 0 for block in blocks))
+        for group, (pool, index) in enumerate(
+            zip(self._kv.pools, self._kv.indexes, strict=True)
+        ):
+            blocks = [
+                index.block(key)
+                for key in keys[self._kv.first_needed(group, count) : count]
+            ]
+            held.append(
+                sum(block is not None and pool.ref_count(block) > 0 for block in blocks)
+            )
         return tuple(held)
 
     def enter(self, sequence: Sequence) -> None:
         """Give a newly admitted sequence what is cached of its prompt."""
         leader = self.leaders.get(sequence.request.request_id)
-        if leader is not None and leader is not sequence and self._fork(leader, sequence):
+        if (
+            leader is not None
+            and leader is not sequence
+            and self._fork(leader, sequence)
+        ):
             return
         self.leaders.setdefault(sequence.request.request_id, sequence)
         keys = self._reusable_keys(sequence)
         self._adopt(sequence, keys, self._kv.longest_prefix(keys))
-        if self._kv.layout.has_state:  # where it leaves what others have computed, a snapshot is worth having
+        if (
+            self._kv.layout.has_state
+        ):  # where it leaves what others have computed, a snapshot is worth having
             sequence.pause_at = self._kv.longest_attended(keys) * BLOCK_TOKENS
-        if self._kv.has_windows and sequence.num_computed == 0 and self._store is not None:
+        if (
+            self._kv.has_windows
+            and sequence.num_computed == 0
+            and self._store is not None
+        ):
             self._restore_at_once(sequence, keys)
         self.extend(sequence)
 
@@ -99,15 +120,22 @@ class KVResidence:
         """
         sequence.restoring = False
         keys = self._reusable_keys(sequence)
-        while sequence.num_computed % BLOCK_TOKENS == 0 and not self._kv.layout.has_state:
+        while (
+            sequence.num_computed % BLOCK_TOKENS == 0 and not self._kv.layout.has_state
+        ):
             block = sequence.num_computed // BLOCK_TOKENS
             if block >= len(keys) or not self._extend_by(sequence, block, keys[block]):
                 break
             if time.monotonic() >= self._deadline and block + 1 < len(keys):
                 sequence.restoring = True
                 return
-        if sequence.history.miss is None and sequence.num_computed < sequence.num_prompt - 1:
-            sequence.history.miss = self._explain_miss(sequence, sequence.num_computed // BLOCK_TOKENS)
+        if (
+            sequence.history.miss is None
+            and sequence.num_computed < sequence.num_prompt - 1
+        ):
+            sequence.history.miss = self._explain_miss(
+                sequence, sequence.num_computed // BLOCK_TOKENS
+            )
 
     def publish(self, sequence: Sequence) -> None:
         """Offer the sequence's newly filled blocks to later requests. Call before windows are trimmed."""
@@ -128,7 +156,10 @@ class KVResidence:
             if self._store is not None:
                 self._unspilled.update(dict.fromkeys(added, keys[block]))
         sequence.num_published = full
-        if self._kv.snapshots is not None and full * BLOCK_TOKENS == sequence.num_computed:
+        if (
+            self._kv.snapshots is not None
+            and full * BLOCK_TOKENS == sequence.num_computed
+        ):
             self._kv.snapshots.add(keys[full - 1], sequence.tables.state)
 
     def leave(self, sequence: Sequence) -> None:
@@ -146,7 +177,9 @@ class KVResidence:
         """Save its blocks and give them back; each table keeps its place."""
         parts = []
         for group, table in enumerate(sequence.tables.groups):
-            parts.append(tuple(self._swap.write(self._io.save_blocks(group, table.block_ids))))
+            parts.append(
+                tuple(self._swap.write(self._io.save_blocks(group, table.block_ids)))
+            )
         self._kv.release(sequence.tables)
         sequence.tables.state.detach()
         sequence.swapped = tuple(parts)
@@ -154,10 +187,16 @@ class KVResidence:
     def swap_in(self, sequence: Sequence) -> None:
         """Give it blocks again, with the content that they had."""
         assert sequence.swapped is not None
-        for group, (table, parts) in enumerate(zip(sequence.tables.groups, sequence.swapped, strict=True)):
+        for group, (table, parts) in enumerate(
+            zip(sequence.tables.groups, sequence.swapped, strict=True)
+        ):
             table.block_ids.extend(self._kv.pools[group].allocate(len(parts)))
-            self._io.load_blocks(group, table.block_ids, [self._swap.read(part) for part in parts])
-        for parts in sequence.swapped:  # not before: if one could not be read, all are freed as the sequence ends
+            self._io.load_blocks(
+                group, table.block_ids, [self._swap.read(part) for part in parts]
+            )
+        for parts in (
+            sequence.swapped
+        ):  # not before: if one could not be read, all are freed as the sequence ends
             self._swap.free(parts)
         sequence.swapped = None
 
@@ -172,7 +211,9 @@ class KVResidence:
             self._unspilled.clear()
         for _ in range(min(_SPILL_BATCH, len(self._unspilled))):
             (group, block_id), key = next(iter(self._unspilled.items()))
-            if self._kv.indexes[group].key(block_id) == key and not self._spill(group, block_id, key):
+            if self._kv.indexes[group].key(block_id) == key and not self._spill(
+                group, block_id, key
+            ):
                 return
             self._unspilled.popitem(last=False)
 
@@ -197,7 +238,9 @@ class KVResidence:
         """Keys of the full blocks before the last token, whose logits are wanted and which is computed anew."""
         if not self._policy.reuse:
             return []
-        return sequence.keys.upto(sequence.token_ids, (len(sequence.token_ids) - 1) // BLOCK_TOKENS)
+        return sequence.keys.upto(
+            sequence.token_ids, (len(sequence.token_ids) - 1) // BLOCK_TOKENS
+        )
 
     def _adopt(self, sequence: Sequence, keys: list[bytes], count: int) -> None:
         """Share the first `count` blocks of the prompt, all of which are in the arena."""
@@ -215,7 +258,9 @@ class KVResidence:
             sequence.tables.state.put(self._kv.snapshots.get(keys[count - 1]))
         self._count_hit(sequence, count * BLOCK_TOKENS)
 
-    def _count_hit(self, sequence: Sequence, num_tokens: int, *, from_disk: bool = False) -> None:
+    def _count_hit(
+        self, sequence: Sequence, num_tokens: int, *, from_disk: bool = False
+    ) -> None:
         sequence.num_computed += num_tokens
         sequence.num_prefilled = sequence.num_computed
         sequence.num_published = sequence.num_computed // BLOCK_TOKENS
@@ -232,12 +277,17 @@ class KVResidence:
         count = len(sequence.token_ids) - 1
         if leader.request.prompt_token_ids != sequence.request.prompt_token_ids:
             return False
-        if leader.swapped is not None or leader.num_computed < count or count == 0 or not self._policy.reuse:
+        if (
+            leader.swapped is not None
+            or leader.num_computed < count
+            or count == 0
+            or not self._policy.reuse
+        ):
             return False
-        if (self._kv.has_windows or self._kv.layout.has_state) and leader.num_computed > count:
-            return (
-                False  # what the prompt's end still reads may have slid out of the leader's windows, or was folded in
-            )
+        if (
+            self._kv.has_windows or self._kv.layout.has_state
+        ) and leader.num_computed > count:
+            return False  # what the prompt's end still reads may have slid out of the leader's windows, or was folded in
         forked = self._kv.fork(leader.tables, count)
         if forked is None:
             return False
@@ -253,15 +303,20 @@ class KVResidence:
         if any(table.start_block + len(table.block_ids) != block for table in tables):
             return False
         places = [index.block(key) for index in self._kv.indexes]
-        if None in places and not self._can_restore([g for g, place in enumerate(places) if place is None], key):
+        if None in places and not self._can_restore(
+            [g for g, place in enumerate(places) if place is None], key
+        ):
             return False
         for pool, place in zip(self._kv.pools, places, strict=True):
             if place is not None:
                 pool.share([place])  # first: making room below must not evict it
         loaded: list[int | None] = [
-            place if place is not None else self._restore(group, key) for group, place in enumerate(places)
+            place if place is not None else self._restore(group, key)
+            for group, place in enumerate(places)
         ]
-        if None in loaded:  # a damaged file: give back what was taken, and compute the block
+        if (
+            None in loaded
+        ):  # a damaged file: give back what was taken, and compute the block
             for pool, taken in zip(self._kv.pools, loaded, strict=True):
                 pool.release([taken] if taken is not None else [])
             return False
@@ -276,7 +331,9 @@ class KVResidence:
         """For windowed layouts: fetch the longest prefix that arena and disk hold together, or nothing."""
         assert self._store is not None
         store = self._store
-        count = self._kv.longest_prefix(keys, lambda group, key: store.contains(_stored_key(group, key)))
+        count = self._kv.longest_prefix(
+            keys, lambda group, key: store.contains(_stored_key(group, key))
+        )
         if count == 0:
             return
         for group, table in enumerate(sequence.tables.groups):
@@ -285,7 +342,10 @@ class KVResidence:
                 block = self._kv.indexes[group].block(key)
                 if block is not None:
                     self._kv.pools[group].share([block])
-                elif self._kv.pools[group].num_free == 0 or (block := self._restore(group, key)) is None:
+                elif (
+                    self._kv.pools[group].num_free == 0
+                    or (block := self._restore(group, key)) is None
+                ):
                     self._kv.release(sequence.tables)
                     for other in sequence.tables.groups:
                         other.start_block = 0
@@ -297,7 +357,9 @@ class KVResidence:
         if self._store is None:
             return False
         return all(
-            self._kv.pools[group].num_free > 0 and self._store.contains(_stored_key(group, key)) for group in groups
+            self._kv.pools[group].num_free > 0
+            and self._store.contains(_stored_key(group, key))
+            for group in groups
         )
 
     def _restore(self, group: int, key: bytes) -> int | None:
@@ -347,4 +409,10 @@ def describe_divergence(found: Divergence, show: Callable[[int], str]) -> str:
 
 def _stored_key(group: int, key: bytes) -> bytes:
     """The key of one group's block in the store."""
-    return key if group == 0 else hashlib.blake2b(bytes([group % 256]), key=key, digest_size=len(key)).digest()
+    return (
+        key
+        if group == 0
+        else hashlib.blake2b(
+            bytes([group % 256]), key=key, digest_size=len(key)
+        ).digest()
+    )

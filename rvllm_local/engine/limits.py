@@ -16,26 +16,44 @@ class EngineLimits:
     context_length: int
     arena_tokens: int  # the longest sequence that the KV arenas can ever hold
     eos_token_ids: tuple[int, ...] = ()
-    max_open: int = 2**31  # choices, running and waiting, above which new ones are refused
+    max_open: int = (
+        2**31
+    )  # choices, running and waiting, above which new ones are refused
     adapters: tuple[str, ...] = ()  # names that a request may ask for
 
     def check(self, request: Request) -> int:
         """Return the most tokens, prompt and output, of this request; raise if it can never be served."""
         prompt, params = request.prompt_token_ids, request.params
         if not prompt:
-            raise ParameterError("prompt", "the prompt is empty; give at least one token")
-        wrong = next((token for token in prompt if not 0 <= token < self.vocab_size), None)
+            raise ParameterError(
+                "prompt", "the prompt is empty; give at least one token"
+            )
+        wrong = next(
+            (token for token in prompt if not 0 <= token < self.vocab_size), None
+        )
         if wrong is not None:
-            raise ParameterError("prompt", f"token id {wrong} is outside the vocabulary of {self.vocab_size}")
-        wrong = next((token for token in params.logit_bias if token >= self.vocab_size), None)
+            raise ParameterError(
+                "prompt",
+                f"token id {wrong} is outside the vocabulary of {self.vocab_size}",
+            )
+        wrong = next(
+            (token for token in params.logit_bias if token >= self.vocab_size), None
+        )
         if wrong is not None:
-            raise ParameterError("logit_bias", f"token id {wrong} is outside the vocabulary of {self.vocab_size}")
+            raise ParameterError(
+                "logit_bias",
+                f"token id {wrong} is outside the vocabulary of {self.vocab_size}",
+            )
         if request.adapter is not None and request.adapter not in self.adapters:
             known = ", ".join(self.adapters) or "none"
-            raise ParameterError("adapter", f"there is no adapter {request.adapter[:80]!r}; loaded are {known}")
+            raise ParameterError(
+                "adapter",
+                f"there is no adapter {request.adapter[:80]!r}; loaded are {known}",
+            )
         if params.n > self.max_open:
             raise ParameterError(
-                "n", f"n is {params.n}, and at most {self.max_open} choices may be open at once; ask for fewer"
+                "n",
+                f"n is {params.n}, and at most {self.max_open} choices may be open at once; ask for fewer",
             )
         if len(prompt) >= self.context_length:
             raise ContextOverflowError(

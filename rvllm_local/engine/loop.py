@@ -30,19 +30,28 @@ class EngineLoop:
     The constructor returns when the core is built, or raises what building it raised.
     """
 
-    def __init__(self, build: Callable[[], EngineCore], *, quiet_gc: bool = False) -> None:
-        self._commands: queue.SimpleQueue[Callable[[EngineCore], None] | None] = queue.SimpleQueue()
+    def __init__(
+        self, build: Callable[[], EngineCore], *, quiet_gc: bool = False
+    ) -> None:
+        self._commands: queue.SimpleQueue[Callable[[EngineCore], None] | None] = (
+            queue.SimpleQueue()
+        )
         self._ready: concurrent.futures.Future[None] = concurrent.futures.Future()
         self._closed = threading.Event()
-        self._posting = (
-            threading.RLock()
-        )  # nothing is posted after the end; a stream that is collected meanwhile may post
+        self._posting = threading.RLock()  # nothing is posted after the end; a stream that is collected meanwhile may post
         self._quiet_gc = quiet_gc  # the process has switched garbage collection off: collect when nobody waits
-        self.progress = (0, False)  # steps done, and whether there is work; read by other threads
-        self._thread = threading.Thread(target=self._run, args=(build,), name="rvllm-engine", daemon=True)
+        self.progress = (
+            0,
+            False,
+        )  # steps done, and whether there is work; read by other threads
+        self._thread = threading.Thread(
+            target=self._run, args=(build,), name="rvllm-engine", daemon=True
+        )
         self._thread.start()
         self._ready.result()
-        atexit.register(self.close)  # MLX aborts an interpreter that ends while its thread runs
+        atexit.register(
+            self.close
+        )  # MLX aborts an interpreter that ends while its thread runs
 
     def post(self, command: Callable[[EngineCore], None]) -> None:
         """Run `command` on the engine's thread before its next step; does not wait."""
@@ -113,7 +122,9 @@ class EngineLoop:
         try:
             core.step()
         except Exception as error:  # the model call failed: nobody's KV can be trusted, all end with an error
-            detail = str(error) if isinstance(error, RvllmError) else type(error).__name__
+            detail = (
+                str(error) if isinstance(error, RvllmError) else type(error).__name__
+            )
             core.fail_all(f"a step of the engine failed: {detail}")
 
 

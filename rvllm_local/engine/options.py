@@ -42,7 +42,9 @@ class EngineOptions:
     step_target_s: float | None = None
     max_waiting: int = 256
     system_reserve: int | None = None
-    adapters: tuple[tuple[str, str], ...] = ()  # LoRA adapters: a name and a folder each
+    adapters: tuple[
+        tuple[str, str], ...
+    ] = ()  # LoRA adapters: a name and a folder each
 
     def __post_init__(self) -> None:
         for name, allowed in _CHOICES.items():
@@ -52,17 +54,29 @@ class EngineOptions:
                 )
         for name, least in (_LEAST | _LEAST_IF_GIVEN).items():
             value = getattr(self, name)
-            if not (value is None and name in _LEAST_IF_GIVEN) and not _is_whole(value, least):
-                raise ConfigError(f"{name} cannot be {value!r:.80}: it must be a whole number of at least {least}")
+            if not (value is None and name in _LEAST_IF_GIVEN) and not _is_whole(
+                value, least
+            ):
+                raise ConfigError(
+                    f"{name} cannot be {value!r:.80}: it must be a whole number of at least {least}"
+                )
         for name in ("self_check", "deterministic"):
             if not isinstance(value := getattr(self, name), bool):
-                raise ConfigError(f"{name} cannot be {value!r:.80}: it must be True or False")
+                raise ConfigError(
+                    f"{name} cannot be {value!r:.80}: it must be True or False"
+                )
         target = self.step_target_s
-        if target is not None and not (isinstance(target, int | float) and 0 < target < math.inf):
-            raise ConfigError(f"step_target_s cannot be {target!r:.80}: it must be a time in seconds, above 0")
+        if target is not None and not (
+            isinstance(target, int | float) and 0 < target < math.inf
+        ):
+            raise ConfigError(
+                f"step_target_s cannot be {target!r:.80}: it must be a time in seconds, above 0"
+            )
         names = [name for name, _ in self.adapters]
         if twice := [name for name in names if names.count(name) > 1]:
-            raise ConfigError(f"adapters has two of the name {twice[0]!r:.80}; give each another one")
+            raise ConfigError(
+                f"adapters has two of the name {twice[0]!r:.80}; give each another one"
+            )
 
     @classmethod
     def from_config(cls, config: EngineConfig) -> EngineOptions:
@@ -87,4 +101,8 @@ class EngineOptions:
 
 
 def _is_whole(value: Any, least: int) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and least <= value <= _LARGEST
+    return (
+        isinstance(value, int)
+        and not isinstance(value, bool)
+        and least <= value <= _LARGEST
+    )

@@ -11,7 +11,9 @@ from rvllm_local.engine.sequence import Sequence
 
 _SMOOTHING = 0.3  # weight of the newest measurement
 _SMALLEST = 12  # tokens; smaller chunks cost more than they save
-_LEAST_MEASURED = 8  # tokens; the even parts of a block have fewer than `_SMALLEST`, and must count
+_LEAST_MEASURED = (
+    8  # tokens; the even parts of a block have fewer than `_SMALLEST`, and must count
+)
 _UNKNOWN_DECODE_S = 0.05
 # Where no target is given, prefill may take so many times the decode step beside it: this much for one long prompt beside
 # a few answers, which nobody should be held up by; twice as much again for each further prompt that waits, and half as much
@@ -28,13 +30,17 @@ class Pace:
     which is what suits machines whose prefill does not need large chunks.
     """
 
-    def __init__(self, *, prefill_chunk: int, target_s: float | None, grain: int = 1) -> None:
+    def __init__(
+        self, *, prefill_chunk: int, target_s: float | None, grain: int = 1
+    ) -> None:
         """A budget is at least `grain` tokens: a smaller chunk would take as long."""
         self._prefill_chunk = prefill_chunk
         self._smallest = min(prefill_chunk, max(_SMALLEST, grain))
         self._target_s = target_s
         self._tokens_per_s: float | None = None
-        self._decode_s: dict[int, float] = {}  # by the number of rows, since a crowd's step takes longer
+        self._decode_s: dict[
+            int, float
+        ] = {}  # by the number of rows, since a crowd's step takes longer
 
     def record(self, num_tokens: int, seconds: float) -> None:
         """Take in one measured prefill call. Short ones say little about speed and are left out."""
@@ -48,11 +54,15 @@ class Pace:
     def record_mixed(self, num_rows: int, num_tokens: int, seconds: float) -> None:
         """Take in one decode step that also prefilled: what it took longer than one without is the prefill's."""
         if self._decode_s:
-            self.record(num_tokens, max(seconds - self._decode_seconds(num_rows), 0.2 * seconds))
+            self.record(
+                num_tokens, max(seconds - self._decode_seconds(num_rows), 0.2 * seconds)
+            )
 
     def prefill_tokens(self, running: Rows[Sequence], num_waiting: int = 0) -> int:
         """The prefill budget of the next step: a whole chunk when nobody is kept waiting by it."""
-        if self._tokens_per_s is None or not any(sequence.is_decoding for sequence in running):
+        if self._tokens_per_s is None or not any(
+            sequence.is_decoding for sequence in running
+        ):
             return self._prefill_chunk
         paced = int(self._tokens_per_s * self.prefill_seconds(running, num_waiting))
         return max(self._smallest, min(self._prefill_chunk, paced))
@@ -71,7 +81,9 @@ class Pace:
         """Of a step of so many rows, or of the nearest number that was seen."""
         if not self._decode_s:
             return _UNKNOWN_DECODE_S
-        return self._decode_s[min(self._decode_s, key=lambda seen: abs(seen - num_rows))]
+        return self._decode_s[
+            min(self._decode_s, key=lambda seen: abs(seen - num_rows))
+        ]
 
 
 def _smooth(known: float | None, new: float) -> float:

@@ -11,7 +11,10 @@ from rvllm_local.types import FinishReason, RequestReport, RequestStatus
 def report(sequence: Sequence, reason: FinishReason, now: float) -> RequestReport:
     """The report of a sequence that ends at `now` (monotonic seconds)."""
     history, request = sequence.history, sequence.request
-    gaps = sorted(b - a for a, b in zip(history.token_times, history.token_times[1:], strict=False))
+    gaps = sorted(
+        b - a
+        for a, b in zip(history.token_times, history.token_times[1:], strict=False)
+    )
     return RequestReport(
         request_id=request.request_id,
         index=request.index,
@@ -25,7 +28,9 @@ def report(sequence: Sequence, reason: FinishReason, now: float) -> RequestRepor
         preemptions=history.preemptions,
         blocks_peak=history.blocks_peak,
         queue_s=(history.admitted or now) - history.arrived,
-        ttft_s=history.token_times[0] - history.arrived if history.token_times else None,
+        ttft_s=history.token_times[0] - history.arrived
+        if history.token_times
+        else None,
         total_s=now - history.arrived,
         itl_p50_s=percentile(gaps, 0.50),
         itl_p95_s=percentile(gaps, 0.95),

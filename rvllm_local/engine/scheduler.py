@@ -17,7 +17,9 @@ from rvllm_local.memory.tables import KVTables
 
 _MOST_OVERTAKEN = 16  # smaller requests that may pass one that waits for blocks
 _LOOK_AHEAD = 8  # waiting requests that are looked at for one that fits
-_FIRST_SHARE = 4  # the highest ranked prefill gets at least one part in four of the budget
+_FIRST_SHARE = (
+    4  # the highest ranked prefill gets at least one part in four of the budget
+)
 
 
 class Residence(Protocol):
@@ -63,7 +65,13 @@ class Scheduler:
     """Owns the queues; takes and returns blocks through `KVTables` and `Residence`. All lists are in rank order."""
 
     def __init__(
-        self, kv: KVTables, residence: Residence, *, max_rows: int, prefill_chunk: int, grain: int = 1
+        self,
+        kv: KVTables,
+        residence: Residence,
+        *,
+        max_rows: int,
+        prefill_chunk: int,
+        grain: int = 1,
     ) -> None:
         """With a `grain` above 1 every chunk but a prompt's last ends at a multiple of it, or of a block."""
         self._kv = kv
@@ -89,7 +97,9 @@ class Scheduler:
     def is_roomy(self) -> bool:
         """True when the next step cannot have to preempt anyone."""
         growth = len(self.running) + 2 * (self._prefill_chunk // BLOCK_TOKENS + 2)
-        return not self.swapped and all(pool.num_free >= growth for pool in self._kv.pools)
+        return not self.swapped and all(
+            pool.num_free >= growth for pool in self._kv.pools
+        )
 
     def add(self, sequence: Sequence) -> None:
         """Queue a sequence that fits `longest_sequence`."""
@@ -119,7 +129,9 @@ class Scheduler:
         while self.swapped and len(self.running) < self._max_rows:
             sequence = self.swapped[0]
             assert sequence.swapped is not None
-            spare = len(self.running) + 1 if self.running else 0  # so that it is not thrown out again at once
+            spare = (
+                len(self.running) + 1 if self.running else 0
+            )  # so that it is not thrown out again at once
             needed = [len(blocks) + spare for blocks in sequence.swapped]
             if not self._fits(needed, margin=bool(self.running)):
                 return
@@ -145,7 +157,9 @@ class Scheduler:
         for sequence in self.waiting[:_LOOK_AHEAD]:
             if self._waits_for_sibling(sequence):
                 continue
-            needed = self._kv.layout.blocks_needed(len(sequence.token_ids) + 1, self._prefill_chunk)
+            needed = self._kv.layout.blocks_needed(
+                len(sequence.token_ids) + 1, self._prefill_chunk
+            )
             held = self._residence.held_by_others(sequence)
             if self._fits([max(0, n - h) for n, h in zip(needed, held, strict=True)]):
                 return sequence
@@ -157,7 +171,8 @@ class Scheduler:
         """The choices of one request share their prompt: the first computes it."""
         request = sequence.request
         return request.index > 0 and any(
-            row.request.request_id == request.request_id and row.num_to_prefill > 0 for row in self.running
+            row.request.request_id == request.request_id and row.num_to_prefill > 0
+            for row in self.running
         )
 
     def _fits(self, needed: Rows[int], *, margin: bool = True) -> bool:
@@ -165,11 +180,14 @@ class Scheduler:
         promised = [0] * len(needed)
         for row in self.running if margin else ():
             if row.num_to_prefill > 0:
-                wanted = self._kv.layout.blocks_needed(len(row.token_ids) + 1, self._prefill_chunk)
+                wanted = self._kv.layout.blocks_needed(
+                    len(row.token_ids) + 1, self._prefill_chunk
+                )
                 for group, table in enumerate(row.tables.groups):
                     promised[group] += max(0, wanted[group] - len(table.block_ids))
         return all(
-            pool.num_free >= count + later for pool, count, later in zip(self._kv.pools, needed, promised, strict=True)
+            pool.num_free >= count + later
+            for pool, count, later in zip(self._kv.pools, needed, promised, strict=True)
         )
 
     def _make_room_for_decodes(self) -> list[Sequence]:
@@ -210,18 +228,31 @@ class Scheduler:
         for sequence, tokens in self._share_budget(budget):
             if sequence.swapped is not None:
                 continue
-            count = self._aligned(sequence.num_computed, tokens, sequence.num_to_prefill, sequence.pause_at)
+            count = self._aligned(
+                sequence.num_computed,
+                tokens,
+                sequence.num_to_prefill,
+                sequence.pause_at,
+            )
             if self._grow(sequence, sequence.num_computed + count):
                 chunks.append(PrefillChunk(sequence, count))
         return [chunk for chunk in chunks if chunk.sequence.swapped is None]
 
     def _share_budget(self, budget: int) -> list[tuple[Sequence, int]]:
         """Short prompts go first, but the highest ranked one always gets its share, so that it cannot starve."""
-        rows = [row for row in self.running if row.num_to_prefill > 0 and not row.restoring]
+        rows = [
+            row for row in self.running if row.num_to_prefill > 0 and not row.restoring
+        ]
         if not rows or budget < 1:
             return []
         first = rows[0]
-        shares = {id(first): min(first.num_to_prefill, max(1, budget // _FIRST_SHARE), self._prefill_chunk)}
+        shares = {
+            id(first): min(
+                first.num_to_prefill,
+                max(1, budget // _FIRST_SHARE),
+                self._prefill_chunk,
+            )
+        }
         left = budget - shares[id(first)]
         for row in sorted(rows, key=lambda row: (row.num_to_prefill, row.rank)):
             given = shares.get(id(row), 0)
@@ -239,7 +270,11 @@ class Scheduler:
         """
         if self._kv.layout.has_state:
             last = (start + remaining) // BLOCK_TOKENS * BLOCK_TOKENS
-            pauses = [place - start for place in (pause_at, last) if start < place <= start + count]
+            pauses = [
+                place - start
+                for place in (pause_at, last)
+                if start < place <= start + count
+            ]
             count = min([count, *pauses])
             if pauses:
                 return count

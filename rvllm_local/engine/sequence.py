@@ -53,21 +53,31 @@ class Sequence:
     adapter: int = 0  # the number of its LoRA adapter, 0 for none
     token_ids: list[int] = field(init=False)
     num_prompt: int = field(init=False)
-    needs_host: bool = field(init=False)  # its next token depends on its last in a way that only the host can work out
+    needs_host: bool = field(
+        init=False
+    )  # its next token depends on its last in a way that only the host can work out
     is_plain_greedy: bool = field(init=False)  # it only wants the largest logit
     num_computed: int = 0
     num_published: int = 0  # full blocks that were offered to the prefix index
-    num_prefilled: int = 0  # leading tokens whose KV comes from prefill or a cached prefix
+    num_prefilled: int = (
+        0  # leading tokens whose KV comes from prefill or a cached prefix
+    )
     in_flight: int = 0
     pause_at: int = 0  # a position at which its prefill pauses, so that a snapshot can be taken there
     capacity: int = 0  # tokens that its blocks can hold
     ended: bool = False
     matcher: Matcher | None = None  # follows the output through its grammar
-    allowed: npt.NDArray[np.int32] | None = None  # what the grammar allows next, one bit a token
-    token_history: TokenHistory | None = None  # what biases and earlier tokens do to its logits
+    allowed: npt.NDArray[np.int32] | None = (
+        None  # what the grammar allows next, one bit a token
+    )
+    token_history: TokenHistory | None = (
+        None  # what biases and earlier tokens do to its logits
+    )
     overtaken: int = 0
     restoring: bool = False  # more of its prefix is being read from disk
-    swapped: tuple[tuple[Swapped, ...], ...] | None = None  # its blocks by group, while it is preempted
+    swapped: tuple[tuple[Swapped, ...], ...] | None = (
+        None  # its blocks by group, while it is preempted
+    )
 
     def __post_init__(self) -> None:
         params = self.request.params
@@ -99,4 +109,8 @@ class Sequence:
     @property
     def wants_decode(self) -> bool:
         """Decoding, and not already at its last token once the launched steps are in."""
-        return self.num_computed + 1 == len(self.token_ids) + self.in_flight < self.max_total
+        return (
+            self.num_computed + 1
+            == len(self.token_ids) + self.in_flight
+            < self.max_total
+        )

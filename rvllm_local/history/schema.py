@@ -40,13 +40,18 @@ def version_of(db: sqlite3.Connection) -> int:
     return int(db.execute("PRAGMA user_version").fetchone()[0])
 
 
-def migrate(db: sqlite3.Connection, steps: tuple[Callable[[sqlite3.Connection], None], ...] = MIGRATIONS) -> None:
+def migrate(
+    db: sqlite3.Connection,
+    steps: tuple[Callable[[sqlite3.Connection], None], ...] = MIGRATIONS,
+) -> None:
     """Bring the file up to date in one transaction, so that a crash leaves the old format or the new one."""
     if version_of(db) >= len(steps):
         return
     db.execute("BEGIN IMMEDIATE")
     try:
-        for number in range(version_of(db), len(steps)):  # read again: another process may have been first
+        for number in range(
+            version_of(db), len(steps)
+        ):  # read again: another process may have been first
             steps[number](db)
             db.execute(f"PRAGMA user_version = {number + 1}")
         db.execute("COMMIT")

@@ -38,7 +38,9 @@ class History:
         try:
             self._db = self._open(path)
         except (sqlite3.Error, OSError) as error:
-            raise HistoryError(f"the history {path} cannot be opened: {error}; move it away or name another") from error
+            raise HistoryError(
+                f"the history {path} cannot be opened: {error}; move it away or name another"
+            ) from error
 
     def _open(self, path: Path | None) -> sqlite3.Connection:
         if path is None:
@@ -55,7 +57,9 @@ class History:
             if self.read_only:
                 return _connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)
         else:
-            os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))  # the -wal and -shm files inherit the mode
+            os.close(
+                os.open(path, os.O_CREAT | os.O_RDWR, 0o600)
+            )  # the -wal and -shm files inherit the mode
         db = _connect(str(path))
         db.execute("PRAGMA journal_mode=WAL")
         for pragma in ("synchronous=FULL", "fullfsync=1", "checkpoint_fullfsync=1"):
@@ -68,12 +72,26 @@ class History:
     def add_chat(self, chat: Chat) -> None:
         """Keep a new chat."""
         with self._write() as db:
-            values = (chat.id, chat.title, chat.created, chat.updated, chat.head_id, chat.system, _json(chat.params))
-            db.execute(f"INSERT INTO chat ({_CHAT}) VALUES (?,?,?,?,?,?,?,?)", (*values, chat.model))
+            values = (
+                chat.id,
+                chat.title,
+                chat.created,
+                chat.updated,
+                chat.head_id,
+                chat.system,
+                _json(chat.params),
+            )
+            db.execute(
+                f"INSERT INTO chat ({_CHAT}) VALUES (?,?,?,?,?,?,?,?)",
+                (*values, chat.model),
+            )
 
     def chats(self, limit: int = 500) -> list[Chat]:
         """The chats, last used first."""
-        rows = self._read(f"SELECT {_CHAT} FROM chat ORDER BY updated DESC, rowid DESC LIMIT ?", (limit,))
+        rows = self._read(
+            f"SELECT {_CHAT} FROM chat ORDER BY updated DESC, rowid DESC LIMIT ?",
+            (limit,),
+        )
         return [_chat(row) for row in rows]
 
     def chat(self, chat_id: str) -> Chat | None:
@@ -85,10 +103,15 @@ class History:
         """Change a chat's title, system, params, model or head_id."""
         unknown = set(values) - {"title", "system", "params", "model", "head_id"}
         assert not unknown, f"unknown columns {unknown}"
-        values = {name: _json(value) if name == "params" else value for name, value in values.items()}
+        values = {
+            name: _json(value) if name == "params" else value
+            for name, value in values.items()
+        }
         columns = ", ".join(f"{name} = ?" for name in values)
         with self._write() as db:
-            db.execute(f"UPDATE chat SET {columns} WHERE id = ?", (*values.values(), chat_id))
+            db.execute(
+                f"UPDATE chat SET {columns} WHERE id = ?", (*values.values(), chat_id)
+            )
 
     def delete_chat(self, chat_id: str) -> None:
         """Forget a chat and its messages."""
@@ -103,13 +126,25 @@ class History:
             db.execute(
                 f"INSERT INTO message ({_MESSAGE}) VALUES (?,?,?,?,?,?,?,?,?,?,?,NULL)",
                 (
-                    *(message.id, message.chat_id, message.parent_id, message.role, _safe(message.text)),
-                    *(_safe(message.reasoning), _tools(message.tool_calls), message.state, message.model),
+                    *(
+                        message.id,
+                        message.chat_id,
+                        message.parent_id,
+                        message.role,
+                        _safe(message.text),
+                    ),
+                    *(
+                        _safe(message.reasoning),
+                        _tools(message.tool_calls),
+                        message.state,
+                        message.model,
+                    ),
                     *(_json(message.figures), message.created),
                 ),
             )
             db.execute(
-                "UPDATE chat SET head_id = ?, updated = ? WHERE id = ?", (message.id, time.time(), message.chat_id)
+                "UPDATE chat SET head_id = ?, updated = ? WHERE id = ?",
+                (message.id, time.time(), message.chat_id),
             )
 
     def update_message(self, message: Message) -> None:
@@ -118,7 +153,12 @@ class History:
             db.execute(
                 "UPDATE message SET text=?, reasoning=?, tool_calls=?, state=?, model=?, figures=? WHERE id=?",
                 (
-                    *(_safe(message.text), _safe(message.reasoning), _tools(message.tool_calls), message.state),
+                    *(
+                        _safe(message.text),
+                        _safe(message.reasoning),
+                        _tools(message.tool_calls),
+                        message.state,
+                    ),
                     *(message.model, _json(message.figures), message.id),
                 ),
             )
@@ -126,17 +166,23 @@ class History:
     def delete_message(self, message_id: str) -> None:
         """Forget a message and all that follow it; the chat goes on at its parent."""
         with self._write() as db:
-            row = db.execute("SELECT chat_id, parent_id FROM message WHERE id = ?", (message_id,)).fetchone()
+            row = db.execute(
+                "SELECT chat_id, parent_id FROM message WHERE id = ?", (message_id,)
+            ).fetchone()
             if row is None:
                 return
             doomed = [message_id, *(child for child in _descendants(db, message_id))]
-            db.executemany("DELETE FROM message WHERE id = ?", [(one,) for one in doomed])
+            db.executemany(
+                "DELETE FROM message WHERE id = ?", [(one,) for one in doomed]
+            )
             sibling = db.execute(
-                "SELECT id FROM message WHERE chat_id = ? AND parent_id IS ? ORDER BY seq DESC LIMIT 1", row
+                "SELECT id FROM message WHERE chat_id = ? AND parent_id IS ? ORDER BY seq DESC LIMIT 1",
+                row,
             ).fetchone()
             head = _leaf(db, sibling[0]) if sibling else row[1]
             db.execute(
-                f"UPDATE chat SET head_id = ? WHERE id = ? AND head_id IN ({_marks(doomed)})", (head, row[0], *doomed)
+                f"UPDATE chat SET head_id = ? WHERE id = ? AND head_id IN ({_marks(doomed)})",
+                (head, row[0], *doomed),
             )
 
     def message(self, message_id: str) -> Message | None:
@@ -164,28 +210,40 @@ class History:
         """Every message of a chat, all branches, in the order of writing."""
         return [
             _message(row)
-            for row in self._read(f"SELECT {_MESSAGE} FROM message WHERE chat_id = ? ORDER BY seq", (chat_id,))
+            for row in self._read(
+                f"SELECT {_MESSAGE} FROM message WHERE chat_id = ? ORDER BY seq",
+                (chat_id,),
+            )
         ]
 
     def siblings(self, chat_id: str) -> dict[str, tuple[int, int]]:
         """For each message of a chat: its place among the messages with the same parent (from 0), and their count."""
         groups: dict[str | None, list[str]] = {}
         for message_id, parent_id in self._read(
-            "SELECT id, parent_id FROM message WHERE chat_id = ? ORDER BY seq", (chat_id,)
+            "SELECT id, parent_id FROM message WHERE chat_id = ? ORDER BY seq",
+            (chat_id,),
         ):
             groups.setdefault(parent_id, []).append(message_id)
-        return {one: (place, len(group)) for group in groups.values() for place, one in enumerate(group)}
+        return {
+            one: (place, len(group))
+            for group in groups.values()
+            for place, one in enumerate(group)
+        }
 
     def switch_sibling(self, message_id: str, step: int) -> str:
         """Go to the next (or previous) message with the same parent, and on to its newest leaf; returns the sibling."""
         with self._write() as db:
-            row = db.execute("SELECT chat_id, parent_id FROM message WHERE id = ?", (message_id,)).fetchone()
+            row = db.execute(
+                "SELECT chat_id, parent_id FROM message WHERE id = ?", (message_id,)
+            ).fetchone()
             if row is None:
                 raise HistoryError("this message is no longer in the history")
             query = "SELECT id FROM message WHERE chat_id = ? AND parent_id IS ? ORDER BY seq"
             group = [one for (one,) in db.execute(query, row)]
             chosen = str(group[(group.index(message_id) + step) % len(group)])
-            db.execute("UPDATE chat SET head_id = ? WHERE id = ?", (_leaf(db, chosen), row[0]))
+            db.execute(
+                "UPDATE chat SET head_id = ? WHERE id = ?", (_leaf(db, chosen), row[0])
+            )
         return chosen
 
     def search(self, text: str, limit: int = 50) -> list[Hit]:
@@ -201,7 +259,12 @@ class History:
         )
         rows = self._read(query, (match, limit))
         like = " AND ".join("{0} LIKE ? ESCAPE '\\'" for _ in words)
-        patterns = ["%" + word.replace("\\", "\\\\").replace("%", "\\%").replace("_", "\\_") + "%" for word in words]
+        patterns = [
+            "%"
+            + word.replace("\\", "\\\\").replace("%", "\\%").replace("_", "\\_")
+            + "%"
+            for word in words
+        ]
         rows += self._read(
             f"SELECT id, NULL, title, '' FROM chat WHERE {like.format('title')} ORDER BY updated DESC LIMIT ?",
             (*patterns, limit),
@@ -224,7 +287,9 @@ class History:
     def set_setting(self, key: str, value: Any) -> None:
         """Keep a setting: anything JSON can hold."""
         with self._write() as db:
-            db.execute("INSERT OR REPLACE INTO setting VALUES (?, ?)", (key, json.dumps(value)))
+            db.execute(
+                "INSERT OR REPLACE INTO setting VALUES (?, ?)", (key, json.dumps(value))
+            )
 
     def close(self) -> None:
         """Close the file. Safe to call twice."""
@@ -249,7 +314,9 @@ class History:
                 self._db.execute("COMMIT")
             except sqlite3.Error as error:
                 self._rollback()
-                raise HistoryError(f"not saved: {error}; free some disk space or name another history") from error
+                raise HistoryError(
+                    f"not saved: {error}; free some disk space or name another history"
+                ) from error
             except BaseException:
                 self._rollback()
                 raise
@@ -260,7 +327,9 @@ class History:
 
 
 def _connect(name: str, *, uri: bool = False) -> sqlite3.Connection:
-    db = sqlite3.connect(name, uri=uri, isolation_level=None, check_same_thread=False, timeout=5.0)
+    db = sqlite3.connect(
+        name, uri=uri, isolation_level=None, check_same_thread=False, timeout=5.0
+    )
     db.execute("PRAGMA foreign_keys=ON")
     return db
 
@@ -297,7 +366,9 @@ def _marks(values: Sequence[Any]) -> str:
 
 def _safe(text: str) -> str:
     """SQLite takes no lone surrogates; they become the replacement character."""
-    return text.encode("utf-8", "replace").decode("utf-8") if not text.isascii() else text
+    return (
+        text.encode("utf-8", "replace").decode("utf-8") if not text.isascii() else text
+    )
 
 
 def _json(value: Mapping[str, Any]) -> str:
@@ -312,10 +383,22 @@ def _message(row: Sequence[Any]) -> Message:
     tools = tuple(ToolCall(*call) for call in json.loads(row[6]))
     id, chat_id, parent_id, role, text, reasoning = row[:6]
     return Message(
-        id, chat_id, parent_id, role, text, reasoning, tools, MessageState(row[7]), row[8], json.loads(row[9]), row[10]
+        id,
+        chat_id,
+        parent_id,
+        role,
+        text,
+        reasoning,
+        tools,
+        MessageState(row[7]),
+        row[8],
+        json.loads(row[9]),
+        row[10],
     )
 
 
 def _chat(row: Sequence[Any]) -> Chat:
     id, title, created, updated, head_id, system = row[:6]
-    return Chat(id, title, created, updated, head_id, system, json.loads(row[6]), row[7])
+    return Chat(
+        id, title, created, updated, head_id, system, json.loads(row[6]), row[7]
+    )

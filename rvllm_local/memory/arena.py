@@ -41,12 +41,23 @@ class KVShape:
     @property
     def scale_bytes(self) -> int:
         """Bytes of one block's scales, which follow its elements wherever a block is saved."""
-        return self.num_layers * 2 * self.kv_heads * BLOCK_TOKENS * 4 if self.quantized else 0
+        return (
+            self.num_layers * 2 * self.kv_heads * BLOCK_TOKENS * 4
+            if self.quantized
+            else 0
+        )
 
     @property
     def data_bytes(self) -> int:
         """Bytes of one block's keys and values."""
-        return self.num_layers * 2 * self.kv_heads * BLOCK_TOKENS * self.width * self.stored_dtype.size
+        return (
+            self.num_layers
+            * 2
+            * self.kv_heads
+            * BLOCK_TOKENS
+            * self.width
+            * self.stored_dtype.size
+        )
 
     @property
     def block_bytes(self) -> int:

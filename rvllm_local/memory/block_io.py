@@ -12,7 +12,12 @@ class BlockIO(Protocol):
     def save_blocks(self, group: int, block_ids: Sequence[int]) -> list[bytes]:
         """The content of each block, after everything that was described before this call has been written."""
 
-    def load_blocks(self, group: int, block_ids: Sequence[int], payloads: Sequence[bytes | bytearray]) -> None:
+    def load_blocks(
+        self,
+        group: int,
+        block_ids: Sequence[int],
+        payloads: Sequence[bytes | bytearray],
+    ) -> None:
         """Write saved contents into blocks, before anything that is described after this call reads them.
 
         Raises `ValueError` for a payload of the wrong size.

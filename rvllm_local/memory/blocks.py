@@ -25,13 +25,19 @@ class BlockPool:
     handed out too, least recently used first, once no free one is left; `on_evict` is told before that happens.
     """
 
-    def __init__(self, num_blocks: int, on_evict: Callable[[int], None] | None = None) -> None:
+    def __init__(
+        self, num_blocks: int, on_evict: Callable[[int], None] | None = None
+    ) -> None:
         if num_blocks < 2:
-            raise ValueError(f"a pool needs the scratch block and at least one more, not {num_blocks}")
+            raise ValueError(
+                f"a pool needs the scratch block and at least one more, not {num_blocks}"
+            )
         self._ref_counts = [0] * num_blocks
         self._free: deque[int] = deque(range(1, num_blocks))
         self._kept: set[int] = set()
-        self._cached: OrderedDict[int, None] = OrderedDict()  # kept blocks without holders, oldest first
+        self._cached: OrderedDict[int, None] = (
+            OrderedDict()
+        )  # kept blocks without holders, oldest first
         self.on_evict = on_evict
         self.peak_used = 0
 
@@ -61,7 +67,13 @@ class BlockPool:
     def letters(self) -> str:
         """One letter a block: (f)ree, (c)ached, (u)sed, (s)hared."""
         return "".join(
-            "s" if count > 1 else "u" if count else "c" if block in self._cached else "f"
+            "s"
+            if count > 1
+            else "u"
+            if count
+            else "c"
+            if block in self._cached
+            else "f"
             for block, count in enumerate(self._ref_counts)
             if block != SCRATCH_BLOCK
         )
@@ -69,7 +81,9 @@ class BlockPool:
     def allocate(self, count: int) -> list[int]:
         """Take `count` blocks, each with one holder. The caller has checked `num_free`."""
         assert count <= self.num_free, f"{count} blocks asked, {self.num_free} free"
-        block_ids = [self._free.popleft() if self._free else self._evict() for _ in range(count)]
+        block_ids = [
+            self._free.popleft() if self._free else self._evict() for _ in range(count)
+        ]
         for block_id in block_ids:
             self._ref_counts[block_id] = 1
         self.peak_used = max(self.peak_used, self.num_total - self.num_free)
@@ -79,7 +93,9 @@ class BlockPool:
         """Add a holder to blocks that are held or cached."""
         for block_id in block_ids:
             if self._ref_counts[block_id] == 0:
-                assert block_id in self._cached, f"block {block_id} is free and cannot be shared"
+                assert block_id in self._cached, (
+                    f"block {block_id} is free and cannot be shared"
+                )
                 del self._cached[block_id]
             self._ref_counts[block_id] += 1
         self.peak_used = max(self.peak_used, self.num_total - self.num_free)
@@ -90,7 +106,9 @@ class BlockPool:
         Of one sequence's blocks the last ones are evicted first: a prefix is worth more than what follows it.
         """
         for block_id in reversed(list(block_ids)):
-            assert self._ref_counts[block_id] > 0, f"block {block_id} was released twice"
+            assert self._ref_counts[block_id] > 0, (
+                f"block {block_id} was released twice"
+            )
             self._ref_counts[block_id] -= 1
             if self._ref_counts[block_id] == 0:
                 if block_id in self._kept:
@@ -115,11 +133,15 @@ class BlockPool:
         free = set(self._free)
         assert len(free) == len(self._free), "a block is free twice"
         assert SCRATCH_BLOCK not in free and self._ref_counts[SCRATCH_BLOCK] == 0
-        assert free.isdisjoint(self._cached) and free.isdisjoint(self._kept), "a free block is kept"
+        assert free.isdisjoint(self._cached) and free.isdisjoint(self._kept), (
+            "a free block is kept"
+        )
         assert self._kept.issuperset(self._cached)
         for block_id in range(1, len(self._ref_counts)):
             idle = block_id in free or block_id in self._cached
-            assert (self._ref_counts[block_id] == 0) == idle, f"block {block_id} is lost"
+            assert (self._ref_counts[block_id] == 0) == idle, (
+                f"block {block_id} is lost"
+            )
 
     def _evict(self) -> int:
         block_id = next(iter(self._cached))
@@ -151,7 +173,9 @@ class BlockTable:
 
     def drop_before(self, position: int) -> list[int]:
         """Forget, and return, the blocks that lie wholly before `position`."""
-        count = min(max(0, position // BLOCK_TOKENS - self.start_block), len(self.block_ids))
+        count = min(
+            max(0, position // BLOCK_TOKENS - self.start_block), len(self.block_ids)
+        )
         dropped, self.block_ids = self.block_ids[:count], self.block_ids[count:]
         self.start_block += count
         return dropped

@@ -24,7 +24,9 @@ from pathlib import Path
 KEY_BYTES = 32
 FREE_RESERVE = 512 * 2**20  # bytes that are left free on the disk
 _MAGIC = b"RVKVBLK1"
-_HEADER = struct.Struct("<8sQ32s32s32s")  # magic, payload bytes, fingerprint, key, sha256 of all that and the payload
+_HEADER = struct.Struct(
+    "<8sQ32s32s32s"
+)  # magic, payload bytes, fingerprint, key, sha256 of all that and the payload
 _SUFFIX, _TEMPORARY = ".kv", ".tmp"
 _HOME_CHARS = 32  # of the fingerprint, in the name of a model's folder
 _QUEUE_BYTES = 64 * 2**20  # waiting to be written
@@ -54,9 +56,18 @@ class BlockStore:
     of `warn`, and everything else goes on. Use from one thread; the writer is the store's own.
     """
 
-    def __init__(self, folder: Path, *, fingerprint: bytes, budget_bytes: int, warn: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        fingerprint: bytes,
+        budget_bytes: int,
+        warn: Callable[[str], None],
+    ) -> None:
         if len(fingerprint) != KEY_BYTES:
-            raise ValueError(f"a fingerprint has {KEY_BYTES} bytes, not {len(fingerprint)}")
+            raise ValueError(
+                f"a fingerprint has {KEY_BYTES} bytes, not {len(fingerprint)}"
+            )
         self._root, self._home = folder, folder / fingerprint.hex()[:_HOME_CHARS]
         self._fingerprint = fingerprint
         self._budget = budget_bytes
@@ -65,27 +76,37 @@ class BlockStore:
         self._sizes: dict[bytes, int] = {}  # this fingerprint's blocks
         self._pending: dict[bytes, bytes] = {}
         self._pending_bytes = 0
-        self._ages: OrderedDict[Path, int] = OrderedDict()  # every block file, oldest first; the writer's alone
-        self._counts = dict.fromkeys(("hits", "misses", "writes", "dropped", "evicted", "corrupt"), 0)
+        self._ages: OrderedDict[Path, int] = (
+            OrderedDict()
+        )  # every block file, oldest first; the writer's alone
+        self._counts = dict.fromkeys(
+            ("hits", "misses", "writes", "dropped", "evicted", "corrupt"), 0
+        )
         self._enabled = True
         self._names = itertools.count()
         self._queue: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
         self._idle = threading.Condition(self._lock)
         self._open()
-        self._writer = threading.Thread(target=self._write_all, name="rvllm-spill", daemon=True)
+        self._writer = threading.Thread(
+            target=self._write_all, name="rvllm-spill", daemon=True
+        )
         self._writer.start()
 
     def contains(self, key: bytes) -> bool:
         """Answered from memory; the file may turn out to be gone or damaged."""
         return key in self._sizes or key in self._pending
 
-    def put(self, key: bytes, payload: Sequence[bytes | bytearray | memoryview]) -> bool:
+    def put(
+        self, key: bytes, payload: Sequence[bytes | bytearray | memoryview]
+    ) -> bool:
         """Hand a block to the writer. False if it is there already, or cannot be taken now."""
         if self.contains(key):
             return False
         data = b"".join(payload)
         with self._lock:
-            if not self._enabled or self._pending_bytes + len(data) > max(_QUEUE_BYTES, len(data)):
+            if not self._enabled or self._pending_bytes + len(data) > max(
+                _QUEUE_BYTES, len(data)
+            ):
                 self._counts["dropped"] += 1
                 return False
             self._pending[key] = data
@@ -129,7 +150,9 @@ class BlockStore:
     def stats(self) -> SpillStats:
         with self._lock:
             sizes = list(self._sizes.values())
-            return SpillStats(len(sizes), sum(sizes), **self._counts, enabled=self._enabled)
+            return SpillStats(
+                len(sizes), sum(sizes), **self._counts, enabled=self._enabled
+            )
 
     # What follows touches the disk.
 
@@ -152,7 +175,11 @@ class BlockStore:
         sizes: dict[bytes, int] = {}
         now = time.time()
         for home in self._root.iterdir():
-            if not _is_named(home, _HOME_CHARS) or home.is_symlink() or not home.is_dir():
+            if (
+                not _is_named(home, _HOME_CHARS)
+                or home.is_symlink()
+                or not home.is_dir()
+            ):
                 continue  # not the store's own
             folders = [folder for folder in home.iterdir() if _is_named(folder, 2)]
             for path in (path for folder in folders for path in _own_files(folder)):
@@ -162,13 +189,17 @@ class BlockStore:
                         continue
                 except OSError:  # another process was quicker
                     continue
-                if info.st_mtime > now:  # a clock that was ahead would make it the youngest for ever
+                if (
+                    info.st_mtime > now
+                ):  # a clock that was ahead would make it the youngest for ever
                     with contextlib.suppress(OSError):
                         os.utime(path)
                 found.append((min(info.st_mtime, now), path, info.st_size))
                 if home == self._home:
                     sizes[bytes.fromhex(path.stem)] = info.st_size - _HEADER.size
-        self._ages = OrderedDict((path, size) for _, path, size in sorted(found, key=lambda entry: entry[0]))
+        self._ages = OrderedDict(
+            (path, size) for _, path, size in sorted(found, key=lambda entry: entry[0])
+        )
         with self._lock:
             self._sizes = sizes
 
@@ -178,9 +209,13 @@ class BlockStore:
             if time.time() - info.st_mtime > _STALE_S or not _writer_lives(path):
                 path.unlink()
             return False
-        name_fits = path.suffix == _SUFFIX and _is_named(path.with_suffix(""), 2 * KEY_BYTES)
+        name_fits = path.suffix == _SUFFIX and _is_named(
+            path.with_suffix(""), 2 * KEY_BYTES
+        )
         if name_fits and _is_trusted(info) and info.st_size > _HEADER.size:
-            if info.st_mode & 0o077:  # copied by hand: nobody else could write it, and nobody else is to read it
+            if (
+                info.st_mode & 0o077
+            ):  # copied by hand: nobody else could write it, and nobody else is to read it
                 path.chmod(0o600)
             return True
         _remove_foreign(path)
@@ -206,13 +241,18 @@ class BlockStore:
             if length != info.st_size - _HEADER.size:
                 return None
             payload = bytearray(length)
-            if _read_into(file, payload) != length or self._digest(key, payload) != digest:
+            if (
+                _read_into(file, payload) != length
+                or self._digest(key, payload) != digest
+            ):
                 return None
             return payload
 
     def _digest(self, key: bytes, payload: bytes | bytearray) -> bytes:
         """sha256: the processor has instructions for it, so it reads faster than blake2b does."""
-        digest = hashlib.sha256(_HEADER.pack(_MAGIC, len(payload), self._fingerprint, key, b""))
+        digest = hashlib.sha256(
+            _HEADER.pack(_MAGIC, len(payload), self._fingerprint, key, b"")
+        )
         digest.update(payload)
         return digest.digest()
 
@@ -269,13 +309,23 @@ class BlockStore:
         descriptor = os.open(temporary, flags, 0o600)
         try:
             with os.fdopen(descriptor, "wb") as file:
-                file.write(_HEADER.pack(_MAGIC, len(payload), self._fingerprint, key, self._digest(key, payload)))
+                file.write(
+                    _HEADER.pack(
+                        _MAGIC,
+                        len(payload),
+                        self._fingerprint,
+                        key,
+                        self._digest(key, payload),
+                    )
+                )
                 file.write(payload)
             temporary.replace(path)
         except BaseException as error:
             with contextlib.suppress(OSError):
                 temporary.unlink()
-            if isinstance(error, IsADirectoryError | FileNotFoundError):  # somebody is at work in the folder
+            if isinstance(
+                error, IsADirectoryError | FileNotFoundError
+            ):  # somebody is at work in the folder
                 return False
             raise
         self._ages.pop(path, None)
@@ -343,7 +393,11 @@ def _own_files(folder: Path) -> list[Path]:
 
 def _is_trusted(info: os.stat_result) -> bool:
     """A regular file that only this user could have written: a checksum is no signature."""
-    return stat.S_ISREG(info.st_mode) and info.st_uid == os.geteuid() and not info.st_mode & 0o022
+    return (
+        stat.S_ISREG(info.st_mode)
+        and info.st_uid == os.geteuid()
+        and not info.st_mode & 0o022
+    )
 
 
 def _remove_foreign(path: Path) -> None:
@@ -368,7 +422,9 @@ def _read_into(file: object, payload: bytearray) -> int:
 
 def _is_named(path: Path, length: int) -> bool:
     """True for a name of so many hexadecimal digits, as the store gives them."""
-    return len(path.name) == length and all(letter in "0123456789abcdef" for letter in path.name)
+    return len(path.name) == length and all(
+        letter in "0123456789abcdef" for letter in path.name
+    )
 
 
 def _writer_lives(path: Path) -> bool:

@@ -54,14 +54,21 @@ class KVLayout:
 
     def blocks_needed(self, num_tokens: int, chunk: int) -> tuple[int, ...]:
         """Most blocks a sequence of `num_tokens` holds at once, by group, when prefilled in chunks of `chunk`."""
-        return tuple(window_blocks(shape.window, num_tokens, chunk) for shape in self.groups)
+        return tuple(
+            window_blocks(shape.window, num_tokens, chunk) for shape in self.groups
+        )
 
     def sequence_bytes(self, num_tokens: int, chunk: int) -> int:
         """Arena bytes of one sequence of `num_tokens`."""
         needed = self.blocks_needed(num_tokens, chunk)
-        return sum(count * shape.block_bytes for count, shape in zip(needed, self.groups, strict=True))
+        return sum(
+            count * shape.block_bytes
+            for count, shape in zip(needed, self.groups, strict=True)
+        )
 
-    def split_budget(self, budget: int, context: int, max_rows: int, chunk: int) -> tuple[int, ...]:
+    def split_budget(
+        self, budget: int, context: int, max_rows: int, chunk: int
+    ) -> tuple[int, ...]:
         """Blocks for each group (the scratch block included) so that all arenas fit in `budget` bytes.
 
         Windowed groups never need more than `max_rows` windows; the rest goes to full attention.
@@ -88,7 +95,10 @@ class KVLayout:
         return [max(2, min(most, blocks_for(num_tokens) + 1)) for most in useful]
 
     def _total_bytes(self, blocks: Sequence[int]) -> int:
-        return sum(count * shape.block_bytes for count, shape in zip(blocks, self.groups, strict=True))
+        return sum(
+            count * shape.block_bytes
+            for count, shape in zip(blocks, self.groups, strict=True)
+        )
 
 
 def window_blocks(window: int | None, num_tokens: int, chunk: int) -> int:

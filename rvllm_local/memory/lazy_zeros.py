@@ -23,7 +23,11 @@ _NAMES = {mx.float32: "F32", mx.float16: "F16", mx.bfloat16: "BF16", mx.int8: "I
 
 def lazy_zeros(shape: tuple[int, ...], dtype: mx.Dtype) -> mx.array:
     """An evaluated array of zeros. On a Linux CPU only pages that are written to become resident."""
-    if sys.platform == "linux" and mx.default_device() == mx.Device(mx.cpu) and dtype in _NAMES:
+    if (
+        sys.platform == "linux"
+        and mx.default_device() == mx.Device(mx.cpu)
+        and dtype in _NAMES
+    ):
         # MLX allocates an array that it loads from a file object, and has the object fill it in.
         loaded = mx.load(cast(BinaryIO, _Zeros(shape, dtype)), format="safetensors")
         assert isinstance(loaded, dict)
@@ -55,7 +59,12 @@ class _Zeros(io.RawIOBase):
         return self._place
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        self._place = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._place, io.SEEK_END: self._size}[whence]
+        self._place = (
+            offset
+            + {io.SEEK_SET: 0, io.SEEK_CUR: self._place, io.SEEK_END: self._size}[
+                whence
+            ]
+        )
         return self._place
 
     def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
@@ -75,7 +84,9 @@ def _clear(buffer: memoryview) -> None:
     given_back = whole and not ctypes.CDLL(None).madvise(
         ctypes.c_void_p(address + first), ctypes.c_size_t(whole), _MADV_DONTNEED
     )
-    edges = [(0, first), (first + whole, len(buffer))] if given_back else [(0, len(buffer))]
+    edges = (
+        [(0, first), (first + whole, len(buffer))] if given_back else [(0, len(buffer))]
+    )
     for start, end in edges:
         if start < end:
             buffer[start:end] = bytes(end - start)

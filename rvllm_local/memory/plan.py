@@ -102,17 +102,30 @@ class MemoryPlan:
             ),
             ("scratch", self.scratch, "largest prefill chunk and decode batch"),
             *(
-                [("prompt", self.prompt_copy, f"{self.copy_tokens} tokens, dense while it prefills")]
+                [
+                    (
+                        "prompt",
+                        self.prompt_copy,
+                        f"{self.copy_tokens} tokens, dense while it prefills",
+                    )
+                ]
                 if self.prompt_copy
                 else []
             ),
             ("process", self.process, "interpreter and libraries"),
             ("total", self.total, ""),
-            ("budget", self.budget, f"{_size(self.device)} less {_size(self.reserve)} for the system"),
+            (
+                "budget",
+                self.budget,
+                f"{_size(self.device)} less {_size(self.reserve)} for the system",
+            ),
         ]
         if self.states:
             rows.insert(2, ("states", self.states, "recurrent layers, with snapshots"))
-        text = [f"{name:<10}{_size(value):>12}   {note}".rstrip() for name, value, note in rows]
+        text = [
+            f"{name:<10}{_size(value):>12}   {note}".rstrip()
+            for name, value, note in rows
+        ]
         text.append(
             f"KV: {self.bytes_per_token} bytes a token in memory, {self.disk_bytes_per_token} on disk; room for "
             f"{self.arena_tokens // max(self.context, 1)} requests of {self.context} tokens ({self.rows} may run at once)"
@@ -133,17 +146,25 @@ class MemoryPlan:
         found = []
         kv = max(self.kv_arena, self.kv_asked)
         if kv - over >= 10**6:
-            found.append(f"--kv-memory {(kv - over) // 10**6}MB instead of {kv // 10**6}MB")
+            found.append(
+                f"--kv-memory {(kv - over) // 10**6}MB instead of {kv // 10**6}MB"
+            )
         if not self.quantized:
-            found.append(f"--kv-dtype int8 stores a token in about {self.bytes_per_token // 2} bytes or less")
-        found.append(f"a shorter --context-length: each 1000 tokens take {_size(1000 * self.bytes_per_token)}")
+            found.append(
+                f"--kv-dtype int8 stores a token in about {self.bytes_per_token // 2} bytes or less"
+            )
+        found.append(
+            f"a shorter --context-length: each 1000 tokens take {_size(1000 * self.bytes_per_token)}"
+        )
         fewer = int(self.rows * (1 - over / self.scratch)) if self.scratch > over else 0
         if 0 < fewer < self.rows:
             found.append(
                 f"RVLLM_MAX_ROWS={fewer} instead of {self.rows}: scratch grows with the requests that run at once"
             )
         if self.states > over:
-            found.append(f"a smaller max_rows: each request's recurrent state takes {_size(self.states // self.rows)}")
+            found.append(
+                f"a smaller max_rows: each request's recurrent state takes {_size(self.states // self.rows)}"
+            )
         if self.weights > self.budget // 2:
             found.append("a smaller model, or one with fewer bits a weight")
         return found
@@ -164,7 +185,9 @@ def default_reserve(device: int) -> int:
     return min(max(device // 8, 2**30), device // 2)
 
 
-def scratch_bytes(sizes: ModelSizes, rows: int, chunk: int, context: int, layer_kv: int) -> int:
+def scratch_bytes(
+    sizes: ModelSizes, rows: int, chunk: int, context: int, layer_kv: int
+) -> int:
     """An upper estimate of what is alive at once beside weights and arena.
 
     A chunk through the widest layer (four arrays of the hidden and three of the intermediate width, twice), sampling (six
@@ -180,7 +203,9 @@ def scratch_bytes(sizes: ModelSizes, rows: int, chunk: int, context: int, layer_
 
 def num_snapshots(layout: KVLayout, rows: int) -> int:
     """Snapshots of recurrent state that are kept: some for each row, as long as they are small."""
-    return max(_FEWEST_SNAPSHOTS, min(4 * rows, _SNAPSHOT_BYTES // max(layout.state_bytes, 1)))
+    return max(
+        _FEWEST_SNAPSHOTS, min(4 * rows, _SNAPSHOT_BYTES // max(layout.state_bytes, 1))
+    )
 
 
 def make_plan(
@@ -202,21 +227,35 @@ def make_plan(
     With `copies` the context of a prefilling prompt is kept densely too, as much of it as `_MOST_COPIED` and half of what
     the budget leaves allow: prompts go on without it, only slower.
     """
-    arena = sum(count * shape.block_bytes for count, shape in zip(blocks, layout.groups, strict=True))
+    arena = sum(
+        count * shape.block_bytes
+        for count, shape in zip(blocks, layout.groups, strict=True)
+    )
     block_bytes = sum(shape.block_bytes for shape in layout.groups)
     sized = list(zip(layout.groups, blocks, strict=True))
-    full = [count for count, shape in zip(blocks, layout.groups, strict=True) if shape.window is None]
+    full = [
+        count
+        for count, shape in zip(blocks, layout.groups, strict=True)
+        if shape.window is None
+    ]
     plan = MemoryPlan(
         weights=weights,
         kv_arena=arena,
-        scratch=scratch_bytes(sizes, rows, chunk, context, max(_layer_bytes(shape, n) for shape, n in sized)),
+        scratch=scratch_bytes(
+            sizes,
+            rows,
+            chunk,
+            context,
+            max(_layer_bytes(shape, n) for shape, n in sized),
+        ),
         process=PROCESS_BYTES,
         device=device,
         reserve=default_reserve(device) if reserve is None else reserve,
         context=context,
         rows=rows,
         bytes_per_token=block_bytes // BLOCK_TOKENS,
-        disk_bytes_per_token=(block_bytes + _BLOCK_HEADER * len(layout.groups)) // BLOCK_TOKENS,
+        disk_bytes_per_token=(block_bytes + _BLOCK_HEADER * len(layout.groups))
+        // BLOCK_TOKENS,
         arena_tokens=(min(full or blocks) - 1) * BLOCK_TOKENS,
         kv_asked=kv_asked,
         states=layout.state_bytes * (2 * rows + num_snapshots(layout, rows)),
@@ -231,8 +270,12 @@ def _with_copy(plan: MemoryPlan, layout: KVLayout) -> MemoryPlan:
     if block == 0:
         return plan
     spare = min(_MOST_COPIED, (plan.budget - plan.total) // 2)
-    blocks = min(min(plan.context, plan.arena_tokens) // BLOCK_TOKENS + 1, max(0, spare) // block)
-    return dataclasses.replace(plan, copy_tokens=blocks * BLOCK_TOKENS, prompt_copy=blocks * block)
+    blocks = min(
+        min(plan.context, plan.arena_tokens) // BLOCK_TOKENS + 1, max(0, spare) // block
+    )
+    return dataclasses.replace(
+        plan, copy_tokens=blocks * BLOCK_TOKENS, prompt_copy=blocks * block
+    )
 
 
 def _layer_bytes(shape: KVShape, blocks: int) -> int:

@@ -23,7 +23,9 @@ def root_key(fingerprint: str) -> bytes:
 
 def block_key(parent: bytes, token_ids: Sequence[int]) -> bytes:
     """The key of a full block from its parent's key and its own `BLOCK_TOKENS` tokens."""
-    return hashlib.blake2b(array("q", token_ids).tobytes(), key=parent, digest_size=KEY_BYTES).digest()
+    return hashlib.blake2b(
+        array("q", token_ids).tobytes(), key=parent, digest_size=KEY_BYTES
+    ).digest()
 
 
 class KeyChain:
@@ -40,7 +42,9 @@ class KeyChain:
         while len(self._keys) < num_blocks:
             start = len(self._keys) * BLOCK_TOKENS
             parent = self._keys[-1] if self._keys else self._root
-            self._keys.append(block_key(parent, token_ids[start : start + BLOCK_TOKENS]))
+            self._keys.append(
+                block_key(parent, token_ids[start : start + BLOCK_TOKENS])
+            )
         return self._keys[:num_blocks]
 
     def parent_of(self, block: int) -> bytes:
@@ -104,7 +108,9 @@ class BlockHistory:
         if len(self._children) > self._capacity:
             del self._children[next(iter(self._children))]
 
-    def divergence(self, parent: bytes, token_ids: Sequence[int], start: int) -> Divergence | None:
+    def divergence(
+        self, parent: bytes, token_ids: Sequence[int], start: int
+    ) -> Divergence | None:
         """Compare the tokens from `start` on with what was cached after `parent`; None if nothing was, or all agree."""
         cached = array("i", self._children.get(parent, b""))
         for offset, (token, other) in enumerate(zip(token_ids, cached, strict=False)):

@@ -31,16 +31,24 @@ class RecurrentState:
     @property
     def arrays(self) -> Arrays:
         """`[1, ...]` each, or None for one that the model leaves empty."""
-        return tuple(None if part is None else part[self.row : self.row + 1] for part in self.batch)
+        return tuple(
+            None if part is None else part[self.row : self.row + 1]
+            for part in self.batch
+        )
 
     @property
     def signature(self) -> tuple[object, ...]:
         """Equal for states that can be stacked."""
-        return tuple(None if part is None else (part.shape[1:], part.dtype) for part in self.batch)
+        return tuple(
+            None if part is None else (part.shape[1:], part.dtype)
+            for part in self.batch
+        )
 
     def copied(self) -> Arrays:
         """The arrays without the memory of the call that they come from."""
-        kept = tuple(None if part is None else mx.contiguous(part) for part in self.arrays)
+        kept = tuple(
+            None if part is None else mx.contiguous(part) for part in self.arrays
+        )
         mx.async_eval([part for part in kept if part is not None])  # type: ignore[no-untyped-call]
         return kept
 
@@ -55,7 +63,9 @@ def stacked(states: Sequence[RecurrentState]) -> Arrays:
         return ()
     first = states[0]
     if [state.row for state in states] == list(range(len(states))) and all(
-        state.batch is first.batch and (not state.batch or _rows(state.batch) == len(states)) for state in states
+        state.batch is first.batch
+        and (not state.batch or _rows(state.batch) == len(states))
+        for state in states
     ):
         return first.batch  # the same rows as in the call before
     columns = zip(*(state.arrays for state in states), strict=True)

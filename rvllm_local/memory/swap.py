@@ -28,7 +28,9 @@ class SwapSpace:
         self._folder = folder
         self._file: IO[bytes] | None = None
         self._end = 0
-        self._free: dict[int, list[int]] = {}  # offsets by length; blocks of one group have one length
+        self._free: dict[
+            int, list[int]
+        ] = {}  # offsets by length; blocks of one group have one length
         self.num_blocks = 0
         self.in_memory = False
 
@@ -44,7 +46,9 @@ class SwapSpace:
         self._file.seek(swapped.offset)
         payload = self._file.read(swapped.length)
         if len(payload) != swapped.length:
-            raise OSError(f"the swap file ends before offset {swapped.offset + swapped.length}")
+            raise OSError(
+                f"the swap file ends before offset {swapped.offset + swapped.length}"
+            )
         return payload
 
     def free(self, swapped: Sequence[Swapped]) -> None:
@@ -67,7 +71,9 @@ class SwapSpace:
             if self._file is None:
                 if self._folder is not None:
                     self._folder.mkdir(parents=True, exist_ok=True)
-                self._file = tempfile.TemporaryFile(dir=self._folder, prefix="rvllm-swap-", buffering=0)  # noqa: SIM115
+                self._file = tempfile.TemporaryFile(  # noqa: SIM115
+                    dir=self._folder, prefix="rvllm-swap-", buffering=0
+                )
             self._file.seek(offset)
             if self._file.write(payload) != len(payload):
                 raise OSError("the disk is full")

@@ -54,7 +54,11 @@ class KVTables:
         self.layout = layout
         self.pools = tuple(BlockPool(count) for count in num_blocks)
         self.indexes = tuple(PrefixIndex() for _ in num_blocks)
-        self.snapshots = StateSnapshots(num_snapshots) if layout.has_state and num_snapshots else None
+        self.snapshots = (
+            StateSnapshots(num_snapshots)
+            if layout.has_state and num_snapshots
+            else None
+        )
         self.before_evict = before_evict
         self.has_windows = any(shape.window is not None for shape in layout.groups)
         for group, pool in enumerate(self.pools):
@@ -83,11 +87,17 @@ class KVTables:
 
     def capacity_tokens(self, chunk: int) -> int:
         """The longest sequence that fits when it has the arenas to itself."""
-        low, high = 0, _LONGEST  # where all layers have windows only the model's context is a limit
+        low, high = (
+            0,
+            _LONGEST,
+        )  # where all layers have windows only the model's context is a limit
         while low < high:
             middle = (low + high + 1) // 2
             needed = self.layout.blocks_needed(middle, chunk)
-            if all(count <= pool.num_total for count, pool in zip(needed, self.pools, strict=True)):
+            if all(
+                count <= pool.num_total
+                for count, pool in zip(needed, self.pools, strict=True)
+            ):
                 low = middle
             else:
                 high = middle - 1
@@ -99,7 +109,8 @@ class KVTables:
     def can_grow(self, tables: SequenceTables, num_tokens: int) -> bool:
         """True when every group has the blocks for `num_tokens` tokens of this sequence."""
         return all(
-            table.missing(num_tokens) <= pool.num_free for table, pool in zip(tables.groups, self.pools, strict=True)
+            table.missing(num_tokens) <= pool.num_free
+            for table, pool in zip(tables.groups, self.pools, strict=True)
         )
 
     def grow(self, tables: SequenceTables, num_tokens: int) -> None:
@@ -109,7 +120,9 @@ class KVTables:
 
     def trim_windows(self, tables: SequenceTables, next_position: int) -> None:
         """Free blocks that no query from `next_position` on can see."""
-        for shape, table, pool in zip(self.layout.groups, tables.groups, self.pools, strict=True):
+        for shape, table, pool in zip(
+            self.layout.groups, tables.groups, self.pools, strict=True
+        ):
             if shape.window is not None:
                 pool.release(table.drop_before(next_position - shape.window + 1))
 
@@ -118,7 +131,9 @@ class KVTables:
         for table, pool in zip(tables.groups, self.pools, strict=True):
             pool.release(table.clear())
 
-    def fork(self, tables: SequenceTables, num_tokens: int) -> tuple[SequenceTables, list[BlockCopy]] | None:
+    def fork(
+        self, tables: SequenceTables, num_tokens: int
+    ) -> tuple[SequenceTables, list[BlockCopy]] | None:
         """Tables for a second sequence with the same first `num_tokens` tokens: full blocks are shared, and the last,
         partly filled one is to be copied. None if no block is left for the copies.
         """
@@ -126,7 +141,9 @@ class KVTables:
         partial = num_tokens % BLOCK_TOKENS
         if partial and any(pool.num_free < 1 for pool in self.pools):
             return None
-        for group, (table, pool) in enumerate(zip(tables.groups, self.pools, strict=True)):
+        for group, (table, pool) in enumerate(
+            zip(tables.groups, self.pools, strict=True)
+        ):
             full = num_tokens // BLOCK_TOKENS - table.start_block
             shared = table.block_ids[:full]
             pool.share(shared)
@@ -135,14 +152,22 @@ class KVTables:
                 block_ids += pool.allocate(1)
                 copies.append(BlockCopy(group, table.block_ids[full], block_ids[-1]))
             groups.append(BlockTable(block_ids, table.start_block))
-        return SequenceTables(tuple(groups), RecurrentState(tables.state.batch, tables.state.row)), copies
+        return SequenceTables(
+            tuple(groups), RecurrentState(tables.state.batch, tables.state.row)
+        ), copies
 
     def first_needed(self, group: int, num_blocks: int) -> int:
         """The first block of a group that a sequence of `num_blocks` full blocks still reads."""
         window = self.layout.groups[group].window
-        return 0 if window is None else max(0, num_blocks * BLOCK_TOKENS - window + 1) // BLOCK_TOKENS
+        return (
+            0
+            if window is None
+            else max(0, num_blocks * BLOCK_TOKENS - window + 1) // BLOCK_TOKENS
+        )
 
-    def longest_prefix(self, keys: Sequence[bytes], also_at: Callable[[int, bytes], bool] | None = None) -> int:
+    def longest_prefix(
+        self, keys: Sequence[bytes], also_at: Callable[[int, bytes], bool] | None = None
+    ) -> int:
         """How many leading blocks can be reused: each group has all that it would still read.
 
         `also_at(group, key)` says whether a block that is not in the arena can be fetched from elsewhere. A model with
@@ -154,7 +179,10 @@ class KVTables:
         for count in range(longest, 0, -1):
             if self.snapshots is None:
                 break
-            if keys[count - 1] in self.snapshots and self._longest(keys[:count], also_at) == count:
+            if (
+                keys[count - 1] in self.snapshots
+                and self._longest(keys[:count], also_at) == count
+            ):
                 return count
         return 0
 
@@ -162,26 +190,39 @@ class KVTables:
         """As `longest_prefix`, without asking for snapshots: where reuse could end if there were one."""
         return self._longest(keys, None)
 
-    def _longest(self, keys: Sequence[bytes], also_at: Callable[[int, bytes], bool] | None) -> int:
+    def _longest(
+        self, keys: Sequence[bytes], also_at: Callable[[int, bytes], bool] | None
+    ) -> int:
         runs = []  # for each group and block: how many blocks up to and including it are there in a row
         for group, index in enumerate(self.indexes):
             run, counts = 0, []
             for key in keys:
-                there = index.block(key) is not None or (also_at is not None and also_at(group, key))
+                there = index.block(key) is not None or (
+                    also_at is not None and also_at(group, key)
+                )
                 run = run + 1 if there else 0
                 counts.append(run)
             runs.append(counts)
         for count in range(len(keys), 0, -1):
-            if all(runs[group][count - 1] >= count - self.first_needed(group, count) for group in range(len(runs))):
+            if all(
+                runs[group][count - 1] >= count - self.first_needed(group, count)
+                for group in range(len(runs))
+            ):
                 return count
         return 0
 
-    def publish(self, tables: SequenceTables, block: int, key: bytes) -> list[tuple[int, int]]:
+    def publish(
+        self, tables: SequenceTables, block: int, key: bytes
+    ) -> list[tuple[int, int]]:
         """Make block number `block` of a sequence findable under `key`; returns the new `(group, block_id)` pairs."""
         added = []
-        for group, (table, pool, index) in enumerate(zip(tables.groups, self.pools, self.indexes, strict=True)):
+        for group, (table, pool, index) in enumerate(
+            zip(tables.groups, self.pools, self.indexes, strict=True)
+        ):
             place = block - table.start_block
-            if 0 <= place < len(table.block_ids) and index.add(key, table.block_ids[place]):
+            if 0 <= place < len(table.block_ids) and index.add(
+                key, table.block_ids[place]
+            ):
                 pool.keep(table.block_ids[place])
                 added.append((group, table.block_ids[place]))
         return added

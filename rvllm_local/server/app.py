@@ -44,12 +44,18 @@ class Server:
         self.settings, self.registry = settings, registry
         metrics, workers = Metrics(), Workers()
         generator = Generator(registry, workers, settings, metrics)
-        self.service = Service(settings, registry, generator, workers, metrics, Questions())
+        self.service = Service(
+            settings, registry, generator, workers, metrics, Questions()
+        )
         dialects = (openai, responses, anthropic, engine_routes, token_routes)
-        self.routes = [route for dialect in dialects for route in dialect.routes(self.service)]
+        self.routes = [
+            route for dialect in dialects for route in dialect.routes(self.service)
+        ]
         self.routes += openapi.routes(self.routes, BODIES)
         router = Router(self.routes, redirect_slashes=False)
-        self._app = Guard(_Counted(_Translated(router), metrics), settings, self.allowed_methods)
+        self._app = Guard(
+            _Counted(_Translated(router), metrics), settings, self.allowed_methods
+        )
         self._watch = asyncio.create_task(registry.watch())
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -69,7 +75,9 @@ class Server:
 
 
 @contextlib.asynccontextmanager
-async def running(registry: Registry, settings: ServerSettings) -> AsyncIterator[Server]:
+async def running(
+    registry: Registry, settings: ServerSettings
+) -> AsyncIterator[Server]:
     """A server that is closed at the end of the block."""
     server = Server(registry, settings)
     try:

@@ -89,24 +89,38 @@ class Listener(uvicorn.Server):
             self._end_all()
             return
         self.should_exit = True
-        logger.info("draining: open requests have %g s to end", self._server.settings.drain_s)
-        self._abort = asyncio.get_running_loop().call_later(self._server.settings.drain_s, self._end_all)
+        logger.info(
+            "draining: open requests have %g s to end", self._server.settings.drain_s
+        )
+        self._abort = asyncio.get_running_loop().call_later(
+            self._server.settings.drain_s, self._end_all
+        )
 
     def _end_all(self) -> None:
         self._server.service.generator.abort(
-            Problem(503, "the server is shutting down", "shutting_down", retry_after_s=5.0)
+            Problem(
+                503, "the server is shutting down", "shutting_down", retry_after_s=5.0
+            )
         )
 
 
-async def serve(server: Server, listening: socket.socket, on_ready: Callable[[int], None] | None = None) -> None:
+async def serve(
+    server: Server,
+    listening: socket.socket,
+    on_ready: Callable[[int], None] | None = None,
+) -> None:
     """Serve on a socket from `bound` until a signal comes. `on_ready` gets the port once requests are taken. Raises `ConfigError`."""
     try:
         listener = Listener(server)
         listener.config.load()
     except (OSError, ssl.SSLError) as error:
-        raise ConfigError(f"the TLS certificate or key cannot be used: {error}") from error
+        raise ConfigError(
+            f"the TLS certificate or key cannot be used: {error}"
+        ) from error
     task = asyncio.create_task(listener.serve([listening]))
-    garbage = asyncio.create_task(collect_when_idle(lambda: server.service.generator.num_open == 0))
+    garbage = asyncio.create_task(
+        collect_when_idle(lambda: server.service.generator.num_open == 0)
+    )
     while not listener.started and not task.done():
         await asyncio.sleep(0.005)
     if listener.started and on_ready is not None:
@@ -120,7 +134,9 @@ def bound(settings: ServerSettings) -> socket.socket:
     host = settings.host.strip("[]")
     try:
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        return socket.create_server((host, settings.port), family=family, backlog=_BACKLOG)
+        return socket.create_server(
+            (host, settings.port), family=family, backlog=_BACKLOG
+        )
     except (OSError, UnicodeError) as error:
         raise ConfigError(
             f"{settings.host}:{settings.port} cannot be listened on ({error}); is another server running there? Choose "
@@ -150,7 +166,14 @@ class _Protocol(H11Protocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
         if len(self.connections) > self.rules.max_connections:
-            self._refuse(Problem(503, "too many connections are open", "too_many_connections", retry_after_s=1.0))
+            self._refuse(
+                Problem(
+                    503,
+                    "too many connections are open",
+                    "too_many_connections",
+                    retry_after_s=1.0,
+                )
+            )
             return
         self._start_head_timer()
 
@@ -168,7 +191,9 @@ class _Protocol(H11Protocol):
     def pause_writing(self) -> None:
         super().pause_writing()
         if self._write_timer is None:
-            self._write_timer = self.loop.call_later(self.rules.send_timeout_s, self.transport.abort)
+            self._write_timer = self.loop.call_later(
+                self.rules.send_timeout_s, self.transport.abort
+            )
 
     def resume_writing(self) -> None:
         if self._write_timer is not None:
@@ -177,26 +202,36 @@ class _Protocol(H11Protocol):
         super().resume_writing()
 
     def send_400_response(self, msg: str) -> None:
-        self._refuse(Problem(400, "this is not HTTP that can be understood", "bad_http"))
+        self._refuse(
+            Problem(400, "this is not HTTP that can be understood", "bad_http")
+        )
 
     def _start_head_timer(self) -> None:
         if self._head_timer is None:
-            self._head_timer = self.loop.call_later(self.rules.header_timeout_s, self._head_is_late)
+            self._head_timer = self.loop.call_later(
+                self.rules.header_timeout_s, self._head_is_late
+            )
 
     def _head_is_late(self) -> None:
         self._head_timer = None
         if not self.transport.is_closing():
-            self._refuse(Problem(408, "the request's head took too long to come", "slow_head"))
+            self._refuse(
+                Problem(408, "the request's head took too long to come", "slow_head")
+            )
 
     def _refuse(self, problem: Problem) -> None:
         """Answer below ASGI, where no request is known, and close; an answer that has begun is cut off."""
         body = json.dumps(problem.openai()).encode()
-        headers = [(name.encode(), value.encode()) for name, value in problem.headers().items()]
+        headers = [
+            (name.encode(), value.encode()) for name, value in problem.headers().items()
+        ]
         headers += [(b"content-type", b"application/json"), (b"connection", b"close")]
         headers.append((b"content-length", str(len(body)).encode()))
         try:
             for event in (
-                h11.Response(status_code=problem.status, headers=headers, reason=b"Refused"),
+                h11.Response(
+                    status_code=problem.status, headers=headers, reason=b"Refused"
+                ),
                 h11.Data(data=body),
                 h11.EndOfMessage(),
             ):

@@ -13,14 +13,18 @@ import traceback
 from types import TracebackType
 from typing import Any
 
-_DESCRIPTORS_BESIDE = 512  # engines, caches, logs, and what a library opens for a moment
+_DESCRIPTORS_BESIDE = (
+    512  # engines, caches, logs, and what a library opens for a moment
+)
 _NOISY = ("uvicorn", "uvicorn.error", "asyncio", "httpx")
 logger = logging.getLogger(__name__)
 
 
 def prepare_limits(connections: int) -> None:
     """Allow as many descriptors as `connections` need, and no core file. Says so if the system allows fewer."""
-    resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
+    resource.setrlimit(
+        resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1])
+    )
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = connections + _DESCRIPTORS_BESIDE
     if soft == resource.RLIM_INFINITY or soft >= wanted:
@@ -53,14 +57,20 @@ def report_to_log(loop: asyncio.AbstractEventLoop) -> None:
 
 def _report(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
     error = context.get("exception")
-    logger.error("%s", context.get("message", "an error outside of any request"), exc_info=error)
+    logger.error(
+        "%s", context.get("message", "an error outside of any request"), exc_info=error
+    )
 
 
 class _Formatter(logging.Formatter):
     """Shows where an error came from and its class."""
 
     def formatException(  # noqa: N802 (the library's name)
-        self, ei: tuple[type[BaseException], BaseException, TracebackType | None] | tuple[None, None, None]
+        self,
+        ei: tuple[type[BaseException], BaseException, TracebackType | None]
+        | tuple[None, None, None],
     ) -> str:
         kind, _, trace = ei
-        return "".join(traceback.format_tb(trace)) + (kind.__name__ if kind is not None else "")
+        return "".join(traceback.format_tb(trace)) + (
+            kind.__name__ if kind is not None else ""
+        )

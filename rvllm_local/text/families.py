@@ -29,7 +29,9 @@ class OutputStyle:
 
     def starts_inside(self, prompt: str) -> bool:
         """True if a rendered prompt ends inside a thinking block."""
-        return self.reasoning_start is not None and prompt.rstrip().endswith(self.reasoning_start)
+        return self.reasoning_start is not None and prompt.rstrip().endswith(
+            self.reasoning_start
+        )
 
 
 # A template that holds all of these texts belongs to the family; the first match counts.
@@ -52,7 +54,15 @@ _BY_TEMPLATE: tuple[tuple[str, tuple[str, ...]], ...] = (
 _BY_MODEL_TYPE = {"gpt_oss": "harmony", "gemma3": "gemma", "gemma3_text": "gemma"}
 _THINKING = (tags.THINK, tags.MISTRAL_THINK)
 _KEPT = {
-    "harmony": (tags.CHANNEL, tags.MESSAGE, tags.CONSTRAIN, tags.START, tags.END_MESSAGE, tags.CALL, tags.RETURN),
+    "harmony": (
+        tags.CHANNEL,
+        tags.MESSAGE,
+        tags.CONSTRAIN,
+        tags.START,
+        tags.END_MESSAGE,
+        tags.CALL,
+        tags.RETURN,
+    ),
     "deepseek": (*tags.DEEPSEEK_CALLS, *tags.DEEPSEEK_CALL, tags.DEEPSEEK_SEP),
     "deepseek_v31": (*tags.DEEPSEEK_CALLS, *tags.DEEPSEEK_CALL, tags.DEEPSEEK_SEP),
     "glm": (*tags.HERMES, *tags.GLM_KEY, *tags.GLM_VALUE),
@@ -68,7 +78,14 @@ _KEPT = {
 def detect(chat_template: str | None, model_type: str) -> OutputStyle:
     """The style of a model whose catalogue entry says nothing; plain text if nothing is recognised."""
     template = chat_template or ""
-    family = next((name for name, marks in _BY_TEMPLATE if all(mark in template for mark in marks)), None)
+    family = next(
+        (
+            name
+            for name, marks in _BY_TEMPLATE
+            if all(mark in template for mark in marks)
+        ),
+        None,
+    )
     return style_of(
         family or _BY_MODEL_TYPE.get(model_type),
         thinking=next((pair for pair in _THINKING if pair[1] in template), None),
@@ -77,16 +94,24 @@ def detect(chat_template: str | None, model_type: str) -> OutputStyle:
 
 
 def style_of(
-    tool_family: str | None, thinking: tuple[str, str] | None = None, starts_inside: bool = False
+    tool_family: str | None,
+    thinking: tuple[str, str] | None = None,
+    starts_inside: bool = False,
 ) -> OutputStyle:
     """The style of a family, with its tags kept; harmony's own parser splits off its thinking."""
     thinking = None if tool_family == "harmony" else thinking
     kept = frozenset((*_KEPT.get(tool_family or "", ()), *(thinking or ())))
     start, end = thinking or (None, None)
-    return OutputStyle(tool_family, start, end, starts_inside and thinking is not None, kept)
+    return OutputStyle(
+        tool_family, start, end, starts_inside and thinking is not None, kept
+    )
 
 
 def _opens_a_thought(template: str) -> bool:
     """True if the template always ends a prompt with the start tag: it does so, and closes no thought there."""
-    tail = template[template.rfind("add_generation_prompt") :] if "add_generation_prompt" in template else ""
+    tail = (
+        template[template.rfind("add_generation_prompt") :]
+        if "add_generation_prompt" in template
+        else ""
+    )
     return "<think>" in tail and "</think>" not in tail

@@ -45,7 +45,9 @@ def shape_of(text: bytes) -> Shape:
         commas = signs == _COMMA
         between = _between_numbers(signs, commas)
         numbers += between
-        values += int(np.count_nonzero(opening)) + int(np.count_nonzero(commas)) - between
+        values += (
+            int(np.count_nonzero(opening)) + int(np.count_nonzero(commas)) - between
+        )
         if len(steps):
             deepest = max(deepest, depth + int(steps.max()))
             depth += int(steps[-1])

@@ -27,7 +27,11 @@ class ReasoningSplitter(PieceReader):
                 break
             held, inside = "" if text == self._start_tag else text, False
             self._space, self._is_started, self._was_thinking = "", False, True
-            if (yield from self._until((self._end_tag,), self._think, held=self._replayed(held))) == END:
+            if (
+                yield from self._until(
+                    (self._end_tag,), self._think, held=self._replayed(held)
+                )
+            ) == END:
                 return
             self._space = ""
         for char in text:

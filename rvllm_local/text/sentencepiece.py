@@ -34,7 +34,11 @@ class SentencePieceBackend:
     """
 
     def __init__(
-        self, proto: Any, name: str, extra: Mapping[str, int] | None = None, special: Collection[str] = ()
+        self,
+        proto: Any,
+        name: str,
+        extra: Mapping[str, int] | None = None,
+        special: Collection[str] = (),
     ) -> None:
         self._proto, self._name = proto, name
         _check(proto, name)
@@ -42,12 +46,20 @@ class SentencePieceBackend:
         self._texts = {token: text for text, token in self._extra.items()}
         self._special = {
             *special,
-            *(piece.piece for piece in proto.pieces if piece.type in (_UNKNOWN, _CONTROL)),
+            *(
+                piece.piece
+                for piece in proto.pieces
+                if piece.type in (_UNKNOWN, _CONTROL)
+            ),
         }
         self._with_space = _processor(proto, name)
         self._plain_space: Any = None  # made when it is needed
         self._pieces = {piece.piece: index for index, piece in enumerate(proto.pieces)}
-        matched = [text for text in (*self._special, *self._extra) if self.token_to_id(text) is not None]
+        matched = [
+            text
+            for text in (*self._special, *self._extra)
+            if self.token_to_id(text) is not None
+        ]
         self._matched = _either(matched)
 
     @classmethod
@@ -64,31 +76,43 @@ class SentencePieceBackend:
         from sentencepiece import sentencepiece_model_pb2
 
         if len(data) > _MAX_BYTES:
-            raise ModelFileError(f"{name}: {len(data)} bytes are no plausible SentencePiece model")
+            raise ModelFileError(
+                f"{name}: {len(data)} bytes are no plausible SentencePiece model"
+            )
         proto = sentencepiece_model_pb2.ModelProto()
         try:
             proto.ParseFromString(data)
         except DecodeError as error:
-            raise ModelFileError(f"{name} is not a SentencePiece model: {error}") from error
+            raise ModelFileError(
+                f"{name} is not a SentencePiece model: {error}"
+            ) from error
         if prefix_space is not None:
             proto.normalizer_spec.add_dummy_prefix = prefix_space
         return cls(proto, name, extra, special)
 
-    def encode(self, text: str, add_special_tokens: bool = False, continues: bool = False) -> Encoded:
+    def encode(
+        self, text: str, add_special_tokens: bool = False, continues: bool = False
+    ) -> Encoded:
         """Token ids; special tokens written in the text count as such. No leading space where the text continues one.
 
         After a special token a text begins anew, as in the models' own training.
         """
         del add_special_tokens  # the caller adds them
         ids: list[int] = []
-        for place, part in enumerate(self._matched.split(text) if self._matched else [text]):
+        for place, part in enumerate(
+            self._matched.split(text) if self._matched else [text]
+        ):
             if place % 2:
                 token = self.token_to_id(part)
                 assert token is not None
                 ids.append(token)
                 continues = False
             elif part:
-                ids.extend((self._without_space() if continues else self._with_space).encode(part))
+                ids.extend(
+                    (self._without_space() if continues else self._with_space).encode(
+                        part
+                    )
+                )
         return Encoded(ids)
 
     def blind_to(self, hidden: Collection[str]) -> SentencePieceBackend:
@@ -107,7 +131,9 @@ class SentencePieceBackend:
         found: dict[int, AddedToken] = {}
         for index, piece in enumerate(self._proto.pieces):
             if piece.type in (_UNKNOWN, _CONTROL, _USER_DEFINED):
-                found[index] = AddedToken(piece.piece, special=piece.piece in self._special)
+                found[index] = AddedToken(
+                    piece.piece, special=piece.piece in self._special
+                )
         for text, token in self._extra.items():
             found[token] = AddedToken(text, special=text in self._special)
         return found
@@ -120,12 +146,18 @@ class SentencePieceBackend:
         """The token's text as the vocabulary spells it; None outside the vocabulary."""
         if token in self._texts:
             return self._texts[token]
-        return self._proto.pieces[token].piece if 0 <= token < len(self._proto.pieces) else None
+        return (
+            self._proto.pieces[token].piece
+            if 0 <= token < len(self._proto.pieces)
+            else None
+        )
 
     def get_vocab_size(self, with_added_tokens: bool = True) -> int:
         """Number of ids, counted to the highest."""
         del with_added_tokens
-        return max(len(self._proto.pieces), *(token + 1 for token in self._extra.values()), 0)
+        return max(
+            len(self._proto.pieces), *(token + 1 for token in self._extra.values()), 0
+        )
 
     def id_to_bytes(self, token: int) -> bytes:
         """The bytes that a token stands for; empty outside the vocabulary."""
@@ -199,12 +231,16 @@ def build_proto(
 
 def _either(texts: Collection[str]) -> re.Pattern[str] | None:
     ordered = sorted(filter(None, texts), key=len, reverse=True)
-    return re.compile("(" + "|".join(map(re.escape, ordered)) + ")") if ordered else None
+    return (
+        re.compile("(" + "|".join(map(re.escape, ordered)) + ")") if ordered else None
+    )
 
 
 def _check(proto: Any, name: str) -> None:
     if not 0 < len(proto.pieces) <= _MAX_PIECES:
-        raise ModelFileError(f"{name} is not a SentencePiece model: it has {len(proto.pieces)} pieces")
+        raise ModelFileError(
+            f"{name} is not a SentencePiece model: it has {len(proto.pieces)} pieces"
+        )
     if proto.trainer_spec.model_type not in (1, 2):
         raise ModelFileError(
             f"{name}: SentencePiece model type {proto.trainer_spec.model_type} is neither unigram nor BPE"
@@ -213,7 +249,9 @@ def _check(proto: Any, name: str) -> None:
     for index, piece in enumerate(proto.pieces):
         num_unknown += piece.type == _UNKNOWN
         if piece.type == _BYTE and not re.fullmatch("<0x[0-9A-F]{2}>", piece.piece):
-            raise ModelFileError(f"{name}: piece {index} is called a byte and spelled {piece.piece!r:.40}")
+            raise ModelFileError(
+                f"{name}: piece {index} is called a byte and spelled {piece.piece!r:.40}"
+            )
         if not piece.piece or piece.score != piece.score:
             raise ModelFileError(f"{name}: piece {index} is empty or has no score")
     if num_unknown != 1:
@@ -227,4 +265,6 @@ def _processor(proto: Any, name: str) -> Any:
         return SentencePieceProcessor(model_proto=proto.SerializeToString())
     except (RuntimeError, ValueError, TypeError) as error:
         reason = " ".join(str(error).split())[:200]
-        raise ModelFileError(f"{name} is not a sound SentencePiece model: {reason}") from error
+        raise ModelFileError(
+            f"{name} is not a sound SentencePiece model: {reason}"
+        ) from error

@@ -89,7 +89,8 @@ def render_chat(
             )
     except _REFUSALS as error:
         raise ParameterError(
-            "messages", f"the model's chat template refused the messages: {_reason(error, template)}"
+            "messages",
+            f"the model's chat template refused the messages: {_reason(error, template)}",
         ) from None
     return text
 
@@ -100,7 +101,9 @@ def _reason(error: Exception, template: str) -> str:
     if isinstance(error, TemplateTimeoutError) or said in template:
         return said
     quoted = _QUOTED.findall(said)
-    is_about_names = isinstance(error, jinja2.UndefinedError) and all(name in template for name in quoted[-1:])
+    is_about_names = isinstance(error, jinja2.UndefinedError) and all(
+        name in template for name in quoted[-1:]
+    )
     return said if is_about_names or isinstance(error, _OWN) else type(error).__name__
 
 
@@ -150,13 +153,20 @@ class _Sandbox(ImmutableSandboxedEnvironment):
         return between.join(kept)
 
     def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
-        sized = [part for part in (left, right) if isinstance(part, str | bytes | list | tuple)]
+        sized = [
+            part
+            for part in (left, right)
+            if isinstance(part, str | bytes | list | tuple)
+        ]
         if operator == "%" and isinstance(left, str) and _WIDE.search(left):
             raise _LimitError("a format this wide is not allowed")
         if (
             operator == "*"
             and sized
-            and any(isinstance(part, int) and part * len(sized[0]) > _LARGEST for part in (left, right))
+            and any(
+                isinstance(part, int) and part * len(sized[0]) > _LARGEST
+                for part in (left, right)
+            )
         ):
             raise _LimitError("a repetition this long is not allowed")
         if operator == "**" and (abs(left) > _LARGEST or abs(right) > _LARGEST_POWER):
@@ -166,7 +176,9 @@ class _Sandbox(ImmutableSandboxedEnvironment):
         if operator == "%" and isinstance(left, str):
             self._check_filled(left.count("%"), right)
         made = super().call_binop(context, operator, left, right)
-        self.spend(len(made) if isinstance(made, str | list | tuple) and operator != "+" else 0)
+        self.spend(
+            len(made) if isinstance(made, str | list | tuple) and operator != "+" else 0
+        )
         return made
 
     def call(self, context: Any, obj: Any, /, *args: Any, **kwargs: Any) -> Any:
@@ -186,7 +198,10 @@ class _Sandbox(ImmutableSandboxedEnvironment):
         if any(isinstance(value, int) and value > _LARGEST for value in given):
             raise _LimitError("a text this long is not allowed")
         if name == "format":
-            if any(_WIDE_FIELD.search(spec or "") for _, _, spec, _ in string.Formatter().parse(text)):
+            if any(
+                _WIDE_FIELD.search(spec or "")
+                for _, _, spec, _ in string.Formatter().parse(text)
+            ):
                 raise _LimitError("a format this wide is not allowed")
             self._check_filled(text.count("{"), tuple(given))
         if name == "replace" and len(given) > 1:
@@ -194,13 +209,29 @@ class _Sandbox(ImmutableSandboxedEnvironment):
 
     def _check_filled(self, places: int, values: Any) -> None:
         """Count what a text with places for values may become."""
-        each = values.values() if isinstance(values, Mapping) else values if isinstance(values, tuple) else (values,)
-        self.spend(places * max((len(value) for value in each if isinstance(value, str)), default=0))
+        each = (
+            values.values()
+            if isinstance(values, Mapping)
+            else values
+            if isinstance(values, tuple)
+            else (values,)
+        )
+        self.spend(
+            places
+            * max((len(value) for value in each if isinstance(value, str)), default=0)
+        )
 
 
 def _environment() -> ImmutableSandboxedEnvironment:
-    environment = _Sandbox(trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols])
-    limits = {"center": _LARGEST, "indent": _LARGEST_INDENT, "batch": _LARGEST_INDENT, "slice": _LARGEST_INDENT}
+    environment = _Sandbox(
+        trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols]
+    )
+    limits = {
+        "center": _LARGEST,
+        "indent": _LARGEST_INDENT,
+        "batch": _LARGEST_INDENT,
+        "slice": _LARGEST_INDENT,
+    }
     for name, largest in limits.items():
         environment.filters[name] = _bounded(environment.filters[name], largest)
     environment.filters["join"] = _join
@@ -218,7 +249,10 @@ def _bounded(function: Callable[..., Any], largest: int) -> Callable[..., Any]:
 
     @functools.wraps(function)
     def checked(*args: Any, **kwargs: Any) -> Any:
-        if any(isinstance(value, int) and value > largest for value in (*args[1:], *kwargs.values())):
+        if any(
+            isinstance(value, int) and value > largest
+            for value in (*args[1:], *kwargs.values())
+        ):
             raise _LimitError("a text this long is not allowed")
         return function(*args, **kwargs)
 
@@ -226,9 +260,15 @@ def _bounded(function: Callable[..., Any], largest: int) -> Callable[..., Any]:
 
 
 @pass_eval_context
-def _join(context: nodes.EvalContext, value: Iterable[Any], d: Any = "", attribute: Any = None) -> str:
+def _join(
+    context: nodes.EvalContext, value: Iterable[Any], d: Any = "", attribute: Any = None
+) -> str:
     environment = cast(_Sandbox, context.environment)
-    each = value if attribute is None else map(make_attrgetter(environment, attribute), value)
+    each = (
+        value
+        if attribute is None
+        else map(make_attrgetter(environment, attribute), value)
+    )
     return environment.joined(str(d), map(str, each))
 
 
@@ -239,7 +279,9 @@ def _format(environment: _Sandbox, value: Any, *args: Any, **kwargs: Any) -> Any
 
 
 @pass_environment
-def _replace(environment: _Sandbox, value: Any, old: Any, new: Any, count: int = -1) -> str:
+def _replace(
+    environment: _Sandbox, value: Any, old: Any, new: Any, count: int = -1
+) -> str:
     environment.check_method("replace", str(value), (str(old), str(new)))
     return str(value).replace(str(old), str(new), count)
 

@@ -39,19 +39,31 @@ class Tokenizer:
         self._backend = backend
         added = backend.get_added_tokens_decoder()
         self._added = frozenset(added)
-        self._special = {token_id: token.content for token_id, token in added.items() if token.special}
+        self._special = {
+            token_id: token.content
+            for token_id, token in added.items()
+            if token.special
+        }
         self.bos_token, self.eos_token = bos_token, eos_token
         self.chat_template = chat_template
         self._add_bos = add_bos
         self._token_bytes = functools.lru_cache(_KEPT_PIECES)(_byte_decoder(backend))
         # Tags of calls and thoughts belong to templates and models too, where a vocabulary has them without calling
         # them special.
-        self._control = {token.content for token in added.values() if token.content in CONTROL_TAGS}
+        self._control = {
+            token.content for token in added.values() if token.content in CONTROL_TAGS
+        }
         self._hidden_special = _Hidden.of(self._special.values())
         self._hidden_every = _Hidden.of({*self._special.values(), *self._control})
         # Tokens that are looked for in normalized text can be written in other ways than their own.
-        hidden = [token for token in added.values() if token.special or token.content in self._control]
-        self._shows_tokens = isinstance(backend, Backend) and not any(token.normalized for token in hidden)
+        hidden = [
+            token
+            for token in added.values()
+            if token.special or token.content in self._control
+        ]
+        self._shows_tokens = isinstance(backend, Backend) and not any(
+            token.normalized for token in hidden
+        )
 
     @property
     def vocab_size(self) -> int:
@@ -60,7 +72,9 @@ class Tokenizer:
     @functools.cached_property
     def longest_token(self) -> int:
         """Bytes of the longest token: a text of more bytes than n times this takes more than n tokens."""
-        return max((len(self._bytes(token)) for token in range(self.vocab_size)), default=1)
+        return max(
+            (len(self._bytes(token)) for token in range(self.vocab_size)), default=1
+        )
 
     @property
     def backend(self) -> Backend | SentencePieceBackend:
@@ -74,9 +88,15 @@ class Tokenizer:
 
     @property
     def bos_token_id(self) -> int | None:
-        return None if self.bos_token is None else self._backend.token_to_id(self.bos_token)
+        return (
+            None
+            if self.bos_token is None
+            else self._backend.token_to_id(self.bos_token)
+        )
 
-    def encode(self, text: str, *, special: bool = False, bos: bool = True) -> list[int]:
+    def encode(
+        self, text: str, *, special: bool = False, bos: bool = True
+    ) -> list[int]:
         """Token ids of `text`; with `special`, special tokens written in it count as such.
 
         A start token comes first if the model wants one and `bos` is left on.
@@ -89,9 +109,19 @@ class Tokenizer:
 
     def decode(self, token_ids: Sequence[int], skip_special: bool = True) -> str:
         """Text of `token_ids`, without the space that the tokenizer itself puts before a text's first word."""
-        parts = [token for token in token_ids if not (skip_special and token in self._special)]
-        text = b"".join(self._bytes(token) for token in parts).decode("utf-8", errors="replace")
-        begins = parts and isinstance(self._backend, SentencePieceBackend) and self._backend.adds_space
+        parts = [
+            token
+            for token in token_ids
+            if not (skip_special and token in self._special)
+        ]
+        text = b"".join(self._bytes(token) for token in parts).decode(
+            "utf-8", errors="replace"
+        )
+        begins = (
+            parts
+            and isinstance(self._backend, SentencePieceBackend)
+            and self._backend.adds_space
+        )
         return text.removeprefix(" ") if begins else text
 
     def id_to_bytes(self, token_id: int) -> bytes | None:
@@ -108,7 +138,11 @@ class Tokenizer:
         return KeptSpecial(self, kept_special)
 
     def encode_chat(
-        self, messages: Sequence[Mapping[str, Any]], *, continues: bool = False, **template: Any
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        continues: bool = False,
+        **template: Any,
     ) -> list[int]:
         """Token ids of a conversation through the chat template. Raises `ParameterError` for what it cannot render.
 
@@ -118,7 +152,9 @@ class Tokenizer:
         is the assistant's: the model goes on from there.
         """
         if self.chat_template is None:
-            raise UnsupportedModelError("this model has no chat template; use generate() with a plain prompt")
+            raise UnsupportedModelError(
+                "this model has no chat template; use generate() with a plain prompt"
+            )
         from rvllm_local.text.template import render_chat  # loads jinja2
 
         messages = plain_messages(messages)
@@ -128,10 +164,19 @@ class Tokenizer:
             messages = [*messages[:-1], markers.ending(messages[-1])]
             template["add_generation_prompt"] = False
         own, others = self._hidden_special, self._hidden_every
-        messages = [markers.hide(row, own if row["role"] == "assistant" else others) for row in messages]
-        template = {name: markers.hide(value, others) for name, value in template.items()}
+        messages = [
+            markers.hide(row, own if row["role"] == "assistant" else others)
+            for row in messages
+        ]
+        template = {
+            name: markers.hide(value, others) for name, value in template.items()
+        }
         text = render_chat(
-            self.chat_template, messages, bos_token=self.bos_token or "", eos_token=self.eos_token or "", **template
+            self.chat_template,
+            messages,
+            bos_token=self.bos_token or "",
+            eos_token=self.eos_token or "",
+            **template,
         )
         _check_text(text)
         if continues:
@@ -139,7 +184,9 @@ class Tokenizer:
         ids: list[int] = []
         for piece, is_template in markers.split(text):
             backend = self._backend if is_template else self._blind(piece)
-            if isinstance(backend, SentencePieceBackend):  # a piece that follows text gets no space of its own
+            if isinstance(
+                backend, SentencePieceBackend
+            ):  # a piece that follows text gets no space of its own
                 follows_text = bool(ids) and ids[-1] not in self._special
                 ids.extend(backend.encode(piece, continues=follows_text).ids)
             else:
@@ -156,12 +203,16 @@ class Tokenizer:
     @functools.cached_property
     def _plain(self) -> Backend | SentencePieceBackend:
         """A second backend that knows no special tokens; made when a text needs it, as it takes time and memory."""
-        return _without_special(self._backend, {*self._special.values(), *self._control})
+        return _without_special(
+            self._backend, {*self._special.values(), *self._control}
+        )
 
     def _check_roles(self, messages: Sequence[Mapping[str, Any]]) -> None:
         for index, message in enumerate(messages):
             if any(token in message["role"] for token in self._special.values()):
-                raise ParameterError("messages", f"message {index} holds a special token in its role")
+                raise ParameterError(
+                    "messages", f"message {index} holds a special token in its role"
+                )
 
     def _bytes(self, token_id: int) -> bytes:
         if token_id in self._special:
@@ -175,7 +226,9 @@ class KeptSpecial:
     def __init__(self, tokenizer: Tokenizer, kept_special: Collection[str]) -> None:
         self._tokenizer = tokenizer
         tokens = {text: tokenizer.control_token_id(text) for text in kept_special}
-        self._kept = {token: text.encode() for text, token in tokens.items() if token is not None}
+        self._kept = {
+            token: text.encode() for text, token in tokens.items() if token is not None
+        }
 
     def id_to_bytes(self, token_id: int) -> bytes | None:
         """The bytes that a token stands for; None for special tokens that are not kept."""
@@ -193,7 +246,9 @@ class _Hidden:
     @classmethod
     def of(cls, texts: Iterable[str]) -> _Hidden:
         ordered = sorted(filter(None, texts), key=len, reverse=True)
-        beginnings = frozenset(text[:size] for text in ordered for size in range(1, len(text)))
+        beginnings = frozenset(
+            text[:size] for text in ordered for size in range(1, len(text))
+        )
         pattern = re.compile("|".join(map(re.escape, ordered))) if ordered else None
         return cls(pattern, beginnings, max(map(len, ordered), default=0))
 
@@ -214,7 +269,10 @@ class _Markers:
     def ending(self, message: Mapping[str, Any]) -> Mapping[str, Any]:
         """A message whose content's end can be found again. Raises `ParameterError` if it is not the assistant's text."""
         if message["role"] != "assistant" or message.get("tool_calls"):
-            raise ParameterError("messages", "only a last message that is the assistant's text can be continued")
+            raise ParameterError(
+                "messages",
+                "only a last message that is the assistant's text can be continued",
+            )
         return {**message, "content": f"{message.get('content') or ''}{self._ending}"}
 
     def up_to_ending(self, text: str) -> str:
@@ -222,7 +280,8 @@ class _Markers:
         found, mark, _ = text.rpartition(self._ending)
         if not mark:
             raise ParameterError(
-                "messages", "the model's chat template does not show the last message: it cannot be continued"
+                "messages",
+                "the model's chat template does not show the last message: it cannot be continued",
             )
         return found
 
@@ -231,8 +290,15 @@ class _Markers:
         if isinstance(value, str):
             return self._hide_text(value, hidden)
         if isinstance(value, Mapping):
-            return {self.hide(key, hidden): self.hide(one, hidden) for key, one in value.items()}
-        return [self.hide(one, hidden) for one in value] if isinstance(value, list | tuple) else value
+            return {
+                self.hide(key, hidden): self.hide(one, hidden)
+                for key, one in value.items()
+            }
+        return (
+            [self.hide(one, hidden) for one in value]
+            if isinstance(value, list | tuple)
+            else value
+        )
 
     def _hide_text(self, text: str, hidden: _Hidden) -> str:
         if hidden.pattern is None:
@@ -240,7 +306,11 @@ class _Markers:
         text = hidden.pattern.sub(lambda found: self._marker(found[0]), text)
         # Two texts that a template sets side by side could make a special token between them.
         size = hidden.beginning_at_end(text)
-        return text[: len(text) - size] + self._marker(text[len(text) - size :]) if size else text
+        return (
+            text[: len(text) - size] + self._marker(text[len(text) - size :])
+            if size
+            else text
+        )
 
     def _marker(self, text: str) -> str:
         if text not in self._hidden:
@@ -255,7 +325,10 @@ class _Markers:
             elif piece.isdecimal() and int(piece) < len(self._hidden):
                 yield self._hidden[int(piece)], False
             else:
-                raise ParameterError("messages", "a message holds special tokens, and the chat template cuts it up")
+                raise ParameterError(
+                    "messages",
+                    "a message holds special tokens, and the chat template cuts it up",
+                )
 
 
 def _token_ids(backend: Backend | SentencePieceBackend, text: str) -> list[int]:
@@ -273,18 +346,26 @@ def _settings(backend: Backend) -> tuple[dict[str, Any], str]:
     text = backend.to_str()
     place = text.find('"model":{"type":')
     try:
-        return json.loads(text[:place].rstrip().removesuffix(",") + "}"), text[place + len('"model":') : -1]
+        return json.loads(text[:place].rstrip().removesuffix(",") + "}"), text[
+            place + len('"model":') : -1
+        ]
     except ValueError:  # the library wrote it in another order
         state = json.loads(text)
-        return {key: value for key, value in state.items() if key != "model"}, json.dumps(state["model"])
+        return {
+            key: value for key, value in state.items() if key != "model"
+        }, json.dumps(state["model"])
 
 
-def _without_special(backend: Backend | SentencePieceBackend, special: set[str]) -> Backend | SentencePieceBackend:
+def _without_special(
+    backend: Backend | SentencePieceBackend, special: set[str]
+) -> Backend | SentencePieceBackend:
     """The same tokenizer, blind to special tokens."""
     if isinstance(backend, SentencePieceBackend):
         return backend.blind_to(special)
     state, model = _settings(backend)
-    state["added_tokens"] = [row for row in state["added_tokens"] if row["content"] not in special]
+    state["added_tokens"] = [
+        row for row in state["added_tokens"] if row["content"] not in special
+    ]
     state["post_processor"] = None
     return Backend.from_str(f'{json.dumps(state)[:-1]}, "model": {model}}}')
 
@@ -293,7 +374,9 @@ def _byte_decoder(backend: Backend | SentencePieceBackend) -> Callable[[int], by
     """How this tokenizer spells bytes: GPT-2's alphabet, or words with a lower one eighth block for a space."""
     if isinstance(backend, SentencePieceBackend):
         return backend.id_to_bytes
-    if '"ByteLevel"' in json.dumps([_describe(part) for part in (backend.pre_tokenizer, backend.decoder)]):
+    if '"ByteLevel"' in json.dumps(
+        [_describe(part) for part in (backend.pre_tokenizer, backend.decoder)]
+    ):
         spell: Callable[[str], bytes] = functools.partial(_byte_level, _byte_alphabet())
     else:
         spell = _piece
@@ -325,11 +408,15 @@ def _byte_alphabet() -> dict[str, int]:
     """GPT-2's printable stand-ins for the 256 bytes."""
     printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
     others = [byte for byte in range(256) if byte not in printable]
-    return {chr(byte): byte for byte in printable} | {chr(256 + rank): byte for rank, byte in enumerate(others)}
+    return {chr(byte): byte for byte in printable} | {
+        chr(256 + rank): byte for rank, byte in enumerate(others)
+    }
 
 
 def _check_text(text: str) -> None:
     try:
         text.encode()
     except UnicodeEncodeError as error:
-        raise ParameterError("prompt", f"the text holds half a surrogate pair at position {error.start}") from error
+        raise ParameterError(
+            "prompt", f"the text holds half a surrogate pair at position {error.start}"
+        ) from error

@@ -29,7 +29,11 @@ _FROM_GENERATION = "generation_config.json"
 def tokenizer_folder_files(files: ModelFiles, tokenizer: Tokenizer) -> dict[str, bytes]:
     """Contents by file name, from which `read_tokenizer` makes the same tokenizer again."""
     if files.kind != "gguf":
-        names = [name for name in (*_FILES, _FROM_GENERATION) if (files.path / name).is_file()]
+        names = [
+            name
+            for name in (*_FILES, _FROM_GENERATION)
+            if (files.path / name).is_file()
+        ]
         return {name: (files.path / name).read_bytes() for name in names}
     backend = tokenizer.backend
     settings: dict[str, Any] = {
@@ -42,7 +46,10 @@ def tokenizer_folder_files(files: ModelFiles, tokenizer: Tokenizer) -> dict[str,
     found = {"tokenizer_config.json": _json(kept)}
     if isinstance(backend, SentencePieceBackend):
         return {**found, "tokenizer.model": backend.to_bytes()}
-    return {**found, "tokenizer.json": _with_start(backend, tokenizer).to_str().encode()}
+    return {
+        **found,
+        "tokenizer.json": _with_start(backend, tokenizer).to_str().encode(),
+    }
 
 
 def _with_start(backend: Backend, tokenizer: Tokenizer) -> Backend:

@@ -23,17 +23,32 @@ _CONTRACTIONS = "(?i:'s|'t|'re|'ve|'m|'ll|'d)"
 _ENDING = r"|\s*[\r\n]+|\s+(?!\S)|\s+"
 _UPPER, _LOWER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
 _NOT_WORD = r"[^\r\n\p{L}\p{N}]?"
-_WORDS = _CONTRACTIONS + r"|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}%s| ?[^\s\p{L}\p{N}]+[\r\n]*" + _ENDING
+_WORDS = (
+    _CONTRACTIONS
+    + r"|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}%s| ?[^\s\p{L}\p{N}]+[\r\n]*"
+    + _ENDING
+)
 _CASED = rf"{_NOT_WORD}{_UPPER}*{_LOWER}+%s|{_NOT_WORD}{_UPPER}+{_LOWER}*%s|\p{{N}}%s| ?[^\s\p{{L}}\p{{N}}]+[\r\n/]*"
 # How GGUF names the ways of cutting a text before BPE; the expressions are the models' own.
 _PATTERNS = {
-    **dict.fromkeys(("llama-bpe", "llama3", "llama-v3", "smaug-bpe", "dbrx", "falcon3"), _WORDS % "{1,3}"),
+    **dict.fromkeys(
+        ("llama-bpe", "llama3", "llama-v3", "smaug-bpe", "dbrx", "falcon3"),
+        _WORDS % "{1,3}",
+    ),
     **dict.fromkeys(("qwen2", "deepseek-r1-qwen", "megrez"), _WORDS % ""),
     "tekken": _CASED % ("", "", "") + _ENDING,
     "gpt-4o": _CASED % (_CONTRACTIONS + "?", _CONTRACTIONS + "?", "{1,3}") + _ENDING,
 }
 _GPT2 = ("gpt-2", "default", "olmo", "mpt", "phi-2", "jais", "trillion")
-_SINGLE_DIGITS = ("smollm", "starcoder", "refact", "command-r", "codeshell", "exaone", "granite")
+_SINGLE_DIGITS = (
+    "smollm",
+    "starcoder",
+    "refact",
+    "command-r",
+    "codeshell",
+    "exaone",
+    "granite",
+)
 _STARTS_WITH_BOS = ("llama-bpe", "llama3", "llama-v3", "tekken")
 _WHOLE_WORDS_FIRST = ("llama-bpe", "llama3", "llama-v3", "tekken", "smaug-bpe")
 
@@ -45,7 +60,10 @@ def read_tokenizer(files: ModelFiles) -> Tokenizer:
 
 def _from_folder(folder: Path) -> Tokenizer:
     config = _read_config(folder / "tokenizer_config.json")
-    if not (folder / "tokenizer.json").is_file() and (folder / "tokenizer.model").is_file():
+    if (
+        not (folder / "tokenizer.json").is_file()
+        and (folder / "tokenizer.model").is_file()
+    ):
         return _from_sentencepiece(folder, config)
     backend, first = _read_backend(folder)
     bos = _token_text(config.get("bos_token"))
@@ -62,14 +80,18 @@ def _read_backend(folder: Path) -> tuple[Backend, list[str]]:
     """The tokenizer, and the token that its post-processor begins a text with, or else the text's own first one."""
     path = folder / "tokenizer.json"
     if not path.is_file():
-        raise UnsupportedModelError(f"{folder} has no tokenizer.json and no tokenizer.model")
+        raise UnsupportedModelError(
+            f"{folder} has no tokenizer.json and no tokenizer.model"
+        )
     try:
         backend = Backend.from_str(path.read_text(encoding="utf-8"))
         return backend, backend.encode("a").tokens[:1]
     except (KeyboardInterrupt, SystemExit):
         raise
     except BaseException as error:  # the library raises plain Exception, and what Rust panics with is not even one
-        raise ModelFileError(f"{path} is not a sound tokenizer: {_in_short(error)}") from error
+        raise ModelFileError(
+            f"{path} is not a sound tokenizer: {_in_short(error)}"
+        ) from error
 
 
 def _chat_template(folder: Path, config: Mapping[str, Any]) -> str | None:
@@ -81,10 +103,14 @@ def _chat_template(folder: Path, config: Mapping[str, Any]) -> str | None:
             raise ModelFileError(f"{separate} cannot be read: {error}") from error
     template = config.get("chat_template")
     if not isinstance(template, str | list | None):
-        raise ModelFileError(f"{folder}: the tokenizer's chat_template must be text, not {template!r:.60}")
+        raise ModelFileError(
+            f"{folder}: the tokenizer's chat_template must be text, not {template!r:.60}"
+        )
     if isinstance(template, list):  # several named templates
         rows = [row for row in template if isinstance(row, Mapping)]
-        template = next((row.get("template") for row in rows if row.get("name") == "default"), None)
+        template = next(
+            (row.get("template") for row in rows if row.get("name") == "default"), None
+        )
     return template if isinstance(template, str) else None
 
 
@@ -93,13 +119,19 @@ def _from_sentencepiece(folder: Path, config: Mapping[str, Any]) -> Tokenizer:
     extra, special = _added_tokens(folder, config)
     prefix = config.get("add_prefix_space")
     backend = SentencePieceBackend.parse(
-        path.read_bytes(), str(path), extra, special, prefix if isinstance(prefix, bool) else None
+        path.read_bytes(),
+        str(path),
+        extra,
+        special,
+        prefix if isinstance(prefix, bool) else None,
     )
     bos = _token_text(config.get("bos_token")) or backend.bos_token
     eos = _token_text(config.get("eos_token")) or backend.eos_token
     for text in (bos, eos):
         if text is not None and backend.token_to_id(text) is None:
-            raise ModelFileError(f"{path}: the configuration names a token {text!r:.60} that it does not have")
+            raise ModelFileError(
+                f"{path}: the configuration names a token {text!r:.60} that it does not have"
+            )
     return Tokenizer(
         backend,
         bos_token=bos,
@@ -109,7 +141,9 @@ def _from_sentencepiece(folder: Path, config: Mapping[str, Any]) -> Tokenizer:
     )
 
 
-def _added_tokens(folder: Path, config: Mapping[str, Any]) -> tuple[dict[str, int], set[str]]:
+def _added_tokens(
+    folder: Path, config: Mapping[str, Any]
+) -> tuple[dict[str, int], set[str]]:
     """Tokens that a folder adds to its SentencePiece model, and the texts that it calls special."""
     extra: dict[str, int] = {}
     special: set[str] = set()
@@ -122,7 +156,11 @@ def _added_tokens(folder: Path, config: Mapping[str, Any]) -> tuple[dict[str, in
         if content and isinstance(row, Mapping) and str(token).isdecimal():
             extra[content] = int(token)
             (special.add if row.get("special") else special.discard)(content)
-    if wrong := [text for text, token in extra.items() if type(token) is not int or not 0 <= token < 1 << 24]:
+    if wrong := [
+        text
+        for text, token in extra.items()
+        if type(token) is not int or not 0 <= token < 1 << 24
+    ]:
         raise ModelFileError(f"{folder}: added token {wrong[0]!r:.60} has no usable id")
     return extra, special
 
@@ -143,12 +181,16 @@ def _from_gguf(path: Path) -> Tokenizer:
     except (UnsupportedModelError, ModelFileError, KeyboardInterrupt, SystemExit):
         raise
     except BaseException as error:  # missing keys, what the library thinks of the merges, or what Rust panics with
-        raise ModelFileError(f"{path}: its tokenizer is damaged: {_in_short(error)}") from error
+        raise ModelFileError(
+            f"{path}: its tokenizer is damaged: {_in_short(error)}"
+        ) from error
     tokens = metadata["tokenizer.ggml.tokens"]
 
     def token(key: str) -> str | None:
         index = metadata.get(f"tokenizer.ggml.{key}_token_id")
-        return tokens[index] if type(index) is int and 0 <= index < len(tokens) else None
+        return (
+            tokens[index] if type(index) is int and 0 <= index < len(tokens) else None
+        )
 
     template = metadata.get("tokenizer.chat_template")
     bos = token("bos")
@@ -158,51 +200,83 @@ def _from_gguf(path: Path) -> Tokenizer:
         eos_token=token("eos"),
         chat_template=template if isinstance(template, str) else None,
         add_bos=bos is not None
-        and bool(metadata.get("tokenizer.ggml.add_bos_token", kind == "llama" or pre in _STARTS_WITH_BOS)),
+        and bool(
+            metadata.get(
+                "tokenizer.ggml.add_bos_token",
+                kind == "llama" or pre in _STARTS_WITH_BOS,
+            )
+        ),
     )
 
 
 def _byte_level(metadata: Mapping[str, Any], pre: str, path: Path) -> Backend:
-    tokens, merges = metadata["tokenizer.ggml.tokens"], metadata["tokenizer.ggml.merges"]
+    tokens, merges = (
+        metadata["tokenizer.ggml.tokens"],
+        metadata["tokenizer.ggml.merges"],
+    )
     types = metadata["tokenizer.ggml.token_type"]
     pairs = [tuple(merge.split(" ", 1)) for merge in merges]
     vocab = {token: rank for rank, token in enumerate(tokens)}
-    backend = Backend(BPE(vocab=vocab, merges=pairs, ignore_merges=pre in _WHOLE_WORDS_FIRST))
-    special = [token for token, kind in zip(tokens, types, strict=True) if kind == _CONTROL]
-    added = [token for token, kind in zip(tokens, types, strict=True) if kind == _USER_DEFINED]
+    backend = Backend(
+        BPE(vocab=vocab, merges=pairs, ignore_merges=pre in _WHOLE_WORDS_FIRST)
+    )
+    special = [
+        token for token, kind in zip(tokens, types, strict=True) if kind == _CONTROL
+    ]
+    added = [
+        token
+        for token, kind in zip(tokens, types, strict=True)
+        if kind == _USER_DEFINED
+    ]
     backend.pre_tokenizer = _pre_tokenizer(pre, path)
     if pre == "qwen2":
         backend.normalizer = normalizers.NFC()
     backend.decoder = decoders.ByteLevel()
-    backend.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in special])
-    backend.add_tokens([AddedToken(token, special=False, normalized=False) for token in added])
+    backend.add_special_tokens(
+        [AddedToken(token, special=True, normalized=False) for token in special]
+    )
+    backend.add_tokens(
+        [AddedToken(token, special=False, normalized=False) for token in added]
+    )
     return backend
 
 
 def _pre_tokenizer(name: str, path: Path) -> pre_tokenizers.PreTokenizer:
     if name in _PATTERNS:
         cut = pre_tokenizers.Split(Regex(_PATTERNS[name]), behavior="isolated")
-        return pre_tokenizers.Sequence([cut, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
+        return pre_tokenizers.Sequence(
+            [cut, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
+        )
     byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
     if name in _GPT2:
         return byte_level
     if name in _SINGLE_DIGITS:
-        return pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True), byte_level])
+        return pre_tokenizers.Sequence(
+            [pre_tokenizers.Digits(individual_digits=True), byte_level]
+        )
     known = ", ".join(sorted({*_PATTERNS, *_GPT2, *_SINGLE_DIGITS}))
     raise UnsupportedModelError(
         f"{path}: pre-tokenizer {name!r:.80} in a GGUF file is not supported; known are {known}. Use safetensors instead"
     )
 
 
-def _sentencepiece_of(metadata: Mapping[str, Any], name: str, unigram: bool) -> SentencePieceBackend:
-    tokens, scores = metadata["tokenizer.ggml.tokens"], metadata["tokenizer.ggml.scores"]
+def _sentencepiece_of(
+    metadata: Mapping[str, Any], name: str, unigram: bool
+) -> SentencePieceBackend:
+    tokens, scores = (
+        metadata["tokenizer.ggml.tokens"],
+        metadata["tokenizer.ggml.scores"],
+    )
     types = metadata["tokenizer.ggml.token_type"]
     proto = build_proto(
         list(zip(tokens, scores, types, strict=True)),
         unigram=unigram,
         prefix_space=bool(metadata.get("tokenizer.ggml.add_space_prefix", True)),
         strip=bool(metadata.get("tokenizer.ggml.remove_extra_whitespaces", False)),
-        charsmap=bytes(value & 0xFF for value in metadata.get("tokenizer.ggml.precompiled_charsmap", [])),
+        charsmap=bytes(
+            value & 0xFF
+            for value in metadata.get("tokenizer.ggml.precompiled_charsmap", [])
+        ),
     )
     return SentencePieceBackend(proto, name)
 

@@ -23,7 +23,9 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def api(tiny: Path) -> Iterator[Running]:
     """A server over a tiny engine; one web origin may use it."""
-    with served({"tiny": tiny}, ServerSettings(port=0, allowed_origins=(ORIGIN,))) as running:
+    with served(
+        {"tiny": tiny}, ServerSettings(port=0, allowed_origins=(ORIGIN,))
+    ) as running:
         yield running
 
 
@@ -34,6 +36,8 @@ def paced(tiny: Path) -> Iterator[Running]:
         port=0, header_timeout_s=0.5, body_timeout_s=0.5, send_timeout_s=0.5, keepalive_s=0.1, max_connections=24,
         max_body=100_000, max_header=8192, drain_s=0.5,
     )  # fmt: skip
-    with served({"tiny": tiny}, settings, opener=lambda files, options: PacedClient()) as running:
+    with served(
+        {"tiny": tiny}, settings, opener=lambda files, options: PacedClient()
+    ) as running:
         running.post({"prompt": "x"}, "/tokenize")  # the model is loaded from here on
         yield running

@@ -15,9 +15,13 @@ SECRET = "zebra-crossing"
 MESSAGES = json.dumps([{"role": "user", "content": SECRET}])
 
 
-def send(api: Running, fields: str, path: str = "/v1/chat/completions") -> tuple[int, dict[str, object]]:
+def send(
+    api: Running, fields: str, path: str = "/v1/chat/completions"
+) -> tuple[int, dict[str, object]]:
     body = f'{{"model": "default", "messages": {MESSAGES}, "max_tokens": 1, {fields}}}'
-    answer = api.client.post(path, content=body.encode(), headers={"content-type": "application/json"})
+    answer = api.client.post(
+        path, content=body.encode(), headers={"content-type": "application/json"}
+    )
     assert SECRET not in answer.text
     return answer.status_code, answer.json()["error"]
 
@@ -46,7 +50,9 @@ def send(api: Running, fields: str, path: str = "/v1/chat/completions") -> tuple
         ('"guided_regex": "a", "guided_choice": ["b"]', "guided_regex"), ('"guided_regex": "("', "response_format"),
     ],
 )  # fmt: skip
-def test_a_wrong_value_is_refused_by_its_name(api: Running, fields: str, parameter: str | None) -> None:
+def test_a_wrong_value_is_refused_by_its_name(
+    api: Running, fields: str, parameter: str | None
+) -> None:
     status, error = send(api, fields)
     assert status == 400, error
     if parameter is not None:
@@ -64,20 +70,35 @@ def test_a_wrong_value_is_refused_by_its_name(api: Running, fields: str, paramet
 )  # fmt: skip
 def test_wrong_messages_are_refused(api: Running, messages: str) -> None:
     body = f'{{"model": "default", "max_tokens": 1, "messages": {messages}}}'.encode()
-    answer = api.client.post("/v1/chat/completions", content=body, headers={"content-type": "application/json"})
+    answer = api.client.post(
+        "/v1/chat/completions",
+        content=body,
+        headers={"content-type": "application/json"},
+    )
     assert answer.status_code == 400, answer.text
 
 
 @pytest.mark.parametrize(
-    "path", ["/v1/chat/completions", "/v1/responses", "/v1/messages", "/v1/completions", "/tokenize"]
+    "path",
+    [
+        "/v1/chat/completions",
+        "/v1/responses",
+        "/v1/messages",
+        "/v1/completions",
+        "/tokenize",
+    ],
 )
 @pytest.mark.parametrize(
     "body",
     [b"", b"null", b"[]", b"5", b'"x"', b"{", b"{}}", b'{"model": }', b"\xff\xfe{}", b'{"model": "\xc3\x28"}', b"[" * 90_000,
      b'{"a":' * 5_000, b'{"model": "default", "x": ' + b"[" * 200 + b"]" * 200 + b"}", b"{'model': 1}", b"\x00"],
 )  # fmt: skip
-def test_what_is_no_object_in_json_is_refused(api: Running, path: str, body: bytes) -> None:
-    answer = api.client.post(path, content=body, headers={"content-type": "application/json"})
+def test_what_is_no_object_in_json_is_refused(
+    api: Running, path: str, body: bytes
+) -> None:
+    answer = api.client.post(
+        path, content=body, headers={"content-type": "application/json"}
+    )
     assert answer.status_code == 400, (body[:20], answer.text)
     assert answer.json()["error"]["message"]
 
@@ -104,20 +125,34 @@ def test_what_is_no_object_in_json_is_refused(api: Running, path: str, body: byt
         ("/tokenize", {}), ("/tokenize", {"prompt": "a", "messages": []}), ("/detokenize", {"tokens": [-1]}), ("/detokenize", {"tokens": [10**12]}),
     ],
 )  # fmt: skip
-def test_each_dialect_refuses_what_it_cannot(api: Running, path: str, body: dict[str, object]) -> None:
+def test_each_dialect_refuses_what_it_cannot(
+    api: Running, path: str, body: dict[str, object]
+) -> None:
     answer = api.post({"model": "default", **body}, path)
     assert answer.status_code == 400, answer.text
 
 
 def test_a_field_twice_counts_once_and_a_huge_one_is_refused(api: Running) -> None:
     assert send(api, '"seed": 1, "seed": "x"')[0] == 400
-    answer = api.post({"model": "default", "prompt": "word " * 200_000}, "/v1/completions")
-    assert (answer.status_code, answer.json()["error"]["code"]) == (400, "context_length_exceeded")
+    answer = api.post(
+        {"model": "default", "prompt": "word " * 200_000}, "/v1/completions"
+    )
+    assert (answer.status_code, answer.json()["error"]["code"]) == (
+        400,
+        "context_length_exceeded",
+    )
 
 
 def test_a_prompt_in_an_unknown_role_or_field_is_not_quoted(api: Running) -> None:
-    hidden = [{"messages": [{"role": text, "content": "x"}]} for text in (SECRET, "it's " + SECRET, SECRET * 9)]
-    hidden += [{**CHAT, "tool_choice": SECRET}, {**CHAT, "reasoning_effort": SECRET}, {SECRET * 9: 1, "messages": []}]
+    hidden = [
+        {"messages": [{"role": text, "content": "x"}]}
+        for text in (SECRET, "it's " + SECRET, SECRET * 9)
+    ]
+    hidden += [
+        {**CHAT, "tool_choice": SECRET},
+        {**CHAT, "reasoning_effort": SECRET},
+        {SECRET * 9: 1, "messages": []},
+    ]
     for body in hidden:
         assert SECRET not in api.post({"model": "default", **body}).text
 
@@ -125,21 +160,47 @@ def test_a_prompt_in_an_unknown_role_or_field_is_not_quoted(api: Running) -> Non
 @pytest.fixture(scope="module")
 def lenient(tiny: Path) -> Iterator[Running]:
     settings = ServerSettings(port=0, is_lenient=True)
-    with served({"tiny": tiny}, settings, opener=lambda files, options: PacedClient()) as running:
+    with served(
+        {"tiny": tiny}, settings, opener=lambda files, options: PacedClient()
+    ) as running:
         yield running
 
 
-def test_a_lenient_server_drops_unknown_fields_and_nothing_else(lenient: Running) -> None:
-    message = {"role": "user", "content": [{"type": "text", "text": "x", "mood": 1}], "mood": "good"}
-    assert lenient.post({**CHAT, "messages": [message], "colour": 1, "a": {"b": []}}).status_code == 200
+def test_a_lenient_server_drops_unknown_fields_and_nothing_else(
+    lenient: Running,
+) -> None:
+    message = {
+        "role": "user",
+        "content": [{"type": "text", "text": "x", "mood": 1}],
+        "mood": "good",
+    }
+    assert (
+        lenient.post(
+            {**CHAT, "messages": [message], "colour": 1, "a": {"b": []}}
+        ).status_code
+        == 200
+    )
     assert lenient.post({**CHAT, "messages": [message] * 100}).status_code == 200
     assert lenient.post({**CHAT, "colour": 1, "seed": "x"}).status_code == 400
-    assert lenient.post({**CHAT, **{f"field{number}": 1 for number in range(100)}}).status_code == 400
+    assert (
+        lenient.post(
+            {**CHAT, **{f"field{number}": 1 for number in range(100)}}
+        ).status_code
+        == 400
+    )
 
 
 def test_a_body_of_too_many_values_is_refused_without_reading_it(api: Running) -> None:
-    for inner, status in (("[]," * 60_000 + "[]", 413), ("1," * 1_100_000 + "1", 413), ("1," * 90_000 + "1", 400)):
+    for inner, status in (
+        ("[]," * 60_000 + "[]", 413),
+        ("1," * 1_100_000 + "1", 413),
+        ("1," * 90_000 + "1", 400),
+    ):
         body = f'{{"model": "default", "prompt": [{inner}]}}'.encode()
-        answer = api.client.post("/v1/completions", content=body, headers={"content-type": "application/json"})
+        answer = api.client.post(
+            "/v1/completions",
+            content=body,
+            headers={"content-type": "application/json"},
+        )
         assert answer.status_code == status, answer.text
     assert answer.json()["error"]["code"] == "context_length_exceeded"

@@ -51,10 +51,24 @@ class Fuzz:
         if kind == "object":
             return self._object(schema, depth)
         if kind == "array":
-            return [self.value(schema.get("items", {}), depth + 1) for _ in range(chance.randint(0, 3))]
+            return [
+                self.value(schema.get("items", {}), depth + 1)
+                for _ in range(chance.randint(0, 3))
+            ]
         if kind == "string":
             return chance.choice(
-                ["", "a", "default", "tiny", "user", "text", "function", "message", "hello there", "{}"]
+                [
+                    "",
+                    "a",
+                    "default",
+                    "tiny",
+                    "user",
+                    "text",
+                    "function",
+                    "message",
+                    "hello there",
+                    "{}",
+                ]
             )
         if kind == "integer":
             return chance.choice([0, 1, 2, 3, 5, -1, 100])
@@ -70,7 +84,9 @@ class Fuzz:
             if chance.random() < (0.95 if is_needed else 0.12):
                 found[name] = self.value(inner, depth + 1)
         if not schema.get("properties"):
-            found[chance.choice(["type", "a", "properties"])] = self.value({}, depth + 1)
+            found[chance.choice(["type", "a", "properties"])] = self.value(
+                {}, depth + 1
+            )
         return found
 
 
@@ -80,25 +96,41 @@ def test_no_body_makes_the_server_fail(api: Running) -> None:
     for path, operations in document["paths"].items():
         if "post" not in operations:
             continue
-        schema = operations["post"]["requestBody"]["content"]["application/json"]["schema"]
+        schema = operations["post"]["requestBody"]["content"]["application/json"][
+            "schema"
+        ]
         fuzz = Fuzz(document, path)
         for number in range(ROUNDS):
             body = fuzz.value(schema)
             if isinstance(body, dict):
                 body["model"] = "default"
-                body |= {name: 2 for name in ("max_tokens", "max_output_tokens") if name in body or number % 2}
+                body |= {
+                    name: 2
+                    for name in ("max_tokens", "max_output_tokens")
+                    if name in body or number % 2
+                }
                 if path in ("/tokenize", "/detokenize", "/v1/messages/count_tokens"):
                     body.pop("max_tokens", None), body.pop("max_output_tokens", None)
-                body.pop("max_output_tokens" if path != "/v1/responses" else "max_tokens", None)
+                body.pop(
+                    "max_output_tokens" if path != "/v1/responses" else "max_tokens",
+                    None,
+                )
             answer = api.client.post(path, json=body)
             assert answer.status_code < 500, (path, body, answer.text)
             assert "internal_error" not in answer.text, (path, body)
             statuses.setdefault(path, set()).add(answer.status_code)
     assert all(400 in found for found in statuses.values())
-    assert 200 in statuses["/v1/chat/completions"] | statuses["/v1/completions"] | statuses["/v1/responses"]
+    assert (
+        200
+        in statuses["/v1/chat/completions"]
+        | statuses["/v1/completions"]
+        | statuses["/v1/responses"]
+    )
 
 
-@pytest.mark.parametrize("name", ["x" * 300, "%00", "..%2f..%2fetc", "é", "a b", "'--", "%ff"])
+@pytest.mark.parametrize(
+    "name", ["x" * 300, "%00", "..%2f..%2fetc", "é", "a b", "'--", "%ff"]
+)
 def test_no_name_makes_the_server_fail(api: Running, name: str) -> None:
     for path in ("/v1/models/", "/v1/engine/explain/", "/v1/responses/"):
         for method in ("GET", "DELETE"):
@@ -107,4 +139,6 @@ def test_no_name_makes_the_server_fail(api: Running, name: str) -> None:
 
 def test_the_document_names_every_route(api: Running) -> None:
     document = api.client.get("/openapi.json").json()
-    assert set(document["paths"]) == {route.path_format for route in api.server.routes} - {"/openapi.json"}
+    assert set(document["paths"]) == {
+        route.path_format for route in api.server.routes
+    } - {"/openapi.json"}

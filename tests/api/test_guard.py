@@ -16,13 +16,27 @@ from tests.api.conftest import ORIGIN
 from tests.support.api import CHAT, PacedClient, Running, served
 
 KEY = "correct-horse-battery"
-ALL_METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "BREW")
+ALL_METHODS = (
+    "GET",
+    "HEAD",
+    "POST",
+    "PUT",
+    "PATCH",
+    "DELETE",
+    "OPTIONS",
+    "TRACE",
+    "BREW",
+)
 
 
 def walk(server: Server) -> Iterator[tuple[str, str, Route]]:
     """Every method and path of the application."""
     for route in server.routes:
-        path = route.path_format.replace("{name}", "tiny").replace("{request_id}", "x").replace("{response_id}", "x")
+        path = (
+            route.path_format.replace("{name}", "tiny")
+            .replace("{request_id}", "x")
+            .replace("{response_id}", "x")
+        )
         for method in sorted(route.methods or ()):
             yield method, path, route
 
@@ -35,7 +49,13 @@ def ask(api: Running, method: str, path: str, **headers: str) -> httpx.Response:
 
 def test_the_walk_finds_the_routes(api: Running) -> None:
     found = {path for _, path, _ in walk(api.server)}
-    assert {"/v1/chat/completions", "/v1/responses", "/v1/messages", "/health", "/metrics"} <= found
+    assert {
+        "/v1/chat/completions",
+        "/v1/responses",
+        "/v1/messages",
+        "/health",
+        "/metrics",
+    } <= found
 
 
 @pytest.mark.parametrize(
@@ -59,8 +79,15 @@ def test_a_foreign_origin_is_refused_on_every_route(api: Running) -> None:
             ORIGIN.upper(),
             "http://localhost:3000",
         ):
-            assert ask(api, method, path, origin=origin).status_code == 403, (method, path, origin)
-        assert ask(api, method, path, **{"sec-fetch-site": "cross-site"}).status_code == 403
+            assert ask(api, method, path, origin=origin).status_code == 403, (
+                method,
+                path,
+                origin,
+            )
+        assert (
+            ask(api, method, path, **{"sec-fetch-site": "cross-site"}).status_code
+            == 403
+        )
 
 
 def test_other_methods_are_refused_on_every_route(api: Running) -> None:
@@ -78,7 +105,9 @@ def test_other_methods_are_refused_on_every_route(api: Running) -> None:
      "/V1/models", "/docs", "/v1/chat%2Fcompletions/x", "/health%00", "/v1/engine/explain/", "/%2e%2e/etc/passwd"],
 )  # fmt: skip
 def test_an_unknown_route_is_refused(api: Running, path: str) -> None:
-    data = f"GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n".encode()
+    data = (
+        f"GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n".encode()
+    )
     assert api.raw(data).split()[1] in (b"404", b"405")
 
 
@@ -92,10 +121,14 @@ def test_an_absolute_target_is_no_route(api: Running) -> None:
     ["text/plain", "application/x-www-form-urlencoded", "multipart/form-data; boundary=x", "", "application/jsonx",
      "application/json; charset=latin-1", "text/plain; application/json"],
 )  # fmt: skip
-def test_another_content_type_is_refused_on_every_route_with_a_body(api: Running, kind: str) -> None:
+def test_another_content_type_is_refused_on_every_route_with_a_body(
+    api: Running, kind: str
+) -> None:
     for method, path, _ in walk(api.server):
         if method == "POST":
-            answer = api.client.post(path, content=b"{}", headers={"content-type": kind})
+            answer = api.client.post(
+                path, content=b"{}", headers={"content-type": kind}
+            )
             assert answer.status_code == 415, path
 
 
@@ -106,7 +139,9 @@ def test_another_content_type_is_refused_on_every_route_with_a_body(api: Running
 )  # fmt: skip
 def test_a_doubtful_head_is_refused(api: Running, extra: str) -> None:
     head = "POST /tokenize HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: 2"
-    answer = api.raw(f"{head}\r\n{extra}\r\nConnection: close\r\n\r\n{{}}".encode(), wait_s=2)
+    answer = api.raw(
+        f"{head}\r\n{extra}\r\nConnection: close\r\n\r\n{{}}".encode(), wait_s=2
+    )
     assert answer.split()[1] in (b"400", b"403", b"415"), answer
 
 
@@ -116,26 +151,40 @@ def test_a_body_where_none_belongs_is_refused(api: Running) -> None:
 
 def test_an_allowed_origin_may_ask_and_only_it_is_named(api: Running) -> None:
     answer = api.post(CHAT, headers={"origin": ORIGIN})
-    assert answer.status_code == 200 and answer.headers["access-control-allow-origin"] == ORIGIN
-    flight = api.client.options(
-        "/v1/chat/completions", headers={"origin": ORIGIN, "access-control-request-method": "POST"}
+    assert (
+        answer.status_code == 200
+        and answer.headers["access-control-allow-origin"] == ORIGIN
     )
-    assert flight.status_code == 204 and "POST" in flight.headers["access-control-allow-methods"]
+    flight = api.client.options(
+        "/v1/chat/completions",
+        headers={"origin": ORIGIN, "access-control-request-method": "POST"},
+    )
+    assert (
+        flight.status_code == 204
+        and "POST" in flight.headers["access-control-allow-methods"]
+    )
     asks = {
         "origin": ORIGIN,
         "access-control-request-method": "POST",
         "access-control-request-headers": "x-stainless-os,x-a",
     }
     assert (
-        api.client.options("/v1/messages", headers=asks).headers["access-control-allow-headers"] == "x-stainless-os,x-a"
+        api.client.options("/v1/messages", headers=asks).headers[
+            "access-control-allow-headers"
+        ]
+        == "x-stainless-os,x-a"
     )
     assert "access-control-allow-origin" not in api.client.get("/health").headers
 
 
 @pytest.fixture(scope="module")
 def locked(tiny: Path) -> Iterator[Running]:
-    settings = ServerSettings(port=0, api_keys=(KEY, "another-key"), allowed_origins=(ORIGIN,))
-    with served({"tiny": tiny}, settings, opener=lambda files, options: PacedClient()) as running:
+    settings = ServerSettings(
+        port=0, api_keys=(KEY, "another-key"), allowed_origins=(ORIGIN,)
+    )
+    with served(
+        {"tiny": tiny}, settings, opener=lambda files, options: PacedClient()
+    ) as running:
         yield running
 
 
@@ -163,7 +212,10 @@ def test_a_preflight_needs_no_key_and_gets_nothing_else(locked: Running) -> None
     headers = {"origin": ORIGIN, "access-control-request-method": "POST"}
     assert locked.client.options("/v1/messages", headers=headers).status_code == 204
     assert (
-        locked.client.options("/v1/messages", headers={**headers, "origin": "https://evil.example"}).status_code == 403
+        locked.client.options(
+            "/v1/messages", headers={**headers, "origin": "https://evil.example"}
+        ).status_code
+        == 403
     )
 
 
@@ -175,6 +227,13 @@ def test_without_a_key_only_loopback_is_served() -> None:
 def test_refusals_have_the_shape_of_their_api(api: Running) -> None:
     assert "type" in ask(api, "PUT", "/v1/messages").json()["error"]
     assert ask(api, "PUT", "/v1/messages").json()["type"] == "error"
-    assert set(ask(api, "PUT", "/v1/models").json()["error"]) == {"message", "type", "param", "code"}
-    theirs = api.client.get("/v1/models/none", headers={"anthropic-version": "2023-06-01"})
+    assert set(ask(api, "PUT", "/v1/models").json()["error"]) == {
+        "message",
+        "type",
+        "param",
+        "code",
+    }
+    theirs = api.client.get(
+        "/v1/models/none", headers={"anthropic-version": "2023-06-01"}
+    )
     assert theirs.json()["error"]["type"] == "not_found_error"

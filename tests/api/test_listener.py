@@ -60,12 +60,21 @@ def test_a_second_head_that_trickles_is_ended_too(paced: Running) -> None:
 
 
 def test_a_body_that_does_not_come_is_ended(paced: Running) -> None:
-    assert problem(paced.raw(HEAD + b"Content-Length: 100\r\n\r\n{")) == (408, "slow_body")
+    assert problem(paced.raw(HEAD + b"Content-Length: 100\r\n\r\n{")) == (
+        408,
+        "slow_body",
+    )
 
 
 def test_a_body_that_is_too_large_is_refused_before_it_is_read(paced: Running) -> None:
-    assert problem(paced.raw(HEAD + b"Content-Length: 99999999\r\n\r\n")) == (413, "body_too_large")
-    assert problem(paced.raw(HEAD + b"Content-Length: 99999999999999999999\r\n\r\n"))[0] == 400
+    assert problem(paced.raw(HEAD + b"Content-Length: 99999999\r\n\r\n")) == (
+        413,
+        "body_too_large",
+    )
+    assert (
+        problem(paced.raw(HEAD + b"Content-Length: 99999999999999999999\r\n\r\n"))[0]
+        == 400
+    )
 
 
 def test_an_endless_body_is_cut(paced: Running) -> None:
@@ -89,11 +98,15 @@ def test_an_endless_body_is_cut(paced: Running) -> None:
 )  # fmt: skip
 def test_what_is_no_http_is_refused(paced: Running, data: bytes) -> None:
     answer = paced.raw(data, wait_s=3)
-    assert answer.startswith((b"HTTP/1.1 400", b"HTTP/1.1 408", b"HTTP/1.1 403", b"HTTP/1.1 501")), answer[:200]
+    assert answer.startswith(
+        (b"HTTP/1.1 400", b"HTTP/1.1 408", b"HTTP/1.1 403", b"HTTP/1.1 501")
+    ), answer[:200]
 
 
 def test_a_head_without_end_is_refused(paced: Running) -> None:
-    answer = paced.raw(b"GET / HTTP/1.1\r\nHost: localhost\r\n" + b"X-A: " + b"a" * 50_000, wait_s=3)
+    answer = paced.raw(
+        b"GET / HTTP/1.1\r\nHost: localhost\r\n" + b"X-A: " + b"a" * 50_000, wait_s=3
+    )
     assert answer == b"" or answer.startswith(b"HTTP/1.1 400")
 
 
@@ -117,9 +130,13 @@ def test_a_reader_that_takes_nothing_is_cut_off(paced: Running) -> None:
         with socket.socket() as connection:
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
             connection.connect(("127.0.0.1", paced.port))
-            body = b'{"model": "tiny", "prompt": "x", "max_tokens": 5000, "stream": true}'
+            body = (
+                b'{"model": "tiny", "prompt": "x", "max_tokens": 5000, "stream": true}'
+            )
             head = HEAD.replace(b"/v1/chat/completions", b"/v1/completions")
-            connection.sendall(head + b"Content-Length: %d\r\n\r\n%s" % (len(body), body))
+            connection.sendall(
+                head + b"Content-Length: %d\r\n\r\n%s" % (len(body), body)
+            )
             paced.eventually(lambda: paced.engine.open)
             paced.eventually(lambda: not paced.engine.open, 15.0)
     finally:
@@ -128,24 +145,34 @@ def test_a_reader_that_takes_nothing_is_cut_off(paced: Running) -> None:
 
 @pytest.mark.parametrize("abrupt", [False, True])
 @pytest.mark.parametrize("stream", [False, True])
-def test_a_client_that_goes_ends_its_request(paced: Running, stream: bool, abrupt: bool) -> None:
+def test_a_client_that_goes_ends_its_request(
+    paced: Running, stream: bool, abrupt: bool
+) -> None:
     body = json.dumps({**LONG, "stream": stream}).encode()
     connection = paced.connect()
     connection.sendall(HEAD + b"Content-Length: %d\r\n\r\n%s" % (len(body), body))
     paced.eventually(lambda: paced.engine.open)
     if abrupt:
-        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        connection.setsockopt(
+            socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0)
+        )
     connection.close()
     paced.eventually(lambda: not paced.engine.open, 1.0)
 
 
-def test_requests_in_a_row_on_one_connection_are_answered_in_order(paced: Running) -> None:
+def test_requests_in_a_row_on_one_connection_are_answered_in_order(
+    paced: Running,
+) -> None:
     one = b"GET /v1/models/%s HTTP/1.1\r\nHost: localhost\r\n\r\n"
     with paced.connect() as connection:
         connection.settimeout(1)
         connection.sendall(one % b"tiny" + one % b"nobody" + one % b"tiny")
         answers = read_all(connection)
-    assert [part.split()[0] for part in answers.split(b"HTTP/1.1 ")[1:]] == [b"200", b"404", b"200"]
+    assert [part.split()[0] for part in answers.split(b"HTTP/1.1 ")[1:]] == [
+        b"200",
+        b"404",
+        b"200",
+    ]
 
 
 def test_others_notice_nothing(paced: Running) -> None:
@@ -155,7 +182,11 @@ def test_others_notice_nothing(paced: Running) -> None:
     silent = [paced.connect() for _ in range(8)]
     for _ in range(10):
         paced.raw(b"nonsense\r\n\r\n", wait_s=1)
-        paced.client.post("/v1/chat/completions", content=b"[" * 50_000, headers={"content-type": "application/json"})
+        paced.client.post(
+            "/v1/chat/completions",
+            content=b"[" * 50_000,
+            headers={"content-type": "application/json"},
+        )
     for one in silent:
         one.close()
     reader.join()
@@ -167,7 +198,9 @@ def test_a_silent_stream_is_kept_alive_with_comments(paced: Running) -> None:
     paced.engine.pace_s, before = 0.6, paced.engine.pace_s
     try:
         body = {**CHAT, "max_tokens": 1, "stream": True}
-        text = httpx.post(f"http://127.0.0.1:{paced.port}/v1/chat/completions", json=body).text
+        text = httpx.post(
+            f"http://127.0.0.1:{paced.port}/v1/chat/completions", json=body
+        ).text
     finally:
         paced.engine.pace_s = before
     assert text.count(": keepalive\n\n") >= 3

@@ -18,7 +18,15 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     if shutil.which("node") is None or shutil.which("npm") is None:
         pytest.skip("needs Node and npm")
     found = tmp_path_factory.mktemp("node")
-    command = ["npm", "install", "--no-audit", "--no-fund", "--prefix", str(found), f"openai@{VERSION}"]
+    command = [
+        "npm",
+        "install",
+        "--no-audit",
+        "--no-fund",
+        "--prefix",
+        str(found),
+        f"openai@{VERSION}",
+    ]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     if done.returncode:
         pytest.skip("the package registry cannot be reached")
@@ -28,5 +36,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_the_session_runs_to_its_end(address: str, folder: Path) -> None:
     command = ["node", SESSION.name, address]
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=200)
+    done = subprocess.run(
+        command, cwd=folder, capture_output=True, text=True, timeout=200
+    )
     assert done.stdout.strip() == "done", done.stderr

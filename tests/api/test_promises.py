@@ -34,10 +34,33 @@ FLAGS = ("--kv-memory", "6MB", "--drain", "60s")
 
 
 def test_1_nothing_off_the_machine_reaches_it(api: Running) -> None:
-    assert api.client.get("/health", headers={"host": "rebound.example"}).status_code == 403
-    assert api.client.get("/health", headers={"origin": "https://page.example"}).status_code == 403
-    command = [sys.executable, "-m", "rvllm_local.cli", "serve", "--host", "0.0.0.0", "--port", "0"]
-    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "RVLLM_API_KEY": ""}, timeout=30)
+    assert (
+        api.client.get("/health", headers={"host": "rebound.example"}).status_code
+        == 403
+    )
+    assert (
+        api.client.get(
+            "/health", headers={"origin": "https://page.example"}
+        ).status_code
+        == 403
+    )
+    command = [
+        sys.executable,
+        "-m",
+        "rvllm_local.cli",
+        "serve",
+        "--host",
+        "0.0.0.0",
+        "--port",
+        "0",
+    ]
+    done = subprocess.run(
+        command,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "RVLLM_API_KEY": ""},
+        timeout=30,
+    )
     assert done.returncode == 2 and "needs a key" in done.stderr
 
 
@@ -46,7 +69,12 @@ def test_2_a_models_repository_never_runs_code(tmp_path: Path) -> None:
     canary = tmp_path / "sang"
     (folder / "modeling_x.py").write_text(f"open({str(canary)!r}, 'w')")
     config = json.loads((folder / "config.json").read_text())
-    auto = {"auto_map": {"AutoModelForCausalLM": "modeling_x.X", "AutoTokenizer": ["modeling_x.X", None]}}
+    auto = {
+        "auto_map": {
+            "AutoModelForCausalLM": "modeling_x.X",
+            "AutoTokenizer": ["modeling_x.X", None],
+        }
+    }
     (folder / "config.json").write_text(json.dumps({**config, **auto}))
     with served({"canary": folder}) as running:
         answer = running.post(CHAT)
@@ -57,16 +85,28 @@ def test_2_a_models_repository_never_runs_code(tmp_path: Path) -> None:
 def test_2_a_template_that_never_ends_is_ended(tmp_path: Path) -> None:
     folder = save_thinking(tmp_path / "looping")
     path = folder / "tokenizer_config.json"
-    loop = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"
+    loop = (
+        "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"
+    )
     path.write_text(json.dumps({**json.loads(path.read_text()), "chat_template": loop}))
-    with served({"looping": folder}, ServerSettings(port=0, prepare_timeout_s=0.3)) as running:
+    with served(
+        {"looping": folder}, ServerSettings(port=0, prepare_timeout_s=0.3)
+    ) as running:
         running.post({"prompt": "x"}, "/tokenize")
         for _ in range(6):  # more than there are workers
             began = time.monotonic()
             answer = running.post(CHAT)
-            assert (answer.status_code, answer.json()["error"]["code"]) == (400, "deadline")
+            assert (answer.status_code, answer.json()["error"]["code"]) == (
+                400,
+                "deadline",
+            )
             assert time.monotonic() - began < 2
-        assert running.post({"prompt": "x", "max_tokens": 1, "model": "default"}, "/v1/completions").status_code == 200
+        assert (
+            running.post(
+                {"prompt": "x", "max_tokens": 1, "model": "default"}, "/v1/completions"
+            ).status_code
+            == 200
+        )
 
 
 def test_3_a_prompt_is_in_no_log_metric_or_error(tiny: Path) -> None:
@@ -77,13 +117,20 @@ def test_3_a_prompt_is_in_no_log_metric_or_error(tiny: Path) -> None:
                      ({"seed": "x"}, {"response_format": {"type": "regex", "regex": "("}}, {"max_tokens": 10**9}, {})]  # fmt: skip
             assert not any(SECRET in text for text in found[:3])
             with client.stream(
-                "POST", "/v1/chat/completions", json={**LONG, "messages": said, "stream": True}
+                "POST",
+                "/v1/chat/completions",
+                json={**LONG, "messages": said, "stream": True},
             ) as answer:
                 lines = answer.iter_lines()
                 next(lines)
-                os.kill(client.get("/health").json()["engines"][0]["pid"], signal.SIGABRT)
+                os.kill(
+                    client.get("/health").json()["engines"][0]["pid"], signal.SIGABRT
+                )
                 assert SECRET not in "".join(lines)
-            assert SECRET not in client.get("/metrics").text + client.get("/v1/engine").text
+            assert (
+                SECRET
+                not in client.get("/metrics").text + client.get("/v1/engine").text
+            )
         process.send_signal(signal.SIGTERM)
         assert process.stderr is not None
         assert SECRET not in process.stderr.read()
@@ -93,7 +140,10 @@ def test_3_a_prompt_is_in_no_log_metric_or_error(tiny: Path) -> None:
 def crashing(tiny: Path) -> Iterator[str]:
     """Base address of a server whose engine may be killed."""
     with rvllm_serve([tiny], *FLAGS) as (base, _):
-        assert httpx.post(f"{base}/v1/chat/completions", json=CHAT, timeout=60).status_code == 200
+        assert (
+            httpx.post(f"{base}/v1/chat/completions", json=CHAT, timeout=60).status_code
+            == 200
+        )
         yield base
 
 
@@ -114,7 +164,10 @@ def test_4_every_accepted_request_ends(crashing: str) -> None:
 
     def read() -> None:
         with httpx.stream(
-            "POST", f"{crashing}/v1/chat/completions", json={**LONG, "stream": True}, timeout=60
+            "POST",
+            f"{crashing}/v1/chat/completions",
+            json={**LONG, "stream": True},
+            timeout=60,
         ) as answer:
             assert answer.status_code == 200
             lines.append([line for line in answer.iter_lines() if line])
@@ -125,7 +178,9 @@ def test_4_every_accepted_request_ends(crashing: str) -> None:
     whole: list[httpx.Response] = []
     readers.append(
         threading.Thread(
-            target=lambda: whole.append(httpx.post(f"{crashing}/v1/chat/completions", json=LONG, timeout=60))
+            target=lambda: whole.append(
+                httpx.post(f"{crashing}/v1/chat/completions", json=LONG, timeout=60)
+            )
         )
     )
     readers[-1].start()
@@ -134,9 +189,13 @@ def test_4_every_accepted_request_ends(crashing: str) -> None:
     for reader in readers:
         reader.join(20)
     assert len(lines) == 3
-    assert whole[0].status_code == 200 or (whole[0].status_code == 503 and int(whole[0].headers["retry-after"]) >= 1)
+    assert whole[0].status_code == 200 or (
+        whole[0].status_code == 503 and int(whole[0].headers["retry-after"]) >= 1
+    )
     for one in lines:
-        assert one[-1] == "data: [DONE]" or "error" in json.loads(one[-1].removeprefix("data: "))
+        assert one[-1] == "data: [DONE]" or "error" in json.loads(
+            one[-1].removeprefix("data: ")
+        )
 
 
 def test_8_a_crash_is_followed_by_a_restart(crashing: str) -> None:
@@ -147,7 +206,10 @@ def test_8_a_crash_is_followed_by_a_restart(crashing: str) -> None:
         answer = httpx.post(f"{crashing}/v1/chat/completions", json=CHAT, timeout=30)
         statuses.add(answer.status_code)
         if answer.status_code == 503:
-            assert answer.headers["retry-after"] and answer.json()["error"]["code"] == "engine_restarting"
+            assert (
+                answer.headers["retry-after"]
+                and answer.json()["error"]["code"] == "engine_restarting"
+            )
         return answer.status_code == 200
 
     eventually(serves, 20)
@@ -164,36 +226,56 @@ def test_8_one_bad_request_fails_alone(api: Running) -> None:
         {"response_format": {"type": "json_object"}},
     ]  # fmt: skip
     with ThreadPoolExecutor(8) as threads:
-        answers = list(threads.map(lambda extra: api.post({**good, **extra}), [{}, *bad] * 3))
+        answers = list(
+            threads.map(lambda extra: api.post({**good, **extra}), [{}, *bad] * 3)
+        )
     assert all(answer.status_code < 500 for answer in answers)
     for answer in answers[:: len(bad) + 1]:
         assert answer.json()["choices"][0]["message"]["content"] == alone
 
 
 def test_5_overload_is_refused_at_once_and_hurts_nobody(tiny: Path) -> None:
-    options = EngineOptions(kv_memory=6_000_000, max_rows=2, prefill_chunk=64, max_waiting=2)
+    options = EngineOptions(
+        kv_memory=6_000_000, max_rows=2, prefill_chunk=64, max_waiting=2
+    )
     with served({"tiny": tiny}, options=options) as running:
         running.post(CHAT)
         with ThreadPoolExecutor(12) as threads:
-            answers = list(threads.map(lambda _: running.post({**LONG, "max_tokens": 60}), range(12)))
+            answers = list(
+                threads.map(
+                    lambda _: running.post({**LONG, "max_tokens": 60}), range(12)
+                )
+            )
         refused = [answer for answer in answers if answer.status_code == 429]
         accepted = [answer for answer in answers if answer.status_code == 200]
         assert len(accepted) >= 4 and len(refused) + len(accepted) == 12 and refused
         assert all(int(answer.headers["retry-after"]) >= 1 for answer in refused)
         assert {answer.headers["x-should-retry"] for answer in refused} == {"true"}
-        assert {answer.json()["usage"]["completion_tokens"] for answer in accepted} == {60}
+        assert {answer.json()["usage"]["completion_tokens"] for answer in accepted} == {
+            60
+        }
 
 
 def test_6_what_can_never_fit_is_refused_and_what_can_wait_waits(tiny: Path) -> None:
-    options = EngineOptions(kv_memory=600_000, max_rows=4, prefill_chunk=64, max_waiting=32)
+    options = EngineOptions(
+        kv_memory=600_000, max_rows=4, prefill_chunk=64, max_waiting=32
+    )
     with served({"tiny": tiny}, options=options) as running:
-        room = running.post({"prompt": "x"}, "/tokenize").json() and running.engine.limits.arena_tokens
+        room = (
+            running.post({"prompt": "x"}, "/tokenize").json()
+            and running.engine.limits.arena_tokens
+        )
         never = running.post({**LONG, "max_tokens": room})
-        assert (never.status_code, never.json()["error"]["code"]) == (400, "context_length_exceeded")
+        assert (never.status_code, never.json()["error"]["code"]) == (
+            400,
+            "context_length_exceeded",
+        )
         with ThreadPoolExecutor(6) as threads:
             most = {**LONG, "max_tokens": room - 60}
             answers = list(threads.map(lambda _: running.post(most), range(6)))
-        assert [answer.json()["usage"]["completion_tokens"] for answer in answers] == [room - 60] * 6
+        assert [answer.json()["usage"]["completion_tokens"] for answer in answers] == [
+            room - 60
+        ] * 6
 
 
 @pytest.mark.parametrize("stream", [False, True])
@@ -210,15 +292,25 @@ def test_7_a_disconnect_frees_its_blocks(api: Running, stream: bool) -> None:
 
 def test_9_a_signal_drains_and_leaves_nothing_behind(tiny: Path) -> None:
     with rvllm_serve([tiny], *FLAGS) as (base, process):
-        assert httpx.post(f"{base}/v1/chat/completions", json=CHAT, timeout=60).status_code == 200
+        assert (
+            httpx.post(f"{base}/v1/chat/completions", json=CHAT, timeout=60).status_code
+            == 200
+        )
         pid = engine_pid(base)
-        with httpx.stream("POST", f"{base}/v1/chat/completions", json={**LONG, "stream": True}, timeout=60) as answer:
+        with httpx.stream(
+            "POST",
+            f"{base}/v1/chat/completions",
+            json={**LONG, "stream": True},
+            timeout=60,
+        ) as answer:
             lines = answer.iter_lines()
             next(lines)
             process.send_signal(signal.SIGTERM)
             time.sleep(0.5)
             with pytest.raises(httpx.HTTPError):
-                httpx.post(f"{base}/v1/chat/completions", json=CHAT, timeout=5).raise_for_status()
+                httpx.post(
+                    f"{base}/v1/chat/completions", json=CHAT, timeout=5
+                ).raise_for_status()
             assert [line for line in lines if line][-1] == "data: [DONE]"
         assert process.wait(15) == 0
         eventually(lambda: not is_running(pid), 5)
@@ -226,35 +318,59 @@ def test_9_a_signal_drains_and_leaves_nothing_behind(tiny: Path) -> None:
 
 def test_9_a_second_signal_aborts_with_an_error(tiny: Path) -> None:
     with rvllm_serve([tiny], *FLAGS) as (base, process):
-        assert httpx.post(f"{base}/v1/chat/completions", json=CHAT, timeout=60).status_code == 200
+        assert (
+            httpx.post(f"{base}/v1/chat/completions", json=CHAT, timeout=60).status_code
+            == 200
+        )
         pid = engine_pid(base)
         endless = {**LONG, "max_tokens": 1900, "n": 4, "stream": True}
-        with httpx.stream("POST", f"{base}/v1/chat/completions", json=endless, timeout=60) as answer:
+        with httpx.stream(
+            "POST", f"{base}/v1/chat/completions", json=endless, timeout=60
+        ) as answer:
             lines = answer.iter_lines()
             next(lines)
             for _ in range(2):
                 process.send_signal(signal.SIGTERM)
                 time.sleep(0.1)
-            last = json.loads([line for line in lines if line][-1].removeprefix("data: "))
+            last = json.loads(
+                [line for line in lines if line][-1].removeprefix("data: ")
+            )
         assert last["error"]["code"] == "shutting_down"
         assert process.wait(15) == 0
         eventually(lambda: not is_running(pid), 5)
 
 
 def test_11_a_seed_gives_the_same_tokens_in_any_company(tiny: Path) -> None:
-    options = EngineOptions(kv_memory=6_000_000, max_rows=4, prefill_chunk=64, max_waiting=32, deterministic=True)
+    options = EngineOptions(
+        kv_memory=6_000_000,
+        max_rows=4,
+        prefill_chunk=64,
+        max_waiting=32,
+        deterministic=True,
+    )
     with served({"tiny": tiny}, options=options) as running:
         ask = {**CHAT, "seed": 7, "temperature": 1.0, "max_tokens": 24}
         alone = running.post(ask).json()["choices"][0]["message"]
         noise = [
-            {**CHAT, "messages": [{"role": "user", "content": "y" * n}], "max_tokens": 9 + n} for n in range(1, 12)
+            {
+                **CHAT,
+                "messages": [{"role": "user", "content": "y" * n}],
+                "max_tokens": 9 + n,
+            }
+            for n in range(1, 12)
         ]
         with ThreadPoolExecutor(16) as threads:
             crowd = list(threads.map(running.post, [ask, *noise, ask]))
-        assert crowd[0].json()["choices"][0]["message"] == crowd[-1].json()["choices"][0]["message"] == alone
+        assert (
+            crowd[0].json()["choices"][0]["message"]
+            == crowd[-1].json()["choices"][0]["message"]
+            == alone
+        )
 
 
-def test_12_the_plan_is_shown_and_a_crash_loop_is_not_gone_on_with(crashing: str) -> None:
+def test_12_the_plan_is_shown_and_a_crash_loop_is_not_gone_on_with(
+    crashing: str,
+) -> None:
     engine = httpx.get(f"{crashing}/v1/engine").json()["engines"][0]
     assert 0 < engine["planned_bytes"] <= engine["memory"]["budget"]
     assert engine["memory"]["total"] <= engine["memory"]["budget"]
@@ -268,5 +384,8 @@ def test_12_the_plan_is_shown_and_a_crash_loop_is_not_gone_on_with(crashing: str
 
     eventually(has_failed, 60)
     answer = httpx.post(f"{crashing}/v1/chat/completions", json=CHAT, timeout=30)
-    assert answer.status_code == 503 and "not started again" in answer.json()["error"]["message"]
+    assert (
+        answer.status_code == 503
+        and "not started again" in answer.json()["error"]["message"]
+    )
     assert httpx.get(f"{crashing}/health").status_code == 503

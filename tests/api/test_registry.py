@@ -84,7 +84,9 @@ def test_a_model_is_loaded_once_for_all_who_ask(play: Callable[..., None]) -> No
     play(scenario)
 
 
-def test_idle_models_make_room_the_longest_unused_first(play: Callable[..., None]) -> None:
+def test_idle_models_make_room_the_longest_unused_first(
+    play: Callable[..., None],
+) -> None:
     async def scenario(world: World) -> None:
         for name in ("small", "middle", "small", "large"):
             await world.use(name)
@@ -96,7 +98,9 @@ def test_idle_models_make_room_the_longest_unused_first(play: Callable[..., None
     play(scenario)
 
 
-def test_what_can_never_fit_is_refused_before_anything_is_unloaded(play: Callable[..., None]) -> None:
+def test_what_can_never_fit_is_refused_before_anything_is_unloaded(
+    play: Callable[..., None],
+) -> None:
     async def scenario(world: World) -> None:
         await world.use("small")
         with pytest.raises(MemoryBudgetError):
@@ -106,7 +110,9 @@ def test_what_can_never_fit_is_refused_before_anything_is_unloaded(play: Callabl
     play(scenario)
 
 
-def test_a_pinned_model_stays_and_what_does_not_fit_beside_it_is_refused(play: Callable[..., None]) -> None:
+def test_a_pinned_model_stays_and_what_does_not_fit_beside_it_is_refused(
+    play: Callable[..., None],
+) -> None:
     async def scenario(world: World) -> None:
         for name in ("small", "middle"):
             await world.use(name)
@@ -129,7 +135,9 @@ def test_a_model_in_use_is_waited_for_not_unloaded(play: Callable[..., None]) ->
     play(scenario)
 
 
-def test_idle_models_go_after_their_time_but_for_pinned_ones(play: Callable[..., None]) -> None:
+def test_idle_models_go_after_their_time_but_for_pinned_ones(
+    play: Callable[..., None],
+) -> None:
     async def scenario(world: World) -> None:
         for name in ("small", "middle"):
             await world.use(name)
@@ -143,7 +151,9 @@ def test_idle_models_go_after_their_time_but_for_pinned_ones(play: Callable[...,
     play(scenario, pinned=["small"], keep_alive_s=60)
 
 
-def test_an_unknown_name_is_refused_with_those_that_are_known(play: Callable[..., None]) -> None:
+def test_an_unknown_name_is_refused_with_those_that_are_known(
+    play: Callable[..., None],
+) -> None:
     async def scenario(world: World) -> None:
         for name in ("", "Small", "../small", "x" * 10_000):
             with pytest.raises(Problem, match="giant, large, middle, small") as caught:
@@ -153,7 +163,9 @@ def test_an_unknown_name_is_refused_with_those_that_are_known(play: Callable[...
     play(scenario)
 
 
-def test_a_failed_load_fails_those_who_waited_and_is_tried_again(play: Callable[..., None]) -> None:
+def test_a_failed_load_fails_those_who_waited_and_is_tried_again(
+    play: Callable[..., None],
+) -> None:
     async def scenario(world: World) -> None:
         world.gate.clear()
         waiting = [asyncio.create_task(world.use("small")) for _ in range(3)]
@@ -162,7 +174,10 @@ def test_a_failed_load_fails_those_who_waited_and_is_tried_again(play: Callable[
         SIZES["small"], before = 1000, SIZES["small"]
         try:
             results = await asyncio.gather(*waiting, return_exceptions=True)
-            assert all(result is None or isinstance(result, MemoryBudgetError) for result in results)
+            assert all(
+                result is None or isinstance(result, MemoryBudgetError)
+                for result in results
+            )
         finally:
             SIZES["small"] = before
         await world.use("small")

@@ -16,7 +16,9 @@ from jsonschema.validators import validator_for
 
 from tests.text.schema_corpus import corpus
 
-SAMPLE = int(os.environ.get("RVLLM_TEST_SCHEMAS", "96"))  # the whole corpus takes some minutes
+SAMPLE = int(
+    os.environ.get("RVLLM_TEST_SCHEMAS", "96")
+)  # the whole corpus takes some minutes
 ENDINGS = ['"', "}", "]", ",", ":"]
 
 
@@ -24,7 +26,10 @@ def verdict(client: httpx.Client, schema: Any, bias: dict[str, float]) -> str:
     body = {
         "model": "thinker",
         "messages": [{"role": "user", "content": "x"}],
-        "response_format": {"type": "json_schema", "json_schema": {"name": "s", "schema": schema, "strict": True}},
+        "response_format": {
+            "type": "json_schema",
+            "json_schema": {"name": "s", "schema": schema, "strict": True},
+        },
         "max_tokens": 500,
         "seed": 7,
         "logit_bias": bias,
@@ -39,18 +44,28 @@ def verdict(client: httpx.Client, schema: Any, bias: dict[str, float]) -> str:
     if choice["finish_reason"] == "length":
         return "cut"
     kind = validator_for(schema if isinstance(schema, dict) else {})
-    kind(schema, format_checker=kind.FORMAT_CHECKER).validate(json.loads(choice["message"]["content"]))
+    kind(schema, format_checker=kind.FORMAT_CHECKER).validate(
+        json.loads(choice["message"]["content"])
+    )
     return "valid"
 
 
 def test_a_schema_is_refused_or_its_documents_validate(address: str) -> None:
     schemas = random.Random(3).sample(sorted(corpus(), key=str), SAMPLE)
-    with httpx.Client(base_url=address, timeout=120) as client, ThreadPoolExecutor(6) as threads:
+    with (
+        httpx.Client(base_url=address, timeout=120) as client,
+        ThreadPoolExecutor(6) as threads,
+    ):
         tokens = [
-            client.post("/tokenize", json={"model": "thinker", "prompt": end}).json()["tokens"] for end in ENDINGS
+            client.post("/tokenize", json={"model": "thinker", "prompt": end}).json()[
+                "tokens"
+            ]
+            for end in ENDINGS
         ]
         bias = {str(one[0]): 4.0 for one in tokens}
-        verdicts = Counter(threads.map(lambda schema: verdict(client, schema, bias), schemas))
+        verdicts = Counter(
+            threads.map(lambda schema: verdict(client, schema, bias), schemas)
+        )
     print(verdicts)
     assert verdicts["cut"] <= SAMPLE / 10
     assert verdicts["valid"] >= SAMPLE / 2

@@ -57,14 +57,19 @@ def test_keys_come_from_a_file_that_only_its_owner_reads(tmp_path: Path) -> None
     with pytest.raises(ConfigError, match="chmod 600"):
         settings_from(flags("--api-key-file", str(path)), {})
     path.chmod(0o600)
-    assert settings_from(flags("--api-key-file", str(path)), {}).api_keys == (KEY, "another-key")
+    assert settings_from(flags("--api-key-file", str(path)), {}).api_keys == (
+        KEY,
+        "another-key",
+    )
     path.write_text("short\n")
     with pytest.raises(ConfigError, match="at least 8"):
         settings_from(flags("--api-key-file", str(path)), {})
 
 
 def test_a_key_in_the_environment_opens_other_addresses() -> None:
-    settings = settings_from(flags("--host", "0.0.0.0", "--keep-alive", "10m"), {"RVLLM_API_KEY": KEY})
+    settings = settings_from(
+        flags("--host", "0.0.0.0", "--keep-alive", "10m"), {"RVLLM_API_KEY": KEY}
+    )
     assert (settings.api_keys, settings.keep_alive_s) == ((KEY,), 600.0)
     assert KEY not in repr(settings)
 
@@ -72,15 +77,32 @@ def test_a_key_in_the_environment_opens_other_addresses() -> None:
 def test_models_come_and_go_with_their_memory(tmp_path: Path) -> None:
     first, second = (save_thinking(tmp_path / name) for name in ("first", "second"))
     more = ("--kv-memory", "6MB", "--keep-alive", "1s", "--pin", "first")
-    with rvllm_serve([first, second], *more) as (base, _), httpx.Client(base_url=base, timeout=60) as client:
+    with (
+        rvllm_serve([first, second], *more) as (base, _),
+        httpx.Client(base_url=base, timeout=60) as client,
+    ):
         for name in ("first", "second"):
-            assert client.post("/v1/chat/completions", json={**CHAT, "model": name}).status_code == 200
-        pids = {row["model"]: row["pid"] for row in client.get("/health").json()["engines"]}
+            assert (
+                client.post(
+                    "/v1/chat/completions", json={**CHAT, "model": name}
+                ).status_code
+                == 200
+            )
+        pids = {
+            row["model"]: row["pid"] for row in client.get("/health").json()["engines"]
+        }
         assert set(pids) == {"first", "second"}
         eventually(lambda: not is_running(pids["second"]), 20)
-        states = {row["id"]: row["state"] for row in client.get("/v1/models").json()["data"]}
+        states = {
+            row["id"]: row["state"] for row in client.get("/v1/models").json()["data"]
+        }
         assert (states["first"], states["second"]) == ("ready", "idle")
-        assert client.post("/v1/chat/completions", json={**CHAT, "model": "second"}).status_code == 200
+        assert (
+            client.post(
+                "/v1/chat/completions", json={**CHAT, "model": "second"}
+            ).status_code
+            == 200
+        )
         assert is_running(pids["first"])
 
 
@@ -95,7 +117,12 @@ def test_tls_serves_and_a_plain_request_is_none(tmp_path: Path, tiny: Path) -> N
     with rvllm_serve([tiny], "--kv-memory", "6MB", *more) as (base, _):
         assert base.startswith("https://")
         context = ssl.create_default_context(cafile=str(certificate))
-        assert httpx.post(f"{base}/v1/chat/completions", json=CHAT, verify=context, timeout=60).status_code == 200
+        assert (
+            httpx.post(
+                f"{base}/v1/chat/completions", json=CHAT, verify=context, timeout=60
+            ).status_code
+            == 200
+        )
         with pytest.raises(httpx.HTTPError):
             httpx.get(base.replace("https", "http") + "/health", timeout=5)
 
@@ -104,7 +131,10 @@ def test_a_port_that_is_taken_is_named(tiny: Path) -> None:
     with rvllm_serve([tiny], "--kv-memory", "6MB") as (base, _):
         port = base.rpartition(":")[2]
         began = time.monotonic()
-        with pytest.raises(AssertionError, match="cannot be listened on"), rvllm_serve([tiny], "--port", port):
+        with (
+            pytest.raises(AssertionError, match="cannot be listened on"),
+            rvllm_serve([tiny], "--port", port),
+        ):
             pass
         assert time.monotonic() - began < 20
 
@@ -140,7 +170,9 @@ def test_a_signal_does_not_wait_for_a_model_that_loads(tiny: Path) -> None:
         registry.Registry.__init__.__kwdefaults__["opener"] = slow
         cli.main(["serve", {str(tiny)!r}, "--port", "0"])
     """
-    process = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [sys.executable, "-c", code], stderr=subprocess.PIPE, text=True
+    )
     assert process.stderr is not None
     with process.stderr as said:
         assert any("loading" in line for line in said)
@@ -150,7 +182,9 @@ def test_a_signal_does_not_wait_for_a_model_that_loads(tiny: Path) -> None:
     assert time.monotonic() - began < 5
 
 
-def test_a_server_takes_descriptors_for_its_connections_and_leaves_no_core_file() -> None:
+def test_a_server_takes_descriptors_for_its_connections_and_leaves_no_core_file() -> (
+    None
+):
     code = """if True:
         import resource
         resource.setrlimit(resource.RLIMIT_NOFILE, (256, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
@@ -160,7 +194,9 @@ def test_a_server_takes_descriptors_for_its_connections_and_leaves_no_core_file(
         resource.setrlimit(resource.RLIMIT_NOFILE, (256, 256))
         prepare_limits(300)
     """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
     assert done.stdout.split() == ["812", "0"]
     assert "too few for 300 connections" in done.stderr
 
@@ -182,8 +218,14 @@ def test_logs_hold_no_text_of_a_foreign_error() -> None:
         except KeyError:
             logging.exception("it failed")
     """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert "ValueError" in done.stderr and "KeyError" in done.stderr and "it failed" in done.stderr
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
+    assert (
+        "ValueError" in done.stderr
+        and "KeyError" in done.stderr
+        and "it failed" in done.stderr
+    )
     assert "a prompt" not in done.stderr.replace('"a prompt"', "")
 
 
@@ -198,7 +240,9 @@ def test_an_engine_that_hangs_takes_one_thread_however_often_it_is_asked() -> No
 
         for _ in range(3):
             with pytest.raises(EngineError, match="did not answer"):
-                await asyncio.gather(*(questions.ask(asked, "stats", hang) for _ in range(20)))
+                await asyncio.gather(
+                    *(questions.ask(asked, "stats", hang) for _ in range(20))
+                )
         gate.set()
         assert len(asked) == 1
         await asyncio.sleep(0.05)

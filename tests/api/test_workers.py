@@ -33,7 +33,9 @@ def test_work_that_never_ends_is_ended() -> None:
 def test_work_ends_though_its_callers_have_gone() -> None:
     async def main() -> None:
         workers = Workers(2)
-        callers = [asyncio.create_task(workers.run(forever, 0.3, "it")) for _ in range(4)]
+        callers = [
+            asyncio.create_task(workers.run(forever, 0.3, "it")) for _ in range(4)
+        ]
         await asyncio.sleep(0.1)
         for caller in callers:
             caller.cancel()
@@ -41,7 +43,18 @@ def test_work_ends_though_its_callers_have_gone() -> None:
         workers.close()
 
     asyncio.run(main())
-    assert eventually(lambda: not any(thread.name.startswith("rvllm-text") for thread in threading.enumerate()), 5) < 5
+    assert (
+        eventually(
+            lambda: (
+                not any(
+                    thread.name.startswith("rvllm-text")
+                    for thread in threading.enumerate()
+                )
+            ),
+            5,
+        )
+        < 5
+    )
 
 
 def test_a_panic_of_a_library_is_a_failure_without_its_text() -> None:
@@ -77,7 +90,10 @@ def test_an_end_that_comes_late_harms_nobody() -> None:
 
         for _ in range(40):
             await asyncio.gather(one(), one())
-        assert await asyncio.gather(*(workers.run(sleeps, 5.0, "it") for _ in range(4))) == [7] * 4
+        assert (
+            await asyncio.gather(*(workers.run(sleeps, 5.0, "it") for _ in range(4)))
+            == [7] * 4
+        )
         workers.close()
 
     asyncio.run(main())

@@ -9,7 +9,9 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nConnection: close\r\n\r\n"
+HEAD = (
+    b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nConnection: close\r\n\r\n"
+)
 DONE = b"data: [DONE]\n\n"
 Step = bytes | float | str  # sent; slept; "hang" waits for the end of the test
 
@@ -24,7 +26,10 @@ def chunk(content: str | None = None, finish: str | None = None, **more: Any) ->
 def usage(prompt: Any = 20, completion: Any = 4, cached: Any = 0) -> bytes:
     """The last event, with the counts."""
     details = {"prompt_tokens_details": {"cached_tokens": cached}}
-    value = {"choices": [], "usage": {"prompt_tokens": prompt, "completion_tokens": completion, **details}}
+    value = {
+        "choices": [],
+        "usage": {"prompt_tokens": prompt, "completion_tokens": completion, **details},
+    }
     return b"data: " + json.dumps(value).encode() + b"\n\n"
 
 
@@ -57,7 +62,11 @@ class Scripted:
 
         socketserver.ThreadingTCPServer.daemon_threads = True
         self._server = socketserver.ThreadingTCPServer(("127.0.0.1", 0), Handler)
-        self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
+        self._thread = threading.Thread(
+            target=self._server.serve_forever,
+            kwargs={"poll_interval": 0.01},
+            daemon=True,
+        )
 
     @property
     def url(self) -> str:

@@ -16,7 +16,18 @@ from rvllm_local.bench import record, trace
 from rvllm_local.cli import main
 from tests.bench.endpoint import GOOD, HEAD, Scripted
 
-FEW = ["--model", "small", "--requests", "2", "--max-tokens", "4", "--rate", "inf", "--timeout", "5"]
+FEW = [
+    "--model",
+    "small",
+    "--requests",
+    "2",
+    "--max-tokens",
+    "4",
+    "--rate",
+    "inf",
+    "--timeout",
+    "5",
+]
 
 
 @pytest.mark.parametrize(
@@ -50,7 +61,11 @@ FEW = ["--model", "small", "--requests", "2", "--max-tokens", "4", "--rate", "in
     ],
 )
 def test_what_cannot_be_is_refused_before_anything_is_sent(
-    flags: list[str], said: str, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    flags: list[str],
+    said: str,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.chdir(tmp_path)
     with Scripted(GOOD) as server:
@@ -60,7 +75,9 @@ def test_what_cannot_be_is_refused_before_anything_is_sent(
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
-def test_a_folder_without_permission_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_folder_without_permission_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     tmp_path.chmod(0o500)
     assert main(["bench", "serve", *FEW, "--json", str(tmp_path / "out.json")]) == 2
     assert "permissions" in capsys.readouterr().err
@@ -71,34 +88,70 @@ def recorded(path: Path, *rows: object) -> str:
     return str(path)
 
 
-def test_a_recorded_trace_runs_once_at_its_own_rate(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    made = recorded(tmp_path / "mine.jsonl", *({"at": at / 5, "prompt": "hi", "max_tokens": 4} for at in range(3)))
+def test_a_recorded_trace_runs_once_at_its_own_rate(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made = recorded(
+        tmp_path / "mine.jsonl",
+        *({"at": at / 5, "prompt": "hi", "max_tokens": 4} for at in range(3)),
+    )
     common = ["bench", "serve", "--model", "small", "--trace", made, "--timeout", "5"]
     with Scripted(GOOD) as server:
-        files = ["--json", str(tmp_path / "out.json"), "--save-trace", str(tmp_path / "again.jsonl")]
+        files = [
+            "--json",
+            str(tmp_path / "out.json"),
+            "--save-trace",
+            str(tmp_path / "again.jsonl"),
+        ]
         assert main([*common, "--url", server.url, *files]) == 0
-        for flags in (["--rate", "1", "2"], ["--requests", "9"], ["--max-tokens", "9"], ["--seed", "3"]):
+        for flags in (
+            ["--rate", "1", "2"],
+            ["--requests", "9"],
+            ["--max-tokens", "9"],
+            ["--seed", "3"],
+        ):
             assert main([*common, "--url", server.url, *flags]) == 2
             assert flags[0] in capsys.readouterr().err
         assert len(server.bodies) == 3
-    assert [one.at for one in trace.load(tmp_path / "again.jsonl").sessions] == [0.0, 0.2, 0.4]
-    assert record.load(tmp_path / "out.json").runs["mine"]["rate"].value == pytest.approx(3 / 0.4)
+    assert [one.at for one in trace.load(tmp_path / "again.jsonl").sessions] == [
+        0.0,
+        0.2,
+        0.4,
+    ]
+    assert record.load(tmp_path / "out.json").runs["mine"][
+        "rate"
+    ].value == pytest.approx(3 / 0.4)
 
 
-def test_a_trace_is_not_replaced_by_what_came_of_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_trace_is_not_replaced_by_what_came_of_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     made = recorded(tmp_path / "mine.jsonl", {"at": 0, "prompt": "hi"})
     assert main(["bench", "serve", "--trace", made, "--json", made]) == 2
-    assert "different files" in capsys.readouterr().err and "hi" in Path(made).read_text()
+    assert (
+        "different files" in capsys.readouterr().err and "hi" in Path(made).read_text()
+    )
 
 
-def test_times_that_are_no_seconds_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    made = recorded(tmp_path / "ms.jsonl", {"at": 1_764_000_000_000, "prompt": "a"}, {"at": 0, "prompt": "b"})
+def test_times_that_are_no_seconds_are_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made = recorded(
+        tmp_path / "ms.jsonl",
+        {"at": 1_764_000_000_000, "prompt": "a"},
+        {"at": 0, "prompt": "b"},
+    )
     assert main(["bench", "serve", "--trace", made]) == 2
     assert "days" in capsys.readouterr().err
 
 
-def test_the_older_route_takes_text_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    made = recorded(tmp_path / "parts.jsonl", {"at": 0, "messages": [{"role": "user", "content": [{"type": "text"}]}]})
+def test_the_older_route_takes_text_alone(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made = recorded(
+        tmp_path / "parts.jsonl",
+        {"at": 0, "messages": [{"role": "user", "content": [{"type": "text"}]}]},
+    )
     assert main(["bench", "serve", "--trace", made, "--api", "completions"]) == 2
     assert "more than text" in capsys.readouterr().err
 
@@ -118,8 +171,17 @@ def test_no_password_is_kept(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = tmp_path / "out.json"
-    with Scripted([b"HTTP/1.1 401 No\r\nConnection: close\r\n\r\nme:hunter2 is wrong"]) as server:
-        flags = [*FEW, "--url", server.url.replace("//", "//me:hunter2@"), "--json", str(out), "--rows"]
+    with Scripted(
+        [b"HTTP/1.1 401 No\r\nConnection: close\r\n\r\nme:hunter2 is wrong"]
+    ) as server:
+        flags = [
+            *FEW,
+            "--url",
+            server.url.replace("//", "//me:hunter2@"),
+            "--json",
+            str(out),
+            "--rows",
+        ]
         monkeypatch.setattr(sys, "argv", ["rvllm", "bench", "serve", *flags])
         assert main(["bench", "serve", *flags]) == 1
         monkeypatch.setenv("RVLLM_API_KEY", "sk-1")
@@ -138,14 +200,22 @@ def test_no_password_is_kept(
         b"nonsense",
     ],
 )
-def test_a_strange_list_of_models_stops_nothing(listing: bytes, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_strange_list_of_models_stops_nothing(
+    listing: bytes, capsys: pytest.CaptureFixture[str]
+) -> None:
     with Scripted([listing]) as server:
         assert main(["bench", "serve", "--url", server.url, *FEW[2:]]) == 1
-        assert [body.get("model") for body in server.bodies] == [None, "default", "default"]
+        assert [body.get("model") for body in server.bodies] == [
+            None,
+            "default",
+            "default",
+        ]
     assert "errors: 2 x" in capsys.readouterr().out
 
 
-def test_a_list_of_models_that_trickles_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_list_of_models_that_trickles_is_given_up(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     from rvllm_local.bench import arguments as bench_arguments
 
     monkeypatch.setattr(bench_arguments, "_LISTING_S", 0.5)
@@ -177,8 +247,13 @@ def test_ctrl_c_keeps_what_was_measured(tmp_path: Path) -> None:
     assert "2 of 4 requests had ended" in said and plot.exists()
 
 
-def test_a_process_that_ends_meanwhile_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_process_that_ends_meanwhile_is_told(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     ending = [sys.executable, "-c", "import time; time.sleep(1.0)"]
     with subprocess.Popen(ending) as child, Scripted([HEAD, 2.5, *GOOD[1:]]) as server:
-        assert main(["bench", "serve", "--url", server.url, *FEW, "--pid", str(child.pid)]) == 0
+        assert (
+            main(["bench", "serve", "--url", server.url, *FEW, "--pid", str(child.pid)])
+            == 0
+        )
     assert "--pid ended" in capsys.readouterr().out

@@ -40,7 +40,12 @@ def only(found: Run) -> Outcome:
 def in_lines(event: bytes) -> bytes:
     """The same event over several data lines."""
     return (
-        b"\n".join(b"data: " + line for line in json.dumps(json.loads(event[6:]), indent=1).encode().splitlines())
+        b"\n".join(
+            b"data: " + line
+            for line in json.dumps(json.loads(event[6:]), indent=1)
+            .encode()
+            .splitlines()
+        )
         + b"\n\n"
     )
 
@@ -59,18 +64,46 @@ ODD: dict[str, list[Step]] = {
     "CRLF": [HEAD, body(EVENTS).replace(b"\n", b"\r\n")],
     "no space after data:": [HEAD, body(EVENTS).replace(b"data: ", b"data:")],
     "an event over many lines": [HEAD, *map(in_lines, EVENTS[:-1]), DONE],
-    "a byte at a time, with letters of several": [HEAD, *by_bytes(body([*WORDS[:3], chunk("größe 海"), *ENDING]))],
-    "raw UTF-8": [HEAD, *WORDS[:3], DELTA % '{"content": "größe 海"}'.encode(), *ENDING],
-    "an empty finish_reason until the end": [HEAD, *(DELTA % b'{"content": "la "}',) * 4, *ENDING],
-    "usage in every event": [HEAD, *(chunk("la ", usage={"completion_tokens": n}) for n in range(1, 5)), *ENDING],
+    "a byte at a time, with letters of several": [
+        HEAD,
+        *by_bytes(body([*WORDS[:3], chunk("größe 海"), *ENDING])),
+    ],
+    "raw UTF-8": [
+        HEAD,
+        *WORDS[:3],
+        DELTA % '{"content": "größe 海"}'.encode(),
+        *ENDING,
+    ],
+    "an empty finish_reason until the end": [
+        HEAD,
+        *(DELTA % b'{"content": "la "}',) * 4,
+        *ENDING,
+    ],
+    "usage in every event": [
+        HEAD,
+        *(chunk("la ", usage={"completion_tokens": n}) for n in range(1, 5)),
+        *ENDING,
+    ],
     "a last line without an end": [HEAD, *EVENTS[:-1], b"data: [DONE]"],
-    "comments and other fields": [HEAD, b": hello\n\nretry: 5\nid: 7\nevent: message\n", *EVENTS],
-    "a thought under two names": [HEAD, *(DELTA % b'{"reasoning": "la", "reasoning_content": "la"}',) * 4, *ENDING],
-    "gzip": [HEAD.replace(b"\r\n\r\n", b"\r\nContent-Encoding: gzip\r\n\r\n") + gzip.compress(body(EVENTS))],
+    "comments and other fields": [
+        HEAD,
+        b": hello\n\nretry: 5\nid: 7\nevent: message\n",
+        *EVENTS,
+    ],
+    "a thought under two names": [
+        HEAD,
+        *(DELTA % b'{"reasoning": "la", "reasoning_content": "la"}',) * 4,
+        *ENDING,
+    ],
+    "gzip": [
+        HEAD.replace(b"\r\n\r\n", b"\r\nContent-Encoding: gzip\r\n\r\n")
+        + gzip.compress(body(EVENTS))
+    ],
     "a tool call whose function comes later": [
         HEAD,
         DELTA % b'{"tool_calls": [{"index": 0, "id": "a"}]}',
-        *(DELTA % b'{"tool_calls": [{"index": 0, "function": {"arguments": "{ 1"}}]}',) * 4,
+        *(DELTA % b'{"tool_calls": [{"index": 0, "function": {"arguments": "{ 1"}}]}',)
+        * 4,
         *ENDING,
     ],
 }
@@ -128,7 +161,10 @@ def test_bad_streams_are_errors_for_their_own_reason(name: str) -> None:
     steps, failure, said = BAD[name]
     found = play(steps)
     outcome = only(found)
-    assert (outcome.failure, said in outcome.detail) == (failure, True), (outcome.failure, outcome.detail)
+    assert (outcome.failure, said in outcome.detail) == (failure, True), (
+        outcome.failure,
+        outcome.detail,
+    )
     figures = summary(found.outcomes, found.wall_s, Slo())
     assert figures["tokens_per_s"].value == 0 and math.isinf(figures["itl_p50"].value)
 
@@ -138,36 +174,54 @@ def test_what_is_held_back_and_sent_at_once_is_not_fast() -> None:
     outcome = only(found)
     assert outcome.failure is None and outcome.gaps == []
     figures = summary(found.outcomes, found.wall_s, Slo())
-    assert "itl_p50" not in figures, "no time between events was seen: neither 0 nor a failure"
+    assert "itl_p50" not in figures, (
+        "no time between events was seen: neither 0 nor a failure"
+    )
     assert "3 of 4 events came at once" in warnings(found)
 
 
 def test_one_answer_without_gaps_leaves_the_interval_of_the_others() -> None:
     times = [[0.5], [0.5, 0.6, 0.7]]
-    outcomes = [Outcome("small", 0, 0.0, 4, times=row, ended=1.0, finish_reason="stop") for row in times]
+    outcomes = [
+        Outcome("small", 0, 0.0, 4, times=row, ended=1.0, finish_reason="stop")
+        for row in times
+    ]
     figure = summary(outcomes, 1.0, Slo())["itl_p99"]
     assert figure.high == pytest.approx(0.1), "nothing failed"
 
 
 def test_a_refused_request_counts_in_every_percentile() -> None:
     """However many of the answers that did come were fluent: nine of ten came not at all."""
-    whole = Outcome("small", 0, 0.0, 3, times=[0.1, 0.2, 0.3], ended=0.3, finish_reason="length")
+    whole = Outcome(
+        "small", 0, 0.0, 3, times=[0.1, 0.2, 0.3], ended=0.3, finish_reason="length"
+    )
     refused = [Outcome("small", 0, 0.0, 3, failure=Failure.STATUS) for _ in range(9)]
     assert math.isinf(summary([whole, *refused], 1.0, Slo())["itl_p50"].value)
 
 
 def test_a_secret_that_an_endpoint_repeats_is_not_told() -> None:
     key = "sk-very-secret"
-    with Scripted([f"HTTP/1.1 401 No\r\nConnection: close\r\n\r\nwrong key: {key}\x1b[2J\nbye".encode()]) as server:
-        endpoint = Endpoint(server.url, headers={"Authorization": f"Bearer {key}"}, secrets=(key,))
+    with Scripted(
+        [
+            f"HTTP/1.1 401 No\r\nConnection: close\r\n\r\nwrong key: {key}\x1b[2J\nbye".encode()
+        ]
+    ) as server:
+        endpoint = Endpoint(
+            server.url, headers={"Authorization": f"Bearer {key}"}, secrets=(key,)
+        )
         outcome = only(run(endpoint, Trace("test", (Session(0.0, (ASK,)),))))
-    assert outcome.detail == "401 from /v1/chat/completions: wrong key: [secret] [2J bye"
+    assert (
+        outcome.detail == "401 from /v1/chat/completions: wrong key: [secret] [2J bye"
+    )
 
 
 def test_a_request_that_cannot_be_sent_costs_only_itself() -> None:
     bad = Turn(({"role": "user", "content": "\ud800"},), 4)
     with Scripted(GOOD) as server:
-        found = run(Endpoint(server.url), Trace("test", (Session(0.0, (bad,)), Session(0.0, (ASK,)))))
+        found = run(
+            Endpoint(server.url),
+            Trace("test", (Session(0.0, (bad,)), Session(0.0, (ASK,)))),
+        )
     assert [one.failure for one in found.outcomes] == [Failure.CLIENT, None]
 
 
@@ -184,14 +238,19 @@ def test_our_own_limits_are_not_the_endpoints_errors() -> None:
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr("rvllm_local.bench.load.prepare_limits", limit)
             try:
-                found = run(Endpoint(server.url, timeout_s=1.0), Trace("test", (Session(0.0, (ASK,)),) * 60))
+                found = run(
+                    Endpoint(server.url, timeout_s=1.0),
+                    Trace("test", (Session(0.0, (ASK,)),) * 60),
+                )
             finally:
                 resource.setrlimit(resource.RLIMIT_NOFILE, before)
     for number in held:
         os.close(number)
     counted = failures(found.outcomes)
     assert counted.get("client", 0) > 5 and "refused" not in counted, counted
-    assert "Too many open files" in next(one.detail for one in found.outcomes if one.failure is Failure.CLIENT)
+    assert "Too many open files" in next(
+        one.detail for one in found.outcomes if one.failure is Failure.CLIENT
+    )
 
 
 def test_an_interrupt_keeps_what_had_ended() -> None:
@@ -214,5 +273,8 @@ class Busy(Endpoint):
 def test_a_client_that_is_late_says_so() -> None:
     with Scripted(GOOD) as server:
         found = run(Busy(server.url), Trace("test", (Session(0.0, (ASK,)),) * 3))
-    assert found.busy_s > 0.2 and summary(found.outcomes, found.wall_s, Slo())["ttft_p99"].value > 0.5
+    assert (
+        found.busy_s > 0.2
+        and summary(found.outcomes, found.wall_s, Slo())["ttft_p99"].value > 0.5
+    )
     assert "this client was late itself" in warnings(found)

@@ -21,18 +21,28 @@ def one(at: float = 0.0, *turns: Turn) -> Session:
     return Session(at, turns or (ASK,))
 
 
-def play(steps: list[Step], *sessions: Session, timeout_s: float = 5.0) -> tuple[Run, list[dict[str, object]]]:
+def play(
+    steps: list[Step], *sessions: Session, timeout_s: float = 5.0
+) -> tuple[Run, list[dict[str, object]]]:
     with Scripted(steps) as server:
         made = Trace("test", sessions or (one(),))
         return run(Endpoint(server.url, timeout_s=timeout_s), made), server.bodies
 
 
 def test_a_good_answer_is_counted() -> None:
-    steps: list[Step] = [HEAD, chunk(""), 0.2, *(part for word in WORDS for part in (word, 0.05)), *GOOD[-3:]]
+    steps: list[Step] = [
+        HEAD,
+        chunk(""),
+        0.2,
+        *(part for word in WORDS for part in (word, 0.05)),
+        *GOOD[-3:],
+    ]
     found, bodies = play(steps)
     (outcome,) = found.outcomes
     assert outcome.failure is None, outcome.detail
-    assert outcome.ttft is not None and outcome.ttft >= 0.19, "an event without content is not a first token"
+    assert outcome.ttft is not None and outcome.ttft >= 0.19, (
+        "an event without content is not a first token"
+    )
     assert len(outcome.gaps) == 3 and sum(outcome.gaps) > 0.1
     assert (outcome.tokens, outcome.usage.prompt, outcome.usage.cached) == (4, 20, 0)
     assert bodies[0]["stream"] is True and bodies[0]["max_tokens"] == 4
@@ -72,8 +82,14 @@ def test_a_bad_answer_is_an_error(name: str) -> None:
     (outcome,) = found.outcomes
     assert outcome.failure is expected, outcome.detail
     figures = summary(found.outcomes, found.wall_s, Slo())
-    assert figures["errors"].value == 1 and figures["tokens_per_s"].value == 0 and figures["goodput"].value == 0
-    assert math.isinf(figures["ttft_p50"].value) and math.isinf(figures["e2e_p99"].value)
+    assert (
+        figures["errors"].value == 1
+        and figures["tokens_per_s"].value == 0
+        and figures["goodput"].value == 0
+    )
+    assert math.isinf(figures["ttft_p50"].value) and math.isinf(
+        figures["e2e_p99"].value
+    )
 
 
 def test_nobody_listens() -> None:
@@ -110,8 +126,18 @@ def test_usage_that_lies_is_an_error(name: str) -> None:
         (47, 48, True, False),  # one without text
     ],
 )
-def test_claims_are_held_against_what_came(events: int, claimed: int, with_tokenizer: bool, lies: bool) -> None:
-    outcome = Outcome("small", 0, 0.0, 48, 200, times=[0.1 * index for index in range(events)], finish_reason="stop")
+def test_claims_are_held_against_what_came(
+    events: int, claimed: int, with_tokenizer: bool, lies: bool
+) -> None:
+    outcome = Outcome(
+        "small",
+        0,
+        0.0,
+        48,
+        200,
+        times=[0.1 * index for index in range(events)],
+        finish_reason="stop",
+    )
     outcome.text = ["word "] * events
     outcome.usage.completion = claimed
     outcome.check((lambda text: len(text.split())) if with_tokenizer else None)
@@ -122,31 +148,59 @@ def test_arrivals_do_not_wait_for_answers() -> None:
     """Four requests at 20 a second, to an endpoint that takes half a second: an open loop sends them all meanwhile."""
     found, _ = play([HEAD, 0.5, *GOOD[1:]], *(one(index * 0.05) for index in range(4)))
     assert [outcome.failure for outcome in found.outcomes] == [None] * 4
-    assert all(outcome.sent < found.outcomes[0].ended for outcome in found.outcomes), "none waits for an answer"
-    assert all(outcome.ttft is not None and outcome.ttft >= 0.49 for outcome in found.outcomes)
+    assert all(outcome.sent < found.outcomes[0].ended for outcome in found.outcomes), (
+        "none waits for an answer"
+    )
+    assert all(
+        outcome.ttft is not None and outcome.ttft >= 0.49 for outcome in found.outcomes
+    )
 
 
 def test_a_session_grows_and_ends_with_its_first_error() -> None:
     more = Turn(({"role": "user", "content": "And the lake?"},), 4)
     found, bodies = play(GOOD, one(0.0, ASK, more))
     assert [outcome.turn for outcome in found.outcomes] == [0, 1]
-    assert [message["role"] for message in bodies[1]["messages"]] == ["user", "assistant", "user"]  # type: ignore[attr-defined,index,union-attr]
+    assert [message["role"] for message in bodies[1]["messages"]] == [
+        "user",
+        "assistant",
+        "user",
+    ]  # type: ignore[attr-defined,index,union-attr]
     assert found.outcomes[1].scheduled >= found.outcomes[0].ended
     found, bodies = play(GOOD[:-1], one(0.0, ASK, more))
     assert len(bodies) == 1 and failures(found.outcomes) == {"unfinished": 2}
 
 
 def test_called_tools_get_a_result() -> None:
-    call = {"index": 0, "id": "call_7", "function": {"name": "search", "arguments": '{"text": '}}
+    call = {
+        "index": 0,
+        "id": "call_7",
+        "function": {"name": "search", "arguments": '{"text": '},
+    }
     rest = {"index": 0, "function": {"arguments": '"sea"}'}}
     events = [
-        b'data: {"choices": [{"index": 0, "delta": {"tool_calls": [%s]}}]}\n\n' % json.dumps(part).encode()
+        b'data: {"choices": [{"index": 0, "delta": {"tool_calls": [%s]}}]}\n\n'
+        % json.dumps(part).encode()
         for part in (call, rest)
     ]
-    steps: list[Step] = [HEAD, *events, chunk(finish="tool_calls"), usage(completion=9), DONE]
+    steps: list[Step] = [
+        HEAD,
+        *events,
+        chunk(finish="tool_calls"),
+        usage(completion=9),
+        DONE,
+    ]
     ask = Turn(({"role": "user", "content": "Where is the sea?"},), 20)
-    found, bodies = play(steps, one(0.0, ask, Turn(({"role": "user", "content": "It is here."},), 20)))
+    found, bodies = play(
+        steps, one(0.0, ask, Turn(({"role": "user", "content": "It is here."},), 20))
+    )
     assert [outcome.failure for outcome in found.outcomes] == [None, None]
     _, assistant, result = bodies[1]["messages"]  # type: ignore[misc]
-    assert assistant["tool_calls"][0]["function"] == {"name": "search", "arguments": '{"text": "sea"}'}  # type: ignore[index]
-    assert result == {"role": "tool", "tool_call_id": "call_7", "content": "It is here."}
+    assert assistant["tool_calls"][0]["function"] == {
+        "name": "search",
+        "arguments": '{"text": "sea"}',
+    }  # type: ignore[index]
+    assert result == {
+        "role": "tool",
+        "tool_call_id": "call_7",
+        "content": "It is here.",
+    }

@@ -23,7 +23,16 @@ from rvllm_local.bench.outcome import Failure, Outcome
 
 
 def answered(failure: Failure | None = None) -> Outcome:
-    return Outcome("small", 0, 0.0, 3, times=[0.1, 0.2, 0.3], ended=0.3, finish_reason="length", failure=failure)
+    return Outcome(
+        "small",
+        0,
+        0.0,
+        3,
+        times=[0.1, 0.2, 0.3],
+        ended=0.3,
+        finish_reason="length",
+        failure=failure,
+    )
 
 
 def write(folder: Path, name: str, outcomes: list[Outcome], **more: Any) -> None:
@@ -38,7 +47,11 @@ def bench(folder: Path) -> beside_peers.Bench:
 
 
 def test_what_failed_is_no_capacity(tmp_path: Path) -> None:
-    write(tmp_path, "capacity-rvllm-1", [answered(), answered(), *[answered(Failure.STATUS)] * 8])
+    write(
+        tmp_path,
+        "capacity-rvllm-1",
+        [answered(), answered(), *[answered(Failure.STATUS)] * 8],
+    )
     assert bench(tmp_path).capacity() == pytest.approx(0.2), (
         "two answers in ten seconds; eight came fast and were errors"
     )
@@ -47,15 +60,35 @@ def test_what_failed_is_no_capacity(tmp_path: Path) -> None:
         bench(tmp_path).capacity()
 
 
-def test_pooled_results_name_every_machine_and_date(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(llama_server, "version", lambda: pytest.fail("llama.cpp was not measured"))
-    write(tmp_path, "capacity-rvllm-1", [answered()], machine="here", date="2026-01-02", others_cpu=None)
-    write(tmp_path, "capacity-rvllm-2", [answered()], machine="there", date="2026-01-09", others_cpu=None)
+def test_pooled_results_name_every_machine_and_date(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        llama_server, "version", lambda: pytest.fail("llama.cpp was not measured")
+    )
+    write(
+        tmp_path,
+        "capacity-rvllm-1",
+        [answered()],
+        machine="here",
+        date="2026-01-02",
+        others_cpu=None,
+    )
+    write(
+        tmp_path,
+        "capacity-rvllm-2",
+        [answered()],
+        machine="there",
+        date="2026-01-09",
+        others_cpu=None,
+    )
     results.pool(tmp_path, tmp_path / "pooled")
     found = record.load(tmp_path / "pooled" / "capacity.json")
     assert (found.machine, found.date) == ("here and there", "2026-01-02 to 2026-01-09")
     assert "llama.cpp" not in found.versions
-    assert "not known" in page.rounds(found), "a machine that cannot tell is not a quiet one"
+    assert "not known" in page.rounds(found), (
+        "a machine that cannot tell is not a quiet one"
+    )
 
 
 def test_a_peer_that_answers_nothing_has_no_ratio(tmp_path: Path) -> None:
@@ -72,7 +105,9 @@ def test_a_folder_of_results_belongs_to_one_model(tmp_path: Path) -> None:
     for _ in range(2):
         beside_peers.claim(tmp_path, settings)
     for other in ({"model": "large"}, {"requests": 6}):
-        with pytest.raises(SystemExit, match=r"--(model small|requests 60), not (large|6)"):
+        with pytest.raises(
+            SystemExit, match=r"--(model small|requests 60), not (large|6)"
+        ):
             beside_peers.claim(tmp_path, settings | other)
 
 
@@ -94,8 +129,12 @@ open(sys.argv[1], "w").write(str(child.pid))
 
 @pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
 @pytest.mark.parametrize("how", ["interrupted", "ended"])
-def test_a_server_that_does_not_come_up_leaves_nothing(how: str, tmp_path: Path) -> None:
-    code = WITH_A_CHILD.format(then="time.sleep(60)" if how == "interrupted" else "sys.exit(3)")
+def test_a_server_that_does_not_come_up_leaves_nothing(
+    how: str, tmp_path: Path
+) -> None:
+    code = WITH_A_CHILD.format(
+        then="time.sleep(60)" if how == "interrupted" else "sys.exit(3)"
+    )
     noted = tmp_path / "pid"
     if how == "interrupted":
         threading.Timer(1.5, os.kill, (os.getpid(), signal.SIGINT)).start()

@@ -19,10 +19,16 @@ def test_a_trace_repeats_itself_and_scales(name: str) -> None:
     assert first == again
     assert first != trace.TRACES[name](40, 4, trace.Mix()), "the seed changes it"
     double = first.at_rate(2.0)
-    assert [one.turns for one in double.sessions] == [one.turns for one in first.sessions]
-    assert [one.at * 2 for one in double.sessions] == pytest.approx([one.at for one in first.sessions])
+    assert [one.turns for one in double.sessions] == [
+        one.turns for one in first.sessions
+    ]
+    assert [one.at * 2 for one in double.sessions] == pytest.approx(
+        [one.at for one in first.sessions]
+    )
     assert {one.at for one in first.at_rate(float("inf")).sessions} == {0.0}
-    assert len({json.dumps(one.turns[0].messages[0]) for one in first.sessions}) == 40, "no prompt comes twice"
+    assert (
+        len({json.dumps(one.turns[0].messages[0]) for one in first.sessions}) == 40
+    ), "no prompt comes twice"
 
 
 def test_bursts_come_at_the_mean_rate() -> None:
@@ -34,7 +40,11 @@ def test_bursts_come_at_the_mean_rate() -> None:
 
 def test_sizes_keep_to_the_mix() -> None:
     sessions = trace.bursty(500, 1, trace.Mix(50, 200, 16)).sessions
-    small = [len(one.turns[0].messages[0]["content"].split()) for one in sessions if one.kind == "small"]
+    small = [
+        len(one.turns[0].messages[0]["content"].split())
+        for one in sessions
+        if one.kind == "small"
+    ]
     assert min(small) >= 50 and max(small) <= 200
     assert 5 < sum(one.kind == "large" for one in sessions) < 50
     assert {one.turns[0].max_tokens for one in sessions} == {16}
@@ -50,7 +60,10 @@ def test_a_saved_trace_is_the_same(tmp_path: Path) -> None:
 
 def test_recorded_sizes_become_prompts(tmp_path: Path) -> None:
     path = tmp_path / "recorded.jsonl"
-    rows = [{"at": 105.5, "prompt_tokens": 30, "output_tokens": 7}, {"at": 100, "prompt": "Hello"}]
+    rows = [
+        {"at": 105.5, "prompt_tokens": 30, "output_tokens": 7},
+        {"at": 100, "prompt": "Hello"},
+    ]
     path.write_text("\n".join(map(json.dumps, rows)))
     first, second = trace.load(path).sessions
     assert (first.at, first.turns[0].messages[0]["content"]) == (0.0, "Hello")
@@ -76,8 +89,15 @@ def test_a_line_ends_where_json_lines_end(tmp_path: Path) -> None:
     """A text may hold other line ends as they are; a byte order mark is none of it."""
     path = tmp_path / "recorded.jsonl"
     texts = ["one\u2028line", "a\x85page"]
-    path.write_text("\ufeff" + "\r\n".join(json.dumps({"at": 0, "prompt": text}, ensure_ascii=False) for text in texts))
-    assert [one.turns[0].messages[0]["content"] for one in trace.load(path).sessions] == texts
+    path.write_text(
+        "\ufeff"
+        + "\r\n".join(
+            json.dumps({"at": 0, "prompt": text}, ensure_ascii=False) for text in texts
+        )
+    )
+    assert [
+        one.turns[0].messages[0]["content"] for one in trace.load(path).sessions
+    ] == texts
 
 
 def test_nothing_to_send(tmp_path: Path) -> None:

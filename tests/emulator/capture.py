@@ -20,7 +20,11 @@ from rvllm_local.metal_kernels.launch import Dispatch, MLXLauncher, source
 _CUDA_TYPES = {
     mx.float32: "float", mx.float16: "__half", mx.bfloat16: "__nv_bfloat16", mx.int8: "int8_t", mx.int32: "int32_t"
 }  # fmt: skip
-_CUDA_IDS = ("threadgroup_position_in_grid", "threadgroups_per_grid", "thread_position_in_threadgroup")
+_CUDA_IDS = (
+    "threadgroup_position_in_grid",
+    "threadgroups_per_grid",
+    "thread_position_in_threadgroup",
+)
 
 
 def capture_text(dispatch: Dispatch) -> str:
@@ -43,13 +47,16 @@ def cuda_text(dispatch: Dispatch) -> str:
         lines.append(f"const {_CUDA_TYPES[array.dtype]}* {name}")
         if f"{name}_strides" in kernel.body:
             lines.append(f"const int64_t* {name}_strides")
-    lines += [f"{_CUDA_TYPES[dtype]}* {name}" for name, dtype in zip(kernel.outputs, dispatch.dtypes, strict=True)]
+    lines += [
+        f"{_CUDA_TYPES[dtype]}* {name}"
+        for name, dtype in zip(kernel.outputs, dispatch.dtypes, strict=True)
+    ]
     lines = [f"{line} [[buffer({place})]]" for place, line in enumerate(lines)]
     lines += [f"uint3 {name} [[{name}]]" for name in _CUDA_IDS]
-    header = kernel.header.replace(compact(source("ptx.h"), kernel.macros), '#include "cuda_matrix_shim.h"\n')
-    return (
-        f'#include "cuda_shim.h"\n{header}\n[[kernel]] void {kernel.name}({", ".join(lines)}) {{\n{kernel.body}\n}}\n'
+    header = kernel.header.replace(
+        compact(source("ptx.h"), kernel.macros), '#include "cuda_matrix_shim.h"\n'
     )
+    return f'#include "cuda_shim.h"\n{header}\n[[kernel]] void {kernel.name}({", ".join(lines)}) {{\n{kernel.body}\n}}\n'
 
 
 def trace(call: Callable[..., object], inputs: Sequence[mx.array]) -> str:
@@ -67,11 +74,18 @@ def trace(call: Callable[..., object], inputs: Sequence[mx.array]) -> str:
         printed = sink.read().decode()
     match = re.search(r"```\n(.*?)\n?```", printed, re.DOTALL)
     if match is None:
-        raise AssertionError(f"MLX printed no kernel text while tracing: {printed[:200]!r}")
+        raise AssertionError(
+            f"MLX printed no kernel text while tracing: {printed[:200]!r}"
+        )
     return match.group(1)
 
 
 def _launch_of(
     dispatch: Dispatch,
-) -> tuple[tuple[int, int, int], tuple[int, int, int], tuple[tuple[int, ...], ...], tuple[mx.Dtype, ...]]:
+) -> tuple[
+    tuple[int, int, int],
+    tuple[int, int, int],
+    tuple[tuple[int, ...], ...],
+    tuple[mx.Dtype, ...],
+]:
     return dispatch.grid, dispatch.threadgroup, dispatch.shapes, dispatch.dtypes

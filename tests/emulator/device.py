@@ -87,16 +87,22 @@ def parameters(text: str) -> list[Parameter]:
     if signature is None:
         raise AssertionError("the captured text has no kernel")
     found = []
-    for ctype, name, attribute in re.findall(r"([\w\s*&]+?)\s*(\w+)\s*\[\[(.+?)\]\]", signature.group(2)):
+    for ctype, name, attribute in re.findall(
+        r"([\w\s*&]+?)\s*(\w+)\s*\[\[(.+?)\]\]", signature.group(2)
+    ):
         index = re.match(r"buffer\((\d+)\)", attribute)
-        found.append(Parameter(name, ctype.strip(), int(index.group(1)) if index else None))
+        found.append(
+            Parameter(name, ctype.strip(), int(index.group(1)) if index else None)
+        )
     return found
 
 
 def compile_text(text: str) -> Path:
     """The executable for `text`, from the cache when the text and the shim are known."""
     shims = [path.read_bytes() for path in sorted(SHIM.parent.glob("*.h"))]
-    key = hashlib.sha256(b"\0".join([text.encode(), *shims, _MAIN.encode(), *map(str.encode, FLAGS)]))
+    key = hashlib.sha256(
+        b"\0".join([text.encode(), *shims, _MAIN.encode(), *map(str.encode, FLAGS)])
+    )
     CACHE.mkdir(mode=0o700, exist_ok=True)
     target = CACHE / key.hexdigest()[:32]
     if target.exists():
@@ -139,8 +145,12 @@ def _translation_unit(text: str) -> str:
             arguments.append(_IDS[p.name])
         else:
             pointer = p.ctype.replace("&", "").replace("*", "").strip() + "*"
-            arguments.append(f"{'*' if '&' in p.ctype else ''}({pointer})buffers[{p.buffer}]->data")
-    text = re.sub(r"\b(?:threadgroup|RV_SHARED)\s+(\w+)\s+(\w+)\[([^\]]+)\];", declare, text)
+            arguments.append(
+                f"{'*' if '&' in p.ctype else ''}({pointer})buffers[{p.buffer}]->data"
+            )
+    text = re.sub(
+        r"\b(?:threadgroup|RV_SHARED)\s+(\w+)\s+(\w+)\[([^\]]+)\];", declare, text
+    )
     return text + _MAIN.format(call=f"{name}({', '.join(arguments)})")
 
 
@@ -153,18 +163,30 @@ def run_text(
 ) -> list[bytes]:
     """Runs the text; every buffer's bytes afterwards. An int stands for an output of so many bytes, poisoned."""
     executable = compile_text(text)
-    with tempfile.TemporaryDirectory(dir="/dev/shm" if Path("/dev/shm").is_dir() else None) as folder:
+    with tempfile.TemporaryDirectory(
+        dir="/dev/shm" if Path("/dev/shm").is_dir() else None
+    ) as folder:
         given, result = Path(folder) / "in", Path(folder) / "out"
         sizes = [b if isinstance(b, int) else b.nbytes for b in buffers]
         with given.open("wb") as file:
             file.write(struct.pack("<8i", *grid, *threadgroup, seed, len(buffers)))
             for buffer, size in zip(buffers, sizes, strict=True):
-                file.write(struct.pack("<2q", size, 0 if isinstance(buffer, int) else 1))
+                file.write(
+                    struct.pack("<2q", size, 0 if isinstance(buffer, int) else 1)
+                )
                 if not isinstance(buffer, int):
                     file.write(np.ascontiguousarray(buffer).tobytes())
-        done = subprocess.run([executable, given, result], capture_output=True, text=True, check=False, timeout=120)
+        done = subprocess.run(
+            [executable, given, result],
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=120,
+        )
         if done.returncode:
-            raise EmulatorError(done.stderr.strip() or f"the kernel ended with status {done.returncode}")
+            raise EmulatorError(
+                done.stderr.strip() or f"the kernel ended with status {done.returncode}"
+            )
         whole = result.read_bytes()
     ends = np.cumsum(sizes)
     return [whole[end - size : end] for end, size in zip(ends, sizes, strict=True)]
@@ -189,12 +211,23 @@ class Emulator:
         self.dispatches.append(dispatch)
         text = self.text(dispatch)
         mx.eval(*dispatch.inputs)
-        views = {n: bits_of(a) for n, a in zip(dispatch.kernel.inputs, dispatch.inputs, strict=True)}
+        views = {
+            n: bits_of(a)
+            for n, a in zip(dispatch.kernel.inputs, dispatch.inputs, strict=True)
+        }
         dense = {name: _dense(view) for name, view in views.items()}
-        outputs = dict(zip(dispatch.kernel.outputs, zip(dispatch.shapes, dispatch.dtypes, strict=True), strict=True))
+        outputs = dict(
+            zip(
+                dispatch.kernel.outputs,
+                zip(dispatch.shapes, dispatch.dtypes, strict=True),
+                strict=True,
+            )
+        )
         params = [p for p in parameters(text) if p.buffer is not None]
         buffers = [_buffer(p.name, views, dense, outputs) for p in params]
-        results = run_text(text, buffers, dispatch.grid, dispatch.threadgroup, self.seed)
+        results = run_text(
+            text, buffers, dispatch.grid, dispatch.threadgroup, self.seed
+        )
         by_name = dict(zip((p.name for p in params), results, strict=True))
         for name, view in views.items():
             after = np.frombuffer(by_name[name], view.dtype).reshape(dense[name].shape)
@@ -202,7 +235,10 @@ class Emulator:
                 view[...] = after
             elif not np.array_equal(after, dense[name]):
                 raise EmulatorError(f"{dispatch.kernel.kind} wrote to its input {name}")
-        return [_array(by_name[name], shape, dtype) for name, (shape, dtype) in outputs.items()]
+        return [
+            _array(by_name[name], shape, dtype)
+            for name, (shape, dtype) in outputs.items()
+        ]
 
 
 def bits_of(array: mx.array) -> Array:
@@ -220,7 +256,10 @@ def _dense(view: Array) -> Array:
 
 
 def _buffer(
-    name: str, views: dict[str, Array], dense: dict[str, Array], outputs: dict[str, tuple[tuple[int, ...], mx.Dtype]]
+    name: str,
+    views: dict[str, Array],
+    dense: dict[str, Array],
+    outputs: dict[str, tuple[tuple[int, ...], mx.Dtype]],
 ) -> Array | int:
     if name in dense:
         return dense[name]

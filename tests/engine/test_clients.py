@@ -53,7 +53,11 @@ def client(request: pytest.FixtureRequest, folder: Path) -> Iterator[Client]:
 
 
 def test_an_id_that_is_open_is_refused_and_its_request_goes_on(client: Client) -> None:
-    asked = make_requests([5, 6, 7], SamplingParams(max_tokens=200, temperature=0, ignore_eos=True), request_id="twice")
+    asked = make_requests(
+        [5, 6, 7],
+        SamplingParams(max_tokens=200, temperature=0, ignore_eos=True),
+        request_id="twice",
+    )
     first = open_stream(client, asked)
     tokens = list(next(first).token_ids)
     with pytest.raises(ParameterError, match="already open"):
@@ -66,9 +70,14 @@ def test_tokens_are_the_same_everywhere(client: Client, folder: Path) -> None:
     with LLM(str(folder)) as llm:
         expected = llm.generate([5, 6, 7], GREEDY)[0]
     events = list(client.submit([5, 6, 7], GREEDY))
-    assert tuple(token for event in events for token in event.token_ids) == expected.token_ids
+    assert (
+        tuple(token for event in events for token in event.token_ids)
+        == expected.token_ids
+    )
     assert "".join(event.text for event in events) == expected.text
-    assert [event.finish_reason for event in events] == [None] * 7 + [FinishReason.LENGTH]
+    assert [event.finish_reason for event in events] == [None] * 7 + [
+        FinishReason.LENGTH
+    ]
 
 
 def test_every_choice_gets_one_last_event(client: Client) -> None:
@@ -79,13 +88,20 @@ def test_every_choice_gets_one_last_event(client: Client) -> None:
         if sum(event.finish_reason is not None for event in events) == 3:
             done.set()
 
-    client.start(make_requests([5, 6], SamplingParams(max_tokens=5, n=3, seed=1, ignore_eos=True)), sink)
+    client.start(
+        make_requests(
+            [5, 6], SamplingParams(max_tokens=5, n=3, seed=1, ignore_eos=True)
+        ),
+        sink,
+    )
     assert done.wait(20)
     assert sorted(event.index for event in events if event.finish_reason) == [0, 1, 2]
 
 
 def test_a_cancelled_request_ends_and_frees_its_blocks(client: Client) -> None:
-    stream = client.submit([5] * 50, SamplingParams(max_tokens=1500, temperature=0, ignore_eos=True))
+    stream = client.submit(
+        [5] * 50, SamplingParams(max_tokens=1500, temperature=0, ignore_eos=True)
+    )
     next(stream)
     client.cancel(stream.request_id)
     assert list(stream)[-1].finish_reason is FinishReason.CANCELLED
@@ -95,10 +111,16 @@ def test_a_cancelled_request_ends_and_frees_its_blocks(client: Client) -> None:
 
 
 def test_an_open_request_can_be_seen(client: Client) -> None:
-    with client.submit([5] * 40, SamplingParams(max_tokens=1500, temperature=0, ignore_eos=True)) as stream:
+    with client.submit(
+        [5] * 40, SamplingParams(max_tokens=1500, temperature=0, ignore_eos=True)
+    ) as stream:
         next(stream)
         (status,) = client.snapshot().requests
-        assert (status.request_id, status.state, status.prompt_tokens) == (stream.request_id, "decode", 40)
+        assert (status.request_id, status.state, status.prompt_tokens) == (
+            stream.request_id,
+            "decode",
+            40,
+        )
         assert status.blocks >= 2 and "u" in client.snapshot().block_map
 
 
@@ -129,7 +151,9 @@ def test_closing_ends_what_is_open(kind: str, folder: Path) -> None:
             ended.set()
 
     with opened(kind, folder) as client:
-        client.start(make_requests([5], SamplingParams(max_tokens=1500, ignore_eos=True)), sink)
+        client.start(
+            make_requests([5], SamplingParams(max_tokens=1500, ignore_eos=True)), sink
+        )
         client.close()
         assert ended.wait(5) and events[-1].finish_reason is FinishReason.ERROR
         assert events[-1].error_kind == "EngineClosedError"
@@ -146,7 +170,10 @@ def test_many_threads_get_their_own_answers(client: Client) -> None:
 
     alone = [tokens(number) for number in range(6)]
     found: dict[int, list[int]] = {}
-    threads = [threading.Thread(target=lambda at=number: found.update({at: tokens(at)})) for number in range(6)]
+    threads = [
+        threading.Thread(target=lambda at=number: found.update({at: tokens(at)}))
+        for number in range(6)
+    ]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -164,26 +191,53 @@ def test_a_consumer_that_fails_harms_itself_alone(client: Client) -> None:
 
     alone = [event.token_ids for event in client.submit([1, 2], params)]
     with client.submit([1, 2], params) as other:
-        client.start(make_requests([3], SamplingParams(max_tokens=1500, n=2, ignore_eos=True)), broken)
+        client.start(
+            make_requests([3], SamplingParams(max_tokens=1500, n=2, ignore_eos=True)),
+            broken,
+        )
         assert [event.token_ids for event in other] == alone
     assert len(calls) == 1
     list(client.submit([1], GREEDY))
     assert client.stats()["requests_running"] == 0
 
 
-def test_a_seed_a_grammar_and_logprobs_are_the_same_everywhere(client: Client, folder: Path) -> None:
+def test_a_seed_a_grammar_and_logprobs_are_the_same_everywhere(
+    client: Client, folder: Path
+) -> None:
     grammar = grammar_for_format({"type": "choice", "choices": ["the", "then"]})
-    params = SamplingParams(max_tokens=6, seed=2**63 + 1, n=2, logprobs=3, logit_bias={7: -5.0}, stop=["qq"], top_k=9)
+    params = SamplingParams(
+        max_tokens=6,
+        seed=2**63 + 1,
+        n=2,
+        logprobs=3,
+        logit_bias={7: -5.0},
+        stop=["qq"],
+        top_k=9,
+    )
     requests = make_requests([5, 6, 7], params, grammar=grammar, priority=3)
     events = list(open_stream(client, requests))
     with LLM(str(folder)) as llm:
-        expected = list(open_stream(llm._client, make_requests([5, 6, 7], params, grammar=grammar)))
+        expected = list(
+            open_stream(llm._client, make_requests([5, 6, 7], params, grammar=grammar))
+        )
     for index in range(2):
-        ours, theirs = ([e for e in rows if e.index == index and e.token_ids] for rows in (events, expected))
+        ours, theirs = (
+            [e for e in rows if e.index == index and e.token_ids]
+            for rows in (events, expected)
+        )
         assert [e.token_ids for e in ours] == [e.token_ids for e in theirs]
         for one, other in zip(ours, theirs, strict=True):
             assert one.logprobs and other.logprobs
-            assert one.logprobs[0].logprob == pytest.approx(other.logprobs[0].logprob, abs=1e-3)
+            assert one.logprobs[0].logprob == pytest.approx(
+                other.logprobs[0].logprob, abs=1e-3
+            )
             assert len(one.logprobs[0].top) == 3
     with pytest.raises(ParameterError):
-        list(open_stream(client, make_requests([5], GREEDY, grammar='{"grammars": [{"lark_grammar": "start: ("}]}')))
+        list(
+            open_stream(
+                client,
+                make_requests(
+                    [5], GREEDY, grammar='{"grammars": [{"lark_grammar": "start: ("}]}'
+                ),
+            )
+        )

@@ -12,7 +12,9 @@ from tests.support.tiny import save_tiny
 
 
 @pytest.fixture(scope="module", params=["llama", "gemma2", "gemma3_text", "gpt_oss"])
-def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
     path = tmp_path_factory.mktemp(request.param)
     save_tiny(request.param, path, seed=2)
     return path
@@ -22,11 +24,21 @@ def prompt(length: int, seed: int) -> list[int]:
     return np.random.default_rng(seed).integers(3, 60, length).tolist()
 
 
-PROMPTS = [prompt(length, seed) for seed, length in enumerate((5, 33, 64, 65, 97, 130, 140, 40))]
-PARAMS = [SamplingParams(max_tokens=40, temperature=1.0, seed=seed, ignore_eos=True, logprobs=0) for seed in range(8)]
+PROMPTS = [
+    prompt(length, seed)
+    for seed, length in enumerate((5, 33, 64, 65, 97, 130, 140, 40))
+]
+PARAMS = [
+    SamplingParams(
+        max_tokens=40, temperature=1.0, seed=seed, ignore_eos=True, logprobs=0
+    )
+    for seed in range(8)
+]
 
 
-def answers(llm: LLM, order: list[int], *, together: bool) -> dict[int, tuple[object, ...]]:
+def answers(
+    llm: LLM, order: list[int], *, together: bool
+) -> dict[int, tuple[object, ...]]:
     """Tokens and exact log-probabilities of each prompt."""
     found = {}
     if together:
@@ -41,11 +53,18 @@ def answers(llm: LLM, order: list[int], *, together: bool) -> dict[int, tuple[ob
     return found
 
 
-def test_tokens_and_logprobs_are_the_same_in_any_company(folder: Path, tmp_path: Path) -> None:
+def test_tokens_and_logprobs_are_the_same_in_any_company(
+    folder: Path, tmp_path: Path
+) -> None:
     every = list(range(len(PROMPTS)))
 
     def engine(**options: object) -> LLM:
-        return LLM(str(folder), deterministic=True, max_rows=16, **{"kv_memory": "4MB", **options})  # type: ignore[arg-type]
+        return LLM(
+            str(folder),
+            deterministic=True,
+            max_rows=16,
+            **{"kv_memory": "4MB", **options},
+        )  # type: ignore[arg-type]
 
     with engine(cache="off", prefill_chunk=512) as llm:
         alone = answers(llm, every, together=False)
@@ -54,7 +73,9 @@ def test_tokens_and_logprobs_are_the_same_in_any_company(folder: Path, tmp_path:
         assert answers(llm, every[::-1], together=True) == alone
         assert answers(llm, every, together=False) == alone  # warm
         assert llm.stats()["prefix_hit_tokens"] > 0
-    with engine(prefill_chunk=64, cache="disk", cache_dir=tmp_path) as llm:  # after a restart
+    with engine(
+        prefill_chunk=64, cache="disk", cache_dir=tmp_path
+    ) as llm:  # after a restart
         assert answers(llm, every, together=True) == alone
         assert llm.stats()["prefix_hit_tokens"] > 0
     with engine(kv_memory="700KB", prefill_chunk=64) as llm:

@@ -15,7 +15,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from rvllm_local import LLM, SamplingParams
-from rvllm_local.errors import ContextOverflowError, EngineClosedError, MemoryBudgetError, ParameterError
+from rvllm_local.errors import (
+    ContextOverflowError,
+    EngineClosedError,
+    MemoryBudgetError,
+    ParameterError,
+)
 from rvllm_local.types import FinishReason
 from tests.support.tiny import save_tiny
 
@@ -39,39 +44,62 @@ def assert_nothing_leaks(llm: LLM) -> None:
     assert stats["requests_running"] == stats["requests_waiting"] == 0
 
 
-@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=20,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
 @given(
     requests=st.lists(
-        st.tuples(st.integers(1, 80), st.integers(1, 24), st.sampled_from(["run", "cancel", "stop"])),
+        st.tuples(
+            st.integers(1, 80),
+            st.integers(1, 24),
+            st.sampled_from(["run", "cancel", "stop"]),
+        ),
         min_size=1,
         max_size=10,
     )
 )
-def test_any_mix_of_endings_gives_every_block_back(llm: LLM, requests: list[tuple[int, int, str]]) -> None:
+def test_any_mix_of_endings_gives_every_block_back(
+    llm: LLM, requests: list[tuple[int, int, str]]
+) -> None:
     streams = []
     for length, count, ending in requests:
         stop = ("a", "e", " ") if ending == "stop" else ()
-        params = SamplingParams(max_tokens=count, temperature=0.9, seed=length, stop=stop, ignore_eos=True)
-        streams.append((llm.stream([1 + index % 200 for index in range(length)], params), ending))
+        params = SamplingParams(
+            max_tokens=count, temperature=0.9, seed=length, stop=stop, ignore_eos=True
+        )
+        streams.append(
+            (llm.stream([1 + index % 200 for index in range(length)], params), ending)
+        )
     for stream, ending in streams:
         if ending == "cancel":
             next(stream)
             stream.close()  # type: ignore[attr-defined]
         else:
-            assert list(stream)[-1].finish_reason in (FinishReason.STOP, FinishReason.LENGTH)
-    llm.generate([1], SamplingParams(max_tokens=1))  # the cancels have been taken by now
+            assert list(stream)[-1].finish_reason in (
+                FinishReason.STOP,
+                FinishReason.LENGTH,
+            )
+    llm.generate(
+        [1], SamplingParams(max_tokens=1)
+    )  # the cancels have been taken by now
     assert_nothing_leaks(llm)
 
 
 def test_same_seed_same_tokens_whoever_else_is_there(llm: LLM) -> None:
-    params = SamplingParams(max_tokens=30, temperature=1.0, top_p=0.95, seed=11, ignore_eos=True)
+    params = SamplingParams(
+        max_tokens=30, temperature=1.0, top_p=0.95, seed=11, ignore_eos=True
+    )
     alone = llm.generate([5, 6, 7], params)[0].token_ids
     crowd = llm.generate([[9] * 40, [5, 6, 7], [3], [8] * 17], params)[1].token_ids
     assert crowd == alone
 
 
 def test_choices_differ_and_repeat(llm: LLM) -> None:
-    params = SamplingParams(max_tokens=20, temperature=1.0, seed=5, n=3, ignore_eos=True)
+    params = SamplingParams(
+        max_tokens=20, temperature=1.0, seed=5, n=3, ignore_eos=True
+    )
     first, second = llm.generate([4, 5], params), llm.generate([4, 5], params)
     assert [row.token_ids for row in first] == [row.token_ids for row in second]
     assert len({row.token_ids for row in first}) == 3
@@ -79,27 +107,39 @@ def test_choices_differ_and_repeat(llm: LLM) -> None:
 
 
 def test_logprobs_are_sorted_and_hold_the_choice(llm: LLM) -> None:
-    (answer,) = llm.generate([4, 5, 6], SamplingParams(max_tokens=5, temperature=0, logprobs=4, ignore_eos=True))
+    (answer,) = llm.generate(
+        [4, 5, 6],
+        SamplingParams(max_tokens=5, temperature=0, logprobs=4, ignore_eos=True),
+    )
     assert answer.logprobs is not None and len(answer.logprobs) == 5
     for token, logprob in zip(answer.token_ids, answer.logprobs, strict=True):
         assert logprob.token_id == token
         assert len(logprob.top) == 4
         assert logprob.top[0] == (token, pytest.approx(logprob.logprob, abs=1e-5))
-        assert [value for _, value in logprob.top] == sorted((value for _, value in logprob.top), reverse=True)
+        assert [value for _, value in logprob.top] == sorted(
+            (value for _, value in logprob.top), reverse=True
+        )
 
 
 def test_stop_string_is_not_part_of_the_text(llm: LLM) -> None:
-    free = llm.generate([4, 5, 6], SamplingParams(max_tokens=24, temperature=0, ignore_eos=True))[0]
+    free = llm.generate(
+        [4, 5, 6], SamplingParams(max_tokens=24, temperature=0, ignore_eos=True)
+    )[0]
     stop = free.text[len(free.text) // 2 :][:2]
     assert stop
-    cut = llm.generate([4, 5, 6], SamplingParams(max_tokens=24, temperature=0, ignore_eos=True, stop=stop))[0]
+    cut = llm.generate(
+        [4, 5, 6],
+        SamplingParams(max_tokens=24, temperature=0, ignore_eos=True, stop=stop),
+    )[0]
     assert cut.finish_reason is FinishReason.STOP
     assert cut.text == free.text[: free.text.index(stop)]
 
 
 def test_many_threads_share_one_engine(llm: LLM) -> None:
     params = SamplingParams(max_tokens=12, temperature=0, ignore_eos=True)
-    expected = {start: llm.generate([start, 2, 3], params)[0].token_ids for start in range(1, 9)}
+    expected = {
+        start: llm.generate([start, 2, 3], params)[0].token_ids for start in range(1, 9)
+    }
     found: dict[int, tuple[int, ...]] = {}
 
     def ask(start: int) -> None:
@@ -131,7 +171,10 @@ def test_what_cannot_be_served_is_refused_by_name(
 
 
 def test_each_prompt_may_have_params_of_its_own(llm: LLM) -> None:
-    short, long = (SamplingParams(max_tokens=count, temperature=0, ignore_eos=True) for count in (2, 5))
+    short, long = (
+        SamplingParams(max_tokens=count, temperature=0, ignore_eos=True)
+        for count in (2, 5)
+    )
     answers = llm.generate([[5, 6], np.array([5, 6])], [short, long])
     assert [len(answer.token_ids) for answer in answers] == [2, 5]
     assert answers[1].token_ids[:2] == answers[0].token_ids
@@ -140,7 +183,10 @@ def test_each_prompt_may_have_params_of_its_own(llm: LLM) -> None:
     assert_nothing_leaks(llm)
 
 
-@pytest.mark.parametrize("prompt", [3, [True], [["x"]], [1.5], {"a": 1}, [[5], 6, None], b"abc", [b"abc"], {"a"}])
+@pytest.mark.parametrize(
+    "prompt",
+    [3, [True], [["x"]], [1.5], {"a": 1}, [[5], 6, None], b"abc", [b"abc"], {"a"}],
+)
 def test_what_is_no_prompt_is_refused(llm: LLM, prompt: Any) -> None:
     with pytest.raises(ParameterError, match="text or a list of integer token ids"):
         llm.generate(prompt)
@@ -163,15 +209,21 @@ def test_what_are_no_params_is_refused(llm: LLM, params: Any) -> None:
 def test_context_overflow_is_refused(llm: LLM, folder: Path) -> None:
     with pytest.raises(ContextOverflowError, match="context of"):
         llm.generate([1] * 100_000, SamplingParams(max_tokens=1))
-    with LLM(str(folder), kv_memory="200KB", context_length=400, max_rows=1, prefill_chunk=32) as small:
+    with LLM(
+        str(folder), kv_memory="200KB", context_length=400, max_rows=1, prefill_chunk=32
+    ) as small:
         with pytest.raises(ContextOverflowError, match="raise kv_memory"):
             small.generate([1] * 350, SamplingParams(max_tokens=40))
-        assert small.generate([1, 2], SamplingParams(max_tokens=3, ignore_eos=True))[0].token_ids
+        assert small.generate([1, 2], SamplingParams(max_tokens=3, ignore_eos=True))[
+            0
+        ].token_ids
 
 
 def test_an_answer_ends_at_the_context(folder: Path) -> None:
     with LLM(str(folder), kv_memory="4MB", context_length=64) as short:
-        answer = short.generate([1] * 60, SamplingParams(max_tokens=50, ignore_eos=True))[0]
+        answer = short.generate(
+            [1] * 60, SamplingParams(max_tokens=50, ignore_eos=True)
+        )[0]
     assert answer.finish_reason is FinishReason.LENGTH
     assert len(answer.token_ids) == 4
 
@@ -189,13 +241,20 @@ def test_a_closed_engine_says_so(folder: Path) -> None:
         engine.generate([1])
 
 
-def test_a_script_that_closes_nothing_ends_well_and_leaves_its_cache(folder: Path, tmp_path: Path) -> None:
+def test_a_script_that_closes_nothing_ends_well_and_leaves_its_cache(
+    folder: Path, tmp_path: Path
+) -> None:
     code = """
 import sys
 from rvllm_local import LLM, SamplingParams
 llm = LLM(sys.argv[1], kv_memory="4MB", cache="disk", cache_dir=sys.argv[2])
 next(llm.stream([5] * 100, SamplingParams(ignore_eos=True)))
 """
-    done = subprocess.run([sys.executable, "-c", code, folder, tmp_path], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", code, folder, tmp_path],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert (done.returncode, done.stderr) == (0, "")
     assert len(list(tmp_path.rglob("*.kv"))) >= 3

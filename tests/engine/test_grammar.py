@@ -20,11 +20,17 @@ from tests.support.tiny import save_tiny
 
 SCHEMA = {
     "type": "object",
-    "properties": {"name": {"type": "string", "maxLength": 8}, "age": {"type": "integer", "minimum": 0, "maximum": 99}},
+    "properties": {
+        "name": {"type": "string", "maxLength": 8},
+        "age": {"type": "integer", "minimum": 0, "maximum": 99},
+    },
     "required": ["name", "age"],
     "additionalProperties": False,
 }
-FORMAT = {"type": "json_schema", "json_schema": {"name": "person", "schema": SCHEMA, "strict": True}}
+FORMAT = {
+    "type": "json_schema",
+    "json_schema": {"name": "person", "schema": SCHEMA, "strict": True},
+}
 MESSAGES = [{"role": "user", "content": "hello"}]
 
 
@@ -49,7 +55,11 @@ def test_every_document_of_a_random_model_fits_the_schema(llm: LLM) -> None:
     for completion in llm.chat(MESSAGES, params(1, n=8), response_format=FORMAT):
         assert completion.finish_reason is FinishReason.STOP
         document = json.loads(completion.text)
-        assert set(document) == {"name", "age"} and 0 <= document["age"] <= 99 and len(document["name"]) <= 8
+        assert (
+            set(document) == {"name", "age"}
+            and 0 <= document["age"] <= 99
+            and len(document["name"]) <= 8
+        )
 
 
 @pytest.mark.parametrize(
@@ -61,16 +71,23 @@ def test_every_document_of_a_random_model_fits_the_schema(llm: LLM) -> None:
         ({"type": "text"}, "(?s).*"),
     ],
 )
-def test_other_formats(llm: LLM, response_format: dict[str, object], pattern: str) -> None:
+def test_other_formats(
+    llm: LLM, response_format: dict[str, object], pattern: str
+) -> None:
     completion = llm.chat(MESSAGES, params(3), response_format=response_format)[0]
     assert re.fullmatch(pattern, completion.text, re.DOTALL)
 
 
-def test_bound_and_free_requests_share_a_batch_and_do_not_touch_each_other(llm: LLM) -> None:
+def test_bound_and_free_requests_share_a_batch_and_do_not_touch_each_other(
+    llm: LLM,
+) -> None:
     free = params(5, ignore_eos=True)
     expected = llm.generate([5, 6, 7], free)[0].token_ids
     grammar = grammar_for_format(FORMAT)
-    bound = [open_stream(llm._client, make_requests([9, 8], params(seed), grammar=grammar)) for seed in range(4)]
+    bound = [
+        open_stream(llm._client, make_requests([9, 8], params(seed), grammar=grammar))
+        for seed in range(4)
+    ]
     beside = llm.generate([5, 6, 7], free)[0].token_ids
     for stream in bound:
         json.loads("".join(event.text for event in stream))
@@ -88,9 +105,15 @@ def test_grammars_cross_to_the_engine_s_process(folder: Path) -> None:
     client = ProcessClient(str(folder), EngineOptions(kv_memory=4_000_000))
     try:
         requests = make_requests([5, 6], params(2), grammar=grammar_for_format(FORMAT))
-        assert set(json.loads("".join(event.text for event in open_stream(client, requests)))) == {"name", "age"}
+        assert set(
+            json.loads("".join(event.text for event in open_stream(client, requests)))
+        ) == {"name", "age"}
         with pytest.raises(GrammarError, match="grammar"):
-            list(open_stream(client, make_requests([5], params(2), grammar="not a grammar")))
+            list(
+                open_stream(
+                    client, make_requests([5], params(2), grammar="not a grammar")
+                )
+            )
         assert client.stats()["requests_running"] == 0
     finally:
         client.close()

@@ -32,7 +32,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def running(folder: Path) -> Iterator[Running]:
-    with served({"tiny": folder}, opener=lambda files, options: PacedClient()) as running:
+    with served(
+        {"tiny": folder}, opener=lambda files, options: PacedClient()
+    ) as running:
         yield running
 
 
@@ -42,10 +44,16 @@ def test_where_no_server_answers_it_says_so() -> None:
 
 
 def test_a_dying_engine_and_a_dying_server_end_every_request(folder: Path) -> None:
-    with rvllm_serve([folder], "--kv-memory", "6MB") as (base, process), LLM.connect(str(folder), base) as llm:
+    with (
+        rvllm_serve([folder], "--kv-memory", "6MB") as (base, process),
+        LLM.connect(str(folder), base) as llm,
+    ):
         greedy = SamplingParams(max_tokens=5, temperature=0)
         with LLM(str(folder), kv_memory="6MB") as local:
-            assert llm.chat(MESSAGES, greedy)[0].text == local.chat(MESSAGES, greedy)[0].text
+            assert (
+                llm.chat(MESSAGES, greedy)[0].text
+                == local.chat(MESSAGES, greedy)[0].text
+            )
         stream = llm.stream("x", LONG)
         next(stream)
         os.kill(httpx.get(f"{base}/health").json()["engines"][0]["pid"], signal.SIGKILL)
@@ -70,20 +78,58 @@ def test_a_dying_engine_and_a_dying_server_end_every_request(folder: Path) -> No
 )  # fmt: skip
 def test_an_error_keeps_its_class_on_its_way(error: errors.RvllmError) -> None:
     problem = problem_of(error)
-    found = _error(httpx.Response(problem.status, headers=problem.headers(), json=problem.openai()))
+    found = _error(
+        httpx.Response(problem.status, headers=problem.headers(), json=problem.openai())
+    )
     assert (type(found), str(found)) == (type(error), str(error))
     assert getattr(found, "parameter", None) == getattr(error, "parameter", None)
-    assert getattr(found, "retry_after_s", None) == getattr(error, "retry_after_s", None)
+    assert getattr(found, "retry_after_s", None) == getattr(
+        error, "retry_after_s", None
+    )
 
 
 def test_a_request_is_the_same_after_its_way() -> None:
-    params = SamplingParams(max_tokens=3, temperature=0.5, stop="a", n=2, logit_bias={5: 1.5}, logprobs=2, min_p=0.1)
-    requests = make_requests([1, 2], params, grammar="g", priority=-3, kept_special=["<t>"])
+    params = SamplingParams(
+        max_tokens=3,
+        temperature=0.5,
+        stop="a",
+        n=2,
+        logit_bias={5: 1.5},
+        logprobs=2,
+        min_p=0.1,
+    )
+    requests = make_requests(
+        [1, 2], params, grammar="g", priority=-3, kept_special=["<t>"]
+    )
     found = http_messages.read(http_messages.written(requests, "m"))
     assert [
-        (r.request_id, r.prompt_token_ids, r.seed, r.index, r.priority, r.grammar, r.kept_special) for r in found
-    ] == [(r.request_id, r.prompt_token_ids, r.seed, r.index, r.priority, r.grammar, r.kept_special) for r in requests]
-    assert found[0].params.stop_strings == ("a",) and found[0].params.logit_bias == {5: 1.5} and found[0].params.n == 2
+        (
+            r.request_id,
+            r.prompt_token_ids,
+            r.seed,
+            r.index,
+            r.priority,
+            r.grammar,
+            r.kept_special,
+        )
+        for r in found
+    ] == [
+        (
+            r.request_id,
+            r.prompt_token_ids,
+            r.seed,
+            r.index,
+            r.priority,
+            r.grammar,
+            r.kept_special,
+        )
+        for r in requests
+    ]
+    assert (
+        found[0].params.stop_strings == ("a",)
+        and found[0].params.logit_bias == {5: 1.5}
+        and found[0].params.n == 2
+    )
 
 
 class Adapted(PacedClient):
@@ -100,22 +146,36 @@ class Adapted(PacedClient):
 
 
 def test_a_request_is_answered_with_its_adapter(folder: Path) -> None:
-    with served({"tiny": folder}, opener=lambda files, options: Adapted(), adapters=[("b", str(folder))]) as running:
+    with served(
+        {"tiny": folder},
+        opener=lambda files, options: Adapted(),
+        adapters=[("b", str(folder))],
+    ) as running:
         client = HttpClient(f"http://127.0.0.1:{running.port}")
         for adapter in (None, "b"):
-            assert list(open_stream(client, make_requests([1], SamplingParams(max_tokens=2), adapter=adapter)))
+            assert list(
+                open_stream(
+                    client,
+                    make_requests([1], SamplingParams(max_tokens=2), adapter=adapter),
+                )
+            )
         assert running.engine.asked == [None, "b"]
         client.close()
 
 
-def test_any_open_request_can_be_cancelled_by_its_id_and_ids_are_unique(running: Running) -> None:
+def test_any_open_request_can_be_cancelled_by_its_id_and_ids_are_unique(
+    running: Running,
+) -> None:
     client = HttpClient(f"http://127.0.0.1:{running.port}")
     requests = make_requests([1], LONG, request_id="mine")
     stream = open_stream(client, requests)
     next(stream)
     with pytest.raises(errors.ParameterError, match="already open"):
         client.start(requests, print)
-    assert running.client.delete("/v1/engine/requests/mine").json() == {"id": "mine", "cancelled": True}
+    assert running.client.delete("/v1/engine/requests/mine").json() == {
+        "id": "mine",
+        "cancelled": True,
+    }
     assert list(stream)[-1].finish_reason is FinishReason.CANCELLED
     assert running.client.delete("/v1/engine/requests/mine").status_code == 404
     client.close()
@@ -128,8 +188,18 @@ def test_any_open_request_can_be_cancelled_by_its_id_and_ids_are_unique(running:
      {"params": {}}, {"params": {"max_tokens": 0}}, {"params": {"max_tokens": 1, "n": 2}}, {"priority": 101},
      {"params": {"max_tokens": 1, "logit_bias": {"x": 1}}}, {"kept_special": ["a"] * 65}],
 )  # fmt: skip
-def test_a_wrong_field_is_refused_by_its_name(running: Running, change: dict[str, object]) -> None:
-    body = {"request_id": "a", "prompt_token_ids": [1], "params": {"max_tokens": 1}, "seeds": [1], **change}
+def test_a_wrong_field_is_refused_by_its_name(
+    running: Running, change: dict[str, object]
+) -> None:
+    body = {
+        "request_id": "a",
+        "prompt_token_ids": [1],
+        "params": {"max_tokens": 1},
+        "seeds": [1],
+        **change,
+    }
     answer = running.post(body, http_messages.GENERATE)
     assert answer.status_code == 400, answer.text
-    assert "params" in change or answer.json()["error"]["param"].startswith(next(iter(change)).split("_")[0])
+    assert "params" in change or answer.json()["error"]["param"].startswith(
+        next(iter(change)).split("_")[0]
+    )

@@ -29,15 +29,25 @@ from tests.support.zoo import zoo_model
 
 def served(architecture: str, *, steps: bool) -> tuple[ModelRunner, KernelBackend]:
     """The runner that the self-check chooses; with `steps` decode calls go through the step that a GPU compiles."""
-    model, config = zoo_model(architecture) if architecture == "qwen3_next" else tiny_model(architecture, seed=3)
+    model, config = (
+        zoo_model(architecture)
+        if architecture == "qwen3_next"
+        else tiny_model(architecture, seed=3)
+    )
     paged = install(model)
     layout = probe_layout(model)
     blocks = layout.split_budget(2_000_000, context=128, max_rows=2, chunk=32)
     emulator = Emulator()
-    backend = KernelBackend([Arena(shape, n) for shape, n in zip(layout.groups, blocks)], launcher=emulator)
+    backend = KernelBackend(
+        [Arena(shape, n) for shape, n in zip(layout.groups, blocks)], launcher=emulator
+    )
     kv = KVTables(layout, blocks)
 
-    joined = install_joined_adds(model, AddNorm(launcher=emulator, counter=backend.counter)) if steps else None
+    joined = (
+        install_joined_adds(model, AddNorm(launcher=emulator, counter=backend.counter))
+        if steps
+        else None
+    )
 
     def make(mode: RunMode) -> ModelRunner:
         step = CompiledDecode(
@@ -53,7 +63,13 @@ def served(architecture: str, *, steps: bool) -> tuple[ModelRunner, KernelBacken
 
     rotates = steps and install_rotations(model) > 0
     runner = choose_runner(
-        model, make, kv, paged=paged, vocab_size=config["vocab_size"], rotates=rotates, joins=joined is not None
+        model,
+        make,
+        kv,
+        paged=paged,
+        vocab_size=config["vocab_size"],
+        rotates=rotates,
+        joins=joined is not None,
     )
     assert kv.blocks_free == kv.blocks_total
     return runner, backend
@@ -66,18 +82,24 @@ def test_kernels_agree_with_mlx_lm(architecture: str) -> None:
     assert backend.num_dispatches > 0
 
 
-@pytest.mark.parametrize("architecture", ["llama", "gemma2", "gemma3_text", "qwen3", "gpt_oss", "gear"])
+@pytest.mark.parametrize(
+    "architecture", ["llama", "gemma2", "gemma3_text", "qwen3", "gpt_oss", "gear"]
+)
 def test_steps_of_few_launches(architecture: str) -> None:
     """Writing, rotating and attending is one launch; so is adding to the residual stream and norming it."""
     runner, backend = served(architecture, steps=True)
-    joins = architecture != "gemma3_text"  # which adds in a compiled function of its own
+    joins = (
+        architecture != "gemma3_text"
+    )  # which adds in a compiled function of its own
     assert runner.mode == RunMode(batched=True, dense=False, rotates=True, joins=joins)
     before = backend.counter.snapshot()
     tables = KVTables(runner._layout, [4] * len(runner._layout.groups))
     sequence = tables.new_sequence()
     tables.grow(sequence, 1)
     mx.eval(runner.decode([DecodeRow(sequence, 0, 1)]))
-    assert set(backend.counter.since(before)) == {"rope_table", "paged_decode"} | ({"add_norm"} if joins else set())
+    assert set(backend.counter.since(before)) == {"rope_table", "paged_decode"} | (
+        {"add_norm"} if joins else set()
+    )
 
 
 @pytest.mark.parametrize("architecture", ["llama", "qwen3_next"])
@@ -97,9 +119,14 @@ def test_a_step_takes_its_tokens_from_the_one_in_flight(architecture: str) -> No
         for _ in range(3):
             step = [
                 DecodeRow(
-                    row, place, 0 if in_flight and previous is not None else token, None if previous is None else at
+                    row,
+                    place,
+                    0 if in_flight and previous is not None else token,
+                    None if previous is None else at,
                 )
-                for at, (row, place, token) in enumerate(zip(rows, places, tokens, strict=True))
+                for at, (row, place, token) in enumerate(
+                    zip(rows, places, tokens, strict=True)
+                )
             ]
             previous = runner.sample(step, None, previous if in_flight else None).tokens
             places = [place + 1 for place in places]
@@ -119,9 +146,14 @@ def test_a_trace_that_fails_leaves_the_token_as_it_was() -> None:
     blocks = [8] * len(layout.groups)
 
     def launch(dispatch: Dispatch) -> list[mx.array]:
-        return [mx.zeros(shape, dtype=dtype) for shape, dtype in zip(dispatch.shapes, dispatch.dtypes, strict=True)]
+        return [
+            mx.zeros(shape, dtype=dtype)
+            for shape, dtype in zip(dispatch.shapes, dispatch.dtypes, strict=True)
+        ]
 
-    backend = KernelBackend([Arena(shape, n) for shape, n in zip(layout.groups, blocks)], launcher=launch)
+    backend = KernelBackend(
+        [Arena(shape, n) for shape, n in zip(layout.groups, blocks)], launcher=launch
+    )
     joined = install_joined_adds(model, AddNorm(launcher=launch))
     tables = KVTables(layout, blocks)
     sequence = tables.new_sequence()
@@ -141,5 +173,8 @@ def test_a_shape_without_a_kernel_is_named() -> None:
         KernelBackend([Arena(KVShape(1, 1, 24, 24, None, mx.float32), 2)])
     with pytest.raises(UnsupportedModelError, match="values of 16"):
         KernelBackend([Arena(KVShape(1, 1, 32, 16, None, mx.float32), 2)])
-    with pytest.raises(UnsupportedModelError, match=r"17 heads a KV head.*the reference attention serves"):
+    with pytest.raises(
+        UnsupportedModelError,
+        match=r"17 heads a KV head.*the reference attention serves",
+    ):
         KernelBackend([Arena(KVShape(1, 1, 64, 64, None, mx.float32), 2)], heads=17)

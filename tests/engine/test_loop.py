@@ -27,7 +27,11 @@ def test_every_command_that_is_accepted_is_run() -> None:
         loop = EngineLoop(lambda: cast(EngineCore, Nothing()))
         accepted, ran = [], []
 
-        def post(loop: EngineLoop = loop, accepted: list[int] = accepted, ran: list[int] = ran) -> None:
+        def post(
+            loop: EngineLoop = loop,
+            accepted: list[int] = accepted,
+            ran: list[int] = ran,
+        ) -> None:
             with pytest.raises(EngineClosedError):
                 while True:
                     loop.post(lambda core: ran.append(1))

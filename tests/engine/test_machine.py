@@ -39,7 +39,11 @@ EXAMPLES = int(os.environ.get("RVLLM_TEST_EXAMPLES", "0"))
 STYLES = {
     "seeded": {},
     "filtered": {"top_p": 0.9, "top_k": 20, "min_p": 0.01},
-    "penalties": {"repetition_penalty": 1.2, "presence_penalty": 0.4, "frequency_penalty": 0.1},
+    "penalties": {
+        "repetition_penalty": 1.2,
+        "presence_penalty": 0.4,
+        "frequency_penalty": 0.1,
+    },
     "biased": {"logit_bias": {7: 4.0, 9: -8.0}},
     "greedy": {"temperature": 0.0},
     "grammar": {},
@@ -57,7 +61,10 @@ class Alternating:
     is_stopped = is_accepting = False
 
     def __init__(self, vocab_size: int) -> None:
-        self._masks = [grammar_mask(set(range(first, vocab_size, 2)), vocab_size) for first in (0, 1)]
+        self._masks = [
+            grammar_mask(set(range(first, vocab_size, 2)), vocab_size)
+            for first in (0, 1)
+        ]
         self._vocab_size, self._count = vocab_size, 0
 
     def mask_into(self, row: np.ndarray) -> None:
@@ -70,8 +77,14 @@ class Alternating:
 
 @cache
 def loaded(arch: str) -> LoadedModel:
-    model, config = zoo_model(arch) if arch in ("qwen3_next", "mamba2") else tiny_model(arch, seed=2)
-    return LoadedModel(model, config, arch, arch, 512, config["vocab_size"], (), 0, f"tiny {arch}")
+    model, config = (
+        zoo_model(arch)
+        if arch in ("qwen3_next", "mamba2")
+        else tiny_model(arch, seed=2)
+    )
+    return LoadedModel(
+        model, config, arch, arch, 512, config["vocab_size"], (), 0, f"tiny {arch}"
+    )
 
 
 def params(max_tokens: int, seed: int, n: int, style: str) -> SamplingParams:
@@ -80,12 +93,19 @@ def params(max_tokens: int, seed: int, n: int, style: str) -> SamplingParams:
 
 
 def add(
-    core: EngineCore, prompt: tuple[int, ...], asked: SamplingParams, answers: Answers, style: str, priority: int = 0
+    core: EngineCore,
+    prompt: tuple[int, ...],
+    asked: SamplingParams,
+    answers: Answers,
+    style: str,
+    priority: int = 0,
 ) -> str:
     grammar = "alternating" if style == "grammar" else None
     requests = make_requests(prompt, asked, priority=priority, grammar=grammar)
     for request in requests:
-        core.add(request, answers, Alternating(core.limits.vocab_size) if grammar else None)
+        core.add(
+            request, answers, Alternating(core.limits.vocab_size) if grammar else None
+        )
     return requests[0].request_id
 
 
@@ -104,7 +124,14 @@ class Answers:
 
 
 @cache
-def alone(arch: str, kv_dtype: str, prompt: tuple[int, ...], max_tokens: int, seed: int, style: str) -> tuple[int, ...]:
+def alone(
+    arch: str,
+    kv_dtype: str,
+    prompt: tuple[int, ...],
+    max_tokens: int,
+    seed: int,
+    style: str,
+) -> tuple[int, ...]:
     """The tokens of one choice in an engine of its own, with nothing cached."""
     options = EngineOptions(
         kv_memory=4_000_000, max_rows=1, prefill_chunk=512, self_check=False, deterministic=True, cache="off",
@@ -134,15 +161,37 @@ class EngineMachine(RuleBasedStateMachine):
         self.lost: set[str] = set()
 
     def open(self) -> EngineCore:
-        core = build_core(loaded(self.arch), Bytes(), replace(self.options, cache_dir=self.folder.name))
+        core = build_core(
+            loaded(self.arch),
+            Bytes(),
+            replace(self.options, cache_dir=self.folder.name),
+        )
         if self.overlaps:
             make_overlapping(core)
         return core
 
-    def ask(self, prompt: tuple[int, ...], max_tokens: int, seed: int, n: int, style: str, priority: int) -> None:
+    def ask(
+        self,
+        prompt: tuple[int, ...],
+        max_tokens: int,
+        seed: int,
+        n: int,
+        style: str,
+        priority: int,
+    ) -> None:
         answers = Answers()
-        name = add(self.core, prompt, params(max_tokens, seed, n, style), answers, style, priority)
-        self.asked[name], self.answers[name] = (prompt, max_tokens, seed, n, style), answers
+        name = add(
+            self.core,
+            prompt,
+            params(max_tokens, seed, n, style),
+            answers,
+            style,
+            priority,
+        )
+        self.asked[name], self.answers[name] = (
+            (prompt, max_tokens, seed, n, style),
+            answers,
+        )
 
     @rule(
         prompt=st.integers(0, len(PROMPTS) - 1),
@@ -151,10 +200,16 @@ class EngineMachine(RuleBasedStateMachine):
         style=st.sampled_from(sorted(STYLES)),
         priority=st.integers(-1, 1),
     )
-    def submit(self, prompt: int, max_tokens: int, seed: int, style: str, priority: int) -> None:
+    def submit(
+        self, prompt: int, max_tokens: int, seed: int, style: str, priority: int
+    ) -> None:
         self.ask(PROMPTS[prompt], max_tokens, seed, 1, style, priority)
 
-    @rule(prompt=st.integers(0, len(PROMPTS) - 1), seed=st.integers(0, 2), style=st.sampled_from(sorted(STYLES)))
+    @rule(
+        prompt=st.integers(0, len(PROMPTS) - 1),
+        seed=st.integers(0, 2),
+        style=st.sampled_from(sorted(STYLES)),
+    )
     def fork(self, prompt: int, seed: int, style: str) -> None:
         """Choices of one request share its prompt; what the prompt fills only partly of a block is copied."""
         self.ask(PROMPTS[prompt], 40, seed, 3, style, 0)
@@ -165,7 +220,14 @@ class EngineMachine(RuleBasedStateMachine):
         if self.asked:
             name = list(self.asked)[which % len(self.asked)]
             begun = (*self.asked[name][0], *self.answers[name].tokens.get(0, ()))
-            self.ask((*begun[: len(begun) - seed], 5, 6, 7)[:180], length, seed, 1, "seeded", 0)
+            self.ask(
+                (*begun[: len(begun) - seed], 5, 6, 7)[:180],
+                length,
+                seed,
+                1,
+                "seeded",
+                0,
+            )
 
     @rule(count=st.integers(1, 40))
     def steps(self, count: int) -> None:
@@ -237,21 +299,37 @@ class EngineMachine(RuleBasedStateMachine):
         answers = self.answers[name]
         assert set(answers.ends) == set(range(n)), "a choice did not end"
         for index, reason in answers.ends.items():
-            expected = alone(self.arch, self.options.kv_dtype, prompt, max_tokens, seed + index, style)
+            expected = alone(
+                self.arch,
+                self.options.kv_dtype,
+                prompt,
+                max_tokens,
+                seed + index,
+                style,
+            )
             found = tuple(answers.tokens.get(index, ()))
             if reason is FinishReason.CANCELLED:
                 assert found == expected[: len(found)]
             else:
                 assert (reason, found) == (FinishReason.LENGTH, expected)
         reports = {report.index: report for report in self.core.explain(name)}
-        assert {index: report.finish_reason for index, report in reports.items()} == answers.ends
+        assert {
+            index: report.finish_reason for index, report in reports.items()
+        } == answers.ends
         for index, report in reports.items():
             assert report.output_tokens == len(answers.tokens.get(index, ()))
-            assert report.cached_from_disk <= report.cached_tokens <= report.prompt_tokens == len(prompt)
+            assert (
+                report.cached_from_disk
+                <= report.cached_tokens
+                <= report.prompt_tokens
+                == len(prompt)
+            )
 
 
 def examples(count: int) -> settings:
-    return settings(max_examples=EXAMPLES or count, stateful_step_count=30, deadline=None)
+    return settings(
+        max_examples=EXAMPLES or count, stateful_step_count=30, deadline=None
+    )
 
 
 class QuantizedMachine(EngineMachine):
@@ -290,7 +368,7 @@ TestOverlapping = OverlappingMachine.TestCase
 TestOverlappingWindowed = OverlappingWindowedMachine.TestCase
 TestOverlappingRecurrent = OverlappingRecurrentMachine.TestCase
 TestEngine.settings = examples(6)
-TestQuantized.settings = TestWindowed.settings = TestRecurrent.settings = TestOverlappingRecurrent.settings = examples(
-    2
-)
+TestQuantized.settings = TestWindowed.settings = TestRecurrent.settings = (
+    TestOverlappingRecurrent.settings
+) = examples(2)
 TestOverlapping.settings = TestOverlappingWindowed.settings = examples(3)

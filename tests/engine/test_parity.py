@@ -51,7 +51,9 @@ def prompts(vocab_size: int, lengths: tuple[int, ...]) -> list[list[int]]:
 
 
 @pytest.fixture(scope="module", params=ARCHITECTURES)
-def tiny(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, LLM]]:
+def tiny(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[tuple[Path, LLM]]:
     folder = tmp_path_factory.mktemp(request.param)
     save_tiny(request.param, folder, seed=1)
     with LLM(str(folder), kv_memory="16MB", max_rows=8, prefill_chunk=48) as llm:
@@ -64,7 +66,9 @@ def test_alone_and_in_a_crowd(tiny: tuple[Path, LLM]) -> None:
     lengths = (1, 2, 31, 32, 33, 64, 97, 200)
     batch = prompts(loaded.vocab_size, lengths)
     expected = [reference_tokens(loaded.module, prompt, NUM_TOKENS) for prompt in batch]
-    assert len({tuple(tokens) for tokens in expected}) > 1, "a model that always says the same proves nothing"
+    assert len({tuple(tokens) for tokens in expected}) > 1, (
+        "a model that always says the same proves nothing"
+    )
     alone = [llm.generate(prompt, GREEDY)[0] for prompt in batch]
     crowd = llm.generate(batch, GREEDY)
     for length, tokens, one, many in zip(lengths, expected, alone, crowd, strict=True):
@@ -80,11 +84,25 @@ def test_neighbours_with_other_options_change_nothing(tiny: tuple[Path, LLM]) ->
     expected = reference_tokens(loaded.module, prompt, NUM_TOKENS)
     others = (
         SamplingParams(max_tokens=40, temperature=1.3, top_p=0.8, seed=1),
-        SamplingParams(max_tokens=10, temperature=0.7, top_k=5, min_p=0.02, seed=2, logprobs=3),
-        SamplingParams(max_tokens=50, temperature=0, frequency_penalty=0.7, repetition_penalty=1.2),
-        SamplingParams(max_tokens=20, temperature=1.0, logit_bias={3: 5.0}, presence_penalty=0.5, n=3, seed=4),
+        SamplingParams(
+            max_tokens=10, temperature=0.7, top_k=5, min_p=0.02, seed=2, logprobs=3
+        ),
+        SamplingParams(
+            max_tokens=50, temperature=0, frequency_penalty=0.7, repetition_penalty=1.2
+        ),
+        SamplingParams(
+            max_tokens=20,
+            temperature=1.0,
+            logit_bias={3: 5.0},
+            presence_penalty=0.5,
+            n=3,
+            seed=4,
+        ),
     )
-    crowd = [llm.stream(row, params) for row, params in zip(prompts(loaded.vocab_size, (5, 90, 17, 40)), others)]
+    crowd = [
+        llm.stream(row, params)
+        for row, params in zip(prompts(loaded.vocab_size, (5, 90, 17, 40)), others)
+    ]
     tokens: list[int] = []
     for event in llm.stream(prompt, GREEDY):
         tokens.extend(event.token_ids)

@@ -18,7 +18,11 @@ import pytest
 
 from rvllm_local.clients.contract import make_requests, open_stream
 from rvllm_local.clients.process import frames
-from rvllm_local.clients.process.client import ProcessClient, Supervision, process_is_alive
+from rvllm_local.clients.process.client import (
+    ProcessClient,
+    Supervision,
+    process_is_alive,
+)
 from rvllm_local.engine.options import EngineOptions
 from rvllm_local.errors import (
     EngineClosedError,
@@ -34,7 +38,9 @@ from tests.support.tiny import save_tiny
 
 LONG = SamplingParams(max_tokens=1500, temperature=0, ignore_eos=True)
 SHORT = SamplingParams(max_tokens=3, temperature=0, ignore_eos=True)
-OPTIONS = EngineOptions(kv_memory=4_000_000, max_rows=4, prefill_chunk=32, max_waiting=4)
+OPTIONS = EngineOptions(
+    kv_memory=4_000_000, max_rows=4, prefill_chunk=32, max_waiting=4
+)
 PATIENT = Supervision(wait_s=30.0, stall_s=2.0, backoff_s=0.01, most_restarts=50)
 
 
@@ -59,7 +65,9 @@ def pid_of(client: ProcessClient) -> int:
 
 
 def tokens(client: ProcessClient, params: SamplingParams = SHORT) -> list[int]:
-    return [token for event in client.submit([5, 6, 7], params) for token in event.token_ids]
+    return [
+        token for event in client.submit([5, 6, 7], params) for token in event.token_ids
+    ]
 
 
 def crash(client: ProcessClient) -> None:
@@ -86,7 +94,9 @@ class Collector:
             self.ended.set()
 
 
-def test_killed_at_any_moment_every_request_ends_at_once_and_the_next_works(client: ProcessClient) -> None:
+def test_killed_at_any_moment_every_request_ends_at_once_and_the_next_works(
+    client: ProcessClient,
+) -> None:
     chance = random.Random(3)
     expected = tokens(client)
     for _ in range(6):
@@ -99,9 +109,13 @@ def test_killed_at_any_moment_every_request_ends_at_once_and_the_next_works(clie
         for collector in collectors:
             assert collector.ended.wait(2.0)
             assert collector.events[-1].finish_reason is FinishReason.ERROR
-            assert "ended while the request was open" in (collector.events[-1].error or "")
+            assert "ended while the request was open" in (
+                collector.events[-1].error or ""
+            )
             assert collector.when - killed < 2.0
-            assert sum(event.finish_reason is not None for event in collector.events) == 1
+            assert (
+                sum(event.finish_reason is not None for event in collector.events) == 1
+            )
         assert tokens(client) == expected
     assert client.health().restarts >= 6
 
@@ -117,7 +131,9 @@ def test_a_child_that_hangs_is_found_and_replaced(client: ProcessClient) -> None
     assert pid_of(client) != pid
 
 
-def test_questions_are_answered_and_health_comes_from_real_steps(client: ProcessClient) -> None:
+def test_questions_are_answered_and_health_comes_from_real_steps(
+    client: ProcessClient,
+) -> None:
     before = client.health().steps
     requests = make_requests([5, 6, 7], SHORT)
     list(open_stream(client, requests))
@@ -131,7 +147,9 @@ def test_questions_are_answered_and_health_comes_from_real_steps(client: Process
     assert client.health().steps > before and client.health().state == "ready"
 
 
-def test_too_many_requests_are_refused_at_once_and_room_comes_back(client: ProcessClient) -> None:
+def test_too_many_requests_are_refused_at_once_and_room_comes_back(
+    client: ProcessClient,
+) -> None:
     collectors = [Collector() for _ in range(8)]
     requests = [make_requests([5], LONG) for _ in collectors]
     for request, collector in zip(requests, collectors):
@@ -189,7 +207,10 @@ def test_closing_leaves_nothing_behind(folder: Path) -> None:
         pid = pid_of(client)
         client.close()
         client.close()
-        assert collector.ended.wait(1) and collector.events[-1].finish_reason is FinishReason.ERROR
+        assert (
+            collector.ended.wait(1)
+            and collector.events[-1].finish_reason is FinishReason.ERROR
+        )
         assert not process_is_alive(pid)
         with pytest.raises(EngineClosedError):
             client.submit([5], SHORT)
@@ -205,7 +226,9 @@ def test_the_child_ends_with_its_parent(folder: Path) -> None:
         "import sys, time; from rvllm_local.clients.process.client import ProcessClient\n"
         "client = ProcessClient(sys.argv[1]); print(client.health().pid, flush=True); time.sleep(60)"
     )
-    parent = subprocess.Popen([sys.executable, "-c", code, str(folder)], stdout=subprocess.PIPE, text=True)
+    parent = subprocess.Popen(
+        [sys.executable, "-c", code, str(folder)], stdout=subprocess.PIPE, text=True
+    )
     assert parent.stdout is not None
     child = int(parent.stdout.readline())
     parent.kill()
@@ -227,7 +250,9 @@ def _runs(pid: int) -> bool:
 
 def test_the_parent_loads_no_mlx() -> None:
     code = "import sys, rvllm_local.clients.process.client; print([n for n in ('mlx', 'mlx.core', 'numpy') if n in sys.modules])"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
     assert done.stdout.strip() == "[]"
 
 
@@ -252,11 +277,19 @@ def test_what_is_no_frame_is_refused(bytes_sent: bytes) -> None:
 
 def test_requests_cross_unchanged() -> None:
     params = SamplingParams(
-        max_tokens=9, temperature=0.3, seed=2**64 - 1, stop=("a", "b"), logit_bias={5: -1.5}, logprobs=3, min_p=0.1
+        max_tokens=9,
+        temperature=0.3,
+        seed=2**64 - 1,
+        stop=("a", "b"),
+        logit_bias={5: -1.5},
+        logprobs=3,
+        min_p=0.1,
     )
     ours, theirs = socket.socketpair()
     with ours, theirs:
-        requests = tuple(make_requests([1, 2, 3], params, priority=-2, grammar="start: /x/"))
+        requests = tuple(
+            make_requests([1, 2, 3], params, priority=-2, grammar="start: /x/")
+        )
         frames.send(ours, frames.Start(requests))
         command = frames.receive_command(theirs)
     assert isinstance(command, frames.Start)

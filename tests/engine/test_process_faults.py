@@ -36,7 +36,9 @@ from tests.support.tiny import save_tiny
 ENDLESS = SamplingParams(max_tokens=1900, temperature=0, ignore_eos=True)
 SHORT = SamplingParams(max_tokens=4, temperature=0, ignore_eos=True)
 OPTIONS = EngineOptions(kv_memory=4_000_000, max_rows=4, prefill_chunk=32)
-LENIENT = Supervision(stall_s=30.0, backoff_s=0.02, most_restarts=100, close_s=1.0, wait_s=20.0)
+LENIENT = Supervision(
+    stall_s=30.0, backoff_s=0.02, most_restarts=100, close_s=1.0, wait_s=20.0
+)
 
 
 @pytest.fixture(scope="module")
@@ -56,8 +58,14 @@ def fake() -> Iterator[Callable[..., ProcessClient]]:
     """Opens clients of an engine that misbehaves, and closes them."""
     opened: list[ProcessClient] = []
 
-    def open_client(mode: str, supervision: Supervision = LENIENT, wait: bool = True) -> ProcessClient:
-        opened.append(ProcessClient("fake", supervision=supervision, command=command(mode), wait=wait))
+    def open_client(
+        mode: str, supervision: Supervision = LENIENT, wait: bool = True
+    ) -> ProcessClient:
+        opened.append(
+            ProcessClient(
+                "fake", supervision=supervision, command=command(mode), wait=wait
+            )
+        )
         return opened[-1]
 
     yield open_client
@@ -73,7 +81,9 @@ def pid_of(client: ProcessClient) -> int:
 
 
 def answer(client: ProcessClient, params: SamplingParams = SHORT) -> list[int]:
-    return [token for event in client.submit([1, 2, 3], params) for token in event.token_ids]
+    return [
+        token for event in client.submit([1, 2, 3], params) for token in event.token_ids
+    ]
 
 
 def test_kill_9_while_idle_and_again_while_loading(real: ProcessClient) -> None:
@@ -87,7 +97,9 @@ def test_kill_9_while_idle_and_again_while_loading(real: ProcessClient) -> None:
 
 
 def test_kill_9_in_the_first_loading_is_survived(folder: str) -> None:
-    client = ProcessClient(folder, OPTIONS, supervision=replace(LENIENT, wait_s=0.0), wait=False)
+    client = ProcessClient(
+        folder, OPTIONS, supervision=replace(LENIENT, wait_s=0.0), wait=False
+    )
     first = pid_of(client)
     assert client.health().state == "loading" and client.health().model == folder
     with pytest.raises(EngineCrashedError, match="still being loaded"):
@@ -114,7 +126,9 @@ def test_a_stopped_process_is_killed_and_replaced(folder: str) -> None:
     client.close()
 
 
-def test_an_engine_that_beats_but_makes_no_step_is_stalled(fake: Callable[..., ProcessClient]) -> None:
+def test_an_engine_that_beats_but_makes_no_step_is_stalled(
+    fake: Callable[..., ProcessClient],
+) -> None:
     client = fake("stuck", replace(LENIENT, stall_s=1.0))
     first = pid_of(client)
     with pytest.raises(EngineError, match="had work and made no step for 1 s"):
@@ -122,7 +136,9 @@ def test_an_engine_that_beats_but_makes_no_step_is_stalled(fake: Callable[..., P
     assert not exists(first)
 
 
-def test_a_process_that_says_nothing_while_it_loads_is_replaced(fake: Callable[..., ProcessClient]) -> None:
+def test_a_process_that_says_nothing_while_it_loads_is_replaced(
+    fake: Callable[..., ProcessClient],
+) -> None:
     client = fake("mute", replace(LENIENT, stall_s=0.5, most_restarts=1), wait=False)
     with pytest.raises(EngineCrashedError, match=r"no sign of life for 0\.5 s"):
         client.wait_ready(20)
@@ -149,12 +165,20 @@ def test_a_process_that_lies_or_leaves_ends_its_requests_and_is_gone(
     client.wait_ready(10)
 
 
-def test_events_in_pieces_twice_or_for_nobody_do_no_harm(fake: Callable[..., ProcessClient]) -> None:
+def test_events_in_pieces_twice_or_for_nobody_do_no_harm(
+    fake: Callable[..., ProcessClient],
+) -> None:
     events = list(fake("pieces").submit([1], SamplingParams(n=2)))
-    assert [(event.text, event.index) for event in events] == [("a", 0), ("b", 0), ("b", 1)]
+    assert [(event.text, event.index) for event in events] == [
+        ("a", 0),
+        ("b", 0),
+        ("b", 1),
+    ]
 
 
-def test_a_refusal_in_the_child_arrives_with_its_text_and_class(fake: Callable[..., ProcessClient]) -> None:
+def test_a_refusal_in_the_child_arrives_with_its_text_and_class(
+    fake: Callable[..., ProcessClient],
+) -> None:
     client = fake("declines")
     with pytest.raises(EngineError, match="no such grammar"):
         list(client.submit([1], SHORT))
@@ -163,21 +187,30 @@ def test_a_refusal_in_the_child_arrives_with_its_text_and_class(fake: Callable[.
     assert caught.value.parameter == "prompt"
 
 
-def test_loading_that_fails_raises_what_it_raised_and_is_not_repeated(fake: Callable[..., ProcessClient]) -> None:
+def test_loading_that_fails_raises_what_it_raised_and_is_not_repeated(
+    fake: Callable[..., ProcessClient],
+) -> None:
     with pytest.raises(MemoryBudgetError, match="close something"):
         fake("refuses")
     client = fake("refuses", wait=False)
     eventually(lambda: client.health().state == "failed", 10)
-    assert client.health().restarts == 0 and "close something" in client.health().message
+    assert (
+        client.health().restarts == 0 and "close something" in client.health().message
+    )
     with pytest.raises(EngineCrashedError, match="close something"):
         client.submit([1], SHORT)
     with pytest.raises(ConfigError, match="Unicode"):
         ProcessClient("\ud800")
 
 
-def test_restarts_are_capped_and_the_message_says_what_to_do(fake: Callable[..., ProcessClient]) -> None:
+def test_restarts_are_capped_and_the_message_says_what_to_do(
+    fake: Callable[..., ProcessClient],
+) -> None:
     client = fake("dies", replace(LENIENT, most_restarts=2), wait=False)
-    with pytest.raises(EngineCrashedError, match=r"crashed 3 times.*exit status 3.*the reason; see the log"):
+    with pytest.raises(
+        EngineCrashedError,
+        match=r"crashed 3 times.*exit status 3.*the reason; see the log",
+    ):
         client.wait_ready(20)
     health = client.health()
     assert (health.state, health.restarts, health.pid) == ("failed", 2, None)
@@ -186,7 +219,9 @@ def test_restarts_are_capped_and_the_message_says_what_to_do(fake: Callable[...,
         client.submit([1], SHORT)
 
 
-def test_a_process_that_does_not_close_is_killed_at_the_deadline(fake: Callable[..., ProcessClient]) -> None:
+def test_a_process_that_does_not_close_is_killed_at_the_deadline(
+    fake: Callable[..., ProcessClient],
+) -> None:
     client = fake("stubborn")
     pid, began = pid_of(client), time.monotonic()
     client.close()
@@ -201,7 +236,9 @@ def test_closing_while_it_loads_is_quick(folder: str) -> None:
     assert time.monotonic() - began < 5 and not exists(pid)
 
 
-def test_twenty_clients_leave_nothing_behind(fake: Callable[..., ProcessClient]) -> None:
+def test_twenty_clients_leave_nothing_behind(
+    fake: Callable[..., ProcessClient],
+) -> None:
     fake("plain").close()
     before = open_descriptors(), threading.active_count()
     pids = []
@@ -235,8 +272,12 @@ def test_requests_that_cannot_be_sent_are_refused_alone(real: ProcessClient) -> 
     assert len(answer(real)) == 4
 
 
-def test_a_consumer_that_fails_is_cancelled_and_gives_its_place_back(folder: str) -> None:
-    client = ProcessClient(folder, replace(OPTIONS, max_rows=1, max_waiting=0), supervision=LENIENT)
+def test_a_consumer_that_fails_is_cancelled_and_gives_its_place_back(
+    folder: str,
+) -> None:
+    client = ProcessClient(
+        folder, replace(OPTIONS, max_rows=1, max_waiting=0), supervision=LENIENT
+    )
     calls: list[StreamEvent] = []
 
     def broken(event: StreamEvent) -> None:
@@ -245,7 +286,12 @@ def test_a_consumer_that_fails_is_cancelled_and_gives_its_place_back(folder: str
 
     for _ in range(3):
         client.start(make_requests([3], ENDLESS), broken)
-        eventually(lambda: client.stats()["requests_running"] == 0 and client._gate.num_open == 0, 10)  # type: ignore[union-attr]
+        eventually(
+            lambda: (
+                client.stats()["requests_running"] == 0 and client._gate.num_open == 0
+            ),
+            10,
+        )  # type: ignore[union-attr]
     assert len(calls) == 3
     assert len(answer(client)) == 4
     client.close()
@@ -267,11 +313,21 @@ sys.stdin.read()
 
 
 @pytest.mark.parametrize("moment", ["ready", "loading", "stopped"])
-def test_a_parent_that_is_killed_takes_its_engine_along_and_never_loaded_mlx(folder: str, moment: str) -> None:
+def test_a_parent_that_is_killed_takes_its_engine_along_and_never_loaded_mlx(
+    folder: str, moment: str
+) -> None:
     if moment == "stopped" and sys.platform != "linux":
         pytest.skip("only Linux can end a stopped process with its parent")
-    arguments = [sys.executable, "-c", PARENT, folder, "ready" if moment == "stopped" else moment]
-    with subprocess.Popen(arguments, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as parent:
+    arguments = [
+        sys.executable,
+        "-c",
+        PARENT,
+        folder,
+        "ready" if moment == "stopped" else moment,
+    ]
+    with subprocess.Popen(
+        arguments, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as parent:
         assert parent.stdout is not None
         pid, heavy = json.loads(parent.stdout.readline())
         assert is_running(pid) and heavy == []
@@ -281,7 +337,9 @@ def test_a_parent_that_is_killed_takes_its_engine_along_and_never_loaded_mlx(fol
         eventually(lambda: not is_running(pid), 2)
 
 
-def test_an_interrupt_in_the_terminal_does_not_reach_the_engine(real: ProcessClient) -> None:
+def test_an_interrupt_in_the_terminal_does_not_reach_the_engine(
+    real: ProcessClient,
+) -> None:
     answer(real)
     pid = pid_of(real)
     assert os.getpgid(pid) != os.getpgid(0) and os.getsid(pid) == pid
@@ -291,7 +349,12 @@ def test_an_interrupt_in_the_terminal_does_not_reach_the_engine(real: ProcessCli
 
 def test_the_child_sees_settings_and_no_keys(real: ProcessClient) -> None:
     kept = {"PATH": "/bin", "RVLLM_BLAS": "x", "LC_ALL": "C"}
-    dropped = {"RVLLM_API_KEY": "k", "OPENAI_API_KEY": "k", "AWS_SECRET": "s", "EDITOR": "vi"}
+    dropped = {
+        "RVLLM_API_KEY": "k",
+        "OPENAI_API_KEY": "k",
+        "AWS_SECRET": "s",
+        "EDITOR": "vi",
+    }
     assert child_environment(kept | dropped) == kept
     environ = Path(f"/proc/{pid_of(real)}/environ")
     if environ.exists():
@@ -302,9 +365,13 @@ def test_a_process_that_gets_no_processor_is_not_taken_for_one_that_hangs(
     fake: Callable[..., ProcessClient], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seconds = iter(range(100))
-    monkeypatch.setattr(CpuWait, "since_last", lambda _: 0.3 if next(seconds) < 6 else 0.0)
+    monkeypatch.setattr(
+        CpuWait, "since_last", lambda _: 0.3 if next(seconds) < 6 else 0.0
+    )
     client = fake("stuck", replace(LENIENT, stall_s=1.0))
     began = time.monotonic()
     with pytest.raises(EngineError, match="had work and made no step for 1 s"):
         list(client.submit([1], SHORT))
-    assert time.monotonic() - began > 2.0  # it waited for its turn for some of that, and hung for one
+    assert (
+        time.monotonic() - began > 2.0
+    )  # it waited for its turn for some of that, and hung for one

@@ -25,7 +25,9 @@ from tests.support.tiny import save_tiny
 
 OPTIONS = EngineOptions(kv_memory=4_000_000, max_rows=4, prefill_chunk=64)
 
-pytestmark = pytest.mark.skipif(default_backend() != "none", reason="kernels are proven at each start")
+pytestmark = pytest.mark.skipif(
+    default_backend() != "none", reason="kernels are proven at each start"
+)
 
 
 @pytest.fixture
@@ -42,7 +44,12 @@ def proofs(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     for name in ("choose_runner", "measure_scratch", "rows_are_independent"):
         honest = getattr(choose_runner, name)
 
-        def counted(*arguments: object, _name: str = name, _honest: Callable[..., object] = honest, **named: object):
+        def counted(
+            *arguments: object,
+            _name: str = name,
+            _honest: Callable[..., object] = honest,
+            **named: object,
+        ):
             done.append(_name)
             return _honest(*arguments, **named)
 
@@ -59,21 +66,33 @@ def answer(folder: Path, options: EngineOptions = OPTIONS) -> list[int]:
     def sink(event: StreamEvent) -> None:
         tokens.extend(event.token_ids)
 
-    core.add(Request("one", (5, 6, 7), SamplingParams(max_tokens=6, temperature=0, ignore_eos=True), seed=1), sink)
+    core.add(
+        Request(
+            "one",
+            (5, 6, 7),
+            SamplingParams(max_tokens=6, temperature=0, ignore_eos=True),
+            seed=1,
+        ),
+        sink,
+    )
     while core.has_work:
         core.step()
     core.close("the end")
     return tokens
 
 
-def test_the_second_start_proves_nothing_and_answers_the_same(folder: Path, proofs: list[str]) -> None:
+def test_the_second_start_proves_nothing_and_answers_the_same(
+    folder: Path, proofs: list[str]
+) -> None:
     first = answer(folder)
     assert proofs == ["choose_runner", "measure_scratch"]
     assert answer(folder) == first
     assert len(proofs) == 2
 
 
-def test_the_deterministic_mode_is_remembered_with_its_rows(folder: Path, proofs: list[str]) -> None:
+def test_the_deterministic_mode_is_remembered_with_its_rows(
+    folder: Path, proofs: list[str]
+) -> None:
     options = replace(OPTIONS, deterministic=True)
     first = answer(folder, options)
     assert proofs == ["choose_runner", "rows_are_independent", "measure_scratch"]
@@ -93,14 +112,18 @@ def test_the_deterministic_mode_is_remembered_with_its_rows(folder: Path, proofs
         {"attention": "reference"},
     ],
 )
-def test_other_options_are_proven_anew(folder: Path, proofs: list[str], change: dict[str, object]) -> None:
+def test_other_options_are_proven_anew(
+    folder: Path, proofs: list[str], change: dict[str, object]
+) -> None:
     answer(folder)
     proofs.clear()
     answer(folder, replace(OPTIONS, **change))  # type: ignore[arg-type]
     assert "choose_runner" in proofs
 
 
-@pytest.mark.parametrize("what", ["weights", "config", "code", "setting", "library", "processor", "blas"])
+@pytest.mark.parametrize(
+    "what", ["weights", "config", "code", "setting", "library", "processor", "blas"]
+)
 def test_whatever_it_depends_on_voids_it(
     folder: Path, proofs: list[str], what: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -111,10 +134,16 @@ def test_whatever_it_depends_on_voids_it(
         path.write_bytes(path.read_bytes())
     elif what == "config":
         config = folder / "config.json"
-        config.write_text(config.read_text().replace('"llama"', '"llama" ', 1).replace("{", '{"extra": 1, ', 1))
+        config.write_text(
+            config.read_text()
+            .replace('"llama"', '"llama" ', 1)
+            .replace("{", '{"extra": 1, ', 1)
+        )
     elif what == "code":
         honest = result_cache._code
-        monkeypatch.setattr(result_cache, "_code", lambda: [*honest(), ("another.py", 1, 2)])
+        monkeypatch.setattr(
+            result_cache, "_code", lambda: [*honest(), ("another.py", 1, 2)]
+        )
     elif what == "setting":
         monkeypatch.setenv("OPENBLAS_CORETYPE", "Prescott")
     elif what == "library":
@@ -127,7 +156,9 @@ def test_whatever_it_depends_on_voids_it(
     assert proofs == ["choose_runner", "measure_scratch"]
 
 
-@pytest.mark.parametrize("damage", ["open to others", "link", "text", "types", "negative", "subject"])
+@pytest.mark.parametrize(
+    "damage", ["open to others", "link", "text", "types", "negative", "subject"]
+)
 def test_a_note_that_is_not_ours_counts_for_nothing(
     folder: Path, proofs: list[str], damage: str, tmp_path: Path
 ) -> None:
@@ -143,16 +174,24 @@ def test_a_note_that_is_not_ours_counts_for_nothing(
         elif damage == "text":
             note.write_bytes(b"\xff{[" * 100)
         elif damage == "types":
-            note.write_text(note.read_text().replace("true", '"yes"').replace("false", "0"))
+            note.write_text(
+                note.read_text().replace("true", '"yes"').replace("false", "0")
+            )
         elif damage == "negative":
-            note.write_text(note.read_text().replace('"value": [true, false, 0, ', '"value": [true, false, 0, -'))
+            note.write_text(
+                note.read_text().replace(
+                    '"value": [true, false, 0, ', '"value": [true, false, 0, -'
+                )
+            )
         else:
             note.write_text(note.read_text().replace('"subject": "', '"subject": "x'))
     answer(folder)
     assert proofs == ["choose_runner", "measure_scratch"]
 
 
-def test_a_refused_model_is_refused_again(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_refused_model_is_refused_again(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def refuse(*_arguments: object, **_named: object) -> None:
         raise UnsupportedModelError("its logits differ")
 
@@ -162,7 +201,9 @@ def test_a_refused_model_is_refused_again(folder: Path, monkeypatch: pytest.Monk
             answer(folder)
 
 
-def test_without_the_self_check_nothing_is_noted(folder: Path, proofs: list[str]) -> None:
+def test_without_the_self_check_nothing_is_noted(
+    folder: Path, proofs: list[str]
+) -> None:
     answer(folder, replace(OPTIONS, self_check=False))
     assert not proofs
     answer(folder)
@@ -174,7 +215,11 @@ def test_weights_are_looked_through_once_and_again_when_they_change(
 ) -> None:
     looked: list[Path] = []
     honest = loader._check_numbers
-    monkeypatch.setattr(loader, "_check_numbers", lambda path, module: looked.append(path) or honest(path, module))
+    monkeypatch.setattr(
+        loader,
+        "_check_numbers",
+        lambda path, module: looked.append(path) or honest(path, module),
+    )
     for _ in range(3):
         load_model(locate(str(folder)))
     assert len(looked) == 1
@@ -184,13 +229,21 @@ def test_weights_are_looked_through_once_and_again_when_they_change(
     spoilt = np.array(weights[name].astype(mx.float32))
     spoilt.flat[0] = np.nan
     times = path.stat()
-    mx.save_safetensors(str(path), {**weights, name: mx.array(spoilt).astype(weights[name].dtype)}, {"format": "mlx"})
-    os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))  # its size and time as before
+    mx.save_safetensors(
+        str(path),
+        {**weights, name: mx.array(spoilt).astype(weights[name].dtype)},
+        {"format": "mlx"},
+    )
+    os.utime(
+        path, ns=(times.st_atime_ns, times.st_mtime_ns)
+    )  # its size and time as before
     with pytest.raises(ModelFileError, match="NaN"):
         load_model(locate(str(folder)))
 
 
-def test_notes_that_cannot_be_written_cost_only_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_notes_that_cannot_be_written_cost_only_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     place = tmp_path / "file"
     place.write_text("no folder")
     monkeypatch.setenv("RVLLM_CACHE_DIR", str(place))

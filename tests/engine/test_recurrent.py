@@ -28,14 +28,18 @@ FAMILIES = ("mamba2", "qwen3_next", "falcon_h1")
 @cache
 def loaded(arch: str) -> LoadedModel:
     model, config = zoo_model(arch)
-    return LoadedModel(model, config, arch, arch, 1024, VOCAB_SIZE, (), 0, f"tiny {arch}")
+    return LoadedModel(
+        model, config, arch, arch, 1024, VOCAB_SIZE, (), 0, f"tiny {arch}"
+    )
 
 
 def tokens(length: int, seed: int) -> list[int]:
     return np.random.default_rng(seed).integers(0, VOCAB_SIZE, length).tolist()
 
 
-def ask(core: EngineCore, prompts: list[list[int]], params: SamplingParams = GREEDY) -> list[Answer]:
+def ask(
+    core: EngineCore, prompts: list[list[int]], params: SamplingParams = GREEDY
+) -> list[Answer]:
     answers = []
     for prompt in prompts:
         for request in make_requests(tuple(prompt), params):
@@ -56,23 +60,31 @@ def test_prompts_of_any_length_in_one_crowd(arch: str) -> None:
 
 
 @pytest.mark.parametrize("arch", FAMILIES)
-def test_where_prompts_part_the_second_leaves_a_snapshot_for_the_third(arch: str) -> None:
+def test_where_prompts_part_the_second_leaves_a_snapshot_for_the_third(
+    arch: str,
+) -> None:
     system = tokens(100, 1)
     prompts = [system + tokens(50, seed) for seed in (2, 3, 4)]
     core = build_core(loaded(arch), Bytes(), OPTIONS)
     answers = [ask(core, [prompt])[0] for prompt in prompts]
-    assert [answer.tokens for answer in answers] == [mlx_lm_tokens(loaded(arch).module, prompt) for prompt in prompts]
+    assert [answer.tokens for answer in answers] == [
+        mlx_lm_tokens(loaded(arch).module, prompt) for prompt in prompts
+    ]
     assert answers[1].cached in (0, 64)  # the end of a chunk of the first
     assert answers[2].cached == 100 // BLOCK_TOKENS * BLOCK_TOKENS
     follow_up = prompts[0] + answers[0].tokens + tokens(10, 5)
     (answer,) = ask(core, [follow_up])
-    assert answer.cached == (150 + 40 - 1) // BLOCK_TOKENS * BLOCK_TOKENS  # the answer's own blocks, too
+    assert (
+        answer.cached == (150 + 40 - 1) // BLOCK_TOKENS * BLOCK_TOKENS
+    )  # the answer's own blocks, too
     assert answer.tokens == mlx_lm_tokens(loaded(arch).module, follow_up)
 
 
 @pytest.mark.parametrize("arch", FAMILIES)
 def test_choices_share_their_prompt_and_part(arch: str) -> None:
-    params = SamplingParams(max_tokens=20, temperature=1.0, seed=7, n=3, ignore_eos=True)
+    params = SamplingParams(
+        max_tokens=20, temperature=1.0, seed=7, n=3, ignore_eos=True
+    )
     prompt = tokens(75, 9)
     core = build_core(loaded(arch), Bytes(), OPTIONS)
     together = [answer.tokens for answer in ask(core, [prompt], params)]
@@ -90,7 +102,10 @@ def test_deterministic_answers_in_any_company(arch: str) -> None:
     crowd = [answer.tokens for answer in ask(core, prompts, params)]
     again = [answer.tokens for answer in ask(core, prompts[::-1], params)][::-1]
     assert again == crowd
-    alone = [ask(build_core(loaded(arch), Bytes(), options), [prompt], params)[0].tokens for prompt in prompts]
+    alone = [
+        ask(build_core(loaded(arch), Bytes(), options), [prompt], params)[0].tokens
+        for prompt in prompts
+    ]
     assert alone == crowd
 
 

@@ -6,7 +6,12 @@ import mlx.core as mx
 import pytest
 from mlx import nn
 
-from rvllm_local.attention.residual import JoinedNorm, ResidualStream, StreamedEmbedding, install_joined_adds
+from rvllm_local.attention.residual import (
+    JoinedNorm,
+    ResidualStream,
+    StreamedEmbedding,
+    install_joined_adds,
+)
 from rvllm_local.metal_kernels import AddNorm
 from rvllm_local.metal_kernels.launch import Dispatch
 from tests.support.tiny import tiny_model
@@ -25,7 +30,9 @@ def test_a_model_computes_the_same_with_its_additions_joined() -> None:
     expected = model(tokens)
     joined = install_joined_adds(model, AddNorm(launcher=launch_with_mlx))
     assert joined is not None
-    assert mx.array_equal(model(tokens), expected).item(), "nothing changes while it is off"
+    assert mx.array_equal(model(tokens), expected).item(), (
+        "nothing changes while it is off"
+    )
     with joined.on():
         assert mx.allclose(model(tokens), expected, atol=1e-5).item()
     layers = len(model.layers)
@@ -33,8 +40,12 @@ def test_a_model_computes_the_same_with_its_additions_joined() -> None:
     assert not joined.are_on
 
 
-@pytest.mark.parametrize("arch", ["gemma4_text", "seed_oss", "qwen3_next", "kimi_linear"])
-def test_definitions_that_read_a_norms_weight_or_gate_it_find_what_they_need(arch: str) -> None:
+@pytest.mark.parametrize(
+    "arch", ["gemma4_text", "seed_oss", "qwen3_next", "kimi_linear"]
+)
+def test_definitions_that_read_a_norms_weight_or_gate_it_find_what_they_need(
+    arch: str,
+) -> None:
     model, _ = zoo_model(arch)
     tokens = mx.array([[3, 9, 4]])
     expected = model(tokens)
@@ -47,13 +58,22 @@ def test_a_second_engine_takes_the_stand_ins_over() -> None:
     model, _ = tiny_model("llama", seed=5)
     install_joined_adds(model, AddNorm())
     joined = install_joined_adds(model, AddNorm())
-    found = [module for module in model.modules() if isinstance(module, JoinedNorm | StreamedEmbedding)]
+    found = [
+        module
+        for module in model.modules()
+        if isinstance(module, JoinedNorm | StreamedEmbedding)
+    ]
     assert found and all(module.joined is joined for module in found)
     assert all(isinstance(module.inner, nn.RMSNorm | nn.Embedding) for module in found)
 
 
 def test_a_model_without_such_norms_is_left_alone() -> None:
-    assert install_joined_adds(nn.Sequential(nn.Embedding(8, 16), nn.LayerNorm(16)), AddNorm()) is None
+    assert (
+        install_joined_adds(
+            nn.Sequential(nn.Embedding(8, 16), nn.LayerNorm(16)), AddNorm()
+        )
+        is None
+    )
 
 
 def test_norms_are_known_by_what_they_compute() -> None:
@@ -77,6 +97,9 @@ def test_what_was_not_normed_is_added_all_the_same() -> None:
 
 def test_other_uses_of_the_stream_fail_so_that_the_self_check_sees_them() -> None:
     stream = ResidualStream(mx.ones((1, 1, 16)))
-    for use in (lambda: mx.ones((1, 1, 16)) + stream, lambda: mx.fast.layer_norm(stream, None, None, 1e-5)):
+    for use in (
+        lambda: mx.ones((1, 1, 16)) + stream,
+        lambda: mx.fast.layer_norm(stream, None, None, 1e-5),
+    ):
         with pytest.raises((TypeError, ValueError)):
             use()

@@ -27,7 +27,9 @@ def core(folder: Path, options: EngineOptions = OPTIONS) -> EngineCore:
 
 
 @pytest.fixture(scope="module", params=["llama", "gemma3_text"])
-def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
     path: Path = tmp_path_factory.mktemp(request.param)
     save_tiny(request.param, path, seed=2)
     return path
@@ -36,7 +38,13 @@ def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 @pytest.mark.parametrize("deterministic", [False, True])
 def test_work_stays_within_what_was_measured(folder: Path, deterministic: bool) -> None:
     engine = core(
-        folder, EngineOptions(kv_memory=8_000_000, max_rows=8, prefill_chunk=256, deterministic=deterministic)
+        folder,
+        EngineOptions(
+            kv_memory=8_000_000,
+            max_rows=8,
+            prefill_chunk=256,
+            deterministic=deterministic,
+        ),
     )
     engine.check_integrity()
     assert engine.stats()["blocks_peak"] == 0, "the measurement left traces"
@@ -44,8 +52,18 @@ def test_work_stays_within_what_was_measured(folder: Path, deterministic: bool) 
     active = mx.get_active_memory()
     mx.reset_peak_memory()
     for row in range(8):
-        params = SamplingParams(max_tokens=4, temperature=0.9, top_p=0.9, seed=row, logprobs=3, ignore_eos=True)
-        prompt = tuple([5 + row] * (min(engine.limits.context_length, engine.limits.arena_tokens) // 2))
+        params = SamplingParams(
+            max_tokens=4,
+            temperature=0.9,
+            top_p=0.9,
+            seed=row,
+            logprobs=3,
+            ignore_eos=True,
+        )
+        prompt = tuple(
+            [5 + row]
+            * (min(engine.limits.context_length, engine.limits.arena_tokens) // 2)
+        )
         engine.add(Request(f"r{row}", prompt, params, seed=row), lambda _event: None)
     while engine.has_work:
         engine.step()
@@ -54,7 +72,11 @@ def test_work_stays_within_what_was_measured(folder: Path, deterministic: bool) 
     engine.check_integrity()
 
 
-def test_a_step_that_does_not_fit_is_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(choose_runner, "measure_scratch", lambda *_args, **_sizes: 10**15)
+def test_a_step_that_does_not_fit_is_refused(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        choose_runner, "measure_scratch", lambda *_args, **_sizes: 10**15
+    )
     with pytest.raises(MemoryBudgetError, match="scratch"):
         core(folder)

@@ -46,17 +46,25 @@ BY_REFERENCE = {
 def wrong_with(arch: str) -> str | None:
     """What is wrong with an architecture here; None for nothing, as for those that are refused everywhere."""
     found = judge(arch)
-    print(f"{found.verdict} | {arch} | {found.backend} | {found.way} | {found.keeps} | {found.detail}", flush=True)
+    print(
+        f"{found.verdict} | {arch} | {found.backend} | {found.way} | {found.keeps} | {found.detail}",
+        flush=True,
+    )
     if found.verdict == "different":
         return f"differs from mlx-lm: {found.detail}"
-    if found.verdict == "equal" and found.backend.startswith("kernels") == (arch in BY_REFERENCE):
+    if found.verdict == "equal" and found.backend.startswith("kernels") == (
+        arch in BY_REFERENCE
+    ):
         return f"is served by the {found.backend}"
     return None
 
 
 def main(architectures: list[str]) -> int:
     logging.basicConfig(stream=sys.stdout, format="%(message)s")
-    return sum(wrong_with(arch) is not None for arch in architectures or sorted(known_families()))
+    return sum(
+        wrong_with(arch) is not None
+        for arch in architectures or sorted(known_families())
+    )
 
 
 if __name__ == "__main__":
@@ -66,7 +74,9 @@ import pytest
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(default_backend() != "cuda", reason="needs an NVIDIA GPU with MLX's CUDA build")
+@pytest.mark.skipif(
+    default_backend() != "cuda", reason="needs an NVIDIA GPU with MLX's CUDA build"
+)
 @pytest.mark.parametrize("arch", sorted(known_families()))
 def test_family_on_gpu(arch: str) -> None:
     assert wrong_with(arch) is None

@@ -24,7 +24,12 @@ host.prepare()
 import mlx.core as mx
 import numpy as np
 
-from rvllm_local.metal_kernels import KernelConfig, KernelSet, NewTokens, default_backend
+from rvllm_local.metal_kernels import (
+    KernelConfig,
+    KernelSet,
+    NewTokens,
+    default_backend,
+)
 from rvllm_local.metal_kernels import descriptor as layout
 from rvllm_local.metal_kernels.proof import suite
 from rvllm_local.metal_kernels.proof.variants import BF16
@@ -33,13 +38,23 @@ from rvllm_local.metal_kernels.proof.variants import BF16
 class Loop:
     """A toy decode loop: each layer writes KV made from its input in place and attends; outputs feed the next step."""
 
-    def __init__(self, config: KernelConfig, rows: int, context: int, steps: int, *, compiled: bool) -> None:
+    def __init__(
+        self,
+        config: KernelConfig,
+        rows: int,
+        context: int,
+        steps: int,
+        *,
+        compiled: bool,
+    ) -> None:
         self.kernels, self.config, self.rows = KernelSet(config), config, rows
         per_row = -(-(context + steps) // 32)
         order = np.random.default_rng(1).permutation(np.arange(1, rows * per_row + 1))
         self.tables = order.reshape(rows, per_row).tolist()
         mx.random.seed(5)
-        self.arena = mx.random.normal(config.arena_shape(rows * per_row + 1)).astype(config.kv_dtype)
+        self.arena = mx.random.normal(config.arena_shape(rows * per_row + 1)).astype(
+            config.kv_dtype
+        )
         shape = (rows, config.num_heads, 1, config.head_dim)
         self.state, self.token, self.context = (
             mx.random.normal(shape).astype(config.dtype),
@@ -52,21 +67,38 @@ class Loop:
         self.step = mx.compile(self._step) if compiled else self._step
 
     def _step(
-        self, x: mx.array, packed: mx.array, token: mx.array, arena: mx.array, scratch: mx.array, *layers: mx.array
+        self,
+        x: mx.array,
+        packed: mx.array,
+        token: mx.array,
+        arena: mx.array,
+        scratch: mx.array,
+        *layers: mx.array,
     ) -> list[mx.array]:
         kv_heads = self.config.kv_heads
         for layer in layers:
             keys, values = mx.sin(x[:, :kv_heads] * 1.7), mx.cos(x[:, :kv_heads] * 1.3)
             new = NewTokens(keys, values)
-            out, token = self.kernels.paged_decode(x, arena, None, packed, layer, token, scratch, scale=0.125, new=new)
+            out, token = self.kernels.paged_decode(
+                x, arena, None, packed, layer, token, scratch, scale=0.125, new=new
+            )
             x = x + out
             x = x * mx.rsqrt(mx.mean(mx.square(x), axis=-1, keepdims=True) + 1e-5)
         return [x, token]
 
     def submit(self) -> mx.array:
         self.context += 1
-        packed = layout.pack([self.context] * self.rows, [0] * self.rows, self.tables, 1)
-        out = self.step(self.state, mx.array(packed), self.token, self.arena, self.scratch, *self.layers)
+        packed = layout.pack(
+            [self.context] * self.rows, [0] * self.rows, self.tables, 1
+        )
+        out = self.step(
+            self.state,
+            mx.array(packed),
+            self.token,
+            self.arena,
+            self.scratch,
+            *self.layers,
+        )
         self.state, self.token = out
         return self.state
 
@@ -127,7 +159,10 @@ def main(pattern: str) -> int:
             continue
         start = time.perf_counter()
         try:
-            print(f"ok   {name}: {check()} ({time.perf_counter() - start:.1f} s)", flush=True)
+            print(
+                f"ok   {name}: {check()} ({time.perf_counter() - start:.1f} s)",
+                flush=True,
+            )
         except Exception:
             failures += 1
             print(f"FAIL {name}\n{traceback.format_exc(limit=-3)[-1800:]}", flush=True)
@@ -144,7 +179,9 @@ ALL = dict(cases())
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(default_backend() != "cuda", reason="needs an NVIDIA GPU with MLX's CUDA build")
+@pytest.mark.skipif(
+    default_backend() != "cuda", reason="needs an NVIDIA GPU with MLX's CUDA build"
+)
 @pytest.mark.parametrize("name", ALL)
 def test_kernel_on_gpu(name: str) -> None:
     ALL[name]()

@@ -17,29 +17,50 @@ ADDRESS = "http://127.0.0.1:8473"
 def snippets(language: str) -> list[tuple[str, str]]:
     found = []
     for path in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]:
-        for number, code in enumerate(re.findall(rf"^```{language}\n(.*?)^```", path.read_text(), re.S | re.M)):
+        for number, code in enumerate(
+            re.findall(rf"^```{language}\n(.*?)^```", path.read_text(), re.S | re.M)
+        ):
             found.append((f"{path.name}-{number}", code))
     return found
 
 
 def at_server(code: str, request: pytest.FixtureRequest) -> str:
     """The snippet at the tests' own server, which is started only for those that need one."""
-    return code.replace(ADDRESS, request.getfixturevalue("address")) if ADDRESS in code else code
+    return (
+        code.replace(ADDRESS, request.getfixturevalue("address"))
+        if ADDRESS in code
+        else code
+    )
 
 
-@pytest.mark.parametrize(("name", "code"), snippets("python"), ids=[name for name, _ in snippets("python")])
+@pytest.mark.parametrize(
+    ("name", "code"), snippets("python"), ids=[name for name, _ in snippets("python")]
+)
 def test_snippet_runs(
-    name: str, code: str, smollm2: Path, request: pytest.FixtureRequest, capsys: pytest.CaptureFixture[str]
+    name: str,
+    code: str,
+    smollm2: Path,
+    request: pytest.FixtureRequest,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     exec(compile(at_server(code, request), name, "exec"), {"__name__": "__main__"})
     assert capsys.readouterr().out.strip()
 
 
-@pytest.mark.parametrize(("name", "code"), snippets("sh"), ids=[name for name, _ in snippets("sh")])
-def test_shell_snippet_runs(name: str, code: str, smollm2: Path, request: pytest.FixtureRequest) -> None:
+@pytest.mark.parametrize(
+    ("name", "code"), snippets("sh"), ids=[name for name, _ in snippets("sh")]
+)
+def test_shell_snippet_runs(
+    name: str, code: str, smollm2: Path, request: pytest.FixtureRequest
+) -> None:
     """An address that a snippet exports is that of an API with models."""
-    script = at_server(code, request) + '\necho "exported: ${ANTHROPIC_BASE_URL:-}${OPENAI_BASE_URL:-}"'
-    done = subprocess.run(["bash", "-euc", script], capture_output=True, text=True, check=True, timeout=60)
+    script = (
+        at_server(code, request)
+        + '\necho "exported: ${ANTHROPIC_BASE_URL:-}${OPENAI_BASE_URL:-}"'
+    )
+    done = subprocess.run(
+        ["bash", "-euc", script], capture_output=True, text=True, check=True, timeout=60
+    )
     body, _, exported = done.stdout.rpartition("exported: ")
     if exported.strip():
         base = exported.strip().removesuffix("/v1")
@@ -48,8 +69,12 @@ def test_shell_snippet_runs(name: str, code: str, smollm2: Path, request: pytest
         assert json.loads(body)["choices"]
 
 
-@pytest.mark.parametrize(("name", "code"), snippets("json"), ids=[name for name, _ in snippets("json")])
-def test_configuration_snippet_names_an_api(name: str, code: str, request: pytest.FixtureRequest) -> None:
+@pytest.mark.parametrize(
+    ("name", "code"), snippets("json"), ids=[name for name, _ in snippets("json")]
+)
+def test_configuration_snippet_names_an_api(
+    name: str, code: str, request: pytest.FixtureRequest
+) -> None:
     settings = json.loads(at_server(code, request))
     models = httpx.get(f"{settings['apiBase']}/models").json()["data"]
     assert settings["model"] in [model["id"] for model in models]

@@ -45,14 +45,18 @@ def layer_of(name: str) -> int:
         for prefix in layer
         if name == prefix or name.startswith(prefix + ".")
     ]
-    assert matches, f"{name} has no layer; give it one in this test and in docs/design.md"
+    assert matches, (
+        f"{name} has no layer; give it one in this test and in docs/design.md"
+    )
     return max(matches)[1]
 
 
 def imported(path: Path) -> set[str]:
     names = set()
     for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("rvllm_local"):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith(
+            "rvllm_local"
+        ):
             base = (node.module or "").removeprefix("rvllm_local").removeprefix(".")
             names |= {base} if base else {alias.name for alias in node.names}
     return names & set(modules())
@@ -61,12 +65,16 @@ def imported(path: Path) -> set[str]:
 @pytest.mark.parametrize("name", sorted(modules()))
 def test_imports_go_one_way(name: str) -> None:
     for target in imported(modules()[name]):
-        assert layer_of(target) <= layer_of(name), f"{name} imports {target}, which is above it"
+        assert layer_of(target) <= layer_of(name), (
+            f"{name} imports {target}, which is above it"
+        )
 
 
 @pytest.mark.parametrize("name", sorted(modules()))
 def test_every_module_says_what_it_owns(name: str) -> None:
-    assert ast.get_docstring(ast.parse(modules()[name].read_text())), f"{name} has no docstring"
+    assert ast.get_docstring(ast.parse(modules()[name].read_text())), (
+        f"{name} has no docstring"
+    )
 
 
 def test_help_loads_nothing_heavy() -> None:
@@ -76,14 +84,21 @@ def test_help_loads_nothing_heavy() -> None:
         "except SystemExit: pass\n"
         "print([name for name in ('mlx.core', 'transformers', 'textual', 'numpy') if name in sys.modules])"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
     assert done.stdout.splitlines()[-1] == "[]"
 
 
 def test_help_is_quick() -> None:
     """A fifth of a second, and no more than some starts of Python itself: the quickest of many, as others work here too."""
-    bare, help_ = (_quickest(code) for code in (["-c", "pass"], ["-m", "rvllm_local.cli", "--help"]))
-    assert help_ < 8 * bare, f"rvllm --help took {help_:.2f} s, and starting Python {bare:.2f} s"
+    bare, help_ = (
+        _quickest(code)
+        for code in (["-c", "pass"], ["-m", "rvllm_local.cli", "--help"])
+    )
+    assert help_ < 8 * bare, (
+        f"rvllm --help took {help_:.2f} s, and starting Python {bare:.2f} s"
+    )
     assert help_ < 0.2, f"rvllm --help took {help_:.2f} s"
 
 

@@ -13,13 +13,35 @@ ROOT = Path(__file__).parents[2]
 def test_only_rvllm_local_is_importable(tmp_path: Path) -> None:
     source = tmp_path / "source"
     source.mkdir()
-    for name in ("pyproject.toml", "README.md", "LICENSE", "rvllm_local", "models", "metal_kernels", "tui"):
+    for name in (
+        "pyproject.toml",
+        "README.md",
+        "LICENSE",
+        "rvllm_local",
+        "models",
+        "metal_kernels",
+        "tui",
+    ):
         (source / name).symlink_to(ROOT / name)
-    command = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "--quiet"]
-    subprocess.run([*command, "--wheel-dir", str(tmp_path), str(source)], check=True, capture_output=True)
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "wheel",
+        "--no-deps",
+        "--no-build-isolation",
+        "--quiet",
+    ]
+    subprocess.run(
+        [*command, "--wheel-dir", str(tmp_path), str(source)],
+        check=True,
+        capture_output=True,
+    )
     (wheel,) = tmp_path.glob("*.whl")
     names = zipfile.ZipFile(wheel).namelist()
-    assert {name.split("/")[0] for name in names if ".dist-info" not in name} == {"rvllm_local"}
+    assert {name.split("/")[0] for name in names if ".dist-info" not in name} == {
+        "rvllm_local"
+    }
     for needed in (
         "rvllm_local/py.typed",
         "rvllm_local/models/catalog.toml",

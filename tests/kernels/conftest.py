@@ -24,4 +24,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         return
     for item in items:
         if Path(__file__).parent in item.path.parents:
-            item.add_marker(pytest.mark.skip(reason="the emulator runs on Linux; tests/gpu proves the kernels here"))
+            item.add_marker(
+                pytest.mark.skip(
+                    reason="the emulator runs on Linux; tests/gpu proves the kernels here"
+                )
+            )

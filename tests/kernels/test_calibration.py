@@ -35,13 +35,21 @@ template <typename T> struct Limits { static constexpr T finite_min = std::numer
 
 def kernel_text() -> str:
     """The first template of MLX's header as a plain function, its function constants off, and a kernel that calls it."""
-    text = HEADER.read_text(encoding="utf-8").split("template <typename T, int D, int V = D, int TK")[0]
+    text = HEADER.read_text(encoding="utf-8").split(
+        "template <typename T, int D, int V = D, int TK"
+    )[0]
     text = re.sub(r"#include.*|using namespace metal;", "", text)
-    text = re.sub(r"constant (bool|int) (\w+) \[\[function_constant\(\d+\)\]\];", r"static const \1 \2 = 0;", text)
+    text = re.sub(
+        r"constant (bool|int) (\w+) \[\[function_constant\(\d+\)\]\];",
+        r"static const \1 \2 = 0;",
+        text,
+    )
     return PROBE % re.sub(r"\[\[.*?\]\]", "", text, flags=re.DOTALL)
 
 
-@pytest.mark.skipif(not HEADER.exists(), reason="this build of MLX comes without its Metal headers")
+@pytest.mark.skipif(
+    not HEADER.exists(), reason="this build of MLX comes without its Metal headers"
+)
 @pytest.mark.parametrize("seed", [0, 5])
 def test_mlx_own_kernel_gives_what_mlx_gives(seed: int) -> None:
     random = np.random.default_rng(3)
@@ -49,10 +57,22 @@ def test_mlx_own_kernel_gives_what_mlx_gives(seed: int) -> None:
         random.standard_normal((1, h, t, D)).astype(np.float16)
         for h, t in ((HEADS, 1), (KV_HEADS, TOKENS), (KV_HEADS, TOKENS))
     )
-    scalars = [np.array([HEADS // KV_HEADS], np.int32), np.array([TOKENS], np.int32), np.array([0.125], np.float32)]
-    found = run_text(kernel_text(), [q, k, v, q.nbytes, *scalars], (1024 * HEADS, 1, 1), (1024, 1, 1), seed)
+    scalars = [
+        np.array([HEADS // KV_HEADS], np.int32),
+        np.array([TOKENS], np.int32),
+        np.array([0.125], np.float32),
+    ]
+    found = run_text(
+        kernel_text(),
+        [q, k, v, q.nbytes, *scalars],
+        (1024 * HEADS, 1, 1),
+        (1024, 1, 1),
+        seed,
+    )
     ours = np.frombuffer(found[3], np.float16).reshape(q.shape).astype(np.float64)
     expected = np.array(
-        mx.fast.scaled_dot_product_attention(mx.array(q), mx.array(k), mx.array(v), scale=0.125)
+        mx.fast.scaled_dot_product_attention(
+            mx.array(q), mx.array(k), mx.array(v), scale=0.125
+        )
     ).astype(np.float64)
     assert np.abs(ours - expected).max() <= 1e-3 * np.abs(expected).max()

@@ -28,7 +28,9 @@ A = np.arange(64, dtype=np.float32)
 
 
 def run(text: str, elements: int = 64, threads: int = 64, seed: int = 0) -> np.ndarray:
-    out = run_text(text, [A, 4 * elements], (threads, 1, 1), (min(threads, 64), 1, 1), seed)
+    out = run_text(
+        text, [A, 4 * elements], (threads, 1, 1), (min(threads, 64), 1, 1), seed
+    )
     return np.frombuffer(out[1], np.float32)
 
 
@@ -73,7 +75,12 @@ def test_too_much_threadgroup_memory_is_caught() -> None:
 
 
 def test_unwritten_output_is_poison() -> None:
-    assert np.isnan(run(SIGNATURE + "if (thread_position_in_grid.x > 0) o[thread_position_in_grid.x] = 1; }")[0])
+    assert np.isnan(
+        run(
+            SIGNATURE
+            + "if (thread_position_in_grid.x > 0) o[thread_position_in_grid.x] = 1; }"
+        )[0]
+    )
 
 
 @pytest.mark.parametrize("barrier", ["RV_SIMD_BARRIER();", "RV_BARRIER();"])
@@ -82,7 +89,14 @@ def test_paged_decode_needs_its_barriers(barrier: str) -> None:
 
     class Careless(Emulator):
         def text(self, dispatch: Dispatch) -> str:
-            return super().text(dispatch).replace(f"\n  {barrier}", "\n").replace(f"\n{barrier}", "\n")
+            return (
+                super()
+                .text(dispatch)
+                .replace(f"\n  {barrier}", "\n")
+                .replace(f"\n{barrier}", "\n")
+            )
 
     with pytest.raises(AssertionError):
-        checks.check_decode(variant, functools.partial(KernelSet, launcher=Careless(3), backend="metal"))
+        checks.check_decode(
+            variant, functools.partial(KernelSet, launcher=Careless(3), backend="metal")
+        )

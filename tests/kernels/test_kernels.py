@@ -13,7 +13,14 @@ from rvllm_local.errors import UnsupportedModelError
 from rvllm_local.metal_kernels import AddNorm, KernelConfig, KernelSet, Rotation
 from rvllm_local.metal_kernels import descriptor as layout
 from rvllm_local.metal_kernels.proof import checks
-from rvllm_local.metal_kernels.proof.variants import BF16, F16, F32, I8, VARIANTS, Variant
+from rvllm_local.metal_kernels.proof.variants import (
+    BF16,
+    F16,
+    F32,
+    I8,
+    VARIANTS,
+    Variant,
+)
 from rvllm_local.metal_kernels.splits import SPLIT_RULES, SplitRule
 from tests.emulator import Emulator
 
@@ -55,12 +62,16 @@ def test_a_row_does_not_depend_on_its_neighbours(name: str, metal: checks.Make) 
     checks.check_row_independence(NAMED[name], metal)
 
 
-def test_a_row_does_not_depend_on_its_neighbours_with_matrix_units(cuda: checks.Make) -> None:
+def test_a_row_does_not_depend_on_its_neighbours_with_matrix_units(
+    cuda: checks.Make,
+) -> None:
     checks.check_row_independence(NAMED["d64-f16-sinks"], cuda)
 
 
 @pytest.mark.parametrize("name", ["d64-bf16-g4-q3", "d64-f32-int8-q5-window"])
-def test_writing_in_the_attention_launch_changes_nothing(name: str, metal: checks.Make) -> None:
+def test_writing_in_the_attention_launch_changes_nothing(
+    name: str, metal: checks.Make
+) -> None:
     checks.check_fused(NAMED[name], metal)
 
 
@@ -68,7 +79,9 @@ def test_writing_in_the_matrix_units_launch_changes_nothing(cuda: checks.Make) -
     checks.check_fused(NAMED["d128-bf16-int8-g4"], cuda)
 
 
-def test_rotating_in_the_attention_launch(metal: checks.Make, cuda: checks.Make) -> None:
+def test_rotating_in_the_attention_launch(
+    metal: checks.Make, cuda: checks.Make
+) -> None:
     checks.check_rotation(NAMED["d16-f16-tiny"], metal, pairs=True)
     checks.check_rotation(NAMED["d80-f16-mha"], metal)
     checks.check_rotation(NAMED["d128-bf16-int8-g4"], cuda)
@@ -78,9 +91,13 @@ def test_the_table_of_rotations(metal: checks.Make) -> None:
     checks.check_rope_table(CONFIGS[3], metal)
 
 
-@pytest.mark.parametrize(("width", "dtype"), [(2048, BF16), (72, F16), (576, F32), (5120, BF16)], ids=str)
+@pytest.mark.parametrize(
+    ("width", "dtype"), [(2048, BF16), (72, F16), (576, F32), (5120, BF16)], ids=str
+)
 def test_adding_and_norming(width: int, dtype: mx.Dtype, emulator: Emulator) -> None:
-    checks.check_add_norm(width, dtype, functools.partial(AddNorm, launcher=emulator, backend="metal"))
+    checks.check_add_norm(
+        width, dtype, functools.partial(AddNorm, launcher=emulator, backend="metal")
+    )
 
 
 def test_what_cannot_be_added_and_normed_is_named() -> None:
@@ -88,7 +105,12 @@ def test_what_cannot_be_added_and_normed_is_named() -> None:
     for stream, added, weight, why in (
         (x, x[..., :8], mx.ones(16), r"adds \(2, 1, 8\) to a stream of \(2, 1, 16\)"),
         (x[..., :12], x[..., :12], mx.ones(12), r"a stream of \(2, 1, 12\)"),
-        (x, x.astype(mx.bfloat16), mx.ones(16), "adds mlx.core.bfloat16 to a stream of mlx.core.float32"),
+        (
+            x,
+            x.astype(mx.bfloat16),
+            mx.ones(16),
+            "adds mlx.core.bfloat16 to a stream of mlx.core.float32",
+        ),
     ):
         with pytest.raises(UnsupportedModelError, match=why):
             AddNorm()(stream, added, weight, 1e-5)
@@ -107,7 +129,9 @@ def test_write_then_gather(config: KernelConfig, metal: checks.Make) -> None:
     checks.check_write_gather(config, metal)
 
 
-@pytest.mark.parametrize("config", CONFIGS[1:3], ids=lambda c: f"d{c.head_dim}-{c.kv_dtype}")
+@pytest.mark.parametrize(
+    "config", CONFIGS[1:3], ids=lambda c: f"d{c.head_dim}-{c.kv_dtype}"
+)
 def test_copy_blocks(config: KernelConfig, metal: checks.Make) -> None:
     checks.check_copy(config, metal)
 
@@ -115,15 +139,27 @@ def test_copy_blocks(config: KernelConfig, metal: checks.Make) -> None:
 def test_thread_order_does_not_change_a_bit() -> None:
     variant = next(v for v in VARIANTS if v.name == "d64-bf16-g4-q3")
     with ThreadPoolExecutor(2) as pool:
-        makes = [functools.partial(KernelSet, launcher=Emulator(seed), backend="metal") for seed in range(4)]
+        makes = [
+            functools.partial(KernelSet, launcher=Emulator(seed), backend="metal")
+            for seed in range(4)
+        ]
         errors = list(pool.map(lambda make: checks.check_decode(variant, make), makes))
     assert len(set(errors)) == 1
 
 
-def test_bodies_are_small_and_dispatches_are_counted(emulator: Emulator, metal: checks.Make) -> None:
+def test_bodies_are_small_and_dispatches_are_counted(
+    emulator: Emulator, metal: checks.Make
+) -> None:
     checks.check_decode(NAMED["d64-long"], metal)
-    assert {d.kernel.kind for d in emulator.dispatches} >= {"paged_decode", "paged_combine"}
-    assert all(len(d.kernel.body) < BODY_LIMIT for d in emulator.dispatches if d.kernel.backend == "metal")
+    assert {d.kernel.kind for d in emulator.dispatches} >= {
+        "paged_decode",
+        "paged_combine",
+    }
+    assert all(
+        len(d.kernel.body) < BODY_LIMIT
+        for d in emulator.dispatches
+        if d.kernel.backend == "metal"
+    )
     kernels = KernelSet(CONFIGS[0], launcher=emulator)
     token = kernels.first_token()
     arena = mx.zeros(CONFIGS[0].arena_shape(3), dtype=BF16)
@@ -132,23 +168,39 @@ def test_bodies_are_small_and_dispatches_are_counted(emulator: Emulator, metal: 
     assert kernels.counter.snapshot() == {"kv_copy": 1}
 
 
-def test_every_thread_count_is_whole_groups(emulator: Emulator, metal: checks.Make) -> None:
+def test_every_thread_count_is_whole_groups(
+    emulator: Emulator, metal: checks.Make
+) -> None:
     checks.check_decode(VARIANTS[-1], metal)
     for dispatch in emulator.dispatches:
-        assert all(grid % group == 0 for grid, group in zip(dispatch.grid, dispatch.threadgroup, strict=True))
+        assert all(
+            grid % group == 0
+            for grid, group in zip(dispatch.grid, dispatch.threadgroup, strict=True)
+        )
 
 
-@pytest.mark.parametrize("max_blocks", [1, 4, 8, 16, 17, 63, 64, 65, 128, 129, 256, 257, 512, 513, 4096])
+@pytest.mark.parametrize(
+    "max_blocks", [1, 4, 8, 16, 17, 63, 64, 65, 128, 129, 256, 257, 512, 513, 4096]
+)
 @pytest.mark.parametrize("rule", SPLIT_RULES.values(), ids=SPLIT_RULES)
 def test_the_grid_covers_every_row(rule: SplitRule, max_blocks: int) -> None:
-    assert rule.most(max_blocks) == max(-(-n // rule.blocks(n)) for n in range(1, max_blocks + 1))
+    assert rule.most(max_blocks) == max(
+        -(-n // rule.blocks(n)) for n in range(1, max_blocks + 1)
+    )
 
 
 @pytest.mark.parametrize(
     ("change", "named"),
-    [({"head_dim": 72}, "72"), ({"num_heads": 34}, "17"), ({"kv_dtype": mx.uint8}, "uint8"), ({"dtype": I8}, "int8")],
+    [
+        ({"head_dim": 72}, "72"),
+        ({"num_heads": 34}, "17"),
+        ({"kv_dtype": mx.uint8}, "uint8"),
+        ({"dtype": I8}, "int8"),
+    ],
 )
-def test_unsupported_shapes_are_refused_by_name(change: dict[str, object], named: str) -> None:
+def test_unsupported_shapes_are_refused_by_name(
+    change: dict[str, object], named: str
+) -> None:
     shape: dict[str, object] = {
         "head_dim": 64, "num_heads": 4, "kv_heads": 2, "num_layers": 1, "dtype": F16, "kv_dtype": F16
     }  # fmt: skip
@@ -158,31 +210,81 @@ def test_unsupported_shapes_are_refused_by_name(change: dict[str, object], named
 
 def test_wrong_shapes_are_refused_by_name() -> None:
     kernels = KernelSet(CONFIGS[0])
-    arena, token, layer = mx.zeros(CONFIGS[0].arena_shape(2), dtype=BF16), kernels.first_token(), kernels.layer_index(0)
+    arena, token, layer = (
+        mx.zeros(CONFIGS[0].arena_shape(2), dtype=BF16),
+        kernels.first_token(),
+        kernels.layer_index(0),
+    )
     packed, scratch = mx.array(layout.pack((1,), (0,), [[1]], 1)), mx.zeros((8,))
-    queries, long = mx.zeros((1, 4, 1, 64), dtype=BF16), mx.array(layout.pack((1,), (0,), [[1]], 1, max_blocks=512))
+    queries, long = (
+        mx.zeros((1, 4, 1, 64), dtype=BF16),
+        mx.array(layout.pack((1,), (0,), [[1]], 1, max_blocks=512)),
+    )
     with pytest.raises(ValueError, match="scratch must be float32 with"):
-        kernels.paged_decode(queries, arena, None, long, layer, token, scratch, scale=1.0)
+        kernels.paged_decode(
+            queries, arena, None, long, layer, token, scratch, scale=1.0
+        )
     with pytest.raises(ValueError, match="a rotation needs one query token"):
         wide = Rotation(mx.zeros((1, 66)))
-        kernels.paged_decode(queries, arena, None, packed, layer, token, scratch, scale=1.0, rotation=wide)
+        kernels.paged_decode(
+            queries,
+            arena,
+            None,
+            packed,
+            layer,
+            token,
+            scratch,
+            scale=1.0,
+            rotation=wide,
+        )
     with pytest.raises(ValueError, match="queries must be"):
-        kernels.paged_decode(mx.zeros((1, 4, 1, 32), dtype=BF16), arena, None, packed, layer, token, scratch, scale=1.0)
+        kernels.paged_decode(
+            mx.zeros((1, 4, 1, 32), dtype=BF16),
+            arena,
+            None,
+            packed,
+            layer,
+            token,
+            scratch,
+            scale=1.0,
+        )
     with pytest.raises(ValueError, match="1 to 8 query tokens"):
-        kernels.paged_decode(mx.zeros((1, 4, 9, 64), dtype=BF16), arena, None, packed, layer, token, scratch, scale=1.0)
+        kernels.paged_decode(
+            mx.zeros((1, 4, 9, 64), dtype=BF16),
+            arena,
+            None,
+            packed,
+            layer,
+            token,
+            scratch,
+            scale=1.0,
+        )
     with pytest.raises(ValueError, match="token must be"):
-        kernels.kv_copy(arena, None, mx.zeros((1, 2), dtype=mx.int32), mx.zeros((1,), dtype=mx.int32))
+        kernels.kv_copy(
+            arena,
+            None,
+            mx.zeros((1, 2), dtype=mx.int32),
+            mx.zeros((1,), dtype=mx.int32),
+        )
     with pytest.raises(ValueError, match="does not describe"):
         kernels.kv_gather(arena, None, mx.zeros((8,), dtype=mx.int32), layer, token, 4)
     with pytest.raises(ValueError, match="scales"):
         KernelSet(CONFIGS[2]).kv_copy(
-            mx.zeros(CONFIGS[2].arena_shape(2), dtype=I8), None, mx.zeros((1, 2), dtype=mx.int32), token
+            mx.zeros(CONFIGS[2].arena_shape(2), dtype=I8),
+            None,
+            mx.zeros((1, 2), dtype=mx.int32),
+            token,
         )
 
 
 @pytest.mark.parametrize(
     ("contexts", "firsts", "tables"),
-    [((40,), (0,), [[1]]), ((3,), (5,), [[1]]), ((1, 2), (0,), [[1]]), ((1,), (0,), [[1]])],
+    [
+        ((40,), (0,), [[1]]),
+        ((3,), (5,), [[1]]),
+        ((1, 2), (0,), [[1]]),
+        ((1,), (0,), [[1]]),
+    ],
 )
 def test_bad_descriptors_are_refused(
     contexts: tuple[int, ...], firsts: tuple[int, ...], tables: list[list[int]]

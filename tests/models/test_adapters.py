@@ -13,7 +13,12 @@ import pytest
 from rvllm_local.commands.serve import adapter_of
 from rvllm_local.engine.options import EngineOptions
 from rvllm_local.engine.startup.planning import plan_model
-from rvllm_local.errors import ConfigError, MemoryBudgetError, ModelNotFoundError, RvllmError
+from rvllm_local.errors import (
+    ConfigError,
+    MemoryBudgetError,
+    ModelNotFoundError,
+    RvllmError,
+)
 from rvllm_local.models.adapted import adapted_bytes
 from rvllm_local.models.adapter_files import read_adapter, read_adapters
 from rvllm_local.models.describe import ModelDescription, describe
@@ -49,27 +54,66 @@ def edit_config(folder: Path, **changes: Any) -> None:
 
 BAD_WEIGHTS: dict[str, tuple[Callable[[Weights], Weights], str]] = {
     "nothing": (lambda w: {}, "empty"),
-    "half a layer": (lambda w: {k: v for k, v in w.items() if k != f"{LAYER}.lora_b"}, "only lora_a"),
-    "a foreign layer": (lambda w: {f"other.{k}": v for k, v in w.items()}, "is for another one"),
-    "a norm": (lambda w: {f"model.norm.{k[-6:]}": v for k, v in w.items()}, "no linear layer"),
-    "a whole matrix": (lambda w: {**w, f"{LAYER}.weight": mx.zeros((64, 64))}, "not one of a LoRA adapter"),
-    "dora": (lambda w: {**w, f"{LAYER}.m": mx.zeros((64,))}, "not one of a LoRA adapter"),
-    "another width": (lambda w: {**w, f"{LAYER}.lora_a": mx.zeros((32, 4))}, r"\[32, 4\]"),
-    "another rank": (lambda w: {**w, f"{LAYER}.lora_a": mx.zeros((64, 5))}, r"\[64, 5\]"),
+    "half a layer": (
+        lambda w: {k: v for k, v in w.items() if k != f"{LAYER}.lora_b"},
+        "only lora_a",
+    ),
+    "a foreign layer": (
+        lambda w: {f"other.{k}": v for k, v in w.items()},
+        "is for another one",
+    ),
+    "a norm": (
+        lambda w: {f"model.norm.{k[-6:]}": v for k, v in w.items()},
+        "no linear layer",
+    ),
+    "a whole matrix": (
+        lambda w: {**w, f"{LAYER}.weight": mx.zeros((64, 64))},
+        "not one of a LoRA adapter",
+    ),
+    "dora": (
+        lambda w: {**w, f"{LAYER}.m": mx.zeros((64,))},
+        "not one of a LoRA adapter",
+    ),
+    "another width": (
+        lambda w: {**w, f"{LAYER}.lora_a": mx.zeros((32, 4))},
+        r"\[32, 4\]",
+    ),
+    "another rank": (
+        lambda w: {**w, f"{LAYER}.lora_a": mx.zeros((64, 5))},
+        r"\[64, 5\]",
+    ),
     "no rank": (lambda w: {**w, f"{LAYER}.lora_a": mx.zeros((64,))}, r"\[64\]"),
-    "three axes": (lambda w: {**w, f"{LAYER}.lora_a": mx.zeros((1, 64, 4))}, r"\[1, 64, 4\]"),
+    "three axes": (
+        lambda w: {**w, f"{LAYER}.lora_a": mx.zeros((1, 64, 4))},
+        r"\[1, 64, 4\]",
+    ),
     "a huge rank": (
-        lambda w: {**w, f"{LAYER}.lora_a": mx.zeros((64, 2000)), f"{LAYER}.lora_b": mx.zeros((2000, 64))},
+        lambda w: {
+            **w,
+            f"{LAYER}.lora_a": mx.zeros((64, 2000)),
+            f"{LAYER}.lora_b": mx.zeros((2000, 64)),
+        },
         "rank up to 1024",
     ),
-    "integers": (lambda w: {**w, f"{LAYER}.lora_a": mx.zeros((64, 4), dtype=mx.int32)}, "type I32"),
-    "NaN": (lambda w: {**w, f"{LAYER}.lora_a": mx.full((64, 4), float("nan"))}, "not finite"),
-    "infinity": (lambda w: {**w, f"{LAYER}.lora_b": mx.full((4, 64), float("inf"))}, "not finite"),
+    "integers": (
+        lambda w: {**w, f"{LAYER}.lora_a": mx.zeros((64, 4), dtype=mx.int32)},
+        "type I32",
+    ),
+    "NaN": (
+        lambda w: {**w, f"{LAYER}.lora_a": mx.full((64, 4), float("nan"))},
+        "not finite",
+    ),
+    "infinity": (
+        lambda w: {**w, f"{LAYER}.lora_b": mx.full((4, 64), float("inf"))},
+        "not finite",
+    ),
 }
 
 
 @pytest.mark.parametrize("what", BAD_WEIGHTS)
-def test_bad_weights_are_refused(model: Path, description: ModelDescription, tmp_path: Path, what: str) -> None:
+def test_bad_weights_are_refused(
+    model: Path, description: ModelDescription, tmp_path: Path, what: str
+) -> None:
     folder = save_adapter(tmp_path / "adapter", model, KEYS)
     change, message = BAD_WEIGHTS[what]
     edit_weights(folder, change)
@@ -91,7 +135,9 @@ BAD_CONFIGS: dict[str, tuple[dict[str, Any], str]] = {
 
 
 @pytest.mark.parametrize("what", BAD_CONFIGS)
-def test_bad_configurations_are_refused(model: Path, description: ModelDescription, tmp_path: Path, what: str) -> None:
+def test_bad_configurations_are_refused(
+    model: Path, description: ModelDescription, tmp_path: Path, what: str
+) -> None:
     folder = save_adapter(tmp_path / "adapter", model, KEYS)
     changes, message = BAD_CONFIGS[what]
     edit_config(folder, **changes)
@@ -112,7 +158,11 @@ def test_bad_configurations_are_refused(model: Path, description: ModelDescripti
     ],
 )
 def test_what_peft_can_and_this_cannot_is_refused(
-    model: Path, description: ModelDescription, tmp_path: Path, changes: dict[str, Any], message: str
+    model: Path,
+    description: ModelDescription,
+    tmp_path: Path,
+    changes: dict[str, Any],
+    message: str,
 ) -> None:
     folder = save_peft(tmp_path / "adapter", model, KEYS)
     edit_config(folder, **changes)
@@ -120,7 +170,9 @@ def test_what_peft_can_and_this_cannot_is_refused(
         read_adapter("mine", folder, description.module)
 
 
-def test_damaged_and_missing_files_are_refused(model: Path, description: ModelDescription, tmp_path: Path) -> None:
+def test_damaged_and_missing_files_are_refused(
+    model: Path, description: ModelDescription, tmp_path: Path
+) -> None:
     def refuses(folder: Path, message: str) -> None:
         with pytest.raises(RvllmError, match=message):
             read_adapter("mine", folder, description.module)
@@ -128,7 +180,12 @@ def test_damaged_and_missing_files_are_refused(model: Path, description: ModelDe
     refuses(tmp_path / "nowhere", "is no folder")
     (tmp_path / "empty").mkdir()
     refuses(tmp_path / "empty", "adapter_config.json does not exist")
-    for name, content in {"text": b"{", "list": b"[1]", "bytes": b"\xff\xfe", "deep": b"[" * 100_000}.items():
+    for name, content in {
+        "text": b"{",
+        "list": b"[1]",
+        "bytes": b"\xff\xfe",
+        "deep": b"[" * 100_000,
+    }.items():
         folder = save_adapter(tmp_path / name, model, KEYS)
         (folder / "adapter_config.json").write_bytes(content)
         refuses(folder, "adapter_config.json")
@@ -140,7 +197,9 @@ def test_damaged_and_missing_files_are_refused(model: Path, description: ModelDe
     refuses(folder, "missing")
 
 
-def test_their_bytes_are_in_the_plan(model: Path, description: ModelDescription, tmp_path: Path) -> None:
+def test_their_bytes_are_in_the_plan(
+    model: Path, description: ModelDescription, tmp_path: Path
+) -> None:
     folders = [
         ("a", save_adapter(tmp_path / "a", model, KEYS)),
         ("b", save_adapter(tmp_path / "b", model, KEYS, rank=16)),
@@ -149,15 +208,32 @@ def test_their_bytes_are_in_the_plan(model: Path, description: ModelDescription,
     plain = EngineOptions(kv_memory=4_000_000)
     adapted = EngineOptions(kv_memory=4_000_000, adapters=named)
     taken = adapted_bytes(read_adapters(named, description.module))
-    assert taken == 2 * 3 * 16 * 4 * ((64 + 64) + (96 + 64))  # layers, adapters and none, rank, bytes, widths
-    assert plan_model(description, adapted).weights - plan_model(description, plain).weights == taken
+    assert taken == 2 * 3 * 16 * 4 * (
+        (64 + 64) + (96 + 64)
+    )  # layers, adapters and none, rank, bytes, widths
+    assert (
+        plan_model(description, adapted).weights
+        - plan_model(description, plain).weights
+        == taken
+    )
     with pytest.raises(MemoryBudgetError):
-        plan_model(description, EngineOptions(kv_memory=4_000_000, adapters=named, system_reserve=2**50))
+        plan_model(
+            description,
+            EngineOptions(kv_memory=4_000_000, adapters=named, system_reserve=2**50),
+        )
 
 
 def test_the_flag_wants_a_name_and_a_folder(tmp_path: Path) -> None:
     assert adapter_of(f"mine={tmp_path}") == ("mine", str(tmp_path))
-    for text in ("", "mine", "=x", f"={tmp_path}", "mine=", "mine=/nowhere/at/all", f"a b={tmp_path}"):
+    for text in (
+        "",
+        "mine",
+        "=x",
+        f"={tmp_path}",
+        "mine=",
+        "mine=/nowhere/at/all",
+        f"a b={tmp_path}",
+    ):
         with pytest.raises(ConfigError, match="NAME=DIR"):
             adapter_of(text)
 

@@ -32,7 +32,9 @@ def test_every_architecture_has_a_row() -> None:
 
 
 def test_enough_architectures_are_served() -> None:
-    rows = [[cell.strip() for cell in row.split("|")] for row in written_rows().values()]
+    rows = [
+        [cell.strip() for cell in row.split("|")] for row in written_rows().values()
+    ]
     served = [row for row in rows if row[2] == "served"]
     assert len(served) >= 90
     assert sum("recurrent" in row[3] for row in served) >= 15

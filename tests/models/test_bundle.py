@@ -15,10 +15,22 @@ from mlx import nn
 from mlx.utils import tree_flatten
 
 from rvllm_local.commands.pack import pack_model
-from rvllm_local.errors import DownloadError, ModelFileError, RvllmError, UnsupportedModelError
+from rvllm_local.errors import (
+    DownloadError,
+    ModelFileError,
+    RvllmError,
+    UnsupportedModelError,
+)
 from rvllm_local.models import bundle
 from rvllm_local.models.bundle import open_bundle
-from rvllm_local.models.bundle_format import ALIGNMENT, MANIFEST, PADDING, WEIGHTS, Manifest, read_manifest
+from rvllm_local.models.bundle_format import (
+    ALIGNMENT,
+    MANIFEST,
+    PADDING,
+    WEIGHTS,
+    Manifest,
+    read_manifest,
+)
 from rvllm_local.models.describe import describe
 from rvllm_local.models.loader import load_model, locate, open_native
 from rvllm_local.models.safetensors_check import read_header
@@ -39,12 +51,17 @@ def _cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def packed(tmp_path: Path) -> Path:
-    pack_model(locate(str(save_tiny("llama", tmp_path / "tiny"))), tmp_path / "tiny.rvllm")
+    pack_model(
+        locate(str(save_tiny("llama", tmp_path / "tiny"))), tmp_path / "tiny.rvllm"
+    )
     return tmp_path / "tiny.rvllm"
 
 
 def same_model(left: Any, right: Any) -> None:
-    found, expected = dict(tree_flatten(left.module.parameters())), dict(tree_flatten(right.module.parameters()))
+    found, expected = (
+        dict(tree_flatten(left.module.parameters())),
+        dict(tree_flatten(right.module.parameters())),
+    )
     assert found.keys() == expected.keys()
     for name, value in expected.items():
         assert found[name].dtype == value.dtype
@@ -80,15 +97,26 @@ def test_quantized_weights_keep_their_format(tmp_path: Path, bits: int | str) ->
     plan = {"group_size": 32, "bits": bits if isinstance(bits, int) else 4}
     mode = {"mode": "mxfp4"} if bits == "mxfp4" else {}
     nn.quantize(native.module, **plan, **mode, class_predicate=choose)
-    mx.save_safetensors(str(folder / "model.safetensors"), dict(tree_flatten(native.module.parameters())))
-    own = {f"model.layers.{layer}.mlp.down_proj": {"group_size": 32, "bits": 8} for layer in range(3)}
+    mx.save_safetensors(
+        str(folder / "model.safetensors"),
+        dict(tree_flatten(native.module.parameters())),
+    )
+    own = {
+        f"model.layers.{layer}.mlp.down_proj": {"group_size": 32, "bits": 8}
+        for layer in range(3)
+    }
     plan = {**plan, **mode, **(own if bits == "mixed" else {})}
-    (folder / "config.json").write_text(json.dumps({**native.config, "quantization": plan}))
+    (folder / "config.json").write_text(
+        json.dumps({**native.config, "quantization": plan})
+    )
     pack_model(locate(str(folder)), tmp_path / "tiny.rvllm")
     files = locate(str(tmp_path / "tiny.rvllm"))
     same_model(open_native(files), open_native(locate(str(folder))))
     same_model(load_model(files), load_model(locate(str(folder))))
-    assert "QuantizedLinear" in type(open_native(files).module.layers[0].mlp.down_proj).__name__
+    assert (
+        "QuantizedLinear"
+        in type(open_native(files).module.layers[0].mlp.down_proj).__name__
+    )
 
 
 @pytest.mark.parametrize("kind", [gguf.Q4_1, gguf.Q8_0, gguf.F16])
@@ -114,7 +142,9 @@ def test_a_sentencepiece_vocabulary_goes_along(tmp_path: Path) -> None:
     tensors[0] = gguf.Tensor("token_embd.weight", rows.shape, gguf.F32, rows.tobytes())
     path.write_bytes(write_gguf(keys, tensors))
     pack_model(locate(str(path)), tmp_path / "tiny.rvllm")
-    left, right = (read_tokenizer(locate(str(where))) for where in (tmp_path / "tiny.rvllm", path))
+    left, right = (
+        read_tokenizer(locate(str(where))) for where in (tmp_path / "tiny.rvllm", path)
+    )
     assert left.encode(" the cat <s> 日🙂") == right.encode(" the cat <s> 日🙂")
     assert left.encode("")[0] == left.bos_token_id
 
@@ -130,12 +160,19 @@ def test_float32_bundles_need_no_widening(tmp_path: Path) -> None:
 
 def test_every_tensor_lies_on_a_boundary(packed: Path) -> None:
     tensors, _ = read_header(packed / WEIGHTS)
-    assert all(row.start % ALIGNMENT == 0 for name, row in tensors.items() if not name.startswith(PADDING))
+    assert all(
+        row.start % ALIGNMENT == 0
+        for name, row in tensors.items()
+        if not name.startswith(PADDING)
+    )
     assert (packed / WEIGHTS).stat().st_size % ALIGNMENT == 0
     manifest = read_manifest(packed)
     assert manifest.parsers == {"reasoning": [None, None], "tools": None}
     assert manifest.recipe["source"] == "tiny"
-    assert hashlib.sha256((packed / WEIGHTS).read_bytes()).hexdigest() == manifest.weights.sha256
+    assert (
+        hashlib.sha256((packed / WEIGHTS).read_bytes()).hexdigest()
+        == manifest.weights.sha256
+    )
 
 
 def flip(path: Path, place: int, bit: int = 1) -> None:
@@ -146,11 +183,18 @@ def flip(path: Path, place: int, bit: int = 1) -> None:
         file.write(bytes([byte ^ bit]))
 
 
-@pytest.mark.parametrize("name", [MANIFEST, "config.json", "tokenizer.json", "tokenizer_config.json", WEIGHTS])
+@pytest.mark.parametrize(
+    "name",
+    [MANIFEST, "config.json", "tokenizer.json", "tokenizer_config.json", WEIGHTS],
+)
 def test_a_flipped_byte_anywhere_is_refused(packed: Path, name: str) -> None:
     load_model(locate(str(packed)))  # the weights are remembered as right from here on
     size = (packed / name).stat().st_size
-    places = range(size) if name == MANIFEST else sorted({0, 7, 8, size - 1, *range(3, size, size // 25)})
+    places = (
+        range(size)
+        if name == MANIFEST
+        else sorted({0, 7, 8, size - 1, *range(3, size, size // 25)})
+    )
     for place in places:
         bit = 1 << place % 8
         flip(packed / name, place, bit)
@@ -160,10 +204,14 @@ def test_a_flipped_byte_anywhere_is_refused(packed: Path, name: str) -> None:
     open_bundle(packed, verify=True)
 
 
-def test_weights_are_read_for_their_checksum_once(packed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_weights_are_read_for_their_checksum_once(
+    packed: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     read: list[Path] = []
     honest = bundle.file_sha256
-    monkeypatch.setattr(bundle, "file_sha256", lambda path: read.append(path) or honest(path))
+    monkeypatch.setattr(
+        bundle, "file_sha256", lambda path: read.append(path) or honest(path)
+    )
     for _ in range(3):
         open_bundle(packed)
     assert len(read) == 1
@@ -192,13 +240,19 @@ def test_other_files_are_refused(packed: Path, tmp_path: Path) -> None:
 
 def with_manifest(packed: Path, **changes: Any) -> None:
     """Write a manifest with right checksums of wrong claims."""
-    value = {key: part for key, part in json.loads((packed / MANIFEST).read_bytes()).items() if key != "checksum"}
+    value = {
+        key: part
+        for key, part in json.loads((packed / MANIFEST).read_bytes()).items()
+        if key != "checksum"
+    }
 
     def spell(part: Any) -> bytes:
         return (json.dumps(part, sort_keys=True, indent=1) + "\n").encode()
 
     value.update(changes)
-    (packed / MANIFEST).write_bytes(spell({**value, "checksum": hashlib.sha256(spell(value)).hexdigest()}))
+    (packed / MANIFEST).write_bytes(
+        spell({**value, "checksum": hashlib.sha256(spell(value)).hexdigest()})
+    )
 
 
 GOOD = {"size": 1, "sha256": "0" * 64}
@@ -229,7 +283,10 @@ def test_hostile_manifests_are_refused(packed: Path, what: str) -> None:
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("raw", [b"", b"{}", b"[1]", b"\xff\xfe", b"[" * 100_000, b'{"format": "rvllm-bundle"}'])
+@pytest.mark.parametrize(
+    "raw",
+    [b"", b"{}", b"[1]", b"\xff\xfe", b"[" * 100_000, b'{"format": "rvllm-bundle"}'],
+)
 def test_manifests_that_are_none(packed: Path, raw: bytes) -> None:
     (packed / MANIFEST).write_bytes(raw)
     with pytest.raises(ModelFileError):
@@ -253,7 +310,10 @@ def test_cut_weights_are_refused(packed: Path) -> None:
 def test_unaligned_weights_are_refused(packed: Path) -> None:
     """A safetensors file of another tool with right checksums is still no bundle."""
     module = open_native(locate(str(packed))).module
-    values = {name: mx.array(np.array(value)) for name, value in tree_flatten(module.parameters())}
+    values = {
+        name: mx.array(np.array(value))
+        for name, value in tree_flatten(module.parameters())
+    }
     mx.save_safetensors(str(packed / "new"), values)
     (packed / "new.safetensors").replace(packed / WEIGHTS)
     data = (packed / WEIGHTS).read_bytes()
@@ -270,15 +330,23 @@ def test_unaligned_weights_are_refused(packed: Path) -> None:
         load_model(locate(str(packed)))
 
 
-def test_packing_is_all_or_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_packing_is_all_or_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     files = locate(str(save_tiny("llama", tmp_path / "tiny")))
     target = tmp_path / "out" / "tiny.rvllm"
-    monkeypatch.setattr(Manifest, "to_bytes", lambda _: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+    monkeypatch.setattr(
+        Manifest,
+        "to_bytes",
+        lambda _: (_ for _ in ()).throw(OSError(28, "No space left on device")),
+    )
     with pytest.raises(DownloadError, match="No space left"):
         pack_model(files, target)
     assert list(target.parent.iterdir()) == []
     monkeypatch.undo()
-    monkeypatch.setattr(bundle.shutil, "disk_usage", lambda _: bundle.shutil._ntuple_diskusage(10, 9, 1))
+    monkeypatch.setattr(
+        bundle.shutil, "disk_usage", lambda _: bundle.shutil._ntuple_diskusage(10, 9, 1)
+    )
     with pytest.raises(DownloadError, match="1 are free"):
         pack_model(files, target)
     monkeypatch.undo()
@@ -293,7 +361,10 @@ def test_a_bundle_that_lies_about_its_model_is_refused(packed: Path) -> None:
     data = json.dumps({**config, "num_hidden_layers": 9}).encode()
     (packed / "config.json").write_bytes(data)
     files = json.loads((packed / MANIFEST).read_bytes())["files"]
-    files["config.json"] = {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+    files["config.json"] = {
+        "size": len(data),
+        "sha256": hashlib.sha256(data).hexdigest(),
+    }
     with_manifest(packed, files=files)
     with pytest.raises(RvllmError, match="fit the configuration"):
         load_model(locate(str(packed)))

@@ -23,10 +23,33 @@ from rvllm_local.models.quantized import quantize_as_packed
 from rvllm_local.models.to_float32 import widen_to_float32
 from rvllm_local.text.tokenizer_files import read_tokenizer
 from tests.support import gguf
-from tests.support.gguf import ARRAY, FLOAT32, STRING, UINT32, Tensor, llama_metadata, llama_tensors, write_gguf
+from tests.support.gguf import (
+    ARRAY,
+    FLOAT32,
+    STRING,
+    UINT32,
+    Tensor,
+    llama_metadata,
+    llama_tensors,
+    write_gguf,
+)
 
-KINDS = {"F32": gguf.F32, "F16": gguf.F16, "BF16": gguf.BF16, "Q4_0": gguf.Q4_0, "Q4_1": gguf.Q4_1, "Q8_0": gguf.Q8_0}
-TOLERANCE = {"F32": 0.0, "F16": 1e-3, "BF16": 1e-2, "Q4_0": 0.6, "Q4_1": 0.35, "Q8_0": 0.03}  # of values near 1
+KINDS = {
+    "F32": gguf.F32,
+    "F16": gguf.F16,
+    "BF16": gguf.BF16,
+    "Q4_0": gguf.Q4_0,
+    "Q4_1": gguf.Q4_1,
+    "Q8_0": gguf.Q8_0,
+}
+TOLERANCE = {
+    "F32": 0.0,
+    "F16": 1e-3,
+    "BF16": 1e-2,
+    "Q4_0": 0.6,
+    "Q4_1": 0.35,
+    "Q8_0": 0.03,
+}  # of values near 1
 
 
 def save(folder: Path, data: bytes) -> Path:
@@ -38,14 +61,20 @@ def save(folder: Path, data: bytes) -> Path:
 @pytest.mark.parametrize("kind", KINDS)
 def test_weights_come_out_as_they_went_in(tmp_path: Path, kind: str) -> None:
     tensors, weights = llama_tensors(KINDS[kind])
-    loaded = load_model(locate(str(save(tmp_path, write_gguf(llama_metadata(), tensors)))))
+    loaded = load_model(
+        locate(str(save(tmp_path, write_gguf(llama_metadata(), tensors))))
+    )
     parameters = dict(tree_flatten(loaded.module.parameters()))
     assert parameters.keys() == weights.keys()
     for name, expected in weights.items():
         value = np.array(parameters[name])
         assert value.dtype == np.float32
         assert np.abs(value - expected).max() <= TOLERANCE[kind], name
-    assert (loaded.context_length, loaded.vocab_size, loaded.eos_token_ids) == (512, 384, (2,))
+    assert (loaded.context_length, loaded.vocab_size, loaded.eos_token_ids) == (
+        512,
+        384,
+        (2,),
+    )
     assert np.isfinite(np.array(loaded.module(mx.array([[3, 4, 5]])))).all()
 
 
@@ -61,28 +90,46 @@ def test_scalar_decoding_of_a_block(tmp_path: Path) -> None:
             expected = [scale * value for value in struct.unpack("<32b", block[2:])]
         else:
             start, low = (2, -8 * scale) if kind == gguf.Q4_0 else (4, -1.25)
-            codes = [byte & 15 for byte in block[start:]] + [byte >> 4 for byte in block[start:]]
+            codes = [byte & 15 for byte in block[start:]] + [
+                byte >> 4 for byte in block[start:]
+            ]
             expected = [scale * code + low for code in codes]
-        file = GGUFFile(save(tmp_path, write_gguf({}, [Tensor("t", (1, 32), kind, bytes(block))])))
+        file = GGUFFile(
+            save(tmp_path, write_gguf({}, [Tensor("t", (1, 32), kind, bytes(block))]))
+        )
         np.testing.assert_allclose(file.read("t")[0], expected, rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize("kind", ["Q4_0", "Q4_1", "Q8_0"])
 def test_packed_for_the_gpu_is_the_same_model(tmp_path: Path, kind: str) -> None:
     """MLX's affine quantization holds exactly what the file says, row order of queries and keys included."""
-    file = GGUFFile(save(tmp_path, write_gguf(llama_metadata(), llama_tensors(KINDS[kind])[0])))
+    file = GGUFFile(
+        save(tmp_path, write_gguf(llama_metadata(), llama_tensors(KINDS[kind])[0]))
+    )
     config = gguf_config(file)
-    plain, packed = dict(gguf_weights(file, config)), dict(gguf_packed_weights(file, config))
+    plain, packed = (
+        dict(gguf_weights(file, config)),
+        dict(gguf_packed_weights(file, config)),
+    )
     for name, expected in plain.items():
         path = name.removesuffix(".weight")
         if f"{path}.scales" not in packed:
             assert expected.ndim == 1, name
             continue
-        weight, scales, biases = (mx.array(packed[f"{path}.{part}"]) for part in ("weight", "scales", "biases"))
-        value = mx.dequantize(
-            weight, scales.astype(mx.float32), biases.astype(mx.float32), 32, 8 if kind == "Q8_0" else 4
+        weight, scales, biases = (
+            mx.array(packed[f"{path}.{part}"])
+            for part in ("weight", "scales", "biases")
         )
-        np.testing.assert_allclose(np.array(value), expected, rtol=1e-6, atol=1e-6, err_msg=name)
+        value = mx.dequantize(
+            weight,
+            scales.astype(mx.float32),
+            biases.astype(mx.float32),
+            32,
+            8 if kind == "Q8_0" else 4,
+        )
+        np.testing.assert_allclose(
+            np.array(value), expected, rtol=1e-6, atol=1e-6, err_msg=name
+        )
     module = build_model(config)
     weights = {name: mx.array(value) for name, value in packed.items()}
     quantize_as_packed(module, weights)
@@ -91,23 +138,37 @@ def test_packed_for_the_gpu_is_the_same_model(tmp_path: Path, kind: str) -> None
     widen_to_float32(module)
     tokens = mx.array([[3, 4, 5]])
     reference = load_model(locate(str(file.path))).module
-    np.testing.assert_allclose(np.array(module(tokens)), np.array(reference(tokens)), rtol=0.02, atol=0.02)
+    np.testing.assert_allclose(
+        np.array(module(tokens)), np.array(reference(tokens)), rtol=0.02, atol=0.02
+    )
 
 
 def test_version_2_and_other_alignment(tmp_path: Path) -> None:
     tensor = Tensor("t", (2, 3), gguf.F32, np.arange(6, dtype=np.float32).tobytes())
-    file = GGUFFile(save(tmp_path, write_gguf({"general.alignment": (UINT32, 32)}, [tensor], version=2)))
+    file = GGUFFile(
+        save(
+            tmp_path,
+            write_gguf({"general.alignment": (UINT32, 32)}, [tensor], version=2),
+        )
+    )
     np.testing.assert_array_equal(file.read("t"), np.arange(6).reshape(2, 3))
 
 
 def test_tokenizer_and_template_come_from_the_file(tmp_path: Path) -> None:
-    tokenizer = read_tokenizer(locate(str(save(tmp_path, write_gguf(llama_metadata(), llama_tensors()[0])))))
+    tokenizer = read_tokenizer(
+        locate(str(save(tmp_path, write_gguf(llama_metadata(), llama_tensors()[0]))))
+    )
     text = "the héllo 日本 12 🙂"
     ids = tokenizer.encode(text)
     assert tokenizer.decode(ids) == text
-    assert b"".join(tokenizer.id_to_bytes(token) or b"" for token in ids).decode() == text
+    assert (
+        b"".join(tokenizer.id_to_bytes(token) or b"" for token in ids).decode() == text
+    )
     chat = tokenizer.encode_chat([{"role": "user", "content": "hi"}])
-    assert tokenizer.decode(chat, skip_special=False) == "<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n"
+    assert (
+        tokenizer.decode(chat, skip_special=False)
+        == "<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n"
+    )
     assert chat.count(1) == 2
     assert chat.count(2) == 1
 
@@ -115,7 +176,21 @@ def test_tokenizer_and_template_come_from_the_file(tmp_path: Path) -> None:
 def test_a_file_cut_anywhere_is_refused(tmp_path: Path) -> None:
     whole = write_gguf(llama_metadata(), llama_tensors(gguf.Q4_1)[0])
     last = 64 * 4  # the last tensor's bytes
-    for length in sorted({0, 1, 3, 4, 7, 8, 15, 23, 24, 31, *range(40, len(whole) - last, len(whole) // 97)}):
+    for length in sorted(
+        {
+            0,
+            1,
+            3,
+            4,
+            7,
+            8,
+            15,
+            23,
+            24,
+            31,
+            *range(40, len(whole) - last, len(whole) // 97),
+        }
+    ):
         with pytest.raises(ModelFileError, match=r"tiny\.gguf"):
             GGUFFile(save(tmp_path, whole[:length]))
     with pytest.raises(ModelFileError, match="reaches byte"):
@@ -137,7 +212,9 @@ def test_flipped_header_bytes_never_crash(tmp_path: Path) -> None:
             read_tokenizer(locate(str(path)))
 
 
-def _head(tensors: int, keys: int, rest: bytes = b"", version: int = 3, magic: bytes = b"GGUF") -> bytes:
+def _head(
+    tensors: int, keys: int, rest: bytes = b"", version: int = 3, magic: bytes = b"GGUF"
+) -> bytes:
     return magic + struct.pack("<IQQ", version, tensors, keys) + rest
 
 
@@ -155,12 +232,26 @@ MALFORMED = {
     "absurd key count": _head(0, 2**40),
     "absurd key length": _head(0, 1, struct.pack("<Q", 2**62)),
     "key past the end": _head(0, 1, struct.pack("<Q", 1000) + b"abc"),
-    "key not UTF-8": _head(0, 1, struct.pack("<Q", 2) + b"\xff\xfe" + struct.pack("<II", UINT32, 1)),
-    "unknown value type": _head(0, 1, struct.pack("<Q", 1) + b"k" + struct.pack("<I", 77) + bytes(8)),
-    "absurd array": _head(0, 1, struct.pack("<Q", 1) + b"k" + struct.pack("<IIQ", ARRAY, UINT32, 2**60)),
-    "array past the end": _head(0, 1, struct.pack("<Q", 1) + b"k" + struct.pack("<IIQ", ARRAY, UINT32, 9)),
-    "nested array": _head(0, 1, struct.pack("<Q", 1) + b"k" + struct.pack("<IIQ", ARRAY, ARRAY, 1) + bytes(32)),
-    "same key twice": _head(0, 2, (struct.pack("<Q", 1) + b"k" + struct.pack("<II", UINT32, 1)) * 2),
+    "key not UTF-8": _head(
+        0, 1, struct.pack("<Q", 2) + b"\xff\xfe" + struct.pack("<II", UINT32, 1)
+    ),
+    "unknown value type": _head(
+        0, 1, struct.pack("<Q", 1) + b"k" + struct.pack("<I", 77) + bytes(8)
+    ),
+    "absurd array": _head(
+        0, 1, struct.pack("<Q", 1) + b"k" + struct.pack("<IIQ", ARRAY, UINT32, 2**60)
+    ),
+    "array past the end": _head(
+        0, 1, struct.pack("<Q", 1) + b"k" + struct.pack("<IIQ", ARRAY, UINT32, 9)
+    ),
+    "nested array": _head(
+        0,
+        1,
+        struct.pack("<Q", 1) + b"k" + struct.pack("<IIQ", ARRAY, ARRAY, 1) + bytes(32),
+    ),
+    "same key twice": _head(
+        0, 2, (struct.pack("<Q", 1) + b"k" + struct.pack("<II", UINT32, 1)) * 2
+    ),
     "no dimensions": _one((), gguf.F32, 32),
     "five dimensions": _one((1, 1, 1, 1, 1), gguf.F32, 32),
     "zero dimension": _one((0, 4), gguf.F32, 32),
@@ -174,10 +265,18 @@ MALFORMED = {
     "alignment 33": write_gguf({"general.alignment": (UINT32, 33)}, []),
     "alignment is text": write_gguf({"general.alignment": (STRING, "32")}, []),
     "same tensor twice": write_gguf(
-        {}, [Tensor("t", (8,), gguf.F32, bytes(32)), Tensor("t", (8,), gguf.F32, bytes(32))]
+        {},
+        [
+            Tensor("t", (8,), gguf.F32, bytes(32)),
+            Tensor("t", (8,), gguf.F32, bytes(32)),
+        ],
     ),
     "tensors overlap": write_gguf(
-        {}, [Tensor("a", (16,), gguf.F32, bytes(64)), Tensor("b", (16,), gguf.F32, bytes(64), offset=32)]
+        {},
+        [
+            Tensor("a", (16,), gguf.F32, bytes(64)),
+            Tensor("b", (16,), gguf.F32, bytes(64), offset=32),
+        ],
     ),
 }
 
@@ -204,7 +303,10 @@ WRONG_KEYS: dict[str, tuple[int, object] | None] = {
 
 @pytest.mark.parametrize("key", WRONG_KEYS)
 def test_wrong_metadata_is_refused(tmp_path: Path, key: str) -> None:
-    path = save(tmp_path, write_gguf(llama_metadata(**{key: WRONG_KEYS[key]}), llama_tensors()[0]))
+    path = save(
+        tmp_path,
+        write_gguf(llama_metadata(**{key: WRONG_KEYS[key]}), llama_tensors()[0]),
+    )
     with pytest.raises(ModelFileError, match=r"tiny\.gguf"):
         load_model(locate(str(path)))
 
@@ -227,15 +329,27 @@ def test_what_is_not_supported_is_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize("change", ["missing", "extra", "shape", "vector"])
 def test_tensors_that_do_not_fit_are_refused(tmp_path: Path, change: str) -> None:
     tensors = llama_tensors()[0]
-    place = next(index for index, tensor in enumerate(tensors) if tensor.name == "blk.1.attn_q.weight")
+    place = next(
+        index
+        for index, tensor in enumerate(tensors)
+        if tensor.name == "blk.1.attn_q.weight"
+    )
     data = tensors[place].data
     replacement = {
         "missing": [],
-        "extra": [tensors[place], Tensor("blk.2.attn_q.weight", (64, 64), gguf.F32, data)],
+        "extra": [
+            tensors[place],
+            Tensor("blk.2.attn_q.weight", (64, 64), gguf.F32, data),
+        ],
         "shape": [Tensor("blk.1.attn_q.weight", (128, 32), gguf.F32, data)],
         "vector": [Tensor("blk.1.attn_q.weight", (4096,), gguf.F32, data)],
     }[change]
-    path = save(tmp_path, write_gguf(llama_metadata(), [*tensors[:place], *replacement, *tensors[place + 1 :]]))
+    path = save(
+        tmp_path,
+        write_gguf(
+            llama_metadata(), [*tensors[:place], *replacement, *tensors[place + 1 :]]
+        ),
+    )
     with pytest.raises(ModelFileError):
         load_model(locate(str(path)))
 
@@ -244,24 +358,43 @@ def test_tensors_that_do_not_fit_are_refused(tmp_path: Path, change: str) -> Non
     ("change", "message"),
     [
         (lambda tensors: tensors.pop(3), "is missing"),
-        (lambda tensors: tensors.append(Tensor("evil.weight", (4, 4), gguf.F32, bytes(64))), "no place"),
         (
-            lambda tensors: tensors.append(Tensor("blk.0.attn_q.bias", (64,), gguf.F32, bytes(256))),
+            lambda tensors: tensors.append(
+                Tensor("evil.weight", (4, 4), gguf.F32, bytes(64))
+            ),
+            "no place",
+        ),
+        (
+            lambda tensors: tensors.append(
+                Tensor("blk.0.attn_q.bias", (64,), gguf.F32, bytes(256))
+            ),
             "no place of its own",
         ),
         (
-            lambda tensors: tensors.append(replace(tensors[3], name=tensors[3].name.replace("blk.", "blk.0"))),
+            lambda tensors: tensors.append(
+                replace(tensors[3], name=tensors[3].name.replace("blk.", "blk.0"))
+            ),
             "no place of",
         ),
-        (lambda tensors: tensors.__setitem__(3, replace(tensors[3], shape=tensors[3].shape[::-1])), "shape"),
+        (
+            lambda tensors: tensors.__setitem__(
+                3, replace(tensors[3], shape=tensors[3].shape[::-1])
+            ),
+            "shape",
+        ),
     ],
 )
 def test_tensors_are_held_against_the_model_before_any_is_read(
-    tmp_path: Path, change: Callable[[list[Tensor]], None], message: str, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path,
+    change: Callable[[list[Tensor]], None],
+    message: str,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     tensors = list(llama_tensors()[0])
     change(tensors)
     (tmp_path / "model.gguf").write_bytes(write_gguf(llama_metadata(), tensors))
-    monkeypatch.setattr(GGUFFile, "read_blocks", lambda *_arguments: pytest.fail("a tensor was read"))
+    monkeypatch.setattr(
+        GGUFFile, "read_blocks", lambda *_arguments: pytest.fail("a tensor was read")
+    )
     with pytest.raises((ModelFileError, UnsupportedModelError), match=message):
         load_model(locate(str(tmp_path / "model.gguf")))

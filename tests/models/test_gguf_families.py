@@ -31,7 +31,14 @@ TINY = {"gemma3": "gemma3_text"}
 NAMES = ("llama", "qwen2", "qwen3", "gemma", "gemma2", "gemma3", "phi3")
 TOKENS = mx.array([[3, 14, 15, 92, 65, 35, 89, 79, 32, 38]])
 # Second rounding of the K-quants with groups of 16, and of products of two scales, as a share of the values.
-REPACK_ERROR = {"Q2_K": 0.06, "Q3_K": 0.015, "Q6_K": 0.006, "Q4_K": 3e-4, "Q5_K": 3e-4, "IQ4_XS": 4e-4}
+REPACK_ERROR = {
+    "Q2_K": 0.06,
+    "Q3_K": 0.015,
+    "Q6_K": 0.006,
+    "Q4_K": 3e-4,
+    "Q5_K": 3e-4,
+    "IQ4_XS": 4e-4,
+}
 
 
 def write_model(folder: Path, name: str, **keys: Any) -> tuple[Path, Any]:
@@ -82,7 +89,9 @@ def write_model(folder: Path, name: str, **keys: Any) -> tuple[Path, Any]:
 def test_an_architecture_is_the_same_model(tmp_path: Path, name: str) -> None:
     path, module = write_model(tmp_path, name)
     loaded = load_model(locate(str(path)))
-    np.testing.assert_allclose(np.array(loaded.module(TOKENS)), np.array(module(TOKENS)), rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(
+        np.array(loaded.module(TOKENS)), np.array(module(TOKENS)), rtol=1e-4, atol=1e-4
+    )
     assert loaded.eos_token_ids == (2,)
     assert gguf_config(GGUFFile(path))["model_type"] == TINY.get(name, name)
 
@@ -91,10 +100,14 @@ def test_gemma3_keeps_its_pattern_and_rotations(tmp_path: Path) -> None:
     path, module = write_model(tmp_path, "gemma3")
     loaded = load_model(locate(str(path)))
     for found, expected in zip(
-        tree_flatten(loaded.module.parameters()), tree_flatten(module.parameters()), strict=True
+        tree_flatten(loaded.module.parameters()),
+        tree_flatten(module.parameters()),
+        strict=True,
     ):
         assert found[0] == expected[0]
-        np.testing.assert_allclose(np.array(found[1]), np.array(expected[1]), rtol=1e-6, atol=1e-6)
+        np.testing.assert_allclose(
+            np.array(found[1]), np.array(expected[1]), rtol=1e-6, atol=1e-6
+        )
     args = loaded.module.args
     assert (args.sliding_window, args.sliding_window_pattern) == (32, 6)
     assert (args.rope_theta, args.rope_local_base_freq) == (1e6, 1e4)
@@ -110,21 +123,35 @@ def test_packed_for_the_gpu_is_the_same_model(tmp_path: Path, name: str) -> None
     quantize_as_packed(other, weights)
     other.load_weights(list(weights.items()))
     other.set_dtype(mx.float32)
-    np.testing.assert_allclose(np.array(other(TOKENS)), np.array(module(TOKENS)), rtol=0.05, atol=0.05)
+    np.testing.assert_allclose(
+        np.array(other(TOKENS)), np.array(module(TOKENS)), rtol=0.05, atol=0.05
+    )
 
 
-def blocks_of(kind: int, columns: int, rows: int, random: np.random.Generator) -> np.ndarray:
+def blocks_of(
+    kind: int, columns: int, rows: int, random: np.random.Generator
+) -> np.ndarray:
     """Random blocks of an encoding with plausible scales: [blocks, bytes]."""
     form = FORMATS[kind]
-    raw = random.integers(0, 256, size=(rows * columns // form.elements, form.size), dtype=np.uint8)
+    raw = random.integers(
+        0, 256, size=(rows * columns // form.elements, form.size), dtype=np.uint8
+    )
     if form.elements == 1:
         values = random.standard_normal(rows * columns).astype(np.float32)
         values = values.astype(np.float16) if form.size == 2 else values
         return values.view(np.uint8).reshape(raw.shape)
-    halves = {"Q2_K": (80, 82), "Q3_K": (108,), "Q6_K": (208,), "Q4_1": (0, 2), "Q5_1": (0, 2)}
+    halves = {
+        "Q2_K": (80, 82),
+        "Q3_K": (108,),
+        "Q6_K": (208,),
+        "Q4_1": (0, 2),
+        "Q5_1": (0, 2),
+    }
     halves |= {"Q4_K": (0, 2), "Q5_K": (0, 2)}
     for place in halves.get(form.name, (0,)):
-        raw[:, place : place + 2] = random.standard_normal((len(raw), 1)).astype(np.float16).view(np.uint8)
+        raw[:, place : place + 2] = (
+            random.standard_normal((len(raw), 1)).astype(np.float16).view(np.uint8)
+        )
     return raw
 
 
@@ -141,14 +168,21 @@ def test_blocks_are_decoded_as_the_reference_does(kind: int) -> None:
     else:
         expected = gguf.dequantize(raw.reshape(6, -1), gguf.GGMLQuantizationType(kind))
     np.testing.assert_array_equal(values, expected)
-    assert (form.elements, form.size) == gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType(kind)]
+    assert (form.elements, form.size) == gguf.GGML_QUANT_SIZES[
+        gguf.GGMLQuantizationType(kind)
+    ]
     packed = repack(raw, form, values.shape)
     if packed is None:
         assert form.elements == 1
         return
-    parts = [mx.array(packed.weight), *(mx.array(part.astype(np.float32)) for part in (packed.scales, packed.biases))]
+    parts = [
+        mx.array(packed.weight),
+        *(mx.array(part.astype(np.float32)) for part in (packed.scales, packed.biases)),
+    ]
     error = np.array(mx.dequantize(*parts, 32, packed.bits)) - values
-    assert np.sqrt((error**2).mean() / (values**2).mean()) <= REPACK_ERROR.get(form.name, 0.0)
+    assert np.sqrt((error**2).mean() / (values**2).mean()) <= REPACK_ERROR.get(
+        form.name, 0.0
+    )
 
 
 def test_scales_that_no_half_can_hold_are_not_packed() -> None:
@@ -178,7 +212,9 @@ def add_tensor(path: Path, folder: Path, name: str, values: list[float]) -> Path
     writer = gguf.GGUFWriter(target, path.stem)
     for field in reader.fields.values():
         if not field.name.startswith(("GGUF.", "general.architecture")):
-            writer.add_key_value(field.name, field.contents(), field.types[0], *field.types[1:2])
+            writer.add_key_value(
+                field.name, field.contents(), field.types[0], *field.types[1:2]
+            )
     for tensor in reader.tensors:
         writer.add_tensor(tensor.name, tensor.data)
     writer.add_tensor(name, np.array(values, dtype=np.float32))
@@ -198,7 +234,9 @@ def test_llama_3_scaling_is_found_again(tmp_path: Path, factor: float) -> None:
     config = tiny_config("llama") | {"rope_scaling": loaded.config["rope_scaling"]}
     plain = build_model(config)
     plain.load_weights(tree_flatten(loaded.module.parameters()))
-    np.testing.assert_allclose(np.array(loaded.module(TOKENS)), np.array(plain(TOKENS)), rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(
+        np.array(loaded.module(TOKENS)), np.array(plain(TOKENS)), rtol=1e-5, atol=1e-5
+    )
 
 
 @pytest.mark.parametrize(
@@ -210,7 +248,9 @@ def test_llama_3_scaling_is_found_again(tmp_path: Path, factor: float) -> None:
         ([float("nan")] * 8, ModelFileError),
     ],
 )
-def test_other_rotation_factors_are_refused(tmp_path: Path, values: list[float], error: type[RvllmError]) -> None:
+def test_other_rotation_factors_are_refused(
+    tmp_path: Path, values: list[float], error: type[RvllmError]
+) -> None:
     path, _ = write_model(tmp_path, "llama")
     with pytest.raises(error):
         load_model(locate(str(add_tensor(path, tmp_path, "rope_freqs.weight", values))))
@@ -220,11 +260,21 @@ def test_other_rotation_factors_are_refused(tmp_path: Path, values: list[float],
     ("name", "keys", "match"),
     [
         ("llama", {"llama.expert_count": (8, gguf.GGUFValueType.UINT32)}, "experts"),
-        ("qwen2", {"qwen2.rope.scaling.type": ("yarn", gguf.GGUFValueType.STRING)}, "yarn"),
-        ("llama", {"llama.rope.dimension_count": (8, gguf.GGUFValueType.UINT32)}, "RoPE over 8 of 16"),
+        (
+            "qwen2",
+            {"qwen2.rope.scaling.type": ("yarn", gguf.GGUFValueType.STRING)},
+            "yarn",
+        ),
+        (
+            "llama",
+            {"llama.rope.dimension_count": (8, gguf.GGUFValueType.UINT32)},
+            "RoPE over 8 of 16",
+        ),
     ],
 )
-def test_what_would_be_computed_otherwise_is_refused(tmp_path: Path, name: str, keys: Any, match: str) -> None:
+def test_what_would_be_computed_otherwise_is_refused(
+    tmp_path: Path, name: str, keys: Any, match: str
+) -> None:
     path, _ = write_model(tmp_path, name, **keys)
     with pytest.raises(UnsupportedModelError, match=match):
         load_model(locate(str(path)))
@@ -236,7 +286,11 @@ def test_linear_scaling_and_partial_rotation_are_taken_over(tmp_path: Path) -> N
         "qwen2.rope.scaling.factor": (4.0, gguf.GGUFValueType.FLOAT32),
     }
     config = gguf_config(GGUFFile(write_model(tmp_path, "qwen2", **scaling)[0]))
-    assert config["rope_scaling"] == {"type": "linear", "rope_type": "linear", "factor": 4.0}
+    assert config["rope_scaling"] == {
+        "type": "linear",
+        "rope_type": "linear",
+        "factor": 4.0,
+    }
     partial = {"phi3.rope.dimension_count": (12, gguf.GGUFValueType.UINT32)}
     config = gguf_config(GGUFFile(write_model(tmp_path, "phi3", **partial)[0]))
     assert config["partial_rotary_factor"] == 0.75
@@ -245,10 +299,49 @@ def test_linear_scaling_and_partial_rotation_are_taken_over(tmp_path: Path) -> N
 # Texts, and how each model's published expression cuts them; one letter a token, so that the cuts show.
 CUTS = {
     "llama-bpe": ["Hello", " world", "'s", " ", "123", "45", "!!\n\n", "  ", " x"],
-    "qwen2": ["Hello", " world", "'s", " ", "1", "2", "3", "4", "5", "!!\n\n", "  ", " x"],
-    "tekken": ["Hello", " world", "'s", " ", "1", "2", "3", "4", "5", "!!\n\n", "  ", " x"],
+    "qwen2": [
+        "Hello",
+        " world",
+        "'s",
+        " ",
+        "1",
+        "2",
+        "3",
+        "4",
+        "5",
+        "!!\n\n",
+        "  ",
+        " x",
+    ],
+    "tekken": [
+        "Hello",
+        " world",
+        "'s",
+        " ",
+        "1",
+        "2",
+        "3",
+        "4",
+        "5",
+        "!!\n\n",
+        "  ",
+        " x",
+    ],
     "gpt-4o": ["Hello", " world's", " ", "123", "45", "!!\n\n", "  ", " x"],
-    "smollm": ["Hello", " world", "'s", " ", "1", "2", "3", "4", "5", "!!", "\n\n  ", " x"],
+    "smollm": [
+        "Hello",
+        " world",
+        "'s",
+        " ",
+        "1",
+        "2",
+        "3",
+        "4",
+        "5",
+        "!!",
+        "\n\n  ",
+        " x",
+    ],
     "gpt-2": ["Hello", " world", "'s", " 12345", "!!", "\n\n  ", " x"],
 }
 
@@ -259,4 +352,6 @@ def test_texts_are_cut_as_the_models_do(name: str) -> None:
 
     cut = _pre_tokenizer(name, Path("x.gguf"))
     text = "Hello world's 12345!!\n\n   x"
-    assert [text[start:stop] for _, (start, stop) in cut.pre_tokenize_str(text)] == CUTS[name]
+    assert [
+        text[start:stop] for _, (start, stop) in cut.pre_tokenize_str(text)
+    ] == CUTS[name]

@@ -22,7 +22,16 @@ CONTENT = bytes(range(256)) * 4096
 def entry() -> CatalogueEntry:
     digest = hashlib.sha256(CONTENT).hexdigest()
     source = PyPISource("tiny-model==1.0", "tiny/tiny.gguf")
-    return CatalogueEntry("tiny", "Tiny", "MIT", 64, len(CONTENT), file="tiny.gguf", sha256=digest, pypi=source)
+    return CatalogueEntry(
+        "tiny",
+        "Tiny",
+        "MIT",
+        64,
+        len(CONTENT),
+        file="tiny.gguf",
+        sha256=digest,
+        pypi=source,
+    )
 
 
 @pytest.fixture
@@ -31,7 +40,9 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "cache" / "models" / "tiny"
 
 
-def wheel(folder: Path, content: bytes = CONTENT, member: str = "tiny/tiny.gguf") -> Path:
+def wheel(
+    folder: Path, content: bytes = CONTENT, member: str = "tiny/tiny.gguf"
+) -> Path:
     path = folder / "tiny_model-1.0-py3-none-any.whl"
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr(member, content)
@@ -86,7 +97,11 @@ def test_wrong_bytes_of_the_right_size(
     ],
 )
 def test_failures_leave_nothing(
-    entry: CatalogueEntry, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: str
+    entry: CatalogueEntry,
+    cache: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    code: str,
 ) -> None:
     wheel(tmp_path)
     pretend_pip(monkeypatch, tmp_path, code)
@@ -119,11 +134,16 @@ def test_another_member_and_a_damaged_one(
     assert list(cache.iterdir()) == []
 
 
-def test_two_at_once(entry: CatalogueEntry, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_two_at_once(
+    entry: CatalogueEntry, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     wheel(tmp_path)
     pretend_pip(monkeypatch, tmp_path, f"time.sleep(0.2); {COPY}")
     found: list[Path] = []
-    threads = [threading.Thread(target=lambda: found.append(wheel_fetch.fetch(entry))) for _ in range(3)]
+    threads = [
+        threading.Thread(target=lambda: found.append(wheel_fetch.fetch(entry)))
+        for _ in range(3)
+    ]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -145,8 +165,14 @@ def test_leftovers_of_a_killed_run_are_removed(
     assert not dead.exists()
 
 
-def test_no_space(entry: CatalogueEntry, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(wheel_fetch.shutil, "disk_usage", lambda _: wheel_fetch.shutil._ntuple_diskusage(10, 9, 1))
+def test_no_space(
+    entry: CatalogueEntry, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        wheel_fetch.shutil,
+        "disk_usage",
+        lambda _: wheel_fetch.shutil._ntuple_diskusage(10, 9, 1),
+    )
     with pytest.raises(DownloadError, match="1 are free"):
         wheel_fetch.fetch(entry)
     assert list(cache.iterdir()) == []
@@ -161,9 +187,14 @@ def test_unknown_names_suggest_the_nearest() -> None:
 
 def test_repository_names_and_wholeness(tmp_path: Path) -> None:
     assert is_repository_id("HuggingFaceTB/SmolLM2-135M-Instruct")
-    assert not any(is_repository_id(name) for name in ("a", "a/b/c", "../b", "a/..b", "a/b?c", "/a/b"))
+    assert not any(
+        is_repository_id(name)
+        for name in ("a", "a/b/c", "../b", "a/..b", "a/b?c", "/a/b")
+    )
     (tmp_path / "config.json").write_text("{}")
-    (tmp_path / "model.safetensors.index.json").write_text('{"weight_map": {"a": "model-1.safetensors"}}')
+    (tmp_path / "model.safetensors.index.json").write_text(
+        '{"weight_map": {"a": "model-1.safetensors"}}'
+    )
     assert not is_whole(tmp_path)
     (tmp_path / "model-1.safetensors").write_bytes(b"")
     assert is_whole(tmp_path)

@@ -19,10 +19,23 @@ from huggingface_hub import constants
 from mlx.utils import tree_flatten
 
 from rvllm_local.commands.pack import pack_model
-from rvllm_local.errors import ChecksumError, DownloadError, ModelNotFoundError, RvllmError, UnsupportedModelError
+from rvllm_local.errors import (
+    ChecksumError,
+    DownloadError,
+    ModelNotFoundError,
+    RvllmError,
+    UnsupportedModelError,
+)
 from rvllm_local.models import hub_fetch
 from rvllm_local.models.describe import describe, outlined
-from rvllm_local.models.hub_fetch import RECORD, Wanted, fetch_repository, parse_repository, read_record, redact
+from rvllm_local.models.hub_fetch import (
+    RECORD,
+    Wanted,
+    fetch_repository,
+    parse_repository,
+    read_record,
+    redact,
+)
 from rvllm_local.models.loader import load_model, locate
 from rvllm_local.models.store import installed, pin
 from tests.support import gguf
@@ -44,16 +57,23 @@ def model_files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
 def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("RVLLM_CACHE_DIR", str(tmp_path / "cache"))
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hf"))
-    monkeypatch.setattr("huggingface_hub._snapshot_download.constants.HF_HUB_CACHE", str(tmp_path / "hf"))
+    monkeypatch.setattr(
+        "huggingface_hub._snapshot_download.constants.HF_HUB_CACHE",
+        str(tmp_path / "hf"),
+    )
     monkeypatch.setattr("huggingface_hub.file_download.time.sleep", lambda _: None)
-    monkeypatch.setattr(constants, "DOWNLOAD_CHUNK_SIZE", 10_000)  # what a cut may lose; 10 MB otherwise
+    monkeypatch.setattr(
+        constants, "DOWNLOAD_CHUNK_SIZE", 10_000
+    )  # what a cut may lose; 10 MB otherwise
     monkeypatch.setenv("HF_TOKEN", SECRET)
     monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
     return tmp_path / "cache" / "models"
 
 
 @pytest.fixture
-def hub(store: Path, model_files: dict[str, bytes], monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
+def hub(
+    store: Path, model_files: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
+) -> Iterator[FakeHub]:
     with serve(FakeHub(files=dict(model_files))) as fake:
         monkeypatch.setenv("HF_ENDPOINT", fake.url)
         yield fake
@@ -61,21 +81,35 @@ def hub(store: Path, model_files: dict[str, bytes], monkeypatch: pytest.MonkeyPa
 
 def visible(store: Path) -> list[str]:
     """What the store shows as models."""
-    return sorted(path.name for path in store.iterdir() if not path.name.startswith("."))
+    return sorted(
+        path.name for path in store.iterdir() if not path.name.startswith(".")
+    )
 
 
-def test_a_model_is_fetched_once_and_noted(hub: FakeHub, store: Path, model_files: dict[str, bytes]) -> None:
-    hub.files |= {"modeling.py": b"raise SystemExit", "pytorch_model.bin": b"pickle", "onnx/model.onnx": b"x"}
+def test_a_model_is_fetched_once_and_noted(
+    hub: FakeHub, store: Path, model_files: dict[str, bytes]
+) -> None:
+    hub.files |= {
+        "modeling.py": b"raise SystemExit",
+        "pytorch_model.bin": b"pickle",
+        "onnx/model.onnx": b"x",
+    }
     hub.files |= {"README.md": b"# hello", "original/consolidated.safetensors": b"x"}
     said: list[str] = []
     loaded = load_model(locate(REPOSITORY, said.append))
     expected = dict(tree_flatten(tiny_model("llama")[0].parameters()))
-    assert mx.array_equal(loaded.module.lm_head.weight, expected["lm_head.weight"]).item()
+    assert mx.array_equal(
+        loaded.module.lm_head.weight, expected["lm_head.weight"]
+    ).item()
     folder = store / "owner--tiny"
     assert {path.name for path in folder.iterdir()} == {*model_files, RECORD}
     record = read_record(folder)
     assert record is not None
-    assert (record["commit"], record["revision"], record["repository"]) == (hub.commit, "main", REPOSITORY)
+    assert (record["commit"], record["revision"], record["repository"]) == (
+        hub.commit,
+        "main",
+        REPOSITORY,
+    )
     weights = model_files["model.safetensors"]
     assert record["files"]["model.safetensors"] == {
         "size": len(weights),
@@ -90,7 +124,9 @@ def test_a_model_is_fetched_once_and_noted(hub: FakeHub, store: Path, model_file
 
 @pytest.mark.parametrize("plain_git", [False, True])
 @pytest.mark.parametrize("name", ["model.safetensors", "config.json", "tokenizer.json"])
-def test_wrong_bytes_of_the_right_size(hub: FakeHub, store: Path, name: str, plain_git: bool) -> None:
+def test_wrong_bytes_of_the_right_size(
+    hub: FakeHub, store: Path, name: str, plain_git: bool
+) -> None:
     hub.corrupt = {name}
     hub.plain_git = {name} if plain_git else set()
     with pytest.raises(ChecksumError, match=name):
@@ -101,12 +137,16 @@ def test_wrong_bytes_of_the_right_size(hub: FakeHub, store: Path, name: str, pla
 
 
 @pytest.mark.parametrize("ignore_range", [False, True])
-def test_a_cut_download_goes_on_where_it_stopped(hub: FakeHub, store: Path, ignore_range: bool) -> None:
+def test_a_cut_download_goes_on_where_it_stopped(
+    hub: FakeHub, store: Path, ignore_range: bool
+) -> None:
     hub.cut_after = {"model.safetensors": [100_000, 50_000]}
     hub.ignore_range = ignore_range
     assert fetch_repository(REPOSITORY, lambda _: None).is_dir()
     ranges = [
-        headers.get("range") or headers.get("Range") for _, path, headers in hub.requests if "safetensors" in path
+        headers.get("range") or headers.get("Range")
+        for _, path, headers in hub.requests
+        if "safetensors" in path
     ]
     assert ranges[:2] == [None, "bytes=100000-"]
 
@@ -132,7 +172,11 @@ def test_a_changed_revision_starts_again(hub: FakeHub, store: Path) -> None:
     folder = fetch_repository(REPOSITORY, lambda _: None)
     assert (read_record(folder) or {})["commit"] == "b" * 40
     assert set(hub.fetched()) == set(hub.files)
-    assert all("/" + "b" * 40 + "/" in path for _, path, _ in hub.requests if "/resolve/" in path)
+    assert all(
+        "/" + "b" * 40 + "/" in path
+        for _, path, _ in hub.requests
+        if "/resolve/" in path
+    )
 
 
 def test_a_newer_commit_takes_the_place_of_the_old(hub: FakeHub, store: Path) -> None:
@@ -154,7 +198,9 @@ def test_a_newer_commit_takes_the_place_of_the_old(hub: FakeHub, store: Path) ->
     assert "up to date" in said[-1]
 
 
-def test_a_model_that_lost_a_file_is_fetched_again_and_stays_pinned(hub: FakeHub, store: Path) -> None:
+def test_a_model_that_lost_a_file_is_fetched_again_and_stays_pinned(
+    hub: FakeHub, store: Path
+) -> None:
     folder = fetch_repository(REPOSITORY, lambda _: None)
     pin(REPOSITORY, pinned=True)
     for refresh in (False, True):
@@ -171,7 +217,11 @@ def test_the_plan_fetches_the_configuration_alone(hub: FakeHub, store: Path) -> 
     whole = locate(REPOSITORY)
     hub.requests = []
     with outlined(REPOSITORY, lambda _: None) as again:
-        assert again.weights_bytes == described.weights_bytes == describe(whole).weights_bytes
+        assert (
+            again.weights_bytes
+            == described.weights_bytes
+            == describe(whole).weights_bytes
+        )
     assert hub.requests == []
 
 
@@ -194,17 +244,23 @@ def test_revisions_lie_side_by_side(hub: FakeHub, store: Path) -> None:
         locate(f"{REPOSITORY}@v9")
 
 
-def test_another_host_never_sees_the_token(hub: FakeHub, model_files: dict[str, bytes]) -> None:
+def test_another_host_never_sees_the_token(
+    hub: FakeHub, model_files: dict[str, bytes]
+) -> None:
     with serve(FakeHub(files=dict(model_files))) as other:
         elsewhere = other.url.replace("127.0.0.1", "localhost")
-        hub.redirect = {"model.safetensors": f"{elsewhere}/cdn/model.safetensors?signature=abc"}
+        hub.redirect = {
+            "model.safetensors": f"{elsewhere}/cdn/model.safetensors?signature=abc"
+        }
         assert fetch_repository(REPOSITORY, lambda _: None).is_dir()
         assert [path for _, path, _ in other.requests] == ["/cdn/model.safetensors"]
         assert SECRET not in str(other.requests)
         assert SECRET in str(hub.requests)
 
 
-def test_a_redirect_to_other_bytes_is_found_out(hub: FakeHub, store: Path, model_files: dict[str, bytes]) -> None:
+def test_a_redirect_to_other_bytes_is_found_out(
+    hub: FakeHub, store: Path, model_files: dict[str, bytes]
+) -> None:
     size = len(model_files["model.safetensors"])
     with serve(FakeHub(files={"model.safetensors": bytes(size)})) as other:
         hub.redirect = {"model.safetensors": f"{other.url}/cdn/model.safetensors"}
@@ -236,8 +292,12 @@ HOSTILE_NAMES = [
 ]
 
 
-@pytest.mark.parametrize("name", HOSTILE_NAMES, ids=[ascii(name)[:30] for name in HOSTILE_NAMES])
-def test_hostile_names_fetch_nothing(hub: FakeHub, store: Path, name: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "name", HOSTILE_NAMES, ids=[ascii(name)[:30] for name in HOSTILE_NAMES]
+)
+def test_hostile_names_fetch_nothing(
+    hub: FakeHub, store: Path, name: str, tmp_path: Path
+) -> None:
     hub.names = [{"rfilename": name, "size": 3, "blobId": "0" * 40}]
     with pytest.raises(DownloadError) as caught:
         fetch_repository(REPOSITORY, lambda _: None)
@@ -258,17 +318,32 @@ def test_hostile_names_fetch_nothing(hub: FakeHub, store: Path, name: str, tmp_p
         {"lfs": {"size": 3, "sha256": "short", "pointerSize": 1}, "blobId": None},
     ],
 )
-def test_files_without_size_or_checksum_are_refused(hub: FakeHub, store: Path, row: dict[str, Any]) -> None:
+def test_files_without_size_or_checksum_are_refused(
+    hub: FakeHub, store: Path, row: dict[str, Any]
+) -> None:
     del hub.files["tokenizer_config.json"]
-    hub.names = [{"rfilename": "tokenizer_config.json", "size": 3, "blobId": "0" * 40, **row}]
+    hub.names = [
+        {"rfilename": "tokenizer_config.json", "size": 3, "blobId": "0" * 40, **row}
+    ]
     with pytest.raises(DownloadError, match="tokenizer_config"):
         fetch_repository(REPOSITORY, lambda _: None)
     assert hub.fetched() == []
 
 
-@pytest.mark.parametrize("change", [{"auto_map": {"AutoModel": "x.Y"}}, {"model_file": "x.py"}, {"model_type": "nope"}])
-def test_a_canary_is_refused_before_its_weights(hub: FakeHub, store: Path, change: dict[str, Any]) -> None:
-    hub.files["config.json"] = json.dumps({**json.loads(hub.files["config.json"]), **change}).encode()
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"auto_map": {"AutoModel": "x.Y"}},
+        {"model_file": "x.py"},
+        {"model_type": "nope"},
+    ],
+)
+def test_a_canary_is_refused_before_its_weights(
+    hub: FakeHub, store: Path, change: dict[str, Any]
+) -> None:
+    hub.files["config.json"] = json.dumps(
+        {**json.loads(hub.files["config.json"]), **change}
+    ).encode()
     hub.files["x.py"] = b"open('/tmp/canary', 'w')"
     with pytest.raises(UnsupportedModelError):
         locate(REPOSITORY)
@@ -277,9 +352,22 @@ def test_a_canary_is_refused_before_its_weights(hub: FakeHub, store: Path, chang
     assert visible(store) == []
 
 
-@pytest.mark.parametrize("shard", ["../model.safetensors", "/etc/passwd", "missing.safetensors", "a\\b.safetensors", 7])
-def test_an_index_that_leaves_the_folder_is_refused(hub: FakeHub, store: Path, shard: Any) -> None:
-    hub.files["model.safetensors.index.json"] = json.dumps({"weight_map": {"lm_head.weight": shard}}).encode()
+@pytest.mark.parametrize(
+    "shard",
+    [
+        "../model.safetensors",
+        "/etc/passwd",
+        "missing.safetensors",
+        "a\\b.safetensors",
+        7,
+    ],
+)
+def test_an_index_that_leaves_the_folder_is_refused(
+    hub: FakeHub, store: Path, shard: Any
+) -> None:
+    hub.files["model.safetensors.index.json"] = json.dumps(
+        {"weight_map": {"lm_head.weight": shard}}
+    ).encode()
     with pytest.raises(RvllmError):
         locate(REPOSITORY)
     assert visible(store) == []
@@ -295,7 +383,9 @@ def test_an_index_that_leaves_the_folder_is_refused(hub: FakeHub, store: Path, s
         ((), "no config"),
     ],
 )
-def test_repositories_without_a_model_say_what_they_hold(hub: FakeHub, files: tuple[str, ...], match: str) -> None:
+def test_repositories_without_a_model_say_what_they_hold(
+    hub: FakeHub, files: tuple[str, ...], match: str
+) -> None:
     hub.files = dict.fromkeys(files, b"{}")
     with pytest.raises(DownloadError, match=match):
         locate(REPOSITORY)
@@ -316,14 +406,20 @@ def test_one_gguf_file_of_a_repository(hub: FakeHub, store: Path) -> None:
 
 
 def test_a_bundle_can_be_published(hub: FakeHub, store: Path, tmp_path: Path) -> None:
-    pack_model(locate(str(save_tiny("qwen3", tmp_path / "tiny"))), tmp_path / "tiny.rvllm")
-    hub.files = {path.name: path.read_bytes() for path in (tmp_path / "tiny.rvllm").iterdir()}
+    pack_model(
+        locate(str(save_tiny("qwen3", tmp_path / "tiny"))), tmp_path / "tiny.rvllm"
+    )
+    hub.files = {
+        path.name: path.read_bytes() for path in (tmp_path / "tiny.rvllm").iterdir()
+    }
     files = locate(REPOSITORY)
     assert files.kind == "bundle"
     assert load_model(files).model_type == "qwen3"
 
 
-def test_offline_only_what_is_there(hub: FakeHub, store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_offline_only_what_is_there(
+    hub: FakeHub, store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     with pytest.raises(DownloadError, match="HF_HUB_OFFLINE"):
         locate(REPOSITORY)
@@ -336,21 +432,35 @@ def test_offline_only_what_is_there(hub: FakeHub, store: Path, monkeypatch: pyte
 
 @pytest.mark.parametrize(
     ("status", "error", "match"),
-    [(404, ModelNotFoundError, "no repository"), (403, DownloadError, "gated"), (500, DownloadError, "500")],
+    [
+        (404, ModelNotFoundError, "no repository"),
+        (403, DownloadError, "gated"),
+        (500, DownloadError, "500"),
+    ],
 )
-def test_the_hubs_own_errors(hub: FakeHub, status: int, error: type[RvllmError], match: str) -> None:
+def test_the_hubs_own_errors(
+    hub: FakeHub, status: int, error: type[RvllmError], match: str
+) -> None:
     hub.status = {"api": status}
     with pytest.raises(error, match=match) as caught:
         locate(REPOSITORY)
     assert "\n" not in str(caught.value)
 
 
-def test_no_token_is_ever_shown(hub: FakeHub, capfd: pytest.CaptureFixture[str], caplog: Any) -> None:
+def test_no_token_is_ever_shown(
+    hub: FakeHub, capfd: pytest.CaptureFixture[str], caplog: Any
+) -> None:
     hub.status = {"model.safetensors": 401}
     said: list[str] = []
     with pytest.raises(RvllmError) as caught:
         locate(REPOSITORY, said.append)
-    shown = [str(caught.value), repr(caught.value.__cause__), *said, *capfd.readouterr(), caplog.text]
+    shown = [
+        str(caught.value),
+        repr(caught.value.__cause__),
+        *said,
+        *capfd.readouterr(),
+        caplog.text,
+    ]
     assert SECRET not in "".join(shown)
     assert SECRET in str(hub.requests)
     assert redact(f"x {SECRET} https://me:pw@host/ Authorization: Bearer abc.def") == (
@@ -359,14 +469,20 @@ def test_no_token_is_ever_shown(hub: FakeHub, capfd: pytest.CaptureFixture[str],
 
 
 def test_no_space(hub: FakeHub, store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(hub_fetch.shutil, "disk_usage", lambda _: hub_fetch.shutil._ntuple_diskusage(10, 9, 1))
+    monkeypatch.setattr(
+        hub_fetch.shutil,
+        "disk_usage",
+        lambda _: hub_fetch.shutil._ntuple_diskusage(10, 9, 1),
+    )
     with pytest.raises(DownloadError, match="1 are free"):
         locate(REPOSITORY)
     assert hub.fetched() == []
 
 
 @pytest.mark.parametrize("tenth", range(10))
-def test_a_disk_that_fills_up(hub: FakeHub, store: Path, monkeypatch: pytest.MonkeyPatch, tenth: int) -> None:
+def test_a_disk_that_fills_up(
+    hub: FakeHub, store: Path, monkeypatch: pytest.MonkeyPatch, tenth: int
+) -> None:
     """The disk is full at each tenth: nothing is shown as a model, and the next run goes on."""
     from rvllm_local.models import hub_files
 
@@ -435,7 +551,10 @@ def test_kill_minus_nine(hub: FakeHub, store: Path, moment: int) -> None:
     """Killed while it writes, or when all is there but nothing renamed: absent, and the next run completes it."""
     environment = {**os.environ, "HF_HOME": str(store.parent / "home")}
     done = subprocess.run(
-        [sys.executable, "-c", KILLED, str(moment)], env=environment, capture_output=True, check=False
+        [sys.executable, "-c", KILLED, str(moment)],
+        env=environment,
+        capture_output=True,
+        check=False,
     )
     assert done.returncode in (-signal.SIGKILL, 0), done.stderr.decode()[-500:]
     assert done.returncode == -signal.SIGKILL

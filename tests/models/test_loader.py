@@ -13,7 +13,12 @@ import pytest
 from mlx import nn
 from mlx.utils import tree_flatten
 
-from rvllm_local.errors import ModelFileError, ModelNotFoundError, RvllmError, UnsupportedModelError
+from rvllm_local.errors import (
+    ModelFileError,
+    ModelNotFoundError,
+    RvllmError,
+    UnsupportedModelError,
+)
 from rvllm_local.models.families import import_family
 from rvllm_local.models.loader import load_model, locate
 from tests.support.tiny import save_tiny, tiny_model
@@ -27,7 +32,9 @@ def folder(tmp_path: Path) -> Path:
 def change_config(folder: Path, **changes: Any) -> None:
     path = folder / "config.json"
     config = {**json.loads(path.read_text()), **changes}
-    path.write_text(json.dumps({key: value for key, value in config.items() if value is not ...}))
+    path.write_text(
+        json.dumps({key: value for key, value in config.items() if value is not ...})
+    )
 
 
 def raw_safetensors(header: Any, data: bytes) -> bytes:
@@ -40,9 +47,16 @@ def test_a_folder_loads_as_float32(folder: Path) -> None:
     expected = dict(tree_flatten(tiny_model("llama")[0].parameters()))
     found = dict(tree_flatten(loaded.module.parameters()))
     assert found.keys() == expected.keys()
-    assert all(np.array_equal(np.array(found[name]), np.array(expected[name])) for name in expected)
+    assert all(
+        np.array_equal(np.array(found[name]), np.array(expected[name]))
+        for name in expected
+    )
     assert loaded.weights_bytes == sum(value.nbytes for value in expected.values())
-    assert (loaded.model_type, loaded.context_length, loaded.eos_token_ids) == ("llama", 2048, (0,))
+    assert (loaded.model_type, loaded.context_length, loaded.eos_token_ids) == (
+        "llama",
+        2048,
+        (0,),
+    )
     assert loaded.fingerprint == load_model(locate(str(folder))).fingerprint
 
 
@@ -55,12 +69,19 @@ def test_quantized_weights_become_float32_on_a_cpu(tmp_path: Path, arch: str) ->
         return hasattr(layer, "to_quantized") and layer.weight.shape[-1] % 32 == 0
 
     nn.quantize(model, group_size=32, bits=8, class_predicate=fits)
-    mx.save_safetensors(str(folder / "model.safetensors"), dict(tree_flatten(model.parameters())))
+    mx.save_safetensors(
+        str(folder / "model.safetensors"), dict(tree_flatten(model.parameters()))
+    )
     change_config(folder, quantization={"group_size": 32, "bits": 8})
     loaded = load_model(locate(str(folder)))
-    assert all(value.dtype == mx.float32 for _, value in tree_flatten(loaded.module.parameters()))
+    assert all(
+        value.dtype == mx.float32
+        for _, value in tree_flatten(loaded.module.parameters())
+    )
     tokens = mx.array([[5, 6, 7]])
-    np.testing.assert_allclose(np.array(loaded.module(tokens)), np.array(model(tokens)), rtol=1e-2, atol=1e-2)
+    np.testing.assert_allclose(
+        np.array(loaded.module(tokens)), np.array(model(tokens)), rtol=1e-2, atol=1e-2
+    )
 
 
 def test_several_end_tokens_come_from_the_generation_settings(folder: Path) -> None:
@@ -92,7 +113,9 @@ def test_several_end_tokens_come_from_the_generation_settings(folder: Path) -> N
         ({"quantization_config": {"quant_method": "gptq"}}, UnsupportedModelError),
     ],
 )
-def test_wrong_configurations(folder: Path, changes: dict[str, Any], error: type[RvllmError]) -> None:
+def test_wrong_configurations(
+    folder: Path, changes: dict[str, Any], error: type[RvllmError]
+) -> None:
     change_config(folder, **changes)
     with pytest.raises(error) as caught:
         load_model(locate(str(folder)))
@@ -110,8 +133,12 @@ MALFORMED = {
     "past the end": raw_safetensors({"a": {**F32, "data_offsets": [0, 800]}}, bytes(8)),
     "backwards": raw_safetensors({"a": {**F32, "data_offsets": [8, 0]}}, bytes(8)),
     "size against shape": raw_safetensors({"a": {**F32, "shape": [3]}}, bytes(8)),
-    "overlap": raw_safetensors({"a": F32, "b": {**F32, "data_offsets": [4, 12]}}, bytes(12)),
-    "hole": raw_safetensors({"a": F32, "b": {**F32, "data_offsets": [16, 24]}}, bytes(24)),
+    "overlap": raw_safetensors(
+        {"a": F32, "b": {**F32, "data_offsets": [4, 12]}}, bytes(12)
+    ),
+    "hole": raw_safetensors(
+        {"a": F32, "b": {**F32, "data_offsets": [16, 24]}}, bytes(24)
+    ),
     "same name twice": raw_safetensors(
         b'{"a":{"dtype":"F32","shape":[2],"data_offsets":[0,8]},"a":{"dtype":"F32","shape":[2],"data_offsets":[8,16]}}',
         bytes(16),
@@ -158,7 +185,9 @@ def test_wrong_indexes(folder: Path, index: dict[str, Any]) -> None:
         load_model(locate(str(folder)))
 
 
-def test_the_folder_one_stands_in_has_its_name(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_folder_one_stands_in_has_its_name(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(folder)
     assert locate(".").name == folder.name
 

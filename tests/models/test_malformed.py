@@ -21,7 +21,12 @@ import pytest
 from rvllm_local import LLM
 from rvllm_local.engine.options import EngineOptions
 from rvllm_local.engine.startup.planning import plan_model
-from rvllm_local.errors import ModelFileError, ParameterError, RvllmError, UnsupportedModelError
+from rvllm_local.errors import (
+    ModelFileError,
+    ParameterError,
+    RvllmError,
+    UnsupportedModelError,
+)
 from rvllm_local.models.describe import describe
 from rvllm_local.models.loader import load_model, locate
 from rvllm_local.text.template import render_chat
@@ -30,8 +35,26 @@ from tests.support.tiny import save_tiny
 
 GONE = object()
 CONFIGS: list[tuple[str, Any]] = [
-    *(("model_type", value) for value in (GONE, None, 7, [], {}, "", "nope", "../llama", "llama/../x", "os", "cache")),
-    *(("num_hidden_layers", value) for value in (GONE, None, -1, 10**9, "3", 2.5, [], {}, math.nan)),
+    *(
+        ("model_type", value)
+        for value in (
+            GONE,
+            None,
+            7,
+            [],
+            {},
+            "",
+            "nope",
+            "../llama",
+            "llama/../x",
+            "os",
+            "cache",
+        )
+    ),
+    *(
+        ("num_hidden_layers", value)
+        for value in (GONE, None, -1, 10**9, "3", 2.5, [], {}, math.nan)
+    ),
     *(("hidden_size", value) for value in (GONE, None, 0, -64, 63, 10**15, "64", [64])),
     *(("intermediate_size", value) for value in (GONE, -1, 10**15, "x", None)),
     *(("num_attention_heads", value) for value in (GONE, 0, -4, 7, 10**9, "4", None)),
@@ -40,17 +63,38 @@ CONFIGS: list[tuple[str, Any]] = [
     *(("max_position_embeddings", value) for value in (-1, "many", 1.5, [])),
     *(("rms_norm_eps", value) for value in ("x", None, [])),
     *(("rope_theta", value) for value in ("x", [])),
-    *(("rope_scaling", value) for value in (3, "x", {"type": "nope", "factor": 2}, {"rope_type": 7})),
-    *(("quantization", value) for value in (3, "4bit", {}, {"bits": 4}, {"bits": 0, "group_size": 64})),
-    *(("quantization", value) for value in ({"bits": 99, "group_size": 64}, {"bits": "4", "group_size": 64})),
-    *(("quantization_config", value) for value in ({"quant_method": "gptq"}, {"quant_method": 7}, "awq")),
-    *(("head_dim", value) for value in (0, -1, 10**9, True, "64", [], {}, [16, 0], math.nan)),
+    *(
+        ("rope_scaling", value)
+        for value in (3, "x", {"type": "nope", "factor": 2}, {"rope_type": 7})
+    ),
+    *(
+        ("quantization", value)
+        for value in (3, "4bit", {}, {"bits": 4}, {"bits": 0, "group_size": 64})
+    ),
+    *(
+        ("quantization", value)
+        for value in ({"bits": 99, "group_size": 64}, {"bits": "4", "group_size": 64})
+    ),
+    *(
+        ("quantization_config", value)
+        for value in ({"quant_method": "gptq"}, {"quant_method": 7}, "awq")
+    ),
+    *(
+        ("head_dim", value)
+        for value in (0, -1, 10**9, True, "64", [], {}, [16, 0], math.nan)
+    ),
     *(("rope_theta", value) for value in (0, -1.0, math.nan, math.inf, True)),
-    *(("rope_scaling", {"type": "linear", "factor": value}) for value in (math.nan, 0, -1, "2", math.inf)),
+    *(
+        ("rope_scaling", {"type": "linear", "factor": value})
+        for value in (math.nan, 0, -1, "2", math.inf)
+    ),
     *(("sliding_window", value) for value in (-1, "x", 1.5, True, [8, -8], math.nan)),
     *(("tie_word_embeddings", value) for value in ("maybe", 1, [])),
     *(("architectures", value) for value in (5, [5], [None], {"a": "b"})),
-    *(("eos_token_id", value) for value in ("x", -5, 10**12, 1.5, {}, [[1]], [None, "x"])),
+    *(
+        ("eos_token_id", value)
+        for value in ("x", -5, 10**12, 1.5, {}, [[1]], [None, "x"])
+    ),
     ("layer_types", ["full_attention"] * 1000),
     ("vision_config", {"deep": [{"num_layers": 10**12}]}),
     ("anything", {"else": [1, {"deep": math.nan}]}),
@@ -67,7 +111,9 @@ def folder(tmp_path: Path) -> Path:
 def change(folder: Path, **values: Any) -> None:
     path = folder / "config.json"
     config = {**json.loads(path.read_text()), **values}
-    path.write_text(json.dumps({key: value for key, value in config.items() if value is not GONE}))
+    path.write_text(
+        json.dumps({key: value for key, value in config.items() if value is not GONE})
+    )
 
 
 def refused(folder: Path) -> str:
@@ -85,7 +131,12 @@ def refused(folder: Path) -> str:
 
 
 @pytest.mark.parametrize(
-    ("key", "value"), CONFIGS, ids=[f"{key}-{'gone' if value is GONE else repr(value)[:30]}" for key, value in CONFIGS]
+    ("key", "value"),
+    CONFIGS,
+    ids=[
+        f"{key}-{'gone' if value is GONE else repr(value)[:30]}"
+        for key, value in CONFIGS
+    ],
 )
 def test_absurd_configurations(folder: Path, key: str, value: Any) -> None:
     change(folder, **{key: value})
@@ -98,7 +149,10 @@ def test_absurd_configurations(folder: Path, key: str, value: Any) -> None:
         ({"head_dim": 33}, "dims must be even"),
         ({"rope_theta": None}, "rope"),
         (
-            {"rope_traditional": None, "rope_scaling": {"rope_type": "yarn", "factor": 2.0, "beta_fast": "x"}},
+            {
+                "rope_traditional": None,
+                "rope_scaling": {"rope_type": "yarn", "factor": 2.0, "beta_fast": "x"},
+            },
             "yarn|float|str",
         ),
     ],
@@ -116,19 +170,40 @@ def test_sizes_that_do_not_go_together_are_found_by_the_plan(
     [
         (
             "gpt2",
-            {"n_layer": 10**12, "n_embd": 64, "n_head": 4, "n_positions": 64, "n_ctx": 64, "layer_norm_epsilon": 1e-5},
+            {
+                "n_layer": 10**12,
+                "n_embd": 64,
+                "n_head": 4,
+                "n_positions": 64,
+                "n_ctx": 64,
+                "layer_norm_epsilon": 1e-5,
+            },
         ),
-        ("dbrx", {"n_layers": 10**12, "d_model": 64, "n_heads": 4, "ffn_config": {}, "attn_config": {}}),
+        (
+            "dbrx",
+            {
+                "n_layers": 10**12,
+                "d_model": 64,
+                "n_heads": 4,
+                "ffn_config": {},
+                "attn_config": {},
+            },
+        ),
         ("nemotron_h", {"hybrid_override_pattern": "M*" * 10**6}),
         ("mixtral", {"text_config": {"num_local_experts": 10**12}}),
     ],
 )
-def test_absurd_sizes_under_a_familys_own_names(folder: Path, model_type: str, values: dict[str, Any]) -> None:
+def test_absurd_sizes_under_a_familys_own_names(
+    folder: Path, model_type: str, values: dict[str, Any]
+) -> None:
     change(folder, model_type=model_type, **values)
     assert "no model has more than" in refused(folder)
 
 
-@pytest.mark.parametrize("text", ["", "[]", "null", "{", "7", '{"model_type": "llama"', "\ud800", "[" * 100_000])
+@pytest.mark.parametrize(
+    "text",
+    ["", "[]", "null", "{", "7", '{"model_type": "llama"', "\ud800", "[" * 100_000],
+)
 def test_configurations_that_are_none(folder: Path, text: str) -> None:
     (folder / "config.json").write_text(text, encoding="utf-8", errors="surrogatepass")
     refused(folder)
@@ -138,20 +213,34 @@ NAME = "model.layers.1.self_attn.q_proj.weight"
 TENSORS: dict[str, Callable[[dict[str, mx.array]], object]] = {
     "missing": lambda weights: weights.pop(NAME),
     "renamed": lambda weights: weights.update({"model.layers.9.x": weights.pop(NAME)}),
-    "extra": lambda weights: weights.update({"model.layers.3.self_attn.q_proj.weight": weights[NAME]}),
+    "extra": lambda weights: weights.update(
+        {"model.layers.3.self_attn.q_proj.weight": weights[NAME]}
+    ),
     "transposed": lambda weights: weights.update({NAME: mx.zeros((64, 32))}),
     "flat": lambda weights: weights.update({NAME: mx.zeros((64 * 64,))}),
-    "integers": lambda weights: weights.update({NAME: mx.zeros((64, 64), dtype=mx.int32)}),
+    "integers": lambda weights: weights.update(
+        {NAME: mx.zeros((64, 64), dtype=mx.int32)}
+    ),
     "bytes": lambda weights: weights.update({NAME: mx.zeros((64, 64), dtype=mx.uint8)}),
-    "complex": lambda weights: weights.update({NAME: mx.zeros((64, 64), dtype=mx.complex64)}),
+    "complex": lambda weights: weights.update(
+        {NAME: mx.zeros((64, 64), dtype=mx.complex64)}
+    ),
     "scalar": lambda weights: weights.update({NAME: mx.array(1.0)}),
     "empty": lambda weights: weights.update({NAME: mx.zeros((0, 64))}),
     "NaN": lambda weights: weights.update({NAME: mx.full((64, 64), math.nan)}),
     "one NaN in half precision": lambda weights: weights.update(
-        {NAME: mx.concatenate([mx.zeros((63, 64)), mx.full((1, 64), math.nan)]).astype(mx.bfloat16)}
+        {
+            NAME: mx.concatenate(
+                [mx.zeros((63, 64)), mx.full((1, 64), math.nan)]
+            ).astype(mx.bfloat16)
+        }
     ),
-    "scales without a plan": lambda weights: weights.update({NAME.replace("weight", "scales"): mx.zeros((64, 1))}),
-    "everything gone": lambda weights: weights.clear() or weights.update({"x": mx.zeros((1,))}),
+    "scales without a plan": lambda weights: weights.update(
+        {NAME.replace("weight", "scales"): mx.zeros((64, 1))}
+    ),
+    "everything gone": lambda weights: (
+        weights.clear() or weights.update({"x": mx.zeros((1,))})
+    ),
 }
 
 
@@ -186,13 +275,36 @@ class Canary:
 
 
 @pytest.mark.parametrize(
-    "hook", [{"auto_map": {"AutoModel": "canary.M"}}, {"model_file": "canary.py"}, {"model_type": "canary"}, {}]
+    "hook",
+    [
+        {"auto_map": {"AutoModel": "canary.M"}},
+        {"model_file": "canary.py"},
+        {"model_type": "canary"},
+        {},
+    ],
 )
-def test_a_canary_never_runs(folder: Path, tmp_path: Path, hook: dict[str, Any]) -> None:
+def test_a_canary_never_runs(
+    folder: Path, tmp_path: Path, hook: dict[str, Any]
+) -> None:
     mark = tmp_path / "mark"
-    for name in ("canary", "modeling_llama", "tokenization_llama", "__init__", "setup", "conftest"):
-        (folder / f"{name}.py").write_text(f"import pathlib\npathlib.Path({str(mark)!r}).touch()\n")
-    for name in ("pytorch_model.bin", "training_args.bin", "model.pt", "model.pkl", "weights.npz"):
+    for name in (
+        "canary",
+        "modeling_llama",
+        "tokenization_llama",
+        "__init__",
+        "setup",
+        "conftest",
+    ):
+        (folder / f"{name}.py").write_text(
+            f"import pathlib\npathlib.Path({str(mark)!r}).touch()\n"
+        )
+    for name in (
+        "pytorch_model.bin",
+        "training_args.bin",
+        "model.pt",
+        "model.pkl",
+        "weights.npz",
+    ):
         (folder / name).write_bytes(pickle.dumps(Canary(mark)))
     settings = json.loads((folder / "tokenizer_config.json").read_text())
     settings["auto_map"] = {"AutoTokenizer": ["tokenization_llama.T", None]}
@@ -230,7 +342,9 @@ TEMPLATES = [
     "{{ ('%s' * 10**6) % (('x' * 10**6,) * 10**6) }}",
     "{{ '\t'.expandtabs(10**10) }}",
     *(
-        "{% set ns = namespace(x='x') %}{% for i in range(60) %}" + step + "{% endfor %}"
+        "{% set ns = namespace(x='x') %}{% for i in range(60) %}"
+        + step
+        + "{% endfor %}"
         for step in (
             "{% set ns.x = ns.x + ns.x %}",
             "{% set ns.x = ns.x ~ ns.x %}",
@@ -251,17 +365,23 @@ TEMPLATES = [
 
 
 @pytest.mark.parametrize("template", TEMPLATES, ids=range(len(TEMPLATES)))
-def test_hostile_templates_end_in_an_error(folder: Path, template: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_hostile_templates_end_in_an_error(
+    folder: Path, template: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(folder)
     settings = json.loads((folder / "tokenizer_config.json").read_text())
     settings["chat_template"] = template
     (folder / "tokenizer_config.json").write_text(json.dumps(settings))
     tokenizer = read_tokenizer(locate(str(folder)))
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    with pytest.raises((ParameterError, ModelFileError, UnsupportedModelError)) as caught:
+    with pytest.raises(
+        (ParameterError, ModelFileError, UnsupportedModelError)
+    ) as caught:
         tokenizer.encode_chat([{"role": "user", "content": "hi"}])
     unit = 1 if sys.platform == "darwin" else 1024
-    assert (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * unit < 200 << 20
+    assert (
+        resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+    ) * unit < 200 << 20
     assert "root:" not in str(caught.value)
     assert not (folder / "canary").exists()
 
@@ -282,17 +402,29 @@ def test_a_refusal_reaches_the_user_of_the_api(folder: Path) -> None:
 
 
 TOKENIZER_FILES: list[tuple[str, bytes]] = [
-    *(("tokenizer.json", text) for text in (b"", b"null", b"[]", b"\xff\xfe{}", b"[" * 100_000)),
+    *(
+        ("tokenizer.json", text)
+        for text in (b"", b"null", b"[]", b"\xff\xfe{}", b"[" * 100_000)
+    ),
     *(
         ("tokenizer_config.json", text)
-        for text in (b"", b"[]", b"null", b"\xff", b"[" * 100_000, b'{"chat_template": 5}')
+        for text in (
+            b"",
+            b"[]",
+            b"null",
+            b"\xff",
+            b"[" * 100_000,
+            b'{"chat_template": 5}',
+        )
     ),
     ("chat_template.jinja", b"\xff\xfe"),
 ]
 
 
 @pytest.mark.parametrize(
-    ("name", "text"), TOKENIZER_FILES, ids=[f"{name}-{text[:12]!r}" for name, text in TOKENIZER_FILES]
+    ("name", "text"),
+    TOKENIZER_FILES,
+    ids=[f"{name}-{text[:12]!r}" for name, text in TOKENIZER_FILES],
 )
 def test_damaged_tokenizers(folder: Path, name: str, text: bytes) -> None:
     (folder / name).write_bytes(text)
@@ -305,11 +437,22 @@ def test_damaged_tokenizers(folder: Path, name: str, text: bytes) -> None:
     [
         {"model": {"type": "Evil"}},
         {"added_tokens": [{"id": -1, "content": "x"}]},
-        {"pre_tokenizer": {"type": "Split", "pattern": {"Regex": "("}, "behavior": "Isolated", "invert": False}},
-        {"normalizer": {"type": "Precompiled", "precompiled_charsmap": "AAAA"}},  # panics in Rust
+        {
+            "pre_tokenizer": {
+                "type": "Split",
+                "pattern": {"Regex": "("},
+                "behavior": "Isolated",
+                "invert": False,
+            }
+        },
+        {
+            "normalizer": {"type": "Precompiled", "precompiled_charsmap": "AAAA"}
+        },  # panics in Rust
     ],
 )
-def test_tokenizers_that_the_library_refuses(folder: Path, part: dict[str, Any]) -> None:
+def test_tokenizers_that_the_library_refuses(
+    folder: Path, part: dict[str, Any]
+) -> None:
     path = folder / "tokenizer.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), **part}))
     with pytest.raises(ModelFileError, match="not a sound tokenizer"):

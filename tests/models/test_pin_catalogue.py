@@ -15,7 +15,12 @@ from tests.support.hub import FakeHub, serve
 
 @pytest.fixture
 def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
-    files = {"config.json": b"{}", "model.safetensors": b"\0" * 1000, "tokenizer.json": b"{}", "run.py": b"x" * 500}
+    files = {
+        "config.json": b"{}",
+        "model.safetensors": b"\0" * 1000,
+        "tokenizer.json": b"{}",
+        "run.py": b"x" * 500,
+    }
     with serve(FakeHub("mlx-community/Qwen3-8B-4bit", "c" * 40, files)) as fake:
         monkeypatch.setenv("HF_ENDPOINT", fake.url)
         yield fake
@@ -30,7 +35,11 @@ def test_an_entry_is_pinned_and_the_others_stay(
     assert pin_catalogue.main(["qwen3-8b", "llama3-8b"], copy) == 1
     told = capsys.readouterr().out
     assert f"qwen3-8b: {'c' * 40}" in told and "llama3-8b: left as it is" in told
-    changed = [line for line in difflib.ndiff(before.splitlines(), copy.read_text().splitlines()) if line[0] in "+-"]
+    changed = [
+        line
+        for line in difflib.ndiff(before.splitlines(), copy.read_text().splitlines())
+        if line[0] in "+-"
+    ]
     assert len(changed) == 4
     row = tomllib.loads(copy.read_text())["qwen3-8b"]
     assert (row["revision"], row["size"], row["verified"]) == ("c" * 40, 1004, False)

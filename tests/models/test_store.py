@@ -19,7 +19,14 @@ from rvllm_local.models.catalogue import Catalogue
 from rvllm_local.models.families import check_architecture
 from rvllm_local.models.hub_fetch import RECORD, parse_repository
 from rvllm_local.models.leases import running, take_lease, users_of
-from rvllm_local.models.store import InUseError, find_installed, installed, leftovers, pin, remove
+from rvllm_local.models.store import (
+    InUseError,
+    find_installed,
+    installed,
+    leftovers,
+    pin,
+    remove,
+)
 from tests.support.tiny import save_tiny
 
 
@@ -29,10 +36,19 @@ def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("RVLLM_CACHE_DIR", str(tmp_path))
     folder = save_tiny("llama", tmp_path / "models" / "owner--tiny")
     files = {
-        path.name: {"size": path.stat().st_size, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
+        path.name: {
+            "size": path.stat().st_size,
+            "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
+        }
         for path in folder.iterdir()
     }
-    record = {"version": 1, "repository": "owner/tiny", "revision": "main", "commit": "a" * 40, "files": files}
+    record = {
+        "version": 1,
+        "repository": "owner/tiny",
+        "revision": "main",
+        "commit": "a" * 40,
+        "files": files,
+    }
     (folder / RECORD).write_text(json.dumps(record), encoding="utf-8")
     return tmp_path / "models"
 
@@ -46,7 +62,9 @@ def test_every_entry_can_be_fetched_and_built() -> None:
         assert (entry.repo is None) == (entry.pypi is not None), name
         assert entry.size > 0, name
         assert entry.context >= 2048, name
-        assert check_architecture({"model_type": entry.architecture}) == entry.architecture
+        assert (
+            check_architecture({"model_type": entry.architecture}) == entry.architecture
+        )
 
 
 def test_search_wants_every_word() -> None:
@@ -60,14 +78,23 @@ def test_what_is_whole_is_listed(store: Path) -> None:
     (store / ".partial" / "cut").mkdir(parents=True)
     (store / "stray").mkdir()
     (model,) = installed()
-    assert (model.names, model.kind, model.commit) == (("owner/tiny",), "safetensors", "a" * 40)
+    assert (model.names, model.kind, model.commit) == (
+        ("owner/tiny",),
+        "safetensors",
+        "a" * 40,
+    )
     assert find_installed("OWNER/Tiny") == model
     assert [path.name for path in leftovers()] == ["cut"]
 
 
 def test_facts_of_an_installed_model(store: Path) -> None:
     known = facts("owner/tiny")
-    assert (known["architecture"], known["layers"], known["installed"], known["format"]) == (
+    assert (
+        known["architecture"],
+        known["layers"],
+        known["installed"],
+        known["format"],
+    ) == (
         "llama",
         3,
         True,
@@ -120,10 +147,14 @@ def test_a_killed_process_gives_its_lease_back(store: Path) -> None:
     assert remove("owner/tiny").size > 0
 
 
-def test_the_verbs(store: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_verbs(
+    store: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     assert cli.main(["ls", "--installed", "--json"]) == 0
-    assert [row["name"] for row in json.loads(capsys.readouterr().out)] == ["owner/tiny"]
+    assert [row["name"] for row in json.loads(capsys.readouterr().out)] == [
+        "owner/tiny"
+    ]
     assert cli.main(["ls"]) == 0
     assert "qwen3-8b" in capsys.readouterr().out
     assert cli.main(["search", "gemma"]) == 0
@@ -141,9 +172,22 @@ def test_the_verbs(store: Path, capsys: pytest.CaptureFixture[str], monkeypatch:
 
 
 @pytest.mark.parametrize(
-    "name", ["../evil", "a/../b", "owner/..", "a" * 900, "b" * 5000, "\0", "", "-rf", "~no-such-user/x"]
+    "name",
+    [
+        "../evil",
+        "a/../b",
+        "owner/..",
+        "a" * 900,
+        "b" * 5000,
+        "\0",
+        "",
+        "-rf",
+        "~no-such-user/x",
+    ],
 )
-def test_hostile_names_are_no_models(store: Path, name: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_hostile_names_are_no_models(
+    store: Path, name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert cli.main(["show", "--", name]) == 2
     assert capsys.readouterr().err.startswith("rvllm: error: ")
     assert (store / "owner--tiny").exists()
@@ -151,7 +195,9 @@ def test_hostile_names_are_no_models(store: Path, name: str, capsys: pytest.Capt
 
 def findings(*arguments: str) -> list[dict[str, str]]:
     done = subprocess.run(
-        [sys.executable, "-m", "rvllm_local.cli", "doctor", "--json", *arguments], capture_output=True, check=False
+        [sys.executable, "-m", "rvllm_local.cli", "doctor", "--json", *arguments],
+        capture_output=True,
+        check=False,
     )
     rows = json.loads(done.stdout)["findings"]
     assert done.returncode == any(row["state"] == "failed" for row in rows)
@@ -159,7 +205,12 @@ def findings(*arguments: str) -> list[dict[str, str]]:
 
 
 def test_a_download_that_goes_on_is_no_leftover(store: Path) -> None:
-    for name in (".partial/cut", ".partial/coming", f"wheel/.staging-{os.getpid()}-x", "wheel/.staging-999999999-x"):
+    for name in (
+        ".partial/cut",
+        ".partial/coming",
+        f"wheel/.staging-{os.getpid()}-x",
+        "wheel/.staging-999999999-x",
+    ):
         (store / name).mkdir(parents=True)
     (store / ".locks").mkdir()
     with (store / ".locks" / "coming").open("w") as lock:

@@ -41,8 +41,14 @@ from rvllm_local.types import (
     StreamEvent,
 )
 
-OPTIONS = EngineOptions(kv_memory=6_000_000, max_rows=4, prefill_chunk=64, max_waiting=8)
-CHAT = {"model": "default", "messages": [{"role": "user", "content": "x"}], "max_tokens": 4}
+OPTIONS = EngineOptions(
+    kv_memory=6_000_000, max_rows=4, prefill_chunk=64, max_waiting=8
+)
+CHAT = {
+    "model": "default",
+    "messages": [{"role": "user", "content": "x"}],
+    "max_tokens": 4,
+}
 
 
 def open_here(files: ModelFiles, options: EngineOptions) -> Client:
@@ -50,7 +56,9 @@ def open_here(files: ModelFiles, options: EngineOptions) -> Client:
     tokenizer = read_tokenizer(files)
     loop = EngineLoop(lambda: open_core(files, tokenizer, options))
     limits = loop.call(lambda core: core.limits)
-    return InProcessClient(loop, limits, Grammars(tokenizer, limits.vocab_size, limits.eos_token_ids))
+    return InProcessClient(
+        loop, limits, Grammars(tokenizer, limits.vocab_size, limits.eos_token_ids)
+    )
 
 
 class PacedClient:
@@ -67,7 +75,9 @@ class PacedClient:
             self.limits.check(request)
         stop = self.open[requests[0].request_id] = threading.Event()
         for request in requests:
-            threading.Thread(target=self._say, args=(request, sink, stop), daemon=True).start()
+            threading.Thread(
+                target=self._say, args=(request, sink, stop), daemon=True
+            ).start()
 
     def _say(self, request: Request, sink: EventSink, stop: threading.Event) -> None:
         for number in range(request.params.max_tokens):
@@ -75,10 +85,19 @@ class PacedClient:
                 sink(StreamEvent("", (), FinishReason.CANCELLED, index=request.index))
                 break
             is_last = number + 1 == request.params.max_tokens
-            sink(StreamEvent(self.word, (5,), FinishReason.LENGTH if is_last else None, index=request.index))
+            sink(
+                StreamEvent(
+                    self.word,
+                    (5,),
+                    FinishReason.LENGTH if is_last else None,
+                    index=request.index,
+                )
+            )
         self.open.pop(request.request_id, None)
 
-    def submit(self, prompt_token_ids: Sequence[int], params: SamplingParams) -> TokenStream:
+    def submit(
+        self, prompt_token_ids: Sequence[int], params: SamplingParams
+    ) -> TokenStream:
         return open_stream(self, make_requests(prompt_token_ids, params))
 
     def cancel(self, request_id: str) -> None:
@@ -131,7 +150,9 @@ class Running:
         """The engine client of the model that is loaded."""
         return self.server.registry.loaded()[0].client
 
-    def post(self, body: Mapping[str, Any], path: str = "/v1/chat/completions", **more: Any) -> httpx.Response:
+    def post(
+        self, body: Mapping[str, Any], path: str = "/v1/chat/completions", **more: Any
+    ) -> httpx.Response:
         return self.client.post(path, json=body, **more)
 
     def raw(self, data: bytes, *, wait_s: float = 10.0) -> bytes:
@@ -175,8 +196,17 @@ def served(
     settings = settings or ServerSettings(port=0)
 
     async def main() -> None:
-        available = {name: ModelFiles("folder", path, name) for name, path in models.items()}
-        made = Registry(available, next(iter(models)), options, opener=opener, planner=any_plan, **registry)
+        available = {
+            name: ModelFiles("folder", path, name) for name, path in models.items()
+        }
+        made = Registry(
+            available,
+            next(iter(models)),
+            options,
+            opener=opener,
+            planner=any_plan,
+            **registry,
+        )
         async with running(made, settings) as server:
             listener = Listener(server)
             task = asyncio.create_task(listener.serve())

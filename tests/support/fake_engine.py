@@ -42,7 +42,10 @@ def main(mode: str, link: socket.socket) -> None:
 def load(mode: str, link: socket.socket) -> None:
     frames.send(link, frames.Loading("fetching"))
     if mode == "refuses":
-        frames.send(link, frames.Failed("MemoryBudgetError", "too little memory; close something"))
+        frames.send(
+            link,
+            frames.Failed("MemoryBudgetError", "too little memory; close something"),
+        )
         sys.exit(0)
     if mode == "dies":
         sys.stderr.write("noise\n" * 5000 + "x" * 100_000 + "\nthe reason\n")
@@ -54,7 +57,9 @@ def load(mode: str, link: socket.socket) -> None:
 
 
 def start(mode: str, link: socket.socket, frame: frames.Start) -> None:
-    if mode == "stuck":  # beats go on, steps do not; the engine even says that it has nothing to do
+    if (
+        mode == "stuck"
+    ):  # beats go on, steps do not; the engine even says that it has nothing to do
         while True:
             frames.send(link, frames.Beat(1, has_work=False))
             time.sleep(0.05)
@@ -71,12 +76,19 @@ def start(mode: str, link: socket.socket, frame: frames.Start) -> None:
         threading.Event().wait(60)
     request_id = frame.requests[0].request_id
     if mode == "pieces":  # one byte at a time
-        for byte in frames.encode(frames.Events(((request_id, StreamEvent("a", (1,))),))):
+        for byte in frames.encode(
+            frames.Events(((request_id, StreamEvent("a", (1,))),))
+        ):
             link.sendall(bytes([byte]))
     reason = FinishReason.ERROR if mode == "declines" else FinishReason.STOP
     error = "no such grammar" if mode == "declines" else None
-    ends = [(request_id, StreamEvent("b", (2,), reason, index=row.index, error=error)) for row in frame.requests]
-    frames.send(link, frames.Events((*ends, *ends, ("nobody", StreamEvent("?", ())))))  # twice, and to nobody
+    ends = [
+        (request_id, StreamEvent("b", (2,), reason, index=row.index, error=error))
+        for row in frame.requests
+    ]
+    frames.send(
+        link, frames.Events((*ends, *ends, ("nobody", StreamEvent("?", ()))))
+    )  # twice, and to nobody
 
 
 if __name__ == "__main__":

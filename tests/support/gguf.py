@@ -38,22 +38,40 @@ def encode(values: np.ndarray, kind: int) -> bytes:
         return (values.view(np.uint32) >> 16).astype(np.uint16).tobytes()
     blocks = values.reshape(-1, 32)
     if kind == Q8_0:
-        scale = np.maximum(np.abs(blocks).max(axis=1, keepdims=True) / 127, 1e-8).astype(np.float16)
-        codes = np.clip(np.round(blocks / scale.astype(np.float32)), -127, 127).astype(np.int8)
-        return np.concatenate([scale.view(np.uint8), codes.view(np.uint8)], axis=1).tobytes()
+        scale = np.maximum(
+            np.abs(blocks).max(axis=1, keepdims=True) / 127, 1e-8
+        ).astype(np.float16)
+        codes = np.clip(np.round(blocks / scale.astype(np.float32)), -127, 127).astype(
+            np.int8
+        )
+        return np.concatenate(
+            [scale.view(np.uint8), codes.view(np.uint8)], axis=1
+        ).tobytes()
     if kind == Q4_0:
-        scale = np.maximum(np.abs(blocks).max(axis=1, keepdims=True) / 7, 1e-8).astype(np.float16)
-        codes = np.clip(np.round(blocks / scale.astype(np.float32)) + 8, 0, 15).astype(np.uint8)
+        scale = np.maximum(np.abs(blocks).max(axis=1, keepdims=True) / 7, 1e-8).astype(
+            np.float16
+        )
+        codes = np.clip(np.round(blocks / scale.astype(np.float32)) + 8, 0, 15).astype(
+            np.uint8
+        )
         head = scale.view(np.uint8)
     else:
         low = blocks.min(axis=1, keepdims=True).astype(np.float16)
-        scale = np.maximum((blocks.max(axis=1, keepdims=True) - low) / 15, 1e-8).astype(np.float16)
-        codes = np.clip(np.round((blocks - low) / scale.astype(np.float32)), 0, 15).astype(np.uint8)
+        scale = np.maximum((blocks.max(axis=1, keepdims=True) - low) / 15, 1e-8).astype(
+            np.float16
+        )
+        codes = np.clip(
+            np.round((blocks - low) / scale.astype(np.float32)), 0, 15
+        ).astype(np.uint8)
         head = np.concatenate([scale.view(np.uint8), low.view(np.uint8)], axis=1)
-    return np.concatenate([head, codes[:, :16] | (codes[:, 16:] << 4)], axis=1).tobytes()
+    return np.concatenate(
+        [head, codes[:, :16] | (codes[:, 16:] << 4)], axis=1
+    ).tobytes()
 
 
-def write_gguf(metadata: Mapping[str, tuple[int, Any]], tensors: Sequence[Tensor], version: int = 3) -> bytes:
+def write_gguf(
+    metadata: Mapping[str, tuple[int, Any]], tensors: Sequence[Tensor], version: int = 3
+) -> bytes:
     """A whole file. Metadata values are `(type, value)`; arrays are `(ARRAY, (element type, values))`."""
     head = b"GGUF" + struct.pack("<IQQ", version, len(tensors), len(metadata))
     for key, (kind, value) in metadata.items():
@@ -62,7 +80,9 @@ def write_gguf(metadata: Mapping[str, tuple[int, Any]], tensors: Sequence[Tensor
     for tensor in tensors:
         place = len(body) if tensor.offset is None else tensor.offset
         head += _string(tensor.name) + struct.pack("<I", len(tensor.shape))
-        head += struct.pack(f"<{len(tensor.shape)}Q", *reversed(tensor.shape)) + struct.pack("<IQ", tensor.kind, place)
+        head += struct.pack(
+            f"<{len(tensor.shape)}Q", *reversed(tensor.shape)
+        ) + struct.pack("<IQ", tensor.kind, place)
         body += tensor.data + bytes(-len(tensor.data) % 32)
     return head + bytes(-len(head) % 32) + body
 
@@ -77,20 +97,31 @@ def _value(kind: int, value: Any) -> bytes:
         return _string(value)
     if kind == ARRAY:
         element, values = value
-        return struct.pack("<IQ", element, len(values)) + b"".join(_value(element, item) for item in values)
+        return struct.pack("<IQ", element, len(values)) + b"".join(
+            _value(element, item) for item in values
+        )
     return struct.pack("<" + _CODES[kind], value)
 
 
 def permute(weight: np.ndarray, heads: int) -> np.ndarray:
     """The row order that llama.cpp's converter gives queries and keys."""
     rows = weight.shape[0]
-    return weight.reshape(heads, 2, rows // heads // 2, -1).swapaxes(1, 2).reshape(rows, -1)
+    return (
+        weight.reshape(heads, 2, rows // heads // 2, -1)
+        .swapaxes(1, 2)
+        .reshape(rows, -1)
+    )
 
 
 def llama_metadata(**changes: tuple[int, Any] | None) -> dict[str, tuple[int, Any]]:
     """Metadata of the tiny llama (2 layers, 4 heads of 16, 2 KV heads); a change of None removes the key."""
-    vocab = sorted(tiny_tokenizer().get_vocab(with_added_tokens=True).items(), key=lambda item: item[1])
-    tokens = [token for token, _ in vocab] + [f"<|unused{index}|>" for index in range(384 - len(vocab))]
+    vocab = sorted(
+        tiny_tokenizer().get_vocab(with_added_tokens=True).items(),
+        key=lambda item: item[1],
+    )
+    tokens = [token for token, _ in vocab] + [
+        f"<|unused{index}|>" for index in range(384 - len(vocab))
+    ]
     metadata: dict[str, tuple[int, Any]] = {
         "general.architecture": (STRING, "llama"),
         "llama.block_count": (UINT32, 2),
@@ -105,8 +136,14 @@ def llama_metadata(**changes: tuple[int, Any] | None) -> dict[str, tuple[int, An
         "tokenizer.ggml.model": (STRING, "gpt2"),
         "tokenizer.ggml.pre": (STRING, "smollm"),
         "tokenizer.ggml.tokens": (ARRAY, (STRING, tokens)),
-        "tokenizer.ggml.token_type": (ARRAY, (INT32, [_token_type(token) for token in tokens])),
-        "tokenizer.ggml.merges": (ARRAY, (STRING, ["t h", "Ġ th", "Ġth e", "i n", "e r", "Ġ a"])),
+        "tokenizer.ggml.token_type": (
+            ARRAY,
+            (INT32, [_token_type(token) for token in tokens]),
+        ),
+        "tokenizer.ggml.merges": (
+            ARRAY,
+            (STRING, ["t h", "Ġ th", "Ġth e", "i n", "e r", "Ġ a"]),
+        ),
         "tokenizer.ggml.bos_token_id": (UINT32, 1),
         "tokenizer.ggml.eos_token_id": (UINT32, 2),
         "tokenizer.ggml.add_bos_token": (BOOL, False),
@@ -124,7 +161,9 @@ def _token_type(token: str) -> int:
     return 3 if token in SPECIAL_TOKENS else 5 if token.startswith("<|unused") else 1
 
 
-def llama_tensors(kind: int = F32, seed: int = 0) -> tuple[list[Tensor], dict[str, np.ndarray]]:
+def llama_tensors(
+    kind: int = F32, seed: int = 0
+) -> tuple[list[Tensor], dict[str, np.ndarray]]:
     """The tiny llama's tensors as GGUF holds them, and its weights by mlx-lm's names before encoding."""
     random = np.random.default_rng(seed)
     tensors: list[Tensor] = []
@@ -132,7 +171,9 @@ def llama_tensors(kind: int = F32, seed: int = 0) -> tuple[list[Tensor], dict[st
 
     def add(name: str, mlx_name: str, shape: tuple[int, ...], heads: int = 0) -> None:
         scale = 1.0 if len(shape) == 1 else 1.5 / np.sqrt(shape[-1])
-        values = (random.standard_normal(shape) * scale).astype(np.float32) + (1.0 if len(shape) == 1 else 0.0)
+        values = (random.standard_normal(shape) * scale).astype(np.float32) + (
+            1.0 if len(shape) == 1 else 0.0
+        )
         stored = permute(values, heads) if heads else values
         encoding = F32 if len(shape) == 1 else kind
         weights[mlx_name] = values
@@ -142,8 +183,12 @@ def llama_tensors(kind: int = F32, seed: int = 0) -> tuple[list[Tensor], dict[st
     for layer in range(2):
         gguf, mlx = f"blk.{layer}", f"model.layers.{layer}"
         add(f"{gguf}.attn_norm.weight", f"{mlx}.input_layernorm.weight", (64,))
-        add(f"{gguf}.attn_q.weight", f"{mlx}.self_attn.q_proj.weight", (64, 64), heads=4)
-        add(f"{gguf}.attn_k.weight", f"{mlx}.self_attn.k_proj.weight", (32, 64), heads=2)
+        add(
+            f"{gguf}.attn_q.weight", f"{mlx}.self_attn.q_proj.weight", (64, 64), heads=4
+        )
+        add(
+            f"{gguf}.attn_k.weight", f"{mlx}.self_attn.k_proj.weight", (32, 64), heads=2
+        )
         add(f"{gguf}.attn_v.weight", f"{mlx}.self_attn.v_proj.weight", (32, 64))
         add(f"{gguf}.attn_output.weight", f"{mlx}.self_attn.o_proj.weight", (64, 64))
         add(f"{gguf}.ffn_norm.weight", f"{mlx}.post_attention_layernorm.weight", (64,))

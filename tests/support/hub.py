@@ -22,13 +22,17 @@ class FakeHub:
     repository: str = "owner/tiny"
     commit: str = COMMIT
     files: dict[str, bytes] = field(default_factory=dict)
-    names: list[dict[str, Any]] = field(default_factory=list)  # siblings that have no content
+    names: list[dict[str, Any]] = field(
+        default_factory=list
+    )  # siblings that have no content
     cut_after: dict[str, list[int]] = field(default_factory=dict)
     corrupt: set[str] = field(default_factory=set)
     redirect: dict[str, str] = field(default_factory=dict)
     status: dict[str, int] = field(default_factory=dict)
     ignore_range: bool = False
-    plain_git: set[str] = field(default_factory=set)  # files that have git's checksum only
+    plain_git: set[str] = field(
+        default_factory=set
+    )  # files that have git's checksum only
     requests: list[tuple[str, str, dict[str, str]]] = field(default_factory=list)
     before: Callable[[str], None] = lambda _name: None
     url: str = ""
@@ -36,15 +40,27 @@ class FakeHub:
     def siblings(self) -> list[dict[str, Any]]:
         rows = []
         for name, data in self.files.items():
-            row: dict[str, Any] = {"rfilename": name, "size": len(data), "blobId": git_sha1(data)}
+            row: dict[str, Any] = {
+                "rfilename": name,
+                "size": len(data),
+                "blobId": git_sha1(data),
+            }
             if name not in self.plain_git:
-                row["lfs"] = {"size": len(data), "sha256": hashlib.sha256(data).hexdigest(), "pointerSize": 128}
+                row["lfs"] = {
+                    "size": len(data),
+                    "sha256": hashlib.sha256(data).hexdigest(),
+                    "pointerSize": 128,
+                }
             rows.append(row)
         return rows + self.names
 
     def fetched(self) -> list[str]:
         """Names of the files that were asked for, in order."""
-        return [path.rsplit("/", 1)[1] for method, path, _ in self.requests if method == "GET" and "/resolve/" in path]
+        return [
+            path.rsplit("/", 1)[1]
+            for method, path, _ in self.requests
+            if method == "GET" and "/resolve/" in path
+        ]
 
 
 def git_sha1(data: bytes) -> str:
@@ -60,7 +76,9 @@ def serve(hub: FakeHub) -> Iterator[FakeHub]:
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     server.daemon_threads = True
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
+    thread = threading.Thread(
+        target=server.serve_forever, kwargs={"poll_interval": 0.02}
+    )
     thread.start()
     hub.url = f"http://127.0.0.1:{server.server_address[1]}"
     try:
@@ -81,7 +99,11 @@ class _Handler(BaseHTTPRequestHandler):
         if path.startswith("/api/models"):
             self._info(path)
         elif "/resolve/" in path or path.startswith("/cdn/"):
-            self._file(path.split("/", 5)[-1] if "/resolve/" in path else path.split("/", 2)[-1])
+            self._file(
+                path.split("/", 5)[-1]
+                if "/resolve/" in path
+                else path.split("/", 2)[-1]
+            )
         else:
             self._answer(404, b"")
 
@@ -89,16 +111,32 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _info(self, path: str) -> None:
         if path == "/api/models":
-            rows = [{"id": self.fake.repository, "modelId": self.fake.repository, "downloads": 7, "tags": []}]
+            rows = [
+                {
+                    "id": self.fake.repository,
+                    "modelId": self.fake.repository,
+                    "downloads": 7,
+                    "tags": [],
+                }
+            ]
             return self._answer(200, json.dumps(rows).encode())
         known = path.startswith(f"/api/models/{self.fake.repository}")
         status = self.fake.status.get("api", 200 if known else 404)
         if status != 200:
             code = {404: "RepoNotFound", 403: "GatedRepo"}.get(status, "")
             return self._answer(status, b"{}", {"X-Error-Code": code} if code else {})
-        if "/revision/" in path and path.rsplit("/", 1)[1] not in ("main", self.fake.commit, "v1"):
+        if "/revision/" in path and path.rsplit("/", 1)[1] not in (
+            "main",
+            self.fake.commit,
+            "v1",
+        ):
             return self._answer(404, b"{}", {"X-Error-Code": "RevisionNotFound"})
-        body = {"id": self.fake.repository, "sha": self.fake.commit, "siblings": self.fake.siblings(), "tags": []}
+        body = {
+            "id": self.fake.repository,
+            "sha": self.fake.commit,
+            "siblings": self.fake.siblings(),
+            "tags": [],
+        }
         return self._answer(200, json.dumps(body).encode())
 
     def _file(self, name: str) -> None:
@@ -115,11 +153,23 @@ class _Handler(BaseHTTPRequestHandler):
         start = 0
         if (wanted := self.headers.get("Range")) and not self.fake.ignore_range:
             start = int(wanted.removeprefix("bytes=").split("-")[0])
-        headers = {"Content-Range": f"bytes {start}-{len(data) - 1}/{len(data)}"} if start else {}
+        headers = (
+            {"Content-Range": f"bytes {start}-{len(data) - 1}/{len(data)}"}
+            if start
+            else {}
+        )
         cuts = self.fake.cut_after.get(name)
-        return self._answer(206 if start else 200, data[start:], headers, cuts.pop(0) if cuts else None)
+        return self._answer(
+            206 if start else 200, data[start:], headers, cuts.pop(0) if cuts else None
+        )
 
-    def _answer(self, status: int, body: bytes, headers: dict[str, str] | None = None, cut: int | None = None) -> None:
+    def _answer(
+        self,
+        status: int,
+        body: bytes,
+        headers: dict[str, str] | None = None,
+        cut: int | None = None,
+    ) -> None:
         self.send_response(status)
         for key, value in (headers or {}).items():
             self.send_header(key, value)

@@ -25,7 +25,14 @@ LENGTHS = (60, 70, 97)  # tokens of the prompts
 NUM_TOKENS = 40
 _PARAMS = SamplingParams(max_tokens=NUM_TOKENS, temperature=0, ignore_eos=True)
 _OPTIONS = EngineOptions(kv_memory=64_000_000, max_rows=4, prefill_chunk=48)
-_BUILD_ERRORS = (TypeError, ValueError, LookupError, AttributeError, RuntimeError, RvllmError)
+_BUILD_ERRORS = (
+    TypeError,
+    ValueError,
+    LookupError,
+    AttributeError,
+    RuntimeError,
+    RvllmError,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +44,9 @@ class Verdict:
     keeps: str = ""
     way: str = ""
     detail: str = ""
-    backend: str = ""  # what computes attention here, and what else its decode calls do at once
+    backend: str = (
+        ""  # what computes attention here, and what else its decode calls do at once
+    )
 
 
 class Bytes:
@@ -64,12 +73,17 @@ def judge(arch: str) -> Verdict:
     """Build the tiny model of `arch`, ask mlx-lm, then the engine in three ways."""
     try:
         model, config = zoo_model(arch)
-        prompts = [np.random.default_rng(n).integers(0, VOCAB_SIZE, n).tolist() for n in LENGTHS]
+        prompts = [
+            np.random.default_rng(n).integers(0, VOCAB_SIZE, n).tolist()
+            for n in LENGTHS
+        ]
         expected = [mlx_lm_tokens(model, prompt) for prompt in prompts]
         keeps = _kinds(model)
     except (*_BUILD_ERRORS, SystemExit) as error:
         return Verdict(arch, "no model", detail=_line(error))
-    loaded = LoadedModel(model, config, arch, arch, 512, VOCAB_SIZE, (), 0, f"tiny {arch}")
+    loaded = LoadedModel(
+        model, config, arch, arch, 512, VOCAB_SIZE, (), 0, f"tiny {arch}"
+    )
     try:
         core = build_core(loaded, Bytes(), _OPTIONS)
     except RvllmError as error:
@@ -78,7 +92,11 @@ def judge(arch: str) -> Verdict:
     layout = probe_layout(model)
     cold, _ = _ask(core, prompts)
     warm, hits = _ask(core, prompts)
-    tight = build_core(loaded, Bytes(), replace(_OPTIONS, kv_memory=_tight_bytes(layout), self_check=False))
+    tight = build_core(
+        loaded,
+        Bytes(),
+        replace(_OPTIONS, kv_memory=_tight_bytes(layout), self_check=False),
+    )
     tight._runner.mode = core._runner.mode
     if core._runner._compiled is None:  # the mode that was proven has no compiled step
         tight._runner._compiled = None
@@ -86,14 +104,20 @@ def judge(arch: str) -> Verdict:
     hits_and_preemptions = (min(hits), tight.stats()["preemptions"])
     core.close("done")
     tight.close("done")
-    wrong = [name for name, found in (("cold", cold), ("warm", warm), ("preempted", preempted)) if found != expected]
+    wrong = [
+        name
+        for name, found in (("cold", cold), ("warm", warm), ("preempted", preempted))
+        if found != expected
+    ]
     if len({tuple(tokens) for tokens in expected}) == 1:
         wrong.append("the model always says the same")
     if hits_and_preemptions[0] == 0:
         wrong.append("no prefix was reused")
     if hits_and_preemptions[1] == 0:
         wrong.append("nothing was preempted")
-    return Verdict(arch, "different" if wrong else "equal", keeps, way, ", ".join(wrong), backend)
+    return Verdict(
+        arch, "different" if wrong else "equal", keeps, way, ", ".join(wrong), backend
+    )
 
 
 def mlx_lm_tokens(model: nn.Module, prompt: Sequence[int]) -> list[int]:
@@ -130,8 +154,13 @@ def _tight_bytes(layout: KVLayout) -> int:
     """Room for the longest sequence and one block more, with each group's scratch block."""
     needed = layout.blocks_needed(max(LENGTHS) + NUM_TOKENS + 1, _OPTIONS.prefill_chunk)
     blocks = max(needed) + 2
-    useful = [4 * count + 1 for count in layout.blocks_needed(512, _OPTIONS.prefill_chunk)]
-    return sum(min(blocks, most) * shape.block_bytes for most, shape in zip(useful, layout.groups, strict=True))
+    useful = [
+        4 * count + 1 for count in layout.blocks_needed(512, _OPTIONS.prefill_chunk)
+    ]
+    return sum(
+        min(blocks, most) * shape.block_bytes
+        for most, shape in zip(useful, layout.groups, strict=True)
+    )
 
 
 def _kinds(model: nn.Module) -> str:
@@ -139,18 +168,26 @@ def _kinds(model: nn.Module) -> str:
     leaves: list[Any] = []
     for cache in plain_caches(model):
         leaves.extend(getattr(cache, "caches", [cache]))
-    found = dict.fromkeys(names.get(type(leaf).__name__, type(leaf).__name__) for leaf in leaves)
+    found = dict.fromkeys(
+        names.get(type(leaf).__name__, type(leaf).__name__) for leaf in leaves
+    )
     return " and ".join(sorted(found))
 
 
 def _way(core: EngineCore) -> str:
     mode = core._runner.mode
-    return ("batched" if mode.batched else "row by row") + (", gathered" if mode.dense else "")
+    return ("batched" if mode.batched else "row by row") + (
+        ", gathered" if mode.dense else ""
+    )
 
 
 def _backend(core: EngineCore) -> str:
     mode = core._runner.mode
-    extras = [name for name, is_on in (("rotated", mode.rotates), ("joined", mode.joins)) if is_on]
+    extras = [
+        name
+        for name, is_on in (("rotated", mode.rotates), ("joined", mode.joins))
+        if is_on
+    ]
     return ", ".join([str(core.stats()["attention_backend"]), *extras])
 
 

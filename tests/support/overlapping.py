@@ -64,26 +64,39 @@ class OverlappingRunner(ModelRunner):
         if self._launched is not None:
             self._launched.run()
 
-    def prefill(self, tables: SequenceTables, position: int, token_ids: Sequence[int], adapter: int = 0) -> None:
+    def prefill(
+        self,
+        tables: SequenceTables,
+        position: int,
+        token_ids: Sequence[int],
+        adapter: int = 0,
+    ) -> None:
         self.wait()
         super().prefill(tables, position, token_ids, adapter)
 
-    def sample(self, rows: Sequence[DecodeRow], samplings: Any, previous: Any, chunks: Any = ()) -> SampledTokens:
+    def sample(
+        self, rows: Sequence[DecodeRow], samplings: Any, previous: Any, chunks: Any = ()
+    ) -> SampledTokens:
         before = self._launched
         self.num_overlapped += any(row.previous_row is not None for row in rows)
-        frozen = [DecodeRow(_copied(row.tables), row.position, row.token_id, row.previous_row) for row in rows]
+        frozen = [
+            DecodeRow(_copied(row.tables), row.position, row.token_id, row.previous_row)
+            for row in rows
+        ]
 
         def compute() -> list[int]:
             if before is not None:
                 before.run()
             known = [self._known(row, previous) for row in frozen]
-            found: list[int] = super(OverlappingRunner, self).sample(known, samplings, None).tokens.tolist()
+            found: list[int] = (
+                super(OverlappingRunner, self)
+                .sample(known, samplings, None)
+                .tokens.tolist()
+            )
             return found
 
         self._launched = LateStep(compute)
-        if (
-            self._layout.has_state
-        ):  # a device's arrays stand for what they will be: the state is the launched step's at once
+        if self._layout.has_state:  # a device's arrays stand for what they will be: the state is the launched step's at once
             self._launched.run()
         return SampledTokens(Later(self._launched))  # type: ignore[arg-type]
 
@@ -114,7 +127,9 @@ def make_overlapping(core: EngineCore) -> OverlappingRunner:
 
 
 def _copied(tables: SequenceTables) -> SequenceTables:
-    groups = tuple(BlockTable(list(table.block_ids), table.start_block) for table in tables.groups)
+    groups = tuple(
+        BlockTable(list(table.block_ids), table.start_block) for table in tables.groups
+    )
     return SequenceTables(groups, tables.state)
 
 

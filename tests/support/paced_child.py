@@ -43,7 +43,10 @@ class Engine:
                 self._open[(request.request_id, request.index)] = (request, 0)
         elif isinstance(command, frames.Cancel):
             gone = [key for key in self._open if key[0] == command.request_id]
-            ended = [(key[0], StreamEvent("", (), FinishReason.CANCELLED, index=key[1])) for key in gone]
+            ended = [
+                (key[0], StreamEvent("", (), FinishReason.CANCELLED, index=key[1]))
+                for key in gone
+            ]
             for key in gone:
                 del self._open[key]
             frames.send(self._connection, frames.Events(tuple(ended)))
@@ -59,7 +62,10 @@ class Engine:
             with self._lock:
                 self._steps += 1
                 events = tuple(self._step())
-                frames.send(self._connection, frames.Beat(self._steps, has_work=bool(self._open)))
+                frames.send(
+                    self._connection,
+                    frames.Beat(self._steps, has_work=bool(self._open)),
+                )
                 if events:
                     frames.send(self._connection, frames.Events(events))
 
@@ -68,8 +74,15 @@ class Engine:
         for key, (request, count) in list(self._open.items()):
             if request.params.max_tokens == IDLE:
                 continue
-            reason = FinishReason.LENGTH if count + 1 >= request.params.max_tokens else None
-            events.append((key[0], StreamEvent(f"{time.monotonic_ns()} ", (5,), reason, index=key[1])))
+            reason = (
+                FinishReason.LENGTH if count + 1 >= request.params.max_tokens else None
+            )
+            events.append(
+                (
+                    key[0],
+                    StreamEvent(f"{time.monotonic_ns()} ", (5,), reason, index=key[1]),
+                )
+            )
             self._open[key] = (request, count + 1)
             if reason is not None:
                 del self._open[key]
@@ -79,7 +92,9 @@ class Engine:
 def main() -> None:
     connection = socket.socket(fileno=int(sys.argv[1]))
     frames.receive_command(connection)
-    frames.send(connection, frames.Ready(EngineLimits(384, 100_000, 10**9, (0,), 10_000)))
+    frames.send(
+        connection, frames.Ready(EngineLimits(384, 100_000, 10**9, (0,), 10_000))
+    )
     Engine(connection).serve()
     os._exit(0)
 

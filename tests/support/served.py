@@ -34,7 +34,9 @@ def save_thinking(folder: Path) -> Path:
     save_tiny("llama", folder)
     path = folder / "tokenizer_config.json"
     settings = json.loads(path.read_text(encoding="utf-8"))
-    path.write_text(json.dumps({**settings, "chat_template": THINKING_TEMPLATE}), encoding="utf-8")
+    path.write_text(
+        json.dumps({**settings, "chat_template": THINKING_TEMPLATE}), encoding="utf-8"
+    )
     return folder
 
 
@@ -43,8 +45,22 @@ def rvllm_serve(
     models: Sequence[Path | str], *flags: str, environ: Mapping[str, str] | None = None
 ) -> Iterator[tuple[str, subprocess.Popen[str]]]:
     """The base address (without /v1) of a server that listens, and its process; it is ended with the block."""
-    command = [sys.executable, "-m", "rvllm_local.cli", "serve", *map(str, models), "--port", "0", *flags]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env={**os.environ, **(environ or {})})
+    command = [
+        sys.executable,
+        "-m",
+        "rvllm_local.cli",
+        "serve",
+        *map(str, models),
+        "--port",
+        "0",
+        *flags,
+    ]
+    process = subprocess.Popen(
+        command,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, **(environ or {})},
+    )
     try:
         assert process.stderr is not None
         said = []

@@ -39,14 +39,23 @@ CONTROL = ("<|turn|>",)
 
 def _lines() -> Iterator[str]:
     for index in range(600):
-        yield " ".join(WORDS[(index * step) % len(WORDS)] for step in range(1, 9)) + f" {index} é日本."
+        yield (
+            " ".join(WORDS[(index * step) % len(WORDS)] for step in range(1, 9))
+            + f" {index} é日本."
+        )
 
 
 @functools.cache
-def trained(kind: str = "bpe", *, byte_fallback: bool = True, like_llama: bool = True) -> bytes:
+def trained(
+    kind: str = "bpe", *, byte_fallback: bool = True, like_llama: bool = True
+) -> bytes:
     """A serialized model of 400 pieces; `like_llama` keeps every space and changes no character."""
     target = io.BytesIO()
-    settings = {"normalization_rule_name": "identity", "remove_extra_whitespaces": False} if like_llama else {}
+    settings = (
+        {"normalization_rule_name": "identity", "remove_extra_whitespaces": False}
+        if like_llama
+        else {}
+    )
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=_lines(),
         model_writer=target,

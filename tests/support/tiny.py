@@ -34,7 +34,12 @@ _BASE: dict[str, Any] = {
     "max_position_embeddings": 2048,
     "rope_theta": 10000.0,
 }
-_WINDOWED = ["sliding_attention", "full_attention", "sliding_attention", "full_attention"]
+_WINDOWED = [
+    "sliding_attention",
+    "full_attention",
+    "sliding_attention",
+    "full_attention",
+]
 _FAMILIES: dict[str, dict[str, Any]] = {
     "llama": {"tie_word_embeddings": False},
     "mistral": {
@@ -47,7 +52,11 @@ _FAMILIES: dict[str, dict[str, Any]] = {
     "qwen2": {"num_key_value_heads": 1, "tie_word_embeddings": True},
     "qwen3": {"head_dim": 32, "tie_word_embeddings": False},
     "gemma": {"head_dim": 32},
-    "gemma2": {"head_dim": 32, "query_pre_attn_scalar": 32.0, "attn_logit_softcapping": 2.0},
+    "gemma2": {
+        "head_dim": 32,
+        "query_pre_attn_scalar": 32.0,
+        "attn_logit_softcapping": 2.0,
+    },
     "gemma3_text": {
         "num_hidden_layers": 4,
         "head_dim": 32,
@@ -82,14 +91,24 @@ _FAMILIES: dict[str, dict[str, Any]] = {
         "tie_word_embeddings": False,
         "norm_topk_prob": True,
     },
-    "mixtral": {"num_local_experts": 4, "num_experts_per_tok": 2, "tie_word_embeddings": False},
+    "mixtral": {
+        "num_local_experts": 4,
+        "num_experts_per_tok": 2,
+        "tie_word_embeddings": False,
+    },
 }
 ARCHITECTURES = tuple(_FAMILIES)
 
 
 def tiny_config(arch: str) -> dict[str, Any]:
     """A config.json of a few layers for `arch`."""
-    return {"model_type": arch, **_BASE, **_FAMILIES[arch], "eos_token_id": 0, "bos_token_id": 1}
+    return {
+        "model_type": arch,
+        **_BASE,
+        **_FAMILIES[arch],
+        "eos_token_id": 0,
+        "bos_token_id": 1,
+    }
 
 
 def tiny_model(arch: str, seed: int = 0) -> tuple[nn.Module, dict[str, Any]]:
@@ -97,20 +116,27 @@ def tiny_model(arch: str, seed: int = 0) -> tuple[nn.Module, dict[str, Any]]:
     config = tiny_config(arch)
     model = build_model(config)
     random = np.random.default_rng(seed)
-    weights = [(name, mx.array(_values(arch, name, value, random))) for name, value in tree_flatten(model.parameters())]
+    weights = [
+        (name, mx.array(_values(arch, name, value, random)))
+        for name, value in tree_flatten(model.parameters())
+    ]
     model.update(tree_unflatten(weights))
     mx.eval(model.parameters())
     return model, config
 
 
-def _values(arch: str, name: str, value: mx.array, random: np.random.Generator) -> np.ndarray:
+def _values(
+    arch: str, name: str, value: mx.array, random: np.random.Generator
+) -> np.ndarray:
     noise = random.standard_normal(value.shape)
     if name.endswith("norm.weight"):
         noise = (0.0 if "gemma" in arch else 1.0) + 0.2 * noise
     elif value.ndim == 1:  # biases and attention sinks
         noise = 0.3 * noise
     elif "embed_tokens" in name:
-        noise = (0.04 if "gemma" in arch else 0.7) * noise  # gemma scales by sqrt(hidden)
+        noise = (
+            0.04 if "gemma" in arch else 0.7
+        ) * noise  # gemma scales by sqrt(hidden)
     else:
         noise = noise * (1.6 / np.sqrt(value.shape[-1]))
     return noise.astype(np.float32)
@@ -119,14 +145,23 @@ def _values(arch: str, name: str, value: mx.array, random: np.random.Generator) 
 def tiny_tokenizer() -> Tokenizer:
     """A byte-level BPE over the 256 bytes and a few merges, after the special tokens; fills the vocabulary."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    merges: list[tuple[str, str]] = [("t", "h"), ("Ġ", "th"), ("Ġth", "e"), ("i", "n"), ("e", "r"), ("Ġ", "a")]
+    merges: list[tuple[str, str]] = [
+        ("t", "h"),
+        ("Ġ", "th"),
+        ("Ġth", "e"),
+        ("i", "n"),
+        ("e", "r"),
+        ("Ġ", "a"),
+    ]
     tokens = [*alphabet, *(left + right for left, right in merges)]
     vocab = {token: index + len(SPECIAL_TOKENS) for index, token in enumerate(tokens)}
     vocab.update({token: index for index, token in enumerate(SPECIAL_TOKENS)})
     tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=merges))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in SPECIAL_TOKENS])
+    tokenizer.add_special_tokens(
+        [AddedToken(token, special=True, normalized=False) for token in SPECIAL_TOKENS]
+    )
     return tokenizer
 
 
@@ -135,7 +170,11 @@ def save_tiny(arch: str, folder: Path, seed: int = 0) -> Path:
     model, config = tiny_model(arch, seed)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
-    mx.save_safetensors(str(folder / "model.safetensors"), dict(tree_flatten(model.parameters())), {"format": "mlx"})
+    mx.save_safetensors(
+        str(folder / "model.safetensors"),
+        dict(tree_flatten(model.parameters())),
+        {"format": "mlx"},
+    )
     save_tokenizer(folder)
     return folder
 
@@ -149,4 +188,6 @@ def save_tokenizer(folder: Path) -> None:
         "add_bos_token": False,
         "chat_template": CHAT_TEMPLATE,
     }
-    (folder / "tokenizer_config.json").write_text(json.dumps(settings), encoding="utf-8")
+    (folder / "tokenizer_config.json").write_text(
+        json.dumps(settings), encoding="utf-8"
+    )

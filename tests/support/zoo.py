@@ -28,20 +28,83 @@ SIZES: dict[str, Any] = {
     "rope_theta": 10000.0,
     "tie_word_embeddings": False,
     # widths
-    **dict.fromkeys(("hidden_size", "d_model", "model_dim", "n_embd", "hidden_dim"), 64),
-    **dict.fromkeys(("intermediate_size", "ffn_hidden_size", "ff_intermediate_size", "n_inner", "block_dim"), 96),
-    **dict.fromkeys(("moe_intermediate_size", "shared_expert_intermediate_size", "expert_ffn_hidden_size"), 48),
-    **dict.fromkeys(("shared_intermediate_size", "moe_shared_expert_intermediate_size", "intermediate_size_mlp"), 48),
+    **dict.fromkeys(
+        ("hidden_size", "d_model", "model_dim", "n_embd", "hidden_dim"), 64
+    ),
+    **dict.fromkeys(
+        (
+            "intermediate_size",
+            "ffn_hidden_size",
+            "ff_intermediate_size",
+            "n_inner",
+            "block_dim",
+        ),
+        96,
+    ),
+    **dict.fromkeys(
+        (
+            "moe_intermediate_size",
+            "shared_expert_intermediate_size",
+            "expert_ffn_hidden_size",
+        ),
+        48,
+    ),
+    **dict.fromkeys(
+        (
+            "shared_intermediate_size",
+            "moe_shared_expert_intermediate_size",
+            "intermediate_size_mlp",
+        ),
+        48,
+    ),
     # layers and heads
-    **dict.fromkeys(("num_hidden_layers", "num_layers", "n_layers", "n_layer", "num_transformer_layers"), _LAYERS),
-    **dict.fromkeys(("num_attention_heads", "num_heads", "n_heads", "n_head", "num_query_heads"), 4),
+    **dict.fromkeys(
+        (
+            "num_hidden_layers",
+            "num_layers",
+            "n_layers",
+            "n_layer",
+            "num_transformer_layers",
+        ),
+        _LAYERS,
+    ),
+    **dict.fromkeys(
+        ("num_attention_heads", "num_heads", "n_heads", "n_head", "num_query_heads"), 4
+    ),
     **dict.fromkeys(("num_key_value_heads", "num_kv_heads"), 2),
     "head_dim": 32,
     # experts
-    **dict.fromkeys(("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts"), 4),
-    **dict.fromkeys(("num_experts_per_tok", "moe_topk", "moe_k", "num_experts_per_token", "top_k_experts"), 2),
-    **dict.fromkeys(("n_shared_experts", "num_shared_experts", "num_shared_expert", "moe_num_shared_experts"), 1),
-    **dict.fromkeys(("first_k_dense_replace", "num_dense_layers", "decoder_sparse_step", "moe_layer_freq"), 1),
+    **dict.fromkeys(
+        ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts"), 4
+    ),
+    **dict.fromkeys(
+        (
+            "num_experts_per_tok",
+            "moe_topk",
+            "moe_k",
+            "num_experts_per_token",
+            "top_k_experts",
+        ),
+        2,
+    ),
+    **dict.fromkeys(
+        (
+            "n_shared_experts",
+            "num_shared_experts",
+            "num_shared_expert",
+            "moe_num_shared_experts",
+        ),
+        1,
+    ),
+    **dict.fromkeys(
+        (
+            "first_k_dense_replace",
+            "num_dense_layers",
+            "decoder_sparse_step",
+            "moe_layer_freq",
+        ),
+        1,
+    ),
     **dict.fromkeys(("n_group", "topk_group"), 1),
     "norm_topk_prob": True,
     "routed_scaling_factor": 1.0,
@@ -55,7 +118,16 @@ SIZES: dict[str, Any] = {
     **dict.fromkeys(("linear_num_key_heads",), 2),
     **dict.fromkeys(("linear_num_value_heads",), 4),
     **dict.fromkeys(("linear_key_head_dim", "linear_value_head_dim"), 32),
-    **dict.fromkeys(("linear_conv_kernel_dim", "conv_kernel", "conv_window", "mamba_d_conv", "conv1d_width"), 4),
+    **dict.fromkeys(
+        (
+            "linear_conv_kernel_dim",
+            "conv_kernel",
+            "conv_window",
+            "mamba_d_conv",
+            "conv1d_width",
+        ),
+        4,
+    ),
     **dict.fromkeys(("state_size", "ssm_state_size", "mamba_d_state"), 16),
     **dict.fromkeys(("mamba_num_heads", "mamba_n_heads"), 4),
     **dict.fromkeys(("mamba_head_dim", "mamba_d_head", "hidden_size_per_head"), 32),
@@ -63,18 +135,39 @@ SIZES: dict[str, Any] = {
     "time_step_rank": 8,
     "conv_L_cache": 3,
     "time_step_limit": (0.0, 100.0),
-    **dict.fromkeys(("attention_bias", "mlp_bias", "use_bias", "mamba_proj_bias", "use_conv_bias"), False),
+    **dict.fromkeys(
+        ("attention_bias", "mlp_bias", "use_bias", "mamba_proj_bias", "use_conv_bias"),
+        False,
+    ),
     **dict.fromkeys(("conv_bias", "use_qkv_bias", "use_expert_bias"), False),
     "mlp_only_layers": [],
     "partial_rotary_factor": 0.5,
     "use_qk_norm": True,
     **dict.fromkeys(("dim_model_base",), 64),
-    **dict.fromkeys(("scale_depth", "scale_emb", "logits_scaling", "embedding_multiplier", "residual_multiplier"), 1.0),
+    **dict.fromkeys(
+        (
+            "scale_depth",
+            "scale_emb",
+            "logits_scaling",
+            "embedding_multiplier",
+            "residual_multiplier",
+        ),
+        1.0,
+    ),
     "attention_multiplier": 0.18,
     **dict.fromkeys(("n_positions", "n_ctx"), 2048),
     **dict.fromkeys(("layer_group_size",), 2),
     "group_norm_size": 1,
-    **dict.fromkeys(("rms_norm_eps", "layer_norm_eps", "norm_eps", "layer_norm_epsilon", "layernorm_epsilon"), 1e-6),
+    **dict.fromkeys(
+        (
+            "rms_norm_eps",
+            "layer_norm_eps",
+            "norm_eps",
+            "layer_norm_epsilon",
+            "layernorm_epsilon",
+        ),
+        1e-6,
+    ),
 }
 _WINDOW = {"sliding_window": 24, "layer_types": _WINDOWED}
 _DEEPSEEK = {"topk_method": "noaux_tc", "scoring_func": "sigmoid", "qk_head_dim": 48}
@@ -87,28 +180,50 @@ _ZERO_EXPERTS = {
     "routed_scaling_factor": 1.0,
 }
 _ROPE = {"rope_type": "default", "rope_theta": 10000.0}
-_LINEAR = {"layer_types": ["linear_attention", "full_attention"] * (_LAYERS // 2), "full_attention_interval": 2}
+_LINEAR = {
+    "layer_types": ["linear_attention", "full_attention"] * (_LAYERS // 2),
+    "full_attention_interval": 2,
+}
 
 # What an architecture needs besides, or instead. None leaves a field out.
 _PECULIAR: dict[str, dict[str, Any]] = {
     "afm7": {"num_kv_reuse_layers": 1, "hidden_dim_scale_factor": 1.5},
     "afmoe": _WINDOW,
     "apertus": {"post_norm": True, "qk_norm": True},
-    "baichuan_m1": {"sliding_window": 24, "sliding_window_layers": [1, 3], "conv_window": 2},
+    "baichuan_m1": {
+        "sliding_window": 24,
+        "sliding_window_layers": [1, 3],
+        "conv_window": 2,
+    },
     "cohere": {"num_key_value_heads": 2},
     "cohere2": {"sliding_window": 24, "sliding_window_pattern": 2, "head_dim": 16},
     "dbrx": {
         "ffn_config": {"ffn_hidden_size": 48, "moe_num_experts": 4, "moe_top_k": 2},
         "attn_config": {"kv_n_heads": 2, "clip_qkv": 8, "rope_theta": 10000.0},
     },
-    "deepseek_v2": {"rope_scaling": {"type": "yarn", "factor": 1.0, "original_max_position_embeddings": 2048}},
+    "deepseek_v2": {
+        "rope_scaling": {
+            "type": "yarn",
+            "factor": 1.0,
+            "original_max_position_embeddings": 2048,
+        }
+    },
     "deepseek_v32": {"index_topk": 16, "index_head_dim": 32, "index_n_heads": 2},
     "exaone": {"head_dim": 16},
-    "exaone4": {"rope_scaling": _ROPE, "sliding_window": 24, "sliding_window_pattern": "LG"},
+    "exaone4": {
+        "rope_scaling": _ROPE,
+        "sliding_window": 24,
+        "sliding_window_pattern": "LG",
+    },
     "exaone_moe": {**_WINDOW, "is_moe_layer": [False, True, True, True]},
     "falcon_h1": {"mamba_d_ssm": 128, "mamba_d_head": 32, "head_dim": 32},
     "gear": {
-        "layer_types": ["conv_mixer", "full_attention", "sliding_attention", "full_attention"],
+        "layer_types": [
+            "conv_mixer",
+            "full_attention",
+            "sliding_attention",
+            "full_attention",
+        ],
         "sliding_window": 24,
         "attn_logit_softcapping": 2.0,
     },
@@ -119,10 +234,20 @@ _PECULIAR: dict[str, dict[str, Any]] = {
         "sliding_window_pattern": 2,
         "query_pre_attn_scalar": 32,
     },
-    "gemma3_text": {"sliding_window": 24, "sliding_window_pattern": 2, "query_pre_attn_scalar": 32},
+    "gemma3_text": {
+        "sliding_window": 24,
+        "sliding_window_pattern": 2,
+        "query_pre_attn_scalar": 32,
+    },
     "gemma4": {"text_model": "gemma4_text", **_WINDOW, "num_kv_shared_layers": 0},
     "gemma4_text": {**_WINDOW, "num_kv_shared_layers": 0},
-    "glm_moe_dsa": {**_DEEPSEEK, "index_topk": 16, "index_head_dim": 32, "index_n_heads": 2, "rope_parameters": _ROPE},
+    "glm_moe_dsa": {
+        **_DEEPSEEK,
+        "index_topk": 16,
+        "index_head_dim": 32,
+        "index_n_heads": 2,
+        "rope_parameters": _ROPE,
+    },
     "gpt_neox": {"rotary_emb_base": 10000, "rotary_pct": 0.5},
     "gptj": {"rotary_dim": 8},
     "granitemoehybrid": {
@@ -173,7 +298,10 @@ _PECULIAR: dict[str, dict[str, Any]] = {
     "longcat_flash_ngram": _ZERO_EXPERTS,
     "mamba": {"time_step_rank": 8, "conv_kernel": 4},
     "mamba2": {"num_heads": 4, "head_dim": 32, "n_groups": 1},
-    "mellum": {**_WINDOW, "rope_parameters": {"full_attention": _ROPE, "sliding_attention": _ROPE}},
+    "mellum": {
+        **_WINDOW,
+        "rope_parameters": {"full_attention": _ROPE, "sliding_attention": _ROPE},
+    },
     "mimo_v2_flash": {
         **_DEEPSEEK,
         "hybrid_layer_pattern": [0, 1, 0, 1],
@@ -198,12 +326,32 @@ _PECULIAR: dict[str, dict[str, Any]] = {
     },
     "glm4_moe": {"rope_scaling": {}},
     "minimax": {"rotary_dim": 16},
-    "ministral3": {"rope_parameters": {**_ROPE, "original_max_position_embeddings": 2048, "llama_4_scaling_beta": 0.1}},
-    "mistral4": {"rope_parameters": {**_ROPE, "original_max_position_embeddings": 2048, "llama_4_scaling_beta": 0.1}},
+    "ministral3": {
+        "rope_parameters": {
+            **_ROPE,
+            "original_max_position_embeddings": 2048,
+            "llama_4_scaling_beta": 0.1,
+        }
+    },
+    "mistral4": {
+        "rope_parameters": {
+            **_ROPE,
+            "original_max_position_embeddings": 2048,
+            "llama_4_scaling_beta": 0.1,
+        }
+    },
     "nemotron": {"hidden_act": "relu2"},
-    "nemotron_h": {"hybrid_override_pattern": "M*M-", "layers_block_type": None, "mamba_head_dim": 32},
+    "nemotron_h": {
+        "hybrid_override_pattern": "M*M-",
+        "layers_block_type": None,
+        "mamba_head_dim": 32,
+    },
     "olmo3": {**_WINDOW, "head_dim": 16},
-    "olmo_hybrid": {**_LINEAR, "linear_allow_neg_eigval": True, "linear_num_key_heads": 4},
+    "olmo_hybrid": {
+        **_LINEAR,
+        "linear_allow_neg_eigval": True,
+        "linear_num_key_heads": 4,
+    },
     "openelm": {
         "ffn_dim_divisor": 16,
         "num_query_heads": [4] * _LAYERS,
@@ -226,7 +374,15 @@ _PECULIAR: dict[str, dict[str, Any]] = {
         "head_dim": 16,
     },
     "rwkv7": {
-        **dict.fromkeys(("a_low_rank_dim", "v_low_rank_dim", "gate_low_rank_dim", "decay_low_rank_dim"), 16),
+        **dict.fromkeys(
+            (
+                "a_low_rank_dim",
+                "v_low_rank_dim",
+                "gate_low_rank_dim",
+                "decay_low_rank_dim",
+            ),
+            16,
+        ),
         "head_dim": 32,
     },
     "spark2_5": {
@@ -246,10 +402,26 @@ def zoo_config(arch: str) -> dict[str, Any]:
     values = {**SIZES, **peculiar}
     inner = peculiar.get("text_model", arch)
     if "text_config" in known:
-        text = {name: value for name, value in values.items() if value is not None} | {"model_type": inner}
-        return {"model_type": arch, "text_config": text, "vocab_size": VOCAB_SIZE, "max_position_embeddings": 2048}
-    config = {name: value for name, value in values.items() if name in known and value is not None}
-    return {**config, "model_type": arch, "vocab_size": VOCAB_SIZE, "max_position_embeddings": 2048}
+        text = {name: value for name, value in values.items() if value is not None} | {
+            "model_type": inner
+        }
+        return {
+            "model_type": arch,
+            "text_config": text,
+            "vocab_size": VOCAB_SIZE,
+            "max_position_embeddings": 2048,
+        }
+    config = {
+        name: value
+        for name, value in values.items()
+        if name in known and value is not None
+    }
+    return {
+        **config,
+        "model_type": arch,
+        "vocab_size": VOCAB_SIZE,
+        "max_position_embeddings": 2048,
+    }
 
 
 def zoo_model(arch: str, seed: int = 1) -> tuple[nn.Module, dict[str, Any]]:
@@ -257,7 +429,10 @@ def zoo_model(arch: str, seed: int = 1) -> tuple[nn.Module, dict[str, Any]]:
     config = zoo_config(arch)
     model = build_model(config)
     random = np.random.default_rng(seed)
-    weights = [(name, _values(name, value, random)) for name, value in tree_flatten(model.parameters())]
+    weights = [
+        (name, _values(name, value, random))
+        for name, value in tree_flatten(model.parameters())
+    ]
     model.update(tree_unflatten(weights))
     model.eval()
     mx.eval(model.parameters())
@@ -269,6 +444,8 @@ def _values(name: str, value: mx.array, random: np.random.Generator) -> mx.array
         return value
     if value.ndim < 2:  # norms, biases, decays: near what the definition starts with
         start = np.array(value.astype(mx.float32))
-        return mx.array((start + 0.1 * random.standard_normal(value.shape)).astype(np.float32))
+        return mx.array(
+            (start + 0.1 * random.standard_normal(value.shape)).astype(np.float32)
+        )
     scale = 0.7 if "embed" in name or "wte" in name else 1.6 / np.sqrt(value.shape[-1])
     return mx.array((scale * random.standard_normal(value.shape)).astype(np.float32))

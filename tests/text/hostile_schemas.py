@@ -9,13 +9,20 @@ from typing import Any
 def _nested(depth: int, key: str = "properties") -> Any:
     schema: Any = {"type": "string"}
     for _ in range(depth):
-        schema = {"type": "object", "properties": {"a": schema}} if key == "properties" else {key: [schema]}
+        schema = (
+            {"type": "object", "properties": {"a": schema}}
+            if key == "properties"
+            else {key: [schema]}
+        )
     return schema
 
 
 def _anagrams(width: int) -> dict[str, Any]:
     return {
-        "anyOf": [{"type": "string", "pattern": f"^{'.*'.join(p)}$"} for p in itertools.permutations("abcdef"[:width])]
+        "anyOf": [
+            {"type": "string", "pattern": f"^{'.*'.join(p)}$"}
+            for p in itertools.permutations("abcdef"[:width])
+        ]
     }
 
 

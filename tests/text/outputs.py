@@ -101,7 +101,11 @@ DEEPSEEK_31 = (
     + ARGUMENTS
     + "<｜tool▁call▁end｜><｜tool▁calls▁end｜>"
 )
-HARMONY = "<|channel|>commentary to=functions.look <|constrain|>json<|message|>" + ARGUMENTS + "<|call|>"
+HARMONY = (
+    "<|channel|>commentary to=functions.look <|constrain|>json<|message|>"
+    + ARGUMENTS
+    + "<|call|>"
+)
 GEMMA_FUNCTION = "<start_function_call>call:look{city:<escape>Oslo<escape>,days:3}<end_function_call>"
 
 # Family, output, what it is read as.

@@ -16,7 +16,12 @@ import numpy as np
 from jsonschema.validators import validator_for
 
 from rvllm_local.errors import ParameterError
-from rvllm_local.text.grammar.formats import GrammarCompiler, GrammarError, Matcher, grammar_for_format
+from rvllm_local.text.grammar.formats import (
+    GrammarCompiler,
+    GrammarError,
+    Matcher,
+    grammar_for_format,
+)
 from rvllm_local.text.tokenizer import Tokenizer
 
 S: dict[str, Any] = {"type": "string"}
@@ -152,18 +157,39 @@ def _random_schema(chance: random.Random, depth: int) -> Any:
     few, many = sorted(chance.randint(0, 4) for _ in range(2))
     if kind == "string":
         patterns = ["^[a-f]+$", "^\\d+", "x", "^[^\\W_]{1,3}$", "\\s"]
-        return {"type": kind, **some(minLength=few, maxLength=many, pattern=chance.choice(patterns))}
+        return {
+            "type": kind,
+            **some(minLength=few, maxLength=many, pattern=chance.choice(patterns)),
+        }
     if kind in ("number", "integer"):
         factor = chance.choice([2, 3, 0.5, 10])
-        return {"type": kind, **some(minimum=low, maximum=high + 10, multipleOf=factor, exclusiveMaximum=high + 12)}
+        return {
+            "type": kind,
+            **some(
+                minimum=low,
+                maximum=high + 10,
+                multipleOf=factor,
+                exclusiveMaximum=high + 12,
+            ),
+        }
     if kind == "enum":
-        return {"enum": chance.sample(["a", "bb", 1, 2.5, None, True, [1, 2], {"k": "v"}], 3)}
+        return {
+            "enum": chance.sample(
+                ["a", "bb", 1, 2.5, None, True, [1, 2], {"k": "v"}], 3
+            )
+        }
     if kind in ("boolean", "null"):
         return {"type": kind}
     if kind == "array":
         return {
             "type": kind,
-            **some(items=inner[0], minItems=few, maxItems=many + 1, prefixItems=inner[1:], uniqueItems=True),
+            **some(
+                items=inner[0],
+                minItems=few,
+                maxItems=many + 1,
+                prefixItems=inner[1:],
+                uniqueItems=True,
+            ),
         }
     if kind == "object":
         names = chance.sample(["a", "b", "long name", "é", 'x"y'], 3)
@@ -175,7 +201,9 @@ def _random_schema(chance: random.Random, depth: int) -> Any:
             "required": chance.sample(names, chance.randint(0, 3)),
             "additionalProperties": extra,
         }
-        return {**schema, **some(minProperties=few)} if chance.random() < 0.3 else schema
+        return (
+            {**schema, **some(minProperties=few)} if chance.random() < 0.3 else schema
+        )
     return {kind: inner[: chance.randint(1, 3)]}
 
 
@@ -188,7 +216,9 @@ def byte_tokenizer() -> Tokenizer:
     """A vocabulary of the 256 bytes and some longer pieces, with special tokens 0 to 2; the smallest that is whole."""
     from tests.support.tiny import SPECIAL_TOKENS, tiny_tokenizer
 
-    return Tokenizer(tiny_tokenizer(), bos_token=SPECIAL_TOKENS[1], eos_token=SPECIAL_TOKENS[0])
+    return Tokenizer(
+        tiny_tokenizer(), bos_token=SPECIAL_TOKENS[1], eos_token=SPECIAL_TOKENS[0]
+    )
 
 
 VOCAB_SIZE = 384  # wider than the tokenizer's vocabulary, as models' logits are
@@ -199,12 +229,18 @@ def allowed_tokens(matcher: Matcher) -> list[int]:
     """The tokens that the matcher's mask allows, in order."""
     row = np.zeros(-(-VOCAB_SIZE // 32), np.int32)
     matcher.mask_into(row)
-    found: list[int] = np.flatnonzero(np.unpackbits(row.view(np.uint8), bitorder="little")).tolist()
+    found: list[int] = np.flatnonzero(
+        np.unpackbits(row.view(np.uint8), bitorder="little")
+    ).tolist()
     return found
 
 
 def sample(
-    matcher: Matcher, tokenizer: Tokenizer, chance: random.Random, hints: str = "", max_tokens: int = 500
+    matcher: Matcher,
+    tokenizer: Tokenizer,
+    chance: random.Random,
+    hints: str = "",
+    max_tokens: int = 500,
 ) -> str | None:
     """A document that a random model writes under the mask; None if it is not finished in time.
 
@@ -228,14 +264,27 @@ def sample(
     return None
 
 
-def _choice(allowed: list[int], tokenizer: Tokenizer, chance: random.Random, hints: str, hurry: bool) -> int:
+def _choice(
+    allowed: list[int],
+    tokenizer: Tokenizer,
+    chance: random.Random,
+    hints: str,
+    hurry: bool,
+) -> int:
     solid = [token for token in allowed if token not in EOS]
     if hurry:
-        closing = [token for token in solid if (tokenizer.id_to_bytes(token) or b" ") in (b'"', b"}", b"]", b"0")]
+        closing = [
+            token
+            for token in solid
+            if (tokenizer.id_to_bytes(token) or b" ") in (b'"', b"}", b"]", b"0")
+        ]
         if closing and chance.random() < 0.9:
             return chance.choice(closing)
         hinted = [
-            token for token in solid if (tokenizer.id_to_bytes(token) or b"").decode(errors="replace") in {*hints}
+            token
+            for token in solid
+            if (tokenizer.id_to_bytes(token) or b"").decode(errors="replace")
+            in {*hints}
         ]
         if hinted and chance.random() < 0.7:
             return chance.choice(hinted)
@@ -244,11 +293,17 @@ def _choice(allowed: list[int], tokenizer: Tokenizer, chance: random.Random, hin
 
 
 def judge(
-    schema: Any, compiler: GrammarCompiler, tokenizer: Tokenizer, documents: int, seed: int = 0
+    schema: Any,
+    compiler: GrammarCompiler,
+    tokenizer: Tokenizer,
+    documents: int,
+    seed: int = 0,
 ) -> tuple[str, str]:
     """("refused", why), ("valid", how many documents) or ("invalid", a document and what is wrong with it)."""
     try:
-        grammar = grammar_for_format({"type": "json_schema", "json_schema": {"name": "s", "schema": schema}})
+        grammar = grammar_for_format(
+            {"type": "json_schema", "json_schema": {"name": "s", "schema": schema}}
+        )
         assert grammar is not None
         matcher = compiler.compile(grammar)
     except ParameterError as error:
@@ -261,7 +316,9 @@ def judge(
     finished = 0
     for number in range(documents):
         try:
-            text = sample(matcher.copy(), tokenizer, random.Random(f"{seed} {number}"), hints)
+            text = sample(
+                matcher.copy(), tokenizer, random.Random(f"{seed} {number}"), hints
+            )
         except GrammarError as error:
             return "invalid", f"stuck: {error}"
         if text is None:
@@ -269,8 +326,14 @@ def judge(
         finished += 1
         try:
             problem = next(validator.iter_errors(json.loads(text)), None)
-        except Exception as error:  # whatever the library makes of the document counts against it
+        except (
+            Exception
+        ) as error:  # whatever the library makes of the document counts against it
             return "invalid", f"{text!r}: {type(error).__name__} {error}"
         if problem is not None:
             return "invalid", f"{text!r}: {problem.message}"
-    return ("valid", str(finished)) if finished else ("unfinished", "no document was finished")
+    return (
+        ("valid", str(finished))
+        if finished
+        else ("unfinished", "no document was finished")
+    )

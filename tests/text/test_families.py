@@ -38,17 +38,29 @@ CASES = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("template", "model_type", "family", "thinks", "inside"), CASES)
+@pytest.mark.parametrize(
+    ("template", "model_type", "family", "thinks", "inside"), CASES
+)
 def test_styles_are_detected(
-    template: str | None, model_type: str, family: str | None, thinks: str | None, inside: bool
+    template: str | None,
+    model_type: str,
+    family: str | None,
+    thinks: str | None,
+    inside: bool,
 ) -> None:
     style = detect(template, model_type)
-    assert (style.tool_family, style.reasoning_start, style.reasoning_starts_inside) == (family, thinks, inside)
+    assert (
+        style.tool_family,
+        style.reasoning_start,
+        style.reasoning_starts_inside,
+    ) == (family, thinks, inside)
     assert style.tool_family is None or style.tool_family in FAMILIES
 
 
 def test_tags_of_a_style_are_kept() -> None:
-    assert {"<tool_call>", "</tool_call>", "<think>"} <= style_of("hermes", ("<think>", "</think>")).kept_special
+    assert {"<tool_call>", "</tool_call>", "<think>"} <= style_of(
+        "hermes", ("<think>", "</think>")
+    ).kept_special
     assert "<|channel|>" in style_of("harmony").kept_special
     assert style_of(None).kept_special == frozenset()
 

@@ -27,7 +27,15 @@ def test_parts_of_text_are_joined() -> None:
         (["x"], "with a role"),
         ([{"role": "user", "content": 3}], "must be text, not int"),
         ([{"role": "user", "content": ["x"]}], "a part of type 'str'"),
-        ([{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}], "type 'image_url'"),
+        (
+            [
+                {
+                    "role": "user",
+                    "content": [{"type": "image_url", "image_url": {"url": "x"}}],
+                }
+            ],
+            "type 'image_url'",
+        ),
     ],
 )
 def test_what_is_no_text_is_refused(messages: Any, told: str) -> None:

@@ -28,7 +28,12 @@ OPENINGS = {
 @pytest.mark.parametrize(("family", "text", "expected"), OUTPUTS)
 def test_outputs_are_read(family: str, text: str, expected: Read) -> None:
     read = joined(run(parser_for(family, TOOLS), [text]))
-    assert read == Read(expected.content, expected.reasoning, expected.calls or [], expected.failed or [])
+    assert read == Read(
+        expected.content,
+        expected.reasoning,
+        expected.calls or [],
+        expected.failed or [],
+    )
 
 
 @pytest.mark.parametrize(("family", "text", "expected"), OUTPUTS)
@@ -45,9 +50,13 @@ def test_every_cut_gives_the_same(family: str, text: str, expected: Read) -> Non
     fragments=st.lists(st.sampled_from(FRAGMENTS), max_size=25),
     size=st.integers(1, 9),
 )
-def test_anything_ends_in_sound_pieces_at_any_split(family: str, fragments: list[str], size: int) -> None:
+def test_anything_ends_in_sound_pieces_at_any_split(
+    family: str, fragments: list[str], size: int
+) -> None:
     text = "".join(fragments)
-    pieces = run(parser_for(family), [text[at : at + size] for at in range(0, len(text), size)])
+    pieces = run(
+        parser_for(family), [text[at : at + size] for at in range(0, len(text), size)]
+    )
     read = joined(pieces)
     assert read == joined(run(parser_for(family), [text]))
     if family in OPENINGS:
@@ -55,7 +64,10 @@ def test_anything_ends_in_sound_pieces_at_any_split(family: str, fragments: list
 
 
 @settings(max_examples=200, deadline=None)
-@given(family=st.sampled_from(FAMILIES), text=st.text(st.characters(exclude_characters="<[`{"), max_size=80))
+@given(
+    family=st.sampled_from(FAMILIES),
+    text=st.text(st.characters(exclude_characters="<[`{"), max_size=80),
+)
 def test_plain_text_comes_out_as_it_is(family: str, text: str) -> None:
     assert joined(run(parser_for(family), [text])).content == text
 
@@ -63,7 +75,9 @@ def test_plain_text_comes_out_as_it_is(family: str, text: str) -> None:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_text_is_not_held_back(family: str) -> None:
     parser = parser_for(family)
-    assert "".join(joined(parser.feed(f"word{i} ")).content for i in range(20)).startswith("word0 word1 ")
+    assert "".join(
+        joined(parser.feed(f"word{i} ")).content for i in range(20)
+    ).startswith("word0 word1 ")
 
 
 def test_arguments_stream_while_they_come() -> None:
@@ -76,14 +90,22 @@ def test_an_endless_call_is_bounded() -> None:
     parser = parser_for("hermes")
     parser.feed('<tool_call>{"name": "')
     chunk = "x" * (1 << 16)
-    pieces = [piece for _ in range(40) for piece in parser.feed(chunk)] + parser.finish()
+    pieces = [
+        piece for _ in range(40) for piece in parser.feed(chunk)
+    ] + parser.finish()
     (failed,) = pieces
     assert isinstance(failed, ToolCallFailed)
     assert len(failed.raw) <= MAX_CALL_CHARS + 1
 
 
 def test_deep_arguments_fail_alone() -> None:
-    text = '<tool_call>{"name": "f", "arguments": ' + '{"a":' * 5000 + "1" + "}" * 5001 + "</tool_call>after"
+    text = (
+        '<tool_call>{"name": "f", "arguments": '
+        + '{"a":' * 5000
+        + "1"
+        + "}" * 5001
+        + "</tool_call>after"
+    )
     read = joined(run(parser_for("hermes"), [text]))
     assert read.content == "after"
     assert len(read.failed or []) == 1
@@ -91,7 +113,10 @@ def test_deep_arguments_fail_alone() -> None:
 
 def test_calls_have_ids_of_their_own() -> None:
     pieces = run(
-        parser_for("mistral"), ['[TOOL_CALLS][{"name": "f", "arguments": {}}, {"name": "f", "arguments": {}}]']
+        parser_for("mistral"),
+        [
+            '[TOOL_CALLS][{"name": "f", "arguments": {}}, {"name": "f", "arguments": {}}]'
+        ],
     )
     ids = [piece.call_id for piece in pieces if hasattr(piece, "call_id")]
     assert len(set(ids)) == 2

@@ -31,19 +31,29 @@ def test_translations(pattern: str, expected: str) -> None:
     ("pattern", "expected"),
     [
         ('[^"]', r"[[^\u{22}]&&[^\x00-\x07\x0b\x0e-\x1f]]"),
-        ("\\D.", r"[[^\p{Nd}]&&[^\x00-\x07\x0b\x0e-\x1f]][[^\n\r\u{2028}\u{2029}]&&[^\x00-\x07\x0b\x0e-\x1f]]"),
+        (
+            "\\D.",
+            r"[[^\p{Nd}]&&[^\x00-\x07\x0b\x0e-\x1f]][[^\n\r\u{2028}\u{2029}]&&[^\x00-\x07\x0b\x0e-\x1f]]",
+        ),
         ("[\\0-a]", r"[[\x00-a]&&[^\x00-\x07\x0b\x0e-\x1f]]"),
         ("[a-c]\\w", "[a-c][0-9A-Za-z_]"),
-        ("\\s", r"[[\t\n\x0b\x0c\r\x20\u{a0}\u{2028}\u{2029}]&&[^\x00-\x07\x0b\x0e-\x1f]]"),
+        (
+            "\\s",
+            r"[[\t\n\x0b\x0c\r\x20\u{a0}\u{2028}\u{2029}]&&[^\x00-\x07\x0b\x0e-\x1f]]",
+        ),
     ],
 )
-def test_in_a_json_string_no_class_holds_what_only_a_number_can_write(pattern: str, expected: str) -> None:
+def test_in_a_json_string_no_class_holds_what_only_a_number_can_write(
+    pattern: str, expected: str
+) -> None:
     assert portable(pattern, in_json=True) == expected
 
 
 def test_the_widest_reader_matches_at_least_as_much() -> None:
     assert portable("^\\d\\W.$", wide=True) == r"^[\p{Nd}][^0-9A-Za-z_][^\n]\n?$"
-    assert portable("[^\\s]", wide=True) == r"[^\t\n\x0b\x0c\r\x20\u{a0}\u{2028}\u{2029}]"
+    assert (
+        portable("[^\\s]", wide=True) == r"[^\t\n\x0b\x0c\r\x20\u{a0}\u{2028}\u{2029}]"
+    )
     assert portable("^a[b-c]", wide=True) == portable("^a[b-c]")
 
 

@@ -13,13 +13,21 @@ from tests.text.outputs import CALL, HERMES, TOOLS, Read, joined, run
 
 THINK = ("<think>", "</think>")
 CASES = [
-    ("<think>\nHm, a </thin< tag.\n</think>\n\nYes.", False, Read("Yes.", "Hm, a </thin< tag.")),
+    (
+        "<think>\nHm, a </thin< tag.\n</think>\n\nYes.",
+        False,
+        Read("Yes.", "Hm, a </thin< tag."),
+    ),
     ("Hm.\n</think>Yes.", True, Read("Yes.", "Hm.")),
     ("<think>Hm.</think>Yes.", True, Read("Yes.", "Hm.")),
     ("</think>\nYes.", True, Read("Yes.")),
     ("<think></think>Yes.", False, Read("Yes.")),
     ("<think>a</think> <think>b</think>c", False, Read("c", "ab")),
-    ("\n Yes, use <think> and </think>.\n", False, Read("\n Yes, use <think> and </think>.\n")),
+    (
+        "\n Yes, use <think> and </think>.\n",
+        False,
+        Read("\n Yes, use <think> and </think>.\n"),
+    ),
     ("<thin", False, Read("<thin")),
     ("<", True, Read("", "<")),
     ("</", True, Read("", "</")),
@@ -30,27 +38,51 @@ CASES = [
 
 
 @pytest.mark.parametrize(("text", "inside", "expected"), CASES)
-def test_thinking_is_split_off_at_every_cut(text: str, inside: bool, expected: Read) -> None:
+def test_thinking_is_split_off_at_every_cut(
+    text: str, inside: bool, expected: Read
+) -> None:
     expected = Read(expected.content, expected.reasoning, [], [])
     assert joined(run(ReasoningSplitter(*THINK, inside), list(text))) == expected
     for cut in range(len(text) + 1):
-        assert joined(run(ReasoningSplitter(*THINK, inside), [text[:cut], text[cut:]])) == expected
+        assert (
+            joined(run(ReasoningSplitter(*THINK, inside), [text[:cut], text[cut:]]))
+            == expected
+        )
 
 
 @settings(max_examples=200, deadline=None)
 @given(
     parts=st.lists(
-        st.sampled_from(["<think>", "</think>", "<", "/", ">", "a", " ", "\n", HERMES, "<tool_call>"]), max_size=12
+        st.sampled_from(
+            [
+                "<think>",
+                "</think>",
+                "<",
+                "/",
+                ">",
+                "a",
+                " ",
+                "\n",
+                HERMES,
+                "<tool_call>",
+            ]
+        ),
+        max_size=12,
     ),
     inside=st.booleans(),
     size=st.integers(1, 7),
 )
-def test_any_output_reads_alike_at_any_split(parts: list[str], inside: bool, size: int) -> None:
+def test_any_output_reads_alike_at_any_split(
+    parts: list[str], inside: bool, size: int
+) -> None:
     text = "".join(parts)
 
     def parser() -> OutputParser:
         return OutputParser(
-            "hermes", reasoning_start="<think>", reasoning_end="</think>", reasoning_starts_inside=inside
+            "hermes",
+            reasoning_start="<think>",
+            reasoning_end="</think>",
+            reasoning_starts_inside=inside,
         )
 
     pieces = [text[at : at + size] for at in range(0, len(text), size)]
@@ -59,14 +91,24 @@ def test_any_output_reads_alike_at_any_split(parts: list[str], inside: bool, siz
 
 def test_calls_come_after_thinking() -> None:
     style = OutputStyle("hermes", *THINK)
-    read = joined(run(OutputParser.for_style(style, tools=TOOLS), [f"<think>{HERMES}</think>\nSo.\n{HERMES}"]))
+    read = joined(
+        run(
+            OutputParser.for_style(style, tools=TOOLS),
+            [f"<think>{HERMES}</think>\nSo.\n{HERMES}"],
+        )
+    )
     assert read == Read("So.", HERMES, [CALL], [])
 
 
 def test_without_tools_their_syntax_is_content() -> None:
-    assert joined(run(OutputParser.for_style(OutputStyle("hermes")), [HERMES])).content == HERMES
+    assert (
+        joined(run(OutputParser.for_style(OutputStyle("hermes")), [HERMES])).content
+        == HERMES
+    )
 
 
 def test_harmony_is_read_without_tools() -> None:
     text = "<|channel|>analysis<|message|>Hm<|end|><|start|>assistant<|channel|>final<|message|>Hi"
-    assert joined(run(OutputParser.for_style(OutputStyle("harmony")), [text])) == Read("Hi", "Hm", [], [])
+    assert joined(run(OutputParser.for_style(OutputStyle("harmony")), [text])) == Read(
+        "Hi", "Hm", [], []
+    )

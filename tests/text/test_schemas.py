@@ -14,7 +14,14 @@ from rvllm_local.errors import ParameterError
 from rvllm_local.text.grammar.formats import GrammarCompiler, grammar_for_format
 from rvllm_local.text.tokenizer import Tokenizer
 from tests.text.hostile_schemas import HOSTILE
-from tests.text.schema_corpus import BY_KEYWORD, EOS, VOCAB_SIZE, byte_tokenizer, corpus, judge
+from tests.text.schema_corpus import (
+    BY_KEYWORD,
+    EOS,
+    VOCAB_SIZE,
+    byte_tokenizer,
+    corpus,
+    judge,
+)
 
 
 @pytest.fixture(scope="module")
@@ -28,13 +35,20 @@ def compiler(tokenizer: Tokenizer) -> GrammarCompiler:
 
 
 def schema_format(schema: Any) -> dict[str, Any]:
-    return {"type": "json_schema", "json_schema": {"name": "s", "schema": schema, "strict": True}}
+    return {
+        "type": "json_schema",
+        "json_schema": {"name": "s", "schema": schema, "strict": True},
+    }
 
 
-def test_every_schema_is_refused_or_kept(compiler: GrammarCompiler, tokenizer: Tokenizer) -> None:
+def test_every_schema_is_refused_or_kept(
+    compiler: GrammarCompiler, tokenizer: Tokenizer
+) -> None:
     schemas = corpus()
     assert len(schemas) >= 300
-    verdicts = [(schema, *judge(schema, compiler, tokenizer, documents=4)) for schema in schemas]
+    verdicts = [
+        (schema, *judge(schema, compiler, tokenizer, documents=4)) for schema in schemas
+    ]
     assert [row for row in verdicts if row[1] in ("invalid", "unfinished")] == []
     assert sum(row[1] == "valid" for row in verdicts) > len(verdicts) / 2
     assert len(BY_KEYWORD) > 200
@@ -63,11 +77,25 @@ def test_every_schema_is_refused_or_kept(compiler: GrammarCompiler, tokenizer: T
         ({"type": "object", "minProperties": 2}, "minProperties"),
         ({"oneOf": [{"type": "integer"}, {"type": "number"}]}, "oneOf"),
         ({"type": "string", "title": 5}, "title"),
-        ({"type": "object", "patternProperties": {"a*": {}, "a*?": {"type": "null"}}}, "two patterns"),
-        ({"patternProperties": {"^\\d": {}}, "additionalProperties": {"type": "null"}}, "take differently"),
+        (
+            {
+                "type": "object",
+                "patternProperties": {"a*": {}, "a*?": {"type": "null"}},
+            },
+            "two patterns",
+        ),
+        (
+            {
+                "patternProperties": {"^\\d": {}},
+                "additionalProperties": {"type": "null"},
+            },
+            "take differently",
+        ),
     ],
 )
-def test_a_refusal_names_what_cannot_be_enforced(compiler: GrammarCompiler, schema: Any, named: str) -> None:
+def test_a_refusal_names_what_cannot_be_enforced(
+    compiler: GrammarCompiler, schema: Any, named: str
+) -> None:
     with pytest.raises(ParameterError, match=named) as caught:
         compiler.validate(grammar_for_format(schema_format(schema)) or "")
     assert caught.value.parameter == "response_format"
@@ -75,15 +103,21 @@ def test_a_refusal_names_what_cannot_be_enforced(compiler: GrammarCompiler, sche
 
 
 @pytest.mark.parametrize("name", HOSTILE)
-def test_hostile_schemas_end_in_time(compiler: GrammarCompiler, tokenizer: Tokenizer, name: str) -> None:
+def test_hostile_schemas_end_in_time(
+    compiler: GrammarCompiler, tokenizer: Tokenizer, name: str
+) -> None:
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     began = time.perf_counter()
     try:
-        matcher = compiler.compile(grammar_for_format(schema_format(HOSTILE[name])) or "")
+        matcher = compiler.compile(
+            grammar_for_format(schema_format(HOSTILE[name])) or ""
+        )
         row = np.zeros(-(-VOCAB_SIZE // 32), np.int32)
         matcher.mask_into(row)
     except ParameterError as error:
         assert len(str(error)) < 1000
     assert time.perf_counter() - began < 2.0
     unit = 1 if sys.platform == "darwin" else 1024
-    assert (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * unit < 500 << 20
+    assert (
+        resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+    ) * unit < 500 << 20

@@ -49,11 +49,15 @@ class Chat:
         """Send a prompt and wait for the whole reply."""
         await self.type(text)
         await self.press("enter")
-        await self.until(lambda: self.session.live is None and not self.app.composer.text)
+        await self.until(
+            lambda: self.session.live is None and not self.app.composer.text
+        )
         await self.app.driver.settle()
 
     async def told(self, words: str) -> None:
-        await self.until(lambda: any(words in str(one.message) for one in self.app._notifications))
+        await self.until(
+            lambda: any(words in str(one.message) for one in self.app._notifications)
+        )
 
     def screen(self) -> str:
         """What the terminal shows, as text."""
@@ -72,7 +76,11 @@ async def opened(
     clock: Callable[[], float] | None = None,
     **options: Any,
 ) -> AsyncIterator[Chat]:
-    app = ChatApp(ChatOptions(history=history, **options), server or Server(fake.url, None), clock or time.monotonic)
+    app = ChatApp(
+        ChatOptions(history=history, **options),
+        server or Server(fake.url, None),
+        clock or time.monotonic,
+    )
     app.animation_level = "none"
     async with app.run_test(size=size, notifications=True) as pilot:
         chat = Chat(app, pilot, fake)
@@ -90,7 +98,10 @@ def play(tmp_path: Path) -> Callable[..., None]:
     """Run an async scenario on an open chat: `play(scenario, fake=..., size=...)`."""
 
     def run(
-        scenario: Callable[[Chat], Any], fake: FakeEndpoint | None = None, keep: bool = True, **options: Any
+        scenario: Callable[[Chat], Any],
+        fake: FakeEndpoint | None = None,
+        keep: bool = True,
+        **options: Any,
     ) -> None:
         async def main() -> None:
             path = tmp_path / "history.db" if keep else None

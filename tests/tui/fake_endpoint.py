@@ -10,11 +10,26 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 ENGINE = {
-    "blocks": {"total": 32, "free": 20, "used": 6, "shared": 2, "cached": 4, "spilled": 3},
+    "blocks": {
+        "total": 32,
+        "free": 20,
+        "used": 6,
+        "shared": 2,
+        "cached": 4,
+        "spilled": 3,
+    },
     "block_map": "u" * 6 + "s" * 2 + "c" * 4 + "f" * 20,
     "requests": [],
-    "stats": {"prefix_hit_tokens": 1200, "preemptions": 1, "attention_backend": "kernels"},
-    "memory": {"weights": 4_400_000_000, "kv_arena": 2_000_000_000, "budget": 36_000_000_000},
+    "stats": {
+        "prefix_hit_tokens": 1200,
+        "preemptions": 1,
+        "attention_backend": "kernels",
+    },
+    "memory": {
+        "weights": 4_400_000_000,
+        "kv_arena": 2_000_000_000,
+        "budget": 36_000_000_000,
+    },
 }
 
 
@@ -25,7 +40,11 @@ class FakeEndpoint:
     "hold" waits for `release`; "cut" closes the connection; ("status", n, body) refuses.
     """
 
-    def __init__(self, script: dict[str, list[Any]] | None = None, default: list[Any] | None = None) -> None:
+    def __init__(
+        self,
+        script: dict[str, list[Any]] | None = None,
+        default: list[Any] | None = None,
+    ) -> None:
         self.script = script or {}
         self.default = default or ["Hello ", "there."]
         self.requests: list[dict[str, Any]] = []
@@ -34,10 +53,17 @@ class FakeEndpoint:
         self.holding = threading.Event()
         self.disconnected = threading.Event()
         self.engine: dict[str, Any] = json.loads(json.dumps(ENGINE))
-        self.models = [{"id": "small", "context_length": 32768}, {"id": "large", "max_model_len": 131072}]
+        self.models = [
+            {"id": "small", "context_length": 32768},
+            {"id": "large", "max_model_len": 131072},
+        ]
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
         self._server.daemon_threads = True
-        self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
+        self._thread = threading.Thread(
+            target=self._server.serve_forever,
+            kwargs={"poll_interval": 0.01},
+            daemon=True,
+        )
 
     @property
     def url(self) -> str:
@@ -66,8 +92,14 @@ class FakeEndpoint:
                 pass
 
             def do_GET(self) -> None:
-                pages = {"/health": {"status": "ok"}, "/v1/models": {"data": fake.models}, "/v1/engine": fake.engine}
-                self._reply(200 if self.path in pages else 404, pages.get(self.path, {}))
+                pages = {
+                    "/health": {"status": "ok"},
+                    "/v1/models": {"data": fake.models},
+                    "/v1/engine": fake.engine,
+                }
+                self._reply(
+                    200 if self.path in pages else 404, pages.get(self.path, {})
+                )
 
             def do_POST(self) -> None:
                 body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
@@ -124,6 +156,10 @@ def _event(step: Any) -> bytes:
 
 def _ending(count: int) -> Iterator[bytes]:
     yield _event({"choices": [{"delta": {}, "finish_reason": "stop"}]})
-    usage = {"prompt_tokens": 12, "completion_tokens": count, "prompt_tokens_details": {"cached_tokens": 8}}
+    usage = {
+        "prompt_tokens": 12,
+        "completion_tokens": count,
+        "prompt_tokens_details": {"cached_tokens": 8},
+    }
     yield _event({"choices": [], "usage": usage})
     yield b"data: [DONE]\n\n"

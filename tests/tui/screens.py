@@ -13,13 +13,21 @@ def screen_rows(app: Any) -> list[list[tuple[str, str]]]:
     """The rows of the screen, each a list of (text, style)."""
     rows = []
     for strip in app.screen._compositor.render_strips():
-        rows.append([(segment.text, str(segment.style or "")) for segment in strip if segment.text])
+        rows.append(
+            [
+                (segment.text, str(segment.style or ""))
+                for segment in strip
+                if segment.text
+            ]
+        )
     return rows
 
 
 def screen_text(app: Any) -> str:
     """The characters of the screen alone."""
-    return "\n".join("".join(text for text, _ in row).rstrip() for row in screen_rows(app))
+    return "\n".join(
+        "".join(text for text, _ in row).rstrip() for row in screen_rows(app)
+    )
 
 
 def snapshot(app: Any) -> str:
@@ -65,4 +73,6 @@ def check_snapshot(app: Any, name: str, tmp_path: Path) -> None:
         picture = tmp_path / f"{name}.svg"
         picture.write_text(app.export_screenshot(), encoding="utf-8")
         (tmp_path / path.name).write_text(shown, encoding="utf-8")
-    assert shown.splitlines() == kept.splitlines(), f"the screen differs from {path}; RVLLM_UPDATE_SCREENS=1 keeps it"
+    assert shown.splitlines() == kept.splitlines(), (
+        f"the screen differs from {path}; RVLLM_UPDATE_SCREENS=1 keeps it"
+    )

@@ -134,9 +134,13 @@ def test_walking_messages_and_what_their_keys_do(play) -> None:
         await chat.press("C")
         assert chat.app.clipboard == "x = 1"
         await chat.press("r")
-        await chat.until(lambda: chat.session.siblings.get(chat.session.messages[-1].id) == (1, 2))
+        await chat.until(
+            lambda: chat.session.siblings.get(chat.session.messages[-1].id) == (1, 2)
+        )
         await chat.press("alt+up", "left_square_bracket")
-        await chat.until(lambda: chat.session.siblings[chat.session.messages[-1].id] == (0, 2))
+        await chat.until(
+            lambda: chat.session.siblings[chat.session.messages[-1].id] == (0, 2)
+        )
         await chat.until(lambda: "‹ 1/2 ›" in chat.screen())
         await chat.press("right_square_bracket")
         await chat.until(lambda: "‹ 2/2 ›" in chat.screen())
@@ -191,7 +195,12 @@ def test_reasoning_is_folded_and_can_be_shown(play) -> None:
         await chat.press("alt+up", "t")
         await chat.until(lambda: "secret thoughts" in chat.screen())
 
-    play(scenario, FakeEndpoint({"hi": [{"reasoning_content": "secret thoughts"}, "hold", "Answer"]}))
+    play(
+        scenario,
+        FakeEndpoint(
+            {"hi": [{"reasoning_content": "secret thoughts"}, "hold", "Answer"]}
+        ),
+    )
 
 
 def test_tool_calls_are_shown(play) -> None:
@@ -199,7 +208,9 @@ def test_tool_calls_are_shown(play) -> None:
         await chat.say("hi")
         assert '⚙ clock({"zone": "[/x]"})' in chat.screen()
 
-    call = {"tool_calls": [{"function": {"name": "clock", "arguments": '{"zone": "[/x]"}'}}]}
+    call = {
+        "tool_calls": [{"function": {"name": "clock", "arguments": '{"zone": "[/x]"}'}}]
+    }
     play(scenario, FakeEndpoint({"hi": [call]}))
 
 
@@ -211,7 +222,14 @@ def test_prefill_shows_a_bar(play) -> None:
         assert "25% of 8k tokens" in chat.screen()
 
     fake = FakeEndpoint({"hi": ["hold"]})
-    fake.engine["requests"] = [{"request_id": "1", "state": "prefill", "prompt_tokens": 8000, "computed_tokens": 2000}]
+    fake.engine["requests"] = [
+        {
+            "request_id": "1",
+            "state": "prefill",
+            "prompt_tokens": 8000,
+            "computed_tokens": 2000,
+        }
+    ]
     play(scenario, fake)
 
 
@@ -230,7 +248,9 @@ def test_chats_are_found_opened_renamed_and_deleted(play) -> None:
         await chat.press("down", "ctrl+r")
         await chat.until(dialog(chat, Ask))
         await chat.press("!", "enter")
-        await chat.until(lambda: any("!" in one.title for one in chat.app.driver.history.chats()))
+        await chat.until(
+            lambda: any("!" in one.title for one in chat.app.driver.history.chats())
+        )
         await chat.press("ctrl+d")
         await chat.until(dialog(chat, Confirm))
         await chat.press("y")
@@ -340,7 +360,13 @@ def test_the_engine_panel(play) -> None:
     async def scenario(chat) -> None:
         await chat.press("ctrl+b")
         await chat.until(lambda: "spilled 3" in chat.screen())
-        for part in ("Blocks", "██", "0 running, 0 waiting", "prefix hit tokens", "kv arena"):
+        for part in (
+            "Blocks",
+            "██",
+            "0 running, 0 waiting",
+            "prefix hit tokens",
+            "kv arena",
+        ):
             assert part in chat.screen()
         await chat.press("ctrl+b")
         await chat.until(lambda: "spilled 3" not in chat.screen())
@@ -352,7 +378,12 @@ def test_scrolling_stops_following_and_end_resumes(play) -> None:
     async def scenario(chat) -> None:
         await chat.say("hi")
         transcript = chat.app.transcript
-        await chat.until(lambda: transcript.max_scroll_y > 30 and transcript.scroll_y == transcript.max_scroll_y)
+        await chat.until(
+            lambda: (
+                transcript.max_scroll_y > 30
+                and transcript.scroll_y == transcript.max_scroll_y
+            )
+        )
         await chat.press("pageup")
         assert transcript.scroll_y < transcript.max_scroll_y
         await chat.press("pagedown")
@@ -427,7 +458,10 @@ def test_export_and_import(play, tmp_path: Path) -> None:
         await chat.say("hi")
         await chat.say(f"/export {tmp_path}/out.json")
         await chat.told("exported")
-        assert json.loads((tmp_path / "out.json").read_text())["messages"][0]["content"] == "hi"
+        assert (
+            json.loads((tmp_path / "out.json").read_text())["messages"][0]["content"]
+            == "hi"
+        )
         await chat.say(f"/export {tmp_path}/out.json")
         await chat.told("exists")
         await chat.say(f"/export {tmp_path}/out.pdf")
@@ -471,7 +505,9 @@ def test_slash_commands_are_hinted_and_unknown_ones_named(play) -> None:
     async def scenario(chat) -> None:
         await chat.press("slash", "e", "x")
         await chat.until(lambda: "/export [path]" in chat.screen())
-        await chat.say("") if not chat.app.composer.text else chat.app.composer.load_text("")
+        await chat.say(
+            ""
+        ) if not chat.app.composer.text else chat.app.composer.load_text("")
         await chat.type("/exprt")
         await chat.press("enter")
         await chat.told("did you mean /export?")
@@ -479,7 +515,9 @@ def test_slash_commands_are_hinted_and_unknown_ones_named(play) -> None:
         await chat.say("//literally")
         assert chat.texts[0] == "/literally"
         await chat.say("/regenerate")
-        await chat.until(lambda: len(chat.fake.requests) == 2 and chat.session.live is None)
+        await chat.until(
+            lambda: len(chat.fake.requests) == 2 and chat.session.live is None
+        )
         for slash in ("/copy", "/copycode", "/stop", "/help"):
             await chat.say(slash)
         await chat.until(dialog(chat, HelpScreen))
@@ -562,7 +600,18 @@ def test_a_history_that_is_none(play, tmp_path: Path) -> None:
 def test_any_size_of_terminal(play, size) -> None:
     async def scenario(chat) -> None:
         await chat.say("hi")
-        for key in ("ctrl+b", "ctrl+b", "ctrl+s", "escape", "ctrl+l", "escape", "ctrl+t", "escape", "f1", "escape"):
+        for key in (
+            "ctrl+b",
+            "ctrl+b",
+            "ctrl+s",
+            "escape",
+            "ctrl+l",
+            "escape",
+            "ctrl+t",
+            "escape",
+            "f1",
+            "escape",
+        ):
             await chat.press(key)
         await chat.until(lambda: len(chat.app.screen_stack) == 1)
         assert chat.texts[-1] == "Hello there."
@@ -593,7 +642,13 @@ def test_a_thousand_messages(play, tmp_path: Path) -> None:
         db.executemany(
             "INSERT INTO message VALUES (?,?,'c',?,?,?,'','[]','done','','{}',0)",
             [
-                (at + 1, f"m{at}", f"m{at - 1}" if at else None, ("user", "assistant")[at % 2], f"text {at}")
+                (
+                    at + 1,
+                    f"m{at}",
+                    f"m{at - 1}" if at else None,
+                    ("user", "assistant")[at % 2],
+                    f"text {at}",
+                )
                 for at in range(1000)
             ],
         )

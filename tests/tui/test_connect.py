@@ -42,7 +42,13 @@ class Starting(Server):
             self.url = f"http://127.0.0.1:{free.getsockname()[1]}"
 
     def command(self) -> list[str]:
-        return [sys.executable, "-c", CHILD, self.model or "", self.url.rsplit(":", 1)[1]]
+        return [
+            sys.executable,
+            "-c",
+            CHILD,
+            self.model or "",
+            self.url.rsplit(":", 1)[1],
+        ]
 
 
 def test_a_server_that_runs_is_left_as_it_was() -> None:

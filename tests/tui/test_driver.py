@@ -61,9 +61,17 @@ def test_a_conversation_is_kept_and_goes_on(tmp_path: Path) -> None:
         await driver.say("hi")
         await driver.say("more")
         kept = driver.history.thread(driver.session.chat.id)
-        assert texts(kept) == texts(driver.session.messages) == ["hi", "Hello there.", "more", "Hello there."]
+        assert (
+            texts(kept)
+            == texts(driver.session.messages)
+            == ["hi", "Hello there.", "more", "Hello there."]
+        )
         assert kept[1].figures["cached_tokens"] == 8
-        assert [turn["content"] for turn in fake.requests[1]["messages"]] == ["hi", "Hello there.", "more"]
+        assert [turn["content"] for turn in fake.requests[1]["messages"]] == [
+            "hi",
+            "Hello there.",
+            "more",
+        ]
 
     fake = FakeEndpoint()
     run(scenario, fake, tmp_path / "h.db")
@@ -136,7 +144,10 @@ def test_edit_switch_branch_and_delete(tmp_path: Path) -> None:
         assert texts(driver.session.messages) == ["hi", "Hello there."]
         first = driver.session.chat.id
         await driver.branch(driver.session.messages[0].id)
-        assert (driver.session.chat.id != first, texts(driver.session.messages)) == (True, ["hi"])
+        assert (driver.session.chat.id != first, texts(driver.session.messages)) == (
+            True,
+            ["hi"],
+        )
         await driver.open_chat(first)
         await driver.delete_message(driver.session.messages[1].id)
         assert texts(driver.session.messages) == ["hi"]
@@ -156,7 +167,9 @@ def test_a_temporary_chat_is_never_written(tmp_path: Path) -> None:
         await driver.until(lambda session: session.live is None)
         await driver.switch_sibling(driver.session.messages[-1].id, -1)
         assert driver.history.chats() == []
-        assert b"secret" not in b"".join(path.read_bytes() for path in tmp_path.iterdir())
+        assert b"secret" not in b"".join(
+            path.read_bytes() for path in tmp_path.iterdir()
+        )
 
     run(scenario, FakeEndpoint(), tmp_path / "h.db")
 
@@ -169,8 +182,19 @@ def test_a_full_disk_is_told_and_the_chat_goes_on(tmp_path: Path) -> None:
         await driver.say("x" * 100_000)
         await driver.say("still there?")
         assert driver.session.is_temporary
-        assert len(driver.session.messages) == len(driver.memory.thread(driver.session.chat.id)) == 6
-        assert sum("goes on unsaved" in effect.text for effect in driver.told if isinstance(effect, s.Tell)) == 1
+        assert (
+            len(driver.session.messages)
+            == len(driver.memory.thread(driver.session.chat.id))
+            == 6
+        )
+        assert (
+            sum(
+                "goes on unsaved" in effect.text
+                for effect in driver.told
+                if isinstance(effect, s.Tell)
+            )
+            == 1
+        )
 
     run(scenario, FakeEndpoint(), tmp_path / "h.db")
 
@@ -187,7 +211,10 @@ def test_without_a_history_chats_are_temporary() -> None:
 def test_many_parts_are_joined_but_all_are_counted(tmp_path: Path) -> None:
     async def scenario(driver: Listening) -> None:
         events = []
-        driver._on_change = lambda session, event: (events.append(event), driver.changed.set())
+        driver._on_change = lambda session, event: (
+            events.append(event),
+            driver.changed.set(),
+        )
         await driver.say("hi")
         assert driver.session.messages[-1].text == "x" * 2000
         deltas = [event for event in events if isinstance(event, s.Delta)]

@@ -15,11 +15,16 @@ from tests.tui.fake_endpoint import FakeEndpoint
 PROMPT = ({"role": "user", "content": "hi"},)
 
 
-def ask(fake: FakeEndpoint, params: dict[str, Any] | None = None) -> list[dict[str, Any]]:
+def ask(
+    fake: FakeEndpoint, params: dict[str, Any] | None = None
+) -> list[dict[str, Any]]:
     async def run() -> list[dict[str, Any]]:
         endpoint = Endpoint(fake.url)
         try:
-            return [dict(part) async for part in endpoint.chat("small", PROMPT, params or {})]
+            return [
+                dict(part)
+                async for part in endpoint.chat("small", PROMPT, params or {})
+            ]
         finally:
             await endpoint.close()
 
@@ -49,19 +54,29 @@ def test_a_reply_comes_in_parts() -> None:
 
 def test_tool_calls_are_read() -> None:
     calls = [
-        {"tool_calls": [{"index": 0, "id": "1", "function": {"name": "clock", "arguments": ""}}]},
+        {
+            "tool_calls": [
+                {"index": 0, "id": "1", "function": {"name": "clock", "arguments": ""}}
+            ]
+        },
         {"tool_calls": [{"index": 0, "function": {"arguments": "{}"}}]},
     ]
     with FakeEndpoint({"hi": calls}) as fake:
         parts = ask(fake)
-    assert [part["tool_calls"] for part in parts[:2]] == [(ToolCall("clock", "", "1"),), (ToolCall("", "{}"),)]
+    assert [part["tool_calls"] for part in parts[:2]] == [
+        (ToolCall("clock", "", "1"),),
+        (ToolCall("", "{}"),),
+    ]
 
 
 @pytest.mark.parametrize(
     ("steps", "told"),
     [
         (["a", "cut"], "closed the connection in the middle"),
-        (["a", {"error": {"message": "engine\ncrashed"}}], "the server says: engine crashed"),
+        (
+            ["a", {"error": {"message": "engine\ncrashed"}}],
+            "the server says: engine crashed",
+        ),
         ([b"data: {not json}\n\n"], "cannot be read"),
         ([b"data: 3\n\n"], "no object"),
         ([("status", 400, {"error": {"message": "no such model"}})], "no such model"),
@@ -70,7 +85,10 @@ def test_tool_calls_are_read() -> None:
     ],
 )
 def test_what_goes_wrong_is_one_sentence(steps: list[Any], told: str) -> None:
-    with FakeEndpoint({"hi": steps}) as fake, pytest.raises(EndpointError, match=told) as caught:
+    with (
+        FakeEndpoint({"hi": steps}) as fake,
+        pytest.raises(EndpointError, match=told) as caught,
+    ):
         ask(fake)
     assert "\n" not in str(caught.value)
 
@@ -96,11 +114,15 @@ def test_separators_within_a_text_do_not_split_it() -> None:
 
 
 def test_nobody_there() -> None:
-    with pytest.raises(EndpointError, match=r"no server answers at http://127\.0\.0\.1:9"):
+    with pytest.raises(
+        EndpointError, match=r"no server answers at http://127\.0\.0\.1:9"
+    ):
         fetch("127.0.0.1:9", "models")
 
 
-@pytest.mark.parametrize("url", ["ftp://x", "http://", "http://x:0", "http://x:99999", "http://[::1"])
+@pytest.mark.parametrize(
+    "url", ["ftp://x", "http://", "http://x:0", "http://x:99999", "http://[::1"]
+)
 def test_what_is_no_url_is_refused(url: str) -> None:
     with pytest.raises(EndpointError, match="is no endpoint"):
         Endpoint(url)
@@ -109,11 +131,25 @@ def test_what_is_no_url_is_refused(url: str) -> None:
 def test_models_health_and_engine() -> None:
     with FakeEndpoint() as fake:
         small, large = fetch(fake.url + "/v1/", "models")
-        assert (small.id, small.context_length, large.context_length) == ("small", 32768, 131072)
+        assert (small.id, small.context_length, large.context_length) == (
+            "small",
+            32768,
+            131072,
+        )
         assert fetch(fake.url, "health") == (True, "ok")
         view = fetch(fake.url, "engine")
-        assert (view.blocks["spilled"], len(view.block_map), view.memory["weights"]) == (3, 32, 4_400_000_000)
-        fake.engine = {"blocks": 3, "block_map": 4, "requests": [3], "stats": [], "memory": None}
+        assert (
+            view.blocks["spilled"],
+            len(view.block_map),
+            view.memory["weights"],
+        ) == (3, 32, 4_400_000_000)
+        fake.engine = {
+            "blocks": 3,
+            "block_map": 4,
+            "requests": [3],
+            "stats": [],
+            "memory": None,
+        }
         assert fetch(fake.url, "engine").block_map == ""
         fake.models = "none"  # type: ignore[assignment]
         with pytest.raises(EndpointError, match="OpenAI-style"):
@@ -126,7 +162,11 @@ def test_models_health_and_engine() -> None:
         ("http://127.0.0.1:1", {"OPENAI_API_KEY": "cloud"}, None),
         ("http://127.0.0.1:1", {"RVLLM_API_KEY": "own"}, "Bearer own"),
         ("https://example.org", {"OPENAI_API_KEY": "cloud"}, "Bearer cloud"),
-        ("https://example.org", {"OPENAI_API_KEY": "cloud", "RVLLM_API_KEY": "own"}, "Bearer own"),
+        (
+            "https://example.org",
+            {"OPENAI_API_KEY": "cloud", "RVLLM_API_KEY": "own"},
+            "Bearer own",
+        ),
     ],
 )
 def test_keys_go_where_they_belong(

@@ -38,7 +38,9 @@ def shown_in_pieces(text: str, step: int, keep: int) -> str:
         while len(piece.text) > keep and (parts := cut(piece)):
             shown += gap(shown, parts[0]) + render_piece(parts[0]).plain
             piece = parts[1]
-    return shown + (gap(shown, piece) + render_piece(piece).plain if piece.text.strip() else "")
+    return shown + (
+        gap(shown, piece) + render_piece(piece).plain if piece.text.strip() else ""
+    )
 
 
 def gap(before: str, piece: Piece) -> str:
@@ -47,7 +49,11 @@ def gap(before: str, piece: Piece) -> str:
     return "\n" if piece.is_joined else "\n\n"
 
 
-@given(st.lists(st.sampled_from(BLOCKS), min_size=1, max_size=6), st.integers(1, 40), st.integers(0, 60))
+@given(
+    st.lists(st.sampled_from(BLOCKS), min_size=1, max_size=6),
+    st.integers(1, 40),
+    st.integers(0, 60),
+)
 def test_pieces_look_like_the_whole(blocks: list[str], step: int, keep: int) -> None:
     text = "\n".join(blocks)
     assert shown_in_pieces(text, step, keep) == render_markdown(text).plain
@@ -67,7 +73,16 @@ def test_where_a_growing_text_is_cut(text: str, head: str, rest: Piece) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["", "a", "a\nb\n", "a\n\n    code\n", "| a |\n|---|\n| b |\n", "a\n\nb", "```\na\n\nb"]
+    "text",
+    [
+        "",
+        "a",
+        "a\nb\n",
+        "a\n\n    code\n",
+        "| a |\n|---|\n| b |\n",
+        "a\n\nb",
+        "```\na\n\nb",
+    ],
 )
 def test_where_it_is_not_cut(text: str) -> None:
     assert cut(Piece(text)) is None

@@ -32,12 +32,18 @@ def history(tmp_path: Path):
     opened.close()
 
 
-def talk(history: History, *texts: str, chat: str = "c", title: str = "Talk") -> list[str]:
+def talk(
+    history: History, *texts: str, chat: str = "c", title: str = "Talk"
+) -> list[str]:
     """A chat whose messages alternate; ids are the chat's id and a number."""
     history.add_chat(Chat(chat, title))
     for number, text in enumerate(texts):
         parent = f"{chat}{number - 1}" if number else None
-        history.add_message(Message(f"{chat}{number}", chat, parent, ("user", "assistant")[number % 2], text))
+        history.add_message(
+            Message(
+                f"{chat}{number}", chat, parent, ("user", "assistant")[number % 2], text
+            )
+        )
     return [f"{chat}{number}" for number in range(len(texts))]
 
 
@@ -51,7 +57,15 @@ def test_a_chat_comes_back_after_closing(tmp_path: Path) -> None:
     talk(first, "hi", "hello")
     figures = {"tokens_per_second": 61.5}
     reply = Message(
-        "r", "c", "c1", "assistant", "", "thinking", (ToolCall("f", "{}", "1"),), figures=figures, created=2.5
+        "r",
+        "c",
+        "c1",
+        "assistant",
+        "",
+        "thinking",
+        (ToolCall("f", "{}", "1"),),
+        figures=figures,
+        created=2.5,
     )
     first.add_message(reply)
     first.close()
@@ -69,7 +83,11 @@ def test_only_its_owner_can_read_it(history: History) -> None:
 
 def test_writes_are_durable(history: History) -> None:
     read = lambda name: history._db.execute(f"PRAGMA {name}").fetchone()[0]  # noqa: E731
-    assert (read("journal_mode"), read("synchronous"), read("fullfsync")) == ("wal", 2, 1)
+    assert (read("journal_mode"), read("synchronous"), read("fullfsync")) == (
+        "wal",
+        2,
+        1,
+    )
 
 
 def test_branches_and_siblings(history: History) -> None:
@@ -81,7 +99,11 @@ def test_branches_and_siblings(history: History) -> None:
     assert history.switch_sibling("again", -1) == "c1"
     assert texts(history.thread("c")) == ["hi", "one"]
     assert history.switch_sibling("c1", 1) == "again"
-    assert texts(history.thread("c")) == ["hi", "two", "more"]  # down to the newest leaf
+    assert texts(history.thread("c")) == [
+        "hi",
+        "two",
+        "more",
+    ]  # down to the newest leaf
 
 
 def test_deleting_a_message_takes_what_follows_it(history: History) -> None:
@@ -137,7 +159,9 @@ def test_search(history: History, query: str, found: set[str]) -> None:
 def test_search_finds_titles_and_follows_edits(history: History) -> None:
     talk(history, "hi", "part", title="Krill and others")
     assert history.search("krill")[0].message_id is None
-    history.update_message(Message("c1", "c", "c0", "assistant", "partial answer about plankton"))
+    history.update_message(
+        Message("c1", "c", "c0", "assistant", "partial answer about plankton")
+    )
     assert history.search("plankton")[0].message_id == "c1"
 
 
@@ -150,14 +174,19 @@ def test_hostile_text_is_kept_as_it_is(history: History) -> None:
 def test_two_programs_write_at_once(tmp_path: Path) -> None:
     histories = [History(tmp_path / "history.db") for _ in range(2)]
     threads = [
-        threading.Thread(target=talk, args=(one, *["x"] * 20), kwargs={"chat": f"t{number}-"})
+        threading.Thread(
+            target=talk, args=(one, *["x"] * 20), kwargs={"chat": f"t{number}-"}
+        )
         for number, one in enumerate(histories)
     ]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert [len(histories[0].all_messages(f"t{number}-")) for number in range(2)] == [20, 20]
+    assert [len(histories[0].all_messages(f"t{number}-")) for number in range(2)] == [
+        20,
+        20,
+    ]
     for one in histories:
         one.close()
 
@@ -180,7 +209,9 @@ def test_a_newer_file_is_opened_read_only(tmp_path: Path) -> None:
 
 def test_what_is_no_history_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "history.db"
-    path.write_text("this is a letter, not a database, and a rather long one at that" * 20)
+    path.write_text(
+        "this is a letter, not a database, and a rather long one at that" * 20
+    )
     with pytest.raises(HistoryError, match="cannot be opened"):
         History(path)
     assert path.read_text().startswith("this is a letter")
@@ -209,7 +240,12 @@ def test_a_migration_that_fails_changes_nothing(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError):
         migrate(db, (lambda _: None, fail))
     assert db.execute("PRAGMA user_version").fetchone()[0] == SCHEMA_VERSION
-    assert db.execute("SELECT count(*) FROM sqlite_master WHERE name = 'more'").fetchone()[0] == 0
+    assert (
+        db.execute("SELECT count(*) FROM sqlite_master WHERE name = 'more'").fetchone()[
+            0
+        ]
+        == 0
+    )
     db.close()
 
 
@@ -223,9 +259,20 @@ def test_markdown_export(history: History) -> None:
     talk(history, "hi", "hello", title="A talk")
     history.set_chat("c", system="Be brief.")
     call = ToolCall("clock", '{"zone": "```"}')
-    history.add_message(Message("r", "c", "c1", "assistant", "so", "hm", (call,), MessageState.STOPPED, "m"))
+    history.add_message(
+        Message(
+            "r", "c", "c1", "assistant", "so", "hm", (call,), MessageState.STOPPED, "m"
+        )
+    )
     text = to_markdown(history, "c")
-    for part in ("# A talk", "## System\n\nBe brief.", "## You\n\nhi", "## Assistant (m)", "````json", "*(stopped)*"):
+    for part in (
+        "# A talk",
+        "## System\n\nBe brief.",
+        "## You\n\nhi",
+        "## Assistant (m)",
+        "````json",
+        "*(stopped)*",
+    ):
         assert part in text
 
 
@@ -233,7 +280,10 @@ def test_json_goes_out_and_in_with_its_branches(history: History) -> None:
     talk(history, "hi", "one")
     history.add_message(Message("again", "c", "c0", "assistant", "two"))
     text = to_json(history, "c")
-    assert json.loads(text)["messages"] == [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "two"}]
+    assert json.loads(text)["messages"] == [
+        {"role": "user", "content": "hi"},
+        {"role": "assistant", "content": "two"},
+    ]
     (copy,) = import_json(history, text)
     assert texts(history.thread(copy)) == ["hi", "two"]
     assert texts(history.all_messages(copy)) == ["hi", "one", "two"]
@@ -264,7 +314,10 @@ def test_openai_json_comes_in(history: History) -> None:
         ("[]", "empty"),
         ('{"messages": [{"role": "pilot", "content": ""}]}', "'pilot'"),
         ('{"messages": [{"role": "user", "content": 3}]}', "content must be text"),
-        ('{"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}', "image_url"),
+        (
+            '{"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}',
+            "image_url",
+        ),
         ('{"messages": [], "tree": [{"id": "1"}]}', "tree cannot be read"),
         ('{"messages": [], "tree": [], "params": [1]}', "tree cannot be read"),
         ('{"messages": [], "title": 3}', "title"),
@@ -278,7 +331,12 @@ def test_a_bad_import_adds_nothing(history: History, text: str, told: str) -> No
 
 @pytest.mark.parametrize("seed", range(6))
 def test_nothing_acknowledged_is_lost_by_kill_9(tmp_path: Path, seed: int) -> None:
-    command = [sys.executable, str(ROOT / "benchmarks" / "tui_kill.py"), "--write", str(tmp_path / "history.db")]
+    command = [
+        sys.executable,
+        str(ROOT / "benchmarks" / "tui_kill.py"),
+        "--write",
+        str(tmp_path / "history.db"),
+    ]
     with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
         told = acknowledged(process, random.Random(seed).randrange(1, 120))
         os.kill(process.pid, signal.SIGKILL)

@@ -31,7 +31,9 @@ def test_hostile_output_is_only_text(play, name: str) -> None:
     async def scenario(chat) -> None:
         await chat.type("hi")
         await chat.press("enter")
-        await chat.until(lambda: chat.session.live and chat.session.live.text == HOSTILE[name])
+        await chat.until(
+            lambda: chat.session.live and chat.session.live.text == HOSTILE[name]
+        )
         assert_harmless(chat.screen())
         chat.fake.release.set()
         await chat.until(lambda: chat.session.live is None)
@@ -47,12 +49,26 @@ def test_hostile_output_is_only_text(play, name: str) -> None:
 
 
 def assert_harmless(shown: str, allowed: str = "\n") -> None:
-    bad = {one for one in shown if (ord(one) < 32 or 0x7F <= ord(one) < 0xA0) and one not in allowed}
+    bad = {
+        one
+        for one in shown
+        if (ord(one) < 32 or 0x7F <= ord(one) < 0xA0) and one not in allowed
+    }
     assert not bad
-    assert not set(shown) & set("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
+    assert not set(shown) & set(
+        "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
+    )
 
 
-SPLIT = ["a\ud83d", "\ude00b\r", "\nc \x1b", "[2J\x1b]", "52;c;x", "\x07 \xc2", "\x9b end\ud83d"]
+SPLIT = [
+    "a\ud83d",
+    "\ude00b\r",
+    "\nc \x1b",
+    "[2J\x1b]",
+    "52;c;x",
+    "\x07 \xc2",
+    "\x9b end\ud83d",
+]
 
 
 def test_what_is_split_between_deltas_is_whole_or_harmless(play) -> None:

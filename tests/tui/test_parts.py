@@ -23,16 +23,30 @@ def test_the_registry_is_sound() -> None:
     assert len({command.id for command in COMMANDS}) == len(COMMANDS)
     slashes = [command.slash for command in COMMANDS if command.slash]
     assert len(set(slashes)) == len(slashes)
-    keys = [(command.scope, key) for command in COMMANDS for key in command.keys.split(",") if key]
+    keys = [
+        (command.scope, key)
+        for command in COMMANDS
+        for key in command.keys.split(",")
+        if key
+    ]
     assert len(set(keys)) == len(keys)
-    assert not {key for _, key in keys} & {"ctrl+i", "ctrl+m", "ctrl+h", "ctrl+left_square_bracket"}
+    assert not {key for _, key in keys} & {
+        "ctrl+i",
+        "ctrl+m",
+        "ctrl+h",
+        "ctrl+left_square_bracket",
+    }
     for scope in ("app", "composer", "transcript"):
         assert all(binding.id for binding in bindings(scope))
 
 
 @pytest.mark.parametrize(
     ("text", "id", "argument"),
-    [("/new", "chat.new", ""), ("  /model  large ", "model.pick", "large"), ("/system a\nb", "chat.system", "a\nb")],
+    [
+        ("/new", "chat.new", ""),
+        ("  /model  large ", "model.pick", "large"),
+        ("/system a\nb", "chat.system", "a\nb"),
+    ],
 )
 def test_slash_commands(text: str, id: str, argument: str) -> None:
     command, found = parse_slash(text)
@@ -108,7 +122,12 @@ def test_bad_settings_are_named(tmp_path: Path, text: str, told: str) -> None:
 def test_parameters_are_parsed() -> None:
     assert parse_parameter("temperature", " 0.5 ") == 0.5
     assert parse_parameter("seed", "default") is None
-    for name, text in (("seed", "1.5"), ("temperature", "warm"), ("top_p", "nan"), ("colour", "1")):
+    for name, text in (
+        ("seed", "1.5"),
+        ("temperature", "warm"),
+        ("top_p", "nan"),
+        ("colour", "1"),
+    ):
         with pytest.raises(ParameterError):
             parse_parameter(name, text)
 
@@ -124,9 +143,12 @@ def test_files_are_attached(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("content", "told"), [(b"x" * 300_000, "300,000 bytes"), (b"\xff\xfe", "no UTF-8"), (b"a\0b", "binary")]
+    ("content", "told"),
+    [(b"x" * 300_000, "300,000 bytes"), (b"\xff\xfe", "no UTF-8"), (b"a\0b", "binary")],
 )
-def test_files_that_cannot_be_attached(tmp_path: Path, content: bytes, told: str) -> None:
+def test_files_that_cannot_be_attached(
+    tmp_path: Path, content: bytes, told: str
+) -> None:
     (tmp_path / "f").write_bytes(content)
     with pytest.raises(ParameterError, match=told):
         expand("@f", tmp_path)
@@ -161,13 +183,21 @@ def f():
 
 def test_markdown_becomes_text() -> None:
     shown = render_markdown(MARKDOWN).plain
-    for part in ("Title", "bold, code and a link (http://evil.example)", "• one", "  1. deep", "▎ quote"):
+    for part in (
+        "Title",
+        "bold, code and a link (http://evil.example)",
+        "• one",
+        "  1. deep",
+        "▎ quote",
+    ):
         assert part in shown
     for part in ("  def f():\n      return [1]", "a │ b   \n──┼─────\n1 │ long"):
         assert part in shown
 
 
-@pytest.mark.parametrize("text", ["[/x][bold]", "[@click=app.quit]x[/]", "$primary [link=x]", "<b>html</b>"])
+@pytest.mark.parametrize(
+    "text", ["[/x][bold]", "[@click=app.quit]x[/]", "$primary [link=x]", "<b>html</b>"]
+)
 def test_markup_of_the_terminal_is_only_text(text: str) -> None:
     content = render_markdown(text)
     assert content.plain == text
@@ -180,7 +210,16 @@ def test_a_half_open_fence_is_code() -> None:
 
 
 def test_a_message_tells_its_state() -> None:
-    message = Message("1", "c", None, "assistant", "text", "thoughts", (ToolCall("f", "{}"),), MessageState.FAILED)
+    message = Message(
+        "1",
+        "c",
+        None,
+        "assistant",
+        "text",
+        "thoughts",
+        (ToolCall("f", "{}"),),
+        MessageState.FAILED,
+    )
     message = replace(message, figures={"error": "cut\x1b[2J", "thought_s": 2.0})
     shown = render_message(message, (1, 3)).plain
     for part in ("▸ thought for 2.0 s", "⚙ f({})", "✗ cut␛[2J", "‹ 2/3 ›"):
@@ -196,9 +235,19 @@ def test_a_very_long_message_is_cut_and_says_so() -> None:
 
 def session(**values) -> s.Session:
     figures = s.Figures(12_000, 11_900, 400, 61.2, 0.21)
-    memory = {"weights": 4_800_000_000, "kv_arena": 5_000_000_000, "budget": 36_000_000_000}
+    memory = {
+        "weights": 4_800_000_000,
+        "kv_arena": 5_000_000_000,
+        "budget": 36_000_000_000,
+    }
     models = (s.ModelInfo("qwen3-8b 4bit", 32_000),)
-    start = s.Session(Chat("c"), link=s.Link.READY, model="qwen3-8b 4bit", models=models, figures=figures)
+    start = s.Session(
+        Chat("c"),
+        link=s.Link.READY,
+        model="qwen3-8b 4bit",
+        models=models,
+        figures=figures,
+    )
     return replace(start, engine=s.EngineView(memory=memory), **values)
 
 
@@ -212,8 +261,19 @@ def test_the_status_line() -> None:
 
 
 def test_counts_and_bars() -> None:
-    assert [short_count(one) for one in (0, 999, 1000, 12_400, 131_072)] == ["0", "999", "1k", "12.4k", "131k"]
-    assert (bar(0, 4), bar(0.5, 4), bar(1, 4), bar(9, 4)) == ("░░░░", "██░░", "████", "████")
+    assert [short_count(one) for one in (0, 999, 1000, 12_400, 131_072)] == [
+        "0",
+        "999",
+        "1k",
+        "12.4k",
+        "131k",
+    ]
+    assert (bar(0, 4), bar(0.5, 4), bar(1, 4), bar(9, 4)) == (
+        "░░░░",
+        "██░░",
+        "████",
+        "████",
+    )
 
 
 def test_the_engine_panel_condenses_a_large_map() -> None:

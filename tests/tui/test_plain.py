@@ -24,31 +24,62 @@ class Terminal(io.StringIO):
         return True
 
 
-def rvllm_chat(*arguments: str, stdin: str, **environ: str) -> subprocess.CompletedProcess[str]:
+def rvllm_chat(
+    *arguments: str, stdin: str, **environ: str
+) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "rvllm_local.cli", "chat", *arguments]
     return subprocess.run(
-        command, input=stdin, capture_output=True, text=True, check=False, env={**os.environ, **environ}
+        command,
+        input=stdin,
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, **environ},
     )
 
 
-def talk(fake: FakeEndpoint, typed: str, history: Path | None, out: io.StringIO | None = None) -> tuple[int, str, str]:
+def talk(
+    fake: FakeEndpoint, typed: str, history: Path | None, out: io.StringIO | None = None
+) -> tuple[int, str, str]:
     """A person at a terminal who types these lines."""
     out, err = out or Terminal(), io.StringIO()
-    plain = Plain(ChatOptions(history), Server(fake.url, None), Terminal(typed), out, err)
+    plain = Plain(
+        ChatOptions(history), Server(fake.url, None), Terminal(typed), out, err
+    )
     return asyncio.run(plain.run()), out.getvalue(), err.getvalue()
 
 
 def test_a_pipe_gets_the_reply_and_nothing_else(tmp_path: Path) -> None:
     with FakeEndpoint({"why?\n": ["Because\x1b[2J ", "so."]}) as fake:
-        done = rvllm_chat("--plain", "--endpoint", fake.url, stdin="why?\n", RVLLM_HISTORY=str(tmp_path / "h.db"))
+        done = rvllm_chat(
+            "--plain",
+            "--endpoint",
+            fake.url,
+            stdin="why?\n",
+            RVLLM_HISTORY=str(tmp_path / "h.db"),
+        )
     assert (done.returncode, done.stdout, done.stderr) == (0, "Because␛[2J so.\n", "")
     history = History(tmp_path / "h.db")
-    assert [message.text for message in history.thread(history.chats()[0].id)] == ["why?\n", "Because\x1b[2J so."]
+    assert [message.text for message in history.thread(history.chats()[0].id)] == [
+        "why?\n",
+        "Because\x1b[2J so.",
+    ]
     history.close()
 
 
 def test_what_is_split_between_deltas_is_whole_or_harmless(tmp_path: Path) -> None:
-    with FakeEndpoint({"hi": ["a\ud83d", "\ude00b\r", "\nc \x1b", "[2J\x1b]", "52;c;x\x07", "end\ud83d"]}) as fake:
+    with FakeEndpoint(
+        {
+            "hi": [
+                "a\ud83d",
+                "\ude00b\r",
+                "\nc \x1b",
+                "[2J\x1b]",
+                "52;c;x\x07",
+                "end\ud83d",
+            ]
+        }
+    ) as fake:
         status, said, _ = talk(fake, "hi\n", tmp_path / "h.db")
     assert (status, said) == (0, "a😀b\nc ␛[2J␛]52;c;x␇end\ufffd\n")
 
@@ -61,7 +92,9 @@ def test_what_is_split_between_deltas_is_whole_or_harmless(tmp_path: Path) -> No
         (["--theme", "pink"], "hi", 2, "no theme 'pink'"),
     ],
 )
-def test_what_goes_wrong_is_one_line(tmp_path: Path, arguments: list[str], stdin: str, status: int, told: str) -> None:
+def test_what_goes_wrong_is_one_line(
+    tmp_path: Path, arguments: list[str], stdin: str, status: int, told: str
+) -> None:
     done = rvllm_chat(*arguments, stdin=stdin, RVLLM_HISTORY=str(tmp_path / "h.db"))
     assert (done.returncode, done.stdout, done.stderr.count("\n")) == (status, "", 1)
     assert told in done.stderr
@@ -92,7 +125,9 @@ def test_a_conversation_in_lines(tmp_path: Path) -> None:
 
 
 def test_a_terminal_is_protected_and_a_failure_is_told(tmp_path: Path) -> None:
-    with FakeEndpoint({"hi": [{"reasoning_content": "hm"}, "\u202ex\x9b", "cut"]}) as fake:
+    with FakeEndpoint(
+        {"hi": [{"reasoning_content": "hm"}, "\u202ex\x9b", "cut"]}
+    ) as fake:
         status, out, err = talk(fake, "hi\n", None)
     assert (status, out) == (0, "‹202E›x‹9B›\n")
     assert "(thinking)" in err
@@ -121,4 +156,7 @@ def test_the_prompt_flag_and_the_key(tmp_path: Path) -> None:
         )
         assert (done.returncode, done.stdout) == (0, "Hello there.\n")
         assert fake.headers[0]["Authorization"] == "Bearer k"
-        assert json.dumps(fake.requests[0]["messages"]) == '[{"role": "user", "content": "hi"}]'
+        assert (
+            json.dumps(fake.requests[0]["messages"])
+            == '[{"role": "user", "content": "hi"}]'
+        )

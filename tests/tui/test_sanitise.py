@@ -36,8 +36,16 @@ def test_clean(text: str, shown: str) -> None:
 @given(st.text(st.characters()))
 def test_no_control_character_is_left(text: str) -> None:
     for harmless in (clean(text), clean_pipe(text), clean_copy(text)):
-        assert not [one for one in harmless if unicodedata.category(one) in ("Cc", "Cs") and one not in "\n\t"]
-    assert not [one for one in clean(text) if unicodedata.bidirectional(one) in ("RLO", "LRO", "RLE", "RLI", "PDF")]
+        assert not [
+            one
+            for one in harmless
+            if unicodedata.category(one) in ("Cc", "Cs") and one not in "\n\t"
+        ]
+    assert not [
+        one
+        for one in clean(text)
+        if unicodedata.bidirectional(one) in ("RLO", "LRO", "RLE", "RLI", "PDF")
+    ]
     assert clean(clean(text)) == clean(text)
 
 

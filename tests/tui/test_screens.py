@@ -26,7 +26,14 @@ MODELS = (
     s.ModelInfo("qwen3-8b-4bit", 32_768, size=4_600_000_000, fits=True),
     s.ModelInfo("smollm2-135m", 8_192, size=98_000_000, fits=True),
     s.ModelInfo("llama-3.3-70b-4bit", 131_072, size=39_700_000_000, fits=False),
-    s.ModelInfo("gemma-3-4b-4bit", 131_072, served=False, installed=False, size=2_600_000_000, fits=True),
+    s.ModelInfo(
+        "gemma-3-4b-4bit",
+        131_072,
+        served=False,
+        installed=False,
+        size=2_600_000_000,
+        fits=True,
+    ),
 )
 REPLY = """## Why the sky is blue
 
@@ -105,14 +112,23 @@ def answer(chat: Chat, text: str = REPLY, at: float = 0.0, **parts: Any) -> None
 def still(tmp_path: Path) -> Callable[..., None]:
     """Show a scene and compare the screen with the kept one."""
 
-    def run(name: str, scene: Callable[[Chat], Any], size: tuple[int, int] = (80, 24), **options: Any) -> None:
+    def run(
+        name: str,
+        scene: Callable[[Chat], Any],
+        size: tuple[int, int] = (80, 24),
+        **options: Any,
+    ) -> None:
         async def main() -> None:
             path = tmp_path / "history.db"
-            async with opened(None, path, size, server=StillServer(), clock=lambda: 2.5, **options) as chat:  # type: ignore[arg-type]
+            async with opened(
+                None, path, size, server=StillServer(), clock=lambda: 2.5, **options
+            ) as chat:  # type: ignore[arg-type]
                 await chat.until(lambda: chat.session.engine is not None)
                 await scene(chat)
                 await at_rest(chat)
-                for _ in range(10):  # a machine full of other work may rest in the middle
+                for _ in range(
+                    10
+                ):  # a machine full of other work may rest in the middle
                     if snapshot(chat.app) == kept_screen(name):
                         break
                     await asyncio.sleep(0.3)
@@ -140,7 +156,11 @@ async def streaming(chat: Chat) -> None:
 async def streaming_words(chat: Chat) -> None:
     await chat.until(lambda: chat.app.transcript.live)
     chat.app.driver.dispatch(
-        s.Delta("r0.0", 0.3, "Sunlight is *scattered*\n\n- by air\n- by `dust`\n\n```py\nx = 1\n```\n")
+        s.Delta(
+            "r0.0",
+            0.3,
+            "Sunlight is *scattered*\n\n- by air\n- by `dust`\n\n```py\nx = 1\n```\n",
+        )
     )
     await chat.until(lambda: "scattered" in chat.screen() and "x = 1" in chat.screen())
 
@@ -163,13 +183,19 @@ async def prefill(chat: Chat) -> None:
 async def thinking(chat: Chat) -> None:
     ask(chat)
     await chat.until(lambda: chat.app.transcript.live)
-    chat.app.driver.dispatch(s.Delta("r0.0", 0.3, reasoning="The question is about light. Rayleigh, surely."))
+    chat.app.driver.dispatch(
+        s.Delta("r0.0", 0.3, reasoning="The question is about light. Rayleigh, surely.")
+    )
     await chat.until(lambda: "Rayleigh" in chat.screen())
 
 
 async def folded(chat: Chat) -> None:
     ask(chat)
-    answer(chat, "Because of Rayleigh scattering.", reasoning="The question is about light.")
+    answer(
+        chat,
+        "Because of Rayleigh scattering.",
+        reasoning="The question is about light.",
+    )
 
 
 async def unfolded(chat: Chat) -> None:
@@ -180,21 +206,39 @@ async def unfolded(chat: Chat) -> None:
 
 async def tools(chat: Chat) -> None:
     ask(chat, "What time is it?")
-    answer(chat, "It is noon in Oslo.", tool_calls=(ToolCall("clock", '{"zone": "Europe/Oslo"}'),))
+    answer(
+        chat,
+        "It is noon in Oslo.",
+        tool_calls=(ToolCall("clock", '{"zone": "Europe/Oslo"}'),),
+    )
 
 
 async def failed(chat: Chat) -> None:
     ask(chat)
     chat.app.driver.dispatch(s.Delta("r0.0", 0.3, "Because"))
     live = chat.session.live
-    chat.app.driver.session = replace(chat.session, live=None, messages=(*chat.session.messages, *broken()))
+    chat.app.driver.session = replace(
+        chat.session, live=None, messages=(*chat.session.messages, *broken())
+    )
     assert live is not None
-    chat.app.driver.dispatch(s.LinkChanged(s.Link.LOST, "no server answers at http://127.0.0.1:8473"))
+    chat.app.driver.dispatch(
+        s.LinkChanged(s.Link.LOST, "no server answers at http://127.0.0.1:8473")
+    )
 
 
 def broken() -> tuple[Message, ...]:
     error = {"error": "the server closed the connection in the middle of the reply"}
-    return (Message("x", "c", None, "assistant", "Because of", state=MessageState.FAILED, figures=error),)
+    return (
+        Message(
+            "x",
+            "c",
+            None,
+            "assistant",
+            "Because of",
+            state=MessageState.FAILED,
+            figures=error,
+        ),
+    )
 
 
 async def versions(chat: Chat) -> None:
@@ -211,11 +255,19 @@ async def versions(chat: Chat) -> None:
 
 async def engine(chat: Chat) -> None:
     await settled(chat)
-    rows = (s.RunningRequest("1", "prefill", 8_000, 3_000, 0, 512), s.RunningRequest("2", "decode", 900, 900, 51, 512))
+    rows = (
+        s.RunningRequest("1", "prefill", 8_000, 3_000, 0, 512),
+        s.RunningRequest("2", "decode", 900, 900, 51, 512),
+    )
     chat.app._look = lambda: None
     await chat.press("ctrl+b")
     chat.app.driver.dispatch(
-        s.EngineSeen(replace(_view(ENGINE), requests=(*rows, s.RunningRequest("3", "waiting", 40, 0, 0, 0))))
+        s.EngineSeen(
+            replace(
+                _view(ENGINE),
+                requests=(*rows, s.RunningRequest("3", "waiting", 40, 0, 0, 0)),
+            )
+        )
     )
 
 
@@ -227,13 +279,24 @@ async def models(chat: Chat) -> None:
 
 def kept(chat: Chat) -> History:
     history = chat.app.driver.history
-    for number, title in enumerate(("Blue skies", "A list of whales", "Rust lifetimes")):
+    for number, title in enumerate(
+        ("Blue skies", "A list of whales", "Rust lifetimes")
+    ):
         history.add_chat(KeptChat(f"k{number}", title))
         history.add_message(
-            Message(f"k{number}m", f"k{number}", None, "user", f"tell me of {title.lower()} [/x] \x1b[2J")
+            Message(
+                f"k{number}m",
+                f"k{number}",
+                None,
+                "user",
+                f"tell me of {title.lower()} [/x] \x1b[2J",
+            )
         )
         with history._write() as db:
-            db.execute("UPDATE chat SET updated = ? WHERE id = ?", (NOW - 90_000 * number - 70, f"k{number}"))
+            db.execute(
+                "UPDATE chat SET updated = ? WHERE id = ?",
+                (NOW - 90_000 * number - 70, f"k{number}"),
+            )
     return history
 
 
@@ -246,7 +309,11 @@ async def search(chat: Chat) -> None:
 
 
 async def parameters(chat: Chat) -> None:
-    chat.app.driver.dispatch(s.ChatChanged({"system": "Be brief.", "params": {"temperature": 0.2, "seed": 7}}))
+    chat.app.driver.dispatch(
+        s.ChatChanged(
+            {"system": "Be brief.", "params": {"temperature": 0.2, "seed": 7}}
+        )
+    )
     await chat.press("ctrl+t")
 
 
@@ -273,12 +340,15 @@ async def confirm(chat: Chat) -> None:
 async def hostile(chat: Chat) -> None:
     ask(chat, "[/x] \x1b[2J")
     answer(
-        chat, "\x1b]52;c;eA==\x07 [bold]x[/] \x9b31m \u202eevil\u202c [ok](http://evil.example)\n\n```\nhalf \x1bopen"
+        chat,
+        "\x1b]52;c;eA==\x07 [bold]x[/] \x9b31m \u202eevil\u202c [ok](http://evil.example)\n\n```\nhalf \x1bopen",
     )
 
 
 async def long_prompt(chat: Chat) -> None:
-    await chat.type("\n".join(f"line {number} of a long prompt" for number in range(20)))
+    await chat.type(
+        "\n".join(f"line {number} of a long prompt" for number in range(20))
+    )
 
 
 SCENES = {

@@ -28,7 +28,9 @@ def test_keys_that_come_at_once_are_taken_in_order(play) -> None:
     play(scenario)
 
 
-def test_tab_completes_commands_and_files(play, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tab_completes_commands_and_files(
+    play, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "my notes").mkdir()
     (tmp_path / "my notes" / "sea.md").write_text("salt")
     monkeypatch.chdir(tmp_path)
@@ -51,7 +53,9 @@ def test_tab_completes_commands_and_files(play, tmp_path: Path, monkeypatch: pyt
 def test_what_is_offered(tmp_path: Path) -> None:
     for name in ("b.txt", "bad\x1b[2J.txt", "bidi\u202e.txt", ".hidden"):
         (tmp_path / name).write_text("x")
-    assert [one.name for one in completions("see @b", tmp_path)] == ["@b.txt"]  # what cannot be typed is not offered
+    assert [one.name for one in completions("see @b", tmp_path)] == [
+        "@b.txt"
+    ]  # what cannot be typed is not offered
     assert [one.text for one in completions("@.h", tmp_path)] == ["@.hidden "]
     assert [one.name for one in completions("/te", tmp_path)] == ["/temporary"]
     for typed in ("mail me@b", "@nowhere/x", "@b.txt ", "plain", "@\0"):
@@ -62,7 +66,9 @@ def test_another_answer_by_one_key(play) -> None:
     async def scenario(chat) -> None:
         await chat.say("hi")
         await chat.press("ctrl+r")
-        await chat.until(lambda: len(chat.fake.requests) == 2 and chat.session.live is None)
+        await chat.until(
+            lambda: len(chat.fake.requests) == 2 and chat.session.live is None
+        )
         await chat.until(lambda: "‹ 2/2 ›" in chat.screen())
 
     play(scenario)
@@ -73,7 +79,9 @@ def test_commands_by_their_slash(play) -> None:
         await chat.say("hi")
         first = chat.session.chat.id
         await chat.say("/regenerate")
-        await chat.until(lambda: chat.session.siblings.get(chat.session.messages[-1].id) == (1, 2))
+        await chat.until(
+            lambda: chat.session.siblings.get(chat.session.messages[-1].id) == (1, 2)
+        )
         await chat.say("/previous")
         await chat.until(lambda: "‹ 1/2 ›" in chat.screen())
         await chat.say("/next")
@@ -107,11 +115,24 @@ def test_commands_by_their_slash(play) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("VISUAL", "false")
         patch.setattr("rvllm_local.tui.app.ChatApp.suspend", lambda self: nullcontext())
-        play(scenario, FakeEndpoint(default=[{"reasoning_content": "secret"}, "Hello"]), size=(100, 40))
+        play(
+            scenario,
+            FakeEndpoint(default=[{"reasoning_content": "secret"}, "Hello"]),
+            size=(100, 40),
+        )
 
 
 def test_a_reply_that_goes_silent_says_so() -> None:
-    live = s.Live("r", Message("p", "c", None, "user", "hi"), True, (), 0.0, first_at=1.0, last_at=2.0, text="x")
+    live = s.Live(
+        "r",
+        Message("p", "c", None, "user", "hi"),
+        True,
+        (),
+        0.0,
+        first_at=1.0,
+        last_at=2.0,
+        text="x",
+    )
     assert live_foot(live, 3.0).plain == ""
     assert "nothing has come for 8 s; Esc stops" in live_foot(live, 10.0).plain
     assert live_foot(replace(live, last_at=None), 60.0).plain == ""

@@ -16,7 +16,10 @@ from rvllm_local.memory.tables import KVTables
 
 FULL = KVShape(2, 2, 16, 16, None, mx.float32)
 WINDOWED = KVShape(2, 2, 16, 16, 40, mx.float32)
-LAYOUT = KVLayout((FULL, WINDOWED), (LayerSlot(0, 0), LayerSlot(1, 0), LayerSlot(0, 1), LayerSlot(1, 1)))
+LAYOUT = KVLayout(
+    (FULL, WINDOWED),
+    (LayerSlot(0, 0), LayerSlot(1, 0), LayerSlot(0, 1), LayerSlot(1, 1)),
+)
 
 
 def test_scratch_block_is_never_handed_out() -> None:
@@ -75,7 +78,9 @@ class PoolMachine(RuleBasedStateMachine):
     def conserved(self) -> None:
         self.pool.check_integrity()
         assert self.pool.num_free == self.pool.num_total - len(set(self.held))
-        assert self.pool.num_shared == sum(self.held.count(block) > 1 for block in set(self.held))
+        assert self.pool.num_shared == sum(
+            self.held.count(block) > 1 for block in set(self.held)
+        )
 
 
 TestPoolMachine = PoolMachine.TestCase
@@ -92,7 +97,9 @@ def test_tables_cover_the_window_and_never_exceed_the_plan(chunks: list[int]) ->
         assert len(full.block_ids) == blocks_for(computed + chunk)
         oldest_visible = max(0, computed - 40 + 1)
         assert windowed.first_position <= oldest_visible
-        assert len(windowed.block_ids) <= window_blocks(40, computed + chunk, max(chunks))
+        assert len(windowed.block_ids) <= window_blocks(
+            40, computed + chunk, max(chunks)
+        )
         computed += chunk
         kv.trim_windows(tables, computed)
     kv.release(tables)
@@ -114,7 +121,13 @@ def test_budget_is_never_exceeded(budget: int, rows: int) -> None:
         assert str(budget) in str(error)
         assert budget < 2 * (FULL.block_bytes + WINDOWED.block_bytes)
         return
-    assert sum(n * shape.block_bytes for n, shape in zip(blocks, LAYOUT.groups, strict=True)) <= budget
+    assert (
+        sum(
+            n * shape.block_bytes
+            for n, shape in zip(blocks, LAYOUT.groups, strict=True)
+        )
+        <= budget
+    )
     assert min(blocks) >= 2
 
 

@@ -17,9 +17,15 @@ from rvllm_local import cli, errors
 COMMAND = [sys.executable, "-m", "rvllm_local.cli"]
 
 
-def rvllm(*arguments: str, stdin: bytes = b"", **environ: str) -> subprocess.CompletedProcess[bytes]:
+def rvllm(
+    *arguments: str, stdin: bytes = b"", **environ: str
+) -> subprocess.CompletedProcess[bytes]:
     return subprocess.run(
-        [*COMMAND, *arguments], input=stdin, capture_output=True, check=False, env={**os.environ, **environ}
+        [*COMMAND, *arguments],
+        input=stdin,
+        capture_output=True,
+        check=False,
+        env={**os.environ, **environ},
     )
 
 
@@ -33,7 +39,10 @@ def rvllm(*arguments: str, stdin: bytes = b"", **environ: str) -> subprocess.Com
         (["run", "smollm2-135m", "hi", "--kv-memory", "9" * 400], "bytes"),
         (["run", "smollm2-135m", "hi", "--temperature", "nan"], "temperature"),
         (["run", "smollm2-135m", "hi", "--max-tokens", "0"], "max_tokens"),
-        (["run", "smollm2-135m", "hi", "--attention", "flash"], "auto, reference or kernels"),
+        (
+            ["run", "smollm2-135m", "hi", "--attention", "flash"],
+            "auto, reference or kernels",
+        ),
         (["pull", "nothing-like-it"], "no model called"),
     ],
 )
@@ -64,7 +73,10 @@ def test_a_prompt_that_is_no_text_is_refused() -> None:
     ],
 )
 def test_statuses(
-    error: Exception, status: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    error: Exception,
+    status: int,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     def fail(_arguments: object) -> int:
         raise error
@@ -82,22 +94,36 @@ def test_config_shows_what_was_merged(tmp_path: Path) -> None:
 
 def test_the_configured_cache_folder_is_used(tmp_path: Path) -> None:
     (tmp_path / "config.toml").write_text(f'cache_dir = "{tmp_path}"')
-    environ = {name: value for name, value in os.environ.items() if name != "RVLLM_CACHE_DIR"}
+    environ = {
+        name: value for name, value in os.environ.items() if name != "RVLLM_CACHE_DIR"
+    }
     environ["RVLLM_CONFIG"] = str(tmp_path / "config.toml")
-    done = subprocess.run([*COMMAND, "ls"], capture_output=True, check=True, env=environ)
+    done = subprocess.run(
+        [*COMMAND, "ls"], capture_output=True, check=True, env=environ
+    )
     assert b"not fetched" in done.stdout
 
 
 def test_a_closed_pipe_is_quiet() -> None:
     read, write = os.pipe()
     os.close(read)
-    done = subprocess.run([*COMMAND, "ls"], stdout=write, stderr=subprocess.PIPE, check=False)
+    done = subprocess.run(
+        [*COMMAND, "ls"], stdout=write, stderr=subprocess.PIPE, check=False
+    )
     os.close(write)
     assert (done.returncode, done.stderr) == (0, b"")
 
 
 def test_run_streams_an_answer_and_its_figures(smollm2: Path) -> None:
-    done = rvllm("run", str(smollm2), "--max-tokens", "8", "--temperature", "0", stdin=b"The capital of France?")
+    done = rvllm(
+        "run",
+        str(smollm2),
+        "--max-tokens",
+        "8",
+        "--temperature",
+        "0",
+        stdin=b"The capital of France?",
+    )
     answer, figures = done.stdout.decode().rsplit("\n\n", 1)
     assert done.returncode == 0
     assert answer.strip()
@@ -107,7 +133,14 @@ def test_run_streams_an_answer_and_its_figures(smollm2: Path) -> None:
 
 def test_a_terminal_without_unicode_gets_a_replacement(smollm2: Path) -> None:
     done = rvllm(
-        "run", str(smollm2), "Repeat: café 😀", "--max-tokens", "12", "--temperature", "0", PYTHONIOENCODING="ascii"
+        "run",
+        str(smollm2),
+        "Repeat: café 😀",
+        "--max-tokens",
+        "12",
+        "--temperature",
+        "0",
+        PYTHONIOENCODING="ascii",
     )
     assert (done.returncode, b"Traceback" in done.stderr) == (0, False)
 
@@ -115,8 +148,17 @@ def test_a_terminal_without_unicode_gets_a_replacement(smollm2: Path) -> None:
 @pytest.mark.parametrize("delay", [0.6, 1.0, 1.5, None])
 def test_interrupting_ends_with_130(smollm2: Path, delay: float | None) -> None:
     """While the model loads (a while after the start) and while it answers (once text has come)."""
-    command = [*COMMAND, "run", str(smollm2), "Tell a long story", "--max-tokens", "2000"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+    command = [
+        *COMMAND,
+        "run",
+        str(smollm2),
+        "Tell a long story",
+        "--max-tokens",
+        "2000",
+    ]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as process:
         if delay is None:
             assert process.stdout is not None
             process.stdout.read(1)
@@ -141,7 +183,9 @@ def test_an_interrupt_that_a_library_swallows_ends_the_process_all_the_same() ->
         "run.run = swallowing\n"
         "sys.exit(cli.main(['run', 'any', 'prompt']))\n"
     )
-    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+    with subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as process:
         assert process.stdout is not None
         process.stdout.readline()
         process.send_signal(signal.SIGINT)
@@ -153,9 +197,19 @@ def test_doctor_says_what_it_found_and_what_to_do() -> None:
     done = rvllm("doctor", "--kernels", "--json")
     found = json.loads(done.stdout)
     states = {finding["check"]: finding["state"] for finding in found["findings"]}
-    assert set(states) >= {"machine", "versions", "BLAS", "memory", "disk", "attention", "kernels"}
+    assert set(states) >= {
+        "machine",
+        "versions",
+        "BLAS",
+        "memory",
+        "disk",
+        "attention",
+        "kernels",
+    }
     assert set(states.values()) <= {"ok", "warning", "failed"}
-    assert all(finding["advice"] for finding in found["findings"] if finding["state"] != "ok")
+    assert all(
+        finding["advice"] for finding in found["findings"] if finding["state"] != "ok"
+    )
     assert done.returncode == ("failed" in states.values())
     text = rvllm("doctor")
     assert b"machine" in text.stdout and b"attention" in text.stdout

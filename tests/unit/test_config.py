@@ -18,7 +18,9 @@ def file(tmp_path: Path) -> Path:
     return tmp_path / "config.toml"
 
 
-def load(file: Path, text: str = "", flags: dict[str, object] | None = None, **environ: str) -> EngineConfig:
+def load(
+    file: Path, text: str = "", flags: dict[str, object] | None = None, **environ: str
+) -> EngineConfig:
     file.write_text(text)
     return load_config(flags, {"RVLLM_CONFIG": str(file), **environ})
 
@@ -38,7 +40,25 @@ def test_sizes(text: int | str, size: int) -> None:
     assert parse_bytes(text) == size
 
 
-@pytest.mark.parametrize("bad", ["", "MB", "12Q", "-1", "1e9", "0", "0.1", 0, -5, True, 1.5, None, "nan", "9" * 400])
+@pytest.mark.parametrize(
+    "bad",
+    [
+        "",
+        "MB",
+        "12Q",
+        "-1",
+        "1e9",
+        "0",
+        "0.1",
+        0,
+        -5,
+        True,
+        1.5,
+        None,
+        "nan",
+        "9" * 400,
+    ],
+)
 def test_bad_sizes_are_named(bad: object) -> None:
     with pytest.raises(ConfigError, match=r"size"):
         parse_bytes(bad)  # type: ignore[arg-type]
@@ -52,7 +72,12 @@ def test_no_text_breaks_the_size_parser(text: str) -> None:
 
 def test_defaults(file: Path) -> None:
     config = load(file)
-    assert (config.model, config.max_rows, config.prefill_chunk, config.attention) == ("smollm2-135m", 16, 512, "auto")
+    assert (config.model, config.max_rows, config.prefill_chunk, config.attention) == (
+        "smollm2-135m",
+        16,
+        512,
+        "auto",
+    )
     assert config.kv_memory is None
     assert config.context_length is None
     assert config.self_check
@@ -62,7 +87,13 @@ def test_defaults(file: Path) -> None:
 
 def test_flag_over_environment_over_file_over_default(file: Path) -> None:
     text = 'max_rows = 2\nprefill_chunk = 64\nkv_memory = "1MiB"\nself_check = false'
-    config = load(file, text, {"max_rows": 8, "kv_memory": None}, RVLLM_MAX_ROWS="4", RVLLM_PREFILL_CHUNK="128")
+    config = load(
+        file,
+        text,
+        {"max_rows": 8, "kv_memory": None},
+        RVLLM_MAX_ROWS="4",
+        RVLLM_PREFILL_CHUNK="128",
+    )
     assert (config.max_rows, config.prefill_chunk, config.kv_memory) == (8, 128, 2**20)
     assert not config.self_check
 
@@ -90,7 +121,9 @@ def test_flag_over_environment_over_file_over_default(file: Path) -> None:
         ("max_rows =", ["cannot be read", "mend"]),
     ],
 )
-def test_a_bad_file_is_told_key_value_and_remedy(file: Path, text: str, told: list[str]) -> None:
+def test_a_bad_file_is_told_key_value_and_remedy(
+    file: Path, text: str, told: list[str]
+) -> None:
     with pytest.raises(ConfigError) as caught:
         load(file, text)
     assert str(file) in str(caught.value)
@@ -99,7 +132,9 @@ def test_a_bad_file_is_told_key_value_and_remedy(file: Path, text: str, told: li
 
 
 def test_bad_flags_and_variables_are_named(file: Path) -> None:
-    with pytest.raises(ConfigError, match=r"--context-length: context_length cannot be 'long'"):
+    with pytest.raises(
+        ConfigError, match=r"--context-length: context_length cannot be 'long'"
+    ):
         load(file, flags={"context_length": "long"})
     with pytest.raises(ConfigError, match=r"RVLLM_MAX_ROWS: max_rows cannot be '-1'"):
         load(file, RVLLM_MAX_ROWS="-1")

@@ -19,7 +19,10 @@ from rvllm_local.memory.tables import SequenceTables
 NUM_LAYERS, KV_HEADS, DIM, NUM_BLOCKS = 2, 2, 8, 24
 SLOTS = tuple(LayerSlot(0, layer) for layer in range(NUM_LAYERS))
 ACTIONS = st.tuples(
-    st.sampled_from(["chunk", "mixed", "decode", "swap", "copy", "load", "restart", "fail"]), st.integers(0, 2)
+    st.sampled_from(
+        ["chunk", "mixed", "decode", "swap", "copy", "load", "restart", "fail"]
+    ),
+    st.integers(0, 2),
 )
 
 
@@ -29,26 +32,41 @@ class Pair:
     def __init__(self, dtype: mx.Dtype, *, quantized: bool, copy_tokens: int) -> None:
         shape = KVShape(NUM_LAYERS, KV_HEADS, DIM, DIM, None, dtype, quantized)
         self.layout, self.dtype = KVLayout((shape,), SLOTS), dtype
-        self.backends = [ReferenceBackend([Arena(shape, NUM_BLOCKS)], tokens) for tokens in (copy_tokens, 0)]
+        self.backends = [
+            ReferenceBackend([Arena(shape, NUM_BLOCKS)], tokens)
+            for tokens in (copy_tokens, 0)
+        ]
         self.random = np.random.default_rng(3)
         self.tables = [SequenceTables((BlockTable(),)) for _ in range(3)]
         self.lengths = [0, 0, 0]
         self.free = list(range(1, NUM_BLOCKS))
 
     def new(self, heads: int, rows: int, tokens: int) -> mx.array:
-        return mx.array(self.random.standard_normal((rows, heads, tokens, DIM)).astype(np.float32)).astype(self.dtype)
+        return mx.array(
+            self.random.standard_normal((rows, heads, tokens, DIM)).astype(np.float32)
+        ).astype(self.dtype)
 
     def grow(self, row: int, tokens: int) -> int:
         """Room for `tokens` more, as far as there are blocks; how many there is room for."""
         table = self.tables[row].groups[0]
-        while self.free and len(table.block_ids) * BLOCK_TOKENS < self.lengths[row] + tokens:
+        while (
+            self.free
+            and len(table.block_ids) * BLOCK_TOKENS < self.lengths[row] + tokens
+        ):
             table.block_ids.append(self.free.pop(0))
         return min(tokens, len(table.block_ids) * BLOCK_TOKENS - self.lengths[row])
 
     def geometry(self, rows: list[int], tokens: int) -> CallGeometry:
-        return call_geometry(self.layout, [self.tables[row] for row in rows], [self.lengths[r] for r in rows], tokens)
+        return call_geometry(
+            self.layout,
+            [self.tables[row] for row in rows],
+            [self.lengths[r] for r in rows],
+            tokens,
+        )
 
-    def chunk(self, row: int, tokens: int = 21, layers: tuple[LayerSlot, ...] = SLOTS) -> None:
+    def chunk(
+        self, row: int, tokens: int = 21, layers: tuple[LayerSlot, ...] = SLOTS
+    ) -> None:
         tokens = self.grow(row, tokens)
         if tokens < 2:
             self.restart(row)
@@ -56,38 +74,68 @@ class Pair:
         geometry = self.geometry([row], tokens)
         sessions = [backend.begin(geometry) for backend in self.backends]
         for slot in layers:
-            keys, values, queries = self.new(KV_HEADS, 1, tokens), self.new(KV_HEADS, 1, tokens), self.new(4, 1, tokens)
+            keys, values, queries = (
+                self.new(KV_HEADS, 1, tokens),
+                self.new(KV_HEADS, 1, tokens),
+                self.new(4, 1, tokens),
+            )
             for session in sessions:
                 session.write(slot, keys, values)
-            found, expected = (session.prefill(slot, queries, AttentionCall(0.3)) for session in sessions)
+            found, expected = (
+                session.prefill(slot, queries, AttentionCall(0.3))
+                for session in sessions
+            )
             assert mx.array_equal(found, expected)
         self.lengths[row] += tokens if layers == SLOTS else 0
 
     def mixed(self, row: int) -> None:
         """A token of one sequence, and chunks of the two others, in one call."""
         parts = [((row + 1) % 3, 5), ((row + 2) % 3, 9)]
-        if self.grow(row, 1) < 1 or any(self.grow(other, count) < count for other, count in parts):
+        if self.grow(row, 1) < 1 or any(
+            self.grow(other, count) < count for other, count in parts
+        ):
             self.restart(row)
             return
-        decode, chunks = self.geometry([row], 1), [self.geometry([other], count) for other, count in parts]
-        every = [(row, 0), *((other, place) for other, count in parts for place in range(count))]
-        whole = call_geometry(
-            self.layout, [self.tables[r] for r, _ in every], [self.lengths[r] + place for r, place in every], 1
+        decode, chunks = (
+            self.geometry([row], 1),
+            [self.geometry([other], count) for other, count in parts],
         )
-        sessions = [backend.begin_mixed(whole, decode, chunks) for backend in self.backends]
+        every = [
+            (row, 0),
+            *((other, place) for other, count in parts for place in range(count)),
+        ]
+        whole = call_geometry(
+            self.layout,
+            [self.tables[r] for r, _ in every],
+            [self.lengths[r] + place for r, place in every],
+            1,
+        )
+        sessions = [
+            backend.begin_mixed(whole, decode, chunks) for backend in self.backends
+        ]
         for slot in SLOTS:
-            keys, values = self.new(KV_HEADS, len(every), 1), self.new(KV_HEADS, len(every), 1)
+            keys, values = (
+                self.new(KV_HEADS, len(every), 1),
+                self.new(KV_HEADS, len(every), 1),
+            )
             queries = self.new(4, len(every) + 1, 1)  # one row of padding
             for session in sessions:
                 session.write(slot, keys, values)
-            found, expected = (session.decode(slot, queries, AttentionCall(0.3)) for session in sessions)
+            found, expected = (
+                session.decode(slot, queries, AttentionCall(0.3))
+                for session in sessions
+            )
             assert mx.array_equal(found, expected)
         for other, count in [(row, 1), *parts]:
             self.lengths[other] += count
 
     def decode(self, row: int) -> None:
         if self.grow(row, 1):
-            geometry, keys, values = self.geometry([row], 1), self.new(KV_HEADS, 1, 1), self.new(KV_HEADS, 1, 1)
+            geometry, keys, values = (
+                self.geometry([row], 1),
+                self.new(KV_HEADS, 1, 1),
+                self.new(KV_HEADS, 1, 1),
+            )
             for backend in self.backends:
                 session = backend.begin(geometry)
                 for slot in SLOTS:
@@ -128,13 +176,20 @@ class Pair:
 
 @settings(max_examples=40, deadline=None)
 @given(st.lists(ACTIONS, min_size=4, max_size=30))
-def test_attention_gives_the_same_bits_with_and_without_the_copy(actions: list[tuple[str, int]]) -> None:
-    pair = Pair(mx.float32, quantized=False, copy_tokens=5 * BLOCK_TOKENS)  # shorter than the longest contexts here
+def test_attention_gives_the_same_bits_with_and_without_the_copy(
+    actions: list[tuple[str, int]],
+) -> None:
+    pair = Pair(
+        mx.float32, quantized=False, copy_tokens=5 * BLOCK_TOKENS
+    )  # shorter than the longest contexts here
     for name, row in actions:
         getattr(pair, name)(row)
 
 
-@pytest.mark.parametrize(("dtype", "quantized"), [(mx.float32, True), (mx.bfloat16, False), (mx.float16, False)])
+@pytest.mark.parametrize(
+    ("dtype", "quantized"),
+    [(mx.float32, True), (mx.bfloat16, False), (mx.float16, False)],
+)
 def test_every_stored_type_can_be_copied(dtype: mx.Dtype, quantized: bool) -> None:
     pair = Pair(dtype, quantized=quantized, copy_tokens=8 * BLOCK_TOKENS)
     for name in (

@@ -12,7 +12,9 @@ def tell(proc: Path, **waits: int) -> None:
     for task, seconds in waits.items():
         folder = proc / "7" / "task" / task
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / "schedstat").write_text(f"123 {seconds * 10**9} 5\n", encoding="ascii")
+        (folder / "schedstat").write_text(
+            f"123 {seconds * 10**9} 5\n", encoding="ascii"
+        )
 
 
 def test_the_longest_wait_of_any_thread_since_the_last_look(tmp_path: Path) -> None:
@@ -26,7 +28,9 @@ def test_the_longest_wait_of_any_thread_since_the_last_look(tmp_path: Path) -> N
     assert wait.since_last() == 0
 
 
-def test_nothing_is_known_of_a_process_that_has_gone_or_a_system_that_does_not_say(tmp_path: Path) -> None:
+def test_nothing_is_known_of_a_process_that_has_gone_or_a_system_that_does_not_say(
+    tmp_path: Path,
+) -> None:
     wait = CpuWait(7, tmp_path)
     assert wait.since_last() == wait.since_last() == 0
     tell(tmp_path, a=1)

@@ -15,7 +15,9 @@ class Bytes:
         return None if token_id == 256 else bytes([token_id])
 
 
-def stream(data: list[int], stop: tuple[str, ...] = ()) -> tuple[list[str], StreamingDetokenizer]:
+def stream(
+    data: list[int], stop: tuple[str, ...] = ()
+) -> tuple[list[str], StreamingDetokenizer]:
     detokenizer = StreamingDetokenizer(Bytes(), stop)
     pieces = [detokenizer.push(token) for token in data]
     return [*pieces, detokenizer.finish()], detokenizer
@@ -24,7 +26,9 @@ def stream(data: list[int], stop: tuple[str, ...] = ()) -> tuple[list[str], Stre
 @given(st.lists(st.integers(0, 256), max_size=60))
 def test_any_bytes_come_out_as_one_decode_would_give_them(data: list[int]) -> None:
     pieces, _ = stream(data)
-    assert "".join(pieces) == bytes(token for token in data if token != 256).decode(errors="replace")
+    assert "".join(pieces) == bytes(token for token in data if token != 256).decode(
+        errors="replace"
+    )
 
 
 @given(st.text(max_size=30))
@@ -35,7 +39,10 @@ def test_no_piece_holds_half_a_character(text: str) -> None:
     assert "\ufffd" in whole or all("\ufffd" not in piece for piece in pieces)
 
 
-@given(st.text("ab", max_size=40), st.lists(st.text("ab", min_size=1, max_size=5), min_size=1, max_size=3))
+@given(
+    st.text("ab", max_size=40),
+    st.lists(st.text("ab", min_size=1, max_size=5), min_size=1, max_size=3),
+)
 def test_text_ends_before_the_first_stop(text: str, stops: list[str]) -> None:
     pieces, detokenizer = stream(list(text.encode()), tuple(stops))
     ends = [text.index(stop) + len(stop) for stop in stops if stop in text]

@@ -15,14 +15,20 @@ import pytest
 from rvllm_local import host
 
 ROOT = Path(__file__).parents[2]
-linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="macOS has Accelerate")
+linux = pytest.mark.skipif(
+    not sys.platform.startswith("linux"), reason="macOS has Accelerate"
+)
 
 
 def report_of(before: str = "", **environ: str) -> host.HostReport:
     """What a fresh process reports, after running the statement `before`."""
     code = f"{before}\nimport rvllm_local.host as h; r = h.prepare(); print((r.blas, r.is_fast_blas, r.advice))"
     done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True, env={**os.environ, **environ}
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={**os.environ, **environ},
     )
     return host.HostReport(*ast.literal_eval(done.stdout))
 
@@ -32,14 +38,19 @@ def test_preparing_twice_gives_the_first_report() -> None:
 
 
 def test_preparing_loads_no_mlx() -> None:
-    code = "import sys, rvllm_local.host as h; h.prepare(); sys.exit('mlx' in sys.modules)"
+    code = (
+        "import sys, rvllm_local.host as h; h.prepare(); sys.exit('mlx' in sys.modules)"
+    )
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_the_users_command_buffer_limits_win() -> None:
     code = "import os, rvllm_local; print(os.environ['MLX_MAX_OPS_PER_BUFFER'], os.environ['MLX_MAX_MB_PER_BUFFER'])"
     done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, check=True, env={**os.environ, "MLX_MAX_OPS_PER_BUFFER": "7"}
+        [sys.executable, "-c", code],
+        capture_output=True,
+        check=True,
+        env={**os.environ, "MLX_MAX_OPS_PER_BUFFER": "7"},
     )
     assert done.stdout.split() == [b"7", b"100000000"]
 
@@ -60,7 +71,9 @@ def test_mlx_imported_first_is_told() -> None:
 
 
 @linux
-def test_a_machine_without_openblas_is_told_the_cost_and_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_machine_without_openblas_is_told_the_cost_and_the_remedy(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(host, "_candidates", list)
     report = host._load_openblas()
     assert not report.is_fast_blas
@@ -70,7 +83,9 @@ def test_a_machine_without_openblas_is_told_the_cost_and_the_remedy(monkeypatch:
 
 @pytest.fixture(scope="module")
 def script() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("provide_openblas", ROOT / "scripts" / "provide_openblas.py")
+    spec = importlib.util.spec_from_file_location(
+        "provide_openblas", ROOT / "scripts" / "provide_openblas.py"
+    )
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -79,15 +94,21 @@ def script() -> ModuleType:
 
 
 @linux
-def test_nothing_is_installed_where_a_library_loads(script: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nothing_is_installed_where_a_library_loads(
+    script: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(script, "loads", lambda path: path == script.LIBRARY)
-    monkeypatch.setattr(script, "succeeds", lambda command: pytest.fail(f"ran {command}"))
+    monkeypatch.setattr(
+        script, "succeeds", lambda command: pytest.fail(f"ran {command}")
+    )
     assert script.provide() == "OpenBLAS: libopenblas.so.0 is there"
 
 
 @linux
 def test_failing_to_provide_is_told_and_not_fatal(
-    script: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    script: ModuleType,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setattr(script, "loads", lambda _path: False)
     monkeypatch.setattr(script, "succeeds", lambda _command: False)
@@ -95,27 +116,44 @@ def test_failing_to_provide_is_told_and_not_fatal(
 
 
 @linux
-def test_a_command_that_is_missing_or_hangs_is_a_failure(script: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_command_that_is_missing_or_hangs_is_a_failure(
+    script: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(script, "TIMEOUT_S", 0.2)
     assert not script.succeeds(["/nowhere/apt-get"])
     assert not script.succeeds(["sleep", "5"])
 
 
 @linux
-def test_the_forwarding_library_reaches_the_prefixed_function(script: ModuleType, tmp_path: Path) -> None:
+def test_the_forwarding_library_reaches_the_prefixed_function(
+    script: ModuleType, tmp_path: Path
+) -> None:
     import ctypes
     import platform
     import shutil
 
     if shutil.which("c++") is None or platform.machine() not in script.JUMPS:
         pytest.skip("no C++ compiler for this machine's jumps")
-    (tmp_path / "real.cpp").write_text('extern "C" double scipy_cblas_ddot(double a, double b) { return a * b; }')
-    (tmp_path / "forward.s").write_text(script.forwarding_assembly(["cblas_ddot"], platform.machine()))
+    (tmp_path / "real.cpp").write_text(
+        'extern "C" double scipy_cblas_ddot(double a, double b) { return a * b; }'
+    )
+    (tmp_path / "forward.s").write_text(
+        script.forwarding_assembly(["cblas_ddot"], platform.machine())
+    )
     build = ["c++", "-shared", "-fPIC", "-o"]
-    subprocess.run([*build, str(tmp_path / "real.so"), str(tmp_path / "real.cpp")], check=True)
+    subprocess.run(
+        [*build, str(tmp_path / "real.so"), str(tmp_path / "real.cpp")], check=True
+    )
     assert script.exported(tmp_path / "real.so") == ["cblas_ddot"]
-    parts = [str(tmp_path / "forward.s"), "-Wl,--no-as-needed", str(tmp_path / "real.so")]
+    parts = [
+        str(tmp_path / "forward.s"),
+        "-Wl,--no-as-needed",
+        str(tmp_path / "real.so"),
+    ]
     subprocess.run([*build, str(tmp_path / "forward.so"), *parts], check=True)
     forwarded = ctypes.CDLL(str(tmp_path / "forward.so")).cblas_ddot
-    forwarded.argtypes, forwarded.restype = (ctypes.c_double, ctypes.c_double), ctypes.c_double
+    forwarded.argtypes, forwarded.restype = (
+        (ctypes.c_double, ctypes.c_double),
+        ctypes.c_double,
+    )
     assert forwarded(6.0, 7.0) == 42.0

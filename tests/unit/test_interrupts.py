@@ -66,5 +66,10 @@ print(len(calls))
 
 def test_no_flag_is_left_standing() -> None:
     """Under a profiler, CPython 3.11 would never return from `work` while one stands."""
-    done = subprocess.run([sys.executable, "-c", LEAVES_NOTHING], capture_output=True, text=True, timeout=20)
+    done = subprocess.run(
+        [sys.executable, "-c", LEAVES_NOTHING],
+        capture_output=True,
+        text=True,
+        timeout=20,
+    )
     assert int(done.stdout) > 3, done.stderr

@@ -12,7 +12,8 @@ import pytest
 from rvllm_local.memory.lazy_zeros import lazy_zeros
 
 on_linux_cpu = pytest.mark.skipif(
-    sys.platform != "linux" or mx.default_device() != mx.Device(mx.cpu), reason="other systems write every page"
+    sys.platform != "linux" or mx.default_device() != mx.Device(mx.cpu),
+    reason="other systems write every page",
 )
 
 
@@ -23,12 +24,17 @@ def resident() -> int:
 
 @pytest.mark.parametrize("dtype", [mx.float32, mx.float16, mx.bfloat16, mx.int8])
 @pytest.mark.parametrize("shape", [(1,), (3, 5), (2, 1000, 3), (7, 4096)])
-def test_they_are_zero_even_where_memory_was_used_before(dtype: mx.Dtype, shape: tuple[int, ...]) -> None:
+def test_they_are_zero_even_where_memory_was_used_before(
+    dtype: mx.Dtype, shape: tuple[int, ...]
+) -> None:
     for _ in range(3):
         array = lazy_zeros(shape, dtype)
         assert (array.shape, array.dtype) == (shape, dtype)
         assert not mx.any(array != 0).item()
-        bits = np.array(array.view({1: mx.uint8, 2: mx.uint16, 4: mx.uint32}[dtype.size]), copy=False)
+        bits = np.array(
+            array.view({1: mx.uint8, 2: mx.uint16, 4: mx.uint32}[dtype.size]),
+            copy=False,
+        )
         bits[...] = 0xFF  # what the next one finds where this one was
         assert mx.all(array != 0).item()
         del array, bits

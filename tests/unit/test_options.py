@@ -44,18 +44,26 @@ def test_an_option_that_cannot_be_is_refused_by_name(name: str, value: Any) -> N
 
 
 def test_the_python_api_refuses_an_option_before_it_looks_for_the_model() -> None:
-    with pytest.raises(ConfigError, match="kv_dtype cannot be 'int4': it must be auto or int8"):
+    with pytest.raises(
+        ConfigError, match="kv_dtype cannot be 'int4': it must be auto or int8"
+    ):
         LLM("nothing of this name", kv_dtype="int4")  # type: ignore[arg-type]
 
 
 def test_more_choices_than_may_ever_be_open_are_refused_for_good() -> None:
-    limits = EngineLimits(vocab_size=100, context_length=64, arena_tokens=64, max_open=4)
+    limits = EngineLimits(
+        vocab_size=100, context_length=64, arena_tokens=64, max_open=4
+    )
     with pytest.raises(ParameterError, match="n is 5, and at most 4"):
         limits.check(make_requests([1], SamplingParams(n=5))[0])
     assert limits.check(make_requests([1], SamplingParams(n=4, max_tokens=3))[0]) == 4
 
 
 @pytest.mark.skipif(default_backend() != "none", reason="the kernels can run here")
-def test_kernels_without_a_gpu_are_refused_with_what_serves_instead(tmp_path: Path) -> None:
+def test_kernels_without_a_gpu_are_refused_with_what_serves_instead(
+    tmp_path: Path,
+) -> None:
     with pytest.raises(ConfigError, match=r"attention cannot be .*no GPU.*reference"):
-        LLM(save_tiny("llama", tmp_path / "llama"), kv_memory="4MB", attention="kernels")
+        LLM(
+            save_tiny("llama", tmp_path / "llama"), kv_memory="4MB", attention="kernels"
+        )

@@ -24,7 +24,9 @@ def test_a_target_bounds_the_step_less_what_decoding_takes() -> None:
     pace.record(1000, 1.0)
     pace.record_decode(1, 0.04)
     assert pace.prefill_tokens(rows(decoding=True)) == 60  # type: ignore[arg-type]
-    pace.record_decode(1, 0.5)  # decoding alone takes longer than the target: prefill still advances
+    pace.record_decode(
+        1, 0.5
+    )  # decoding alone takes longer than the target: prefill still advances
     assert pace.prefill_tokens(rows(decoding=True)) == 20  # type: ignore[arg-type]
 
 
@@ -57,9 +59,14 @@ def test_a_crowd_of_prompts_may_slow_decoding_down() -> None:
     pace = Pace(prefill_chunk=512, target_s=None)
     pace.record(1000, 1.0)
     pace.record_decode(1, 0.1)
-    few = [pace.prefill_tokens(rows(decoding=True) * 4, waiting) for waiting in (0, 1, 2, 3, 4, 50)]  # type: ignore[arg-type]
+    few = [
+        pace.prefill_tokens(rows(decoding=True) * 4, waiting)
+        for waiting in (0, 1, 2, 3, 4, 50)
+    ]  # type: ignore[arg-type]
     assert few == [80, 80, 160, 320, 480, 512]
-    crowd = [pace.prefill_tokens(rows(decoding=True) * 12, waiting) for waiting in (1, 2, 50)]  # type: ignore[arg-type]
+    crowd = [
+        pace.prefill_tokens(rows(decoding=True) * 12, waiting) for waiting in (1, 2, 50)
+    ]  # type: ignore[arg-type]
     assert crowd == [320, 480, 512]
 
 
@@ -72,5 +79,7 @@ def test_decode_steps_are_known_by_their_rows() -> None:
     assert pace.prefill_tokens(rows(decoding=True)) == 40  # type: ignore[arg-type]
     assert pace.prefill_tokens(crowd) == 480  # type: ignore[arg-type]
     for _ in range(20):
-        pace.record_mixed(16, 60, 0.26)  # 60 ms more than without, not the 190 that one row's step would leave
+        pace.record_mixed(
+            16, 60, 0.26
+        )  # 60 ms more than without, not the 190 that one row's step would leave
     assert 470 <= pace.prefill_tokens(crowd) <= 480  # type: ignore[arg-type]

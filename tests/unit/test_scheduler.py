@@ -18,7 +18,8 @@ from rvllm_local.memory.tables import KVTables
 from rvllm_local.types import Request, SamplingParams
 
 LAYOUT = KVLayout(
-    (KVShape(1, 1, 8, 8, None, mx.float32), KVShape(1, 1, 8, 8, 48, mx.float32)), (LayerSlot(0, 0), LayerSlot(1, 0))
+    (KVShape(1, 1, 8, 8, None, mx.float32), KVShape(1, 1, 8, 8, 48, mx.float32)),
+    (LayerSlot(0, 0), LayerSlot(1, 0)),
 )
 CHUNK = 40
 
@@ -46,24 +47,37 @@ class NoContent:
         pass
 
     def swap_out(self, sequence: Sequence) -> None:
-        sequence.swapped = tuple(tuple(Swapped(0, 0) for _ in table.block_ids) for table in sequence.tables.groups)
+        sequence.swapped = tuple(
+            tuple(Swapped(0, 0) for _ in table.block_ids)
+            for table in sequence.tables.groups
+        )
         self.kv.release(sequence.tables)
 
     def swap_in(self, sequence: Sequence) -> None:
         assert sequence.swapped is not None
-        for pool, table, parts in zip(self.kv.pools, sequence.tables.groups, sequence.swapped):
+        for pool, table, parts in zip(
+            self.kv.pools, sequence.tables.groups, sequence.swapped
+        ):
             table.block_ids.extend(pool.allocate(len(parts)))
         sequence.swapped = None
 
 
-def setup(num_blocks: tuple[int, int] = (9, 9), max_rows: int = 4) -> tuple[KVTables, Scheduler]:
+def setup(
+    num_blocks: tuple[int, int] = (9, 9), max_rows: int = 4
+) -> tuple[KVTables, Scheduler]:
     kv = KVTables(LAYOUT, num_blocks)
     return kv, Scheduler(kv, NoContent(kv), max_rows=max_rows, prefill_chunk=CHUNK)
 
 
-def sequence(kv: KVTables, num_prompt: int, num_output: int, *, order: int = 0, priority: int = 0) -> Sequence:
+def sequence(
+    kv: KVTables, num_prompt: int, num_output: int, *, order: int = 0, priority: int = 0
+) -> Sequence:
     request = Request(
-        f"r{order}", tuple(range(num_prompt)), SamplingParams(max_tokens=num_output), seed=0, priority=priority
+        f"r{order}",
+        tuple(range(num_prompt)),
+        SamplingParams(max_tokens=num_output),
+        seed=0,
+        priority=priority,
     )
     detokenizer = StreamingDetokenizer(PlainText(), ())
     return Sequence(
@@ -104,7 +118,11 @@ def run_step(kv: KVTables, scheduler: Scheduler, budget: int) -> list[Sequence]:
 
 @settings(max_examples=60, deadline=None)
 @given(
-    shapes=st.lists(st.tuples(st.integers(1, 150), st.integers(1, 60), st.integers(-1, 1)), min_size=1, max_size=12),
+    shapes=st.lists(
+        st.tuples(st.integers(1, 150), st.integers(1, 60), st.integers(-1, 1)),
+        min_size=1,
+        max_size=12,
+    ),
     budget=st.integers(1, 200),
     cancels=st.sets(st.integers(0, 11)),
 )
@@ -116,7 +134,9 @@ def test_every_request_ends_and_every_block_comes_back(
         sequence(kv, prompt, output, order=order, priority=priority)
         for order, (prompt, output, priority) in enumerate(shapes)
     ]
-    sequences = [row for row in sequences if row.max_total <= scheduler.longest_sequence]
+    sequences = [
+        row for row in sequences if row.max_total <= scheduler.longest_sequence
+    ]
     for row in sequences:
         scheduler.add(row)
     cancelled = [row for index, row in enumerate(sequences) if index in cancels]
@@ -156,7 +176,10 @@ def test_a_large_request_is_passed_by_small_ones_but_not_for_ever() -> None:
 
 def test_a_higher_priority_is_admitted_first() -> None:
     kv, scheduler = setup(max_rows=1)
-    ordinary, urgent = sequence(kv, 4, 4, order=0), sequence(kv, 4, 4, order=1, priority=5)
+    ordinary, urgent = (
+        sequence(kv, 4, 4, order=0),
+        sequence(kv, 4, 4, order=1, priority=5),
+    )
     scheduler.add(ordinary)
     scheduler.add(urgent)
     scheduler.schedule(100)
@@ -196,7 +219,9 @@ def test_a_prompt_of_one_token_decodes_at_once() -> None:
 
 def test_with_a_grain_a_chunk_fills_its_block_however_small_chunks_are_to_be() -> None:
     kv = KVTables(LAYOUT, (9, 9))
-    scheduler = Scheduler(kv, NoContent(kv), max_rows=4, prefill_chunk=1, grain=BLOCK_TOKENS)
+    scheduler = Scheduler(
+        kv, NoContent(kv), max_rows=4, prefill_chunk=1, grain=BLOCK_TOKENS
+    )
     scheduler.add(sequence(kv, 100, 4))
     (chunk,) = scheduler.schedule(1).prefills
     assert chunk.num_tokens == BLOCK_TOKENS

@@ -37,9 +37,13 @@ class Warnings(list[str]):
         self.append(text)
 
 
-def open_store(folder: Path, *, budget: int = 10**7, fingerprint: bytes = PRINT) -> tuple[BlockStore, Warnings]:
+def open_store(
+    folder: Path, *, budget: int = 10**7, fingerprint: bytes = PRINT
+) -> tuple[BlockStore, Warnings]:
     warnings = Warnings()
-    return BlockStore(folder, fingerprint=fingerprint, budget_bytes=budget, warn=warnings), warnings
+    return BlockStore(
+        folder, fingerprint=fingerprint, budget_bytes=budget, warn=warnings
+    ), warnings
 
 
 def filled(folder: Path, count: int = 4) -> list[Path]:
@@ -57,7 +61,13 @@ def test_a_new_process_finds_what_an_old_one_put(tmp_path: Path) -> None:
     assert store.contains(key(2)) and not store.contains(key(9))
     assert store.get(key(2)) == block(2) and store.get(key(9)) is None
     stats = store.stats()
-    assert (stats.blocks, stats.hits, stats.misses, stats.corrupt, warnings) == (4, 1, 1, 0, [])
+    assert (stats.blocks, stats.hits, stats.misses, stats.corrupt, warnings) == (
+        4,
+        1,
+        1,
+        0,
+        [],
+    )
     store.close()
 
 
@@ -74,7 +84,9 @@ def test_a_waiting_block_can_be_read(tmp_path: Path) -> None:
 def test_nobody_else_may_read_the_files(tmp_path: Path) -> None:
     (file, *_) = filled(tmp_path / "kv")
     assert file.stat().st_mode & 0o777 == 0o600
-    assert all(folder.stat().st_mode & 0o777 == 0o700 for folder in list(file.parents)[:3])
+    assert all(
+        folder.stat().st_mode & 0o777 == 0o700 for folder in list(file.parents)[:3]
+    )
 
 
 def test_every_damaged_byte_is_noticed_and_the_file_removed(tmp_path: Path) -> None:
@@ -90,7 +102,11 @@ def test_every_damaged_byte_is_noticed_and_the_file_removed(tmp_path: Path) -> N
         file.write_bytes(damaged)
         store, _ = open_store(tmp_path)
         assert store.get(key(0)) is None, f"byte {position}"
-        assert not file.exists() and not store.contains(key(0)) and store.stats().corrupt == 1
+        assert (
+            not file.exists()
+            and not store.contains(key(0))
+            and store.stats().corrupt == 1
+        )
         store.close()
 
 
@@ -105,28 +121,37 @@ def test_every_damaged_byte_is_noticed_and_the_file_removed(tmp_path: Path) -> N
         lambda file: (file.unlink(), file.mkdir()),
         lambda file: (file.unlink(), os.mkfifo(file)),
         lambda file: (file.unlink(), file.symlink_to("/etc")),
-        lambda file: (file.parent.rename(file.parents[2] / "away"), file.parent.symlink_to(file.parents[2] / "away")),
+        lambda file: (
+            file.parent.rename(file.parents[2] / "away"),
+            file.parent.symlink_to(file.parents[2] / "away"),
+        ),
         lambda file: (shutil.rmtree(file.parent), file.parent.write_text("no folder")),
         lambda file: shutil.rmtree(file.parents[2]),
         lambda file: file.chmod(0o622),
         lambda file: file.unlink(),
     ],
 )
-def test_foreign_files_are_never_served(tmp_path: Path, harm: Callable[[Path], object]) -> None:
+def test_foreign_files_are_never_served(
+    tmp_path: Path, harm: Callable[[Path], object]
+) -> None:
     (file,) = filled(tmp_path, 1)
     before, _ = open_store(tmp_path)  # indexed while it was good
     harm(file)
     after, _ = open_store(tmp_path)
     for store in (after, before):
         assert store.get(key(0)) is None
-    after.put(key(0), [block(0)])  # its place is free again, and nothing was switched off
+    after.put(
+        key(0), [block(0)]
+    )  # its place is free again, and nothing was switched off
     assert after.flush(10) and after.stats().enabled and after.get(key(0)) == block(0)
     for store in (before, after):
         store.close()
     assert Path("/etc/passwd").exists()
 
 
-def test_a_folder_with_content_costs_the_block_in_its_place_and_nothing_else(tmp_path: Path) -> None:
+def test_a_folder_with_content_costs_the_block_in_its_place_and_nothing_else(
+    tmp_path: Path,
+) -> None:
     (file,) = filled(tmp_path, 1)
     file.unlink()
     (file / "theirs").mkdir(parents=True)
@@ -134,13 +159,20 @@ def test_a_folder_with_content_costs_the_block_in_its_place_and_nothing_else(tmp
     store.put(key(0), [block(0)])
     store.put(key(1), [block(1)])
     assert store.flush(10) and store.stats().enabled and not warnings
-    assert store.get(key(0)) is None and store.get(key(1)) == block(1) and (file / "theirs").exists()
+    assert (
+        store.get(key(0)) is None
+        and store.get(key(1)) == block(1)
+        and (file / "theirs").exists()
+    )
     store.close()
 
 
 def test_a_folder_that_is_not_the_store_s_is_left_alone(tmp_path: Path) -> None:
     filled(tmp_path, 1)
-    theirs = [tmp_path / "other" / "ab" / "notes.txt", next(tmp_path.iterdir()) / "my notes" / "notes.txt"]
+    theirs = [
+        tmp_path / "other" / "ab" / "notes.txt",
+        next(tmp_path.iterdir()) / "my notes" / "notes.txt",
+    ]
     for path in theirs:
         path.parent.mkdir(parents=True)
         path.write_text("not to be lost")
@@ -149,7 +181,9 @@ def test_a_folder_that_is_not_the_store_s_is_left_alone(tmp_path: Path) -> None:
     store.close()
 
 
-def test_files_that_were_copied_by_hand_are_closed_to_others_and_served(tmp_path: Path) -> None:
+def test_files_that_were_copied_by_hand_are_closed_to_others_and_served(
+    tmp_path: Path,
+) -> None:
     (file,) = filled(tmp_path, 1)
     file.chmod(0o644)
     store, _ = open_store(tmp_path)
@@ -166,7 +200,10 @@ def test_a_clock_that_was_ahead_makes_no_block_young_for_ever(tmp_path: Path) ->
     for number in range(10, 18):
         store.put(key(number), [block(number)])
         assert store.flush(10)
-    assert not ahead.exists() and sum(path.stat().st_size for path in tmp_path.glob("*/*/*.kv")) <= 4 * size
+    assert (
+        not ahead.exists()
+        and sum(path.stat().st_size for path in tmp_path.glob("*/*/*.kv")) <= 4 * size
+    )
     store.close()
 
 
@@ -193,7 +230,12 @@ def test_the_budget_holds_over_all_models_and_evicts_the_oldest(tmp_path: Path) 
     files = sorted(tmp_path.glob("*/*/*.kv"))
     assert len(files) == 4
     mine, _ = open_store(tmp_path)
-    assert [mine.contains(key(number)) for number in range(4)] == [False, False, True, True]
+    assert [mine.contains(key(number)) for number in range(4)] == [
+        False,
+        False,
+        True,
+        True,
+    ]
     mine.close()
 
 
@@ -218,7 +260,9 @@ def test_a_block_larger_than_the_budget_is_dropped(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EROFS, errno.EIO, errno.EDQUOT])
-def test_a_disk_that_fails_turns_writing_off_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int) -> None:
+def test_a_disk_that_fails_turns_writing_off_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
     filled(tmp_path)
     store, warnings = open_store(tmp_path)
 
@@ -230,7 +274,11 @@ def test_a_disk_that_fails_turns_writing_off_once(tmp_path: Path, monkeypatch: p
         for number in range(10, 14):
             store.put(key(number), [block(number)])
         assert store.flush(5)
-    assert len(warnings) == 1 and os.strerror(code) in warnings[0] and "\n" not in warnings[0]
+    assert (
+        len(warnings) == 1
+        and os.strerror(code) in warnings[0]
+        and "\n" not in warnings[0]
+    )
     assert not store.stats().enabled
     assert store.get(key(1)) == block(1), "what is there can still be read"
     assert not store.put(key(20), [block(20)])
@@ -238,7 +286,9 @@ def test_a_disk_that_fails_turns_writing_off_once(tmp_path: Path, monkeypatch: p
     assert not list(tmp_path.glob("*/*/*.tmp"))
 
 
-def test_a_nearly_full_disk_is_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_nearly_full_disk_is_left_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(disk_cache, "FREE_RESERVE", 2**62)
     store, warnings = open_store(tmp_path)
     store.put(key(0), [block(0)])
@@ -287,7 +337,9 @@ def test_kill_nine_leaves_whole_blocks_only(tmp_path: Path) -> None:
     chance = random.Random(1)
     for start in range(0, 5000, 1000):
         writer = subprocess.Popen(
-            [sys.executable, "-c", WRITER, str(tmp_path), str(start)], stdout=subprocess.PIPE, text=True
+            [sys.executable, "-c", WRITER, str(tmp_path), str(start)],
+            stdout=subprocess.PIPE,
+            text=True,
         )
         assert writer.stdout is not None and writer.stdout.readline() == "ready\n"
         time.sleep(chance.uniform(0.0, 0.1))
@@ -341,7 +393,10 @@ class StoreMachine(RuleBasedStateMachine):
     @invariant()
     def within_budget(self) -> None:
         assert self.store.flush(5)
-        assert sum(path.stat().st_size for path in Path(self.folder.name).glob("*/*/*.kv")) <= 8 * 600
+        assert (
+            sum(path.stat().st_size for path in Path(self.folder.name).glob("*/*/*.kv"))
+            <= 8 * 600
+        )
 
     def teardown(self) -> None:
         self.store.close()

@@ -57,10 +57,17 @@ def test_one_stop_string_may_stand_alone() -> None:
 
 def test_numbers_of_numpy_become_plain_ones() -> None:
     params = SamplingParams(
-        max_tokens=np.int64(5), temperature=np.float32(0.5), seed=np.uint64(7), logit_bias={np.int32(3): np.float64(1)}
+        max_tokens=np.int64(5),
+        temperature=np.float32(0.5),
+        seed=np.uint64(7),
+        logit_bias={np.int32(3): np.float64(1)},
     )
-    assert params == SamplingParams(max_tokens=5, temperature=0.5, seed=7, logit_bias={3: 1.0})
-    assert [type(value) for value in (params.max_tokens, params.temperature, params.seed)] == [int, float, int]
+    assert params == SamplingParams(
+        max_tokens=5, temperature=0.5, seed=7, logit_bias={3: 1.0}
+    )
+    assert [
+        type(value) for value in (params.max_tokens, params.temperature, params.seed)
+    ] == [int, float, int]
 
 
 def test_a_bias_that_changes_later_changes_no_request() -> None:

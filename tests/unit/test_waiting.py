@@ -33,7 +33,9 @@ class Call:
         self.tables = SequenceTables((BlockTable([2, 1]),))
 
     def begin(self, position: int) -> ReferenceSession:
-        return self.backend.begin(call_geometry(self.layout, [self.tables], [position], 1))
+        return self.backend.begin(
+            call_geometry(self.layout, [self.tables], [position], 1)
+        )
 
     def stored(self, block: int, layer: int, slot: int) -> list[float]:
         """The first head's key."""
@@ -51,7 +53,9 @@ def test_attention_sees_the_token_before_it_is_stored(dtype: mx.Dtype) -> None:
         assert context[0].shape == (1, 2, position + 1, WIDTH)
         assert mx.array_equal(context[0][:, :, -1:], keys).item()
         assert mx.array_equal(context[1][:, :, -1:], values).item()
-    assert call.stored(2, 0, 0) == list(range(WIDTH)), "stored before the second call began"
+    assert call.stored(2, 0, 0) == list(range(WIDTH)), (
+        "stored before the second call began"
+    )
     assert call.stored(1, 0, 1) == [0.0] * WIDTH
     call.backend.flush()
     assert call.stored(1, 0, 1) == list(range(33, 33 + WIDTH))

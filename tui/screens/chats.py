@@ -22,7 +22,9 @@ class ChatsScreen(Pick):
         Binding("ctrl+d", "delete", "Delete", id="chats.delete", priority=True),
     ]
 
-    def __init__(self, history: History, words: str = "", now: float | None = None) -> None:
+    def __init__(
+        self, history: History, words: str = "", now: float | None = None
+    ) -> None:
         note = "Enter opens   Ctrl+R renames   Ctrl+D deletes   Esc closes"
         if history.read_only:
             note += f"\nread-only: {history.read_only}"
@@ -34,9 +36,16 @@ class ChatsScreen(Pick):
     def matching(self, words: str) -> Sequence[Choice]:
         if not words.strip():
             now = time.time() if self._now is None else self._now
-            return [Choice(one.id, one.title or "Untitled", age(now - one.updated)) for one in self._history.chats(200)]
+            return [
+                Choice(one.id, one.title or "Untitled", age(now - one.updated))
+                for one in self._history.chats(200)
+            ]
         return [
-            Choice(f"{hit.chat_id} {hit.message_id or ''}".strip(), hit.title or "Untitled", hit.excerpt)
+            Choice(
+                f"{hit.chat_id} {hit.message_id or ''}".strip(),
+                hit.title or "Untitled",
+                hit.excerpt,
+            )
             for hit in self._history.search(words)
         ]
 

@@ -28,7 +28,9 @@ class Choice:
 class Dialog(ModalScreen[Any]):
     """A box in the middle; Esc closes it without an answer."""
 
-    BINDINGS: ClassVar[list[BindingType]] = [Binding("escape", "close", "Close", id="dialog.close", priority=True)]
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("escape", "close", "Close", id="dialog.close", priority=True)
+    ]
     TITLE_TEXT = ""
 
     def action_close(self) -> None:
@@ -44,7 +46,9 @@ class Pick(Dialog):
         Binding("up", "move(-1)", "Up", id="dialog.up", priority=True, show=False),
     ]
 
-    def __init__(self, title: str, choices: Sequence[Choice], note: str = "", words: str = "") -> None:
+    def __init__(
+        self, title: str, choices: Sequence[Choice], note: str = "", words: str = ""
+    ) -> None:
         super().__init__()
         self._title, self._note, self._words = title, note, words
         self._choices = list(choices)
@@ -67,7 +71,11 @@ class Pick(Dialog):
     def matching(self, words: str) -> Sequence[Choice]:
         """The rows for what was typed."""
         parts = words.lower().split()
-        return [one for one in self._choices if all(part in f"{one.name} {one.note}".lower() for part in parts)]
+        return [
+            one
+            for one in self._choices
+            if all(part in f"{one.name} {one.note}".lower() for part in parts)
+        ]
 
     def refill(self) -> None:
         """Show the rows that match."""
@@ -108,7 +116,8 @@ class Pick(Dialog):
 def row(choice: Choice) -> Content:
     """A row of a list."""
     return Content.assemble(
-        clean_line(choice.name, 70), (f"  {clean_line(choice.note, 90)}" if choice.note else "", "$text-muted")
+        clean_line(choice.name, 70),
+        (f"  {clean_line(choice.note, 90)}" if choice.note else "", "$text-muted"),
     )
 
 

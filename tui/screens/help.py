@@ -32,7 +32,9 @@ class HelpScreen(Dialog):
             yield Static("Help", classes="title")
             with VerticalScroll():
                 yield Static(help_content(self._keymap))
-            yield Static("Keys can be remapped in chat.toml.   Esc closes", classes="note")
+            yield Static(
+                "Keys can be remapped in chat.toml.   Esc closes", classes="note"
+            )
 
     def on_mount(self) -> None:
         self.query_one(VerticalScroll).focus()
@@ -48,7 +50,16 @@ def help_content(keymap: Mapping[str, str]) -> Content:
                 slash = f"{command.slash} {command.argument}".strip()
                 keys = shown_keys(command.id, keymap)
                 lines.append(
-                    Content.assemble((f"{keys:<16} ", "bold"), (f"{slash:<20} ", "$text-muted"), command.title)
+                    Content.assemble(
+                        (f"{keys:<16} ", "bold"),
+                        (f"{slash:<20} ", "$text-muted"),
+                        command.title,
+                    )
                 )
-    lines += [Content(""), Content("@path in a prompt attaches a text file. // begins a prompt with a slash.")]
+    lines += [
+        Content(""),
+        Content(
+            "@path in a prompt attaches a text file. // begins a prompt with a slash."
+        ),
+    ]
     return Content("\n").join(lines[1:])

@@ -13,8 +13,17 @@ class ModelsScreen(Pick):
     """Answers with the id of the chosen model."""
 
     def __init__(self, models: Sequence[ModelInfo], present: str) -> None:
-        choices = [Choice(one.id, f"{'● ' if one.id == present else ''}{one.id}", model_note(one)) for one in models]
-        note = "● is in use   Enter chooses   Esc closes" if models else "This server has named no models."
+        choices = [
+            Choice(
+                one.id, f"{'● ' if one.id == present else ''}{one.id}", model_note(one)
+            )
+            for one in models
+        ]
+        note = (
+            "● is in use   Enter chooses   Esc closes"
+            if models
+            else "This server has named no models."
+        )
         super().__init__("Models", choices, note)
 
 

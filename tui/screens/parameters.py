@@ -22,7 +22,9 @@ class ParametersScreen(Dialog):
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("ctrl+s", "save", "Use", id="parameters.save", priority=True),
         Binding("ctrl+p", "preset", "Presets", id="parameters.preset", priority=True),
-        Binding("ctrl+o", "keep", "Keep as preset", id="parameters.keep", priority=True),
+        Binding(
+            "ctrl+o", "keep", "Keep as preset", id="parameters.keep", priority=True
+        ),
     ]
 
     def __init__(self, chat: Chat, presets: Mapping[str, Mapping[str, Any]]) -> None:
@@ -35,16 +37,24 @@ class ParametersScreen(Dialog):
             yield Static("System prompt and parameters of this chat", classes="title")
             with VerticalScroll(can_focus=False):
                 yield TextArea(
-                    clean_copy(self._chat.system), tab_behavior="focus", placeholder="no system prompt", id="system"
+                    clean_copy(self._chat.system),
+                    tab_behavior="focus",
+                    placeholder="no system prompt",
+                    id="system",
                 )
                 for name in PARAMETERS:
                     with Horizontal(classes="row"):
                         yield Static(name, classes="label")
                         value = self._chat.params.get(name)
-                        yield Input("" if value is None else str(value), placeholder="default", id=name)
+                        yield Input(
+                            "" if value is None else str(value),
+                            placeholder="default",
+                            id=name,
+                        )
             yield Static("", classes="problem", markup=False)
             yield Static(
-                "Ctrl+S uses them   Ctrl+P presets   Ctrl+O keeps them as a preset   Esc closes", classes="note"
+                "Ctrl+S uses them   Ctrl+P presets   Ctrl+O keeps them as a preset   Esc closes",
+                classes="note",
             )
 
     def on_mount(self) -> None:
@@ -71,7 +81,9 @@ class ParametersScreen(Dialog):
     def action_save(self) -> None:
         """Use what was typed."""
         if (values := self.read()) is not None:
-            self.dismiss({**values, **({"preset": self._preset} if self._preset else {})})
+            self.dismiss(
+                {**values, **({"preset": self._preset} if self._preset else {})}
+            )
 
     def action_keep(self) -> None:
         """Keep what was typed under a name, and use it."""
@@ -87,22 +99,33 @@ class ParametersScreen(Dialog):
 
     def action_preset(self) -> None:
         """Fill the fields from a preset."""
-        choices = [Choice(name, name, preset_note(values)) for name, values in self._presets.items()]
+        choices = [
+            Choice(name, name, preset_note(values))
+            for name, values in self._presets.items()
+        ]
 
         def chosen(name: str | None) -> None:
             if name is not None and name in self._presets:
                 self.fill(self._presets[name])
 
-        self.app.push_screen(Pick("Presets", choices, "Enter fills the fields   Esc closes"), chosen)
+        self.app.push_screen(
+            Pick("Presets", choices, "Enter fills the fields   Esc closes"), chosen
+        )
 
     def fill(self, values: Mapping[str, Any]) -> None:
         """Put a preset's values into the fields."""
         if "system" in values:
-            self.query_one("#system", TextArea).load_text(clean_copy(str(values["system"])))
+            self.query_one("#system", TextArea).load_text(
+                clean_copy(str(values["system"]))
+            )
         for name in PARAMETERS:
-            self.query_one(f"#{name}", Input).value = "" if values.get(name) is None else str(values[name])
+            self.query_one(f"#{name}", Input).value = (
+                "" if values.get(name) is None else str(values[name])
+            )
 
 
 def preset_note(values: Mapping[str, Any]) -> str:
     """A preset in a line."""
-    return "  ".join(f"{name} {value}" for name, value in values.items() if name != "system")
+    return "  ".join(
+        f"{name} {value}" for name, value in values.items() if name != "system"
+    )

@@ -47,7 +47,9 @@ class Composer(TextArea):
             self.post_message(self.Refused(len(event.text)))
             return
         start, end = self.selection
-        self.replace(clean_copy(event.text.replace("\r\n", "\n").replace("\r", "\n")), start, end)
+        self.replace(
+            clean_copy(event.text.replace("\r\n", "\n").replace("\r", "\n")), start, end
+        )
         self.move_cursor(self.cursor_location)
 
     def newline(self) -> None:
@@ -61,7 +63,9 @@ class Composer(TextArea):
 
     def replace_before_cursor(self, text: str) -> None:
         """Put other text in place of what stands before the cursor."""
-        self.move_cursor(self.replace(clean_copy(text), (0, 0), self.cursor_location).end_location)
+        self.move_cursor(
+            self.replace(clean_copy(text), (0, 0), self.cursor_location).end_location
+        )
 
     def take(self) -> str:
         """The text, which is then gone."""

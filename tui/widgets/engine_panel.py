@@ -9,7 +9,12 @@ from textual.widgets import Static
 from rvllm_local.tui.state import EngineView
 from rvllm_local.tui.status import engine_lines
 
-_CELLS = {"f": ("·", "$text-muted"), "u": ("█", "$primary"), "s": ("█", "$accent"), "c": ("▒", "$secondary")}
+_CELLS = {
+    "f": ("·", "$text-muted"),
+    "u": ("█", "$primary"),
+    "s": ("█", "$accent"),
+    "c": ("▒", "$secondary"),
+}
 _STYLES = {"title": "bold", "muted": "$text-muted", "": ""}
 
 
@@ -36,8 +41,12 @@ class EnginePanel(VerticalScroll, can_focus=False):
         if view is not None:
             legend = [
                 (_CELLS[letter], f" {name}  ")
-                for letter, name in zip("fusc", ("free", "used", "shared", "cached"), strict=True)
+                for letter, name in zip(
+                    "fusc", ("free", "used", "shared", "cached"), strict=True
+                )
             ]
             parts.append(Content(""))
-            parts.append(Content.assemble(*(piece for pair in legend for piece in pair)))
+            parts.append(
+                Content.assemble(*(piece for pair in legend for piece in pair))
+            )
         self._body.update(Content("\n").join(parts))

@@ -39,7 +39,9 @@ class Pace:
     """
 
     def __init__(
-        self, clock: Callable[[], float] = time.monotonic, used: Callable[[], float] = time.thread_time
+        self,
+        clock: Callable[[], float] = time.monotonic,
+        used: Callable[[], float] = time.thread_time,
     ) -> None:
         self._clock, self._used = clock, used
         self._shown_at, self._used_then = clock(), used()
@@ -59,7 +61,10 @@ class LiveReply(Vertical):
 
     def __init__(self) -> None:
         super().__init__(id="live")
-        self._head, self._foot = Static("", markup=False), Static("", classes="apart", markup=False)
+        self._head, self._foot = (
+            Static("", markup=False),
+            Static("", classes="apart", markup=False),
+        )
         self._end = Static("", markup=False)
         self._taken = 0  # characters of the text that were handed to the widgets
         self._piece = Piece("")  # what is rendered again and again, in `_end`
@@ -75,7 +80,9 @@ class LiveReply(Vertical):
 
     def on_mount(self) -> None:
         """Show what there is, then what is told."""
-        self._head.display = self._end.display = self._foot.display = False  # an empty one would still take a line
+        self._head.display = self._end.display = self._foot.display = (
+            False  # an empty one would still take a line
+        )
         self.run_worker(self._follow())
 
     def tell(self, live: Live, now: float) -> None:
@@ -120,20 +127,28 @@ class LiveReply(Vertical):
         with self.app.batch_update():
             self._end.update(render_piece(settled))
             self._end.display = True
-            self._end = Static(_render(rest), classes="" if rest.is_joined else "apart", markup=False)
+            self._end = Static(
+                _render(rest), classes="" if rest.is_joined else "apart", markup=False
+            )
             await self.mount(self._end, before=self._foot)
 
 
 def _render(piece: Piece) -> Content:
     if len(piece.text) <= PLAIN_AT:
         return render_piece(piece)
-    return Content(f"… {len(piece.text) - PLAIN_TAIL:,} characters …\n{piece.text[-PLAIN_TAIL:]}")
+    return Content(
+        f"… {len(piece.text) - PLAIN_TAIL:,} characters …\n{piece.text[-PLAIN_TAIL:]}"
+    )
 
 
 def _update(widget: Static, content: Content) -> None:
     """Show other text; the layout is made anew only where its height changes."""
     size = widget.content_size
-    is_same_height = widget.display and size.width and content.get_height({}, size.width) == size.height
+    is_same_height = (
+        widget.display
+        and size.width
+        and content.get_height({}, size.width) == size.height
+    )
     widget.update(content, layout=not is_same_height)
 
 
@@ -147,19 +162,27 @@ def live_head(live: Live, now: float) -> Content:
             share = done / total
             parts.append(
                 Content.styled(
-                    f"reading {bar(share, 16)} {share:4.0%} of {short_count(total)} tokens  {waited}", "$text-muted"
+                    f"reading {bar(share, 16)} {share:4.0%} of {short_count(total)} tokens  {waited}",
+                    "$text-muted",
                 )
             )
         else:
-            parts.append(Content.styled(f"● waiting for the first word  {waited}", "$text-muted"))
+            parts.append(
+                Content.styled(f"● waiting for the first word  {waited}", "$text-muted")
+            )
     elif live.reasoning:
         ended = live.thought_until if live.thought_until is not None else now
         label = "thought for" if live.thought_until is not None else "thinking"
-        parts.append(Content.styled(f"▸ {label} {ended - live.first_at:.1f} s", "$text-muted"))
+        parts.append(
+            Content.styled(f"▸ {label} {ended - live.first_at:.1f} s", "$text-muted")
+        )
         if live.thought_until is None and not live.text:
             tail = clean(live.reasoning[-REASONING_TAIL:]).strip()
             parts.append(
-                Content.styled(("… " if len(live.reasoning) > REASONING_TAIL else "") + tail, "italic $text-muted")
+                Content.styled(
+                    ("… " if len(live.reasoning) > REASONING_TAIL else "") + tail,
+                    "italic $text-muted",
+                )
             )
     parts += [render_tool_call(call) for call in live.tool_calls]
     return Content("\n").join(parts)
@@ -170,4 +193,7 @@ def live_foot(live: Live, now: float) -> Content:
     silent = 0.0 if live.last_at is None else now - live.last_at
     if silent < SILENT_S:
         return Content("")
-    return Content.styled(f"… nothing has come for {silent:.0f} s; Esc stops and keeps this", "$text-muted")
+    return Content.styled(
+        f"… nothing has come for {silent:.0f} s; Esc stops and keeps this",
+        "$text-muted",
+    )

@@ -24,9 +24,14 @@ MOUNTED = 120  # beyond this, the oldest are taken away while the view follows t
 class MessageView(Static):
     """One settled message."""
 
-    def __init__(self, message: Message, place: tuple[int, int], show_reasoning: bool = False) -> None:
+    def __init__(
+        self, message: Message, place: tuple[int, int], show_reasoning: bool = False
+    ) -> None:
         self.message, self.place, self.show_reasoning = message, place, show_reasoning
-        super().__init__(render_message(message, place, show_reasoning), classes=f"message {message.role}")
+        super().__init__(
+            render_message(message, place, show_reasoning),
+            classes=f"message {message.role}",
+        )
 
     def show(self, message: Message, place: tuple[int, int]) -> None:
         """Show another state of the message."""
@@ -65,10 +70,18 @@ class Transcript(VerticalScroll, can_focus=True):
         """What an empty chat shows."""
         self._welcome.update(content)
 
-    def show_messages(self, messages: Sequence[Message], siblings: Mapping[str, tuple[int, int]]) -> None:
+    def show_messages(
+        self, messages: Sequence[Message], siblings: Mapping[str, tuple[int, int]]
+    ) -> None:
         """Bring the column to these messages with as little change as can be."""
         same = next(
-            (at for at, (old, new) in enumerate(zip(self._messages, messages, strict=False)) if old.id != new.id),
+            (
+                at
+                for at, (old, new) in enumerate(
+                    zip(self._messages, messages, strict=False)
+                )
+                if old.id != new.id
+            ),
             min(len(self._messages), len(messages)),
         )
         if same < self._first or not self._views:
@@ -77,11 +90,17 @@ class Transcript(VerticalScroll, can_focus=True):
         else:
             self._remove(self._messages[same:])
         self._messages, self._siblings = messages, siblings
-        fresh = [self._view(message) for message in messages[self._first :] if message.id not in self._views]
+        fresh = [
+            self._view(message)
+            for message in messages[self._first :]
+            if message.id not in self._views
+        ]
         for message in messages[self._first :]:
             self._views[message.id].show(message, siblings.get(message.id, (0, 1)))
         if fresh:
-            self.mount(*fresh, before=self.live) if self.live is not None else self.mount(*fresh)
+            self.mount(
+                *fresh, before=self.live
+            ) if self.live is not None else self.mount(*fresh)
         self._trim()
         self._welcome.display = not messages
         if self.selected not in self._views:
@@ -89,7 +108,11 @@ class Transcript(VerticalScroll, can_focus=True):
 
     def _trim(self) -> None:
         """Take the oldest views away where nobody is looking at them: layout and focus cost by the widget."""
-        if len(self._views) > MOUNTED and self.is_anchored and not self._anchor_released:
+        if (
+            len(self._views) > MOUNTED
+            and self.is_anchored
+            and not self._anchor_released
+        ):
             first = len(self._messages) - WINDOW
             self._remove(self._messages[self._first : first])
             self._first = first
@@ -106,7 +129,9 @@ class Transcript(VerticalScroll, can_focus=True):
 
     def show_earlier(self, target: int | None = None) -> None:
         """Mount older messages, to message number `target` or one window more, and keep the view in its place."""
-        start = max(0, self._first - WINDOW) if target is None else min(target, self._first)
+        start = (
+            max(0, self._first - WINDOW) if target is None else min(target, self._first)
+        )
         if start == self._first:
             return
         fresh = [self._view(message) for message in self._messages[start : self._first]]
@@ -115,7 +140,9 @@ class Transcript(VerticalScroll, can_focus=True):
         before = self.virtual_size.height
 
         def keep_place() -> None:
-            self.scroll_to(y=self.scroll_y + self.virtual_size.height - before, animate=False)
+            self.scroll_to(
+                y=self.scroll_y + self.virtual_size.height - before, animate=False
+            )
 
         self.mount(*fresh, before=anchor)
         if target is None:
@@ -153,7 +180,10 @@ class Transcript(VerticalScroll, can_focus=True):
         if message_id is None:
             return
         if message_id not in self._views:
-            place = next((at for at, one in enumerate(self._messages) if one.id == message_id), None)
+            place = next(
+                (at for at, one in enumerate(self._messages) if one.id == message_id),
+                None,
+            )
             if place is None:
                 self.selected = None
                 return
@@ -168,7 +198,11 @@ class Transcript(VerticalScroll, can_focus=True):
         ids = [message.id for message in self._messages]
         if not ids:
             return
-        at = ids.index(self.selected) + step if self.selected in ids else (len(ids) - 1 if step < 0 else len(ids))
+        at = (
+            ids.index(self.selected) + step
+            if self.selected in ids
+            else (len(ids) - 1 if step < 0 else len(ids))
+        )
         if at >= len(ids):
             self.select(None)
             self.follow()

@@ -29,23 +29,40 @@ def chunk_attention(
     """
     heads, query_len, _ = queries.shape[1:]
     kv_heads = keys.shape[1]
-    sink = None if call.sinks is None else np.array(call.sinks.astype(mx.float32)).reshape(kv_heads, -1, 1, 1)
+    sink = (
+        None
+        if call.sinks is None
+        else np.array(call.sinks.astype(mx.float32)).reshape(kv_heads, -1, 1, 1)
+    )
     outputs = []
     for start in range(0, query_len, _QUERY_BLOCK):
         rows = visible[start : start + _QUERY_BLOCK]
         columns = np.flatnonzero(rows.any(axis=0))
         low, high = int(columns[0]), int(columns[-1]) + 1
-        block = queries[0, :, start : start + len(rows)].reshape(kv_heads, -1, queries.shape[-1]) * call.scale
-        scores = block @ keys[0, :, low:high].swapaxes(-1, -2)  # [kv_heads, group * rows, keys]
+        block = (
+            queries[0, :, start : start + len(rows)].reshape(
+                kv_heads, -1, queries.shape[-1]
+            )
+            * call.scale
+        )
+        scores = block @ keys[0, :, low:high].swapaxes(
+            -1, -2
+        )  # [kv_heads, group * rows, keys]
         mx.eval(scores)
         sums = _exponentiate(scores, rows[:, low:high], sink, call.softcap)
         attended = (scores @ values[0, :, low:high]) / mx.array(sums)
         outputs.append(attended.reshape(heads, len(rows), -1))
-    return mx.concatenate(outputs, axis=1)[None] if len(outputs) > 1 else outputs[0][None]
+    return (
+        mx.concatenate(outputs, axis=1)[None] if len(outputs) > 1 else outputs[0][None]
+    )
 
 
 def token_attention(
-    queries: mx.array, keys: mx.array, values: mx.array, call: AttentionCall, bias: mx.array | None
+    queries: mx.array,
+    keys: mx.array,
+    values: mx.array,
+    call: AttentionCall,
+    bias: mx.array | None,
 ) -> mx.array:
     """Softmax attention of one query a row: `[rows, heads, 1, key_dim]` in, `[rows, heads, 1, value_dim]` out.
 
@@ -54,7 +71,9 @@ def token_attention(
     """
     rows, heads, _, dim = queries.shape
     kv_heads = keys.shape[1]
-    scores = (queries.reshape(rows, kv_heads, heads // kv_heads, dim) * call.scale) @ keys.swapaxes(-1, -2)
+    scores = (
+        queries.reshape(rows, kv_heads, heads // kv_heads, dim) * call.scale
+    ) @ keys.swapaxes(-1, -2)
     mx.eval(scores)
     weights = np.array(scores, copy=False)
     if call.softcap:
@@ -62,11 +81,16 @@ def token_attention(
     if bias is not None:
         weights += np.array(bias, copy=False)
     sums = _to_weights(weights)
-    return ((scores @ values) / mx.array(sums)).reshape(rows, heads, 1, values.shape[-1])
+    return ((scores @ values) / mx.array(sums)).reshape(
+        rows, heads, 1, values.shape[-1]
+    )
 
 
 def _exponentiate(
-    scores: mx.array, visible: npt.NDArray[np.bool_], sink: npt.NDArray[np.float32] | None, softcap: float
+    scores: mx.array,
+    visible: npt.NDArray[np.bool_],
+    sink: npt.NDArray[np.float32] | None,
+    softcap: float,
 ) -> npt.NDArray[np.float32]:
     """Turn evaluated scores into unnormalized weights in place; return their sums `[kv_heads, group * rows, 1]`.
 

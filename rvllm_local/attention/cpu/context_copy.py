@@ -15,7 +15,9 @@ from rvllm_local.memory.blocks import BLOCK_TOKENS
 from rvllm_local.memory.lazy_zeros import lazy_zeros
 
 _NOBODY = -1
-_MUCH_LONGER = 4  # a context this many times as long as another one keeps the copy for a while
+_MUCH_LONGER = (
+    4  # a context this many times as long as another one keeps the copy for a while
+)
 _PATIENCE = 16  # shorter contexts that are turned away before one takes the copy over
 
 
@@ -24,7 +26,13 @@ class ContextCopy:
 
     def __init__(self, shape: KVShape, num_blocks: int) -> None:
         self._shape = shape
-        planes = (shape.num_layers, 2, shape.kv_heads, num_blocks * BLOCK_TOKENS, shape.width)
+        planes = (
+            shape.num_layers,
+            2,
+            shape.kv_heads,
+            num_blocks * BLOCK_TOKENS,
+            shape.width,
+        )
         self._array = lazy_zeros(planes, shape.dtype)
         self._view = host_bits(self._array)
         self._block_ids = np.full(num_blocks, _NOBODY, dtype=np.int64)
@@ -39,7 +47,9 @@ class ContextCopy:
     def nbytes(self) -> int:
         return self._array.nbytes
 
-    def begin(self, table: npt.NDArray[np.int32], versions: npt.NDArray[np.int64]) -> bool:
+    def begin(
+        self, table: npt.NDArray[np.int32], versions: npt.NDArray[np.int64]
+    ) -> bool:
         """Start a call over the context in the blocks `table`; `versions` are those of all the arena's blocks.
 
         False if the context is too long, or a much longer one is being prefilled: then it is to be gathered.
@@ -73,7 +83,9 @@ class ContextCopy:
         self._done.add(layer)
         if len(self._done) == self._shape.num_layers:
             self._block_ids[self._first : len(self._table)] = self._table[self._first :]
-            self._versions[self._first : len(self._table)] = self._table_versions[self._first :]
+            self._versions[self._first : len(self._table)] = self._table_versions[
+                self._first :
+            ]
 
     def context(self, layer: int, num_tokens: int) -> tuple[mx.array, mx.array]:
         """The first `num_tokens` keys and values of one layer, `[1, kv_heads, num_tokens, dim]`; nothing is copied."""
@@ -85,7 +97,11 @@ class ContextCopy:
 
     def _is_free_for(self, table: npt.NDArray[np.int32]) -> bool:
         held = int((self._block_ids != _NOBODY).sum())
-        if self._block_ids[0] == table[0] or len(table) * _MUCH_LONGER >= held or self._turned_away >= _PATIENCE:
+        if (
+            self._block_ids[0] == table[0]
+            or len(table) * _MUCH_LONGER >= held
+            or self._turned_away >= _PATIENCE
+        ):
             self._turned_away = 0
             return True
         self._turned_away += 1
@@ -94,5 +110,9 @@ class ContextCopy:
 
 def host_bits(array: mx.array) -> npt.NDArray[np.generic]:
     """An evaluated array's own memory as numpy sees it; numpy has no bfloat16, so floats are bit patterns."""
-    bits = array if array.dtype == mx.int8 else array.view({2: mx.uint16, 4: mx.uint32}[array.dtype.size])
+    bits = (
+        array
+        if array.dtype == mx.int8
+        else array.view({2: mx.uint16, 4: mx.uint32}[array.dtype.size])
+    )
     return np.array(bits, copy=False)

@@ -22,18 +22,29 @@ class WaitingKV:
 
     def __init__(self, geometry: CallGeometry) -> None:
         self._geometry = geometry
-        self._new: dict[int, dict[int, mx.array]] = {}  # by group and layer: [K|V, kv_heads, 1, width]
+        self._new: dict[
+            int, dict[int, mx.array]
+        ] = {}  # by group and layer: [K|V, kv_heads, 1, width]
         # The token's place in each group's gathered context: [1].
-        self._places = [mx.array(geometry.positions - view.first_positions) for view in geometry.groups]
+        self._places = [
+            mx.array(geometry.positions - view.first_positions)
+            for view in geometry.groups
+        ]
 
     def add(self, slot: LayerSlot, keys: mx.array, values: mx.array) -> None:
         """Take `[1, kv_heads, 1, width]` twice."""
-        self._new.setdefault(slot.group, {})[slot.layer] = mx.concatenate([keys, values])
+        self._new.setdefault(slot.group, {})[slot.layer] = mx.concatenate(
+            [keys, values]
+        )
 
     def put_into(self, slot: LayerSlot, context: mx.array) -> mx.array:
         """`context` `[K|V, kv_heads, tokens, width]` as it will be stored; unchanged if this layer wrote nothing."""
         new = self._new.get(slot.group, {}).get(slot.layer)
-        return context if new is None else mx.slice_update(context, new, self._places[slot.group], axes=[2])
+        return (
+            context
+            if new is None
+            else mx.slice_update(context, new, self._places[slot.group], axes=[2])
+        )
 
     def store(self, arenas: Sequence[npt.NDArray[Any]]) -> None:
         """Compute what is not computed yet, and write it to `[blocks, layers, K|V, kv_heads, BLOCK_TOKENS, width]` each."""

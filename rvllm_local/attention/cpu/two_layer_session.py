@@ -33,10 +33,14 @@ class BriefSession:
     def gather(self, slot: LayerSlot) -> tuple[mx.array, mx.array]:
         return self._session.gather(slot)
 
-    def decode(self, slot: LayerSlot, queries: mx.array, call: AttentionCall) -> mx.array:
+    def decode(
+        self, slot: LayerSlot, queries: mx.array, call: AttentionCall
+    ) -> mx.array:
         return self._count(slot, self._session.decode, queries, call)
 
-    def prefill(self, slot: LayerSlot, queries: mx.array, call: AttentionCall) -> mx.array:
+    def prefill(
+        self, slot: LayerSlot, queries: mx.array, call: AttentionCall
+    ) -> mx.array:
         return self._count(slot, self._session.prefill, queries, call)
 
     def _count(

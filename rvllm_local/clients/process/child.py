@@ -42,7 +42,9 @@ def main() -> int:
     faulthandler.enable()
     threading.excepthook = _fatal
     connection = socket.socket(fileno=int(sys.argv[1]))
-    connection.set_inheritable(False)  # a compiler that MLX starts must not keep it open when this process is gone
+    connection.set_inheritable(
+        False
+    )  # a compiler that MLX starts must not keep it open when this process is gone
     host.prepare()
     command = frames.receive_command(connection)
     if not isinstance(command, frames.Load):
@@ -70,12 +72,18 @@ class _Server:
     def __init__(self, connection: socket.socket) -> None:
         self._connection = connection
         # Bounded: a parent that does not read slows the engine down, and does not fill its memory.
-        self._outbox: queue.Queue[tuple[str, StreamEvent] | frames.Event | None] = queue.Queue(_OUTBOX)
+        self._outbox: queue.Queue[tuple[str, StreamEvent] | frames.Event | None] = (
+            queue.Queue(_OUTBOX)
+        )
         self._loaded = threading.Event()
         self._loop: EngineLoop
         self._lock = threading.Lock()
-        self._compiling: dict[str, bool] = {}  # requests whose grammar is being compiled: are they cancelled?
-        self._sender = threading.Thread(target=self._send_all, name="rvllm-sender", daemon=True)
+        self._compiling: dict[
+            str, bool
+        ] = {}  # requests whose grammar is being compiled: are they cancelled?
+        self._sender = threading.Thread(
+            target=self._send_all, name="rvllm-sender", daemon=True
+        )
         self._sender.start()
 
     def watch_parent_while_loading(self) -> None:
@@ -96,11 +104,19 @@ class _Server:
         from rvllm_local.text.grammar.compiled import Grammars
         from rvllm_local.text.tokenizer_files import read_tokenizer
 
-        files = locate(command.model, lambda message: self._outbox.put(frames.Loading(message)))
+        files = locate(
+            command.model, lambda message: self._outbox.put(frames.Loading(message))
+        )
         tokenizer = read_tokenizer(files)
-        self._loop = EngineLoop(lambda: open_core(files, tokenizer, command.options), quiet_gc=True)
+        self._loop = EngineLoop(
+            lambda: open_core(files, tokenizer, command.options), quiet_gc=True
+        )
         limits = self._loop.call(lambda core: core.limits)
-        self._client = InProcessClient(self._loop, limits, Grammars(tokenizer, limits.vocab_size, limits.eos_token_ids))
+        self._client = InProcessClient(
+            self._loop,
+            limits,
+            Grammars(tokenizer, limits.vocab_size, limits.eos_token_ids),
+        )
         gc.collect()
         gc.freeze()  # what a model is made of is never garbage
         gc.disable()  # the loop collects when it is idle
@@ -131,10 +147,15 @@ class _Server:
         self._finish()
 
     def _take(self, command: frames.Command) -> None:
-        if isinstance(command, frames.Start) and command.requests[0].grammar is not None:
+        if (
+            isinstance(command, frames.Start)
+            and command.requests[0].grammar is not None
+        ):
             # Compiling takes up to two seconds: other frames must not wait for it.
             self._compiling[command.requests[0].request_id] = False
-            threading.Thread(target=self._compile_and_start, args=(command.requests,), daemon=True).start()
+            threading.Thread(
+                target=self._compile_and_start, args=(command.requests,), daemon=True
+            ).start()
         elif isinstance(command, frames.Start):
             self._start(command.requests)
         elif isinstance(command, frames.Cancel):
@@ -189,7 +210,9 @@ class _Server:
         except OSError:
             os._exit(0)
 
-    def _send_with_followers(self, item: tuple[str, StreamEvent] | frames.Event) -> None:
+    def _send_with_followers(
+        self, item: tuple[str, StreamEvent] | frames.Event
+    ) -> None:
         events: list[tuple[str, StreamEvent]] = []
         following: tuple[str, StreamEvent] | frames.Event | None = item
         while isinstance(following, tuple):
@@ -210,7 +233,11 @@ class _Server:
             frames.send(self._connection, following)
 
     def _beat(self) -> frames.Beat:
-        return frames.Beat(*self._loop.progress) if self._loaded.is_set() else frames.Beat(0, has_work=False)
+        return (
+            frames.Beat(*self._loop.progress)
+            if self._loaded.is_set()
+            else frames.Beat(0, has_work=False)
+        )
 
 
 def _answer(core: EngineCore, ask: frames.Ask) -> frames.Answer:
@@ -230,8 +257,14 @@ def _failed(error: Exception, *, with_text: bool = False) -> frames.Failed:
     if isinstance(error, RvllmError):
         return frames.Failed(kind, str(error), getattr(error, "parameter", None))
     if isinstance(error, MemoryError):
-        return frames.Failed("MemoryBudgetError", f"memory ran out: {error}" if with_text else "memory ran out")
-    return frames.Failed("EngineError", f"the engine failed with {kind}" + (f": {error}" if with_text else ""))
+        return frames.Failed(
+            "MemoryBudgetError",
+            f"memory ran out: {error}" if with_text else "memory ran out",
+        )
+    return frames.Failed(
+        "EngineError",
+        f"the engine failed with {kind}" + (f": {error}" if with_text else ""),
+    )
 
 
 def _failed_event(index: int, failed: frames.Failed) -> StreamEvent:

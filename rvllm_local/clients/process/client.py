@@ -22,7 +22,13 @@ from rvllm_local.clients.stream import TokenStream
 from rvllm_local.engine.limits import EngineLimits
 from rvllm_local.engine.options import EngineOptions
 from rvllm_local.errors import ConfigError, EngineClosedError, EngineCrashedError
-from rvllm_local.types import EngineSnapshot, EventSink, Request, RequestReport, SamplingParams
+from rvllm_local.types import (
+    EngineSnapshot,
+    EventSink,
+    Request,
+    RequestReport,
+    SamplingParams,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -96,11 +102,15 @@ class ProcessClient:
         self._restarts: collections.deque[float] = collections.deque()
         self._num_restarts = 0
         self._child: ChildProcess | None = None
-        self._start_at: float | None = time.monotonic()  # when the next child is to be started, if one is
+        self._start_at: float | None = (
+            time.monotonic()
+        )  # when the next child is to be started, if one is
         self._gate: AdmissionGate | None = None
         self._failure: Exception | None = None
         self._released = threading.Event()
-        self._supervisor = threading.Thread(target=self._supervise, name="rvllm-supervisor", daemon=True)
+        self._supervisor = threading.Thread(
+            target=self._supervise, name="rvllm-supervisor", daemon=True
+        )
         self._supervisor.start()
         if wait:
             try:
@@ -112,11 +122,15 @@ class ProcessClient:
     def wait_ready(self, timeout_s: float | None = None) -> None:
         """Wait until the engine serves. Raises what building it raised, or `EngineCrashedError`."""
         with self._changed:
-            self._changed.wait_for(lambda: self._state in ("ready", "failed", "closed"), timeout_s)
+            self._changed.wait_for(
+                lambda: self._state in ("ready", "failed", "closed"), timeout_s
+            )
             if self._state == "closed":
                 raise EngineClosedError("the engine is closed")
             if self._state != "ready":
-                raise self._failure or EngineCrashedError(self._message or "the engine did not come up")
+                raise self._failure or EngineCrashedError(
+                    self._message or "the engine did not come up"
+                )
 
     def start(self, requests: Sequence[Request], sink: EventSink) -> None:
         """Queue the choices of one request; see `client.Client.start`."""
@@ -124,7 +138,9 @@ class ProcessClient:
         for request in requests:
             self.limits.check(request)
         assert self._gate is not None
-        counted = self._gate.admit(len(requests), sink, lambda: self.cancel(requests[0].request_id))
+        counted = self._gate.admit(
+            len(requests), sink, lambda: self.cancel(requests[0].request_id)
+        )
         try:
             while not child.start(tuple(requests), counted):
                 child = self._ready_child(after=child)
@@ -132,7 +148,9 @@ class ProcessClient:
             self._gate.release(len(requests))
             raise
 
-    def submit(self, prompt_token_ids: Sequence[int], params: SamplingParams) -> TokenStream:
+    def submit(
+        self, prompt_token_ids: Sequence[int], params: SamplingParams
+    ) -> TokenStream:
         return open_stream(self, make_requests(prompt_token_ids, params))
 
     def cancel(self, request_id: str) -> None:
@@ -161,7 +179,14 @@ class ProcessClient:
             return EngineHealth(state, model, 0, None, 0.0, self._num_restarts, message)
         step_age = now - child.last_step if child.steps else None
         return EngineHealth(
-            state, model, child.steps, step_age, now - child.last_sign, self._num_restarts, message, child.pid
+            state,
+            model,
+            child.steps,
+            step_age,
+            now - child.last_sign,
+            self._num_restarts,
+            message,
+            child.pid,
         )
 
     def close(self) -> None:
@@ -182,14 +207,19 @@ class ProcessClient:
         """The serving child; waits a little for one that is being restarted. `after` is known to have ended."""
 
         def settled() -> bool:
-            return self._state in ("failed", "closed") or (self._state == "ready" and self._child is not after)
+            return self._state in ("failed", "closed") or (
+                self._state == "ready" and self._child is not after
+            )
 
         with self._changed:
             is_settled = self._changed.wait_for(settled, self._rules.wait_s)
             if self._state == "closed":
                 raise EngineClosedError("the engine is closed")
             if not is_settled or self._state != "ready" or self._child is None:
-                raise EngineCrashedError(self._message or "the engine is being restarted; try again in a few seconds")
+                raise EngineCrashedError(
+                    self._message
+                    or "the engine is being restarted; try again in a few seconds"
+                )
             return self._child
 
     def _ask(self, what: str, argument: str = "") -> frames.Answer:
@@ -203,12 +233,19 @@ class ProcessClient:
         checked = time.monotonic()
         while True:
             with self._changed:
-                pause = tick if self._start_at is None else max(0.0, self._start_at - time.monotonic())
+                pause = (
+                    tick
+                    if self._start_at is None
+                    else max(0.0, self._start_at - time.monotonic())
+                )
                 if self._state not in ("closed", "failed"):
                     self._changed.wait(min(pause, tick))
                 if self._state in ("closed", "failed"):
                     break
-                child, due = self._child, self._start_at is not None and time.monotonic() >= self._start_at
+                child, due = (
+                    self._child,
+                    self._start_at is not None and time.monotonic() >= self._start_at,
+                )
                 if due:
                     self._start_at = None
             now = time.monotonic()
@@ -223,7 +260,9 @@ class ProcessClient:
 
     def _start_child(self) -> None:
         try:
-            child = ChildProcess(self._load, self._on_ready, self._on_end, self._progress, self._command)
+            child = ChildProcess(
+                self._load, self._on_ready, self._on_end, self._progress, self._command
+            )
         except OSError as error:
             self._settle_end(f"it could not be started: {error.strerror}", None)
             return
@@ -243,7 +282,10 @@ class ProcessClient:
         with self._changed:
             if self._child is not child or self._state == "closed":
                 return
-            self._state, self._message = "stalled", f"the engine {reason} and is being stopped; try again in a moment"
+            self._state, self._message = (
+                "stalled",
+                f"the engine {reason} and is being stopped; try again in a moment",
+            )
         logger.error("the engine %s and is killed", reason)
         child.kill(reason)
 
@@ -272,8 +314,14 @@ class ProcessClient:
             while self._restarts[0] < now - self._rules.window_s:
                 self._restarts.popleft()
             count = len(self._restarts)
-            if failure is not None and self._gate is None:  # it never served: trying again changes nothing
-                self._state, self._message, self._failure = "failed", str(failure), failure
+            if (
+                failure is not None and self._gate is None
+            ):  # it never served: trying again changes nothing
+                self._state, self._message, self._failure = (
+                    "failed",
+                    str(failure),
+                    failure,
+                )
             elif count > self._rules.most_restarts:
                 self._state = "failed"
                 self._message = (
@@ -284,7 +332,10 @@ class ProcessClient:
                 self._state = "restarting"
                 self._message = f"the engine ended ({how}) and is being restarted; try again in a moment"
                 self._num_restarts += 1
-                pause = min(self._rules.backoff_s * 2.0 ** min(count - 1, 60), self._rules.most_backoff_s)
+                pause = min(
+                    self._rules.backoff_s * 2.0 ** min(count - 1, 60),
+                    self._rules.most_backoff_s,
+                )
                 self._start_at = now + pause
             self._changed.notify_all()
             logger.error("%s", self._message)
@@ -294,7 +345,9 @@ def _check(load: frames.Load) -> None:
     try:
         frames.encode(load)
     except frames.FrameError as error:
-        raise ConfigError(f"the model's name or an option is not Unicode text: {load.model!r}") from error
+        raise ConfigError(
+            f"the model's name or an option is not Unicode text: {load.model!r}"
+        ) from error
 
 
 def process_is_alive(pid: int) -> bool:

@@ -21,7 +21,12 @@ from concurrent.futures import Future
 from rvllm_local.clients.process import frames
 from rvllm_local.clients.process.cpu_wait import CpuWait
 from rvllm_local.engine.limits import EngineLimits
-from rvllm_local.errors import EngineCrashedError, EngineError, ParameterError, RvllmError
+from rvllm_local.errors import (
+    EngineCrashedError,
+    EngineError,
+    ParameterError,
+    RvllmError,
+)
 from rvllm_local.types import EventSink, FinishReason, Request, StreamEvent
 
 logger = logging.getLogger(__name__)
@@ -45,7 +50,11 @@ _SECRET = re.compile(r"KEY|SECRET|PASSWORD")
 
 def child_environment(environ: Mapping[str, str]) -> dict[str, str]:
     """What a child gets to see: paths, libraries, proxies and the runtime's own settings; none of its keys."""
-    return {name: value for name, value in environ.items() if _PASSED.fullmatch(name) and not _SECRET.search(name)}
+    return {
+        name: value
+        for name, value in environ.items()
+        if _PASSED.fullmatch(name) and not _SECRET.search(name)
+    }
 
 
 class ChildProcess:
@@ -74,15 +83,24 @@ class ChildProcess:
             )
             failed.pop_all()
         self.pid = self._process.pid
-        self._load, self._on_ready, self._on_end, self._progress = load, on_ready, on_end, progress
+        self._load, self._on_ready, self._on_end, self._progress = (
+            load,
+            on_ready,
+            on_end,
+            progress,
+        )
         self._lock = threading.Lock()
-        self._sinks: dict[tuple[str, int], EventSink] | None = {}  # None once the child has gone
+        self._sinks: (
+            dict[tuple[str, int], EventSink] | None
+        ) = {}  # None once the child has gone
         self._answers: dict[int, Future[frames.Answer]] = {}
         self._call_ids = itertools.count()
         self._outbox: queue.SimpleQueue[frames.Command | None] = queue.SimpleQueue()
         self._stderr_done = threading.Event()
         self._stderr: collections.deque[str] = collections.deque(maxlen=_STDERR_LINES)
-        self._gone: Exception = EngineCrashedError("the engine's process ended while the request was open")
+        self._gone: Exception = EngineCrashedError(
+            "the engine's process ended while the request was open"
+        )
         self._killed_for: str | None = None
         self.failure: RvllmError | None = None
         self._waits = CpuWait(self.pid)
@@ -94,7 +112,11 @@ class ChildProcess:
         self._outbox.put(self._load)
         self._threads = [
             threading.Thread(target=target, name=f"rvllm-child-{name}", daemon=True)
-            for name, target in (("writer", self._write), ("stderr", self._keep_stderr), ("reader", self._read))
+            for name, target in (
+                ("writer", self._write),
+                ("stderr", self._keep_stderr),
+                ("reader", self._read),
+            )
         ]
         for thread in self._threads:
             thread.start()
@@ -104,8 +126,14 @@ class ChildProcess:
         with self._lock:
             if self._sinks is None:
                 return False
-            if any((request.request_id, request.index) in self._sinks for request in requests):
-                raise ParameterError("request_id", "a request with this id is already open; give it another id")
+            if any(
+                (request.request_id, request.index) in self._sinks
+                for request in requests
+            ):
+                raise ParameterError(
+                    "request_id",
+                    "a request with this id is already open; give it another id",
+                )
             if not self._is_busy():
                 self._moved = time.monotonic()  # the watchdog counts from here
             for request in requests:
@@ -133,7 +161,9 @@ class ChildProcess:
         try:
             found = answer.result(_ANSWER_TIMEOUT_S)
         except TimeoutError as error:
-            raise EngineError(f"the engine did not answer within {_ANSWER_TIMEOUT_S:.0f} s") from error
+            raise EngineError(
+                f"the engine did not answer within {_ANSWER_TIMEOUT_S:.0f} s"
+            ) from error
         finally:
             with self._lock:
                 self._answers.pop(call_id, None)
@@ -148,7 +178,9 @@ class ChildProcess:
         """End the process and what it started, now; `reason` becomes what its requests are told."""
         if reason is not None:
             self._killed_for = reason
-            self._gone = EngineCrashedError(f"the engine {reason} while the request was open; its process was ended")
+            self._gone = EngineCrashedError(
+                f"the engine {reason} while the request was open; its process was ended"
+            )
         if self._process.poll() is None:  # otherwise the number may be another's by now
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.killpg(self.pid, signal.SIGKILL)
@@ -201,7 +233,13 @@ class ChildProcess:
     def last_words(self) -> str:
         """The exit status, and the last line that the child wrote to stderr."""
         code = self._process.poll()
-        how = "no exit status" if code is None else _signal_name(-code) if code < 0 else f"exit status {code}"
+        how = (
+            "no exit status"
+            if code is None
+            else _signal_name(-code)
+            if code < 0
+            else f"exit status {code}"
+        )
         how = f"it {self._killed_for}" if self._killed_for else how
         return f"{how}: {' | '.join(list(self._stderr)[-3:])}" if self._stderr else how
 
@@ -212,7 +250,9 @@ class ChildProcess:
             except frames.FrameError as error:
                 if isinstance(command, frames.Start):
                     for request in command.requests:
-                        self._deliver(request.request_id, _failed(request.index, str(error)))
+                        self._deliver(
+                            request.request_id, _failed(request.index, str(error))
+                        )
             except OSError:
                 return  # the reader finds the end
 
@@ -226,14 +266,20 @@ class ChildProcess:
             logger.error("the engine's process spoke nonsense and is killed: %s", error)
             self.kill("broke the protocol")
         with contextlib.suppress(subprocess.TimeoutExpired):
-            self._process.wait(_EXIT_S)  # its socket closes a moment before it can be collected
+            self._process.wait(
+                _EXIT_S
+            )  # its socket closes a moment before it can be collected
         self.kill()
         with contextlib.suppress(subprocess.TimeoutExpired):
-            self._process.wait(_KILL_S)  # one that the system cannot end must not keep its requests waiting
+            self._process.wait(
+                _KILL_S
+            )  # one that the system cannot end must not keep its requests waiting
         with contextlib.suppress(OSError):
             self._connection.shutdown(socket.SHUT_RDWR)  # wakes the writer
         self._stderr_done.wait(_EXIT_S)
-        self._on_end(self)  # first, so that whoever is told of the end finds the state that belongs to it
+        self._on_end(
+            self
+        )  # first, so that whoever is told of the end finds the state that belongs to it
         self._end_requests()
         self._outbox.put(None)
         self._connection.close()
@@ -256,7 +302,9 @@ class ChildProcess:
         elif isinstance(event, frames.Failed):
             self.failure = frames.error_in(event)
         elif self._progress is not None:
-            with contextlib.suppress(Exception):  # what people are shown must not end the engine
+            with contextlib.suppress(
+                Exception
+            ):  # what people are shown must not end the engine
                 self._progress(event.message)
 
     def _deliver(self, request_id: str, event: StreamEvent) -> None:
@@ -287,7 +335,11 @@ class ChildProcess:
         assert self._process.stderr is not None
         with self._process.stderr as stream:
             for line in iter(lambda: stream.readline(4096), b""):
-                text = "".join(letter for letter in line.decode(errors="replace") if letter.isprintable()).strip()
+                text = "".join(
+                    letter
+                    for letter in line.decode(errors="replace")
+                    if letter.isprintable()
+                ).strip()
                 if text:
                     self._stderr.append(text[:_STDERR_CHARS])
                     logger.warning("engine: %s", text[:_STDERR_CHARS])
@@ -302,4 +354,6 @@ def _signal_name(number: int) -> str:
 
 
 def _failed(index: int, message: str, kind: str | None = None) -> StreamEvent:
-    return StreamEvent("", (), FinishReason.ERROR, index=index, error=message, error_kind=kind)
+    return StreamEvent(
+        "", (), FinishReason.ERROR, index=index, error=message, error_kind=kind
+    )

@@ -25,7 +25,16 @@ class CpuWait:
         before, self._known = self._known, self._read()
         if before is None:
             return 0.0
-        return max((waited - before.get(task, waited) for task, waited in self._known.items()), default=0) / 1e9
+        return (
+            max(
+                (
+                    waited - before.get(task, waited)
+                    for task, waited in self._known.items()
+                ),
+                default=0,
+            )
+            / 1e9
+        )
 
     def _read(self) -> dict[str, int]:
         """Nanoseconds by thread; the second number of its `schedstat`."""
@@ -33,5 +42,7 @@ class CpuWait:
         with contextlib.suppress(OSError):
             for task in self._tasks.iterdir():
                 with contextlib.suppress(OSError, ValueError, IndexError):
-                    found[task.name] = int((task / "schedstat").read_text(encoding="ascii").split()[1])
+                    found[task.name] = int(
+                        (task / "schedstat").read_text(encoding="ascii").split()[1]
+                    )
         return found

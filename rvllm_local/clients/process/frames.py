@@ -117,8 +117,14 @@ def encode(frame: Command | Event) -> bytes:
     """One frame with its length. Raises `FrameError` if it is too long or holds what MessagePack cannot."""
     try:
         body = _ENCODER.encode(frame)
-    except (TypeError, OverflowError, ValueError) as error:  # the error's text could quote a prompt
-        raise FrameError(f"a {type(frame).__name__} cannot be sent: {type(error).__name__}") from error
+    except (
+        TypeError,
+        OverflowError,
+        ValueError,
+    ) as error:  # the error's text could quote a prompt
+        raise FrameError(
+            f"a {type(frame).__name__} cannot be sent: {type(error).__name__}"
+        ) from error
     if len(body) > MAX_FRAME:
         raise FrameError(f"a frame of {len(body)} bytes is longer than {MAX_FRAME}")
     return _LENGTH.pack(len(body)) + body
@@ -145,7 +151,9 @@ def _decode(decoder: msgspec.msgpack.Decoder[T], body: bytes) -> T:
     try:
         return decoder.decode(body)
     except (msgspec.DecodeError, ValueError, RecursionError) as error:
-        raise FrameError(f"a frame of {len(body)} bytes does not decode: {type(error).__name__}") from error
+        raise FrameError(
+            f"a frame of {len(body)} bytes does not decode: {type(error).__name__}"
+        ) from error
 
 
 def _receive(connection: socket.socket) -> bytes | None:

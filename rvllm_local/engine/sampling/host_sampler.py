@@ -20,18 +20,27 @@ IntArray = npt.NDArray[np.int64]
 _COLUMNS = 1024  # groups of logits whose maxima bound the largest ones
 _PER_COLUMN = 8  # fewer logits a group than this bound nothing
 _PIECE = 256  # weights that are summed at once
-_LIKELY = (1e-4, 1.5e-5)  # the tokens with these shares of the mass are few, and mostly hold the nucleus
+_LIKELY = (
+    1e-4,
+    1.5e-5,
+)  # the tokens with these shares of the mass are few, and mostly hold the nucleus
 
 
 def draw(logits: FloatArray, rows: Sequence[RowSampling]) -> SampledTokens:
     """A token for each row of `logits` `[rows, vocab]`. Log-probabilities are the model's, before any edit."""
-    tokens = np.array([_token(line, row) for line, row in zip(logits, rows, strict=True)], dtype=np.int64)
+    tokens = np.array(
+        [_token(line, row) for line, row in zip(logits, rows, strict=True)],
+        dtype=np.int64,
+    )
     wanted = [row.params.logprobs for row in rows if row.params.logprobs is not None]
     if not wanted:
         return SampledTokens(tokens)
     most = min(max(wanted), logits.shape[1])
     chosen = np.zeros(len(rows), dtype=np.float32)
-    ids, values = np.zeros((len(rows), most), dtype=np.int64), np.zeros((len(rows), most), dtype=np.float32)
+    ids, values = (
+        np.zeros((len(rows), most), dtype=np.int64),
+        np.zeros((len(rows), most), dtype=np.float32),
+    )
     for place, (line, row) in enumerate(zip(logits, rows, strict=True)):
         if row.params.logprobs is not None:
             best = line.max()
@@ -41,7 +50,11 @@ def draw(logits: FloatArray, rows: Sequence[RowSampling]) -> SampledTokens:
             if count:
                 ids[place, :count] = top = _best(line, count)
                 values[place, :count] = line[top] - normalizer
-    return SampledTokens(tokens, chosen, ids, values) if most else SampledTokens(tokens, chosen)
+    return (
+        SampledTokens(tokens, chosen, ids, values)
+        if most
+        else SampledTokens(tokens, chosen)
+    )
 
 
 def _token(logits: FloatArray, row: RowSampling) -> int:
@@ -61,7 +74,9 @@ def _edited(logits: FloatArray, row: RowSampling) -> FloatArray:
     if row.history is not None:
         row.history.edits().apply(logits)
     if row.allowed is not None:
-        bits = np.unpackbits(row.allowed.view(np.uint8), count=len(logits), bitorder="little")
+        bits = np.unpackbits(
+            row.allowed.view(np.uint8), count=len(logits), bitorder="little"
+        )
         logits[bits == 0] = -np.inf
     return logits
 
@@ -72,20 +87,28 @@ def pick(weights: FloatArray, chance: float) -> int:
     Sums pieces first, then looks into one. An entry without weight is never picked.
     """
     whole = len(weights) // _PIECE * _PIECE
-    sums = np.einsum("ij->i", weights[:whole].reshape(-1, _PIECE))  # twice as quick as a sum
+    sums = np.einsum(
+        "ij->i", weights[:whole].reshape(-1, _PIECE)
+    )  # twice as quick as a sum
     until = np.append(sums, weights[whole:].sum()).cumsum(dtype=np.float64)
     target = chance * until[-1]
     piece = int(until.searchsorted(target, side="right"))
     if piece == len(until):  # rounding went past the end: the last piece with weight
         piece = int(until.searchsorted(until[-1], side="left"))
     inside = weights[piece * _PIECE : (piece + 1) * _PIECE].cumsum(dtype=np.float64)
-    place = int(inside.searchsorted(target - (until[piece - 1] if piece else 0.0), side="right"))
-    if place == len(inside):  # rounding went past the piece's end: its last entry with weight
+    place = int(
+        inside.searchsorted(target - (until[piece - 1] if piece else 0.0), side="right")
+    )
+    if place == len(
+        inside
+    ):  # rounding went past the piece's end: its last entry with weight
         place = int(inside.searchsorted(inside[-1], side="left"))
     return piece * _PIECE + place
 
 
-def _kept(logits: FloatArray, best: np.float32, params: SamplingParams) -> tuple[IntArray | None, FloatArray]:
+def _kept(
+    logits: FloatArray, best: np.float32, params: SamplingParams
+) -> tuple[IntArray | None, FloatArray]:
     """What the filters keep: the tokens in the vocabulary's order, None for all of them, and their weights.
 
     Weights are in units of the largest. Ties at a filter's edge are all kept.
@@ -96,12 +119,18 @@ def _kept(logits: FloatArray, best: np.float32, params: SamplingParams) -> tuple
         weights = _weights(logits[tokens], best, params.temperature)
         if params.top_p < 1:
             heaviest = np.sort(weights)[::-1][: params.top_k]
-            least = max(least, _nucleus_edge(heaviest, params.top_p * float(heaviest.sum())))
+            least = max(
+                least, _nucleus_edge(heaviest, params.top_p * float(heaviest.sum()))
+            )
     elif params.top_p < 1:
-        tokens, weights, edge = _nucleus(_weights(logits, best, params.temperature), params.top_p)
+        tokens, weights, edge = _nucleus(
+            _weights(logits, best, params.temperature), params.top_p
+        )
         least = max(least, edge)
     elif least > 0:
-        tokens = np.flatnonzero(logits >= best + np.float32(params.temperature * np.log(least)))
+        tokens = np.flatnonzero(
+            logits >= best + np.float32(params.temperature * np.log(least))
+        )
         return tokens, _weights(logits[tokens], best, params.temperature)
     else:
         return None, _weights(logits, best, params.temperature)
@@ -134,7 +163,9 @@ def _nucleus(weights: FloatArray, top_p: float) -> tuple[IntArray, FloatArray, f
 def _nucleus_edge(descending: FloatArray, target: float) -> float:
     """The smallest weight of the nucleus: tokens count while those above have less than the target."""
     mass = descending.cumsum(dtype=np.float64)
-    return float(descending[min(int(mass.searchsorted(target, side="left")), len(mass) - 1)])
+    return float(
+        descending[min(int(mass.searchsorted(target, side="left")), len(mass) - 1)]
+    )
 
 
 def largest(values: FloatArray, count: int) -> IntArray:
@@ -146,7 +177,9 @@ def largest(values: FloatArray, count: int) -> IntArray:
         return np.flatnonzero(values >= edge)
     # The count-th largest maximum of any groups is at most the count-th largest value.
     maxima = values[: size // columns * columns].reshape(-1, columns).max(axis=0)
-    places = np.flatnonzero(values >= np.partition(maxima, columns - count)[columns - count])
+    places = np.flatnonzero(
+        values >= np.partition(maxima, columns - count)[columns - count]
+    )
     found = values[places]
     edge = np.partition(found, len(found) - count)[len(found) - count]
     kept: IntArray = places[found >= edge]

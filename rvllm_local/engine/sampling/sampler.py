@@ -36,7 +36,9 @@ class RowSampling(NamedTuple):
     seed: int
     position: int
     history: TokenHistory | None = None
-    allowed: npt.NDArray[np.int32] | None = None  # a grammar's mask: bit `i % 32` of word `i // 32` for token i
+    allowed: npt.NDArray[np.int32] | None = (
+        None  # a grammar's mask: bit `i % 32` of word `i // 32` for token i
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +72,9 @@ class LogitEdits:
 class SamplingBatch:
     """What `sample` needs, laid out by column. Built on the host for each step."""
 
-    temperature: mx.array | None  # [rows, 1]; 1 for greedy rows; None when all rows are greedy
+    temperature: (
+        mx.array | None
+    )  # [rows, 1]; 1 for greedy rows; None when all rows are greedy
     is_greedy: mx.array | None  # [rows]; None when no row is
     uniform: mx.array | None  # [rows, 1] in [0, 1)
     top_k: mx.array | None  # [rows, 1] >= 1; None when neither top-k nor top-p is used
@@ -78,7 +82,9 @@ class SamplingBatch:
     log_min_p: mx.array | None  # [rows, 1]; -inf where unused
     edits: LogitEdits | None
     mask: mx.array | None  # [rows, vocab] bool; None when no row is bound by a grammar
-    num_logprobs: int | None  # the most alternatives any row wants; None when no row wants log-probabilities
+    num_logprobs: (
+        int | None
+    )  # the most alternatives any row wants; None when no row wants log-probabilities
 
     @classmethod
     def build(cls, rows: Sequence[RowSampling], vocab_size: int) -> SamplingBatch:
@@ -86,17 +92,33 @@ class SamplingBatch:
         params = [row.params for row in rows]
         greedy = [row.is_greedy for row in params]
         draws = not all(greedy)
-        filters = draws and any(p.top_p < 1 or 0 < p.top_k < vocab_size for p in params if not p.is_greedy)
+        filters = draws and any(
+            p.top_p < 1 or 0 < p.top_k < vocab_size for p in params if not p.is_greedy
+        )
         min_p = draws and any(p.min_p > 0 for p in params if not p.is_greedy)
         wanted = [p.logprobs for p in params if p.logprobs is not None]
-        top_k = [p.top_k if 0 < p.top_k < vocab_size and not p.is_greedy else vocab_size for p in params]
-        log_min_p = [np.log(p.min_p) if p.min_p > 0 and not p.is_greedy else -np.inf for p in params]
+        top_k = [
+            p.top_k if 0 < p.top_k < vocab_size and not p.is_greedy else vocab_size
+            for p in params
+        ]
+        log_min_p = [
+            np.log(p.min_p) if p.min_p > 0 and not p.is_greedy else -np.inf
+            for p in params
+        ]
         return cls(
-            temperature=_column([1.0 if p.is_greedy else p.temperature for p in params]) if draws else None,
+            temperature=_column([1.0 if p.is_greedy else p.temperature for p in params])
+            if draws
+            else None,
             is_greedy=mx.array(greedy) if draws and any(greedy) else None,
-            uniform=_column([uniform(row.seed, row.position) for row in rows]) if draws else None,
-            top_k=mx.array(np.array(top_k, dtype=np.int32)[:, None]) if filters else None,
-            top_p=_column([1.0 if p.is_greedy else p.top_p for p in params]) if filters else None,
+            uniform=_column([uniform(row.seed, row.position) for row in rows])
+            if draws
+            else None,
+            top_k=mx.array(np.array(top_k, dtype=np.int32)[:, None])
+            if filters
+            else None,
+            top_p=_column([1.0 if p.is_greedy else p.top_p for p in params])
+            if filters
+            else None,
             log_min_p=_column(log_min_p) if min_p else None,
             edits=_edits(rows),
             mask=_mask(rows, vocab_size),
@@ -107,7 +129,10 @@ class SamplingBatch:
 def uniform(seed: int, position: int) -> float:
     """A number in [0, 1) from (seed, position) alone: SplitMix64 (Steele, Lea, Flood 2014)."""
     state = _mix((seed + 0x9E3779B97F4A7C15 * (position + 1)) & _MASK64)
-    return float(_mix(state ^ (seed & _MASK64)) >> (64 - _UNIFORM_BITS)) / 2.0**_UNIFORM_BITS
+    return (
+        float(_mix(state ^ (seed & _MASK64)) >> (64 - _UNIFORM_BITS))
+        / 2.0**_UNIFORM_BITS
+    )
 
 
 def _mix(value: int) -> int:
@@ -125,7 +150,11 @@ def sample(logits: mx.array, batch: SamplingBatch) -> SampledTokens:
     edited = logits if batch.edits is None else _apply_edits(logits, batch.edits)
     if batch.mask is not None:
         edited = mx.where(batch.mask, edited, -mx.inf)
-    tokens = mx.argmax(edited, axis=-1) if batch.temperature is None else _draw(edited, batch)
+    tokens = (
+        mx.argmax(edited, axis=-1)
+        if batch.temperature is None
+        else _draw(edited, batch)
+    )
     if batch.num_logprobs is None:
         return SampledTokens(tokens)
     logprobs = logits - mx.logsumexp(logits, axis=-1, keepdims=True)
@@ -133,7 +162,9 @@ def sample(logits: mx.array, batch: SamplingBatch) -> SampledTokens:
     if batch.num_logprobs == 0:
         return SampledTokens(tokens, chosen)
     ids = mx.argsort(-logprobs, axis=-1)[:, : batch.num_logprobs]
-    return SampledTokens(tokens, chosen, ids, mx.take_along_axis(logprobs, ids, axis=-1))
+    return SampledTokens(
+        tokens, chosen, ids, mx.take_along_axis(logprobs, ids, axis=-1)
+    )
 
 
 def _draw(logits: mx.array, batch: SamplingBatch) -> mx.array:
@@ -153,7 +184,9 @@ def _draw(logits: mx.array, batch: SamplingBatch) -> mx.array:
     return mx.where(batch.is_greedy, mx.argmax(logits, axis=-1), drawn)
 
 
-def _threshold(scaled: mx.array, best: mx.array, batch: SamplingBatch) -> mx.array | None:
+def _threshold(
+    scaled: mx.array, best: mx.array, batch: SamplingBatch
+) -> mx.array | None:
     """[rows, 1]: the smallest tempered logit that is kept; ties at the threshold are all kept."""
     threshold = None if batch.log_min_p is None else best + batch.log_min_p
     if batch.top_k is None or batch.top_p is None:
@@ -162,16 +195,25 @@ def _threshold(scaled: mx.array, best: mx.array, batch: SamplingBatch) -> mx.arr
     rank = mx.arange(scaled.shape[-1])[None]
     weights = mx.where(rank < batch.top_k, mx.exp(descending - best), 0.0)
     before = mx.cumsum(weights, axis=-1) - weights  # mass of the tokens ranked above
-    kept = (before < batch.top_p * mx.sum(weights, axis=-1, keepdims=True)) & (rank < batch.top_k)
+    kept = (before < batch.top_p * mx.sum(weights, axis=-1, keepdims=True)) & (
+        rank < batch.top_k
+    )
     # A row that filters nothing keeps everything, whatever rounding did to its sums.
-    count = mx.where((batch.top_p >= 1.0), batch.top_k, mx.maximum(mx.sum(kept, axis=-1, keepdims=True), 1))
+    count = mx.where(
+        (batch.top_p >= 1.0),
+        batch.top_k,
+        mx.maximum(mx.sum(kept, axis=-1, keepdims=True), 1),
+    )
     lowest = mx.take_along_axis(descending, count - 1, axis=-1)
     return lowest if threshold is None else mx.maximum(threshold, lowest)
 
 
 def _apply_edits(logits: mx.array, edits: LogitEdits) -> mx.array:
     values = logits[edits.rows, edits.tokens] + edits.bias
-    values = mx.where(values > 0, values / edits.repetition, values * edits.repetition) - edits.subtract
+    values = (
+        mx.where(values > 0, values / edits.repetition, values * edits.repetition)
+        - edits.subtract
+    )
     edited = logits + 0.0  # a copy: indexing assigns in place
     edited[edits.rows, edits.tokens] = values
     return edited
@@ -190,11 +232,17 @@ def _mask(rows: Sequence[RowSampling], vocab_size: int) -> mx.array | None:
 
 
 def _edits(rows: Sequence[RowSampling]) -> LogitEdits | None:
-    found = [(place, row.history.edits()) for place, row in enumerate(rows) if row.history is not None]
+    found = [
+        (place, row.history.edits())
+        for place, row in enumerate(rows)
+        if row.history is not None
+    ]
     found = [(place, edits) for place, edits in found if len(edits.tokens)]
     if not found:
         return None
-    places = np.concatenate([np.full(len(edits.tokens), place, dtype=np.int32) for place, edits in found])
+    places = np.concatenate(
+        [np.full(len(edits.tokens), place, dtype=np.int32) for place, edits in found]
+    )
     return LogitEdits(
         mx.array(places),
         mx.array(np.concatenate([edits.tokens for _, edits in found]).astype(np.int32)),

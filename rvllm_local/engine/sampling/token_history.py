@@ -32,29 +32,46 @@ class RowEdits:
     def apply(self, logits: FloatArray) -> None:
         """Edit a row of logits `[vocab]` in place."""
         values = logits[self.tokens] + self.bias
-        logits[self.tokens] = np.where(values > 0, values / self.repetition, values * self.repetition) - self.subtract
+        logits[self.tokens] = (
+            np.where(values > 0, values / self.repetition, values * self.repetition)
+            - self.subtract
+        )
 
 
 class TokenHistory:
     """The edits of one sequence. Raises `ParameterError` for a biased token id outside the vocabulary."""
 
-    def __init__(self, params: SamplingParams, prompt_token_ids: Sequence[int], vocab_size: int) -> None:
-        outside = next((token for token in params.logit_bias if token >= vocab_size), None)
+    def __init__(
+        self, params: SamplingParams, prompt_token_ids: Sequence[int], vocab_size: int
+    ) -> None:
+        outside = next(
+            (token for token in params.logit_bias if token >= vocab_size), None
+        )
         if outside is not None:
-            raise ParameterError("logit_bias", f"token id {outside} is outside the vocabulary of {vocab_size}")
+            raise ParameterError(
+                "logit_bias",
+                f"token id {outside} is outside the vocabulary of {vocab_size}",
+            )
         self._params = params
         seen = set(prompt_token_ids) if params.repetition_penalty != 1.0 else set()
         tokens = [*params.logit_bias, *sorted(seen.difference(params.logit_bias))]
         self._places = {token: place for place, token in enumerate(tokens)}
         self._counts = [0] * len(tokens)  # in the output
         self._tokens = np.zeros(max(64, 2 * len(tokens)), dtype=np.int64)
-        self._numbers = np.zeros((3, len(self._tokens)), dtype=np.float32)  # bias, repetition, subtract
+        self._numbers = np.zeros(
+            (3, len(self._tokens)), dtype=np.float32
+        )  # bias, repetition, subtract
         self._tokens[: len(tokens)] = tokens
         self._numbers[0, : len(params.logit_bias)] = list(params.logit_bias.values())
-        self._numbers[1] = [params.repetition_penalty if token in seen else 1.0 for token in self._tokens.tolist()]
+        self._numbers[1] = [
+            params.repetition_penalty if token in seen else 1.0
+            for token in self._tokens.tolist()
+        ]
 
     @classmethod
-    def of(cls, params: SamplingParams, prompt_token_ids: Sequence[int], vocab_size: int) -> TokenHistory | None:
+    def of(
+        cls, params: SamplingParams, prompt_token_ids: Sequence[int], vocab_size: int
+    ) -> TokenHistory | None:
         """The history that these parameters ask for, if they ask for one."""
         wanted = bool(params.logit_bias) or params.has_penalties
         return cls(params, prompt_token_ids, vocab_size) if wanted else None
@@ -69,12 +86,18 @@ class TokenHistory:
             place = self._places[token] = len(self._counts)
             self._counts.append(0)
             if place == len(self._tokens):
-                self._tokens = np.concatenate((self._tokens, np.zeros_like(self._tokens)))
-                self._numbers = np.concatenate((self._numbers, np.zeros_like(self._numbers)), axis=1)
+                self._tokens = np.concatenate(
+                    (self._tokens, np.zeros_like(self._tokens))
+                )
+                self._numbers = np.concatenate(
+                    (self._numbers, np.zeros_like(self._numbers)), axis=1
+                )
             self._tokens[place] = token
         self._counts[place] += 1
         self._numbers[1, place] = params.repetition_penalty
-        self._numbers[2, place] = params.frequency_penalty * self._counts[place] + params.presence_penalty
+        self._numbers[2, place] = (
+            params.frequency_penalty * self._counts[place] + params.presence_penalty
+        )
 
     def edits(self) -> RowEdits:
         """The edits of the next token's logits; valid until the next `push`."""

@@ -48,7 +48,9 @@ logger = logging.getLogger(__name__)
 _GPU_STEP_TARGET_S = 0.1
 
 
-def open_core(files: ModelFiles, text: Vocabulary, options: EngineOptions) -> EngineCore:
+def open_core(
+    files: ModelFiles, text: Vocabulary, options: EngineOptions
+) -> EngineCore:
     """Plan, then load, then build: what cannot fit is refused before memory is taken. Raises `ConfigError`, too."""
     if options.attention == "kernels" and default_backend() == "none":
         raise ConfigError(
@@ -59,7 +61,13 @@ def open_core(files: ModelFiles, text: Vocabulary, options: EngineOptions) -> En
     adapters = read_adapters(options.adapters, description.module)
     del description
     loaded = load_model(files)
-    return build_core(loaded, text, options, functools.partial(proof_subject, files, loaded, options), adapters)
+    return build_core(
+        loaded,
+        text,
+        options,
+        functools.partial(proof_subject, files, loaded, options),
+        adapters,
+    )
 
 
 def build_core(
@@ -73,28 +81,47 @@ def build_core(
 
     Raises `MemoryBudgetError` if the KV budget is too small and `UnsupportedModelError` if the self-check fails.
     """
-    context = min(loaded.context_length, options.context_length or loaded.context_length)
+    context = min(
+        loaded.context_length, options.context_length or loaded.context_length
+    )
     if default_backend() == "cuda":
         fuse_projections(loaded.module)
     paged = install(loaded.module)
     choice = adapt(loaded.module, adapters)
     layout = probe_layout(loaded.module, quantized=options.kv_dtype == "int8")
     blocks = arena_blocks(layout, options, context)
-    plan = _accepted_plan(loaded, layout, options, context, paged, adapted_bytes(adapters))
-    arenas = [Arena(shape, count) for shape, count in zip(layout.groups, blocks, strict=True)]
+    plan = _accepted_plan(
+        loaded, layout, options, context, paged, adapted_bytes(adapters)
+    )
+    arenas = [
+        Arena(shape, count) for shape, count in zip(layout.groups, blocks, strict=True)
+    ]
     kv = KVTables(
-        layout, blocks, num_snapshots=num_snapshots(layout, options.max_rows) if options.cache != "off" else 0
+        layout,
+        blocks,
+        num_snapshots=num_snapshots(layout, options.max_rows)
+        if options.cache != "off"
+        else 0,
     )
     marks = tuple(adapter.fingerprint for adapter in adapters)
-    unproven = Unproven(loaded, layout, arenas, kv, paged, context, plan.copy_tokens, choice)
-    runner, scratch = prove(unproven, options, proof_of((layout, blocks, plan, marks)) if proof_of else None)
+    unproven = Unproven(
+        loaded, layout, arenas, kv, paged, context, plan.copy_tokens, choice
+    )
+    runner, scratch = prove(
+        unproven, options, proof_of((layout, blocks, plan, marks)) if proof_of else None
+    )
     if scratch is not None:
         plan = plan.with_measured(scratch)
         plan.check()
-    mx.set_cache_limit(plan.scratch // 2)  # scratch counts arrays twice: in use, and kept for the next ones
+    mx.set_cache_limit(
+        plan.scratch // 2
+    )  # scratch counts arrays twice: in use, and kept for the next ones
     fingerprint = f"{loaded.fingerprint}|{layout}|{options.deterministic}"
     roots: dict[str | None, bytes] = {None: root_key(fingerprint)}
-    roots |= {adapter.name: root_key(f"{fingerprint}|{adapter.fingerprint}") for adapter in adapters}
+    roots |= {
+        adapter.name: root_key(f"{fingerprint}|{adapter.fingerprint}")
+        for adapter in adapters
+    }
     residence = _residence(kv, runner, options, root_key(fingerprint), text)
     scheduler = Scheduler(
         kv,
@@ -108,7 +135,11 @@ def build_core(
         kv,
         residence,
         scheduler,
-        Pace(prefill_chunk=options.prefill_chunk, target_s=_step_target(options), grain=runner.prefill_grain),
+        Pace(
+            prefill_chunk=options.prefill_chunk,
+            target_s=_step_target(options),
+            grain=runner.prefill_grain,
+        ),
         EngineLimits(
             loaded.vocab_size,
             context,
@@ -119,11 +150,19 @@ def build_core(
         ),
         text,
         EngineIdentity(frozenset(loaded.eos_token_ids), roots, plan.lines()),
-        functools.partial(host.reserve_heap, plan.scratch) if mx.default_device() == mx.Device(mx.cpu) else None,
+        functools.partial(host.reserve_heap, plan.scratch)
+        if mx.default_device() == mx.Device(mx.cpu)
+        else None,
     )
 
 
-def _residence(kv: KVTables, runner: ModelRunner, options: EngineOptions, root: bytes, text: Vocabulary) -> KVResidence:
+def _residence(
+    kv: KVTables,
+    runner: ModelRunner,
+    options: EngineOptions,
+    root: bytes,
+    text: Vocabulary,
+) -> KVResidence:
     return KVResidence(
         kv,
         runner.block_io,
@@ -141,7 +180,12 @@ def _shown(text: Vocabulary, token: int) -> str:
 
 
 def _accepted_plan(
-    loaded: LoadedModel, layout: KVLayout, options: EngineOptions, context: int, paged: bool, adapters: int
+    loaded: LoadedModel,
+    layout: KVLayout,
+    options: EngineOptions,
+    context: int,
+    paged: bool,
+    adapters: int,
 ) -> MemoryPlan:
     """The plan of a loaded model, checked; its scratch is an estimate."""
     sizes = ModelSizes(
@@ -152,18 +196,24 @@ def _accepted_plan(
         layout.groups[0].dtype.size,
     )
     weights = loaded.weights_bytes + adapters
-    plan = plan_engine(layout, options, context=context, weights=weights, sizes=sizes, paged=paged)
+    plan = plan_engine(
+        layout, options, context=context, weights=weights, sizes=sizes, paged=paged
+    )
     plan.check()
     return plan
 
 
-def _open_store(options: EngineOptions, fingerprint: bytes, layout: KVLayout) -> BlockStore | None:
+def _open_store(
+    options: EngineOptions, fingerprint: bytes, layout: KVLayout
+) -> BlockStore | None:
     if options.cache != "disk":
         return None
     if options.cache_dir is None:
         raise ConfigError('cache = "disk" needs a folder: give cache_dir')
     if layout.has_state:
-        logger.warning("this model has recurrent layers, whose state is not kept on disk: its cache is in memory only")
+        logger.warning(
+            "this model has recurrent layers, whose state is not kept on disk: its cache is in memory only"
+        )
         return None
     return BlockStore(
         Path(options.cache_dir) / "kv",

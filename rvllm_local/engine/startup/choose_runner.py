@@ -46,7 +46,9 @@ class Unproven:
     adapters: AdapterChoice
 
 
-def prove(model: Unproven, options: EngineOptions, subject: str | None) -> tuple[ModelRunner, int | None]:
+def prove(
+    model: Unproven, options: EngineOptions, subject: str | None
+) -> tuple[ModelRunner, int | None]:
     """A runner in the fastest mode that is right here, and the bytes that a step takes (None if nothing is checked).
 
     `subject` is where an earlier start noted its proof, if it may be used. Raises `UnsupportedModelError`.
@@ -57,23 +59,38 @@ def prove(model: Unproven, options: EngineOptions, subject: str | None) -> tuple
     runner = _choose_runner(model, options, proof)
     row_group, vocab_size = 0, model.loaded.vocab_size
     if options.deterministic:
-        row_group = proof.row_group if proof else rows_are_independent(runner, model.kv, vocab_size)
+        row_group = (
+            proof.row_group
+            if proof
+            else rows_are_independent(runner, model.kv, vocab_size)
+        )
         runner.make_deterministic(row_group)
     if proof is not None or not options.self_check:
         return runner, None if proof is None else proof.scratch
     scratch = measure_scratch(
-        runner, model.kv, context=model.context, rows=options.max_rows, chunk=options.prefill_chunk
+        runner,
+        model.kv,
+        context=model.context,
+        rows=options.max_rows,
+        chunk=options.prefill_chunk,
     )
     if subject is not None:
         write_proof(subject, Proof(runner.mode, row_group, scratch))
     return runner, scratch
 
 
-def _choose_runner(model: Unproven, options: EngineOptions, proof: Proof | None) -> ModelRunner:
+def _choose_runner(
+    model: Unproven, options: EngineOptions, proof: Proof | None
+) -> ModelRunner:
     """The kernels where they can run and agree with mlx-lm on this very machine, otherwise the reference."""
     module, vocab_size = model.loaded.module, model.loaded.vocab_size
 
-    def checked(make: Callable[[RunMode], ModelRunner], *, rotates: bool = False, joins: bool = False) -> ModelRunner:
+    def checked(
+        make: Callable[[RunMode], ModelRunner],
+        *,
+        rotates: bool = False,
+        joins: bool = False,
+    ) -> ModelRunner:
         if proof is not None:
             return make(proof.mode)
         if not options.self_check:
@@ -88,10 +105,16 @@ def _choose_runner(model: Unproven, options: EngineOptions, proof: Proof | None)
             joins=joins,
         )
 
-    wants_kernels = options.attention == "kernels" or (options.attention == "auto" and default_backend() != "none")
+    wants_kernels = options.attention == "kernels" or (
+        options.attention == "auto" and default_backend() != "none"
+    )
     if wants_kernels:
         try:
-            heads = stated_heads(model.loaded.config) if model.layout.has_attention else None
+            heads = (
+                stated_heads(model.loaded.config)
+                if model.layout.has_attention
+                else None
+            )
             kernels = KernelBackend(model.arenas, heads=heads)
             joined, rotates = None, False
             if _is_compiled(model):
@@ -104,7 +127,11 @@ def _choose_runner(model: Unproven, options: EngineOptions, proof: Proof | None)
                 raise
             logger.warning("attention is served by the reference: %s", error)
     reference = ReferenceBackend(model.arenas, model.copy_tokens)
-    return checked(lambda mode: ModelRunner(module, model.layout, reference, mode, vocab_size, None, model.adapters))
+    return checked(
+        lambda mode: ModelRunner(
+            module, model.layout, reference, mode, vocab_size, None, model.adapters
+        )
+    )
 
 
 def _is_compiled(model: Unproven) -> bool:
@@ -112,10 +139,20 @@ def _is_compiled(model: Unproven) -> bool:
     return not model.layout.has_state and model.adapters.count == 0
 
 
-def _kernel_runner(model: Unproven, kernels: KernelBackend, joined: JoinedAdds | None, mode: RunMode) -> ModelRunner:
+def _kernel_runner(
+    model: Unproven, kernels: KernelBackend, joined: JoinedAdds | None, mode: RunMode
+) -> ModelRunner:
     module, layout = model.loaded.module, model.layout
     compilable = mode.batched and not mode.dense and _is_compiled(model)
     compiled = None
     if compilable:
-        compiled = CompiledDecode(module, layout, kernels, rotates=mode.rotates, joined=joined if mode.joins else None)
-    return ModelRunner(module, layout, kernels, mode, model.loaded.vocab_size, compiled, model.adapters)
+        compiled = CompiledDecode(
+            module,
+            layout,
+            kernels,
+            rotates=mode.rotates,
+            joined=joined if mode.joins else None,
+        )
+    return ModelRunner(
+        module, layout, kernels, mode, model.loaded.vocab_size, compiled, model.adapters
+    )

@@ -22,30 +22,47 @@ from rvllm_local.types import SamplingParams
 _HARDEST = SamplingParams(temperature=1.0, top_p=0.9, top_k=50, min_p=0.01, logprobs=5)
 
 
-def measure_scratch(runner: ModelRunner, kv: KVTables, *, context: int, rows: int, chunk: int) -> int:
+def measure_scratch(
+    runner: ModelRunner, kv: KVTables, *, context: int, rows: int, chunk: int
+) -> int:
     """The most bytes that MLX held at once beside what it holds now, over the largest calls that can come.
 
     A chunk at the end of the longest context; `rows` rows that share the longest context, and the longest that are attended
     together; and the drawing of `rows` tokens. Where layers run one by one, the first ones stand for all.
     """
     longest = min(context, kv.capacity_tokens(chunk))
-    most_blocks = MAX_PADDING * max(pool.num_total for pool in kv.pools) // rows  # longer rows are attended one by one
+    most_blocks = (
+        MAX_PADDING * max(pool.num_total for pool in kv.pools) // rows
+    )  # longer rows are attended one by one
     together = max(1, most_blocks * BLOCK_TOKENS)
     gc.collect()  # what is freed during a call would hide what it takes
-    peaks = [_over(kv, longest, chunk, lambda tables, at: runner.try_prefill(tables, at, [0] * (longest - at)))]
+    peaks = [
+        _over(
+            kv,
+            longest,
+            chunk,
+            lambda tables, at: runner.try_prefill(tables, at, [0] * (longest - at)),
+        )
+    ]
     for length in {longest, min(longest, together)}:
-        peaks.append(_over(kv, length, chunk, functools.partial(_decode, runner, rows, length)))
+        peaks.append(
+            _over(kv, length, chunk, functools.partial(_decode, runner, rows, length))
+        )
     peaks.append(_over(kv, 1, chunk, lambda tables, _: _draw(runner, tables, rows)))
     for pool in kv.pools:
         pool.peak_used = 0
     return max(peaks)
 
 
-def _over(kv: KVTables, length: int, chunk: int, call: Callable[[SequenceTables, int], None]) -> int:
+def _over(
+    kv: KVTables, length: int, chunk: int, call: Callable[[SequenceTables, int], None]
+) -> int:
     """The peak of a call over a sequence of `length` tokens; it is told where the last chunk of these starts."""
     tables, start = kv.new_sequence(), max(0, length - chunk)
     try:
-        for end in range(chunk, start + chunk, chunk):  # as prefill goes: what slid out of a window is given back
+        for end in range(
+            chunk, start + chunk, chunk
+        ):  # as prefill goes: what slid out of a window is given back
             kv.grow(tables, min(end, start))
             kv.trim_windows(tables, min(end, start))
         kv.grow(tables, length)
@@ -57,12 +74,18 @@ def _over(kv: KVTables, length: int, chunk: int, call: Callable[[SequenceTables,
         kv.release(tables)
 
 
-def _decode(runner: ModelRunner, rows: int, length: int, tables: SequenceTables, _start: int) -> None:
-    runner.try_decode([DecodeRow(tables, length - 1, 0, adapter=runner.num_adapters)] * rows)
+def _decode(
+    runner: ModelRunner, rows: int, length: int, tables: SequenceTables, _start: int
+) -> None:
+    runner.try_decode(
+        [DecodeRow(tables, length - 1, 0, adapter=runner.num_adapters)] * rows
+    )
 
 
 def _draw(runner: ModelRunner, tables: SequenceTables, rows: int) -> None:
     """One whole decode step of `rows` rows of one token."""
     samplings = [RowSampling(_HARDEST, row, 0) for row in range(rows)]
-    sampled = runner.sample([DecodeRow(tables, 0, 0, adapter=runner.num_adapters)] * rows, samplings, None)
+    sampled = runner.sample(
+        [DecodeRow(tables, 0, 0, adapter=runner.num_adapters)] * rows, samplings, None
+    )
     sampled.tokens.tolist()

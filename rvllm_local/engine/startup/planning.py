@@ -13,20 +13,30 @@ from rvllm_local.models.adapted import adapted_bytes
 from rvllm_local.models.adapter_files import read_adapters
 from rvllm_local.models.describe import ModelDescription
 
-_DEFAULT_KV_BYTES = 512 * 2**20  # when no budget is given: this, or one whole context if that is more
+_DEFAULT_KV_BYTES = (
+    512 * 2**20
+)  # when no budget is given: this, or one whole context if that is more
 
 
-def plan_model(model: ModelDescription, options: EngineOptions, *, strict: bool = True) -> MemoryPlan:
+def plan_model(
+    model: ModelDescription, options: EngineOptions, *, strict: bool = True
+) -> MemoryPlan:
     """The plan of a model that is not loaded. With `strict`, raises `MemoryBudgetError` if it does not fit.
 
     Its adapters are read and held against it. Raises what `read_adapter` does.
     """
     layout = probe_layout(model.module, quantized=options.kv_dtype == "int8")
     sizes = ModelSizes(
-        model.hidden_size, model.intermediate_size, model.vocab_size, model.num_heads, layout.groups[0].dtype.size
+        model.hidden_size,
+        model.intermediate_size,
+        model.vocab_size,
+        model.num_heads,
+        layout.groups[0].dtype.size,
     )
     context = min(model.context_length, options.context_length or model.context_length)
-    weights = model.weights_bytes + adapted_bytes(read_adapters(options.adapters, model.module))
+    weights = model.weights_bytes + adapted_bytes(
+        read_adapters(options.adapters, model.module)
+    )
     plan = plan_engine(layout, options, context=context, weights=weights, sizes=sizes)
     if strict:
         plan.check()
@@ -34,7 +44,13 @@ def plan_model(model: ModelDescription, options: EngineOptions, *, strict: bool 
 
 
 def plan_engine(
-    layout: KVLayout, options: EngineOptions, *, context: int, weights: int, sizes: ModelSizes, paged: bool = True
+    layout: KVLayout,
+    options: EngineOptions,
+    *,
+    context: int,
+    weights: int,
+    sizes: ModelSizes,
+    paged: bool = True,
 ) -> MemoryPlan:
     """The plan of an engine over a known layout. Raises `MemoryBudgetError` if the KV budget holds no block.
 
@@ -55,12 +71,16 @@ def plan_engine(
     )
 
 
-def arena_blocks(layout: KVLayout, options: EngineOptions, context: int) -> tuple[int, ...]:
+def arena_blocks(
+    layout: KVLayout, options: EngineOptions, context: int
+) -> tuple[int, ...]:
     """Blocks for each group's arena, the scratch block included."""
     budget = options.kv_memory or _default_budget(layout, context, options)
     return layout.split_budget(budget, context, options.max_rows, options.prefill_chunk)
 
 
 def _default_budget(layout: KVLayout, context: int, options: EngineOptions) -> int:
-    one = layout.sequence_bytes(context, options.prefill_chunk) + sum(shape.block_bytes for shape in layout.groups)
+    one = layout.sequence_bytes(context, options.prefill_chunk) + sum(
+        shape.block_bytes for shape in layout.groups
+    )
     return min(max(one, _DEFAULT_KV_BYTES), one * options.max_rows)

@@ -27,7 +27,16 @@ from rvllm_local.models.loader import LoadedModel, ModelFiles, weight_paths
 from rvllm_local.models.startup_notes import read_note, write_note
 
 _OWN_CODE = ("attention", "engine", "memory", "metal_kernels", "models")
-_SETTINGS = ("MLX_", "OPENBLAS_", "GOTO_", "OMP_", "MKL_", "RVLLM_BLAS", "GLIBC_TUNABLES", "LD_PRELOAD")
+_SETTINGS = (
+    "MLX_",
+    "OPENBLAS_",
+    "GOTO_",
+    "OMP_",
+    "MKL_",
+    "RVLLM_BLAS",
+    "GLIBC_TUNABLES",
+    "LD_PRELOAD",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +50,12 @@ class Proof:
     scratch: int
 
 
-def proof_subject(files: ModelFiles, loaded: LoadedModel, options: EngineOptions, sizes: Sequence[object]) -> str:
+def proof_subject(
+    files: ModelFiles,
+    loaded: LoadedModel,
+    options: EngineOptions,
+    sizes: Sequence[object],
+) -> str:
     """The key of a model's proof; `sizes` are the layout and the numbers that were worked out from the options."""
     parts = [
         loaded.fingerprint,
@@ -49,11 +63,20 @@ def proof_subject(files: ModelFiles, loaded: LoadedModel, options: EngineOptions
         options,
         sizes,
         sorted(_code()),
-        (str(vars(mx)["__version__"]), np.__version__, sys.version, platform.platform()),
+        (
+            str(vars(mx)["__version__"]),
+            np.__version__,
+            sys.version,
+            platform.platform(),
+        ),
         _processor(),
         host.prepare(),
         _blas(),
-        sorted((name, value) for name, value in os.environ.items() if name.startswith(_SETTINGS)),
+        sorted(
+            (name, value)
+            for name, value in os.environ.items()
+            if name.startswith(_SETTINGS)
+        ),
     ]
     return "proof " + hashlib.sha256(repr(parts).encode()).hexdigest()
 
@@ -61,15 +84,26 @@ def proof_subject(files: ModelFiles, loaded: LoadedModel, options: EngineOptions
 def read_proof(subject: str) -> Proof | None:
     """What was noted, if it is of the form that is written here."""
     found = read_note(subject)
-    if not isinstance(found, list) or [type(part) for part in found] != [bool, bool, int, int]:
+    if not isinstance(found, list) or [type(part) for part in found] != [
+        bool,
+        bool,
+        int,
+        int,
+    ]:
         return None
     batched, dense, row_group, scratch = found
-    return Proof(RunMode(batched, dense), row_group, scratch) if row_group >= 0 <= scratch else None
+    return (
+        Proof(RunMode(batched, dense), row_group, scratch)
+        if row_group >= 0 <= scratch
+        else None
+    )
 
 
 def write_proof(subject: str, proof: Proof) -> None:
     """Note a proof. Failing to costs only time."""
-    write_note(subject, [proof.mode.batched, proof.mode.dense, proof.row_group, proof.scratch])
+    write_note(
+        subject, [proof.mode.batched, proof.mode.dense, proof.row_group, proof.scratch]
+    )
 
 
 def _code() -> Iterable[tuple[str, int, int]]:
@@ -81,7 +115,9 @@ def _code() -> Iterable[tuple[str, int, int]]:
                 folders[:] = sorted(set(folders) - {"__pycache__"})
                 yield from (_dated(str(Path(folder, file))) for file in sorted(files))
     for name, module in list(sys.modules.items()):
-        if name.startswith(("mlx.", "mlx_lm.")) and (path := getattr(module, "__file__", None)):
+        if name.startswith(("mlx.", "mlx_lm.")) and (
+            path := getattr(module, "__file__", None)
+        ):
             yield _dated(path)
 
 
@@ -93,11 +129,26 @@ def _dated(path: str) -> tuple[str, int, int]:
 def _processor() -> tuple[object, ...]:
     """The processor's kind, and how many of its cores this process may use."""
     try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").split("\n\n")[0].splitlines()
+        lines = (
+            Path("/proc/cpuinfo")
+            .read_text(encoding="utf-8")
+            .split("\n\n")[0]
+            .splitlines()
+        )
     except OSError:
         lines = [platform.processor()]
-    kept = [line for line in lines if not line.startswith(("cpu MHz", "bogomips", "processor", "apicid", "initial"))]
-    cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    kept = [
+        line
+        for line in lines
+        if not line.startswith(
+            ("cpu MHz", "bogomips", "processor", "apicid", "initial")
+        )
+    ]
+    cores = (
+        sorted(os.sched_getaffinity(0))
+        if hasattr(os, "sched_getaffinity")
+        else os.cpu_count()
+    )
     return (tuple(kept), cores)
 
 

@@ -23,7 +23,11 @@ _LENGTHS = (39, 8)  # tokens; the first crosses a block boundary
 _CHUNK = 23
 _DECODE_STEPS = 2
 _ROW_GROUP = 16  # rows of a decode call in the deterministic mode
-_TOLERANCE = {mx.float32: 1e-3, mx.float16: 3e-2, mx.bfloat16: 1e-1}  # of the largest logit
+_TOLERANCE = {
+    mx.float32: 1e-3,
+    mx.float16: 3e-2,
+    mx.bfloat16: 1e-1,
+}  # of the largest logit
 
 
 def choose_runner(
@@ -43,7 +47,11 @@ def choose_runner(
     """
     modes = [RunMode(batched=False, dense=True)]
     if paged:
-        modes = [RunMode(batched=True, dense=False), RunMode(batched=False, dense=False), *modes]
+        modes = [
+            RunMode(batched=True, dense=False),
+            RunMode(batched=False, dense=False),
+            *modes,
+        ]
     modes.insert(1 if paged else 0, RunMode(batched=True, dense=True))
     if paged and rotates:
         modes.insert(0, RunMode(batched=True, dense=False, rotates=True))
@@ -51,11 +59,16 @@ def choose_runner(
         modes.insert(0, RunMode(batched=True, dense=False, rotates=rotates, joins=True))
     prompts = _prompts(vocab_size)
     expected = [_plain_logits(model, prompt) for prompt in prompts]
-    tolerance = max(1e-1 if shape.quantized else _TOLERANCE.get(shape.dtype, 1e-1) for shape in kv.layout.groups)
+    tolerance = max(
+        1e-1 if shape.quantized else _TOLERANCE.get(shape.dtype, 1e-1)
+        for shape in kv.layout.groups
+    )
     findings = []
     for mode in modes:
         runner = make_runner(mode)
-        finding = _try(functools.partial(_paged_logits, runner, kv, prompts), expected, tolerance)
+        finding = _try(
+            functools.partial(_paged_logits, runner, kv, prompts), expected, tolerance
+        )
         if finding is None:
             return runner
         findings.append(f"{_way(mode)}: {finding}")
@@ -68,7 +81,13 @@ def _way(mode: RunMode) -> str:
     """A mode in words."""
     if mode.joins:
         return "added and normed in one launch"
-    return "rotated by the kernels" if mode.rotates else "batched" if mode.batched else "row by row"
+    return (
+        "rotated by the kernels"
+        if mode.rotates
+        else "batched"
+        if mode.batched
+        else "row by row"
+    )
 
 
 def rows_are_independent(runner: ModelRunner, kv: KVTables, vocab_size: int) -> int:
@@ -82,8 +101,12 @@ def rows_are_independent(runner: ModelRunner, kv: KVTables, vocab_size: int) -> 
         for row, prompt in zip(tables, prompts, strict=True):
             kv.grow(row, len(prompt))
             runner.prefill(row, 0, prompt[:-1])
-        other, subject = (  # the shorter one is watched: neighbours may make it wider, never narrower
-            DecodeRow(row, len(prompt) - 1, prompt[-1]) for row, prompt in zip(tables, prompts, strict=True)
+        (
+            other,
+            subject,
+        ) = (  # the shorter one is watched: neighbours may make it wider, never narrower
+            DecodeRow(row, len(prompt) - 1, prompt[-1])
+            for row, prompt in zip(tables, prompts, strict=True)
         )
         states = [(row.state, row.state.batch, row.state.row) for row in tables]
         expected = runner.decode([subject])[0]
@@ -103,20 +126,28 @@ def _prompts(vocab_size: int) -> list[list[int]]:
     random = np.random.default_rng(7)
     longest = max(_LENGTHS) + _DECODE_STEPS
     tokens = random.integers(0, vocab_size, size=(len(_LENGTHS), longest)).tolist()
-    return [row[: length + _DECODE_STEPS] for row, length in zip(tokens, _LENGTHS, strict=True)]
+    return [
+        row[: length + _DECODE_STEPS]
+        for row, length in zip(tokens, _LENGTHS, strict=True)
+    ]
 
 
 def _plain_logits(model: nn.Module, prompt: list[int]) -> mx.array:
     """[steps, vocab] logits of the last tokens of `prompt`, one step each."""
     caches = plain_caches(model)
     model(mx.array([prompt[:-_DECODE_STEPS]]), cache=caches)
-    steps = [model(mx.array([[token]]), cache=caches)[0, -1] for token in prompt[-_DECODE_STEPS:]]
+    steps = [
+        model(mx.array([[token]]), cache=caches)[0, -1]
+        for token in prompt[-_DECODE_STEPS:]
+    ]
     logits = mx.stack(steps).astype(mx.float32)
     mx.eval(logits)
     return logits
 
 
-def _paged_logits(runner: ModelRunner, kv: KVTables, prompts: list[list[int]]) -> list[mx.array]:
+def _paged_logits(
+    runner: ModelRunner, kv: KVTables, prompts: list[list[int]]
+) -> list[mx.array]:
     tables = [kv.new_sequence() for _ in prompts]
     try:
         for row, prompt in zip(tables, prompts, strict=True):
@@ -137,17 +168,28 @@ def _paged_logits(runner: ModelRunner, kv: KVTables, prompts: list[list[int]]) -
             logits = runner.decode(rows).astype(mx.float32)
             mx.eval(logits)
             steps.append(logits)
-        return [mx.stack([logits[row] for logits in steps]) for row in range(len(prompts))]
+        return [
+            mx.stack([logits[row] for logits in steps]) for row in range(len(prompts))
+        ]
     finally:
         for row in tables:
             kv.release(row)
 
 
-def _try(compute: Callable[[], list[mx.array]], expected: list[mx.array], tolerance: float) -> str | None:
+def _try(
+    compute: Callable[[], list[mx.array]], expected: list[mx.array], tolerance: float
+) -> str | None:
     """None if the computed logits agree, otherwise what went wrong."""
     try:
         computed = compute()
-    except (TypeError, ValueError, AttributeError, IndexError, RuntimeError, UnsupportedModelError) as error:
+    except (
+        TypeError,
+        ValueError,
+        AttributeError,
+        IndexError,
+        RuntimeError,
+        UnsupportedModelError,
+    ) as error:
         return f"{type(error).__name__}: {error}"
     for ours, theirs in zip(computed, expected, strict=True):
         scale = float(mx.max(mx.abs(theirs)))

@@ -29,7 +29,9 @@ def routes(others: Sequence[Route], bodies: Bodies) -> list[Route]:
 def describe(others: Sequence[Route], bodies: Bodies) -> dict[str, Any]:
     """An OpenAPI 3.1 document."""
     kinds = list(dict.fromkeys(bodies.values()))
-    schemas, components = msgspec.json.schema_components(kinds, ref_template="#/components/schemas/{name}")
+    schemas, components = msgspec.json.schema_components(
+        kinds, ref_template="#/components/schemas/{name}"
+    )
     by_kind = dict(zip(kinds, schemas, strict=True))
     paths: dict[str, Any] = {}
     for route in others:
@@ -37,7 +39,12 @@ def describe(others: Sequence[Route], bodies: Bodies) -> dict[str, Any]:
             operation: dict[str, Any] = {
                 "operationId": f"{method.lower()}_{route.name}",
                 "parameters": [
-                    {"name": name, "in": "path", "required": True, "schema": {"type": "string"}}
+                    {
+                        "name": name,
+                        "in": "path",
+                        "required": True,
+                        "schema": {"type": "string"},
+                    }
                     for name in route.param_convertors
                 ],
                 "responses": {
@@ -47,7 +54,10 @@ def describe(others: Sequence[Route], bodies: Bodies) -> dict[str, Any]:
             }
             if method == "POST":
                 schema = by_kind[bodies[route.path]]
-                operation["requestBody"] = {"required": True, "content": {"application/json": {"schema": schema}}}
+                operation["requestBody"] = {
+                    "required": True,
+                    "content": {"application/json": {"schema": schema}},
+                }
             paths.setdefault(route.path_format, {})[method.lower()] = operation
     return {
         "openapi": "3.1.0",

@@ -38,7 +38,11 @@ class Service:
     async def read(self, request: Request, kind: type[T]) -> T:
         """The request's body as a `kind`. Raises `Problem` 400."""
         body, is_lenient = await request.body(), self.settings.is_lenient
-        return await self.run(request, lambda: json_body.decode(body, kind, is_lenient=is_lenient), "reading the body")
+        return await self.run(
+            request,
+            lambda: json_body.decode(body, kind, is_lenient=is_lenient),
+            "reading the body",
+        )
 
     async def run(self, request: Request, work: Callable[[], R], what: str) -> R:
         """`work()`, which grows with the request's body: at once if that is small, else on a worker, since the loop has

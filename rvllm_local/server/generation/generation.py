@@ -15,7 +15,14 @@ from dataclasses import dataclass, field, replace
 from types import TracebackType
 
 from rvllm_local.clients.contract import make_requests
-from rvllm_local.conversation.calls import ChatCall, Delta, Ended, Outcome, TextCall, Usage
+from rvllm_local.conversation.calls import (
+    ChatCall,
+    Delta,
+    Ended,
+    Outcome,
+    TextCall,
+    Usage,
+)
 from rvllm_local.conversation.output import OutputParser
 from rvllm_local.conversation.prompts import Prepared, prepare_chat, prepare_text
 from rvllm_local.errors import EngineError, error_of
@@ -45,7 +52,9 @@ class _Choice:
 
     @property
     def usage(self) -> Usage:
-        return Usage(self.prompt_tokens, self.tokens, self.cached_tokens, self.reasoning_tokens)
+        return Usage(
+            self.prompt_tokens, self.tokens, self.cached_tokens, self.reasoning_tokens
+        )
 
 
 @dataclass(slots=True, eq=False)
@@ -77,7 +86,10 @@ class Generation:
     def usage(self) -> Usage:
         """The tokens of all choices so far. A prompt counts once, however many choices it has: it was computed once."""
         choices = self._choices
-        prompts = [choices[first : first + self._per_prompt] for first in range(0, len(choices), self._per_prompt)]
+        prompts = [
+            choices[first : first + self._per_prompt]
+            for first in range(0, len(choices), self._per_prompt)
+        ]
         return Usage(
             sum(own[0].prompt_tokens for own in prompts),
             sum(choice.tokens for choice in choices),
@@ -91,7 +103,11 @@ class Generation:
         Raises `Problem` when the request takes longer than it may.
         """
         async for events in self._batches():
-            found = [outcome for offset, event in events for outcome in self._read(offset + event.index, event)]
+            found = [
+                outcome
+                for offset, event in events
+                for outcome in self._read(offset + event.index, event)
+            ]
             if found or not events:
                 yield found
 
@@ -105,7 +121,9 @@ class Generation:
     async def _batches(self) -> AsyncIterator[Sequence[tuple[int, StreamEvent]]]:
         while not all(choice.ended for choice in self._choices):
             # Spread, so that streams which began together do not all break their silence in the same moment.
-            pause = min(self._settings.keepalive_s * random.uniform(0.5, 1.0), self._time_left())
+            pause = min(
+                self._settings.keepalive_s * random.uniform(0.5, 1.0), self._time_left()
+            )
             try:
                 events = await self._mailbox.take(max(pause, 0.01))
             except TimeoutError:
@@ -119,12 +137,19 @@ class Generation:
             events = await self._mailbox.take(limit)
         except TimeoutError:
             raise Problem(
-                400, f"compiling the grammar took longer than {limit:g} s", "deadline", "response_format"
+                400,
+                f"compiling the grammar took longer than {limit:g} s",
+                "deadline",
+                "response_format",
             ) from None
         _, first = events[0]
         if first.finish_reason is FinishReason.ERROR:
             raise problem_of(
-                error_of(first.error_kind, first.error or "the request was refused", first.error_parameter)
+                error_of(
+                    first.error_kind,
+                    first.error or "the request was refused",
+                    first.error_parameter,
+                )
             )
         for offset, event in events:
             self._mailbox.put(offset, event)
@@ -143,20 +168,36 @@ class Generation:
         return self
 
     async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         is_over = all(choice.ended for choice in self._choices)
         if not is_over:
             self.cancel()
-        self._metrics.finished(self.model, "done" if is_over else "cancelled", time.monotonic() - self._began)
+        self._metrics.finished(
+            self.model,
+            "done" if is_over else "cancelled",
+            time.monotonic() - self._began,
+        )
 
     def _time_left(self) -> float:
         now, rules = time.monotonic(), self._settings
         if self._first is None and now - self._began > rules.queue_timeout_s:
-            raise Problem(503, "the request waited too long for its first token", "queue_timeout", retry_after_s=10.0)
+            raise Problem(
+                503,
+                "the request waited too long for its first token",
+                "queue_timeout",
+                retry_after_s=10.0,
+            )
         left = rules.request_timeout_s - (now - self._began)
         if left <= 0:
-            raise Problem(504, f"the request took longer than {rules.request_timeout_s:g} s", "request_timeout")
+            raise Problem(
+                504,
+                f"the request took longer than {rules.request_timeout_s:g} s",
+                "request_timeout",
+            )
         return left
 
     def _read(self, index: int, event: StreamEvent) -> list[Outcome]:
@@ -169,7 +210,9 @@ class Generation:
             pieces += choice.parser.finish()
         if pieces:
             choice.is_reasoning = isinstance(pieces[-1], ReasoningDelta)
-            choice.made_calls = choice.made_calls or any(isinstance(piece, ToolCallEnd) for piece in pieces)
+            choice.made_calls = choice.made_calls or any(
+                isinstance(piece, ToolCallEnd) for piece in pieces
+            )
         if choice.is_reasoning:
             choice.reasoning_tokens += len(event.token_ids)
         found: list[Outcome] = []
@@ -200,7 +243,10 @@ class Generation:
     def _end(self, index: int, choice: _Choice, event: StreamEvent) -> Ended:
         assert event.finish_reason is not None
         error = event.error
-        if event.finish_reason is FinishReason.CANCELLED and self._mailbox.has_overflown:
+        if (
+            event.finish_reason is FinishReason.CANCELLED
+            and self._mailbox.has_overflown
+        ):
             error = "the reader of this stream was too slow; it was ended"
         return Ended(
             index,
@@ -217,8 +263,19 @@ class Generation:
 class Generator:
     """Turns calls into generations. Used on the event loop only."""
 
-    def __init__(self, registry: Registry, workers: Workers, settings: ServerSettings, metrics: Metrics) -> None:
-        self._registry, self._workers, self._settings, self._metrics = registry, workers, settings, metrics
+    def __init__(
+        self,
+        registry: Registry,
+        workers: Workers,
+        settings: ServerSettings,
+        metrics: Metrics,
+    ) -> None:
+        self._registry, self._workers, self._settings, self._metrics = (
+            registry,
+            workers,
+            settings,
+            metrics,
+        )
         self._switchboard = Switchboard(asyncio.get_running_loop())
         self._open: set[Generation] = set()
         self._opening: set[asyncio.Task[object]] = set()
@@ -240,20 +297,28 @@ class Generator:
 
     def cancel(self, request_id: str) -> bool:
         """Ask the engine to end a request; False if none with this id is open."""
-        found = [generation for generation in self._open if generation.request_id == request_id]
+        found = [
+            generation
+            for generation in self._open
+            if generation.request_id == request_id
+        ]
         for generation in found:
             generation.cancel()
         return bool(found)
 
     @contextlib.asynccontextmanager
-    async def open(self, call: ChatCall | TextCall, request_id: str) -> AsyncIterator[Generation]:
+    async def open(
+        self, call: ChatCall | TextCall, request_id: str
+    ) -> AsyncIterator[Generation]:
         """A running generation, cancelled if the block is left before its end.
 
         Raises `Problem`, or what the engine and the text modules raise.
         """
         async with contextlib.AsyncExitStack() as stack:
             with self._abortable():
-                served = await stack.enter_async_context(self._registry.lease(call.model))
+                served = await stack.enter_async_context(
+                    self._registry.lease(call.model)
+                )
                 prepared = await self._workers.run(
                     lambda: (
                         prepare_chat(served.conversation, call)
@@ -264,23 +329,34 @@ class Generator:
                     "preparing the prompt",
                 )
                 groups = _groups(prepared, request_id, call.priority, served.adapter)
-                generation = await self._start(stack, served, groups, prepared.new_parser)
+                generation = await self._start(
+                    stack, served, groups, prepared.new_parser
+                )
             yield generation
 
     @contextlib.asynccontextmanager
-    async def open_tokens(self, model: str, requests: Sequence[Request]) -> AsyncIterator[Generation]:
+    async def open_tokens(
+        self, model: str, requests: Sequence[Request]
+    ) -> AsyncIterator[Generation]:
         """Like `open`, for the choices of one request that is in the engine's terms already, under an id of its own."""
         request_id = requests[0].request_id
         if request_id in self._token_ids:
-            raise bad_request("a request with this id is already open; give it another id", "request_id")
+            raise bad_request(
+                "a request with this id is already open; give it another id",
+                "request_id",
+            )
         async with contextlib.AsyncExitStack() as stack:
             self._token_ids.add(request_id)
             stack.callback(self._token_ids.discard, request_id)
             with self._abortable():
                 served = await stack.enter_async_context(self._registry.lease(model))
                 if served.adapter is not None:
-                    requests = [replace(request, adapter=served.adapter) for request in requests]
-                generation = await self._start(stack, served, [requests], lambda: OutputParser(None))
+                    requests = [
+                        replace(request, adapter=served.adapter) for request in requests
+                    ]
+                generation = await self._start(
+                    stack, served, [requests], lambda: OutputParser(None)
+                )
             yield generation
 
     @contextlib.contextmanager
@@ -314,7 +390,8 @@ class Generator:
         num_choices, most = sum(map(len, groups)), served.client.limits.max_open
         if num_choices > most:  # it can never be admitted
             raise bad_request(
-                f"the request asks for {num_choices} choices, and at most {most} may be open; ask for fewer", "n"
+                f"the request asks for {num_choices} choices, and at most {most} may be open; ask for fewer",
+                "n",
             )
 
         def cancel() -> None:
@@ -323,7 +400,11 @@ class Generator:
                     served.client.cancel(engine_id)
 
         mailbox = Mailbox(cancel)
-        choices = [_Choice(new_parser(), len(request.prompt_token_ids)) for group in groups for request in group]
+        choices = [
+            _Choice(new_parser(), len(request.prompt_token_ids))
+            for group in groups
+            for request in group
+        ]
         generation = Generation(
             engine_ids[0], served, int(time.time()), mailbox, choices, engine_ids, len(groups[0]), self._settings,
             self._metrics,
@@ -339,7 +420,9 @@ class Generator:
                 cancel()
 
         try:
-            await self._workers.run(start, self._settings.prepare_timeout_s, "starting the request")
+            await self._workers.run(
+                start, self._settings.prepare_timeout_s, "starting the request"
+            )
         except BaseException:
             is_abandoned.set()
             cancel()
@@ -353,7 +436,9 @@ class Generator:
         return generation
 
 
-def _groups(prepared: Prepared, request_id: str, priority: int, adapter: str | None) -> list[list[Request]]:
+def _groups(
+    prepared: Prepared, request_id: str, priority: int, adapter: str | None
+) -> list[list[Request]]:
     """The choices of each prompt, in the engine's terms."""
     return [
         make_requests(
@@ -365,5 +450,7 @@ def _groups(prepared: Prepared, request_id: str, priority: int, adapter: str | N
             kept_special=prepared.kept_special,
             adapter=adapter,
         )
-        for number, (prompt, params) in enumerate(zip(prepared.prompts, prepared.params, strict=True))
+        for number, (prompt, params) in enumerate(
+            zip(prepared.prompts, prepared.params, strict=True)
+        )
     ]

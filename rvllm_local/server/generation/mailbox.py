@@ -73,7 +73,9 @@ class Switchboard:
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
-        self._waiting: collections.deque[tuple[Mailbox, int, StreamEvent]] = collections.deque()
+        self._waiting: collections.deque[tuple[Mailbox, int, StreamEvent]] = (
+            collections.deque()
+        )
         self._is_called = False
 
     def sink(self, mailbox: Mailbox, offset: int = 0) -> EventSink:
@@ -88,7 +90,9 @@ class Switchboard:
         return put
 
     def _deliver(self) -> None:
-        self._is_called = False  # before the queue is read, so that nothing can be left in it
+        self._is_called = (
+            False  # before the queue is read, so that nothing can be left in it
+        )
         while self._waiting:
             mailbox, offset, event = self._waiting.popleft()
             mailbox.put(offset, event)

@@ -4,7 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    generate_latest,
+)
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
 from rvllm_local.conversation.calls import Usage
@@ -20,20 +26,46 @@ class Metrics:
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
         self._requests = Counter(
-            "rvllm_requests", "Finished requests by outcome", ["model", "outcome"], registry=self.registry
+            "rvllm_requests",
+            "Finished requests by outcome",
+            ["model", "outcome"],
+            registry=self.registry,
         )
-        self._tokens = Counter("rvllm_tokens", "Tokens by kind", ["model", "kind"], registry=self.registry)
+        self._tokens = Counter(
+            "rvllm_tokens", "Tokens by kind", ["model", "kind"], registry=self.registry
+        )
         self._duration = Histogram(
-            "rvllm_request_seconds", "From start to end of a request", ["model"], registry=self.registry
+            "rvllm_request_seconds",
+            "From start to end of a request",
+            ["model"],
+            registry=self.registry,
         )
         self._ttft = Histogram(
-            "rvllm_ttft_seconds", "Time to first token", ["model"], buckets=_TTFT_S, registry=self.registry
+            "rvllm_ttft_seconds",
+            "Time to first token",
+            ["model"],
+            buckets=_TTFT_S,
+            registry=self.registry,
         )
         self._itl = Histogram(
-            "rvllm_inter_token_seconds", "Time between tokens", ["model"], buckets=_ITL_S, registry=self.registry
+            "rvllm_inter_token_seconds",
+            "Time between tokens",
+            ["model"],
+            buckets=_ITL_S,
+            registry=self.registry,
         )
-        self._responses = Counter("rvllm_http_responses", "Answers by status", ["status"], registry=self.registry)
-        self._engine = Gauge("rvllm_engine", "The engine's own figures", ["model", "figure"], registry=self.registry)
+        self._responses = Counter(
+            "rvllm_http_responses",
+            "Answers by status",
+            ["status"],
+            registry=self.registry,
+        )
+        self._engine = Gauge(
+            "rvllm_engine",
+            "The engine's own figures",
+            ["model", "figure"],
+            registry=self.registry,
+        )
 
     def finished(self, model: str, outcome: str, seconds: float) -> None:
         self._requests.labels(model, outcome).inc()
@@ -56,7 +88,9 @@ class Metrics:
     def responded(self, status: int) -> None:
         self._responses.labels(str(status)).inc()
 
-    def exposition(self, engines: Mapping[str, Mapping[str, int | float | str]]) -> bytes:
+    def exposition(
+        self, engines: Mapping[str, Mapping[str, int | float | str]]
+    ) -> bytes:
         """The text that Prometheus reads, with each engine's figures as of now."""
         self._engine.clear()
         for model, figures in engines.items():

@@ -28,7 +28,9 @@ class Workers:
     def __init__(self, num_threads: int = 4) -> None:
         self._pool = ThreadPoolExecutor(num_threads, "rvllm-text")
         self._running: set[_Task[Any]] = set()
-        self._slots = asyncio.Semaphore(num_threads)  # work in a slot begins at once: its deadline is its own
+        self._slots = asyncio.Semaphore(
+            num_threads
+        )  # work in a slot begins at once: its deadline is its own
 
     async def run(self, work: Callable[[], T], timeout_s: float, what: str) -> T:
         """`work()` on a thread. Raises `Problem` 503 when no thread was free in time, 400 when it ran too long."""
@@ -36,20 +38,28 @@ class Workers:
             async with asyncio.timeout(timeout_s):
                 await self._slots.acquire()
         except TimeoutError:
-            raise Problem(503, f"{what} has to wait too long", "busy", retry_after_s=2.0) from None
+            raise Problem(
+                503, f"{what} has to wait too long", "busy", retry_after_s=2.0
+            ) from None
         loop = asyncio.get_running_loop()
-        late = Problem(400, f"{what} took longer than {timeout_s:g} s and was ended", "deadline")
+        late = Problem(
+            400, f"{what} took longer than {timeout_s:g} s and was ended", "deadline"
+        )
         task = _Task(work, late)
         self._running.add(task)
         try:
             future = self._pool.submit(task)
         except RuntimeError:  # closed
-            raise Problem(503, "the server is shutting down", "shutting_down", retry_after_s=5.0) from None
+            raise Problem(
+                503, "the server is shutting down", "shutting_down", retry_after_s=5.0
+            ) from None
         # The deadline is the work's, not the caller's: who goes away first must not leave a thread behind that never ends.
         alarm = loop.call_later(timeout_s, task.end)
         future.add_done_callback(self._release_on(loop, alarm, task))
         done = asyncio.wrap_future(future)
-        done.add_done_callback(lambda done: done.cancelled() or done.exception())  # nobody may be left to see it
+        done.add_done_callback(
+            lambda done: done.cancelled() or done.exception()
+        )  # nobody may be left to see it
         try:
             return await asyncio.wait_for(asyncio.shield(done), timeout_s)
         except TimeoutError:
@@ -62,7 +72,10 @@ class Workers:
             task.end()
 
     def _release_on(
-        self, loop: asyncio.AbstractEventLoop, alarm: asyncio.TimerHandle, task: _Task[T]
+        self,
+        loop: asyncio.AbstractEventLoop,
+        alarm: asyncio.TimerHandle,
+        task: _Task[T],
     ) -> Callable[[Future[T]], None]:
         def settle() -> None:
             alarm.cancel()
@@ -102,7 +115,9 @@ class _Task(Generic[T]):
             raise
         except BaseException as error:  # a panic of a library in Rust, whose text can quote what it was given
             name = type(error).__name__
-            raise Problem(500, f"the server failed with {name}; see its log", "internal_error") from None
+            raise Problem(
+                500, f"the server failed with {name}; see its log", "internal_error"
+            ) from None
 
     def end(self) -> None:
         """Raise in its thread, if it still runs."""

@@ -27,11 +27,23 @@ Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 Allowed = Callable[[str], frozenset[str] | None]
 
-_HOST = re.compile(r"(?P<name>\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(?::(?P<port>[0-9]{1,5}))?")
-_JSON = re.compile(r"application/json(\s*;\s*charset\s*=\s*\"?utf-8\"?)?", re.IGNORECASE)
+_HOST = re.compile(
+    r"(?P<name>\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(?::(?P<port>[0-9]{1,5}))?"
+)
+_JSON = re.compile(
+    r"application/json(\s*;\s*charset\s*=\s*\"?utf-8\"?)?", re.IGNORECASE
+)
 _CORS_HEADERS = "authorization, content-type, x-api-key, anthropic-version, anthropic-beta, x-request-id"
 _NAMES = re.compile(rb"[A-Za-z0-9-]{1,64}(?:\s*,\s*[A-Za-z0-9-]{1,64}){0,63}")
-_ONCE = (b"host", b"origin", b"content-type", b"content-length", b"authorization", b"x-api-key", b"content-encoding")
+_ONCE = (
+    b"host",
+    b"origin",
+    b"content-type",
+    b"content-length",
+    b"authorization",
+    b"x-api-key",
+    b"content-encoding",
+)
 
 
 class Guard:
@@ -39,10 +51,18 @@ class Guard:
 
     def __init__(self, app: App, settings: ServerSettings, allowed: Allowed) -> None:
         self._app, self._settings, self._allowed = app, settings, allowed
-        self._hosts = {name.lower() for name in (*LOOPBACK_NAMES, *settings.allowed_hosts)}
+        self._hosts = {
+            name.lower() for name in (*LOOPBACK_NAMES, *settings.allowed_hosts)
+        }
         if settings.host not in ("0.0.0.0", "::"):
-            self._hosts.add(f"[{settings.host}]" if ":" in settings.host.strip("[]") else settings.host.lower())
-        self._keys = [hashlib.sha256(key.encode()).digest() for key in settings.api_keys]
+            self._hosts.add(
+                f"[{settings.host}]"
+                if ":" in settings.host.strip("[]")
+                else settings.host.lower()
+            )
+        self._keys = [
+            hashlib.sha256(key.encode()).digest() for key in settings.api_keys
+        ]
         if not self._keys and not is_loopback(settings.host):
             raise ValueError(f"a key is needed to listen on {settings.host}")
 
@@ -58,8 +78,14 @@ class Guard:
     async def _http(self, scope: Scope, receive: Receive, send: Send) -> None:
         request_id = f"req_{uuid.uuid4().hex}"
         scope.setdefault("state", {})["request_id"] = request_id
-        extra = [(b"x-request-id", request_id.encode()), (b"request-id", request_id.encode())]
-        extra += [(b"x-content-type-options", b"nosniff"), (b"cache-control", b"no-store")]
+        extra = [
+            (b"x-request-id", request_id.encode()),
+            (b"request-id", request_id.encode()),
+        ]
+        extra += [
+            (b"x-content-type-options", b"nosniff"),
+            (b"cache-control", b"no-store"),
+        ]
         has_begun = is_body_read = False
 
         async def answer(message: Message) -> None:
@@ -85,28 +111,52 @@ class Guard:
         except _GoneError:
             return
         except Exception as error:
-            logger.error("%s %s failed with %s", scope["method"], scope["path"], type(error).__name__)
+            logger.error(
+                "%s %s failed with %s",
+                scope["method"],
+                scope["path"],
+                type(error).__name__,
+            )
             if has_begun:
                 raise ConnectionAbortedError(type(error).__name__) from None
-            await refuse(scope, answer, Problem(500, "the server failed; see its log", "internal_error"))
+            await refuse(
+                scope,
+                answer,
+                Problem(500, "the server failed; see its log", "internal_error"),
+            )
 
     def _check(self, scope: Scope, headers: Mapping[bytes, bytes]) -> None:
         self._check_host(headers)
         self._check_origin(headers)
         allowed, method = self._allowed(scope["path"]), scope["method"]
-        if method == "OPTIONS" and b"origin" in headers and b"access-control-request-method" in headers:
+        if (
+            method == "OPTIONS"
+            and b"origin" in headers
+            and b"access-control-request-method" in headers
+        ):
             return  # a preflight carries no key
         self._check_key(headers)
         if allowed is None:
-            raise Problem(404, "there is no such route; GET /openapi.json lists them", "not_found")
+            raise Problem(
+                404, "there is no such route; GET /openapi.json lists them", "not_found"
+            )
         if method not in allowed:
             names = ", ".join(sorted(allowed))
-            raise Problem(405, f"this method is not allowed here; use {names}", "method_not_allowed", allowed=names)
+            raise Problem(
+                405,
+                f"this method is not allowed here; use {names}",
+                "method_not_allowed",
+                allowed=names,
+            )
         self._check_body_headers(method, headers)
 
     def _check_host(self, headers: Mapping[bytes, bytes]) -> None:
         found = _HOST.fullmatch(headers.get(b"host", b"").decode("latin-1"))
-        if found is None or found["name"].lower() not in self._hosts or int(found["port"] or 1) > 65535:
+        if (
+            found is None
+            or found["name"].lower() not in self._hosts
+            or int(found["port"] or 1) > 65535
+        ):
             raise Problem(
                 403,
                 "the Host header does not name this server; use localhost, or start it with --allow-host",
@@ -115,9 +165,19 @@ class Guard:
 
     def _check_origin(self, headers: Mapping[bytes, bytes]) -> None:
         origin = headers.get(b"origin")
-        if origin is not None and origin.decode("latin-1") not in self._settings.allowed_origins:
-            raise Problem(403, "this web origin may not use the server; allow it with --allow-origin", "bad_origin")
-        if origin is None and headers.get(b"sec-fetch-site", b"none") not in (b"none", b"same-origin"):
+        if (
+            origin is not None
+            and origin.decode("latin-1") not in self._settings.allowed_origins
+        ):
+            raise Problem(
+                403,
+                "this web origin may not use the server; allow it with --allow-origin",
+                "bad_origin",
+            )
+        if origin is None and headers.get(b"sec-fetch-site", b"none") not in (
+            b"none",
+            b"same-origin",
+        ):
             raise Problem(403, "web pages may not use the server", "bad_origin")
 
     def _check_key(self, headers: Mapping[bytes, bytes]) -> None:
@@ -128,9 +188,13 @@ class Guard:
         if scheme.lower() == b"bearer":
             given = token.strip()
         digest = hashlib.sha256(given).digest()
-        if sum(hmac.compare_digest(digest, key) for key in self._keys) == 0:  # all are compared: no timing tells
+        if (
+            sum(hmac.compare_digest(digest, key) for key in self._keys) == 0
+        ):  # all are compared: no timing tells
             raise Problem(
-                401, "a valid API key is needed, as 'Authorization: Bearer' or 'x-api-key'", "invalid_api_key"
+                401,
+                "a valid API key is needed, as 'Authorization: Bearer' or 'x-api-key'",
+                "invalid_api_key",
             )
 
     def _check_body_headers(self, method: str, headers: Mapping[bytes, bytes]) -> None:
@@ -138,7 +202,11 @@ class Guard:
         if length is not None and not (length.isdigit() and len(length) < 16):
             raise Problem(400, "the Content-Length is not a number", "bad_header")
         if length is not None and b"transfer-encoding" in headers:
-            raise Problem(400, "a request has either Content-Length or Transfer-Encoding, not both", "bad_header")
+            raise Problem(
+                400,
+                "a request has either Content-Length or Transfer-Encoding, not both",
+                "bad_header",
+            )
         has_body = b"transfer-encoding" in headers or int(length or 0) > 0
         if method in ("GET", "HEAD", "DELETE"):
             if has_body:
@@ -147,14 +215,26 @@ class Guard:
         if int(length or 0) > self._settings.max_body:
             raise self._too_large()
         if headers.get(b"content-encoding", b"identity").lower() != b"identity":
-            raise Problem(415, "bodies with a Content-Encoding are not taken", "bad_content_type")
-        if not _JSON.fullmatch(headers.get(b"content-type", b"").decode("latin-1").strip()):
-            raise Problem(415, "the Content-Type must be application/json", "bad_content_type")
+            raise Problem(
+                415, "bodies with a Content-Encoding are not taken", "bad_content_type"
+            )
+        if not _JSON.fullmatch(
+            headers.get(b"content-type", b"").decode("latin-1").strip()
+        ):
+            raise Problem(
+                415, "the Content-Type must be application/json", "bad_content_type"
+            )
 
     def _too_large(self) -> Problem:
-        return Problem(413, f"the body is larger than {self._settings.max_body} bytes", "body_too_large")
+        return Problem(
+            413,
+            f"the body is larger than {self._settings.max_body} bytes",
+            "body_too_large",
+        )
 
-    async def _read_body(self, headers: Mapping[bytes, bytes], receive: Receive) -> Receive:
+    async def _read_body(
+        self, headers: Mapping[bytes, bytes], receive: Receive
+    ) -> Receive:
         """The whole body, bounded in size and time; then the disconnection is all that is left to receive."""
         parts: list[bytes] = []
         size = 0
@@ -172,7 +252,9 @@ class Guard:
                         break
         except TimeoutError:
             raise Problem(408, "the body took too long to come", "slow_body") from None
-        first: list[Message] = [{"type": "http.request", "body": b"".join(parts), "more_body": False}]
+        first: list[Message] = [
+            {"type": "http.request", "body": b"".join(parts), "more_body": False}
+        ]
         parts.clear()
 
         async def replay() -> Message:
@@ -185,12 +267,18 @@ class Guard:
             return []
         origin = headers.get(b"origin")
         vary = [(b"vary", b"Origin")]
-        if origin is None or origin.decode("latin-1") not in self._settings.allowed_origins:
+        if (
+            origin is None
+            or origin.decode("latin-1") not in self._settings.allowed_origins
+        ):
             return vary
         return [
             *vary,
             (b"access-control-allow-origin", origin),
-            (b"access-control-expose-headers", b"x-request-id, request-id, retry-after, x-should-retry"),
+            (
+                b"access-control-expose-headers",
+                b"x-request-id, request-id, retry-after, x-should-retry",
+            ),
         ]
 
 
@@ -204,34 +292,67 @@ def _single(headers: list[tuple[bytes, bytes]]) -> dict[bytes, bytes]:
     for raw, value in headers:
         name = raw.lower()
         if name in found and name in _ONCE:
-            raise Problem(400, f"the {name.decode('latin-1')} header comes twice", "bad_header")
+            raise Problem(
+                400, f"the {name.decode('latin-1')} header comes twice", "bad_header"
+            )
         found[name] = value
     return found
 
 
-async def _preflight(headers: Mapping[bytes, bytes], send: Send, allowed: frozenset[str] | None) -> None:
+async def _preflight(
+    headers: Mapping[bytes, bytes], send: Send, allowed: frozenset[str] | None
+) -> None:
     """What an allowed origin may send: any header, since the official clients have many of their own."""
     methods = ", ".join(sorted(allowed or ())).encode()
     wanted = headers.get(b"access-control-request-headers", b"").strip()
     told = [
         (b"access-control-allow-methods", methods),
-        (b"access-control-allow-headers", wanted if _NAMES.fullmatch(wanted) else _CORS_HEADERS.encode()),
+        (
+            b"access-control-allow-headers",
+            wanted if _NAMES.fullmatch(wanted) else _CORS_HEADERS.encode(),
+        ),
         (b"access-control-max-age", b"600"),
     ]
-    await send({"type": "http.response.start", "status": 204 if allowed else 404, "headers": told})
+    await send(
+        {
+            "type": "http.response.start",
+            "status": 204 if allowed else 404,
+            "headers": told,
+        }
+    )
     await send({"type": "http.response.body", "body": b""})
 
 
-async def refuse(scope: Scope, send: Send, problem: Problem, *, closes: bool = False) -> None:
+async def refuse(
+    scope: Scope, send: Send, problem: Problem, *, closes: bool = False
+) -> None:
     """Answer with a problem, in the shape of the API that the client speaks; `closes` the connection if a body that
     nobody read may follow.
     """
-    is_theirs = any(name.lower() == b"anthropic-version" for name, _ in scope["headers"])
-    is_anthropic = scope["path"].startswith(("/v1/messages", "/v1/models") if is_theirs else "/v1/messages")
-    body = json.dumps(problem.anthropic() if is_anthropic else problem.openai()).encode()
-    headers = [(name.encode(), value.encode()) for name, value in problem.headers().items()]
-    headers += [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
+    is_theirs = any(
+        name.lower() == b"anthropic-version" for name, _ in scope["headers"]
+    )
+    is_anthropic = scope["path"].startswith(
+        ("/v1/messages", "/v1/models") if is_theirs else "/v1/messages"
+    )
+    body = json.dumps(
+        problem.anthropic() if is_anthropic else problem.openai()
+    ).encode()
+    headers = [
+        (name.encode(), value.encode()) for name, value in problem.headers().items()
+    ]
+    headers += [
+        (b"content-type", b"application/json"),
+        (b"content-length", str(len(body)).encode()),
+    ]
     if closes:
         headers.append((b"connection", b"close"))
-    await send({"type": "http.response.start", "status": problem.status, "headers": headers})
-    await send({"type": "http.response.body", "body": b"" if scope["method"] == "HEAD" else body})
+    await send(
+        {"type": "http.response.start", "status": problem.status, "headers": headers}
+    )
+    await send(
+        {
+            "type": "http.response.body",
+            "body": b"" if scope["method"] == "HEAD" else body,
+        }
+    )

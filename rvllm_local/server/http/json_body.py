@@ -65,16 +65,24 @@ def _check_shape(body: bytes) -> None:
     if shape.depth > _MAX_DEPTH:
         raise bad_request(f"the body is nested more than {_MAX_DEPTH} deep")
     if shape.values > _MAX_VALUES:
-        raise Problem(413, f"the body holds {shape.values} values; at most {_MAX_VALUES} are taken", "body_too_large")
+        raise Problem(
+            413,
+            f"the body holds {shape.values} values; at most {_MAX_VALUES} are taken",
+            "body_too_large",
+        )
     if shape.numbers > _MAX_NUMBERS:
         raise Problem(
-            413, f"the body holds {shape.numbers} numbers; at most {_MAX_NUMBERS} are taken", "body_too_large"
+            413,
+            f"the body holds {shape.numbers} numbers; at most {_MAX_NUMBERS} are taken",
+            "body_too_large",
         )
 
 
 def _malformed(error: Exception) -> Problem:
     where = re.search(r"\(byte \d+\)", str(error))
-    return bad_request(f"the body is not valid JSON in UTF-8 {where[0] if where else ''}".rstrip())
+    return bad_request(
+        f"the body is not valid JSON in UTF-8 {where[0] if where else ''}".rstrip()
+    )
 
 
 def _parts(error: msgspec.ValidationError) -> tuple[str, str | None]:
@@ -86,7 +94,9 @@ def _parts(error: msgspec.ValidationError) -> tuple[str, str | None]:
 def _problem(what: str, path: str | None) -> Problem:
     field = _field(path)
     what = _QUOTE.split(what)[0].rstrip()  # a wrong value can be a piece of a prompt
-    return bad_request(f"{field or 'the body'}: {what[:1].lower()}{what[1:].replace('`', '')}", field)
+    return bad_request(
+        f"{field or 'the body'}: {what[:1].lower()}{what[1:].replace('`', '')}", field
+    )
 
 
 def _unknown(name: str, path: str | None) -> Problem:
@@ -113,7 +123,9 @@ def _drop(value: Any, path: str | None, name: str) -> bool:
         if key:
             found = [one[key] for one in found if isinstance(one, dict) and key in one]
         elif index == "...":
-            found = [each for one in found if isinstance(one, dict) for each in one.values()]
+            found = [
+                each for one in found if isinstance(one, dict) for each in one.values()
+            ]
         else:  # a list holds things of one kind: what is unknown in one is unknown in all
             found = [each for one in found if isinstance(one, list) for each in one]
     holders = [one for one in found if isinstance(one, dict) and name in one]

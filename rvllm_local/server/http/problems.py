@@ -51,7 +51,11 @@ class Problem(Exception):  # noqa: N818 (it is no bug: the usual end of a bad re
     ) -> None:
         super().__init__(message)
         self.status, self.message, self.code = status, message, code
-        self.parameter, self.retry_after_s, self.allowed = parameter, retry_after_s, allowed
+        self.parameter, self.retry_after_s, self.allowed = (
+            parameter,
+            retry_after_s,
+            allowed,
+        )
 
     @property
     def kind(self) -> str:
@@ -66,7 +70,9 @@ class Problem(Exception):  # noqa: N818 (it is no bug: the usual end of a bad re
 
     def headers(self) -> dict[str, str]:
         """The headers that tell a client whether to try again, and with which method."""
-        found = {"x-should-retry": "true" if self.retry_after_s is not None else "false"}
+        found = {
+            "x-should-retry": "true" if self.retry_after_s is not None else "false"
+        }
         if self.retry_after_s is not None:
             found["retry-after"] = str(max(1, math.ceil(self.retry_after_s)))
         if self.allowed is not None:
@@ -75,15 +81,26 @@ class Problem(Exception):  # noqa: N818 (it is no bug: the usual end of a bad re
 
     def openai(self) -> dict[str, Any]:
         """The body in OpenAI's shape."""
-        return {"error": {"message": self.message, "type": self.kind, "param": self.parameter, "code": self.code}}
+        return {
+            "error": {
+                "message": self.message,
+                "type": self.kind,
+                "param": self.parameter,
+                "code": self.code,
+            }
+        }
 
     def anthropic(self) -> dict[str, Any]:
         """The body in Anthropic's shape."""
-        kind = _ANTHROPIC_KINDS.get(self.status, "invalid_request_error" if self.status < 500 else "api_error")
+        kind = _ANTHROPIC_KINDS.get(
+            self.status, "invalid_request_error" if self.status < 500 else "api_error"
+        )
         return {"type": "error", "error": {"type": kind, "message": self.message}}
 
 
-def bad_request(message: str, parameter: str | None = None, code: str | None = None) -> Problem:
+def bad_request(
+    message: str, parameter: str | None = None, code: str | None = None
+) -> Problem:
     """A 400 that names the field it is about."""
     return Problem(400, message, code, parameter)
 
@@ -99,7 +116,9 @@ def problem_of(error: BaseException) -> Problem:
         case Problem():
             return error
         case errors.QueueFullError():
-            return Problem(429, str(error), "queue_full", retry_after_s=error.retry_after_s)
+            return Problem(
+                429, str(error), "queue_full", retry_after_s=error.retry_after_s
+            )
         case errors.ContextOverflowError():
             return Problem(400, str(error), "context_length_exceeded", error.parameter)
         case errors.ParameterError():
@@ -117,4 +136,8 @@ def problem_of(error: BaseException) -> Problem:
         case errors.RvllmError():
             return Problem(500, str(error), "engine_error")
         case _:
-            return Problem(500, f"the server failed with {type(error).__name__}; see its log", "internal_error")
+            return Problem(
+                500,
+                f"the server failed with {type(error).__name__}; see its log",
+                "internal_error",
+            )

@@ -18,7 +18,10 @@ from starlette.types import Receive, Scope, Send
 from rvllm_local.server.http.problems import Problem, problem_of
 
 KEEPALIVE = b": keepalive\n\n"
-_HEADERS = [(b"content-type", b"text/event-stream; charset=utf-8"), (b"x-accel-buffering", b"no")]
+_HEADERS = [
+    (b"content-type", b"text/event-stream; charset=utf-8"),
+    (b"x-accel-buffering", b"no"),
+]
 
 
 class GoneError(Exception):
@@ -30,14 +33,19 @@ class JSONReply(Response):
 
     media_type = "application/json"
 
-    def __init__(self, content: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self, content: Any, status: int = 200, headers: Mapping[str, str] | None = None
+    ) -> None:
         super().__init__(json.dumps(content, allow_nan=False).encode(), status, headers)
 
 
 def event(data: Mapping[str, Any], name: str | None = None) -> bytes:
     """One server-sent event."""
     head = b"" if name is None else b"event: " + name.encode() + b"\n"
-    return b"%sdata: %s\n\n" % (head, json.dumps(data, allow_nan=False, separators=(",", ":")).encode())
+    return b"%sdata: %s\n\n" % (
+        head,
+        json.dumps(data, allow_nan=False, separators=(",", ":")).encode(),
+    )
 
 
 async def while_connected(request: Request, work: Awaitable[Response]) -> Response:
@@ -89,14 +97,28 @@ class EventStream:
             try:
                 async for part in events:
                     if not has_begun:
-                        await send({"type": "http.response.start", "status": 200, "headers": _HEADERS})
+                        await send(
+                            {
+                                "type": "http.response.start",
+                                "status": 200,
+                                "headers": _HEADERS,
+                            }
+                        )
                         has_begun = True
-                    await send({"type": "http.response.body", "body": part or KEEPALIVE, "more_body": True})
+                    await send(
+                        {
+                            "type": "http.response.body",
+                            "body": part or KEEPALIVE,
+                            "more_body": True,
+                        }
+                    )
             except Exception as error:
                 if not has_begun or isinstance(error, OSError):
                     raise
                 part = self._on_problem(problem_of(error))
-                await send({"type": "http.response.body", "body": part, "more_body": True})
+                await send(
+                    {"type": "http.response.body", "body": part, "more_body": True}
+                )
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 

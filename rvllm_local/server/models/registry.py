@@ -21,12 +21,19 @@ from rvllm_local.memory.plan import MemoryPlan
 from rvllm_local.models.describe import describe
 from rvllm_local.models.loader import ModelFiles
 from rvllm_local.server.http.problems import Problem, problem_of
-from rvllm_local.server.models.served_model import Opener, Served, open_process, open_served
+from rvllm_local.server.models.served_model import (
+    Opener,
+    Served,
+    open_process,
+    open_served,
+)
 
 logger = logging.getLogger(__name__)
 
 State = Literal["ready", "loading", "idle", "failed"]
-_NAME = re.compile(r"[\w./:@+-]{0,100}", re.ASCII)  # anything else was meant for another field
+_NAME = re.compile(
+    r"[\w./:@+-]{0,100}", re.ASCII
+)  # anything else was meant for another field
 Planner = Callable[[ModelFiles, EngineOptions], MemoryPlan]
 
 
@@ -84,12 +91,18 @@ class Registry:
         self._opener, self._planner, self._clock = opener, planner, clock
         self._slots: dict[str, _Slot] = {}
         self._loading: dict[str, asyncio.Task[Served]] = {}
-        self._failures: dict[str, str] = {}  # of models that could not be loaded and were not since
+        self._failures: dict[
+            str, str
+        ] = {}  # of models that could not be loaded and were not since
         self._change = asyncio.Lock()  # one model comes or goes at a time
         self._is_closed = False
-        wrong = next((name for name in self._pinned if name not in self._available), None)
+        wrong = next(
+            (name for name in self._pinned if name not in self._available), None
+        )
         if wrong is not None:
-            raise ModelNotFoundError(f"{wrong!r} cannot be pinned: it is not one of {', '.join(self._available)}")
+            raise ModelNotFoundError(
+                f"{wrong!r} cannot be pinned: it is not one of {', '.join(self._available)}"
+            )
 
     def resolve(self, name: str) -> str:
         """The name of a model that may be asked for. Raises `Problem` 404 that lists them."""
@@ -97,12 +110,20 @@ class Registry:
         if name not in self._available and name not in self._adapters:
             shown = name if _NAME.fullmatch(name) else "..."
             known = ", ".join(sorted({*self._available, *self._adapters}))
-            raise Problem(404, f"there is no model {shown!r} here; known are {known}", "model_not_found", "model")
+            raise Problem(
+                404,
+                f"there is no model {shown!r} here; known are {known}",
+                "model_not_found",
+                "model",
+            )
         return name
 
     def listed(self) -> list[Listed]:
         """All that may be asked for, the default first."""
-        names = sorted({*self._available, *self._adapters}, key=lambda name: (name != self.default, name))
+        names = sorted(
+            {*self._available, *self._adapters},
+            key=lambda name: (name != self.default, name),
+        )
         return [self._listed(name) for name in names]
 
     def loaded(self) -> list[Served]:
@@ -122,7 +143,11 @@ class Registry:
         slot = await self._slot(self._base_of(name))
         slot.open_requests += 1
         try:
-            yield replace(slot.served, name=name, adapter=name) if name in self._adapters else slot.served
+            yield (
+                replace(slot.served, name=name, adapter=name)
+                if name in self._adapters
+                else slot.served
+            )
         finally:
             slot.open_requests -= 1
             slot.last_used = self._clock()
@@ -130,17 +155,27 @@ class Registry:
     async def _slot(self, name: str) -> _Slot:
         while name not in self._slots:
             if self._is_closed:
-                raise Problem(503, "the server is shutting down", "shutting_down", retry_after_s=5.0)
+                raise Problem(
+                    503,
+                    "the server is shutting down",
+                    "shutting_down",
+                    retry_after_s=5.0,
+                )
             if name not in self._loading:
                 task = asyncio.create_task(self._load(name))
-                task.add_done_callback(lambda task: task.cancelled() or task.exception())
+                task.add_done_callback(
+                    lambda task: task.cancelled() or task.exception()
+                )
                 self._loading[name] = task
             try:
                 async with asyncio.timeout(self._load_timeout_s):
                     await asyncio.shield(self._loading[name])
             except TimeoutError:
                 raise Problem(
-                    503, f"{name} takes long to load; try again later", "loading", retry_after_s=30.0
+                    503,
+                    f"{name} takes long to load; try again later",
+                    "loading",
+                    retry_after_s=30.0,
                 ) from None
         return self._slots[name]
 
@@ -153,17 +188,30 @@ class Registry:
                 plan = await asyncio.to_thread(self._planner, files, options)
                 await self._make_room(name, plan)
                 served = await asyncio.to_thread(
-                    open_served, files, name, options, plan.total, self._opener, time.time()
+                    open_served,
+                    files,
+                    name,
+                    options,
+                    plan.total,
+                    self._opener,
+                    time.time(),
                 )
                 if self._is_closed:
                     await asyncio.to_thread(served.client.close)
-                    raise Problem(503, "the server is shutting down", "shutting_down", retry_after_s=5.0)
+                    raise Problem(
+                        503,
+                        "the server is shutting down",
+                        "shutting_down",
+                        retry_after_s=5.0,
+                    )
                 self._slots[name] = _Slot(served, last_used=self._clock())
                 self._failures.pop(name, None)
                 logger.info("%s is ready", name)
                 return served
         except Exception as error:
-            if not isinstance(error, Problem):  # no room at the moment is no fault of the model's
+            if not isinstance(
+                error, Problem
+            ):  # no room at the moment is no fault of the model's
                 self._failures[name] = problem_of(error).message
             raise
         finally:
@@ -175,22 +223,43 @@ class Registry:
         idle = sorted(self._idle(), key=lambda slot: slot.last_used)
         held = sum(slot.served.memory for slot in self._slots.values())
         if held - sum(slot.served.memory for slot in idle) + plan.total > plan.budget:
-            busy = ", ".join(other for other, slot in self._slots.items() if slot not in idle)
+            busy = ", ".join(
+                other for other, slot in self._slots.items() if slot not in idle
+            )
             message = f"{name} needs {plan.total} bytes, which {busy} (in use or pinned) leave no room for"
-            if all(other in self._pinned for other, slot in self._slots.items() if slot not in idle):
-                raise MemoryBudgetError(f"{message}; unpin a model or give {name} less kv_memory")
-            raise Problem(503, f"{message}; try again later", "memory_busy", retry_after_s=10.0)
+            if all(
+                other in self._pinned
+                for other, slot in self._slots.items()
+                if slot not in idle
+            ):
+                raise MemoryBudgetError(
+                    f"{message}; unpin a model or give {name} less kv_memory"
+                )
+            raise Problem(
+                503, f"{message}; try again later", "memory_busy", retry_after_s=10.0
+            )
         for slot in idle:
             if held + plan.total <= plan.budget:
                 return
-            if slot.open_requests == 0:  # it may have been asked for while another was unloaded
+            if (
+                slot.open_requests == 0
+            ):  # it may have been asked for while another was unloaded
                 held -= slot.served.memory
                 await self._unload(slot)
         if held + plan.total > plan.budget:
-            raise Problem(503, f"{name} has no room at the moment; try again", "memory_busy", retry_after_s=2.0)
+            raise Problem(
+                503,
+                f"{name} has no room at the moment; try again",
+                "memory_busy",
+                retry_after_s=2.0,
+            )
 
     def _idle(self) -> list[_Slot]:
-        return [slot for name, slot in self._slots.items() if slot.open_requests == 0 and name not in self._pinned]
+        return [
+            slot
+            for name, slot in self._slots.items()
+            if slot.open_requests == 0 and name not in self._pinned
+        ]
 
     async def _unload(self, slot: _Slot) -> None:
         del self._slots[slot.served.name]
@@ -219,13 +288,23 @@ class Registry:
         """Close every engine; what still loads is closed when it is ready."""
         self._is_closed = True
         slots, self._slots = list(self._slots.values()), {}
-        await asyncio.gather(*(asyncio.to_thread(slot.served.client.close) for slot in slots))
+        await asyncio.gather(
+            *(asyncio.to_thread(slot.served.client.close) for slot in slots)
+        )
 
     def _listed(self, name: str) -> Listed:
         base = self._base_of(name)
         slot, is_loading = self._slots.get(base), base in self._loading
         failure = None if slot or is_loading else self._failures.get(base)
-        state: State = "ready" if slot else "loading" if is_loading else "failed" if failure else "idle"
+        state: State = (
+            "ready"
+            if slot
+            else "loading"
+            if is_loading
+            else "failed"
+            if failure
+            else "idle"
+        )
         return Listed(
             name,
             state,

@@ -28,12 +28,16 @@ class Served:
     style: OutputStyle
     memory: int
     loaded_at: float  # seconds of the epoch
-    adapter: str | None = None  # the LoRA adapter that answers, where the name is an adapter's
+    adapter: str | None = (
+        None  # the LoRA adapter that answers, where the name is an adapter's
+    )
 
     @property
     def conversation(self) -> ConversationModel:
         """What prompts are made with."""
-        return ConversationModel(self.name, self.tokenizer, self.style, self.client.limits)
+        return ConversationModel(
+            self.name, self.tokenizer, self.style, self.client.limits
+        )
 
 
 def open_process(files: ModelFiles, options: EngineOptions) -> Client:
@@ -42,11 +46,23 @@ def open_process(files: ModelFiles, options: EngineOptions) -> Client:
 
 
 def open_served(
-    files: ModelFiles, name: str, options: EngineOptions, memory: int, opener: Opener, now: float
+    files: ModelFiles,
+    name: str,
+    options: EngineOptions,
+    memory: int,
+    opener: Opener,
+    now: float,
 ) -> Served:
     """Load a model. Takes seconds: not for the event loop. Raises what reading and loading raise."""
     tokenizer = read_tokenizer(files)
-    return Served(name, opener(files, options), tokenizer, detect_style(files, tokenizer), memory, now)
+    return Served(
+        name,
+        opener(files, options),
+        tokenizer,
+        detect_style(files, tokenizer),
+        memory,
+        now,
+    )
 
 
 def detect_style(files: ModelFiles, tokenizer: Tokenizer) -> OutputStyle:

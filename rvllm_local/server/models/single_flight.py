@@ -23,19 +23,25 @@ class Questions:
         self._answer_s = answer_s
         self._open: dict[tuple[int, str], asyncio.Task[Any]] = {}
 
-    async def ask(self, who: object, what: str, question: Callable[..., T], *arguments: object) -> T:
+    async def ask(
+        self, who: object, what: str, question: Callable[..., T], *arguments: object
+    ) -> T:
         """What `question(*arguments)` answers, asked on a thread. Raises `EngineError`, also when no answer comes in time."""
         key = (id(who), " ".join(map(str, (what, *arguments))))
         task = self._open.get(key)
         if task is None:
-            task = self._open[key] = asyncio.create_task(asyncio.to_thread(question, *arguments))
+            task = self._open[key] = asyncio.create_task(
+                asyncio.to_thread(question, *arguments)
+            )
             task.add_done_callback(lambda task: self._forget(key, task))
         try:
             async with asyncio.timeout(self._answer_s):
                 found: T = await asyncio.shield(task)
                 return found
         except TimeoutError:
-            raise EngineError(f"the engine did not answer for {self._answer_s:g} s") from None
+            raise EngineError(
+                f"the engine did not answer for {self._answer_s:g} s"
+            ) from None
 
     def _forget(self, key: tuple[int, str], task: asyncio.Task[Any]) -> None:
         del self._open[key]

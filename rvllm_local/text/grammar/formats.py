@@ -42,7 +42,9 @@ _FIELDS = {
 }
 
 
-def grammar_for_format(response_format: Mapping[str, Any], family: str | None = None) -> str | None:
+def grammar_for_format(
+    response_format: Mapping[str, Any], family: str | None = None
+) -> str | None:
     """The grammar of a response format; None for `{"type": "text"}`. With `family` harmony, of its final message.
 
     Types: text, json_object, json_schema (`{"json_schema": {"name", "schema", "strict"}}`), regex
@@ -52,32 +54,51 @@ def grammar_for_format(response_format: Mapping[str, Any], family: str | None = 
     grammar = _answer_grammar(response_format)
     if grammar is None:
         return None
-    return _final_message(grammar) if family == "harmony" else json.dumps({"grammars": [grammar]})
+    return (
+        _final_message(grammar)
+        if family == "harmony"
+        else json.dumps({"grammars": [grammar]})
+    )
 
 
 def _answer_grammar(response_format: Mapping[str, Any]) -> dict[str, Any] | None:
     kind = response_format.get("type")
     if not isinstance(kind, str) or kind not in _FIELDS:
-        shown = repr(kind) if kind is None or (isinstance(kind, str) and kind.isidentifier()) else "..."
+        shown = (
+            repr(kind)
+            if kind is None or (isinstance(kind, str) and kind.isidentifier())
+            else "..."
+        )
         raise _error(f"type is {shown}; use one of {', '.join(_FIELDS)}")
     unknown = set(response_format) - _FIELDS[kind] - {"type"}
     if unknown:
-        raise _error(f"{min(unknown)!r} does not belong to a response format of type {kind!r}")
+        raise _error(
+            f"{min(unknown)!r} does not belong to a response format of type {kind!r}"
+        )
     return _format_grammar(kind, response_format)
 
 
-def _format_grammar(kind: str, response_format: Mapping[str, Any]) -> dict[str, Any] | None:
+def _format_grammar(
+    kind: str, response_format: Mapping[str, Any]
+) -> dict[str, Any] | None:
     match kind:
         case "text":
             return None
         case "json_object":
             return {"json_schema": enforceable({"type": "object"})}
         case "json_schema":
-            return {"json_schema": enforceable(_schema_of(response_format.get("json_schema")))}
+            return {
+                "json_schema": enforceable(
+                    _schema_of(response_format.get("json_schema"))
+                )
+            }
         case "regex":
             return {"lark_grammar": f"start: {_regex(_text(response_format, 'regex'))}"}
         case "choice":
-            return {"lark_grammar": "start: " + " | ".join(_choices(response_format.get("choices")))}
+            return {
+                "lark_grammar": "start: "
+                + " | ".join(_choices(response_format.get("choices")))
+            }
         case _:
             return {"lark_grammar": _text(response_format, "grammar")}
 
@@ -85,7 +106,10 @@ def _format_grammar(kind: str, response_format: Mapping[str, Any]) -> dict[str, 
 def _final_message(grammar: Mapping[str, Any]) -> str:
     """Harmony's answer in its channel, after an analysis."""
     head = {"lark_grammar": 'start: <[[0]]> "final" <[[1]]> @answer'}
-    parts = {"grammars": [head, {"name": "answer", **grammar}], "tags": [CHANNEL, MESSAGE]}
+    parts = {
+        "grammars": [head, {"name": "answer", **grammar}],
+        "tags": [CHANNEL, MESSAGE],
+    }
     return json.dumps({**parts, "reasoning": HARMONY_REASONING})
 
 
@@ -111,19 +135,36 @@ def unconstrained() -> str:
     return json.dumps({"grammars": [{"lark_grammar": "start: <[*]>*"}]})
 
 
-def with_reasoning(grammar: str, start_tag: str, end_tag: str, max_tokens: int | None, starts_inside: bool) -> str:
+def with_reasoning(
+    grammar: str,
+    start_tag: str,
+    end_tag: str,
+    max_tokens: int | None,
+    starts_inside: bool,
+) -> str:
     """`grammar` after a thinking block, which may be left out unless the prompt `starts_inside` one.
 
     At most `max_tokens` tokens are thought, tags not counted; then the end tag is forced. Raises `ParameterError`.
     """
     if max_tokens is not None and max_tokens < 0:
-        raise ParameterError("reasoning_budget", f"the thinking budget is {max_tokens}; it must not be negative")
-    reasoning = {"start": start_tag, "end": end_tag, "max_tokens": max_tokens, "starts_inside": starts_inside}
+        raise ParameterError(
+            "reasoning_budget",
+            f"the thinking budget is {max_tokens}; it must not be negative",
+        )
+    reasoning = {
+        "start": start_tag,
+        "end": end_tag,
+        "max_tokens": max_tokens,
+        "starts_inside": starts_inside,
+    }
     return json.dumps({**json.loads(grammar), "reasoning": reasoning})
 
 
 def with_style(
-    grammar: str, style: OutputStyle, max_tokens: int | None = None, starts_inside: bool | None = None
+    grammar: str,
+    style: OutputStyle,
+    max_tokens: int | None = None,
+    starts_inside: bool | None = None,
 ) -> str:
     """`with_reasoning` for a model's own tags; `grammar` as it is if the model does not think aloud."""
     inside = style.reasoning_starts_inside if starts_inside is None else starts_inside
@@ -132,7 +173,9 @@ def with_style(
         return with_reasoning(grammar, start, end, max_tokens, False)
     if style.reasoning_start is None or style.reasoning_end is None:
         return grammar
-    return with_reasoning(grammar, style.reasoning_start, style.reasoning_end, max_tokens, inside)
+    return with_reasoning(
+        grammar, style.reasoning_start, style.reasoning_end, max_tokens, inside
+    )
 
 
 def _schema_of(field: Any) -> Any:
@@ -140,7 +183,9 @@ def _schema_of(field: Any) -> Any:
         raise _error("json_schema must be an object with a name and a schema")
     unknown = set(field) - {"name", "schema", "strict", "description"}
     if unknown:
-        raise _error(f"json_schema holds {min(map(str, unknown))!r}, which nobody knows")
+        raise _error(
+            f"json_schema holds {min(map(str, unknown))!r}, which nobody knows"
+        )
     if "schema" not in field:
         raise _error("json_schema lacks its schema")
     return field["schema"]
@@ -151,7 +196,9 @@ def _text(field: Mapping[str, Any], key: str) -> str:
     if not isinstance(value, str) or not value:
         raise _error(f"{key} must be text that is not empty")
     if len(value) > MAX_GRAMMAR_CHARS:
-        raise _error(f"{key} has {len(value)} characters; at most {MAX_GRAMMAR_CHARS} are taken")
+        raise _error(
+            f"{key} has {len(value)} characters; at most {MAX_GRAMMAR_CHARS} are taken"
+        )
     return value
 
 
@@ -165,10 +212,16 @@ def _regex(pattern: str) -> str:
 
 
 def _choices(values: Any) -> list[str]:
-    if not isinstance(values, list) or not values or not all(isinstance(value, str) and value for value in values):
+    if (
+        not isinstance(values, list)
+        or not values
+        or not all(isinstance(value, str) and value for value in values)
+    ):
         raise _error("choices must be a list of texts that are not empty")
     if len(values) > MAX_CHOICES:
-        raise _error(f"there are {len(values)} choices; at most {MAX_CHOICES} are taken")
+        raise _error(
+            f"there are {len(values)} choices; at most {MAX_CHOICES} are taken"
+        )
     return [json.dumps(value, ensure_ascii=False) for value in values]
 
 

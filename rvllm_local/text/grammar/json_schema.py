@@ -23,7 +23,12 @@ MAX_COUNT = 10_000  # minItems, maxLength and their like
 # Blank space is bounded, or a weak model writes it for ever. Without \u there is one spelling of every string,
 # which keeps a key that is spelled otherwise from escaping its schema, and halves of surrogate pairs out.
 _OPTIONS = {"whitespace_pattern": "[ \\t\\n]{1,40}", "json_allowed_escapes": 'nrbtf\\"'}
-_DRAFTS = ("draft-06/schema", "draft-07/schema", "draft/2019-09/schema", "draft/2020-12/schema")
+_DRAFTS = (
+    "draft-06/schema",
+    "draft-07/schema",
+    "draft/2019-09/schema",
+    "draft/2020-12/schema",
+)
 _ANNOTATIONS: dict[str, type] = {
     **dict.fromkeys(("title", "description", "$comment", "$schema", "$id"), str),
     **dict.fromkeys(("deprecated", "readOnly", "writeOnly"), bool),
@@ -39,8 +44,22 @@ _REASONS = {
     "$dynamicRef": "use $ref",
     "$recursiveRef": "use $ref",
 }
-_TYPES = frozenset({"null", "boolean", "integer", "number", "string", "array", "object"})
-_FORMATS = frozenset({"date-time", "date", "duration", "email", "hostname", "ipv4", "ipv6", "uuid", "uri"})
+_TYPES = frozenset(
+    {"null", "boolean", "integer", "number", "string", "array", "object"}
+)
+_FORMATS = frozenset(
+    {
+        "date-time",
+        "date",
+        "duration",
+        "email",
+        "hostname",
+        "ipv4",
+        "ipv6",
+        "uuid",
+        "uri",
+    }
+)
 # What llguidance's formats let through: year 0, the 29th of February in any year, leap seconds, long names.
 _LEAP = "0[48]|[2468][048]|[13579][26]"
 _DATE = (
@@ -60,7 +79,9 @@ _DROPPED = object()  # what a rule returns for a keyword that demands nothing
 Path = tuple[str, ...]
 
 
-def enforceable(schema: Any, parameter: str = "response_format", *, lenient: bool = False) -> dict[str, Any]:
+def enforceable(
+    schema: Any, parameter: str = "response_format", *, lenient: bool = False
+) -> dict[str, Any]:
     """The schema to compile. Raises `ParameterError` with the place and the keyword that cannot be enforced.
 
     `lenient` leaves such keywords out instead: for tools whose authors did not ask for strictness.
@@ -88,15 +109,21 @@ class _Walk:
         self._root = schema
         self._parameter = parameter
         self._lenient = lenient
-        self._places: dict[Path, tuple[Any, ...]] = {}  # every schema, and what applies in the same place
+        self._places: dict[
+            Path, tuple[Any, ...]
+        ] = {}  # every schema, and what applies in the same place
         self._refs: list[tuple[Path, str, Path]] = []
         self._rules = self._keyword_rules()
-        self._wide: dict[Path, str] = {}  # what any reader matches, by the place of an object and its pattern
+        self._wide: dict[
+            Path, str
+        ] = {}  # what any reader matches, by the place of an object and its pattern
         self._draft = _DRAFTS[-1]
 
     def run(self) -> dict[str, Any]:
         if not isinstance(self._root, Mapping):
-            raise self._error((), f"must be an object or a boolean, not {type(self._root).__name__}")
+            raise self._error(
+                (), f"must be an object or a boolean, not {type(self._root).__name__}"
+            )
         self._check_size()
         self._draft = self._draft_of(self._root.get("$schema"))
         done = self._schema(self._root, ())
@@ -107,7 +134,9 @@ class _Walk:
     def _error(self, path: Path, message: str) -> ParameterError:
         place = "/".join(("#", *path))
         place = place if len(place) <= 120 else place[:117] + "..."
-        return ParameterError(self._parameter, f"the schema cannot be enforced: {place} {message}")
+        return ParameterError(
+            self._parameter, f"the schema cannot be enforced: {place} {message}"
+        )
 
     def _check_size(self) -> None:
         try:
@@ -117,15 +146,23 @@ class _Walk:
         except (ValueError, TypeError) as error:
             raise self._error((), f"is not plain JSON ({error})") from error
         if len(text) > MAX_SCHEMA_CHARS:
-            raise self._error((), f"has {len(text)} characters; at most {MAX_SCHEMA_CHARS} are taken")
+            raise self._error(
+                (), f"has {len(text)} characters; at most {MAX_SCHEMA_CHARS} are taken"
+            )
 
     def _draft_of(self, name: Any) -> str:
         if name is None:
             return _DRAFTS[-1]
         for draft in _DRAFTS:
-            if isinstance(name, str) and name.rstrip("#").split("://")[-1] == f"json-schema.org/{draft}":
+            if (
+                isinstance(name, str)
+                and name.rstrip("#").split("://")[-1] == f"json-schema.org/{draft}"
+            ):
                 return draft
-        raise self._error((), "has a $schema that is not supported; use draft 6, 7, 2019-09 or 2020-12")
+        raise self._error(
+            (),
+            "has a $schema that is not supported; use draft 6, 7, 2019-09 or 2020-12",
+        )
 
     # Schemas and keywords.
 
@@ -158,7 +195,9 @@ class _Walk:
             if not isinstance(value, _ANNOTATIONS[key]):
                 raise _UnsupportedError(path, f"has a {key} that is of the wrong type")
             if key == "$id" and path:
-                raise self._error(path, "has an $id, which only the outermost schema may have")
+                raise self._error(
+                    path, "has an $id, which only the outermost schema may have"
+                )
             return _DROPPED
         rule = self._rules.get(key)
         if rule is None or (key == "uniqueItems" and value is not False):
@@ -167,12 +206,21 @@ class _Walk:
         return rule(value, (*path, key))
 
     def _keyword_rules(self) -> dict[str, Callable[[Any, Path], Any]]:
-        counts = ("minLength", "maxLength", "minItems", "maxItems", "minProperties", "maxProperties")
+        counts = (
+            "minLength",
+            "maxLength",
+            "minItems",
+            "maxItems",
+            "minProperties",
+            "maxProperties",
+        )
         limits = ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum")
         return {
             **dict.fromkeys(counts, self._count),
             **dict.fromkeys(limits, self._limit),
-            **dict.fromkeys(("allOf", "anyOf", "oneOf", "prefixItems"), self._schema_list),
+            **dict.fromkeys(
+                ("allOf", "anyOf", "oneOf", "prefixItems"), self._schema_list
+            ),
             **dict.fromkeys(("properties", "$defs", "definitions"), self._schema_map),
             **dict.fromkeys(("additionalProperties", "additionalItems"), self._schema),
             "items": self._items,
@@ -196,10 +244,17 @@ class _Walk:
         return value
 
     def _number(self, value: Any, path: Path) -> float:
-        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        if (
+            isinstance(value, bool)
+            or not isinstance(value, int | float)
+            or not math.isfinite(value)
+        ):
             raise self._error(path, "must be a number")
         if abs(value) > _MAX_INTEGER or 0 < abs(value) < 1e-9:
-            raise self._error(path, f"is too large or too small; numbers up to {_MAX_INTEGER:.0e} can be enforced")
+            raise self._error(
+                path,
+                f"is too large or too small; numbers up to {_MAX_INTEGER:.0e} can be enforced",
+            )
         return value
 
     def _limit(self, value: Any, path: Path) -> float:
@@ -209,7 +264,10 @@ class _Walk:
         """Binary fractions only: validators that divide floats find 0.3 no multiple of 0.1."""
         number = self._number(value, path)
         if number <= 0 or float(number).as_integer_ratio()[1] > 1024:
-            raise _UnsupportedError(path, "must be above zero, and a whole number or a binary fraction such as 0.25")
+            raise _UnsupportedError(
+                path,
+                "must be above zero, and a whole number or a binary fraction such as 0.25",
+            )
         return number
 
     def _schema_list(self, value: Any, path: Path) -> list[Any]:
@@ -217,7 +275,9 @@ class _Walk:
             raise self._error(path, "does not belong to this $schema; use items")
         if not isinstance(value, list) or not value:
             raise self._error(path, "must be a list of schemas, not empty")
-        return [self._schema(one, (*path, str(index))) for index, one in enumerate(value)]
+        return [
+            self._schema(one, (*path, str(index))) for index, one in enumerate(value)
+        ]
 
     def _schema_map(self, value: Any, path: Path) -> dict[str, Any]:
         if not isinstance(value, Mapping):
@@ -247,8 +307,12 @@ class _Walk:
 
     def _type(self, value: Any, path: Path) -> Any:
         names = value if isinstance(value, list) else [value]
-        if not names or not all(isinstance(name, str) and name in _TYPES for name in names):
-            raise self._error(path, f"must be one of {', '.join(sorted(_TYPES))}, or a list of them")
+        if not names or not all(
+            isinstance(name, str) and name in _TYPES for name in names
+        ):
+            raise self._error(
+                path, f"must be one of {', '.join(sorted(_TYPES))}, or a list of them"
+            )
         if len(set(names)) < len(names):
             raise self._error(path, "names a type twice")
         return value
@@ -257,7 +321,9 @@ class _Walk:
         if not isinstance(value, list) or not value:
             raise self._error(path, "must be a list that is not empty")
         if len(value) > MAX_ENUM:
-            raise self._error(path, f"has {len(value)} values; at most {MAX_ENUM} are taken")
+            raise self._error(
+                path, f"has {len(value)} values; at most {MAX_ENUM} are taken"
+            )
         for one in value:
             self._literal(one, path)
         return value
@@ -281,14 +347,24 @@ class _Walk:
 
     def _text(self, value: str, path: Path) -> None:
         if len(value) > _MAX_LITERAL_CHARS:
-            raise self._error(path, f"holds a text of {len(value)} characters; at most {_MAX_LITERAL_CHARS} are taken")
-        if any((char < " " and char not in "\n\r\t\b\f") or char == "\x7f" for char in value):
-            raise self._error(path, "holds a control character, which is never generated")
+            raise self._error(
+                path,
+                f"holds a text of {len(value)} characters; at most {_MAX_LITERAL_CHARS} are taken",
+            )
+        if any(
+            (char < " " and char not in "\n\r\t\b\f") or char == "\x7f"
+            for char in value
+        ):
+            raise self._error(
+                path, "holds a control character, which is never generated"
+            )
         if any("\ud800" <= char <= "\udfff" for char in value):
             raise self._error(path, "holds half a surrogate pair")
 
     def _required(self, value: Any, path: Path) -> list[str]:
-        if not isinstance(value, list) or not all(isinstance(name, str) for name in value):
+        if not isinstance(value, list) or not all(
+            isinstance(name, str) for name in value
+        ):
             raise self._error(path, "must be a list of names")
         if len(set(value)) < len(value):
             raise self._error(path, "names a property twice")
@@ -302,11 +378,16 @@ class _Walk:
         try:
             return portable(value, in_json=True)
         except PatternError as error:
-            raise _UnsupportedError(path, f"has a pattern that cannot be enforced: {error}") from error
+            raise _UnsupportedError(
+                path, f"has a pattern that cannot be enforced: {error}"
+            ) from error
 
     def _format(self, value: Any, path: Path) -> str:
         if not isinstance(value, str) or value not in _FORMATS:
-            raise _UnsupportedError(path, f"is not one of the formats that are enforced: {', '.join(sorted(_FORMATS))}")
+            raise _UnsupportedError(
+                path,
+                f"is not one of the formats that are enforced: {', '.join(sorted(_FORMATS))}",
+            )
         return value
 
     # What keywords mean together.
@@ -314,26 +395,41 @@ class _Walk:
     def _check_together(self, done: dict[str, Any], path: Path) -> None:
         least = done.get("minProperties", 0)
         if least > 1 and least > len(done.get("required", ())) and not self._lenient:
-            raise self._error(path, "uses 'minProperties' above 1: keys of free choice may come twice; use required")
+            raise self._error(
+                path,
+                "uses 'minProperties' above 1: keys of free choice may come twice; use required",
+            )
         if isinstance(done.get("items"), list):
             done["prefixItems"] = done.pop("items")
             done["items"] = done.pop("additionalItems", True)
         if "additionalItems" in done:
             raise self._error(path, "uses 'additionalItems' without a list of items")
-        if "patternProperties" in done and done.get("additionalProperties") is not False:
+        if (
+            "patternProperties" in done
+            and done.get("additionalProperties") is not False
+        ):
             self._widen_patterns(done, path)
         if done.get("format") in _FORMAT_LIMITS:
             done["allOf"] = [*done.get("allOf", ()), _FORMAT_LIMITS[done["format"]]]
         self._narrow_exclusive_limits(done)
-        if done.get("multipleOf", 1) % 1:  # validators divide floats here, which must be exact
+        if (
+            done.get("multipleOf", 1) % 1
+        ):  # validators divide floats here, which must be exact
             done["minimum"] = max(done.get("minimum", -_MAX_FRACTION), -_MAX_FRACTION)
             done["maximum"] = min(done.get("maximum", _MAX_FRACTION), _MAX_FRACTION)
 
     def _widen_patterns(self, done: dict[str, Any], path: Path) -> None:
         """A key that only some readers find matched must not come as one of the others: it is held to the pattern's schema."""
-        patterns = {self._wide[(*path, pattern)]: schema for pattern, schema in done["patternProperties"].items()}
+        patterns = {
+            self._wide[(*path, pattern)]: schema
+            for pattern, schema in done["patternProperties"].items()
+        }
         is_free = done.get("additionalProperties", True) in (True, {})
-        if not is_free and not self._lenient and set(patterns) != set(done["patternProperties"]):
+        if (
+            not is_free
+            and not self._lenient
+            and set(patterns) != set(done["patternProperties"])
+        ):
             message = "uses 'patternProperties' with a pattern that readers take differently; set additionalProperties to false"
             raise self._error(path, message)
         done["patternProperties"] = patterns
@@ -349,29 +445,45 @@ class _Walk:
             inclusive = "minimum" if sign > 0 else "maximum"
             narrowed = limit + sign * max(abs(limit) * 1e-12, 1e-9)
             tighter = max if sign > 0 else min
-            done[inclusive] = tighter(done[inclusive], narrowed) if inclusive in done else narrowed
+            done[inclusive] = (
+                tighter(done[inclusive], narrowed) if inclusive in done else narrowed
+            )
 
     # References.
 
     def _ref(self, value: Any, path: Path) -> str:
         if not isinstance(value, str) or not (value == "#" or value.startswith("#/")):
-            raise self._error(path, "must be '#' or begin with '#/': nothing outside the schema is read")
-        target = tuple(unquote(part).replace("~1", "/").replace("~0", "~") for part in value.split("/")[1:])
+            raise self._error(
+                path,
+                "must be '#' or begin with '#/': nothing outside the schema is read",
+            )
+        target = tuple(
+            unquote(part).replace("~1", "/").replace("~0", "~")
+            for part in value.split("/")[1:]
+        )
         self._refs.append((path[:-1], value, target))
         return value
 
     def _in_place(self, schema: Mapping[str, Any], path: Path) -> Iterator[Path]:
         """Schemas that judge the same value as the one at `path`, without references."""
         for key in ("allOf", "anyOf", "oneOf"):
-            yield from ((*path, key, str(index)) for index in range(len(schema.get(key, ()))))
+            yield from (
+                (*path, key, str(index)) for index in range(len(schema.get(key, ())))
+            )
 
     def _check_refs(self) -> None:
-        edges: dict[Path, list[Path]] = {path: list(near) for path, near in self._places.items()}
+        edges: dict[Path, list[Path]] = {
+            path: list(near) for path, near in self._places.items()
+        }
         for path, name, target in self._refs:
             if target not in self._places:
-                raise self._error(path, f"refers to {name[:60]!r}, where there is no schema")
+                raise self._error(
+                    path, f"refers to {name[:60]!r}, where there is no schema"
+                )
             edges[path].append(target)
-        state: dict[Path, bool] = {}  # False while its paths are followed, True when they are done
+        state: dict[
+            Path, bool
+        ] = {}  # False while its paths are followed, True when they are done
         for start, first in edges.items():
             stack = [(start, iter(first))] if start not in state else []
             state.setdefault(start, False)
@@ -385,4 +497,6 @@ class _Walk:
                     state[following] = False
                     stack.append((following, iter(edges[following])))
                 elif not state[following]:
-                    raise self._error(place, "refers to itself without a value in between")
+                    raise self._error(
+                        place, "refers to itself without a value in between"
+                    )

@@ -48,14 +48,21 @@ class GrammarCompiler:
     are never allowed. `eos_token_ids` are the tokens that end an output.
     """
 
-    def __init__(self, tokenizer: Tokenizer, vocab_size: int, eos_token_ids: Sequence[int]) -> None:
+    def __init__(
+        self, tokenizer: Tokenizer, vocab_size: int, eos_token_ids: Sequence[int]
+    ) -> None:
         if not eos_token_ids:
-            raise GrammarError("the model names no end token, so that no grammar could ever end", "model")
+            raise GrammarError(
+                "the model names no end token, so that no grammar could ever end",
+                "model",
+            )
         self._tokenizer = tokenizer
         self._vocab_size = vocab_size
         self._eos = tuple(sorted(set(eos_token_ids)))
         self._vocabulary = _Vocabulary(tokenizer, vocab_size, self._eos)
-        self._backend = llguidance.LLTokenizer(llguidance.TokenizerWrapper(self._vocabulary), eos_token=list(self._eos))
+        self._backend = llguidance.LLTokenizer(
+            llguidance.TokenizerWrapper(self._vocabulary), eos_token=list(self._eos)
+        )
         self._slots = threading.BoundedSemaphore(MAX_COMPILING)
         self._thinking: dict[tuple[str, str], ThinkingTokens] = {}
 
@@ -70,13 +77,26 @@ class GrammarCompiler:
                 _check_thinking(reasoning)
             parameter = str(parts.get("parameter", "response_format"))
             text = self._with_tags(parts)
-        except (ValueError, TypeError, AttributeError, KeyError, IndexError, RecursionError) as error:
-            raise GrammarError("the grammar is not in the form that this module writes") from error
+        except (
+            ValueError,
+            TypeError,
+            AttributeError,
+            KeyError,
+            IndexError,
+            RecursionError,
+        ) as error:
+            raise GrammarError(
+                "the grammar is not in the form that this module writes"
+            ) from error
         try:
             matcher = self._in_time(lambda: self._compile(text))
         except GrammarError as error:
             raise GrammarError(str(error), parameter) from error
-        return Matcher(matcher, self._eos, None if reasoning is None else self._new_thinking(reasoning))
+        return Matcher(
+            matcher,
+            self._eos,
+            None if reasoning is None else self._new_thinking(reasoning),
+        )
 
     def validate(self, grammar: str) -> None:
         """Raise what `compile` would raise."""
@@ -88,15 +108,21 @@ class GrammarCompiler:
         if not matcher.is_error():
             matcher.compute_bitmask()
         if matcher.is_error():
-            raise GrammarError(f"the grammar cannot be enforced: {_first_line(matcher.get_error())}")
+            raise GrammarError(
+                f"the grammar cannot be enforced: {_first_line(matcher.get_error())}"
+            )
         if matcher.is_stopped() and not matcher.is_accepting():
             raise GrammarError("the grammar cannot be enforced: nothing satisfies it")
         return matcher
 
-    def _in_time(self, work: Callable[[], llguidance.LLMatcher]) -> llguidance.LLMatcher:
+    def _in_time(
+        self, work: Callable[[], llguidance.LLMatcher]
+    ) -> llguidance.LLMatcher:
         """Run `work` in a thread that is left behind when it is late; its fuel ends it soon after."""
         if not self._slots.acquire(timeout=COMPILE_SECONDS):
-            raise QueueFullError("too many grammars are being compiled; try again later", 1.0)
+            raise QueueFullError(
+                "too many grammars are being compiled; try again later", 1.0
+            )
         done: queue.SimpleQueue[llguidance.LLMatcher | Exception] = queue.SimpleQueue()
 
         def run() -> None:
@@ -104,8 +130,14 @@ class GrammarCompiler:
                 done.put(work())
             except Exception as error:  # handed over to the waiting thread
                 done.put(error)
-            except BaseException as error:  # a panic in the library: it must not end the engine's process
-                done.put(GrammarError(f"the grammar makes its compiler fail ({type(error).__name__})"))
+            except (
+                BaseException
+            ) as error:  # a panic in the library: it must not end the engine's process
+                done.put(
+                    GrammarError(
+                        f"the grammar makes its compiler fail ({type(error).__name__})"
+                    )
+                )
             finally:
                 self._slots.release()
 
@@ -113,7 +145,9 @@ class GrammarCompiler:
         try:
             result = done.get(timeout=COMPILE_SECONDS)
         except queue.Empty:
-            raise GrammarError(f"the grammar takes longer than {COMPILE_SECONDS} s to compile") from None
+            raise GrammarError(
+                f"the grammar takes longer than {COMPILE_SECONDS} s to compile"
+            ) from None
         if isinstance(result, Exception):
             raise result
         return result
@@ -125,7 +159,12 @@ class GrammarCompiler:
         def spelled(one: Mapping[str, Any]) -> Mapping[str, Any]:
             if not tags or "lark_grammar" not in one:
                 return one
-            return {**one, "lark_grammar": _TAG.sub(lambda found: self._spelled(found, tags), one["lark_grammar"])}
+            return {
+                **one,
+                "lark_grammar": _TAG.sub(
+                    lambda found: self._spelled(found, tags), one["lark_grammar"]
+                ),
+            }
 
         return json.dumps({"grammars": [spelled(one) for one in parts["grammars"]]})
 
@@ -134,10 +173,16 @@ class GrammarCompiler:
         tag = tags[int(found[3])]
         token = self._tokenizer.control_token_id(tag)
         literal = json.dumps(tag, ensure_ascii=False)
-        reference = literal if token is None else '""' if token in self._eos else f"<[{token}]>"
+        reference = (
+            literal if token is None else '""' if token in self._eos else f"<[{token}]>"
+        )
         if found[1]:
             without = f"free_text: FREE_TEXT\nFREE_TEXT: {_ANY_TEXT} & ~/(?s:.*){_escaped(tag)}(?s:.*)/\n"
-            return without + _up_to("free_text_to_tag", reference, "FREE_TEXT" if token is not None else _ANY_TEXT)
+            return without + _up_to(
+                "free_text_to_tag",
+                reference,
+                "FREE_TEXT" if token is not None else _ANY_TEXT,
+            )
         return _up_to(found[2], reference, _ANY_TEXT) if found[2] else reference
 
     def _new_thinking(self, settings: Mapping[str, Any]) -> Thinking:
@@ -145,7 +190,10 @@ class GrammarCompiler:
         tokens = self._thinking.get(key)
         if tokens is None:
             tokens = ThinkingTokens.of(
-                *key, self._tokenizer, self._vocabulary.tokens, self._vocabulary.special_token_ids
+                *key,
+                self._tokenizer,
+                self._vocabulary.tokens,
+                self._vocabulary.special_token_ids,
             )
             if len(self._thinking) >= _MOST_TAGS:
                 self._thinking.clear()
@@ -156,13 +204,20 @@ class GrammarCompiler:
 class Matcher:
     """Follows one output through a grammar. Not safe to share between threads."""
 
-    def __init__(self, inner: llguidance.LLMatcher, eos: tuple[int, ...], thinking: Thinking | None) -> None:
+    def __init__(
+        self,
+        inner: llguidance.LLMatcher,
+        eos: tuple[int, ...],
+        thinking: Thinking | None,
+    ) -> None:
         self._inner = inner
         self._eos = eos
         self._thinking = thinking  # None once it is over
         # Until the first token, and while a start tag of several tokens could still be the grammar's own text, the
         # output is in both: this is the grammar's side of it.
-        self._rival = None if thinking is None or thinking.is_inside else inner.deep_copy()
+        self._rival = (
+            None if thinking is None or thinking.is_inside else inner.deep_copy()
+        )
         self._ended = False
 
     def mask_into(self, row: Mask) -> None:
@@ -188,7 +243,9 @@ class Matcher:
         size = min(mask.size, row.size)
         row[:size], row[size:] = mask[:size], 0
         if inner.is_error() or not row.any():
-            raise GrammarError(f"the output cannot go on within its grammar ({inner.stop_reason()})")
+            raise GrammarError(
+                f"the output cannot go on within its grammar ({inner.stop_reason()})"
+            )
 
     def advance(self, token_id: int) -> None:
         """Take the sampled token. Raises `GrammarError` if the grammar does not allow it."""
@@ -198,7 +255,10 @@ class Matcher:
             self._advance_thinking(self._thinking, token_id)
             return
         if self._thinking is not None:
-            after, allowed = self._thinking, self._inner.validate_tokens([token_id]) == 1
+            after, allowed = (
+                self._thinking,
+                self._inner.validate_tokens([token_id]) == 1,
+            )
             if not allowed and after.takes_blank(token_id):
                 return
             self._thinking = None
@@ -210,8 +270,12 @@ class Matcher:
     def _advance_thinking(self, thinking: Thinking, token_id: int) -> None:
         goes_on = thinking.advance(token_id)
         if goes_on and self._rival is not None:
-            fits = not thinking.is_inside and self._rival.validate_tokens([token_id]) == 1
-            self._rival = self._rival if fits and self._rival.consume_token(token_id) else None
+            fits = (
+                not thinking.is_inside and self._rival.validate_tokens([token_id]) == 1
+            )
+            self._rival = (
+                self._rival if fits and self._rival.consume_token(token_id) else None
+            )
         elif not goes_on:
             if self._rival is None:
                 raise GrammarError(f"token {token_id} is not allowed here")
@@ -221,7 +285,11 @@ class Matcher:
     @property
     def is_accepting(self) -> bool:
         """True if the output may end here; only then are end tokens in the mask."""
-        inner = self._inner if self._thinking is None or self._thinking.is_over else self._rival
+        inner = (
+            self._inner
+            if self._thinking is None or self._thinking.is_over
+            else self._rival
+        )
         return inner is not None and not inner.is_error() and inner.is_accepting()
 
     @property
@@ -232,7 +300,11 @@ class Matcher:
     def copy(self) -> Matcher:
         """A matcher that goes its own way from here."""
         twin = object.__new__(Matcher)
-        twin._inner, twin._eos, twin._ended = self._inner.deep_copy(), self._eos, self._ended
+        twin._inner, twin._eos, twin._ended = (
+            self._inner.deep_copy(),
+            self._eos,
+            self._ended,
+        )
         twin._thinking = None if self._thinking is None else self._thinking.copy()
         twin._rival = None if self._rival is None else self._rival.deep_copy()
         return twin
@@ -241,7 +313,9 @@ class Matcher:
 class _Vocabulary:
     """A tokenizer as llguidance wants to see it: bytes by token id. Ids that stand for nothing have no bytes."""
 
-    def __init__(self, tokenizer: Tokenizer, vocab_size: int, eos_token_ids: Sequence[int]) -> None:
+    def __init__(
+        self, tokenizer: Tokenizer, vocab_size: int, eos_token_ids: Sequence[int]
+    ) -> None:
         control = {tokenizer.control_token_id(tag) for tag in CONTROL_TAGS}
         self.eos_token_id = eos_token_ids[0]
         self.bos_token_id = None
@@ -249,7 +323,11 @@ class _Vocabulary:
         self.special_token_ids: list[int] = []
         self._tokenizer = tokenizer
         for token in range(vocab_size):
-            text = None if token in eos_token_ids or token in control else tokenizer.id_to_bytes(token)
+            text = (
+                None
+                if token in eos_token_ids or token in control
+                else tokenizer.id_to_bytes(token)
+            )
             if text is None:
                 self.special_token_ids.append(token)
                 text = f"<|special {token}|>".encode()  # never matched as text
@@ -263,7 +341,12 @@ class _Vocabulary:
 def _check_thinking(settings: Any) -> None:
     """Raise `TypeError` unless the settings are what `with_reasoning` writes: a step of the engine trusts them."""
     match settings:
-        case {"start": str(start), "end": str(end), "max_tokens": int() | None, "starts_inside": bool()}:
+        case {
+            "start": str(start),
+            "end": str(end),
+            "max_tokens": int() | None,
+            "starts_inside": bool(),
+        }:
             if 0 < len(start) <= _MAX_TAG and 0 < len(end) <= _MAX_TAG:
                 return
     raise TypeError
@@ -271,7 +354,11 @@ def _check_thinking(settings: Any) -> None:
 
 def _up_to(name: str, reference: str, text: str) -> str:
     """A rule for `text` and then a tag. A tag that is text ends it lazily: greedily, it would be taken for text."""
-    return f"{name}: {text} {reference}" if reference.startswith("<") else f"{name}[suffix={reference}]: {text}"
+    return (
+        f"{name}: {text} {reference}"
+        if reference.startswith("<")
+        else f"{name}[suffix={reference}]: {text}"
+    )
 
 
 def _escaped(text: str) -> str:

@@ -12,8 +12,19 @@ MAX_PATTERN_CHARS = 4096
 MAX_SIZE = 5000
 # A negated class must leave out what any dialect counts in: Python's \d, \w and \s are wider than ECMAScript's.
 _WIDE = {"d": r"\p{Nd}", "w": r"\p{L}\p{N}\p{M}_", "s": r"\s\x1c-\x1f\u{85}\u{feff}"}
-_NARROW = {"d": "0-9", "w": "0-9A-Za-z_", "s": r"\t\n\x0b\x0c\r\x20\u{a0}\u{2028}\u{2029}"}
-_CONTROLS = {"t": r"\t", "n": r"\n", "r": r"\r", "f": r"\x0c", "v": r"\x0b", "0": r"\x00"}
+_NARROW = {
+    "d": "0-9",
+    "w": "0-9A-Za-z_",
+    "s": r"\t\n\x0b\x0c\r\x20\u{a0}\u{2028}\u{2029}",
+}
+_CONTROLS = {
+    "t": r"\t",
+    "n": r"\n",
+    "r": r"\r",
+    "f": r"\x0c",
+    "v": r"\x0b",
+    "0": r"\x00",
+}
 _NOT_DOT, _WIDE_DOT = r"[^\n\r\u{2028}\u{2029}]", r"[^\n]"
 # What JSON can write only as \uXXXX, which the grammars leave out. Where a class holds some of it but no quote or no
 # backslash, llguidance 1.9.1 lets the escaped quote or backslash pass all the same.
@@ -34,7 +45,9 @@ def portable(pattern: str, *, in_json: bool = False, wide: bool = False) -> str:
     of the readers matches, instead of what all do.
     """
     if len(pattern) > MAX_PATTERN_CHARS:
-        raise PatternError(f"it has {len(pattern)} characters; at most {MAX_PATTERN_CHARS} are taken")
+        raise PatternError(
+            f"it has {len(pattern)} characters; at most {MAX_PATTERN_CHARS} are taken"
+        )
     translated = _Translation(pattern, in_json, wide).run()
     try:
         re.compile(pattern)
@@ -51,7 +64,9 @@ class _Translation:
         self._in_json = in_json
         self._wide = wide
         self._at = 0
-        self._sizes = [0]  # characters that each open group may match, repetitions counted out
+        self._sizes = [
+            0
+        ]  # characters that each open group may match, repetitions counted out
         self._last = 0  # the last item's
 
     def run(self) -> str:
@@ -59,7 +74,9 @@ class _Translation:
         while self._at < len(self._pattern):
             parts.append(self._item())
             if sum(self._sizes) > MAX_SIZE:
-                raise PatternError(f"its repetitions count out to more than {MAX_SIZE} characters")
+                raise PatternError(
+                    f"its repetitions count out to more than {MAX_SIZE} characters"
+                )
         return "".join(parts)
 
     def _count(self, size: int) -> None:
@@ -99,7 +116,9 @@ class _Translation:
                 return char + self._laziness()
             case "}" | "]":
                 raise PatternError(f"{char!r} must be escaped")
-            case "^" | "$" | "|" | ")":  # Python's $ also stands before a line end that is the last character
+            case (
+                "^" | "$" | "|" | ")"
+            ):  # Python's $ also stands before a line end that is the last character
                 return r"\n?$" if char == "$" and self._wide else char
             case _:
                 return _literal(char)
@@ -109,14 +128,18 @@ class _Translation:
             return "(?:"
         if not self._follows("?:"):
             kind = self._pattern[self._at - 1 : self._at + 3]
-            raise PatternError(f"groups that begin with {kind!r} (lookaround, names, flags) are not supported")
+            raise PatternError(
+                f"groups that begin with {kind!r} (lookaround, names, flags) are not supported"
+            )
         self._at += 2
         return "(?:"
 
     def _repeat(self) -> str:
         found = _REPEAT.match(self._pattern, self._at - 1)
         if found is None:
-            raise PatternError("'{' must be escaped where it does not begin a repetition")
+            raise PatternError(
+                "'{' must be escaped where it does not begin a repetition"
+            )
         self._at = found.end()
         low, comma, high = found.groups()
         if max(int(low), int(high or 0)) > MAX_REPEAT:
@@ -193,7 +216,9 @@ class _Translation:
         if char == "-" and self._is_range():
             return "-"
         if char in "&~-" and self._follows(char):
-            raise PatternError(f"{char * 2!r} inside a character class is not supported")
+            raise PatternError(
+                f"{char * 2!r} inside a character class is not supported"
+            )
         return _literal(char)
 
     def _is_range(self) -> bool:
@@ -204,4 +229,8 @@ class _Translation:
 
 
 def _literal(char: str) -> str:
-    return char if (char.isascii() and char.isalnum()) or ord(char) > 0x7F else f"\\u{{{ord(char):x}}}"
+    return (
+        char
+        if (char.isascii() and char.isalnum()) or ord(char) > 0x7F
+        else f"\\u{{{ord(char):x}}}"
+    )

@@ -32,7 +32,12 @@ class ThinkingTokens:
 
     @classmethod
     def of(
-        cls, start_tag: str, end_tag: str, tokenizer: Tokenizer, tokens: Sequence[bytes], special: Sequence[int]
+        cls,
+        start_tag: str,
+        end_tag: str,
+        tokenizer: Tokenizer,
+        tokens: Sequence[bytes],
+        special: Sequence[int],
     ) -> ThinkingTokens:
         """Read the vocabulary once; `tokens` are the bytes of each, `special` those that are no text."""
         end = tuple(tokenizer.encode(end_tag, special=True, bos=False))
@@ -40,7 +45,11 @@ class ThinkingTokens:
         text[list(special)] = False
         text[end[0]] = True
         tag = end_tag.encode()
-        inner = [token for token, spelled in enumerate(tokens) if text[token] and tag[-1:] in spelled[:-1]]
+        inner = [
+            token
+            for token, spelled in enumerate(tokens)
+            if text[token] and tag[-1:] in spelled[:-1]
+        ]
         free = []
         for num_come in range(1 if end[0] in special else len(tag)):
             allowed = text.copy()
@@ -49,8 +58,12 @@ class ThinkingTokens:
                     allowed[token] = False
             free.append(_packed(allowed))
         start = tuple(tokenizer.encode(start_tag, special=True, bos=False))
-        blank = np.array([bool(spelled) and not spelled.strip(b" \n") for spelled in tokens])
-        return cls(start, end, tag, tokens, end[0] in special, tuple(free), _packed(blank))
+        blank = np.array(
+            [bool(spelled) and not spelled.strip(b" \n") for spelled in tokens]
+        )
+        return cls(
+            start, end, tag, tokens, end[0] in special, tuple(free), _packed(blank)
+        )
 
     def bytes_come(self, num_come: int, token_id: int) -> int:
         """How many bytes of the end tag have come after `token_id`; all of them if it ended the thought."""
@@ -68,7 +81,9 @@ class ThinkingTokens:
 class Thinking:
     """One output's thinking: perhaps a start tag, then free tokens, the end tag, and a few blanks."""
 
-    def __init__(self, tokens: ThinkingTokens, max_tokens: int | None, starts_inside: bool) -> None:
+    def __init__(
+        self, tokens: ThinkingTokens, max_tokens: int | None, starts_inside: bool
+    ) -> None:
         self._tokens = tokens
         self._left = max_tokens
         self.is_inside = starts_inside
@@ -162,7 +177,9 @@ def _packed(allowed: npt.NDArray[np.bool_]) -> Mask:
 
 
 def _has(mask: Mask, token_id: int) -> bool:
-    return 0 <= token_id < mask.size * 32 and bool(mask.view(np.uint32)[token_id // 32] >> (token_id % 32) & 1)
+    return 0 <= token_id < mask.size * 32 and bool(
+        mask.view(np.uint32)[token_id // 32] >> (token_id % 32) & 1
+    )
 
 
 def _set(mask: Mask, token_id: int) -> None:

@@ -76,7 +76,9 @@ class _Lark:
         grammars = [{"lark_grammar": "\n".join([f"start: {start}", *self.lines])}]
         if answer is not None:
             grammars.append({"name": "answer", **answer})
-        return json.dumps({"grammars": grammars, "tags": self.tags, "parameter": "tools"})
+        return json.dumps(
+            {"grammars": grammars, "tags": self.tags, "parameter": "tools"}
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,12 +109,17 @@ def call_grammar(
     read = _read_tools(tools)
     chosen = _chosen(read, tool_choice)
     if family not in _FAMILIES:
-        raise ParameterError("tool_choice", f"calls of the family {family!r} are unknown and cannot be enforced")
+        raise ParameterError(
+            "tool_choice",
+            f"calls of the family {family!r} are unknown and cannot be enforced",
+        )
     style = _FAMILIES[family]
     if tool_choice == "none":
         return _without_calls(family, style.trigger) if read else None
     answer = answer if tool_choice == "auto" else None
-    if not chosen or (tool_choice == "auto" and style.trigger is None and answer is None):
+    if not chosen or (
+        tool_choice == "auto" and style.trigger is None and answer is None
+    ):
         return None
     lark = _Lark()
     call = lark.rule(" | ".join(lark.rule(style.call(lark, tool)) for tool in chosen))
@@ -123,7 +130,10 @@ def call_grammar(
     if parallel and style.can_repeat and not isinstance(tool_choice, Mapping):
         again = f"{trigger} {_text(style.first)}" if style.repeats else ""
         calls.append(f"({_text(style.between)} {again} {call})*")
-    calls.extend(lark.tag(part) if part in tags.CONTROL_TAGS else _text(part) for part in style.last)
+    calls.extend(
+        lark.tag(part) if part in tags.CONTROL_TAGS else _text(part)
+        for part in style.last
+    )
     body = lark.rule(" ".join(calls))
     if answer is not None:
         return lark.grammar(f"{trigger} {body} | @answer", answer)
@@ -144,7 +154,9 @@ def _without_calls(family: str, trigger: str | None) -> str | None:
     return lark.grammar("free_text")
 
 
-def _harmony_grammar(lark: _Lark, call: str | None, auto: bool, answer: Mapping[str, Any] | None) -> str:
+def _harmony_grammar(
+    lark: _Lark, call: str | None, auto: bool, answer: Mapping[str, Any] | None
+) -> str:
     """Messages have channels here: analysis may come first, then a call, or else the final answer."""
     channel, message = lark.tag(tags.CHANNEL), lark.tag(tags.MESSAGE)
     said = lark.rule("/(?s:.*)/") if answer is None else "@answer"
@@ -156,19 +168,32 @@ def _harmony_grammar(lark: _Lark, call: str | None, auto: bool, answer: Mapping[
 
 def _read_tools(tools: Sequence[Mapping[str, Any]]) -> list[Tool]:
     if len(tools) > MAX_TOOLS:
-        raise ParameterError("tools", f"there are {len(tools)} tools; at most {MAX_TOOLS} are taken")
+        raise ParameterError(
+            "tools", f"there are {len(tools)} tools; at most {MAX_TOOLS} are taken"
+        )
     read: list[Tool] = []
     for index, tool in enumerate(tools):
         function = tool.get("function") if isinstance(tool, Mapping) else None
         name = function.get("name") if isinstance(function, Mapping) else None
-        if not isinstance(function, Mapping) or not isinstance(name, str) or not _NAME.fullmatch(name):
+        if (
+            not isinstance(function, Mapping)
+            or not isinstance(name, str)
+            or not _NAME.fullmatch(name)
+        ):
             raise ParameterError(
-                "tools", f"tool {index} must be a function with a name of 1 to 64 letters, digits, '_', '.' or '-'"
+                "tools",
+                f"tool {index} must be a function with a name of 1 to 64 letters, digits, '_', '.' or '-'",
             )
         if any(name == other.name for other in read):
             raise ParameterError("tools", f"two tools have the name {name!r}")
         strict = function.get("strict") is True
-        read.append(Tool(name, _arguments_schema(function.get("parameters"), name, strict), strict))
+        read.append(
+            Tool(
+                name,
+                _arguments_schema(function.get("parameters"), name, strict),
+                strict,
+            )
+        )
     return read
 
 
@@ -177,8 +202,13 @@ def _arguments_schema(parameters: Any, name: str, strict: bool) -> dict[str, Any
     if parameters is None or parameters == {}:
         return enforceable({"type": "object"}, "tools")
     try:
-        if isinstance(parameters, Mapping) and parameters.get("type", "object") != "object":
-            raise ParameterError("tools", "the schema of parameters must be of type object")
+        if (
+            isinstance(parameters, Mapping)
+            and parameters.get("type", "object") != "object"
+        ):
+            raise ParameterError(
+                "tools", "the schema of parameters must be of type object"
+            )
         schema = enforceable(parameters, "tools", lenient=not strict)
     except ParameterError as error:
         if strict:
@@ -192,15 +222,23 @@ def _chosen(tools: list[Tool], choice: str | Mapping[str, Any]) -> list[Tool]:
         return []
     if choice in ("auto", "required"):
         if not tools:
-            raise ParameterError("tool_choice", "tool_choice is 'required', but there are no tools")
+            raise ParameterError(
+                "tool_choice", "tool_choice is 'required', but there are no tools"
+            )
         return tools
     function = choice.get("function") if isinstance(choice, Mapping) else None
     name = function.get("name") if isinstance(function, Mapping) else None
     if not isinstance(name, str):
-        raise ParameterError("tool_choice", 'tool_choice must be "none", "auto", "required" or name a function')
+        raise ParameterError(
+            "tool_choice",
+            'tool_choice must be "none", "auto", "required" or name a function',
+        )
     found = [tool for tool in tools if tool.name == name]
     if not found:
-        raise ParameterError("tool_choice", f"tool_choice names {name[:64]!r}, which is not among the tools")
+        raise ParameterError(
+            "tool_choice",
+            f"tool_choice names {name[:64]!r}, which is not among the tools",
+        )
     return found
 
 
@@ -251,15 +289,21 @@ def _harmony_call(lark: _Lark, tool: Tool) -> str:
 
 def _gemma_call(lark: _Lark, tool: Tool) -> str:
     """Python, or JSON where a name is none in Python."""
-    if not all(map(_is_name, (*tool.name.split("."), *tool.schema.get("properties", ())))):
+    if not all(
+        map(_is_name, (*tool.name.split("."), *tool.schema.get("properties", ())))
+    ):
         return f"{_object_call('parameters')(lark, tool)} {_text(chr(10) + '```')}"
-    parts = _arguments_in_order(lark, tool, lambda key: f"{key}=", _json_value, "", ", ")
+    parts = _arguments_in_order(
+        lark, tool, lambda key: f"{key}=", _json_value, "", ", "
+    )
     return f"{_text(tool.name + '(')} {parts} {_text(')' + chr(10) + '```')}"
 
 
 def _qwen3_coder_call(lark: _Lark, tool: Tool) -> str:
     foot = "\n</parameter>\n"
-    parts = _arguments_in_order(lark, tool, lambda key: f"<parameter={key}>\n", _text_value, foot, "")
+    parts = _arguments_in_order(
+        lark, tool, lambda key: f"<parameter={key}>\n", _text_value, foot, ""
+    )
     head, end = _text(f"\n<function={tool.name}>\n"), _text("</function>\n")
     return f"{head} {parts} {end} {lark.tag(tags.HERMES[1])}"
 
@@ -298,19 +342,45 @@ def _arguments_in_order(
     fits = plain and set(required) <= set(properties) and all(map(_fits, properties))
     if not fits:
         if tool.strict:
-            raise ParameterError("tools", f"tool {tool.name!r}: only listed properties can be enforced in this syntax")
-        properties, required = {key: one for key, one in properties.items() if _KEY.fullmatch(key)}, ()
-    shared = {key: schema[key] for key in ("x-guidance", "$defs", "definitions") if key in schema}
-    ordered = sorted(properties, key=lambda key: key not in required) if separator else list(properties)
+            raise ParameterError(
+                "tools",
+                f"tool {tool.name!r}: only listed properties can be enforced in this syntax",
+            )
+        properties, required = (
+            {key: one for key, one in properties.items() if _KEY.fullmatch(key)},
+            (),
+        )
+    shared = {
+        key: schema[key]
+        for key in ("x-guidance", "$defs", "definitions")
+        if key in schema
+    }
+    ordered = (
+        sorted(properties, key=lambda key: key not in required)
+        if separator
+        else list(properties)
+    )
     parts = []
     for index, key in enumerate(ordered):
         inner = properties[key] if isinstance(properties[key], Mapping) else {}
-        if tool.strict and foot and inner.get("type") == "string" and set(inner) & _STRING_LIMITS:
-            raise ParameterError("tools", f"tool {tool.name!r}: limits of the string {key!r} cannot be enforced")
+        if (
+            tool.strict
+            and foot
+            and inner.get("type") == "string"
+            and set(inner) & _STRING_LIMITS
+        ):
+            raise ParameterError(
+                "tools",
+                f"tool {tool.name!r}: limits of the string {key!r} cannot be enforced",
+            )
         one = [*_pieces(lark, head(key)), value(lark, {**inner, **shared}, foot)]
         if separator and index and key in required:
             one.insert(0, _text(separator))
-        parts.append(" ".join(one) if key in required else f"({' '.join(_separated(one, separator, index))})?")
+        parts.append(
+            " ".join(one)
+            if key in required
+            else f"({' '.join(_separated(one, separator, index))})?"
+        )
     return " ".join(parts)
 
 
@@ -325,8 +395,14 @@ def _separated(one: list[str], separator: str, index: int) -> list[str]:
 
 def _pieces(lark: _Lark, text: str) -> list[str]:
     """Text with tags in it: each tag apart, as a vocabulary may hold it as one token."""
-    found = re.split("(" + "|".join(map(re.escape, sorted(tags.CONTROL_TAGS))) + ")", text)
-    return [lark.tag(part) if part in tags.CONTROL_TAGS else _text(part) for part in found if part]
+    found = re.split(
+        "(" + "|".join(map(re.escape, sorted(tags.CONTROL_TAGS))) + ")", text
+    )
+    return [
+        lark.tag(part) if part in tags.CONTROL_TAGS else _text(part)
+        for part in found
+        if part
+    ]
 
 
 def _json_value(lark: _Lark, schema: Mapping[str, Any], foot: str) -> str:
@@ -337,7 +413,9 @@ def _text_value(lark: _Lark, schema: Mapping[str, Any], foot: str) -> str:
     """A value up to `foot`: strings as they are, all else as JSON."""
     choices = schema.get("enum", [schema["const"]] if "const" in schema else [])
     if choices and all(isinstance(choice, str) for choice in choices):
-        literals = " | ".join(json.dumps(choice, ensure_ascii=False) for choice in choices)
+        literals = " | ".join(
+            json.dumps(choice, ensure_ascii=False) for choice in choices
+        )
         return f"({literals}) {' '.join(_pieces(lark, foot))}"
     if schema.get("type") != "string":
         return f"{lark.json(schema)} {' '.join(_pieces(lark, foot))}"
@@ -351,14 +429,28 @@ _FAMILIES = {
     "glm": _Family(_glm_call, tags.HERMES[0], between="\n"),
     "llama3": _Family(_object_call("parameters"), None, can_repeat=False),
     "mistral": _Family(
-        _object_call("arguments"), tags.MISTRAL_CALLS, first="[", between=", ", last=("]",), repeats=False
+        _object_call("arguments"),
+        tags.MISTRAL_CALLS,
+        first="[",
+        between=", ",
+        last=("]",),
+        repeats=False,
     ),
     "mistral_args": _Family(_mistral_args_call, tags.MISTRAL_CALLS),
     "gemma": _Family(_gemma_call, tags.GEMMA[0], first="\n", can_repeat=False),
     "deepseek": _Family(
-        _deepseek_v3_call, tags.DEEPSEEK_CALLS[0], between="\n", last=(tags.DEEPSEEK_CALLS[1],), repeats=False
+        _deepseek_v3_call,
+        tags.DEEPSEEK_CALLS[0],
+        between="\n",
+        last=(tags.DEEPSEEK_CALLS[1],),
+        repeats=False,
     ),
-    "deepseek_v31": _Family(_deepseek_v31_call, tags.DEEPSEEK_CALLS[0], last=(tags.DEEPSEEK_CALLS[1],), repeats=False),
+    "deepseek_v31": _Family(
+        _deepseek_v31_call,
+        tags.DEEPSEEK_CALLS[0],
+        last=(tags.DEEPSEEK_CALLS[1],),
+        repeats=False,
+    ),
     "harmony": _Family(_harmony_call, tags.CHANNEL, can_repeat=False),
     "json": _Family(_object_call("arguments"), None, can_repeat=False),
 }

@@ -61,5 +61,8 @@ def parser_for(family: str, tools: Sequence[Mapping[str, Any]] = ()) -> ToolPars
     strings; without it, what reads as JSON is JSON.
     """
     if family not in _PARSERS:
-        raise ParameterError("family", f"tool call family {family!r} is unknown; use one of {', '.join(FAMILIES)}")
+        raise ParameterError(
+            "family",
+            f"tool call family {family!r} is unknown; use one of {', '.join(FAMILIES)}",
+        )
     return _PARSERS[family](tools)

@@ -28,7 +28,11 @@ class JSONParser(JSONReader):
             if char == END:
                 break
             opening += char
-            if char.isspace() or (char in self.separators and self._index) or opening.strip() == "[":
+            if (
+                char.isspace()
+                or (char in self.separators and self._index)
+                or opening.strip() == "["
+            ):
                 if len(opening) > 64:
                     break
                 continue
@@ -59,13 +63,17 @@ class Llama3Parser(JSONParser):
 
     def _parse(self) -> Reading[None]:
         yield from self._calls()
-        while (tag := (yield from self._until((tags.PYTHON_TAG,), self._content))) != END:
+        while (
+            tag := (yield from self._until((tags.PYTHON_TAG,), self._content))
+        ) != END:
             first = yield from self._next_solid()
             while tag or first == "{":
                 self._put_back(first)
                 yield from self._call(tag + first, self._body(), ())
                 tag = ""
-                while (first := (yield from self._next_solid())) in tuple(self.separators):
+                while (first := (yield from self._next_solid())) in tuple(
+                    self.separators
+                ):
                     pass
             self._put_back(first)
         self._flush_space()

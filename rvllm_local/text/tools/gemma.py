@@ -25,7 +25,9 @@ class GemmaParser(JSONReader):
 
     def _parse(self) -> Reading[None]:
         fence, (opening, closing) = tags.GEMMA, tags.GEMMA_FUNCTION
-        while (tag := (yield from self._until((fence[0], opening, closing), self._content))) != END:
+        while (
+            tag := (yield from self._until((fence[0], opening, closing), self._content))
+        ) != END:
             if tag == fence[0]:
                 yield from self._call(tag, self._fenced(fence[1]), (fence[1],))
             elif tag == opening:
@@ -92,7 +94,12 @@ def _calls_of(statement: ast.stmt) -> list[ast.Call]:
     found = value.elts if isinstance(value, ast.List) else [value]
     calls = []
     for call in found:
-        if isinstance(call, ast.Call) and isinstance(call.func, ast.Name) and call.func.id == "print" and call.args:
+        if (
+            isinstance(call, ast.Call)
+            and isinstance(call.func, ast.Name)
+            and call.func.id == "print"
+            and call.args
+        ):
             call = call.args[0]  # noqa: PLW2901
         if not isinstance(call, ast.Call):
             raise MalformedCallError("it holds code that is no call")
@@ -117,7 +124,10 @@ def _python_value(node: ast.expr) -> Any:
     if isinstance(node, ast.List | ast.Tuple):
         return [_python_value(one) for one in node.elts]
     if isinstance(node, ast.Dict):
-        return {_key(one): _python_value(value) for one, value in zip(node.keys, node.values, strict=True)}
+        return {
+            _key(one): _python_value(value)
+            for one, value in zip(node.keys, node.values, strict=True)
+        }
     value = ast.literal_eval(node)
     if not isinstance(value, str | int | float | None):
         raise MalformedCallError("it holds a value that JSON does not know")
@@ -171,7 +181,10 @@ class _Loose:
                 end = self._text.find(":", at)
                 if end < 0:
                     raise MalformedCallError("an argument of it has no value")
-                key, at = self._text[at:end].strip().removeprefix(tags.GEMMA_ESCAPE), end + 1
+                key, at = (
+                    self._text[at:end].strip().removeprefix(tags.GEMMA_ESCAPE),
+                    end + 1,
+                )
             value, at = self.value(at, depth + 1)
             named[key.removesuffix(tags.GEMMA_ESCAPE)] = value
             listed.append(value)

@@ -60,7 +60,10 @@ class HarmonyParser(JSONReader):
             if length <= MAX_HEADER:
                 parts.append(text)
 
-        while (tag := (yield from self._until(_HEADER_TAGS, take))) in (tags.CHANNEL, tags.CONSTRAIN):
+        while (tag := (yield from self._until(_HEADER_TAGS, take))) in (
+            tags.CHANNEL,
+            tags.CONSTRAIN,
+        ):
             parts.append(f" {tag} ")
         return "".join(parts), tag
 
@@ -70,7 +73,11 @@ class HarmonyParser(JSONReader):
         channel = header.partition(tags.CHANNEL)[2].split()
         if recipient is not None:
             name = recipient[1].removeprefix("functions.")
-            yield from self._call(header.strip() + tags.MESSAGE, self._body(name), (tags.CALL, tags.END_MESSAGE))
+            yield from self._call(
+                header.strip() + tags.MESSAGE,
+                self._body(name),
+                (tags.CALL, tags.END_MESSAGE),
+            )
             return tags.END_MESSAGE
         take = self._reasoning if channel[:1] == ["analysis"] else self._content
         tag = yield from self._until((*_ENDS, tags.CHANNEL), take)

@@ -15,7 +15,9 @@ from rvllm_local.text.tools.reader import END, MalformedCallError, PieceReader, 
 MAX_DEPTH = 128
 MAX_SCALAR = 400  # characters of a number; longer ones no reader takes
 MAX_NAME = 256
-_SCALAR = re.compile(r"true|false|null|-?(?:0|[1-9][0-9]*)(?:\.[0-9]+)?(?:[eE][+-]?[0-9]+)?")
+_SCALAR = re.compile(
+    r"true|false|null|-?(?:0|[1-9][0-9]*)(?:\.[0-9]+)?(?:[eE][+-]?[0-9]+)?"
+)
 _ESCAPES = frozenset('"\\/bfnrt')
 _ARGUMENT_KEYS = ("arguments", "parameters")
 Take = Callable[[str], None]
@@ -33,7 +35,9 @@ class JSONReader(PieceReader):
                 take(char)
                 closers.append("}" if char == "{" else "]")
                 if len(closers) + depth > MAX_DEPTH:
-                    raise MalformedCallError(f"its arguments nest deeper than {MAX_DEPTH}")
+                    raise MalformedCallError(
+                        f"its arguments nest deeper than {MAX_DEPTH}"
+                    )
                 following = yield from self._next_solid()
                 if following != closers[-1]:
                     self._put_back(following)
@@ -103,11 +107,15 @@ class JSONReader(PieceReader):
         text = first
         while True:
             char = yield from self._next()
-            if char == END or not (char.isascii() and (char.isalnum() or char in "+-.")):
+            if char == END or not (
+                char.isascii() and (char.isalnum() or char in "+-.")
+            ):
                 break
             text += char
             if len(text) > MAX_SCALAR:
-                raise MalformedCallError(f"its JSON holds a number of more than {MAX_SCALAR} characters")
+                raise MalformedCallError(
+                    f"its JSON holds a number of more than {MAX_SCALAR} characters"
+                )
         self._put_back(char)
         if not _SCALAR.fullmatch(text):
             raise _unexpected(text[:1])
@@ -161,7 +169,9 @@ class JSONReader(PieceReader):
 
     def _start_without_arguments(self, name: str | None, bare: bool) -> None:
         if name is None or bare:
-            raise MalformedCallError("the call has no name" if name is None else "the call has no arguments")
+            raise MalformedCallError(
+                "the call has no name" if name is None else "the call has no arguments"
+            )
         self._start_call(name)
         self._arguments("{}")
 

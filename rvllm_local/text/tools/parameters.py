@@ -11,7 +11,12 @@ from typing import Any
 
 from rvllm_local.text import tags
 from rvllm_local.text.tools.json_calls import MAX_NAME, JSONReader, loads
-from rvllm_local.text.tools.reader import END, MAX_CALL_CHARS, MalformedCallError, Reading
+from rvllm_local.text.tools.reader import (
+    END,
+    MAX_CALL_CHARS,
+    MalformedCallError,
+    Reading,
+)
 
 _PYTHON_WORDS = {"True": "true", "False": "false", "None": "null"}
 
@@ -74,7 +79,9 @@ class Qwen3CoderParser(ParameterReader):
             if tag == "/function":
                 break
             if not tag.startswith("parameter="):
-                raise MalformedCallError("it holds a tag that is neither a parameter nor the end")
+                raise MalformedCallError(
+                    "it holds a tag that is neither a parameter nor the end"
+                )
             value, _ = yield from self._text_until(("</parameter>",), MAX_CALL_CHARS)
             value = value.removeprefix("\n").removesuffix("\n")
             self._argument(tag.removeprefix("parameter=").strip(), value)
@@ -87,7 +94,9 @@ class GLMParser(ParameterReader):
 
     def _parse(self) -> Reading[None]:
         opening, closing = tags.HERMES
-        while (tag := (yield from self._until((opening, closing), self._content))) != END:
+        while (
+            tag := (yield from self._until((opening, closing), self._content))
+        ) != END:
             if tag == opening:
                 yield from self._call(tag, self._body(closing), (closing,))
         self._flush_space()
@@ -114,16 +123,28 @@ def _schemas(tools: Sequence[Mapping[str, Any]]) -> dict[str, Mapping[str, Any]]
         function = tool.get("function") if isinstance(tool, Mapping) else None
         if isinstance(function, Mapping) and isinstance(function.get("name"), str):
             parameters = function.get("parameters")
-            properties = parameters.get("properties") if isinstance(parameters, Mapping) else None
-            found[function["name"]] = properties if isinstance(properties, Mapping) else {}
+            properties = (
+                parameters.get("properties")
+                if isinstance(parameters, Mapping)
+                else None
+            )
+            found[function["name"]] = (
+                properties if isinstance(properties, Mapping) else {}
+            )
     return found
 
 
 def _value(text: str, schema: Any) -> str:
     """The JSON text of an argument that was written as `text`."""
     schema = schema if isinstance(schema, Mapping) else {}
-    choices = schema.get("enum") or [schema["const"]] if "const" in schema else schema.get("enum") or []
-    is_text = schema.get("type") == "string" or (bool(choices) and all(isinstance(one, str) for one in choices))
+    choices = (
+        schema.get("enum") or [schema["const"]]
+        if "const" in schema
+        else schema.get("enum") or []
+    )
+    is_text = schema.get("type") == "string" or (
+        bool(choices) and all(isinstance(one, str) for one in choices)
+    )
     if not is_text:
         plain = _PYTHON_WORDS.get(text.strip(), text.strip())
         try:

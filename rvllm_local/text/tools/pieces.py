@@ -62,7 +62,14 @@ class ToolCallFailed:
     reason: str
 
 
-Piece = ContentDelta | ReasoningDelta | ToolCallStart | ToolCallDelta | ToolCallEnd | ToolCallFailed
+Piece = (
+    ContentDelta
+    | ReasoningDelta
+    | ToolCallStart
+    | ToolCallDelta
+    | ToolCallEnd
+    | ToolCallFailed
+)
 
 
 class ToolParser(Protocol):

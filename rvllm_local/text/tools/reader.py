@@ -22,7 +22,9 @@ from rvllm_local.text.tools.pieces import (
 )
 
 MAX_CALL_CHARS = 1 << 20  # a call may be this long, from its first tag to its last
-MAX_HELD_SPACE = 64  # blank characters are held back this far, because a call may follow
+MAX_HELD_SPACE = (
+    64  # blank characters are held back this far, because a call may follow
+)
 END = ""  # what a parser reads after the last character, as often as it asks
 
 T = TypeVar("T")
@@ -86,7 +88,9 @@ class PieceReader(ABC):
         elif self._raw is not None:
             self._raw.append(char)
             if len(self._raw) > MAX_CALL_CHARS:
-                raise MalformedCallError(f"the call is longer than {MAX_CALL_CHARS} characters")
+                raise MalformedCallError(
+                    f"the call is longer than {MAX_CALL_CHARS} characters"
+                )
         return char
 
     def _put_back(self, char: str) -> None:
@@ -118,7 +122,9 @@ class PieceReader(ABC):
 
         def take(text: str) -> None:
             if len(parts) >= limit:
-                raise MalformedCallError(f"a part of it is longer than {limit} characters")
+                raise MalformedCallError(
+                    f"a part of it is longer than {limit} characters"
+                )
             parts.append(text)
 
         tag = yield from self._until(tags, take)
@@ -126,7 +132,9 @@ class PieceReader(ABC):
             raise MalformedCallError("it was cut off")
         return "".join(parts), tag
 
-    def _until(self, tags: Sequence[str], take: Callable[[str], None], held: str = "") -> Reading[str]:
+    def _until(
+        self, tags: Sequence[str], take: Callable[[str], None], held: str = ""
+    ) -> Reading[str]:
         """Hand text to `take` up to one of `tags`, which is returned; `END` if none came.
 
         No tag may begin another. Only what could still become a tag is held back; `held` has been read already.
@@ -178,7 +186,13 @@ class PieceReader(ABC):
 
     # Calls.
 
-    def _call(self, opening: str, body: Reading[None], closings: Sequence[str], bare: bool = False) -> Reading[None]:
+    def _call(
+        self,
+        opening: str,
+        body: Reading[None],
+        closings: Sequence[str],
+        bare: bool = False,
+    ) -> Reading[None]:
         """Read one call, whose tag `opening` is already read; `body` reads it all, a closing tag included.
 
         If it fails, everything up to the next of `closings` belongs to the failure. A `bare` call, which only looks
@@ -210,7 +224,12 @@ class PieceReader(ABC):
         raw = "".join(self._raw or ())
         self._raw, self._again = None, None
         # The closing tag may have begun, or even come, when the call failed.
-        sizes = (size for tag in closings for size in range(1, len(tag) + 1) if raw.endswith(tag[:size]))
+        sizes = (
+            size
+            for tag in closings
+            for size in range(1, len(tag) + 1)
+            if raw.endswith(tag[:size])
+        )
         size = max(sizes, default=0)
         kept = list(raw[: len(raw) - size])
 

@@ -19,7 +19,9 @@ class HermesParser(JSONReader):
 
     def _parse(self) -> Reading[None]:
         opening, closing = tags.HERMES
-        while (tag := (yield from self._until((opening, closing), self._content))) != END:
+        while (
+            tag := (yield from self._until((opening, closing), self._content))
+        ) != END:
             if tag == opening:
                 yield from self._call(tag, self._body(closing), (closing,))
         self._flush_space()
@@ -41,7 +43,9 @@ class MistralParser(JSONReader):
 
     def _parse(self) -> Reading[None]:
         stray = (tags.MISTRAL_ARGS, tags.MISTRAL_ID)
-        while (tag := (yield from self._until((tags.MISTRAL_CALLS, *stray), self._content))) != END:
+        while (
+            tag := (yield from self._until((tags.MISTRAL_CALLS, *stray), self._content))
+        ) != END:
             if tag in stray:
                 continue
             first = yield from self._next_solid()
@@ -71,7 +75,9 @@ class MistralParser(JSONReader):
         self._end_call()
 
     def _named(self) -> Reading[None]:
-        name, tag = yield from self._text_until((tags.MISTRAL_ARGS, tags.MISTRAL_ID, "{"), MAX_NAME)
+        name, tag = yield from self._text_until(
+            (tags.MISTRAL_ARGS, tags.MISTRAL_ID, "{"), MAX_NAME
+        )
         if tag == tags.MISTRAL_ID:
             _, tag = yield from self._text_until((tags.MISTRAL_ARGS, "{"), MAX_NAME)
         self._start_call(name.strip())
@@ -114,4 +120,6 @@ class DeepSeekParser(JSONReader):
 
 def _nine_characters() -> str:
     """The only call ids that Mistral's templates take."""
-    return "".join(secrets.choice(string.ascii_letters + string.digits) for _ in range(9))
+    return "".join(
+        secrets.choice(string.ascii_letters + string.digits) for _ in range(9)
+    )

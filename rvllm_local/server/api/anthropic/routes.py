@@ -17,8 +17,19 @@ from rvllm_local.server.api.anthropic.requests import count_call, messages_call
 from rvllm_local.server.api.anthropic.schema import CountRequest, MessagesRequest
 from rvllm_local.server.api.openai.routes import raise_failed
 from rvllm_local.server.api.service import Service, new_id
-from rvllm_local.server.http.replies import EventStream, JSONReply, event, while_connected
-from rvllm_local.text.tools import ContentDelta, Piece, ReasoningDelta, ToolCallDelta, ToolCallStart
+from rvllm_local.server.http.replies import (
+    EventStream,
+    JSONReply,
+    event,
+    while_connected,
+)
+from rvllm_local.text.tools import (
+    ContentDelta,
+    Piece,
+    ReasoningDelta,
+    ToolCallDelta,
+    ToolCallStart,
+)
 from rvllm_local.types import FinishReason, SamplingParams
 
 BODIES: dict[str, type[CountRequest]] = {
@@ -33,22 +44,34 @@ def routes(service: Service) -> list[Route]:
 
     async def messages(request: Request) -> Response | ASGIApp:
         asked = await service.read(request, MessagesRequest)
-        call = await service.run(request, lambda: messages_call(asked), "reading the messages")
+        call = await service.run(
+            request, lambda: messages_call(asked), "reading the messages"
+        )
         request_id = new_id("msg_")
-        blocks = Blocks(omits_thinking=asked.thinking is not None and asked.thinking.display == "omitted")
+        blocks = Blocks(
+            omits_thinking=asked.thinking is not None
+            and asked.thinking.display == "omitted"
+        )
         if not asked.stream:
-            return await while_connected(request, _whole(service, call, request_id, blocks))
+            return await while_connected(
+                request, _whole(service, call, request_id, blocks)
+            )
         return EventStream(
-            _events(service, call, request_id, blocks), lambda problem: event(problem.anthropic(), "error")
+            _events(service, call, request_id, blocks),
+            lambda problem: event(problem.anthropic(), "error"),
         )
 
     async def count(request: Request) -> Response:
         asked = await service.read(request, CountRequest)
         params = SamplingParams(max_tokens=1)
-        call = await service.run(request, lambda: count_call(asked, params), "reading the messages")
+        call = await service.run(
+            request, lambda: count_call(asked, params), "reading the messages"
+        )
         async with service.registry.lease(call.model) as served:
             prepared = await service.workers.run(
-                lambda: prepare_chat(served.conversation, call), service.settings.prepare_timeout_s, "counting tokens"
+                lambda: prepare_chat(served.conversation, call),
+                service.settings.prepare_timeout_s,
+                "counting tokens",
             )
         return JSONReply({"input_tokens": len(prepared.prompts[0])})
 
@@ -73,16 +96,33 @@ class Blocks:
     def take(self, piece: Piece) -> list[Event]:
         match piece:
             case ContentDelta(text):
-                return self._grow("text", {"type": "text", "text": ""}, {"type": "text_delta", "text": text}, text)
+                return self._grow(
+                    "text",
+                    {"type": "text", "text": ""},
+                    {"type": "text_delta", "text": text},
+                    text,
+                )
             case ReasoningDelta(text):
                 empty = {"type": "thinking", "thinking": "", "signature": ""}
-                return self._grow("thinking", empty, {"type": "thinking_delta", "thinking": text}, text)
+                return self._grow(
+                    "thinking",
+                    empty,
+                    {"type": "thinking_delta", "thinking": text},
+                    text,
+                )
             case ToolCallStart(_, call_id, name):
-                call = {"type": "tool_use", "id": call_id, "name": name, "input": dict[str, Any]()}
+                call = {
+                    "type": "tool_use",
+                    "id": call_id,
+                    "name": name,
+                    "input": dict[str, Any](),
+                }
                 return [*self.close(), *self._open(call)]
             case ToolCallDelta(_, arguments):
                 self._parts.append(arguments)
-                return [self._delta({"type": "input_json_delta", "partial_json": arguments})]
+                return [
+                    self._delta({"type": "input_json_delta", "partial_json": arguments})
+                ]
             case _:
                 return []
 
@@ -101,7 +141,9 @@ class Blocks:
             events.append(self._delta({"type": "signature_delta", "signature": ""}))
         return [*events, {"type": "content_block_stop", "index": len(self.blocks) - 1}]
 
-    def _grow(self, kind: str, empty: dict[str, Any], delta: dict[str, Any], text: str) -> list[Event]:
+    def _grow(
+        self, kind: str, empty: dict[str, Any], delta: dict[str, Any], text: str
+    ) -> list[Event]:
         opening: list[Event] = []
         if not self._is_open or self.blocks[-1]["type"] != kind:
             opening = [*self.close(), *self._open(empty)]
@@ -113,13 +155,25 @@ class Blocks:
     def _open(self, block: dict[str, Any]) -> list[Event]:
         self.blocks.append(dict(block))
         self._parts, self._is_open = [], True
-        return [{"type": "content_block_start", "index": len(self.blocks) - 1, "content_block": block}]
+        return [
+            {
+                "type": "content_block_start",
+                "index": len(self.blocks) - 1,
+                "content_block": block,
+            }
+        ]
 
     def _delta(self, delta: dict[str, Any]) -> Event:
-        return {"type": "content_block_delta", "index": len(self.blocks) - 1, "delta": delta}
+        return {
+            "type": "content_block_delta",
+            "index": len(self.blocks) - 1,
+            "delta": delta,
+        }
 
 
-async def _whole(service: Service, call: ChatCall, request_id: str, blocks: Blocks) -> Response:
+async def _whole(
+    service: Service, call: ChatCall, request_id: str, blocks: Blocks
+) -> Response:
     async with service.generator.open(call, request_id) as generation:
         ended = None
         async for outcomes in generation.outcomes():
@@ -133,10 +187,18 @@ async def _whole(service: Service, call: ChatCall, request_id: str, blocks: Bloc
         raise_failed(ended)
         blocks.close()
         message = _message(request_id, generation.model, ended.usage)
-        return JSONReply({**message, **_stop(ended), "content": blocks.blocks or [{"type": "text", "text": ""}]})
+        return JSONReply(
+            {
+                **message,
+                **_stop(ended),
+                "content": blocks.blocks or [{"type": "text", "text": ""}],
+            }
+        )
 
 
-async def _events(service: Service, call: ChatCall, request_id: str, blocks: Blocks) -> AsyncIterator[bytes]:
+async def _events(
+    service: Service, call: ChatCall, request_id: str, blocks: Blocks
+) -> AsyncIterator[bytes]:
     async with service.generator.open(call, request_id) as generation:
         message = _message(request_id, generation.model, generation.usage)
         yield _sent({"type": "message_start", "message": message})
@@ -149,7 +211,13 @@ async def _events(service: Service, call: ChatCall, request_id: str, blocks: Blo
                 else:
                     raise_failed(outcome)
                     events.extend(blocks.close())
-                    events.append({"type": "message_delta", "delta": _stop(outcome), "usage": _usage(outcome.usage)})
+                    events.append(
+                        {
+                            "type": "message_delta",
+                            "delta": _stop(outcome),
+                            "usage": _usage(outcome.usage),
+                        }
+                    )
                     events.append({"type": "message_stop"})
             if events or not outcomes:
                 yield b"".join(map(_sent, events))

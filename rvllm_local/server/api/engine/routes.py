@@ -41,7 +41,10 @@ class DetokenizeRequest(Strict, kw_only=True):
     skip_special_tokens: bool = False
 
 
-BODIES: dict[str, type[Strict]] = {"/tokenize": TokenizeRequest, "/detokenize": DetokenizeRequest}
+BODIES: dict[str, type[Strict]] = {
+    "/tokenize": TokenizeRequest,
+    "/detokenize": DetokenizeRequest,
+}
 
 
 def routes(service: Service) -> list[Route]:
@@ -52,7 +55,10 @@ def routes(service: Service) -> list[Route]:
         return JSONReply(found, 200 if found["status"] == "ok" else 503)
 
     async def metrics(request: Request) -> Response:
-        engines = {served.name: await _stats(service, served) for served in service.registry.loaded()}
+        engines = {
+            served.name: await _stats(service, served)
+            for served in service.registry.loaded()
+        }
         return Response(service.metrics.exposition(engines), media_type=CONTENT_TYPE)
 
     async def models(request: Request) -> Response:
@@ -62,11 +68,20 @@ def routes(service: Service) -> list[Route]:
 
     async def model(request: Request) -> Response:
         name = service.registry.resolve(request.path_params["name"])
-        return JSONReply(next(_model(row) for row in service.registry.listed() if row.name == name))
+        return JSONReply(
+            next(_model(row) for row in service.registry.listed() if row.name == name)
+        )
 
     async def engine(request: Request) -> Response:
-        engines = [await _engine(service, served) for served in service.registry.loaded()]
-        return JSONReply({"engines": engines, "models": [_model(row) for row in service.registry.listed()]})
+        engines = [
+            await _engine(service, served) for served in service.registry.loaded()
+        ]
+        return JSONReply(
+            {
+                "engines": engines,
+                "models": [_model(row) for row in service.registry.listed()],
+            }
+        )
 
     async def explain(request: Request) -> Response:
         return await _explain(service, request.path_params["request_id"])
@@ -75,7 +90,9 @@ def routes(service: Service) -> list[Route]:
         return await _tokenize(service, await service.read(request, TokenizeRequest))
 
     async def detokenize(request: Request) -> Response:
-        return await _detokenize(service, await service.read(request, DetokenizeRequest))
+        return await _detokenize(
+            service, await service.read(request, DetokenizeRequest)
+        )
 
     return [
         Route("/health", health, methods=["GET"]),
@@ -93,21 +110,32 @@ async def _health(service: Service) -> dict[str, Any]:
     """Well if the default model's engine answers a question between its steps, and so do all others."""
     registry = service.registry
     engines = [await _engine_health(service, served) for served in registry.loaded()]
-    default = next((row for row in registry.listed() if row.name == registry.default), None)
+    default = next(
+        (row for row in registry.listed() if row.name == registry.default), None
+    )
     status = "ok"
     if any(row["status"] != "ok" for row in engines):
         status = "unwell"
     elif default is not None and default.state in ("loading", "failed"):
         status = default.state
     message = default.failure if default is not None else None
-    return {"status": status, "default_model": registry.default, "message": message or "", "engines": engines}
+    return {
+        "status": status,
+        "default_model": registry.default,
+        "message": message or "",
+        "engines": engines,
+    }
 
 
 async def _engine_health(service: Service, served: Served) -> dict[str, Any]:
     found = health_of(served.client)
     row: dict[str, Any] = {"model": served.name, "status": "ok"}
     if found is not None:
-        row |= {"state": found.state, "steps": found.steps, "last_step_age_s": found.last_step_age_s}
+        row |= {
+            "state": found.state,
+            "steps": found.steps,
+            "last_step_age_s": found.last_step_age_s,
+        }
         row |= {"restarts": found.restarts, "message": found.message, "pid": found.pid}
         if found.state != "ready":
             return {**row, "status": "unwell"}
@@ -128,11 +156,18 @@ async def _stats(service: Service, served: Served) -> Mapping[str, int | float |
 async def _engine(service: Service, served: Served) -> dict[str, Any]:
     health = health_of(served.client)
     limits = dataclasses.asdict(served.client.limits)
-    head = {"model": served.name, "limits": limits, "planned_bytes": served.memory, "loaded_at": int(served.loaded_at)}
+    head = {
+        "model": served.name,
+        "limits": limits,
+        "planned_bytes": served.memory,
+        "loaded_at": int(served.loaded_at),
+    }
     if health is not None:
         head["health"] = dataclasses.asdict(health)
     try:
-        snapshot = await service.questions.ask(served.client, "snapshot", served.client.snapshot)
+        snapshot = await service.questions.ask(
+            served.client, "snapshot", served.client.snapshot
+        )
     except EngineError as error:
         return {**head, "error": str(error)}
     return {**head, **dataclasses.asdict(snapshot)}
@@ -140,10 +175,16 @@ async def _engine(service: Service, served: Served) -> dict[str, Any]:
 
 async def _explain(service: Service, request_id: str) -> Response:
     for served in service.registry.loaded():
-        reports = await service.questions.ask(served.client, "explain", served.client.explain, request_id)
+        reports = await service.questions.ask(
+            served.client, "explain", served.client.explain, request_id
+        )
         if reports:
             return JSONReply(
-                {"id": request_id, "model": served.name, "choices": [dataclasses.asdict(r) for r in reports]}
+                {
+                    "id": request_id,
+                    "model": served.name,
+                    "choices": [dataclasses.asdict(r) for r in reports],
+                }
             )
     raise Problem(404, "no finished request with this id is remembered", "not_found")
 
@@ -155,16 +196,27 @@ async def _tokenize(service: Service, asked: TokenizeRequest) -> Response:
 
         def work() -> list[int]:
             if asked.prompt is not None:
-                return served.tokenizer.encode(asked.prompt, bos=asked.add_special_tokens)
+                return served.tokenizer.encode(
+                    asked.prompt, bos=asked.add_special_tokens
+                )
             messages = read_messages(asked.messages or [])
             return list(
                 prepare_chat(
-                    served.conversation, ChatCall(asked.model, messages, SamplingParams(max_tokens=1))
+                    served.conversation,
+                    ChatCall(asked.model, messages, SamplingParams(max_tokens=1)),
                 ).prompts[0]
             )
 
-        ids = await service.workers.run(work, service.settings.prepare_timeout_s, "tokenizing")
-        return JSONReply({"tokens": ids, "count": len(ids), "max_model_len": served.client.limits.context_length})
+        ids = await service.workers.run(
+            work, service.settings.prepare_timeout_s, "tokenizing"
+        )
+        return JSONReply(
+            {
+                "tokens": ids,
+                "count": len(ids),
+                "max_model_len": served.client.limits.context_length,
+            }
+        )
 
 
 async def _detokenize(service: Service, asked: DetokenizeRequest) -> Response:
@@ -172,7 +224,12 @@ async def _detokenize(service: Service, asked: DetokenizeRequest) -> Response:
         size = served.client.limits.vocab_size
         wrong = next((token for token in asked.tokens if not 0 <= token < size), None)
         if wrong is not None:
-            raise Problem(400, f"token id {wrong} is outside the vocabulary of {size}", None, "tokens")
+            raise Problem(
+                400,
+                f"token id {wrong} is outside the vocabulary of {size}",
+                None,
+                "tokens",
+            )
         decode = served.tokenizer.decode
         text = await service.workers.run(
             lambda: decode(asked.tokens, skip_special=asked.skip_special_tokens),

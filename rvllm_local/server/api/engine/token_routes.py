@@ -30,13 +30,22 @@ def routes(service: Service) -> list[Route]:
     async def load(request: Request) -> Response:
         asked = await service.read(request, http_messages.LoadRequest)
         async with service.registry.lease(asked.model) as served:
-            return JSONReply({"model": served.name, "limits": dataclasses.asdict(served.client.limits)})
+            return JSONReply(
+                {
+                    "model": served.name,
+                    "limits": dataclasses.asdict(served.client.limits),
+                }
+            )
 
     async def generate(request: Request) -> Response | ASGIApp:
         asked = await service.read(request, http_messages.GenerateRequest)
         if abs(asked.priority) > MAX_PRIORITY:
-            raise bad_request(f"priority must be from -{MAX_PRIORITY} to {MAX_PRIORITY}", "priority")
-        return EventStream(_events(service, asked), lambda problem: event(problem.openai()))
+            raise bad_request(
+                f"priority must be from -{MAX_PRIORITY} to {MAX_PRIORITY}", "priority"
+            )
+        return EventStream(
+            _events(service, asked), lambda problem: event(problem.openai())
+        )
 
     async def cancel(request: Request) -> Response:
         request_id = request.path_params["request_id"]
@@ -51,10 +60,16 @@ def routes(service: Service) -> list[Route]:
     ]
 
 
-async def _events(service: Service, asked: http_messages.GenerateRequest) -> AsyncIterator[bytes]:
+async def _events(
+    service: Service, asked: http_messages.GenerateRequest
+) -> AsyncIterator[bytes]:
     requests = http_messages.read(asked)
     async with service.generator.open_tokens(asked.model, requests) as generation:
         yield b""  # accepted: the status goes out
         async for events in generation.token_events():
-            yield event({"events": [dataclasses.asdict(one) for one in events]}) if events else b""
+            yield (
+                event({"events": [dataclasses.asdict(one) for one in events]})
+                if events
+                else b""
+            )
         yield _DONE

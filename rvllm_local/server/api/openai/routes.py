@@ -19,14 +19,28 @@ from rvllm_local.server.api.openai.schema import ChatRequest, Sampling, TextRequ
 from rvllm_local.server.api.service import Service, new_id
 from rvllm_local.server.generation.generation import Generation
 from rvllm_local.server.http.problems import Problem, bad_request, problem_of
-from rvllm_local.server.http.replies import EventStream, JSONReply, event, while_connected
+from rvllm_local.server.http.replies import (
+    EventStream,
+    JSONReply,
+    event,
+    while_connected,
+)
 from rvllm_local.text.tokenizer import Tokenizer
-from rvllm_local.text.tools import ContentDelta, Piece, ReasoningDelta, ToolCallDelta, ToolCallStart
+from rvllm_local.text.tools import (
+    ContentDelta,
+    Piece,
+    ReasoningDelta,
+    ToolCallDelta,
+    ToolCallStart,
+)
 from rvllm_local.types import FinishReason, TokenLogprob
 
 DONE = b"data: [DONE]\n\n"
 LEAST_LOGPROB = -9999.0  # JSON knows no infinity
-BODIES: dict[str, type[Sampling]] = {"/v1/chat/completions": ChatRequest, "/v1/completions": TextRequest}
+BODIES: dict[str, type[Sampling]] = {
+    "/v1/chat/completions": ChatRequest,
+    "/v1/completions": TextRequest,
+}
 
 
 def routes(service: Service) -> list[Route]:
@@ -34,13 +48,19 @@ def routes(service: Service) -> list[Route]:
 
     async def chat(request: Request) -> Response | ASGIApp:
         asked = await service.read(request, ChatRequest)
-        call = await service.run(request, lambda: chat_call(asked), "reading the messages")
+        call = await service.run(
+            request, lambda: chat_call(asked), "reading the messages"
+        )
         return await _answer(service, request, asked, call, _ChatShape())
 
     async def text(request: Request) -> Response | ASGIApp:
         asked = await service.read(request, TextRequest)
-        call = await service.run(request, lambda: text_call(asked), "reading the prompts")
-        return await _answer(service, request, asked, call, _TextShape(_echoes(asked, call)))
+        call = await service.run(
+            request, lambda: text_call(asked), "reading the prompts"
+        )
+        return await _answer(
+            service, request, asked, call, _TextShape(_echoes(asked, call))
+        )
 
     return [
         Route("/v1/chat/completions", chat, methods=["POST"]),
@@ -49,15 +69,24 @@ def routes(service: Service) -> list[Route]:
 
 
 async def _answer(
-    service: Service, request: Request, asked: Sampling, call: ChatCall | TextCall, shape: _ChatShape | _TextShape
+    service: Service,
+    request: Request,
+    asked: Sampling,
+    call: ChatCall | TextCall,
+    shape: _ChatShape | _TextShape,
 ) -> Response | ASGIApp:
     if asked.stream_options is not None and not asked.stream:
         raise bad_request("stream_options needs stream to be true", "stream_options")
     request_id = new_id(shape.prefix)
     if not asked.stream:
         return await while_connected(request, _whole(service, call, request_id, shape))
-    wants_usage = asked.stream_options is not None and asked.stream_options.include_usage
-    return EventStream(_events(service, call, request_id, shape, wants_usage), lambda problem: event(problem.openai()))
+    wants_usage = (
+        asked.stream_options is not None and asked.stream_options.include_usage
+    )
+    return EventStream(
+        _events(service, call, request_id, shape, wants_usage),
+        lambda problem: event(problem.openai()),
+    )
 
 
 @dataclass(slots=True)
@@ -82,7 +111,13 @@ class _Gathered:
                 case ReasoningDelta(text):
                     self.reasoning.append(text)
                 case ToolCallStart(_, call_id, name):
-                    self.calls.append({"id": call_id, "type": "function", "function": {"name": name, "arguments": ""}})
+                    self.calls.append(
+                        {
+                            "id": call_id,
+                            "type": "function",
+                            "function": {"name": name, "arguments": ""},
+                        }
+                    )
                 case ToolCallDelta(_, arguments):
                     self.calls[-1]["function"]["arguments"] += arguments
 
@@ -107,7 +142,10 @@ def raise_failed(ended: Ended) -> None:
 
 
 async def _whole(
-    service: Service, call: ChatCall | TextCall, request_id: str, shape: _ChatShape | _TextShape
+    service: Service,
+    call: ChatCall | TextCall,
+    request_id: str,
+    shape: _ChatShape | _TextShape,
 ) -> Response:
     async with service.generator.open(call, request_id) as generation:
         choices = await gather(generation)
@@ -115,14 +153,21 @@ async def _whole(
         return JSONReply(
             {
                 **_head(generation, shape.kind),
-                "choices": [shape.choice(index, choice, tokenizer) for index, choice in enumerate(choices)],
+                "choices": [
+                    shape.choice(index, choice, tokenizer)
+                    for index, choice in enumerate(choices)
+                ],
                 "usage": usage_of(generation.usage),
             }
         )
 
 
 async def _events(
-    service: Service, call: ChatCall | TextCall, request_id: str, shape: _ChatShape | _TextShape, wants_usage: bool
+    service: Service,
+    call: ChatCall | TextCall,
+    request_id: str,
+    shape: _ChatShape | _TextShape,
+    wants_usage: bool,
 ) -> AsyncIterator[bytes]:
     async with service.generator.open(call, request_id) as generation:
         head = _head(generation, shape.stream_kind)
@@ -134,13 +179,17 @@ async def _events(
             return f'data: {prefix}, "choices": {json.dumps(choices, allow_nan=False)}{extra}}}\n\n'.encode()
 
         tokenizer = generation.served.tokenizer
-        yield b"".join(chunk([first]) for first in shape.opening(generation.num_choices, tokenizer))
+        yield b"".join(
+            chunk([first]) for first in shape.opening(generation.num_choices, tokenizer)
+        )
         async for outcomes in generation.outcomes():
             parts: list[bytes] = []
             for outcome in outcomes:
                 if isinstance(outcome, Ended):
                     raise_failed(outcome)
-                parts.extend(chunk([choice]) for choice in shape.chunks(outcome, tokenizer))
+                parts.extend(
+                    chunk([choice]) for choice in shape.chunks(outcome, tokenizer)
+                )
             if parts or not outcomes:
                 yield b"".join(parts)
         if wants_usage:
@@ -174,26 +223,42 @@ class _ChatShape:
 
     prefix, kind, stream_kind = "chatcmpl-", "chat.completion", "chat.completion.chunk"
 
-    def choice(self, index: int, found: _Gathered, tokenizer: Tokenizer) -> dict[str, Any]:
+    def choice(
+        self, index: int, found: _Gathered, tokenizer: Tokenizer
+    ) -> dict[str, Any]:
         assert found.ended is not None
         text, reasoning = "".join(found.text), "".join(found.reasoning)
-        message: dict[str, Any] = {"role": "assistant", "content": text if text or not found.calls else None}
+        message: dict[str, Any] = {
+            "role": "assistant",
+            "content": text if text or not found.calls else None,
+        }
         message["refusal"] = None
         if reasoning:
             message["reasoning_content"] = reasoning
         if found.calls:
             message["tool_calls"] = found.calls
         logprobs = chat_logprobs(found.logprobs, tokenizer)
-        return {"index": index, "message": message, "logprobs": logprobs, "finish_reason": finish_reason(found.ended)}
+        return {
+            "index": index,
+            "message": message,
+            "logprobs": logprobs,
+            "finish_reason": finish_reason(found.ended),
+        }
 
     def opening(self, num_choices: int, tokenizer: Tokenizer) -> list[dict[str, Any]]:
         delta = {"role": "assistant", "content": ""}
         return [self._chunk(index, delta) for index in range(num_choices)]
 
-    def chunks(self, outcome: Delta | Ended, tokenizer: Tokenizer) -> list[dict[str, Any]]:
+    def chunks(
+        self, outcome: Delta | Ended, tokenizer: Tokenizer
+    ) -> list[dict[str, Any]]:
         if isinstance(outcome, Ended):
             return [self._chunk(outcome.index, {}, finish_reason(outcome))]
-        deltas = [delta for piece in outcome.pieces if (delta := _chat_delta(piece)) is not None]
+        deltas = [
+            delta
+            for piece in outcome.pieces
+            if (delta := _chat_delta(piece)) is not None
+        ]
         chunks = [self._chunk(outcome.index, delta) for delta in deltas or [{}]]
         if outcome.logprobs:
             chunks[0]["logprobs"] = chat_logprobs(outcome.logprobs, tokenizer)
@@ -202,8 +267,15 @@ class _ChatShape:
         return chunks
 
     @staticmethod
-    def _chunk(index: int, delta: dict[str, Any], reason: str | None = None) -> dict[str, Any]:
-        return {"index": index, "delta": delta, "logprobs": None, "finish_reason": reason}
+    def _chunk(
+        index: int, delta: dict[str, Any], reason: str | None = None
+    ) -> dict[str, Any]:
+        return {
+            "index": index,
+            "delta": delta,
+            "logprobs": None,
+            "finish_reason": reason,
+        }
 
 
 def _chat_delta(piece: Piece) -> dict[str, Any] | None:
@@ -214,9 +286,20 @@ def _chat_delta(piece: Piece) -> dict[str, Any] | None:
             return {"reasoning_content": text}
         case ToolCallStart(index, call_id, name):
             function = {"name": name, "arguments": ""}
-            return {"tool_calls": [{"index": index, "id": call_id, "type": "function", "function": function}]}
+            return {
+                "tool_calls": [
+                    {
+                        "index": index,
+                        "id": call_id,
+                        "type": "function",
+                        "function": function,
+                    }
+                ]
+            }
         case ToolCallDelta(index, arguments):
-            return {"tool_calls": [{"index": index, "function": {"arguments": arguments}}]}
+            return {
+                "tool_calls": [{"index": index, "function": {"arguments": arguments}}]
+            }
         case _:
             return None
 
@@ -230,19 +313,33 @@ class _TextShape:
         self._echo = echo
         self._offsets: dict[int, int] = {}
 
-    def choice(self, index: int, found: _Gathered, tokenizer: Tokenizer) -> dict[str, Any]:
+    def choice(
+        self, index: int, found: _Gathered, tokenizer: Tokenizer
+    ) -> dict[str, Any]:
         assert found.ended is not None
         text = self._prompt(index, tokenizer) + "".join(found.text)
         logprobs = self._logprobs(index, found.logprobs, tokenizer)
-        return {"index": index, "text": text, "logprobs": logprobs, "finish_reason": finish_reason(found.ended)}
+        return {
+            "index": index,
+            "text": text,
+            "logprobs": logprobs,
+            "finish_reason": finish_reason(found.ended),
+        }
 
     def opening(self, num_choices: int, tokenizer: Tokenizer) -> list[dict[str, Any]]:
-        return [self._chunk(index, self._prompt(index, tokenizer)) for index in range(num_choices)]
+        return [
+            self._chunk(index, self._prompt(index, tokenizer))
+            for index in range(num_choices)
+        ]
 
-    def chunks(self, outcome: Delta | Ended, tokenizer: Tokenizer) -> list[dict[str, Any]]:
+    def chunks(
+        self, outcome: Delta | Ended, tokenizer: Tokenizer
+    ) -> list[dict[str, Any]]:
         if isinstance(outcome, Ended):
             return [self._chunk(outcome.index, "", finish_reason(outcome))]
-        text = "".join(piece.text for piece in outcome.pieces if isinstance(piece, ContentDelta))
+        text = "".join(
+            piece.text for piece in outcome.pieces if isinstance(piece, ContentDelta)
+        )
         found = self._chunk(outcome.index, text)
         found["logprobs"] = self._logprobs(outcome.index, outcome.logprobs, tokenizer)
         return [found]
@@ -251,9 +348,15 @@ class _TextShape:
         if self._echo is None:
             return ""
         prompt = self._echo(index)
-        return prompt if isinstance(prompt, str) else tokenizer.decode(prompt, skip_special=False)
+        return (
+            prompt
+            if isinstance(prompt, str)
+            else tokenizer.decode(prompt, skip_special=False)
+        )
 
-    def _logprobs(self, index: int, logprobs: Sequence[TokenLogprob], tokenizer: Tokenizer) -> dict[str, Any] | None:
+    def _logprobs(
+        self, index: int, logprobs: Sequence[TokenLogprob], tokenizer: Tokenizer
+    ) -> dict[str, Any] | None:
         """OpenAI's older shape: lists side by side, with each token's offset in the text."""
         if not logprobs:
             return None
@@ -275,7 +378,9 @@ class _TextShape:
         return {"index": index, "text": text, "logprobs": None, "finish_reason": reason}
 
 
-def _echoes(asked: TextRequest, call: TextCall) -> Callable[[int], str | tuple[int, ...]] | None:
+def _echoes(
+    asked: TextRequest, call: TextCall
+) -> Callable[[int], str | tuple[int, ...]] | None:
     if not asked.echo:
         return None
     return lambda index: call.prompts[index // call.params.n]
@@ -283,22 +388,33 @@ def _echoes(asked: TextRequest, call: TextCall) -> Callable[[int], str | tuple[i
 
 def finish_reason(ended: Ended) -> str:
     """OpenAI's word for why a choice ended."""
-    return "tool_calls" if ended.made_calls and ended.reason is FinishReason.STOP else str(ended.reason)
+    return (
+        "tool_calls"
+        if ended.made_calls and ended.reason is FinishReason.STOP
+        else str(ended.reason)
+    )
 
 
-def chat_logprobs(logprobs: Sequence[TokenLogprob], tokenizer: Tokenizer) -> dict[str, Any] | None:
+def chat_logprobs(
+    logprobs: Sequence[TokenLogprob], tokenizer: Tokenizer
+) -> dict[str, Any] | None:
     """The chosen tokens with their alternatives, in the shape of chat completions."""
     if not logprobs:
         return None
     content = []
     for one in logprobs:
         top = [_token(tokenizer, token, value) for token, value in one.top]
-        content.append({**_token(tokenizer, one.token_id, one.logprob), "top_logprobs": top})
+        content.append(
+            {**_token(tokenizer, one.token_id, one.logprob), "top_logprobs": top}
+        )
     return {"content": content, "refusal": None}
 
 
 def _top(tokenizer: Tokenizer, one: TokenLogprob) -> dict[str, float]:
-    return {token_text(tokenizer, token): max(value, LEAST_LOGPROB) for token, value in one.top}
+    return {
+        token_text(tokenizer, token): max(value, LEAST_LOGPROB)
+        for token, value in one.top
+    }
 
 
 def _token(tokenizer: Tokenizer, token_id: int, logprob: float) -> dict[str, Any]:

@@ -14,7 +14,9 @@ from rvllm_local.server.http.problems import bad_request
 Object = dict[str, Any]
 
 
-class Strict(msgspec.Struct, forbid_unknown_fields=True, kw_only=True, omit_defaults=True):
+class Strict(
+    msgspec.Struct, forbid_unknown_fields=True, kw_only=True, omit_defaults=True
+):
     """A request's object, in which every field is known."""
 
 
@@ -136,7 +138,9 @@ class ChatRequest(Sampling, kw_only=True):
     tool_choice: Literal["auto", "none", "required"] | NamedTool | None = None
     parallel_tool_calls: bool | None = None
     response_format: Object | None = None
-    reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh"] | None = None
+    reasoning_effort: (
+        Literal["none", "minimal", "low", "medium", "high", "xhigh"] | None
+    ) = None
     reasoning_budget: int | None = None
     chat_template_kwargs: Object | None = None
     continue_final_message: bool | None = None
@@ -184,4 +188,8 @@ def refuse_unsupported(request: msgspec.Struct) -> None:
     """Raise `Problem` 400 for a field that would be ignored."""
     for name, neutral in _NEUTRAL.items():
         if getattr(request, name, None) not in neutral:
-            raise bad_request(f"{name} is not supported by this server; leave it out", name, "unsupported")
+            raise bad_request(
+                f"{name} is not supported by this server; leave it out",
+                name,
+                "unsupported",
+            )

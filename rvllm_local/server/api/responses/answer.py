@@ -7,7 +7,14 @@ from typing import Any
 from rvllm_local.server.api.openai.routes import chat_logprobs
 from rvllm_local.server.api.service import new_id
 from rvllm_local.text.tokenizer import Tokenizer
-from rvllm_local.text.tools import ContentDelta, Piece, ReasoningDelta, ToolCallDelta, ToolCallEnd, ToolCallStart
+from rvllm_local.text.tools import (
+    ContentDelta,
+    Piece,
+    ReasoningDelta,
+    ToolCallDelta,
+    ToolCallEnd,
+    ToolCallStart,
+)
 from rvllm_local.types import TokenLogprob
 
 Event = dict[str, Any]
@@ -23,26 +30,51 @@ class OutputItems:
         self._logprobs: list[TokenLogprob] = []
         self._is_open = False
 
-    def take(self, piece: Piece, logprobs: tuple[TokenLogprob, ...] = ()) -> list[Event]:
+    def take(
+        self, piece: Piece, logprobs: tuple[TokenLogprob, ...] = ()
+    ) -> list[Event]:
         match piece:
             case ContentDelta(text):
                 opening = self._ensure("message")
                 self._parts.append(text)
                 self._logprobs.extend(logprobs)
                 found = chat_logprobs(logprobs, self._tokenizer)
-                delta = {"delta": text, "logprobs": [] if found is None else found["content"]}
-                return [*opening, self._event("response.output_text.delta", content_index=0, **delta)]
+                delta = {
+                    "delta": text,
+                    "logprobs": [] if found is None else found["content"],
+                }
+                return [
+                    *opening,
+                    self._event("response.output_text.delta", content_index=0, **delta),
+                ]
             case ReasoningDelta(text):
                 opening = self._ensure("reasoning")
                 self._parts.append(text)
-                return [*opening, self._event("response.reasoning_text.delta", content_index=0, delta=text)]
+                return [
+                    *opening,
+                    self._event(
+                        "response.reasoning_text.delta", content_index=0, delta=text
+                    ),
+                ]
             case ToolCallStart(_, call_id, name):
                 closing = self.close()
-                call = {"type": "function_call", "id": new_id("fc_"), "call_id": call_id, "name": name}
-                return [*closing, *self._open({**call, "arguments": "", "status": "in_progress"})]
+                call = {
+                    "type": "function_call",
+                    "id": new_id("fc_"),
+                    "call_id": call_id,
+                    "name": name,
+                }
+                return [
+                    *closing,
+                    *self._open({**call, "arguments": "", "status": "in_progress"}),
+                ]
             case ToolCallDelta(_, arguments):
                 self._parts.append(arguments)
-                return [self._event("response.function_call_arguments.delta", delta=arguments)]
+                return [
+                    self._event(
+                        "response.function_call_arguments.delta", delta=arguments
+                    )
+                ]
             case ToolCallEnd():
                 return self.close()
             case _:
@@ -57,7 +89,13 @@ class OutputItems:
         item["status"] = status
         if item["type"] == "function_call":
             item["arguments"] = text
-            done = [self._event("response.function_call_arguments.done", arguments=text, name=item["name"])]
+            done = [
+                self._event(
+                    "response.function_call_arguments.done",
+                    arguments=text,
+                    name=item["name"],
+                )
+            ]
         else:
             part = item["content"][0]
             part["text"] = text
@@ -65,10 +103,14 @@ class OutputItems:
             said: dict[str, Any] = {"text": text}
             if kind == "output_text":
                 found = chat_logprobs(self._logprobs, self._tokenizer)
-                part["logprobs"] = said["logprobs"] = [] if found is None else found["content"]
+                part["logprobs"] = said["logprobs"] = (
+                    [] if found is None else found["content"]
+                )
             done = [
                 self._event(f"response.{kind}.done", content_index=0, **said),
-                self._event("response.content_part.done", content_index=0, part=dict(part)),
+                self._event(
+                    "response.content_part.done", content_index=0, part=dict(part)
+                ),
             ]
         return [*done, self._item_event("response.output_item.done")]
 
@@ -77,7 +119,12 @@ class OutputItems:
             return []
         closing = self.close()
         if kind == "message":
-            part: dict[str, Any] = {"type": "output_text", "text": "", "annotations": [], "logprobs": []}
+            part: dict[str, Any] = {
+                "type": "output_text",
+                "text": "",
+                "annotations": [],
+                "logprobs": [],
+            }
             item = {
                 "type": "message",
                 "id": new_id("msg_"),
@@ -87,10 +134,22 @@ class OutputItems:
             }
         else:
             part = {"type": "reasoning_text", "text": ""}
-            item = {"type": "reasoning", "id": new_id("rs_"), "summary": [], "content": [], "status": "in_progress"}
+            item = {
+                "type": "reasoning",
+                "id": new_id("rs_"),
+                "summary": [],
+                "content": [],
+                "status": "in_progress",
+            }
         opening = self._open(item)
         self.items[-1]["content"].append(part)
-        return [*closing, *opening, self._event("response.content_part.added", content_index=0, part=dict(part))]
+        return [
+            *closing,
+            *opening,
+            self._event(
+                "response.content_part.added", content_index=0, part=dict(part)
+            ),
+        ]
 
     def _open(self, item: dict[str, Any]) -> list[Event]:
         self.items.append(item)
@@ -98,9 +157,18 @@ class OutputItems:
         return [self._item_event("response.output_item.added")]
 
     def _event(self, kind: str, **fields: Any) -> Event:
-        return {"type": kind, "item_id": self.items[-1]["id"], "output_index": len(self.items) - 1, **fields}
+        return {
+            "type": kind,
+            "item_id": self.items[-1]["id"],
+            "output_index": len(self.items) - 1,
+            **fields,
+        }
 
     def _item_event(self, kind: str) -> Event:
         item = self.items[-1]
-        shown = {**item, "content": list(item["content"])} if "content" in item else dict(item)
+        shown = (
+            {**item, "content": list(item["content"])}
+            if "content" in item
+            else dict(item)
+        )
         return {"type": kind, "output_index": len(self.items) - 1, "item": shown}

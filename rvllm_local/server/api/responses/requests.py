@@ -37,25 +37,45 @@ def responses_call(request: ResponsesRequest, earlier: Messages) -> ChatCall:
     """What a request asks for, after the `earlier` messages of the response that it goes on from."""
     for name, neutral in _NEUTRAL.items():
         if getattr(request, name) not in neutral:
-            raise bad_request(f"{name} is not supported by this server; leave it out", name, "unsupported")
+            raise bad_request(
+                f"{name} is not supported by this server; leave it out",
+                name,
+                "unsupported",
+            )
     if request.text is not None and request.text.verbosity not in (None, "medium"):
         raise bad_request(
-            "text.verbosity is not supported by this server; leave it out", "text.verbosity", "unsupported"
+            "text.verbosity is not supported by this server; leave it out",
+            "text.verbosity",
+            "unsupported",
         )
     if request.stream_options is not None and not request.stream:
         raise bad_request("stream_options needs stream to be true", "stream_options")
-    wrong = next((name for name in request.include or () if name not in _INCLUDED), None)
+    wrong = next(
+        (name for name in request.include or () if name not in _INCLUDED), None
+    )
     if wrong is not None:
-        raise bad_request(f"include knows {', '.join(_INCLUDED)}; leave the others out", "include", "unsupported")
-    head = () if request.instructions is None else ({"role": "system", "content": request.instructions},)
+        raise bad_request(
+            f"include knows {', '.join(_INCLUDED)}; leave the others out",
+            "include",
+            "unsupported",
+        )
+    head = (
+        ()
+        if request.instructions is None
+        else ({"role": "system", "content": request.instructions},)
+    )
     return ChatCall(
         model=request.model,
         messages=(*head, *earlier, *input_messages(request.input)),
         params=_params(request),
-        tools=tuple(_tool(tool, index) for index, tool in enumerate(request.tools or ())),
+        tools=tuple(
+            _tool(tool, index) for index, tool in enumerate(request.tools or ())
+        ),
         tool_choice=_tool_choice(request),
         parallel_tool_calls=request.parallel_tool_calls is not False,
-        response_format=_format(request.text.format if request.text is not None else None),
+        response_format=_format(
+            request.text.format if request.text is not None else None
+        ),
         reasoning_budget=_budget(request),
         is_open_ended=request.max_output_tokens is None,
     )
@@ -78,15 +98,24 @@ def input_messages(given: str | Sequence[InputItem]) -> Messages:
                 _add_call(messages, item, where)
             case "function_call_output":
                 if not item.call_id or item.output is None:
-                    raise bad_request(f"{where}: a function_call_output needs call_id and output", where)
+                    raise bad_request(
+                        f"{where}: a function_call_output needs call_id and output",
+                        where,
+                    )
                 output = _text(item.output, where)
-                messages.append({"role": "tool", "tool_call_id": item.call_id, "content": output})
+                messages.append(
+                    {"role": "tool", "tool_call_id": item.call_id, "content": output}
+                )
             case "reasoning":
                 thought = _text([*(item.content or item.summary or ())], where)
                 continue
             case _:
                 shown = shown_kind(item.type)
-                raise bad_request(f"{where} is of type {shown}, which is not supported here", where, "unsupported")
+                raise bad_request(
+                    f"{where} is of type {shown}, which is not supported here",
+                    where,
+                    "unsupported",
+                )
         if thought and messages[-1]["role"] == "assistant":
             messages[-1]["reasoning_content"] = thought
         thought = ""
@@ -99,7 +128,11 @@ def output_messages(output: Iterable[Mapping[str, Any]]) -> Messages:
 
 
 def _known(item: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in item.items() if name in InputItem.__struct_fields__}
+    return {
+        name: value
+        for name, value in item.items()
+        if name in InputItem.__struct_fields__
+    }
 
 
 def _message(item: InputItem, where: str) -> dict[str, Any]:
@@ -110,10 +143,16 @@ def _message(item: InputItem, where: str) -> dict[str, Any]:
 
 def _add_call(messages: list[dict[str, Any]], item: InputItem, where: str) -> None:
     if not item.call_id or not item.name or item.arguments is None:
-        raise bad_request(f"{where}: a function_call needs call_id, name and arguments", where)
+        raise bad_request(
+            f"{where}: a function_call needs call_id, name and arguments", where
+        )
     if not messages or messages[-1]["role"] != "assistant":
         messages.append({"role": "assistant", "content": ""})
-    call = {"id": item.call_id, "type": "function", "function": {"name": item.name, "arguments": item.arguments}}
+    call = {
+        "id": item.call_id,
+        "type": "function",
+        "function": {"name": item.name, "arguments": item.arguments},
+    }
     messages[-1].setdefault("tool_calls", []).append(call)
 
 
@@ -123,33 +162,52 @@ def _text(content: str | Sequence[ItemPart], where: str) -> str:
     for index, part in enumerate(content):
         if part.text is None and part.refusal is None:
             shown = shown_kind(part.type)
-            raise bad_request(f"{where}: part {index} is of type {shown}; this server reads text only", where)
+            raise bad_request(
+                f"{where}: part {index} is of type {shown}; this server reads text only",
+                where,
+            )
     return "".join(part.text or part.refusal or "" for part in content)
 
 
 def _params(request: ResponsesRequest) -> SamplingParams:
     names = ("temperature", "top_p", "seed", "top_k", "min_p")
-    given: dict[str, Any] = {name: value for name in names if (value := getattr(request, name)) is not None}
-    wants_logprobs = request.top_logprobs is not None or _INCLUDED[0] in (request.include or ())
+    given: dict[str, Any] = {
+        name: value for name in names if (value := getattr(request, name)) is not None
+    }
+    wants_logprobs = request.top_logprobs is not None or _INCLUDED[0] in (
+        request.include or ()
+    )
     length = request.max_output_tokens
     if length is not None and length < 1:
-        raise bad_request(f"max_output_tokens must be at least 1, not {length}", "max_output_tokens")
+        raise bad_request(
+            f"max_output_tokens must be at least 1, not {length}", "max_output_tokens"
+        )
     return SamplingParams(
-        max_tokens=length or 1, logprobs=(request.top_logprobs or 0) if wants_logprobs else None, **given
+        max_tokens=length or 1,
+        logprobs=(request.top_logprobs or 0) if wants_logprobs else None,
+        **given,
     )
 
 
 def _tool(tool: ResponseTool, index: int) -> dict[str, Any]:
     if tool.type != "function" or tool.name is None:
         shown = shown_kind(tool.type)
-        raise bad_request(f"tools[{index}] is of type {shown}; only functions with a name can be called here", "tools")
+        raise bad_request(
+            f"tools[{index}] is of type {shown}; only functions with a name can be called here",
+            "tools",
+        )
     function = {
         "name": tool.name,
         "description": tool.description,
         "parameters": tool.parameters,
         "strict": tool.strict,
     }
-    return {"type": "function", "function": {name: value for name, value in function.items() if value is not None}}
+    return {
+        "type": "function",
+        "function": {
+            name: value for name, value in function.items() if value is not None
+        },
+    }
 
 
 def _tool_choice(request: ResponsesRequest) -> str | dict[str, Any]:
@@ -167,7 +225,11 @@ def _format(form: TextFormat | None) -> Mapping[str, Any] | None:
     """The format in the shape of chat completions, where a schema has a level of its own."""
     if form is None:
         return None
-    given = {name: value for name, value in msgspec.structs.asdict(form).items() if value is not None}
+    given = {
+        name: value
+        for name, value in msgspec.structs.asdict(form).items()
+        if value is not None
+    }
     if form.type != "json_schema":
         return given
     return {"type": given.pop("type"), "json_schema": given}

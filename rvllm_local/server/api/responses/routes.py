@@ -16,13 +16,22 @@ from starlette.types import ASGIApp
 from rvllm_local.conversation.calls import ChatCall, Delta, Ended
 from rvllm_local.server.api.openai.routes import raise_failed
 from rvllm_local.server.api.responses.answer import Event, OutputItems
-from rvllm_local.server.api.responses.requests import input_messages, output_messages, responses_call
+from rvllm_local.server.api.responses.requests import (
+    input_messages,
+    output_messages,
+    responses_call,
+)
 from rvllm_local.server.api.responses.schema import ResponsesRequest
 from rvllm_local.server.api.responses.store import ResponseStore
 from rvllm_local.server.api.service import Service, new_id
 from rvllm_local.server.generation.generation import Generation
 from rvllm_local.server.http.problems import Problem, bad_request
-from rvllm_local.server.http.replies import EventStream, JSONReply, event, while_connected
+from rvllm_local.server.http.replies import (
+    EventStream,
+    JSONReply,
+    event,
+    while_connected,
+)
 from rvllm_local.text.tools import ContentDelta, Piece
 from rvllm_local.types import FinishReason
 
@@ -36,9 +45,13 @@ def routes(service: Service) -> list[Route]:
     async def create(request: Request) -> Response | ASGIApp:
         asked = await service.read(request, ResponsesRequest)
         previous = asked.previous_response_id
-        before = None if previous is None else store.find(previous, "previous_response_id")
+        before = (
+            None if previous is None else store.find(previous, "previous_response_id")
+        )
         earlier = () if before is None else before.messages
-        call = await service.run(request, lambda: responses_call(asked, earlier), "reading the input")
+        call = await service.run(
+            request, lambda: responses_call(asked, earlier), "reading the input"
+        )
         size = len(await request.body()) + (0 if before is None else before.size)
         turn = _Turn(asked, call, earlier, size)
         if not asked.stream:
@@ -47,7 +60,11 @@ def routes(service: Service) -> list[Route]:
 
     async def retrieve(request: Request) -> Response:
         if request.query_params.get("stream", "false") != "false":
-            raise bad_request("a kept response is not streamed; leave stream out", "stream", "unsupported")
+            raise bad_request(
+                "a kept response is not streamed; leave stream out",
+                "stream",
+                "unsupported",
+            )
         return JSONReply(store.find(request.path_params["response_id"]).response)
 
     async def delete(request: Request) -> Response:
@@ -84,7 +101,11 @@ class _Turn:
     def response(self, status: str, model: str, **found: Any) -> dict[str, Any]:
         """The response object; `found` are the fields that are known by now."""
         asked, params = self.asked, self.call.params
-        text = {"format": {"type": "text"}} if asked.text is None else _builtins(asked.text)
+        text = (
+            {"format": {"type": "text"}}
+            if asked.text is None
+            else _builtins(asked.text)
+        )
         return {
             "id": self.response_id,
             "object": "response",
@@ -98,11 +119,15 @@ class _Turn:
             "output": [],
             "parallel_tool_calls": self.call.parallel_tool_calls,
             "previous_response_id": asked.previous_response_id,
-            "reasoning": {"effort": None, "summary": None} if asked.reasoning is None else _builtins(asked.reasoning),
+            "reasoning": {"effort": None, "summary": None}
+            if asked.reasoning is None
+            else _builtins(asked.reasoning),
             "store": asked.store is not False,
             "temperature": params.temperature,
             "text": text,
-            "tool_choice": "auto" if asked.tool_choice is None else _builtins(asked.tool_choice),
+            "tool_choice": "auto"
+            if asked.tool_choice is None
+            else _builtins(asked.tool_choice),
             "tools": [_builtins(tool) for tool in asked.tools or ()],
             "top_p": params.top_p,
             "truncation": "disabled",
@@ -121,12 +146,19 @@ class _Turn:
         """What a stream tells of a failure after its start: the response failed, in the form that clients raise on."""
         error = {"code": problem.code or problem.kind, "message": problem.message}
         failed = self.sent(
-            {"type": "response.failed", "response": self.response("failed", self.call.model, error=error)}
+            {
+                "type": "response.failed",
+                "response": self.response("failed", self.call.model, error=error),
+            }
         )
-        return failed + self.sent({"type": "error", **error, "param": problem.parameter})
+        return failed + self.sent(
+            {"type": "error", **error, "param": problem.parameter}
+        )
 
 
-def _ended(turn: _Turn, generation: Generation, items: OutputItems, ended: Ended) -> dict[str, Any]:
+def _ended(
+    turn: _Turn, generation: Generation, items: OutputItems, ended: Ended
+) -> dict[str, Any]:
     """The response of an output that has come to its end."""
     usage = ended.usage
     is_cut = ended.reason is FinishReason.LENGTH
@@ -138,7 +170,10 @@ def _ended(turn: _Turn, generation: Generation, items: OutputItems, ended: Ended
         completed_at=None if is_cut else int(time.time()),
         usage={
             "input_tokens": usage.prompt_tokens,
-            "input_tokens_details": {"cached_tokens": usage.cached_tokens, "cache_write_tokens": 0},
+            "input_tokens_details": {
+                "cached_tokens": usage.cached_tokens,
+                "cache_write_tokens": 0,
+            },
             "output_tokens": usage.completion_tokens,
             "output_tokens_details": {"reasoning_tokens": usage.reasoning_tokens},
             "total_tokens": usage.prompt_tokens + usage.completion_tokens,
@@ -162,7 +197,9 @@ async def _whole(service: Service, store: ResponseStore, turn: _Turn) -> Respons
         return JSONReply(response)
 
 
-async def _events(service: Service, store: ResponseStore, turn: _Turn) -> AsyncIterator[bytes]:
+async def _events(
+    service: Service, store: ResponseStore, turn: _Turn
+) -> AsyncIterator[bytes]:
     async with service.generator.open(turn.call, turn.response_id) as generation:
         begun = turn.response("in_progress", generation.model)
         yield turn.sent({"type": "response.created", "response": begun}) + turn.sent(
@@ -179,17 +216,30 @@ async def _events(service: Service, store: ResponseStore, turn: _Turn) -> AsyncI
                     events.extend(items.close(_status(outcome)))
                     response = _ended(turn, generation, items, outcome)
                     _keep(store, turn, response)
-                    events.append({"type": f"response.{response['status']}", "response": response})
+                    events.append(
+                        {"type": f"response.{response['status']}", "response": response}
+                    )
             if events or not outcomes:
                 yield b"".join(map(turn.sent, events))
 
 
-def _page(items: Sequence[Mapping[str, Any]], query: Mapping[str, str]) -> dict[str, Any]:
+def _page(
+    items: Sequence[Mapping[str, Any]], query: Mapping[str, str]
+) -> dict[str, Any]:
     """A page of the items as the query wants it: the last ones first, twenty of them, unless it says otherwise."""
-    order, limit, after = query.get("order", "desc"), query.get("limit", "20"), query.get("after")
+    order, limit, after = (
+        query.get("order", "desc"),
+        query.get("limit", "20"),
+        query.get("after"),
+    )
     if order not in ("asc", "desc"):
         raise bad_request("order must be asc or desc", "order")
-    if not (limit.isascii() and limit.isdecimal() and len(limit) < 4 and 1 <= int(limit) <= 100):
+    if not (
+        limit.isascii()
+        and limit.isdecimal()
+        and len(limit) < 4
+        and 1 <= int(limit) <= 100
+    ):
         raise bad_request("limit must be from 1 to 100", "limit")
     rows = list(items) if order == "asc" else list(reversed(items))
     places = [place for place, row in enumerate(rows) if row["id"] == after]
@@ -197,16 +247,24 @@ def _page(items: Sequence[Mapping[str, Any]], query: Mapping[str, str]) -> dict[
         raise bad_request("after must be the id of an item of this response", "after")
     rest = rows[places[0] + 1 :] if places else rows
     page = rest[: int(limit)]
-    ends = {"first_id": page[0]["id"], "last_id": page[-1]["id"]} if page else {"first_id": None, "last_id": None}
+    ends = (
+        {"first_id": page[0]["id"], "last_id": page[-1]["id"]}
+        if page
+        else {"first_id": None, "last_id": None}
+    )
     return {"object": "list", "data": page, **ends, "has_more": len(rest) > len(page)}
 
 
 def _grown(items: OutputItems, delta: Delta) -> Iterator[Event]:
     """The events of a delta; its log-probabilities go with its first piece of content."""
     logprobs = delta.logprobs
-    pieces: tuple[Piece, ...] = delta.pieces or ((ContentDelta(""),) if logprobs else ())
+    pieces: tuple[Piece, ...] = delta.pieces or (
+        (ContentDelta(""),) if logprobs else ()
+    )
     for piece in pieces:
-        yield from items.take(piece, logprobs if isinstance(piece, ContentDelta) else ())
+        yield from items.take(
+            piece, logprobs if isinstance(piece, ContentDelta) else ()
+        )
         logprobs = () if isinstance(piece, ContentDelta) else logprobs
 
 
@@ -222,11 +280,17 @@ def _keep(store: ResponseStore, turn: _Turn, response: dict[str, Any]) -> None:
     messages = (*turn.earlier, *input_messages(given), *answered)
     if isinstance(given, str):
         text = [{"type": "input_text", "text": given}]
-        rows: list[dict[str, Any]] = [{"type": "message", "role": "user", "content": text}]
+        rows: list[dict[str, Any]] = [
+            {"type": "message", "role": "user", "content": text}
+        ]
     else:
         rows = [{"type": item.type, **_builtins(item)} for item in given]
     items = tuple({"id": new_id("item_"), **row} for row in rows)
-    said = sum(len(part["text"]) for item in response["output"] for part in item.get("content", ()))
+    said = sum(
+        len(part["text"])
+        for item in response["output"]
+        for part in item.get("content", ())
+    )
     store.keep(response, items, messages, turn.size + said)
 
 

@@ -52,7 +52,12 @@ class ResponseStore:
         """Raises `Problem` 404 for one that is unknown or forgotten."""
         kept = self._kept.get(response_id)
         if kept is None:
-            raise Problem(404, "no response with this id is kept; send the whole input instead", "not_found", parameter)
+            raise Problem(
+                404,
+                "no response with this id is kept; send the whole input instead",
+                "not_found",
+                parameter,
+            )
         return kept
 
     def forget(self, response_id: str) -> None:
