@@ -35,11 +35,11 @@ from rvllm_local.models.describe import describe
 from rvllm_local.models.loader import load_model, locate, open_native
 from rvllm_local.models.safetensors_check import read_header
 from rvllm_local.text.tokenizer_files import read_tokenizer
-from tests.models.test_sentencepiece import spm_keys
 from tests.support import gguf
 from tests.support.gguf import llama_metadata, llama_tensors, write_gguf
 from tests.support.spm import trained
 from tests.support.tiny import save_tiny
+from tests.text.test_sentencepiece import spm_keys
 
 TOKENS = mx.array([[5, 6, 7, 8]])
 
