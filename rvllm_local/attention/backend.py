@@ -1,10 +1,11 @@
-"""What a KV back end does: write new keys and values, read a context densely, attend one token a row.
+"""The protocol of a KV back end: it writes new keys and values, and attends to contexts.
 
-The seam calls it; `reference` and `kernels` implement it.
+The seam and the runner call it. `cpu/reference.py` and `kernels.py` implement it.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -51,20 +52,45 @@ class CallSession(Protocol):
 
 
 class KVBackend(BlockIO, Protocol):
-    """Owns the arenas' contents; `name` is what statistics and logs show.
+    """Owns the contents of the arenas. Statistics and logs show its `name`.
 
-    A prompt's chunk should end at a multiple of `prefill_grain` tokens: other shapes cost the device time to prepare.
+    prefill_grain: a prompt's chunk should end at a multiple of so many tokens, since
+        every other shape costs the device time to prepare.
+    overlaps: a step may be described before the step before it has run, because the
+        back end orders its own reads and writes.
+    mixes: `begin_mixed` serves. One pass over the weights for decode rows and prompt
+        tokens then costs less than two passes.
+    runs_by_layer: each layer is computed before the next one is described. A few layers
+        then show how much memory a call takes.
     """
 
     name: str
     prefill_grain: int
+    overlaps: bool
+    mixes: bool
+    runs_by_layer: bool
 
     @property
     def num_dispatches(self) -> int:
         """Kernels launched so far; 0 for a back end without any."""
 
     def begin(self, geometry: CallGeometry, *, by_row: bool = False) -> CallSession:
-        """Prepare one model call. `by_row`: a row's attention must not depend on the other rows' lengths."""
+        """Prepare one model call.
+
+        With `by_row` a row's attention does not depend on the other rows' lengths.
+        """
+
+    def begin_mixed(
+        self,
+        geometry: CallGeometry,
+        decode: CallGeometry,
+        chunks: Sequence[CallGeometry],
+    ) -> CallSession:
+        """Prepare a decode call that carries tokens of prompts and padding.
+
+        `geometry` covers all rows: those of `decode` first, then one row for each token
+        of `chunks`, then padding. Raises `UnsupportedModelError` without `mixes`.
+        """
 
     def flush(self) -> None:
         """Return when every write that was described has happened."""

@@ -52,6 +52,9 @@ class KernelBackend:
     """Reads and writes the arenas with the kernels. Raises `UnsupportedModelError` for a shape without a variant."""
 
     name = "kernels"
+    overlaps = True
+    mixes = False
+    runs_by_layer = False
 
     def __init__(
         self,
@@ -105,6 +108,18 @@ class KernelBackend:
             self.arrays, self.scales, self.layers, descriptors, self.token, scratch
         )
         return KernelSession(self, geometry, state)
+
+    def begin_mixed(
+        self,
+        geometry: CallGeometry,
+        decode: CallGeometry,
+        chunks: Sequence[CallGeometry],
+    ) -> KernelSession:
+        """Refused: a GPU gains nothing from prompt tokens in a decode call."""
+        raise UnsupportedModelError(
+            f"the kernels take no prompt tokens in a decode call ({len(chunks)} chunks "
+            f"beside {decode.rows} rows); prefill the chunks in calls of their own"
+        )
 
     def scratch(
         self, rows: int, max_blocks: Sequence[int], query_len: int = 1

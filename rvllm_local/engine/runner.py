@@ -15,7 +15,6 @@ import numpy as np
 from mlx import nn
 
 from rvllm_local.attention.backend import KVBackend
-from rvllm_local.attention.cpu.reference import ReferenceBackend
 from rvllm_local.attention.cpu.two_layer_session import BriefSession, EnoughLayersError
 from rvllm_local.attention.geometry import (
     CallGeometry,
@@ -24,7 +23,6 @@ from rvllm_local.attention.geometry import (
     call_geometry,
     filled,
 )
-from rvllm_local.attention.kernels import KernelBackend
 from rvllm_local.attention.seam import make_caches, session_caches, state_after
 from rvllm_local.engine.compiled import CompiledDecode
 from rvllm_local.engine.sampling.host_sampler import draw
@@ -110,7 +108,7 @@ class ModelRunner:
 
         The kernels order what they write by themselves, compiled or not; tokens that the host draws it has to know.
         """
-        return isinstance(self._backend, KernelBackend) and not self._draws_on_host
+        return self._backend.overlaps and not self._draws_on_host
 
     @property
     def num_adapters(self) -> int:
@@ -195,10 +193,8 @@ class ModelRunner:
 
     @property
     def _runs_by_layer(self) -> bool:
-        plain = isinstance(self._backend, ReferenceBackend) and self.mode == RunMode(
-            batched=True, dense=False
-        )
-        return plain and not self._layout.has_state
+        plain = self.mode == RunMode(batched=True, dense=False)
+        return self._backend.runs_by_layer and plain and not self._layout.has_state
 
     def _run_briefly(self, geometry: CallGeometry, tokens: mx.array) -> None:
         brief = BriefSession(
@@ -234,9 +230,8 @@ class ModelRunner:
         """True when a decode call can take other rows along: prompt tokens, as on a CPU both stream all weights, so once is
         less; or padding.
         """
-        reference = isinstance(self._backend, ReferenceBackend)
         return (
-            reference
+            self._backend.mixes
             and not self._layout.has_state
             and self.mode == RunMode(batched=True, dense=False)
             and self._row_group is None
@@ -249,7 +244,6 @@ class ModelRunner:
 
         Rows that nobody reads fill the call up to a size that suits matrix products.
         """
-        assert isinstance(self._backend, ReferenceBackend)
         every = [*rows, *(row for chunk in chunks for row in chunk.rows())]
         every += [self._padding_row(every[0])] * (tiled_rows(len(every)) - len(every))
         self._adapters.choose([row.adapter for row in every])

@@ -40,6 +40,9 @@ class ReferenceBackend:
 
     name = "reference"
     prefill_grain = 1
+    overlaps = False
+    mixes = True
+    runs_by_layer = True
     num_dispatches = 0
 
     def __init__(self, arenas: Sequence[Arena], copy_tokens: int = 0) -> None:
