@@ -26,6 +26,7 @@ from rvllm_local.errors import (
     EngineError,
     RvllmError,
 )
+from rvllm_local.sse import DONE, EventSizeError, SseReader
 from rvllm_local.types import (
     EngineSnapshot,
     EventSink,
@@ -42,6 +43,13 @@ _CONNECT_S, _SILENCE_S, _LOAD_S = (
     60.0,
     900.0,
 )  # a stream that lives breaks its silence every ten seconds
+_BROKEN_STREAM = (
+    httpx.HTTPError,
+    httpx.StreamError,
+    OSError,
+    msgspec.DecodeError,
+    EventSizeError,
+)
 # What the server's error codes mean in the contract's terms.
 _BY_CODE: dict[str, type[RvllmError]] = {
     "queue_full": errors.QueueFullError,
@@ -232,12 +240,8 @@ class _Reader(threading.Thread):
     def run(self) -> None:
         try:
             with contextlib.closing(self._response):
-                for line in self._response.iter_lines():
-                    if line.startswith("data: {"):
-                        self._take(
-                            msgspec.json.decode(line[6:], type=http_messages.Events)
-                        )
-        except (httpx.HTTPError, httpx.StreamError, OSError, msgspec.DecodeError):
+                self._read_events()
+        except _BROKEN_STREAM:
             pass  # the end is told below
         self._forget(self._request_id)
         for index in sorted(self._waiting):
@@ -252,6 +256,13 @@ class _Reader(threading.Thread):
                     error_kind=kind,
                 )
             )
+
+    def _read_events(self) -> None:
+        reader = SseReader()
+        for piece in self._response.iter_bytes():
+            for data in reader.feed(piece):
+                if data != DONE:
+                    self._take(msgspec.json.decode(data, type=http_messages.Events))
 
     def stop(self, reason: RvllmError) -> None:
         """End the stream from another thread."""
