@@ -8,7 +8,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from rvllm_local.history import History
+from rvllm_local.history import ChatHistory
 from rvllm_local.history.types import MessageState
 
 EXPECTED = {
@@ -39,7 +39,7 @@ def main() -> None:
             for one in shown
             if ord(one) < 32 and one != "\n"
         ]
-    history = History(folder / "history.db")
+    history = ChatHistory(folder / "history.db")
     (chat,) = history.chats()
     every = history.all_messages(chat.id)
     prompts = [message.text for message in every if message.role == "user"]

@@ -256,7 +256,7 @@ def main() -> None:
         ]
         name = f"{rows} x {context:,}"
         rounds[name] = pairs
-        figures[name] = found = figures_of(pairs)
+        figures[name] = found = stats_of(pairs)
         each = ", ".join(f"{peer:.2f}/{engine:.2f}" for peer, engine in pairs)
         print(
             f"| {name} | {show(found['mlx_lm'])} | {show(found['rvllm'])} | {found['ratio'].value:.2f}x | {each} |",
@@ -266,7 +266,7 @@ def main() -> None:
             gpu_record.save(args.json, "gpu decode", figures, rounds_ms=rounds)
 
 
-def figures_of(pairs: list[tuple[float, float]]) -> dict[str, Figure]:
+def stats_of(pairs: list[tuple[float, float]]) -> dict[str, Figure]:
     """A step of both in seconds, and the ratio of each round, as medians."""
     theirs, ours = zip(*pairs, strict=True)
     return {

@@ -188,7 +188,7 @@ def main() -> None:
     ]
     sides = [args.only] if args.only else ["peer", "engine"]
     found = {side: apart(side, shared) for side in sides}
-    runs = {_NAMES[side]: figures_of(rounds) for side, rounds in found.items()}
+    runs = {_NAMES[side]: stats_of(rounds) for side, rounds in found.items()}
     for name in next(iter(runs.values())):
         line = "".join(f"{show(run[name]):>18}" for run in runs.values())
         ratio = (
@@ -201,7 +201,7 @@ def main() -> None:
         gpu_record.save(args.json, "gpu mixed", runs, rounds=found)
 
 
-def figures_of(rounds: list[dict[str, float]]) -> dict[str, Figure]:
+def stats_of(rounds: list[dict[str, float]]) -> dict[str, Figure]:
     """Medians of the rounds, with seconds where `measured` has milliseconds."""
     found = {"seconds": spread([one["seconds"] for one in rounds], "s")}
     for name in ("tokens_per_s", "all_tokens_per_s"):

@@ -17,11 +17,12 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from rvllm_local.history.types import Message
-from rvllm_local.tui import state as s
+from rvllm_local.history.types import ChatMessage
 from rvllm_local.tui.app import ChatApp
 from rvllm_local.tui.driver import FLUSH_S
+from rvllm_local.tui.events import ChatChanged, PromptSubmitted, ReplyGrew
 from rvllm_local.tui.options import ChatOptions
+from rvllm_local.tui.state import ConnectionState, ModelInfo
 
 REPLY = "Some **bold** words and `code` in a reply.\n\n- one\n- two\n\n```python\nx = [1, 2]\n```\n\nAnd an end.\n"
 
@@ -34,8 +35,8 @@ class Nobody:
     async def connect(self, _report: Any) -> Nobody:
         return self
 
-    async def models(self) -> tuple[s.ModelInfo, ...]:
-        return (s.ModelInfo("model", 32768),)
+    async def models(self) -> tuple[ModelInfo, ...]:
+        return (ModelInfo("model", 32768),)
 
     async def engine(self, model: str | None = None) -> None:
         return None
@@ -49,9 +50,9 @@ class Nobody:
     async def stop(self) -> None: ...
 
 
-def messages(count: int) -> tuple[Message, ...]:
+def messages(count: int) -> tuple[ChatMessage, ...]:
     return tuple(
-        Message(f"m{at}", "c", None, ("user", "assistant")[at % 2], REPLY)
+        ChatMessage(f"m{at}", "c", None, ("user", "assistant")[at % 2], REPLY)
         for at in range(count)
     )
 
@@ -79,7 +80,7 @@ async def transcript_costs(count: int, is_all: bool) -> None:
         )
         appends = []
         for at in range(20):
-            rows = (*rows, Message(f"n{at}", "c", None, "assistant", REPLY))
+            rows = (*rows, ChatMessage(f"n{at}", "c", None, "assistant", REPLY))
             began = time.perf_counter()
             app.transcript.show_messages(rows, {})
             appends.append(time.perf_counter() - began)
@@ -108,7 +109,7 @@ async def stream_cost(seconds: float, rate: float) -> None:
     async with app.run_test(size=(100, 40)) as pilot:
         await pilot.pause(0.5)
         app.transcript.show_messages(messages(400), {})
-        app.driver.dispatch(s.Submitted("go", "p", "r", 0.0))
+        app.driver.dispatch(PromptSubmitted("go", "p", "r", 0.0))
         await pilot.pause(0.5)
         words = (REPLY * 100).split(" ")
         began, used, sent = time.perf_counter(), time.process_time(), 0
@@ -116,7 +117,7 @@ async def stream_cost(seconds: float, rate: float) -> None:
             due = int(now * rate)
             if due > sent:  # the driver joins words to FLUSH_S
                 text = " ".join(words[at % len(words)] for at in range(sent, due)) + " "
-                app.driver.dispatch(s.Delta("r", now, text, num_chunks=due - sent))
+                app.driver.dispatch(ReplyGrew("r", now, text, num_chunks=due - sent))
                 sent = due
             await asyncio.sleep(FLUSH_S)
         share = (time.process_time() - used) / (time.perf_counter() - began)
@@ -151,9 +152,9 @@ def first_paint() -> None:
 
 async def bare(url: str, prompt: str, tokens: int) -> float:
     """Tokens a second of a client that only counts."""
-    from rvllm_local.tui.endpoint import Endpoint
+    from rvllm_local.tui.endpoint import ChatEndpoint
 
-    endpoint = Endpoint(url)
+    endpoint = ChatEndpoint(url)
     model = (await endpoint.models())[0].id
     first = last = 0.0
     output = 0
@@ -171,21 +172,21 @@ async def bare(url: str, prompt: str, tokens: int) -> float:
 
 async def in_chat(url: str, prompt: str, tokens: int) -> float:
     """Tokens a second of the same request in the chat."""
-    from rvllm_local.tui.launcher import Server
+    from rvllm_local.tui.launcher import ServerLauncher
 
-    app = ChatApp(ChatOptions(), Server(url, None))
+    app = ChatApp(ChatOptions(), ServerLauncher(url, None))
     async with app.run_test(size=(100, 40)) as pilot:
-        while app.driver.session.link is not s.Link.READY:
+        while app.driver.session.connection is not ConnectionState.READY:
             await pilot.pause(0.05)
         app.driver.dispatch(
-            s.ChatChanged(
+            ChatChanged(
                 {"params": {"max_tokens": tokens, "temperature": 0, "ignore_eos": True}}
             )
         )
         app.driver.submit(prompt)
         while app.driver.session.live is not None:
             await asyncio.sleep(0.05)
-        speed = app.driver.session.figures.tokens_per_second or 0.0
+        speed = app.driver.session.stats.tokens_per_second or 0.0
         await app.shut()
     return speed
 

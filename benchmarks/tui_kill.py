@@ -19,21 +19,21 @@ ROOT = Path(__file__).parents[1]
 
 def write(path: Path) -> None:
     """Prompts and growing replies until killed; each line out is `id length`, printed once the write has returned."""
-    from rvllm_local.history import History
-    from rvllm_local.history.types import Chat, Message, MessageState
+    from rvllm_local.history import ChatHistory
+    from rvllm_local.history.types import Chat, ChatMessage, MessageState
 
-    history = History(path)
+    history = ChatHistory(path)
     history.add_chat(Chat("c"))
     parent, number = None, 0
     while True:
-        prompt = Message(f"p{number}", "c", parent, "user", "why? " * 50)
+        prompt = ChatMessage(f"p{number}", "c", parent, "user", "why? " * 50)
         history.add_message(prompt)
         print(prompt.id, len(prompt.text), flush=True)
         text = ""
         for part in range(4):
             text += "because " * 200
             state = MessageState.PARTIAL if part < 3 else MessageState.DONE
-            reply = Message(
+            reply = ChatMessage(
                 f"r{number}", "c", prompt.id, "assistant", text, state=state
             )
             (history.update_message if part else history.add_message)(reply)
@@ -49,9 +49,9 @@ def acknowledged(process: subprocess.Popen[bytes], lines: int) -> list[str]:
 
 def check(path: Path, lines: list[str]) -> list[str]:
     """What is wrong with the history after the kill; empty is good. `lines` is what the writer acknowledged."""
-    from rvllm_local.history import History
+    from rvllm_local.history import ChatHistory
 
-    history = History(path)
+    history = ChatHistory(path)
     problems = []
     if (state := history._read("PRAGMA integrity_check")[0][0]) != "ok":
         problems.append(f"integrity: {state}")

@@ -26,8 +26,8 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
-from rvllm_local.history import History
-from rvllm_local.history.types import Chat, Message
+from rvllm_local.history import ChatHistory
+from rvllm_local.history.types import Chat, ChatMessage
 
 SETTLED = "Some **bold** words and `code` in a reply.\n\n- one\n- two\n\n```python\nx = [1, 2]\n```\n\nAnd an end.\n"
 SENTENCE = "The *whale* swam on through `cold` water while the **moon** rose over the harbour and nobody saw it leave. "
@@ -152,12 +152,12 @@ def tokens_of(text: str, count: int) -> list[str]:
 
 
 def history_of(path: Path, replies: int) -> None:
-    history = History(path)
+    history = ChatHistory(path)
     history.add_chat(Chat("c", "long"))
     parent = None
     for at in range(replies * 2):
         history.add_message(
-            Message(f"m{at}", "c", parent, ("user", "assistant")[at % 2], SETTLED)
+            ChatMessage(f"m{at}", "c", parent, ("user", "assistant")[at % 2], SETTLED)
         )
         parent = f"m{at}"
     history.close()

@@ -11,9 +11,9 @@ import sys
 from pathlib import Path
 
 from rvllm_local.tui.app import ChatApp
-from rvllm_local.tui.launcher import Server
+from rvllm_local.tui.launcher import ServerLauncher
 from rvllm_local.tui.options import ChatOptions
-from rvllm_local.tui.state import Link
+from rvllm_local.tui.state import ConnectionState
 
 FOLDER = Path(__file__).parents[1] / "docs" / "images"
 SIZE = (100, 32)
@@ -21,9 +21,11 @@ QUESTION = "Explain in a short numbered list why the sky is blue."
 
 
 async def main(url: str) -> None:
-    app = ChatApp(ChatOptions(is_temporary=True), Server(url, None))
+    app = ChatApp(ChatOptions(is_temporary=True), ServerLauncher(url, None))
     async with app.run_test(size=SIZE, notifications=False) as pilot:
-        await _until(pilot, lambda: app.driver.session.link is Link.READY)
+        await _until(
+            pilot, lambda: app.driver.session.connection is ConnectionState.READY
+        )
         for line in ("/set max_tokens 110", "/set temperature 0", QUESTION):
             await pilot.press(*_keys(line), "enter")
             await pilot.pause(0.3)

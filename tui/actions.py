@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from textual import work
 
 from rvllm_local.errors import ParameterError, RvllmError
-from rvllm_local.history.types import Message
+from rvllm_local.history.types import ChatMessage
 from rvllm_local.tui.attach import expand, mention
 from rvllm_local.tui.commands import as_prompt, parse_slash
 from rvllm_local.tui.complete import completions
@@ -244,7 +244,7 @@ class Actions(Base):
         if self.transcript.selected is None:
             self.composer.focus()
 
-    def _chosen(self) -> Message | None:
+    def _chosen(self) -> ChatMessage | None:
         chosen = self.transcript.chosen
         if chosen is None:
             self.tell("there is no message yet", "warning")

@@ -20,16 +20,27 @@ from textual.screen import Screen
 from textual.widgets import Footer, Input, Static, TextArea
 
 from rvllm_local.errors import EndpointError, HistoryError
-from rvllm_local.history import History
-from rvllm_local.tui import state as s
+from rvllm_local.history import ChatHistory
 from rvllm_local.tui.chat_actions import ChatActions
 from rvllm_local.tui.commands import COMMANDS
 from rvllm_local.tui.complete import completions
 from rvllm_local.tui.driver import Driver
+from rvllm_local.tui.effects import Effect, Notify, ReturnPrompt
+from rvllm_local.tui.events import (
+    ChatChanged,
+    ClockTicked,
+    ConnectionChanged,
+    EngineSeen,
+    Event,
+    ModelsListed,
+    ReplyGrew,
+    UsageReceived,
+)
 from rvllm_local.tui.keymap import bindings, check_keymap
 from rvllm_local.tui.options import ChatOptions
 from rvllm_local.tui.render import render_markdown
 from rvllm_local.tui.sanitise import clean_line
+from rvllm_local.tui.state import ChatSession, ConnectionState, EngineView
 from rvllm_local.tui.status import status_text
 from rvllm_local.tui.themes import THEMES
 from rvllm_local.tui.themes_names import CHOICES, DEFAULT_THEME
@@ -115,7 +126,7 @@ class ChatApp(ChatActions, App[int]):
         options, driver = self.options, self.driver
         try:
             if options.history is not None:
-                driver.history = await driver.in_thread(History, options.history)
+                driver.history = await driver.in_thread(ChatHistory, options.history)
                 await self._read_settings(driver.history)
         except HistoryError as error:
             self.tell(f"{error}. Chats are not kept this time.", "error")
@@ -126,7 +137,7 @@ class ChatApp(ChatActions, App[int]):
             )
         driver.new_chat(options.is_temporary)
         if options.system:
-            driver.dispatch(s.ChatChanged({"system": options.system}))
+            driver.dispatch(ChatChanged({"system": options.system}))
         if options.resume and driver.history is not None:
             with contextlib.suppress(IndexError):
                 chat_id = (
@@ -136,7 +147,7 @@ class ChatApp(ChatActions, App[int]):
                 )
                 await self.attempt(driver.open_chat(chat_id))
 
-    async def _read_settings(self, history: History) -> None:
+    async def _read_settings(self, history: ChatHistory) -> None:
         theme = await self.driver.in_thread(history.setting, "theme")
         if not (self.options.theme or self.options.settings.theme) and theme in CHOICES:
             self.theme = CHOICES[theme]
@@ -151,7 +162,9 @@ class ChatApp(ChatActions, App[int]):
         await self._attach_server(self.server.connect(self._loading))
 
     async def _attach_server(self, connecting: Any) -> None:
-        self.driver.dispatch(s.LinkChanged(s.Link.CONNECTING, "looking for a server"))
+        self.driver.dispatch(
+            ConnectionChanged(ConnectionState.CONNECTING, "looking for a server")
+        )
         try:
             old, self.driver.endpoint = self.driver.endpoint, None
             if old is not None:
@@ -159,25 +172,29 @@ class ChatApp(ChatActions, App[int]):
             self.driver.endpoint = await connecting
             models = await self.driver.endpoint.models()
         except (EndpointError, OSError) as error:
-            self.driver.dispatch(s.LinkChanged(s.Link.LOST, clean_line(error)))
+            self.driver.dispatch(
+                ConnectionChanged(ConnectionState.LOST, clean_line(error))
+            )
             self.tell(
                 f"{error}. Start one with rvllm serve, or name one with --endpoint; /retry tries again.",
                 "error",
             )
             return
-        self.driver.dispatch(s.ModelsListed(models))
+        self.driver.dispatch(ModelsListed(models))
         if self.options.model and any(one.id == self.options.model for one in models):
-            self.driver.dispatch(s.ChatChanged({"model": self.options.model}))
-        self.driver.dispatch(s.LinkChanged(s.Link.READY))
+            self.driver.dispatch(ChatChanged({"model": self.options.model}))
+        self.driver.dispatch(ConnectionChanged(ConnectionState.READY))
         self._look()
 
     def _loading(self, text: str) -> None:
-        self.driver.dispatch(s.LinkChanged(s.Link.LOADING, clean_line(text)))
+        self.driver.dispatch(
+            ConnectionChanged(ConnectionState.LOADING, clean_line(text))
+        )
 
     async def _tick(self) -> None:
         """Twice a second: write what is due, and look at the engine while somebody is looking."""
         driver = self.driver
-        driver.dispatch(s.Ticked(driver.clock()))
+        driver.dispatch(ClockTicked(driver.clock()))
         live = driver.session.live
         self._show_live()
         is_waiting = live is not None and live.first_at is None
@@ -186,7 +203,7 @@ class ChatApp(ChatActions, App[int]):
         ):
             if (
                 driver.session.engine is None
-                and driver.session.link is not s.Link.READY
+                and driver.session.connection is not ConnectionState.READY
             ):
                 return
             self._look()
@@ -199,25 +216,25 @@ class ChatApp(ChatActions, App[int]):
             if endpoint is not None
             else None
         )
-        self.driver.dispatch(s.EngineSeen(view or s.EngineView()))
+        self.driver.dispatch(EngineSeen(view or EngineView()))
 
     # What the session tells
 
-    def _changed(self, session: s.Session, event: s.Event) -> None:
+    def _changed(self, session: ChatSession, event: Event) -> None:
         """Show the new state. Only what the event can have changed is touched."""
         if not self.is_running:
             return
-        if isinstance(event, s.Delta | s.UsageTold | s.Ticked | s.EngineSeen):
-            if isinstance(event, s.EngineSeen) and self.panel.display:
+        if isinstance(event, ReplyGrew | UsageReceived | ClockTicked | EngineSeen):
+            if isinstance(event, EngineSeen) and self.panel.display:
                 self.panel.show(event.view if event.view.block_map else None)
         else:
             self._show_thread(session)
-        if isinstance(event, s.Delta):
+        if isinstance(event, ReplyGrew):
             self._show_live()
-        if not isinstance(event, s.Ticked):
+        if not isinstance(event, ClockTicked):
             self._show_status()
 
-    def _show_thread(self, session: s.Session) -> None:
+    def _show_thread(self, session: ChatSession) -> None:
         with self.batch_update():
             if session.live is None:
                 self.transcript.end_reply()
@@ -234,10 +251,10 @@ class ChatApp(ChatActions, App[int]):
         if live is not None and widget is not None:
             widget.tell(live, self.driver.clock())
 
-    def _effect(self, effect: s.Effect) -> None:
-        if isinstance(effect, s.Tell):
+    def _effect(self, effect: Effect) -> None:
+        if isinstance(effect, Notify):
             self.tell(effect.text, effect.severity)
-        elif isinstance(effect, s.ReturnPrompt):
+        elif isinstance(effect, ReturnPrompt):
             self.composer.put(effect.text)
 
     def tell(self, text: str, severity: Any = "information") -> None:

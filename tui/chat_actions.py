@@ -15,10 +15,11 @@ from rvllm_local.history.transfer import (
     to_json,
     to_markdown,
 )
-from rvllm_local.tui import state as s
 from rvllm_local.tui.actions import Actions
+from rvllm_local.tui.events import ChatChanged
 from rvllm_local.tui.screens.dialogs import Ask, Choice, Confirm, Pick
 from rvllm_local.tui.settings import parse_parameter
+from rvllm_local.tui.state import ConnectionState, ModelInfo
 from rvllm_local.tui.themes_names import CHOICES
 
 
@@ -73,7 +74,7 @@ class ChatActions(Actions):
 
         def rename(title: str | None) -> None:
             if title:
-                self.driver.dispatch(s.ChatChanged({"title": title}))
+                self.driver.dispatch(ChatChanged({"title": title}))
 
         if title:
             rename(title)
@@ -119,7 +120,7 @@ class ChatActions(Actions):
             raise ParameterError("path", f"{path} must end in .md or .json")
         if path.exists():
             raise ParameterError("path", f"{path} exists; name another file")
-        await self.driver.settle()
+        await self.driver.drain()
         write = to_json if path.suffix == ".json" else to_markdown
         text = await self.driver.in_thread(
             write, self.driver.store, self.driver.session.chat.id
@@ -157,7 +158,7 @@ class ChatActions(Actions):
     def action_chat_system(self, text: str = "") -> None:
         """Set this chat's system prompt."""
         if text:
-            self.driver.dispatch(s.ChatChanged({"system": text}))
+            self.driver.dispatch(ChatChanged({"system": text}))
             self.tell("the system prompt is set for this chat")
         else:
             self.action_chat_parameters()
@@ -173,7 +174,7 @@ class ChatActions(Actions):
                 return
             params = {**self.driver.session.chat.params, name: parsed}
             kept = {key: one for key, one in params.items() if one is not None}
-            self.driver.dispatch(s.ChatChanged({"params": kept}))
+            self.driver.dispatch(ChatChanged({"params": kept}))
             self.tell(
                 f"{name} is {'the default' if parsed is None else parsed} in this chat"
             )
@@ -184,7 +185,7 @@ class ChatActions(Actions):
             if values is None:
                 return
             name = values.pop("preset", None)
-            self.driver.dispatch(s.ChatChanged(values))
+            self.driver.dispatch(ChatChanged(values))
             if name:
                 await self._keep_preset(
                     name, {**values["params"], "system": values["system"]}
@@ -216,7 +217,7 @@ class ChatActions(Actions):
                 return
             values = dict(self.presets[name])
             system = values.pop("system", self.driver.session.chat.system)
-            self.driver.dispatch(s.ChatChanged({"params": values, "system": system}))
+            self.driver.dispatch(ChatChanged({"params": values, "system": system}))
             self.tell(f"using the preset {name}")
 
         if name:
@@ -245,7 +246,7 @@ class ChatActions(Actions):
         if chosen is not None:
             await self._choose_model(chosen, models)
 
-    async def _choose_model(self, name: str, models: tuple[s.ModelInfo, ...]) -> None:
+    async def _choose_model(self, name: str, models: tuple[ModelInfo, ...]) -> None:
         info = next((one for one in models if one.id == name), None)
         if self.driver.session.live is not None:
             self.tell("a reply is being written; Esc stops it", "warning")
@@ -260,15 +261,13 @@ class ChatActions(Actions):
                 "warning",
             )
         elif info.served:
-            self.driver.dispatch(s.ChatChanged({"model": name}))
+            self.driver.dispatch(ChatChanged({"model": name}))
         elif self.server.is_child:
             await self._attach_server(self.server.restart(name, self._loading))
-            if self.driver.session.link is s.Link.LOST:
+            if self.driver.session.connection is ConnectionState.LOST:
                 self.connect()  # type: ignore[attr-defined]  # with the model that was there before
             else:
-                self.driver.dispatch(
-                    s.ChatChanged({"model": self.driver.session.model})
-                )
+                self.driver.dispatch(ChatChanged({"model": self.driver.session.model}))
         else:
             self.tell(
                 f"this server was started by somebody else and does not serve {name}",

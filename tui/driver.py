@@ -14,39 +14,67 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
 from rvllm_local.errors import EndpointError, HistoryError
-from rvllm_local.history import History
-from rvllm_local.history.types import Chat, Message, ToolCall, new_id
-from rvllm_local.tui import state as s
-from rvllm_local.tui.endpoint import Endpoint
+from rvllm_local.history import ChatHistory
+from rvllm_local.history.types import Chat, ChatMessage, ToolCall, new_id
+from rvllm_local.tui.effects import (
+    CancelReply,
+    DeleteMessage,
+    Effect,
+    Generate,
+    MoveToMemory,
+    ReadSiblings,
+    SaveChat,
+    SaveMessage,
+    UpdateChat,
+    UpdateMessage,
+)
+from rvllm_local.tui.endpoint import ChatEndpoint
+from rvllm_local.tui.events import (
+    ChatOpened,
+    ChatStarted,
+    ClockTicked,
+    Event,
+    PromptEdited,
+    PromptSubmitted,
+    ReplyFailed,
+    ReplyFinished,
+    ReplyGrew,
+    ReplyRegenerated,
+    ReplyStopped,
+    SavingFailed,
+    SiblingsRead,
+    UsageReceived,
+)
 from rvllm_local.tui.reducer import reduce
+from rvllm_local.tui.state import ChatSession
 
 FLUSH_S = (
     1 / 8
 )  # how often the words that came are handed on; painting costs by the flush
 _T = TypeVar("_T")
-Listener = Callable[[s.Session, s.Event], None]
+Listener = Callable[[ChatSession, Event], None]
 
 
 class Driver:
     """Holds the session and does its effects. `on_change` is called after each event, `on_effect` gets what is for
-    the person: `Tell` and `ReturnPrompt`.
+    the person: `Notify` and `ReturnPrompt`.
     """
 
     def __init__(
         self,
         on_change: Listener,
-        on_effect: Callable[[s.Effect], None],
+        on_effect: Callable[[Effect], None],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.session = s.Session(Chat(new_id()))
-        self.history: History | None = None
-        self.memory = History(
+        self.session = ChatSession(Chat(new_id()))
+        self.history: ChatHistory | None = None
+        self.memory = ChatHistory(
             None
         )  # temporary chats, and those that could not be saved
-        self.endpoint: Endpoint | None = None
+        self.endpoint: ChatEndpoint | None = None
         self.clock = clock
         self._on_change, self._on_effect = on_change, on_effect
-        self._effects: asyncio.Queue[s.Effect] = asyncio.Queue()
+        self._effects: asyncio.Queue[Effect] = asyncio.Queue()
         self._worker: asyncio.Task[None] | None = None
         self._replies: dict[str, asyncio.Task[None]] = {}
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="history")
@@ -55,24 +83,24 @@ class Driver:
         """Begin to do effects. Needs a running loop."""
         self._worker = asyncio.create_task(self._work())
 
-    def dispatch(self, event: s.Event) -> None:
+    def dispatch(self, event: Event) -> None:
         """Something happened."""
         self.session, effects = reduce(self.session, event)
         for effect in effects:
             self._effects.put_nowait(effect)
         self._on_change(self.session, event)
 
-    async def settle(self) -> None:
+    async def drain(self) -> None:
         """Wait until all effects so far are done."""
         await self._effects.join()
 
     async def close(self) -> None:
         """Stop the reply, write what there is, and close everything but the server."""
         if self.session.live is not None:
-            self.dispatch(s.Stopped(self.clock()))
+            self.dispatch(ReplyStopped(self.clock()))
         if self._worker is not None:
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self.settle(), 5)
+                await asyncio.wait_for(self.drain(), 5)
             tasks = [self._worker, *self._replies.values()]
             for task in tasks:
                 task.cancel()
@@ -94,7 +122,7 @@ class Driver:
         )
 
     @property
-    def store(self) -> History:
+    def store(self) -> ChatHistory:
         """Where the present chat is kept."""
         is_kept = self.history is not None and not self.session.is_temporary
         return self.history if is_kept and self.history is not None else self.memory
@@ -103,19 +131,19 @@ class Driver:
 
     def submit(self, text: str) -> None:
         """Send a prompt."""
-        self.dispatch(s.Submitted(text, new_id(), new_id(), self.clock()))
+        self.dispatch(PromptSubmitted(text, new_id(), new_id(), self.clock()))
 
     def regenerate(self, message_id: str) -> None:
         """Answer a prompt again."""
-        self.dispatch(s.Regenerated(message_id, new_id(), self.clock()))
+        self.dispatch(ReplyRegenerated(message_id, new_id(), self.clock()))
 
     def edit(self, message_id: str, text: str) -> None:
         """Send a prompt in place of an older one."""
-        self.dispatch(s.Edited(message_id, text, new_id(), new_id(), self.clock()))
+        self.dispatch(PromptEdited(message_id, text, new_id(), new_id(), self.clock()))
 
     def stop(self) -> None:
         """Stop the reply and keep what came."""
-        self.dispatch(s.Stopped(self.clock()))
+        self.dispatch(ReplyStopped(self.clock()))
 
     def new_chat(self, is_temporary: bool = False) -> None:
         """Start an empty chat, with the present model."""
@@ -123,22 +151,20 @@ class Driver:
             is_temporary or self.history is None or self.history.read_only is not None
         )
         self.dispatch(
-            s.ChatStarted(Chat(new_id(), model=self.session.model), is_temporary)
+            ChatStarted(Chat(new_id(), model=self.session.model), is_temporary)
         )
 
-    async def open_chat(self, chat_id: str, store: History | None = None) -> None:
+    async def open_chat(self, chat_id: str, store: ChatHistory | None = None) -> None:
         """Show a chat of the history."""
         store = store or self.history or self.memory
 
-        def read() -> tuple[Chat | None, list[Message], dict[str, tuple[int, int]]]:
+        def read() -> tuple[Chat | None, list[ChatMessage], dict[str, tuple[int, int]]]:
             return store.chat(chat_id), store.thread(chat_id), store.siblings(chat_id)
 
         chat, messages, siblings = await self.in_thread(read)
         if chat is None:
             raise HistoryError("this chat is no longer in the history")
-        self.dispatch(
-            s.ChatOpened(chat, tuple(messages), siblings, store is self.memory)
-        )
+        self.dispatch(ChatOpened(chat, tuple(messages), siblings, store is self.memory))
 
     async def switch_sibling(self, message_id: str, step: int) -> str:
         """Show another version of a message; returns that version's id."""
@@ -168,7 +194,7 @@ class Driver:
             for one in store.path_to(message_id):
                 figures = (one.state, one.model, one.figures)
                 texts = (one.role, one.text, one.reasoning, one.tool_calls)
-                message = Message(new_id(), copy.id, parent, *texts, *figures)
+                message = ChatMessage(new_id(), copy.id, parent, *texts, *figures)
                 store.add_message(message)
                 parent = message.id
 
@@ -197,42 +223,42 @@ class Driver:
 
     async def _give_up_saving(self, error: str) -> None:
         """Move the chat to memory before anything else is done with it."""
-        self.session, effects = reduce(self.session, event := s.SavingFailed(error))
+        self.session, effects = reduce(self.session, event := SavingFailed(error))
         for effect in effects:
             await self._perform(effect)
         self._on_change(self.session, event)
 
-    async def _perform(self, effect: s.Effect) -> None:
+    async def _perform(self, effect: Effect) -> None:
         match effect:
-            case s.KeepChat(chat):
+            case SaveChat(chat):
                 await self.in_thread(self.store.add_chat, chat)
-            case s.KeepMessage(message):
+            case SaveMessage(message):
                 await self.in_thread(self.store.add_message, message)
-            case s.UpdateMessage(message):
+            case UpdateMessage(message):
                 await self.in_thread(self.store.update_message, message)
-            case s.DropMessage(message_id):
+            case DeleteMessage(message_id):
                 await self.in_thread(self.store.delete_message, message_id)
-            case s.ChangeChat(chat_id, values):
+            case UpdateChat(chat_id, values):
                 await self.in_thread(lambda: self.store.set_chat(chat_id, **values))
-            case s.ReadSiblings(chat_id):
+            case ReadSiblings(chat_id):
                 self.dispatch(
-                    s.SiblingsRead(
+                    SiblingsRead(
                         chat_id, await self.in_thread(self.store.siblings, chat_id)
                     )
                 )
-            case s.KeepInMemory(chat, messages):
+            case MoveToMemory(chat, messages):
                 await self.in_thread(_copy, self.memory, chat, messages)
-            case s.Generate():
+            case Generate():
                 self._replies[effect.reply_id] = asyncio.create_task(
                     self._generate(effect)
                 )
-            case s.Abort(reply_id):
+            case CancelReply(reply_id):
                 if task := self._replies.pop(reply_id, None):
                     task.cancel()
             case _:
                 self._on_effect(effect)
 
-    async def _generate(self, effect: s.Generate) -> None:
+    async def _generate(self, effect: Generate) -> None:
         reply = _Gathered(effect.reply_id, self)
         endpoint = self.endpoint
         try:
@@ -243,15 +269,15 @@ class Driver:
                 async for part in parts:
                     reply.take(part)
             reply.flush()
-            self.dispatch(s.Finished(effect.reply_id, reply.finish, self.clock()))
+            self.dispatch(ReplyFinished(effect.reply_id, reply.finish, self.clock()))
         except EndpointError as error:
             reply.flush()
-            self.dispatch(s.Failed(effect.reply_id, str(error), self.clock()))
+            self.dispatch(ReplyFailed(effect.reply_id, str(error), self.clock()))
         except asyncio.CancelledError:
             raise
         except Exception as error:  # a bug here must end the reply, not hang it
             self.dispatch(
-                s.Failed(
+                ReplyFailed(
                     effect.reply_id, f"{type(error).__name__}: {error}", self.clock()
                 )
             )
@@ -260,7 +286,7 @@ class Driver:
             self._replies.pop(effect.reply_id, None)
 
 
-def _copy(store: History, chat: Chat, messages: tuple[Message, ...]) -> None:
+def _copy(store: ChatHistory, chat: Chat, messages: tuple[ChatMessage, ...]) -> None:
     if store.chat(chat.id) is None:
         store.add_chat(chat)
     for message in messages:
@@ -285,7 +311,7 @@ class _Gathered:
         self.finish = part.get("finish", self.finish)
         if "usage" in part:
             self.flush()
-            self._driver.dispatch(s.UsageTold(self._id, *part["usage"]))
+            self._driver.dispatch(UsageReceived(self._id, *part["usage"]))
         if not {"text", "reasoning", "tool_calls"} & set(part):
             return
         if any(self._reasoning) and part.get("text"):
@@ -304,7 +330,7 @@ class _Gathered:
         self.close()
         if self._chunks:
             texts = ("".join(self._text), "".join(self._reasoning))
-            delta = s.Delta(
+            delta = ReplyGrew(
                 self._id, self._at, *texts, tuple(self._calls), self._chunks
             )
             self._text, self._reasoning, self._calls, self._chunks = [], [], [], 0
@@ -322,5 +348,5 @@ async def poll(
     """Call `look` again and again, and let the session write what is due."""
     while True:
         await asyncio.sleep(every_s)
-        driver.dispatch(s.Ticked(driver.clock()))
+        driver.dispatch(ClockTicked(driver.clock()))
         await look()

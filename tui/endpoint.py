@@ -26,7 +26,7 @@ _SILENCE_S = (
 )
 
 
-class Endpoint:
+class ChatEndpoint:
     """One server. `url` may end in /v1 or not. Close it when done.
 
     The key comes from `key`, else from the environment: RVLLM_API_KEY, or, for a server that is not on this machine,

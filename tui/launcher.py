@@ -14,7 +14,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 
 from rvllm_local.errors import EndpointError
-from rvllm_local.tui.endpoint import Endpoint
+from rvllm_local.tui.endpoint import ChatEndpoint
 from rvllm_local.tui.state import ModelInfo
 
 DEFAULT_URL = "http://127.0.0.1:8473"
@@ -24,7 +24,7 @@ LEAST_BESIDE = (
 _STOP_S = 10.0
 
 
-class Server:
+class ServerLauncher:
     """The server under the chat. `endpoint` is set once it answers; `is_child` says who ends it."""
 
     def __init__(
@@ -39,7 +39,7 @@ class Server:
         self._said: deque[str] = deque(maxlen=20)
         self._report: Callable[[str], None] = lambda text: None
 
-    async def connect(self, report: Callable[[str], None]) -> Endpoint:
+    async def connect(self, report: Callable[[str], None]) -> ChatEndpoint:
         """Attach, or start a child and wait until it is ready; `report` is told what is going on.
 
         Raises `EndpointError` that says what went wrong.
@@ -50,7 +50,7 @@ class Server:
                 None,
                 False,
             )  # it ended meanwhile; another may be started
-        endpoint = Endpoint(self.url)
+        endpoint = ChatEndpoint(self.url)
         try:
             try:
                 await self._wait(endpoint)
@@ -107,7 +107,7 @@ class Server:
                 self._said.append(text)
                 self._report(text.removeprefix("rvllm: "))
 
-    async def _wait(self, endpoint: Endpoint) -> None:
+    async def _wait(self, endpoint: ChatEndpoint) -> None:
         """Until the server is ready. One that is loading may take its time; one that is gone is an error."""
         began = time.monotonic()
         refusals_until = began + (60 if self.is_child else 0)
@@ -169,12 +169,12 @@ class Server:
             if entry.name not in names
         )
 
-    async def restart(self, model: str, report: Callable[[str], None]) -> Endpoint:
+    async def restart(self, model: str, report: Callable[[str], None]) -> ChatEndpoint:
         """End the child and start one with another model. Where that fails, the next `connect` starts the old one."""
         self._report = report
         await self.stop()
         before, self.model = self.model, model
-        endpoint = Endpoint(self.url)
+        endpoint = ChatEndpoint(self.url)
         try:
             await self._start()
             await self._wait(endpoint)

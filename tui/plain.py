@@ -14,15 +14,26 @@ from pathlib import Path
 from typing import IO, Any
 
 from rvllm_local.errors import EndpointError, HistoryError, ParameterError, RvllmError
-from rvllm_local.history import History
+from rvllm_local.history import ChatHistory
 from rvllm_local.history.transfer import to_json, to_markdown
 from rvllm_local.history.types import MessageState
-from rvllm_local.tui import state as s
 from rvllm_local.tui.attach import expand
 from rvllm_local.tui.commands import as_prompt, parse_slash
 from rvllm_local.tui.driver import Driver
+from rvllm_local.tui.effects import Effect, Notify
+from rvllm_local.tui.events import (
+    ChatChanged,
+    ConnectionChanged,
+    Event,
+    ModelsListed,
+    ReplyFailed,
+    ReplyFinished,
+    ReplyGrew,
+    ReplyStopped,
+)
 from rvllm_local.tui.sanitise import clean, clean_line, clean_pipe, grown, whole
 from rvllm_local.tui.settings import parse_parameter
+from rvllm_local.tui.state import ChatSession, ConnectionState
 from rvllm_local.tui.status import status_text
 
 HELP = """/new  /temporary  /chats [words]  /open NUMBER  /model [name]  /set name value  /system text
@@ -73,14 +84,14 @@ class Plain:
     async def _open(self) -> None:
         try:
             if self.options.history is not None:
-                self.driver.history = History(self.options.history)
+                self.driver.history = ChatHistory(self.options.history)
                 if self.driver.history.read_only:
                     self._say(f"{self.driver.history.read_only}; this chat is not kept")
         except HistoryError as error:
             self._say(f"{error}. This chat is not kept.")
         self.driver.new_chat(self.options.is_temporary)
         if self.options.system:
-            self.driver.dispatch(s.ChatChanged({"system": self.options.system}))
+            self.driver.dispatch(ChatChanged({"system": self.options.system}))
         if self.options.resume and self.driver.history is not None:
             chats = self.driver.history.chats(1)
             if self.options.resume != "last" or chats:
@@ -92,10 +103,10 @@ class Plain:
         self.driver.endpoint = await self.server.connect(
             lambda text: self._say(text) if self.is_terminal else None
         )
-        self.driver.dispatch(s.ModelsListed(await self.driver.endpoint.models()))
+        self.driver.dispatch(ModelsListed(await self.driver.endpoint.models()))
         if self.options.model:
             self._choose(self.options.model)
-        self.driver.dispatch(s.LinkChanged(s.Link.READY))
+        self.driver.dispatch(ConnectionChanged(ConnectionState.READY))
 
     async def _talk(self) -> int:
         self._say(f"{clean_line(self.driver.session.model)}. /help lists the commands.")
@@ -166,16 +177,16 @@ class Plain:
                     name: parse_parameter(name, value),
                 }
                 driver.dispatch(
-                    s.ChatChanged(
+                    ChatChanged(
                         {"params": {k: v for k, v in params.items() if v is not None}}
                     )
                 )
             case "/system":
-                driver.dispatch(s.ChatChanged({"system": argument}))
+                driver.dispatch(ChatChanged({"system": argument}))
             case "/rename" if argument:
-                driver.dispatch(s.ChatChanged({"title": argument}))
+                driver.dispatch(ChatChanged({"title": argument}))
             case "/chats":
-                await driver.settle()
+                await driver.drain()
                 self._chats(argument)
             case "/export" if argument:
                 await self._export(Path(argument).expanduser())
@@ -190,7 +201,7 @@ class Plain:
             raise ParameterError(
                 "model", f"this server has no model {clean_line(model)}"
             )
-        self.driver.dispatch(s.ChatChanged({"model": model}))
+        self.driver.dispatch(ChatChanged({"model": model}))
 
     def _chats(self, words: str) -> None:
         history = self.driver.history or self.driver.memory
@@ -226,7 +237,7 @@ class Plain:
             raise ParameterError(
                 "path", f"{path} must be a new file that ends in .md or .json"
             )
-        await self.driver.settle()
+        await self.driver.drain()
         write = to_json if path.suffix == ".json" else to_markdown
         path.write_text(
             write(self.driver.store, self.driver.session.chat.id),
@@ -251,7 +262,7 @@ class Plain:
             if self.driver.session.live is None:
                 return 1
             await self._ended.wait()
-            await self.driver.settle()
+            await self.driver.drain()
         finally:
             with handles:
                 loop.remove_signal_handler(signal.SIGINT)
@@ -260,8 +271,8 @@ class Plain:
         messages = self.driver.session.messages
         return int(bool(messages) and messages[-1].state is not MessageState.DONE)
 
-    def _changed(self, session: s.Session, event: s.Event) -> None:
-        if isinstance(event, s.Delta):
+    def _changed(self, session: ChatSession, event: Event) -> None:
+        if isinstance(event, ReplyGrew):
             if event.reasoning and not self._is_thinking:
                 self._is_thinking = True
                 self._say("(thinking)")
@@ -272,15 +283,15 @@ class Plain:
             self._held = text[len(whole(text)) :]
             self._print(self._clean(whole(text)))
         elif session.live is None and isinstance(
-            event, s.Finished | s.Failed | s.Stopped
+            event, ReplyFinished | ReplyFailed | ReplyStopped
         ):
             self._is_thinking = False
             self._print(self._clean(self._held) + "\n")
             self._held = ""
             self._ended.set()
 
-    def _effect(self, effect: s.Effect) -> None:
-        if isinstance(effect, s.Tell):
+    def _effect(self, effect: Effect) -> None:
+        if isinstance(effect, Notify):
             self._say(effect.text)
 
     def _print(self, text: str) -> None:

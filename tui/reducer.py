@@ -9,21 +9,57 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
-from rvllm_local.history.types import Chat, Message, MessageState, ToolCall
-from rvllm_local.tui import state as s
+from rvllm_local.history.types import Chat, ChatMessage, MessageState, ToolCall
+from rvllm_local.tui.effects import (
+    CancelReply,
+    DeleteMessage,
+    Effect,
+    Generate,
+    MoveToMemory,
+    Notify,
+    ReadSiblings,
+    ReturnPrompt,
+    SaveChat,
+    SaveMessage,
+    UpdateChat,
+    UpdateMessage,
+)
+from rvllm_local.tui.events import (
+    ChatChanged,
+    ChatOpened,
+    ChatStarted,
+    ClockTicked,
+    ConnectionChanged,
+    EngineSeen,
+    Event,
+    ModelsListed,
+    PromptEdited,
+    PromptSubmitted,
+    ReplyFailed,
+    ReplyFinished,
+    ReplyGrew,
+    ReplyRegenerated,
+    ReplyStopped,
+    SavingFailed,
+    SiblingsRead,
+    UsageReceived,
+)
 from rvllm_local.tui.sanitise import grown
+from rvllm_local.tui.state import ChatSession, ConnectionState, LiveReply, ReplyStats
 
 SAVE_EVERY_S = 1.0
 TITLE_LENGTH = 60
-_Step = tuple[s.Session, tuple[s.Effect, ...]]
+_Step = tuple[ChatSession, tuple[Effect, ...]]
 
 
-def reduce(session: s.Session, event: s.Event) -> _Step:
+def reduce(session: ChatSession, event: Event) -> _Step:
     """The next state, and the effects in the order in which they must be done."""
     return _STEPS[type(event)](session, event)
 
 
-def payload(chat: Chat, messages: tuple[Message, ...]) -> tuple[Mapping[str, str], ...]:
+def payload(
+    chat: Chat, messages: tuple[ChatMessage, ...]
+) -> tuple[Mapping[str, str], ...]:
     """The conversation as the API takes it. Replies without text are left out, and neighbours of one role are joined."""
     turns: list[dict[str, str]] = (
         [{"role": "system", "content": chat.system}] if chat.system.strip() else []
@@ -38,7 +74,7 @@ def payload(chat: Chat, messages: tuple[Message, ...]) -> tuple[Mapping[str, str
     return tuple(turns)
 
 
-def figures_of(live: s.Live) -> s.Figures:
+def stats_of(live: LiveReply) -> ReplyStats:
     """The reply's measurements so far: the server's counts where it gave them, else the chunks counted here."""
     prompt, output, cached = live.usage or (None, None, None)
     output = live.num_chunks if output is None else output
@@ -51,14 +87,14 @@ def figures_of(live: s.Live) -> s.Figures:
     ):
         speed = (output - 1) / (live.last_at - live.first_at)
     ttft = None if live.first_at is None else live.first_at - live.began
-    return s.Figures(prompt, cached, output or None, speed, ttft)
+    return ReplyStats(prompt, cached, output or None, speed, ttft)
 
 
 def reply_of(
-    live: s.Live, chat_id: str, model: str, state: MessageState, error: str = ""
-) -> Message:
+    live: LiveReply, chat_id: str, model: str, state: MessageState, error: str = ""
+) -> ChatMessage:
     """The live reply as a message of the history."""
-    figures = figures_of(live)
+    stats = stats_of(live)
     kept: dict[str, Any] = {
         name: round(value, 3)
         for name in (
@@ -68,7 +104,7 @@ def reply_of(
             "tokens_per_second",
             "ttft",
         )
-        if (value := getattr(figures, name)) is not None
+        if (value := getattr(stats, name)) is not None
     }
     if live.reasoning and live.first_at is not None:
         kept["thought_s"] = round(
@@ -77,7 +113,7 @@ def reply_of(
     if error:
         kept["error"] = error
     texts = (live.text, live.reasoning)
-    return Message(
+    return ChatMessage(
         live.reply_id,
         chat_id,
         live.prompt.id,
@@ -91,81 +127,81 @@ def reply_of(
 
 
 def _start(
-    session: s.Session,
-    prompt: Message,
+    session: ChatSession,
+    prompt: ChatMessage,
     reply_id: str,
-    thread: tuple[Message, ...],
+    thread: tuple[ChatMessage, ...],
     at: float,
     is_new: bool,
 ) -> _Step:
     """Ask for a reply to `prompt`, the last of `thread`. The prompt is kept before the request is made."""
-    live = s.Live(reply_id, prompt, is_new, session.messages, at)
-    effects: list[s.Effect] = []
+    live = LiveReply(reply_id, prompt, is_new, session.messages, at)
+    effects: list[Effect] = []
     chat = session.chat
     if not session.is_kept:
         chat = replace(
             chat, title=chat.title or _title(prompt.text), model=session.model
         )
-        effects.append(s.KeepChat(chat))
+        effects.append(SaveChat(chat))
     if is_new:
-        effects.append(s.KeepMessage(prompt))
+        effects.append(SaveMessage(prompt))
     effects.append(
-        s.Generate(reply_id, session.model, payload(chat, thread), dict(chat.params))
+        Generate(reply_id, session.model, payload(chat, thread), dict(chat.params))
     )
     return replace(session, chat=chat, messages=thread, live=live, is_kept=True), tuple(
         effects
     )
 
 
-def _refusal(session: s.Session, text: str) -> _Step | None:
+def _refusal(session: ChatSession, text: str) -> _Step | None:
     """Why no reply can be asked for now; the prompt goes back to the composer."""
-    back = (s.ReturnPrompt(text),) if text else ()
+    back = (ReturnPrompt(text),) if text else ()
     if session.live is not None:
         return session, (
             *back,
-            s.Tell("a reply is being written; Esc stops it", "warning"),
+            Notify("a reply is being written; Esc stops it", "warning"),
         )
-    if session.link is not s.Link.READY:
-        why = session.link_text or "the server is not there"
-        return session, (*back, s.Tell(f"not sent: {why}", "warning"))
+    if session.connection is not ConnectionState.READY:
+        why = session.connection_text or "the server is not there"
+        return session, (*back, Notify(f"not sent: {why}", "warning"))
     return None
 
 
-def _submitted(session: s.Session, event: s.Submitted) -> _Step:
+def _submitted(session: ChatSession, event: PromptSubmitted) -> _Step:
     if not event.text.strip():
         return session, ()
     if refused := _refusal(session, event.text):
         return refused
     parent = session.messages[-1].id if session.messages else None
-    prompt = Message(event.prompt_id, session.chat.id, parent, "user", event.text)
+    prompt = ChatMessage(event.prompt_id, session.chat.id, parent, "user", event.text)
     return _start(
         session, prompt, event.reply_id, (*session.messages, prompt), event.at, True
     )
 
 
-def _regenerated(session: s.Session, event: s.Regenerated) -> _Step:
+def _regenerated(session: ChatSession, event: ReplyRegenerated) -> _Step:
     if refused := _refusal(session, ""):
         return refused
     place = _place(session, event.message_id)
     while place >= 0 and session.messages[place].role != "user":
         place -= 1
     if place < 0:
-        return session, (s.Tell("there is no prompt to answer again", "warning"),)
+        return session, (Notify("there is no prompt to answer again", "warning"),)
     thread = session.messages[: place + 1]
     return _start(session, thread[-1], event.reply_id, thread, event.at, False)
 
 
-def _edited(session: s.Session, event: s.Edited) -> _Step:
+def _edited(session: ChatSession, event: PromptEdited) -> _Step:
     if refused := _refusal(session, event.text):
         return refused
     place = _place(session, event.message_id)
     if place < 0 or session.messages[place].role != "user":
         return session, (
-            s.ReturnPrompt(event.text),
-            s.Tell("only a prompt of yours can be edited", "warning"),
+            ReturnPrompt(event.text),
+            Notify("only a prompt of yours can be edited", "warning"),
         )
     old = session.messages[place]
-    prompt = Message(
+    prompt = ChatMessage(
         event.prompt_id, session.chat.id, old.parent_id, "user", event.text
     )
     return _start(
@@ -178,7 +214,7 @@ def _edited(session: s.Session, event: s.Edited) -> _Step:
     )
 
 
-def _place(session: s.Session, message_id: str) -> int:
+def _place(session: ChatSession, message_id: str) -> int:
     return next(
         (place for place, one in enumerate(session.messages) if one.id == message_id),
         -1,
@@ -190,7 +226,7 @@ def _title(text: str) -> str:
     return line if len(line) <= TITLE_LENGTH else line[: TITLE_LENGTH - 1] + "…"
 
 
-def _delta(session: s.Session, event: s.Delta) -> _Step:
+def _delta(session: ChatSession, event: ReplyGrew) -> _Step:
     live = session.live
     if live is None or live.reply_id != event.reply_id:
         return session, ()  # a reply that was stopped still had words on the way
@@ -208,7 +244,7 @@ def _delta(session: s.Session, event: s.Delta) -> _Step:
         num_chunks=live.num_chunks + event.num_chunks,
         progress=None,
     )
-    return _save(replace(session, live=live, figures=figures_of(live)), event.at)
+    return _save(replace(session, live=live, stats=stats_of(live)), event.at)
 
 
 def _join_calls(
@@ -225,7 +261,7 @@ def _join_calls(
     return tuple(joined)
 
 
-def _save(session: s.Session, at: float) -> _Step:
+def _save(session: ChatSession, at: float) -> _Step:
     """Write the partial reply if it grew and the last writing is a second old; the first words at once."""
     live = session.live
     if live is None or live.size == live.saved_size or live.first_at is None:
@@ -233,81 +269,77 @@ def _save(session: s.Session, at: float) -> _Step:
     if live.saved_at is not None and at - live.saved_at < SAVE_EVERY_S:
         return session, ()
     message = reply_of(live, session.chat.id, session.model, MessageState.PARTIAL)
-    effect = (
-        s.KeepMessage(message) if live.saved_at is None else s.UpdateMessage(message)
-    )
+    effect = SaveMessage(message) if live.saved_at is None else UpdateMessage(message)
     return replace(session, live=replace(live, saved_at=at, saved_size=live.size)), (
         effect,
     )
 
 
-def _usage(session: s.Session, event: s.UsageTold) -> _Step:
+def _usage(session: ChatSession, event: UsageReceived) -> _Step:
     live = session.live
     if live is None or live.reply_id != event.reply_id:
         return session, ()
     live = replace(
         live, usage=(event.prompt_tokens, event.output_tokens, event.cached_tokens)
     )
-    return replace(session, live=live, figures=figures_of(live)), ()
+    return replace(session, live=live, stats=stats_of(live)), ()
 
 
-def _finished(session: s.Session, event: s.Finished) -> _Step:
+def _finished(session: ChatSession, event: ReplyFinished) -> _Step:
     if session.live is None or session.live.reply_id != event.reply_id:
         return session, ()
     session, effects = _settle(session, MessageState.DONE)
     if event.reason == "length":
         effects = (
             *effects,
-            s.Tell(
+            Notify(
                 "the reply ended at max_tokens; ask it to go on, or raise it with Ctrl+T"
             ),
         )
     return session, effects
 
 
-def _failed(session: s.Session, event: s.Failed) -> _Step:
+def _failed(session: ChatSession, event: ReplyFailed) -> _Step:
     if session.live is None or session.live.reply_id != event.reply_id:
         return session, ()
     session, effects = _settle(session, MessageState.FAILED, event.error)
-    return session, (*effects, s.Tell(event.error, "error"))
+    return session, (*effects, Notify(event.error, "error"))
 
 
-def _stopped(session: s.Session, event: s.Stopped) -> _Step:
+def _stopped(session: ChatSession, event: ReplyStopped) -> _Step:
     live = session.live
     if live is None:
         return session, ()
     if live.size:
         session, effects = _settle(session, MessageState.STOPPED)
-        return session, (s.Abort(live.reply_id), *effects)
-    effects = (s.Abort(live.reply_id),)
+        return session, (CancelReply(live.reply_id), *effects)
+    effects = (CancelReply(live.reply_id),)
     if live.is_new_prompt:
-        effects += (s.DropMessage(live.prompt.id), s.ReturnPrompt(live.prompt.text))
+        effects += (DeleteMessage(live.prompt.id), ReturnPrompt(live.prompt.text))
     return replace(session, live=None, messages=live.before), effects
 
 
-def _settle(session: s.Session, state: MessageState, error: str = "") -> _Step:
+def _settle(session: ChatSession, state: MessageState, error: str = "") -> _Step:
     live = session.live
     assert live is not None
     message = reply_of(live, session.chat.id, session.model, state, error)
-    effect = (
-        s.KeepMessage(message) if live.saved_at is None else s.UpdateMessage(message)
-    )
+    effect = SaveMessage(message) if live.saved_at is None else UpdateMessage(message)
     settled = replace(
         session,
         live=None,
         messages=(*session.messages, message),
-        figures=figures_of(live),
+        stats=stats_of(live),
     )
-    return settled, (effect, s.ReadSiblings(session.chat.id))
+    return settled, (effect, ReadSiblings(session.chat.id))
 
 
-def _ticked(session: s.Session, event: s.Ticked) -> _Step:
+def _ticked(session: ChatSession, event: ClockTicked) -> _Step:
     return _save(session, event.at)
 
 
-def _opened(session: s.Session, event: s.ChatOpened) -> _Step:
+def _opened(session: ChatSession, event: ChatOpened) -> _Step:
     if session.live is not None:
-        return session, (s.Tell("a reply is being written; Esc stops it", "warning"),)
+        return session, (Notify("a reply is being written; Esc stops it", "warning"),)
     last = next(
         (one for one in reversed(event.messages) if one.role == "assistant"), None
     )
@@ -336,29 +368,29 @@ def _opened(session: s.Session, event: s.ChatOpened) -> _Step:
         is_temporary=event.is_temporary,
         is_kept=True,
         model=model,
-        figures=s.Figures(**known),
+        stats=ReplyStats(**known),
     ), ()
 
 
-def _started(session: s.Session, event: s.ChatStarted) -> _Step:
+def _started(session: ChatSession, event: ChatStarted) -> _Step:
     if session.live is not None:
-        return session, (s.Tell("a reply is being written; Esc stops it", "warning"),)
+        return session, (Notify("a reply is being written; Esc stops it", "warning"),)
     fresh = replace(
-        session, chat=event.chat, messages=(), siblings={}, figures=s.Figures()
+        session, chat=event.chat, messages=(), siblings={}, stats=ReplyStats()
     )
     return replace(fresh, is_kept=False, is_temporary=event.is_temporary), ()
 
 
-def _changed(session: s.Session, event: s.ChatChanged) -> _Step:
+def _changed(session: ChatSession, event: ChatChanged) -> _Step:
     model = event.values.get("model", session.model)
     chat = replace(session.chat, **event.values)
-    effects = (s.ChangeChat(chat.id, event.values),) if session.is_kept else ()
+    effects = (UpdateChat(chat.id, event.values),) if session.is_kept else ()
     return replace(session, chat=chat, model=model), effects
 
 
-def _saving_failed(session: s.Session, event: s.SavingFailed) -> _Step:
+def _saving_failed(session: ChatSession, event: SavingFailed) -> _Step:
     if session.is_temporary:
-        return session, (s.Tell(event.error, "error"),)
+        return session, (Notify(event.error, "error"),)
     live = session.live
     thread = (
         session.messages
@@ -370,11 +402,11 @@ def _saving_failed(session: s.Session, event: s.SavingFailed) -> _Step:
     )
     thread = thread if live is None or live.saved_at is not None else session.messages
     session = replace(session, is_temporary=True)
-    told = s.Tell(f"{event.error} This chat goes on unsaved.", "error")
-    return session, (s.KeepInMemory(session.chat, thread), told)
+    told = Notify(f"{event.error} This chat goes on unsaved.", "error")
+    return session, (MoveToMemory(session.chat, thread), told)
 
 
-def _siblings(session: s.Session, event: s.SiblingsRead) -> _Step:
+def _siblings(session: ChatSession, event: SiblingsRead) -> _Step:
     return (
         replace(session, siblings=event.siblings)
         if event.chat_id == session.chat.id
@@ -382,11 +414,11 @@ def _siblings(session: s.Session, event: s.SiblingsRead) -> _Step:
     ), ()
 
 
-def _link(session: s.Session, event: s.LinkChanged) -> _Step:
-    return replace(session, link=event.link, link_text=event.text), ()
+def _connection(session: ChatSession, event: ConnectionChanged) -> _Step:
+    return replace(session, connection=event.connection, connection_text=event.text), ()
 
 
-def _models(session: s.Session, event: s.ModelsListed) -> _Step:
+def _models(session: ChatSession, event: ModelsListed) -> _Step:
     ids = [one.id for one in event.models]
     model = session.model
     if model not in ids:
@@ -398,7 +430,7 @@ def _models(session: s.Session, event: s.ModelsListed) -> _Step:
     return replace(session, models=event.models, model=model), ()
 
 
-def _engine(session: s.Session, event: s.EngineSeen) -> _Step:
+def _engine(session: ChatSession, event: EngineSeen) -> _Step:
     live = session.live
     if live is not None and live.first_at is None:
         mine = [
@@ -410,22 +442,22 @@ def _engine(session: s.Session, event: s.EngineSeen) -> _Step:
     return replace(session, engine=event.view, live=live), ()
 
 
-_STEPS: dict[type, Callable[[s.Session, Any], _Step]] = {
-    s.Submitted: _submitted,
-    s.Regenerated: _regenerated,
-    s.Edited: _edited,
-    s.Delta: _delta,
-    s.UsageTold: _usage,
-    s.Finished: _finished,
-    s.Failed: _failed,
-    s.Stopped: _stopped,
-    s.Ticked: _ticked,
-    s.ChatOpened: _opened,
-    s.ChatStarted: _started,
-    s.ChatChanged: _changed,
-    s.SavingFailed: _saving_failed,
-    s.LinkChanged: _link,
-    s.ModelsListed: _models,
-    s.EngineSeen: _engine,
-    s.SiblingsRead: _siblings,
+_STEPS: dict[type, Callable[[ChatSession, Any], _Step]] = {
+    PromptSubmitted: _submitted,
+    ReplyRegenerated: _regenerated,
+    PromptEdited: _edited,
+    ReplyGrew: _delta,
+    UsageReceived: _usage,
+    ReplyFinished: _finished,
+    ReplyFailed: _failed,
+    ReplyStopped: _stopped,
+    ClockTicked: _ticked,
+    ChatOpened: _opened,
+    ChatStarted: _started,
+    ChatChanged: _changed,
+    SavingFailed: _saving_failed,
+    ConnectionChanged: _connection,
+    ModelsListed: _models,
+    EngineSeen: _engine,
+    SiblingsRead: _siblings,
 }

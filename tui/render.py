@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from textual.content import Content, Span
 
-from rvllm_local.history.types import Message, MessageState, ToolCall
+from rvllm_local.history.types import ChatMessage, MessageState, ToolCall
 from rvllm_local.tui.growing import Piece
 from rvllm_local.tui.sanitise import clean, clean_line, shorten
 
@@ -248,7 +248,7 @@ def render_tool_call(call: ToolCall) -> Content:
 
 
 def render_message(
-    message: Message, place: tuple[int, int] = (0, 1), show_reasoning: bool = False
+    message: ChatMessage, place: tuple[int, int] = (0, 1), show_reasoning: bool = False
 ) -> Content:
     """A settled message: reasoning (folded or not), tool calls, text, and a line of what is to be known about it."""
     parts: list[Content] = []
@@ -274,7 +274,7 @@ def render_message(
     return Content("\n\n").join(parts) if parts else Content.styled("(empty)", _MUTED)
 
 
-def _reasoning(message: Message, show: bool) -> Content:
+def _reasoning(message: ChatMessage, show: bool) -> Content:
     seconds = message.figures.get("thought_s")
     label = (
         f"thought for {seconds:.1f} s"
@@ -288,7 +288,7 @@ def _reasoning(message: Message, show: bool) -> Content:
     return Content.assemble(head, "\n", (body, f"italic {_MUTED}"))
 
 
-def _foot(message: Message, place: tuple[int, int]) -> Content | None:
+def _foot(message: ChatMessage, place: tuple[int, int]) -> Content | None:
     parts: list[tuple[str, str]] = []
     if message.state is MessageState.FAILED:
         parts.append(

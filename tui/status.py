@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from rvllm_local.tui.sanitise import clean_line
-from rvllm_local.tui.state import EngineView, Link, Session
+from rvllm_local.tui.state import ChatSession, ConnectionState, EngineView
 
 _BAR = " ▏▎▍▌▋▊▉█"
 
@@ -32,15 +32,18 @@ def bar(part: float, width: int) -> str:
     return ("█" * full + (_BAR[rest] if rest else "")).ljust(width, "░")
 
 
-def status_parts(session: Session) -> list[str]:
+def status_parts(session: ChatSession) -> list[str]:
     """The parts of the status line, most important first; a narrow terminal drops the last."""
     parts = [clean_line(session.model, 40) or "no model"]
-    if session.link is not Link.READY:
-        return [*parts, clean_line(session.link_text or session.link.value, 200)]
-    figures = session.figures
+    if session.connection is not ConnectionState.READY:
+        return [
+            *parts,
+            clean_line(session.connection_text or session.connection.value, 200),
+        ]
+    stats = session.stats
     used = (
-        (figures.prompt_tokens or 0) + (figures.output_tokens or 0)
-        if figures.prompt_tokens is not None
+        (stats.prompt_tokens or 0) + (stats.output_tokens or 0)
+        if stats.prompt_tokens is not None
         else None
     )
     if used is not None:
@@ -50,12 +53,12 @@ def status_parts(session: Session) -> list[str]:
             if length
             else f"ctx {short_count(used)}"
         )
-    if figures.cached_tokens is not None:
-        parts.append(f"cached {short_count(figures.cached_tokens)}")
-    if figures.tokens_per_second is not None:
-        parts.append(f"{figures.tokens_per_second:.0f} tok/s")
-    if figures.ttft is not None:
-        parts.append(f"ttft {figures.ttft:.2f}s")
+    if stats.cached_tokens is not None:
+        parts.append(f"cached {short_count(stats.cached_tokens)}")
+    if stats.tokens_per_second is not None:
+        parts.append(f"{stats.tokens_per_second:.0f} tok/s")
+    if stats.ttft is not None:
+        parts.append(f"ttft {stats.ttft:.2f}s")
     if memory := memory_text(session.engine):
         parts.append(memory)
     if session.is_temporary:
@@ -63,10 +66,10 @@ def status_parts(session: Session) -> list[str]:
     return parts
 
 
-def status_text(session: Session, width: int) -> str:
+def status_text(session: ChatSession, width: int) -> str:
     """The status line, at most `width` cells wide."""
     parts = status_parts(session)
-    least = 1 if session.link is Link.READY else 2
+    least = 1 if session.connection is ConnectionState.READY else 2
     while len(parts) > least and len("  ".join(parts)) > width:
         parts.pop()
     line = "  ".join(parts)

@@ -57,7 +57,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def chat(arguments: argparse.Namespace) -> int:
     """Run the chat and return its exit status."""
-    from rvllm_local.tui.launcher import Server
+    from rvllm_local.tui.launcher import ServerLauncher
     from rvllm_local.tui.options import ChatOptions
     from rvllm_local.tui.settings import load_settings
     from rvllm_local.tui.themes_names import CHOICES
@@ -77,7 +77,7 @@ def chat(arguments: argparse.Namespace) -> int:
         arguments.theme,
         settings,
     )
-    server = Server(
+    server = ServerLauncher(
         arguments.endpoint or settings.endpoint, arguments.model or load_config().model
     )
     if is_plain(arguments):

@@ -17,14 +17,14 @@ from typing import Any
 
 from rvllm_local.errors import HistoryError
 from rvllm_local.history.schema import SCHEMA_VERSION, migrate, version_of
-from rvllm_local.history.types import Chat, Hit, Message, MessageState, ToolCall
+from rvllm_local.history.types import Chat, ChatMessage, Hit, MessageState, ToolCall
 
 _MESSAGE = "id, chat_id, parent_id, role, text, reasoning, tool_calls, state, model, figures, created, seq"
 _CHAT = "id, title, created, updated, head_id, system, params, model"
 _SNIPPET = 160  # characters of a search hit's excerpt
 
 
-class History:
+class ChatHistory:
     """One open history file. Methods may be called from any thread; each write is one durable transaction.
 
     A file that a newer version wrote is opened read-only, and `read_only` says why; `path=None` keeps everything in
@@ -120,7 +120,7 @@ class History:
 
     # Messages
 
-    def add_message(self, message: Message) -> None:
+    def add_message(self, message: ChatMessage) -> None:
         """Keep a new message and make it the head of its chat: the place where the chat goes on."""
         with self._write() as db:
             db.execute(
@@ -147,7 +147,7 @@ class History:
                 (message.id, time.time(), message.chat_id),
             )
 
-    def update_message(self, message: Message) -> None:
+    def update_message(self, message: ChatMessage) -> None:
         """Write a reply's text so far, or its end."""
         with self._write() as db:
             db.execute(
@@ -185,12 +185,12 @@ class History:
                 (head, row[0], *doomed),
             )
 
-    def message(self, message_id: str) -> Message | None:
+    def message(self, message_id: str) -> ChatMessage | None:
         """One message, or None."""
         rows = self._read(f"SELECT {_MESSAGE} FROM message WHERE id = ?", (message_id,))
         return _message(rows[0]) if rows else None
 
-    def path_to(self, message_id: str | None) -> list[Message]:
+    def path_to(self, message_id: str | None) -> list[ChatMessage]:
         """The messages from a chat's root to this one, in order."""
         query = (
             "WITH RECURSIVE up(id, parent_id, depth) AS ("
@@ -201,12 +201,12 @@ class History:
         )
         return [_message(row) for row in self._read(query, (message_id,))]
 
-    def thread(self, chat_id: str) -> list[Message]:
+    def thread(self, chat_id: str) -> list[ChatMessage]:
         """The messages of a chat from its root to its head."""
         chat = self.chat(chat_id)
         return self.path_to(chat.head_id) if chat else []
 
-    def all_messages(self, chat_id: str) -> list[Message]:
+    def all_messages(self, chat_id: str) -> list[ChatMessage]:
         """Every message of a chat, all branches, in the order of writing."""
         return [
             _message(row)
@@ -379,10 +379,10 @@ def _tools(calls: Sequence[ToolCall]) -> str:
     return json.dumps([[call.name, call.arguments, call.id] for call in calls])
 
 
-def _message(row: Sequence[Any]) -> Message:
+def _message(row: Sequence[Any]) -> ChatMessage:
     tools = tuple(ToolCall(*call) for call in json.loads(row[6]))
     id, chat_id, parent_id, role, text, reasoning = row[:6]
-    return Message(
+    return ChatMessage(
         id,
         chat_id,
         parent_id,

@@ -12,14 +12,14 @@ from dataclasses import asdict
 from typing import Any
 
 from rvllm_local.errors import HistoryError
-from rvllm_local.history import History
-from rvllm_local.history.types import Chat, Message, MessageState, ToolCall, new_id
+from rvllm_local.history import ChatHistory
+from rvllm_local.history.types import Chat, ChatMessage, MessageState, ToolCall, new_id
 
 _ROLES = ("user", "assistant", "system", "developer", "tool")
 MAX_IMPORT_BYTES = 64 * 2**20
 
 
-def to_markdown(history: History, chat_id: str) -> str:
+def to_markdown(history: ChatHistory, chat_id: str) -> str:
     """The chat from its root to its head as one Markdown document."""
     chat = _known(history, chat_id)
     parts = [f"# {chat.title or 'Untitled chat'}\n"]
@@ -30,7 +30,7 @@ def to_markdown(history: History, chat_id: str) -> str:
     return "\n".join(parts)
 
 
-def _section(message: Message) -> str:
+def _section(message: ChatMessage) -> str:
     name = (
         "You"
         if message.role == "user"
@@ -55,7 +55,7 @@ def _section(message: Message) -> str:
     return "\n".join(parts)
 
 
-def to_json(history: History, chat_id: str) -> str:
+def to_json(history: ChatHistory, chat_id: str) -> str:
     """The chat with all its branches. `messages` is the current branch, in the form of the OpenAI API."""
     chat = _known(history, chat_id)
     messages: list[dict[str, Any]] = (
@@ -74,7 +74,7 @@ def to_json(history: History, chat_id: str) -> str:
     return json.dumps({**value, "head_id": chat.head_id, "tree": tree}, indent=2)
 
 
-def _known(history: History, chat_id: str) -> Chat:
+def _known(history: ChatHistory, chat_id: str) -> Chat:
     chat = history.chat(chat_id)
     if chat is None:
         raise HistoryError(
@@ -83,7 +83,7 @@ def _known(history: History, chat_id: str) -> Chat:
     return chat
 
 
-def import_json(history: History, text: str) -> list[str]:
+def import_json(history: ChatHistory, text: str) -> list[str]:
     """Add the chats of an OpenAI-style JSON: {"messages": [...]}, a list of messages, or a list of such chats.
 
     Returns the new chats' ids. Raises `HistoryError` that names what is wrong, and then nothing was added.
@@ -117,7 +117,7 @@ def import_json(history: History, text: str) -> list[str]:
     return [chat.id for chat, _ in chats]
 
 
-def _parse(value: Any, number: int) -> tuple[Chat, list[Message]]:
+def _parse(value: Any, number: int) -> tuple[Chat, list[ChatMessage]]:
     where = f"chat {number + 1}"
     if not isinstance(value, Mapping) or not isinstance(value.get("messages"), list):
         raise HistoryError(
@@ -129,7 +129,7 @@ def _parse(value: Any, number: int) -> tuple[Chat, list[Message]]:
     if isinstance(value.get("tree"), list):
         return _parse_tree(value, chat_id, title, where)
     system: list[str] = []
-    messages: list[Message] = []
+    messages: list[ChatMessage] = []
     for place, one in enumerate(value["messages"]):
         role, content = (
             _role(one, f"{where}, message {place + 1}"),
@@ -142,7 +142,7 @@ def _parse(value: Any, number: int) -> tuple[Chat, list[Message]]:
         text = f"[tool result]\n{content}" if role == "tool" else content
         shown = "user" if role == "tool" else role
         messages.append(
-            Message(new_id(), chat_id, parent, shown, text, tool_calls=_calls(one))
+            ChatMessage(new_id(), chat_id, parent, shown, text, tool_calls=_calls(one))
         )
     title = title or next(
         (one.text.strip()[:60] for one in messages if one.role == "user"),
@@ -154,7 +154,7 @@ def _parse(value: Any, number: int) -> tuple[Chat, list[Message]]:
 
 def _parse_tree(
     value: Mapping[str, Any], chat_id: str, title: str, where: str
-) -> tuple[Chat, list[Message]]:
+) -> tuple[Chat, list[ChatMessage]]:
     """A chat that `to_json` wrote, under fresh ids, so that it can be imported beside the original."""
     ids: dict[str, str] = {}
     messages = []
@@ -176,7 +176,7 @@ def _parse_tree(
                 str(one.get("model", "")),
             )
             messages.append(
-                Message(
+                ChatMessage(
                     ids[one["id"]],
                     chat_id,
                     parent,

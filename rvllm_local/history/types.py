@@ -34,7 +34,7 @@ class ToolCall:
 
 
 @dataclass(frozen=True, slots=True)
-class Message:
+class ChatMessage:
     """One node of a chat's tree. `role` is user or assistant; `figures` are a reply's measurements."""
 
     id: str

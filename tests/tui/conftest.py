@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 
 from rvllm_local.tui.app import ChatApp
-from rvllm_local.tui.launcher import Server
+from rvllm_local.tui.launcher import ServerLauncher
 from rvllm_local.tui.options import ChatOptions
-from rvllm_local.tui.state import Link
+from rvllm_local.tui.state import ConnectionState
 from tests.tui.fake_endpoint import FakeEndpoint
 
 
@@ -52,7 +52,7 @@ class Chat:
         await self.until(
             lambda: self.session.live is None and not self.app.composer.text
         )
-        await self.app.driver.settle()
+        await self.app.driver.drain()
 
     async def told(self, words: str) -> None:
         await self.until(
@@ -78,14 +78,14 @@ async def opened(
 ) -> AsyncIterator[Chat]:
     app = ChatApp(
         ChatOptions(history=history, **options),
-        server or Server(fake.url, None),
+        server or ServerLauncher(fake.url, None),
         clock or time.monotonic,
     )
     app.animation_level = "none"
     async with app.run_test(size=size, notifications=True) as pilot:
         chat = Chat(app, pilot, fake)
         if ready:
-            await chat.until(lambda: chat.session.link is Link.READY)
+            await chat.until(lambda: chat.session.connection is ConnectionState.READY)
         try:
             yield chat
         finally:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from rvllm_local.history import History
+from rvllm_local.history import ChatHistory
 from rvllm_local.tui.commands import COMMANDS
 from rvllm_local.tui.screens.chats import ChatsScreen
 from rvllm_local.tui.screens.dialogs import Ask, Confirm, Pick
@@ -537,7 +537,7 @@ def test_keys_can_be_remapped(play) -> None:
 
 
 def test_no_server(play) -> None:
-    from rvllm_local.tui.launcher import Server
+    from rvllm_local.tui.launcher import ServerLauncher
 
     async def scenario(chat) -> None:
         await chat.told("no server answers")
@@ -548,11 +548,11 @@ def test_no_server(play) -> None:
         chat.app.server.url = chat.fake.url
         chat.app.composer.load_text("/retry")
         await chat.press("enter")
-        await chat.until(lambda: chat.session.link == "ready")
+        await chat.until(lambda: chat.session.connection == "ready")
         await chat.say("hi")
         assert chat.texts[-1] == "Hello there."
 
-    play(scenario, ready=False, server=Server("http://127.0.0.1:9", None))
+    play(scenario, ready=False, server=ServerLauncher("http://127.0.0.1:9", None))
 
 
 def test_a_server_that_dies_in_mid_reply(play) -> None:
@@ -569,7 +569,7 @@ def test_a_server_that_dies_in_mid_reply(play) -> None:
 def test_a_newer_history_is_read_only(play, tmp_path: Path) -> None:
     import sqlite3
 
-    History(tmp_path / "history.db").close()
+    ChatHistory(tmp_path / "history.db").close()
     db = sqlite3.connect(tmp_path / "history.db")
     db.execute("PRAGMA user_version = 99")
     db.close()
@@ -634,9 +634,9 @@ def test_a_long_paste_is_refused_and_controls_are_dropped(play) -> None:
 
 
 def test_a_thousand_messages(play, tmp_path: Path) -> None:
-    from rvllm_local.history.types import Chat, Message
+    from rvllm_local.history.types import Chat, ChatMessage
 
-    history = History(tmp_path / "history.db")
+    history = ChatHistory(tmp_path / "history.db")
     history.add_chat(Chat("c", "Long"))
     with history._write() as db:
         db.executemany(
@@ -653,7 +653,7 @@ def test_a_thousand_messages(play, tmp_path: Path) -> None:
             ],
         )
         db.execute("UPDATE chat SET head_id = 'm999'")
-    assert isinstance(history.message("m0"), Message)
+    assert isinstance(history.message("m0"), ChatMessage)
     history.close()
 
     async def scenario(chat) -> None:

@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from rvllm_local.errors import EndpointError
-from rvllm_local.tui.launcher import Server
+from rvllm_local.tui.launcher import ServerLauncher
 from tests.tui.fake_endpoint import FakeEndpoint
 
 # Loads for two questions, then serves the model that it is named; "bad" cannot be had.
@@ -32,7 +32,7 @@ http.server.HTTPServer(("127.0.0.1", port), Handler).serve_forever()
 """
 
 
-class Starting(Server):
+class Starting(ServerLauncher):
     """Starts the script above on a free port."""
 
     def __init__(self, model: str) -> None:
@@ -53,7 +53,7 @@ class Starting(Server):
 
 def test_a_server_that_runs_is_left_as_it_was() -> None:
     async def scenario(fake: FakeEndpoint) -> None:
-        server = Server(fake.url, None)
+        server = ServerLauncher(fake.url, None)
         endpoint = await server.connect(lambda text: None)
         assert [one.id for one in await endpoint.models()] == ["small", "large"]
         assert (server.is_child, server.offers(())) == (False, ())
@@ -89,13 +89,13 @@ def test_a_child_is_followed_exchanged_and_ended() -> None:
         await endpoint.close()
         await server.stop()
         with pytest.raises(EndpointError, match="no server answers"):
-            await Server(server.url, None).connect(told.append)
+            await ServerLauncher(server.url, None).connect(told.append)
 
     asyncio.run(scenario())
 
 
 def test_what_could_be_started_tells_whether_it_fits() -> None:
-    server = Server(None, None)
+    server = ServerLauncher(None, None)
     server.is_child = True
     offers = {one.id: one for one in server.offers(())}
     assert offers["smollm2-135m"].fits

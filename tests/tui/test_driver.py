@@ -8,24 +8,26 @@ from pathlib import Path
 import pytest
 
 from rvllm_local.errors import HistoryError
-from rvllm_local.history import History
+from rvllm_local.history import ChatHistory
 from rvllm_local.history.types import MessageState
-from rvllm_local.tui import state as s
 from rvllm_local.tui.driver import Driver
-from rvllm_local.tui.endpoint import Endpoint
+from rvllm_local.tui.effects import Effect, Notify, ReturnPrompt
+from rvllm_local.tui.endpoint import ChatEndpoint
+from rvllm_local.tui.events import ConnectionChanged, ModelsListed, ReplyGrew
+from rvllm_local.tui.state import ConnectionState, ModelInfo
 from tests.tui.fake_endpoint import FakeEndpoint
 
 
 class Listening(Driver):
     """A driver that remembers what it told, and can wait for a state."""
 
-    def __init__(self, history: History | None, url: str) -> None:
-        self.told: list[s.Effect] = []
+    def __init__(self, history: ChatHistory | None, url: str) -> None:
+        self.told: list[Effect] = []
         self.changed = asyncio.Event()
         super().__init__(lambda *_: self.changed.set(), self.told.append)
-        self.history, self.endpoint = history, Endpoint(url)
-        self.dispatch(s.LinkChanged(s.Link.READY))
-        self.dispatch(s.ModelsListed((s.ModelInfo("small", 4096),)))
+        self.history, self.endpoint = history, ChatEndpoint(url)
+        self.dispatch(ConnectionChanged(ConnectionState.READY))
+        self.dispatch(ModelsListed((ModelInfo("small", 4096),)))
         self.start()
 
     async def until(self, condition) -> None:
@@ -33,7 +35,7 @@ class Listening(Driver):
             while not condition(self.session):
                 self.changed.clear()
                 await self.changed.wait()
-        await self.settle()
+        await self.drain()
 
     async def say(self, text: str) -> None:
         self.submit(text)
@@ -42,7 +44,7 @@ class Listening(Driver):
 
 def run(scenario, fake: FakeEndpoint, path: Path | None = None) -> None:
     async def main() -> None:
-        driver = Listening(History(path) if path else None, fake.url)
+        driver = Listening(ChatHistory(path) if path else None, fake.url)
         try:
             await scenario(driver)
         finally:
@@ -82,7 +84,7 @@ def test_the_prompt_is_on_disk_before_the_server_hears_of_it(tmp_path: Path) -> 
 
     class Looking(FakeEndpoint):
         def steps(self, body):
-            other = History(tmp_path / "h.db")
+            other = ChatHistory(tmp_path / "h.db")
             seen.extend(texts(other.thread(other.chats()[0].id)))
             other.close()
             return super().steps(body)
@@ -96,7 +98,7 @@ def test_stopping_keeps_the_words_and_frees_the_server(tmp_path: Path) -> None:
         driver.submit("hi")
         await driver.until(lambda session: session.live and session.live.text)
         driver.stop()
-        await driver.settle()
+        await driver.drain()
         last = driver.history.thread(driver.session.chat.id)[-1]
         assert (last.text, last.state) == ("one", MessageState.STOPPED)
         assert await asyncio.to_thread(fake.disconnected.wait, 5)
@@ -110,9 +112,9 @@ def test_stopping_before_the_first_word_leaves_no_trace(tmp_path: Path) -> None:
         driver.submit("hi")
         assert await asyncio.to_thread(fake.holding.wait, 5)
         driver.stop()
-        await driver.settle()
+        await driver.drain()
         assert driver.history.all_messages(driver.session.chat.id) == []
-        assert s.ReturnPrompt("hi") in driver.told
+        assert ReturnPrompt("hi") in driver.told
 
     fake = FakeEndpoint({"hi": ["hold"]})
     run(scenario, fake, tmp_path / "h.db")
@@ -191,7 +193,7 @@ def test_a_full_disk_is_told_and_the_chat_goes_on(tmp_path: Path) -> None:
             sum(
                 "goes on unsaved" in effect.text
                 for effect in driver.told
-                if isinstance(effect, s.Tell)
+                if isinstance(effect, Notify)
             )
             == 1
         )
@@ -217,7 +219,7 @@ def test_many_parts_are_joined_but_all_are_counted(tmp_path: Path) -> None:
         )
         await driver.say("hi")
         assert driver.session.messages[-1].text == "x" * 2000
-        deltas = [event for event in events if isinstance(event, s.Delta)]
+        deltas = [event for event in events if isinstance(event, ReplyGrew)]
         assert sum(event.num_chunks for event in deltas) == 2000
         assert len(deltas) < 200
 

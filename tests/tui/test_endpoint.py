@@ -9,7 +9,7 @@ import pytest
 
 from rvllm_local.errors import EndpointError
 from rvllm_local.history.types import ToolCall
-from rvllm_local.tui.endpoint import Endpoint
+from rvllm_local.tui.endpoint import ChatEndpoint
 from tests.tui.fake_endpoint import FakeEndpoint
 
 PROMPT = ({"role": "user", "content": "hi"},)
@@ -19,7 +19,7 @@ def ask(
     fake: FakeEndpoint, params: dict[str, Any] | None = None
 ) -> list[dict[str, Any]]:
     async def run() -> list[dict[str, Any]]:
-        endpoint = Endpoint(fake.url)
+        endpoint = ChatEndpoint(fake.url)
         try:
             return [
                 dict(part)
@@ -33,7 +33,7 @@ def ask(
 
 def fetch(url: str, name: str) -> Any:
     async def run() -> Any:
-        endpoint = Endpoint(url)
+        endpoint = ChatEndpoint(url)
         try:
             return await getattr(endpoint, name)()
         finally:
@@ -125,7 +125,7 @@ def test_nobody_there() -> None:
 )
 def test_what_is_no_url_is_refused(url: str) -> None:
     with pytest.raises(EndpointError, match="is no endpoint"):
-        Endpoint(url)
+        ChatEndpoint(url)
 
 
 def test_models_health_and_engine() -> None:
@@ -176,12 +176,12 @@ def test_keys_go_where_they_belong(
         monkeypatch.delenv(name, raising=False)
     for name, value in environ.items():
         monkeypatch.setenv(name, value)
-    assert Endpoint(url)._client.headers.get("Authorization") == sent
+    assert ChatEndpoint(url)._client.headers.get("Authorization") == sent
 
 
 def test_leaving_the_stream_cancels_the_request() -> None:
     async def run(fake: FakeEndpoint) -> None:
-        endpoint = Endpoint(fake.url)
+        endpoint = ChatEndpoint(fake.url)
         stream = endpoint.chat("small", PROMPT, {})
         assert (await anext(stream))["text"] == "one"
         await stream.aclose()
@@ -193,10 +193,10 @@ def test_leaving_the_stream_cancels_the_request() -> None:
 
 
 def test_asking_after_the_end_is_told_and_no_bug() -> None:
-    async def scenario(endpoint: Endpoint) -> None:
+    async def scenario(endpoint: ChatEndpoint) -> None:
         await endpoint.close()
         assert await endpoint.engine() is None
         with pytest.raises(EndpointError):
             await endpoint.health()
 
-    asyncio.run(scenario(Endpoint("http://127.0.0.1:9")))
+    asyncio.run(scenario(ChatEndpoint("http://127.0.0.1:9")))

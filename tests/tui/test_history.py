@@ -17,30 +17,30 @@ import pytest
 
 from benchmarks.tui_kill import acknowledged, check
 from rvllm_local.errors import HistoryError
-from rvllm_local.history import History
+from rvllm_local.history import ChatHistory
 from rvllm_local.history.schema import SCHEMA_VERSION, migrate
 from rvllm_local.history.transfer import import_json, to_json, to_markdown
-from rvllm_local.history.types import Chat, Message, MessageState, ToolCall
+from rvllm_local.history.types import Chat, ChatMessage, MessageState, ToolCall
 
 ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
 def history(tmp_path: Path):
-    opened = History(tmp_path / "chats" / "history.db")
+    opened = ChatHistory(tmp_path / "chats" / "history.db")
     yield opened
     opened.close()
 
 
 def talk(
-    history: History, *texts: str, chat: str = "c", title: str = "Talk"
+    history: ChatHistory, *texts: str, chat: str = "c", title: str = "Talk"
 ) -> list[str]:
     """A chat whose messages alternate; ids are the chat's id and a number."""
     history.add_chat(Chat(chat, title))
     for number, text in enumerate(texts):
         parent = f"{chat}{number - 1}" if number else None
         history.add_message(
-            Message(
+            ChatMessage(
                 f"{chat}{number}", chat, parent, ("user", "assistant")[number % 2], text
             )
         )
@@ -53,10 +53,10 @@ def texts(messages) -> list[str]:
 
 def test_a_chat_comes_back_after_closing(tmp_path: Path) -> None:
     path = tmp_path / "history.db"
-    first = History(path)
+    first = ChatHistory(path)
     talk(first, "hi", "hello")
     figures = {"tokens_per_second": 61.5}
-    reply = Message(
+    reply = ChatMessage(
         "r",
         "c",
         "c1",
@@ -69,19 +69,19 @@ def test_a_chat_comes_back_after_closing(tmp_path: Path) -> None:
     )
     first.add_message(reply)
     first.close()
-    second = History(path)
+    second = ChatHistory(path)
     assert second.message("r") == reply
     assert texts(second.thread("c")) == ["hi", "hello", ""]
     second.close()
 
 
-def test_only_its_owner_can_read_it(history: History) -> None:
+def test_only_its_owner_can_read_it(history: ChatHistory) -> None:
     talk(history, "secret")
     for path in history.path.parent.iterdir():
         assert stat.S_IMODE(path.stat().st_mode) == 0o600, path.name
 
 
-def test_writes_are_durable(history: History) -> None:
+def test_writes_are_durable(history: ChatHistory) -> None:
     read = lambda name: history._db.execute(f"PRAGMA {name}").fetchone()[0]  # noqa: E731
     assert (read("journal_mode"), read("synchronous"), read("fullfsync")) == (
         "wal",
@@ -90,10 +90,10 @@ def test_writes_are_durable(history: History) -> None:
     )
 
 
-def test_branches_and_siblings(history: History) -> None:
+def test_branches_and_siblings(history: ChatHistory) -> None:
     talk(history, "hi", "one")
-    history.add_message(Message("again", "c", "c0", "assistant", "two"))
-    history.add_message(Message("after", "c", "again", "user", "more"))
+    history.add_message(ChatMessage("again", "c", "c0", "assistant", "two"))
+    history.add_message(ChatMessage("after", "c", "again", "user", "more"))
     assert texts(history.thread("c")) == ["hi", "two", "more"]
     assert history.siblings("c")["again"] == (1, 2)
     assert history.switch_sibling("again", -1) == "c1"
@@ -106,7 +106,7 @@ def test_branches_and_siblings(history: History) -> None:
     ]  # down to the newest leaf
 
 
-def test_deleting_a_message_takes_what_follows_it(history: History) -> None:
+def test_deleting_a_message_takes_what_follows_it(history: ChatHistory) -> None:
     talk(history, "hi", "one", "more", "end")
     history.delete_message("c2")
     assert texts(history.thread("c")) == ["hi", "one"]
@@ -115,14 +115,14 @@ def test_deleting_a_message_takes_what_follows_it(history: History) -> None:
     history.delete_message("nothing")
 
 
-def test_deleting_goes_to_the_sibling_that_is_left(history: History) -> None:
+def test_deleting_goes_to_the_sibling_that_is_left(history: ChatHistory) -> None:
     talk(history, "hi", "one")
-    history.add_message(Message("again", "c", "c0", "assistant", "two"))
+    history.add_message(ChatMessage("again", "c", "c0", "assistant", "two"))
     history.delete_message("again")
     assert texts(history.thread("c")) == ["hi", "one"]
 
 
-def test_rename_delete_and_order(history: History) -> None:
+def test_rename_delete_and_order(history: ChatHistory) -> None:
     talk(history, "hi", chat="a")
     talk(history, "ho", chat="b")
     history.set_chat("a", title="Renamed", params={"temperature": 0.2})
@@ -151,28 +151,28 @@ def test_rename_delete_and_order(history: History) -> None:
         ("\0", set()),
     ],
 )
-def test_search(history: History, query: str, found: set[str]) -> None:
+def test_search(history: ChatHistory, query: str, found: set[str]) -> None:
     talk(history, "The blue whale sings", "青い鯨は歌う 100%")
     assert {hit.message_id for hit in history.search(query)} == found
 
 
-def test_search_finds_titles_and_follows_edits(history: History) -> None:
+def test_search_finds_titles_and_follows_edits(history: ChatHistory) -> None:
     talk(history, "hi", "part", title="Krill and others")
     assert history.search("krill")[0].message_id is None
     history.update_message(
-        Message("c1", "c", "c0", "assistant", "partial answer about plankton")
+        ChatMessage("c1", "c", "c0", "assistant", "partial answer about plankton")
     )
     assert history.search("plankton")[0].message_id == "c1"
 
 
-def test_hostile_text_is_kept_as_it_is(history: History) -> None:
+def test_hostile_text_is_kept_as_it_is(history: ChatHistory) -> None:
     hostile = "\x1b]52;c;aGk=\x07 [/x] \x9b31m \u202e ' OR 1=1; --"
     talk(history, hostile, "lone \ud800 surrogate")
     assert texts(history.thread("c")) == [hostile, "lone ? surrogate"]
 
 
 def test_two_programs_write_at_once(tmp_path: Path) -> None:
-    histories = [History(tmp_path / "history.db") for _ in range(2)]
+    histories = [ChatHistory(tmp_path / "history.db") for _ in range(2)]
     threads = [
         threading.Thread(
             target=talk, args=(one, *["x"] * 20), kwargs={"chat": f"t{number}-"}
@@ -193,13 +193,13 @@ def test_two_programs_write_at_once(tmp_path: Path) -> None:
 
 def test_a_newer_file_is_opened_read_only(tmp_path: Path) -> None:
     path = tmp_path / "history.db"
-    old = History(path)
+    old = ChatHistory(path)
     talk(old, "hi")
     old.close()
     with sqlite3.connect(path) as db:
         db.execute(f"PRAGMA user_version = {SCHEMA_VERSION + 1}")
     db.close()
-    newer = History(path)
+    newer = ChatHistory(path)
     assert "newer version" in (newer.read_only or "")
     assert texts(newer.thread("c")) == ["hi"]
     with pytest.raises(HistoryError, match="read-only"):
@@ -213,19 +213,19 @@ def test_what_is_no_history_is_refused(tmp_path: Path) -> None:
         "this is a letter, not a database, and a rather long one at that" * 20
     )
     with pytest.raises(HistoryError, match="cannot be opened"):
-        History(path)
+        ChatHistory(path)
     assert path.read_text().startswith("this is a letter")
 
 
-def test_a_full_disk_is_told_and_loses_nothing(history: History) -> None:
+def test_a_full_disk_is_told_and_loses_nothing(history: ChatHistory) -> None:
     talk(history, "hi")
     pages = history._db.execute("PRAGMA page_count").fetchone()[0]
     history._db.execute(f"PRAGMA max_page_count = {pages + 2}")
     with pytest.raises(HistoryError, match="full"):
-        history.add_message(Message("big", "c", "c0", "assistant", "x" * 100_000))
+        history.add_message(ChatMessage("big", "c", "c0", "assistant", "x" * 100_000))
     assert texts(history.thread("c")) == ["hi"]
     history._db.execute("PRAGMA max_page_count = 1000000")
-    history.add_message(Message("big", "c", "c0", "assistant", "x" * 100_000))
+    history.add_message(ChatMessage("big", "c", "c0", "assistant", "x" * 100_000))
     assert len(history.thread("c")) == 2
 
 
@@ -249,18 +249,18 @@ def test_a_migration_that_fails_changes_nothing(tmp_path: Path) -> None:
     db.close()
 
 
-def test_settings(history: History) -> None:
+def test_settings(history: ChatHistory) -> None:
     assert history.setting("theme", "dark") == "dark"
     history.set_setting("presets", {"calm": {"temperature": 0}})
     assert history.setting("presets") == {"calm": {"temperature": 0}}
 
 
-def test_markdown_export(history: History) -> None:
+def test_markdown_export(history: ChatHistory) -> None:
     talk(history, "hi", "hello", title="A talk")
     history.set_chat("c", system="Be brief.")
     call = ToolCall("clock", '{"zone": "```"}')
     history.add_message(
-        Message(
+        ChatMessage(
             "r", "c", "c1", "assistant", "so", "hm", (call,), MessageState.STOPPED, "m"
         )
     )
@@ -276,9 +276,9 @@ def test_markdown_export(history: History) -> None:
         assert part in text
 
 
-def test_json_goes_out_and_in_with_its_branches(history: History) -> None:
+def test_json_goes_out_and_in_with_its_branches(history: ChatHistory) -> None:
     talk(history, "hi", "one")
-    history.add_message(Message("again", "c", "c0", "assistant", "two"))
+    history.add_message(ChatMessage("again", "c", "c0", "assistant", "two"))
     text = to_json(history, "c")
     assert json.loads(text)["messages"] == [
         {"role": "user", "content": "hi"},
@@ -289,7 +289,7 @@ def test_json_goes_out_and_in_with_its_branches(history: History) -> None:
     assert texts(history.all_messages(copy)) == ["hi", "one", "two"]
 
 
-def test_openai_json_comes_in(history: History) -> None:
+def test_openai_json_comes_in(history: ChatHistory) -> None:
     parts = [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]
     call = {"id": "1", "function": {"name": "f", "arguments": "{}"}}
     messages = [
@@ -323,7 +323,7 @@ def test_openai_json_comes_in(history: History) -> None:
         ('{"messages": [], "title": 3}', "title"),
     ],
 )
-def test_a_bad_import_adds_nothing(history: History, text: str, told: str) -> None:
+def test_a_bad_import_adds_nothing(history: ChatHistory, text: str, told: str) -> None:
     with pytest.raises(HistoryError, match=told):
         import_json(history, text)
     assert history.chats() == []

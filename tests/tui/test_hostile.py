@@ -9,7 +9,7 @@ import pytest
 from tests.tui.fake_endpoint import FakeEndpoint
 
 HOSTILE = {
-    "markup": "[/x] [bold]a[/] [@click=app.quit]press[/] $error [link=x]",
+    "markup": "[/x] [bold]a[/] [@click=app.quit]press[/] $error [connection=x]",
     "escapes": "\x1b[2J\x1b]0;title\x07\x1bc\x1b[?1049l end",
     "clipboard": "\x1b]52;c;cm0gLXJmIC8=\x07 end",
     "c1": "\x9b2J\x9d52;c;x\x9c end",

@@ -9,13 +9,19 @@ from pathlib import Path
 import pytest
 
 from rvllm_local.errors import ConfigError, ParameterError
-from rvllm_local.history.types import Chat, Message, MessageState, ToolCall
-from rvllm_local.tui import state as s
+from rvllm_local.history.types import Chat, ChatMessage, MessageState, ToolCall
 from rvllm_local.tui.attach import expand, mention
 from rvllm_local.tui.commands import COMMANDS, as_prompt, complete_slash, parse_slash
 from rvllm_local.tui.keymap import bindings, check_keymap, shown_keys
 from rvllm_local.tui.render import code_blocks, render_markdown, render_message
 from rvllm_local.tui.settings import ChatSettings, load_settings, parse_parameter
+from rvllm_local.tui.state import (
+    ChatSession,
+    ConnectionState,
+    EngineView,
+    ModelInfo,
+    ReplyStats,
+)
 from rvllm_local.tui.status import bar, engine_lines, short_count, status_text
 
 
@@ -196,7 +202,8 @@ def test_markdown_becomes_text() -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["[/x][bold]", "[@click=app.quit]x[/]", "$primary [link=x]", "<b>html</b>"]
+    "text",
+    ["[/x][bold]", "[@click=app.quit]x[/]", "$primary [connection=x]", "<b>html</b>"],
 )
 def test_markup_of_the_terminal_is_only_text(text: str) -> None:
     content = render_markdown(text)
@@ -210,7 +217,7 @@ def test_a_half_open_fence_is_code() -> None:
 
 
 def test_a_message_tells_its_state() -> None:
-    message = Message(
+    message = ChatMessage(
         "1",
         "c",
         None,
@@ -228,27 +235,29 @@ def test_a_message_tells_its_state() -> None:
 
 
 def test_a_very_long_message_is_cut_and_says_so() -> None:
-    shown = render_message(Message("1", "c", None, "assistant", "x" * 1_000_000)).plain
+    shown = render_message(
+        ChatMessage("1", "c", None, "assistant", "x" * 1_000_000)
+    ).plain
     assert len(shown) < 70_000
     assert "more characters; copy or export" in shown
 
 
-def session(**values) -> s.Session:
-    figures = s.Figures(12_000, 11_900, 400, 61.2, 0.21)
+def session(**values) -> ChatSession:
+    stats = ReplyStats(12_000, 11_900, 400, 61.2, 0.21)
     memory = {
         "weights": 4_800_000_000,
         "kv_arena": 5_000_000_000,
         "budget": 36_000_000_000,
     }
-    models = (s.ModelInfo("qwen3-8b 4bit", 32_000),)
-    start = s.Session(
+    models = (ModelInfo("qwen3-8b 4bit", 32_000),)
+    start = ChatSession(
         Chat("c"),
-        link=s.Link.READY,
+        connection=ConnectionState.READY,
         model="qwen3-8b 4bit",
         models=models,
-        figures=figures,
+        stats=stats,
     )
-    return replace(start, engine=s.EngineView(memory=memory), **values)
+    return replace(start, engine=EngineView(memory=memory), **values)
 
 
 def test_the_status_line() -> None:
@@ -256,7 +265,9 @@ def test_the_status_line() -> None:
     assert status_text(session(), 100) == line
     assert status_text(session(), 50) == "qwen3-8b 4bit  ctx 12.4k/32k  cached 11.9k"
     assert len(status_text(session(model="m" * 300), 20)) == 20
-    lost = session(link=s.Link.LOST, link_text="no server\x1b answers")
+    lost = session(
+        connection=ConnectionState.LOST, connection_text="no server\x1b answers"
+    )
     assert status_text(lost, 60).startswith("qwen3-8b 4bit  no server␛ answers")
 
 
@@ -277,7 +288,7 @@ def test_counts_and_bars() -> None:
 
 
 def test_the_engine_panel_condenses_a_large_map() -> None:
-    view = s.EngineView({"free": 9_000, "used": 1_000}, "f" * 9_000 + "u" * 1_000)
+    view = EngineView({"free": 9_000, "used": 1_000}, "f" * 9_000 + "u" * 1_000)
     rows = [text for text, style in engine_lines(view, 30) if style == "map"]
     assert len(rows) <= 8
     assert "u" in rows[-1]

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from rvllm_local.history import History
-from rvllm_local.tui.launcher import Server
+from rvllm_local.history import ChatHistory
+from rvllm_local.tui.launcher import ServerLauncher
 from rvllm_local.tui.options import ChatOptions
 from rvllm_local.tui.plain import Plain
 from tests.tui.fake_endpoint import FakeEndpoint
@@ -44,7 +44,7 @@ def talk(
     """A person at a terminal who types these lines."""
     out, err = out or Terminal(), io.StringIO()
     plain = Plain(
-        ChatOptions(history), Server(fake.url, None), Terminal(typed), out, err
+        ChatOptions(history), ServerLauncher(fake.url, None), Terminal(typed), out, err
     )
     return asyncio.run(plain.run()), out.getvalue(), err.getvalue()
 
@@ -59,7 +59,7 @@ def test_a_pipe_gets_the_reply_and_nothing_else(tmp_path: Path) -> None:
             RVLLM_HISTORY=str(tmp_path / "h.db"),
         )
     assert (done.returncode, done.stdout, done.stderr) == (0, "Because␛[2J so.\n", "")
-    history = History(tmp_path / "h.db")
+    history = ChatHistory(tmp_path / "h.db")
     assert [message.text for message in history.thread(history.chats()[0].id)] == [
         "why?\n",
         "Because\x1b[2J so.",

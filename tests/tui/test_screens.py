@@ -11,22 +11,33 @@ from typing import Any
 import pytest
 from textual.widgets import Input, TextArea
 
-from rvllm_local.history import History
+from rvllm_local.history import ChatHistory
 from rvllm_local.history.types import Chat as KeptChat
-from rvllm_local.history.types import Message, MessageState, ToolCall
-from rvllm_local.tui import state as s
+from rvllm_local.history.types import ChatMessage, MessageState, ToolCall
 from rvllm_local.tui.endpoint import _view
+from rvllm_local.tui.events import (
+    ChatChanged,
+    ConnectionChanged,
+    EngineSeen,
+    PromptSubmitted,
+    ReplyFinished,
+    ReplyGrew,
+    ReplyRegenerated,
+    ReplyStopped,
+    UsageReceived,
+)
 from rvllm_local.tui.screens.chats import ChatsScreen
+from rvllm_local.tui.state import ConnectionState, EngineView, ModelInfo, RunningRequest
 from tests.tui.conftest import Chat, opened
 from tests.tui.fake_endpoint import ENGINE
 from tests.tui.screens import check_snapshot, kept_screen, snapshot
 
 NOW = 1_800_000_000.0
 MODELS = (
-    s.ModelInfo("qwen3-8b-4bit", 32_768, size=4_600_000_000, fits=True),
-    s.ModelInfo("smollm2-135m", 8_192, size=98_000_000, fits=True),
-    s.ModelInfo("llama-3.3-70b-4bit", 131_072, size=39_700_000_000, fits=False),
-    s.ModelInfo(
+    ModelInfo("qwen3-8b-4bit", 32_768, size=4_600_000_000, fits=True),
+    ModelInfo("smollm2-135m", 8_192, size=98_000_000, fits=True),
+    ModelInfo("llama-3.3-70b-4bit", 131_072, size=39_700_000_000, fits=False),
+    ModelInfo(
         "gemma-3-4b-4bit",
         131_072,
         served=False,
@@ -63,17 +74,17 @@ class StillServer:
     async def connect(self, _report: Any) -> StillServer:
         return self
 
-    async def models(self) -> tuple[s.ModelInfo, ...]:
+    async def models(self) -> tuple[ModelInfo, ...]:
         return self.models_told
 
-    async def engine(self, model: str | None = None) -> s.EngineView:
+    async def engine(self, model: str | None = None) -> EngineView:
         return _view(ENGINE)
 
     async def chat(self, *_: Any) -> AsyncGenerator[dict[str, Any], None]:
         await asyncio.Event().wait()
         yield {}
 
-    def offers(self, _served: Any) -> tuple[s.ModelInfo, ...]:
+    def offers(self, _served: Any) -> tuple[ModelInfo, ...]:
         return ()
 
     async def close(self) -> None: ...
@@ -96,16 +107,16 @@ async def at_rest(chat: Chat) -> None:
 
 
 def ask(chat: Chat, text: str = "Why is the sky blue?", at: float = 0.0) -> None:
-    chat.app.driver.dispatch(s.Submitted(text, f"p{at}", f"r{at}", at))
+    chat.app.driver.dispatch(PromptSubmitted(text, f"p{at}", f"r{at}", at))
 
 
 def answer(chat: Chat, text: str = REPLY, at: float = 0.0, **parts: Any) -> None:
     """A whole reply, at 50 tokens a second."""
     reply = f"r{at}"
-    chat.app.driver.dispatch(s.Delta(reply, at + 0.21, text[:10], **parts))
-    chat.app.driver.dispatch(s.Delta(reply, at + 2.21, text[10:], num_chunks=100))
-    chat.app.driver.dispatch(s.UsageTold(reply, 12_000, 101, 11_900))
-    chat.app.driver.dispatch(s.Finished(reply, "stop", at + 2.3))
+    chat.app.driver.dispatch(ReplyGrew(reply, at + 0.21, text[:10], **parts))
+    chat.app.driver.dispatch(ReplyGrew(reply, at + 2.21, text[10:], num_chunks=100))
+    chat.app.driver.dispatch(UsageReceived(reply, 12_000, 101, 11_900))
+    chat.app.driver.dispatch(ReplyFinished(reply, "stop", at + 2.3))
 
 
 @pytest.fixture
@@ -156,7 +167,7 @@ async def streaming(chat: Chat) -> None:
 async def streaming_words(chat: Chat) -> None:
     await chat.until(lambda: chat.app.transcript.live)
     chat.app.driver.dispatch(
-        s.Delta(
+        ReplyGrew(
             "r0.0",
             0.3,
             "Sunlight is *scattered*\n\n- by air\n- by `dust`\n\n```py\nx = 1\n```\n",
@@ -174,8 +185,8 @@ async def streaming_after_a_wait(chat: Chat) -> None:
 async def prefill(chat: Chat) -> None:
     ask(chat)
     await chat.until(lambda: chat.app.transcript.live)
-    running = (s.RunningRequest("1", "prefill", 8_000, 3_000, 0, 0),)
-    chat.app.driver.dispatch(s.EngineSeen(replace(_view(ENGINE), requests=running)))
+    running = (RunningRequest("1", "prefill", 8_000, 3_000, 0, 0),)
+    chat.app.driver.dispatch(EngineSeen(replace(_view(ENGINE), requests=running)))
     chat.app._look = lambda: None
     await chat.app._tick()
 
@@ -184,7 +195,9 @@ async def thinking(chat: Chat) -> None:
     ask(chat)
     await chat.until(lambda: chat.app.transcript.live)
     chat.app.driver.dispatch(
-        s.Delta("r0.0", 0.3, reasoning="The question is about light. Rayleigh, surely.")
+        ReplyGrew(
+            "r0.0", 0.3, reasoning="The question is about light. Rayleigh, surely."
+        )
     )
     await chat.until(lambda: "Rayleigh" in chat.screen())
 
@@ -215,21 +228,23 @@ async def tools(chat: Chat) -> None:
 
 async def failed(chat: Chat) -> None:
     ask(chat)
-    chat.app.driver.dispatch(s.Delta("r0.0", 0.3, "Because"))
+    chat.app.driver.dispatch(ReplyGrew("r0.0", 0.3, "Because"))
     live = chat.session.live
     chat.app.driver.session = replace(
         chat.session, live=None, messages=(*chat.session.messages, *broken())
     )
     assert live is not None
     chat.app.driver.dispatch(
-        s.LinkChanged(s.Link.LOST, "no server answers at http://127.0.0.1:8473")
+        ConnectionChanged(
+            ConnectionState.LOST, "no server answers at http://127.0.0.1:8473"
+        )
     )
 
 
-def broken() -> tuple[Message, ...]:
+def broken() -> tuple[ChatMessage, ...]:
     error = {"error": "the server closed the connection in the middle of the reply"}
     return (
-        Message(
+        ChatMessage(
             "x",
             "c",
             None,
@@ -244,11 +259,11 @@ def broken() -> tuple[Message, ...]:
 async def versions(chat: Chat) -> None:
     ask(chat)
     answer(chat, "One answer.")
-    await chat.app.driver.settle()
-    chat.app.driver.dispatch(s.Regenerated("r0.0", "r5.0", 5.0))
-    chat.app.driver.dispatch(s.Delta("r5.0", 5.2, "Another answer that was"))
-    chat.app.driver.dispatch(s.Stopped(5.5))
-    await chat.app.driver.settle()
+    await chat.app.driver.drain()
+    chat.app.driver.dispatch(ReplyRegenerated("r0.0", "r5.0", 5.0))
+    chat.app.driver.dispatch(ReplyGrew("r5.0", 5.2, "Another answer that was"))
+    chat.app.driver.dispatch(ReplyStopped(5.5))
+    await chat.app.driver.drain()
     await at_rest(chat)
     await chat.press("alt+up")
 
@@ -256,16 +271,16 @@ async def versions(chat: Chat) -> None:
 async def engine(chat: Chat) -> None:
     await settled(chat)
     rows = (
-        s.RunningRequest("1", "prefill", 8_000, 3_000, 0, 512),
-        s.RunningRequest("2", "decode", 900, 900, 51, 512),
+        RunningRequest("1", "prefill", 8_000, 3_000, 0, 512),
+        RunningRequest("2", "decode", 900, 900, 51, 512),
     )
     chat.app._look = lambda: None
     await chat.press("ctrl+b")
     chat.app.driver.dispatch(
-        s.EngineSeen(
+        EngineSeen(
             replace(
                 _view(ENGINE),
-                requests=(*rows, s.RunningRequest("3", "waiting", 40, 0, 0, 0)),
+                requests=(*rows, RunningRequest("3", "waiting", 40, 0, 0, 0)),
             )
         )
     )
@@ -277,14 +292,14 @@ async def models(chat: Chat) -> None:
     await chat.until(lambda: len(chat.app.screen_stack) == 2)
 
 
-def kept(chat: Chat) -> History:
+def kept(chat: Chat) -> ChatHistory:
     history = chat.app.driver.history
     for number, title in enumerate(
         ("Blue skies", "A list of whales", "Rust lifetimes")
     ):
         history.add_chat(KeptChat(f"k{number}", title))
         history.add_message(
-            Message(
+            ChatMessage(
                 f"k{number}m",
                 f"k{number}",
                 None,
@@ -310,9 +325,7 @@ async def search(chat: Chat) -> None:
 
 async def parameters(chat: Chat) -> None:
     chat.app.driver.dispatch(
-        s.ChatChanged(
-            {"system": "Be brief.", "params": {"temperature": 0.2, "seed": 7}}
-        )
+        ChatChanged({"system": "Be brief.", "params": {"temperature": 0.2, "seed": 7}})
     )
     await chat.press("ctrl+t")
 
@@ -332,7 +345,7 @@ async def hints(chat: Chat) -> None:
 
 async def confirm(chat: Chat) -> None:
     await settled(chat)
-    await chat.app.driver.settle()
+    await chat.app.driver.drain()
     await at_rest(chat)
     await chat.press("alt+up", "d")
 

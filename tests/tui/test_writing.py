@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 from textual import events
 
-from rvllm_local.history.types import Message
-from rvllm_local.tui import state as s
+from rvllm_local.history.types import ChatMessage
 from rvllm_local.tui.complete import completions
 from rvllm_local.tui.screens.chats import ChatsScreen
-from rvllm_local.tui.widgets.live import SHARE, Pace, live_foot
+from rvllm_local.tui.state import LiveReply
+from rvllm_local.tui.widgets.live import SHARE, FrameRate, live_foot
 from tests.tui.fake_endpoint import FakeEndpoint
 
 
@@ -123,9 +123,9 @@ def test_commands_by_their_slash(play) -> None:
 
 
 def test_a_reply_that_goes_silent_says_so() -> None:
-    live = s.Live(
+    live = LiveReply(
         "r",
-        Message("p", "c", None, "user", "hi"),
+        ChatMessage("p", "c", None, "user", "hi"),
         True,
         (),
         0.0,
@@ -140,7 +140,7 @@ def test_a_reply_that_goes_silent_says_so() -> None:
 
 def test_showing_takes_no_more_than_its_share() -> None:
     now, used = [0.0], [0.0]
-    pace = Pace(lambda: now[0], lambda: used[0])
+    pace = FrameRate(lambda: now[0], lambda: used[0])
     pace.shown()
     used[0] = 0.036
     assert pace.rest() == pytest.approx(0.036 / SHARE)

@@ -10,7 +10,7 @@ from textual.binding import Binding, BindingType
 from textual.widgets import Input
 
 from rvllm_local.errors import HistoryError
-from rvllm_local.history import History
+from rvllm_local.history import ChatHistory
 from rvllm_local.tui.screens.dialogs import Ask, Choice, Confirm, Pick
 
 
@@ -23,7 +23,7 @@ class ChatsScreen(Pick):
     ]
 
     def __init__(
-        self, history: History, words: str = "", now: float | None = None
+        self, history: ChatHistory, words: str = "", now: float | None = None
     ) -> None:
         note = "Enter opens   Ctrl+R renames   Ctrl+D deletes   Esc closes"
         if history.read_only:

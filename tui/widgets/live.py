@@ -19,7 +19,7 @@ from textual.widgets import Static
 from rvllm_local.tui.growing import Piece, cut
 from rvllm_local.tui.render import render_piece, render_tool_call
 from rvllm_local.tui.sanitise import clean, whole
-from rvllm_local.tui.state import Live
+from rvllm_local.tui.state import LiveReply
 from rvllm_local.tui.status import bar, short_count
 
 CUT_AT = 800  # characters of the growing end before its settled part moves out
@@ -31,7 +31,7 @@ LONGEST_REST_S = 1.0
 SILENT_S = 5.0  # after which a reply that does not go on says so
 
 
-class Pace:
+class FrameRate:
     """Tells how long to rest before the next showing, so that the thread stays under `SHARE` of a core.
 
     `clock` is wall time and `used` the thread's processor time, both in seconds: painting happens after the call that
@@ -56,8 +56,8 @@ class Pace:
         self._shown_at, self._used_then = self._clock(), self._used()
 
 
-class LiveReply(Vertical):
-    """Shows a `Live`. `tell` may be called as often as there is something new."""
+class LiveReplyView(Vertical):
+    """Shows a `LiveReply`. `tell` may be called as often as there is something new."""
 
     def __init__(self) -> None:
         super().__init__(id="live")
@@ -69,9 +69,9 @@ class LiveReply(Vertical):
         self._taken = 0  # characters of the text that were handed to the widgets
         self._piece = Piece("")  # what is rendered again and again, in `_end`
         self._shown = Content("")
-        self._news: tuple[Live, float] | None = None
+        self._news: tuple[LiveReply, float] | None = None
         self._told = asyncio.Event()
-        self._pace = Pace()
+        self._pace = FrameRate()
 
     def compose(self) -> Any:
         yield self._head
@@ -85,7 +85,7 @@ class LiveReply(Vertical):
         )
         self.run_worker(self._follow())
 
-    def tell(self, live: Live, now: float) -> None:
+    def tell(self, live: LiveReply, now: float) -> None:
         """The reply's present state, and the time of the session's clock."""
         self._news = live, now
         self._told.set()
@@ -99,7 +99,7 @@ class LiveReply(Vertical):
             if self._news is not None:
                 await self._show(*self._news)
 
-    async def _show(self, live: Live, now: float) -> None:
+    async def _show(self, live: LiveReply, now: float) -> None:
         head = live_head(live, now)
         if not head.is_same(self._shown):
             self._shown = head
@@ -152,7 +152,7 @@ def _update(widget: Static, content: Content) -> None:
     widget.update(content, layout=not is_same_height)
 
 
-def live_head(live: Live, now: float) -> Content:
+def live_head(live: LiveReply, now: float) -> Content:
     """What stands above the growing text: the wait, the reasoning, the tool calls."""
     parts: list[Content] = []
     if live.first_at is None:
@@ -188,7 +188,7 @@ def live_head(live: Live, now: float) -> Content:
     return Content("\n").join(parts)
 
 
-def live_foot(live: Live, now: float) -> Content:
+def live_foot(live: LiveReply, now: float) -> Content:
     """What stands below the growing text where it has stopped growing."""
     silent = 0.0 if live.last_at is None else now - live.last_at
     if silent < SILENT_S:

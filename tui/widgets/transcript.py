@@ -12,10 +12,10 @@ from textual.containers import VerticalScroll
 from textual.content import Content
 from textual.widgets import Static
 
-from rvllm_local.history.types import Message
+from rvllm_local.history.types import ChatMessage
 from rvllm_local.tui.keymap import bindings
 from rvllm_local.tui.render import render_message
-from rvllm_local.tui.widgets.live import LiveReply
+from rvllm_local.tui.widgets.live import LiveReplyView
 
 WINDOW = 60  # messages that are mounted at first, and more each time the top is reached
 MOUNTED = 120  # beyond this, the oldest are taken away while the view follows the end
@@ -25,7 +25,7 @@ class MessageView(Static):
     """One settled message."""
 
     def __init__(
-        self, message: Message, place: tuple[int, int], show_reasoning: bool = False
+        self, message: ChatMessage, place: tuple[int, int], show_reasoning: bool = False
     ) -> None:
         self.message, self.place, self.show_reasoning = message, place, show_reasoning
         super().__init__(
@@ -33,7 +33,7 @@ class MessageView(Static):
             classes=f"message {message.role}",
         )
 
-    def show(self, message: Message, place: tuple[int, int]) -> None:
+    def show(self, message: ChatMessage, place: tuple[int, int]) -> None:
         """Show another state of the message."""
         if (message, place) != (self.message, self.place):
             self.message, self.place = message, place
@@ -52,12 +52,12 @@ class Transcript(VerticalScroll, can_focus=True):
 
     def __init__(self) -> None:
         super().__init__(id="transcript")
-        self._messages: Sequence[Message] = ()
+        self._messages: Sequence[ChatMessage] = ()
         self._siblings: Mapping[str, tuple[int, int]] = {}
         self._views: dict[str, MessageView] = {}
         self._first = 0  # the first message that is mounted
         self._welcome = Static("", id="welcome", markup=False)
-        self.live: LiveReply | None = None
+        self.live: LiveReplyView | None = None
         self.selected: str | None = None
 
     def compose(self) -> Any:
@@ -71,7 +71,7 @@ class Transcript(VerticalScroll, can_focus=True):
         self._welcome.update(content)
 
     def show_messages(
-        self, messages: Sequence[Message], siblings: Mapping[str, tuple[int, int]]
+        self, messages: Sequence[ChatMessage], siblings: Mapping[str, tuple[int, int]]
     ) -> None:
         """Bring the column to these messages with as little change as can be."""
         same = next(
@@ -117,12 +117,12 @@ class Transcript(VerticalScroll, can_focus=True):
             self._remove(self._messages[self._first : first])
             self._first = first
 
-    def _view(self, message: Message) -> MessageView:
+    def _view(self, message: ChatMessage) -> MessageView:
         view = MessageView(message, self._siblings.get(message.id, (0, 1)))
         self._views[message.id] = view
         return view
 
-    def _remove(self, messages: Sequence[Message]) -> None:
+    def _remove(self, messages: Sequence[ChatMessage]) -> None:
         for message in messages:
             if view := self._views.pop(message.id, None):
                 view.remove()
@@ -158,9 +158,9 @@ class Transcript(VerticalScroll, can_focus=True):
         """Go to the end and stay there."""
         self.anchor()
 
-    def begin_reply(self) -> LiveReply:
+    def begin_reply(self) -> LiveReplyView:
         """Mount the live reply."""
-        self.live = LiveReply()
+        self.live = LiveReplyView()
         self.mount(self.live)
         return self.live
 
@@ -210,7 +210,7 @@ class Transcript(VerticalScroll, can_focus=True):
             self.select(ids[max(at, 0)])
 
     @property
-    def chosen(self) -> Message | None:
+    def chosen(self) -> ChatMessage | None:
         """The selected message, else the last one."""
         found = next((one for one in self._messages if one.id == self.selected), None)
         return found or (self._messages[-1] if self._messages else None)
