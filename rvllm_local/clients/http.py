@@ -107,7 +107,7 @@ class HttpClient:
             model = (
                 requests[0].adapter or self.model
             )  # a server's adapters are asked for as models
-            body = msgspec.json.encode(http_messages.written(requests, model))
+            body = msgspec.json.encode(http_messages.encode(requests, model))
             response = self._send("POST", http_messages.GENERATE, body, stream=True)
             reader = _Reader(response, request_id, len(requests), counted, self._forget)
             with self._lock:

@@ -78,7 +78,7 @@ class Events(msgspec.Struct, frozen=True, omit_defaults=True):
     error: dict[str, Any] | None = None
 
 
-def written(requests: Sequence[Request], model: str) -> GenerateRequest:
+def encode(requests: Sequence[Request], model: str) -> GenerateRequest:
     """The choices of one request, as they are sent."""
     first, params = requests[0], requests[0].params
     names = (
@@ -103,45 +103,45 @@ def written(requests: Sequence[Request], model: str) -> GenerateRequest:
     )
 
 
-def read(asked: GenerateRequest) -> list[Request]:
+def decode(message: GenerateRequest) -> list[Request]:
     """The choices that were sent. Raises `ParameterError`."""
-    if not 1 <= len(asked.seeds) <= MAX_CHOICES or not all(
-        0 <= seed < 2**64 for seed in asked.seeds
+    if not 1 <= len(message.seeds) <= MAX_CHOICES or not all(
+        0 <= seed < 2**64 for seed in message.seeds
     ):
         raise ParameterError(
             "seeds",
             f"seeds must hold 1 to {MAX_CHOICES} numbers of 64 bits, one a choice",
         )
     if (
-        not 1 <= len(asked.request_id) <= 128
-        or not asked.request_id.replace("-", "").replace("_", "").isalnum()
+        not 1 <= len(message.request_id) <= 128
+        or not message.request_id.replace("-", "").replace("_", "").isalnum()
     ):
         raise ParameterError(
             "request_id", "request_id must be 1 to 128 letters, digits, '-' or '_'"
         )
-    if len(asked.kept_special) > _MAX_KEPT:
+    if len(message.kept_special) > _MAX_KEPT:
         raise ParameterError(
             "kept_special",
-            f"kept_special holds {len(asked.kept_special)} texts, not up to {_MAX_KEPT}",
+            f"kept_special holds {len(message.kept_special)} texts, not up to {_MAX_KEPT}",
         )
-    given = msgspec.structs.asdict(asked.params)
+    given = msgspec.structs.asdict(message.params)
     given["logit_bias"] = {
-        token_id(token): bias for token, bias in asked.params.logit_bias.items()
+        token_id(token): bias for token, bias in message.params.logit_bias.items()
     }
-    params = SamplingParams(n=len(asked.seeds), **given)
-    prompt, kept = tuple(asked.prompt_token_ids), tuple(asked.kept_special)
+    params = SamplingParams(n=len(message.seeds), **given)
+    prompt, kept = tuple(message.prompt_token_ids), tuple(message.kept_special)
     return [
         Request(
-            asked.request_id,
+            message.request_id,
             prompt,
             params,
             seed,
             index,
-            asked.priority,
-            asked.grammar,
+            message.priority,
+            message.grammar,
             kept,
         )
-        for index, seed in enumerate(asked.seeds)
+        for index, seed in enumerate(message.seeds)
     ]
 
 

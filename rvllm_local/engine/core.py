@@ -17,15 +17,15 @@ import numpy as np
 from rvllm_local.attention.geometry import ChunkRows, DecodeRow
 from rvllm_local.engine.detokenizer import StreamingDetokenizer, Vocabulary
 from rvllm_local.engine.identity import EngineIdentity
-from rvllm_local.engine.kv_cache import KVResidence
+from rvllm_local.engine.kv_cache import KVCacheManager
 from rvllm_local.engine.limits import EngineLimits
-from rvllm_local.engine.prefill_budget import Pace
+from rvllm_local.engine.prefill_budget import PrefillBudget
 from rvllm_local.engine.report import report, status
 from rvllm_local.engine.runner import ModelRunner
 from rvllm_local.engine.sampling.sampler import RowSampling, SampledTokens
 from rvllm_local.engine.sampling.token_history import TokenHistory
 from rvllm_local.engine.scheduler import PrefillChunk, Scheduler
-from rvllm_local.engine.sequence import History, Sequence
+from rvllm_local.engine.sequence import Sequence, SequenceTimings
 from rvllm_local.errors import GrammarError, ParameterError
 from rvllm_local.memory.blocks import BLOCK_TOKENS
 from rvllm_local.memory.prefix import KeyChain
@@ -65,22 +65,22 @@ class EngineCore:
         self,
         runner: ModelRunner,
         kv: KVTables,
-        residence: KVResidence,
+        kv_cache: KVCacheManager,
         scheduler: Scheduler,
-        pace: Pace,
+        budget: PrefillBudget,
         limits: EngineLimits,
         text: Vocabulary,
         identity: EngineIdentity,
-        settle: Callable[[], None] | None = None,
+        reserve_memory: Callable[[], None] | None = None,
     ) -> None:
         self._runner = runner
         self._kv = kv
-        self._residence = residence
+        self._kv_cache = kv_cache
         self._scheduler = scheduler
-        self._pace = pace
+        self._budget = budget
         self._text = text
         self._identity = identity
-        self._settle = settle  # what takes the planned memory; the first request does not wait for it
+        self._reserve_memory = reserve_memory  # what takes the planned memory; the first request does not wait for it
         self._flight: Flight | None = None
         self._reports: deque[RequestReport] = deque(maxlen=_REPORTS_KEPT)
         self._open: dict[tuple[str, int], Sequence] = {}
@@ -96,21 +96,21 @@ class EngineCore:
     @property
     def has_idle_work(self) -> bool:
         """Something that is best done while nobody waits: taking the planned memory, writing cached blocks to disk."""
-        return self._settle is not None or self._residence.has_idle_work
+        return self._reserve_memory is not None or self._kv_cache.has_idle_work
 
     def idle(self) -> None:
         """Do a little of the idle work."""
-        if self._settle is not None:
-            self._settle_now()
+        if self._reserve_memory is not None:
+            self._reserve_memory_now()
         else:
-            self._residence.idle()
+            self._kv_cache.idle()
 
     def add(
         self, request: Request, sink: EventSink, matcher: Matcher | None = None
     ) -> None:
         """Queue a request; one with a grammar brings its `matcher`. Raises `ParameterError` if it can never be served."""
         if self._arrivals:
-            self._settle_now()
+            self._reserve_memory_now()
         if (request.grammar is None) != (matcher is None):
             raise ParameterError(
                 "response_format",
@@ -133,7 +133,7 @@ class EngineCore:
             StreamingDetokenizer(text, request.params.stop_strings),
             sink,
             KeyChain(self._identity.roots[request.adapter]),
-            History(time.monotonic()),
+            SequenceTimings(time.monotonic()),
             self._arrivals,
             self._identity.number_of(request.adapter),
         )
@@ -157,11 +157,11 @@ class EngineCore:
         flight, self._flight = self._flight, None
         for sequence in flight.rows if flight is not None else ():
             sequence.in_flight = 0
-            self._residence.leave(sequence)
+            self._kv_cache.free(sequence)
         for sequence in list(self._open.values()):
             sequence.in_flight = 0
             self._end(sequence, _last(sequence, FinishReason.ERROR, message))
-        self._residence.forget_prefixes()
+        self._kv_cache.forget_prefixes()
 
     def close(self, message: str) -> None:
         """End open requests with an error and put away what is cached."""
@@ -176,7 +176,7 @@ class EngineCore:
                     error_kind="EngineClosedError",
                 ),
             )
-        self._residence.close()
+        self._kv_cache.close()
 
     def step(self) -> None:
         """Schedule, run, emit, commit: one decode token for each running row, and a bounded piece of prefill.
@@ -187,8 +187,8 @@ class EngineCore:
         if self._flight is not None and not self._may_overlap():
             self._land()
         running, num_waiting = self._scheduler.running, len(self._scheduler.waiting)
-        self._residence.begin_step(self._pace.prefill_seconds(running, num_waiting))
-        plan = self._scheduler.schedule(self._pace.prefill_tokens(running, num_waiting))
+        self._kv_cache.begin_step(self._budget.seconds(running, num_waiting))
+        plan = self._scheduler.schedule(self._budget.tokens(running, num_waiting))
         rows = tuple(
             row for row in plan.decodes if row.matcher is None or self._can_go_on(row)
         )
@@ -202,13 +202,13 @@ class EngineCore:
         if not self._runner.overlaps:
             self._land()
         if chunks:
-            self._pace.record_mixed(
+            self._budget.record_mixed(
                 len(rows),
                 sum(chunk.num_tokens for chunk in chunks),
                 time.monotonic() - began,
             )
         elif rows and not (plan.prefills and self._runner.overlaps):
-            self._pace.record_decode(len(rows), time.monotonic() - launched)
+            self._budget.record_decode(len(rows), time.monotonic() - launched)
         self.num_steps += 1
 
     def stats(self) -> dict[str, int | float | str]:
@@ -219,11 +219,11 @@ class EngineCore:
             "blocks_cached": self._kv.blocks_cached,
             "blocks_shared": self._kv.blocks_shared,
             "blocks_peak": self._kv.blocks_peak,
-            "blocks_swapped": self._residence.num_swapped_blocks,
+            "blocks_swapped": self._kv_cache.num_swapped_blocks,
             "requests_running": len(self._scheduler.running),
             "requests_waiting": len(self._scheduler.waiting),
             "requests_swapped": len(self._scheduler.swapped),
-            "prefix_hit_tokens": self._residence.hit_tokens,
+            "prefix_hit_tokens": self._kv_cache.hit_tokens,
             "preemptions": self._scheduler.num_preemptions,
             "steps": self.num_steps,
             "generated_tokens": self.generated_tokens,
@@ -234,7 +234,7 @@ class EngineCore:
     def snapshot(self) -> EngineSnapshot:
         """The engine at work, for people."""
         now, total, free = time.monotonic(), self._kv.blocks_total, self._kv.blocks_free
-        cached, store = self._kv.blocks_cached, self._residence.store
+        cached, store = self._kv.blocks_cached, self._kv_cache.store
         spilled = 0 if store is None else store.stats().blocks
         blocks = BlockCounts(
             total, free - cached, total - free, self._kv.blocks_shared, cached, spilled
@@ -257,10 +257,10 @@ class EngineCore:
                 "blocks are held by nobody"
             )
 
-    def _settle_now(self) -> None:
-        settle, self._settle = self._settle, None
-        if settle is not None:
-            settle()
+    def _reserve_memory_now(self) -> None:
+        reserve_memory, self._reserve_memory = self._reserve_memory, None
+        if reserve_memory is not None:
+            reserve_memory()
 
     def _may_overlap(self) -> bool:
         """A step may be launched before the last one was read, unless something has to be decided in between."""
@@ -280,23 +280,23 @@ class EngineCore:
         began = time.monotonic()
         tokens = sequence.token_ids[start : start + chunk.num_tokens]
         self._runner.prefill(sequence.tables, start, tokens, sequence.adapter)
-        self._pace.record(chunk.num_tokens, time.monotonic() - began)
+        self._budget.record_prefill(chunk.num_tokens, time.monotonic() - began)
         self._prefilled(chunk, began)
 
     def _prefilled(self, chunk: PrefillChunk, began: float) -> None:
         sequence = chunk.sequence
-        sequence.history.admitted = sequence.history.admitted or began
+        sequence.timings.admitted = sequence.timings.admitted or began
         sequence.num_computed += chunk.num_tokens
         sequence.num_prefilled = sequence.num_computed
-        sequence.history.prefill_chunks += 1
+        sequence.timings.prefill_chunks += 1
         self._advanced(sequence)
 
     def _advanced(self, sequence: Sequence) -> None:
         """After more tokens have KV: share full blocks, drop what slid out of the windows."""
-        sequence.history.blocks_peak = max(
-            sequence.history.blocks_peak, sequence.tables.num_blocks
+        sequence.timings.blocks_peak = max(
+            sequence.timings.blocks_peak, sequence.tables.num_blocks
         )
-        self._residence.publish(sequence)
+        self._kv_cache.cache_full_blocks(sequence)
         self._kv.trim_windows(
             sequence.tables, sequence.num_computed - sequence.in_flight
         )
@@ -343,7 +343,7 @@ class EngineCore:
         for chunk in chunks:
             self._prefilled(chunk, now)
         for row in rows:
-            row.history.admitted = row.history.admitted or now
+            row.timings.admitted = row.timings.admitted or now
             row.num_computed += 1
             row.in_flight += 1
         return Flight(rows, sampled)
@@ -365,9 +365,9 @@ class EngineCore:
             sequence.in_flight -= 1
             if sequence.ended:
                 if sequence.in_flight == 0:
-                    self._residence.leave(sequence)
+                    self._kv_cache.free(sequence)
                 continue
-            sequence.history.token_times.append(now)
+            sequence.timings.token_times.append(now)
             self._commit(sequence, token, logprob)
 
     def _commit(
@@ -410,7 +410,7 @@ class EngineCore:
             reason,
             (logprob,) if logprob is not None else None,
             sequence.request.index,
-            sequence.history.cached_tokens,
+            sequence.timings.cached_tokens,
             stop_string=sequence.detokenizer.stop_string,
         )
         if reason is None:
@@ -425,7 +425,7 @@ class EngineCore:
         del self._open[(sequence.request.request_id, sequence.request.index)]
         self._scheduler.remove(sequence)
         if sequence.in_flight == 0:
-            self._residence.leave(sequence)
+            self._kv_cache.free(sequence)
         self._reports.append(report(sequence, event.finish_reason, time.monotonic()))
         sequence.sink(event)
 
@@ -480,6 +480,6 @@ def _last(
         reason,
         None,
         sequence.request.index,
-        sequence.history.cached_tokens,
+        sequence.timings.cached_tokens,
         error,
     )

@@ -30,7 +30,7 @@ class CachePolicy:
     decoded: bool = True
 
 
-class KVResidence:
+class KVCacheManager:
     """The engine's one user of prefix index, block store and swap space."""
 
     def __init__(
@@ -71,7 +71,7 @@ class KVResidence:
         """Reading blocks from disk may take this many seconds of the step that begins."""
         self._deadline = time.monotonic() + restore_s
 
-    def held_by_others(self, sequence: Sequence) -> tuple[int, ...]:
+    def count_shared_blocks(self, sequence: Sequence) -> tuple[int, ...]:
         """Blocks of its prompt, by group, that other sequences hold and that it will share."""
         keys = self._reusable_keys(sequence)
         count = self._kv.longest_prefix(keys)
@@ -88,7 +88,7 @@ class KVResidence:
             )
         return tuple(held)
 
-    def enter(self, sequence: Sequence) -> None:
+    def attach_prefix(self, sequence: Sequence) -> None:
         """Give a newly admitted sequence what is cached of its prompt."""
         leader = self.leaders.get(sequence.request.request_id)
         if (
@@ -110,9 +110,9 @@ class KVResidence:
             and self._store is not None
         ):
             self._restore_at_once(sequence, keys)
-        self.extend(sequence)
+        self.extend_prefix(sequence)
 
-    def extend(self, sequence: Sequence) -> None:
+    def extend_prefix(self, sequence: Sequence) -> None:
         """Before a chunk is computed: take blocks that others computed meanwhile, or that lie on disk.
 
         Stops at the first block that has to be computed, and when the step's time is up: then the sequence is
@@ -130,14 +130,14 @@ class KVResidence:
                 sequence.restoring = True
                 return
         if (
-            sequence.history.miss is None
+            sequence.timings.miss is None
             and sequence.num_computed < sequence.num_prompt - 1
         ):
-            sequence.history.miss = self._explain_miss(
+            sequence.timings.miss = self._explain_miss(
                 sequence, sequence.num_computed // BLOCK_TOKENS
             )
 
-    def publish(self, sequence: Sequence) -> None:
+    def cache_full_blocks(self, sequence: Sequence) -> None:
         """Offer the sequence's newly filled blocks to later requests. Call before windows are trimmed."""
         if not self._policy.reuse:
             return
@@ -162,7 +162,7 @@ class KVResidence:
         ):
             self._kv.snapshots.add(keys[full - 1], sequence.tables.state)
 
-    def leave(self, sequence: Sequence) -> None:
+    def free(self, sequence: Sequence) -> None:
         """Give back everything that a sequence holds. Safe to call again."""
         self._kv.release(sequence.tables)
         sequence.tables.state.put(())
@@ -265,12 +265,12 @@ class KVResidence:
         sequence.num_prefilled = sequence.num_computed
         sequence.num_published = sequence.num_computed // BLOCK_TOKENS
         sequence.capacity = blocks_for(sequence.num_computed) * BLOCK_TOKENS
-        if sequence.history.token_times:  # a resumed answer is no hit of its prompt
+        if sequence.timings.token_times:  # a resumed answer is no hit of its prompt
             return
-        sequence.history.cached_tokens += num_tokens
+        sequence.timings.cached_tokens += num_tokens
         self.hit_tokens += num_tokens
         if from_disk:
-            sequence.history.cached_from_disk += num_tokens
+            sequence.timings.cached_from_disk += num_tokens
 
     def _fork(self, leader: Sequence, sequence: Sequence) -> bool:
         """Share a sibling's prompt: full blocks as they are, the last one as a copy."""

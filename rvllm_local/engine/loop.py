@@ -63,7 +63,7 @@ class EngineLoop:
     def call(self, command: Callable[[EngineCore], T]) -> T:
         """Run `command` on the engine's thread and return what it returns."""
         result: concurrent.futures.Future[T] = concurrent.futures.Future()
-        self.post(lambda core: _settle(result, lambda: command(core)))
+        self.post(lambda core: _resolve(result, lambda: command(core)))
         while not result.done() and self._thread.is_alive():
             concurrent.futures.wait([result], timeout=0.5)
         if not result.done():
@@ -128,7 +128,7 @@ class EngineLoop:
             core.fail_all(f"a step of the engine failed: {detail}")
 
 
-def _settle(result: concurrent.futures.Future[T], compute: Callable[[], T]) -> None:
+def _resolve(result: concurrent.futures.Future[T], compute: Callable[[], T]) -> None:
     try:
         result.set_result(compute())
     except Exception as error:

@@ -23,7 +23,7 @@ _MOST_SLOWDOWN = 10.0
 _FEW = 4
 
 
-class Pace:
+class PrefillBudget:
     """Turns a time target into tokens.
 
     `target_s` is how long a step with decoding rows may take, prefill included. None: some times a step without prefill,
@@ -42,7 +42,7 @@ class Pace:
             int, float
         ] = {}  # by the number of rows, since a crowd's step takes longer
 
-    def record(self, num_tokens: int, seconds: float) -> None:
+    def record_prefill(self, num_tokens: int, seconds: float) -> None:
         """Take in one measured prefill call. Short ones say little about speed and are left out."""
         if num_tokens >= _LEAST_MEASURED and seconds > 0:
             self._tokens_per_s = _smooth(self._tokens_per_s, num_tokens / seconds)
@@ -54,20 +54,20 @@ class Pace:
     def record_mixed(self, num_rows: int, num_tokens: int, seconds: float) -> None:
         """Take in one decode step that also prefilled: what it took longer than one without is the prefill's."""
         if self._decode_s:
-            self.record(
+            self.record_prefill(
                 num_tokens, max(seconds - self._decode_seconds(num_rows), 0.2 * seconds)
             )
 
-    def prefill_tokens(self, running: Rows[Sequence], num_waiting: int = 0) -> int:
+    def tokens(self, running: Rows[Sequence], num_waiting: int = 0) -> int:
         """The prefill budget of the next step: a whole chunk when nobody is kept waiting by it."""
         if self._tokens_per_s is None or not any(
             sequence.is_decoding for sequence in running
         ):
             return self._prefill_chunk
-        paced = int(self._tokens_per_s * self.prefill_seconds(running, num_waiting))
+        paced = int(self._tokens_per_s * self.seconds(running, num_waiting))
         return max(self._smallest, min(self._prefill_chunk, paced))
 
-    def prefill_seconds(self, running: Rows[Sequence], num_waiting: int = 0) -> float:
+    def seconds(self, running: Rows[Sequence], num_waiting: int = 0) -> float:
         """What prefill may take of a step that also decodes."""
         num_rows = sum(sequence.is_decoding for sequence in running)
         decode = self._decode_seconds(num_rows)

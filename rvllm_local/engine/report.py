@@ -1,4 +1,4 @@
-"""What a finished sequence's report says, worked out from its history."""
+"""What a finished sequence's report says, worked out from its timings."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from rvllm_local.types import FinishReason, RequestReport, RequestStatus
 
 def report(sequence: Sequence, reason: FinishReason, now: float) -> RequestReport:
     """The report of a sequence that ends at `now` (monotonic seconds)."""
-    history, request = sequence.history, sequence.request
+    timings, request = sequence.timings, sequence.request
     gaps = sorted(
         b - a
-        for a, b in zip(history.token_times, history.token_times[1:], strict=False)
+        for a, b in zip(timings.token_times, timings.token_times[1:], strict=False)
     )
     return RequestReport(
         request_id=request.request_id,
@@ -21,17 +21,17 @@ def report(sequence: Sequence, reason: FinishReason, now: float) -> RequestRepor
         finish_reason=reason,
         prompt_tokens=sequence.num_prompt,
         output_tokens=len(sequence.token_ids) - sequence.num_prompt,
-        cached_tokens=history.cached_tokens,
-        cached_from_disk=history.cached_from_disk,
-        miss=history.miss,
-        prefill_chunks=history.prefill_chunks,
-        preemptions=history.preemptions,
-        blocks_peak=history.blocks_peak,
-        queue_s=(history.admitted or now) - history.arrived,
-        ttft_s=history.token_times[0] - history.arrived
-        if history.token_times
+        cached_tokens=timings.cached_tokens,
+        cached_from_disk=timings.cached_from_disk,
+        miss=timings.miss,
+        prefill_chunks=timings.prefill_chunks,
+        preemptions=timings.preemptions,
+        blocks_peak=timings.blocks_peak,
+        queue_s=(timings.admitted or now) - timings.arrived,
+        ttft_s=timings.token_times[0] - timings.arrived
+        if timings.token_times
         else None,
-        total_s=now - history.arrived,
+        total_s=now - timings.arrived,
         itl_p50_s=percentile(gaps, 0.50),
         itl_p95_s=percentile(gaps, 0.95),
         itl_p99_s=percentile(gaps, 0.99),
@@ -49,9 +49,9 @@ def status(sequence: Sequence, now: float) -> RequestStatus:
         prompt_tokens=sequence.num_prompt,
         computed_tokens=sequence.num_computed,
         output_tokens=len(sequence.token_ids) - sequence.num_prompt,
-        cached_tokens=sequence.history.cached_tokens,
+        cached_tokens=sequence.timings.cached_tokens,
         blocks=sequence.tables.num_blocks,
-        age_s=now - sequence.history.arrived,
+        age_s=now - sequence.timings.arrived,
     )
 
 
@@ -65,6 +65,6 @@ def percentile(ordered: Rows[float], share: float) -> float | None:
 def _state(sequence: Sequence) -> str:
     if sequence.swapped is not None:
         return "swapped"
-    if sequence.history.admitted is None:
+    if sequence.timings.admitted is None:
         return "waiting"
     return "decode" if sequence.is_decoding else "prefill"

@@ -22,16 +22,16 @@ _FIRST_SHARE = (
 )
 
 
-class Residence(Protocol):
-    """Where a sequence's KV comes from and goes to; see `engine.residence`."""
+class KVCache(Protocol):
+    """Where a sequence's KV comes from and goes to; see `engine.kv_cache`."""
 
-    def held_by_others(self, sequence: Sequence) -> tuple[int, ...]:
+    def count_shared_blocks(self, sequence: Sequence) -> tuple[int, ...]:
         """Blocks of its prompt, by group, that other sequences hold already and that it will share."""
 
-    def extend(self, sequence: Sequence) -> None:
+    def extend_prefix(self, sequence: Sequence) -> None:
         """Give a sequence that prefills what has become available of its prompt since."""
 
-    def enter(self, sequence: Sequence) -> None:
+    def attach_prefix(self, sequence: Sequence) -> None:
         """Give a newly admitted sequence what is cached of its prompt."""
 
     def swap_out(self, sequence: Sequence) -> None:
@@ -62,12 +62,12 @@ class StepPlan:
 
 
 class Scheduler:
-    """Owns the queues; takes and returns blocks through `KVTables` and `Residence`. All lists are in rank order."""
+    """Owns the queues; takes and returns blocks through `KVTables` and `KVCache`. All lists are in rank order."""
 
     def __init__(
         self,
         kv: KVTables,
-        residence: Residence,
+        kv_cache: KVCache,
         *,
         max_rows: int,
         prefill_chunk: int,
@@ -75,7 +75,7 @@ class Scheduler:
     ) -> None:
         """With a `grain` above 1 every chunk but a prompt's last ends at a multiple of it, or of a block."""
         self._kv = kv
-        self._residence = residence
+        self._kv_cache = kv_cache
         self._max_rows = max_rows
         self._prefill_chunk = prefill_chunk
         self._grain = min(grain, max(prefill_chunk, BLOCK_TOKENS))
@@ -109,7 +109,7 @@ class Scheduler:
         """Resume and admit what fits, then plan a step with at most `prefill_tokens` tokens of prefill."""
         for row in self.running:
             if not row.is_decoding:
-                self._residence.extend(row)
+                self._kv_cache.extend_prefix(row)
         self._resume()
         self._admit()
         decodes = self._make_room_for_decodes()
@@ -136,7 +136,7 @@ class Scheduler:
             if not self._fits(needed, margin=bool(self.running)):
                 return
             self.swapped.pop(0)
-            self._residence.swap_in(sequence)
+            self._kv_cache.swap_in(sequence)
             _insert(self.running, sequence)
 
     def _admit(self) -> None:
@@ -149,7 +149,7 @@ class Scheduler:
             for passed in self.waiting[: self.waiting.index(chosen)]:
                 passed.overtaken += 1
             self.waiting.remove(chosen)
-            self._residence.enter(chosen)
+            self._kv_cache.attach_prefix(chosen)
             _insert(self.running, chosen)
 
     def _next_admission(self) -> Sequence | None:
@@ -160,7 +160,7 @@ class Scheduler:
             needed = self._kv.layout.blocks_needed(
                 len(sequence.token_ids) + 1, self._prefill_chunk
             )
-            held = self._residence.held_by_others(sequence)
+            held = self._kv_cache.count_shared_blocks(sequence)
             if self._fits([max(0, n - h) for n, h in zip(needed, held, strict=True)]):
                 return sequence
             if sequence.overtaken >= _MOST_OVERTAKEN:
@@ -218,8 +218,8 @@ class Scheduler:
 
     def _preempt(self, victim: Sequence) -> None:
         self.running.remove(victim)
-        self._residence.swap_out(victim)
-        victim.history.preemptions += 1
+        self._kv_cache.swap_out(victim)
+        victim.timings.preemptions += 1
         self.num_preemptions += 1
         _insert(self.swapped, victim)
 

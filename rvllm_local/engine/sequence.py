@@ -1,4 +1,4 @@
-"""One sequence in the engine: its tokens, how many of them have KV, its blocks, its output side and its history."""
+"""One sequence in the engine: its tokens, how many of them have KV, its blocks, its output side and its timings."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(slots=True)
-class History:
+class SequenceTimings:
     """What is remembered of a sequence for its report. Times are of the monotonic clock, in seconds."""
 
     arrived: float
@@ -48,7 +48,7 @@ class Sequence:
     detokenizer: StreamingDetokenizer
     sink: EventSink
     keys: KeyChain
-    history: History
+    timings: SequenceTimings
     order: int = 0  # of arrival
     adapter: int = 0  # the number of its LoRA adapter, 0 for none
     token_ids: list[int] = field(init=False)

@@ -16,7 +16,7 @@ from rvllm_local.attention.rotation import install_rotations
 from rvllm_local.attention.seam import install
 from rvllm_local.engine.compiled import CompiledDecode
 from rvllm_local.engine.runner import ModelRunner, RunMode
-from rvllm_local.engine.startup.selfcheck import choose_runner
+from rvllm_local.engine.startup.selfcheck import find_agreeing_runner
 from rvllm_local.errors import UnsupportedModelError
 from rvllm_local.memory.arena import Arena, KVShape
 from rvllm_local.memory.tables import KVTables
@@ -62,7 +62,7 @@ def served(architecture: str, *, steps: bool) -> tuple[ModelRunner, KernelBacken
         return ModelRunner(model, layout, backend, mode, config["vocab_size"], compiled)
 
     rotates = steps and install_rotations(model) > 0
-    runner = choose_runner(
+    runner = find_agreeing_runner(
         model,
         make,
         kv,

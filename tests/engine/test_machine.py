@@ -248,7 +248,7 @@ class EngineMachine(RuleBasedStateMachine):
 
     @rule()
     def forget(self) -> None:
-        self.core._residence.forget_prefixes()
+        self.core._kv_cache.forget_prefixes()
 
     @rule()
     def spill(self) -> None:
@@ -268,8 +268,8 @@ class EngineMachine(RuleBasedStateMachine):
         self.lost |= set(self.asked)
         for name in self.asked:
             self.answers[name].ends = dict.fromkeys(range(3), FinishReason.ERROR)
-        if self.core._residence.store is not None:
-            self.core._residence.store.close()  # as the end of a process does, the writer's thread ends
+        if self.core._kv_cache.store is not None:
+            self.core._kv_cache.store.close()  # as the end of a process does, the writer's thread ends
         self.core = self.open()
 
     @rule()

@@ -17,7 +17,7 @@ from rvllm_local.attention.geometry import call_geometry
 from rvllm_local.attention.probe import plain_caches, probe_layout
 from rvllm_local.attention.seam import install
 from rvllm_local.engine.runner import ModelRunner, RunMode
-from rvllm_local.engine.startup.selfcheck import choose_runner
+from rvllm_local.engine.startup.selfcheck import find_agreeing_runner
 from rvllm_local.errors import UnsupportedModelError
 from rvllm_local.memory.arena import Arena, KVShape
 from rvllm_local.memory.layout import KVLayout, LayerSlot
@@ -175,7 +175,7 @@ def served(model: nn.Module, vocab_size: int) -> RunMode:
     def make(mode: RunMode) -> ModelRunner:
         return ModelRunner(model, layout, backend, mode, vocab_size)
 
-    return choose_runner(
+    return find_agreeing_runner(
         model, make, KVTables(layout, blocks), paged=paged, vocab_size=vocab_size
     ).mode
 

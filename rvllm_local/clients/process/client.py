@@ -206,16 +206,16 @@ class ProcessClient:
     def _ready_child(self, after: ChildProcess | None = None) -> ChildProcess:
         """The serving child; waits a little for one that is being restarted. `after` is known to have ended."""
 
-        def settled() -> bool:
+        def is_decided_now() -> bool:
             return self._state in ("failed", "closed") or (
                 self._state == "ready" and self._child is not after
             )
 
         with self._changed:
-            is_settled = self._changed.wait_for(settled, self._rules.wait_s)
+            is_decided = self._changed.wait_for(is_decided_now, self._rules.wait_s)
             if self._state == "closed":
                 raise EngineClosedError("the engine is closed")
-            if not is_settled or self._state != "ready" or self._child is None:
+            if not is_decided or self._state != "ready" or self._child is None:
                 raise EngineCrashedError(
                     self._message
                     or "the engine is being restarted; try again in a few seconds"
@@ -264,7 +264,7 @@ class ProcessClient:
                 self._load, self._on_ready, self._on_end, self._progress, self._command
             )
         except OSError as error:
-            self._settle_end(f"it could not be started: {error.strerror}", None)
+            self._plan_restart(f"it could not be started: {error.strerror}", None)
             return
         with self._changed:
             is_closed = self._state == "closed"
@@ -304,9 +304,9 @@ class ProcessClient:
         with self._changed:
             if self._state == "closed" or self._child is not child:
                 return
-            self._settle_end(child.last_words(), child.failure)
+            self._plan_restart(child.last_words(), child.failure)
 
-    def _settle_end(self, how: str, failure: Exception | None) -> None:
+    def _plan_restart(self, how: str, failure: Exception | None) -> None:
         """Decide whether there is a next child, and when."""
         with self._changed:
             now, self._child = time.monotonic(), None

@@ -18,15 +18,15 @@ from rvllm_local.attention.seam import install
 from rvllm_local.engine.core import EngineCore
 from rvllm_local.engine.detokenizer import Vocabulary
 from rvllm_local.engine.identity import EngineIdentity
-from rvllm_local.engine.kv_cache import CachePolicy, KVResidence
+from rvllm_local.engine.kv_cache import CachePolicy, KVCacheManager
 from rvllm_local.engine.limits import EngineLimits
 from rvllm_local.engine.options import EngineOptions
-from rvllm_local.engine.prefill_budget import Pace
+from rvllm_local.engine.prefill_budget import PrefillBudget
 from rvllm_local.engine.runner import ModelRunner
 from rvllm_local.engine.scheduler import Scheduler
-from rvllm_local.engine.startup.choose_runner import Unproven, prove
+from rvllm_local.engine.startup.choose_runner import LoadedParts, choose_runner
 from rvllm_local.engine.startup.planning import arena_blocks, plan_engine, plan_model
-from rvllm_local.engine.startup.result_cache import proof_subject
+from rvllm_local.engine.startup.result_cache import result_key
 from rvllm_local.errors import ConfigError
 from rvllm_local.memory.arena import Arena
 from rvllm_local.memory.blocks import BLOCK_TOKENS
@@ -65,7 +65,7 @@ def open_core(
         loaded,
         text,
         options,
-        functools.partial(proof_subject, files, loaded, options),
+        functools.partial(result_key, files, loaded, options),
         adapters,
     )
 
@@ -74,10 +74,10 @@ def build_core(
     loaded: LoadedModel,
     text: Vocabulary,
     options: EngineOptions,
-    proof_of: Callable[[Sequence[object]], str] | None = None,
+    key_of: Callable[[Sequence[object]], str] | None = None,
     adapters: Sequence[Adapter] = (),
 ) -> EngineCore:
-    """An engine core ready for its first request. With `proof_of` what an earlier start found out is taken from its note.
+    """An engine core ready for its first request. With `key_of` what an earlier start found out is taken from its note.
 
     Raises `MemoryBudgetError` if the KV budget is too small and `UnsupportedModelError` if the self-check fails.
     """
@@ -104,11 +104,11 @@ def build_core(
         else 0,
     )
     marks = tuple(adapter.fingerprint for adapter in adapters)
-    unproven = Unproven(
+    parts = LoadedParts(
         loaded, layout, arenas, kv, paged, context, plan.copy_tokens, choice
     )
-    runner, scratch = prove(
-        unproven, options, proof_of((layout, blocks, plan, marks)) if proof_of else None
+    runner, scratch = choose_runner(
+        parts, options, key_of((layout, blocks, plan, marks)) if key_of else None
     )
     if scratch is not None:
         plan = plan.with_measured(scratch)
@@ -122,10 +122,10 @@ def build_core(
         adapter.name: root_key(f"{fingerprint}|{adapter.fingerprint}")
         for adapter in adapters
     }
-    residence = _residence(kv, runner, options, root_key(fingerprint), text)
+    kv_cache = _make_kv_cache(kv, runner, options, root_key(fingerprint), text)
     scheduler = Scheduler(
         kv,
-        residence,
+        kv_cache,
         max_rows=options.max_rows,
         prefill_chunk=options.prefill_chunk,
         grain=BLOCK_TOKENS if options.deterministic else runner.prefill_grain,
@@ -133,9 +133,9 @@ def build_core(
     return EngineCore(
         runner,
         kv,
-        residence,
+        kv_cache,
         scheduler,
-        Pace(
+        PrefillBudget(
             prefill_chunk=options.prefill_chunk,
             target_s=_step_target(options),
             grain=runner.prefill_grain,
@@ -156,14 +156,14 @@ def build_core(
     )
 
 
-def _residence(
+def _make_kv_cache(
     kv: KVTables,
     runner: ModelRunner,
     options: EngineOptions,
     root: bytes,
     text: Vocabulary,
-) -> KVResidence:
-    return KVResidence(
+) -> KVCacheManager:
+    return KVCacheManager(
         kv,
         runner.block_io,
         CachePolicy(reuse=options.cache != "off", decoded=not options.deterministic),

@@ -18,8 +18,15 @@ from rvllm_local.engine.compiled import CompiledDecode
 from rvllm_local.engine.options import EngineOptions
 from rvllm_local.engine.runner import ModelRunner, RunMode
 from rvllm_local.engine.startup.measure_scratch import measure_scratch
-from rvllm_local.engine.startup.result_cache import Proof, read_proof, write_proof
-from rvllm_local.engine.startup.selfcheck import choose_runner, rows_are_independent
+from rvllm_local.engine.startup.result_cache import (
+    StartupResult,
+    read_result,
+    write_result,
+)
+from rvllm_local.engine.startup.selfcheck import (
+    find_agreeing_runner,
+    rows_are_independent,
+)
 from rvllm_local.errors import UnsupportedModelError
 from rvllm_local.memory.arena import Arena
 from rvllm_local.memory.layout import KVLayout
@@ -33,7 +40,7 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
-class Unproven:
+class LoadedParts:
     """A loaded model with its arenas. `paged`: its attention goes through the seam; `copy_tokens` as the back end's."""
 
     loaded: LoadedModel
@@ -46,27 +53,27 @@ class Unproven:
     adapters: AdapterChoice
 
 
-def prove(
-    model: Unproven, options: EngineOptions, subject: str | None
+def choose_runner(
+    model: LoadedParts, options: EngineOptions, key: str | None
 ) -> tuple[ModelRunner, int | None]:
     """A runner in the fastest mode that is right here, and the bytes that a step takes (None if nothing is checked).
 
-    `subject` is where an earlier start noted its proof, if it may be used. Raises `UnsupportedModelError`.
+    `key` is where an earlier start noted its result, if it may be used. Raises `UnsupportedModelError`.
     """
     if default_backend() != "none" or not options.self_check:
-        subject = None  # kernels are compiled by what proves them, so they are proven at each start
-    proof = None if subject is None else read_proof(subject)
-    runner = _choose_runner(model, options, proof)
+        key = None  # kernels are compiled by what proves them, so they are proven at each start
+    result = None if key is None else read_result(key)
+    runner = _make_runner(model, options, result)
     row_group, vocab_size = 0, model.loaded.vocab_size
     if options.deterministic:
         row_group = (
-            proof.row_group
-            if proof
+            result.row_group
+            if result
             else rows_are_independent(runner, model.kv, vocab_size)
         )
         runner.make_deterministic(row_group)
-    if proof is not None or not options.self_check:
-        return runner, None if proof is None else proof.scratch
+    if result is not None or not options.self_check:
+        return runner, None if result is None else result.scratch
     scratch = measure_scratch(
         runner,
         model.kv,
@@ -74,13 +81,13 @@ def prove(
         rows=options.max_rows,
         chunk=options.prefill_chunk,
     )
-    if subject is not None:
-        write_proof(subject, Proof(runner.mode, row_group, scratch))
+    if key is not None:
+        write_result(key, StartupResult(runner.mode, row_group, scratch))
     return runner, scratch
 
 
-def _choose_runner(
-    model: Unproven, options: EngineOptions, proof: Proof | None
+def _make_runner(
+    model: LoadedParts, options: EngineOptions, result: StartupResult | None
 ) -> ModelRunner:
     """The kernels where they can run and agree with mlx-lm on this very machine, otherwise the reference."""
     module, vocab_size = model.loaded.module, model.loaded.vocab_size
@@ -91,11 +98,11 @@ def _choose_runner(
         rotates: bool = False,
         joins: bool = False,
     ) -> ModelRunner:
-        if proof is not None:
-            return make(proof.mode)
+        if result is not None:
+            return make(result.mode)
         if not options.self_check:
             return make(RunMode(batched=model.paged, dense=not model.paged))
-        return choose_runner(
+        return find_agreeing_runner(
             module,
             make,
             model.kv,
@@ -134,13 +141,13 @@ def _choose_runner(
     )
 
 
-def _is_compiled(model: Unproven) -> bool:
+def _is_compiled(model: LoadedParts) -> bool:
     """The compiled call takes neither recurrent state nor adapters."""
     return not model.layout.has_state and model.adapters.count == 0
 
 
 def _kernel_runner(
-    model: Unproven, kernels: KernelBackend, joined: JoinedAdds | None, mode: RunMode
+    model: LoadedParts, kernels: KernelBackend, joined: JoinedAdds | None, mode: RunMode
 ) -> ModelRunner:
     module, layout = model.loaded.module, model.layout
     compilable = mode.batched and not mode.dense and _is_compiled(model)

@@ -40,7 +40,7 @@ _SETTINGS = (
 
 
 @dataclass(frozen=True, slots=True)
-class Proof:
+class StartupResult:
     """The mode whose logits agreed with mlx-lm's, the rows of a deterministic call (0 where none were asked for), and
     the bytes that a step takes.
     """
@@ -50,13 +50,13 @@ class Proof:
     scratch: int
 
 
-def proof_subject(
+def result_key(
     files: ModelFiles,
     loaded: LoadedModel,
     options: EngineOptions,
     sizes: Sequence[object],
 ) -> str:
-    """The key of a model's proof; `sizes` are the layout and the numbers that were worked out from the options."""
+    """The key of a model's result; `sizes` are the layout and the numbers that were worked out from the options."""
     parts = [
         loaded.fingerprint,
         [file_stamp(path) for path in weight_paths(files)],
@@ -78,12 +78,12 @@ def proof_subject(
             if name.startswith(_SETTINGS)
         ),
     ]
-    return "proof " + hashlib.sha256(repr(parts).encode()).hexdigest()
+    return "result " + hashlib.sha256(repr(parts).encode()).hexdigest()
 
 
-def read_proof(subject: str) -> Proof | None:
+def read_result(key: str) -> StartupResult | None:
     """What was noted, if it is of the form that is written here."""
-    found = read_note(subject)
+    found = read_note(key)
     if not isinstance(found, list) or [type(part) for part in found] != [
         bool,
         bool,
@@ -93,16 +93,16 @@ def read_proof(subject: str) -> Proof | None:
         return None
     batched, dense, row_group, scratch = found
     return (
-        Proof(RunMode(batched, dense), row_group, scratch)
+        StartupResult(RunMode(batched, dense), row_group, scratch)
         if row_group >= 0 <= scratch
         else None
     )
 
 
-def write_proof(subject: str, proof: Proof) -> None:
-    """Note a proof. Failing to costs only time."""
+def write_result(key: str, result: StartupResult) -> None:
+    """Note a result. Failing to costs only time."""
     write_note(
-        subject, [proof.mode.batched, proof.mode.dense, proof.row_group, proof.scratch]
+        key, [result.mode.batched, result.mode.dense, result.row_group, result.scratch]
     )
 
 

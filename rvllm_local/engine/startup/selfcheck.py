@@ -30,7 +30,7 @@ _TOLERANCE = {
 }  # of the largest logit
 
 
-def choose_runner(
+def find_agreeing_runner(
     model: nn.Module,
     make_runner: Callable[[RunMode], ModelRunner],
     kv: KVTables,

@@ -63,7 +63,7 @@ def routes(service: Service) -> list[Route]:
 async def _events(
     service: Service, asked: http_messages.GenerateRequest
 ) -> AsyncIterator[bytes]:
-    requests = http_messages.read(asked)
+    requests = http_messages.decode(asked)
     async with service.generator.open_tokens(asked.model, requests) as generation:
         yield b""  # accepted: the status goes out
         async for events in generation.token_events():

@@ -41,7 +41,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def proofs(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """What was proven so far, by name."""
     done: list[str] = []
-    for name in ("choose_runner", "measure_scratch", "rows_are_independent"):
+    for name in ("find_agreeing_runner", "measure_scratch", "rows_are_independent"):
         honest = getattr(choose_runner, name)
 
         def counted(
@@ -85,7 +85,7 @@ def test_the_second_start_proves_nothing_and_answers_the_same(
     folder: Path, proofs: list[str]
 ) -> None:
     first = answer(folder)
-    assert proofs == ["choose_runner", "measure_scratch"]
+    assert proofs == ["find_agreeing_runner", "measure_scratch"]
     assert answer(folder) == first
     assert len(proofs) == 2
 
@@ -95,7 +95,7 @@ def test_the_deterministic_mode_is_remembered_with_its_rows(
 ) -> None:
     options = replace(OPTIONS, deterministic=True)
     first = answer(folder, options)
-    assert proofs == ["choose_runner", "rows_are_independent", "measure_scratch"]
+    assert proofs == ["find_agreeing_runner", "rows_are_independent", "measure_scratch"]
     assert answer(folder, options) == first
     assert len(proofs) == 3
 
@@ -118,7 +118,7 @@ def test_other_options_are_proven_anew(
     answer(folder)
     proofs.clear()
     answer(folder, replace(OPTIONS, **change))  # type: ignore[arg-type]
-    assert "choose_runner" in proofs
+    assert "find_agreeing_runner" in proofs
 
 
 @pytest.mark.parametrize(
@@ -153,7 +153,7 @@ def test_whatever_it_depends_on_voids_it(
     else:
         monkeypatch.setattr(result_cache, "_blas", lambda: "another")
     answer(folder)
-    assert proofs == ["choose_runner", "measure_scratch"]
+    assert proofs == ["find_agreeing_runner", "measure_scratch"]
 
 
 @pytest.mark.parametrize(
@@ -186,7 +186,7 @@ def test_a_note_that_is_not_ours_counts_for_nothing(
         else:
             note.write_text(note.read_text().replace('"subject": "', '"subject": "x'))
     answer(folder)
-    assert proofs == ["choose_runner", "measure_scratch"]
+    assert proofs == ["find_agreeing_runner", "measure_scratch"]
 
 
 def test_a_refused_model_is_refused_again(
@@ -195,7 +195,7 @@ def test_a_refused_model_is_refused_again(
     def refuse(*_arguments: object, **_named: object) -> None:
         raise UnsupportedModelError("its logits differ")
 
-    monkeypatch.setattr(choose_runner, "choose_runner", refuse)
+    monkeypatch.setattr(choose_runner, "find_agreeing_runner", refuse)
     for _ in range(2):
         with pytest.raises(UnsupportedModelError, match="logits differ"):
             answer(folder)
@@ -207,7 +207,7 @@ def test_without_the_self_check_nothing_is_noted(
     answer(folder, replace(OPTIONS, self_check=False))
     assert not proofs
     answer(folder)
-    assert proofs == ["choose_runner", "measure_scratch"]
+    assert proofs == ["find_agreeing_runner", "measure_scratch"]
 
 
 def test_weights_are_looked_through_once_and_again_when_they_change(

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from rvllm_local.engine.detokenizer import StreamingDetokenizer
 from rvllm_local.engine.scheduler import Scheduler
-from rvllm_local.engine.sequence import History, Sequence
+from rvllm_local.engine.sequence import Sequence, SequenceTimings
 from rvllm_local.memory.arena import KVShape
 from rvllm_local.memory.blocks import BLOCK_TOKENS
 from rvllm_local.memory.layout import KVLayout, LayerSlot
@@ -32,18 +32,18 @@ class PlainText:
 
 
 class NoContent:
-    """A residence without arrays: nothing is cached, and swapping moves only block counts."""
+    """A KV cache without arrays: nothing is cached, and swapping moves only block counts."""
 
     def __init__(self, kv: KVTables) -> None:
         self.kv = kv
 
-    def held_by_others(self, sequence: Sequence) -> tuple[int, ...]:
+    def count_shared_blocks(self, sequence: Sequence) -> tuple[int, ...]:
         return tuple(0 for _ in self.kv.pools)
 
-    def extend(self, sequence: Sequence) -> None:
+    def extend_prefix(self, sequence: Sequence) -> None:
         pass
 
-    def enter(self, sequence: Sequence) -> None:
+    def attach_prefix(self, sequence: Sequence) -> None:
         pass
 
     def swap_out(self, sequence: Sequence) -> None:
@@ -87,7 +87,7 @@ def sequence(
         detokenizer,
         lambda event: None,
         KeyChain(root_key("test")),
-        History(0.0),
+        SequenceTimings(0.0),
         order,
     )
 
@@ -193,7 +193,7 @@ def test_a_full_arena_preempts_the_youngest_and_resumes_it() -> None:
     scheduler.add(younger)
     while younger not in scheduler.swapped:
         run_step(kv, scheduler, 200)
-    assert younger.history.preemptions == 1 and older in scheduler.running
+    assert younger.timings.preemptions == 1 and older in scheduler.running
     computed = younger.num_computed
     finish(kv, scheduler, older)
     scheduler.schedule(200)

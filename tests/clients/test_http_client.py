@@ -101,7 +101,7 @@ def test_a_request_is_the_same_after_its_way() -> None:
     requests = make_requests(
         [1, 2], params, grammar="g", priority=-3, kept_special=["<t>"]
     )
-    found = http_messages.read(http_messages.written(requests, "m"))
+    found = http_messages.decode(http_messages.encode(requests, "m"))
     assert [
         (
             r.request_id,

@@ -248,7 +248,7 @@ def test_blocks_that_wait_to_be_written_are_no_more_than_the_arena_has(
                 )
                 while core.has_work:
                     core.step()
-            return len(core._residence._unspilled), core._kv.blocks_total
+            return len(core._kv_cache._unspilled), core._kv.blocks_total
 
         waiting, total = llm._client._loop.call(never_idle)
         assert 0 < waiting <= total
@@ -263,7 +263,7 @@ def test_a_swap_file_that_cannot_be_read_frees_its_ranges_once(
         raise OSError("the disk is gone")
 
     with LLM(str(folder), kv_memory="500KB", max_rows=6, prefill_chunk=32) as llm:
-        swap = llm._client._loop.call(lambda core: core._residence._swap)
+        swap = llm._client._loop.call(lambda core: core._kv_cache._swap)
         read, calls = swap.read, iter(range(10**6))
         monkeypatch.setattr(
             swap, "read", lambda part: read(part) if next(calls) < 2 else fail()
