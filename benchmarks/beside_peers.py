@@ -34,7 +34,7 @@ from rvllm_local.bench import load, serve, trace
 from rvllm_local.bench.load import Endpoint
 from rvllm_local.bench.processes import Bystanders
 from rvllm_local.config import default_cache_dir
-from rvllm_local.models.loader import locate
+from rvllm_local.models.locate import locate
 
 SERVERS = ("rvllm", "mlx-lm", "llama.cpp")
 LOADS = (50, 80, 120)  # % of rvllm's capacity

@@ -63,7 +63,8 @@ def deepened(model: str, layers: int, folder: Path) -> Path:
     from mlx.utils import tree_flatten
 
     from rvllm_local.models.families import build_model
-    from rvllm_local.models.loader import locate, open_native
+    from rvllm_local.models.loader import open_native
+    from rvllm_local.models.locate import locate
     from rvllm_local.text.tokenizer_export import tokenizer_folder_files
     from rvllm_local.text.tokenizer_files import read_tokenizer
 
@@ -88,7 +89,8 @@ def prepare(model: str, layers: int | None, folder: Path) -> tuple[Path, Path, i
     from mlx.utils import tree_flatten
 
     from rvllm_local.commands.pack import pack_model
-    from rvllm_local.models.loader import load_model, locate
+    from rvllm_local.models.loader import load_model
+    from rvllm_local.models.locate import locate
 
     files = locate(
         model if layers is None else str(deepened(model, layers, folder / "deep"))

@@ -31,7 +31,7 @@ from rvllm_local.bench.sse import EventReader
 from rvllm_local.engine.core import EngineCore
 from rvllm_local.engine.options import EngineOptions
 from rvllm_local.engine.startup.build import open_core
-from rvllm_local.models.loader import locate
+from rvllm_local.models.locate import locate
 from rvllm_local.text.tokenizer_files import read_tokenizer
 from rvllm_local.types import Request, SamplingParams, StreamEvent
 from tests.support.tiny import save_tiny

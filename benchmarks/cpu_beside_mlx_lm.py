@@ -92,7 +92,8 @@ def peer_prefill(peer: MlxLm, prompt: list[int]) -> float:
 
 def measure(model: str, rounds: int) -> dict[str, float]:
     """Medians over alternating rounds, after one warm-up round of everything."""
-    from rvllm_local.models.loader import load_model, locate
+    from rvllm_local.models.loader import load_model
+    from rvllm_local.models.locate import locate
 
     peer = MlxLm(load_model(locate(model)).module)
     samples: dict[str, list[float]] = {}

@@ -66,8 +66,10 @@ def together(llm: LLM, work: list[Scenario]) -> list[Tokens]:
 def measure(
     model: str, count: int, seed: int, kv_dtype: str, *, deterministic: bool
 ) -> dict[str, object]:
-    from rvllm_local.models.loader import load_model, locate
+    from rvllm_local.models.loader import load_model
+    from rvllm_local.models.locate import locate
 
+    model = str(locate(model).path)
     with tempfile.TemporaryDirectory() as folder:
 
         def engine(**changes: object) -> LLM:

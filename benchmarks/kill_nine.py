@@ -21,6 +21,7 @@ from rvllm_local.clients.contract import make_requests
 from rvllm_local.clients.process.client import ProcessClient, Supervision
 from rvllm_local.engine.options import EngineOptions
 from rvllm_local.errors import EngineCrashedError
+from rvllm_local.models.locate import locate
 from rvllm_local.types import FinishReason, SamplingParams, StreamEvent
 
 
@@ -119,7 +120,7 @@ def main() -> None:
             backoff_s=0.01,
             most_backoff_s=0.05,
         )
-        client = ProcessClient(args.model, options, supervision=rules)
+        client = ProcessClient(str(locate(args.model).path), options, supervision=rules)
         expected = answer(client)
         situations = [
             ("busy", "busy", "busy", "idle", "loading")[number % 5]

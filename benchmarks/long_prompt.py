@@ -114,7 +114,7 @@ def situation(complete: Complete, long_tokens: int) -> dict[str, float]:
 
 
 def engine(model: str, long_tokens: int) -> dict[str, float]:
-    from rvllm_local.models.loader import locate
+    from rvllm_local.models.locate import locate
     from rvllm_local.text.tokenizer_files import read_tokenizer
 
     tokenizer = read_tokenizer(locate(model))

@@ -23,6 +23,7 @@ from rvllm_local import LLM, SamplingParams
 from rvllm_local.clients.contract import make_requests
 from rvllm_local.config import parse_bytes
 from rvllm_local.engine.options import EngineOptions
+from rvllm_local.models.locate import locate
 from rvllm_local.types import StreamEvent
 
 OPEN = 48  # requests kept open at a time
@@ -145,6 +146,8 @@ def main() -> None:
                 encoding="utf-8",
             )
             model = str(path)
+        else:
+            model = str(locate(model).path)
         options = EngineOptions(
             kv_memory=args.kv_memory,
             max_rows=16,

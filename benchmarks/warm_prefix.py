@@ -16,6 +16,7 @@ from pathlib import Path
 from rvllm_local import host
 from rvllm_local.clients.process.client import ProcessClient
 from rvllm_local.engine.options import EngineOptions
+from rvllm_local.models.locate import locate
 from rvllm_local.types import SamplingParams
 
 ONE = SamplingParams(max_tokens=1, temperature=0, ignore_eos=True)
@@ -33,6 +34,7 @@ def ttft(client: ProcessClient, prompt: list[int]) -> float:
 
 def measure(model: str, tokens: int, rounds: int) -> dict[str, float]:
     samples: dict[str, list[float]] = {"cold": [], "memory": [], "disk": []}
+    model = str(locate(model).path)
     for number in range(rounds):
         with tempfile.TemporaryDirectory() as folder:
             options = EngineOptions(

@@ -32,13 +32,14 @@ from rvllm_local.models.bundle_format import (
     read_manifest,
     require_digest,
 )
+from rvllm_local.models.cache_folder import staging, sync_folder
 from rvllm_local.models.file_stamps import StampedFiles, file_sha256
+from rvllm_local.models.progress import Progress, silent
 from rvllm_local.models.safetensors_check import (
     StoredTensor,
     check_safetensors,
     read_header,
 )
-from rvllm_local.models.wheel_fetch import Progress, silent, staging, sync_folder
 
 # safetensors' names, MLX's types, and a numpy type of the same width
 _DTYPES: Mapping[str, tuple[mx.Dtype, type[np.generic]]] = {
@@ -57,13 +58,12 @@ _DTYPES: Mapping[str, tuple[mx.Dtype, type[np.generic]]] = {
 _NAMES = {dtype: name for name, (dtype, _) in _DTYPES.items()}
 
 
-def is_bundle(folder: Path) -> bool:
-    """True for a directory that is meant to be a bundle."""
-    return (folder / MANIFEST).is_file() or (folder / WEIGHTS).is_file()
-
-
 def open_bundle(
-    folder: Path, *, verify: bool = False, progress: Progress = silent
+    folder: Path,
+    *,
+    verify: bool = False,
+    progress: Progress = silent,
+    cache_dir: Path | None = None,
 ) -> Manifest:
     """Check a bundle and return its manifest. Raises `ModelFileError` for any changed byte.
 
@@ -76,7 +76,8 @@ def open_bundle(
     check_safetensors(weights)
     _, header = read_header(weights)
     require_digest(weights, hashlib.sha256(header).hexdigest(), manifest.header_sha256)
-    stamped, fact = StampedFiles([weights]), f"sha256 {manifest.weights.sha256}"
+    stamped = StampedFiles([weights], cache_dir)
+    fact = f"sha256 {manifest.weights.sha256}"
     if verify or not stamped.is_known(fact):
         progress(f"checking {weights} ({manifest.weights.size / 1e6:.0f} MB)")
         require_digest(weights, file_sha256(weights), manifest.weights.sha256)

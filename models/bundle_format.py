@@ -37,6 +37,11 @@ _MAX_FILE = 256 << 20
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
+def is_bundle(folder: Path) -> bool:
+    """True for a directory that is meant to be a bundle."""
+    return (folder / MANIFEST).is_file() or (folder / WEIGHTS).is_file()
+
+
 @dataclass(frozen=True, slots=True)
 class FileRecord:
     """Size in bytes and sha256 of one file."""

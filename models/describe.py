@@ -17,20 +17,13 @@ from mlx import nn
 from mlx.utils import tree_flatten
 
 from rvllm_local.models.bundle_format import WEIGHTS
+from rvllm_local.models.config_file import context_length, read_config, vocab_size
 from rvllm_local.models.families import build_model
 from rvllm_local.models.gguf.config import gguf_config
 from rvllm_local.models.gguf.reader import GGUFFile
 from rvllm_local.models.hub_fetch import fetch_configuration, find_repository
-from rvllm_local.models.loader import (
-    ModelFiles,
-    context_length,
-    local_model,
-    locate,
-    read_config,
-    repository_of,
-    vocab_size,
-)
-from rvllm_local.models.wheel_fetch import Progress
+from rvllm_local.models.locate import ModelFiles, local_model, locate, repository_of
+from rvllm_local.models.progress import Progress
 
 _HEADS = ("num_attention_heads", "num_heads", "n_heads", "n_head", "num_query_heads")
 _DTYPES = {"float32": mx.float32, "float16": mx.float16, "bfloat16": mx.bfloat16}
@@ -51,19 +44,24 @@ class ModelDescription:
 
 
 @contextlib.contextmanager
-def outlined(name: str, progress: Progress) -> Iterator[ModelDescription]:
-    """The description of a model; of one that would have to be fetched from the hub only the configuration is.
+def outlined(
+    name: str, progress: Progress, *, cache_dir: Path | None = None
+) -> Iterator[ModelDescription]:
+    """The description of a model.
 
-    Raises as `locate` and `describe` do.
+    Of one that would have to be fetched from the hub, only the configuration is. Raises
+    as `locate` and `describe` do.
     """
-    wanted = repository_of(name) if local_model(name) is None else None
-    if wanted is None or wanted.gguf or find_repository(wanted):
-        yield describe(locate(name, progress))
+    is_local = local_model(name) is not None
+    repository = None if is_local else repository_of(name)
+    is_remote = repository is not None and not repository.gguf
+    if repository is None or not is_remote or find_repository(repository, cache_dir):
+        yield describe(locate(name, progress, cache_dir=cache_dir))
         return
     progress(f"{name} is not on this machine; asking for its configuration alone")
-    with tempfile.TemporaryDirectory() as place:
-        stored = fetch_configuration(wanted, Path(place))
-        yield describe(ModelFiles("folder", Path(place), name), stored)
+    with tempfile.TemporaryDirectory() as folder:
+        stored = fetch_configuration(repository, Path(folder))
+        yield describe(ModelFiles("folder", Path(folder), name), stored)
 
 
 def describe(files: ModelFiles, stored: int | None = None) -> ModelDescription:

@@ -1,6 +1,7 @@
-"""Remembers what was found of a file's content, by size, times and place, so that each is read for it once.
+"""Remembers what was learnt of a file's content, by its path, size and times.
 
-A file that is written again has another time and is checked anew. Knows nothing of formats.
+So each file is read for it once. A file that is written again has another time and is
+checked anew. Knows nothing of formats.
 """
 
 from __future__ import annotations
@@ -27,25 +28,34 @@ def file_sha256(path: Path, progress: Callable[[int], None] | None = None) -> st
 
 
 class StampedFiles:
-    """Files as they are when this is made: make it before they are read, and what is noted is true of what was read."""
+    """Files as they are when this is made.
 
-    def __init__(self, paths: Iterable[Path]) -> None:
+    Make it before the files are read: then what is noted is true of what was read.
+    """
+
+    def __init__(self, paths: Iterable[Path], cache_dir: Path | None = None) -> None:
         self._stamps = [file_stamp(path) for path in paths if path.is_file()]
+        self._cache_dir = cache_dir
 
     def is_known(self, fact: str) -> bool:
-        """True if this was found before, of these very files, on this machine."""
-        return bool(self._stamps) and read_note(self._subject(fact)) == self._stamps
+        """True if this was noted before, of these very files, on this machine."""
+        if not self._stamps:
+            return False
+        return bool(read_note(self._subject(fact), self._cache_dir) == self._stamps)
 
     def note(self, fact: str) -> None:
         """Note that this is true of them. Failing to note it costs only time."""
-        write_note(self._subject(fact), self._stamps)
+        write_note(self._subject(fact), self._stamps, self._cache_dir)
 
     def _subject(self, fact: str) -> str:
         return f"{fact}: {[stamp[0] for stamp in self._stamps]}"
 
 
 def file_stamp(path: Path) -> Stamp:
-    """Another one whenever a file was written or replaced; the time of its last change is the system's alone to set."""
+    """Another one whenever a file was written or replaced.
+
+    The time of its last change is the system's alone to set.
+    """
     state = path.stat()
     return [
         str(path.resolve()),

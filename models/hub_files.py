@@ -14,6 +14,7 @@ from typing import Any, BinaryIO
 from urllib.parse import quote
 
 from rvllm_local.errors import ChecksumError, DownloadError
+from rvllm_local.models.hub_api import endpoint
 from rvllm_local.models.hub_plan import RemoteFile
 
 _CHUNK = 1 << 20
@@ -38,16 +39,6 @@ class _Counted:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._file, name)
-
-
-def endpoint() -> str:
-    """The hub, or the mirror that HF_ENDPOINT names."""
-    return (os.environ.get("HF_ENDPOINT") or "https://huggingface.co").rstrip("/")
-
-
-def is_offline() -> bool:
-    """True if HF_HUB_OFFLINE asks for no network."""
-    return os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE")
 
 
 def fetch_file(

@@ -14,7 +14,7 @@ import uuid
 from dataclasses import dataclass
 from pathlib import Path
 
-from rvllm_local.models.wheel_fetch import cache_folder
+from rvllm_local.models.cache_folder import models_folder
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,25 +30,27 @@ class Running:
 class Lease:
     """Held while a model is open; `close`, or the end of the process, gives it back."""
 
-    def __init__(self, place: Path, descriptor: int) -> None:
-        self._place, self._descriptor = place, descriptor
+    def __init__(self, path: Path, descriptor: int) -> None:
+        self._path, self._descriptor = path, descriptor
 
     def close(self) -> None:
         """Give it back; closing twice is fine."""
         descriptor, self._descriptor = self._descriptor, -1
         if descriptor >= 0:
-            self._place.unlink(missing_ok=True)
+            self._path.unlink(missing_ok=True)
             os.close(descriptor)
 
     def __del__(self) -> None:
-        with contextlib.suppress(
-            OSError, AttributeError, TypeError
-        ):  # at the interpreter's end
+        # At the interpreter's end parts of it may be gone.
+        with contextlib.suppress(OSError, AttributeError, TypeError):
             self.close()
 
 
-def take_lease(name: str, path: Path) -> Lease | None:
-    """Say that this process has the model at `path` open; None where no file can be written."""
+def take_lease(name: str, path: Path, cache_dir: Path | None = None) -> Lease | None:
+    """Say that this process has the model at `path` open.
+
+    None where no file can be written.
+    """
     row = {
         "pid": os.getpid(),
         "name": name,
@@ -56,52 +58,54 @@ def take_lease(name: str, path: Path) -> Lease | None:
         "since": time.time(),
     }
     try:
-        folder = _folder()
+        folder = _folder(cache_dir)
         folder.mkdir(parents=True, exist_ok=True)
         draft = folder / f".{uuid.uuid4().hex}"
-        # A bare descriptor: a lease may die with a cycle of objects, in which a file object would die first.
+        # A bare descriptor: a lease may die with a cycle of objects, in which a file
+        # object would die first.
         descriptor = os.open(draft, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         fcntl.flock(descriptor, fcntl.LOCK_EX)
         os.write(descriptor, json.dumps(row).encode())
-        place = folder / f"{os.getpid()}-{draft.name[1:9]}"
-        draft.rename(place)  # nobody sees it before it is locked
+        lease_path = folder / f"{os.getpid()}-{draft.name[1:9]}"
+        draft.rename(lease_path)  # nobody sees it before it is locked
     except OSError:
         return None
-    return Lease(place, descriptor)
+    return Lease(lease_path, descriptor)
 
 
-def running() -> list[Running]:
+def running(cache_dir: Path | None = None) -> list[Running]:
     """Models that are open in any process of this user, oldest first."""
-    found = []
-    for place in _folder().glob("[0-9]*"):
-        with (
-            contextlib.suppress(OSError, ValueError, KeyError, TypeError),
-            place.open(encoding="utf-8") as file,
-        ):
-            try:
-                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-            except BlockingIOError:
-                row = json.load(file)
-                found.append(
-                    Running(
-                        int(row["pid"]),
-                        str(row["name"]),
-                        Path(row["path"]),
-                        float(row["since"]),
-                    )
-                )
-            else:
-                place.unlink(missing_ok=True)  # its process is gone
-    return sorted(found, key=lambda one: one.since)
+    models = []
+    for path in _folder(cache_dir).glob("[0-9]*"):
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+            model = _read_lease(path)
+            if model is not None:
+                models.append(model)
+    return sorted(models, key=lambda model: model.since)
 
 
-def users_of(path: Path) -> list[Running]:
+def _read_lease(path: Path) -> Running | None:
+    """The model of a lease; one whose process is gone is removed."""
+    with path.open(encoding="utf-8") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            row = json.load(file)
+            since = float(row["since"])
+            return Running(int(row["pid"]), str(row["name"]), Path(row["path"]), since)
+        path.unlink(missing_ok=True)
+    return None
+
+
+def users_of(path: Path, cache_dir: Path | None = None) -> list[Running]:
     """Who has this model, or a file of it, open."""
-    wanted = path.resolve()
-    return [
-        one for one in running() if one.path == wanted or wanted in one.path.parents
-    ]
+    target = path.resolve()
+    users = []
+    for model in running(cache_dir):
+        if model.path == target or target in model.path.parents:
+            users.append(model)
+    return users
 
 
-def _folder() -> Path:
-    return cache_folder() / ".running"
+def _folder(cache_dir: Path | None) -> Path:
+    return models_folder(cache_dir) / ".running"

@@ -1,33 +1,36 @@
 """The models on this machine: what is installed, how large it is, and removing it.
 
-Knows the store's folders; fetching is `hub` and `hub_repo`.
+Knows the store's folders. Fetching is `wheel_fetch` and `hub_fetch`.
 """
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
 from rvllm_local.errors import ModelNotFoundError, RvllmError
-from rvllm_local.models.bundle import is_bundle
+from rvllm_local.models.bundle_format import is_bundle
+from rvllm_local.models.cache_folder import is_left_behind, models_folder
 from rvllm_local.models.catalogue import Catalogue
-from rvllm_local.models.hub_fetch import (
-    PIN,
-    RECORD,
-    is_being_fetched,
-    parse_repository,
-    read_record,
-)
+from rvllm_local.models.hub_fetch import is_being_fetched
 from rvllm_local.models.leases import users_of
-from rvllm_local.models.wheel_fetch import cache_folder, is_left_behind
+from rvllm_local.models.locate import ModelFiles, locate
+from rvllm_local.models.repository import PIN, RECORD, read_record
+
+# Catalogue names by repository and revision.
+_NamesByRepository = dict[tuple[str, str], str]
 
 
 @dataclass(frozen=True, slots=True)
 class Installed:
-    """A model in the store. `names` are what it answers to, its catalogue name first; `size` is bytes on disk."""
+    """A model in the store.
+
+    `names` are what it answers to, its catalogue name first; `size` is bytes on disk.
+    """
 
     names: tuple[str, ...]
     path: Path
@@ -41,112 +44,139 @@ class InUseError(RvllmError):
     """The model is pinned, or a process has it open."""
 
 
-def installed() -> list[Installed]:
+def installed(cache_dir: Path | None = None) -> list[Installed]:
     """All models in the store, by name; what is only half there is none."""
-    root = cache_folder()
+    root = models_folder(cache_dir)
     if not root.is_dir():
         return []
     catalogue = Catalogue.load()
-    by_repo: dict[tuple[str, str], str] = {}
-    for known in catalogue.entries.values():
-        if known.repo is not None:
-            by_repo[known.repo, known.revision or "main"] = known.name
-    found = []
-    for folder in sorted(
-        path
-        for path in root.iterdir()
-        if path.is_dir() and not path.name.startswith(".")
-    ):
-        entry = catalogue.entries.get(folder.name)
-        record = read_record(folder)
-        if record is not None:
-            found.append(_fetched(folder, record, by_repo))
-        elif entry is not None and entry.file and (folder / entry.file).is_file():
-            found.append(
-                Installed(
-                    (entry.name,),
-                    folder,
-                    folder_size(folder),
-                    "gguf",
-                    None,
-                    _is_pinned(folder),
-                )
-            )
-        elif is_bundle(folder):
-            name = folder.name.removesuffix(".rvllm")
-            found.append(
-                Installed(
-                    (name,),
-                    folder,
-                    folder_size(folder),
-                    "bundle",
-                    None,
-                    _is_pinned(folder),
-                )
-            )
-    return sorted(found, key=lambda one: one.names[0])
+    names: _NamesByRepository = {}
+    for entry in catalogue.entries.values():
+        if entry.repo is not None:
+            names[entry.repo, entry.revision or "main"] = entry.name
+    models = []
+    for folder in sorted(root.iterdir()):
+        if folder.is_dir() and not folder.name.startswith("."):
+            model = _model_in(folder, catalogue, names)
+            if model is not None:
+                models.append(model)
+    return sorted(models, key=lambda model: model.names[0])
+
+
+def _model_in(
+    folder: Path, catalogue: Catalogue, names: _NamesByRepository
+) -> Installed | None:
+    record = read_record(folder)
+    if record is not None:
+        return _fetched(folder, record, names)
+    entry = catalogue.entries.get(folder.name)
+    if entry is not None and entry.file and (folder / entry.file).is_file():
+        return _installed((entry.name,), folder, "gguf")
+    if is_bundle(folder):
+        return _installed((folder.name.removesuffix(".rvllm"),), folder, "bundle")
+    return None
 
 
 def _fetched(
-    folder: Path, record: dict[str, object], by_repo: dict[tuple[str, str], str]
+    folder: Path, record: dict[str, object], names: _NamesByRepository
 ) -> Installed:
+    """A model that came from the hub."""
     repository, revision = str(record.get("repository")), str(record.get("revision"))
-    ggufs = sorted(path.name for path in folder.glob("*.gguf"))
-    name = f"{repository}/{ggufs[0]}" if ggufs else repository
+    ggufs = gguf_files(folder)
+    name = repository
+    if ggufs:
+        name += f"/{ggufs[0].relative_to(folder).as_posix()}"
     if revision != "main":
         name += f"@{revision}"
-    names = (
-        (by_repo[repository, revision], name)
-        if (repository, revision) in by_repo and not ggufs
-        else (name,)
-    )
-    kind = "gguf" if ggufs else "bundle" if is_bundle(folder) else "safetensors"
+    catalogue_name = None if ggufs else names.get((repository, revision))
+    all_names = (name,) if catalogue_name is None else (catalogue_name, name)
+    kind = "safetensors"
+    if ggufs:
+        kind = "gguf"
+    elif is_bundle(folder):
+        kind = "bundle"
     commit = str(record["commit"]) if "commit" in record else None
-    return Installed(
-        names, folder, folder_size(folder), kind, commit, _is_pinned(folder)
-    )
+    return _installed(all_names, folder, kind, commit)
 
 
-def find_installed(name: str) -> Installed | None:
+def _installed(
+    names: tuple[str, ...], folder: Path, kind: str, commit: str | None = None
+) -> Installed:
+    is_pinned = (folder / PIN).is_file()
+    return Installed(names, folder, folder_size(folder), kind, commit, is_pinned)
+
+
+def gguf_files(folder: Path) -> list[Path]:
+    """The GGUF files below a model's folder."""
+    files = folder.rglob("*")
+    return sorted(path for path in files if path.suffix.lower() == ".gguf")
+
+
+def installed_models(cache_dir: Path | None = None) -> dict[str, ModelFiles]:
+    """The store's models, whole and ready to load, by each of their names.
+
+    Nothing is read but names. A model that is unsound is left out.
+    """
+    by_name: dict[str, ModelFiles] = {}
+    for model in installed(cache_dir):
+        try:
+            files = files_of(model, cache_dir)
+        except RvllmError:
+            continue
+        for name in model.names:
+            by_name[name] = dataclasses.replace(files, name=name)
+    return by_name
+
+
+def files_of(model: Installed, cache_dir: Path | None = None) -> ModelFiles:
+    """What loads an installed model. Raises `ModelNotFoundError` if it has gone."""
+    path = model.path
+    if model.kind == "gguf" and (ggufs := gguf_files(path)):
+        path = ggufs[0]
+    return locate(str(path), cache_dir=cache_dir)
+
+
+def find_installed(name: str, cache_dir: Path | None = None) -> Installed | None:
     """The installed model that answers to `name`."""
-    wanted = name.lower()
-    return next(
-        (one for one in installed() if wanted in (each.lower() for each in one.names)),
-        None,
-    )
+    for model in installed(cache_dir):
+        if name.lower() in (each.lower() for each in model.names):
+            return model
+    return None
 
 
-def remove(name: str) -> Installed:
+def remove(name: str, cache_dir: Path | None = None) -> Installed:
     """Delete a model from the store: gone at once for others, then file by file.
 
-    Raises `ModelNotFoundError`, or `InUseError` if it is pinned or a process has it open.
+    Raises `ModelNotFoundError`, or `InUseError` if it is pinned or a process has it
+    open.
     """
-    model = find_installed(name)
+    model = find_installed(name, cache_dir)
     if model is None:
-        known = ", ".join(one.names[0] for one in installed()) or "none"
-        elsewhere = (
-            "; only models in the store are removed" if Path(name).exists() else ""
-        )
+        names = [each.names[0] for each in installed(cache_dir)]
+        hint = "; only models in the store are removed" if Path(name).exists() else ""
         raise ModelNotFoundError(
-            f"no model called {name[:80]!r} is installed{elsewhere}; installed are {known}"
+            f"no model called {name[:80]!r} is installed{hint}; installed are "
+            f"{', '.join(names) or 'none'}"
         )
     if model.pinned:
         raise InUseError(
-            f"{model.names[0]} is pinned; unpin it first with `rvllm pull --unpin {model.names[0]}`"
+            f"{model.names[0]} is pinned; unpin it first with `rvllm pull --unpin "
+            f"{model.names[0]}`"
         )
-    if users := users_of(model.path):
+    if users := users_of(model.path, cache_dir):
         raise InUseError(
             f"{model.names[0]} is open in process {users[0].pid}; end that first"
         )
-    grave = cache_folder() / f".removed-{os.getpid()}-{model.path.name}"
+    removed_name = f".removed-{os.getpid()}-{model.path.name}"
+    grave = models_folder(cache_dir) / removed_name
     model.path.rename(grave)
     shutil.rmtree(grave, ignore_errors=True)
     return model
 
 
-def pin(name: str, *, pinned: bool) -> Installed:
+def pin(name: str, *, pinned: bool, cache_dir: Path | None = None) -> Installed:
     """Protect an installed model from `remove`, or stop to."""
-    model = find_installed(name)
+    model = find_installed(name, cache_dir)
     if model is None:
         raise ModelNotFoundError(
             f"no model called {name[:80]!r} is installed; fetch it with `rvllm pull`"
@@ -158,14 +188,20 @@ def pin(name: str, *, pinned: bool) -> Installed:
     return model
 
 
-def leftovers() -> list[Path]:
-    """Folders of downloads that were cut and of removals that were killed; what is being fetched now is none."""
-    root = cache_folder()
+def leftovers(cache_dir: Path | None = None) -> list[Path]:
+    """Folders of downloads that were cut and of removals that were killed.
+
+    What is being fetched now is none.
+    """
+    root = models_folder(cache_dir)
     if not root.is_dir():
         return []
-    cut = [path for path in root.glob(".partial/*") if not is_being_fetched(path.name)]
-    staged = [path for path in root.glob("*/.staging-*") if is_left_behind(path)]
-    return sorted([*root.glob(".removed-*"), *cut, *staged])
+    paths = list(root.glob(".removed-*"))
+    for path in root.glob(".partial/*"):
+        if not is_being_fetched(path.name, cache_dir):
+            paths.append(path)
+    paths += [path for path in root.glob("*/.staging-*") if is_left_behind(path)]
+    return sorted(paths)
 
 
 def folder_size(folder: Path) -> int:
@@ -176,14 +212,3 @@ def folder_size(folder: Path) -> int:
             with contextlib.suppress(OSError):  # a download moves its files about
                 total += Path(parent, name).lstat().st_size if name != RECORD else 0
     return total
-
-
-def _is_pinned(folder: Path) -> bool:
-    return (folder / PIN).is_file()
-
-
-def is_known_name(name: str) -> bool:
-    """True for a catalogue name or a repository of the hub."""
-    return (
-        name.lower() in Catalogue.load().entries or parse_repository(name) is not None
-    )

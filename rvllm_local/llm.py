@@ -14,7 +14,7 @@ from typing import Any, Literal
 from rvllm_local import host
 from rvllm_local.clients.contract import Client, make_requests, open_stream
 from rvllm_local.clients.stream import TokenStream
-from rvllm_local.config import default_cache_dir, parse_bytes
+from rvllm_local.config import parse_bytes
 from rvllm_local.engine.options import EngineOptions
 from rvllm_local.errors import ParameterError
 from rvllm_local.types import (
@@ -38,7 +38,7 @@ class LLM:
     take, in bytes or as "256MB". `context_length` shortens the model's own context; `max_rows` is how many
     sequences run at once; `prefill_chunk` the most prompt tokens in one step; `attention` chooses the
     back end ("auto" takes the kernels where they run and agree); `cache` keeps prefixes in the arena ("memory") and
-    on disk too ("disk", at most `disk_cache_bytes` under `cache_dir`); `kv_dtype="int8"` halves or quarters the KV;
+    on disk too ("disk", at most `disk_cache_bytes`). Models and cached KV are kept under `cache_dir`; `kv_dtype="int8"` halves or quarters the KV;
     `deterministic` makes tokens independent of batch, chunking and cache; `adapters` are folders of LoRA adapters by the
     names under which requests choose them; `progress` is told what a fetch is doing.
 
@@ -64,6 +64,8 @@ class LLM:
         adapters: Mapping[str, Path | str] | None = None,
         progress: Callable[[str], None] | None = None,
     ) -> None:
+        from rvllm_local.models.cache_folder import default_cache_folder
+
         options = EngineOptions(
             kv_memory=None if kv_memory is None else parse_bytes(kv_memory),
             max_rows=max_rows,
@@ -73,7 +75,7 @@ class LLM:
             attention=attention,
             cache=cache,
             disk_cache_bytes=parse_bytes(disk_cache_bytes),
-            cache_dir=str(Path(cache_dir or default_cache_dir()).expanduser()),
+            cache_dir=str(Path(cache_dir or default_cache_folder()).expanduser()),
             kv_dtype=kv_dtype,
             deterministic=deterministic,
             max_waiting=_UNBOUNDED,
@@ -109,7 +111,7 @@ class LLM:
         RVLLM_API_KEY. Raises `EngineCrashedError` where no server answers.
         """
         from rvllm_local.clients.http import HttpClient
-        from rvllm_local.models.loader import locate
+        from rvllm_local.models.locate import locate
         from rvllm_local.text.tokenizer_files import read_tokenizer
 
         llm = cls.__new__(cls)
@@ -125,11 +127,13 @@ class LLM:
         from rvllm_local.clients.in_process import InProcessClient
         from rvllm_local.engine.loop import EngineLoop
         from rvllm_local.engine.startup.build import open_core
-        from rvllm_local.models.loader import locate
+        from rvllm_local.models.locate import locate
+        from rvllm_local.models.progress import silent
         from rvllm_local.text.grammar.compiled import Grammars
         from rvllm_local.text.tokenizer_files import read_tokenizer
 
-        files = locate(model) if progress is None else locate(model, progress)
+        cache_dir = Path(options.cache_dir) if options.cache_dir else None
+        files = locate(model, progress or silent, cache_dir=cache_dir)
         self.tokenizer = read_tokenizer(files)
         loop = EngineLoop(lambda: open_core(files, self.tokenizer, options))
         limits = loop.call(lambda core: core.limits)

@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 import rvllm_local  # noqa: F401  (first: it prepares the process for MLX)
-from rvllm_local.models.families import known_families
+from rvllm_local.models.architecture import known_families
 from tests.support.matrix import Verdict, judge
 
 PAGE = Path(__file__).parents[1] / "docs" / "models.md"

@@ -14,8 +14,9 @@ from pathlib import Path
 
 from rvllm_local.errors import RvllmError
 from rvllm_local.models.catalogue import Catalogue, CatalogueEntry
-from rvllm_local.models.hub_fetch import Wanted, offered
+from rvllm_local.models.hub_api import offered_files
 from rvllm_local.models.hub_plan import choose_files
+from rvllm_local.models.repository import Repository
 
 CATALOGUE = Path(__file__).parents[1] / "models" / "catalog.toml"
 
@@ -35,7 +36,7 @@ def pinned(text: str, name: str, commit: str, size: int) -> str:
 def look_up(entry: CatalogueEntry) -> tuple[str, int]:
     """The main branch's commit, and the bytes of the files that a pull would fetch."""
     assert entry.repo is not None
-    commit, files = offered(Wanted(entry.repo))
+    commit, files = offered_files(Repository(entry.repo))
     return commit, sum(
         file.size or 0 for file in choose_files(entry.repo, files, entry.file or None)
     )

@@ -10,7 +10,7 @@ import pytest
 
 import rvllm_local  # noqa: F401  (before MLX, which therefore is not imported up here: it prepares the process)
 from rvllm_local.errors import DownloadError
-from rvllm_local.models.loader import locate
+from rvllm_local.models.locate import locate
 from tests.support.served import rvllm_serve, save_thinking
 
 

@@ -151,8 +151,8 @@ class ServerLauncher:
             return ()
         from rvllm_local.machine import device_memory, is_on_cpu
         from rvllm_local.memory.plan import default_reserve
+        from rvllm_local.models.cache_folder import models_folder
         from rvllm_local.models.catalogue import Catalogue
-        from rvllm_local.models.wheel_fetch import cache_folder
 
         names = {one.id for one in served}
         room = device_memory() - default_reserve(device_memory())
@@ -160,7 +160,7 @@ class ServerLauncher:
             ModelInfo(
                 entry.name,
                 served=False,
-                installed=(cache_folder() / entry.name / entry.file).is_file(),
+                installed=(models_folder() / entry.name / entry.file).is_file(),
                 size=entry.size,
                 fits=entry.weight_bytes(is_float32=is_on_cpu()) + LEAST_BESIDE <= room,
                 note="starts anew",

@@ -27,7 +27,8 @@ def plain_folder(model: str, folder: Path, *, endless: bool = False) -> Path:
     import mlx.core as mx
     from mlx.utils import tree_flatten
 
-    from rvllm_local.models.loader import load_model, locate
+    from rvllm_local.models.loader import load_model
+    from rvllm_local.models.locate import locate
     from rvllm_local.text.tokenizer_files import read_tokenizer
 
     files = locate(model)

@@ -108,7 +108,7 @@ def _engine(arguments: Namespace, rows: int) -> Iterator[tuple[LLM, Sizes]]:
     from rvllm_local.engine.startup.planning import plan_model
     from rvllm_local.llm import LLM
     from rvllm_local.models.describe import describe
-    from rvllm_local.models.loader import locate
+    from rvllm_local.models.locate import locate
 
     # No disk cache: it would know the prompts from the last time.
     config = configured(
@@ -120,7 +120,8 @@ def _engine(arguments: Namespace, rows: int) -> Iterator[tuple[LLM, Sizes]]:
         }
     )
     options = EngineOptions.from_config(config)
-    plan = plan_model(describe(locate(config.model, show_progress)), options)
+    files = locate(config.model, show_progress, cache_dir=config.cache_dir)
+    plan = plan_model(describe(files), options)
     with LLM.from_options(config.model, options) as llm:
         yield llm, (plan.weights, plan.bytes_per_token)
 

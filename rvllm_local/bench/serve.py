@@ -141,7 +141,7 @@ def tokenizer(name: str | None) -> CountTokens | None:
     """Counts the tokens of an answer with an installed model's own tokenizer."""
     if name is None:
         return None
-    from rvllm_local.models.loader import locate
+    from rvllm_local.models.locate import locate
     from rvllm_local.text.tokenizer_files import read_tokenizer
 
     encode = read_tokenizer(locate(name)).encode

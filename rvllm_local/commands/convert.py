@@ -67,11 +67,11 @@ def convert(arguments: argparse.Namespace) -> int:
     wanted = quantization(
         arguments.bits, arguments.group_size, arguments.mode, arguments.recipe
     )
-    configured()
+    config = configured()
     host.prepare()
-    from rvllm_local.models.loader import locate
+    from rvllm_local.models.locate import locate
 
-    files = locate(arguments.model, show_progress)
+    files = locate(arguments.model, show_progress, cache_dir=config.cache_dir)
     suffix = ".rvllm" if arguments.bundle else ""
     target = expanded(
         arguments.output or f"{files.name.replace('/', '--')}-{wanted.name}{suffix}"
@@ -157,7 +157,7 @@ def convert_model(
 
     Raises as loading does, `ModelFileError` if `target` exists, `UnsupportedModelError` for what is quantized already.
     """
-    from rvllm_local.models.loader import locate
+    from rvllm_local.models.locate import locate
     from rvllm_local.text.tokenizer_files import read_tokenizer
 
     if target.exists():
@@ -169,7 +169,11 @@ def convert_model(
     show_progress(f"quantizing to {wanted.name}")
     weights, config, bits = _quantized(files, wanted)
     _write(files, tokenizer, target, (weights, config), wanted, bundle=bundle)
-    after = _perplexity(locate(str(target)), tokenizer) if measure else None
+    after = (
+        _perplexity(locate(str(target), cache_dir=files.cache_dir), tokenizer)
+        if measure
+        else None
+    )
     size = sum(path.stat().st_size for path in target.iterdir())
     return Conversion(target, size, bits, before, after)
 
@@ -296,7 +300,7 @@ def _write_folder(
     """A folder that mlx-lm reads, too; made beside its place and renamed."""
     import mlx.core as mx
 
-    from rvllm_local.models.wheel_fetch import staging, sync_folder
+    from rvllm_local.models.cache_folder import staging, sync_folder
 
     target = target.resolve()
     try:

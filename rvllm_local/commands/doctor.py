@@ -6,7 +6,6 @@ import argparse
 import dataclasses
 import importlib.metadata
 import json
-import os
 import platform
 import shutil
 import sys
@@ -127,17 +126,17 @@ def _disk() -> Finding:
 
 def _store(verify: bool) -> list[Finding]:
     """What lies in the store: whole models, what cut downloads left, and with `verify` every checksum."""
-    os.environ["RVLLM_CACHE_DIR"] = str(load_config().cache_dir)
+    cache_dir = load_config().cache_dir
     from rvllm_local.commands.model_facts import unsound
     from rvllm_local.models.store import folder_size, installed, leftovers
 
-    models, left = installed(), leftovers()
+    models, left = installed(cache_dir), leftovers(cache_dir)
     size = sum(model.size for model in models)
     detail = f"{len(models)} models, {size / 1e9:.1f} GB"
     findings = [Finding("store", "ok", detail)]
     for model in models:
         name = model.names[0]
-        if (found := unsound(model, verify=verify)) is not None:
+        if (found := unsound(model, verify=verify, cache_dir=cache_dir)) is not None:
             advice = f"remove and fetch it again: rvllm rm {name} && rvllm pull {name}"
             findings.append(Finding("store", "failed", f"{name}: {found}", advice))
     if left:

@@ -11,11 +11,15 @@ from rvllm_local.models.bundle import open_bundle
 from rvllm_local.models.bundle_format import check_small_files, read_manifest
 from rvllm_local.models.catalogue import Catalogue, CatalogueEntry
 from rvllm_local.models.file_stamps import file_sha256
-from rvllm_local.models.hub_fetch import read_record
-from rvllm_local.models.installed import files_of
-from rvllm_local.models.loader import ModelFiles, locate
+from rvllm_local.models.locate import ModelFiles, locate
+from rvllm_local.models.repository import read_record
 from rvllm_local.models.safetensors_check import weight_files
-from rvllm_local.models.store import Installed, find_installed, folder_size
+from rvllm_local.models.store import (
+    Installed,
+    files_of,
+    find_installed,
+    folder_size,
+)
 
 _CONFIG_KEYS = {
     "model_type": "architecture",
@@ -29,13 +33,13 @@ _CONFIG_KEYS = {
 }
 
 
-def facts(name: str) -> dict[str, Any]:
+def facts(name: str, cache_dir: Path | None = None) -> dict[str, Any]:
     """Facts by name, for a catalogue name, an installed model, a folder or a file.
 
     Raises `ModelNotFoundError` for what is neither known nor here, and `ModelFileError` for damaged files.
     """
     entry = Catalogue.load().entries.get(name.lower())
-    files = local_files(name)
+    files = local_files(name, cache_dir)
     if entry is None and files is None:
         raise ModelNotFoundError(
             f"{name[:80]!r} is neither in the catalogue nor on this machine; try `rvllm search`"
@@ -46,11 +50,11 @@ def facts(name: str) -> dict[str, Any]:
     return {**known, **_of_files(files)}
 
 
-def local_files(name: str) -> ModelFiles | None:
+def local_files(name: str, cache_dir: Path | None = None) -> ModelFiles | None:
     """The model's files if they are on this machine; nothing is fetched."""
-    model = find_installed(name)
+    model = find_installed(name, cache_dir)
     if model is not None:
-        return files_of(model)
+        return files_of(model, cache_dir)
     try:
         there = Path(name).expanduser().exists()
     except (
@@ -59,7 +63,7 @@ def local_files(name: str) -> ModelFiles | None:
         RuntimeError,
     ):  # too long, a NUL byte, or the home of nobody
         return None
-    return locate(name) if there else None
+    return locate(name, cache_dir=cache_dir) if there else None
 
 
 def _of_entry(entry: CatalogueEntry) -> dict[str, Any]:
@@ -85,9 +89,9 @@ def _of_files(files: ModelFiles) -> dict[str, Any]:
     from rvllm_local import host
 
     host.prepare()
+    from rvllm_local.models.config_file import read_config
     from rvllm_local.models.gguf.config import gguf_config
     from rvllm_local.models.gguf.reader import GGUFFile
-    from rvllm_local.models.loader import read_config
     from rvllm_local.text.families import detect
     from rvllm_local.text.tokenizer_files import read_tokenizer
 
@@ -120,7 +124,7 @@ def _of_files(files: ModelFiles) -> dict[str, Any]:
             "commit": record.get("commit"),
         }
     if files.kind == "bundle":
-        manifest = open_bundle(files.path)
+        manifest = open_bundle(files.path, cache_dir=files.cache_dir)
         found |= {"recipe": dict(manifest.recipe), "sha256": manifest.weights.sha256}
     tokenizer = read_tokenizer(files)
     style = detect(tokenizer.chat_template, str(config.get("model_type")))
@@ -166,15 +170,17 @@ def _quantization(files: ModelFiles, config: dict[str, Any]) -> dict[str, Any]:
     return {"quantization": f"{text}, mixed" if mixed else text}
 
 
-def verify_files(name: str, progress: Callable[[str], None]) -> None:
+def verify_files(
+    name: str, progress: Callable[[str], None], cache_dir: Path | None = None
+) -> None:
     """Hold every file of an installed model or bundle against its checksum. Raises `ChecksumError`."""
-    files = local_files(name)
+    files = local_files(name, cache_dir)
     if files is None:
         raise ModelNotFoundError(
             f"{name[:80]!r} is not on this machine; fetch it with `rvllm pull`"
         )
     if files.kind == "bundle":
-        open_bundle(files.path, verify=True, progress=progress)
+        open_bundle(files.path, verify=True, progress=progress, cache_dir=cache_dir)
     folder = files.path.parent if files.kind == "gguf" else files.path
     expected = {
         row: part["sha256"]
@@ -197,7 +203,9 @@ def verify_files(name: str, progress: Callable[[str], None]) -> None:
     )
 
 
-def unsound(model: Installed, *, verify: bool = False) -> str | None:
+def unsound(
+    model: Installed, *, verify: bool = False, cache_dir: Path | None = None
+) -> str | None:
     """What is wrong with an installed model, in a line; None if its sizes and headers, with `verify` its checksums, agree."""
     from rvllm_local.models.gguf.reader import GGUFFile
 
@@ -212,7 +220,7 @@ def unsound(model: Installed, *, verify: bool = False) -> str | None:
                     if size is not None
                     else f"{name} is gone"
                 )
-        files = local_files(model.names[0])
+        files = local_files(model.names[0], cache_dir)
         if files is not None and files.kind == "folder":
             weight_files(files.path)
         elif files is not None and files.kind == "bundle":
@@ -220,7 +228,7 @@ def unsound(model: Installed, *, verify: bool = False) -> str | None:
         elif files is not None:
             GGUFFile(files.path)
         if verify:
-            verify_files(model.names[0], lambda _: None)
+            verify_files(model.names[0], lambda _: None, cache_dir)
     except (RvllmError, OSError, TypeError, KeyError, AttributeError) as error:
         return " ".join(str(error).split())
     return None

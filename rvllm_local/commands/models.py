@@ -12,9 +12,9 @@ from typing import Any
 from rvllm_local.commands.support import configured, show_progress
 from rvllm_local.errors import ParameterError
 from rvllm_local.models.catalogue import Catalogue, CatalogueEntry
-from rvllm_local.models.hub_fetch import parse_repository, redact
-from rvllm_local.models.hub_files import is_offline
+from rvllm_local.models.hub_api import is_offline, redact
 from rvllm_local.models.leases import running
+from rvllm_local.models.repository import parse_repository
 from rvllm_local.models.store import find_installed, installed, pin, remove
 
 _HUB_SECONDS = 5.0  # for each try of a search
@@ -22,8 +22,7 @@ _HUB_SECONDS = 5.0  # for each try of a search
 
 def ls(arguments: argparse.Namespace) -> int:
     """List what is installed, then everything else that has a name."""
-    configured()
-    models = installed()
+    models = installed(configured().cache_dir)
     rows = [
         {
             "name": model.names[0],
@@ -66,33 +65,35 @@ def _offer(entry: CatalogueEntry) -> dict[str, Any]:
 
 def pull(arguments: argparse.Namespace) -> int:
     """Fetch a model and print where it is."""
-    configured()
+    cache_dir = configured().cache_dir
     from rvllm_local.models.hub_fetch import fetch_repository
-    from rvllm_local.models.loader import locate, wanted_of
+    from rvllm_local.models.locate import entry_repository, locate
 
     if arguments.unpin:
-        sys.stdout.write(f"{pin(arguments.model, pinned=False).path}\n")
+        sys.stdout.write(
+            f"{pin(arguments.model, pinned=False, cache_dir=cache_dir).path}\n"
+        )
         return 0
     entry = Catalogue.load().entries.get(arguments.model.lower())
     wanted = (
-        wanted_of(entry)
+        entry_repository(entry)
         if entry is not None and entry.repo
         else parse_repository(arguments.model)
     )
     if arguments.refresh and wanted is not None:
-        fetch_repository(wanted, show_progress, refresh=True)
-    path = locate(arguments.model, show_progress).path
+        fetch_repository(wanted, show_progress, refresh=True, cache_dir=cache_dir)
+    path = locate(arguments.model, show_progress, cache_dir=cache_dir).path
     if arguments.pin:
-        pin(arguments.model, pinned=True)
+        pin(arguments.model, pinned=True, cache_dir=cache_dir)
     sys.stdout.write(f"{path}\n")
     return 0
 
 
 def rm(arguments: argparse.Namespace) -> int:
     """Remove installed models, after asking."""
-    configured()
+    cache_dir = configured().cache_dir
     for name in arguments.models:
-        model = find_installed(name)
+        model = find_installed(name, cache_dir)
         if (
             model is not None
             and not arguments.yes
@@ -100,7 +101,7 @@ def rm(arguments: argparse.Namespace) -> int:
         ):
             sys.stderr.write(f"rvllm: {model.names[0]} was kept\n")
             return 1
-        removed = remove(name)
+        removed = remove(name, cache_dir)
         sys.stdout.write(f"removed {removed.names[0]} ({removed.size / 1e9:.2f} GB)\n")
     return 0
 
@@ -117,7 +118,7 @@ def _confirmed(name: str, size: int) -> bool:
 
 def ps(arguments: argparse.Namespace) -> int:
     """List the processes that have a model open, and what a running server says of its own."""
-    configured()
+    cache_dir = configured().cache_dir
     rows: list[dict[str, Any]] = [
         {
             "pid": one.pid,
@@ -125,7 +126,7 @@ def ps(arguments: argparse.Namespace) -> int:
             "minutes": round((time.time() - one.since) / 60, 1),
             "path": str(one.path),
         }
-        for one in running()
+        for one in running(cache_dir)
     ]
     url = arguments.url or os.environ.get("RVLLM_URL")
     engine = _ask_server(url) if url else None
@@ -163,13 +164,13 @@ def _ask_server(url: str) -> Any:
 
 def search(arguments: argparse.Namespace) -> int:
     """Look for models in the catalogue, and on the hub unless that is off."""
-    configured()
+    cache_dir = configured().cache_dir
     words = " ".join(arguments.words)
     rows = [
         {**_offer(entry), "title": entry.title}
         for entry in Catalogue.load().search(words)
     ]
-    have = {name for model in installed() for name in model.names}
+    have = {name for model in installed(cache_dir) for name in model.names}
     for row in rows:
         row["state"] = "installed" if row["name"] in have else row["state"]
     if not arguments.offline and not is_offline():
@@ -192,7 +193,7 @@ def _on_hub(words: str, limit: int) -> list[dict[str, Any]]:
     from huggingface_hub import HfApi
     from huggingface_hub.utils import get_session
 
-    from rvllm_local.models.hub_files import endpoint
+    from rvllm_local.models.hub_api import endpoint
 
     get_session().timeout = _HUB_SECONDS  # the library would wait forever
     found = HfApi(endpoint=endpoint()).list_models(
@@ -214,12 +215,12 @@ def _on_hub(words: str, limit: int) -> list[dict[str, Any]]:
 
 def show(arguments: argparse.Namespace) -> int:
     """Print all that is known of a model: from the catalogue, and from its files if they are here."""
-    configured()
+    cache_dir = configured().cache_dir
     from rvllm_local.commands.model_facts import facts, verify_files
 
     if arguments.verify:
-        verify_files(arguments.model, show_progress)
-    known = facts(arguments.model)
+        verify_files(arguments.model, show_progress, cache_dir)
+    known = facts(arguments.model, cache_dir)
     if arguments.json:
         return _print_json(known)
     for key, value in known.items():

@@ -16,11 +16,11 @@ from rvllm_local.config import expanded
 
 def pack(arguments: argparse.Namespace) -> int:
     """Write the bundle and print where it is."""
-    configured()
+    config = configured()
     host.prepare()
-    from rvllm_local.models.loader import locate
+    from rvllm_local.models.locate import locate
 
-    files = locate(arguments.model, show_progress)
+    files = locate(arguments.model, show_progress, cache_dir=config.cache_dir)
     target = expanded(arguments.output or f"{files.name.replace('/', '--')}.rvllm")
     pack_model(files, target, as_float32=arguments.float32)
     sys.stdout.write(f"{target}\n")

@@ -32,7 +32,7 @@ def plan(arguments: argparse.Namespace) -> int:
     from rvllm_local.engine.startup.planning import plan_model
     from rvllm_local.models.describe import outlined
 
-    with outlined(config.model, show_progress) as described:
+    with outlined(config.model, show_progress, cache_dir=config.cache_dir) as described:
         found = plan_model(described, EngineOptions.from_config(config), strict=False)
     if arguments.json:
         sys.stdout.write(

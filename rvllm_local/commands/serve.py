@@ -17,8 +17,8 @@ from rvllm_local import host
 from rvllm_local.config import EngineConfig, expanded, load_config
 from rvllm_local.engine.options import EngineOptions
 from rvllm_local.errors import ConfigError, RvllmError
-from rvllm_local.models.installed import installed_models
-from rvllm_local.models.loader import locate
+from rvllm_local.models.locate import locate
+from rvllm_local.models.store import installed_models
 from rvllm_local.server.app import running
 from rvllm_local.server.http.settings import ServerSettings, is_loopback
 from rvllm_local.server.listener import bound
@@ -48,7 +48,6 @@ def serve(arguments: argparse.Namespace) -> int:
     """Serve until a signal comes. Ends the process with status 0 after an orderly end."""
     prepare_logs()
     config = load_config({name: getattr(arguments, name) for name in _ENGINE_FLAGS})
-    os.environ["RVLLM_CACHE_DIR"] = str(config.cache_dir)
     settings = settings_from(arguments)
     prepare_limits(settings.max_connections)
     report = host.prepare()
@@ -65,14 +64,14 @@ async def _serve(
     adapters: Sequence[tuple[str, str]],
 ) -> NoReturn:
     report_to_log(asyncio.get_running_loop())
-    named = {
-        files.name: files
-        for files in [
-            await asyncio.to_thread(locate, name, logger.info) for name in models
-        ]
-    }
+    named = {}
+    for name in models:
+        files = await asyncio.to_thread(
+            locate, name, logger.info, cache_dir=config.cache_dir
+        )
+        named[files.name] = files
     default = next(iter(named))
-    available = {**installed_models(), **named}
+    available = {**installed_models(config.cache_dir), **named}
     if taken := [name for name, _ in adapters if name in (*available, "default")]:
         raise ConfigError(
             f"--adapter {taken[0]}=...: a model has this name already; choose another one"

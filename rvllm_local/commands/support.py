@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Mapping
 from typing import Any
@@ -11,10 +10,8 @@ from rvllm_local.config import EngineConfig, load_config
 
 
 def configured(flags: Mapping[str, Any] | None = None) -> EngineConfig:
-    """The merged configuration, with the folder of models handed on in the variable that `models` reads."""
-    merged = load_config(flags or {})
-    os.environ["RVLLM_CACHE_DIR"] = str(merged.cache_dir)
-    return merged
+    """The merged configuration."""
+    return load_config(flags or {})
 
 
 def show_progress(message: str) -> None:

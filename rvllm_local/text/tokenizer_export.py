@@ -11,7 +11,7 @@ from typing import Any
 from tokenizers import Tokenizer as Backend
 from tokenizers import processors
 
-from rvllm_local.models.loader import ModelFiles
+from rvllm_local.models.locate import ModelFiles
 from rvllm_local.text.sentencepiece import SentencePieceBackend
 from rvllm_local.text.tokenizer import Tokenizer
 

@@ -13,7 +13,7 @@ from tokenizers.models import BPE
 
 from rvllm_local.errors import ModelFileError, UnsupportedModelError
 from rvllm_local.models.gguf.reader import GGUFFile
-from rvllm_local.models.loader import ModelFiles
+from rvllm_local.models.locate import ModelFiles
 from rvllm_local.text.sentencepiece import SentencePieceBackend, build_proto
 from rvllm_local.text.tokenizer import Tokenizer
 

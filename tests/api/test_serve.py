@@ -21,7 +21,7 @@ from rvllm_local.cli import _parser
 from rvllm_local.commands.serve import settings_from
 from rvllm_local.engine.options import EngineOptions
 from rvllm_local.errors import ConfigError, EngineError, ModelFileError
-from rvllm_local.models.loader import ModelFiles
+from rvllm_local.models.locate import ModelFiles
 from rvllm_local.server.models.single_flight import Questions
 from tests.support.api import CHAT, PacedClient, served
 from tests.support.processes import eventually, is_running

@@ -13,7 +13,8 @@ from mlx.utils import tree_flatten
 
 from rvllm_local import LLM, SamplingParams
 from rvllm_local.errors import ModelFileError, ParameterError
-from rvllm_local.models.loader import locate, open_native
+from rvllm_local.models.loader import open_native
+from rvllm_local.models.locate import locate
 from tests.support.lora import mlx_lm_tokens, save_adapter, save_peft
 from tests.support.served import rvllm_serve
 from tests.support.tiny import save_tiny

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from rvllm_local import LLM, SamplingParams
-from rvllm_local.models.loader import load_model, locate
+from rvllm_local.models.loader import load_model
+from rvllm_local.models.locate import locate
 from tests.support.tiny import save_tiny
 
 ARCHITECTURES = (

@@ -20,7 +20,7 @@ from rvllm_local import host
 host.prepare()
 
 from rvllm_local.metal_kernels import default_backend
-from rvllm_local.models.families import known_families
+from rvllm_local.models.architecture import known_families
 from tests.support.matrix import judge
 
 # Latent attention: the kernels have none for keys and values of different sizes.

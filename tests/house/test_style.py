@@ -21,7 +21,6 @@ TEXTS = sorted(
 TO_BE_SPLIT = {
     "metal_kernels/kernels.py",
     "metal_kernels/proof/bandwidth.py",
-    "models/loader.py",
     "rvllm_local/attention/cpu/reference.py",
     "rvllm_local/cli.py",
     "rvllm_local/commands/bench.py",

@@ -22,7 +22,7 @@ from rvllm_local.errors import (
 from rvllm_local.models.adapted import adapted_bytes
 from rvllm_local.models.adapter_files import read_adapter, read_adapters
 from rvllm_local.models.describe import ModelDescription, describe
-from rvllm_local.models.loader import locate
+from rvllm_local.models.locate import locate
 from tests.support.lora import save_adapter, save_peft
 from tests.support.tiny import save_tiny
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from rvllm_local.errors import ModelFileError
-from rvllm_local.models.families import build_model, known_families
+from rvllm_local.models.architecture import known_families
+from rvllm_local.models.families import build_model
 from scripts.architectures import row_of, written_rows
 from tests.support.matrix import judge
 from tests.support.zoo import zoo_config

@@ -32,7 +32,8 @@ from rvllm_local.models.bundle_format import (
     read_manifest,
 )
 from rvllm_local.models.describe import describe
-from rvllm_local.models.loader import load_model, locate, open_native
+from rvllm_local.models.loader import load_model, open_native
+from rvllm_local.models.locate import locate
 from rvllm_local.models.safetensors_check import read_header
 from rvllm_local.text.tokenizer_files import read_tokenizer
 from tests.support import gguf

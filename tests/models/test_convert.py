@@ -14,7 +14,8 @@ from rvllm_local import LLM, SamplingParams, cli
 from rvllm_local.commands.convert import convert_model, quantization
 from rvllm_local.errors import ModelFileError, ParameterError, UnsupportedModelError
 from rvllm_local.models.bundle import open_bundle
-from rvllm_local.models.loader import load_model, locate
+from rvllm_local.models.loader import load_model
+from rvllm_local.models.locate import locate
 from rvllm_local.models.perplexity import bundled_text, perplexity
 from tests.support.tiny import save_tiny
 

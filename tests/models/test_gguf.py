@@ -18,7 +18,8 @@ from rvllm_local.models.families import build_model
 from rvllm_local.models.gguf.config import gguf_config
 from rvllm_local.models.gguf.reader import GGUFFile
 from rvllm_local.models.gguf.weights import gguf_packed_weights, gguf_weights
-from rvllm_local.models.loader import load_model, locate
+from rvllm_local.models.loader import load_model
+from rvllm_local.models.locate import locate
 from rvllm_local.models.quantized import quantize_as_packed
 from rvllm_local.models.to_float32 import widen_to_float32
 from rvllm_local.text.tokenizer_files import read_tokenizer

@@ -22,7 +22,8 @@ from rvllm_local.models.gguf.config import gguf_config
 from rvllm_local.models.gguf.mlx import repack
 from rvllm_local.models.gguf.reader import GGUFFile
 from rvllm_local.models.gguf.weights import gguf_packed_weights
-from rvllm_local.models.loader import load_model, locate
+from rvllm_local.models.loader import load_model
+from rvllm_local.models.locate import locate
 from rvllm_local.models.quantized import quantize_as_packed
 from tests.support.gguf import permute
 from tests.support.tiny import tiny_config, tiny_model

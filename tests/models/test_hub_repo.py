@@ -28,15 +28,16 @@ from rvllm_local.errors import (
 )
 from rvllm_local.models import hub_fetch
 from rvllm_local.models.describe import describe, outlined
-from rvllm_local.models.hub_fetch import (
+from rvllm_local.models.hub_api import redact
+from rvllm_local.models.hub_fetch import fetch_repository
+from rvllm_local.models.loader import load_model
+from rvllm_local.models.locate import locate
+from rvllm_local.models.repository import (
     RECORD,
-    Wanted,
-    fetch_repository,
+    Repository,
     parse_repository,
     read_record,
-    redact,
 )
-from rvllm_local.models.loader import load_model, locate
 from rvllm_local.models.store import installed, pin
 from tests.support import gguf
 from tests.support.gguf import llama_metadata, llama_tensors, write_gguf
@@ -565,9 +566,11 @@ def test_kill_minus_nine(hub: FakeHub, store: Path, moment: int) -> None:
 
 
 def test_names_of_repositories() -> None:
-    assert parse_repository("a/b") == Wanted("a/b")
-    assert parse_repository("a/b@v1.0") == Wanted("a/b", "v1.0")
-    assert parse_repository("a/b/c.Q4_K_M.gguf") == Wanted("a/b", None, "c.Q4_K_M.gguf")
+    assert parse_repository("a/b") == Repository("a/b")
+    assert parse_repository("a/b@v1.0") == Repository("a/b", "v1.0")
+    assert parse_repository("a/b/c.Q4_K_M.gguf") == Repository(
+        "a/b", None, "c.Q4_K_M.gguf"
+    )
     for name in (
         "a",
         "a/b/c",

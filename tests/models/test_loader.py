@@ -19,8 +19,9 @@ from rvllm_local.errors import (
     RvllmError,
     UnsupportedModelError,
 )
-from rvllm_local.models.families import import_family
-from rvllm_local.models.loader import load_model, locate
+from rvllm_local.models.architecture import import_family
+from rvllm_local.models.loader import load_model
+from rvllm_local.models.locate import locate
 from tests.support.tiny import save_tiny, tiny_model
 
 

@@ -28,7 +28,8 @@ from rvllm_local.errors import (
     UnsupportedModelError,
 )
 from rvllm_local.models.describe import describe
-from rvllm_local.models.loader import load_model, locate
+from rvllm_local.models.loader import load_model
+from rvllm_local.models.locate import locate
 from rvllm_local.text.template import render_chat
 from rvllm_local.text.tokenizer_files import read_tokenizer
 from tests.support.tiny import save_tiny

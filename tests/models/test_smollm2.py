@@ -6,7 +6,8 @@ import mlx.core as mx
 import pytest
 
 from rvllm_local.errors import DownloadError
-from rvllm_local.models.loader import ModelFiles, load_model, locate
+from rvllm_local.models.loader import load_model
+from rvllm_local.models.locate import ModelFiles, locate
 from rvllm_local.text.tokenizer import Tokenizer
 from rvllm_local.text.tokenizer_files import read_tokenizer
 

@@ -15,10 +15,10 @@ import pytest
 from rvllm_local import cli
 from rvllm_local.commands.model_facts import facts, unsound, verify_files
 from rvllm_local.errors import ChecksumError, ModelNotFoundError
+from rvllm_local.models.architecture import check_architecture
 from rvllm_local.models.catalogue import Catalogue
-from rvllm_local.models.families import check_architecture
-from rvllm_local.models.hub_fetch import RECORD, parse_repository
 from rvllm_local.models.leases import running, take_lease, users_of
+from rvllm_local.models.repository import RECORD, parse_repository
 from rvllm_local.models.store import (
     InUseError,
     find_installed,

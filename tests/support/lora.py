@@ -13,7 +13,8 @@ from mlx import nn
 from rvllm_local.attention.probe import plain_caches
 from rvllm_local.models.adapter_files import _linear_sizes
 from rvllm_local.models.describe import describe
-from rvllm_local.models.loader import load_model, locate
+from rvllm_local.models.loader import load_model
+from rvllm_local.models.locate import locate
 
 SCALE = 6.0
 

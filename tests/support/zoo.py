@@ -14,7 +14,8 @@ import mlx.nn as nn
 import numpy as np
 from mlx.utils import tree_flatten, tree_unflatten
 
-from rvllm_local.models.families import build_model, import_family
+from rvllm_local.models.architecture import import_family
+from rvllm_local.models.families import build_model
 
 VOCAB_SIZE = 384
 _LAYERS = 4

@@ -14,7 +14,7 @@ from sentencepiece import sentencepiece_model_pb2
 
 from rvllm_local.engine.detokenizer import StreamingDetokenizer
 from rvllm_local.errors import ModelFileError, RvllmError
-from rvllm_local.models.loader import ModelFiles, locate
+from rvllm_local.models.locate import ModelFiles, locate
 from rvllm_local.text.tokenizer import Tokenizer
 from rvllm_local.text.tokenizer_files import read_tokenizer
 from tests.support.gguf import (

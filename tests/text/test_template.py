@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rvllm_local.errors import ModelFileError, ParameterError, UnsupportedModelError
-from rvllm_local.models.loader import ModelFiles
+from rvllm_local.models.locate import ModelFiles
 from rvllm_local.text.template import render_chat
 from rvllm_local.text.tokenizer import Tokenizer
 from rvllm_local.text.tokenizer_files import read_tokenizer

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken, normalizers
 
 from rvllm_local.engine.detokenizer import StreamingDetokenizer
-from rvllm_local.models.loader import ModelFiles
+from rvllm_local.models.locate import ModelFiles
 from rvllm_local.text.tokenizer import Tokenizer
 from rvllm_local.text.tokenizer_files import read_tokenizer
 from tests.support.tiny import save_tokenizer, tiny_tokenizer

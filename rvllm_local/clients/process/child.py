@@ -17,6 +17,7 @@ import sys
 import threading
 import time
 import traceback
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rvllm_local import host
@@ -100,12 +101,15 @@ class _Server:
         from rvllm_local.clients.in_process import InProcessClient
         from rvllm_local.engine.loop import EngineLoop
         from rvllm_local.engine.startup.build import open_core
-        from rvllm_local.models.loader import locate
+        from rvllm_local.models.locate import locate
         from rvllm_local.text.grammar.compiled import Grammars
         from rvllm_local.text.tokenizer_files import read_tokenizer
 
+        cache_dir = command.options.cache_dir
         files = locate(
-            command.model, lambda message: self._outbox.put(frames.Loading(message))
+            command.model,
+            lambda message: self._outbox.put(frames.Loading(message)),
+            cache_dir=None if cache_dir is None else Path(cache_dir),
         )
         tokenizer = read_tokenizer(files)
         self._loop = EngineLoop(

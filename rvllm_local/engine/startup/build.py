@@ -41,7 +41,8 @@ from rvllm_local.models.adapted import adapt, adapted_bytes
 from rvllm_local.models.adapter_files import Adapter, read_adapters
 from rvllm_local.models.describe import describe, num_heads, widest
 from rvllm_local.models.fuse import fuse_projections
-from rvllm_local.models.loader import LoadedModel, ModelFiles, load_model
+from rvllm_local.models.loader import LoadedModel, load_model
+from rvllm_local.models.locate import ModelFiles
 
 logger = logging.getLogger(__name__)
 

@@ -9,6 +9,7 @@ import functools
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from rvllm_local.attention.cpu.reference import ReferenceBackend
 from rvllm_local.attention.kernels import KernelBackend
@@ -62,7 +63,8 @@ def choose_runner(
     """
     if default_backend() != "none" or not options.self_check:
         key = None  # kernels are compiled by what proves them, so they are proven at each start
-    result = None if key is None else read_result(key)
+    cache_dir = Path(options.cache_dir) if options.cache_dir else None
+    result = None if key is None else read_result(key, cache_dir)
     runner = _make_runner(model, options, result)
     row_group, vocab_size = 0, model.loaded.vocab_size
     if options.deterministic:
@@ -82,7 +84,7 @@ def choose_runner(
         chunk=options.prefill_chunk,
     )
     if key is not None:
-        write_result(key, StartupResult(runner.mode, row_group, scratch))
+        write_result(key, StartupResult(runner.mode, row_group, scratch), cache_dir)
     return runner, scratch
 
 

@@ -23,7 +23,8 @@ from rvllm_local import host
 from rvllm_local.engine.options import EngineOptions
 from rvllm_local.engine.runner import RunMode
 from rvllm_local.models.file_stamps import file_stamp
-from rvllm_local.models.loader import LoadedModel, ModelFiles, weight_paths
+from rvllm_local.models.loader import LoadedModel
+from rvllm_local.models.locate import ModelFiles
 from rvllm_local.models.startup_notes import read_note, write_note
 
 _OWN_CODE = ("attention", "engine", "memory", "metal_kernels", "models")
@@ -59,7 +60,7 @@ def result_key(
     """The key of a model's result; `sizes` are the layout and the numbers that were worked out from the options."""
     parts = [
         loaded.fingerprint,
-        [file_stamp(path) for path in weight_paths(files)],
+        [file_stamp(path) for path in files.weight_paths()],
         options,
         sizes,
         sorted(_code()),
@@ -81,9 +82,9 @@ def result_key(
     return "result " + hashlib.sha256(repr(parts).encode()).hexdigest()
 
 
-def read_result(key: str) -> StartupResult | None:
+def read_result(key: str, cache_dir: Path | None = None) -> StartupResult | None:
     """What was noted, if it is of the form that is written here."""
-    found = read_note(key)
+    found = read_note(key, cache_dir)
     if not isinstance(found, list) or [type(part) for part in found] != [
         bool,
         bool,
@@ -99,10 +100,14 @@ def read_result(key: str) -> StartupResult | None:
     )
 
 
-def write_result(key: str, result: StartupResult) -> None:
+def write_result(
+    key: str, result: StartupResult, cache_dir: Path | None = None
+) -> None:
     """Note a result. Failing to costs only time."""
     write_note(
-        key, [result.mode.batched, result.mode.dense, result.row_group, result.scratch]
+        key,
+        [result.mode.batched, result.mode.dense, result.row_group, result.scratch],
+        cache_dir,
     )
 
 

@@ -19,7 +19,7 @@ from rvllm_local.engine.startup.planning import plan_model
 from rvllm_local.errors import MemoryBudgetError, ModelNotFoundError
 from rvllm_local.memory.plan import MemoryPlan
 from rvllm_local.models.describe import describe
-from rvllm_local.models.loader import ModelFiles
+from rvllm_local.models.locate import ModelFiles
 from rvllm_local.server.http.problems import Problem, problem_of
 from rvllm_local.server.models.served_model import (
     Opener,

@@ -9,8 +9,9 @@ from rvllm_local.clients.contract import Client
 from rvllm_local.clients.process.client import EngineHealth, ProcessClient
 from rvllm_local.conversation.model import ConversationModel
 from rvllm_local.engine.options import EngineOptions
+from rvllm_local.models.config_file import read_config
 from rvllm_local.models.gguf.reader import GGUFFile
-from rvllm_local.models.loader import ModelFiles, read_config
+from rvllm_local.models.locate import ModelFiles
 from rvllm_local.text.families import OutputStyle, detect
 from rvllm_local.text.tokenizer import Tokenizer
 from rvllm_local.text.tokenizer_files import read_tokenizer

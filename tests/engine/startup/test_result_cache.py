@@ -17,7 +17,8 @@ from rvllm_local.engine.startup.build import open_core
 from rvllm_local.errors import ModelFileError, UnsupportedModelError
 from rvllm_local.metal_kernels import default_backend
 from rvllm_local.models import loader
-from rvllm_local.models.loader import load_model, locate
+from rvllm_local.models.loader import load_model
+from rvllm_local.models.locate import locate
 from rvllm_local.models.startup_notes import read_note, write_note
 from rvllm_local.text.tokenizer_files import read_tokenizer
 from rvllm_local.types import Request, SamplingParams, StreamEvent

@@ -1,0 +1,85 @@
+"""Reads a model folder's settings, and what every layer asks of a configuration.
+
+Knows the files' names and their largest size. It builds nothing.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from rvllm_local.errors import ModelFileError
+from rvllm_local.models.config_check import check_end
+
+_DEFAULT_CONTEXT = 2048
+_LARGEST_SETTINGS = 16 << 20
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """A model folder's configuration. Raises `ModelFileError`."""
+    return read_settings(folder / "config.json")
+
+
+def read_settings(path: Path) -> dict[str, Any]:
+    """The object in a JSON file of settings. Raises `ModelFileError`."""
+    try:
+        size = path.stat().st_size
+        if size > _LARGEST_SETTINGS:
+            raise ModelFileError(f"{path}: {size} bytes of settings are not plausible")
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise ModelFileError(f"{path} cannot be read: {error}") from error
+    if not isinstance(value, dict):
+        raise ModelFileError(f"{path} does not hold a JSON object")
+    return value
+
+
+def end_tokens(folder: Path, config: Mapping[str, Any]) -> tuple[int, ...]:
+    """Ids that end an answer: the generation settings' if given, else the configuration's."""
+    generation = folder / "generation_config.json"
+    if generation.is_file():
+        settings = read_settings(generation)
+        check_end(settings.get("eos_token_id"), str(generation))
+        if ids := token_ids(settings.get("eos_token_id")):
+            return ids
+    ids = token_ids(config.get("eos_token_id"))
+    return ids or token_ids(text_config(config).get("eos_token_id"))
+
+
+def text_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The language model's part of a multimodal configuration, or nothing."""
+    text = config.get("text_config")
+    return text if isinstance(text, Mapping) else {}
+
+
+def token_ids(value: Any) -> tuple[int, ...]:
+    """The token ids in a value that is an id, a list of them, or anything else."""
+    values = value if isinstance(value, list) else [value]
+    ids = []
+    for token in values:
+        if isinstance(token, int) and not isinstance(token, bool):
+            ids.append(token)
+    return tuple(ids)
+
+
+def context_length(config: Mapping[str, Any]) -> int:
+    """The model's own context in tokens. Raises `ModelFileError` for a value that is none."""
+    key = "max_position_embeddings"
+    value = config.get(key)
+    if value is None:
+        value = text_config(config).get(key)
+    if value is None:
+        value = _DEFAULT_CONTEXT
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ModelFileError(f"config.json has no usable {key}: {value!r}")
+    return value
+
+
+def vocab_size(config: Mapping[str, Any]) -> int:
+    """Rows of the logits. Raises `ModelFileError` for a value that is none."""
+    value = config.get("vocab_size") or text_config(config).get("vocab_size")
+    if not isinstance(value, int) or value < 1:
+        raise ModelFileError(f"config.json has no usable vocab_size: {value!r}")
+    return value

@@ -1,0 +1,110 @@
+"""Reads a folder's weights and puts them into a module, each held against its place.
+
+Knows names, types and shapes; quantization is `quantized`.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import mlx.core as mx
+from mlx import nn
+from mlx.utils import tree_flatten
+
+from rvllm_local.errors import ModelFileError
+from rvllm_local.models.safetensors_check import weight_files
+
+# What a family's clean-up can end in where the weights are another family's.
+_SANITIZE_ERRORS = (
+    LookupError,
+    ValueError,
+    TypeError,
+    AttributeError,
+    AssertionError,
+    ArithmeticError,
+    RuntimeError,
+)
+
+
+def folder_weights(folder: Path) -> dict[str, mx.array]:
+    """All weights of a folder by name. Raises `ModelFileError`."""
+    weights: dict[str, mx.array] = {}
+    for path in weight_files(folder):
+        shard = _read_safetensors(path)
+        if twice := weights.keys() & shard.keys():
+            raise ModelFileError(
+                f"{path}: weight {min(twice)!r} is also in another file"
+            )
+        weights.update(shard)
+    return weights
+
+
+def _read_safetensors(path: Path) -> dict[str, mx.array]:
+    try:
+        loaded = mx.load(str(path))
+    except (RuntimeError, ValueError) as error:
+        raise ModelFileError(f"{path}: MLX cannot read it: {error}") from error
+    assert isinstance(loaded, dict)
+    return loaded
+
+
+def sanitized(
+    path: Path, module: nn.Module, weights: dict[str, mx.array]
+) -> dict[str, mx.array]:
+    """The weights as the family's own clean-up leaves them. Raises `ModelFileError`."""
+    if not hasattr(module, "sanitize"):
+        return weights
+    try:
+        return dict(module.sanitize(weights))
+    except _SANITIZE_ERRORS as error:
+        raise ModelFileError(
+            f"{path}: the weights are not those of this architecture: {error!r:.300}"
+        ) from error
+
+
+def put_weights(path: Path, module: nn.Module, weights: dict[str, mx.array]) -> None:
+    """Give the module its weights. Raises `ModelFileError` for other types or shapes."""
+    for name, expected in tree_flatten(module.parameters()):
+        if name in weights and not _is_of_type(weights[name].dtype, expected.dtype):
+            stored = _type_name(weights[name].dtype)
+            raise ModelFileError(
+                f"{path}: weight {name!r} is of type {stored}, and the model takes "
+                f"{_type_name(expected.dtype)}"
+            )
+    try:
+        module.load_weights(list(weights.items()), strict=True)
+    except ValueError as error:
+        detail = " ".join(str(error).split())[:300]
+        raise ModelFileError(
+            f"{path}: the weights do not fit the configuration: {detail}"
+        ) from error
+
+
+def _is_of_type(given: mx.Dtype, expected: mx.Dtype) -> bool:
+    """True for floats of any width where floats are expected.
+
+    Packed weights must be of exactly their type.
+    """
+    if mx.issubdtype(expected, mx.floating):
+        return bool(mx.issubdtype(given, mx.floating))
+    return given == expected or not mx.issubdtype(expected, mx.unsignedinteger)
+
+
+def _type_name(dtype: mx.Dtype) -> str:
+    return str(dtype).removeprefix("mlx.core.")
+
+
+def check_finite(path: Path, module: nn.Module) -> None:
+    """Raise `ModelFileError` for weights that are not finite numbers.
+
+    One of them would turn every answer into noise.
+    """
+    for name, value in tree_flatten(module.parameters()):
+        if not mx.issubdtype(value.dtype, mx.floating):
+            continue
+        if mx.isfinite(value).all().item():
+            continue
+        what = "not numbers (NaN)" if mx.isnan(value).any().item() else "infinite"
+        raise ModelFileError(
+            f"{path}: weight {name!r} holds values that are {what}; fetch it again"
+        )
