@@ -17,7 +17,7 @@ from rvllm_local.server.api.engine import token_routes
 from rvllm_local.server.api.openai import routes as openai
 from rvllm_local.server.api.responses import routes as responses
 from rvllm_local.server.api.service import Service
-from rvllm_local.server.generation.generation import Generator
+from rvllm_local.server.generation.generator import Generator
 from rvllm_local.server.generation.metrics import Metrics
 from rvllm_local.server.generation.workers import Workers
 from rvllm_local.server.http.guard import Guard

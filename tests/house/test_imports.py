@@ -71,6 +71,18 @@ def test_imports_go_one_way(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", sorted(modules()))
+def test_no_dialect_imports_another(name: str) -> None:
+    """So that one API can change without the others."""
+    folder = name.split(".")[:3]
+    if folder[:2] != ["server", "api"] or len(name.split(".")) < 4:
+        return
+    for target in imported(modules()[name]):
+        parts = target.split(".")
+        is_dialect = parts[:2] == ["server", "api"] and len(parts) > 3
+        assert not is_dialect or parts[:3] == folder, f"{name} imports {target}"
+
+
+@pytest.mark.parametrize("name", sorted(modules()))
 def test_every_module_says_what_it_owns(name: str) -> None:
     assert ast.get_docstring(ast.parse(modules()[name].read_text())), (
         f"{name} has no docstring"

@@ -30,8 +30,6 @@ TO_BE_SPLIT = {
     "rvllm_local/engine/startup/build.py",
     "rvllm_local/history/store.py",
     "rvllm_local/memory/disk_cache.py",
-    "rvllm_local/server/api/openai/routes.py",
-    "rvllm_local/server/generation/generation.py",
     "rvllm_local/text/grammar/json_schema.py",
     "rvllm_local/text/grammar/tool_calls.py",
     "rvllm_local/text/tokenizer.py",

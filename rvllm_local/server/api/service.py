@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeVar
@@ -10,7 +9,7 @@ from typing import TypeVar
 import msgspec
 from starlette.requests import Request
 
-from rvllm_local.server.generation.generation import Generator
+from rvllm_local.server.generation.generator import Generator
 from rvllm_local.server.generation.metrics import Metrics
 from rvllm_local.server.generation.workers import Workers
 from rvllm_local.server.http import json_body
@@ -51,8 +50,3 @@ class Service:
         if len(await request.body()) <= _READ_AT_ONCE:
             return work()
         return await self.workers.run(work, self.settings.prepare_timeout_s, what)
-
-
-def new_id(prefix: str) -> str:
-    """A fresh id, in the form that an API's clients expect."""
-    return f"{prefix}{uuid.uuid4().hex}"

@@ -14,7 +14,10 @@ from rvllm_local.server.api.anthropic.schema import (
     Message,
     MessagesRequest,
 )
-from rvllm_local.server.api.openai.requests import EFFORT_TOKENS, checked_budget
+from rvllm_local.server.api.common import (
+    EFFORT_TOKENS,
+    checked_budget,
+)
 from rvllm_local.server.http.problems import bad_request, shown_kind
 from rvllm_local.types import SamplingParams
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from rvllm_local.server.api.openai.schema import Object, Strict
+from rvllm_local.server.api.common import Object, Strict
 
 
 class Block(Strict, kw_only=True):
@@ -110,3 +110,8 @@ class MessagesRequest(CountRequest, kw_only=True):
     top_k: int | None = None
     metadata: Metadata | None = None
     service_tier: Literal["auto", "standard_only"] | None = None
+
+    @property
+    def omits_thinking(self) -> bool:
+        """True if the text of thoughts is not to be shown."""
+        return self.thinking is not None and self.thinking.display == "omitted"

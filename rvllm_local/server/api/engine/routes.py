@@ -13,8 +13,8 @@ from starlette.routing import Route
 from rvllm_local.conversation.calls import ChatCall
 from rvllm_local.conversation.prompts import prepare_chat
 from rvllm_local.errors import EngineError
-from rvllm_local.server.api.openai.requests import read_messages
-from rvllm_local.server.api.openai.schema import ChatMessage, Strict
+from rvllm_local.server.api.chat_messages import ChatMessage, read_messages
+from rvllm_local.server.api.common import Strict
 from rvllm_local.server.api.service import Service
 from rvllm_local.server.generation.metrics import CONTENT_TYPE
 from rvllm_local.server.http.problems import Problem

@@ -12,9 +12,9 @@ from starlette.routing import Route
 from starlette.types import ASGIApp
 
 from rvllm_local.clients import http_messages
-from rvllm_local.server.api.openai.requests import MAX_PRIORITY
+from rvllm_local.server.api.common import checked_priority
 from rvllm_local.server.api.service import Service
-from rvllm_local.server.http.problems import Problem, bad_request
+from rvllm_local.server.http.problems import Problem
 from rvllm_local.server.http.replies import EventStream, JSONReply, event
 
 BODIES: dict[str, type[msgspec.Struct]] = {
@@ -28,8 +28,8 @@ def routes(service: Service) -> list[Route]:
     """The routes of the engine's own client."""
 
     async def load(request: Request) -> Response:
-        asked = await service.read(request, http_messages.LoadRequest)
-        async with service.registry.lease(asked.model) as served:
+        body = await service.read(request, http_messages.LoadRequest)
+        async with service.registry.lease(body.model) as served:
             return JSONReply(
                 {
                     "model": served.name,
@@ -38,13 +38,10 @@ def routes(service: Service) -> list[Route]:
             )
 
     async def generate(request: Request) -> Response | ASGIApp:
-        asked = await service.read(request, http_messages.GenerateRequest)
-        if abs(asked.priority) > MAX_PRIORITY:
-            raise bad_request(
-                f"priority must be from -{MAX_PRIORITY} to {MAX_PRIORITY}", "priority"
-            )
+        body = await service.read(request, http_messages.GenerateRequest)
+        checked_priority(body.priority)
         return EventStream(
-            _events(service, asked), lambda problem: event(problem.openai())
+            _events(service, body), lambda problem: event(problem.openai())
         )
 
     async def cancel(request: Request) -> Response:
@@ -61,14 +58,14 @@ def routes(service: Service) -> list[Route]:
 
 
 async def _events(
-    service: Service, asked: http_messages.GenerateRequest
+    service: Service, body: http_messages.GenerateRequest
 ) -> AsyncIterator[bytes]:
-    requests = http_messages.decode(asked)
-    async with service.generator.open_tokens(asked.model, requests) as generation:
+    requests = http_messages.decode(body)
+    async with service.generator.open_tokens(body.model, requests) as generation:
         yield b""  # accepted: the status goes out
         async for events in generation.token_events():
             yield (
-                event({"events": [dataclasses.asdict(one) for one in events]})
+                event({"events": [dataclasses.asdict(token) for token in events]})
                 if events
                 else b""
             )

@@ -9,59 +9,9 @@ from typing import Any, Literal
 
 import msgspec
 
+from rvllm_local.server.api.chat_messages import ChatMessage
+from rvllm_local.server.api.common import Object, StreamOptions, Strict
 from rvllm_local.server.http.problems import bad_request
-
-Object = dict[str, Any]
-
-
-class Strict(
-    msgspec.Struct, forbid_unknown_fields=True, kw_only=True, omit_defaults=True
-):
-    """A request's object, in which every field is known."""
-
-
-class ContentPart(Strict):
-    """A part of a message's content; only text can be read here."""
-
-    type: str
-    text: str | None = None
-    refusal: str | None = None
-    image_url: Any = None
-    input_audio: Any = None
-    file: Any = None
-    cache_control: Object | None = None
-
-
-class CalledFunction(Strict):
-    """A call that the model made; `arguments` is JSON text."""
-
-    name: str
-    arguments: str
-
-
-class MessageToolCall(Strict):
-    """A call in an assistant's message."""
-
-    id: str
-    function: CalledFunction
-    type: Literal["function"] = "function"
-    index: int | None = None
-
-
-class ChatMessage(Strict):
-    """One message; which fields may be set depends on the role."""
-
-    role: Literal["system", "developer", "user", "assistant", "tool", "function"]
-    content: str | list[ContentPart] | None = None
-    name: str | None = None
-    tool_calls: list[MessageToolCall] | None = None
-    tool_call_id: str | None = None
-    reasoning_content: str | None = None
-    reasoning: Any = None
-    refusal: str | None = None
-    annotations: list[Any] | None = None
-    audio: None = None
-    function_call: None = None
 
 
 class Function(Strict):
@@ -93,13 +43,6 @@ class NamedTool(Strict):
     type: Literal["function"] = "function"
 
 
-class StreamOptions(Strict):
-    """What a stream tells beside text."""
-
-    include_usage: bool = False
-    include_obfuscation: bool | None = None
-
-
 class Sampling(Strict):
     """What the two routes share; the lower half are extensions."""
 
@@ -125,6 +68,11 @@ class Sampling(Strict):
     guided_choice: list[str] | None = None
     guided_grammar: str | None = None
     guided_json: Object | None = None
+
+    @property
+    def wants_usage(self) -> bool:
+        """True if a stream ends with token counts."""
+        return self.stream_options is not None and self.stream_options.include_usage
 
 
 class ChatRequest(Sampling, kw_only=True):

@@ -1,174 +1,179 @@
-"""The output items of a response as they grow, and the events that tell of every change."""
+"""The answer to a responses request: the response object, its events, and its keeping."""
 
 from __future__ import annotations
 
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
-from rvllm_local.server.api.openai.routes import chat_logprobs
-from rvllm_local.server.api.service import new_id
-from rvllm_local.text.tokenizer import Tokenizer
-from rvllm_local.text.tools import (
-    ContentDelta,
-    Piece,
-    ReasoningDelta,
-    ToolCallDelta,
-    ToolCallEnd,
-    ToolCallStart,
+import msgspec
+
+from rvllm_local.conversation.calls import ChatCall, Delta, Ended, Outcome
+from rvllm_local.server.api.common import new_id
+from rvllm_local.server.api.responses.items import Event, OutputItems
+from rvllm_local.server.api.responses.requests import (
+    Messages,
+    input_messages,
+    output_messages,
 )
-from rvllm_local.types import TokenLogprob
+from rvllm_local.server.api.responses.schema import ResponsesRequest
+from rvllm_local.server.api.responses.store import ResponseStore
+from rvllm_local.server.generation.generation import Generation
+from rvllm_local.server.http.problems import Problem
+from rvllm_local.server.http.replies import event as sse
+from rvllm_local.types import FinishReason
 
-Event = dict[str, Any]
 
+@dataclass(slots=True)
+class ResponsesAnswer:
+    """The `Answer` of this dialect. A response that ended well is put into the store.
 
-class OutputItems:
-    """Takes pieces, keeps `items`, and returns events without their sequence numbers."""
+    `earlier` are the messages before this request; with them it has `size` bytes.
+    """
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
-        self.items: list[dict[str, Any]] = []
-        self._tokenizer = tokenizer
-        self._parts: list[str] = []
-        self._logprobs: list[TokenLogprob] = []
-        self._is_open = False
+    body: ResponsesRequest
+    call: ChatCall
+    earlier: Messages
+    size: int
+    store: ResponseStore
+    request_id: str = field(default_factory=lambda: new_id("resp_"))
+    _created: float = field(default_factory=time.time)
+    _num_events: int = 0
+    _model: str = ""
+    _items: OutputItems | None = None
+    _response: dict[str, Any] = field(default_factory=dict)
 
-    def take(
-        self, piece: Piece, logprobs: tuple[TokenLogprob, ...] = ()
-    ) -> list[Event]:
-        match piece:
-            case ContentDelta(text):
-                opening = self._ensure("message")
-                self._parts.append(text)
-                self._logprobs.extend(logprobs)
-                found = chat_logprobs(logprobs, self._tokenizer)
-                delta = {
-                    "delta": text,
-                    "logprobs": [] if found is None else found["content"],
-                }
-                return [
-                    *opening,
-                    self._event("response.output_text.delta", content_index=0, **delta),
-                ]
-            case ReasoningDelta(text):
-                opening = self._ensure("reasoning")
-                self._parts.append(text)
-                return [
-                    *opening,
-                    self._event(
-                        "response.reasoning_text.delta", content_index=0, delta=text
-                    ),
-                ]
-            case ToolCallStart(_, call_id, name):
-                closing = self.close()
-                call = {
-                    "type": "function_call",
-                    "id": new_id("fc_"),
-                    "call_id": call_id,
-                    "name": name,
-                }
-                return [
-                    *closing,
-                    *self._open({**call, "arguments": "", "status": "in_progress"}),
-                ]
-            case ToolCallDelta(_, arguments):
-                self._parts.append(arguments)
-                return [
-                    self._event(
-                        "response.function_call_arguments.delta", delta=arguments
-                    )
-                ]
-            case ToolCallEnd():
-                return self.close()
-            case _:
-                return []
-
-    def close(self, status: str = "completed") -> list[Event]:
-        """End the item that is open, if one is."""
-        if not self._is_open:
-            return []
-        self._is_open = False
-        item, text = self.items[-1], "".join(self._parts)
-        item["status"] = status
-        if item["type"] == "function_call":
-            item["arguments"] = text
-            done = [
-                self._event(
-                    "response.function_call_arguments.done",
-                    arguments=text,
-                    name=item["name"],
-                )
-            ]
-        else:
-            part = item["content"][0]
-            part["text"] = text
-            kind = "output_text" if item["type"] == "message" else "reasoning_text"
-            said: dict[str, Any] = {"text": text}
-            if kind == "output_text":
-                found = chat_logprobs(self._logprobs, self._tokenizer)
-                part["logprobs"] = said["logprobs"] = (
-                    [] if found is None else found["content"]
-                )
-            done = [
-                self._event(f"response.{kind}.done", content_index=0, **said),
-                self._event(
-                    "response.content_part.done", content_index=0, part=dict(part)
-                ),
-            ]
-        return [*done, self._item_event("response.output_item.done")]
-
-    def _ensure(self, kind: str) -> list[Event]:
-        if self._is_open and self.items[-1]["type"] == kind:
-            return []
-        closing = self.close()
-        if kind == "message":
-            part: dict[str, Any] = {
-                "type": "output_text",
-                "text": "",
-                "annotations": [],
-                "logprobs": [],
-            }
-            item = {
-                "type": "message",
-                "id": new_id("msg_"),
-                "role": "assistant",
-                "status": "in_progress",
-                "content": [],
-            }
-        else:
-            part = {"type": "reasoning_text", "text": ""}
-            item = {
-                "type": "reasoning",
-                "id": new_id("rs_"),
-                "summary": [],
-                "content": [],
-                "status": "in_progress",
-            }
-        opening = self._open(item)
-        self.items[-1]["content"].append(part)
+    def opening(self, generation: Generation) -> list[Event]:
+        self._model = generation.model
+        self._items = OutputItems(generation.served.tokenizer)
+        begun = self._object("in_progress", self._model)
         return [
-            *closing,
-            *opening,
-            self._event(
-                "response.content_part.added", content_index=0, part=dict(part)
-            ),
+            {"type": "response.created", "response": begun},
+            {"type": "response.in_progress", "response": begun},
         ]
 
-    def _open(self, item: dict[str, Any]) -> list[Event]:
-        self.items.append(item)
-        self._parts, self._logprobs, self._is_open = [], [], True
-        return [self._item_event("response.output_item.added")]
+    def take(self, outcome: Outcome) -> list[Event]:
+        assert self._items is not None
+        if isinstance(outcome, Delta):
+            return self._items.take(outcome)
+        is_cut = outcome.reason is FinishReason.LENGTH
+        status = "incomplete" if is_cut else "completed"
+        events = self._items.close(status)
+        response = self._ended(status, outcome, self._items.items)
+        self._response = response
+        if self.body.store is not False:
+            self._keep(response)
+        return [*events, {"type": f"response.{status}", "response": response}]
 
-    def _event(self, kind: str, **fields: Any) -> Event:
+    def closing(self) -> bytes:
+        return b""
+
+    def whole(self) -> dict[str, Any]:
+        return self._response
+
+    def encode(self, event: Mapping[str, Any]) -> bytes:
+        """An event with its number."""
+        numbered = {**event, "sequence_number": self._num_events}
+        self._num_events += 1
+        return sse(numbered, event["type"])
+
+    def problem(self, problem: Problem) -> bytes:
+        """The response failed; then an error in the form that clients raise on."""
+        error = {"code": problem.code or problem.kind, "message": problem.message}
+        response = self._object("failed", self.call.model, error=error)
+        failed = self.encode({"type": "response.failed", "response": response})
+        return failed + self.encode(
+            {"type": "error", **error, "param": problem.parameter}
+        )
+
+    def _object(self, status: str, model: str, **fields: Any) -> dict[str, Any]:
+        """The response object; `fields` are those that are known by now."""
+        body, params = self.body, self.call.params
+        text: Any = {"format": {"type": "text"}}
+        if body.text is not None:
+            text = _builtins(body.text)
+        reasoning: Any = {"effort": None, "summary": None}
+        if body.reasoning is not None:
+            reasoning = _builtins(body.reasoning)
+        tool_choice: Any = "auto"
+        if body.tool_choice is not None:
+            tool_choice = _builtins(body.tool_choice)
         return {
-            "type": kind,
-            "item_id": self.items[-1]["id"],
-            "output_index": len(self.items) - 1,
+            "id": self.request_id,
+            "object": "response",
+            "created_at": int(self._created),
+            "status": status,
+            "error": None,
+            "incomplete_details": None,
+            "instructions": body.instructions,
+            "max_output_tokens": body.max_output_tokens,
+            "model": model,
+            "output": [],
+            "parallel_tool_calls": self.call.parallel_tool_calls,
+            "previous_response_id": body.previous_response_id,
+            "reasoning": reasoning,
+            "store": body.store is not False,
+            "temperature": params.temperature,
+            "text": text,
+            "tool_choice": tool_choice,
+            "tools": [_builtins(tool) for tool in body.tools or ()],
+            "top_p": params.top_p,
+            "truncation": "disabled",
+            "usage": None,
+            "user": body.user,
+            "metadata": body.metadata or {},
             **fields,
         }
 
-    def _item_event(self, kind: str) -> Event:
-        item = self.items[-1]
-        shown = (
-            {**item, "content": list(item["content"])}
-            if "content" in item
-            else dict(item)
+    def _ended(
+        self, status: str, ended: Ended, items: list[dict[str, Any]]
+    ) -> dict[str, Any]:
+        """The response object of an output that came to its end."""
+        is_cut = status == "incomplete"
+        return self._object(
+            status,
+            self._model,
+            output=items,
+            incomplete_details={"reason": "max_output_tokens"} if is_cut else None,
+            completed_at=None if is_cut else int(time.time()),
+            usage=_usage(ended),
         )
-        return {"type": kind, "output_index": len(self.items) - 1, "item": shown}
+
+    def _keep(self, response: Mapping[str, Any]) -> None:
+        output = response["output"]
+        answered = output_messages(output) if output else ()
+        messages = (*self.earlier, *input_messages(self.body.input), *answered)
+        size = self.size
+        for item in output:
+            size += sum(len(part["text"]) for part in item.get("content", ()))
+        self.store.keep(response, _input_items(self.body), messages, size)
+
+
+def _usage(ended: Ended) -> dict[str, Any]:
+    usage = ended.usage
+    return {
+        "input_tokens": usage.prompt_tokens,
+        "input_tokens_details": {
+            "cached_tokens": usage.cached_tokens,
+            "cache_write_tokens": 0,
+        },
+        "output_tokens": usage.completion_tokens,
+        "output_tokens_details": {"reasoning_tokens": usage.reasoning_tokens},
+        "total_tokens": usage.prompt_tokens + usage.completion_tokens,
+    }
+
+
+def _input_items(body: ResponsesRequest) -> tuple[dict[str, Any], ...]:
+    """The items of a request as they are listed later, each with an id."""
+    rows: list[dict[str, Any]]
+    if isinstance(body.input, str):
+        content = [{"type": "input_text", "text": body.input}]
+        rows = [{"type": "message", "role": "user", "content": content}]
+    else:
+        rows = [{"type": item.type, **_builtins(item)} for item in body.input]
+    return tuple({"id": new_id("item_"), **row} for row in rows)
+
+
+def _builtins(value: Any) -> Any:
+    return msgspec.to_builtins(value)

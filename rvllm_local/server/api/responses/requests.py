@@ -8,7 +8,10 @@ from typing import Any
 import msgspec
 
 from rvllm_local.conversation.calls import ChatCall
-from rvllm_local.server.api.openai.requests import EFFORT_TOKENS, checked_budget
+from rvllm_local.server.api.common import (
+    EFFORT_TOKENS,
+    checked_budget,
+)
 from rvllm_local.server.api.responses.schema import (
     InputItem,
     ItemPart,

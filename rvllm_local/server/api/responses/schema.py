@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from rvllm_local.server.api.openai.schema import Object, StreamOptions, Strict
+from rvllm_local.server.api.common import Object, StreamOptions, Strict
 
 
 class ItemPart(Strict, kw_only=True):

@@ -1,0 +1,108 @@
+"""The one loop that answers a request, whole or as a stream, in any dialect.
+
+A dialect gives an `Answer`, which turns outcomes into its own events and its own whole
+reply. The loop opens the generation, feeds the answer, and ends on the first failure.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping, Sequence
+from typing import Any, Protocol
+
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.types import ASGIApp
+
+from rvllm_local.conversation.calls import ChatCall, Ended, Outcome, TextCall
+from rvllm_local.server.api.common import raise_failed
+from rvllm_local.server.api.service import Service
+from rvllm_local.server.generation.generation import Generation
+from rvllm_local.server.http.problems import Problem
+from rvllm_local.server.http.replies import (
+    EventStream,
+    JSONReply,
+    while_connected,
+)
+
+Event = Mapping[str, Any]
+
+
+class Answer(Protocol):
+    """One reply as it grows. Every outcome of the request is taken, in order.
+
+    A stream sends the events of `opening` and `take`, then `closing`. A whole reply
+    drops the events and sends `whole`, which is asked for when all choices ended well.
+    """
+
+    @property
+    def request_id(self) -> str:
+        """The id of the reply, under which the engine knows the request."""
+
+    def opening(self, generation: Generation) -> Sequence[Event]:
+        """The request was accepted. Called once, before any outcome."""
+
+    def take(self, outcome: Outcome) -> Sequence[Event]:
+        """What a delta, or a choice that ended well, changes."""
+
+    def closing(self) -> bytes:
+        """The last bytes of a stream, after all events; often none."""
+
+    def whole(self) -> dict[str, Any]:
+        """The body of a whole reply."""
+
+    def encode(self, event: Event) -> bytes:
+        """An event as a stream sends it."""
+
+    def problem(self, problem: Problem) -> bytes:
+        """What a stream tells of a failure after its opening."""
+
+
+async def reply(
+    service: Service,
+    request: Request,
+    call: ChatCall | TextCall,
+    answer: Answer,
+    is_stream: bool,
+) -> Response | ASGIApp:
+    """The reply to a request that was read into a call. Raises `Problem`."""
+    if is_stream:
+        return EventStream(_stream(service, call, answer), answer.problem)
+    return await while_connected(request, _whole(service, call, answer))
+
+
+async def _whole(
+    service: Service, call: ChatCall | TextCall, answer: Answer
+) -> Response:
+    async with service.generator.open(call, answer.request_id) as generation:
+        answer.opening(generation)
+        async for outcomes in generation.outcomes():
+            _take(answer, outcomes)
+        return JSONReply(answer.whole())
+
+
+async def _stream(
+    service: Service, call: ChatCall | TextCall, answer: Answer
+) -> AsyncIterator[bytes]:
+    async with service.generator.open(call, answer.request_id) as generation:
+        yield _encoded(answer, answer.opening(generation))
+        async for outcomes in generation.outcomes():
+            events = _take(answer, outcomes)
+            if events:
+                yield _encoded(answer, events)
+            elif not outcomes:
+                yield b""  # a sign of life
+        if ending := answer.closing():
+            yield ending
+
+
+def _take(answer: Answer, outcomes: Sequence[Outcome]) -> list[Event]:
+    events: list[Event] = []
+    for outcome in outcomes:
+        if isinstance(outcome, Ended):
+            raise_failed(outcome)
+        events.extend(answer.take(outcome))
+    return events
+
+
+def _encoded(answer: Answer, events: Sequence[Event]) -> bytes:
+    return b"".join(map(answer.encode, events))

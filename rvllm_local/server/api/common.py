@@ -1,0 +1,78 @@
+"""What the dialects share: kinds of fields, bounds, and the end of a failed choice."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+
+from rvllm_local.conversation.calls import Ended
+from rvllm_local.errors import error_of
+from rvllm_local.server.http.problems import Problem, bad_request, problem_of
+from rvllm_local.types import MAX_INTEGER, FinishReason
+
+Object = dict[str, Any]
+MAX_PRIORITY = 100
+# How many tokens of thinking an effort allows; None leaves it to the model.
+EFFORT_TOKENS: Mapping[str, int | None] = {
+    "none": 0,
+    "minimal": 128,
+    "low": 1024,
+    "medium": 8192,
+    "high": None,
+    "xhigh": None,
+}
+
+
+class Strict(
+    msgspec.Struct, forbid_unknown_fields=True, kw_only=True, omit_defaults=True
+):
+    """A request's object, in which every field is known."""
+
+
+class StreamOptions(Strict):
+    """What a stream tells beside text."""
+
+    include_usage: bool = False
+    include_obfuscation: bool | None = None
+
+
+def new_id(prefix: str) -> str:
+    """A fresh id, in the form that an API's clients expect."""
+    return f"{prefix}{uuid.uuid4().hex}"
+
+
+def given_fields(request: msgspec.Struct, *names: str) -> dict[str, Any]:
+    """Those of the named fields that a request sets."""
+    values = {name: getattr(request, name) for name in names}
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def checked_budget(tokens: int, name: str, least: int = 0) -> int:
+    """Tokens of thinking that the field `name` allows. Raises `Problem`."""
+    if not least <= tokens <= MAX_INTEGER:
+        raise bad_request(
+            f"{name} must be from {least} to {MAX_INTEGER}, not {tokens}", name
+        )
+    return tokens
+
+
+def checked_priority(priority: int) -> int:
+    """A request's priority. Raises `Problem`."""
+    if abs(priority) > MAX_PRIORITY:
+        raise bad_request(
+            f"priority must be from -{MAX_PRIORITY} to {MAX_PRIORITY}, not {priority}",
+            "priority",
+        )
+    return priority
+
+
+def raise_failed(ended: Ended) -> None:
+    """Raise the `Problem` of a choice that did not end well."""
+    if ended.error is not None:
+        error = error_of(ended.error_kind, ended.error, ended.error_parameter)
+        raise problem_of(error)
+    if ended.reason is FinishReason.CANCELLED:
+        raise Problem(503, "the request was cancelled", "cancelled")

@@ -1,0 +1,44 @@
+"""Log-probabilities in the shape of chat completions, which two dialects send."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from rvllm_local.text.tokenizer import Tokenizer
+from rvllm_local.types import TokenLogprob
+
+_LEAST_LOGPROB = -9999.0  # JSON knows no infinity
+
+
+def finite(logprob: float) -> float:
+    """A log-probability that JSON can hold."""
+    return max(logprob, _LEAST_LOGPROB)
+
+
+def token_text(tokenizer: Tokenizer, token_id: int) -> str:
+    """The text of one token, special or not."""
+    return tokenizer.decode([token_id], skip_special=False)
+
+
+def chat_logprobs(
+    logprobs: Sequence[TokenLogprob], tokenizer: Tokenizer
+) -> list[dict[str, Any]]:
+    """Drawn tokens, each with its alternatives, best first."""
+    rows = []
+    for drawn in logprobs:
+        row = _token(tokenizer, drawn.token_id, drawn.logprob)
+        row["top_logprobs"] = [
+            _token(tokenizer, token_id, logprob) for token_id, logprob in drawn.top
+        ]
+        rows.append(row)
+    return rows
+
+
+def _token(tokenizer: Tokenizer, token_id: int, logprob: float) -> dict[str, Any]:
+    spelled = tokenizer.id_to_bytes(token_id)
+    return {
+        "token": token_text(tokenizer, token_id),
+        "logprob": finite(logprob),
+        "bytes": None if spelled is None else list(spelled),
+    }
