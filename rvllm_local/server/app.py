@@ -13,7 +13,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from rvllm_local.server.api import openapi
 from rvllm_local.server.api.anthropic import routes as anthropic
 from rvllm_local.server.api.engine import routes as engine_routes
-from rvllm_local.server.api.engine import token_routes
+from rvllm_local.server.api.engine import token_routes, tokenize_routes
 from rvllm_local.server.api.openai import routes as openai
 from rvllm_local.server.api.responses import routes as responses
 from rvllm_local.server.api.service import Service
@@ -27,13 +27,17 @@ from rvllm_local.server.http.settings import ServerSettings
 from rvllm_local.server.models.registry import Registry
 from rvllm_local.server.models.single_flight import Questions
 
+_DIALECTS = (
+    openai,
+    responses,
+    anthropic,
+    engine_routes,
+    tokenize_routes,
+    token_routes,
+)
 # The types that request bodies are read into, by path.
 BODIES: Mapping[str, type[msgspec.Struct]] = {
-    **openai.BODIES,
-    **responses.BODIES,
-    **anthropic.BODIES,
-    **engine_routes.BODIES,
-    **token_routes.BODIES,
+    path: kind for dialect in _DIALECTS for path, kind in dialect.BODIES.items()
 }
 
 
@@ -41,21 +45,20 @@ class Server:
     """The ASGI application of one server. Made on the event loop that will run it; `close` ends its engines."""
 
     def __init__(self, registry: Registry, settings: ServerSettings) -> None:
-        self.settings, self.registry = settings, registry
+        self.settings = settings
+        self.registry = registry
         metrics, workers = Metrics(), Workers()
         generator = Generator(registry, workers, settings, metrics)
         self.service = Service(
             settings, registry, generator, workers, metrics, Questions()
         )
-        dialects = (openai, responses, anthropic, engine_routes, token_routes)
-        self.routes = [
-            route for dialect in dialects for route in dialect.routes(self.service)
-        ]
+        self.routes: list[Route] = []
+        for dialect in _DIALECTS:
+            self.routes += dialect.routes(self.service)
         self.routes += openapi.routes(self.routes, BODIES)
         router = Router(self.routes, redirect_slashes=False)
-        self._app = Guard(
-            _Counted(_Translated(router), metrics), settings, self.allowed_methods
-        )
+        inner = _Counted(_Translated(router), metrics)
+        self._app = Guard(inner, settings, self.allowed_methods)
         self._watch = asyncio.create_task(registry.watch())
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -88,11 +91,11 @@ async def running(
 
 def methods_of(routes: Sequence[BaseRoute], path: str) -> frozenset[str] | None:
     """The methods that routes allow for a path, matched on the path alone."""
-    found: set[str] = set()
+    methods: set[str] = set()
     for route in routes:
         if isinstance(route, Route) and route.path_regex.match(path):
-            found |= route.methods or set()
-    return frozenset(found) or None
+            methods |= route.methods or set()
+    return frozenset(methods) or None
 
 
 class _Translated:

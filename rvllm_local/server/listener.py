@@ -62,8 +62,8 @@ class Listener(uvicorn.Server):
     @property
     def port(self) -> int:
         """The port that was bound; useful where 0 was asked for."""
-        found: int = self.servers[0].sockets[0].getsockname()[1]
-        return found
+        port: int = self.servers[0].sockets[0].getsockname()[1]
+        return port
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:

@@ -26,18 +26,18 @@ def prepare_limits(connections: int) -> None:
         resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1])
     )
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = connections + _DESCRIPTORS_BESIDE
-    if soft == resource.RLIM_INFINITY or soft >= wanted:
+    needed = connections + _DESCRIPTORS_BESIDE
+    if soft == resource.RLIM_INFINITY or soft >= needed:
         return
-    most = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+    most = needed if hard == resource.RLIM_INFINITY else min(needed, hard)
     try:
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
     except (OSError, ValueError):  # macOS has a limit of its own beside the hard one
         most = soft
-    if most < wanted:
+    if most < needed:
         logger.warning(
             "the system allows %d open files, which is too few for %d connections; raise it with: ulimit -n %d",
-            most, connections, wanted,
+            most, connections, needed,
         )  # fmt: skip
 
 

@@ -76,54 +76,28 @@ class Guard:
             await send({"type": "websocket.close", "code": 1008})
 
     async def _http(self, scope: Scope, receive: Receive, send: Send) -> None:
-        request_id = f"req_{uuid.uuid4().hex}"
-        scope.setdefault("state", {})["request_id"] = request_id
-        extra = [
-            (b"x-request-id", request_id.encode()),
-            (b"request-id", request_id.encode()),
-        ]
-        extra += [
-            (b"x-content-type-options", b"nosniff"),
-            (b"cache-control", b"no-store"),
-        ]
-        has_begun = is_body_read = False
-
-        async def answer(message: Message) -> None:
-            nonlocal has_begun
-            if message["type"] == "http.response.start":
-                has_begun = True
-                message["headers"] = [*message.get("headers", ()), *extra]
-            await send(message)
-
+        answer = _Answer(scope, send)
         try:
             headers = _single(scope["headers"])
-            extra += self._cors(headers)
+            answer.headers += self._cors(headers)
             self._check(scope, headers)
             if scope["method"] == "OPTIONS":
                 await _preflight(headers, answer, self._allowed(scope["path"]))
                 return
             body = await self._read_body(headers, receive)
-            is_body_read = True
+            answer.is_body_read = True
             await self._app(scope, body, answer)
         except Problem as problem:
-            if not has_begun:
-                await refuse(scope, answer, problem, closes=not is_body_read)
+            await answer.refuse(problem)
         except _GoneError:
             return
         except Exception as error:
-            logger.error(
-                "%s %s failed with %s",
-                scope["method"],
-                scope["path"],
-                type(error).__name__,
-            )
-            if has_begun:
-                raise ConnectionAbortedError(type(error).__name__) from None
-            await refuse(
-                scope,
-                answer,
-                Problem(500, "the server failed; see its log", "internal_error"),
-            )
+            kind = type(error).__name__
+            logger.error("%s %s failed with %s", scope["method"], scope["path"], kind)
+            if answer.has_begun:
+                raise ConnectionAbortedError(kind) from None
+            failure = Problem(500, "the server failed; see its log", "internal_error")
+            await answer.refuse(failure)
 
     def _check(self, scope: Scope, headers: Mapping[bytes, bytes]) -> None:
         self._check_host(headers)
@@ -151,11 +125,11 @@ class Guard:
         self._check_body_headers(method, headers)
 
     def _check_host(self, headers: Mapping[bytes, bytes]) -> None:
-        found = _HOST.fullmatch(headers.get(b"host", b"").decode("latin-1"))
+        host = _HOST.fullmatch(headers.get(b"host", b"").decode("latin-1"))
         if (
-            found is None
-            or found["name"].lower() not in self._hosts
-            or int(found["port"] or 1) > 65535
+            host is None
+            or host["name"].lower() not in self._hosts
+            or int(host["port"] or 1) > 65535
         ):
             raise Problem(
                 403,
@@ -282,21 +256,49 @@ class Guard:
         ]
 
 
+class _Answer:
+    """Sends the answer to one request, with the headers that every answer has."""
+
+    def __init__(self, scope: Scope, send: Send) -> None:
+        request_id = f"req_{uuid.uuid4().hex}"
+        scope.setdefault("state", {})["request_id"] = request_id
+        self._scope, self._send = scope, send
+        self.has_begun = self.is_body_read = False
+        self.headers = [
+            (b"x-request-id", request_id.encode()),
+            (b"request-id", request_id.encode()),
+            (b"x-content-type-options", b"nosniff"),
+            (b"cache-control", b"no-store"),
+        ]
+
+    async def __call__(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            self.has_begun = True
+            message["headers"] = [*message.get("headers", ()), *self.headers]
+        await self._send(message)
+
+    async def refuse(self, problem: Problem) -> None:
+        """Answer with a problem, unless another answer has begun."""
+        if not self.has_begun:
+            is_read = self.is_body_read
+            await refuse(self._scope, self, problem, closes=not is_read)
+
+
 class _GoneError(Exception):
     """The client went away before its request was whole."""
 
 
 def _single(headers: list[tuple[bytes, bytes]]) -> dict[bytes, bytes]:
     """Headers by lower-case name. Raises `Problem` for a doubled one that decides something."""
-    found: dict[bytes, bytes] = {}
+    values: dict[bytes, bytes] = {}
     for raw, value in headers:
         name = raw.lower()
-        if name in found and name in _ONCE:
+        if name in values and name in _ONCE:
             raise Problem(
                 400, f"the {name.decode('latin-1')} header comes twice", "bad_header"
             )
-        found[name] = value
-    return found
+        values[name] = value
+    return values
 
 
 async def _preflight(
@@ -304,12 +306,12 @@ async def _preflight(
 ) -> None:
     """What an allowed origin may send: any header, since the official clients have many of their own."""
     methods = ", ".join(sorted(allowed or ())).encode()
-    wanted = headers.get(b"access-control-request-headers", b"").strip()
+    named = headers.get(b"access-control-request-headers", b"").strip()
     told = [
         (b"access-control-allow-methods", methods),
         (
             b"access-control-allow-headers",
-            wanted if _NAMES.fullmatch(wanted) else _CORS_HEADERS.encode(),
+            named if _NAMES.fullmatch(named) else _CORS_HEADERS.encode(),
         ),
         (b"access-control-max-age", b"600"),
     ]

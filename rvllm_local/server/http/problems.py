@@ -70,14 +70,13 @@ class Problem(Exception):  # noqa: N818 (it is no bug: the usual end of a bad re
 
     def headers(self) -> dict[str, str]:
         """The headers that tell a client whether to try again, and with which method."""
-        found = {
-            "x-should-retry": "true" if self.retry_after_s is not None else "false"
-        }
+        headers = {"x-should-retry": "false"}
         if self.retry_after_s is not None:
-            found["retry-after"] = str(max(1, math.ceil(self.retry_after_s)))
+            headers["x-should-retry"] = "true"
+            headers["retry-after"] = str(max(1, math.ceil(self.retry_after_s)))
         if self.allowed is not None:
-            found["allow"] = self.allowed
-        return found
+            headers["allow"] = self.allowed
+        return headers
 
     def openai(self) -> dict[str, Any]:
         """The body in OpenAI's shape."""

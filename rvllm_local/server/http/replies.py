@@ -58,10 +58,7 @@ async def while_connected(request: Request, work: Awaitable[Response]) -> Respon
             return await task
         raise GoneError
     finally:
-        for one in (task, gone):
-            one.cancel()
-            with contextlib.suppress(asyncio.CancelledError, Exception):
-                await one
+        await _end(task, gone)
 
 
 class EventStream:
@@ -86,10 +83,7 @@ class EventStream:
             if writer.done():
                 await writer
         finally:
-            for one in (writer, gone):
-                one.cancel()
-                with contextlib.suppress(asyncio.CancelledError, Exception):
-                    await one
+            await _end(writer, gone)
 
     async def _write(self, send: Send) -> None:
         has_begun = False
@@ -125,3 +119,11 @@ class EventStream:
 async def _disconnected(receive: Receive) -> None:
     while (await receive())["type"] != "http.disconnect":
         pass
+
+
+async def _end(*tasks: asyncio.Future[Any]) -> None:
+    """Cancel tasks and wait for their ends, whatever they are."""
+    for task in tasks:
+        task.cancel()
+        with contextlib.suppress(asyncio.CancelledError, Exception):
+            await task

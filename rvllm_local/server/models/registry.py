@@ -109,10 +109,10 @@ class Registry:
         name = self.default if name == "default" else name
         if name not in self._available and name not in self._adapters:
             shown = name if _NAME.fullmatch(name) else "..."
-            known = ", ".join(sorted({*self._available, *self._adapters}))
+            names = ", ".join(sorted({*self._available, *self._adapters}))
             raise Problem(
                 404,
-                f"there is no model {shown!r} here; known are {known}",
+                f"there is no model {shown!r} here; known are {names}",
                 "model_not_found",
                 "model",
             )

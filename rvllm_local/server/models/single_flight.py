@@ -26,18 +26,20 @@ class Questions:
     async def ask(
         self, who: object, what: str, question: Callable[..., T], *arguments: object
     ) -> T:
-        """What `question(*arguments)` answers, asked on a thread. Raises `EngineError`, also when no answer comes in time."""
+        """What `question(*arguments)` answers, asked on a thread.
+
+        Raises `EngineError`, also when no answer comes in time.
+        """
         key = (id(who), " ".join(map(str, (what, *arguments))))
         task = self._open.get(key)
         if task is None:
-            task = self._open[key] = asyncio.create_task(
-                asyncio.to_thread(question, *arguments)
-            )
+            thread = asyncio.to_thread(question, *arguments)
+            task = self._open[key] = asyncio.create_task(thread)
             task.add_done_callback(lambda task: self._forget(key, task))
         try:
             async with asyncio.timeout(self._answer_s):
-                found: T = await asyncio.shield(task)
-                return found
+                answer: T = await asyncio.shield(task)
+                return answer
         except TimeoutError:
             raise EngineError(
                 f"the engine did not answer for {self._answer_s:g} s"
