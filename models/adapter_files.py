@@ -18,9 +18,9 @@ from typing import Any
 import mlx.core as mx
 from mlx import nn
 
-from rvllm_local.config import expanded
 from rvllm_local.errors import ModelFileError, ModelNotFoundError, UnsupportedModelError
 from rvllm_local.models.safetensors_check import check_safetensors, read_header
+from rvllm_local.option import expanded
 
 _CONFIG, _MLX_LM, _PEFT = (
     "adapter_config.json",

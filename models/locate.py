@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from rvllm_local.config import expanded
 from rvllm_local.errors import ModelNotFoundError
 from rvllm_local.models.bundle_format import WEIGHTS, is_bundle
 from rvllm_local.models.catalogue import Catalogue, CatalogueEntry
@@ -17,6 +16,7 @@ from rvllm_local.models.hub_fetch import fetch_repository
 from rvllm_local.models.progress import Progress, silent
 from rvllm_local.models.repository import Repository, parse_repository
 from rvllm_local.models.wheel_fetch import fetch_wheel_model
+from rvllm_local.option import expanded
 
 _LONGEST_NAME = 1024  # what some systems take for a path
 

@@ -12,6 +12,7 @@ from types import FrameType
 
 from rvllm_local.commands.bench import add_arguments as bench_flags
 from rvllm_local.commands.chat import add_arguments as chat_flags
+from rvllm_local.commands.flags import add_engine_flags
 from rvllm_local.errors import DownloadError, EngineError, RvllmError
 
 _FAILED, _BAD_INPUT, _INTERRUPTED = 1, 2, 130
@@ -96,7 +97,7 @@ def _parser() -> argparse.ArgumentParser:
         "--seed", type=int, metavar="N", help="makes the answer repeatable"
     )
     run.add_argument("--adapter", metavar="DIR", help="answer with this LoRA adapter")
-    _add_engine_flags(run)
+    add_engine_flags(run)
     _add_serve(
         verbs.add_parser(
             "serve", help="answer OpenAI- and Anthropic-style requests on localhost"
@@ -116,7 +117,7 @@ def _parser() -> argparse.ArgumentParser:
         "--concurrency", type=int, metavar="M", help="requests at once (max_rows)"
     )
     plan.add_argument("--json", action="store_true", help="print JSON")
-    _add_engine_flags(plan)
+    add_engine_flags(plan)
     chat = verbs.add_parser("chat", help="talk in the terminal")
     chat_flags(chat)
     _add_model_verbs(verbs)
@@ -204,7 +205,7 @@ def _add_serve(serve: argparse.ArgumentParser) -> None:
     )
     serve.add_argument("--tls-cert", metavar="FILE")
     serve.add_argument("--tls-key", metavar="FILE")
-    _add_engine_flags(serve)
+    add_engine_flags(serve)
 
 
 def _add_model_verbs(
@@ -291,31 +292,6 @@ def _add_model_verbs(
         "--float32",
         action="store_true",
         help="with float32 weights, for machines without a GPU",
-    )
-
-
-def _add_engine_flags(verb: argparse.ArgumentParser) -> None:
-    """What shapes an engine; a flag wins over environment and configuration file."""
-    verb.add_argument(
-        "--kv-memory", metavar="SIZE", help="memory for the KV arenas, like 256MB"
-    )
-    verb.add_argument(
-        "--kv-dtype", metavar="KIND", help="auto (the model's own) or int8"
-    )
-    verb.add_argument(
-        "--attention", metavar="KIND", help="auto, reference (plain MLX) or kernels"
-    )
-    verb.add_argument(
-        "--context-length", type=int, metavar="N", help="shorten the model's context"
-    )
-    verb.add_argument(
-        "--cache", metavar="WHERE", help="keep prefixes in memory, on disk too, or off"
-    )
-    verb.add_argument(
-        "--deterministic",
-        action="store_true",
-        default=None,
-        help="the same tokens in any company",
     )
 
 

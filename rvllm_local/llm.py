@@ -9,14 +9,18 @@ import operator
 import types
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Unpack
 
 from rvllm_local import host
 from rvllm_local.clients.contract import Client, make_requests, open_stream
 from rvllm_local.clients.stream import TokenStream
-from rvllm_local.config import parse_bytes
-from rvllm_local.engine.options import EngineOptions
+from rvllm_local.config import DEFAULT_MODEL
 from rvllm_local.errors import ParameterError
+from rvllm_local.options import (
+    EngineOptions,
+    OptionArguments,
+    options_from_arguments,
+)
 from rvllm_local.types import (
     Completion,
     FinishReason,
@@ -48,42 +52,17 @@ class LLM:
 
     def __init__(
         self,
-        model: str | Path = "smollm2-135m",
+        model: str | Path = DEFAULT_MODEL,
         *,
-        kv_memory: int | str | None = None,
-        context_length: int | None = None,
-        max_rows: int = 16,
-        prefill_chunk: int = 512,
-        self_check: bool = True,
-        attention: Literal["auto", "kernels", "reference"] = "auto",
-        cache: Literal["off", "memory", "disk"] = "memory",
-        disk_cache_bytes: int | str = "8GB",
-        cache_dir: Path | str | None = None,
-        kv_dtype: Literal["auto", "int8"] = "auto",
-        deterministic: bool = False,
-        adapters: Mapping[str, Path | str] | None = None,
         progress: Callable[[str], None] | None = None,
+        **options: Unpack[OptionArguments],
     ) -> None:
         from rvllm_local.models.cache_folder import default_cache_folder
 
-        options = EngineOptions(
-            kv_memory=None if kv_memory is None else parse_bytes(kv_memory),
-            max_rows=max_rows,
-            prefill_chunk=prefill_chunk,
-            context_length=context_length,
-            self_check=self_check,
-            attention=attention,
-            cache=cache,
-            disk_cache_bytes=parse_bytes(disk_cache_bytes),
-            cache_dir=str(Path(cache_dir or default_cache_folder()).expanduser()),
-            kv_dtype=kv_dtype,
-            deterministic=deterministic,
-            max_waiting=_UNBOUNDED,
-            adapters=tuple(
-                (name, str(folder)) for name, folder in (adapters or {}).items()
-            ),
-        )
-        self._open(str(model), options, progress)
+        arguments = {"max_waiting": _UNBOUNDED, **options}
+        if options.get("cache_dir") is None:
+            arguments["cache_dir"] = default_cache_folder()
+        self._open(str(model), options_from_arguments(arguments), progress)
 
     @classmethod
     def from_options(
@@ -100,7 +79,7 @@ class LLM:
     @classmethod
     def connect(
         cls,
-        model: str = "smollm2-135m",
+        model: str = DEFAULT_MODEL,
         address: str = "http://127.0.0.1:8473",
         *,
         api_key: str | None = None,

@@ -104,7 +104,6 @@ def _check(*counts: int) -> None:
 @contextmanager
 def _engine(arguments: Namespace, rows: int) -> Iterator[tuple[LLM, Sizes]]:
     from rvllm_local.commands.support import configured, show_progress
-    from rvllm_local.engine.options import EngineOptions
     from rvllm_local.engine.startup.planning import plan_model
     from rvllm_local.llm import LLM
     from rvllm_local.models.describe import describe
@@ -119,7 +118,7 @@ def _engine(arguments: Namespace, rows: int) -> Iterator[tuple[LLM, Sizes]]:
             "cache": "memory",
         }
     )
-    options = EngineOptions.from_config(config)
+    options = config.options
     files = locate(config.model, show_progress, cache_dir=config.cache_dir)
     plan = plan_model(describe(files), options)
     with LLM.from_options(config.model, options) as llm:

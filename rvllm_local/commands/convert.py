@@ -17,13 +17,13 @@ from typing import Any
 
 from rvllm_local import host
 from rvllm_local.commands.support import configured, show_progress
-from rvllm_local.config import expanded
 from rvllm_local.errors import (
     DownloadError,
     ModelFileError,
     ParameterError,
     UnsupportedModelError,
 )
+from rvllm_local.option import expanded
 
 MODES = {
     "affine": (64, 4),

@@ -99,7 +99,7 @@ def _memory() -> Finding:
     from rvllm_local.memory.plan import default_reserve
 
     device = device_memory()
-    reserve = load_config().system_reserve or default_reserve(device)
+    reserve = load_config().options.system_reserve or default_reserve(device)
     return Finding(
         "memory",
         "ok",

@@ -11,7 +11,7 @@ from typing import Any
 
 from rvllm_local import host
 from rvllm_local.commands.support import configured, show_progress
-from rvllm_local.config import expanded
+from rvllm_local.option import expanded
 
 
 def pack(arguments: argparse.Namespace) -> int:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import dataclasses
 import io
 import os
 import sys
@@ -12,23 +11,17 @@ import time
 from collections.abc import Generator
 from typing import cast
 
+import msgspec
+
 from rvllm_local import host
+from rvllm_local.commands.flags import engine_flags
 from rvllm_local.commands.support import configured, show_progress
 from rvllm_local.config import config_path, load_config
-from rvllm_local.engine.options import EngineOptions
 from rvllm_local.errors import ParameterError
 from rvllm_local.llm import LLM
+from rvllm_local.options import option_table
 from rvllm_local.types import SamplingParams, StreamEvent
 
-_ENGINE_FLAGS = (
-    "model",
-    "kv_memory",
-    "context_length",
-    "attention",
-    "kv_dtype",
-    "cache",
-    "deterministic",
-)
 _ADAPTER = "adapter"
 
 
@@ -41,7 +34,7 @@ def run(arguments: argparse.Namespace) -> int:
         seed=arguments.seed,
     )
     prompt = _prompt(arguments.prompt)
-    config = configured({name: getattr(arguments, name) for name in _ENGINE_FLAGS})
+    config = configured({"model": arguments.model, **engine_flags(arguments)})
     report = host.prepare()
     if report.advice:
         print(f"rvllm: {report.advice}", file=sys.stderr)
@@ -49,9 +42,9 @@ def run(arguments: argparse.Namespace) -> int:
         sys.stdout.reconfigure(
             errors="replace"
         )  # an answer may hold what the terminal's encoding lacks
-    options = EngineOptions.from_config(config)
+    options = config.options
     if arguments.adapter is not None:
-        options = dataclasses.replace(
+        options = msgspec.structs.replace(
             options, adapters=((_ADAPTER, arguments.adapter),)
         )
     with LLM.from_options(config.model, options, show_progress) as llm:
@@ -93,7 +86,10 @@ def _answer(llm: LLM, prompt: str, params: SamplingParams, adapter: str | None) 
 def config() -> int:
     """Print the merged configuration."""
     print(f"# {config_path(os.environ)}")
-    for name, value in dataclasses.asdict(load_config()).items():
+    merged = load_config()
+    print(f"model = {merged.model}")
+    for name in option_table():
+        value = getattr(merged.options, name)
         print(f"{name} = {'(automatic)' if value is None else value}")
     return 0
 

@@ -14,11 +14,12 @@ from pathlib import Path
 from typing import NoReturn
 
 from rvllm_local import host
-from rvllm_local.config import EngineConfig, expanded, load_config
-from rvllm_local.engine.options import EngineOptions
+from rvllm_local.commands.flags import engine_flags
+from rvllm_local.config import Config, load_config
 from rvllm_local.errors import ConfigError, RvllmError
 from rvllm_local.models.locate import locate
 from rvllm_local.models.store import installed_models
+from rvllm_local.option import expanded
 from rvllm_local.server.app import running
 from rvllm_local.server.http.settings import ServerSettings, is_loopback
 from rvllm_local.server.listener import bound
@@ -30,14 +31,6 @@ from rvllm_local.server.process_limits import (
     report_to_log,
 )
 
-_ENGINE_FLAGS = (
-    "kv_memory",
-    "context_length",
-    "attention",
-    "kv_dtype",
-    "cache",
-    "deterministic",
-)
 _KEY_VARIABLE = "RVLLM_API_KEY"
 _MIN_KEY = 8
 _UNITS = {"": 1.0, "s": 1.0, "m": 60.0, "h": 3600.0}
@@ -47,7 +40,7 @@ logger = logging.getLogger(__name__)
 def serve(arguments: argparse.Namespace) -> int:
     """Serve until a signal comes. Ends the process with status 0 after an orderly end."""
     prepare_logs()
-    config = load_config({name: getattr(arguments, name) for name in _ENGINE_FLAGS})
+    config = load_config(engine_flags(arguments))
     settings = settings_from(arguments)
     prepare_limits(settings.max_connections)
     report = host.prepare()
@@ -59,7 +52,7 @@ def serve(arguments: argparse.Namespace) -> int:
 
 async def _serve(
     models: Sequence[str],
-    config: EngineConfig,
+    config: Config,
     settings: ServerSettings,
     adapters: Sequence[tuple[str, str]],
 ) -> NoReturn:
@@ -79,7 +72,7 @@ async def _serve(
     registry = Registry(
         available,
         default,
-        EngineOptions.from_config(config),
+        config.options,
         pinned=settings.pinned,
         adapters=adapters,
         keep_alive_s=settings.keep_alive_s,

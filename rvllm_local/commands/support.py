@@ -6,10 +6,10 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
-from rvllm_local.config import EngineConfig, load_config
+from rvllm_local.config import Config, load_config
 
 
-def configured(flags: Mapping[str, Any] | None = None) -> EngineConfig:
+def configured(flags: Mapping[str, Any] | None = None) -> Config:
     """The merged configuration."""
     return load_config(flags or {})
 

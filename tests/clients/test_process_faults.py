@@ -14,6 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from msgspec import structs
 
 from rvllm_local.clients.contract import make_requests
 from rvllm_local.clients.process.client import ProcessClient, Supervision
@@ -276,7 +277,7 @@ def test_a_consumer_that_fails_is_cancelled_and_gives_its_place_back(
     folder: str,
 ) -> None:
     client = ProcessClient(
-        folder, replace(OPTIONS, max_rows=1, max_waiting=0), supervision=LENIENT
+        folder, structs.replace(OPTIONS, max_rows=1, max_waiting=0), supervision=LENIENT
     )
     calls: list[StreamEvent] = []
 

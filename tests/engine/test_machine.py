@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import os
 import tempfile
-from dataclasses import replace
 from functools import cache
 
 import numpy as np
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
+from msgspec.structs import replace
 
 from rvllm_local.clients.contract import make_requests
 from rvllm_local.engine.core import EngineCore

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
+import msgspec
 import pytest
 
 from rvllm_local import LLM
 from rvllm_local.clients.contract import make_requests
 from rvllm_local.engine.limits import EngineLimits
-from rvllm_local.engine.options import EngineOptions
 from rvllm_local.errors import ConfigError, ParameterError
 from rvllm_local.metal_kernels import default_backend
+from rvllm_local.options import EngineOptions, OptionArguments, option_table
 from rvllm_local.types import SamplingParams
 from tests.support.tiny import save_tiny
 
@@ -33,14 +34,34 @@ from tests.support.tiny import save_tiny
         ("max_waiting", -1),
         ("system_reserve", -1),
         ("deterministic", "yes"),
-        ("step_target_s", 0.0),
-        ("step_target_s", float("nan")),
+        ("step_target_ms", 0),
+        ("step_target_ms", 2.5),
+        ("cache_dir", ""),
         ("adapters", (("a", "x"), ("a", "y"))),
     ],
 )
 def test_an_option_that_cannot_be_is_refused_by_name(name: str, value: Any) -> None:
     with pytest.raises(ConfigError, match=name):
         EngineOptions(**{name: value})
+
+
+def test_every_option_can_be_given_in_python_and_as_text() -> None:
+    fields = EngineOptions.__struct_fields__
+    assert tuple(get_type_hints(OptionArguments)) == fields
+    assert (*option_table(), "adapters") == fields
+    assert all(option.help for option in option_table().values())
+
+
+@pytest.mark.parametrize("name", option_table())
+def test_a_frame_with_an_option_that_cannot_be_does_not_decode(name: str) -> None:
+    frame = msgspec.msgpack.encode({name: -1})
+    with pytest.raises(msgspec.ValidationError):
+        msgspec.msgpack.decode(frame, type=EngineOptions)
+
+
+def test_a_name_that_is_no_option_is_refused() -> None:
+    with pytest.raises(TypeError, match="max_row"):
+        LLM("nothing of this name", max_row=3)  # type: ignore[call-arg]
 
 
 def test_the_python_api_refuses_an_option_before_it_looks_for_the_model() -> None:

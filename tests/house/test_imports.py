@@ -13,7 +13,18 @@ import pytest
 ROOT = Path(__file__).parents[2]
 # Lowest first; a module may import from its own layer and those before it.
 LAYERS = (
-    ("types", "errors", "config", "host", "machine", "interrupts", "history", "sse"),
+    (
+        "types",
+        "errors",
+        "option",
+        "options",
+        "config",
+        "host",
+        "machine",
+        "interrupts",
+        "history",
+        "sse",
+    ),
     ("memory", "metal_kernels"),
     ("attention",),
     ("models",),

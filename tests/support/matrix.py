@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
+from msgspec.structs import replace
 
 from rvllm_local.attention.probe import plain_caches, probe_layout
 from rvllm_local.clients.contract import make_requests

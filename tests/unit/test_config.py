@@ -9,8 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rvllm_local.config import EngineConfig, load_config, parse_bytes
+from rvllm_local.config import Config, load_config
 from rvllm_local.errors import ConfigError
+from rvllm_local.option import parse_bytes
+from rvllm_local.options import EngineOptions
 
 
 @pytest.fixture
@@ -20,7 +22,7 @@ def file(tmp_path: Path) -> Path:
 
 def load(
     file: Path, text: str = "", flags: dict[str, object] | None = None, **environ: str
-) -> EngineConfig:
+) -> Config:
     file.write_text(text)
     return load_config(flags, {"RVLLM_CONFIG": str(file), **environ})
 
@@ -72,30 +74,24 @@ def test_no_text_breaks_the_size_parser(text: str) -> None:
 
 def test_defaults(file: Path) -> None:
     config = load(file)
-    assert (config.model, config.max_rows, config.prefill_chunk, config.attention) == (
-        "smollm2-135m",
-        16,
-        512,
-        "auto",
-    )
-    assert config.kv_memory is None
-    assert config.context_length is None
-    assert config.self_check
-    assert not config.deterministic
+    assert config.model == "smollm2-135m"
     assert config.cache_dir.is_absolute()
+    assert config.options == EngineOptions(cache_dir=str(config.cache_dir))
 
 
 def test_flag_over_environment_over_file_over_default(file: Path) -> None:
     text = 'max_rows = 2\nprefill_chunk = 64\nkv_memory = "1MiB"\nself_check = false'
-    config = load(
+    options = load(
         file,
         text,
         {"max_rows": 8, "kv_memory": None},
         RVLLM_MAX_ROWS="4",
         RVLLM_PREFILL_CHUNK="128",
-    )
-    assert (config.max_rows, config.prefill_chunk, config.kv_memory) == (8, 128, 2**20)
-    assert not config.self_check
+    ).options
+    assert options.max_rows == 8
+    assert options.prefill_chunk == 128
+    assert options.kv_memory == 2**20
+    assert not options.self_check
 
 
 @pytest.mark.parametrize(

@@ -226,6 +226,6 @@ def _open_store(
 
 def _step_target(options: EngineOptions) -> float | None:
     """A GPU needs chunks of some size to be fast at all; on a CPU a step may grow with the decode step beside it."""
-    if options.step_target_s is not None:
-        return options.step_target_s
+    if options.step_target_ms is not None:
+        return options.step_target_ms / 1000
     return None if mx.default_device() == mx.Device(mx.cpu) else _GPU_STEP_TARGET_S

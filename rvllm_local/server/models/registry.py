@@ -14,6 +14,8 @@ from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from msgspec import structs
+
 from rvllm_local.engine.options import EngineOptions
 from rvllm_local.engine.startup.planning import plan_model
 from rvllm_local.errors import MemoryBudgetError, ModelNotFoundError
@@ -184,7 +186,9 @@ class Registry:
             async with self._change:
                 files, options = self._available[name], self._options
                 if name == self.default:
-                    options = replace(options, adapters=tuple(self._adapters.items()))
+                    options = structs.replace(
+                        options, adapters=tuple(self._adapters.items())
+                    )
                 plan = await asyncio.to_thread(self._planner, files, options)
                 await self._make_room(name, plan)
                 served = await asyncio.to_thread(

@@ -1,0 +1,135 @@
+"""The options of an engine, declared once.
+
+The configuration file, the environment, the flags, `LLM(...)` and the frame to an
+engine's process are made from `EngineOptions`. Knows nothing of MLX.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypedDict, get_type_hints
+
+import msgspec
+from msgspec import Meta
+
+from rvllm_local.errors import ConfigError
+from rvllm_local.option import LARGEST, Option, expanded, option_of, parse_bytes
+
+_BYTES = {"unit": "bytes"}
+Bytes = Annotated[int, Meta(ge=1, le=LARGEST, extra=_BYTES)]
+BytesFromZero = Annotated[int, Meta(ge=0, le=LARGEST, extra=_BYTES)]
+Count = Annotated[int, Meta(ge=1, le=LARGEST)]
+CountFromZero = Annotated[int, Meta(ge=0, le=LARGEST)]
+Attention = Literal["auto", "reference", "kernels"]
+Cache = Literal["off", "memory", "disk"]
+KVDtype = Literal["auto", "int8"]
+
+
+def _about(text: str) -> Meta:
+    return Meta(description=text)
+
+
+class EngineOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What shapes an engine. Memory is in bytes, lengths in tokens.
+
+    None means that the runtime chooses. More than `max_rows + max_waiting` open
+    choices are refused at once. `adapters` are LoRA adapters: a name and a folder
+    each.
+
+    Raises `ConfigError` for a value that cannot be.
+    """
+
+    kv_memory: Annotated[
+        Bytes | None, _about("memory for the KV arenas, like 256MB")
+    ] = None
+    max_rows: Annotated[Count, _about("sequences that run at once")] = 16
+    prefill_chunk: Annotated[Count, _about("most prompt tokens in one step")] = 512
+    context_length: Annotated[Count | None, _about("shorten the model's context")] = (
+        None
+    )
+    self_check: Annotated[
+        bool, _about("compare the model with a plain forward pass at its start")
+    ] = True
+    attention: Annotated[
+        Attention, _about("auto, reference (plain MLX) or kernels")
+    ] = "auto"
+    cache: Annotated[Cache, _about("keep prefixes in memory, on disk too, or off")] = (
+        "memory"
+    )
+    disk_cache_bytes: Annotated[
+        Bytes, _about("most that prefixes take on disk, like 8GB")
+    ] = 8 * 10**9
+    cache_dir: Annotated[
+        str | None, _about("the folder of models and of prefixes on disk")
+    ] = None
+    kv_dtype: Annotated[KVDtype, _about("auto (the model's own) or int8")] = "auto"
+    deterministic: Annotated[bool, _about("the same tokens in any company")] = False
+    step_target_ms: Annotated[
+        Count | None,
+        _about("longest step that also reads prompts, in milliseconds"),
+    ] = None
+    max_waiting: Annotated[CountFromZero, _about("requests that may wait")] = 256
+    system_reserve: Annotated[
+        BytesFromZero | None,
+        _about("memory for the rest of the machine, like 4GB"),
+    ] = None
+    adapters: tuple[tuple[str, str], ...] = ()
+
+    def __post_init__(self) -> None:
+        for option in option_table().values():
+            option.check(getattr(self, option.name))
+        names = [name for name, _ in self.adapters]
+        for name in names:
+            if names.count(name) > 1:
+                raise ConfigError(
+                    f"adapters has two of the name {name!r:.80}; give each another one"
+                )
+
+
+class OptionArguments(TypedDict, total=False):
+    """The fields of `EngineOptions` as a caller in Python writes them."""
+
+    kv_memory: int | str | None
+    max_rows: int
+    prefill_chunk: int
+    context_length: int | None
+    self_check: bool
+    attention: Attention
+    cache: Cache
+    disk_cache_bytes: int | str
+    cache_dir: Path | str | None
+    kv_dtype: KVDtype
+    deterministic: bool
+    step_target_ms: int | None
+    max_waiting: int
+    system_reserve: int | str | None
+    adapters: Mapping[str, Path | str] | None
+
+
+@functools.cache
+def option_table() -> dict[str, Option]:
+    """All options that text can give, by name, in the order of `EngineOptions`."""
+    hints = get_type_hints(EngineOptions, include_extras=True)
+    table = {}
+    for field in msgspec.structs.fields(EngineOptions):
+        if field.name != "adapters":
+            table[field.name] = option_of(field.name, hints[field.name], field.default)
+    return table
+
+
+def options_from_arguments(arguments: Mapping[str, Any]) -> EngineOptions:
+    """The options that a caller in Python gives; see `OptionArguments`.
+
+    Raises `ConfigError` for a value, and `TypeError` for a name, that cannot be.
+    """
+    values = dict(arguments)
+    for name, option in option_table().items():
+        if option.kind == "size" and values.get(name) is not None:
+            values[name] = parse_bytes(values[name])
+    if values.get("cache_dir") is not None:
+        values["cache_dir"] = str(expanded(str(values["cache_dir"])))
+    adapters = values.get("adapters") or {}
+    values["adapters"] = tuple((name, str(path)) for name, path in adapters.items())
+    return EngineOptions(**values)
