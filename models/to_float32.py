@@ -19,11 +19,12 @@ def widen_to_float32(module: nn.Module) -> None:
     del leaves
     while quantized:
         path, layer = quantized.pop()
-        module.update_modules(tree_unflatten([(path, _plain(path, layer))]))
+        module.update_modules(tree_unflatten([(path, widened_layer(path, layer))]))
     module.set_dtype(mx.float32)
 
 
-def _plain(path: str, layer: nn.Module) -> nn.Module:
+def widened_layer(path: str, layer: nn.Module) -> nn.Module:
+    """A quantized layer in float32. Raises `UnsupportedModelError` for a kind that is not known here."""
     kind = type(layer).__name__
     plain: nn.Module
     if kind == "QuantizedEmbedding":

@@ -1,0 +1,289 @@
+"""Runs a decoder's steps through onnxruntime over the arenas: a chunk of one prompt, or a token of many rows.
+
+One call a step where the weights fit one session. Between the embedding and the logits nothing of it is MLX's.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+import numpy.typing as npt
+from mlx import nn
+
+from rvllm_local.attention.geometry import CallGeometry, GroupGeometry, visible_keys
+from rvllm_local.memory.arena import Arena
+from rvllm_local.memory.blocks import BLOCK_TOKENS
+from rvllm_local.memory.layout import KVLayout, LayerSlot
+from rvllm_local.models.cpu.onnx_file import GraphWriter
+from rvllm_local.models.cpu.products import ProductWriter, rows_of
+from rvllm_local.models.cpu.runtime import open_session
+from rvllm_local.models.cpu.step_graph import LayerGeometry, StepGraph
+from rvllm_local.models.cpu.stored import StoredEmbedding
+from rvllm_local.models.cpu.structure import Decoder, RotationTable, rotation_table
+
+FloatArray = npt.NDArray[np.float32]
+IntArray = npt.NDArray[np.int64]
+Lookup = Callable[[npt.NDArray[Any]], FloatArray]
+
+_MOST_BYTES = 96 << 20  # of weights in one session: while it is made they exist thrice
+_MOST_SCORES = 4 << 20  # of one layer's attention; longer chunks go in parts
+_FIRST_POSITIONS = 2048  # of the tables of cosines and sines, which grow by doubling
+
+
+@dataclass(frozen=True, slots=True)
+class _Segment:
+    """A session over some layers, and the binding that holds the arena's addresses."""
+
+    session: Any
+    binding: Any
+
+
+class CpuStep:
+    """A whole model over its arenas. Make it with `build_step`."""
+
+    def __init__(
+        self,
+        width: int,
+        lookup: Lookup,
+        segments: Sequence[_Segment],
+        head: Any,
+        rotations: Sequence[_Rotation],
+        groups: Sequence[_Group],
+        heads: int,
+    ) -> None:
+        self._width, self._lookup, self._head = width, lookup, head
+        self._segments, self._rotations = segments, rotations
+        self._groups, self._heads = groups, heads
+
+    def prefill(self, geometry: CallGeometry, token_ids: Sequence[int]) -> None:
+        """Store the KV of one row's `token_ids`, which are the call's."""
+        self._hidden(geometry, np.array([token_ids]))
+
+    def logits(self, geometry: CallGeometry, token_ids: Sequence[int]) -> FloatArray:
+        """The logits `[rows, vocab]` of one token a row."""
+        hidden = self._hidden(geometry, np.array(token_ids)[:, None])
+        logits: FloatArray = self._head.run(["logits"], {"hidden": hidden})[0][:, 0]
+        return logits
+
+    def longest_chunk(self, context: int) -> int:
+        """Tokens of a prompt that one call takes when its context ends at `context`."""
+        fits = _MOST_SCORES // (self._heads * max(1, context))
+        return max(BLOCK_TOKENS, fits // BLOCK_TOKENS * BLOCK_TOKENS)
+
+    def _hidden(self, geometry: CallGeometry, tokens: npt.NDArray[Any]) -> FloatArray:
+        """What the last norm makes of the residual, `[rows, tokens, width]`."""
+        shared = self._inputs(geometry)
+        hidden = self._lookup(tokens)
+        for segment in self._segments:
+            output = np.empty_like(hidden)
+            binding = segment.binding
+            binding.bind_cpu_input("residual", hidden)
+            for name, value in shared.items():
+                binding.bind_cpu_input(name, value)
+            binding.bind_output(
+                "hidden", "cpu", 0, np.float32, output.shape, output.ctypes.data
+            )
+            segment.session.run_with_iobinding(binding)
+            hidden = output
+        return hidden
+
+    def _inputs(self, geometry: CallGeometry) -> dict[str, npt.NDArray[Any]]:
+        rows, tokens = geometry.rows, geometry.query_len
+        positions = geometry.positions[:, None] + np.arange(tokens)
+        inputs: dict[str, npt.NDArray[Any]] = {}
+        if self._rotations:
+            inputs["positions"] = np.arange(rows * tokens).reshape(rows, tokens)
+        for number, rotation in enumerate(self._rotations):
+            cosines, sines = rotation.at(positions.reshape(-1))
+            inputs[f"cosines{number}"], inputs[f"sines{number}"] = cosines, sines
+        for number, group in enumerate(self._groups):
+            view = geometry.groups[number]
+            keys, values = group.reads(view)
+            inputs[f"keys{number}"], inputs[f"values{number}"] = keys, values
+            inputs[f"stores{number}"] = group.stores(view)
+            inputs[f"mask{number}"] = group.mask(geometry, number)
+        return inputs
+
+
+class _Group:
+    """Indices into one group's arena, counted from a layer's first element."""
+
+    def __init__(self, arena: Arena, heads: int) -> None:
+        shape = arena.shape
+        self._parts = np.arange(2 * shape.kv_heads)  # keys' heads, then values' heads
+        self._kv_heads = shape.kv_heads
+        self._block = shape.num_layers * 2 * shape.kv_heads
+        self._per_kv_head = heads // shape.kv_heads
+
+    def reads(self, view: GroupGeometry) -> tuple[IntArray, IntArray]:
+        """The heads' blocks of keys and of values, `[rows, kv_heads, blocks]` each."""
+        tables = view.tables.astype(np.int64)[:, None] * self._block
+        places = tables + self._parts[:, None]
+        keys, values = places[:, : self._kv_heads], places[:, self._kv_heads :]
+        return np.ascontiguousarray(keys), np.ascontiguousarray(values)
+
+    def stores(self, view: GroupGeometry) -> IntArray:
+        """Where the new keys and values go, head by head of each token: `[count, 1]`."""
+        blocks = view.write_blocks.astype(np.int64)[..., None] * self._block
+        places = (blocks + self._parts) * BLOCK_TOKENS + view.write_slots[..., None]
+        return places.reshape(-1, 1)
+
+    def mask(self, geometry: CallGeometry, number: int) -> FloatArray:
+        """What is added to the scores, `[rows, 1, queries, context]`: a chunk's queries once a head of the group."""
+        width = geometry.groups[number].tables.shape[1] * BLOCK_TOKENS
+        visible = visible_keys(geometry, number, width)
+        mask = np.where(visible, np.float32(0), np.float32(-np.inf))
+        if geometry.query_len > 1:
+            mask = np.tile(mask, (1, self._per_kv_head, 1))
+        return mask[:, None]
+
+
+class _Rotation:
+    """The cosines and sines of one rotation, as far as positions have come."""
+
+    def __init__(self, rope: nn.Module, head_dim: int, table: RotationTable) -> None:
+        self._rope, self._head_dim, self.table = rope, head_dim, table
+
+    def at(self, positions: npt.NDArray[Any]) -> tuple[FloatArray, FloatArray]:
+        """`[positions, width / 2]` twice."""
+        count = len(self.table.cosines)
+        if (last := int(positions.max())) >= count:
+            while count <= last:
+                count *= 2
+            table = rotation_table(self._rope, self._head_dim, count)
+            assert table is not None  # it was one for fewer positions
+            self.table = table
+        return self.table.cosines[positions], self.table.sines[positions]
+
+
+def build_step(
+    decoder: Decoder, layout: KVLayout, arenas: Sequence[Arena]
+) -> CpuStep | None:
+    """A step over `arenas`; None, with nothing taken from the decoder, where its layers have no form here.
+
+    The packed weights are taken out of the decoder's layers, one layer at a time.
+    """
+    described = _geometries(decoder, layout)
+    if described is None:
+        return None
+    geometries, rotations = described
+    width = len(decoder.norm.scale)
+    head, lookup = _ends(decoder)
+    segments = []
+    graph, numbers = StepGraph(width), list[int]()
+    for layer, geometry in zip(decoder.layers, geometries, strict=True):
+        graph.add(layer, geometry)
+        numbers.append(geometry.number)
+        is_last = geometry.number == len(geometries) - 1
+        if is_last or graph.writer.nbytes >= _MOST_BYTES:
+            session = open_session(graph.finish(decoder.norm if is_last else None))
+            segments.append(_Segment(session, _bound(session, numbers, layout, arenas)))
+            graph, numbers = StepGraph(width), []
+    heads = geometries[0].heads
+    groups = [_Group(arena, heads) for arena in arenas]
+    return CpuStep(width, lookup, segments, head, rotations, groups, heads)
+
+
+def _geometries(
+    decoder: Decoder, layout: KVLayout
+) -> tuple[list[LayerGeometry], list[_Rotation]] | None:
+    """How each layer lies in the arenas, and the rotations that they number.
+
+    None for a layout with more than float32 keys and values, and for rotations that no table holds.
+    """
+    if len(layout.slots) != len(decoder.layers) or any(layout.nesting):
+        return None
+    rotations = _Rotations()
+    geometries = []
+    for number, slot in enumerate(layout.slots):
+        if not isinstance(slot, LayerSlot):
+            return None
+        shape = layout.groups[slot.group]
+        is_plain = shape.dtype == mx.float32 and not shape.quantized
+        if not is_plain or shape.key_dim != shape.value_dim:
+            return None
+        attention = decoder.layers[number].attention
+        heads = rows_of(attention.projections[0]) // shape.key_dim
+        geometry = LayerGeometry(
+            number, slot.group, heads, shape.kv_heads, shape.key_dim
+        )
+        if attention.rope is not None:
+            index = rotations.number_of(attention.rope, shape.key_dim)
+            if index is None:
+                return None
+            table = rotations.every[index].table
+            geometry = dataclasses.replace(
+                geometry, rotation=index, pairs=table.pairs, rotated=table.width
+            )
+        geometries.append(geometry)
+    if len({geometry.heads for geometry in geometries}) > 1:
+        return None
+    return geometries, rotations.every
+
+
+class _Rotations:
+    """The different rotations of a model, found by what they do."""
+
+    def __init__(self) -> None:
+        self.every: list[_Rotation] = []
+        self._numbers: dict[bytes, int] = {}
+
+    def number_of(self, rope: nn.Module, head_dim: int) -> int | None:
+        """The rotation's number; None for what no table holds."""
+        table = rotation_table(rope, head_dim, _FIRST_POSITIONS)
+        if table is None:
+            return None
+        key = table.sines.tobytes()
+        if key not in self._numbers:
+            self._numbers[key] = len(self.every)
+            self.every.append(_Rotation(rope, head_dim, table))
+        return self._numbers[key]
+
+
+def _bound(
+    session: Any, numbers: Sequence[int], layout: KVLayout, arenas: Sequence[Arena]
+) -> Any:
+    """A binding in which each layer's arena is input and output at one address."""
+    binding = session.io_binding()
+    for number in numbers:
+        slot = layout.slots[number]
+        assert isinstance(slot, LayerSlot)
+        shape = arenas[slot.group].shape
+        memory = np.array(arenas[slot.group].array, copy=False)
+        places = memory.reshape(-1, shape.width)
+        start = slot.layer * 2 * shape.kv_heads * BLOCK_TOKENS
+        part = places[start:]
+        described = ("cpu", 0, np.float32, part.shape, part.ctypes.data)
+        binding.bind_input(f"arena{number}", *described)
+        binding.bind_output(f"stored{number}", *described)
+    return binding
+
+
+def _ends(decoder: Decoder) -> tuple[Any, Lookup]:
+    """The session of the head, and the lookup of the embedding."""
+    writer = GraphWriter()
+    products = ProductWriter(writer)
+    columns = len(decoder.norm.scale)
+    hidden = writer.input("hidden", "float32", ("R", "L", columns))
+    embedding = decoder.embedding
+    if isinstance(embedding, StoredEmbedding):
+        table = embedding.take()
+        lookup: Lookup = table.values
+    else:
+        values = np.array(embedding["weight"])
+        lookup = values.__getitem__
+    if decoder.head is not None:
+        logits = products.linear(hidden, [decoder.head])[0]
+        rows: int | str = "V"
+    elif isinstance(embedding, StoredEmbedding):
+        logits, rows = products.packed(hidden, table, None), table.rows
+    else:
+        logits = writer.node("MatMul", [hidden, writer.constant(values.T)])
+        rows = len(values)
+    writer.output(logits, "logits", "float32", ("R", "L", rows))
+    return open_session(writer.model()), lookup
