@@ -7,7 +7,13 @@ is imported. `LLM` is imported on first use.
 from typing import TYPE_CHECKING, Any
 
 from rvllm_local import host
-from rvllm_local.types import Completion, SamplingParams, StreamEvent
+from rvllm_local.types import (
+    ChatEvent,
+    Completion,
+    SamplingParams,
+    StreamEvent,
+    ToolCall,
+)
 
 if TYPE_CHECKING:
     from rvllm_local.llm import LLM
@@ -15,7 +21,15 @@ if TYPE_CHECKING:
 host.prepare()
 
 __version__ = "0.1.0"
-__all__ = ["LLM", "Completion", "SamplingParams", "StreamEvent", "__version__"]
+__all__ = [
+    "LLM",
+    "ChatEvent",
+    "Completion",
+    "SamplingParams",
+    "StreamEvent",
+    "ToolCall",
+    "__version__",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -21,6 +21,10 @@ class ParameterError(RvllmError, ValueError):
         self.parameter = parameter
 
 
+class UnsupportedFieldError(ParameterError):
+    """A field or a value is known, and cannot be honoured here."""
+
+
 class ContextOverflowError(ParameterError):
     """The prompt and what it asks for do not fit the model's context or the KV arena."""
 

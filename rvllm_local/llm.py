@@ -5,33 +5,43 @@ Text goes in and out here; the engine below deals in token ids. Safe to use from
 
 from __future__ import annotations
 
-import operator
 import types
-from collections.abc import Callable, Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Unpack
+from typing import TYPE_CHECKING, Any, Unpack
 
 from rvllm_local import host
 from rvllm_local.clients.contract import Client, make_requests, open_stream
 from rvllm_local.clients.stream import TokenStream
 from rvllm_local.config import DEFAULT_MODEL
-from rvllm_local.errors import ParameterError
+from rvllm_local.conversation.prompt_lists import (
+    Prompt,
+    adapters_for_each,
+    as_prompts,
+    checked_adapter,
+    checked_params,
+    params_for_each,
+    token_ids_of,
+)
 from rvllm_local.options import (
     EngineOptions,
     OptionArguments,
     options_from_arguments,
 )
 from rvllm_local.types import (
+    ChatEvent,
     Completion,
     FinishReason,
     SamplingParams,
     StreamEvent,
     TokenLogprob,
+    ToolCall,
 )
 
+if TYPE_CHECKING:
+    from rvllm_local.conversation.model import ConversationModel
+
 _UNBOUNDED = 10**9  # a script may hand over as many prompts as it likes
-_NOT_A_PROMPT = "a prompt must be text or a list of integer token ids"
-Prompt = str | Sequence[int]
 Message = Mapping[str, Any]
 
 
@@ -90,13 +100,23 @@ class LLM:
         RVLLM_API_KEY. Raises `EngineCrashedError` where no server answers.
         """
         from rvllm_local.clients.http import HttpClient
+        from rvllm_local.conversation.model import ConversationModel, detect_style
         from rvllm_local.models.locate import locate
         from rvllm_local.text.tokenizer_files import read_tokenizer
 
-        llm = cls.__new__(cls)
         files = locate(model)
-        llm.tokenizer = read_tokenizer(files)
-        llm._client = HttpClient(address, files.name, api_key=api_key)
+        tokenizer = read_tokenizer(files)
+        client = HttpClient(address, files.name, api_key=api_key)
+        style = detect_style(files, tokenizer)
+        return cls.over(
+            client, ConversationModel(files.name, tokenizer, style, client.limits)
+        )
+
+    @classmethod
+    def over(cls, client: Client, model: ConversationModel) -> LLM:
+        """An `LLM` over any way of reaching an engine, which it closes at its end."""
+        llm = cls.__new__(cls)
+        llm._set(client, model)
         return llm
 
     def _open(
@@ -104,6 +124,7 @@ class LLM:
     ) -> None:
         host.prepare()
         from rvllm_local.clients.in_process import InProcessClient
+        from rvllm_local.conversation.model import ConversationModel, detect_style
         from rvllm_local.engine.loop import EngineLoop
         from rvllm_local.engine.startup.build import open_core
         from rvllm_local.models.locate import locate
@@ -113,11 +134,20 @@ class LLM:
 
         cache_dir = Path(options.cache_dir) if options.cache_dir else None
         files = locate(model, progress or silent, cache_dir=cache_dir)
-        self.tokenizer = read_tokenizer(files)
-        loop = EngineLoop(lambda: open_core(files, self.tokenizer, options))
+        tokenizer = read_tokenizer(files)
+        style = detect_style(files, tokenizer)
+        loop = EngineLoop(lambda: open_core(files, tokenizer, options))
         limits = loop.call(lambda core: core.limits)
-        grammars = Grammars(self.tokenizer, limits.vocab_size, limits.eos_token_ids)
-        self._client: Client = InProcessClient(loop, limits, grammars)
+        grammars = Grammars(tokenizer, limits.vocab_size, limits.eos_token_ids)
+        self._set(
+            InProcessClient(loop, limits, grammars),
+            ConversationModel(files.name, tokenizer, style, limits),
+        )
+
+    def _set(self, client: Client, model: ConversationModel) -> None:
+        self._client = client
+        self._model = model
+        self.tokenizer = model.tokenizer
 
     def generate(
         self,
@@ -126,30 +156,26 @@ class LLM:
         *,
         adapter: str | Sequence[str | None] | None = None,
     ) -> list[Completion]:
-        """Answer one or many prompts, all at once; each is text or token ids, with its own `params` if they are a list.
+        """Answer one or many prompts, all at once.
 
-        `adapter` names the LoRA adapter to answer with, one for all or one each (None for the model as it is).
+        Each prompt is text or token ids; `params` are for all of them, or a list with one
+        each. `adapter` names the LoRA adapter to answer with, for all or one each; None
+        is the model as it is.
 
-        Returns the completions in the order of the prompts, the `n` choices of each together.
+        Returns the completions in the order of the prompts, the `n` choices of each
+        together.
         """
-        asked = _paired(_as_prompts(prompts), params)
-        adapters = (
-            [adapter] * len(asked)
-            if isinstance(adapter, str) or not isinstance(adapter, Sequence)
-            else list(adapter)
-        )
-        if len(adapters) != len(asked):
-            raise ParameterError(
-                "adapter",
-                f"there are {len(asked)} prompts and {len(adapters)} adapters; give one each",
-            )
+        each_prompt = as_prompts(prompts)
+        each_params = params_for_each(params, len(each_prompt))
+        each_adapter = adapters_for_each(adapter, len(each_prompt))
+        requests = zip(each_prompt, each_params, each_adapter, strict=True)
         streams: list[TokenStream] = []
         completions: list[Completion] = []
         try:
-            for (prompt, own), chosen in zip(asked, adapters, strict=True):
-                streams.append(self._submit(prompt, own, adapter=chosen))
-            for stream, (_, own) in zip(streams, asked, strict=True):
-                completions.extend(collect(stream, own.n))
+            for prompt, prompt_params, name in requests:
+                streams.append(self._submit(prompt, prompt_params, name))
+            for stream, prompt_params in zip(streams, each_params, strict=True):
+                completions.extend(collect(stream, prompt_params.n))
         finally:
             for stream in streams:
                 stream.close()
@@ -163,9 +189,7 @@ class LLM:
         adapter: str | None = None,
     ) -> Iterator[StreamEvent]:
         """Answer one prompt event by event. Leaving the loop early cancels the request."""
-        return _closing(
-            self._submit(prompt, params or SamplingParams(), adapter=adapter)
-        )
+        return _closing(self._submit(prompt, checked_params(params), adapter))
 
     def chat(
         self,
@@ -173,20 +197,40 @@ class LLM:
         params: SamplingParams | None = None,
         *,
         tools: Sequence[Mapping[str, Any]] | None = None,
+        tool_choice: str | Mapping[str, Any] | None = None,
+        parallel_tool_calls: bool = True,
         response_format: Mapping[str, Any] | None = None,
+        reasoning_budget: int | None = None,
+        continue_final_message: bool = False,
         adapter: str | None = None,
         **template: Any,
     ) -> list[Completion]:
-        """Answer a conversation through the model's chat template, which gets `tools` and the other keywords.
+        """Answer a conversation as the server does: text, thinking and calls apart.
 
-        `response_format` is OpenAI's (text, json_object, json_schema), or `{"type": "regex", "regex": ...}`,
-        `{"type": "choice", "choices": [...]}` or `{"type": "grammar", "grammar": ...}` in Lark's form; the output is held
-        to it. Raises `ParameterError` for one that cannot be enforced.
+        `messages`, `tools`, `tool_choice` and `response_format` have OpenAI's shape;
+        beside that, a format may be `{"type": "regex", "regex": ...}`,
+        `{"type": "choice", "choices": [...]}` or `{"type": "grammar", "grammar": ...}` in
+        Lark's form. The output is held to the format and to the tools' parameters.
+        `reasoning_budget` is the most tokens of thinking; None leaves it to the model.
+        With `continue_final_message` the answer goes on from the last message, which is
+        the assistant's. The other keywords are told to the chat template.
+
+        Raises `ParameterError` for what the server refuses, in the same words.
         """
-        params = params or SamplingParams()
-        prompt = self.tokenizer.encode_chat(messages, tools=tools, **template)
-        with self._submit(prompt, params, _grammar(response_format), adapter) as stream:
-            return collect(stream, params.n)
+        params = checked_params(params)
+        events = self.chat_stream(
+            messages,
+            params,
+            tools=tools,
+            tool_choice=tool_choice,
+            parallel_tool_calls=parallel_tool_calls,
+            response_format=response_format,
+            reasoning_budget=reasoning_budget,
+            continue_final_message=continue_final_message,
+            adapter=adapter,
+            **template,
+        )
+        return collect(events, params.n)
 
     def chat_stream(
         self,
@@ -194,17 +238,26 @@ class LLM:
         params: SamplingParams | None = None,
         *,
         tools: Sequence[Mapping[str, Any]] | None = None,
+        tool_choice: str | Mapping[str, Any] | None = None,
+        parallel_tool_calls: bool = True,
         response_format: Mapping[str, Any] | None = None,
+        reasoning_budget: int | None = None,
+        continue_final_message: bool = False,
         adapter: str | None = None,
         **template: Any,
-    ) -> Iterator[StreamEvent]:
-        """Like `chat`, event by event."""
-        prompt = self.tokenizer.encode_chat(messages, tools=tools, **template)
-        return _closing(
-            self._submit(
-                prompt, params or SamplingParams(), _grammar(response_format), adapter
-            )
-        )
+    ) -> Iterator[ChatEvent]:
+        """Like `chat`, event by event; a tool call comes once it is complete."""
+        arguments = {
+            "messages": messages,
+            "tools": tools,
+            "tool_choice": tool_choice,
+            "parallel_tool_calls": parallel_tool_calls,
+            "response_format": response_format,
+            "reasoning_budget": reasoning_budget,
+            "continue_final_message": continue_final_message,
+            "chat_template_kwargs": template,
+        }
+        return self._submit_chat(arguments, checked_params(params), adapter)
 
     def stats(self) -> dict[str, int | float | str]:
         """Blocks, hits, preemptions, back end and dispatches."""
@@ -215,30 +268,34 @@ class LLM:
         self._client.close()
 
     def _submit(
-        self,
-        prompt: Prompt,
-        params: SamplingParams,
-        grammar: str | None = None,
-        adapter: str | None = None,
+        self, prompt: Prompt, params: SamplingParams, adapter: str | None
     ) -> TokenStream:
-        if not isinstance(params, SamplingParams):
-            raise ParameterError(
-                "params", f"params must be SamplingParams, not {type(params).__name__}"
-            )
-        if not isinstance(adapter, str | None):
-            raise ParameterError(
-                "adapter",
-                f"adapter must be a name or None, not {type(adapter).__name__}",
-            )
-        token_ids = (
-            self.tokenizer.encode(prompt)
-            if isinstance(prompt, str)
-            else _token_ids(prompt)
+        if isinstance(prompt, str):
+            token_ids = self.tokenizer.encode(prompt)
+        else:
+            token_ids = token_ids_of(prompt)
+        requests = make_requests(token_ids, params, adapter=checked_adapter(adapter))
+        return open_stream(self._client, requests)
+
+    def _submit_chat(
+        self, arguments: Mapping[str, Any], params: SamplingParams, adapter: str | None
+    ) -> Iterator[ChatEvent]:
+        """A conversation's way: read the arguments, prepare the prompt, start it."""
+        from rvllm_local.conversation.chat_events import read_chat
+        from rvllm_local.conversation.prompts import prepare_chat
+        from rvllm_local.conversation.requests import read_arguments
+
+        call = read_arguments(self._model.name, params, arguments)
+        prepared = prepare_chat(self._model, call)
+        requests = make_requests(
+            prepared.prompts[0],
+            prepared.params[0],
+            grammar=prepared.grammar,
+            kept_special=prepared.kept_special,
+            adapter=checked_adapter(adapter),
         )
-        return open_stream(
-            self._client,
-            make_requests(token_ids, params, grammar=grammar, adapter=adapter),
-        )
+        stream = open_stream(self._client, requests)
+        return read_chat(stream, params.n, prepared.new_parser)
 
     def __enter__(self) -> LLM:
         return self
@@ -252,72 +309,12 @@ class LLM:
         self.close()
 
 
-def _as_prompts(prompts: Any) -> list[Prompt]:
-    """One prompt or many: a string and a list of ids are one prompt."""
-    if isinstance(prompts, str):
-        return [prompts]
-    if not hasattr(prompts, "__len__") or isinstance(
-        prompts, Mapping | Set | bytes | bytearray
-    ):
-        raise ParameterError("prompt", f"{_NOT_A_PROMPT}, not {type(prompts).__name__}")
-    return [prompts] if len(prompts) == 0 or _is_integer(prompts[0]) else list(prompts)
-
-
-def _paired(prompts: list[Prompt], params: Any) -> list[tuple[Prompt, SamplingParams]]:
-    """Each prompt with its sampling parameters: one for all, or one each."""
-    if params is None or isinstance(params, SamplingParams):
-        return [(prompt, params or SamplingParams()) for prompt in prompts]
-    if not isinstance(params, Sequence):
-        raise ParameterError(
-            "params",
-            f"params must be SamplingParams or a list of them, not {type(params).__name__}",
-        )
-    if len(params) != len(prompts):
-        raise ParameterError(
-            "params",
-            f"there are {len(prompts)} prompts and {len(params)} params; give one, or one each",
-        )
-    return list(zip(prompts, params, strict=True))
-
-
-def _token_ids(prompt: Any) -> list[int]:
-    """A prompt of token ids, numpy's integers among them."""
-    if not hasattr(prompt, "__iter__") or isinstance(prompt, bytes | bytearray):
-        raise ParameterError("prompt", f"{_NOT_A_PROMPT}, not {type(prompt).__name__}")
-    token_ids = list(prompt)
-    if wrong := [token for token in token_ids if not _is_integer(token)]:
-        raise ParameterError("prompt", f"{_NOT_A_PROMPT}; {wrong[0]!r:.40} is no id")
-    return [operator.index(token) for token in token_ids]
-
-
-def _is_integer(value: Any) -> bool:
-    return (
-        hasattr(value, "__index__")
-        and not isinstance(value, bool)
-        and getattr(value, "ndim", 0) == 0
-    )
-
-
-def _grammar(response_format: Mapping[str, Any] | None) -> str | None:
-    """The grammar that enforces a response format; None for plain text."""
-    if response_format is None:
-        return None
-    if not isinstance(response_format, Mapping):
-        raise ParameterError(
-            "response_format",
-            f"response_format must be an object, not {type(response_format).__name__}",
-        )
-    from rvllm_local.text.grammar.formats import grammar_for_format
-
-    return grammar_for_format(response_format)
-
-
 def _closing(stream: TokenStream) -> Iterator[StreamEvent]:
     with stream:
         yield from stream
 
 
-def collect(stream: Iterator[StreamEvent], num_choices: int) -> list[Completion]:
+def collect(stream: Iterable[StreamEvent], num_choices: int) -> list[Completion]:
     """Read a stream to its end and put each choice's events together."""
     events: list[list[StreamEvent]] = [[] for _ in range(num_choices)]
     for event in stream:
@@ -326,15 +323,24 @@ def collect(stream: Iterator[StreamEvent], num_choices: int) -> list[Completion]
 
 
 def _completion(index: int, events: Sequence[StreamEvent]) -> Completion:
-    logprobs: list[TokenLogprob] = [
-        part for event in events for part in event.logprobs or ()
-    ]
-    reason = events[-1].finish_reason
+    text, reasoning = [], []
+    token_ids: list[int] = []
+    logprobs: list[TokenLogprob] = []
+    calls: list[ToolCall] = []
+    for event in events:
+        text.append(event.text)
+        token_ids.extend(event.token_ids)
+        logprobs.extend(event.logprobs or ())
+        if isinstance(event, ChatEvent):
+            reasoning.append(event.reasoning)
+            calls.extend(event.tool_calls)
     return Completion(
-        "".join(event.text for event in events),
-        tuple(token for event in events for token in event.token_ids),
-        reason if reason is not None else FinishReason.ERROR,
-        tuple(logprobs) if logprobs else None,
-        events[0].cached_tokens,
-        index,
+        text="".join(text),
+        token_ids=tuple(token_ids),
+        finish_reason=events[-1].finish_reason or FinishReason.ERROR,
+        logprobs=tuple(logprobs) or None,
+        cached_tokens=events[0].cached_tokens,
+        index=index,
+        reasoning="".join(reasoning),
+        tool_calls=tuple(calls),
     )

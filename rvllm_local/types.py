@@ -232,12 +232,37 @@ class StreamEvent:
     error_kind: str | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class ToolCall:
+    """A call that the model made; `arguments` is the JSON text of an object."""
+
+    call_id: str
+    name: str
+    arguments: str
+
+
+@dataclass(slots=True)
+class ChatEvent(StreamEvent):
+    """What a chat's stream yields: `text` is the answer's, `reasoning` the thinking's.
+
+    `tool_calls` are those that this event completed. Tags of thoughts and calls are in
+    none of them.
+    """
+
+    reasoning: str = ""
+    tool_calls: tuple[ToolCall, ...] = ()
+
+
 EventSink = Callable[[StreamEvent], None]
 
 
 @dataclass(frozen=True, slots=True)
 class Completion:
-    """A finished answer. `cached_tokens` counts prompt tokens whose KV was reused."""
+    """A finished answer. `cached_tokens` counts prompt tokens whose KV was reused.
+
+    Of a chat, `text` is what the user reads; `reasoning` and `tool_calls` are split off.
+    A call that was cut off or cannot be read is in none of them.
+    """
 
     text: str
     token_ids: tuple[int, ...]
@@ -245,6 +270,8 @@ class Completion:
     logprobs: tuple[TokenLogprob, ...] | None = None
     cached_tokens: int = 0
     index: int = 0
+    reasoning: str = ""
+    tool_calls: tuple[ToolCall, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,7 +20,7 @@ from rvllm_local.config import config_path, load_config
 from rvllm_local.errors import ParameterError
 from rvllm_local.llm import LLM
 from rvllm_local.options import option_table
-from rvllm_local.types import SamplingParams, StreamEvent
+from rvllm_local.types import ChatEvent, SamplingParams, StreamEvent
 
 _ADAPTER = "adapter"
 
@@ -66,11 +66,16 @@ def _answer(llm: LLM, prompt: str, params: SamplingParams, adapter: str | None) 
     )
     began = time.perf_counter()
     first, count = None, 0
+    is_thinking = False
     with contextlib.closing(cast("Generator[StreamEvent]", stream)) as events:
         for event in events:
             first = first or time.perf_counter()
             count += len(event.token_ids)
-            print(event.text, end="", flush=True)
+            thought = event.reasoning if isinstance(event, ChatEvent) else ""
+            if event.text and is_thinking:
+                print("\n")
+            is_thinking = bool(thought) or (is_thinking and not event.text)
+            print(thought + event.text, end="", flush=True)
     ended = time.perf_counter()
     stats = llm.stats()
     first = first or ended

@@ -5,13 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from rvllm_local.engine.limits import EngineLimits
-from rvllm_local.text.families import OutputStyle
+from rvllm_local.models.config_file import read_config
+from rvllm_local.models.gguf.reader import GGUFFile
+from rvllm_local.models.locate import ModelFiles
+from rvllm_local.text.families import OutputStyle, detect
 from rvllm_local.text.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True, slots=True)
 class ConversationModel:
-    """How a model reads and writes: its tokenizer and template, its tags, and how much it takes."""
+    """How a model reads and writes: its tokenizer and template, its tags, its limits."""
 
     name: str
     tokenizer: Tokenizer
@@ -20,5 +23,15 @@ class ConversationModel:
 
     @property
     def max_prompt_bytes(self) -> int:
-        """No prompt with more bytes than this can fit the context, whatever its tokens are."""
+        """No prompt with more bytes fits the context, whatever its tokens are."""
         return self.limits.context_length * self.tokenizer.longest_token
+
+
+def detect_style(files: ModelFiles, tokenizer: Tokenizer) -> OutputStyle:
+    """How the model in these files writes what is not plain text."""
+    if files.kind == "gguf":
+        metadata = GGUFFile(files.path).metadata
+        model_type = str(metadata.get("general.architecture", ""))
+    else:
+        model_type = str(read_config(files.path).get("model_type", ""))
+    return detect(tokenizer.chat_template, model_type)

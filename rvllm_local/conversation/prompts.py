@@ -1,19 +1,19 @@
-"""From a call to what the engine takes: token ids, a grammar, and the parser that will read the output.
+"""From a call to what the engine takes: token ids, a grammar, and a parser of the output.
 
-Runs on worker threads; everything it needs comes in, and nothing is kept.
+Runs on any thread; everything it needs comes in, and nothing is kept.
 """
 
 from __future__ import annotations
 
-import contextlib
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from rvllm_local.conversation.calls import ChatCall, Message, TextCall
+from rvllm_local.conversation.calls import ChatCall, TextCall
+from rvllm_local.conversation.fill_in import fill_in
 from rvllm_local.conversation.model import ConversationModel
 from rvllm_local.conversation.output import OutputParser
+from rvllm_local.conversation.template_input import template_messages
 from rvllm_local.conversation.tool_prompt import explain_tools
 from rvllm_local.engine.limits import EngineLimits
 from rvllm_local.errors import ContextOverflowError, ParameterError
@@ -24,29 +24,22 @@ from rvllm_local.text.grammar.formats import (
     unconstrained,
     with_style,
 )
-from rvllm_local.text.json_shape import shape_of
 from rvllm_local.types import SamplingParams
 
-_FALLBACK = "hermes"  # the syntax that is explained to models whose template knows no tools, or none that can be read
-_TAIL = 16  # tokens of a prompt in which a start tag is looked for
-_MAX_DEPTH = 100  # of arguments that templates see as objects
-# Texts of the special tokens around prefix, suffix and middle, by who trained models on them.
-_FILL_IN = (
-    ("<|fim_prefix|>", "<|fim_suffix|>", "<|fim_middle|>"),  # Qwen 2.5 Coder
-    ("<fim_prefix>", "<fim_suffix>", "<fim_middle>"),  # StarCoder
-    ("<fim-prefix>", "<fim-suffix>", "<fim-middle>"),
-    ("<PRE>", "<SUF>", "<MID>"),  # Code Llama
-    (
-        "<｜fim▁begin｜>",
-        "<｜fim▁hole｜>",
-        "<｜fim▁end｜>",
-    ),  # DeepSeek Coder: the hole stands between prefix and suffix
-)
+# The syntax that is explained to models whose template knows no tools, or none that can
+# be read.
+_EXPLAINED = "hermes"
+_TAIL = 16  # tokens at a prompt's end in which a tag of thoughts is looked for
+Tools = Sequence[Mapping[str, Any]]
 
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """What goes to the engine, one prompt after the other, and how each output is to be read."""
+    """What goes to the engine, and how each output is to be read.
+
+    `prompts` are token ids, `params` one for each of them. `kept_special` are special
+    tokens that must reach the parser as text.
+    """
 
     prompts: tuple[tuple[int, ...], ...]
     params: tuple[SamplingParams, ...]
@@ -55,53 +48,47 @@ class Prepared:
     kept_special: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True, slots=True)
+class _Rendered:
+    """A prompt, and what its end says about the output that follows."""
+
+    token_ids: tuple[int, ...]
+    style: OutputStyle
+    starts_inside: bool  # a thought is open already
+    has_thought: bool  # a thought was closed already; no second one is wanted
+
+    @property
+    def style_ahead(self) -> OutputStyle:
+        """The style of what may still come."""
+        if not self.has_thought:
+            return self.style
+        return replace(self.style, reasoning_start=None, reasoning_end=None)
+
+
 def prepare_chat(model: ConversationModel, call: ChatCall) -> Prepared:
-    """Render, tokenize and constrain a conversation. Raises `ParameterError` for what cannot be done."""
-    messages: Sequence[Message] = [_message(message) for message in call.messages]
-    _check_length(model, messages)
+    """Render, tokenize and constrain a conversation.
+
+    Raises `ParameterError` for what cannot be done, `UnsupportedModelError` for a model
+    without a chat template.
+    """
+    _check_length(model, call.messages)
     _check_length(model, call.tools)
-    if call.continues and messages[-1].get(
-        "tool_calls"
-    ):  # before they are explained to a template that knows none
-        raise ParameterError(
-            "messages",
-            "only a last message that is the assistant's text can be continued",
-        )
-    tools = () if call.tool_choice == "none" else call.tools
-    style, template = model.style, model.tokenizer.chat_template or ""
-    extra: dict[str, Any] = dict(call.template_options)
-    if call.reasoning_budget == 0:
-        extra.setdefault("enable_thinking", False)
-    if "developer" not in template:
-        messages = [
-            {**row, "role": "system"} if row["role"] == "developer" else row
-            for row in messages
-        ]
-    if style.tool_family is not None and "tools" in template:
-        extra["tools"] = list(tools) or None
-    else:
-        style = _as_explained(style)
-        messages = explain_tools(messages, tools)
-    ids = model.tokenizer.encode_chat(messages, continues=call.continues, **extra)
-    tail = model.tokenizer.decode(ids[-_TAIL:], skip_special=False).rstrip()
-    inside = style.starts_inside(tail)
-    is_over = style.reasoning_end is not None and tail.endswith(
-        style.reasoning_end
-    )  # no second thought is wanted
-    bound = (
-        replace(style, reasoning_start=None, reasoning_end=None) if is_over else style
-    )
-    grammar = _grammar(call, tools, bound, inside)
+    tools: Tools = () if call.tool_choice == "none" else call.tools
+    rendered = _render(model, call, tools)
+    style, starts_inside = rendered.style, rendered.starts_inside
+    params = call.params
+    if call.is_open_ended:
+        params = _up_to_context(params, len(rendered.token_ids), model.limits)
+
+    def new_parser() -> OutputParser:
+        return OutputParser.for_style(style, tools=tools, starts_inside=starts_inside)
+
     return Prepared(
-        (tuple(ids),),
-        (
-            _bounded(call.params, len(ids), model.limits)
-            if call.is_open_ended
-            else call.params,
-        ),
-        lambda: OutputParser.for_style(style, tools=tools, starts_inside=inside),
-        grammar,
-        _kept(style, bool(tools)),
+        (rendered.token_ids,),
+        (params,),
+        new_parser,
+        _chat_grammar(call, tools, rendered),
+        _kept_special(style, bool(tools)),
     )
 
 
@@ -109,152 +96,137 @@ def prepare_text(model: ConversationModel, call: TextCall) -> Prepared:
     """Tokenize plain prompts. Raises `ParameterError`."""
     prompts = []
     for prompt in call.prompts:
-        if isinstance(prompt, str):
-            _check_length(model, prompt)
-            ids = (
-                model.tokenizer.encode(prompt)
-                if call.suffix is None
-                else _fill_in(model, prompt, call.suffix)
-            )
-            prompts.append(tuple(ids))
-        elif call.suffix is not None:
+        prompts.append(_text_prompt(model, prompt, call.suffix))
+    params = [call.params] * len(prompts)
+    if call.is_open_ended:
+        params = [
+            _up_to_context(call.params, len(token_ids), model.limits)
+            for token_ids in prompts
+        ]
+    grammar = None
+    if call.response_format is not None:
+        grammar = grammar_for_format(call.response_format)
+    return Prepared(tuple(prompts), tuple(params), lambda: OutputParser(None), grammar)
+
+
+def _render(model: ConversationModel, call: ChatCall, tools: Tools) -> _Rendered:
+    """The conversation as token ids, with the tools in the model's way or explained."""
+    if call.continues and call.messages[-1].get("tool_calls"):
+        raise ParameterError(
+            "messages",
+            "only a last message that is the assistant's text can be continued",
+        )
+    template = model.tokenizer.chat_template or ""
+    messages = template_messages(call.messages, template)
+    style = model.style
+    options = dict(call.template_options)
+    if call.reasoning_budget == 0:
+        options.setdefault("enable_thinking", False)
+    if style.tool_family is not None and "tools" in template:
+        options["tools"] = list(tools) or None
+    else:
+        style = _style_of_explained(style)
+        messages = explain_tools(messages, tools)
+    ids = model.tokenizer.encode_chat(messages, continues=call.continues, **options)
+    tail = model.tokenizer.decode(ids[-_TAIL:], skip_special=False).rstrip()
+    end = style.reasoning_end
+    has_thought = end is not None and tail.endswith(end)
+    return _Rendered(tuple(ids), style, style.starts_inside(tail), has_thought)
+
+
+def _text_prompt(
+    model: ConversationModel, prompt: str | tuple[int, ...], suffix: str | None
+) -> tuple[int, ...]:
+    if isinstance(prompt, tuple):
+        if suffix is not None:
             raise ParameterError(
                 "suffix", "suffix needs a prompt of text, not of token ids"
             )
-        else:
-            prompts.append(prompt)
-    grammar = (
-        None
-        if call.response_format is None
-        else grammar_for_format(call.response_format)
-    )
-    limits = model.limits
-    params = tuple(
-        _bounded(call.params, len(ids), limits) if call.is_open_ended else call.params
-        for ids in prompts
-    )
-    return Prepared(tuple(prompts), params, lambda: OutputParser(None), grammar)
+        return prompt
+    _check_length(model, prompt)
+    if suffix is None:
+        return tuple(model.tokenizer.encode(prompt))
+    return tuple(fill_in(model, prompt, suffix))
 
 
-def _grammar(
-    call: ChatCall, tools: Sequence[Mapping[str, Any]], style: OutputStyle, inside: bool
-) -> str | None:
-    """What holds the output; `tools` are those that may be called, `call.tools` those that were given."""
-    grammar, form = None, call.response_format
-    if form is not None and not tools:
-        grammar = grammar_for_format(form, style.tool_family)
+def _chat_grammar(call: ChatCall, tools: Tools, rendered: _Rendered) -> str | None:
+    """What holds the output.
+
+    `tools` are those that may be called, `call.tools` those that were given.
+    """
+    style = rendered.style_ahead
+    grammar = None
+    if call.response_format is not None and not tools:
+        grammar = grammar_for_format(call.response_format, style.tool_family)
     if grammar is None and call.tools:
-        family = style.tool_family or _FALLBACK
         grammar = grammar_for_tools(
-            call.tools, call.tool_choice, family, call.parallel_tool_calls, form
+            call.tools,
+            call.tool_choice,
+            style.tool_family or _EXPLAINED,
+            call.parallel_tool_calls,
+            call.response_format,
         )
-    if grammar is None and call.reasoning_budget is not None and _thinks(style):
+    thinks = style.reasoning_start is not None or style.tool_family == "harmony"
+    if grammar is None and call.reasoning_budget is not None and thinks:
         grammar = unconstrained()
-    return (
-        None
-        if grammar is None
-        else with_style(grammar, style, call.reasoning_budget, inside)
-    )
+    if grammar is None:
+        return None
+    return with_style(grammar, style, call.reasoning_budget, rendered.starts_inside)
 
 
-def _as_explained(style: OutputStyle) -> OutputStyle:
-    """The style of a model to which tools are explained: its calls are read in that form, whatever it was trained on."""
+def _style_of_explained(style: OutputStyle) -> OutputStyle:
+    """The style of a model to which tools are explained.
+
+    Its calls are read in that form, whatever it was trained on.
+    """
     if style.tool_family == "harmony":
         return style
-    tags = style.reasoning_start, style.reasoning_end
-    thinking = None if tags[0] is None or tags[1] is None else (tags[0], tags[1])
-    return style_of(_FALLBACK, thinking, style.reasoning_starts_inside)
+    thinking = None
+    if style.reasoning_start is not None and style.reasoning_end is not None:
+        thinking = style.reasoning_start, style.reasoning_end
+    return style_of(_EXPLAINED, thinking, style.reasoning_starts_inside)
 
 
-def _thinks(style: OutputStyle) -> bool:
-    return style.reasoning_start is not None or style.tool_family == "harmony"
-
-
-def _kept(style: OutputStyle, has_tools: bool) -> tuple[str, ...]:
-    """Tags that must come as text: all of a family's if its parser reads the output, else those around thoughts."""
+def _kept_special(style: OutputStyle, has_tools: bool) -> tuple[str, ...]:
+    """Tags that must come as text: a family's if its parser reads them, or a thought's."""
     if has_tools or style.tool_family == "harmony":
         return tuple(sorted(style.kept_special))
     thinking = {style.reasoning_start, style.reasoning_end}
     return tuple(sorted(tag for tag in style.kept_special if tag in thinking))
 
 
-def _bounded(
+def _up_to_context(
     params: SamplingParams, prompt_tokens: int, limits: EngineLimits
 ) -> SamplingParams:
-    room = min(limits.context_length, limits.arena_tokens) - prompt_tokens
-    if room < 1:
+    """The parameters with room for as many tokens as the context has left."""
+    context = min(limits.context_length, limits.arena_tokens)
+    if prompt_tokens >= context:
         raise ContextOverflowError(
             "messages",
-            f"the prompt has {prompt_tokens} tokens, and the context of "
-            f"{min(limits.context_length, limits.arena_tokens)} leaves no room for an answer; shorten it",
+            f"the prompt has {prompt_tokens} tokens, and the context of {context} "
+            "leaves no room for an answer; shorten it",
         )
-    return replace(params, max_tokens=room)
+    return replace(params, max_tokens=context - prompt_tokens)
 
 
 def _check_length(model: ConversationModel, value: Any) -> None:
-    """Refuse at once what cannot fit the context, before a tokenizer spends seconds on it."""
-    size = _bytes(value)
+    """Refuse at once what cannot fit: a tokenizer could spend seconds on it."""
+    size = _num_bytes(value)
     if size > model.max_prompt_bytes:
+        context = model.limits.context_length
         raise ContextOverflowError(
             "prompt",
-            f"the prompt has {size} bytes, more than fit the context of {model.limits.context_length} tokens; "
-            "shorten it",
+            f"the prompt has {size} bytes, more than fit the context of {context} "
+            "tokens; shorten it",
         )
 
 
-def _bytes(value: Any) -> int:
+def _num_bytes(value: Any) -> int:
+    """Bytes of all texts in a value."""
     if isinstance(value, str):
-        return len(value.encode())
+        return len(value.encode(errors="surrogatepass"))
     if isinstance(value, Mapping):
-        return sum(map(_bytes, value.values()))
-    return sum(map(_bytes, value)) if isinstance(value, list | tuple) else 0
-
-
-def _message(message: Message) -> Message:
-    """A message as templates expect it: no None for a content, arguments as objects."""
-    found = {**message, "content": message.get("content") or ""}
-    if calls := message.get("tool_calls"):
-        found["tool_calls"] = [
-            {**call, "function": _function(call["function"])} for call in calls
-        ]
-    return found
-
-
-def _function(function: Mapping[str, Any]) -> dict[str, Any]:
-    text, arguments = function["arguments"] or "{}", None
-    if shape_of(text.encode()).depth <= _MAX_DEPTH:
-        with contextlib.suppress(
-            ValueError
-        ):  # a model wrote it: templates get the text as it was
-            arguments = json.loads(text)
-    return {
-        **function,
-        "arguments": arguments
-        if isinstance(arguments, dict)
-        else function["arguments"],
-    }
-
-
-def _fill_in(model: ConversationModel, prefix: str, suffix: str) -> list[int]:
-    """Prefix, suffix, and the tag after which the middle comes, as the model was trained on it."""
-    tokenizer = model.tokenizer
-    for tags in _FILL_IN:
-        tokens = [tokenizer.control_token_id(tag) for tag in tags]
-        if None in tokens:
-            continue
-        before, between, after = (token for token in tokens if token is not None)
-        start = tokenizer.encode(prefix)
-        bos = tokenizer.bos_token_id
-        head = [bos] if start and start[0] == bos and bos is not None else []
-        body = tokenizer.encode(prefix, bos=False)
-        return [
-            *head,
-            before,
-            *body,
-            between,
-            *tokenizer.encode(suffix, bos=False),
-            after,
-        ]
-    raise ParameterError(
-        "suffix", f"{model.name} was not trained to fill in a middle; leave suffix out"
-    )
+        return sum(map(_num_bytes, value.values()))
+    if isinstance(value, list | tuple):
+        return sum(map(_num_bytes, value))
+    return 0

@@ -201,7 +201,7 @@ def test_what_are_no_params_is_refused(llm: LLM, params: Any) -> None:
         llm.stream([5], params)
     with pytest.raises(ParameterError, match="adapter must be a name"):
         llm.generate([[5]], adapter=5)  # type: ignore[arg-type]
-    with pytest.raises(ParameterError, match="response_format must be an object"):
+    with pytest.raises(ParameterError, match="response_format: expected object"):
         llm.chat([{"role": "user", "content": "x"}], response_format="json")  # type: ignore[arg-type]
     assert_nothing_leaks(llm)
 

@@ -7,6 +7,13 @@ from typing import Any, TypeVar
 
 import msgspec
 
+from rvllm_local.conversation.field_errors import (
+    field_of,
+    parts_of,
+    shown_field,
+    unknown_field,
+    words_for,
+)
 from rvllm_local.server.http.problems import Problem, bad_request
 from rvllm_local.text.json_shape import shape_of
 
@@ -15,10 +22,6 @@ T = TypeVar("T", bound=msgspec.Struct)
 _MAX_DEPTH = 100
 _MAX_VALUES = 50_000  # of a thousand tools, or ten thousand messages
 _MAX_NUMBERS = 1_000_000  # token ids, for the most part
-_WRONG = re.compile(r"^(?P<what>.*?)(?: - at `(?P<path>[^`]*)`)?$", re.DOTALL)
-_UNKNOWN = re.compile(r"Object contains unknown field `(?P<name>.*)`", re.DOTALL)
-_NAME = re.compile(r"[A-Za-z0-9_$.-]{1,64}")  # anything else can be a piece of a prompt
-_QUOTE = re.compile(r"['\"]")
 _MOST_UNKNOWN = 64  # fields that a lenient server drops from one request
 
 
@@ -30,12 +33,12 @@ def decode(body: bytes, kind: type[T], *, is_lenient: bool = False) -> T:
     try:
         return msgspec.json.decode(body, type=kind, strict=True)
     except msgspec.ValidationError as error:
-        what, path = _parts(error)
-        unknown = _UNKNOWN.fullmatch(what)
+        what, path = parts_of(error)
+        unknown = unknown_field(what)
         if unknown is None:
             raise _problem(what, path) from None
         if not is_lenient:
-            raise _unknown(unknown["name"], path) from None
+            raise _unknown(unknown, path) from None
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise _malformed(error) from None
     return _decode_leniently(body, kind)
@@ -50,12 +53,12 @@ def _decode_leniently(body: bytes, kind: type[T]) -> T:
         try:
             return msgspec.convert(value, kind, strict=True)
         except msgspec.ValidationError as error:
-            what, path = _parts(error)
-            unknown = _UNKNOWN.fullmatch(what)
+            what, path = parts_of(error)
+            unknown = unknown_field(what)
             if unknown is None:
                 raise _problem(what, path) from None
-            if not _drop(value, path, unknown["name"]):
-                raise _unknown(unknown["name"], path) from None
+            if not _drop(value, path, unknown):
+                raise _unknown(unknown, path) from None
     raise bad_request(f"the body has more than {_MOST_UNKNOWN} unknown fields")
 
 
@@ -85,35 +88,17 @@ def _malformed(error: Exception) -> Problem:
     )
 
 
-def _parts(error: msgspec.ValidationError) -> tuple[str, str | None]:
-    """What is wrong, and the path to it."""
-    found = _WRONG.match(str(error))
-    return (found["what"], found["path"]) if found else (str(error), None)
-
-
 def _problem(what: str, path: str | None) -> Problem:
-    field = _field(path)
-    what = _QUOTE.split(what)[0].rstrip()  # a wrong value can be a piece of a prompt
-    return bad_request(
-        f"{field or 'the body'}: {what[:1].lower()}{what[1:].replace('`', '')}", field
-    )
+    return bad_request(words_for(what, path), field_of(path))
 
 
 def _unknown(name: str, path: str | None) -> Problem:
-    field = ".".join(part for part in (_field(path), _short(name)) if part)
+    field = shown_field(path, name)
     return bad_request(
         f"unknown field {field!r}; remove it, or start the server with --lenient to have such fields dropped",
         field,
         "unknown_field",
     )
-
-
-def _field(path: str | None) -> str | None:
-    return (path or "").removeprefix("$").removeprefix(".") or None
-
-
-def _short(text: str) -> str:
-    return text if _NAME.fullmatch(text) else "..."
 
 
 def _drop(value: Any, path: str | None, name: str) -> bool:

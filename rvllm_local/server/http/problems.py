@@ -120,6 +120,8 @@ def problem_of(error: BaseException) -> Problem:
             )
         case errors.ContextOverflowError():
             return Problem(400, str(error), "context_length_exceeded", error.parameter)
+        case errors.UnsupportedFieldError():
+            return Problem(400, str(error), "unsupported", error.parameter)
         case errors.ParameterError():
             return Problem(400, str(error), None, error.parameter or None)
         case errors.ModelNotFoundError():

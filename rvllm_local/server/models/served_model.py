@@ -7,12 +7,10 @@ from dataclasses import dataclass
 
 from rvllm_local.clients.contract import Client
 from rvllm_local.clients.process.client import EngineHealth, ProcessClient
-from rvllm_local.conversation.model import ConversationModel
+from rvllm_local.conversation.model import ConversationModel, detect_style
 from rvllm_local.engine.options import EngineOptions
-from rvllm_local.models.config_file import read_config
-from rvllm_local.models.gguf.reader import GGUFFile
 from rvllm_local.models.locate import ModelFiles
-from rvllm_local.text.families import OutputStyle, detect
+from rvllm_local.text.families import OutputStyle
 from rvllm_local.text.tokenizer import Tokenizer
 from rvllm_local.text.tokenizer_files import read_tokenizer
 
@@ -64,15 +62,6 @@ def open_served(
         memory,
         now,
     )
-
-
-def detect_style(files: ModelFiles, tokenizer: Tokenizer) -> OutputStyle:
-    """How this model writes what is not plain text."""
-    if files.kind == "gguf":
-        model_type = str(GGUFFile(files.path).metadata.get("general.architecture", ""))
-    else:
-        model_type = str(read_config(files.path).get("model_type", ""))
-    return detect(tokenizer.chat_template, model_type)
 
 
 def health_of(client: Client) -> EngineHealth | None:

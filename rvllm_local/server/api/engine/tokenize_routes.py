@@ -9,7 +9,8 @@ from starlette.routing import Route
 from rvllm_local.conversation.calls import ChatCall
 from rvllm_local.conversation.model import ConversationModel
 from rvllm_local.conversation.prompts import prepare_chat
-from rvllm_local.server.api.chat_messages import ChatMessage, read_messages
+from rvllm_local.conversation.requests import read_messages
+from rvllm_local.conversation.schema import ChatMessage
 from rvllm_local.server.api.common import Strict
 from rvllm_local.server.api.service import Service
 from rvllm_local.server.http.problems import bad_request

@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import msgspec
-
 from rvllm_local.clients import http_messages
 from rvllm_local.conversation.calls import ChatCall, TextCall
-from rvllm_local.server.api.chat_messages import read_messages
+from rvllm_local.conversation.requests import (
+    read_messages,
+    read_template_options,
+    read_tool_choice,
+    read_tools,
+)
 from rvllm_local.server.api.common import (
     EFFORT_TOKENS,
     checked_budget,
@@ -18,8 +21,6 @@ from rvllm_local.server.api.common import (
 )
 from rvllm_local.server.api.openai.schema import (
     ChatRequest,
-    Function,
-    NamedTool,
     Sampling,
     TextRequest,
     refuse_unsupported,
@@ -29,20 +30,6 @@ from rvllm_local.types import MAX_LOGPROBS, SamplingParams
 
 MAX_PROMPTS = 64
 _DEFAULT_LENGTH = 16  # tokens of a completion, as in OpenAI's API
-# Names that a client may not give to the template, since the server sets them.
-_RESERVED = frozenset(
-    (
-        "messages",
-        "tools",
-        "bos_token",
-        "eos_token",
-        "add_generation_prompt",
-        "template",
-        "chat_template",
-        "self",
-        "continues",
-    )
-)
 
 
 def chat_call(request: ChatRequest) -> ChatCall:
@@ -57,8 +44,8 @@ def chat_call(request: ChatRequest) -> ChatCall:
         model=request.model,
         messages=read_messages(request.messages),
         params=_sampling(request, max_tokens, logprobs, "max_completion_tokens"),
-        tools=tuple(_tool(tool.function) for tool in request.tools or ()),
-        tool_choice=_tool_choice(request),
+        tools=read_tools(request.tools),
+        tool_choice=read_tool_choice(request.tool_choice, request.tools),
         parallel_tool_calls=request.parallel_tool_calls is not False,
         response_format=_format(request, request.response_format),
         reasoning_budget=_budget(request),
@@ -174,23 +161,6 @@ def _sampling(
     )
 
 
-def _tool(function: Function) -> dict[str, Any]:
-    fields = msgspec.to_builtins(function)
-    given = {name: value for name, value in fields.items() if value is not None}
-    return {"type": "function", "function": given}
-
-
-def _tool_choice(request: ChatRequest) -> str | dict[str, Any]:
-    choice = request.tool_choice
-    if choice is None:
-        return "auto"
-    if not request.tools and choice != "none":
-        raise bad_request("tool_choice is given without tools", "tool_choice")
-    if isinstance(choice, NamedTool):
-        return {"type": "function", "function": {"name": choice.function.name}}
-    return str(choice)
-
-
 def _format(
     request: Sampling, response_format: Mapping[str, Any] | None
 ) -> Mapping[str, Any] | None:
@@ -229,19 +199,8 @@ def _budget(request: ChatRequest) -> int | None:
 
 
 def _template_options(request: ChatRequest) -> dict[str, Any]:
-    """What the template is told beside the messages.
-
-    Simple values only, and nothing that the server sets. Raises `Problem`.
-    """
-    options = dict(request.chat_template_kwargs or {})
-    for name, value in options.items():
-        is_simple = isinstance(value, str | int | float | bool | None)
-        if not is_simple or not name.isidentifier() or name in _RESERVED:
-            raise bad_request(
-                "chat_template_kwargs may hold switches, numbers and texts under "
-                "names of their own",
-                "chat_template_kwargs",
-            )
+    """What the template is told beside the messages. Raises `ParameterError`."""
+    options = read_template_options(request.chat_template_kwargs)
     if request.reasoning_effort not in (None, "none"):
         options.setdefault("reasoning_effort", request.reasoning_effort)
     return options

@@ -9,38 +9,9 @@ from typing import Any, Literal
 
 import msgspec
 
-from rvllm_local.server.api.chat_messages import ChatMessage
+from rvllm_local.conversation.schema import ChatMessage, Tool, ToolChoice
 from rvllm_local.server.api.common import Object, StreamOptions, Strict
 from rvllm_local.server.http.problems import bad_request
-
-
-class Function(Strict):
-    """A function that may be called."""
-
-    name: str
-    description: str | None = None
-    parameters: Object | None = None
-    strict: bool | None = None
-
-
-class Tool(Strict):
-    """A tool; functions are the only kind."""
-
-    function: Function
-    type: Literal["function"] = "function"
-
-
-class NamedFunction(Strict):
-    """The name of a function that must be called."""
-
-    name: str
-
-
-class NamedTool(Strict):
-    """A tool choice that names its function."""
-
-    function: NamedFunction
-    type: Literal["function"] = "function"
 
 
 class Sampling(Strict):
@@ -83,7 +54,7 @@ class ChatRequest(Sampling, kw_only=True):
     logprobs: bool | None = None
     top_logprobs: int | None = None
     tools: list[Tool] | None = None
-    tool_choice: Literal["auto", "none", "required"] | NamedTool | None = None
+    tool_choice: ToolChoice | None = None
     parallel_tool_calls: bool | None = None
     response_format: Object | None = None
     reasoning_effort: (

@@ -1,0 +1,49 @@
+"""Messages as chat templates expect them: texts for contents, objects for arguments."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rvllm_local.conversation.calls import Message
+from rvllm_local.text.json_shape import shape_of
+
+_MAX_DEPTH = 100  # of arguments that templates see as objects
+
+
+def template_messages(messages: Sequence[Message], template: str) -> list[Message]:
+    """The messages in the form that `template`, a chat template's source, can read."""
+    knows_developer = "developer" in template
+    rows: list[Message] = []
+    for message in messages:
+        row = {**message, "content": message.get("content") or ""}
+        if row["role"] == "developer" and not knows_developer:
+            row["role"] = "system"
+        if message.get("tool_calls"):
+            row["tool_calls"] = _calls(message["tool_calls"])
+        rows.append(row)
+    return rows
+
+
+def _calls(calls: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    rows = []
+    for call in calls:
+        function = call["function"]
+        arguments = _arguments(function["arguments"] or "{}")
+        rows.append({**call, "function": {**function, "arguments": arguments}})
+    return rows
+
+
+def _arguments(text: str) -> Any:
+    """Arguments as an object; as the text that it was where it is no object.
+
+    A model wrote the text, so that it may be anything.
+    """
+    if shape_of(text.encode(errors="replace")).depth > _MAX_DEPTH:
+        return text
+    try:
+        value = json.loads(text)
+    except ValueError:
+        return text
+    return value if isinstance(value, dict) else text
