@@ -1,6 +1,6 @@
-"""The one contract between the engine and what stands on it: LLM, command line, server and terminal chat.
+"""The one contract between the engine and what stands on it.
 
-Requests are token ids and sampling parameters; answers are streams of events. No text is tokenized here.
+LLM, command line, server and terminal chat stand on it. Requests are token ids and sampling parameters; answers are streams of events. No text is tokenized here.
 """
 
 from __future__ import annotations
@@ -28,11 +28,12 @@ class Client(Protocol):
     limits: EngineLimits
 
     def start(self, requests: Sequence[Request], sink: EventSink) -> None:
-        """Queue the choices of one request; `sink` gets each event, on a thread of the client's, and must not block.
+        """Queue the choices of one request, which differ in seed and index alone.
 
-        Raises `ParameterError` if it can never be served, `QueueFullError` if too many wait, and
-        `EngineCrashedError` or `EngineClosedError` if there is no engine. Each choice that was accepted gets exactly
-        one event with a finish reason.
+        `sink` gets each event, on a thread of the client's, and must not block. Each
+        choice that was accepted gets exactly one event with a finish reason. Raises
+        `ParameterError` if the request can never be served, `QueueFullError` if too many
+        wait, and `EngineCrashedError` or `EngineClosedError` if there is no engine.
         """
 
     def submit(

@@ -99,8 +99,7 @@ class HttpClient:
 
     def start(self, requests: Sequence[Request], sink: EventSink) -> None:
         """Queue the choices of one request; see `client.Client.start`."""
-        for request in requests:
-            self.limits.check(request)
+        self.limits.check(requests[0])
         request_id = requests[0].request_id
         counted = self._gate.admit(len(requests), sink, lambda: self.cancel(request_id))
         try:

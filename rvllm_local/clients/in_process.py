@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from rvllm_local.clients.admission import AdmissionGate
@@ -39,22 +38,12 @@ class InProcessClient:
         self.limits = limits
 
     def start(self, requests: Sequence[Request], sink: EventSink) -> None:
-        for request in requests:
-            self.limits.check(request)
-        grammar = requests[0].grammar
-        matchers: Sequence[Matcher | None] = [None] * len(requests)
-        if grammar is not None:
-            matchers = self._grammars.matchers(grammar, len(requests))
+        self.limits.check(requests[0])
         counted = self._gate.admit(
             len(requests), sink, lambda: self.cancel(requests[0].request_id)
         )
-
-        def add(core: EngineCore) -> None:
-            for request, matcher in zip(requests, matchers, strict=True):
-                _add(core, request, counted, matcher)
-
         try:
-            self._loop.post(add)
+            queue_requests(self._loop, self._grammars, requests, counted)
         except BaseException:
             self._gate.release(len(requests))
             raise
@@ -80,18 +69,39 @@ class InProcessClient:
         self._loop.close()
 
 
+def queue_requests(
+    loop: EngineLoop, grammars: Grammars, requests: Sequence[Request], sink: EventSink
+) -> None:
+    """Compile the grammar of one request, and queue its choices on the engine's thread.
+
+    The caller has checked the limits. Raises `ParameterError` for a grammar that cannot
+    be compiled and `EngineClosedError`.
+    """
+    grammar = requests[0].grammar
+    matchers: Sequence[Matcher | None] = [None] * len(requests)
+    if grammar is not None:
+        matchers = grammars.matchers(grammar, len(requests))
+
+    def add(core: EngineCore) -> None:
+        for request, matcher in zip(requests, matchers, strict=True):
+            _add(core, request, sink, matcher)
+
+    loop.post(add)
+
+
 def _add(
     core: EngineCore, request: Request, sink: EventSink, matcher: Matcher | None
 ) -> None:
     try:
         core.add(request, sink, matcher)
     except Exception as error:  # one bad request ends alone
-        failed = StreamEvent(
-            "", (), FinishReason.ERROR, index=request.index, error=str(error)
-        )
         sink(
-            replace(
-                failed,
+            StreamEvent(
+                "",
+                (),
+                FinishReason.ERROR,
+                index=request.index,
+                error=str(error),
                 error_parameter=getattr(error, "parameter", None),
                 error_kind=type(error).__name__,
             )

@@ -1,16 +1,15 @@
-"""Where a sequence's KV comes from and goes to: cached prefixes, forks, the disk tier, and swapping.
+"""Where a sequence's KV comes from and goes to: cached prefixes, forks, disk, swapping.
 
-Works on blocks and keys through `KVTables` and `BlockIO`; decides nothing about who runs.
+Works on blocks and keys through `KVTables` and `BlockIO`. Decides nothing about who runs.
 """
 
 from __future__ import annotations
 
-import hashlib
 import time
-from collections import OrderedDict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 
+from rvllm_local.engine.disk_tier import DiskTier
 from rvllm_local.engine.sequence import Sequence
 from rvllm_local.memory.block_io import BlockIO
 from rvllm_local.memory.blocks import BLOCK_TOKENS, blocks_for
@@ -19,19 +18,17 @@ from rvllm_local.memory.prefix import BlockHistory, Divergence
 from rvllm_local.memory.swap import SwapSpace
 from rvllm_local.memory.tables import KVTables
 
-_SPILL_BATCH = 8  # blocks an idle step writes out
-
 
 @dataclass(frozen=True, slots=True)
 class CachePolicy:
-    """`reuse`: share prefixes at all. `decoded`: also blocks whose KV was computed by decode steps."""
+    """`reuse`: share prefixes at all. `decoded`: also KV that decode steps computed."""
 
     reuse: bool = True
     decoded: bool = True
 
 
 class KVCacheManager:
-    """The engine's one user of prefix index, block store and swap space."""
+    """The engine's one user of prefix index, disk tier and swap space."""
 
     def __init__(
         self,
@@ -42,205 +39,168 @@ class KVCacheManager:
         swap: SwapSpace | None = None,
         show: Callable[[int], str] = str,
     ) -> None:
+        """`show` gives a token's text for people."""
         self._kv = kv
         self._io = block_io
         self._policy = policy
-        self._store = store
+        self._disk = DiskTier(kv, block_io, store)
         self._swap = swap or SwapSpace()
-        self._show = show  # a token, for people
+        self._show = show
         self._history = BlockHistory(capacity=4 * kv.blocks_total)
-        self._unspilled: OrderedDict[tuple[int, int], bytes] = (
-            OrderedDict()
-        )  # keys of blocks that idle steps write out
         self._deadline = 0.0
-        self.leaders: dict[
-            str, Sequence
-        ] = {}  # by request id: the choice that the others fork from
+        # By request id: the choice from which the others fork.
+        self._leaders: dict[str, Sequence] = {}
         self.hit_tokens = 0
-        kv.before_evict = self._before_evict
 
     @property
     def num_swapped_blocks(self) -> int:
         return self._swap.num_blocks
 
     @property
+    def num_spilled_blocks(self) -> int:
+        return self._disk.num_spilled_blocks
+
+    @property
     def store(self) -> BlockStore | None:
-        return self._store
+        return self._disk.store
 
     def begin_step(self, restore_s: float) -> None:
-        """Reading blocks from disk may take this many seconds of the step that begins."""
+        """Reading from disk may take so many seconds of the step that begins."""
         self._deadline = time.monotonic() + restore_s
 
     def count_shared_blocks(self, sequence: Sequence) -> tuple[int, ...]:
-        """Blocks of its prompt, by group, that other sequences hold and that it will share."""
+        """Blocks of its prompt, by group, that others hold and that it will share."""
         keys = self._reusable_keys(sequence)
         count = self._kv.longest_prefix(keys)
-        held = []
-        for group, (pool, index) in enumerate(
-            zip(self._kv.pools, self._kv.indexes, strict=True)
-        ):
-            blocks = [
-                index.block(key)
-                for key in keys[self._kv.first_needed(group, count) : count]
-            ]
-            held.append(
-                sum(block is not None and pool.ref_count(block) > 0 for block in blocks)
-            )
-        return tuple(held)
+        shared = []
+        for group, pool in enumerate(self._kv.pools):
+            first = self._kv.first_needed(group, count)
+            num_held = 0
+            for key in keys[first:count]:
+                block = self._kv.indexes[group].block(key)
+                if block is not None and pool.ref_count(block) > 0:
+                    num_held += 1
+            shared.append(num_held)
+        return tuple(shared)
 
     def attach_prefix(self, sequence: Sequence) -> None:
         """Give a newly admitted sequence what is cached of its prompt."""
-        leader = self.leaders.get(sequence.request.request_id)
-        if (
-            leader is not None
-            and leader is not sequence
-            and self._fork(leader, sequence)
-        ):
+        request_id = sequence.request.request_id
+        leader = self._leaders.setdefault(request_id, sequence)
+        if leader is not sequence and self._fork(leader, sequence):
             return
-        self.leaders.setdefault(sequence.request.request_id, sequence)
         keys = self._reusable_keys(sequence)
         self._adopt(sequence, keys, self._kv.longest_prefix(keys))
-        if (
-            self._kv.layout.has_state
-        ):  # where it leaves what others have computed, a snapshot is worth having
+        if self._kv.layout.has_state:
+            # Where it leaves what others have computed a snapshot is worth having.
             sequence.pause_at = self._kv.longest_attended(keys) * BLOCK_TOKENS
-        if (
-            self._kv.has_windows
-            and sequence.num_computed == 0
-            and self._store is not None
-        ):
+        if self._kv.has_windows and sequence.num_computed == 0:
             self._restore_at_once(sequence, keys)
         self.extend_prefix(sequence)
 
     def extend_prefix(self, sequence: Sequence) -> None:
-        """Before a chunk is computed: take blocks that others computed meanwhile, or that lie on disk.
+        """Before a chunk is computed: take blocks computed meanwhile, or on disk.
 
-        Stops at the first block that has to be computed, and when the step's time is up: then the sequence is
-        `restoring`, and goes on here in the next step.
+        Stops at the first block that has to be computed, and when the step's time is
+        up: then the sequence is `restoring`, and goes on here in the next step.
         """
         sequence.restoring = False
         keys = self._reusable_keys(sequence)
-        while (
-            sequence.num_computed % BLOCK_TOKENS == 0 and not self._kv.layout.has_state
-        ):
+        while self._may_extend(sequence):
             block = sequence.num_computed // BLOCK_TOKENS
             if block >= len(keys) or not self._extend_by(sequence, block, keys[block]):
                 break
             if time.monotonic() >= self._deadline and block + 1 < len(keys):
                 sequence.restoring = True
                 return
-        if (
-            sequence.timings.miss is None
-            and sequence.num_computed < sequence.num_prompt - 1
-        ):
-            sequence.timings.miss = self._explain_miss(
-                sequence, sequence.num_computed // BLOCK_TOKENS
-            )
+        self._note_miss(sequence)
+
+    def _may_extend(self, sequence: Sequence) -> bool:
+        at_block = sequence.num_computed % BLOCK_TOKENS == 0
+        return at_block and not self._kv.layout.has_state
 
     def cache_full_blocks(self, sequence: Sequence) -> None:
-        """Offer the sequence's newly filled blocks to later requests. Call before windows are trimmed."""
+        """Offer newly filled blocks to later requests, before windows are trimmed."""
         if not self._policy.reuse:
             return
-        known = min(sequence.num_computed, len(sequence.token_ids))
+        num_tokens = min(sequence.num_computed, len(sequence.token_ids))
         if not self._policy.decoded:
-            known = min(known, sequence.num_prefilled)
-        full = known // BLOCK_TOKENS
-        if full <= sequence.num_published:
+            num_tokens = min(num_tokens, sequence.num_prefilled)
+        num_full = num_tokens // BLOCK_TOKENS
+        if num_full <= sequence.num_published:
             return
-        keys = sequence.keys.upto(sequence.token_ids, full)
-        for block in range(sequence.num_published, full):
+        keys = sequence.keys.upto(sequence.token_ids, num_full)
+        for block in range(sequence.num_published, num_full):
             start = block * BLOCK_TOKENS
             tokens = sequence.token_ids[start : start + BLOCK_TOKENS]
             self._history.record(sequence.keys.parent_of(block), tokens)
             added = self._kv.publish(sequence.tables, block, keys[block])
-            if self._store is not None:
-                self._unspilled.update(dict.fromkeys(added, keys[block]))
-        sequence.num_published = full
-        if (
-            self._kv.snapshots is not None
-            and full * BLOCK_TOKENS == sequence.num_computed
-        ):
-            self._kv.snapshots.add(keys[full - 1], sequence.tables.state)
+            self._disk.note_cached(added, keys[block])
+        sequence.num_published = num_full
+        ends_at_block = num_full * BLOCK_TOKENS == sequence.num_computed
+        if self._kv.snapshots is not None and ends_at_block:
+            self._kv.snapshots.add(keys[num_full - 1], sequence.tables.state)
 
     def free(self, sequence: Sequence) -> None:
         """Give back everything that a sequence holds. Safe to call again."""
         self._kv.release(sequence.tables)
         sequence.tables.state.put(())
-        if sequence.swapped is not None:
-            for blocks in sequence.swapped:
-                self._swap.free(blocks)
-            sequence.swapped = None
-        if self.leaders.get(sequence.request.request_id) is sequence:
-            del self.leaders[sequence.request.request_id]
+        for blocks in sequence.swapped or ():
+            self._swap.free(blocks)
+        sequence.swapped = None
+        if self._leaders.get(sequence.request.request_id) is sequence:
+            del self._leaders[sequence.request.request_id]
 
     def swap_out(self, sequence: Sequence) -> None:
         """Save its blocks and give them back; each table keeps its place."""
-        parts = []
+        saved = []
         for group, table in enumerate(sequence.tables.groups):
-            parts.append(
-                tuple(self._swap.write(self._io.save_blocks(group, table.block_ids)))
-            )
+            payloads = self._io.save_blocks(group, table.block_ids)
+            saved.append(tuple(self._swap.write(payloads)))
         self._kv.release(sequence.tables)
         sequence.tables.state.detach()
-        sequence.swapped = tuple(parts)
+        sequence.swapped = tuple(saved)
 
     def swap_in(self, sequence: Sequence) -> None:
         """Give it blocks again, with the content that they had."""
         assert sequence.swapped is not None
-        for group, (table, parts) in enumerate(
-            zip(sequence.tables.groups, sequence.swapped, strict=True)
-        ):
-            table.block_ids.extend(self._kv.pools[group].allocate(len(parts)))
-            self._io.load_blocks(
-                group, table.block_ids, [self._swap.read(part) for part in parts]
-            )
-        for parts in (
-            sequence.swapped
-        ):  # not before: if one could not be read, all are freed as the sequence ends
-            self._swap.free(parts)
+        for group, table in enumerate(sequence.tables.groups):
+            saved = sequence.swapped[group]
+            table.block_ids.extend(self._kv.pools[group].allocate(len(saved)))
+            payloads = [self._swap.read(part) for part in saved]
+            self._io.load_blocks(group, table.block_ids, payloads)
+        # Not before: if a part could not be read, all are freed as the sequence ends.
+        for saved in sequence.swapped:
+            self._swap.free(saved)
         sequence.swapped = None
 
     @property
     def has_idle_work(self) -> bool:
-        return bool(self._unspilled)
+        return self._disk.has_idle_work
 
     def idle(self) -> None:
         """Write a few cached blocks to the disk tier."""
-        assert self._store is not None
-        if not self._store.stats().enabled:
-            self._unspilled.clear()
-        for _ in range(min(_SPILL_BATCH, len(self._unspilled))):
-            (group, block_id), key = next(iter(self._unspilled.items()))
-            if self._kv.indexes[group].key(block_id) == key and not self._spill(
-                group, block_id, key
-            ):
-                return
-            self._unspilled.popitem(last=False)
+        self._disk.idle()
 
     def forget_prefixes(self) -> None:
         """After a failed step nobody's KV can be trusted."""
-        self._unspilled.clear()
+        self._disk.forget()
         self._kv.forget_prefixes()
 
     def close(self) -> None:
-        """Write out what is cached, as far as the store takes it, and free the swap space."""
-        if self._store is not None:
-            deadline = time.monotonic() + 5.0
-            while self._unspilled and time.monotonic() < deadline:
-                left = len(self._unspilled)
-                self.idle()
-                if len(self._unspilled) == left:
-                    self._store.flush(0.5)
-            self._store.close()
+        """Write out what is cached, as far as the store takes it; free the swap space."""
+        self._disk.close()
         self._swap.close()
 
     def _reusable_keys(self, sequence: Sequence) -> list[bytes]:
-        """Keys of the full blocks before the last token, whose logits are wanted and which is computed anew."""
+        """Keys of the full blocks before the last token.
+
+        The last token's logits are wanted, so that it is computed anew.
+        """
         if not self._policy.reuse:
             return []
-        return sequence.keys.upto(
-            sequence.token_ids, (len(sequence.token_ids) - 1) // BLOCK_TOKENS
-        )
+        num_blocks = (len(sequence.token_ids) - 1) // BLOCK_TOKENS
+        return sequence.keys.upto(sequence.token_ids, num_blocks)
 
     def _adopt(self, sequence: Sequence, keys: list[bytes], count: int) -> None:
         """Share the first `count` blocks of the prompt, all of which are in the arena."""
@@ -248,12 +208,14 @@ class KVCacheManager:
             return
         for group, table in enumerate(sequence.tables.groups):
             first = self._kv.first_needed(group, count)
-            blocks = [self._kv.indexes[group].block(key) for key in keys[first:count]]
-            found = [block for block in blocks if block is not None]
-            assert len(found) == len(blocks), "a cached block vanished"
-            self._kv.pools[group].share(found)
+            blocks = []
+            for key in keys[first:count]:
+                block = self._kv.indexes[group].block(key)
+                assert block is not None, "a cached block vanished"
+                blocks.append(block)
+            self._kv.pools[group].share(blocks)
             table.start_block = first
-            table.block_ids.extend(found)
+            table.block_ids.extend(blocks)
         if self._kv.snapshots is not None:
             sequence.tables.state.put(self._kv.snapshots.get(keys[count - 1]))
         self._count_hit(sequence, count * BLOCK_TOKENS)
@@ -265,29 +227,19 @@ class KVCacheManager:
         sequence.num_prefilled = sequence.num_computed
         sequence.num_published = sequence.num_computed // BLOCK_TOKENS
         sequence.capacity = blocks_for(sequence.num_computed) * BLOCK_TOKENS
-        if sequence.timings.token_times:  # a resumed answer is no hit of its prompt
+        timings = sequence.timings
+        if timings.token_times:  # a resumed answer is no hit of its prompt
             return
-        sequence.timings.cached_tokens += num_tokens
+        timings.cached_tokens += num_tokens
         self.hit_tokens += num_tokens
         if from_disk:
-            sequence.timings.cached_from_disk += num_tokens
+            timings.cached_from_disk += num_tokens
 
     def _fork(self, leader: Sequence, sequence: Sequence) -> bool:
         """Share a sibling's prompt: full blocks as they are, the last one as a copy."""
         count = len(sequence.token_ids) - 1
-        if leader.request.prompt_token_ids != sequence.request.prompt_token_ids:
+        if not self._can_fork(leader, sequence, count):
             return False
-        if (
-            leader.swapped is not None
-            or leader.num_computed < count
-            or count == 0
-            or not self._policy.reuse
-        ):
-            return False
-        if (
-            self._kv.has_windows or self._kv.layout.has_state
-        ) and leader.num_computed > count:
-            return False  # what the prompt's end still reads may have slid out of the leader's windows, or was folded in
         forked = self._kv.fork(leader.tables, count)
         if forked is None:
             return False
@@ -297,122 +249,98 @@ class KVCacheManager:
         self._count_hit(sequence, count)
         return True
 
+    def _can_fork(self, leader: Sequence, sequence: Sequence, count: int) -> bool:
+        if count == 0 or not self._policy.reuse:
+            return False
+        if leader.request.prompt_token_ids != sequence.request.prompt_token_ids:
+            return False
+        if leader.swapped is not None or leader.num_computed < count:
+            return False
+        # What the prompt's end still reads may have slid out of the leader's windows,
+        # or was folded into its state.
+        forgets = self._kv.has_windows or self._kv.layout.has_state
+        return not forgets or leader.num_computed == count
+
     def _extend_by(self, sequence: Sequence, block: int, key: bytes) -> bool:
-        """Take one more block from the arena or from disk; False if a group has it in neither."""
+        """Take one more block from the arena or from disk; False if a group has neither."""
         tables = sequence.tables.groups
-        if any(table.start_block + len(table.block_ids) != block for table in tables):
-            return False
-        places = [index.block(key) for index in self._kv.indexes]
-        if None in places and not self._can_restore(
-            [g for g, place in enumerate(places) if place is None], key
-        ):
-            return False
-        for pool, place in zip(self._kv.pools, places, strict=True):
-            if place is not None:
-                pool.share([place])  # first: making room below must not evict it
-        loaded: list[int | None] = [
-            place if place is not None else self._restore(group, key)
-            for group, place in enumerate(places)
+        for table in tables:
+            if table.start_block + len(table.block_ids) != block:
+                return False
+        block_ids = [index.block(key) for index in self._kv.indexes]
+        missing = [
+            group for group, block_id in enumerate(block_ids) if block_id is None
         ]
-        if (
-            None in loaded
-        ):  # a damaged file: give back what was taken, and compute the block
-            for pool, taken in zip(self._kv.pools, loaded, strict=True):
-                pool.release([taken] if taken is not None else [])
+        if missing and not self._disk.can_restore(missing, key):
             return False
-        for table, taken in zip(tables, loaded, strict=True):
-            assert taken is not None
-            table.block_ids.append(taken)
-        self._count_hit(sequence, BLOCK_TOKENS, from_disk=None in places)
+        for group, block_id in enumerate(block_ids):
+            if block_id is not None:  # first: making room below must not evict it
+                self._kv.pools[group].share([block_id])
+        for group in missing:
+            block_ids[group] = self._disk.restore(group, key)
+        if None in block_ids:  # a damaged file: give back what was taken
+            self._release_each(block_ids)
+            return False
+        for table, block_id in zip(tables, block_ids, strict=True):
+            assert block_id is not None
+            table.block_ids.append(block_id)
+        self._count_hit(sequence, BLOCK_TOKENS, from_disk=bool(missing))
         self._kv.trim_windows(sequence.tables, sequence.num_computed)
         return True
 
+    def _release_each(self, block_ids: list[int | None]) -> None:
+        """Give back a block of each group that has one."""
+        for pool, block_id in zip(self._kv.pools, block_ids, strict=True):
+            if block_id is not None:
+                pool.release([block_id])
+
     def _restore_at_once(self, sequence: Sequence, keys: list[bytes]) -> None:
-        """For windowed layouts: fetch the longest prefix that arena and disk hold together, or nothing."""
-        assert self._store is not None
-        store = self._store
-        count = self._kv.longest_prefix(
-            keys, lambda group, key: store.contains(_stored_key(group, key))
-        )
+        """For windowed layouts: fetch the longest prefix of arena and disk, or nothing."""
+        if self._disk.store is None:
+            return
+        count = self._kv.longest_prefix(keys, self._disk.contains)
         if count == 0:
             return
         for group, table in enumerate(sequence.tables.groups):
             table.start_block = self._kv.first_needed(group, count)
             for key in keys[table.start_block : count]:
-                block = self._kv.indexes[group].block(key)
-                if block is not None:
-                    self._kv.pools[group].share([block])
-                elif (
-                    self._kv.pools[group].num_free == 0
-                    or (block := self._restore(group, key)) is None
-                ):
+                block_id = self._fetch(group, key)
+                if block_id is None:
                     self._kv.release(sequence.tables)
                     for other in sequence.tables.groups:
                         other.start_block = 0
                     return
-                table.block_ids.append(block)
+                table.block_ids.append(block_id)
         self._count_hit(sequence, count * BLOCK_TOKENS, from_disk=True)
 
-    def _can_restore(self, groups: Iterable[int], key: bytes) -> bool:
-        if self._store is None:
-            return False
-        return all(
-            self._kv.pools[group].num_free > 0
-            and self._store.contains(_stored_key(group, key))
-            for group in groups
-        )
+    def _fetch(self, group: int, key: bytes) -> int | None:
+        """A block of this key, shared in the arena or restored; None if there is none."""
+        pool = self._kv.pools[group]
+        block_id = self._kv.indexes[group].block(key)
+        if block_id is not None:
+            pool.share([block_id])
+            return block_id
+        return None if pool.num_free == 0 else self._disk.restore(group, key)
 
-    def _restore(self, group: int, key: bytes) -> int | None:
-        """Read one block from disk into the arena and index it; its id, or None if the file was no good."""
-        assert self._store is not None
-        payload = self._store.get(_stored_key(group, key))
-        if payload is None or self._kv.pools[group].num_free == 0:
-            return None
-        block = self._kv.pools[group].allocate(1)[0]
-        try:
-            self._io.load_blocks(group, [block], [payload])
-        except ValueError:
-            self._kv.pools[group].release([block])
-            return None
-        if self._kv.indexes[group].add(key, block):
-            self._kv.pools[group].keep(block)
-        return block
-
-    def _before_evict(self, group: int, block_id: int, key: bytes) -> None:
-        self._spill(group, block_id, key)
-
-    def _spill(self, group: int, block_id: int, key: bytes) -> bool:
-        """Hand a block to the store. False when the store's queue is full."""
-        if self._store is None or self._store.contains(_stored_key(group, key)):
-            return True
-        payload = self._io.save_blocks(group, [block_id])
-        return self._store.put(_stored_key(group, key), payload)
-
-    def _explain_miss(self, sequence: Sequence, block: int) -> str | None:
-        """Why reuse ended at `block`: the first token that differed from what was cached, if something was."""
+    def _note_miss(self, sequence: Sequence) -> None:
+        """Note why reuse ended: the first token that differed from what was cached."""
+        if sequence.timings.miss is not None:
+            return
+        if sequence.num_computed >= sequence.num_prompt - 1:
+            return
+        block = sequence.num_computed // BLOCK_TOKENS
         start = block * BLOCK_TOKENS
         tokens = sequence.token_ids[start : start + BLOCK_TOKENS]
         sequence.keys.upto(sequence.token_ids, block)
-        found = self._history.divergence(sequence.keys.parent_of(block), tokens, start)
-        if found is None:
-            return None
-        return describe_divergence(found, self._show)
+        parent = sequence.keys.parent_of(block)
+        divergence = self._history.divergence(parent, tokens, start)
+        if divergence is not None:
+            sequence.timings.miss = describe_divergence(divergence, self._show)
 
 
-def describe_divergence(found: Divergence, show: Callable[[int], str]) -> str:
+def describe_divergence(divergence: Divergence, show: Callable[[int], str]) -> str:
     """One line: where a prompt left what was cached."""
     return (
-        f"token {found.position} is {show(found.token_id)}, and after the same beginning "
-        f"{show(found.cached_token_id)} was cached"
-    )
-
-
-def _stored_key(group: int, key: bytes) -> bytes:
-    """The key of one group's block in the store."""
-    return (
-        key
-        if group == 0
-        else hashlib.blake2b(
-            bytes([group % 256]), key=key, digest_size=len(key)
-        ).digest()
+        f"token {divergence.position} is {show(divergence.token_id)}, and after the "
+        f"same beginning {show(divergence.cached_token_id)} was cached"
     )

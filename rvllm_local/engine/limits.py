@@ -1,7 +1,11 @@
-"""What a request must respect; fixed once an engine is up, so that any thread and any process may check it."""
+"""What a request must respect.
+
+It is fixed once an engine is up, so that any thread and any process may check it.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from rvllm_local.errors import ContextOverflowError, ParameterError
@@ -16,56 +20,62 @@ class EngineLimits:
     context_length: int
     arena_tokens: int  # the longest sequence that the KV arenas can ever hold
     eos_token_ids: tuple[int, ...] = ()
-    max_open: int = (
-        2**31
-    )  # choices, running and waiting, above which new ones are refused
+    max_open: int = 2**31  # open choices above which new ones are refused
     adapters: tuple[str, ...] = ()  # names that a request may ask for
 
     def check(self, request: Request) -> int:
-        """Return the most tokens, prompt and output, of this request; raise if it can never be served."""
+        """Raise if the request can never be served; return its `max_total`.
+
+        Whoever takes a request in from a caller does this, once. Raises
+        `ParameterError` and `ContextOverflowError`.
+        """
         prompt, params = request.prompt_token_ids, request.params
         if not prompt:
             raise ParameterError(
                 "prompt", "the prompt is empty; give at least one token"
             )
-        wrong = next(
-            (token for token in prompt if not 0 <= token < self.vocab_size), None
-        )
-        if wrong is not None:
-            raise ParameterError(
-                "prompt",
-                f"token id {wrong} is outside the vocabulary of {self.vocab_size}",
-            )
-        wrong = next(
-            (token for token in params.logit_bias if token >= self.vocab_size), None
-        )
-        if wrong is not None:
-            raise ParameterError(
-                "logit_bias",
-                f"token id {wrong} is outside the vocabulary of {self.vocab_size}",
-            )
+        self._check_tokens("prompt", prompt)
+        self._check_tokens("logit_bias", params.logit_bias)
         if request.adapter is not None and request.adapter not in self.adapters:
-            known = ", ".join(self.adapters) or "none"
+            loaded = ", ".join(self.adapters) or "none"
             raise ParameterError(
                 "adapter",
-                f"there is no adapter {request.adapter[:80]!r}; loaded are {known}",
+                f"there is no adapter {request.adapter[:80]!r}; loaded are {loaded}",
             )
         if params.n > self.max_open:
             raise ParameterError(
                 "n",
-                f"n is {params.n}, and at most {self.max_open} choices may be open at once; ask for fewer",
+                f"n is {params.n}, and at most {self.max_open} choices may be open at "
+                "once; ask for fewer",
             )
-        if len(prompt) >= self.context_length:
+        self._check_length(request)
+        return self.max_total(request)
+
+    def max_total(self, request: Request) -> int:
+        """Tokens, prompt and output, at which an accepted request ends for length."""
+        total = len(request.prompt_token_ids) + request.params.max_tokens
+        return min(total, self.context_length)
+
+    def _check_tokens(self, name: str, token_ids: Iterable[int]) -> None:
+        for token in token_ids:
+            if not 0 <= token < self.vocab_size:
+                raise ParameterError(
+                    name,
+                    f"token id {token} is outside the vocabulary of {self.vocab_size}",
+                )
+
+    def _check_length(self, request: Request) -> None:
+        num_prompt = len(request.prompt_token_ids)
+        if num_prompt >= self.context_length:
             raise ContextOverflowError(
                 "prompt",
-                f"the prompt has {len(prompt)} tokens, and the context of {self.context_length} leaves no room for an "
-                "answer; shorten it",
+                f"the prompt has {num_prompt} tokens, and the context of "
+                f"{self.context_length} leaves no room for an answer; shorten it",
             )
-        total = min(len(prompt) + params.max_tokens, self.context_length)
+        total = self.max_total(request)
         if total > self.arena_tokens:
             raise ContextOverflowError(
                 "max_tokens",
-                f"prompt and max_tokens come to {total} tokens, and the KV arena holds {self.arena_tokens}; "
-                "ask for less or raise kv_memory",
+                f"prompt and max_tokens come to {total} tokens, and the KV arena holds "
+                f"{self.arena_tokens}; ask for less or raise kv_memory",
             )
-        return total

@@ -1,20 +1,91 @@
-"""What a finished sequence's report says, worked out from its timings."""
+"""What the engine says of itself: counters, a picture of it at work, reports of requests."""
 
 from __future__ import annotations
 
+import math
+import time
+from collections.abc import Iterable, Mapping
 from collections.abc import Sequence as Rows
+from dataclasses import dataclass
+from itertools import pairwise
 
+from rvllm_local.engine.kv_cache import KVCacheManager
+from rvllm_local.engine.runner import ModelRunner
+from rvllm_local.engine.scheduler import Scheduler
 from rvllm_local.engine.sequence import Sequence
-from rvllm_local.types import FinishReason, RequestReport, RequestStatus
+from rvllm_local.memory.tables import KVTables
+from rvllm_local.types import (
+    BlockCounts,
+    EngineSnapshot,
+    FinishReason,
+    RequestReport,
+    RequestStatus,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class CoreParts:
+    """What the counters are read from."""
+
+    kv: KVTables
+    kv_cache: KVCacheManager
+    scheduler: Scheduler
+    runner: ModelRunner
+
+
+def stats(
+    parts: CoreParts, num_steps: int, generated_tokens: int
+) -> dict[str, int | float | str]:
+    """Counters and gauges, as named in the Python API.
+
+    `blocks_free` counts cached blocks as well: they can be had.
+    """
+    kv, kv_cache, scheduler = parts.kv, parts.kv_cache, parts.scheduler
+    return {
+        "blocks_total": kv.blocks_total,
+        "blocks_free": kv.blocks_free,
+        "blocks_cached": kv.blocks_cached,
+        "blocks_shared": kv.blocks_shared,
+        "blocks_peak": kv.blocks_peak,
+        "blocks_swapped": kv_cache.num_swapped_blocks,
+        "requests_running": len(scheduler.running),
+        "requests_waiting": len(scheduler.waiting),
+        "requests_swapped": len(scheduler.swapped),
+        "prefix_hit_tokens": kv_cache.hit_tokens,
+        "preemptions": scheduler.num_preemptions,
+        "steps": num_steps,
+        "generated_tokens": generated_tokens,
+        "attention_backend": parts.runner.backend_name,
+        "kernel_dispatches": parts.runner.num_dispatches,
+    }
+
+
+def snapshot(
+    parts: CoreParts,
+    sequences: Iterable[Sequence],
+    counters: Mapping[str, int | float | str],
+    memory: Mapping[str, int],
+) -> EngineSnapshot:
+    """The engine at work, for people. `memory` are the memory plan's lines, in bytes."""
+    kv, now = parts.kv, time.monotonic()
+    blocks = BlockCounts(
+        total=kv.blocks_total,
+        free=kv.blocks_free - kv.blocks_cached,
+        used=kv.blocks_total - kv.blocks_free,
+        shared=kv.blocks_shared,
+        cached=kv.blocks_cached,
+        spilled=parts.kv_cache.num_spilled_blocks,
+    )
+    block_map = "".join(pool.letters() for pool in kv.pools)
+    requests = tuple(status(sequence, now) for sequence in sequences)
+    return EngineSnapshot(blocks, block_map, requests, counters, memory)
 
 
 def report(sequence: Sequence, reason: FinishReason, now: float) -> RequestReport:
     """The report of a sequence that ends at `now` (monotonic seconds)."""
     timings, request = sequence.timings, sequence.request
-    gaps = sorted(
-        b - a
-        for a, b in zip(timings.token_times, timings.token_times[1:], strict=False)
-    )
+    times = timings.token_times
+    gaps = sorted(after - before for before, after in pairwise(times))
     return RequestReport(
         request_id=request.request_id,
         index=request.index,
@@ -28,9 +99,7 @@ def report(sequence: Sequence, reason: FinishReason, now: float) -> RequestRepor
         preemptions=timings.preemptions,
         blocks_peak=timings.blocks_peak,
         queue_s=(timings.admitted or now) - timings.arrived,
-        ttft_s=timings.token_times[0] - timings.arrived
-        if timings.token_times
-        else None,
+        ttft_s=times[0] - timings.arrived if times else None,
         total_s=now - timings.arrived,
         itl_p50_s=percentile(gaps, 0.50),
         itl_p95_s=percentile(gaps, 0.95),
@@ -56,10 +125,14 @@ def status(sequence: Sequence, now: float) -> RequestStatus:
 
 
 def percentile(ordered: Rows[float], share: float) -> float | None:
-    """The smallest value that at least `share` of the ordered values do not exceed (nearest rank)."""
+    """The smallest value that at least `share` of the values do not exceed.
+
+    That is the nearest rank; None without values.
+    """
     if not ordered:
         return None
-    return ordered[min(len(ordered) - 1, max(0, -int(-share * len(ordered) // 1) - 1))]
+    rank = math.ceil(share * len(ordered))
+    return ordered[max(rank, 1) - 1]
 
 
 def _state(sequence: Sequence) -> str:

@@ -248,7 +248,7 @@ def test_blocks_that_wait_to_be_written_are_no_more_than_the_arena_has(
                 )
                 while core.has_work:
                     core.step()
-            return len(core._kv_cache._unspilled), core._kv.blocks_total
+            return len(core._kv_cache._disk._unspilled), core._kv.blocks_total
 
         waiting, total = llm._client._loop.call(never_idle)
         assert 0 < waiting <= total

@@ -122,7 +122,8 @@ def make_overlapping(core: EngineCore) -> OverlappingRunner:
     """From now on the core's decode steps are in flight while it reads the ones before."""
     runner = OverlappingRunner(core._runner)
     core._runner = runner
-    core._kv_cache._io = WaitingIO(runner, core._kv_cache._io)
+    waiting = WaitingIO(runner, core._kv_cache._io)
+    core._kv_cache._io = core._kv_cache._disk._io = waiting
     return runner
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import faulthandler
+import functools
 import gc
 import os
 import queue
@@ -17,13 +18,14 @@ import sys
 import threading
 import time
 import traceback
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rvllm_local import host
 from rvllm_local.clients.process import frames
 from rvllm_local.errors import EngineClosedError, RvllmError
-from rvllm_local.types import FinishReason, Request, StreamEvent
+from rvllm_local.types import EventSink, FinishReason, Request, StreamEvent
 
 if TYPE_CHECKING:
     from rvllm_local.engine.core import EngineCore
@@ -78,6 +80,7 @@ class _Server:
         )
         self._loaded = threading.Event()
         self._loop: EngineLoop
+        self._queue: Callable[[Sequence[Request], EventSink], None]
         self._lock = threading.Lock()
         self._compiling: dict[
             str, bool
@@ -98,7 +101,7 @@ class _Server:
 
     def load(self, command: frames.Load) -> None:
         """Build the engine and say so."""
-        from rvllm_local.clients.in_process import InProcessClient
+        from rvllm_local.clients.in_process import queue_requests
         from rvllm_local.engine.loop import EngineLoop
         from rvllm_local.engine.startup.build import open_core
         from rvllm_local.models.locate import locate
@@ -116,11 +119,8 @@ class _Server:
             lambda: open_core(files, tokenizer, command.options), quiet_gc=True
         )
         limits = self._loop.call(lambda core: core.limits)
-        self._client = InProcessClient(
-            self._loop,
-            limits,
-            Grammars(tokenizer, limits.vocab_size, limits.eos_token_ids),
-        )
+        grammars = Grammars(tokenizer, limits.vocab_size, limits.eos_token_ids)
+        self._queue = functools.partial(queue_requests, self._loop, grammars)
         gc.collect()
         gc.freeze()  # what a model is made of is never garbage
         gc.disable()  # the loop collects when it is idle
@@ -188,8 +188,8 @@ class _Server:
         def sink(event: StreamEvent) -> None:
             self._outbox.put((request_id, event))
 
-        try:
-            self._client.start(requests, sink)
+        try:  # the parent has checked the limits and counted the choices in
+            self._queue(requests, sink)
         except Exception as error:  # one bad request ends alone
             for request in requests:
                 sink(_failed_event(request.index, _failed(error)))

@@ -135,8 +135,7 @@ class ProcessClient:
     def start(self, requests: Sequence[Request], sink: EventSink) -> None:
         """Queue the choices of one request; see `client.Client.start`."""
         child = self._ready_child()
-        for request in requests:
-            self.limits.check(request)
+        self.limits.check(requests[0])
         assert self._gate is not None
         counted = self._gate.admit(
             len(requests), sink, lambda: self.cancel(requests[0].request_id)
@@ -177,13 +176,13 @@ class ProcessClient:
         model, now = self._load.model, time.monotonic()
         if child is None:
             return EngineHealth(state, model, 0, None, 0.0, self._num_restarts, message)
-        step_age = now - child.last_step if child.steps else None
+        step_age = now - child.watchdog.last_step if child.steps else None
         return EngineHealth(
             state,
             model,
             child.steps,
             step_age,
-            now - child.last_sign,
+            now - child.watchdog.last_sign,
             self._num_restarts,
             message,
             child.pid,
@@ -253,7 +252,7 @@ class ProcessClient:
                 self._start_child()
             elif child is not None:
                 if now - checked > min(_PAUSE_S, self._rules.stall_s):
-                    child.forgive()
+                    child.watchdog.forgive()
                 self._judge(child)
             checked = now
         self._released.wait()  # the child may still be putting its cache away

@@ -14,12 +14,11 @@ import socket
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 
 from rvllm_local.clients.process import frames
-from rvllm_local.clients.process.cpu_wait import CpuWait
+from rvllm_local.clients.process.watchdog import Watchdog
 from rvllm_local.engine.limits import EngineLimits
 from rvllm_local.errors import (
     EngineCrashedError,
@@ -68,31 +67,15 @@ class ChildProcess:
         progress: Callable[[str], None] | None,
         command: Sequence[str] = COMMAND,
     ) -> None:
-        ours, theirs = socket.socketpair()
-        self._connection = ours
-        with contextlib.ExitStack() as failed, theirs:
-            failed.callback(ours.close)
-            self._process = subprocess.Popen(
-                [*command, str(theirs.fileno()), str(os.getpid())],
-                env=child_environment(os.environ),
-                pass_fds=(theirs.fileno(),),
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.PIPE,
-                start_new_session=True,  # the terminal's signals are the parent's
-            )
-            failed.pop_all()
+        self._process, self._connection = _start_process(command)
         self.pid = self._process.pid
-        self._load, self._on_ready, self._on_end, self._progress = (
-            load,
-            on_ready,
-            on_end,
-            progress,
-        )
+        self._load = load
+        self._on_ready = on_ready
+        self._on_end = on_end
+        self._progress = progress
         self._lock = threading.Lock()
-        self._sinks: (
-            dict[tuple[str, int], EventSink] | None
-        ) = {}  # None once the child has gone
+        # By request id and choice; None once the child has gone.
+        self._sinks: dict[tuple[str, int], EventSink] | None = {}
         self._answers: dict[int, Future[frames.Answer]] = {}
         self._call_ids = itertools.count()
         self._outbox: queue.SimpleQueue[frames.Command | None] = queue.SimpleQueue()
@@ -103,9 +86,8 @@ class ChildProcess:
         )
         self._killed_for: str | None = None
         self.failure: RvllmError | None = None
-        self._waits = CpuWait(self.pid)
+        self.watchdog = Watchdog(self.pid)
         self.steps, self.has_work = 0, False
-        self.last_sign = self.last_step = self._moved = time.monotonic()
 
     def run(self) -> None:
         """Start the threads that serve the connection."""
@@ -135,7 +117,7 @@ class ChildProcess:
                     "a request with this id is already open; give it another id",
                 )
             if not self._is_busy():
-                self._moved = time.monotonic()  # the watchdog counts from here
+                self.watchdog.expect()
             for request in requests:
                 self._sinks[(request.request_id, request.index)] = sink
         self.post(frames.Start(requests))
@@ -155,7 +137,7 @@ class ChildProcess:
             if self._sinks is None:
                 raise self._gone
             if not self._is_busy():
-                self._moved = time.monotonic()
+                self.watchdog.expect()
             self._answers[call_id] = answer
         self.post(frames.Ask(call_id, what, argument))
         try:
@@ -186,32 +168,12 @@ class ChildProcess:
                 os.killpg(self.pid, signal.SIGKILL)
 
     def stalled_for(self, limit_s: float) -> str | None:
-        """What is wrong with a child that hangs: no sign of life, or something to do and no step."""
-        now = time.monotonic()
+        """What is wrong with a child that hangs; None if nothing is."""
         with self._lock:
             if self._sinks is None:
                 return None
-            if not self._is_busy():
-                self._moved = now
-        self._discount_waiting(now, limit_s)
-        if now - self.last_sign > limit_s:
-            return f"gave no sign of life for {limit_s:g} s"
-        if now - self._moved > limit_s:
-            return f"had work and made no step for {limit_s:g} s"
-        return None
-
-    def _discount_waiting(self, now: float, limit_s: float) -> None:
-        """A process that is ready and gets no processor does not hang: that time does not count."""
-        if now - min(self.last_sign, self._moved) < limit_s / 4:
-            self._waits.forget()
-            return
-        waited = self._waits.since_last()
-        self.last_sign = min(now, self.last_sign + waited)
-        self._moved = min(now, self._moved + waited)
-
-    def forgive(self) -> None:
-        """Count from now: this process was stopped itself."""
-        self.last_sign = self._moved = time.monotonic()
+            is_busy = self._is_busy()
+        return self.watchdog.stalled_for(limit_s, is_busy)
 
     def _is_busy(self) -> bool:
         """Something is expected of the child, whatever it says itself."""
@@ -260,7 +222,7 @@ class ChildProcess:
         """The reader's thread: events to their sinks until the child ends, then an error to everyone left."""
         try:
             while (event := frames.receive_event(self._connection)) is not None:
-                self.last_sign = time.monotonic()
+                self.watchdog.note_sign()
                 self._take(event)
         except (frames.FrameError, OSError) as error:
             logger.error("the engine's process spoke nonsense and is killed: %s", error)
@@ -290,7 +252,7 @@ class ChildProcess:
                 self._deliver(request_id, part)
         elif isinstance(event, frames.Beat):
             if event.steps != self.steps:
-                self.last_step = self._moved = time.monotonic()
+                self.watchdog.note_step()
             self.steps, self.has_work = event.steps, event.has_work
         elif isinstance(event, frames.Answer):
             with self._lock:
@@ -344,6 +306,26 @@ class ChildProcess:
                     self._stderr.append(text[:_STDERR_CHARS])
                     logger.warning("engine: %s", text[:_STDERR_CHARS])
         self._stderr_done.set()
+
+
+def _start_process(
+    command: Sequence[str],
+) -> tuple[subprocess.Popen[bytes], socket.socket]:
+    """Start a child, and our end of the connection with it. Raises OSError."""
+    ours, theirs = socket.socketpair()
+    with contextlib.ExitStack() as on_failure, theirs:
+        on_failure.callback(ours.close)
+        process = subprocess.Popen(
+            [*command, str(theirs.fileno()), str(os.getpid())],
+            env=child_environment(os.environ),
+            pass_fds=(theirs.fileno(),),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            start_new_session=True,  # the terminal's signals are the parent's
+        )
+        on_failure.pop_all()
+    return process, ours
 
 
 def _signal_name(number: int) -> str:

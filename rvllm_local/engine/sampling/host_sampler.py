@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import mlx.core as mx
 import numpy as np
 import numpy.typing as npt
 
@@ -24,6 +25,19 @@ _LIKELY = (
     1e-4,
     1.5e-5,
 )  # the tokens with these shares of the mass are few, and mostly hold the nucleus
+
+
+def draw_from(logits: mx.array, rows: Sequence[RowSampling] | None) -> SampledTokens:
+    """A token for each row of a device's logits `[rows, vocab]`, which are evaluated.
+
+    Without `rows` the largest logit is taken.
+    """
+    logits = logits.astype(mx.float32)
+    mx.eval(logits)
+    on_host = np.array(logits, copy=False)
+    if rows is None:
+        return SampledTokens(on_host.argmax(axis=-1))
+    return draw(on_host, rows)
 
 
 def draw(logits: FloatArray, rows: Sequence[RowSampling]) -> SampledTokens:

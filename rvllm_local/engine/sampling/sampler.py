@@ -53,6 +53,11 @@ class SampledTokens:
     top_ids: Tokens | None = None
     top_logprobs: Tokens | None = None
 
+    def arrays(self) -> list[Tokens]:
+        """Those that there are."""
+        every = (self.tokens, self.chosen_logprobs, self.top_ids, self.top_logprobs)
+        return [part for part in every if part is not None]
+
 
 @dataclass(frozen=True, slots=True)
 class LogitEdits:

@@ -1,4 +1,4 @@
-"""Puts an engine core together for a loaded model: layout, arenas, self-check, scheduler.
+"""Puts an engine core together: layout, arenas, self-check, cache, scheduler.
 
 Called on the engine's thread. Plans the arenas' bytes before it takes any.
 """
@@ -52,10 +52,14 @@ _GPU_STEP_TARGET_S = 0.1
 def open_core(
     files: ModelFiles, text: Vocabulary, options: EngineOptions
 ) -> EngineCore:
-    """Plan, then load, then build: what cannot fit is refused before memory is taken. Raises `ConfigError`, too."""
+    """Plan, then load, then build: what cannot fit is refused before memory is taken.
+
+    Raises as `build_core`, and `ConfigError`.
+    """
     if options.attention == "kernels" and default_backend() == "none":
         raise ConfigError(
-            'attention cannot be "kernels" here: MLX has no GPU on this machine; "auto" takes the reference attention instead'
+            'attention cannot be "kernels" here: MLX has no GPU on this machine; '
+            '"auto" takes the reference attention instead'
         )
     description = describe(files)
     plan_model(description, options)
@@ -78,10 +82,31 @@ def build_core(
     key_of: Callable[[Sequence[object]], str] | None = None,
     adapters: Sequence[Adapter] = (),
 ) -> EngineCore:
-    """An engine core ready for its first request. With `key_of` what an earlier start found out is taken from its note.
+    """An engine core ready for its first request.
 
-    Raises `MemoryBudgetError` if the KV budget is too small and `UnsupportedModelError` if the self-check fails.
+    With `key_of` what an earlier start found out is taken from its note. Raises
+    `MemoryBudgetError` if the KV budget is too small and `UnsupportedModelError` if the
+    self-check fails.
     """
+    parts, plan = _load_parts(loaded, options, adapters)
+    key = None
+    if key_of is not None:
+        marks = tuple(adapter.fingerprint for adapter in adapters)
+        blocks = tuple(pool.num_total for pool in parts.kv.pools)
+        key = key_of((parts.layout, blocks, plan, marks))
+    runner, scratch = choose_runner(parts, options, key)
+    if scratch is not None:
+        plan = plan.with_measured(scratch)
+        plan.check()
+    # Scratch counts arrays twice: in use, and kept for the next ones.
+    mx.set_cache_limit(plan.scratch // 2)
+    return _assemble(parts, plan, runner, text, options, adapters)
+
+
+def _load_parts(
+    loaded: LoadedModel, options: EngineOptions, adapters: Sequence[Adapter]
+) -> tuple[LoadedParts, MemoryPlan]:
+    """The model with its arenas, and the plan that both fit."""
     context = min(
         loaded.context_length, options.context_length or loaded.context_length
     )
@@ -91,70 +116,68 @@ def build_core(
     choice = adapt(loaded.module, adapters)
     layout = probe_layout(loaded.module, quantized=options.kv_dtype == "int8")
     blocks = arena_blocks(layout, options, context)
-    plan = _accepted_plan(
-        loaded, layout, options, context, paged, adapted_bytes(adapters)
-    )
-    arenas = [
-        Arena(shape, count) for shape, count in zip(layout.groups, blocks, strict=True)
-    ]
-    kv = KVTables(
-        layout,
-        blocks,
-        num_snapshots=num_snapshots(layout, options.max_rows)
-        if options.cache != "off"
-        else 0,
-    )
-    marks = tuple(adapter.fingerprint for adapter in adapters)
+    weights = loaded.weights_bytes + adapted_bytes(adapters)
+    plan = _accepted_plan(loaded, layout, options, context, paged, weights)
+    arenas = []
+    for shape, count in zip(layout.groups, blocks, strict=True):
+        arenas.append(Arena(shape, count))
+    snapshots = 0
+    if options.cache != "off":
+        snapshots = num_snapshots(layout, options.max_rows)
+    kv = KVTables(layout, blocks, num_snapshots=snapshots)
     parts = LoadedParts(
         loaded, layout, arenas, kv, paged, context, plan.copy_tokens, choice
     )
-    runner, scratch = choose_runner(
-        parts, options, key_of((layout, blocks, plan, marks)) if key_of else None
-    )
-    if scratch is not None:
-        plan = plan.with_measured(scratch)
-        plan.check()
-    mx.set_cache_limit(
-        plan.scratch // 2
-    )  # scratch counts arrays twice: in use, and kept for the next ones
-    fingerprint = f"{loaded.fingerprint}|{layout}|{options.deterministic}"
+    return parts, plan
+
+
+def _assemble(
+    parts: LoadedParts,
+    plan: MemoryPlan,
+    runner: ModelRunner,
+    text: Vocabulary,
+    options: EngineOptions,
+    adapters: Sequence[Adapter],
+) -> EngineCore:
+    """The core over a runner that was chosen."""
+    loaded, kv = parts.loaded, parts.kv
+    fingerprint = f"{loaded.fingerprint}|{parts.layout}|{options.deterministic}"
     roots: dict[str | None, bytes] = {None: root_key(fingerprint)}
-    roots |= {
-        adapter.name: root_key(f"{fingerprint}|{adapter.fingerprint}")
-        for adapter in adapters
-    }
-    kv_cache = _make_kv_cache(kv, runner, options, root_key(fingerprint), text)
+    for adapter in adapters:
+        roots[adapter.name] = root_key(f"{fingerprint}|{adapter.fingerprint}")
+    kv_cache = _make_kv_cache(kv, runner, options, roots[None], text)
+    grain = BLOCK_TOKENS if options.deterministic else runner.prefill_grain
     scheduler = Scheduler(
         kv,
         kv_cache,
         max_rows=options.max_rows,
         prefill_chunk=options.prefill_chunk,
-        grain=BLOCK_TOKENS if options.deterministic else runner.prefill_grain,
+        grain=grain,
     )
+    budget = PrefillBudget(
+        prefill_chunk=options.prefill_chunk,
+        target_s=_step_target(options),
+        grain=runner.prefill_grain,
+    )
+    limits = EngineLimits(
+        loaded.vocab_size,
+        parts.context,
+        scheduler.longest_sequence,
+        tuple(loaded.eos_token_ids),
+        options.max_rows + options.max_waiting,
+        tuple(adapter.name for adapter in adapters),
+    )
+    identity = EngineIdentity(frozenset(loaded.eos_token_ids), roots, plan.lines())
+    reserve_memory = None
+    if _is_on_cpu():
+        reserve_memory = functools.partial(host.reserve_heap, plan.scratch)
     return EngineCore(
-        runner,
-        kv,
-        kv_cache,
-        scheduler,
-        PrefillBudget(
-            prefill_chunk=options.prefill_chunk,
-            target_s=_step_target(options),
-            grain=runner.prefill_grain,
-        ),
-        EngineLimits(
-            loaded.vocab_size,
-            context,
-            scheduler.longest_sequence,
-            tuple(loaded.eos_token_ids),
-            options.max_rows + options.max_waiting,
-            tuple(adapter.name for adapter in adapters),
-        ),
-        text,
-        EngineIdentity(frozenset(loaded.eos_token_ids), roots, plan.lines()),
-        functools.partial(host.reserve_heap, plan.scratch)
-        if mx.default_device() == mx.Device(mx.cpu)
-        else None,
+        runner, kv, kv_cache, scheduler, budget, limits, text, identity, reserve_memory
     )
+
+
+def _is_on_cpu() -> bool:
+    return mx.default_device() == mx.Device(mx.cpu)
 
 
 def _make_kv_cache(
@@ -186,7 +209,7 @@ def _accepted_plan(
     options: EngineOptions,
     context: int,
     paged: bool,
-    adapters: int,
+    weights: int,
 ) -> MemoryPlan:
     """The plan of a loaded model, checked; its scratch is an estimate."""
     sizes = ModelSizes(
@@ -196,7 +219,6 @@ def _accepted_plan(
         num_heads(loaded.config),
         layout.groups[0].dtype.size,
     )
-    weights = loaded.weights_bytes + adapters
     plan = plan_engine(
         layout, options, context=context, weights=weights, sizes=sizes, paged=paged
     )
@@ -213,7 +235,8 @@ def _open_store(
         raise ConfigError('cache = "disk" needs a folder: give cache_dir')
     if layout.has_state:
         logger.warning(
-            "this model has recurrent layers, whose state is not kept on disk: its cache is in memory only"
+            "this model has recurrent layers, whose state is not kept on disk: its "
+            "cache is in memory only"
         )
         return None
     return BlockStore(
@@ -225,7 +248,10 @@ def _open_store(
 
 
 def _step_target(options: EngineOptions) -> float | None:
-    """A GPU needs chunks of some size to be fast at all; on a CPU a step may grow with the decode step beside it."""
+    """A GPU needs chunks of some size to be fast at all.
+
+    On a CPU a step may grow with the decode step beside it.
+    """
     if options.step_target_ms is not None:
         return options.step_target_ms / 1000
-    return None if mx.default_device() == mx.Device(mx.cpu) else _GPU_STEP_TARGET_S
+    return None if _is_on_cpu() else _GPU_STEP_TARGET_S

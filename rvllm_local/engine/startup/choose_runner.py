@@ -1,6 +1,7 @@
-"""Proves at the start how a model may be called: logits held against mlx-lm's, shapes of calls, and what a step takes.
+"""Finds out at the start how a model may be called, and the memory that a step takes.
 
-What an earlier start proved is taken from its note, where nothing that it depends on has changed.
+Logits are held against mlx-lm's. What an earlier start found out is taken from its note,
+where nothing that it depends on has changed.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from rvllm_local.attention.backend import KVBackend
 from rvllm_local.attention.cpu.reference import ReferenceBackend
 from rvllm_local.attention.kernels import KernelBackend
 from rvllm_local.attention.residual import JoinedAdds, install_joined_adds
@@ -42,7 +44,11 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class LoadedParts:
-    """A loaded model with its arenas. `paged`: its attention goes through the seam; `copy_tokens` as the back end's."""
+    """A loaded model with its arenas.
+
+    paged: its attention goes through the seam.
+    copy_tokens: as the reference back end takes it.
+    """
 
     loaded: LoadedModel
     layout: KVLayout
@@ -53,33 +59,37 @@ class LoadedParts:
     copy_tokens: int
     adapters: AdapterChoice
 
+    @property
+    def is_compiled(self) -> bool:
+        """The compiled call takes neither recurrent state nor adapters."""
+        return not self.layout.has_state and self.adapters.count == 0
+
 
 def choose_runner(
-    model: LoadedParts, options: EngineOptions, key: str | None
+    parts: LoadedParts, options: EngineOptions, key: str | None
 ) -> tuple[ModelRunner, int | None]:
-    """A runner in the fastest mode that is right here, and the bytes that a step takes (None if nothing is checked).
+    """A runner in the fastest mode that is right here, and the bytes that a step takes.
 
-    `key` is where an earlier start noted its result, if it may be used. Raises `UnsupportedModelError`.
+    The bytes are None if nothing is checked. `key` is where an earlier start noted its
+    result, if that may be used. Raises `UnsupportedModelError`.
     """
     if default_backend() != "none" or not options.self_check:
-        key = None  # kernels are compiled by what proves them, so they are proven at each start
+        key = None  # the self-check also compiles the kernels: it runs at each start
     cache_dir = Path(options.cache_dir) if options.cache_dir else None
-    result = None if key is None else read_result(key, cache_dir)
-    runner = _make_runner(model, options, result)
-    row_group, vocab_size = 0, model.loaded.vocab_size
+    known_result = None if key is None else read_result(key, cache_dir)
+    runner = _kernels_or_reference(parts, options, known_result)
+    row_group = 0
     if options.deterministic:
-        row_group = (
-            result.row_group
-            if result
-            else rows_are_independent(runner, model.kv, vocab_size)
-        )
+        row_group = _row_group(parts, runner, known_result)
         runner.make_deterministic(row_group)
-    if result is not None or not options.self_check:
-        return runner, None if result is None else result.scratch
+    if not options.self_check:
+        return runner, None
+    if known_result is not None:
+        return runner, known_result.scratch
     scratch = measure_scratch(
         runner,
-        model.kv,
-        context=model.context,
+        parts.kv,
+        context=parts.context,
         rows=options.max_rows,
         chunk=options.prefill_chunk,
     )
@@ -88,80 +98,102 @@ def choose_runner(
     return runner, scratch
 
 
-def _make_runner(
-    model: LoadedParts, options: EngineOptions, result: StartupResult | None
+def _row_group(
+    parts: LoadedParts, runner: ModelRunner, known_result: StartupResult | None
+) -> int:
+    """Rows of a decode call in the deterministic mode."""
+    if known_result is not None:
+        return known_result.row_group
+    return rows_are_independent(runner, parts.kv, parts.loaded.vocab_size)
+
+
+def _kernels_or_reference(
+    parts: LoadedParts, options: EngineOptions, known_result: StartupResult | None
 ) -> ModelRunner:
-    """The kernels where they can run and agree with mlx-lm on this very machine, otherwise the reference."""
-    module, vocab_size = model.loaded.module, model.loaded.vocab_size
-
-    def checked(
-        make: Callable[[RunMode], ModelRunner],
-        *,
-        rotates: bool = False,
-        joins: bool = False,
-    ) -> ModelRunner:
-        if result is not None:
-            return make(result.mode)
-        if not options.self_check:
-            return make(RunMode(batched=model.paged, dense=not model.paged))
-        return find_agreeing_runner(
-            module,
-            make,
-            model.kv,
-            paged=model.paged,
-            vocab_size=vocab_size,
-            rotates=rotates,
-            joins=joins,
-        )
-
-    wants_kernels = options.attention == "kernels" or (
-        options.attention == "auto" and default_backend() != "none"
-    )
-    if wants_kernels:
+    """The kernels where they run and agree with mlx-lm here, otherwise the reference."""
+    has_gpu = default_backend() != "none"
+    if options.attention == "kernels" or (options.attention == "auto" and has_gpu):
         try:
-            heads = (
-                stated_heads(model.loaded.config)
-                if model.layout.has_attention
-                else None
-            )
-            kernels = KernelBackend(model.arenas, heads=heads)
-            joined, rotates = None, False
-            if _is_compiled(model):
-                joined = install_joined_adds(module, AddNorm(counter=kernels.counter))
-                rotates = install_rotations(module) > 0
-            make = functools.partial(_kernel_runner, model, kernels, joined)
-            return checked(make, rotates=rotates, joins=joined is not None)
+            return _over_kernels(parts, options, known_result)
         except UnsupportedModelError as error:
             if options.attention == "kernels":
                 raise
             logger.warning("attention is served by the reference: %s", error)
-    reference = ReferenceBackend(model.arenas, model.copy_tokens)
-    return checked(
-        lambda mode: ModelRunner(
-            module, model.layout, reference, mode, vocab_size, None, model.adapters
-        )
+    backend = ReferenceBackend(parts.arenas, parts.copy_tokens)
+    make = functools.partial(_make_runner, parts, backend)
+    return _checked(parts, options, known_result, make)
+
+
+def _over_kernels(
+    parts: LoadedParts, options: EngineOptions, known_result: StartupResult | None
+) -> ModelRunner:
+    module = parts.loaded.module
+    heads = None
+    if parts.layout.has_attention:
+        heads = stated_heads(parts.loaded.config)
+    kernels = KernelBackend(parts.arenas, heads=heads)
+    joined, rotates = None, False
+    if parts.is_compiled:
+        joined = install_joined_adds(module, AddNorm(counter=kernels.counter))
+        rotates = install_rotations(module) > 0
+    make = functools.partial(_make_kernel_runner, parts, kernels, joined)
+    return _checked(
+        parts, options, known_result, make, rotates=rotates, joins=joined is not None
     )
 
 
-def _is_compiled(model: LoadedParts) -> bool:
-    """The compiled call takes neither recurrent state nor adapters."""
-    return not model.layout.has_state and model.adapters.count == 0
-
-
-def _kernel_runner(
-    model: LoadedParts, kernels: KernelBackend, joined: JoinedAdds | None, mode: RunMode
+def _checked(
+    parts: LoadedParts,
+    options: EngineOptions,
+    known_result: StartupResult | None,
+    make: Callable[[RunMode], ModelRunner],
+    *,
+    rotates: bool = False,
+    joins: bool = False,
 ) -> ModelRunner:
-    module, layout = model.loaded.module, model.layout
-    compilable = mode.batched and not mode.dense and _is_compiled(model)
+    """A runner in the mode that was noted, or that agrees with mlx-lm now."""
+    if known_result is not None:
+        return make(known_result.mode)
+    if not options.self_check:
+        return make(RunMode(batched=parts.paged, dense=not parts.paged))
+    return find_agreeing_runner(
+        parts.loaded.module,
+        make,
+        parts.kv,
+        paged=parts.paged,
+        vocab_size=parts.loaded.vocab_size,
+        rotates=rotates,
+        joins=joins,
+    )
+
+
+def _make_runner(
+    parts: LoadedParts,
+    backend: KVBackend,
+    mode: RunMode,
+    compiled: CompiledDecode | None = None,
+) -> ModelRunner:
+    return ModelRunner(
+        parts.loaded.module,
+        parts.layout,
+        backend,
+        mode,
+        parts.loaded.vocab_size,
+        compiled,
+        parts.adapters,
+    )
+
+
+def _make_kernel_runner(
+    parts: LoadedParts, kernels: KernelBackend, joined: JoinedAdds | None, mode: RunMode
+) -> ModelRunner:
     compiled = None
-    if compilable:
+    if mode.batched and not mode.dense and parts.is_compiled:
         compiled = CompiledDecode(
-            module,
-            layout,
+            parts.loaded.module,
+            parts.layout,
             kernels,
             rotates=mode.rotates,
             joined=joined if mode.joins else None,
         )
-    return ModelRunner(
-        module, layout, kernels, mode, model.loaded.vocab_size, compiled, model.adapters
-    )
+    return _make_runner(parts, kernels, mode, compiled)

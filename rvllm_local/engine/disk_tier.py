@@ -1,0 +1,121 @@
+"""Blocks between the arenas and the disk: what is spilled there, and what comes back.
+
+Works on single blocks and their keys; knows no sequence.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections import OrderedDict
+from collections.abc import Iterable
+
+from rvllm_local.memory.block_io import BlockIO
+from rvllm_local.memory.disk_cache import BlockStore
+from rvllm_local.memory.tables import KVTables
+
+_SPILL_BATCH = 8  # blocks that an idle step writes out
+_CLOSE_S, _FLUSH_S = 5.0, 0.5
+
+
+class DiskTier:
+    """The engine's one user of the block store. Without a store it holds nothing."""
+
+    def __init__(self, kv: KVTables, io: BlockIO, store: BlockStore | None) -> None:
+        self._kv = kv
+        self._io = io
+        self.store = store
+        # Keys of cached blocks that idle steps write out, by group and block id.
+        self._unspilled: OrderedDict[tuple[int, int], bytes] = OrderedDict()
+        kv.before_evict = self._before_evict
+
+    @property
+    def num_spilled_blocks(self) -> int:
+        return 0 if self.store is None else self.store.stats().blocks
+
+    @property
+    def has_idle_work(self) -> bool:
+        return bool(self._unspilled)
+
+    def note_cached(self, blocks: Iterable[tuple[int, int]], key: bytes) -> None:
+        """These blocks, by group and id, were cached; idle steps write them out."""
+        if self.store is not None:
+            self._unspilled.update(dict.fromkeys(blocks, key))
+
+    def contains(self, group: int, key: bytes) -> bool:
+        return self.store is not None and self.store.contains(_stored_key(group, key))
+
+    def can_restore(self, groups: Iterable[int], key: bytes) -> bool:
+        """Each group has room for its block of this key, and the block is on disk."""
+        if self.store is None:
+            return False
+        for group in groups:
+            if self._kv.pools[group].num_free == 0 or not self.contains(group, key):
+                return False
+        return True
+
+    def restore(self, group: int, key: bytes) -> int | None:
+        """Read one block into the arena and index it.
+
+        Returns its id; None if there is no room, or the file was no good.
+        """
+        assert self.store is not None
+        pool = self._kv.pools[group]
+        payload = self.store.get(_stored_key(group, key))
+        if payload is None or pool.num_free == 0:
+            return None
+        block = pool.allocate(1)[0]
+        try:
+            self._io.load_blocks(group, [block], [payload])
+        except ValueError:
+            pool.release([block])
+            return None
+        if self._kv.indexes[group].add(key, block):
+            pool.keep(block)
+        return block
+
+    def idle(self) -> None:
+        """Write a few cached blocks out."""
+        assert self.store is not None
+        if not self.store.stats().enabled:
+            self._unspilled.clear()
+        for _ in range(min(_SPILL_BATCH, len(self._unspilled))):
+            (group, block_id), key = next(iter(self._unspilled.items()))
+            is_still_cached = self._kv.indexes[group].key(block_id) == key
+            if is_still_cached and not self._spill(group, block_id, key):
+                return
+            self._unspilled.popitem(last=False)
+
+    def _before_evict(self, group: int, block_id: int, key: bytes) -> None:
+        self._spill(group, block_id, key)
+
+    def _spill(self, group: int, block_id: int, key: bytes) -> bool:
+        """Hand a block to the store. False when the store's queue is full."""
+        if self.store is None or self.contains(group, key):
+            return True
+        payload = self._io.save_blocks(group, [block_id])
+        return self.store.put(_stored_key(group, key), payload)
+
+    def forget(self) -> None:
+        """Write nothing out of what is in the arenas now."""
+        self._unspilled.clear()
+
+    def close(self) -> None:
+        """Write out what is cached, as far as the store takes it."""
+        if self.store is None:
+            return
+        deadline = time.monotonic() + _CLOSE_S
+        while self._unspilled and time.monotonic() < deadline:
+            before = len(self._unspilled)
+            self.idle()
+            if len(self._unspilled) == before:
+                self.store.flush(_FLUSH_S)
+        self.store.close()
+
+
+def _stored_key(group: int, key: bytes) -> bytes:
+    """The key of one group's block in the store."""
+    if group == 0:
+        return key
+    digest = hashlib.blake2b(bytes([group % 256]), key=key, digest_size=len(key))
+    return digest.digest()

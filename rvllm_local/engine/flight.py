@@ -1,0 +1,73 @@
+"""A decode step on its way: what it is launched with, and what comes back."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence as Rows
+from dataclasses import dataclass
+
+from rvllm_local.attention.geometry import ChunkRows, DecodeRow
+from rvllm_local.engine.sampling.logprobs import token_logprobs
+from rvllm_local.engine.sampling.sampler import RowSampling, SampledTokens
+from rvllm_local.engine.scheduler import PrefillChunk
+from rvllm_local.engine.sequence import Sequence
+from rvllm_local.types import TokenLogprob
+
+
+@dataclass(frozen=True, slots=True)
+class Flight:
+    """A decode step that was launched, and its tokens once the device has drawn them.
+
+    `num_mixed` prompt tokens went along. `launched` is a time in monotonic seconds.
+    """
+
+    rows: tuple[Sequence, ...]
+    sampled: SampledTokens
+    num_mixed: int
+    launched: float
+
+    def logprobs(self, tokens: list[int]) -> list[TokenLogprob | None]:
+        """A record for each row that asked for one, given the tokens as a list."""
+        counts = [row.request.params.logprobs for row in self.rows]
+        return token_logprobs(self.sampled, tokens, counts)
+
+
+def decode_rows(rows: Rows[Sequence], in_flight: Flight | None) -> list[DecodeRow]:
+    """Each row's last token, or its index in the step that is still in flight."""
+    index_in_flight = {}
+    if in_flight is not None:
+        for index, row in enumerate(in_flight.rows):
+            index_in_flight[id(row)] = index
+    inputs = []
+    for row in rows:
+        source = index_in_flight.get(id(row)) if row.in_flight else None
+        last = row.token_ids[-1]
+        inputs.append(
+            DecodeRow(row.tables, row.num_computed, last, source, row.adapter)
+        )
+    return inputs
+
+
+def row_samplings(rows: Rows[Sequence]) -> list[RowSampling] | None:
+    """How each row is drawn; None if all rows only want the largest logit."""
+    is_plain = [row.is_plain_greedy for row in rows]
+    if all(is_plain):
+        return None
+    samplings = []
+    for row in rows:
+        position = len(row.token_ids) + row.in_flight
+        samplings.append(
+            RowSampling(
+                row.request.params,
+                row.request.seed,
+                position,
+                row.token_history,
+                row.allowed,
+            )
+        )
+    return samplings
+
+
+def chunk_rows(chunk: PrefillChunk) -> ChunkRows:
+    sequence, start = chunk.sequence, chunk.sequence.num_computed
+    tokens = tuple(sequence.token_ids[start : start + chunk.num_tokens])
+    return ChunkRows(sequence.tables, start, tokens, sequence.adapter)
