@@ -1,7 +1,8 @@
-"""Decides what one step runs: who is admitted, who decodes, who prefills how much, and who has to make room.
+"""Decides what one step runs: who is admitted, decodes, prefills how much, makes room.
 
-Policy: higher priority first, then first come, first served. A full arena preempts the lowest ranked sequence, whose
-blocks are swapped out, so the highest ranked one always advances and nothing deadlocks. Knows nothing of arrays.
+Policy: higher priority first, then first come, first served. A full arena preempts the
+lowest ranked sequence, whose blocks are swapped out. So the highest ranked one always
+advances and nothing deadlocks. Knows nothing of arrays.
 """
 
 from __future__ import annotations
@@ -17,16 +18,14 @@ from rvllm_local.memory.tables import KVTables
 
 _MOST_OVERTAKEN = 16  # smaller requests that may pass one that waits for blocks
 _LOOK_AHEAD = 8  # waiting requests that are looked at for one that fits
-_FIRST_SHARE = (
-    4  # the highest ranked prefill gets at least one part in four of the budget
-)
+_FIRST_SHARE = 4  # the highest ranked prefill gets one part in so many of the budget
 
 
 class KVCache(Protocol):
     """Where a sequence's KV comes from and goes to; see `engine.kv_cache`."""
 
     def count_shared_blocks(self, sequence: Sequence) -> tuple[int, ...]:
-        """Blocks of its prompt, by group, that other sequences hold already and that it will share."""
+        """Blocks of its prompt, by group, that others hold and that it will share."""
 
     def extend_prefix(self, sequence: Sequence) -> None:
         """Give a sequence that prefills what has become available of its prompt since."""
@@ -38,7 +37,7 @@ class KVCache(Protocol):
         """Save its blocks elsewhere and give them back."""
 
     def swap_in(self, sequence: Sequence) -> None:
-        """Give it blocks again, with the content that they had. The caller has checked the room."""
+        """Give it blocks again, with their content. The caller has checked the room."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +61,10 @@ class StepPlan:
 
 
 class Scheduler:
-    """Owns the queues; takes and returns blocks through `KVTables` and `KVCache`. All lists are in rank order."""
+    """Owns the queues; takes and returns blocks through `KVTables` and `KVCache`.
+
+    All lists are in rank order.
+    """
 
     def __init__(
         self,
@@ -73,7 +75,10 @@ class Scheduler:
         prefill_chunk: int,
         grain: int = 1,
     ) -> None:
-        """With a `grain` above 1 every chunk but a prompt's last ends at a multiple of it, or of a block."""
+        """With a `grain` above 1 chunks end at multiples of it, or of a block.
+
+        A prompt's last chunk ends where the prompt does.
+        """
         self._kv = kv
         self._kv_cache = kv_cache
         self._max_rows = max_rows
@@ -129,9 +134,8 @@ class Scheduler:
         while self.swapped and len(self.running) < self._max_rows:
             sequence = self.swapped[0]
             assert sequence.swapped is not None
-            spare = (
-                len(self.running) + 1 if self.running else 0
-            )  # so that it is not thrown out again at once
+            # Spare blocks, so that it is not thrown out again at once.
+            spare = len(self.running) + 1 if self.running else 0
             needed = [len(blocks) + spare for blocks in sequence.swapped]
             if not self._fits(needed, margin=bool(self.running)):
                 return
@@ -143,29 +147,39 @@ class Scheduler:
         while self.waiting and len(self.running) + len(self.swapped) < self._max_rows:
             if self.swapped and self.swapped[0].rank < self.waiting[0].rank:
                 return
-            chosen = self._next_admission()
-            if chosen is None:
+            sequence = self._next_admission()
+            if sequence is None:
                 return
-            for passed in self.waiting[: self.waiting.index(chosen)]:
+            for passed in self.waiting[: self.waiting.index(sequence)]:
                 passed.overtaken += 1
-            self.waiting.remove(chosen)
-            self._kv_cache.attach_prefix(chosen)
-            _insert(self.running, chosen)
+            self.waiting.remove(sequence)
+            self._kv_cache.attach_prefix(sequence)
+            _insert(self.running, sequence)
 
     def _next_admission(self) -> Sequence | None:
-        """The first waiting sequence that fits; one that was passed too often holds back the rest."""
+        """The first waiting sequence that fits.
+
+        One that was passed too often holds back the rest.
+        """
         for sequence in self.waiting[:_LOOK_AHEAD]:
             if self._waits_for_sibling(sequence):
                 continue
-            needed = self._kv.layout.blocks_needed(
-                len(sequence.token_ids) + 1, self._prefill_chunk
-            )
-            held = self._kv_cache.count_shared_blocks(sequence)
-            if self._fits([max(0, n - h) for n, h in zip(needed, held, strict=True)]):
+            shared = self._kv_cache.count_shared_blocks(sequence)
+            needed = []
+            for count, num_shared in zip(
+                self._prompt_blocks(sequence), shared, strict=True
+            ):
+                needed.append(max(0, count - num_shared))
+            if self._fits(needed):
                 return sequence
             if sequence.overtaken >= _MOST_OVERTAKEN:
                 return None
         return None
+
+    def _prompt_blocks(self, sequence: Sequence) -> Rows[int]:
+        """Blocks by group for its prompt and one more token."""
+        num_tokens = len(sequence.token_ids) + 1
+        return self._kv.layout.blocks_needed(num_tokens, self._prefill_chunk)
 
     def _waits_for_sibling(self, sequence: Sequence) -> bool:
         """The choices of one request share their prompt: the first computes it."""
@@ -176,19 +190,18 @@ class Scheduler:
         )
 
     def _fits(self, needed: Rows[int], *, margin: bool = True) -> bool:
-        """Free blocks cover `needed` and, with `margin`, what running prompts will still take."""
+        """Free blocks cover `needed` and, with `margin`, what running prompts will take."""
         promised = [0] * len(needed)
         for row in self.running if margin else ():
-            if row.num_to_prefill > 0:
-                wanted = self._kv.layout.blocks_needed(
-                    len(row.token_ids) + 1, self._prefill_chunk
-                )
-                for group, table in enumerate(row.tables.groups):
-                    promised[group] += max(0, wanted[group] - len(table.block_ids))
-        return all(
-            pool.num_free >= count + later
-            for pool, count, later in zip(self._kv.pools, needed, promised, strict=True)
-        )
+            if row.num_to_prefill == 0:
+                continue
+            final = self._prompt_blocks(row)
+            for group, table in enumerate(row.tables.groups):
+                promised[group] += max(0, final[group] - len(table.block_ids))
+        for pool, count, later in zip(self._kv.pools, needed, promised, strict=True):
+            if pool.num_free < count + later:
+                return False
+        return True
 
     def _make_room_for_decodes(self) -> list[Sequence]:
         decodes = []
@@ -239,20 +252,19 @@ class Scheduler:
         return [chunk for chunk in chunks if chunk.sequence.swapped is None]
 
     def _share_budget(self, budget: int) -> list[tuple[Sequence, int]]:
-        """Short prompts go first, but the highest ranked one always gets its share, so that it cannot starve."""
-        rows = [
-            row for row in self.running if row.num_to_prefill > 0 and not row.restoring
-        ]
+        """Short prompts go first, but the highest ranked one always gets its share.
+
+        So it cannot starve.
+        """
+        rows = []
+        for row in self.running:
+            if row.num_to_prefill > 0 and not row.restoring:
+                rows.append(row)
         if not rows or budget < 1:
             return []
         first = rows[0]
-        shares = {
-            id(first): min(
-                first.num_to_prefill,
-                max(1, budget // _FIRST_SHARE),
-                self._prefill_chunk,
-            )
-        }
+        least = min(max(1, budget // _FIRST_SHARE), self._prefill_chunk)
+        shares = {id(first): min(first.num_to_prefill, least)}
         left = budget - shares[id(first)]
         for row in sorted(rows, key=lambda row: (row.num_to_prefill, row.rank)):
             given = shares.get(id(row), 0)
@@ -263,21 +275,16 @@ class Scheduler:
         return [(row, shares[id(row)]) for row in rows if id(row) in shares]
 
     def _aligned(self, start: int, count: int, remaining: int, pause_at: int) -> int:
-        """A chunk that does not end its prompt ends at a block, if it reaches one: blocks fill, and few sizes occur.
+        """A chunk that does not end its prompt ends at a block, if it reaches one.
 
-        Several chunks on the way to a block's end are of nearly one size: the largest is what others wait for. With
-        recurrent layers one ends at the prompt's last full block and at `pause_at`: there snapshots are taken.
+        So blocks fill, and few sizes occur. Several chunks on the way to a block's end
+        are of nearly one size: the largest is what others wait for. With recurrent
+        layers a chunk ends where a snapshot is to be taken.
         """
         if self._kv.layout.has_state:
-            last = (start + remaining) // BLOCK_TOKENS * BLOCK_TOKENS
-            pauses = [
-                place - start
-                for place in (pause_at, last)
-                if start < place <= start + count
-            ]
-            count = min([count, *pauses])
-            if pauses:
-                return count
+            pause = self._next_pause(start, count, remaining, pause_at)
+            if pause is not None:
+                return pause - start
         if count >= remaining:
             return remaining
         unit = max(BLOCK_TOKENS, self._grain)
@@ -287,7 +294,19 @@ class Scheduler:
         left = unit - start % unit
         if self._grain > 1:
             return min(left, remaining)
-        return min(-(-left // -(-left // count)), remaining)
+        num_chunks = -(-left // count)
+        return min(-(-left // num_chunks), remaining)
+
+    @staticmethod
+    def _next_pause(
+        start: int, count: int, remaining: int, pause_at: int
+    ) -> int | None:
+        """Where snapshots are taken: at `pause_at` and at the prompt's last full block."""
+        last_full = (start + remaining) // BLOCK_TOKENS * BLOCK_TOKENS
+        for position in sorted((pause_at, last_full)):
+            if start < position <= start + count:
+                return position
+        return None
 
 
 def _insert(rows: list[Sequence], sequence: Sequence) -> None:
