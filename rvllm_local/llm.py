@@ -327,10 +327,12 @@ def _completion(index: int, events: Sequence[StreamEvent]) -> Completion:
     token_ids: list[int] = []
     logprobs: list[TokenLogprob] = []
     calls: list[ToolCall] = []
+    scores: list[TokenLogprob | None] = []
     for event in events:
         text.append(event.text)
         token_ids.extend(event.token_ids)
         logprobs.extend(event.logprobs or ())
+        scores.extend(event.prompt_logprobs or ())
         if isinstance(event, ChatEvent):
             reasoning.append(event.reasoning)
             calls.extend(event.tool_calls)
@@ -343,4 +345,5 @@ def _completion(index: int, events: Sequence[StreamEvent]) -> Completion:
         index=index,
         reasoning="".join(reasoning),
         tool_calls=tuple(calls),
+        prompt_logprobs=tuple(scores) or None,
     )

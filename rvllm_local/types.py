@@ -36,8 +36,10 @@ class SamplingParams:
     `temperature=0` is greedy. `top_k=0`, `top_p=1`, `min_p=0` and penalties at their neutral
     value switch a step off. `seed=None` draws a fresh seed per request; a given seed makes the
     request repeatable whatever else is in the batch. `logprobs=k` returns the chosen token's
-    log-probability and the k most likely alternatives. `logit_bias` maps token ids to additive
-    biases. Raises `ParameterError` for any value out of its range.
+    log-probability and the k most likely alternatives, the chosen token always among them.
+    `prompt_logprobs=k` returns the same of each prompt token; then `max_tokens` may be 0, and
+    the prompt is scored only. `logit_bias` maps token ids to additive biases. Raises
+    `ParameterError` for any value out of its range.
     """
 
     max_tokens: int = 256
@@ -54,10 +56,16 @@ class SamplingParams:
     frequency_penalty: float = 0.0
     repetition_penalty: float = 1.0
     ignore_eos: bool = False
+    prompt_logprobs: int | None = None
 
     def __post_init__(self) -> None:
         checked: dict[str, Any] = {
-            "max_tokens": _integer("max_tokens", self.max_tokens, 1, MAX_INTEGER),
+            "max_tokens": _integer(
+                "max_tokens",
+                self.max_tokens,
+                1 if self.prompt_logprobs is None else 0,
+                MAX_INTEGER,
+            ),
             "temperature": _number("temperature", self.temperature, 0.0, 100.0),
             "top_p": _number("top_p", self.top_p, 0.0, 1.0, open_low=True),
             "top_k": _integer("top_k", self.top_k, 0, MAX_INTEGER),
@@ -70,6 +78,9 @@ class SamplingParams:
             "logprobs": None
             if self.logprobs is None
             else _integer("logprobs", self.logprobs, 0, MAX_LOGPROBS),
+            "prompt_logprobs": None
+            if self.prompt_logprobs is None
+            else _integer("prompt_logprobs", self.prompt_logprobs, 0, MAX_LOGPROBS),
             "logit_bias": _biases(self.logit_bias),
             "presence_penalty": _number(
                 "presence_penalty", self.presence_penalty, -2.0, 2.0
@@ -204,7 +215,10 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class TokenLogprob:
-    """A chosen token's log-probability (natural log) and the most likely alternatives, best first."""
+    """A token's log-probability (natural log) and the most likely alternatives.
+
+    They come best first. A token that is not among the best stands behind them.
+    """
 
     token_id: int
     logprob: float
@@ -216,7 +230,8 @@ class TokenLogprob:
 class StreamEvent:
     """What a stream yields: new text (possibly empty), the tokens behind it, and the end if it came.
 
-    `stop_string` is the one that ended it. `error_parameter` names the field of the request that an error is about,
+    `prompt_logprobs` are of the prompt's next tokens: a prompt that is scored comes piece by piece before the
+    first token of the first choice, and the prompt's first token has None. `stop_string` is the one that ended it. `error_parameter` names the field of the request that an error is about,
     `error_kind` the error's class in `errors`; None means `EngineError`.
     """
 
@@ -230,6 +245,7 @@ class StreamEvent:
     stop_string: str | None = None
     error_parameter: str | None = None
     error_kind: str | None = None
+    prompt_logprobs: tuple[TokenLogprob | None, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -262,6 +278,8 @@ class Completion:
 
     Of a chat, `text` is what the user reads; `reasoning` and `tool_calls` are split off.
     A call that was cut off or cannot be read is in none of them.
+    `prompt_logprobs`, of the first choice, has an entry for each prompt token; the
+    first token's is None.
     """
 
     text: str
@@ -272,6 +290,7 @@ class Completion:
     index: int = 0
     reasoning: str = ""
     tool_calls: tuple[ToolCall, ...] = ()
+    prompt_logprobs: tuple[TokenLogprob | None, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -43,6 +43,7 @@ class TokenParams(_Strict):
     frequency_penalty: float = 0.0
     repetition_penalty: float = 1.0
     ignore_eos: bool = False
+    prompt_logprobs: int | None = None
 
 
 class GenerateRequest(_Strict):

@@ -1,6 +1,6 @@
 """The decode call as one compiled graph: building a custom kernel call costs 5-10 us of Python, every layer.
 
-The in-place write survives `mx.compile` as long as its token is an argument and a result. Whatever the kernels read
+The in-place write survives `mx.compile` as long as its fence is an argument and a result. Whatever the kernels read
 is an argument too. Shapes go in buckets, so that few graphs are traced.
 """
 
@@ -81,7 +81,7 @@ class CompiledDecode:
             size, [descriptor.max_blocks_of(part.size, size) for part in packed]
         )
         assert callable(step)
-        result, token = step(
+        result, fence = step(
             tokens,
             self._unused if self._rotates else self._positions(rows, size),
             [mx.array(part) for part in packed],
@@ -92,7 +92,7 @@ class CompiledDecode:
             scratch,
         )
         self._count((step, size, scratch.size, *(part.size for part in packed)), before)
-        self._backend.token = token
+        self._backend.token = fence
         output: mx.array = result
         return output
 
@@ -128,14 +128,14 @@ class CompiledDecode:
         tokens: mx.array,
         positions: mx.array,
         packed: list[mx.array],
-        token: mx.array,
+        fence: mx.array,
         arenas: list[mx.array],
         scales: list[mx.array | None],
         layers: list[mx.array],
         scratch: mx.array,
     ) -> tuple[mx.array, mx.array]:
         rows = tokens.shape[0]
-        state = KernelState(arenas, scales, layers, packed, token, scratch)
+        state = KernelState(arenas, scales, layers, packed, fence, scratch)
         geometry = CallGeometry(np.zeros(rows, dtype=np.int32), 1, ())
         session = KernelSession(self._backend, geometry, state, fuses=True)
         offset = StepOffset(session.rope_table) if self._rotates else positions
@@ -148,8 +148,8 @@ class CompiledDecode:
         return logits.squeeze(1), state.token
 
     def _trace_greedy(self, *inputs: object) -> tuple[mx.array, mx.array]:
-        logits, token = self._trace(*inputs)  # type: ignore[arg-type]
-        return mx.argmax(logits, axis=-1).astype(mx.int32), token
+        logits, fence = self._trace(*inputs)  # type: ignore[arg-type]
+        return mx.argmax(logits, axis=-1).astype(mx.int32), fence
 
 
 def bucket(count: int, smallest: int) -> int:

@@ -22,7 +22,8 @@ from rvllm_local.engine.flight import (
 from rvllm_local.engine.identity import EngineIdentity
 from rvllm_local.engine.kv_cache import KVCacheManager
 from rvllm_local.engine.limits import EngineLimits
-from rvllm_local.engine.output import closing_event, token_event
+from rvllm_local.engine.output import closing_event, scores_event, token_event
+from rvllm_local.engine.prefill import Prefiller
 from rvllm_local.engine.prefill_budget import PrefillBudget
 from rvllm_local.engine.report import CoreParts, report, snapshot, stats
 from rvllm_local.engine.runner import ModelRunner
@@ -75,10 +76,12 @@ class EngineCore:
         self._text = text
         self._identity = identity
         self._reserve_memory = reserve_memory
+        self._prefiller = Prefiller(runner, kv, kv_cache, budget)
         self._parts = CoreParts(kv, kv_cache, scheduler, runner)
         self._flight: Flight | None = None
         self._reports: deque[RequestReport] = deque(maxlen=_REPORTS_KEPT)
         self._open: dict[tuple[str, int], Sequence] = {}
+        self._scored: dict[tuple[str, int], Sequence] = {}
         self._arrivals = 0
         self.limits = limits
         self.num_steps = 0
@@ -130,6 +133,8 @@ class EngineCore:
         sequence.matcher = matcher
         self._arrivals += 1
         self._open[key] = sequence
+        if sequence.scores is not None:
+            self._scored[key] = sequence
         self._scheduler.add(sequence)
 
     def _new_sequence(self, request: Request, sink: EventSink) -> Sequence:
@@ -227,7 +232,9 @@ class EngineCore:
         if rows and self._mixes(plan.prefills):
             return self._launch(rows, plan.prefills)
         for chunk in plan.prefills:
-            self._prefill(chunk)
+            self._prefiller.run(chunk)
+        if self._scored:
+            self._emit_scores()
         return self._launch(rows, ()) if rows else None
 
     def _is_allowed_on(self, sequence: Sequence) -> bool:
@@ -244,32 +251,28 @@ class EngineCore:
         return True
 
     def _mixes(self, chunks: tuple[PrefillChunk, ...]) -> bool:
+        """The chunks are few tokens, and nobody wants their logits."""
         if not chunks or not self._runner.mixes:
             return False
-        return sum(chunk.num_tokens for chunk in chunks) <= _MOST_MIXED
+        num_tokens = 0
+        for chunk in chunks:
+            if chunk.sequence.scores is not None:
+                return False
+            num_tokens += chunk.num_tokens
+        return num_tokens <= _MOST_MIXED
 
-    def _prefill(self, chunk: PrefillChunk) -> None:
-        sequence, start = chunk.sequence, chunk.sequence.num_computed
-        began = time.monotonic()
-        tokens = sequence.token_ids[start : start + chunk.num_tokens]
-        self._runner.prefill(sequence.tables, start, tokens, sequence.adapter)
-        self._budget.record_prefill(chunk.num_tokens, time.monotonic() - began)
-        self._after_prefill(chunk, began)
-
-    def _after_prefill(self, chunk: PrefillChunk, began: float) -> None:
-        sequence, timings = chunk.sequence, chunk.sequence.timings
-        timings.admitted = timings.admitted or began
-        timings.prefill_chunks += 1
-        sequence.num_computed += chunk.num_tokens
-        sequence.num_prefilled = sequence.num_computed
-        self._share_blocks(sequence)
-
-    def _share_blocks(self, sequence: Sequence) -> None:
-        """More tokens have KV: share full blocks, free those behind the windows."""
-        timings, tables = sequence.timings, sequence.tables
-        timings.blocks_peak = max(timings.blocks_peak, tables.num_blocks)
-        self._kv_cache.cache_full_blocks(sequence)
-        self._kv.trim_windows(tables, sequence.num_computed - sequence.in_flight)
+    def _emit_scores(self) -> None:
+        """Send what was scored; end the requests that want nothing else."""
+        for sequence in list(self._scored.values()):
+            if sequence not in self._scheduler.running:
+                continue
+            event = scores_event(sequence)
+            if event is None:
+                continue
+            if event.finish_reason is None:
+                sequence.sink(event)
+            else:
+                self._end(sequence, event)
 
     def _launch(
         self, rows: tuple[Sequence, ...], chunks: tuple[PrefillChunk, ...]
@@ -285,7 +288,7 @@ class EngineCore:
         )
         num_mixed = 0
         for chunk in chunks:
-            self._after_prefill(chunk, launched)
+            self._prefiller.account(chunk, launched)
             num_mixed += chunk.num_tokens
         for row in rows:
             row.timings.admitted = row.timings.admitted or launched
@@ -322,7 +325,7 @@ class EngineCore:
                 sequence.token_history.push(token)
             # A block is full, or was begun; a window may move with every token.
             if self._kv.has_windows or len(sequence.token_ids) % BLOCK_TOKENS <= 1:
-                self._share_blocks(sequence)
+                self._prefiller.share_blocks(sequence)
             committed.append((sequence, token, logprobs[index]))
         self.generated_tokens += len(committed)
         return committed
@@ -366,7 +369,9 @@ class EngineCore:
         """
         assert event.finish_reason is not None
         sequence.ended = True
-        del self._open[(sequence.request.request_id, sequence.request.index)]
+        key = (sequence.request.request_id, sequence.request.index)
+        del self._open[key]
+        self._scored.pop(key, None)
         self._scheduler.remove(sequence)
         if sequence.in_flight == 0:
             self._kv_cache.free(sequence)
@@ -384,9 +389,7 @@ class EngineCore:
 
     def explain(self, request_id: str) -> tuple[RequestReport, ...]:
         """The reports of a finished request's choices."""
-        return tuple(
-            finished for finished in self._reports if finished.request_id == request_id
-        )
+        return tuple(row for row in self._reports if row.request_id == request_id)
 
     def check_integrity(self) -> None:
         """Raise AssertionError unless every block is accounted for. For tests."""

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from rvllm_local.engine.disk_tier import DiskTier
+from rvllm_local.engine.prompt_scores import ScoreCache
 from rvllm_local.engine.sequence import Sequence
 from rvllm_local.memory.block_io import BlockIO
 from rvllm_local.memory.blocks import BLOCK_TOKENS, blocks_for
@@ -50,6 +51,7 @@ class KVCacheManager:
         self._deadline = 0.0
         # By request id: the choice from which the others fork.
         self._leaders: dict[str, Sequence] = {}
+        self._scores = ScoreCache()
         self.hit_tokens = 0
 
     @property
@@ -185,6 +187,7 @@ class KVCacheManager:
     def forget_prefixes(self) -> None:
         """After a failed step nobody's KV can be trusted."""
         self._disk.forget()
+        self._scores.clear()
         self._kv.forget_prefixes()
 
     def close(self) -> None:
@@ -195,12 +198,16 @@ class KVCacheManager:
     def _reusable_keys(self, sequence: Sequence) -> list[bytes]:
         """Keys of the full blocks before the last token.
 
-        The last token's logits are wanted, so that it is computed anew.
+        The last token's logits are wanted, so that it is computed anew. A prompt that
+        is scored reuses only blocks whose log-probabilities are kept as well.
         """
         if not self._policy.reuse:
             return []
-        num_blocks = (len(sequence.token_ids) - 1) // BLOCK_TOKENS
-        return sequence.keys.upto(sequence.token_ids, num_blocks)
+        tokens, scores = sequence.token_ids, sequence.scores
+        keys = sequence.keys.upto(tokens, (len(tokens) - 1) // BLOCK_TOKENS)
+        if scores is None:
+            return keys
+        return keys[: self._scores.count_blocks(keys, tokens, scores.num_top)]
 
     def _adopt(self, sequence: Sequence, keys: list[bytes], count: int) -> None:
         """Share the first `count` blocks of the prompt, all of which are in the arena."""
@@ -223,7 +230,10 @@ class KVCacheManager:
     def _count_hit(
         self, sequence: Sequence, num_tokens: int, *, from_disk: bool = False
     ) -> None:
+        first_block = sequence.num_computed // BLOCK_TOKENS
         sequence.num_computed += num_tokens
+        if sequence.scores is not None:
+            self._take_scores(sequence, first_block)
         sequence.num_prefilled = sequence.num_computed
         sequence.num_published = sequence.num_computed // BLOCK_TOKENS
         sequence.capacity = blocks_for(sequence.num_computed) * BLOCK_TOKENS
@@ -234,6 +244,30 @@ class KVCacheManager:
         self.hit_tokens += num_tokens
         if from_disk:
             timings.cached_from_disk += num_tokens
+
+    def _take_scores(self, sequence: Sequence, first_block: int) -> None:
+        """The log-probabilities of blocks that a scored prompt reuses."""
+        scores, tokens = sequence.scores, sequence.token_ids
+        assert scores is not None
+        num_blocks = sequence.num_computed // BLOCK_TOKENS
+        keys = sequence.keys.upto(tokens, num_blocks)
+        for block in range(first_block, num_blocks):
+            start = block * BLOCK_TOKENS
+            next_token = tokens[start + BLOCK_TOKENS]
+            entries = self._scores.get(keys[block], next_token, scores.num_top)
+            assert entries is not None, "a block was reused without its scores"
+            scores.put(start, entries)
+
+    def cache_scores(self, sequence: Sequence, start: int) -> None:
+        """Keep what was scored from position `start` on, for later prompts."""
+        scores, tokens = sequence.scores, sequence.token_ids
+        if scores is None or not self._policy.reuse:
+            return
+        num_blocks = sequence.num_computed // BLOCK_TOKENS
+        keys = sequence.keys.upto(tokens, num_blocks)
+        for block in range(start // BLOCK_TOKENS, num_blocks):
+            next_token = tokens[(block + 1) * BLOCK_TOKENS]
+            self._scores.add(keys[block], next_token, scores.block(block))
 
     def _fork(self, leader: Sequence, sequence: Sequence) -> bool:
         """Share a sibling's prompt: full blocks as they are, the last one as a copy."""

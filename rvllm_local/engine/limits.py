@@ -66,7 +66,9 @@ class EngineLimits:
 
     def _check_length(self, request: Request) -> None:
         num_prompt = len(request.prompt_token_ids)
-        if num_prompt >= self.context_length:
+        if num_prompt > self.context_length or (
+            num_prompt == self.context_length and request.params.max_tokens > 0
+        ):
             raise ContextOverflowError(
                 "prompt",
                 f"the prompt has {num_prompt} tokens, and the context of "

@@ -35,6 +35,29 @@ def token_event(
     )
 
 
+def scores_event(sequence: Sequence) -> StreamEvent | None:
+    """What was scored of its prompt since the last time; None if nothing was.
+
+    It ends a request that wants no token once the whole prompt was scored.
+    """
+    assert sequence.scores is not None
+    reason, text = None, ""
+    if sequence.num_prompt >= sequence.max_total and sequence.num_to_prefill == 0:
+        reason, text = FinishReason.LENGTH, sequence.detokenizer.finish()
+    records = sequence.scores.take(sequence.num_computed)
+    if not records and reason is None:
+        return None
+    return StreamEvent(
+        text,
+        (),
+        reason,
+        None,
+        sequence.request.index,
+        sequence.timings.cached_tokens,
+        prompt_logprobs=records,
+    )
+
+
 def _reason_to_end(sequence: Sequence) -> FinishReason | None:
     if sequence.detokenizer.stopped:
         return FinishReason.STOP

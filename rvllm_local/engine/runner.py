@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import mlx.core as mx
 import numpy as np
@@ -32,7 +31,9 @@ from rvllm_local.engine.decode_batch import (
     step_tokens,
     tiled_rows,
 )
+from rvllm_local.engine.run_mode import RunMode
 from rvllm_local.engine.sampling.host_sampler import draw_from
+from rvllm_local.engine.sampling.logprobs import TargetLogprobs, target_logprobs
 from rvllm_local.engine.sampling.sampler import (
     RowSampling,
     SampledTokens,
@@ -47,24 +48,7 @@ from rvllm_local.memory.state import RecurrentState, stacked
 from rvllm_local.memory.tables import SequenceTables
 from rvllm_local.models.adapted import AdapterChoice
 
-
-@dataclass(frozen=True, slots=True)
-class RunMode:
-    """How a family can be called.
-
-    batched: many rows a decode call, with an array of offsets.
-    dense: the model does its own attention arithmetic on gathered keys and values.
-    rotates: in compiled steps the kernels rotate queries and keys.
-    joins: in compiled steps an addition to the residual stream is launched together
-        with the norm after it.
-    """
-
-    batched: bool
-    dense: bool
-    rotates: bool = False
-    joins: bool = False
-
-
+_SCORED_LOGITS = 2 * 2**20  # logits of prompt tokens that are there at once
 _PLAIN_BATCHES = RunMode(batched=True, dense=False)
 
 
@@ -158,6 +142,40 @@ class ModelRunner:
         for start in range(0, len(token_ids), size):
             tile = token_ids[start : start + size]
             self._prefill_call(tables, position + start, tile)
+
+    def score(
+        self,
+        tables: SequenceTables,
+        position: int,
+        token_ids: Sequence[int],
+        targets: Sequence[int],
+        num_top: int,
+        adapter: int = 0,
+    ) -> list[TargetLogprobs]:
+        """As `prefill`; also how likely each of `targets` is, the token after each.
+
+        Goes in tiles, so that the logits of a tile fit into the planned scratch.
+        """
+        self._adapters.choose([adapter])
+        size, parts = self._score_tile, []
+        for start in range(0, len(token_ids), size):
+            tile = token_ids[start : start + size]
+            logits = self._prefill_call(tables, position + start, tile)
+            expected = targets[start : start + size]
+            parts.append(target_logprobs(logits, expected, num_top))
+        return parts
+
+    @property
+    def _score_tile(self) -> int:
+        if self._row_group is not None:
+            return BLOCK_TOKENS
+        num_blocks = _SCORED_LOGITS // self.vocab_size // BLOCK_TOKENS
+        return max(1, num_blocks) * BLOCK_TOKENS
+
+    def try_score(self, num_top: int) -> None:
+        """As `score` with a tile's logits, to see what it takes."""
+        logits = mx.zeros((self._score_tile, self.vocab_size))
+        target_logprobs(logits, [0] * self._score_tile, num_top)
 
     def _prefill_call(
         self, tables: SequenceTables, position: int, token_ids: Sequence[int]

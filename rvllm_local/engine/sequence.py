@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from rvllm_local.engine.detokenizer import StreamingDetokenizer
+from rvllm_local.engine.prompt_scores import PromptScores
 from rvllm_local.engine.sampling.token_history import TokenHistory
 from rvllm_local.memory.prefix import KeyChain
 from rvllm_local.memory.swap import Swapped
@@ -75,6 +76,7 @@ class Sequence:
     )
     overtaken: int = 0
     restoring: bool = False  # more of its prefix is being read from disk
+    scores: PromptScores | None = None  # its prompt's log-probabilities, if wanted
     swapped: tuple[tuple[Swapped, ...], ...] | None = (
         None  # its blocks by group, while it is preempted
     )
@@ -83,6 +85,10 @@ class Sequence:
         params = self.request.params
         self.token_ids = list(self.request.prompt_token_ids)
         self.num_prompt = len(self.token_ids)
+        # The choices of a request share their prompt: the first one scores it.
+        if params.prompt_logprobs is not None and self.request.index == 0:
+            prompt = self.request.prompt_token_ids
+            self.scores = PromptScores(prompt, params.prompt_logprobs)
         self.needs_host = params.has_penalties or self.request.grammar is not None
         edits = bool(params.logit_bias) or params.logprobs is not None
         self.is_plain_greedy = params.is_greedy and not self.needs_host and not edits

@@ -66,6 +66,22 @@ def test_an_id_that_is_open_is_refused_and_its_request_goes_on(client: Client) -
     assert len(tokens) == 200
 
 
+def test_a_prompt_is_scored_the_same_everywhere(client: Client, folder: Path) -> None:
+    prompt = list(range(5, 60))
+    params = SamplingParams(max_tokens=0, temperature=0, prompt_logprobs=2)
+    with LLM(str(folder)) as llm:
+        expected = llm.generate(prompt, params)[0].prompt_logprobs
+    assert expected is not None
+    events = list(client.submit(prompt, params))
+    records = [part for event in events for part in event.prompt_logprobs or ()]
+    assert len(records) == len(prompt) and records[0] is None
+    for record, same in zip(records[1:], expected[1:], strict=True):
+        assert record is not None and same is not None
+        assert record.token_id == same.token_id
+        assert record.logprob == pytest.approx(same.logprob, abs=1e-4)
+    assert events[-1].finish_reason is FinishReason.LENGTH
+
+
 def test_tokens_are_the_same_everywhere(client: Client, folder: Path) -> None:
     with LLM(str(folder)) as llm:
         expected = llm.generate([5, 6, 7], GREEDY)[0]

@@ -15,7 +15,8 @@ from rvllm_local.attention.residual import install_joined_adds
 from rvllm_local.attention.rotation import install_rotations
 from rvllm_local.attention.seam import install
 from rvllm_local.engine.compiled import CompiledDecode
-from rvllm_local.engine.runner import ModelRunner, RunMode
+from rvllm_local.engine.run_mode import RunMode
+from rvllm_local.engine.runner import ModelRunner
 from rvllm_local.engine.startup.selfcheck import find_agreeing_runner
 from rvllm_local.errors import UnsupportedModelError
 from rvllm_local.memory.arena import Arena, KVShape

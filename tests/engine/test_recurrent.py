@@ -16,7 +16,7 @@ from rvllm_local.engine.startup.build import build_core
 from rvllm_local.memory.blocks import BLOCK_TOKENS
 from rvllm_local.memory.state import RecurrentState, StateSnapshots, stacked
 from rvllm_local.models.loader import LoadedModel
-from rvllm_local.types import SamplingParams
+from rvllm_local.types import SamplingParams, StreamEvent
 from tests.support.matrix import Answer, Bytes, mlx_lm_tokens
 from tests.support.zoo import VOCAB_SIZE, zoo_model
 
@@ -148,3 +148,24 @@ def test_rows_of_the_last_call_are_not_stacked_again() -> None:
     assert part is not None
     assert part.shape == (1, 3)
     assert stacked([RecurrentState()]) == ()
+
+
+@pytest.mark.parametrize("arch", FAMILIES)
+def test_a_prompt_is_scored_as_by_a_plain_forward(arch: str) -> None:
+    prompt = tokens(90, 5)
+    logits = loaded(arch).module(mx.array([prompt]))[0].astype(mx.float32)
+    logprobs = np.array(logits - mx.logsumexp(logits, axis=-1, keepdims=True))
+    core = build_core(loaded(arch), Bytes(), OPTIONS)
+    params = SamplingParams(max_tokens=0, prompt_logprobs=0, temperature=0)
+    for _ in range(2):
+        heard: list[StreamEvent] = []
+        core.add(make_requests(tuple(prompt), params)[0], heard.append)
+        while core.has_work:
+            core.step()
+        records = [part for event in heard for part in event.prompt_logprobs or ()]
+        assert [record and record.token_id for record in records] == [None, *prompt[1:]]
+        for position, record in enumerate(records):
+            if record is not None:
+                expected = logprobs[position - 1, prompt[position]]
+                assert record.logprob == pytest.approx(expected, abs=1e-3)
+    core.close("the end")

@@ -16,7 +16,8 @@ from rvllm_local.attention.dense import dense_attention
 from rvllm_local.attention.geometry import call_geometry
 from rvllm_local.attention.probe import plain_caches, probe_layout
 from rvllm_local.attention.seam import install
-from rvllm_local.engine.runner import ModelRunner, RunMode
+from rvllm_local.engine.run_mode import RunMode
+from rvllm_local.engine.runner import ModelRunner
 from rvllm_local.engine.startup.selfcheck import find_agreeing_runner
 from rvllm_local.errors import UnsupportedModelError
 from rvllm_local.memory.arena import Arena, KVShape

@@ -74,6 +74,10 @@ class OverlappingRunner(ModelRunner):
         self.wait()
         super().prefill(tables, position, token_ids, adapter)
 
+    def score(self, *arguments: Any) -> Any:
+        self.wait()
+        return super().score(*arguments)
+
     def sample(
         self, rows: Sequence[DecodeRow], samplings: Any, previous: Any, chunks: Any = ()
     ) -> SampledTokens:
@@ -121,7 +125,7 @@ class WaitingIO:
 def make_overlapping(core: EngineCore) -> OverlappingRunner:
     """From now on the core's decode steps are in flight while it reads the ones before."""
     runner = OverlappingRunner(core._runner)
-    core._runner = runner
+    core._runner = core._prefiller._runner = runner
     waiting = WaitingIO(runner, core._kv_cache._io)
     core._kv_cache._io = core._kv_cache._disk._io = waiting
     return runner

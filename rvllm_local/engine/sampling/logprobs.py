@@ -1,12 +1,58 @@
-"""Log-probabilities on their way out: from arrays of a batch to a record for each token."""
+"""Log-probabilities: of drawn tokens, and of tokens that are given."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
+
+import mlx.core as mx
+import numpy as np
+import numpy.typing as npt
 
 from rvllm_local.engine.sampling.sampler import SampledTokens, Tokens
 from rvllm_local.types import TokenLogprob
+
+
+class TargetLogprobs(NamedTuple):
+    """Log-probabilities of given tokens, and of the best alternatives, best first."""
+
+    logprobs: npt.NDArray[np.float32]  # [tokens]
+    top_ids: npt.NDArray[np.int32]  # [tokens, alternatives]
+    top_logprobs: npt.NDArray[np.float32]  # [tokens, alternatives]
+
+    def rows(self, start: int, end: int) -> TargetLogprobs:
+        """A copy of the tokens from `start` to `end`."""
+        return TargetLogprobs(
+            self.logprobs[start:end].copy(),
+            self.top_ids[start:end].copy(),
+            self.top_logprobs[start:end].copy(),
+        )
+
+
+def target_logprobs(
+    logits: mx.array, targets: Sequence[int], num_top: int
+) -> TargetLogprobs:
+    """How likely each target is after its row of `logits` `[tokens, vocab]`."""
+    logits = logits.astype(mx.float32)
+    normalizers = mx.logsumexp(logits, axis=-1, keepdims=True)
+    chosen = mx.take_along_axis(logits, mx.array(list(targets))[:, None], axis=-1)
+    parts = [chosen - normalizers]
+    if num_top:
+        ids = mx.argpartition(-logits, kth=num_top - 1, axis=-1)[:, :num_top]
+        values = mx.take_along_axis(logits, ids, axis=-1) - normalizers
+        order = mx.argsort(-values, axis=-1)
+        parts.append(mx.take_along_axis(ids, order, axis=-1))
+        parts.append(mx.take_along_axis(values, order, axis=-1))
+    mx.eval(*parts)
+    arrays = [np.array(part) for part in parts]
+    if not num_top:
+        arrays += [np.zeros((len(targets), 0))] * 2
+    logprobs, top_ids, top_logprobs = arrays
+    return TargetLogprobs(
+        logprobs[:, 0],
+        top_ids.astype(np.int32),
+        top_logprobs.astype(np.float32),
+    )
 
 
 def token_logprobs(
@@ -26,10 +72,20 @@ def token_logprobs(
     for row, count in enumerate(counts):
         record = None
         if count is not None:
-            top = tuple(zip(ids[row][:count], values[row][:count], strict=True))
-            record = TokenLogprob(tokens[row], logprobs[row], top)
+            top = zip(ids[row][:count], values[row][:count], strict=True)
+            record = token_logprob(tokens[row], logprobs[row], tuple(top))
         records.append(record)
     return records
+
+
+def token_logprob(
+    token_id: int, logprob: float, top: tuple[tuple[int, float], ...]
+) -> TokenLogprob:
+    """A record whose alternatives, where any are wanted, include the token itself."""
+    is_listed = any(other == token_id for other, _ in top)
+    if top and not is_listed:
+        top = (*top, (token_id, logprob))
+    return TokenLogprob(token_id, logprob, top)
 
 
 def _rows_of(array: Tokens | None, num_rows: int) -> list[list[Any]]:

@@ -19,7 +19,8 @@ from rvllm_local.attention.residual import JoinedAdds, install_joined_adds
 from rvllm_local.attention.rotation import install_rotations
 from rvllm_local.engine.compiled import CompiledDecode
 from rvllm_local.engine.options import EngineOptions
-from rvllm_local.engine.runner import ModelRunner, RunMode
+from rvllm_local.engine.run_mode import RunMode
+from rvllm_local.engine.runner import ModelRunner
 from rvllm_local.engine.startup.measure_scratch import measure_scratch
 from rvllm_local.engine.startup.result_cache import (
     StartupResult,

@@ -17,7 +17,7 @@ from rvllm_local.engine.runner import ModelRunner
 from rvllm_local.engine.sampling.sampler import RowSampling
 from rvllm_local.memory.blocks import BLOCK_TOKENS
 from rvllm_local.memory.tables import KVTables, SequenceTables
-from rvllm_local.types import SamplingParams
+from rvllm_local.types import MAX_LOGPROBS, SamplingParams
 
 _HARDEST = SamplingParams(temperature=1.0, top_p=0.9, top_k=50, min_p=0.01, logprobs=5)
 
@@ -27,8 +27,9 @@ def measure_scratch(
 ) -> int:
     """The most bytes that MLX held at once beside what it holds now, over the largest calls that can come.
 
-    A chunk at the end of the longest context; `rows` rows that share the longest context, and the longest that are attended
-    together; and the drawing of `rows` tokens. Where layers run one by one, the first ones stand for all.
+    A chunk at the end of the longest context; `rows` rows that share the longest context,
+    and the longest that are attended together; the drawing of `rows` tokens; the scoring
+    of a prompt's tile. Where layers run one by one, the first ones stand for all.
     """
     longest = min(context, kv.capacity_tokens(chunk))
     most_blocks = (
@@ -49,6 +50,7 @@ def measure_scratch(
             _over(kv, length, chunk, functools.partial(_decode, runner, rows, length))
         )
     peaks.append(_over(kv, 1, chunk, lambda tables, _: _draw(runner, tables, rows)))
+    peaks.append(_over(kv, 1, chunk, lambda *_: runner.try_score(MAX_LOGPROBS)))
     for pool in kv.pools:
         pool.peak_used = 0
     return max(peaks)

@@ -21,7 +21,7 @@ import numpy as np
 
 from rvllm_local import host
 from rvllm_local.engine.options import EngineOptions
-from rvllm_local.engine.runner import RunMode
+from rvllm_local.engine.run_mode import RunMode
 from rvllm_local.models.file_stamps import file_stamp
 from rvllm_local.models.loader import LoadedModel
 from rvllm_local.models.locate import ModelFiles

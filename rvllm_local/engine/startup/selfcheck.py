@@ -15,7 +15,8 @@ from mlx import nn
 
 from rvllm_local.attention.geometry import DecodeRow
 from rvllm_local.attention.probe import plain_caches
-from rvllm_local.engine.runner import ModelRunner, RunMode
+from rvllm_local.engine.run_mode import RunMode
+from rvllm_local.engine.runner import ModelRunner
 from rvllm_local.errors import UnsupportedModelError
 from rvllm_local.memory.tables import KVTables
 

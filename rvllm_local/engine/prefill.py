@@ -1,0 +1,74 @@
+"""Computes chunks of prompts, and accounts for what then has KV."""
+
+from __future__ import annotations
+
+import time
+
+from rvllm_local.engine.kv_cache import KVCacheManager
+from rvllm_local.engine.prefill_budget import PrefillBudget
+from rvllm_local.engine.runner import ModelRunner
+from rvllm_local.engine.scheduler import PrefillChunk
+from rvllm_local.engine.sequence import Sequence
+from rvllm_local.memory.tables import KVTables
+
+
+class Prefiller:
+    """The prompt side of the engine's step."""
+
+    def __init__(
+        self,
+        runner: ModelRunner,
+        kv: KVTables,
+        kv_cache: KVCacheManager,
+        budget: PrefillBudget,
+    ) -> None:
+        self._runner = runner
+        self._kv = kv
+        self._kv_cache = kv_cache
+        self._budget = budget
+
+    def run(self, chunk: PrefillChunk) -> None:
+        """Compute the KV of a chunk in a call of its own."""
+        sequence, start = chunk.sequence, chunk.sequence.num_computed
+        end = start + chunk.num_tokens
+        began = time.monotonic()
+        if sequence.scores is None:
+            tokens = sequence.token_ids[start:end]
+            self._runner.prefill(sequence.tables, start, tokens, sequence.adapter)
+        else:
+            self._score(sequence, start, end)
+        self._budget.record_prefill(chunk.num_tokens, time.monotonic() - began)
+        self.account(chunk, began)
+        self._kv_cache.cache_scores(sequence, start)
+
+    def _score(self, sequence: Sequence, start: int, end: int) -> None:
+        """Compute a chunk, and note how likely each token after one of its own is."""
+        assert sequence.scores is not None
+        tokens = sequence.token_ids
+        parts = self._runner.score(
+            sequence.tables,
+            start,
+            tokens[start:end],
+            tokens[start + 1 : end + 1],
+            sequence.scores.num_top,
+            sequence.adapter,
+        )
+        for part in parts:
+            sequence.scores.put(start, part)
+            start += len(part.logprobs)
+
+    def account(self, chunk: PrefillChunk, began: float) -> None:
+        """A chunk has KV now, by a call that began at this monotonic time."""
+        sequence, timings = chunk.sequence, chunk.sequence.timings
+        timings.admitted = timings.admitted or began
+        timings.prefill_chunks += 1
+        sequence.num_computed += chunk.num_tokens
+        sequence.num_prefilled = sequence.num_computed
+        self.share_blocks(sequence)
+
+    def share_blocks(self, sequence: Sequence) -> None:
+        """More tokens have KV: share full blocks, free those behind the windows."""
+        timings, tables = sequence.timings, sequence.tables
+        timings.blocks_peak = max(timings.blocks_peak, tables.num_blocks)
+        self._kv_cache.cache_full_blocks(sequence)
+        self._kv.trim_windows(tables, sequence.num_computed - sequence.in_flight)
