@@ -215,10 +215,10 @@ def test_weights_are_looked_through_once_and_again_when_they_change(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     looked: list[Path] = []
-    honest = loader._check_numbers
+    honest = loader.check_finite
     monkeypatch.setattr(
         loader,
-        "_check_numbers",
+        "check_finite",
         lambda path, module: looked.append(path) or honest(path, module),
     )
     for _ in range(3):
