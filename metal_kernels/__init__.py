@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from rvllm_local.metal_kernels.add_norm import AddNorm
+from rvllm_local.metal_kernels.arguments import NewTokens, Rotation
 from rvllm_local.metal_kernels.config import KernelConfig, default_backend
-from rvllm_local.metal_kernels.kernels import KernelSet, NewTokens, Rotation
+from rvllm_local.metal_kernels.kernels import KernelSet
 from rvllm_local.metal_kernels.launch import DispatchCounter
 
 __all__ = [

@@ -1,8 +1,9 @@
 // The residual stream plus a block's result, and the sum normed for the next block: weight * sum / sqrt(mean(sum^2) + eps).
 // The sum is rounded to the model's type before it is normed. One threadgroup a row.
 // Metal injects: thread_position_in_threadgroup threadgroup_position_in_grid
+// Metal injects: thread_index_in_simdgroup simdgroup_index_in_threadgroup
 RV_SHARED float sums[RV_SIMDGROUPS];
-const int lane = RV_LOCAL_ID.x % 32, simd = RV_LOCAL_ID.x / 32;
+const int lane = RV_LANE, simd = RV_SIMD;
 const rv_index row = (rv_index)RV_GROUP.x * RV_D;
 float x[RV_LOADS][RV_VEC], y[RV_VEC];
 float sum = 0;

@@ -16,7 +16,7 @@ HEAD_DIMS = (16, 32, 64, 80, 96, 128, 192, 256, 512)
 MAX_GROUP = 16
 MAX_QUERY_LEN = 8
 BLOCK = layout.BLOCK_TOKENS
-TOKEN_SIZE = 8  # fewer elements would move the token to Metal's constant address space
+FENCE_SIZE = 8  # fewer elements would move the fence to Metal's constant address space
 
 KINDS = {mx.float32: 0, mx.float16: 1, mx.bfloat16: 2, mx.int8: 3}
 TYPES = {

@@ -1,6 +1,6 @@
 const int head = RV_GROUP.x / RV_TILES, tile = RV_GROUP.x % RV_TILES;
 const int row = RV_GROUP.y, split = RV_GROUP.z, splits = RV_GROUPS.z;
-if (RV_GROUP.x == 0 && row == 0 && split == 0 && RV_LOCAL_ID.x < 8) token_out[RV_LOCAL_ID.x] = token[RV_LOCAL_ID.x] + 1;
+if (RV_GROUP.x == 0 && row == 0 && split == 0 && RV_LOCAL_ID.x < 8) fence_out[RV_LOCAL_ID.x] = rv_next_fence(fence[RV_LOCAL_ID.x]);
 const int rows = descriptor[0], max_blocks = descriptor[2];
 const int context = descriptor[RV_HEADER + row * RV_ROW_FIELDS];
 const int first = descriptor[RV_HEADER + row * RV_ROW_FIELDS + 1];

@@ -3,7 +3,7 @@
 // Metal injects: thread_position_in_threadgroup threadgroup_position_in_grid
 const rv_index word = (rv_index)RV_GROUP.x * RV_COPY_THREADS + RV_LOCAL_ID.x;
 const int pair = RV_GROUP.y;
-if (word < 8 && pair == 0) token_out[word] = token[0] + 1;
+if (word < 8 && pair == 0) fence_out[word] = rv_next_fence(fence[0]);
 const int from = pairs[2 * pair], to = pairs[2 * pair + 1];
 if (from == to) return;
 if (word < RV_BLOCK_WORDS) {

@@ -9,7 +9,7 @@ if (t >= count || kv > 1 || head >= RV_KV_HEADS) return;
 const int context = descriptor[RV_HEADER], first = descriptor[RV_HEADER + 1], max_blocks = descriptor[2];
 float x[RV_VEC];
 RV_UNROLL for (int e = 0; e < RV_VEC; e++) x[e] = 0;
-const bool is_held = t < context - first && t < max_blocks * RV_BLOCK && token[0] >= 0;
+const bool is_held = t < context - first && t < max_blocks * RV_BLOCK && fence[0] >= 0;
 const int block = is_held ? descriptor[RV_HEADER + descriptor[0] * RV_ROW_FIELDS + t / RV_BLOCK] : 0;
 if (block != 0) {
   const rv_index place = rv_plane(block, layer[0], kv, head) * RV_BLOCK + t % RV_BLOCK;

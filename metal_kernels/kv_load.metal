@@ -3,7 +3,7 @@
 // Metal injects: thread_position_in_threadgroup threadgroup_position_in_grid
 const rv_index word = (rv_index)RV_GROUP.x * RV_COPY_THREADS + RV_LOCAL_ID.x;
 const int row = RV_GROUP.y;
-if (word < 8 && row == 0) token_out[word] = token[0] + 1;
+if (word < 8 && row == 0) fence_out[word] = rv_next_fence(fence[0]);
 if (word >= RV_BLOCK_WORDS + RV_SCALE_WORDS) return;
 RV_GLOBAL const uint4* from = (RV_GLOBAL const uint4*)saved + (rv_index)row * (RV_BLOCK_WORDS + RV_SCALE_WORDS);
 const int block = blocks[row];

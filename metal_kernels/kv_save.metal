@@ -3,7 +3,7 @@
 // Metal injects: thread_position_in_threadgroup threadgroup_position_in_grid
 const rv_index word = (rv_index)RV_GROUP.x * RV_COPY_THREADS + RV_LOCAL_ID.x;
 const int row = RV_GROUP.y;
-if (word >= RV_BLOCK_WORDS + RV_SCALE_WORDS || token[0] < 0) return;
+if (word >= RV_BLOCK_WORDS + RV_SCALE_WORDS || fence[0] < 0) return;
 RV_GLOBAL uint4* to = (RV_GLOBAL uint4*)saved + (rv_index)row * (RV_BLOCK_WORDS + RV_SCALE_WORDS);
 const int block = blocks[row];
 if (word < RV_BLOCK_WORDS) to[word] = ((RV_GLOBAL const uint4*)arena)[(rv_index)block * RV_BLOCK_WORDS + word];

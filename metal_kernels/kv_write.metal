@@ -1,10 +1,10 @@
 // Writes the new tokens' keys and values into their blocks, in place; int8 arenas get one scale a token and head.
 // One simdgroup a (token, kv head, row); called where the attention kernel does not write itself.
-// Metal injects: thread_position_in_threadgroup threadgroup_position_in_grid
-const int lane = RV_LOCAL_ID.x;
+// Metal injects: thread_index_in_simdgroup threadgroup_position_in_grid
+const int lane = RV_LANE;
 const int query_len = descriptor[1], max_blocks = descriptor[2];
 const int token_index = RV_GROUP.x, head = RV_GROUP.y, row = RV_GROUP.z;
-if (token_index == 0 && head == 0 && row == 0 && lane < 8) token_out[lane] = token[0] + 1;
+if (token_index == 0 && head == 0 && row == 0 && lane < 8) fence_out[lane] = rv_next_fence(fence[0]);
 if (token_index >= query_len || head >= RV_KV_HEADS || row >= descriptor[0]) return;
 const int context = descriptor[RV_HEADER + row * RV_ROW_FIELDS];
 const int first = descriptor[RV_HEADER + row * RV_ROW_FIELDS + 1];

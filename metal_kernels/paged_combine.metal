@@ -1,11 +1,11 @@
 // Merges a query row's splits (and its head's sink) into the attention output; zeros for padding rows.
-// One simdgroup a query row of a head; follows every paged_decode that is not final, and returns the next token:
+// One simdgroup a query row of a head; follows every paged_decode that is not final, and returns the next fence:
 // the scratch may be written again.
-// Metal injects: thread_position_in_threadgroup threadgroup_position_in_grid threadgroups_per_grid
-const int lane = RV_LOCAL_ID.x;
+// Metal injects: thread_index_in_simdgroup threadgroup_position_in_grid threadgroups_per_grid
+const int lane = RV_LANE;
 const int index = RV_GROUP.x, row = RV_GROUP.y;  // head * query_len + query token
 const int max_blocks = descriptor[2];
-if (index == 0 && row == 0 && lane < 8) token_out[lane] = token[lane] + 1;
+if (index == 0 && row == 0 && lane < 8) fence_out[lane] = rv_next_fence(fence[lane]);
 if (index >= RV_HEADS * RV_QUERY_LEN || row >= descriptor[0]) return;
 const int context = descriptor[RV_HEADER + row * RV_ROW_FIELDS];
 const rv_span span = rv_blocks(context, descriptor[RV_HEADER + row * RV_ROW_FIELDS + 1], max_blocks);

@@ -9,7 +9,7 @@ RV_SHARED float peaks[RV_SIMDGROUPS * RV_PAD];
 RV_SHARED float weights[RV_SIMDGROUPS * RV_PAD];
 RV_SHARED float shares[2 * RV_PAD];
 RV_SHARED float units[2 * RV_PAD];  // what a column's scores are multiplied by, and where their sums start
-const int simd = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
+const int simd = RV_SIMD, lane = RV_LANE, g = lane / 4, t = lane % 4;
 #include "decode_begin.metal"
 
 for (int c = simd; c < RV_PAD; c += RV_SIMDGROUPS) {

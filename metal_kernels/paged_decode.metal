@@ -5,11 +5,12 @@
 // token's dot products and leave each lane with one token's, for the softmax; then RV_LANES lanes own the output's
 // elements. Two stages of loads are in flight while a third is used.
 // Metal injects: thread_position_in_threadgroup threadgroup_position_in_grid threadgroups_per_grid
+// Metal injects: thread_index_in_simdgroup simdgroup_index_in_threadgroup
 RV_SHARED float4 shared[RV_SHARED_VECTORS];
 RV_SHARED float peaks[RV_SIMDGROUPS * RV_PAD];
 RV_SHARED float weights[RV_SIMDGROUPS * RV_PAD];
 RV_SHARED float shares[2 * RV_PAD];
-const int simd = RV_LOCAL_ID.x / 32, lane = RV_LOCAL_ID.x % 32;
+const int simd = RV_SIMD, lane = RV_LANE;
 const int sub = lane / RV_LANES, chunk = lane % RV_LANES;
 #include "decode_begin.metal"
 

@@ -10,6 +10,8 @@
 #define RV_GROUP blockIdx
 #define RV_GROUPS gridDim
 #define RV_LOCAL_ID threadIdx
+#define RV_LANE (threadIdx.x % 32)
+#define RV_SIMD (threadIdx.x / 32)
 #define RV_BARRIER() __syncthreads()
 #define RV_DEVICE_BARRIER() __syncthreads()
 #define RV_SIMD_BARRIER() __syncwarp()
@@ -36,6 +38,8 @@ typedef unsigned long long rv_index;
 #define RV_GROUP threadgroup_position_in_grid
 #define RV_GROUPS threadgroups_per_grid
 #define RV_LOCAL_ID thread_position_in_threadgroup
+#define RV_LANE thread_index_in_simdgroup
+#define RV_SIMD simdgroup_index_in_threadgroup
 #define RV_BARRIER() threadgroup_barrier(metal::mem_flags::mem_threadgroup)
 #define RV_DEVICE_BARRIER() threadgroup_barrier(metal::mem_flags::mem_device | metal::mem_flags::mem_threadgroup)
 #define RV_SIMD_BARRIER() simdgroup_barrier(metal::mem_flags::mem_threadgroup)
@@ -58,6 +62,9 @@ typedef ulong rv_index;
 #define RV_BLOCK 32  // tokens a KV block
 #define RV_VEC 8     // elements a lane loads at once
 #define RV_CHUNKS (RV_D / RV_VEC)
+
+// The fence after `fence`. It counts writes, wraps at 2^31 and is never negative.
+RV_FN int rv_next_fence(int fence) { return (int)(((unsigned int)fence + 1u) & 0x7fffffffu); }
 
 RV_FN float rv_simd_max(float x) {
   RV_UNROLL for (int mask = 16; mask > 0; mask >>= 1) x = RV_MAX(x, rv_xor(x, mask));

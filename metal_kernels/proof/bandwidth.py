@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import os
-import statistics
-import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import mlx.core as mx
 import numpy as np
+import numpy.typing as npt
 
 from rvllm_local.metal_kernels import KernelConfig, KernelSet, NewTokens
 from rvllm_local.metal_kernels import descriptor as layout
 from rvllm_local.metal_kernels.decode import Tuning
+from rvllm_local.metal_kernels.proof.timing import copy_bandwidth, seconds
 
 CALLS = 100  # as many as MLX puts into one command buffer, so that the device works while the host goes on
 
@@ -53,51 +51,6 @@ LOADS = (
 )  # fmt: skip
 
 
-def seconds(build: Callable[[], mx.array], calls: int, rounds: int = 5) -> float:
-    """Median time of one call while the device is busy: what `calls` more of them take after the first `calls`.
-
-    The difference leaves out what the host needs before the device has anything to do.
-    """
-    differences = []
-    for _ in range(rounds):
-        taken = []
-        for count in (calls, 2 * calls):
-            outputs = [build() for _ in range(count)]
-            mx.synchronize()
-            start = time.perf_counter()
-            mx.eval(outputs)
-            mx.synchronize()
-            taken.append(time.perf_counter() - start)
-        differences.append((taken[1] - taken[0]) / calls)
-    return statistics.median(differences)
-
-
-def copy_bandwidth(nbytes: int) -> float:
-    """Bytes read and written a second by a plain pass over `nbytes`: on a CPU a copy on all of its cores."""
-    if mx.default_device() == mx.Device(mx.cpu):
-        return _host_copy_bandwidth(nbytes)
-    source = mx.random.uniform(shape=(nbytes // 4,))
-    mx.eval(source)
-    return 2 * source.nbytes / seconds(lambda: mx.abs(source), 8)
-
-
-def _host_copy_bandwidth(nbytes: int) -> float:
-    """The destination is written before: new memory would cost a page fault for each page."""
-    source, target = np.zeros(nbytes, np.uint8), np.ones(nbytes, np.uint8)
-    source[:] = 1
-    cores = os.cpu_count() or 1
-    parts = list(
-        zip(np.array_split(target, cores), np.array_split(source, cores), strict=True)
-    )
-    taken = []
-    with ThreadPoolExecutor(cores) as pool:
-        for _ in range(5):
-            began = time.perf_counter()
-            list(pool.map(lambda part: np.copyto(*part), parts))
-            taken.append(time.perf_counter() - began)
-    return 2 * nbytes / statistics.median(taken)
-
-
 class Bench:
     """The arrays of one load in one KV format, and the kernels' calls over them."""
 
@@ -108,63 +61,43 @@ class Bench:
         kv_dtype: mx.Dtype,
         tuning: Tuning | None = None,
     ) -> None:
-        self.load, per_row = load, -(-load.context // layout.BLOCK_TOKENS)
+        self.load = load
         self.config = KernelConfig(
             load.head_dim, load.heads, load.kv_heads, 1, dtype, kv_dtype
         )
         self.kernels = KernelSet(self.config, tuning=tuning)
-        num_blocks = load.rows * per_row + 1
-        self.scales = None
-        if self.config.quantized:
-            self.arena = mx.random.randint(
-                -127, 128, self.config.arena_shape(num_blocks)
-            ).astype(mx.int8)
-            self.scales = mx.random.uniform(
-                0.001, 0.01, self.config.scales_shape(num_blocks)
-            )
-            mx.eval(self.scales)
-        else:
-            self.arena = mx.random.normal(self.config.arena_shape(num_blocks)).astype(
-                kv_dtype
-            )
-        order = (
-            np.random.default_rng(0)
-            .permutation(np.arange(1, num_blocks))
-            .reshape(load.rows, per_row)
-        )
-        self.num_blocks = num_blocks
-        contexts, firsts = [load.context] * load.rows, [0] * load.rows
-        self.packed = mx.array(layout.pack(contexts, firsts, order.tolist(), 1))
-        self.single = mx.array(
-            layout.pack(contexts[:1], firsts[:1], order[:1].tolist(), 1)
-        )
-        self.queries = mx.random.normal(
-            (load.rows, load.heads, 1, load.head_dim)
-        ).astype(dtype)
-        self.new = mx.random.normal(
-            (load.rows, load.kv_heads, 1, load.head_dim)
-        ).astype(dtype)
-        pairs = min(64, (num_blocks - 1) // 2)
-        self.pairs = mx.array(
-            np.stack(
-                [order.reshape(-1)[:pairs], order.reshape(-1)[-pairs:]], axis=1
-            ).astype(np.int32)
-        )
-        self.layer, self.token = KernelSet.layer_index(0), KernelSet.first_token()
-        self.scratch = mx.zeros(
-            (max(8, self.kernels.scratch_size(load.rows, 1, per_row)),)
-        )
-        mx.eval(
-            self.arena,
-            self.scratch,
-            self.packed,
-            self.single,
-            self.queries,
-            self.new,
-            self.pairs,
-            self.layer,
-            self.token,
-        )
+        blocks_a_row = -(-load.context // layout.BLOCK_TOKENS)
+        self.num_blocks = load.rows * blocks_a_row + 1
+        self._fill_arena()
+        order = np.random.default_rng(0).permutation(np.arange(1, self.num_blocks))
+        tables = order.reshape(load.rows, blocks_a_row).tolist()
+        contexts = [load.context] * load.rows
+        firsts = [0] * load.rows
+        self.packed = mx.array(layout.pack(contexts, firsts, tables, 1))
+        self.single = mx.array(layout.pack(contexts[:1], firsts[:1], tables[:1], 1))
+        queries = (load.rows, load.heads, 1, load.head_dim)
+        new = (load.rows, load.kv_heads, 1, load.head_dim)
+        self.queries = mx.random.normal(queries).astype(dtype)
+        self.new = mx.random.normal(new).astype(dtype)
+        self.pairs = mx.array(_copy_pairs(order))
+        self.layer = KernelSet.layer_index(0)
+        self.fence = KernelSet.first_fence()
+        scratch_size = self.kernels.scratch_size(load.rows, 1, blocks_a_row)
+        self.scratch = mx.zeros((max(8, scratch_size),))
+        mx.eval(self.arena, self.scratch, self.packed, self.single, self.queries)
+        mx.eval(self.new, self.pairs, self.layer, self.fence)
+
+    def _fill_arena(self) -> None:
+        """Random keys and values; an int8 arena has random scales beside them."""
+        shape = self.config.arena_shape(self.num_blocks)
+        self.scales: mx.array | None = None
+        if not self.config.quantized:
+            self.arena = mx.random.normal(shape).astype(self.config.kv_dtype)
+            return
+        self.arena = mx.random.randint(-127, 128, shape).astype(mx.int8)
+        scales_shape = self.config.scales_shape(self.num_blocks)
+        self.scales = mx.random.uniform(0.001, 0.01, scales_shape)
+        mx.eval(self.scales)
 
     @property
     def token_bytes(self) -> int:
@@ -181,13 +114,13 @@ class Bench:
     def decode(self) -> mx.array:
         """A whole decode call, after the one before: the new tokens' write, attention, and the combine step if any."""
         new = NewTokens(self.new, self.new)
-        out, self.token = self.kernels.paged_decode(
+        out, self.fence = self.kernels.paged_decode(
             self.queries,
             self.arena,
             self.scales,
             self.packed,
             self.layer,
-            self.token,
+            self.fence,
             self.scratch,
             scale=0.1,
             new=new,
@@ -202,7 +135,7 @@ class Bench:
             self.new,
             self.packed,
             self.layer,
-            self.token,
+            self.fence,
         )
 
     def gather(self) -> mx.array:
@@ -211,12 +144,12 @@ class Bench:
             self.scales,
             self.single,
             self.layer,
-            self.token,
+            self.fence,
             self.load.context,
         )[0]
 
     def copy(self) -> mx.array:
-        return self.kernels.kv_copy(self.arena, self.scales, self.pairs, self.token)
+        return self.kernels.kv_copy(self.arena, self.scales, self.pairs, self.fence)
 
     def calls(self) -> Iterator[tuple[str, Callable[[], mx.array], int]]:
         """Each kernel: its name, a call, and the bytes that the call must move."""
@@ -234,12 +167,19 @@ class Bench:
         )
 
 
+def _copy_pairs(order: npt.NDArray[np.int64]) -> npt.NDArray[np.int32]:
+    """Up to 64 pairs of blocks: the first ones of a shuffled order to the last ones."""
+    count = min(64, len(order) // 2)
+    pairs = np.stack([order[:count], order[-count:]], axis=1)
+    return pairs.astype(np.int32)
+
+
 def measure(
     loads: tuple[Load, ...] = LOADS, *, scale: int = 1
 ) -> tuple[float, list[Measured]]:
     """The copy's bytes a second, and every kernel at every load in bfloat16 and int8; `scale` divides the contexts."""
     copy = copy_bandwidth(2**30 // scale)
-    found = []
+    measured = []
     for load in loads:
         smaller = Load(
             load.rows,
@@ -253,13 +193,13 @@ def measure(
             for kernel, call, nbytes in bench.calls():
                 mx.eval(call())
                 taken = seconds(call, CALLS)
-                found.append(
+                measured.append(
                     Measured(
                         kernel, smaller, name, taken, nbytes, nbytes / taken / copy
                     )
                 )
             del bench
-    return copy, found
+    return copy, measured
 
 
 def table(copy: float, rows: list[Measured]) -> str:

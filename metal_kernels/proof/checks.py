@@ -50,7 +50,7 @@ def decode(
         case.scales,
         case.descriptor,
         kernels.layer_index(case.layer),
-        kernels.first_token(),
+        kernels.first_fence(),
         scratch,
         scale=variant.head_dim**-0.5,
         window=variant.window,
@@ -145,10 +145,10 @@ def check_fused(variant: Variant, make: Make = KernelSet) -> None:
                 kernels, case, variant, _sinks(variant), NewTokens(keys, values)
             )
         else:
-            layer, token = kernels.layer_index(case.layer), kernels.first_token()
+            layer, fence = kernels.layer_index(case.layer), kernels.first_fence()
             mx.eval(
                 kernels.kv_write(
-                    case.arena, case.scales, keys, values, case.descriptor, layer, token
+                    case.arena, case.scales, keys, values, case.descriptor, layer, fence
                 )
             )
             out = decode(kernels, case, variant, _sinks(variant))
@@ -308,17 +308,18 @@ def check_write_gather(config: KernelConfig, make: Make = KernelSet) -> None:
     keys, values = (x.transpose(0, 2, 1, 3) for x in new)
     packed = mx.array(layout.pack(contexts, (0, 0, 0), tables, q_len))
     mx.eval(arena, keys, values, packed, *([] if scales is None else [scales]))
-    layer, token = kernels.layer_index(1), kernels.first_token()
-    token = kernels.kv_write(arena, scales, keys, values, packed, layer, token)
-    mx.eval(token)
-    assert token.tolist() == [1] * 8, "a writer must return the next token"
+    layer, fence = kernels.layer_index(1), kernels.first_fence()
+    fence = kernels.kv_write(arena, scales, keys, values, packed, layer, fence)
+    mx.eval(fence)
+    following = (int(kernels.first_fence()[0].item()) + 1) % 2**31
+    assert fence.tolist() == [following] * 8, "a writer must return the next fence"
     allowed = {mx.float32: 1e-6, mx.float16: 1e-3, mx.bfloat16: 8e-3, mx.int8: 1.2e-2}[
         config.kv_dtype
     ]
     for row in (0, 2):
         one = mx.array(layout.pack((contexts[row],), (0,), [tables[row]], q_len))
         length = contexts[row] + 5
-        got = kernels.kv_gather(arena, scales, one, layer, token, length)
+        got = kernels.kv_gather(arena, scales, one, layer, fence, length)
         for dense, source in zip(got, (keys, values), strict=True):
             expected = np.zeros((config.kv_heads, length, config.head_dim))
             expected[:, contexts[row] - q_len : contexts[row]] = floats(source)[row]
@@ -349,7 +350,7 @@ def check_copy(config: KernelConfig, make: Make = KernelSet) -> None:
     pairs = [(1, 4), (2, 5)]
     mx.eval(
         kernels.kv_copy(
-            arena, scales, mx.array(pairs, dtype=mx.int32), kernels.first_token()
+            arena, scales, mx.array(pairs, dtype=mx.int32), kernels.first_fence()
         )
     )
     for source, target in pairs:
@@ -372,12 +373,12 @@ def check_save_load(config: KernelConfig, make: Make = KernelSet) -> None:
             random.standard_normal(config.scales_shape(6), dtype=np.float32)
         )
         mx.eval(scales)
-    token = kernels.first_token()
+    fence = kernels.first_fence()
     sources = mx.array([4, 2, 0, 0, 0, 0, 0, 0], dtype=mx.int32)
     targets = mx.array([1, 5, 0, 0, 0, 0, 0, 0], dtype=mx.int32)
-    mx.eval(arena, sources, targets, token)
+    mx.eval(arena, sources, targets, fence)
     before, scales_before = floats(arena), None if scales is None else floats(scales)
-    saved = kernels.kv_save(arena, scales, sources, token, 2)
+    saved = kernels.kv_save(arena, scales, sources, fence, 2)
     mx.eval(saved)
     whole = [arena] if scales is None else [arena, scales]
     for row, source in enumerate((4, 2)):
@@ -385,7 +386,7 @@ def check_save_load(config: KernelConfig, make: Make = KernelSet) -> None:
             np.array(part[source].view(mx.uint8)).tobytes() for part in whole
         )
         assert np.array(saved[row]).tobytes() == expected, "kv_save gave other bytes"
-    mx.eval(kernels.kv_load(arena, scales, targets, saved, token))
+    mx.eval(kernels.kv_load(arena, scales, targets, saved, fence))
     for source, target in ((4, 1), (2, 5)):
         before[target] = before[source]
         if scales_before is not None:

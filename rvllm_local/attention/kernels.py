@@ -1,6 +1,6 @@
 """The kernel back end: the project's own kernels write the arena in place and read it through block tables.
 
-Every kernel that touches the arena takes the newest token, and every writer returns the next one; this file is the
+Every kernel that touches the arena takes the newest fence, and every writer returns the next one; this file is the
 one place that threads it (the order contract is in metal_kernels/README.md). Nothing is read back on the host.
 """
 
@@ -27,7 +27,7 @@ from rvllm_local.metal_kernels import (
     default_backend,
     descriptor,
 )
-from rvllm_local.metal_kernels.config import MAX_GROUP, MAX_QUERY_LEN, TOKEN_SIZE
+from rvllm_local.metal_kernels.config import FENCE_SIZE, MAX_GROUP, MAX_QUERY_LEN
 from rvllm_local.metal_kernels.launch import DispatchCounter, Launcher
 
 _CUDA_GRAIN = 256  # cuDNN plans each shape of attention anew, which takes 40 to 900 ms
@@ -37,14 +37,14 @@ _CUDA_GRAIN = 256  # cuDNN plans each shape of attention anew, which takes 40 to
 class KernelState:
     """What the kernels of one call read and write; under `mx.compile` these are the trace's own arrays.
 
-    `token` is replaced by every kernel that writes, to the arenas or to the scratch.
+    `fence` is replaced by every kernel that writes, to the arenas or to the scratch.
     """
 
     arenas: list[mx.array]
     scales: list[mx.array | None]  # of int8 arenas
     layers: list[mx.array]  # each layer's number as the kernels take it
     descriptors: list[mx.array]  # one a group
-    token: mx.array
+    fence: mx.array
     scratch: mx.array  # what a row's splits hand to the combine step
 
 
@@ -69,12 +69,12 @@ class KernelBackend:
             if heads is None
             else heads
         )
-        self._scratch = mx.zeros((TOKEN_SIZE,), dtype=mx.float32)
+        self._scratch = mx.zeros((FENCE_SIZE,), dtype=mx.float32)
         self.arrays = [arena.array for arena in arenas]
         self.scales = [arena.scales for arena in arenas]
         self.counter = DispatchCounter()
         self.prefill_grain = _CUDA_GRAIN if default_backend() == "cuda" else 1
-        self.token = KernelSet.first_token()
+        self.fence = KernelSet.first_fence()
         self._launcher = launcher
         self._sets: dict[tuple[int, int], KernelSet] = {}
         most_layers = max(arena.shape.num_layers for arena in arenas)
@@ -84,7 +84,7 @@ class KernelBackend:
             self.kernels(group, kv_heads)
             if heads is not None and heads % kv_heads == 0:
                 self.kernels(group, heads)
-        mx.eval(self.token, self.layers)
+        mx.eval(self.fence, self.layers)
 
     def begin(self, geometry: CallGeometry, *, by_row: bool = False) -> KernelSession:
         """Prepare one model call; the kernels go by row in any case."""
@@ -105,7 +105,7 @@ class KernelBackend:
             geometry.rows, widths, min(geometry.query_len, MAX_QUERY_LEN)
         )
         state = KernelState(
-            self.arrays, self.scales, self.layers, descriptors, self.token, scratch
+            self.arrays, self.scales, self.layers, descriptors, self.fence, scratch
         )
         return KernelSession(self, geometry, state)
 
@@ -126,7 +126,7 @@ class KernelBackend:
     ) -> mx.array:
         """The scratch, grown if a call of `rows` rows with so many blocks in each group needs more.
 
-        One array for all calls: the token orders them. It grows in large steps, since every size is traced anew.
+        One array for all calls: the fence orders them. It grows in large steps, since every size is traced anew.
         """
         needed = max(
             self.kernels(group, self._heads_of(group)).scratch_size(
@@ -153,7 +153,7 @@ class KernelBackend:
 
     def flush(self) -> None:
         """Run the writes that have been described; what the model computed beside them is left alone."""
-        mx.eval(self.token)
+        mx.eval(self.fence)
 
     def save_blocks(self, group: int, block_ids: Sequence[int]) -> list[bytes]:
         """Each block as bytes: its elements, then its scales."""
@@ -163,7 +163,7 @@ class KernelBackend:
             self.arrays[group],
             self.scales[group],
             _block_list(block_ids),
-            self.token,
+            self.fence,
             len(block_ids),
         )
         host = np.array(saved)
@@ -181,23 +181,23 @@ class KernelBackend:
         words = np.stack(
             [block_words(payload, self.arenas[group].shape) for payload in payloads]
         )
-        self.token = self._block_kernels(group).kv_load(
+        self.fence = self._block_kernels(group).kv_load(
             self.arrays[group],
             self.scales[group],
             _block_list(block_ids),
             mx.array(words),
-            self.token,
+            self.fence,
         )
-        mx.eval(self.token)  # the payloads' memory is free again
+        mx.eval(self.fence)  # the payloads' memory is free again
 
     def copy_blocks(self, group: int, pairs: Sequence[tuple[int, int]]) -> None:
         """Copy blocks in place."""
         if pairs:
-            self.token = self._block_kernels(group).kv_copy(
+            self.fence = self._block_kernels(group).kv_copy(
                 self.arrays[group],
                 self.scales[group],
                 mx.array(np.array(pairs, dtype=np.int32)),
-                self.token,
+                self.fence,
             )
 
     def _block_kernels(self, group: int) -> KernelSet:
@@ -250,10 +250,10 @@ def _config(shape: KVShape, heads: int) -> KernelConfig:
 
 
 class KernelSession:
-    """One model call over the state that it is given; the backend's token follows the state's.
+    """One model call over the state that it is given; the backend's fence follows the state's.
 
     With `fuses`, in a compiled step, a write waits for the attention of the same layer, whose launch does both; call `finish`
-    at the end. The backend's token is left to who calls the step: what a trace leaves is no array if the trace fails.
+    at the end. The backend's fence is left to who calls the step: what a trace leaves is no array if the trace fails.
     """
 
     def __init__(
@@ -281,21 +281,21 @@ class KernelSession:
             return
         (slot, new), self._waiting = self._waiting, None
         state, shape = self._state, self._backend.arenas[slot.group].shape
-        token = self._backend.kernels(slot.group, shape.kv_heads).kv_write(
+        fence = self._backend.kernels(slot.group, shape.kv_heads).kv_write(
             state.arenas[slot.group],
             state.scales[slot.group],
             new.keys,
             new.values,
             state.descriptors[slot.group],
             state.layers[slot.layer],
-            state.token,
+            state.fence,
         )
-        self._advance(token)
+        self._advance(fence)
 
-    def _advance(self, token: mx.array) -> None:
-        self._state.token = token
+    def _advance(self, fence: mx.array) -> None:
+        self._state.fence = fence
         if not self._fuses:
-            self._backend.token = token
+            self._backend.fence = fence
 
     def rope_table(self, frequencies: mx.array) -> mx.array:
         """The cosines and sines of each row's newest position."""
@@ -318,7 +318,7 @@ class KernelSession:
             state.scales[slot.group],
             state.descriptors[slot.group],
             state.layers[slot.layer],
-            state.token,
+            state.fence,
             length,
         )
 
@@ -330,7 +330,7 @@ class KernelSession:
             new, self._waiting = self._waiting[1], None
         self.finish()
         state, shape = self._state, self._backend.arenas[slot.group].shape
-        attended, token = self._backend.kernels(
+        attended, fence = self._backend.kernels(
             slot.group, queries.shape[1]
         ).paged_decode(
             queries.astype(shape.dtype),
@@ -338,7 +338,7 @@ class KernelSession:
             state.scales[slot.group],
             state.descriptors[slot.group],
             state.layers[slot.layer],
-            state.token,
+            state.fence,
             state.scratch,
             scale=call.scale,
             window=shape.window or 0,
@@ -347,7 +347,7 @@ class KernelSession:
             new=new,
             rotation=call.rotation,
         )
-        self._advance(token)
+        self._advance(fence)
         return attended
 
     def prefill(

@@ -129,7 +129,7 @@ def _copy_bandwidth() -> float:
     from rvllm_local import host
 
     host.prepare()
-    from rvllm_local.metal_kernels.proof.bandwidth import copy_bandwidth
+    from rvllm_local.metal_kernels.proof.timing import copy_bandwidth
 
     return copy_bandwidth(_COPY_BYTES)
 

@@ -85,14 +85,14 @@ class CompiledDecode:
             tokens,
             self._unused if self._rotates else self._positions(rows, size),
             [mx.array(part) for part in packed],
-            self._backend.token,
+            self._backend.fence,
             self._backend.arrays,
             self._backend.scales,
             self._backend.layers,
             scratch,
         )
         self._count((step, size, scratch.size, *(part.size for part in packed)), before)
-        self._backend.token = fence
+        self._backend.fence = fence
         output: mx.array = result
         return output
 
@@ -145,7 +145,7 @@ class CompiledDecode:
         with self._joined():
             logits: mx.array = self._model(tokens[:, None], cache=caches)
         session.finish()
-        return logits.squeeze(1), state.token
+        return logits.squeeze(1), state.fence
 
     def _trace_greedy(self, *inputs: object) -> tuple[mx.array, mx.array]:
         logits, fence = self._trace(*inputs)  # type: ignore[arg-type]

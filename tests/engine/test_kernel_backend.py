@@ -140,7 +140,7 @@ def test_a_step_takes_its_tokens_from_the_one_in_flight(architecture: str) -> No
 
 
 def test_a_trace_that_fails_leaves_the_token_as_it_was() -> None:
-    """Gemma 3 adds in a compiled function, which takes no stream: the ways that are tried next need a real token."""
+    """Gemma 3 adds in a compiled function, which takes no stream: the ways that are tried next need a real fence."""
     model, _ = tiny_model("gemma3_text", seed=3)
     install(model)
     layout = probe_layout(model)
@@ -159,14 +159,14 @@ def test_a_trace_that_fails_leaves_the_token_as_it_was() -> None:
     tables = KVTables(layout, blocks)
     sequence = tables.new_sequence()
     tables.grow(sequence, 1)
-    step, token = [DecodeRow(sequence, 0, 1)], backend.token
+    step, fence = [DecodeRow(sequence, 0, 1)], backend.fence
     joining = CompiledDecode(model, layout, backend, rotates=False, joined=joined)
     with pytest.raises(ValueError, match="ResidualStream"):
         joining.logits(step, mx.array([1]))
-    assert backend.token is token
+    assert backend.fence is fence
     plain = CompiledDecode(model, layout, backend, rotates=False)
-    mx.eval(plain.logits(step, mx.array([1])), backend.token)
-    assert backend.token is not token
+    mx.eval(plain.logits(step, mx.array([1])), backend.fence)
+    assert backend.fence is not fence
 
 
 def test_a_shape_without_a_kernel_is_named() -> None:

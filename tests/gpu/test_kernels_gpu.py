@@ -56,21 +56,21 @@ class Loop:
             config.kv_dtype
         )
         shape = (rows, config.num_heads, 1, config.head_dim)
-        self.state, self.token, self.context = (
+        self.state, self.fence, self.context = (
             mx.random.normal(shape).astype(config.dtype),
-            KernelSet.first_token(),
+            KernelSet.first_fence(),
             context,
         )
         self.layers = [KernelSet.layer_index(i) for i in range(config.num_layers)]
         self.scratch = mx.zeros((max(8, self.kernels.scratch_size(rows, 1, per_row)),))
-        mx.eval(self.arena, self.state, self.token, self.layers, self.scratch)
+        mx.eval(self.arena, self.state, self.fence, self.layers, self.scratch)
         self.step = mx.compile(self._step) if compiled else self._step
 
     def _step(
         self,
         x: mx.array,
         packed: mx.array,
-        token: mx.array,
+        fence: mx.array,
         arena: mx.array,
         scratch: mx.array,
         *layers: mx.array,
@@ -79,12 +79,12 @@ class Loop:
         for layer in layers:
             keys, values = mx.sin(x[:, :kv_heads] * 1.7), mx.cos(x[:, :kv_heads] * 1.3)
             new = NewTokens(keys, values)
-            out, token = self.kernels.paged_decode(
-                x, arena, None, packed, layer, token, scratch, scale=0.125, new=new
+            out, fence = self.kernels.paged_decode(
+                x, arena, None, packed, layer, fence, scratch, scale=0.125, new=new
             )
             x = x + out
             x = x * mx.rsqrt(mx.mean(mx.square(x), axis=-1, keepdims=True) + 1e-5)
-        return [x, token]
+        return [x, fence]
 
     def submit(self) -> mx.array:
         self.context += 1
@@ -94,12 +94,12 @@ class Loop:
         out = self.step(
             self.state,
             mx.array(packed),
-            self.token,
+            self.fence,
             self.arena,
             self.scratch,
             *self.layers,
         )
-        self.state, self.token = out
+        self.state, self.fence = out
         return self.state
 
     def run(self, steps: int, *, pipelined: bool) -> list[np.ndarray]:
@@ -107,7 +107,7 @@ class Loop:
         waiting: mx.array | None = None
         for _ in range(steps):
             out = self.submit()
-            mx.async_eval(out, self.token)
+            mx.async_eval(out, self.fence)
             if not pipelined:
                 mx.synchronize()
                 seen.append(np.array(out.astype(mx.float32)))

@@ -19,8 +19,6 @@ TEXTS = sorted(
 )
 # Files that grew over the limits when lines became shorter; the list only shrinks.
 TO_BE_SPLIT = {
-    "metal_kernels/kernels.py",
-    "metal_kernels/proof/bandwidth.py",
     "rvllm_local/attention/cpu/reference.py",
     "rvllm_local/cli.py",
     "rvllm_local/commands/bench.py",

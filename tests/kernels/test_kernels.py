@@ -12,6 +12,8 @@ import pytest
 from rvllm_local.errors import UnsupportedModelError
 from rvllm_local.metal_kernels import AddNorm, KernelConfig, KernelSet, Rotation
 from rvllm_local.metal_kernels import descriptor as layout
+from rvllm_local.metal_kernels.arguments import checked_table
+from rvllm_local.metal_kernels.config import FENCE_SIZE
 from rvllm_local.metal_kernels.proof import checks
 from rvllm_local.metal_kernels.proof.variants import (
     BF16,
@@ -136,6 +138,43 @@ def test_copy_blocks(config: KernelConfig, metal: checks.Make) -> None:
     checks.check_copy(config, metal)
 
 
+class _LastFence(KernelSet):
+    """Kernels whose chain of fences begins with the largest one."""
+
+    @staticmethod
+    def first_fence() -> mx.array:
+        return mx.full((FENCE_SIZE,), 2**31 - 1, dtype=mx.int32)
+
+
+def test_every_kernel_works_when_the_fence_wraps(emulator: Emulator) -> None:
+    make = functools.partial(_LastFence, launcher=emulator, backend="metal")
+    for config in CONFIGS[1:3]:
+        checks.check_write_gather(config, make)
+        checks.check_copy(config, make)
+        checks.check_save_load(config, make)
+    for name in ("d64-f16-sinks", "d80-f16-mha"):
+        checks.check_decode(NAMED[name], make)
+        checks.check_fused(NAMED[name], make)
+
+
+def test_the_fence_after_the_largest_is_zero(emulator: Emulator) -> None:
+    kernels = _LastFence(CONFIGS[1], launcher=emulator, backend="metal")
+    arena = mx.zeros(CONFIGS[1].arena_shape(4), dtype=F16)
+    pairs = mx.array([[1, 2]], dtype=mx.int32)
+    fence = kernels.kv_copy(arena, None, pairs, kernels.first_fence())
+    assert fence.tolist() == [0] * 8
+    assert kernels.kv_copy(arena, None, pairs, fence).tolist() == [1] * 8
+
+
+def test_a_small_table_of_rotations_is_padded_to_device_memory() -> None:
+    rotation = Rotation(mx.arange(6, dtype=mx.float32).reshape(3, 2))
+    table = checked_table(rotation, 3, 1, 16)
+    assert table.size == FENCE_SIZE
+    assert table[:6].tolist() == [0, 1, 2, 3, 4, 5]
+    large = Rotation(mx.zeros((2, 16)))
+    assert checked_table(large, 2, 1, 16) is large.table
+
+
 def test_thread_order_does_not_change_a_bit() -> None:
     variant = next(v for v in VARIANTS if v.name == "d64-bf16-g4-q3")
     with ThreadPoolExecutor(2) as pool:
@@ -161,10 +200,10 @@ def test_bodies_are_small_and_dispatches_are_counted(
         if d.kernel.backend == "metal"
     )
     kernels = KernelSet(CONFIGS[0], launcher=emulator)
-    token = kernels.first_token()
+    fence = kernels.first_fence()
     arena = mx.zeros(CONFIGS[0].arena_shape(3), dtype=BF16)
     mx.eval(arena)
-    kernels.kv_copy(arena, None, mx.array([[1, 2]], dtype=mx.int32), token)
+    kernels.kv_copy(arena, None, mx.array([[1, 2]], dtype=mx.int32), fence)
     assert kernels.counter.snapshot() == {"kv_copy": 1}
 
 
@@ -210,9 +249,9 @@ def test_unsupported_shapes_are_refused_by_name(
 
 def test_wrong_shapes_are_refused_by_name() -> None:
     kernels = KernelSet(CONFIGS[0])
-    arena, token, layer = (
+    arena, fence, layer = (
         mx.zeros(CONFIGS[0].arena_shape(2), dtype=BF16),
-        kernels.first_token(),
+        kernels.first_fence(),
         kernels.layer_index(0),
     )
     packed, scratch = mx.array(layout.pack((1,), (0,), [[1]], 1)), mx.zeros((8,))
@@ -222,7 +261,7 @@ def test_wrong_shapes_are_refused_by_name() -> None:
     )
     with pytest.raises(ValueError, match="scratch must be float32 with"):
         kernels.paged_decode(
-            queries, arena, None, long, layer, token, scratch, scale=1.0
+            queries, arena, None, long, layer, fence, scratch, scale=1.0
         )
     with pytest.raises(ValueError, match="a rotation needs one query token"):
         wide = Rotation(mx.zeros((1, 66)))
@@ -232,7 +271,7 @@ def test_wrong_shapes_are_refused_by_name() -> None:
             None,
             packed,
             layer,
-            token,
+            fence,
             scratch,
             scale=1.0,
             rotation=wide,
@@ -244,7 +283,7 @@ def test_wrong_shapes_are_refused_by_name() -> None:
             None,
             packed,
             layer,
-            token,
+            fence,
             scratch,
             scale=1.0,
         )
@@ -255,11 +294,11 @@ def test_wrong_shapes_are_refused_by_name() -> None:
             None,
             packed,
             layer,
-            token,
+            fence,
             scratch,
             scale=1.0,
         )
-    with pytest.raises(ValueError, match="token must be"):
+    with pytest.raises(ValueError, match="fence must be"):
         kernels.kv_copy(
             arena,
             None,
@@ -267,13 +306,13 @@ def test_wrong_shapes_are_refused_by_name() -> None:
             mx.zeros((1,), dtype=mx.int32),
         )
     with pytest.raises(ValueError, match="does not describe"):
-        kernels.kv_gather(arena, None, mx.zeros((8,), dtype=mx.int32), layer, token, 4)
+        kernels.kv_gather(arena, None, mx.zeros((8,), dtype=mx.int32), layer, fence, 4)
     with pytest.raises(ValueError, match="scales"):
         KernelSet(CONFIGS[2]).kv_copy(
             mx.zeros(CONFIGS[2].arena_shape(2), dtype=I8),
             None,
             mx.zeros((1, 2), dtype=mx.int32),
-            token,
+            fence,
         )
 
 

@@ -1,0 +1,208 @@
+"""Launch functions of a decode step's attention, and of the rotation that it applies."""
+
+from __future__ import annotations
+
+import mlx.core as mx
+
+from rvllm_local.metal_kernels import descriptor as layout
+from rvllm_local.metal_kernels.arguments import (
+    NewTokens,
+    Rotation,
+    check_decode_options,
+    check_scratch,
+    checked_table,
+    require,
+)
+from rvllm_local.metal_kernels.config import FENCE_SIZE
+from rvllm_local.metal_kernels.decode import DecodeCall, uses_matrix_units
+from rvllm_local.metal_kernels.launch import Dispatch
+from rvllm_local.metal_kernels.launches import Defines, KernelLaunches
+
+_ATTEND_PARTS = ("row_parts.h", "decode_parts.h")
+_MATRIX_PARTS = ("ptx.h", "mma_parts.h")
+
+
+class DecodeKernels(KernelLaunches):
+    """Attends to each row's blocks. README.md holds each kernel's contract."""
+
+    def scratch_size(self, rows: int, query_len: int, max_blocks: int) -> int:
+        """Floats of scratch that such a `paged_decode` needs; 0 where one split serves."""
+        splits = self.tuning.splits.most(max_blocks)
+        if splits == 1:
+            return 0
+        query_rows = rows * self.config.num_heads * query_len
+        return query_rows * splits * (self.config.head_dim + 2)
+
+    def paged_decode(
+        self,
+        queries: mx.array,
+        arena: mx.array,
+        scales: mx.array | None,
+        descriptor: mx.array,
+        layer: mx.array,
+        fence: mx.array,
+        scratch: mx.array,
+        *,
+        scale: float,
+        window: int = 0,
+        softcap: float = 0.0,
+        sinks: mx.array | None = None,
+        new: NewTokens | None = None,
+        rotation: Rotation | None = None,
+    ) -> tuple[mx.array, mx.array]:
+        """Causal attention of `queries` `[rows, heads, q_len <= 8, D]`.
+
+        Returns the same shape, and the next fence. The queries are the row's last
+        `q_len` tokens. With `new` their keys and values are written first, and no other
+        row of the call may read them. `rotation` turns queries and new keys (q_len 1).
+        `window=0` sees everything; `softcap=0` caps nothing; `sinks` `[heads]` are
+        logits that take weight but add no value. Rows with context 0 give zeros.
+        `scratch` float32 has at least `scratch_size` elements, and 8; it is written in
+        place.
+        """
+        c = self.config
+        inputs = {"queries": queries}
+        inputs |= self._layer_inputs(arena, scales, layer, fence)
+        inputs |= {"descriptor": descriptor, "layer": layer, "fence": fence}
+        rows, heads, q_len, _ = queries.shape
+        require("queries", queries, (rows, c.num_heads, q_len, c.head_dim), c.dtype)
+        check_decode_options(q_len, heads, window, softcap, sinks)
+        max_blocks = layout.max_blocks_of(descriptor.size, rows)
+        check_scratch(scratch, self.scratch_size(rows, q_len, max_blocks))
+        call = DecodeCall(q_len, scale, window, softcap)
+        defines = call.defines(c, self.tuning, self.backend)
+        self._add_new_tokens(defines, inputs, new)
+        self._add_rotation(defines, inputs, rotation)
+        splits = self.tuning.splits.most(max_blocks)
+        if splits == 1:
+            return self._attend_whole(defines, inputs, sinks)
+        fence = self._attend_split(defines, inputs, scratch, splits)
+        return self._combine(queries, scratch, descriptor, fence, sinks, splits, window)
+
+    def _add_new_tokens(
+        self, defines: Defines, inputs: dict[str, mx.array], new: NewTokens | None
+    ) -> None:
+        if new is None:
+            return
+        c = self.config
+        rows, _, q_len, _ = inputs["queries"].shape
+        shape = (rows, c.kv_heads, q_len, c.head_dim)
+        require("new keys", new.keys, shape, c.dtype)
+        require("new values", new.values, shape, c.dtype)
+        defines["RV_NEW"] = 1
+        inputs["keys"] = new.keys
+        inputs["values"] = new.values
+
+    def _add_rotation(
+        self, defines: Defines, inputs: dict[str, mx.array], rotation: Rotation | None
+    ) -> None:
+        if rotation is None:
+            return
+        rows, _, q_len, head_dim = inputs["queries"].shape
+        inputs["rope"] = checked_table(rotation, rows, q_len, head_dim)
+        defines["RV_ROPE_DIMS"] = rotation.table.shape[1]
+        if rotation.pairs:
+            defines["RV_ROPE_PAIRS"] = 1
+
+    def _attend_whole(
+        self, defines: Defines, inputs: dict[str, mx.array], sinks: mx.array | None
+    ) -> tuple[mx.array, mx.array]:
+        """Every row fits one split: the attention kernel writes the output itself."""
+        defines["RV_FINAL"] = 1
+        if sinks is not None:
+            defines["RV_SINKS"] = 1
+            inputs["sinks"] = sinks.astype(mx.float32)
+        shapes = (inputs["queries"].shape, (FENCE_SIZE,))
+        dtypes = (self.config.dtype, mx.int32)
+        out, fence = self._attend(
+            defines, inputs, 1, ("out", "fence_out"), shapes, dtypes
+        )
+        return out, fence
+
+    def _attend_split(
+        self,
+        defines: Defines,
+        inputs: dict[str, mx.array],
+        scratch: mx.array,
+        splits: int,
+    ) -> mx.array:
+        """Each split's sums go to the scratch; the next fence."""
+        inputs["scratch"] = scratch
+        (fence,) = self._attend(
+            defines, inputs, splits, ("fence_out",), ((FENCE_SIZE,),), (mx.int32,)
+        )
+        return fence
+
+    def _attend(
+        self,
+        defines: Defines,
+        inputs: dict[str, mx.array],
+        splits: int,
+        outputs: tuple[str, ...],
+        shapes: tuple[tuple[int, ...], ...],
+        dtypes: tuple[mx.Dtype, ...],
+    ) -> tuple[mx.array, ...]:
+        """The attention kernel itself."""
+        body = "paged_decode.metal"
+        parts: tuple[str, ...] = _ATTEND_PARTS
+        if uses_matrix_units(self.config, self.backend):
+            body, parts = "paged_decode.cu", _ATTEND_PARTS + _MATRIX_PARTS
+        text = self._text("paged_decode", defines, tuple(inputs), outputs, parts, body)
+        threads = 32 * self.tuning.simdgroups
+        tiles = int(str(defines["RV_TILES"]))
+        rows = inputs["queries"].shape[0]
+        grid = (threads * self.config.kv_heads * tiles, rows, splits)
+        arrays = tuple(inputs.values())
+        return self._run(Dispatch(text, arrays, grid, (threads, 1, 1), shapes, dtypes))
+
+    def _combine(
+        self,
+        queries: mx.array,
+        scratch: mx.array,
+        descriptor: mx.array,
+        fence: mx.array,
+        sinks: mx.array | None,
+        splits: int,
+        window: int,
+    ) -> tuple[mx.array, mx.array]:
+        """Merge the splits of each row."""
+        rows, heads, q_len, _ = queries.shape
+        defines: Defines = {
+            "RV_HEADS": heads,
+            "RV_QUERY_LEN": q_len,
+            "RV_WINDOW": window,
+            "RV_SPLITS": splits,
+            "RV_SPLIT_BLOCKS(n)": self.tuning.splits.macro(),
+            "RV_BATCH": min(self.tuning.combined, splits),
+        }
+        inputs = {"scratch": scratch, "descriptor": descriptor, "fence": fence}
+        if sinks is not None:
+            defines["RV_SINKS"] = 1
+            inputs["sinks"] = sinks.astype(mx.float32)
+        outputs = ("out", "fence_out")
+        parts = ("decode_parts.h",)
+        text = self._text("paged_combine", defines, tuple(inputs), outputs, parts)
+        grid = (32 * heads * q_len, rows, 1)
+        shapes = (queries.shape, (FENCE_SIZE,))
+        dtypes = (self.config.dtype, mx.int32)
+        arrays = tuple(inputs.values())
+        out, fence = self._run(Dispatch(text, arrays, grid, (32, 1, 1), shapes, dtypes))
+        return out, fence
+
+    def rope_table(
+        self, descriptor: mx.array, frequencies: mx.array, rows: int
+    ) -> mx.array:
+        """A `Rotation.table` for each row's newest token: float32 `[rows, dims]`.
+
+        `frequencies` is float32 `[dims / 2]`.
+        """
+        require("frequencies", frequencies, (frequencies.size,), mx.float32)
+        layout.max_blocks_of(descriptor.size, rows)
+        dims = 2 * frequencies.size
+        defines: Defines = {"RV_ROPE_DIMS": dims}
+        names = ("descriptor", "frequencies")
+        text = self._text("rope_table", defines, names, ("table",))
+        inputs = (descriptor, frequencies)
+        grid, threads = (32 * rows, 1, 1), (32, 1, 1)
+        dispatch = Dispatch(text, inputs, grid, threads, ((rows, dims),), (mx.float32,))
+        return self._run(dispatch)[0]
