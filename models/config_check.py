@@ -104,7 +104,8 @@ def _check_shared(config: Mapping[str, Any]) -> None:
                 f"the config's {key} must be true or false, not {config[key]!r:.80}"
             )
     _check_window(config.get("sliding_window"))
-    _check_scaling(config.get("rope_scaling"))
+    _check_rotation("rope_scaling", config.get("rope_scaling"))
+    _check_rotation("rope_parameters", config.get("rope_parameters"))
     _check_layer_types(config)
     check_end(config.get("eos_token_id"), "the config")
 
@@ -133,12 +134,33 @@ def _check_window(value: Any) -> None:
             )
 
 
-def _check_scaling(scaling: Any) -> None:
-    factor = scaling.get("factor") if isinstance(scaling, Mapping) else None
-    if factor is not None and not _is_positive(factor):
+def _check_rotation(name: str, settings: Any) -> None:
+    """Check an object of rotation settings, or one for each type of layer."""
+    if settings is None:
+        return
+    if not isinstance(settings, Mapping):
+        # Some families have a number under `rope_scaling`, which is theirs.
+        if name == "rope_scaling" and isinstance(settings, int | float):
+            return
         raise ModelFileError(
-            f"the config's rope_scaling has factor {factor!r:.80}, which must be a positive number"
+            f"the config's {name} must be an object, not {settings!r:.80}"
         )
+    for key in ("type", "rope_type"):
+        if not isinstance(settings.get(key), str | None):
+            raise ModelFileError(
+                f"the config's {name} has {key} {settings[key]!r:.80}, which must be "
+                "a name"
+            )
+    for key in ("factor", "rope_theta", "original_max_position_embeddings"):
+        value = settings.get(key)
+        if value is not None and not _is_positive(value):
+            raise ModelFileError(
+                f"the config's {name} has {key} {value!r:.80}, which must be a "
+                "positive number"
+            )
+    for key, value in settings.items():
+        if isinstance(value, Mapping) and name == "rope_parameters":
+            _check_rotation(f"{name}.{key}", value)
 
 
 def _check_layer_types(config: Mapping[str, Any]) -> None:

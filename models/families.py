@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import MISSING, fields, is_dataclass
+from types import ModuleType
 from typing import Any
 
 from mlx import nn
@@ -18,7 +19,10 @@ from rvllm_local.models.architecture import (
     import_family,
 )
 from rvllm_local.models.config_check import check_config
+from rvllm_local.models.config_normal import normalised
+from rvllm_local.models.rotation_check import settle_rotations
 
+_FULL = "full_attention"
 # What building a module from a config that lies can end in: lookups, sizes that overflow, shapes that MLX refuses.
 _BUILD_ERRORS = (
     TypeError,
@@ -39,17 +43,32 @@ def build_model(config: Mapping[str, Any]) -> nn.Module:
     """
     model_type = check_architecture(config)
     check_config(config)
+    config = normalised(config)
     names = architectures(config)
     family = import_family(model_type, names)
     _check_fields(family.ModelArgs, config, model_type)
     try:
-        arguments = family.ModelArgs.from_dict(dict(config))
-        model: nn.Module = family.Model(arguments)
+        model = _built(family, config)
+        settle_rotations(model, config)
     except _BUILD_ERRORS as error:
         raise ModelFileError(
             f"the config does not describe a {model_type} model: {error!r}"
         ) from error
     _check_unused_tokens(model, config)
+    return model
+
+
+def _built(family: ModuleType, config: Mapping[str, Any]) -> nn.Module:
+    layer_types = config.get("layer_types")
+    is_llama = family.__name__.endswith(".llama")
+    if not is_llama or not layer_types or _FULL in layer_types:
+        model: nn.Module = family.Model(family.ModelArgs.from_dict(dict(config)))
+        return model
+    # The definition wants one full layer, and takes a window for it afterwards.
+    with_one_full = {**config, "layer_types": [_FULL, *layer_types[1:]]}
+    model = family.Model(family.ModelArgs.from_dict(with_one_full))
+    model.layers[0].use_sliding = True
+    model.model.swa_idx = 0
     return model
 
 

@@ -54,12 +54,39 @@ def sanitized(
     """The weights as the family's own clean-up leaves them. Raises `ModelFileError`."""
     if not hasattr(module, "sanitize"):
         return weights
+    if getattr(module, "model_type", None) == "gpt_oss":
+        weights = _split_experts(weights)
     try:
         return dict(module.sanitize(weights))
     except _SANITIZE_ERRORS as error:
         raise ModelFileError(
             f"{path}: the weights are not those of this architecture: {error!r:.300}"
         ) from error
+
+
+def _split_experts(weights: dict[str, mx.array]) -> dict[str, mx.array]:
+    """gpt-oss's experts as floats, in the form of its definition.
+
+    They are published as `[experts, in, out]`, with gate and up in turn; the
+    definition's own clean-up knows the quantized form alone.
+    """
+    split = {}
+    for name, value in weights.items():
+        if name.endswith(".experts.gate_up_proj"):
+            stem, rows = name.removesuffix("gate_up_proj"), value.swapaxes(-1, -2)
+            split[f"{stem}gate_proj.weight"] = mx.contiguous(rows[..., ::2, :])
+            split[f"{stem}up_proj.weight"] = mx.contiguous(rows[..., 1::2, :])
+        elif name.endswith(".experts.gate_up_proj_bias"):
+            stem = name.removesuffix("gate_up_proj_bias")
+            split[f"{stem}gate_proj.bias"] = mx.contiguous(value[..., ::2])
+            split[f"{stem}up_proj.bias"] = mx.contiguous(value[..., 1::2])
+        elif name.endswith(".experts.down_proj"):
+            split[f"{name}.weight"] = mx.contiguous(value.swapaxes(-1, -2))
+        elif name.endswith(".experts.down_proj_bias"):
+            split[f"{name.removesuffix('_bias')}.bias"] = value
+        else:
+            split[name] = value
+    return split
 
 
 def put_weights(path: Path, module: nn.Module, weights: dict[str, mx.array]) -> None:

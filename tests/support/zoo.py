@@ -425,9 +425,11 @@ def zoo_config(arch: str) -> dict[str, Any]:
     }
 
 
-def zoo_model(arch: str, seed: int = 1) -> tuple[nn.Module, dict[str, Any]]:
+def zoo_model(
+    arch: str, seed: int = 1, config: dict[str, Any] | None = None
+) -> tuple[nn.Module, dict[str, Any]]:
     """A float32 module with seeded weights, large enough for greedy sequences to vary, and its config."""
-    config = zoo_config(arch)
+    config = zoo_config(arch) if config is None else config
     model = build_model(config)
     random = np.random.default_rng(seed)
     weights = [

@@ -1,0 +1,127 @@
+"""One form for configurations of all writers, before a definition reads one.
+
+A definition takes a default for each key that it does not find. So a key under another
+name is a silent wrong number; this is the one place that gives keys the names that
+definitions read, and refuses what contradicts itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from rvllm_local.errors import ModelFileError, UnsupportedModelError
+from rvllm_local.models.rotation import with_both_spellings
+
+# Parts of a configuration that describe a language model of their own.
+_PARTS = ("text_config", "language_config", "llm_config")
+_FULL, _SLIDING = "full_attention", "sliding_attention"
+# Definitions that know windowed layers by a count: every n-th layer is full.
+_COUNTED_PATTERN = frozenset({"gemma3_text", "gemma3", "cohere2"})
+# Definitions that know them by letters: L for a windowed layer, G for a full one.
+_LETTER_PATTERN = frozenset({"exaone4"})
+# Sizes of a family that have another name with newer writers.
+_EXPERTS = {"num_experts": "num_local_experts"}
+_SAME_SIZE = {
+    "mixtral": {"num_local_experts": "num_experts"},
+    "lfm2": {"block_dim": "hidden_size", "block_ff_dim": "intermediate_size"},
+}
+# Definitions that cannot be built without the width of a head.
+_NEEDS_HEAD_DIM = frozenset({"exaone4", "exaone_moe", "qwen3", "qwen3_moe", "glm4"})
+# Families whose layers all have the window, where the config names no layers.
+_ALL_WINDOWED = frozenset({"mistral"})
+
+
+def normalised(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The configuration under the names that definitions read.
+
+    Normalising twice changes nothing. Raises `ModelFileError` for contradictions and
+    `UnsupportedModelError` for what the definition cannot do.
+    """
+    model_type = str(config.get("model_type"))
+    normal = _normalised_part(config, model_type)
+    for name in _PARTS:
+        part = config.get(name)
+        if isinstance(part, Mapping):
+            part_type = str(part.get("model_type") or model_type)
+            normal[name] = _normalised_part(part, part_type)
+    return normal
+
+
+def _normalised_part(part: Mapping[str, Any], model_type: str) -> dict[str, Any]:
+    normal = with_both_spellings(part, model_type)
+    _put_dtype(normal)
+    _put_layers(normal, model_type)
+    _put_sizes(normal, model_type)
+    return normal
+
+
+def _put_dtype(normal: dict[str, Any]) -> None:
+    """The weights' type under both names, without a library's prefix."""
+    for name in ("dtype", "torch_dtype"):
+        value = normal.get(name)
+        if isinstance(value, str):
+            normal[name] = value.removeprefix("torch.")
+    value = normal.get("dtype") or normal.get("torch_dtype")
+    if value is not None:
+        normal["dtype"] = normal["torch_dtype"] = value
+
+
+def _put_layers(normal: dict[str, Any], model_type: str) -> None:
+    """Which layers have a window, as the definition wants to be told."""
+    layer_types = normal.get("layer_types")
+    if not isinstance(layer_types, list):
+        _name_windowed_layers(normal, model_type)
+        return
+    if model_type in _COUNTED_PATTERN:
+        _put_counted_pattern(normal, layer_types, model_type)
+    elif model_type in _LETTER_PATTERN and normal.get("sliding_window"):
+        letters = ["L" if each == _SLIDING else "G" for each in layer_types]
+        normal["sliding_window_pattern"] = "".join(letters)
+
+
+def _name_windowed_layers(normal: dict[str, Any], model_type: str) -> None:
+    layers = normal.get("num_hidden_layers")
+    has_window = model_type in _ALL_WINDOWED and normal.get("sliding_window")
+    if has_window and type(layers) is int:
+        normal["layer_types"] = [_SLIDING] * layers
+    pattern = normal.get("sliding_window_pattern")
+    if model_type in _LETTER_PATTERN and type(pattern) is int:
+        normal["sliding_window_pattern"] = "L" * (pattern - 1) + "G"
+
+
+def _put_counted_pattern(
+    normal: dict[str, Any], layer_types: list[Any], model_type: str
+) -> None:
+    pattern = len(layer_types) + 1
+    if _FULL in layer_types:
+        pattern = layer_types.index(_FULL) + 1
+    for index, kind in enumerate(layer_types):
+        is_full = (index + 1) % pattern == 0
+        if kind != (_FULL if is_full else _SLIDING):
+            raise UnsupportedModelError(
+                f"the config's layer_types are not every {pattern}th layer a full "
+                f"one, and mlx-lm's definition of {model_type} knows nothing else"
+            )
+    stated = normal.get("sliding_window_pattern")
+    if type(stated) is int and stated != pattern and _FULL in layer_types:
+        raise ModelFileError(
+            f"the config's sliding_window_pattern is {stated} and its layer_types "
+            f"have a full layer every {pattern}: they contradict each other"
+        )
+    normal["sliding_window_pattern"] = pattern
+
+
+def _put_sizes(normal: dict[str, Any], model_type: str) -> None:
+    """Sizes that newer writers leave out, since they follow from others."""
+    for name, other in _SAME_SIZE.get(model_type, _EXPERTS).items():
+        if normal.get(name) is None and normal.get(other) is not None:
+            normal[name] = normal[other]
+    if model_type in _NEEDS_HEAD_DIM and normal.get("head_dim") is None:
+        hidden, heads = normal.get("hidden_size"), normal.get("num_attention_heads")
+        if type(hidden) is int and type(heads) is int and heads:
+            normal["head_dim"] = hidden // heads
+    if model_type == "minimax" and normal.get("rotary_dim") is None:
+        head_dim, share = normal.get("head_dim"), normal.get("partial_rotary_factor")
+        if type(head_dim) is int and share:
+            normal["rotary_dim"] = int(head_dim * share)
