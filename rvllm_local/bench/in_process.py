@@ -103,14 +103,14 @@ def _check(*counts: int) -> None:
 
 @contextmanager
 def _engine(arguments: Namespace, rows: int) -> Iterator[tuple[LLM, Sizes]]:
-    from rvllm_local.commands.support import configured, show_progress
+    from rvllm_local.config import load_config, show_progress
     from rvllm_local.engine.startup.planning import plan_model
     from rvllm_local.llm import LLM
     from rvllm_local.models.describe import describe
     from rvllm_local.models.locate import locate
 
     # No disk cache: it would know the prompts from the last time.
-    config = configured(
+    config = load_config(
         {
             "model": arguments.model,
             "kv_memory": arguments.kv_memory,

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from rvllm_local import host
-from rvllm_local.commands.support import configured, show_progress
+from rvllm_local.config import load_config, show_progress
 from rvllm_local.errors import (
     DownloadError,
     ModelFileError,
@@ -67,7 +67,7 @@ def convert(arguments: argparse.Namespace) -> int:
     wanted = quantization(
         arguments.bits, arguments.group_size, arguments.mode, arguments.recipe
     )
-    config = configured()
+    config = load_config()
     host.prepare()
     from rvllm_local.models.locate import locate
 

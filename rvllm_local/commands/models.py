@@ -9,7 +9,7 @@ import sys
 import time
 from typing import Any
 
-from rvllm_local.commands.support import configured, show_progress
+from rvllm_local.config import load_config, show_progress
 from rvllm_local.errors import ParameterError
 from rvllm_local.models.catalogue import Catalogue, CatalogueEntry
 from rvllm_local.models.hub_api import is_offline, redact
@@ -22,7 +22,7 @@ _HUB_SECONDS = 5.0  # for each try of a search
 
 def ls(arguments: argparse.Namespace) -> int:
     """List what is installed, then everything else that has a name."""
-    models = installed(configured().cache_dir)
+    models = installed(load_config().cache_dir)
     rows = [
         {
             "name": model.names[0],
@@ -65,7 +65,7 @@ def _offer(entry: CatalogueEntry) -> dict[str, Any]:
 
 def pull(arguments: argparse.Namespace) -> int:
     """Fetch a model and print where it is."""
-    cache_dir = configured().cache_dir
+    cache_dir = load_config().cache_dir
     from rvllm_local.models.hub_fetch import fetch_repository
     from rvllm_local.models.locate import entry_repository, locate
 
@@ -91,7 +91,7 @@ def pull(arguments: argparse.Namespace) -> int:
 
 def rm(arguments: argparse.Namespace) -> int:
     """Remove installed models, after asking."""
-    cache_dir = configured().cache_dir
+    cache_dir = load_config().cache_dir
     for name in arguments.models:
         model = find_installed(name, cache_dir)
         if (
@@ -118,7 +118,7 @@ def _confirmed(name: str, size: int) -> bool:
 
 def ps(arguments: argparse.Namespace) -> int:
     """List the processes that have a model open, and what a running server says of its own."""
-    cache_dir = configured().cache_dir
+    cache_dir = load_config().cache_dir
     rows: list[dict[str, Any]] = [
         {
             "pid": one.pid,
@@ -164,7 +164,7 @@ def _ask_server(url: str) -> Any:
 
 def search(arguments: argparse.Namespace) -> int:
     """Look for models in the catalogue, and on the hub unless that is off."""
-    cache_dir = configured().cache_dir
+    cache_dir = load_config().cache_dir
     words = " ".join(arguments.words)
     rows = [
         {**_offer(entry), "title": entry.title}
@@ -215,7 +215,7 @@ def _on_hub(words: str, limit: int) -> list[dict[str, Any]]:
 
 def show(arguments: argparse.Namespace) -> int:
     """Print all that is known of a model: from the catalogue, and from its files if they are here."""
-    cache_dir = configured().cache_dir
+    cache_dir = load_config().cache_dir
     from rvllm_local.commands.model_facts import facts, verify_files
 
     if arguments.verify:

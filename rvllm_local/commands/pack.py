@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from rvllm_local import host
-from rvllm_local.commands.support import configured, show_progress
+from rvllm_local.config import load_config, show_progress
 from rvllm_local.option import expanded
 
 
 def pack(arguments: argparse.Namespace) -> int:
     """Write the bundle and print where it is."""
-    config = configured()
+    config = load_config()
     host.prepare()
     from rvllm_local.models.locate import locate
 

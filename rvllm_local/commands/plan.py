@@ -9,7 +9,7 @@ import sys
 
 from rvllm_local import host
 from rvllm_local.commands.flags import engine_flags
-from rvllm_local.commands.support import configured, show_progress
+from rvllm_local.config import load_config, show_progress
 
 
 def plan(arguments: argparse.Namespace) -> int:
@@ -19,7 +19,7 @@ def plan(arguments: argparse.Namespace) -> int:
         flags["context_length"] = arguments.context
     if arguments.concurrency is not None:
         flags["max_rows"] = arguments.concurrency
-    config = configured(flags)
+    config = load_config(flags)
     host.prepare()
     from rvllm_local.engine.startup.planning import plan_model
     from rvllm_local.models.describe import outlined

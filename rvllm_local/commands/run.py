@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import io
-import os
 import sys
 import time
 from collections.abc import Generator
@@ -15,11 +14,9 @@ import msgspec
 
 from rvllm_local import host
 from rvllm_local.commands.flags import engine_flags
-from rvllm_local.commands.support import configured, show_progress
-from rvllm_local.config import config_path, load_config
+from rvllm_local.config import load_config, show_progress
 from rvllm_local.errors import ParameterError
 from rvllm_local.llm import LLM
-from rvllm_local.options import option_table
 from rvllm_local.types import ChatEvent, SamplingParams, StreamEvent
 
 _ADAPTER = "adapter"
@@ -34,7 +31,7 @@ def run(arguments: argparse.Namespace) -> int:
         seed=arguments.seed,
     )
     prompt = _prompt(arguments.prompt)
-    config = configured({"model": arguments.model, **engine_flags(arguments)})
+    config = load_config({"model": arguments.model, **engine_flags(arguments)})
     report = host.prepare()
     if report.advice:
         print(f"rvllm: {report.advice}", file=sys.stderr)
@@ -86,17 +83,6 @@ def _answer(llm: LLM, prompt: str, params: SamplingParams, adapter: str | None) 
         f"\n\n[TTFT {first - began:.2f} s, {speed}, KV blocks {stats['blocks_peak']}/{stats['blocks_total']}, "
         f"attention {stats['attention_backend']}]"
     )
-
-
-def config() -> int:
-    """Print the merged configuration."""
-    print(f"# {config_path(os.environ)}")
-    merged = load_config()
-    print(f"model = {merged.model}")
-    for name in option_table():
-        value = getattr(merged.options, name)
-        print(f"{name} = {'(automatic)' if value is None else value}")
-    return 0
 
 
 def _prompt(given: str | None) -> str:

@@ -12,7 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from rvllm_local import cli, errors
+from rvllm_local import __version__, cli, errors
+from rvllm_local.commands.arguments import no_arguments
+from rvllm_local.commands.verbs import VERBS, Verb
 
 COMMAND = [sys.executable, "-m", "rvllm_local.cli"]
 
@@ -81,9 +83,13 @@ def test_statuses(
     def fail(_arguments: object) -> int:
         raise error
 
-    monkeypatch.setitem(cli._VERBS, "ls", fail)
+    monkeypatch.setitem(VERBS, "ls", Verb("", no_arguments, fail))
     assert cli.main(["ls"]) == status
     assert capsys.readouterr().err == f"rvllm: error: {error}\n"
+
+
+def test_the_version_is_told() -> None:
+    assert rvllm("--version").stdout.decode() == f"rvllm {__version__}\n"
 
 
 def test_config_shows_what_was_merged(tmp_path: Path) -> None:

@@ -1,0 +1,157 @@
+"""The flags of the verbs that start an engine, or look at one. Loads nothing heavy."""
+
+from __future__ import annotations
+
+import argparse
+
+_MODEL = "catalogue name, model folder or .gguf file"
+
+
+def run_arguments(run: argparse.ArgumentParser) -> None:
+    """`rvllm run MODEL PROMPT`."""
+    run.add_argument("model", help=_MODEL)
+    run.add_argument(
+        "prompt",
+        nargs="?",
+        help="the prompt; read from standard input if it is left out",
+    )
+    run.add_argument(
+        "--max-tokens",
+        type=int,
+        default=256,
+        metavar="N",
+        help="longest answer, in tokens",
+    )
+    run.add_argument(
+        "--temperature", type=float, default=0.7, metavar="T", help="0 is greedy"
+    )
+    run.add_argument(
+        "--top-p",
+        type=float,
+        default=0.95,
+        metavar="P",
+        help="draw from the tokens that make up this much",
+    )
+    run.add_argument(
+        "--seed", type=int, metavar="N", help="makes the answer repeatable"
+    )
+    run.add_argument("--adapter", metavar="DIR", help="answer with this LoRA adapter")
+    _engine(run)
+
+
+def serve_arguments(serve: argparse.ArgumentParser) -> None:
+    """`rvllm serve MODEL...`."""
+    serve.add_argument(
+        "models",
+        nargs="*",
+        metavar="MODEL",
+        help="models by name or path; the first is the default",
+    )
+    _who_may_ask(serve)
+    serve.add_argument(
+        "--lenient", action="store_true", help="drop unknown fields of requests"
+    )
+    serve.add_argument(
+        "--keep-alive",
+        metavar="TIME",
+        help="unload a model that was idle for so long, like 10m",
+    )
+    serve.add_argument(
+        "--pin",
+        action="append",
+        default=[],
+        metavar="MODEL",
+        help="never unload this model",
+    )
+    serve.add_argument(
+        "--adapter",
+        action="append",
+        default=[],
+        metavar="NAME=DIR",
+        help="a LoRA adapter, asked for as a model",
+    )
+    serve.add_argument(
+        "--drain",
+        default="30s",
+        metavar="TIME",
+        help="how long open requests may go on at the end",
+    )
+    _engine(serve)
+
+
+def _who_may_ask(serve: argparse.ArgumentParser) -> None:
+    serve.add_argument(
+        "--host",
+        default="127.0.0.1",
+        metavar="ADDRESS",
+        help="another than loopback needs a key",
+    )
+    serve.add_argument(
+        "--port", type=int, default=8473, metavar="N", help="0 chooses a free one"
+    )
+    serve.add_argument(
+        "--api-key-file", metavar="FILE", help="keys, one a line (or set RVLLM_API_KEY)"
+    )
+    serve.add_argument(
+        "--allow-host",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="a further name of this server",
+    )
+    serve.add_argument(
+        "--allow-origin",
+        action="append",
+        default=[],
+        metavar="ORIGIN",
+        help="a web page that may ask",
+    )
+    serve.add_argument("--tls-cert", metavar="FILE", help="serve HTTPS with this")
+    serve.add_argument("--tls-key", metavar="FILE", help="the certificate's key")
+
+
+def plan_arguments(plan: argparse.ArgumentParser) -> None:
+    """`rvllm plan MODEL`."""
+    plan.add_argument("model", help=_MODEL)
+    plan.add_argument(
+        "--context",
+        type=int,
+        metavar="N",
+        help="tokens a request may take (the model's own)",
+    )
+    plan.add_argument(
+        "--concurrency", type=int, metavar="M", help="requests at once (max_rows)"
+    )
+    plan.add_argument("--json", action="store_true", help="print JSON")
+    _engine(plan)
+
+
+def chat_arguments(chat: argparse.ArgumentParser) -> None:
+    """`rvllm chat`."""
+    from rvllm_local.commands.chat import add_arguments
+
+    add_arguments(chat)
+
+
+def doctor_arguments(doctor: argparse.ArgumentParser) -> None:
+    """`rvllm doctor`."""
+    doctor.add_argument(
+        "--kernels",
+        action="store_true",
+        help="every kernel against a reference, and its GB/s",
+    )
+    doctor.add_argument(
+        "--verify", action="store_true", help="every checksum in the store"
+    )
+    doctor.add_argument("--json", action="store_true", help="print JSON")
+
+
+def no_arguments(_verb: argparse.ArgumentParser) -> None:
+    """A verb without flags."""
+
+
+def _engine(verb: argparse.ArgumentParser) -> None:
+    """The engine's options. Reading their declaration takes a while."""
+    from rvllm_local.commands.flags import add_engine_flags
+
+    add_engine_flags(verb)

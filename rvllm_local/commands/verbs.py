@@ -1,0 +1,162 @@
+"""The verbs of `rvllm`: a line of help, the flags, and what runs.
+
+A verb's module is imported only when it runs. Loads nothing heavy.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from rvllm_local import __version__
+from rvllm_local.commands import arguments as flags
+from rvllm_local.commands import model_arguments as model_flags
+from rvllm_local.commands.bench_arguments import bench_arguments
+
+
+@dataclass(frozen=True, slots=True)
+class Verb:
+    """What `rvllm NAME` takes and does. `run` returns the exit status."""
+
+    help: str
+    add_arguments: Callable[[argparse.ArgumentParser], None]
+    run: Callable[[argparse.Namespace], int]
+
+
+def build_parser(words: Sequence[str] | None = None) -> argparse.ArgumentParser:
+    """The parser of the command line.
+
+    A verb gets its flags only if it is among `words`; None gives all their flags.
+    """
+    parser = argparse.ArgumentParser(
+        prog="rvllm", description="A local-first assistant runtime."
+    )
+    parser.add_argument("--version", action="version", version=f"rvllm {__version__}")
+    parsers = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
+    for name, verb in VERBS.items():
+        verb_parser = parsers.add_parser(name, help=verb.help)
+        if words is None or name in words:
+            verb.add_arguments(verb_parser)
+    return parser
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    from rvllm_local.commands.interrupting import insisting_interrupts
+
+    with insisting_interrupts():
+        from rvllm_local.commands.run import run
+
+        return run(arguments)
+
+
+def _chat(arguments: argparse.Namespace) -> int:
+    from rvllm_local.commands.chat import chat
+
+    return chat(arguments)
+
+
+def _serve(arguments: argparse.Namespace) -> int:
+    from rvllm_local.commands.serve import serve
+
+    return serve(arguments)
+
+
+def _plan(arguments: argparse.Namespace) -> int:
+    from rvllm_local.commands.plan import plan
+
+    return plan(arguments)
+
+
+def _config(_arguments: argparse.Namespace) -> int:
+    from rvllm_local.commands.config import config
+
+    return config()
+
+
+def _doctor(arguments: argparse.Namespace) -> int:
+    from rvllm_local.commands.doctor import doctor
+
+    return doctor(arguments)
+
+
+def _bench(arguments: argparse.Namespace) -> int:
+    from rvllm_local.commands.bench import bench
+
+    return bench(arguments)
+
+
+def _about_models(arguments: argparse.Namespace) -> int:
+    from rvllm_local.commands import models
+
+    status: int = getattr(models, arguments.verb)(arguments)
+    return status
+
+
+def _pack(arguments: argparse.Namespace) -> int:
+    from rvllm_local.commands.pack import pack
+
+    return pack(arguments)
+
+
+def _convert(arguments: argparse.Namespace) -> int:
+    from rvllm_local.commands.convert import convert
+
+    return convert(arguments)
+
+
+VERBS = {
+    "run": Verb("answer a prompt and print the figures", flags.run_arguments, _run),
+    "serve": Verb(
+        "answer OpenAI- and Anthropic-style requests on localhost",
+        flags.serve_arguments,
+        _serve,
+    ),
+    "plan": Verb(
+        "show what memory a model takes, without loading it",
+        flags.plan_arguments,
+        _plan,
+    ),
+    "chat": Verb("talk in the terminal", flags.chat_arguments, _chat),
+    "ls": Verb(
+        "list the models that are installed, and those that have a name",
+        model_flags.ls_arguments,
+        _about_models,
+    ),
+    "pull": Verb("fetch a model", model_flags.pull_arguments, _about_models),
+    "rm": Verb("remove installed models", model_flags.rm_arguments, _about_models),
+    "show": Verb(
+        "print all that is known of a model", model_flags.show_arguments, _about_models
+    ),
+    "ps": Verb(
+        "list the processes that have a model open",
+        model_flags.ps_arguments,
+        _about_models,
+    ),
+    "search": Verb(
+        "look for models by name", model_flags.search_arguments, _about_models
+    ),
+    "pack": Verb(
+        "write a model as a bundle, which loads without a copy",
+        model_flags.pack_arguments,
+        _pack,
+    ),
+    "convert": Verb(
+        "quantize a model, and measure what it cost",
+        model_flags.convert_arguments,
+        _convert,
+    ),
+    "doctor": Verb(
+        "check this machine, and with --kernels the GPU kernels on it",
+        flags.doctor_arguments,
+        _doctor,
+    ),
+    "bench": Verb(
+        "measure an endpoint, the engine, the kernels or the start",
+        bench_arguments,
+        _bench,
+    ),
+    "config": Verb(
+        "print the configuration and where it comes from", flags.no_arguments, _config
+    ),
+}
