@@ -21,6 +21,7 @@
 #define RV_SIN(x) sinf(x)
 #define RV_RSQRT(x) rsqrtf(x)
 #define RV_MAX(a, b) fmaxf(a, b)
+#define RV_FMA(a, b, c) fmaf(a, b, c)
 #define RV_ROUND(x) rintf(x)
 #define RV_BITS(x) __uint_as_float(x)
 RV_FN float rv_xor(float x, int mask) { return __shfl_xor_sync(0xffffffffu, x, mask); }
@@ -49,6 +50,7 @@ typedef unsigned long long rv_index;
 #define RV_SIN(x) metal::precise::sin(x)
 #define RV_RSQRT(x) metal::precise::rsqrt(x)
 #define RV_MAX(a, b) metal::max(a, b)
+#define RV_FMA(a, b, c) metal::fma(a, b, c)
 #define RV_ROUND(x) metal::rint(x)
 #define RV_BITS(x) as_type<float>(x)
 RV_FN float rv_xor(float x, int mask) { return metal::simd_shuffle_xor(x, (ushort)mask); }

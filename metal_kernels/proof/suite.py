@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator
 
 from rvllm_local.metal_kernels.config import KernelConfig
-from rvllm_local.metal_kernels.proof import checks
+from rvllm_local.metal_kernels.proof import checks, quantized
 from rvllm_local.metal_kernels.proof.variants import BF16, F16, F32, I8, VARIANTS
 
 STORES = (
@@ -63,6 +64,19 @@ def cases() -> Iterator[tuple[str, Callable[[], object]]]:
         yield f"write and gather {label}", lambda c=config: checks.check_write_gather(c)  # type: ignore[misc]
         yield f"copy {label}", lambda c=config: checks.check_copy(c)  # type: ignore[misc]
         yield f"save and load {label}", lambda c=config: checks.check_save_load(c)  # type: ignore[misc]
+
+
+def quantized_cases() -> Iterator[tuple[str, Callable[[], object]]]:
+    """The same of the quantized products."""
+    for product in quantized.PRODUCTS:
+        yield (
+            f"quantized {product.name}",
+            functools.partial(quantized.check_product, product),
+        )
+        yield (
+            f"quantized rows alone {product.name}",
+            functools.partial(quantized.check_rows_alone, product),
+        )
 
 
 def failure(check: Callable[[], object]) -> str | None:

@@ -18,7 +18,8 @@ from rvllm_local.metal_kernels.compact import compact
 from rvllm_local.metal_kernels.launch import Dispatch, MLXLauncher, source
 
 _CUDA_TYPES = {
-    mx.float32: "float", mx.float16: "__half", mx.bfloat16: "__nv_bfloat16", mx.int8: "int8_t", mx.int32: "int32_t"
+    mx.float32: "float", mx.float16: "__half", mx.bfloat16: "__nv_bfloat16", mx.int8: "int8_t", mx.int32: "int32_t",
+    mx.uint8: "uint8_t", mx.uint32: "uint32_t",
 }  # fmt: skip
 _CUDA_IDS = (
     "threadgroup_position_in_grid",
@@ -47,6 +48,8 @@ def cuda_text(dispatch: Dispatch) -> str:
         lines.append(f"const {_CUDA_TYPES[array.dtype]}* {name}")
         if f"{name}_strides" in kernel.body:
             lines.append(f"const int64_t* {name}_strides")
+        if f"{name}_shape" in kernel.body:
+            lines.append(f"const int32_t* {name}_shape")
     lines += [
         f"{_CUDA_TYPES[dtype]}* {name}"
         for name, dtype in zip(kernel.outputs, dispatch.dtypes, strict=True)

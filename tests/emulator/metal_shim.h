@@ -252,6 +252,7 @@ inline mem_flags operator|(mem_flags a, mem_flags b) { return mem_flags(int(a) |
 inline float exp2(float x) { return ::exp2f(x); }
 inline float exp(float x) { return ::expf(x); }
 inline float rint(float x) { return ::rintf(x); }
+inline float fma(float a, float b, float c) { return ::fmaf(a, b, c); }
 template <typename T> inline T max(T a, T b) { return a > b ? a : b; }
 template <typename T> inline T min(T a, T b) { return a < b ? a : b; }
 namespace precise {

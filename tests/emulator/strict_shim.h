@@ -31,6 +31,7 @@ enum class mem_flags { mem_none = 0, mem_device = 1, mem_threadgroup = 2 };
 inline mem_flags operator|(mem_flags a, mem_flags b) { return mem_flags(int(a) | int(b)); }
 inline float exp2(float x) { return x; }
 inline float rint(float x) { return x; }
+inline float fma(float a, float b, float c) { return a * b + c; }
 template <typename T> T max(T a, T b) { return a > b ? a : b; }
 template <typename T> T min(T a, T b) { return a < b ? a : b; }
 namespace precise {

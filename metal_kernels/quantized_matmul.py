@@ -1,0 +1,265 @@
+"""Products of a few rows with MLX's packed weights: each weight is read once for all rows.
+
+The order of a row's additions follows from the input's width and the format alone, so a
+row's bits are the same alone and among others. Touches no arena.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import mlx.core as mx
+
+from rvllm_local.errors import UnsupportedModelError
+from rvllm_local.metal_kernels.config import KINDS, TYPES, text_language
+from rvllm_local.metal_kernels.launch import (
+    Dispatch,
+    DispatchCounter,
+    KernelText,
+    Launcher,
+    MLXLauncher,
+    kernel_text,
+)
+
+MAX_ROWS = 32
+CHUNK = 32  # weights that lie in one group, whatever its size
+_ROW_TILES = (1, 2, 4, 8, 16, 32)
+_AFFINE_BITS = (2, 3, 4, 5, 6, 8)
+_GROUPS = (32, 64, 128)
+_MATRIX_COLUMNS = 8  # rows of x in one product of the matrix units
+_LEAST_ELEMENTS = 8  # Metal binds smaller arrays as constant
+
+
+@dataclass(frozen=True, slots=True)
+class WeightFormat:
+    """How weights are packed, in MLX's words: `mode` is "affine" or "mxfp4"."""
+
+    bits: int
+    group_size: int
+    mode: str = "affine"
+
+
+@dataclass(frozen=True, slots=True)
+class PackedWeight:
+    """A weight `[out, in]` as MLX packs it: `words` uint32 `[out, in * bits / 32]`.
+
+    `scales` are `[out, in / group_size]`; `biases` likewise, or None for mxfp4.
+    """
+
+    words: mx.array
+    scales: mx.array
+    biases: mx.array | None
+    format: WeightFormat
+
+    @property
+    def width(self) -> int:
+        """The size of an input row."""
+        return int(self.words.shape[1]) * 32 // self.format.bits
+
+
+@dataclass(frozen=True, slots=True)
+class MatrixTuning:
+    """How the matrix units' body maps to threads. It changes no result beyond rounding.
+
+    A threadgroup owns `16 * tiles` outputs; its `warps` share the input's width. Each
+    lane has `run_words` words of a weight row in flight.
+    """
+
+    tiles: int = 2
+    warps: int = 8
+    run_words: int = 8
+
+
+@dataclass(frozen=True, slots=True)
+class _Layout:
+    """How one launch maps its work to threads."""
+
+    body: str
+    parts: tuple[str, ...]
+    outputs_a_group: int
+    threads: int
+    defines: dict[str, object]
+
+
+def refusal(weight: PackedWeight, dtype: mx.Dtype) -> str | None:
+    """Why no kernel multiplies rows of `dtype` with this weight; None if one does."""
+    form = weight.format
+    is_affine = form.mode == "affine" and form.bits in _AFFINE_BITS
+    is_float4 = form.mode == "mxfp4" and form.bits == 4 and form.group_size == 32
+    if not (is_affine or is_float4):
+        return f"no kernel for weights of {form.bits} bits in mode {form.mode}"
+    if form.group_size not in _GROUPS:
+        return f"no kernel for groups of {form.group_size} (there are {_GROUPS})"
+    if dtype not in (mx.float32, mx.float16, mx.bfloat16):
+        return f"no kernel for activations in {dtype}"
+    if weight.words.ndim != 2 or weight.words.dtype != mx.uint32:
+        return f"no kernel for packed weights of shape {weight.words.shape}"
+    groups = weight.width // form.group_size
+    if weight.width % form.group_size:
+        return f"no kernel for rows of {weight.width} in groups of {form.group_size}"
+    if weight.words.size < _LEAST_ELEMENTS:
+        return f"no kernel for a weight of {weight.words.size} words"
+    shape = (weight.words.shape[0], groups)
+    scales_dtype = mx.uint8 if is_float4 else dtype
+    if weight.scales.shape != shape or weight.scales.dtype != scales_dtype:
+        return f"no kernel for scales in {weight.scales.dtype} of {weight.scales.shape}"
+    if is_float4:
+        return None if weight.biases is None else "no kernel for mxfp4 with biases"
+    biases = weight.biases
+    if biases is None or biases.shape != shape or biases.dtype != dtype:
+        return "no kernel for biases that differ from the scales in shape or type"
+    return None
+
+
+class QuantizedMatmul:
+    """`x @ weight.T` for 1 to 32 rows of x."""
+
+    def __init__(
+        self,
+        *,
+        backend: str | None = None,
+        launcher: Launcher | None = None,
+        counter: DispatchCounter | None = None,
+        tuning: MatrixTuning | None = None,
+    ) -> None:
+        self.backend = text_language(backend)
+        self._tuning = MatrixTuning() if tuning is None else tuning
+        self.counter = DispatchCounter() if counter is None else counter
+        self._launcher: Launcher = MLXLauncher() if launcher is None else launcher
+        self._texts: dict[tuple[object, ...], KernelText] = {}
+
+    def __call__(self, x: mx.array, weight: PackedWeight) -> mx.array:
+        """`[rows, in]` times the weight: `[rows, out]` in x's type.
+
+        Raises `UnsupportedModelError` for a format without a kernel, and `ValueError`
+        for rows of another width or more than 32 of them.
+        """
+        why = refusal(weight, x.dtype)
+        if why is not None:
+            raise UnsupportedModelError(f"{why}; MLX's product serves this layer")
+        if x.ndim != 2 or x.shape[1] != weight.width or not 1 <= len(x) <= MAX_ROWS:
+            raise ValueError(
+                f"x must be [1 to {MAX_ROWS} rows, {weight.width}], not {x.shape}"
+            )
+        rows, outs = x.shape[0], weight.words.shape[0]
+        layout = self._layout(weight, x.dtype, rows)
+        inputs = {"x": x, "weight": weight.words, "scales": weight.scales}
+        if weight.biases is not None:
+            inputs["biases"] = weight.biases
+        text = self._text(layout, tuple(inputs))
+        groups = -(-outs // layout.outputs_a_group)
+        self.counter.add({"quantized_matmul": 1})
+        return self._launcher(
+            Dispatch(
+                text,
+                tuple(inputs.values()),
+                (groups * layout.threads, 1, 1),
+                (layout.threads, 1, 1),
+                ((rows, outs),),
+                (x.dtype,),
+            )
+        )[0]
+
+    def _layout(self, weight: PackedWeight, dtype: mx.Dtype, rows: int) -> _Layout:
+        defines = self._common_defines(weight, dtype)
+        if self.backend == "cuda" and _suits_matrix_units(weight.format, dtype):
+            return _matrix_layout(weight, dtype, rows, defines, self._tuning)
+        return _lanes_layout(weight.format, rows, defines)
+
+    def _common_defines(
+        self, weight: PackedWeight, dtype: mx.Dtype
+    ) -> dict[str, object]:
+        kind = TYPES[self.backend][dtype]
+        return {
+            "RV_T": kind,
+            "RV_T_BYTES": dtype.size,
+            "RV_KV": kind,
+            "RV_KIND": KINDS[dtype],
+            "RV_D": weight.width,
+            "RV_LAYERS": 1,
+            "RV_KV_HEADS": 1,
+            "RV_K": weight.width,
+            "RV_WBITS": weight.format.bits,
+            "RV_QGROUP": weight.format.group_size,
+        }
+
+    def _text(self, layout: _Layout, inputs: tuple[str, ...]) -> KernelText:
+        key = (layout.body, inputs, *layout.defines.items())
+        text = self._texts.get(key)
+        if text is None:
+            text = kernel_text(
+                "quantized_matmul",
+                layout.body,
+                self.backend,
+                layout.defines,
+                inputs,
+                ("out",),
+                layout.parts,
+                contiguous=True,
+            )
+            self._texts[key] = text
+        return text
+
+
+def _lanes_layout(form: WeightFormat, rows: int, common: dict[str, object]) -> _Layout:
+    """Each simdgroup owns a few outputs: as many as its registers hold for the rows."""
+    tile = next(size for size in _ROW_TILES if size >= rows)
+    outs = min(4, MAX_ROWS // tile)
+    simdgroups = 2
+    wide = 4 if form.bits % 4 == 0 else 2 if form.bits % 2 == 0 else 1
+    defines = common | {
+        "RV_ROWS": tile,
+        "RV_OUTS": outs,
+        "RV_SIMDGROUPS": simdgroups,
+        "RV_WIDE": wide,
+    }
+    if form.mode == "mxfp4":
+        defines["RV_FLOAT4"] = 1
+    return _Layout(
+        "quantized_matmul.metal",
+        ("quantized_parts.h",),
+        outs * simdgroups,
+        32 * simdgroups,
+        defines,
+    )
+
+
+def _suits_matrix_units(form: WeightFormat, dtype: mx.Dtype) -> bool:
+    return form.mode == "affine" and form.bits in (4, 8) and dtype != mx.float32
+
+
+def _matrix_layout(
+    weight: PackedWeight,
+    dtype: mx.Dtype,
+    rows: int,
+    common: dict[str, object],
+    tuning: MatrixTuning,
+) -> _Layout:
+    """The warps of a threadgroup share K by a rule that the rows do not change."""
+    form = weight.format
+    groups = weight.width // form.group_size
+    lane_words = form.group_size * form.bits // 128
+    run = max(1, min(4, tuning.run_words // lane_words))
+    share = run * -(-groups // (run * tuning.warps))
+    splits_bytes = form.bits == 8 and dtype == mx.bfloat16
+    near = 128 if dtype == mx.bfloat16 else 1024
+    defines = common | {
+        "RV_M": tuning.tiles,
+        "RV_C": -(-rows // _MATRIX_COLUMNS),
+        "RV_SIMDGROUPS": tuning.warps,
+        "RV_SHARE": share,
+        "RV_RUN": run,
+        "RV_LANE_WORDS": lane_words,
+        "RV_OCTET_WORDS": form.bits // 4,
+        "RV_ELEMENT_WORDS": run // 2 if groups % run == 0 else 0,
+        "RV_HALVES": 2 if splits_bytes else 1,
+        "RV_WHOLE_BYTES": int(form.bits == 8 and not splits_bytes),
+        "RV_OFFSET": f"{near * (17 if splits_bytes else 1)}.0f",
+    }
+    return _Layout(
+        "quantized_matmul.cu",
+        ("ptx.h", "quantized_mma.h"),
+        16 * tuning.tiles,
+        32 * tuning.warps,
+        defines,
+    )
