@@ -102,10 +102,6 @@ def _tiles(query_rows: int, largest: int) -> tuple[int, int]:
     return -(-query_rows // tiles), tiles
 
 
-def tiles_per_head(c: KernelConfig, query_len: int, tuning: Tuning) -> int:
-    return _tiles(c.group * query_len, tuning.query_tile)[1]
-
-
 def _vector_defines(c: KernelConfig, tuning: Tuning, tile: int) -> dict[str, object]:
     """`paged_decode.metal`: lanes that share a token's products, loads in flight, threadgroup memory."""
     padded = _power_of_two(tile)

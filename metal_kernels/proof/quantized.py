@@ -77,11 +77,13 @@ def dense_weight(weight: PackedWeight) -> Floats:
         numbers = np.where(values >= 8, -1.0, 1.0) * table[values % 8]
         powers = np.array(weight.scales).astype(np.int64) - 127
         scales = np.exp2(powers.astype(np.float64))
-        return numbers * np.repeat(scales, form.group_size, axis=1)
+        numbers_scaled: Floats = numbers * np.repeat(scales, form.group_size, axis=1)
+        return numbers_scaled
     assert weight.biases is not None
     scales = np.repeat(floats(weight.scales), form.group_size, axis=1)
     biases = np.repeat(floats(weight.biases), form.group_size, axis=1)
-    return values * scales + biases
+    weights: Floats = values * scales + biases
+    return weights
 
 
 def random_rows(product: Product, rows: int, seed: int = 1) -> mx.array:

@@ -147,6 +147,7 @@ def check_memory() -> float:
 
 def cases() -> Iterator[tuple[str, Callable[[], object]]]:
     yield from suite.cases()
+    yield from suite.quantized_cases()
     yield "pipelined eager", lambda: check_pipelined(compiled=False)
     yield "pipelined compiled", lambda: check_pipelined(compiled=True)
     yield "peak memory", check_memory
