@@ -1,33 +1,37 @@
 """KV blocks on disk: a content-addressed store that outlives the process. Knows bytes and keys only.
 
-One file a block, written by one thread to a temporary name and renamed, so that a file is absent or complete after
-kill -9. Nothing is synced: what a power cut leaves half-written fails its checksum, and is removed.
+One file a block (`block_file.py`), written by one thread. The store is content-addressed
+and holds a byte budget; the file that was not used for longest goes first.
 """
 
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import itertools
 import os
 import queue
 import shutil
-import stat
-import struct
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-KEY_BYTES = 32
+from rvllm_local.memory.block_file import (
+    HEADER,
+    KEY_BYTES,
+    SUFFIX,
+    TEMPORARY,
+    is_hex_name,
+    is_trusted,
+    read_block,
+    remove_foreign,
+    write_block,
+    writer_lives,
+)
+
 FREE_RESERVE = 512 * 2**20  # bytes that are left free on the disk
-_MAGIC = b"RVKVBLK1"
-_HEADER = struct.Struct(
-    "<8sQ32s32s32s"
-)  # magic, payload bytes, fingerprint, key, sha256 of all that and the payload
-_SUFFIX, _TEMPORARY = ".kv", ".tmp"
 _HOME_CHARS = 32  # of the fingerprint, in the name of a model's folder
 _QUEUE_BYTES = 64 * 2**20  # waiting to be written
 _RESCAN_WRITES = 256  # other processes write too: look again after this many writes
@@ -126,7 +130,7 @@ class BlockStore:
             return None
         path = self._path(key)
         try:
-            payload = self._read(path, key)
+            payload = read_block(path, self._fingerprint, key)
         except OSError:
             payload = None
         if payload is None:
@@ -170,91 +174,65 @@ class BlockStore:
             self._switch_off(error)
 
     def _scan(self) -> None:
-        """Index what is there; remove temporaries of dead writers and files that cannot be blocks."""
-        found: list[tuple[float, Path, int]] = []
+        """Index the block files; remove what cannot be one, and dead temporaries."""
+        files: list[tuple[float, Path, int]] = []
         sizes: dict[bytes, int] = {}
-        now = time.time()
-        for home in self._root.iterdir():
-            if (
-                not _is_named(home, _HOME_CHARS)
-                or home.is_symlink()
-                or not home.is_dir()
-            ):
-                continue  # not the store's own
-            folders = [folder for folder in home.iterdir() if _is_named(folder, 2)]
-            for path in (path for folder in folders for path in _own_files(folder)):
-                try:
-                    info = path.lstat()
-                    if not self._is_block(path, info):
-                        continue
-                except OSError:  # another process was quicker
+        for path in self._files():
+            try:
+                info = path.lstat()
+                if not self._is_block(path, info):
                     continue
-                if (
-                    info.st_mtime > now
-                ):  # a clock that was ahead would make it the youngest for ever
-                    with contextlib.suppress(OSError):
-                        os.utime(path)
-                found.append((min(info.st_mtime, now), path, info.st_size))
-                if home == self._home:
-                    sizes[bytes.fromhex(path.stem)] = info.st_size - _HEADER.size
-        self._ages = OrderedDict(
-            (path, size) for _, path, size in sorted(found, key=lambda entry: entry[0])
-        )
+            except OSError:  # another process was quicker
+                continue
+            files.append((self._last_use(path, info), path, info.st_size))
+            if path.parent.parent == self._home:
+                sizes[bytes.fromhex(path.stem)] = info.st_size - HEADER.size
+        files.sort(key=lambda file: file[0])
+        self._ages = OrderedDict((path, size) for _, path, size in files)
         with self._lock:
             self._sizes = sizes
 
+    def _files(self) -> Iterator[Path]:
+        """Everything in the folders that the store gave their names."""
+        for home in self._root.iterdir():
+            if not is_hex_name(home, _HOME_CHARS):
+                continue
+            if home.is_symlink() or not home.is_dir():
+                continue
+            for folder in home.iterdir():
+                if is_hex_name(folder, 2):
+                    yield from _own_files(folder)
+
+    @staticmethod
+    def _last_use(path: Path, info: os.stat_result) -> float:
+        """A file's time. A clock that was ahead would make it the youngest for ever."""
+        now = time.time()
+        if info.st_mtime > now:
+            with contextlib.suppress(OSError):
+                os.utime(path)
+        return min(info.st_mtime, now)
+
     def _is_block(self, path: Path, info: os.stat_result) -> bool:
         """True for what may be a block; removes what certainly is none."""
-        if path.suffix == _TEMPORARY:
-            if time.time() - info.st_mtime > _STALE_S or not _writer_lives(path):
+        if path.suffix == TEMPORARY:
+            if time.time() - info.st_mtime > _STALE_S or not writer_lives(path):
                 path.unlink()
             return False
-        name_fits = path.suffix == _SUFFIX and _is_named(
+        name_fits = path.suffix == SUFFIX and is_hex_name(
             path.with_suffix(""), 2 * KEY_BYTES
         )
-        if name_fits and _is_trusted(info) and info.st_size > _HEADER.size:
+        if name_fits and is_trusted(info) and info.st_size > HEADER.size:
             if (
                 info.st_mode & 0o077
             ):  # copied by hand: nobody else could write it, and nobody else is to read it
                 path.chmod(0o600)
             return True
-        _remove_foreign(path)
+        remove_foreign(path)
         return False
 
     def _path(self, key: bytes) -> Path:
         name = key.hex()
-        return self._home / name[:2] / f"{name}{_SUFFIX}"
-
-    def _read(self, path: Path, key: bytes) -> bytearray | None:
-        """A file's payload, or None if it is not this block's, whole and unchanged."""
-        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
-        with os.fdopen(descriptor, "rb", buffering=0) as file:
-            info = os.fstat(descriptor)
-            if not _is_trusted(info) or info.st_size <= _HEADER.size:
-                return None
-            header = file.read(_HEADER.size)
-            if len(header) != _HEADER.size:
-                return None
-            magic, length, fingerprint, stored_key, digest = _HEADER.unpack(header)
-            if (magic, fingerprint, stored_key) != (_MAGIC, self._fingerprint, key):
-                return None
-            if length != info.st_size - _HEADER.size:
-                return None
-            payload = bytearray(length)
-            if (
-                _read_into(file, payload) != length
-                or self._digest(key, payload) != digest
-            ):
-                return None
-            return payload
-
-    def _digest(self, key: bytes, payload: bytes | bytearray) -> bytes:
-        """sha256: the processor has instructions for it, so it reads faster than blake2b does."""
-        digest = hashlib.sha256(
-            _HEADER.pack(_MAGIC, len(payload), self._fingerprint, key, b"")
-        )
-        digest.update(payload)
-        return digest.digest()
+        return self._home / name[:2] / f"{name}{SUFFIX}"
 
     def _remove_damaged(self, path: Path, key: bytes) -> None:
         try:
@@ -263,7 +241,7 @@ class BlockStore:
         except OSError:
             there = False  # evicted by another process: nothing is wrong
         with contextlib.suppress(OSError):
-            _remove_foreign(path)
+            remove_foreign(path)
         with self._lock:
             self._sizes.pop(key, None)
             self._counts["corrupt" if there else "misses"] += 1
@@ -294,7 +272,7 @@ class BlockStore:
 
         Raises OSError if the disk is no good.
         """
-        size = _HEADER.size + len(payload)
+        size = HEADER.size + len(payload)
         if size > self._budget:
             return False
         if self._counts["writes"] % _RESCAN_WRITES == _RESCAN_WRITES - 1:
@@ -304,30 +282,11 @@ class BlockStore:
         self._make_place(path)
         if shutil.disk_usage(self._root).free < size + FREE_RESERVE:
             raise OSError(f"less than {FREE_RESERVE // 2**20} MB are free on the disk")
-        temporary = path.with_name(f"{os.getpid()}-{next(self._names)}{_TEMPORARY}")
-        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-        descriptor = os.open(temporary, flags, 0o600)
+        temporary = path.with_name(f"{os.getpid()}-{next(self._names)}{TEMPORARY}")
         try:
-            with os.fdopen(descriptor, "wb") as file:
-                file.write(
-                    _HEADER.pack(
-                        _MAGIC,
-                        len(payload),
-                        self._fingerprint,
-                        key,
-                        self._digest(key, payload),
-                    )
-                )
-                file.write(payload)
-            temporary.replace(path)
-        except BaseException as error:
-            with contextlib.suppress(OSError):
-                temporary.unlink()
-            if isinstance(
-                error, IsADirectoryError | FileNotFoundError
-            ):  # somebody is at work in the folder
-                return False
-            raise
+            write_block(path, temporary, self._fingerprint, key, payload)
+        except (IsADirectoryError, FileNotFoundError):
+            return False  # somebody is at work in the folder
         self._ages.pop(path, None)
         self._ages[path] = size
         return True
@@ -389,53 +348,3 @@ def _own_files(folder: Path) -> list[Path]:
         return list(folder.iterdir()) if folder.is_dir() else []
     except OSError:
         return []
-
-
-def _is_trusted(info: os.stat_result) -> bool:
-    """A regular file that only this user could have written: a checksum is no signature."""
-    return (
-        stat.S_ISREG(info.st_mode)
-        and info.st_uid == os.geteuid()
-        and not info.st_mode & 0o022
-    )
-
-
-def _remove_foreign(path: Path) -> None:
-    """Remove a file, a link or an empty folder that stands in a block's place."""
-    if stat.S_ISDIR(path.lstat().st_mode):
-        with contextlib.suppress(OSError):
-            path.rmdir()
-    else:
-        path.unlink()
-
-
-def _read_into(file: object, payload: bytearray) -> int:
-    """Read until the buffer is full or the file ends."""
-    view, done = memoryview(payload), 0
-    while done < len(payload):
-        count = file.readinto(view[done:])  # type: ignore[attr-defined]
-        if not count:
-            break
-        done += count
-    return done
-
-
-def _is_named(path: Path, length: int) -> bool:
-    """True for a name of so many hexadecimal digits, as the store gives them."""
-    return len(path.name) == length and all(
-        letter in "0123456789abcdef" for letter in path.name
-    )
-
-
-def _writer_lives(path: Path) -> bool:
-    """A temporary file carries its writer's process id."""
-    pid = path.stem.split("-")[0]
-    if not pid.isdigit() or int(pid) == os.getpid():
-        return False
-    try:
-        os.kill(int(pid), 0)
-    except ProcessLookupError:
-        return False
-    except (PermissionError, OverflowError):
-        return True
-    return True

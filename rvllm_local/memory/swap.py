@@ -1,6 +1,7 @@
-"""Where the blocks of preempted sequences wait: one unlinked temporary file, so that no crash leaves anything behind.
+"""The blocks of preempted sequences wait in one unlinked temporary file.
 
-Knows bytes only. When the file cannot grow, blocks wait in memory instead, and `in_memory` says so.
+No crash leaves it behind. Knows bytes only. When the file cannot grow, blocks wait in
+memory instead.
 """
 
 from __future__ import annotations
@@ -32,7 +33,6 @@ class SwapSpace:
             int, list[int]
         ] = {}  # offsets by length; blocks of one group have one length
         self.num_blocks = 0
-        self.in_memory = False
 
     def write(self, payloads: Sequence[bytes]) -> list[Swapped]:
         """Store each payload."""
@@ -78,7 +78,6 @@ class SwapSpace:
             if self._file.write(payload) != len(payload):
                 raise OSError("the disk is full")
         except OSError:
-            self.in_memory = True
             return Swapped(0, len(payload), payload)
         self._end = max(self._end, offset + len(payload))
         return Swapped(offset, len(payload))

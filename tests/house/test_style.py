@@ -21,7 +21,6 @@ TEXTS = sorted(
 TO_BE_SPLIT = {
     "rvllm_local/attention/cpu/reference.py",
     "rvllm_local/history/store.py",
-    "rvllm_local/memory/disk_cache.py",
     "rvllm_local/text/grammar/json_schema.py",
     "rvllm_local/text/grammar/tool_calls.py",
     "rvllm_local/text/tokenizer.py",

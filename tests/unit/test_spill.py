@@ -18,7 +18,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from rvllm_local.memory import disk_cache
+from rvllm_local.memory import block_file, disk_cache
 from rvllm_local.memory.disk_cache import BlockStore
 
 PRINT = bytes(32)
@@ -93,8 +93,8 @@ def test_every_damaged_byte_is_noticed_and_the_file_removed(tmp_path: Path) -> N
     (file,) = filled(tmp_path, 1)
     whole = file.read_bytes()
     positions = [
-        *range(disk_cache._HEADER.size),
-        *random.Random(0).sample(range(disk_cache._HEADER.size, len(whole)), 20),
+        *range(block_file.HEADER.size),
+        *random.Random(0).sample(range(block_file.HEADER.size, len(whole)), 20),
     ]
     for position in positions:
         damaged = bytearray(whole)
@@ -222,7 +222,7 @@ def test_another_model_s_block_under_this_name_is_refused(tmp_path: Path) -> Non
 def test_the_budget_holds_over_all_models_and_evicts_the_oldest(tmp_path: Path) -> None:
     for number, path in enumerate(filled(tmp_path)):
         os.utime(path, (1000 + number, 1000 + number))
-    size = 3000 + disk_cache._HEADER.size
+    size = 3000 + block_file.HEADER.size
     store, _ = open_store(tmp_path, budget=4 * size, fingerprint=bytes([1] * 32))
     store.put(key(50), [block(50)])
     store.put(key(51), [block(51)])
@@ -242,7 +242,7 @@ def test_the_budget_holds_over_all_models_and_evicts_the_oldest(tmp_path: Path) 
 def test_a_block_that_was_used_outlives_one_that_was_not(tmp_path: Path) -> None:
     for path in filled(tmp_path, 2):
         os.utime(path, (1000, 1000))
-    size = 3000 + disk_cache._HEADER.size
+    size = 3000 + block_file.HEADER.size
     store, _ = open_store(tmp_path, budget=2 * size)
     assert store.get(key(0)) == block(0)
     store.put(key(5), [block(5)])
@@ -306,7 +306,7 @@ def test_a_folder_that_cannot_be_made_is_one_warning(tmp_path: Path) -> None:
 
 
 def test_two_processes_share_a_folder(tmp_path: Path) -> None:
-    size = 3000 + disk_cache._HEADER.size
+    size = 3000 + block_file.HEADER.size
     one, _ = open_store(tmp_path, budget=6 * size)
     two, _ = open_store(tmp_path, budget=6 * size)
     for number in range(40):
