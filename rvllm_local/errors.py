@@ -25,6 +25,10 @@ class UnsupportedFieldError(ParameterError):
     """A field or a value is known, and cannot be honoured here."""
 
 
+class TemplateRefusedError(ParameterError):
+    """The model's chat template does not take the conversation as it is."""
+
+
 class ContextOverflowError(ParameterError):
     """The prompt and what it asks for do not fit the model's context or the KV arena."""
 

@@ -155,12 +155,14 @@ class LLM:
         params: SamplingParams | Sequence[SamplingParams] | None = None,
         *,
         adapter: str | Sequence[str | None] | None = None,
+        parse_special: bool = True,
     ) -> list[Completion]:
         """Answer one or many prompts, all at once.
 
         Each prompt is text or token ids; `params` are for all of them, or a list with one
         each. `adapter` names the LoRA adapter to answer with, for all or one each; None
-        is the model as it is.
+        is the model as it is. With `parse_special`, special tokens that are written in a
+        prompt's text count as such; leave it off for texts of strangers.
 
         Returns the completions in the order of the prompts, the `n` choices of each
         together.
@@ -173,7 +175,8 @@ class LLM:
         completions: list[Completion] = []
         try:
             for prompt, prompt_params, name in requests:
-                streams.append(self._submit(prompt, prompt_params, name))
+                stream = self._submit(prompt, prompt_params, name, parse_special)
+                streams.append(stream)
             for stream, prompt_params in zip(streams, each_params, strict=True):
                 completions.extend(collect(stream, prompt_params.n))
         finally:
@@ -187,9 +190,11 @@ class LLM:
         params: SamplingParams | None = None,
         *,
         adapter: str | None = None,
+        parse_special: bool = True,
     ) -> Iterator[StreamEvent]:
         """Answer one prompt event by event. Leaving the loop early cancels the request."""
-        return _closing(self._submit(prompt, checked_params(params), adapter))
+        params = checked_params(params)
+        return _closing(self._submit(prompt, params, adapter, parse_special))
 
     def chat(
         self,
@@ -268,10 +273,14 @@ class LLM:
         self._client.close()
 
     def _submit(
-        self, prompt: Prompt, params: SamplingParams, adapter: str | None
+        self,
+        prompt: Prompt,
+        params: SamplingParams,
+        adapter: str | None,
+        parse_special: bool,
     ) -> TokenStream:
         if isinstance(prompt, str):
-            token_ids = self.tokenizer.encode(prompt)
+            token_ids = self.tokenizer.encode(prompt, special=parse_special)
         else:
             token_ids = token_ids_of(prompt)
         requests = make_requests(token_ids, params, adapter=checked_adapter(adapter))

@@ -42,13 +42,15 @@ class ChatCall:
 class TextCall:
     """Plain texts or token ids to continue, without a template; `params.n` choices of each.
 
-    With `suffix`, the answer is what stands between a prompt and it; only some models can.
+    With `suffix`, the answer is what stands between a prompt and it; only some models
+    can. With `parses_special`, special tokens that are written in a prompt count as such.
     """
 
     model: str
     prompts: tuple[str | tuple[int, ...], ...]
     params: SamplingParams
     suffix: str | None = None
+    parses_special: bool = True
     response_format: Mapping[str, Any] | None = None
     is_open_ended: bool = False
     priority: int = 0

@@ -34,4 +34,7 @@ def detect_style(files: ModelFiles, tokenizer: Tokenizer) -> OutputStyle:
         model_type = str(metadata.get("general.architecture", ""))
     else:
         model_type = str(read_config(files.path).get("model_type", ""))
-    return detect(tokenizer.chat_template, model_type)
+    templates = tokenizer.templates
+    sources = [tokenizer.chat_template, templates.tool_use]
+    given = [source for source in sources if source is not None]
+    return detect("\n".join(given) or None, model_type)

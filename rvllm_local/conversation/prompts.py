@@ -9,14 +9,19 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from rvllm_local.conversation.calls import ChatCall, TextCall
+from rvllm_local.conversation.calls import ChatCall, Message, TextCall
 from rvllm_local.conversation.fill_in import fill_in
 from rvllm_local.conversation.model import ConversationModel
 from rvllm_local.conversation.output import OutputParser
 from rvllm_local.conversation.template_input import template_messages
+from rvllm_local.conversation.template_repairs import fold_system, repaired
 from rvllm_local.conversation.tool_prompt import explain_tools
 from rvllm_local.engine.limits import EngineLimits
-from rvllm_local.errors import ContextOverflowError, ParameterError
+from rvllm_local.errors import (
+    ContextOverflowError,
+    ParameterError,
+    TemplateRefusedError,
+)
 from rvllm_local.text.families import OutputStyle, style_of
 from rvllm_local.text.grammar.formats import (
     grammar_for_format,
@@ -96,7 +101,7 @@ def prepare_text(model: ConversationModel, call: TextCall) -> Prepared:
     """Tokenize plain prompts. Raises `ParameterError`."""
     prompts = []
     for prompt in call.prompts:
-        prompts.append(_text_prompt(model, prompt, call.suffix))
+        prompts.append(_text_prompt(model, prompt, call))
     params = [call.params] * len(prompts)
     if call.is_open_ended:
         params = [
@@ -116,7 +121,7 @@ def _render(model: ConversationModel, call: ChatCall, tools: Tools) -> _Rendered
             "messages",
             "only a last message that is the assistant's text can be continued",
         )
-    template = model.tokenizer.chat_template or ""
+    template = model.tokenizer.template_for(tools) or ""
     messages = template_messages(call.messages, template)
     style = model.style
     options = dict(call.template_options)
@@ -127,16 +132,36 @@ def _render(model: ConversationModel, call: ChatCall, tools: Tools) -> _Rendered
     else:
         style = _style_of_explained(style)
         messages = explain_tools(messages, tools)
-    ids = model.tokenizer.encode_chat(messages, continues=call.continues, **options)
+    ids = _encode(model, messages, call.continues, options)
     tail = model.tokenizer.decode(ids[-_TAIL:], skip_special=False).rstrip()
     end = style.reasoning_end
     has_thought = end is not None and tail.endswith(end)
     return _Rendered(tuple(ids), style, style.starts_inside(tail), has_thought)
 
 
+def _encode(
+    model: ConversationModel,
+    messages: Sequence[Message],
+    continues: bool,
+    options: Mapping[str, Any],
+) -> list[int]:
+    """Token ids of the conversation, in the first form that the template takes."""
+    if not model.tokenizer.shows_system:
+        messages = fold_system(messages)
+    refusal: TemplateRefusedError | None = None
+    for rows, settings in repaired(messages, options):
+        try:
+            return model.tokenizer.encode_chat(rows, continues=continues, **settings)
+        except TemplateRefusedError as error:
+            refusal = refusal or error
+    assert refusal is not None
+    raise refusal
+
+
 def _text_prompt(
-    model: ConversationModel, prompt: str | tuple[int, ...], suffix: str | None
+    model: ConversationModel, prompt: str | tuple[int, ...], call: TextCall
 ) -> tuple[int, ...]:
+    suffix = call.suffix
     if isinstance(prompt, tuple):
         if suffix is not None:
             raise ParameterError(
@@ -145,7 +170,7 @@ def _text_prompt(
         return prompt
     _check_length(model, prompt)
     if suffix is None:
-        return tuple(model.tokenizer.encode(prompt))
+        return tuple(model.tokenizer.encode(prompt, special=call.parses_special))
     return tuple(fill_in(model, prompt, suffix))
 
 

@@ -20,6 +20,8 @@ def template_messages(messages: Sequence[Message], template: str) -> list[Messag
         row = {**message, "content": message.get("content") or ""}
         if row["role"] == "developer" and not knows_developer:
             row["role"] = "system"
+        if "reasoning_content" in row:
+            row.setdefault("thinking", row["reasoning_content"])  # harmony's name
         if message.get("tool_calls"):
             row["tool_calls"] = _calls(message["tool_calls"])
         rows.append(row)

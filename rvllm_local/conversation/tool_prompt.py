@@ -26,36 +26,33 @@ def explain_tools(
     messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]]
 ) -> list[Mapping[str, Any]]:
     """The conversation without tool calls or tool roles; with `tools`, its system message explains them."""
-    plain = _plain_messages(messages)
+    plain = plain_turns(messages)
     if not tools:
         return plain
+    signatures = [json.dumps(tool["function"], ensure_ascii=False) for tool in tools]
+    opening, closing = tags.HERMES
     text = _INTRODUCTION.format(
-        signatures="\n".join(
-            json.dumps(tool["function"], ensure_ascii=False) for tool in tools
-        ),
-        opening=tags.HERMES[0],
-        closing=tags.HERMES[1],
+        signatures="\n".join(signatures), opening=opening, closing=closing
     )
     if plain and plain[0]["role"] == "system":
         return [{**plain[0], "content": f"{plain[0]['content']}\n\n{text}"}, *plain[1:]]
     return [{"role": "system", "content": text}, *plain]
 
 
-def _plain_messages(messages: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """Results that follow one another become one message: many templates want the roles to alternate."""
+def plain_turns(messages: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """The messages with calls and results as text.
+
+    Results that follow one another become one message: many templates want the roles to
+    alternate.
+    """
     plain: list[Mapping[str, Any]] = []
     for index, message in enumerate(messages):
-        found = _plain(message)
-        if (
-            message["role"] == "tool"
-            and index
-            and messages[index - 1]["role"] == "tool"
-        ):
-            found = {
-                **found,
-                "content": f"{plain.pop()['content']}\n{found['content']}",
-            }
-        plain.append(found)
+        row = _plain(message)
+        is_result = message["role"] == "tool"
+        if is_result and index and messages[index - 1]["role"] == "tool":
+            before = plain.pop()["content"]
+            row = {**row, "content": f"{before}\n{row['content']}"}
+        plain.append(row)
     return plain
 
 

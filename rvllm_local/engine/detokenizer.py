@@ -20,6 +20,10 @@ class TextDecoder(Protocol):
 class Vocabulary(TextDecoder, Protocol):
     """What the engine needs of a tokenizer."""
 
+    @property
+    def end_token_ids(self) -> frozenset[int]:
+        """Tokens that end an answer, as the tokenizer and its template tell."""
+
     def keeping(self, kept_special: Collection[str]) -> TextDecoder:
         """The same bytes, with the special tokens of these texts as text."""
 

@@ -14,11 +14,12 @@ import jinja2
 from jinja2 import nodes, pass_environment, pass_eval_context
 from jinja2.compiler import CodeGenerator, Frame
 from jinja2.exceptions import SecurityError
-from jinja2.ext import loopcontrols
+from jinja2.ext import Extension, loopcontrols
 from jinja2.filters import make_attrgetter
+from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from rvllm_local.errors import ParameterError
+from rvllm_local.errors import ParameterError, TemplateRefusedError
 from rvllm_local.interrupts import deadline
 
 _SECONDS = 2.0  # real templates take milliseconds
@@ -66,6 +67,7 @@ def render_chat(
     *,
     add_generation_prompt: bool = True,
     tools: Sequence[Mapping[str, Any]] | None = None,
+    documents: Sequence[Mapping[str, Any]] | None = None,
     bos_token: str = "",
     eos_token: str = "",
     **extra: Any,
@@ -81,6 +83,7 @@ def render_chat(
                 .render(
                     messages=messages,
                     tools=tools,
+                    documents=documents,
                     add_generation_prompt=add_generation_prompt,
                     bos_token=bos_token,
                     eos_token=eos_token,
@@ -88,7 +91,11 @@ def render_chat(
                 )
             )
     except _REFUSALS as error:
-        raise ParameterError(
+        is_too_much = isinstance(
+            error, TemplateTimeoutError | _LimitError | MemoryError
+        )
+        kind = ParameterError if is_too_much else TemplateRefusedError
+        raise kind(
             "messages",
             f"the model's chat template refused the messages: {_reason(error, template)}",
         ) from None
@@ -105,6 +112,18 @@ def _reason(error: Exception, template: str) -> str:
         name in template for name in quoted[-1:]
     )
     return said if is_about_names or isinstance(error, _OWN) else type(error).__name__
+
+
+class _Generation(Extension):
+    """`{% generation %}` marks the assistant's part for training; here it is a block."""
+
+    tags = {"generation"}  # noqa: RUF012  (jinja's own way)
+
+    def parse(self, parser: Parser) -> nodes.Node:
+        """The statements inside, with a scope of their own."""
+        line = next(parser.stream).lineno
+        body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+        return nodes.Scope(body, lineno=line)
 
 
 class _Code(CodeGenerator):
@@ -224,7 +243,7 @@ class _Sandbox(ImmutableSandboxedEnvironment):
 
 def _environment() -> ImmutableSandboxedEnvironment:
     environment = _Sandbox(
-        trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols]
+        trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols, _Generation]
     )
     limits = {
         "center": _LARGEST,
@@ -286,9 +305,21 @@ def _replace(
     return str(value).replace(str(old), str(new), count)
 
 
-def _to_json(value: Any, ensure_ascii: bool = False, indent: int | None = None) -> str:
+def _to_json(
+    value: Any,
+    ensure_ascii: bool = False,
+    indent: int | None = None,
+    separators: tuple[str, str] | None = None,
+    sort_keys: bool = False,
+) -> str:
     """Plain JSON: jinja's own filter escapes for HTML, which models were not trained on."""
-    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent)
+    return json.dumps(
+        value,
+        ensure_ascii=ensure_ascii,
+        indent=indent,
+        separators=separators,
+        sort_keys=sort_keys,
+    )
 
 
 def _refuse(message: str) -> NoReturn:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,9 +13,22 @@ from tokenizers.models import BPE
 from rvllm_local.errors import ModelFileError, UnsupportedModelError
 from rvllm_local.models.gguf.reader import GGUFFile
 from rvllm_local.models.locate import ModelFiles
+from rvllm_local.text.chat_templates import templates_of_folder, templates_of_gguf
+from rvllm_local.text.named_tokens import named_tokens, special_texts, token_text
 from rvllm_local.text.sentencepiece import SentencePieceBackend, build_proto
+from rvllm_local.text.settings_files import read_settings_file
 from rvllm_local.text.tokenizer import Tokenizer
 
+# Names of special tokens in a GGUF file, and in templates.
+_GGUF_NAMES = {
+    "bos": "bos",
+    "eos": "eos",
+    "padding": "pad",
+    "unknown": "unk",
+    "seperator": "sep",
+    "mask": "mask",
+    "cls": "cls",
+}
 _CONTROL = 3  # token types in a GGUF file
 _USER_DEFINED = 4
 _CONTRACTIONS = "(?i:'s|'t|'re|'ve|'m|'ll|'d)"
@@ -59,21 +71,34 @@ def read_tokenizer(files: ModelFiles) -> Tokenizer:
 
 
 def _from_folder(folder: Path) -> Tokenizer:
-    config = _read_config(folder / "tokenizer_config.json")
-    if (
-        not (folder / "tokenizer.json").is_file()
-        and (folder / "tokenizer.model").is_file()
-    ):
+    config = read_settings_file(folder / "tokenizer_config.json")
+    has_json = (folder / "tokenizer.json").is_file()
+    if not has_json and (folder / "tokenizer.model").is_file():
         return _from_sentencepiece(folder, config)
     backend, first = _read_backend(folder)
-    bos = _token_text(config.get("bos_token"))
+    names = named_tokens(folder, config)
+    bos = names.get("bos_token")
+    special = special_texts(folder, config)
+    _add_special(backend, special)
     return Tokenizer(
         backend,
         bos_token=bos,
-        eos_token=_token_text(config.get("eos_token")),
-        chat_template=_chat_template(folder, config),
+        eos_token=names.get("eos_token"),
+        templates=templates_of_folder(folder, config),
         add_bos=bos is not None and first == [bos],
+        named_tokens=names,
+        special=special,
     )
+
+
+def _add_special(backend: Backend, texts: set[str]) -> None:
+    """Let tokens of the vocabulary that settings call special be found in templates."""
+    added = {token.content for token in backend.get_added_tokens_decoder().values()}
+    tokens = []
+    for text in sorted(texts - added):
+        if backend.token_to_id(text) is not None:
+            tokens.append(AddedToken(text, special=True, normalized=False))
+    backend.add_special_tokens(tokens)
 
 
 def _read_backend(folder: Path) -> tuple[Backend, list[str]]:
@@ -94,26 +119,6 @@ def _read_backend(folder: Path) -> tuple[Backend, list[str]]:
         ) from error
 
 
-def _chat_template(folder: Path, config: Mapping[str, Any]) -> str | None:
-    separate = folder / "chat_template.jinja"
-    if separate.is_file():
-        try:
-            return separate.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise ModelFileError(f"{separate} cannot be read: {error}") from error
-    template = config.get("chat_template")
-    if not isinstance(template, str | list | None):
-        raise ModelFileError(
-            f"{folder}: the tokenizer's chat_template must be text, not {template!r:.60}"
-        )
-    if isinstance(template, list):  # several named templates
-        rows = [row for row in template if isinstance(row, Mapping)]
-        template = next(
-            (row.get("template") for row in rows if row.get("name") == "default"), None
-        )
-    return template if isinstance(template, str) else None
-
-
 def _from_sentencepiece(folder: Path, config: Mapping[str, Any]) -> Tokenizer:
     path = folder / "tokenizer.model"
     extra, special = _added_tokens(folder, config)
@@ -125,8 +130,9 @@ def _from_sentencepiece(folder: Path, config: Mapping[str, Any]) -> Tokenizer:
         special,
         prefix if isinstance(prefix, bool) else None,
     )
-    bos = _token_text(config.get("bos_token")) or backend.bos_token
-    eos = _token_text(config.get("eos_token")) or backend.eos_token
+    names = named_tokens(folder, config)
+    bos = names.get("bos_token") or backend.bos_token
+    eos = names.get("eos_token") or backend.eos_token
     for text in (bos, eos):
         if text is not None and backend.token_to_id(text) is None:
             raise ModelFileError(
@@ -136,8 +142,10 @@ def _from_sentencepiece(folder: Path, config: Mapping[str, Any]) -> Tokenizer:
         backend,
         bos_token=bos,
         eos_token=eos,
-        chat_template=_chat_template(folder, config),
+        templates=templates_of_folder(folder, config),
         add_bos=bos is not None and config.get("add_bos_token", True) is True,
+        named_tokens=names,
+        special=special_texts(folder, config),
     )
 
 
@@ -147,12 +155,12 @@ def _added_tokens(
     """Tokens that a folder adds to its SentencePiece model, and the texts that it calls special."""
     extra: dict[str, int] = {}
     special: set[str] = set()
-    for text, token in _read_config(folder / "added_tokens.json").items():
+    for text, token in read_settings_file(folder / "added_tokens.json").items():
         extra[text] = token
         special.add(text)
     decoder = config.get("added_tokens_decoder")
     for token, row in (decoder if isinstance(decoder, Mapping) else {}).items():
-        content = _token_text(row)
+        content = token_text(row)
         if content and isinstance(row, Mapping) and str(token).isdecimal():
             extra[content] = int(token)
             (special.add if row.get("special") else special.discard)(content)
@@ -192,13 +200,19 @@ def _from_gguf(path: Path) -> Tokenizer:
             tokens[index] if type(index) is int and 0 <= index < len(tokens) else None
         )
 
-    template = metadata.get("tokenizer.chat_template")
-    bos = token("bos")
+    names = {}
+    for key, name in _GGUF_NAMES.items():
+        text = token(key)
+        if text is not None:
+            names[f"{name}_token"] = text
+    bos = names.get("bos_token")
     return Tokenizer(
         backend,
         bos_token=bos,
-        eos_token=token("eos"),
-        chat_template=template if isinstance(template, str) else None,
+        eos_token=names.get("eos_token"),
+        templates=templates_of_gguf(metadata, path),
+        named_tokens=names,
+        uses_known_ends=True,
         add_bos=bos is not None
         and bool(
             metadata.get(
@@ -284,21 +298,3 @@ def _sentencepiece_of(
 def _in_short(error: BaseException) -> str:
     """What the library says, on one line."""
     return " ".join(str(error).split())[:200] or type(error).__name__
-
-
-def _token_text(value: Any) -> str | None:
-    if isinstance(value, Mapping):
-        value = value.get("content")
-    return value if isinstance(value, str) else None
-
-
-def _read_config(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        return {}
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise ModelFileError(f"{path} cannot be read: {error}") from error
-    if not isinstance(value, dict):
-        raise ModelFileError(f"{path} does not hold a JSON object")
-    return value

@@ -23,7 +23,6 @@ TO_BE_SPLIT = {
     "rvllm_local/history/store.py",
     "rvllm_local/text/grammar/json_schema.py",
     "rvllm_local/text/grammar/tool_calls.py",
-    "rvllm_local/text/tokenizer.py",
     "tui/endpoint.py",
     "tui/reducer.py",
 }

@@ -13,6 +13,7 @@ from tokenizers import AddedToken, normalizers
 
 from rvllm_local.engine.detokenizer import StreamingDetokenizer
 from rvllm_local.models.locate import ModelFiles
+from rvllm_local.text.chat_templates import ChatTemplates
 from rvllm_local.text.tokenizer import Tokenizer
 from rvllm_local.text.tokenizer_files import read_tokenizer
 from tests.support.tiny import save_tokenizer, tiny_tokenizer
@@ -125,7 +126,7 @@ def test_special_tokens_in_what_a_template_is_told_stay_text() -> None:
     tokenizer = Tokenizer(
         tiny_tokenizer(),
         eos_token="<|endoftext|>",
-        chat_template="{{ messages[0].content }}{{ note }}",
+        templates=ChatTemplates("{{ messages[0].content }}{{ note }}"),
     )
     ids = tokenizer.encode_chat(
         [message("user", content="x")], note="<|im_end|>", enable_thinking=False
@@ -136,7 +137,9 @@ def test_special_tokens_in_what_a_template_is_told_stay_text() -> None:
 def test_tags_of_calls_stay_text_where_the_assistant_did_not_write_them() -> None:
     backend = tiny_tokenizer()
     backend.add_tokens([AddedToken("</think>", special=False, normalized=False)])
-    tokenizer = Tokenizer(backend, eos_token="<|endoftext|>", chat_template=TEMPLATE)
+    tokenizer = Tokenizer(
+        backend, eos_token="<|endoftext|>", templates=ChatTemplates(TEMPLATE)
+    )
     tag = tokenizer.control_token_id("</think>")
     assert (
         tag is not None

@@ -159,15 +159,16 @@ def _assemble(
         target_s=_step_target(options),
         grain=runner.prefill_grain,
     )
+    ends = _end_tokens(loaded.eos_token_ids, text, loaded.vocab_size)
     limits = EngineLimits(
         loaded.vocab_size,
         parts.context,
         scheduler.longest_sequence,
-        tuple(loaded.eos_token_ids),
+        ends,
         options.max_rows + options.max_waiting,
         tuple(adapter.name for adapter in adapters),
     )
-    identity = EngineIdentity(frozenset(loaded.eos_token_ids), roots, plan.lines())
+    identity = EngineIdentity(frozenset(ends), roots, plan.lines())
     reserve_memory = None
     if _is_on_cpu():
         reserve_memory = functools.partial(host.reserve_heap, plan.scratch)
@@ -178,6 +179,14 @@ def _assemble(
 
 def _is_on_cpu() -> bool:
     return mx.default_device() == mx.Device(mx.cpu)
+
+
+def _end_tokens(
+    of_config: Sequence[int], text: Vocabulary, vocab_size: int
+) -> tuple[int, ...]:
+    """Ids that end an answer: the configuration's, and those that the text side adds."""
+    more = [token for token in sorted(text.end_token_ids) if token < vocab_size]
+    return tuple(dict.fromkeys((*of_config, *more)))
 
 
 def _make_kv_cache(

@@ -84,6 +84,7 @@ def text_call(request: TextRequest) -> TextCall:
         prompts=read_prompts(request.prompt),
         params=_sampling(request, max_tokens, request.logprobs, "max_tokens"),
         suffix=request.suffix,
+        parses_special=request.parse_special is not False,
         response_format=_format(request, request.response_format),
         priority=checked_priority(request.priority or 0),
     )

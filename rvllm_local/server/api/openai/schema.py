@@ -84,6 +84,7 @@ class TextRequest(Sampling, kw_only=True):
     prompt: str | list[Any]
     echo: bool | None = None
     suffix: str | None = None
+    parse_special: bool | None = None
     logprobs: int | None = None
     best_of: int | None = None
     response_format: Object | None = None

@@ -1,0 +1,107 @@
+"""Hides special tokens in what users write while a chat template renders it.
+
+Each is replaced by a random marker, which is found again in the rendered text.
+"""
+
+from __future__ import annotations
+
+import re
+import secrets
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from rvllm_local.errors import ParameterError
+
+
+@dataclass(frozen=True, slots=True)
+class HiddenTexts:
+    """Texts to hide, and all that could be the beginning of one."""
+
+    pattern: re.Pattern[str] | None
+    beginnings: frozenset[str]
+    longest: int
+
+    @classmethod
+    def of(cls, texts: Iterable[str]) -> HiddenTexts:
+        ordered = sorted(filter(None, texts), key=len, reverse=True)
+        beginnings = frozenset(
+            text[:size] for text in ordered for size in range(1, len(text))
+        )
+        pattern = re.compile("|".join(map(re.escape, ordered))) if ordered else None
+        return cls(pattern, beginnings, max(map(len, ordered), default=0))
+
+    def beginning_at_end(self, text: str) -> int:
+        """Length of the longest ending of `text` that begins one of the texts."""
+        sizes = range(min(self.longest, len(text)), 0, -1)
+        return next((size for size in sizes if text[-size:] in self.beginnings), 0)
+
+
+class Markers:
+    """Hides special tokens in what users write, and finds them again in what a template made of it."""
+
+    def __init__(self) -> None:
+        self._nonce = secrets.token_hex(16)
+        self._hidden: list[str] = []
+        self._ending = secrets.token_hex(16)
+
+    def ending(self, message: Mapping[str, Any]) -> Mapping[str, Any]:
+        """A message whose content's end can be found again. Raises `ParameterError` if it is not the assistant's text."""
+        if message["role"] != "assistant" or message.get("tool_calls"):
+            raise ParameterError(
+                "messages",
+                "only a last message that is the assistant's text can be continued",
+            )
+        return {**message, "content": f"{message.get('content') or ''}{self._ending}"}
+
+    def up_to_ending(self, text: str) -> str:
+        """What a template wrote up to that end."""
+        before, mark, _ = text.rpartition(self._ending)
+        if not mark:
+            raise ParameterError(
+                "messages",
+                "the model's chat template does not show the last message: it cannot be continued",
+            )
+        return before
+
+    def hide(self, value: Any, hidden: HiddenTexts) -> Any:
+        """`value` with every special token in it, and every beginning of one at a text's end, behind a marker."""
+        if isinstance(value, str):
+            return self._hide_text(value, hidden)
+        if isinstance(value, Mapping):
+            pairs = value.items()
+            return {
+                self.hide(key, hidden): self.hide(item, hidden) for key, item in pairs
+            }
+        if isinstance(value, list | tuple):
+            return [self.hide(item, hidden) for item in value]
+        return value
+
+    def _hide_text(self, text: str, hidden: HiddenTexts) -> str:
+        if hidden.pattern is None:
+            return text
+        text = hidden.pattern.sub(lambda match: self._marker(match[0]), text)
+        # Two texts that a template sets side by side could make a special token.
+        size = hidden.beginning_at_end(text)
+        if size == 0:
+            return text
+        start = len(text) - size
+        return text[:start] + self._marker(text[start:])
+
+    def _marker(self, text: str) -> str:
+        if text not in self._hidden:
+            self._hidden.append(text)
+        return f"{self._nonce}{self._hidden.index(text)}{self._nonce}"
+
+    def split(self, text: str) -> Iterator[tuple[str, bool]]:
+        """Pieces of a rendered text, and whether special tokens count in them."""
+        for number, piece in enumerate(text.split(self._nonce)):
+            if number % 2 == 0:
+                yield piece, True
+            elif piece.isdecimal() and int(piece) < len(self._hidden):
+                yield self._hidden[int(piece)], False
+            else:
+                raise ParameterError(
+                    "messages",
+                    "a message holds special tokens, and the chat template cuts it up",
+                )
