@@ -5,6 +5,7 @@ from __future__ import annotations
 import mlx.core as mx
 
 from rvllm_local.attention.backend import AttentionCall
+from rvllm_local.attention.geometry import CallGeometry, visible_keys
 from rvllm_local.errors import UnsupportedModelError
 
 
@@ -61,3 +62,14 @@ def _capped_attention(
     return (weights @ values[:, :, None]).reshape(
         rows, heads, query_len, values.shape[-1]
     )
+
+
+def chunk_mask(geometry: CallGeometry, group: int, width: int) -> mx.array | str:
+    """The mask of one row's chunk against its gathered context of `width` tokens."""
+    view = geometry.groups[group]
+    context = int(geometry.context_lens[0])
+    if view.window is None or (
+        context <= view.window and int(view.first_positions[0]) == 0
+    ):
+        return "causal"
+    return mx.array(visible_keys(geometry, group, width)[0])

@@ -14,8 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from rvllm_local.attention.backend import AttentionCall
-from rvllm_local.attention.cpu.reference import chunk_mask
-from rvllm_local.attention.dense import dense_attention
+from rvllm_local.attention.dense import chunk_mask, dense_attention
 from rvllm_local.attention.geometry import CallGeometry
 from rvllm_local.errors import UnsupportedModelError
 from rvllm_local.memory.arena import Arena, KVShape

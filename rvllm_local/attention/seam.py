@@ -16,8 +16,7 @@ import mlx.core as mx
 from mlx import nn
 
 from rvllm_local.attention.backend import AttentionCall, CallSession, KVBackend
-from rvllm_local.attention.cpu.reference import chunk_mask
-from rvllm_local.attention.dense import dense_attention
+from rvllm_local.attention.dense import chunk_mask, dense_attention
 from rvllm_local.attention.geometry import CallGeometry, visible_keys
 from rvllm_local.attention.rotation import LayerOffset, StepOffset
 from rvllm_local.attention.softcap import CAP_NAME, install_softcap

@@ -19,7 +19,6 @@ TEXTS = sorted(
 )
 # Files that grew over the limits when lines became shorter; the list only shrinks.
 TO_BE_SPLIT = {
-    "rvllm_local/attention/cpu/reference.py",
     "rvllm_local/history/store.py",
     "rvllm_local/text/grammar/json_schema.py",
     "rvllm_local/text/grammar/tool_calls.py",

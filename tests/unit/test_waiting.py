@@ -6,7 +6,8 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from rvllm_local.attention.cpu.reference import ReferenceBackend, ReferenceSession
+from rvllm_local.attention.cpu.reference import ReferenceBackend
+from rvllm_local.attention.cpu.session import ReferenceSession
 from rvllm_local.attention.geometry import call_geometry
 from rvllm_local.memory.arena import Arena, KVShape
 from rvllm_local.memory.blocks import BlockTable

@@ -11,8 +11,15 @@ import numpy as np
 import numpy.typing as npt
 
 from rvllm_local.attention.backend import AttentionCall
+from rvllm_local.attention.dense import cap_logits
 
 _QUERY_BLOCK = 128
+_MANY_SCORES = 4096  # of a decode call; fewer are not worth waiting for on the host
+
+
+def is_on_host(queries: mx.array) -> bool:
+    """What a CPU computes, in a type that numpy has: numpy's exponentials are quicker."""
+    return queries.dtype == mx.float32 and mx.default_device() == mx.Device(mx.cpu)
 
 
 def chunk_attention(
@@ -125,3 +132,25 @@ def _to_weights(
     if sink is not None:
         sums += np.exp(sink - best)
     return sums
+
+
+def grouped_attention(
+    queries: mx.array,
+    keys: mx.array,
+    values: mx.array,
+    call: AttentionCall,
+    bias: mx.array | None,
+) -> mx.array:
+    """Softmax attention of one query a row; the heads that share a KV head are one matrix product."""
+    rows, heads, _, dim = queries.shape
+    if rows * heads * keys.shape[2] >= _MANY_SCORES and is_on_host(queries):
+        return token_attention(queries, keys, values, call, bias)
+    kv_heads = keys.shape[1]
+    grouped = queries.reshape(rows, kv_heads, heads // kv_heads, dim) * call.scale
+    scores = grouped @ keys.swapaxes(-1, -2)
+    if call.softcap:
+        scores = cap_logits(scores, call.softcap)
+    if bias is not None:
+        scores = scores + bias
+    weights = mx.softmax(scores, axis=-1, precise=True)
+    return (weights @ values).reshape(rows, heads, 1, values.shape[-1])

@@ -17,7 +17,7 @@ from rvllm_local.attention.geometry import CallGeometry
 from rvllm_local.memory.layout import LayerSlot
 
 
-class WaitingKV:
+class PendingKV:
     """The one token of a call of one row, layer by layer."""
 
     def __init__(self, geometry: CallGeometry) -> None:

@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 import mlx.core as mx
 
-from rvllm_local.attention.cpu.reference import MAX_PADDING
+from rvllm_local.attention.cpu.session import MAX_PADDING
 from rvllm_local.attention.geometry import DecodeRow
 from rvllm_local.engine.runner import ModelRunner
 from rvllm_local.engine.sampling.sampler import RowSampling
