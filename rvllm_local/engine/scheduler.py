@@ -1,6 +1,7 @@
 """Decides what one step runs: who is admitted, decodes, prefills how much, makes room.
 
-Policy: higher priority first, then first come, first served. A full arena preempts the
+Policy: higher priority first, then first come, first served; waiting raises a rank
+slowly (see `Sequence.rank`), so that everybody is served. A full arena preempts the
 lowest ranked sequence, whose blocks are swapped out. So the highest ranked one always
 advances and nothing deadlocks. Knows nothing of arrays.
 """

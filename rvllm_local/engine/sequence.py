@@ -1,4 +1,4 @@
-"""One sequence in the engine: its tokens, how many of them have KV, its blocks, its output side and its timings."""
+"""One sequence in the engine: its tokens and blocks, its output side and its timings."""
 
 from __future__ import annotations
 
@@ -20,9 +20,14 @@ if TYPE_CHECKING:
     from rvllm_local.text.grammar.matcher import Matcher
 
 
+# Waiting so long counts as one point of priority, so that everybody is served: a request
+# of priority -100 goes before fresh ones of 100 after less than seven minutes.
+_SECONDS_A_POINT = 2.0
+
+
 @dataclass(slots=True)
 class SequenceTimings:
-    """What is remembered of a sequence for its report. Times are of the monotonic clock, in seconds."""
+    """What is remembered of a sequence for its report. Times are monotonic seconds."""
 
     arrived: float
     admitted: float | None = None
@@ -37,52 +42,65 @@ class SequenceTimings:
 
 @dataclass(slots=True, eq=False)
 class Sequence:
-    """`token_ids` is prompt plus output, as far as the host knows it; the first `num_computed` have KV.
+    """`token_ids` is prompt plus output, as far as the host knows it.
 
-    `in_flight` counts the decode steps that were launched and not yet read: their tokens are still to come, and their
-    KV counts as computed. A sequence decodes when all but its last token are computed; before that it prefills.
+    The first `num_computed` tokens have KV. `in_flight` counts the decode steps that
+    were launched and not yet read: their tokens are still to come, and their KV counts
+    as computed. A sequence decodes when all but its last token are computed; before
+    that it prefills.
+
+    max_total: tokens, prompt and output, at which it ends for length.
+    order: the number of its arrival.
+    adapter: the number of its LoRA adapter, 0 for none.
+    rank: who goes first, the smallest. It never changes, since all who wait gain alike.
+    needs_host: only the host can work out its next token from its last.
+    is_plain_greedy: it only wants the largest logit.
+    num_published: full blocks that were offered to the prefix index.
+    num_prefilled: leading tokens whose KV comes from prefill or a cached prefix.
+    pause_at: a position at which its prefill pauses, for a snapshot.
+    capacity: tokens that its blocks can hold.
+    matcher: follows the output through its grammar.
+    allowed: what the grammar allows next, one bit a token.
+    token_history: what biases and earlier tokens do to its logits.
+    scores: its prompt's log-probabilities, if they are wanted.
+    overtaken: how many requests passed it while it waited for blocks.
+    restoring: more of its prefix is being read from disk.
+    swapped: its blocks by group, while it is preempted.
     """
 
     request: Request
-    max_total: int  # tokens, prompt and output, at which it ends for length
+    max_total: int
     tables: SequenceTables
     detokenizer: StreamingDetokenizer
     sink: EventSink
     keys: KeyChain
     timings: SequenceTimings
-    order: int = 0  # of arrival
-    adapter: int = 0  # the number of its LoRA adapter, 0 for none
+    order: int = 0
+    adapter: int = 0
+    rank: tuple[float, int] = field(init=False)
     token_ids: list[int] = field(init=False)
     num_prompt: int = field(init=False)
-    needs_host: bool = field(
-        init=False
-    )  # its next token depends on its last in a way that only the host can work out
-    is_plain_greedy: bool = field(init=False)  # it only wants the largest logit
+    needs_host: bool = field(init=False)
+    is_plain_greedy: bool = field(init=False)
     num_computed: int = 0
-    num_published: int = 0  # full blocks that were offered to the prefix index
-    num_prefilled: int = (
-        0  # leading tokens whose KV comes from prefill or a cached prefix
-    )
+    num_published: int = 0
+    num_prefilled: int = 0
     in_flight: int = 0
-    pause_at: int = 0  # a position at which its prefill pauses, so that a snapshot can be taken there
-    capacity: int = 0  # tokens that its blocks can hold
+    pause_at: int = 0
+    capacity: int = 0
     ended: bool = False
-    matcher: Matcher | None = None  # follows the output through its grammar
-    allowed: npt.NDArray[np.int32] | None = (
-        None  # what the grammar allows next, one bit a token
-    )
-    token_history: TokenHistory | None = (
-        None  # what biases and earlier tokens do to its logits
-    )
+    matcher: Matcher | None = None
+    allowed: npt.NDArray[np.int32] | None = None
+    token_history: TokenHistory | None = None
+    scores: PromptScores | None = None
     overtaken: int = 0
-    restoring: bool = False  # more of its prefix is being read from disk
-    scores: PromptScores | None = None  # its prompt's log-probabilities, if wanted
-    swapped: tuple[tuple[Swapped, ...], ...] | None = (
-        None  # its blocks by group, while it is preempted
-    )
+    restoring: bool = False
+    swapped: tuple[tuple[Swapped, ...], ...] | None = None
 
     def __post_init__(self) -> None:
         params = self.request.params
+        points = self.request.priority - self.timings.arrived / _SECONDS_A_POINT
+        self.rank = (-points, self.order)
         self.token_ids = list(self.request.prompt_token_ids)
         self.num_prompt = len(self.token_ids)
         # The choices of a request share their prompt: the first one scores it.
@@ -94,29 +112,20 @@ class Sequence:
         self.is_plain_greedy = params.is_greedy and not self.needs_host and not edits
 
     @property
-    def rank(self) -> tuple[int, int]:
-        """Who goes first: the higher priority, then the earlier arrival."""
-        return (-self.request.priority, self.order)
-
-    @property
-    def output_token_ids(self) -> list[int]:
-        return self.token_ids[self.num_prompt :]
-
-    @property
     def num_to_prefill(self) -> int:
-        """Tokens to compute before the last one, which is computed by a decode step."""
+        """Tokens to compute before the last one, which a decode step computes."""
         return len(self.token_ids) + self.in_flight - 1 - self.num_computed
 
     @property
     def is_decoding(self) -> bool:
-        """Nothing is left to prefill; written out here and below, as steps ask for each row several times."""
+        """Nothing is left to prefill.
+
+        Written out here and below, as steps ask for each row several times.
+        """
         return len(self.token_ids) + self.in_flight == self.num_computed + 1
 
     @property
     def wants_decode(self) -> bool:
-        """Decoding, and not already at its last token once the launched steps are in."""
-        return (
-            self.num_computed + 1
-            == len(self.token_ids) + self.in_flight
-            < self.max_total
-        )
+        """Decoding, and not at its last token once the launched steps are in."""
+        num_known = len(self.token_ids) + self.in_flight
+        return self.num_computed + 1 == num_known < self.max_total

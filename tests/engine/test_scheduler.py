@@ -70,7 +70,13 @@ def setup(
 
 
 def sequence(
-    kv: KVTables, num_prompt: int, num_output: int, *, order: int = 0, priority: int = 0
+    kv: KVTables,
+    num_prompt: int,
+    num_output: int,
+    *,
+    order: int = 0,
+    priority: int = 0,
+    arrived: float = 0.0,
 ) -> Sequence:
     request = Request(
         f"r{order}",
@@ -87,7 +93,7 @@ def sequence(
         detokenizer,
         lambda event: None,
         KeyChain(root_key("test")),
-        SequenceTimings(0.0),
+        SequenceTimings(arrived),
         order,
     )
 
