@@ -10,8 +10,6 @@ from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from rvllm_local.engine.detokenizer import StreamingDetokenizer, Vocabulary
 from rvllm_local.engine.flight import (
     Flight,
@@ -19,10 +17,16 @@ from rvllm_local.engine.flight import (
     decode_rows,
     row_samplings,
 )
+from rvllm_local.engine.grammar_masks import GrammarMasks
 from rvllm_local.engine.identity import EngineIdentity
 from rvllm_local.engine.kv_cache import KVCacheManager
 from rvllm_local.engine.limits import EngineLimits
-from rvllm_local.engine.output import closing_event, scores_event, token_event
+from rvllm_local.engine.output import (
+    closing_event,
+    error_event,
+    scores_event,
+    token_event,
+)
 from rvllm_local.engine.prefill import Prefiller
 from rvllm_local.engine.prefill_budget import PrefillBudget
 from rvllm_local.engine.report import CoreParts, report, snapshot, stats
@@ -30,7 +34,7 @@ from rvllm_local.engine.runner import ModelRunner
 from rvllm_local.engine.sampling.token_history import TokenHistory
 from rvllm_local.engine.scheduler import PrefillChunk, Scheduler, StepPlan
 from rvllm_local.engine.sequence import Sequence, SequenceTimings
-from rvllm_local.errors import GrammarError, ParameterError
+from rvllm_local.errors import ParameterError
 from rvllm_local.memory.blocks import BLOCK_TOKENS
 from rvllm_local.memory.prefix import KeyChain
 from rvllm_local.memory.tables import KVTables
@@ -77,6 +81,7 @@ class EngineCore:
         self._identity = identity
         self._reserve_memory = reserve_memory
         self._prefiller = Prefiller(runner, kv, kv_cache, budget)
+        self._grammars = GrammarMasks(runner.vocab_size, self._fail)
         self._parts = CoreParts(kv, kv_cache, scheduler, runner)
         self._flight: Flight | None = None
         self._reports: deque[RequestReport] = deque(maxlen=_REPORTS_KEPT)
@@ -166,6 +171,10 @@ class EngineCore:
             if key[0] == request_id:
                 self._end(sequence, closing_event(sequence, FinishReason.CANCELLED))
 
+    def _fail(self, sequence: Sequence, error: ParameterError) -> None:
+        """End a choice whose request turned out to be at fault."""
+        self._end(sequence, error_event(sequence, error))
+
     def fail_all(self, message: str) -> None:
         """End every open request with an error, and trust no KV computed before."""
         flight, self._flight = self._flight, None
@@ -228,7 +237,7 @@ class EngineCore:
 
     def _run(self, plan: StepPlan) -> Flight | None:
         """Compute the plan's prompts and launch its decode step, in one call if it may."""
-        rows = tuple(row for row in plan.decodes if self._is_allowed_on(row))
+        rows = self._grammars.allow(plan.decodes)
         if rows and self._mixes(plan.prefills):
             return self._launch(rows, plan.prefills)
         for chunk in plan.prefills:
@@ -236,19 +245,6 @@ class EngineCore:
         if self._scored:
             self._emit_scores()
         return self._launch(rows, ()) if rows else None
-
-    def _is_allowed_on(self, sequence: Sequence) -> bool:
-        """Work out what a grammar allows next; where it allows nothing the row ends."""
-        if sequence.matcher is None:
-            return True
-        try:
-            num_words = -(-self._runner.vocab_size // 32)
-            sequence.allowed = np.zeros(num_words, dtype=np.int32)
-            sequence.matcher.mask_into(sequence.allowed)
-        except GrammarError as error:
-            self._end(sequence, closing_event(sequence, FinishReason.ERROR, str(error)))
-            return False
-        return True
 
     def _mixes(self, chunks: tuple[PrefillChunk, ...]) -> bool:
         """The chunks are few tokens, and nobody wants their logits."""
@@ -318,7 +314,7 @@ class EngineCore:
                 continue
             sequence.timings.token_times.append(now)
             token = tokens[index]
-            if sequence.matcher is not None and not self._advance(sequence, token):
+            if sequence.matcher and not self._grammars.advance(sequence, token):
                 continue
             sequence.token_ids.append(token)
             if sequence.token_history is not None:
@@ -329,16 +325,6 @@ class EngineCore:
             committed.append((sequence, token, logprobs[index]))
         self.generated_tokens += len(committed)
         return committed
-
-    def _advance(self, sequence: Sequence, token: int) -> bool:
-        """Take a token into the row's grammar; False if that ended the row."""
-        assert sequence.matcher is not None
-        try:
-            sequence.matcher.advance(token)
-        except GrammarError as error:
-            self._end(sequence, closing_event(sequence, FinishReason.ERROR, str(error)))
-            return False
-        return True
 
     def _emit(self, committed: list[tuple[Sequence, int, TokenLogprob | None]]) -> None:
         """Send each token's text; end the sequences whose last token it was."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection
 
 from rvllm_local.engine.sequence import Sequence
+from rvllm_local.errors import ParameterError
 from rvllm_local.types import FinishReason, StreamEvent, TokenLogprob
 
 
@@ -66,6 +67,15 @@ def _reason_to_end(sequence: Sequence) -> FinishReason | None:
     if len(sequence.token_ids) >= sequence.max_total:
         return FinishReason.LENGTH
     return None
+
+
+def error_event(sequence: Sequence, error: ParameterError) -> StreamEvent:
+    """The last event of a sequence whose request turned out to be at fault."""
+    event = closing_event(
+        sequence, FinishReason.ERROR, str(error), type(error).__name__
+    )
+    event.error_parameter = error.parameter
+    return event
 
 
 def closing_event(

@@ -39,7 +39,7 @@ class Grammars:
         with self._lock:
             if self._compiler is None:
                 self._compiler = GrammarCompiler(
-                    self._tokenizer, self._vocab_size, self._eos
+                    self._tokenizer, self._vocab_size, self._eos, in_trial=True
                 )
         first = self._compiler.compile(grammar)
         return [first, *(first.copy() for _ in range(count - 1))]

@@ -10,14 +10,17 @@ import queue
 import re
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import llguidance
 import numpy as np
 import numpy.typing as npt
 
 from rvllm_local.errors import GrammarError, QueueFullError
+from rvllm_local.text.grammar.limits import matcher_error, new_matcher
 from rvllm_local.text.grammar.thinking_budget import Thinking, ThinkingTokens
+from rvllm_local.text.grammar.trial_process import Vocabulary
+from rvllm_local.text.grammar.trials import Trials
 from rvllm_local.text.tags import CONTROL_TAGS
 from rvllm_local.text.tokenizer import Tokenizer
 
@@ -26,17 +29,7 @@ MAX_COMPILING = 4  # threads that compile at once, overdue ones included
 _MAX_TAG = 64  # characters of a tag around thoughts
 _MOST_TAGS = 16  # pairs of them that are remembered
 Mask = npt.NDArray[np.int32]
-# Fuel bounds the time and the states bound the memory (1 to 2 kB each) that one grammar may take.
-_LIMITS: dict[str, Any] = {
-    "max_items_in_row": 2000,
-    "initial_lexer_fuel": 1_000_000,
-    "step_lexer_fuel": 200_000,
-    "step_max_items": 50_000,
-    "max_lexer_states": 50_000,
-    "max_grammar_size": 200_000,
-    "precompute_large_lexemes": False,
-    "verbose_errors": False,
-}
+T = TypeVar("T")
 _TAG = re.compile(r"<\[\[(?:(free) |until (\w+) )?([0-9]+)\]\]>")
 _ANY_TEXT = "/(?s:.*)/"
 
@@ -49,8 +42,14 @@ class GrammarCompiler:
     """
 
     def __init__(
-        self, tokenizer: Tokenizer, vocab_size: int, eos_token_ids: Sequence[int]
+        self,
+        tokenizer: Tokenizer,
+        vocab_size: int,
+        eos_token_ids: Sequence[int],
+        *,
+        in_trial: bool = False,
     ) -> None:
+        """With `in_trial` grammars are tried in a process of their own before."""
         if not eos_token_ids:
             raise GrammarError(
                 "the model names no end token, so that no grammar could ever end",
@@ -63,6 +62,14 @@ class GrammarCompiler:
         self._backend = llguidance.LLTokenizer(
             llguidance.TokenizerWrapper(self._vocabulary), eos_token=list(self._eos)
         )
+        self._trial: Callable[[str], None] | None = None
+        if in_trial:
+            vocabulary = Vocabulary(
+                self._vocabulary.tokens,
+                self._vocabulary.special_token_ids,
+                list(self._eos),
+            )
+            self._trial = Trials(vocabulary).check
         self._slots = threading.BoundedSemaphore(MAX_COMPILING)
         self._thinking: dict[tuple[str, str], ThinkingTokens] = {}
 
@@ -89,6 +96,8 @@ class GrammarCompiler:
                 "the grammar is not in the form that this module writes"
             ) from error
         try:
+            if self._trial is not None:
+                self._trial(text)
             matcher = self._in_time(lambda: self._compile(text))
         except GrammarError as error:
             raise GrammarError(str(error), parameter) from error
@@ -103,16 +112,10 @@ class GrammarCompiler:
         self.compile(grammar)
 
     def _compile(self, text: str) -> llguidance.LLMatcher:
-        limits = llguidance.LLParserLimits(**_LIMITS)
-        matcher = llguidance.LLMatcher(self._backend, text, log_level=0, limits=limits)
-        if not matcher.is_error():
-            matcher.compute_bitmask()
-        if matcher.is_error():
-            raise GrammarError(
-                f"the grammar cannot be enforced: {_first_line(matcher.get_error())}"
-            )
-        if matcher.is_stopped() and not matcher.is_accepting():
-            raise GrammarError("the grammar cannot be enforced: nothing satisfies it")
+        matcher = new_matcher(self._backend, text)
+        error = matcher_error(matcher)
+        if error is not None:
+            raise GrammarError(error)
         return matcher
 
     def _in_time(
@@ -239,10 +242,12 @@ class Matcher:
             row[: allowed.size] |= allowed
 
     def _write(self, inner: llguidance.LLMatcher, row: Mask) -> None:
-        mask = np.frombuffer(inner.compute_bitmask(), dtype=np.int32)
+        mask = np.frombuffer(_guarded(inner.compute_bitmask), dtype=np.int32)
         size = min(mask.size, row.size)
         row[:size], row[size:] = mask[:size], 0
-        if inner.is_error() or not row.any():
+        if inner.is_error():
+            raise GrammarError(f"the grammar takes too much: {_first_line(inner)}")
+        if not row.any():
             raise GrammarError(
                 f"the output cannot go on within its grammar ({inner.stop_reason()})"
             )
@@ -264,7 +269,7 @@ class Matcher:
             self._thinking = None
         if token_id in self._eos and self._inner.is_accepting():
             self._ended = True
-        elif not self._inner.consume_token(token_id):
+        elif not _guarded(lambda: self._inner.consume_token(token_id)):
             raise GrammarError(f"token {token_id} is not allowed here")
 
     def _advance_thinking(self, thinking: Thinking, token_id: int) -> None:
@@ -365,5 +370,17 @@ def _escaped(text: str) -> str:
     return "".join(char if char.isalnum() else f"\\u{{{ord(char):x}}}" for char in text)
 
 
-def _first_line(message: str) -> str:
-    return message.strip().split("\n", 1)[0][:300]
+def _guarded(call: Callable[[], T]) -> T:
+    """A call into the library. A panic there ends one request, not the engine."""
+    try:
+        return call()
+    except Exception:
+        raise
+    except BaseException as error:
+        if type(error).__name__ != "PanicException":
+            raise
+        raise GrammarError("the grammar makes its library fail") from None
+
+
+def _first_line(inner: llguidance.LLMatcher) -> str:
+    return inner.get_error().strip().split("\n", 1)[0][:300]

@@ -1,0 +1,84 @@
+"""Asks grammars which tokens may come next, within a budget of processor time.
+
+A grammar that takes too long for a token holds up every other stream, so its request
+ends: with an error that says so, and alone.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from rvllm_local.engine.sequence import Sequence as Row
+from rvllm_local.errors import GrammarError
+
+# Seconds of processor in one step. An ordinary grammar takes a few milliseconds a token.
+_MOST_A_REQUEST = 0.25
+_MOST_A_STEP = 0.5
+
+
+class GrammarMasks:
+    """The grammars of the rows of one step. `fail` ends a row with an error."""
+
+    def __init__(
+        self, vocab_size: int, fail: Callable[[Row, GrammarError], None]
+    ) -> None:
+        self._num_words = -(-vocab_size // 32)
+        self._fail = fail
+        self._spent: dict[str, float] = {}  # by request id, in the step that runs
+
+    def allow(self, rows: Sequence[Row]) -> tuple[Row, ...]:
+        """Work out what each row may take next; the rows that are left."""
+        bound = [row for row in rows if row.matcher is not None]
+        if not bound:
+            return tuple(rows)
+        self._spent.clear()
+        for row in bound:
+            if not row.ended:
+                self._mask(row)
+            request_id = row.request.request_id
+            if self._spent.get(request_id, 0.0) > _MOST_A_REQUEST:
+                self._fail_request(request_id, bound)
+        if sum(self._spent.values()) > _MOST_A_STEP:
+            dearest = max(self._spent, key=lambda request_id: self._spent[request_id])
+            self._fail_request(dearest, bound)
+        return tuple(row for row in rows if not row.ended)
+
+    def _mask(self, row: Row) -> None:
+        assert row.matcher is not None
+        began = time.thread_time()
+        try:
+            row.allowed = np.zeros(self._num_words, dtype=np.int32)
+            row.matcher.mask_into(row.allowed)
+        except GrammarError as error:
+            self._fail(row, error)
+        request_id = row.request.request_id
+        spent = self._spent.get(request_id, 0.0) + time.thread_time() - began
+        self._spent[request_id] = spent
+
+    def _fail_request(self, request_id: str, rows: Sequence[Row]) -> None:
+        """End the choices of a request that took too long, all that are in this step."""
+        spent = self._spent.pop(request_id)
+        for row in rows:
+            if row.request.request_id == request_id and not row.ended:
+                self._fail(row, _too_slow(spent))
+
+    def advance(self, row: Row, token: int) -> bool:
+        """Take a token into the row's grammar, if it has one; False if that ended it."""
+        if row.matcher is None:
+            return True
+        try:
+            row.matcher.advance(token)
+        except GrammarError as error:
+            self._fail(row, error)
+            return False
+        return True
+
+
+def _too_slow(seconds: float) -> GrammarError:
+    return GrammarError(
+        f"the grammar took {seconds:.2f} s of processor time for one token, more than "
+        "others can wait for; use a simpler one"
+    )

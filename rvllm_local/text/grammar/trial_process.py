@@ -1,0 +1,117 @@
+"""The process in which grammars are tried: `python -m ...trial_process FD`.
+
+It holds the vocabulary and nothing else. Each trial runs in a fork of it, with limits
+on time and memory, so that a grammar that explodes ends with its fork. Ends when its
+parent does.
+"""
+
+from __future__ import annotations
+
+import os
+import resource
+import signal
+import socket
+import struct
+import sys
+from pathlib import Path
+
+import llguidance
+import msgspec
+
+from rvllm_local.text.grammar.limits import matcher_error, new_matcher
+
+HEAD = struct.Struct(">IdQ")  # bytes of the grammar, seconds of processor, bytes
+_WALL_FACTOR = 8  # a fork may wait for the processor so many times what it may take
+
+
+class Vocabulary(msgspec.Struct, frozen=True):
+    """A tokenizer as llguidance wants to see it; the first message of the parent."""
+
+    tokens: list[bytes]
+    special_token_ids: list[int]
+    eos_token_ids: list[int]
+
+
+class _Words:
+    """Stands for the tokenizer: encodes by the longest match, which is good enough."""
+
+    def __init__(self, vocabulary: Vocabulary) -> None:
+        self.eos_token_id = vocabulary.eos_token_ids[0]
+        self.bos_token_id = None
+        self.tokens = vocabulary.tokens
+        self.special_token_ids = vocabulary.special_token_ids
+        self._ids = {token: index for index, token in enumerate(vocabulary.tokens)}
+        self._longest = max((len(token) for token in vocabulary.tokens), default=0)
+
+    def __call__(self, text: bytes | str) -> list[int]:
+        data = text.encode() if isinstance(text, str) else text
+        ids = []
+        while data:
+            length = min(self._longest, len(data))
+            while length > 1 and data[:length] not in self._ids:
+                length -= 1
+            if data[:length] in self._ids:
+                ids.append(self._ids[data[:length]])
+            data = data[length:]
+        return ids
+
+
+def main() -> None:
+    """Fork for every connection that the parent hands over."""
+    parent = socket.socket(fileno=int(sys.argv[1]))
+    vocabulary = msgspec.msgpack.decode(_receive_message(parent), type=Vocabulary)
+    words = llguidance.TokenizerWrapper(_Words(vocabulary))
+    tokenizer = llguidance.LLTokenizer(words, eos_token=vocabulary.eos_token_ids)
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for forks
+    parent.sendall(b"r")
+    while True:
+        data, descriptors, _, _ = socket.recv_fds(parent, 1, 1)
+        if not data:
+            return
+        for descriptor in descriptors:
+            if os.fork() == 0:
+                parent.close()
+                _serve(socket.socket(fileno=descriptor), tokenizer)
+                os._exit(0)
+            os.close(descriptor)
+
+
+def _serve(connection: socket.socket, tokenizer: llguidance.LLTokenizer) -> None:
+    """One trial: an empty answer is a good grammar, any other says what is wrong."""
+    head = _receive(connection, HEAD.size)
+    length, cpu_s, num_bytes = HEAD.unpack(head)
+    grammar = _receive(connection, length).decode()
+    _limit(cpu_s, num_bytes)
+    error = matcher_error(new_matcher(tokenizer, grammar)) or ""
+    connection.sendall(b"a" + error.encode()[:1000])
+
+
+def _limit(cpu_s: float, num_bytes: int) -> None:
+    """End this process when it has had so much; no code of ours has to run for that."""
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    signal.setitimer(signal.ITIMER_PROF, cpu_s)
+    signal.setitimer(signal.ITIMER_REAL, cpu_s * _WALL_FACTOR)
+    statm = Path("/proc/self/statm")
+    if statm.exists():  # elsewhere the limit has no effect
+        size = int(statm.read_text(encoding="ascii").split()[0])
+        limit = size * resource.getpagesize() + num_bytes
+        resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+
+
+def _receive_message(connection: socket.socket) -> bytes:
+    (length,) = struct.unpack(">I", _receive(connection, 4))
+    return _receive(connection, length)
+
+
+def _receive(connection: socket.socket, count: int) -> bytes:
+    data = bytearray()
+    while len(data) < count:
+        part = connection.recv(min(count - len(data), 2**20))
+        if not part:
+            os._exit(0)  # nobody is left to answer
+        data += part
+    return bytes(data)
+
+
+if __name__ == "__main__":
+    main()
