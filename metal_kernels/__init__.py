@@ -7,6 +7,7 @@ from rvllm_local.metal_kernels.arguments import NewTokens, Rotation
 from rvllm_local.metal_kernels.config import KernelConfig, default_backend
 from rvllm_local.metal_kernels.kernels import KernelSet
 from rvllm_local.metal_kernels.launch import DispatchCounter
+from rvllm_local.metal_kernels.quantized_matmul import QuantizedMatmul
 
 __all__ = [
     "AddNorm",
@@ -14,6 +15,7 @@ __all__ = [
     "KernelConfig",
     "KernelSet",
     "NewTokens",
+    "QuantizedMatmul",
     "Rotation",
     "default_backend",
 ]

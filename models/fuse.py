@@ -100,6 +100,11 @@ class _SharedProduct:
         self._outputs: list[mx.array] = []
         self._left: set[int] = set()
 
+    @property
+    def layer(self) -> Any:
+        """The joint layer itself."""
+        return self._layer
+
     def take(self, x: mx.array, place: int) -> mx.array:
         if self._input is not x or place not in self._left:
             self._input = x
@@ -119,6 +124,11 @@ class _Part(nn.Module):  # type: ignore[misc]
         super().__init__()
         self._shared = shared
         self._place = place
+
+    @property
+    def joined_layer(self) -> Any:
+        """The layer that multiplies for this part and its siblings."""
+        return self._shared.layer
 
     def __call__(self, x: mx.array) -> mx.array:
         return self._shared.take(x, self._place)

@@ -12,6 +12,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import mlx.core as mx
+
 from rvllm_local.attention.backend import KVBackend
 from rvllm_local.attention.cpu.reference import ReferenceBackend
 from rvllm_local.attention.kernels import KernelBackend
@@ -35,10 +37,11 @@ from rvllm_local.errors import UnsupportedModelError
 from rvllm_local.memory.arena import Arena
 from rvllm_local.memory.layout import KVLayout
 from rvllm_local.memory.tables import KVTables
-from rvllm_local.metal_kernels import AddNorm, default_backend
+from rvllm_local.metal_kernels import AddNorm, QuantizedMatmul, default_backend
 from rvllm_local.models.adapted import AdapterChoice
 from rvllm_local.models.describe import stated_heads
 from rvllm_local.models.loader import LoadedModel
+from rvllm_local.models.products import QuantizedProducts, install_products
 
 logger = logging.getLogger(__name__)
 
@@ -133,6 +136,7 @@ def _over_kernels(
     if parts.layout.has_attention:
         heads = stated_heads(parts.loaded.config)
     kernels = KernelBackend(parts.arenas, heads=heads)
+    _install_products(parts, options, kernels)
     joined, rotates = None, False
     if parts.is_compiled:
         joined = install_joined_adds(module, AddNorm(counter=kernels.counter))
@@ -141,6 +145,18 @@ def _over_kernels(
     return _checked(
         parts, options, known_result, make, rotates=rotates, joins=joined is not None
     )
+
+
+def _install_products(
+    parts: LoadedParts, options: EngineOptions, kernels: KernelBackend
+) -> None:
+    """Quantized layers take the quicker product; the deterministic mode takes ours."""
+    if default_backend() == "none":
+        return
+    multiply = QuantizedMatmul(counter=kernels.counter)
+    products = QuantizedProducts(multiply, always=options.deterministic)
+    dtype = parts.arenas[0].shape.dtype if parts.arenas else mx.bfloat16
+    install_products(parts.loaded.module, products, dtype)
 
 
 def _checked(

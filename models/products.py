@@ -1,0 +1,226 @@
+"""Quantized layers multiply few rows by the project's kernel where that is quicker here.
+
+Each shape of a model is held against MLX's product and timed beside it, at 1 to 32 rows.
+A shape whose numbers differ, or that no kernel takes, stays with MLX's.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+from mlx import nn
+
+from rvllm_local.errors import UnsupportedModelError
+from rvllm_local.metal_kernels.quantized_matmul import (
+    MAX_ROWS,
+    PackedWeight,
+    QuantizedMatmul,
+    WeightFormat,
+    refusal,
+)
+
+logger = logging.getLogger(__name__)
+
+ROW_TILES = (1, 2, 4, 8, 16, 32)
+_CALLS = 8  # of one timing
+_ROUNDS = 3
+# Of the largest result: both products round, and MLX's also rounds its weights.
+_TOLERANCE = {mx.float32: 1e-4, mx.float16: 1e-2, mx.bfloat16: 4e-2}
+
+Product = Callable[[mx.array, PackedWeight], mx.array]
+Timer = Callable[[Product, mx.array, PackedWeight], float]
+
+
+@dataclass(frozen=True, slots=True)
+class ProductShape:
+    """What a product's speed depends on, beside the rows."""
+
+    format: WeightFormat
+    outs: int
+    width: int
+    dtype: mx.Dtype
+
+
+@dataclass(frozen=True, slots=True)
+class ShapeChoice:
+    """One shape's product: seconds by row tile, and the tiles that the kernel serves.
+
+    `refused` says why the kernel serves none.
+    """
+
+    kernel_s: tuple[float, ...] = ()
+    mlx_s: tuple[float, ...] = ()
+    tiles: frozenset[int] = frozenset()
+    refused: str | None = None
+
+
+def mlx_product(x: mx.array, weight: PackedWeight) -> mx.array:
+    """MLX's own quantized product."""
+    return mx.quantized_matmul(
+        x,
+        weight.words,
+        scales=weight.scales,
+        biases=weight.biases,
+        transpose=True,
+        group_size=weight.format.group_size,
+        bits=weight.format.bits,
+        mode=weight.format.mode,
+    )
+
+
+def seconds(product: Product, x: mx.array, weight: PackedWeight) -> float:
+    """The quickest of some rounds: what a call takes on a busy device."""
+    mx.eval(product(x, weight))
+    rounds = []
+    for _ in range(_ROUNDS):
+        outputs = [product(x, weight) for _ in range(_CALLS)]
+        began = time.perf_counter()
+        mx.eval(outputs)
+        rounds.append(time.perf_counter() - began)
+    return min(rounds) / _CALLS
+
+
+class QuantizedProducts:
+    """Multiplies by the kernel or by MLX, by what was measured for shape and rows."""
+
+    def __init__(
+        self, multiply: QuantizedMatmul, *, always: bool, timer: Timer = seconds
+    ) -> None:
+        """`always`: the kernel serves wherever it is right, for equal bits."""
+        self._multiply = multiply
+        self._always = always
+        self._timer = timer
+        self.choices: dict[ProductShape, ShapeChoice] = {}
+
+    def __call__(self, x: mx.array, weight: PackedWeight) -> mx.array:
+        """`x` `[..., in]` times the weight: `[..., out]`."""
+        rows = x.size // x.shape[-1]
+        if not self._serves(x, weight, rows):
+            return mlx_product(x, weight)
+        flat = self._multiply(x.reshape(rows, x.shape[-1]), weight)
+        return flat.reshape(*x.shape[:-1], flat.shape[-1])
+
+    def _serves(self, x: mx.array, weight: PackedWeight, rows: int) -> bool:
+        if rows > MAX_ROWS:
+            return False
+        choice = self.choices.get(_shape_of(weight, x.dtype))
+        return choice is not None and _tile_of(rows) in choice.tiles
+
+    def choose(self, weight: PackedWeight, dtype: mx.Dtype) -> ShapeChoice:
+        """Check and time one shape, unless that was done."""
+        shape = _shape_of(weight, dtype)
+        if shape not in self.choices:
+            self.choices[shape] = self._measured(weight, dtype)
+        return self.choices[shape]
+
+    def _measured(self, weight: PackedWeight, dtype: mx.Dtype) -> ShapeChoice:
+        why = refusal(weight, dtype)
+        if why is not None:
+            return ShapeChoice(refused=why)
+        kernel_s, mlx_s, tiles = [], [], set()
+        random = mx.random.key(0)
+        for tile in ROW_TILES:
+            x = mx.random.normal((tile, weight.width), key=random).astype(dtype)
+            try:
+                why = _difference(self._multiply, x, weight)
+            except (RuntimeError, ValueError, UnsupportedModelError) as error:
+                why = f"the kernel fails: {error}"
+            if why is not None:
+                return ShapeChoice(refused=why)
+            if not self._always:
+                kernel_s.append(self._timer(self._multiply, x, weight))
+                mlx_s.append(self._timer(mlx_product, x, weight))
+            if self._always or kernel_s[-1] < mlx_s[-1]:
+                tiles.add(tile)
+        return ShapeChoice(tuple(kernel_s), tuple(mlx_s), frozenset(tiles))
+
+
+def install_products(
+    model: nn.Module, products: QuantizedProducts, dtype: mx.Dtype
+) -> int:
+    """Have each quantized layer multiply through `products`; how many layers do.
+
+    Layers keep their arrays and their place. Activations have the type of the scales,
+    or `dtype` where those are powers of two.
+    """
+    layers = 0
+    for layer in _quantized_layers(model):
+        packed = _packed(layer)
+        x_dtype = dtype if layer.mode != "affine" else packed.scales.dtype
+        choice = products.choose(packed, x_dtype)
+        if choice.refused is not None:
+            shape = _shape_of(packed, x_dtype)
+            logger.info(
+                "MLX multiplies layers of %d x %d: %s",
+                shape.outs,
+                shape.width,
+                choice.refused,
+            )
+            continue
+        is_linear = isinstance(layer, nn.QuantizedLinear)
+        layer.__class__ = _ChosenLinear if is_linear else _ChosenEmbedding
+        layer._products = products
+        layers += 1
+    return layers
+
+
+class _ChosenLinear(nn.QuantizedLinear):  # type: ignore[misc]
+    """A quantized linear layer that multiplies as was measured to be quicker."""
+
+    _products: QuantizedProducts
+
+    def __call__(self, x: mx.array) -> mx.array:
+        product = self._products(x, _packed(self))
+        return product + self["bias"] if "bias" in self else product
+
+
+class _ChosenEmbedding(nn.QuantizedEmbedding):  # type: ignore[misc]
+    """A quantized embedding whose weight is also the output projection."""
+
+    _products: QuantizedProducts
+
+    def as_linear(self, x: mx.array) -> mx.array:
+        return self._products(x, _packed(self))
+
+
+def _quantized_layers(model: nn.Module) -> Iterator[Any]:
+    """Plain quantized layers, those inside joined projections included."""
+    for module in model.modules():
+        if type(module) in (nn.QuantizedLinear, nn.QuantizedEmbedding):
+            yield module
+        joined = getattr(module, "joined_layer", None)
+        if type(joined) is nn.QuantizedLinear:
+            yield joined
+
+
+def _packed(layer: Any) -> PackedWeight:
+    form = WeightFormat(layer.bits, layer.group_size, layer.mode)
+    return PackedWeight(layer["weight"], layer["scales"], layer.get("biases"), form)
+
+
+def _shape_of(weight: PackedWeight, dtype: mx.Dtype) -> ProductShape:
+    return ProductShape(weight.format, weight.words.shape[0], weight.width, dtype)
+
+
+def _tile_of(rows: int) -> int:
+    return next(tile for tile in ROW_TILES if tile >= rows)
+
+
+def _difference(
+    multiply: QuantizedMatmul, x: mx.array, weight: PackedWeight
+) -> str | None:
+    """What is wrong with the kernel's numbers beside MLX's; None if nothing is."""
+    expected = mlx_product(x, weight).astype(mx.float32)
+    error = mx.abs(multiply(x, weight).astype(mx.float32) - expected).max()
+    largest = mx.maximum(mx.abs(expected).max(), 1e-6)
+    relative = float(np.array(error / largest))
+    allowed = _TOLERANCE[x.dtype]
+    if relative <= allowed:  # false for NaN
+        return None
+    return f"the kernel's product differs from MLX's by {relative:.1e} of its largest"

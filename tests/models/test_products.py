@@ -1,0 +1,143 @@
+"""Quantized layers multiply by the kernel or by MLX, as was measured."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import mlx.core as mx
+import pytest
+from mlx import nn
+
+from rvllm_local.metal_kernels import QuantizedMatmul
+from rvllm_local.metal_kernels.launch import Dispatch
+from rvllm_local.metal_kernels.quantized_matmul import PackedWeight
+from rvllm_local.models.fuse import fuse_projections
+from rvllm_local.models.products import (
+    ROW_TILES,
+    Product,
+    QuantizedProducts,
+    install_products,
+)
+from tests.emulator import Emulator
+
+WIDTH, OUTS = 64, 9
+
+
+class Block(nn.Module):  # type: ignore[misc]
+    def __init__(self) -> None:
+        super().__init__()
+        self.gate_proj = nn.Linear(WIDTH, OUTS, bias=True)
+        self.up_proj = nn.Linear(WIDTH, OUTS, bias=True)
+        self.embed = nn.Embedding(10, WIDTH)
+
+    def __call__(self, x: mx.array) -> mx.array:
+        return self.gate_proj(x) * self.up_proj(x)
+
+
+def block(bits: int = 4) -> Block:
+    mx.random.seed(4)
+    module = Block()
+    nn.quantize(module, group_size=32, bits=bits)
+    mx.eval(module.parameters())
+    return module
+
+
+class Timer:
+    """The kernel is quicker than MLX up to `limit` rows."""
+
+    def __init__(self, kernel: QuantizedMatmul, limit: int) -> None:
+        self._kernel, self._limit = kernel, limit
+        self.calls = 0
+
+    def __call__(self, product: Product, x: mx.array, weight: PackedWeight) -> float:
+        self.calls += 1
+        is_kernel = product is self._kernel
+        kernel_wins = len(x) <= self._limit
+        return 1.0 if is_kernel == kernel_wins else 2.0
+
+
+def kernel() -> QuantizedMatmul:
+    return QuantizedMatmul(launcher=Emulator(seed=2), backend="metal")
+
+
+def test_few_rows_go_to_the_kernel_and_many_to_mlx() -> None:
+    module, multiply = block(), kernel()
+    few = mx.random.normal((1, 2, WIDTH))
+    many = mx.random.normal((1, 5, WIDTH))
+    expected = [module(few), module(many), module.embed.as_linear(few)]
+    mx.eval(expected)
+    products = QuantizedProducts(multiply, always=False, timer=Timer(multiply, 2))
+    assert install_products(module, products, mx.float32) == 3
+    launches = multiply.counter.snapshot()["quantized_matmul"]
+    assert mx.allclose(module(few), expected[0], atol=1e-4)
+    assert multiply.counter.snapshot()["quantized_matmul"] == launches + 2
+    assert mx.allclose(module.embed.as_linear(few), expected[2], atol=1e-4)
+    launches += 3
+    assert mx.array_equal(module(many), expected[1])
+    assert multiply.counter.snapshot()["quantized_matmul"] == launches
+
+
+def test_each_shape_is_timed_once() -> None:
+    module, multiply = block(), kernel()
+    timer = Timer(multiply, 32)
+    install_products(
+        module, QuantizedProducts(multiply, always=False, timer=timer), mx.float32
+    )
+    shapes = 2
+    assert timer.calls == 2 * shapes * len(ROW_TILES)
+
+
+def test_joined_projections_go_to_the_kernel() -> None:
+    module, multiply = block(), kernel()
+    x = mx.random.normal((1, 3, WIDTH))
+    expected = module(x)
+    mx.eval(expected)
+    assert fuse_projections(module) == 1
+    products = QuantizedProducts(multiply, always=True)
+    install_products(module, products, mx.float32)
+    launches = multiply.counter.snapshot()["quantized_matmul"]
+    assert mx.allclose(module(x), expected, atol=1e-4)
+    assert multiply.counter.snapshot()["quantized_matmul"] == launches + 1
+
+
+def test_always_takes_the_kernel_without_timing() -> None:
+    multiply = kernel()
+    timer = Timer(multiply, 0)
+    products = QuantizedProducts(multiply, always=True, timer=timer)
+    install_products(block(), products, mx.float32)
+    assert timer.calls == 0
+    choices = products.choices.values()
+    assert all(choice.tiles == frozenset(ROW_TILES) for choice in choices)
+
+
+def test_wrong_numbers_leave_the_layer_to_mlx() -> None:
+    def wrong(dispatch: Dispatch) -> Sequence[mx.array]:
+        return [mx.full(dispatch.shapes[0], mx.nan, dtype=dispatch.dtypes[0])]
+
+    module = block()
+    multiply = QuantizedMatmul(launcher=wrong, backend="metal")
+    products = QuantizedProducts(multiply, always=True)
+    assert install_products(module, products, mx.float32) == 0
+    assert type(module.gate_proj) is nn.QuantizedLinear
+    refused = {choice.refused for choice in products.choices.values()}
+    assert refused == {"the kernel's product differs from MLX's by nan of its largest"}
+
+
+def test_a_kernel_that_does_not_compile_leaves_the_layer_to_mlx() -> None:
+    def broken(dispatch: Dispatch) -> Sequence[mx.array]:
+        raise RuntimeError("no compiler here")
+
+    multiply = QuantizedMatmul(launcher=broken, backend="metal")
+    products = QuantizedProducts(multiply, always=False)
+    assert install_products(block(), products, mx.float32) == 0
+
+
+@pytest.mark.parametrize("dtype", [mx.float16], ids=str)
+def test_activations_in_another_type_than_the_scales_go_to_mlx(
+    dtype: mx.Dtype,
+) -> None:
+    module, multiply = block(), kernel()
+    install_products(module, QuantizedProducts(multiply, always=True), mx.float32)
+    launches = multiply.counter.snapshot()["quantized_matmul"]
+    module.up_proj(mx.zeros((1, WIDTH), dtype=dtype))
+    assert multiply.counter.snapshot()["quantized_matmul"] == launches
