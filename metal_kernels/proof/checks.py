@@ -318,9 +318,9 @@ def check_write_gather(config: KernelConfig, make: Make = KernelSet) -> None:
         config.kv_dtype
     ]
     for row in (0, 2):
-        one = mx.array(layout.pack((contexts[row],), (0,), [tables[row]], q_len))
+        lone_row = mx.array(layout.pack((contexts[row],), (0,), [tables[row]], q_len))
         length = contexts[row] + 5
-        got = kernels.kv_gather(arena, scales, one, layer, fence, length)
+        got = kernels.kv_gather(arena, scales, lone_row, layer, fence, length)
         for dense, source in zip(got, (keys, values), strict=True):
             expected = np.zeros((config.kv_heads, length, config.head_dim))
             expected[:, contexts[row] - q_len : contexts[row]] = floats(source)[row]

@@ -80,8 +80,8 @@ class ChunkRows:
 
     def rows(self) -> list[DecodeRow]:
         return [
-            DecodeRow(self.tables, self.position + place, token, adapter=self.adapter)
-            for place, token in enumerate(self.token_ids)
+            DecodeRow(self.tables, self.position + index, token, adapter=self.adapter)
+            for index, token in enumerate(self.token_ids)
         ]
 
 

@@ -166,7 +166,7 @@ class KernelBackend:
             len(block_ids),
         )
         host = np.array(saved)
-        return [host[place].tobytes() for place in range(len(block_ids))]
+        return [block.tobytes() for block in host[: len(block_ids)]]
 
     def load_blocks(
         self,
@@ -208,12 +208,12 @@ class KernelBackend:
 
     def kernels(self, group: int, heads: int) -> KernelSet:
         """The kernels of one group for layers with this many query heads."""
-        known = self._sets.get((group, heads))
-        if known is None:
+        kernels = self._sets.get((group, heads))
+        if kernels is None:
             config = _config(self.arenas[group].shape, heads)
-            known = KernelSet(config, launcher=self._launcher, counter=self.counter)
-            self._sets[(group, heads)] = known
-        return known
+            kernels = KernelSet(config, launcher=self._launcher, counter=self.counter)
+            self._sets[(group, heads)] = kernels
+        return kernels
 
 
 def block_words(payload: bytes | bytearray, shape: KVShape) -> npt.NDArray[np.uint32]:

@@ -69,13 +69,13 @@ def probe_layout(model: nn.Module, *, quantized: bool = False) -> KVLayout:
         raise ModelFileError(
             f"a model of this configuration cannot be called: {type(error).__name__}: {detail}"
         ) from error
-    found = [
+    shapes = [
         None if _kind(leaf) == "ArraysCache" else _probe_layer(leaf) for leaf in leaves
     ]
-    kinds = list(dict.fromkeys(shape for shape in found if shape is not None))
+    kinds = list(dict.fromkeys(shape for shape in shapes if shape is not None))
     slots: list[LayerSlot | StateSlot | None] = []
     counts, num_arrays, state_bytes = [0] * len(kinds), 0, 0
-    for leaf, shape in zip(leaves, found, strict=True):
+    for leaf, shape in zip(leaves, shapes, strict=True):
         if _kind(leaf) == "ArraysCache":
             slots.append(StateSlot(num_arrays, len(leaf.cache)))
             num_arrays += len(leaf.cache)

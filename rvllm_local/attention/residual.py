@@ -50,9 +50,9 @@ class ResidualStream:
         if self._added is None:
             plain: mx.array = norm.inner(self._base)
             return plain
-        total, found = add_norm(self._base, self._added, norm.scale, norm.inner.eps)
+        total, normed = add_norm(self._base, self._added, norm.scale, norm.inner.eps)
         self._base, self._added = total, None
-        return found
+        return normed
 
 
 class JoinedAdds:
@@ -92,8 +92,8 @@ class StreamedEmbedding(_StandIn):
     """Stands where a model's embedding was."""
 
     def __call__(self, tokens: mx.array) -> Any:
-        found = self.inner(tokens)
-        return ResidualStream(found) if self.joined.are_on else found
+        embedded = self.inner(tokens)
+        return ResidualStream(embedded) if self.joined.are_on else embedded
 
 
 class JoinedNorm(_StandIn):
@@ -106,8 +106,8 @@ class JoinedNorm(_StandIn):
     def __call__(self, x: Any, *gates: Any) -> mx.array:
         if isinstance(x, ResidualStream) and not gates:
             return x.normed(self, self.joined.add_norm)
-        found: mx.array = self.inner(x, *gates)
-        return found
+        output: mx.array = self.inner(x, *gates)
+        return output
 
 
 def install_joined_adds(model: nn.Module, add_norm: AddNorm) -> JoinedAdds | None:
@@ -154,9 +154,9 @@ def _scale_of(norm: nn.Module) -> mx.array | None:
         return None
     row = mx.sin(mx.arange(weight.size))[None].astype(weight.dtype)
     try:
-        found = norm(row)
+        normed = norm(row)
         for scale in (weight, 1.0 + weight):
-            if mx.array_equal(found, mx.fast.rms_norm(row, scale, eps)).item():
+            if mx.array_equal(normed, mx.fast.rms_norm(row, scale, eps)).item():
                 mx.eval(scale)
                 return scale
     except (TypeError, ValueError):  # it wants more than a row

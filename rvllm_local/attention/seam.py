@@ -172,13 +172,13 @@ def session_caches(
             return None
         if isinstance(slot, StateSlot):
             return _state_cache(slot, state)
-        own = LayerOffset(offset) if isinstance(offset, StepOffset) else offset
+        layer_offset = LayerOffset(offset) if isinstance(offset, StepOffset) else offset
         return PagedCache(
             slot,
             session,
             geometry,
             dense=dense,
-            offset=own,
+            offset=layer_offset,
             window=layout.groups[slot.group].window,
         )
 

@@ -143,31 +143,31 @@ class MemoryPlan:
         over = self.total - self.budget
         if over <= 0:
             return []
-        found = []
+        remedies = []
         kv = max(self.kv_arena, self.kv_asked)
         if kv - over >= 10**6:
-            found.append(
+            remedies.append(
                 f"--kv-memory {(kv - over) // 10**6}MB instead of {kv // 10**6}MB"
             )
         if not self.quantized:
-            found.append(
+            remedies.append(
                 f"--kv-dtype int8 stores a token in about {self.bytes_per_token // 2} bytes or less"
             )
-        found.append(
+        remedies.append(
             f"a shorter --context-length: each 1000 tokens take {_size(1000 * self.bytes_per_token)}"
         )
         fewer = int(self.rows * (1 - over / self.scratch)) if self.scratch > over else 0
         if 0 < fewer < self.rows:
-            found.append(
+            remedies.append(
                 f"RVLLM_MAX_ROWS={fewer} instead of {self.rows}: scratch grows with the requests that run at once"
             )
         if self.states > over:
-            found.append(
+            remedies.append(
                 f"a smaller max_rows: each request's recurrent state takes {_size(self.states // self.rows)}"
             )
         if self.weights > self.budget // 2:
-            found.append("a smaller model, or one with fewer bits a weight")
-        return found
+            remedies.append("a smaller model, or one with fewer bits a weight")
+        return remedies
 
     def check(self) -> None:
         """Raise `MemoryBudgetError`, with the arithmetic, if the plan does not fit."""

@@ -219,12 +219,12 @@ class KVTables:
         for group, (table, pool, index) in enumerate(
             zip(tables.groups, self.pools, self.indexes, strict=True)
         ):
-            place = block - table.start_block
-            if 0 <= place < len(table.block_ids) and index.add(
-                key, table.block_ids[place]
+            column = block - table.start_block
+            if 0 <= column < len(table.block_ids) and index.add(
+                key, table.block_ids[column]
             ):
-                pool.keep(table.block_ids[place])
-                added.append((group, table.block_ids[place]))
+                pool.keep(table.block_ids[column])
+                added.append((group, table.block_ids[column]))
         return added
 
     def forget_prefixes(self) -> None:

@@ -50,15 +50,12 @@ ROOMS_OF_LARGE_FUNCTIONS: frozenset[str] = frozenset(
 )
 ROOMS_OF_EMPTY_NAMES: frozenset[str] = frozenset(
     [
-        "attention",
         "bench",
         "clients",
         "commands",
         "conversation",
         "engine",
         "history",
-        "memory",
-        "metal_kernels",
         "models",
         "rvllm_local",
         "server",

@@ -57,11 +57,11 @@ class ContextCopy:
         count = len(table)
         if count > len(self._block_ids) or not self._is_free_for(table):
             return False
-        wanted = versions[table]
-        same = (self._block_ids[:count] == table) & (self._versions[:count] == wanted)
+        current = versions[table]
+        same = (self._block_ids[:count] == table) & (self._versions[:count] == current)
         self._first = count if same.all() else int(same.argmin())
         self._block_ids[self._first :] = _NOBODY  # until every layer has them
-        self._table, self._table_versions = table, wanted
+        self._table, self._table_versions = table, current
         self._done.clear()
         return True
 

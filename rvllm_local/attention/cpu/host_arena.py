@@ -61,15 +61,15 @@ class HostArena:
         `blocks` and `slots` `[rows, query_len]` say where; `part` is 0 for keys.
         """
         heads = np.arange(self.shape.kv_heads)[None, :, None]
-        place = (blocks[:, None], layer, part, heads, slots[:, None])
+        target_index = (blocks[:, None], layer, part, heads, slots[:, None])
         dim = new.shape[-1]
         if self.scales is None:
             bits = np.array(new.view(_BITS[self.shape.dtype.size]), copy=False)
-            self.data[(*place, slice(dim))] = bits
+            self.data[(*target_index, slice(dim))] = bits
             return
         quantized, scales = _quantize(new)
-        self.data[(*place, slice(dim))] = quantized
-        self.scales[place] = scales
+        self.data[(*target_index, slice(dim))] = quantized
+        self.scales[target_index] = scales
 
     def take(self, index: mx.array, dim: int) -> mx.array:
         """The planes at `index` `[rows, heads, blocks]` of `rows`.
