@@ -30,7 +30,20 @@ class TemplateRefusedError(ParameterError):
 
 
 class ContextOverflowError(ParameterError):
-    """The prompt and what it asks for do not fit the model's context or the KV arena."""
+    """The prompt and what it asks for do not fit the model's context or the KV arena.
+
+    `tokens_and_limit` are the prompt's tokens (or the least that they can be) and the
+    most that fit, where the prompt alone is too long.
+    """
+
+    def __init__(
+        self,
+        parameter: str,
+        message: str,
+        tokens_and_limit: tuple[int, int] | None = None,
+    ) -> None:
+        super().__init__(parameter, message)
+        self.tokens_and_limit = tokens_and_limit
 
 
 class GrammarError(ParameterError):

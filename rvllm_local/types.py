@@ -13,7 +13,7 @@ from typing import Any
 
 from rvllm_local.errors import ParameterError
 
-MAX_STOP_STRINGS = 16
+MAX_STOP_STRINGS = 64
 MAX_LOGPROBS = 20
 MAX_CHOICES = 16
 MAX_INTEGER = 2**53  # what every format on the way carries exactly

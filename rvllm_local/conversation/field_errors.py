@@ -6,8 +6,11 @@ No value is quoted, since any of them can be a piece of a prompt.
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
+from typing import Any
 
 import msgspec
+import msgspec.inspect
 
 from rvllm_local.errors import ParameterError
 
@@ -15,6 +18,8 @@ _WRONG = re.compile(r"^(?P<what>.*?)(?: - at `(?P<path>[^`]*)`)?$", re.DOTALL)
 _UNKNOWN = re.compile(r"Object contains unknown field `(?P<name>.*)`", re.DOTALL)
 _NAME = re.compile(r"[A-Za-z0-9_$.-]{1,64}")  # other texts can be pieces of a prompt
 _QUOTE = re.compile(r"['\"]")
+# One step of a decoder's path: a field, or an index that may be left unsaid.
+STEP = re.compile(r"\.([^.\[\]]+)|\[(\d+|\.\.\.)\]")
 
 
 def parts_of(error: msgspec.ValidationError) -> tuple[str, str | None]:
@@ -43,18 +48,56 @@ def shown_field(path: str | None, name: str) -> str:
     return shown if parent is None else f"{parent}.{shown}"
 
 
-def words_for(what: str, path: str | None) -> str:
-    """One line that names the field and what was expected of it."""
+def words_for(what: str, path: str | None, allowed: Sequence[str] = ()) -> str:
+    """One line that names the field and what was expected of it.
+
+    `allowed` are the words that the field may be, if it is one of some words.
+    """
+    if allowed:
+        return f"{field_of(path)}: use one of {', '.join(allowed)}"
     what = _QUOTE.split(what)[0].rstrip()
     reason = what[:1].lower() + what[1:].replace("`", "")
     return f"{field_of(path) or 'the body'}: {reason}"
 
 
-def parameter_error(error: msgspec.ValidationError) -> ParameterError:
-    """The refusal of a Python argument that does not have its type."""
+def allowed_words(kind: type, what: str, path: str | None) -> list[str]:
+    """The words that may stand where `path` leads in a `kind`, if one of them must."""
+    if not what.startswith("Invalid enum value"):
+        return []
+    places: list[Any] = [msgspec.inspect.type_info(kind)]
+    for key, _ in STEP.findall(path or ""):
+        places = [inner for place in places for inner in _below(place, key)]
+    words: list[str] = []
+    for place in places:
+        for alternative in _alternatives(place):
+            if isinstance(alternative, msgspec.inspect.LiteralType):
+                words.extend(map(str, alternative.values))
+    return list(dict.fromkeys(words))
+
+
+def _below(place: Any, key: str) -> list[Any]:
+    """The types one step below: of the field `key`, or of a list's items."""
+    inner: list[Any] = []
+    for alternative in _alternatives(place):
+        if key and isinstance(alternative, msgspec.inspect.StructType):
+            inner += [row.type for row in alternative.fields if row.encode_name == key]
+        elif not key and isinstance(alternative, msgspec.inspect.ListType):
+            inner.append(alternative.item_type)
+    return inner
+
+
+def _alternatives(place: Any) -> tuple[Any, ...]:
+    if isinstance(place, msgspec.inspect.UnionType):
+        return tuple(place.types)
+    return (place,)
+
+
+def parameter_error(error: msgspec.ValidationError, kind: type) -> ParameterError:
+    """The refusal of a Python argument that does not fit its `kind`."""
     what, path = parts_of(error)
     name = unknown_field(what)
     if name is None:
-        return ParameterError(field_of(path) or "", words_for(what, path))
+        allowed = allowed_words(kind, what, path)
+        return ParameterError(field_of(path) or "", words_for(what, path, allowed))
     field = shown_field(path, name)
     return ParameterError(field, f"unknown field {field!r}; remove it")

@@ -230,6 +230,7 @@ def _up_to_context(
             "messages",
             f"the prompt has {prompt_tokens} tokens, and the context of {context} "
             "leaves no room for an answer; shorten it",
+            (prompt_tokens, context - 1),
         )
     return replace(params, max_tokens=context - prompt_tokens)
 
@@ -243,6 +244,7 @@ def _check_length(model: ConversationModel, value: Any) -> None:
             "prompt",
             f"the prompt has {size} bytes, more than fit the context of {context} "
             "tokens; shorten it",
+            (size // model.tokenizer.longest_token, context - 1),
         )
 
 

@@ -13,29 +13,19 @@ import msgspec
 
 from rvllm_local.conversation.calls import ChatCall
 from rvllm_local.conversation.field_errors import parameter_error
+from rvllm_local.conversation.reading import Reading
 from rvllm_local.conversation.schema import (
     ChatArguments,
     ChatMessage,
-    ContentPart,
     NamedTool,
     Tool,
     ToolChoice,
 )
-from rvllm_local.errors import ParameterError, UnsupportedFieldError
+from rvllm_local.errors import ParameterError
 from rvllm_local.types import MAX_INTEGER, SamplingParams
 
 MAX_MESSAGES = 10_000
 MAX_DEPTH = 100  # of the arguments from Python; a server's bodies are weighed before
-MAX_DEPTH = 100  # of the arguments from Python; a server's bodies are weighed before
-# How many tokens of thinking an effort allows; None leaves it to the model.
-EFFORT_TOKENS: Mapping[str, int | None] = {
-    "none": 0,
-    "minimal": 128,
-    "low": 1024,
-    "medium": 8192,
-    "high": None,
-    "xhigh": None,
-}
 _SIMPLE = (str, int, float, bool, type(None))
 # Names that are set for every template, and arguments of the code that renders it.
 _RESERVED = frozenset(
@@ -51,16 +41,6 @@ _RESERVED = frozenset(
         "continues",
     )
 )
-# Types of message parts that the APIs know. Only these are shown in an error: any other
-# text could be a piece of a prompt.
-_PART_TYPES = frozenset(
-    (
-        "image", "image_url", "image_file", "input_image", "input_audio", "audio",
-        "file", "input_file", "document", "video", "video_url", "refusal", "text",
-        "input_text", "output_text", "thinking", "redacted_thinking", "tool_use",
-        "tool_result",
-    )
-)  # fmt: skip
 
 
 def read_arguments(
@@ -72,10 +52,10 @@ def read_arguments(
     try:
         fields = msgspec.convert(arguments, ChatArguments, strict=True)
     except msgspec.ValidationError as error:
-        raise parameter_error(error) from None
+        raise parameter_error(error, ChatArguments) from None
     return ChatCall(
         model=model,
-        messages=read_messages(fields.messages),
+        messages=read_messages(fields.messages, Reading()),
         params=params,
         tools=read_tools(fields.tools),
         tool_choice=read_tool_choice(fields.tool_choice, fields.tools),
@@ -103,7 +83,9 @@ def _check_depth(name: str, value: Any) -> None:
     raise ParameterError(name, f"{name} is nested more than {MAX_DEPTH} deep")
 
 
-def read_messages(messages: Sequence[ChatMessage]) -> tuple[dict[str, Any], ...]:
+def read_messages(
+    messages: Sequence[ChatMessage], reading: Reading
+) -> tuple[dict[str, Any], ...]:
     """Checked messages, each content as plain text."""
     if not messages:
         raise ParameterError("messages", "messages is empty; give at least one message")
@@ -116,7 +98,7 @@ def read_messages(messages: Sequence[ChatMessage]) -> tuple[dict[str, Any], ...]
     for index, message in enumerate(messages):
         where = f"messages[{index}]"
         _check_fields(message, where)
-        rows.append(_message(message, where))
+        rows.append(_message(message, where, reading))
     return tuple(rows)
 
 
@@ -143,10 +125,10 @@ def _check_fields(message: ChatMessage, where: str) -> None:
         )
 
 
-def _message(message: ChatMessage, where: str) -> dict[str, Any]:
+def _message(message: ChatMessage, where: str, reading: Reading) -> dict[str, Any]:
     row: dict[str, Any] = {
         "role": message.role,
-        "content": read_content(message.content, where),
+        "content": _content(message, f"{where}.content", reading),
     }
     for name in ("name", "tool_call_id", "reasoning_content"):
         value = getattr(message, name)
@@ -158,21 +140,18 @@ def _message(message: ChatMessage, where: str) -> dict[str, Any]:
     return row
 
 
-def read_content(content: str | Sequence[ContentPart] | None, where: str) -> str:
+def _content(message: ChatMessage, where: str, reading: Reading) -> str:
     """The text of a content. A part that is not text is refused by its type."""
-    if content is None or isinstance(content, str):
-        return content or ""
+    if message.content is None or isinstance(message.content, str):
+        return message.content or ""
     texts = []
-    for index, part in enumerate(content):
-        text = part.text or part.refusal
+    for index, part in enumerate(message.content):
         is_empty = part.text is None and part.refusal is None
-        if part.type not in ("text", "refusal") or is_empty:
-            shown = repr(part.type) if part.type in _PART_TYPES else "..."
-            raise UnsupportedFieldError(
-                f"{where}.content",
-                f"{where}.content[{index}] is of type {shown}; the model reads text only",
-            )
-        texts.append(text or "")
+        if part.type in ("text", "refusal") and not is_empty:
+            texts.append(part.text or part.refusal or "")
+        else:
+            place, in_result = f"{where}[{index}]", message.role == "tool"
+            texts.append(reading.replaced(part.type, place, in_result))
     return "".join(texts)
 
 

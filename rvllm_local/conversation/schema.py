@@ -29,6 +29,8 @@ class ContentPart(Fields):
     input_audio: Any = None
     file: Any = None
     cache_control: Object | None = None
+    prompt_cache_breakpoint: Any = None
+    video_url: Any = None
 
 
 class CalledFunction(Fields):

@@ -73,6 +73,7 @@ class EngineLimits:
                 "prompt",
                 f"the prompt has {num_prompt} tokens, and the context of "
                 f"{self.context_length} leaves no room for an answer; shorten it",
+                (num_prompt, self.context_length - 1),
             )
         total = self.max_total(request)
         if total > self.arena_tokens:

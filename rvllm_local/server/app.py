@@ -57,8 +57,9 @@ class Server:
             self.routes += dialect.routes(self.service)
         self.routes += openapi.routes(self.routes, BODIES)
         router = Router(self.routes, redirect_slashes=False)
-        inner = _Counted(_Translated(router), metrics)
-        self._app = Guard(inner, settings, self.allowed_methods)
+        self._app = Guard(
+            _Translated(router), settings, self.allowed_methods, metrics.responded
+        )
         self._watch = asyncio.create_task(registry.watch())
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -90,12 +91,19 @@ async def running(
 
 
 def methods_of(routes: Sequence[BaseRoute], path: str) -> frozenset[str] | None:
-    """The methods that routes allow for a path, matched on the path alone."""
-    methods: set[str] = set()
+    """The methods that routes allow for a path, matched on the path alone.
+
+    A route that spells the path out hides those that have a variable in its place.
+    """
+    spelled, matched = set[str](), set[str]()
     for route in routes:
-        if isinstance(route, Route) and route.path_regex.match(path):
-            methods |= route.methods or set()
-    return frozenset(methods) or None
+        if not isinstance(route, Route):
+            continue
+        if route.path == path:
+            spelled |= route.methods or set()
+        elif route.path_regex.match(path):
+            matched |= route.methods or set()
+    return frozenset(spelled or matched) or None
 
 
 class _Translated:
@@ -116,18 +124,3 @@ class _Translated:
             if problem.code == "internal_error":
                 raise
             raise problem from None
-
-
-class _Counted:
-    """Counts answers by status."""
-
-    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
-        self._app, self._metrics = app, metrics
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        async def counted(message: dict[str, object]) -> None:
-            if message["type"] == "http.response.start":
-                self._metrics.responded(int(str(message["status"])))
-            await send(message)
-
-        await self._app(scope, receive, counted)  # type: ignore[arg-type]

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 
 from rvllm_local.conversation.calls import Ended
+from rvllm_local.conversation.reading import Reading
 from rvllm_local.errors import error_of
+from rvllm_local.server.http import json_body
 from rvllm_local.server.http.problems import Problem, bad_request, problem_of
 from rvllm_local.types import MAX_INTEGER, FinishReason
 
 Object = dict[str, Any]
+T = TypeVar("T", bound=msgspec.Struct)
 MAX_PRIORITY = 100
 # How many tokens of thinking an effort allows; None leaves it to the model.
 EFFORT_TOKENS: Mapping[str, int | None] = {
@@ -23,6 +26,7 @@ EFFORT_TOKENS: Mapping[str, int | None] = {
     "medium": 8192,
     "high": None,
     "xhigh": None,
+    "max": None,
 }
 
 
@@ -69,6 +73,13 @@ def checked_priority(priority: int) -> int:
     return priority
 
 
+def convert_part(value: Any, kind: type[T], where: str, reading: Reading) -> T:
+    """A part of a body, which stands at `where`, as a `kind`. Raises `Problem`."""
+    return json_body.convert(
+        value, kind, where, is_lenient=reading.is_lenient, dropped=reading.left_out
+    )
+
+
 def raise_failed(ended: Ended) -> None:
     """Raise the `Problem` of a choice that did not end well."""
     if ended.error is not None:
@@ -76,3 +87,21 @@ def raise_failed(ended: Ended) -> None:
         raise problem_of(error)
     if ended.reason is FinishReason.CANCELLED:
         raise Problem(503, "the request was cancelled", "cancelled")
+
+
+def refuse_unsupported(
+    request: msgspec.Struct, neutral: Mapping[str, tuple[Any, ...]]
+) -> None:
+    """Raise `Problem` 400 for a field whose value would change something.
+
+    `neutral` holds fields that cannot be honoured, with the values that ask for nothing.
+    """
+    for name, values in neutral.items():
+        value = getattr(request, name, None)
+        if value is None or value in values:
+            continue
+        allowed = ", ".join(msgspec.json.encode(item).decode() for item in values)
+        remedy = f"leave it out, or give {allowed}" if allowed else "leave it out"
+        raise bad_request(
+            f"{name} is not supported by this server; {remedy}", name, "unsupported"
+        )

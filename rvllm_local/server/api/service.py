@@ -9,6 +9,9 @@ from typing import TypeVar
 import msgspec
 from starlette.requests import Request
 
+from rvllm_local.conversation.calls import ChatCall
+from rvllm_local.conversation.prompts import prepare_chat
+from rvllm_local.conversation.reading import Reading
 from rvllm_local.server.generation.generator import Generator
 from rvllm_local.server.generation.metrics import Metrics
 from rvllm_local.server.generation.workers import Workers
@@ -36,16 +39,33 @@ class Service:
 
     async def read(self, request: Request, kind: type[T]) -> T:
         """The request's body as a `kind`. Raises `Problem` 400."""
-        body, is_lenient = await request.body(), self.settings.is_lenient
+        body, reading = await request.body(), self.reading(request)
         return await self.run(
             request,
-            lambda: json_body.decode(body, kind, is_lenient=is_lenient),
+            lambda: json_body.decode(
+                body, kind, is_lenient=reading.is_lenient, dropped=reading.left_out
+            ),
             "reading the body",
         )
 
+    async def count_tokens(self, call: ChatCall) -> int:
+        """The tokens of a conversation's prompt. Raises `Problem`."""
+        async with self.registry.lease(call.model) as served:
+            prepared = await self.workers.run(
+                lambda: prepare_chat(served.conversation, call),
+                self.settings.prepare_timeout_s,
+                "counting tokens",
+            )
+        return len(prepared.prompts[0])
+
+    def reading(self, request: Request) -> Reading:
+        """How this request is read; the guard tells what was left out."""
+        return Reading(self.settings.is_lenient, request.state.left_out)
+
     async def run(self, request: Request, work: Callable[[], R], what: str) -> R:
-        """`work()`, which grows with the request's body: at once if that is small, else on a worker, since the loop has
-        others to serve.
+        """`work()`, which grows with the request's body.
+
+        At once if that is small, else on a worker, since the loop has others to serve.
         """
         if len(await request.body()) <= _READ_AT_ONCE:
             return work()

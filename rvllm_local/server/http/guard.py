@@ -26,6 +26,7 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 Allowed = Callable[[str], frozenset[str] | None]
+OnAnswer = Callable[[int], None]
 
 _HOST = re.compile(
     r"(?P<name>\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(?::(?P<port>[0-9]{1,5}))?"
@@ -35,6 +36,7 @@ _JSON = re.compile(
 )
 _CORS_HEADERS = "authorization, content-type, x-api-key, anthropic-version, anthropic-beta, x-request-id"
 _NAMES = re.compile(rb"[A-Za-z0-9-]{1,64}(?:\s*,\s*[A-Za-z0-9-]{1,64}){0,63}")
+_MOST_TOLD = 20  # places of a body that are named as left out
 _ONCE = (
     b"host",
     b"origin",
@@ -47,10 +49,21 @@ _ONCE = (
 
 
 class Guard:
-    """ASGI middleware. `allowed` gives the methods of a path, or None for a path that does not exist."""
+    """ASGI middleware.
 
-    def __init__(self, app: App, settings: ServerSettings, allowed: Allowed) -> None:
+    `allowed` gives the methods of a path, or None for a path that does not exist.
+    `on_answer` gets the status of every answer, the guard's own refusals included.
+    """
+
+    def __init__(
+        self,
+        app: App,
+        settings: ServerSettings,
+        allowed: Allowed,
+        on_answer: OnAnswer = lambda status: None,
+    ) -> None:
         self._app, self._settings, self._allowed = app, settings, allowed
+        self._on_answer = on_answer
         self._hosts = {
             name.lower() for name in (*LOOPBACK_NAMES, *settings.allowed_hosts)
         }
@@ -76,7 +89,7 @@ class Guard:
             await send({"type": "websocket.close", "code": 1008})
 
     async def _http(self, scope: Scope, receive: Receive, send: Send) -> None:
-        answer = _Answer(scope, send)
+        answer = _Answer(scope, send, self._on_answer)
         try:
             headers = _single(scope["headers"])
             answer.headers += self._cors(headers)
@@ -103,6 +116,8 @@ class Guard:
         self._check_host(headers)
         self._check_origin(headers)
         allowed, method = self._allowed(scope["path"]), scope["method"]
+        if allowed is not None:
+            scope["route_path"] = scope["path"]
         if (
             method == "OPTIONS"
             and b"origin" in headers
@@ -111,9 +126,7 @@ class Guard:
             return  # a preflight carries no key
         self._check_key(headers)
         if allowed is None:
-            raise Problem(
-                404, "there is no such route; GET /openapi.json lists them", "not_found"
-            )
+            raise Problem(404, self._no_route(scope["path"]), "not_found")
         if method not in allowed:
             names = ", ".join(sorted(allowed))
             raise Problem(
@@ -123,6 +136,23 @@ class Guard:
                 allowed=names,
             )
         self._check_body_headers(method, headers)
+
+    def _no_route(self, path: str) -> str:
+        """Why a path leads nowhere, and where it should lead."""
+        bare = path.removeprefix("/v1")
+        while bare.startswith("/v1/"):
+            bare = bare.removeprefix("/v1")
+        for candidate in (f"/v1{bare}", bare):
+            if candidate != path and self._allowed(candidate) is not None:
+                return f"there is no such route; did you mean {candidate}?"
+        if bare == "/embeddings":
+            return "this server makes no embeddings; ask another one for them"
+        if path.startswith("/api/"):
+            return (
+                "this server does not speak Ollama's API; its routes are OpenAI's and "
+                "Anthropic's, below /v1"
+            )
+        return "there is no such route; GET /openapi.json lists them"
 
     def _check_host(self, headers: Mapping[bytes, bytes]) -> None:
         host = _HOST.fullmatch(headers.get(b"host", b"").decode("latin-1"))
@@ -251,7 +281,8 @@ class Guard:
             (b"access-control-allow-origin", origin),
             (
                 b"access-control-expose-headers",
-                b"x-request-id, request-id, retry-after, x-should-retry",
+                b"x-request-id, request-id, retry-after, x-should-retry, "
+                b"x-rvllm-left-out",
             ),
         ]
 
@@ -259,10 +290,13 @@ class Guard:
 class _Answer:
     """Sends the answer to one request, with the headers that every answer has."""
 
-    def __init__(self, scope: Scope, send: Send) -> None:
+    def __init__(self, scope: Scope, send: Send, on_answer: OnAnswer) -> None:
         request_id = f"req_{uuid.uuid4().hex}"
-        scope.setdefault("state", {})["request_id"] = request_id
-        self._scope, self._send = scope, send
+        # What of the body is not used; those who read it add to the list.
+        self._left_out: list[str] = []
+        state = scope.setdefault("state", {})
+        state["request_id"], state["left_out"] = request_id, self._left_out
+        self._scope, self._send, self._on_answer = scope, send, on_answer
         self.has_begun = self.is_body_read = False
         self.headers = [
             (b"x-request-id", request_id.encode()),
@@ -274,14 +308,34 @@ class _Answer:
     async def __call__(self, message: Message) -> None:
         if message["type"] == "http.response.start":
             self.has_begun = True
+            self._on_answer(int(message["status"]))
             message["headers"] = [*message.get("headers", ()), *self.headers]
+            if self._left_out:
+                message["headers"].append((b"x-rvllm-left-out", self._told()))
         await self._send(message)
+
+    def _told(self) -> bytes:
+        """What was left out, for a header; it goes to the log as well."""
+        text = "; ".join(self._left_out[:_MOST_TOLD])
+        if len(self._left_out) > _MOST_TOLD:
+            text += f"; and {len(self._left_out) - _MOST_TOLD} more"
+        logger.info("%s: left out %s", self._scope["path"], text)
+        return text.encode("ascii", "replace")
 
     async def refuse(self, problem: Problem) -> None:
         """Answer with a problem, unless another answer has begun."""
         if not self.has_begun:
+            _log_refusal(self._scope, problem)
             is_read = self.is_body_read
             await refuse(self._scope, self, problem, closes=not is_read)
+
+
+def _log_refusal(scope: Scope, problem: Problem) -> None:
+    """The reason and the field, and nothing that a client wrote."""
+    reason = problem.code or problem.kind
+    route = scope.get("route_path", "an unknown route")
+    field = "" if problem.parameter is None else f", field {problem.parameter}"
+    logger.info("%s refused: %d %s%s", route, problem.status, reason, field)
 
 
 class _GoneError(Exception):

@@ -6,6 +6,7 @@ Texts name fields and values of parameters; they never quote a prompt.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 from rvllm_local import errors
@@ -22,22 +23,13 @@ _ANTHROPIC_KINDS = {
 }
 
 
-# Types of message parts, items and tools that the APIs know and this server does not take.
-_KINDS = frozenset(
-    (
-        "image", "image_url", "image_file", "input_image", "input_audio", "audio", "output_audio", "file", "input_file", "document",
-        "video", "video_url", "refusal", "text", "input_text", "output_text", "reasoning", "item_reference", "tool_use",
-        "tool_result", "server_tool_use", "web_search_tool_result", "search_result", "container_upload", "custom", "function",
-        "web_search", "web_search_preview", "file_search", "code_interpreter", "computer_use_preview", "image_generation", "mcp",
-        "local_shell", "shell", "apply_patch", "thinking", "redacted_thinking", "file_search_call", "web_search_call",
-        "computer_call", "custom_tool_call", "custom_tool_call_output", "mcp_call", "compaction",
-    )
-)  # fmt: skip
-
-
 class Problem(Exception):  # noqa: N818 (it is no bug: the usual end of a bad request)
-    """A refusal or a failure. `code` is machine-readable; `retry_after_s` says when trying again makes sense,
-    `allowed` which methods a path has.
+    """A refusal or a failure.
+
+    `code` is machine-readable. `retry_after_s` says when trying again makes sense,
+    `allowed` which methods a path has. `overflow` are the tokens of a prompt that is
+    too long, and the most that fit. `details` is an object for clients of Anthropic's
+    API that look for one.
     """
 
     def __init__(
@@ -48,14 +40,16 @@ class Problem(Exception):  # noqa: N818 (it is no bug: the usual end of a bad re
         parameter: str | None = None,
         retry_after_s: float | None = None,
         allowed: str | None = None,
+        overflow: tuple[int, int] | None = None,
+        details: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__(message)
         self.status, self.message, self.code = status, message, code
-        self.parameter, self.retry_after_s, self.allowed = (
-            parameter,
-            retry_after_s,
-            allowed,
-        )
+        self.parameter = parameter
+        self.retry_after_s = retry_after_s
+        self.allowed = allowed
+        self.overflow = overflow
+        self.details = details
 
     @property
     def kind(self) -> str:
@@ -82,7 +76,7 @@ class Problem(Exception):  # noqa: N818 (it is no bug: the usual end of a bad re
         """The body in OpenAI's shape."""
         return {
             "error": {
-                "message": self.message,
+                "message": self._openai_message(),
                 "type": self.kind,
                 "param": self.parameter,
                 "code": self.code,
@@ -94,7 +88,28 @@ class Problem(Exception):  # noqa: N818 (it is no bug: the usual end of a bad re
         kind = _ANTHROPIC_KINDS.get(
             self.status, "invalid_request_error" if self.status < 500 else "api_error"
         )
-        return {"type": "error", "error": {"type": kind, "message": self.message}}
+        error: dict[str, Any] = {"type": kind, "message": self._anthropic_message()}
+        if self.details is not None:
+            error["details"] = dict(self.details)
+        return {"type": "error", "error": error}
+
+    def _openai_message(self) -> str:
+        """The text; of an overflow in the words that OpenAI's clients look for."""
+        if self.overflow is None:
+            return self.message
+        tokens, most = self.overflow
+        return (
+            f"This model's maximum context length is {most + 1} tokens. However, your "
+            f"messages resulted in {tokens} tokens. Please reduce the length of the "
+            "messages."
+        )
+
+    def _anthropic_message(self) -> str:
+        """The text; of an overflow in the words that Anthropic's clients look for."""
+        if self.overflow is None:
+            return self.message
+        tokens, most = self.overflow
+        return f"prompt is too long: {tokens} tokens > {most} maximum"
 
 
 def bad_request(
@@ -102,11 +117,6 @@ def bad_request(
 ) -> Problem:
     """A 400 that names the field it is about."""
     return Problem(400, message, code, parameter)
-
-
-def shown_kind(kind: str) -> str:
-    """The type of a part or item, for a message: only one that an API knows, as anything else could be a piece of a prompt."""
-    return repr(kind) if kind in _KINDS else "..."
 
 
 def problem_of(error: BaseException) -> Problem:
@@ -119,7 +129,13 @@ def problem_of(error: BaseException) -> Problem:
                 429, str(error), "queue_full", retry_after_s=error.retry_after_s
             )
         case errors.ContextOverflowError():
-            return Problem(400, str(error), "context_length_exceeded", error.parameter)
+            return Problem(
+                400,
+                str(error),
+                "context_length_exceeded",
+                error.parameter,
+                overflow=error.tokens_and_limit,
+            )
         case errors.UnsupportedFieldError():
             return Problem(400, str(error), "unsupported", error.parameter)
         case errors.ParameterError():

@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import re
 import time
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -23,6 +22,7 @@ from rvllm_local.memory.plan import MemoryPlan
 from rvllm_local.models.describe import describe
 from rvllm_local.models.locate import ModelFiles
 from rvllm_local.server.http.problems import Problem, problem_of
+from rvllm_local.server.models.names import ModelNames
 from rvllm_local.server.models.served_model import (
     Opener,
     Served,
@@ -33,9 +33,6 @@ from rvllm_local.server.models.served_model import (
 logger = logging.getLogger(__name__)
 
 State = Literal["ready", "loading", "idle", "failed"]
-_NAME = re.compile(
-    r"[\w./:@+-]{0,100}", re.ASCII
-)  # anything else was meant for another field
 Planner = Callable[[ModelFiles, EngineOptions], MemoryPlan]
 
 
@@ -70,7 +67,7 @@ class Registry:
 
     `available` are the models that may be asked for; `default` is one of them, also called "default". `pinned` names
     are never unloaded. `adapters` are LoRA adapters of the default model, a name and a folder each; they are asked for
-    as models.
+    as models. `aliases` are other names of models.
     """
 
     def __init__(
@@ -81,6 +78,7 @@ class Registry:
         *,
         pinned: Iterable[str] = (),
         adapters: Sequence[tuple[str, str]] = (),
+        aliases: Mapping[str, str] | None = None,
         keep_alive_s: float | None = None,
         load_timeout_s: float = 900.0,
         opener: Opener = open_process,
@@ -91,6 +89,8 @@ class Registry:
         self._pinned, self._adapters = frozenset(pinned), dict(adapters)
         self._keep_alive_s, self._load_timeout_s = keep_alive_s, load_timeout_s
         self._opener, self._planner, self._clock = opener, planner, clock
+        names = {*self._available, *self._adapters}
+        self._names = ModelNames(names, default, aliases or {})
         self._slots: dict[str, _Slot] = {}
         self._loading: dict[str, asyncio.Task[Served]] = {}
         self._failures: dict[
@@ -107,18 +107,8 @@ class Registry:
             )
 
     def resolve(self, name: str) -> str:
-        """The name of a model that may be asked for. Raises `Problem` 404 that lists them."""
-        name = self.default if name == "default" else name
-        if name not in self._available and name not in self._adapters:
-            shown = name if _NAME.fullmatch(name) else "..."
-            names = ", ".join(sorted({*self._available, *self._adapters}))
-            raise Problem(
-                404,
-                f"there is no model {shown!r} here; known are {names}",
-                "model_not_found",
-                "model",
-            )
-        return name
+        """The own name of a model that may be asked for. Raises `Problem` 404."""
+        return self._names.resolve(name)
 
     def listed(self) -> list[Listed]:
         """All that may be asked for, the default first."""

@@ -16,8 +16,8 @@ from rvllm_local.errors import ParameterError
 from rvllm_local.text import tags
 from rvllm_local.text.grammar.json_schema import enforceable
 
-MAX_TOOLS = 128
-_NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
+MAX_TOOLS = 512
+_NAME = re.compile(r"[A-Za-z0-9_.-]{1,128}")
 _KEY = re.compile(r"[^<>\n\x00-\x1f\x7f]{1,64}")
 
 
@@ -182,7 +182,7 @@ def _read_tools(tools: Sequence[Mapping[str, Any]]) -> list[Tool]:
         ):
             raise ParameterError(
                 "tools",
-                f"tool {index} must be a function with a name of 1 to 64 letters, digits, '_', '.' or '-'",
+                f"tool {index} must be a function with a name of 1 to 128 letters, digits, '_', '.' or '-'",
             )
         if any(name == other.name for other in read):
             raise ParameterError("tools", f"two tools have the name {name!r}")

@@ -7,7 +7,6 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
-from rvllm_local.conversation.prompts import prepare_chat
 from rvllm_local.server.api.answer import reply
 from rvllm_local.server.api.anthropic.answer import MessageAnswer
 from rvllm_local.server.api.anthropic.requests import count_call, messages_call
@@ -28,7 +27,9 @@ def routes(service: Service) -> list[Route]:
     async def messages(request: Request) -> Response | ASGIApp:
         body = await service.read(request, MessagesRequest)
         call = await service.run(
-            request, lambda: messages_call(body), "reading the messages"
+            request,
+            lambda: messages_call(body, service.reading(request)),
+            "reading the messages",
         )
         answer = MessageAnswer(body.omits_thinking)
         return await reply(service, request, call, answer, body.stream is True)
@@ -37,15 +38,11 @@ def routes(service: Service) -> list[Route]:
         body = await service.read(request, CountRequest)
         params = SamplingParams(max_tokens=1)
         call = await service.run(
-            request, lambda: count_call(body, params), "reading the messages"
+            request,
+            lambda: count_call(body, params, service.reading(request)),
+            "reading the messages",
         )
-        async with service.registry.lease(call.model) as served:
-            prepared = await service.workers.run(
-                lambda: prepare_chat(served.conversation, call),
-                service.settings.prepare_timeout_s,
-                "counting tokens",
-            )
-        return JSONReply({"input_tokens": len(prepared.prompts[0])})
+        return JSONReply({"input_tokens": await service.count_tokens(call)})
 
     return [
         Route("/v1/messages", messages, methods=["POST"]),

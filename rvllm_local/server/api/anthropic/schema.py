@@ -26,6 +26,7 @@ class Block(Strict, kw_only=True):
     caller: Any = None
     toolset_name: str | None = None
     source: Any = None
+    transformations: Any = None
     title: str | None = None
     context: str | None = None
 
@@ -38,12 +39,14 @@ class Message(Strict, kw_only=True):
 
 
 class AnthropicTool(Strict, kw_only=True):
-    """A tool of the client's own; server tools have other types and are refused."""
+    """A tool of the client's own; server tools are left out before they are read."""
 
     name: str
-    input_schema: Object | None = None
+    input_schema: Object
     description: str | None = None
-    type: str | None = None
+    type: Literal["custom"] | None = None
+    allowed_callers: Any = None
+    defer_loading: Any = None
     strict: bool | None = None
     cache_control: Object | None = None
     eager_input_streaming: bool | None = None
@@ -89,14 +92,24 @@ class Metadata(Strict):
 class CountRequest(Strict, kw_only=True):
     """POST /v1/messages/count_tokens."""
 
-    model: str
+    model: str = "default"
     messages: list[Message]
     system: str | list[Block] | None = None
-    tools: list[AnthropicTool] | None = None
+    tools: list[Object] | None = None
     tool_choice: ToolChoice | None = None
     thinking: Thinking | None = None
     output_config: OutputConfig | None = None
     cache_control: Object | None = None
+    context_management: Any = None
+    thread: Any = None
+    container: Any = None
+    mcp_servers: Any = None
+    compaction: Any = None
+    speed: str | None = None
+    betas: Any = None
+    billing_policy: Any = None
+    user_profile_id: str | None = None
+    workspace_id: str | None = None
 
 
 class MessagesRequest(CountRequest, kw_only=True):
@@ -110,8 +123,27 @@ class MessagesRequest(CountRequest, kw_only=True):
     top_k: int | None = None
     metadata: Metadata | None = None
     service_tier: Literal["auto", "standard_only"] | None = None
+    diagnostics: Any = None
+    inference_geo: str | None = None
+    fallbacks: Any = None
+    fallback_credit_token: Any = None
 
     @property
     def omits_thinking(self) -> bool:
         """True if the text of thoughts is not to be shown."""
         return self.thinking is not None and self.thinking.display == "omitted"
+
+
+# Fields that are known and cannot be honoured: the values at which they ask for
+# nothing, beside null.
+NEUTRAL: dict[str, tuple[Any, ...]] = {
+    "container": (),
+    "mcp_servers": ([],),
+    "compaction": (),
+    "speed": ("standard",),
+    "billing_policy": ({"type": "billing_policy", "bill_to": "self"},),
+    "diagnostics": ({}, {"previous_message_id": None}),
+    "inference_geo": ("global", "not_available"),
+    "fallbacks": ([], "default"),
+    "fallback_credit_token": (),
+}

@@ -9,6 +9,7 @@ from starlette.routing import Route
 from rvllm_local.conversation.calls import ChatCall
 from rvllm_local.conversation.model import ConversationModel
 from rvllm_local.conversation.prompts import prepare_chat
+from rvllm_local.conversation.reading import Reading
 from rvllm_local.conversation.requests import read_messages
 from rvllm_local.conversation.schema import ChatMessage
 from rvllm_local.server.api.common import Strict
@@ -45,7 +46,8 @@ def routes(service: Service) -> list[Route]:
     """The routes of the tokenizer."""
 
     async def tokenize(request: Request) -> Response:
-        return await _tokenize(service, await service.read(request, TokenizeRequest))
+        body = await service.read(request, TokenizeRequest)
+        return await _tokenize(service, body, service.reading(request))
 
     async def detokenize(request: Request) -> Response:
         body = await service.read(request, DetokenizeRequest)
@@ -57,12 +59,14 @@ def routes(service: Service) -> list[Route]:
     ]
 
 
-async def _tokenize(service: Service, body: TokenizeRequest) -> Response:
+async def _tokenize(
+    service: Service, body: TokenizeRequest, reading: Reading
+) -> Response:
     if (body.prompt is None) == (body.messages is None):
         raise bad_request("give either prompt or messages", "prompt")
     async with service.registry.lease(body.model) as served:
         ids = await service.workers.run(
-            lambda: _token_ids(served.conversation, body),
+            lambda: _token_ids(served.conversation, body, reading),
             service.settings.prepare_timeout_s,
             "tokenizing",
         )
@@ -70,10 +74,12 @@ async def _tokenize(service: Service, body: TokenizeRequest) -> Response:
         return JSONReply({"tokens": ids, "count": len(ids), "max_model_len": length})
 
 
-def _token_ids(model: ConversationModel, body: TokenizeRequest) -> list[int]:
+def _token_ids(
+    model: ConversationModel, body: TokenizeRequest, reading: Reading
+) -> list[int]:
     if body.prompt is not None:
         return model.tokenizer.encode(body.prompt, bos=body.add_special_tokens)
-    messages = read_messages(body.messages or [])
+    messages = read_messages(body.messages or [], reading)
     call = ChatCall(body.model, messages, SamplingParams(max_tokens=1))
     return list(prepare_chat(model, call).prompts[0])
 

@@ -7,24 +7,31 @@ from typing import Any
 
 from rvllm_local.clients import http_messages
 from rvllm_local.conversation.calls import ChatCall, TextCall
+from rvllm_local.conversation.reading import Reading
 from rvllm_local.conversation.requests import (
     read_messages,
     read_template_options,
-    read_tool_choice,
     read_tools,
 )
+from rvllm_local.conversation.schema import Tool
 from rvllm_local.server.api.common import (
-    EFFORT_TOKENS,
-    checked_budget,
     checked_priority,
+    convert_part,
     given_fields,
+    refuse_unsupported,
 )
 from rvllm_local.server.api.openai.schema import (
+    NEUTRAL,
     ChatRequest,
     Sampling,
     TextRequest,
-    refuse_unsupported,
 )
+from rvllm_local.server.api.openai.thinking import (
+    thinking_budget,
+    thinking_effort,
+    thinking_switch,
+)
+from rvllm_local.server.api.tools import Tools, read_choice
 from rvllm_local.server.http.problems import bad_request
 from rvllm_local.types import MAX_LOGPROBS, SamplingParams
 
@@ -32,23 +39,24 @@ MAX_PROMPTS = 64
 _DEFAULT_LENGTH = 16  # tokens of a completion, as in OpenAI's API
 
 
-def chat_call(request: ChatRequest) -> ChatCall:
+def chat_call(request: ChatRequest, reading: Reading) -> ChatCall:
     """What a chat request asks for. Raises `Problem` or `ParameterError`."""
-    refuse_unsupported(request)
+    refuse_unsupported(request, NEUTRAL)
     _check_stream_options(request)
     if request.top_logprobs is not None and not request.logprobs:
         raise bad_request("top_logprobs needs logprobs to be true", "top_logprobs")
     max_tokens = _max_tokens(request)
     logprobs = (request.top_logprobs or 0) if request.logprobs else None
+    tools, choice = read_choice(_tools(request, reading), request.tool_choice)
     return ChatCall(
         model=request.model,
-        messages=read_messages(request.messages),
+        messages=read_messages(request.messages, reading),
         params=_sampling(request, max_tokens, logprobs, "max_completion_tokens"),
-        tools=read_tools(request.tools),
-        tool_choice=read_tool_choice(request.tool_choice, request.tools),
+        tools=tools.functions,
+        tool_choice=choice,
         parallel_tool_calls=request.parallel_tool_calls is not False,
         response_format=_format(request, request.response_format),
-        reasoning_budget=_budget(request),
+        reasoning_budget=thinking_budget(request),
         template_options=_template_options(request),
         is_open_ended=max_tokens is None,
         continues=request.continue_final_message is True,
@@ -58,6 +66,7 @@ def chat_call(request: ChatRequest) -> ChatCall:
 
 def text_call(request: TextRequest) -> TextCall:
     """What a completion request asks for. Raises `Problem` or `ParameterError`."""
+    refuse_unsupported(request, NEUTRAL)
     _check_stream_options(request)
     if request.best_of is not None and request.best_of != (request.n or 1):
         raise bad_request(
@@ -78,11 +87,20 @@ def text_call(request: TextRequest) -> TextCall:
         )
     max_tokens = request.max_tokens
     if max_tokens is None:
+        max_tokens = request.num_predict
+    if max_tokens is None:
         max_tokens = _DEFAULT_LENGTH
+    is_open_ended = max_tokens == -1
     return TextCall(
         model=request.model,
         prompts=read_prompts(request.prompt),
-        params=_sampling(request, max_tokens, request.logprobs, "max_tokens"),
+        params=_sampling(
+            request,
+            None if is_open_ended else max_tokens,
+            request.logprobs,
+            "max_tokens",
+        ),
+        is_open_ended=is_open_ended,
         suffix=request.suffix,
         parses_special=request.parse_special is not False,
         response_format=_format(request, request.response_format),
@@ -119,13 +137,15 @@ def _check_stream_options(request: Sampling) -> None:
 
 
 def _max_tokens(request: ChatRequest) -> int | None:
-    if request.max_tokens is None:
-        return request.max_completion_tokens
-    if request.max_completion_tokens is not None:
-        raise bad_request(
-            "max_tokens and max_completion_tokens say the same; give one", "max_tokens"
-        )
-    return request.max_tokens
+    """The most tokens of the answer; None, like -1, leaves it to the context."""
+    lengths = given_fields(
+        request, "max_tokens", "max_completion_tokens", "num_predict"
+    )
+    if len(lengths) > 1:
+        names = list(lengths)
+        raise bad_request(f"{' and '.join(names)} say the same; give one", names[0])
+    length = next(iter(lengths.values()), None)
+    return None if length == -1 else length
 
 
 def _sampling(
@@ -157,9 +177,27 @@ def _sampling(
         "ignore_eos",
         "stop",
     )
+    if request.top_k == -1:  # no bound, as vLLM writes it
+        given["top_k"] = 0
+    if request.repeat_penalty is not None:
+        given.setdefault("repetition_penalty", request.repeat_penalty)
     return SamplingParams(
         max_tokens=max_tokens or 1, logprobs=logprobs, logit_bias=biases, **given
     )
+
+
+def _tools(request: ChatRequest, reading: Reading) -> Tools:
+    """The functions; tools of other kinds are left out."""
+    functions = []
+    for index, row in enumerate(request.tools or ()):
+        where = f"tools[{index}]"
+        kind = row.get("type", "function")
+        if kind == "function":
+            functions.append(convert_part(row, Tool, where, reading))
+        else:
+            reading.leave_out(where, str(kind))
+    has_left_out = len(functions) < len(request.tools or ())
+    return Tools(read_tools(functions), has_left_out)
 
 
 def _format(
@@ -177,7 +215,7 @@ def _format(
 
 def _guided(request: Sampling) -> dict[str, Mapping[str, Any]]:
     """The formats that guided fields ask for, by the field's name."""
-    formats: dict[str, Mapping[str, Any]] = {}
+    formats = _structured(request.structured_outputs or {})
     if request.guided_regex is not None:
         formats["guided_regex"] = {"type": "regex", "regex": request.guided_regex}
     if request.guided_choice is not None:
@@ -191,17 +229,37 @@ def _guided(request: Sampling) -> dict[str, Mapping[str, Any]]:
     return formats
 
 
-def _budget(request: ChatRequest) -> int | None:
-    if request.reasoning_budget is not None:
-        return checked_budget(request.reasoning_budget, "reasoning_budget")
-    if request.reasoning_effort is not None:
-        return EFFORT_TOKENS[request.reasoning_effort]
-    return None
+def _structured(outputs: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+    """The format in vLLM's `structured_outputs`, under that field's name."""
+    given = {name: value for name, value in outputs.items() if value is not None}
+    if not given:
+        return {}
+    match given:
+        case {"json": dict(schema), **rest} if not rest:
+            named = {"name": "structured", "schema": schema}
+            form = {"type": "json_schema", "json_schema": named}
+        case {"regex": str(regex), **rest} if not rest:
+            form = {"type": "regex", "regex": regex}
+        case {"choice": list(choices), **rest} if not rest:
+            form = {"type": "choice", "choices": choices}
+        case {"grammar": str(grammar), **rest} if not rest:
+            form = {"type": "grammar", "grammar": grammar}
+        case {"json_object": True, **rest} if not rest:
+            form = {"type": "json_object"}
+        case _:
+            raise bad_request(
+                "structured_outputs: use one of json, regex, choice, grammar, "
+                "json_object",
+                "structured_outputs",
+            )
+    return {"structured_outputs": form}
 
 
 def _template_options(request: ChatRequest) -> dict[str, Any]:
     """What the template is told beside the messages. Raises `ParameterError`."""
     options = read_template_options(request.chat_template_kwargs)
-    if request.reasoning_effort not in (None, "none"):
-        options.setdefault("reasoning_effort", request.reasoning_effort)
+    if (effort := thinking_effort(request)) is not None:
+        options.setdefault("reasoning_effort", effort)
+    if (switch := thinking_switch(request)) is not None:
+        options.setdefault("enable_thinking", switch)
     return options

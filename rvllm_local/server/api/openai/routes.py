@@ -26,7 +26,9 @@ def routes(service: Service) -> list[Route]:
     async def chat(request: Request) -> Response | ASGIApp:
         body = await service.read(request, ChatRequest)
         call = await service.run(
-            request, lambda: chat_call(body), "reading the messages"
+            request,
+            lambda: chat_call(body, service.reading(request)),
+            "reading the messages",
         )
         answer = ChatAnswer(body.wants_usage)
         return await reply(service, request, call, answer, body.stream is True)

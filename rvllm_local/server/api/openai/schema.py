@@ -1,23 +1,41 @@
-"""The requests of OpenAI's chat completions and completions, field by field, and what of them is not taken.
+"""The requests of OpenAI's chat completions and completions, field by field.
 
-Every field of the API is either here with a meaning, or accepted at the one value that changes nothing.
+Every field of the API either has a meaning here, or is taken at the values that change
+nothing. So are fields that other servers added, where they have a meaning.
 """
 
 from __future__ import annotations
 
 from typing import Any, Literal
 
-import msgspec
-
-from rvllm_local.conversation.schema import ChatMessage, Tool, ToolChoice
+from rvllm_local.conversation.schema import ChatMessage
 from rvllm_local.server.api.common import Object, StreamOptions, Strict
-from rvllm_local.server.http.problems import bad_request
+
+
+class ReasoningSwitch(Strict):
+    """How much to think, as gateways write it."""
+
+    effort: (
+        Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"] | None
+    ) = None
+    max_tokens: int | None = None
+    enabled: bool | None = None
+    exclude: Literal[False] | None = None
+    summary: str | None = None
+
+
+class ThinkingSwitch(Strict):
+    """Whether and how long to think, as some models' own APIs write it."""
+
+    type: Literal["enabled", "disabled", "adaptive", "auto"]
+    budget_tokens: int | None = None
+    clear_thinking: bool | None = None
 
 
 class Sampling(Strict):
     """What the two routes share; the lower half are extensions."""
 
-    model: str
+    model: str = "default"
     max_tokens: int | None = None
     temperature: float | None = None
     top_p: float | None = None
@@ -39,6 +57,11 @@ class Sampling(Strict):
     guided_choice: list[str] | None = None
     guided_grammar: str | None = None
     guided_json: Object | None = None
+    structured_outputs: Object | None = None
+    min_tokens: int | None = None
+    stop_token_ids: list[int] | None = None
+    repeat_penalty: float | None = None
+    num_predict: int | None = None
 
     @property
     def wants_usage(self) -> bool:
@@ -53,14 +76,18 @@ class ChatRequest(Sampling, kw_only=True):
     max_completion_tokens: int | None = None
     logprobs: bool | None = None
     top_logprobs: int | None = None
-    tools: list[Tool] | None = None
-    tool_choice: ToolChoice | None = None
+    tools: list[Object] | None = None
+    tool_choice: str | Object | None = None
     parallel_tool_calls: bool | None = None
     response_format: Object | None = None
     reasoning_effort: (
-        Literal["none", "minimal", "low", "medium", "high", "xhigh"] | None
+        Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"] | None
     ) = None
     reasoning_budget: int | None = None
+    reasoning: ReasoningSwitch | None = None
+    thinking: ThinkingSwitch | None = None
+    enable_thinking: bool | None = None
+    think: bool | Literal["low", "medium", "high"] | None = None
     chat_template_kwargs: Object | None = None
     continue_final_message: bool | None = None
     metadata: dict[str, str] | None = None
@@ -76,6 +103,9 @@ class ChatRequest(Sampling, kw_only=True):
     web_search_options: Any = None
     functions: Any = None
     function_call: Any = None
+    moderation: Any = None
+    prompt_cache_options: Any = None
+    client_metadata: Any = None
 
 
 class TextRequest(Sampling, kw_only=True):
@@ -90,26 +120,19 @@ class TextRequest(Sampling, kw_only=True):
     response_format: Object | None = None
 
 
-# Fields that are known and cannot be honoured: the values at which they ask for nothing.
-_NEUTRAL: dict[str, tuple[Any, ...]] = {
-    "store": (None, False),
-    "service_tier": (None, "auto", "default"),
-    "modalities": (None, ["text"]),
-    "verbosity": (None, "medium"),
-    "prediction": (None,),
-    "audio": (None,),
-    "web_search_options": (None,),
-    "functions": (None, []),
-    "function_call": (None, "none"),
+# Fields that are known and cannot be honoured: the values at which they ask for
+# nothing, beside null.
+NEUTRAL: dict[str, tuple[Any, ...]] = {
+    "store": (False,),
+    "service_tier": ("auto", "default"),
+    "modalities": (["text"],),
+    "verbosity": ("medium",),
+    "prediction": (),
+    "audio": (),
+    "moderation": (),
+    "web_search_options": (),
+    "functions": ([],),
+    "function_call": ("none", "auto"),
+    "min_tokens": (0,),
+    "stop_token_ids": ([],),
 }
-
-
-def refuse_unsupported(request: msgspec.Struct) -> None:
-    """Raise `Problem` 400 for a field that would be ignored."""
-    for name, neutral in _NEUTRAL.items():
-        if getattr(request, name, None) not in neutral:
-            raise bad_request(
-                f"{name} is not supported by this server; leave it out",
-                name,
-                "unsupported",
-            )

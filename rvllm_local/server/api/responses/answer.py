@@ -10,13 +10,14 @@ from typing import Any
 import msgspec
 
 from rvllm_local.conversation.calls import ChatCall, Delta, Ended, Outcome
+from rvllm_local.conversation.reading import Reading
 from rvllm_local.server.api.common import new_id
-from rvllm_local.server.api.responses.items import Event, OutputItems
-from rvllm_local.server.api.responses.requests import (
+from rvllm_local.server.api.responses.input import (
     Messages,
     input_messages,
     output_messages,
 )
+from rvllm_local.server.api.responses.items import Event, OutputItems
 from rvllm_local.server.api.responses.schema import ResponsesRequest
 from rvllm_local.server.api.responses.store import ResponseStore
 from rvllm_local.server.generation.generation import Generation
@@ -25,7 +26,7 @@ from rvllm_local.server.http.replies import event as sse
 from rvllm_local.types import FinishReason
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, weakref_slot=True, eq=False)
 class ResponsesAnswer:
     """The `Answer` of this dialect. A response that ended well is put into the store.
 
@@ -87,6 +88,10 @@ class ResponsesAnswer:
             {"type": "error", **error, "param": problem.parameter}
         )
 
+    def cancelled(self) -> dict[str, Any]:
+        """The response object of one that is ended before its end."""
+        return self._object("cancelled", self._model or self.call.model)
+
     def _object(self, status: str, model: str, **fields: Any) -> dict[str, Any]:
         """The response object; `fields` are those that are known by now."""
         body, params = self.body, self.call.params
@@ -98,7 +103,7 @@ class ResponsesAnswer:
             reasoning = _builtins(body.reasoning)
         tool_choice: Any = "auto"
         if body.tool_choice is not None:
-            tool_choice = _builtins(body.tool_choice)
+            tool_choice = body.tool_choice
         return {
             "id": self.request_id,
             "object": "response",
@@ -117,7 +122,7 @@ class ResponsesAnswer:
             "temperature": params.temperature,
             "text": text,
             "tool_choice": tool_choice,
-            "tools": [_builtins(tool) for tool in body.tools or ()],
+            "tools": body.tools or [],
             "top_p": params.top_p,
             "truncation": "disabled",
             "usage": None,
@@ -143,7 +148,8 @@ class ResponsesAnswer:
     def _keep(self, response: Mapping[str, Any]) -> None:
         output = response["output"]
         answered = output_messages(output) if output else ()
-        messages = (*self.earlier, *input_messages(self.body.input), *answered)
+        asked = input_messages(self.body.input or "", Reading(is_lenient=True))
+        messages = (*self.earlier, *asked, *answered)
         size = self.size
         for item in output:
             size += sum(len(part["text"]) for part in item.get("content", ()))
@@ -166,13 +172,15 @@ def _usage(ended: Ended) -> dict[str, Any]:
 
 def _input_items(body: ResponsesRequest) -> tuple[dict[str, Any], ...]:
     """The items of a request as they are listed later, each with an id."""
-    rows: list[dict[str, Any]]
-    if isinstance(body.input, str):
-        content = [{"type": "input_text", "text": body.input}]
-        rows = [{"type": "message", "role": "user", "content": content}]
-    else:
-        rows = [{"type": item.type, **_builtins(item)} for item in body.input]
-    return tuple({"id": new_id("item_"), **row} for row in rows)
+    if not isinstance(body.input, list):
+        content = [{"type": "input_text", "text": body.input or ""}]
+        row = {"type": "message", "role": "user", "content": content}
+        return ({"id": new_id("item_"), **row},)
+    rows = []
+    for row in body.input:
+        given = {name: value for name, value in row.items() if value is not None}
+        rows.append({"id": new_id("item_"), "type": "message", **given})
+    return tuple(rows)
 
 
 def _builtins(value: Any) -> Any:

@@ -1,245 +1,149 @@
-"""From a responses request to a call: items become messages in the shape that templates know."""
+"""From a responses request to a call."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
-import msgspec
-
 from rvllm_local.conversation.calls import ChatCall
+from rvllm_local.conversation.reading import Reading
 from rvllm_local.server.api.common import (
     EFFORT_TOKENS,
+    Object,
     checked_budget,
+    convert_part,
+    given_fields,
+    refuse_unsupported,
 )
+from rvllm_local.server.api.responses.input import Messages, input_messages
 from rvllm_local.server.api.responses.schema import (
-    InputItem,
-    ItemPart,
-    NamedFunctionChoice,
+    NEUTRAL,
+    InputTokensRequest,
+    Reasoning,
     ResponsesRequest,
     ResponseTool,
     TextFormat,
 )
-from rvllm_local.server.http.problems import bad_request, shown_kind
+from rvllm_local.server.api.tools import Tools, read_choice
+from rvllm_local.server.http.problems import bad_request
 from rvllm_local.types import SamplingParams
 
-# What may be asked to be included: log-probabilities, and reasoning, which is in plain text anyway.
-_INCLUDED = ("message.output_text.logprobs", "reasoning.encrypted_content")
-_NEUTRAL: Mapping[str, tuple[Any, ...]] = {
-    "background": (None, False),
-    "max_tool_calls": (None,),
-    "conversation": (None,),
-    "prompt": (None,),
-    "truncation": (None, "disabled"),
-    "service_tier": (None, "auto", "default"),
-}
-Messages = tuple[Mapping[str, Any], ...]
+# What may be asked to be included: log-probabilities; reasoning, which is in plain text
+# anyway; and what only tools would add that never run here.
+_LOGPROBS = "message.output_text.logprobs"
+_INCLUDED = (
+    _LOGPROBS,
+    "reasoning.encrypted_content",
+    "web_search_call.action.sources",
+    "code_interpreter_call.outputs",
+    "computer_call_output.output.image_url",
+    "file_search_call.results",
+    "message.input_image.image_url",
+)
 
 
-def responses_call(request: ResponsesRequest, earlier: Messages) -> ChatCall:
-    """What a request asks for, after the `earlier` messages of the response that it goes on from."""
-    for name, neutral in _NEUTRAL.items():
-        if getattr(request, name) not in neutral:
-            raise bad_request(
-                f"{name} is not supported by this server; leave it out",
-                name,
-                "unsupported",
-            )
-    if request.text is not None and request.text.verbosity not in (None, "medium"):
+def responses_call(
+    request: ResponsesRequest, earlier: Messages, reading: Reading
+) -> ChatCall:
+    """What a request asks for.
+
+    `earlier` are the messages of the response that it goes on from. Raises `Problem`.
+    """
+    _check(request)
+    call = input_call(request, earlier, reading)
+    is_open_ended = request.max_output_tokens is None
+    return replace(call, params=_params(request), is_open_ended=is_open_ended)
+
+
+def input_call(
+    request: InputTokensRequest,
+    earlier: Messages,
+    reading: Reading,
+) -> ChatCall:
+    """The conversation of a request, for one token."""
+    refuse_unsupported(request, NEUTRAL)
+    head: Messages = ()
+    if request.instructions is not None:
+        head = ({"role": "system", "content": request.instructions},)
+    tools, choice = read_choice(
+        _tools(request.tools or [], reading), request.tool_choice
+    )
+    given = [] if request.input is None else request.input
+    return ChatCall(
+        model=request.model or "default",
+        messages=(*head, *earlier, *input_messages(given, reading)),
+        params=SamplingParams(max_tokens=1),
+        tools=tools.functions,
+        tool_choice=choice,
+        parallel_tool_calls=request.parallel_tool_calls is not False,
+        response_format=_format(request),
+        reasoning_budget=_budget(request.reasoning),
+    )
+
+
+def _check(request: ResponsesRequest) -> None:
+    """Raise `Problem` for what cannot be honoured."""
+    text = request.text
+    if text is not None and text.verbosity not in (None, "medium"):
         raise bad_request(
-            "text.verbosity is not supported by this server; leave it out",
+            "text.verbosity is not supported by this server; leave it out, or give "
+            '"medium"',
             "text.verbosity",
             "unsupported",
         )
     if request.stream_options is not None and not request.stream:
         raise bad_request("stream_options needs stream to be true", "stream_options")
-    wrong = next(
-        (name for name in request.include or () if name not in _INCLUDED), None
-    )
-    if wrong is not None:
+    if any(name not in _INCLUDED for name in request.include or ()):
         raise bad_request(
-            f"include knows {', '.join(_INCLUDED)}; leave the others out",
+            f"include: use some of {', '.join(_INCLUDED)}; leave the others out",
             "include",
             "unsupported",
         )
-    head = (
-        ()
-        if request.instructions is None
-        else ({"role": "system", "content": request.instructions},)
-    )
-    return ChatCall(
-        model=request.model,
-        messages=(*head, *earlier, *input_messages(request.input)),
-        params=_params(request),
-        tools=tuple(
-            _tool(tool, index) for index, tool in enumerate(request.tools or ())
-        ),
-        tool_choice=_tool_choice(request),
-        parallel_tool_calls=request.parallel_tool_calls is not False,
-        response_format=_format(
-            request.text.format if request.text is not None else None
-        ),
-        reasoning_budget=_budget(request),
-        is_open_ended=request.max_output_tokens is None,
-    )
-
-
-def input_messages(given: str | Sequence[InputItem]) -> Messages:
-    """The input as messages; calls and thoughts join the assistant's message that they belong to."""
-    if isinstance(given, str):
-        return ({"role": "user", "content": given},)
-    if not given:
-        raise bad_request("input is empty; give text or at least one item", "input")
-    messages: list[dict[str, Any]] = []
-    thought = ""
-    for index, item in enumerate(given):
-        where = f"input[{index}]"
-        match item.type:
-            case "message":
-                messages.append(_message(item, where))
-            case "function_call":
-                _add_call(messages, item, where)
-            case "function_call_output":
-                if not item.call_id or item.output is None:
-                    raise bad_request(
-                        f"{where}: a function_call_output needs call_id and output",
-                        where,
-                    )
-                output = _text(item.output, where)
-                messages.append(
-                    {"role": "tool", "tool_call_id": item.call_id, "content": output}
-                )
-            case "reasoning":
-                thought = _text([*(item.content or item.summary or ())], where)
-                continue
-            case _:
-                shown = shown_kind(item.type)
-                raise bad_request(
-                    f"{where} is of type {shown}, which is not supported here",
-                    where,
-                    "unsupported",
-                )
-        if thought and messages[-1]["role"] == "assistant":
-            messages[-1]["reasoning_content"] = thought
-        thought = ""
-    return tuple(messages)
-
-
-def output_messages(output: Iterable[Mapping[str, Any]]) -> Messages:
-    """The items of a response as messages, for the turn after it."""
-    return input_messages([msgspec.convert(_known(item), InputItem) for item in output])
-
-
-def _known(item: Mapping[str, Any]) -> dict[str, Any]:
-    return {
-        name: value
-        for name, value in item.items()
-        if name in InputItem.__struct_fields__
-    }
-
-
-def _message(item: InputItem, where: str) -> dict[str, Any]:
-    if item.role is None or item.content is None:
-        raise bad_request(f"{where}: a message needs role and content", where)
-    return {"role": item.role, "content": _text(item.content, where)}
-
-
-def _add_call(messages: list[dict[str, Any]], item: InputItem, where: str) -> None:
-    if not item.call_id or not item.name or item.arguments is None:
-        raise bad_request(
-            f"{where}: a function_call needs call_id, name and arguments", where
-        )
-    if not messages or messages[-1]["role"] != "assistant":
-        messages.append({"role": "assistant", "content": ""})
-    call = {
-        "id": item.call_id,
-        "type": "function",
-        "function": {"name": item.name, "arguments": item.arguments},
-    }
-    messages[-1].setdefault("tool_calls", []).append(call)
-
-
-def _text(content: str | Sequence[ItemPart], where: str) -> str:
-    if isinstance(content, str):
-        return content
-    for index, part in enumerate(content):
-        if part.text is None and part.refusal is None:
-            shown = shown_kind(part.type)
-            raise bad_request(
-                f"{where}: part {index} is of type {shown}; this server reads text only",
-                where,
-            )
-    return "".join(part.text or part.refusal or "" for part in content)
 
 
 def _params(request: ResponsesRequest) -> SamplingParams:
-    names = ("temperature", "top_p", "seed", "top_k", "min_p")
-    given: dict[str, Any] = {
-        name: value for name in names if (value := getattr(request, name)) is not None
-    }
-    wants_logprobs = request.top_logprobs is not None or _INCLUDED[0] in (
-        request.include or ()
-    )
     length = request.max_output_tokens
     if length is not None and length < 1:
         raise bad_request(
             f"max_output_tokens must be at least 1, not {length}", "max_output_tokens"
         )
-    return SamplingParams(
-        max_tokens=length or 1,
-        logprobs=(request.top_logprobs or 0) if wants_logprobs else None,
-        **given,
-    )
+    logprobs = request.top_logprobs
+    if logprobs is None and _LOGPROBS in (request.include or ()):
+        logprobs = 0
+    given = given_fields(request, "temperature", "top_p", "seed", "top_k", "min_p")
+    if request.top_k == -1:  # no bound, as vLLM writes it
+        given["top_k"] = 0
+    return SamplingParams(max_tokens=length or 1, logprobs=logprobs, **given)
 
 
-def _tool(tool: ResponseTool, index: int) -> dict[str, Any]:
-    if tool.type != "function" or tool.name is None:
-        shown = shown_kind(tool.type)
-        raise bad_request(
-            f"tools[{index}] is of type {shown}; only functions with a name can be called here",
-            "tools",
-        )
-    function = {
-        "name": tool.name,
-        "description": tool.description,
-        "parameters": tool.parameters,
-        "strict": tool.strict,
-    }
-    return {
-        "type": "function",
-        "function": {
-            name: value for name, value in function.items() if value is not None
-        },
-    }
+def _tools(rows: list[Object], reading: Reading) -> Tools:
+    """The functions; tools of other kinds are left out."""
+    functions = []
+    for index, row in enumerate(rows):
+        where = f"tools[{index}]"
+        if row.get("type") != "function":
+            reading.leave_out(where, str(row.get("type")))
+            continue
+        tool = convert_part(row, ResponseTool, where, reading)
+        given = given_fields(tool, "name", "description", "parameters", "strict")
+        functions.append({"type": "function", "function": given})
+    return Tools(tuple(functions), len(functions) < len(rows))
 
 
-def _tool_choice(request: ResponsesRequest) -> str | dict[str, Any]:
-    choice = request.tool_choice
-    if choice is None:
-        return "auto"
-    if not request.tools and choice not in ("none", "auto"):
-        raise bad_request("tool_choice is given without tools", "tool_choice")
-    if isinstance(choice, NamedFunctionChoice):
-        return {"type": "function", "function": {"name": choice.name}}
-    return str(choice)
-
-
-def _format(form: TextFormat | None) -> Mapping[str, Any] | None:
-    """The format in the shape of chat completions, where a schema has a level of its own."""
+def _format(request: InputTokensRequest) -> Mapping[str, Any] | None:
+    """The format in the shape of chat completions, where a schema has its own level."""
+    form = None if request.text is None else request.text.format
     if form is None:
         return None
-    given = {
-        name: value
-        for name, value in msgspec.structs.asdict(form).items()
-        if value is not None
-    }
+    given = given_fields(form, *TextFormat.__struct_fields__)
     if form.type != "json_schema":
         return given
-    return {"type": given.pop("type"), "json_schema": given}
+    del given["type"]
+    return {"type": "json_schema", "json_schema": given}
 
 
-def _budget(request: ResponsesRequest) -> int | None:
-    reasoning = request.reasoning
+def _budget(reasoning: Reasoning | None) -> int | None:
     if reasoning is None:
         return None
     if reasoning.budget_tokens is not None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
+from weakref import WeakValueDictionary
 
+import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
@@ -12,23 +14,39 @@ from starlette.types import ASGIApp
 
 from rvllm_local.server.api.answer import reply
 from rvllm_local.server.api.responses.answer import ResponsesAnswer
-from rvllm_local.server.api.responses.requests import Messages, responses_call
-from rvllm_local.server.api.responses.schema import ResponsesRequest
+from rvllm_local.server.api.responses.input import Messages
+from rvllm_local.server.api.responses.requests import input_call, responses_call
+from rvllm_local.server.api.responses.schema import (
+    CancelRequest,
+    InputTokensRequest,
+    ResponsesRequest,
+)
 from rvllm_local.server.api.responses.store import ResponseStore
 from rvllm_local.server.api.service import Service
 from rvllm_local.server.http.problems import bad_request
 from rvllm_local.server.http.replies import JSONReply
 
-BODIES: dict[str, type[ResponsesRequest]] = {"/v1/responses": ResponsesRequest}
+BODIES: dict[str, type[msgspec.Struct]] = {
+    "/v1/responses": ResponsesRequest,
+    "/v1/responses/input_tokens": InputTokensRequest,
+    "/v1/responses/{response_id}/cancel": CancelRequest,
+}
+B = TypeVar("B", bound=InputTokensRequest)
+Answers = WeakValueDictionary[str, ResponsesAnswer]
 _MOST_ITEMS = 100  # of one page
 
 
 def routes(service: Service) -> list[Route]:
     """The routes of this dialect; kept responses live as long as these routes."""
     store = ResponseStore()
+    # Those that were created and may still be open; nobody else holds the ended ones.
+    open_answers: Answers = WeakValueDictionary()
 
     async def create(request: Request) -> Response | ASGIApp:
-        return await _create(service, store, request)
+        answer = await _answer(service, store, request)
+        open_answers[answer.request_id] = answer
+        is_stream = answer.body.stream is True
+        return await reply(service, request, answer.call, answer, is_stream)
 
     async def retrieve(request: Request) -> Response:
         if request.query_params.get("stream", "false") != "false":
@@ -48,29 +66,91 @@ def routes(service: Service) -> list[Route]:
         items = store.find(request.path_params["response_id"]).input_items
         return JSONReply(_page(items, request.query_params))
 
+    async def cancel(request: Request) -> Response:
+        response_id = request.path_params["response_id"]
+        return JSONReply(_cancel(service, store, open_answers, response_id))
+
+    async def input_tokens(request: Request) -> Response:
+        return await _input_tokens(service, store, request)
+
     return [
         Route("/v1/responses", create, methods=["POST"]),
+        Route("/v1/responses/input_tokens", input_tokens, methods=["POST"]),
+        Route("/v1/responses/{response_id}/cancel", cancel, methods=["POST"]),
         Route("/v1/responses/{response_id}", retrieve, methods=["GET"]),
         Route("/v1/responses/{response_id}", delete, methods=["DELETE"]),
         Route("/v1/responses/{response_id}/input_items", input_items, methods=["GET"]),
     ]
 
 
-async def _create(
+async def _answer(
     service: Service, store: ResponseStore, request: Request
-) -> Response | ASGIApp:
-    body = await service.read(request, ResponsesRequest)
-    size = len(await request.body())
-    earlier: Messages = ()
-    if body.previous_response_id is not None:
-        before = store.find(body.previous_response_id, "previous_response_id")
-        earlier = before.messages
-        size += before.size
-    call = await service.run(
-        request, lambda: responses_call(body, earlier), "reading the input"
+) -> ResponsesAnswer:
+    """The answer to a request that was read. Raises `Problem`."""
+    body, reading = (
+        await service.read(request, ResponsesRequest),
+        service.reading(request),
     )
-    answer = ResponsesAnswer(body, call, earlier, size, store)
-    return await reply(service, request, call, answer, body.stream is True)
+    if body.input is None and body.previous_response_id is None:
+        raise bad_request("input: give text or at least one item", "input")
+    earlier, size = _earlier(store, body)
+    size += len(await request.body())
+    body = _resolved(store, body)
+    call = await service.run(
+        request, lambda: responses_call(body, earlier, reading), "reading the input"
+    )
+    return ResponsesAnswer(body, call, earlier, size, store)
+
+
+async def _input_tokens(
+    service: Service, store: ResponseStore, request: Request
+) -> Response:
+    body = await service.read(request, InputTokensRequest)
+    reading = service.reading(request)
+    earlier, _ = _earlier(store, body)
+    body = _resolved(store, body)
+    call = await service.run(
+        request, lambda: input_call(body, earlier, reading), "reading the input"
+    )
+    tokens = await service.count_tokens(call)
+    return JSONReply({"object": "response.input_tokens", "input_tokens": tokens})
+
+
+def _earlier(store: ResponseStore, body: InputTokensRequest) -> tuple[Messages, int]:
+    """The messages of the response that a request goes on from, and their size."""
+    if body.previous_response_id is None:
+        return (), 0
+    before = store.find(body.previous_response_id, "previous_response_id")
+    return before.messages, before.size
+
+
+def _resolved(store: ResponseStore, body: B) -> B:
+    """The request with the items that it refers to by their ids. Raises `Problem`."""
+    if not isinstance(body.input, list):
+        return body
+    items: list[Any] = []
+    for index, row in enumerate(body.input):
+        is_bare = row.get("type") is None and "content" not in row
+        if row.get("type") != "item_reference" and not is_bare:
+            items.append(row)
+            continue
+        where = f"input[{index}].id"
+        item_id = row.get("id")
+        if not isinstance(item_id, str):
+            raise bad_request(f"{where}: a reference needs the id of an item", where)
+        items.append(dict(store.find_item(item_id, where)))
+    return msgspec.structs.replace(body, input=items)
+
+
+def _cancel(
+    service: Service, store: ResponseStore, open_answers: Answers, response_id: str
+) -> dict[str, Any]:
+    """End an open response. Raises `Problem` if it has ended, or never was."""
+    answer = open_answers.get(response_id)
+    if answer is not None and service.generator.cancel(response_id):
+        return answer.cancelled()
+    store.find(response_id)
+    raise bad_request("this response has ended; only an open one can be cancelled")
 
 
 def _page(

@@ -1,8 +1,14 @@
-"""The requests of OpenAI's responses API, field by field."""
+"""The requests of OpenAI's responses API, field by field.
+
+Items and tools are read one by one (`requests.py`, `items_in.py`), since the API has
+many kinds of both and this server reads some.
+"""
 
 from __future__ import annotations
 
 from typing import Any, Literal
+
+import msgspec
 
 from rvllm_local.server.api.common import Object, StreamOptions, Strict
 
@@ -36,23 +42,24 @@ class InputItem(Strict, kw_only=True):
     output: str | list[ItemPart] | None = None
     summary: list[ItemPart] | None = None
     encrypted_content: str | None = None
+    input: str | None = None
+    caller: Any = None
+    namespace: Any = None
+    is_async: Any = msgspec.field(default=None, name="async")
 
 
 class ResponseTool(Strict, kw_only=True):
-    """A tool; functions are the only kind."""
+    """A function; tools of other types are left out before they are read."""
 
     type: str
-    name: str | None = None
+    name: str
     description: str | None = None
     parameters: Object | None = None
     strict: bool | None = None
-
-
-class NamedFunctionChoice(Strict, kw_only=True):
-    """A tool choice that names its function."""
-
-    type: Literal["function"]
-    name: str
+    allowed_callers: Any = None
+    defer_loading: Any = None
+    output_schema: Any = None
+    is_async: Any = msgspec.field(default=None, name="async")
 
 
 class TextFormat(Strict, kw_only=True):
@@ -78,19 +85,36 @@ class TextConfig(Strict):
 class Reasoning(Strict):
     """How much to think. `budget_tokens` is an extension."""
 
-    effort: Literal["none", "minimal", "low", "medium", "high", "xhigh"] | None = None
+    effort: (
+        Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"] | None
+    ) = None
     summary: str | None = None
     generate_summary: str | None = None
+    context: Literal["auto", "all_turns"] | None = None
+    mode: Literal["standard"] | None = None
     budget_tokens: int | None = None
 
 
-class ResponsesRequest(Strict, kw_only=True):
-    """POST /v1/responses."""
+class InputTokensRequest(Strict, kw_only=True):
+    """POST /v1/responses/input_tokens."""
 
-    model: str
-    input: str | list[InputItem]
+    model: str | None = None
+    input: str | list[Object] | None = None
     instructions: str | None = None
     previous_response_id: str | None = None
+    tools: list[Object] | None = None
+    tool_choice: str | Object | None = None
+    parallel_tool_calls: bool | None = None
+    text: TextConfig | None = None
+    reasoning: Reasoning | None = None
+    truncation: Literal["auto", "disabled"] | None = None
+    conversation: Any = None
+    personality: Any = None
+
+
+class ResponsesRequest(InputTokensRequest, kw_only=True):
+    """POST /v1/responses."""
+
     store: bool | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
@@ -98,23 +122,45 @@ class ResponsesRequest(Strict, kw_only=True):
     temperature: float | None = None
     top_p: float | None = None
     top_logprobs: int | None = None
-    tools: list[ResponseTool] | None = None
-    tool_choice: Literal["auto", "none", "required"] | NamedFunctionChoice | None = None
-    parallel_tool_calls: bool | None = None
-    text: TextConfig | None = None
-    reasoning: Reasoning | None = None
     include: list[str] | None = None
     metadata: dict[str, str] | None = None
-    truncation: Literal["auto", "disabled"] | None = None
+    client_metadata: Any = None
     user: str | None = None
     safety_identifier: str | None = None
     prompt_cache_key: str | None = None
     prompt_cache_retention: str | None = None
+    prompt_cache_options: Any = None
     service_tier: str | None = None
     background: bool | None = None
+    background_options: Any = None
+    context_management: Any = None
+    access_programs: Any = None
+    moderation: Any = None
+    image: Any = None
     max_tool_calls: int | None = None
-    conversation: Any = None
     prompt: Any = None
     seed: int | None = None
     top_k: int | None = None
     min_p: float | None = None
+
+
+class CancelRequest(Strict):
+    """POST /v1/responses/{response_id}/cancel: an empty object, or nothing."""
+
+
+# Fields that are known and cannot be honoured: the values at which they ask for
+# nothing, beside null.
+NEUTRAL: dict[str, tuple[Any, ...]] = {
+    "background": (False,),
+    "background_options": (),
+    "context_management": ([],),
+    "access_programs": (),
+    "moderation": (),
+    "image": (),
+    "max_tool_calls": (),
+    "conversation": (),
+    "personality": (),
+    "prompt": (),
+    "truncation": ("disabled",),
+    "service_tier": ("auto", "default"),
+}

@@ -1,0 +1,140 @@
+"""Every field that the official clients can send is known to the server.
+
+The pinned packages' own types are walked, so that the list cannot age in silence.
+"""
+
+from __future__ import annotations
+
+import json
+import typing
+from typing import Any
+
+import anthropic.types as anthropic_types
+import anthropic.types.beta as beta_types
+import msgspec
+import openai.types as openai_types
+import pytest
+from anthropic.types import message_count_tokens_params, message_create_params
+from anthropic.types.beta import message_count_tokens_params as beta_count_params
+from anthropic.types.beta import message_create_params as beta_params
+from openai.types import chat as chat_types
+from openai.types import responses as response_types
+from openai.types.chat import completion_create_params as chat_params
+from openai.types.completion_create_params import CompletionCreateParamsNonStreaming
+from openai.types.responses import input_token_count_params, response_create_params
+
+from rvllm_local.conversation.schema import ChatMessage, ContentPart, Tool
+from rvllm_local.server.api.anthropic.schema import (
+    AnthropicTool,
+    Block,
+    CountRequest,
+    MessagesRequest,
+)
+from rvllm_local.server.api.openai.schema import ChatRequest, TextRequest
+from rvllm_local.server.api.responses.schema import (
+    InputItem,
+    InputTokensRequest,
+    ResponsesRequest,
+    ResponseTool,
+)
+from rvllm_local.server.http import json_body
+
+REQUESTS: list[tuple[Any, type[msgspec.Struct], dict[str, Any]]] = [
+    (chat_params.CompletionCreateParamsNonStreaming, ChatRequest, {"messages": []}),
+    (CompletionCreateParamsNonStreaming, TextRequest, {"prompt": ""}),
+    (response_create_params.ResponseCreateParamsNonStreaming, ResponsesRequest, {}),
+    (input_token_count_params.InputTokenCountParams, InputTokensRequest, {}),
+    (
+        message_create_params.MessageCreateParamsNonStreaming,
+        MessagesRequest,
+        {"messages": [], "max_tokens": 1},
+    ),
+    (
+        beta_params.MessageCreateParamsNonStreaming,
+        MessagesRequest,
+        {"messages": [], "max_tokens": 1},
+    ),
+    (
+        message_count_tokens_params.MessageCountTokensParams,
+        CountRequest,
+        {"messages": []},
+    ),
+    (beta_count_params.MessageCountTokensParams, CountRequest, {"messages": []}),
+]
+
+
+@pytest.mark.parametrize(
+    ("params", "kind", "needed"), REQUESTS, ids=lambda row: str(row)
+)
+def test_every_field_of_a_request_is_known(
+    params: Any, kind: type[msgspec.Struct], needed: dict[str, Any]
+) -> None:
+    fields = set(typing.get_type_hints(params)) - {"model"}
+    nulls = dict.fromkeys(fields - set(needed))
+    json_body.decode(json.dumps({**nulls, **needed}).encode(), kind)
+
+
+def members(union: Any) -> list[Any]:
+    """The dictionary types of a union, however deep."""
+    if hasattr(union, "__total__"):
+        return [union]
+    return [row for part in typing.get_args(union) for row in members(part)]
+
+
+# Which of a union's dictionaries are read, and into what; the others are left out or
+# refused by their type, whatever fields they have.
+PARTS: list[tuple[Any, type[msgspec.Struct], set[str]]] = [
+    (chat_types.ChatCompletionMessageParam, ChatMessage, set()),
+    (chat_types.ChatCompletionContentPartParam, ContentPart, set()),
+    (chat_types.ChatCompletionFunctionToolParam, Tool, set()),
+    (
+        response_types.ResponseInputItemParam,
+        InputItem,
+        {
+            "EasyInputMessageParam",
+            "Message",
+            "ResponseOutputMessageParam",
+            "ResponseFunctionToolCallParam",
+            "FunctionCallOutput",
+            "ResponseReasoningItemParam",
+            "ResponseCustomToolCallParam",
+            "ResponseCustomToolCallOutputParam",
+            "ItemReference",
+        },
+    ),
+    (response_types.FunctionToolParam, ResponseTool, set()),
+    (
+        anthropic_types.ContentBlockParam,
+        Block,
+        {
+            "TextBlockParam",
+            "ImageBlockParam",
+            "DocumentBlockParam",
+            "ThinkingBlockParam",
+            "RedactedThinkingBlockParam",
+            "ToolUseBlockParam",
+            "ToolResultBlockParam",
+        },
+    ),
+    (anthropic_types.ToolParam, AnthropicTool, set()),
+    (beta_types.BetaToolParam, AnthropicTool, set()),
+]
+
+
+@pytest.mark.parametrize(
+    ("union", "kind", "names"), PARTS, ids=lambda row: str(row)[:60]
+)
+def test_every_field_of_a_part_is_known(
+    union: Any, kind: type[msgspec.Struct], names: set[str]
+) -> None:
+    read = [row for row in members(union) if not names or row.__name__ in names]
+    assert len(read) >= len(names), "a type that is read has another name now"
+    for params in read:
+        # By the names that are sent: Python's own may differ.
+        sent = {row.encode_name for row in msgspec.structs.fields(kind)}
+        unknown = set(typing.get_type_hints(params)) - sent
+        assert not unknown, f"{params.__name__} has fields that nobody reads: {unknown}"
+
+
+def test_the_types_that_are_walked_are_those_of_the_clients() -> None:
+    assert openai_types.__name__ == "openai.types"
