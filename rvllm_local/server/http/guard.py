@@ -8,25 +8,25 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import hmac
-import json
 import logging
 import re
-import uuid
-from collections.abc import Awaitable, Callable, Mapping, MutableMapping
-from typing import Any
+from collections.abc import Awaitable, Callable, Mapping
 
+from rvllm_local.server.http.guarded_answer import (
+    GuardedAnswer,
+    Message,
+    OnAnswer,
+    Receive,
+    Scope,
+    Send,
+)
 from rvllm_local.server.http.problems import Problem
 from rvllm_local.server.http.settings import LOOPBACK_NAMES, ServerSettings, is_loopback
 
 logger = logging.getLogger(__name__)
 
-Scope = MutableMapping[str, Any]
-Message = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[Message]]
-Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 Allowed = Callable[[str], frozenset[str] | None]
-OnAnswer = Callable[[int], None]
 
 _HOST = re.compile(
     r"(?P<name>\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(?::(?P<port>[0-9]{1,5}))?"
@@ -36,7 +36,6 @@ _JSON = re.compile(
 )
 _CORS_HEADERS = "authorization, content-type, x-api-key, anthropic-version, anthropic-beta, x-request-id"
 _NAMES = re.compile(rb"[A-Za-z0-9-]{1,64}(?:\s*,\s*[A-Za-z0-9-]{1,64}){0,63}")
-_MOST_TOLD = 20  # places of a body that are named as left out
 _ONCE = (
     b"host",
     b"origin",
@@ -89,7 +88,7 @@ class Guard:
             await send({"type": "websocket.close", "code": 1008})
 
     async def _http(self, scope: Scope, receive: Receive, send: Send) -> None:
-        answer = _Answer(scope, send, self._on_answer)
+        answer = GuardedAnswer(scope, send, self._on_answer)
         try:
             headers = _single(scope["headers"])
             answer.headers += self._cors(headers)
@@ -287,57 +286,6 @@ class Guard:
         ]
 
 
-class _Answer:
-    """Sends the answer to one request, with the headers that every answer has."""
-
-    def __init__(self, scope: Scope, send: Send, on_answer: OnAnswer) -> None:
-        request_id = f"req_{uuid.uuid4().hex}"
-        # What of the body is not used; those who read it add to the list.
-        self._left_out: list[str] = []
-        state = scope.setdefault("state", {})
-        state["request_id"], state["left_out"] = request_id, self._left_out
-        self._scope, self._send, self._on_answer = scope, send, on_answer
-        self.has_begun = self.is_body_read = False
-        self.headers = [
-            (b"x-request-id", request_id.encode()),
-            (b"request-id", request_id.encode()),
-            (b"x-content-type-options", b"nosniff"),
-            (b"cache-control", b"no-store"),
-        ]
-
-    async def __call__(self, message: Message) -> None:
-        if message["type"] == "http.response.start":
-            self.has_begun = True
-            self._on_answer(int(message["status"]))
-            message["headers"] = [*message.get("headers", ()), *self.headers]
-            if self._left_out:
-                message["headers"].append((b"x-rvllm-left-out", self._told()))
-        await self._send(message)
-
-    def _told(self) -> bytes:
-        """What was left out, for a header; it goes to the log as well."""
-        text = "; ".join(self._left_out[:_MOST_TOLD])
-        if len(self._left_out) > _MOST_TOLD:
-            text += f"; and {len(self._left_out) - _MOST_TOLD} more"
-        logger.info("%s: left out %s", self._scope["path"], text)
-        return text.encode("ascii", "replace")
-
-    async def refuse(self, problem: Problem) -> None:
-        """Answer with a problem, unless another answer has begun."""
-        if not self.has_begun:
-            _log_refusal(self._scope, problem)
-            is_read = self.is_body_read
-            await refuse(self._scope, self, problem, closes=not is_read)
-
-
-def _log_refusal(scope: Scope, problem: Problem) -> None:
-    """The reason and the field, and nothing that a client wrote."""
-    reason = problem.code or problem.kind
-    route = scope.get("route_path", "an unknown route")
-    field = "" if problem.parameter is None else f", field {problem.parameter}"
-    logger.info("%s refused: %d %s%s", route, problem.status, reason, field)
-
-
 class _GoneError(Exception):
     """The client went away before its request was whole."""
 
@@ -377,38 +325,3 @@ async def _preflight(
         }
     )
     await send({"type": "http.response.body", "body": b""})
-
-
-async def refuse(
-    scope: Scope, send: Send, problem: Problem, *, closes: bool = False
-) -> None:
-    """Answer with a problem, in the shape of the API that the client speaks; `closes` the connection if a body that
-    nobody read may follow.
-    """
-    is_theirs = any(
-        name.lower() == b"anthropic-version" for name, _ in scope["headers"]
-    )
-    is_anthropic = scope["path"].startswith(
-        ("/v1/messages", "/v1/models") if is_theirs else "/v1/messages"
-    )
-    body = json.dumps(
-        problem.anthropic() if is_anthropic else problem.openai()
-    ).encode()
-    headers = [
-        (name.encode(), value.encode()) for name, value in problem.headers().items()
-    ]
-    headers += [
-        (b"content-type", b"application/json"),
-        (b"content-length", str(len(body)).encode()),
-    ]
-    if closes:
-        headers.append((b"connection", b"close"))
-    await send(
-        {"type": "http.response.start", "status": problem.status, "headers": headers}
-    )
-    await send(
-        {
-            "type": "http.response.body",
-            "body": b"" if scope["method"] == "HEAD" else body,
-        }
-    )

@@ -1,0 +1,106 @@
+"""The answer to one request as it leaves the guard: its headers, and its refusal."""
+
+from __future__ import annotations
+
+import json
+import logging
+import uuid
+from collections.abc import Awaitable, Callable, MutableMapping
+from typing import Any
+
+from rvllm_local.server.http.problems import Problem
+
+logger = logging.getLogger(__name__)
+
+Scope = MutableMapping[str, Any]
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+OnAnswer = Callable[[int], None]
+_MOST_TOLD = 20  # places of a body that are named as left out
+
+
+class GuardedAnswer:
+    """Sends the answer to one request, with the headers that every answer has."""
+
+    def __init__(self, scope: Scope, send: Send, on_answer: OnAnswer) -> None:
+        request_id = f"req_{uuid.uuid4().hex}"
+        # What of the body is not used; those who read it add to the list.
+        self._left_out: list[str] = []
+        state = scope.setdefault("state", {})
+        state["request_id"], state["left_out"] = request_id, self._left_out
+        self._scope, self._send, self._on_answer = scope, send, on_answer
+        self.has_begun = self.is_body_read = False
+        self.headers = [
+            (b"x-request-id", request_id.encode()),
+            (b"request-id", request_id.encode()),
+            (b"x-content-type-options", b"nosniff"),
+            (b"cache-control", b"no-store"),
+        ]
+
+    async def __call__(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            self.has_begun = True
+            self._on_answer(int(message["status"]))
+            message["headers"] = [*message.get("headers", ()), *self.headers]
+            if self._left_out:
+                message["headers"].append((b"x-rvllm-left-out", self._told()))
+        await self._send(message)
+
+    def _told(self) -> bytes:
+        """What was left out, for a header; it goes to the log as well."""
+        text = "; ".join(self._left_out[:_MOST_TOLD])
+        if len(self._left_out) > _MOST_TOLD:
+            text += f"; and {len(self._left_out) - _MOST_TOLD} more"
+        logger.info("%s: left out %s", self._scope["path"], text)
+        return text.encode("ascii", "replace")
+
+    async def refuse(self, problem: Problem) -> None:
+        """Answer with a problem, unless another answer has begun."""
+        if not self.has_begun:
+            _log_refusal(self._scope, problem)
+            is_read = self.is_body_read
+            await refuse(self._scope, self, problem, closes=not is_read)
+
+
+def _log_refusal(scope: Scope, problem: Problem) -> None:
+    """The reason and the field, and nothing that a client wrote."""
+    reason = problem.code or problem.kind
+    route = scope.get("route_path", "an unknown route")
+    field = "" if problem.parameter is None else f", field {problem.parameter}"
+    logger.info("%s refused: %d %s%s", route, problem.status, reason, field)
+
+
+async def refuse(
+    scope: Scope, send: Send, problem: Problem, *, closes: bool = False
+) -> None:
+    """Answer with a problem, in the shape of the API that the client speaks; `closes` the connection if a body that
+    nobody read may follow.
+    """
+    is_theirs = any(
+        name.lower() == b"anthropic-version" for name, _ in scope["headers"]
+    )
+    is_anthropic = scope["path"].startswith(
+        ("/v1/messages", "/v1/models") if is_theirs else "/v1/messages"
+    )
+    body = json.dumps(
+        problem.anthropic() if is_anthropic else problem.openai()
+    ).encode()
+    headers = [
+        (name.encode(), value.encode()) for name, value in problem.headers().items()
+    ]
+    headers += [
+        (b"content-type", b"application/json"),
+        (b"content-length", str(len(body)).encode()),
+    ]
+    if closes:
+        headers.append((b"connection", b"close"))
+    await send(
+        {"type": "http.response.start", "status": problem.status, "headers": headers}
+    )
+    await send(
+        {
+            "type": "http.response.body",
+            "body": b"" if scope["method"] == "HEAD" else body,
+        }
+    )
