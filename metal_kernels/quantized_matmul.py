@@ -121,8 +121,15 @@ class QuantizedMatmul:
         launcher: Launcher | None = None,
         counter: DispatchCounter | None = None,
         tuning: MatrixTuning | None = None,
+        matrix_rows: int | None = None,
     ) -> None:
+        """From `matrix_rows` rows on Metal multiplies by simdgroup matrices.
+
+        None: never. Then a row's bits are the same at any number of rows; CUDA's
+        matrix units give equal bits anyway.
+        """
         self.backend = text_language(backend)
+        self._matrix_rows = MAX_ROWS + 1 if matrix_rows is None else matrix_rows
         self._tuning = MatrixTuning() if tuning is None else tuning
         self.counter = DispatchCounter() if counter is None else counter
         self._launcher: Launcher = MLXLauncher() if launcher is None else launcher
@@ -164,6 +171,8 @@ class QuantizedMatmul:
         defines = self._common_defines(weight, dtype)
         if self.backend == "cuda" and _suits_matrix_units(weight.format, dtype):
             return _matrix_layout(weight, dtype, rows, defines, self._tuning)
+        if self.backend == "metal" and rows >= self._matrix_rows:
+            return _simdgroup_layout(weight.format, rows, defines)
         return _lanes_layout(weight.format, rows, defines)
 
     def _common_defines(
@@ -206,15 +215,8 @@ def _lanes_layout(form: WeightFormat, rows: int, common: dict[str, object]) -> _
     tile = next(size for size in _ROW_TILES if size >= rows)
     outs = min(4, MAX_ROWS // tile)
     simdgroups = 2
-    wide = 4 if form.bits % 4 == 0 else 2 if form.bits % 2 == 0 else 1
-    defines = common | {
-        "RV_ROWS": tile,
-        "RV_OUTS": outs,
-        "RV_SIMDGROUPS": simdgroups,
-        "RV_WIDE": wide,
-    }
-    if form.mode == "mxfp4":
-        defines["RV_FLOAT4"] = 1
+    defines = common | _unpacking_defines(form)
+    defines |= {"RV_ROWS": tile, "RV_OUTS": outs, "RV_SIMDGROUPS": simdgroups}
     return _Layout(
         "quantized_matmul.metal",
         ("quantized_parts.h",),
@@ -222,6 +224,29 @@ def _lanes_layout(form: WeightFormat, rows: int, common: dict[str, object]) -> _
         32 * simdgroups,
         defines,
     )
+
+
+def _simdgroup_layout(
+    form: WeightFormat, rows: int, common: dict[str, object]
+) -> _Layout:
+    """Four simdgroups share unpacked weights and rows in threadgroup memory."""
+    tile = next(size for size in _ROW_TILES if size >= max(rows, 8))
+    defines = common | _unpacking_defines(form) | {"RV_ROWS": tile}
+    parts = ("matrix_parts.h", "quantized_parts.h")
+    return _Layout("quantized_matrix.metal", parts, 32, 128, defines)
+
+
+def _unpacking_defines(form: WeightFormat) -> dict[str, object]:
+    """How a chunk's words are loaded, and what its bits mean."""
+    wide = 1
+    if form.bits % 4 == 0:
+        wide = 4
+    elif form.bits % 2 == 0:
+        wide = 2
+    defines: dict[str, object] = {"RV_WIDE": wide}
+    if form.mode == "mxfp4":
+        defines["RV_FLOAT4"] = 1
+    return defines
 
 
 def _suits_matrix_units(form: WeightFormat, dtype: mx.Dtype) -> bool:

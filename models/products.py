@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +17,7 @@ import numpy as np
 from mlx import nn
 
 from rvllm_local.errors import UnsupportedModelError
+from rvllm_local.metal_kernels import DispatchCounter, default_backend
 from rvllm_local.metal_kernels.quantized_matmul import (
     MAX_ROWS,
     PackedWeight,
@@ -49,14 +50,14 @@ class ProductShape:
 
 @dataclass(frozen=True, slots=True)
 class ShapeChoice:
-    """One shape's product: seconds by row tile, and the tiles that the kernel serves.
+    """One shape's products: the seconds of each by row tile, MLX's last.
 
-    `refused` says why the kernel serves none.
+    `served` gives the number of the kernel that serves a tile; a tile that is not there
+    is MLX's. `refused` says why no kernel serves any.
     """
 
-    kernel_s: tuple[float, ...] = ()
-    mlx_s: tuple[float, ...] = ()
-    tiles: frozenset[int] = frozenset()
+    seconds: Mapping[int, tuple[float, ...]]
+    served: Mapping[int, int]
     refused: str | None = None
 
 
@@ -87,13 +88,17 @@ def seconds(product: Product, x: mx.array, weight: PackedWeight) -> float:
 
 
 class QuantizedProducts:
-    """Multiplies by the kernel or by MLX, by what was measured for shape and rows."""
+    """Multiplies by a kernel or by MLX, by what was measured for shape and rows."""
 
     def __init__(
-        self, multiply: QuantizedMatmul, *, always: bool, timer: Timer = seconds
+        self,
+        kernels: Sequence[QuantizedMatmul],
+        *,
+        always: bool,
+        timer: Timer = seconds,
     ) -> None:
-        """`always`: the kernel serves wherever it is right, for equal bits."""
-        self._multiply = multiply
+        """`always`: the first kernel serves wherever it is right, for equal bits."""
+        self._kernels = tuple(kernels[:1] if always else kernels)
         self._always = always
         self._timer = timer
         self.choices: dict[ProductShape, ShapeChoice] = {}
@@ -101,16 +106,23 @@ class QuantizedProducts:
     def __call__(self, x: mx.array, weight: PackedWeight) -> mx.array:
         """`x` `[..., in]` times the weight: `[..., out]`."""
         rows = x.size // x.shape[-1]
-        if not self._serves(x, weight, rows):
+        kernel = self._kernel_for(x, weight, rows)
+        if kernel is None:
             return mlx_product(x, weight)
-        flat = self._multiply(x.reshape(rows, x.shape[-1]), weight)
+        flat = kernel(x.reshape(rows, x.shape[-1]), weight)
         return flat.reshape(*x.shape[:-1], flat.shape[-1])
 
-    def _serves(self, x: mx.array, weight: PackedWeight, rows: int) -> bool:
-        if rows > MAX_ROWS:
-            return False
+    def _kernel_for(
+        self, x: mx.array, weight: PackedWeight, rows: int
+    ) -> QuantizedMatmul | None:
+        """The kernel for so many rows; None where MLX's product serves."""
+        if not 1 <= rows <= MAX_ROWS:
+            return None
         choice = self.choices.get(_shape_of(weight, x.dtype))
-        return choice is not None and _tile_of(rows) in choice.tiles
+        if choice is None:
+            return None
+        number = choice.served.get(_tile_of(rows))
+        return None if number is None else self._kernels[number]
 
     def choose(self, weight: PackedWeight, dtype: mx.Dtype) -> ShapeChoice:
         """Check and time one shape, unless that was done."""
@@ -122,23 +134,44 @@ class QuantizedProducts:
     def _measured(self, weight: PackedWeight, dtype: mx.Dtype) -> ShapeChoice:
         why = refusal(weight, dtype)
         if why is not None:
-            return ShapeChoice(refused=why)
-        kernel_s, mlx_s, tiles = [], [], set()
-        random = mx.random.key(0)
+            return ShapeChoice({}, {}, why)
+        taken: dict[int, tuple[float, ...]] = {}
+        served: dict[int, int] = {}
         for tile in ROW_TILES:
-            x = mx.random.normal((tile, weight.width), key=random).astype(dtype)
-            try:
-                why = _difference(self._multiply, x, weight)
-            except (RuntimeError, ValueError, UnsupportedModelError) as error:
-                why = f"the kernel fails: {error}"
+            x = mx.random.normal((tile, weight.width), key=mx.random.key(0))
+            x = x.astype(dtype)
+            why = self._fault(x, weight)
             if why is not None:
-                return ShapeChoice(refused=why)
-            if not self._always:
-                kernel_s.append(self._timer(self._multiply, x, weight))
-                mlx_s.append(self._timer(mlx_product, x, weight))
-            if self._always or kernel_s[-1] < mlx_s[-1]:
-                tiles.add(tile)
-        return ShapeChoice(tuple(kernel_s), tuple(mlx_s), frozenset(tiles))
+                return ShapeChoice({}, {}, why)
+            if self._always:
+                served[tile] = 0
+                continue
+            products: tuple[Product, ...] = (*self._kernels, mlx_product)
+            times = [self._timer(product, x, weight) for product in products]
+            taken[tile] = tuple(times)
+            quickest = times.index(min(times))
+            if quickest < len(self._kernels):
+                served[tile] = quickest
+        return ShapeChoice(taken, served)
+
+    def _fault(self, x: mx.array, weight: PackedWeight) -> str | None:
+        """What is wrong with a kernel's product; None if nothing is."""
+        for kernel in self._kernels:
+            try:
+                why = _difference(kernel, x, weight)
+            except (RuntimeError, ValueError, UnsupportedModelError) as error:
+                return f"the kernel fails: {error}"
+            if why is not None:
+                return why
+        return None
+
+
+def products_here(counter: DispatchCounter) -> list[QuantizedMatmul]:
+    """The kernels of this machine. The first gives a row equal bits in any company."""
+    kernels = [QuantizedMatmul(counter=counter)]
+    if default_backend() == "metal":
+        kernels.append(QuantizedMatmul(counter=counter, matrix_rows=1))
+    return kernels
 
 
 def install_products(

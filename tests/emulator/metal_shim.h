@@ -1,5 +1,6 @@
 // Enough of Metal's language and library for g++: address spaces vanish, a thread is a fiber, a threadgroup runs
-// its fibers in shuffled order up to each barrier. Threadgroup memory and outputs start poisoned (all bits set).
+// its fibers in shuffled order up to each barrier, every other one a simdgroup at a time. Threadgroup memory and
+// outputs start poisoned (all bits set).
 #pragma once
 #include <sys/mman.h>
 #include <csignal>
@@ -43,6 +44,7 @@ struct uint2 { uint x, y; };
 struct alignas(16) uint4 { uint x, y, z, w; };
 struct alignas(16) float4 { float x, y, z, w; };
 struct uint3 { uint x, y, z; };
+struct ulong2 { ulong x, y; ulong2(ulong x, ulong y) : x(x), y(y) {} };
 
 template <typename To, typename From>
 inline To as_type(From from) {
@@ -201,6 +203,33 @@ inline void on_fault(int, siginfo_t* info, void*) {
   _exit(kOutOfBounds);
 }
 
+// Every thread moves once: threads of a simdgroup are far apart, simdgroups stay together.
+inline bool run_evenly(const std::vector<int>& order) {
+  bool moved = false;
+  for (int i : order)
+    if (fibers[i].state == kReady) { moved = true; enter(i); }
+  return moved;
+}
+
+// A simdgroup runs as far as it gets before another one starts: none may rely on a neighbour being as far.
+inline bool run_greedily(const std::vector<int>& order) {
+  bool moved = false;
+  std::vector<bool> ran(simds.size(), false);
+  for (int first : order) {
+    const int simd = first / 32;
+    if (ran[simd]) continue;
+    ran[simd] = true;
+    for (bool again = true; again;) {
+      again = false;
+      for (int i : order)
+        if (i / 32 == simd && fibers[i].state == kReady) { again = moved = true; enter(i); }
+    }
+  }
+  return moved;
+}
+
+inline unsigned turn;  // threadgroups that have run: every other one runs greedily
+
 inline void run_group(std::vector<int>& order, std::mt19937& random) {
   for (Guarded* array : arrays) if (array) array->poison();
   std::fill(simds.begin(), simds.end(), Simd{});
@@ -208,10 +237,9 @@ inline void run_group(std::vector<int>& order, std::mt19937& random) {
   group_waiting = 0;
   for (size_t i = 0; i < fibers.size(); i++) prepare(i);
   std::shuffle(order.begin(), order.end(), random);
+  const bool greedy = turn++ % 2 == 0;
   while (live > 0) {
-    bool moved = false;
-    for (int i : order)
-      if (fibers[i].state == kReady) { moved = true; enter(i); }
+    const bool moved = greedy ? run_greedily(order) : run_evenly(order);
     if (!moved) fail(kDivergent, "divergent barrier: some threads wait where others never arrive");
   }
   for (Guarded* array : arrays) if (array) array->check();

@@ -19,7 +19,8 @@ FLAGS = ("-x", "clcpp", "-cl-std=clc++", "-fsyntax-only", "-w", "-include", str(
 def address_space_errors(text: str) -> list[str]:
     """What clang refuses in the text, one line an error. Needs clang."""
     assert CLANG is not None, "clang is not installed"
-    source = re.sub(r"\[\[kernel\]\]", "kernel", text)
+    source = re.sub(r"#include <metal_\w+>", "", text)
+    source = re.sub(r"\[\[kernel\]\]", "kernel", source)
     source = re.sub(r"\s*\[\[\w+(\(\d+\))?\]\]", "", source)
     done = subprocess.run(
         [CLANG, *FLAGS, "-"],

@@ -43,4 +43,18 @@ inline float rsqrt(float x) { return x; }
 inline void threadgroup_barrier(mem_flags) {}
 inline void simdgroup_barrier(mem_flags) {}
 inline float simd_shuffle_xor(float x, ushort) { return x; }
+
+template <typename T, int Columns, int Rows> struct simdgroup_matrix { T held; };
+template <typename T>
+void simdgroup_load(__private simdgroup_matrix<T, 8, 8>&, const __local T*, ulong, ulong2 = 0, bool = false) {}
+template <typename T>
+void simdgroup_store(__private const simdgroup_matrix<T, 8, 8>&, __local T*, ulong) {}
+template <typename D, typename A, typename B, typename C>
+void simdgroup_multiply_accumulate(__private D&, __private const A&, __private const B&, __private const C&) {}
+template <typename T, int Columns, int Rows>
+simdgroup_matrix<T, Columns, Rows> make_filled_simdgroup_matrix(T x) {
+  simdgroup_matrix<T, Columns, Rows> matrix;
+  matrix.held = x;
+  return matrix;
+}
 }  // namespace metal

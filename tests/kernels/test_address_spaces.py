@@ -12,10 +12,11 @@ from rvllm_local.metal_kernels import (
     KernelConfig,
     KernelSet,
     NewTokens,
+    QuantizedMatmul,
     Rotation,
 )
 from rvllm_local.metal_kernels.launch import Dispatch
-from rvllm_local.metal_kernels.proof import checks
+from rvllm_local.metal_kernels.proof import checks, quantized
 from rvllm_local.metal_kernels.proof.oracle import Case
 from rvllm_local.metal_kernels.proof.variants import BF16, F16, F32, I8, VARIANTS
 from tests.emulator import capture_text
@@ -83,6 +84,18 @@ def test_reading_writing_and_moving_blocks(dtype: mx.Dtype, kv_dtype: mx.Dtype) 
         1e-5,
     )
     assert len(recorder.dispatches) == 7
+    assert errors_of(recorder) == []
+
+
+@pytest.mark.parametrize("matrix_rows", [None, 1], ids=["lanes", "matrices"])
+def test_quantized_products(matrix_rows: int | None) -> None:
+    recorder = Recorder()
+    multiply = QuantizedMatmul(
+        launcher=recorder, backend="metal", matrix_rows=matrix_rows
+    )
+    for product in quantized.PRODUCTS:
+        weight = quantized.packed_weight(product)
+        multiply(quantized.random_rows(product, 9), weight)
     assert errors_of(recorder) == []
 
 

@@ -16,7 +16,7 @@ from rvllm_local.metal_kernels.quantized_matmul import (
     QuantizedMatmul,
     WeightFormat,
 )
-from tests.emulator import Emulator
+from tests.emulator import Emulator, EmulatorError, run_text
 
 NAMED = {product.name: product for product in PRODUCTS}
 MATRIX = [
@@ -53,6 +53,21 @@ def test_matrix_units_match_float64(product: Product, cuda: quantized.Make) -> N
     quantized.check_product(product, cuda)
 
 
+@pytest.mark.parametrize(
+    "name", ["4-g64-bf16", "4-g32-f16", "4-g64-f32", "mxfp4-bf16", "3-g64-bf16"]
+)
+def test_simdgroup_matrices_match_float64(name: str, metal: quantized.Make) -> None:
+    make = functools.partial(metal, matrix_rows=1)
+    quantized.check_product(NAMED[name], make)
+
+
+def test_a_row_of_simdgroup_matrices_does_not_depend_on_the_others(
+    metal: quantized.Make,
+) -> None:
+    make = functools.partial(metal, matrix_rows=1)
+    quantized.check_rows_alone(NAMED["4-g64-f32"], make)
+
+
 def test_a_row_does_not_depend_on_the_others(
     metal: quantized.Make, cuda: quantized.Make
 ) -> None:
@@ -60,20 +75,52 @@ def test_a_row_does_not_depend_on_the_others(
     quantized.check_rows_alone(NAMED["4-g32-f16"], cuda)
 
 
-class _WithoutBarriers(Emulator):
+class _WithoutBarrier(Emulator):
+    """Removes the barrier of this number from the body."""
+
+    def __init__(self, barrier: str, number: int) -> None:
+        super().__init__(seed=3)
+        self._barrier, self._number = barrier, number
+
     def text(self, dispatch: Dispatch) -> str:
         text = super().text(dispatch)
-        without = text.replace("__syncthreads();", "")
-        assert without != text
-        return without
+        start = text.index("[[kernel]]")
+        pieces = text[start:].split(self._barrier)
+        assert len(pieces) > self._number + 1
+        before = self._barrier.join(pieces[: self._number + 1])
+        after = self._barrier.join(pieces[self._number + 1 :])
+        return text[:start] + before + after
 
 
-def test_the_warps_sums_need_their_barrier() -> None:
+@pytest.mark.parametrize("number", [0, 1])
+def test_simdgroup_matrices_need_each_barrier(number: int) -> None:
+    emulator = _WithoutBarrier("RV_BARRIER();", number)
     make = functools.partial(
-        QuantizedMatmul, launcher=_WithoutBarriers(3), backend="cuda"
+        QuantizedMatmul, launcher=emulator, backend="metal", matrix_rows=1
     )
     with pytest.raises(AssertionError, match="error"):
+        quantized.check_product(NAMED["4-g64-f32"], make)
+
+
+@pytest.mark.parametrize("number", [0, 1])
+def test_the_warps_sums_need_each_barrier(number: int) -> None:
+    emulator = _WithoutBarrier("__syncthreads();", number)
+    make = functools.partial(QuantizedMatmul, launcher=emulator, backend="cuda")
+    with pytest.raises(AssertionError, match="error"):
         quantized.check_product(NAMED["4-g128-bf16"], make)
+
+
+def test_the_elements_of_a_simdgroup_matrix_cannot_be_read() -> None:
+    text = """#include <metal_simdgroup_matrix>
+[[kernel]] void custom_kernel_probe(
+  device float* o [[buffer(0)]],
+  uint3 thread_position_in_threadgroup [[thread_position_in_threadgroup]]) {
+  metal::simdgroup_matrix<float, 8, 8> m(1.0f);
+  o[thread_position_in_threadgroup.x] = m.held[0];
+}
+"""
+    with pytest.raises(EmulatorError, match="private"):
+        run_text(text, [128], (32, 1, 1), (32, 1, 1))
 
 
 def test_launches_are_counted(emulator: Emulator) -> None:

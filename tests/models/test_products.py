@@ -66,7 +66,7 @@ def test_few_rows_go_to_the_kernel_and_many_to_mlx() -> None:
     many = mx.random.normal((1, 5, WIDTH))
     expected = [module(few), module(many), module.embed.as_linear(few)]
     mx.eval(expected)
-    products = QuantizedProducts(multiply, always=False, timer=Timer(multiply, 2))
+    products = QuantizedProducts([multiply], always=False, timer=Timer(multiply, 2))
     assert install_products(module, products, mx.float32) == 3
     launches = multiply.counter.snapshot()["quantized_matmul"]
     assert mx.allclose(module(few), expected[0], atol=1e-4)
@@ -77,11 +77,25 @@ def test_few_rows_go_to_the_kernel_and_many_to_mlx() -> None:
     assert multiply.counter.snapshot()["quantized_matmul"] == launches
 
 
+def test_the_quickest_of_several_kernels_serves() -> None:
+    slow, quick = kernel(), kernel()
+
+    def timer(product: Product, x: mx.array, weight: PackedWeight) -> float:
+        return 1.0 if product is quick else 2.0
+
+    products = QuantizedProducts([slow, quick], always=False, timer=timer)
+    module = block()
+    install_products(module, products, mx.float32)
+    launches = quick.counter.snapshot()["quantized_matmul"]
+    module(mx.zeros((1, WIDTH)))
+    assert quick.counter.snapshot()["quantized_matmul"] == launches + 2
+
+
 def test_each_shape_is_timed_once() -> None:
     module, multiply = block(), kernel()
     timer = Timer(multiply, 32)
     install_products(
-        module, QuantizedProducts(multiply, always=False, timer=timer), mx.float32
+        module, QuantizedProducts([multiply], always=False, timer=timer), mx.float32
     )
     shapes = 2
     assert timer.calls == 2 * shapes * len(ROW_TILES)
@@ -93,7 +107,7 @@ def test_joined_projections_go_to_the_kernel() -> None:
     expected = module(x)
     mx.eval(expected)
     assert fuse_projections(module) == 1
-    products = QuantizedProducts(multiply, always=True)
+    products = QuantizedProducts([multiply], always=True)
     install_products(module, products, mx.float32)
     launches = multiply.counter.snapshot()["quantized_matmul"]
     assert mx.allclose(module(x), expected, atol=1e-4)
@@ -103,11 +117,11 @@ def test_joined_projections_go_to_the_kernel() -> None:
 def test_always_takes_the_kernel_without_timing() -> None:
     multiply = kernel()
     timer = Timer(multiply, 0)
-    products = QuantizedProducts(multiply, always=True, timer=timer)
+    products = QuantizedProducts([multiply], always=True, timer=timer)
     install_products(block(), products, mx.float32)
     assert timer.calls == 0
     choices = products.choices.values()
-    assert all(choice.tiles == frozenset(ROW_TILES) for choice in choices)
+    assert all(set(choice.served) == set(ROW_TILES) for choice in choices)
 
 
 def test_wrong_numbers_leave_the_layer_to_mlx() -> None:
@@ -116,7 +130,7 @@ def test_wrong_numbers_leave_the_layer_to_mlx() -> None:
 
     module = block()
     multiply = QuantizedMatmul(launcher=wrong, backend="metal")
-    products = QuantizedProducts(multiply, always=True)
+    products = QuantizedProducts([multiply], always=True)
     assert install_products(module, products, mx.float32) == 0
     assert type(module.gate_proj) is nn.QuantizedLinear
     refused = {choice.refused for choice in products.choices.values()}
@@ -128,7 +142,7 @@ def test_a_kernel_that_does_not_compile_leaves_the_layer_to_mlx() -> None:
         raise RuntimeError("no compiler here")
 
     multiply = QuantizedMatmul(launcher=broken, backend="metal")
-    products = QuantizedProducts(multiply, always=False)
+    products = QuantizedProducts([multiply], always=False)
     assert install_products(block(), products, mx.float32) == 0
 
 
@@ -137,7 +151,7 @@ def test_activations_in_another_type_than_the_scales_go_to_mlx(
     dtype: mx.Dtype,
 ) -> None:
     module, multiply = block(), kernel()
-    install_products(module, QuantizedProducts(multiply, always=True), mx.float32)
+    install_products(module, QuantizedProducts([multiply], always=True), mx.float32)
     launches = multiply.counter.snapshot()["quantized_matmul"]
     module.up_proj(mx.zeros((1, WIDTH), dtype=dtype))
     assert multiply.counter.snapshot()["quantized_matmul"] == launches

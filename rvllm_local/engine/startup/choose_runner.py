@@ -37,11 +37,15 @@ from rvllm_local.errors import UnsupportedModelError
 from rvllm_local.memory.arena import Arena
 from rvllm_local.memory.layout import KVLayout
 from rvllm_local.memory.tables import KVTables
-from rvllm_local.metal_kernels import AddNorm, QuantizedMatmul, default_backend
+from rvllm_local.metal_kernels import AddNorm, default_backend
 from rvllm_local.models.adapted import AdapterChoice
 from rvllm_local.models.describe import stated_heads
 from rvllm_local.models.loader import LoadedModel
-from rvllm_local.models.products import QuantizedProducts, install_products
+from rvllm_local.models.products import (
+    QuantizedProducts,
+    install_products,
+    products_here,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -153,8 +157,9 @@ def _install_products(
     """Quantized layers take the quicker product; the deterministic mode takes ours."""
     if default_backend() == "none":
         return
-    multiply = QuantizedMatmul(counter=kernels.counter)
-    products = QuantizedProducts(multiply, always=options.deterministic)
+    products = QuantizedProducts(
+        products_here(kernels.counter), always=options.deterministic
+    )
     dtype = parts.arenas[0].shape.dtype if parts.arenas else mx.bfloat16
     install_products(parts.loaded.module, products, dtype)
 

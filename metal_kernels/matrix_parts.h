@@ -1,0 +1,2 @@
+// Metal's matrices of a simdgroup.
+#include <metal_simdgroup_matrix>
