@@ -24,14 +24,23 @@ from rvllm_local.models.gguf.reader import GGUFFile
 from rvllm_local.models.hub_fetch import fetch_configuration, find_repository
 from rvllm_local.models.locate import ModelFiles, local_model, locate, repository_of
 from rvllm_local.models.progress import Progress
+from rvllm_local.models.quantized import is_quantized
 
 _HEADS = ("num_attention_heads", "num_heads", "n_heads", "n_head", "num_query_heads")
 _DTYPES = {"float32": mx.float32, "float16": mx.float16, "bfloat16": mx.bfloat16}
 
 
+# Packed weights over stored ones: the product's own copies of scales and sums, and a table
+# that is the head as well, which is looked up and multiplied.
+_PACKED = 3
+
+
 @dataclass(frozen=True, slots=True)
 class ModelDescription:
-    """`module` has lazy weights: look at shapes, never evaluate. `weights_bytes` is what loading will take."""
+    """`module` has lazy weights: look at shapes, never evaluate. `weights_bytes` is what loading will take.
+
+    `packed_bytes` is what a CPU takes that keeps quantized weights quantized; None where there are none, or no CPU.
+    """
 
     module: nn.Module
     name: str
@@ -41,6 +50,7 @@ class ModelDescription:
     intermediate_size: int
     num_heads: int
     weights_bytes: int
+    packed_bytes: int | None = None
 
 
 @contextlib.contextmanager
@@ -71,9 +81,12 @@ def describe(files: ModelFiles, stored: int | None = None) -> ModelDescription:
     """
     on_cpu = mx.default_device() == mx.Device(mx.cpu)
     if files.kind == "gguf":
-        config, paths = gguf_config(GGUFFile(files.path)), [files.path]
+        gguf = GGUFFile(files.path)
+        config, paths = gguf_config(gguf), [files.path]
+        packs = any(info.format.elements > 1 for info in gguf.tensors.values())
     else:
         config = read_config(files.path)
+        packs = is_quantized(config)
         paths = list(
             files.path.glob(WEIGHTS if files.kind == "bundle" else "model*.safetensors")
         )
@@ -96,6 +109,7 @@ def describe(files: ModelFiles, stored: int | None = None) -> ModelDescription:
         widest(config, "intermediate_size"),
         num_heads(config),
         4 * parameters if on_cpu else stored,
+        min(4 * parameters, _PACKED * stored) if on_cpu and packs else None,
     )
 
 

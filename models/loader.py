@@ -1,7 +1,8 @@
 """From a model's files to a model in memory: configuration, checks, weights.
 
-On a CPU every weight becomes float32: MLX multiplies half-precision and quantized
-matrices about 1000 times too slowly there. Elsewhere weights keep their format.
+On a CPU every weight becomes float32, since MLX multiplies half-precision and quantized
+matrices about 1000 times too slowly there; or quantized weights stay as they are stored,
+for `models.cpu` to pack. Elsewhere weights keep their format.
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
+import numpy as np
+import numpy.typing as npt
 from mlx import nn
 from mlx.utils import tree_flatten
 
@@ -26,6 +29,7 @@ from rvllm_local.models.config_file import (
     token_ids,
     vocab_size,
 )
+from rvllm_local.models.cpu.stored import has_stored, keep_stored, packed_bytes
 from rvllm_local.models.families import build_model
 from rvllm_local.models.file_stamps import StampedFiles
 from rvllm_local.models.gguf.config import gguf_config
@@ -58,7 +62,11 @@ class NativeModel:
 
 @dataclass(frozen=True, slots=True)
 class LoadedModel:
-    """A model ready to run. `weights_bytes` is what its parameters take in memory."""
+    """A model ready to run. `weights_bytes` is what its parameters take in memory.
+
+    With `packs` its quantized layers are stand-ins that wait to be packed; `notes` says
+    which of them are in float32, and why.
+    """
 
     module: nn.Module
     config: Mapping[str, Any]
@@ -69,20 +77,30 @@ class LoadedModel:
     eos_token_ids: tuple[int, ...]
     weights_bytes: int
     fingerprint: str
+    packs: bool = False
+    notes: tuple[str, ...] = ()
 
 
-def load_model(files: ModelFiles, *, verify: bool = False) -> LoadedModel:
+def load_model(
+    files: ModelFiles, *, verify: bool = False, packs: bool = False
+) -> LoadedModel:
     """Build the model and load its weights.
 
-    `verify` holds a bundle's weights against their checksum again. Raises
-    `ModelFileError` for damaged files and `UnsupportedModelError` for what cannot be
-    served.
+    `verify` holds a bundle's weights against their checksum again. With `packs` a CPU
+    keeps quantized layers as they are stored. Raises `ModelFileError` for damaged files
+    and `UnsupportedModelError` for what cannot be served.
     """
     on_cpu = mx.default_device() == mx.Device(mx.cpu)
     stamped = StampedFiles(files.weight_paths(), files.cache_dir)
-    native = open_native(files, as_floats=on_cpu, verify=verify)
+    if packs and files.kind == "gguf":
+        native = _open_gguf(files.path, is_packed=True, floats=np.float32)
+    else:
+        native = open_native(files, as_floats=on_cpu, verify=verify)
     module, config = native.module, native.config
-    if on_cpu:
+    notes: tuple[str, ...] = ()
+    if packs:
+        notes = keep_stored(module)
+    elif on_cpu:
         widen_to_float32(module)
     module.eval()
     mx.eval(module.parameters())
@@ -92,6 +110,10 @@ def load_model(files: ModelFiles, *, verify: bool = False) -> LoadedModel:
         check_finite(files.path, module)
         stamped.note(fact)
     parameters = [value for _, value in tree_flatten(module.parameters())]
+    weights_bytes = sum(value.nbytes for value in parameters)
+    if packs:
+        weights_bytes = packed_bytes(module)
+        fingerprint += "|packed"  # its KV is not that of float32 arithmetic
     # The lease lives as long as the module.
     module._lease = take_lease(files.name, files.path, files.cache_dir)
     return LoadedModel(
@@ -102,8 +124,10 @@ def load_model(files: ModelFiles, *, verify: bool = False) -> LoadedModel:
         context_length=context_length(config),
         vocab_size=vocab_size(config),
         eos_token_ids=native.eos_token_ids,
-        weights_bytes=sum(value.nbytes for value in parameters),
+        weights_bytes=weights_bytes,
         fingerprint=fingerprint,
+        packs=packs and has_stored(module),
+        notes=notes,
     )
 
 
@@ -117,7 +141,7 @@ def open_native(
     does.
     """
     if files.kind == "gguf":
-        return _open_gguf(files.path, as_floats)
+        return _open_gguf(files.path, is_packed=not as_floats)
     if files.kind == "bundle":
         open_bundle(files.path, verify=verify, cache_dir=files.cache_dir)
     config = read_config(files.path)
@@ -132,16 +156,19 @@ def open_native(
     return NativeModel(module, config, end_tokens(files.path, config))
 
 
-def _open_gguf(path: Path, as_floats: bool) -> NativeModel:
+def _open_gguf(
+    path: Path, is_packed: bool, floats: npt.DTypeLike = np.float16
+) -> NativeModel:
+    """With `is_packed` quantized matrices stay so, and all else is `floats`."""
     gguf = GGUFFile(path)
     config = gguf_config(gguf)
     module = build_model(config)
     shapes = {name: value.shape for name, value in tree_flatten(module.parameters())}
     check_shapes(gguf, shapes)
-    if as_floats:
-        parts = gguf_weights(gguf, config)
+    if is_packed:
+        parts = gguf_packed_weights(gguf, config, floats)
     else:
-        parts = gguf_packed_weights(gguf, config)
+        parts = gguf_weights(gguf, config)
     weights = {name: mx.array(part) for name, part in parts}
     weights = sanitized(path, module, weights)
     quantize_as_packed(module, weights)

@@ -43,6 +43,11 @@ def quantize_as_stored(
     _quantize(module, plan, choose)
 
 
+def is_quantized(config: Mapping[str, Any]) -> bool:
+    """Whether a configuration names a quantization. Raises as `quantize_as_stored`."""
+    return _plan(config) is not None
+
+
 def _quantize(module: nn.Module, plan: Mapping[str, Any], choose: Any) -> None:
     mode = plan.get("mode", "affine")
     try:

@@ -131,7 +131,8 @@ def check_finite(path: Path, module: nn.Module) -> None:
             continue
         if mx.isfinite(value).all().item():
             continue
+        shown = name.replace(".inner.", ".")  # behind a stand-in
         what = "not numbers (NaN)" if mx.isnan(value).any().item() else "infinite"
         raise ModelFileError(
-            f"{path}: weight {name!r} holds values that are {what}; fetch it again"
+            f"{path}: weight {shown!r} holds values that are {what}; fetch it again"
         )

@@ -84,6 +84,14 @@ def reserve_heap(nbytes: int) -> None:
         return
 
 
+def trim_heap() -> None:
+    """Give the C heap's free memory back to the system: loading takes more than serving."""
+    try:
+        ctypes.CDLL(None).malloc_trim(0)
+    except (OSError, AttributeError):  # not glibc
+        return
+
+
 def _load_openblas() -> HostReport:
     late = "mlx.core" in sys.modules
     wanted = os.environ.get("RVLLM_BLAS")

@@ -25,6 +25,7 @@ CountFromZero = Annotated[int, Meta(ge=0, le=LARGEST)]
 Attention = Literal["auto", "reference", "kernels"]
 Cache = Literal["off", "memory", "disk"]
 KVDtype = Literal["auto", "int8"]
+CpuWeights = Literal["auto", "quantized", "float32"]
 
 
 def _about(text: str) -> Meta:
@@ -65,6 +66,10 @@ class EngineOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         str | None, _about("the folder of models and of prefixes on disk")
     ] = None
     kv_dtype: Annotated[KVDtype, _about("auto (the model's own) or int8")] = "auto"
+    cpu_weights: Annotated[
+        CpuWeights,
+        _about("a quantized model on a CPU: auto, quantized, or widened to float32"),
+    ] = "auto"
     deterministic: Annotated[bool, _about("the same tokens in any company")] = False
     step_target_ms: Annotated[
         Count | None,
@@ -101,6 +106,7 @@ class OptionArguments(TypedDict, total=False):
     disk_cache_bytes: int | str
     cache_dir: Path | str | None
     kv_dtype: KVDtype
+    cpu_weights: CpuWeights
     deterministic: bool
     step_target_ms: int | None
     max_waiting: int

@@ -11,7 +11,7 @@ from mlx import nn
 
 from rvllm_local.models.cpu.onnx_file import CONTRIB, GraphWriter
 from rvllm_local.models.cpu.packed import PackedMatrix, joined
-from rvllm_local.models.cpu.stored import StoredLinear
+from rvllm_local.models.cpu.stored import StoredEmbedding, StoredLinear
 
 FloatArray = npt.NDArray[np.float32]
 
@@ -85,8 +85,9 @@ class ProductWriter:
 
 
 def rows_of(layer: nn.Module) -> int:
-    """A linear layer's outputs."""
-    source = layer.inner if isinstance(layer, StoredLinear) else layer
+    """A linear layer's outputs; an embedding's tokens."""
+    is_stored = isinstance(layer, StoredLinear | StoredEmbedding)
+    source = layer.inner if is_stored else layer
     return int(source["weight"].shape[0])
 
 

@@ -32,6 +32,7 @@ Lookup = Callable[[npt.NDArray[Any]], FloatArray]
 
 _MOST_BYTES = 96 << 20  # of weights in one session: while it is made they exist thrice
 _MOST_SCORES = 4 << 20  # of one layer's attention; longer chunks go in parts
+_LEAST_CHUNK = 64  # tokens; fewer would pay for the weights too often
 _FIRST_POSITIONS = 2048  # of the tables of cosines and sines, which grow by doubling
 
 
@@ -43,40 +44,55 @@ class _Segment:
     binding: Any
 
 
+@dataclass(frozen=True, slots=True)
+class StepSizes:
+    """The widths of a model's activations."""
+
+    hidden: int
+    intermediate: int
+    vocab: int
+    heads: int
+
+
 class CpuStep:
     """A whole model over its arenas. Make it with `build_step`."""
 
     def __init__(
         self,
-        width: int,
+        sizes: StepSizes,
         lookup: Lookup,
         segments: Sequence[_Segment],
         head: Any,
         rotations: Sequence[_Rotation],
         groups: Sequence[_Group],
-        heads: int,
     ) -> None:
-        self._width, self._lookup, self._head = width, lookup, head
+        self._sizes, self._lookup, self._head = sizes, lookup, head
         self._segments, self._rotations = segments, rotations
-        self._groups, self._heads = groups, heads
+        self._groups = groups
 
-    def prefill(self, geometry: CallGeometry, token_ids: Sequence[int]) -> None:
-        """Store the KV of one row's `token_ids`, which are the call's."""
-        self._hidden(geometry, np.array([token_ids]))
-
-    def logits(self, geometry: CallGeometry, token_ids: Sequence[int]) -> FloatArray:
+    def logits(self, geometry: CallGeometry, token_ids: IntArray) -> FloatArray:
         """The logits `[rows, vocab]` of one token a row."""
-        hidden = self._hidden(geometry, np.array(token_ids)[:, None])
-        logits: FloatArray = self._head.run(["logits"], {"hidden": hidden})[0][:, 0]
-        return logits
+        return self.head(self.hidden(geometry, token_ids[:, None]))[:, 0]
+
+    def head(self, hidden: FloatArray) -> FloatArray:
+        """Logits `[..., vocab]` of what `hidden` returned, `[..., width]`."""
+        flat = hidden.reshape(1, -1, hidden.shape[-1])
+        logits: FloatArray = self._head.run(["logits"], {"hidden": flat})[0]
+        return logits.reshape(*hidden.shape[:-1], logits.shape[-1])
+
+    def scratch_bytes(self, tokens: int, rows: int) -> int:
+        """The most that a call of `tokens` takes beside the gathered context."""
+        sizes = self._sizes
+        layer = tokens * (6 * sizes.hidden + 4 * sizes.intermediate)
+        return 4 * (layer + 2 * _MOST_SCORES + 2 * rows * sizes.vocab)
 
     def longest_chunk(self, context: int) -> int:
         """Tokens of a prompt that one call takes when its context ends at `context`."""
-        fits = _MOST_SCORES // (self._heads * max(1, context))
-        return max(BLOCK_TOKENS, fits // BLOCK_TOKENS * BLOCK_TOKENS)
+        fits = _MOST_SCORES // (self._sizes.heads * max(1, context))
+        return max(_LEAST_CHUNK, fits // BLOCK_TOKENS * BLOCK_TOKENS)
 
-    def _hidden(self, geometry: CallGeometry, tokens: npt.NDArray[Any]) -> FloatArray:
-        """What the last norm makes of the residual, `[rows, tokens, width]`."""
+    def hidden(self, geometry: CallGeometry, tokens: npt.NDArray[Any]) -> FloatArray:
+        """Store the KV of `tokens` `[rows, tokens]`; return what the last norm makes of the residual."""
         shared = self._inputs(geometry)
         hidden = self._lookup(tokens)
         for segment in self._segments:
@@ -173,6 +189,12 @@ def build_step(
         return None
     geometries, rotations = described
     width = len(decoder.norm.scale)
+    sizes = StepSizes(
+        width,
+        rows_of(decoder.layers[0].mlp[0]),
+        rows_of(decoder.head or decoder.embedding),
+        geometries[0].heads,
+    )
     head, lookup = _ends(decoder)
     segments = []
     graph, numbers = StepGraph(width), list[int]()
@@ -184,9 +206,8 @@ def build_step(
             session = open_session(graph.finish(decoder.norm if is_last else None))
             segments.append(_Segment(session, _bound(session, numbers, layout, arenas)))
             graph, numbers = StepGraph(width), []
-    heads = geometries[0].heads
-    groups = [_Group(arena, heads) for arena in arenas]
-    return CpuStep(width, lookup, segments, head, rotations, groups, heads)
+    groups = [_Group(arena, sizes.heads) for arena in arenas]
+    return CpuStep(sizes, lookup, segments, head, rotations, groups)
 
 
 def _geometries(

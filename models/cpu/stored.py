@@ -6,14 +6,19 @@ without a float32 copy of it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator
+from typing import Any
 
 import mlx.core as mx
 from mlx import nn
 from mlx.utils import tree_flatten, tree_unflatten
 
-from rvllm_local.models.cpu.packed import PackedMatrix, pack, refusal
+from rvllm_local.models.cpu.packed import PackedMatrix, pack, refusal, stored_bits
 from rvllm_local.models.to_float32 import widened_layer
+
+# What a block takes beside its codes: scale and offset, and what the product keeps of both.
+_BLOCK_BYTES, _LOOKUP_BYTES = 16, 8
 
 
 class StoredLinear(nn.Module):  # type: ignore[misc]
@@ -22,10 +27,16 @@ class StoredLinear(nn.Module):  # type: ignore[misc]
     def __init__(self, inner: nn.Module) -> None:
         super().__init__()
         self.inner = inner
+        self.rounds = False
 
     def __call__(self, x: mx.array) -> mx.array:
-        outputs: mx.array = x @ _dequantized(self.inner).T
+        outputs = self.as_linear(x)
         return outputs + self.inner.bias if "bias" in self.inner else outputs
+
+    def as_linear(self, x: mx.array) -> mx.array:
+        """The product, without a bias."""
+        product: mx.array = _inputs(self, x) @ _dequantized(self.inner).T
+        return product
 
     def take(self) -> PackedMatrix:
         """The packed matrix; what was stored is freed."""
@@ -46,16 +57,47 @@ class StoredEmbedding(nn.Module):  # type: ignore[misc]
     def __init__(self, inner: nn.Module) -> None:
         super().__init__()
         self.inner = inner
+        self.rounds = False
 
     def __call__(self, tokens: mx.array) -> mx.array:
         rows = {name: self.inner[name][tokens] for name in _parts(self.inner)}
         return _dequantized(self.inner, rows)
 
-    def as_linear(self, x: mx.array) -> mx.array:
-        outputs: mx.array = x @ _dequantized(self.inner).T
-        return outputs
-
+    as_linear = StoredLinear.as_linear
     take = StoredLinear.take
+
+
+@contextlib.contextmanager
+def half_rounded(module: nn.Module) -> Iterator[None]:
+    """While this is open the second half of a call's rows has its inputs rounded to int8, as the packed product does.
+
+    So one call shows what rounding changes, and weights are widened once for both.
+    """
+    stand_ins = [part for part in module.modules() if _is_stand_in(part)]
+    for stand_in in stand_ins:
+        stand_in.rounds = True
+    try:
+        yield
+    finally:
+        for stand_in in stand_ins:
+            stand_in.rounds = False
+
+
+def _inputs(layer: Any, x: mx.array) -> mx.array:
+    if not layer.rounds:
+        return x
+    half = x.shape[0] // 2
+    return mx.concatenate([x[:half], _rounded(x[half:], layer.inner.group_size)])
+
+
+def _rounded(x: mx.array, block: int) -> mx.array:
+    blocks = x.reshape(*x.shape[:-1], -1, block)
+    steps = mx.max(mx.abs(blocks), axis=-1, keepdims=True) / 127
+    rounded = mx.round(blocks / mx.maximum(steps, 1e-30)) * steps
+    # Offsets are multiplied by sums that are not rounded: a block keeps its sum.
+    missing = mx.mean(blocks - rounded, axis=-1, keepdims=True)
+    kept: mx.array = rounded + missing
+    return kept.reshape(x.shape)
 
 
 def _parts(layer: nn.Module) -> list[str]:
@@ -77,7 +119,7 @@ def _dequantized(
     return values.astype(mx.float32)
 
 
-def keep_stored(module: nn.Module) -> Sequence[str]:
+def keep_stored(module: nn.Module) -> tuple[str, ...]:
     """Put the stand-ins in place, in a module that was loaded as its files have it.
 
     What the operator cannot hold becomes float32; the reasons are returned, one a kind. Raises
@@ -98,7 +140,10 @@ def keep_stored(module: nn.Module) -> Sequence[str]:
             replacement = widened_layer(path, layer)
         module.update_modules(tree_unflatten([(path, replacement)]))
     _widen_floats(module)
-    return [f"{count} layers in float32: {reason}" for reason, count in reasons.items()]
+    notes = []
+    for reason, count in reasons.items():
+        notes.append(f"{count} quantized layers are in float32: {reason}")
+    return tuple(notes)
 
 
 def _reason(layer: nn.Module) -> str | None:
@@ -110,7 +155,7 @@ def _reason(layer: nn.Module) -> str | None:
 def _widen_floats(module: nn.Module) -> None:
     """float32 for what is not packed: norms, biases, plain matrices."""
     for part in module.modules():
-        if isinstance(part, StoredLinear | StoredEmbedding) or hasattr(part, "bits"):
+        if _is_stand_in(part) or hasattr(part, "bits"):
             continue
         for name, value in list(part.items()):
             is_array = isinstance(value, mx.array)
@@ -118,7 +163,26 @@ def _widen_floats(module: nn.Module) -> None:
                 part[name] = value.astype(mx.float32)
 
 
-def is_quantized(module: nn.Module) -> bool:
+def has_stored(module: nn.Module) -> bool:
     """True for a module with stand-ins in it."""
-    kinds = (StoredLinear, StoredEmbedding)
-    return any(isinstance(part, kinds) for part in module.modules())
+    return any(_is_stand_in(part) for part in module.modules())
+
+
+def packed_bytes(module: nn.Module) -> int:
+    """The most that the module's weights take once they are packed."""
+    total = 0
+    for part in module.modules():
+        if _is_stand_in(part):
+            blocks = part.inner["scales"].size
+            codes = blocks * part.inner.group_size * stored_bits(part.inner.bits) // 8
+            total += codes + _BLOCK_BYTES * blocks
+            if isinstance(part, StoredEmbedding):  # looked up, and perhaps the head
+                total += codes + _LOOKUP_BYTES * blocks
+        elif not hasattr(part, "bits"):
+            for value in part.values():
+                total += value.nbytes if isinstance(value, mx.array) else 0
+    return total
+
+
+def _is_stand_in(part: nn.Module) -> bool:
+    return isinstance(part, StoredLinear | StoredEmbedding)

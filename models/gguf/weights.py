@@ -132,9 +132,9 @@ def gguf_weights(
 
 
 def gguf_packed_weights(
-    file: GGUFFile, config: dict[str, Any]
+    file: GGUFFile, config: dict[str, Any], floats: npt.DTypeLike = np.float16
 ) -> Iterator[tuple[str, npt.NDArray[Any]]]:
-    """Like `gguf_weights` for a GPU: quantized matrices as MLX packs them, all else as float16."""
+    """Like `gguf_weights`, but quantized matrices are as MLX packs them, and all else is `floats`."""
     architecture = architecture_of(file)
     for name in _weights(file):
         info = file.tensors[name]
@@ -145,7 +145,7 @@ def gguf_packed_weights(
             else None
         )
         if packed is None:
-            yield mlx_name, _values(file, architecture, name, config).astype(np.float16)
+            yield mlx_name, _values(file, architecture, name, config).astype(floats)
             continue
         stem = mlx_name.removesuffix(".weight")
         for part in ("weight", "scales", "biases"):

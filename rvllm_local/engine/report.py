@@ -55,6 +55,7 @@ def stats(
         "preemptions": scheduler.num_preemptions,
         "steps": num_steps,
         "generated_tokens": generated_tokens,
+        "weights": parts.runner.weight_form,
         "attention_backend": parts.runner.backend_name,
         "kernel_dispatches": parts.runner.num_dispatches,
     }

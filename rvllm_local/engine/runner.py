@@ -78,6 +78,7 @@ class ModelRunner:
         self._compiled = compiled
         self._adapters = adapters or AdapterChoice(0)
         self._row_group: int | None = None
+        self.weight_form = "as stored"  # for people
         self._draws_on_host = mx.default_device() == mx.Device(mx.cpu)
 
     def make_deterministic(self, row_group: int) -> None:

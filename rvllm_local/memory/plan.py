@@ -52,6 +52,7 @@ class MemoryPlan:
     prompt_copy: int = 0  # bytes of that
     states: int = 0  # what recurrent layers keep, snapshots included
     quantized: bool = False  # the KV is int8 already
+    weight_form: str = "as stored"  # how weights are held
 
     @property
     def budget(self) -> int:
@@ -94,7 +95,11 @@ class MemoryPlan:
     def table(self) -> str:
         """The plan for people, with remedies when it does not fit."""
         rows = [
-            ("weights", self.weights, "read from the files' headers"),
+            (
+                "weights",
+                self.weights,
+                f"{self.weight_form}; read from the files' headers",
+            ),
             (
                 "KV arena",
                 max(self.kv_arena, self.kv_asked),

@@ -5,7 +5,9 @@ Called on the engine's thread. Plans the arenas' bytes before it takes any.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
+import gc
 import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -25,9 +27,15 @@ from rvllm_local.engine.prefill_budget import PrefillBudget
 from rvllm_local.engine.runner import ModelRunner
 from rvllm_local.engine.scheduler import Scheduler
 from rvllm_local.engine.startup.choose_runner import LoadedParts, choose_runner
+from rvllm_local.engine.startup.packed_runner import choose_packed_runner
 from rvllm_local.engine.startup.planning import arena_blocks, plan_engine, plan_model
 from rvllm_local.engine.startup.result_cache import result_key
-from rvllm_local.errors import ConfigError
+from rvllm_local.engine.startup.weight_forms import (
+    WeightForm,
+    form_in_words,
+    weight_forms,
+)
+from rvllm_local.errors import ConfigError, UnsupportedModelError
 from rvllm_local.memory.arena import Arena
 from rvllm_local.memory.blocks import BLOCK_TOKENS
 from rvllm_local.memory.disk_cache import BlockStore
@@ -62,16 +70,40 @@ def open_core(
             '"auto" takes the reference attention instead'
         )
     description = describe(files)
-    plan_model(description, options)
     adapters = read_adapters(options.adapters, description.module)
+    forms, note = weight_forms(description, options)
+    if note is not None:
+        logger.warning(note)
+    for form in forms[:-1]:
+        plan_model(description, options)
+        try:
+            return _open_as(form, files, text, options, adapters)
+        except UnsupportedModelError as error:
+            logger.warning("weights are not held as %s: %s", form, error)
+            gc.collect()
+    plan_model(dataclasses.replace(description, packed_bytes=None), options)
     del description
-    loaded = load_model(files)
+    return _open_as("plain", files, text, options, adapters)
+
+
+def _open_as(
+    form: WeightForm,
+    files: ModelFiles,
+    text: Vocabulary,
+    options: EngineOptions,
+    adapters: Sequence[Adapter],
+) -> EngineCore:
+    loaded = load_model(files, packs=form != "plain")
+    for note in loaded.notes:
+        logger.info(note)
+    key_of = functools.partial(result_key, files, loaded, options)
     return build_core(
         loaded,
         text,
         options,
-        functools.partial(result_key, files, loaded, options),
+        lambda sizes: key_of((form, *sizes)),
         adapters,
+        form,
     )
 
 
@@ -81,6 +113,7 @@ def build_core(
     options: EngineOptions,
     key_of: Callable[[Sequence[object]], str] | None = None,
     adapters: Sequence[Adapter] = (),
+    form: WeightForm = "plain",
 ) -> EngineCore:
     """An engine core ready for its first request.
 
@@ -94,7 +127,12 @@ def build_core(
         marks = tuple(adapter.fingerprint for adapter in adapters)
         blocks = tuple(pool.num_total for pool in parts.kv.pools)
         key = key_of((parts.layout, blocks, plan, marks))
-    runner, scratch = choose_runner(parts, options, key)
+    if loaded.packs:
+        runner, scratch = choose_packed_runner(parts, form, options, key)
+    else:
+        runner, scratch = choose_runner(parts, options, key)
+    runner.weight_form = form_in_words(form if loaded.packs else "plain")
+    plan = dataclasses.replace(plan, weight_form=runner.weight_form)
     if scratch is not None:
         plan = plan.with_measured(scratch)
         plan.check()

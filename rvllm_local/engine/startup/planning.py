@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import mlx.core as mx
 
 from rvllm_local.attention.probe import probe_layout
 from rvllm_local.engine.options import EngineOptions
+from rvllm_local.engine.startup.weight_forms import form_in_words, weight_forms
 from rvllm_local.machine import device_memory
 from rvllm_local.memory.layout import KVLayout
 from rvllm_local.memory.plan import MemoryPlan, ModelSizes, make_plan
@@ -34,10 +37,13 @@ def plan_model(
         layout.groups[0].dtype.size,
     )
     context = min(model.context_length, options.context_length or model.context_length)
-    weights = model.weights_bytes + adapted_bytes(
-        read_adapters(options.adapters, model.module)
-    )
+    forms, _ = weight_forms(model, options)
+    weights = model.weights_bytes
+    if forms[0] != "plain" and model.packed_bytes is not None:
+        weights = model.packed_bytes
+    weights += adapted_bytes(read_adapters(options.adapters, model.module))
     plan = plan_engine(layout, options, context=context, weights=weights, sizes=sizes)
+    plan = dataclasses.replace(plan, weight_form=form_in_words(forms[0]))
     if strict:
         plan.check()
     return plan

@@ -7,7 +7,7 @@ through the arenas. The best way of calling the family that agrees is the one th
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import mlx.core as mx
 import numpy as np
@@ -31,6 +31,10 @@ _TOLERANCE = {
 }  # of the largest logit
 
 
+# Says what is wrong with logits `[tokens, vocab]` of each prompt; None if nothing is.
+Judge = Callable[[Sequence[mx.array]], str | None]
+
+
 def find_agreeing_runner(
     model: nn.Module,
     make_runner: Callable[[RunMode], ModelRunner],
@@ -46,6 +50,23 @@ def find_agreeing_runner(
 
     Raises `UnsupportedModelError` with the distance, or the failure, of each way tried.
     """
+    modes = run_modes(paged=paged)
+    if paged and rotates:
+        modes.insert(0, RunMode(batched=True, dense=False, rotates=True))
+    if paged and joins:
+        modes.insert(0, RunMode(batched=True, dense=False, rotates=rotates, joins=True))
+    prompts = check_prompts(vocab_size)
+    expected = [_plain_logits(model, prompt) for prompt in prompts]
+    tolerance = max(
+        1e-1 if shape.quantized else _TOLERANCE.get(shape.dtype, 1e-1)
+        for shape in kv.layout.groups
+    )
+    judge = functools.partial(_distance, expected=expected, tolerance=tolerance)
+    return first_agreeing(make_runner, modes, kv, prompts, judge)
+
+
+def run_modes(*, paged: bool) -> list[RunMode]:
+    """The ways of calling a model that any back end may serve, fastest first."""
     modes = [RunMode(batched=False, dense=True)]
     if paged:
         modes = [
@@ -54,22 +75,24 @@ def find_agreeing_runner(
             *modes,
         ]
     modes.insert(1 if paged else 0, RunMode(batched=True, dense=True))
-    if paged and rotates:
-        modes.insert(0, RunMode(batched=True, dense=False, rotates=True))
-    if paged and joins:
-        modes.insert(0, RunMode(batched=True, dense=False, rotates=rotates, joins=True))
-    prompts = _prompts(vocab_size)
-    expected = [_plain_logits(model, prompt) for prompt in prompts]
-    tolerance = max(
-        1e-1 if shape.quantized else _TOLERANCE.get(shape.dtype, 1e-1)
-        for shape in kv.layout.groups
-    )
+    return modes
+
+
+def first_agreeing(
+    make_runner: Callable[[RunMode], ModelRunner],
+    modes: Sequence[RunMode],
+    kv: KVTables,
+    prompts: list[list[int]],
+    judge: Judge,
+) -> ModelRunner:
+    """A runner in the first mode whose logits `judge` has nothing against.
+
+    It gets those of the last two tokens of each prompt. Raises `UnsupportedModelError` as `find_agreeing_runner` does.
+    """
     findings = []
     for mode in modes:
         runner = make_runner(mode)
-        finding = _try(
-            functools.partial(_paged_logits, runner, kv, prompts), expected, tolerance
-        )
+        finding = _try(functools.partial(_paged_logits, runner, kv, prompts), judge)
         if finding is None:
             return runner
         findings.append(f"{_way(mode)}: {finding}")
@@ -96,7 +119,7 @@ def rows_are_independent(runner: ModelRunner, kv: KVTables, vocab_size: int) -> 
     every place of such a call and beside any neighbours, else 1.
     """
     runner.make_deterministic(_ROW_GROUP)
-    prompts = _prompts(vocab_size)
+    prompts = check_prompts(vocab_size)
     tables = [kv.new_sequence() for _ in prompts]
     try:
         for row, prompt in zip(tables, prompts, strict=True):
@@ -123,7 +146,8 @@ def rows_are_independent(runner: ModelRunner, kv: KVTables, vocab_size: int) -> 
             kv.release(row)
 
 
-def _prompts(vocab_size: int) -> list[list[int]]:
+def check_prompts(vocab_size: int) -> list[list[int]]:
+    """Token ids, the same at each start."""
     random = np.random.default_rng(7)
     longest = max(_LENGTHS) + _DECODE_STEPS
     tokens = random.integers(0, vocab_size, size=(len(_LENGTHS), longest)).tolist()
@@ -177,10 +201,8 @@ def _paged_logits(
             kv.release(row)
 
 
-def _try(
-    compute: Callable[[], list[mx.array]], expected: list[mx.array], tolerance: float
-) -> str | None:
-    """None if the computed logits agree, otherwise what went wrong."""
+def _try(compute: Callable[[], list[mx.array]], judge: Judge) -> str | None:
+    """None if the computed logits pass, otherwise what went wrong."""
     try:
         computed = compute()
     except (
@@ -192,6 +214,13 @@ def _try(
         UnsupportedModelError,
     ) as error:
         return f"{type(error).__name__}: {error}"
+    return judge(computed)
+
+
+def _distance(
+    computed: Sequence[mx.array], expected: Sequence[mx.array], tolerance: float
+) -> str | None:
+    """None if no logit is further away than `tolerance`, a share of the largest one."""
     for ours, theirs in zip(computed, expected, strict=True):
         scale = float(mx.max(mx.abs(theirs)))
         distance = float(mx.max(mx.abs(ours - theirs))) / max(scale, 1e-6)

@@ -29,6 +29,7 @@ EXACT, ROUNDED = 1e-4, 0.1  # of the largest logit: plain weights, and int8 acti
 @dataclass
 class Subject:
     step: CpuStep
+    arenas: list[Arena]
     layout: KVLayout
     kv: KVTables
 
@@ -37,7 +38,7 @@ class Subject:
         self.kv.grow(tables, len(tokens) + 4)
         for size in chunks:
             geometry = call_geometry(self.layout, [tables], [start], size)
-            self.step.prefill(geometry, tokens[start : start + size])
+            self.step.hidden(geometry, np.array([tokens[start : start + size]]))
             start += size
         return tables
 
@@ -45,7 +46,7 @@ class Subject:
         self, rows: list[SequenceTables], positions: list[int], tokens: list[int]
     ) -> np.ndarray:
         geometry = call_geometry(self.layout, rows, positions, 1)
-        return self.step.logits(geometry, tokens)
+        return self.step.logits(geometry, np.array(tokens))
 
 
 def quantized(model: nn.Module, bits: int | None) -> None:
@@ -62,7 +63,7 @@ def subject(model: nn.Module) -> Subject:
     assert decoder is not None
     step = build_step(decoder, layout, arenas)
     assert step is not None
-    return Subject(step, layout, KVTables(layout, [BLOCKS] * len(arenas)))
+    return Subject(step, arenas, layout, KVTables(layout, [BLOCKS] * len(arenas)))
 
 
 def plain_logits(model: nn.Module, tokens: list[int]) -> np.ndarray:
