@@ -73,6 +73,7 @@ class Delta:
     index: int
     pieces: tuple[Piece, ...]
     logprobs: tuple[TokenLogprob, ...] = ()
+    prompt_logprobs: tuple[TokenLogprob | None, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

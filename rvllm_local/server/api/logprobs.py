@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from rvllm_local.server.models.served_model import Served
 from rvllm_local.text.tokenizer import Tokenizer
 from rvllm_local.types import TokenLogprob
 
@@ -17,16 +18,29 @@ def finite(logprob: float) -> float:
 
 
 def token_text(tokenizer: Tokenizer, token_id: int) -> str:
-    """The text of one token, special or not."""
-    return tokenizer.decode([token_id], skip_special=False)
+    """The text of one token, special or not; a part of a character by its bytes."""
+    text = tokenizer.decode([token_id], skip_special=False)
+    if "\ufffd" not in text:
+        return text
+    spelled = tokenizer.id_to_bytes(token_id)
+    if spelled is None:
+        return text
+    return "bytes:" + "".join(f"\\x{byte:02x}" for byte in spelled)
 
 
 def chat_logprobs(
-    logprobs: Sequence[TokenLogprob], tokenizer: Tokenizer
+    logprobs: Sequence[TokenLogprob], served: Served
 ) -> list[dict[str, Any]]:
-    """Drawn tokens, each with its alternatives, best first."""
+    """Drawn tokens, each with its alternatives, best first.
+
+    The token that ends an answer is no part of its content.
+    """
+    tokenizer = served.tokenizer
+    ends = served.client.limits.eos_token_ids
     rows = []
     for drawn in logprobs:
+        if drawn.token_id in ends and not tokenizer.decode([drawn.token_id]):
+            continue
         row = _token(tokenizer, drawn.token_id, drawn.logprob)
         row["top_logprobs"] = [
             _token(tokenizer, token_id, logprob) for token_id, logprob in drawn.top

@@ -32,13 +32,17 @@ class Choice:
     """One output as it comes."""
 
     parser: OutputParser
-    prompt_tokens: int
+    prompt_token_ids: tuple[int, ...]
     tokens: int = 0
     cached_tokens: int = 0
     reasoning_tokens: int = 0
     is_reasoning: bool = False
     made_calls: bool = False
     has_ended: bool = False
+
+    @property
+    def prompt_tokens(self) -> int:
+        return len(self.prompt_token_ids)
 
     @property
     def usage(self) -> Usage:
@@ -71,6 +75,15 @@ class Generation:
     @property
     def num_choices(self) -> int:
         return len(self._choices)
+
+    def siblings(self, index: int) -> range:
+        """The choices of the prompt that choice `index` goes on from."""
+        start = index - index % self._choices_per_prompt
+        return range(start, start + self._choices_per_prompt)
+
+    def prompt_token_ids(self, index: int) -> tuple[int, ...]:
+        """The prompt that choice `index` goes on from."""
+        return self._choices[index].prompt_token_ids
 
     @property
     def usage(self) -> Usage:
@@ -208,8 +221,9 @@ class Generation:
         if choice.is_reasoning:
             choice.reasoning_tokens += len(event.token_ids)
         outcomes: list[Outcome] = []
-        if pieces or event.logprobs:
-            outcomes.append(Delta(index, tuple(pieces), event.logprobs or ()))
+        if pieces or event.logprobs or event.prompt_logprobs:
+            scores = event.prompt_logprobs or ()
+            outcomes.append(Delta(index, tuple(pieces), event.logprobs or (), scores))
         if event.finish_reason is not None:
             outcomes.append(self._end(index, choice, event))
         return outcomes

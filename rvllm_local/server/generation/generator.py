@@ -49,8 +49,8 @@ class _Start:
         choices = []
         for group in self.groups:
             for request in group:
-                prompt_tokens = len(request.prompt_token_ids)
-                choices.append(Choice(self.new_parser(), prompt_tokens))
+                prompt = request.prompt_token_ids
+                choices.append(Choice(self.new_parser(), prompt))
         return choices
 
     def check(self) -> None:

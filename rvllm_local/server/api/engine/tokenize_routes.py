@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
@@ -16,6 +18,8 @@ from rvllm_local.server.api.common import Strict
 from rvllm_local.server.api.service import Service
 from rvllm_local.server.http.problems import bad_request
 from rvllm_local.server.http.replies import JSONReply
+from rvllm_local.server.models.served_model import Served
+from rvllm_local.text.tokenizer import Tokenizer
 from rvllm_local.types import SamplingParams
 
 
@@ -53,7 +57,13 @@ def routes(service: Service) -> list[Route]:
         body = await service.read(request, DetokenizeRequest)
         return await _detokenize(service, body)
 
+    async def tokenizer_info(request: Request) -> Response:
+        model = request.query_params.get("model", "default")
+        async with service.registry.lease(model) as served:
+            return JSONReply(_info(served))
+
     return [
+        Route("/tokenizer_info", tokenizer_info, methods=["GET"]),
         Route("/tokenize", tokenize, methods=["POST"]),
         Route("/detokenize", detokenize, methods=["POST"]),
     ]
@@ -82,6 +92,29 @@ def _token_ids(
     messages = read_messages(body.messages or [], reading)
     call = ChatCall(body.model, messages, SamplingParams(max_tokens=1))
     return list(prepare_chat(model, call).prompts[0])
+
+
+def _info(served: Served) -> dict[str, Any]:
+    """What evaluation harnesses ask about a tokenizer, under the names they use."""
+    tokenizer = served.tokenizer
+    ends = served.client.limits.eos_token_ids
+    return {
+        "model": served.name,
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "vocab_size": tokenizer.vocab_size,
+        "bos_token": _special(tokenizer, tokenizer.bos_token_id),
+        "eos_token": _special(tokenizer, ends[0] if ends else None),
+        "pad_token": _special(tokenizer, ends[0] if ends else None),
+        "add_bos_token": tokenizer.adds_bos,
+        "chat_template": tokenizer.chat_template,
+        "max_model_len": served.client.limits.context_length,
+    }
+
+
+def _special(tokenizer: Tokenizer, token_id: int | None) -> str | None:
+    if token_id is None:
+        return None
+    return tokenizer.decode([token_id], skip_special=False)
 
 
 async def _detokenize(service: Service, body: DetokenizeRequest) -> Response:

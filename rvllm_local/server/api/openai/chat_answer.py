@@ -84,10 +84,11 @@ class ChatAnswer(CompletionAnswer):
             if (fields := _fields(piece)) is not None:
                 chunks.append(_chunk(delta.index, fields))
         if delta.logprobs:
-            rows = chat_logprobs(delta.logprobs, self.generation.served.tokenizer)
+            rows = chat_logprobs(delta.logprobs, self.generation.served)
             choice.logprobs.extend(rows)
-            chunks = chunks or [_chunk(delta.index, {})]
-            chunks[0]["logprobs"] = _content(rows)
+            if rows:
+                chunks = chunks or [_chunk(delta.index, {})]
+                chunks[0]["logprobs"] = _content(rows)
         return chunks
 
     def choices(self) -> list[dict[str, Any]]:

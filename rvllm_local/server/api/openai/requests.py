@@ -72,19 +72,13 @@ def text_call(request: TextRequest) -> TextCall:
         raise bad_request(
             "best_of is not supported beyond n; leave it out", "best_of", "unsupported"
         )
-    if request.echo and request.logprobs is not None:
-        raise bad_request(
-            "echo with logprobs is not supported: the prompt's log-probabilities "
-            "are not kept",
-            "echo",
-        )
     if request.echo and request.suffix is not None:
         raise bad_request("echo and suffix exclude each other", "echo")
-    if request.logprobs is not None and request.logprobs > MAX_LOGPROBS:
-        raise bad_request(
-            f"logprobs must be at most {MAX_LOGPROBS}, not {request.logprobs}",
-            "logprobs",
-        )
+    for name, count in given_fields(request, "logprobs", "prompt_logprobs").items():
+        if count > MAX_LOGPROBS:
+            raise bad_request(
+                f"{name} must be at most {MAX_LOGPROBS}, not {count}", name
+            )
     max_tokens = request.max_tokens
     if max_tokens is None:
         max_tokens = request.num_predict
@@ -99,6 +93,7 @@ def text_call(request: TextRequest) -> TextCall:
             None if is_open_ended else max_tokens,
             request.logprobs,
             "max_tokens",
+            _prompt_logprobs(request, max_tokens),
         ),
         is_open_ended=is_open_ended,
         suffix=request.suffix,
@@ -106,6 +101,19 @@ def text_call(request: TextRequest) -> TextCall:
         response_format=_format(request, request.response_format),
         priority=checked_priority(request.priority or 0),
     )
+
+
+def _prompt_logprobs(request: TextRequest, max_tokens: int) -> int | None:
+    """How many alternatives of each prompt token are scored; None for no scores.
+
+    A request for no token at all is one that only scores, or only echoes.
+    """
+    counts = [0] if max_tokens == 0 else []
+    if request.prompt_logprobs is not None:
+        counts.append(request.prompt_logprobs)
+    if request.echo and request.logprobs is not None:
+        counts.append(request.logprobs)
+    return max(counts, default=None)
 
 
 def read_prompts(prompt: str | list[Any]) -> tuple[str | tuple[int, ...], ...]:
@@ -149,16 +157,21 @@ def _max_tokens(request: ChatRequest) -> int | None:
 
 
 def _sampling(
-    request: Sampling, max_tokens: int | None, logprobs: int | None, length_name: str
+    request: Sampling,
+    max_tokens: int | None,
+    logprobs: int | None,
+    length_name: str,
+    prompt_logprobs: int | None = None,
 ) -> SamplingParams:
     """The sampling parameters of either route.
 
     A field that is None takes the API's default. `length_name` is the field that
     an error about `max_tokens` names.
     """
-    if max_tokens is not None and max_tokens < 1:
+    least = 1 if prompt_logprobs is None else 0
+    if max_tokens is not None and max_tokens < least:
         raise bad_request(
-            f"{length_name} must be at least 1, not {max_tokens}", length_name
+            f"{length_name} must be at least {least}, not {max_tokens}", length_name
         )
     biases = {}
     for token, bias in (request.logit_bias or {}).items():
@@ -182,7 +195,11 @@ def _sampling(
     if request.repeat_penalty is not None:
         given.setdefault("repetition_penalty", request.repeat_penalty)
     return SamplingParams(
-        max_tokens=max_tokens or 1, logprobs=logprobs, logit_bias=biases, **given
+        max_tokens=1 if max_tokens is None else max_tokens,
+        logprobs=logprobs,
+        logit_bias=biases,
+        prompt_logprobs=prompt_logprobs,
+        **given,
     )
 
 

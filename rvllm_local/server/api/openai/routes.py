@@ -11,7 +11,7 @@ from rvllm_local.server.api.answer import reply
 from rvllm_local.server.api.openai.chat_answer import ChatAnswer
 from rvllm_local.server.api.openai.requests import chat_call, text_call
 from rvllm_local.server.api.openai.schema import ChatRequest, Sampling, TextRequest
-from rvllm_local.server.api.openai.text_answer import TextAnswer
+from rvllm_local.server.api.openai.text_answer import Scoring, TextAnswer
 from rvllm_local.server.api.service import Service
 
 BODIES: dict[str, type[Sampling]] = {
@@ -38,7 +38,11 @@ def routes(service: Service) -> list[Route]:
         call = await service.run(
             request, lambda: text_call(body), "reading the prompts"
         )
-        answer = TextAnswer(call, body.echo is True, body.wants_usage)
+        scoring = Scoring(
+            echoes=body.echo is True and body.logprobs is not None,
+            is_shown=body.prompt_logprobs is not None,
+        )
+        answer = TextAnswer(call, body.echo is True, scoring, body.wants_usage)
         return await reply(service, request, call, answer, body.stream is True)
 
     return [

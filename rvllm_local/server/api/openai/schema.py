@@ -116,6 +116,7 @@ class TextRequest(Sampling, kw_only=True):
     suffix: str | None = None
     parse_special: bool | None = None
     logprobs: int | None = None
+    prompt_logprobs: int | None = None
     best_of: int | None = None
     response_format: Object | None = None
 

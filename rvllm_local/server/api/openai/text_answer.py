@@ -8,56 +8,33 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from rvllm_local.conversation.calls import Ended, Outcome, TextCall
-from rvllm_local.server.api.logprobs import finite, token_text
 from rvllm_local.server.api.openai.answer import (
     Chunk,
     CompletionAnswer,
     finish_reason,
 )
-from rvllm_local.text.tokenizer import Tokenizer
+from rvllm_local.server.api.openai.text_logprobs import TextLogprobs, prompt_rows
 from rvllm_local.text.tools import ContentDelta
 from rvllm_local.types import TokenLogprob
-
-
-class _Logprobs:
-    """OpenAI's older shape: lists side by side, with each token's offset in the text."""
-
-    def __init__(self) -> None:
-        self._offset = 0
-        self._lists: dict[str, list[Any]] = {}
-
-    def add(
-        self, drawn: Sequence[TokenLogprob], tokenizer: Tokenizer
-    ) -> dict[str, list[Any]] | None:
-        """The lists of these tokens alone; None for none."""
-        if not drawn:
-            return None
-        new: dict[str, list[Any]] = {
-            "tokens": [],
-            "token_logprobs": [],
-            "top_logprobs": [],
-            "text_offset": [],
-        }
-        for token in drawn:
-            text = token_text(tokenizer, token.token_id)
-            new["tokens"].append(text)
-            new["token_logprobs"].append(finite(token.logprob))
-            new["top_logprobs"].append(_alternatives(tokenizer, token))
-            new["text_offset"].append(self._offset)
-            self._offset += len(text)
-        for name, values in new.items():
-            self._lists.setdefault(name, []).extend(values)
-        return new
-
-    def whole(self) -> dict[str, list[Any]] | None:
-        return self._lists or None
 
 
 @dataclass(slots=True)
 class _Choice:
     text: list[str] = field(default_factory=list)
-    logprobs: _Logprobs = field(default_factory=_Logprobs)
+    logprobs: TextLogprobs = field(default_factory=TextLogprobs)
+    scores: list[TokenLogprob | None] = field(default_factory=list)
     finish_reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Scoring:
+    """How a prompt's log-probabilities are told.
+
+    `echoes` puts them before the answer's own, `is_shown` gives them apart.
+    """
+
+    echoes: bool = False
+    is_shown: bool = False
 
 
 class TextAnswer(CompletionAnswer):
@@ -65,9 +42,11 @@ class TextAnswer(CompletionAnswer):
 
     id_prefix, kind, chunk_kind = "cmpl-", "text_completion", "text_completion"
 
-    def __init__(self, call: TextCall, echo: bool, wants_usage: bool) -> None:
+    def __init__(
+        self, call: TextCall, echo: bool, scoring: Scoring, wants_usage: bool
+    ) -> None:
         super().__init__(wants_usage)
-        self._call, self._echo = call, echo
+        self._call, self._echo, self._scoring = call, echo, scoring
         self._choices: defaultdict[int, _Choice] = defaultdict(_Choice)
 
     def first_chunk(self, index: int) -> Chunk:
@@ -82,6 +61,11 @@ class TextAnswer(CompletionAnswer):
             chunk = _chunk(outcome.index, "")
             chunk["finish_reason"] = choice.finish_reason
             return [chunk]
+        chunks = []
+        if outcome.prompt_logprobs:
+            chunks = self._scored(outcome.index, outcome.prompt_logprobs)
+            if not outcome.pieces and not outcome.logprobs:
+                return chunks
         texts = [
             piece.text for piece in outcome.pieces if isinstance(piece, ContentDelta)
         ]
@@ -89,7 +73,30 @@ class TextAnswer(CompletionAnswer):
         chunk = _chunk(outcome.index, "".join(texts))
         tokenizer = self.generation.served.tokenizer
         chunk["logprobs"] = choice.logprobs.add(outcome.logprobs, tokenizer)
-        return [chunk]
+        return [*chunks, chunk]
+
+    def _scored(self, index: int, scores: Sequence[TokenLogprob | None]) -> list[Chunk]:
+        """The chunks of more of a prompt's scores, which all its choices share."""
+        tokenizer = self.generation.served.tokenizer
+        token_ids = self.generation.prompt_token_ids(index)
+        shows_special = not isinstance(self._prompt_of(index), str)
+        chunks = []
+        for sibling in self.generation.siblings(index):
+            choice, chunk = self._choices[sibling], _chunk(sibling, "")
+            start = len(choice.scores)
+            choice.scores.extend(scores)
+            if self._scoring.echoes:
+                chunk["logprobs"] = choice.logprobs.add_prompt(
+                    token_ids[start : start + len(scores)],
+                    scores,
+                    tokenizer,
+                    shows_special,
+                )
+            if self._scoring.is_shown:
+                chunk["prompt_logprobs"] = prompt_rows(scores, tokenizer)
+            if self._scoring.echoes or self._scoring.is_shown:
+                chunks.append(chunk)
+        return chunks
 
     def choices(self) -> list[dict[str, Any]]:
         choices = []
@@ -98,23 +105,22 @@ class TextAnswer(CompletionAnswer):
             chunk = _chunk(index, "".join(choice.text))
             chunk["logprobs"] = choice.logprobs.whole()
             chunk["finish_reason"] = choice.finish_reason
+            if self._scoring.is_shown:
+                tokenizer = self.generation.served.tokenizer
+                chunk["prompt_logprobs"] = prompt_rows(choice.scores, tokenizer)
             choices.append(chunk)
         return choices
 
     def _prompt(self, index: int) -> str:
         """The text of the prompt that a choice goes on from."""
-        prompt = self._call.prompts[index // self._call.params.n]
+        prompt = self._prompt_of(index)
         if isinstance(prompt, str):
             return prompt
         return self.generation.served.tokenizer.decode(prompt, skip_special=False)
 
+    def _prompt_of(self, index: int) -> str | tuple[int, ...]:
+        return self._call.prompts[index // self._call.params.n]
+
 
 def _chunk(index: int, text: str) -> Chunk:
     return {"index": index, "text": text, "logprobs": None, "finish_reason": None}
-
-
-def _alternatives(tokenizer: Tokenizer, drawn: TokenLogprob) -> dict[str, float]:
-    return {
-        token_text(tokenizer, token_id): finite(logprob)
-        for token_id, logprob in drawn.top
-    }

@@ -47,7 +47,7 @@ class ResponsesAnswer:
 
     def opening(self, generation: Generation) -> list[Event]:
         self._model = generation.model
-        self._items = OutputItems(generation.served.tokenizer)
+        self._items = OutputItems(generation.served)
         begun = self._object("in_progress", self._model)
         return [
             {"type": "response.created", "response": begun},

@@ -8,7 +8,7 @@ from typing import Any
 from rvllm_local.conversation.calls import Delta
 from rvllm_local.server.api.common import new_id
 from rvllm_local.server.api.logprobs import chat_logprobs
-from rvllm_local.text.tokenizer import Tokenizer
+from rvllm_local.server.models.served_model import Served
 from rvllm_local.text.tools import (
     ContentDelta,
     Piece,
@@ -28,9 +28,9 @@ class OutputItems:
     At most one item is open: the last. A piece of another kind closes it.
     """
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
+    def __init__(self, served: Served) -> None:
         self.items: list[dict[str, Any]] = []
-        self._tokenizer = tokenizer
+        self._served = served
         self._parts: list[str] = []
         self._logprobs: list[dict[str, Any]] = []
         self._is_open = False
@@ -65,7 +65,7 @@ class OutputItems:
 
     def _content(self, text: str, drawn: Sequence[TokenLogprob]) -> list[Event]:
         opening = self._ensure("message")
-        rows = chat_logprobs(drawn, self._tokenizer)
+        rows = chat_logprobs(drawn, self._served)
         self._parts.append(text)
         self._logprobs.extend(rows)
         kind = "response.output_text.delta"
