@@ -92,7 +92,7 @@ def _of_files(files: ModelFiles) -> dict[str, Any]:
     from rvllm_local.models.config_file import read_config
     from rvllm_local.models.gguf.config import gguf_config
     from rvllm_local.models.gguf.reader import GGUFFile
-    from rvllm_local.text.families import detect
+    from rvllm_local.text.detect_style import detect_style
     from rvllm_local.text.tokenizer_files import read_tokenizer
 
     config = (
@@ -127,7 +127,7 @@ def _of_files(files: ModelFiles) -> dict[str, Any]:
         manifest = open_bundle(files.path, cache_dir=files.cache_dir)
         found |= {"recipe": dict(manifest.recipe), "sha256": manifest.weights.sha256}
     tokenizer = read_tokenizer(files)
-    style = detect(tokenizer.chat_template, str(config.get("model_type")))
+    style = detect_style(tokenizer, str(config.get("model_type")))
     found["chat_template"] = tokenizer.chat_template is not None
     found["tools"] = style.tool_family or "none"
     found["reasoning"] = (

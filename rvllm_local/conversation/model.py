@@ -8,7 +8,8 @@ from rvllm_local.engine.limits import EngineLimits
 from rvllm_local.models.config_file import read_config
 from rvllm_local.models.gguf.reader import GGUFFile
 from rvllm_local.models.locate import ModelFiles
-from rvllm_local.text.families import OutputStyle, detect
+from rvllm_local.text import detect_style as styles
+from rvllm_local.text.families import OutputStyle
 from rvllm_local.text.tokenizer import Tokenizer
 
 
@@ -34,7 +35,4 @@ def detect_style(files: ModelFiles, tokenizer: Tokenizer) -> OutputStyle:
         model_type = str(metadata.get("general.architecture", ""))
     else:
         model_type = str(read_config(files.path).get("model_type", ""))
-    templates = tokenizer.templates
-    sources = [tokenizer.chat_template, templates.tool_use]
-    given = [source for source in sources if source is not None]
-    return detect("\n".join(given) or None, model_type)
+    return styles.detect_style(tokenizer, model_type)

@@ -216,7 +216,7 @@ def _kept_special(style: OutputStyle, has_tools: bool) -> tuple[str, ...]:
     """Tags that must come as text: a family's if its parser reads them, or a thought's."""
     if has_tools or style.tool_family == "harmony":
         return tuple(sorted(style.kept_special))
-    thinking = {style.reasoning_start, style.reasoning_end}
+    thinking = f"{style.reasoning_start} {style.reasoning_end}"
     return tuple(sorted(tag for tag in style.kept_special if tag in thinking))
 
 

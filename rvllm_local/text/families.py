@@ -34,9 +34,16 @@ class OutputStyle:
         )
 
 
-# A template that holds all of these texts belongs to the family; the first match counts.
+# A template that holds all of these texts may belong to the family; the first counts.
 _BY_TEMPLATE: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("harmony", (tags.CHANNEL, tags.MESSAGE)),
+    ("gemma4", (tags.GEMMA4_CALL[0],)),
+    ("kimi", (tags.KIMI_CALL[0],)),
+    ("lfm2", (tags.LFM_CALLS[0],)),
+    ("minimax", (tags.MINIMAX[0],)),
+    ("seed", (tags.SEED[0],)),
+    ("nemotron", (tags.NEMOTRON[0],)),
+    ("phi", (tags.PHI[0],)),
     ("deepseek", (tags.DEEPSEEK_CALL[0], "```json")),
     ("deepseek_v31", (tags.DEEPSEEK_CALL[0],)),
     ("glm", (tags.HERMES[0], tags.GLM_KEY[0])),
@@ -46,13 +53,14 @@ _BY_TEMPLATE: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("mistral", (tags.MISTRAL_CALLS,)),
     ("gemma", (tags.GEMMA_FUNCTION[0],)),
     ("gemma", ("tool_code",)),
+    ("pythonic", ("func_name1(params_name1=",)),
+    ("function_tag", tags.FUNCTION),
     ("llama3", ("<|start_header_id|>", '"parameters"')),
     ("llama3", (tags.PYTHON_TAG,)),
-    ("json", ("tools", '"arguments"')),
 )
 # Where a template says nothing of tools: what the model was trained on all the same.
 _BY_MODEL_TYPE = {"gpt_oss": "harmony", "gemma3": "gemma", "gemma3_text": "gemma"}
-_THINKING = (tags.THINK, tags.MISTRAL_THINK)
+_THINKING = (tags.THINK, tags.MISTRAL_THINK, tags.SEED_THINK, tags.GEMMA4_THOUGHT)
 _KEPT = {
     "harmony": (
         tags.CHANNEL,
@@ -72,25 +80,41 @@ _KEPT = {
     "mistral_args": (tags.MISTRAL_CALLS, tags.MISTRAL_ARGS, tags.MISTRAL_ID),
     "gemma": (*tags.GEMMA_FUNCTION, tags.GEMMA_ESCAPE),
     "llama3": (tags.PYTHON_TAG,),
+    "gemma4": (*tags.GEMMA4_CALL, tags.GEMMA4_QUOTE),
+    "kimi": (*tags.KIMI_CALLS, *tags.KIMI_CALL, tags.KIMI_ARGUMENTS),
+    "lfm2": tags.LFM_CALLS,
+    "minimax": tags.MINIMAX,
+    "seed": tags.SEED,
+    "nemotron": tags.NEMOTRON,
+    "phi": tags.PHI,
 }
 
 
-def detect(chat_template: str | None, model_type: str) -> OutputStyle:
-    """The style of a model whose catalogue entry says nothing; plain text if nothing is recognised."""
+def families_by_marks(chat_template: str | None, model_type: str) -> list[str]:
+    """Families whose texts a template holds, the likeliest first."""
     template = chat_template or ""
-    family = next(
-        (
-            name
-            for name, marks in _BY_TEMPLATE
-            if all(mark in template for mark in marks)
-        ),
-        None,
-    )
-    return style_of(
-        family or _BY_MODEL_TYPE.get(model_type),
-        thinking=next((pair for pair in _THINKING if pair[1] in template), None),
-        starts_inside=_opens_a_thought(template),
-    )
+    families = []
+    for family, marks in _BY_TEMPLATE:
+        if all(mark in template for mark in marks):
+            families.append(family)
+    if not families and model_type in _BY_MODEL_TYPE:
+        families.append(_BY_MODEL_TYPE[model_type])
+    return list(dict.fromkeys(families))
+
+
+def detect(chat_template: str | None, model_type: str) -> OutputStyle:
+    """The style by a template's texts alone; `detect_style` proves it where it can."""
+    families = families_by_marks(chat_template, model_type)
+    return style_with(families[0] if families else None, chat_template)
+
+
+def style_with(tool_family: str | None, chat_template: str | None) -> OutputStyle:
+    """The style of a model that writes calls as `tool_family` does."""
+    template = chat_template or ""
+    pairs = [pair for pair in _THINKING if pair[1] in template]
+    if not pairs:
+        return style_of(tool_family)
+    return style_of(tool_family, pairs[0], _opens_a_thought(template, pairs[0]))
 
 
 def style_of(
@@ -100,18 +124,18 @@ def style_of(
 ) -> OutputStyle:
     """The style of a family, with its tags kept; harmony's own parser splits off its thinking."""
     thinking = None if tool_family == "harmony" else thinking
-    kept = frozenset((*_KEPT.get(tool_family or "", ()), *(thinking or ())))
+    kept = {*_KEPT.get(tool_family or "", ()), *(thinking or ())}
+    if thinking == tags.GEMMA4_THOUGHT:
+        kept.add(tags.GEMMA4_CHANNEL[0])  # the token in its start tag
     start, end = thinking or (None, None)
     return OutputStyle(
-        tool_family, start, end, starts_inside and thinking is not None, kept
+        tool_family, start, end, starts_inside and thinking is not None, frozenset(kept)
     )
 
 
-def _opens_a_thought(template: str) -> bool:
-    """True if the template always ends a prompt with the start tag: it does so, and closes no thought there."""
-    tail = (
-        template[template.rfind("add_generation_prompt") :]
-        if "add_generation_prompt" in template
-        else ""
-    )
-    return "<think>" in tail and "</think>" not in tail
+def _opens_a_thought(template: str, pair: tuple[str, str]) -> bool:
+    """True if the template always ends a prompt with the start tag: it does so, and closes
+    no thought there.
+    """
+    _, mark, tail = template.rpartition("add_generation_prompt")
+    return bool(mark) and pair[0] in tail and pair[1] not in tail

@@ -18,11 +18,30 @@ GLM_VALUE = ("<arg_value>", "</arg_value>")
 THINK = ("<think>", "</think>")
 MISTRAL_THINK = ("[THINK]", "[/THINK]")
 
-# Tokens with these texts are never plain text, even where a vocabulary does not call them special.
+GEMMA4_CALL = ("<|tool_call>", "<tool_call|>")
+GEMMA4_QUOTE = '<|"|>'
+GEMMA4_CHANNEL = ("<|channel>", "<channel|>")
+GEMMA4_THOUGHT = (f"{GEMMA4_CHANNEL[0]}thought", GEMMA4_CHANNEL[1])
+LFM_CALLS = ("<|tool_call_start|>", "<|tool_call_end|>")
+KIMI_CALLS = ("<|tool_calls_section_begin|>", "<|tool_calls_section_end|>")
+KIMI_CALL = ("<|tool_call_begin|>", "<|tool_call_end|>")
+KIMI_ARGUMENTS = "<|tool_call_argument_begin|>"
+MINIMAX = ("<minimax:tool_call>", "</minimax:tool_call>")
+SEED = ("<seed:tool_call>", "</seed:tool_call>")
+SEED_THINK = ("<seed:think>", "</seed:think>")
+NEMOTRON = ("<TOOLCALL>", "</TOOLCALL>")
+PHI = ("<|tool_call|>", "<|/tool_call|>")
+FUNCTION = ("<function=", "</function>")
+
+# Tokens with these texts are never plain text, even where a vocabulary does not call
+# them special.
 CONTROL_TAGS = frozenset(
     (
-        *HERMES, PYTHON_TAG, MISTRAL_CALLS, MISTRAL_ARGS, MISTRAL_ID, *GEMMA_FUNCTION, GEMMA_ESCAPE,
-        *DEEPSEEK_CALLS, *DEEPSEEK_CALL, DEEPSEEK_SEP, CHANNEL, MESSAGE, CONSTRAIN, START, END_MESSAGE, CALL, RETURN,
-        *GLM_KEY, *GLM_VALUE, *THINK, *MISTRAL_THINK,
+        *HERMES, PYTHON_TAG, MISTRAL_CALLS, MISTRAL_ARGS, MISTRAL_ID, *GEMMA_FUNCTION,
+        GEMMA_ESCAPE, *DEEPSEEK_CALLS, *DEEPSEEK_CALL, DEEPSEEK_SEP, CHANNEL, MESSAGE,
+        CONSTRAIN, START, END_MESSAGE, CALL, RETURN, *GLM_KEY, *GLM_VALUE, *THINK,
+        *MISTRAL_THINK, *GEMMA4_CALL, GEMMA4_QUOTE, *GEMMA4_CHANNEL, *LFM_CALLS,
+        *KIMI_CALLS, *KIMI_CALL, KIMI_ARGUMENTS, *MINIMAX, *SEED, *SEED_THINK, *NEMOTRON,
+        *PHI,
     )
 )  # fmt: skip

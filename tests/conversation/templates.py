@@ -19,8 +19,19 @@ _ROWS = (
 )
 _OPENING = "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 _TOOLS = "{% for tool in tools or [] %}{{ tool | tojson }}{% endfor %}"
-_REPEATED_CALL = (
-    "{{ '<tool_call>' + c.function.name + (c.function.arguments | tojson) }}"
+_HERMES_CALL = (
+    """{{ '<tool_call>\\n{"name": "' + c.function.name + '", "arguments": ' }}"""
+    """{{ (c.function.arguments | tojson) + '}\\n</tool_call>' }}"""
+)
+_EACH = "{% for k, v in c.function.arguments.items() %}"
+_CODER_CALL = (
+    "<tool_call>\n<function={{ c.function.name }}>\n"
+    + _EACH
+    + "<parameter={{ k }}>\n{{ v }}\n</parameter>\n{% endfor %}</function>\n</tool_call>"
+)
+_GLM_CALL = (
+    "<tool_call>{{ c.function.name }}\n" + _EACH + "<arg_key>{{ k }}</arg_key>\n"
+    "<arg_value>{{ v }}</arg_value>\n{% endfor %}</tool_call>"
 )
 
 
@@ -41,10 +52,10 @@ class Family:
 FAMILIES = (
     Family("plain", _ROWS.replace("CALL", "") + _OPENING),
     Family("no-name", "{% for m in messages %}{{ m.content }}\n{% endfor %}"),
-    Family("hermes", _with_call(_REPEATED_CALL)),
+    Family("hermes", _with_call(_HERMES_CALL)),
     Family(
         "thinking",
-        _with_call(_REPEATED_CALL)
+        _with_call(_HERMES_CALL)
         + "{% if enable_thinking is defined and not enable_thinking %}"
         "<think>\n\n</think>\n\n{% endif %}",
         thought="<think>\nLet me see.\n</think>\n\n",
@@ -57,8 +68,8 @@ FAMILIES = (
         "{{ '<|im_start|>assistant\n<think>\n' }}{% endif %}",
         thought="Let me see.\n</think>\n",
     ),
-    Family("coder", _with_call(_REPEATED_CALL + "<function=f><parameter=p>"), QWEN),
-    Family("glm", _with_call(_REPEATED_CALL + "<arg_key>k</arg_key>"), GLM),
+    Family("coder", _with_call(_CODER_CALL), QWEN),
+    Family("glm", _with_call(_GLM_CALL), GLM),
     Family(
         "llama3",
         "{% for m in messages %}<|start_header_id|>{{ m.role }}\n{{ m.content }}"

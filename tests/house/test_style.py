@@ -21,7 +21,6 @@ TEXTS = sorted(
 TO_BE_SPLIT = {
     "rvllm_local/history/store.py",
     "rvllm_local/text/grammar/json_schema.py",
-    "rvllm_local/text/grammar/tool_calls.py",
     "tui/endpoint.py",
     "tui/reducer.py",
 }

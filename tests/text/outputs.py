@@ -108,6 +108,25 @@ HARMONY = (
 )
 GEMMA_FUNCTION = "<start_function_call>call:look{city:<escape>Oslo<escape>,days:3}<end_function_call>"
 
+GEMMA_4 = '<|tool_call>call:look{city:<|"|>Oslo<|"|>,days:3}<tool_call|>'
+LFM = '<|tool_call_start|>[look(city="Oslo", days=3)]<|tool_call_end|>'
+KIMI = (
+    "<|tool_calls_section_begin|><|tool_call_begin|>functions.look:0"
+    f"<|tool_call_argument_begin|>{ARGUMENTS}<|tool_call_end|><|tool_calls_section_end|>"
+)
+MINIMAX = (
+    '<minimax:tool_call>\n<invoke name="look">\n<parameter name="city">Oslo</parameter>\n'
+    '<parameter name="days">3</parameter>\n</invoke>\n</minimax:tool_call>'
+)
+SEED = (
+    "<seed:tool_call>\n<function=look>\n<parameter=city>Oslo</parameter>\n"
+    "<parameter=days>3</parameter>\n</function>\n</seed:tool_call>"
+)
+NEMOTRON = f'<TOOLCALL>[{{"name": "look", "arguments": {ARGUMENTS}}}]</TOOLCALL>'
+PHI = f'<|tool_call|>[{{"name": "look", "arguments": {ARGUMENTS}}}]<|/tool_call|>'
+FUNCTION = f"<function=look>{ARGUMENTS}</function>"
+PYTHONIC = '[look(city="Oslo", days=3)]'
+
 # Family, output, what it is read as.
 OUTPUTS: list[tuple[str, str, Read]] = [
     ("hermes", "Hello, world.\n", Read("Hello, world.\n")),
@@ -168,6 +187,30 @@ OUTPUTS: list[tuple[str, str, Read]] = [
     ("harmony", "<|channel|>commentary<|message|>I will look.<|end|><|start|>assistant" + HARMONY, Read("I will look.", calls=[CALL])),
     ("harmony", "just text to=x", Read("just text to=x")),
     ("harmony", "<|channel|>commentary to=functions.f<|message|>oops<|call|>", Read(failed=["<|channel|> commentary to=functions.f<|message|>oops<|call|>"])),
+    ("gemma4", f"Well. {GEMMA_4}", Read("Well.", calls=[CALL])),
+    ("gemma4", f"{GEMMA_4}{GEMMA_4}", Read(calls=[CALL, CALL])),
+    ("gemma4", '<|tool_call>call:f{a:{b:[1,<|"|>x,}<|"|>]},c:null,d:"e, f"}<tool_call|>', Read(calls=[("f", {"a": {"b": [1, "x,}"]}, "c": None, "d": "e, f"})])),
+    ("gemma4", "<|tool_call>call:f{a:<tool_call|>", Read(failed=["<|tool_call>call:f{a:<tool_call|>"])),
+    ("lfm2", f"{LFM}Done.", Read("Done.", calls=[CALL])),
+    ("lfm2", '<|tool_call_start|>[f(a=[1, {"b": True}]), g()]<|tool_call_end|>', Read(calls=[("f", {"a": [1, {"b": True}]}), ("g", {})])),
+    ("lfm2", "<|tool_call_start|>[f(1)]<|tool_call_end|>", Read(failed=["<|tool_call_start|>[f(1)]<|tool_call_end|>"])),
+    ("pythonic", PYTHONIC, Read(calls=[CALL])),
+    ("pythonic", '[f(a="x]y"), g(b=[1])]', Read(calls=[("f", {"a": "x]y"}), ("g", {"b": [1]})])),
+    ("pythonic", "[1, 2]", Read("[1, 2]")),
+    ("pythonic", "[see](there)", Read("[see](there)")),
+    ("pythonic", "Hello [f(a=1)]", Read("Hello [f(a=1)]")),
+    ("kimi", f"Hm.{KIMI}", Read("Hm.", calls=[CALL])),
+    ("kimi", "<|tool_call_begin|>f<|tool_call_argument_begin|>{}<|tool_call_end|>", Read(calls=[("f", {})])),
+    ("kimi", "<|tool_call_begin|>f:0<|tool_call_argument_begin|>oops<|tool_call_end|>", Read(failed=["<|tool_call_begin|>f:0<|tool_call_argument_begin|>oops<|tool_call_end|>"])),
+    ("minimax", f"Hm.\n{MINIMAX}", Read("Hm.", calls=[CALL])),
+    ("minimax", '<minimax:tool_call><invoke name="f"></invoke><invoke name="g"></invoke></minimax:tool_call>', Read(calls=[("f", {}), ("g", {})])),
+    ("seed", f"Hm. {SEED}", Read("Hm.", calls=[CALL])),
+    ("nemotron", f"Hm. {NEMOTRON}", Read("Hm.", calls=[CALL])),
+    ("nemotron", '<TOOLCALL>{"name": "f", "arguments": {}}</TOOLCALL>', Read(calls=[("f", {})])),
+    ("phi", PHI, Read(calls=[CALL])),
+    ("phi", "<|tool_call|>[", Read(failed=["<|tool_call|>["])),
+    ("function_tag", f"Hm. {FUNCTION}", Read("Hm.", calls=[CALL])),
+    ("function_tag", "<function=f>{}</function>\n<function=g>{}</function>", Read(calls=[("f", {}), ("g", {})])),
     ("json", '{"name": "look", "arguments": ' + ARGUMENTS + "}", Read(calls=[CALL])),
     ("json", '[{"name": "f", "arguments": {}}, {"name": "g", "arguments": {}}]', Read(calls=[("f", {}), ("g", {})])),
     ("json", '{"answer": 42}', Read('{"answer": 42}')),

@@ -1,4 +1,4 @@
-"""Families that write each argument between tags, as text: Qwen3-Coder and GLM.
+"""Families that write each argument between tags, as text: Qwen3-Coder, Seed-OSS, MiniMax, GLM.
 
 Which arguments are strings, the tools' schemas say; without them, what reads as JSON is JSON.
 """
@@ -47,14 +47,16 @@ class ParameterReader(JSONReader):
 
 
 class Qwen3CoderParser(ParameterReader):
-    """`<tool_call><function=name><parameter=key>value</parameter>...</function></tool_call>`; the outer tag may
-    be missing.
+    """`<tool_call><function=name><parameter=key>value</parameter>...</function>` and the
+    end of the outer tag, which may be missing.
     """
 
+    outer = tags.HERMES
+
     def _parse(self) -> Reading[None]:
-        opening, closing = tags.HERMES
-        known = (opening, closing, "<function=", "</function>")
-        while (tag := (yield from self._until(known, self._content))) != END:
+        opening, closing = self.outer
+        every = (opening, closing, *tags.FUNCTION)
+        while (tag := (yield from self._until(every, self._content))) != END:
             if tag == opening:
                 yield from self._call(tag, self._wrapped(closing), (closing,))
             elif tag == "<function=":
@@ -89,6 +91,46 @@ class Qwen3CoderParser(ParameterReader):
             self._close_arguments()
 
 
+class SeedParser(Qwen3CoderParser):
+    """Seed-OSS: the same between tags of its own."""
+
+    outer = tags.SEED
+
+
+class MiniMaxParser(ParameterReader):
+    """`<minimax:tool_call><invoke name="f"><parameter name="key">value</parameter>...`;
+    one block may hold several calls.
+    """
+
+    def _parse(self) -> Reading[None]:
+        every = ("<invoke name=", "</invoke>", *tags.MINIMAX)
+        while True:
+            tag = yield from self._until(every, self._content)
+            if tag == END:
+                break
+            self._space = ""
+            if tag == "<invoke name=":
+                yield from self._call(tag, self._invoke(), ("</invoke>",))
+        self._flush_space()
+
+    def _invoke(self) -> Reading[None]:
+        name, _ = yield from self._text_until((">",), MAX_NAME)
+        self._open_arguments(_unquoted(name))
+        while True:
+            yield from self._expect_solid("<")
+            tag, _ = yield from self._text_until((">",), MAX_NAME)
+            if tag == "/invoke":
+                break
+            head, equals, key = tag.partition("=")
+            if head != "parameter name" or not equals:
+                raise MalformedCallError(
+                    "it holds a tag that is neither a parameter nor the end"
+                )
+            value, _ = yield from self._text_until(("</parameter>",), MAX_CALL_CHARS)
+            self._argument(_unquoted(key), value.removeprefix("\n").removesuffix("\n"))
+        self._close_arguments()
+
+
 class GLMParser(ParameterReader):
     """`<tool_call>name`, then `<arg_key>key</arg_key><arg_value>value</arg_value>` pairs, then `</tool_call>`."""
 
@@ -116,36 +158,41 @@ class GLMParser(ParameterReader):
         self._close_arguments()
 
 
+def _unquoted(text: str) -> str:
+    return text.strip().strip("\"'")
+
+
 def _schemas(tools: Sequence[Mapping[str, Any]]) -> dict[str, Mapping[str, Any]]:
     """Properties by tool name; what is not in shape is left out."""
-    found: dict[str, Mapping[str, Any]] = {}
+    by_name: dict[str, Mapping[str, Any]] = {}
     for tool in tools:
-        function = tool.get("function") if isinstance(tool, Mapping) else None
-        if isinstance(function, Mapping) and isinstance(function.get("name"), str):
-            parameters = function.get("parameters")
-            properties = (
-                parameters.get("properties")
-                if isinstance(parameters, Mapping)
-                else None
-            )
-            found[function["name"]] = (
-                properties if isinstance(properties, Mapping) else {}
-            )
-    return found
+        function = _mapping(tool).get("function")
+        name = _mapping(function).get("name")
+        if isinstance(name, str):
+            parameters = _mapping(function).get("parameters")
+            by_name[name] = _mapping(_mapping(parameters).get("properties"))
+    return by_name
+
+
+def _mapping(value: Any) -> Mapping[str, Any]:
+    """The value if it is a mapping, else an empty one."""
+    return value if isinstance(value, Mapping) else {}
+
+
+def _is_text(schema: Mapping[str, Any]) -> bool:
+    """True if the schema takes strings alone."""
+    if schema.get("type") == "string":
+        return True
+    choices = schema.get("enum") or []
+    if not choices and "const" in schema:
+        choices = [schema["const"]]
+    is_list = isinstance(choices, list) and bool(choices)
+    return is_list and all(isinstance(choice, str) for choice in choices)
 
 
 def _value(text: str, schema: Any) -> str:
     """The JSON text of an argument that was written as `text`."""
-    schema = schema if isinstance(schema, Mapping) else {}
-    choices = (
-        schema.get("enum") or [schema["const"]]
-        if "const" in schema
-        else schema.get("enum") or []
-    )
-    is_text = schema.get("type") == "string" or (
-        bool(choices) and all(isinstance(one, str) for one in choices)
-    )
-    if not is_text:
+    if not _is_text(_mapping(schema)):
         plain = _PYTHON_WORDS.get(text.strip(), text.strip())
         try:
             loads(plain)

@@ -104,11 +104,11 @@ class PieceReader(ABC):
 
     def _expect(self, literal: str) -> Reading[None]:
         """Read exactly `literal`."""
-        for wanted in literal:
+        for expected in literal:
             char = yield from self._next()
             if char == END:
                 raise MalformedCallError("it was cut off")
-            if char != wanted:
+            if char != expected:
                 raise MalformedCallError(f"{literal!r} was expected")
 
     def _expect_solid(self, literal: str) -> Reading[None]:
@@ -240,11 +240,12 @@ class PieceReader(ABC):
         keep((yield from self._until(closings, keep, held=raw[len(raw) - size :])))
         self._write(ToolCallFailed(self._index, "".join(kept), reason))
 
-    def _start_call(self, name: str) -> None:
+    def _start_call(self, name: str, call_id: str | None = None) -> None:
         if not name:
             raise MalformedCallError("the call has no name")
         self._is_started = True
-        self._write(ToolCallStart(self._index, self._new_call_id(), name))
+        call_id = call_id or self._new_call_id()
+        self._write(ToolCallStart(self._index, call_id, name))
 
     def _arguments(self, text: str) -> None:
         self._write(ToolCallDelta(self._index, text))

@@ -1,4 +1,4 @@
-"""Families that set a call's JSON between tags: Hermes and Qwen, Mistral, DeepSeek."""
+"""Families that set a call's JSON between tags: Hermes, Mistral, Kimi and others."""
 
 from __future__ import annotations
 
@@ -35,27 +35,39 @@ class HermesParser(JSONReader):
         self._end_call()
 
 
-class MistralParser(JSONReader):
-    """`[TOOL_CALLS][{"name": ..., "arguments": {...}}, ...]`, and the later `[TOOL_CALLS]name[ARGS]{...}`."""
+class ListParser(JSONReader):
+    """A list of calls after a tag, or calls one after another: Nemotron, Phi, Granite.
 
-    def __init__(self, new_call_id: Callable[[], str] | None = None) -> None:
-        super().__init__(new_call_id or _nine_characters)
+    `tags` are the opening tag and the closing one, which may be missing.
+    """
+
+    def __init__(
+        self, tags: tuple[str, str], new_call_id: Callable[[], str] | None = None
+    ) -> None:
+        self._opening, self._closing = tags
+        super().__init__(new_call_id)
 
     def _parse(self) -> Reading[None]:
-        stray = (tags.MISTRAL_ARGS, tags.MISTRAL_ID)
-        while (
-            tag := (yield from self._until((tags.MISTRAL_CALLS, *stray), self._content))
-        ) != END:
-            if tag in stray:
-                continue
-            first = yield from self._next_solid()
-            if first == "[":
-                yield from self._list(tag + first)
-            else:
-                self._put_back(first)
-                body = self._object() if first == "{" else self._named()
-                yield from self._call(tag + first, body, ())
+        stray = (self._closing,)
+        while True:
+            tag = yield from self._until((self._opening, *stray), self._content)
+            if tag == END:
+                break
+            if tag == self._opening:
+                yield from self._calls(tag)
         self._flush_space()
+
+    def _calls(self, tag: str) -> Reading[None]:
+        first = yield from self._next_solid()
+        if first == "[":
+            yield from self._list(tag + first)
+            return
+        while tag or first == "{":
+            self._put_back(first)
+            yield from self._call(tag + first, self._object(), (self._closing,))
+            tag = ""
+            first = yield from self._next_solid()
+        self._put_back(first)
 
     def _list(self, opening: str) -> Reading[None]:
         separator = ","
@@ -74,6 +86,33 @@ class MistralParser(JSONReader):
         yield from self._json_call()
         self._end_call()
 
+
+class MistralParser(ListParser):
+    """`[TOOL_CALLS][{"name": ..., "arguments": {...}}, ...]`, and the later
+    `[TOOL_CALLS]name[ARGS]{...}`.
+    """
+
+    def __init__(self, new_call_id: Callable[[], str] | None = None) -> None:
+        pair = (tags.MISTRAL_CALLS, tags.MISTRAL_ARGS)
+        super().__init__(pair, new_call_id or _nine_characters)
+
+    def _parse(self) -> Reading[None]:
+        stray = (tags.MISTRAL_ARGS, tags.MISTRAL_ID)
+        while True:
+            tag = yield from self._until((tags.MISTRAL_CALLS, *stray), self._content)
+            if tag == END:
+                break
+            if tag in stray:
+                continue
+            first = yield from self._next_solid()
+            if first == "[":
+                yield from self._list(tag + first)
+            else:
+                self._put_back(first)
+                body = self._object() if first == "{" else self._named()
+                yield from self._call(tag + first, body, ())
+        self._flush_space()
+
     def _named(self) -> Reading[None]:
         name, tag = yield from self._text_until(
             (tags.MISTRAL_ARGS, tags.MISTRAL_ID, "{"), MAX_NAME
@@ -87,6 +126,65 @@ class MistralParser(JSONReader):
         self._end_call()
 
 
+class KimiParser(JSONReader):
+    """`<|tool_call_begin|>functions.name:0<|tool_call_argument_begin|>{...}` and its end.
+
+    What stands before the arguments is also the call's id, by which the template finds
+    its result.
+    """
+
+    def _parse(self) -> Reading[None]:
+        begin, end = tags.KIMI_CALL
+        every = (begin, end, *tags.KIMI_CALLS, tags.KIMI_ARGUMENTS)
+        while True:
+            tag = yield from self._until(every, self._content)
+            if tag == END:
+                break
+            self._space = ""
+            if tag == begin:
+                yield from self._call(tag, self._body(end), (end,))
+        self._flush_space()
+
+    def _body(self, end: str) -> Reading[None]:
+        head, _ = yield from self._text_until((tags.KIMI_ARGUMENTS,), MAX_NAME)
+        call_id = head.strip()
+        name, colon, number = call_id.removeprefix("functions.").rpartition(":")
+        if not colon or not number.isdecimal():
+            name = call_id.removeprefix("functions.")
+            call_id = ""
+        self._start_call(name, call_id)
+        yield from self._object_arguments()
+        first = yield from self._next_solid()
+        if first != END:
+            self._put_back(first)
+            yield from self._expect(end)
+        self._end_call()
+
+
+class FunctionTagParser(JSONReader):
+    """`<function=name>{...}</function>`, as functionary and Llama 3.1 write it."""
+
+    def _parse(self) -> Reading[None]:
+        opening, closing = tags.FUNCTION
+        while True:
+            tag = yield from self._until((opening, closing), self._content)
+            if tag == END:
+                break
+            if tag == opening:
+                yield from self._call(tag, self._body(closing), (closing,))
+        self._flush_space()
+
+    def _body(self, closing: str) -> Reading[None]:
+        name, _ = yield from self._text_until((">",), MAX_NAME)
+        self._start_call(name.strip())
+        yield from self._object_arguments()
+        first = yield from self._next_solid()
+        if first != END:
+            self._put_back(first)
+            yield from self._expect(closing)
+        self._end_call()
+
+
 class DeepSeekParser(JSONReader):
     """`<｜tool▁call▁begin｜>function<｜tool▁sep｜>name`, a fenced JSON and `<｜tool▁call▁end｜>`, as V3 and R1 write it;
     or `<｜tool▁call▁begin｜>name<｜tool▁sep｜>{...}<｜tool▁call▁end｜>`, as V3.1 does.
@@ -94,8 +192,8 @@ class DeepSeekParser(JSONReader):
 
     def _parse(self) -> Reading[None]:
         begin, end = tags.DEEPSEEK_CALL
-        known = (begin, end, *tags.DEEPSEEK_CALLS, tags.DEEPSEEK_SEP)
-        while (tag := (yield from self._until(known, self._content))) != END:
+        every = (begin, end, *tags.DEEPSEEK_CALLS, tags.DEEPSEEK_SEP)
+        while (tag := (yield from self._until(every, self._content))) != END:
             self._space = ""
             if tag == begin:
                 yield from self._call(tag, self._body(end), (end,))

@@ -1,0 +1,229 @@
+"""One call in each family's syntax, as a rule. It knows tags and tools, no tokenizer."""
+
+from __future__ import annotations
+
+import json
+import keyword
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from rvllm_local.text import tags
+from rvllm_local.text.grammar.argument_lists import (
+    ArgumentSyntax,
+    arguments_in_order,
+    json_value,
+    tagged_value,
+    text_value,
+)
+from rvllm_local.text.grammar.called_tools import Tool
+from rvllm_local.text.grammar.lark import Lark, quoted
+
+WriteCall = Callable[[Lark, Tool], str]
+
+
+@dataclass(frozen=True, slots=True)
+class CallSyntax:
+    """How one family writes calls.
+
+    `trigger` is the tag that begins them, None if a call looks like text. `call` gives
+    the body of one call; `first` comes before the first call after the trigger, `between`
+    two calls, `last` after all. Where `repeats`, every call begins with the trigger.
+    """
+
+    call: WriteCall
+    trigger: str | None
+    first: str = ""
+    between: str = ""
+    last: str = ""
+    repeats: bool = True
+    can_repeat: bool = True
+
+
+def _object_call(key: str) -> WriteCall:
+    """`{"name": ..., KEY: {...}}`"""
+
+    def call(lark: Lark, tool: Tool) -> str:
+        head = f'{{"name": {json.dumps(tool.name)}, "{key}": '
+        return f"{quoted(head)} {lark.json(tool.schema)} {quoted('}')}"
+
+    return call
+
+
+def _framed_call(head: str, foot: str) -> WriteCall:
+    """The arguments as JSON between texts; NAME in `head` stands for the tool's name."""
+
+    def call(lark: Lark, tool: Tool) -> str:
+        opening = lark.text(head.replace("NAME", tool.name))
+        return f"{opening} {lark.json(tool.schema)} {lark.text(foot)}"
+
+    return call
+
+
+def _listed_call(head: str, syntax: ArgumentSyntax, foot: str) -> WriteCall:
+    """The arguments one by one between texts."""
+
+    def call(lark: Lark, tool: Tool) -> str:
+        opening = lark.text(head.replace("NAME", tool.name))
+        return f"{opening} {arguments_in_order(lark, tool, syntax)} {lark.text(foot)}"
+
+    return call
+
+
+def _hermes_call(lark: Lark, tool: Tool) -> str:
+    body = _object_call("arguments")(lark, tool)
+    return f"{body} {lark.text(chr(10) + tags.HERMES[1])}"
+
+
+def _kimi_call(lark: Lark, tool: Tool) -> str:
+    begin, end = tags.KIMI_CALL
+    head = lark.text(f"{begin}functions.{tool.name}:")
+    arguments = f"{lark.tag(tags.KIMI_ARGUMENTS)} {lark.json(tool.schema)}"
+    return f"{head} /[0-9]{{1,3}}/ {arguments} {lark.tag(end)}"
+
+
+_PYTHON_ARGUMENTS = ArgumentSyntax(
+    lambda key: f"{key}=", json_value, "", ", ", holds_text=False
+)
+
+
+def _python_call(lark: Lark, tool: Tool) -> str:
+    arguments = arguments_in_order(lark, tool, _PYTHON_ARGUMENTS)
+    return f"{quoted(tool.name + '(')} {arguments} {quoted(')')}"
+
+
+def _is_python(tool: Tool) -> bool:
+    """True if the tool and its arguments have names that Python takes."""
+    names = (*tool.name.split("."), *tool.schema.get("properties", ()))
+    return all(map(_is_name, names))
+
+
+def _is_name(text: str) -> bool:
+    return text.isascii() and text.isidentifier() and not keyword.iskeyword(text)
+
+
+def _fenced_call(lark: Lark, tool: Tool) -> str:
+    """Python, or JSON where a name is none in Python."""
+    if _is_python(tool):
+        return f"{_python_call(lark, tool)} {quoted(chr(10) + '```')}"
+    return f"{_object_call('parameters')(lark, tool)} {quoted(chr(10) + '```')}"
+
+
+def _key_and_value(key: str) -> str:
+    opening, closing = tags.GLM_KEY
+    return f"{opening}{key}{closing}\n{tags.GLM_VALUE[0]}"
+
+
+_CODER_ARGUMENTS = ArgumentSyntax(
+    lambda key: f"<parameter={key}>\n", text_value, "\n</parameter>\n"
+)
+_SEED_ARGUMENTS = ArgumentSyntax(
+    lambda key: f"<parameter={key}>", text_value, "</parameter>\n"
+)
+_MINIMAX_ARGUMENTS = ArgumentSyntax(
+    lambda key: f'<parameter name="{key}">', text_value, "</parameter>\n"
+)
+_GLM_ARGUMENTS = ArgumentSyntax(_key_and_value, text_value, f"{tags.GLM_VALUE[1]}\n")
+_GEMMA4_ARGUMENTS = ArgumentSyntax(
+    lambda key: f"{key}:", tagged_value(tags.GEMMA4_QUOTE), "", ","
+)
+_FENCE = "\n```json\n"
+
+SYNTAXES = {
+    "hermes": CallSyntax(_hermes_call, tags.HERMES[0], first="\n", between="\n"),
+    "qwen3_coder": CallSyntax(
+        _listed_call(
+            "\n<function=NAME>\n", _CODER_ARGUMENTS, f"</function>\n{tags.HERMES[1]}"
+        ),
+        tags.HERMES[0],
+        between="\n",
+    ),
+    "seed": CallSyntax(
+        _listed_call(
+            "\n<function=NAME>\n", _SEED_ARGUMENTS, f"</function>\n{tags.SEED[1]}"
+        ),
+        tags.SEED[0],
+        between="\n",
+    ),
+    "minimax": CallSyntax(
+        _listed_call('<invoke name="NAME">\n', _MINIMAX_ARGUMENTS, "</invoke>\n"),
+        tags.MINIMAX[0],
+        first="\n",
+        last=tags.MINIMAX[1],
+        repeats=False,
+    ),
+    "glm": CallSyntax(
+        _listed_call("NAME\n", _GLM_ARGUMENTS, tags.HERMES[1]),
+        tags.HERMES[0],
+        between="\n",
+    ),
+    "llama3": CallSyntax(_object_call("parameters"), None, can_repeat=False),
+    "pythonic": CallSyntax(_python_call, None, "[", ", ", "]", repeats=False),
+    "lfm2": CallSyntax(
+        _python_call,
+        tags.LFM_CALLS[0],
+        "[",
+        ", ",
+        f"]{tags.LFM_CALLS[1]}",
+        repeats=False,
+    ),
+    "mistral": CallSyntax(
+        _object_call("arguments"), tags.MISTRAL_CALLS, "[", ", ", "]", repeats=False
+    ),
+    "mistral_args": CallSyntax(
+        _framed_call(f"NAME{tags.MISTRAL_ARGS}", ""), tags.MISTRAL_CALLS
+    ),
+    "nemotron": CallSyntax(
+        _object_call("arguments"),
+        tags.NEMOTRON[0],
+        "[",
+        ", ",
+        f"]{tags.NEMOTRON[1]}",
+        repeats=False,
+    ),
+    "phi": CallSyntax(
+        _object_call("arguments"),
+        tags.PHI[0],
+        "[",
+        ", ",
+        f"]{tags.PHI[1]}",
+        repeats=False,
+    ),
+    "gemma": CallSyntax(_fenced_call, tags.GEMMA[0], first="\n", can_repeat=False),
+    "gemma4": CallSyntax(
+        _listed_call("call:NAME{", _GEMMA4_ARGUMENTS, f"}}{tags.GEMMA4_CALL[1]}"),
+        tags.GEMMA4_CALL[0],
+    ),
+    "deepseek": CallSyntax(
+        _framed_call(
+            f"{tags.DEEPSEEK_CALL[0]}function{tags.DEEPSEEK_SEP}NAME{_FENCE}",
+            f"\n```{tags.DEEPSEEK_CALL[1]}",
+        ),
+        tags.DEEPSEEK_CALLS[0],
+        between="\n",
+        last=tags.DEEPSEEK_CALLS[1],
+        repeats=False,
+    ),
+    "deepseek_v31": CallSyntax(
+        _framed_call(
+            f"{tags.DEEPSEEK_CALL[0]}NAME{tags.DEEPSEEK_SEP}", tags.DEEPSEEK_CALL[1]
+        ),
+        tags.DEEPSEEK_CALLS[0],
+        last=tags.DEEPSEEK_CALLS[1],
+        repeats=False,
+    ),
+    "kimi": CallSyntax(
+        _kimi_call, tags.KIMI_CALLS[0], last=tags.KIMI_CALLS[1], repeats=False
+    ),
+    "function_tag": CallSyntax(
+        _framed_call("NAME>", tags.FUNCTION[1]), tags.FUNCTION[0], between="\n"
+    ),
+    "harmony": CallSyntax(
+        _framed_call(
+            f"commentary to=functions.NAME {tags.CONSTRAIN}json{tags.MESSAGE}",
+            tags.CALL,
+        ),
+        tags.CHANNEL,
+        can_repeat=False,
+    ),
+    "json": CallSyntax(_object_call("arguments"), None, can_repeat=False),
+}

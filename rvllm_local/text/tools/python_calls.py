@@ -1,0 +1,89 @@
+"""Calls as Python writes them: `f(a=1, b="x")`, or a list of such. Nothing is run."""
+
+from __future__ import annotations
+
+import ast
+import json
+import re
+import warnings
+from typing import Any
+
+from rvllm_local.text.tools.reader import MalformedCallError
+
+_WORDS = {"true": True, "false": False, "null": None}
+_NAME = re.compile(r"[A-Za-z_][\w.-]*")
+_QUOTED = re.compile(r'"(?:[^"\\]|\\.)*"|\'(?:[^\'\\]|\\.)*\'')  # a whole string
+
+
+def ends_in_string(code: str) -> bool:
+    """True if the last line opens a string and does not close it: the fence behind it is the string's."""
+    rest = _QUOTED.sub("", code.rpartition("\n")[2])
+    return '"' in rest or "'" in rest
+
+
+def python_calls(code: str) -> list[tuple[str, str]]:
+    """Names and arguments of the calls in an expression: one, or a list of them, perhaps printed."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            statements = ast.parse(code).body
+        calls = [call for statement in statements for call in _calls_of(statement)]
+        if not calls:
+            raise MalformedCallError("it calls nothing")
+        return [_python_call(call) for call in calls]
+    except (SyntaxError, ValueError, TypeError, RecursionError, MemoryError) as error:
+        raise MalformedCallError("its code is not a call with plain values") from error
+
+
+def _calls_of(statement: ast.stmt) -> list[ast.Call]:
+    value = getattr(statement, "value", None)
+    nodes = value.elts if isinstance(value, ast.List | ast.Tuple) else [value]
+    calls = []
+    for node in nodes:
+        call = _printed(node)
+        if not isinstance(call, ast.Call):
+            raise MalformedCallError("it holds code that is no call")
+        calls.append(call)
+    return calls
+
+
+def _printed(node: ast.AST | None) -> ast.AST | None:
+    """What `print(...)` prints; anything else as it is."""
+    is_named = isinstance(node, ast.Call) and isinstance(node.func, ast.Name)
+    if not is_named:
+        return node
+    assert isinstance(node, ast.Call) and isinstance(node.func, ast.Name)
+    return node.args[0] if node.func.id == "print" and node.args else node
+
+
+def _python_call(call: ast.Call) -> tuple[str, str]:
+    if call.args or any(keyword.arg is None for keyword in call.keywords):
+        raise MalformedCallError("its arguments have no names")
+    name = ast.unparse(call.func).removeprefix("default_api.")
+    if not _NAME.fullmatch(name):
+        raise MalformedCallError("the call has no plain name")
+    arguments = {}
+    for keyword in call.keywords:
+        arguments[str(keyword.arg)] = _python_value(keyword.value)
+    return name, json.dumps(arguments, ensure_ascii=False, allow_nan=False)
+
+
+def _python_value(node: ast.expr) -> Any:
+    """A literal's value; JSON's words for true, false and null count too."""
+    if isinstance(node, ast.Name) and node.id in _WORDS:
+        return _WORDS[node.id]
+    if isinstance(node, ast.List | ast.Tuple):
+        return [_python_value(item) for item in node.elts]
+    if isinstance(node, ast.Dict):
+        pairs = zip(node.keys, node.values, strict=True)
+        return {_key(key): _python_value(item) for key, item in pairs}
+    value = ast.literal_eval(node)
+    if not isinstance(value, str | int | float | None):
+        raise MalformedCallError("it holds a value that JSON does not know")
+    return value
+
+
+def _key(node: ast.expr | None) -> str:
+    if isinstance(node, ast.Constant) and isinstance(node.value, str):
+        return node.value
+    raise MalformedCallError("it holds a key that is not a string")

@@ -1,0 +1,76 @@
+"""Families that write calls as Python: LFM2 between tags, Llama 4 and 3.2 without any."""
+
+from __future__ import annotations
+
+import re
+
+from rvllm_local.text import tags
+from rvllm_local.text.tools.gemma import MAX_CODE, LooseCallParser
+from rvllm_local.text.tools.python_calls import ends_in_string, python_calls
+from rvllm_local.text.tools.reader import END, MalformedCallError, Reading
+
+_MOST_CLOSINGS = 64  # in the strings of a call
+_BEGINNING = re.compile(r"\[\s*(?:[A-Za-z_][\w.]*\s*(?:\(.*)?)?", re.DOTALL)
+_DECIDED = re.compile(r"\[\s*[A-Za-z_][\w.]*\s*\(")
+
+
+class PythonicParser(LooseCallParser):
+    """`[f(a=1), g(b="x")]` as the whole output; what turns out to be no call is content."""
+
+    def _parse(self) -> Reading[None]:
+        while (first := (yield from self._next())).isspace():
+            self._content(first)
+        self._put_back(first)
+        if first == "[":
+            yield from self._call(first, self._list(), (), bare=True)
+        yield from self._until((), self._content)
+        self._flush_space()
+
+    def _list(self) -> Reading[None]:
+        code = ""
+        is_decided = False
+        while (char := (yield from self._next())) != END:
+            code += char
+            if not is_decided:
+                is_decided = _DECIDED.match(code) is not None
+                if not _BEGINNING.fullmatch(code):
+                    raise MalformedCallError("it is no call")
+            if char == "]" and not ends_in_string(code) and self._write_calls(code):
+                return
+        raise MalformedCallError("it was cut off")
+
+    def _write_calls(self, code: str) -> bool:
+        """Write the calls of a whole list; False while it is not whole."""
+        try:
+            calls = python_calls(code)
+        except MalformedCallError:
+            return False
+        for number, (name, arguments) in enumerate(calls):
+            self._index += number > 0
+            self._whole_call(name, arguments)
+        return True
+
+
+class TaggedPythonicParser(LooseCallParser):
+    """`<|tool_call_start|>[f(a=1)]<|tool_call_end|>`, as LFM2 writes it."""
+
+    def _parse(self) -> Reading[None]:
+        opening, closing = tags.LFM_CALLS
+        while True:
+            tag = yield from self._until((opening, closing), self._content)
+            if tag == END:
+                break
+            if tag == opening:
+                yield from self._call(tag, self._body(closing), (closing,))
+        self._flush_space()
+
+    def _body(self, closing: str) -> Reading[None]:
+        code, _ = yield from self._text_until((closing,), MAX_CODE)
+        for _ in range(_MOST_CLOSINGS):
+            if not ends_in_string(code):
+                break
+            more, _ = yield from self._text_until((closing,), MAX_CODE)
+            code += closing + more
+        for number, (name, arguments) in enumerate(python_calls(code.strip())):
+            self._index += number > 0
+            self._whole_call(name, arguments)
