@@ -52,7 +52,7 @@ _PARTS = frozenset(
     }
     | {"switch_layers"}
 )
-_CODE_KEYS = ("model_file", "auto_map")
+_CODE_KEY = "model_file"
 
 
 def import_family(model_type: str, architectures: tuple[str, ...] = ()) -> ModuleType:
@@ -120,11 +120,11 @@ def check_architecture(config: Mapping[str, Any]) -> str:
 
     Raises `UnsupportedModelError` for unknown types and configs that ask to run code, `ModelFileError` for none.
     """
-    for key in _CODE_KEYS:
-        if config.get(key):
-            raise UnsupportedModelError(
-                f"the model's config asks to run its own code ({key}); rvllm never does that"
-            )
+    if config.get(_CODE_KEY):
+        raise UnsupportedModelError(
+            f"the model's config asks to run its own code ({_CODE_KEY}); rvllm never "
+            "does that"
+        )
     model_type = config.get("model_type")
     if not isinstance(model_type, str):
         raise ModelFileError(

@@ -28,6 +28,8 @@ ALLOWED_FILES = (
     "tokenizer.model",
     "tokenizer_config.json",
     "added_tokens.json",
+    "special_tokens_map.json",
+    "chat_template.json",
     "chat_template.jinja",
     "LICENSE",
     "README.md",

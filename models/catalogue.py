@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import resources
 from typing import Any
 
@@ -25,7 +25,7 @@ class CatalogueEntry:
     """One model, from the hub (`repo` at `revision`) or from a wheel (`pypi`).
 
     `size` is in bytes, exact for a wheel's file and round for a repository. `sha256` is of a wheel's model file.
-    `tools` and `reasoning` name parsers. `verified` is false for what nobody has fetched and run in this version.
+    `tools` and `reasoning` name parsers. `sampling` holds recommended parameters. `verified` is false for what nobody has fetched and run in this version.
     """
 
     name: str
@@ -44,6 +44,7 @@ class CatalogueEntry:
     revision: str | None = None
     file: str = ""
     sha256: str = ""
+    sampling: Mapping[str, float] = field(default_factory=dict)
     pypi: PyPISource | None = None
 
     def weight_bytes(self, *, is_float32: bool) -> int:
@@ -72,6 +73,13 @@ class Catalogue:
         return cls(
             {name: _entry(name, row) for name, row in tomllib.loads(text).items()}
         )
+
+    def with_file(self, name: str) -> CatalogueEntry | None:
+        """The entry whose model is a single file of this name."""
+        for entry in self.entries.values():
+            if entry.file == name:
+                return entry
+        return None
 
     def resolve(self, name: str) -> CatalogueEntry:
         """The entry called `name`. Raises `ModelNotFoundError` with the nearest names."""

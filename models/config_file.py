@@ -37,15 +37,34 @@ def read_settings(path: Path) -> dict[str, Any]:
 
 
 def end_tokens(folder: Path, config: Mapping[str, Any]) -> tuple[int, ...]:
-    """Ids that end an answer: the generation settings' if given, else the configuration's."""
+    """Ids that end an answer, from all settings that name one.
+
+    The generation settings' come first. Raises `ModelFileError` for an end that is no
+    token of the vocabulary, with both sources.
+    """
+    sources = {"config.json": config, "config.json's text_config": text_config(config)}
     generation = folder / "generation_config.json"
     if generation.is_file():
-        settings = read_settings(generation)
-        check_end(settings.get("eos_token_id"), str(generation))
-        if ids := token_ids(settings.get("eos_token_id")):
-            return ids
-    ids = token_ids(config.get("eos_token_id"))
-    return ids or token_ids(text_config(config).get("eos_token_id"))
+        sources = {"generation_config.json": read_settings(generation), **sources}
+    rows = vocab_size(config) if _states_vocabulary(config) else None
+    ends: dict[int, None] = {}
+    for source, settings in sources.items():
+        value = settings.get("eos_token_id")
+        check_end(value, f"{folder}: {source}")
+        for token in token_ids(value):
+            if token < 0:
+                continue  # older writers say -1 for none
+            if rows is not None and token >= rows:
+                raise ModelFileError(
+                    f"{folder}: {source} has eos_token_id {token}, which is no token: "
+                    f"config.json's vocab_size is {rows}"
+                )
+            ends[token] = None
+    return tuple(ends)
+
+
+def _states_vocabulary(config: Mapping[str, Any]) -> bool:
+    return bool(config.get("vocab_size") or text_config(config).get("vocab_size"))
 
 
 def text_config(config: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -40,7 +40,7 @@ from rvllm_local.models.repository import (
     parse_repository,
     read_record,
 )
-from rvllm_local.models.safetensors_check import weight_files
+from rvllm_local.models.safetensors_check import has_weight_files, weight_files
 
 _CACHED = ("*.json", "*.safetensors", "tokenizer.model", "*.jinja")
 _REPORT_EACH = 0.05  # of all bytes
@@ -125,18 +125,7 @@ def is_whole(folder: Path) -> bool:
         return True
     if not (folder / "config.json").is_file():
         return False
-    index = folder / "model.safetensors.index.json"
-    if not index.is_file():
-        return any(folder.glob("model*.safetensors"))
-    try:
-        weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-        shards = set(weight_map.values())
-    except (OSError, ValueError, KeyError, AttributeError, TypeError):
-        return False
-    for shard in shards:
-        if not isinstance(shard, str) or not (folder / shard).is_file():
-            return False
-    return bool(shards)
+    return has_weight_files(folder)
 
 
 def is_being_fetched(name: str, cache_dir: Path | None = None) -> bool:

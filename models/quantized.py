@@ -21,6 +21,7 @@ _SAME_AS = {
     "mxfp8": {"group_size": 32, "bits": 8, "mode": "mxfp8"},
 }
 _BITS = (2, 3, 4, 5, 6, 8)
+_GROUP_SIZES = (16, 32, 64, 128)
 _PLAN_KEYS = ("group_size", "bits", "mode")
 
 
@@ -33,12 +34,12 @@ def quantize_as_stored(
         return
 
     def choose(path: str, layer: nn.Module) -> bool | dict[str, Any]:
-        own = plan.get(path)
-        if isinstance(own, bool):
-            return own and hasattr(layer, "to_quantized")
-        if isinstance(own, dict):
-            return dict(own)
-        return hasattr(layer, "to_quantized") and f"{path}.scales" in weights
+        stated = plan.get(path)
+        if stated is False or not hasattr(layer, "to_quantized"):
+            return False
+        if f"{path}.scales" in weights:
+            return _of_layer(path, layer, weights, plan)
+        return dict(stated) if isinstance(stated, dict) else stated is True
 
     _quantize(module, plan, choose)
 
@@ -46,6 +47,40 @@ def quantize_as_stored(
 def is_quantized(config: Mapping[str, Any]) -> bool:
     """Whether a configuration names a quantization. Raises as `quantize_as_stored`."""
     return _plan(config) is not None
+
+
+def _of_layer(
+    path: str,
+    layer: nn.Module,
+    weights: Mapping[str, mx.array],
+    plan: Mapping[str, Any],
+) -> dict[str, Any]:
+    """How a layer's weights are packed: as the map says, or else as their shapes tell.
+
+    Raises `ModelFileError` where the map names the layer and its shapes say otherwise.
+    """
+    stated = plan.get(path)
+    settings = dict(stated) if isinstance(stated, dict) else {}
+    for key in _PLAN_KEYS:
+        if key in plan:
+            settings.setdefault(key, plan[key])
+    packed, scales = weights.get(f"{path}.weight"), weights[f"{path}.scales"]
+    if packed is None or not packed.ndim or not scales.ndim:
+        return settings  # what is missing is said when the weights are put
+    columns, groups = layer.weight.shape[-1], scales.shape[-1]
+    bits, rest = divmod(packed.shape[-1] * 32, columns)
+    group_size = columns // groups if groups else 0
+    if (settings["bits"], settings["group_size"]) == (bits, group_size) and not rest:
+        return settings
+    is_plausible = bits in _BITS and not rest and group_size in _GROUP_SIZES
+    is_affine = settings.get("mode", "affine") == "affine"
+    if isinstance(stated, dict) or not is_plausible or not is_affine:
+        raise ModelFileError(
+            f"config.json's quantization has {settings['bits']} bits in groups of "
+            f"{settings['group_size']} for {path}, and the shapes of its weights and "
+            f"scales, {list(packed.shape)} and {list(scales.shape)}, are not those"
+        )
+    return {**settings, "bits": bits, "group_size": group_size}
 
 
 def _quantize(module: nn.Module, plan: Mapping[str, Any], choose: Any) -> None:

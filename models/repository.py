@@ -15,7 +15,12 @@ RECORD = ".rvllm.json"
 PIN = ".pinned"  # a file in a model's folder that protects it from removal
 _REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _REVISION = re.compile(r"[A-Za-z0-9][\w.-]{0,99}")
-_GGUF = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._+-]{0,150}\.gguf")
+# A GGUF file, in folders or not, with a letter case and an ending of any kind.
+_GGUF = re.compile(
+    r"([A-Za-z0-9_][A-Za-z0-9._+ -]{0,150}/){0,4}"
+    r"[A-Za-z0-9_][A-Za-z0-9._+ -]{0,150}\.gguf(\.[A-Za-z0-9]{1,12})?",
+    re.IGNORECASE,
+)
 _LONGEST_NAME = 200
 
 
@@ -34,7 +39,8 @@ class Repository:
         if self.revision:
             name += f"@{self.revision}"
         if self.gguf:
-            name += f"--{self.gguf.removesuffix('.gguf')}"
+            stem = self.gguf[:-5] if self.gguf.endswith(".gguf") else self.gguf
+            name += f"--{stem.replace('/', '--')}"
         return name
 
 
@@ -44,16 +50,24 @@ def parse_repository(name: str) -> Repository | None:
     None for anything else.
     """
     base, _, revision = name.partition("@")
-    head, _, last = base.rpartition("/")
-    is_file = "/" in head and _GGUF.fullmatch(last) is not None
-    repository = head if is_file else base
+    repository, file = base, None
+    if base.count("/") >= 2:
+        owner, model, file = base.split("/", 2)
+        repository = f"{owner}/{model}"
+        if not is_gguf_name(file):
+            return None
     if len(name) > _LONGEST_NAME or ".." in name or "--" in repository:
         return None
     if not _REPOSITORY.fullmatch(repository):
         return None
     if "@" in name and not _REVISION.fullmatch(revision):
         return None
-    return Repository(repository, revision or None, last if is_file else None)
+    return Repository(repository, revision or None, file)
+
+
+def is_gguf_name(name: str) -> bool:
+    """True for the path of a GGUF file, inside a repository or a folder."""
+    return _GGUF.fullmatch(name) is not None
 
 
 def read_record(folder: Path) -> dict[str, Any] | None:

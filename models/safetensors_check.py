@@ -95,17 +95,20 @@ def _stored(row: Mapping[str, Any], base: int) -> StoredTensor:
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """The folder's weight files, all checked. Raises `ModelFileError` that names what is missing or wrong."""
+    """The folder's weight files, all checked.
+
+    An index that names files or weights which are not there is stale: then all weight
+    files of the folder count, and loading says what is missing. Raises
+    `ModelFileError` that names what is missing or wrong.
+    """
     index = folder / "model.safetensors.index.json"
+    if index.is_file() and (paths := _indexed(folder, index)):
+        return paths
     paths = sorted(folder.glob("model*.safetensors"))
-    if index.is_file():
-        return _indexed(folder, index)
     if not paths:
-        hint = (
-            "; it has pickled weights, which are never read"
-            if any(folder.glob("*.bin"))
-            else ""
-        )
+        hint = ""
+        if any(folder.glob("*.bin")):
+            hint = "; it has pickled weights, which are never read"
         raise ModelFileError(f"{folder}: there are no model*.safetensors files{hint}")
     _check_numbers(folder, paths)
     for path in paths:
@@ -113,24 +116,39 @@ def weight_files(folder: Path) -> list[Path]:
     return paths
 
 
+def has_weight_files(folder: Path) -> bool:
+    """True if no weight file is missing, by the index or by the files' own numbers."""
+    paths = sorted(folder.glob("model*.safetensors"))
+    try:
+        index = folder / "model.safetensors.index.json"
+        if index.is_file():
+            shards = set(_weight_map(index).values())
+            if all((folder / shard).is_file() for shard in shards):
+                return True
+        _check_numbers(folder, paths)
+    except ModelFileError:
+        return False
+    return bool(paths)
+
+
 def _indexed(folder: Path, index: Path) -> list[Path]:
-    places = _weight_map(index)
+    """The files that the index names, if they hold what it says; none if it is stale."""
     by_shard: dict[str, set[str]] = {}
-    for name, shard in places.items():
+    for name, shard in _weight_map(index).items():
         by_shard.setdefault(shard, set()).add(name)
     for shard in by_shard:
         if not _SHARD.fullmatch(shard):
             raise ModelFileError(
-                f"{index}: {shard!r:.120} is not the name of a weight file in this folder"
+                f"{index}: {shard!r:.120} is not the name of a weight file in this "
+                "folder"
             )
     paths = [folder / shard for shard in sorted(by_shard)]
     for path in paths:
+        if not path.is_file():
+            return []
         check_safetensors(path)
-        missing = by_shard[path.name] - read_header(path)[0].keys()
-        if missing:
-            raise ModelFileError(
-                f"{path}: the index says that it holds {min(missing)!r}, and it does not"
-            )
+        if by_shard[path.name] - read_header(path)[0].keys():
+            return []
     return paths
 
 

@@ -19,7 +19,7 @@ from rvllm_local.models.catalogue import Catalogue
 from rvllm_local.models.hub_fetch import is_being_fetched
 from rvllm_local.models.leases import users_of
 from rvllm_local.models.locate import ModelFiles, locate
-from rvllm_local.models.repository import PIN, RECORD, read_record
+from rvllm_local.models.repository import PIN, RECORD, is_gguf_name, read_record
 
 # Catalogue names by repository and revision.
 _NamesByRepository = dict[tuple[str, str], str]
@@ -109,7 +109,7 @@ def _installed(
 def gguf_files(folder: Path) -> list[Path]:
     """The GGUF files below a model's folder."""
     files = folder.rglob("*")
-    return sorted(path for path in files if path.suffix.lower() == ".gguf")
+    return sorted(path for path in files if is_gguf_name(path.name))
 
 
 def installed_models(cache_dir: Path | None = None) -> dict[str, ModelFiles]:

@@ -20,6 +20,14 @@ _LLAMA3 = {
     "high_freq_factor": 4.0,
     "original_max_position_embeddings": 8192,
 }
+_ENDS = (
+    "eos_token_id",
+    "eot_token_id",
+    "eom_token_id",
+    "eos_token_ids",
+    "eog_token_ids",
+)
+_NO_TOKEN = (-1, 0xFFFFFFFF)  # how files say that there is none
 _GEMMA2_27B_LAYERS = (
     46  # the one size that scales queries by its width instead of its head
 )
@@ -29,7 +37,8 @@ def gguf_config(file: GGUFFile) -> dict[str, Any]:
     """The configuration, as config.json would have it. Raises for other architectures and missing keys."""
     architecture = architecture_of(file)
     keys = _Keys(file)
-    keys.refuse_experts()
+    if not architecture.has_experts:
+        keys.refuse_experts()
     keys.refuse_parts()
     heads, hidden = (
         keys.integer("attention.head_count"),
@@ -43,7 +52,7 @@ def gguf_config(file: GGUFFile) -> dict[str, Any]:
         "model_type": architecture.model_type,
         "hidden_size": hidden,
         "num_hidden_layers": keys.integer("block_count"),
-        "intermediate_size": keys.integer("feed_forward_length"),
+        "intermediate_size": keys.integer("feed_forward_length", _ffn_width(file)),
         "num_attention_heads": heads,
         "num_key_value_heads": keys.integer("attention.head_count_kv", heads),
         "head_dim": keys.integer("attention.key_length", hidden // heads),
@@ -93,13 +102,47 @@ def _of_family(keys: _Keys, config: dict[str, Any]) -> dict[str, Any]:
             )
         rotated = keys.integer("rope.dimension_count", head_dim)
         return {"partial_rotary_factor": rotated / head_dim}
+    if config["model_type"] == "glm4":
+        rotated = keys.integer("rope.dimension_count", head_dim)
+        has_bias = "blk.0.attn_q.bias" in keys.file.tensors
+        return {
+            "partial_rotary_factor": rotated / head_dim,
+            "attention_bias": has_bias,
+        }
+    if config["model_type"] in ("qwen2_moe", "qwen3_moe"):
+        return _experts(keys, config["model_type"])
     return {}
+
+
+def _experts(keys: _Keys, model_type: str) -> dict[str, Any]:
+    """The experts of a Qwen model; widths that the file does not say are its tensors'."""
+    width = _rows(keys.file, "blk.0.ffn_gate_exps.weight")
+    shared = _rows(keys.file, "blk.0.ffn_gate_shexp.weight")
+    experts = {
+        "num_experts": keys.integer("expert_count"),
+        "num_experts_per_tok": keys.integer("expert_used_count"),
+        "moe_intermediate_size": keys.integer("expert_feed_forward_length", width),
+        "decoder_sparse_step": 1,
+        "mlp_only_layers": [],
+        "norm_topk_prob": model_type == "qwen3_moe",
+    }
+    if model_type == "qwen2_moe":
+        experts["shared_expert_intermediate_size"] = keys.integer(
+            "expert_shared_feed_forward_length", shared
+        )
+    return experts
+
+
+def _rows(file: GGUFFile, name: str) -> int | None:
+    info = file.tensors.get(name)
+    return None if info is None or len(info.shape) < 2 else info.shape[-2]
 
 
 def _rope(keys: _Keys, config: dict[str, Any]) -> dict[str, Any]:
     """The scaling of positions. Raises `UnsupportedModelError` for what mlx-lm would not compute in the same way."""
+    # llama.cpp takes a factor without a type for a linear one.
     kind = keys.get("rope.scaling.type")
-    if kind not in (*_PLAIN_ROPE, "linear", "longrope"):
+    if kind not in (*_PLAIN_ROPE, "linear", "longrope", "yarn"):
         raise UnsupportedModelError(
             f"{keys.path}: RoPE scaling {kind!r:.80} in a GGUF file is not supported"
         )
@@ -112,10 +155,37 @@ def _rope(keys: _Keys, config: dict[str, Any]) -> dict[str, Any]:
         raise ModelFileError(
             f"{keys.path}: RoPE scaling is 'longrope', but its factors are missing"
         )
-    factor = keys.positive("rope.scaling.factor", 1.0)
-    if kind != "linear" or factor == 1.0:
+    factor = _scaling_factor(keys)
+    if kind == "none" or factor == 1.0:
         return {}
+    if kind == "yarn":
+        return {"rope_scaling": _yarn(keys, config, factor)}
     return {"rope_scaling": {"type": "linear", "rope_type": "linear", "factor": factor}}
+
+
+def _scaling_factor(keys: _Keys) -> float:
+    """The factor of positions, under its key or the one of older files; 0 is none."""
+    for key in ("rope.scaling.factor", "rope.scale_linear"):
+        value = keys.get(key)
+        if value is None:
+            continue
+        return 1.0 if value == 0 else keys.positive(key)
+    return 1.0
+
+
+def _yarn(keys: _Keys, config: dict[str, Any], factor: float) -> dict[str, Any]:
+    context: int = config["max_position_embeddings"]
+    original = keys.integer("rope.scaling.original_context_length", context)
+    scaling = {
+        "type": "yarn",
+        "rope_type": "yarn",
+        "factor": factor,
+        "original_max_position_embeddings": original,
+    }
+    for key, name in (("yarn_beta_fast", "beta_fast"), ("yarn_beta_slow", "beta_slow")):
+        if keys.get(f"rope.scaling.{key}") is not None:
+            scaling[name] = keys.positive(f"rope.scaling.{key}")
+    return scaling
 
 
 def _llama3_scaling(keys: _Keys, config: dict[str, Any]) -> dict[str, Any]:
@@ -203,10 +273,18 @@ def _check_heads(file: GGUFFile, config: dict[str, Any]) -> None:
         raise ModelFileError(
             f"{file.path}: RoPE over {rotated} of {head_dim} dimensions is not possible"
         )
-    if rotated != head_dim and config["model_type"] != "phi3":
+    if rotated != head_dim and config["model_type"] not in ("phi3", "glm4"):
         raise UnsupportedModelError(
             f"{file.path}: RoPE over {rotated} of {head_dim} dimensions is not supported"
         )
+
+
+def _ffn_width(file: GGUFFile) -> int | None:
+    """The width of the first layer's MLP by its tensor, for files that do not say it."""
+    for name in ("blk.0.ffn_down.weight", "blk.0.ffn_down_exps.weight"):
+        if name in file.tensors:
+            return file.tensors[name].shape[-1]
+    return None
 
 
 def _vocabulary(file: GGUFFile) -> int:
@@ -219,17 +297,27 @@ def _vocabulary(file: GGUFFile) -> int:
 
 
 def _end_tokens(file: GGUFFile) -> list[int]:
-    """The ids that end an answer: of the text, and of a turn where the file names one."""
-    found = [
-        file.metadata.get(f"tokenizer.ggml.{key}_token_id")
-        for key in ("eos", "eot", "eom")
-    ]
-    ids = [
-        value
-        for value in found
-        if isinstance(value, int) and not isinstance(value, bool)
-    ]
-    return list(dict.fromkeys(ids))
+    """The ids that end an answer: of the text, and of a turn where the file names one.
+
+    A key may have several. Raises `ModelFileError` for an end that is no token.
+    """
+    rows = _vocabulary(file)
+    ends: dict[int, None] = {}
+    for name in _ENDS:
+        key = f"tokenizer.ggml.{name}"
+        value = file.metadata.get(key)
+        for token in value if isinstance(value, list) else [value]:
+            if isinstance(token, bool) or not isinstance(token, int):
+                continue
+            if token in _NO_TOKEN:
+                continue
+            if not 0 <= token < rows:
+                raise ModelFileError(
+                    f"{file.path}: key {key!r} is {token}, which is no token: "
+                    f"'tokenizer.ggml.tokens' has {rows}"
+                )
+            ends[token] = None
+    return list(ends)
 
 
 class _Keys:

@@ -38,6 +38,7 @@ _SCALARS = {
     12: "d",
 }
 _STRING, _ARRAY = 8, 9
+_BIG_ENDIAN = (2 << 24, 3 << 24)  # versions 2 and 3 with their bytes the other way
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +108,12 @@ class _Reader:
         if self._bytes(4) != b"GGUF":
             raise self.fail("it does not begin with GGUF")
         version = self._scalar("I")
+        if version in _BIG_ENDIAN:
+            raise ModelFileError(
+                f"{self._path}: it is a big-endian GGUF file, which is not read here; "
+                "fetch the little-endian one, or turn it with gguf's "
+                "`gguf-convert-endian FILE little`"
+            )
         if version not in (2, 3):
             raise self.fail(f"GGUF version {version} is not 2 or 3")
         num_tensors = self._count("tensor", _MAX_TENSORS)

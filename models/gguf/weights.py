@@ -44,6 +44,25 @@ _FOUR_NORMS = {
     "post_ffw_norm": "post_feedforward_layernorm",
 }
 _FUSED = {"attn_qkv": "self_attn.qkv_proj", "ffn_up": "mlp.gate_up_proj"}
+_EXPERTS = {
+    "ffn_gate_inp": "mlp.gate",
+    "ffn_gate_exps": "mlp.switch_mlp.gate_proj",
+    "ffn_up_exps": "mlp.switch_mlp.up_proj",
+    "ffn_down_exps": "mlp.switch_mlp.down_proj",
+}
+_SHARED_EXPERT = {
+    "ffn_gate_inp_shexp": "mlp.shared_expert_gate",
+    "ffn_gate_shexp": "mlp.shared_expert.gate_proj",
+    "ffn_up_shexp": "mlp.shared_expert.up_proj",
+    "ffn_down_shexp": "mlp.shared_expert.down_proj",
+}
+_GLM4 = {
+    "post_attention_norm": "post_self_attn_layernorm",
+    "ffn_up": "mlp.gate_up_proj",
+    "post_ffw_norm": "post_mlp_layernorm",
+}
+# A matrix of one row, which the converter writes as a vector.
+_ONE_ROW = "mlp.shared_expert_gate.weight"
 # Tensors that shape the rotation; the configuration takes them in.
 ROPE_TENSORS = frozenset(
     {"rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight"}
@@ -63,6 +82,7 @@ class Architecture:
     permuted: bool = False
     norm_shift: float = 0.0
     always_tied: bool = False
+    has_experts: bool = False
 
 
 ARCHITECTURES: Mapping[str, Architecture] = {
@@ -77,6 +97,13 @@ ARCHITECTURES: Mapping[str, Architecture] = {
         "gemma3_text", {**_LAYER, **_FOUR_NORMS, **_HEAD_NORMS}, norm_shift=1.0
     ),
     "phi3": Architecture("phi3", {**_LAYER, **_FUSED}),
+    "glm4": Architecture("glm4", {**_LAYER, **_GLM4}),
+    "qwen2moe": Architecture(
+        "qwen2_moe", {**_LAYER, **_EXPERTS, **_SHARED_EXPERT}, has_experts=True
+    ),
+    "qwen3moe": Architecture(
+        "qwen3_moe", {**_LAYER, **_HEAD_NORMS, **_EXPERTS}, has_experts=True
+    ),
 }
 
 
@@ -104,7 +131,10 @@ def check_shapes(file: GGUFFile, expected: Mapping[str, tuple[int, ...]]) -> Non
             raise ModelFileError(
                 f"{file.path}: tensor {name!r:.80} has no place of its own in the model"
             )
-        found[place] = (name, file.tensors[name].shape)
+        shape = file.tensors[name].shape
+        if place.endswith(_ONE_ROW) and len(shape) == 1:
+            shape = (1, *shape)
+        found[place] = (name, shape)
     # An output matrix that is not there is the embedding.
     if missing := sorted(expected.keys() - found.keys() - {"lm_head.weight"}):
         raise ModelFileError(
@@ -141,7 +171,7 @@ def gguf_packed_weights(
         mlx_name = _mlx_name(file, architecture, name)
         packed = (
             repack(file.read_blocks(name), info.format, info.shape)
-            if len(info.shape) == 2
+            if len(info.shape) >= 2
             else None
         )
         if packed is None:
@@ -163,11 +193,11 @@ def _values(
     file: GGUFFile, architecture: Architecture, name: str, config: dict[str, Any]
 ) -> FloatArray:
     values = _ordered(file, architecture, name, file.read(name), config)
-    return (
-        values - np.float32(architecture.norm_shift)
-        if name.endswith("norm.weight")
-        else values
-    )
+    if name.endswith("norm.weight"):
+        return values - np.float32(architecture.norm_shift)
+    if _mlx_name(file, architecture, name).endswith(_ONE_ROW):
+        return values.reshape(1, -1)
+    return values
 
 
 def _mlx_name(file: GGUFFile, architecture: Architecture, name: str) -> str:

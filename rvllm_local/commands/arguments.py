@@ -23,14 +23,16 @@ def run_arguments(run: argparse.ArgumentParser) -> None:
         help="longest answer, in tokens",
     )
     run.add_argument(
-        "--temperature", type=float, default=0.7, metavar="T", help="0 is greedy"
+        "--temperature",
+        type=float,
+        metavar="T",
+        help="0 is greedy (the model's own, or 0.7)",
     )
     run.add_argument(
         "--top-p",
         type=float,
-        default=0.95,
         metavar="P",
-        help="draw from the tokens that make up this much",
+        help="draw from the tokens that make up this much (the model's own, or 0.95)",
     )
     run.add_argument(
         "--seed", type=int, metavar="N", help="makes the answer repeatable"

@@ -14,20 +14,21 @@ import msgspec
 
 from rvllm_local import host
 from rvllm_local.commands.flags import engine_flags
-from rvllm_local.config import load_config, show_progress
+from rvllm_local.config import Config, load_config, show_progress
 from rvllm_local.errors import ParameterError
 from rvllm_local.llm import LLM
 from rvllm_local.types import ChatEvent, SamplingParams, StreamEvent
 
 _ADAPTER = "adapter"
+_TEMPERATURE, _TOP_P = 0.7, 0.95  # where neither a flag nor the model says more
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Stream the answer to one prompt, then one line of figures."""
     params = SamplingParams(
         max_tokens=arguments.max_tokens,
-        temperature=arguments.temperature,
-        top_p=arguments.top_p,
+        temperature=_or_else(arguments.temperature, _TEMPERATURE),
+        top_p=_or_else(arguments.top_p, _TOP_P),
         seed=arguments.seed,
     )
     prompt = _prompt(arguments.prompt)
@@ -44,13 +45,35 @@ def run(arguments: argparse.Namespace) -> int:
         options = msgspec.structs.replace(
             options, adapters=((_ADAPTER, arguments.adapter),)
         )
+    params, note = _with_own_sampling(params, arguments, config)
     with LLM.from_options(config.model, options, show_progress) as llm:
-        print(
-            _answer(
-                llm, prompt, params, None if arguments.adapter is None else _ADAPTER
-            )
-        )
+        adapter = None if arguments.adapter is None else _ADAPTER
+        figures = _answer(llm, prompt, params, adapter)
+        print(f"\n\n[{figures}{note}]")
     return 0
+
+
+def _or_else(value: float | None, default: float) -> float:
+    return default if value is None else value
+
+
+def _with_own_sampling(
+    params: SamplingParams, arguments: argparse.Namespace, config: Config
+) -> tuple[SamplingParams, str]:
+    """The model's own sampling for what no flag states, and words for it."""
+    from rvllm_local.models.locate import locate
+    from rvllm_local.models.own_sampling import own_sampling
+
+    files = locate(config.model, show_progress, cache_dir=config.cache_dir)
+    own = own_sampling(files)
+    names = ("temperature", "top_p")
+    stated = {name for name in names if getattr(arguments, name) is not None}
+    shown = []
+    for name, value in own.values.items():
+        if name not in stated:
+            shown.append(f"{name} {value:g}")
+    note = f", the model's own {', '.join(shown)}" if shown else ""
+    return own.applied(params, stated), note
 
 
 def _answer(llm: LLM, prompt: str, params: SamplingParams, adapter: str | None) -> str:
@@ -80,8 +103,9 @@ def _answer(llm: LLM, prompt: str, params: SamplingParams, adapter: str | None) 
         f"{(count - 1) / (ended - first):.1f} tokens/s" if count > 1 else "one token"
     )
     return (
-        f"\n\n[TTFT {first - began:.2f} s, {speed}, KV blocks {stats['blocks_peak']}/{stats['blocks_total']}, "
-        f"attention {stats['attention_backend']}]"
+        f"TTFT {first - began:.2f} s, {speed}, "
+        f"KV blocks {stats['blocks_peak']}/{stats['blocks_total']}, "
+        f"attention {stats['attention_backend']}"
     )
 
 

@@ -22,6 +22,8 @@ class ChatCall:
     `tool_choice` is "auto", "none", "required" or OpenAI's object that names a function. `reasoning_budget` is in
     tokens: None leaves thinking to the model, 0 asks for none. With `is_open_ended`, nothing but the context bounds the
     answer. `response_format` is OpenAI's. With `continues`, the answer goes on from the last message, the assistant's.
+    `stated` are the sampling parameters that the caller chose; the model's own are taken
+    for others. None: all were chosen.
     """
 
     model: str
@@ -36,6 +38,7 @@ class ChatCall:
     is_open_ended: bool = False
     continues: bool = False
     priority: int = 0
+    stated: frozenset[str] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +57,7 @@ class TextCall:
     response_format: Mapping[str, Any] | None = None
     is_open_ended: bool = False
     priority: int = 0
+    stated: frozenset[str] | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -322,7 +322,7 @@ def test_what_is_not_supported_is_named(tmp_path: Path) -> None:
         load_model(locate(str(save(tmp_path, write_gguf(part, tensors)))))
     with pytest.raises(UnsupportedModelError, match="encoding 16"):
         GGUFFile(save(tmp_path, _one((1, 256), 16, 66)))
-    scaled = llama_metadata(**{"llama.rope.scaling.type": (STRING, "yarn")})
+    scaled = llama_metadata(**{"llama.rope.scaling.type": (STRING, "spiral")})
     with pytest.raises(UnsupportedModelError, match="RoPE"):
         load_model(locate(str(save(tmp_path, write_gguf(scaled, tensors)))))
 

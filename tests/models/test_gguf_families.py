@@ -27,9 +27,22 @@ from rvllm_local.models.locate import locate
 from rvllm_local.models.quantized import quantize_as_packed
 from tests.support.gguf import permute
 from tests.support.tiny import tiny_config, tiny_model
+from tests.support.zoo import zoo_model
 
-TINY = {"gemma3": "gemma3_text"}
-NAMES = ("llama", "qwen2", "qwen3", "gemma", "gemma2", "gemma3", "phi3")
+TINY = {
+    "gemma3": "gemma3_text",
+    "qwen2moe": "qwen2_moe",
+    "qwen3moe": "qwen3_moe",
+    "glm4": "glm4",
+}
+ZOO = ("qwen2moe", "qwen3moe", "glm4")
+NAMES = ("llama", "qwen2", "qwen3", "gemma", "gemma2", "gemma3", "phi3", *ZOO)
+# What gguf's table of names does not know by mlx-lm's.
+EXPERTS = {
+    "mlp.switch_mlp.gate_proj": "ffn_gate_exps",
+    "mlp.switch_mlp.up_proj": "ffn_up_exps",
+    "mlp.switch_mlp.down_proj": "ffn_down_exps",
+}
 TOKENS = mx.array([[3, 14, 15, 92, 65, 35, 89, 79, 32, 38]])
 # Second rounding of the K-quants with groups of 16, and of products of two scales, as a share of the values.
 REPACK_ERROR = {
@@ -44,7 +57,9 @@ REPACK_ERROR = {
 
 def write_model(folder: Path, name: str, **keys: Any) -> tuple[Path, Any]:
     """A GGUF file of the tiny model of an architecture, in the layout of llama.cpp's converter, and the model."""
-    module, config = tiny_model(TINY.get(name, name))
+    mx.random.seed(0)  # some definitions draw their biases
+    make = zoo_model if name in ZOO else tiny_model
+    module, config = make(TINY.get(name, name))
     arch = {value: key for key, value in gguf.MODEL_ARCH_NAMES.items()}[name]
     names = gguf.get_tensor_name_map(arch, config["num_hidden_layers"])
     path = folder / f"{name}.gguf"
@@ -66,6 +81,11 @@ def write_model(folder: Path, name: str, **keys: Any) -> tuple[Path, Any]:
         writer.add_sliding_window(config["sliding_window"])
     if "attn_logit_softcapping" in config:
         writer.add_attn_logit_softcapping(config["attn_logit_softcapping"])
+    if "num_experts" in config:
+        writer.add_expert_count(config["num_experts"])
+        writer.add_expert_used_count(config["num_experts_per_tok"])
+    if name == "glm4":
+        writer.add_rope_dimension_count(config["head_dim"] // 2)
     for key, value in keys.items():
         writer.add_key_value(key, *value)
     for mlx_name, value in tree_flatten(module.parameters()):
@@ -77,6 +97,11 @@ def write_model(folder: Path, name: str, **keys: Any) -> tuple[Path, Any]:
         if name == "llama" and "k_proj" in mlx_name:
             weight = permute(weight, config["num_key_value_heads"])
         tensor = names.get_name(mlx_name, try_suffixes=(".weight", ".bias"))
+        for part, gguf_name in EXPERTS.items():
+            if part in mlx_name:
+                tensor = f"blk.{mlx_name.split('.')[2]}.{gguf_name}.weight"
+        if mlx_name.endswith("shared_expert_gate.weight"):
+            weight = weight[0]  # the converter drops the axis of one
         assert tensor is not None, mlx_name
         writer.add_tensor(tensor, np.ascontiguousarray(weight))
     writer.write_header_to_file()
@@ -263,8 +288,8 @@ def test_other_rotation_factors_are_refused(
         ("llama", {"llama.expert_count": (8, gguf.GGUFValueType.UINT32)}, "experts"),
         (
             "qwen2",
-            {"qwen2.rope.scaling.type": ("yarn", gguf.GGUFValueType.STRING)},
-            "yarn",
+            {"qwen2.rope.scaling.type": ("spiral", gguf.GGUFValueType.STRING)},
+            "spiral",
         ),
         (
             "llama",
@@ -292,9 +317,51 @@ def test_linear_scaling_and_partial_rotation_are_taken_over(tmp_path: Path) -> N
         "rope_type": "linear",
         "factor": 4.0,
     }
+    for key in ("scaling.factor", "scale_linear"):  # a factor alone, and the old key
+        alone = {f"qwen2.rope.{key}": (4.0, gguf.GGUFValueType.FLOAT32)}
+        path, _ = write_model(tmp_path, "qwen2", **alone)
+        assert gguf_config(GGUFFile(path))["rope_scaling"]["factor"] == 4.0
+        assert load_model(locate(str(path))).module.layers[0].self_attn.rope.scale == (
+            0.25
+        )
     partial = {"phi3.rope.dimension_count": (12, gguf.GGUFValueType.UINT32)}
     config = gguf_config(GGUFFile(write_model(tmp_path, "phi3", **partial)[0]))
     assert config["partial_rotary_factor"] == 0.75
+
+
+def test_yarn_is_taken_over(tmp_path: Path) -> None:
+    scaling = {
+        "qwen2.rope.scaling.type": ("yarn", gguf.GGUFValueType.STRING),
+        "qwen2.rope.scaling.factor": (4.0, gguf.GGUFValueType.FLOAT32),
+        "qwen2.rope.scaling.original_context_length": (64, gguf.GGUFValueType.UINT32),
+    }
+    path, _ = write_model(tmp_path, "qwen2", **scaling)
+    rope = load_model(locate(str(path))).module.layers[0].self_attn.rope
+    assert type(rope).__name__ == "YarnRoPE"
+
+
+def test_ends_are_all_that_the_file_names(tmp_path: Path) -> None:
+    kind = gguf.GGUFValueType
+    keys = {
+        "tokenizer.ggml.eot_token_id": (7, kind.UINT32),
+        "tokenizer.ggml.eom_token_id": (0xFFFFFFFF, kind.UINT32),
+        "tokenizer.ggml.eos_token_ids": ([2, 9], kind.ARRAY, kind.UINT32),
+    }
+    path, _ = write_model(tmp_path, "qwen2", **keys)
+    assert gguf_config(GGUFFile(path))["eos_token_id"] == [2, 7, 9]
+    wrong = {"tokenizer.ggml.eot_token_id": (5000, kind.UINT32)}
+    path, _ = write_model(tmp_path, "qwen3", **wrong)
+    with pytest.raises(ModelFileError, match=r"eot_token_id.*tokenizer\.ggml\.tokens"):
+        gguf_config(GGUFFile(path))
+
+
+def test_a_file_may_have_any_name(tmp_path: Path) -> None:
+    path, _ = write_model(tmp_path, "qwen2")
+    for name in ("Model.GGUF", "model.gguf.bin", "sha256-0123abcd"):
+        other = path.with_name(name)
+        other.write_bytes(path.read_bytes())
+        assert locate(str(other)).kind == "gguf"
+        assert load_model(locate(str(other))).model_type == "qwen2"
 
 
 # Texts, and how each model's published expression cuts them; one letter a token, so that the cuts show.

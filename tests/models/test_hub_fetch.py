@@ -28,7 +28,7 @@ from rvllm_local.errors import (
 )
 from rvllm_local.models import hub_fetch
 from rvllm_local.models.describe import describe, outlined
-from rvllm_local.models.hub_api import redact
+from rvllm_local.models.hub_api import explained, redact
 from rvllm_local.models.hub_fetch import fetch_repository
 from rvllm_local.models.loader import load_model
 from rvllm_local.models.locate import locate
@@ -192,7 +192,7 @@ def test_a_newer_commit_takes_the_place_of_the_old(hub: FakeHub, store: Path) ->
     assert load_model(locate(REPOSITORY)).eos_token_ids == (0,)
     hub.corrupt = set()
     fetch_repository(REPOSITORY, lambda _: None, refresh=True)
-    assert load_model(locate(REPOSITORY)).eos_token_ids == (2,)
+    assert load_model(locate(REPOSITORY)).eos_token_ids == (2, 0)
     assert visible(store) == ["owner--tiny"]
     said: list[str] = []
     fetch_repository(REPOSITORY, said.append, refresh=True)
@@ -296,16 +296,27 @@ HOSTILE_NAMES = [
 @pytest.mark.parametrize(
     "name", HOSTILE_NAMES, ids=[ascii(name)[:30] for name in HOSTILE_NAMES]
 )
-def test_hostile_names_fetch_nothing(
+def test_hostile_names_are_not_fetched(
     hub: FakeHub, store: Path, name: str, tmp_path: Path
 ) -> None:
+    """Nobody wants a file of such a name, so it refuses no model and lies nowhere."""
     hub.names = [{"rfilename": name, "size": 3, "blobId": "0" * 40}]
-    with pytest.raises(DownloadError) as caught:
-        fetch_repository(REPOSITORY, lambda _: None)
-    assert "\n" not in str(caught.value)
-    assert hub.fetched() == []
-    assert visible(store) == []
+    folder = fetch_repository(REPOSITORY, lambda _: None)
+    expected = {*hub.files, RECORD}
+    assert {path.name for path in folder.rglob("*")} == expected
+    assert set(hub.fetched()) == set(hub.files)
     assert not list(tmp_path.rglob("*evil*"))
+
+
+def test_two_wanted_names_that_are_one_on_some_systems(hub: FakeHub) -> None:
+    row = {"size": 3, "blobId": "0" * 40}
+    hub.names = [
+        {**row, "rfilename": "model-A.safetensors"},
+        {**row, "rfilename": "model-a.safetensors"},
+    ]
+    with pytest.raises(DownloadError, match="one file on many systems"):
+        fetch_repository(REPOSITORY, lambda _: None)
+    assert hub.fetched() == []
 
 
 @pytest.mark.parametrize(
@@ -334,7 +345,6 @@ def test_files_without_size_or_checksum_are_refused(
 @pytest.mark.parametrize(
     "change",
     [
-        {"auto_map": {"AutoModel": "x.Y"}},
         {"model_file": "x.py"},
         {"model_type": "nope"},
     ],
@@ -358,7 +368,6 @@ def test_a_canary_is_refused_before_its_weights(
     [
         "../model.safetensors",
         "/etc/passwd",
-        "missing.safetensors",
         "a\\b.safetensors",
         7,
     ],
@@ -404,6 +413,23 @@ def test_one_gguf_file_of_a_repository(hub: FakeHub, store: Path) -> None:
         locate(f"{REPOSITORY}/tiny.Q5_0.gguf")
     with pytest.raises(DownloadError, match="one of 3 parts"):
         locate(f"{REPOSITORY}/tiny-00001-of-00003.gguf")
+
+
+def test_a_gguf_file_in_a_folder_of_a_repository(hub: FakeHub, store: Path) -> None:
+    data = write_gguf(llama_metadata(), llama_tensors(gguf.Q4_1)[0])
+    hub.files = {"Q4_1/tiny Q4.GGUF": data, "README.md": b"#"}
+    name = f"{REPOSITORY}/Q4_1/tiny Q4.GGUF"
+    files = locate(name)
+    assert (files.kind, files.path.read_bytes()) == ("gguf", data)
+    assert installed()[0].names == (name,)
+    assert locate(name).path == files.path
+    with pytest.raises(DownloadError, match="name one of them, as in owner/tiny/Q4_1"):
+        locate(REPOSITORY)
+
+
+def test_a_token_that_expired_is_said_in_our_words(hub: FakeHub) -> None:
+    error = RuntimeError("401 Client Error. User Access Token is expired")
+    assert "run `hf auth login`" in str(explained("owner/tiny", error))
 
 
 def test_a_bundle_can_be_published(hub: FakeHub, store: Path, tmp_path: Path) -> None:

@@ -99,7 +99,6 @@ def test_several_end_tokens_come_from_the_generation_settings(folder: Path) -> N
         ({"model_type": "../../os"}, UnsupportedModelError),
         ({"model_type": "switch_layers"}, UnsupportedModelError),
         ({"model_file": "evil.py"}, UnsupportedModelError),
-        ({"auto_map": {"AutoModel": "evil.Model"}}, UnsupportedModelError),
         ({"hidden_size": ...}, ModelFileError),
         ({"hidden_size": -4}, ModelFileError),
         ({"hidden_size": 2**40}, ModelFileError),
@@ -172,7 +171,6 @@ def test_cut_weight_files(folder: Path) -> None:
 @pytest.mark.parametrize(
     "index",
     [
-        {"weight_map": {"a": "model-00002-of-00002.safetensors"}},
         {"weight_map": {"a": "../model.safetensors"}},
         {"weight_map": {"a": "/etc/passwd"}},
         {"weight_map": {"a": 3}},
@@ -183,6 +181,40 @@ def test_cut_weight_files(folder: Path) -> None:
 def test_wrong_indexes(folder: Path, index: dict[str, Any]) -> None:
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
     with pytest.raises(ModelFileError):
+        load_model(locate(str(folder)))
+
+
+@pytest.mark.parametrize(
+    "weight_map",
+    [
+        {"a": "model-00002-of-00002.safetensors"},
+        {"nobody.has.it": "model.safetensors"},
+    ],
+)
+def test_a_stale_index_does_not_refuse_whole_weights(
+    folder: Path, weight_map: dict[str, str]
+) -> None:
+    index = folder / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": weight_map}))
+    assert load_model(locate(str(folder))).vocab_size == 384
+    path = folder / "model.safetensors"
+    path.rename(folder / "model-00001-of-00002.safetensors")
+    with pytest.raises(ModelFileError, match="2 of 2 is missing"):
+        load_model(locate(str(folder)))
+
+
+def test_code_of_a_native_architecture_is_ignored(folder: Path) -> None:
+    change_config(folder, auto_map={"AutoModel": "evil.Model"})
+    assert load_model(locate(str(folder))).model_type == "llama"
+
+
+def test_ends_are_all_that_the_settings_name(folder: Path) -> None:
+    change_config(folder, eos_token_id=[5, 0])
+    generation = folder / "generation_config.json"
+    generation.write_text(json.dumps({"eos_token_id": [2, 0]}))
+    assert load_model(locate(str(folder))).eos_token_ids == (2, 0, 5)
+    generation.write_text(json.dumps({"eos_token_id": 9999}))
+    with pytest.raises(ModelFileError, match=r"generation_config.*9999.*vocab_size"):
         load_model(locate(str(folder)))
 
 

@@ -99,7 +99,6 @@ CONFIGS: list[tuple[str, Any]] = [
     ("layer_types", ["full_attention"] * 1000),
     ("vision_config", {"deep": [{"num_layers": 10**12}]}),
     ("anything", {"else": [1, {"deep": math.nan}]}),
-    ("auto_map", {"AutoModelForCausalLM": "canary.Model"}),
     ("model_file", "canary.py"),
 ]
 
@@ -278,10 +277,11 @@ class Canary:
 @pytest.mark.parametrize(
     "hook",
     [
-        {"auto_map": {"AutoModel": "canary.M"}},
+        {"auto_map": {"AutoModel": "canary.M"}, "model_type": "canary"},
         {"model_file": "canary.py"},
         {"model_type": "canary"},
         {},
+        {"auto_map": {"AutoModel": "canary.M"}, "use_cache": True},
     ],
 )
 def test_a_canary_never_runs(
@@ -311,7 +311,7 @@ def test_a_canary_never_runs(
     settings["auto_map"] = {"AutoTokenizer": ["tokenization_llama.T", None]}
     (folder / "tokenizer_config.json").write_text(json.dumps(settings))
     change(folder, **hook)
-    if hook:
+    if "model_file" in hook or "model_type" in hook:
         refused(folder)
     else:  # harmless but for files that nobody reads
         load_model(locate(str(folder)))

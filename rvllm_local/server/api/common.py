@@ -48,10 +48,19 @@ def new_id(prefix: str) -> str:
     return f"{prefix}{uuid.uuid4().hex}"
 
 
+SAMPLING = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
+
+
 def given_fields(request: msgspec.Struct, *names: str) -> dict[str, Any]:
     """Those of the named fields that a request sets."""
     values = {name: getattr(request, name) for name in names}
     return {name: value for name, value in values.items() if value is not None}
+
+
+def stated_sampling(request: msgspec.Struct) -> frozenset[str]:
+    """The sampling parameters that a request sets; a model may have its own others."""
+    names = [name for name in SAMPLING if getattr(request, name, None) is not None]
+    return frozenset(names)
 
 
 def checked_budget(tokens: int, name: str, least: int = 0) -> int:

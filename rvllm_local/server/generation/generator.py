@@ -234,6 +234,9 @@ class Generator:
 
 
 def _prepare(served: Served, call: ChatCall | TextCall) -> Prepared:
+    if call.stated is not None:
+        params = served.sampling.applied(call.params, call.stated)
+        call = replace(call, params=params)
     if isinstance(call, ChatCall):
         return prepare_chat(served.conversation, call)
     return prepare_text(served.conversation, call)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from rvllm_local.clients.contract import Client
 from rvllm_local.clients.process.client import EngineHealth, ProcessClient
 from rvllm_local.conversation.model import ConversationModel, detect_style
 from rvllm_local.engine.options import EngineOptions
 from rvllm_local.models.locate import ModelFiles
+from rvllm_local.models.own_sampling import OwnSampling, own_sampling
 from rvllm_local.text.families import OutputStyle
 from rvllm_local.text.tokenizer import Tokenizer
 from rvllm_local.text.tokenizer_files import read_tokenizer
@@ -27,6 +28,7 @@ class Served:
     style: OutputStyle
     memory: int
     loaded_at: float  # seconds of the epoch
+    sampling: OwnSampling = field(default_factory=OwnSampling)
     adapter: str | None = (
         None  # the LoRA adapter that answers, where the name is an adapter's
     )
@@ -61,6 +63,7 @@ def open_served(
         detect_style(files, tokenizer),
         memory,
         now,
+        own_sampling(files),
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
@@ -21,6 +22,7 @@ from rvllm_local.server.api.common import (
     convert_part,
     given_fields,
     refuse_unsupported,
+    stated_sampling,
 )
 from rvllm_local.server.api.tools import Choice, Tools
 from rvllm_local.server.http.problems import Problem, bad_request
@@ -39,7 +41,8 @@ def messages_call(request: MessagesRequest, reading: Reading) -> ChatCall:
         )
     stop = request.stop_sequences or ()
     params = SamplingParams(max_tokens=request.max_tokens, stop=stop, **given)
-    return count_call(request, params, reading)
+    call = count_call(request, params, reading)
+    return dataclasses.replace(call, stated=stated_sampling(request))
 
 
 def count_call(

@@ -19,6 +19,7 @@ from rvllm_local.server.api.common import (
     convert_part,
     given_fields,
     refuse_unsupported,
+    stated_sampling,
 )
 from rvllm_local.server.api.openai.schema import (
     NEUTRAL,
@@ -52,6 +53,7 @@ def chat_call(request: ChatRequest, reading: Reading) -> ChatCall:
         model=request.model,
         messages=read_messages(request.messages, reading),
         params=_sampling(request, max_tokens, logprobs, "max_completion_tokens"),
+        stated=stated_sampling(request),
         tools=tools.functions,
         tool_choice=choice,
         parallel_tool_calls=request.parallel_tool_calls is not False,
@@ -88,6 +90,7 @@ def text_call(request: TextRequest) -> TextCall:
     return TextCall(
         model=request.model,
         prompts=read_prompts(request.prompt),
+        stated=stated_sampling(request),
         params=_sampling(
             request,
             None if is_open_ended else max_tokens,

@@ -15,6 +15,7 @@ from rvllm_local.server.api.common import (
     convert_part,
     given_fields,
     refuse_unsupported,
+    stated_sampling,
 )
 from rvllm_local.server.api.responses.input import Messages, input_messages
 from rvllm_local.server.api.responses.schema import (
@@ -53,7 +54,12 @@ def responses_call(
     _check(request)
     call = input_call(request, earlier, reading)
     is_open_ended = request.max_output_tokens is None
-    return replace(call, params=_params(request), is_open_ended=is_open_ended)
+    return replace(
+        call,
+        params=_params(request),
+        stated=stated_sampling(request),
+        is_open_ended=is_open_ended,
+    )
 
 
 def input_call(
