@@ -33,6 +33,7 @@ from rvllm_local.metal_kernels.quantized_matmul import (
     PackedWeight,
     QuantizedMatmul,
     WeightFormat,
+    matrix_tuning,
 )
 
 SHAPES = (
@@ -46,13 +47,16 @@ ROWS = (1, 2, 4, 8, 16, 32)
 CALLS = 50
 CACHE_BYTES = 256 * 2**20  # more than any GPU's cache
 TUNINGS = (
-    MatrixTuning(1, 8, 8),
-    MatrixTuning(1, 16, 8),
-    MatrixTuning(2, 8, 4),
-    MatrixTuning(2, 8, 8),
-    MatrixTuning(2, 16, 8),
-    MatrixTuning(4, 8, 4),
+    MatrixTuning(1, 8, 8, 2),
+    MatrixTuning(1, 8, 8, 3),
+    MatrixTuning(1, 8, 8, 4),
+    MatrixTuning(1, 8, 4, 4),
+    MatrixTuning(1, 4, 8, 6),
+    MatrixTuning(2, 8, 8, 2),
+    MatrixTuning(2, 8, 4, 3),
+    MatrixTuning(2, 4, 8, 4),
 )
+TUNED_SHAPES = (SHAPES[0], SHAPES[2], SHAPES[3])
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,19 +115,24 @@ def timed(
 
 def measure(form: WeightFormat, copy: float, *, tune: bool) -> Iterator[Row]:
     """Every layer at every number of rows; with `tune` in several mappings."""
-    for layer, outs, width in SHAPES:
+    for layer, outs, width in TUNED_SHAPES if tune else SHAPES:
         copies = weights(outs, width, form)
         parts = (copies[0].words, copies[0].scales, copies[0].biases)
         nbytes = sum(part.nbytes for part in parts if part is not None)
         for rows in ROWS if not tune else (1, 8):
             x = mx.random.normal((rows, width)).astype(mx.bfloat16)
             theirs = timed(plain, x, copies)
-            for tuning in TUNINGS if tune else (MatrixTuning(),):
+            for tuning in TUNINGS if tune else (matrix_tuning(rows),):
                 ours = QuantizedMatmul(tuning=tuning)
                 expected = plain(x, copies[0]).astype(mx.float32)
-                difference = mx.abs(ours(x, copies[0]).astype(mx.float32) - expected)
-                largest = (difference.max() / mx.abs(expected).max()).item()
-                taken = timed(ours, x, copies)
+                try:
+                    difference = ours(x, copies[0]).astype(mx.float32) - expected
+                    error = mx.abs(difference).max() / mx.abs(expected).max()
+                    largest = error.item()
+                    taken = timed(ours, x, copies)
+                except RuntimeError as failure:
+                    print(f"{layer}, {rows} rows, {tuning}: {failure}", flush=True)
+                    continue
                 yield Row(
                     layer,
                     outs,
@@ -134,7 +143,8 @@ def measure(form: WeightFormat, copy: float, *, tune: bool) -> Iterator[Row]:
                     nbytes / taken / copy,
                     nbytes / theirs / copy,
                     float(largest),
-                    f"{tuning.tiles} tiles, {tuning.warps} warps, {tuning.run_words}",
+                    f"{tuning.tiles} tiles, {tuning.warps} warps, "
+                    f"{tuning.run_words} words, {tuning.resident} resident",
                 )
         del copies
 

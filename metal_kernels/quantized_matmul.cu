@@ -12,11 +12,9 @@ float acc[RV_M][RV_C][4];
 RV_UNROLL for (int m = 0; m < RV_M; m++)
   RV_UNROLL for (int c = 0; c < RV_C; c++)
     RV_UNROLL for (int e = 0; e < 4; e++) acc[m][c][e] = 0;
-rv_run now, next;
-if (begin < end) rv_fetch_run(next, weight, scales, biases, first, begin, outs, g, t);
 for (int run = begin; run < end; run += RV_RUN) {
-  now = next;
-  if (run + RV_RUN < end) rv_fetch_run(next, weight, scales, biases, first, run + RV_RUN, outs, g, t);
+  rv_run now;  // many warps and few registers hide the loads; a second set of registers was slower
+  rv_fetch_run(now, weight, scales, biases, first, run, outs, g, t);
   RV_UNROLL for (int i = 0; i < RV_RUN; i++) {
     if (run + i < end) {
       float part[RV_M][RV_C][4], high[RV_M][RV_C][4], ones[RV_C][4];

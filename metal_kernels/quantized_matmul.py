@@ -59,15 +59,26 @@ class PackedWeight:
 
 @dataclass(frozen=True, slots=True)
 class MatrixTuning:
-    """How the matrix units' body maps to threads. It changes no result beyond rounding.
+    """How CUDA's matrix units are used. It changes no result beyond rounding.
 
     A threadgroup owns `16 * tiles` outputs; its `warps` share the input's width. Each
-    lane has `run_words` words of a weight row in flight.
+    lane has `run_words` words of a weight row in flight. A multiprocessor has room for
+    `resident` threadgroups. Warps and words alone fix the order of additions.
     """
 
-    tiles: int = 2
+    tiles: int
     warps: int = 8
     run_words: int = 8
+    resident: int = 1
+
+
+def matrix_tuning(rows: int) -> MatrixTuning:
+    """Few rows need few registers, so that many threadgroups hide each other's loads."""
+    if rows <= _MATRIX_COLUMNS:
+        return MatrixTuning(tiles=1, resident=3)
+    if rows <= 2 * _MATRIX_COLUMNS:
+        return MatrixTuning(tiles=2, resident=2)
+    return MatrixTuning(tiles=2, resident=1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,7 +141,7 @@ class QuantizedMatmul:
         """
         self.backend = text_language(backend)
         self._matrix_rows = MAX_ROWS + 1 if matrix_rows is None else matrix_rows
-        self._tuning = MatrixTuning() if tuning is None else tuning
+        self._tuning = tuning
         self.counter = DispatchCounter() if counter is None else counter
         self._launcher: Launcher = MLXLauncher() if launcher is None else launcher
         self._texts: dict[tuple[object, ...], KernelText] = {}
@@ -170,7 +181,8 @@ class QuantizedMatmul:
     def _layout(self, weight: PackedWeight, dtype: mx.Dtype, rows: int) -> _Layout:
         defines = self._common_defines(weight, dtype)
         if self.backend == "cuda" and _suits_matrix_units(weight.format, dtype):
-            return _matrix_layout(weight, dtype, rows, defines, self._tuning)
+            tuning = self._tuning or matrix_tuning(rows)
+            return _matrix_layout(weight, dtype, rows, defines, tuning)
         if self.backend == "metal" and rows >= self._matrix_rows:
             return _simdgroup_layout(weight.format, rows, defines)
         return _lanes_layout(weight.format, rows, defines)
@@ -272,6 +284,7 @@ def _matrix_layout(
         "RV_M": tuning.tiles,
         "RV_C": -(-rows // _MATRIX_COLUMNS),
         "RV_SIMDGROUPS": tuning.warps,
+        "RV_RESIDENT": tuning.resident,
         "RV_SHARE": share,
         "RV_RUN": run,
         "RV_LANE_WORDS": lane_words,

@@ -1,5 +1,7 @@
 // Pieces of quantized_matmul.cu. A lane holds, of each group and of each of its weight rows, a quarter: RV_LANE_WORDS words.
 // RV_RUN groups are loaded at once. RV_HALVES 2: an 8-bit weight enters as two 4-bit ones, as bfloat16 has too few digits.
+#undef __global__
+#define __global__ __attribute__((global)) __launch_bounds__(RV_SIMDGROUPS * 32, RV_RESIDENT)
 #if RV_KIND == 2
 #define RV_ONES 0x3f803f80u
 #define RV_NEAR 0x43004300u  // 128: the next bfloat16 is 129

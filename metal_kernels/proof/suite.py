@@ -64,10 +64,11 @@ def cases() -> Iterator[tuple[str, Callable[[], object]]]:
         yield f"write and gather {label}", lambda c=config: checks.check_write_gather(c)  # type: ignore[misc]
         yield f"copy {label}", lambda c=config: checks.check_copy(c)  # type: ignore[misc]
         yield f"save and load {label}", lambda c=config: checks.check_save_load(c)  # type: ignore[misc]
+    yield from _quantized_cases()
 
 
-def quantized_cases() -> Iterator[tuple[str, Callable[[], object]]]:
-    """The same of the quantized products."""
+def _quantized_cases() -> Iterator[tuple[str, Callable[[], object]]]:
+    """Those of the quantized products."""
     for product in quantized.PRODUCTS:
         yield (
             f"quantized {product.name}",

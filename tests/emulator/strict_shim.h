@@ -44,9 +44,14 @@ inline void threadgroup_barrier(mem_flags) {}
 inline void simdgroup_barrier(mem_flags) {}
 inline float simd_shuffle_xor(float x, ushort) { return x; }
 
+struct origin2 {  // OpenCL's vectors have no such constructor
+  ulong x, y;
+  origin2(ulong x = 0, ulong y = 0) : x(x), y(y) {}
+};
+#define ulong2 metal::origin2
 template <typename T, int Columns, int Rows> struct simdgroup_matrix { T held; };
 template <typename T>
-void simdgroup_load(__private simdgroup_matrix<T, 8, 8>&, const __local T*, ulong, ulong2 = 0, bool = false) {}
+void simdgroup_load(__private simdgroup_matrix<T, 8, 8>&, const __local T*, ulong, ulong2 = ulong2(), bool = false) {}
 template <typename T>
 void simdgroup_store(__private const simdgroup_matrix<T, 8, 8>&, __local T*, ulong) {}
 template <typename D, typename A, typename B, typename C>
