@@ -113,11 +113,15 @@ def error_of(
     kind: str | None, message: str, parameter: str | None = None
 ) -> RvllmError:
     """An error that crossed a process as the name of its class, its text, and the field that it is about."""
-    found = globals().get(kind or "EngineError")
-    if not (isinstance(found, type) and issubclass(found, RvllmError)):
+    error_class = globals().get(kind or "EngineError")
+    if not (isinstance(error_class, type) and issubclass(error_class, RvllmError)):
         return RvllmError(message)
-    if issubclass(found, GrammarError):
-        return found(message, parameter or "response_format")
-    if issubclass(found, ParameterError):
-        return found(parameter or "", message)
-    return QueueFullError(message, 1.0) if found is QueueFullError else found(message)
+    if issubclass(error_class, GrammarError):
+        return error_class(message, parameter or "response_format")
+    if issubclass(error_class, ParameterError):
+        return error_class(parameter or "", message)
+    return (
+        QueueFullError(message, 1.0)
+        if error_class is QueueFullError
+        else error_class(message)
+    )

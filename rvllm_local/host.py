@@ -94,7 +94,7 @@ def trim_heap() -> None:
 
 def _load_openblas() -> HostReport:
     late = "mlx.core" in sys.modules
-    wanted = os.environ.get("RVLLM_BLAS")
+    preferred = os.environ.get("RVLLM_BLAS")
     for path in _candidates():
         if not _load(path):
             continue
@@ -104,13 +104,11 @@ def _load_openblas() -> HostReport:
                 is_fast_blas=False,
                 advice="MLX was imported before rvllm_local could load OpenBLAS; import rvllm_local first",
             )
-        missed = (
-            f"RVLLM_BLAS={wanted} is no library with cblas_sgemm; using {path} instead"
-        )
+        missed = f"RVLLM_BLAS={preferred} is no library with cblas_sgemm; using {path} instead"
         return HostReport(
             f"OpenBLAS ({path})",
             is_fast_blas=True,
-            advice=missed if wanted not in (None, "", path) else None,
+            advice=missed if preferred not in (None, "", path) else None,
         )
     return HostReport(
         "reference BLAS",
@@ -132,7 +130,7 @@ def _load(path: str) -> bool:
 
 
 def _candidates() -> list[str]:
-    own = Path(sys.prefix, "lib", "rvllm", _OPENBLAS)
+    built = Path(sys.prefix, "lib", "rvllm", _OPENBLAS)
     return [
-        path for path in (os.environ.get("RVLLM_BLAS"), _OPENBLAS, str(own)) if path
+        path for path in (os.environ.get("RVLLM_BLAS"), _OPENBLAS, str(built)) if path
     ]

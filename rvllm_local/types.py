@@ -29,6 +29,28 @@ class FinishReason(StrEnum):
     ERROR = "error"
 
 
+# The bounds of `SamplingParams`.
+_INTEGERS = {
+    "max_tokens": (0, MAX_INTEGER),
+    "top_k": (0, MAX_INTEGER),
+    "n": (1, MAX_CHOICES),
+}
+_OPTIONAL_INTEGERS = {
+    "seed": (-(2**63), 2**64 - 1),
+    "logprobs": (0, MAX_LOGPROBS),
+    "prompt_logprobs": (0, MAX_LOGPROBS),
+}
+_NUMBERS = {
+    "temperature": (0.0, 100.0),
+    "top_p": (0.0, 1.0),
+    "min_p": (0.0, 1.0),
+    "presence_penalty": (-2.0, 2.0),
+    "frequency_penalty": (-2.0, 2.0),
+    "repetition_penalty": (0.0, 100.0),
+}
+_ABOVE_LOW = ("top_p", "repetition_penalty")  # the lower bound is not among them
+
+
 @dataclass(frozen=True, slots=True)
 class SamplingParams:
     """How tokens are chosen and when a sequence ends.
@@ -59,51 +81,29 @@ class SamplingParams:
     prompt_logprobs: int | None = None
 
     def __post_init__(self) -> None:
-        checked: dict[str, Any] = {
-            "max_tokens": _integer(
-                "max_tokens",
-                self.max_tokens,
-                1 if self.prompt_logprobs is None else 0,
-                MAX_INTEGER,
-            ),
-            "temperature": _number("temperature", self.temperature, 0.0, 100.0),
-            "top_p": _number("top_p", self.top_p, 0.0, 1.0, open_low=True),
-            "top_k": _integer("top_k", self.top_k, 0, MAX_INTEGER),
-            "min_p": _number("min_p", self.min_p, 0.0, 1.0),
-            "seed": None
-            if self.seed is None
-            else _integer("seed", self.seed, -(2**63), 2**64 - 1),
-            "stop": _stop_strings(self.stop),
-            "n": _integer("n", self.n, 1, MAX_CHOICES),
-            "logprobs": None
-            if self.logprobs is None
-            else _integer("logprobs", self.logprobs, 0, MAX_LOGPROBS),
-            "prompt_logprobs": None
-            if self.prompt_logprobs is None
-            else _integer("prompt_logprobs", self.prompt_logprobs, 0, MAX_LOGPROBS),
-            "logit_bias": _biases(self.logit_bias),
-            "presence_penalty": _number(
-                "presence_penalty", self.presence_penalty, -2.0, 2.0
-            ),
-            "frequency_penalty": _number(
-                "frequency_penalty", self.frequency_penalty, -2.0, 2.0
-            ),
-            "repetition_penalty": _number(
-                "repetition_penalty", self.repetition_penalty, 0.0, 100.0, open_low=True
-            ),
-        }
-        for (
-            name,
-            value,
-        ) in (
-            checked.items()
-        ):  # plain numbers, texts and dicts: all of it crosses to other processes
-            object.__setattr__(self, name, value)
+        """Make all values plain numbers, texts and dicts: they cross to processes."""
+        for name, (low, high) in _INTEGERS.items():
+            self._set(name, _integer(name, getattr(self, name), low, high))
+        for name, (low, high) in _OPTIONAL_INTEGERS.items():
+            if getattr(self, name) is not None:
+                self._set(name, _integer(name, getattr(self, name), low, high))
+        for name, (least, most) in _NUMBERS.items():
+            is_open = name in _ABOVE_LOW
+            value = _number(name, getattr(self, name), least, most, open_low=is_open)
+            self._set(name, value)
+        self._set("stop", _stop_strings(self.stop))
+        self._set("logit_bias", _biases(self.logit_bias))
+        # Only a prompt whose own tokens are asked about may be answered by nothing.
+        fewest = 1 if self.prompt_logprobs is None else 0
+        _integer("max_tokens", self.max_tokens, fewest, MAX_INTEGER)
         if not isinstance(self.ignore_eos, bool):
             raise ParameterError(
                 "ignore_eos",
                 f"ignore_eos must be a bool, not {_shown(self.ignore_eos)}",
             )
+
+    def _set(self, name: str, value: Any) -> None:
+        object.__setattr__(self, name, value)
 
     @property
     def stop_strings(self) -> tuple[str, ...]:
@@ -154,20 +154,22 @@ def _number(
 
 def _stop_strings(stop: Any) -> tuple[str, ...]:
     """The stop strings as a tuple; None is none."""
-    texts = (stop,) if isinstance(stop, str) else () if stop is None else stop
+    if stop is None:
+        return ()
+    texts = (stop,) if isinstance(stop, str) else stop
     if not isinstance(texts, Iterable):
         raise ParameterError(
             "stop", f"stop must be text or a list of texts, not {_shown(stop)}"
         )
-    found = tuple(texts)
-    if len(found) > MAX_STOP_STRINGS:
+    strings = tuple(texts)
+    if len(strings) > MAX_STOP_STRINGS:
         raise ParameterError(
             "stop",
-            f"stop has {len(found)} strings; at most {MAX_STOP_STRINGS} are allowed",
+            f"stop has {len(strings)} strings; at most {MAX_STOP_STRINGS} are allowed",
         )
-    if any(not isinstance(text, str) or not text for text in found):
+    if any(not isinstance(text, str) or not text for text in strings):
         raise ParameterError("stop", "stop must hold non-empty strings")
-    return tuple(str(text) for text in found)
+    return tuple(str(text) for text in strings)
 
 
 def _biases(biases: Any) -> dict[int, float]:

@@ -132,8 +132,10 @@ def _extra(text: str) -> dict[str, Any]:
 def _first_model(url: str, headers: Mapping[str, str]) -> str:
     """The first model that the endpoint lists; requests tell what is wrong with one that lists none."""
     try:
-        found = json.loads(asyncio.run(_listing(f"{url.rstrip('/')}/models", headers)))
-        return str(found["data"][0]["id"])
+        listing = json.loads(
+            asyncio.run(_listing(f"{url.rstrip('/')}/models", headers))
+        )
+        return str(listing["data"][0]["id"])
     except (
         httpx.HTTPError,
         OSError,

@@ -26,6 +26,16 @@ class Difference:
     ratio: float
     verdict: str
 
+    @property
+    def is_stable(self) -> bool:
+        """Whether the figure depends on the code alone, in either record."""
+        figures = (self.before, self.after)
+        return any(figure is not None and figure.stable for figure in figures)
+
+    @property
+    def is_regression(self) -> bool:
+        return self.is_stable and self.verdict in ("worse", "gone")
+
 
 def compare(arguments: Namespace) -> int:
     """Print the differences; exit status 1 if a stable figure got worse by more than `--fail-over`."""
@@ -38,41 +48,31 @@ def compare(arguments: Namespace) -> int:
         raise ConfigError(
             f"{arguments.before} is of kind {before.kind}, {arguments.after} of {after.kind}"
         )
-    found = list(differences(before, after, arguments.fail_over))
+    changes = list(differences(before, after, arguments.fail_over))
     if arguments.stable:
-        found = [
-            one
-            for one in found
-            if (one.before or one.after) is not None and _is_stable(one)
-        ]
-    if not found:
+        changes = [change for change in changes if change.is_stable]
+    if not changes:
         kind = "stable figure" if arguments.stable else "figure"
         raise ConfigError(
             f"neither {arguments.before} nor {arguments.after} holds any {kind}"
         )
-    if all(one.before is None or one.after is None for one in found):
+    if all(change.before is None or change.after is None for change in changes):
         raise ConfigError(
             f"{arguments.before} and {arguments.after} have no figure in common: "
             f"the runs are {_names(before)}, and {_names(after)}"
         )
-    sys.stdout.write("\n".join(_report(before, after, found)) + "\n")
-    failed = [
-        one for one in found if _is_stable(one) and one.verdict in ("worse", "gone")
-    ]
-    for one in failed:
-        what = "gone" if one.after is None else f"{one.ratio:.3f} times what it was"
-        sys.stdout.write(f"REGRESSION: {one.run}: {one.name} is {what}\n")
+    sys.stdout.write("\n".join(_report(before, after, changes)) + "\n")
+    failed = [change for change in changes if change.is_regression]
+    for change in failed:
+        outcome = f"{change.ratio:.3f} times what it was"
+        if change.after is None:
+            outcome = "gone"
+        sys.stdout.write(f"REGRESSION: {change.run}: {change.name} is {outcome}\n")
     return 1 if failed else 0
 
 
-def _names(found: Record) -> str:
-    return ", ".join(found.runs) or "none"
-
-
-def _is_stable(one: Difference) -> bool:
-    return any(
-        figure is not None and figure.stable for figure in (one.before, one.after)
-    )
+def _names(record: Record) -> str:
+    return ", ".join(record.runs) or "none"
 
 
 def differences(
@@ -121,7 +121,7 @@ def _verdict(old: Figure, new: Figure, ratio: float, tolerance: float) -> str:
     return "worse" if is_worse else "better"
 
 
-def _report(before: Record, after: Record, found: list[Difference]) -> Iterator[str]:
+def _report(before: Record, after: Record, changes: list[Difference]) -> Iterator[str]:
     for letter, side in (("A", before), ("B", after)):
         yield f"{letter}: {side.label}, {side.date}, {side.machine}; {side.command}"
     if before.machine != after.machine:
@@ -133,12 +133,12 @@ def _report(before: Record, after: Record, found: list[Difference]) -> Iterator[
     yield ""
     last = None
     rows = []
-    for one in found:
-        title = one.name + ("*" if _is_stable(one) else "")
-        ratio = "-" if math.isnan(one.ratio) else f"{one.ratio:.3f}"
-        rows.append(
-            (one.run if one.run != last else "", title, show(one.before, bounds=True), show(one.after, bounds=True),
-             ratio, one.verdict)
-        )  # fmt: skip
-        last = one.run
+    for change in changes:
+        run = change.run if change.run != last else ""
+        title = f"{change.name}*" if change.is_stable else change.name
+        ratio = "-" if math.isnan(change.ratio) else f"{change.ratio:.3f}"
+        before_text = show(change.before, bounds=True)
+        after_text = show(change.after, bounds=True)
+        rows.append((run, title, before_text, after_text, ratio, change.verdict))
+        last = change.run
     yield aligned(("run", "figure", "A (noise)", "B (noise)", "B/A", ""), rows)

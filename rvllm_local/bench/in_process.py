@@ -6,11 +6,12 @@ read, the weights and the context's KV, beside a plain copy that is measured in 
 
 from __future__ import annotations
 
+import functools
 import random
 import sys
 import time
 from argparse import Namespace
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,11 +20,13 @@ from rvllm_local.bench import record
 from rvllm_local.bench.metrics import Figure, spread
 from rvllm_local.bench.text_table import aligned, show
 from rvllm_local.errors import ConfigError
+from rvllm_local.types import SamplingParams
 
 if TYPE_CHECKING:
     from rvllm_local.llm import LLM
 
 Samples = dict[str, list[float]]
+Stats = Mapping[str, int | float | str]
 Sizes = tuple[int, int]  # bytes of the weights, bytes of one token's KV
 _COPY_BYTES = 2**28
 _TOGETHER = 0.75  # of the streams, on average over the steps of a round
@@ -47,26 +50,30 @@ def decode(arguments: Namespace) -> int:
     runs, copy = {}, _copy_bandwidth()
     with _engine(arguments, max(arguments.rows)) as (llm, sizes):
         for rows in arguments.rows:
-            found = _rounds(
-                arguments.rounds,
-                lambda number, rows=rows: _decode(llm, rows, number, arguments),  # type: ignore[misc]
-            )
+            measure = functools.partial(_decode, llm, rows, arguments)
+            samples = _rounds(arguments.rounds, measure)
+            weights, bytes_per_token = sizes
             context = arguments.context + arguments.tokens / 2
-            moved = sizes[0] + rows * context * sizes[1]
-            counted = (found["dispatches"], found["steps"])
-            rates = [moved / seconds for seconds in found["step"]]
-            runs[f"{rows} x {arguments.context}"] = {
-                "step": spread(found["step"], "s"),
-                "tokens_per_s": spread(found["tokens_per_s"], "tokens/s", "higher"),
-                "bytes_per_s": spread([rate / 1e9 for rate in rates], "GB/s", "higher"),
-                "of_copy": spread([rate / copy for rate in rates], "", "higher"),
-                # Which step a reading of the counters falls into is chance: one more or less.
-                "steps": spread(found["steps"], ""),
-                "dispatches_per_step": spread(
-                    [a / b for a, b in zip(*counted, strict=True)], ""
-                ),
-            }
+            moved = weights + rows * context * bytes_per_token
+            name = f"{rows} x {arguments.context}"
+            runs[name] = _decode_figures(samples, moved, copy)
     return _finish("decode", arguments, runs, copy)
+
+
+def _decode_figures(samples: Samples, moved: float, copy: float) -> dict[str, Figure]:
+    """Figures of steps that read `moved` bytes each; a copy moves `copy` bytes/s."""
+    rates = [moved / seconds for seconds in samples["step"]]
+    pairs = zip(samples["dispatches"], samples["steps"], strict=True)
+    dispatches = [count / steps for count, steps in pairs]
+    return {
+        "step": spread(samples["step"], "s"),
+        "tokens_per_s": spread(samples["tokens_per_s"], "tokens/s", "higher"),
+        "bytes_per_s": spread([rate / 1e9 for rate in rates], "GB/s", "higher"),
+        "of_copy": spread([rate / copy for rate in rates], "", "higher"),
+        # Which step a reading of the counters falls into is chance: one more or less.
+        "steps": spread(samples["steps"], ""),
+        "dispatches_per_step": spread(dispatches, ""),
+    }
 
 
 def prefill(arguments: Namespace) -> int:
@@ -76,20 +83,16 @@ def prefill(arguments: Namespace) -> int:
     runs, copy = {}, _copy_bandwidth()
     with _engine(arguments, 4) as (llm, _):
         for length in arguments.context:
-            found = _rounds(
-                arguments.rounds,
-                lambda number, length=length: _prefill(llm, length, number),  # type: ignore[misc]
-            )
+            measure = functools.partial(_prefill, llm, length)
+            samples = _rounds(arguments.rounds, measure)
+            rates = [length / seconds for seconds in samples["ttft"]]
             runs[f"{length} tokens"] = {
-                "ttft": spread(found["ttft"], "s"),
-                "tokens_per_s": spread(
-                    [length / seconds for seconds in found["ttft"]],
-                    "tokens/s",
-                    "higher",
-                ),
-                # Chunks are fitted to the machine's speed, so their number is none of the code's own figures.
-                "steps": spread(found["steps"], ""),
-                "dispatches": spread(found["dispatches"], ""),
+                "ttft": spread(samples["ttft"], "s"),
+                "tokens_per_s": spread(rates, "tokens/s", "higher"),
+                # Chunks are fitted to the machine's speed, so that their number is
+                # none of the code's own figures.
+                "steps": spread(samples["steps"], ""),
+                "dispatches": spread(samples["dispatches"], ""),
             }
     return _finish("prefill", arguments, runs, copy)
 
@@ -136,12 +139,12 @@ def _copy_bandwidth() -> float:
 
 def _rounds(count: int, measure: Callable[[int], dict[str, float]]) -> Samples:
     """Samples by name; round 0 is the warm-up."""
-    found: Samples = {}
+    samples: Samples = {}
     for number in range(count + 1):
         row = measure(number)
         for name, value in row.items() if number else ():
-            found.setdefault(name, []).append(value)
-    return found
+            samples.setdefault(name, []).append(value)
+    return samples
 
 
 def _prompt(length: int, number: int) -> list[int]:
@@ -150,57 +153,62 @@ def _prompt(length: int, number: int) -> list[int]:
     return [draw.randrange(10, 250) for _ in range(length)]
 
 
-def _decode(llm: LLM, rows: int, number: int, arguments: Namespace) -> dict[str, float]:
-    from rvllm_local.types import SamplingParams
-
-    params = SamplingParams(
-        max_tokens=arguments.tokens + 1, temperature=0, ignore_eos=True
-    )
+def _decode(llm: LLM, rows: int, arguments: Namespace, number: int) -> dict[str, float]:
+    """One round: seconds a step while `rows` streams decode together."""
     prompts = [_prompt(arguments.context, number * rows + row) for row in range(rows)]
-    # Into the cache first: otherwise the first streams would be over before the last prompt was read.
+    # Into the cache first: otherwise the first streams would be over before the last
+    # prompt was read.
     for prompt in prompts:
-        llm.generate(
-            prompt, SamplingParams(max_tokens=1, temperature=0, ignore_eos=True)
-        )
+        llm.generate(prompt, _greedy(1))
+    params = _greedy(arguments.tokens + 1)
     streams = [llm.stream(prompt, params) for prompt in prompts]
     received = sum(len(next(stream).token_ids) for stream in streams)
     before, began = llm.stats(), time.perf_counter()
-    received += sum(len(event.token_ids) for stream in streams for event in stream)
+    for stream in streams:
+        received += sum(len(event.token_ids) for event in stream)
     seconds, after = time.perf_counter() - began, llm.stats()
-    # By the engine's counters: some tokens of the streams that came first had been waiting here already.
-    tokens = float(after["generated_tokens"]) - float(before["generated_tokens"])
-    steps = float(after["steps"]) - float(before["steps"])
     if received < rows * (arguments.tokens + 1):
         raise ConfigError(
-            f"the answers ended after {received / rows:.0f} tokens, where the context is full: "
-            f"give fewer --tokens than {arguments.tokens}"
+            f"the answers ended after {received / rows:.0f} tokens, where the context "
+            f"is full: give fewer --tokens than {arguments.tokens}"
         )
+    # By the engine's counters: some tokens of the streams that came first had been
+    # waiting here already.
+    tokens = _added(before, after, "generated_tokens")
+    steps = _added(before, after, "steps")
     if tokens < _TOGETHER * rows * steps or not steps:
         raise ConfigError(
-            f"of {rows} streams only {tokens / max(1.0, steps):.1f} decoded together, as the first were over before the last "
-            f"began: give more --tokens than {arguments.tokens}, or more --kv-memory"
+            f"of {rows} streams only {tokens / max(1.0, steps):.1f} decoded together, "
+            "as the first were over before the last began: give more --tokens than "
+            f"{arguments.tokens}, or more --kv-memory"
         )
-    dispatches = float(after["kernel_dispatches"]) - float(before["kernel_dispatches"])
     return {
         "step": seconds / steps,
         "tokens_per_s": tokens / seconds,
         "steps": steps,
-        "dispatches": dispatches,
+        "dispatches": _added(before, after, "kernel_dispatches"),
     }
 
 
-def _prefill(llm: LLM, length: int, number: int) -> dict[str, float]:
-    from rvllm_local.types import SamplingParams
+def _greedy(max_tokens: int) -> SamplingParams:
+    return SamplingParams(max_tokens=max_tokens, temperature=0, ignore_eos=True)
 
+
+def _added(before: Stats, after: Stats, name: str) -> float:
+    """How much a counter of the engine went up."""
+    return float(after[name]) - float(before[name])
+
+
+def _prefill(llm: LLM, length: int, number: int) -> dict[str, float]:
+    """One round: seconds to the first token of a prompt that nobody has seen."""
+    prompt = _prompt(length, number * 1000 + length)
     before, began = llm.stats(), time.perf_counter()
-    llm.generate(
-        _prompt(length, number * 1000 + length),
-        SamplingParams(max_tokens=1, temperature=0, ignore_eos=True),
-    )
+    llm.generate(prompt, _greedy(1))
     seconds, after = time.perf_counter() - began, llm.stats()
-    names = {"steps": "steps", "dispatches": "kernel_dispatches"}
-    return {"ttft": seconds} | {
-        name: float(after[key]) - float(before[key]) for name, key in names.items()
+    return {
+        "ttft": seconds,
+        "steps": _added(before, after, "steps"),
+        "dispatches": _added(before, after, "kernel_dispatches"),
     }
 
 

@@ -64,19 +64,19 @@ class Endpoint:
         tools: tuple[Mapping[str, Any], ...],
     ) -> bytes:
         """The request as bytes."""
-        asked: dict[str, Any] = {
+        fields: dict[str, Any] = {
             "model": self.model,
             "max_tokens": turn.max_tokens,
             "stream": True,
         }
-        asked["stream_options"] = {"include_usage": True}
+        fields["stream_options"] = {"include_usage": True}
         if self.api == "chat":
-            asked |= {"messages": messages, **({"tools": tools} if tools else {})}
+            fields |= {"messages": messages, **({"tools": tools} if tools else {})}
         else:
-            asked["prompt"] = "\n".join(
+            fields["prompt"] = "\n".join(
                 str(message.get("content") or "") for message in messages
             )
-        return msgspec.json.encode(asked | dict(self.extra))
+        return msgspec.json.encode(fields | dict(self.extra))
 
     def tellable(self, detail: str) -> str:
         """What an endpoint said, on one line, without secrets."""
@@ -118,7 +118,9 @@ def run(
         asyncio.run(_run(endpoint, trace, sample, every_s, running))
     except KeyboardInterrupt:
         num_open = sum(
-            not one.ended and one.sent > 0 for row in running.rows for one in row
+            not outcome.ended and outcome.sent > 0
+            for row in running.rows
+            for outcome in row
         )
         raise Interrupted(running.so_far(), num_open) from None
     return running.so_far()
@@ -170,7 +172,7 @@ class _Running:
         lags = sorted(self.lags)
         busy = lags[len(lags) * 99 // 100] if lags else 0.0
         return Run(
-            [one for row in self.rows for one in row if one.ended],
+            [outcome for row in self.rows for outcome in row if outcome.ended],
             wall,
             self.samples,
             busy,
@@ -281,9 +283,9 @@ def _reason(error: Exception) -> tuple[Failure, str]:
     """Whose fault an exception is, and what it says."""
     said = str(error) or type(error).__name__
     ours = (
-        one
-        for one in _causes(error)
-        if isinstance(one, OSError) and one.errno in _OUR_LIMITS
+        cause
+        for cause in _causes(error)
+        if isinstance(cause, OSError) and cause.errno in _OUR_LIMITS
     )
     if (limit := next(ours, None)) is not None:
         return Failure.CLIENT, str(limit)
@@ -302,8 +304,8 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
     """An exception and all that led to it."""
     while error is not None:
         yield error
-        for one in error.exceptions if isinstance(error, BaseExceptionGroup) else ():
-            yield from _causes(one)
+        for part in error.exceptions if isinstance(error, BaseExceptionGroup) else ():
+            yield from _causes(part)
         error = error.__cause__ or error.__context__
 
 

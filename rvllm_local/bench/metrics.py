@@ -34,21 +34,21 @@ class Figure:
     def to_json(self) -> dict[str, Any]:
         """The fields, with None for infinite values."""
         row = asdict(self)
-        return row | {
-            name: row[name] if math.isfinite(row[name]) else None
-            for name in ("value", "low", "high")
-        }
+        for name in ("value", "low", "high"):
+            if math.isinf(row[name]):
+                row[name] = None
+        return row
 
     @classmethod
     def from_json(cls, row: dict[str, Any]) -> Figure:
         """Raises ValueError, KeyError or TypeError for something else."""
         values = {name: _number(row[name]) for name in ("value", "low", "high")}
-        found = cls(**(row | values))
-        if found.better not in ("lower", "higher") or not isinstance(found.unit, str):
-            raise ValueError(f"unit {found.unit!r}, better {found.better!r}")
-        if not isinstance(found.stable, bool):
-            raise TypeError(f"stable is {found.stable!r}")
-        return found
+        figure = cls(**(row | values))
+        if figure.better not in ("lower", "higher") or not isinstance(figure.unit, str):
+            raise ValueError(f"unit {figure.unit!r}, better {figure.better!r}")
+        if not isinstance(figure.stable, bool):
+            raise TypeError(f"stable is {figure.stable!r}")
+        return figure
 
 
 def _number(value: object) -> float:
@@ -87,61 +87,62 @@ class Slo:
         if outcome.failure is not None or outcome.ttft is None:
             return False
         gaps = outcome.gaps
-        return (
-            outcome.ttft <= self.ttft_s
-            and (sum(gaps) / len(gaps) if gaps else 0.0) <= self.itl_s
-        )
+        mean_gap = sum(gaps) / len(gaps) if gaps else 0.0
+        return outcome.ttft <= self.ttft_s and mean_gap <= self.itl_s
 
 
 def percentile(values: np.ndarray[Any, Any], percent: float) -> float:
     """The smallest value that at least `percent` of all do not exceed; infinite ones allowed."""
     if not len(values):
         return math.inf
-    return float(np.sort(values)[max(0, math.ceil(percent / 100 * len(values)) - 1)])
+    rank = math.ceil(percent / 100 * len(values))
+    return float(np.sort(values)[max(0, rank - 1)])
 
 
 def intervals(
     groups: Sequence[np.ndarray[Any, Any]], percents: Sequence[int], seed: int = 0
 ) -> list[tuple[float, float]]:
-    """95 % intervals of percentiles, by drawing whole groups (requests) again: values of one request depend on each other.
+    """95 % intervals of percentiles, by bootstrap over whole groups (requests).
 
-    The values are sorted once, and drawn groups only weigh them.
+    Values of one request depend on each other, so that they are drawn together. They
+    are sorted once, and drawn groups only weigh them.
     """
     groups = [group for group in groups if len(group)]
     if not groups:
         return [(math.inf, math.inf)] * len(percents)
-    values, count = np.concatenate(groups), len(groups)
+    count = len(groups)
+    values = np.concatenate(groups)
+    owners = np.repeat(np.arange(count), [len(group) for group in groups])
     order = np.argsort(values, kind="stable")
-    owners, values = (
-        np.repeat(np.arange(count), [len(group) for group in groups])[order],
-        values[order],
-    )
+    values, owners = values[order], owners[order]
     rng = np.random.default_rng(seed)
-    drawn: list[list[float]] = [[] for _ in percents]
-    for _ in range(_RESAMPLES):
-        ranks = np.cumsum(
-            np.bincount(rng.integers(0, count, count), minlength=count)[owners]
-        )
-        for found, percent in zip(drawn, percents, strict=True):
-            wanted = max(1, math.ceil(percent / 100 * int(ranks[-1])))
-            found.append(float(values[np.searchsorted(ranks, wanted)]))
+    resampled = np.zeros((_RESAMPLES, len(percents)))
+    for row in resampled:
+        weights = np.bincount(rng.integers(0, count, count), minlength=count)
+        ranks = np.cumsum(weights[owners])
+        for column, percent in enumerate(percents):
+            rank = max(1, math.ceil(percent / 100 * int(ranks[-1])))
+            row[column] = values[np.searchsorted(ranks, rank)]
     return [
-        (percentile(np.asarray(found), 2.5), percentile(np.asarray(found), 97.5))
-        for found in drawn
+        (percentile(column, 2.5), percentile(column, 97.5)) for column in resampled.T
     ]
 
 
 def latency(outcomes: Sequence[Outcome], name: str) -> dict[str, Figure]:
-    """P50, P95 and P99 of `ttft`, `itl` or `e2e` in seconds; none where answers that came whole have no such value."""
+    """P50, P95 and P99 of `ttft`, `itl` or `e2e`, in seconds.
+
+    Empty where answers that came whole have no such value.
+    """
     groups = [np.asarray(_VALUES[name](outcome), float) for outcome in outcomes]
     together = np.concatenate(groups) if groups else np.zeros(0)
     if not len(together):
         return {}
+    table = {}
     bounds = intervals(groups, PERCENTILES)
-    return {
-        f"{name}_p{percent}": Figure(percentile(together, percent), "s", low, high)
-        for percent, (low, high) in zip(PERCENTILES, bounds, strict=True)
-    }
+    for percent, (low, high) in zip(PERCENTILES, bounds, strict=True):
+        value = percentile(together, percent)
+        table[f"{name}_p{percent}"] = Figure(value, "s", low, high)
+    return table
 
 
 def _ttft(outcome: Outcome) -> list[float]:
@@ -165,43 +166,59 @@ _VALUES: dict[str, Callable[[Outcome], list[float]]] = {
 
 
 def summary(outcomes: Sequence[Outcome], wall_s: float, slo: Slo) -> dict[str, Figure]:
-    """All figures of a run (or of the pooled requests of several, whose `wall_s` is then their sum)."""
+    """All figures of a run.
+
+    Also of the pooled requests of several runs, whose `wall_s` is then their sum.
+    """
+    table: dict[str, Figure] = {}
+    for name in _VALUES:
+        table |= latency(outcomes, name)
     whole = [outcome for outcome in outcomes if outcome.failure is None]
-    found = (
-        latency(outcomes, "ttft") | latency(outcomes, "itl") | latency(outcomes, "e2e")
-    )
-    tokens = sum(outcome.tokens for outcome in whole)
-    good = sum(slo.is_met(outcome) for outcome in outcomes)
-    prompt = sum(outcome.usage.prompt or 0 for outcome in whole)
-    cached = [
-        outcome.usage.cached for outcome in whole if outcome.usage.cached is not None
-    ]
-    found |= {
+    return table | _counts(outcomes, whole) | _rates(outcomes, whole, wall_s, slo)
+
+
+def sending_lag(outcomes: Sequence[Outcome]) -> float:
+    """How late requests were sent, in seconds (P99); infinite if there were none."""
+    lags = [outcome.sent - outcome.scheduled for outcome in outcomes]
+    return percentile(np.asarray(lags), 99)
+
+
+def _counts(outcomes: Sequence[Outcome], whole: Sequence[Outcome]) -> dict[str, Figure]:
+    short = [answer for answer in whole if answer.tokens < answer.max_tokens]
+    events = sum(len(answer.times) for answer in whole)
+    tokens = sum(answer.tokens for answer in whole)
+    prompt = sum(answer.usage.prompt or 0 for answer in whole)
+    table = {
         "requests": exact(len(outcomes), "", "higher"),
         "errors": exact(len(outcomes) - len(whole), ""),
-        "short_answers": exact(
-            sum(outcome.tokens < outcome.max_tokens for outcome in whole), ""
-        ),
+        "short_answers": exact(len(short), ""),
+        "output_tokens": exact(tokens, "tokens", "higher"),
+        "events": exact(events, "", "higher"),
+        "prompt_tokens": exact(prompt, "tokens"),
+        "client_lag_p99": exact(sending_lag(outcomes), "s"),
+    }
+    cached = [answer.usage.cached for answer in whole]
+    told = [count for count in cached if count is not None]
+    if told:
+        table["cached_tokens"] = exact(sum(told), "tokens", "higher")
+    return table
+
+
+def _rates(
+    outcomes: Sequence[Outcome], whole: Sequence[Outcome], wall_s: float, slo: Slo
+) -> dict[str, Figure]:
+    tokens = sum(answer.tokens for answer in whole)
+    good = sum(slo.is_met(outcome) for outcome in outcomes)
+    share = good / len(outcomes) if outcomes else 0.0
+    return {
         "tokens_per_s": exact(tokens / wall_s, "tokens/s", "higher"),
         "requests_per_s": exact(len(whole) / wall_s, "/s", "higher"),
         "goodput": exact(good / wall_s, "/s", "higher"),
-        "good_share": exact(good / len(outcomes) if outcomes else 0.0, "", "higher"),
-        "output_tokens": exact(tokens, "tokens", "higher"),
-        "events": exact(sum(len(outcome.times) for outcome in whole), "", "higher"),
-        "prompt_tokens": exact(prompt, "tokens"),
-        **({"cached_tokens": exact(sum(cached), "tokens", "higher")} if cached else {}),
-        "client_lag_p99": exact(
-            percentile(np.asarray([one.sent - one.scheduled for one in outcomes]), 99),
-            "s",
-        ),
+        "good_share": exact(share, "", "higher"),
     }
-    return found
 
 
 def failures(outcomes: Sequence[Outcome]) -> dict[str, int]:
     """How many requests failed, by reason."""
-    return dict(
-        Counter(
-            str(outcome.failure) for outcome in outcomes if outcome.failure is not None
-        )
-    )
+    reasons = [outcome.failure for outcome in outcomes]
+    return dict(Counter(str(reason) for reason in reasons if reason is not None))

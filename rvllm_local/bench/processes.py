@@ -39,18 +39,18 @@ def resident(pid: int) -> int:
 
 def tree(pid: int) -> Iterator[Process]:
     """A process and all below it."""
-    known = {
+    processes = {
         process.pid: process
         for process in (_from_proc() if sys.platform == "linux" else _from_ps())
     }
     children = defaultdict(list)
-    for process in known.values():
+    for process in processes.values():
         children[process.parent].append(process.pid)
     left = [pid]
     while left:
         number = left.pop()
-        if number in known:
-            yield known[number]
+        if number in processes:
+            yield processes[number]
             left.extend(children[number])
 
 
@@ -84,8 +84,10 @@ class Bystanders:
             for index, value in enumerate(fields)
             if index not in (idle, waiting)
         )
-        own = sum(process.cpu_s for process in tree(self._pid)) + time.process_time()
-        return busy / os.sysconf("SC_CLK_TCK") - own
+        watched = (
+            sum(process.cpu_s for process in tree(self._pid)) + time.process_time()
+        )
+        return busy / os.sysconf("SC_CLK_TCK") - watched
 
 
 def _from_proc() -> Iterator[Process]:

@@ -74,7 +74,7 @@ def load(path: Path) -> Record:
             name: {key: Figure.from_json(row) for key, row in run.items()}
             for name, run in value["runs"].items()
         }
-        known = {
+        values = {
             name: value[name]
             for name in (
                 "kind",
@@ -86,8 +86,8 @@ def load(path: Path) -> Record:
                 "command",
             )
         }
-        _check_types(known)
-        return Record(runs=runs, **known)
+        _check_types(values)
+        return Record(runs=runs, **values)
     except (
         OSError,
         ValueError,
@@ -101,8 +101,8 @@ def load(path: Path) -> Record:
         ) from error
 
 
-def _check_types(known: Mapping[str, Any]) -> None:
-    for name, value in known.items():
+def _check_types(values: Mapping[str, Any]) -> None:
+    for name, value in values.items():
         if not isinstance(value, dict if name in ("details", "versions") else str):
             raise TypeError(f"{name} is {value!r}")
 
@@ -168,10 +168,10 @@ def _processor() -> str:
 
 def versions() -> dict[str, str]:
     """Versions of what can matter; only those that are installed."""
-    found = {"python": platform.python_version()}
+    versions = {"python": platform.python_version()}
     for name in _PACKAGES:
         try:
-            found[name] = importlib.metadata.version(name)
+            versions[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
             continue
-    return found
+    return versions

@@ -7,15 +7,22 @@ import math
 import sys
 from argparse import Namespace
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from rvllm_local.bench import arguments as bench_arguments
 from rvllm_local.bench import load, record, trace
 from rvllm_local.bench.load import Run
-from rvllm_local.bench.metrics import Figure, Slo, exact, failures, percentile, summary
+from rvllm_local.bench.metrics import (
+    PERCENTILES,
+    Figure,
+    Slo,
+    exact,
+    failures,
+    sending_lag,
+    summary,
+)
 from rvllm_local.bench.outcome import CountTokens, Outcome
 from rvllm_local.bench.processes import Bystanders, check_pid, resident
 from rvllm_local.bench.svg import Plot, draw
@@ -48,61 +55,80 @@ TOTALS = (
 
 def serve(arguments: Namespace) -> int:
     """Run, print and write; exit status 1 if every request failed."""
-    slo, made = bench_arguments.check(arguments), bench_arguments.trace_from(arguments)
+    slo = bench_arguments.check(arguments)
+    made = bench_arguments.trace_from(arguments)
     count = tokenizer(arguments.tokenizer)
     if arguments.pid is not None:
         check_pid(arguments.pid)
     endpoint = bench_arguments.endpoint_from(arguments)
     if arguments.save_trace:
-        trace.save(
-            made if arguments.recorded else made.at_rate(arguments.rate[0]),
-            Path(arguments.save_trace),
-        )
+        first = made if arguments.recorded else made.at_rate(arguments.rate[0])
+        trace.save(first, Path(arguments.save_trace))
     runs: dict[str, dict[str, Figure]] = {}
     details: dict[str, Any] = {}
     for rate in arguments.rate:
-        name = made.name if arguments.recorded else f"{made.name} at {rate:g}/s"
-        others = None if arguments.pid is None else Bystanders(arguments.pid)
-        stopped = None
-        try:
-            found = load.run(
-                endpoint,
-                made if arguments.recorded else made.at_rate(rate),
-                sampler(arguments.pid),
-            )
-        except load.Interrupted as error:
-            stopped, found, name = error, error.run, f"{name} (interrupted)"
-        if stopped is not None and not found.outcomes:
-            raise stopped
-        share = None if others is None else others.share()
-        recheck(found.outcomes, count)
-        runs[name] = figures(found, slo, rate)
-        details[name] = {
-            "failures": failures(found.outcomes),
-            "wall_s": found.wall_s,
-            "others_cpu": share,
-        }
-        if arguments.rows:
-            details[name]["rows"] = [outcome.to_row() for outcome in found.outcomes]
-        say(
-            f"{name}\n{report(runs[name])}{warnings(found, share)}{_stop_note(stopped, made)}\n"
-        )
+        measured = _measure(arguments, endpoint, made, rate)
+        run, name = measured.run, measured.name
+        recheck(run.outcomes, count)
+        runs[name] = figures(run, slo, rate)
+        details[name] = _details(measured, rows=arguments.rows)
+        notes = warnings(run, measured.others_cpu) + _stop_note(measured.stopped, made)
+        say(f"{name}\n{report(runs[name])}{notes}\n")
         _write(arguments, runs, details)  # now: what comes later may be interrupted
-        if stopped is not None:
-            raise stopped
-    return (
-        1
-        if all(run["errors"].value == run["requests"].value for run in runs.values())
-        else 0
-    )
+        if measured.stopped is not None:
+            raise measured.stopped
+    has_answers = [row["errors"].value < row["requests"].value for row in runs.values()]
+    return 0 if any(has_answers) else 1
 
 
-def figures(found: Run, slo: Slo, rate: float) -> dict[str, Figure]:
+@dataclass(frozen=True, slots=True)
+class _Measured:
+    """A run at one rate; `stopped` if Ctrl-C ended it, `others_cpu` if it is known."""
+
+    name: str
+    run: Run
+    others_cpu: float | None
+    stopped: load.Interrupted | None
+
+
+def _measure(
+    arguments: Namespace, endpoint: load.Endpoint, made: trace.Trace, rate: float
+) -> _Measured:
+    """Send the trace at one rate. Raises `Interrupted` if nothing had ended by then."""
+    name = made.name
+    if not arguments.recorded:
+        name, made = f"{made.name} at {rate:g}/s", made.at_rate(rate)
+    others = None if arguments.pid is None else Bystanders(arguments.pid)
+    stopped = None
+    try:
+        run = load.run(endpoint, made, sampler(arguments.pid))
+    except load.Interrupted as error:
+        if not error.run.outcomes:
+            raise
+        stopped, run, name = error, error.run, f"{name} (interrupted)"
+    share = None if others is None else others.share()
+    return _Measured(name, run, share, stopped)
+
+
+def _details(measured: _Measured, *, rows: bool) -> dict[str, Any]:
+    """What the JSON holds beside the figures; with `rows` every request."""
+    run = measured.run
+    details: dict[str, Any] = {
+        "failures": failures(run.outcomes),
+        "wall_s": run.wall_s,
+        "others_cpu": measured.others_cpu,
+    }
+    if rows:
+        details["rows"] = [outcome.to_row() for outcome in run.outcomes]
+    return details
+
+
+def figures(run: Run, slo: Slo, rate: float) -> dict[str, Figure]:
     """All figures of one run."""
-    busy = {"client_busy_p99": exact(found.busy_s, "s")}
+    busy = {"client_busy_p99": exact(run.busy_s, "s")}
     return {
-        **summary(found.outcomes, found.wall_s, slo),
-        **peak(found),
+        **summary(run.outcomes, run.wall_s, slo),
+        **peak(run),
         **busy,
         "rate": exact(rate, "/s", "higher"),
     }
@@ -159,78 +185,76 @@ def sampler(pid: int | None) -> load.Sample | None:
     return None if pid is None else functools.partial(resident, pid)
 
 
-def peak(found: Run) -> dict[str, Figure]:
+def peak(run: Run) -> dict[str, Figure]:
     """The most memory that was seen; nothing if it was not looked at."""
-    if not found.samples:
+    if not run.samples:
         return {}
-    return {"peak_memory": exact(max(value for _, value in found.samples), "bytes")}
+    return {"peak_memory": exact(max(value for _, value in run.samples), "bytes")}
 
 
 def report(run: Mapping[str, Figure]) -> str:
     """The table of one run."""
-    lines = [
-        [
-            name.upper(),
-            *(
-                show(run.get(f"{name}_p{percent}"), bounds=True)
-                for percent in (50, 95, 99)
-            ),
-        ]
-        for name in ("ttft", "itl", "e2e")
-    ]
-    totals = ", ".join(
-        f"{name.replace('_', ' ')} {show(run.get(name))}" for name in TOTALS
-    )
-    return aligned(("", "P50 (95 % interval)", "P95", "P99"), lines) + f"\n{totals}"
+    lines = []
+    for name in ("ttft", "itl", "e2e"):
+        line = [name.upper()]
+        for percent in PERCENTILES:
+            figure = run.get(f"{name}_p{percent}")
+            line.append(show(figure, bounds=True))
+        lines.append(line)
+    totals = []
+    for name in TOTALS:
+        title = name.replace("_", " ")
+        totals.append(f"{title} {show(run.get(name))}")
+    table = aligned(("", "P50 (95 % interval)", "P95", "P99"), lines)
+    return f"{table}\n{', '.join(totals)}"
 
 
 def warnings(run: Run, others_cpu: float | None = None) -> str:
     """What a reader should know before believing the table."""
     outcomes = run.outcomes
-    found = [
+    notes = [
         f"\nerrors: {count} x {name}" for name, count in failures(outcomes).items()
     ]
-    first = next((one for one in outcomes if one.failure is not None), None)
+    first = next((outcome for outcome in outcomes if outcome.failure is not None), None)
     if first is not None:
-        found.append(f"\nfirst error: {first.failure}: {first.detail}")
-    whole = [one for one in outcomes if one.failure is None]
-    found += _about_answers(whole)
+        notes.append(f"\nfirst error: {first.failure}: {first.detail}")
+    whole = [outcome for outcome in outcomes if outcome.failure is None]
+    notes += _about_answers(whole)
     if 0 < len(outcomes) < _ENOUGH:
-        found.append(
+        notes.append(
             f"\nfew requests ({len(outcomes)}): P99 of TTFT and end to end is the slowest, P95 one of the slowest"
         )
-    lag = (
-        percentile(np.asarray([one.sent - one.scheduled for one in outcomes]), 99)
-        if outcomes
-        else 0.0
-    )
+    lag = sending_lag(outcomes) if outcomes else 0.0
     if max(lag, run.busy_s) > _MOST_LAG_S:
-        found.append(
+        notes.append(
             f"\nthis client was late itself: by {number(lag, 's')} with sending, by {number(run.busy_s, 's')} with "
             "reading (P99), which the latencies hold: use a lower rate or another machine for it"
         )
     if run.samples and not run.samples[-1][1]:
-        found.append(
+        notes.append(
             "\nthe process of --pid ended meanwhile: the peak memory is of the time before"
         )
     if others_cpu is not None and others_cpu > _MOST_OTHERS:
-        found.append(
+        notes.append(
             f"\nother processes had {others_cpu:.0%} of the cores meanwhile: measure again on a quiet machine"
         )
-    return "".join(found)
+    return "".join(notes)
 
 
 def _about_answers(whole: list[Outcome]) -> Iterator[str]:
     """What is odd about the answers that came whole."""
-    if short := sum(one.tokens < one.max_tokens for one in whole):
-        mean = sum(one.tokens for one in whole) / len(whole)
+    if short := sum(answer.tokens < answer.max_tokens for answer in whole):
+        mean = sum(answer.tokens for answer in whole) / len(whole)
         yield f"\n{short} answers ended early (mean length {mean:.1f} tokens): compare with care"
-    if silent := sum(one.usage.completion is None for one in whole):
+    if silent := sum(answer.usage.completion is None for answer in whole):
         yield f"\n{silent} answers came without usage: their tokens are counted by events"
-    said, seen = sum(one.tokens for one in whole), sum(len(one.times) for one in whole)
+    said, seen = (
+        sum(answer.tokens for answer in whole),
+        sum(len(answer.times) for answer in whole),
+    )
     if seen and not 0.9 < said / seen < 1.1:
         yield f"\nusage says {said} tokens, {seen} events came: inter-token latency is between events"
-    together = sum(len(one.times) - 1 - len(one.gaps) for one in whole)
+    together = sum(len(answer.times) - 1 - len(answer.gaps) for answer in whole)
     if together > _MOST_TOGETHER * seen:
         yield f"\n{together} of {seen} events came at once with the one before, as from a buffer: these make no gap"
 

@@ -13,6 +13,11 @@ from rvllm_local.bench.outcome import Failure, Outcome
 from rvllm_local.sse import DONE, EventSizeError, SseReader
 
 _EVENT_LIMIT = 4 * 2**20  # bytes
+_NO_JSON = (
+    msgspec.DecodeError,
+    UnicodeDecodeError,
+    RecursionError,
+)
 _WRONG_SHAPE = (
     TypeError,
     ValueError,
@@ -69,7 +74,7 @@ class EventReader:
             return
         try:
             event = msgspec.json.decode(data)
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        except _NO_JSON:
             self._fail(Failure.GARBAGE, f"{data[:60]!r} is not JSON")
             return
         if not isinstance(event, dict):
@@ -92,8 +97,9 @@ class EventReader:
         if text:
             outcome.times.append(now)
             outcome.text.append(text)
-        if event.get("usage") is not None:
-            _take_usage(outcome, event["usage"])
+        usage = event.get("usage")
+        if usage is not None:
+            _take_usage(outcome, usage)
 
 
 def _choice_text(outcome: Outcome, choice: dict[str, Any]) -> str:
@@ -105,7 +111,8 @@ def _choice_text(outcome: Outcome, choice: dict[str, Any]) -> str:
         delta = {"content": choice.get("text")}
     # Some servers send the same thought under both names.
     thought = delta.get("reasoning_content") or delta.get("reasoning") or ""
-    text: str = (delta.get("content") or "") + thought
+    content = delta.get("content") or ""
+    text: str = content + thought
     for call in delta.get("tool_calls") or ():
         text += _call_text(outcome, call)
     reason = choice.get("finish_reason")

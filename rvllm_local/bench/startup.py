@@ -68,14 +68,14 @@ def startup(arguments: Namespace) -> int:
     if arguments.rounds < 1:
         raise ConfigError(f"--rounds must be at least 1, not {arguments.rounds}")
     record.check_writable(arguments.json)
-    found = [
+    starts = [
         measure(_CODE, arguments.model, arguments.kv_memory)
         for _ in range(arguments.rounds + 1)
     ][1:]
     run = {
-        "first_token": spread([one.first_s for one in found], "s"),
-        "whole": spread([one.whole_s for one in found], "s"),
-        "peak_memory": spread([float(one.peak) for one in found], "bytes"),
+        "first_token": spread([start.first_s for start in starts], "s"),
+        "whole": spread([start.whole_s for start in starts], "s"),
+        "peak_memory": spread([float(start.peak) for start in starts], "bytes"),
     }
     sys.stdout.write(f"{record.machine()}; medians (quartiles) of {arguments.rounds}\n")
     cells = [arguments.model, *(show(figure, bounds=True) for figure in run.values())]

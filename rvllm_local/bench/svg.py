@@ -120,9 +120,9 @@ class _Axes:
         parts.append(
             f'<text x="{middle}" y="{plot.height - 8}" text-anchor="middle">{escape(plot.x_title)}</text>'
         )
-        place = f'x="14" y="{(self._top + bottom) / 2}" transform="rotate(-90 14 {(self._top + bottom) / 2})"'
+        position = f'x="14" y="{(self._top + bottom) / 2}" transform="rotate(-90 14 {(self._top + bottom) / 2})"'
         parts.append(
-            f'<text {place} text-anchor="middle">{escape(plot.y_title)}</text>'
+            f'<text {position} text-anchor="middle">{escape(plot.y_title)}</text>'
         )
         return parts
 

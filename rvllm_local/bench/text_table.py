@@ -14,24 +14,17 @@ def number(value: float, unit: str = "") -> str:
         return "failed"
     if unit == "s" and 0 < abs(value) < 1e-3:
         return f"{value * 1e6:,.3g} us"
+    if unit == "s" and abs(value) < 1:
+        return f"{value * 1e3:,.3g} ms"
+    if unit == "s" and value >= 10:
+        return f"{value:,.1f} s"
     if unit == "s":
-        return (
-            f"{value * 1e3:,.3g} ms"
-            if abs(value) < 1
-            else f"{value:,.1f} s"
-            if value >= 10
-            else f"{value:.2f} s"
-        )
+        return f"{value:.2f} s"
     if unit == "bytes":
         return f"{value / 1e6:,.0f} MB"
-    if unit == "":
-        return f"{value:,.0f}" if float(value).is_integer() else f"{value:.3g}"
-    digits = (
-        f"{value:,.0f}"
-        if abs(value) >= 100 or float(value).is_integer()
-        else f"{value:.3g}"
-    )
-    return f"{digits} {unit}"
+    is_whole = float(value).is_integer() or (unit != "" and abs(value) >= 100)
+    digits = f"{value:,.0f}" if is_whole else f"{value:.3g}"
+    return f"{digits} {unit}".rstrip()
 
 
 def show(figure: Figure | None, *, bounds: bool = False) -> str:
@@ -40,7 +33,9 @@ def show(figure: Figure | None, *, bounds: bool = False) -> str:
         return "-"
     text = number(figure.value, figure.unit)
     if bounds and figure.low != figure.high:
-        text += f" ({number(figure.low, figure.unit)} to {number(figure.high, figure.unit)})"
+        low = number(figure.low, figure.unit)
+        high = number(figure.high, figure.unit)
+        text += f" ({low} to {high})"
     return text
 
 
@@ -52,14 +47,11 @@ def markdown(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 def aligned(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """A table for a terminal: the first column to the left, the others to the right."""
-    everything = [list(head), *map(list, rows)]
-    widths = [
-        max(len(row[column]) for row in everything) for column in range(len(head))
-    ]
-    return "\n".join(
-        "  ".join(
-            cell.ljust(width) if not column else cell.rjust(width)
-            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in everything
-    )
+    everything = [head, *rows]
+    columns = zip(*everything, strict=True)
+    first, *others = [max(map(len, column)) for column in columns]
+    lines = []
+    for title, *cells in everything:
+        padded = [cell.rjust(width) for cell, width in zip(cells, others, strict=True)]
+        lines.append("  ".join([title.ljust(first), *padded]).rstrip())
+    return "\n".join(lines)

@@ -22,6 +22,7 @@ _BURST_MEAN = 4  # requests a burst
 _BURST_GAP = 0.1  # mean gap within a burst, in units of the mean gap between requests
 _LARGE_SHARE, _LARGE_TOKENS = 0.04, (1500, 2500)
 _GIANT_TOKENS = 6000
+_DEFAULT_OUTPUT = 48  # tokens
 _MOST_TOKENS = 10_000_000
 
 
@@ -72,7 +73,10 @@ class Trace:
         """The same sessions at `rate` a second on average; infinite: all at once."""
         if not rate > 0:
             raise ConfigError(f"a rate must be above 0 requests a second, not {rate:g}")
-        scaled = [dataclasses.replace(one, at=one.at / rate) for one in self.sessions]
+        scaled = [
+            dataclasses.replace(session, at=session.at / rate)
+            for session in self.sessions
+        ]
         return Trace(self.name, tuple(scaled))
 
 
@@ -96,13 +100,11 @@ class Mix:
 def steady(count: int, seed: int, mix: Mix) -> Trace:
     """One request after the other at equal distances."""
     rng = random.Random(seed)
-    return Trace(
-        "steady",
-        tuple(
-            _single(float(index), *mix.prompt(rng), mix.output)
-            for index in range(count)
-        ),
-    )
+    sessions = []
+    for index in range(count):
+        prompt, kind = mix.prompt(rng)
+        sessions.append(_single(float(index), prompt, kind, mix.output))
+    return Trace("steady", tuple(sessions))
 
 
 def bursty(count: int, seed: int, mix: Mix) -> Trace:
@@ -219,9 +221,8 @@ def load(path: Path) -> Trace:
     sizes were recorded; with `max_tokens` (48). A session has `turns` instead. Raises `ConfigError` with the line.
     """
     try:
-        lines = path.read_text(encoding="utf-8-sig").split(
-            "\n"
-        )  # JSON may hold other line ends within a text
+        # JSON may hold other line ends within a text.
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"the trace {path} cannot be read: {error}") from error
     sessions = [
@@ -244,8 +245,8 @@ def _read(path: Path, number: int, line: str) -> Iterator[Session]:
         row = json.loads(line)
         at = _seconds("at", row["at"])
         steps = [
-            _turn(one, number * 1000 + index)
-            for index, one in enumerate(row.get("turns") or [row])
+            _turn(turn, number * 1000 + index)
+            for index, turn in enumerate(row.get("turns") or [row])
         ]
         tools = row.get("tools") or []
         if not all(isinstance(tool, dict) for tool in tools):
@@ -278,25 +279,26 @@ def _turn(row: Mapping[str, Any], seed: int) -> Turn:
             raise ValueError("the prompt is no text")
         content = ({"role": "user", "content": prompt},)
     else:
-        content = (
-            {
-                "role": "user",
-                "content": words(_tokens(row, "prompt_tokens"), random.Random(seed)),
-            },
-        )
-    named = next(
-        (name for name in ("max_tokens", "output_tokens") if row.get(name) is not None),
-        None,
-    )
+        count = _tokens(row, "prompt_tokens")
+        text = words(count, random.Random(seed))
+        content = ({"role": "user", "content": text},)
     think_s = _seconds("think_s", row.get("think_s") or 0.0)
     if think_s < 0:
         raise ValueError(f"think_s is {think_s:g}")
-    return Turn(content, _tokens(row, named) if named else 48, think_s)
+    return Turn(content, _output_tokens(row), think_s)
+
+
+def _output_tokens(row: Mapping[str, Any]) -> int:
+    for name in ("max_tokens", "output_tokens"):
+        if row.get(name) is not None:
+            return _tokens(row, name)
+    return _DEFAULT_OUTPUT
 
 
 def _tokens(row: Mapping[str, Any], name: str) -> int:
     """A number of tokens that could be meant."""
-    if not 1 <= (value := int(row[name])) <= _MOST_TOKENS:
+    value = int(row[name])
+    if not 1 <= value <= _MOST_TOKENS:
         raise ValueError(f"{name} is {value}")
     return value
 

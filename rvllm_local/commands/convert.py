@@ -64,7 +64,7 @@ class Conversion:
 
 def convert(arguments: argparse.Namespace) -> int:
     """Convert and print what came of it."""
-    wanted = quantization(
+    scheme = quantization(
         arguments.bits, arguments.group_size, arguments.mode, arguments.recipe
     )
     config = load_config()
@@ -74,12 +74,12 @@ def convert(arguments: argparse.Namespace) -> int:
     files = locate(arguments.model, show_progress, cache_dir=config.cache_dir)
     suffix = ".rvllm" if arguments.bundle else ""
     target = expanded(
-        arguments.output or f"{files.name.replace('/', '--')}-{wanted.name}{suffix}"
+        arguments.output or f"{files.name.replace('/', '--')}-{scheme.name}{suffix}"
     )
     done = convert_model(
         files,
         target,
-        wanted,
+        scheme,
         bundle=arguments.bundle,
         measure=not arguments.no_perplexity,
     )
@@ -148,7 +148,7 @@ def quantization(
 def convert_model(
     files: Any,
     target: Path,
-    wanted: Quantization,
+    scheme: Quantization,
     *,
     bundle: bool = False,
     measure: bool = True,
@@ -166,9 +166,9 @@ def convert_model(
         )
     tokenizer = read_tokenizer(files)
     before = _perplexity(files, tokenizer) if measure else None
-    show_progress(f"quantizing to {wanted.name}")
-    weights, config, bits = _quantized(files, wanted)
-    _write(files, tokenizer, target, (weights, config), wanted, bundle=bundle)
+    show_progress(f"quantizing to {scheme.name}")
+    weights, config, bits = _quantized(files, scheme)
+    _write(files, tokenizer, target, (weights, config), scheme, bundle=bundle)
     after = (
         _perplexity(locate(str(target), cache_dir=files.cache_dir), tokenizer)
         if measure
@@ -187,7 +187,7 @@ def _perplexity(files: Any, tokenizer: Any) -> float:
 
 
 def _quantized(
-    files: Any, wanted: Quantization
+    files: Any, scheme: Quantization
 ) -> tuple[list[tuple[str, Any]], dict[str, Any], float]:
     """Lazy weights by name, the configuration with the plan, and bits a weight."""
     from mlx.utils import tree_flatten
@@ -206,11 +206,11 @@ def _quantized(
         if key not in ("quantization", "quantization_config")
     }
     elements = sum(value.size for _, value in tree_flatten(native.module.parameters()))
-    _quantize(native.module, config, wanted)
+    _quantize(native.module, config, scheme)
     plan = quantization_of(native.module)
     if plan is None:
         raise UnsupportedModelError(
-            f"no weight of {files.name} has rows of a multiple of {wanted.group_size} elements"
+            f"no weight of {files.name} has rows of a multiple of {scheme.group_size} elements"
         )
     weights = tree_flatten(native.module.parameters())
     bits = 8 * sum(value.nbytes for _, value in weights) / elements
@@ -221,23 +221,23 @@ def _quantized(
     )
 
 
-def _quantize(module: Any, config: dict[str, Any], wanted: Quantization) -> None:
+def _quantize(module: Any, config: dict[str, Any], scheme: Quantization) -> None:
     from mlx_lm.convert import mixed_quant_predicate_builder
     from mlx_lm.utils import quantize_model
 
     try:
         choose = (
-            mixed_quant_predicate_builder(wanted.recipe, module, wanted.group_size)
-            if wanted.recipe
+            mixed_quant_predicate_builder(scheme.recipe, module, scheme.group_size)
+            if scheme.recipe
             else None
         )
         with contextlib.redirect_stdout(sys.stderr):  # mlx-lm prints what it did
             quantize_model(
                 module,
                 config,
-                wanted.group_size,
-                wanted.bits,
-                mode=wanted.mode,
+                scheme.group_size,
+                scheme.bits,
+                mode=scheme.mode,
                 quant_predicate=choose,
             )
     except ValueError as error:
@@ -251,7 +251,7 @@ def _write(
     tokenizer: Any,
     target: Path,
     model: tuple[list[tuple[str, Any]], dict[str, Any]],
-    wanted: Quantization,
+    scheme: Quantization,
     *,
     bundle: bool,
 ) -> None:
@@ -272,11 +272,11 @@ def _write(
         "source": files.name,
         "source_kind": files.kind,
         "quantization": {
-            "bits": wanted.bits,
-            "group_size": wanted.group_size,
-            "mode": wanted.mode,
+            "bits": scheme.bits,
+            "group_size": scheme.group_size,
+            "mode": scheme.mode,
         },
-        "recipe": wanted.recipe,
+        "recipe": scheme.recipe,
         "made_by": f"rvllm-local {metadata.version('rvllm-local')}",
     }
     parsers = {

@@ -43,8 +43,8 @@ def doctor(arguments: argparse.Namespace) -> int:
     ]
     kernels: dict[str, Any] = {}
     if arguments.kernels:
-        found, kernels = _kernels(_say if not arguments.json else _silent)
-        findings += found
+        kernel_findings, kernels = _kernels(_say if not arguments.json else _silent)
+        findings += kernel_findings
     if arguments.json:
         value = {
             "findings": [dataclasses.asdict(finding) for finding in findings],
@@ -136,9 +136,9 @@ def _store(verify: bool) -> list[Finding]:
     findings = [Finding("store", "ok", detail)]
     for model in models:
         name = model.names[0]
-        if (found := unsound(model, verify=verify, cache_dir=cache_dir)) is not None:
+        if (fault := unsound(model, verify=verify, cache_dir=cache_dir)) is not None:
             advice = f"remove and fetch it again: rvllm rm {name} && rvllm pull {name}"
-            findings.append(Finding("store", "failed", f"{name}: {found}", advice))
+            findings.append(Finding("store", "failed", f"{name}: {fault}", advice))
     if left:
         waste = sum(folder_size(path) for path in left)
         advice = f"pull the model again to go on where it stopped, or remove {left[0]}"
@@ -190,9 +190,9 @@ def _kernels(say: Callable[[str], None]) -> tuple[list[Finding], dict[str, Any]]
     measured = [
         {**dataclasses.asdict(row), "bytes_per_s": row.bytes_per_s} for row in rows
     ]
-    found = Finding("kernels", "failed" if failures else "ok", f"{len(results) - failures} of {len(results)} checks passed",
+    finding = Finding("kernels", "failed" if failures else "ok", f"{len(results) - failures} of {len(results)} checks passed",
                     "set attention = \"reference\" and report the failed checks" if failures else "")  # fmt: skip
-    return [found], {
+    return [finding], {
         "backend": backend,
         "checks": results,
         "copy_bytes_per_s": copy,

@@ -44,10 +44,10 @@ def facts(name: str, cache_dir: Path | None = None) -> dict[str, Any]:
         raise ModelNotFoundError(
             f"{name[:80]!r} is neither in the catalogue nor on this machine; try `rvllm search`"
         )
-    known = {"name": name, **(_of_entry(entry) if entry is not None else {})}
+    rows = {"name": name, **(_of_entry(entry) if entry is not None else {})}
     if files is None:
-        return {**known, "installed": False}
-    return {**known, **_of_files(files)}
+        return {**rows, "installed": False}
+    return {**rows, **_of_files(files)}
 
 
 def local_files(name: str, cache_dir: Path | None = None) -> ModelFiles | None:
@@ -95,47 +95,52 @@ def _of_files(files: ModelFiles) -> dict[str, Any]:
     from rvllm_local.text.detect_style import detect_style
     from rvllm_local.text.tokenizer_files import read_tokenizer
 
-    config = (
-        gguf_config(GGUFFile(files.path))
-        if files.kind == "gguf"
-        else read_config(files.path)
-    )
-    text = config.get("text_config")
-    settings = {**(text if isinstance(text, dict) else {}), **config}
-    folder = files.path.parent if files.kind == "gguf" else files.path
-    found = {
-        label: settings[key]
-        for key, label in _CONFIG_KEYS.items()
-        if settings.get(key) is not None
-    }
-    found |= {
-        "installed": True,
-        "format": {"folder": "safetensors"}.get(files.kind, files.kind),
-        "size": files.path.stat().st_size
-        if files.kind == "gguf"
-        else folder_size(folder),
-        "path": str(files.path),
-        **_quantization(files, config),
-    }
+    if files.kind == "gguf":
+        folder = files.path.parent
+        config = gguf_config(GGUFFile(files.path))
+    else:
+        folder = files.path
+        config = read_config(files.path)
+    rows = _of_config(config)
+    rows["installed"] = True
+    rows["format"] = "safetensors" if files.kind == "folder" else files.kind
+    rows["size"] = _size(files)
+    rows["path"] = str(files.path)
+    rows |= _quantization(files, config)
     if record := read_record(folder):
-        found |= {
-            "source": record.get("repository"),
-            "revision": record.get("revision"),
-            "commit": record.get("commit"),
-        }
+        rows["source"] = record.get("repository")
+        rows["revision"] = record.get("revision")
+        rows["commit"] = record.get("commit")
     if files.kind == "bundle":
         manifest = open_bundle(files.path, cache_dir=files.cache_dir)
-        found |= {"recipe": dict(manifest.recipe), "sha256": manifest.weights.sha256}
+        rows["recipe"] = dict(manifest.recipe)
+        rows["sha256"] = manifest.weights.sha256
     tokenizer = read_tokenizer(files)
     style = detect_style(tokenizer, str(config.get("model_type")))
-    found["chat_template"] = tokenizer.chat_template is not None
-    found["tools"] = style.tool_family or "none"
-    found["reasoning"] = (
-        f"{style.reasoning_start} ... {style.reasoning_end}"
-        if style.reasoning_start
-        else "none"
-    )
-    return found
+    rows["chat_template"] = tokenizer.chat_template is not None
+    rows["tools"] = style.tool_family or "none"
+    rows["reasoning"] = "none"
+    if style.reasoning_start:
+        rows["reasoning"] = f"{style.reasoning_start} ... {style.reasoning_end}"
+    return rows
+
+
+def _of_config(config: dict[str, Any]) -> dict[str, Any]:
+    """What the configuration says, that of a model's text part too."""
+    text = config.get("text_config")
+    settings = {**text, **config} if isinstance(text, dict) else config
+    rows = {}
+    for key, label in _CONFIG_KEYS.items():
+        if settings.get(key) is not None:
+            rows[label] = settings[key]
+    return rows
+
+
+def _size(files: ModelFiles) -> int:
+    """Bytes on the disk."""
+    if files.kind == "gguf":
+        return files.path.stat().st_size
+    return folder_size(files.path)
 
 
 def _quantization(files: ModelFiles, config: dict[str, Any]) -> dict[str, Any]:
@@ -191,10 +196,10 @@ def verify_files(
         expected = {entry.file: entry.sha256}
     for file, sha256 in expected.items():
         progress(f"checking {file}")
-        found = file_sha256(folder / file) if (folder / file).is_file() else "missing"
-        if found != sha256:
+        actual = file_sha256(folder / file) if (folder / file).is_file() else "missing"
+        if actual != sha256:
             raise ChecksumError(
-                f"{folder / file}: its sha256 is {found}, not {sha256}; remove the model and pull it again"
+                f"{folder / file}: its sha256 is {actual}, not {sha256}; remove the model and pull it again"
             )
     progress(
         f"{len(expected)} files have their checksums"

@@ -75,13 +75,13 @@ def pull(arguments: argparse.Namespace) -> int:
         )
         return 0
     entry = Catalogue.load().entries.get(arguments.model.lower())
-    wanted = (
+    repository = (
         entry_repository(entry)
         if entry is not None and entry.repo
         else parse_repository(arguments.model)
     )
-    if arguments.refresh and wanted is not None:
-        fetch_repository(wanted, show_progress, refresh=True, cache_dir=cache_dir)
+    if arguments.refresh and repository is not None:
+        fetch_repository(repository, show_progress, refresh=True, cache_dir=cache_dir)
     path = locate(arguments.model, show_progress, cache_dir=cache_dir).path
     if arguments.pin:
         pin(arguments.model, pinned=True, cache_dir=cache_dir)
@@ -121,12 +121,12 @@ def ps(arguments: argparse.Namespace) -> int:
     cache_dir = load_config().cache_dir
     rows: list[dict[str, Any]] = [
         {
-            "pid": one.pid,
-            "model": one.name,
-            "minutes": round((time.time() - one.since) / 60, 1),
-            "path": str(one.path),
+            "pid": lease.pid,
+            "model": lease.name,
+            "minutes": round((time.time() - lease.since) / 60, 1),
+            "path": str(lease.path),
         }
-        for one in running(cache_dir)
+        for lease in running(cache_dir)
     ]
     url = arguments.url or os.environ.get("RVLLM_URL")
     engine = _ask_server(url) if url else None
@@ -196,10 +196,10 @@ def _on_hub(words: str, limit: int) -> list[dict[str, Any]]:
     from rvllm_local.models.hub_api import endpoint
 
     get_session().timeout = _HUB_SECONDS  # the library would wait forever
-    found = HfApi(endpoint=endpoint()).list_models(
+    listed = HfApi(endpoint=endpoint()).list_models(
         search=words, filter="mlx", sort="downloads", limit=limit
     )
-    names = [str(model.id) for model in found]
+    names = [str(model.id) for model in listed]
     return [
         {
             "name": name,
@@ -220,10 +220,10 @@ def show(arguments: argparse.Namespace) -> int:
 
     if arguments.verify:
         verify_files(arguments.model, show_progress, cache_dir)
-    known = facts(arguments.model, cache_dir)
+    rows = facts(arguments.model, cache_dir)
     if arguments.json:
-        return _print_json(known)
-    for key, value in known.items():
+        return _print_json(rows)
+    for key, value in rows.items():
         text = (
             f"{value / 1e9:.2f} GB"
             if key == "size" and isinstance(value, int)

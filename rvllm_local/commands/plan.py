@@ -25,14 +25,18 @@ def plan(arguments: argparse.Namespace) -> int:
     from rvllm_local.models.describe import outlined
 
     with outlined(config.model, show_progress, cache_dir=config.cache_dir) as described:
-        found = plan_model(described, config.options, strict=False)
+        memory_plan = plan_model(described, config.options, strict=False)
     if arguments.json:
         sys.stdout.write(
             json.dumps(
-                {**dataclasses.asdict(found), **found.lines(), "fits": found.fits}
+                {
+                    **dataclasses.asdict(memory_plan),
+                    **memory_plan.lines(),
+                    "fits": memory_plan.fits,
+                }
             )
             + "\n"
         )
     else:
-        sys.stdout.write(found.table() + "\n")
-    return 0 if found.fits else 1
+        sys.stdout.write(memory_plan.table() + "\n")
+    return 0 if memory_plan.fits else 1

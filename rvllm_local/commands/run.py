@@ -65,15 +65,15 @@ def _with_own_sampling(
     from rvllm_local.models.own_sampling import own_sampling
 
     files = locate(config.model, show_progress, cache_dir=config.cache_dir)
-    own = own_sampling(files)
+    defaults = own_sampling(files)
     names = ("temperature", "top_p")
     stated = {name for name in names if getattr(arguments, name) is not None}
     shown = []
-    for name, value in own.values.items():
+    for name, value in defaults.values.items():
         if name not in stated:
             shown.append(f"{name} {value:g}")
     note = f", the model's own {', '.join(shown)}" if shown else ""
-    return own.applied(params, stated), note
+    return defaults.applied(params, stated), note
 
 
 def _answer(llm: LLM, prompt: str, params: SamplingParams, adapter: str | None) -> str:

@@ -146,7 +146,7 @@ def settings_from(
 def _keys(path: str | None, environ: Mapping[str, str]) -> tuple[str, ...]:
     """Keys from a file, one a line, or from the environment; never from the command line, which others can read."""
     if path is None:
-        found = environ.get(_KEY_VARIABLE, "").split()
+        keys = environ.get(_KEY_VARIABLE, "").split()
     else:
         try:
             mode = Path(path).stat().st_mode
@@ -159,19 +159,19 @@ def _keys(path: str | None, environ: Mapping[str, str]) -> tuple[str, ...]:
             raise ConfigError(
                 f"--api-key-file {path} can be read by others; run: chmod 600 {path}"
             )
-        found = [
+        keys = [
             line.strip() for line in lines if line.strip() and not line.startswith("#")
         ]
-        if not found:
+        if not keys:
             raise ConfigError(f"--api-key-file {path} holds no key")
     if any(
         len(key) < _MIN_KEY or not key.isascii() or not key.isprintable()
-        for key in found
+        for key in keys
     ):
         raise ConfigError(
             f"an API key must have at least {_MIN_KEY} printable ASCII characters"
         )
-    return tuple(found)
+    return tuple(keys)
 
 
 def adapter_of(text: str) -> tuple[str, str]:
@@ -205,7 +205,7 @@ def _origin(text: str) -> str:
 
 
 def _seconds(text: str) -> float:
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)([smh]?)", text)
-    if found is None:
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)([smh]?)", text)
+    if match is None:
         raise ConfigError(f"{text!r} is not a time; write it like 90s, 10m or 1h")
-    return float(found[1]) * _UNITS[found[2]]
+    return float(match[1]) * _UNITS[match[2]]

@@ -37,27 +37,21 @@ DENSE_ROOMS: frozenset[str] = frozenset(
 ROOMS_OF_LARGE_FUNCTIONS: frozenset[str] = frozenset(
     [
         "attention",
-        "bench",
-        "commands",
         "engine",
         "history",
         "metal_kernels",
         "models",
-        "rvllm_local",
-        "text",
+        "server",
         "tui",
     ]
 )
 ROOMS_OF_EMPTY_NAMES: frozenset[str] = frozenset(
     [
-        "bench",
         "clients",
-        "commands",
         "conversation",
         "engine",
         "history",
         "models",
-        "rvllm_local",
         "server",
         "text",
         "tui",
