@@ -109,7 +109,7 @@ def test_what_is_no_object_in_json_is_refused(
         ("/v1/completions", {"prompt": []}), ("/v1/completions", {"prompt": [""]}), ("/v1/completions", {"prompt": [1, "a"]}),
         ("/v1/completions", {"prompt": [-1]}), ("/v1/completions", {"prompt": [10**9]}), ("/v1/completions", {"prompt": [True]}),
         ("/v1/completions", {"prompt": [1.5]}), ("/v1/completions", {"prompt": ["a"] * 65}), ("/v1/completions", {"prompt": "a", "best_of": 3}),
-        ("/v1/completions", {"prompt": "a", "echo": True, "logprobs": 1}), ("/v1/completions", {"prompt": "a", "max_tokens": 0}),
+        ("/v1/completions", {"prompt": "a", "echo": True, "logprobs": 21}), ("/v1/completions", {"prompt": "a", "max_tokens": -2}),
         ("/v1/responses", {"input": []}), ("/v1/responses", {"input": [{"type": "item_reference", "id": "x"}]}),
         ("/v1/responses", {"input": "a", "background": True}), ("/v1/responses", {"input": "a", "truncation": "auto"}),
         ("/v1/responses", {"input": "a", "include": ["everything"]}), ("/v1/responses", {"input": "a", "tools": [{"type": "function"}]}),

@@ -57,20 +57,34 @@ class ScriptedClient:
                 if step < len(script):
                     sink(script[step])
 
-    def _events(self, request: Request) -> list[StreamEvent]:
+    def script(self, request: Request) -> str:
+        """What is said to a prompt."""
+        return SCRIPTS.get(self._word(request), SCRIPTS[DEFAULT])
+
+    def cached(self, request: Request) -> int:
+        """How many tokens of a prompt count as cached."""
+        return len(request.prompt_token_ids) // 2
+
+    def _word(self, request: Request) -> str:
         prompt = self._tokenizer.decode(request.prompt_token_ids, skip_special=False)
-        name = prompt.rpartition("say:")[2].split("<")[0].split()[:1] or [DEFAULT]
-        if name == ["full"]:
+        words = prompt.rpartition("say:")[2].split("<")[0].split()
+        return words[0] if words else DEFAULT
+
+    def _events(self, request: Request) -> list[StreamEvent]:
+        word = self._word(request)
+        if word == "full":
             raise QueueFullError("too many requests wait; try again later", 3.0)
-        text = SCRIPTS.get(name[0], SCRIPTS[DEFAULT])
+        text, cached = self.script(request), self.cached(request)
         stop = next((s for s in request.params.stop_strings if s in text), None)
         if stop is not None:
             text = text[: text.index(stop)]
         tokens = self._tokenizer.encode(text, bos=False)
         cut = tokens[: request.params.max_tokens]
-        events = [self._said(request, token, step) for step, token in enumerate(cut)]
-        if name[0] in ("failure", "crash"):
-            kind = "ParameterError" if name[0] == "failure" else "EngineCrashedError"
+        events = [
+            self._said(request, token, step, cached) for step, token in enumerate(cut)
+        ]
+        if word in ("failure", "crash"):
+            kind = "ParameterError" if word == "failure" else "EngineCrashedError"
             failed = StreamEvent("", (), FinishReason.ERROR, index=request.index)
             events[6:] = [replace(failed, error="it went wrong", error_kind=kind)]
             return events
@@ -79,15 +93,16 @@ class ScriptedClient:
             events[-1] = replace(events[-1], finish_reason=reason)
             return events
         last = StreamEvent("", (), reason, index=request.index, stop_string=stop)
-        return [*events, replace(last, cached_tokens=_cached(request))]
+        return [*events, replace(last, cached_tokens=cached)]
 
-    def _said(self, request: Request, token: int, step: int) -> StreamEvent:
+    def _said(
+        self, request: Request, token: int, step: int, cached: int
+    ) -> StreamEvent:
         text = self._tokenizer.decode([token], skip_special=False)
         logprobs = None
         if request.params.logprobs is not None:
             top = [(token + k, -0.25 - k) for k in range(request.params.logprobs)]
             logprobs = (TokenLogprob(token, -0.25 * (step % 4), tuple(top)),)
-        cached = _cached(request)
         return StreamEvent(
             text, (token,), None, logprobs, request.index, cached_tokens=cached
         )
@@ -117,7 +132,3 @@ class ScriptedClient:
 
     def close(self) -> None:
         pass
-
-
-def _cached(request: Request) -> int:
-    return len(request.prompt_token_ids) // 2
