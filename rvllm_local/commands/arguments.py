@@ -59,6 +59,13 @@ def serve_arguments(serve: argparse.ArgumentParser) -> None:
         help="unload a model that was idle for so long, like 10m",
     )
     serve.add_argument(
+        "--alias",
+        action="append",
+        default=[],
+        metavar="NAME=MODEL",
+        help="another name for a model",
+    )
+    serve.add_argument(
         "--pin",
         action="append",
         default=[],

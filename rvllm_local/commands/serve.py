@@ -75,6 +75,7 @@ async def _serve(
         config.options,
         pinned=settings.pinned,
         adapters=adapters,
+        aliases=dict(settings.aliases),
         keep_alive_s=settings.keep_alive_s,
         load_timeout_s=settings.load_timeout_s,
     )
@@ -138,6 +139,7 @@ def settings_from(
         else _seconds(arguments.keep_alive),
         drain_s=_seconds(arguments.drain),
         pinned=tuple(arguments.pin),
+        aliases=tuple(alias_of(text) for text in arguments.alias),
         tls_certificate=arguments.tls_cert,
         tls_key=arguments.tls_key,
     )
@@ -172,6 +174,14 @@ def _keys(path: str | None, environ: Mapping[str, str]) -> tuple[str, ...]:
             f"an API key must have at least {_MIN_KEY} printable ASCII characters"
         )
     return tuple(keys)
+
+
+def alias_of(text: str) -> tuple[str, str]:
+    """The two names in NAME=MODEL. Raises `ConfigError`."""
+    name, _, model = text.partition("=")
+    if not re.fullmatch(r"[A-Za-z0-9][\w.:/-]{0,99}", name) or not model:
+        raise ConfigError(f"--alias {text!r:.200} must be NAME=MODEL")
+    return name, model
 
 
 def adapter_of(text: str) -> tuple[str, str]:

@@ -10,7 +10,10 @@ from typing import Any
 import httpx
 import pytest
 
+from rvllm_local.commands.serve import alias_of
+from rvllm_local.errors import ConfigError, ModelNotFoundError
 from rvllm_local.server.http.settings import ServerSettings
+from rvllm_local.server.models.names import ModelNames
 from tests.support.api import Running, served
 from tests.support.wire import CLOCK, WEATHER, open_scripted, said
 
@@ -467,3 +470,28 @@ class TestTraces:
         headers = {"content-type": "text/plain"}
         strict.client.post(CHAT, content="{}", headers=headers)
         assert {status: count(status) - 1 for status in before} == before
+
+
+class TestModels:
+    """Every installed model says how long its context is, loaded or not."""
+
+    def test_a_model_that_is_not_loaded_says_its_context(self, tiny: Path) -> None:
+        with served({"tiny": tiny, "idle": tiny}, opener=open_scripted) as running:
+            rows = running.client.get("/v1/models").json()["data"]
+            assert {row["id"]: row["context_length"] for row in rows} == {
+                "tiny": 2048,
+                "idle": 2048,
+            }
+            assert running.client.get("/v1/models/idle").json()["state"] == "idle"
+
+    def test_an_alias_must_mean_a_model(self, tiny: Path) -> None:
+        names = ModelNames(["tiny"], "tiny", {"small": "tiny"})
+        assert names.resolve("small") == "tiny"
+        with pytest.raises(ModelNotFoundError, match="which is not one of tiny"):
+            ModelNames(["tiny"], "tiny", {"small": "large"})
+
+    @pytest.mark.parametrize("text", ["small", "=tiny", "small=", "a b=tiny"])
+    def test_an_alias_flag_has_two_names(self, text: str) -> None:
+        assert alias_of("small=tiny") == ("small", "tiny")
+        with pytest.raises(ConfigError, match="must be NAME=MODEL"):
+            alias_of(text)

@@ -38,6 +38,7 @@ class ServerSettings:
     drain_s: float = 30.0
     keep_alive_s: float | None = None
     pinned: tuple[str, ...] = ()
+    aliases: tuple[tuple[str, str], ...] = ()  # another name, and the model's own
     tls_certificate: str | None = None
     tls_key: str | None = None
 

@@ -22,6 +22,7 @@ from rvllm_local.memory.plan import MemoryPlan
 from rvllm_local.models.describe import describe
 from rvllm_local.models.locate import ModelFiles
 from rvllm_local.server.http.problems import Problem, problem_of
+from rvllm_local.server.models.context import context_of
 from rvllm_local.server.models.names import ModelNames
 from rvllm_local.server.models.served_model import (
     Opener,
@@ -91,6 +92,7 @@ class Registry:
         self._opener, self._planner, self._clock = opener, planner, clock
         names = {*self._available, *self._adapters}
         self._names = ModelNames(names, default, aliases or {})
+        self._lengths: dict[str, int | None] = {}  # of models, loaded or not
         self._slots: dict[str, _Slot] = {}
         self._loading: dict[str, asyncio.Task[Served]] = {}
         self._failures: dict[
@@ -109,6 +111,13 @@ class Registry:
     def resolve(self, name: str) -> str:
         """The own name of a model that may be asked for. Raises `Problem` 404."""
         return self._names.resolve(name)
+
+    async def learn_lengths(self) -> None:
+        """Learn the contexts of models that are not loaded; their files are read once."""
+        for name, files in self._available.items():
+            if name not in self._lengths:
+                length = await asyncio.to_thread(context_of, files, self._options)
+                self._lengths[name] = length
 
     def listed(self) -> list[Listed]:
         """All that may be asked for, the default first."""
@@ -305,7 +314,9 @@ class Registry:
             name in self._pinned,
             slot.open_requests if slot else 0,
             slot.served.memory if slot else None,
-            slot.served.client.limits.context_length if slot else None,
+            slot.served.client.limits.context_length
+            if slot
+            else self._lengths.get(base),
             failure,
             self.default if name in self._adapters else None,
         )

@@ -74,6 +74,7 @@ class _Shown:
         return Response(text, media_type=CONTENT_TYPE)
 
     async def models(self, request: Request) -> Response:
+        await self._registry.learn_lengths()
         rows = [_model(row) for row in self._registry.listed()]
         body: dict[str, Any] = {"object": "list", "data": rows, "has_more": False}
         body["first_id"], body["last_id"] = rows[0]["id"], rows[-1]["id"]
@@ -81,6 +82,7 @@ class _Shown:
 
     async def model(self, request: Request) -> Response:
         name = self._registry.resolve(request.path_params["name"])
+        await self._registry.learn_lengths()
         listed = self._registry.listed()
         return JSONReply(next(_model(row) for row in listed if row.name == name))
 
