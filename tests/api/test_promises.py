@@ -1,7 +1,7 @@
 """The promises that the README prints, each through HTTP, under its own name.
 
 Promise 10, that what is shown as saved survives kill -9, is kept by other rooms: tests/tui/test_history.py for chats,
-tests/unit/test_spill.py for cached blocks, tests/models/test_hub.py for downloads. The server shows nothing as saved.
+tests/memory/test_disk_cache.py for cached blocks, tests/models/test_hub.py for downloads. The server shows nothing as saved.
 """
 
 from __future__ import annotations
