@@ -73,8 +73,11 @@ class MatrixTuning:
 
 
 def matrix_tuning(rows: int) -> MatrixTuning:
-    """Few rows need few registers, so that many threadgroups hide each other's loads."""
-    if rows <= _MATRIX_COLUMNS:
+    """Few rows need few registers, so that many threadgroups hide each other's loads.
+
+    From five rows on x is read as often as the weights are: two tiles share it.
+    """
+    if rows <= _MATRIX_COLUMNS // 2:
         return MatrixTuning(tiles=1, resident=3)
     if rows <= 2 * _MATRIX_COLUMNS:
         return MatrixTuning(tiles=2, resident=2)
