@@ -64,7 +64,7 @@ REQUESTS: list[tuple[Any, type[msgspec.Struct], dict[str, Any]]] = [
 
 
 @pytest.mark.parametrize(
-    ("params", "kind", "needed"), REQUESTS, ids=lambda row: str(row)
+    ("params", "kind", "needed"), REQUESTS, ids=[row[0].__name__ for row in REQUESTS]
 )
 def test_every_field_of_a_request_is_known(
     params: Any, kind: type[msgspec.Struct], needed: dict[str, Any]
@@ -122,7 +122,9 @@ PARTS: list[tuple[Any, type[msgspec.Struct], set[str]]] = [
 
 
 @pytest.mark.parametrize(
-    ("union", "kind", "names"), PARTS, ids=lambda row: str(row)[:60]
+    ("union", "kind", "names"),
+    PARTS,
+    ids=[f"{number} {row[1].__name__}" for number, row in enumerate(PARTS)],
 )
 def test_every_field_of_a_part_is_known(
     union: Any, kind: type[msgspec.Struct], names: set[str]
