@@ -120,6 +120,7 @@ def test_the_default_model_says_what_mlx_lm_says(smollm2: Path) -> None:
     batch = prompts(loaded.vocab_size, (1, 45, 200))
     expected = [reference_tokens(loaded.module, prompt, NUM_TOKENS) for prompt in batch]
     del loaded
-    with LLM(str(smollm2), kv_memory="128MB", context_length=1024) as llm:
+    options = {"kv_memory": "128MB", "context_length": 1024}
+    with LLM(str(smollm2), cpu_weights="float32", **options) as llm:
         crowd = llm.generate(batch * 2 + batch[:2], GREEDY)
     assert [list(answer.token_ids) for answer in crowd] == expected * 2 + expected[:2]
