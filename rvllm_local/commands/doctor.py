@@ -36,6 +36,7 @@ def doctor(arguments: argparse.Namespace) -> int:
         _machine(),
         _versions(),
         _blas(report),
+        *_cpu_weights(),
         _memory(),
         _disk(),
         *_store(arguments.verify),
@@ -92,6 +93,20 @@ def _blas(report: host.HostReport) -> Finding:
         report.blas,
         report.advice or "",
     )
+
+
+def _cpu_weights() -> list[Finding]:
+    """Whether quantized models stay so on a CPU; nothing to say elsewhere."""
+    from rvllm_local.machine import is_on_cpu
+    from rvllm_local.models.cpu.runtime import missing_runtime
+
+    if not is_on_cpu():
+        return []
+    name, reason = "weights", missing_runtime()
+    if reason is None:
+        return [Finding(name, "ok", "4 and 8 bits stay so, through onnxruntime")]
+    what, _, advice = reason.partition(": ")
+    return [Finding(name, "warning", what, advice)]
 
 
 def _memory() -> Finding:
