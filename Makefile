@@ -1,5 +1,6 @@
 # make run   answers a prompt with the default model:  make run PROMPT="Why is the sky blue?"
 # make test  everything that is checked before a change lands
+# make audit holds the dependencies against known advisories (needs the network)
 # make bench measures this machine beside mlx-lm and llama.cpp (hours), and writes docs/performance.md
 PYTHON ?= python3
 # Not ?=, which would take an unrelated PROMPT from the environment.
@@ -12,7 +13,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
-.PHONY: run test bench lint format openblas lock clean
+.PHONY: run test bench lint format openblas lock audit clean
 
 run: $(VENV)/.installed openblas
 	@$(BIN)/rvllm run -- "$$RUN_MODEL" "$$RUN_PROMPT"
@@ -56,5 +57,12 @@ lock: $(VENV)/.installed-dev
 		$(BIN)/python -m pip --disable-pip-version-check freeze --exclude-editable --all \
 		| grep -v -i -E '^(pip|rvllm)'; } > constraints.new && mv constraints.new constraints.txt
 
+# In an environment of its own, so that it adds nothing to what it looks at.
+audit: $(BIN)/python
+	@$(BIN)/python -m venv $(VENV)-audit
+	@$(VENV)-audit/bin/python -m pip --disable-pip-version-check install --quiet pip-audit \
+		|| { echo "pip-audit cannot be fetched: an audit needs the network" >&2; exit 1; }
+	$(VENV)-audit/bin/pip-audit --requirement constraints.txt --no-deps --disable-pip
+
 clean:
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	rm -rf $(VENV) $(VENV)-audit build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Sequence
 
 from rvllm_local.commands.interrupting import end_interrupted
+from rvllm_local.commands.streams import drop_output, open_closed_streams
 from rvllm_local.commands.verbs import VERBS, build_parser
 from rvllm_local.errors import DownloadError, EngineError, RvllmError
 
@@ -19,6 +19,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     Ctrl-C ends the process with 130.
     """
+    open_closed_streams()
     words = sys.argv[1:] if argv is None else argv
     arguments = build_parser(words).parse_args(words)
     try:
@@ -28,7 +29,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         end_interrupted()
     except BrokenPipeError:  # whoever read our output has gone
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        drop_output()
         return 0
     except (RvllmError, OSError) as error:
         print(f"rvllm: error: {error}", file=sys.stderr)

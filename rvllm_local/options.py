@@ -21,6 +21,7 @@ _BYTES = {"unit": "bytes"}
 Bytes = Annotated[int, Meta(ge=1, le=LARGEST, extra=_BYTES)]
 BytesFromZero = Annotated[int, Meta(ge=0, le=LARGEST, extra=_BYTES)]
 Count = Annotated[int, Meta(ge=1, le=LARGEST)]
+ContextLength = Annotated[int, Meta(ge=32, le=LARGEST)]  # a block of the KV cache
 CountFromZero = Annotated[int, Meta(ge=0, le=LARGEST)]
 Attention = Literal["auto", "reference", "kernels"]
 Cache = Literal["off", "memory", "disk"]
@@ -47,9 +48,9 @@ class EngineOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     ] = None
     max_rows: Annotated[Count, _about("sequences that run at once")] = 16
     prefill_chunk: Annotated[Count, _about("most prompt tokens in one step")] = 512
-    context_length: Annotated[Count | None, _about("shorten the model's context")] = (
-        None
-    )
+    context_length: Annotated[
+        ContextLength | None, _about("shorten the model's context, in tokens")
+    ] = None
     self_check: Annotated[
         bool, _about("compare the model with a plain forward pass at its start")
     ] = True

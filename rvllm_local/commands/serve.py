@@ -107,9 +107,10 @@ async def _load_first(registry: Registry, name: str) -> None:
 
 def _say_ready(settings: ServerSettings, port: int) -> None:
     scheme = "https" if settings.tls_certificate else "http"
-    logger.info(
-        "serving on %s://%s:%d/v1 (Ctrl-C ends it)", scheme, settings.host, port
-    )
+    host = settings.host.strip("[]")
+    if ":" in host:  # IPv6
+        host = f"[{host}]"
+    logger.info("serving on %s://%s:%d/v1 (Ctrl-C ends it)", scheme, host, port)
 
 
 def settings_from(

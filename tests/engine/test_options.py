@@ -29,6 +29,7 @@ from tests.support.tiny import save_tiny
         ("max_rows", 2.5),
         ("prefill_chunk", -1),
         ("context_length", 0),
+        ("context_length", 31),
         ("kv_memory", 0),
         ("kv_memory", 2**63),
         ("max_waiting", -1),

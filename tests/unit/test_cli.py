@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -118,6 +119,24 @@ def test_a_closed_pipe_is_quiet() -> None:
     )
     os.close(write)
     assert (done.returncode, done.stderr) == (0, b"")
+
+
+@pytest.mark.parametrize("stream", ["<&-", ">&-", "2>&-"])
+@pytest.mark.parametrize(
+    ("words", "status"), [("ls --installed", 0), ("run smollm2-135m", 2)]
+)
+def test_a_closed_standard_stream_does_no_harm(
+    words: str, status: int, stream: str
+) -> None:
+    script = f"exec {shlex.join(COMMAND)} {words} {stream}"
+    done = subprocess.run(
+        ["bash", "-c", script],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        check=False,
+    )
+    assert done.returncode == status
+    assert b"Traceback" not in done.stderr
 
 
 def test_run_streams_an_answer_and_its_figures(smollm2: Path) -> None:
