@@ -70,22 +70,31 @@ class Bench:
         self.num_blocks = load.rows * blocks_a_row + 1
         self._fill_arena()
         order = np.random.default_rng(0).permutation(np.arange(1, self.num_blocks))
-        tables = order.reshape(load.rows, blocks_a_row).tolist()
-        contexts = [load.context] * load.rows
-        firsts = [0] * load.rows
-        self.packed = mx.array(layout.pack(contexts, firsts, tables, 1))
-        self.single = mx.array(layout.pack(contexts[:1], firsts[:1], tables[:1], 1))
-        queries = (load.rows, load.heads, 1, load.head_dim)
-        new = (load.rows, load.kv_heads, 1, load.head_dim)
-        self.queries = mx.random.normal(queries).astype(dtype)
-        self.new = mx.random.normal(new).astype(dtype)
+        self._describe(order.reshape(load.rows, blocks_a_row).tolist())
+        self._draw_tokens(dtype)
         self.pairs = mx.array(_copy_pairs(order))
         self.layer = KernelSet.layer_index(0)
         self.fence = KernelSet.first_fence()
         scratch_size = self.kernels.scratch_size(load.rows, 1, blocks_a_row)
         self.scratch = mx.zeros((max(8, scratch_size),))
-        mx.eval(self.arena, self.scratch, self.packed, self.single, self.queries)
-        mx.eval(self.new, self.pairs, self.layer, self.fence)
+        mx.eval(self.scratch, self.pairs, self.layer, self.fence)
+
+    def _describe(self, tables: list[list[int]]) -> None:
+        """The descriptors of all rows, and of the first one alone."""
+        contexts = [self.load.context] * self.load.rows
+        firsts = [0] * self.load.rows
+        self.packed = mx.array(layout.pack(contexts, firsts, tables, 1))
+        self.single = mx.array(layout.pack(contexts[:1], firsts[:1], tables[:1], 1))
+        mx.eval(self.packed, self.single)
+
+    def _draw_tokens(self, dtype: mx.Dtype) -> None:
+        """One query token a row, and its key or value."""
+        load = self.load
+        queries = (load.rows, load.heads, 1, load.head_dim)
+        new = (load.rows, load.kv_heads, 1, load.head_dim)
+        self.queries = mx.random.normal(queries).astype(dtype)
+        self.new = mx.random.normal(new).astype(dtype)
+        mx.eval(self.queries, self.new)
 
     def _fill_arena(self) -> None:
         """Random keys and values; an int8 arena has random scales beside them."""
@@ -93,11 +102,12 @@ class Bench:
         self.scales: mx.array | None = None
         if not self.config.quantized:
             self.arena = mx.random.normal(shape).astype(self.config.kv_dtype)
+            mx.eval(self.arena)
             return
         self.arena = mx.random.randint(-127, 128, shape).astype(mx.int8)
         scales_shape = self.config.scales_shape(self.num_blocks)
         self.scales = mx.random.uniform(0.001, 0.01, scales_shape)
-        mx.eval(self.scales)
+        mx.eval(self.arena, self.scales)
 
     @property
     def token_bytes(self) -> int:

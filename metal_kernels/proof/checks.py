@@ -168,39 +168,54 @@ def check_rotation(
 ) -> float:
     """Queries and new keys are rotated, and stored so; the relative error of the output."""
     kernels = make_kernels(variant, make)
-    case = Case(variant.config, variant.contexts, rows=len(variant.contexts) + 1)
+    count = len(variant.contexts)
+    case = Case(variant.config, variant.contexts, rows=count + 1)
     keys, values = _new_tokens(variant, case)
-    dims = variant.head_dim // 2 if variant.head_dim >= 32 else variant.head_dim
-    positions = np.array([*(context - 1 for context in variant.contexts), 0])
-    angles = positions[:, None] * 10000.0 ** (-np.arange(0, dims, 2) / dims)
-    table = mx.array(
-        np.concatenate([np.cos(angles), np.sin(angles)], axis=1).astype(np.float32)
-    )
-    turned = [
-        _rotated(floats(x), np.cos(angles), np.sin(angles), pairs=pairs)
-        for x in (case.queries, keys)
-    ]
-    out = decode(
-        kernels, case, variant, None, NewTokens(keys, values), Rotation(table, pairs)
-    )
+    angles = _angles(variant)
+    parts = [np.cos(angles), np.sin(angles)]
+    turned_queries = _rotated(floats(case.queries), *parts, pairs=pairs)
+    turned_keys = _rotated(floats(keys), *parts, pairs=pairs)
+    table = mx.array(np.concatenate(parts, axis=1).astype(np.float32))
+    rotation, new = Rotation(table, pairs), NewTokens(keys, values)
+    out = decode(kernels, case, variant, None, new, rotation)
     mx.eval(out)
-    case.queries = mx.array(turned[0].astype(np.float32)).astype(variant.dtype)
-    stored = [case.dense(row)[0][:, -1] for row in range(len(variant.contexts))]
+    _check_stored_keys(variant, case, turned_keys[:count, :, 0])
+    queries = mx.array(turned_queries.astype(np.float32))
+    case.queries = queries.astype(variant.dtype)
     expected = case.expected(
         scale=variant.head_dim**-0.5, window=variant.window, softcap=variant.softcap
     )
-    new = turned[1][: len(stored), :, 0]
-    allowed = {mx.float32: 1e-5, mx.float16: 2e-3, mx.bfloat16: 1.6e-2, mx.int8: 2e-2}[
-        variant.kv_dtype
-    ]
-    assert np.abs(np.stack(stored) - new).max() <= allowed * np.abs(new).max(), (
-        f"{variant.name}: stored keys are off"
-    )
-    worst = error(out[: len(stored)], expected[: len(stored)])
+    worst = error(out[:count], expected[:count])
     assert worst <= variant.tolerance, (
         f"{variant.name}: relative error {worst:.2e} > {variant.tolerance}"
     )
     return worst
+
+
+def _angles(variant: Variant) -> Floats:
+    """The newest positions' angles `[rows, dims / 2]`; large heads turn by half."""
+    dims = variant.head_dim
+    if dims >= 32:
+        dims //= 2
+    positions = [context - 1 for context in variant.contexts]
+    frequencies: Floats = 10000.0 ** (-np.arange(0, dims, 2) / dims)
+    return np.array([*positions, 0])[:, None] * frequencies
+
+
+def _check_stored_keys(variant: Variant, case: Case, expected: Floats) -> None:
+    """The newest keys in the arena, `[rows, kv_heads, D]`, are the turned ones."""
+    rows = range(len(variant.contexts))
+    stored = np.stack([case.dense(row)[0][:, -1] for row in rows])
+    allowed = {
+        mx.float32: 1e-5,
+        mx.float16: 2e-3,
+        mx.bfloat16: 1.6e-2,
+        mx.int8: 2e-2,
+    }[variant.kv_dtype]
+    worst = np.abs(stored - expected).max()
+    assert worst <= allowed * np.abs(expected).max(), (
+        f"{variant.name}: stored keys are off"
+    )
 
 
 def check_rope_table(config: KernelConfig, make: Make = KernelSet) -> None:
@@ -290,107 +305,3 @@ def _new_tokens(variant: Variant, case: Case) -> tuple[mx.array, mx.array]:
     mx.eval(new)
     keys, values = (part.transpose(0, 2, 1, 3) for part in mx.split(new, 2, axis=2))
     return keys, values
-
-
-def check_write_gather(config: KernelConfig, make: Make = KernelSet) -> None:
-    """kv_write puts tokens where the tables say and nowhere else; kv_gather brings them back."""
-    kernels, random = make(config), np.random.default_rng(3)
-    q_len, contexts, tables = 37, (40, 0, 101), [[3, 1], [], [2, 6, 4, 5]]
-    arena = mx.zeros(config.arena_shape(8), dtype=config.kv_dtype)
-    scales = (
-        mx.zeros(config.scales_shape(8), dtype=mx.float32) if config.quantized else None
-    )
-    shape = (len(contexts), q_len, config.kv_heads, config.head_dim)
-    new = [
-        mx.array(random.standard_normal(shape, dtype=np.float32)).astype(config.dtype)
-        for _ in "kv"
-    ]
-    keys, values = (x.transpose(0, 2, 1, 3) for x in new)
-    packed = mx.array(layout.pack(contexts, (0, 0, 0), tables, q_len))
-    mx.eval(arena, keys, values, packed, *([] if scales is None else [scales]))
-    layer, fence = kernels.layer_index(1), kernels.first_fence()
-    fence = kernels.kv_write(arena, scales, keys, values, packed, layer, fence)
-    mx.eval(fence)
-    first = int(np.array(kernels.first_fence())[0])
-    following = (first + 1) % 2**31
-    assert fence.tolist() == [following] * 8, "a writer must return the next fence"
-    allowed = {mx.float32: 1e-6, mx.float16: 1e-3, mx.bfloat16: 8e-3, mx.int8: 1.2e-2}[
-        config.kv_dtype
-    ]
-    for row in (0, 2):
-        lone_row = mx.array(layout.pack((contexts[row],), (0,), [tables[row]], q_len))
-        length = contexts[row] + 5
-        got = kernels.kv_gather(arena, scales, lone_row, layer, fence, length)
-        for dense, source in zip(got, (keys, values), strict=True):
-            expected = np.zeros((config.kv_heads, length, config.head_dim))
-            expected[:, contexts[row] - q_len : contexts[row]] = floats(source)[row]
-            assert error(dense[0], expected) <= allowed, (
-                f"kv_gather is off by {error(dense[0], expected):.2e}"
-            )
-    stored = floats(arena)
-    assert not stored[0].any(), "the scratch block was written"
-    assert not stored[7].any(), "an unowned block was written"
-    assert not stored[:, 0].any(), "another layer was written"
-
-
-def check_copy(config: KernelConfig, make: Make = KernelSet) -> None:
-    """kv_copy moves whole blocks with their scales and leaves the others alone."""
-    kernels, random = make(config), np.random.default_rng(4)
-    arena = mx.array(random.integers(-100, 100, config.arena_shape(6))).astype(
-        config.kv_dtype
-    )
-    scales = None
-    if config.quantized:
-        scales = mx.array(
-            random.standard_normal(config.scales_shape(6), dtype=np.float32)
-        )
-        mx.eval(scales)
-    mx.eval(arena)
-    before = floats(arena)
-    scales_before = None if scales is None else floats(scales)
-    pairs = [(1, 4), (2, 5)]
-    mx.eval(
-        kernels.kv_copy(
-            arena, scales, mx.array(pairs, dtype=mx.int32), kernels.first_fence()
-        )
-    )
-    for source, target in pairs:
-        before[target] = before[source]
-        if scales_before is not None:
-            scales_before[target] = scales_before[source]
-    assert np.array_equal(floats(arena), before), "kv_copy changed the wrong blocks"
-    assert scales is None or np.array_equal(floats(scales), scales_before)  # type: ignore[arg-type]
-
-
-def check_save_load(config: KernelConfig, make: Make = KernelSet) -> None:
-    """kv_save gives a block's bytes, elements before scales, and kv_load puts them into another block."""
-    kernels, random = make(config), np.random.default_rng(5)
-    arena = mx.array(random.integers(-100, 100, config.arena_shape(6))).astype(
-        config.kv_dtype
-    )
-    scales = None
-    if config.quantized:
-        scales = mx.array(
-            random.standard_normal(config.scales_shape(6), dtype=np.float32)
-        )
-        mx.eval(scales)
-    fence = kernels.first_fence()
-    sources = mx.array([4, 2, 0, 0, 0, 0, 0, 0], dtype=mx.int32)
-    targets = mx.array([1, 5, 0, 0, 0, 0, 0, 0], dtype=mx.int32)
-    mx.eval(arena, sources, targets, fence)
-    before, scales_before = floats(arena), None if scales is None else floats(scales)
-    saved = kernels.kv_save(arena, scales, sources, fence, 2)
-    mx.eval(saved)
-    whole = [arena] if scales is None else [arena, scales]
-    for row, source in enumerate((4, 2)):
-        expected = b"".join(
-            np.array(part[source].view(mx.uint8)).tobytes() for part in whole
-        )
-        assert np.array(saved[row]).tobytes() == expected, "kv_save gave other bytes"
-    mx.eval(kernels.kv_load(arena, scales, targets, saved, fence))
-    for source, target in ((4, 1), (2, 5)):
-        before[target] = before[source]
-        if scales_before is not None:
-            scales_before[target] = scales_before[source]
-    assert np.array_equal(floats(arena), before), "kv_load changed the wrong blocks"
-    assert scales is None or np.array_equal(floats(scales), scales_before)  # type: ignore[arg-type]

@@ -36,29 +36,16 @@ class Case:
     descriptor: mx.array = field(init=False)
 
     def __post_init__(self) -> None:
-        c, random = self.config, np.random.default_rng(self.seed)
+        random = np.random.default_rng(self.seed)
         self.firsts = self.firsts or (0,) * len(self.contexts)
-        counts = [
-            -(-max(n - f, 0) // BLOCK)
-            for n, f in zip(self.contexts, self.firsts, strict=True)
-        ]
-        ids = list(random.permutation(np.arange(1, sum(counts) + 1)))
-        self.tables = [[int(ids.pop()) for _ in range(count)] for count in counts]
-        if (
-            self.shared
-        ):  # every row starts with the first row's blocks, as after a prefix hit
-            for table in self.tables[1:]:
-                share = min(len(table), len(self.tables[0])) // 2
-                table[:share] = self.tables[0][:share]
-        self._fill_arena(random, sum(counts) + 1)
+        num_blocks = self._deal_blocks(random)
+        self._fill_arena(random, num_blocks)
         rows = len(self.contexts) if self.rows is None else self.rows
+        c = self.config
         shape = (rows, self.query_len, c.num_heads, c.head_dim)
-        # as projections leave them: transposed views, not dense arrays
-        self.queries = (
-            mx.array(random.standard_normal(shape, dtype=np.float32))
-            .astype(c.dtype)
-            .transpose(0, 2, 1, 3)
-        )
+        dense = mx.array(random.standard_normal(shape, dtype=np.float32))
+        # As projections leave them: transposed views, not dense arrays.
+        self.queries = dense.astype(c.dtype).transpose(0, 2, 1, 3)
         packed = layout.pack(
             self.contexts,
             self.firsts,
@@ -69,6 +56,23 @@ class Case:
         )
         self.descriptor = mx.array(packed)
         mx.eval(self.arena, self.queries, self.descriptor)
+
+    def _deal_blocks(self, random: np.random.Generator) -> int:
+        """Give each row shuffled blocks; the arena's blocks, the scratch block included.
+
+        With `shared` every row starts with the first row's, as after a prefix hit.
+        """
+        counts = []
+        for context, first in zip(self.contexts, self.firsts or (), strict=True):
+            counts.append(-(-max(context - first, 0) // BLOCK))
+        ids = list(random.permutation(np.arange(1, sum(counts) + 1)))
+        self.tables = [[int(ids.pop()) for _ in range(count)] for count in counts]
+        if self.shared:
+            longest = self.tables[0]
+            for table in self.tables[1:]:
+                share = min(len(table), len(longest)) // 2
+                table[:share] = longest[:share]
+        return sum(counts) + 1
 
     def _fill_arena(self, random: np.random.Generator, num_blocks: int) -> None:
         c = self.config
@@ -116,28 +120,43 @@ class Case:
         sinks: mx.array | None = None,
     ) -> Floats:
         """What paged_decode must return, `[rows, heads, q_len, D]`."""
-        c, out = self.config, np.zeros(self.queries.shape)
-        queries = floats(self.queries)
+        out = np.zeros(self.queries.shape)
         for row, context in enumerate(self.contexts):
             if context == 0:
                 continue
-            keys, values = (np.repeat(x, c.group, axis=0) for x in self.dense(row))
-            first = (self.firsts or (0,))[row]
-            logits = np.einsum("hqd,htd->hqt", queries[row], keys) * scale
+            keys, values = self.dense(row)
+            keys = np.repeat(keys, self.config.group, axis=0)
+            values = np.repeat(values, self.config.group, axis=0)
+            logits = np.einsum("hqd,htd->hqt", floats(self.queries)[row], keys) * scale
             if softcap:
                 logits = softcap * np.tanh(logits / softcap)
-            at = np.arange(first, context)[None, :]
-            query = np.arange(context - self.query_len, context)[:, None]
-            hidden = (at > query) | ((at <= query - window) if window else False)
-            logits = np.where(hidden[None], -np.inf, logits)
-            extra = np.full((c.num_heads, self.query_len, 1), -np.inf)
-            if sinks is not None:
-                extra[:] = floats(sinks)[:, None, None]
-            top = np.maximum(logits.max(-1, keepdims=True), extra)
-            weights = np.exp(logits - top)
-            total = weights.sum(-1, keepdims=True) + np.exp(extra - top)
-            out[row] = np.einsum("hqt,htd->hqd", weights / total, values)
+            logits = np.where(self._hidden(row, window)[None], -np.inf, logits)
+            weights = _softmax(logits, sinks)
+            out[row] = np.einsum("hqt,htd->hqd", weights, values)
         return out
+
+    def _hidden(self, row: int, window: int) -> npt.NDArray[np.bool_]:
+        """[q_len, tokens]: keys that a query of the row does not see."""
+        context = self.contexts[row]
+        first = (self.firsts or (0,))[row]
+        keys = np.arange(first, context)[None, :]
+        queries = np.arange(context - self.query_len, context)[:, None]
+        hidden: npt.NDArray[np.bool_] = keys > queries
+        if window:
+            hidden = hidden | (keys <= queries - window)
+        return hidden
+
+
+def _softmax(logits: Floats, sinks: mx.array | None) -> Floats:
+    """Weights `[heads, q_len, tokens]`; sinks take weight and have no column."""
+    extra = np.full((*logits.shape[:2], 1), -np.inf)
+    if sinks is not None:
+        extra[:] = floats(sinks)[:, None, None]
+    top = np.maximum(logits.max(-1, keepdims=True), extra)
+    weights = np.exp(logits - top)
+    total = weights.sum(-1, keepdims=True) + np.exp(extra - top)
+    normed: Floats = weights / total
+    return normed
 
 
 def floats(array: mx.array) -> Floats:

@@ -2,12 +2,26 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Iterator
+from functools import partial
 
 from rvllm_local.metal_kernels.config import KernelConfig
 from rvllm_local.metal_kernels.proof import checks, quantized
-from rvllm_local.metal_kernels.proof.variants import BF16, F16, F32, I8, VARIANTS
+from rvllm_local.metal_kernels.proof.block_checks import (
+    check_copy,
+    check_save_load,
+    check_write_gather,
+)
+from rvllm_local.metal_kernels.proof.variants import (
+    BF16,
+    F16,
+    F32,
+    I8,
+    VARIANTS,
+    Variant,
+)
+
+Case = Callable[[], object]
 
 STORES = (
     (512, F16, F16),
@@ -38,46 +52,39 @@ ROTATED = (
 )
 
 
-def cases() -> Iterator[tuple[str, Callable[[], object]]]:
-    """Name and check; a check returns quietly or raises `AssertionError` with the figure that was off."""
+def cases() -> Iterator[tuple[str, Case]]:
+    """Name and check of every kernel.
+
+    A check returns quietly or raises `AssertionError` with the figure that was off.
+    """
     for variant in VARIANTS:
-        yield f"decode {variant.name}", lambda v=variant: checks.check_decode(v)  # type: ignore[misc]
-        yield f"fused {variant.name}", lambda v=variant: checks.check_fused(v)  # type: ignore[misc]
-        if variant.name in INDEPENDENT:
-            yield (
-                f"independent {variant.name}",
-                lambda v=variant: checks.check_row_independence(v),  # type: ignore[misc]
-            )
-        if variant.name in ROTATED:
-            yield f"rotated {variant.name}", lambda v=variant: checks.check_rotation(v)  # type: ignore[misc]
-    yield (
-        "rope table",
-        lambda: checks.check_rope_table(KernelConfig(16, 2, 1, 1, F32, F32)),
-    )
+        yield from _attention_cases(variant)
+    table_config = KernelConfig(16, 2, 1, 1, F32, F32)
+    yield "rope table", partial(checks.check_rope_table, table_config)
     for width, dtype in NORMS:
-        yield (
-            f"add and norm {width} {dtype}",
-            lambda w=width, d=dtype: checks.check_add_norm(w, d),  # type: ignore[misc]
-        )
-    for dim, dtype, kv in STORES:
-        config, label = KernelConfig(dim, 4, 2, 2, dtype, kv), f"{dim} {kv}"
-        yield f"write and gather {label}", lambda c=config: checks.check_write_gather(c)  # type: ignore[misc]
-        yield f"copy {label}", lambda c=config: checks.check_copy(c)  # type: ignore[misc]
-        yield f"save and load {label}", lambda c=config: checks.check_save_load(c)  # type: ignore[misc]
-    yield from _quantized_cases()
-
-
-def _quantized_cases() -> Iterator[tuple[str, Callable[[], object]]]:
-    """Those of the quantized products."""
+        name = f"add and norm {width} {dtype}"
+        yield name, partial(checks.check_add_norm, width, dtype)
+    for head_dim, dtype, kv_dtype in STORES:
+        config = KernelConfig(head_dim, 4, 2, 2, dtype, kv_dtype)
+        label = f"{head_dim} {kv_dtype}"
+        yield f"write and gather {label}", partial(check_write_gather, config)
+        yield f"copy {label}", partial(check_copy, config)
+        yield f"save and load {label}", partial(check_save_load, config)
     for product in quantized.PRODUCTS:
-        yield (
-            f"quantized {product.name}",
-            functools.partial(quantized.check_product, product),
-        )
-        yield (
-            f"quantized rows alone {product.name}",
-            functools.partial(quantized.check_rows_alone, product),
-        )
+        name = product.name
+        yield f"quantized {name}", partial(quantized.check_product, product)
+        alone = partial(quantized.check_rows_alone, product)
+        yield f"quantized rows alone {name}", alone
+
+
+def _attention_cases(variant: Variant) -> Iterator[tuple[str, Case]]:
+    name = variant.name
+    yield f"decode {name}", partial(checks.check_decode, variant)
+    yield f"fused {name}", partial(checks.check_fused, variant)
+    if name in INDEPENDENT:
+        yield f"independent {name}", partial(checks.check_row_independence, variant)
+    if name in ROTATED:
+        yield f"rotated {name}", partial(checks.check_rotation, variant)
 
 
 def failure(check: Callable[[], object]) -> str | None:

@@ -36,10 +36,8 @@ DENSE_ROOMS: frozenset[str] = frozenset(
 )
 ROOMS_OF_LARGE_FUNCTIONS: frozenset[str] = frozenset(
     [
-        "attention",
         "engine",
         "history",
-        "metal_kernels",
         "models",
         "server",
         "tui",

@@ -14,7 +14,7 @@ from rvllm_local.metal_kernels import AddNorm, KernelConfig, KernelSet, Rotation
 from rvllm_local.metal_kernels import descriptor as layout
 from rvllm_local.metal_kernels.arguments import checked_table
 from rvllm_local.metal_kernels.config import FENCE_SIZE
-from rvllm_local.metal_kernels.proof import checks
+from rvllm_local.metal_kernels.proof import block_checks, checks
 from rvllm_local.metal_kernels.proof.variants import (
     BF16,
     F16,
@@ -128,14 +128,14 @@ CONFIGS = [
 
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda c: f"d{c.head_dim}-{c.kv_dtype}")
 def test_write_then_gather(config: KernelConfig, metal: checks.Make) -> None:
-    checks.check_write_gather(config, metal)
+    block_checks.check_write_gather(config, metal)
 
 
 @pytest.mark.parametrize(
     "config", CONFIGS[1:3], ids=lambda c: f"d{c.head_dim}-{c.kv_dtype}"
 )
 def test_copy_blocks(config: KernelConfig, metal: checks.Make) -> None:
-    checks.check_copy(config, metal)
+    block_checks.check_copy(config, metal)
 
 
 class _LastFence(KernelSet):
@@ -149,9 +149,9 @@ class _LastFence(KernelSet):
 def test_every_kernel_works_when_the_fence_wraps(emulator: Emulator) -> None:
     make = functools.partial(_LastFence, launcher=emulator, backend="metal")
     for config in CONFIGS[1:3]:
-        checks.check_write_gather(config, make)
-        checks.check_copy(config, make)
-        checks.check_save_load(config, make)
+        block_checks.check_write_gather(config, make)
+        block_checks.check_copy(config, make)
+        block_checks.check_save_load(config, make)
     for name in ("d64-f16-sinks", "d80-f16-mha"):
         checks.check_decode(NAMED[name], make)
         checks.check_fused(NAMED[name], make)
