@@ -131,6 +131,12 @@ def has_weight_files(folder: Path) -> bool:
     return bool(paths)
 
 
+def has_stale_index(folder: Path) -> bool:
+    """True for an index that names files or weights which are not there."""
+    index = folder / "model.safetensors.index.json"
+    return index.is_file() and not _indexed(folder, index)
+
+
 def _indexed(folder: Path, index: Path) -> list[Path]:
     """The files that the index names, if they hold what it says; none if it is stale."""
     by_shard: dict[str, set[str]] = {}

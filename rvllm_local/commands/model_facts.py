@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rvllm_local.errors import ChecksumError, ModelNotFoundError, RvllmError
 from rvllm_local.models.bundle import open_bundle
@@ -20,6 +20,9 @@ from rvllm_local.models.store import (
     find_installed,
     folder_size,
 )
+
+if TYPE_CHECKING:
+    from rvllm_local.text.tokenizer import Tokenizer
 
 _CONFIG_KEYS = {
     "model_type": "architecture",
@@ -92,8 +95,8 @@ def _of_files(files: ModelFiles) -> dict[str, Any]:
     from rvllm_local.models.config_file import read_config
     from rvllm_local.models.gguf.config import gguf_config
     from rvllm_local.models.gguf.reader import GGUFFile
-    from rvllm_local.text.detect_style import detect_style
-    from rvllm_local.text.tokenizer_files import read_tokenizer
+    from rvllm_local.models.ignored import ignored_parts
+    from rvllm_local.models.own_sampling import own_sampling
 
     if files.kind == "gguf":
         folder = files.path.parent
@@ -115,9 +118,27 @@ def _of_files(files: ModelFiles) -> dict[str, Any]:
         manifest = open_bundle(files.path, cache_dir=files.cache_dir)
         rows["recipe"] = dict(manifest.recipe)
         rows["sha256"] = manifest.weights.sha256
+    rows |= _of_text(files, config)
+    own = own_sampling(files)
+    if own.values:
+        rows["sampling"] = dict(own.values)
+        rows["sampling_source"] = own.source
+    if ignored := ignored_parts(files, config):
+        rows["ignored"] = ignored
+    return rows
+
+
+def _of_text(files: ModelFiles, config: dict[str, Any]) -> dict[str, Any]:
+    """How the model reads and writes: its template, ends, and parsers."""
+    from rvllm_local.text.detect_style import detect_style
+    from rvllm_local.text.tokenizer_files import read_tokenizer
+
     tokenizer = read_tokenizer(files)
     style = detect_style(tokenizer, str(config.get("model_type")))
-    rows["chat_template"] = tokenizer.chat_template is not None
+    rows: dict[str, Any] = {"chat_template": tokenizer.chat_template is not None}
+    if tokenizer.chat_template is not None:
+        rows["template_source"] = tokenizer.templates.source
+    rows["ends"] = _ends(files, config, tokenizer)
     rows["tools"] = style.tool_family or "none"
     rows["reasoning"] = "none"
     if style.reasoning_start:
@@ -141,6 +162,20 @@ def _size(files: ModelFiles) -> int:
     if files.kind == "gguf":
         return files.path.stat().st_size
     return folder_size(files.path)
+
+
+def _ends(files: ModelFiles, config: dict[str, Any], tokenizer: Tokenizer) -> list[str]:
+    """The tokens that end an answer: each one's id and text."""
+    from rvllm_local.models.config_file import end_tokens, token_ids
+
+    if files.kind == "gguf":
+        ids = token_ids(config.get("eos_token_id"))
+    else:
+        ids = end_tokens(files.path, config)
+    ends = []
+    for token in dict.fromkeys((*ids, *sorted(tokenizer.end_token_ids))):
+        ends.append(f"{token} {tokenizer.decode([token], skip_special=False)}")
+    return ends
 
 
 def _quantization(files: ModelFiles, config: dict[str, Any]) -> dict[str, Any]:

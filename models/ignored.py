@@ -1,0 +1,69 @@
+"""What of a model's files is not used, in words: so that nobody wonders.
+
+Nothing here refuses a model, and nothing is read but settings and names.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+from typing import Any
+
+from rvllm_local.models.architecture import import_family
+from rvllm_local.models.config_file import read_settings, text_config
+from rvllm_local.models.locate import ModelFiles
+from rvllm_local.models.safetensors_check import has_stale_index
+
+_PICKLES = (".bin", ".pt", ".pth", ".pkl", ".ckpt")
+_SLIDING = "sliding_attention"
+
+
+def ignored_parts(files: ModelFiles, config: Mapping[str, Any]) -> list[str]:
+    """What is ignored, each with its reason."""
+    parts = []
+    if files.kind == "folder":
+        parts += _of_folder(files.path, config)
+    window = _unused_window(config)
+    if window is not None:
+        parts.append(
+            f"sliding_window {window}: mlx-lm's definition attends to the whole context"
+        )
+    return parts
+
+
+def _of_folder(folder: Path, config: Mapping[str, Any]) -> list[str]:
+    parts = []
+    if config.get("auto_map"):
+        parts.append("auto_map in config.json: the architecture is defined here")
+    tokenizer_settings = folder / "tokenizer_config.json"
+    if tokenizer_settings.is_file() and read_settings(tokenizer_settings).get(
+        "auto_map"
+    ):
+        parts.append("auto_map in tokenizer_config.json: code of a model never runs")
+    if has_stale_index(folder):
+        parts.append(
+            "model.safetensors.index.json: it names files or weights that are not here"
+        )
+    for path in sorted(folder.iterdir()):
+        if path.suffix == ".py":
+            parts.append(f"{path.name}: code of a model never runs")
+        elif path.suffix in _PICKLES:
+            parts.append(f"{path.name}: pickled files are never read")
+    return parts
+
+
+def _unused_window(config: Mapping[str, Any]) -> int | None:
+    """A window that the configuration asks for and the definition does not know."""
+    settings = {**text_config(config), **config}
+    window, layer_types = settings.get("sliding_window"), settings.get("layer_types")
+    if type(window) is not int or settings.get("use_sliding_window") is False:
+        return None
+    if isinstance(layer_types, list) and _SLIDING not in layer_types:
+        return None
+    arguments = import_family(str(config.get("model_type"))).ModelArgs
+    if not is_dataclass(arguments):
+        return None
+    names = {field.name for field in fields(arguments)}
+    is_known = "sliding_window" in names or "text_config" in names
+    return None if is_known else window

@@ -1,0 +1,48 @@
+"""`rvllm show` tells what of a model is used, and what is not."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from rvllm_local.commands.model_facts import facts
+from rvllm_local.models.ignored import ignored_parts
+from rvllm_local.models.locate import locate
+from tests.support.tiny import save_tiny
+
+
+def test_show_tells_ends_sampling_template_and_what_was_ignored(tmp_path: Path) -> None:
+    folder = save_tiny("llama", tmp_path / "tiny")
+    config = json.loads((folder / "config.json").read_text())
+    config["auto_map"] = {"AutoModel": "modeling_x.X"}
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "modeling_x.py").write_text("raise SystemExit")
+    (folder / "pytorch_model.bin").write_bytes(b"x")
+    index = {"weight_map": {"nobody.has.it": "model.safetensors"}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    settings = {"eos_token_id": [2, 0], "temperature": 0.6}
+    (folder / "generation_config.json").write_text(json.dumps(settings))
+    shown = facts(str(folder))
+    assert [row.split(" ")[0] for row in shown["ends"]][:2] == ["2", "0"]
+    assert shown["sampling"] == {"temperature": 0.6}
+    assert shown["sampling_source"] == "generation_config.json"
+    assert shown["template_source"].endswith((".json", ".jinja"))
+    ignored = "\n".join(shown["ignored"])
+    for name in ("auto_map", "modeling_x.py", "pytorch_model.bin", "index.json"):
+        assert name in ignored
+
+
+def test_the_default_model_ignores_nothing() -> None:
+    shown = facts("smollm2-135m")
+    assert shown["sampling"] == {"temperature": 0.2, "top_p": 0.9}
+    assert "2 <|im_end|>" in shown["ends"]
+    assert "ignored" not in shown
+
+
+def test_a_window_that_a_definition_does_not_know_is_told(tmp_path: Path) -> None:
+    files = locate(str(save_tiny("llama", tmp_path / "tiny")))
+    window = {"model_type": "gemma2", "sliding_window": 4096}
+    assert "4096" in ignored_parts(files, window)[0]
+    assert ignored_parts(files, {**window, "use_sliding_window": False}) == []
+    assert ignored_parts(files, {**window, "layer_types": ["full_attention"]}) == []
+    assert ignored_parts(files, {**window, "model_type": "gemma3_text"}) == []
