@@ -10,18 +10,25 @@ import os
 import sqlite3
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from rvllm_local.errors import HistoryError
+from rvllm_local.history.rows import (
+    CHAT_COLUMNS,
+    MESSAGE_COLUMNS,
+    chat_row,
+    encode_object,
+    message_row,
+    read_chat,
+    read_message,
+    reply_row,
+)
 from rvllm_local.history.schema import SCHEMA_VERSION, migrate, version_of
-from rvllm_local.history.types import Chat, ChatMessage, Hit, MessageState, ToolCall
-
-_MESSAGE = "id, chat_id, parent_id, role, text, reasoning, tool_calls, state, model, figures, created, seq"
-_CHAT = "id, title, created, updated, head_id, system, params, model"
-_SNIPPET = 160  # characters of a search hit's excerpt
+from rvllm_local.history.search import search
+from rvllm_local.history.types import Chat, ChatMessage, Deleted, Hit
 
 
 class ChatHistory:
@@ -49,9 +56,9 @@ class ChatHistory:
             return db
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         if path.exists():
-            found = _peek(path)
-            if found > SCHEMA_VERSION:
-                self.read_only = f"{path} was written by a newer version (format {found}, known is {SCHEMA_VERSION})"
+            version = _peek(path)
+            if version > SCHEMA_VERSION:
+                self.read_only = f"{path} was written by a newer version (format {version}, known is {SCHEMA_VERSION})"
             elif not os.access(path, os.W_OK):
                 self.read_only = f"{path} may not be written by you"
             if self.read_only:
@@ -72,123 +79,96 @@ class ChatHistory:
     def add_chat(self, chat: Chat) -> None:
         """Keep a new chat."""
         with self._write() as db:
-            values = (
-                chat.id,
-                chat.title,
-                chat.created,
-                chat.updated,
-                chat.head_id,
-                chat.system,
-                _json(chat.params),
-            )
-            db.execute(
-                f"INSERT INTO chat ({_CHAT}) VALUES (?,?,?,?,?,?,?,?)",
-                (*values, chat.model),
-            )
+            _insert_chat(db, chat)
 
     def chats(self, limit: int = 500) -> list[Chat]:
         """The chats, last used first."""
-        rows = self._read(
-            f"SELECT {_CHAT} FROM chat ORDER BY updated DESC, rowid DESC LIMIT ?",
-            (limit,),
+        query = (
+            f"SELECT {CHAT_COLUMNS} FROM chat ORDER BY updated DESC, rowid DESC LIMIT ?"
         )
-        return [_chat(row) for row in rows]
+        return [read_chat(row) for row in self._read(query, (limit,))]
 
     def chat(self, chat_id: str) -> Chat | None:
         """One chat, or None."""
-        rows = self._read(f"SELECT {_CHAT} FROM chat WHERE id = ?", (chat_id,))
-        return _chat(rows[0]) if rows else None
+        query = f"SELECT {CHAT_COLUMNS} FROM chat WHERE id = ?"
+        rows = self._read(query, (chat_id,))
+        return read_chat(rows[0]) if rows else None
 
     def set_chat(self, chat_id: str, **values: Any) -> None:
         """Change a chat's title, system, params, model or head_id."""
         unknown = set(values) - {"title", "system", "params", "model", "head_id"}
         assert not unknown, f"unknown columns {unknown}"
-        values = {
-            name: _json(value) if name == "params" else value
-            for name, value in values.items()
-        }
+        if "params" in values:
+            values["params"] = encode_object(values["params"])
         columns = ", ".join(f"{name} = ?" for name in values)
+        query = f"UPDATE chat SET {columns} WHERE id = ?"
         with self._write() as db:
-            db.execute(
-                f"UPDATE chat SET {columns} WHERE id = ?", (*values.values(), chat_id)
-            )
+            db.execute(query, (*values.values(), chat_id))
 
-    def delete_chat(self, chat_id: str) -> None:
-        """Forget a chat and its messages."""
+    def delete_chat(self, chat_id: str) -> Deleted | None:
+        """Forget a chat and its messages; returns what `restore` needs."""
+        chat = self.chat(chat_id)
+        if chat is None:
+            return None
+        messages = tuple(self.all_messages(chat_id))
         with self._write() as db:
             db.execute("DELETE FROM chat WHERE id = ?", (chat_id,))
+        return Deleted(chat_id, chat.head_id, messages, chat)
 
     # Messages
 
     def add_message(self, message: ChatMessage) -> None:
-        """Keep a new message and make it the head of its chat: the place where the chat goes on."""
+        """Keep a new message and make it the head, where its chat goes on."""
+        query = "UPDATE chat SET head_id = ?, updated = ? WHERE id = ?"
         with self._write() as db:
-            db.execute(
-                f"INSERT INTO message ({_MESSAGE}) VALUES (?,?,?,?,?,?,?,?,?,?,?,NULL)",
-                (
-                    *(
-                        message.id,
-                        message.chat_id,
-                        message.parent_id,
-                        message.role,
-                        _safe(message.text),
-                    ),
-                    *(
-                        _safe(message.reasoning),
-                        _tools(message.tool_calls),
-                        message.state,
-                        message.model,
-                    ),
-                    *(_json(message.figures), message.created),
-                ),
-            )
-            db.execute(
-                "UPDATE chat SET head_id = ?, updated = ? WHERE id = ?",
-                (message.id, time.time(), message.chat_id),
-            )
+            _insert_message(db, message)
+            db.execute(query, (message.id, time.time(), message.chat_id))
 
     def update_message(self, message: ChatMessage) -> None:
         """Write a reply's text so far, or its end."""
+        query = (
+            "UPDATE message SET text=?, reasoning=?, tool_calls=?, state=?,"
+            " model=?, figures=? WHERE id=?"
+        )
         with self._write() as db:
-            db.execute(
-                "UPDATE message SET text=?, reasoning=?, tool_calls=?, state=?, model=?, figures=? WHERE id=?",
-                (
-                    *(
-                        _safe(message.text),
-                        _safe(message.reasoning),
-                        _tools(message.tool_calls),
-                        message.state,
-                    ),
-                    *(message.model, _json(message.figures), message.id),
-                ),
-            )
+            db.execute(query, (*reply_row(message), message.id))
 
-    def delete_message(self, message_id: str) -> None:
-        """Forget a message and all that follow it; the chat goes on at its parent."""
+    def delete_message(self, message_id: str) -> Deleted | None:
+        """Forget a message and all that follow it; the chat goes on at its parent.
+
+        Returns what `restore` needs, or None where there is no such message.
+        """
+        message = self.message(message_id)
+        chat = self.chat(message.chat_id) if message else None
+        if message is None or chat is None:
+            return None
         with self._write() as db:
-            row = db.execute(
-                "SELECT chat_id, parent_id FROM message WHERE id = ?", (message_id,)
-            ).fetchone()
-            if row is None:
-                return
-            doomed = [message_id, *(child for child in _descendants(db, message_id))]
-            db.executemany(
-                "DELETE FROM message WHERE id = ?", [(one,) for one in doomed]
-            )
-            sibling = db.execute(
-                "SELECT id FROM message WHERE chat_id = ? AND parent_id IS ? ORDER BY seq DESC LIMIT 1",
-                row,
-            ).fetchone()
-            head = _leaf(db, sibling[0]) if sibling else row[1]
-            db.execute(
-                f"UPDATE chat SET head_id = ? WHERE id = ? AND head_id IN ({_marks(doomed)})",
-                (head, row[0], *doomed),
-            )
+            ids = {message_id, *_descendants(db, message_id)}
+            everything = self.all_messages(chat.id)
+            doomed = tuple(other for other in everything if other.id in ids)
+            _delete_messages(db, doomed)
+            if chat.head_id in ids:
+                head_id = _new_head(db, chat.id, message.parent_id)
+                query = "UPDATE chat SET head_id = ? WHERE id = ?"
+                db.execute(query, (head_id, chat.id))
+        return Deleted(chat.id, chat.head_id, doomed)
+
+    def restore(self, deleted: Deleted) -> None:
+        """Undo a deletion."""
+        query = "UPDATE chat SET head_id = ? WHERE id = ?"
+        with self._write() as db:
+            if deleted.chat is not None:
+                _insert_chat(db, deleted.chat)
+            for message in deleted.messages:
+                _insert_message(db, message)
+            db.execute(query, (deleted.head_id, deleted.chat_id))
 
     def message(self, message_id: str) -> ChatMessage | None:
         """One message, or None."""
-        rows = self._read(f"SELECT {_MESSAGE} FROM message WHERE id = ?", (message_id,))
-        return _message(rows[0]) if rows else None
+        rows = self._read(
+            f"SELECT {MESSAGE_COLUMNS} FROM message WHERE id = ?", (message_id,)
+        )
+        return read_message(rows[0]) if rows else None
 
     def path_to(self, message_id: str | None) -> list[ChatMessage]:
         """The messages from a chat's root to this one, in order."""
@@ -196,10 +176,10 @@ class ChatHistory:
             "WITH RECURSIVE up(id, parent_id, depth) AS ("
             " SELECT id, parent_id, 0 FROM message WHERE id = ?"
             " UNION ALL SELECT m.id, m.parent_id, depth + 1 FROM message m JOIN up ON m.id = up.parent_id)"
-            f" SELECT {', '.join('m.' + name.strip() for name in _MESSAGE.split(','))}"
+            f" SELECT {', '.join('m.' + name.strip() for name in MESSAGE_COLUMNS.split(','))}"
             " FROM message m JOIN up ON m.id = up.id ORDER BY up.depth DESC"
         )
-        return [_message(row) for row in self._read(query, (message_id,))]
+        return [read_message(row) for row in self._read(query, (message_id,))]
 
     def thread(self, chat_id: str) -> list[ChatMessage]:
         """The messages of a chat from its root to its head."""
@@ -209,9 +189,9 @@ class ChatHistory:
     def all_messages(self, chat_id: str) -> list[ChatMessage]:
         """Every message of a chat, all branches, in the order of writing."""
         return [
-            _message(row)
+            read_message(row)
             for row in self._read(
-                f"SELECT {_MESSAGE} FROM message WHERE chat_id = ? ORDER BY seq",
+                f"SELECT {MESSAGE_COLUMNS} FROM message WHERE chat_id = ? ORDER BY seq",
                 (chat_id,),
             )
         ]
@@ -224,11 +204,11 @@ class ChatHistory:
             (chat_id,),
         ):
             groups.setdefault(parent_id, []).append(message_id)
-        return {
-            one: (place, len(group))
-            for group in groups.values()
-            for place, one in enumerate(group)
-        }
+        siblings = {}
+        for group in groups.values():
+            for index, message_id in enumerate(group):
+                siblings[message_id] = (index, len(group))
+        return siblings
 
     def switch_sibling(self, message_id: str, step: int) -> str:
         """Go to the next (or previous) message with the same parent, and on to its newest leaf; returns the sibling."""
@@ -239,43 +219,16 @@ class ChatHistory:
             if row is None:
                 raise HistoryError("this message is no longer in the history")
             query = "SELECT id FROM message WHERE chat_id = ? AND parent_id IS ? ORDER BY seq"
-            group = [one for (one,) in db.execute(query, row)]
-            chosen = str(group[(group.index(message_id) + step) % len(group)])
+            group = [str(member[0]) for member in db.execute(query, row)]
+            sibling = group[(group.index(message_id) + step) % len(group)]
             db.execute(
-                "UPDATE chat SET head_id = ? WHERE id = ?", (_leaf(db, chosen), row[0])
+                "UPDATE chat SET head_id = ? WHERE id = ?", (_leaf(db, sibling), row[0])
             )
-        return chosen
+        return sibling
 
     def search(self, text: str, limit: int = 50) -> list[Hit]:
         """Messages and titles that hold every word of `text` (the last may be cut short), best first."""
-        words = [word for word in _safe(text).replace("\0", " ").split() if word]
-        if not words:
-            return []
-        match = " ".join('"' + word.replace('"', '""') + '"' for word in words) + "*"
-        query = (
-            "SELECT m.chat_id, m.id, c.title, snippet(message_fts, 0, '', '', ' … ', 24) FROM message_fts f"
-            " JOIN message m ON m.seq = f.rowid JOIN chat c ON c.id = m.chat_id"
-            " WHERE message_fts MATCH ? ORDER BY rank LIMIT ?"
-        )
-        rows = self._read(query, (match, limit))
-        like = " AND ".join("{0} LIKE ? ESCAPE '\\'" for _ in words)
-        patterns = [
-            "%"
-            + word.replace("\\", "\\\\").replace("%", "\\%").replace("_", "\\_")
-            + "%"
-            for word in words
-        ]
-        rows += self._read(
-            f"SELECT id, NULL, title, '' FROM chat WHERE {like.format('title')} ORDER BY updated DESC LIMIT ?",
-            (*patterns, limit),
-        )
-        if not rows:  # text without spaces between words, and parts of words
-            rows = self._read(
-                f"SELECT m.chat_id, m.id, c.title, substr(m.text, 1, {_SNIPPET}) FROM message m"
-                f" JOIN chat c ON c.id = m.chat_id WHERE {like.format('m.text')} ORDER BY m.seq DESC LIMIT ?",
-                (*patterns, limit),
-            )
-        return [Hit(*row) for row in rows[:limit]]
+        return search(self._read, text, limit)
 
     # Settings that the interface makes, such as the theme and presets
 
@@ -347,7 +300,7 @@ def _descendants(db: sqlite3.Connection, message_id: str) -> list[str]:
         "WITH RECURSIVE down(id) AS (SELECT id FROM message WHERE parent_id = ?"
         " UNION ALL SELECT m.id FROM message m JOIN down ON m.parent_id = down.id) SELECT id FROM down"
     )
-    return [one for (one,) in db.execute(query, (message_id,))]
+    return [row[0] for row in db.execute(query, (message_id,))]
 
 
 def _leaf(db: sqlite3.Connection, message_id: str) -> str:
@@ -360,45 +313,29 @@ def _leaf(db: sqlite3.Connection, message_id: str) -> str:
         message_id = str(row[0])
 
 
-def _marks(values: Sequence[Any]) -> str:
-    return ",".join("?" * len(values))
+def _insert_chat(db: sqlite3.Connection, chat: Chat) -> None:
+    query = f"INSERT INTO chat ({CHAT_COLUMNS}) VALUES (?,?,?,?,?,?,?,?)"
+    db.execute(query, chat_row(chat))
 
 
-def _safe(text: str) -> str:
-    """SQLite takes no lone surrogates; they become the replacement character."""
-    return (
-        text.encode("utf-8", "replace").decode("utf-8") if not text.isascii() else text
+def _insert_message(db: sqlite3.Connection, message: ChatMessage) -> None:
+    marks = "?,?,?,?,?,?,?,?,?,?,?,NULL"
+    query = f"INSERT INTO message ({MESSAGE_COLUMNS}) VALUES ({marks})"
+    db.execute(query, message_row(message))
+
+
+def _delete_messages(db: sqlite3.Connection, messages: Sequence[ChatMessage]) -> None:
+    rows = [(message.id,) for message in messages]
+    db.executemany("DELETE FROM message WHERE id = ?", rows)
+
+
+def _new_head(
+    db: sqlite3.Connection, chat_id: str, parent_id: str | None
+) -> str | None:
+    """Where a chat goes on whose head is gone: a sibling's newest leaf, else above."""
+    query = (
+        "SELECT id FROM message WHERE chat_id = ? AND parent_id IS ?"
+        " ORDER BY seq DESC LIMIT 1"
     )
-
-
-def _json(value: Mapping[str, Any]) -> str:
-    return json.dumps(dict(value), separators=(",", ":"))
-
-
-def _tools(calls: Sequence[ToolCall]) -> str:
-    return json.dumps([[call.name, call.arguments, call.id] for call in calls])
-
-
-def _message(row: Sequence[Any]) -> ChatMessage:
-    tools = tuple(ToolCall(*call) for call in json.loads(row[6]))
-    id, chat_id, parent_id, role, text, reasoning = row[:6]
-    return ChatMessage(
-        id,
-        chat_id,
-        parent_id,
-        role,
-        text,
-        reasoning,
-        tools,
-        MessageState(row[7]),
-        row[8],
-        json.loads(row[9]),
-        row[10],
-    )
-
-
-def _chat(row: Sequence[Any]) -> Chat:
-    id, title, created, updated, head_id, system = row[:6]
-    return Chat(
-        id, title, created, updated, head_id, system, json.loads(row[6]), row[7]
-    )
+    sibling = db.execute(query, (chat_id, parent_id)).fetchone()
+    return _leaf(db, sibling[0]) if sibling else parent_id

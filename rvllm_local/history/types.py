@@ -72,3 +72,16 @@ class Hit:
     message_id: str | None
     title: str
     excerpt: str
+
+
+@dataclass(frozen=True, slots=True)
+class Deleted:
+    """What a deletion took away, so that it can be undone.
+
+    `chat` is None where the chat itself stays; `head_id` is its old head.
+    """
+
+    chat_id: str
+    head_id: str | None
+    messages: tuple[ChatMessage, ...]
+    chat: Chat | None = None
