@@ -9,12 +9,8 @@ from textual import work
 from textual.widgets import Input
 
 from rvllm_local.errors import HistoryError, ParameterError
-from rvllm_local.history.transfer import (
-    MAX_IMPORT_BYTES,
-    import_json,
-    to_json,
-    to_markdown,
-)
+from rvllm_local.history.export_chat import to_json, to_markdown
+from rvllm_local.history.import_chats import MAX_IMPORT_BYTES, import_json
 from rvllm_local.tui.actions import Actions
 from rvllm_local.tui.events import ChatChanged
 from rvllm_local.tui.screens.dialogs import Ask, Choice, Confirm, Pick

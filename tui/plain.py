@@ -15,7 +15,7 @@ from typing import IO, Any
 
 from rvllm_local.errors import EndpointError, HistoryError, ParameterError, RvllmError
 from rvllm_local.history import ChatHistory
-from rvllm_local.history.transfer import to_json, to_markdown
+from rvllm_local.history.export_chat import to_json, to_markdown
 from rvllm_local.history.types import MessageState
 from rvllm_local.tui.attach import expand
 from rvllm_local.tui.commands import as_prompt, parse_slash

@@ -19,10 +19,7 @@ TEXTS = sorted(
 )
 # Files that grew over the limits when lines became shorter; the list only shrinks.
 TO_BE_SPLIT = {
-    "rvllm_local/history/store.py",
     "rvllm_local/text/grammar/json_schema.py",
-    "tui/endpoint.py",
-    "tui/reducer.py",
 }
 UNFINISHED = re.compile(r"\b(TODO|FIXME|XXX|HACK|NotImplementedError|NotImplemented)\b")
 

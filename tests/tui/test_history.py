@@ -18,8 +18,9 @@ import pytest
 from benchmarks.tui_kill import acknowledged, check
 from rvllm_local.errors import HistoryError
 from rvllm_local.history import ChatHistory
+from rvllm_local.history.export_chat import to_json, to_markdown
+from rvllm_local.history.import_chats import import_json
 from rvllm_local.history.schema import SCHEMA_VERSION, migrate
-from rvllm_local.history.transfer import import_json, to_json, to_markdown
 from rvllm_local.history.types import Chat, ChatMessage, MessageState, ToolCall
 
 ROOT = Path(__file__).parents[2]
@@ -342,3 +343,81 @@ def test_nothing_acknowledged_is_lost_by_kill_9(tmp_path: Path, seed: int) -> No
         os.kill(process.pid, signal.SIGKILL)
         told += process.stdout.read().decode().split("\n")
     assert check(tmp_path / "history.db", told) == []
+
+
+def test_what_was_deleted_comes_back(history: ChatHistory) -> None:
+    history.add_chat(Chat("undo", "kept"))
+    history.add_message(ChatMessage("p", "undo", None, "user", "question"))
+    history.add_message(ChatMessage("r", "undo", "p", "assistant", "answer"))
+    deleted = history.delete_message("p")
+    assert history.thread("undo") == []
+    assert deleted is not None
+    history.restore(deleted)
+    assert [message.id for message in history.thread("undo")] == ["p", "r"]
+    chat = history.delete_chat("undo")
+    assert chat is not None and history.chat("undo") is None
+    history.restore(chat)
+    assert [message.id for message in history.thread("undo")] == ["p", "r"]
+    assert history.delete_chat("nothing") is None
+
+
+CHATGPT = {
+    "title": "Tea",
+    "current_node": "b2",
+    "mapping": {
+        "root": {"id": "root", "message": None, "parent": None},
+        "a": {
+            "message": {"author": {"role": "user"}, "content": {"parts": ["Which?"]}},
+            "parent": "hidden",
+        },
+        "hidden": {
+            "message": {"author": {"role": "system"}, "content": {"parts": [""]}},
+            "parent": "root",
+        },
+        "b1": {
+            "message": {"author": {"role": "assistant"}, "content": {"parts": ["A"]}},
+            "parent": "a",
+        },
+        "b2": {
+            "message": {
+                "author": {"role": "assistant"},
+                "content": {"parts": ["B", {"image": 1}]},
+            },
+            "parent": "a",
+        },
+    },
+}
+OPEN_WEBUI = {
+    "title": "Tea",
+    "chat": {
+        "history": {
+            "currentId": "2",
+            "messages": {
+                "2": {"parentId": "1", "role": "assistant", "content": "B"},
+                "1": {"parentId": None, "role": "user", "content": "Which?"},
+            },
+        }
+    },
+}
+
+
+@pytest.mark.parametrize("value", [[CHATGPT], [OPEN_WEBUI]], ids=["chatgpt", "webui"])
+def test_the_exports_of_others_come_in(history: ChatHistory, value: object) -> None:
+    (chat_id,) = import_json(history, json.dumps(value))
+    thread = history.thread(chat_id)
+    assert [(one.role, one.text) for one in thread] == [
+        ("user", "Which?"),
+        ("assistant", "B"),
+    ]
+    chat = history.chat(chat_id)
+    assert chat is not None and chat.title == "Tea"
+
+
+def test_a_circle_in_an_export_ends(history: ChatHistory) -> None:
+    nodes = {
+        "1": {"parentId": "2", "role": "user", "content": "x"},
+        "2": {"parentId": "1", "role": "assistant", "content": "y"},
+    }
+    value = {"chat": {"history": {"currentId": "2", "messages": nodes}}}
+    (chat_id,) = import_json(history, json.dumps(value))
+    assert len(history.all_messages(chat_id)) == 2
