@@ -153,6 +153,7 @@ def first_paint() -> None:
 async def bare(url: str, prompt: str, tokens: int) -> float:
     """Tokens a second of a client that only counts."""
     from rvllm_local.tui.endpoint import ChatEndpoint
+    from rvllm_local.tui.reply_parts import ReplyUsage
 
     endpoint = ChatEndpoint(url)
     model = (await endpoint.models())[0].id
@@ -165,7 +166,8 @@ async def bare(url: str, prompt: str, tokens: int) -> float:
     ):
         last = time.perf_counter()
         first = first or last
-        output = part["usage"][1] if "usage" in part else output
+        if isinstance(part, ReplyUsage):
+            output = part.output
     await endpoint.close()
     return (output - 1) / (last - first)
 

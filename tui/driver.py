@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
@@ -28,11 +28,10 @@ from rvllm_local.tui.effects import (
     UpdateChat,
     UpdateMessage,
 )
-from rvllm_local.tui.endpoint import ChatEndpoint
+from rvllm_local.tui.endpoint import ChatEndpoint, ServerGoneError
 from rvllm_local.tui.events import (
     ChatOpened,
     ChatStarted,
-    ClockTicked,
     Event,
     PromptEdited,
     PromptSubmitted,
@@ -46,6 +45,7 @@ from rvllm_local.tui.events import (
     UsageReceived,
 )
 from rvllm_local.tui.reducer import reduce
+from rvllm_local.tui.reply_parts import ReplyEnd, ReplyPart, ReplyText, ReplyUsage
 from rvllm_local.tui.state import ChatSession
 
 FLUSH_S = (
@@ -272,7 +272,10 @@ class Driver:
             self.dispatch(ReplyFinished(effect.reply_id, reply.finish, self.clock()))
         except EndpointError as error:
             reply.flush()
-            self.dispatch(ReplyFailed(effect.reply_id, str(error), self.clock()))
+            is_gone = isinstance(error, ServerGoneError)
+            self.dispatch(
+                ReplyFailed(effect.reply_id, str(error), self.clock(), is_gone)
+            )
         except asyncio.CancelledError:
             raise
         except Exception as error:  # a bug here must end the reply, not hang it
@@ -307,19 +310,24 @@ class _Gathered:
         self._is_first = True
         self._timer: asyncio.TimerHandle | None = None
 
-    def take(self, part: Any) -> None:
-        self.finish = part.get("finish", self.finish)
-        if "usage" in part:
-            self.flush()
-            self._driver.dispatch(UsageReceived(self._id, *part["usage"]))
-        if not {"text", "reasoning", "tool_calls"} & set(part):
-            return
-        if any(self._reasoning) and part.get("text"):
+    def take(self, part: ReplyPart) -> None:
+        match part:
+            case ReplyEnd(reason):
+                self.finish = reason
+            case ReplyUsage(prompt, output, cached):
+                self.flush()
+                self._driver.dispatch(UsageReceived(self._id, prompt, output, cached))
+            case ReplyText():
+                self._take_text(part)
+
+    def _take_text(self, part: ReplyText) -> None:
+        if any(self._reasoning) and part.text:
             self.flush()  # so that the end of the reasoning gets its own time
-        self._text.append(part.get("text", ""))
-        self._reasoning.append(part.get("reasoning", ""))
-        self._calls += part.get("tool_calls", ())
-        self._chunks, self._at = self._chunks + 1, self._driver.clock()
+        self._text.append(part.text)
+        self._reasoning.append(part.reasoning)
+        self._calls += part.tool_calls
+        self._chunks += 1
+        self._at = self._driver.clock()
         if self._is_first:
             self._is_first = False
             self.flush()
@@ -340,13 +348,3 @@ class _Gathered:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-
-
-async def poll(
-    driver: Driver, every_s: float, look: Callable[[], Coroutine[Any, Any, None]]
-) -> None:
-    """Call `look` again and again, and let the session write what is due."""
-    while True:
-        await asyncio.sleep(every_s)
-        driver.dispatch(ClockTicked(driver.clock()))
-        await look()

@@ -6,6 +6,7 @@ plain sentence. Knows nothing of Textual or the history.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
@@ -15,15 +16,28 @@ from urllib.parse import urlsplit
 import httpx
 
 from rvllm_local.errors import EndpointError
-from rvllm_local.history.types import ToolCall
+from rvllm_local.sse import DONE, EVENT_LIMIT, EventSizeError, SseReader
+from rvllm_local.tui.reply_parts import ReplyEnd, ReplyPart
 from rvllm_local.tui.sanitise import clean_line
-from rvllm_local.tui.state import EngineView, ModelInfo, RunningRequest
+from rvllm_local.tui.server_answers import (
+    mapping,
+    mappings,
+    read_engine,
+    read_model,
+    read_parts,
+    refusal,
+    text,
+)
+from rvllm_local.tui.state import EngineView, ModelInfo
 
-EVENT_LIMIT = 16 * 2**20  # bytes of one server-sent event
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
 _SILENCE_S = (
     300.0  # a server that sends nothing at all, not even a keepalive, is taken for dead
 )
+
+
+class ServerGoneError(EndpointError):
+    """Nobody answers at the address; a server there may be started again."""
 
 
 class ChatEndpoint:
@@ -64,98 +78,62 @@ class ChatEndpoint:
             raise EndpointError(
                 f"{self.url} does not answer like an OpenAI-style server"
             )
-        return tuple(
-            _model(row)
-            for row in rows
-            if isinstance(row, Mapping) and isinstance(row.get("id"), str)
-        )
+        named = (row for row in mappings(rows) if isinstance(row.get("id"), str))
+        return tuple(read_model(row) for row in named)
 
     async def health(self) -> tuple[bool, str]:
-        """Whether the server is ready, and what it says of itself. Raises `EndpointError` if nobody answers."""
+        """Whether the server is ready, and what it says of itself.
+
+        Raises `EndpointError` if nobody answers.
+        """
         try:
             answer = await self._client.get("/health", timeout=5.0)
         except (httpx.HTTPError, RuntimeError) as error:
-            raise EndpointError(_explain(error, self.url)) from error
+            raise _explain(error, self.url) from error
         try:
-            value = answer.json()
+            value = mapping(answer.json())
         except ValueError:
             value = {}
-        known = _mapping(value)
-        told = [
-            _text(known.get("status")) or _text(known.get("state")),
-            _text(known.get("default_model")),
-        ]
-        return answer.status_code in (200, 404, 405), clean_line(
-            " ".join(one for one in told if one), 80
-        )
+        status = text(value.get("status")) or text(value.get("state"))
+        words = f"{status} {text(value.get('default_model'))}"
+        # A server without such a page is ready.
+        return answer.status_code in (200, 404, 405), clean_line(words, 80)
 
     async def engine(self, model: str | None = None) -> EngineView | None:
-        """A look at the engine of a model, else of the first; None where the server has no such page."""
+        """A look at the engine of a model, else of the first.
+
+        None where the server has no such page.
+        """
         try:
             value = await self._get("/v1/engine", timeout=2.0)
         except EndpointError:
             return None
-        engines = value.get("engines") if isinstance(value, Mapping) else None
-        rows = [
-            one
-            for one in (engines if isinstance(engines, list) else ())
-            if isinstance(one, Mapping)
-        ]
-        found = next(
-            (one for one in rows if one.get("model") == model),
-            rows[0] if rows else value,
-        )
-        return (
-            _view(found)
-            if isinstance(found, Mapping) and "block_map" in found
-            else None
-        )
+        return read_engine(value, model)
 
     async def chat(
         self,
         model: str,
         messages: Sequence[Mapping[str, str]],
         params: Mapping[str, Any],
-    ) -> AsyncGenerator[Mapping[str, Any], None]:
-        """Ask for a reply and yield its parts as they come; the last has "finish".
+    ) -> AsyncGenerator[ReplyPart, None]:
+        """Ask for a reply and yield its parts as they come; the last is its end.
 
-        A part may hold text, reasoning, tool_calls (a tuple of `ToolCall`), usage (prompt, output and cached tokens)
-        and finish. Leaving the loop closes the connection, which cancels the request. Raises `EndpointError`.
+        Leaving the loop closes the connection, which cancels the request. Raises
+        `EndpointError`.
         """
-        body = {
-            "model": model,
-            "messages": list(messages),
-            "stream": True,
-            **_sendable(params),
-        }
-        body["stream_options"] = {"include_usage": True}
+        body = _body(model, messages, params)
         try:
             async with self._client.stream(
-                "POST", "/v1/chat/completions", content=_encode(body), headers=_JSON
+                "POST", "/v1/chat/completions", content=body, headers=_JSON
             ) as answer:
                 if answer.status_code != 200:
-                    raise EndpointError(
-                        _refusal(answer.status_code, await answer.aread())
-                    )
-                finish, has_begun = None, False
-                async for part in _parts(answer):
-                    has_begun = True
-                    finish = part.get("finish") or finish
-                    yield {
-                        name: value for name, value in part.items() if name != "finish"
-                    }
-                if finish is None and not has_begun:
-                    kind = clean_line(answer.headers.get("content-type", "no type"), 60)
-                    raise EndpointError(
-                        f"the server's answer ({kind}) is no stream of a reply"
-                    )
-                if finish is None:
-                    raise EndpointError(
-                        "the server closed the connection in the middle of the reply"
-                    )
-                yield {"finish": finish}
+                    content = await answer.aread()
+                    raise EndpointError(refusal(answer.status_code, content))
+                async with contextlib.aclosing(_reply_parts(answer)) as parts:
+                    async for part in parts:
+                        yield part
         except httpx.HTTPError as error:
-            raise EndpointError(_explain(error, self.url)) from error
+            raise _explain(error, self.url) from error
 
     async def close(self) -> None:
         """Close the connections."""
@@ -168,9 +146,9 @@ class ChatEndpoint:
             httpx.HTTPError,
             RuntimeError,
         ) as error:  # RuntimeError: closed meanwhile, because the app ends
-            raise EndpointError(_explain(error, self.url)) from error
+            raise _explain(error, self.url) from error
         if answer.status_code != 200:
-            raise EndpointError(_refusal(answer.status_code, answer.content))
+            raise EndpointError(refusal(answer.status_code, answer.content))
         try:
             return answer.json()
         except (ValueError, RecursionError) as error:
@@ -201,201 +179,65 @@ def _base(url: str) -> str:
     return url.rstrip("/").removesuffix("/v1").rstrip("/")
 
 
-def _encode(body: Mapping[str, Any]) -> bytes:
-    return json.dumps(body).encode(
-        "ascii"
-    )  # \u escapes, so that a lone surrogate cannot break the request
+def _body(
+    model: str, messages: Sequence[Mapping[str, str]], params: Mapping[str, Any]
+) -> bytes:
+    """The request. It is ASCII, so that a lone surrogate cannot break it."""
+    body: dict[str, Any] = {"model": model, "messages": list(messages)}
+    for name, value in params.items():
+        if value is not None:
+            body[name] = value
+    body |= {"stream": True, "stream_options": {"include_usage": True}}
+    return json.dumps(body).encode("ascii")
 
 
-def _sendable(params: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in params.items() if value is not None}
-
-
-async def _parts(answer: httpx.Response) -> AsyncIterator[dict[str, Any]]:
-    """The parts of a stream of server-sent events, until [DONE] or the end."""
+async def _reply_parts(answer: httpx.Response) -> AsyncGenerator[ReplyPart, None]:
+    """The parts of a stream; its end comes last, after the usage."""
+    end: ReplyEnd | None = None
+    has_begun = False
     async for data in _events(answer):
-        if data == b"[DONE]":
-            return
-        try:
-            value = json.loads(data)
-        except (ValueError, RecursionError) as error:
-            raise EndpointError(
-                "the server sent a part of the reply that cannot be read"
-            ) from error
-        if not isinstance(value, Mapping):
-            raise EndpointError("the server sent a part of the reply that is no object")
-        if value.get("error"):
-            raise EndpointError(_error_text(value["error"]))
-        yield _part(value)
+        if data == DONE:
+            break
+        has_begun = True
+        for part in read_parts(data):
+            if isinstance(part, ReplyEnd):
+                end = part
+            else:
+                yield part
+    if end is not None:
+        yield end
+    elif has_begun:
+        raise EndpointError(
+            "the server closed the connection in the middle of the reply"
+        )
+    else:
+        kind = clean_line(answer.headers.get("content-type", "no type"), 60)
+        raise EndpointError(f"the server's answer ({kind}) is no stream of a reply")
 
 
 async def _events(answer: httpx.Response) -> AsyncIterator[bytes]:
-    """The data of each event. Lines end at newlines alone: other separators belong to the text."""
-    pending = bytearray()
-    async for chunk in answer.aiter_bytes():
-        pending += chunk
-        if b"\n" in chunk:
-            *lines, rest = bytes(pending).split(b"\n")
-            pending = bytearray(rest)
-            for line in lines:
-                if line.startswith(b"data:"):
-                    yield line[5:].strip()
-        if len(pending) > EVENT_LIMIT:
-            raise EndpointError(
-                f"the server sent an event of more than {EVENT_LIMIT >> 20} MiB"
-            )
-    if pending.startswith(b"data:"):
-        yield bytes(pending)[5:].strip()
-
-
-def _part(value: Mapping[str, Any]) -> dict[str, Any]:
-    part: dict[str, Any] = {}
-    choices = value.get("choices")
-    choice = (
-        choices[0]
-        if isinstance(choices, list) and choices and isinstance(choices[0], Mapping)
-        else {}
-    )
-    delta = _mapping(choice.get("delta"))
-    part["text"] = _text(delta.get("content"))
-    part["reasoning"] = _text(delta.get("reasoning_content")) or _text(
-        delta.get("reasoning")
-    )
-    part["tool_calls"] = _calls(delta.get("tool_calls"))
-    part["usage"] = _usage(value.get("usage"))
-    part["finish"] = (
-        choice.get("finish_reason")
-        if isinstance(choice.get("finish_reason"), str)
-        else None
-    )
-    return {name: found for name, found in part.items() if found}
-
-
-def _mapping(value: Any) -> Mapping[str, Any]:
-    return value if isinstance(value, Mapping) else {}
-
-
-def _text(value: Any) -> str:
-    return value if isinstance(value, str) else ""
-
-
-def _calls(value: Any) -> tuple[ToolCall, ...]:
-    found = []
-    for call in value if isinstance(value, list) else ():
-        function = call.get("function") if isinstance(call, Mapping) else None
-        if isinstance(function, Mapping):
-            found.append(
-                ToolCall(
-                    _text(function.get("name")),
-                    _text(function.get("arguments")),
-                    _text(call.get("id")),
-                )
-            )
-    return tuple(found)
-
-
-def _usage(value: Any) -> tuple[int, int, int | None] | None:
-    if not isinstance(value, Mapping):
-        return None
-    details = value.get("prompt_tokens_details")
-    cached = details.get("cached_tokens") if isinstance(details, Mapping) else None
-    counts = [
-        _count(value.get("prompt_tokens")),
-        _count(value.get("completion_tokens")),
-    ]
-    return (
-        (counts[0] or 0, counts[1] or 0, _count(cached)) if None not in counts else None
-    )
-
-
-def _count(value: Any) -> int | None:
-    return (
-        value
-        if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**53
-        else None
-    )
-
-
-def _model(row: Mapping[str, Any]) -> ModelInfo:
-    lengths = (
-        row.get(name)
-        for name in ("context_length", "max_model_len", "max_context_length")
-    )
-    context = next((length for one in lengths if (length := _count(one))), None)
-    fits = row.get("fits") if isinstance(row.get("fits"), bool) else None
-    return ModelInfo(
-        row["id"],
-        context,
-        size=_count(row.get("size")) or _count(row.get("planned_bytes")),
-        fits=fits,
-        note=_text(row.get("note")),
-    )
-
-
-def _view(value: Mapping[str, Any]) -> EngineView:
-    blocks, stats, memory = (
-        _mapping(value.get(name)) for name in ("blocks", "stats", "memory")
-    )
-    rows = value.get("requests")
-    return EngineView(
-        {
-            str(name): count
-            for name, one in blocks.items()
-            if (count := _count(one)) is not None
-        },
-        _text(value.get("block_map")),
-        tuple(
-            _running(row)
-            for row in (rows if isinstance(rows, list) else ())
-            if isinstance(row, Mapping)
-        ),
-        {str(k): v for k, v in stats.items() if isinstance(v, int | float | str)},
-        {str(k): c for k, v in memory.items() if (c := _count(v)) is not None},
-    )
-
-
-def _running(row: Mapping[str, Any]) -> RunningRequest:
-    names = ("prompt_tokens", "computed_tokens", "output_tokens", "cached_tokens")
-    return RunningRequest(
-        str(row.get("request_id", "")),
-        str(row.get("state", "")),
-        *(_count(row.get(name)) or 0 for name in names),
-    )
-
-
-def _error_text(error: Any) -> str:
-    text = error.get("message") if isinstance(error, Mapping) else error
-    return f"the server says: {' '.join(str(text).split())[:300]}"
-
-
-def _refusal(status: int, body: bytes) -> str:
+    """The data of each event of the stream."""
+    reader = SseReader(EVENT_LIMIT)
     try:
-        value = json.loads(body)
-        told = (
-            value.get("error", value.get("detail", ""))
-            if isinstance(value, Mapping)
-            else ""
-        )
-    except (ValueError, RecursionError):
-        told = ""
-    hints = {
-        401: "the key is missing or wrong; set RVLLM_API_KEY",
-        403: "this is not allowed",
-        404: "it has no such page",
-    }
-    hints |= {429: "too many requests wait", 503: "it is not ready"}
-    return (
-        _error_text(told)
-        if told
-        else f"the server refused with status {status}: {hints.get(status, 'no reason given')}"
-    )
+        async for chunk in answer.aiter_bytes():
+            for data in reader.feed(chunk):
+                yield data
+    except EventSizeError as error:
+        raise EndpointError(
+            f"the server sent an event of more than {EVENT_LIMIT >> 20} MiB"
+        ) from error
+    for data in reader.close():
+        yield data
 
 
-def _explain(error: Exception, url: str) -> str:
+def _explain(error: Exception, url: str) -> EndpointError:
     if isinstance(error, httpx.ConnectError | httpx.ConnectTimeout):
-        return f"no server answers at {url}"
+        return ServerGoneError(f"no server answers at {url}")
     if isinstance(error, httpx.ReadTimeout):
-        return f"the server at {url} has gone silent"
+        return EndpointError(f"the server at {url} has gone silent")
     if isinstance(error, httpx.RemoteProtocolError | httpx.ReadError):
-        return "the server closed the connection in the middle of the reply"
-    return f"the connection to {url} failed: {type(error).__name__}"
+        return EndpointError(
+            "the server closed the connection in the middle of the reply"
+        )
+    kind = type(error).__name__
+    return EndpointError(f"the connection to {url} failed: {kind}")

@@ -24,6 +24,20 @@ class PromptSubmitted:
 
 
 @dataclass(frozen=True, slots=True)
+class PromptUnqueued:
+    """The person takes the last waiting prompt back to edit it."""
+
+
+@dataclass(frozen=True, slots=True)
+class CompactionAsked:
+    """The person asked for a summary that the chat goes on from."""
+
+    prompt_id: str
+    reply_id: str
+    at: float
+
+
+@dataclass(frozen=True, slots=True)
 class ReplyRegenerated:
     """Another reply to the prompt before (or at) this message."""
 
@@ -76,11 +90,12 @@ class ReplyFinished:
 
 @dataclass(frozen=True, slots=True)
 class ReplyFailed:
-    """The reply broke off."""
+    """The reply broke off. `is_server_gone`: nobody answers at the address."""
 
     reply_id: str
     error: str
     at: float
+    is_server_gone: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,6 +150,7 @@ class ConnectionChanged:
 
     connection: ConnectionState
     text: str = ""
+    at: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,6 +177,8 @@ class SiblingsRead:
 
 Event = (
     PromptSubmitted
+    | PromptUnqueued
+    | CompactionAsked
     | ReplyRegenerated
     | PromptEdited
     | ReplyGrew

@@ -288,6 +288,8 @@ class Plain:
             self._is_thinking = False
             self._print(self._clean(self._held) + "\n")
             self._held = ""
+            if isinstance(event, ReplyFailed):
+                self._say(event.error)
             self._ended.set()
 
     def _effect(self, effect: Effect) -> None:

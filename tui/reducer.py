@@ -1,15 +1,16 @@
-"""The chat's one state machine: a state and an event give the next state and what must be done.
+"""The chat's one state machine: a state and an event give the next state and effects.
 
 Pure: no clock, no identifiers of its own, no Textual, no network and no file.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from rvllm_local.history.types import Chat, ChatMessage, MessageState, ToolCall
+from rvllm_local.history.types import ChatMessage, MessageState
+from rvllm_local.tui import events
 from rvllm_local.tui.effects import (
     CancelReply,
     DeleteMessage,
@@ -17,113 +18,40 @@ from rvllm_local.tui.effects import (
     Generate,
     MoveToMemory,
     Notify,
-    ReadSiblings,
     ReturnPrompt,
     SaveChat,
     SaveMessage,
     UpdateChat,
-    UpdateMessage,
 )
-from rvllm_local.tui.events import (
-    ChatChanged,
-    ChatOpened,
-    ChatStarted,
-    ClockTicked,
-    ConnectionChanged,
-    EngineSeen,
-    Event,
-    ModelsListed,
-    PromptEdited,
-    PromptSubmitted,
-    ReplyFailed,
-    ReplyFinished,
-    ReplyGrew,
-    ReplyRegenerated,
-    ReplyStopped,
-    SavingFailed,
-    SiblingsRead,
-    UsageReceived,
+from rvllm_local.tui.payload import COMPACT_PROMPT, fit_for_summary, payload
+from rvllm_local.tui.reply import (
+    Step,
+    as_message,
+    finish_reply,
+    grow,
+    measure,
+    prefill_progress,
+    read_stats,
+    save_partial,
 )
-from rvllm_local.tui.sanitise import grown
-from rvllm_local.tui.state import ChatSession, ConnectionState, LiveReply, ReplyStats
+from rvllm_local.tui.state import (
+    ChatSession,
+    ConnectionState,
+    LiveReply,
+    QueuedPrompt,
+    ReplyStats,
+)
 
-SAVE_EVERY_S = 1.0
 TITLE_LENGTH = 60
-_Step = tuple[ChatSession, tuple[Effect, ...]]
+_BUSY = Notify("a reply is being written; Esc stops it", "warning")
 
 
-def reduce(session: ChatSession, event: Event) -> _Step:
+def reduce(session: ChatSession, event: events.Event) -> Step:
     """The next state, and the effects in the order in which they must be done."""
     return _STEPS[type(event)](session, event)
 
 
-def payload(
-    chat: Chat, messages: tuple[ChatMessage, ...]
-) -> tuple[Mapping[str, str], ...]:
-    """The conversation as the API takes it. Replies without text are left out, and neighbours of one role are joined."""
-    turns: list[dict[str, str]] = (
-        [{"role": "system", "content": chat.system}] if chat.system.strip() else []
-    )
-    for message in messages:
-        if not message.text.strip():
-            continue
-        if turns and turns[-1]["role"] == message.role:
-            turns[-1]["content"] += "\n\n" + message.text
-        else:
-            turns.append({"role": message.role, "content": message.text})
-    return tuple(turns)
-
-
-def stats_of(live: LiveReply) -> ReplyStats:
-    """The reply's measurements so far: the server's counts where it gave them, else the chunks counted here."""
-    prompt, output, cached = live.usage or (None, None, None)
-    output = live.num_chunks if output is None else output
-    speed = None
-    if (
-        live.first_at is not None
-        and live.last_at is not None
-        and output > 1
-        and live.last_at > live.first_at
-    ):
-        speed = (output - 1) / (live.last_at - live.first_at)
-    ttft = None if live.first_at is None else live.first_at - live.began
-    return ReplyStats(prompt, cached, output or None, speed, ttft)
-
-
-def reply_of(
-    live: LiveReply, chat_id: str, model: str, state: MessageState, error: str = ""
-) -> ChatMessage:
-    """The live reply as a message of the history."""
-    stats = stats_of(live)
-    kept: dict[str, Any] = {
-        name: round(value, 3)
-        for name in (
-            "prompt_tokens",
-            "cached_tokens",
-            "output_tokens",
-            "tokens_per_second",
-            "ttft",
-        )
-        if (value := getattr(stats, name)) is not None
-    }
-    if live.reasoning and live.first_at is not None:
-        kept["thought_s"] = round(
-            (live.thought_until or live.last_at or live.first_at) - live.first_at, 3
-        )
-    if error:
-        kept["error"] = error
-    texts = (live.text, live.reasoning)
-    return ChatMessage(
-        live.reply_id,
-        chat_id,
-        live.prompt.id,
-        "assistant",
-        *texts,
-        live.tool_calls,
-        state,
-        model,
-        kept,
-    )
+# Asking for a reply
 
 
 def _start(
@@ -133,331 +61,340 @@ def _start(
     thread: tuple[ChatMessage, ...],
     at: float,
     is_new: bool,
-) -> _Step:
-    """Ask for a reply to `prompt`, the last of `thread`. The prompt is kept before the request is made."""
+) -> Step:
+    """Ask for a reply to `prompt`, the last of `thread`.
+
+    The prompt is on disk before the request is made.
+    """
     live = LiveReply(reply_id, prompt, is_new, session.messages, at)
     effects: list[Effect] = []
     chat = session.chat
     if not session.is_kept:
-        chat = replace(
-            chat, title=chat.title or _title(prompt.text), model=session.model
-        )
+        title = chat.title or _title(prompt.text)
+        chat = replace(chat, title=title, model=session.model)
         effects.append(SaveChat(chat))
     if is_new:
         effects.append(SaveMessage(prompt))
-    effects.append(
-        Generate(reply_id, session.model, payload(chat, thread), dict(chat.params))
-    )
-    return replace(session, chat=chat, messages=thread, live=live, is_kept=True), tuple(
-        effects
-    )
-
-
-def _refusal(session: ChatSession, text: str) -> _Step | None:
-    """Why no reply can be asked for now; the prompt goes back to the composer."""
-    back = (ReturnPrompt(text),) if text else ()
-    if session.live is not None:
-        return session, (
-            *back,
-            Notify("a reply is being written; Esc stops it", "warning"),
-        )
-    if session.connection is not ConnectionState.READY:
-        why = session.connection_text or "the server is not there"
-        return session, (*back, Notify(f"not sent: {why}", "warning"))
-    return None
-
-
-def _submitted(session: ChatSession, event: PromptSubmitted) -> _Step:
-    if not event.text.strip():
-        return session, ()
-    if refused := _refusal(session, event.text):
-        return refused
-    parent = session.messages[-1].id if session.messages else None
-    prompt = ChatMessage(event.prompt_id, session.chat.id, parent, "user", event.text)
-    return _start(
-        session, prompt, event.reply_id, (*session.messages, prompt), event.at, True
-    )
-
-
-def _regenerated(session: ChatSession, event: ReplyRegenerated) -> _Step:
-    if refused := _refusal(session, ""):
-        return refused
-    place = _place(session, event.message_id)
-    while place >= 0 and session.messages[place].role != "user":
-        place -= 1
-    if place < 0:
-        return session, (Notify("there is no prompt to answer again", "warning"),)
-    thread = session.messages[: place + 1]
-    return _start(session, thread[-1], event.reply_id, thread, event.at, False)
-
-
-def _edited(session: ChatSession, event: PromptEdited) -> _Step:
-    if refused := _refusal(session, event.text):
-        return refused
-    place = _place(session, event.message_id)
-    if place < 0 or session.messages[place].role != "user":
-        return session, (
-            ReturnPrompt(event.text),
-            Notify("only a prompt of yours can be edited", "warning"),
-        )
-    old = session.messages[place]
-    prompt = ChatMessage(
-        event.prompt_id, session.chat.id, old.parent_id, "user", event.text
-    )
-    return _start(
-        session,
-        prompt,
-        event.reply_id,
-        (*session.messages[:place], prompt),
-        event.at,
-        True,
-    )
-
-
-def _place(session: ChatSession, message_id: str) -> int:
-    return next(
-        (place for place, one in enumerate(session.messages) if one.id == message_id),
-        -1,
-    )
+    messages = payload(chat, thread)
+    effects.append(Generate(reply_id, session.model, messages, dict(chat.params)))
+    started = replace(session, chat=chat, messages=thread, live=live, is_kept=True)
+    return started, tuple(effects)
 
 
 def _title(text: str) -> str:
-    line = next((line.strip() for line in text.splitlines() if line.strip()), "")
-    return line if len(line) <= TITLE_LENGTH else line[: TITLE_LENGTH - 1] + "…"
+    for line in text.splitlines():
+        words = line.strip()
+        if words:
+            is_short = len(words) <= TITLE_LENGTH
+            return words if is_short else words[: TITLE_LENGTH - 1] + "…"
+    return ""
 
 
-def _delta(session: ChatSession, event: ReplyGrew) -> _Step:
+def _is_free(session: ChatSession) -> bool:
+    return session.live is None and session.connection is ConnectionState.READY
+
+
+def _refusal(session: ChatSession, text: str) -> Step | None:
+    """Why no reply can be asked for now; the prompt goes back to the composer."""
+    if _is_free(session):
+        return None
+    effects: list[Effect] = [ReturnPrompt(text)] if text else []
+    if session.live is not None:
+        effects.append(_BUSY)
+    else:
+        reason = session.connection_text or "the server is not there"
+        effects.append(Notify(f"not sent: {reason}", "warning"))
+    return session, tuple(effects)
+
+
+def _submitted(session: ChatSession, event: events.PromptSubmitted) -> Step:
+    if not event.text.strip():
+        return session, ()
+    waiting = QueuedPrompt(event.text, event.prompt_id, event.reply_id)
+    queued = replace(session, queue=(*session.queue, waiting))
+    return _send_next(queued, event.at)
+
+
+def _send_next(session: ChatSession, at: float) -> Step:
+    """Send the first prompt of the line, if the chat is free."""
+    if not session.queue or not _is_free(session):
+        return session, ()
+    waiting = session.queue[0]
+    session = replace(session, queue=session.queue[1:])
+    parent = session.messages[-1].id if session.messages else None
+    prompt = ChatMessage(
+        waiting.prompt_id, session.chat.id, parent, "user", waiting.text
+    )
+    thread = (*session.messages, prompt)
+    return _start(session, prompt, waiting.reply_id, thread, at, True)
+
+
+def _unqueued(session: ChatSession, _event: events.PromptUnqueued) -> Step:
+    """The last prompt of the line goes back to the composer."""
+    if not session.queue:
+        return session, ()
+    text = session.queue[-1].text
+    return replace(session, queue=session.queue[:-1]), (ReturnPrompt(text),)
+
+
+def _return_queue(session: ChatSession) -> Step:
+    """All that waits goes back to the composer: who stops wants nothing to go on."""
+    if not session.queue:
+        return session, ()
+    text = "\n\n".join(waiting.text for waiting in session.queue)
+    return replace(session, queue=()), (ReturnPrompt(text),)
+
+
+def _regenerated(session: ChatSession, event: events.ReplyRegenerated) -> Step:
+    if refusal := _refusal(session, ""):
+        return refusal
+    index = _index(session, event.message_id)
+    while index >= 0 and session.messages[index].role != "user":
+        index -= 1
+    if index < 0:
+        return session, (Notify("there is no prompt to answer again", "warning"),)
+    thread = session.messages[: index + 1]
+    return _start(session, thread[-1], event.reply_id, thread, event.at, False)
+
+
+def _edited(session: ChatSession, event: events.PromptEdited) -> Step:
+    if refusal := _refusal(session, event.text):
+        return refusal
+    index = _index(session, event.message_id)
+    if index < 0 or session.messages[index].role != "user":
+        problem = Notify("only a prompt of yours can be edited", "warning")
+        return session, (ReturnPrompt(event.text), problem)
+    parent = session.messages[index].parent_id
+    prompt = ChatMessage(event.prompt_id, session.chat.id, parent, "user", event.text)
+    thread = (*session.messages[:index], prompt)
+    return _start(session, prompt, event.reply_id, thread, event.at, True)
+
+
+def _compacted(session: ChatSession, event: events.CompactionAsked) -> Step:
+    """Ask for a summary; later turns go on from it, and nothing is deleted."""
+    if refusal := _refusal(session, ""):
+        return refusal
+    if not session.messages:
+        return session, (Notify("there is nothing to summarise yet", "warning"),)
+    prompt = ChatMessage(
+        event.prompt_id,
+        session.chat.id,
+        session.messages[-1].id,
+        "user",
+        COMPACT_PROMPT,
+        figures={"kind": "compact"},
+    )
+    thread = (*session.messages, prompt)
+    started, effects = _start(session, prompt, event.reply_id, thread, event.at, True)
+    request = effects[-1]
+    assert isinstance(request, Generate)
+    recent = fit_for_summary(session.messages, session.context_length)
+    messages = payload(session.chat, (*recent, prompt))
+    return started, (*effects[:-1], replace(request, messages=messages))
+
+
+def _index(session: ChatSession, message_id: str) -> int:
+    for index, message in enumerate(session.messages):
+        if message.id == message_id:
+            return index
+    return -1
+
+
+# While it is written
+
+
+def _grew(session: ChatSession, event: events.ReplyGrew) -> Step:
     live = session.live
     if live is None or live.reply_id != event.reply_id:
         return session, ()  # a reply that was stopped still had words on the way
-    thought_until = live.thought_until
-    if thought_until is None and live.reasoning and event.text:
-        thought_until = event.at
-    live = replace(
-        live,
-        text=grown(live.text, event.text),
-        reasoning=grown(live.reasoning, event.reasoning),
-        tool_calls=_join_calls(live.tool_calls, event.tool_calls),
-        first_at=event.at if live.first_at is None else live.first_at,
-        last_at=event.at,
-        thought_until=thought_until,
-        num_chunks=live.num_chunks + event.num_chunks,
-        progress=None,
-    )
-    return _save(replace(session, live=live, stats=stats_of(live)), event.at)
+    live = grow(live, event)
+    return save_partial(replace(session, live=live, stats=measure(live)), event.at)
 
 
-def _join_calls(
-    calls: tuple[ToolCall, ...], more: tuple[ToolCall, ...]
-) -> tuple[ToolCall, ...]:
-    joined = list(calls)
-    for call in more:
-        if call.name or not joined:
-            joined.append(call)
-        else:
-            joined[-1] = replace(
-                joined[-1], arguments=joined[-1].arguments + call.arguments
-            )
-    return tuple(joined)
-
-
-def _save(session: ChatSession, at: float) -> _Step:
-    """Write the partial reply if it grew and the last writing is a second old; the first words at once."""
-    live = session.live
-    if live is None or live.size == live.saved_size or live.first_at is None:
-        return session, ()
-    if live.saved_at is not None and at - live.saved_at < SAVE_EVERY_S:
-        return session, ()
-    message = reply_of(live, session.chat.id, session.model, MessageState.PARTIAL)
-    effect = SaveMessage(message) if live.saved_at is None else UpdateMessage(message)
-    return replace(session, live=replace(live, saved_at=at, saved_size=live.size)), (
-        effect,
-    )
-
-
-def _usage(session: ChatSession, event: UsageReceived) -> _Step:
+def _usage(session: ChatSession, event: events.UsageReceived) -> Step:
     live = session.live
     if live is None or live.reply_id != event.reply_id:
         return session, ()
-    live = replace(
-        live, usage=(event.prompt_tokens, event.output_tokens, event.cached_tokens)
-    )
-    return replace(session, live=live, stats=stats_of(live)), ()
+    usage = (event.prompt_tokens, event.output_tokens, event.cached_tokens)
+    live = replace(live, usage=usage)
+    return replace(session, live=live, stats=measure(live)), ()
 
 
-def _finished(session: ChatSession, event: ReplyFinished) -> _Step:
+def _finished(session: ChatSession, event: events.ReplyFinished) -> Step:
     if session.live is None or session.live.reply_id != event.reply_id:
         return session, ()
-    session, effects = _settle(session, MessageState.DONE)
+    session, effects = finish_reply(session, MessageState.DONE)
     if event.reason == "length":
-        effects = (
-            *effects,
-            Notify(
-                "the reply ended at max_tokens; ask it to go on, or raise it with Ctrl+T"
-            ),
-        )
+        text = "the reply ended at max_tokens; /continue goes on, Ctrl+T raises it"
+        effects = (*effects, Notify(text))
+    session, more = _send_next(session, event.at)
+    return session, (*effects, *more)
+
+
+def _failed(session: ChatSession, event: events.ReplyFailed) -> Step:
+    live = session.live
+    if live is None or live.reply_id != event.reply_id:
+        return session, ()
+    if event.is_server_gone and _can_wait(live):
+        return _wait_for_server(session, live, event.error)
+    session, effects = finish_reply(session, MessageState.FAILED, event.error)
+    if session.queue:
+        session, returned = _return_queue(session)
+        effects = (*effects, *returned)
     return session, effects
 
 
-def _failed(session: ChatSession, event: ReplyFailed) -> _Step:
-    if session.live is None or session.live.reply_id != event.reply_id:
-        return session, ()
-    session, effects = _settle(session, MessageState.FAILED, event.error)
-    return session, (*effects, Notify(event.error, "error"))
+def _can_wait(live: LiveReply) -> bool:
+    """Whether the prompt can stand in line again: typed, last, and unanswered."""
+    last = live.before[-1].id if live.before else None
+    is_last = live.is_new_prompt and live.prompt.parent_id == last
+    return is_last and not live.size and not live.prompt.figures
 
 
-def _stopped(session: ChatSession, event: ReplyStopped) -> _Step:
+def _wait_for_server(session: ChatSession, live: LiveReply, error: str) -> Step:
+    """The prompt goes back to the head of the line, and is sent to the next server."""
+    waiting = QueuedPrompt(live.prompt.text, live.prompt.id, live.reply_id)
+    session = replace(
+        session,
+        live=None,
+        messages=live.before,
+        queue=(waiting, *session.queue),
+        connection=ConnectionState.LOST,
+        connection_text=error,
+    )
+    return session, (DeleteMessage(live.prompt.id),)
+
+
+def _stopped(session: ChatSession, _event: events.ReplyStopped) -> Step:
     live = session.live
     if live is None:
         return session, ()
+    effects: tuple[Effect, ...] = (CancelReply(live.reply_id),)
     if live.size:
-        session, effects = _settle(session, MessageState.STOPPED)
-        return session, (CancelReply(live.reply_id), *effects)
-    effects = (CancelReply(live.reply_id),)
-    if live.is_new_prompt:
-        effects += (DeleteMessage(live.prompt.id), ReturnPrompt(live.prompt.text))
-    return replace(session, live=None, messages=live.before), effects
+        session, more = finish_reply(session, MessageState.STOPPED)
+        effects = (*effects, *more)
+    else:
+        session = replace(session, live=None, messages=live.before)
+        if live.is_new_prompt:
+            effects = (*effects, DeleteMessage(live.prompt.id))
+            if not live.prompt.figures:  # a summary's prompt was not typed
+                effects = (*effects, ReturnPrompt(live.prompt.text))
+    session, more = _return_queue(session)
+    return session, (*effects, *more)
 
 
-def _settle(session: ChatSession, state: MessageState, error: str = "") -> _Step:
-    live = session.live
-    assert live is not None
-    message = reply_of(live, session.chat.id, session.model, state, error)
-    effect = SaveMessage(message) if live.saved_at is None else UpdateMessage(message)
-    settled = replace(
-        session,
-        live=None,
-        messages=(*session.messages, message),
-        stats=stats_of(live),
-    )
-    return settled, (effect, ReadSiblings(session.chat.id))
+def _ticked(session: ChatSession, event: events.ClockTicked) -> Step:
+    return save_partial(session, event.at)
 
 
-def _ticked(session: ChatSession, event: ClockTicked) -> _Step:
-    return _save(session, event.at)
+# The chat
 
 
-def _opened(session: ChatSession, event: ChatOpened) -> _Step:
+def _opened(session: ChatSession, event: events.ChatOpened) -> Step:
     if session.live is not None:
-        return session, (Notify("a reply is being written; Esc stops it", "warning"),)
-    last = next(
-        (one for one in reversed(event.messages) if one.role == "assistant"), None
-    )
-    names = (
-        "prompt_tokens",
-        "cached_tokens",
-        "output_tokens",
-        "tokens_per_second",
-        "ttft",
-    )
-    known = (
-        {name: last.figures[name] for name in names if name in last.figures}
-        if last
-        else {}
-    )
-    model = (
-        event.chat.model
-        if any(one.id == event.chat.model for one in session.models)
-        else session.model
-    )
-    return replace(
+        return session, (_BUSY,)
+    served = [info.id for info in session.models]
+    stats = ReplyStats()
+    for message in event.messages:
+        if message.role == "assistant":
+            stats = read_stats(message.figures)
+    opened = replace(
         session,
         chat=event.chat,
         messages=event.messages,
         siblings=event.siblings,
         is_temporary=event.is_temporary,
         is_kept=True,
-        model=model,
-        stats=ReplyStats(**known),
-    ), ()
-
-
-def _started(session: ChatSession, event: ChatStarted) -> _Step:
-    if session.live is not None:
-        return session, (Notify("a reply is being written; Esc stops it", "warning"),)
-    fresh = replace(
-        session, chat=event.chat, messages=(), siblings={}, stats=ReplyStats()
+        model=event.chat.model if event.chat.model in served else session.model,
+        stats=stats,
     )
-    return replace(fresh, is_kept=False, is_temporary=event.is_temporary), ()
+    return opened, ()
 
 
-def _changed(session: ChatSession, event: ChatChanged) -> _Step:
+def _started(session: ChatSession, event: events.ChatStarted) -> Step:
+    if session.live is not None:
+        return session, (_BUSY,)
+    started = replace(
+        session,
+        chat=event.chat,
+        messages=(),
+        siblings={},
+        stats=ReplyStats(),
+        is_kept=False,
+        is_temporary=event.is_temporary,
+    )
+    return started, ()
+
+
+def _changed(session: ChatSession, event: events.ChatChanged) -> Step:
     model = event.values.get("model", session.model)
     chat = replace(session.chat, **event.values)
     effects = (UpdateChat(chat.id, event.values),) if session.is_kept else ()
     return replace(session, chat=chat, model=model), effects
 
 
-def _saving_failed(session: ChatSession, event: SavingFailed) -> _Step:
+def _saving_failed(session: ChatSession, event: events.SavingFailed) -> Step:
     if session.is_temporary:
         return session, (Notify(event.error, "error"),)
     live = session.live
-    thread = (
-        session.messages
-        if live is None
-        else (
-            *session.messages,
-            reply_of(live, session.chat.id, session.model, MessageState.PARTIAL),
-        )
-    )
-    thread = thread if live is None or live.saved_at is not None else session.messages
+    thread = session.messages
+    if live is not None and live.saved_at is not None:
+        thread = (*thread, as_message(session, live, MessageState.PARTIAL))
     session = replace(session, is_temporary=True)
     told = Notify(f"{event.error} This chat goes on unsaved.", "error")
     return session, (MoveToMemory(session.chat, thread), told)
 
 
-def _siblings(session: ChatSession, event: SiblingsRead) -> _Step:
-    return (
-        replace(session, siblings=event.siblings)
-        if event.chat_id == session.chat.id
-        else session
-    ), ()
+def _siblings(session: ChatSession, event: events.SiblingsRead) -> Step:
+    if event.chat_id != session.chat.id:
+        return session, ()
+    return replace(session, siblings=event.siblings), ()
 
 
-def _connection(session: ChatSession, event: ConnectionChanged) -> _Step:
-    return replace(session, connection=event.connection, connection_text=event.text), ()
+# The server
 
 
-def _models(session: ChatSession, event: ModelsListed) -> _Step:
-    ids = [one.id for one in event.models]
+def _connection(session: ChatSession, event: events.ConnectionChanged) -> Step:
+    session = replace(session, connection=event.connection, connection_text=event.text)
+    return _send_next(session, event.at)
+
+
+def _models(session: ChatSession, event: events.ModelsListed) -> Step:
+    ids = [info.id for info in event.models]
     model = session.model
-    if model not in ids:
-        model = (
-            session.chat.model
-            if session.chat.model in ids
-            else next((one.id for one in event.models if one.served), model)
-        )
+    if model not in ids and session.chat.model in ids:
+        model = session.chat.model
+    elif model not in ids:
+        served = [info.id for info in event.models if info.served]
+        model = served[0] if served else model
     return replace(session, models=event.models, model=model), ()
 
 
-def _engine(session: ChatSession, event: EngineSeen) -> _Step:
+def _engine(session: ChatSession, event: events.EngineSeen) -> Step:
     live = session.live
     if live is not None and live.first_at is None:
-        mine = [
-            one for one in event.view.requests if one.state in ("prefill", "waiting")
-        ]
-        best = max(mine, key=lambda one: one.computed_tokens, default=None)
-        if best is not None and best.prompt_tokens:
-            live = replace(live, progress=(best.computed_tokens, best.prompt_tokens))
+        live = replace(live, progress=prefill_progress(event.view) or live.progress)
     return replace(session, engine=event.view, live=live), ()
 
 
-_STEPS: dict[type, Callable[[ChatSession, Any], _Step]] = {
-    PromptSubmitted: _submitted,
-    ReplyRegenerated: _regenerated,
-    PromptEdited: _edited,
-    ReplyGrew: _delta,
-    UsageReceived: _usage,
-    ReplyFinished: _finished,
-    ReplyFailed: _failed,
-    ReplyStopped: _stopped,
-    ClockTicked: _ticked,
-    ChatOpened: _opened,
-    ChatStarted: _started,
-    ChatChanged: _changed,
-    SavingFailed: _saving_failed,
-    ConnectionChanged: _connection,
-    ModelsListed: _models,
-    EngineSeen: _engine,
-    SiblingsRead: _siblings,
+_STEPS: dict[type, Callable[[ChatSession, Any], Step]] = {
+    events.PromptSubmitted: _submitted,
+    events.PromptUnqueued: _unqueued,
+    events.ReplyRegenerated: _regenerated,
+    events.PromptEdited: _edited,
+    events.CompactionAsked: _compacted,
+    events.ReplyGrew: _grew,
+    events.UsageReceived: _usage,
+    events.ReplyFinished: _finished,
+    events.ReplyFailed: _failed,
+    events.ReplyStopped: _stopped,
+    events.ClockTicked: _ticked,
+    events.ChatOpened: _opened,
+    events.ChatStarted: _started,
+    events.ChatChanged: _changed,
+    events.SavingFailed: _saving_failed,
+    events.ConnectionChanged: _connection,
+    events.ModelsListed: _models,
+    events.EngineSeen: _engine,
+    events.SiblingsRead: _siblings,
 }

@@ -88,6 +88,7 @@ class LiveReply:
     usage: tuple[int, int, int | None] | None = None  # prompt, output, cached tokens
     saved_at: float | None = None
     saved_size: int = -1
+    model: str = ""  # where it is not the chat's
 
     @property
     def size(self) -> int:
@@ -100,6 +101,15 @@ class LiveReply:
 
 
 @dataclass(frozen=True, slots=True)
+class QueuedPrompt:
+    """A prompt that waits for its turn."""
+
+    text: str
+    prompt_id: str
+    reply_id: str
+
+
+@dataclass(frozen=True, slots=True)
 class ChatSession:
     """The whole of the chat's state. `messages` run from the root of the tree to its head, without the live reply."""
 
@@ -107,6 +117,7 @@ class ChatSession:
     messages: tuple[ChatMessage, ...] = ()
     siblings: Mapping[str, tuple[int, int]] = field(default_factory=dict)
     live: LiveReply | None = None
+    queue: tuple[QueuedPrompt, ...] = ()
     is_kept: bool = False  # whether the chat's row exists
     is_temporary: bool = False
     connection: ConnectionState = ConnectionState.CONNECTING
@@ -119,6 +130,7 @@ class ChatSession:
     @property
     def context_length(self) -> int | None:
         """The chosen model's context in tokens, if the server told it."""
-        return next(
-            (one.context_length for one in self.models if one.id == self.model), None
-        )
+        for info in self.models:
+            if info.id == self.model:
+                return info.context_length
+        return None

@@ -10,6 +10,7 @@ import pytest
 from rvllm_local.errors import EndpointError
 from rvllm_local.history.types import ToolCall
 from rvllm_local.tui.endpoint import ChatEndpoint
+from rvllm_local.tui.reply_parts import ReplyEnd, ReplyText, ReplyUsage
 from tests.tui.fake_endpoint import FakeEndpoint
 
 PROMPT = ({"role": "user", "content": "hi"},)
@@ -21,10 +22,7 @@ def ask(
     async def run() -> list[dict[str, Any]]:
         endpoint = ChatEndpoint(fake.url)
         try:
-            return [
-                dict(part)
-                async for part in endpoint.chat("small", PROMPT, params or {})
-            ]
+            return [part async for part in endpoint.chat("small", PROMPT, params or {})]
         finally:
             await endpoint.close()
 
@@ -45,9 +43,13 @@ def fetch(url: str, name: str) -> Any:
 def test_a_reply_comes_in_parts() -> None:
     with FakeEndpoint({"hi": [{"reasoning_content": "hm"}, "Hel", "lo"]}) as fake:
         parts = ask(fake, {"temperature": 0.5, "seed": None})
-    assert parts[:3] == [{"reasoning": "hm"}, {"text": "Hel"}, {"text": "lo"}]
-    assert {"usage": (12, 3, 8)} in parts
-    assert parts[-1] == {"finish": "stop"}
+    assert parts[:3] == [
+        ReplyText(reasoning="hm"),
+        ReplyText("Hel"),
+        ReplyText("lo"),
+    ]
+    assert ReplyUsage(12, 3, 8) in parts
+    assert parts[-1] == ReplyEnd("stop")
     assert fake.requests[0]["temperature"] == 0.5
     assert "seed" not in fake.requests[0]
 
@@ -63,7 +65,7 @@ def test_tool_calls_are_read() -> None:
     ]
     with FakeEndpoint({"hi": calls}) as fake:
         parts = ask(fake)
-    assert [part["tool_calls"] for part in parts[:2]] == [
+    assert [part.tool_calls for part in parts[:2]] == [
         (ToolCall("clock", "", "1"),),
         (ToolCall("", "{}"),),
     ]
@@ -103,14 +105,14 @@ def test_parts_that_lie_are_left_out() -> None:
         "end",
     ]
     with FakeEndpoint({"hi": lies}) as fake:
-        texts = [part["text"] for part in ask(fake) if "text" in part]
+        texts = [part.text for part in ask(fake) if isinstance(part, ReplyText)]
     assert texts == ["end"]
 
 
 def test_separators_within_a_text_do_not_split_it() -> None:
     raw = 'data: {"choices": [{"delta": {"content": "a\u2028b\u0085c"}}]}\r\n\r\n'.encode()
     with FakeEndpoint({"hi": [raw]}) as fake:
-        assert ask(fake)[0]["text"] == "a\u2028b\u0085c"
+        assert ask(fake)[0].text == "a\u2028b\u0085c"
 
 
 def test_nobody_there() -> None:
@@ -183,7 +185,7 @@ def test_leaving_the_stream_cancels_the_request() -> None:
     async def run(fake: FakeEndpoint) -> None:
         endpoint = ChatEndpoint(fake.url)
         stream = endpoint.chat("small", PROMPT, {})
-        assert (await anext(stream))["text"] == "one"
+        assert await anext(stream) == ReplyText("one")
         await stream.aclose()
         await endpoint.close()
 

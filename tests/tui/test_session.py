@@ -23,12 +23,14 @@ from rvllm_local.tui.events import (
     ChatOpened,
     ChatStarted,
     ClockTicked,
+    CompactionAsked,
     ConnectionChanged,
     EngineSeen,
     Event,
     ModelsListed,
     PromptEdited,
     PromptSubmitted,
+    PromptUnqueued,
     ReplyFailed,
     ReplyFinished,
     ReplyGrew,
@@ -38,7 +40,8 @@ from rvllm_local.tui.events import (
     SiblingsRead,
     UsageReceived,
 )
-from rvllm_local.tui.reducer import payload, reduce
+from rvllm_local.tui.payload import payload
+from rvllm_local.tui.reducer import reduce
 from rvllm_local.tui.state import (
     ChatSession,
     ConnectionState,
@@ -113,23 +116,88 @@ def test_an_empty_prompt_is_nothing(text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "link", [ConnectionState.CONNECTING, ConnectionState.LOADING, ConnectionState.LOST]
+    "state", [ConnectionState.CONNECTING, ConnectionState.LOADING, ConnectionState.LOST]
 )
-def test_without_a_server_the_prompt_comes_back(link: ConnectionState) -> None:
-    session, effects = play(
-        ready(connection=link, connection_text="no server answers"), SEND
-    )
-    assert effects == [
-        ReturnPrompt("why?"),
-        Notify("not sent: no server answers", "warning"),
+def test_without_a_server_the_prompt_waits_for_it(state: ConnectionState) -> None:
+    session, effects = play(ready(connection=state), SEND)
+    assert (session.live, effects, len(session.queue)) == (None, [], 1)
+    session, effects = play(session, ConnectionChanged(ConnectionState.READY, at=12.0))
+    assert effects[-1].messages == ({"role": "user", "content": "why?"},)
+    assert (session.queue, session.live.began) == ((), 12.0)
+
+
+def test_while_a_reply_comes_the_next_prompt_waits_in_line() -> None:
+    more = PromptSubmitted("more", "p2", "r2", 11.0)
+    session, effects = play(ready(), SEND, more)
+    assert names(effects) == ["SaveChat", "SaveMessage", "Generate"]
+    assert [waiting.text for waiting in session.queue] == ["more"]
+    words = ReplyGrew("r", 12, "because")
+    session, effects = play(session, words, ReplyFinished("r", "stop", 13))
+    assert session.live.prompt.text == "more"
+    assert [turn["content"] for turn in effects[-1].messages] == [
+        "why?",
+        "because",
+        "more",
     ]
-    assert session.live is None
 
 
-def test_while_a_reply_comes_the_next_prompt_waits_in_the_composer() -> None:
-    _, effects = play(ready(), SEND, PromptSubmitted("more", "p2", "r2", 11.0))
-    assert effects[-2] == ReturnPrompt("more")
-    assert "Esc stops it" in told(effects)
+def test_a_waiting_prompt_can_be_taken_back() -> None:
+    more = PromptSubmitted("more", "p2", "r2", 11.0)
+    session, effects = play(ready(), SEND, more, PromptUnqueued())
+    assert (session.queue, effects[-1]) == ((), ReturnPrompt("more"))
+    assert reduce(session, PromptUnqueued()) == (session, ())
+
+
+def test_stopping_sends_nothing_that_waits() -> None:
+    more = PromptSubmitted("more", "p2", "r2", 11.0)
+    words = ReplyGrew("r", 12, "because")
+    session, effects = play(ready(), SEND, more, words, ReplyStopped(13))
+    assert (session.queue, session.live) == ((), None)
+    assert effects[-1] == ReturnPrompt("more")
+
+
+def test_a_lost_server_is_waited_for_with_the_prompt() -> None:
+    failed = ReplyFailed("r", "no server answers", 12, is_server_gone=True)
+    session, effects = play(ready("a", "b"), SEND, failed)
+    assert session.connection is ConnectionState.LOST
+    assert effects[-1] == DeleteMessage("p")
+    assert len(session.messages) == 2
+    session, effects = play(session, ConnectionChanged(ConnectionState.READY, at=20.0))
+    assert effects[-1].messages[-1] == {"role": "user", "content": "why?"}
+
+
+def test_a_summary_is_what_later_turns_go_on_from() -> None:
+    session, effects = play(ready("a", "b"), CompactionAsked("p", "r", 10.0))
+    request = effects[-1].messages
+    assert [turn["content"] for turn in request][:2] == ["a", "b"]
+    assert request[-1]["content"].startswith("Summarise")
+    ended = ReplyFinished("r", "stop", 13)
+    session, _ = play(session, ReplyGrew("r", 12, "they met"), ended)
+    later = PromptSubmitted("and then?", "p2", "r2", 14)
+    session, effects = play(session, later)
+    assert [turn["content"] for turn in effects[-1].messages][1:] == [
+        "they met",
+        "and then?",
+    ]
+    assert [message.text for message in session.messages][:2] == ["a", "b"]
+
+
+def test_a_summary_asks_for_no_more_than_the_context_holds() -> None:
+    long = "word " * 2000
+    models = (ModelInfo("small", 2000),)
+    session = ready(long, "first", "newer", "second", models=models, model="small")
+    _, effects = play(session, CompactionAsked("p", "r", 10.0))
+    texts = [turn["content"] for turn in effects[-1].messages]
+    assert texts[:2] == ["newer", "second"]
+
+
+def test_a_summary_that_is_stopped_at_once_leaves_no_trace() -> None:
+    asked = CompactionAsked("p", "r", 10.0)
+    session, effects = play(ready("a", "b"), asked, ReplyStopped(11))
+    assert len(session.messages) == 2
+    assert names(effects)[-2:] == ["CancelReply", "DeleteMessage"]
+    _, effects = play(ready(), asked)
+    assert "nothing to summarise" in told(effects)
 
 
 def test_the_system_prompt_and_parameters_go_along() -> None:
@@ -254,7 +322,7 @@ def test_a_reply_that_breaks_off_keeps_what_came_and_says_why() -> None:
         MessageState.FAILED,
         "the server closed",
     )
-    assert effects[-1] == Notify("the server closed", "error")
+    assert "Notify" not in names(effects)  # it stands below the reply
 
 
 def test_a_failure_before_the_first_word_keeps_the_prompt_to_try_again() -> None:
@@ -437,16 +505,32 @@ def test_siblings_are_told_for_their_own_chat_alone() -> None:
     assert play(ready("a"), SiblingsRead("d", {"m0": (0, 2)}))[0].siblings == {}
 
 
-def test_the_payload_joins_neighbours_and_leaves_out_what_is_empty() -> None:
-    roles = [("user", "a"), ("assistant", " "), ("user", "b"), ("assistant", "c")]
-    messages = tuple(
-        ChatMessage(str(place), "c", None, role, text)
-        for place, (role, text) in enumerate(roles)
+def thread(*turns: tuple[str, str]) -> tuple[ChatMessage, ...]:
+    messages = []
+    for index, (role, text) in enumerate(turns):
+        messages.append(ChatMessage(str(index), "c", None, role, text))
+    return tuple(messages)
+
+
+def test_a_failed_turn_is_never_sent_again() -> None:
+    messages = thread(
+        ("user", "far too long"), ("assistant", " "), ("user", "b"), ("assistant", "c")
     )
     assert payload(Chat("c"), messages) == (
-        {"role": "user", "content": "a\n\nb"},
+        {"role": "user", "content": "b"},
         {"role": "assistant", "content": "c"},
     )
+    assert payload(Chat("c"), messages[:1])[0]["content"] == "far too long"
+
+
+def test_a_call_stands_for_its_reply() -> None:
+    call = replace(thread(("assistant", ""))[0], tool_calls=(ToolCall("clock", "{}"),))
+    messages = (*thread(("user", "what time?")), call, *thread(("user", "noon")))
+    assert [turn["content"] for turn in payload(Chat("c"), messages)] == [
+        "what time?",
+        "[called clock({})]",
+        "noon",
+    ]
 
 
 def test_every_event_has_a_step() -> None:
