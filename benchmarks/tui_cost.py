@@ -19,8 +19,8 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from rvllm_local.history.types import ChatMessage
 from rvllm_local.tui.app import ChatApp
-from rvllm_local.tui.driver import FLUSH_S
 from rvllm_local.tui.events import ChatChanged, PromptSubmitted, ReplyGrew
+from rvllm_local.tui.gatherer import FLUSH_S
 from rvllm_local.tui.options import ChatOptions
 from rvllm_local.tui.state import ConnectionState, ModelInfo
 

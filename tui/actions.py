@@ -1,353 +1,375 @@
-"""What a person can do in the app: one action a command of the registry."""
+"""What a person can do with chats, models and the app as a whole.
+
+What is done while writing is in the composer, what is done with a message in the
+transcript. An action takes its command's argument, empty when it came from a key.
+"""
 
 from __future__ import annotations
 
-import os
-import shutil
-import subprocess
-import sys
-import tempfile
-from collections.abc import Awaitable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from textual import work
+from textual.app import App
+from textual.widget import Widget
 
-from rvllm_local.errors import ParameterError, RvllmError
-from rvllm_local.history.types import ChatMessage
-from rvllm_local.tui.attach import expand, mention
-from rvllm_local.tui.commands import as_prompt, parse_slash
-from rvllm_local.tui.complete import completions
-from rvllm_local.tui.render import code_blocks
-from rvllm_local.tui.sanitise import clean_copy
-from rvllm_local.tui.screens.dialogs import Ask, Confirm
-
-if TYPE_CHECKING:
-    from textual.app import App
-
-    from rvllm_local.tui.driver import Driver
-    from rvllm_local.tui.widgets.composer import Composer
-    from rvllm_local.tui.widgets.engine_panel import EnginePanel
-    from rvllm_local.tui.widgets.transcript import Transcript
-
-    Base = App[int]
-else:
-    Base = object
-
-INTERRUPT_S = 2.0  # within this a second Ctrl+C quits
+from rvllm_local.errors import ParameterError
+from rvllm_local.tui.chat_files import export_chat, import_chats
+from rvllm_local.tui.commands import BY_ID
+from rvllm_local.tui.connection import ServerConnection
+from rvllm_local.tui.drafts import Drafts
+from rvllm_local.tui.driver import Driver
+from rvllm_local.tui.events import ChatChanged
+from rvllm_local.tui.launcher import ServerLauncher
+from rvllm_local.tui.notices import attempt, tell
+from rvllm_local.tui.options import ChatOptions
+from rvllm_local.tui.screens.dialogs import Ask, Choice, Confirm, Pick
+from rvllm_local.tui.settings import parse_parameter
+from rvllm_local.tui.state import ModelInfo
+from rvllm_local.tui.themes import CHOICES
+from rvllm_local.tui.widgets.composer import Composer
+from rvllm_local.tui.widgets.engine_panel import EnginePanel
+from rvllm_local.tui.widgets.find_bar import FindBar
+from rvllm_local.tui.widgets.popup import CompletionPopup
+from rvllm_local.tui.widgets.transcript import Transcript
 
 
-class Actions(Base):
-    """Mixed into the app. Each action takes its command's argument, empty when it came from a key."""
+class ActionsApp(App[int]):
+    """The app's parts and its actions; how they are shown is `ChatApp`'s."""
 
-    driver: Driver
-    composer: Composer
-    transcript: Transcript
-    panel: EnginePanel
-    presets: dict[str, Mapping[str, Any]]
-    keymap: Mapping[str, str]
-    editing: str | None
-    last_interrupt: float
-    server: Any
-    options: Any
+    def __init__(self, options: ChatOptions, launcher: ServerLauncher, driver: Driver):
+        super().__init__()
+        self.options, self.server, self.driver = options, launcher, driver
+        self.connection = ServerConnection(driver, launcher, options.model)
+        self.presets: dict[str, Mapping[str, Any]] = dict(options.settings.presets)
+        self.drafts = Drafts()
+        self.popup = CompletionPopup()
+        self.transcript = Transcript(driver)
+        self.composer = Composer(driver, self.popup)
+        self.panel = EnginePanel()
+        self.find_bar = FindBar(self.transcript)
 
-    if TYPE_CHECKING:
+    # Any command
 
-        def tell(self, text: str, severity: Any = "information") -> None: ...
-        async def shut(self) -> None: ...
-        def _show_status(self) -> None: ...
-        async def _attach_server(self, connecting: Any) -> None: ...
-        def _loading(self, text: str) -> None: ...
+    async def action_do(self, command_id: str) -> None:
+        """Do the command of a key."""
+        await self.do(command_id)
 
-    async def attempt(self, doing: Awaitable[Any]) -> Any:
-        """Do something, and tell if it cannot be done."""
-        try:
-            return await doing
-        except (RvllmError, OSError) as error:
-            self.tell(str(error), "error")
-            return None
+    async def do(self, command_id: str, argument: str = "") -> None:
+        """Do a command where it belongs."""
+        command = BY_ID[command_id]
+        homes: dict[str, App[int] | Widget] = {
+            "app": self,
+            "composer": self.composer,
+            "transcript": self.transcript,
+        }
+        action = getattr(homes[command.home], f"action_{command.action}")
+        doing = action(argument) if argument else action()
+        if hasattr(doing, "__await__"):
+            await doing
 
-    # The composer
+    # Chats
 
-    # A key that is bound here reaches the app before the letters typed just before it have reached the composer: what
-    # it does waits in the composer's own queue, so that fast typing and pasting are taken in order.
-
-    def action_composer_send(self) -> None:
-        """Send the prompt, or do the slash command."""
-        self.composer.call_later(self._send)
-
-    async def _send(self) -> None:
-        typed = self.composer.text
-        if not typed.strip():
-            return
-        try:
-            command = parse_slash(typed)
-            if command is not None:
-                self.composer.take()
-                self._run_slash(command[0].action, command[1])
-                return
-            prompt = expand(as_prompt(typed), Path.cwd())
-        except ParameterError as error:
-            self.tell(str(error), "warning")
-            return
-        self.composer.take()
-        editing, self.editing = self.editing, None
-        if editing is not None:
-            self.driver.edit(editing, prompt)
-        else:
-            self.driver.submit(prompt)
-        self.transcript.follow()
-
-    @work(group="command", exclusive=False)
-    async def _run_slash(self, action: str, argument: str) -> None:
-        done = getattr(self, f"action_{action}")(*((argument,) if argument else ()))
-        if done is not None and hasattr(done, "__await__"):
-            await done
-
-    def action_composer_newline(self) -> None:
-        """Begin a new line."""
-        self.composer.call_later(self.composer.newline)
-
-    def action_composer_complete(self) -> None:
-        """Take the first of what is offered; with no offer, go to the next part of the screen."""
-        self.composer.call_later(self._complete)
-
-    def _complete(self) -> None:
-        if found := completions(self.composer.before_cursor, Path.cwd()):
-            self.composer.replace_before_cursor(found[0].text)
-        else:
-            self.screen.focus_next()
-
-    def action_composer_recall(self) -> None:
-        """Bring the last prompt back into an empty composer; else move the cursor up."""
-        self.composer.call_later(self._recall)
-
-    def _recall(self) -> None:
-        if self.composer.text:
-            self.composer.action_cursor_up()
-            return
-        prompts = [one for one in self.driver.session.messages if one.role == "user"]
-        if prompts:
-            self.composer.put(prompts[-1].text)
-
-    async def action_editor_open(self, _argument: str = "") -> None:
-        """Write the prompt in $VISUAL or $EDITOR."""
-        editor = (
-            os.environ.get("VISUAL")
-            or os.environ.get("EDITOR")
-            or shutil.which("nano")
-            or shutil.which("vi")
-        )
-        if not editor:
-            self.tell("no editor is known; set EDITOR", "warning")
-            return
-        self.composer.load_text(
-            clean_copy(
-                await self.attempt(self._edit(editor, self.composer.text))
-                or self.composer.text
-            )
-        )
-        self.composer.move_cursor(self.composer.document.end)
-
-    async def _edit(self, editor: str, text: str) -> str:
-        import shlex
-
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder, "prompt.md")
-            path.write_text(text, encoding="utf-8")
-            with self.suspend():
-                done = subprocess.run([*shlex.split(editor), str(path)], check=False)
-            if done.returncode:
-                raise ParameterError(
-                    "editor",
-                    f"{editor} ended with status {done.returncode}; the prompt is unchanged",
-                )
-            return path.read_text(encoding="utf-8", errors="replace").rstrip("\n")
-
-    def action_file_attach(self, path: str = "") -> None:
-        """Name a file in the prompt."""
-
-        def attach(path: str | None) -> None:
-            if path:
-                space = (
-                    ""
-                    if not self.composer.text or self.composer.text[-1].isspace()
-                    else " "
-                )
-                self.composer.put(f"{self.composer.take()}{space}{mention(path)} ")
-
-        if path:
-            attach(path)
-        else:
-            self.push_screen(
-                Ask("File to attach", note="a text file of at most 256 KiB"), attach
-            )
-
-    # The reply
-
-    def action_reply_stop(self, _argument: str = "") -> None:
-        """Stop the reply and keep what came; else leave finding, editing and the selection."""
-        if self.driver.session.live is not None:
-            self.driver.stop()
-        else:
-            self.query_one("#find").display = False
-            self.editing = None
-            self.transcript.select(None)
-            self.composer.focus()
-
-    def action_reply_regenerate(self, _argument: str = "") -> None:
-        """Answer the last prompt again."""
-        if messages := self.driver.session.messages:
-            self.driver.regenerate(messages[-1].id)
-            self.transcript.follow()
-
-    async def action_copy_or_quit(self) -> None:
-        """Copy a selection, else stop the reply, else quit when pressed twice."""
-        selected = self.screen.get_selected_text() or getattr(
-            self.focused, "selected_text", ""
-        )
-        if selected:
-            self.copy(selected)
-            self.screen.clear_selection()
-        elif self.driver.session.live is not None:
-            self.driver.stop()
-        elif self.driver.clock() - self.last_interrupt < INTERRUPT_S:
-            await self.action_app_quit()
-        else:
-            self.last_interrupt = self.driver.clock()
-            self.tell("press Ctrl+C again to quit")
-
-    async def action_app_quit(self, _argument: str = "") -> None:
-        """Quit; a server that was there before stays."""
-        await self.shut()
-        self.exit(0)
-
-    def copy(self, text: str) -> None:
-        """Put text on the clipboard, through the system's own tool where the terminal may not do it."""
-        text = clean_copy(text)
-        if sys.platform == "darwin" and shutil.which("pbcopy"):
-            subprocess.run(["pbcopy"], input=text.encode(), check=False)
-        else:
-            self.copy_to_clipboard(text)
-        self.tell(f"copied {len(text):,} characters")
-
-    # Messages
-
-    def action_message_previous(self) -> None:
-        """Choose the message before."""
-        self.transcript.focus()
-        self.transcript.step(-1)
-
-    def action_message_next(self) -> None:
-        """Choose the message after; beyond the last, go back to writing."""
-        self.transcript.step(1)
-        if self.transcript.selected is None:
-            self.composer.focus()
-
-    def _chosen(self) -> ChatMessage | None:
-        chosen = self.transcript.chosen
-        if chosen is None:
-            self.tell("there is no message yet", "warning")
-        return chosen
-
-    def action_message_copy(self, _argument: str = "") -> None:
-        """Copy the chosen message, or the last one."""
-        if chosen := self._chosen():
-            self.copy(chosen.text)
-
-    def action_message_copy_code(self, _argument: str = "") -> None:
-        """Copy the code of the chosen message."""
-        if chosen := self._chosen():
-            blocks = code_blocks(chosen.text)
-            if blocks:
-                self.copy("\n".join(blocks).rstrip("\n"))
-            else:
-                self.tell("this message has no code", "warning")
-
-    def action_message_edit(self, _argument: str = "") -> None:
-        """Bring a prompt into the composer; sending it makes a new branch."""
-        messages = self.driver.session.messages
-        chosen = self.transcript.chosen
-        if chosen is not None and chosen.role != "user":
-            at = next((at for at, one in enumerate(messages) if one.id == chosen.id), 0)
-            chosen = next(
-                (one for one in reversed(messages[:at]) if one.role == "user"), None
-            )
-        if chosen is None:
-            self.tell("there is no prompt to edit", "warning")
-            return
-        self.editing = chosen.id
-        self.composer.load_text("")
-        self.composer.put(chosen.text)
+    def action_chat_new(self, _argument: str = "") -> None:
+        """Start a new chat."""
+        self.driver.new_chat()
         self.composer.focus()
-        self.tell("sending makes a new branch; Esc leaves the old one")
 
-    def action_message_regenerate(self) -> None:
-        """Answer again from the chosen message."""
-        if chosen := self._chosen():
-            self.driver.regenerate(chosen.id)
-            self.transcript.follow()
+    def action_chat_temporary(self, _argument: str = "") -> None:
+        """Start a chat that is not kept."""
+        self.driver.new_chat(is_temporary=True)
+        self.composer.focus()
 
-    async def action_message_branch(self, _argument: str = "") -> None:
-        """A new chat with the messages up to the chosen one."""
-        if chosen := self._chosen():
-            await self.attempt(self.driver.branch(chosen.id))
+    def action_chat_list(self, words: str = "") -> None:
+        """Show and search the chats."""
+        from rvllm_local.tui.screens.chats import ChatsScreen
 
-    async def _switch(self, step: int) -> None:
-        chosen = self._chosen()
-        siblings = self.driver.session.siblings
-        if chosen is None or self.driver.session.live is not None:
+        driver = self.driver
+        if driver.history is None:
+            tell(self, "there is no history in this session", "warning")
             return
-        if siblings.get(chosen.id, (0, 1))[1] < 2:
-            versions = [
-                one
-                for one in self.driver.session.messages
-                if siblings.get(one.id, (0, 1))[1] > 1
-            ]
-            if self.transcript.selected is not None or not versions:
-                self.tell("this message has one version", "warning")
+        screen = ChatsScreen(driver, words)
+
+        async def opened(answer: str | None) -> None:
+            if answer is None:
+                if driver.session.chat.id in screen.deleted:
+                    driver.new_chat()
                 return
-            chosen = versions[-1]
-        sibling = await self.attempt(self.driver.switch_sibling(chosen.id, step))
-        if self.transcript.has_focus:
-            self.transcript.select(sibling)
+            chat_id, _, message_id = answer.partition(" ")
+            await attempt(self, driver.open_chat(chat_id))
+            if message_id and driver.session.chat.id == chat_id:
+                await attempt(self, self._show_hit(message_id))
+            else:
+                self.transcript.follow()
+            self.composer.focus()
 
-    async def action_message_sibling_previous(self, _argument: str = "") -> None:
-        """Show the version before of the chosen message."""
-        await self._switch(-1)
+        self.push_screen(screen, opened)
 
-    async def action_message_sibling_next(self, _argument: str = "") -> None:
-        """Show the next version of the chosen message."""
-        await self._switch(1)
+    async def _show_hit(self, message_id: str) -> None:
+        """Go to a message that a search found, whatever branch it is on."""
+        messages = self.driver.session.messages
+        if all(message.id != message_id for message in messages):
+            await self.driver.switch_sibling(message_id, 0)
+        self.transcript.select(message_id)
 
-    def action_message_delete(self) -> None:
-        """Forget the chosen message and what follows it, once confirmed."""
-        chosen = self._chosen()
-        if chosen is None:
+    def action_chat_rename(self, title: str = "") -> None:
+        """Give this chat another title."""
+
+        def rename(title: str | None) -> None:
+            if title:
+                self.driver.dispatch(ChatChanged({"title": title}))
+
+        if title:
+            rename(title)
+        else:
+            present = self.driver.session.chat.title
+            self.push_screen(Ask("Title of this chat", present), rename)
+
+    def action_chat_delete(self, _argument: str = "") -> None:
+        """Forget this chat, once confirmed; it can be undone."""
+        session = self.driver.session
+        if not session.is_kept or session.live is not None:
+            reason = "there is nothing to delete, or a reply is being written"
+            tell(self, reason, "warning")
             return
 
         async def delete(is_sure: bool | None) -> None:
             if is_sure:
-                await self.attempt(self.driver.delete_message(chosen.id))
+                await attempt(self, self.driver.delete_chat(session.chat.id))
+                tell(self, "deleted this chat; Alt+Z or /undo brings it back")
 
-        self.push_screen(Confirm("Delete this message and all that follow it?"), delete)
+        self.push_screen(Confirm("Delete this chat and all its messages?"), delete)
 
-    def action_message_reasoning(self, _argument: str = "") -> None:
-        """Show the chosen reply's reasoning, or fold it."""
-        if chosen := self._chosen():
-            self.transcript.toggle_reasoning(chosen.id)
+    async def action_chat_undo(self, _argument: str = "") -> None:
+        """Bring back what was deleted last."""
+        if await attempt(self, self.driver.undo()):
+            tell(self, "what was deleted is back")
+        else:
+            tell(self, "there is no deletion to undo", "warning")
 
-    def action_scroll_page_up(self) -> None:
-        """A page up; the view no longer follows."""
-        self.transcript.release_anchor()
-        self.transcript.scroll_page_up(animate=False)
-
-    def action_scroll_page_down(self) -> None:
-        """A page down."""
-        self.transcript.scroll_page_down(animate=False)
-
-    def action_scroll_follow(self) -> None:
-        """Go to the end and follow."""
+    def action_chat_compact(self, _argument: str = "") -> None:
+        """Go on from a summary; nothing is deleted."""
+        self.driver.compact()
         self.transcript.follow()
 
-    action_transcript_follow = action_scroll_follow
+    async def action_chat_export(self, name: str = "") -> None:
+        """Write this chat to a file; its ending chooses Markdown or JSON."""
+        if not self.driver.session.is_kept:
+            tell(self, "there is nothing to export yet", "warning")
+            return
+
+        async def export(name: str | None) -> None:
+            if name:
+                await attempt(self, self._export(Path(name).expanduser()))
+
+        if name:
+            await export(name)
+        else:
+            note = "the ending .md or .json chooses the form"
+            self.push_screen(Ask("Export to", "chat.md", note), export)
+
+    async def _export(self, path: Path) -> None:
+        await export_chat(self.driver, path)
+        tell(self, f"exported to {path}")
+
+    async def action_chat_import(self, name: str = "") -> None:
+        """Add the chats of a JSON file."""
+
+        async def bring(name: str | None) -> None:
+            if name:
+                await attempt(self, self._import(Path(name).expanduser()))
+
+        if name:
+            await bring(name)
+        else:
+            note = "a JSON file with messages, or ChatGPT's or Open WebUI's export"
+            self.push_screen(Ask("Import from", "", note), bring)
+
+    async def _import(self, path: Path) -> None:
+        count = await import_chats(self.driver, path)
+        tell(self, f"imported {count} chat{'s' if count > 1 else ''}")
+
+    # How the model answers
+
+    def action_chat_system(self, text: str = "") -> None:
+        """Set this chat's system prompt."""
+        if text:
+            self.driver.dispatch(ChatChanged({"system": text}))
+            tell(self, "the system prompt is set for this chat")
+        else:
+            self.action_chat_parameters()
+
+    def action_chat_parameters(self, argument: str = "") -> None:
+        """Set this chat's parameters: in a dialog, or one with "name value"."""
+        if argument:
+            self._set_parameter(argument)
+            return
+        from rvllm_local.tui.screens.parameters import ParametersScreen
+
+        async def use(values: dict[str, Any] | None) -> None:
+            if values is None:
+                return
+            name = values.pop("preset", None)
+            self.driver.dispatch(ChatChanged(values))
+            if name:
+                preset = {**values["params"], "system": values["system"]}
+                await self._keep_preset(name, preset)
+
+        self.push_screen(ParametersScreen(self.driver.session.chat, self.presets), use)
+
+    def _set_parameter(self, argument: str) -> None:
+        name, _, value = argument.partition(" ")
+        try:
+            parsed = parse_parameter(name, value)
+        except ParameterError as error:
+            tell(self, str(error), "warning")
+            return
+        params = dict(self.driver.session.chat.params)
+        params.pop(name, None)
+        if parsed is not None:
+            params[name] = parsed
+        self.driver.dispatch(ChatChanged({"params": params}))
+        shown = "the default" if parsed is None else parsed
+        tell(self, f"{name} is {shown} in this chat")
+
+    async def _keep_preset(self, name: str, values: dict[str, Any]) -> None:
+        self.presets[name] = values
+        history = self.driver.history
+        if history is not None:
+            presets = {key: dict(preset) for key, preset in self.presets.items()}
+            writing = self.driver.in_thread(history.set_setting, "presets", presets)
+            await attempt(self, writing)
+        tell(self, f"kept the preset {name}")
+
+    def action_chat_preset(self, name: str = "") -> None:
+        """Use a preset in this chat."""
+
+        def use(name: str | None) -> None:
+            if name is None:
+                return
+            if name not in self.presets:
+                tell(self, f"there is no preset {name}", "warning")
+                return
+            values = dict(self.presets[name])
+            system = values.pop("system", self.driver.session.chat.system)
+            self.driver.dispatch(ChatChanged({"params": values, "system": system}))
+            tell(self, f"using the preset {name}")
+
+        if name:
+            use(name)
+        else:
+            choices = [Choice(preset, preset) for preset in self.presets]
+            self.push_screen(Pick("Presets", choices, "Ctrl+T makes presets"), use)
+
+    # Models and the server
+
+    @work(group="command", exclusive=False)
+    async def action_model_pick(self, name: str = "") -> None:
+        """Choose the model that answers."""
+        from rvllm_local.tui.screens.models import ModelsScreen
+
+        driver = self.driver
+        models = driver.session.models
+        if driver.endpoint is not None:
+            models = await attempt(self, driver.endpoint.models()) or models
+        models = (*models, *await driver.in_thread(self.server.offers, models))
+        if not name:
+            screen = ModelsScreen(models, driver.session.model)
+            name = await self.push_screen_wait(screen) or ""
+        if name:
+            self._choose_model(name, models)
+
+    def _choose_model(self, name: str, models: tuple[ModelInfo, ...]) -> None:
+        info = next((info for info in models if info.id == name), None)
+        if info is None:
+            reason = f"this server has no model {name}; Ctrl+L lists what there is"
+            tell(self, reason, "warning")
+        elif info.fits is False:
+            reason = f"{name} does not fit this machine's memory; take a smaller one"
+            tell(self, reason, "warning")
+        elif info.served:
+            self.driver.dispatch(ChatChanged({"model": name}))
+        else:
+            self._switch_model(info)
+
+    @work(group="switch", exclusive=True)
+    async def _switch_model(self, info: ModelInfo) -> None:
+        problem = await self.connection.switch_model(info)
+        if problem:
+            tell(self, problem, "error")
+        else:
+            tell(self, f"{info.id} answers from now on")
+
+    def action_server_retry(self, _argument: str = "") -> None:
+        """Look for the server again, now."""
+        self.keep_connection()
+
+    @work(exclusive=True, group="connect")
+    async def keep_connection(self) -> None:
+        """Find or start the server, and again whenever it is lost."""
+        await self.connection.keep()
+
+    # The reply and the app
+
+    def action_reply_stop(self, _argument: str = "") -> None:
+        """Stop the reply and keep what came; else leave what was begun."""
+        if self.popup.marked is not None:
+            self.popup.offer([])
+        elif self.find_bar.close():
+            self.composer.focus()
+        elif self.composer.editing is not None:
+            self.composer.leave_editing()
+        elif self.transcript.selected is not None:
+            self.transcript.select(None)
+            self.composer.focus()
+        elif self.driver.session.live is not None:
+            self.driver.stop()
+        elif self.connection.download:
+            self.workers.cancel_group(self, "switch")
+            tell(self, "the download rests; choosing the model again goes on")
+        else:
+            self.composer.focus()
+
+    def action_find_open(self, words: str = "") -> None:
+        """Find words in this chat."""
+        self.find_bar.open(words)
+
+    def action_engine_toggle(self, _argument: str = "") -> None:
+        """Show the engine at work, or hide it."""
+        self.panel.display = not self.panel.display
+        self.screen_stack[0].set_class(self.panel.display, "engine-shown")
+        view = self.driver.session.engine
+        self.panel.show(view if view is not None and view.block_map else None)
+
+    async def action_theme_pick(self, name: str = "") -> None:
+        """Choose the colours."""
+
+        async def choose(name: str | None) -> None:
+            if name is None:
+                return
+            if name not in CHOICES:
+                known = ", ".join(CHOICES)
+                tell(self, f"there is no theme {name}; known are {known}", "warning")
+                return
+            self.theme = CHOICES[name]
+            history = self.driver.history
+            if history is not None and not history.read_only:
+                writing = self.driver.in_thread(history.set_setting, "theme", name)
+                await attempt(self, writing)
+
+        if name:
+            await choose(name)
+        else:
+            choices = [Choice(theme, theme) for theme in CHOICES]
+            self.push_screen(Pick("Theme", choices), choose)
+
+    def action_palette_open(self, _argument: str = "") -> None:
+        """All commands."""
+        self.action_command_palette()
+
+    def action_help_open(self, _argument: str = "") -> None:
+        """Keys and commands."""
+        from rvllm_local.tui.screens.help import HelpScreen
+
+        self.push_screen(HelpScreen(self.options.settings.keys))

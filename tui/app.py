@@ -1,111 +1,111 @@
-"""The terminal chat's app: puts the widgets together, shows the session's state and starts the driver.
+"""The terminal chat's app: puts the parts together and shows the session's state.
 
-What a person can do is in `actions`; what then happens is decided in `session`.
+What a person can do is in `actions` and the widgets; what then happens is decided in
+`reducer`.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import time
-from collections.abc import Callable, Mapping
-from pathlib import Path
+from collections.abc import Callable, Iterable
 from typing import Any, ClassVar
 
 from textual import events, work
-from textual.app import App, SystemCommand
+from textual.app import ComposeResult, SystemCommand
+from textual.binding import BindingType
 from textual.containers import Horizontal, Vertical
-from textual.content import Content
 from textual.screen import Screen
 from textual.widgets import Footer, Input, Static, TextArea
 
-from rvllm_local.errors import EndpointError, HistoryError
+from rvllm_local.errors import HistoryError
 from rvllm_local.history import ChatHistory
-from rvllm_local.tui.chat_actions import ChatActions
+from rvllm_local.tui.actions import ActionsApp
 from rvllm_local.tui.commands import COMMANDS
-from rvllm_local.tui.complete import completions
 from rvllm_local.tui.driver import Driver
 from rvllm_local.tui.effects import Effect, Notify, ReturnPrompt
 from rvllm_local.tui.events import (
     ChatChanged,
+    ChatOpened,
+    ChatStarted,
     ClockTicked,
-    ConnectionChanged,
     EngineSeen,
     Event,
-    ModelsListed,
     ReplyGrew,
     UsageReceived,
 )
 from rvllm_local.tui.keymap import bindings, check_keymap
+from rvllm_local.tui.launcher import ServerLauncher
+from rvllm_local.tui.notices import attempt, copy_text, tell
 from rvllm_local.tui.options import ChatOptions
 from rvllm_local.tui.render import render_markdown
-from rvllm_local.tui.sanitise import clean_line
 from rvllm_local.tui.state import ChatSession, ConnectionState, EngineView
-from rvllm_local.tui.status import status_text
-from rvllm_local.tui.themes import THEMES
-from rvllm_local.tui.themes_names import CHOICES, DEFAULT_THEME
+from rvllm_local.tui.status import queue_text, status_content
+from rvllm_local.tui.themes import (
+    CHOICES,
+    DEFAULT_THEME,
+    TERMINAL_VARIABLES,
+    make_themes,
+)
 from rvllm_local.tui.widgets.composer import Composer
-from rvllm_local.tui.widgets.engine_panel import EnginePanel
 from rvllm_local.tui.widgets.transcript import Transcript
+from rvllm_local.tui.widgets.welcome import welcome_content
 
 POLL_S = 0.5
-NARROW, SHORT = 70, 16  # columns and rows below which the layout is reduced
+DRAFTS_S = 2.0  # how often a draft that changed is written
+INTERRUPT_S = 2.0  # within this a second Ctrl+C quits
+NARROW, SHORT, WIDE = 70, 16, 150  # columns and rows where the layout changes
+_SHOWN_APART = (ReplyGrew, UsageReceived, ClockTicked, EngineSeen)
 
 
-class ChatApp(ChatActions, App[int]):
-    """The chat. `connect` is called once the first frame is painted and brings the server."""
+class ChatApp(ActionsApp):
+    """The chat. The server is looked for once the first frame is painted."""
 
     CSS_PATH = "app.tcss"
     TITLE = "rvllm chat"
     ENABLE_COMMAND_PALETTE = True
     COMMAND_PALETTE_BINDING = "f24"  # the palette's own binding is in the registry
-    BINDINGS: ClassVar[list[Any]] = bindings("app")
+    BINDINGS: ClassVar[list[BindingType]] = bindings("app")
     ESCAPE_TO_MINIMIZE = False
 
     def __init__(
         self,
         options: ChatOptions,
-        server: Any,
+        launcher: ServerLauncher,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        super().__init__()
-        self.options, self.server = options, server
-        self.keymap = check_keymap(options.settings.keys)
-        self.driver = Driver(self._changed, self._effect, clock)
-        self.presets: dict[str, Mapping[str, Any]] = dict(options.settings.presets)
-        self.editing: str | None = (
-            None  # the message whose replacement is in the composer
-        )
-        self.last_interrupt = -1e9
-        self.transcript, self.composer, self.panel = (
-            Transcript(),
-            Composer(),
-            EnginePanel(),
-        )
+        super().__init__(options, launcher, Driver(self._changed, self._effect, clock))
+        self._keymap = check_keymap(options.settings.keys)
         self._status = Static("", id="status", markup=False)
-        self._hints = Static("", id="hints", markup=False)
-        for theme in THEMES:
+        self._queue = Static("", id="queue", markup=False)
+        self._last_interrupt = -1e9
+        self._draft_of, self._was_temporary = "new", options.is_temporary
+        for theme in make_themes():
             self.register_theme(theme)
-        self.theme = CHOICES.get(
-            options.theme or options.settings.theme or DEFAULT_THEME, DEFAULT_THEME
-        )
+        name = options.theme or options.settings.theme or DEFAULT_THEME
+        self.theme = CHOICES.get(name, DEFAULT_THEME)
 
-    def compose(self) -> Any:
+    def get_theme_variable_defaults(self) -> dict[str, str]:
+        """Colours that Textual's own themes do not name."""
+        return TERMINAL_VARIABLES
+
+    def compose(self) -> ComposeResult:
         with Horizontal(id="main"):
             with Vertical(id="column"):
                 yield self.transcript
-                yield Input(
-                    placeholder="find: Enter for the next, Esc closes", id="find"
-                )
-                yield self._hints
+                yield self.find_bar
+                yield self.popup
+                yield self._queue
                 yield self._status
                 yield self.composer
             yield self.panel
         yield Footer(show_command_palette=False)
 
+    # Beginning and end
+
     def on_mount(self) -> None:
         """Paint first; everything that takes time comes after."""
-        self.set_keymap(self.keymap)
+        self.set_keymap(self._keymap)
         self.composer.focus()
         self._show_welcome()
         self._show_status()
@@ -116,11 +116,10 @@ class ChatApp(ChatActions, App[int]):
         self.driver.start()
         await self._open_history()
         self.set_interval(POLL_S, self._tick)
-        self.connect()
+        self.set_interval(DRAFTS_S, self.keep_drafts)
+        self.keep_connection()
         await asyncio.sleep(0)
-        render_markdown(
-            "`x`"
-        )  # loads the parser, so that the first word does not wait for it
+        render_markdown("`x`")  # loads the parser, so that no first word waits for it
 
     async def _open_history(self) -> None:
         options, driver = self.options, self.driver
@@ -129,110 +128,148 @@ class ChatApp(ChatActions, App[int]):
                 driver.history = await driver.in_thread(ChatHistory, options.history)
                 await self._read_settings(driver.history)
         except HistoryError as error:
-            self.tell(f"{error}. Chats are not kept this time.", "error")
-        if driver.history is not None and driver.history.read_only:
-            self.tell(
-                f"{driver.history.read_only}; it is opened read-only and new chats are not kept",
-                "warning",
-            )
+            tell(self, f"{error}. Chats are not kept this time.", "error")
+        history = driver.history
+        if history is not None and history.read_only:
+            reason = "it is opened read-only and new chats are not kept"
+            tell(self, f"{history.read_only}; {reason}", "warning")
         driver.new_chat(options.is_temporary)
+        if not self.composer.text:
+            self.composer.load_draft(self.drafts.get(self.draft_name))
+        values: dict[str, Any] = {}
         if options.system:
-            driver.dispatch(ChatChanged({"system": options.system}))
-        if options.resume and driver.history is not None:
-            with contextlib.suppress(IndexError):
-                chat_id = (
-                    driver.history.chats(1)[0].id
-                    if options.resume == "last"
-                    else options.resume
-                )
-                await self.attempt(driver.open_chat(chat_id))
+            values["system"] = options.system
+        if options.params:
+            values["params"] = dict(options.params)
+        if values:
+            driver.dispatch(ChatChanged(values))
+        if options.resume and history is not None:
+            await self._resume(history, options.resume)
+        if options.prompt:
+            driver.submit(options.prompt)
+
+    async def _resume(self, history: ChatHistory, chat_id: str) -> None:
+        if chat_id == "last":
+            chats = history.chats(1)
+            if not chats:
+                return
+            chat_id = chats[0].id
+        await attempt(self, self.driver.open_chat(chat_id))
 
     async def _read_settings(self, history: ChatHistory) -> None:
-        theme = await self.driver.in_thread(history.setting, "theme")
-        if not (self.options.theme or self.options.settings.theme) and theme in CHOICES:
+        driver = self.driver
+        theme = await driver.in_thread(history.setting, "theme")
+        is_chosen = self.options.theme or self.options.settings.theme
+        if not is_chosen and theme in CHOICES:
             self.theme = CHOICES[theme]
-        kept = await self.driver.in_thread(history.setting, "presets", {})
-        self.presets = (
-            {**kept, **self.presets} if isinstance(kept, dict) else self.presets
-        )
+        kept = await driver.in_thread(history.setting, "presets", {})
+        if isinstance(kept, dict):
+            self.presets = {**kept, **self.presets}
+        self.drafts.load(await driver.in_thread(history.setting, "drafts", {}))
 
-    @work(exclusive=True, group="connect")
-    async def connect(self) -> None:
-        """Find or start the server, and ask for its models."""
-        await self._attach_server(self.server.connect(self._loading))
+    async def action_copy_or_quit(self, _argument: str = "") -> None:
+        """Copy a selection, else stop the reply, else quit when pressed twice."""
+        marked = getattr(self.focused, "selected_text", "")
+        selected = self.screen.get_selected_text() or marked
+        if selected:
+            copy_text(self, selected)
+            self.screen.clear_selection()
+        elif self.driver.session.live is not None:
+            self.driver.stop()
+        elif self.driver.clock() - self._last_interrupt < INTERRUPT_S:
+            await self.action_app_quit()
+        else:
+            self._last_interrupt = self.driver.clock()
+            tell(self, "press Ctrl+C again to quit")
 
-    async def _attach_server(self, connecting: Any) -> None:
-        self.driver.dispatch(
-            ConnectionChanged(ConnectionState.CONNECTING, "looking for a server")
-        )
-        try:
-            old, self.driver.endpoint = self.driver.endpoint, None
-            if old is not None:
-                await old.close()
-            self.driver.endpoint = await connecting
-            models = await self.driver.endpoint.models()
-        except (EndpointError, OSError) as error:
-            self.driver.dispatch(
-                ConnectionChanged(ConnectionState.LOST, clean_line(error))
-            )
-            self.tell(
-                f"{error}. Start one with rvllm serve, or name one with --endpoint; /retry tries again.",
-                "error",
-            )
-            return
-        self.driver.dispatch(ModelsListed(models))
-        if self.options.model and any(one.id == self.options.model for one in models):
-            self.driver.dispatch(ChatChanged({"model": self.options.model}))
-        self.driver.dispatch(ConnectionChanged(ConnectionState.READY))
-        self._look()
+    async def action_app_quit(self, _argument: str = "") -> None:
+        """Quit; a server that was there before stays."""
+        await self.shut()
+        self.exit(0)
 
-    def _loading(self, text: str) -> None:
-        self.driver.dispatch(
-            ConnectionChanged(ConnectionState.LOADING, clean_line(text))
-        )
+    async def shut(self) -> None:
+        """Write what there is, and let go of the server."""
+        for group in ("connect", "switch", "look"):
+            self.workers.cancel_group(self, group)
+        await self.keep_drafts()
+        await self.driver.close()
+        await self.server.stop()
+
+    async def keep_drafts(self) -> None:
+        """Write what is being written, where it changed."""
+        session = self.driver.session
+        waiting = [prompt.typed for prompt in session.queue]
+        texts = [*waiting, self.composer.draft]
+        text = "\n\n".join(text for text in texts if text.strip())
+        if not session.is_temporary:
+            self.drafts.put(self._draft_of, text)
+        history = self.driver.history
+        if self.drafts.is_changed and history is not None and not history.read_only:
+            changes = self.drafts.take_changes()
+            writing = self.driver.in_thread(history.set_setting, "drafts", changes)
+            await attempt(self, writing)
+
+    @property
+    def draft_name(self) -> str:
+        """Under which name the present chat's draft is kept."""
+        session = self.driver.session
+        return session.chat.id if session.is_kept else "new"
+
+    # What the session tells
 
     async def _tick(self) -> None:
-        """Twice a second: write what is due, and look at the engine while somebody is looking."""
+        """Twice a second: write what is due, and look at the engine if anybody does."""
         driver = self.driver
         driver.dispatch(ClockTicked(driver.clock()))
-        live = driver.session.live
+        session = driver.session
         self._show_live()
-        is_waiting = live is not None and live.first_at is None
-        if driver.endpoint is not None and (
-            is_waiting or self.panel.display or driver.session.engine is None
-        ):
-            if (
-                driver.session.engine is None
-                and driver.session.connection is not ConnectionState.READY
-            ):
-                return
+        if self.connection.download:
+            self._show_status()
+        is_waiting = session.live is not None and session.live.first_at is None
+        is_ready = session.connection is ConnectionState.READY
+        is_first = session.engine is None and is_ready
+        is_looked_at = is_waiting or self.panel.display
+        if driver.endpoint is not None and (is_first or is_looked_at):
             self._look()
 
     @work(exclusive=True, group="look")
     async def _look(self) -> None:
         endpoint = self.driver.endpoint
-        view = (
-            await endpoint.engine(self.driver.session.model)
-            if endpoint is not None
-            else None
-        )
+        if endpoint is None:
+            return
+        view = await endpoint.engine(self.driver.session.model)
         self.driver.dispatch(EngineSeen(view or EngineView()))
-
-    # What the session tells
 
     def _changed(self, session: ChatSession, event: Event) -> None:
         """Show the new state. Only what the event can have changed is touched."""
         if not self.is_running:
             return
-        if isinstance(event, ReplyGrew | UsageReceived | ClockTicked | EngineSeen):
-            if isinstance(event, EngineSeen) and self.panel.display:
-                self.panel.show(event.view if event.view.block_map else None)
-        else:
+        if isinstance(event, ChatOpened | ChatStarted):
+            self._change_draft(session)
+        elif self._draft_of != self.draft_name:  # its first prompt was sent
+            self.drafts.put(self._draft_of, "")
+            self._draft_of = self.draft_name
+        if not isinstance(event, _SHOWN_APART):
             self._show_thread(session)
+        elif isinstance(event, EngineSeen) and self.panel.display:
+            self.panel.show(event.view if event.view.block_map else None)
         if isinstance(event, ReplyGrew):
             self._show_live()
         if not isinstance(event, ClockTicked):
             self._show_status()
+
+    def _change_draft(self, session: ChatSession) -> None:
+        """Each chat has its own draft; the one before is put aside."""
+        name = self.draft_name
+        if name == self._draft_of:
+            return
+        self.composer.leave_editing()
+        if not self._was_temporary:
+            self.drafts.put(self._draft_of, self.composer.draft)
+        self.composer.take()
+        self._draft_of, self._was_temporary = name, session.is_temporary
+        if not session.is_temporary:
+            self.composer.load_draft(self.drafts.get(name))
 
     def _show_thread(self, session: ChatSession) -> None:
         with self.batch_update():
@@ -243,6 +280,9 @@ class ChatApp(ChatActions, App[int]):
                 self.transcript.begin_reply()
                 self.transcript.follow()
                 self._show_live()
+        waiting = queue_text(session)
+        self._queue.display = bool(waiting.plain)
+        self._queue.update(waiting)
         if not session.messages:
             self._show_welcome()
 
@@ -253,83 +293,89 @@ class ChatApp(ChatActions, App[int]):
 
     def _effect(self, effect: Effect) -> None:
         if isinstance(effect, Notify):
-            self.tell(effect.text, effect.severity)
+            tell(self, effect.text, effect.severity)
         elif isinstance(effect, ReturnPrompt):
             self.composer.put(effect.text)
 
-    def tell(self, text: str, severity: Any = "information") -> None:
-        """Tell the person something; the text is never parsed."""
-        self.notify(clean_line(text, 400), severity=severity, markup=False, timeout=8)
-
     def _show_status(self) -> None:
         session = self.driver.session
-        width = max(10, self.size.width - 4 - (41 if self.panel.display else 0))
-        self._status.update(Content(status_text(session, width)), layout=False)
+        panel_width = 41 if self.panel.display else 0
+        width = max(10, self.size.width - 4 - panel_width)
+        draft = self.composer.text
+        download = self.connection.download
+        line = status_content(session, width, draft, download)
+        self._status.update(line, layout=False)
 
     def _show_welcome(self) -> None:
-        session = self.driver.session
-        lines = [Content.styled("rvllm", "bold $primary")]
-        if session.is_temporary:
-            lines.append(Content("This chat is not kept."))
-        if session.chat.system:
-            lines.append(
-                Content(f"System prompt: {clean_line(session.chat.system, 120)}")
-            )
-        lines.append(
-            Content(
-                "Ctrl+S opens earlier chats, Ctrl+L chooses a model, F1 shows everything else."
-            )
-        )
-        self.transcript.welcome(Content("\n").join(lines))
+        self.transcript.welcome(welcome_content(self.driver.session))
 
     # What the terminal tells
 
     def on_resize(self, event: events.Resize) -> None:
-        self.screen_stack[0].set_class(event.size.width < NARROW, "narrow")
-        self.screen_stack[0].set_class(event.size.height < SHORT, "short")
-        self._show_status()
+        """Choose the layout for the size."""
+        screen = self.screen_stack[0]
+        screen.set_class(event.size.width < NARROW, "narrow")
+        screen.set_class(event.size.width >= WIDE, "wide")
+        screen.set_class(event.size.height < SHORT, "short")
+        self.call_after_refresh(self._show_status)
+
+    def on_key(self, event: events.Key) -> None:
+        """What is typed anywhere is written into the composer, unless a key acts."""
+        is_elsewhere = not isinstance(self.focused, Input | TextArea)
+        if len(self.screen_stack) > 1 or not event.is_printable or not is_elsewhere:
+            return
+        binding = self.screen.active_bindings.get(event.key)
+        if event.character and (binding is None or not binding.enabled):
+            event.prevent_default()
+            self.transcript.select(None)
+            self.composer.type_text(event.character)
 
     def on_text_area_changed(self, event: TextArea.Changed) -> None:
-        if event.text_area is not self.composer:
-            return
-        found = completions(self.composer.before_cursor, Path.cwd())
-        lines = [
-            Content.assemble((one.name.ljust(22), "bold"), one.note) for one in found
-        ]
-        self._hints.update(Content("\n").join(lines))
-        self._hints.display = bool(found)
+        """Offer completions, and count the draft."""
+        if event.text_area is self.composer:
+            self.composer.show_completions()
+            self._show_status()
 
     def on_composer_refused(self, event: Composer.Refused) -> None:
-        self.tell(
-            f"{event.size:,} characters are too many to paste; attach the text as a file with @path",
-            "warning",
-        )
+        """Say that a paste was too large."""
+        size = f"{event.size:,} characters are too many to paste"
+        tell(self, f"{size}; attach the text as a file with @path", "warning")
 
-    def get_system_commands(self, screen: Screen[Any]) -> Any:
+    def on_composer_sent(self) -> None:
+        """Follow the reply."""
+        self.transcript.follow()
+
+    @work(group="command", exclusive=False)
+    async def on_composer_command_typed(self, event: Composer.CommandTyped) -> None:
+        """Do the slash command."""
+        await self.do(event.command.id, event.argument)
+
+    def on_transcript_edit_asked(self, event: Transcript.EditAsked) -> None:
+        """Bring the prompt into the composer."""
+        self.transcript.select(None)
+        self.composer.begin_editing(event.message)
+
+    def on_transcript_left(self) -> None:
+        """Go back to writing."""
+        self.composer.focus()
+
+    def get_system_commands(self, screen: Screen[Any]) -> Iterable[SystemCommand]:
         """The palette's entries, from the registry."""
         for command in COMMANDS:
             if not command.is_hidden:
                 hint = f"{command.slash} {command.argument}".strip()
-                yield SystemCommand(command.title, hint, self.runner(command.action))
+                yield SystemCommand(command.title, hint, self._runner(command.id))
 
-    def runner(self, action: str) -> Callable[[], Any]:
-        """A call that runs an action of the app."""
+    def _runner(self, command_id: str) -> Callable[[], Any]:
+        """A call that does a command."""
         return lambda: self.run_worker(
-            self.run_action(action), group="command", exclusive=False
+            self.do(command_id), group="command", exclusive=False
         )
 
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
         """The chat's own keys rest while a dialog is open."""
+        always = ("app_quit", "copy_or_quit")
         is_own = any(action == command.action for command in COMMANDS)
-        return not (
-            is_own
-            and len(self.screen_stack) > 1
-            and action not in ("app_quit", "copy_or_quit")
-        )
-
-    async def shut(self) -> None:
-        """Write what there is and end what was started here."""
-        self.workers.cancel_group(self, "connect")
-        self.workers.cancel_group(self, "look")
-        await self.driver.close()
-        await self.server.stop()
+        if len(self.screen_stack) > 1 and (is_own or action == "do"):
+            return action in always
+        return True

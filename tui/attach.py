@@ -9,6 +9,7 @@ from rvllm_local.errors import ParameterError
 
 FILE_LIMIT = 256 * 2**10  # bytes of one file
 TOTAL_LIMIT = 1 * 2**20
+IMAGES = (".png", ".jpg", ".jpeg", ".gif", ".webp", ".heic", ".bmp", ".tiff")
 _MENTION = re.compile(r'(?<!\S)@(?:"([^"\n]+)"|(\S+))')
 
 
@@ -18,23 +19,13 @@ def mention(path: str) -> str:
 
 
 def expand(text: str, folder: Path) -> str:
-    """The prompt with the files that it names. An @word that is no path of a file stays as it is.
+    """The prompt with the files that it names.
 
-    Raises `ParameterError` for a file that is too large, is no text or cannot be read.
+    An @word that looks like no file stays as it is. Raises `ParameterError` for a file
+    that is not there, is too large, is no text or cannot be read.
     """
-    parts, total, seen = [text], 0, set()
-    for found in _MENTION.finditer(text):
-        name = found[1] or found[2].rstrip(".,;:!?)")
-        path = folder / Path(name).expanduser()
-        try:
-            is_file = path.is_file()
-        except (OSError, ValueError):
-            is_file = False
-        if not is_file or path in seen:
-            if found[1] or (not is_file and "/" in name):
-                raise ParameterError("attachment", f"@{name}: there is no such file")
-            continue
-        seen.add(path)
+    parts, total = [text], 0
+    for name, path in _mentions(text, folder):
         content = _read(path, name)
         total += len(content)
         if total > TOTAL_LIMIT:
@@ -42,13 +33,58 @@ def expand(text: str, folder: Path) -> str:
                 "attachment",
                 f"the attached files exceed {TOTAL_LIMIT >> 10} KiB together",
             )
-        fence = "`" * max(
-            3, 1 + max((len(run) for run in re.findall(r"`+", content)), default=0)
-        )
-        parts.append(
-            f"{path.name}:\n{fence}{path.suffix[1:]}\n{content.rstrip()}\n{fence}"
-        )
+        fence = _fence(content)
+        title = f"{path.name}:\n{fence}{path.suffix[1:]}"
+        parts.append(f"{title}\n{content.rstrip()}\n{fence}")
     return "\n\n".join(parts)
+
+
+def mentioned_files(text: str, folder: Path) -> list[str]:
+    """The names and sizes of the files that a prompt names."""
+    sizes = []
+    for name, path in _mentions(text, folder):
+        sizes.append(f"{name} {path.stat().st_size / 1000:.1f} kB")
+    return sizes
+
+
+def _mentions(text: str, folder: Path) -> list[tuple[str, Path]]:
+    """The files that a prompt names, each once."""
+    files: dict[Path, str] = {}
+    for match in _MENTION.finditer(text):
+        name = match[1] or match[2].rstrip(".,;:!?)")
+        path = folder / Path(name).expanduser()
+        if _is_file(path):
+            files.setdefault(path, name)
+        elif match[1] or _looks_like_path(name):
+            raise ParameterError("attachment", _no_file(name, path))
+    return [(name, path) for path, name in files.items()]
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except (OSError, ValueError):
+        return False
+
+
+def _looks_like_path(name: str) -> bool:
+    """Whether an @word means a file: it has a folder or an ending such as `.py`."""
+    return "/" in name or re.fullmatch(r"[^@]*\w\.\w{1,8}", name) is not None
+
+
+def _no_file(name: str, path: Path) -> str:
+    try:
+        if path.is_dir():
+            return f"@{name} is a folder; name its files"
+    except (OSError, ValueError):
+        pass
+    return f"@{name}: there is no such file"
+
+
+def _fence(content: str) -> str:
+    """A fence longer than any run of backticks in the text."""
+    longest = max(map(len, re.findall(r"`+", content)), default=0)
+    return "`" * max(3, longest + 1)
 
 
 def _read(path: Path, name: str) -> str:
@@ -66,6 +102,10 @@ def _read(path: Path, name: str) -> str:
         raise ParameterError(
             "attachment",
             f"@{name} has {size:,} bytes; at most {FILE_LIMIT:,} can be attached",
+        )
+    if path.suffix.lower() in IMAGES:
+        raise ParameterError(
+            "attachment", f"@{name} is an image; the models here read text alone"
         )
     try:
         text = content.decode("utf-8")

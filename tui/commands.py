@@ -16,7 +16,8 @@ from rvllm_local.errors import ParameterError
 class Command:
     """One thing to do. `scope` is where its keys count: app, composer or transcript.
 
-    `argument` names what may follow the slash command; `is_hidden` keeps it from the palette.
+    `argument` names what may follow the slash command. `is_hidden` keeps it from the
+    palette. `owner` is what has the action, where that is not the scope.
     """
 
     id: str
@@ -26,10 +27,16 @@ class Command:
     argument: str = ""
     scope: str = "app"
     is_hidden: bool = False
+    owner: str = ""
+
+    @property
+    def home(self) -> str:
+        """What has the action: app, composer or transcript."""
+        return self.owner or self.scope
 
     @property
     def action(self) -> str:
-        """The name of the app's action."""
+        """The name of the action, without `action_`."""
         return self.id.replace(".", "_")
 
 
@@ -49,8 +56,8 @@ COMMANDS: tuple[Command, ...] = (
         "chat.parameters", "Parameters and presets", "ctrl+t", "/set", "[name value]"
     ),
     Command("chat.preset", "Use a preset", "", "/preset", "[name]"),
-    Command("editor.open", "Write in $EDITOR", "ctrl+g", "/editor"),
-    Command("file.attach", "Attach a file", "", "/attach", "[path]"),
+    Command("editor.open", "Write in $EDITOR", "ctrl+g", "/editor", owner="composer"),
+    Command("file.attach", "Attach a file", "", "/attach", "[path]", owner="composer"),
     Command("find.open", "Find in this chat", "ctrl+f", "/find", "[words]"),
     Command("engine.toggle", "The engine at work", "ctrl+b", "/engine"),
     Command("server.retry", "Look for the server again", "", "/retry"),
@@ -59,7 +66,11 @@ COMMANDS: tuple[Command, ...] = (
     Command("help.open", "Help", "f1", "/help"),
     Command("reply.stop", "Stop the reply", "escape", "/stop"),
     Command(
-        "reply.regenerate", "Answer the last prompt again", "ctrl+r", "/regenerate"
+        "reply.regenerate",
+        "Answer the last prompt again",
+        "alt+r",
+        "/regenerate",
+        owner="transcript",
     ),
     Command(
         "copy.or_quit",
@@ -68,11 +79,43 @@ COMMANDS: tuple[Command, ...] = (
         is_hidden=True,
     ),
     Command("app.quit", "Quit", "ctrl+q", "/quit"),
-    Command("message.previous", "Previous message", "alt+up", is_hidden=True),
-    Command("message.next", "Next message", "alt+down", is_hidden=True),
-    Command("scroll.page_up", "Page up", "pageup", is_hidden=True),
-    Command("scroll.page_down", "Page down", "pagedown", is_hidden=True),
-    Command("scroll.follow", "Go to the end and follow", "ctrl+end", is_hidden=True),
+    Command("chat.undo", "Undo the last deletion", "alt+z", "/undo"),
+    Command("chat.compact", "Go on from a summary of this chat", "", "/compact"),
+    Command(
+        "prompt.search",
+        "Earlier prompts of all chats",
+        "ctrl+r",
+        "/prompts",
+        owner="composer",
+    ),
+    Command(
+        "reply.continue",
+        "Let the last reply go on",
+        "",
+        "/continue",
+        owner="transcript",
+    ),
+    Command(
+        "message.previous",
+        "Previous message",
+        "alt+up",
+        is_hidden=True,
+        owner="transcript",
+    ),
+    Command(
+        "message.next", "Next message", "alt+down", is_hidden=True, owner="transcript"
+    ),
+    Command("scroll.page_up", "Page up", "pageup", is_hidden=True, owner="transcript"),
+    Command(
+        "scroll.page_down", "Page down", "pagedown", is_hidden=True, owner="transcript"
+    ),
+    Command(
+        "scroll.follow",
+        "Go to the end and follow",
+        "ctrl+end",
+        is_hidden=True,
+        owner="transcript",
+    ),
     Command("composer.send", "Send", "enter", scope="composer", is_hidden=True),
     Command(
         "composer.newline",
@@ -90,8 +133,15 @@ COMMANDS: tuple[Command, ...] = (
     ),
     Command(
         "composer.recall",
-        "The last prompt again, when empty",
+        "An earlier prompt, from the first line",
         "up",
+        scope="composer",
+        is_hidden=True,
+    ),
+    Command(
+        "composer.recall_next",
+        "A later prompt, from the last line",
+        "down",
         scope="composer",
         is_hidden=True,
     ),
@@ -131,7 +181,7 @@ COMMANDS: tuple[Command, ...] = (
     Command(
         "message.delete",
         "Delete the message and what follows",
-        "d",
+        "delete",
         scope="transcript",
         is_hidden=True,
     ),

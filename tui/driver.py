@@ -9,13 +9,19 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import Any, TypeVar
 
 from rvllm_local.errors import EndpointError, HistoryError
 from rvllm_local.history import ChatHistory
-from rvllm_local.history.types import Chat, ChatMessage, ToolCall, new_id
+from rvllm_local.history.types import (
+    Chat,
+    ChatMessage,
+    Deleted,
+    new_id,
+)
 from rvllm_local.tui.effects import (
     CancelReply,
     DeleteMessage,
@@ -30,27 +36,26 @@ from rvllm_local.tui.effects import (
 )
 from rvllm_local.tui.endpoint import ChatEndpoint, ServerGoneError
 from rvllm_local.tui.events import (
+    ChatChanged,
     ChatOpened,
     ChatStarted,
+    CompactionAsked,
     Event,
     PromptEdited,
     PromptSubmitted,
+    PromptUnqueued,
     ReplyFailed,
     ReplyFinished,
-    ReplyGrew,
     ReplyRegenerated,
     ReplyStopped,
     SavingFailed,
     SiblingsRead,
-    UsageReceived,
 )
+from rvllm_local.tui.gatherer import ReplyGatherer
+from rvllm_local.tui.payload import typed_text
 from rvllm_local.tui.reducer import reduce
-from rvllm_local.tui.reply_parts import ReplyEnd, ReplyPart, ReplyText, ReplyUsage
 from rvllm_local.tui.state import ChatSession
 
-FLUSH_S = (
-    1 / 8
-)  # how often the words that came are handed on; painting costs by the flush
 _T = TypeVar("_T")
 Listener = Callable[[ChatSession, Event], None]
 
@@ -77,6 +82,7 @@ class Driver:
         self._effects: asyncio.Queue[Effect] = asyncio.Queue()
         self._worker: asyncio.Task[None] | None = None
         self._replies: dict[str, asyncio.Task[None]] = {}
+        self._deleted: tuple[ChatHistory, Deleted] | None = None
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="history")
 
     def start(self) -> None:
@@ -111,9 +117,9 @@ class Driver:
         self._thread.shutdown()
 
     def _close_histories(self) -> None:
-        for one in (self.history, self.memory):
-            if one is not None:
-                one.close()
+        for store in (self.history, self.memory):
+            if store is not None:
+                store.close()
 
     async def in_thread(self, function: Callable[..., _T], *values: Any) -> _T:
         """Run a call to the history on its thread."""
@@ -129,17 +135,30 @@ class Driver:
 
     # What a person does
 
-    def submit(self, text: str) -> None:
-        """Send a prompt."""
-        self.dispatch(PromptSubmitted(text, new_id(), new_id(), self.clock()))
+    def submit(self, text: str, figures: Mapping[str, Any] | None = None) -> None:
+        """Send a prompt, or let it wait in line."""
+        at = self.clock()
+        self.dispatch(PromptSubmitted(text, new_id(), new_id(), at, figures or {}))
+
+    def unqueue(self) -> None:
+        """Take the last waiting prompt back."""
+        self.dispatch(PromptUnqueued())
+
+    def compact(self) -> None:
+        """Go on from a summary."""
+        self.dispatch(CompactionAsked(new_id(), new_id(), self.clock()))
 
     def regenerate(self, message_id: str) -> None:
         """Answer a prompt again."""
         self.dispatch(ReplyRegenerated(message_id, new_id(), self.clock()))
 
-    def edit(self, message_id: str, text: str) -> None:
+    def edit(
+        self, message_id: str, text: str, figures: Mapping[str, Any] | None = None
+    ) -> None:
         """Send a prompt in place of an older one."""
-        self.dispatch(PromptEdited(message_id, text, new_id(), new_id(), self.clock()))
+        ids = (new_id(), new_id())
+        at = self.clock()
+        self.dispatch(PromptEdited(message_id, text, *ids, at, figures or {}))
 
     def stop(self) -> None:
         """Stop the reply and keep what came."""
@@ -168,14 +187,33 @@ class Driver:
 
     async def switch_sibling(self, message_id: str, step: int) -> str:
         """Show another version of a message; returns that version's id."""
-        chosen = await self.in_thread(self.store.switch_sibling, message_id, step)
-        await self.open_chat(self.session.chat.id, self.store)
-        return chosen
+        store = self.store
+        sibling = await self.in_thread(store.switch_sibling, message_id, step)
+        await self.open_chat(self.session.chat.id, store)
+        return sibling
 
     async def delete_message(self, message_id: str) -> None:
-        """Forget a message and what follows it."""
-        await self.in_thread(self.store.delete_message, message_id)
-        await self.open_chat(self.session.chat.id, self.store)
+        """Forget a message and what follows it; `undo` brings it back."""
+        store = self.store
+        deleted = await self.in_thread(store.delete_message, message_id)
+        if deleted is not None:
+            self._deleted = (store, deleted)
+        await self.open_chat(self.session.chat.id, store)
+
+    async def undo(self) -> bool:
+        """Bring back what was deleted last; False where there is nothing."""
+        if self._deleted is None:
+            return False
+        (store, deleted), self._deleted = self._deleted, None
+        await self.in_thread(store.restore, deleted)
+        await self.open_chat(deleted.chat_id, store)
+        return True
+
+    async def earlier_prompts(self, limit: int) -> list[str]:
+        """What was typed in all kept chats, newest first."""
+        store = self.history or self.memory
+        messages = await self.in_thread(store.prompts, limit)
+        return [typed_text(message) for message in messages]
 
     async def branch(self, message_id: str) -> None:
         """Copy the thread up to a message into a chat of its own, and open it."""
@@ -190,22 +228,33 @@ class Driver:
 
         def write() -> None:
             store.add_chat(copy)
-            parent: str | None = None
-            for one in store.path_to(message_id):
-                figures = (one.state, one.model, one.figures)
-                texts = (one.role, one.text, one.reasoning, one.tool_calls)
-                message = ChatMessage(new_id(), copy.id, parent, *texts, *figures)
-                store.add_message(message)
-                parent = message.id
+            parents: list[str] = []
+            for message in store.path_to(message_id):
+                parent = parents[-1] if parents else None
+                parents.append(new_id())
+                store.add_message(
+                    replace(message, id=parents[-1], chat_id=copy.id, parent_id=parent)
+                )
 
         await self.in_thread(write)
         await self.open_chat(copy.id, store)
+
+    async def rename_chat(self, chat_id: str, title: str) -> None:
+        """Give a chat another title, the present one or another."""
+        if chat_id == self.session.chat.id:
+            self.dispatch(ChatChanged({"title": title}))
+            await self.drain()
+            return
+        store = self.history or self.memory
+        await self.in_thread(lambda: store.set_chat(chat_id, title=title))
 
     async def delete_chat(self, chat_id: str) -> None:
         """Forget a chat; if it is the present one, start a new one."""
         is_present = chat_id == self.session.chat.id
         store = self.store if is_present else (self.history or self.memory)
-        await self.in_thread(store.delete_chat, chat_id)
+        deleted = await self.in_thread(store.delete_chat, chat_id)
+        if deleted is not None:
+            self._deleted = (store, deleted)
         if is_present:
             self.new_chat()
 
@@ -259,7 +308,7 @@ class Driver:
                 self._on_effect(effect)
 
     async def _generate(self, effect: Generate) -> None:
-        reply = _Gathered(effect.reply_id, self)
+        reply = ReplyGatherer(effect.reply_id, self.dispatch, self.clock)
         endpoint = self.endpoint
         try:
             if endpoint is None:
@@ -295,56 +344,3 @@ def _copy(store: ChatHistory, chat: Chat, messages: tuple[ChatMessage, ...]) -> 
     for message in messages:
         if store.message(message.id) is None:
             store.add_message(message)
-
-
-class _Gathered:
-    """Words on their way to the session: the first at once, then eight times a second."""
-
-    def __init__(self, reply_id: str, driver: Driver) -> None:
-        self.finish = "stop"
-        self._id, self._driver = reply_id, driver
-        self._text: list[str] = []
-        self._reasoning: list[str] = []
-        self._calls: list[ToolCall] = []
-        self._chunks, self._at = 0, 0.0
-        self._is_first = True
-        self._timer: asyncio.TimerHandle | None = None
-
-    def take(self, part: ReplyPart) -> None:
-        match part:
-            case ReplyEnd(reason):
-                self.finish = reason
-            case ReplyUsage(prompt, output, cached):
-                self.flush()
-                self._driver.dispatch(UsageReceived(self._id, prompt, output, cached))
-            case ReplyText():
-                self._take_text(part)
-
-    def _take_text(self, part: ReplyText) -> None:
-        if any(self._reasoning) and part.text:
-            self.flush()  # so that the end of the reasoning gets its own time
-        self._text.append(part.text)
-        self._reasoning.append(part.reasoning)
-        self._calls += part.tool_calls
-        self._chunks += 1
-        self._at = self._driver.clock()
-        if self._is_first:
-            self._is_first = False
-            self.flush()
-        elif self._timer is None:
-            self._timer = asyncio.get_running_loop().call_later(FLUSH_S, self.flush)
-
-    def flush(self) -> None:
-        self.close()
-        if self._chunks:
-            texts = ("".join(self._text), "".join(self._reasoning))
-            delta = ReplyGrew(
-                self._id, self._at, *texts, tuple(self._calls), self._chunks
-            )
-            self._text, self._reasoning, self._calls, self._chunks = [], [], [], 0
-            self._driver.dispatch(delta)
-
-    def close(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None

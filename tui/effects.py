@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from rvllm_local.history.types import Chat, ChatMessage
 
@@ -92,7 +92,7 @@ class Notify:
     """Notify the person something. `severity` is information, warning or error."""
 
     text: str
-    severity: str = "information"
+    severity: Literal["information", "warning", "error"] = "information"
 
 
 Effect = (

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from rvllm_local.history.types import Chat, ChatMessage, ToolCall
@@ -21,6 +21,7 @@ class PromptSubmitted:
     prompt_id: str
     reply_id: str
     at: float
+    figures: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +56,7 @@ class PromptEdited:
     prompt_id: str
     reply_id: str
     at: float
+    figures: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

@@ -40,18 +40,22 @@ _IN_FOOTER = {
 
 def bindings(scope: str) -> list[BindingType]:
     """The bindings of one scope, each with its id."""
-    return [
-        Binding(
-            command.keys,
-            f"app.{command.action}" if scope != "app" else command.action,
-            _IN_FOOTER.get(command.id, command.title),
-            id=command.id,
-            show=command.id in _IN_FOOTER,
-            priority=scope != "transcript",
+    rows: list[BindingType] = []
+    for command in COMMANDS:
+        if command.scope != scope or not command.keys:
+            continue
+        is_own = command.home == scope
+        rows.append(
+            Binding(
+                command.keys,
+                command.action if is_own else f"do('{command.id}')",
+                _IN_FOOTER.get(command.id, command.title),
+                id=command.id,
+                show=command.id in _IN_FOOTER,
+                priority=scope != "transcript",
+            )
         )
-        for command in COMMANDS
-        if command.scope == scope and command.keys
-    ]
+    return rows
 
 
 def check_keymap(keys: Mapping[str, str]) -> dict[str, str]:

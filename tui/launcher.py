@@ -1,6 +1,8 @@
-"""Finds the server that the chat talks to: the one that is named, the one that runs, or one started as a child.
+"""Finds the server that the chat talks to: the one that is named, the one that runs, or
+one that is started.
 
-A child is started only where nobody answers at the default address, and ended only by who started it.
+A server is started only where nobody answers at the default address. All chats share
+it, and it ends some time after the last of them.
 """
 
 from __future__ import annotations
@@ -10,169 +12,178 @@ import contextlib
 import os
 import sys
 import time
-from collections import deque
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from rvllm_local.errors import EndpointError
+from rvllm_local.tui.download import DownloadProgress
 from rvllm_local.tui.endpoint import ChatEndpoint
+from rvllm_local.tui.lease import Lease, socket_path, start_server, take_lease
 from rvllm_local.tui.state import ModelInfo
 
 DEFAULT_URL = "http://127.0.0.1:8473"
-LEAST_BESIDE = (
-    2**30
-)  # bytes that a plan needs beside the weights, before the model is here and can be planned exactly
-_STOP_S = 10.0
+GRACE_S = 60.0  # the server stays this long after the last chat
+_POLL_S = 0.15
+Report = Callable[[str], None]
 
 
 class ServerLauncher:
-    """The server under the chat. `endpoint` is set once it answers; `is_child` says who ends it."""
+    """The server under the chat. `is_child` says whether it was started for chats."""
 
     def __init__(
-        self, url: str | None, model: str | None, *, may_start: bool = True
+        self,
+        url: str | None,
+        model: str | None,
+        *,
+        may_start: bool = True,
+        grace_s: float = GRACE_S,
     ) -> None:
         self.url = url or DEFAULT_URL
         self.model = model
-        self.is_child = False
+        self.lease: Lease | None = None
         self._may_start = may_start and url is None
-        self._process: asyncio.subprocess.Process | None = None
-        self._reader: asyncio.Task[None] | None = None
-        self._said: deque[str] = deque(maxlen=20)
-        self._report: Callable[[str], None] = lambda text: None
+        self._grace_s = grace_s
+        self._report: Report = lambda text: None
 
-    async def connect(self, report: Callable[[str], None]) -> ChatEndpoint:
-        """Attach, or start a child and wait until it is ready; `report` is told what is going on.
+    @property
+    def is_child(self) -> bool:
+        """Whether the server was started for chats, and is held by this one."""
+        return self.lease is not None and not self.lease.is_over
 
-        Raises `EndpointError` that says what went wrong.
+    async def connect(self, report: Report) -> ChatEndpoint:
+        """Attach, or start a server, and wait until it is ready.
+
+        `report` is told what is going on. Raises `EndpointError` that says what went
+        wrong.
         """
         self._report = report
-        if self._process is not None and self._process.returncode is not None:
-            self._process, self.is_child = (
-                None,
-                False,
-            )  # it ended meanwhile; another may be started
         endpoint = ChatEndpoint(self.url)
         try:
-            try:
-                await self._wait(endpoint)
-            except EndpointError:
-                if not self._may_start or self.is_child:
-                    raise
-                await self._start()
-                await self._wait(endpoint)
+            await self._attach(endpoint)
             return endpoint
         except BaseException:
             await endpoint.close()
             raise
 
+    async def _attach(self, endpoint: ChatEndpoint) -> None:
+        if self._may_start and not self.is_child:
+            await self.stop()  # lets go of a server that has ended
+            self.lease = await take_lease(self._socket())
+        try:
+            await self._wait(endpoint)
+        except EndpointError:
+            if not self._may_start or self.is_child:
+                raise
+            await self._start()
+            await self._wait(endpoint)
+
     def command(self) -> list[str]:
-        """What is run as the child."""
-        port = self.url.rsplit(":", 1)[1]
+        """What is run as the server."""
         model = [self.model] if self.model else []
-        return [
-            sys.executable,
-            "-m",
-            "rvllm_local.cli",
-            "serve",
-            *model,
-            "--port",
-            port,
-        ]
+        program = [sys.executable, "-m", "rvllm_local.cli", "serve"]
+        return [*program, *model, "--port", self._port]
+
+    @property
+    def _port(self) -> str:
+        return self.url.rsplit(":", 1)[1]
+
+    def _socket(self) -> Path:
+        return socket_path(self._port)
 
     async def _start(self) -> None:
-        report = self._report
-        report(f"starting a server for {self.model or 'the default model'}")
-        self._said.clear()
-        self._process = await asyncio.create_subprocess_exec(
-            *self.command(),
-            stdin=asyncio.subprocess.DEVNULL,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.STDOUT,
-            start_new_session=True,  # Ctrl+C belongs to the chat
-            env=os.environ | {"PYTHONUNBUFFERED": "1"},
-        )
-        self.is_child = True
-        self._reader = asyncio.create_task(self._read(self._process))
-
-    async def _read(self, process: asyncio.subprocess.Process) -> None:
-        assert process.stdout is not None
-        while True:
-            try:
-                line = await process.stdout.readline()
-            except ValueError:  # a line beyond the reader's limit
-                continue
-            if not line:
-                return
-            text = line.decode("utf-8", "replace").strip()
-            if text:
-                self._said.append(text)
-                self._report(text.removeprefix("rvllm: "))
+        self._report(f"starting a server for {self.model or 'the default model'}")
+        self.lease = await start_server(self._socket(), self._grace_s, self.command())
 
     async def _wait(self, endpoint: ChatEndpoint) -> None:
-        """Until the server is ready. One that is loading may take its time; one that is gone is an error."""
+        """Until the server is ready.
+
+        One that loads or fetches may take its time; one that has ended is an error.
+        """
         began = time.monotonic()
-        refusals_until = began + (60 if self.is_child else 0)
+        lease = self.lease
+        if lease is not None:
+            lease.report = self._report
         while True:
-            process = self._process
-            if process is not None and process.returncode is not None:
-                told = next(
-                    (line for line in reversed(self._said) if "error" in line),
-                    "".join(list(self._said)[-1:]),
-                )
-                self.is_child, self._process = False, None
-                raise EndpointError(
-                    f"the server that was started ended: {told.removeprefix('rvllm: ') or 'no reason given'}"
-                )
+            if lease is not None and lease.is_over:
+                reason = lease.last_error or "no reason given"
+                await self.stop()
+                raise EndpointError(f"the server that was started ended: {reason}")
             try:
                 is_ready, status = await endpoint.health()
             except EndpointError:
-                if time.monotonic() > refusals_until:
+                if lease is None:
                     raise
-                await asyncio.sleep(0.15)
-                continue
+                is_ready, status = False, ""
             if is_ready:
                 return
-            self._report(
-                f"{self._progress() or status or 'the server is loading'} · {time.monotonic() - began:.0f} s"
-            )
-            await asyncio.sleep(0.15)
+            progress = self._progress() or status or "the server is loading"
+            self._report(f"{progress} · {time.monotonic() - began:.0f} s")
+            await asyncio.sleep(_POLL_S)
 
     def _progress(self) -> str:
-        """What the child said last, such as how much of a download has come."""
-        last = (
-            self._said[-1].removeprefix("rvllm: ")
-            if self._said and self.is_child
-            else ""
-        )
+        """What the server said last, such as how much of a download has come."""
+        if self.lease is None or not self.lease.lines:
+            return ""
+        last = self.lease.lines[-1].removeprefix("rvllm: ")
         return "" if last.startswith("serving on") else last
 
     def offers(self, served: Sequence[ModelInfo]) -> tuple[ModelInfo, ...]:
-        """What a child could be started with, beside what is served now. Reads the catalogue; may take a moment."""
+        """What could be started, beside what is served now.
+
+        Reads the catalogue; may take a moment.
+        """
         if not self.is_child:
             return ()
-        from rvllm_local.machine import device_memory, is_on_cpu
-        from rvllm_local.memory.plan import default_reserve
-        from rvllm_local.models.cache_folder import models_folder
-        from rvllm_local.models.catalogue import Catalogue
+        from rvllm_local.tui.offers import catalogue_models
 
-        names = {one.id for one in served}
-        room = device_memory() - default_reserve(device_memory())
-        return tuple(
-            ModelInfo(
-                entry.name,
-                served=False,
-                installed=(models_folder() / entry.name / entry.file).is_file(),
-                size=entry.size,
-                fits=entry.weight_bytes(is_float32=is_on_cpu()) + LEAST_BESIDE <= room,
-                note="starts anew",
-            )
-            for entry in Catalogue.load().entries.values()
-            if entry.name not in names
+        return catalogue_models({info.id for info in served})
+
+    async def fetch(self, model: ModelInfo, report: Report) -> None:
+        """Fetch a model while the server goes on answering.
+
+        There is no time limit; cancelling pauses it, for what came is kept. Raises
+        `EndpointError` with the reason.
+        """
+        process = await asyncio.create_subprocess_exec(
+            *self.pull_command(model.id),
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.STDOUT,
+            limit=2**20,
+            start_new_session=True,
+            env=os.environ | {"PYTHONUNBUFFERED": "1"},
         )
+        progress = DownloadProgress(model.id, model.size, time.monotonic)
+        said = ""
+        try:
+            assert process.stdout is not None
+            async for line in process.stdout:
+                text = line.decode("utf-8", "replace").strip()
+                said = text or said
+                report(progress.told(text.removeprefix("rvllm: ")))
+            status = await process.wait()
+        finally:
+            if process.returncode is None:
+                with contextlib.suppress(ProcessLookupError):
+                    process.terminate()
+                await process.wait()
+        if status:
+            reason = said.removeprefix("rvllm: ").removeprefix("error: ")
+            raise EndpointError(f"{model.id} was not fetched: {reason or status}")
 
-    async def restart(self, model: str, report: Callable[[str], None]) -> ChatEndpoint:
-        """End the child and start one with another model. Where that fails, the next `connect` starts the old one."""
+    def pull_command(self, name: str) -> list[str]:
+        """What fetches a model."""
+        return [sys.executable, "-m", "rvllm_local.cli", "pull", name]
+
+    async def restart(self, model: str, report: Report) -> ChatEndpoint:
+        """End the server and start one with another model.
+
+        Where that fails, the next `connect` starts the old one.
+        """
         self._report = report
-        await self.stop()
+        if self.lease is not None:
+            lease, self.lease = self.lease, None
+            await lease.end_server()
         before, self.model = self.model, model
         endpoint = ChatEndpoint(self.url)
         try:
@@ -185,18 +196,7 @@ class ServerLauncher:
             raise
 
     async def stop(self) -> None:
-        """End the child, if there is one. A server that was there before is left as it is."""
-        process, self._process = self._process, None
-        if process is None or not self.is_child:
-            return
-        self.is_child = False
-        with contextlib.suppress(ProcessLookupError):
-            process.terminate()
-        try:
-            await asyncio.wait_for(process.wait(), _STOP_S)
-        except TimeoutError:
-            with contextlib.suppress(ProcessLookupError):
-                process.kill()
-            await process.wait()
-        if self._reader is not None:
-            await asyncio.gather(self._reader, return_exceptions=True)
+        """Let go of the server. One that was there before is left as it is."""
+        lease, self.lease = self.lease, None
+        if lease is not None:
+            await lease.release()

@@ -1,16 +1,22 @@
-"""How the chat is started: what the command line and the settings decide, for the app and the plain mode alike."""
+"""How the chat is started, for the app and the plain mode alike."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from rvllm_local.tui.settings import ChatSettings
 
 
 @dataclass(frozen=True, slots=True)
 class ChatOptions:
-    """`history=None` keeps nothing; `resume` opens a chat's id, or the last for "last"."""
+    """What the command line and the settings decide.
+
+    `history=None` keeps nothing; `resume` opens a chat's id, or the last for "last".
+    `prompt` is sent at once; `params` are sampling parameters of the new chat.
+    """
 
     history: Path | None = None
     model: str | None = None
@@ -19,3 +25,6 @@ class ChatOptions:
     resume: str | None = None
     theme: str | None = None
     settings: ChatSettings = field(default_factory=ChatSettings)
+    params: Mapping[str, Any] = field(default_factory=dict)
+    prompt: str = ""
+    is_json: bool = False

@@ -63,6 +63,18 @@ def is_summary_prompt(message: ChatMessage) -> bool:
     return message.role == "user" and message.figures.get("kind") == "compact"
 
 
+def typed_text(message: ChatMessage) -> str:
+    """What was typed for a prompt, to be edited again."""
+    typed = message.figures.get("typed")
+    return typed if isinstance(typed, str) else message.text
+
+
+def shown_text(message: ChatMessage) -> str:
+    """What the transcript shows of a message."""
+    shown = message.figures.get("shown")
+    return shown if isinstance(shown, str) else message.text
+
+
 def _start(messages: Sequence[ChatMessage]) -> int:
     """Where the last finished summary begins; 0 without one."""
     for index in range(len(messages) - 2, -1, -1):

@@ -5,7 +5,7 @@ Pure: no clock, no identifiers of its own, no Textual, no network and no file.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -23,7 +23,13 @@ from rvllm_local.tui.effects import (
     SaveMessage,
     UpdateChat,
 )
-from rvllm_local.tui.payload import COMPACT_PROMPT, fit_for_summary, payload
+from rvllm_local.tui.payload import (
+    COMPACT_PROMPT,
+    fit_for_summary,
+    is_summary_prompt,
+    payload,
+    typed_text,
+)
 from rvllm_local.tui.reply import (
     Step,
     as_message,
@@ -81,6 +87,17 @@ def _start(
     return started, tuple(effects)
 
 
+def _prompt(
+    session: ChatSession,
+    prompt_id: str,
+    parent_id: str | None,
+    text: str,
+    figures: Mapping[str, Any],
+) -> ChatMessage:
+    chat_id = session.chat.id
+    return ChatMessage(prompt_id, chat_id, parent_id, "user", text, figures=figures)
+
+
 def _title(text: str) -> str:
     for line in text.splitlines():
         words = line.strip()
@@ -110,7 +127,7 @@ def _refusal(session: ChatSession, text: str) -> Step | None:
 def _submitted(session: ChatSession, event: events.PromptSubmitted) -> Step:
     if not event.text.strip():
         return session, ()
-    waiting = QueuedPrompt(event.text, event.prompt_id, event.reply_id)
+    waiting = QueuedPrompt(event.text, event.prompt_id, event.reply_id, event.figures)
     queued = replace(session, queue=(*session.queue, waiting))
     return _send_next(queued, event.at)
 
@@ -122,9 +139,7 @@ def _send_next(session: ChatSession, at: float) -> Step:
     waiting = session.queue[0]
     session = replace(session, queue=session.queue[1:])
     parent = session.messages[-1].id if session.messages else None
-    prompt = ChatMessage(
-        waiting.prompt_id, session.chat.id, parent, "user", waiting.text
-    )
+    prompt = _prompt(session, waiting.prompt_id, parent, waiting.text, waiting.figures)
     thread = (*session.messages, prompt)
     return _start(session, prompt, waiting.reply_id, thread, at, True)
 
@@ -133,7 +148,7 @@ def _unqueued(session: ChatSession, _event: events.PromptUnqueued) -> Step:
     """The last prompt of the line goes back to the composer."""
     if not session.queue:
         return session, ()
-    text = session.queue[-1].text
+    text = session.queue[-1].typed
     return replace(session, queue=session.queue[:-1]), (ReturnPrompt(text),)
 
 
@@ -141,7 +156,7 @@ def _return_queue(session: ChatSession) -> Step:
     """All that waits goes back to the composer: who stops wants nothing to go on."""
     if not session.queue:
         return session, ()
-    text = "\n\n".join(waiting.text for waiting in session.queue)
+    text = "\n\n".join(waiting.typed for waiting in session.queue)
     return replace(session, queue=()), (ReturnPrompt(text),)
 
 
@@ -165,7 +180,7 @@ def _edited(session: ChatSession, event: events.PromptEdited) -> Step:
         problem = Notify("only a prompt of yours can be edited", "warning")
         return session, (ReturnPrompt(event.text), problem)
     parent = session.messages[index].parent_id
-    prompt = ChatMessage(event.prompt_id, session.chat.id, parent, "user", event.text)
+    prompt = _prompt(session, event.prompt_id, parent, event.text, event.figures)
     thread = (*session.messages[:index], prompt)
     return _start(session, prompt, event.reply_id, thread, event.at, True)
 
@@ -176,14 +191,8 @@ def _compacted(session: ChatSession, event: events.CompactionAsked) -> Step:
         return refusal
     if not session.messages:
         return session, (Notify("there is nothing to summarise yet", "warning"),)
-    prompt = ChatMessage(
-        event.prompt_id,
-        session.chat.id,
-        session.messages[-1].id,
-        "user",
-        COMPACT_PROMPT,
-        figures={"kind": "compact"},
-    )
+    parent, figures = session.messages[-1].id, {"kind": "compact"}
+    prompt = _prompt(session, event.prompt_id, parent, COMPACT_PROMPT, figures)
     thread = (*session.messages, prompt)
     started, effects = _start(session, prompt, event.reply_id, thread, event.at, True)
     request = effects[-1]
@@ -248,12 +257,14 @@ def _can_wait(live: LiveReply) -> bool:
     """Whether the prompt can stand in line again: typed, last, and unanswered."""
     last = live.before[-1].id if live.before else None
     is_last = live.is_new_prompt and live.prompt.parent_id == last
-    return is_last and not live.size and not live.prompt.figures
+    return is_last and not live.size and not is_summary_prompt(live.prompt)
 
 
 def _wait_for_server(session: ChatSession, live: LiveReply, error: str) -> Step:
     """The prompt goes back to the head of the line, and is sent to the next server."""
-    waiting = QueuedPrompt(live.prompt.text, live.prompt.id, live.reply_id)
+    waiting = QueuedPrompt(
+        live.prompt.text, live.prompt.id, live.reply_id, live.prompt.figures
+    )
     session = replace(
         session,
         live=None,
@@ -277,8 +288,8 @@ def _stopped(session: ChatSession, _event: events.ReplyStopped) -> Step:
         session = replace(session, live=None, messages=live.before)
         if live.is_new_prompt:
             effects = (*effects, DeleteMessage(live.prompt.id))
-            if not live.prompt.figures:  # a summary's prompt was not typed
-                effects = (*effects, ReturnPrompt(live.prompt.text))
+            if not is_summary_prompt(live.prompt):
+                effects = (*effects, ReturnPrompt(typed_text(live.prompt)))
     session, more = _return_queue(session)
     return session, (*effects, *more)
 

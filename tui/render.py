@@ -13,6 +13,7 @@ from textual.content import Content, Span
 
 from rvllm_local.history.types import ChatMessage, MessageState, ToolCall
 from rvllm_local.tui.growing import Piece
+from rvllm_local.tui.payload import shown_text
 from rvllm_local.tui.sanitise import clean, clean_line, shorten
 
 if TYPE_CHECKING:
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from markdown_it.token import Token
 
 HIGHLIGHT_LIMIT = 20_000  # characters of one code block
-_MUTED = "$text-muted"
+_MUTED = "$muted"
 _INLINE = {"strong_open": "bold", "em_open": "italic", "s_open": "strike"}
 
 
@@ -255,7 +256,8 @@ def render_message(
     if message.reasoning:
         parts.append(_reasoning(message, show_reasoning))
     parts += [render_tool_call(call) for call in message.tool_calls]
-    shown, left_out = shorten(message.text)
+    text = shown_text(message) if message.role == "user" else message.text
+    shown, left_out = shorten(text)
     shown = clean(shown)
     if shown.strip():
         parts.append(

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import Any
 
 from rvllm_local.history.types import Chat, ChatMessage, ToolCall
 
@@ -23,7 +24,10 @@ class ConnectionState(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class ModelInfo:
-    """A model that can be chosen. `fits` is None where the memory plan is not known; sizes in bytes."""
+    """A model that can be chosen; sizes in bytes.
+
+    `fits` is None where the memory plan is not known. `needed` is what the plan takes.
+    """
 
     id: str
     context_length: int | None = None
@@ -32,6 +36,10 @@ class ModelInfo:
     size: int | None = None
     fits: bool | None = None
     note: str = ""
+    needed: int | None = None
+    parameters: str = ""
+    license: str = ""
+    abilities: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +115,12 @@ class QueuedPrompt:
     text: str
     prompt_id: str
     reply_id: str
+    figures: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def typed(self) -> str:
+        """What was typed, before files were read."""
+        return str(self.figures.get("typed", self.text))
 
 
 @dataclass(frozen=True, slots=True)

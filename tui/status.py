@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from textual.content import Content
+
+from rvllm_local.tui.payload import estimate_tokens
 from rvllm_local.tui.sanitise import clean_line
 from rvllm_local.tui.state import ChatSession, ConnectionState, EngineView
 
 _BAR = " ▏▎▍▌▋▊▉█"
+FILLING, FULL = 0.75, 0.9  # shares of the context at which the gauge warns
 
 
 def short_count(count: int) -> str:
@@ -32,48 +36,84 @@ def bar(part: float, width: int) -> str:
     return ("█" * full + (_BAR[rest] if rest else "")).ljust(width, "░")
 
 
-def status_parts(session: ChatSession) -> list[str]:
-    """The parts of the status line, most important first; a narrow terminal drops the last."""
-    parts = [clean_line(session.model, 40) or "no model"]
+def status_parts(session: ChatSession, draft: str = "") -> list[tuple[str, str]]:
+    """The parts of the status line and their styles, most important first."""
+    parts = [(clean_line(session.model, 40) or "no model", "")]
     if session.connection is not ConnectionState.READY:
-        return [
-            *parts,
-            clean_line(session.connection_text or session.connection.value, 200),
-        ]
+        text = session.connection_text or session.connection.value
+        return [*parts, (clean_line(text, 200), "$warning")]
     stats = session.stats
-    used = (
-        (stats.prompt_tokens or 0) + (stats.output_tokens or 0)
-        if stats.prompt_tokens is not None
-        else None
-    )
-    if used is not None:
-        length = session.context_length
-        parts.append(
-            f"ctx {short_count(used)}/{short_count(length)}"
-            if length
-            else f"ctx {short_count(used)}"
-        )
-    if stats.cached_tokens is not None:
-        parts.append(f"cached {short_count(stats.cached_tokens)}")
-    if stats.tokens_per_second is not None:
-        parts.append(f"{stats.tokens_per_second:.0f} tok/s")
-    if stats.ttft is not None:
-        parts.append(f"ttft {stats.ttft:.2f}s")
-    if memory := memory_text(session.engine):
-        parts.append(memory)
     if session.is_temporary:
-        parts.insert(1, "not kept")
+        parts.append(("not kept", ""))
+    if gauge := context_gauge(session, draft):
+        parts.append(gauge)
+    temperature = session.chat.params.get("temperature")
+    if temperature is not None:
+        parts.append((f"T {temperature:g}", ""))
+    if stats.cached_tokens is not None:
+        parts.append((f"cached {short_count(stats.cached_tokens)}", ""))
+    if stats.tokens_per_second is not None:
+        parts.append((f"{stats.tokens_per_second:.0f} tok/s", ""))
+    if stats.ttft is not None:
+        parts.append((f"ttft {stats.ttft:.2f}s", ""))
+    if memory := memory_text(session.engine):
+        parts.append((memory, ""))
     return parts
 
 
+def context_gauge(session: ChatSession, draft: str = "") -> tuple[str, str] | None:
+    """Tokens of the context in use, the draft among them, and the gauge's colour."""
+    stats = session.stats
+    written = estimate_tokens(draft)
+    if stats.prompt_tokens is None and not written:
+        return None
+    used = (stats.prompt_tokens or 0) + (stats.output_tokens or 0) + written
+    sign = "≈" if written else ""
+    length = session.context_length
+    if not length:
+        return f"ctx {sign}{short_count(used)}", ""
+    share = used / length
+    text = f"ctx {sign}{short_count(used)}/{short_count(length)}"
+    if share > 1:
+        return f"{text} too long", "bold $error"
+    if share >= FULL:
+        return f"{text} /compact", "$error"
+    return text, "$warning" if share >= FILLING else ""
+
+
 def status_text(session: ChatSession, width: int) -> str:
-    """The status line, at most `width` cells wide."""
-    parts = status_parts(session)
-    least = 1 if session.connection is ConnectionState.READY else 2
-    while len(parts) > least and len("  ".join(parts)) > width:
+    """The status line as plain text, at most `width` cells wide."""
+    return status_content(session, width).plain
+
+
+def status_content(
+    session: ChatSession, width: int, draft: str = "", download: str = ""
+) -> Content:
+    """The status line, at most `width` cells wide; its last parts go first."""
+    parts = status_parts(session, draft)
+    if download:
+        parts = [parts[0], (download, "$accent")]
+    is_ready = session.connection is ConnectionState.READY
+    least = 1 if is_ready and not download else 2
+    while len(parts) > least and _width(parts) > width:
         parts.pop()
-    line = "  ".join(parts)
-    return line if len(line) <= width else line[: max(width - 1, 0)] + "…"
+    pieces = [Content.styled(text, style) for text, style in parts]
+    line = Content("  ").join(pieces)
+    return line if line.cell_length <= width else line.truncate(width, ellipsis=True)
+
+
+def _width(parts: list[tuple[str, str]]) -> int:
+    return sum(len(text) + 2 for text, _ in parts) - 2
+
+
+def queue_text(session: ChatSession) -> Content:
+    """The prompts that wait, above the composer."""
+    lines = []
+    for number, waiting in enumerate(session.queue):
+        text = f"⏎ next: {clean_line(waiting.typed, 100)}"
+        is_last = number == len(session.queue) - 1
+        lines.append(text + ("   ↑ edits it" if is_last else ""))
+    return Content.styled("\n".join(lines), "$muted")
 
 
 def memory_text(view: EngineView | None) -> str:

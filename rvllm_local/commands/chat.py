@@ -60,7 +60,7 @@ def chat(arguments: argparse.Namespace) -> int:
     from rvllm_local.tui.launcher import ServerLauncher
     from rvllm_local.tui.options import ChatOptions
     from rvllm_local.tui.settings import load_settings
-    from rvllm_local.tui.themes_names import CHOICES
+    from rvllm_local.tui.themes import CHOICES
 
     settings = load_settings()
     theme = arguments.theme or settings.theme

@@ -196,6 +196,14 @@ class ChatHistory:
             )
         ]
 
+    def prompts(self, limit: int) -> list[ChatMessage]:
+        """What people asked in all chats, newest first."""
+        query = (
+            f"SELECT {MESSAGE_COLUMNS} FROM message WHERE role = 'user'"
+            " ORDER BY seq DESC LIMIT ?"
+        )
+        return [read_message(row) for row in self._read(query, (limit,))]
+
     def siblings(self, chat_id: str) -> dict[str, tuple[int, int]]:
         """For each message of a chat: its place among the messages with the same parent (from 0), and their count."""
         groups: dict[str | None, list[str]] = {}

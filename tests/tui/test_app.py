@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from rvllm_local.errors import HistoryError
 from rvllm_local.history import ChatHistory
 from rvllm_local.tui.commands import COMMANDS
 from rvllm_local.tui.screens.chats import ChatsScreen
@@ -71,15 +72,21 @@ def test_a_new_line_is_not_sent(play, key: str) -> None:
     play(scenario)
 
 
-def test_a_second_prompt_waits_in_the_composer(play) -> None:
+def test_a_second_prompt_waits_in_line(play) -> None:
     async def scenario(chat) -> None:
         await chat.type("hi")
         await chat.press("enter")
         await chat.until(lambda: chat.session.live and chat.session.live.text)
         await chat.type("more")
         await chat.press("enter")
-        await chat.told("Esc stops it")
-        assert chat.app.composer.text == "more"
+        await chat.until(lambda: "⏎ next: more" in chat.screen())
+        await chat.press("up")
+        await chat.until(lambda: chat.app.composer.text == "more")
+        assert "next:" not in chat.screen()
+        await chat.press("enter")
+        chat.fake.release.set()
+        await chat.until(lambda: len(chat.texts) == 4 and chat.session.live is None)
+        assert chat.texts[2] == "more"
 
     play(scenario, FakeEndpoint({"hi": ["x", "hold"]}))
 
@@ -128,7 +135,7 @@ def test_walking_messages_and_what_their_keys_do(play) -> None:
     async def scenario(chat) -> None:
         await chat.say("hi")
         await chat.press("alt+up")
-        assert chat.app.transcript.chosen.role == "assistant"
+        assert chat.app.transcript.target.role == "assistant"
         await chat.press("c")
         assert chat.app.clipboard == "Look:\n\n```py\nx = 1\n```"
         await chat.press("C")
@@ -163,7 +170,7 @@ def test_editing_makes_a_branch(play) -> None:
     play(scenario)
 
 
-def test_branching_and_deleting(play) -> None:
+def test_branching_deleting_and_undoing(play) -> None:
     async def scenario(chat) -> None:
         await chat.say("hi")
         await chat.say("more")
@@ -171,14 +178,236 @@ def test_branching_and_deleting(play) -> None:
         await chat.press("alt+up", "alt+up", "alt+up", "b")
         await chat.until(lambda: chat.session.chat.id != first)
         assert chat.texts == ["hi", "Hello there."]
-        await chat.press("alt+up", "d")
-        await chat.until(dialog(chat, Confirm))
-        await chat.press("n")
-        assert len(chat.texts) == 2
-        await chat.press("d")
-        await chat.until(dialog(chat, Confirm))
-        await chat.press("y")
+        await chat.press("alt+up", "delete")
         await chat.until(lambda: chat.texts == ["hi"])
+        await chat.told("deleted 1 message")
+        await chat.press("alt+z")
+        await chat.until(lambda: chat.texts == ["hi", "Hello there."])
+        await chat.say("/undo")
+        await chat.told("no deletion to undo")
+
+    play(scenario)
+
+
+def test_what_is_typed_anywhere_goes_to_the_composer(play) -> None:
+    async def scenario(chat) -> None:
+        await chat.say("hi")
+        await chat.pilot.click("#transcript", offset=(2, 20))
+        chat.app.transcript.focus()
+        await chat.press(*"today")
+        await chat.until(lambda: chat.app.composer.text == "today")
+        assert len(chat.app.screen_stack) == 1
+        assert chat.texts == ["hi", "Hello there."]
+        chat.app.composer.load_text("")
+        chat.app.transcript.focus()
+        await chat.press(*"regards")
+        await chat.until(lambda: chat.app.composer.text == "regards")
+        assert len(chat.fake.requests) == 1
+
+    play(scenario)
+
+
+def test_a_click_selects_a_message(play) -> None:
+    async def scenario(chat) -> None:
+        await chat.say("hi")
+        view = chat.app.transcript._views[chat.session.messages[1].id]
+        await chat.pilot.click(view)
+        await chat.until(lambda: chat.app.transcript.selected == view.message.id)
+        await chat.press("c")
+        assert chat.app.clipboard == "Hello there."
+        await chat.press("escape")
+        assert chat.app.transcript.selected is None
+
+    play(scenario)
+
+
+def test_editing_is_seen_and_gives_the_draft_back(play) -> None:
+    async def scenario(chat) -> None:
+        await chat.say("hi")
+        await chat.type("my draft")
+        await chat.press("alt+up", "alt+up", "e")
+        await chat.until(lambda: chat.app.composer.text == "hi")
+        await chat.until(lambda: "Esc leaves it" in chat.screen())
+        await chat.press("escape")
+        await chat.until(lambda: chat.app.composer.text == "my draft")
+        assert "Esc leaves it" not in chat.screen()
+        await chat.press("alt+up", "alt+up", "e", "ctrl+n")
+        await chat.until(lambda: chat.texts == [])
+        assert (chat.app.composer.editing, chat.app.composer.text) == (None, "")
+
+    play(scenario)
+
+
+def test_each_chat_keeps_its_draft_over_a_quit(play) -> None:
+    async def scenario(chat) -> None:
+        await chat.say("hi")
+        await chat.type("first draft")
+        await chat.press("ctrl+n")
+        await chat.until(lambda: chat.app.composer.text == "")
+        await chat.type("second draft")
+        await chat.press("ctrl+s")
+        await chat.until(dialog(chat, ChatsScreen))
+        await chat.press("enter")
+        await chat.until(lambda: chat.app.composer.text == "first draft")
+
+    async def again(chat) -> None:
+        await chat.until(lambda: chat.app.composer.text == "first draft")
+        await chat.press("ctrl+n")
+        await chat.until(lambda: chat.app.composer.text == "second draft")
+
+    play(scenario)
+    play(again, resume="last")
+
+
+def test_editing_never_doubles_an_attachment(play, tmp_path: Path) -> None:
+    async def scenario(chat) -> None:
+        await chat.say(f"Explain @{file}")
+        await chat.press("alt+up", "alt+up", "e")
+        await chat.until(lambda: chat.app.composer.text == f"Explain @{file}")
+        await chat.press("enter")
+        await chat.until(
+            lambda: len(chat.fake.requests) == 2 and chat.session.live is None
+        )
+        content = chat.fake.requests[1]["messages"][-1]["content"]
+        assert content.count("x = 1") == 1
+
+    file = tmp_path / "small.py"
+    file.write_text("x = 1\n")
+    play(scenario)
+
+
+def test_a_long_paste_is_a_token_until_it_is_sent(play) -> None:
+    from textual import events
+
+    async def scenario(chat) -> None:
+        pasted = "\n".join(f"line {number}" for number in range(2000))
+        chat.app.composer.post_message(events.Paste(pasted))
+        await chat.until(lambda: chat.app.composer.text == "[pasted 2,000 lines #1]")
+        await chat.press("enter", "enter")
+        await chat.until(lambda: chat.session.messages and chat.session.live is None)
+        assert chat.texts[0] == pasted
+        await chat.until(lambda: "[pasted 2,000 lines #1]" in chat.screen())
+
+    play(scenario)
+
+
+def test_a_prompt_that_is_too_long_is_said_before_it_is_sent(play) -> None:
+    async def scenario(chat) -> None:
+        await chat.type("word " * 100)
+        await chat.until(lambda: "too long" in chat.screen())
+        await chat.press("enter")
+        await chat.told("shorten it, or press Enter again")
+        assert not chat.fake.requests
+        await chat.press("enter")
+        await chat.until(lambda: chat.fake.requests)
+
+    fake = FakeEndpoint()
+    fake.models = [{"id": "small", "context_length": 100}]
+    play(scenario, fake)
+
+
+def test_a_summary_goes_on_without_what_it_sums_up(play) -> None:
+    async def scenario(chat) -> None:
+        await chat.say("hi")
+        await chat.say("/compact")
+        await chat.until(lambda: len(chat.texts) == 4)
+        await chat.say("and now?")
+        sent = [turn["content"] for turn in chat.fake.requests[-1]["messages"]]
+        assert sent[0].startswith("Summarise") and sent[-1] == "and now?"
+        assert "hi" not in sent
+        assert chat.texts[:2] == ["hi", "Hello there."]
+
+    play(scenario)
+
+
+def test_a_reply_goes_on_when_asked(play) -> None:
+    async def scenario(chat) -> None:
+        await chat.say("/continue")
+        await chat.told("no reply to go on with")
+        await chat.say("hi")
+        await chat.say("/continue")
+        await chat.until(lambda: len(chat.fake.requests) == 2)
+
+    play(scenario)
+
+
+def test_enter_after_a_backslash_begins_a_new_line(play) -> None:
+    async def scenario(chat) -> None:
+        await chat.press("a", "backslash", "enter", "b")
+        assert chat.app.composer.text == "a\nb"
+        assert chat.texts == []
+
+    play(scenario)
+
+
+def test_arrows_choose_what_enter_completes(play) -> None:
+    async def scenario(chat) -> None:
+        await chat.press("slash", "e")
+        await chat.until(lambda: "▸ /export [path]" in chat.screen())
+        await chat.press("down")
+        await chat.until(lambda: "▸ /editor" in chat.screen())
+        await chat.press("up", "enter")
+        await chat.until(lambda: chat.app.composer.text == "/export ")
+        await chat.press("escape")
+
+    play(scenario)
+
+
+def test_up_walks_the_prompts_of_all_chats(play) -> None:
+    async def scenario(chat) -> None:
+        await chat.say("first")
+        await chat.say("second")
+        await chat.press("ctrl+n")
+        for text in ("second", "first"):
+            await chat.press("up")
+            await chat.until(lambda text=text: chat.app.composer.text == text)
+        await chat.press("down")
+        await chat.until(lambda: chat.app.composer.text == "second")
+        await chat.press("down")
+        await chat.until(lambda: chat.app.composer.text == "")
+        await chat.press("ctrl+r")
+        await chat.until(dialog(chat, Pick))
+        await chat.press(*"first", "enter")
+        await chat.until(lambda: chat.app.composer.text == "first")
+
+    play(scenario)
+
+
+def test_an_editor_that_is_missing_leaves_the_app_alive(
+    play, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from contextlib import contextmanager
+
+    left = []
+
+    @contextmanager
+    def suspend(_app):
+        yield  # like Textual's: an error here would leave the app suspended
+        left.append(True)
+
+    async def scenario(chat) -> None:
+        monkeypatch.setattr(type(chat.app), "suspend", suspend)
+        await chat.type("draft")
+        await chat.press("ctrl+g")
+        await chat.told("cannot be run")
+        assert left and chat.app.composer.text == "draft"
+
+    monkeypatch.setenv("VISUAL", "/no/such/editor")
+    play(scenario)
+
+
+def test_search_survives_a_damaged_database(play, tmp_path: Path) -> None:
+    async def scenario(chat) -> None:
+        def broken(_words: str, _limit: int = 50):
+            raise HistoryError("the history cannot be read: disk image is malformed")
+
+        chat.app.driver.history.search = broken
+        await chat.press("ctrl+s")
+        await chat.until(dialog(chat, ChatsScreen))
+        await chat.press(*"zebra")
+        await chat.told("cannot be read")
+        await chat.press("escape")
+        await chat.until(lambda: len(chat.app.screen_stack) == 1)
 
     play(scenario)
 
@@ -251,7 +480,7 @@ def test_chats_are_found_opened_renamed_and_deleted(play) -> None:
         await chat.until(
             lambda: any("!" in one.title for one in chat.app.driver.history.chats())
         )
-        await chat.press("ctrl+d")
+        await chat.press("delete")
         await chat.until(dialog(chat, Confirm))
         await chat.press("y")
         await chat.until(lambda: len(chat.app.driver.history.chats()) == 1)
@@ -345,9 +574,9 @@ def test_find_goes_from_the_newest_back(play) -> None:
         await chat.say("whale one")
         await chat.say("whale two")
         await chat.press("ctrl+f", *"whale", "enter")
-        assert chat.app.transcript.chosen.text == "whale two"
+        assert chat.app.transcript.target.text == "whale two"
         await chat.press("enter")
-        assert chat.app.transcript.chosen.text == "whale one"
+        assert chat.app.transcript.target.text == "whale one"
         await chat.press("escape")
         assert chat.app.composer.has_focus
         await chat.say("/find krill")
@@ -491,6 +720,9 @@ def test_rename_system_delete_and_temporary(play) -> None:
         await chat.press("escape")
         await chat.say("/delete")
         await chat.until(dialog(chat, Confirm))
+        await chat.press("n")
+        await chat.say("/delete")
+        await chat.until(dialog(chat, Confirm))
         await chat.press("y")
         await chat.until(lambda: chat.texts == [])
         await chat.say("/temporary")
@@ -540,17 +772,13 @@ def test_no_server(play) -> None:
     from rvllm_local.tui.launcher import ServerLauncher
 
     async def scenario(chat) -> None:
-        await chat.told("no server answers")
+        await chat.until(lambda: "no server answers" in chat.screen())
         await chat.type("hi")
         await chat.press("enter")
-        await chat.told("not sent")
-        assert chat.app.composer.text == "hi"
+        await chat.until(lambda: "⏎ next: hi" in chat.screen())
         chat.app.server.url = chat.fake.url
-        chat.app.composer.load_text("/retry")
-        await chat.press("enter")
-        await chat.until(lambda: chat.session.connection == "ready")
-        await chat.say("hi")
-        assert chat.texts[-1] == "Hello there."
+        await chat.say("/retry")
+        await chat.until(lambda: chat.texts == ["hi", "Hello there."])
 
     play(scenario, ready=False, server=ServerLauncher("http://127.0.0.1:9", None))
 
@@ -667,6 +895,10 @@ def test_a_thousand_messages(play, tmp_path: Path) -> None:
 
 def test_every_command_has_an_action(play) -> None:
     from rvllm_local.tui.app import ChatApp
+    from rvllm_local.tui.widgets.composer import Composer
+    from rvllm_local.tui.widgets.transcript import Transcript
 
+    homes = {"app": ChatApp, "composer": Composer, "transcript": Transcript}
     for command in COMMANDS:
-        assert callable(getattr(ChatApp, f"action_{command.action}", None)), command.id
+        action = getattr(homes[command.home], f"action_{command.action}", None)
+        assert callable(action), command.id

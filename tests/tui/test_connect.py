@@ -5,11 +5,15 @@ from __future__ import annotations
 import asyncio
 import socket
 import sys
+from pathlib import Path
 
 import pytest
 
 from rvllm_local.errors import EndpointError
+from rvllm_local.tui.endpoint import ChatEndpoint
 from rvllm_local.tui.launcher import ServerLauncher
+from rvllm_local.tui.offers import catalogue_models
+from rvllm_local.tui.state import ModelInfo
 from tests.tui.fake_endpoint import FakeEndpoint
 
 # Loads for two questions, then serves the model that it is named; "bad" cannot be had.
@@ -32,11 +36,21 @@ http.server.HTTPServer(("127.0.0.1", port), Handler).serve_forever()
 """
 
 
+# Prints how much has come, then is done; "bad" cannot be had.
+PULL = """
+import sys
+if sys.argv[1] == "bad":
+    sys.exit("rvllm: error: no such model")
+print("rvllm: fetched 100 MB\\nrvllm: fetched 200 MB", flush=True)
+"""
+ROOT = Path(__file__).parents[2]
+
+
 class Starting(ServerLauncher):
     """Starts the script above on a free port."""
 
     def __init__(self, model: str) -> None:
-        super().__init__(None, model)
+        super().__init__(None, model, grace_s=0.3)
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             self.url = f"http://127.0.0.1:{free.getsockname()[1]}"
@@ -81,22 +95,90 @@ def test_a_child_is_followed_exchanged_and_ended() -> None:
             await server.restart("bad", told.append)
         endpoint = await server.connect(told.append)  # the one before comes back
         assert (await endpoint.models())[0].id == "two"
-        assert server._process is not None
-        server._process.kill()
-        await server._process.wait()
-        await endpoint.close()
-        endpoint = await server.connect(told.append)
         await endpoint.close()
         await server.stop()
-        with pytest.raises(EndpointError, match="no server answers"):
-            await ServerLauncher(server.url, None).connect(told.append)
+        async with asyncio.timeout(20):
+            while await answers(server.url):
+                await asyncio.sleep(0.05)
+
+    asyncio.run(scenario())
+
+
+async def answers(url: str) -> bool:
+    endpoint = ChatEndpoint(url)
+    try:
+        await endpoint.health()
+    except EndpointError:
+        return False
+    finally:
+        await endpoint.close()
+    return True
+
+
+def test_chats_share_a_server_that_outlives_the_first() -> None:
+    async def scenario() -> None:
+        first = Starting("one")
+        second = Starting("one")
+        second.url = first.url
+        await (await first.connect(lambda text: None)).close()
+        await (await second.connect(lambda text: None)).close()
+        assert second.is_child and second.lease is not None
+        await first.stop()
+        await asyncio.sleep(1.0)  # longer than the grace
+        assert await answers(first.url) and second.lease.count == 1
+        await second.stop()
+        async with asyncio.timeout(20):
+            while await answers(first.url):
+                await asyncio.sleep(0.05)
+
+    asyncio.run(scenario())
+
+
+def test_a_killed_chat_lets_go_of_its_server() -> None:
+    script = f"""
+import asyncio, sys
+sys.path.insert(0, {str(ROOT)!r})
+from tests.tui.test_connect import Starting
+async def main():
+    server = Starting("one")
+    await server.connect(lambda text: None)
+    print(server.url, flush=True)
+    await asyncio.sleep(600)
+asyncio.run(main())
+"""
+
+    async def scenario() -> None:
+        chat = await asyncio.create_subprocess_exec(
+            sys.executable, "-c", script, stdout=asyncio.subprocess.PIPE
+        )
+        assert chat.stdout is not None
+        url = (await chat.stdout.readline()).decode().strip()
+        assert await answers(url)
+        chat.kill()
+        await chat.wait()
+        async with asyncio.timeout(20):
+            while await answers(url):
+                await asyncio.sleep(0.05)
+
+    asyncio.run(scenario())
+
+
+def test_a_fetch_has_no_time_limit_and_says_why_it_failed() -> None:
+    class Fetching(ServerLauncher):
+        def pull_command(self, name: str) -> list[str]:
+            return [sys.executable, "-c", PULL, name]
+
+    async def scenario() -> None:
+        launcher, told = Fetching(None, None), []
+        await launcher.fetch(ModelInfo("slow", size=400_000_000), told.append)
+        assert told[-1].startswith("fetching slow  ██████░░░░░░ 50%  0.20 of 0.40 GB")
+        with pytest.raises(EndpointError, match="bad was not fetched: no such model"):
+            await launcher.fetch(ModelInfo("bad"), told.append)
 
     asyncio.run(scenario())
 
 
 def test_what_could_be_started_tells_whether_it_fits() -> None:
-    server = ServerLauncher(None, None)
-    server.is_child = True
-    offers = {one.id: one for one in server.offers(())}
+    offers = {info.id: info for info in catalogue_models(())}
     assert offers["smollm2-135m"].fits
     assert "llama3.3-70b" in offers and offers["llama3.3-70b"].size

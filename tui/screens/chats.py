@@ -10,7 +10,8 @@ from textual.binding import Binding, BindingType
 from textual.widgets import Input
 
 from rvllm_local.errors import HistoryError
-from rvllm_local.history import ChatHistory
+from rvllm_local.tui.driver import Driver
+from rvllm_local.tui.notices import attempt, tell
 from rvllm_local.tui.screens.dialogs import Ask, Choice, Confirm, Pick
 
 
@@ -19,35 +20,43 @@ class ChatsScreen(Pick):
 
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("ctrl+r", "rename", "Rename", id="chats.rename", priority=True),
-        Binding("ctrl+d", "delete", "Delete", id="chats.delete", priority=True),
+        Binding("delete", "delete", "Delete", id="chats.delete", priority=True),
     ]
 
     def __init__(
-        self, history: ChatHistory, words: str = "", now: float | None = None
+        self, driver: Driver, words: str = "", now: float | None = None
     ) -> None:
-        note = "Enter opens   Ctrl+R renames   Ctrl+D deletes   Esc closes"
+        history = driver.history
+        assert history is not None
+        note = "Enter opens   Ctrl+R renames   Del deletes   Esc closes"
         if history.read_only:
             note += f"\nread-only: {history.read_only}"
         super().__init__("Chats", [], note, words)
-        self._history = history
+        self._driver, self._history = driver, history
         self._now = now
         self.deleted: list[str] = []
 
     def matching(self, words: str) -> Sequence[Choice]:
-        if not words.strip():
-            now = time.time() if self._now is None else self._now
-            return [
-                Choice(one.id, one.title or "Untitled", age(now - one.updated))
-                for one in self._history.chats(200)
-            ]
-        return [
-            Choice(
-                f"{hit.chat_id} {hit.message_id or ''}".strip(),
-                hit.title or "Untitled",
-                hit.excerpt,
-            )
-            for hit in self._history.search(words)
-        ]
+        try:
+            return self._hits(words) if words.strip() else self._newest()
+        except HistoryError as error:
+            tell(self, str(error), "error")
+            return []
+
+    def _newest(self) -> list[Choice]:
+        now = time.time() if self._now is None else self._now
+        choices = []
+        for chat in self._history.chats(200):
+            when = age(now - chat.updated)
+            choices.append(Choice(chat.id, chat.title or "Untitled", when))
+        return choices
+
+    def _hits(self, words: str) -> list[Choice]:
+        choices = []
+        for hit in self._history.search(words):
+            value = f"{hit.chat_id} {hit.message_id or ''}".strip()
+            choices.append(Choice(value, hit.title or "Untitled", hit.excerpt))
+        return choices
 
     def action_rename(self) -> None:
         """Give the chat under the cursor another title."""
@@ -55,11 +64,16 @@ class ChatsScreen(Pick):
             return
         chat_id = self.highlighted.split()[0]
 
-        def rename(title: str | None) -> None:
+        async def rename(title: str | None) -> None:
             if title:
-                self._change(lambda: self._history.set_chat(chat_id, title=title))
+                await attempt(self, self._driver.rename_chat(chat_id, title))
+                self._show_changes()
 
-        chat = self._history.chat(chat_id)
+        try:
+            chat = self._history.chat(chat_id)
+        except HistoryError as error:
+            tell(self, str(error), "error")
+            return
         self.app.push_screen(Ask("New title", chat.title if chat else ""), rename)
 
     def action_delete(self) -> None:
@@ -68,18 +82,16 @@ class ChatsScreen(Pick):
             return
         chat_id = self.highlighted.split()[0]
 
-        def delete(is_sure: bool | None) -> None:
+        async def delete(is_sure: bool | None) -> None:
             if is_sure:
-                self._change(lambda: self._history.delete_chat(chat_id))
+                await attempt(self, self._driver.delete_chat(chat_id))
                 self.deleted.append(chat_id)
+                tell(self, "deleted the chat; Alt+Z or /undo brings it back")
+                self._show_changes()
 
         self.app.push_screen(Confirm("Delete this chat and all its messages?"), delete)
 
-    def _change(self, change) -> None:  # type: ignore[no-untyped-def]
-        try:
-            change()
-        except HistoryError as error:
-            self.app.notify(str(error), severity="error", markup=False)
+    def _show_changes(self) -> None:
         self.refill()
         self.query_one(Input).focus()
 

@@ -117,7 +117,7 @@ def row(choice: Choice) -> Content:
     """A row of a list."""
     return Content.assemble(
         clean_line(choice.name, 70),
-        (f"  {clean_line(choice.note, 90)}" if choice.note else "", "$text-muted"),
+        (f"  {clean_line(choice.note, 90)}" if choice.note else "", "$muted"),
     )
 
 

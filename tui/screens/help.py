@@ -52,7 +52,7 @@ def help_content(keymap: Mapping[str, str]) -> Content:
                 lines.append(
                     Content.assemble(
                         (f"{keys:<16} ", "bold"),
-                        (f"{slash:<20} ", "$text-muted"),
+                        (f"{slash:<20} ", "$muted"),
                         command.title,
                     )
                 )

@@ -1,20 +1,41 @@
-"""The box to write in: it grows with its text, and its keys come from the registry."""
+"""The box to write in: it grows with its text, and owns what is done while writing."""
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from rich.text import Text
-from textual import events
+from textual import events, work
 from textual.message import Message
 from textual.widgets import TextArea
 
+from rvllm_local.errors import ParameterError, RvllmError
+from rvllm_local.history.types import ChatMessage
+from rvllm_local.tui.attach import mention
+from rvllm_local.tui.commands import Command, parse_slash
+from rvllm_local.tui.complete import completions
+from rvllm_local.tui.driver import Driver
+from rvllm_local.tui.editor import edit_text
 from rvllm_local.tui.keymap import bindings
+from rvllm_local.tui.notices import attempt, tell
+from rvllm_local.tui.payload import estimate_tokens, typed_text
+from rvllm_local.tui.prompts import paste_token, prepare, put_pastes
 from rvllm_local.tui.sanitise import clean_cells, clean_copy
+from rvllm_local.tui.screens.dialogs import Ask, Choice, Pick
+from rvllm_local.tui.widgets.popup import CompletionPopup
 
 PASTE_LIMIT = 1_000_000  # characters
+RECALLED = 300  # earlier prompts
+_PLACEHOLDER = "Ask anything. / for commands, @file to attach, F1 for help"
 
 
 class Composer(TextArea):
-    """A `TextArea` that sends on Enter."""
+    """A `TextArea` that sends on Enter.
+
+    `editing` is the prompt whose replacement is being written. A key that is bound here
+    reaches the app before the letters typed just before it have reached this widget:
+    what it does waits in the widget's own queue, so that fast typing keeps its order.
+    """
 
     BINDINGS = bindings("composer")
 
@@ -25,17 +46,133 @@ class Composer(TextArea):
             self.size = size
             super().__init__()
 
-    def __init__(self) -> None:
+    class Sent(Message):
+        """A prompt was sent."""
+
+    class CommandTyped(Message):
+        """A slash command was typed."""
+
+        def __init__(self, command: Command, argument: str) -> None:
+            self.command, self.argument = command, argument
+            super().__init__()
+
+    def __init__(self, driver: Driver, popup: CompletionPopup) -> None:
         super().__init__(
             id="composer",
             soft_wrap=True,
             show_line_numbers=False,
             tab_behavior="focus",
-            placeholder="Ask anything. / for commands, @file to attach, F1 for help",
+            placeholder=_PLACEHOLDER,
         )
+        self.editing: ChatMessage | None = None
+        self._driver, self._popup = driver, popup
+        self._stash = ""  # the draft that editing took the place of
+        self._pastes: dict[str, str] = {}
+        self._recalled: list[str] | None = None  # newest first, while walking them
+        self._recall_index = -1
+        self._warned_of = ""  # the text that was said to be too long
+
+    # Sending
+
+    def action_composer_send(self) -> None:
+        """Send the prompt, do the slash command, or take the marked completion."""
+        self.call_later(self._send)
+
+    def _send(self) -> None:
+        if self._takes_completion():
+            return
+        if self.before_cursor.endswith("\\") and self.cursor_at_end_of_text:
+            self.action_delete_left()
+            self.newline()
+            return
+        if not self.text.strip():
+            return
+        try:
+            command = parse_slash(self.text)
+            if command is not None:
+                self.take()
+                self.post_message(self.CommandTyped(*command))
+                return
+            prompt = prepare(self.text, self._pastes, Path.cwd())
+        except ParameterError as error:
+            tell(self, str(error), "warning")
+            return
+        if self._is_too_long(prompt.text):
+            return
+        editing = self.editing
+        self.take()
+        self.leave_editing()
+        if editing is not None:
+            self._driver.edit(editing.id, prompt.text, prompt.figures)
+        else:
+            self._driver.submit(prompt.text, prompt.figures)
+        self.post_message(self.Sent())
+
+    def _takes_completion(self) -> bool:
+        """Enter takes the marked command, unless one is already typed whole."""
+        marked = self._popup.marked
+        if marked is None or not self.cursor_at_end_of_text:
+            return False
+        if marked.text.strip() == self.text.strip():
+            return False
+        if self.text.startswith("/"):
+            try:
+                if parse_slash(self.text) is not None:
+                    return False
+            except ParameterError:
+                pass
+        self.replace_before_cursor(marked.text)
+        return True
+
+    def _is_too_long(self, text: str) -> bool:
+        """Warn once of a prompt that the context will not hold."""
+        length = self._driver.session.context_length
+        num_tokens = estimate_tokens(text)
+        if length is None or num_tokens <= length or text == self._warned_of:
+            return False
+        self._warned_of = text
+        tell(
+            self,
+            f"about {num_tokens:,} tokens, and the context has {length:,}: shorten it,"
+            " or press Enter again to send it all the same",
+            "warning",
+        )
+        return True
+
+    # Editing an earlier prompt
+
+    def begin_editing(self, message: ChatMessage) -> None:
+        """Write in place of an earlier prompt; what was being written is put aside."""
+        if self.editing is None:
+            self._stash = self.draft
+        self.editing = message
+        self.add_class("editing")
+        self.border_title = "editing: Enter makes a new branch, Esc leaves it"
+        self.load_draft(typed_text(message))
+        self.focus()
+
+    def leave_editing(self) -> None:
+        """Stop editing; the draft from before comes back."""
+        if self.editing is None:
+            return
+        self.editing = None
+        self.remove_class("editing")
+        self.border_title = ""
+        self.take()
+        stash, self._stash = self._stash, ""
+        self.load_draft(stash)
+
+    @property
+    def draft(self) -> str:
+        """What is to be kept: the text, with its pastes; not an edited prompt."""
+        if self.editing is not None:
+            return self._stash
+        return put_pastes(self.text, self._pastes)
+
+    # Text
 
     def get_line(self, line_index: int) -> Text:
-        """The line as it is shown: what is pasted, recalled or completed may turn no text round and hide nothing."""
+        """The line as it is shown: it may turn no text round and hide nothing."""
         line = super().get_line(line_index)
         line.plain = clean_cells(line.plain)
         return line
@@ -46,15 +183,22 @@ class Composer(TextArea):
         if len(event.text) > PASTE_LIMIT:
             self.post_message(self.Refused(len(event.text)))
             return
+        text = clean_copy(event.text.replace("\r\n", "\n").replace("\r", "\n"))
+        token = paste_token(text, len(self._pastes) + 1)
+        if token is not None:
+            self._pastes[token] = text
+            text = token
         start, end = self.selection
-        self.replace(
-            clean_copy(event.text.replace("\r\n", "\n").replace("\r", "\n")), start, end
-        )
+        self.replace(text, start, end)
         self.move_cursor(self.cursor_location)
 
     def newline(self) -> None:
         """A new line at the cursor, in place of what is selected."""
         self.replace("\n", *self.selection)
+
+    def action_composer_newline(self) -> None:
+        """Begin a new line."""
+        self.call_later(self.newline)
 
     @property
     def before_cursor(self) -> str:
@@ -63,19 +207,138 @@ class Composer(TextArea):
 
     def replace_before_cursor(self, text: str) -> None:
         """Put other text in place of what stands before the cursor."""
-        self.move_cursor(
-            self.replace(clean_copy(text), (0, 0), self.cursor_location).end_location
-        )
+        edited = self.replace(clean_copy(text), (0, 0), self.cursor_location)
+        self.move_cursor(edited.end_location)
 
     def take(self) -> str:
         """The text, which is then gone."""
         text = self.text
         self.load_text("")
+        self._pastes.clear()
+        self._recalled = None
         return text
 
     def put(self, text: str) -> None:
-        """Set the text, with the cursor at its end; what was being written meanwhile follows it."""
+        """Set the text, before what was being written meanwhile."""
         if self.text.strip() and self.text.strip() != text.strip():
             text = f"{text}\n\n{self.text}"
+        self.load_draft(text)
+
+    def load_draft(self, text: str) -> None:
+        """Set the text, with the cursor at its end."""
         self.load_text(clean_copy(text))
         self.move_cursor(self.document.end)
+
+    def type_text(self, text: str) -> None:
+        """Take a key that was pressed while something else had the focus."""
+        self.focus()
+        self.insert(text)
+
+    # Completion
+
+    def show_completions(self) -> None:
+        """Offer what the word before the cursor could become."""
+        is_recalling = self._recalled is not None
+        offers = [] if is_recalling else completions(self.before_cursor, Path.cwd())
+        self._popup.offer(offers)
+
+    def action_composer_complete(self) -> None:
+        """Take the marked offer; with none, go to the next part of the screen."""
+        self.call_later(self._complete)
+
+    def _complete(self) -> None:
+        marked = self._popup.marked
+        if marked is not None:
+            self.replace_before_cursor(marked.text)
+        else:
+            self.screen.focus_next()
+
+    # Earlier prompts
+
+    def action_composer_recall(self) -> None:
+        """Mark the offer above, go up a line, or bring an earlier prompt back."""
+        self.call_later(self._recall, 1)
+
+    def action_composer_recall_next(self) -> None:
+        """Mark the offer below, go down a line, or bring a later prompt back."""
+        self.call_later(self._recall, -1)
+
+    async def _recall(self, step: int) -> None:
+        if self._popup.marked is not None:
+            self._popup.move(-step)
+        elif self._recalled is None and (step < 0 or self.text):
+            self._move_line(step)
+        elif step > 0 and self._driver.session.queue:
+            self._driver.unqueue()
+        else:
+            await self._walk_prompts(step)
+
+    def _move_line(self, step: int) -> None:
+        if step > 0:
+            self.action_cursor_up()
+        else:
+            self.action_cursor_down()
+
+    async def _walk_prompts(self, step: int) -> None:
+        if self._recalled is None:
+            self._recalled = await self._earlier_prompts()
+            self._recall_index = -1
+        index = self._recall_index + step
+        if index >= len(self._recalled):
+            return
+        prompts = self._recalled
+        self._recall_index = max(index, -1)
+        self.load_draft(prompts[index] if index >= 0 else "")
+        self._recalled = prompts if index >= 0 else None
+
+    async def _earlier_prompts(self) -> list[str]:
+        """Prompts of this chat, then of all chats, newest first, each once."""
+        mine = []
+        for message in reversed(self._driver.session.messages):
+            if message.role == "user" and "kind" not in message.figures:
+                mine.append(typed_text(message))
+        others = await attempt(self, self._driver.earlier_prompts(RECALLED))
+        return list(dict.fromkeys([*mine, *(others or [])]))
+
+    def on_key(self, event: events.Key) -> None:
+        """Any other key ends the walk through earlier prompts."""
+        if event.key not in ("up", "down"):
+            self._recalled = None
+
+    @work(group="command", exclusive=False)
+    async def action_prompt_search(self, words: str = "") -> None:
+        """Find an earlier prompt, of any chat."""
+        prompts = await self._earlier_prompts()
+        choices = [Choice(str(at), text) for at, text in enumerate(prompts)]
+        note = "Enter brings it back   Esc closes"
+        index = await self.app.push_screen_wait(
+            Pick("Earlier prompts", choices, note, words)
+        )
+        if index is not None:
+            self.put(prompts[int(index)])
+
+    # Files and the editor
+
+    @work(group="command", exclusive=False)
+    async def action_editor_open(self, _argument: str = "") -> None:
+        """Write the prompt in $VISUAL or $EDITOR."""
+        try:
+            text = await edit_text(self.app, put_pastes(self.text, self._pastes))
+        except (RvllmError, OSError) as error:
+            tell(self, str(error), "error")
+            return
+        self.load_draft(text)
+
+    def action_file_attach(self, path: str = "") -> None:
+        """Name a file in the prompt."""
+
+        def attach(path: str | None) -> None:
+            if path:
+                is_apart = not self.text or self.text[-1].isspace()
+                self.insert(f"{'' if is_apart else ' '}{mention(path)} ")
+
+        if path:
+            attach(path)
+        else:
+            note = "a text file of at most 256 KiB"
+            self.app.push_screen(Ask("File to attach", note=note), attach)

@@ -10,12 +10,12 @@ from rvllm_local.tui.state import EngineView
 from rvllm_local.tui.status import engine_lines
 
 _CELLS = {
-    "f": ("·", "$text-muted"),
+    "f": ("·", "$muted"),
     "u": ("█", "$primary"),
     "s": ("█", "$accent"),
     "c": ("▒", "$secondary"),
 }
-_STYLES = {"title": "bold", "muted": "$text-muted", "": ""}
+_STYLES = {"title": "bold", "muted": "$muted", "": ""}
 
 
 class EnginePanel(VerticalScroll, can_focus=False):

@@ -163,25 +163,25 @@ def live_head(live: LiveReply, now: float) -> Content:
             parts.append(
                 Content.styled(
                     f"reading {bar(share, 16)} {share:4.0%} of {short_count(total)} tokens  {waited}",
-                    "$text-muted",
+                    "$muted",
                 )
             )
         else:
             parts.append(
-                Content.styled(f"● waiting for the first word  {waited}", "$text-muted")
+                Content.styled(f"● waiting for the first word  {waited}", "$muted")
             )
     elif live.reasoning:
         ended = live.thought_until if live.thought_until is not None else now
         label = "thought for" if live.thought_until is not None else "thinking"
         parts.append(
-            Content.styled(f"▸ {label} {ended - live.first_at:.1f} s", "$text-muted")
+            Content.styled(f"▸ {label} {ended - live.first_at:.1f} s", "$muted")
         )
         if live.thought_until is None and not live.text:
             tail = clean(live.reasoning[-REASONING_TAIL:]).strip()
             parts.append(
                 Content.styled(
                     ("… " if len(live.reasoning) > REASONING_TAIL else "") + tail,
-                    "italic $text-muted",
+                    "italic $muted",
                 )
             )
     parts += [render_tool_call(call) for call in live.tool_calls]
@@ -195,5 +195,5 @@ def live_foot(live: LiveReply, now: float) -> Content:
         return Content("")
     return Content.styled(
         f"… nothing has come for {silent:.0f} s; Esc stops and keeps this",
-        "$text-muted",
+        "$muted",
     )

@@ -10,48 +10,43 @@ from typing import Any
 
 from textual.containers import VerticalScroll
 from textual.content import Content
+from textual.message import Message as WidgetMessage
 from textual.widgets import Static
 
 from rvllm_local.history.types import ChatMessage
+from rvllm_local.tui.driver import Driver
 from rvllm_local.tui.keymap import bindings
-from rvllm_local.tui.render import render_message
+from rvllm_local.tui.notices import attempt, copy_text, tell
+from rvllm_local.tui.render import code_blocks
 from rvllm_local.tui.widgets.live import LiveReplyView
+from rvllm_local.tui.widgets.message_view import MessageView
 
 WINDOW = 60  # messages that are mounted at first, and more each time the top is reached
 MOUNTED = 120  # beyond this, the oldest are taken away while the view follows the end
 
 
-class MessageView(Static):
-    """One settled message."""
-
-    def __init__(
-        self, message: ChatMessage, place: tuple[int, int], show_reasoning: bool = False
-    ) -> None:
-        self.message, self.place, self.show_reasoning = message, place, show_reasoning
-        super().__init__(
-            render_message(message, place, show_reasoning),
-            classes=f"message {message.role}",
-        )
-
-    def show(self, message: ChatMessage, place: tuple[int, int]) -> None:
-        """Show another state of the message."""
-        if (message, place) != (self.message, self.place):
-            self.message, self.place = message, place
-            self.update(render_message(message, place, self.show_reasoning))
-
-    def toggle_reasoning(self) -> None:
-        """Unfold the reasoning, or fold it."""
-        self.show_reasoning = not self.show_reasoning
-        self.update(render_message(self.message, self.place, self.show_reasoning))
-
-
 class Transcript(VerticalScroll, can_focus=True):
-    """The messages of the chat, and at its end the live reply. `selected` is the message that keys act on."""
+    """The messages of the chat, and at its end the live reply.
+
+    `selected` is the message that keys act on; without one they do nothing here, and
+    what is typed goes to the composer. Commands act on the last message then.
+    """
 
     BINDINGS = bindings("transcript")
 
-    def __init__(self) -> None:
+    class EditAsked(WidgetMessage):
+        """A prompt is to be edited."""
+
+        def __init__(self, message: ChatMessage) -> None:
+            self.message = message
+            super().__init__()
+
+    class Left(WidgetMessage):
+        """The person is done with the messages and goes back to writing."""
+
+    def __init__(self, driver: Driver) -> None:
         super().__init__(id="transcript")
+        self._driver = driver
         self._messages: Sequence[ChatMessage] = ()
         self._siblings: Mapping[str, tuple[int, int]] = {}
         self._views: dict[str, MessageView] = {}
@@ -172,50 +167,211 @@ class Transcript(VerticalScroll, can_focus=True):
 
     # The selected message
 
-    def select(self, message_id: str | None) -> None:
-        """Mark a message as the one that keys act on."""
-        if (old := self._views.get(self.selected or "")) is not None:
+    def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
+        """The keys of messages count only while one is selected."""
+        if action.startswith("message_"):
+            return self.selected is not None
+        return super().check_action(action, parameters)
+
+    def on_message_view_clicked(self, event: MessageView.Clicked) -> None:
+        """Select what was clicked."""
+        event.stop()
+        self.focus()
+        self.select(event.message_id, scroll=False)
+
+    def select(self, message_id: str | None, scroll: bool = True) -> None:
+        """Mark a message as the one that keys act on, or none."""
+        old = self._views.get(self.selected or "")
+        if old is not None:
             old.remove_class("selected")
-        self.selected = message_id
-        if message_id is None:
+            old.border_subtitle = ""
+        index = self._index(message_id)
+        self.selected = message_id if index is not None else None
+        if message_id is None or index is None:
             return
         if message_id not in self._views:
-            place = next(
-                (at for at, one in enumerate(self._messages) if one.id == message_id),
-                None,
-            )
-            if place is None:
-                self.selected = None
-                return
-            self.show_earlier(place)
+            self.show_earlier(index)
         view = self._views[message_id]
         view.add_class("selected")
-        self.release_anchor()
-        self.call_after_refresh(self.scroll_to_widget, view, animate=False)
+        if scroll:
+            self.release_anchor()
+            self.call_after_refresh(self.scroll_to_widget, view, animate=False)
 
-    def step(self, step: int) -> None:
+    def _index(self, message_id: str | None) -> int | None:
+        for index, message in enumerate(self._messages):
+            if message.id == message_id:
+                return index
+        return None
+
+    def _step(self, step: int) -> None:
         """Select the message before or after."""
-        ids = [message.id for message in self._messages]
-        if not ids:
+        if not self._messages:
             return
-        at = (
-            ids.index(self.selected) + step
-            if self.selected in ids
-            else (len(ids) - 1 if step < 0 else len(ids))
-        )
-        if at >= len(ids):
+        index = self._index(self.selected)
+        if index is None:
+            index = len(self._messages)
+        index = max(index + step, 0)
+        if index < len(self._messages):
+            self.select(self._messages[index].id)
+        else:
             self.select(None)
             self.follow()
-        else:
-            self.select(ids[max(at, 0)])
 
     @property
-    def chosen(self) -> ChatMessage | None:
+    def target(self) -> ChatMessage | None:
         """The selected message, else the last one."""
-        found = next((one for one in self._messages if one.id == self.selected), None)
-        return found or (self._messages[-1] if self._messages else None)
+        index = self._index(self.selected)
+        if index is not None:
+            return self._messages[index]
+        return self._messages[-1] if self._messages else None
 
-    def toggle_reasoning(self, message_id: str) -> None:
-        """Unfold or fold a message's reasoning."""
-        if view := self._views.get(message_id):
+    def holding(self, words: str) -> list[str]:
+        """The messages that hold some words, oldest first."""
+        words = words.strip().lower()
+        if not words:
+            return []
+        hits = (message for message in self._messages if words in message.text.lower())
+        return [message.id for message in hits]
+
+    def action_message_previous(self, _argument: str = "") -> None:
+        """Select the message before."""
+        self.focus()
+        self._step(-1)
+
+    def action_message_next(self, _argument: str = "") -> None:
+        """Select the message after; beyond the last, go back to writing."""
+        self._step(1)
+        if self.selected is None:
+            self.post_message(self.Left())
+
+    def _told_target(self) -> ChatMessage | None:
+        target = self.target
+        if target is None:
+            tell(self, "there is no message yet", "warning")
+        return target
+
+    # What can be done with it
+
+    def action_message_copy(self, _argument: str = "") -> None:
+        """Copy the message."""
+        if target := self._told_target():
+            copy_text(self, target.text)
+
+    def action_message_copy_code(self, number: str = "") -> None:
+        """Copy the message's code: all of it, or the block of that number."""
+        target = self._told_target()
+        if target is None:
+            return
+        blocks = code_blocks(target.text)
+        if number.isdecimal() and 1 <= int(number) <= len(blocks):
+            blocks = [blocks[int(number) - 1]]
+        if blocks:
+            copy_text(self, "\n".join(blocks).rstrip("\n"))
+        else:
+            tell(self, "this message has no code", "warning")
+
+    def action_message_edit(self, _argument: str = "") -> None:
+        """Bring a prompt into the composer; sending it makes a new branch."""
+        index = self._index(self.target.id if self.target else None)
+        while index is not None and index >= 0:
+            if self._messages[index].role == "user":
+                self.post_message(self.EditAsked(self._messages[index]))
+                return
+            index -= 1
+        tell(self, "there is no prompt to edit", "warning")
+
+    def action_message_regenerate(self, _argument: str = "") -> None:
+        """Answer again from the message on."""
+        if target := self._told_target():
+            self.select(None)
+            self._driver.regenerate(target.id)
+            self.follow()
+            self.post_message(self.Left())
+
+    def action_reply_regenerate(self, _argument: str = "") -> None:
+        """Answer the last prompt again."""
+        if self._messages:
+            self._driver.regenerate(self._messages[-1].id)
+            self.follow()
+
+    def action_reply_continue(self, _argument: str = "") -> None:
+        """Let the last reply go on where it ended."""
+        if self._messages and self._messages[-1].role == "assistant":
+            self._driver.submit("Go on exactly where you stopped.")
+            self.follow()
+        else:
+            tell(self, "there is no reply to go on with", "warning")
+
+    async def action_message_branch(self, _argument: str = "") -> None:
+        """A new chat with the messages up to this one."""
+        if target := self._told_target():
+            await attempt(self, self._driver.branch(target.id))
+            self.post_message(self.Left())
+
+    async def action_message_sibling_previous(self, _argument: str = "") -> None:
+        """Show the version before of the message."""
+        await self._switch(-1)
+
+    async def action_message_sibling_next(self, _argument: str = "") -> None:
+        """Show the next version of the message."""
+        await self._switch(1)
+
+    async def _switch(self, step: int) -> None:
+        target = self._told_target()
+        if target is None or self._driver.session.live is not None:
+            return
+        if self._num_versions(target) < 2 and self.selected is None:
+            branching = (
+                message
+                for message in reversed(self._messages)
+                if self._num_versions(message) > 1
+            )
+            target = next(branching, target)
+        if self._num_versions(target) < 2:
+            tell(self, "this message has one version", "warning")
+            return
+        sibling = await attempt(self, self._driver.switch_sibling(target.id, step))
+        if self.has_focus:
+            self.select(sibling)
+
+    def _num_versions(self, message: ChatMessage) -> int:
+        return self._siblings.get(message.id, (0, 1))[1]
+
+    async def action_message_delete(self, _argument: str = "") -> None:
+        """Forget the message and what follows it; it can be undone."""
+        target = self._told_target()
+        index = self._index(target.id if target else None)
+        if target is None or index is None or self._driver.session.live is not None:
+            return
+        count = len(self._messages) - index
+        await attempt(self, self._driver.delete_message(target.id))
+        noun = "message" if count == 1 else "messages"
+        tell(self, f"deleted {count} {noun}; Alt+Z or /undo brings them back")
+        self.post_message(self.Left())
+
+    def action_message_reasoning(self, _argument: str = "") -> None:
+        """Show the reply's reasoning, or fold it."""
+        target = self._told_target()
+        view = self._views.get(target.id) if target else None
+        if view is not None:
             view.toggle_reasoning()
+            self.call_after_refresh(
+                self.scroll_to_widget, view, animate=False, top=True
+            )
+
+    # Scrolling
+
+    def action_scroll_page_up(self, _argument: str = "") -> None:
+        """A page up; the view no longer follows."""
+        self.release_anchor()
+        self.scroll_page_up(animate=False)
+
+    def action_scroll_page_down(self, _argument: str = "") -> None:
+        """A page down."""
+        self.scroll_page_down(animate=False)
+
+    def action_scroll_follow(self, _argument: str = "") -> None:
+        """Go to the end and follow."""
+        self.follow()
+
+    action_transcript_follow = action_scroll_follow

@@ -1,0 +1,139 @@
+"""The chat's connection to its server: made, watched, made again, and moved to another
+model. Tells the session what happens; shows nothing itself.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable
+
+from rvllm_local.errors import EndpointError
+from rvllm_local.tui.driver import Driver
+from rvllm_local.tui.endpoint import ChatEndpoint
+from rvllm_local.tui.events import ChatChanged, ConnectionChanged, ModelsListed
+from rvllm_local.tui.launcher import ServerLauncher
+from rvllm_local.tui.sanitise import clean_line
+from rvllm_local.tui.state import ConnectionState, ModelInfo
+
+FIRST_RETRY_S, LAST_RETRY_S = 1.0, 15.0
+WATCH_S = 5.0  # between looks at a server that is not held by a lease
+
+
+class ServerConnection:
+    """Keeps `driver.endpoint` pointing at a server that answers."""
+
+    def __init__(
+        self, driver: Driver, launcher: ServerLauncher, model: str | None
+    ) -> None:
+        self.launcher = launcher
+        self.download = ""  # what is to be shown of a download, or nothing
+        self._driver, self._model = driver, model
+
+    async def connect(self) -> str:
+        """Find or start the server; returns what went wrong, or nothing."""
+        return await self._attach(self.launcher.connect(self._loading))
+
+    async def keep(self) -> None:
+        """Connect, watch, and connect again for as long as the chat runs."""
+        retry_s = FIRST_RETRY_S
+        while True:
+            if self._driver.session.connection is not ConnectionState.READY:
+                problem = await self.connect()
+                if problem:
+                    await asyncio.sleep(retry_s)
+                    retry_s = min(retry_s * 2, LAST_RETRY_S)
+                    continue
+            retry_s = FIRST_RETRY_S
+            await self._lost()
+
+    async def _lost(self) -> None:
+        """Wait until the server is gone, and say so."""
+        driver = self._driver
+        while driver.session.connection is ConnectionState.READY:
+            lease = self.launcher.lease
+            if lease is not None and lease.is_over:
+                self._tell(ConnectionState.LOST, "the server has ended")
+                return
+            try:
+                if lease is not None:
+                    await asyncio.wait_for(lease.ended(), WATCH_S)
+                else:
+                    await asyncio.sleep(WATCH_S)
+            except TimeoutError:
+                pass
+            if lease is None and driver.session.live is None:
+                await self._look()
+
+    async def _look(self) -> None:
+        """Whether a server that nobody holds still answers."""
+        endpoint = self._driver.endpoint
+        try:
+            if endpoint is not None:
+                await endpoint.health()
+        except EndpointError as error:
+            self._tell(ConnectionState.LOST, str(error))
+
+    async def _attach(self, connecting: Awaitable[ChatEndpoint]) -> str:
+        driver = self._driver
+        if driver.session.connection is not ConnectionState.LOST:
+            self._tell(ConnectionState.CONNECTING, "looking for a server")
+        try:
+            old, driver.endpoint = driver.endpoint, None
+            if old is not None:
+                await old.close()
+            endpoint = await connecting
+            models = await endpoint.models()
+        except (EndpointError, OSError) as error:
+            self._tell(ConnectionState.LOST, str(error))
+            return str(error)
+        driver.endpoint = endpoint
+        driver.dispatch(ModelsListed(models))
+        if self._model and any(info.id == self._model for info in models):
+            driver.dispatch(ChatChanged({"model": self._model}))
+            self._model = None
+        self._tell(ConnectionState.READY, "")
+        return ""
+
+    async def switch_model(self, info: ModelInfo) -> str:
+        """Serve another model: fetch it first, while the present one answers.
+
+        Returns what went wrong, or nothing; then the model from before goes on.
+        """
+        launcher = self.launcher
+        if launcher.lease is None:
+            return (
+                f"this server was started by somebody else and does not serve {info.id}"
+            )
+        if launcher.lease.count > 1:
+            return "another chat uses this server; quit that one first"
+        if not info.installed:
+            try:
+                await launcher.fetch(info, self._show_download)
+            except (EndpointError, OSError) as error:
+                return str(error)
+            finally:
+                self.download = ""
+        await self._until_quiet()
+        problem = await self._attach(launcher.restart(info.id, self._loading))
+        if problem:
+            await self.connect()  # with the model that was there before
+        else:
+            model = self._driver.session.model
+            self._driver.dispatch(ChatChanged({"model": model}))
+        return problem
+
+    async def _until_quiet(self) -> None:
+        """A reply that is being written is not cut off by another model."""
+        while self._driver.session.live is not None:
+            await asyncio.sleep(0.1)
+
+    def _show_download(self, text: str) -> None:
+        self.download = clean_line(text, 120)
+
+    def _loading(self, text: str) -> None:
+        self._tell(ConnectionState.LOADING, text)
+
+    def _tell(self, state: ConnectionState, text: str) -> None:
+        driver = self._driver
+        event = ConnectionChanged(state, clean_line(text), driver.clock())
+        driver.dispatch(event)

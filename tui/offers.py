@@ -1,0 +1,52 @@
+"""What the catalogue offers beside the models that a server has."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+from rvllm_local.machine import device_memory, is_on_cpu
+from rvllm_local.memory.plan import default_reserve
+from rvllm_local.models.cache_folder import models_folder
+from rvllm_local.models.catalogue import Catalogue, CatalogueEntry
+from rvllm_local.tui.state import ModelInfo
+
+# Bytes that a plan needs beside the weights.
+LEAST_BESIDE = 2**30
+
+
+def catalogue_models(served: Collection[str]) -> tuple[ModelInfo, ...]:
+    """The catalogue's models but those served: what is here, what fits, the rest."""
+    memory = device_memory()
+    room = memory - default_reserve(memory)
+    entries = Catalogue.load().entries.values()
+    infos = [_info(entry, room) for entry in entries if entry.name not in served]
+    return tuple(sorted(infos, key=_rank))
+
+
+def _info(entry: CatalogueEntry, room: int) -> ModelInfo:
+    needed = entry.weight_bytes(is_float32=is_on_cpu()) + LEAST_BESIDE
+    return ModelInfo(
+        entry.name,
+        served=False,
+        installed=(models_folder() / entry.name / entry.file).is_file(),
+        size=entry.size,
+        fits=needed <= room,
+        needed=needed,
+        parameters=entry.parameters,
+        license=entry.license,
+        abilities=_abilities(entry),
+    )
+
+
+def _abilities(entry: CatalogueEntry) -> tuple[str, ...]:
+    abilities = []
+    if entry.tools:
+        abilities.append("tools")
+    if entry.reasoning:
+        abilities.append("thinks")
+    return tuple(abilities)
+
+
+def _rank(info: ModelInfo) -> tuple[bool, bool, int]:
+    """Installed first, then what fits with the largest first, then what does not."""
+    return not info.installed, not info.fits, -(info.size or 0)
