@@ -27,4 +27,5 @@ class ChatOptions:
     settings: ChatSettings = field(default_factory=ChatSettings)
     params: Mapping[str, Any] = field(default_factory=dict)
     prompt: str = ""
+    context: str = ""  # what came on standard input beside the prompt
     is_json: bool = False

@@ -7,18 +7,20 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
+import os
 import signal
 import sys
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import IO, Any
 
 from rvllm_local.errors import EndpointError, HistoryError, ParameterError, RvllmError
 from rvllm_local.history import ChatHistory
-from rvllm_local.history.export_chat import to_json, to_markdown
 from rvllm_local.history.types import MessageState
-from rvllm_local.tui.attach import expand
-from rvllm_local.tui.commands import as_prompt, parse_slash
+from rvllm_local.tui.chat_files import export_chat
+from rvllm_local.tui.commands import parse_slash
 from rvllm_local.tui.driver import Driver
 from rvllm_local.tui.effects import Effect, Notify
 from rvllm_local.tui.events import (
@@ -31,8 +33,12 @@ from rvllm_local.tui.events import (
     ReplyGrew,
     ReplyStopped,
 )
+from rvllm_local.tui.launcher import ServerLauncher
+from rvllm_local.tui.options import ChatOptions
+from rvllm_local.tui.prompts import PreparedPrompt, prepare
 from rvllm_local.tui.sanitise import clean, clean_line, clean_pipe, grown, whole
 from rvllm_local.tui.settings import parse_parameter
+from rvllm_local.tui.start import with_context
 from rvllm_local.tui.state import ChatSession, ConnectionState
 from rvllm_local.tui.status import status_text
 
@@ -44,7 +50,12 @@ class Plain:
     """A line at a time. `is_terminal` says whether a person sits there; a pipe is read whole, as one prompt."""
 
     def __init__(
-        self, options: Any, server: Any, source: IO[str], out: IO[str], err: IO[str]
+        self,
+        options: ChatOptions,
+        server: ServerLauncher,
+        source: IO[str],
+        out: IO[str],
+        err: IO[str],
     ) -> None:
         self.options, self.server = options, server
         self.source, self.out, self.err = source, out, err
@@ -54,6 +65,7 @@ class Plain:
         self._ended = asyncio.Event()
         self._listed: list[str] = []
         self._is_thinking = False
+        self._is_closed = False  # nobody reads standard output any more
         self._held = (
             ""  # the last character of the reply while its other half may still come
         )
@@ -90,8 +102,13 @@ class Plain:
         except HistoryError as error:
             self._say(f"{error}. This chat is not kept.")
         self.driver.new_chat(self.options.is_temporary)
+        values: dict[str, Any] = {}
         if self.options.system:
-            self.driver.dispatch(ChatChanged({"system": self.options.system}))
+            values["system"] = self.options.system
+        if self.options.params:
+            values["params"] = dict(self.options.params)
+        if values:
+            self.driver.dispatch(ChatChanged(values))
         if self.options.resume and self.driver.history is not None:
             chats = self.driver.history.chats(1)
             if self.options.resume != "last" or chats:
@@ -100,13 +117,15 @@ class Plain:
                     if self.options.resume == "last"
                     else self.options.resume
                 )
-        self.driver.endpoint = await self.server.connect(
-            lambda text: self._say(text) if self.is_terminal else None
-        )
+        self.driver.endpoint = await self.server.connect(self._report)
         self.driver.dispatch(ModelsListed(await self.driver.endpoint.models()))
         if self.options.model:
             self._choose(self.options.model)
         self.driver.dispatch(ConnectionChanged(ConnectionState.READY))
+
+    def _report(self, text: str) -> None:
+        if self.is_terminal:
+            self._say(text)
 
     async def _talk(self) -> int:
         self._say(f"{clean_line(self.driver.session.model)}. /help lists the commands.")
@@ -233,22 +252,35 @@ class Plain:
             self._print(clean(message.text) + "\n")
 
     async def _export(self, path: Path) -> None:
-        if path.suffix not in (".md", ".json") or path.exists():
-            raise ParameterError(
-                "path", f"{path} must be a new file that ends in .md or .json"
-            )
-        await self.driver.drain()
-        write = to_json if path.suffix == ".json" else to_markdown
-        path.write_text(
-            write(self.driver.store, self.driver.session.chat.id),
-            encoding="utf-8",
-            errors="replace",
-        )
+        await export_chat(self.driver, path)
         self._say(f"exported to {path}")
 
     async def _answer(self, text: str) -> int:
-        prompt = expand(as_prompt(text), Path.cwd()) if self.is_terminal else text
-        return await self._wait(lambda: self.driver.submit(prompt))
+        """Ask, with the files that the person named; what came by a pipe names none."""
+        is_typed = self.is_terminal or bool(self.options.prompt)
+        prompt = prepare(text, {}, Path.cwd()) if is_typed else PreparedPrompt(text, {})
+        whole_text = with_context(prompt.text, self.options.context)
+        status = await self._wait(
+            lambda: self.driver.submit(whole_text, prompt.figures)
+        )
+        if self.options.is_json:
+            self._print_json()
+        return status
+
+    def _print_json(self) -> None:
+        """The answer as one JSON object."""
+        messages = self.driver.session.messages
+        if messages and messages[-1].role == "assistant":
+            reply = messages[-1]
+            value = {
+                "text": reply.text,
+                "reasoning": reply.reasoning,
+                "tool_calls": [asdict(call) for call in reply.tool_calls],
+                "state": reply.state,
+                "model": reply.model,
+                **reply.figures,
+            }
+            self._write(json.dumps(value, ensure_ascii=False) + "\n")
 
     async def _wait(self, begin: Callable[[], None]) -> int:
         """Begin a reply and wait for its end; Ctrl+C stops it and keeps what came."""
@@ -266,6 +298,8 @@ class Plain:
         finally:
             with handles:
                 loop.remove_signal_handler(signal.SIGINT)
+        if self._is_closed:
+            return 0
         if self.is_terminal:
             self._say(f"[{status_text(self.driver.session, 200)}]")
         messages = self.driver.session.messages
@@ -297,9 +331,20 @@ class Plain:
             self._say(effect.text)
 
     def _print(self, text: str) -> None:
-        if text:
+        if text and not self.options.is_json:
+            self._write(text)
+
+    def _write(self, text: str) -> None:
+        """Write to standard output; where nobody reads any more, the reply stops."""
+        if self._is_closed:
+            return
+        try:
             self.out.write(text)
             self.out.flush()
+        except BrokenPipeError:
+            self._is_closed = True
+            self._ended.set()
+            asyncio.get_running_loop().call_soon(self.driver.stop)
 
     def _say(self, text: str, status: int = 0) -> int:
         self.err.write(
@@ -311,17 +356,31 @@ class Plain:
         return status
 
 
-def run_plain(options: Any, server: Any, prompt: str | None) -> int:
+def run_plain(options: ChatOptions, server: ServerLauncher, prompt: str | None) -> int:
     """Run the plain chat on the standard streams."""
     for stream in (sys.stdin, sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")
     try:
         return asyncio.run(_run(options, server, prompt))
+    except BrokenPipeError:
+        return 0
     except EndpointError as error:
         print(f"rvllm: error: {error}", file=sys.stderr)  # noqa: T201
         return 1
+    finally:
+        _silence(sys.stdout)
 
 
-async def _run(options: Any, server: Any, prompt: str | None) -> int:
+async def _run(options: ChatOptions, server: ServerLauncher, prompt: str | None) -> int:
     return await Plain(options, server, sys.stdin, sys.stdout, sys.stderr).run(prompt)
+
+
+def _silence(stream: IO[str]) -> None:
+    """Where nobody reads any more, the interpreter's last flush must not complain."""
+    try:
+        stream.flush()
+    except BrokenPipeError:
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, stream.fileno())
+        os.close(nowhere)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from rvllm_local.config import load_config
@@ -14,9 +15,13 @@ from rvllm_local.errors import ConfigError
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The flags of `rvllm chat`."""
     parser.add_argument(
-        "model",
-        nargs="?",
-        help="the model that answers; the server's own if it is left out",
+        "words",
+        nargs="*",
+        metavar="MODEL | QUESTION",
+        help="the model that answers, a question to begin with, or both",
+    )
+    parser.add_argument(
+        "--model", "-m", metavar="NAME", help="the model, where a word is a question"
     )
     parser.add_argument(
         "--endpoint",
@@ -30,6 +35,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--prompt", "-p", metavar="TEXT", help="answer this in plain lines and end"
+    )
+    parser.add_argument(
+        "--json", action="store_true", help="print the answer as JSON and end"
+    )
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="a sampling parameter, such as temperature=0; may be repeated",
+    )
+    parser.add_argument(
+        "--no-history", action="store_true", help="neither read nor write chats"
     )
     parser.add_argument(
         "--continue",
@@ -60,6 +78,7 @@ def chat(arguments: argparse.Namespace) -> int:
     from rvllm_local.tui.launcher import ServerLauncher
     from rvllm_local.tui.options import ChatOptions
     from rvllm_local.tui.settings import load_settings
+    from rvllm_local.tui.start import read_settings, read_words
     from rvllm_local.tui.themes import CHOICES
 
     settings = load_settings()
@@ -68,32 +87,51 @@ def chat(arguments: argparse.Namespace) -> int:
         raise ConfigError(
             f"there is no theme {theme!r}; known are {', '.join(CHOICES)}"
         )
+    request = read_words(arguments.words, _model_names(arguments.words))
+    model = arguments.model or request.model
+    prompt = arguments.prompt or request.prompt
+    is_piped = prompt is not None and not sys.stdin.isatty()
+    history = arguments.history or history_path(os.environ)
     options = ChatOptions(
-        arguments.history or history_path(os.environ),
-        arguments.model,
-        arguments.system,
-        arguments.temporary,
-        arguments.resume,
-        arguments.theme,
-        settings,
+        history=None if arguments.no_history else history,
+        model=model,
+        system=arguments.system,
+        is_temporary=arguments.temporary or arguments.no_history,
+        resume=arguments.resume,
+        theme=arguments.theme,
+        settings=settings,
+        params=read_settings(arguments.set),
+        prompt=prompt or "",
+        is_json=arguments.json,
+        context=sys.stdin.read() if is_piped else "",
     )
-    server = ServerLauncher(
-        arguments.endpoint or settings.endpoint, arguments.model or load_config().model
-    )
+    url = arguments.endpoint or settings.endpoint
+    launcher = ServerLauncher(url, model or load_config().model)
     if is_plain(arguments):
         from rvllm_local.tui.plain import run_plain
 
-        return run_plain(options, server, arguments.prompt)
+        return run_plain(options, launcher, prompt)
     from rvllm_local.tui.app import ChatApp
 
-    app = ChatApp(options, server)
-    return app.run() or 0
+    app = ChatApp(options, launcher)
+    status = app.run()
+    return app.return_code or 0 if status is None else status
+
+
+def _model_names(words: Sequence[str]) -> Collection[str]:
+    """The catalogue's names, where there is more than one word to tell apart."""
+    if len(words) < 2:
+        return ()
+    from rvllm_local.models.catalogue import Catalogue
+
+    return Catalogue.load().entries
 
 
 def is_plain(arguments: argparse.Namespace) -> bool:
     """Whether there is no screen to draw on, or none is wanted."""
     return bool(
         arguments.plain
+        or arguments.json
         or arguments.prompt is not None
         or not sys.stdin.isatty()
         or not sys.stdout.isatty()

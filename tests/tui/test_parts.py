@@ -197,7 +197,7 @@ def test_markdown_becomes_text() -> None:
         "▎ quote",
     ):
         assert part in shown
-    for part in ("  def f():\n      return [1]", "a │ b   \n──┼─────\n1 │ long"):
+    for part in ("▏ def f():\n▏     return [1]", "a │ b   \n──┼─────\n1 │ long"):
         assert part in shown
 
 

@@ -16,6 +16,7 @@ from rvllm_local.history import ChatHistory
 from rvllm_local.tui.launcher import ServerLauncher
 from rvllm_local.tui.options import ChatOptions
 from rvllm_local.tui.plain import Plain
+from rvllm_local.tui.start import Request, read_words
 from tests.tui.fake_endpoint import FakeEndpoint
 
 
@@ -160,3 +161,67 @@ def test_the_prompt_flag_and_the_key(tmp_path: Path) -> None:
             json.dumps(fake.requests[0]["messages"])
             == '[{"role": "user", "content": "hi"}]'
         )
+
+
+def ask(fake: FakeEndpoint, *arguments: str, stdin: str = "") -> tuple[int, str, str]:
+    options = ("--endpoint", fake.url, "--no-history", *arguments)
+    done = rvllm_chat(*options, stdin=stdin)
+    return done.returncode, done.stdout, done.stderr
+
+
+def last_prompt(fake: FakeEndpoint) -> str:
+    return fake.requests[-1]["messages"][-1]["content"]
+
+
+def test_words_are_a_question_and_the_pipe_is_its_context() -> None:
+    with FakeEndpoint() as fake:
+        asked = ask(fake, "Why is it so?", "--set", "temperature=0", stdin="a\nb\n")
+        assert asked == (0, "Hello there.\n", "")
+        assert last_prompt(fake) == "Why is it so?\n\na\nb"
+        assert fake.requests[-1]["temperature"] == 0
+        status, _, problem = ask(fake, "hm?", "--set", "temperature")
+        assert (status, "must be NAME=VALUE" in problem) == (2, True)
+
+
+def test_files_are_attached_and_missing_ones_are_an_error(tmp_path: Path) -> None:
+    file = tmp_path / "small.py"
+    file.write_text("x = 1\n")
+    with FakeEndpoint() as fake:
+        assert ask(fake, "-p", f"explain @{file}")[0] == 0
+        assert "x = 1" in last_prompt(fake)
+        status, _, problem = ask(fake, "-p", "explain @nofile.py")
+        assert status != 0 and "@nofile.py: there is no such file" in problem
+
+
+def test_an_answer_as_json() -> None:
+    with FakeEndpoint() as fake:
+        status, out, _ = ask(fake, "--json", "-p", "hi")
+    answer = json.loads(out)
+    assert (status, answer["text"], answer["state"]) == (0, "Hello there.", "done")
+    assert answer["prompt_tokens"] == 12
+
+
+def test_a_reader_that_goes_ends_it_quietly() -> None:
+    words = ["word\n" * 50] * 400
+    with FakeEndpoint({"hi": words}) as fake:
+        command = f"{sys.executable} -m rvllm_local.cli chat --no-history"
+        line = f"{command} --endpoint {fake.url} -p hi </dev/null | head -1"
+        done = subprocess.run(
+            line, shell=True, capture_output=True, text=True, timeout=60, check=False
+        )
+    assert (done.stdout, done.stderr) == ("word\n", "")
+
+
+@pytest.mark.parametrize(
+    ("words", "model", "prompt"),
+    [
+        ([], None, None),
+        (["qwen3-4b"], "qwen3-4b", None),
+        (["Why is the sky blue?"], None, "Why is the sky blue?"),
+        (["why", "is", "it", "so"], None, "why is it so"),
+        (["qwen3-4b", "why", "so"], "qwen3-4b", "why so"),
+        (["owner/name", "why"], "owner/name", "why"),
+    ],
+)
+def test_words_are_a_model_or_a_question(words, model, prompt) -> None:
+    assert read_words(words, {"qwen3-4b"}) == Request(model, prompt)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import AsyncGenerator, Callable
 from dataclasses import replace
 from pathlib import Path
@@ -11,10 +12,9 @@ from typing import Any
 import pytest
 from textual.widgets import Input, TextArea
 
-from rvllm_local.history import ChatHistory
 from rvllm_local.history.types import Chat as KeptChat
 from rvllm_local.history.types import ChatMessage, MessageState, ToolCall
-from rvllm_local.tui.endpoint import _view
+from rvllm_local.tui.driver import Driver
 from rvllm_local.tui.events import (
     ChatChanged,
     ConnectionChanged,
@@ -27,6 +27,7 @@ from rvllm_local.tui.events import (
     UsageReceived,
 )
 from rvllm_local.tui.screens.chats import ChatsScreen
+from rvllm_local.tui.server_answers import read_engine
 from rvllm_local.tui.state import ConnectionState, EngineView, ModelInfo, RunningRequest
 from tests.tui.conftest import Chat, opened
 from tests.tui.fake_endpoint import ENGINE
@@ -69,6 +70,7 @@ class StillServer:
     """A server that is there, says nothing, and shows an engine."""
 
     is_child = False
+    lease = None
     models_told = MODELS
 
     async def connect(self, _report: Any) -> StillServer:
@@ -78,7 +80,7 @@ class StillServer:
         return self.models_told
 
     async def engine(self, model: str | None = None) -> EngineView:
-        return _view(ENGINE)
+        return read_engine(ENGINE, None)
 
     async def chat(self, *_: Any) -> AsyncGenerator[dict[str, Any], None]:
         await asyncio.Event().wait()
@@ -86,6 +88,9 @@ class StillServer:
 
     def offers(self, _served: Any) -> tuple[ModelInfo, ...]:
         return ()
+
+    async def health(self) -> tuple[bool, str]:
+        return True, ""
 
     async def close(self) -> None: ...
 
@@ -120,8 +125,9 @@ def answer(chat: Chat, text: str = REPLY, at: float = 0.0, **parts: Any) -> None
 
 
 @pytest.fixture
-def still(tmp_path: Path) -> Callable[..., None]:
+def still(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     """Show a scene and compare the screen with the kept one."""
+    monkeypatch.setattr("rvllm_local.tui.render.shown_time", lambda seconds: "14:02")
 
     def run(
         name: str,
@@ -140,7 +146,8 @@ def still(tmp_path: Path) -> Callable[..., None]:
                 for _ in range(
                     10
                 ):  # a machine full of other work may rest in the middle
-                    if snapshot(chat.app) == kept_screen(name):
+                    is_updated = "RVLLM_UPDATE_SCREENS" in os.environ
+                    if is_updated or snapshot(chat.app) == kept_screen(name):
                         break
                     await asyncio.sleep(0.3)
                     await at_rest(chat)
@@ -186,7 +193,9 @@ async def prefill(chat: Chat) -> None:
     ask(chat)
     await chat.until(lambda: chat.app.transcript.live)
     running = (RunningRequest("1", "prefill", 8_000, 3_000, 0, 0),)
-    chat.app.driver.dispatch(EngineSeen(replace(_view(ENGINE), requests=running)))
+    chat.app.driver.dispatch(
+        EngineSeen(replace(read_engine(ENGINE, None), requests=running))
+    )
     chat.app._look = lambda: None
     await chat.app._tick()
 
@@ -279,7 +288,7 @@ async def engine(chat: Chat) -> None:
     chat.app.driver.dispatch(
         EngineSeen(
             replace(
-                _view(ENGINE),
+                read_engine(ENGINE, None),
                 requests=(*rows, RunningRequest("3", "waiting", 40, 0, 0, 0)),
             )
         )
@@ -292,7 +301,7 @@ async def models(chat: Chat) -> None:
     await chat.until(lambda: len(chat.app.screen_stack) == 2)
 
 
-def kept(chat: Chat) -> ChatHistory:
+def kept(chat: Chat) -> Driver:
     history = chat.app.driver.history
     for number, title in enumerate(
         ("Blue skies", "A list of whales", "Rust lifetimes")
@@ -312,7 +321,7 @@ def kept(chat: Chat) -> ChatHistory:
                 "UPDATE chat SET updated = ? WHERE id = ?",
                 (NOW - 90_000 * number - 70, f"k{number}"),
             )
-    return history
+    return chat.app.driver
 
 
 async def chats(chat: Chat) -> None:

@@ -71,7 +71,7 @@ class LiveReplyView(Vertical):
         self._shown = Content("")
         self._news: tuple[LiveReply, float] | None = None
         self._told = asyncio.Event()
-        self._pace = FrameRate()
+        self._frame_rate = FrameRate()
 
     def compose(self) -> Any:
         yield self._head
@@ -93,8 +93,8 @@ class LiveReplyView(Vertical):
     async def _follow(self) -> None:
         while True:
             await self._told.wait()
-            await asyncio.sleep(self._pace.rest())
-            self._pace.shown()
+            await asyncio.sleep(self._frame_rate.rest())
+            self._frame_rate.shown()
             self._told.clear()
             if self._news is not None:
                 await self._show(*self._news)
@@ -116,26 +116,32 @@ class LiveReplyView(Vertical):
             return
         self._piece = replace(self._piece, text=self._piece.text + clean(fresh))
         if len(self._piece.text) > CUT_AT and (parts := cut(self._piece)):
-            await self._settle(*parts)
+            await self._freeze(*parts)
         else:
             self._end.display = True
-            _update(self._end, _render(self._piece))
+            _update(self._end, _render(self._piece, self._width()))
 
-    async def _settle(self, settled: Piece, rest: Piece) -> None:
+    def _width(self) -> int | None:
+        """Cells for the text; None before the first layout."""
+        return self.content_size.width or None
+
+    async def _freeze(self, settled: Piece, rest: Piece) -> None:
         """Leave the settled part in its widget, and go on in a new one."""
         self._piece = rest
         with self.app.batch_update():
-            self._end.update(render_piece(settled))
+            self._end.update(render_piece(settled, self._width()))
             self._end.display = True
             self._end = Static(
-                _render(rest), classes="" if rest.is_joined else "apart", markup=False
+                _render(rest, self._width()),
+                classes="" if rest.is_joined else "apart",
+                markup=False,
             )
             await self.mount(self._end, before=self._foot)
 
 
-def _render(piece: Piece) -> Content:
+def _render(piece: Piece, width: int | None) -> Content:
     if len(piece.text) <= PLAIN_AT:
-        return render_piece(piece)
+        return render_piece(piece, width)
     return Content(
         f"… {len(piece.text) - PLAIN_TAIL:,} characters …\n{piece.text[-PLAIN_TAIL:]}"
     )

@@ -22,6 +22,7 @@ from rvllm_local.tui.widgets.live import LiveReplyView
 from rvllm_local.tui.widgets.message_view import MessageView
 
 WINDOW = 60  # messages that are mounted at first, and more each time the top is reached
+MESSAGE_WIDTH, MESSAGE_FRAME = 110, 4  # cells, as in app.tcss
 MOUNTED = 120  # beyond this, the oldest are taken away while the view follows the end
 
 
@@ -113,9 +114,15 @@ class Transcript(VerticalScroll, can_focus=True):
             self._first = first
 
     def _view(self, message: ChatMessage) -> MessageView:
-        view = MessageView(message, self._siblings.get(message.id, (0, 1)))
+        version = self._siblings.get(message.id, (0, 1))
+        view = MessageView(message, version, self._text_width())
         self._views[message.id] = view
         return view
+
+    def _text_width(self) -> int | None:
+        """Cells that a message's text will have; None before the first layout."""
+        width = self.scrollable_content_region.width
+        return min(width, MESSAGE_WIDTH) - MESSAGE_FRAME if width else None
 
     def _remove(self, messages: Sequence[ChatMessage]) -> None:
         for message in messages:
