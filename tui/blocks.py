@@ -134,19 +134,20 @@ class BlockRenderer:
 
     def _code(self, token: Token) -> None:
         language = token.info.split()[0] if token.info.split() else ""
-        lines = _code_lines(token.content, language)
-        prefix = Content.styled(_CODE, _MUTED)
-        room = self._room(len(_CODE))
-        shown: list[Content] = []
+        lines = []
         if language and not self._is_in_code:
-            shown.append(Content.assemble(prefix, (language, f"italic {_MUTED}")))
+            lines.append(Content.styled(language, f"italic {_MUTED}"))
+        room = self._room(len(_CODE))
+        for line in _code_lines(token.content, language):
+            lines += _wrapped_code(line, room)
+        prefix = Content.styled(_CODE, _MUTED)
+        shown = []
         for line in lines:
-            for part in _wrapped(line, room):
-                space = 0 if room is None else room - part.cell_length
-                shown.append(Content.assemble(prefix, part.pad_right(space)))
-        ground = [line.stylize_before("on $surface") for line in shown]
+            space = 0 if room is None else room - line.cell_length
+            whole = Content.assemble(prefix, line.pad_right(space))
+            shown.append(whole.stylize_before("on $surface"))
         self._is_in_code = False
-        self._add(Content("\n").join(ground))
+        self._add(Content("\n").join(shown))
 
     def _room(self, taken: int = 0) -> int | None:
         """Cells beside the indents; None where the width is not known."""
@@ -196,6 +197,16 @@ def _wrapped(line: Content, width: int | None) -> list[Content]:
     if width is None or line.cell_length <= width:
         return [line]
     return line.wrap(width)
+
+
+def _wrapped_code(line: Content, width: int | None) -> list[Content]:
+    """The line in parts, the later ones under its own indent."""
+    if width is None or line.cell_length <= width:
+        return [line]
+    indent = min(len(line.plain) - len(line.plain.lstrip(" ")), width // 2)
+    first, *rest = line[indent:].wrap(width - indent)
+    space = Content(" " * indent)
+    return [Content.assemble(line[:indent], first), *(space + part for part in rest)]
 
 
 def _alignment(token: Token) -> Alignment:
