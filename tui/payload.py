@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from rvllm_local.history.types import Chat, ChatMessage, MessageState
 
 CHARACTERS_PER_TOKEN = 3.6
+TITLE_LENGTH = 60
 COMPACT_PROMPT = (
     "Summarise our conversation so far, so that it can go on from the summary alone."
     " Keep names, numbers, decisions, open questions and code that is still needed."
@@ -61,6 +62,16 @@ def estimate_tokens(text: str) -> int:
 def is_summary_prompt(message: ChatMessage) -> bool:
     """Whether the message asks for the summary that later turns go on from."""
     return message.role == "user" and message.figures.get("kind") == "compact"
+
+
+def make_title(text: str) -> str:
+    """A chat's title: the first line of its first prompt."""
+    for line in text.splitlines():
+        words = line.strip()
+        if words:
+            is_short = len(words) <= TITLE_LENGTH
+            return words if is_short else words[: TITLE_LENGTH - 1] + "…"
+    return ""
 
 
 def typed_text(message: ChatMessage) -> str:

@@ -27,6 +27,7 @@ from rvllm_local.tui.payload import (
     COMPACT_PROMPT,
     fit_for_summary,
     is_summary_prompt,
+    make_title,
     payload,
     typed_text,
 )
@@ -48,7 +49,6 @@ from rvllm_local.tui.state import (
     ReplyStats,
 )
 
-TITLE_LENGTH = 60
 _BUSY = Notify("a reply is being written; Esc stops it", "warning")
 
 
@@ -76,7 +76,7 @@ def _start(
     effects: list[Effect] = []
     chat = session.chat
     if not session.is_kept:
-        title = chat.title or _title(prompt.text)
+        title = chat.title or make_title(prompt.text)
         chat = replace(chat, title=title, model=session.model)
         effects.append(SaveChat(chat))
     if is_new:
@@ -98,15 +98,6 @@ def _prompt(
     return ChatMessage(prompt_id, chat_id, parent_id, "user", text, figures=figures)
 
 
-def _title(text: str) -> str:
-    for line in text.splitlines():
-        words = line.strip()
-        if words:
-            is_short = len(words) <= TITLE_LENGTH
-            return words if is_short else words[: TITLE_LENGTH - 1] + "…"
-    return ""
-
-
 def _is_free(session: ChatSession) -> bool:
     return session.live is None and session.connection is ConnectionState.READY
 
@@ -116,11 +107,9 @@ def _refusal(session: ChatSession, text: str) -> Step | None:
     if _is_free(session):
         return None
     effects: list[Effect] = [ReturnPrompt(text)] if text else []
-    if session.live is not None:
-        effects.append(_BUSY)
-    else:
-        reason = session.connection_text or "the server is not there"
-        effects.append(Notify(f"not sent: {reason}", "warning"))
+    reason = session.connection_text or "the server is not there"
+    is_busy = session.live is not None
+    effects.append(_BUSY if is_busy else Notify(f"not sent: {reason}", "warning"))
     return session, tuple(effects)
 
 

@@ -750,6 +750,13 @@ def test_slash_commands_are_hinted_and_unknown_ones_named(play) -> None:
         await chat.until(
             lambda: len(chat.fake.requests) == 2 and chat.session.live is None
         )
+        await chat.press("alt+r")
+        await chat.until(
+            lambda: len(chat.fake.requests) == 3 and chat.session.live is None
+        )
+        await chat.say("/prompts")
+        await chat.until(dialog(chat, Pick))
+        await chat.press("escape")
         for slash in ("/copy", "/copycode", "/stop", "/help"):
             await chat.say(slash)
         await chat.until(dialog(chat, HelpScreen))
