@@ -99,7 +99,7 @@ def test_hostile_names_and_errors(play) -> None:
     async def scenario(chat) -> None:
         assert_harmless(chat.screen())
         await chat.say("hi")
-        await chat.told("the server says")
+        await chat.until(lambda: "the server says" in chat.screen())
         assert_harmless(chat.screen())
         await chat.press("ctrl+l")
         await chat.until(lambda: len(chat.app.screen_stack) == 2)

@@ -65,7 +65,7 @@ def test_what_is_offered(tmp_path: Path) -> None:
 def test_another_answer_by_one_key(play) -> None:
     async def scenario(chat) -> None:
         await chat.say("hi")
-        await chat.press("ctrl+r")
+        await chat.press("alt+r")
         await chat.until(
             lambda: len(chat.fake.requests) == 2 and chat.session.live is None
         )
