@@ -131,7 +131,7 @@ def build_core(
         runner, scratch = choose_packed_runner(parts, form, options, key)
     else:
         runner, scratch = choose_runner(parts, options, key)
-    runner.weight_form = form_in_words(form if loaded.packs else "plain")
+        runner.weight_form = form_in_words("plain")
     plan = dataclasses.replace(plan, weight_form=runner.weight_form)
     if scratch is not None:
         plan = plan.with_measured(scratch)

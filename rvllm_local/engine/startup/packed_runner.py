@@ -33,7 +33,7 @@ from rvllm_local.engine.startup.selfcheck import (
     first_agreeing,
     run_modes,
 )
-from rvllm_local.engine.startup.weight_forms import WeightForm
+from rvllm_local.engine.startup.weight_forms import WeightForm, form_in_words
 from rvllm_local.errors import UnsupportedModelError
 from rvllm_local.models.cpu.backend import StepBackend, StepModel
 from rvllm_local.models.cpu.layers import pack_layers
@@ -59,6 +59,8 @@ def choose_packed_runner(
     the model is of no use then.
     """
     runner, scratch = _choose(model, form, options, key)
+    is_step = isinstance(runner.block_io, StepBackend)
+    runner.weight_form = form_in_words("step" if is_step else "layers")
     gc.collect()
     mx.clear_cache()
     host.trim_heap()
