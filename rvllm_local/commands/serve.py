@@ -16,7 +16,7 @@ from typing import NoReturn
 from rvllm_local import host
 from rvllm_local.commands.flags import engine_flags
 from rvllm_local.config import Config, load_config
-from rvllm_local.errors import ConfigError, RvllmError
+from rvllm_local.errors import ConfigError, MemoryBudgetError
 from rvllm_local.models.locate import locate
 from rvllm_local.models.store import installed_models
 from rvllm_local.option import expanded
@@ -33,6 +33,7 @@ from rvllm_local.server.process_limits import (
 
 _KEY_VARIABLE = "RVLLM_API_KEY"
 _MIN_KEY = 8
+_REFUSED = 2  # as the command line ends when it refuses an option
 _UNITS = {"": 1.0, "s": 1.0, "m": 60.0, "h": 3600.0}
 logger = logging.getLogger(__name__)
 
@@ -101,7 +102,12 @@ async def _load_first(registry: Registry, name: str) -> None:
     try:
         async with registry.lease(name):
             pass
-    except (RvllmError, Exception) as error:
+    except (ConfigError, MemoryBudgetError) as error:
+        # No request can change that, so that the server ends before it has served.
+        logger.error("%s could not be loaded: %s", name, error)
+        sys.stderr.flush()
+        os._exit(_REFUSED)
+    except Exception as error:
         logger.error("%s could not be loaded: %s", name, error)
 
 

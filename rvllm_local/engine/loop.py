@@ -48,7 +48,11 @@ class EngineLoop:
             target=self._run, args=(build,), name="rvllm-engine", daemon=True
         )
         self._thread.start()
-        self._ready.result()
+        try:
+            self._ready.result()
+        except BaseException:
+            self._join()
+            raise
         atexit.register(
             self.close
         )  # MLX aborts an interpreter that ends while its thread runs
@@ -76,6 +80,9 @@ class EngineLoop:
         with self._posting:
             self._closed.set()
             self._commands.put(None)
+        self._join()
+
+    def _join(self) -> None:
         self._thread.join()
         _await_system_thread(self._thread)
 

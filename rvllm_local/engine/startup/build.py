@@ -28,7 +28,12 @@ from rvllm_local.engine.runner import ModelRunner
 from rvllm_local.engine.scheduler import Scheduler
 from rvllm_local.engine.startup.choose_runner import LoadedParts, choose_runner
 from rvllm_local.engine.startup.packed_runner import choose_packed_runner
-from rvllm_local.engine.startup.planning import arena_blocks, plan_engine, plan_model
+from rvllm_local.engine.startup.planning import (
+    arena_blocks,
+    plan_engine,
+    plan_model,
+    usable_context,
+)
 from rvllm_local.engine.startup.result_cache import result_key
 from rvllm_local.engine.startup.weight_forms import (
     WeightForm,
@@ -145,9 +150,7 @@ def _load_parts(
     loaded: LoadedModel, options: EngineOptions, adapters: Sequence[Adapter]
 ) -> tuple[LoadedParts, MemoryPlan]:
     """The model with its arenas, and the plan that both fit."""
-    context = min(
-        loaded.context_length, options.context_length or loaded.context_length
-    )
+    context = usable_context(loaded.context_length, options)
     if default_backend() == "cuda":
         fuse_projections(loaded.module)
     paged = install(loaded.module)

@@ -9,6 +9,7 @@ import mlx.core as mx
 from rvllm_local.attention.probe import probe_layout
 from rvllm_local.engine.options import EngineOptions
 from rvllm_local.engine.startup.weight_forms import form_in_words, weight_forms
+from rvllm_local.errors import ConfigError, MemoryBudgetError
 from rvllm_local.machine import device_memory
 from rvllm_local.memory.layout import KVLayout
 from rvllm_local.memory.plan import MemoryPlan, ModelSizes, make_plan
@@ -16,9 +17,10 @@ from rvllm_local.models.adapted import adapted_bytes
 from rvllm_local.models.adapter_files import read_adapters
 from rvllm_local.models.describe import ModelDescription
 
-_DEFAULT_KV_BYTES = (
-    512 * 2**20
-)  # when no budget is given: this, or one whole context if that is more
+# When no budget is given: this, or one whole context if that is more.
+_DEFAULT_KV_BYTES = 512 * 2**20
+# What the self-check's two sequences take, and the scratch block.
+_FEWEST_BLOCKS = 4
 
 
 def plan_model(
@@ -36,7 +38,7 @@ def plan_model(
         model.num_heads,
         layout.groups[0].dtype.size,
     )
-    context = min(model.context_length, options.context_length or model.context_length)
+    context = usable_context(model.context_length, options)
     forms, _ = weight_forms(model, options)
     weights = model.weights_bytes
     if forms[0] != "plain" and model.packed_bytes is not None:
@@ -82,7 +84,31 @@ def arena_blocks(
 ) -> tuple[int, ...]:
     """Blocks for each group's arena, the scratch block included."""
     budget = options.kv_memory or _default_budget(layout, context, options)
-    return layout.split_budget(budget, context, options.max_rows, options.prefill_chunk)
+    blocks = layout.split_budget(
+        budget, context, options.max_rows, options.prefill_chunk
+    )
+    if not options.self_check or min(blocks) >= _FEWEST_BLOCKS:
+        return blocks
+    smallest = _FEWEST_BLOCKS * sum(shape.block_bytes for shape in layout.groups)
+    if smallest > budget:
+        raise MemoryBudgetError(
+            f"a KV budget of {budget} bytes is too small: the check at the start needs "
+            f"{_FEWEST_BLOCKS} blocks for each layer, which take {smallest} bytes; "
+            "raise kv_memory"
+        )
+    return tuple(max(count, _FEWEST_BLOCKS) for count in blocks)
+
+
+def usable_context(length: int, options: EngineOptions) -> int:
+    """The context to serve of a model that has `length` positions. Raises `ConfigError`."""
+    if options.context_length is None:
+        return length
+    if options.context_length > length:
+        raise ConfigError(
+            f"context_length cannot be {options.context_length}: the model has {length} "
+            "positions; give at most that many, or leave it out"
+        )
+    return options.context_length
 
 
 def _default_budget(layout: KVLayout, context: int, options: EngineOptions) -> int:
