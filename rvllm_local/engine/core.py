@@ -208,6 +208,8 @@ class EngineCore:
         if self._flight is not None and not self._may_overlap():
             self._land()
         plan = self._schedule()
+        if plan.is_empty and self._flight is None:
+            self._kv_cache.wait_for_disk()
         launched = self._run(plan)
         self._land()
         self._flight = launched

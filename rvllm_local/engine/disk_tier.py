@@ -10,12 +10,14 @@ import time
 from collections import OrderedDict
 from collections.abc import Iterable
 
+from rvllm_local.engine.disk_reader import DiskReader
 from rvllm_local.memory.block_io import BlockIO
 from rvllm_local.memory.disk_cache import BlockStore
 from rvllm_local.memory.tables import KVTables
 
 _SPILL_BATCH = 8  # blocks that an idle step writes out
 _CLOSE_S, _FLUSH_S = 5.0, 0.5
+_WAIT_S = 0.01  # commands of other threads wait as long
 
 
 class DiskTier:
@@ -25,6 +27,7 @@ class DiskTier:
         self._kv = kv
         self._io = io
         self.store = store
+        self._reader = None if store is None else DiskReader(store)
         # Keys of cached blocks that idle steps write out, by group and block id.
         self._unspilled: OrderedDict[tuple[int, int], bytes] = OrderedDict()
         kv.before_evict = self._before_evict
@@ -54,14 +57,39 @@ class DiskTier:
                 return False
         return True
 
+    def is_read(self, groups: Iterable[int], key: bytes) -> bool:
+        """The groups' blocks of this key were read; if not, they are being read now."""
+        assert self._reader is not None
+        are_read = True
+        for group in groups:
+            stored_key = _stored_key(group, key)
+            if not self._reader.has(stored_key):
+                self._reader.ask(stored_key)
+                are_read = False
+        return are_read
+
+    def read_ahead(self, keys: Iterable[bytes]) -> None:
+        """Have the blocks of these keys read, where they are on disk alone."""
+        if self.store is None:
+            return
+        for key in keys:
+            for group, index in enumerate(self._kv.indexes):
+                if index.block(key) is None and self.contains(group, key):
+                    self.is_read([group], key)
+
+    def wait(self) -> None:
+        """Nothing else can be done: wait a little for a block that is being read."""
+        if self._reader is not None:
+            self._reader.wait(_WAIT_S)
+
     def restore(self, group: int, key: bytes) -> int | None:
-        """Read one block into the arena and index it.
+        """Put a block that `is_read` into the arena and index it.
 
         Returns its id; None if there is no room, or the file was no good.
         """
-        assert self.store is not None
+        assert self._reader is not None
         pool = self._kv.pools[group]
-        payload = self.store.get(_stored_key(group, key))
+        payload = self._reader.take(_stored_key(group, key))
         if payload is None or pool.num_free == 0:
             return None
         block = pool.allocate(1)[0]
@@ -102,8 +130,9 @@ class DiskTier:
 
     def close(self) -> None:
         """Write out what is cached, as far as the store takes it."""
-        if self.store is None:
+        if self.store is None or self._reader is None:
             return
+        self._reader.close()
         deadline = time.monotonic() + _CLOSE_S
         while self._unspilled and time.monotonic() < deadline:
             before = len(self._unspilled)

@@ -6,18 +6,21 @@ Works on blocks and keys through `KVTables` and `BlockIO`. Decides nothing about
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from rvllm_local.engine.disk_tier import DiskTier
 from rvllm_local.engine.prompt_scores import ScoreCache
 from rvllm_local.engine.sequence import Sequence
+from rvllm_local.engine.swapper import Swapper
 from rvllm_local.memory.block_io import BlockIO
 from rvllm_local.memory.blocks import BLOCK_TOKENS, blocks_for
 from rvllm_local.memory.disk_cache import BlockStore
 from rvllm_local.memory.prefix import BlockHistory, Divergence
 from rvllm_local.memory.swap import SwapSpace
 from rvllm_local.memory.tables import KVTables
+
+_READ_AHEAD = 3  # blocks of a sequence that are read at once: the disk is kept busy
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +48,7 @@ class KVCacheManager:
         self._io = block_io
         self._policy = policy
         self._disk = DiskTier(kv, block_io, store)
-        self._swap = swap or SwapSpace()
+        self._swapper = Swapper(kv, block_io, swap or SwapSpace())
         self._show = show
         self._history = BlockHistory(capacity=4 * kv.blocks_total)
         self._deadline = 0.0
@@ -56,7 +59,7 @@ class KVCacheManager:
 
     @property
     def num_swapped_blocks(self) -> int:
-        return self._swap.num_blocks
+        return self._swapper.num_blocks
 
     @property
     def num_spilled_blocks(self) -> int:
@@ -97,25 +100,43 @@ class KVCacheManager:
             # Where it leaves what others have computed a snapshot is worth having.
             sequence.pause_at = self._kv.longest_attended(keys) * BLOCK_TOKENS
         if self._kv.has_windows and sequence.num_computed == 0:
-            self._restore_at_once(sequence, keys)
+            sequence.restore = self._restore_windows(sequence, keys)
         self.extend_prefix(sequence)
 
     def extend_prefix(self, sequence: Sequence) -> None:
         """Before a chunk is computed: take blocks computed meanwhile, or on disk.
 
         Stops at the first block that has to be computed, and when the step's time is
-        up: then the sequence is `restoring`, and goes on here in the next step.
+        up or a block is still being read: then the sequence is `restoring`, and goes on
+        here in the next step.
         """
-        sequence.restoring = False
+        sequence.restoring = self._goes_on_restoring(sequence)
+        if sequence.restoring:
+            return
         keys = self._reusable_keys(sequence)
         while self._may_extend(sequence):
             block = sequence.num_computed // BLOCK_TOKENS
-            if block >= len(keys) or not self._extend_by(sequence, block, keys[block]):
+            if block >= len(keys):
                 break
-            if time.monotonic() >= self._deadline and block + 1 < len(keys):
+            extended = self._extend_by(sequence, block, keys[block])
+            if extended is None:
+                self._disk.read_ahead(keys[block + 1 : block + _READ_AHEAD])
+            is_late = time.monotonic() >= self._deadline and block + 1 < len(keys)
+            if extended is None or (extended and is_late):
                 sequence.restoring = True
                 return
+            if not extended:
+                break
         self._note_miss(sequence)
+
+    @staticmethod
+    def _goes_on_restoring(sequence: Sequence) -> bool:
+        """Go on with a restoration of windows, if there is one; True if it waits."""
+        if sequence.restore is not None:
+            for _ in sequence.restore:
+                return True
+            sequence.restore = None
+        return False
 
     def _may_extend(self, sequence: Sequence) -> bool:
         at_block = sequence.num_computed % BLOCK_TOKENS == 0
@@ -145,36 +166,25 @@ class KVCacheManager:
 
     def free(self, sequence: Sequence) -> None:
         """Give back everything that a sequence holds. Safe to call again."""
+        sequence.restore = None
         self._kv.release(sequence.tables)
         sequence.tables.state.put(())
-        for blocks in sequence.swapped or ():
-            self._swap.free(blocks)
-        sequence.swapped = None
+        self._swapper.forget(sequence)
         if self._leaders.get(sequence.request.request_id) is sequence:
             del self._leaders[sequence.request.request_id]
 
+    def cache_scores(self, sequence: Sequence, start: int) -> None:
+        """Keep what was scored from position `start` on, for later prompts."""
+        if self._policy.reuse:
+            self._scores.keep(sequence, start)
+
     def swap_out(self, sequence: Sequence) -> None:
         """Save its blocks and give them back; each table keeps its place."""
-        saved = []
-        for group, table in enumerate(sequence.tables.groups):
-            payloads = self._io.save_blocks(group, table.block_ids)
-            saved.append(tuple(self._swap.write(payloads)))
-        self._kv.release(sequence.tables)
-        sequence.tables.state.detach()
-        sequence.swapped = tuple(saved)
+        self._swapper.swap_out(sequence)
 
     def swap_in(self, sequence: Sequence) -> None:
         """Give it blocks again, with the content that they had."""
-        assert sequence.swapped is not None
-        for group, table in enumerate(sequence.tables.groups):
-            saved = sequence.swapped[group]
-            table.block_ids.extend(self._kv.pools[group].allocate(len(saved)))
-            payloads = [self._swap.read(part) for part in saved]
-            self._io.load_blocks(group, table.block_ids, payloads)
-        # Not before: if a part could not be read, all are freed as the sequence ends.
-        for saved in sequence.swapped:
-            self._swap.free(saved)
-        sequence.swapped = None
+        self._swapper.swap_in(sequence)
 
     @property
     def has_idle_work(self) -> bool:
@@ -193,7 +203,7 @@ class KVCacheManager:
     def close(self) -> None:
         """Write out what is cached, as far as the store takes it; free the swap space."""
         self._disk.close()
-        self._swap.close()
+        self._swapper.close()
 
     def _reusable_keys(self, sequence: Sequence) -> list[bytes]:
         """Keys of the full blocks before the last token.
@@ -230,10 +240,9 @@ class KVCacheManager:
     def _count_hit(
         self, sequence: Sequence, num_tokens: int, *, from_disk: bool = False
     ) -> None:
-        first_block = sequence.num_computed // BLOCK_TOKENS
+        before = sequence.num_computed
         sequence.num_computed += num_tokens
-        if sequence.scores is not None:
-            self._take_scores(sequence, first_block)
+        self._scores.hand_out(sequence, before)
         sequence.num_prefilled = sequence.num_computed
         sequence.num_published = sequence.num_computed // BLOCK_TOKENS
         sequence.capacity = blocks_for(sequence.num_computed) * BLOCK_TOKENS
@@ -244,30 +253,6 @@ class KVCacheManager:
         self.hit_tokens += num_tokens
         if from_disk:
             timings.cached_from_disk += num_tokens
-
-    def _take_scores(self, sequence: Sequence, first_block: int) -> None:
-        """The log-probabilities of blocks that a scored prompt reuses."""
-        scores, tokens = sequence.scores, sequence.token_ids
-        assert scores is not None
-        num_blocks = sequence.num_computed // BLOCK_TOKENS
-        keys = sequence.keys.upto(tokens, num_blocks)
-        for block in range(first_block, num_blocks):
-            start = block * BLOCK_TOKENS
-            next_token = tokens[start + BLOCK_TOKENS]
-            entries = self._scores.get(keys[block], next_token, scores.num_top)
-            assert entries is not None, "a block was reused without its scores"
-            scores.put(start, entries)
-
-    def cache_scores(self, sequence: Sequence, start: int) -> None:
-        """Keep what was scored from position `start` on, for later prompts."""
-        scores, tokens = sequence.scores, sequence.token_ids
-        if scores is None or not self._policy.reuse:
-            return
-        num_blocks = sequence.num_computed // BLOCK_TOKENS
-        keys = sequence.keys.upto(tokens, num_blocks)
-        for block in range(start // BLOCK_TOKENS, num_blocks):
-            next_token = tokens[(block + 1) * BLOCK_TOKENS]
-            self._scores.add(keys[block], next_token, scores.block(block))
 
     def _fork(self, leader: Sequence, sequence: Sequence) -> bool:
         """Share a sibling's prompt: full blocks as they are, the last one as a copy."""
@@ -295,8 +280,11 @@ class KVCacheManager:
         forgets = self._kv.has_windows or self._kv.layout.has_state
         return not forgets or leader.num_computed == count
 
-    def _extend_by(self, sequence: Sequence, block: int, key: bytes) -> bool:
-        """Take one more block from the arena or from disk; False if a group has neither."""
+    def _extend_by(self, sequence: Sequence, block: int, key: bytes) -> bool | None:
+        """Take one more block from the arena or from disk.
+
+        False if a group has it in neither; None while it is being read.
+        """
         tables = sequence.tables.groups
         for table in tables:
             if table.start_block + len(table.block_ids) != block:
@@ -307,6 +295,8 @@ class KVCacheManager:
         ]
         if missing and not self._disk.can_restore(missing, key):
             return False
+        if missing and not self._disk.is_read(missing, key):
+            return None
         for group, block_id in enumerate(block_ids):
             if block_id is not None:  # first: making room below must not evict it
                 self._kv.pools[group].share([block_id])
@@ -328,8 +318,11 @@ class KVCacheManager:
             if block_id is not None:
                 pool.release([block_id])
 
-    def _restore_at_once(self, sequence: Sequence, keys: list[bytes]) -> None:
-        """For windowed layouts: fetch the longest prefix of arena and disk, or nothing."""
+    def _restore_windows(self, sequence: Sequence, keys: list[bytes]) -> Iterator[None]:
+        """For windowed layouts: the longest prefix of arena and disk, or nothing.
+
+        Yields while a block is being read, and when the step's time is up.
+        """
         if self._disk.store is None:
             return
         count = self._kv.longest_prefix(keys, self._disk.contains)
@@ -337,7 +330,13 @@ class KVCacheManager:
             return
         for group, table in enumerate(sequence.tables.groups):
             table.start_block = self._kv.first_needed(group, count)
-            for key in keys[table.start_block : count]:
+            for block in range(table.start_block, count):
+                key = keys[block]
+                while self._is_being_read(group, key):
+                    self._disk.read_ahead(
+                        keys[block + 1 : min(block + _READ_AHEAD, count)]
+                    )
+                    yield
                 block_id = self._fetch(group, key)
                 if block_id is None:
                     self._kv.release(sequence.tables)
@@ -345,16 +344,31 @@ class KVCacheManager:
                         other.start_block = 0
                     return
                 table.block_ids.append(block_id)
+                if time.monotonic() >= self._deadline:
+                    yield
         self._count_hit(sequence, count * BLOCK_TOKENS, from_disk=True)
+
+    def _is_being_read(self, group: int, key: bytes) -> bool:
+        """The block is on disk alone, and was not read yet."""
+        if self._kv.indexes[group].block(key) is not None:
+            return False
+        return self._disk.can_restore([group], key) and not self._disk.is_read(
+            [group], key
+        )
 
     def _fetch(self, group: int, key: bytes) -> int | None:
         """A block of this key, shared in the arena or restored; None if there is none."""
-        pool = self._kv.pools[group]
         block_id = self._kv.indexes[group].block(key)
         if block_id is not None:
-            pool.share([block_id])
+            self._kv.pools[group].share([block_id])
             return block_id
-        return None if pool.num_free == 0 else self._disk.restore(group, key)
+        if not self._disk.can_restore([group], key):
+            return None
+        return self._disk.restore(group, key)
+
+    def wait_for_disk(self) -> None:
+        """Nothing else can be done: wait a little for a block that is being read."""
+        self._disk.wait()
 
     def _note_miss(self, sequence: Sequence) -> None:
         """Note why reuse ended: the first token that differed from what was cached."""

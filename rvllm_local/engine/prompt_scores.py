@@ -8,12 +8,16 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Sequence as Rows
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from rvllm_local.engine.sampling.logprobs import TargetLogprobs, token_logprob
 from rvllm_local.memory.blocks import BLOCK_TOKENS
 from rvllm_local.types import TokenLogprob
+
+if TYPE_CHECKING:
+    from rvllm_local.engine.sequence import Sequence
 
 _MOST_BYTES = 16 * 2**20
 
@@ -57,6 +61,31 @@ class ScoreCache:
             if self.get(key, next_token, num_top) is None:
                 return block
         return len(keys)
+
+    def hand_out(self, sequence: Sequence, start: int) -> None:
+        """A sequence reuses the blocks from position `start` on: give it their entries."""
+        scores, tokens = sequence.scores, sequence.token_ids
+        if scores is None:
+            return
+        num_blocks = sequence.num_computed // BLOCK_TOKENS
+        keys = sequence.keys.upto(tokens, num_blocks)
+        for block in range(start // BLOCK_TOKENS, num_blocks):
+            first = block * BLOCK_TOKENS
+            next_token = tokens[first + BLOCK_TOKENS]
+            entries = self.get(keys[block], next_token, scores.num_top)
+            assert entries is not None, "a block was reused without its scores"
+            scores.put(first, entries)
+
+    def keep(self, sequence: Sequence, start: int) -> None:
+        """Keep the entries of the full blocks that were scored from `start` on."""
+        scores, tokens = sequence.scores, sequence.token_ids
+        if scores is None:
+            return
+        num_blocks = sequence.num_computed // BLOCK_TOKENS
+        keys = sequence.keys.upto(tokens, num_blocks)
+        for block in range(start // BLOCK_TOKENS, num_blocks):
+            next_token = tokens[(block + 1) * BLOCK_TOKENS]
+            self.add(keys[block], next_token, scores.block(block))
 
     def clear(self) -> None:
         self._blocks.clear()

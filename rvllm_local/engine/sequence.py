@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -65,6 +66,7 @@ class Sequence:
     scores: its prompt's log-probabilities, if they are wanted.
     overtaken: how many requests passed it while it waited for blocks.
     restoring: more of its prefix is being read from disk.
+    restore: the restoration of a prefix with windows, while it goes on.
     swapped: its blocks by group, while it is preempted.
     """
 
@@ -95,6 +97,7 @@ class Sequence:
     scores: PromptScores | None = None
     overtaken: int = 0
     restoring: bool = False
+    restore: Iterator[None] | None = None
     swapped: tuple[tuple[Swapped, ...], ...] | None = None
 
     def __post_init__(self) -> None:

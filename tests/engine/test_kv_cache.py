@@ -263,7 +263,7 @@ def test_a_swap_file_that_cannot_be_read_frees_its_ranges_once(
         raise OSError("the disk is gone")
 
     with LLM(str(folder), kv_memory="500KB", max_rows=6, prefill_chunk=32) as llm:
-        swap = llm._client._loop.call(lambda core: core._kv_cache._swap)
+        swap = llm._client._loop.call(lambda core: core._kv_cache._swapper._space)
         read, calls = swap.read, iter(range(10**6))
         monkeypatch.setattr(
             swap, "read", lambda part: read(part) if next(calls) < 2 else fail()

@@ -127,7 +127,8 @@ def make_overlapping(core: EngineCore) -> OverlappingRunner:
     runner = OverlappingRunner(core._runner)
     core._runner = core._prefiller._runner = runner
     waiting = WaitingIO(runner, core._kv_cache._io)
-    core._kv_cache._io = core._kv_cache._disk._io = waiting
+    cache = core._kv_cache
+    cache._io = cache._disk._io = cache._swapper._io = waiting
     return runner
 
 
