@@ -175,8 +175,14 @@ class KVCacheManager:
 
     def cache_scores(self, sequence: Sequence, start: int) -> None:
         """Keep what was scored from position `start` on, for later prompts."""
-        if self._policy.reuse:
-            self._scores.keep(sequence, start)
+        if sequence.scores is not None and self._policy.reuse:
+            self._scores.keep(sequence.scores, self._full_keys(sequence), start)
+
+    @staticmethod
+    def _full_keys(sequence: Sequence) -> list[bytes]:
+        """Keys of the blocks that are full."""
+        num_blocks = sequence.num_computed // BLOCK_TOKENS
+        return sequence.keys.upto(sequence.token_ids, num_blocks)
 
     def swap_out(self, sequence: Sequence) -> None:
         """Save its blocks and give them back; each table keeps its place."""
@@ -242,7 +248,9 @@ class KVCacheManager:
     ) -> None:
         before = sequence.num_computed
         sequence.num_computed += num_tokens
-        self._scores.hand_out(sequence, before)
+        if sequence.scores is not None:
+            keys = self._full_keys(sequence)
+            self._scores.hand_out(sequence.scores, keys, before)
         sequence.num_prefilled = sequence.num_computed
         sequence.num_published = sequence.num_computed // BLOCK_TOKENS
         sequence.capacity = blocks_for(sequence.num_computed) * BLOCK_TOKENS
@@ -281,10 +289,7 @@ class KVCacheManager:
         return not forgets or leader.num_computed == count
 
     def _extend_by(self, sequence: Sequence, block: int, key: bytes) -> bool | None:
-        """Take one more block from the arena or from disk.
-
-        False if a group has it in neither; None while it is being read.
-        """
+        """Take one more block; False if a group has none, None while it is read."""
         tables = sequence.tables.groups
         for table in tables:
             if table.start_block + len(table.block_ids) != block:
@@ -372,9 +377,8 @@ class KVCacheManager:
 
     def _note_miss(self, sequence: Sequence) -> None:
         """Note why reuse ended: the first token that differed from what was cached."""
-        if sequence.timings.miss is not None:
-            return
-        if sequence.num_computed >= sequence.num_prompt - 1:
+        is_whole = sequence.num_computed >= sequence.num_prompt - 1
+        if is_whole or sequence.timings.miss is not None:
             return
         block = sequence.num_computed // BLOCK_TOKENS
         start = block * BLOCK_TOKENS

@@ -8,16 +8,12 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Sequence as Rows
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from rvllm_local.engine.sampling.logprobs import TargetLogprobs, token_logprob
 from rvllm_local.memory.blocks import BLOCK_TOKENS
 from rvllm_local.types import TokenLogprob
-
-if TYPE_CHECKING:
-    from rvllm_local.engine.sequence import Sequence
 
 _MOST_BYTES = 16 * 2**20
 
@@ -62,30 +58,18 @@ class ScoreCache:
                 return block
         return len(keys)
 
-    def hand_out(self, sequence: Sequence, start: int) -> None:
-        """A sequence reuses the blocks from position `start` on: give it their entries."""
-        scores, tokens = sequence.scores, sequence.token_ids
-        if scores is None:
-            return
-        num_blocks = sequence.num_computed // BLOCK_TOKENS
-        keys = sequence.keys.upto(tokens, num_blocks)
-        for block in range(start // BLOCK_TOKENS, num_blocks):
-            first = block * BLOCK_TOKENS
-            next_token = tokens[first + BLOCK_TOKENS]
+    def hand_out(self, scores: PromptScores, keys: Rows[bytes], start: int) -> None:
+        """The blocks of these keys are reused from position `start` on."""
+        for block in range(start // BLOCK_TOKENS, len(keys)):
+            next_token = scores.token_after(block)
             entries = self.get(keys[block], next_token, scores.num_top)
             assert entries is not None, "a block was reused without its scores"
-            scores.put(first, entries)
+            scores.put(block * BLOCK_TOKENS, entries)
 
-    def keep(self, sequence: Sequence, start: int) -> None:
-        """Keep the entries of the full blocks that were scored from `start` on."""
-        scores, tokens = sequence.scores, sequence.token_ids
-        if scores is None:
-            return
-        num_blocks = sequence.num_computed // BLOCK_TOKENS
-        keys = sequence.keys.upto(tokens, num_blocks)
-        for block in range(start // BLOCK_TOKENS, num_blocks):
-            next_token = tokens[(block + 1) * BLOCK_TOKENS]
-            self.add(keys[block], next_token, scores.block(block))
+    def keep(self, scores: PromptScores, keys: Rows[bytes], start: int) -> None:
+        """The blocks of these keys are full and were scored from `start` on."""
+        for block in range(start // BLOCK_TOKENS, len(keys)):
+            self.add(keys[block], scores.token_after(block), scores.block(block))
 
     def clear(self) -> None:
         self._blocks.clear()
@@ -112,6 +96,10 @@ class PromptScores:
         self._entries.logprobs[start:end] = entries.logprobs
         self._entries.top_ids[start:end] = entries.top_ids[:, : self.num_top]
         self._entries.top_logprobs[start:end] = entries.top_logprobs[:, : self.num_top]
+
+    def token_after(self, number: int) -> int:
+        """The first token behind a block."""
+        return self._token_ids[(number + 1) * BLOCK_TOKENS]
 
     def block(self, number: int) -> TargetLogprobs:
         """A copy of the entries of one full block, all of which were put."""
