@@ -1,6 +1,6 @@
-"""Turns a sequence's tokens into text as they come, without ever splitting UTF-8 or a stop string.
+"""Turns a sequence's tokens into text as they come.
 
-One object a sequence, cheap to make; the tokenizer's tables are shared.
+Never splits UTF-8 or a stop string. One object a sequence, cheap to make; the tokenizer's tables are shared.
 """
 
 from __future__ import annotations
@@ -31,17 +31,19 @@ class Vocabulary(TextDecoder, Protocol):
 class StreamingDetokenizer:
     """`push` tokens, send on what it returns, `finish` at the end.
 
-    Held back: an incomplete UTF-8 sequence, and the longest ending that could become a stop string. The text
-    of a matched stop string, and all after it, is never returned.
+    Held back: an incomplete UTF-8 sequence, and the longest ending that could become a
+    stop string. The text of a matched stop string, and all after it, is never returned.
     """
 
     def __init__(self, tokenizer: TextDecoder, stop: tuple[str, ...]) -> None:
         self._tokenizer = tokenizer
         self._stop = stop
-        self._beginnings = frozenset(
-            one[:length] for one in stop for length in range(1, len(one))
-        )
-        self._longest = max((len(one) - 1 for one in stop), default=0)
+        beginnings = set()
+        for text in stop:
+            for length in range(1, len(text)):
+                beginnings.add(text[:length])
+        self._beginnings = frozenset(beginnings)
+        self._longest = max(map(len, beginnings), default=0)
         self._begun = b""  # of a character whose other bytes are to come
         self._held = ""
         self.stop_string: str | None = None
@@ -70,7 +72,10 @@ class StreamingDetokenizer:
         return text
 
     def _decoded(self, piece: bytes, *, final: bool) -> str:
-        """The characters that are whole; what can never become one is U+FFFD. As the incremental decoder, at half its cost."""
+        """The characters that are whole; what can never become one is U+FFFD.
+
+        As the incremental decoder, at half its cost.
+        """
         data = self._begun + piece
         text, used = codecs.utf_8_decode(data, "replace", final)
         self._begun = data[used:]
@@ -78,9 +83,9 @@ class StreamingDetokenizer:
 
     def _take(self, text: str) -> str:
         text = self._held + text
-        found = [(text.find(stop), stop) for stop in self._stop if stop in text]
-        if found:
-            position, self.stop_string = min(found)
+        matches = [(text.find(stop), stop) for stop in self._stop if stop in text]
+        if matches:
+            position, self.stop_string = min(matches)
             self._held = ""
             return text[:position]
         keep = self._length_to_hold(text)

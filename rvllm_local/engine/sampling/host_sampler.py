@@ -1,7 +1,8 @@
-"""Draws tokens on the host, from logits that a CPU computed: numpy, one row at a time, while it is in the cache.
+"""Draws tokens on the host, from logits that a CPU computed.
 
-The rules and the random numbers are those of `engine.sampler`. Nothing sorts a vocabulary: what a filter can keep is found by
-bounds that cannot miss any of it, and only that is sorted.
+With numpy, one row at a time, while it is in the cache. The rules and the random numbers
+are those of `sampler`. Nothing sorts a vocabulary: bounds that cannot miss any of it find
+what a filter can keep, and only that is sorted.
 """
 
 from __future__ import annotations
@@ -21,10 +22,8 @@ IntArray = npt.NDArray[np.int64]
 _COLUMNS = 1024  # groups of logits whose maxima bound the largest ones
 _PER_COLUMN = 8  # fewer logits a group than this bound nothing
 _PIECE = 256  # weights that are summed at once
-_LIKELY = (
-    1e-4,
-    1.5e-5,
-)  # the tokens with these shares of the mass are few, and mostly hold the nucleus
+# The tokens with these shares of the mass are few, and mostly hold the nucleus.
+_LIKELY = (1e-4, 1.5e-5)
 
 
 def draw_from(logits: mx.array, rows: Sequence[RowSampling] | None) -> SampledTokens:
@@ -41,34 +40,37 @@ def draw_from(logits: mx.array, rows: Sequence[RowSampling] | None) -> SampledTo
 
 
 def draw(logits: FloatArray, rows: Sequence[RowSampling]) -> SampledTokens:
-    """A token for each row of `logits` `[rows, vocab]`. Log-probabilities are the model's, before any edit."""
-    tokens = np.array(
-        [_token(line, row) for line, row in zip(logits, rows, strict=True)],
-        dtype=np.int64,
-    )
-    wanted = [row.params.logprobs for row in rows if row.params.logprobs is not None]
-    if not wanted:
-        return SampledTokens(tokens)
-    most = min(max(wanted), logits.shape[1])
-    chosen = np.zeros(len(rows), dtype=np.float32)
-    ids, values = (
-        np.zeros((len(rows), most), dtype=np.int64),
-        np.zeros((len(rows), most), dtype=np.float32),
-    )
-    for place, (line, row) in enumerate(zip(logits, rows, strict=True)):
+    """A token for each row of `logits` `[rows, vocab]`.
+
+    Log-probabilities are the model's, before any edit.
+    """
+    drawn = [_token(line, row) for line, row in zip(logits, rows, strict=True)]
+    tokens = np.array(drawn, dtype=np.int64)
+    most = -1
+    for row in rows:
         if row.params.logprobs is not None:
-            best = line.max()
-            normalizer = best + np.log(_weights(line, best, 1.0).sum())
-            chosen[place] = line[tokens[place]] - normalizer
-            count = min(row.params.logprobs, most)
-            if count:
-                ids[place, :count] = top = _best(line, count)
-                values[place, :count] = line[top] - normalizer
-    return (
-        SampledTokens(tokens, chosen, ids, values)
-        if most
-        else SampledTokens(tokens, chosen)
-    )
+            most = max(most, row.params.logprobs)
+    if most < 0:
+        return SampledTokens(tokens)
+    most = min(most, logits.shape[1])
+    logprobs = np.zeros(len(rows), dtype=np.float32)
+    ids = np.zeros((len(rows), most), dtype=np.int64)
+    values = np.zeros((len(rows), most), dtype=np.float32)
+    for index, row in enumerate(rows):
+        if row.params.logprobs is None:
+            continue
+        line = logits[index]
+        largest_logit = line.max()
+        normalizer = largest_logit + np.log(_weights(line, largest_logit, 1.0).sum())
+        logprobs[index] = line[tokens[index]] - normalizer
+        count = min(row.params.logprobs, most)
+        if count:
+            top = _best(line, count)
+            ids[index, :count] = top
+            values[index, :count] = line[top] - normalizer
+    if not most:
+        return SampledTokens(tokens, logprobs)
+    return SampledTokens(tokens, logprobs, ids, values)
 
 
 def _token(logits: FloatArray, row: RowSampling) -> int:
@@ -79,8 +81,10 @@ def _token(logits: FloatArray, row: RowSampling) -> int:
     if params.is_greedy or not np.isfinite(logits[best]):
         return best
     tokens, weights = _kept(logits, logits[best], params)
-    place = pick(weights, uniform(row.seed, row.position)) if len(weights) > 1 else 0
-    return place if tokens is None else int(tokens[place])
+    index = 0
+    if len(weights) > 1:
+        index = pick(weights, uniform(row.seed, row.position))
+    return index if tokens is None else int(tokens[index])
 
 
 def _edited(logits: FloatArray, row: RowSampling) -> FloatArray:
@@ -110,14 +114,11 @@ def pick(weights: FloatArray, chance: float) -> int:
     if piece == len(until):  # rounding went past the end: the last piece with weight
         piece = int(until.searchsorted(until[-1], side="left"))
     inside = weights[piece * _PIECE : (piece + 1) * _PIECE].cumsum(dtype=np.float64)
-    place = int(
-        inside.searchsorted(target - (until[piece - 1] if piece else 0.0), side="right")
-    )
-    if place == len(
-        inside
-    ):  # rounding went past the piece's end: its last entry with weight
-        place = int(inside.searchsorted(inside[-1], side="left"))
-    return piece * _PIECE + place
+    before = until[piece - 1] if piece else 0.0
+    index = int(inside.searchsorted(target - before, side="right"))
+    if index == len(inside):  # rounding went past its end: its last entry with weight
+        index = int(inside.searchsorted(inside[-1], side="left"))
+    return piece * _PIECE + index
 
 
 def _kept(
@@ -168,10 +169,10 @@ def _nucleus(weights: FloatArray, top_p: float) -> tuple[IntArray, FloatArray, f
     # Tokens below the last bound have less than 1 - top_p of the mass together: none is in the nucleus.
     for bound in (*_LIKELY, (1 - top_p) / len(weights)):
         tokens = np.flatnonzero(weights >= np.float32(total * bound))
-        found = weights[tokens]
-        if found.sum() >= top_p * total:
+        likely = weights[tokens]
+        if likely.sum() >= top_p * total:
             break
-    return tokens, found, _nucleus_edge(np.sort(found)[::-1], top_p * total)
+    return tokens, likely, _nucleus_edge(np.sort(likely)[::-1], top_p * total)
 
 
 def _nucleus_edge(descending: FloatArray, target: float) -> float:
@@ -194,9 +195,10 @@ def largest(values: FloatArray, count: int) -> IntArray:
     places = np.flatnonzero(
         values >= np.partition(maxima, columns - count)[columns - count]
     )
-    found = values[places]
-    edge = np.partition(found, len(found) - count)[len(found) - count]
-    kept: IntArray = places[found >= edge]
+    candidates = values[places]
+    rank = len(candidates) - count
+    edge = np.partition(candidates, rank)[rank]
+    kept: IntArray = places[candidates >= edge]
     return kept
 
 

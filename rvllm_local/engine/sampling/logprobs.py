@@ -35,8 +35,8 @@ def target_logprobs(
     """How likely each target is after its row of `logits` `[tokens, vocab]`."""
     logits = logits.astype(mx.float32)
     normalizers = mx.logsumexp(logits, axis=-1, keepdims=True)
-    chosen = mx.take_along_axis(logits, mx.array(list(targets))[:, None], axis=-1)
-    parts = [chosen - normalizers]
+    given = mx.take_along_axis(logits, mx.array(list(targets))[:, None], axis=-1)
+    parts = [given - normalizers]
     if num_top:
         ids = mx.argpartition(-logits, kth=num_top - 1, axis=-1)[:, :num_top]
         values = mx.take_along_axis(logits, ids, axis=-1) - normalizers

@@ -95,40 +95,50 @@ class SamplingBatch:
     def build(cls, rows: Sequence[RowSampling], vocab_size: int) -> SamplingBatch:
         """Lay out a batch."""
         params = [row.params for row in rows]
-        greedy = [row.is_greedy for row in params]
-        draws = not all(greedy)
-        filters = draws and any(
-            p.top_p < 1 or 0 < p.top_k < vocab_size for p in params if not p.is_greedy
-        )
-        min_p = draws and any(p.min_p > 0 for p in params if not p.is_greedy)
-        wanted = [p.logprobs for p in params if p.logprobs is not None]
-        top_k = [
-            p.top_k if 0 < p.top_k < vocab_size and not p.is_greedy else vocab_size
-            for p in params
-        ]
-        log_min_p = [
-            np.log(p.min_p) if p.min_p > 0 and not p.is_greedy else -np.inf
-            for p in params
-        ]
+        is_greedy = [row.is_greedy for row in params]
+        counts = [p.logprobs for p in params if p.logprobs is not None]
+        num_logprobs = min(max(counts), vocab_size) if counts else None
+        edits, mask = _edits(rows), _mask(rows, vocab_size)
+        if all(is_greedy):
+            nothing = (None,) * 6
+            return cls(*nothing, edits, mask, num_logprobs)
+        top_k, top_p = _filters(params, vocab_size)
         return cls(
-            temperature=_column([1.0 if p.is_greedy else p.temperature for p in params])
-            if draws
-            else None,
-            is_greedy=mx.array(greedy) if draws and any(greedy) else None,
-            uniform=_column([uniform(row.seed, row.position) for row in rows])
-            if draws
-            else None,
-            top_k=mx.array(np.array(top_k, dtype=np.int32)[:, None])
-            if filters
-            else None,
-            top_p=_column([1.0 if p.is_greedy else p.top_p for p in params])
-            if filters
-            else None,
-            log_min_p=_column(log_min_p) if min_p else None,
-            edits=_edits(rows),
-            mask=_mask(rows, vocab_size),
-            num_logprobs=min(max(wanted), vocab_size) if wanted else None,
+            _column([1.0 if p.is_greedy else p.temperature for p in params]),
+            mx.array(is_greedy) if any(is_greedy) else None,
+            _column([uniform(row.seed, row.position) for row in rows]),
+            top_k,
+            top_p,
+            _log_min_p(params),
+            edits,
+            mask,
+            num_logprobs,
         )
+
+
+def _filters(
+    params: Sequence[SamplingParams], vocab_size: int
+) -> tuple[mx.array | None, mx.array | None]:
+    """Columns of top-k and top-p; None twice if no row that draws uses either."""
+    top_k, top_p, is_used = [], [], False
+    for row in params:
+        limits_k = 0 < row.top_k < vocab_size and not row.is_greedy
+        limits_p = row.top_p < 1 and not row.is_greedy
+        top_k.append(row.top_k if limits_k else vocab_size)
+        top_p.append(row.top_p if limits_p else 1.0)
+        is_used = is_used or limits_k or limits_p
+    if not is_used:
+        return None, None
+    return mx.array(np.array(top_k, dtype=np.int32)[:, None]), _column(top_p)
+
+
+def _log_min_p(params: Sequence[SamplingParams]) -> mx.array | None:
+    """A column of logarithms; None if no row that draws has a min-p."""
+    logarithms = []
+    for row in params:
+        is_used = row.min_p > 0 and not row.is_greedy
+        logarithms.append(np.log(row.min_p) if is_used else -np.inf)
+    return None if max(logarithms) == -np.inf else _column(logarithms)
 
 
 def uniform(seed: int, position: int) -> float:
@@ -163,13 +173,12 @@ def sample(logits: mx.array, batch: SamplingBatch) -> SampledTokens:
     if batch.num_logprobs is None:
         return SampledTokens(tokens)
     logprobs = logits - mx.logsumexp(logits, axis=-1, keepdims=True)
-    chosen = mx.take_along_axis(logprobs, tokens[:, None], axis=-1)[:, 0]
+    drawn = mx.take_along_axis(logprobs, tokens[:, None], axis=-1)[:, 0]
     if batch.num_logprobs == 0:
-        return SampledTokens(tokens, chosen)
+        return SampledTokens(tokens, drawn)
     ids = mx.argsort(-logprobs, axis=-1)[:, : batch.num_logprobs]
-    return SampledTokens(
-        tokens, chosen, ids, mx.take_along_axis(logprobs, ids, axis=-1)
-    )
+    values = mx.take_along_axis(logprobs, ids, axis=-1)
+    return SampledTokens(tokens, drawn, ids, values)
 
 
 def _draw(logits: mx.array, batch: SamplingBatch) -> mx.array:
@@ -229,31 +238,29 @@ def _mask(rows: Sequence[RowSampling], vocab_size: int) -> mx.array | None:
     if all(row.allowed is None for row in rows):
         return None
     mask = np.ones((len(rows), vocab_size), dtype=np.bool_)
-    for place, row in enumerate(rows):
+    for index, row in enumerate(rows):
         if row.allowed is not None:
             bits = np.unpackbits(row.allowed.view(np.uint8), bitorder="little")
-            mask[place] = bits[:vocab_size]
+            mask[index] = bits[:vocab_size]
     return mx.array(mask)
 
 
 def _edits(rows: Sequence[RowSampling]) -> LogitEdits | None:
-    found = [
-        (place, row.history.edits())
-        for place, row in enumerate(rows)
-        if row.history is not None
-    ]
-    found = [(place, edits) for place, edits in found if len(edits.tokens)]
-    if not found:
+    numbers, edits = [], []
+    for index, row in enumerate(rows):
+        of_row = None if row.history is None else row.history.edits()
+        if of_row is not None and len(of_row.tokens):
+            numbers.append(np.full(len(of_row.tokens), index, dtype=np.int32))
+            edits.append(of_row)
+    if not edits:
         return None
-    places = np.concatenate(
-        [np.full(len(edits.tokens), place, dtype=np.int32) for place, edits in found]
-    )
+    tokens = np.concatenate([part.tokens for part in edits]).astype(np.int32)
     return LogitEdits(
-        mx.array(places),
-        mx.array(np.concatenate([edits.tokens for _, edits in found]).astype(np.int32)),
-        mx.array(np.concatenate([edits.bias for _, edits in found])),
-        mx.array(np.concatenate([edits.repetition for _, edits in found])),
-        mx.array(np.concatenate([edits.subtract for _, edits in found])),
+        mx.array(np.concatenate(numbers)),
+        mx.array(tokens),
+        mx.array(np.concatenate([part.bias for part in edits])),
+        mx.array(np.concatenate([part.repetition for part in edits])),
+        mx.array(np.concatenate([part.subtract for part in edits])),
     )
 
 

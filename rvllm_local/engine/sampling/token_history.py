@@ -1,6 +1,7 @@
-"""What biases and earlier tokens do to one sequence's logits, kept up to date token by token.
+"""What biases and earlier tokens do to one sequence's logits, kept up to date by token.
 
-Knows token ids and numbers only. A step costs the output's length nothing: what an earlier step worked out is kept.
+Knows token ids and numbers only. A step's cost does not grow with the output: what an
+earlier step worked out is kept.
 """
 
 from __future__ import annotations
@@ -55,7 +56,7 @@ class TokenHistory:
         self._params = params
         seen = set(prompt_token_ids) if params.repetition_penalty != 1.0 else set()
         tokens = [*params.logit_bias, *sorted(seen.difference(params.logit_bias))]
-        self._places = {token: place for place, token in enumerate(tokens)}
+        self._index_of = {token: index for index, token in enumerate(tokens)}
         self._counts = [0] * len(tokens)  # in the output
         self._tokens = np.zeros(max(64, 2 * len(tokens)), dtype=np.int64)
         self._numbers = np.zeros(
@@ -73,31 +74,32 @@ class TokenHistory:
         cls, params: SamplingParams, prompt_token_ids: Sequence[int], vocab_size: int
     ) -> TokenHistory | None:
         """The history that these parameters ask for, if they ask for one."""
-        wanted = bool(params.logit_bias) or params.has_penalties
-        return cls(params, prompt_token_ids, vocab_size) if wanted else None
+        if not params.logit_bias and not params.has_penalties:
+            return None
+        return cls(params, prompt_token_ids, vocab_size)
 
     def push(self, token: int) -> None:
         """Take one more token of the output."""
         params = self._params
         if not params.has_penalties:
             return
-        place = self._places.get(token)
-        if place is None:
-            place = self._places[token] = len(self._counts)
+        index = self._index_of.get(token)
+        if index is None:
+            index = self._index_of[token] = len(self._counts)
             self._counts.append(0)
-            if place == len(self._tokens):
-                self._tokens = np.concatenate(
-                    (self._tokens, np.zeros_like(self._tokens))
-                )
-                self._numbers = np.concatenate(
-                    (self._numbers, np.zeros_like(self._numbers)), axis=1
-                )
-            self._tokens[place] = token
-        self._counts[place] += 1
-        self._numbers[1, place] = params.repetition_penalty
-        self._numbers[2, place] = (
-            params.frequency_penalty * self._counts[place] + params.presence_penalty
-        )
+            if index == len(self._tokens):
+                self._double()
+            self._tokens[index] = token
+        self._counts[index] += 1
+        by_count = params.frequency_penalty * self._counts[index]
+        self._numbers[1, index] = params.repetition_penalty
+        self._numbers[2, index] = by_count + params.presence_penalty
+
+    def _double(self) -> None:
+        """Make room for as many tokens again."""
+        self._tokens = np.concatenate((self._tokens, np.zeros_like(self._tokens)))
+        more = np.zeros_like(self._numbers)
+        self._numbers = np.concatenate((self._numbers, more), axis=1)
 
     def edits(self) -> RowEdits:
         """The edits of the next token's logits; valid until the next `push`."""
