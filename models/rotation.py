@@ -122,7 +122,11 @@ def _checked_kind(settings: Settings, source: str) -> Settings:
             )
         if old_kind == "mrope":
             kind = old_kind  # it says more than "default"
-    settings["rope_type"] = kind or old_kind or "default"
+    kind = kind or old_kind or "default"
+    settings["rope_type"] = "longrope" if kind == "su" else kind
+    factor = settings.get("factor")
+    if type(factor) is int:
+        settings["factor"] = float(factor)  # some definitions insist on it
     return settings
 
 

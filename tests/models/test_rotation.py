@@ -168,6 +168,68 @@ def test_a_contradiction_names_both_sources(
         assert source in str(caught.value)
 
 
+GEMMA3 = {
+    "model_type": "gemma3_text",
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 6,
+}
+LONG = {"long_factor": [1.1] * 8, "short_factor": [1.0] * 8}
+MROPE = {"mrope_section": [2, 1, 1], "rope_type": "default"}
+PUBLISHED: dict[str, dict[str, Any]] = {
+    "gemma3 with nothing but a scaling": {
+        "model_type": "gemma3",
+        "text_config": {**GEMMA3, "rope_scaling": {"factor": 8, "rope_type": "linear"}},
+    },
+    "phi3 with its first name of longrope": {
+        **BASE,
+        "model_type": "phi3",
+        "rope_theta": 1e4,
+        "rope_scaling": {**LONG, "type": "su"},
+    },
+    "phi3 in the newer spelling": {
+        **BASE,
+        "model_type": "phi3",
+        "rope_parameters": {
+            **LONG,
+            "rope_type": "longrope",
+            "rope_theta": 1e4,
+            "original_max_position_embeddings": 1024,
+        },
+    },
+    "a whole number as factor": {
+        **zoo_config("deepseek"),
+        "rope_scaling": {"type": "linear", "factor": 4},
+    },
+    "qwen2_vl with both names of its kind": {
+        **zoo_config("qwen2_vl"),
+        "text_config": {
+            **zoo_config("qwen2_vl")["text_config"],
+            "rope_scaling": {**MROPE, "type": "mrope"},
+        },
+    },
+    "llama with dynamic scaling": {
+        **BASE,
+        "rope_theta": 1e4,
+        "rope_scaling": {"type": "dynamic", "factor": 2.0},
+    },
+    "an own attention factor": {
+        **zoo_config("olmo3"),
+        "rope_scaling": {
+            "rope_type": "yarn",
+            "factor": 8.0,
+            "attention_factor": 1.2,
+            "original_max_position_embeddings": 512,
+        },
+    },
+}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_configurations_as_they_are_published_are_built(name: str) -> None:
+    build_model(PUBLISHED[name])
+
+
 def test_agreeing_spellings_are_no_contradiction() -> None:
     both = {
         "rope_theta": 5e5,
