@@ -31,6 +31,7 @@ import rvllm_local  # noqa: F401, I001  (first: it prepares the process for MLX)
 import mlx.core as mx
 import mlx_lm  # noqa: F401  (the real package: its generator is the peer)
 import numpy as np
+from mlx import nn
 from mlx.utils import tree_flatten
 from mlx_lm.generate import BatchGenerator
 from mlx_lm.models.cache import make_prompt_cache
@@ -59,6 +60,14 @@ LLAMA_1B: dict[str, Any] = {
     "max_position_embeddings": 131072,
     "tie_word_embeddings": True,
 }
+LLAMA_8B: dict[str, Any] = LLAMA_1B | {
+    "hidden_size": 4096,
+    "num_hidden_layers": 32,
+    "intermediate_size": 14336,
+    "head_dim": 128,
+    "tie_word_embeddings": False,
+}
+SHAPES = {"8b": LLAMA_8B, "1b": LLAMA_1B}
 CASES = ((1, 512), (8, 512), (64, 512), (16, 8192))  # rows, tokens of context
 CHECKED = ("llama", "gemma2", "gemma3_text", "qwen3", "gpt_oss")
 WARMUP, STEPS = 8, 48
@@ -75,9 +84,14 @@ class NoText:
         return b"a"
 
 
-def loaded_llama(config: dict[str, Any] = LLAMA_1B) -> LoadedModel:
+def loaded_llama(
+    config: dict[str, Any] = LLAMA_1B, bits: int | None = None
+) -> LoadedModel:
+    """Random weights; with `bits` they are quantized in groups of 64."""
     model = build_model(config)
     model.set_dtype(mx.bfloat16)
+    if bits is not None:
+        nn.quantize(model, group_size=64, bits=bits)
     mx.eval(model.parameters())
     size = sum(value.nbytes for _, value in tree_flatten(model.parameters()))
     return LoadedModel(
@@ -142,9 +156,9 @@ def forget_settings() -> None:
         os.environ.pop(name, None)
 
 
-def peer_apart(rows: int, context: int) -> float:
+def peer_apart(rows: int, context: int, model: list[str]) -> float:
     """`peer_ms` in a process of its own, with MLX's own settings, not with those that the engine makes."""
-    command = [sys.executable, __file__, "--peer", str(rows), str(context)]
+    command = [sys.executable, __file__, *model, "--peer", str(rows), str(context)]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
     return float(done.stdout.split()[-1])
 
@@ -230,17 +244,23 @@ def main() -> None:
         metavar=("ROWS", "CONTEXT"),
         help="measure only the peer",
     )
+    parser.add_argument("--shape", choices=SHAPES, default="1b")
+    parser.add_argument("--bits", type=int, choices=(4, 8), help="quantized weights")
+    parser.add_argument("--deterministic", action="store_true")
     args = parser.parse_args()
+    shape = SHAPES[args.shape]
     if args.peer:
         forget_settings()
-        print(
-            peer_ms(loaded_llama().module, prompts(*args.peer, LLAMA_1B["vocab_size"]))
-        )
+        module = loaded_llama(shape, args.bits).module
+        print(peer_ms(module, prompts(*args.peer, shape["vocab_size"])))
         return
+    model_flags = ["--shape", args.shape]
+    if args.bits:
+        model_flags += ["--bits", str(args.bits)]
     print("mlx", mx.__version__, mx.default_device(), mx.device_info(), flush=True)
     if args.check:
         check_tokens()
-    loaded = loaded_llama()
+    loaded = loaded_llama(shape, args.bits)
     cases = [tuple(map(int, case.split("x"))) for case in args.cases]
     rounds: dict[str, list[tuple[float, float]]] = {}
     figures: dict[str, dict[str, Figure]] = {}
@@ -251,7 +271,10 @@ def main() -> None:
     for rows, context in cases:
         batch = prompts(rows, context, LLAMA_1B["vocab_size"])
         pairs = [
-            (peer_apart(rows, context), engine_once(loaded, batch))
+            (
+                peer_apart(rows, context, model_flags),
+                engine_once(loaded, batch, deterministic=args.deterministic),
+            )
             for _ in range(args.rounds)
         ]
         name = f"{rows} x {context:,}"
@@ -276,13 +299,23 @@ def stats_of(pairs: list[tuple[float, float]]) -> dict[str, Figure]:
     }
 
 
-def engine_once(loaded: LoadedModel, batch: list[list[int]]) -> float:
+def engine_once(
+    loaded: LoadedModel, batch: list[list[int]], *, deterministic: bool = False
+) -> float:
     """`engine_ms` of a core of its own, whose attention is the kernels'."""
-    room = sum(len(row) + ROOM for row in batch) * 2 * 16 * 8 * 64 * 2 + 2**26
+    config = loaded.config
+    values = config["num_key_value_heads"] * config["head_dim"]
+    token_bytes = 2 * config["num_hidden_layers"] * values * 2
+    room = sum(len(row) + ROOM for row in batch) * token_bytes + 2**26
     core = build_core(
         loaded,
         NoText(),
-        EngineOptions(kv_memory=room, max_rows=len(batch), prefill_chunk=512),
+        EngineOptions(
+            kv_memory=room,
+            max_rows=len(batch),
+            prefill_chunk=512,
+            deterministic=deterministic,
+        ),
     )
     assert core.stats()["attention_backend"] == "kernels", "the kernels do not serve"
     found = engine_ms(core, batch)

@@ -33,21 +33,13 @@ import numpy as np
 from mlx_lm.generate import BatchGenerator
 
 from benchmarks import gpu_record
-from benchmarks.gpu_decode import LLAMA_1B, NoText, forget_settings, loaded_llama
+from benchmarks.gpu_decode import SHAPES, NoText, forget_settings, loaded_llama
 from rvllm_local.bench.metrics import Figure, spread
 from rvllm_local.bench.text_table import show
 from rvllm_local.engine.startup.build import EngineOptions, build_core
 from rvllm_local.engine.report import percentile
 from rvllm_local.types import Request, SamplingParams, StreamEvent
 
-LLAMA_8B: dict[str, Any] = LLAMA_1B | {
-    "hidden_size": 4096,
-    "num_hidden_layers": 32,
-    "intermediate_size": 14336,
-    "head_dim": 128,
-    "tie_word_embeddings": False,
-}
-SHAPES = {"8b": LLAMA_8B, "1b": LLAMA_1B}
 _NAMES = {"peer": "mlx-lm", "engine": "rvllm"}
 PROMPTS, ANSWERS = (64, 4096), (32, 512)
 Times = list[list[float]]  # when each token of each request came

@@ -48,13 +48,13 @@ CALLS = 50
 CACHE_BYTES = 256 * 2**20  # more than any GPU's cache
 TUNINGS = (
     MatrixTuning(1, 8, 8, 2),
-    MatrixTuning(1, 8, 8, 3),
-    MatrixTuning(1, 8, 8, 4),
-    MatrixTuning(1, 8, 4, 4),
     MatrixTuning(1, 4, 8, 6),
-    MatrixTuning(2, 8, 8, 2),
     MatrixTuning(2, 8, 4, 3),
+    MatrixTuning(2, 4, 8, 3),
     MatrixTuning(2, 4, 8, 4),
+    MatrixTuning(2, 4, 4, 4),
+    MatrixTuning(2, 2, 8, 8),
+    MatrixTuning(4, 4, 4, 3),
 )
 TUNED_SHAPES = (SHAPES[0], SHAPES[2], SHAPES[3])
 

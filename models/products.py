@@ -95,9 +95,17 @@ class QuantizedProducts:
         kernels: Sequence[QuantizedMatmul],
         *,
         always: bool,
+        most_rows: int = MAX_ROWS,
         timer: Timer = seconds,
     ) -> None:
-        """`always`: the first kernel serves wherever it is right, for equal bits."""
+        """`always`: the first kernel serves wherever it is right, for equal bits.
+
+        Else no more than `most_rows` rows are tried: compiling takes most of the time.
+        """
+        self._tiles: tuple[int, ...] = ROW_TILES
+        if not always:
+            largest = _tile_of(min(most_rows, MAX_ROWS))
+            self._tiles = tuple(tile for tile in ROW_TILES if tile <= largest)
         self._kernels = tuple(kernels[:1] if always else kernels)
         self._always = always
         self._timer = timer
@@ -137,7 +145,7 @@ class QuantizedProducts:
             return ShapeChoice({}, {}, why)
         taken: dict[int, tuple[float, ...]] = {}
         served: dict[int, int] = {}
-        for tile in ROW_TILES:
+        for tile in self._tiles:
             x = mx.random.normal((tile, weight.width), key=mx.random.key(0))
             x = x.astype(dtype)
             why = self._fault(x, weight)
@@ -222,13 +230,22 @@ class _ChosenEmbedding(nn.QuantizedEmbedding):  # type: ignore[misc]
         return self._products(x, _packed(self))
 
 
+# Those of a model that was served before are chosen anew.
+_LAYERS = (
+    nn.QuantizedLinear,
+    nn.QuantizedEmbedding,
+    _ChosenLinear,
+    _ChosenEmbedding,
+)
+
+
 def _quantized_layers(model: nn.Module) -> Iterator[Any]:
     """Plain quantized layers, those inside joined projections included."""
     for module in model.modules():
-        if type(module) in (nn.QuantizedLinear, nn.QuantizedEmbedding):
+        if type(module) in _LAYERS:
             yield module
         joined = getattr(module, "joined_layer", None)
-        if type(joined) is nn.QuantizedLinear:
+        if type(joined) in _LAYERS:
             yield joined
 
 

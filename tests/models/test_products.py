@@ -101,6 +101,14 @@ def test_each_shape_is_timed_once() -> None:
     assert timer.calls == 2 * shapes * len(ROW_TILES)
 
 
+def test_no_more_rows_are_tried_than_can_come() -> None:
+    multiply = kernel()
+    timer = Timer(multiply, 32)
+    products = QuantizedProducts([multiply], always=False, most_rows=3, timer=timer)
+    install_products(block(), products, mx.float32)
+    assert {tuple(choice.served) for choice in products.choices.values()} == {(1, 2, 4)}
+
+
 def test_joined_projections_go_to_the_kernel() -> None:
     module, multiply = block(), kernel()
     x = mx.random.normal((1, 3, WIDTH))

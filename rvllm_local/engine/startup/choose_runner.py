@@ -158,7 +158,9 @@ def _install_products(
     if default_backend() == "none":
         return
     products = QuantizedProducts(
-        products_here(kernels.counter), always=options.deterministic
+        products_here(kernels.counter),
+        always=options.deterministic,
+        most_rows=options.max_rows,
     )
     dtype = parts.arenas[0].shape.dtype if parts.arenas else mx.bfloat16
     install_products(parts.loaded.module, products, dtype)
