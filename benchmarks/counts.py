@@ -29,9 +29,9 @@ from rvllm_local.bench.metrics import Figure, exact, spread
 from rvllm_local.bench.outcome import Outcome
 from rvllm_local.bench.sse import EventReader
 from rvllm_local.engine.core import EngineCore
-from rvllm_local.engine.options import EngineOptions
 from rvllm_local.engine.startup.build import open_core
 from rvllm_local.models.locate import locate
+from rvllm_local.options import EngineOptions
 from rvllm_local.text.tokenizer_files import read_tokenizer
 from rvllm_local.types import Request, SamplingParams, StreamEvent
 from tests.support.tiny import save_tiny

@@ -21,7 +21,7 @@ import time
 from pathlib import Path
 
 from rvllm_local import LLM, SamplingParams
-from rvllm_local.engine.options import EngineOptions
+from rvllm_local.options import EngineOptions
 from rvllm_local.text.grammar.formats import grammar_for_format
 
 CROWD = 16

@@ -168,8 +168,8 @@ def _serve(folder: Path, profile: str | None) -> None:
     import cProfile
 
     from rvllm_local.clients.process.client import ProcessClient
-    from rvllm_local.engine.options import EngineOptions
     from rvllm_local.models.locate import ModelFiles
+    from rvllm_local.options import EngineOptions
     from rvllm_local.server.app import running
     from rvllm_local.server.http.settings import ServerSettings
     from rvllm_local.server.listener import bound, serve

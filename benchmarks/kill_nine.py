@@ -19,9 +19,9 @@ from pathlib import Path
 
 from rvllm_local.clients.contract import make_requests
 from rvllm_local.clients.process.client import ProcessClient, Supervision
-from rvllm_local.engine.options import EngineOptions
 from rvllm_local.errors import EngineCrashedError
 from rvllm_local.models.locate import locate
+from rvllm_local.options import EngineOptions
 from rvllm_local.types import FinishReason, SamplingParams, StreamEvent
 
 

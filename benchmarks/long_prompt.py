@@ -21,8 +21,8 @@ from pathlib import Path
 from benchmarks.peers.mlx_lm_server import MlxLmServer, plain_folder
 from rvllm_local import host
 from rvllm_local.clients.process.client import ProcessClient
-from rvllm_local.engine.options import EngineOptions
 from rvllm_local.engine.report import percentile
+from rvllm_local.options import EngineOptions
 from rvllm_local.types import SamplingParams
 
 WORDS = (

@@ -21,9 +21,9 @@ from pathlib import Path
 
 from rvllm_local import LLM, SamplingParams
 from rvllm_local.clients.contract import make_requests
-from rvllm_local.engine.options import EngineOptions
 from rvllm_local.models.locate import locate
 from rvllm_local.option import parse_bytes
+from rvllm_local.options import EngineOptions
 from rvllm_local.types import StreamEvent
 
 OPEN = 48  # requests kept open at a time

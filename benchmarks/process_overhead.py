@@ -13,7 +13,7 @@ import time
 from rvllm_local import LLM
 from rvllm_local.clients.contract import Client, make_requests
 from rvllm_local.clients.process.client import ProcessClient
-from rvllm_local.engine.options import EngineOptions
+from rvllm_local.options import EngineOptions
 from rvllm_local.types import SamplingParams, StreamEvent
 
 KV_MEMORY = 128_000_000

@@ -33,10 +33,10 @@ from rvllm_local.clients.contract import make_requests
 from rvllm_local.clients.process import frames
 from rvllm_local.clients.process.child import _Server
 from rvllm_local.engine import core, runner
-from rvllm_local.engine.options import EngineOptions
 from rvllm_local.engine.startup import build
 from rvllm_local.models.loader import load_model
 from rvllm_local.models.locate import locate
+from rvllm_local.options import EngineOptions
 from rvllm_local.text.grammar.compiled import Grammars
 from rvllm_local.text.grammar.formats import grammar_for_format
 from rvllm_local.text.tokenizer_files import read_tokenizer

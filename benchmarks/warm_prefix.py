@@ -15,8 +15,8 @@ from pathlib import Path
 
 from rvllm_local import host
 from rvllm_local.clients.process.client import ProcessClient
-from rvllm_local.engine.options import EngineOptions
 from rvllm_local.models.locate import locate
+from rvllm_local.options import EngineOptions
 from rvllm_local.types import SamplingParams
 
 ONE = SamplingParams(max_tokens=1, temperature=0, ignore_eos=True)

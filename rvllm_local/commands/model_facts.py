@@ -119,10 +119,10 @@ def _of_files(files: ModelFiles) -> dict[str, Any]:
         rows["recipe"] = dict(manifest.recipe)
         rows["sha256"] = manifest.weights.sha256
     rows |= _of_text(files, config)
-    own = own_sampling(files)
-    if own.values:
-        rows["sampling"] = dict(own.values)
-        rows["sampling_source"] = own.source
+    defaults = own_sampling(files)
+    if defaults.values:
+        rows["sampling"] = dict(defaults.values)
+        rows["sampling_source"] = defaults.source
     if ignored := ignored_parts(files, config):
         rows["ignored"] = ignored
     return rows

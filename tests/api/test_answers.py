@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from rvllm_local.engine.options import EngineOptions
+from rvllm_local.options import EngineOptions
 from rvllm_local.server.api.anthropic.answer import Blocks
 from rvllm_local.text.tools import ContentDelta, ReasoningDelta
 from tests.support.api import CHAT, Running, served

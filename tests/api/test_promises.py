@@ -22,7 +22,7 @@ from typing import Any
 import httpx
 import pytest
 
-from rvllm_local.engine.options import EngineOptions
+from rvllm_local.options import EngineOptions
 from rvllm_local.server.http.settings import ServerSettings
 from tests.support.api import CHAT, Running, served
 from tests.support.processes import eventually, is_running

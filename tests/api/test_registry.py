@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
-from rvllm_local.engine.options import EngineOptions
 from rvllm_local.errors import MemoryBudgetError, ModelNotFoundError
 from rvllm_local.memory.plan import MemoryPlan
 from rvllm_local.models.locate import ModelFiles
+from rvllm_local.options import EngineOptions
 from rvllm_local.server.http.problems import Problem
 from rvllm_local.server.models.registry import Registry
 from tests.support.api import PacedClient, plan_of

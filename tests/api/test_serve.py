@@ -19,9 +19,9 @@ import pytest
 
 from rvllm_local.commands.serve import settings_from
 from rvllm_local.commands.verbs import build_parser
-from rvllm_local.engine.options import EngineOptions
 from rvllm_local.errors import ConfigError, EngineError, ModelFileError
 from rvllm_local.models.locate import ModelFiles
+from rvllm_local.options import EngineOptions
 from rvllm_local.server.models.single_flight import Questions
 from tests.support.api import CHAT, PacedClient, served
 from tests.support.processes import eventually, is_running

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from benchmarks import agent_loop, idle_streams
-from rvllm_local.engine.options import EngineOptions
+from rvllm_local.options import EngineOptions
 from tests.support.api import served
 from tests.support.tiny import save_tiny
 

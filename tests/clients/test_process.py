@@ -23,7 +23,6 @@ from rvllm_local.clients.process.client import (
     Supervision,
     process_is_alive,
 )
-from rvllm_local.engine.options import EngineOptions
 from rvllm_local.errors import (
     EngineClosedError,
     EngineCrashedError,
@@ -33,6 +32,7 @@ from rvllm_local.errors import (
     ParameterError,
     QueueFullError,
 )
+from rvllm_local.options import EngineOptions
 from rvllm_local.types import FinishReason, SamplingParams, StreamEvent
 from tests.support.tiny import save_tiny
 

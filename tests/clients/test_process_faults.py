@@ -20,7 +20,6 @@ from rvllm_local.clients.contract import make_requests
 from rvllm_local.clients.process.client import ProcessClient, Supervision
 from rvllm_local.clients.process.connection import child_environment
 from rvllm_local.clients.process.cpu_wait import CpuWait
-from rvllm_local.engine.options import EngineOptions
 from rvllm_local.errors import (
     ConfigError,
     ContextOverflowError,
@@ -29,6 +28,7 @@ from rvllm_local.errors import (
     MemoryBudgetError,
     ParameterError,
 )
+from rvllm_local.options import EngineOptions
 from rvllm_local.types import SamplingParams, StreamEvent
 from tests.support.fake_engine import command
 from tests.support.processes import eventually, exists, is_running, open_descriptors
@@ -300,7 +300,7 @@ def test_a_consumer_that_fails_is_cancelled_and_gives_its_place_back(
 
 PARENT = """
 import json, sys, time
-from rvllm_local.engine.options import EngineOptions
+from rvllm_local.options import EngineOptions
 from rvllm_local.clients.process.client import ProcessClient
 from rvllm_local.types import SamplingParams
 client = ProcessClient(sys.argv[1], EngineOptions(kv_memory=4_000_000), wait=sys.argv[2] == "ready")

@@ -18,9 +18,9 @@ from msgspec.structs import replace
 
 from rvllm_local.clients.contract import make_requests
 from rvllm_local.engine.core import EngineCore
-from rvllm_local.engine.options import EngineOptions
 from rvllm_local.engine.startup.build import build_core
 from rvllm_local.models.loader import LoadedModel
+from rvllm_local.options import EngineOptions
 from rvllm_local.types import FinishReason, SamplingParams, StreamEvent
 from tests.support.overlapping import grammar_mask, make_overlapping
 from tests.support.tiny import tiny_model

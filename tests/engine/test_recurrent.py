@@ -11,11 +11,11 @@ from msgspec.structs import replace
 
 from rvllm_local.clients.contract import make_requests
 from rvllm_local.engine.core import EngineCore
-from rvllm_local.engine.options import EngineOptions
 from rvllm_local.engine.startup.build import build_core
 from rvllm_local.memory.blocks import BLOCK_TOKENS
 from rvllm_local.memory.state import RecurrentState, StateSnapshots, stacked
 from rvllm_local.models.loader import LoadedModel
+from rvllm_local.options import EngineOptions
 from rvllm_local.types import SamplingParams, StreamEvent
 from tests.support.matrix import Answer, Bytes, mlx_lm_tokens
 from tests.support.zoo import VOCAB_SIZE, zoo_model

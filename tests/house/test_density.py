@@ -34,26 +34,9 @@ DENSE_ROOMS: frozenset[str] = frozenset(
         "tui",
     ]
 )
-ROOMS_OF_LARGE_FUNCTIONS: frozenset[str] = frozenset(
-    [
-        "engine",
-        "history",
-        "models",
-        "server",
-        "tui",
-    ]
-)
+ROOMS_OF_LARGE_FUNCTIONS: frozenset[str] = frozenset(["models", "server", "tui"])
 ROOMS_OF_EMPTY_NAMES: frozenset[str] = frozenset(
-    [
-        "clients",
-        "conversation",
-        "engine",
-        "history",
-        "models",
-        "server",
-        "text",
-        "tui",
-    ]
+    ["clients", "conversation", "engine", "models", "server", "text", "tui"]
 )
 
 _NO_CODE = {

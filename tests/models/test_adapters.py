@@ -11,7 +11,6 @@ import mlx.core as mx
 import pytest
 
 from rvllm_local.commands.serve import adapter_of
-from rvllm_local.engine.options import EngineOptions
 from rvllm_local.engine.startup.planning import plan_model
 from rvllm_local.errors import (
     ConfigError,
@@ -23,6 +22,7 @@ from rvllm_local.models.adapted import adapted_bytes
 from rvllm_local.models.adapter_files import read_adapter, read_adapters
 from rvllm_local.models.describe import ModelDescription, describe
 from rvllm_local.models.locate import locate
+from rvllm_local.options import EngineOptions
 from tests.support.lora import save_adapter, save_peft
 from tests.support.tiny import save_tiny
 

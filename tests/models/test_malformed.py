@@ -19,7 +19,6 @@ import mlx.core as mx
 import pytest
 
 from rvllm_local import LLM
-from rvllm_local.engine.options import EngineOptions
 from rvllm_local.engine.startup.planning import plan_model
 from rvllm_local.errors import (
     ModelFileError,
@@ -30,6 +29,7 @@ from rvllm_local.errors import (
 from rvllm_local.models.describe import describe
 from rvllm_local.models.loader import load_model
 from rvllm_local.models.locate import locate
+from rvllm_local.options import EngineOptions
 from rvllm_local.text.template import render_chat
 from rvllm_local.text.tokenizer_files import read_tokenizer
 from tests.support.tiny import save_tiny

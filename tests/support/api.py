@@ -19,10 +19,10 @@ from rvllm_local.clients.in_process import InProcessClient
 from rvllm_local.clients.stream import TokenStream
 from rvllm_local.engine.limits import EngineLimits
 from rvllm_local.engine.loop import EngineLoop
-from rvllm_local.engine.options import EngineOptions
 from rvllm_local.engine.startup.build import open_core
 from rvllm_local.memory.plan import MemoryPlan
 from rvllm_local.models.locate import ModelFiles
+from rvllm_local.options import EngineOptions
 from rvllm_local.server.app import Server, running
 from rvllm_local.server.http.settings import ServerSettings
 from rvllm_local.server.listener import Listener

@@ -14,11 +14,11 @@ from msgspec.structs import replace
 from rvllm_local.attention.probe import plain_caches, probe_layout
 from rvllm_local.clients.contract import make_requests
 from rvllm_local.engine.core import EngineCore
-from rvllm_local.engine.options import EngineOptions
 from rvllm_local.engine.startup.build import build_core
 from rvllm_local.errors import RvllmError
 from rvllm_local.memory.layout import KVLayout
 from rvllm_local.models.loader import LoadedModel
+from rvllm_local.options import EngineOptions
 from rvllm_local.types import FinishReason, SamplingParams, StreamEvent
 from tests.support.zoo import VOCAB_SIZE, zoo_model
 

@@ -20,8 +20,8 @@ from rvllm_local.clients.process import frames
 from rvllm_local.clients.process.connection import COMMAND, ChildProcess
 from rvllm_local.clients.stream import TokenStream
 from rvllm_local.engine.limits import EngineLimits
-from rvllm_local.engine.options import EngineOptions
 from rvllm_local.errors import ConfigError, EngineClosedError, EngineCrashedError
+from rvllm_local.options import EngineOptions
 from rvllm_local.types import (
     EngineSnapshot,
     EventSink,

@@ -12,8 +12,8 @@ from typing import TypeVar
 import msgspec
 
 from rvllm_local.engine.limits import EngineLimits
-from rvllm_local.engine.options import EngineOptions
 from rvllm_local.errors import RvllmError, error_of
+from rvllm_local.options import EngineOptions
 from rvllm_local.types import EngineSnapshot, Request, RequestReport, StreamEvent
 
 MAX_FRAME = 64 * 2**20  # bytes; a prompt of a million tokens takes a tenth

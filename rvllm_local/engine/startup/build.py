@@ -22,7 +22,6 @@ from rvllm_local.engine.detokenizer import Vocabulary
 from rvllm_local.engine.identity import EngineIdentity
 from rvllm_local.engine.kv_cache import CachePolicy, KVCacheManager
 from rvllm_local.engine.limits import EngineLimits
-from rvllm_local.engine.options import EngineOptions
 from rvllm_local.engine.prefill_budget import PrefillBudget
 from rvllm_local.engine.runner import ModelRunner
 from rvllm_local.engine.scheduler import Scheduler
@@ -56,6 +55,7 @@ from rvllm_local.models.describe import describe, num_heads, widest
 from rvllm_local.models.fuse import fuse_projections
 from rvllm_local.models.loader import LoadedModel, load_model
 from rvllm_local.models.locate import ModelFiles
+from rvllm_local.options import EngineOptions
 
 logger = logging.getLogger(__name__)
 

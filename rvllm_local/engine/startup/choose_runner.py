@@ -20,7 +20,6 @@ from rvllm_local.attention.kernels import KernelBackend
 from rvllm_local.attention.residual import JoinedAdds, install_joined_adds
 from rvllm_local.attention.rotation import install_rotations
 from rvllm_local.engine.compiled import CompiledDecode
-from rvllm_local.engine.options import EngineOptions
 from rvllm_local.engine.run_mode import RunMode
 from rvllm_local.engine.runner import ModelRunner
 from rvllm_local.engine.startup.measure_scratch import measure_scratch
@@ -46,6 +45,7 @@ from rvllm_local.models.products import (
     install_products,
     products_here,
 )
+from rvllm_local.options import EngineOptions
 
 logger = logging.getLogger(__name__)
 

@@ -7,7 +7,6 @@ import dataclasses
 import mlx.core as mx
 
 from rvllm_local.attention.probe import probe_layout
-from rvllm_local.engine.options import EngineOptions
 from rvllm_local.engine.startup.weight_forms import form_in_words, weight_forms
 from rvllm_local.errors import ConfigError, MemoryBudgetError
 from rvllm_local.machine import device_memory
@@ -16,6 +15,7 @@ from rvllm_local.memory.plan import MemoryPlan, ModelSizes, make_plan
 from rvllm_local.models.adapted import adapted_bytes
 from rvllm_local.models.adapter_files import read_adapters
 from rvllm_local.models.describe import ModelDescription
+from rvllm_local.options import EngineOptions
 
 # When no budget is given: this, or one whole context if that is more.
 _DEFAULT_KV_BYTES = 512 * 2**20

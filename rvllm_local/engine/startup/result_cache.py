@@ -20,12 +20,12 @@ import mlx.core as mx
 import numpy as np
 
 from rvllm_local import host
-from rvllm_local.engine.options import EngineOptions
 from rvllm_local.engine.run_mode import RunMode
 from rvllm_local.models.file_stamps import file_stamp
 from rvllm_local.models.loader import LoadedModel
 from rvllm_local.models.locate import ModelFiles
 from rvllm_local.models.startup_notes import read_note, write_note
+from rvllm_local.options import EngineOptions
 
 _OWN_CODE = ("attention", "engine", "memory", "metal_kernels", "models")
 _SETTINGS = (

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from rvllm_local.engine.options import EngineOptions
 from rvllm_local.errors import RvllmError
 from rvllm_local.models.config_file import context_length, read_config
 from rvllm_local.models.gguf.config import gguf_config
 from rvllm_local.models.gguf.reader import GGUFFile
 from rvllm_local.models.locate import ModelFiles
+from rvllm_local.options import EngineOptions
 
 
 def context_of(files: ModelFiles, options: EngineOptions) -> int | None:

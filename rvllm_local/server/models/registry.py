@@ -15,12 +15,12 @@ from typing import Literal
 
 from msgspec import structs
 
-from rvllm_local.engine.options import EngineOptions
 from rvllm_local.engine.startup.planning import plan_model
 from rvllm_local.errors import MemoryBudgetError, ModelNotFoundError
 from rvllm_local.memory.plan import MemoryPlan
 from rvllm_local.models.describe import describe
 from rvllm_local.models.locate import ModelFiles
+from rvllm_local.options import EngineOptions
 from rvllm_local.server.http.problems import Problem, problem_of
 from rvllm_local.server.models.context import context_of
 from rvllm_local.server.models.names import ModelNames

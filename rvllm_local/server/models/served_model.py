@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 from rvllm_local.clients.contract import Client
 from rvllm_local.clients.process.client import EngineHealth, ProcessClient
 from rvllm_local.conversation.model import ConversationModel, detect_style
-from rvllm_local.engine.options import EngineOptions
 from rvllm_local.models.locate import ModelFiles
 from rvllm_local.models.own_sampling import OwnSampling, own_sampling
+from rvllm_local.options import EngineOptions
 from rvllm_local.text.families import OutputStyle
 from rvllm_local.text.tokenizer import Tokenizer
 from rvllm_local.text.tokenizer_files import read_tokenizer

@@ -9,12 +9,12 @@ import mlx.core as mx
 import pytest
 
 from rvllm_local.engine.core import EngineCore
-from rvllm_local.engine.options import EngineOptions
 from rvllm_local.engine.startup import choose_runner
 from rvllm_local.engine.startup.build import build_core
 from rvllm_local.errors import MemoryBudgetError
 from rvllm_local.models.loader import load_model
 from rvllm_local.models.locate import locate
+from rvllm_local.options import EngineOptions
 from rvllm_local.text.tokenizer_files import read_tokenizer
 from rvllm_local.types import Request, SamplingParams
 from tests.support.tiny import save_tiny

@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 from msgspec.structs import replace
 
-from rvllm_local.engine.options import EngineOptions
 from rvllm_local.engine.startup import choose_runner, result_cache
 from rvllm_local.engine.startup.build import open_core
 from rvllm_local.errors import ModelFileError, UnsupportedModelError
@@ -20,6 +19,7 @@ from rvllm_local.models import loader
 from rvllm_local.models.loader import load_model
 from rvllm_local.models.locate import locate
 from rvllm_local.models.startup_notes import read_note, write_note
+from rvllm_local.options import EngineOptions
 from rvllm_local.text.tokenizer_files import read_tokenizer
 from rvllm_local.types import Request, SamplingParams, StreamEvent
 from tests.support.tiny import save_tiny
