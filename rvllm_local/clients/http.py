@@ -146,10 +146,10 @@ class HttpClient:
 
     def explain(self, request_id: str) -> tuple[RequestReport, ...]:
         try:
-            found = self._send("GET", f"/v1/engine/explain/{request_id}").json()
+            answer = self._send("GET", f"/v1/engine/explain/{request_id}").json()
         except _NotFoundError:
             return ()
-        return msgspec.convert(found["choices"], tuple[RequestReport, ...])
+        return msgspec.convert(answer["choices"], tuple[RequestReport, ...])
 
     def close(self) -> None:
         """End the requests of this client. Safe to call twice."""

@@ -162,9 +162,9 @@ class ProcessClient:
         return self._ask("stats").stats or {}
 
     def snapshot(self) -> EngineSnapshot:
-        found = self._ask("snapshot").snapshot
-        assert found is not None
-        return found
+        snapshot = self._ask("snapshot").snapshot
+        assert snapshot is not None
+        return snapshot
 
     def explain(self, request_id: str) -> tuple[RequestReport, ...]:
         return self._ask("explain", request_id).reports or ()

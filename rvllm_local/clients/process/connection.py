@@ -141,7 +141,7 @@ class ChildProcess:
             self._answers[call_id] = answer
         self.post(frames.Ask(call_id, what, argument))
         try:
-            found = answer.result(_ANSWER_TIMEOUT_S)
+            result = answer.result(_ANSWER_TIMEOUT_S)
         except TimeoutError as error:
             raise EngineError(
                 f"the engine did not answer within {_ANSWER_TIMEOUT_S:.0f} s"
@@ -149,9 +149,9 @@ class ChildProcess:
         finally:
             with self._lock:
                 self._answers.pop(call_id, None)
-        if found.error is not None:
-            raise frames.error_in(found.error)
-        return found
+        if result.error is not None:
+            raise frames.error_in(result.error)
+        return result
 
     def post(self, command: frames.Command) -> None:
         self._outbox.put(command)

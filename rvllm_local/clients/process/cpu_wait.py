@@ -21,28 +21,23 @@ class CpuWait:
         self._known = None
 
     def since_last(self) -> float:
-        """Seconds that the thread that waited longest was ready to run and did not, since the last call."""
+        """Seconds that the thread that waited longest was ready to run and did not.
+
+        Counts from the last call; the first call gives 0.
+        """
         before, self._known = self._known, self._read()
-        if before is None:
-            return 0.0
-        return (
-            max(
-                (
-                    waited - before.get(task, waited)
-                    for task, waited in self._known.items()
-                ),
-                default=0,
-            )
-            / 1e9
-        )
+        longest = 0
+        for task, waited in self._known.items():
+            if before is not None:
+                longest = max(longest, waited - before.get(task, waited))
+        return longest / 1e9
 
     def _read(self) -> dict[str, int]:
         """Nanoseconds by thread; the second number of its `schedstat`."""
-        found: dict[str, int] = {}
+        waits: dict[str, int] = {}
         with contextlib.suppress(OSError):
             for task in self._tasks.iterdir():
                 with contextlib.suppress(OSError, ValueError, IndexError):
-                    found[task.name] = int(
-                        (task / "schedstat").read_text(encoding="ascii").split()[1]
-                    )
-        return found
+                    text = (task / "schedstat").read_text(encoding="ascii")
+                    waits[task.name] = int(text.split()[1])
+        return waits

@@ -112,7 +112,9 @@ def usable_context(length: int, options: EngineOptions) -> int:
 
 
 def _default_budget(layout: KVLayout, context: int, options: EngineOptions) -> int:
-    one = layout.sequence_bytes(context, options.prefill_chunk) + sum(
-        shape.block_bytes for shape in layout.groups
+    scratch_blocks = sum(shape.block_bytes for shape in layout.groups)
+    context_bytes = (
+        layout.sequence_bytes(context, options.prefill_chunk) + scratch_blocks
     )
-    return min(max(one, _DEFAULT_KV_BYTES), one * options.max_rows)
+    default_bytes = max(context_bytes, _DEFAULT_KV_BYTES)
+    return min(default_bytes, context_bytes * options.max_rows)

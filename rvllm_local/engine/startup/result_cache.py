@@ -84,20 +84,14 @@ def result_key(
 
 def read_result(key: str, cache_dir: Path | None = None) -> StartupResult | None:
     """What was noted, if it is of the form that is written here."""
-    found = read_note(key, cache_dir)
-    if not isinstance(found, list) or [type(part) for part in found] != [
-        bool,
-        bool,
-        int,
-        int,
-    ]:
+    note = read_note(key, cache_dir)
+    kinds = [bool, bool, int, int]
+    if not isinstance(note, list) or [type(part) for part in note] != kinds:
         return None
-    batched, dense, row_group, scratch = found
-    return (
-        StartupResult(RunMode(batched, dense), row_group, scratch)
-        if row_group >= 0 <= scratch
-        else None
-    )
+    batched, dense, row_group, scratch = note
+    if row_group < 0 or scratch < 0:
+        return None
+    return StartupResult(RunMode(batched, dense), row_group, scratch)
 
 
 def write_result(

@@ -134,11 +134,11 @@ def rows_are_independent(runner: ModelRunner, kv: KVTables, vocab_size: int) -> 
         )
         states = [(row.state, row.state.batch, row.state.row) for row in tables]
         expected = runner.decode([subject])[0]
-        for place in range(1, _ROW_GROUP):
+        for index in range(1, _ROW_GROUP):
             for state, batch, number in states:
                 state.put(batch, number)
-            rows = [other] * place + [subject] + [other] * (_ROW_GROUP - place - 1)
-            if not bool(mx.array_equal(runner.decode(rows)[place], expected).item()):
+            rows = [other] * index + [subject] + [other] * (_ROW_GROUP - index - 1)
+            if not bool(mx.array_equal(runner.decode(rows)[index], expected).item()):
                 return 1
         return _ROW_GROUP
     finally:
