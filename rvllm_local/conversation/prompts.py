@@ -26,6 +26,7 @@ from rvllm_local.text.families import OutputStyle, style_of
 from rvllm_local.text.grammar.formats import (
     grammar_for_format,
     grammar_for_tools,
+    split_left_out,
     unconstrained,
     with_style,
 )
@@ -43,7 +44,8 @@ class Prepared:
     """What goes to the engine, and how each output is to be read.
 
     `prompts` are token ids, `params` one for each of them. `kept_special` are special
-    tokens that must reach the parser as text.
+    tokens that must reach the parser as text. `left_out` names the parts of schemas that
+    the grammar does not enforce.
     """
 
     prompts: tuple[tuple[int, ...], ...]
@@ -51,6 +53,7 @@ class Prepared:
     new_parser: Callable[[], OutputParser]
     grammar: str | None = None
     kept_special: tuple[str, ...] = ()
+    left_out: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,12 +91,14 @@ def prepare_chat(model: ConversationModel, call: ChatCall) -> Prepared:
     def new_parser() -> OutputParser:
         return OutputParser.for_style(style, tools=tools, starts_inside=starts_inside)
 
+    grammar, left_out = split_left_out(_chat_grammar(call, tools, rendered))
     return Prepared(
         (rendered.token_ids,),
         (params,),
         new_parser,
-        _chat_grammar(call, tools, rendered),
+        grammar,
         _kept_special(style, bool(tools)),
+        left_out,
     )
 
 
@@ -108,10 +113,17 @@ def prepare_text(model: ConversationModel, call: TextCall) -> Prepared:
             _up_to_context(call.params, len(token_ids), model.limits)
             for token_ids in prompts
         ]
-    grammar = None
+    whole = None
     if call.response_format is not None:
-        grammar = grammar_for_format(call.response_format)
-    return Prepared(tuple(prompts), tuple(params), lambda: OutputParser(None), grammar)
+        whole = grammar_for_format(call.response_format)
+    grammar, left_out = split_left_out(whole)
+    return Prepared(
+        tuple(prompts),
+        tuple(params),
+        lambda: OutputParser(None),
+        grammar,
+        left_out=left_out,
+    )
 
 
 def _render(model: ConversationModel, call: ChatCall, tools: Tools) -> _Rendered:

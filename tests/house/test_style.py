@@ -18,9 +18,7 @@ TEXTS = sorted(
     if path.suffix in (".py", ".metal", ".h", ".md", ".toml")
 )
 # Files that grew over the limits when lines became shorter; the list only shrinks.
-TO_BE_SPLIT = {
-    "rvllm_local/text/grammar/json_schema.py",
-}
+TO_BE_SPLIT: set[str] = set()
 UNFINISHED = re.compile(r"\b(TODO|FIXME|XXX|HACK|NotImplementedError|NotImplemented)\b")
 
 

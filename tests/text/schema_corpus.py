@@ -302,7 +302,10 @@ def judge(
     """("refused", why), ("valid", how many documents) or ("invalid", a document and what is wrong with it)."""
     try:
         grammar = grammar_for_format(
-            {"type": "json_schema", "json_schema": {"name": "s", "schema": schema}}
+            {
+                "type": "json_schema",
+                "json_schema": {"name": "s", "schema": schema, "strict": True},
+            }
         )
         assert grammar is not None
         matcher = compiler.compile(grammar)

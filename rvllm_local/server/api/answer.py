@@ -65,15 +65,18 @@ async def reply(
     is_stream: bool,
 ) -> Response | ASGIApp:
     """The reply to a request that was read into a call. Raises `Problem`."""
+    left_out: list[str] = request.state.left_out
     if is_stream:
-        return EventStream(_stream(service, call, answer), answer.problem)
-    return await while_connected(request, _whole(service, call, answer))
+        return EventStream(_stream(service, call, answer, left_out), answer.problem)
+    return await while_connected(request, _whole(service, call, answer, left_out))
 
 
 async def _whole(
-    service: Service, call: ChatCall | TextCall, answer: Answer
+    service: Service, call: ChatCall | TextCall, answer: Answer, left_out: list[str]
 ) -> Response:
+    """The whole reply; `left_out` gets what of the request is not enforced."""
     async with service.generator.open(call, answer.request_id) as generation:
+        left_out.extend(generation.left_out)
         answer.opening(generation)
         async for outcomes in generation.outcomes():
             _take(answer, outcomes)
@@ -81,9 +84,10 @@ async def _whole(
 
 
 async def _stream(
-    service: Service, call: ChatCall | TextCall, answer: Answer
+    service: Service, call: ChatCall | TextCall, answer: Answer, left_out: list[str]
 ) -> AsyncIterator[bytes]:
     async with service.generator.open(call, answer.request_id) as generation:
+        left_out.extend(generation.left_out)
         yield _encoded(answer, answer.opening(generation))
         async for outcomes in generation.outcomes():
             events = _take(answer, outcomes)

@@ -67,6 +67,7 @@ class Generation:
     _began: float = field(default_factory=time.monotonic)
     _first: float | None = None
     _last: float | None = None
+    left_out: tuple[str, ...] = ()  # parts of schemas that are not enforced
 
     @property
     def model(self) -> str:

@@ -35,6 +35,7 @@ class _Start:
     served: Served
     groups: Sequence[Sequence[Request]]
     new_parser: Callable[[], OutputParser]
+    left_out: tuple[str, ...] = ()  # parts of schemas that are not enforced
 
     @property
     def engine_ids(self) -> list[str]:
@@ -131,7 +132,7 @@ class Generator:
                     "preparing the prompt",
                 )
                 groups = _groups(prepared, request_id, call.priority, served.adapter)
-                start = _Start(served, groups, prepared.new_parser)
+                start = _Start(served, groups, prepared.new_parser, prepared.left_out)
                 generation = await self._start(stack, start)
             yield generation
 
@@ -200,6 +201,7 @@ class Generator:
             _choices_per_prompt=len(start.groups[0]),
             _settings=self._settings,
             _metrics=self._metrics,
+            left_out=start.left_out,
         )
         await self._hand_over(start, mailbox)
         await stack.enter_async_context(generation)

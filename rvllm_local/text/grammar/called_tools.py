@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from rvllm_local.errors import ParameterError
-from rvllm_local.text.grammar.json_schema import enforceable
+from rvllm_local.text.grammar.json_schema import EnforcedSchema, enforced
 
 MAX_TOOLS = 512
 _NAME = re.compile(r"[A-Za-z0-9_.-]{1,128}")
@@ -16,11 +16,15 @@ _NAME = re.compile(r"[A-Za-z0-9_.-]{1,128}")
 
 @dataclass(frozen=True, slots=True)
 class Tool:
-    """A function that may be called. `schema` is its parameters', fit to be compiled."""
+    """A function that may be called. `schema` is its parameters', fit to be compiled.
+
+    `left_out` names the parts of the parameters' schema that are not enforced.
+    """
 
     name: str
     schema: Mapping[str, Any]
     strict: bool
+    left_out: tuple[str, ...] = ()
 
 
 def read_tools(tools: Sequence[Mapping[str, Any]]) -> list[Tool]:
@@ -44,8 +48,9 @@ def read_tools(tools: Sequence[Mapping[str, Any]]) -> list[Tool]:
         if name in read:
             raise ParameterError("tools", f"two tools have the name {name!r}")
         strict = function.get("strict") is True
-        schema = _arguments_schema(function.get("parameters"), name, strict)
-        read[name] = Tool(name, schema, strict)
+        arguments = _arguments_schema(function.get("parameters"), name, strict)
+        left_out = tuple(f"tool {name}: {part}" for part in arguments.left_out)
+        read[name] = Tool(name, arguments.schema, strict, left_out)
     return list(read.values())
 
 
@@ -77,22 +82,22 @@ def callable_tools(
     return named
 
 
-def _arguments_schema(parameters: Any, name: str, strict: bool) -> dict[str, Any]:
+def _arguments_schema(parameters: Any, name: str, strict: bool) -> EnforcedSchema:
     """The schema of a tool's arguments.
 
     What cannot be enforced is refused if the tool is `strict`, else left out.
     """
     if parameters is None or parameters == {}:
-        return enforceable({"type": "object"}, "tools")
+        return enforced({"type": "object"}, "tools")
     try:
         is_object = isinstance(parameters, Mapping)
         if is_object and parameters.get("type", "object") != "object":
             raise ParameterError(
                 "tools", "the schema of parameters must be of type object"
             )
-        schema = enforceable(parameters, "tools", lenient=not strict)
+        arguments = enforced(parameters, "tools", lenient=not strict)
     except ParameterError as error:
         if strict:
             raise ParameterError("tools", f"tool {name!r}: {error}") from error
-        schema = enforceable({}, "tools")
-    return {**schema, "type": "object"}
+        arguments = EnforcedSchema(enforced({}, "tools").schema, (str(error),))
+    return replace(arguments, schema={**arguments.schema, "type": "object"})

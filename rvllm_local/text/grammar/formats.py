@@ -12,7 +12,7 @@ from typing import Any
 
 from rvllm_local.errors import GrammarError, ParameterError
 from rvllm_local.text.families import OutputStyle
-from rvllm_local.text.grammar.json_schema import enforceable
+from rvllm_local.text.grammar.json_schema import enforceable, enforced
 from rvllm_local.text.grammar.matcher import GrammarCompiler, Matcher
 from rvllm_local.text.grammar.regex import PatternError, portable
 from rvllm_local.text.grammar.tool_calls import HARMONY_REASONING, call_grammar
@@ -24,6 +24,7 @@ __all__ = [
     "Matcher",
     "grammar_for_format",
     "grammar_for_tools",
+    "split_left_out",
     "unconstrained",
     "with_reasoning",
     "with_style",
@@ -54,11 +55,19 @@ def grammar_for_format(
     grammar = _answer_grammar(response_format)
     if grammar is None:
         return None
-    return (
-        _final_message(grammar)
-        if family == "harmony"
-        else json.dumps({"grammars": [grammar]})
-    )
+    if family == "harmony":
+        return _final_message(grammar)
+    left_out = grammar.pop("left_out", ())
+    return json.dumps({"grammars": [grammar], "left_out": left_out})
+
+
+def split_left_out(grammar: str | None) -> tuple[str | None, tuple[str, ...]]:
+    """A grammar for the compiler, and the parts of schemas that it does not enforce."""
+    if grammar is None or '"left_out"' not in grammar:
+        return grammar, ()
+    whole = json.loads(grammar)
+    parts = tuple(whole.pop("left_out"))
+    return json.dumps(whole), parts
 
 
 def _answer_grammar(response_format: Mapping[str, Any]) -> dict[str, Any] | None:
@@ -87,11 +96,7 @@ def _format_grammar(
         case "json_object":
             return {"json_schema": enforceable({"type": "object"})}
         case "json_schema":
-            return {
-                "json_schema": enforceable(
-                    _schema_of(response_format.get("json_schema"))
-                )
-            }
+            return _schema_grammar(response_format.get("json_schema"))
         case "regex":
             return {"lark_grammar": f"start: {_regex(_text(response_format, 'regex'))}"}
         case "choice":
@@ -103,14 +108,27 @@ def _format_grammar(
             return {"lark_grammar": _text(response_format, "grammar")}
 
 
-def _final_message(grammar: Mapping[str, Any]) -> str:
+def _schema_grammar(field: Any) -> dict[str, Any]:
+    """The grammar of a named schema; what is left out of it stands beside."""
+    schema = _schema_of(field)
+    enforcement = enforced(schema, lenient=field.get("strict") is not True)
+    grammar: dict[str, Any] = {"json_schema": enforcement.schema}
+    if enforcement.left_out:
+        grammar["left_out"] = list(enforcement.left_out)
+    return grammar
+
+
+def _final_message(grammar: dict[str, Any]) -> str:
     """Harmony's answer in its channel, after an analysis."""
+    left_out = grammar.pop("left_out", ())
     head = {"lark_grammar": 'start: <[[0]]> "final" <[[1]]> @answer'}
-    parts = {
+    whole = {
         "grammars": [head, {"name": "answer", **grammar}],
         "tags": [CHANNEL, MESSAGE],
+        "reasoning": HARMONY_REASONING,
+        "left_out": left_out,
     }
-    return json.dumps({**parts, "reasoning": HARMONY_REASONING})
+    return json.dumps(whole)
 
 
 def grammar_for_tools(

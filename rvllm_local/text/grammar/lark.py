@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rvllm_local.text import tags
@@ -14,9 +14,13 @@ _ANY_TAG = re.compile("(" + "|".join(map(re.escape, _TAGS)) + ")")
 
 
 class Lark:
-    """Rules, and the tags that they name."""
+    """Rules, and the tags that they name.
 
-    def __init__(self) -> None:
+    `left_out` are the parts of the tools' schemas that the rules do not enforce.
+    """
+
+    def __init__(self, left_out: Sequence[str] = ()) -> None:
+        self._left_out = list(left_out)
         self.lines: list[str] = []
         self.tags: list[str] = []
 
@@ -62,9 +66,18 @@ class Lark:
         """The whole; `answer` is a grammar that `start` refers to as @answer."""
         lines = "\n".join([f"start: {start}", *self.lines])
         grammars: list[Mapping[str, Any]] = [{"lark_grammar": lines}]
+        left_out = self._left_out
         if answer is not None:
+            answer = dict(answer)
+            left_out = [*left_out, *answer.pop("left_out", ())]
             grammars.append({"name": "answer", **answer})
-        whole = {"grammars": grammars, "tags": self.tags, "parameter": "tools"}
+        whole: dict[str, Any] = {
+            "grammars": grammars,
+            "tags": self.tags,
+            "parameter": "tools",
+        }
+        if left_out:
+            whole["left_out"] = left_out
         return json.dumps(whole)
 
 

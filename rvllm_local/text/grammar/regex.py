@@ -5,7 +5,9 @@ A pattern either means the same to all three, or is narrowed to what all three m
 
 from __future__ import annotations
 
+import itertools
 import re
+from collections.abc import Sequence
 
 MAX_REPEAT = 1000
 MAX_PATTERN_CHARS = 4096
@@ -31,6 +33,8 @@ _NOT_DOT, _WIDE_DOT = r"[^\n\r\u{2028}\u{2029}]", r"[^\n]"
 _UNWRITTEN = r"\x00-\x07\x0b\x0e-\x1f"
 _PUNCTUATION = frozenset("^$\\.*+?()[]{}|/-\"'!#%&,:;<=>@`~_ ")
 _MAY_HOLD_CONTROLS = re.compile(r"\[\^|\\x[01]|\\u\{[01]?[0-9a-f]\}")
+# An anchored pattern's literal beginning, without a character that may be repeated.
+_ANCHORED = re.compile(r"\^([A-Za-z0-9]+)(?![*?{|])(?!.*\|)")
 _REPEAT = re.compile(r"\{([0-9]+)(,?)([0-9]*)\}")
 
 
@@ -54,6 +58,19 @@ def portable(pattern: str, *, in_json: bool = False, wide: bool = False) -> str:
     except (re.error, RecursionError, OverflowError) as error:
         raise PatternError(f"it is not a sound regular expression ({error})") from error
     return translated
+
+
+def are_apart(patterns: Sequence[str]) -> bool:
+    """True if no two of the patterns can match the same text: their beginnings differ."""
+    beginnings = []
+    for pattern in patterns:
+        match = _ANCHORED.match(pattern)
+        if match is None:
+            return len(patterns) < 2
+        beginnings.append(match[1])
+    beginnings.sort()
+    pairs = itertools.pairwise(beginnings)
+    return not any(second.startswith(first) for first, second in pairs)
 
 
 class _Translation:

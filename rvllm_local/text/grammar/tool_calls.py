@@ -46,7 +46,7 @@ def call_grammar(
     answer = answer if is_free else None
     if not called or (is_free and syntax.trigger is None and answer is None):
         return None
-    lark = Lark()
+    lark = Lark([part for tool in called for part in tool.left_out])
     calls = [lark.rule(syntax.call(lark, tool)) for tool in called]
     call = lark.rule(" | ".join(calls))
     if family == "harmony":

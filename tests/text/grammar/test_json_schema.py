@@ -107,7 +107,7 @@ def test_hostile_schemas_end_in_time(
     compiler: GrammarCompiler, tokenizer: Tokenizer, name: str
 ) -> None:
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    began = time.perf_counter()
+    began = time.process_time()
     try:
         matcher = compiler.compile(
             grammar_for_format(schema_format(HOSTILE[name])) or ""
@@ -116,7 +116,7 @@ def test_hostile_schemas_end_in_time(
         matcher.mask_into(row)
     except ParameterError as error:
         assert len(str(error)) < 1000
-    assert time.perf_counter() - began < 2.0
+    assert time.process_time() - began < 2.0
     unit = 1 if sys.platform == "darwin" else 1024
     assert (
         resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
