@@ -98,14 +98,14 @@ class Catalogue:
 
     def search(self, words: str) -> list[CatalogueEntry]:
         """Entries that hold every word of `words` in their name, title, architecture or licence; all for none."""
-        wanted = words.lower().split()
+        terms = words.lower().split()
         return [
             entry
             for entry in self.entries.values()
             if all(
                 word
                 in f"{entry.name} {entry.title} {entry.architecture} {entry.license} {entry.repo}".lower()
-                for word in wanted
+                for word in terms
             )
         ]
 

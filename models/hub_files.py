@@ -112,12 +112,12 @@ def _checked(repository: str, file: RemoteFile, path: Path) -> str:
             sha256.update(chunk)
             if file.sha256 is None:
                 sha1.update(chunk)
-    found, expected = sha256.hexdigest(), file.sha256
+    actual, expected = sha256.hexdigest(), file.sha256
     if expected is None:
-        found, expected = sha1.hexdigest(), file.git_sha1
-    if found != expected:
+        actual, expected = sha1.hexdigest(), file.git_sha1
+    if actual != expected:
         path.unlink()
         raise ChecksumError(
-            f"{repository}: {file.name} has checksum {found}, not {expected}; it was thrown away, try again"
+            f"{repository}: {file.name} has checksum {actual}, not {expected}; it was thrown away, try again"
         )
     return sha256.hexdigest()

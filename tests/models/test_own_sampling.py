@@ -9,7 +9,9 @@ from typing import Any
 import pytest
 
 from rvllm_local.models.locate import ModelFiles, locate
-from rvllm_local.models.own_sampling import own_sampling
+from rvllm_local.models.own_sampling import OwnSampling, own_sampling
+from rvllm_local.server.api.common import stated_sampling
+from rvllm_local.server.api.openai.schema import ChatRequest
 from rvllm_local.types import SamplingParams
 from tests.support.gguf import FLOAT32, INT32, llama_metadata, llama_tensors, write_gguf
 from tests.support.tiny import save_tiny
@@ -64,3 +66,11 @@ def test_a_gguf_file_may_say_it(tmp_path: Path) -> None:
     own = own_sampling(locate(str(path)))
     assert own.values == {"temperature": 0.5, "top_k": 40}
     assert own.source == "the GGUF file"
+
+
+def test_a_request_states_what_it_sets() -> None:
+    request = ChatRequest(model="m", messages=[], temperature=0.0)
+    assert stated_sampling(request) == {"temperature"}
+    own = OwnSampling({"temperature": 0.2, "top_p": 0.9}, "the catalogue")
+    params = own.applied(SamplingParams(temperature=0.0), stated_sampling(request))
+    assert (params.temperature, params.top_p) == (0.0, 0.9)
