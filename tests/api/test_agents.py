@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,43 +23,40 @@ from tests.support.agent_engine import DONE, AgentEngine, Play, common_prefix
 from tests.support.api import Running, served
 
 CONTEXT = 1_000_000  # the tiny vocabulary needs a token for nearly every letter
-FIRST_TURN_PROMPT = "say hi three times"
-CODEX_CONFIG = """\
-model = "tiny"
-model_provider = "rvllm"
-
-[model_providers.rvllm]
-name = "rvllm"
-base_url = "{address}/v1"
-wire_api = "responses"
-"""
+QUESTION = "say hi three times"
+ADDRESS = "http://127.0.0.1:8473"  # as in the files that the documentation shows
+FILES = Path(__file__).parent / "agents"
+DOCUMENTATION = Path(__file__).parents[2] / "docs" / "api.md"
 
 
 @dataclass(frozen=True)
 class Agent:
-    """One agent: its package, how it is set up in an empty home, and its command."""
+    """One agent: its package, its command, and the tool of its own that is called.
+
+    `file` is its set-up, which goes to `place` in an empty home; one without a place
+    holds variables.
+    """
 
     package: str
     command: tuple[str, ...]
     play: Play
-    set_up: Callable[[Path, str], Mapping[str, str]]
+    file: str
+    place: str | None = None
+
+    def set_up(self, home: Path, address: str) -> dict[str, str]:
+        """Write the set-up, or return its variables."""
+        text = (FILES / self.file).read_text(encoding="utf-8")
+        text = text.replace(ADDRESS, address)
+        if self.place is None:
+            lines = [line.removeprefix("export ") for line in text.splitlines()]
+            return dict(line.split("=", 1) for line in lines)
+        path = home / self.place
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+        return {}
 
 
-def set_up_codex(home: Path, address: str) -> Mapping[str, str]:
-    (home / ".codex").mkdir(exist_ok=True)
-    text = CODEX_CONFIG.format(address=address)
-    (home / ".codex" / "config.toml").write_text(text, encoding="utf-8")
-    return {}
-
-
-def set_up_claude(home: Path, address: str) -> Mapping[str, str]:
-    return {
-        "ANTHROPIC_BASE_URL": address,
-        "ANTHROPIC_API_KEY": "none",
-        "ANTHROPIC_MODEL": "tiny",
-    }
-
-
+SHELL = {"command": "echo hi", "description": "says hi"}
 AGENTS = {
     "codex": Agent(
         "@openai/codex@0.171.0",
@@ -68,18 +65,47 @@ AGENTS = {
             "exec",
             "--skip-git-repo-check",
             "--dangerously-bypass-approvals-and-sandbox",
-            FIRST_TURN_PROMPT,
+            QUESTION,
         ),
         Play("exec_command", {"cmd": "echo hi"}),
-        set_up_codex,
+        "codex.toml",
+        ".codex/config.toml",
     ),
     "claude": Agent(
         "@anthropic-ai/claude-code@2.1.197",
-        ("claude", "-p", FIRST_TURN_PROMPT, "--allowedTools", "Bash"),
-        Play("Bash", {"command": "echo hi", "description": "says hi"}),
-        set_up_claude,
+        ("claude", "-p", QUESTION, "--allowedTools", "Bash"),
+        Play("Bash", SHELL),
+        "claude.sh",
+    ),
+    "opencode": Agent(
+        "opencode-ai@1.18.33",
+        ("opencode", "run", QUESTION),
+        Play("bash", SHELL),
+        "opencode.json",
+        ".config/opencode/opencode.json",
+    ),
+    "pi": Agent(
+        "@mariozechner/pi-coding-agent@0.73.1",
+        ("pi", "-p", "--provider", "rvllm", "--model", "default", QUESTION),
+        Play("bash", {"command": "echo hi"}),
+        "pi.json",
+        ".pi/agent/models.json",
+    ),
+    "qwen": Agent(
+        "@qwen-code/qwen-code@0.24.4",
+        ("qwen", "--auth-type", "openai", "--yolo", "-p", QUESTION),
+        Play("run_shell_command", {**SHELL, "is_background": False}),
+        "qwen.sh",
     ),
 }
+
+
+@pytest.mark.parametrize("name", AGENTS)
+def test_the_documentation_shows_what_runs(name: str) -> None:
+    agent, text = AGENTS[name], DOCUMENTATION.read_text(encoding="utf-8")
+    assert (FILES / agent.file).read_text(encoding="utf-8").strip() in text
+    version = agent.package.rpartition("@")[2]
+    assert version in text
 
 
 @pytest.fixture(scope="module", params=AGENTS)

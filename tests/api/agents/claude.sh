@@ -1,0 +1,3 @@
+export ANTHROPIC_BASE_URL=http://127.0.0.1:8473
+export ANTHROPIC_API_KEY=none
+export ANTHROPIC_MODEL=default

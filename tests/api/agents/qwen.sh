@@ -1,0 +1,3 @@
+export OPENAI_BASE_URL=http://127.0.0.1:8473/v1
+export OPENAI_API_KEY=none
+export OPENAI_MODEL=default
