@@ -77,11 +77,16 @@ ROOM = 640  # tokens of output that the arena has room for: rows decode while ot
 class NoText:
     """The detokenizer is fed one byte a token."""
 
+    end_token_ids: frozenset[int] = frozenset()
+
     def decode(self, ids: list[int], skip_special: bool = True) -> str:
         return "a" * len(ids)
 
     def id_to_bytes(self, token_id: int) -> bytes | None:
         return b"a"
+
+    def keeping(self, kept_special: object) -> NoText:
+        return self
 
 
 def loaded_llama(
