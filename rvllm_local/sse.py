@@ -42,6 +42,8 @@ class SseReader:
 
         Raises `EventSizeError` for an event above the limit.
         """
+        if not piece:
+            return []
         if self._ended_in_return and piece.startswith(b"\n"):
             piece = piece[1:]
         self._ended_in_return = piece.endswith(b"\r")

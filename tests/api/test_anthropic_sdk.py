@@ -175,10 +175,18 @@ def test_errors_are_the_clients_own(client: anthropic.Anthropic) -> None:
         client.messages.create(
             model="default", max_tokens=1, messages=[{"role": "user", "content": image}]
         )
-    with pytest.raises(anthropic.BadRequestError, match="server tool"):
-        search: Any = {"type": "web_search_20250305", "name": "web_search"}
+    search: Any = {"type": "web_search_20250305", "name": "web_search"}
+    left_out = client.messages.create(
+        model="default", max_tokens=1, messages=HELLO, tools=[search]
+    )
+    assert left_out.type == "message"
+    with pytest.raises(anthropic.BadRequestError, match="demands a tool"):
         client.messages.create(
-            model="default", max_tokens=1, messages=HELLO, tools=[search]
+            model="default",
+            max_tokens=1,
+            messages=HELLO,
+            tools=[search],
+            tool_choice={"type": "tool", "name": "web_search"},
         )
     with pytest.raises(anthropic.BadRequestError, match="unknown field"):
         client.messages.create(

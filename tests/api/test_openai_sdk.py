@@ -246,7 +246,11 @@ def test_a_schema_holds_whatever_the_model_is(
 def test_what_cannot_be_enforced_is_refused_by_name(client: openai.OpenAI) -> None:
     form: Any = {
         "type": "json_schema",
-        "json_schema": {"name": "w", "schema": {"$ref": "https://example.org/x"}},
+        "json_schema": {
+            "name": "w",
+            "strict": True,
+            "schema": {"$ref": "https://example.org/x"},
+        },
     }
     with pytest.raises(openai.BadRequestError, match="ref"):
         client.chat.completions.create(

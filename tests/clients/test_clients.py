@@ -247,7 +247,11 @@ def test_a_seed_a_grammar_and_logprobs_are_the_same_everywhere(
             assert one.logprobs[0].logprob == pytest.approx(
                 other.logprobs[0].logprob, abs=1e-3
             )
-            assert len(one.logprobs[0].top) == 3
+            drawn = one.logprobs[0]
+            alternatives = dict(drawn.top)
+            # The drawn token is there too, though a bias put it below the best three.
+            assert drawn.token_id in alternatives
+            assert len(alternatives) in (3, 4)
     with pytest.raises(ParameterError):
         list(
             open_stream(

@@ -21,6 +21,8 @@ REFUSED: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"max_rows": 10**8}, MemoryBudgetError, "scratch .* budget is .* - .* ="),
     ({"context_length": 999_999_999}, ConfigError, "999999999.*positions"),
     ({"context_length": 0}, ConfigError, "context_length"),
+    ({"context_length": 1}, ConfigError, "context_length cannot be 1.*least 32"),
+    ({"context_length": 31}, ConfigError, "context_length cannot be 31.*least 32"),
 ]
 
 
@@ -39,12 +41,11 @@ def test_it_is_refused_with_the_arithmetic(
         LLM(str(folder), **options)
 
 
-@pytest.mark.parametrize("length", [1, 2, 40])
+@pytest.mark.parametrize("length", [32, 33, 40])
 def test_a_short_context_starts(folder: Path, length: int) -> None:
     with LLM(str(folder), kv_memory="4MB", context_length=length) as llm:
         params = SamplingParams(max_tokens=1, prompt_logprobs=0)
-        if length > 1:
-            assert len(llm.generate([5], params)[0].token_ids) <= 1
+        assert len(llm.generate([5], params)[0].token_ids) <= 1
         assert llm.generate([5], SamplingParams(max_tokens=0, prompt_logprobs=0))
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -51,10 +51,15 @@ class Verdict:
 
 
 class Bytes:
-    """A vocabulary for an engine whose text nobody reads."""
+    """A vocabulary for an engine whose text nobody reads. No token ends a turn."""
+
+    end_token_ids: frozenset[int] = frozenset()
 
     def id_to_bytes(self, token_id: int) -> bytes | None:
         return bytes([token_id % 128])
+
+    def keeping(self, kept_special: Collection[str]) -> Bytes:
+        return self
 
 
 class Answer:

@@ -35,7 +35,7 @@ from rvllm_local.types import SamplingParams
         ("frequency_penalty", math.nan),
         ("repetition_penalty", 0.0),
         ("stop", [""]),
-        ("stop", ["x"] * 17),
+        ("stop", ["x"] * 65),
         ("logit_bias", {-1: 1.0}),
         ("logit_bias", {1: math.nan}),
         ("ignore_eos", 1),
