@@ -193,7 +193,7 @@ def test_errors_are_the_clients_own(client: anthropic.Anthropic) -> None:
             model="default",
             max_tokens=1,
             messages=HELLO,
-            extra_body={"mcp_servers": []},
+            extra_body={"no_such_field": []},
         )
 
 

@@ -42,7 +42,12 @@ def answers(
     """Tokens and exact log-probabilities of each prompt."""
     found = {}
     if together:
-        streams = {index: llm._submit(PROMPTS[index], PARAMS[index]) for index in order}
+        streams = {
+            index: llm._submit(
+                PROMPTS[index], PARAMS[index], adapter=None, parse_special=True
+            )
+            for index in order
+        }
         for index, stream in streams.items():
             events = list(stream)
             found[index] = tuple((event.token_ids, event.logprobs) for event in events)

@@ -51,6 +51,8 @@ STYLES = {
 
 
 class Bytes:
+    end_token_ids: frozenset[int] = frozenset()
+
     def id_to_bytes(self, token_id: int) -> bytes | None:
         return bytes([token_id % 128])
 

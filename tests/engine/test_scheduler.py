@@ -25,7 +25,9 @@ CHUNK = 40
 
 
 class PlainText:
-    """A tokenizer of bytes, enough for a detokenizer."""
+    """A tokenizer of bytes, enough for a detokenizer. No token ends a turn."""
+
+    end_token_ids: frozenset[int] = frozenset()
 
     def id_to_bytes(self, token_id: int) -> bytes | None:
         return bytes([token_id % 256])

@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 import gc
 from collections.abc import Callable
+from pathlib import Path
 
 import mlx.core as mx
 
@@ -54,6 +55,27 @@ def measure_scratch(
     for pool in kv.pools:
         pool.peak_used = 0
     return max(peaks)
+
+
+def resident_growth(call: Callable[[], object]) -> int:
+    """Bytes by which resident memory rose at most during `call`, whoever allocated them.
+
+    0 where the system does not tell. For what MLX does not count.
+    """
+    try:
+        Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")
+        before = _status_bytes("VmRSS")
+        call()
+        return max(0, _status_bytes("VmHWM") - before)
+    except OSError:
+        call()
+        return 0
+
+
+def _status_bytes(name: str) -> int:
+    text = Path("/proc/self/status").read_text(encoding="utf-8")
+    kilobytes = text.partition(f"{name}:")[2].split()[0]
+    return int(kilobytes) * 1024
 
 
 def _over(

@@ -6,6 +6,7 @@ so does that arithmetic for a second opinion, and how far both opinions diverge 
 
 from __future__ import annotations
 
+import functools
 import gc
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -21,7 +22,7 @@ from rvllm_local.attention.probe import plain_caches
 from rvllm_local.engine.run_mode import RunMode
 from rvllm_local.engine.runner import ModelRunner
 from rvllm_local.engine.startup.choose_runner import LoadedParts
-from rvllm_local.engine.startup.measure_scratch import measure_scratch
+from rvllm_local.engine.startup.measure_scratch import measure_scratch, resident_growth
 from rvllm_local.engine.startup.result_cache import (
     StartupResult,
     read_result,
@@ -88,13 +89,18 @@ def _choose(
         modes = modes[:1]
     chosen = first_agreeing(make, modes, model.kv, prompts, judge)
     rows, chunk = options.max_rows, options.prefill_chunk
+    measure = functools.partial(
+        measure_scratch, chosen, model.kv, rows=rows, chunk=chunk
+    )
     if step is not None:
-        # The plan doubles it for what MLX keeps; nothing is kept here.
-        scratch = step.scratch_bytes(rows, chunk, model.context) // 2
+        # onnxruntime allocates here, which MLX does not count: a chunk and a batch of
+        # its length are measured, longer contexts are computed. The plan doubles what
+        # it is told, for what MLX keeps; nothing is kept here.
+        computed = step.scratch_bytes(rows, chunk, model.context)
+        measured = resident_growth(lambda: measure(context=min(chunk, model.context)))
+        scratch = max(computed, measured) // 2
     else:
-        scratch = measure_scratch(
-            chosen, model.kv, context=model.context, rows=rows, chunk=chunk
-        )
+        scratch = measure(context=model.context)
     if key is not None:
         write_result(key, StartupResult(chosen.mode, 0, scratch), cache_dir)
     return chosen, scratch
