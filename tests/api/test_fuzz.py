@@ -119,7 +119,9 @@ def test_no_body_makes_the_server_fail(api: Running) -> None:
             assert answer.status_code < 500, (path, body, answer.text)
             assert "internal_error" not in answer.text, (path, body)
             statuses.setdefault(path, set()).add(answer.status_code)
-    silent = [path for path, codes in statuses.items() if 400 not in codes]
+    # A path that names a response finds none by the name of its own template.
+    refusals = {path: 404 if "{" in path else 400 for path in statuses}
+    silent = [path for path, codes in statuses.items() if refusals[path] not in codes]
     assert not silent, f"no body was refused at {silent}: {statuses}"
     assert (
         200
