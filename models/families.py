@@ -12,7 +12,7 @@ from typing import Any
 
 from mlx import nn
 
-from rvllm_local.errors import ModelFileError
+from rvllm_local.errors import DEFINITION_ERRORS, ModelFileError
 from rvllm_local.models.architecture import (
     architectures,
     check_architecture,
@@ -23,16 +23,6 @@ from rvllm_local.models.config_normal import normalised
 from rvllm_local.models.rotation_check import settle_rotations
 
 _FULL = "full_attention"
-# What building a module from a config that lies can end in: lookups, sizes that overflow, shapes that MLX refuses.
-_BUILD_ERRORS = (
-    TypeError,
-    ValueError,
-    LookupError,
-    AttributeError,
-    AssertionError,
-    ArithmeticError,
-    RuntimeError,
-)
 
 
 def build_model(config: Mapping[str, Any]) -> nn.Module:
@@ -50,7 +40,7 @@ def build_model(config: Mapping[str, Any]) -> nn.Module:
     try:
         model = _built(family, config)
         settle_rotations(model, config)
-    except _BUILD_ERRORS as error:
+    except DEFINITION_ERRORS as error:
         raise ModelFileError(
             f"the config does not describe a {model_type} model: {error!r}"
         ) from error

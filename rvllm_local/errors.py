@@ -125,3 +125,16 @@ def error_of(
         if error_class is QueueFullError
         else error_class(message)
     )
+
+
+# What building or calling a model definition can end in where a configuration lies:
+# lookups, sizes that overflow or disagree, shapes that MLX refuses.
+DEFINITION_ERRORS = (
+    TypeError,
+    ValueError,
+    LookupError,
+    AttributeError,
+    AssertionError,
+    ArithmeticError,
+    RuntimeError,
+)

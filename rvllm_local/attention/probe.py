@@ -12,23 +12,17 @@ import mlx.core as mx
 from mlx import nn
 
 from rvllm_local.attention.seam import cache_kinds
-from rvllm_local.errors import ModelFileError, UnsupportedModelError
+from rvllm_local.errors import (
+    DEFINITION_ERRORS,
+    ModelFileError,
+    UnsupportedModelError,
+)
 from rvllm_local.memory.arena import KVShape
 from rvllm_local.memory.layout import KVLayout, LayerSlot, StateSlot
 
 # KV heads, key size, value size, window and type of one layer.
 _LayerShape = tuple[int, int, int, int | None, mx.Dtype]
 _KINDS = ("KVCache", "RotatingKVCache", "ArraysCache")
-# What a call of a model whose sizes do not go together can end in.
-_CALL_ERRORS = (
-    TypeError,
-    ValueError,
-    LookupError,
-    AttributeError,
-    AssertionError,
-    ArithmeticError,
-    RuntimeError,
-)
 # A model without attention counts its tokens in blocks all the same: prefixes and
 # admission are worked out in them. The shape has kernels, so that on a device a step of
 # it is in flight, too.
@@ -75,7 +69,7 @@ def _fill(model: nn.Module, caches: Sequence[Any]) -> None:
     """Call the model with one token. Nothing is evaluated: shapes are known without."""
     try:
         model(mx.zeros((1, 1), dtype=mx.int32), cache=caches)
-    except _CALL_ERRORS as error:
+    except DEFINITION_ERRORS as error:
         detail = " ".join(str(error).split())[:200]
         raise ModelFileError(
             "a model of this configuration cannot be called: "
