@@ -29,14 +29,13 @@ DENSE_ROOMS: frozenset[str] = frozenset(
         "memory",
         "metal_kernels",
         "models",
-        "server",
         "text",
         "tui",
     ]
 )
-ROOMS_OF_LARGE_FUNCTIONS: frozenset[str] = frozenset(["models", "server", "tui"])
+ROOMS_OF_LARGE_FUNCTIONS: frozenset[str] = frozenset(["models", "tui"])
 ROOMS_OF_EMPTY_NAMES: frozenset[str] = frozenset(
-    ["clients", "conversation", "engine", "models", "server", "text", "tui"]
+    ["clients", "conversation", "engine", "models", "text", "tui"]
 )
 
 _NO_CODE = {

@@ -53,13 +53,20 @@ SAMPLING = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
 
 def given_fields(request: msgspec.Struct, *names: str) -> dict[str, Any]:
     """Those of the named fields that a request sets."""
-    values = {name: getattr(request, name) for name in names}
-    return {name: value for name, value in values.items() if value is not None}
+    values = {}
+    for name in names:
+        value = getattr(request, name)
+        if value is not None:
+            values[name] = value
+    return values
 
 
 def stated_sampling(request: msgspec.Struct) -> frozenset[str]:
     """The sampling parameters that a request sets; a model may have its own others."""
-    names = [name for name in SAMPLING if getattr(request, name, None) is not None]
+    names = set()
+    for name in SAMPLING:
+        if getattr(request, name, None) is not None:
+            names.add(name)
     return frozenset(names)
 
 

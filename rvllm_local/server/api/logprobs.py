@@ -25,7 +25,8 @@ def token_text(tokenizer: Tokenizer, token_id: int) -> str:
     spelled = tokenizer.id_to_bytes(token_id)
     if spelled is None:
         return text
-    return "bytes:" + "".join(f"\\x{byte:02x}" for byte in spelled)
+    escapes = [f"\\x{byte:02x}" for byte in spelled]
+    return "bytes:" + "".join(escapes)
 
 
 def chat_logprobs(
@@ -41,18 +42,22 @@ def chat_logprobs(
     for drawn in logprobs:
         if drawn.token_id in ends and not tokenizer.decode([drawn.token_id]):
             continue
+        alternatives = []
+        for token_id, logprob in drawn.top:
+            alternatives.append(_token(tokenizer, token_id, logprob))
         row = _token(tokenizer, drawn.token_id, drawn.logprob)
-        row["top_logprobs"] = [
-            _token(tokenizer, token_id, logprob) for token_id, logprob in drawn.top
-        ]
+        row["top_logprobs"] = alternatives
         rows.append(row)
     return rows
 
 
 def _token(tokenizer: Tokenizer, token_id: int, logprob: float) -> dict[str, Any]:
-    spelled = tokenizer.id_to_bytes(token_id)
-    return {
+    row: dict[str, Any] = {
         "token": token_text(tokenizer, token_id),
         "logprob": finite(logprob),
-        "bytes": None if spelled is None else list(spelled),
+        "bytes": None,
     }
+    spelled = tokenizer.id_to_bytes(token_id)
+    if spelled is not None:
+        row["bytes"] = list(spelled)
+    return row

@@ -45,9 +45,10 @@ class Tools:
 
     def allowed(self, names: Sequence[str]) -> Tools:
         """Only the functions with these names."""
-        functions = [
-            tool for tool in self.functions if tool["function"]["name"] in names
-        ]
+        functions = []
+        for tool in self.functions:
+            if tool["function"]["name"] in names:
+                functions.append(tool)
         return Tools(tuple(functions), self.has_left_out)
 
     def _check_any(self) -> None:

@@ -113,6 +113,6 @@ def _text(
         if block.type == "text" and block.text is not None:
             texts.append(block.text)
         else:
-            place = f"{where}[{index}]"
-            texts.append(reading.replaced(block.type, place, in_result))
+            block_path = f"{where}[{index}]"
+            texts.append(reading.replaced(block.type, block_path, in_result))
     return "\n".join(texts)

@@ -30,12 +30,8 @@ def routes(service: Service) -> list[Route]:
     async def load(request: Request) -> Response:
         body = await service.read(request, http_messages.LoadRequest)
         async with service.registry.lease(body.model) as served:
-            return JSONReply(
-                {
-                    "model": served.name,
-                    "limits": dataclasses.asdict(served.client.limits),
-                }
-            )
+            limits = dataclasses.asdict(served.client.limits)
+            return JSONReply({"model": served.name, "limits": limits})
 
     async def generate(request: Request) -> Response | ASGIApp:
         body = await service.read(request, http_messages.GenerateRequest)
@@ -64,9 +60,9 @@ async def _events(
     async with service.generator.open_tokens(body.model, requests) as generation:
         yield b""  # accepted: the status goes out
         async for events in generation.token_events():
-            yield (
-                event({"events": [dataclasses.asdict(token) for token in events]})
-                if events
-                else b""
-            )
+            if not events:
+                yield b""
+                continue
+            rows = [dataclasses.asdict(token) for token in events]
+            yield event({"events": rows})
         yield _DONE

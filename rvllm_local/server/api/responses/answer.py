@@ -148,8 +148,8 @@ class ResponsesAnswer:
     def _keep(self, response: Mapping[str, Any]) -> None:
         output = response["output"]
         answered = output_messages(output) if output else ()
-        asked = input_messages(self.body.input or "", Reading(is_lenient=True))
-        messages = (*self.earlier, *asked, *answered)
+        sent = input_messages(self.body.input or "", Reading(is_lenient=True))
+        messages = (*self.earlier, *sent, *answered)
         size = self.size
         for item in output:
             size += sum(len(part["text"]) for part in item.get("content", ()))

@@ -50,11 +50,11 @@ def input_messages(given: str | Sequence[Object], reading: Reading) -> Messages:
 
 def output_messages(output: Iterable[Mapping[str, Any]]) -> Messages:
     """The items of a response as messages, for the turn after it."""
-    known = frozenset(InputItem.__struct_fields__)
-    rows = [
-        {name: value for name, value in item.items() if name in known}
-        for item in output
-    ]
+    fields = frozenset(InputItem.__struct_fields__)
+    rows = []
+    for item in output:
+        row = {name: value for name, value in item.items() if name in fields}
+        rows.append(row)
     return input_messages(rows, Reading())
 
 
@@ -139,8 +139,9 @@ class _History:
         texts = []
         for index, part in enumerate(content):
             if part.text is None and part.refusal is None:
-                place = f"{where}[{index}]"
-                texts.append(self._reading.replaced(part.type, place, in_result))
+                part_path = f"{where}[{index}]"
+                text = self._reading.replaced(part.type, part_path, in_result)
+                texts.append(text)
             else:
                 texts.append(part.text or part.refusal or "")
         return "".join(texts)
