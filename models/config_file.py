@@ -42,12 +42,16 @@ def end_tokens(folder: Path, config: Mapping[str, Any]) -> tuple[int, ...]:
     The generation settings' come first. Raises `ModelFileError` for an end that is no
     token of the vocabulary, with both sources.
     """
-    sources = {"config.json": config, "config.json's text_config": text_config(config)}
+    sources: dict[str, Mapping[str, Any]] = {}
     generation = folder / "generation_config.json"
     if generation.is_file():
-        sources = {"generation_config.json": read_settings(generation), **sources}
-    rows = vocab_size(config) if _states_vocabulary(config) else None
-    ends: dict[int, None] = {}
+        sources["generation_config.json"] = read_settings(generation)
+    sources["config.json"] = config
+    sources["config.json's text_config"] = text_config(config)
+    rows = None
+    if _stated_vocabulary(config):
+        rows = vocab_size(config)
+    ends: dict[int, None] = {}  # in the order of the sources
     for source, settings in sources.items():
         value = settings.get("eos_token_id")
         check_end(value, f"{folder}: {source}")
@@ -63,19 +67,27 @@ def end_tokens(folder: Path, config: Mapping[str, Any]) -> tuple[int, ...]:
     return tuple(ends)
 
 
-def _states_vocabulary(config: Mapping[str, Any]) -> bool:
-    return bool(config.get("vocab_size") or text_config(config).get("vocab_size"))
+def _stated_vocabulary(config: Mapping[str, Any]) -> Any:
+    """What the configuration says of its vocabulary's size, of whatever type."""
+    value = config.get("vocab_size")
+    if value:
+        return value
+    return text_config(config).get("vocab_size")
 
 
 def text_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
     """The language model's part of a multimodal configuration, or nothing."""
     text = config.get("text_config")
-    return text if isinstance(text, Mapping) else {}
+    if isinstance(text, Mapping):
+        return text
+    return {}
 
 
 def token_ids(value: Any) -> tuple[int, ...]:
     """The token ids in a value that is an id, a list of them, or anything else."""
-    values = value if isinstance(value, list) else [value]
+    values = value
+    if not isinstance(value, list):
+        values = [value]
     ids = []
     for token in values:
         if isinstance(token, int) and not isinstance(token, bool):
@@ -84,7 +96,10 @@ def token_ids(value: Any) -> tuple[int, ...]:
 
 
 def context_length(config: Mapping[str, Any]) -> int:
-    """The model's own context in tokens. Raises `ModelFileError` for a value that is none."""
+    """The model's own context in tokens.
+
+    Raises `ModelFileError` for a value that is none.
+    """
     key = "max_position_embeddings"
     value = config.get(key)
     if value is None:
@@ -98,7 +113,7 @@ def context_length(config: Mapping[str, Any]) -> int:
 
 def vocab_size(config: Mapping[str, Any]) -> int:
     """Rows of the logits. Raises `ModelFileError` for a value that is none."""
-    value = config.get("vocab_size") or text_config(config).get("vocab_size")
+    value = _stated_vocabulary(config)
     if not isinstance(value, int) or value < 1:
         raise ModelFileError(f"config.json has no usable vocab_size: {value!r}")
     return value

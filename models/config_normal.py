@@ -15,7 +15,8 @@ from rvllm_local.models.rotation import with_both_spellings
 
 # Parts of a configuration that describe a language model of their own.
 _PARTS = ("text_config", "language_config", "llm_config")
-_FULL, _SLIDING = "full_attention", "sliding_attention"
+_FULL = "full_attention"
+_SLIDING = "sliding_attention"
 # Definitions that know windowed layers by a count: every n-th layer is full.
 _COUNTED_PATTERN = frozenset({"gemma3_text", "gemma3", "cohere2"})
 # Definitions that know them by letters: L for a windowed layer, G for a full one.
@@ -27,7 +28,15 @@ _SAME_SIZE = {
     "lfm2": {"block_dim": "hidden_size", "block_ff_dim": "intermediate_size"},
 }
 # Definitions that cannot be built without the width of a head.
-_NEEDS_HEAD_DIM = frozenset({"exaone4", "exaone_moe", "qwen3", "qwen3_moe", "glm4"})
+_NEEDS_HEAD_DIM = frozenset(
+    {
+        "exaone4",
+        "exaone_moe",
+        "glm4",
+        "qwen3",
+        "qwen3_moe",
+    }
+)
 # Families whose layers all have the window, where the config names no layers.
 _ALL_WINDOWED = frozenset({"mistral"})
 
@@ -42,9 +51,10 @@ def normalised(config: Mapping[str, Any]) -> dict[str, Any]:
     normal = _normalised_part(config, model_type)
     for name in _PARTS:
         part = config.get(name)
-        if isinstance(part, Mapping):
-            part_type = str(part.get("model_type") or model_type)
-            normal[name] = _normalised_part(part, part_type)
+        if not isinstance(part, Mapping):
+            continue
+        part_type = part.get("model_type") or model_type
+        normal[name] = _normalised_part(part, str(part_type))
     return normal
 
 
@@ -64,7 +74,8 @@ def _put_dtype(normal: dict[str, Any]) -> None:
             normal[name] = value.removeprefix("torch.")
     value = normal.get("dtype") or normal.get("torch_dtype")
     if value is not None:
-        normal["dtype"] = normal["torch_dtype"] = value
+        normal["dtype"] = value
+        normal["torch_dtype"] = value
 
 
 def _put_layers(normal: dict[str, Any], model_type: str) -> None:
@@ -76,14 +87,23 @@ def _put_layers(normal: dict[str, Any], model_type: str) -> None:
     if model_type in _COUNTED_PATTERN:
         _put_counted_pattern(normal, layer_types, model_type)
     elif model_type in _LETTER_PATTERN and normal.get("sliding_window"):
-        letters = ["L" if each == _SLIDING else "G" for each in layer_types]
-        normal["sliding_window_pattern"] = "".join(letters)
+        normal["sliding_window_pattern"] = _letter_pattern(layer_types)
+
+
+def _letter_pattern(layer_types: list[Any]) -> str:
+    pattern = ""
+    for kind in layer_types:
+        if kind == _SLIDING:
+            pattern += "L"
+        else:
+            pattern += "G"
+    return pattern
 
 
 def _name_windowed_layers(normal: dict[str, Any], model_type: str) -> None:
     layers = normal.get("num_hidden_layers")
-    has_window = model_type in _ALL_WINDOWED and normal.get("sliding_window")
-    if has_window and type(layers) is int:
+    window = normal.get("sliding_window")
+    if model_type in _ALL_WINDOWED and window and type(layers) is int:
         normal["layer_types"] = [_SLIDING] * layers
     pattern = normal.get("sliding_window_pattern")
     if model_type in _LETTER_PATTERN and type(pattern) is int:
@@ -93,18 +113,21 @@ def _name_windowed_layers(normal: dict[str, Any], model_type: str) -> None:
 def _put_counted_pattern(
     normal: dict[str, Any], layer_types: list[Any], model_type: str
 ) -> None:
+    has_full = _FULL in layer_types
     pattern = len(layer_types) + 1
-    if _FULL in layer_types:
+    if has_full:
         pattern = layer_types.index(_FULL) + 1
-    for index, kind in enumerate(layer_types):
-        is_full = (index + 1) % pattern == 0
-        if kind != (_FULL if is_full else _SLIDING):
+    for number, kind in enumerate(layer_types, start=1):
+        expected = _SLIDING
+        if number % pattern == 0:
+            expected = _FULL
+        if kind != expected:
             raise UnsupportedModelError(
                 f"the config's layer_types are not every {pattern}th layer a full "
                 f"one, and mlx-lm's definition of {model_type} knows nothing else"
             )
     stated = normal.get("sliding_window_pattern")
-    if type(stated) is int and stated != pattern and _FULL in layer_types:
+    if has_full and type(stated) is int and stated != pattern:
         raise ModelFileError(
             f"the config's sliding_window_pattern is {stated} and its layer_types "
             f"have a full layer every {pattern}: they contradict each other"
@@ -114,14 +137,18 @@ def _put_counted_pattern(
 
 def _put_sizes(normal: dict[str, Any], model_type: str) -> None:
     """Sizes that newer writers leave out, since they follow from others."""
-    for name, other in _SAME_SIZE.get(model_type, _EXPERTS).items():
-        if normal.get(name) is None and normal.get(other) is not None:
-            normal[name] = normal[other]
+    same_sizes = _SAME_SIZE.get(model_type, _EXPERTS)
+    for name, other in same_sizes.items():
+        size = normal.get(other)
+        if normal.get(name) is None and size is not None:
+            normal[name] = size
     if model_type in _NEEDS_HEAD_DIM and normal.get("head_dim") is None:
-        hidden, heads = normal.get("hidden_size"), normal.get("num_attention_heads")
+        hidden = normal.get("hidden_size")
+        heads = normal.get("num_attention_heads")
         if type(hidden) is int and type(heads) is int and heads:
             normal["head_dim"] = hidden // heads
     if model_type == "minimax" and normal.get("rotary_dim") is None:
-        head_dim, share = normal.get("head_dim"), normal.get("partial_rotary_factor")
+        head_dim = normal.get("head_dim")
+        share = normal.get("partial_rotary_factor")
         if type(head_dim) is int and share:
             normal["rotary_dim"] = int(head_dim * share)

@@ -1,6 +1,7 @@
-"""What a model will take, from its headers alone: nothing is read but configuration and file sizes.
+"""What a model will take, from its configuration and the sizes of its files.
 
-The module that is built here has weights that are never computed; it only shows the shapes of its KV.
+The module that is built here shows the shapes of its KV. Its weights are never
+computed.
 """
 
 from __future__ import annotations
@@ -17,7 +18,12 @@ from mlx import nn
 from mlx.utils import tree_flatten
 
 from rvllm_local.models.bundle_format import WEIGHTS
-from rvllm_local.models.config_file import context_length, read_config, vocab_size
+from rvllm_local.models.config_file import (
+    context_length,
+    read_config,
+    text_config,
+    vocab_size,
+)
 from rvllm_local.models.families import build_model
 from rvllm_local.models.gguf.config import gguf_config
 from rvllm_local.models.gguf.reader import GGUFFile
@@ -25,21 +31,22 @@ from rvllm_local.models.hub_fetch import fetch_configuration, find_repository
 from rvllm_local.models.locate import ModelFiles, local_model, locate, repository_of
 from rvllm_local.models.progress import Progress
 from rvllm_local.models.quantized import is_quantized
+from rvllm_local.models.repository import Repository
 
 _HEADS = ("num_attention_heads", "num_heads", "n_heads", "n_head", "num_query_heads")
 _DTYPES = {"float32": mx.float32, "float16": mx.float16, "bfloat16": mx.bfloat16}
-
-
-# Packed weights over stored ones: the product's own copies of scales and sums, and a table
-# that is the head as well, which is looked up and multiplied.
+_USUAL_WIDTH = 4096  # of a model that does not state its hidden size
+# Packed weights over stored ones. A product keeps copies of its own of scales and sums;
+# a table that is the head as well is kept twice, to be looked up and to be multiplied.
 _PACKED = 3
 
 
 @dataclass(frozen=True, slots=True)
 class ModelDescription:
-    """`module` has lazy weights: look at shapes, never evaluate. `weights_bytes` is what loading will take.
+    """A model's sizes. Look at `module`'s shapes, and never evaluate its weights.
 
-    `packed_bytes` is what a CPU takes that keeps quantized weights quantized; None where there are none, or no CPU.
+    `weights_bytes` is what loading takes in memory. `packed_bytes` is what a CPU takes
+    that keeps quantized weights quantized; None where there are none, or no CPU.
     """
 
     module: nn.Module
@@ -62,11 +69,10 @@ def outlined(
     Of one that would have to be fetched from the hub, only the configuration is. Raises
     as `locate` and `describe` do.
     """
-    is_local = local_model(name) is not None
-    repository = None if is_local else repository_of(name)
-    is_remote = repository is not None and not repository.gguf
-    if repository is None or not is_remote or find_repository(repository, cache_dir):
-        yield describe(locate(name, progress, cache_dir=cache_dir))
+    repository = _remote_folder(name, cache_dir)
+    if repository is None:
+        files = locate(name, progress, cache_dir=cache_dir)
+        yield describe(files)
         return
     progress(f"{name} is not on this machine; asking for its configuration alone")
     with tempfile.TemporaryDirectory() as folder:
@@ -74,43 +80,74 @@ def outlined(
         yield describe(ModelFiles("folder", Path(folder), name), stored)
 
 
+def _remote_folder(name: str, cache_dir: Path | None) -> Repository | None:
+    """The repository of a folder of weights that is not here; None for all else."""
+    if local_model(name) is not None:
+        return None
+    repository = repository_of(name)
+    if repository is None or repository.gguf:
+        return None
+    if find_repository(repository, cache_dir) is not None:
+        return None
+    return repository
+
+
 def describe(files: ModelFiles, stored: int | None = None) -> ModelDescription:
     """What the files tell; `stored` is the bytes of weights that are not there yet.
 
-    Raises `ModelFileError` and `UnsupportedModelError` as loading would for a bad configuration.
+    Raises `ModelFileError` and `UnsupportedModelError` for a bad configuration, as
+    loading does.
     """
-    on_cpu = mx.default_device() == mx.Device(mx.cpu)
     if files.kind == "gguf":
         gguf = GGUFFile(files.path)
-        config, paths = gguf_config(gguf), [files.path]
+        config = gguf_config(gguf)
         packs = any(info.format.elements > 1 for info in gguf.tensors.values())
     else:
         config = read_config(files.path)
         packs = is_quantized(config)
-        paths = list(
-            files.path.glob(WEIGHTS if files.kind == "bundle" else "model*.safetensors")
-        )
     if stored is None:
-        stored = sum(path.stat().st_size for path in paths)
+        stored = _stored_bytes(files)
     module = build_model(config)
-    if not on_cpu:
-        module.set_dtype(
-            _DTYPES.get(
-                str(config.get("torch_dtype") or config.get("dtype")), mx.bfloat16
-            )
-        )
-    parameters = sum(value.size for _, value in tree_flatten(module.parameters()))
+    weights_bytes = stored
+    packed_bytes = None
+    if mx.default_device() == mx.Device(mx.cpu):
+        weights_bytes = 4 * _parameter_count(module)  # all are float32 there
+        if packs:
+            packed_bytes = min(weights_bytes, _PACKED * stored)
+    else:
+        dtype_name = str(config.get("torch_dtype") or config.get("dtype"))
+        module.set_dtype(_DTYPES.get(dtype_name, mx.bfloat16))
     return ModelDescription(
-        module,
-        files.name,
-        context_length(config),
-        vocab_size(config),
-        widest(config, "hidden_size"),
-        widest(config, "intermediate_size"),
-        num_heads(config),
-        4 * parameters if on_cpu else stored,
-        min(4 * parameters, _PACKED * stored) if on_cpu and packs else None,
+        module=module,
+        name=files.name,
+        context_length=context_length(config),
+        vocab_size=vocab_size(config),
+        hidden_size=widest(config, "hidden_size"),
+        intermediate_size=widest(config, "intermediate_size"),
+        num_heads=num_heads(config),
+        weights_bytes=weights_bytes,
+        packed_bytes=packed_bytes,
     )
+
+
+def _stored_bytes(files: ModelFiles) -> int:
+    """Bytes on disk of the files that hold weights."""
+    if files.kind == "gguf":
+        return files.path.stat().st_size
+    pattern = "model*.safetensors"
+    if files.kind == "bundle":
+        pattern = WEIGHTS
+    total = 0
+    for path in files.path.glob(pattern):
+        total += path.stat().st_size
+    return total
+
+
+def _parameter_count(module: nn.Module) -> int:
+    total = 0
+    for _, parameter in tree_flatten(module.parameters()):
+        total += parameter.size
+    return total
 
 
 def num_heads(config: Mapping[str, Any]) -> int:
@@ -119,24 +156,37 @@ def num_heads(config: Mapping[str, Any]) -> int:
 
 
 def stated_heads(config: Mapping[str, Any]) -> int | None:
-    """The most query heads that a layer has by the configuration; None where it does not say."""
-    return next(filter(None, (_stated(config, name) for name in _HEADS)), None)
+    """The most query heads that a layer has; None where the configuration is silent."""
+    for name in _HEADS:
+        heads = _stated(config, name)
+        if heads:
+            return heads
+    return None
 
 
 def widest(config: Mapping[str, Any], key: str) -> int:
-    """A width of the configuration, or of its text part; 4 times the hidden size where an MLP's is not given."""
-    if found := _stated(config, key):
-        return found
-    return 4096 if key == "hidden_size" else 4 * widest(config, "hidden_size")
+    """A width of the configuration, or of its text part.
+
+    An MLP's that is not given is 4 times the hidden size.
+    """
+    width = _stated(config, key)
+    if width:
+        return width
+    if key == "hidden_size":
+        return _USUAL_WIDTH
+    return 4 * widest(config, "hidden_size")
 
 
 def _stated(config: Mapping[str, Any], key: str) -> int | None:
-    """A size of the configuration, or of its text part: the largest where layers differ, None where none is given."""
-    text = config.get("text_config")
-    for place in (config, text if isinstance(text, Mapping) else {}):
-        value = place.get(key)
+    """A size of the configuration, or of its text part; None where none is given.
+
+    Where layers differ it is the largest.
+    """
+    for part in (config, text_config(config)):
+        value = part.get(key)
         if isinstance(value, list):
-            value = max((one for one in value if isinstance(one, int)), default=0)
+            sizes = [size for size in value if isinstance(size, int)]
+            value = max(sizes, default=0)
         if isinstance(value, int) and value > 0:
             return value
     return None

@@ -16,13 +16,19 @@ _CHUNK = 1 << 20
 Stamp = list[str | int]
 
 
-def file_sha256(path: Path, progress: Callable[[int], None] | None = None) -> str:
-    """The file's sha256; `progress` is told of each mebibyte's size."""
+def file_sha256(
+    path: Path,
+    progress: Callable[[int], None] | None = None,
+) -> str:
+    """The file's sha256; `progress` is told the size of each piece that is read."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
-        while chunk := file.read(_CHUNK):
+        while True:
+            chunk = file.read(_CHUNK)
+            if not chunk:
+                break
             digest.update(chunk)
-            if progress:
+            if progress is not None:
                 progress(len(chunk))
     return digest.hexdigest()
 
@@ -34,25 +40,30 @@ class StampedFiles:
     """
 
     def __init__(self, paths: Iterable[Path], cache_dir: Path | None = None) -> None:
-        self._stamps = [file_stamp(path) for path in paths if path.is_file()]
+        self._stamps: list[Stamp] = []
+        for path in paths:
+            if path.is_file():
+                self._stamps.append(file_stamp(path))
         self._cache_dir = cache_dir
 
     def is_known(self, fact: str) -> bool:
         """True if this was noted before, of these very files, on this machine."""
         if not self._stamps:
             return False
-        return bool(read_note(self._subject(fact), self._cache_dir) == self._stamps)
+        noted = read_note(self._subject(fact), self._cache_dir)
+        return bool(noted == self._stamps)
 
     def note(self, fact: str) -> None:
         """Note that this is true of them. Failing to note it costs only time."""
         write_note(self._subject(fact), self._stamps, self._cache_dir)
 
     def _subject(self, fact: str) -> str:
-        return f"{fact}: {[stamp[0] for stamp in self._stamps]}"
+        paths = [stamp[0] for stamp in self._stamps]
+        return f"{fact}: {paths}"
 
 
 def file_stamp(path: Path) -> Stamp:
-    """Another one whenever a file was written or replaced.
+    """A value that is another one whenever a file was written or replaced.
 
     The time of its last change is the system's alone to set.
     """

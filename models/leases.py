@@ -1,6 +1,7 @@
-"""Which processes have a model open: a small locked file each, so that nobody removes a model that is in use.
+"""Which processes have a model open, so that nobody removes a model that is in use.
 
-The lock goes with its process, however that ends; what a killed process leaves behind is swept by the next reader.
+Each has a small locked file. The lock goes with its process, however that ends. What a
+killed process leaves behind is removed by the next reader.
 """
 
 from __future__ import annotations
@@ -31,14 +32,17 @@ class Lease:
     """Held while a model is open; `close`, or the end of the process, gives it back."""
 
     def __init__(self, path: Path, descriptor: int) -> None:
-        self._path, self._descriptor = path, descriptor
+        self._path = path
+        self._descriptor = descriptor
 
     def close(self) -> None:
         """Give it back; closing twice is fine."""
-        descriptor, self._descriptor = self._descriptor, -1
-        if descriptor >= 0:
-            self._path.unlink(missing_ok=True)
-            os.close(descriptor)
+        descriptor = self._descriptor
+        self._descriptor = -1
+        if descriptor < 0:
+            return
+        self._path.unlink(missing_ok=True)
+        os.close(descriptor)
 
     def __del__(self) -> None:
         # At the interpreter's end parts of it may be gone.
@@ -66,7 +70,8 @@ def take_lease(name: str, path: Path, cache_dir: Path | None = None) -> Lease | 
         descriptor = os.open(draft, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         fcntl.flock(descriptor, fcntl.LOCK_EX)
         os.write(descriptor, json.dumps(row).encode())
-        lease_path = folder / f"{os.getpid()}-{draft.name[1:9]}"
+        suffix = draft.name[1:9]
+        lease_path = folder / f"{os.getpid()}-{suffix}"
         draft.rename(lease_path)  # nobody sees it before it is locked
     except OSError:
         return None
@@ -91,8 +96,12 @@ def _read_lease(path: Path) -> Running | None:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except BlockingIOError:
             row = json.load(file)
-            since = float(row["since"])
-            return Running(int(row["pid"]), str(row["name"]), Path(row["path"]), since)
+            return Running(
+                pid=int(row["pid"]),
+                name=str(row["name"]),
+                path=Path(row["path"]),
+                since=float(row["since"]),
+            )
         path.unlink(missing_ok=True)
     return None
 

@@ -97,7 +97,8 @@ def load_model(
         native = _open_gguf(files.path, is_packed=True, floats=np.float32)
     else:
         native = open_native(files, as_floats=on_cpu, verify=verify)
-    module, config = native.module, native.config
+    module = native.module
+    config = native.config
     notes: tuple[str, ...] = ()
     if packs:
         notes = keep_stored(module)
@@ -110,8 +111,7 @@ def load_model(
     if verify or not stamped.is_known(fact):
         check_finite(files.path, module)
         stamped.note(fact)
-    parameters = [value for _, value in tree_flatten(module.parameters())]
-    weights_bytes = sum(value.nbytes for value in parameters)
+    weights_bytes = _parameter_bytes(module)
     if packs:
         weights_bytes = packed_bytes(module)
         fingerprint += "|packed"  # its KV is not that of float32 arithmetic
@@ -130,6 +130,13 @@ def load_model(
         packs=packs and has_stored(module),
         notes=notes,
     )
+
+
+def _parameter_bytes(module: nn.Module) -> int:
+    total = 0
+    for _, parameter in tree_flatten(module.parameters()):
+        total += parameter.nbytes
+    return total
 
 
 def open_native(
@@ -180,16 +187,18 @@ def _open_gguf(
 def _vocab_size(module: nn.Module, config: Mapping[str, Any]) -> int:
     """Rows of the logits; some configurations leave them to the definition."""
     stated = config.get("vocab_size") or text_config(config).get("vocab_size")
-    own = getattr(getattr(module, "args", None), "vocab_size", None)
-    if stated is None and isinstance(own, int) and own > 0:
-        return own
+    arguments = getattr(module, "args", None)
+    of_definition = getattr(arguments, "vocab_size", None)
+    if stated is None and isinstance(of_definition, int) and of_definition > 0:
+        return of_definition
     return vocab_size(config)
 
 
 def _fingerprint(files: ModelFiles, config: Mapping[str, Any]) -> str:
     """Changes whenever the configuration or a weight file's size or time does."""
     if files.kind == "bundle":
-        return hashlib.sha256((files.path / MANIFEST).read_bytes()).hexdigest()
+        manifest = (files.path / MANIFEST).read_bytes()
+        return hashlib.sha256(manifest).hexdigest()
     stamps = []
     for path in files.weight_paths():
         state = path.stat()

@@ -19,6 +19,7 @@ from rvllm_local.models.wheel_fetch import fetch_wheel_model
 from rvllm_local.option import expanded
 
 _LONGEST_NAME = 1024  # what some systems take for a path
+ModelKind = Literal["folder", "gguf", "bundle"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +30,7 @@ class ModelFiles:
     default folder.
     """
 
-    kind: Literal["folder", "gguf", "bundle"]
+    kind: ModelKind
     path: Path
     name: str
     cache_dir: Path | None = None
@@ -51,7 +52,8 @@ def locate(
     Models are kept below `cache_dir`; None is the default folder. Raises
     `ModelNotFoundError` (with the nearest names), `DownloadError` or `ChecksumError`.
     """
-    if (local := local_model(name, cache_dir)) is not None:
+    local = local_model(name, cache_dir)
+    if local is not None:
         return local
     repository = repository_of(name)
     if repository is None:
@@ -59,9 +61,12 @@ def locate(
         path = fetch_wheel_model(entry, progress, cache_dir=cache_dir)
         return ModelFiles("gguf", path, name, cache_dir)
     path = fetch_repository(repository, progress, cache_dir=cache_dir)
+    kind: ModelKind = "folder"
     if repository.gguf:
-        return ModelFiles("gguf", path, name, cache_dir)
-    return ModelFiles("bundle" if is_bundle(path) else "folder", path, name, cache_dir)
+        kind = "gguf"
+    elif is_bundle(path):
+        kind = "bundle"
+    return ModelFiles(kind, path, name, cache_dir)
 
 
 def local_model(name: str, cache_dir: Path | None = None) -> ModelFiles | None:
@@ -75,7 +80,8 @@ def local_model(name: str, cache_dir: Path | None = None) -> ModelFiles | None:
         )
     path = expanded(name)
     try:
-        is_folder, is_file = path.is_dir(), path.is_file()
+        is_folder = path.is_dir()
+        is_file = path.is_file()
     except OSError as error:  # too long here, or behind a closed folder
         raise ModelNotFoundError(
             f"{name[:80]!r} cannot be looked at: {error.strerror}"
@@ -111,7 +117,9 @@ def is_gguf(path: Path) -> bool:
 
 
 def _name_of_gguf(path: Path) -> str:
-    return path.stem if path.suffix.lower() == ".gguf" else path.name
+    if path.suffix.lower() == ".gguf":
+        return path.stem
+    return path.name
 
 
 def _folder_model(path: Path, cache_dir: Path | None) -> ModelFiles:
@@ -135,11 +143,14 @@ def repository_of(name: str) -> Repository | None:
     if repository is not None and name.lower() not in catalogue.entries:
         return repository
     entry = catalogue.resolve(name)
-    return None if entry.repo is None else entry_repository(entry)
+    if entry.repo is None:
+        return None
+    return entry_repository(entry)
 
 
 def entry_repository(entry: CatalogueEntry) -> Repository:
     """Where the hub has a catalogue's model; "main" is kept without its name."""
     assert entry.repo is not None
-    revision = None if entry.revision in (None, "main") else entry.revision
-    return Repository(entry.repo, revision)
+    if entry.revision == "main":
+        return Repository(entry.repo, None)
+    return Repository(entry.repo, entry.revision)

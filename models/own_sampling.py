@@ -47,7 +47,9 @@ class OwnSampling:
         for name, value in self.values.items():
             if name not in stated:
                 changes[name] = value
-        return dataclasses.replace(params, **changes) if changes else params
+        if not changes:
+            return params
+        return dataclasses.replace(params, **changes)
 
 
 def own_sampling(files: ModelFiles) -> OwnSampling:
@@ -55,30 +57,32 @@ def own_sampling(files: ModelFiles) -> OwnSampling:
 
     A value out of its range is left out: it is a recommendation, not the model.
     """
+    source, settings = _of_files(files)
+    values = _usable(settings)
     sources = []
-    values: dict[str, float] = {}
-    for source, settings in (
-        _of_files(files),
-        ("the catalogue", _of_catalogue(files)),
-    ):
-        usable = _usable(settings)
-        new = {name: value for name, value in usable.items() if name not in values}
-        if new:
-            sources.append(source)
-            values |= new
+    if values:
+        sources.append(source)
+    added = False
+    for name, value in _usable(_of_catalogue(files)).items():
+        if name not in values:
+            values[name] = value
+            added = True
+    if added:
+        sources.append("the catalogue")
     return OwnSampling(values, " and ".join(sources))
 
 
 def _of_files(files: ModelFiles) -> tuple[str, Mapping[str, Any]]:
     if files.kind == "gguf":
         metadata = GGUFFile(files.path).metadata
-        settings = {
-            name: metadata.get(f"general.sampling.{gguf_name}")
-            for name, gguf_name in _GGUF_NAMES.items()
-        }
+        settings: dict[str, Any] = {}
+        for name, gguf_name in _GGUF_NAMES.items():
+            settings[name] = metadata.get(f"general.sampling.{gguf_name}")
         return "the GGUF file", settings
     path = files.path / "generation_config.json"
-    return path.name, read_settings(path) if path.is_file() else {}
+    if path.is_file():
+        return path.name, read_settings(path)
+    return path.name, {}
 
 
 def _of_catalogue(files: ModelFiles) -> Mapping[str, Any]:
@@ -86,7 +90,9 @@ def _of_catalogue(files: ModelFiles) -> Mapping[str, Any]:
     entry = catalogue.entries.get(files.name.lower())
     if entry is None and files.kind == "gguf":
         entry = catalogue.with_file(files.path.name)
-    return {} if entry is None else entry.sampling
+    if entry is None:
+        return {}
+    return entry.sampling
 
 
 def _usable(settings: Mapping[str, Any]) -> dict[str, float]:
@@ -96,7 +102,9 @@ def _usable(settings: Mapping[str, Any]) -> dict[str, float]:
         if isinstance(value, bool) or not isinstance(value, int | float):
             continue
         if name == "top_k":
-            value = max(0, math.floor(value)) if math.isfinite(value) else -1
+            if not math.isfinite(value):
+                continue
+            value = max(0, math.floor(value))  # below 1 it means "all"
         if lowest <= value <= highest:
             values[name] = value
     return values

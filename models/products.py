@@ -32,7 +32,11 @@ ROW_TILES = (1, 2, 4, 8, 16, 32)
 _CALLS = 8  # of one timing
 _ROUNDS = 3
 # Of the largest result: both products round, and MLX's also rounds its weights.
-_TOLERANCE = {mx.float32: 1e-4, mx.float16: 1e-2, mx.bfloat16: 4e-2}
+_TOLERANCE = {
+    mx.float32: 1e-4,
+    mx.float16: 1e-2,
+    mx.bfloat16: 4e-2,
+}
 
 Product = Callable[[mx.array, PackedWeight], mx.array]
 Timer = Callable[[Product, mx.array, PackedWeight], float]
@@ -83,7 +87,8 @@ def seconds(product: Product, x: mx.array, weight: PackedWeight) -> float:
         outputs = [product(x, weight) for _ in range(_CALLS)]
         began = time.perf_counter()
         mx.eval(outputs)
-        rounds.append(time.perf_counter() - began)
+        ended = time.perf_counter()
+        rounds.append(ended - began)
     return min(rounds) / _CALLS
 
 
@@ -102,22 +107,25 @@ class QuantizedProducts:
 
         Else no more than `most_rows` rows are tried: compiling takes most of the time.
         """
-        self._tiles: tuple[int, ...] = ROW_TILES
-        if not always:
+        self._tiles: Sequence[int] = ROW_TILES
+        self._kernels = tuple(kernels)
+        if always:
+            self._kernels = self._kernels[:1]
+        else:
             largest = _tile_of(min(most_rows, MAX_ROWS))
-            self._tiles = tuple(tile for tile in ROW_TILES if tile <= largest)
-        self._kernels = tuple(kernels[:1] if always else kernels)
+            self._tiles = [tile for tile in ROW_TILES if tile <= largest]
         self._always = always
         self._timer = timer
         self.choices: dict[ProductShape, ShapeChoice] = {}
 
     def __call__(self, x: mx.array, weight: PackedWeight) -> mx.array:
         """`x` `[..., in]` times the weight: `[..., out]`."""
-        rows = x.size // x.shape[-1]
+        width = x.shape[-1]
+        rows = x.size // width
         kernel = self._kernel_for(x, weight, rows)
         if kernel is None:
             return mlx_product(x, weight)
-        flat = kernel(x.reshape(rows, x.shape[-1]), weight)
+        flat = kernel(x.reshape(rows, width), weight)
         return flat.reshape(*x.shape[:-1], flat.shape[-1])
 
     def _kernel_for(
@@ -126,11 +134,14 @@ class QuantizedProducts:
         """The kernel for so many rows; None where MLX's product serves."""
         if not 1 <= rows <= MAX_ROWS:
             return None
-        choice = self.choices.get(_shape_of(weight, x.dtype))
+        shape = _shape_of(weight, x.dtype)
+        choice = self.choices.get(shape)
         if choice is None:
             return None
         number = choice.served.get(_tile_of(rows))
-        return None if number is None else self._kernels[number]
+        if number is None:
+            return None
+        return self._kernels[number]
 
     def choose(self, weight: PackedWeight, dtype: mx.Dtype) -> ShapeChoice:
         """Check and time one shape, unless that was done."""
@@ -143,10 +154,11 @@ class QuantizedProducts:
         why = refusal(weight, dtype)
         if why is not None:
             return ShapeChoice({}, {}, why)
-        taken: dict[int, tuple[float, ...]] = {}
+        seconds_by_tile: dict[int, tuple[float, ...]] = {}
         served: dict[int, int] = {}
         for tile in self._tiles:
-            x = mx.random.normal((tile, weight.width), key=mx.random.key(0))
+            key = mx.random.key(0)
+            x = mx.random.normal((tile, weight.width), key=key)
             x = x.astype(dtype)
             why = self._fault(x, weight)
             if why is not None:
@@ -154,13 +166,20 @@ class QuantizedProducts:
             if self._always:
                 served[tile] = 0
                 continue
-            products: tuple[Product, ...] = (*self._kernels, mlx_product)
-            times = [self._timer(product, x, weight) for product in products]
-            taken[tile] = tuple(times)
+            times = self._times(x, weight)
+            seconds_by_tile[tile] = tuple(times)
             quickest = times.index(min(times))
             if quickest < len(self._kernels):
                 served[tile] = quickest
-        return ShapeChoice(taken, served)
+        return ShapeChoice(seconds_by_tile, served)
+
+    def _times(self, x: mx.array, weight: PackedWeight) -> list[float]:
+        """Seconds of each kernel, and of MLX's product last."""
+        products: list[Product] = [*self._kernels, mlx_product]
+        times = []
+        for product in products:
+            times.append(self._timer(product, x, weight))
+        return times
 
     def _fault(self, x: mx.array, weight: PackedWeight) -> str | None:
         """What is wrong with a kernel's product; None if nothing is."""
@@ -183,17 +202,21 @@ def products_here(counter: DispatchCounter) -> list[QuantizedMatmul]:
 
 
 def install_products(
-    model: nn.Module, products: QuantizedProducts, dtype: mx.Dtype
+    model: nn.Module,
+    products: QuantizedProducts,
+    dtype: mx.Dtype,
 ) -> int:
-    """Have each quantized layer multiply through `products`; how many layers do.
+    """Have each quantized layer multiply through `products`; returns how many do.
 
-    Layers keep their arrays and their place. Activations have the type of the scales,
-    or `dtype` where those are powers of two.
+    Layers stay where they are and keep their arrays. Activations have the type of the
+    scales, or `dtype` where those are powers of two.
     """
     layers = 0
     for layer in _quantized_layers(model):
         packed = _packed(layer)
-        x_dtype = dtype if layer.mode != "affine" else packed.scales.dtype
+        x_dtype = dtype
+        if layer.mode == "affine":
+            x_dtype = packed.scales.dtype
         choice = products.choose(packed, x_dtype)
         if choice.refused is not None:
             shape = _shape_of(packed, x_dtype)
@@ -204,8 +227,10 @@ def install_products(
                 choice.refused,
             )
             continue
-        is_linear = isinstance(layer, nn.QuantizedLinear)
-        layer.__class__ = _ChosenLinear if is_linear else _ChosenEmbedding
+        if isinstance(layer, nn.QuantizedLinear):
+            layer.__class__ = _ChosenLinear
+        else:
+            layer.__class__ = _ChosenEmbedding
         layer._products = products
         layers += 1
     return layers
@@ -218,7 +243,9 @@ class _ChosenLinear(nn.QuantizedLinear):  # type: ignore[misc]
 
     def __call__(self, x: mx.array) -> mx.array:
         product = self._products(x, _packed(self))
-        return product + self["bias"] if "bias" in self else product
+        if "bias" in self:
+            product = product + self["bias"]
+        return product
 
 
 class _ChosenEmbedding(nn.QuantizedEmbedding):  # type: ignore[misc]
@@ -251,15 +278,22 @@ def _quantized_layers(model: nn.Module) -> Iterator[Any]:
 
 def _packed(layer: Any) -> PackedWeight:
     form = WeightFormat(layer.bits, layer.group_size, layer.mode)
-    return PackedWeight(layer["weight"], layer["scales"], layer.get("biases"), form)
+    words = layer["weight"]
+    scales = layer["scales"]
+    return PackedWeight(words, scales, layer.get("biases"), form)
 
 
 def _shape_of(weight: PackedWeight, dtype: mx.Dtype) -> ProductShape:
-    return ProductShape(weight.format, weight.words.shape[0], weight.width, dtype)
+    outs = weight.words.shape[0]
+    return ProductShape(weight.format, outs, weight.width, dtype)
 
 
 def _tile_of(rows: int) -> int:
-    return next(tile for tile in ROW_TILES if tile >= rows)
+    """The smallest tile that holds so many rows."""
+    for tile in ROW_TILES:
+        if tile >= rows:
+            return tile
+    raise AssertionError(f"{rows} rows are more than the largest tile")
 
 
 def _difference(
@@ -267,10 +301,11 @@ def _difference(
 ) -> str | None:
     """What is wrong with the kernel's numbers beside MLX's; None if nothing is."""
     expected = mlx_product(x, weight).astype(mx.float32)
-    error = mx.abs(multiply(x, weight).astype(mx.float32) - expected).max()
-    largest = mx.maximum(mx.abs(expected).max(), 1e-6)
+    given = multiply(x, weight).astype(mx.float32)
+    error = mx.abs(given - expected).max()
+    largest = mx.abs(expected).max()
+    largest = mx.maximum(largest, 1e-6)
     relative = float(np.array(error / largest))
-    allowed = _TOLERANCE[x.dtype]
-    if relative <= allowed:  # false for NaN
+    if relative <= _TOLERANCE[x.dtype]:  # false for NaN
         return None
     return f"the kernel's product differs from MLX's by {relative:.1e} of its largest"

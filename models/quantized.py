@@ -1,11 +1,13 @@
-"""Which layers of a module are quantized, and how: from a configuration, from packed weights, and back.
+"""Which layers of a module are quantized, and how.
 
-Knows MLX's own quantizations (affine in 2 to 8 bits, mxfp4, mxfp8, nvfp4), alone or mixed; no files.
+A configuration says it, or packed weights do; and a module's plan can be read back.
+Knows MLX's own quantizations (affine in 2 to 8 bits, mxfp4, mxfp8, nvfp4), alone or
+mixed. Knows no files.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import mlx.core as mx
@@ -15,7 +17,7 @@ from mlx.utils import tree_flatten
 from rvllm_local.errors import ModelFileError, UnsupportedModelError
 from rvllm_local.models.gguf.mlx import GROUP_SIZE
 
-# Quantizations that other tools name in `quantization_config` and MLX has under the same meaning.
+# Quantizations that other tools name in `quantization_config` and that MLX has, too.
 _SAME_AS = {
     "mxfp4": {"group_size": 32, "bits": 4, "mode": "mxfp4"},
     "mxfp8": {"group_size": 32, "bits": 8, "mode": "mxfp8"},
@@ -26,9 +28,15 @@ _PLAN_KEYS = ("group_size", "bits", "mode")
 
 
 def quantize_as_stored(
-    module: nn.Module, config: Mapping[str, Any], weights: Mapping[str, mx.array]
+    module: nn.Module,
+    config: Mapping[str, Any],
+    weights: Mapping[str, mx.array],
 ) -> None:
-    """Make the quantized layers that the weights are for, by the configuration's plan; a layer may have its own."""
+    """Make the quantized layers that the weights are for.
+
+    They follow the configuration's plan, in which a layer may have settings of its own.
+    Raises `ModelFileError` and `UnsupportedModelError`.
+    """
     plan = _plan(config)
     if plan is None:
         return
@@ -39,7 +47,9 @@ def quantize_as_stored(
             return False
         if f"{path}.scales" in weights:
             return _of_layer(path, layer, weights, plan)
-        return dict(stated) if isinstance(stated, dict) else stated is True
+        if isinstance(stated, dict):
+            return dict(stated)
+        return stated is True
 
     _quantize(module, plan, choose)
 
@@ -60,17 +70,24 @@ def _of_layer(
     Raises `ModelFileError` where the map names the layer and its shapes say otherwise.
     """
     stated = plan.get(path)
-    settings = dict(stated) if isinstance(stated, dict) else {}
+    settings: dict[str, Any] = {}
+    if isinstance(stated, dict):
+        settings.update(stated)
     for key in _PLAN_KEYS:
         if key in plan:
             settings.setdefault(key, plan[key])
-    packed, scales = weights.get(f"{path}.weight"), weights[f"{path}.scales"]
+    packed = weights.get(f"{path}.weight")
+    scales = weights[f"{path}.scales"]
     if packed is None or not packed.ndim or not scales.ndim:
         return settings  # what is missing is said when the weights are put
-    columns, groups = layer.weight.shape[-1], scales.shape[-1]
+    columns = layer.weight.shape[-1]
+    groups = scales.shape[-1]
     bits, rest = divmod(packed.shape[-1] * 32, columns)
-    group_size = columns // groups if groups else 0
-    if (settings["bits"], settings["group_size"]) == (bits, group_size) and not rest:
+    group_size = 0
+    if groups:
+        group_size = columns // groups
+    has_these_bits = settings["bits"] == bits and not rest
+    if has_these_bits and settings["group_size"] == group_size:
         return settings
     is_plausible = bits in _BITS and not rest and group_size in _GROUP_SIZES
     is_affine = settings.get("mode", "affine") == "affine"
@@ -80,10 +97,16 @@ def _of_layer(
             f"{settings['group_size']} for {path}, and the shapes of its weights and "
             f"scales, {list(packed.shape)} and {list(scales.shape)}, are not those"
         )
-    return {**settings, "bits": bits, "group_size": group_size}
+    settings["bits"] = bits
+    settings["group_size"] = group_size
+    return settings
 
 
-def _quantize(module: nn.Module, plan: Mapping[str, Any], choose: Any) -> None:
+def _quantize(
+    module: nn.Module,
+    plan: Mapping[str, Any],
+    choose: Callable[[str, nn.Module], bool | dict[str, Any]],
+) -> None:
     mode = plan.get("mode", "affine")
     try:
         nn.quantize(
@@ -100,54 +123,72 @@ def _quantize(module: nn.Module, plan: Mapping[str, Any], choose: Any) -> None:
 
 
 def _plan(config: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The configuration's plan, checked; None if it has none."""
     plan = config.get("quantization")
     if plan is None:
-        text = config.get("text_config")
-        other = config.get("quantization_config") or (
-            text.get("quantization_config") if isinstance(text, Mapping) else None
-        )
+        other = _other_tools_config(config)
         if not other:
             return None
-        plan = _foreign(other)
-    sizes = (
-        (plan.get("group_size"), plan.get("bits"))
-        if isinstance(plan, dict)
-        else (None, None)
+        plan = _translated(other)
+    has_sizes = isinstance(plan, dict) and (
+        _is_size(plan.get("group_size")) and _is_size(plan.get("bits"))
     )
-    if not all(type(size) is int and 0 < size <= 1024 for size in sizes):
+    if not has_sizes:
         raise ModelFileError(
             f"config.json's quantization lacks group_size and bits: {plan!r:.200}"
         )
     assert isinstance(plan, dict)
     if plan["bits"] not in _BITS:
+        supported = ", ".join(map(str, _BITS))
         raise ModelFileError(
-            f"config.json's quantization has {plan['bits']} bits; MLX knows {', '.join(map(str, _BITS))}"
+            f"config.json's quantization has {plan['bits']} bits; MLX knows {supported}"
         )
     return plan
 
 
-def _foreign(other: Any) -> Any:
+def _is_size(value: Any) -> bool:
+    return type(value) is int and 0 < value <= 1024
+
+
+def _other_tools_config(config: Mapping[str, Any]) -> Any:
+    """What other tools call a quantization, here or in the text model's part."""
+    other = config.get("quantization_config")
+    if other:
+        return other
+    text = config.get("text_config")
+    if isinstance(text, Mapping):
+        return text.get("quantization_config")
+    return None
+
+
+def _translated(other: Any) -> Any:
     """A plan for a `quantization_config`; MLX's own older models keep theirs there."""
-    method = other.get("quant_method") if isinstance(other, Mapping) else other
-    if method is None and isinstance(other, Mapping) and "group_size" in other:
-        return dict(other)
+    method = other
+    if isinstance(other, Mapping):
+        method = other.get("quant_method")
+        if method is None and "group_size" in other:
+            return dict(other)
     if isinstance(method, str) and method in _SAME_AS:
         return dict(_SAME_AS[method])
     raise UnsupportedModelError(
-        f"the model's quantization {method!r:.60} is not MLX's own; use the unquantized model with `rvllm convert`"
+        f"the model's quantization {method!r:.60} is not MLX's own; use the "
+        "unquantized model with `rvllm convert`"
     )
 
 
 def quantize_as_packed(module: nn.Module, weights: Mapping[str, mx.array]) -> None:
-    """Make quantized layers for weights in groups of 32, each with the number of bits that its shape tells."""
+    """Make quantized layers for weights in groups of 32.
+
+    A layer's number of bits follows from the shapes of its weights and scales.
+    """
 
     def choose(name: str, layer: nn.Module) -> bool | dict[str, Any]:
         scales = weights.get(f"{name}.scales")
         if scales is None or not hasattr(layer, "to_quantized"):
             return False
-        bits = (
-            weights[f"{name}.weight"].shape[-1] * 32 // (scales.shape[-1] * GROUP_SIZE)
-        )
+        packed = weights[f"{name}.weight"]
+        columns = scales.shape[-1] * GROUP_SIZE
+        bits = packed.shape[-1] * 32 // columns
         return {"group_size": GROUP_SIZE, "bits": bits}
 
     if any(name.endswith(".scales") for name in weights):
@@ -155,16 +196,24 @@ def quantize_as_packed(module: nn.Module, weights: Mapping[str, mx.array]) -> No
 
 
 def quantization_of(module: nn.Module) -> dict[str, Any] | None:
-    """The plan that would make this module's quantized layers again; None if it has none."""
+    """The plan that would make this module's quantized layers; None if it has none."""
     plan: dict[str, Any] = {}
-    for path, layer in tree_flatten(module.leaf_modules(), is_leaf=nn.Module.is_module):
-        if hasattr(layer, "bits"):
-            own = {
-                key: getattr(layer, key) for key in _PLAN_KEYS if hasattr(layer, key)
-            }
-            if not plan:
-                plan = dict(own)
-            if layer.get("global_scale") is not None:
-                own["global_scale"] = True
-            plan[path] = own
+    leaves = tree_flatten(module.leaf_modules(), is_leaf=nn.Module.is_module)
+    for path, layer in leaves:
+        if not hasattr(layer, "bits"):
+            continue
+        settings = _settings_of(layer)
+        if not plan:  # the first layer's settings are those of all others
+            plan.update(settings)
+        if layer.get("global_scale") is not None:
+            settings["global_scale"] = True
+        plan[path] = settings
     return plan or None
+
+
+def _settings_of(layer: nn.Module) -> dict[str, Any]:
+    settings = {}
+    for key in _PLAN_KEYS:
+        if hasattr(layer, key):
+            settings[key] = getattr(layer, key)
+    return settings

@@ -113,7 +113,8 @@ def _is_by_layer(stated: Mapping[str, Any]) -> bool:
 
 def _checked_kind(settings: Settings, source: str) -> Settings:
     """The settings with their kind under `rope_type` alone."""
-    kind, old_kind = settings.get("rope_type"), settings.pop("type", None)
+    kind = settings.get("rope_type")
+    old_kind = settings.pop("type", None)
     if kind is not None and old_kind is not None and kind != old_kind:
         if (old_kind, kind) not in _SAME_KIND:
             raise ModelFileError(
@@ -123,7 +124,9 @@ def _checked_kind(settings: Settings, source: str) -> Settings:
         if old_kind == "mrope":
             kind = old_kind  # it says more than "default"
     kind = kind or old_kind or "default"
-    settings["rope_type"] = "longrope" if kind == "su" else kind
+    if kind == "su":
+        kind = "longrope"
+    settings["rope_type"] = kind
     factor = settings.get("factor")
     if type(factor) is int:
         settings["factor"] = float(factor)  # some definitions insist on it
@@ -137,7 +140,9 @@ def _check_agreement(older: Settings, newer: Settings) -> None:
         older = _checked_kind(older, "rope_scaling")
     for key in older.keys() & newer.keys():
         if older[key] != newer[key]:
-            source = key if key in _OLD_NAMES else f"rope_scaling.{key}"
+            source = f"rope_scaling.{key}"
+            if key in _OLD_NAMES:
+                source = key
             raise ModelFileError(
                 f"the config's {source} is {older[key]!r:.60} and its "
                 f"rope_parameters.{key} is {newer[key]!r:.60}: they contradict each "
@@ -172,7 +177,10 @@ def _put_scaling(spelled: Settings, settings: Settings) -> None:
     """Write `rope_scaling` as older writers do, with both names of its kind."""
     if isinstance(spelled.get("rope_scaling"), int | float):
         return
-    scaling = {key: value for key, value in settings.items() if key not in _OLD_NAMES}
+    scaling: Settings = {}
+    for key, value in settings.items():
+        if key not in _OLD_NAMES:
+            scaling[key] = value
     kind = scaling["rope_type"]
     if kind == "proportional" and "partial_rotary_factor" in settings:
         scaling["partial_rotary_factor"] = settings["partial_rotary_factor"]
@@ -186,10 +194,13 @@ def _put_scaling(spelled: Settings, settings: Settings) -> None:
 
 
 def _with_neutral(spelled: Settings, model_type: str) -> Settings:
-    if not spelled.get("rope_scaling"):
-        neutral = _NEUTRAL_SCALING.get(model_type)
-        # Some definitions want the key, and take None for no scaling.
-        spelled["rope_scaling"] = None if neutral is None else dict(neutral)
+    if spelled.get("rope_scaling"):
+        return spelled
+    # Some definitions want the key, and take None for no scaling.
+    spelled["rope_scaling"] = None
+    neutral = _NEUTRAL_SCALING.get(model_type)
+    if neutral is not None:
+        spelled["rope_scaling"] = dict(neutral)
     return spelled
 
 
@@ -210,26 +221,34 @@ def _spelled_by_layer(
             beside[name] = part  # what is not for a type of layer
     _check_base(older, by_type.values(), "rope_theta")
     _check_base(beside, by_type.values(), "rope_parameters.rope_theta")
-    stated = by_type
     if model_type in _BY_LAYER_TYPE:
-        return {**config, "rope_parameters": dict(stated)}
+        return {**config, "rope_parameters": by_type}
     full = by_type.get(_FULL) or next(iter(by_type.values()))
     if all(settings == full for settings in by_type.values()):
         return _spelled(config, full, model_type)
-    sliding = by_type.get(_SLIDING)
-    if sliding is None or by_type.keys() - {_FULL, _SLIDING}:
+    sliding = _sliding_settings(by_type)
+    if sliding is None:
         raise _too_many(by_type, model_type)
-    if sliding["rope_type"] != "default":
-        raise _too_many(by_type, model_type)
+    spelled = _spelled(config, full, model_type)
     if model_type in _WINDOW_BASE:
-        spelled = _spelled(config, full, model_type)
         spelled[_WINDOW_BASE[model_type]] = sliding["rope_theta"]
-        spelled["rope_parameters"] = dict(stated)
+        spelled["rope_parameters"] = by_type
         return spelled
     has_one_base = sliding.get("rope_theta") == full.get("rope_theta")
     if model_type in _SCALE_FULL_ONLY and has_one_base:
-        return {**_spelled(config, full, model_type), "rope_parameters": dict(stated)}
+        spelled["rope_parameters"] = by_type
+        return spelled
     raise _too_many(by_type, model_type)
+
+
+def _sliding_settings(by_type: Mapping[str, Settings]) -> Settings | None:
+    """The windowed layers' rotation, if all others are full and it scales nothing."""
+    sliding = by_type.get(_SLIDING)
+    if sliding is None or by_type.keys() - {_FULL, _SLIDING}:
+        return None
+    if sliding["rope_type"] != "default":
+        return None
+    return sliding
 
 
 def _check_base(older: Settings, parts: Iterable[Settings], source: str) -> None:

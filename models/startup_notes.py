@@ -19,20 +19,29 @@ from rvllm_local.models.cache_folder import models_folder
 
 _LARGEST = 1 << 16  # bytes of a note
 _MOST = 512  # notes; the oldest go first
+_OTHERS = 0o077  # what anybody but the owner may do
+_READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC
+_WRITE_NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
 
 
 def read_note(subject: str, cache_dir: Path | None = None) -> Any:
     """What was noted of a subject; None if nothing was."""
-    flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC
     try:
-        descriptor = os.open(_note_path(subject, cache_dir), flags)
+        path = _note_path(subject, cache_dir)
+        descriptor = os.open(path, _READ)
         with os.fdopen(descriptor, "rb") as file:
-            if not _is_private(os.fstat(descriptor)):
+            state = os.fstat(descriptor)
+            if not _is_private(state):
                 return None
-            note = json.loads(file.read(_LARGEST))
+            text = file.read(_LARGEST)
+        note = json.loads(text)
     except (OSError, ValueError, RecursionError):
         return None
-    if not isinstance(note, dict) or note.get("subject") != subject:
+    if not isinstance(note, dict):
+        return None
+    # Another subject may have the same digest.
+    noted_subject = note.get("subject")
+    if noted_subject != subject:
         return None
     return note.get("value")
 
@@ -40,35 +49,47 @@ def read_note(subject: str, cache_dir: Path | None = None) -> Any:
 def write_note(subject: str, value: Any, cache_dir: Path | None = None) -> None:
     """Note something of a subject, over what was noted before.
 
-    Failing to costs only time.
+    A note that cannot be written costs only time.
     """
     path = _note_path(subject, cache_dir)
-    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+    folder = path.parent
+    note = {"subject": subject, "value": value}
+    text = json.dumps(note)
     with contextlib.suppress(OSError):
-        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        draft = path.with_name(f".{uuid.uuid4().hex}")
-        descriptor = os.open(draft, flags, 0o600)
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(json.dumps({"subject": subject, "value": value}).encode())
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        draft_name = f".{uuid.uuid4().hex}"
+        draft = folder / draft_name
+        descriptor = os.open(draft, _WRITE_NEW, 0o600)
+        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+            file.write(text)
         draft.replace(path)
-        _drop_oldest(path.parent)
+        _drop_oldest(folder)
 
 
 def _is_private(state: os.stat_result) -> bool:
     """True for a plain file of this user that nobody else may read or write."""
-    if not stat.S_ISREG(state.st_mode) or state.st_uid != os.geteuid():
+    if not stat.S_ISREG(state.st_mode):
         return False
-    return not state.st_mode & 0o077
+    if state.st_uid != os.geteuid():
+        return False
+    return not state.st_mode & _OTHERS
 
 
 def _note_path(subject: str, cache_dir: Path | None) -> Path:
-    name = hashlib.sha256(subject.encode()).hexdigest()[:32]
-    return models_folder(cache_dir) / ".notes" / name
+    folder = models_folder(cache_dir) / ".notes"
+    digest = hashlib.sha256(subject.encode()).hexdigest()
+    return folder / digest[:32]
 
 
 def _drop_oldest(folder: Path) -> None:
-    paths = [Path(entry.path) for entry in os.scandir(folder)]
-    if len(paths) > _MOST:
-        paths.sort(key=lambda path: path.lstat().st_mtime)
-        for path in paths[: len(paths) - _MOST]:
-            path.unlink(missing_ok=True)
+    paths = list(folder.iterdir())
+    surplus = len(paths) - _MOST
+    if surplus <= 0:
+        return
+    paths.sort(key=_time_of_change)
+    for path in paths[:surplus]:
+        path.unlink(missing_ok=True)
+
+
+def _time_of_change(path: Path) -> float:
+    return path.lstat().st_mtime

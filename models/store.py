@@ -81,29 +81,41 @@ def _fetched(
     folder: Path, record: dict[str, object], names: _NamesByRepository
 ) -> Installed:
     """A model that came from the hub."""
-    repository, revision = str(record.get("repository")), str(record.get("revision"))
-    ggufs = gguf_files(folder)
+    repository = str(record.get("repository"))
+    revision = str(record.get("revision"))
     name = repository
-    if ggufs:
-        name += f"/{ggufs[0].relative_to(folder).as_posix()}"
-    if revision != "main":
-        name += f"@{revision}"
-    catalogue_name = None if ggufs else names.get((repository, revision))
-    all_names = (name,) if catalogue_name is None else (catalogue_name, name)
+    catalogue_name = None
     kind = "safetensors"
+    ggufs = gguf_files(folder)
     if ggufs:
         kind = "gguf"
-    elif is_bundle(folder):
-        kind = "bundle"
-    commit = str(record["commit"]) if "commit" in record else None
+        name += f"/{ggufs[0].relative_to(folder).as_posix()}"
+    else:
+        catalogue_name = names.get((repository, revision))
+        if is_bundle(folder):
+            kind = "bundle"
+    if revision != "main":
+        name += f"@{revision}"
+    all_names: tuple[str, ...] = (name,)
+    if catalogue_name is not None:
+        all_names = (catalogue_name, name)
+    commit = None
+    if "commit" in record:
+        commit = str(record["commit"])
     return _installed(all_names, folder, kind, commit)
 
 
 def _installed(
     names: tuple[str, ...], folder: Path, kind: str, commit: str | None = None
 ) -> Installed:
-    is_pinned = (folder / PIN).is_file()
-    return Installed(names, folder, folder_size(folder), kind, commit, is_pinned)
+    return Installed(
+        names=names,
+        path=folder,
+        size=folder_size(folder),
+        kind=kind,
+        commit=commit,
+        pinned=(folder / PIN).is_file(),
+    )
 
 
 def gguf_files(folder: Path) -> list[Path]:
@@ -131,15 +143,18 @@ def installed_models(cache_dir: Path | None = None) -> dict[str, ModelFiles]:
 def files_of(model: Installed, cache_dir: Path | None = None) -> ModelFiles:
     """What loads an installed model. Raises `ModelNotFoundError` if it has gone."""
     path = model.path
-    if model.kind == "gguf" and (ggufs := gguf_files(path)):
-        path = ggufs[0]
+    if model.kind == "gguf":
+        ggufs = gguf_files(path)
+        if ggufs:
+            path = ggufs[0]
     return locate(str(path), cache_dir=cache_dir)
 
 
 def find_installed(name: str, cache_dir: Path | None = None) -> Installed | None:
     """The installed model that answers to `name`."""
+    lowered = name.lower()
     for model in installed(cache_dir):
-        if name.lower() in (each.lower() for each in model.names):
+        if lowered in [each.lower() for each in model.names]:
             return model
     return None
 
@@ -152,26 +167,34 @@ def remove(name: str, cache_dir: Path | None = None) -> Installed:
     """
     model = find_installed(name, cache_dir)
     if model is None:
-        names = [each.names[0] for each in installed(cache_dir)]
-        hint = "; only models in the store are removed" if Path(name).exists() else ""
-        raise ModelNotFoundError(
-            f"no model called {name[:80]!r} is installed{hint}; installed are "
-            f"{', '.join(names) or 'none'}"
-        )
+        raise _not_installed(name, cache_dir)
+    first_name = model.names[0]
     if model.pinned:
         raise InUseError(
-            f"{model.names[0]} is pinned; unpin it first with `rvllm pull --unpin "
-            f"{model.names[0]}`"
+            f"{first_name} is pinned; unpin it first with `rvllm pull --unpin "
+            f"{first_name}`"
         )
-    if users := users_of(model.path, cache_dir):
+    users = users_of(model.path, cache_dir)
+    if users:
         raise InUseError(
-            f"{model.names[0]} is open in process {users[0].pid}; end that first"
+            f"{first_name} is open in process {users[0].pid}; end that first"
         )
     removed_name = f".removed-{os.getpid()}-{model.path.name}"
-    grave = models_folder(cache_dir) / removed_name
-    model.path.rename(grave)
-    shutil.rmtree(grave, ignore_errors=True)
+    removed = models_folder(cache_dir) / removed_name
+    model.path.rename(removed)
+    shutil.rmtree(removed, ignore_errors=True)
     return model
+
+
+def _not_installed(name: str, cache_dir: Path | None) -> ModelNotFoundError:
+    names = [model.names[0] for model in installed(cache_dir)]
+    listed = ", ".join(names) or "none"
+    hint = ""
+    if Path(name).exists():
+        hint = "; only models in the store are removed"
+    return ModelNotFoundError(
+        f"no model called {name[:80]!r} is installed{hint}; installed are {listed}"
+    )
 
 
 def pin(name: str, *, pinned: bool, cache_dir: Path | None = None) -> Installed:
@@ -200,7 +223,9 @@ def leftovers(cache_dir: Path | None = None) -> list[Path]:
     for path in root.glob(".partial/*"):
         if not is_being_fetched(path.name, cache_dir):
             paths.append(path)
-    paths += [path for path in root.glob("*/.staging-*") if is_left_behind(path)]
+    for path in root.glob("*/.staging-*"):
+        if is_left_behind(path):
+            paths.append(path)
     return sorted(paths)
 
 
@@ -209,6 +234,8 @@ def folder_size(folder: Path) -> int:
     total = 0
     for parent, _, names in os.walk(folder):
         for name in names:
+            if name == RECORD:
+                continue
             with contextlib.suppress(OSError):  # a download moves its files about
-                total += Path(parent, name).lstat().st_size if name != RECORD else 0
+                total += Path(parent, name).lstat().st_size
     return total

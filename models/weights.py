@@ -1,4 +1,4 @@
-"""Reads a folder's weights and puts them into a module, each held against its place.
+"""Reads a folder's weights and puts them into a module, each checked for type and shape.
 
 Knows names, types and shapes; quantization is `quantized`.
 """
@@ -31,9 +31,10 @@ def folder_weights(folder: Path) -> dict[str, mx.array]:
     weights: dict[str, mx.array] = {}
     for path in weight_files(folder):
         shard = _read_safetensors(path)
-        if twice := weights.keys() & shard.keys():
+        repeated = weights.keys() & shard.keys()
+        if repeated:
             raise ModelFileError(
-                f"{path}: weight {min(twice)!r} is also in another file"
+                f"{path}: weight {min(repeated)!r} is also in another file"
             )
         weights.update(shard)
     return weights
@@ -73,17 +74,24 @@ def _split_experts(weights: dict[str, mx.array]) -> dict[str, mx.array]:
     split = {}
     for name, value in weights.items():
         if name.endswith(".experts.gate_up_proj"):
-            stem, rows = name.removesuffix("gate_up_proj"), value.swapaxes(-1, -2)
-            split[f"{stem}gate_proj.weight"] = mx.contiguous(rows[..., ::2, :])
-            split[f"{stem}up_proj.weight"] = mx.contiguous(rows[..., 1::2, :])
+            stem = name.removesuffix("gate_up_proj")
+            rows = value.swapaxes(-1, -2)
+            gate = rows[..., ::2, :]
+            up = rows[..., 1::2, :]
+            split[f"{stem}gate_proj.weight"] = mx.contiguous(gate)
+            split[f"{stem}up_proj.weight"] = mx.contiguous(up)
         elif name.endswith(".experts.gate_up_proj_bias"):
             stem = name.removesuffix("gate_up_proj_bias")
-            split[f"{stem}gate_proj.bias"] = mx.contiguous(value[..., ::2])
-            split[f"{stem}up_proj.bias"] = mx.contiguous(value[..., 1::2])
+            gate = value[..., ::2]
+            up = value[..., 1::2]
+            split[f"{stem}gate_proj.bias"] = mx.contiguous(gate)
+            split[f"{stem}up_proj.bias"] = mx.contiguous(up)
         elif name.endswith(".experts.down_proj"):
-            split[f"{name}.weight"] = mx.contiguous(value.swapaxes(-1, -2))
+            rows = value.swapaxes(-1, -2)
+            split[f"{name}.weight"] = mx.contiguous(rows)
         elif name.endswith(".experts.down_proj_bias"):
-            split[f"{name.removesuffix('_bias')}.bias"] = value
+            stem = name.removesuffix("_bias")
+            split[f"{stem}.bias"] = value
         else:
             split[name] = value
     return split
@@ -92,11 +100,13 @@ def _split_experts(weights: dict[str, mx.array]) -> dict[str, mx.array]:
 def put_weights(path: Path, module: nn.Module, weights: dict[str, mx.array]) -> None:
     """Give the module its weights. Raises `ModelFileError` for other types or shapes."""
     for name, expected in tree_flatten(module.parameters()):
-        if name in weights and not _is_of_type(weights[name].dtype, expected.dtype):
-            stored = _type_name(weights[name].dtype)
+        if name not in weights:
+            continue  # the module says so itself
+        given = weights[name]
+        if not _is_of_type(given.dtype, expected.dtype):
             raise ModelFileError(
-                f"{path}: weight {name!r} is of type {stored}, and the model takes "
-                f"{_type_name(expected.dtype)}"
+                f"{path}: weight {name!r} is of type {_type_name(given.dtype)}, and "
+                f"the model takes {_type_name(expected.dtype)}"
             )
     try:
         module.load_weights(list(weights.items()), strict=True)
@@ -114,7 +124,8 @@ def _is_of_type(given: mx.Dtype, expected: mx.Dtype) -> bool:
     """
     if mx.issubdtype(expected, mx.floating):
         return bool(mx.issubdtype(given, mx.floating))
-    return given == expected or not mx.issubdtype(expected, mx.unsignedinteger)
+    is_packed = mx.issubdtype(expected, mx.unsignedinteger)
+    return given == expected or not is_packed
 
 
 def _type_name(dtype: mx.Dtype) -> str:
@@ -132,7 +143,9 @@ def check_finite(path: Path, module: nn.Module) -> None:
         if mx.isfinite(value).all().item():
             continue
         shown = name.replace(".inner.", ".")  # behind a stand-in
-        what = "not numbers (NaN)" if mx.isnan(value).any().item() else "infinite"
+        fault = "infinite"
+        if mx.isnan(value).any().item():
+            fault = "not numbers (NaN)"
         raise ModelFileError(
-            f"{path}: weight {shown!r} holds values that are {what}; fetch it again"
+            f"{path}: weight {shown!r} holds values that are {fault}; fetch it again"
         )
