@@ -19,10 +19,13 @@ from rvllm_local.metal_kernels import Rotation
 
 @dataclass(frozen=True, slots=True)
 class AttentionCall:
-    """The arithmetic of one layer's attention: logit scale, and learned sinks `[heads]` if it has them.
+    """The arithmetic of one layer's attention.
 
-    Logits are bounded by `softcap`, unless that is 0. With `rotation` queries and new keys are still to be rotated; only a
-    compiled step asks for that.
+    scale: of the logits.
+    sinks: learned, `[heads]`; None for a layer without.
+    rotation: queries and new keys are still to be rotated so; only a compiled step
+        asks for that.
+    softcap: bounds the logits; 0 for no bound.
     """
 
     scale: float
@@ -32,23 +35,46 @@ class AttentionCall:
 
 
 class CallSession(Protocol):
-    """One model call over the arenas. Keys and values are `[rows, kv_heads, query_len, dim]`."""
+    """One model call over the arenas.
 
-    def write(self, slot: LayerSlot, keys: mx.array, values: mx.array) -> None:
+    New keys and values are `[rows, kv_heads, query_len, dim]`.
+    """
+
+    def write(
+        self,
+        slot: LayerSlot,
+        keys: mx.array,
+        values: mx.array,
+    ) -> None:
         """Store the call's new keys and values of one layer."""
 
     def gather(self, slot: LayerSlot) -> tuple[mx.array, mx.array]:
-        """The whole context of each row, padded to the longest: `[rows, kv_heads, width, dim]` twice."""
+        """The keys and values of each row's whole context, padded to the longest.
+
+        Both are `[rows, kv_heads, width, dim]`.
+        """
 
     def decode(
-        self, slot: LayerSlot, queries: mx.array, call: AttentionCall
+        self,
+        slot: LayerSlot,
+        queries: mx.array,
+        call: AttentionCall,
     ) -> mx.array:
-        """Attention of one new token a row: `[rows, heads, 1, key_dim]` in, `[rows, heads, 1, value_dim]` out."""
+        """Attention of one new token a row.
+
+        `[rows, heads, 1, key_dim]` in, `[rows, heads, 1, value_dim]` out.
+        """
 
     def prefill(
-        self, slot: LayerSlot, queries: mx.array, call: AttentionCall
+        self,
+        slot: LayerSlot,
+        queries: mx.array,
+        call: AttentionCall,
     ) -> mx.array:
-        """Causal attention of one row's chunk: `[1, heads, query_len, key_dim]` in, `[..., value_dim]` out."""
+        """Causal attention of one row's chunk.
+
+        `[1, heads, query_len, key_dim]` in, `[1, heads, query_len, value_dim]` out.
+        """
 
 
 class KVBackend(BlockIO, Protocol):

@@ -1,4 +1,4 @@
-"""Attention over keys and values that were gathered, in MLX's own operations, for any number of queries."""
+"""Attention over gathered keys and values, in MLX's own operations."""
 
 from __future__ import annotations
 
@@ -16,14 +16,20 @@ def dense_attention(
     call: AttentionCall,
     mask: mx.array | str | None,
 ) -> mx.array:
-    """`[rows, heads, query_len, key_dim]` in, `[rows, heads, query_len, value_dim]` out; masks as MLX's attention takes them.
+    """`[rows, heads, query_len, key_dim]` in, `[rows, heads, query_len, value_dim]` out.
 
-    Raises `UnsupportedModelError` for what capped attention has no arithmetic for here.
+    Masks are as MLX's attention takes them. Raises `UnsupportedModelError` for a soft-cap
+    together with sinks or with a mask that is added.
     """
     if call.softcap:
         return _capped_attention(queries, keys, values, call, mask)
     return mx.fast.scaled_dot_product_attention(
-        queries, keys, values, scale=call.scale, mask=mask, sinks=call.sinks
+        queries,
+        keys,
+        values,
+        scale=call.scale,
+        mask=mask,
+        sinks=call.sinks,
     )
 
 
@@ -41,35 +47,50 @@ def _capped_attention(
 ) -> mx.array:
     if call.sinks is not None:
         raise UnsupportedModelError(
-            "a layer has both a soft-cap and attention sinks, which are not computed densely"
+            "a layer has both a soft-cap and attention sinks, "
+            "which are not computed densely"
         )
     rows, heads, query_len, dim = queries.shape
-    kv_heads, width = keys.shape[1], keys.shape[2]
-    grouped = (
-        queries.reshape(rows, kv_heads, heads // kv_heads, query_len, dim) * call.scale
-    )
-    logits = cap_logits(grouped @ keys[:, :, None].swapaxes(-1, -2), call.softcap)
-    if isinstance(mask, str):
-        mask = mx.arange(width) <= mx.arange(width - query_len, width)[:, None]
+    kv_heads = keys.shape[1]
+    group = heads // kv_heads
+    # [rows, kv_heads, group, query_len, dim]
+    grouped = queries.reshape(rows, kv_heads, group, query_len, dim)
+    grouped = grouped * call.scale
+    transposed = keys[:, :, None].swapaxes(-1, -2)
+    logits = cap_logits(grouped @ transposed, call.softcap)
     if mask is not None:
-        if mask.dtype != mx.bool_:
-            raise UnsupportedModelError(
-                "a layer that caps its logits adds a mask to them"
-            )
-        mask = mask[:, :, None] if mask.ndim == 4 else mask
-        logits = mx.where(mask, logits, mx.array(-mx.inf, logits.dtype))
+        hidden = mx.array(-mx.inf, logits.dtype)
+        logits = mx.where(_seen(mask, logits), logits, hidden)
     weights = mx.softmax(logits, axis=-1, precise=True)
-    return (weights @ values[:, :, None]).reshape(
-        rows, heads, query_len, values.shape[-1]
-    )
+    attended = weights @ values[:, :, None]
+    return attended.reshape(rows, heads, query_len, values.shape[-1])
 
 
-def chunk_mask(geometry: CallGeometry, group: int, width: int) -> mx.array | str:
+def _seen(mask: mx.array | str, logits: mx.array) -> mx.array:
+    """True where a query may see a key of `logits` `[..., query_len, width]`."""
+    query_len, width = logits.shape[-2:]
+    if isinstance(mask, str):
+        last_seen = mx.arange(width - query_len, width)
+        return mx.arange(width) <= last_seen[:, None]
+    if mask.dtype != mx.bool_:
+        raise UnsupportedModelError("a layer that caps its logits adds a mask to them")
+    if mask.ndim == 4:
+        return mask[:, :, None]
+    return mask
+
+
+def chunk_mask(
+    geometry: CallGeometry,
+    group: int,
+    width: int,
+) -> mx.array | str:
     """The mask of one row's chunk against its gathered context of `width` tokens."""
     view = geometry.groups[group]
-    context = int(geometry.context_lens[0])
-    if view.window is None or (
-        context <= view.window and int(view.first_positions[0]) == 0
-    ):
+    if view.window is None:
         return "causal"
-    return mx.array(visible_keys(geometry, group, width)[0])
+    context = int(geometry.context_lens[0])
+    has_all = int(view.first_positions[0]) == 0
+    if has_all and context <= view.window:
+        return "causal"
+    visible = visible_keys(geometry, group, width)
+    return mx.array(visible[0])

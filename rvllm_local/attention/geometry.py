@@ -22,11 +22,11 @@ IntArray = npt.NDArray[np.int32]
 
 @dataclass(frozen=True, slots=True)
 class GroupGeometry:
-    """One group's view of a call: `tables[rows, blocks]` and the position of each table's first token."""
+    """One group's view of a call."""
 
     window: int | None
-    tables: IntArray
-    first_positions: IntArray  # [rows]
+    tables: IntArray  # [rows, blocks]
+    first_positions: IntArray  # [rows]: of each table's first token
     write_blocks: IntArray  # [rows, query_len]
     write_slots: IntArray  # [rows, query_len]
 
@@ -35,8 +35,8 @@ class GroupGeometry:
 class CallGeometry:
     """A decode call (`rows` x 1 token) or a prefill call (1 row x a chunk).
 
-    `positions[r]` is the position of row r's first new token; its context after the call is
-    `positions[r] + query_len`.
+    `positions[r]` is the position of row r's first new token. After the call its context
+    has `positions[r] + query_len` tokens.
     """
 
     positions: IntArray  # [rows]
@@ -57,9 +57,10 @@ class CallGeometry:
 class DecodeRow(NamedTuple):
     """The token at `position` of one sequence; its KV is written, its logits are wanted.
 
-    With `previous_row` the token is not known to the host yet: it is that row's token of the step before. `adapter` is
-    the number of the LoRA adapter that the row is computed with, 0 for none. One is made for each token: a frozen dataclass
-    takes three times as long.
+    With `previous_row` the host does not know the token yet: it is that row's token of
+    the step before. `adapter` is the number of the row's LoRA adapter, 0 for none.
+    A named tuple, since one is made for each token: a frozen dataclass takes three times
+    as long.
     """
 
     tables: SequenceTables
@@ -71,7 +72,10 @@ class DecodeRow(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class ChunkRows:
-    """A prompt's next tokens, each as a row of a decode call: `token_ids` stand at `position` and after."""
+    """A prompt's next tokens, each as a row of a decode call.
+
+    `token_ids` stand at `position` and after.
+    """
 
     tables: SequenceTables
     position: int
@@ -79,10 +83,16 @@ class ChunkRows:
     adapter: int = 0
 
     def rows(self) -> list[DecodeRow]:
-        return [
-            DecodeRow(self.tables, self.position + index, token, adapter=self.adapter)
-            for index, token in enumerate(self.token_ids)
-        ]
+        rows = []
+        for position, token_id in enumerate(self.token_ids, start=self.position):
+            row = DecodeRow(
+                self.tables,
+                position,
+                token_id,
+                adapter=self.adapter,
+            )
+            rows.append(row)
+        return rows
 
 
 def call_geometry(
@@ -91,28 +101,31 @@ def call_geometry(
     positions: Sequence[int],
     query_len: int,
 ) -> CallGeometry:
-    """Lay out one call over `len(tables)` sequences whose tables already have room for the new tokens."""
+    """Lay out one call over `len(tables)` sequences.
+
+    Their tables already have room for the new tokens.
+    """
     starts = np.asarray(positions, dtype=np.int32)
-    groups = tuple(
-        _group_geometry(
-            shape.window, [row.groups[index] for row in tables], starts, query_len
-        )
-        for index, shape in enumerate(layout.groups)
-    )
-    return CallGeometry(starts, query_len, groups)
+    groups = []
+    for index, shape in enumerate(layout.groups):
+        rows = [row.groups[index] for row in tables]
+        groups.append(_group_geometry(shape.window, rows, starts, query_len))
+    return CallGeometry(starts, query_len, tuple(groups))
 
 
 def filled(geometry: CallGeometry, extra: int) -> CallGeometry:
-    """A prompt's chunk with `extra` tokens after it that nobody wants: their place is the scratch block."""
+    """A prompt's chunk, and `extra` tokens after it that nobody reads.
+
+    They lie in the scratch block.
+    """
     if not extra:
         return geometry
     query_len = geometry.query_len + extra
+    end = int(geometry.positions[0]) + query_len
     groups = []
     for view in geometry.groups:
-        width = -(
-            -(int(geometry.positions[0]) + query_len - int(view.first_positions[0]))
-            // BLOCK_TOKENS
-        )
+        num_tokens = end - int(view.first_positions[0])
+        width = -(-num_tokens // BLOCK_TOKENS)
         tables = np.full((1, width), SCRATCH_BLOCK, dtype=np.int32)
         tables[:, : view.tables.shape[1]] = view.tables
         groups.append(dataclasses.replace(view, tables=tables))
@@ -120,44 +133,49 @@ def filled(geometry: CallGeometry, extra: int) -> CallGeometry:
 
 
 def _group_geometry(
-    window: int | None, rows: Sequence[BlockTable], positions: IntArray, query_len: int
+    window: int | None,
+    rows: Sequence[BlockTable],
+    positions: IntArray,
+    query_len: int,
 ) -> GroupGeometry:
-    used = [
-        (position + query_len - 1) // BLOCK_TOKENS + 1 - table.start_block
-        for table, position in zip(rows, positions.tolist(), strict=True)
-    ]
+    used = []  # blocks of each row
+    for table, position in zip(rows, positions.tolist(), strict=True):
+        last_block = (position + query_len - 1) // BLOCK_TOKENS
+        used.append(last_block + 1 - table.start_block)
     width = max(used)
-    tables = np.array(
-        [
-            table.block_ids[:count] + [SCRATCH_BLOCK] * (width - count)
-            for table, count in zip(rows, used, strict=True)
-        ],
-        dtype=np.int32,
-    )
-    first_positions = np.array([table.first_position for table in rows], dtype=np.int32)
-    new = (
-        positions[:, None] + np.arange(query_len, dtype=np.int32)[None]
-    )  # [rows, query_len]
-    columns = (new - first_positions[:, None]) // BLOCK_TOKENS
+    padded = []
+    for table, count in zip(rows, used, strict=True):
+        padding = [SCRATCH_BLOCK] * (width - count)
+        padded.append(table.block_ids[:count] + padding)
+    tables = np.array(padded, dtype=np.int32)
+    firsts = [table.first_position for table in rows]
+    first_positions = np.array(firsts, dtype=np.int32)
+    steps = np.arange(query_len, dtype=np.int32)
+    new_positions = positions[:, None] + steps[None]  # [rows, query_len]
+    offsets = new_positions - first_positions[:, None]
+    columns = offsets // BLOCK_TOKENS
     write_blocks = np.take_along_axis(tables, columns, axis=1)
     return GroupGeometry(
-        window, tables, first_positions, write_blocks, new % BLOCK_TOKENS
+        window=window,
+        tables=tables,
+        first_positions=first_positions,
+        write_blocks=write_blocks,
+        write_slots=new_positions % BLOCK_TOKENS,
     )
 
 
 def visible_keys(
-    geometry: CallGeometry, group: int, width: int
+    geometry: CallGeometry,
+    group: int,
+    width: int,
 ) -> npt.NDArray[np.bool_]:
-    """[rows, query_len, width]: may query q of row r see the key in column c of its gathered context?"""
+    """Which key of its gathered context a query may see: `[rows, query_len, width]`."""
     view = geometry.groups[group]
-    keys = (
-        view.first_positions[:, None, None]
-        + np.arange(width, dtype=np.int32)[None, None]
-    )
-    queries = (
-        geometry.positions[:, None]
-        + np.arange(geometry.query_len, dtype=np.int32)[None]
-    )[:, :, None]
+    columns = np.arange(width, dtype=np.int32)
+    keys = view.first_positions[:, None, None] + columns[None, None]
+    steps = np.arange(geometry.query_len, dtype=np.int32)
+    positions = geometry.positions[:, None] + steps[None]
+    queries = positions[:, :, None]
     visible: npt.NDArray[np.bool_] = keys <= queries
     if view.window is not None:
         visible &= keys > queries - view.window

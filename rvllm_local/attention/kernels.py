@@ -1,7 +1,8 @@
-"""The kernel back end: the project's own kernels write the arena in place and read it through block tables.
+"""The kernel back end: the project's kernels write the arena in place and read it.
 
-Every kernel that touches the arena takes the newest fence, and every writer returns the next one; this file is the
-one place that threads it (the order contract is in metal_kernels/README.md). Nothing is read back on the host.
+Every kernel that touches the arena takes the newest fence, and every writer returns
+the next one. Only this file hands fences on (metal_kernels/README.md states the order).
+Nothing is read back on the host.
 """
 
 from __future__ import annotations
@@ -34,9 +35,10 @@ _CUDA_GRAIN = 256  # cuDNN plans each shape of attention anew, which takes 40 to
 
 @dataclass(slots=True)
 class KernelState:
-    """What the kernels of one call read and write; under `mx.compile` these are the trace's own arrays.
+    """What the kernels of one call read and write.
 
-    `fence` is replaced by every kernel that writes, to the arenas or to the scratch.
+    Under `mx.compile` these are the trace's own arrays. Every kernel that writes, to the
+    arenas or to the scratch, replaces `fence`.
     """
 
     arenas: list[mx.array]
@@ -48,7 +50,10 @@ class KernelState:
 
 
 class KernelBackend:
-    """Reads and writes the arenas with the kernels. Raises `UnsupportedModelError` for a shape without a variant."""
+    """Reads and writes the arenas with the kernels.
+
+    Raises `UnsupportedModelError` for a shape without a variant.
+    """
 
     name = "kernels"
     overlaps = True
@@ -61,18 +66,24 @@ class KernelBackend:
         launcher: Launcher | None = None,
         heads: int | None = None,
     ) -> None:
-        """`heads` are the model's query heads, the most that a layer has; None if that is not known: each layer will show."""
+        """Make the kernels of each arena.
+
+        `heads` is the largest number of query heads of a layer. With None it is unknown,
+        and a layer's kernels are made when it first calls.
+        """
         self.arenas = tuple(arenas)
-        self._heads = (
-            MAX_GROUP * max(arena.shape.kv_heads for arena in arenas)
-            if heads is None
-            else heads
-        )
+        if heads is None:
+            most_kv_heads = max(arena.shape.kv_heads for arena in arenas)
+            self._heads = MAX_GROUP * most_kv_heads
+        else:
+            self._heads = heads
         self._scratch = mx.zeros((FENCE_SIZE,), dtype=mx.float32)
         self.arrays = [arena.array for arena in arenas]
         self.scales = [arena.scales for arena in arenas]
         self.counter = DispatchCounter()
-        self.prefill_grain = _CUDA_GRAIN if default_backend() == "cuda" else 1
+        self.prefill_grain = 1
+        if default_backend() == "cuda":
+            self.prefill_grain = _CUDA_GRAIN
         self.fence = KernelSet.first_fence()
         self._launcher = launcher
         self._sets: dict[tuple[int, int], KernelSet] = {}
@@ -88,23 +99,25 @@ class KernelBackend:
     def begin(self, geometry: CallGeometry, *, by_row: bool = False) -> KernelSession:
         """Prepare one model call; the kernels go by row in any case."""
         contexts = geometry.context_lens.tolist()
-        descriptors = [
-            mx.array(
-                descriptor.pack(
-                    contexts,
-                    view.first_positions.tolist(),
-                    view.tables.tolist(),
-                    geometry.query_len,
-                )
+        descriptors = []
+        widths = []
+        for view in geometry.groups:
+            words = descriptor.pack(
+                contexts,
+                view.first_positions.tolist(),
+                view.tables.tolist(),
+                geometry.query_len,
             )
-            for view in geometry.groups
-        ]
-        widths = [view.tables.shape[1] for view in geometry.groups]
-        scratch = self.scratch(
-            geometry.rows, widths, min(geometry.query_len, MAX_QUERY_LEN)
-        )
+            descriptors.append(mx.array(words))
+            widths.append(view.tables.shape[1])
+        query_len = min(geometry.query_len, MAX_QUERY_LEN)
         state = KernelState(
-            self.arrays, self.scales, self.layers, descriptors, self.fence, scratch
+            arenas=self.arrays,
+            scales=self.scales,
+            layers=self.layers,
+            descriptors=descriptors,
+            fence=self.fence,
+            scratch=self.scratch(geometry.rows, widths, query_len),
         )
         return KernelSession(self, geometry, state)
 
@@ -121,20 +134,23 @@ class KernelBackend:
         )
 
     def scratch(
-        self, rows: int, max_blocks: Sequence[int], query_len: int = 1
+        self,
+        rows: int,
+        max_blocks: Sequence[int],
+        query_len: int = 1,
     ) -> mx.array:
-        """The scratch, grown if a call of `rows` rows with so many blocks in each group needs more.
+        """The scratch, grown if `rows` rows of so many blocks in each group need more.
 
-        One array for all calls: the fence orders them. It grows in large steps, since every size is traced anew.
+        All calls share it, for the fence orders them. It grows in large steps, since
+        every size is traced anew.
         """
-        needed = max(
-            self.kernels(group, self._heads_of(group)).scratch_size(
-                rows, query_len, blocks
-            )
-            for group, blocks in enumerate(max_blocks)
-        )
-        if needed > self._scratch.size:
-            size = self._scratch.size
+        needed = 0
+        for group, blocks in enumerate(max_blocks):
+            kernels = self.kernels(group, self._heads_of(group))
+            group_size = kernels.scratch_size(rows, query_len, blocks)
+            needed = max(needed, group_size)
+        size = self._scratch.size
+        if needed > size:
             while size < needed:
                 size *= 4
             self._scratch = mx.zeros((size,), dtype=mx.float32)
@@ -144,14 +160,13 @@ class KernelBackend:
     def _heads_of(self, group: int) -> int:
         """The most query heads that a layer of this group can have."""
         kv_heads = self.arenas[group].shape.kv_heads
-        return (
-            self._heads
-            if self._heads % kv_heads == 0 and self._heads // kv_heads <= MAX_GROUP
-            else MAX_GROUP * kv_heads
-        )
+        group_size, rest = divmod(self._heads, kv_heads)
+        if rest == 0 and group_size <= MAX_GROUP:
+            return self._heads
+        return MAX_GROUP * kv_heads
 
     def flush(self) -> None:
-        """Run the writes that have been described; what the model computed beside them is left alone."""
+        """Run the writes that were described, and nothing that was computed beside them."""
         mx.eval(self.fence)
 
     def save_blocks(self, group: int, block_ids: Sequence[int]) -> list[bytes]:
@@ -174,12 +189,14 @@ class KernelBackend:
         block_ids: Sequence[int],
         payloads: Sequence[bytes | bytearray],
     ) -> None:
-        """Write saved bytes into blocks. Raises `ValueError` for a payload of the wrong size."""
+        """Write saved bytes into blocks.
+
+        Raises `ValueError` for a payload of the wrong size.
+        """
         if not block_ids:
             return
-        words = np.stack(
-            [block_words(payload, self.arenas[group].shape) for payload in payloads]
-        )
+        shape = self.arenas[group].shape
+        words = np.stack([block_words(payload, shape) for payload in payloads])
         self.fence = self._block_kernels(group).kv_load(
             self.arrays[group],
             self.scales[group],
@@ -191,13 +208,15 @@ class KernelBackend:
 
     def copy_blocks(self, group: int, pairs: Sequence[tuple[int, int]]) -> None:
         """Copy blocks in place."""
-        if pairs:
-            self.fence = self._block_kernels(group).kv_copy(
-                self.arrays[group],
-                self.scales[group],
-                mx.array(np.array(pairs, dtype=np.int32)),
-                self.fence,
-            )
+        if not pairs:
+            return
+        host_pairs = np.array(pairs, dtype=np.int32)
+        self.fence = self._block_kernels(group).kv_copy(
+            self.arrays[group],
+            self.scales[group],
+            mx.array(host_pairs),
+            self.fence,
+        )
 
     def _block_kernels(self, group: int) -> KernelSet:
         return self.kernels(group, self.arenas[group].shape.kv_heads)
@@ -217,10 +236,11 @@ class KernelBackend:
 
 
 def block_words(payload: bytes | bytearray, shape: KVShape) -> npt.NDArray[np.uint32]:
-    """A saved block as 32-bit words. Raises `ValueError` if it is not one of this shape's."""
+    """A saved block as 32-bit words. Raises `ValueError` for a block of another size."""
     if len(payload) != shape.block_bytes:
         raise ValueError(
-            f"a saved block has {len(payload)} bytes, and this arena's blocks have {shape.block_bytes}"
+            f"a saved block has {len(payload)} bytes, "
+            f"and this arena's blocks have {shape.block_bytes}"
         )
     return np.frombuffer(payload, dtype=np.uint32)
 
@@ -249,10 +269,12 @@ def _config(shape: KVShape, heads: int) -> KernelConfig:
 
 
 class KernelSession:
-    """One model call over the state that it is given; the backend's fence follows the state's.
+    """One model call over the state that it is given.
 
-    With `fuses`, in a compiled step, a write waits for the attention of the same layer, whose launch does both; call `finish`
-    at the end. The backend's fence is left to who calls the step: what a trace leaves is no array if the trace fails.
+    The back end's fence follows the state's. With `fuses`, in a compiled step, a write
+    waits for the attention of the same layer, whose launch does both; call `finish` at
+    the end. Then the caller of the step sets the back end's fence: a trace that fails
+    leaves no array.
     """
 
     def __init__(
@@ -263,14 +285,22 @@ class KernelSession:
         *,
         fuses: bool = False,
     ) -> None:
-        self._backend, self._geometry, self._state = backend, geometry, state
+        self._backend = backend
+        self._geometry = geometry
+        self._state = state
         self._fuses = fuses
         self._waiting: tuple[LayerSlot, NewTokens] | None = None
 
-    def write(self, slot: LayerSlot, keys: mx.array, values: mx.array) -> None:
+    def write(
+        self,
+        slot: LayerSlot,
+        keys: mx.array,
+        values: mx.array,
+    ) -> None:
         self.finish()
         dtype = self._backend.arenas[slot.group].shape.dtype
-        self._waiting = slot, NewTokens(keys.astype(dtype), values.astype(dtype))
+        new = NewTokens(keys.astype(dtype), values.astype(dtype))
+        self._waiting = slot, new
         if not self._fuses:
             self.finish()
 
@@ -278,9 +308,12 @@ class KernelSession:
         """Describe the write that still waits, if there is one."""
         if self._waiting is None:
             return
-        (slot, new), self._waiting = self._waiting, None
-        state, shape = self._state, self._backend.arenas[slot.group].shape
-        fence = self._backend.kernels(slot.group, shape.kv_heads).kv_write(
+        slot, new = self._waiting
+        self._waiting = None
+        state = self._state
+        kv_heads = self._backend.arenas[slot.group].shape.kv_heads
+        kernels = self._backend.kernels(slot.group, kv_heads)
+        fence = kernels.kv_write(
             state.arenas[slot.group],
             state.scales[slot.group],
             new.keys,
@@ -298,10 +331,10 @@ class KernelSession:
 
     def rope_table(self, frequencies: mx.array) -> mx.array:
         """The cosines and sines of each row's newest position."""
-        kernels = self._backend.kernels(0, self._backend.arenas[0].shape.kv_heads)
-        return kernels.rope_table(
-            self._state.descriptors[0], frequencies, self._geometry.rows
-        )
+        kv_heads = self._backend.arenas[0].shape.kv_heads
+        kernels = self._backend.kernels(0, kv_heads)
+        positions = self._state.descriptors[0]
+        return kernels.rope_table(positions, frequencies, self._geometry.rows)
 
     def gather(self, slot: LayerSlot) -> tuple[mx.array, mx.array]:
         if self._geometry.rows != 1:
@@ -309,10 +342,12 @@ class KernelSession:
                 "several rows cannot be gathered at once; call the model row by row"
             )
         self.finish()
-        state, shape = self._state, self._backend.arenas[slot.group].shape
+        state = self._state
         view = self._geometry.groups[slot.group]
         length = int(self._geometry.context_lens[0] - view.first_positions[0])
-        return self._backend.kernels(slot.group, shape.kv_heads).kv_gather(
+        kv_heads = self._backend.arenas[slot.group].shape.kv_heads
+        kernels = self._backend.kernels(slot.group, kv_heads)
+        return kernels.kv_gather(
             state.arenas[slot.group],
             state.scales[slot.group],
             state.descriptors[slot.group],
@@ -322,16 +357,20 @@ class KernelSession:
         )
 
     def decode(
-        self, slot: LayerSlot, queries: mx.array, call: AttentionCall
+        self,
+        slot: LayerSlot,
+        queries: mx.array,
+        call: AttentionCall,
     ) -> mx.array:
         new = None
         if self._waiting is not None and self._waiting[0] == slot:
-            new, self._waiting = self._waiting[1], None
+            new = self._waiting[1]
+            self._waiting = None
         self.finish()
-        state, shape = self._state, self._backend.arenas[slot.group].shape
-        attended, fence = self._backend.kernels(
-            slot.group, queries.shape[1]
-        ).paged_decode(
+        state = self._state
+        shape = self._backend.arenas[slot.group].shape
+        kernels = self._backend.kernels(slot.group, queries.shape[1])
+        attended, fence = kernels.paged_decode(
             queries.astype(shape.dtype),
             state.arenas[slot.group],
             state.scales[slot.group],
@@ -350,7 +389,10 @@ class KernelSession:
         return attended
 
     def prefill(
-        self, slot: LayerSlot, queries: mx.array, call: AttentionCall
+        self,
+        slot: LayerSlot,
+        queries: mx.array,
+        call: AttentionCall,
     ) -> mx.array:
         keys, values = self.gather(slot)
         mask = chunk_mask(self._geometry, slot.group, keys.shape[2])

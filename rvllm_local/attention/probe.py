@@ -6,6 +6,7 @@ The shapes come from the arrays themselves, so that no configuration field has t
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import mlx.core as mx
@@ -20,13 +21,29 @@ from rvllm_local.errors import (
 from rvllm_local.memory.arena import KVShape
 from rvllm_local.memory.layout import KVLayout, LayerSlot, StateSlot
 
-# KV heads, key size, value size, window and type of one layer.
-_LayerShape = tuple[int, int, int, int | None, mx.Dtype]
 _KINDS = ("KVCache", "RotatingKVCache", "ArraysCache")
 # A model without attention counts its tokens in blocks all the same: prefixes and
 # admission are worked out in them. The shape has kernels, so that on a device a step of
 # it is in flight, too.
-_COUNTER = KVShape(1, 1, 16, 16, None, mx.float32)
+_COUNTER = KVShape(
+    num_layers=1,
+    kv_heads=1,
+    key_dim=16,
+    value_dim=16,
+    window=None,
+    dtype=mx.float32,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class _LayerShape:
+    """What one layer keeps of a token, and for how many tokens."""
+
+    kv_heads: int
+    key_dim: int
+    value_dim: int
+    window: int | None
+    dtype: mx.Dtype
 
 
 def plain_caches(model: nn.Module) -> list[Any]:
@@ -45,10 +62,23 @@ def probe_layout(model: nn.Module, *, quantized: bool = False) -> KVLayout:
     sizes that do not go together.
     """
     caches = plain_caches(model)
-    nesting = tuple(_num_parts(cache) for cache in caches)
     leaves: list[Any] = []
-    for cache, count in zip(caches, nesting, strict=True):
-        leaves += cache.caches if count else [cache]
+    nesting: list[int] = []  # caches inside a list of caches; 0 for any other cache
+    for cache in caches:
+        if _kind(cache) == "CacheList":
+            leaves.extend(cache.caches)
+            nesting.append(len(cache.caches))
+        else:
+            leaves.append(cache)
+            nesting.append(0)
+    _check_kinds(leaves)
+    _fill(model, caches)
+    if not any(nesting):
+        nesting = []
+    return _layout_of(leaves, tuple(nesting), quantized)
+
+
+def _check_kinds(leaves: Sequence[Any]) -> None:
     unknown = [leaf for leaf in leaves if _kind(leaf) not in _KINDS]
     if unknown:
         kinds = ", ".join(cache_kinds(unknown))
@@ -56,67 +86,54 @@ def probe_layout(model: nn.Module, *, quantized: bool = False) -> KVLayout:
             f"this model keeps {kinds} state, which is not supported yet; choose a model "
             "with full or sliding-window attention, or with recurrent layers"
         )
-    _fill(model, caches)
-    return _layout_of(leaves, nesting if any(nesting) else (), quantized)
-
-
-def _num_parts(cache: Any) -> int:
-    """Caches inside a list of caches; 0 for any other cache."""
-    return len(cache.caches) if _kind(cache) == "CacheList" else 0
 
 
 def _fill(model: nn.Module, caches: Sequence[Any]) -> None:
     """Call the model with one token. Nothing is evaluated: shapes are known without."""
+    token = mx.zeros((1, 1), dtype=mx.int32)
     try:
-        model(mx.zeros((1, 1), dtype=mx.int32), cache=caches)
+        model(token, cache=caches)
     except DEFINITION_ERRORS as error:
-        detail = " ".join(str(error).split())[:200]
+        message = " ".join(str(error).split())
         raise ModelFileError(
             "a model of this configuration cannot be called: "
-            f"{type(error).__name__}: {detail}"
+            f"{type(error).__name__}: {message[:200]}"
         ) from error
 
 
 def _layout_of(
-    leaves: Sequence[Any], nesting: tuple[int, ...], quantized: bool
+    leaves: Sequence[Any],
+    nesting: tuple[int, ...],
+    quantized: bool,
 ) -> KVLayout:
     """The layout of filled caches: layers of one shape and window share a group."""
+    # Layers of each shape. The shapes come in the order of the groups.
     counts: dict[_LayerShape, int] = {}
-    groups = _groups_of(leaves)
     slots: list[LayerSlot | StateSlot | None] = []
-    num_arrays, state_bytes = 0, 0
+    num_arrays = 0
+    state_bytes = 0
     for leaf in leaves:
         if _kind(leaf) == "ArraysCache":
-            slots.append(StateSlot(num_arrays, len(leaf.cache)))
-            num_arrays += len(leaf.cache)
+            count = len(leaf.cache)
+            slots.append(StateSlot(num_arrays, count))
+            num_arrays += count
             state_bytes += leaf.nbytes
             continue
         shape = _probe_layer(leaf)
         if shape is None:
             slots.append(None)
             continue
-        layer = counts.get(shape, 0)
-        slots.append(LayerSlot(groups.index(shape), layer))
+        layer = counts.setdefault(shape, 0)
+        group = list(counts).index(shape)
+        slots.append(LayerSlot(group, layer))
         counts[shape] = layer + 1
-    shapes = tuple(_kv_shape(shape, counts[shape], quantized) for shape in groups)
-    return KVLayout(shapes or (_COUNTER,), tuple(slots), nesting, state_bytes)
-
-
-def _groups_of(leaves: Sequence[Any]) -> list[_LayerShape]:
-    """The layers' different shapes, in the order in which they come."""
-    shapes: list[_LayerShape] = []
-    for leaf in leaves:
-        if _kind(leaf) == "ArraysCache":
-            continue
-        shape = _probe_layer(leaf)
-        if shape is not None and shape not in shapes:
-            shapes.append(shape)
-    return shapes
-
-
-def _kv_shape(shape: _LayerShape, layers: int, quantized: bool) -> KVShape:
-    heads, key_dim, value_dim, window, dtype = shape
-    return KVShape(layers, heads, key_dim, value_dim, window, dtype, quantized)
+    groups = [_kv_shape(shape, layers, quantized) for shape, layers in counts.items()]
+    return KVLayout(
+        tuple(groups) or (_COUNTER,),
+        tuple(slots),
+        nesting,
+        state_bytes,
+    )
 
 
 def _kind(cache: Any) -> str:
@@ -131,10 +148,23 @@ def _probe_layer(cache: Any) -> _LayerShape | None:
         raise UnsupportedModelError(
             "a rotating cache that keeps its first tokens is not supported"
         )
-    return (
-        cache.keys.shape[1],
-        cache.keys.shape[3],
-        cache.values.shape[3],
-        window,
-        cache.keys.dtype,
+    _, kv_heads, _, key_dim = cache.keys.shape
+    return _LayerShape(
+        kv_heads=kv_heads,
+        key_dim=key_dim,
+        value_dim=cache.values.shape[3],
+        window=window,
+        dtype=cache.keys.dtype,
+    )
+
+
+def _kv_shape(shape: _LayerShape, layers: int, quantized: bool) -> KVShape:
+    return KVShape(
+        num_layers=layers,
+        kv_heads=shape.kv_heads,
+        key_dim=shape.key_dim,
+        value_dim=shape.value_dim,
+        window=shape.window,
+        dtype=shape.dtype,
+        quantized=quantized,
     )

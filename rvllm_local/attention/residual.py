@@ -1,8 +1,9 @@
-"""Additions to the residual stream that wait for the norm that follows them: in a compiled step one launch does both.
+"""Additions to the residual stream that wait for the norm that follows them.
 
-While a step is traced the embedding hands out a `ResidualStream` where an array was. Adding to it only notes what to add,
-and the next `JoinedNorm` launches the sum and its norm together. A model that does anything else with its stream fails in
-the load-time self-check, and is then run without this.
+In a compiled step one launch does both. While a step is traced the embedding returns a
+`ResidualStream` in place of an array. Adding to it only notes what to add, and the next
+`JoinedNorm` launches the sum and its norm together. A model that does anything else with
+its stream fails in the load-time self-check, and is then run without this.
 """
 
 from __future__ import annotations
@@ -42,21 +43,31 @@ class ResidualStream:
     def array(self) -> mx.array:
         """The whole sum, added now if it still waited."""
         if self._added is not None:
-            self._base, self._added = self._base + self._added, None
+            self._base = self._base + self._added
+            self._added = None
         return self._base
 
     def normed(self, norm: JoinedNorm, add_norm: AddNorm) -> mx.array:
-        """What `norm` makes of the sum, which is there afterwards."""
+        """The norm of the sum. The sum is computed afterwards, too."""
         if self._added is None:
             plain: mx.array = norm.inner(self._base)
             return plain
-        total, normed = add_norm(self._base, self._added, norm.scale, norm.inner.eps)
-        self._base, self._added = total, None
+        total, normed = add_norm(
+            self._base,
+            self._added,
+            norm.scale,
+            norm.inner.eps,
+        )
+        self._base = total
+        self._added = None
         return normed
 
 
 class JoinedAdds:
-    """Whether the embeddings of one model hand out streams now, and the launch that adds and norms."""
+    """The launch that adds and norms, for one model.
+
+    `are_on` says whether the model's embeddings return streams now.
+    """
 
     def __init__(self, add_norm: AddNorm) -> None:
         self.add_norm = add_norm
@@ -73,7 +84,10 @@ class JoinedAdds:
 
 
 class _StandIn(nn.Module):  # type: ignore[misc]
-    """Stands in a module's place, and has whatever that module has: some definitions read a norm's weight themselves."""
+    """Stands in for a module, and has whatever that module has.
+
+    Some definitions read a norm's weight themselves.
+    """
 
     def __init__(self, inner: nn.Module, joined: JoinedAdds) -> None:
         super().__init__()
@@ -89,17 +103,27 @@ class _StandIn(nn.Module):  # type: ignore[misc]
 
 
 class StreamedEmbedding(_StandIn):
-    """Stands where a model's embedding was."""
+    """Stands in for a model's embedding."""
 
     def __call__(self, tokens: mx.array) -> Any:
         embedded = self.inner(tokens)
-        return ResidualStream(embedded) if self.joined.are_on else embedded
+        if self.joined.are_on:
+            return ResidualStream(embedded)
+        return embedded
 
 
 class JoinedNorm(_StandIn):
-    """Stands where an RMS norm was, and is that norm for every array. `scale` `[width]` is what it multiplies by."""
+    """Stands in for an RMS norm, and is that norm for every array.
 
-    def __init__(self, inner: nn.Module, scale: mx.array, joined: JoinedAdds) -> None:
+    It multiplies by `scale` `[width]`.
+    """
+
+    def __init__(
+        self,
+        inner: nn.Module,
+        scale: mx.array,
+        joined: JoinedAdds,
+    ) -> None:
         super().__init__(inner, joined)
         self.scale = scale
 
@@ -111,52 +135,58 @@ class JoinedNorm(_StandIn):
 
 
 def install_joined_adds(model: nn.Module, add_norm: AddNorm) -> JoinedAdds | None:
-    """Put the stand-ins in the places of embeddings and RMS norms, or take over those that are there.
+    """Replace embeddings and RMS norms by stand-ins, or take over those of before.
 
     None for a model without embeddings or without RMS norms.
     """
-    joined, placed = JoinedAdds(add_norm), set()
+    joined = JoinedAdds(add_norm)
+    installed = set()  # classes of stand-ins
     for module in list(model.modules()):
         if isinstance(module, JoinedNorm | StreamedEmbedding):
             module.joined = joined
-            placed.add(type(module))
+            installed.add(type(module))
             continue
         for name, child in list(module.items()):
             stand_in = _stand_in(child, joined)
             if stand_in is not None:
                 setattr(module, name, stand_in)
-                placed.add(type(stand_in))
-    return joined if len(placed) == 2 else None
+                installed.add(type(stand_in))
+    if len(installed) < 2:
+        return None
+    return joined
 
 
 def _stand_in(child: Any, joined: JoinedAdds) -> JoinedNorm | StreamedEmbedding | None:
     if type(child) in (nn.Embedding, nn.QuantizedEmbedding):
         return StreamedEmbedding(child, joined)
-    if not isinstance(child, nn.Module) or isinstance(
-        child, JoinedNorm | StreamedEmbedding
-    ):
+    if not isinstance(child, nn.Module):
+        return None
+    if isinstance(child, JoinedNorm | StreamedEmbedding):
         return None
     scale = _scale_of(child)
-    return None if scale is None else JoinedNorm(child, scale, joined)
+    if scale is None:
+        return None
+    return JoinedNorm(child, scale, joined)
 
 
 def _scale_of(norm: nn.Module) -> mx.array | None:
-    """What an RMS norm multiplies by, its weight or (Gemma) one more than that; None for anything else.
+    """The factor of an RMS norm: its weight, or (Gemma) one more; None for any other module.
 
-    What it does to a row decides: the definitions have norms of their own under the same name.
+    The result for one row decides: the definitions have norms of their own under the
+    same name.
     """
-    weight, eps = norm.get("weight"), getattr(norm, "eps", None)
-    if (
-        not isinstance(weight, mx.array)
-        or weight.ndim != 1
-        or not isinstance(eps, float)
-    ):
+    weight = norm.get("weight")
+    eps = getattr(norm, "eps", None)
+    if not isinstance(weight, mx.array) or weight.ndim != 1:
+        return None
+    if not isinstance(eps, float):
         return None
     row = mx.sin(mx.arange(weight.size))[None].astype(weight.dtype)
     try:
         normed = norm(row)
         for scale in (weight, 1.0 + weight):
-            if mx.array_equal(normed, mx.fast.rms_norm(row, scale, eps)).item():
+            expected = mx.fast.rms_norm(row, scale, eps)
+            if mx.array_equal(normed, expected).item():
                 mx.eval(scale)
                 return scale
     except (TypeError, ValueError):  # it wants more than a row

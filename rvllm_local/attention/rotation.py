@@ -1,7 +1,9 @@
-"""Rotary embedding that waits for the attention kernel: in a compiled step a model's rotation only notes what to do.
+"""Rotary embedding that waits for the attention kernel.
 
-The kernel turns queries and new keys as it reads them, by a table of cosines and sines that is made once a step. What
-happens between a rotation and attention must commute with it; the load-time self-check finds models where it does not.
+In a compiled step a model's rotation only notes what is to be rotated. The kernel turns
+queries and new keys as it reads them, by a table of cosines and sines that is made once a
+step. What happens between a rotation and attention must commute with it: the load-time
+self-check finds models where it does not.
 """
 
 from __future__ import annotations
@@ -18,16 +20,27 @@ from rvllm_local.metal_kernels import Rotation
 
 
 class Rotary(nn.Module):  # type: ignore[misc]
-    """Stands where a model's rotation was, and is that rotation for every offset but a `LayerOffset`."""
+    """Stands in for a model's rotation.
+
+    It is that rotation for every offset but a `LayerOffset`.
+    """
 
     def __init__(
-        self, inner: nn.Module, dims: int, *, pairs: bool, frequencies: mx.array
+        self,
+        inner: nn.Module,
+        dims: int,
+        *,
+        pairs: bool,
+        frequencies: mx.array,
     ) -> None:
         super().__init__()
-        self.inner, self.dims, self.pairs = inner, dims, pairs
+        self.inner = inner
+        self.dims = dims
+        self.pairs = pairs
         self._frequencies = frequencies
         mx.eval(self._frequencies)
-        self.key = (dims, pairs, np.array(frequencies).tobytes())
+        frequency_bytes = np.array(frequencies).tobytes()
+        self.key = (dims, pairs, frequency_bytes)
 
     def __call__(self, x: mx.array, offset: Any = 0) -> mx.array:
         if isinstance(offset, LayerOffset):
@@ -43,29 +56,33 @@ class Rotary(nn.Module):  # type: ignore[misc]
 
 
 class StepOffset:
-    """The place of a step's new tokens, and the tables made for it so far. `table` makes one of a rotation's frequencies."""
+    """The positions of a step's new tokens, and the tables made for them so far.
+
+    `table` makes the table of a rotation's frequencies.
+    """
 
     def __init__(self, table: Callable[[mx.array], mx.array]) -> None:
         self._table = table
         self._rotations: dict[object, Rotation] = {}
 
     def rotation(self, rotary: Rotary) -> Rotation:
-        if rotary.key not in self._rotations:
-            self._rotations[rotary.key] = Rotation(
-                self._table(rotary.frequencies), rotary.pairs
-            )
-        return self._rotations[rotary.key]
+        rotation = self._rotations.get(rotary.key)
+        if rotation is None:
+            table = self._table(rotary.frequencies)
+            rotation = Rotation(table, rotary.pairs)
+            self._rotations[rotary.key] = rotation
+        return rotation
 
 
 class LayerOffset:
-    """What one layer finds as its cache's offset. Nothing but a `Rotary` can use it."""
+    """The offset of one layer's cache. Nothing but a `Rotary` can use it."""
 
     def __init__(self, step: StepOffset) -> None:
         self._step = step
         self._noted: list[tuple[Rotary, int]] = []
 
     def note(self, rotary: Rotary, width: int) -> None:
-        """Something of `width` elements a head is to be rotated."""
+        """Note that an array of `width` elements a head is to be rotated."""
         self._noted.append((rotary, width))
 
     @property
@@ -73,52 +90,66 @@ class LayerOffset:
         return bool(self._noted)
 
     def take(self, count: int, width: int) -> Rotation | None:
-        """The rotation of the `count` arrays (queries, and keys if they are new) that attention is about to read.
+        """The rotation of the `count` arrays that attention is about to read.
 
-        Raises `UnsupportedModelError` unless all or none of them are to be rotated, whole and alike.
+        They are the queries, and the keys if those are new. Raises
+        `UnsupportedModelError` unless all or none are to be rotated, whole and alike.
         """
-        noted, self._noted = self._noted, []
+        noted = self._noted
+        self._noted = []
         if not noted:
             return None
-        if (
-            len(noted) != count
-            or len({rotary.key for rotary, _ in noted}) > 1
-            or any(w != width for _, w in noted)
-        ):
+        first, _ = noted[0]
+        alike = len(noted) == count
+        for rotary, noted_width in noted:
+            if rotary.key != first.key or noted_width != width:
+                alike = False
+        if not alike:
             raise UnsupportedModelError(
-                "a layer rotates its queries and keys differently; the model rotates them itself"
+                "a layer rotates its queries and keys differently; "
+                "the model rotates them itself"
             )
-        return self._step.rotation(noted[0][0])
+        return self._step.rotation(first)
 
 
 def install_rotations(model: nn.Module) -> int:
-    """Put a `Rotary` in the place of every rotation that the kernels know; returns how many there are now."""
+    """Replace every rotation that the kernels know by a `Rotary`.
+
+    Returns how many there are now.
+    """
     count = 0
     for module in list(model.modules()):
         for name, child in list(module.items()):
             if isinstance(child, Rotary):
                 count += 1
-            elif (
-                isinstance(child, nn.Module) and (rotary := _rotary(child)) is not None
-            ):
+                continue
+            if not isinstance(child, nn.Module):
+                continue
+            rotary = _rotary(child)
+            if rotary is not None:
                 setattr(module, name, rotary)
                 count += 1
     return count
 
 
 def _rotary(rope: nn.Module) -> Rotary | None:
-    """The stand-in for plain and Llama 3 rotations; None for what scales or mixes besides."""
-    kind = type(rope).__name__
+    """The stand-in for plain and Llama 3 rotations; None for others.
+
+    Those scale or mix besides.
+    """
     if type(rope) is nn.RoPE:
         exponents = -np.arange(0, rope.dims, 2, dtype=np.float64) / rope.dims
         frequencies = rope.scale * np.float64(rope.base) ** exponents
-    elif kind == "Llama3RoPE":
-        frequencies = 1.0 / np.array(rope._freqs.astype(mx.float32)).astype(np.float64)
+    elif type(rope).__name__ == "Llama3RoPE":
+        stored = rope._freqs.astype(mx.float32)
+        periods = np.array(stored).astype(np.float64)
+        frequencies = 1.0 / periods
     else:
         return None
+    rounded = frequencies.astype(np.float32)
     return Rotary(
         rope,
         rope.dims,
         pairs=rope.traditional,
-        frequencies=mx.array(frequencies.astype(np.float32)),
+        frequencies=mx.array(rounded),
     )

@@ -1,13 +1,15 @@
-"""The seam: cache objects that mlx-lm's models write to, and the attention function put in their place.
+"""The seam: caches that mlx-lm's models write to, and the attention that reads them.
 
-A model's layer calls `cache.update_and_fetch` and then `scaled_dot_product_attention(..., cache=cache)`; both
-end here, and the back end does the work. Any other cache object goes to mlx-lm's own function, untouched.
+A model's layer calls `cache.update_and_fetch` and then
+`scaled_dot_product_attention(..., cache=cache)`. Both end here, and the back end does
+the work. Any other cache object goes to mlx-lm's own function, untouched.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import inspect
+import itertools
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
@@ -32,8 +34,9 @@ ATTENTION_NAME = "scaled_dot_product_attention"
 class PagedCache:
     """One layer's cache for one model call.
 
-    `offset` is the position of the first new token: an int for one row, `[rows]` for several. With `dense`
-    the layer does its own attention arithmetic and gets the gathered context instead of the paged path.
+    `offset` is the position of the first new token: an int for one row, `[rows]` for
+    several. With `dense` the layer does its own attention arithmetic: it gets the
+    gathered context, and the paged path is not taken.
     """
 
     def __init__(
@@ -52,9 +55,8 @@ class PagedCache:
         self.geometry = geometry
         self.dense = dense
         self.offset = offset
-        self.keys: mx.array | None = (
-            None  # as mlx-lm's caches have them; models may order their work by them
-        )
+        # As mlx-lm's caches have them; models may order their work by them.
+        self.keys: mx.array | None = None
         self.values: mx.array | None = None
         self._has_new = False  # keys were written since the last attention
 
@@ -63,8 +65,11 @@ class PagedCache:
     ) -> tuple[mx.array, mx.array]:
         self.session.write(self.slot, keys, values)
         self._has_new = True
-        self.keys, self.values = self._gathered() if self.dense else (keys, values)
-        return self.keys, self.values
+        if self.dense:
+            keys, values = self._gathered()
+        self.keys = keys
+        self.values = values
+        return keys, values
 
     def keys_and_values(self) -> tuple[mx.array, mx.array]:
         """The whole context again, for a layer that reads another layer's."""
@@ -78,58 +83,74 @@ class PagedCache:
         return self.session.gather(self.slot)
 
     def _rotation(self, width: int) -> Rotation | None:
-        count, self._has_new = 1 + self._has_new, False
-        return (
-            self.offset.take(count, width)
-            if isinstance(self.offset, LayerOffset)
-            else None
-        )
-
-    def make_mask(
-        self, query_len: int, return_array: bool = False, window_size: int | None = None
-    ) -> Any:
-        """What the model may hand on as `mask`; arrays only where the model itself will use them."""
-        if window_size is not None and (
-            self.window is None or window_size < self.window
-        ):
-            raise UnsupportedModelError(
-                f"a layer asks for a window of {window_size} that its cache does not declare"
-            )
-        if query_len == 1 and not (self.dense or return_array):
-            return None
-        view = self.geometry.groups[self.slot.group]
-        width = view.tables.shape[1] * BLOCK_TOKENS
-        if self.geometry.rows == 1:  # a lone row is gathered to its exact length
-            width = int(self.geometry.context_lens[0] - view.first_positions[0])
-        if return_array or (self.dense and self.geometry.rows > 1):
-            return mx.array(
-                visible_keys(self.geometry, self.slot.group, width)[:, None]
-            )
-        if query_len > 1:
-            return (
-                chunk_mask(self.geometry, self.slot.group, width)
-                if self.dense
-                else "causal"
-            )
-        if self.dense and view.window is not None and width > view.window:
-            return mx.array(
-                visible_keys(self.geometry, self.slot.group, width)[:, None]
-            )
+        count = 1 + self._has_new
+        self._has_new = False
+        if isinstance(self.offset, LayerOffset):
+            return self.offset.take(count, width)
         return None
 
-    def attend(
-        self, queries: mx.array, call: AttentionCall, mask: mx.array | str | None
-    ) -> mx.array:
-        """Attention over the layer's context. A mask array is the model's own, and is obeyed."""
-        if not isinstance(mask, mx.array):
-            if queries.shape[2] > 1:
-                return self.session.prefill(self.slot, queries, call)
-            rotation = self._rotation(queries.shape[3])
-            return self.session.decode(
-                self.slot, queries, dataclasses.replace(call, rotation=rotation)
+    def make_mask(
+        self,
+        query_len: int,
+        return_array: bool = False,
+        window_size: int | None = None,
+    ) -> Any:
+        """The `mask` that the model hands on: an array only where the model reads it.
+
+        Raises `UnsupportedModelError` for a window smaller than the cache's.
+        """
+        self._check_window(window_size)
+        if query_len == 1 and not (self.dense or return_array):
+            return None
+        geometry = self.geometry
+        group = self.slot.group
+        view = geometry.groups[group]
+        width = view.tables.shape[1] * BLOCK_TOKENS
+        if geometry.rows == 1:  # a lone row is gathered to its exact length
+            width = int(geometry.context_lens[0] - view.first_positions[0])
+        if return_array:
+            return self._visible(width)
+        if not self.dense:
+            return "causal"  # of several queries: one query needs no mask
+        if geometry.rows > 1:
+            return self._visible(width)
+        if query_len > 1:
+            return chunk_mask(geometry, group, width)
+        if view.window is not None and width > view.window:
+            return self._visible(width)
+        return None
+
+    def _check_window(self, window: int | None) -> None:
+        if window is None:
+            return
+        if self.window is None or window < self.window:
+            raise UnsupportedModelError(
+                f"a layer asks for a window of {window} that its cache does not declare"
             )
-        keys, values = self._gathered()
-        return dense_attention(queries, keys, values, call, mask)
+
+    def _visible(self, width: int) -> mx.array:
+        """[rows, 1, query_len, width]: True where a query may see a key."""
+        visible = visible_keys(self.geometry, self.slot.group, width)
+        return mx.array(visible[:, None])
+
+    def attend(
+        self,
+        queries: mx.array,
+        call: AttentionCall,
+        mask: mx.array | str | None,
+    ) -> mx.array:
+        """Attention over the layer's context.
+
+        A mask array is the model's own, and is obeyed.
+        """
+        if isinstance(mask, mx.array):
+            keys, values = self._gathered()
+            return dense_attention(queries, keys, values, call, mask)
+        if queries.shape[2] > 1:
+            return self.session.prefill(self.slot, queries, call)
+        rotation = self._rotation(queries.shape[3])
+        rotated = dataclasses.replace(call, rotation=rotation)
+        return self.session.decode(self.slot, queries, rotated)
 
 
 def make_caches(
@@ -141,15 +162,16 @@ def make_caches(
     by_row: bool = False,
     state: Arrays = (),
 ) -> list[Any]:
-    """The cache list for one model call, in the model's layer order. `by_row`: attend each row by itself.
+    """The caches of one model call, in the order of the model's layers.
 
-    `state` is what the recurrent layers begin with; nothing at the beginning of a sequence.
+    With `by_row` each row is attended by itself. `state` is what the recurrent layers
+    begin with; it is empty at the beginning of a sequence.
     """
-    offset = (
-        int(geometry.positions[0])
-        if geometry.rows == 1
-        else mx.array(geometry.positions)
-    )
+    offset: int | mx.array
+    if geometry.rows == 1:
+        offset = int(geometry.positions[0])
+    else:
+        offset = mx.array(geometry.positions)
     session = backend.begin(geometry, by_row=by_row)
     return session_caches(
         layout, session, geometry, dense=dense, offset=offset, state=state
@@ -165,37 +187,55 @@ def session_caches(
     offset: int | mx.array | StepOffset,
     state: Arrays = (),
 ) -> list[Any]:
-    """The cache list over a session that exists already. With a `StepOffset` rotations wait for attention."""
+    """The caches over a session that exists already.
 
-    def cache_of(slot: LayerSlot | StateSlot | None) -> Any:
-        if slot is None:
-            return None
-        if isinstance(slot, StateSlot):
-            return _state_cache(slot, state)
-        layer_offset = LayerOffset(offset) if isinstance(offset, StepOffset) else offset
+    With a `StepOffset` rotations wait for attention.
+    """
+
+    def paged_cache(slot: LayerSlot) -> PagedCache:
         return PagedCache(
             slot,
             session,
             geometry,
             dense=dense,
-            offset=layer_offset,
+            offset=_layer_offset(offset),
             window=layout.groups[slot.group].window,
         )
 
-    return _nested([cache_of(slot) for slot in layout.slots], layout.nesting)
+    leaves: list[Any] = []
+    for slot in layout.slots:
+        if slot is None:
+            leaves.append(None)
+        elif isinstance(slot, StateSlot):
+            leaves.append(_state_cache(slot, state))
+        else:
+            leaves.append(paged_cache(slot))
+    return _nested(leaves, layout.nesting)
+
+
+def _layer_offset(
+    offset: int | mx.array | StepOffset,
+) -> int | mx.array | LayerOffset:
+    """Rotations are noted layer by layer, so each layer gets an offset of its own."""
+    if isinstance(offset, StepOffset):
+        return LayerOffset(offset)
+    return offset
 
 
 def state_after(layout: KVLayout, caches: Sequence[Any]) -> Arrays:
     """What the recurrent layers keep after a call with these caches, rows first."""
+    nesting = layout.nesting or (0,) * len(caches)
     leaves: list[Any] = []
-    for cache, count in zip(caches, layout.nesting or (0,) * len(caches), strict=True):
-        leaves.extend(cache.caches if count else [cache])
-    return tuple(
-        part
-        for slot, cache in zip(layout.slots, leaves, strict=True)
-        if isinstance(slot, StateSlot)
-        for part in cache.cache
-    )
+    for cache, count in zip(caches, nesting, strict=True):
+        if count:
+            leaves.extend(cache.caches)
+        else:
+            leaves.append(cache)
+    arrays: list[mx.array] = []
+    for slot, cache in zip(layout.slots, leaves, strict=True):
+        if isinstance(slot, StateSlot):
+            arrays.extend(cache.cache)
+    return tuple(arrays)
 
 
 def _state_cache(slot: StateSlot, state: Arrays) -> Any:
@@ -212,44 +252,43 @@ def _nested(leaves: list[Any], nesting: Sequence[int]) -> list[Any]:
         return leaves
     from mlx_lm.models.cache import CacheList
 
-    remaining, caches = iter(leaves), []
+    remaining = iter(leaves)
+    caches = []
     for count in nesting:
-        caches.append(
-            CacheList(*(next(remaining) for _ in range(count)))
-            if count
-            else next(remaining)
-        )
+        if count:
+            caches.append(CacheList(*itertools.islice(remaining, count)))
+        else:
+            caches.append(next(remaining))
     return caches
 
 
 def install(model: nn.Module) -> bool:
-    """Route the attention of every layer of `model` through the seam; safe to call again.
+    """Route the attention of every layer of `model` through the seam.
 
-    Returns True if each attention class calls `scaled_dot_product_attention` itself, or has a stand-in that attends,
-    so that all its layers can take the paged path; False if one does its own arithmetic and needs dense arrays.
+    Safe to call again. Returns True if all layers can take the paged path: each attention
+    class calls `scaled_dot_product_attention` itself, or has a stand-in that attends.
+    Returns False if one does its own arithmetic and needs dense arrays.
     """
-    paged = True
+    all_paged = True
     for cls in _attention_classes(model):
         module = sys.modules[cls.__module__]
-        uses_seam = hasattr(module, ATTENTION_NAME) and _mentions(
-            cls.__call__, ATTENTION_NAME
-        )
+        attention = getattr(module, ATTENTION_NAME, None)
+        if not _mentions(cls.__call__, ATTENTION_NAME):
+            attention = None
         is_capped = _mentions(cls.__call__, CAP_NAME)
-        paged = paged and (uses_seam or is_capped)
+        if attention is None and not is_capped:
+            all_paged = False
         if is_capped:
             install_softcap(cls, _attends)
-        if uses_seam and not hasattr(getattr(module, ATTENTION_NAME), "original"):
-            setattr(module, ATTENTION_NAME, _routed(getattr(module, ATTENTION_NAME)))
-    return paged
+        if attention is not None and not hasattr(attention, "original"):
+            setattr(module, ATTENTION_NAME, _routed(attention))
+    return all_paged
 
 
 def _attention_classes(model: nn.Module) -> set[type]:
     """Classes in the model whose `__call__` writes to a cache."""
-    return {
-        type(module)
-        for module in model.modules()
-        if _mentions(type(module).__call__, "update_and_fetch")
-    }
+    classes = {type(module) for module in model.modules()}
+    return {cls for cls in classes if _mentions(cls.__call__, "update_and_fetch")}
 
 
 def _mentions(function: Callable[..., Any], name: str) -> bool:

@@ -1,7 +1,9 @@
-"""Attention that caps its logits: mlx-lm's gemma2 and gear compute it by hand, so their layers' calls are replaced here.
+"""Attention that caps its logits: mlx-lm's gemma2 and gear compute it by hand.
 
-The stand-in projects and rotates as they do and leaves attention to the layer's cache, where that attends; every other
-cache goes to mlx-lm's own call, untouched. A layer that computes anything else besides fails in the load-time self-check.
+Their layers' calls are replaced here. The stand-in projects and rotates as they do, and
+leaves attention to the layer's cache, where that attends. Any other cache goes to
+mlx-lm's own call, untouched. A layer that computes anything else besides fails in the
+load-time self-check.
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ _MASK_NAME = "create_attention_mask"
 
 
 def install_softcap(attention: type[nn.Module], attends: Callable[[Any], bool]) -> None:
-    """Put the stand-in in the place of this class's `__call__`; safe to call again.
+    """Replace the `__call__` of this class by the stand-in; safe to call again.
 
     `attends` says whether a cache has an `attend` that is to be used.
     """
@@ -29,52 +31,68 @@ def install_softcap(attention: type[nn.Module], attends: Callable[[Any], bool]) 
         return
     attention.__call__ = _capped_call(attention.__call__, attends)
     module = sys.modules[attention.__module__]
-    if hasattr(module, _MASK_NAME):
-        setattr(
-            module, _MASK_NAME, _mask_function(getattr(module, _MASK_NAME), attends)
-        )
+    create_mask = getattr(module, _MASK_NAME, None)
+    if create_mask is not None:
+        setattr(module, _MASK_NAME, _mask_function(create_mask, attends))
 
 
 def _capped_call(
-    original: Callable[..., mx.array], attends: Callable[[Any], bool]
+    original: Callable[..., mx.array],
+    attends: Callable[[Any], bool],
 ) -> Callable[..., mx.array]:
     @functools.wraps(original)
-    def call(layer: Any, x: mx.array, mask: Any = None, cache: Any = None) -> mx.array:
+    def call(
+        layer: Any,
+        x: mx.array,
+        mask: Any = None,
+        cache: Any = None,
+    ) -> mx.array:
         softcap = getattr(layer, CAP_NAME)
         if not softcap or not attends(cache):
             return original(layer, x, mask=mask, cache=cache)
-        queries, keys, values = (_heads(layer, part, x) for part in "qkv")
-        queries, keys = (
-            layer.rope(queries, offset=cache.offset),
-            layer.rope(keys, offset=cache.offset),
-        )
+        queries = _heads(layer, "q", x)
+        keys = _heads(layer, "k", x)
+        values = _heads(layer, "v", x)
+        queries = layer.rope(queries, offset=cache.offset)
+        keys = layer.rope(keys, offset=cache.offset)
         keys, values = cache.update_and_fetch(keys, values)
-        attended = cache.attend(
-            queries, AttentionCall(layer.scale, softcap=float(softcap)), mask
-        )
-        output: mx.array = layer.o_proj(
-            attended.transpose(0, 2, 1, 3).reshape(*x.shape[:2], -1)
-        )
+        capped = AttentionCall(layer.scale, softcap=float(softcap))
+        attended = cache.attend(queries, capped, mask)
+        by_token = attended.transpose(0, 2, 1, 3)
+        joined = by_token.reshape(*x.shape[:2], -1)
+        output: mx.array = layer.o_proj(joined)
         return output
 
     call.original = original  # type: ignore[attr-defined]
     return call
 
 
-def _heads(layer: Any, part: str, x: mx.array) -> mx.array:
-    """The queries, keys or values `[rows, heads, tokens, head_dim]`, normed if the layer has a norm for them."""
-    projected = layer[f"{part}_proj"](x).reshape(*x.shape[:2], -1, layer.head_dim)
+def _heads(
+    layer: Any,
+    part: str,
+    x: mx.array,
+) -> mx.array:
+    """The queries, keys or values: `[rows, heads, tokens, head_dim]`.
+
+    They are normed if the layer has a norm for them.
+    """
+    rows, tokens = x.shape[:2]
+    project = layer[f"{part}_proj"]
+    heads: mx.array = project(x).reshape(rows, tokens, -1, layer.head_dim)
     norm = layer.get(f"{part}_norm")
-    heads: mx.array = (projected if norm is None else norm(projected)).transpose(
-        0, 2, 1, 3
-    )
-    return heads
+    if norm is not None:
+        heads = norm(heads)
+    return heads.transpose(0, 2, 1, 3)
 
 
 def _mask_function(
-    original: Callable[..., Any], attends: Callable[[Any], bool]
+    original: Callable[..., Any],
+    attends: Callable[[Any], bool],
 ) -> Callable[..., Any]:
-    """Masks are asked for as arrays by models that apply them by hand; where the cache attends, nobody does."""
+    """Make masks that are no arrays where the cache attends.
+
+    Models ask for arrays since they apply masks by hand; there nobody applies them.
+    """
 
     @functools.wraps(original)
     def create_attention_mask(
@@ -83,11 +101,13 @@ def _mask_function(
         window_size: int | None = None,
         return_array: bool = False,
     ) -> Any:
+        if attends(cache):
+            return_array = False
         return original(
             h,
             cache,
             window_size=window_size,
-            return_array=return_array and not attends(cache),
+            return_array=return_array,
         )
 
     return create_attention_mask

@@ -23,7 +23,6 @@ EMPTY_NAMES = frozenset(
 # Rooms that are being rewritten and are not under a bar yet. The lists only shrink.
 DENSE_ROOMS: frozenset[str] = frozenset(
     [
-        "attention",
         "bench",
         "engine",
         "memory",

@@ -1,7 +1,8 @@
-"""Attention on a CPU, of one row's prefill chunk or of one token a row: MLX multiplies, numpy exponentiates.
+"""Attention on a CPU, of one row's prefill chunk or of one token a row.
 
-MLX's `exp` takes about 10 ns an element on a CPU and numpy's vectorized one about 1, and most of a chunk's time was
-softmax. Queries go in blocks, and a block multiplies only the keys that it can see.
+MLX multiplies and numpy exponentiates: MLX's `exp` takes about 10 ns an element on a CPU
+and numpy's vectorized one about 1, and most of a chunk's time was softmax. Queries go in
+blocks, and a block multiplies only the keys that it can see.
 """
 
 from __future__ import annotations
@@ -18,8 +19,13 @@ _MANY_SCORES = 4096  # of a decode call; fewer are not worth waiting for on the 
 
 
 def is_on_host(queries: mx.array) -> bool:
-    """What a CPU computes, in a type that numpy has: numpy's exponentials are quicker."""
-    return queries.dtype == mx.float32 and mx.default_device() == mx.Device(mx.cpu)
+    """True if a CPU computes these, in a type that numpy has.
+
+    Then numpy's exponentials are quicker.
+    """
+    if queries.dtype != mx.float32:
+        return False
+    return mx.default_device() == mx.Device(mx.cpu)
 
 
 def chunk_attention(
@@ -29,39 +35,36 @@ def chunk_attention(
     visible: npt.NDArray[np.bool_],
     call: AttentionCall,
 ) -> mx.array:
-    """Softmax attention, evaluated: `[1, heads, query_len, key_dim]` in, `[1, heads, query_len, value_dim]` out.
+    """Softmax attention of a chunk's queries, evaluated. float32 only.
 
-    `keys` and `values` are `[1, kv_heads, width, dim]`, `visible` is `[query_len, width]`, and each query sees at
-    least one key. float32 only.
+    `[1, heads, query_len, key_dim]` in, `[1, heads, query_len, value_dim]` out. `keys` and
+    `values` are `[1, kv_heads, width, dim]`, `visible` is `[query_len, width]`, and each
+    query sees at least one key.
     """
-    heads, query_len, _ = queries.shape[1:]
+    heads, query_len, dim = queries.shape[1:]
     kv_heads = keys.shape[1]
-    sink = (
-        None
-        if call.sinks is None
-        else np.array(call.sinks.astype(mx.float32)).reshape(kv_heads, -1, 1, 1)
-    )
+    sink = None
+    if call.sinks is not None:
+        host_sinks = np.array(call.sinks.astype(mx.float32))
+        sink = host_sinks.reshape(kv_heads, -1, 1, 1)
     outputs = []
     for start in range(0, query_len, _QUERY_BLOCK):
         rows = visible[start : start + _QUERY_BLOCK]
+        end = start + len(rows)
         columns = np.flatnonzero(rows.any(axis=0))
-        low, high = int(columns[0]), int(columns[-1]) + 1
-        block = (
-            queries[0, :, start : start + len(rows)].reshape(
-                kv_heads, -1, queries.shape[-1]
-            )
-            * call.scale
-        )
-        scores = block @ keys[0, :, low:high].swapaxes(
-            -1, -2
-        )  # [kv_heads, group * rows, keys]
+        seen = slice(int(columns[0]), int(columns[-1]) + 1)
+        block = queries[0, :, start:end].reshape(kv_heads, -1, dim)
+        block = block * call.scale
+        # [kv_heads, group * rows, keys]
+        scores = block @ keys[0, :, seen].swapaxes(-1, -2)
         mx.eval(scores)
-        sums = _exponentiate(scores, rows[:, low:high], sink, call.softcap)
-        attended = (scores @ values[0, :, low:high]) / mx.array(sums)
+        sums = _exponentiate(scores, rows[:, seen], sink, call.softcap)
+        weighted = scores @ values[0, :, seen]
+        attended = weighted / mx.array(sums)
         outputs.append(attended.reshape(heads, len(rows), -1))
-    return (
-        mx.concatenate(outputs, axis=1)[None] if len(outputs) > 1 else outputs[0][None]
-    )
+    if len(outputs) == 1:
+        return outputs[0][None]
+    return mx.concatenate(outputs, axis=1)[None]
 
 
 def token_attention(
@@ -71,16 +74,16 @@ def token_attention(
     call: AttentionCall,
     bias: mx.array | None,
 ) -> mx.array:
-    """Softmax attention of one query a row: `[rows, heads, 1, key_dim]` in, `[rows, heads, 1, value_dim]` out.
+    """Softmax attention of one query a row. float32 only; sinks are left out.
 
-    The heads that share a KV head are one product. `bias` `[rows, 1, 1, width]` is added to the logits. float32 only, and
-    the call's sinks are not for here.
+    `[rows, heads, 1, key_dim]` in, `[rows, heads, 1, value_dim]` out. The heads that share
+    a KV head are one product. `bias` `[rows, 1, 1, width]` is added to the logits.
     """
     rows, heads, _, dim = queries.shape
     kv_heads = keys.shape[1]
-    scores = (
-        queries.reshape(rows, kv_heads, heads // kv_heads, dim) * call.scale
-    ) @ keys.swapaxes(-1, -2)
+    grouped = queries.reshape(rows, kv_heads, heads // kv_heads, dim)
+    grouped = grouped * call.scale
+    scores = grouped @ keys.swapaxes(-1, -2)
     mx.eval(scores)
     weights = np.array(scores, copy=False)
     if call.softcap:
@@ -88,9 +91,9 @@ def token_attention(
     if bias is not None:
         weights += np.array(bias, copy=False)
     sums = _to_weights(weights)
-    return ((scores @ values) / mx.array(sums)).reshape(
-        rows, heads, 1, values.shape[-1]
-    )
+    weighted = scores @ values
+    attended = weighted / mx.array(sums)
+    return attended.reshape(rows, heads, 1, values.shape[-1])
 
 
 def _exponentiate(
@@ -99,17 +102,20 @@ def _exponentiate(
     sink: npt.NDArray[np.float32] | None,
     softcap: float,
 ) -> npt.NDArray[np.float32]:
-    """Turn evaluated scores into unnormalized weights in place; return their sums `[kv_heads, group * rows, 1]`.
+    """Turn evaluated scores into unnormalized weights in place; return their sums.
 
-    Nobody else holds `scores`, so writing to its memory is safe.
+    The sums are `[kv_heads, group * rows, 1]`. Nobody else holds `scores`, so writing to
+    its memory is safe.
     """
     kv_heads, stacked, width = scores.shape
-    weights = np.array(scores, copy=False).reshape(kv_heads, -1, len(visible), width)
+    weights = np.array(scores, copy=False)
+    weights = weights.reshape(kv_heads, -1, len(visible), width)
     if softcap:
         _cap(weights, softcap)
     if not visible.all():
         np.copyto(weights, -np.inf, where=~visible)
-    return np.reshape(_to_weights(weights, sink), (kv_heads, stacked, 1))
+    sums = _to_weights(weights, sink)
+    return np.reshape(sums, (kv_heads, stacked, 1))
 
 
 def _cap(scores: npt.NDArray[np.float32], softcap: float) -> None:
@@ -120,17 +126,21 @@ def _cap(scores: npt.NDArray[np.float32], softcap: float) -> None:
 
 
 def _to_weights(
-    scores: npt.NDArray[np.float32], sink: npt.NDArray[np.float32] | None = None
+    scores: npt.NDArray[np.float32],
+    sink: npt.NDArray[np.float32] | None = None,
 ) -> npt.NDArray[np.float32]:
-    """Exponentiate scores `[..., width]` in place, less the largest of each row; return the rows' sums `[..., 1]`."""
-    best = scores.max(axis=-1, keepdims=True)
+    """Exponentiate scores `[..., width]` in place, less the largest of each row.
+
+    Returns the rows' sums `[..., 1]`.
+    """
+    largest = scores.max(axis=-1, keepdims=True)
     if sink is not None:
-        best = np.maximum(best, sink)
-    scores -= best
+        largest = np.maximum(largest, sink)
+    scores -= largest
     np.exp(scores, out=scores)
     sums: npt.NDArray[np.float32] = scores.sum(axis=-1, keepdims=True)
     if sink is not None:
-        sums += np.exp(sink - best)
+        sums += np.exp(sink - largest)
     return sums
 
 
@@ -141,16 +151,22 @@ def grouped_attention(
     call: AttentionCall,
     bias: mx.array | None,
 ) -> mx.array:
-    """Softmax attention of one query a row; the heads that share a KV head are one matrix product."""
+    """Softmax attention of one query a row.
+
+    The heads that share a KV head are one matrix product.
+    """
     rows, heads, _, dim = queries.shape
-    if rows * heads * keys.shape[2] >= _MANY_SCORES and is_on_host(queries):
+    num_scores = rows * heads * keys.shape[2]
+    if num_scores >= _MANY_SCORES and is_on_host(queries):
         return token_attention(queries, keys, values, call, bias)
     kv_heads = keys.shape[1]
-    grouped = queries.reshape(rows, kv_heads, heads // kv_heads, dim) * call.scale
+    grouped = queries.reshape(rows, kv_heads, heads // kv_heads, dim)
+    grouped = grouped * call.scale
     scores = grouped @ keys.swapaxes(-1, -2)
     if call.softcap:
         scores = cap_logits(scores, call.softcap)
     if bias is not None:
         scores = scores + bias
     weights = mx.softmax(scores, axis=-1, precise=True)
-    return (weights @ values).reshape(rows, heads, 1, values.shape[-1])
+    attended = weights @ values
+    return attended.reshape(rows, heads, 1, values.shape[-1])

@@ -1,7 +1,8 @@
 """A one-row decode call's new keys and values while they wait in the graph.
 
-The host can store them only once they are computed. Waiting for that at every layer would have the processor idle while
-the next layer is described; so attention gets them beside what is stored, and they are stored before the next call.
+The host can store them only once they are computed. If it waited at every layer, the
+processor would idle while the next layer is described. So attention gets them beside what
+is stored, and they are stored before the next call.
 """
 
 from __future__ import annotations
@@ -22,35 +23,47 @@ class PendingKV:
 
     def __init__(self, geometry: CallGeometry) -> None:
         self._geometry = geometry
-        self._new: dict[
-            int, dict[int, mx.array]
-        ] = {}  # by group and layer: [K|V, kv_heads, 1, width]
-        # The token's place in each group's gathered context: [1].
-        self._places = [
-            mx.array(geometry.positions - view.first_positions)
-            for view in geometry.groups
-        ]
+        # By group and layer: [K|V, kv_heads, 1, width].
+        self._new: dict[int, dict[int, mx.array]] = {}
+        # Where the token stands in each group's gathered context: [1].
+        self._columns: list[mx.array] = []
+        for view in geometry.groups:
+            column = geometry.positions - view.first_positions
+            self._columns.append(mx.array(column))
 
-    def add(self, slot: LayerSlot, keys: mx.array, values: mx.array) -> None:
-        """Take `[1, kv_heads, 1, width]` twice."""
-        self._new.setdefault(slot.group, {})[slot.layer] = mx.concatenate(
-            [keys, values]
-        )
+    def add(
+        self,
+        slot: LayerSlot,
+        keys: mx.array,
+        values: mx.array,
+    ) -> None:
+        """Take keys and values, `[1, kv_heads, 1, width]` both."""
+        layers = self._new.setdefault(slot.group, {})
+        layers[slot.layer] = mx.concatenate([keys, values])
 
     def put_into(self, slot: LayerSlot, context: mx.array) -> mx.array:
-        """`context` `[K|V, kv_heads, tokens, width]` as it will be stored; unchanged if this layer wrote nothing."""
-        new = self._new.get(slot.group, {}).get(slot.layer)
-        return (
-            context
-            if new is None
-            else mx.slice_update(context, new, self._places[slot.group], axes=[2])
-        )
+        """`context` `[K|V, kv_heads, tokens, width]` as it will be stored.
+
+        Unchanged if this layer wrote nothing.
+        """
+        layers = self._new.get(slot.group, {})
+        new = layers.get(slot.layer)
+        if new is None:
+            return context
+        column = self._columns[slot.group]
+        return mx.slice_update(context, new, column, axes=[2])
 
     def store(self, arenas: Sequence[npt.NDArray[Any]]) -> None:
-        """Compute what is not computed yet, and write it to `[blocks, layers, K|V, kv_heads, BLOCK_TOKENS, width]` each."""
+        """Compute what is not computed yet, and write it.
+
+        Each of `arenas` is `[blocks, layers, K|V, kv_heads, BLOCK_TOKENS, width]`.
+        """
         for group, layers in self._new.items():
-            view, new = self._geometry.groups[group], mx.stack(list(layers.values()))
+            view = self._geometry.groups[group]
+            block = view.write_blocks[0, 0]
+            slot = view.write_slots[0, 0]
+            new = mx.stack(list(layers.values()))
             mx.eval(new)
-            block, slot = view.write_blocks[0, 0], view.write_slots[0, 0]
-            arenas[group][block, list(layers), :, :, slot] = host_bits(new)[..., 0, :]
+            token_bits = host_bits(new)[..., 0, :]
+            arenas[group][block, list(layers), :, :, slot] = token_bits
         self._new.clear()

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+import numpy.typing as npt
 
 from rvllm_local.attention.cpu.context_copy import ContextCopy
 from rvllm_local.attention.cpu.host_arena import HostArena
@@ -32,44 +33,47 @@ class ReferenceBackend:
     num_dispatches = 0
 
     def __init__(self, arenas: Sequence[Arena], copy_tokens: int = 0) -> None:
-        """`copy_tokens`: up to this length, the context of a prompt that prefills is kept densely as well."""
-        self._host = [HostArena.of(arena) for arena in arenas]
-        self._versions = [
-            np.zeros(arena.num_blocks, dtype=np.int64) for arena in arenas
-        ]  # counts of writes, by block
-        self._copies = {
-            group: ContextCopy(arena.shape, copy_tokens // BLOCK_TOKENS)
-            for group, arena in enumerate(arenas)
-            if arena.shape.window is None and copy_tokens >= BLOCK_TOKENS
-        }
+        """Look at the arenas as the host sees them.
+
+        The context of a prompt that prefills is kept densely as well, up to
+        `copy_tokens`.
+        """
+        self._host: list[HostArena] = []
+        # Counts of writes, by block.
+        self._versions: list[npt.NDArray[np.int64]] = []
+        self._copies: dict[int, ContextCopy] = {}
         self._pending: PendingKV | None = None
-        plain = [
-            not arena.shape.quantized and arena.shape.key_dim == arena.shape.value_dim
-            for arena in arenas
-        ]
-        self._can_defer = all(plain)  # what is stored is what was computed
+        # True if what is stored is what was computed.
+        self._can_defer = True
+        copy_blocks = copy_tokens // BLOCK_TOKENS
+        for group, arena in enumerate(arenas):
+            shape = arena.shape
+            self._host.append(HostArena.of(arena))
+            self._versions.append(np.zeros(arena.num_blocks, dtype=np.int64))
+            if shape.window is None and copy_blocks > 0:
+                self._copies[group] = ContextCopy(shape, copy_blocks)
+            if shape.quantized or shape.key_dim != shape.value_dim:
+                self._can_defer = False
 
     def begin(
         self, geometry: CallGeometry, *, by_row: bool = False
     ) -> ReferenceSession:
         self.flush()
         self._note_writes(geometry)
-        # With more rows, putting the tokens into the graph costs more than waiting for them.
-        is_lone_token = geometry.rows == geometry.query_len == 1
-        self._pending = pending = (
-            PendingKV(geometry) if is_lone_token and self._can_defer else None
-        )
-        copies = (
-            self._copies_for(geometry)
-            if geometry.rows == 1 and geometry.query_len > 1
-            else {}
-        )
+        copies: Mapping[int, ContextCopy] = {}
+        if geometry.rows == 1:
+            if geometry.query_len > 1:
+                copies = self._copies_for(geometry)
+            elif self._can_defer:
+                # With more rows it costs more to put the tokens into the graph than to
+                # wait for them.
+                self._pending = PendingKV(geometry)
         return ReferenceSession(
             self._host,
             geometry,
             by_row=by_row,
             copies=copies,
-            pending=pending,
+            pending=self._pending,
         )
 
     def begin_mixed(
@@ -78,24 +82,36 @@ class ReferenceBackend:
         decode: CallGeometry,
         chunks: Sequence[CallGeometry],
     ) -> MixedSession:
-        """Prepare a decode call whose further rows are the tokens of prompts' chunks, one geometry each, and padding."""
+        """Prepare a decode call that carries tokens of prompts and padding.
+
+        Only the chunk with the longest context can read from the dense copy.
+        """
         self.flush()
         self._note_writes(geometry)
         lengths = [int(chunk.context_lens[0]) for chunk in chunks]
-        longest = lengths.index(max(lengths)) if lengths else None
+        sessions = []
+        for index, chunk in enumerate(chunks):
+            copies = None
+            if index == lengths.index(max(lengths)):
+                copies = self._copies_for(chunk)
+            sessions.append(self._session(chunk, copies))
         return MixedSession(
             self._session(geometry),
             self._session(decode),
-            *(
-                self._session(part, self._copies_for(part) if i == longest else None)
-                for i, part in enumerate(chunks)
-            ),
+            sessions,
         )
 
     def _session(
-        self, geometry: CallGeometry, copies: Mapping[int, ContextCopy] | None = None
+        self,
+        geometry: CallGeometry,
+        copies: Mapping[int, ContextCopy] | None = None,
     ) -> ReferenceSession:
-        return ReferenceSession(self._host, geometry, by_row=False, copies=copies or {})
+        return ReferenceSession(
+            self._host,
+            geometry,
+            by_row=False,
+            copies=copies or {},
+        )
 
     def _note_writes(self, geometry: CallGeometry) -> None:
         for versions, view in zip(self._versions, geometry.groups, strict=True):
@@ -103,15 +119,20 @@ class ReferenceBackend:
 
     def _copies_for(self, geometry: CallGeometry) -> dict[int, ContextCopy]:
         """The groups whose context this one-row call can read from a dense copy."""
-        return {
-            group: copy
-            for group, copy in self._copies.items()
-            if copy.begin(geometry.groups[group].tables[0], self._versions[group])
-        }
+        copies = {}
+        for group, copy in self._copies.items():
+            table = geometry.groups[group].tables[0]
+            if copy.begin(table, self._versions[group]):
+                copies[group] = copy
+        return copies
 
     def flush(self) -> None:
-        """Store what still waits. Everything that reads or writes the arenas begins with this."""
-        pending, self._pending = self._pending, None
+        """Store what still waits.
+
+        Everything that reads or writes the arenas begins with this.
+        """
+        pending = self._pending
+        self._pending = None
         if pending is not None:
             pending.store([arena.data for arena in self._host])
 

@@ -28,7 +28,10 @@ MAX_PADDING = 2
 
 
 class ReferenceSession:
-    """One model call. Gather indices and masks are made once a group and used by all its layers."""
+    """One model call.
+
+    Gather indices and masks are made once a group, and all its layers use them.
+    """
 
     def __init__(
         self,
@@ -58,7 +61,12 @@ class ReferenceSession:
     def query_len(self) -> int:
         return self._geometry.query_len
 
-    def write(self, slot: LayerSlot, keys: mx.array, values: mx.array) -> None:
+    def write(
+        self,
+        slot: LayerSlot,
+        keys: mx.array,
+        values: mx.array,
+    ) -> None:
         arena = self._arenas[slot.group]
         keys = keys.astype(arena.shape.dtype)
         values = values.astype(arena.shape.dtype)
@@ -88,14 +96,15 @@ class ReferenceSession:
     def _length(self, group: int) -> int:
         """Tokens in the gathered context of a call's only row."""
         geometry = self._geometry
-        return (
-            int(geometry.positions[0])
-            + geometry.query_len
-            - int(geometry.groups[group].first_positions[0])
-        )
+        end = int(geometry.positions[0]) + geometry.query_len
+        first = int(geometry.groups[group].first_positions[0])
+        return end - first
 
     def decode(
-        self, slot: LayerSlot, queries: mx.array, call: AttentionCall
+        self,
+        slot: LayerSlot,
+        queries: mx.array,
+        call: AttentionCall,
     ) -> mx.array:
         if self._geometry.rows > 1 and self._goes_by_row(slot.group, call):
             return self._decode_by_row(slot, queries, call)
@@ -106,7 +115,10 @@ class ReferenceSession:
         return grouped_attention(queries, keys, values, call, bias)
 
     def prefill(
-        self, slot: LayerSlot, queries: mx.array, call: AttentionCall
+        self,
+        slot: LayerSlot,
+        queries: mx.array,
+        call: AttentionCall,
     ) -> mx.array:
         keys, values = self._context(slot)
         if is_on_host(queries):
@@ -138,11 +150,9 @@ class ReferenceSession:
         return self._masks[group]
 
     def _goes_by_row(self, group: int, call: AttentionCall) -> bool:
-        return (
-            self._by_row
-            or self._is_too_much(group)
-            or (call.sinks is None and self._is_ragged(group))
-        )
+        if self._by_row or self._is_too_much(group):
+            return True
+        return call.sinks is None and self._is_ragged(group)
 
     def _is_ragged(self, group: int) -> bool:
         """True where padding all rows to the longest costs too much."""
@@ -165,7 +175,10 @@ class ReferenceSession:
         return gathered > MAX_PADDING * len(self._arenas[group].data)
 
     def _decode_by_row(
-        self, slot: LayerSlot, queries: mx.array, call: AttentionCall
+        self,
+        slot: LayerSlot,
+        queries: mx.array,
+        call: AttentionCall,
     ) -> mx.array:
         outputs = []
         for row in range(self._geometry.rows):
@@ -177,7 +190,11 @@ class ReferenceSession:
         return mx.concatenate(outputs, axis=0)
 
     def _decode_row(
-        self, slot: LayerSlot, query: mx.array, call: AttentionCall, row: int
+        self,
+        slot: LayerSlot,
+        query: mx.array,
+        call: AttentionCall,
+        row: int,
     ) -> mx.array:
         """Attention of one row, over its own blocks alone."""
         arena = self._arenas[slot.group]
@@ -214,12 +231,19 @@ class ReferenceSession:
         planes = (tables * shape.num_layers + layer) * 2 + part
         return (planes * shape.kv_heads + heads).astype(np.uint32)
 
-    def _decode_bias(self, group: int, width: int, dtype: mx.Dtype) -> mx.array | None:
+    def _decode_bias(
+        self,
+        group: int,
+        width: int,
+        dtype: mx.Dtype,
+    ) -> mx.array | None:
         """[rows, 1, 1, width] additive mask; None when all rows see all they gather."""
         if group not in self._biases:
             self._biases[group] = self._make_bias(group, width)
         bias = self._biases[group]
-        return None if bias is None else bias.astype(dtype)
+        if bias is None:
+            return None
+        return bias.astype(dtype)
 
     def _make_bias(self, group: int, width: int) -> mx.array | None:
         visible = visible_keys(self._geometry, group, width)

@@ -1,12 +1,12 @@
-"""A session that ends a model call after two layers of each group: enough to see what a layer takes in memory.
+"""A session that ends a model call after two layers of each group.
 
-Only for back ends that evaluate layer by layer, where all layers of a group need the same.
+Two layers show how much memory a layer takes: only for back ends that evaluate layer by
+layer, where all layers of a group need the same.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
 
 import mlx.core as mx
 
@@ -21,38 +21,51 @@ class EnoughLayersError(Exception):
 
 
 class BriefSession:
-    """Passes everything on to `session`, and raises `EnoughLayersError` once each group had its layers."""
+    """Hands every call on to `session`.
+
+    Raises `EnoughLayersError` once each group had its layers.
+    """
 
     def __init__(self, session: CallSession, num_groups: int) -> None:
-        self._session, self._num_groups = session, num_groups
-        self._seen: Counter[int] = Counter()
+        self._session = session
+        self._num_groups = num_groups
+        self._seen: Counter[int] = Counter()  # layers by group
 
-    def write(self, slot: LayerSlot, keys: mx.array, values: mx.array) -> None:
+    def write(
+        self,
+        slot: LayerSlot,
+        keys: mx.array,
+        values: mx.array,
+    ) -> None:
         self._session.write(slot, keys, values)
 
     def gather(self, slot: LayerSlot) -> tuple[mx.array, mx.array]:
         return self._session.gather(slot)
 
     def decode(
-        self, slot: LayerSlot, queries: mx.array, call: AttentionCall
-    ) -> mx.array:
-        return self._count(slot, self._session.decode, queries, call)
-
-    def prefill(
-        self, slot: LayerSlot, queries: mx.array, call: AttentionCall
-    ) -> mx.array:
-        return self._count(slot, self._session.prefill, queries, call)
-
-    def _count(
         self,
         slot: LayerSlot,
-        attend: Callable[[LayerSlot, mx.array, AttentionCall], mx.array],
         queries: mx.array,
         call: AttentionCall,
     ) -> mx.array:
-        attended = attend(slot, queries, call)
+        attended = self._session.decode(slot, queries, call)
+        self._count(slot, attended)
+        return attended
+
+    def prefill(
+        self,
+        slot: LayerSlot,
+        queries: mx.array,
+        call: AttentionCall,
+    ) -> mx.array:
+        attended = self._session.prefill(slot, queries, call)
+        self._count(slot, attended)
+        return attended
+
+    def _count(self, slot: LayerSlot, attended: mx.array) -> None:
         self._seen[slot.group] += 1
-        if len(self._seen) == self._num_groups and min(self._seen.values()) >= _LAYERS:
+        if len(self._seen) < self._num_groups:
+            return
+        if min(self._seen.values()) >= _LAYERS:
             mx.eval(attended)
             raise EnoughLayersError
-        return attended
