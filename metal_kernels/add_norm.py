@@ -37,7 +37,11 @@ class AddNorm:
         self._texts: dict[tuple[int, mx.Dtype, float], KernelText] = {}
 
     def __call__(
-        self, stream: mx.array, added: mx.array, weight: mx.array, eps: float
+        self,
+        stream: mx.array,
+        added: mx.array,
+        weight: mx.array,
+        eps: float,
     ) -> tuple[mx.array, mx.array]:
         """The sum, and the sum normed: both of `stream`'s shape `[..., width]` and type; `weight` is `[width]`.
 
@@ -69,7 +73,12 @@ class AddNorm:
         )
         return total, normed
 
-    def _text(self, width: int, dtype: mx.Dtype, eps: float) -> KernelText:
+    def _text(
+        self,
+        width: int,
+        dtype: mx.Dtype,
+        eps: float,
+    ) -> KernelText:
         """Made once: it takes a millisecond, and every layer of every traced shape asks for it."""
         text = self._texts.get((width, dtype, eps))
         if text is None:
@@ -86,7 +95,12 @@ class AddNorm:
             self._texts[width, dtype, eps] = text
         return text
 
-    def _defines(self, width: int, dtype: mx.Dtype, eps: float) -> dict[str, object]:
+    def _defines(
+        self,
+        width: int,
+        dtype: mx.Dtype,
+        eps: float,
+    ) -> dict[str, object]:
         kind, simdgroups = TYPES[self.backend][dtype], _simdgroups(width)
         return {
             "RV_T": kind,

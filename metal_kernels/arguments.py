@@ -31,7 +31,10 @@ class NewTokens:
 
 
 def require(
-    name: str, array: mx.array, shape: tuple[int, ...], dtype: mx.Dtype
+    name: str,
+    array: mx.array,
+    shape: tuple[int, ...],
+    dtype: mx.Dtype,
 ) -> None:
     """Raises `ValueError` for an array of another shape or type."""
     if tuple(array.shape) != shape or array.dtype != dtype:
@@ -52,7 +55,11 @@ def check_scratch(scratch: mx.array, needed: int) -> None:
 
 
 def check_decode_options(
-    q_len: int, heads: int, window: int, softcap: float, sinks: mx.array | None
+    q_len: int,
+    heads: int,
+    window: int,
+    softcap: float,
+    sinks: mx.array | None,
 ) -> None:
     """Raises `ValueError` for options that `paged_decode` does not take."""
     if not 1 <= q_len <= MAX_QUERY_LEN:
@@ -77,7 +84,12 @@ def check_pairs(pairs: mx.array) -> None:
         )
 
 
-def checked_table(rotation: Rotation, rows: int, q_len: int, head_dim: int) -> mx.array:
+def checked_table(
+    rotation: Rotation,
+    rows: int,
+    q_len: int,
+    head_dim: int,
+) -> mx.array:
     """The rotation's table, with at least 8 elements.
 
     Metal binds a smaller array as `constant`, and the kernels take a `device` pointer.

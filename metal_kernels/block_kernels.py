@@ -17,7 +17,11 @@ class BlockKernels(KernelLaunches):
     """Moves blocks with their scales. README.md holds each kernel's contract."""
 
     def kv_copy(
-        self, arena: mx.array, scales: mx.array | None, pairs: mx.array, fence: mx.array
+        self,
+        arena: mx.array,
+        scales: mx.array | None,
+        pairs: mx.array,
+        fence: mx.array,
     ) -> mx.array:
         """Copy blocks in place: `pairs` int32 `[n, 2]` of (source, destination).
 

@@ -49,7 +49,11 @@ def _lines(text: str, defines: Mapping[str, object]) -> Iterator[str]:
         raise ValueError("a kernel's condition is not closed")
 
 
-def _holds(directive: str, condition: str, defines: Mapping[str, object]) -> bool:
+def _holds(
+    directive: str,
+    condition: str,
+    defines: Mapping[str, object],
+) -> bool:
     if directive != "#if":
         return (condition in defines) == (directive == "#ifdef")
     compared = re.fullmatch(r"(RV_\w+) (==|>=) (\d+)", condition)

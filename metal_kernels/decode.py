@@ -71,7 +71,10 @@ class DecodeCall:
     softcap: float
 
     def defines(
-        self, c: KernelConfig, tuning: Tuning, backend: str
+        self,
+        c: KernelConfig,
+        tuning: Tuning,
+        backend: str,
     ) -> dict[str, object]:
         """The macros of the body that serves."""
         tile, tiles = _tiles(c.group * self.query_len, tuning.query_tile)
@@ -102,7 +105,11 @@ def _tiles(query_rows: int, largest: int) -> tuple[int, int]:
     return -(-query_rows // tiles), tiles
 
 
-def _vector_defines(c: KernelConfig, tuning: Tuning, tile: int) -> dict[str, object]:
+def _vector_defines(
+    c: KernelConfig,
+    tuning: Tuning,
+    tile: int,
+) -> dict[str, object]:
     """`paged_decode.metal`: lanes that share a token's products, loads in flight, threadgroup memory."""
     padded = _power_of_two(tile)
     lanes = min(32, _power_of_two(c.head_dim // 8))
@@ -125,7 +132,11 @@ def _vector_defines(c: KernelConfig, tuning: Tuning, tile: int) -> dict[str, obj
     }
 
 
-def _matrix_defines(c: KernelConfig, tuning: Tuning, tile: int) -> dict[str, object]:
+def _matrix_defines(
+    c: KernelConfig,
+    tuning: Tuning,
+    tile: int,
+) -> dict[str, object]:
     """`paged_decode.cu`: columns of eight query rows, words a load, what the weights are scaled by."""
     columns = -(-tile // 8)
     if c.quantized:

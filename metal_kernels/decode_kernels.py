@@ -25,7 +25,12 @@ _MATRIX_PARTS = ("ptx.h", "mma_parts.h")
 class DecodeKernels(KernelLaunches):
     """Attends to each row's blocks. README.md holds each kernel's contract."""
 
-    def scratch_size(self, rows: int, query_len: int, max_blocks: int) -> int:
+    def scratch_size(
+        self,
+        rows: int,
+        query_len: int,
+        max_blocks: int,
+    ) -> int:
         """Floats of scratch that such a `paged_decode` needs; 0 where one split serves."""
         splits = self.tuning.splits.most(max_blocks)
         if splits == 1:
@@ -80,7 +85,10 @@ class DecodeKernels(KernelLaunches):
         return self._combine(queries, scratch, descriptor, fence, sinks, splits, window)
 
     def _add_new_tokens(
-        self, defines: Defines, inputs: dict[str, mx.array], new: NewTokens | None
+        self,
+        defines: Defines,
+        inputs: dict[str, mx.array],
+        new: NewTokens | None,
     ) -> None:
         if new is None:
             return
@@ -94,7 +102,10 @@ class DecodeKernels(KernelLaunches):
         inputs["values"] = new.values
 
     def _add_rotation(
-        self, defines: Defines, inputs: dict[str, mx.array], rotation: Rotation | None
+        self,
+        defines: Defines,
+        inputs: dict[str, mx.array],
+        rotation: Rotation | None,
     ) -> None:
         if rotation is None:
             return
@@ -105,7 +116,10 @@ class DecodeKernels(KernelLaunches):
             defines["RV_ROPE_PAIRS"] = 1
 
     def _attend_whole(
-        self, defines: Defines, inputs: dict[str, mx.array], sinks: mx.array | None
+        self,
+        defines: Defines,
+        inputs: dict[str, mx.array],
+        sinks: mx.array | None,
     ) -> tuple[mx.array, mx.array]:
         """Every row fits one split: the attention kernel writes the output itself."""
         defines["RV_FINAL"] = 1
@@ -190,7 +204,10 @@ class DecodeKernels(KernelLaunches):
         return out, fence
 
     def rope_table(
-        self, descriptor: mx.array, frequencies: mx.array, rows: int
+        self,
+        descriptor: mx.array,
+        frequencies: mx.array,
+        rows: int,
     ) -> mx.array:
         """A `Rotation.table` for each row's newest token: float32 `[rows, dims]`.
 

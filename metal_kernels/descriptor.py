@@ -81,7 +81,11 @@ def pack_decode(
 
 
 def _check_row(
-    row: int, context: int, first: int, num_blocks: int, query_len: int
+    row: int,
+    context: int,
+    first: int,
+    num_blocks: int,
+    query_len: int,
 ) -> None:
     if context == 0:
         return

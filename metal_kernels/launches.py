@@ -51,7 +51,10 @@ class KernelLaunches:
         return mx.full((FENCE_SIZE,), layer, dtype=mx.int32)
 
     def _arena_inputs(
-        self, arena: mx.array, scales: mx.array | None, fence: mx.array
+        self,
+        arena: mx.array,
+        scales: mx.array | None,
+        fence: mx.array,
     ) -> dict[str, mx.array]:
         """The checked arena and, for int8 alone, its scales: a bound buffer costs time."""
         c = self.config

@@ -182,7 +182,12 @@ class QuantizedMatmul:
             )
         )[0]
 
-    def _layout(self, weight: PackedWeight, dtype: mx.Dtype, rows: int) -> _Layout:
+    def _layout(
+        self,
+        weight: PackedWeight,
+        dtype: mx.Dtype,
+        rows: int,
+    ) -> _Layout:
         defines = self._common_defines(weight, dtype)
         if self.backend == "cuda" and _suits_matrix_units(weight.format, dtype):
             tuning = self._tuning or matrix_tuning(rows)
@@ -226,7 +231,11 @@ class QuantizedMatmul:
         return text
 
 
-def _lanes_layout(form: WeightFormat, rows: int, common: dict[str, object]) -> _Layout:
+def _lanes_layout(
+    form: WeightFormat,
+    rows: int,
+    common: dict[str, object],
+) -> _Layout:
     """Each simdgroup owns a few outputs: as many as its registers hold for the rows."""
     tile = next(size for size in _ROW_TILES if size >= rows)
     outs = min(4, MAX_ROWS // tile)
@@ -243,7 +252,9 @@ def _lanes_layout(form: WeightFormat, rows: int, common: dict[str, object]) -> _
 
 
 def _simdgroup_layout(
-    form: WeightFormat, rows: int, common: dict[str, object]
+    form: WeightFormat,
+    rows: int,
+    common: dict[str, object],
 ) -> _Layout:
     """Four simdgroups share unpacked weights and rows in threadgroup memory."""
     tile = next(size for size in _ROW_TILES if size >= max(rows, 8))

@@ -111,7 +111,10 @@ def _check_next(kernels: KernelSet, fence: mx.array) -> None:
 
 
 def _check_gathered(
-    config: KernelConfig, dense: mx.array, source: Floats, context: int
+    config: KernelConfig,
+    dense: mx.array,
+    source: Floats,
+    context: int,
 ) -> None:
     """The last tokens of the context are the written ones; the rest is zero."""
     expected = np.zeros(dense.shape)

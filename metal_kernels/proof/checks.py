@@ -164,7 +164,10 @@ def check_fused(variant: Variant, make: Make = KernelSet) -> None:
 
 
 def check_rotation(
-    variant: Variant, make: Make = KernelSet, *, pairs: bool = False
+    variant: Variant,
+    make: Make = KernelSet,
+    *,
+    pairs: bool = False,
 ) -> float:
     """Queries and new keys are rotated, and stored so; the relative error of the output."""
     kernels = make_kernels(variant, make)
@@ -202,7 +205,11 @@ def _angles(variant: Variant) -> Floats:
     return np.array([*positions, 0])[:, None] * frequencies
 
 
-def _check_stored_keys(variant: Variant, case: Case, expected: Floats) -> None:
+def _check_stored_keys(
+    variant: Variant,
+    case: Case,
+    expected: Floats,
+) -> None:
     """The newest keys in the arena, `[rows, kv_heads, D]`, are the turned ones."""
     rows = range(len(variant.contexts))
     stored = np.stack([case.dense(row)[0][:, -1] for row in rows])
@@ -244,7 +251,9 @@ def check_rope_table(config: KernelConfig, make: Make = KernelSet) -> None:
 
 
 def check_add_norm(
-    width: int, dtype: mx.Dtype, make: Callable[[], AddNorm] = AddNorm
+    width: int,
+    dtype: mx.Dtype,
+    make: Callable[[], AddNorm] = AddNorm,
 ) -> float:
     """The sum, rounded once, and its RMS norm, of rows far apart in size; the relative error of the norm."""
     random, eps = np.random.default_rng(6), 1e-5
@@ -272,7 +281,13 @@ def check_add_norm(
     return worst
 
 
-def _rotated(x: Floats, cosines: Floats, sines: Floats, *, pairs: bool) -> Floats:
+def _rotated(
+    x: Floats,
+    cosines: Floats,
+    sines: Floats,
+    *,
+    pairs: bool,
+) -> Floats:
     """Rotary embedding in float64: `x` `[rows, heads, 1, D]`, angles `[rows, dims / 2]`."""
     half = cosines.shape[1]
     cosines, sines = cosines[:, None, None], sines[:, None, None]

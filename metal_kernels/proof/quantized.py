@@ -86,7 +86,11 @@ def dense_weight(weight: PackedWeight) -> Floats:
     return weights
 
 
-def random_rows(product: Product, rows: int, seed: int = 1) -> mx.array:
+def random_rows(
+    product: Product,
+    rows: int,
+    seed: int = 1,
+) -> mx.array:
     """Rows of x with a few large elements, as activations have them."""
     random = np.random.default_rng(seed)
     x = random.standard_normal((rows, product.width), dtype=np.float32)

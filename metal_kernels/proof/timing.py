@@ -12,7 +12,11 @@ import mlx.core as mx
 import numpy as np
 
 
-def seconds(build: Callable[[], mx.array], calls: int, rounds: int = 5) -> float:
+def seconds(
+    build: Callable[[], mx.array],
+    calls: int,
+    rounds: int = 5,
+) -> float:
     """Median time of one call while the device is busy: what `calls` more of them take after the first `calls`.
 
     The difference leaves out what the host needs before the device has anything to do.

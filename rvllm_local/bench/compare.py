@@ -76,7 +76,9 @@ def _names(record: Record) -> str:
 
 
 def differences(
-    before: Record, after: Record, tolerance: float
+    before: Record,
+    after: Record,
+    tolerance: float,
 ) -> Iterator[Difference]:
     """Every figure of either record, in the order of the first."""
     for run in {**before.runs, **after.runs}:
@@ -86,7 +88,11 @@ def differences(
 
 
 def _difference(
-    run: str, name: str, old: Figure | None, new: Figure | None, tolerance: float
+    run: str,
+    name: str,
+    old: Figure | None,
+    new: Figure | None,
+    tolerance: float,
 ) -> Difference:
     if old is None:
         return Difference(run, name, old, new, math.nan, "new")
@@ -104,7 +110,12 @@ def _ratio(old: float, new: float) -> float:
     return 0.0 if math.isinf(old) else new / old
 
 
-def _verdict(old: Figure, new: Figure, ratio: float, tolerance: float) -> str:
+def _verdict(
+    old: Figure,
+    new: Figure,
+    ratio: float,
+    tolerance: float,
+) -> str:
     is_worse = (ratio > 1) == (old.better == "lower")
     if ratio == 1:
         return "same"
@@ -121,7 +132,11 @@ def _verdict(old: Figure, new: Figure, ratio: float, tolerance: float) -> str:
     return "worse" if is_worse else "better"
 
 
-def _report(before: Record, after: Record, changes: list[Difference]) -> Iterator[str]:
+def _report(
+    before: Record,
+    after: Record,
+    changes: list[Difference],
+) -> Iterator[str]:
     for letter, side in (("A", before), ("B", after)):
         yield f"{letter}: {side.label}, {side.date}, {side.machine}; {side.command}"
     if before.machine != after.machine:

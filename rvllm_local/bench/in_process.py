@@ -60,7 +60,11 @@ def decode(arguments: Namespace) -> int:
     return _finish("decode", arguments, runs, copy)
 
 
-def _decode_figures(samples: Samples, moved: float, copy: float) -> dict[str, Figure]:
+def _decode_figures(
+    samples: Samples,
+    moved: float,
+    copy: float,
+) -> dict[str, Figure]:
     """Figures of steps that read `moved` bytes each; a copy moves `copy` bytes/s."""
     rates = [moved / seconds for seconds in samples["step"]]
     pairs = zip(samples["dispatches"], samples["steps"], strict=True)
@@ -153,7 +157,12 @@ def _prompt(length: int, number: int) -> list[int]:
     return [draw.randrange(10, 250) for _ in range(length)]
 
 
-def _decode(llm: LLM, rows: int, arguments: Namespace, number: int) -> dict[str, float]:
+def _decode(
+    llm: LLM,
+    rows: int,
+    arguments: Namespace,
+    number: int,
+) -> dict[str, float]:
     """One round: seconds a step while `rows` streams decode together."""
     prompts = [_prompt(arguments.context, number * rows + row) for row in range(rows)]
     # Into the cache first: otherwise the first streams would be over before the last
@@ -194,12 +203,20 @@ def _greedy(max_tokens: int) -> SamplingParams:
     return SamplingParams(max_tokens=max_tokens, temperature=0, ignore_eos=True)
 
 
-def _added(before: Stats, after: Stats, name: str) -> float:
+def _added(
+    before: Stats,
+    after: Stats,
+    name: str,
+) -> float:
     """How much a counter of the engine went up."""
     return float(after[name]) - float(before[name])
 
 
-def _prefill(llm: LLM, length: int, number: int) -> dict[str, float]:
+def _prefill(
+    llm: LLM,
+    length: int,
+    number: int,
+) -> dict[str, float]:
     """One round: seconds to the first token of a prompt that nobody has seen."""
     prompt = _prompt(length, number * 1000 + length)
     before, began = llm.stats(), time.perf_counter()
@@ -213,7 +230,10 @@ def _prefill(llm: LLM, length: int, number: int) -> dict[str, float]:
 
 
 def _finish(
-    kind: str, arguments: Namespace, runs: dict[str, dict[str, Figure]], copy: float
+    kind: str,
+    arguments: Namespace,
+    runs: dict[str, dict[str, Figure]],
+    copy: float,
 ) -> int:
     columns = _COLUMNS[kind]
     lines = [

@@ -109,7 +109,10 @@ class Interrupted(KeyboardInterrupt):
 
 
 def run(
-    endpoint: Endpoint, trace: Trace, sample: Sample | None = None, every_s: float = 0.5
+    endpoint: Endpoint,
+    trace: Trace,
+    sample: Sample | None = None,
+    every_s: float = 0.5,
 ) -> Run:
     """Send the trace and wait for every answer, or its deadline. Raises `Interrupted` on Ctrl-C."""
     prepare_limits(len(trace.sessions))
@@ -202,7 +205,10 @@ class _Clock:
 
 
 async def _sample(
-    sample: Sample, every_s: float, clock: _Clock, samples: list[tuple[float, float]]
+    sample: Sample,
+    every_s: float,
+    clock: _Clock,
+    samples: list[tuple[float, float]],
 ) -> None:
     while True:
         samples.append((clock.now(), await asyncio.to_thread(sample)))

@@ -64,13 +64,21 @@ def _number(value: object) -> float:
 
 
 def exact(
-    value: float, unit: str, better: Better = "lower", *, stable: bool = False
+    value: float,
+    unit: str,
+    better: Better = "lower",
+    *,
+    stable: bool = False,
 ) -> Figure:
     """A figure without noise, such as a count."""
     return Figure(value, unit, value, value, better, stable)
 
 
-def spread(samples: Sequence[float], unit: str, better: Better = "lower") -> Figure:
+def spread(
+    samples: Sequence[float],
+    unit: str,
+    better: Better = "lower",
+) -> Figure:
     """The median of some rounds, between their quartiles."""
     low, middle, high = np.percentile(np.asarray(samples, float), (25, 50, 75))
     return Figure(float(middle), unit, float(low), float(high), better)
@@ -100,7 +108,9 @@ def percentile(values: np.ndarray[Any, Any], percent: float) -> float:
 
 
 def intervals(
-    groups: Sequence[np.ndarray[Any, Any]], percents: Sequence[int], seed: int = 0
+    groups: Sequence[np.ndarray[Any, Any]],
+    percents: Sequence[int],
+    seed: int = 0,
 ) -> list[tuple[float, float]]:
     """95 % intervals of percentiles, by bootstrap over whole groups (requests).
 
@@ -165,7 +175,11 @@ _VALUES: dict[str, Callable[[Outcome], list[float]]] = {
 }
 
 
-def summary(outcomes: Sequence[Outcome], wall_s: float, slo: Slo) -> dict[str, Figure]:
+def summary(
+    outcomes: Sequence[Outcome],
+    wall_s: float,
+    slo: Slo,
+) -> dict[str, Figure]:
     """All figures of a run.
 
     Also of the pooled requests of several runs, whose `wall_s` is then their sum.
@@ -205,7 +219,10 @@ def _counts(outcomes: Sequence[Outcome], whole: Sequence[Outcome]) -> dict[str, 
 
 
 def _rates(
-    outcomes: Sequence[Outcome], whole: Sequence[Outcome], wall_s: float, slo: Slo
+    outcomes: Sequence[Outcome],
+    whole: Sequence[Outcome],
+    wall_s: float,
+    slo: Slo,
 ) -> dict[str, Figure]:
     tokens = sum(answer.tokens for answer in whole)
     good = sum(slo.is_met(outcome) for outcome in outcomes)

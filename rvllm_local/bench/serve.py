@@ -92,7 +92,10 @@ class _Measured:
 
 
 def _measure(
-    arguments: Namespace, endpoint: load.Endpoint, made: trace.Trace, rate: float
+    arguments: Namespace,
+    endpoint: load.Endpoint,
+    made: trace.Trace,
+    rate: float,
 ) -> _Measured:
     """Send the trace at one rate. Raises `Interrupted` if nothing had ended by then."""
     name = made.name
@@ -123,7 +126,11 @@ def _details(measured: _Measured, *, rows: bool) -> dict[str, Any]:
     return details
 
 
-def figures(run: Run, slo: Slo, rate: float) -> dict[str, Figure]:
+def figures(
+    run: Run,
+    slo: Slo,
+    rate: float,
+) -> dict[str, Figure]:
     """All figures of one run."""
     busy = {"client_busy_p99": exact(run.busy_s, "s")}
     return {

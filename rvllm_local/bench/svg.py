@@ -76,7 +76,12 @@ def _is_drawable(plot: Plot, point: Point) -> bool:
 class _Axes:
     """Maps values to places, and draws the grid."""
 
-    def __init__(self, plot: Plot, points: Sequence[Point], top: int) -> None:
+    def __init__(
+        self,
+        plot: Plot,
+        points: Sequence[Point],
+        top: int,
+    ) -> None:
         self._plot, self._top = plot, top
         xs, ys = [x for x, _ in points], [y for _, y in points]
         self._x_ticks = _ticks(min(0.0, *xs), max(xs))

@@ -97,7 +97,11 @@ class Mix:
         return words(round(size), rng), "small"
 
 
-def steady(count: int, seed: int, mix: Mix) -> Trace:
+def steady(
+    count: int,
+    seed: int,
+    mix: Mix,
+) -> Trace:
     """One request after the other at equal distances."""
     rng = random.Random(seed)
     sessions = []
@@ -107,7 +111,11 @@ def steady(count: int, seed: int, mix: Mix) -> Trace:
     return Trace("steady", tuple(sessions))
 
 
-def bursty(count: int, seed: int, mix: Mix) -> Trace:
+def bursty(
+    count: int,
+    seed: int,
+    mix: Mix,
+) -> Trace:
     """A Poisson process of bursts: a geometric number of requests close together, then silence."""
     rng = random.Random(seed)
     times: list[float] = []
@@ -133,7 +141,11 @@ def bursty(count: int, seed: int, mix: Mix) -> Trace:
     )
 
 
-def giant(count: int, seed: int, mix: Mix) -> Trace:
+def giant(
+    count: int,
+    seed: int,
+    mix: Mix,
+) -> Trace:
     """A Poisson process of small requests, with one giant prompt among them after the first third."""
     rng = random.Random(seed)
     sessions, at = [], 0.0
@@ -203,7 +215,12 @@ TRACES: dict[str, Callable[[int, int, Mix], Trace]] = {
 }
 
 
-def _single(at: float, prompt: str, kind: str, output: int) -> Session:
+def _single(
+    at: float,
+    prompt: str,
+    kind: str,
+    output: int,
+) -> Session:
     return Session(at, (Turn(({"role": "user", "content": prompt},), output),), kind)
 
 
@@ -240,7 +257,11 @@ def load(path: Path) -> Trace:
     return Trace(path.stem, tuple(sorted(shifted, key=lambda session: session.at)))
 
 
-def _read(path: Path, number: int, line: str) -> Iterator[Session]:
+def _read(
+    path: Path,
+    number: int,
+    line: str,
+) -> Iterator[Session]:
     try:
         row = json.loads(line)
         at = _seconds("at", row["at"])

@@ -63,14 +63,20 @@ class CompiledDecode:
         return self._call(self._logits, rows, tokens)[: len(rows)]
 
     def greedy(
-        self, rows: Sequence[DecodeRow], tokens: mx.array, keep: int
+        self,
+        rows: Sequence[DecodeRow],
+        tokens: mx.array,
+        keep: int,
     ) -> mx.array:
         """The most likely token of each row, int32, not evaluated; padding beyond `keep` rows may be there or not."""
         drawn = self._call(self._greedy, rows, tokens)
         return drawn if keep == len(rows) else drawn[:keep]
 
     def _call(
-        self, step: object, rows: Sequence[DecodeRow], tokens: mx.array
+        self,
+        step: object,
+        rows: Sequence[DecodeRow],
+        tokens: mx.array,
     ) -> mx.array:
         size = tokens.shape[0]
         packed = [
@@ -103,7 +109,10 @@ class CompiledDecode:
         return mx.array(positions)
 
     def _pack(
-        self, rows: Sequence[DecodeRow], group: int, size: int
+        self,
+        rows: Sequence[DecodeRow],
+        group: int,
+        size: int,
     ) -> npt.NDArray[np.int32]:
         """One group's step descriptor, padded to `size` rows and a bucket of blocks."""
         tables = [row.tables.groups[group] for row in rows]

@@ -114,7 +114,10 @@ class EngineCore:
             reserve_memory()
 
     def add(
-        self, request: Request, sink: EventSink, matcher: Matcher | None = None
+        self,
+        request: Request,
+        sink: EventSink,
+        matcher: Matcher | None = None,
     ) -> None:
         """Queue a request that `limits.check` has accepted.
 
@@ -340,7 +343,12 @@ class EngineCore:
             else:
                 self._end(sequence, event)
 
-    def _record_time(self, plan: StepPlan, flight: Flight, began: float) -> None:
+    def _record_time(
+        self,
+        plan: StepPlan,
+        flight: Flight,
+        began: float,
+    ) -> None:
         """Tell the budget what this step took, if its parts can be told apart."""
         now = time.monotonic()
         if flight.num_mixed:

@@ -36,7 +36,9 @@ def padding_row(layout: KVLayout, like: DecodeRow) -> DecodeRow:
 
 
 def row_groups(
-    layout: KVLayout, rows: Sequence[DecodeRow], size: int | None
+    layout: KVLayout,
+    rows: Sequence[DecodeRow],
+    size: int | None,
 ) -> list[tuple[Sequence[DecodeRow], int]]:
     """The calls of one step: rows of each call, and how many of them are real.
 
@@ -55,7 +57,9 @@ def row_groups(
 
 
 def step_tokens(
-    rows: Sequence[DecodeRow], previous: mx.array | None, size: int
+    rows: Sequence[DecodeRow],
+    previous: mx.array | None,
+    size: int,
 ) -> mx.array:
     """The token of each row, int32 `[size]`; entries beyond the rows are padding.
 

@@ -23,7 +23,12 @@ _WAIT_S = 0.01  # commands of other threads wait as long
 class DiskTier:
     """The engine's one user of the block store. Without a store it holds nothing."""
 
-    def __init__(self, kv: KVTables, io: BlockIO, store: BlockStore | None) -> None:
+    def __init__(
+        self,
+        kv: KVTables,
+        io: BlockIO,
+        store: BlockStore | None,
+    ) -> None:
         self._kv = kv
         self._io = io
         self.store = store
@@ -114,10 +119,20 @@ class DiskTier:
                 return
             self._unspilled.popitem(last=False)
 
-    def _before_evict(self, group: int, block_id: int, key: bytes) -> None:
+    def _before_evict(
+        self,
+        group: int,
+        block_id: int,
+        key: bytes,
+    ) -> None:
         self._spill(group, block_id, key)
 
-    def _spill(self, group: int, block_id: int, key: bytes) -> bool:
+    def _spill(
+        self,
+        group: int,
+        block_id: int,
+        key: bytes,
+    ) -> bool:
         """Hand a block to the store. False when the store's queue is full."""
         if self.store is None or self.contains(group, key):
             return True

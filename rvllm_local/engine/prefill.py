@@ -41,7 +41,12 @@ class Prefiller:
         self.account(chunk, began)
         self._kv_cache.cache_scores(sequence, start)
 
-    def _score(self, sequence: Sequence, start: int, end: int) -> None:
+    def _score(
+        self,
+        sequence: Sequence,
+        start: int,
+        end: int,
+    ) -> None:
         """Compute a chunk, and note how likely each token after one of its own is."""
         assert sequence.scores is not None
         tokens = sequence.token_ids

@@ -41,7 +41,11 @@ class PrefillBudget:
     """
 
     def __init__(
-        self, *, prefill_chunk: int, target_s: float | None, grain: int = 1
+        self,
+        *,
+        prefill_chunk: int,
+        target_s: float | None,
+        grain: int = 1,
     ) -> None:
         """A budget is at least `grain` tokens: a smaller chunk would take as long."""
         self._prefill_chunk = prefill_chunk
@@ -73,7 +77,12 @@ class PrefillBudget:
         """Take in one decode call without prefill."""
         self._decode_s[num_rows] = _smooth(self._decode_s.get(num_rows), seconds)
 
-    def record_mixed(self, num_rows: int, num_tokens: int, seconds: float) -> None:
+    def record_mixed(
+        self,
+        num_rows: int,
+        num_tokens: int,
+        seconds: float,
+    ) -> None:
         """Take in one decode step that also prefilled.
 
         What it took longer than a step without prompt tokens is the prefill's.

@@ -31,7 +31,12 @@ class ScoreCache:
         self._num_bytes = 0
         self._blocks: OrderedDict[tuple[bytes, int], TargetLogprobs] = OrderedDict()
 
-    def get(self, key: bytes, next_token: int, num_top: int) -> TargetLogprobs | None:
+    def get(
+        self,
+        key: bytes,
+        next_token: int,
+        num_top: int,
+    ) -> TargetLogprobs | None:
         """A block's entries with at least `num_top` alternatives, if they are kept."""
         entries = self._blocks.get((key, next_token))
         if entries is None or entries.top_ids.shape[1] < num_top:
@@ -39,7 +44,12 @@ class ScoreCache:
         self._blocks.move_to_end((key, next_token))
         return entries
 
-    def add(self, key: bytes, next_token: int, entries: TargetLogprobs) -> None:
+    def add(
+        self,
+        key: bytes,
+        next_token: int,
+        entries: TargetLogprobs,
+    ) -> None:
         """Keep a block's entries."""
         before = self._blocks.pop((key, next_token), None)
         if before is not None:
@@ -50,7 +60,12 @@ class ScoreCache:
             _, oldest = self._blocks.popitem(last=False)
             self._num_bytes -= _num_bytes(oldest)
 
-    def count_blocks(self, keys: Rows[bytes], tokens: Rows[int], num_top: int) -> int:
+    def count_blocks(
+        self,
+        keys: Rows[bytes],
+        tokens: Rows[int],
+        num_top: int,
+    ) -> int:
         """How many of a prompt's leading blocks have their entries here."""
         for block, key in enumerate(keys):
             next_token = tokens[(block + 1) * BLOCK_TOKENS]
@@ -58,7 +73,12 @@ class ScoreCache:
                 return block
         return len(keys)
 
-    def hand_out(self, scores: PromptScores, keys: Rows[bytes], start: int) -> None:
+    def hand_out(
+        self,
+        scores: PromptScores,
+        keys: Rows[bytes],
+        start: int,
+    ) -> None:
         """The blocks of these keys are reused from position `start` on."""
         for block in range(start // BLOCK_TOKENS, len(keys)):
             next_token = scores.token_after(block)
@@ -66,7 +86,12 @@ class ScoreCache:
             assert entries is not None, "a block was reused without its scores"
             scores.put(block * BLOCK_TOKENS, entries)
 
-    def keep(self, scores: PromptScores, keys: Rows[bytes], start: int) -> None:
+    def keep(
+        self,
+        scores: PromptScores,
+        keys: Rows[bytes],
+        start: int,
+    ) -> None:
         """The blocks of these keys are full and were scored from `start` on."""
         for block in range(start // BLOCK_TOKENS, len(keys)):
             self.add(keys[block], scores.token_after(block), scores.block(block))

@@ -34,7 +34,9 @@ class CoreParts:
 
 
 def stats(
-    parts: CoreParts, num_steps: int, generated_tokens: int
+    parts: CoreParts,
+    num_steps: int,
+    generated_tokens: int,
 ) -> dict[str, int | float | str]:
     """Counters and gauges, as named in the Python API.
 
@@ -82,7 +84,11 @@ def snapshot(
     return EngineSnapshot(blocks, block_map, requests, counters, memory)
 
 
-def report(sequence: Sequence, reason: FinishReason, now: float) -> RequestReport:
+def report(
+    sequence: Sequence,
+    reason: FinishReason,
+    now: float,
+) -> RequestReport:
     """The report of a sequence that ends at `now` (monotonic seconds)."""
     timings, request = sequence.timings, sequence.request
     times = timings.token_times

@@ -179,7 +179,10 @@ class ModelRunner:
         target_logprobs(logits, [0] * self._score_tile, num_top)
 
     def _prefill_call(
-        self, tables: SequenceTables, position: int, token_ids: Sequence[int]
+        self,
+        tables: SequenceTables,
+        position: int,
+        token_ids: Sequence[int],
     ) -> mx.array:
         """Write the KV of one tile. Returns its logits `[tokens, vocab]`, not evaluated."""
         end = position + len(token_ids)
@@ -199,7 +202,10 @@ class ModelRunner:
         return logits[0, : len(token_ids)]
 
     def try_prefill(
-        self, tables: SequenceTables, position: int, token_ids: Sequence[int]
+        self,
+        tables: SequenceTables,
+        position: int,
+        token_ids: Sequence[int],
     ) -> None:
         """As `prefill`, to see what it takes. Where layers run one by one, a few do."""
         if not self._runs_by_layer:

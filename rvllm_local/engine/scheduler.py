@@ -275,7 +275,13 @@ class Scheduler:
                 left -= more
         return [(row, shares[id(row)]) for row in rows if id(row) in shares]
 
-    def _aligned(self, start: int, count: int, remaining: int, pause_at: int) -> int:
+    def _aligned(
+        self,
+        start: int,
+        count: int,
+        remaining: int,
+        pause_at: int,
+    ) -> int:
         """A chunk that does not end its prompt ends at a block, if it reaches one.
 
         So blocks fill, and few sizes occur. Several chunks on the way to a block's end
@@ -300,7 +306,10 @@ class Scheduler:
 
     @staticmethod
     def _next_pause(
-        start: int, count: int, remaining: int, pause_at: int
+        start: int,
+        count: int,
+        remaining: int,
+        pause_at: int,
     ) -> int | None:
         """Where snapshots are taken: at `pause_at` and at the prompt's last full block."""
         last_full = (start + remaining) // BLOCK_TOKENS * BLOCK_TOKENS

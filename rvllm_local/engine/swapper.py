@@ -11,7 +11,12 @@ from rvllm_local.memory.tables import KVTables
 class Swapper:
     """The engine's one user of the swap space."""
 
-    def __init__(self, kv: KVTables, io: BlockIO, space: SwapSpace) -> None:
+    def __init__(
+        self,
+        kv: KVTables,
+        io: BlockIO,
+        space: SwapSpace,
+    ) -> None:
         self._kv = kv
         self._io = io
         self._space = space

@@ -24,7 +24,11 @@ _ONLY_MINE = os.O_NOFOLLOW | os.O_CLOEXEC
 _NEW_FILE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | _ONLY_MINE
 
 
-def read_block(path: Path, fingerprint: bytes, key: bytes) -> bytearray | None:
+def read_block(
+    path: Path,
+    fingerprint: bytes,
+    key: bytes,
+) -> bytearray | None:
     """The file's payload; None if it is not this block's, whole and unchanged.
 
     Raises `OSError` if there is no such file.
@@ -52,7 +56,11 @@ def read_block(path: Path, fingerprint: bytes, key: bytes) -> bytearray | None:
 
 
 def write_block(
-    path: Path, temporary: Path, fingerprint: bytes, key: bytes, payload: bytes
+    path: Path,
+    temporary: Path,
+    fingerprint: bytes,
+    key: bytes,
+    payload: bytes,
 ) -> None:
     """Write the file under its temporary name, and rename it. Raises `OSError`."""
     digest = _digest(fingerprint, key, payload)
@@ -107,7 +115,11 @@ def writer_lives(path: Path) -> bool:
     return True
 
 
-def _digest(fingerprint: bytes, key: bytes, payload: bytes | bytearray) -> bytes:
+def _digest(
+    fingerprint: bytes,
+    key: bytes,
+    payload: bytes | bytearray,
+) -> bytes:
     """sha256: processors have instructions for it, so it is quicker than blake2b."""
     header = HEADER.pack(_MAGIC, len(payload), fingerprint, key, b"")
     digest = hashlib.sha256(header)

@@ -67,7 +67,11 @@ class KVLayout:
         )
 
     def split_budget(
-        self, budget: int, context: int, max_rows: int, chunk: int
+        self,
+        budget: int,
+        context: int,
+        max_rows: int,
+        chunk: int,
     ) -> tuple[int, ...]:
         """Blocks for each group (the scratch block included) so that all arenas fit in `budget` bytes.
 
@@ -101,7 +105,11 @@ class KVLayout:
         )
 
 
-def window_blocks(window: int | None, num_tokens: int, chunk: int) -> int:
+def window_blocks(
+    window: int | None,
+    num_tokens: int,
+    chunk: int,
+) -> int:
     """Most blocks one sequence holds at once in a group with this window."""
     whole = blocks_for(num_tokens)
     if window is None:

@@ -191,7 +191,11 @@ def default_reserve(device: int) -> int:
 
 
 def scratch_bytes(
-    sizes: ModelSizes, rows: int, chunk: int, context: int, layer_kv: int
+    sizes: ModelSizes,
+    rows: int,
+    chunk: int,
+    context: int,
+    layer_kv: int,
 ) -> int:
     """An upper estimate of what is alive at once beside weights and arena.
 

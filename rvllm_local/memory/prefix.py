@@ -109,7 +109,10 @@ class BlockHistory:
             del self._children[next(iter(self._children))]
 
     def divergence(
-        self, parent: bytes, token_ids: Sequence[int], start: int
+        self,
+        parent: bytes,
+        token_ids: Sequence[int],
+        start: int,
     ) -> Divergence | None:
         """Compare the tokens from `start` on with what was cached after `parent`; None if nothing was, or all agree."""
         cached = array("i", self._children.get(parent, b""))

@@ -212,7 +212,10 @@ class KVTables:
         return 0
 
     def publish(
-        self, tables: SequenceTables, block: int, key: bytes
+        self,
+        tables: SequenceTables,
+        block: int,
+        key: bytes,
     ) -> list[tuple[int, int]]:
         """Make block number `block` of a sequence findable under `key`; returns the new `(group, block_id)` pairs."""
         added = []

@@ -122,7 +122,9 @@ def pick(weights: FloatArray, chance: float) -> int:
 
 
 def _kept(
-    logits: FloatArray, best: np.float32, params: SamplingParams
+    logits: FloatArray,
+    best: np.float32,
+    params: SamplingParams,
 ) -> tuple[IntArray | None, FloatArray]:
     """What the filters keep: the tokens in the vocabulary's order, None for all of them, and their weights.
 
@@ -155,7 +157,11 @@ def _kept(
     return tokens, weights
 
 
-def _weights(logits: FloatArray, best: np.float32, temperature: float) -> FloatArray:
+def _weights(
+    logits: FloatArray,
+    best: np.float32,
+    temperature: float,
+) -> FloatArray:
     weights = logits - best
     if temperature != 1.0:
         weights *= np.float32(1 / temperature)

@@ -30,7 +30,9 @@ class TargetLogprobs(NamedTuple):
 
 
 def target_logprobs(
-    logits: mx.array, targets: Sequence[int], num_top: int
+    logits: mx.array,
+    targets: Sequence[int],
+    num_top: int,
 ) -> TargetLogprobs:
     """How likely each target is after its row of `logits` `[tokens, vocab]`."""
     logits = logits.astype(mx.float32)
@@ -56,7 +58,9 @@ def target_logprobs(
 
 
 def token_logprobs(
-    sampled: SampledTokens, tokens: Sequence[int], counts: Sequence[int | None]
+    sampled: SampledTokens,
+    tokens: Sequence[int],
+    counts: Sequence[int | None],
 ) -> list[TokenLogprob | None]:
     """A record for each row that asked for one.
 
@@ -79,7 +83,9 @@ def token_logprobs(
 
 
 def token_logprob(
-    token_id: int, logprob: float, top: tuple[tuple[int, float], ...]
+    token_id: int,
+    logprob: float,
+    top: tuple[tuple[int, float], ...],
 ) -> TokenLogprob:
     """A record whose alternatives, where any are wanted, include the token itself."""
     is_listed = any(other == token_id for other, _ in top)

@@ -199,7 +199,9 @@ def _draw(logits: mx.array, batch: SamplingBatch) -> mx.array:
 
 
 def _threshold(
-    scaled: mx.array, best: mx.array, batch: SamplingBatch
+    scaled: mx.array,
+    best: mx.array,
+    batch: SamplingBatch,
 ) -> mx.array | None:
     """[rows, 1]: the smallest tempered logit that is kept; ties at the threshold are all kept."""
     threshold = None if batch.log_min_p is None else best + batch.log_min_p

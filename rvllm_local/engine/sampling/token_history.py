@@ -43,7 +43,10 @@ class TokenHistory:
     """The edits of one sequence. Raises `ParameterError` for a biased token id outside the vocabulary."""
 
     def __init__(
-        self, params: SamplingParams, prompt_token_ids: Sequence[int], vocab_size: int
+        self,
+        params: SamplingParams,
+        prompt_token_ids: Sequence[int],
+        vocab_size: int,
     ) -> None:
         outside = next(
             (token for token in params.logit_bias if token >= vocab_size), None
@@ -71,7 +74,10 @@ class TokenHistory:
 
     @classmethod
     def of(
-        cls, params: SamplingParams, prompt_token_ids: Sequence[int], vocab_size: int
+        cls,
+        params: SamplingParams,
+        prompt_token_ids: Sequence[int],
+        vocab_size: int,
     ) -> TokenHistory | None:
         """The history that these parameters ask for, if they ask for one."""
         if not params.logit_bias and not params.has_penalties:

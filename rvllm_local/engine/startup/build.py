@@ -63,7 +63,9 @@ _GPU_STEP_TARGET_S = 0.1
 
 
 def open_core(
-    files: ModelFiles, text: Vocabulary, options: EngineOptions
+    files: ModelFiles,
+    text: Vocabulary,
+    options: EngineOptions,
 ) -> EngineCore:
     """Plan, then load, then build: what cannot fit is refused before memory is taken.
 
@@ -147,7 +149,9 @@ def build_core(
 
 
 def _load_parts(
-    loaded: LoadedModel, options: EngineOptions, adapters: Sequence[Adapter]
+    loaded: LoadedModel,
+    options: EngineOptions,
+    adapters: Sequence[Adapter],
 ) -> tuple[LoadedParts, MemoryPlan]:
     """The model with its arenas, and the plan that both fit."""
     context = usable_context(loaded.context_length, options)
@@ -223,7 +227,9 @@ def _is_on_cpu() -> bool:
 
 
 def _end_tokens(
-    of_config: Sequence[int], text: Vocabulary, vocab_size: int
+    of_config: Sequence[int],
+    text: Vocabulary,
+    vocab_size: int,
 ) -> tuple[int, ...]:
     """Ids that end an answer: the configuration's, and those that the text side adds."""
     more = [token for token in sorted(text.end_token_ids) if token < vocab_size]
@@ -277,7 +283,9 @@ def _accepted_plan(
 
 
 def _open_store(
-    options: EngineOptions, fingerprint: bytes, layout: KVLayout
+    options: EngineOptions,
+    fingerprint: bytes,
+    layout: KVLayout,
 ) -> BlockStore | None:
     if options.cache != "disk":
         return None

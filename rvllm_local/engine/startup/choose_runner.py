@@ -74,7 +74,9 @@ class LoadedParts:
 
 
 def choose_runner(
-    parts: LoadedParts, options: EngineOptions, key: str | None
+    parts: LoadedParts,
+    options: EngineOptions,
+    key: str | None,
 ) -> tuple[ModelRunner, int | None]:
     """A runner in the fastest mode that is right here, and the bytes that a step takes.
 
@@ -107,7 +109,9 @@ def choose_runner(
 
 
 def _row_group(
-    parts: LoadedParts, runner: ModelRunner, known_result: StartupResult | None
+    parts: LoadedParts,
+    runner: ModelRunner,
+    known_result: StartupResult | None,
 ) -> int:
     """Rows of a decode call in the deterministic mode."""
     if known_result is not None:
@@ -116,7 +120,9 @@ def _row_group(
 
 
 def _kernels_or_reference(
-    parts: LoadedParts, options: EngineOptions, known_result: StartupResult | None
+    parts: LoadedParts,
+    options: EngineOptions,
+    known_result: StartupResult | None,
 ) -> ModelRunner:
     """The kernels where they run and agree with mlx-lm here, otherwise the reference."""
     has_gpu = default_backend() != "none"
@@ -133,7 +139,9 @@ def _kernels_or_reference(
 
 
 def _over_kernels(
-    parts: LoadedParts, options: EngineOptions, known_result: StartupResult | None
+    parts: LoadedParts,
+    options: EngineOptions,
+    known_result: StartupResult | None,
 ) -> ModelRunner:
     module = parts.loaded.module
     heads = None
@@ -152,7 +160,9 @@ def _over_kernels(
 
 
 def _install_products(
-    parts: LoadedParts, options: EngineOptions, kernels: KernelBackend
+    parts: LoadedParts,
+    options: EngineOptions,
+    kernels: KernelBackend,
 ) -> None:
     """Quantized layers take the quicker product; the deterministic mode takes ours."""
     if default_backend() == "none":
@@ -209,7 +219,10 @@ def _make_runner(
 
 
 def _make_kernel_runner(
-    parts: LoadedParts, kernels: KernelBackend, joined: JoinedAdds | None, mode: RunMode
+    parts: LoadedParts,
+    kernels: KernelBackend,
+    joined: JoinedAdds | None,
+    mode: RunMode,
 ) -> ModelRunner:
     compiled = None
     if mode.batched and not mode.dense and parts.is_compiled:

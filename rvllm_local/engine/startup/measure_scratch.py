@@ -24,7 +24,12 @@ _HARDEST = SamplingParams(temperature=1.0, top_p=0.9, top_k=50, min_p=0.01, logp
 
 
 def measure_scratch(
-    runner: ModelRunner, kv: KVTables, *, context: int, rows: int, chunk: int
+    runner: ModelRunner,
+    kv: KVTables,
+    *,
+    context: int,
+    rows: int,
+    chunk: int,
 ) -> int:
     """The most bytes that MLX held at once beside what it holds now, over the largest calls that can come.
 
@@ -79,7 +84,10 @@ def _status_bytes(name: str) -> int:
 
 
 def _over(
-    kv: KVTables, length: int, chunk: int, call: Callable[[SequenceTables, int], None]
+    kv: KVTables,
+    length: int,
+    chunk: int,
+    call: Callable[[SequenceTables, int], None],
 ) -> int:
     """The peak of a call over a sequence of `length` tokens; it is told where the last chunk of these starts."""
     tables, start = kv.new_sequence(), max(0, length - chunk)
@@ -99,14 +107,22 @@ def _over(
 
 
 def _decode(
-    runner: ModelRunner, rows: int, length: int, tables: SequenceTables, _start: int
+    runner: ModelRunner,
+    rows: int,
+    length: int,
+    tables: SequenceTables,
+    _start: int,
 ) -> None:
     runner.try_decode(
         [DecodeRow(tables, length - 1, 0, adapter=runner.num_adapters)] * rows
     )
 
 
-def _draw(runner: ModelRunner, tables: SequenceTables, rows: int) -> None:
+def _draw(
+    runner: ModelRunner,
+    tables: SequenceTables,
+    rows: int,
+) -> None:
     """One whole decode step of `rows` rows of one token."""
     samplings = [RowSampling(_HARDEST, row, 0) for row in range(rows)]
     sampled = runner.sample(

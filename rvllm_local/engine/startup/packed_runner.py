@@ -52,7 +52,10 @@ _USEFUL = 0.1  # nats: with more, predictions in int8 are others
 
 
 def choose_packed_runner(
-    model: LoadedParts, form: WeightForm, options: EngineOptions, key: str | None
+    model: LoadedParts,
+    form: WeightForm,
+    options: EngineOptions,
+    key: str | None,
 ) -> tuple[ModelRunner, int | None]:
     """A runner over the packed model, and the bytes that a step takes (None if nothing is checked).
 
@@ -69,7 +72,10 @@ def choose_packed_runner(
 
 
 def _choose(
-    model: LoadedParts, form: WeightForm, options: EngineOptions, key: str | None
+    model: LoadedParts,
+    form: WeightForm,
+    options: EngineOptions,
+    key: str | None,
 ) -> tuple[ModelRunner, int | None]:
     cache_dir = Path(options.cache_dir) if options.cache_dir else None
     if not options.self_check:

@@ -24,7 +24,10 @@ _FEWEST_BLOCKS = 4
 
 
 def plan_model(
-    model: ModelDescription, options: EngineOptions, *, strict: bool = True
+    model: ModelDescription,
+    options: EngineOptions,
+    *,
+    strict: bool = True,
 ) -> MemoryPlan:
     """The plan of a model that is not loaded. With `strict`, raises `MemoryBudgetError` if it does not fit.
 
@@ -80,7 +83,9 @@ def plan_engine(
 
 
 def arena_blocks(
-    layout: KVLayout, options: EngineOptions, context: int
+    layout: KVLayout,
+    options: EngineOptions,
+    context: int,
 ) -> tuple[int, ...]:
     """Blocks for each group's arena, the scratch block included."""
     budget = options.kv_memory or _default_budget(layout, context, options)
@@ -111,7 +116,11 @@ def usable_context(length: int, options: EngineOptions) -> int:
     return options.context_length
 
 
-def _default_budget(layout: KVLayout, context: int, options: EngineOptions) -> int:
+def _default_budget(
+    layout: KVLayout,
+    context: int,
+    options: EngineOptions,
+) -> int:
     scratch_blocks = sum(shape.block_bytes for shape in layout.groups)
     context_bytes = (
         layout.sequence_bytes(context, options.prefill_chunk) + scratch_blocks

@@ -95,7 +95,9 @@ def read_result(key: str, cache_dir: Path | None = None) -> StartupResult | None
 
 
 def write_result(
-    key: str, result: StartupResult, cache_dir: Path | None = None
+    key: str,
+    result: StartupResult,
+    cache_dir: Path | None = None,
 ) -> None:
     """Note a result. Failing to costs only time."""
     write_note(

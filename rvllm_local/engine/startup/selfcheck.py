@@ -114,7 +114,11 @@ def _way(mode: RunMode) -> str:
     )
 
 
-def rows_are_independent(runner: ModelRunner, kv: KVTables, vocab_size: int) -> int:
+def rows_are_independent(
+    runner: ModelRunner,
+    kv: KVTables,
+    vocab_size: int,
+) -> int:
     """Rows a decode call may have in the deterministic mode: `_ROW_GROUP` if a row's logits are bit for bit the same in
     every place of such a call and beside any neighbours, else 1.
     """
@@ -171,7 +175,9 @@ def _plain_logits(model: nn.Module, prompt: list[int]) -> mx.array:
 
 
 def _paged_logits(
-    runner: ModelRunner, kv: KVTables, prompts: list[list[int]]
+    runner: ModelRunner,
+    kv: KVTables,
+    prompts: list[list[int]],
 ) -> list[mx.array]:
     tables = [kv.new_sequence() for _ in prompts]
     try:
@@ -218,7 +224,9 @@ def _try(compute: Callable[[], list[mx.array]], judge: Judge) -> str | None:
 
 
 def _distance(
-    computed: Sequence[mx.array], expected: Sequence[mx.array], tolerance: float
+    computed: Sequence[mx.array],
+    expected: Sequence[mx.array],
+    tolerance: float,
 ) -> str | None:
     """None if no logit is further away than `tolerance`, a share of the largest one."""
     for ours, theirs in zip(computed, expected, strict=True):
