@@ -7,6 +7,7 @@ What a person can do is in `actions` and the widgets; what then happens is decid
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Callable, Iterable
 from typing import Any, ClassVar
@@ -17,6 +18,7 @@ from textual.binding import BindingType
 from textual.containers import Horizontal, Vertical
 from textual.screen import Screen
 from textual.widgets import Footer, Input, Static, TextArea
+from textual.worker import WorkerError
 
 from rvllm_local.errors import HistoryError
 from rvllm_local.history import ChatHistory
@@ -79,6 +81,7 @@ class ChatApp(ActionsApp):
         self._status = Static("", id="status", markup=False)
         self._queue = Static("", id="queue", markup=False)
         self._last_interrupt = -1e9
+        self._is_ending = False
         self._draft_of, self._was_temporary = "new", options.is_temporary
         for theme in make_themes():
             self.register_theme(theme)
@@ -189,8 +192,11 @@ class ChatApp(ActionsApp):
 
     async def shut(self) -> None:
         """Write what there is, and let go of the server."""
+        self._is_ending = True
         for group in ("connect", "switch", "look"):
-            self.workers.cancel_group(self, group)
+            for worker in self.workers.cancel_group(self, group):
+                with contextlib.suppress(WorkerError):
+                    await worker.wait()
         await self.keep_drafts()
         await self.driver.close()
         await self.server.stop()
@@ -219,6 +225,8 @@ class ChatApp(ActionsApp):
 
     async def _tick(self) -> None:
         """Twice a second: write what is due, and look at the engine if anybody does."""
+        if self._is_ending:
+            return
         driver = self.driver
         driver.dispatch(ClockTicked(driver.clock()))
         session = driver.session

@@ -81,8 +81,7 @@ class ServerConnection:
             old, driver.endpoint = driver.endpoint, None
             if old is not None:
                 await old.close()
-            endpoint = await connecting
-            models = await endpoint.models()
+            endpoint, models = await _connected(connecting)
         except (EndpointError, OSError) as error:
             self._tell(ConnectionState.LOST, str(error))
             return str(error)
@@ -137,3 +136,15 @@ class ServerConnection:
         driver = self._driver
         event = ConnectionChanged(state, clean_line(text), driver.clock())
         driver.dispatch(event)
+
+
+async def _connected(
+    connecting: Awaitable[ChatEndpoint],
+) -> tuple[ChatEndpoint, tuple[ModelInfo, ...]]:
+    """The endpoint and its models; it is closed again if it cannot name them."""
+    endpoint = await connecting
+    try:
+        return endpoint, await endpoint.models()
+    except BaseException:
+        await endpoint.close()
+        raise

@@ -298,14 +298,18 @@ class Driver:
             case MoveToMemory(chat, messages):
                 await self.in_thread(_copy, self.memory, chat, messages)
             case Generate():
-                self._replies[effect.reply_id] = asyncio.create_task(
-                    self._generate(effect)
-                )
+                self._begin(effect)
             case CancelReply(reply_id):
-                if task := self._replies.pop(reply_id, None):
+                if task := self._replies.get(reply_id):
                     task.cancel()
             case _:
                 self._on_effect(effect)
+
+    def _begin(self, effect: Generate) -> None:
+        """Ask for a reply; its task is known until it has closed its connection."""
+        task = asyncio.create_task(self._generate(effect))
+        self._replies[effect.reply_id] = task
+        task.add_done_callback(lambda _: self._replies.pop(effect.reply_id, None))
 
     async def _generate(self, effect: Generate) -> None:
         reply = ReplyGatherer(effect.reply_id, self.dispatch, self.clock)
@@ -335,7 +339,6 @@ class Driver:
             )
         finally:
             reply.close()
-            self._replies.pop(effect.reply_id, None)
 
 
 def _copy(store: ChatHistory, chat: Chat, messages: tuple[ChatMessage, ...]) -> None:

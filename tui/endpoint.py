@@ -1,11 +1,12 @@
-"""The chat's way to a server: any OpenAI-style HTTP endpoint, the project's own included.
+"""The chat's way to a server: any OpenAI-style endpoint, the project's own included.
 
-Turns lines of a stream into the session's events and everything that can go wrong into `EndpointError` with one
-plain sentence. Knows nothing of Textual or the history.
+Turns a stream into the parts of a reply, and everything that can go wrong into
+`EndpointError` with one plain sentence. Knows nothing of Textual or the history.
 """
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import os
@@ -31,9 +32,8 @@ from rvllm_local.tui.server_answers import (
 from rvllm_local.tui.state import EngineView, ModelInfo
 
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
-_SILENCE_S = (
-    300.0  # a server that sends nothing at all, not even a keepalive, is taken for dead
-)
+# A server that sends nothing at all, not even a keepalive, is taken for dead.
+_SILENCE_S = 300.0
 
 
 class ServerGoneError(EndpointError):
@@ -43,8 +43,8 @@ class ServerGoneError(EndpointError):
 class ChatEndpoint:
     """One server. `url` may end in /v1 or not. Close it when done.
 
-    The key comes from `key`, else from the environment: RVLLM_API_KEY, or, for a server that is not on this machine,
-    OPENAI_API_KEY.
+    The key comes from `key`, else from the environment: RVLLM_API_KEY, or, for a server
+    that is not on this machine, OPENAI_API_KEY.
     """
 
     def __init__(
@@ -56,17 +56,18 @@ class ChatEndpoint:
     ) -> None:
         self.url = _base(url)
         is_local = urlsplit(self.url).hostname in _LOOPBACK
-        key = (
-            key
-            or os.environ.get("RVLLM_API_KEY")
-            or (None if is_local else os.environ.get("OPENAI_API_KEY"))
-        )
+        key = key or os.environ.get("RVLLM_API_KEY")
+        if not key and not is_local:
+            key = os.environ.get("OPENAI_API_KEY")
         headers = {"Authorization": f"Bearer {key}"} if key else {}
+        self._calls: set[asyncio.Task[httpx.Response]] = set()
+        self._is_closed = False
         self._client = httpx.AsyncClient(
             base_url=self.url,
             headers=headers,
             timeout=httpx.Timeout(10.0, connect=5.0, read=_SILENCE_S),
-            trust_env=not is_local,  # a proxy has no business between this machine and itself
+            # A proxy has no business between this machine and itself.
+            trust_env=not is_local,
             transport=transport,
         )
 
@@ -86,10 +87,7 @@ class ChatEndpoint:
 
         Raises `EndpointError` if nobody answers.
         """
-        try:
-            answer = await self._client.get("/health", timeout=5.0)
-        except (httpx.HTTPError, RuntimeError) as error:
-            raise _explain(error, self.url) from error
+        answer = await self._answer("/health", 5.0)
         try:
             value = mapping(answer.json())
         except ValueError:
@@ -136,17 +134,33 @@ class ChatEndpoint:
             raise _explain(error, self.url) from error
 
     async def close(self) -> None:
-        """Close the connections."""
+        """Close the connections, and end the calls that are under way."""
+        self._is_closed = True
+        calls = list(self._calls)
+        for call in calls:
+            call.cancel()
+        # One that were still connecting would be missed by the client's own closing.
+        await asyncio.gather(*calls, return_exceptions=True)
         await self._client.aclose()
 
-    async def _get(self, path: str, timeout: float = 5.0) -> Any:
+    async def _answer(self, path: str, timeout: float) -> httpx.Response:
+        if self._is_closed:
+            raise ServerGoneError(f"the connection to {self.url} is closed")
+        call = asyncio.create_task(self._client.get(path, timeout=timeout))
+        self._calls.add(call)
+        call.add_done_callback(self._calls.discard)
         try:
-            answer = await self._client.get(path, timeout=timeout)
-        except (
-            httpx.HTTPError,
-            RuntimeError,
-        ) as error:  # RuntimeError: closed meanwhile, because the app ends
+            return await call
+        except httpx.HTTPError as error:
             raise _explain(error, self.url) from error
+        except asyncio.CancelledError:
+            if _is_cancelled():
+                raise
+            reason = f"the connection to {self.url} is closed"
+            raise ServerGoneError(reason) from None
+
+    async def _get(self, path: str, timeout: float = 5.0) -> Any:
+        answer = await self._answer(path, timeout)
         if answer.status_code != 200:
             raise EndpointError(refusal(answer.status_code, answer.content))
         try:
@@ -160,22 +174,24 @@ class ChatEndpoint:
 _JSON = {"Content-Type": "application/json"}
 
 
+def _is_cancelled() -> bool:
+    """Whether the present task is to end, and not a call that it waits for."""
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
+
+
 def _base(url: str) -> str:
     if "://" not in url:
         url = f"http://{url}"
     try:
         parts = urlsplit(url)
-        valid = (
-            parts.scheme in ("http", "https")
-            and bool(parts.hostname)
-            and (parts.port is None or parts.port > 0)
-        )
+        is_http = parts.scheme in ("http", "https") and bool(parts.hostname)
+        is_valid = is_http and parts.port != 0
     except ValueError:
-        valid = False
-    if not valid:
-        raise EndpointError(
-            f"{url!r} is no endpoint; write it like http://127.0.0.1:8473 or https://host/v1"
-        )
+        is_valid = False
+    if not is_valid:
+        examples = "http://127.0.0.1:8473 or https://host/v1"
+        raise EndpointError(f"{url!r} is no endpoint; write it like {examples}")
     return url.rstrip("/").removesuffix("/v1").rstrip("/")
 
 

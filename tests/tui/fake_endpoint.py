@@ -1,4 +1,7 @@
-"""A scripted OpenAI-style server on loopback, in a thread: it answers, stalls, cuts, lies and sends hostile text."""
+"""A scripted OpenAI-style server on loopback, in a thread.
+
+It answers, stalls, cuts, lies and sends hostile text.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,8 @@ import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
+
+CLOSING_S = 20.0  # the other side has this long to close its connections
 
 ENGINE = {
     "blocks": {
@@ -33,11 +38,43 @@ ENGINE = {
 }
 
 
-class FakeEndpoint:
-    """`script` maps the last user message to what is done: a list of steps, each a delta's text, a dict that is sent
-    as it is, bytes that are sent raw, or one of the words below. `requests` are the bodies that came.
+class _Server(ThreadingHTTPServer):
+    """Knows which connections are open."""
 
-    "hold" waits for `release`; "cut" closes the connection; ("status", n, body) refuses.
+    daemon_threads = True
+
+    def __init__(self, handler: type[BaseHTTPRequestHandler]) -> None:
+        super().__init__(("127.0.0.1", 0), handler)
+        self._open: set[Any] = set()
+        self._changed = threading.Condition()
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        with self._changed:
+            self._open.add(request)
+        super().process_request(request, client_address)
+
+    def shutdown_request(self, request: Any) -> None:
+        super().shutdown_request(request)
+        with self._changed:
+            self._open.discard(request)
+            self._changed.notify_all()
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """A client that goes away in the middle is no news."""
+
+    def all_closed(self, timeout: float) -> bool:
+        with self._changed:
+            return self._changed.wait_for(lambda: not self._open, timeout)
+
+
+class FakeEndpoint:
+    """`script` maps the last user message to what is done.
+
+    It is a list of steps, each a delta's text, a dict that is sent as it is, bytes that
+    are sent raw, or one of the words below. `requests` are the bodies that came.
+    "hold" waits for `release`; "cut" closes the connection; ("status", n, body)
+    refuses. At its end every connection must have been closed by the other side: one
+    that was left open would fail some later test, when it is collected.
     """
 
     def __init__(
@@ -57,8 +94,7 @@ class FakeEndpoint:
             {"id": "small", "context_length": 32768},
             {"id": "large", "max_model_len": 131072},
         ]
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
-        self._server.daemon_threads = True
+        self._server = _Server(self._handler())
         self._thread = threading.Thread(
             target=self._server.serve_forever,
             kwargs={"poll_interval": 0.01},
@@ -73,11 +109,13 @@ class FakeEndpoint:
         self._thread.start()
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: object, *_: object) -> None:
         self.release.set()
         self._server.shutdown()
         self._server.server_close()
         self._thread.join()
+        if kind is None:
+            assert self._server.all_closed(CLOSING_S), "a connection was left open"
 
     def steps(self, body: dict[str, Any]) -> list[Any]:
         return self.script.get(body["messages"][-1]["content"], self.default)

@@ -202,3 +202,22 @@ def test_asking_after_the_end_is_told_and_no_bug() -> None:
             await endpoint.health()
 
     asyncio.run(scenario(ChatEndpoint("http://127.0.0.1:9")))
+
+
+@pytest.mark.parametrize("num_steps", range(0, 40, 4))
+def test_closing_leaves_no_connection_of_a_call_under_way(num_steps: int) -> None:
+    """The client's own closing misses a connection that is still being made."""
+
+    async def scenario(fake: FakeEndpoint) -> None:
+        endpoint = ChatEndpoint(fake.url)
+        call = asyncio.create_task(endpoint.models())
+        for _ in range(num_steps):
+            await asyncio.sleep(0)
+        await endpoint.close()
+        (answer,) = await asyncio.gather(call, return_exceptions=True)
+        assert isinstance(answer, EndpointError | tuple)
+        with pytest.raises(EndpointError, match="is closed"):
+            await endpoint.health()
+
+    with FakeEndpoint() as fake:  # its end waits for every connection's
+        asyncio.run(scenario(fake))

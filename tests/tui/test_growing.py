@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rvllm_local.tui.growing import Piece, cut
@@ -49,6 +49,7 @@ def gap(before: str, piece: Piece) -> str:
     return "\n" if piece.is_joined else "\n\n"
 
 
+@settings(deadline=None)
 @given(
     st.lists(st.sampled_from(BLOCKS), min_size=1, max_size=6),
     st.integers(1, 40),

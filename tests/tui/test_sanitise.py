@@ -63,8 +63,8 @@ def test_what_is_copied_can_be_pasted() -> None:
 
 
 def test_a_huge_line_is_cut_quickly() -> None:
-    began = time.perf_counter()
+    began = time.process_time()
     shown, left_out = shorten(clean("é" * 1_000_000))
-    assert time.perf_counter() - began < 1.0
+    assert time.process_time() - began < 1.0
     assert len(shown) + left_out == 1_000_000
     assert max(map(len, shown.split("\n"))) <= 8_000
