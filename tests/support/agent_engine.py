@@ -1,4 +1,4 @@
-"""An engine that plays a coding agent's model: some calls of one tool, then an answer."""
+"""Engines that play a coding agent's model: some calls of one tool, then an answer."""
 
 from __future__ import annotations
 
@@ -12,6 +12,12 @@ from rvllm_local.types import Request
 from tests.support.scripted import ScriptedClient
 
 DONE = "All is done."
+SUMMARY = "Summary: the tool was called."
+COMMAND = "echo hi"  # of a shell; a play that overflows has it print more
+_TITLE = "A title"
+_PRINTED = "line 0 000000001"  # by the first call of an overflowing play
+# What agents say when they ask for a summary.
+_ASKS_FOR_SUMMARY = ("summar", "compact", "snapshot")
 
 
 @dataclass(frozen=True)
@@ -43,7 +49,10 @@ class AgentEngine(ScriptedClient):
         is_offered = f'"name": "{self._play.tool}"' in prompt
         if not is_offered or num_results >= self._play.num_calls:
             return DONE
-        call = {"name": self._play.tool, "arguments": dict(self._play.arguments)}
+        return self._call(dict(self._play.arguments))
+
+    def _call(self, arguments: Mapping[str, Any]) -> str:
+        call = {"name": self._play.tool, "arguments": arguments}
         return f"<tool_call>\n{json.dumps(call)}\n</tool_call>"
 
     def cached(self, request: Request) -> int:
@@ -56,9 +65,45 @@ class AgentEngine(ScriptedClient):
         return longest
 
 
+class OverflowingEngine(AgentEngine):
+    """Calls the tool, which prints much, until it is asked to summarise the session."""
+
+    num_summaries = 0
+    has_gone_on = False  # a prompt held the summary
+
+    def script(self, request: Request) -> str:
+        """A call, the summary, or the answer to one who was given the summary."""
+        prompt = self._tokenizer.decode(request.prompt_token_ids, skip_special=False)
+        if SUMMARY in prompt:
+            self.has_gone_on = True
+            return DONE
+        turn = prompt.rpartition("<|im_start|>user\n")[2]
+        beginning = turn[:3000].lower()
+        if any(word in beginning for word in _ASKS_FOR_SUMMARY):
+            return self._summary(prompt)
+        if f'"name": "{self._play.tool}"' not in prompt:
+            return self._summary(prompt)
+        return self._call(self._printing(turn.count("<|im_start|>tool\n")))
+
+    def _summary(self, prompt: str) -> str:
+        if _PRINTED not in prompt:
+            return _TITLE
+        self.num_summaries += 1
+        return SUMMARY
+
+    def _printing(self, number: int) -> dict[str, Any]:
+        """Arguments of a call that prints 24,000 letters, and is no call of before."""
+        command = f"seq -f 'line {number} %09.0f' 1 1500"
+        arguments = dict(self._play.arguments)
+        for name, value in arguments.items():
+            if value == COMMAND:
+                arguments[name] = command
+        return arguments
+
+
 def common_prefix(left: tuple[int, ...], right: tuple[int, ...]) -> int:
     """How many tokens two prompts have in common at their beginnings."""
-    for index, (one, other) in enumerate(zip(left, right, strict=False)):
-        if one != other:
+    for index, (token, other) in enumerate(zip(left, right, strict=False)):
+        if token != other:
             return index
     return min(len(left), len(right))
