@@ -44,6 +44,10 @@ class SseReader:
         """
         if not piece:
             return []
+        is_between_events = not (self._rest or self._data or self._ended_in_return)
+        if is_between_events and _is_single_event(piece):
+            self._check_size(len(piece))
+            return [piece[5:].strip()]
         if self._ended_in_return and piece.startswith(b"\n"):
             piece = piece[1:]
         self._ended_in_return = piece.endswith(b"\r")
@@ -88,3 +92,10 @@ class SseReader:
             raise EventSizeError(
                 f"an event of more than {self._limit} bytes or {_LINE_LIMIT} lines"
             )
+
+
+def _is_single_event(piece: bytes) -> bool:
+    """Whether `piece` is one event of one line of data: what most servers send."""
+    if not piece.startswith(b"data:") or not piece.endswith(b"\n\n"):
+        return False
+    return piece.count(b"\n") == 2 and b"\r" not in piece
