@@ -23,7 +23,9 @@ _WINDOWED = ["sliding_attention", "full_attention"] * (_LAYERS // 2)
 
 # What a field of this name gets wherever a definition has it.
 SIZES: dict[str, Any] = {
-    "vocab_size": VOCAB_SIZE,
+    **dict.fromkeys(
+        ("vocab_size", "vocab_size_per_layer_input", "num_vocab"), VOCAB_SIZE
+    ),
     "max_position_embeddings": 2048,
     "model_max_length": 2048,
     "rope_theta": 10000.0,
