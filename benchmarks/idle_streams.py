@@ -174,14 +174,19 @@ def _serve(folder: Path, profile: str | None) -> None:
     from rvllm_local.server.http.settings import ServerSettings
     from rvllm_local.server.listener import bound, serve
     from rvllm_local.server.models.registry import Registry
+    from rvllm_local.server.models.served_model import Openers
+    from rvllm_local.server.prompts.process import PromptProcess
 
     command = (sys.executable, "-m", "tests.support.paced_child")
     registry = Registry(
         {"tiny": ModelFiles("folder", folder, "tiny")},
         "tiny",
         EngineOptions(),
-        opener=lambda files, options: ProcessClient(
-            str(files.path), options, command=command
+        openers=Openers(
+            lambda files, options: ProcessClient(
+                str(files.path), options, command=command
+            ),
+            PromptProcess,
         ),
     )
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import ctypes
 import functools
 import os
+import signal
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,7 @@ _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = (
 )  # mallopt(3)
 _PIECE = 8 * 2**20  # below the size that malloc maps separately
 _MOST_RESERVED = 448 * 2**20  # below the size at which free memory is trimmed
+_PR_SET_PDEATHSIG = 1
 _OPENBLAS = "libopenblas.so.0"
 # What MLX reads from the environment when it first uses a device; who set one of them keeps it.
 MLX_SETTINGS = {
@@ -90,6 +92,17 @@ def trim_heap() -> None:
         ctypes.CDLL(None).malloc_trim(0)
     except (OSError, AttributeError):  # not glibc
         return
+
+
+def end_with_parent(parent: int) -> None:
+    """Have the kernel end this process with the thread of `parent` that started it.
+
+    Where it cannot, the end of a connection to the parent has to tell.
+    """
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:
+        os._exit(0)
 
 
 def _load_openblas() -> HostReport:

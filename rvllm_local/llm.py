@@ -5,6 +5,7 @@ Text goes in and out here; the engine below deals in token ids. Safe to use from
 
 from __future__ import annotations
 
+import functools
 import types
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -304,7 +305,8 @@ class LLM:
             adapter=checked_adapter(adapter),
         )
         stream = open_stream(self._client, requests)
-        return read_chat(stream, params.n, prepared.new_parser)
+        new_parser = functools.partial(prepared.new_parser, call.callable_tools)
+        return read_chat(stream, params.n, new_parser)
 
     def __enter__(self) -> LLM:
         return self

@@ -40,6 +40,11 @@ class ChatCall:
     priority: int = 0
     stated: frozenset[str] | None = None
 
+    @property
+    def callable_tools(self) -> tuple[Mapping[str, Any], ...]:
+        """The tools that the answer may call."""
+        return () if self.tool_choice == "none" else self.tools
+
 
 @dataclass(frozen=True, slots=True)
 class TextCall:
@@ -58,6 +63,11 @@ class TextCall:
     is_open_ended: bool = False
     priority: int = 0
     stated: frozenset[str] | None = None
+
+    @property
+    def callable_tools(self) -> tuple[Mapping[str, Any], ...]:
+        """A text calls nothing."""
+        return ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,7 +5,7 @@ Runs on any thread; everything it needs comes in, and nothing is kept.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -41,19 +41,29 @@ Tools = Sequence[Mapping[str, Any]]
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """What goes to the engine, and how each output is to be read.
+    """What goes to the engine, and how each output is to be read. Plain data.
 
     `prompts` are token ids, `params` one for each of them. `kept_special` are special
     tokens that must reach the parser as text. `left_out` names the parts of schemas that
-    the grammar does not enforce.
+    the grammar does not enforce. `style` is how outputs are written, None for plain text;
+    with `starts_inside`, they begin inside a thought.
     """
 
     prompts: tuple[tuple[int, ...], ...]
     params: tuple[SamplingParams, ...]
-    new_parser: Callable[[], OutputParser]
     grammar: str | None = None
     kept_special: tuple[str, ...] = ()
     left_out: tuple[str, ...] = ()
+    style: OutputStyle | None = None
+    starts_inside: bool = False
+
+    def new_parser(self, tools: Tools) -> OutputParser:
+        """A parser of one output; `tools` are those that the call lets be called."""
+        if self.style is None:
+            return OutputParser(None)
+        return OutputParser.for_style(
+            self.style, tools=tools, starts_inside=self.starts_inside
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,24 +91,20 @@ def prepare_chat(model: ConversationModel, call: ChatCall) -> Prepared:
     """
     _check_length(model, call.messages)
     _check_length(model, call.tools)
-    tools: Tools = () if call.tool_choice == "none" else call.tools
+    tools = call.callable_tools
     rendered = _render(model, call, tools)
-    style, starts_inside = rendered.style, rendered.starts_inside
     params = call.params
     if call.is_open_ended:
         params = _up_to_context(params, len(rendered.token_ids), model.limits)
-
-    def new_parser() -> OutputParser:
-        return OutputParser.for_style(style, tools=tools, starts_inside=starts_inside)
-
     grammar, left_out = split_left_out(_chat_grammar(call, tools, rendered))
     return Prepared(
         (rendered.token_ids,),
         (params,),
-        new_parser,
         grammar,
-        _kept_special(style, bool(tools)),
+        _kept_special(rendered.style, bool(tools)),
         left_out,
+        rendered.style,
+        rendered.starts_inside,
     )
 
 
@@ -117,13 +123,7 @@ def prepare_text(model: ConversationModel, call: TextCall) -> Prepared:
     if call.response_format is not None:
         whole = grammar_for_format(call.response_format)
     grammar, left_out = split_left_out(whole)
-    return Prepared(
-        tuple(prompts),
-        tuple(params),
-        lambda: OutputParser(None),
-        grammar,
-        left_out=left_out,
-    )
+    return Prepared(tuple(prompts), tuple(params), grammar, left_out=left_out)
 
 
 def _render(model: ConversationModel, call: ChatCall, tools: Tools) -> _Rendered:

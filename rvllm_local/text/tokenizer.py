@@ -29,6 +29,7 @@ from rvllm_local.text.turn_ends import known_ends, turn_ends
 
 _PROBE = "Q7zSystemq7"  # a text that no template writes itself
 _KEPT_PIECES = 8192  # tokens whose bytes are kept: a text repeats its own
+_MOST_IDS = 2**22  # no vocabulary has more; a damaged one may name any number
 
 
 class Tokenizer:
@@ -64,7 +65,7 @@ class Tokenizer:
         self._named_tokens = dict(named_tokens or {})
         self._uses_known_ends = uses_known_ends
         self._add_bos = add_bos
-        self._adds_space = adds_prefix_space(backend)
+        self.adds_space = adds_prefix_space(backend)
         self._token_bytes = functools.lru_cache(_KEPT_PIECES)(byte_decoder(backend))
         # Tags of calls and thoughts belong to templates and models too, where a
         # vocabulary has them without calling them special.
@@ -86,10 +87,24 @@ class Tokenizer:
         return self._backend.get_vocab_size(with_added_tokens=True)
 
     @functools.cached_property
+    def num_ids(self) -> int:
+        """All token ids are below this, however many of them stand for nothing."""
+        backend = self._backend
+        if isinstance(backend, SentencePieceBackend):
+            return min(backend.get_vocab_size(), _MOST_IDS)
+        highest = max(backend.get_vocab(with_added_tokens=True).values(), default=-1)
+        return min(highest + 1, _MOST_IDS)
+
+    @property
+    def special_ids(self) -> Collection[int]:
+        """Ids of the special tokens."""
+        return self._special.keys()
+
+    @functools.cached_property
     def longest_token(self) -> int:
         """Bytes of the longest token: a text of more bytes than n times this takes more than n tokens."""
         return max(
-            (len(self._bytes(token)) for token in range(self.vocab_size)), default=1
+            (len(self.spelling(token)) for token in range(self.num_ids)), default=1
         )
 
     @property
@@ -133,16 +148,22 @@ class Tokenizer:
             for token in token_ids
             if not (skip_special and token in self._special)
         ]
-        text = b"".join(self._bytes(token) for token in parts).decode(
+        text = b"".join(self.spelling(token) for token in parts).decode(
             "utf-8", errors="replace"
         )
-        if parts and self._adds_space:
+        if parts and self.adds_space:
             return text.removeprefix(" ")
         return text
 
     def id_to_bytes(self, token_id: int) -> bytes | None:
         """The bytes that a token stands for; None for special tokens."""
-        return None if token_id in self._special else self._bytes(token_id)
+        return None if token_id in self._special else self.spelling(token_id)
+
+    def spelling(self, token_id: int) -> bytes:
+        """The bytes of a token, special or not; none for an id without a token."""
+        if token_id in self._special:
+            return self._special[token_id].encode()
+        return self._token_bytes(token_id)
 
     @property
     def special_texts(self) -> Collection[str]:
@@ -252,7 +273,7 @@ class Tokenizer:
         """Token ids of a part of a text."""
         if isinstance(backend, SentencePieceBackend):
             return backend.encode(piece, continues=follows_text).ids
-        if follows_text and self._adds_space:
+        if follows_text and self.adds_space:
             knows_special = backend is self._backend
             backend = self._continuing if knows_special else self._plain_continuing
         return token_ids_of(backend, piece)
@@ -286,11 +307,6 @@ class Tokenizer:
                 raise ParameterError(
                     "messages", f"message {index} holds a special token in its role"
                 )
-
-    def _bytes(self, token_id: int) -> bytes:
-        if token_id in self._special:
-            return self._special[token_id].encode()
-        return self._token_bytes(token_id)
 
 
 class KeptSpecial:

@@ -16,7 +16,9 @@ from rvllm_local.models.locate import ModelFiles
 from rvllm_local.options import EngineOptions
 from rvllm_local.server.http.problems import Problem
 from rvllm_local.server.models.registry import Registry
+from rvllm_local.server.models.served_model import Openers
 from tests.support.api import PacedClient, plan_of
+from tests.support.prompts_here import PromptsHere
 
 SIZES = {"small": 30, "middle": 50, "large": 80, "giant": 500}
 
@@ -35,7 +37,7 @@ class World:
             available,
             "small",
             EngineOptions(),
-            opener=self._open,
+            openers=Openers(self._open, PromptsHere),
             planner=self._plan,
             clock=lambda: self.now,
             **options,

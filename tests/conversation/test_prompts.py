@@ -11,6 +11,7 @@ import pytest
 from tokenizers import Tokenizer
 
 from rvllm_local.conversation.calls import ChatCall
+from rvllm_local.conversation.model import ConversationModel
 from rvllm_local.conversation.prompts import prepare_chat
 from rvllm_local.text.families import style_of
 from rvllm_local.types import EventSink, Request, SamplingParams
@@ -59,6 +60,12 @@ def asked(running: Running, path: str, **body: object) -> str:
     return found
 
 
+def model_of(running: Running) -> ConversationModel:
+    """What makes the prompts of the model that is loaded."""
+    model: ConversationModel = running.server.registry.loaded()[0].prompts.model
+    return model
+
+
 def test_a_suffix_stands_between_the_models_own_tags(running: Running) -> None:
     found = asked(
         running, "/v1/completions", prompt="def f():", suffix="return <|fim_middle|> x"
@@ -68,7 +75,7 @@ def test_a_suffix_stands_between_the_models_own_tags(running: Running) -> None:
         == "<|fim_prefix|>def f():<|fim_suffix|>return <|fim_middle|> x<|fim_middle|>"
     )
     tokens = running.engine.prompts[-1]
-    middle = running.server.registry.loaded()[0].tokenizer.control_token_id(TAGS[2])
+    middle = model_of(running).tokenizer.control_token_id(TAGS[2])
     assert [place for place, token in enumerate(tokens) if token == middle] == [
         len(tokens) - 1
     ]
@@ -126,20 +133,20 @@ def test_arguments_that_nest_too_deep_are_shown_as_they_are(
 def test_a_call_is_read_as_it_was_explained(
     running: Running, style: str | None, template: str
 ) -> None:
-    loaded = running.server.registry.loaded()[0]
+    loaded = model_of(running)
     tokenizer = copy.copy(loaded.tokenizer)
     tokenizer.chat_template = template
     served = replace(loaded, tokenizer=tokenizer, style=style_of(style))
     tool = {"type": "function", "function": {"name": "look"}}
     prepared = prepare_chat(
-        served.conversation,
+        served,
         ChatCall(
             "coder", ({"role": "user", "content": "Hm?"},), SamplingParams(), (tool,)
         ),
     )
     assert "<tool_call>" in tokenizer.decode(prepared.prompts[0])
     assert "<tool_call>" in (prepared.grammar or "")
-    pieces = prepared.new_parser().feed(
+    pieces = prepared.new_parser((tool,)).feed(
         '<tool_call>\n{"name": "look", "arguments": {}}\n</tool_call>'
     )
     assert [type(piece).__name__ for piece in pieces] == [
@@ -158,11 +165,6 @@ def test_with_none_tools_are_not_shown_and_not_called(running: Running) -> None:
         (tool,),
         "none",
     )
-    prepared = prepare_chat(running.server.registry.loaded()[0].conversation, call)
+    prepared = prepare_chat(model_of(running), call)
     assert "free_text" in (prepared.grammar or "")
-    assert (
-        prepare_chat(
-            running.server.registry.loaded()[0].conversation, replace(call, tools=())
-        ).grammar
-        is None
-    )
+    assert prepare_chat(model_of(running), replace(call, tools=())).grammar is None

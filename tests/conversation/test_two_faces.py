@@ -20,6 +20,7 @@ from rvllm_local.errors import ParameterError
 from rvllm_local.types import EventSink, FinishReason, Request, StreamEvent
 from tests.conversation.templates import FAMILIES, Family
 from tests.support.api import PacedClient, Running, served
+from tests.support.prompts_here import PromptsHere
 from tests.support.tiny import save_tokenizer
 from tests.text.outputs import TOOLS
 
@@ -139,7 +140,9 @@ def _python_face(running: Running, family: Family) -> tuple[LLM, ScriptedClient]
     loaded = running.server.registry.loaded()
     (model,) = [one for one in loaded if one.name == family.name]
     assert isinstance(model.client, ScriptedClient)
-    return LLM.over(model.client, model.conversation), model.client
+    assert isinstance(model.prompts, PromptsHere)
+    conversation = replace(model.prompts.model, limits=model.client.limits)
+    return LLM.over(model.client, conversation), model.client
 
 
 def _of_server(body: Mapping[str, Any]) -> Answer:

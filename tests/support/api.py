@@ -27,7 +27,7 @@ from rvllm_local.server.app import Server, running
 from rvllm_local.server.http.settings import ServerSettings
 from rvllm_local.server.listener import Listener
 from rvllm_local.server.models.registry import Registry
-from rvllm_local.server.models.served_model import Opener
+from rvllm_local.server.models.served_model import Opener, Openers, PromptsOpener
 from rvllm_local.text.grammar.compiled import Grammars
 from rvllm_local.text.tokenizer_files import read_tokenizer
 from rvllm_local.types import (
@@ -40,6 +40,7 @@ from rvllm_local.types import (
     SamplingParams,
     StreamEvent,
 )
+from tests.support.prompts_here import PromptsHere
 
 OPTIONS = EngineOptions(
     kv_memory=6_000_000, max_rows=4, prefill_chunk=64, max_waiting=8
@@ -188,6 +189,7 @@ def served(
     settings: ServerSettings | None = None,
     *,
     opener: Opener = open_here,
+    prompts: PromptsOpener = PromptsHere,
     options: EngineOptions = OPTIONS,
     **registry: Any,
 ) -> Iterator[Running]:
@@ -203,7 +205,7 @@ def served(
             available,
             next(iter(models)),
             options,
-            opener=opener,
+            openers=Openers(opener, prompts),
             planner=any_plan,
             **registry,
         )

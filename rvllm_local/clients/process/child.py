@@ -6,7 +6,6 @@ Exits when its parent does. Prints no prompt; what it writes to stderr is the pa
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import faulthandler
 import functools
 import gc
@@ -35,13 +34,12 @@ _BEAT_S = 0.5
 _MOST_EVENTS = 256  # in one frame
 _OUTBOX = 4096
 _EXIT_PROTOCOL, _EXIT_INTERNAL = 65, 70
-_PR_SET_PDEATHSIG = 1
 
 
 def main() -> int:
     """Serve one parent over the socket whose descriptor is the first argument; the second is the parent's id."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
-    _die_with(int(sys.argv[2]))
+    host.end_with_parent(int(sys.argv[2]))
     faulthandler.enable()
     threading.excepthook = _fatal
     connection = socket.socket(fileno=int(sys.argv[1]))
@@ -298,14 +296,6 @@ def _fatal(report: threading.ExceptHookArgs) -> None:
     """A thread without which the process is of no use has died: let the parent start another."""
     _print_frames(report.exc_value)
     os._exit(_EXIT_INTERNAL)
-
-
-def _die_with(parent: int) -> None:
-    """Have the kernel end this process with its parent, where it can; elsewhere the socket's end does."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:
-        os._exit(0)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,6 @@ import msgspec
 from starlette.requests import Request
 
 from rvllm_local.conversation.calls import ChatCall
-from rvllm_local.conversation.prompts import prepare_chat
 from rvllm_local.conversation.reading import Reading
 from rvllm_local.server.generation.generator import Generator
 from rvllm_local.server.generation.metrics import Metrics
@@ -51,10 +50,8 @@ class Service:
     async def count_tokens(self, call: ChatCall) -> int:
         """The tokens of a conversation's prompt. Raises `Problem`."""
         async with self.registry.lease(call.model) as served:
-            prepared = await self.workers.run(
-                lambda: prepare_chat(served.conversation, call),
-                self.settings.prepare_timeout_s,
-                "counting tokens",
+            prepared = await served.prompts.prepare(
+                call, served.client.limits, self.settings.prepare_timeout_s
             )
         return len(prepared.prompts[0])
 

@@ -1,4 +1,4 @@
-"""Runs calls: prepares each on a worker, starts it on its model, and keeps it in sight.
+"""Runs calls: has each prepared, starts it on its model, and keeps it in sight.
 
 Knows neither HTTP nor a dialect.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
@@ -15,7 +16,7 @@ from dataclasses import dataclass, replace
 from rvllm_local.clients.contract import make_requests
 from rvllm_local.conversation.calls import ChatCall, TextCall
 from rvllm_local.conversation.output import OutputParser
-from rvllm_local.conversation.prompts import Prepared, prepare_chat, prepare_text
+from rvllm_local.conversation.prompts import Prepared
 from rvllm_local.errors import EngineError
 from rvllm_local.server.generation.generation import Choice, Generation
 from rvllm_local.server.generation.mailbox import Mailbox, Switchboard
@@ -126,13 +127,18 @@ class Generator:
             with self._abortable():
                 lease = self._registry.lease(call.model)
                 served = await stack.enter_async_context(lease)
-                prepared = await self._workers.run(
-                    lambda: _prepare(served, call),
+                prepared = await served.prompts.prepare(
+                    _with_own_sampling(served, call),
+                    served.client.limits,
                     self._settings.prepare_timeout_s,
-                    "preparing the prompt",
                 )
                 groups = _groups(prepared, request_id, call.priority, served.adapter)
-                start = _Start(served, groups, prepared.new_parser, prepared.left_out)
+                start = _Start(
+                    served,
+                    groups,
+                    functools.partial(prepared.new_parser, call.callable_tools),
+                    prepared.left_out,
+                )
                 generation = await self._start(stack, start)
             yield generation
 
@@ -235,13 +241,14 @@ class Generator:
             raise
 
 
-def _prepare(served: Served, call: ChatCall | TextCall) -> Prepared:
-    if call.stated is not None:
-        params = served.sampling.applied(call.params, call.stated)
-        call = replace(call, params=params)
-    if isinstance(call, ChatCall):
-        return prepare_chat(served.conversation, call)
-    return prepare_text(served.conversation, call)
+def _with_own_sampling(
+    served: Served, call: ChatCall | TextCall
+) -> ChatCall | TextCall:
+    """The call with the model's own sampling where its caller stated none."""
+    if call.stated is None:
+        return call
+    params = served.sampling.applied(call.params, call.stated)
+    return replace(call, params=params)
 
 
 def _groups(

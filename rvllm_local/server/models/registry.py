@@ -21,18 +21,22 @@ from rvllm_local.memory.plan import MemoryPlan
 from rvllm_local.models.describe import describe
 from rvllm_local.models.locate import ModelFiles
 from rvllm_local.options import EngineOptions
+from rvllm_local.server.http.byte_budget import ByteBudget
 from rvllm_local.server.http.problems import Problem, problem_of
 from rvllm_local.server.models.context import context_of
 from rvllm_local.server.models.names import ModelNames
 from rvllm_local.server.models.served_model import (
-    Opener,
+    OWN_PROCESSES,
+    Openers,
     Served,
-    open_process,
     open_served,
 )
 
 logger = logging.getLogger(__name__)
 
+# Bytes that are made into tokens at once, by the size of a request: a text of 16 MB takes
+# up to a gigabyte meanwhile.
+_TOKENIZED = ((2**20, 8 * 2**20), (2**24, 2**24))
 State = Literal["ready", "loading", "idle", "failed"]
 Planner = Callable[[ModelFiles, EngineOptions], MemoryPlan]
 
@@ -82,14 +86,15 @@ class Registry:
         aliases: Mapping[str, str] | None = None,
         keep_alive_s: float | None = None,
         load_timeout_s: float = 900.0,
-        opener: Opener = open_process,
+        openers: Openers = OWN_PROCESSES,
         planner: Planner = plan_files,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._available, self.default, self._options = dict(available), default, options
         self._pinned, self._adapters = frozenset(pinned), dict(adapters)
         self._keep_alive_s, self._load_timeout_s = keep_alive_s, load_timeout_s
-        self._opener, self._planner, self._clock = opener, planner, clock
+        self._openers, self._planner, self._clock = openers, planner, clock
+        self._budget = ByteBudget(_TOKENIZED)
         names = {*self._available, *self._adapters}
         self._names = ModelNames(names, default, aliases or {})
         self._lengths: dict[str, int | None] = {}  # of models, loaded or not
@@ -196,11 +201,11 @@ class Registry:
                     name,
                     options,
                     plan.total,
-                    self._opener,
-                    time.time(),
+                    self._openers,
+                    self._budget,
                 )
                 if self._is_closed:
-                    await asyncio.to_thread(served.client.close)
+                    await served.close()
                     raise Problem(
                         503,
                         "the server is shutting down",
@@ -266,7 +271,7 @@ class Registry:
 
     async def _unload(self, slot: _Slot) -> None:
         del self._slots[slot.served.name]
-        await asyncio.to_thread(slot.served.client.close)
+        await slot.served.close()
         logger.info("%s is unloaded", slot.served.name)
 
     async def unload_idle(self) -> None:
@@ -291,9 +296,7 @@ class Registry:
         """Close every engine; what still loads is closed when it is ready."""
         self._is_closed = True
         slots, self._slots = list(self._slots.values()), {}
-        await asyncio.gather(
-            *(asyncio.to_thread(slot.served.client.close) for slot in slots)
-        )
+        await asyncio.gather(*(slot.served.close() for slot in slots))
 
     def _listed(self, name: str) -> Listed:
         base = self._base_of(name)

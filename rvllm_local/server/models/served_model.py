@@ -1,21 +1,24 @@
-"""One model that is being served: its engine, its tokenizer, and how it writes calls and thoughts."""
+"""One model that is being served: its engine, and what makes its prompts."""
 
 from __future__ import annotations
 
+import asyncio
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from rvllm_local.clients.contract import Client
 from rvllm_local.clients.process.client import EngineHealth, ProcessClient
-from rvllm_local.conversation.model import ConversationModel, detect_style
+from rvllm_local.conversation.prompt_frames import TextFacts
 from rvllm_local.models.locate import ModelFiles
 from rvllm_local.models.own_sampling import OwnSampling, own_sampling
 from rvllm_local.options import EngineOptions
-from rvllm_local.text.families import OutputStyle
-from rvllm_local.text.tokenizer import Tokenizer
-from rvllm_local.text.tokenizer_files import read_tokenizer
+from rvllm_local.server.http.byte_budget import ByteBudget
+from rvllm_local.server.prompts.process import PromptProcess, Prompts
+from rvllm_local.text.token_table import TokenTable
 
 Opener = Callable[[ModelFiles, EngineOptions], Client]
+PromptsOpener = Callable[[ModelFiles, ByteBudget], Prompts]
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,21 +27,35 @@ class Served:
 
     name: str
     client: Client
-    tokenizer: Tokenizer
-    style: OutputStyle
+    prompts: Prompts
     memory: int
     loaded_at: float  # seconds of the epoch
     sampling: OwnSampling = field(default_factory=OwnSampling)
-    adapter: str | None = (
-        None  # the LoRA adapter that answers, where the name is an adapter's
-    )
+    # The LoRA adapter that answers, where the name is an adapter's.
+    adapter: str | None = None
 
     @property
-    def conversation(self) -> ConversationModel:
-        """What prompts are made with."""
-        return ConversationModel(
-            self.name, self.tokenizer, self.style, self.client.limits
-        )
+    def facts(self) -> TextFacts:
+        """What is known of its tokenizer."""
+        return self.prompts.facts
+
+    @property
+    def tokens(self) -> TokenTable:
+        """What each of its tokens stands for."""
+        return self.prompts.facts.tokens
+
+    async def close(self) -> None:
+        """End its engine and all of its processes."""
+        await asyncio.to_thread(self.client.close)
+        await self.prompts.close()
+
+
+@dataclass(frozen=True, slots=True)
+class Openers:
+    """What starts the parts of a served model."""
+
+    engine: Opener
+    prompts: PromptsOpener
 
 
 def open_process(files: ModelFiles, options: EngineOptions) -> Client:
@@ -46,25 +63,30 @@ def open_process(files: ModelFiles, options: EngineOptions) -> Client:
     return ProcessClient(str(files.path), options)
 
 
+OWN_PROCESSES = Openers(open_process, PromptProcess)
+
+
 def open_served(
     files: ModelFiles,
     name: str,
     options: EngineOptions,
     memory: int,
-    opener: Opener,
-    now: float,
+    openers: Openers,
+    budget: ByteBudget,
 ) -> Served:
-    """Load a model. Takes seconds: not for the event loop. Raises what reading and loading raise."""
-    tokenizer = read_tokenizer(files)
-    return Served(
-        name,
-        opener(files, options),
-        tokenizer,
-        detect_style(files, tokenizer),
-        memory,
-        now,
-        own_sampling(files),
-    )
+    """Load a model. Takes seconds: not for the event loop.
+
+    The tokenizer is read first: what explodes there does so before memory is taken.
+    Raises what reading and loading raise.
+    """
+    prompts = openers.prompts(files, budget)
+    try:
+        client = openers.engine(files, options)
+        sampling = own_sampling(files)
+    except BaseException:
+        prompts.stop()
+        raise
+    return Served(name, client, prompts, memory, time.time(), sampling)
 
 
 def health_of(client: Client) -> EngineHealth | None:

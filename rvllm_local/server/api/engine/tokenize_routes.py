@@ -9,8 +9,6 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from rvllm_local.conversation.calls import ChatCall
-from rvllm_local.conversation.model import ConversationModel
-from rvllm_local.conversation.prompts import prepare_chat
 from rvllm_local.conversation.reading import Reading
 from rvllm_local.conversation.requests import read_messages
 from rvllm_local.conversation.schema import ChatMessage
@@ -19,7 +17,6 @@ from rvllm_local.server.api.service import Service
 from rvllm_local.server.http.problems import bad_request
 from rvllm_local.server.http.replies import JSONReply
 from rvllm_local.server.models.served_model import Served
-from rvllm_local.text.tokenizer import Tokenizer
 from rvllm_local.types import SamplingParams
 
 
@@ -75,46 +72,46 @@ async def _tokenize(
     if (body.prompt is None) == (body.messages is None):
         raise bad_request("give either prompt or messages", "prompt")
     async with service.registry.lease(body.model) as served:
-        ids = await service.workers.run(
-            lambda: _token_ids(served.conversation, body, reading),
-            service.settings.prepare_timeout_s,
-            "tokenizing",
-        )
+        ids = await _token_ids(service, served, body, reading)
         length = served.client.limits.context_length
         return JSONReply({"tokens": ids, "count": len(ids), "max_model_len": length})
 
 
-def _token_ids(
-    model: ConversationModel, body: TokenizeRequest, reading: Reading
+async def _token_ids(
+    service: Service, served: Served, body: TokenizeRequest, reading: Reading
 ) -> list[int]:
+    within_s = service.settings.prepare_timeout_s
     if body.prompt is not None:
-        return model.tokenizer.encode(body.prompt, bos=body.add_special_tokens)
+        return await served.prompts.tokenize(
+            body.prompt, body.add_special_tokens, within_s
+        )
     messages = read_messages(body.messages or [], reading)
     call = ChatCall(body.model, messages, SamplingParams(max_tokens=1))
-    return list(prepare_chat(model, call).prompts[0])
+    prepared = await served.prompts.prepare(call, served.client.limits, within_s)
+    return list(prepared.prompts[0])
 
 
 def _info(served: Served) -> dict[str, Any]:
     """What evaluation harnesses ask about a tokenizer, under the names they use."""
-    tokenizer = served.tokenizer
+    facts = served.facts
     ends = served.client.limits.eos_token_ids
     return {
         "model": served.name,
         "tokenizer_class": "PreTrainedTokenizerFast",
-        "vocab_size": tokenizer.vocab_size,
-        "bos_token": _special(tokenizer, tokenizer.bos_token_id),
-        "eos_token": _special(tokenizer, ends[0] if ends else None),
-        "pad_token": _special(tokenizer, ends[0] if ends else None),
-        "add_bos_token": tokenizer.adds_bos,
-        "chat_template": tokenizer.chat_template,
+        "vocab_size": facts.vocab_size,
+        "bos_token": _special(served, facts.bos_token_id),
+        "eos_token": _special(served, ends[0] if ends else None),
+        "pad_token": _special(served, ends[0] if ends else None),
+        "add_bos_token": facts.adds_bos,
+        "chat_template": facts.chat_template,
         "max_model_len": served.client.limits.context_length,
     }
 
 
-def _special(tokenizer: Tokenizer, token_id: int | None) -> str | None:
+def _special(served: Served, token_id: int | None) -> str | None:
     if token_id is None:
         return None
-    return tokenizer.decode([token_id], skip_special=False)
+    return served.tokens.decode([token_id], skip_special=False)
 
 
 async def _detokenize(service: Service, body: DetokenizeRequest) -> Response:
@@ -125,7 +122,7 @@ async def _detokenize(service: Service, body: DetokenizeRequest) -> Response:
                 raise bad_request(
                     f"token id {token} is outside the vocabulary of {size}", "tokens"
                 )
-        decode = served.tokenizer.decode
+        decode = served.tokens.decode
         text = await service.workers.run(
             lambda: decode(body.tokens, skip_special=body.skip_special_tokens),
             service.settings.prepare_timeout_s,

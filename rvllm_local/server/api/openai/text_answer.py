@@ -71,13 +71,13 @@ class TextAnswer(CompletionAnswer):
         ]
         choice.text.extend(texts)
         chunk = _chunk(outcome.index, "".join(texts))
-        tokenizer = self.generation.served.tokenizer
-        chunk["logprobs"] = choice.logprobs.add(outcome.logprobs, tokenizer)
+        tokens = self.generation.served.tokens
+        chunk["logprobs"] = choice.logprobs.add(outcome.logprobs, tokens)
         return [*chunks, chunk]
 
     def _scored(self, index: int, scores: Sequence[TokenLogprob | None]) -> list[Chunk]:
         """The chunks of more of a prompt's scores, which all its choices share."""
-        tokenizer = self.generation.served.tokenizer
+        tokens = self.generation.served.tokens
         token_ids = self.generation.prompt_token_ids(index)
         shows_special = not isinstance(self._prompt_of(index), str)
         chunks = []
@@ -89,11 +89,11 @@ class TextAnswer(CompletionAnswer):
                 chunk["logprobs"] = choice.logprobs.add_prompt(
                     token_ids[start : start + len(scores)],
                     scores,
-                    tokenizer,
+                    tokens,
                     shows_special,
                 )
             if self._scoring.is_shown:
-                chunk["prompt_logprobs"] = prompt_rows(scores, tokenizer)
+                chunk["prompt_logprobs"] = prompt_rows(scores, tokens)
             if self._scoring.echoes or self._scoring.is_shown:
                 chunks.append(chunk)
         return chunks
@@ -106,8 +106,8 @@ class TextAnswer(CompletionAnswer):
             chunk["logprobs"] = choice.logprobs.whole()
             chunk["finish_reason"] = choice.finish_reason
             if self._scoring.is_shown:
-                tokenizer = self.generation.served.tokenizer
-                chunk["prompt_logprobs"] = prompt_rows(choice.scores, tokenizer)
+                tokens = self.generation.served.tokens
+                chunk["prompt_logprobs"] = prompt_rows(choice.scores, tokens)
             choices.append(chunk)
         return choices
 
@@ -116,7 +116,7 @@ class TextAnswer(CompletionAnswer):
         prompt = self._prompt_of(index)
         if isinstance(prompt, str):
             return prompt
-        return self.generation.served.tokenizer.decode(prompt, skip_special=False)
+        return self.generation.served.tokens.decode(prompt, skip_special=False)
 
     def _prompt_of(self, index: int) -> str | tuple[int, ...]:
         return self._call.prompts[index // self._call.params.n]

@@ -1,0 +1,1 @@
+"""Prompts, made in processes of each model that can be killed."""

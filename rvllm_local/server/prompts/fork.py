@@ -1,0 +1,77 @@
+"""One fork of a model's prompt process, as the server sees it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import socket
+
+from rvllm_local.conversation import prompt_frames as frames
+
+_LONG_S = 0.25  # work that takes longer goes on behind the work of others
+_NICENESS = 10
+# Bytes of work or an answer from which a fork's memory may have grown; such an answer
+# is not read on the event loop.
+_LARGE = 128 * 2**10
+_BUFFER = 2**20
+
+
+class Fork:
+    """A connection and the process behind it. Used on the event loop only.
+
+    `is_spent` says that it should take no more work: its memory may have grown, and its
+    priority cannot be raised again.
+    """
+
+    def __init__(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, pid: int
+    ) -> None:
+        self._reader, self._writer = reader, writer
+        self.pid = pid
+        self.num_answers = 0
+        self.is_spent = False
+
+    @classmethod
+    async def over(cls, connection: socket.socket) -> Fork:
+        """The fork at the other end. Raises `ConnectionError` if there is none."""
+        streams = await asyncio.open_connection(sock=connection, limit=_BUFFER)
+        try:
+            number = await streams[0].readexactly(frames.PID.size)
+        except asyncio.IncompleteReadError as error:
+            streams[1].close()
+            raise ConnectionError("the process has gone") from error
+        except BaseException:
+            streams[1].close()
+            raise
+        (pid,) = frames.PID.unpack(number)
+        return cls(*streams, pid)
+
+    async def ask(self, work: bytes) -> frames.Done:
+        """The answer to a frame of work. Raises `ConnectionError` if the process ends."""
+        loop = asyncio.get_running_loop()
+        alarm = loop.call_later(_LONG_S, self._step_back)
+        try:
+            self._writer.write(work)
+            await self._writer.drain()
+            head = await self._reader.readexactly(frames.LENGTH.size)
+            body = await self._reader.readexactly(frames.length_of(head))
+        except asyncio.IncompleteReadError as error:
+            raise ConnectionError("the process has gone") from error
+        finally:
+            alarm.cancel()
+        self.num_answers += 1
+        if max(len(work), len(body)) <= _LARGE:
+            return frames.decode(body, frames.DONE)
+        self.is_spent = True
+        return await asyncio.to_thread(frames.decode, body, frames.DONE)
+
+    def close(self) -> None:
+        """Let the process end, if it is waiting for work."""
+        self._writer.close()
+
+    def _step_back(self) -> None:
+        """Lower the priority of work that takes long."""
+        self.is_spent = True
+        with contextlib.suppress(OSError):
+            os.setpriority(os.PRIO_PROCESS, self.pid, _NICENESS)
