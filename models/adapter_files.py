@@ -1,7 +1,7 @@
-"""Reads LoRA adapters from folders, in mlx-lm's format and PEFT's, and holds them against the model they are for.
+"""Reads LoRA adapters from folders, in mlx-lm's format and in PEFT's.
 
-Everything is checked before a model's weights are read: names, shapes, ranks, numbers. Knows nothing of how adapters
-are computed.
+Everything is checked before a model's weights are read: names, shapes, ranks, numbers.
+Knows nothing of how adapters are computed.
 """
 
 from __future__ import annotations
@@ -19,19 +19,17 @@ import mlx.core as mx
 from mlx import nn
 
 from rvllm_local.errors import ModelFileError, ModelNotFoundError, UnsupportedModelError
-from rvllm_local.models.safetensors_check import check_safetensors, read_header
+from rvllm_local.models.safetensors_check import (
+    StoredTensor,
+    check_safetensors,
+    read_header,
+)
 from rvllm_local.option import expanded
 
-_CONFIG, _MLX_LM, _PEFT = (
-    "adapter_config.json",
-    "adapters.safetensors",
-    "adapter_model.safetensors",
-)
+_CONFIG = "adapter_config.json"
 _LARGEST_CONFIG = 1 << 20
 _LARGEST_RANK = 1024
 _FLOATS = ("F32", "F16", "BF16")
-_MLX_NAME = re.compile(r"(.+)\.(lora_[ab])")
-_PEFT_NAME = re.compile(r"base_model\.model\.(.+)\.(lora_[AB])(?:\.default)?\.weight")
 _UNKNOWN_PEFT = (
     "use_dora",
     "rank_pattern",
@@ -43,8 +41,45 @@ _UNKNOWN_PEFT = (
 
 
 @dataclass(frozen=True, slots=True)
+class _Format:
+    """How a tool stores an adapter: the weights' file and the names of its tensors.
+
+    A name holds the layer's path, and which half of the product it is.
+    """
+
+    weights_file: str
+    tensor_name: re.Pattern[str]
+    is_transposed: bool  # `[rank, in]` and `[out, rank]` instead of the other way round
+
+
+_MLX_LM = _Format(
+    weights_file="adapters.safetensors",
+    tensor_name=re.compile(r"(.+)\.(lora_[ab])"),
+    is_transposed=False,
+)
+_PEFT = _Format(
+    weights_file="adapter_model.safetensors",
+    tensor_name=re.compile(
+        r"base_model\.model\.(.+)\.(lora_[AB])(?:\.default)?\.weight"
+    ),
+    is_transposed=True,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class _Half:
+    """One of a layer's two tensors, as the product takes it: `[in, rank]` or `[rank, out]`."""
+
+    dtype: str
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class LowRank:
-    """What an adapter adds to one layer: `scale * x @ a @ b`, with `a` [in, rank] and `b` [rank, out]."""
+    """What an adapter adds to one layer: `scale * x @ a @ b`.
+
+    `a` is `[in, rank]`, `b` is `[rank, out]`.
+    """
 
     a: mx.array
     b: mx.array
@@ -53,7 +88,10 @@ class LowRank:
 
 @dataclass(frozen=True, slots=True)
 class Adapter:
-    """A named adapter; `layers` by the path of the linear layer that each is for. The fingerprint is its content's."""
+    """A named adapter; `layers` by the path of the linear layer that each is for.
+
+    The fingerprint is that of its content.
+    """
 
     name: str
     layers: Mapping[str, LowRank]
@@ -61,18 +99,26 @@ class Adapter:
 
     @property
     def nbytes(self) -> int:
-        return sum(part.a.nbytes + part.b.nbytes for part in self.layers.values())
+        """Bytes of its weights."""
+        total = 0
+        for part in self.layers.values():
+            total += part.a.nbytes + part.b.nbytes
+        return total
 
 
 def read_adapters(named: Iterable[tuple[str, str]], module: nn.Module) -> list[Adapter]:
     """The adapters of these names in these folders. Raises as `read_adapter` does."""
-    return [read_adapter(name, expanded(folder), module) for name, folder in named]
+    adapters = []
+    for name, folder in named:
+        adapters.append(read_adapter(name, expanded(folder), module))
+    return adapters
 
 
 def read_adapter(name: str, folder: Path, module: nn.Module) -> Adapter:
-    """The adapter in a folder, for a model of which `module` shows the layers; that is never evaluated.
+    """The adapter in a folder, for a model with the layers of `module`.
 
-    Raises `ModelNotFoundError`, `ModelFileError` for damaged or foreign weights, and `UnsupportedModelError`.
+    `module` is never evaluated. Raises `ModelNotFoundError`, `ModelFileError` for damaged
+    or foreign weights, and `UnsupportedModelError`.
     """
     if not folder.is_dir():
         raise ModelNotFoundError(
@@ -80,54 +126,74 @@ def read_adapter(name: str, folder: Path, module: nn.Module) -> Adapter:
         )
     config = _read_config(folder / _CONFIG)
     if "peft_type" in config:
-        path, scale, rank = folder / _PEFT, _peft_scale(folder, config), config["r"]
+        form = _PEFT
+        scale = _peft_scale(folder, config)
+        rank = config["r"]
     else:
-        path, scale, rank = (
-            folder / _MLX_LM,
-            _mlx_lm_scale(folder, config),
-            config["lora_parameters"].get("rank"),
-        )
+        form = _MLX_LM
+        scale = _mlx_lm_scale(folder, config)
+        rank = config["lora_parameters"].get("rank")
+    path = folder / form.weights_file
     check_safetensors(path)
-    rows = {
-        tensor: (row.dtype, row.shape) for tensor, row in read_header(path)[0].items()
-    }
-    pairs = _pairs(path, rows, is_peft="peft_type" in config)
+    header, _ = read_header(path)
+    pairs = _pairs(path, header, form)
     sizes = _linear_sizes(module)
     for layer, (down, up) in pairs.items():
-        _check_layer(
-            path, layer, rows[down], rows[up], sizes, is_peft="peft_type" in config
-        )
-        found = rows[down][1][0 if "peft_type" in config else 1]
-        if rank is not None and found != rank:
+        a = _half(header[down], form)
+        b = _half(header[up], form)
+        stored_rank = _checked_rank(path, layer, (a, b), sizes)
+        if rank is not None and stored_rank != rank:
             raise ModelFileError(
-                f"{path}: the weights for {layer} have rank {found}, and {_CONFIG} says {rank!r:.40}"
+                f"{path}: the weights for {layer} have rank {stored_rank}, and "
+                f"{_CONFIG} says {rank!r:.40}"
             )
+    layers = _load_layers(path, pairs, scale, form)
+    content = path.read_bytes() + json.dumps(scale).encode()
+    return Adapter(name, layers, hashlib.sha256(content).hexdigest())
+
+
+def _half(row: StoredTensor, form: _Format) -> _Half:
+    if form.is_transposed:
+        return _Half(row.dtype, row.shape[::-1])
+    return _Half(row.dtype, row.shape)
+
+
+def _load_layers(
+    path: Path,
+    pairs: Mapping[str, tuple[str, str]],
+    scale: float,
+    form: _Format,
+) -> dict[str, LowRank]:
+    """Every layer's weights. Raises `ModelFileError` for values that are not finite."""
     loaded = mx.load(str(path))
     assert isinstance(loaded, dict)
     layers = {}
     for layer, (down, up) in pairs.items():
-        a, b = (
-            (loaded[down].T, loaded[up].T)
-            if "peft_type" in config
-            else (loaded[down], loaded[up])
-        )
-        if (
-            mx.any(mx.isnan(a) | mx.isinf(a)).item()
-            or mx.any(mx.isnan(b) | mx.isinf(b)).item()
-        ):
+        a = loaded[down]
+        b = loaded[up]
+        if form.is_transposed:
+            a = a.T
+            b = b.T
+        if not _is_finite(a) or not _is_finite(b):
             raise ModelFileError(
-                f"{path}: the weights for {layer} hold values that are not finite; train it again"
+                f"{path}: the weights for {layer} hold values that are not finite; "
+                "train it again"
             )
         layers[layer] = LowRank(a, b, scale)
-    content = hashlib.sha256(path.read_bytes() + json.dumps(scale).encode()).hexdigest()
-    return Adapter(name, layers, content)
+    return layers
+
+
+def _is_finite(value: mx.array) -> bool:
+    not_finite = mx.isnan(value) | mx.isinf(value)
+    return not mx.any(not_finite).item()
 
 
 def _read_config(path: Path) -> dict[str, Any]:
     try:
-        if path.stat().st_size > _LARGEST_CONFIG:
+        size = path.stat().st_size
+        if size > _LARGEST_CONFIG:
             raise ModelFileError(
-                f"{path}: a configuration of {path.stat().st_size} bytes is not plausible"
+                f"{path}: a configuration of {size} bytes is not plausible"
             )
         value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
@@ -145,43 +211,48 @@ def _mlx_lm_scale(folder: Path, config: Mapping[str, Any]) -> float:
     kind = config.get("fine_tune_type", "lora")
     if kind != "lora":
         raise UnsupportedModelError(
-            f"{folder}: fine_tune_type {kind!r:.40} is not supported, only 'lora'; fuse it"
+            f"{folder}: fine_tune_type {kind!r:.40} is not supported, only 'lora'; "
+            "fuse it"
         )
+    scale = None
     parameters = config.get("lora_parameters")
-    scale = parameters.get("scale") if isinstance(parameters, Mapping) else None
+    if isinstance(parameters, Mapping):
+        scale = parameters.get("scale")
     return _number(folder, "lora_parameters.scale", scale)
 
 
 def _peft_scale(folder: Path, config: Mapping[str, Any]) -> float:
     if config["peft_type"] != "LORA":
         raise UnsupportedModelError(
-            f"{folder}: peft_type {config['peft_type']!r:.40} is not supported, only 'LORA'"
+            f"{folder}: peft_type {config['peft_type']!r:.40} is not supported, only "
+            "'LORA'"
         )
-    if used := [key for key in _UNKNOWN_PEFT if config.get(key)]:
-        raise UnsupportedModelError(
-            f"{folder}: the adapter uses {used[0]}, which is not supported; merge it instead"
-        )
+    for key in _UNKNOWN_PEFT:
+        if config.get(key):
+            raise UnsupportedModelError(
+                f"{folder}: the adapter uses {key}, which is not supported; merge it "
+                "instead"
+            )
     if config.get("bias", "none") != "none":
         raise UnsupportedModelError(
-            f"{folder}: the adapter trains biases ({config['bias']!r:.40}), which is not supported"
+            f"{folder}: the adapter trains biases ({config['bias']!r:.40}), which is "
+            "not supported"
         )
-    alpha, rank = (
-        _number(folder, "lora_alpha", config.get("lora_alpha")),
-        config.get("r"),
-    )
+    alpha = _number(folder, "lora_alpha", config.get("lora_alpha"))
+    rank = config.get("r")
     if type(rank) is not int or not 0 < rank <= _LARGEST_RANK:
         raise ModelFileError(
-            f"{folder}: r must be an integer from 1 to {_LARGEST_RANK}, not {rank!r:.40}"
+            f"{folder}: r must be an integer from 1 to {_LARGEST_RANK}, not "
+            f"{rank!r:.40}"
         )
-    return alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
+    if config.get("use_rslora"):
+        return alpha / math.sqrt(rank)
+    return alpha / rank
 
 
 def _number(folder: Path, key: str, value: Any) -> float:
-    if (
-        isinstance(value, bool)
-        or not isinstance(value, int | float)
-        or not abs(value) < 1e6
-    ):
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not is_number or not abs(value) < 1e6:
         raise ModelFileError(
             f"{folder / _CONFIG}: {key} must be a number, not {value!r:.40}"
         )
@@ -189,63 +260,78 @@ def _number(folder: Path, key: str, value: Any) -> float:
 
 
 def _pairs(
-    path: Path, names: Mapping[str, object], *, is_peft: bool
+    path: Path,
+    names: Iterable[str],
+    form: _Format,
 ) -> dict[str, tuple[str, str]]:
-    """The tensors of each layer by its path: the one that goes down to the rank, and the one that goes up again."""
-    found: dict[str, dict[str, str]] = {}
+    """The two tensors of each layer, by the layer's path.
+
+    The first goes down to the rank, the second goes up again.
+    """
+    halves: dict[str, dict[str, str]] = {}
     for name in names:
-        match = (_PEFT_NAME if is_peft else _MLX_NAME).fullmatch(name)
+        match = form.tensor_name.fullmatch(name)
         if match is None:
             raise UnsupportedModelError(
-                f"{path}: tensor {name!r:.120} is not one of a LoRA adapter of linear layers"
+                f"{path}: tensor {name!r:.120} is not one of a LoRA adapter of linear "
+                "layers"
             )
-        found.setdefault(match[1], {})[match[2].lower()] = name
-    if not found:
+        layer, half = match.groups()
+        halves.setdefault(layer, {})[half.lower()] = name
+    if not halves:
         raise ModelFileError(f"{path}: the adapter is empty")
-    for layer, parts in found.items():
+    pairs = {}
+    for layer, parts in halves.items():
         if len(parts) != 2:
             raise ModelFileError(
-                f"{path}: of {layer} there is only {next(iter(parts))}; both halves are needed"
+                f"{path}: of {layer} there is only {next(iter(parts))}; both halves "
+                "are needed"
             )
-    return {layer: (parts["lora_a"], parts["lora_b"]) for layer, parts in found.items()}
+        pairs[layer] = (parts["lora_a"], parts["lora_b"])
+    return pairs
 
 
-def _check_layer(
+def _checked_rank(
     path: Path,
     layer: str,
-    down: tuple[str, tuple[int, ...]],
-    up: tuple[str, tuple[int, ...]],
+    halves: tuple[_Half, _Half],
     sizes: Mapping[str, tuple[int, int]],
-    *,
-    is_peft: bool,
-) -> None:
+) -> int:
+    """The rank of a layer's weights, which fit the model's layer of this path."""
     if layer not in sizes:
         raise ModelFileError(
-            f"{path}: {layer!r:.120} is no linear layer of this model; the adapter is for another one"
+            f"{path}: {layer!r:.120} is no linear layer of this model; the adapter is "
+            "for another one"
         )
-    for dtype, _ in (down, up):
-        if dtype not in _FLOATS:
+    for half in halves:
+        if half.dtype not in _FLOATS:
             raise ModelFileError(
-                f"{path}: the weights for {layer} have type {dtype}; {', '.join(_FLOATS)} are known"
+                f"{path}: the weights for {layer} have type {half.dtype}; "
+                f"{', '.join(_FLOATS)} are known"
             )
-    (a, b) = (down[1][::-1], up[1][::-1]) if is_peft else (down[1], up[1])
+    a, b = (half.shape for half in halves)
     inputs, outputs = sizes[layer]
-    rank = a[1] if len(a) == 2 else 0
-    if not 0 < rank <= _LARGEST_RANK or a != (inputs, rank) or b != (rank, outputs):
+    rank = 0
+    if len(a) == 2:
+        rank = a[1]
+    has_shapes = a == (inputs, rank) and b == (rank, outputs)
+    if not 0 < rank <= _LARGEST_RANK or not has_shapes:
         raise ModelFileError(
-            f"{path}: the weights for {layer} are {list(a)} and {list(b)}, and the layer takes "
-            f"[{inputs}, rank] and [rank, {outputs}] with a rank up to {_LARGEST_RANK}"
+            f"{path}: the weights for {layer} are {list(a)} and {list(b)}, and the "
+            f"layer takes [{inputs}, rank] and [rank, {outputs}] with a rank up to "
+            f"{_LARGEST_RANK}"
         )
+    return rank
 
 
 def _linear_sizes(module: nn.Module) -> dict[str, tuple[int, int]]:
     """Inputs and outputs of each linear layer by its path."""
-    found = {}
+    sizes = {}
     for path, layer in module.named_modules():
         if type(layer) is nn.Linear:
             outputs, inputs = layer.weight.shape
-            found[path] = (inputs, outputs)
+            sizes[path] = (inputs, outputs)
         elif type(layer) is nn.QuantizedLinear:
             outputs, packed = layer.weight.shape
-            found[path] = (packed * 32 // layer.bits, outputs)
-    return found
+            sizes[path] = (packed * 32 // layer.bits, outputs)
+    return sizes

@@ -1,7 +1,7 @@
-"""The bundle's manifest: what it says, how it is spelled, and how files are held against it.
+"""The bundle's manifest: what it says, how it is spelled, and how files are checked by it.
 
-One spelling is allowed for a manifest, and it carries its own checksum, so that no changed byte goes unseen.
-The format is documented in docs/bundle.md.
+One spelling is allowed for a manifest, and it carries its own checksum, so that no
+changed byte goes unseen. The format is documented in docs/bundle.md.
 """
 
 from __future__ import annotations
@@ -16,11 +16,13 @@ from typing import Any
 
 from rvllm_local.errors import ModelFileError, UnsupportedModelError
 
-MANIFEST, WEIGHTS = "manifest.json", "weights.safetensors"
-FORMAT, VERSION, ALIGNMENT = "rvllm-bundle", 1, 16384
-PADDING = (
-    "rvllm.padding."  # tensors of this name only fill the space up to the next boundary
-)
+MANIFEST = "manifest.json"
+WEIGHTS = "weights.safetensors"
+FORMAT = "rvllm-bundle"
+VERSION = 1
+ALIGNMENT = 16384
+# Tensors of this name only fill the space up to the next boundary.
+PADDING = "rvllm.padding."
 ALLOWED_FILES = (
     "config.json",
     "generation_config.json",
@@ -54,7 +56,11 @@ class FileRecord:
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    """What a bundle holds. `header_sha256` is of the weight file's header; `recipe` says how the weights were made."""
+    """What a bundle holds.
+
+    `header_sha256` is of the weight file's header; `recipe` says how the weights were
+    made.
+    """
 
     name: str
     weights: FileRecord
@@ -87,7 +93,11 @@ class Manifest:
 
 
 def read_manifest(folder: Path) -> Manifest:
-    """Raises `ModelFileError` for a damaged manifest and `UnsupportedModelError` for a newer version."""
+    """A bundle's manifest.
+
+    Raises `ModelFileError` for a damaged one and `UnsupportedModelError` for a newer
+    version.
+    """
     path = folder / MANIFEST
     try:
         if path.stat().st_size > _MAX_MANIFEST:
@@ -174,7 +184,10 @@ def _spell(value: Mapping[str, Any]) -> bytes:
 
 
 def check_small_files(folder: Path, manifest: Manifest) -> None:
-    """Hold every file but the weights against the manifest, and the weights' size. Raises `ModelFileError`."""
+    """Check every file but the weights by the manifest, and the weights' size.
+
+    Raises `ModelFileError`.
+    """
     for name, expected in {**manifest.files, WEIGHTS: manifest.weights}.items():
         path = folder / name
         if path.is_symlink() or not path.is_file():
@@ -189,24 +202,21 @@ def check_small_files(folder: Path, manifest: Manifest) -> None:
             continue
         if expected.size > _MAX_FILE:
             raise ModelFileError(f"{path}: {expected.size} bytes are not plausible")
-        require_digest(
-            path, hashlib.sha256(path.read_bytes()).hexdigest(), expected.sha256
-        )
-    strangers = sorted(
-        path.name
-        for path in folder.iterdir()
-        if path.name not in {*manifest.files, WEIGHTS, MANIFEST}
-        and not path.name.startswith(".")
-    )
-    if strangers:
-        raise ModelFileError(
-            f"{folder / strangers[0]}: the bundle's manifest does not name this file; remove it"
-        )
+        digest = hashlib.sha256(path.read_bytes())
+        require_digest(path, digest.hexdigest(), expected.sha256)
+    expected_names = {*manifest.files, WEIGHTS, MANIFEST}
+    for path in sorted(folder.iterdir()):
+        is_hidden = path.name.startswith(".")
+        if path.name not in expected_names and not is_hidden:
+            raise ModelFileError(
+                f"{path}: the bundle's manifest does not name this file; remove it"
+            )
 
 
-def require_digest(path: Path, found: str, expected: str) -> None:
-    """Raises `ModelFileError` if they differ."""
-    if found != expected:
+def require_digest(path: Path, sha256: str, expected: str) -> None:
+    """Raise `ModelFileError` if they differ."""
+    if sha256 != expected:
         raise ModelFileError(
-            f"{path}: its sha256 is {found}, the manifest says {expected}; fetch or pack it again"
+            f"{path}: its sha256 is {sha256}, the manifest says {expected}; fetch or "
+            "pack it again"
         )

@@ -1,7 +1,7 @@
-"""Refuses a model configuration whose values could describe no model, before anything is built from it.
+"""Refuses a configuration that could describe no model, before anything is built.
 
-Knows the keys that most families share, and what their values may be; what only one family has is left to its
-definition.
+Knows the keys that most families share, and what their values may be. What only one
+family has is left to its definition.
 """
 
 from __future__ import annotations
@@ -18,10 +18,11 @@ _NEEDED = {
     "hidden_size": 2**18,
     "num_attention_heads": 4096,
 }
+# Some families have a list of these, one for each layer.
 _BY_LAYER = {
     "num_key_value_heads": 4096,
     "head_dim": 2**14,
-}  # some families have a list, one for each layer
+}
 _POSITIVE = (
     "rope_theta",
     "rms_norm_eps",
@@ -36,7 +37,8 @@ _SWITCHES = (
     "rope_traditional",
     "use_cache",
 )
-# What a definition makes one by one, under the names that families have for it, in any part of a configuration.
+# What a definition makes one by one, under the names that families have for it. They may
+# stand in any part of a configuration.
 _MADE_ONE_BY_ONE = {
     **dict.fromkeys(
         (
@@ -63,14 +65,16 @@ _MADE_ONE_BY_ONE = {
         1024,
     ),
 }
-_MOST_SPARE_LAYERS = (
-    64  # kinds that are named beyond the layers, as for further layers that predict
-)
+# Kinds that are named beyond the layers, as for further layers that predict.
+_MOST_SPARE_LAYERS = 64
 _MOST_VALUES = 1_000_000
 
 
 def check_config(config: Mapping[str, Any]) -> None:
-    """Raise `ModelFileError`, with the key and its value, for a value that could not be meant."""
+    """Raise `ModelFileError` for a value that could not be meant.
+
+    The error names the key and its value.
+    """
     _check_numbers(config)
     _check_sizes(config)
     _check_shared(config)
@@ -84,13 +88,15 @@ def _check_shared(config: Mapping[str, Any]) -> None:
         value = config.get(key)
         if value is not None and not _is_count(value, largest):
             raise ModelFileError(
-                f"the config's {key} must be an integer from 1 to {largest}, not {value!r:.80}"
+                f"the config's {key} must be an integer from 1 to {largest}, not "
+                f"{value!r:.80}"
             )
     for key, largest in _BY_LAYER.items():
         for value in _each(config.get(key)):
             if value is not None and not _is_count(value, largest):
                 raise ModelFileError(
-                    f"the config's {key} must be an integer from 1 to {largest}, not {value!r:.80}"
+                    f"the config's {key} must be an integer from 1 to {largest}, not "
+                    f"{value!r:.80}"
                 )
     for key in _POSITIVE:
         for value in _each(config.get(key)):
@@ -111,7 +117,9 @@ def _check_shared(config: Mapping[str, Any]) -> None:
 
 
 def _each(value: Any) -> list[Any]:
-    return value if isinstance(value, list) and value else [value]
+    if isinstance(value, list) and value:
+        return value
+    return [value]
 
 
 def _is_count(value: Any, largest: int) -> bool:
@@ -119,18 +127,17 @@ def _is_count(value: Any, largest: int) -> bool:
 
 
 def _is_positive(value: Any) -> bool:
-    return (
-        isinstance(value, int | float)
-        and not isinstance(value, bool)
-        and 0 < value < math.inf
-    )
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    return 0 < value < math.inf
 
 
 def _check_window(value: Any) -> None:
     for window in _each(value):
         if window is not None and (type(window) is not int or window < 0):
             raise ModelFileError(
-                f"the config's sliding_window must be a number of tokens, not {window!r:.80}"
+                "the config's sliding_window must be a number of tokens, not "
+                f"{window!r:.80}"
             )
 
 
@@ -164,34 +171,40 @@ def _check_rotation(name: str, settings: Any) -> None:
 
 
 def _check_layer_types(config: Mapping[str, Any]) -> None:
-    kinds, layers = config.get("layer_types"), config.get("num_hidden_layers")
-    if (
-        isinstance(kinds, list)
-        and type(layers) is int
-        and len(kinds) > layers + _MOST_SPARE_LAYERS
-    ):
+    kinds = config.get("layer_types")
+    layers = config.get("num_hidden_layers")
+    if not isinstance(kinds, list) or type(layers) is not int:
+        return
+    if len(kinds) > layers + _MOST_SPARE_LAYERS:
         raise ModelFileError(
-            f"the config's layer_types has {len(kinds)} entries, and the model has {layers} layers"
+            f"the config's layer_types has {len(kinds)} entries, and the model has "
+            f"{layers} layers"
         )
 
 
-def check_end(value: Any, place: str) -> None:
-    """Raise `ModelFileError` for what is neither a token id, a list of them, nor nothing."""
+def check_end(value: Any, source: str) -> None:
+    """Raise `ModelFileError` for what is no token id, no list of them and not nothing."""
+    most = _NEEDED["vocab_size"]
     for token in _each(value):
-        if token is not None and (
-            type(token) is not int or not -1 <= token < _NEEDED["vocab_size"]
-        ):
+        if token is None:
+            continue
+        if type(token) is not int or not -1 <= token < most:
             raise ModelFileError(
-                f"{place}: eos_token_id must be a token id or a list of them, not {token!r:.80}"
+                f"{source}: eos_token_id must be a token id or a list of them, not "
+                f"{token!r:.80}"
             )
 
 
 def _check_numbers(config: Mapping[str, Any]) -> None:
-    """Python reads NaN where JSON has none. Infinity is in use, as the end of a range."""
+    """Raise for NaN, which Python reads though JSON has none.
+
+    Infinity is in use, as the end of a range.
+    """
     for count, (key, value) in enumerate(_values(config)):
         if count > _MOST_VALUES:
             raise ModelFileError(
-                f"the config holds more than {_MOST_VALUES} values, which is not plausible"
+                f"the config holds more than {_MOST_VALUES} values, which is not "
+                "plausible"
             )
         if isinstance(value, float) and math.isnan(value):
             raise ModelFileError(
@@ -204,23 +217,29 @@ def _check_sizes(config: Mapping[str, Any]) -> None:
     waiting: list[Any] = [config]
     while waiting:
         part = waiting.pop()
+        members = part
         if isinstance(part, Mapping):
+            members = part.values()
             for key, largest in _MADE_ONE_BY_ONE.items():
                 _check_size(key, part.get(key), largest)
-        inner = part.values() if isinstance(part, Mapping) else part
-        waiting += [one for one in inner if isinstance(one, Mapping | list)]
+        for member in members:
+            if isinstance(member, Mapping | list):
+                waiting.append(member)
 
 
 def _check_size(key: str, value: Any, largest: int) -> None:
-    size = len(value) if isinstance(value, str | list) else value
+    size = value
+    if isinstance(value, str | list):
+        size = len(value)
     if type(size) is int and size > largest:
         raise ModelFileError(
-            f"the config's {key} is {value!r:.60}, and no model has more than {largest} of them"
+            f"the config's {key} is {value!r:.60}, and no model has more than {largest} "
+            "of them"
         )
 
 
 def _values(config: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    """Every value that is not a container, under the key at the top that it belongs to."""
+    """Every value that is not a container, under its key at the top."""
     waiting = list(config.items())
     while waiting:
         key, value = waiting.pop()

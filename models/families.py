@@ -20,7 +20,7 @@ from rvllm_local.models.architecture import (
 )
 from rvllm_local.models.config_check import check_config
 from rvllm_local.models.config_normal import normalised
-from rvllm_local.models.rotation_check import settle_rotations
+from rvllm_local.models.rotation_check import enforce_rotations
 
 _FULL = "full_attention"
 
@@ -39,7 +39,7 @@ def build_model(config: Mapping[str, Any]) -> nn.Module:
     _check_fields(family.ModelArgs, config, model_type)
     try:
         model = _built(family, config)
-        settle_rotations(model, config)
+        enforce_rotations(model, config)
     except DEFINITION_ERRORS as error:
         raise ModelFileError(
             f"the config does not describe a {model_type} model: {error!r}"

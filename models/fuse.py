@@ -1,7 +1,8 @@
-"""Fewer operations a step, where describing and launching them costs more than computing them (CUDA).
+"""Fewer operations a step, where launching them costs more than computing them (CUDA).
 
-Joins projections of one input into one matrix product (q, k and v, and an MLP's gate and up), and keeps weights turned as
-the products take them. Joining copies the weights, layer by layer, so it is not for weights that are mapped from a file.
+Projections of one input become one matrix product: q, k and v, and an MLP's gate and up.
+Weights are kept transposed, as the products take them. Joining copies the weights, layer
+by layer, so it is not for weights that are mapped from a file.
 """
 
 from __future__ import annotations
@@ -12,13 +13,13 @@ from typing import Any
 import mlx.core as mx
 from mlx import nn
 
-_TOGETHER = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
-_PARTS = (
-    "weight",
-    "scales",
-    "biases",
-    "bias",
-)  # all have the output along their first axis
+_TOGETHER = (
+    ("q_proj", "k_proj", "v_proj"),
+    ("gate_proj", "up_proj"),
+)
+# A layer's arrays. All have the output along their first axis.
+_PARTS = ("weight", "scales", "biases", "bias")
+_SETTINGS = ("bits", "group_size", "mode")
 
 
 def fuse_projections(model: nn.Module) -> int:
@@ -27,58 +28,72 @@ def fuse_projections(model: nn.Module) -> int:
     for module in model.modules():
         for names in _TOGETHER:
             layers = [module.get(name) for name in names]
-            if all(layer is not None for layer in layers) and _alike(layers):
+            if _can_join(layers):
                 shared = _SharedProduct(layers)
-                for place, name in enumerate(names):
-                    setattr(module, name, _Part(shared, place))
+                for index, name in enumerate(names):
+                    setattr(module, name, _Part(shared, index))
                 fused += 1
-    _turn_weights(model)
+    _transpose_weights(model)
     return fused
 
 
-def _turn_weights(model: nn.Module) -> None:
+def _transpose_weights(model: nn.Module) -> None:
     for module in list(model.modules()):
         for name, layer in list(module.items()):
             if type(layer) is nn.Linear:
-                setattr(module, name, _Turned(layer))
+                setattr(module, name, _Transposed(layer))
 
 
-def _alike(layers: Sequence[Any]) -> bool:
-    """Plain or quantized linear layers of one kind, over inputs of one size."""
+def _can_join(layers: Sequence[Any]) -> bool:
+    """True for plain or quantized linear layers of one kind, over one size of input."""
+    if any(layer is None for layer in layers):
+        return False
     first = layers[0]
     if type(first) not in (nn.Linear, nn.QuantizedLinear):
         return False
-    return all(
-        type(layer) is type(first)
-        and set(layer) == set(first)
-        and layer["weight"].shape[1:] == first["weight"].shape[1:]
-        and layer["weight"].dtype == first["weight"].dtype
-        and all(
-            getattr(layer, name, None) == getattr(first, name, None)
-            for name in ("bits", "group_size", "mode")
-        )
-        for layer in layers
-    )
+    return all(_is_alike(layer, first) for layer in layers)
 
 
-class _Turned(nn.Module):  # type: ignore[misc]
-    """A linear layer whose transposed weight is a view made once, not an operation of every step.
+def _is_alike(layer: Any, first: Any) -> bool:
+    if type(layer) is not type(first) or set(layer) != set(first):
+        return False
+    weight = layer["weight"]
+    first_weight = first["weight"]
+    if weight.shape[1:] != first_weight.shape[1:]:
+        return False
+    if weight.dtype != first_weight.dtype:
+        return False
+    for name in _SETTINGS:
+        if getattr(layer, name, None) != getattr(first, name, None):
+            return False
+    return True
 
-    It has the shape `[1, in, out]`, since MLX flattens an input of three dimensions for a matrix of two and shapes the
-    result anew: two more operations.
+
+class _Transposed(nn.Module):  # type: ignore[misc]
+    """A linear layer whose transposed weight is a view that is made once.
+
+    Otherwise it would be an operation of every step. The view has the shape
+    `[1, in, out]`: for a matrix of two dimensions MLX flattens an input of three and
+    shapes the result anew, which is two more operations.
     """
 
     def __init__(self, layer: nn.Linear) -> None:
         super().__init__()
         self.weight = layer["weight"]
         self._bias = layer.get("bias")
-        self._turned = self.weight.T
-        self._batched = self._turned[None]
-        mx.eval(self._turned, self._batched)
+        self._transposed = self.weight.T
+        self._batched = self._transposed[None]
+        mx.eval(self._transposed, self._batched)
 
     def __call__(self, x: mx.array) -> mx.array:
-        turned = self._batched if x.ndim == 3 else self._turned
-        return x @ turned if self._bias is None else mx.addmm(self._bias, x, turned)
+        weight = self._transposed
+        if x.ndim == 3:
+            weight = self._batched
+        if self._bias is None:
+            product: mx.array = x @ weight
+        else:
+            product = mx.addmm(self._bias, x, weight)
+        return product
 
 
 class _SharedProduct:
@@ -86,16 +101,18 @@ class _SharedProduct:
 
     def __init__(self, layers: Sequence[Any]) -> None:
         self._layer = layers[0]
-        sizes = [layer["weight"].shape[0] for layer in layers]
-        self._cuts = [sum(sizes[: place + 1]) for place in range(len(sizes) - 1)]
+        self._cuts: list[int] = []  # where the outputs of all but the first begin
+        outputs = 0
+        for layer in layers[:-1]:
+            outputs += layer["weight"].shape[0]
+            self._cuts.append(outputs)
         for name in _PARTS:
             if name in self._layer:
-                self._layer[name] = mx.concatenate(
-                    [layer[name] for layer in layers], axis=0
-                )
+                arrays = [layer[name] for layer in layers]
+                self._layer[name] = mx.concatenate(arrays, axis=0)
                 mx.eval(self._layer[name])
         if type(self._layer) is nn.Linear:
-            self._layer = _Turned(self._layer)
+            self._layer = _Transposed(self._layer)
         self._input: mx.array | None = None
         self._outputs: list[mx.array] = []
         self._left: set[int] = set()
@@ -105,25 +122,28 @@ class _SharedProduct:
         """The joint layer itself."""
         return self._layer
 
-    def take(self, x: mx.array, place: int) -> mx.array:
-        if self._input is not x or place not in self._left:
+    def take(self, x: mx.array, index: int) -> mx.array:
+        """One part's output; the product is computed when the first part asks for it."""
+        if self._input is not x or index not in self._left:
             self._input = x
-            self._outputs = list(mx.split(self._layer(x), self._cuts, axis=-1))
+            joint = self._layer(x)
+            self._outputs = list(mx.split(joint, self._cuts, axis=-1))
             self._left = set(range(len(self._outputs)))
-        self._left.discard(place)
-        output = self._outputs[place]
+        self._left.discard(index)
+        output = self._outputs[index]
         if not self._left:  # keep no activation alive
-            self._input, self._outputs = None, []
+            self._input = None
+            self._outputs = []
         return output
 
 
 class _Part(nn.Module):  # type: ignore[misc]
-    """Stands where one of the projections was."""
+    """Stands in for one of the projections."""
 
-    def __init__(self, shared: _SharedProduct, place: int) -> None:
+    def __init__(self, shared: _SharedProduct, index: int) -> None:
         super().__init__()
         self._shared = shared
-        self._place = place
+        self._index = index
 
     @property
     def joined_layer(self) -> Any:
@@ -131,4 +151,4 @@ class _Part(nn.Module):  # type: ignore[misc]
         return self._shared.layer
 
     def __call__(self, x: mx.array) -> mx.array:
-        return self._shared.take(x, self._place)
+        return self._shared.take(x, self._index)

@@ -1,4 +1,4 @@
-"""Holds the rotations of a built module against those that its configuration states.
+"""Compares the rotations of a built module with those that its configuration states.
 
 A definition that does not read a setting rotates by a default and says nothing. So the
 periods of every rotation module are compared with what the configuration means.
@@ -36,7 +36,7 @@ _YARN = ("yarn", "deepseek_yarn")
 _TOLERANCE = 1e-3
 
 
-def settle_rotations(module: nn.Module, config: Mapping[str, Any]) -> None:
+def enforce_rotations(module: nn.Module, config: Mapping[str, Any]) -> None:
     """Raise `UnsupportedModelError` if a module rotates otherwise than is stated.
 
     Settings of YaRN that definitions do not read are put into the modules.
@@ -51,16 +51,29 @@ def settle_rotations(module: nn.Module, config: Mapping[str, Any]) -> None:
         _put_yarn(layers, each)
     for name, layer in layers.items():
         periods = _periods_of(layer)
-        plain = [_plain_periods(base, len(periods)) for base in bases]
-        stated = [_scaled_periods(each, len(periods)) for each in scaled]
-        if not _is_among(periods, [*plain, *stated]):
+        stated = _stated_periods(bases, scaled, len(periods))
+        if not _is_among(periods, stated):
+            longest = periods[np.isfinite(periods)].max()
             raise UnsupportedModelError(
-                f"mlx-lm's definition rotates {name} in periods up to "
-                f"{periods[np.isfinite(periods)].max():.4g}, which is not what the "
-                f"config states ({_shown(bases, scaled)})"
+                f"mlx-lm's definition rotates {name} in periods up to {longest:.4g}, "
+                f"which is not what the config states ({_shown(bases, scaled)})"
             )
     for each in scaled:
         _check_applied(layers, each)
+
+
+def _stated_periods(
+    bases: list[float],
+    scaled: list[Settings],
+    count: int,
+) -> list[Periods]:
+    """The periods of each base and of each scaled rotation, for `count` pairs."""
+    stated = []
+    for base in bases:
+        stated.append(_plain_periods(base, count))
+    for settings in scaled:
+        stated.append(_scaled_periods(settings, count))
+    return stated
 
 
 def _stated_settings(config: Mapping[str, Any]) -> Iterator[Settings]:
@@ -74,15 +87,19 @@ def _stated_settings(config: Mapping[str, Any]) -> Iterator[Settings]:
 
 
 def _stated_bases(config: Mapping[str, Any]) -> Iterator[float]:
+    """Every base of a rotation, wherever it stands."""
     for part in _parts(config):
         for key in _BASES:
-            value = part.get(key)
-            for base in value if isinstance(value, list) else [value]:
+            bases = part.get(key)
+            if not isinstance(bases, list):
+                bases = [bases]
+            for base in bases:
                 if isinstance(base, int | float) and not isinstance(base, bool):
                     yield float(base)
     for settings in _stated_settings(config):
-        if isinstance(settings.get("rope_theta"), int | float):
-            yield float(settings["rope_theta"])
+        base = settings.get("rope_theta")
+        if isinstance(base, int | float):
+            yield float(base)
 
 
 def _parts(config: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
@@ -106,6 +123,7 @@ def _is_scaled(settings: Settings) -> bool:
 
 
 def _rotation_modules(module: nn.Module) -> dict[str, nn.Module]:
+    """The module's parts that rotate, by name."""
     layers = {}
     for name, layer in module.named_modules():
         periods = getattr(layer, "_freqs", None)
@@ -118,24 +136,32 @@ def _rotation_modules(module: nn.Module) -> dict[str, nn.Module]:
 def _periods_of(layer: nn.Module) -> Periods:
     """Positions for a radian, of each pair of dimensions."""
     if isinstance(layer, nn.RoPE):
-        return _plain_periods(float(layer.base), layer.dims // 2) / float(layer.scale)
-    return np.array(layer._freqs.astype(mx.float32)).astype(np.float64)
+        pairs = layer.dims // 2
+        plain = _plain_periods(float(layer.base), pairs)
+        return plain / float(layer.scale)
+    periods = layer._freqs.astype(mx.float32)
+    return np.array(periods).astype(np.float64)
 
 
 def _plain_periods(base: float, count: int) -> Periods:
+    """The periods of a rotation that is not scaled."""
     if count == 0:
         return np.ones(0)
-    periods: Periods = base ** (np.arange(count, dtype=np.float64) / count)
+    exponents = np.arange(count, dtype=np.float64) / count
+    periods: Periods = base**exponents
     return periods
 
 
 def _scaled_periods(settings: Settings, count: int) -> Periods:
     """The periods that transformers computes for these settings."""
-    periods = _plain_periods(float(settings["rope_theta"]), count)
+    base = float(settings["rope_theta"])
+    periods = _plain_periods(base, count)
     kind = settings.get("rope_type")
     if kind == "longrope":
-        long = np.array(settings["long_factor"], dtype=np.float64)
-        return periods * long if len(long) == count else periods
+        factors = np.array(settings["long_factor"], dtype=np.float64)
+        if len(factors) != count:
+            return periods
+        return periods * factors
     factor = float(settings["factor"])
     if kind == "linear":
         return periods * factor
@@ -148,33 +174,49 @@ def _llama3_periods(periods: Periods, settings: Settings, factor: float) -> Peri
     low = float(settings.get("low_freq_factor", 1.0))
     high = float(settings.get("high_freq_factor", 4.0))
     original = float(settings.get("original_max_position_embeddings", 8192))
-    ratio = original / (2 * math.pi * periods)
-    smooth = np.clip((ratio - low) / (high - low), 0.0, 1.0)
-    scaled: Periods = periods / ((1 - smooth) / factor + smooth)
+    turns = original / (2 * math.pi * periods)
+    share = (turns - low) / (high - low)
+    smooth = np.clip(share, 0.0, 1.0)
+    speed = (1 - smooth) / factor + smooth
+    scaled: Periods = periods / speed
     return scaled
 
 
 def _yarn_periods(periods: Periods, settings: Settings, factor: float) -> Periods:
-    base, dims = float(settings["rope_theta"]), 2 * len(periods)
+    base = float(settings["rope_theta"])
+    pairs = len(periods)
+    dims = 2 * pairs
     original = float(settings.get("original_max_position_embeddings", 4096))
 
     def dimension(turns: float) -> float:
-        return dims * math.log(original / (turns * 2 * math.pi)) / (2 * math.log(base))
+        """The one that turns so often over the original context."""
+        length = original / (turns * 2 * math.pi)
+        return dims * math.log(length) / (2 * math.log(base))
 
-    low = dimension(float(settings.get("beta_fast") or 32))
-    high = dimension(float(settings.get("beta_slow") or 1))
+    fast = settings.get("beta_fast") or 32
+    slow = settings.get("beta_slow") or 1
+    low = dimension(float(fast))
+    high = dimension(float(slow))
     if settings.get("truncate", True):
-        low, high = math.floor(low), math.ceil(high)
-    low, high = max(low, 0), min(high, dims - 1)
+        low = math.floor(low)
+        high = math.ceil(high)
+    low = max(low, 0)
+    high = min(high, dims - 1)
     if low == high:
         high += 0.001
-    ramp = np.clip((np.arange(len(periods)) - low) / (high - low), 0, 1)
-    scaled: Periods = 1 / (ramp / (factor * periods) + (1 - ramp) / periods)
+    steps = (np.arange(pairs) - low) / (high - low)
+    ramp = np.clip(steps, 0, 1)
+    scaled_speed = ramp / (factor * periods)
+    plain_speed = (1 - ramp) / periods
+    scaled: Periods = 1 / (scaled_speed + plain_speed)
     return scaled
 
 
 def _put_yarn(layers: Mapping[str, nn.Module], settings: Settings) -> None:
-    """Give YaRN's modules what definitions do not read: `truncate`, `attention_factor`."""
+    """Give YaRN's modules what definitions do not read.
+
+    That is `truncate` and `attention_factor`.
+    """
     if settings.get("rope_type") not in _YARN:
         return
     for layer in layers.values():
@@ -183,15 +225,17 @@ def _put_yarn(layers: Mapping[str, nn.Module], settings: Settings) -> None:
         if settings.get("truncate") is False:
             periods = _scaled_periods(settings, layer.dims // 2)
             layer._freqs = mx.array(periods.astype(np.float32))
-        if settings.get("attention_factor") is not None:
-            layer.mscale = float(settings["attention_factor"])
+        factor = settings.get("attention_factor")
+        if factor is not None:
+            layer.mscale = float(factor)
 
 
 def _check_applied(layers: Mapping[str, nn.Module], settings: Settings) -> None:
     """Some module must rotate by these settings, or nothing reads them."""
     for layer in layers.values():
         periods = _periods_of(layer)
-        if _is_among(periods, [_scaled_periods(settings, len(periods))]):
+        stated = _scaled_periods(settings, len(periods))
+        if _is_among(periods, [stated]):
             return
     raise UnsupportedModelError(
         f"the config scales positions ({settings['rope_type']}, factor "
@@ -209,7 +253,8 @@ def _is_among(periods: Periods, candidates: list[Periods]) -> bool:
 
 
 def _shown(bases: list[float], scaled: list[Settings]) -> str:
-    text = "base " + " or ".join(f"{base:g}" for base in bases)
+    numbers = [f"{base:g}" for base in bases]
+    text = "base " + " or ".join(numbers)
     for settings in scaled:
         text += f", {settings['rope_type']} by {settings.get('factor')}"
     return text

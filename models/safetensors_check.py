@@ -1,6 +1,7 @@
-"""Checks safetensors files before MLX reads them, which accepts duplicate names and overlapping tensors.
+"""Checks safetensors files before MLX reads them.
 
-Also the index of a model in several files: what it names must be there, and nothing may lie outside the folder.
+MLX accepts duplicate names and overlapping tensors. An index of several files is checked,
+too: what it names must be there, and nothing may lie outside the folder.
 """
 
 from __future__ import annotations
@@ -24,7 +25,10 @@ _SHARD = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,200}\.safetensors")
 
 @dataclass(frozen=True, slots=True)
 class StoredTensor:
-    """A tensor as the header has it; `start` and `stop` are bytes from the file's beginning."""
+    """A tensor as the header has it.
+
+    `start` and `stop` are bytes from the file's beginning.
+    """
 
     dtype: str
     shape: tuple[int, ...]
@@ -33,14 +37,13 @@ class StoredTensor:
 
 
 def check_safetensors(path: Path) -> None:
-    """Raise `ModelFileError` if the file is missing, cut, or its header contradicts itself."""
+    """Raise `ModelFileError` for a file that is missing, cut, or contradicts itself."""
     if not path.is_file():
         raise ModelFileError(
             f"{path}: this weight file is missing; fetch the model again"
         )
-    read_header(
-        path
-    )  # the library takes the last of two tensors with one name, and a header of any size
+    # The library takes the last of two tensors with one name, and a header of any size.
+    read_header(path)
     try:
         with safe_open(str(path), framework="numpy"):
             pass
@@ -51,10 +54,13 @@ def check_safetensors(path: Path) -> None:
 
 
 def read_header(path: Path) -> tuple[dict[str, StoredTensor], bytes]:
-    """The tensors as the header has them, each name once, and its raw bytes; `check_safetensors` checks the places."""
+    """The tensors as the header has them, each name once, and its raw bytes.
+
+    `check_safetensors` checks where they lie.
+    """
     try:
         with path.open("rb") as file:
-            length = struct.unpack("<Q", file.read(8))[0]
+            (length,) = struct.unpack("<Q", file.read(8))
             if length > _MAX_HEADER:
                 raise ModelFileError(
                     f"{path}: a header of {length} bytes is not plausible"
@@ -63,7 +69,8 @@ def read_header(path: Path) -> tuple[dict[str, StoredTensor], bytes]:
         rows = json.loads(raw, object_pairs_hook=_once)
         rows.pop("__metadata__", None)
         base = 8 + length
-        return {name: _stored(row, base) for name, row in rows.items()}, raw
+        tensors = {name: _stored(row, base) for name, row in rows.items()}
+        return tensors, raw
     except (
         OSError,
         ValueError,
@@ -80,13 +87,12 @@ def read_header(path: Path) -> tuple[dict[str, StoredTensor], bytes]:
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """An object of the header, in which no key may appear twice."""
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        names = [name for name, _ in pairs]
-        raise ValueError(
-            f"{next(name for name in names if names.count(name) > 1)!r:.120} appears twice"
-        )
-    return found
+    members: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in members:
+            raise ValueError(f"{name!r:.120} appears twice")
+        members[name] = value
+    return members
 
 
 def _stored(row: Mapping[str, Any], base: int) -> StoredTensor:
@@ -102,8 +108,10 @@ def weight_files(folder: Path) -> list[Path]:
     `ModelFileError` that names what is missing or wrong.
     """
     index = folder / "model.safetensors.index.json"
-    if index.is_file() and (paths := _indexed(folder, index)):
-        return paths
+    if index.is_file():
+        paths = _indexed(folder, index)
+        if paths:
+            return paths
     paths = sorted(folder.glob("model*.safetensors"))
     if not paths:
         hint = ""
@@ -160,31 +168,33 @@ def _indexed(folder: Path, index: Path) -> list[Path]:
 
 def _weight_map(index: Path) -> dict[str, str]:
     try:
-        places = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        value = json.loads(index.read_text(encoding="utf-8"))
+        shards = value["weight_map"]
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise ModelFileError(
             f"{index}: it has no readable weight_map: {error!r:.200}"
         ) from error
-    if (
-        not isinstance(places, dict)
-        or not places
-        or not all(isinstance(shard, str) for shard in places.values())
-    ):
+    is_map = isinstance(shards, dict) and bool(shards)
+    if not is_map or not all(isinstance(shard, str) for shard in shards.values()):
         raise ModelFileError(
             f"{index}: weight_map does not name a file for each weight"
         )
-    return places
+    assert isinstance(shards, dict)
+    return shards
 
 
 def _check_numbers(folder: Path, paths: list[Path]) -> None:
     """Files that count themselves must all be there."""
-    found = [match for path in paths if (match := _NUMBERED.fullmatch(path.name))]
-    for total in {int(match[2]) for match in found}:
-        numbers = {int(match[1]) for match in found if int(match[2]) == total}
+    numbers_by_total: dict[int, set[int]] = {}
+    for path in paths:
+        match = _NUMBERED.fullmatch(path.name)
+        if match is not None:
+            total = int(match[2])
+            numbers_by_total.setdefault(total, set()).add(int(match[1]))
+    for total, numbers in numbers_by_total.items():
         if len(numbers) < total <= 10_000:
-            absent = next(
-                number for number in range(1, total + 1) if number not in numbers
-            )
+            absent = min(set(range(1, total + 1)) - numbers)
             raise ModelFileError(
-                f"{folder}: weight file {absent} of {total} is missing; fetch the model again"
+                f"{folder}: weight file {absent} of {total} is missing; fetch the model "
+                "again"
             )
