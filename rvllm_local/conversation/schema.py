@@ -34,10 +34,14 @@ class ContentPart(Fields):
 
 
 class CalledFunction(Fields):
-    """A call that the model made; `arguments` is JSON text."""
+    """A call that the model made; `arguments` is JSON text.
+
+    Clients that read it add `parsed_arguments`, and may send both back.
+    """
 
     name: str
     arguments: str
+    parsed_arguments: Any = None
 
 
 class MessageToolCall(Fields):
@@ -63,6 +67,7 @@ class ChatMessage(Fields):
     annotations: list[Any] | None = None
     audio: None = None
     function_call: None = None
+    parsed: Any = None  # the content, as a client read it
 
 
 class Function(Fields):

@@ -17,13 +17,21 @@ import pytest
 from anthropic.types import message_count_tokens_params, message_create_params
 from anthropic.types.beta import message_count_tokens_params as beta_count_params
 from anthropic.types.beta import message_create_params as beta_params
+from anthropic.types.beta import parsed_beta_message
 from openai.types import chat as chat_types
 from openai.types import responses as response_types
 from openai.types.chat import completion_create_params as chat_params
 from openai.types.completion_create_params import CompletionCreateParamsNonStreaming
 from openai.types.responses import input_token_count_params, response_create_params
+from pydantic import BaseModel
 
-from rvllm_local.conversation.schema import ChatMessage, ContentPart, Tool
+from rvllm_local.conversation.schema import (
+    CalledFunction,
+    ChatMessage,
+    ContentPart,
+    MessageToolCall,
+    Tool,
+)
 from rvllm_local.server.api.anthropic.schema import (
     AnthropicTool,
     Block,
@@ -34,6 +42,7 @@ from rvllm_local.server.api.openai.schema import ChatRequest, TextRequest
 from rvllm_local.server.api.responses.schema import (
     InputItem,
     InputTokensRequest,
+    ItemPart,
     ResponsesRequest,
     ResponseTool,
 )
@@ -136,6 +145,34 @@ def test_every_field_of_a_part_is_known(
         sent = {row.encode_name for row in msgspec.structs.fields(kind)}
         unknown = set(typing.get_type_hints(params)) - sent
         assert not unknown, f"{params.__name__} has fields that nobody reads: {unknown}"
+
+
+# What clients read out of answers, and then send back as a part of the history.
+ANSWERS: list[tuple[type[BaseModel], type[msgspec.Struct]]] = [
+    (chat_types.ParsedChatCompletionMessage, ChatMessage),
+    (chat_types.ParsedFunctionToolCall, MessageToolCall),
+    (chat_types.ParsedFunction, CalledFunction),
+    (response_types.ParsedResponseOutputMessage, InputItem),
+    (response_types.ParsedResponseOutputText, ItemPart),
+    (response_types.ParsedResponseFunctionToolCall, InputItem),
+    (response_types.ResponseReasoningItem, InputItem),
+    (anthropic_types.ParsedTextBlock, Block),
+    (anthropic_types.ThinkingBlock, Block),
+    (anthropic_types.ToolUseBlock, Block),
+    (parsed_beta_message.ParsedBetaTextBlock, Block),
+    (beta_types.BetaToolUseBlock, Block),
+]
+
+
+@pytest.mark.parametrize(
+    ("model", "kind"), ANSWERS, ids=[row[0].__name__ for row in ANSWERS]
+)
+def test_every_field_of_an_answer_is_known_when_it_comes_back(
+    model: type[BaseModel], kind: type[msgspec.Struct]
+) -> None:
+    sent = {row.encode_name for row in msgspec.structs.fields(kind)}
+    fields = {row.alias or name for name, row in model.model_fields.items()}
+    assert not fields - sent
 
 
 def test_the_types_that_are_walked_are_those_of_the_clients() -> None:

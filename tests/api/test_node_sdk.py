@@ -4,34 +4,27 @@ from __future__ import annotations
 
 import shutil
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-VERSION = "7.57.0"
+from tests.support.npm import Packages
+
+PACKAGES = ("openai@7.59.0", "zod@4.6.7")
 SESSION = Path(__file__).parent / "node" / "session.mjs"
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the client installed."""
-    if shutil.which("node") is None or shutil.which("npm") is None:
-        pytest.skip("needs Node and npm")
-    found = tmp_path_factory.mktemp("node")
-    command = [
-        "npm",
-        "install",
-        "--no-audit",
-        "--no-fund",
-        "--prefix",
-        str(found),
-        f"openai@{VERSION}",
-    ]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
-    if done.returncode:
-        pytest.skip("the package registry cannot be reached")
-    shutil.copy(SESSION, found)
-    return found
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A folder with the client installed, and the session."""
+    packages = Packages()
+    installed = packages.folder(*PACKAGES)
+    folder = tmp_path_factory.mktemp("node")
+    (folder / "node_modules").symlink_to(installed / "node_modules")
+    shutil.copy(SESSION, folder)
+    yield folder
+    packages.close()
 
 
 def test_the_session_runs_to_its_end(address: str, folder: Path) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,9 +41,13 @@ class AgentEngine(ScriptedClient):
         self.prompts: list[tuple[int, ...]] = []
         self._play = play
 
+    def text(self, prompt: Sequence[int]) -> str:
+        """The text of a prompt."""
+        return str(self._tokenizer.decode(prompt, skip_special=False))
+
     def script(self, request: Request) -> str:
         """The next call of a turn, or the answer that ends it."""
-        prompt = self._tokenizer.decode(request.prompt_token_ids, skip_special=False)
+        prompt = self.text(request.prompt_token_ids)
         turn = prompt.rpartition("<|im_start|>user\n")[2]
         num_results = turn.count("<|im_start|>tool\n")
         is_offered = f'"name": "{self._play.tool}"' in prompt
@@ -73,7 +77,7 @@ class OverflowingEngine(AgentEngine):
 
     def script(self, request: Request) -> str:
         """A call, the summary, or the answer to one who was given the summary."""
-        prompt = self._tokenizer.decode(request.prompt_token_ids, skip_special=False)
+        prompt = self.text(request.prompt_token_ids)
         if SUMMARY in prompt:
             self.has_gone_on = True
             return DONE

@@ -29,6 +29,7 @@ class Block(Strict, kw_only=True):
     transformations: Any = None
     title: str | None = None
     context: str | None = None
+    parsed_output: Any = None  # the text, as a client read it
 
 
 class Message(Strict, kw_only=True):

@@ -25,6 +25,7 @@ class ItemPart(Strict, kw_only=True):
     file_id: str | None = None
     detail: str | None = None
     prompt_cache_breakpoint: Any = None
+    parsed: Any = None  # the text, as a client read it
 
 
 class InputItem(Strict, kw_only=True):
@@ -39,6 +40,7 @@ class InputItem(Strict, kw_only=True):
     call_id: str | None = None
     name: str | None = None
     arguments: str | None = None
+    parsed_arguments: Any = None  # the same, as a client read them
     output: str | list[ItemPart] | None = None
     summary: list[ItemPart] | None = None
     encrypted_content: str | None = None
