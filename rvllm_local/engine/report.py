@@ -1,4 +1,4 @@
-"""What the engine says of itself: counters, a picture of it at work, reports of requests."""
+"""Reports of the engine: its counters, a picture of it at work, its requests."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from rvllm_local.types import (
 
 @dataclass(frozen=True, slots=True)
 class CoreParts:
-    """What the counters are read from."""
+    """The parts that a core runs, and whose counters it reports."""
 
     kv: KVTables
     kv_cache: KVCacheManager
@@ -42,7 +42,9 @@ def stats(
 
     `blocks_free` counts cached blocks as well: they can be had.
     """
-    kv, kv_cache, scheduler = parts.kv, parts.kv_cache, parts.scheduler
+    kv = parts.kv
+    kv_cache = parts.kv_cache
+    scheduler = parts.scheduler
     return {
         "blocks_total": kv.blocks_total,
         "blocks_free": kv.blocks_free,
@@ -79,7 +81,7 @@ def snapshot(
         cached=kv.blocks_cached,
         spilled=parts.kv_cache.num_spilled_blocks,
     )
-    block_map = "".join(pool.letters() for pool in kv.pools)
+    block_map = "".join(pool.block_states() for pool in kv.pools)
     requests = tuple(status(sequence, now) for sequence in sequences)
     return EngineSnapshot(blocks, block_map, requests, counters, memory)
 

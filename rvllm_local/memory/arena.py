@@ -1,7 +1,7 @@
 """One KV arena: a single allocation, block-major, for all layers of one attention shape.
 
-`[blocks, layers, K|V, kv_heads, BLOCK_TOKENS, head_dim]`: a block is one contiguous range, so that
-copying, spilling and restoring it are single copies. Knows nothing of sequences.
+`[blocks, layers, K|V, kv_heads, BLOCK_TOKENS, head_dim]`: a block is one contiguous range.
+So copying, spilling and restoring it are single copies. Knows nothing of sequences.
 """
 
 from __future__ import annotations
@@ -16,9 +16,11 @@ from rvllm_local.memory.lazy_zeros import lazy_zeros
 
 @dataclass(frozen=True, slots=True)
 class KVShape:
-    """What one group of layers stores for a token. `window` is None for full attention.
+    """What one group of layers stores for a token.
 
-    `dtype` is what the model computes in. With `quantized` the arena holds int8 and one float32 scale a token and head.
+    window: None for full attention.
+    dtype: the model computes in it.
+    quantized: the arena holds int8, and one float32 scale a token and head.
     """
 
     num_layers: int
@@ -41,11 +43,9 @@ class KVShape:
     @property
     def scale_bytes(self) -> int:
         """Bytes of one block's scales, which follow its elements wherever a block is saved."""
-        return (
-            self.num_layers * 2 * self.kv_heads * BLOCK_TOKENS * 4
-            if self.quantized
-            else 0
-        )
+        if not self.quantized:
+            return 0
+        return self.num_layers * 2 * self.kv_heads * BLOCK_TOKENS * 4
 
     @property
     def data_bytes(self) -> int:
@@ -65,14 +65,19 @@ class KVShape:
 
 
 class Arena:
-    """The storage behind one `KVShape`; `array` and `scales` are allocated once and never replaced."""
+    """The storage behind one `KVShape`.
+
+    `array` and `scales` are allocated once and never replaced.
+    """
 
     def __init__(self, shape: KVShape, num_blocks: int) -> None:
         self.shape = shape
         self.num_blocks = num_blocks
         planes = (num_blocks, shape.num_layers, 2, shape.kv_heads, BLOCK_TOKENS)
         self.array = lazy_zeros((*planes, shape.width), shape.stored_dtype)
-        self.scales = lazy_zeros(planes, mx.float32) if shape.quantized else None
+        self.scales: mx.array | None = None
+        if shape.quantized:
+            self.scales = lazy_zeros(planes, mx.float32)
 
     @property
     def nbytes(self) -> int:

@@ -1,6 +1,6 @@
-"""KV blocks on disk: a content-addressed store that outlives the process. Knows bytes and keys only.
+"""KV blocks on disk: a content-addressed store that outlives the process.
 
-One file a block (`block_file.py`), written by one thread. The store is content-addressed
+Knows bytes and keys only. One file a block (`block_file.py`), written by one thread. The store is content-addressed
 and holds a byte budget; the file that was not used for longest goes first.
 """
 
@@ -40,7 +40,10 @@ _STALE_S = 3600.0  # a temporary file this old belongs to nobody
 
 @dataclass(frozen=True, slots=True)
 class SpillStats:
-    """Counters since the store was opened; `blocks` and `bytes` are what this model has on disk."""
+    """Counters since the store was opened.
+
+    `blocks` and `bytes` count what this model has on disk.
+    """
 
     blocks: int
     bytes: int
@@ -54,10 +57,12 @@ class SpillStats:
 
 
 class BlockStore:
-    """Blocks of one `fingerprint` (model and KV format) below `folder`; the byte budget covers all fingerprints.
+    """Blocks of one `fingerprint` (model and KV format) below `folder`.
 
-    `put` and `get` never raise for what the disk does. When the disk cannot be written, writing goes off with one call
-    of `warn`, and everything else goes on. Use from one thread; the writer is the store's own.
+    The byte budget covers all fingerprints. `put` and `get` never raise for what the disk
+    does. If the disk cannot be written, writing goes off with one call of `warn`, and
+    everything else goes on. Use it from one thread; the store has a writer's thread of
+    its own.
     """
 
     def __init__(
@@ -72,7 +77,8 @@ class BlockStore:
             raise ValueError(
                 f"a fingerprint has {KEY_BYTES} bytes, not {len(fingerprint)}"
             )
-        self._root, self._home = folder, folder / fingerprint.hex()[:_HOME_CHARS]
+        self._root = folder
+        self._home = folder / fingerprint.hex()[:_HOME_CHARS]
         self._fingerprint = fingerprint
         self._budget = budget_bytes
         self._warn = warn
@@ -80,12 +86,16 @@ class BlockStore:
         self._sizes: dict[bytes, int] = {}  # this fingerprint's blocks
         self._pending: dict[bytes, bytes] = {}
         self._pending_bytes = 0
-        self._ages: OrderedDict[Path, int] = (
-            OrderedDict()
-        )  # every block file, oldest first; the writer's alone
-        self._counts = dict.fromkeys(
-            ("hits", "misses", "writes", "dropped", "evicted", "corrupt"), 0
-        )
+        # Every block file, oldest first. Only the writer's thread uses it.
+        self._ages: OrderedDict[Path, int] = OrderedDict()
+        self._counts = {
+            "hits": 0,
+            "misses": 0,
+            "writes": 0,
+            "dropped": 0,
+            "evicted": 0,
+            "corrupt": 0,
+        }
         self._enabled = True
         self._names = itertools.count()
         self._queue: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
@@ -101,16 +111,21 @@ class BlockStore:
         return key in self._sizes or key in self._pending
 
     def put(
-        self, key: bytes, payload: Sequence[bytes | bytearray | memoryview]
+        self,
+        key: bytes,
+        payload: Sequence[bytes | bytearray | memoryview],
     ) -> bool:
-        """Hand a block to the writer. False if it is there already, or cannot be taken now."""
+        """Hand a block to the writer.
+
+        False if it is there already, or cannot be taken now.
+        """
         if self.contains(key):
             return False
         data = b"".join(payload)
+        most_pending = max(_QUEUE_BYTES, len(data))
         with self._lock:
-            if not self._enabled or self._pending_bytes + len(data) > max(
-                _QUEUE_BYTES, len(data)
-            ):
+            is_full = self._pending_bytes + len(data) > most_pending
+            if not self._enabled or is_full:
                 self._counts["dropped"] += 1
                 return False
             self._pending[key] = data
@@ -142,7 +157,10 @@ class BlockStore:
         return payload
 
     def flush(self, timeout_s: float) -> bool:
-        """Wait until everything handed over is on disk, or dropped. False if that took longer."""
+        """Wait until everything handed over is on disk, or dropped.
+
+        False if that took longer.
+        """
         with self._lock:
             return self._idle.wait_for(lambda: not self._pending, timeout_s)
 
@@ -222,9 +240,8 @@ class BlockStore:
             path.with_suffix(""), 2 * KEY_BYTES
         )
         if name_fits and is_trusted(info) and info.st_size > HEADER.size:
-            if (
-                info.st_mode & 0o077
-            ):  # copied by hand: nobody else could write it, and nobody else is to read it
+            if info.st_mode & 0o077:
+                # Copied by hand: nobody else could write it, nobody else is to read it.
                 path.chmod(0o600)
             return True
         remove_foreign(path)
@@ -235,16 +252,16 @@ class BlockStore:
         return self._home / name[:2] / f"{name}{SUFFIX}"
 
     def _remove_damaged(self, path: Path, key: bytes) -> None:
+        count = "corrupt"
         try:
             path.lstat()
-            there = True
         except OSError:
-            there = False  # evicted by another process: nothing is wrong
+            count = "misses"  # evicted by another process: nothing is wrong
         with contextlib.suppress(OSError):
             remove_foreign(path)
         with self._lock:
             self._sizes.pop(key, None)
-            self._counts["corrupt" if there else "misses"] += 1
+            self._counts[count] += 1
 
     def _write_all(self) -> None:
         """The writer's thread."""
@@ -268,9 +285,10 @@ class BlockStore:
                     self._idle.notify_all()
 
     def _write(self, key: bytes, payload: bytes) -> bool:
-        """Write one block; False if it is larger than the whole budget, or its place is taken by what cannot be removed.
+        """Write one block.
 
-        Raises OSError if the disk is no good.
+        False if it is larger than the whole budget, or something that cannot be removed
+        has its name. Raises OSError if the disk is no good.
         """
         size = HEADER.size + len(payload)
         if size > self._budget:
@@ -279,7 +297,7 @@ class BlockStore:
             self._scan()
         self._make_room(size)
         path = self._path(key)
-        self._make_place(path)
+        self._make_folders(path)
         if shutil.disk_usage(self._root).free < size + FREE_RESERVE:
             raise OSError(f"less than {FREE_RESERVE // 2**20} MB are free on the disk")
         temporary = path.with_name(f"{os.getpid()}-{next(self._names)}{TEMPORARY}")
@@ -291,8 +309,11 @@ class BlockStore:
         self._ages[path] = size
         return True
 
-    def _make_place(self, path: Path) -> None:
-        """The folders above a block, also after somebody has removed them; whatever is foreign there goes."""
+    def _make_folders(self, path: Path) -> None:
+        """Make the folders above a block, also after somebody has removed them.
+
+        Whatever is foreign there goes.
+        """
         for folder in (self._root, self._home, path.parent):
             if folder == path.parent and (folder.is_symlink() or folder.is_file()):
                 folder.unlink()
@@ -319,32 +340,40 @@ class BlockStore:
                     self._sizes.pop(bytes.fromhex(path.stem), None)
 
     def _used_since(self, path: Path, length: int) -> bool:
-        """A file that was read after it was indexed goes to the young end, unless it is the only one."""
-        try:
-            used = path.lstat().st_mtime
-            oldest = next(iter(self._ages)).lstat().st_mtime if self._ages else used
-        except OSError:
+        """Move a file that was read after it was indexed to the young end.
+
+        Not if it is the only one. True if it was moved.
+        """
+        if not self._ages:
             return False
-        if used <= oldest:
+        oldest = next(iter(self._ages))
+        try:
+            if path.lstat().st_mtime <= oldest.lstat().st_mtime:
+                return False
+        except OSError:
             return False
         self._ages[path] = length
         return True
 
     def _switch_off(self, error: OSError) -> None:
         with self._lock:
-            was_on, self._enabled = self._enabled, False
+            was_on = self._enabled
+            self._enabled = False
         if was_on:
             self._warn(
-                f"the disk cache in {self._root} is off from now on: {error}; the engine goes on without writing it. "
+                f"the disk cache in {self._root} is off from now on: {error}; "
+                "the engine goes on without writing it. "
                 "Free some space or mend the folder, then restart"
             )
 
 
 def _own_files(folder: Path) -> list[Path]:
-    """What is in one of a home's folders; a link in its place is removed, not followed."""
+    """The files in one of a home's folders. A link is removed, not followed."""
     try:
         if folder.is_symlink():
             folder.unlink()
-        return list(folder.iterdir()) if folder.is_dir() else []
+        if not folder.is_dir():
+            return []
+        return list(folder.iterdir())
     except OSError:
         return []

@@ -1,6 +1,7 @@
 """How a model's layers share arenas, and how a byte budget becomes blocks.
 
-Layers with the same KV shape and window form a group: one arena, one pool, one block table a sequence.
+Layers with the same KV shape and window form a group. It has one arena, one pool and, for
+each sequence, one block table.
 """
 
 from __future__ import annotations
@@ -12,10 +13,12 @@ from rvllm_local.errors import MemoryBudgetError
 from rvllm_local.memory.arena import KVShape
 from rvllm_local.memory.blocks import blocks_for
 
+_FEWEST_BLOCKS = 2  # of a group: the scratch block and one more
+
 
 @dataclass(frozen=True, slots=True)
 class LayerSlot:
-    """Where one model layer keeps its KV: the group, and the layer's place inside its arena."""
+    """Where one model layer keeps its KV: its group, and its number in the group's arena."""
 
     group: int
     layer: int
@@ -23,7 +26,7 @@ class LayerSlot:
 
 @dataclass(frozen=True, slots=True)
 class StateSlot:
-    """Where a recurrent layer keeps its arrays among all of a sequence's: `count` of them from `first` on."""
+    """Which of a sequence's arrays a recurrent layer keeps: `count` from `first` on."""
 
     first: int
     count: int
@@ -31,10 +34,12 @@ class StateSlot:
 
 @dataclass(frozen=True, slots=True)
 class KVLayout:
-    """The groups of a model, and each layer's slot (None for layers that keep nothing).
+    """The groups of a model, and its layers' slots.
 
-    With `nesting` a layer may have several slots: it says for each layer how many follow each other, 0 for one alone.
-    `state_bytes` is what the recurrent layers keep of one sequence.
+    slots: None for a layer that keeps nothing.
+    nesting: for a model whose layers may have several slots, how many slots each layer
+        has; 0 for a single one that stands in no list.
+    state_bytes: the recurrent layers keep so much of one sequence.
     """
 
     groups: tuple[KVShape, ...]
@@ -44,27 +49,35 @@ class KVLayout:
 
     @property
     def has_state(self) -> bool:
-        """True when some layers are recurrent."""
+        """True if some layers are recurrent."""
         return any(isinstance(slot, StateSlot) for slot in self.slots)
 
     @property
     def has_attention(self) -> bool:
-        """Some layers keep KV."""
+        """True if some layers keep KV."""
         return any(isinstance(slot, LayerSlot) for slot in self.slots)
 
     def blocks_needed(self, num_tokens: int, chunk: int) -> tuple[int, ...]:
-        """Most blocks a sequence of `num_tokens` holds at once, by group, when prefilled in chunks of `chunk`."""
-        return tuple(
-            window_blocks(shape.window, num_tokens, chunk) for shape in self.groups
-        )
+        """The most blocks that a sequence of `num_tokens` holds at once, by group.
+
+        It is prefilled in chunks of `chunk` tokens.
+        """
+        blocks = []
+        for shape in self.groups:
+            blocks.append(window_blocks(shape.window, num_tokens, chunk))
+        return tuple(blocks)
 
     def sequence_bytes(self, num_tokens: int, chunk: int) -> int:
         """Arena bytes of one sequence of `num_tokens`."""
         needed = self.blocks_needed(num_tokens, chunk)
-        return sum(
-            count * shape.block_bytes
-            for count, shape in zip(needed, self.groups, strict=True)
-        )
+        return self.total_bytes(needed)
+
+    def total_bytes(self, blocks: Sequence[int]) -> int:
+        """Arena bytes of so many blocks of each group."""
+        total = 0
+        for count, shape in zip(blocks, self.groups, strict=True):
+            total += count * shape.block_bytes
+        return total
 
     def split_budget(
         self,
@@ -73,36 +86,40 @@ class KVLayout:
         max_rows: int,
         chunk: int,
     ) -> tuple[int, ...]:
-        """Blocks for each group (the scratch block included) so that all arenas fit in `budget` bytes.
+        """Blocks for each group, the scratch block included, that fit in `budget` bytes.
 
-        Windowed groups never need more than `max_rows` windows; the rest goes to full attention.
-        Raises `MemoryBudgetError` when not even one block a group fits.
+        Windowed groups never need more than `max_rows` windows. Full attention gets the
+        rest. Raises `MemoryBudgetError` if not even one block a group fits.
         """
-        useful = [max_rows * count + 1 for count in self.blocks_needed(context, chunk)]
-        low, high = 0, context * max_rows
-        while low < high:  # the most tokens, all sequences together, whose blocks fit
+        useful = []  # more blocks than these are never used
+        for count in self.blocks_needed(context, chunk):
+            useful.append(max_rows * count + 1)
+        # The most tokens, all sequences together, whose blocks fit.
+        low = 0
+        high = context * max_rows
+        while low < high:
             middle = (low + high + 1) // 2
-            if self._total_bytes(self._blocks_at(middle, useful)) <= budget:
+            blocks = _blocks_at(middle, useful)
+            if self.total_bytes(blocks) <= budget:
                 low = middle
             else:
                 high = middle - 1
-        blocks = self._blocks_at(low, useful)
-        smallest = self._total_bytes([2] * len(self.groups))
-        if smallest > budget or min(blocks) < 2:
+        smallest = self.total_bytes([_FEWEST_BLOCKS] * len(self.groups))
+        if smallest > budget:
             raise MemoryBudgetError(
-                f"a KV budget of {budget} bytes is too small: one block for each layer takes {smallest} bytes; "
-                "raise kv_memory"
+                f"a KV budget of {budget} bytes is too small: "
+                f"one block for each layer takes {smallest} bytes; raise kv_memory"
             )
-        return tuple(blocks)
+        return tuple(_blocks_at(low, useful))
 
-    def _blocks_at(self, num_tokens: int, useful: Sequence[int]) -> list[int]:
-        return [max(2, min(most, blocks_for(num_tokens) + 1)) for most in useful]
 
-    def _total_bytes(self, blocks: Sequence[int]) -> int:
-        return sum(
-            count * shape.block_bytes
-            for count, shape in zip(blocks, self.groups, strict=True)
-        )
+def _blocks_at(num_tokens: int, useful: Sequence[int]) -> list[int]:
+    """Blocks for each group that serve `num_tokens` tokens."""
+    count = blocks_for(num_tokens) + 1
+    blocks = []
+    for most in useful:
+        blocks.append(max(_FEWEST_BLOCKS, min(most, count)))
+    return blocks
 
 
 def window_blocks(
@@ -110,8 +127,9 @@ def window_blocks(
     num_tokens: int,
     chunk: int,
 ) -> int:
-    """Most blocks one sequence holds at once in a group with this window."""
-    whole = blocks_for(num_tokens)
+    """The most blocks that one sequence holds at once in a group with this window."""
+    all_blocks = blocks_for(num_tokens)
     if window is None:
-        return whole
-    return min(whole, blocks_for(window - 1 + chunk) + 1)
+        return all_blocks
+    seen_blocks = blocks_for(window - 1 + chunk)
+    return min(all_blocks, seen_blocks + 1)

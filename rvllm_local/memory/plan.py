@@ -1,4 +1,4 @@
-"""The memory plan: what a model will take, line by line, against what the machine can give.
+"""The memory plan: what a model will take, line by line, and what the machine has.
 
 Arithmetic only: sizes come in as numbers, so a plan can be made before anything is loaded.
 """
@@ -48,8 +48,10 @@ class MemoryPlan:
     disk_bytes_per_token: int
     arena_tokens: int
     kv_asked: int = 0  # what the user gave as kv_memory; the arena may need less
-    copy_tokens: int = 0  # tokens of a prefilling prompt whose keys and values are kept densely as well (on a CPU)
-    prompt_copy: int = 0  # bytes of that
+    # Tokens of a prefilling prompt whose keys and values are kept densely as well (on a
+    # CPU), and their bytes.
+    copy_tokens: int = 0
+    prompt_copy: int = 0
     states: int = 0  # what recurrent layers keep, snapshots included
     quantized: bool = False  # the KV is int8 already
     weight_form: str = "as stored"  # how weights are held
@@ -74,8 +76,12 @@ class MemoryPlan:
         return self.total <= self.budget
 
     def with_measured(self, scratch: int) -> MemoryPlan:
-        """The plan after a step took `scratch` bytes: a tenth more, and as much again for what MLX keeps."""
-        return dataclasses.replace(self, scratch=2 * (scratch + scratch // 10))
+        """The plan after a step took `scratch` bytes.
+
+        It allows a tenth more, and as much again for what MLX keeps.
+        """
+        needed = scratch + scratch // 10
+        return dataclasses.replace(self, scratch=2 * needed)
 
     def lines(self) -> dict[str, int]:
         """Every line of the plan, in bytes."""
@@ -94,49 +100,44 @@ class MemoryPlan:
 
     def table(self) -> str:
         """The plan for people, with remedies when it does not fit."""
+        text = []
+        for name, value, note in self._rows():
+            line = f"{name:<10}{_size(value):>12}   {note}"
+            text.append(line.rstrip())
+        requests = self.arena_tokens // max(self.context, 1)
+        text.append(
+            f"KV: {self.bytes_per_token} bytes a token in memory, "
+            f"{self.disk_bytes_per_token} on disk; room for {requests} requests "
+            f"of {self.context} tokens ({self.rows} may run at once)"
+        )
+        text.append(self.verdict())
+        for remedy in self.remedies():
+            text.append(f"  - {remedy}")
+        return "\n".join(text)
+
+    def _rows(self) -> list[tuple[str, int, str]]:
+        """Name, bytes and note of each row of the table."""
+        kv = max(self.kv_arena, self.kv_asked)
+        kv_note = f"{self.arena_tokens} tokens of {self.bytes_per_token} bytes"
         rows = [
             (
                 "weights",
                 self.weights,
                 f"{self.weight_form}; read from the files' headers",
             ),
-            (
-                "KV arena",
-                max(self.kv_arena, self.kv_asked),
-                f"{self.arena_tokens} tokens of {self.bytes_per_token} bytes",
-            ),
-            ("scratch", self.scratch, "largest prefill chunk and decode batch"),
-            *(
-                [
-                    (
-                        "prompt",
-                        self.prompt_copy,
-                        f"{self.copy_tokens} tokens, dense while it prefills",
-                    )
-                ]
-                if self.prompt_copy
-                else []
-            ),
-            ("process", self.process, "interpreter and libraries"),
-            ("total", self.total, ""),
-            (
-                "budget",
-                self.budget,
-                f"{_size(self.device)} less {_size(self.reserve)} for the system",
-            ),
+            ("KV arena", kv, kv_note),
         ]
         if self.states:
-            rows.insert(2, ("states", self.states, "recurrent layers, with snapshots"))
-        text = [
-            f"{name:<10}{_size(value):>12}   {note}".rstrip()
-            for name, value, note in rows
-        ]
-        text.append(
-            f"KV: {self.bytes_per_token} bytes a token in memory, {self.disk_bytes_per_token} on disk; room for "
-            f"{self.arena_tokens // max(self.context, 1)} requests of {self.context} tokens ({self.rows} may run at once)"
-        )
-        text += [self.verdict(), *(f"  - {remedy}" for remedy in self.remedies())]
-        return "\n".join(text)
+            rows.append(("states", self.states, "recurrent layers, with snapshots"))
+        rows.append(("scratch", self.scratch, "largest prefill chunk and decode batch"))
+        if self.prompt_copy:
+            note = f"{self.copy_tokens} tokens, dense while it prefills"
+            rows.append(("prompt", self.prompt_copy, note))
+        rows.append(("process", self.process, "interpreter and libraries"))
+        rows.append(("total", self.total, ""))
+        budget_note = f"{_size(self.device)} less {_size(self.reserve)} for the system"
+        rows.append(("budget", self.budget, budget_note))
+        return rows
 
     def verdict(self) -> str:
         if self.fits:
@@ -144,31 +145,38 @@ class MemoryPlan:
         return f"does not fit: {_size(self.total - self.budget)} too much"
 
     def remedies(self) -> list[str]:
-        """What would make it fit, with what each gives."""
+        """What would make it fit, and how much each remedy gives."""
         over = self.total - self.budget
         if over <= 0:
             return []
         remedies = []
         kv = max(self.kv_arena, self.kv_asked)
-        if kv - over >= 10**6:
+        smaller_kv = kv - over
+        if smaller_kv >= 10**6:
             remedies.append(
-                f"--kv-memory {(kv - over) // 10**6}MB instead of {kv // 10**6}MB"
+                f"--kv-memory {smaller_kv // 10**6}MB instead of {kv // 10**6}MB"
             )
         if not self.quantized:
             remedies.append(
-                f"--kv-dtype int8 stores a token in about {self.bytes_per_token // 2} bytes or less"
+                f"--kv-dtype int8 stores a token in about {self.bytes_per_token // 2} "
+                "bytes or less"
             )
         remedies.append(
-            f"a shorter --context-length: each 1000 tokens take {_size(1000 * self.bytes_per_token)}"
+            "a shorter --context-length: each 1000 tokens take "
+            f"{_size(1000 * self.bytes_per_token)}"
         )
-        fewer = int(self.rows * (1 - over / self.scratch)) if self.scratch > over else 0
+        fewer = 0
+        if self.scratch > over:
+            fewer = int(self.rows * (1 - over / self.scratch))
         if 0 < fewer < self.rows:
             remedies.append(
-                f"RVLLM_MAX_ROWS={fewer} instead of {self.rows}: scratch grows with the requests that run at once"
+                f"RVLLM_MAX_ROWS={fewer} instead of {self.rows}: "
+                "scratch grows with the requests that run at once"
             )
         if self.states > over:
             remedies.append(
-                f"a smaller max_rows: each request's recurrent state takes {_size(self.states // self.rows)}"
+                "a smaller max_rows: each request's recurrent state takes "
+                f"{_size(self.states // self.rows)}"
             )
         if self.weights > self.budget // 2:
             remedies.append("a smaller model, or one with fewer bits a weight")
@@ -176,18 +184,28 @@ class MemoryPlan:
 
     def check(self) -> None:
         """Raise `MemoryBudgetError`, with the arithmetic, if the plan does not fit."""
-        states = f" + states {_size(self.states)}" if self.states else ""
-        if not self.fits:
-            raise MemoryBudgetError(
-                f"this does not fit in memory: weights {_size(self.weights)}{states} + KV arena {_size(max(self.kv_arena, self.kv_asked))} + scratch "
-                f"{_size(self.scratch + self.prompt_copy)} + process {_size(self.process)} = {_size(self.total)}, and the budget is "
-                f"{_size(self.device)} - {_size(self.reserve)} = {_size(self.budget)}; {'; or '.join(self.remedies())}"
-            )
+        if self.fits:
+            return
+        terms = [f"weights {_size(self.weights)}"]
+        if self.states:
+            terms.append(f"states {_size(self.states)}")
+        terms.append(f"KV arena {_size(max(self.kv_arena, self.kv_asked))}")
+        terms.append(f"scratch {_size(self.scratch + self.prompt_copy)}")
+        terms.append(f"process {_size(self.process)}")
+        raise MemoryBudgetError(
+            f"this does not fit in memory: {' + '.join(terms)} = {_size(self.total)}, "
+            f"and the budget is {_size(self.device)} - {_size(self.reserve)} = "
+            f"{_size(self.budget)}; {'; or '.join(self.remedies())}"
+        )
 
 
 def default_reserve(device: int) -> int:
-    """What the system keeps when nothing else is configured: an eighth, at least 1 GiB, at most half."""
-    return min(max(device // 8, 2**30), device // 2)
+    """Bytes that the system keeps if nothing else is configured.
+
+    An eighth of the memory: at least 1 GiB, at most half.
+    """
+    eighth = max(device // 8, 2**30)
+    return min(eighth, device // 2)
 
 
 def scratch_bytes(
@@ -197,24 +215,28 @@ def scratch_bytes(
     context: int,
     layer_kv: int,
 ) -> int:
-    """An upper estimate of what is alive at once beside weights and arena.
+    """An upper estimate of the bytes that are alive at once beside weights and arena.
 
-    A chunk through the widest layer (four arrays of the hidden and three of the intermediate width, twice), sampling (six
-    float32 arrays over the vocabulary), one layer's gathered KV (`layer_kv` bytes of the arena, with as much again for
-    padding, keys and values apart), and the scores of a block of queries against a whole context. All that twice: MLX
-    keeps freed buffers for the next ones. A started engine measures instead (`engine.warmup`).
+    A chunk through the widest layer (four arrays of the hidden and three of the
+    intermediate width, twice), sampling (six float32 arrays over the vocabulary), one
+    layer's gathered KV (`layer_kv` bytes of the arena, with as much again for padding,
+    keys and values apart), and the scores of a block of queries against a whole context.
+    All that twice: MLX keeps freed buffers for the next ones. A started engine measures
+    instead (`engine/startup/measure_scratch.py`).
     """
     tokens = max(chunk, rows)
-    layer = tokens * (4 * sizes.hidden + 3 * sizes.intermediate) * sizes.dtype_bytes
-    scores = 2 * 4 * sizes.heads * min(chunk, _QUERY_BLOCK) * context
-    return 2 * (2 * layer + 6 * 4 * rows * sizes.vocab + 4 * layer_kv + scores)
+    widths = 4 * sizes.hidden + 3 * sizes.intermediate
+    layer = tokens * widths * sizes.dtype_bytes
+    sampling = 6 * 4 * rows * sizes.vocab
+    queries = min(chunk, _QUERY_BLOCK)
+    scores = 2 * 4 * sizes.heads * queries * context
+    return 2 * (2 * layer + sampling + 4 * layer_kv + scores)
 
 
 def num_snapshots(layout: KVLayout, rows: int) -> int:
-    """Snapshots of recurrent state that are kept: some for each row, as long as they are small."""
-    return max(
-        _FEWEST_SNAPSHOTS, min(4 * rows, _SNAPSHOT_BYTES // max(layout.state_bytes, 1))
-    )
+    """How many snapshots of recurrent state are kept: four a row, if they are small."""
+    most = _SNAPSHOT_BYTES // max(layout.state_bytes, 1)
+    return max(_FEWEST_SNAPSHOTS, min(4 * rows, most))
 
 
 def make_plan(
@@ -233,63 +255,64 @@ def make_plan(
 ) -> MemoryPlan:
     """The plan of an engine with `blocks` blocks in each group's arena.
 
-    With `copies` the context of a prefilling prompt is kept densely too, as much of it as `_MOST_COPIED` and half of what
-    the budget leaves allow: prompts go on without it, only slower.
+    With `copies` the context of a prefilling prompt is kept densely too, as much of it as
+    `_MOST_COPIED` and half of what the budget leaves allow: prompts go on without it, only
+    slower.
     """
-    arena = sum(
-        count * shape.block_bytes
-        for count, shape in zip(blocks, layout.groups, strict=True)
-    )
+    if reserve is None:
+        reserve = default_reserve(device)
+    layer_kv = 0
+    full = []  # blocks of the groups without a window
+    for shape, count in zip(layout.groups, blocks, strict=True):
+        layer_kv = max(layer_kv, _layer_bytes(shape, count))
+        if shape.window is None:
+            full.append(count)
     block_bytes = sum(shape.block_bytes for shape in layout.groups)
-    sized = list(zip(layout.groups, blocks, strict=True))
-    full = [
-        count
-        for count, shape in zip(blocks, layout.groups, strict=True)
-        if shape.window is None
-    ]
+    disk_block_bytes = block_bytes + _BLOCK_HEADER * len(layout.groups)
+    num_states = 2 * rows + num_snapshots(layout, rows)
     plan = MemoryPlan(
         weights=weights,
-        kv_arena=arena,
-        scratch=scratch_bytes(
-            sizes,
-            rows,
-            chunk,
-            context,
-            max(_layer_bytes(shape, n) for shape, n in sized),
-        ),
+        kv_arena=layout.total_bytes(blocks),
+        scratch=scratch_bytes(sizes, rows, chunk, context, layer_kv),
         process=PROCESS_BYTES,
         device=device,
-        reserve=default_reserve(device) if reserve is None else reserve,
+        reserve=reserve,
         context=context,
         rows=rows,
         bytes_per_token=block_bytes // BLOCK_TOKENS,
-        disk_bytes_per_token=(block_bytes + _BLOCK_HEADER * len(layout.groups))
-        // BLOCK_TOKENS,
+        disk_bytes_per_token=disk_block_bytes // BLOCK_TOKENS,
         arena_tokens=(min(full or blocks) - 1) * BLOCK_TOKENS,
         kv_asked=kv_asked,
-        states=layout.state_bytes * (2 * rows + num_snapshots(layout, rows)),
+        states=layout.state_bytes * num_states,
         quantized=any(shape.quantized for shape in layout.groups),
     )
-    return _with_copy(plan, layout) if copies else plan
+    if copies:
+        return _with_copy(plan, layout)
+    return plan
 
 
 def _with_copy(plan: MemoryPlan, layout: KVLayout) -> MemoryPlan:
-    whole = [shape for shape in layout.groups if shape.window is None]
-    block = sum(_layer_bytes(shape, 1) * shape.num_layers for shape in whole)
-    if block == 0:
+    block_bytes = 0  # of one block's copy, in all groups without a window
+    for shape in layout.groups:
+        if shape.window is None:
+            block_bytes += _layer_bytes(shape, 1) * shape.num_layers
+    if block_bytes == 0:
         return plan
     spare = min(_MOST_COPIED, (plan.budget - plan.total) // 2)
-    blocks = min(
-        min(plan.context, plan.arena_tokens) // BLOCK_TOKENS + 1, max(0, spare) // block
-    )
+    most_tokens = min(plan.context, plan.arena_tokens)
+    most_blocks = most_tokens // BLOCK_TOKENS + 1
+    blocks = min(most_blocks, max(0, spare) // block_bytes)
     return dataclasses.replace(
-        plan, copy_tokens=blocks * BLOCK_TOKENS, prompt_copy=blocks * block
+        plan,
+        copy_tokens=blocks * BLOCK_TOKENS,
+        prompt_copy=blocks * block_bytes,
     )
 
 
 def _layer_bytes(shape: KVShape, blocks: int) -> int:
-    """Bytes of one layer's keys and values as attention reads them, when the whole arena is in use."""
-    return blocks * BLOCK_TOKENS * 2 * shape.kv_heads * shape.width * shape.dtype.size
+    """Bytes of one layer's keys and values in so many blocks, as attention reads them."""
+    tokens = blocks * BLOCK_TOKENS
+    return tokens * 2 * shape.kv_heads * shape.width * shape.dtype.size
 
 
 def _size(count: int) -> str:

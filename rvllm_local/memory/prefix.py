@@ -1,7 +1,7 @@
-"""Which cached block holds which tokens: a hash chain over token ids, and an index of keys a group.
+"""Which cached block holds which tokens: a chain of hashes, and an index a group.
 
-A full block's key depends on every token before it and on the model (the `root`), so equal keys mean equal KV.
-Knows block ids and keys only, never arrays.
+A full block's key depends on every token before it and on the model (the `root`), so
+equal keys mean equal KV. Knows block ids and keys only, never arrays.
 """
 
 from __future__ import annotations
@@ -18,18 +18,19 @@ KEY_BYTES = 32
 
 def root_key(fingerprint: str) -> bytes:
     """The start of every chain of one model and KV format."""
-    return hashlib.blake2b(fingerprint.encode(), digest_size=KEY_BYTES).digest()
+    digest = hashlib.blake2b(fingerprint.encode(), digest_size=KEY_BYTES)
+    return digest.digest()
 
 
 def block_key(parent: bytes, token_ids: Sequence[int]) -> bytes:
-    """The key of a full block from its parent's key and its own `BLOCK_TOKENS` tokens."""
-    return hashlib.blake2b(
-        array("q", token_ids).tobytes(), key=parent, digest_size=KEY_BYTES
-    ).digest()
+    """The key of a full block from its parent's key and its `BLOCK_TOKENS` tokens."""
+    content = array("q", token_ids).tobytes()
+    digest = hashlib.blake2b(content, key=parent, digest_size=KEY_BYTES)
+    return digest.digest()
 
 
 class KeyChain:
-    """The keys of one sequence's full blocks, computed once each as its tokens become known."""
+    """The keys of one sequence's full blocks. Each is computed once."""
 
     __slots__ = ("_keys", "_root")
 
@@ -38,22 +39,29 @@ class KeyChain:
         self._keys: list[bytes] = []
 
     def upto(self, token_ids: Sequence[int], num_blocks: int) -> list[bytes]:
-        """The keys of the first `num_blocks` blocks of `token_ids`, which never change once hashed."""
-        while len(self._keys) < num_blocks:
-            start = len(self._keys) * BLOCK_TOKENS
-            parent = self._keys[-1] if self._keys else self._root
-            self._keys.append(
-                block_key(parent, token_ids[start : start + BLOCK_TOKENS])
-            )
+        """The keys of the first `num_blocks` blocks of `token_ids`.
+
+        Tokens never change once they were hashed.
+        """
+        for block in range(len(self._keys), num_blocks):
+            start = block * BLOCK_TOKENS
+            content = token_ids[start : start + BLOCK_TOKENS]
+            key = block_key(self.parent_of(block), content)
+            self._keys.append(key)
         return self._keys[:num_blocks]
 
     def parent_of(self, block: int) -> bytes:
         """The key before block number `block`."""
-        return self._keys[block - 1] if block else self._root
+        if block == 0:
+            return self._root
+        return self._keys[block - 1]
 
 
 class PrefixIndex:
-    """The blocks of one group by key. A key names at most one block, and a block has at most one key."""
+    """The blocks of one group by key.
+
+    A key names at most one block, and a block has at most one key.
+    """
 
     def __init__(self) -> None:
         self._blocks: dict[bytes, int] = {}
@@ -69,10 +77,11 @@ class PrefixIndex:
         return self._keys.get(block_id)
 
     def add(self, key: bytes, block_id: int) -> bool:
-        """Register a block; False if the key is known already, or the block has another."""
+        """Register a block. False if the key or the block is registered already."""
         if key in self._blocks or block_id in self._keys:
             return False
-        self._blocks[key], self._keys[block_id] = block_id, key
+        self._blocks[key] = block_id
+        self._keys[block_id] = key
         return True
 
     def remove_block(self, block_id: int) -> bytes | None:
@@ -88,7 +97,10 @@ class PrefixIndex:
 
 @dataclass(frozen=True, slots=True)
 class Divergence:
-    """Where a prompt left what was cached: at `position` came `token_id`, and the cache had `cached_token_id`."""
+    """Where a prompt left what was cached.
+
+    At `position` came `token_id`, and the cache had `cached_token_id`.
+    """
 
     position: int
     token_id: int
@@ -96,7 +108,10 @@ class Divergence:
 
 
 class BlockHistory:
-    """The tokens that last followed each key, kept to explain misses. Bounded: the oldest entries are dropped."""
+    """The tokens that last followed each key, to explain misses.
+
+    At most `capacity` keys: the oldest is dropped.
+    """
 
     def __init__(self, capacity: int) -> None:
         self._capacity = capacity
@@ -106,7 +121,8 @@ class BlockHistory:
         self._children.pop(parent, None)
         self._children[parent] = array("i", token_ids).tobytes()
         if len(self._children) > self._capacity:
-            del self._children[next(iter(self._children))]
+            oldest = next(iter(self._children))
+            del self._children[oldest]
 
     def divergence(
         self,
@@ -114,9 +130,14 @@ class BlockHistory:
         token_ids: Sequence[int],
         start: int,
     ) -> Divergence | None:
-        """Compare the tokens from `start` on with what was cached after `parent`; None if nothing was, or all agree."""
+        """Compare the tokens from `start` on with those that were cached after `parent`.
+
+        None if nothing was cached, or all agree.
+        """
         cached = array("i", self._children.get(parent, b""))
-        for offset, (token, other) in enumerate(zip(token_ids, cached, strict=False)):
-            if token != other:
-                return Divergence(start + offset, token, other)
+        position = start
+        for token_id, cached_id in zip(token_ids, cached, strict=False):
+            if token_id != cached_id:
+                return Divergence(position, token_id, cached_id)
+            position += 1
         return None

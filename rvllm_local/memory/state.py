@@ -1,6 +1,7 @@
-"""What recurrent layers keep of a sequence: arrays of a fixed size, and snapshots of them at block boundaries.
+"""What recurrent layers keep of a sequence, and snapshots of it at block boundaries.
 
-Arrays are never written to, so a snapshot is a reference to small arrays of its own; nothing is copied for a hit.
+The arrays have a fixed size and are never written to. So a snapshot refers to small
+arrays, and nothing is copied for a hit.
 """
 
 from __future__ import annotations
@@ -14,43 +15,59 @@ Arrays = tuple[mx.array | None, ...]
 
 
 class RecurrentState:
-    """One sequence's state after its last computed token: row `row` of arrays that a call's rows may share.
+    """One sequence's state after its last computed token.
 
-    Empty before the first token, and always so for a model without recurrent layers.
+    It is row `row` of arrays that a call's rows may share. Empty before the first token,
+    and always so for a model without recurrent layers.
     """
 
     __slots__ = ("batch", "row")
 
     def __init__(self, batch: Arrays = (), row: int = 0) -> None:
-        self.batch, self.row = batch, row
+        self.batch = batch
+        self.row = row
 
     def put(self, batch: Arrays, row: int = 0) -> None:
         """Point at a new state."""
-        self.batch, self.row = batch, row
+        self.batch = batch
+        self.row = row
 
     @property
     def arrays(self) -> Arrays:
         """`[1, ...]` each, or None for one that the model leaves empty."""
-        return tuple(
-            None if part is None else part[self.row : self.row + 1]
-            for part in self.batch
-        )
+        end = self.row + 1
+        arrays: list[mx.array | None] = []
+        for part in self.batch:
+            if part is None:
+                arrays.append(None)
+            else:
+                arrays.append(part[self.row : end])
+        return tuple(arrays)
 
     @property
     def signature(self) -> tuple[object, ...]:
         """Equal for states that can be stacked."""
-        return tuple(
-            None if part is None else (part.shape[1:], part.dtype)
-            for part in self.batch
-        )
+        signature: list[object] = []
+        for part in self.batch:
+            if part is None:
+                signature.append(None)
+            else:
+                signature.append((part.shape[1:], part.dtype))
+        return tuple(signature)
 
     def copied(self) -> Arrays:
         """The arrays without the memory of the call that they come from."""
-        kept = tuple(
-            None if part is None else mx.contiguous(part) for part in self.arrays
-        )
-        mx.async_eval([part for part in kept if part is not None])  # type: ignore[no-untyped-call]
-        return kept
+        copies: list[mx.array | None] = []
+        started: list[mx.array] = []
+        for part in self.arrays:
+            if part is None:
+                copies.append(None)
+                continue
+            copy = mx.contiguous(part)
+            copies.append(copy)
+            started.append(copy)
+        mx.async_eval(started)  # type: ignore[no-untyped-call]
+        return tuple(copies)
 
     def detach(self) -> None:
         """Let go of the memory of the call that this comes from."""
@@ -58,31 +75,49 @@ class RecurrentState:
 
 
 def stacked(states: Sequence[RecurrentState]) -> Arrays:
-    """One array of rows for each of the states' arrays; all states have one signature. None have none."""
+    """One array of rows for each of the states' arrays; empty without states.
+
+    All states have one signature.
+    """
     if not states:
         return ()
-    first = states[0]
-    if [state.row for state in states] == list(range(len(states))) and all(
-        state.batch is first.batch
-        and (not state.batch or _rows(state.batch) == len(states))
-        for state in states
-    ):
-        return first.batch  # the same rows as in the call before
+    if _is_whole_batch(states):
+        return states[0].batch
     columns = zip(*(state.arrays for state in states), strict=True)
     return tuple(_joined(column) for column in columns)
 
 
+def _is_whole_batch(states: Sequence[RecurrentState]) -> bool:
+    """True for the same rows as in the call before, in their order."""
+    batch = states[0].batch
+    if batch and _rows(batch) != len(states):
+        return False
+    for index, state in enumerate(states):
+        if state.row != index or state.batch is not batch:
+            return False
+    return True
+
+
 def _rows(batch: Arrays) -> int:
-    return next((part.shape[0] for part in batch if part is not None), 0)
+    for part in batch:
+        if part is not None:
+            rows: int = part.shape[0]
+            return rows
+    return 0
 
 
 def _joined(column: Sequence[mx.array | None]) -> mx.array | None:
     parts = [part for part in column if part is not None]
-    return mx.concatenate(parts, axis=0) if parts else None
+    if not parts:
+        return None
+    return mx.concatenate(parts, axis=0)
 
 
 class StateSnapshots:
-    """States at block boundaries by the key of the block before; the least recently used go first."""
+    """States at block boundaries, by the key of the block before.
+
+    The least recently used go first.
+    """
 
     def __init__(self, capacity: int) -> None:
         self._capacity = capacity
@@ -100,7 +135,7 @@ class StateSnapshots:
         return self._kept[key]
 
     def add(self, key: bytes, state: RecurrentState) -> None:
-        """Keep a copy of a sequence's state, unless the key is known."""
+        """Keep a copy of a sequence's state, unless there is one under the key."""
         if key in self._kept:
             self._kept.move_to_end(key)
             return

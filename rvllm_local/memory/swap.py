@@ -23,15 +23,17 @@ class Swapped:
 
 
 class SwapSpace:
-    """Writes, reads and frees blocks' bytes. The file keeps its size and its ranges are used again."""
+    """Writes, reads and frees blocks' bytes.
+
+    The file keeps its size, and its ranges are used again.
+    """
 
     def __init__(self, folder: Path | None = None) -> None:
         self._folder = folder
         self._file: IO[bytes] | None = None
         self._end = 0
-        self._free: dict[
-            int, list[int]
-        ] = {}  # offsets by length; blocks of one group have one length
+        # Offsets of free ranges by length; blocks of one group have one length.
+        self._free: dict[int, list[int]] = {}
         self.num_blocks = 0
 
     def write(self, payloads: Sequence[bytes]) -> list[Swapped]:
@@ -46,17 +48,18 @@ class SwapSpace:
         self._file.seek(swapped.offset)
         payload = self._file.read(swapped.length)
         if len(payload) != swapped.length:
-            raise OSError(
-                f"the swap file ends before offset {swapped.offset + swapped.length}"
-            )
+            end = swapped.offset + swapped.length
+            raise OSError(f"the swap file ends before offset {end}")
         return payload
 
     def free(self, swapped: Sequence[Swapped]) -> None:
         """Forget stored payloads."""
         for part in swapped:
             self.num_blocks -= 1
-            if part.held is None:
-                self._free.setdefault(part.length, []).append(part.offset)
+            if part.held is not None:
+                continue
+            offsets = self._free.setdefault(part.length, [])
+            offsets.append(part.offset)
 
     def close(self) -> None:
         if self._file is not None:
@@ -65,19 +68,29 @@ class SwapSpace:
 
     def _write(self, payload: bytes) -> Swapped:
         self.num_blocks += 1
-        offsets = self._free.get(len(payload))
-        offset = offsets.pop() if offsets else self._end
+        length = len(payload)
+        offset = self._end
+        offsets = self._free.get(length)
+        if offsets:
+            offset = offsets.pop()
         try:
-            if self._file is None:
-                if self._folder is not None:
-                    self._folder.mkdir(parents=True, exist_ok=True)
-                self._file = tempfile.TemporaryFile(  # noqa: SIM115
-                    dir=self._folder, prefix="rvllm-swap-", buffering=0
-                )
-            self._file.seek(offset)
-            if self._file.write(payload) != len(payload):
+            file = self._open()
+            file.seek(offset)
+            if file.write(payload) != length:
                 raise OSError("the disk is full")
         except OSError:
-            return Swapped(0, len(payload), payload)
-        self._end = max(self._end, offset + len(payload))
-        return Swapped(offset, len(payload))
+            return Swapped(0, length, payload)
+        self._end = max(self._end, offset + length)
+        return Swapped(offset, length)
+
+    def _open(self) -> IO[bytes]:
+        """The file, made on first use. Raises `OSError`."""
+        if self._file is None:
+            if self._folder is not None:
+                self._folder.mkdir(parents=True, exist_ok=True)
+            self._file = tempfile.TemporaryFile(  # noqa: SIM115
+                dir=self._folder,
+                prefix="rvllm-swap-",
+                buffering=0,
+            )
+        return self._file

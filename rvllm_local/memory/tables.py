@@ -1,6 +1,6 @@
-"""A sequence's block tables, one for each group, the pools behind them and the index of cached prefixes.
+"""A sequence's block tables, the pools behind them and the index of cached prefixes.
 
-The one place where blocks are taken for a sequence, shared between sequences and given back.
+Only here blocks are taken for a sequence, shared between sequences and given back.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ _LONGEST = 2**40  # tokens
 
 @dataclass(frozen=True, slots=True)
 class SequenceTables:
-    """The block tables of one sequence, in the layout's group order, and what its recurrent layers keep."""
+    """The block tables of one sequence, and the state of its recurrent layers."""
 
-    groups: tuple[BlockTable, ...]
+    groups: tuple[BlockTable, ...]  # in the layout's order
     state: RecurrentState = field(default_factory=RecurrentState, compare=False)
 
     @property
@@ -54,11 +54,9 @@ class KVTables:
         self.layout = layout
         self.pools = tuple(BlockPool(count) for count in num_blocks)
         self.indexes = tuple(PrefixIndex() for _ in num_blocks)
-        self.snapshots = (
-            StateSnapshots(num_snapshots)
-            if layout.has_state and num_snapshots
-            else None
-        )
+        self.snapshots: StateSnapshots | None = None
+        if layout.has_state and num_snapshots:
+            self.snapshots = StateSnapshots(num_snapshots)
         self.before_evict = before_evict
         self.has_windows = any(shape.window is not None for shape in layout.groups)
         for group, pool in enumerate(self.pools):
@@ -87,44 +85,52 @@ class KVTables:
 
     def capacity_tokens(self, chunk: int) -> int:
         """The longest sequence that fits when it has the arenas to itself."""
-        low, high = (
-            0,
-            _LONGEST,
-        )  # where all layers have windows only the model's context is a limit
+        # Where all layers have windows only the model's context is a limit.
+        low = 0
+        high = _LONGEST
         while low < high:
             middle = (low + high + 1) // 2
-            needed = self.layout.blocks_needed(middle, chunk)
-            if all(
-                count <= pool.num_total
-                for count, pool in zip(needed, self.pools, strict=True)
-            ):
+            if self._can_hold(middle, chunk):
                 low = middle
             else:
                 high = middle - 1
         return low
 
+    def _can_hold(self, num_tokens: int, chunk: int) -> bool:
+        """True if one sequence of so many tokens fits into the arenas."""
+        needed = self.layout.blocks_needed(num_tokens, chunk)
+        for count, pool in zip(needed, self.pools, strict=True):
+            if count > pool.num_total:
+                return False
+        return True
+
     def new_sequence(self) -> SequenceTables:
         return SequenceTables(tuple(BlockTable() for _ in self.pools))
 
     def can_grow(self, tables: SequenceTables, num_tokens: int) -> bool:
-        """True when every group has the blocks for `num_tokens` tokens of this sequence."""
-        return all(
-            table.missing(num_tokens) <= pool.num_free
-            for table, pool in zip(tables.groups, self.pools, strict=True)
-        )
+        """True if every group has the blocks for `num_tokens` tokens of this sequence."""
+        for table, pool in zip(tables.groups, self.pools, strict=True):
+            if table.missing(num_tokens) > pool.num_free:
+                return False
+        return True
 
     def grow(self, tables: SequenceTables, num_tokens: int) -> None:
-        """Give the sequence room for `num_tokens` tokens; the caller has checked `can_grow`."""
+        """Give the sequence room for `num_tokens` tokens.
+
+        The caller has checked `can_grow`.
+        """
         for table, pool in zip(tables.groups, self.pools, strict=True):
-            table.block_ids.extend(pool.allocate(table.missing(num_tokens)))
+            count = table.missing(num_tokens)
+            table.block_ids.extend(pool.allocate(count))
 
     def trim_windows(self, tables: SequenceTables, next_position: int) -> None:
         """Free blocks that no query from `next_position` on can see."""
-        for shape, table, pool in zip(
-            self.layout.groups, tables.groups, self.pools, strict=True
-        ):
-            if shape.window is not None:
-                pool.release(table.drop_before(next_position - shape.window + 1))
+        shapes = self.layout.groups
+        for shape, table, pool in zip(shapes, tables.groups, self.pools, strict=True):
+            if shape.window is None:
+                continue
+            first_seen = next_position - shape.window + 1
+            pool.release(table.drop_before(first_seen))
 
     def release(self, tables: SequenceTables) -> None:
         """Give back every block of the sequence."""
@@ -132,84 +138,101 @@ class KVTables:
             pool.release(table.clear())
 
     def fork(
-        self, tables: SequenceTables, num_tokens: int
+        self,
+        tables: SequenceTables,
+        num_tokens: int,
     ) -> tuple[SequenceTables, list[BlockCopy]] | None:
-        """Tables for a second sequence with the same first `num_tokens` tokens: full blocks are shared, and the last,
-        partly filled one is to be copied. None if no block is left for the copies.
+        """Tables for a second sequence with the same first `num_tokens` tokens.
+
+        Full blocks are shared. The last, partly filled one is to be copied. None if no
+        block is left for the copies.
         """
-        copies, groups = [], []
-        partial = num_tokens % BLOCK_TOKENS
+        full_blocks, partial = divmod(num_tokens, BLOCK_TOKENS)
         if partial and any(pool.num_free < 1 for pool in self.pools):
             return None
-        for group, (table, pool) in enumerate(
-            zip(tables.groups, self.pools, strict=True)
-        ):
-            full = num_tokens // BLOCK_TOKENS - table.start_block
-            shared = table.block_ids[:full]
-            pool.share(shared)
-            block_ids = list(shared)
+        copies = []
+        groups = []
+        for group, pool in enumerate(self.pools):
+            table = tables.groups[group]
+            num_shared = full_blocks - table.start_block
+            block_ids = table.block_ids[:num_shared]
+            pool.share(block_ids)
             if partial:
-                block_ids += pool.allocate(1)
-                copies.append(BlockCopy(group, table.block_ids[full], block_ids[-1]))
+                source = table.block_ids[num_shared]
+                destination = pool.allocate(1)[0]
+                block_ids.append(destination)
+                copies.append(BlockCopy(group, source, destination))
             groups.append(BlockTable(block_ids, table.start_block))
-        return SequenceTables(
-            tuple(groups), RecurrentState(tables.state.batch, tables.state.row)
-        ), copies
+        state = RecurrentState(tables.state.batch, tables.state.row)
+        return SequenceTables(tuple(groups), state), copies
 
     def first_needed(self, group: int, num_blocks: int) -> int:
-        """The first block of a group that a sequence of `num_blocks` full blocks still reads."""
+        """The first block of a group that a sequence of so many full blocks reads."""
         window = self.layout.groups[group].window
-        return (
-            0
-            if window is None
-            else max(0, num_blocks * BLOCK_TOKENS - window + 1) // BLOCK_TOKENS
-        )
+        if window is None:
+            return 0
+        first_seen = num_blocks * BLOCK_TOKENS - window + 1
+        return max(0, first_seen) // BLOCK_TOKENS
 
     def longest_prefix(
-        self, keys: Sequence[bytes], also_at: Callable[[int, bytes], bool] | None = None
+        self,
+        keys: Sequence[bytes],
+        also_at: Callable[[int, bytes], bool] | None = None,
     ) -> int:
-        """How many leading blocks can be reused: each group has all that it would still read.
+        """How many leading blocks can be reused: each group has all that it would read.
 
-        `also_at(group, key)` says whether a block that is not in the arena can be fetched from elsewhere. A model with
-        recurrent layers needs a snapshot of its state at the end.
+        `also_at(group, key)` says whether a block that is not in the arena can be fetched
+        from elsewhere. A model with recurrent layers needs a snapshot of its state at the
+        end.
         """
         longest = self._longest(keys, also_at)
         if not self.layout.has_state:
             return longest
+        if self.snapshots is None:
+            return 0
         for count in range(longest, 0, -1):
-            if self.snapshots is None:
-                break
-            if (
-                keys[count - 1] in self.snapshots
-                and self._longest(keys[:count], also_at) == count
-            ):
+            if keys[count - 1] not in self.snapshots:
+                continue
+            if self._longest(keys[:count], also_at) == count:
                 return count
         return 0
 
     def longest_attended(self, keys: Sequence[bytes]) -> int:
-        """As `longest_prefix`, without asking for snapshots: where reuse could end if there were one."""
+        """As `longest_prefix`, but no snapshot is needed at the end."""
         return self._longest(keys, None)
 
     def _longest(
-        self, keys: Sequence[bytes], also_at: Callable[[int, bytes], bool] | None
+        self,
+        keys: Sequence[bytes],
+        also_at: Callable[[int, bytes], bool] | None,
     ) -> int:
-        runs = []  # for each group and block: how many blocks up to and including it are there in a row
+        # For each group and block: how many blocks there are in a row, up to this one.
+        runs: list[list[int]] = []
         for group, index in enumerate(self.indexes):
-            run, counts = 0, []
+            run = 0
+            counts = []
             for key in keys:
-                there = index.block(key) is not None or (
-                    also_at is not None and also_at(group, key)
-                )
-                run = run + 1 if there else 0
+                is_there = index.block(key) is not None
+                if not is_there and also_at is not None:
+                    is_there = also_at(group, key)
+                if is_there:
+                    run += 1
+                else:
+                    run = 0
                 counts.append(run)
             runs.append(counts)
         for count in range(len(keys), 0, -1):
-            if all(
-                runs[group][count - 1] >= count - self.first_needed(group, count)
-                for group in range(len(runs))
-            ):
+            if self._has_all_read(runs, count):
                 return count
         return 0
+
+    def _has_all_read(self, runs: Sequence[Sequence[int]], count: int) -> bool:
+        """True if each group has the blocks that a prefix of `count` blocks reads."""
+        for group, counts in enumerate(runs):
+            num_read = count - self.first_needed(group, count)
+            if counts[count - 1] < num_read:
+                return False
+        return True
 
     def publish(
         self,
@@ -217,17 +240,19 @@ class KVTables:
         block: int,
         key: bytes,
     ) -> list[tuple[int, int]]:
-        """Make block number `block` of a sequence findable under `key`; returns the new `(group, block_id)` pairs."""
+        """Register block number `block` of a sequence under `key`.
+
+        Returns the new `(group, block_id)` pairs.
+        """
         added = []
-        for group, (table, pool, index) in enumerate(
-            zip(tables.groups, self.pools, self.indexes, strict=True)
-        ):
+        for group, table in enumerate(tables.groups):
             column = block - table.start_block
-            if 0 <= column < len(table.block_ids) and index.add(
-                key, table.block_ids[column]
-            ):
-                pool.keep(table.block_ids[column])
-                added.append((group, table.block_ids[column]))
+            if not 0 <= column < len(table.block_ids):
+                continue
+            block_id = table.block_ids[column]
+            if self.indexes[group].add(key, block_id):
+                self.pools[group].keep(block_id)
+                added.append((group, block_id))
         return added
 
     def forget_prefixes(self) -> None:
