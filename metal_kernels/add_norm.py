@@ -1,4 +1,7 @@
-"""Adding to the residual stream and norming the sum, in one launch where MLX needs two. Touches no arena."""
+"""Adds to the residual stream and norms the sum in one launch, where MLX needs two.
+
+Touches no arena.
+"""
 
 from __future__ import annotations
 
@@ -16,13 +19,15 @@ from rvllm_local.metal_kernels.launch import (
 )
 
 _VECTOR = 8  # elements a thread loads at once
-_MOST_SIMDGROUPS = (
-    8  # a row is small: more threads wait longer for each other than they save
-)
+# A row is small: more threads wait longer for each other than they save.
+_MOST_SIMDGROUPS = 8
 
 
 class AddNorm:
-    """`added + stream` and its RMS norm (Zhang and Sennrich, 2019), for rows of any one model."""
+    """`added + stream` and its RMS norm (Zhang and Sennrich, 2019).
+
+    It serves all widths of one model.
+    """
 
     def __init__(
         self,
@@ -32,8 +37,12 @@ class AddNorm:
         counter: DispatchCounter | None = None,
     ) -> None:
         self.backend = text_language(backend)
-        self.counter = DispatchCounter() if counter is None else counter
-        self._launcher: Launcher = MLXLauncher() if launcher is None else launcher
+        if counter is None:
+            counter = DispatchCounter()
+        if launcher is None:
+            launcher = MLXLauncher()
+        self.counter = counter
+        self._launcher = launcher
         self._texts: dict[tuple[int, mx.Dtype, float], KernelText] = {}
 
     def __call__(
@@ -43,21 +52,23 @@ class AddNorm:
         weight: mx.array,
         eps: float,
     ) -> tuple[mx.array, mx.array]:
-        """The sum, and the sum normed: both of `stream`'s shape `[..., width]` and type; `weight` is `[width]`.
+        """The sum, and the normed sum.
 
-        Raises `UnsupportedModelError` where types or shapes differ, or the width is not a multiple of 8.
+        Both have `stream`'s shape `[..., width]` and type; `weight` is `[width]`. Raises
+        `UnsupportedModelError` where types or shapes differ, or the width is not a
+        multiple of 8.
         """
         width = stream.shape[-1]
         if stream.shape != added.shape or weight.shape != (width,) or width % _VECTOR:
             raise UnsupportedModelError(
-                f"no launch adds {added.shape} to a stream of {stream.shape} and norms it by {weight.shape}"
+                f"no launch adds {added.shape} to a stream of {stream.shape} "
+                f"and norms it by {weight.shape}"
             )
-        if (
-            stream.dtype not in TYPES[self.backend]
-            or not stream.dtype == added.dtype == weight.dtype
-        ):
+        is_one_type = stream.dtype == added.dtype == weight.dtype
+        if not is_one_type or stream.dtype not in TYPES[self.backend]:
             raise UnsupportedModelError(
-                f"no launch adds {added.dtype} to a stream of {stream.dtype} and norms it by {weight.dtype}"
+                f"no launch adds {added.dtype} to a stream of {stream.dtype} "
+                f"and norms it by {weight.dtype}"
             )
         threads = 32 * _simdgroups(width)
         self.counter.add({"add_norm": 1})
@@ -79,7 +90,10 @@ class AddNorm:
         dtype: mx.Dtype,
         eps: float,
     ) -> KernelText:
-        """Made once: it takes a millisecond, and every layer of every traced shape asks for it."""
+        """The text, made once.
+
+        It takes a millisecond, and every layer of every traced shape needs it.
+        """
         text = self._texts.get((width, dtype, eps))
         if text is None:
             names = ("stream", "added", "weight"), ("total", "normed")

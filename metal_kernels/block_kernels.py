@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import mlx.core as mx
 
 from rvllm_local.metal_kernels.arguments import check_pairs, require
@@ -11,6 +13,18 @@ from rvllm_local.metal_kernels.launches import Defines, KernelLaunches
 
 COPY_THREADS = 256
 _WORD_BYTES = 16  # that a thread moves
+
+
+@dataclass(frozen=True, slots=True)
+class _Output:
+    """The one array that a kernel returns."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: mx.Dtype
+
+
+_FENCE_OUT = _Output("fence_out", (FENCE_SIZE,), mx.int32)
 
 
 class BlockKernels(KernelLaunches):
@@ -34,9 +48,8 @@ class BlockKernels(KernelLaunches):
             missing = FENCE_SIZE // 2 - pairs.shape[0]
             pairs = mx.pad(pairs, [(0, missing), (0, 0)])
         inputs |= {"pairs": pairs, "fence": fence}
-        return self._run_on_words(
-            "kv_copy", inputs, pairs.shape[0], "fence_out", (FENCE_SIZE,), mx.int32
-        )
+        count = pairs.shape[0]
+        return self._run_on_words("kv_copy", inputs, count, _FENCE_OUT)
 
     def kv_save(
         self,
@@ -53,9 +66,8 @@ class BlockKernels(KernelLaunches):
         inputs = self._arena_inputs(arena, scales, fence)
         require("blocks", blocks, (max(FENCE_SIZE, count),), mx.int32)
         inputs |= {"blocks": blocks, "fence": fence}
-        return self._run_on_words(
-            "kv_save", inputs, count, "saved", (count, 4 * self._words), mx.uint32
-        )
+        saved = _Output("saved", (count, 4 * self._words), mx.uint32)
+        return self._run_on_words("kv_save", inputs, count, saved)
 
     def kv_load(
         self,
@@ -74,33 +86,34 @@ class BlockKernels(KernelLaunches):
         require("saved", saved, (count, 4 * self._words), mx.uint32)
         require("blocks", blocks, (max(FENCE_SIZE, count),), mx.int32)
         inputs |= {"blocks": blocks, "saved": saved, "fence": fence}
-        return self._run_on_words(
-            "kv_load", inputs, count, "fence_out", (FENCE_SIZE,), mx.int32
-        )
+        return self._run_on_words("kv_load", inputs, count, _FENCE_OUT)
 
     def _run_on_words(
         self,
         kind: str,
         inputs: dict[str, mx.array],
         blocks: int,
-        output: str,
-        shape: tuple[int, ...],
-        dtype: mx.Dtype,
+        output: _Output,
     ) -> mx.array:
         """One thread a 16-byte word along x, one block along y; the only output."""
-        text = self._text(kind, self._word_defines(), tuple(inputs), (output,))
+        defines = self._word_defines()
+        text = self._text(kind, defines, tuple(inputs), (output.name,))
         groups = -(-self._words // COPY_THREADS)
-        grid = (groups * COPY_THREADS, blocks, 1)
-        threads = (COPY_THREADS, 1, 1)
         dispatch = Dispatch(
-            text, tuple(inputs.values()), grid, threads, (shape,), (dtype,)
+            kernel=text,
+            inputs=tuple(inputs.values()),
+            grid=(groups * COPY_THREADS, blocks, 1),
+            threadgroup=(COPY_THREADS, 1, 1),
+            shapes=(output.shape,),
+            dtypes=(output.dtype,),
         )
         return self._run(dispatch)[0]
 
     @property
     def _block_rows(self) -> int:
         """Heads' keys and values of single tokens in one block."""
-        return self.config.num_layers * 2 * self.config.kv_heads * BLOCK
+        c = self.config
+        return c.num_layers * 2 * c.kv_heads * BLOCK
 
     @property
     def _data_words(self) -> int:

@@ -1,14 +1,24 @@
-"""Makes a kernel's text short: MLX copies and compares it at every launch, which costs the host time.
+"""Makes a kernel's text short: MLX copies and compares it at every launch.
 
-Comments, indentation and the branches that the launch's macros exclude go. Every condition names such macros alone.
+That costs the host time. Comments, indentation and the branches that the launch's macros
+exclude go. Every condition names such macros alone.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 
 _KEPT = "// Metal injects:"  # MLX looks for these names in the body
+
+
+@dataclass(slots=True)
+class _Condition:
+    """An open `#if`: whether its current branch is read, and whether one is done."""
+
+    is_read: bool
+    is_done: bool  # no further branch is read
 
 
 def compact(text: str, defines: Mapping[str, object]) -> str:
@@ -17,35 +27,29 @@ def compact(text: str, defines: Mapping[str, object]) -> str:
 
 
 def _lines(text: str, defines: Mapping[str, object]) -> Iterator[str]:
-    open_conditions: list[
-        tuple[bool, bool]
-    ] = []  # is this branch read, and was one before it?
-    for written in text.splitlines():
-        line = written.strip()
-        line = line if line.startswith(_KEPT) else re.sub(r"\s*//.*", "", line)
-        directive, _, condition = line.partition(" ")
+    conditions: list[_Condition] = []  # outermost first
+    for full_line in text.splitlines():
+        line = full_line.strip()
+        if not line.startswith(_KEPT):
+            line = re.sub(r"\s*//.*", "", line)
+        is_read = all(condition.is_read for condition in conditions)
+        directive, _, test = line.partition(" ")
         if directive in ("#if", "#ifdef", "#ifndef"):
-            is_read = all(
-                read for read, _ in open_conditions
-            )  # else its macros may not even be there
-            open_conditions.append(
-                (is_read and _holds(directive, condition, defines), not is_read)
-            )
+            # In a branch that is not read the macros may be missing.
+            holds = is_read and _holds(directive, test, defines)
+            conditions.append(_Condition(holds, is_done=not is_read))
         elif directive in ("#elif", "#else"):
-            read, before = open_conditions.pop()
-            before = before or read
-            open_conditions.append(
-                (
-                    not before
-                    and (directive == "#else" or _holds("#if", condition, defines)),
-                    before,
-                )
+            condition = conditions[-1]
+            if condition.is_read:
+                condition.is_done = True
+            condition.is_read = not condition.is_done and (
+                directive == "#else" or _holds("#if", test, defines)
             )
         elif directive == "#endif":
-            open_conditions.pop()
-        elif line and all(read for read, _ in open_conditions):
+            conditions.pop()
+        elif line and is_read:
             yield line
-    if open_conditions:
+    if conditions:
         raise ValueError("a kernel's condition is not closed")
 
 
@@ -54,12 +58,19 @@ def _holds(
     condition: str,
     defines: Mapping[str, object],
 ) -> bool:
-    if directive != "#if":
-        return (condition in defines) == (directive == "#ifdef")
-    compared = re.fullmatch(r"(RV_\w+) (==|>=) (\d+)", condition)
-    if compared is None:
+    if directive == "#ifdef":
+        return condition in defines
+    if directive == "#ifndef":
+        return condition not in defines
+    comparison = re.fullmatch(r"(RV_\w+) (==|>=) (\d+)", condition)
+    if comparison is None:
         raise ValueError(
-            f"a kernel's condition must be a macro, == or >=, and a number, not {condition!r}"
+            "a kernel's condition must be a macro, == or >=, and a number, "
+            f"not {condition!r}"
         )
-    value, limit = int(str(defines[compared[1]])), int(compared[3])
-    return value == limit if compared[2] == "==" else value >= limit
+    macro, operator, number = comparison.groups()
+    value = int(str(defines[macro]))
+    limit = int(number)
+    if operator == "==":
+        return value == limit
+    return value >= limit

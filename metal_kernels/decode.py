@@ -1,6 +1,7 @@
-"""How paged_decode maps an attention shape to threads: the macros of its two bodies. README.md explains them.
+"""How paged_decode maps an attention shape to threads: the macros of its two bodies.
 
-`paged_decode.metal` runs everywhere; `paged_decode.cu` uses CUDA's matrix units where queries and KV are halves.
+`paged_decode.metal` runs everywhere. `paged_decode.cu` uses CUDA's matrix units where
+queries and KV are halves. README.md explains the macros.
 """
 
 from __future__ import annotations
@@ -18,10 +19,13 @@ _SHARED_FLOATS = 8192  # of the warps' sums at the end, at most
 
 @dataclass(frozen=True, slots=True)
 class Tuning:
-    """What does not change results beyond rounding: query rows a tile, simdgroups a threadgroup, tokens a stage, splits.
+    """What does not change results beyond rounding.
 
-    `step`, 16 or 32, and `resident`, threadgroups at once on a multiprocessor, count for the matrix units alone;
-    `combined` splits are read at once when they are put together, which changes no bit.
+    query_tile: query rows a tile.
+    simdgroups: of a threadgroup.
+    step: tokens a stage, 16 or 32; for the matrix units alone.
+    resident: threadgroups at once on a multiprocessor; for the matrix units alone.
+    combined: splits that are read at once when they are put together. No bit changes.
     """
 
     query_tile: int
@@ -33,37 +37,59 @@ class Tuning:
 
 
 def uses_matrix_units(c: KernelConfig, backend: str) -> bool:
-    """True where `paged_decode.cu` serves: half-precision queries, KV in their type or int8, and registers that suffice."""
-    return (
-        backend == "cuda"
-        and c.dtype != mx.float32
-        and c.kv_dtype in (c.dtype, mx.int8)
-        and c.head_dim <= _ONE_VECTOR
-    )
+    """True where `paged_decode.cu` serves.
+
+    It takes queries in half precision, and KV in their type or int8, in heads that the
+    registers hold.
+    """
+    if backend != "cuda" or c.dtype == mx.float32:
+        return False
+    return c.kv_dtype in (c.dtype, mx.int8) and c.head_dim <= _ONE_VECTOR
 
 
 def default_tuning(c: KernelConfig, backend: str) -> Tuning:
-    """The values that were measured to be best on an H200; for Metal, what its register file suggests."""
-    splits = SPLIT_RULES["cuda-int8" if backend == "cuda" and c.quantized else backend]
+    """The values that were measured to be best on an H200.
+
+    For Metal, those that its register file suggests.
+    """
+    is_cuda = backend == "cuda"
+    rule = backend
+    if is_cuda and c.quantized:
+        rule = "cuda-int8"
+    splits = SPLIT_RULES[rule]
     if uses_matrix_units(c, backend):
-        narrow = c.group <= 8 and c.head_dim <= 128
-        tile, resident = (
-            8 if narrow or c.head_dim > 128 else 16,
-            4 if narrow and c.quantized else 1,
-        )
-        return Tuning(tile, 4, splits, 16, resident, 16 if c.head_dim <= 128 else 8)
-    if (
-        c.head_dim > _ONE_VECTOR
-    ):  # a lane owns two vectors of the output, and of the splits' sums twice as many
-        return Tuning(4 if backend == "cuda" else 2, 4, splits, combined=4)
+        return _matrix_tuning(c, splits)
+    if c.head_dim > _ONE_VECTOR:
+        # A lane owns two vectors of the output, and of the splits' sums twice as many.
+        tile = 4 if is_cuda else 2
+        return Tuning(tile, simdgroups=4, splits=splits, combined=4)
+    # 8 rows would spill on Apple's 128 registers.
+    tile = 8 if is_cuda else 4
+    return Tuning(tile, simdgroups=4, splits=splits)
+
+
+def _matrix_tuning(c: KernelConfig, splits: SplitRule) -> Tuning:
+    is_short = c.head_dim <= 128
+    is_narrow = is_short and c.group <= 8
+    tile = 8
+    if is_short and not is_narrow:
+        tile = 16
+    resident = 1
+    if is_narrow and c.quantized:
+        resident = 4
     return Tuning(
-        8 if backend == "cuda" else 4, 4, splits
-    )  # 8 rows would spill on Apple's 128 registers
+        query_tile=tile,
+        simdgroups=4,
+        splits=splits,
+        step=16,
+        resident=resident,
+        combined=16 if is_short else 8,
+    )
 
 
 @dataclass(frozen=True, slots=True)
 class DecodeCall:
-    """One launch's constants: what the call computes."""
+    """One launch's constants."""
 
     query_len: int
     scale: float
@@ -91,18 +117,16 @@ class DecodeCall:
         }
         if self.softcap:
             defines["RV_SOFTCAP"] = f"{self.softcap:.9e}f"
-        matrix = uses_matrix_units(c, backend)
-        return defines | (
-            _matrix_defines(c, tuning, tile)
-            if matrix
-            else _vector_defines(c, tuning, tile)
-        )
+        if uses_matrix_units(c, backend):
+            return defines | _matrix_defines(c, tuning, tile)
+        return defines | _vector_defines(c, tuning, tile)
 
 
 def _tiles(query_rows: int, largest: int) -> tuple[int, int]:
     """Query rows a tile and tiles a KV head, as even as can be."""
     tiles = -(-query_rows // largest)
-    return -(-query_rows // tiles), tiles
+    tile = -(-query_rows // tiles)
+    return tile, tiles
 
 
 def _vector_defines(
@@ -110,15 +134,22 @@ def _vector_defines(
     tuning: Tuning,
     tile: int,
 ) -> dict[str, object]:
-    """`paged_decode.metal`: lanes that share a token's products, loads in flight, threadgroup memory."""
+    """Of `paged_decode.metal`.
+
+    Lanes that share a token's products, loads in flight, threadgroup memory.
+    """
+    dim = c.head_dim
+    vectors = dim // 8
     padded = _power_of_two(tile)
-    lanes = min(32, _power_of_two(c.head_dim // 8))
-    parts = -(-c.head_dim // (8 * lanes))
-    key_lanes = 2 if c.head_dim // 8 % 4 else 4
+    lanes = min(32, _power_of_two(vectors))
+    parts = -(-dim // (8 * lanes))
+    key_lanes = 4 if vectors % 4 == 0 else 2
     loads = min(4, lanes)
-    key_stages = c.head_dim // 8 // key_lanes
-    merge = max(1, min(tile, 2048 // (tuning.simdgroups * c.head_dim)))
-    scratch = tuning.simdgroups * max(BLOCK * padded, merge * c.head_dim)
+    key_stages = vectors // key_lanes
+    value_stages = lanes * parts // loads
+    most_merged = 2048 // (tuning.simdgroups * dim)
+    merge = max(1, min(tile, most_merged))
+    scratch = tuning.simdgroups * max(BLOCK * padded, merge * dim)
     return {
         "RV_PAD": padded,
         "RV_LANES": lanes,
@@ -126,9 +157,9 @@ def _vector_defines(
         "RV_LOADS": loads,
         "RV_KEY_STAGES": key_stages,
         "RV_PARTS": parts,
-        "RV_STAGES": key_stages + lanes * parts // loads,
+        "RV_STAGES": key_stages + value_stages,
         "RV_MERGE": merge,
-        "RV_SHARED_VECTORS": (tile * c.head_dim + scratch) // 4,
+        "RV_SHARED_VECTORS": (tile * dim + scratch) // 4,
     }
 
 
@@ -137,13 +168,20 @@ def _matrix_defines(
     tuning: Tuning,
     tile: int,
 ) -> dict[str, object]:
-    """`paged_decode.cu`: columns of eight query rows, words a load, what the weights are scaled by."""
+    """Of `paged_decode.cu`.
+
+    Columns of eight query rows, words a load, the scale of the weights.
+    """
     columns = -(-tile // 8)
-    if c.quantized:
-        key_words = 4 if c.head_dim % 64 == 0 else 2
-        value_words = 4 if c.head_dim % 128 == 0 else 2
-    else:
-        key_words = value_words = 4
+    key_words = 4
+    value_words = 4
+    if c.quantized and c.head_dim % 64:
+        key_words = 2
+    if c.quantized and c.head_dim % 128:
+        value_words = 2
+    bias = "0.0f"
+    if c.quantized or c.dtype == mx.float16:
+        bias = "14.0f"  # half has few small numbers
     row = tuning.simdgroups * c.head_dim + 8
     merge = max(1, min(tile, _SHARED_FLOATS // row))
     return {
@@ -153,9 +191,7 @@ def _matrix_defines(
         "RV_RESIDENT": tuning.resident,
         "RV_KEY_WORDS": key_words,
         "RV_VALUE_WORDS": value_words,
-        "RV_BIAS": "14.0f"
-        if c.quantized or c.dtype == mx.float16
-        else "0.0f",  # half has few small numbers
+        "RV_BIAS": bias,
         "RV_MERGE": merge,
         "RV_MERGE_VECTORS": max(merge * row // 4, 8 * columns * c.head_dim // 8),
     }

@@ -123,13 +123,14 @@ class DecodeKernels(KernelLaunches):
     ) -> tuple[mx.array, mx.array]:
         """Every row fits one split: the attention kernel writes the output itself."""
         defines["RV_FINAL"] = 1
-        if sinks is not None:
-            defines["RV_SINKS"] = 1
-            inputs["sinks"] = sinks.astype(mx.float32)
-        shapes = (inputs["queries"].shape, (FENCE_SIZE,))
-        dtypes = (self.config.dtype, mx.int32)
+        _add_sinks(defines, inputs, sinks)
         out, fence = self._attend(
-            defines, inputs, 1, ("out", "fence_out"), shapes, dtypes
+            defines,
+            inputs,
+            splits=1,
+            outputs=("out", "fence_out"),
+            shapes=(inputs["queries"].shape, (FENCE_SIZE,)),
+            dtypes=(self.config.dtype, mx.int32),
         )
         return out, fence
 
@@ -143,7 +144,12 @@ class DecodeKernels(KernelLaunches):
         """Each split's sums go to the scratch; the next fence."""
         inputs["scratch"] = scratch
         (fence,) = self._attend(
-            defines, inputs, splits, ("fence_out",), ((FENCE_SIZE,),), (mx.int32,)
+            defines,
+            inputs,
+            splits,
+            outputs=("fence_out",),
+            shapes=((FENCE_SIZE,),),
+            dtypes=(mx.int32,),
         )
         return fence
 
@@ -160,14 +166,22 @@ class DecodeKernels(KernelLaunches):
         body = "paged_decode.metal"
         parts: tuple[str, ...] = _ATTEND_PARTS
         if uses_matrix_units(self.config, self.backend):
-            body, parts = "paged_decode.cu", _ATTEND_PARTS + _MATRIX_PARTS
-        text = self._text("paged_decode", defines, tuple(inputs), outputs, parts, body)
+            body = "paged_decode.cu"
+            parts += _MATRIX_PARTS
+        names = tuple(inputs)
+        text = self._text("paged_decode", defines, names, outputs, parts, body)
         threads = 32 * self.tuning.simdgroups
         tiles = int(str(defines["RV_TILES"]))
         rows = inputs["queries"].shape[0]
-        grid = (threads * self.config.kv_heads * tiles, rows, splits)
-        arrays = tuple(inputs.values())
-        return self._run(Dispatch(text, arrays, grid, (threads, 1, 1), shapes, dtypes))
+        dispatch = Dispatch(
+            kernel=text,
+            inputs=tuple(inputs.values()),
+            grid=(threads * self.config.kv_heads * tiles, rows, splits),
+            threadgroup=(threads, 1, 1),
+            shapes=shapes,
+            dtypes=dtypes,
+        )
+        return self._run(dispatch)
 
     def _combine(
         self,
@@ -190,17 +204,19 @@ class DecodeKernels(KernelLaunches):
             "RV_BATCH": min(self.tuning.combined, splits),
         }
         inputs = {"scratch": scratch, "descriptor": descriptor, "fence": fence}
-        if sinks is not None:
-            defines["RV_SINKS"] = 1
-            inputs["sinks"] = sinks.astype(mx.float32)
+        _add_sinks(defines, inputs, sinks)
         outputs = ("out", "fence_out")
         parts = ("decode_parts.h",)
         text = self._text("paged_combine", defines, tuple(inputs), outputs, parts)
-        grid = (32 * heads * q_len, rows, 1)
-        shapes = (queries.shape, (FENCE_SIZE,))
-        dtypes = (self.config.dtype, mx.int32)
-        arrays = tuple(inputs.values())
-        out, fence = self._run(Dispatch(text, arrays, grid, (32, 1, 1), shapes, dtypes))
+        dispatch = Dispatch(
+            kernel=text,
+            inputs=tuple(inputs.values()),
+            grid=(32 * heads * q_len, rows, 1),
+            threadgroup=(32, 1, 1),
+            shapes=(queries.shape, (FENCE_SIZE,)),
+            dtypes=(self.config.dtype, mx.int32),
+        )
+        out, fence = self._run(dispatch)
         return out, fence
 
     def rope_table(
@@ -219,7 +235,23 @@ class DecodeKernels(KernelLaunches):
         defines: Defines = {"RV_ROPE_DIMS": dims}
         names = ("descriptor", "frequencies")
         text = self._text("rope_table", defines, names, ("table",))
-        inputs = (descriptor, frequencies)
-        grid, threads = (32 * rows, 1, 1), (32, 1, 1)
-        dispatch = Dispatch(text, inputs, grid, threads, ((rows, dims),), (mx.float32,))
+        dispatch = Dispatch(
+            kernel=text,
+            inputs=(descriptor, frequencies),
+            grid=(32 * rows, 1, 1),
+            threadgroup=(32, 1, 1),
+            shapes=((rows, dims),),
+            dtypes=(mx.float32,),
+        )
         return self._run(dispatch)[0]
+
+
+def _add_sinks(
+    defines: Defines,
+    inputs: dict[str, mx.array],
+    sinks: mx.array | None,
+) -> None:
+    if sinks is None:
+        return
+    defines["RV_SINKS"] = 1
+    inputs["sinks"] = sinks.astype(mx.float32)

@@ -1,7 +1,8 @@
-"""The step descriptor: one int32 array that tells every kernel of a step its rows, contexts and blocks.
+"""The step descriptor: one int32 array with the rows, contexts and blocks of a step.
 
-`[rows, query_len, max_blocks, 0...]`, then `[context_len, first_position]` a row, then the tables `[rows, max_blocks]`.
-The kernels get `HEADER` and `ROW_FIELDS` from here; nothing else knows the layout.
+`[rows, query_len, max_blocks, 0...]`, then `[context_len, first_position]` a row, then the
+tables `[rows, max_blocks]`. The kernels get `HEADER` and `ROW_FIELDS` from here; nothing
+else knows the layout.
 """
 
 from __future__ import annotations
@@ -12,9 +13,8 @@ import numpy as np
 import numpy.typing as npt
 
 BLOCK_TOKENS = 32
-HEADER = (
-    8  # at least 8 elements: smaller arrays would land in another Metal address space
-)
+# At least 8 elements: smaller arrays would land in another Metal address space.
+HEADER = 8
 ROW_FIELDS = 2
 
 
@@ -29,29 +29,34 @@ def pack(
 ) -> npt.NDArray[np.int32]:
     """The descriptor of one step, padded to `rows` rows and `max_blocks` blocks a row.
 
-    `context_lens` count the new tokens too; `first_positions` are the positions of the first token that
-    each table covers (a multiple of the block size); padding rows have context 0 and block 0.
-    Raises `ValueError` when a row has too few blocks or does not fit the bucket.
+    `context_lens` count the new tokens too. `first_positions` are those of the first token
+    that each table covers: multiples of the block size. Padding rows have context 0 and
+    block 0. Raises `ValueError` if a row has too few blocks or does not fit the bucket.
     """
     count = len(context_lens)
     if len(first_positions) != count or len(tables) != count:
         raise ValueError(
-            f"{count} contexts need as many positions and tables, not {len(first_positions)}, {len(tables)}"
+            f"{count} contexts need as many positions and tables, "
+            f"not {len(first_positions)}, {len(tables)}"
         )
-    rows = count if rows is None else rows
     longest = max((len(table) for table in tables), default=1)
-    max_blocks = max(longest, 1) if max_blocks is None else max_blocks
+    if rows is None:
+        rows = count
+    if max_blocks is None:
+        max_blocks = max(longest, 1)
     if rows < count or max_blocks < longest:
         raise ValueError(
-            f"{count} rows of {longest} blocks do not fit a bucket of {rows} rows of {max_blocks} blocks"
+            f"{count} rows of {longest} blocks do not fit "
+            f"a bucket of {rows} rows of {max_blocks} blocks"
         )
-    packed = np.zeros(HEADER + rows * (ROW_FIELDS + max_blocks), dtype=np.int32)
+    tables_start = HEADER + rows * ROW_FIELDS
+    packed = np.zeros(tables_start + rows * max_blocks, dtype=np.int32)
     packed[:3] = rows, query_len, max_blocks
-    fields = packed[HEADER : HEADER + rows * ROW_FIELDS].reshape(rows, ROW_FIELDS)
-    blocks = packed[HEADER + rows * ROW_FIELDS :].reshape(rows, max_blocks)
-    for row, (context, first, table) in enumerate(
-        zip(context_lens, first_positions, tables, strict=True)
-    ):
+    fields = packed[HEADER:tables_start].reshape(rows, ROW_FIELDS)
+    blocks = packed[tables_start:].reshape(rows, max_blocks)
+    for row, table in enumerate(tables):
+        context = context_lens[row]
+        first = first_positions[row]
         _check_row(row, context, first, len(table), query_len)
         fields[row] = context, first
         blocks[row, : len(table)] = table
@@ -69,11 +74,12 @@ def pack_decode(
 
     The caller guarantees that the tables cover their contexts and fit the bucket.
     """
-    packed = np.zeros(HEADER + rows * (ROW_FIELDS + max_blocks), dtype=np.int32)
+    start = HEADER + rows * ROW_FIELDS
+    packed = np.zeros(start + rows * max_blocks, dtype=np.int32)
     packed[:3] = rows, 1, max_blocks
-    count, start = len(context_lens), HEADER + rows * ROW_FIELDS
-    packed[HEADER : HEADER + ROW_FIELDS * count : ROW_FIELDS] = context_lens
-    packed[HEADER + 1 : HEADER + 1 + ROW_FIELDS * count : ROW_FIELDS] = first_positions
+    fields_end = HEADER + ROW_FIELDS * len(context_lens)
+    packed[HEADER:fields_end:ROW_FIELDS] = context_lens
+    packed[HEADER + 1 : fields_end + 1 : ROW_FIELDS] = first_positions
     for table in tables:
         packed[start : start + len(table)] = table
         start += max_blocks
@@ -91,19 +97,25 @@ def _check_row(
         return
     if context < query_len or first % BLOCK_TOKENS or first < 0:
         raise ValueError(
-            f"row {row}: context {context} must hold its {query_len} new tokens and start at a block, not at {first}"
+            f"row {row}: context {context} must hold its {query_len} new tokens "
+            f"and start at a block, not at {first}"
         )
     if first + num_blocks * BLOCK_TOKENS < context:
         raise ValueError(
-            f"row {row}: {num_blocks} blocks from position {first} do not cover {context} tokens"
+            f"row {row}: {num_blocks} blocks from position {first} "
+            f"do not cover {context} tokens"
         )
 
 
 def max_blocks_of(size: int, rows: int) -> int:
-    """Blocks a row of a descriptor with `size` elements; raises `ValueError` if it is not one for `rows` rows."""
+    """Blocks a row of a descriptor with `size` elements.
+
+    Raises `ValueError` if it does not describe `rows` rows.
+    """
     tables = size - HEADER - rows * ROW_FIELDS
     if rows < 1 or tables < rows or tables % rows:
         raise ValueError(
-            f"a descriptor of {size} elements does not describe {rows} rows; use descriptor.pack"
+            f"a descriptor of {size} elements does not describe {rows} rows; "
+            "use descriptor.pack"
         )
     return tables // rows

@@ -45,12 +45,17 @@ class KernelSet(BlockKernels, DecodeKernels):
         layout.max_blocks_of(descriptor.size, rows)
         inputs |= {"keys": keys, "values": values}
         inputs |= {"descriptor": descriptor, "layer": layer, "fence": fence}
-        text = self._text(
-            "kv_write", {}, tuple(inputs), ("fence_out",), ("row_parts.h",)
+        outputs = ("fence_out",)
+        parts = ("row_parts.h",)
+        text = self._text("kv_write", {}, tuple(inputs), outputs, parts)
+        dispatch = Dispatch(
+            kernel=text,
+            inputs=tuple(inputs.values()),
+            grid=(32 * q_len, c.kv_heads, rows),
+            threadgroup=(32, 1, 1),
+            shapes=((FENCE_SIZE,),),
+            dtypes=(mx.int32,),
         )
-        arrays = tuple(inputs.values())
-        grid, threads = (32 * q_len, c.kv_heads, rows), (32, 1, 1)
-        dispatch = Dispatch(text, arrays, grid, threads, ((FENCE_SIZE,),), (mx.int32,))
         return self._run(dispatch)[0]
 
     def kv_gather(
@@ -79,12 +84,16 @@ class KernelSet(BlockKernels, DecodeKernels):
         inputs["fence"] = fence
         defines: dict[str, object] = {"RV_GATHER_THREADS": GATHER_THREADS}
         text = self._text("kv_gather", defines, tuple(inputs), ("keys", "values"))
-        groups = -(-length * (c.head_dim // 8) // GATHER_THREADS)
-        grid = (groups * GATHER_THREADS, 2, c.kv_heads)
-        threads = (GATHER_THREADS, 1, 1)
+        vectors = length * (c.head_dim // 8)
+        groups = -(-vectors // GATHER_THREADS)
         shape = (1, c.kv_heads, length, c.head_dim)
-        arrays = tuple(inputs.values())
-        keys, values = self._run(
-            Dispatch(text, arrays, grid, threads, (shape, shape), (c.dtype, c.dtype))
+        dispatch = Dispatch(
+            kernel=text,
+            inputs=tuple(inputs.values()),
+            grid=(groups * GATHER_THREADS, 2, c.kv_heads),
+            threadgroup=(GATHER_THREADS, 1, 1),
+            shapes=(shape, shape),
+            dtypes=(c.dtype, c.dtype),
         )
+        keys, values = self._run(dispatch)
         return keys, values

@@ -1,6 +1,7 @@
-"""How a kernel's text and arguments reach a device: the MLX launcher, the dispatch counter, the text's parts.
+"""How a kernel's text and arguments reach a device.
 
-Knows nothing of attention; `kernels.py` says what to launch, and tests put another launcher in this one's place.
+Here are the MLX launcher, the counter of dispatches, and the text's parts. Nothing here
+knows attention: `kernels.py` says what to launch. Tests bring another launcher.
 """
 
 from __future__ import annotations
@@ -24,9 +25,12 @@ FOLDER = Path(__file__).resolve().parent
 
 @dataclass(frozen=True, slots=True)
 class KernelText:
-    """One specialized kernel: its unique name, parameter names, prologue (`header`), body and the macros of both.
+    """One specialized kernel.
 
-    `contiguous`: inputs with gaps are copied first. A kernel that writes an input in place must not ask for it.
+    name: unique; it carries a hash of the text.
+    header: the text before the body. `macros` are those of both.
+    contiguous: inputs with gaps are copied first. A kernel that writes an input in place
+        must not ask for it.
     """
 
     name: str
@@ -42,7 +46,10 @@ class KernelText:
 
 @dataclass(frozen=True, slots=True)
 class Dispatch:
-    """One launch. `grid` counts threads, and is a multiple of `threadgroup` along every axis."""
+    """One launch.
+
+    `grid` counts threads. It is a multiple of `threadgroup` along every axis.
+    """
 
     kernel: KernelText
     inputs: tuple[mx.array, ...]
@@ -56,7 +63,10 @@ Launcher = Callable[[Dispatch], Sequence[mx.array]]
 
 
 class DispatchCounter:
-    """Counts launches by kernel. Under `mx.compile` Python runs only while tracing: `add` what the trace counted."""
+    """Counts launches by kernel.
+
+    Under `mx.compile` Python runs only while tracing: `add` what the trace counted.
+    """
 
     def __init__(self) -> None:
         self._counts: Counter[str] = Counter()
@@ -69,15 +79,19 @@ class DispatchCounter:
 
     def since(self, earlier: Mapping[str, int]) -> dict[str, int]:
         """Launches counted after `earlier`, a snapshot."""
-        return {
-            kind: count - earlier.get(kind, 0)
-            for kind, count in self._counts.items()
-            if count > earlier.get(kind, 0)
-        }
+        launches = {}
+        for kind, count in self._counts.items():
+            new = count - earlier.get(kind, 0)
+            if new > 0:
+                launches[kind] = new
+        return launches
 
 
 class MLXLauncher:
-    """Launches through `mx.fast.metal_kernel` or `mx.fast.cuda_kernel`; each kernel is built once."""
+    """Launches through `mx.fast.metal_kernel` or `mx.fast.cuda_kernel`.
+
+    Each kernel is built once.
+    """
 
     def __init__(self, *, verbose: bool = False) -> None:
         self._built: dict[str, Any] = {}
@@ -87,7 +101,8 @@ class MLXLauncher:
         text = dispatch.kernel
         kernel = self._built.get(text.name)
         if kernel is None:
-            kernel = self._built[text.name] = build(text)
+            kernel = build(text)
+            self._built[text.name] = kernel
         outputs: Sequence[mx.array] = kernel(
             inputs=list(dispatch.inputs),
             grid=dispatch.grid,
@@ -101,10 +116,12 @@ class MLXLauncher:
 
 def build(text: KernelText) -> Any:
     """The MLX kernel for `text`."""
-    make = mx.fast.cuda_kernel if text.backend == "cuda" else mx.fast.metal_kernel
-    header, body = (
-        _by_reference(text) if text.backend == "cuda" else (text.header, text.body)
-    )
+    make: Callable[..., Any] = mx.fast.metal_kernel
+    header = text.header
+    body = text.body
+    if text.backend == "cuda":
+        make = mx.fast.cuda_kernel
+        header, body = _by_reference(text)
     return make(
         name=text.name,
         input_names=list(text.inputs),
@@ -117,23 +134,24 @@ def build(text: KernelText) -> Any:
 
 @cache
 def _text_folder() -> tempfile.TemporaryDirectory[str]:
-    """Where CUDA's compiler finds the texts while this process lives."""
+    """The folder in which CUDA's compiler finds the texts while this process lives."""
     return tempfile.TemporaryDirectory(prefix="rvllm-kernels-")
 
 
 def _by_reference(text: KernelText) -> tuple[str, str]:
-    """Header and body that only include the text: MLX reads through what it was given at every launch, 0.2 us a KB.
+    """Header and body that only include the text.
 
-    Metal's compiler includes no files. The body names the strides that MLX has to pass.
+    MLX reads its texts at every launch, 0.2 us a KB. Metal's compiler includes no files.
+    The body names the strides that MLX has to pass.
     """
     folder = Path(_text_folder().name)
-    for part, content in (("header", text.header), ("body", text.body)):
-        (folder / f"{text.name}.{part}").write_text(content, encoding="utf-8")
-    passed = " ".join(
-        sorted(set(re.findall(r"\w+_(?:shape|strides|ndim)\b", text.body)))
-    )
-    include = f'#include "{folder}/{text.name}'
-    return f'{include}.header"\n', f'{include}.body"\n// {passed}\n'
+    header = folder / f"{text.name}.header"
+    body = folder / f"{text.name}.body"
+    header.write_text(text.header, encoding="utf-8")
+    body.write_text(text.body, encoding="utf-8")
+    passed = set(re.findall(r"\w+_(?:shape|strides|ndim)\b", text.body))
+    names = " ".join(sorted(passed))
+    return f'#include "{header}"\n', f'#include "{body}"\n// {names}\n'
 
 
 @cache
@@ -143,17 +161,18 @@ def source(name: str) -> str:
 
 
 def body_text(name: str) -> str:
-    """A kernel's body, with the pieces that it includes (`#include "piece"`, one line each)."""
-    lines = (
-        re.fullmatch(r'#include "([\w.]+)"', line) or line
-        for line in source(name).splitlines()
-    )
-    return (
-        "\n".join(
-            line if isinstance(line, str) else body_text(line[1]) for line in lines
-        )
-        + "\n"
-    )
+    """A kernel's body with the pieces that it includes.
+
+    Each is a line `#include "piece"`.
+    """
+    lines = []
+    for line in source(name).splitlines():
+        include = re.fullmatch(r'#include "([\w.]+)"', line)
+        if include is None:
+            lines.append(line)
+        else:
+            lines.append(body_text(include[1]))
+    return "\n".join(lines) + "\n"
 
 
 def kernel_text(
@@ -167,26 +186,28 @@ def kernel_text(
     *,
     contiguous: bool = False,
 ) -> KernelText:
-    """Puts the defines, the portability header, `parts` and the file `body` together under a name of their own.
+    """Put the defines, the portability header, `parts` and the file `body` together.
 
-    The name carries a hash: MLX caches compiled kernels by name and would rebuild on every change of text.
+    The name carries a hash: MLX caches compiled kernels by name, and would rebuild one on
+    every change of its text.
     """
-    macros = {f"RV_{'CUDA' if backend == 'cuda' else 'METAL'}": 1, **defines}
-    lines = [f"#define {name} {value}" for name, value in macros.items()]
-    header = "\n".join(
-        [*lines, *(compact(source(part), macros) for part in ("portable.h", *parts))]
-    )
+    language = "RV_CUDA" if backend == "cuda" else "RV_METAL"
+    macros = {language: 1, **defines}
+    pieces = [f"#define {name} {value}" for name, value in macros.items()]
+    for part in ("portable.h", *parts):
+        pieces.append(compact(source(part), macros))
+    header = "\n".join(pieces)
     text = compact(body_text(body), macros)
-    digest = hashlib.sha256((header + text).encode()).hexdigest()[:12]
-    name = f"rv_{kind}_{digest}"
+    whole = header + text
+    digest = hashlib.sha256(whole.encode()).hexdigest()
     return KernelText(
-        name,
-        kind,
-        tuple(inputs),
-        tuple(outputs),
-        header,
-        text,
-        backend,
-        macros,
-        contiguous,
+        name=f"rv_{kind}_{digest[:12]}",
+        kind=kind,
+        inputs=tuple(inputs),
+        outputs=tuple(outputs),
+        header=header,
+        body=text,
+        backend=backend,
+        macros=macros,
+        contiguous=contiguous,
     )

@@ -1,4 +1,7 @@
-"""What the kernels of one attention shape share: their texts, the arena's inputs, counted launches."""
+"""The base of all kernels of one attention shape.
+
+It holds their texts, checks the arena's inputs, and counts launches.
+"""
 
 from __future__ import annotations
 
@@ -35,9 +38,15 @@ class KernelLaunches:
     ) -> None:
         self.config = config
         self.backend = text_language(backend)
-        self.counter = DispatchCounter() if counter is None else counter
-        self.tuning = default_tuning(config, self.backend) if tuning is None else tuning
-        self._launcher: Launcher = MLXLauncher() if launcher is None else launcher
+        if counter is None:
+            counter = DispatchCounter()
+        if tuning is None:
+            tuning = default_tuning(config, self.backend)
+        if launcher is None:
+            launcher = MLXLauncher()
+        self.counter = counter
+        self.tuning = tuning
+        self._launcher = launcher
         self._texts: dict[tuple[object, ...], KernelText] = {}
 
     @staticmethod
@@ -93,9 +102,17 @@ class KernelLaunches:
         key = (kind, *defines.items())
         text = self._texts.get(key)
         if text is None:
-            macros = {**self.config.defines(self.backend), **defines}
-            body = body or f"{kind}.metal"
-            text = kernel_text(kind, body, self.backend, macros, inputs, outputs, parts)
+            macros = self.config.defines(self.backend)
+            macros.update(defines)
+            text = kernel_text(
+                kind,
+                body or f"{kind}.metal",
+                self.backend,
+                macros,
+                inputs,
+                outputs,
+                parts,
+            )
             self._texts[key] = text
         return text
 

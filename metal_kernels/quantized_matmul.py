@@ -118,9 +118,11 @@ def refusal(weight: PackedWeight, dtype: mx.Dtype) -> str | None:
     scales_dtype = mx.uint8 if is_float4 else dtype
     if weight.scales.shape != shape or weight.scales.dtype != scales_dtype:
         return f"no kernel for scales in {weight.scales.dtype} of {weight.scales.shape}"
-    if is_float4:
-        return None if weight.biases is None else "no kernel for mxfp4 with biases"
     biases = weight.biases
+    if is_float4 and biases is None:
+        return None
+    if is_float4:
+        return "no kernel for mxfp4 with biases"
     if biases is None or biases.shape != shape or biases.dtype != dtype:
         return "no kernel for biases that differ from the scales in shape or type"
     return None
@@ -144,10 +146,16 @@ class QuantizedMatmul:
         matrix units give equal bits anyway.
         """
         self.backend = text_language(backend)
-        self._matrix_rows = MAX_ROWS + 1 if matrix_rows is None else matrix_rows
+        if matrix_rows is None:
+            matrix_rows = MAX_ROWS + 1
+        if counter is None:
+            counter = DispatchCounter()
+        if launcher is None:
+            launcher = MLXLauncher()
+        self.counter = counter
+        self._matrix_rows = matrix_rows
         self._tuning = tuning
-        self.counter = DispatchCounter() if counter is None else counter
-        self._launcher: Launcher = MLXLauncher() if launcher is None else launcher
+        self._launcher = launcher
         self._texts: dict[tuple[object, ...], KernelText] = {}
 
     def __call__(self, x: mx.array, weight: PackedWeight) -> mx.array:
@@ -163,7 +171,8 @@ class QuantizedMatmul:
             raise ValueError(
                 f"x must be [1 to {MAX_ROWS} rows, {weight.width}], not {x.shape}"
             )
-        rows, outs = x.shape[0], weight.words.shape[0]
+        rows = x.shape[0]
+        outs = weight.words.shape[0]
         layout = self._layout(weight, x.dtype, rows)
         inputs = {"x": x, "weight": weight.words, "scales": weight.scales}
         if weight.biases is not None:
@@ -171,16 +180,15 @@ class QuantizedMatmul:
         text = self._text(layout, tuple(inputs))
         groups = -(-outs // layout.outputs_a_group)
         self.counter.add({"quantized_matmul": 1})
-        return self._launcher(
-            Dispatch(
-                text,
-                tuple(inputs.values()),
-                (groups * layout.threads, 1, 1),
-                (layout.threads, 1, 1),
-                ((rows, outs),),
-                (x.dtype,),
-            )
-        )[0]
+        dispatch = Dispatch(
+            kernel=text,
+            inputs=tuple(inputs.values()),
+            grid=(groups * layout.threads, 1, 1),
+            threadgroup=(layout.threads, 1, 1),
+            shapes=((rows, outs),),
+            dtypes=(x.dtype,),
+        )
+        return self._launcher(dispatch)[0]
 
     def _layout(
         self,

@@ -25,7 +25,6 @@ DENSE_ROOMS: frozenset[str] = frozenset(
     [
         "bench",
         "engine",
-        "metal_kernels",
         "models",
         "text",
         "tui",
