@@ -81,6 +81,16 @@ class Catalogue:
                 return entry
         return None
 
+    def of_model(self, name: str, file: str | None = None) -> CatalogueEntry | None:
+        """The entry of a model by its name, its repository, or the name of its file."""
+        entry = self.entries.get(name.lower())
+        if entry is not None:
+            return entry
+        for each in self.entries.values():
+            if each.repo is not None and each.repo.lower() == name.lower():
+                return each
+        return None if file is None else self.with_file(file)
+
     def resolve(self, name: str) -> CatalogueEntry:
         """The entry called `name`. Raises `ModelNotFoundError` with the nearest names."""
         entry = self.entries.get(name.lower())

@@ -86,10 +86,8 @@ def _of_files(files: ModelFiles) -> tuple[str, Mapping[str, Any]]:
 
 
 def _of_catalogue(files: ModelFiles) -> Mapping[str, Any]:
-    catalogue = Catalogue.load()
-    entry = catalogue.entries.get(files.name.lower())
-    if entry is None and files.kind == "gguf":
-        entry = catalogue.with_file(files.path.name)
+    file = files.path.name if files.kind == "gguf" else None
+    entry = Catalogue.load().of_model(files.name, file)
     if entry is None:
         return {}
     return entry.sampling

@@ -334,19 +334,22 @@ def collect(stream: Iterable[StreamEvent], num_choices: int) -> list[Completion]
 
 
 def _completion(index: int, events: Sequence[StreamEvent]) -> Completion:
-    text, reasoning = [], []
+    text: list[str] = []
+    reasoning: list[str] = []
     token_ids: list[int] = []
     logprobs: list[TokenLogprob] = []
     calls: list[ToolCall] = []
     scores: list[TokenLogprob | None] = []
     for event in events:
-        text.append(event.text)
         token_ids.extend(event.token_ids)
         logprobs.extend(event.logprobs or ())
         scores.extend(event.prompt_logprobs or ())
         if isinstance(event, ChatEvent):
+            if event.closes_thought:
+                reasoning, text = text, []
             reasoning.append(event.reasoning)
             calls.extend(event.tool_calls)
+        text.append(event.text)
     return Completion(
         text="".join(text),
         token_ids=tuple(token_ids),

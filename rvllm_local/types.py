@@ -264,11 +264,13 @@ class ChatEvent(StreamEvent):
     """What a chat's stream yields: `text` is the answer's, `reasoning` the thinking's.
 
     `tool_calls` are those that this event completed. Tags of thoughts and calls are in
-    none of them.
+    none of them. `closes_thought`: the text of all events before was thinking, whose
+    start the model left out.
     """
 
     reasoning: str = ""
     tool_calls: tuple[ToolCall, ...] = ()
+    closes_thought: bool = False
 
 
 EventSink = Callable[[StreamEvent], None]

@@ -256,7 +256,7 @@ def _write(
     bundle: bool,
 ) -> None:
     from rvllm_local.models.bundle import write_bundle
-    from rvllm_local.text.detect_style import detect_style
+    from rvllm_local.text.detect_style import detect_style, entry_of
     from rvllm_local.text.tokenizer_export import tokenizer_folder_files
 
     weights, config = model
@@ -267,7 +267,7 @@ def _write(
     if not bundle:
         _write_folder(target, weights, small)
         return
-    style = detect_style(tokenizer, str(config["model_type"]))
+    style = detect_style(tokenizer, str(config["model_type"]), entry_of(files))
     recipe = {
         "source": files.name,
         "source_kind": files.kind,

@@ -130,11 +130,11 @@ def _of_files(files: ModelFiles) -> dict[str, Any]:
 
 def _of_text(files: ModelFiles, config: dict[str, Any]) -> dict[str, Any]:
     """How the model reads and writes: its template, ends, and parsers."""
-    from rvllm_local.text.detect_style import detect_style
+    from rvllm_local.text.detect_style import detect_style, entry_of
     from rvllm_local.text.tokenizer_files import read_tokenizer
 
     tokenizer = read_tokenizer(files)
-    style = detect_style(tokenizer, str(config.get("model_type")))
+    style = detect_style(tokenizer, str(config.get("model_type")), entry_of(files))
     rows: dict[str, Any] = {"chat_template": tokenizer.chat_template is not None}
     if tokenizer.chat_template is not None:
         rows["template_source"] = tokenizer.templates.source

@@ -35,7 +35,7 @@ def pack_model(files: Any, target: Path, *, as_float32: bool = False) -> None:
     from rvllm_local.models.loader import open_native
     from rvllm_local.models.quantized import quantization_of
     from rvllm_local.models.to_float32 import widen_to_float32
-    from rvllm_local.text.detect_style import detect_style
+    from rvllm_local.text.detect_style import detect_style, entry_of
     from rvllm_local.text.tokenizer_export import tokenizer_folder_files
     from rvllm_local.text.tokenizer_files import read_tokenizer
 
@@ -44,7 +44,7 @@ def pack_model(files: Any, target: Path, *, as_float32: bool = False) -> None:
     if as_float32:
         widen_to_float32(native.module)
     plan = quantization_of(native.module)
-    style = detect_style(tokenizer, str(native.config["model_type"]))
+    style = detect_style(tokenizer, str(native.config["model_type"]), entry_of(files))
     config = _config(native.config, list(native.eos_token_ids), plan, as_float32)
     weights = tree_flatten(native.module.parameters())
     del native

@@ -11,6 +11,7 @@ from rvllm_local.text.tools import (
     ContentDelta,
     Piece,
     ReasoningDelta,
+    ThoughtClosed,
     ToolCallDelta,
     ToolCallEnd,
     ToolCallStart,
@@ -54,8 +55,7 @@ class _ChatReader:
         pieces = parser.feed(event.text)
         if event.finish_reason is not None:
             pieces = [*pieces, *parser.finish()]
-        text = "".join(part.text for part in pieces if isinstance(part, ContentDelta))
-        thought = [part.text for part in pieces if isinstance(part, ReasoningDelta)]
+        text, thought, closes_thought = _texts(pieces)
         return ChatEvent(
             text,
             event.token_ids,
@@ -67,8 +67,9 @@ class _ChatReader:
             event.stop_string,
             event.error_parameter,
             event.error_kind,
-            reasoning="".join(thought),
+            reasoning=thought,
             tool_calls=tuple(self._completed_calls(event.index, pieces)),
+            closes_thought=closes_thought,
         )
 
     def _completed_calls(self, index: int, pieces: Sequence[Piece]) -> list[ToolCall]:
@@ -84,3 +85,18 @@ class _ChatReader:
                 case ToolCallEnd() if open_call is not None:
                     calls.append(open_call.ended())
         return calls
+
+
+def _texts(pieces: Sequence[Piece]) -> tuple[str, str, bool]:
+    """The answer and the thinking among pieces; and whether a thought was closed late."""
+    text = thought = ""
+    closes_thought = False
+    for piece in pieces:
+        match piece:
+            case ContentDelta():
+                text += piece.text
+            case ReasoningDelta():
+                thought += piece.text
+            case ThoughtClosed():
+                text, thought, closes_thought = "", thought + text, True
+    return text, thought, closes_thought

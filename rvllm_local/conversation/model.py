@@ -35,4 +35,5 @@ def detect_style(files: ModelFiles, tokenizer: Tokenizer) -> OutputStyle:
         model_type = str(metadata.get("general.architecture", ""))
     else:
         model_type = str(read_config(files.path).get("model_type", ""))
-    return styles.detect_style(tokenizer, model_type)
+    entry = styles.entry_of(files)
+    return styles.detect_style(tokenizer, model_type, entry)

@@ -10,7 +10,17 @@ from typing import Any
 
 from rvllm_local.text.families import OutputStyle
 from rvllm_local.text.reasoning import ReasoningSplitter
-from rvllm_local.text.tools import ContentDelta, Piece, ToolParser, parser_for
+from rvllm_local.text.tools import (
+    ContentDelta,
+    Piece,
+    ThoughtClosed,
+    ToolCallFailed,
+    ToolCallStart,
+    ToolParser,
+    parser_for,
+)
+
+_CALLS = (ToolCallStart, ToolCallFailed)
 
 
 class OutputParser:
@@ -29,9 +39,9 @@ class OutputParser:
         reasoning_starts_inside: bool = False,
         tools: Sequence[Mapping[str, Any]] = (),
     ) -> None:
-        self._tools: ToolParser | None = None
-        if tool_family is not None:
-            self._tools = parser_for(tool_family, tools)
+        self._family, self._given_tools = tool_family, tools
+        self._has_called = False
+        self._tools = self._new_tools()
         self._reasoning: ReasoningSplitter | None = None
         if reasoning_start is not None and reasoning_end is not None:
             self._reasoning = ReasoningSplitter(
@@ -76,6 +86,11 @@ class OutputParser:
             pieces.extend(self._tools.finish())
         return pieces
 
+    def _new_tools(self) -> ToolParser | None:
+        if self._family is None:
+            return None
+        return parser_for(self._family, self._given_tools)
+
     def _read_calls(self, pieces: Sequence[Piece]) -> list[Piece]:
         if self._tools is None:
             return [piece for piece in pieces if piece != ContentDelta("")]
@@ -83,6 +98,21 @@ class OutputParser:
         for piece in pieces:
             if isinstance(piece, ContentDelta):
                 read.extend(self._tools.feed(piece.text))
+            elif isinstance(piece, ThoughtClosed):
+                read.extend(self._closed(read))
             else:
                 read.append(piece)
+        if any(isinstance(piece, _CALLS) for piece in read):
+            self._has_called = True
         return read
+
+    def _closed(self, read: Sequence[Piece]) -> list[Piece]:
+        """The end of a thought that came as content; calls in it were meant."""
+        is_calling = any(isinstance(piece, _CALLS) for piece in read)
+        if self._tools is None or self._has_called or is_calling:
+            return []
+        held = self._tools.finish()
+        self._tools = self._new_tools()
+        # A call that had only begun was a part of the thought.
+        texts = [piece for piece in held if isinstance(piece, ContentDelta)]
+        return [*texts, ThoughtClosed()]

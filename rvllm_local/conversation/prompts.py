@@ -13,7 +13,7 @@ from rvllm_local.conversation.calls import ChatCall, Message, TextCall
 from rvllm_local.conversation.fill_in import fill_in
 from rvllm_local.conversation.model import ConversationModel
 from rvllm_local.conversation.output import OutputParser
-from rvllm_local.conversation.template_input import template_messages
+from rvllm_local.conversation.template_input import in_call_form, template_messages
 from rvllm_local.conversation.template_repairs import fold_system, repaired
 from rvllm_local.conversation.tool_prompt import explain_tools
 from rvllm_local.engine.limits import EngineLimits
@@ -139,8 +139,13 @@ def _render(model: ConversationModel, call: ChatCall, tools: Tools) -> _Rendered
     options = dict(call.template_options)
     if call.reasoning_budget == 0:
         options.setdefault("enable_thinking", False)
-    if style.tool_family is not None and "tools" in template:
+    has_calls = any(message.get("tool_calls") for message in messages)
+    form = model.tokenizer.call_form if has_calls else None
+    shows_calls = form is not None or not has_calls
+    if style.tool_family is not None and "tools" in template and shows_calls:
         options["tools"] = list(tools) or None
+        if form is not None:
+            messages = in_call_form(messages, form)
     else:
         style = _style_of_explained(style)
         messages = explain_tools(messages, tools)

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rvllm_local.conversation.calls import Message
+from rvllm_local.text.call_form import CallForm
 from rvllm_local.text.json_shape import shape_of
 
 _MAX_DEPTH = 100  # of arguments that templates see as objects
@@ -26,6 +27,35 @@ def template_messages(messages: Sequence[Message], template: str) -> list[Messag
             row["tool_calls"] = _calls(message["tool_calls"])
         rows.append(row)
     return rows
+
+
+def in_call_form(messages: Sequence[Message], form: CallForm) -> list[Message]:
+    """The messages with their calls in the form that the template shows.
+
+    Where it shows no content beside calls, the content is a message before them.
+    """
+    rows: list[Message] = []
+    for message in messages:
+        if not message.get("tool_calls"):
+            rows.append(message)
+            continue
+        row = dict(message)
+        if form.content_as_none:
+            if row["content"]:
+                rows.append({"role": row["role"], "content": row["content"]})
+            row["content"] = None
+        if form.arguments_as_text:
+            row["tool_calls"] = [_with_text(call) for call in row["tool_calls"]]
+        rows.append(row)
+    return rows
+
+
+def _with_text(call: Mapping[str, Any]) -> dict[str, Any]:
+    function = call["function"]
+    arguments = function["arguments"]
+    if not isinstance(arguments, str):
+        arguments = json.dumps(arguments, ensure_ascii=False)
+    return {**call, "function": {**function, "arguments": arguments}}
 
 
 def _calls(calls: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

@@ -38,7 +38,16 @@ class OutputStyle:
 _BY_TEMPLATE: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("harmony", (tags.CHANNEL, tags.MESSAGE)),
     ("gemma4", (tags.GEMMA4_CALL[0],)),
+    ("kimi_k3", (tags.KIMI_K3_OPEN, tags.KIMI_K3_SEP)),
     ("kimi", (tags.KIMI_CALL[0],)),
+    ("deepseek_v32", (tags.DSML,)),
+    ("minimax_m3", (tags.MINIMAX_M3,)),
+    ("cohere", (tags.COHERE_ACTION[0],)),
+    ("internlm", (tags.INTERNLM_ACTION, tags.INTERNLM[0])),
+    ("jamba", (tags.JAMBA[0],)),
+    ("functionary_v2", (tags.RECIPIENT, tags.RECIPIENT_CONTENT)),
+    ("functionary", (">>>all", ">>>")),
+    ("llama4", tags.PYTHON_BLOCK),
     ("lfm2", (tags.LFM_CALLS[0],)),
     ("minimax", (tags.MINIMAX[0],)),
     ("seed", (tags.SEED[0],)),
@@ -60,7 +69,15 @@ _BY_TEMPLATE: tuple[tuple[str, tuple[str, ...]], ...] = (
 )
 # Where a template says nothing of tools: what the model was trained on all the same.
 _BY_MODEL_TYPE = {"gpt_oss": "harmony", "gemma3": "gemma", "gemma3_text": "gemma"}
-_THINKING = (tags.THINK, tags.MISTRAL_THINK, tags.SEED_THINK, tags.GEMMA4_THOUGHT)
+THINKING = (
+    tags.THINK,
+    tags.MISTRAL_THINK,
+    tags.SEED_THINK,
+    tags.GEMMA4_THOUGHT,
+    tags.MINIMAX_M3_THINK,
+    tags.KIMI_K3_THINK,
+    tags.COHERE_THINK,
+)
 _KEPT = {
     "harmony": (
         tags.CHANNEL,
@@ -84,6 +101,14 @@ _KEPT = {
     "kimi": (*tags.KIMI_CALLS, *tags.KIMI_CALL, tags.KIMI_ARGUMENTS),
     "lfm2": tags.LFM_CALLS,
     "minimax": tags.MINIMAX,
+    "kimi_k3": (tags.KIMI_K3_OPEN, tags.KIMI_K3_CLOSE, tags.KIMI_K3_SEP),
+    "deepseek_v32": (tags.DSML,),
+    "minimax_m3": (tags.MINIMAX_M3, *tags.HERMES),
+    "cohere": tags.COHERE_ACTION,
+    "internlm": (tags.INTERNLM_ACTION, *tags.INTERNLM),
+    "jamba": tags.JAMBA,
+    "functionary_v2": (tags.SENDER, tags.RECIPIENT, tags.RECIPIENT_CONTENT),
+    "llama4": tags.PYTHON_BLOCK,
     "seed": tags.SEED,
     "nemotron": tags.NEMOTRON,
     "phi": tags.PHI,
@@ -108,12 +133,19 @@ def detect(chat_template: str | None, model_type: str) -> OutputStyle:
     return style_with(families[0] if families else None, chat_template)
 
 
-def style_with(tool_family: str | None, chat_template: str | None) -> OutputStyle:
-    """The style of a model that writes calls as `tool_family` does."""
+def style_with(
+    tool_family: str | None,
+    chat_template: str | None,
+    stated_thoughts: tuple[str, str] | None = None,
+) -> OutputStyle:
+    """The style of a model that writes calls as `tool_family` does.
+
+    `stated_thoughts` are the tags for a template that names none.
+    """
     template = chat_template or ""
-    pairs = [pair for pair in _THINKING if pair[1] in template]
+    pairs = [pair for pair in THINKING if pair[1] in template]
     if not pairs:
-        return style_of(tool_family)
+        return style_of(tool_family, stated_thoughts)
     return style_of(tool_family, pairs[0], _opens_a_thought(template, pairs[0]))
 
 
@@ -127,6 +159,8 @@ def style_of(
     kept = {*_KEPT.get(tool_family or "", ()), *(thinking or ())}
     if thinking == tags.GEMMA4_THOUGHT:
         kept.add(tags.GEMMA4_CHANNEL[0])  # the token in its start tag
+    if thinking == tags.KIMI_K3_THINK:
+        kept |= {tags.KIMI_K3_OPEN, tags.KIMI_K3_CLOSE, tags.KIMI_K3_SEP}
     start, end = thinking or (None, None)
     return OutputStyle(
         tool_family, start, end, starts_inside and thinking is not None, frozenset(kept)

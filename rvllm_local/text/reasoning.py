@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from rvllm_local.text.tools.pieces import ThoughtClosed
 from rvllm_local.text.tools.reader import END, MAX_HELD_SPACE, PieceReader, Reading
+
+_QUOTES = frozenset("`\"'")
 
 
 class ReasoningSplitter(PieceReader):
@@ -11,11 +14,15 @@ class ReasoningSplitter(PieceReader):
     A block counts at the start of the output, or right after another one; later a tag is mere text, so that an
     answer may speak about tags. With `starts_inside` the template has already written the start tag; a model that
     writes it once more is forgiven. Blanks around the tags are dropped.
+
+    A first end tag without a start tag closes a thought that has come as content, unless
+    it is quoted: `ThoughtClosed` says so.
     """
 
     def __init__(self, start_tag: str, end_tag: str, starts_inside: bool) -> None:
         self._start_tag, self._end_tag = start_tag, end_tag
         self._inside = starts_inside
+        self._last = ""  # character of the content
         self._was_thinking = False  # blanks after a thought are dropped, those of an answer without one are not
         super().__init__()
 
@@ -34,10 +41,33 @@ class ReasoningSplitter(PieceReader):
             ) == END:
                 return
             self._space = ""
+        yield from self._answer(text)
+        self._flush_space()
+
+    def _answer(self, text: str) -> Reading[None]:
+        """Content, in which an end tag may tell that all before it was a thought."""
+        if not self._was_thinking:
+            every = (self._start_tag, self._end_tag)
+            tag = yield from self._until(every, self._say, held=self._said(text, every))
+            if tag == self._end_tag and self._last not in _QUOTES:
+                self._space, self._was_thinking = "", True
+                self._write(ThoughtClosed())
+                tag = yield from self._opening(keeps_blanks=False)
+            text = tag
         for char in text:
             self._content(char)
         yield from self._until((), self._content)
-        self._flush_space()
+
+    def _say(self, text: str) -> None:
+        self._last = text
+        self._content(text)
+
+    def _said(self, text: str, tags: tuple[str, ...]) -> str:
+        """Content that was read as if it were a tag; what could begin one is left."""
+        while text and not any(tag.startswith(text) for tag in tags):
+            self._say(text[0])
+            text = text[1:]
+        return text
 
     def _replayed(self, text: str) -> str:
         """Thinking that was read as if it were a tag; what of it could begin the end tag is left."""

@@ -32,6 +32,23 @@ SEED_THINK = ("<seed:think>", "</seed:think>")
 NEMOTRON = ("<TOOLCALL>", "</TOOLCALL>")
 PHI = ("<|tool_call|>", "<|/tool_call|>")
 FUNCTION = ("<function=", "</function>")
+PYTHON_BLOCK = ("<|python_start|>", "<|python_end|>")
+COHERE_ACTION = ("<|START_ACTION|>", "<|END_ACTION|>")
+COHERE_THINK = ("<|START_THINKING|>", "<|END_THINKING|>")
+COHERE_RESPONSE = ("<|START_RESPONSE|>", "<|END_RESPONSE|>")
+JAMBA = ("<tool_calls>", "</tool_calls>")
+INTERNLM_ACTION, INTERNLM = "<|action_start|>", ("<|plugin|>", "<|action_end|>")
+KIMI_K3_OPEN, KIMI_K3_CLOSE, KIMI_K3_SEP = "<|open|>", "<|close|>", "<|sep|>"
+KIMI_K3_THINK = (
+    f"{KIMI_K3_OPEN}think{KIMI_K3_SEP}",
+    f"{KIMI_K3_CLOSE}think{KIMI_K3_SEP}",
+)
+MINIMAX_M3 = "]<]minimax[>["  # before every tag of a call
+MINIMAX_M3_THINK = ("<mm:think>", "</mm:think>")
+DSML = "｜DSML｜"  # in every tag of a call of DeepSeek V3.2
+FUNCTIONARY = ">>>"  # before a recipient
+SENDER, RECIPIENT = "<|from|>", "<|recipient|>"
+RECIPIENT_CONTENT = "<|content|>"
 
 # Tokens with these texts are never plain text, even where a vocabulary does not call
 # them special.
@@ -42,6 +59,8 @@ CONTROL_TAGS = frozenset(
         CONSTRAIN, START, END_MESSAGE, CALL, RETURN, *GLM_KEY, *GLM_VALUE, *THINK,
         *MISTRAL_THINK, *GEMMA4_CALL, GEMMA4_QUOTE, *GEMMA4_CHANNEL, *LFM_CALLS,
         *KIMI_CALLS, *KIMI_CALL, KIMI_ARGUMENTS, *MINIMAX, *SEED, *SEED_THINK, *NEMOTRON,
-        *PHI,
+        *PHI, *PYTHON_BLOCK, *COHERE_ACTION, *COHERE_THINK, *COHERE_RESPONSE, *JAMBA,
+        INTERNLM_ACTION, *INTERNLM, KIMI_K3_OPEN, KIMI_K3_CLOSE, KIMI_K3_SEP, MINIMAX_M3,
+        *MINIMAX_M3_THINK, DSML, SENDER, RECIPIENT, RECIPIENT_CONTENT,
     )
 )  # fmt: skip

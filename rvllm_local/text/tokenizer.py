@@ -19,6 +19,7 @@ from rvllm_local.text.backends import (
     without_prefix_space,
     without_special,
 )
+from rvllm_local.text.call_form import CallForm, find_call_form
 from rvllm_local.text.chat_templates import ChatTemplates
 from rvllm_local.text.markers import HiddenTexts, Markers
 from rvllm_local.text.messages import plain_messages
@@ -260,6 +261,11 @@ class Tokenizer:
             return _PROBE in self.render_chat(messages)
         except RvllmError:
             return True  # it says so itself, if that was the reason
+
+    @functools.cached_property
+    def call_form(self) -> CallForm | None:
+        """The form in which the template shows calls; None if it shows none."""
+        return find_call_form(self)
 
     def template_for(self, tools: Any) -> str | None:
         """The template of a conversation: some models have one of its own for tools."""

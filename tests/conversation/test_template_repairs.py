@@ -46,7 +46,7 @@ ALTERNATING = (
 NINE = (
     "{% for m in messages %}{{ m.content }}{% for c in m.tool_calls or [] %}"
     "{% if c.id | length != 9 %}{{ raise_exception('length 9!') }}{% endif %}"
-    "{{ c.id }}{% endfor %}{{ m.tool_call_id }};{% endfor %}"
+    "{{ c.id }}{{ c.function.arguments }}{% endfor %}{{ m.tool_call_id }};{% endfor %}"
 )
 DESCRIBED = (
     "{% for t in tools %}{{ t.function.name + t.function.description }}"
@@ -96,7 +96,7 @@ def test_results_alternate_as_text(base: Tokenizer) -> None:
 
 def test_ids_of_calls_have_the_length_that_the_template_wants(base: Tokenizer) -> None:
     found = prompt(base, NINE + "{{ tools }}", [USER, CALLED, RESULT], tools=())
-    short = found.split(";")[1]
+    short = found.split(";")[1].removesuffix("{}")
     assert len(short) == 9
     assert found.split(";")[2] == f"sunny{short}"
 

@@ -11,6 +11,7 @@ from rvllm_local.text.tools import (
     ContentDelta,
     Piece,
     ReasoningDelta,
+    ThoughtClosed,
     ToolCallDelta,
     ToolCallEnd,
     ToolCallFailed,
@@ -57,6 +58,8 @@ def joined(pieces: Sequence[Piece]) -> Read:
             case ReasoningDelta(text):
                 read.reasoning += text
                 assert text
+            case ThoughtClosed():
+                read.reasoning, read.content = read.content, ""
             case ToolCallStart(index, call_id, name):
                 assert index == closed + 1 and index not in names and name and call_id
                 names[index], arguments[index] = name, ""
@@ -126,6 +129,33 @@ NEMOTRON = f'<TOOLCALL>[{{"name": "look", "arguments": {ARGUMENTS}}}]</TOOLCALL>
 PHI = f'<|tool_call|>[{{"name": "look", "arguments": {ARGUMENTS}}}]<|/tool_call|>'
 FUNCTION = f"<function=look>{ARGUMENTS}</function>"
 PYTHONIC = '[look(city="Oslo", days=3)]'
+
+M3 = "]<]minimax[>["
+MINIMAX_M3 = (
+    f'{M3}<tool_call>\n{M3}<invoke name="look">{M3}<city>Oslo{M3}</city>'
+    f"{M3}<days>3{M3}</days>{M3}</invoke>\n{M3}</tool_call>"
+)
+DSML = (
+    '<｜DSML｜function_calls>\n<｜DSML｜invoke name="look">\n'
+    '<｜DSML｜parameter name="city" string="true">Oslo</｜DSML｜parameter>\n'
+    '<｜DSML｜parameter name="days" string="false">3</｜DSML｜parameter>\n'
+    "</｜DSML｜invoke>\n</｜DSML｜function_calls>"
+)
+MINICPM = (
+    '<function name="look"><param name="city">Oslo</param>'
+    '<param name="days">3</param></function>'
+)
+KIMI_K3 = (
+    '<|open|>tools<|sep|><|open|>call tool="look" index="1"<|sep|>'
+    '<|open|>argument key="city" type="string"<|sep|>Oslo<|close|>argument<|sep|>'
+    '<|open|>argument key="days" type="number"<|sep|>3<|close|>argument<|sep|>'
+    "<|close|>call<|sep|><|close|>tools<|sep|>"
+)
+COHERE = (
+    '<|START_ACTION|>[\n    {"tool_call_id": "0", "tool_name": "look", '
+    f'"parameters": {ARGUMENTS}}}\n]<|END_ACTION|>'
+)
+NAMED = '{"name": "look", "parameters": ' + ARGUMENTS + "}"
 
 # Family, output, what it is read as.
 OUTPUTS: list[tuple[str, str, Read]] = [
@@ -209,6 +239,36 @@ OUTPUTS: list[tuple[str, str, Read]] = [
     ("nemotron", '<TOOLCALL>{"name": "f", "arguments": {}}</TOOLCALL>', Read(calls=[("f", {})])),
     ("phi", PHI, Read(calls=[CALL])),
     ("phi", "<|tool_call|>[", Read(failed=["<|tool_call|>["])),
+    ("minimax_m3", f"Hm.{MINIMAX_M3}", Read("Hm.", calls=[CALL])),
+    (
+        "minimax_m3",
+        f'{M3}<invoke name="f">{M3}<a>{M3}<item>1{M3}</item>{M3}<item>{M3}<b>x{M3}</b>'
+        f"{M3}</item>{M3}</a>{M3}<c>{M3}<d>true{M3}</d>{M3}</c>{M3}</invoke>ok",
+        Read("ok", calls=[("f", {"a": [1, {"b": "x"}], "c": {"d": True}})]),
+    ),
+    ("minimax_m3", f'{M3}<invoke name="f">{M3}<a>1{M3}</b>{M3}</invoke>', Read(failed=[f'{M3}<invoke name="f">{M3}<a>1{M3}</b>{M3}</invoke>'])),
+    ("deepseek_v32", f"Hm.\n\n{DSML}", Read("Hm.", calls=[CALL])),
+    ("deepseek_v32", f'<｜DSML｜invoke name="look">\n{ARGUMENTS}\n</｜DSML｜invoke>', Read(calls=[CALL])),
+    ("minicpm", f"Hm. {MINICPM}", Read("Hm.", calls=[CALL])),
+    ("kimi_k3", f"<|open|>response<|sep|>Hm.<|close|>response<|sep|>{KIMI_K3}<|close|>message<|sep|>", Read("Hm.", calls=[CALL])),
+    ("kimi_k3", "Hm.<|close|>response<|sep|><|close|>mess", Read("Hm.")),
+    ("cohere", COHERE, Read(calls=[CALL])),
+    ("jamba", f" <tool_calls>[\n {NAMED}\n]</tool_calls>", Read(calls=[CALL])),
+    ("internlm", f"Hm.<|action_start|> <|plugin|>\n{NAMED}<|action_end|>\n", Read("Hm.", calls=[CALL])),
+    ("llama4", f"<|python_start|><|python_end|>{NAMED}", Read(calls=[CALL])),
+    ("llama4", f"<|python_start|>{NAMED}<|python_end|>", Read(calls=[CALL])),
+    ("llama4", "Hm.", Read("Hm.")),
+    ("functionary", f"look\n{ARGUMENTS}", Read(calls=[CALL])),
+    ("functionary", f">>>all\nHm.>>>look\n{ARGUMENTS}>>>f\n{{}}", Read("Hm.", calls=[CALL, ("f", {})])),
+    ("functionary", "Hello >> you\nall", Read("Hello >> you\nall")),
+    ("functionary", "look\n{oops", Read(failed=[">>>look\n{oops"])),
+    ("functionary_v2", f"all\n<|content|>Hm.\n<|from|>assistant\n<|recipient|>look\n<|content|>{ARGUMENTS}", Read("Hm.", calls=[CALL])),
+    ("functionary_v2", "Just text", Read("Just text")),
+    ("harmony", "to=functions.look<|channel|>commentary json<|message|>" + ARGUMENTS, Read(calls=[CALL])),
+    ("harmony", "<|start|>assistant to=functions.look<|channel|>commentary<|message|>" + ARGUMENTS, Read(calls=[CALL])),
+    ("harmony", "<|channel|>analysis to=python code<|message|>1 + 1<|call|><|start|>assistant<|channel|>final<|message|>Hi", Read("Hi", "1 + 1")),
+    ("harmony", "<|channel|>commentary to=all<|message|>Hi<|end|>", Read("Hi")),
+    ("harmony", "to be", Read("to be")),
     ("function_tag", f"Hm. {FUNCTION}", Read("Hm.", calls=[CALL])),
     ("function_tag", "<function=f>{}</function>\n<function=g>{}</function>", Read(calls=[("f", {}), ("g", {})])),
     ("json", '{"name": "look", "arguments": ' + ARGUMENTS + "}", Read(calls=[CALL])),

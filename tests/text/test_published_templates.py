@@ -15,7 +15,13 @@ from typing import Any
 import pytest
 
 from rvllm_local.errors import ParameterError
+from rvllm_local.models.locate import ModelFiles
+from rvllm_local.text.chat_templates import ChatTemplates
+from rvllm_local.text.detect_style import detect_style
 from rvllm_local.text.template import render_chat
+from rvllm_local.text.tokenizer import Tokenizer
+from rvllm_local.text.tokenizer_files import read_tokenizer
+from tests.support.tiny import save_tokenizer
 
 reference = pytest.importorskip("transformers.utils.chat_template_utils")
 
@@ -153,6 +159,38 @@ def templates_in(wheel: Path) -> dict[str, str]:
     return texts
 
 
+# Published templates of each kind, and the families whose calls they write.
+FAMILIES = {
+    "trl/chat_templates/gptoss.jinja": "harmony",
+    "trl/chat_templates/qwen3.jinja": "hermes",
+    "trl/chat_templates/qwen3_5_think.jinja": "qwen3_coder",
+    "trl/chat_templates/nemotron_3_nano.jinja": "qwen3_coder",
+    "trl/chat_templates/glm4moe.jinja": "glm",
+    "trl/chat_templates/gemma4_v5.jinja": "gemma4",
+    "trl/chat_templates/lfm2_v2.jinja": "lfm2",
+    "trl/chat_templates/llama3_1.jinja": "llama3",
+    "trl/chat_templates/deepseekv3.jinja": "deepseek",
+    "trl/chat_templates/deepseek_r1_distill.jinja": "deepseek",
+    "trl/chat_templates/phi3.jinja": None,
+    "axolotl/utils/chat_templates/templates/command_a_tool_use.jinja": "cohere",
+    "axolotl/utils/chat_templates/templates/jamba.jinja": "jamba",
+    "axolotl/utils/chat_templates/templates/llama4.jinja": "llama4",
+    "axolotl/utils/chat_templates/templates/mistral_v3_tekken.jinja": "mistral",
+    "axolotl/utils/chat_templates/templates/exaone4.jinja": "hermes",
+}
+
+
+def tokenizer_with(template: str, folder: Path) -> Tokenizer:
+    save_tokenizer(folder)
+    plain = read_tokenizer(ModelFiles("folder", folder, "tiny"))
+    return Tokenizer(
+        plain.backend,
+        bos_token=plain.bos_token,
+        eos_token=plain.eos_token,
+        templates=ChatTemplates(template),
+    )
+
+
 def expected_text(template: str, conversation: Conversation) -> str | None:
     """The reference's text; None where the template refuses the conversation."""
     messages, more = conversation
@@ -190,3 +228,11 @@ def test_published_templates_render_as_the_reference_does(
     assert different == []
     # The others are refusals, of roles above all.
     assert rendered >= _FEWEST * len(CONVERSATIONS)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_the_family_of_a_published_template_is_proven(
+    templates: dict[str, str], name: str, tmp_path: Path
+) -> None:
+    tokenizer = tokenizer_with(templates[name], tmp_path)
+    assert detect_style(tokenizer, "").tool_family == FAMILIES[name]

@@ -34,6 +34,13 @@ CASES = [
     ("<think>cut o", False, Read("", "cut o")),
     ("x <think>y</think>z", True, Read("z", "x <think>y")),
     ("", False, Read("")),
+    # A start tag that the model left out.
+    ("Hm.\n</think>\n\nYes.", False, Read("Yes.", "Hm.")),
+    ("Hm.</think>Yes.", False, Read("Yes.", "Hm.")),
+    ("</think>Yes.", False, Read("Yes.")),
+    ("Hm.</think>", False, Read("", "Hm.")),
+    ("Write `</think>` so.", False, Read("Write `</think>` so.")),
+    ("a</think>b</think>c", False, Read("b</think>c", "a")),
 ]
 
 
@@ -87,6 +94,17 @@ def test_any_output_reads_alike_at_any_split(
 
     pieces = [text[at : at + size] for at in range(0, len(text), size)]
     assert joined(run(parser(), pieces)) == joined(run(parser(), [text]))
+
+
+def test_calls_come_after_a_thought_without_its_start_tag() -> None:
+    style = OutputStyle("json", *THINK)
+    call = '{"name": "look", "arguments": {"city": "Oslo", "days": 3}}'
+    parser = OutputParser.for_style(style, tools=TOOLS)
+    assert joined(run(parser, [f"Hm.</think>{call}"])) == Read("", "Hm.", [CALL], [])
+    style = OutputStyle("hermes", *THINK)
+    parser = OutputParser.for_style(style, tools=TOOLS)
+    read = joined(run(parser, [f"{HERMES}</think>So."]))
+    assert (read.calls, read.content) == ([CALL], "So.")
 
 
 def test_calls_come_after_thinking() -> None:

@@ -23,7 +23,7 @@ class ArgumentSyntax:
     """How a family writes one argument.
 
     `head` gives what stands before the value of a key, `value` the rule of the value and
-    of `foot`, which ends it. With a `separator` between arguments, required ones come
+    of `foot`, which ends it; KEY in it stands for the key. With a `separator` between arguments, required ones come
     first. `holds_text`: strings stand there as they are, so that no limits hold them.
     """
 
@@ -48,7 +48,8 @@ def arguments_in_order(lark: Lark, tool: Tool, syntax: ArgumentSyntax) -> str:
     for index, key in enumerate(ordered):
         schema = properties[key] if isinstance(properties[key], Mapping) else {}
         _check_limits(tool, key, schema, syntax)
-        value = syntax.value(lark, {**schema, **shared}, syntax.foot)
+        foot = syntax.foot.replace("KEY", key)
+        value = syntax.value(lark, {**schema, **shared}, foot)
         argument = f"{lark.text(syntax.head(key))} {value}"
         if syntax.separator and index:
             argument = f"{quoted(syntax.separator)} {argument}"
@@ -119,6 +120,27 @@ def tagged_value(quote: str) -> WriteValue:
         if schema.get("type") == "string":
             return f"{lark.tag(quote)} {lark.until(quote)}"
         return json_value(lark, schema, foot)
+
+    return write
+
+
+def typed_value(text: str, other: str, end: str) -> WriteValue:
+    """A value after the word for its type: `text` before a string, `other` before JSON.
+
+    TYPE in `other` stands for the type. `end` is the tag in `foot` that ends a string.
+    """
+
+    def write(lark: Lark, schema: Mapping[str, Any], foot: str) -> str:
+        if schema.get("type") == "string" and not _texts_of(schema):
+            rest = lark.text(foot.partition(end)[2])
+            return f"{lark.text(text)} {lark.until(end)} {rest}"
+        choices = _texts_of(schema)
+        if choices:
+            literals = " | ".join(quoted(choice) or '""' for choice in choices)
+            return f"{lark.text(text)} ({literals}) {lark.text(foot)}"
+        kind = schema.get("type")
+        word = other.replace("TYPE", kind if isinstance(kind, str) else "object")
+        return f"{lark.text(word)} {json_value(lark, schema, foot)}"
 
     return write
 

@@ -14,6 +14,7 @@ from rvllm_local.text.grammar.argument_lists import (
     json_value,
     tagged_value,
     text_value,
+    typed_value,
 )
 from rvllm_local.text.grammar.called_tools import Tool
 from rvllm_local.text.grammar.lark import Lark, quoted
@@ -74,6 +75,22 @@ def _hermes_call(lark: Lark, tool: Tool) -> str:
     return f"{body} {lark.text(chr(10) + tags.HERMES[1])}"
 
 
+def _cohere_call(lark: Lark, tool: Tool) -> str:
+    """An object in which a number stands before the name."""
+    name = f'", "tool_name": {json.dumps(tool.name)}, "parameters": '
+    number = quoted('{"tool_call_id": "') + " /[0-9]{1,2}/"
+    return f"{number} {quoted(name)} {lark.json(tool.schema)} {quoted('}')}"
+
+
+def _kimi_k3_call(lark: Lark, tool: Tool) -> str:
+    opening, closing = tags.KIMI_K3_OPEN, tags.KIMI_K3_CLOSE
+    head = lark.text(f'{opening}call tool="{tool.name}" index="')
+    arguments = arguments_in_order(lark, tool, _KIMI_K3_ARGUMENTS)
+    foot = lark.text(f"{closing}call{tags.KIMI_K3_SEP}")
+    separator = lark.text(f'"{tags.KIMI_K3_SEP}')
+    return f"{head} /[0-9]{{1,2}}/ {separator} {arguments} {foot}"
+
+
 def _kimi_call(lark: Lark, tool: Tool) -> str:
     begin, end = tags.KIMI_CALL
     head = lark.text(f"{begin}functions.{tool.name}:")
@@ -108,6 +125,10 @@ def _fenced_call(lark: Lark, tool: Tool) -> str:
     return f"{_object_call('parameters')(lark, tool)} {quoted(chr(10) + '```')}"
 
 
+def _escaped(key: str) -> str:
+    return key.replace("&", "&amp;").replace('"', "&quot;")
+
+
 def _key_and_value(key: str) -> str:
     opening, closing = tags.GLM_KEY
     return f"{opening}{key}{closing}\n{tags.GLM_VALUE[0]}"
@@ -125,6 +146,27 @@ _MINIMAX_ARGUMENTS = ArgumentSyntax(
 _GLM_ARGUMENTS = ArgumentSyntax(_key_and_value, text_value, f"{tags.GLM_VALUE[1]}\n")
 _GEMMA4_ARGUMENTS = ArgumentSyntax(
     lambda key: f"{key}:", tagged_value(tags.GEMMA4_QUOTE), "", ","
+)
+_MINICPM_ARGUMENTS = ArgumentSyntax(
+    lambda key: f'<param name="{key}">', text_value, "</param>"
+)
+_KIMI_K3_ARGUMENTS = ArgumentSyntax(
+    lambda key: f'{tags.KIMI_K3_OPEN}argument key="{_escaped(key)}" type="',
+    typed_value(
+        f'string"{tags.KIMI_K3_SEP}', f'TYPE"{tags.KIMI_K3_SEP}', tags.KIMI_K3_CLOSE
+    ),
+    f"{tags.KIMI_K3_CLOSE}argument{tags.KIMI_K3_SEP}",
+)
+_MINIMAX_M3_ARGUMENTS = ArgumentSyntax(
+    lambda key: f"{tags.MINIMAX_M3}<{key}>",
+    typed_value("", "", tags.MINIMAX_M3),
+    f"{tags.MINIMAX_M3}</KEY>",
+)
+_DSML_END = f"</{tags.DSML}parameter>"
+_DSML_ARGUMENTS = ArgumentSyntax(
+    lambda key: f'<{tags.DSML}parameter name="{key}" string="',
+    typed_value('true">', 'false">', _DSML_END),
+    f"{_DSML_END}\n",
 )
 _FENCE = "\n```json\n"
 
@@ -150,6 +192,68 @@ SYNTAXES = {
         first="\n",
         last=tags.MINIMAX[1],
         repeats=False,
+    ),
+    "minimax_m3": CallSyntax(
+        _listed_call(
+            f'{tags.MINIMAX_M3}<invoke name="NAME">',
+            _MINIMAX_M3_ARGUMENTS,
+            f"{tags.MINIMAX_M3}</invoke>\n",
+        ),
+        tags.MINIMAX_M3,
+        first="<tool_call>\n",
+        last=f"{tags.MINIMAX_M3}</tool_call>",
+        repeats=False,
+    ),
+    "deepseek_v32": CallSyntax(
+        _listed_call(
+            f'<{tags.DSML}invoke name="NAME">\n',
+            _DSML_ARGUMENTS,
+            f"</{tags.DSML}invoke>\n",
+        ),
+        None,
+        first=f"<{tags.DSML}function_calls>\n",
+        last=f"</{tags.DSML}function_calls>",
+        repeats=False,
+    ),
+    "minicpm": CallSyntax(
+        _listed_call('<function name="NAME">', _MINICPM_ARGUMENTS, "</function>"),
+        None,
+        between="\n",
+    ),
+    "kimi_k3": CallSyntax(
+        _kimi_k3_call,
+        None,
+        first=f"{tags.KIMI_K3_OPEN}tools{tags.KIMI_K3_SEP}",
+        last=f"{tags.KIMI_K3_CLOSE}tools{tags.KIMI_K3_SEP}",
+        repeats=False,
+    ),
+    "functionary": CallSyntax(_framed_call("NAME\n", ""), None, can_repeat=False),
+    "functionary_v2": CallSyntax(
+        _framed_call(f"NAME\n{tags.RECIPIENT_CONTENT}", ""), None, can_repeat=False
+    ),
+    "llama4": CallSyntax(_object_call("parameters"), None, can_repeat=False),
+    "cohere": CallSyntax(
+        _cohere_call,
+        tags.COHERE_ACTION[0],
+        "[",
+        ", ",
+        f"]{tags.COHERE_ACTION[1]}",
+        repeats=False,
+    ),
+    "jamba": CallSyntax(
+        _object_call("arguments"),
+        tags.JAMBA[0],
+        "[",
+        ", ",
+        f"]{tags.JAMBA[1]}",
+        repeats=False,
+    ),
+    "internlm": CallSyntax(
+        _object_call("parameters"),
+        tags.INTERNLM_ACTION,
+        first=f"{tags.INTERNLM[0]}\n",
+        last=tags.INTERNLM[1],
+        can_repeat=False,
     ),
     "glm": CallSyntax(
         _listed_call("NAME\n", _GLM_ARGUMENTS, tags.HERMES[1]),

@@ -10,12 +10,15 @@ from typing import Any
 
 from rvllm_local.errors import ParameterError
 from rvllm_local.text import tags
-from rvllm_local.text.tools.bare import JSONParser, Llama3Parser
+from rvllm_local.text.tools.bare import JSONParser, Llama3Parser, Llama4Parser
+from rvllm_local.text.tools.channels import KimiK3Parser
+from rvllm_local.text.tools.functionary import FunctionaryParser, RecipientParser
 from rvllm_local.text.tools.gemma import Gemma4Parser, GemmaParser
 from rvllm_local.text.tools.harmony import HarmonyParser
+from rvllm_local.text.tools.invoked import DSML, MINICPM, MINIMAX, InvokeParser
+from rvllm_local.text.tools.nested import MiniMaxM3Parser
 from rvllm_local.text.tools.parameters import (
     GLMParser,
-    MiniMaxParser,
     Qwen3CoderParser,
     SeedParser,
 )
@@ -23,6 +26,7 @@ from rvllm_local.text.tools.pieces import (
     ContentDelta,
     Piece,
     ReasoningDelta,
+    ThoughtClosed,
     ToolCallDelta,
     ToolCallEnd,
     ToolCallFailed,
@@ -44,6 +48,7 @@ __all__ = [
     "ContentDelta",
     "Piece",
     "ReasoningDelta",
+    "ThoughtClosed",
     "ToolCallDelta",
     "ToolCallEnd",
     "ToolCallFailed",
@@ -57,20 +62,30 @@ _PARSERS: Mapping[str, Callable[[Tools], ToolParser]] = {
     "hermes": lambda tools: HermesParser(),
     "qwen3_coder": Qwen3CoderParser,
     "seed": SeedParser,
-    "minimax": MiniMaxParser,
+    "minimax": lambda tools: InvokeParser(MINIMAX, tools),
+    "minimax_m3": MiniMaxM3Parser,
+    "deepseek_v32": lambda tools: InvokeParser(DSML, tools),
+    "minicpm": lambda tools: InvokeParser(MINICPM, tools),
     "glm": GLMParser,
     "llama3": lambda tools: Llama3Parser(),
+    "llama4": lambda tools: Llama4Parser(),
     "pythonic": lambda tools: PythonicParser(),
     "lfm2": lambda tools: TaggedPythonicParser(),
     "mistral": lambda tools: MistralParser(),
     "mistral_args": lambda tools: MistralParser(),
     "nemotron": lambda tools: ListParser(tags.NEMOTRON),
     "phi": lambda tools: ListParser(tags.PHI),
+    "cohere": lambda tools: ListParser(tags.COHERE_ACTION, tags.COHERE_RESPONSE),
+    "jamba": lambda tools: ListParser(tags.JAMBA),
+    "internlm": lambda tools: ListParser(tags.INTERNLM, (tags.INTERNLM_ACTION,)),
     "gemma": lambda tools: GemmaParser(),
     "gemma4": lambda tools: Gemma4Parser(),
     "deepseek": lambda tools: DeepSeekParser(),
     "deepseek_v31": lambda tools: DeepSeekParser(),
     "kimi": lambda tools: KimiParser(),
+    "kimi_k3": KimiK3Parser,
+    "functionary": lambda tools: FunctionaryParser(),
+    "functionary_v2": lambda tools: RecipientParser(),
     "function_tag": lambda tools: FunctionTagParser(),
     "harmony": lambda tools: HarmonyParser(),
     "json": lambda tools: JSONParser(),

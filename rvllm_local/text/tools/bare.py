@@ -60,13 +60,23 @@ class Llama3Parser(JSONParser):
     """`<|python_tag|>` and JSON, or JSON alone: `{"name": ..., "parameters": {...}}`, several parted by `;`."""
 
     separators = ",;"
+    opening: str = tags.PYTHON_TAG
+    strays: tuple[str, ...] = ()
 
     def _parse(self) -> Reading[None]:
         yield from self._calls()
-        while (
-            tag := (yield from self._until((tags.PYTHON_TAG,), self._content))
-        ) != END:
+        every = (self.opening, *self.strays)
+        while True:
+            tag = yield from self._until(every, self._content)
+            if tag == END:
+                break
+            if tag in self.strays:
+                yield from self._calls()
+                continue
             first = yield from self._next_solid()
+            if first != "{" and self.strays:
+                self._put_back(first)
+                continue
             while tag or first == "{":
                 self._put_back(first)
                 yield from self._call(tag + first, self._body(), ())
@@ -77,3 +87,10 @@ class Llama3Parser(JSONParser):
                     pass
             self._put_back(first)
         self._flush_space()
+
+
+class Llama4Parser(Llama3Parser):
+    """`<|python_start|>`, JSON and `<|python_end|>`; the tags may hold nothing."""
+
+    opening = tags.PYTHON_BLOCK[0]
+    strays = (tags.PYTHON_BLOCK[1],)

@@ -10,6 +10,8 @@ from rvllm_local.text.tools.reader import END, MalformedCallError, Reading
 
 MAX_HEADER = 512
 _RECIPIENT = re.compile(r"\bto=([^\s<]+)")
+_FUNCTIONS = "functions."
+_READERS = frozenset({"all", "assistant", "user"})  # recipients that are no tools
 _ENDS = (tags.END_MESSAGE, tags.CALL, tags.RETURN, tags.START)
 _HEADER_TAGS = (tags.MESSAGE, tags.CHANNEL, tags.CONSTRAIN, *_ENDS)
 
@@ -37,12 +39,12 @@ class HarmonyParser(JSONReader):
     def _first_header(self) -> Reading[str]:
         """A recipient before the first tag, or nothing; all other text is content."""
         text = ""
-        while " to=".startswith(text.rstrip("\n")[:4]) and len(text) < MAX_HEADER:
+        while "to=".startswith(text.lstrip(" ")[:3]) and len(text) < MAX_HEADER:
             char = yield from self._next()
             if char in (END, "<"):
                 self._put_back(char)
-                if text.startswith(" to="):
-                    return text
+                if char == "<" and text.lstrip(" ").startswith("to="):
+                    return " " + text.lstrip(" ")
                 break
             text += char
         for char in text:
@@ -69,17 +71,18 @@ class HarmonyParser(JSONReader):
 
     def _message(self, header: str) -> Reading[str]:
         """The text of a message; returns the tag that ended it."""
-        recipient = _RECIPIENT.search(header)
         channel = header.partition(tags.CHANNEL)[2].split()
+        is_analysis = channel[:1] == ["analysis"]
+        recipient = _tool_in(header, is_analysis)
         if recipient is not None:
-            name = recipient[1].removeprefix("functions.")
+            name = recipient.removeprefix(_FUNCTIONS)
             yield from self._call(
                 header.strip() + tags.MESSAGE,
                 self._body(name),
                 (tags.CALL, tags.END_MESSAGE),
             )
             return tags.END_MESSAGE
-        take = self._reasoning if channel[:1] == ["analysis"] else self._content
+        take = self._reasoning if is_analysis else self._content
         tag = yield from self._until((*_ENDS, tags.CHANNEL), take)
         if take == self._content:
             self._flush_space()
@@ -100,3 +103,16 @@ class HarmonyParser(JSONReader):
             if ending + tag not in (tags.CALL, tags.END_MESSAGE, tags.RETURN):
                 raise MalformedCallError("its JSON is followed by something else")
         self._end_call()
+
+
+def _tool_in(header: str, is_analysis: bool) -> str | None:
+    """The tool that a message goes to.
+
+    What the model tells tools of its own, in the analysis, is part of its thinking.
+    """
+    match = _RECIPIENT.search(header)
+    if match is None or match[1] in _READERS:
+        return None
+    if is_analysis and not match[1].startswith(_FUNCTIONS):
+        return None
+    return match[1]

@@ -19,6 +19,7 @@ _SCALAR = re.compile(
     r"true|false|null|-?(?:0|[1-9][0-9]*)(?:\.[0-9]+)?(?:[eE][+-]?[0-9]+)?"
 )
 _ESCAPES = frozenset('"\\/bfnrt')
+_NAME_KEYS = ("name", "tool_name")
 _ARGUMENT_KEYS = ("arguments", "parameters")
 Take = Callable[[str], None]
 
@@ -149,7 +150,7 @@ class JSONReader(PieceReader):
             key = yield from self._text_value("key", MAX_NAME)
             if (yield from self._next_solid()) != ":":
                 raise MalformedCallError("its JSON lacks a colon")
-            if key == "name" and name is None:
+            if key in _NAME_KEYS and name is None:
                 name = yield from self._text_value("name", MAX_NAME)
             elif key in _ARGUMENT_KEYS and not self._is_started and waiting is None:
                 waiting = yield from self._call_arguments(name)

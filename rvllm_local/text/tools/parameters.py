@@ -1,4 +1,4 @@
-"""Families that write each argument between tags, as text: Qwen3-Coder, Seed-OSS, MiniMax, GLM.
+"""Families that write each argument between tags, as text: Qwen3-Coder, Seed-OSS, GLM.
 
 Which arguments are strings, the tools' schemas say; without them, what reads as JSON is JSON.
 """
@@ -35,10 +35,17 @@ class ParameterReader(JSONReader):
         self._num_arguments = 0
         self._arguments("{")
 
-    def _argument(self, key: str, text: str) -> None:
+    def _argument(self, key: str, text: str, is_text: bool | None = None) -> None:
+        """One member; `is_text` is what the call itself says, where it does."""
+        schema = self._properties.get(key, {}) if is_text is None else {}
+        if is_text:
+            schema = {"type": "string"}
+        self._member(key, json_text(text, schema))
+
+    def _member(self, key: str, value: str) -> None:
+        """One member whose value is JSON text."""
         separator = ", " if self._num_arguments else ""
         self._num_arguments += 1
-        value = _value(text, self._properties.get(key, {}))
         self._arguments(f"{separator}{json.dumps(key, ensure_ascii=False)}: {value}")
 
     def _close_arguments(self) -> None:
@@ -97,40 +104,6 @@ class SeedParser(Qwen3CoderParser):
     outer = tags.SEED
 
 
-class MiniMaxParser(ParameterReader):
-    """`<minimax:tool_call><invoke name="f"><parameter name="key">value</parameter>...`;
-    one block may hold several calls.
-    """
-
-    def _parse(self) -> Reading[None]:
-        every = ("<invoke name=", "</invoke>", *tags.MINIMAX)
-        while True:
-            tag = yield from self._until(every, self._content)
-            if tag == END:
-                break
-            self._space = ""
-            if tag == "<invoke name=":
-                yield from self._call(tag, self._invoke(), ("</invoke>",))
-        self._flush_space()
-
-    def _invoke(self) -> Reading[None]:
-        name, _ = yield from self._text_until((">",), MAX_NAME)
-        self._open_arguments(_unquoted(name))
-        while True:
-            yield from self._expect_solid("<")
-            tag, _ = yield from self._text_until((">",), MAX_NAME)
-            if tag == "/invoke":
-                break
-            head, equals, key = tag.partition("=")
-            if head != "parameter name" or not equals:
-                raise MalformedCallError(
-                    "it holds a tag that is neither a parameter nor the end"
-                )
-            value, _ = yield from self._text_until(("</parameter>",), MAX_CALL_CHARS)
-            self._argument(_unquoted(key), value.removeprefix("\n").removesuffix("\n"))
-        self._close_arguments()
-
-
 class GLMParser(ParameterReader):
     """`<tool_call>name`, then `<arg_key>key</arg_key><arg_value>value</arg_value>` pairs, then `</tool_call>`."""
 
@@ -158,23 +131,19 @@ class GLMParser(ParameterReader):
         self._close_arguments()
 
 
-def _unquoted(text: str) -> str:
-    return text.strip().strip("\"'")
-
-
 def _schemas(tools: Sequence[Mapping[str, Any]]) -> dict[str, Mapping[str, Any]]:
     """Properties by tool name; what is not in shape is left out."""
     by_name: dict[str, Mapping[str, Any]] = {}
     for tool in tools:
-        function = _mapping(tool).get("function")
-        name = _mapping(function).get("name")
+        function = mapping(tool).get("function")
+        name = mapping(function).get("name")
         if isinstance(name, str):
-            parameters = _mapping(function).get("parameters")
-            by_name[name] = _mapping(_mapping(parameters).get("properties"))
+            parameters = mapping(function).get("parameters")
+            by_name[name] = mapping(mapping(parameters).get("properties"))
     return by_name
 
 
-def _mapping(value: Any) -> Mapping[str, Any]:
+def mapping(value: Any) -> Mapping[str, Any]:
     """The value if it is a mapping, else an empty one."""
     return value if isinstance(value, Mapping) else {}
 
@@ -190,9 +159,9 @@ def _is_text(schema: Mapping[str, Any]) -> bool:
     return is_list and all(isinstance(choice, str) for choice in choices)
 
 
-def _value(text: str, schema: Any) -> str:
+def json_text(text: str, schema: Any) -> str:
     """The JSON text of an argument that was written as `text`."""
-    if not _is_text(_mapping(schema)):
+    if not _is_text(mapping(schema)):
         plain = _PYTHON_WORDS.get(text.strip(), text.strip())
         try:
             loads(plain)

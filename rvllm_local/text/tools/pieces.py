@@ -24,6 +24,14 @@ class ReasoningDelta:
 
 
 @dataclass(frozen=True, slots=True)
+class ThoughtClosed:
+    """All content so far was thinking, whose start tag the model left out.
+
+    A whole answer moves it; a stream that has sent it cannot.
+    """
+
+
+@dataclass(frozen=True, slots=True)
 class ToolCallStart:
     """A call whose name is known. `index` counts the calls of one output from 0."""
 
@@ -65,6 +73,7 @@ class ToolCallFailed:
 Piece = (
     ContentDelta
     | ReasoningDelta
+    | ThoughtClosed
     | ToolCallStart
     | ToolCallDelta
     | ToolCallEnd

@@ -38,17 +38,22 @@ class HermesParser(JSONReader):
 class ListParser(JSONReader):
     """A list of calls after a tag, or calls one after another: Nemotron, Phi, Granite.
 
-    `tags` are the opening tag and the closing one, which may be missing.
+    `tags` are the opening tag and the closing one, which may be missing; `strays` are
+    further ones that say nothing.
     """
 
     def __init__(
-        self, tags: tuple[str, str], new_call_id: Callable[[], str] | None = None
+        self,
+        tags: tuple[str, str],
+        strays: tuple[str, ...] = (),
+        new_call_id: Callable[[], str] | None = None,
     ) -> None:
         self._opening, self._closing = tags
+        self._strays = strays
         super().__init__(new_call_id)
 
     def _parse(self) -> Reading[None]:
-        stray = (self._closing,)
+        stray = (self._closing, *self._strays)
         while True:
             tag = yield from self._until((self._opening, *stray), self._content)
             if tag == END:
@@ -94,7 +99,7 @@ class MistralParser(ListParser):
 
     def __init__(self, new_call_id: Callable[[], str] | None = None) -> None:
         pair = (tags.MISTRAL_CALLS, tags.MISTRAL_ARGS)
-        super().__init__(pair, new_call_id or _nine_characters)
+        super().__init__(pair, (), new_call_id or _nine_characters)
 
     def _parse(self) -> Reading[None]:
         stray = (tags.MISTRAL_ARGS, tags.MISTRAL_ID)

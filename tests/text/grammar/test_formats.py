@@ -18,6 +18,7 @@ from rvllm_local.conversation.output import OutputParser
 from rvllm_local.engine.detokenizer import StreamingDetokenizer
 from rvllm_local.errors import ParameterError, QueueFullError
 from rvllm_local.text.families import OutputStyle, style_of
+from rvllm_local.text.grammar.call_syntax import SYNTAXES
 from rvllm_local.text.grammar.formats import (
     GrammarCompiler,
     GrammarError,
@@ -151,7 +152,7 @@ def test_forced_calls_parse_and_validate(family: str, kind: str, choice: Any) ->
     [
         family
         for family in FAMILIES
-        if family not in ("json", "llama3", "pythonic", "harmony", "gemma")
+        if SYNTAXES[family].trigger is not None and family not in ("harmony", "gemma")
     ],
 )
 def test_auto_leaves_text_free_and_holds_calls(family: str, kind: str) -> None:

@@ -1,0 +1,114 @@
+"""Families whose calls are tags with a name and a tag for each parameter.
+
+MiniMax M2, DeepSeek V3.2 and MiniCPM write the same shape with other words.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from rvllm_local.text import tags
+from rvllm_local.text.tools.json_calls import MAX_NAME
+from rvllm_local.text.tools.parameters import ParameterReader
+from rvllm_local.text.tools.reader import (
+    END,
+    MAX_CALL_CHARS,
+    MalformedCallError,
+    Reading,
+)
+
+_ATTRIBUTE = re.compile(r"""([\w-]+)\s*=\s*(?:"([^"]*)"|'([^']*)'|([^\s"'>]+))""")
+
+
+@dataclass(frozen=True, slots=True)
+class InvokeWords:
+    """The words of a family's tags, and the tags around a group of calls."""
+
+    call: str
+    parameter: str
+    group: tuple[str, ...] = ()
+
+
+MINIMAX = InvokeWords("invoke", "parameter", tags.MINIMAX)
+DSML = InvokeWords(
+    f"{tags.DSML}invoke",
+    f"{tags.DSML}parameter",
+    (f"<{tags.DSML}function_calls>", f"</{tags.DSML}function_calls>"),
+)
+MINICPM = InvokeWords("function", "param")
+
+
+class InvokeParser(ParameterReader):
+    """`<invoke name="f"><parameter name="key">value</parameter></invoke>`.
+
+    A parameter may say with `string="true"` that its value is text. In the place of
+    parameters there may be one JSON object.
+    """
+
+    def __init__(
+        self, words: InvokeWords, tools: Sequence[Mapping[str, Any]] = ()
+    ) -> None:
+        self._words = words
+        super().__init__(tools)
+
+    def _parse(self) -> Reading[None]:
+        opening = f"<{self._words.call} name="
+        closing = f"</{self._words.call}>"
+        every = (opening, closing, *self._words.group)
+        while True:
+            tag = yield from self._until(every, self._content)
+            if tag == END:
+                break
+            self._space = ""
+            if tag == opening:
+                yield from self._call(tag, self._invoke(), (closing,))
+        self._flush_space()
+
+    def _invoke(self) -> Reading[None]:
+        name, _ = yield from self._text_until((">",), MAX_NAME)
+        name = attributes(f"name={name}").get("name", "")
+        first = yield from self._next_solid()
+        self._put_back(first)
+        if first == "{":
+            self._start_call(name)
+            yield from self._object_arguments()
+            yield from self._expect_solid(f"</{self._words.call}>")
+            self._end_call()
+            return
+        self._open_arguments(name)
+        while (yield from self._parameter()):
+            pass
+        self._close_arguments()
+
+    def _parameter(self) -> Reading[bool]:
+        """The next parameter; False if the call ends instead."""
+        yield from self._expect_solid("<")
+        tag, _ = yield from self._text_until((">",), MAX_NAME)
+        if tag == f"/{self._words.call}":
+            return False
+        word, _, rest = tag.partition(" ")
+        named = attributes(rest)
+        if word != self._words.parameter or not named.get("name"):
+            raise MalformedCallError(
+                "it holds a tag that is neither a parameter nor the end"
+            )
+        closing = f"</{self._words.parameter}>"
+        value, _ = yield from self._text_until((closing,), MAX_CALL_CHARS)
+        value = value.removeprefix("\n").removesuffix("\n")
+        self._argument(named["name"], value, _said_to_be_text(named.get("string")))
+        return True
+
+
+def attributes(text: str) -> dict[str, str]:
+    """The attributes of a tag, with or without quotes around their values."""
+    values = {}
+    for match in _ATTRIBUTE.finditer(text):
+        values[match[1]] = match[2] or match[3] or match[4] or ""
+    return values
+
+
+def _said_to_be_text(word: str | None) -> bool | None:
+    return None if word is None else word == "true"
