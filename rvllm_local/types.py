@@ -14,6 +14,7 @@ from typing import Any
 from rvllm_local.errors import ParameterError
 
 MAX_STOP_STRINGS = 64
+MAX_STOP_LENGTH = 1024  # characters; each token is held against all beginnings
 MAX_LOGPROBS = 20
 MAX_CHOICES = 16
 MAX_INTEGER = 2**53  # what every format on the way carries exactly
@@ -169,6 +170,13 @@ def _stop_strings(stop: Any) -> tuple[str, ...]:
         )
     if any(not isinstance(text, str) or not text for text in strings):
         raise ParameterError("stop", "stop must hold non-empty strings")
+    longest = max(map(len, strings), default=0)
+    if longest > MAX_STOP_LENGTH:
+        raise ParameterError(
+            "stop",
+            f"a stop string has {longest} characters; at most {MAX_STOP_LENGTH} are "
+            "allowed",
+        )
     return tuple(str(text) for text in strings)
 
 

@@ -9,6 +9,8 @@ import codecs
 from collections.abc import Collection
 from typing import Protocol
 
+_SHORT = 32  # characters of a stop string's beginnings that are kept in a set
+
 
 class TextDecoder(Protocol):
     """What the detokenizer needs of a tokenizer."""
@@ -40,7 +42,7 @@ class StreamingDetokenizer:
         self._stop = stop
         beginnings = set()
         for text in stop:
-            for length in range(1, len(text)):
+            for length in range(1, min(len(text), _SHORT + 1)):
                 beginnings.add(text[:length])
         self._beginnings = frozenset(beginnings)
         self._longest = max(map(len, beginnings), default=0)
@@ -94,7 +96,27 @@ class StreamingDetokenizer:
 
     def _length_to_hold(self, text: str) -> int:
         """Length of the longest ending of `text` that begins a stop string."""
+        longest = max((_long_ending(text, stop) for stop in self._stop), default=0)
+        if longest:
+            return longest
         for length in range(min(self._longest, len(text)), 0, -1):
             if text[-length:] in self._beginnings:
                 return length
         return 0
+
+
+def _long_ending(text: str, stop: str) -> int:
+    """Length of the longest ending of `text` that begins `stop`, if it is no short one.
+
+    All beginnings of a long stop string in a set would be its square in memory.
+    """
+    head = stop[: _SHORT + 1]
+    if len(head) <= _SHORT or len(text) <= _SHORT:
+        return 0
+    start = text.find(head, max(0, len(text) - len(stop) + 1))
+    while start >= 0:
+        ending = text[start:]
+        if stop.startswith(ending):
+            return len(ending)
+        start = text.find(head, start + 1)
+    return 0

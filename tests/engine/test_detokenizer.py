@@ -59,3 +59,21 @@ def test_a_stop_across_tokens_is_never_shown() -> None:
     pieces, detokenizer = stream(list(b"one STOP two"), ("STOP",))
     assert "".join(pieces) == "one "
     assert detokenizer.stop_string == "STOP"
+
+
+@given(
+    st.text("ab", min_size=33, max_size=80),
+    st.text("ab", max_size=60),
+    st.integers(0, 80),
+)
+def test_long_stops_are_held_back_as_short_ones_are(
+    stop: str, before: str, cut: int
+) -> None:
+    text = before + stop[:cut]
+    detokenizer = StreamingDetokenizer(Bytes(), (stop,))
+    shown = "".join(detokenizer.push(token) for token in text.encode())
+    if stop in text:
+        assert shown == text[: text.index(stop)]
+        return
+    held = max(length for length in range(len(stop)) if text.endswith(stop[:length]))
+    assert shown == text[: len(text) - held]
