@@ -19,6 +19,7 @@ from typing import Any
 import mlx.core as mx
 
 from rvllm_local.metal_kernels.compact import compact
+from rvllm_local.scratch import temporary_folder
 
 FOLDER = Path(__file__).resolve().parent
 
@@ -135,7 +136,7 @@ def build(text: KernelText) -> Any:
 @cache
 def _text_folder() -> tempfile.TemporaryDirectory[str]:
     """The folder in which CUDA's compiler finds the texts while this process lives."""
-    return tempfile.TemporaryDirectory(prefix="rvllm-kernels-")
+    return temporary_folder()
 
 
 def _by_reference(text: KernelText) -> tuple[str, str]:

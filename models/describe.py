@@ -7,7 +7,6 @@ computed.
 from __future__ import annotations
 
 import contextlib
-import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,6 +31,7 @@ from rvllm_local.models.locate import ModelFiles, local_model, locate, repositor
 from rvllm_local.models.progress import Progress
 from rvllm_local.models.quantized import is_quantized
 from rvllm_local.models.repository import Repository
+from rvllm_local.scratch import temporary_folder
 
 _HEADS = ("num_attention_heads", "num_heads", "n_heads", "n_head", "num_query_heads")
 _DTYPES = {"float32": mx.float32, "float16": mx.float16, "bfloat16": mx.bfloat16}
@@ -75,7 +75,7 @@ def outlined(
         yield describe(files)
         return
     progress(f"{name} is not on this machine; asking for its configuration alone")
-    with tempfile.TemporaryDirectory() as folder:
+    with temporary_folder() as folder:
         stored = fetch_configuration(repository, Path(folder))
         yield describe(ModelFiles("folder", Path(folder), name), stored)
 

@@ -4,10 +4,15 @@ Importing it loads nothing heavy, but does prepare the process for MLX (see `hos
 is imported. `LLM` is imported on first use.
 """
 
+import sys
 from typing import TYPE_CHECKING, Any
 
-from rvllm_local import host
-from rvllm_local.types import (
+from rvllm_local.early_signals import take_early_signals
+
+take_early_signals(sys.orig_argv)  # before the rest, which takes a tenth of a second
+
+from rvllm_local import host  # noqa: E402
+from rvllm_local.types import (  # noqa: E402
     ChatEvent,
     Completion,
     SamplingParams,

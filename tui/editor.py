@@ -6,13 +6,13 @@ import os
 import shlex
 import shutil
 import subprocess
-import tempfile
 from pathlib import Path
 from typing import Any
 
 from textual.app import App
 
 from rvllm_local.errors import ParameterError
+from rvllm_local.scratch import temporary_folder
 
 
 def find_editor() -> str:
@@ -30,7 +30,7 @@ async def edit_text(app: App[Any], text: str) -> str:
     Raises `ParameterError` where the editor is missing or fails.
     """
     editor = find_editor()
-    with tempfile.TemporaryDirectory() as folder:
+    with temporary_folder() as folder:
         path = Path(folder, "prompt.md")
         path.write_text(text, encoding="utf-8")
         # An error that left `suspend` early would leave the app suspended for good.

@@ -12,7 +12,16 @@ from tests.house.sources import PACKAGE, Module, modules
 
 # Lowest first. A module may import from its own layer and from those before it.
 LAYERS = (
-    ("errors", "types", "host", "machine", "interrupts", "sse"),
+    (
+        "errors",
+        "types",
+        "early_signals",
+        "host",
+        "interrupts",
+        "machine",
+        "scratch",
+        "sse",
+    ),
     ("option", "options", "config", "history"),
     ("memory", "metal_kernels"),
     ("attention",),
