@@ -22,6 +22,7 @@ from rvllm_local.server.generation.metrics import Metrics
 from rvllm_local.server.generation.workers import Workers
 from rvllm_local.server.http.guard import Guard
 from rvllm_local.server.http.problems import Problem, problem_of
+from rvllm_local.server.http.refusal_log import RefusalLog
 from rvllm_local.server.http.replies import GoneError
 from rvllm_local.server.http.settings import ServerSettings
 from rvllm_local.server.models.registry import Registry
@@ -47,6 +48,7 @@ class Server:
     def __init__(self, registry: Registry, settings: ServerSettings) -> None:
         self.settings = settings
         self.registry = registry
+        self.refusals = RefusalLog()
         metrics, workers = Metrics(), Workers()
         generator = Generator(registry, workers, settings, metrics)
         self.service = Service(
@@ -58,7 +60,11 @@ class Server:
         self.routes += openapi.routes(self.routes, BODIES)
         router = Router(self.routes, redirect_slashes=False)
         self._app = Guard(
-            _Translated(router), settings, self.allowed_methods, metrics.responded
+            _Translated(router),
+            settings,
+            self.allowed_methods,
+            metrics.responded,
+            self.refusals,
         )
         self._watch = asyncio.create_task(registry.watch())
 
@@ -76,6 +82,7 @@ class Server:
             await self._watch
         await self.registry.close()
         self.service.workers.close()
+        self.refusals.tell()
 
 
 @contextlib.asynccontextmanager

@@ -20,6 +20,7 @@ from rvllm_local.errors import ConfigError
 from rvllm_local.server.app import Server
 from rvllm_local.server.gc_control import collect_when_idle
 from rvllm_local.server.http.problems import Problem
+from rvllm_local.server.http.refusal_log import RefusalLog
 from rvllm_local.server.http.settings import ServerSettings
 
 logger = logging.getLogger(__name__)
@@ -41,7 +42,7 @@ class Listener(uvicorn.Server):
                 server,
                 host=settings.host.strip("[]"),
                 port=settings.port,
-                http=_protocol(settings),
+                http=_protocol(settings, server.refusals),
                 ws="none",
                 lifespan="off",
                 log_config=None,
@@ -144,11 +145,12 @@ def bound(settings: ServerSettings) -> socket.socket:
         ) from error
 
 
-def _protocol(settings: ServerSettings) -> type[H11Protocol]:
+def _protocol(settings: ServerSettings, refusal_log: RefusalLog) -> type[H11Protocol]:
     """A protocol class bound to one server's limits: uvicorn makes the instances itself."""
 
     class Bound(_Protocol):
         rules = settings
+        refusals = refusal_log
 
     return Bound
 
@@ -157,6 +159,7 @@ class _Protocol(H11Protocol):
     """h11 with deadlines for a request's head and for a reader that takes nothing, and a limit of connections."""
 
     rules: ServerSettings
+    refusals: RefusalLog
 
     def __init__(self, *arguments: Any, **named: Any) -> None:
         super().__init__(*arguments, **named)
@@ -220,7 +223,14 @@ class _Protocol(H11Protocol):
             )
 
     def _refuse(self, problem: Problem) -> None:
-        """Answer below ASGI, where no request is known, and close; an answer that has begun is cut off."""
+        """Answer below ASGI, where no request is known, and close.
+
+        An answer that has begun is cut off, and one that has not is not begun.
+        """
+        self.refusals.note("a connection", problem)
+        if self.cycle is not None:
+            self.cycle.disconnected = True
+            self.cycle.message_event.set()
         body = json.dumps(problem.openai()).encode()
         headers = [
             (name.encode(), value.encode()) for name, value in problem.headers().items()

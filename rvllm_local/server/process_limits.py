@@ -48,6 +48,8 @@ def prepare_logs() -> None:
     logging.basicConfig(level=logging.INFO, handlers=[handler])
     for name in _NOISY:
         logging.getLogger(name).setLevel(logging.WARNING)
+    # Its warnings are faults of clients, which are counted where they are refused.
+    logging.getLogger("uvicorn.error").setLevel(logging.ERROR)
 
 
 def report_to_log(loop: asyncio.AbstractEventLoop) -> None:

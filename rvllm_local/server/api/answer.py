@@ -17,6 +17,7 @@ from rvllm_local.conversation.calls import ChatCall, Ended, Outcome, TextCall
 from rvllm_local.server.api.common import raise_failed
 from rvllm_local.server.api.service import Service
 from rvllm_local.server.generation.generation import Generation
+from rvllm_local.server.http.byte_budget import Hold
 from rvllm_local.server.http.problems import Problem
 from rvllm_local.server.http.replies import (
     EventStream,
@@ -68,14 +69,24 @@ async def reply(
     left_out: list[str] = request.state.left_out
     if is_stream:
         return EventStream(_stream(service, call, answer, left_out), answer.problem)
-    return await while_connected(request, _whole(service, call, answer, left_out))
+    hold: Hold = request.state.body_hold
+    whole = _whole(service, call, answer, left_out, hold)
+    return await while_connected(request, whole)
 
 
 async def _whole(
-    service: Service, call: ChatCall | TextCall, answer: Answer, left_out: list[str]
+    service: Service,
+    call: ChatCall | TextCall,
+    answer: Answer,
+    left_out: list[str],
+    hold: Hold,
 ) -> Response:
-    """The whole reply; `left_out` gets what of the request is not enforced."""
+    """The whole reply; `left_out` gets what of the request is not enforced.
+
+    `hold` is released when the prompt is made. (A stream's is, when its answer begins.)
+    """
     async with service.generator.open(call, answer.request_id) as generation:
+        hold.release()
         left_out.extend(generation.left_out)
         answer.opening(generation)
         async for outcomes in generation.outcomes():

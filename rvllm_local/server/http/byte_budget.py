@@ -7,7 +7,7 @@ import contextlib
 import heapq
 from collections.abc import AsyncIterator, Sequence
 
-_PASSING = 64 * 2**10  # bytes that never wait
+PASSING = 64 * 2**10  # bytes that never wait
 _Waiter = tuple[int, int, asyncio.Future[None]]
 
 
@@ -19,24 +19,27 @@ class ByteBudget:
     """
 
     def __init__(self, classes: Sequence[tuple[int, int]]) -> None:
-        self._classes = [_Class(largest, limit) for largest, limit in classes]
+        self._classes = []
+        for largest, limit in classes:
+            self._classes.append(SizeClass(largest, limit))
 
     @contextlib.asynccontextmanager
     async def held(self, num_bytes: int) -> AsyncIterator[None]:
         """Hold bytes for the length of the block; waits until there is room."""
-        size_class = self._class_of(num_bytes)
-        if size_class is None:
-            yield
-            return
-        await size_class.take(num_bytes)
+        hold = self.hold()
+        await hold.take(num_bytes)
         try:
             yield
         finally:
-            size_class.give_back(num_bytes)
+            hold.release()
 
-    def _class_of(self, num_bytes: int) -> _Class | None:
-        """The class of a size; the last one takes all that is larger."""
-        if num_bytes <= _PASSING:
+    def hold(self) -> Hold:
+        """What one request will hold; nothing yet."""
+        return Hold(self)
+
+    def class_of(self, num_bytes: int) -> SizeClass | None:
+        """The class of a size, None for one that passes; the last takes all larger."""
+        if num_bytes <= PASSING:
             return None
         for size_class in self._classes:
             if num_bytes <= size_class.largest:
@@ -44,7 +47,29 @@ class ByteBudget:
         return self._classes[-1]
 
 
-class _Class:
+class Hold:
+    """Bytes of one request, held until they are released."""
+
+    def __init__(self, budget: ByteBudget) -> None:
+        self._budget = budget
+        self._class: SizeClass | None = None
+        self.num_bytes = 0
+
+    async def take(self, num_bytes: int) -> None:
+        """Hold so many bytes; waits until there is room. Once for each hold."""
+        size_class = self._budget.class_of(num_bytes)
+        if size_class is not None:
+            await size_class.take(num_bytes)
+        self._class, self.num_bytes = size_class, num_bytes
+
+    def release(self) -> None:
+        """Let others have them. Safe to call again."""
+        size_class, self._class = self._class, None
+        if size_class is not None:
+            size_class.give_back(self.num_bytes)
+
+
+class SizeClass:
     """The bytes of one class, and who waits for them, the smallest first."""
 
     def __init__(self, largest: int, limit: int) -> None:
@@ -57,13 +82,16 @@ class _Class:
         if not self._waiting and self._has_room(num_bytes):
             self._num_held += num_bytes
             return
-        turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        loop = asyncio.get_running_loop()
+        turn: asyncio.Future[None] = loop.create_future()
         self._num_asked += 1
-        heapq.heappush(self._waiting, (num_bytes, self._num_asked, turn))
+        waiter = (num_bytes, self._num_asked, turn)
+        heapq.heappush(self._waiting, waiter)
         try:
             await turn
         except asyncio.CancelledError:
-            if turn.done() and not turn.cancelled():
+            had_its_turn = turn.done() and not turn.cancelled()
+            if had_its_turn:
                 self.give_back(num_bytes)
             raise
 
@@ -80,4 +108,6 @@ class _Class:
 
     def _has_room(self, num_bytes: int) -> bool:
         """Whether so many more fit; what exceeds the limit alone is taken by itself."""
-        return self._num_held == 0 or self._num_held + num_bytes <= self._limit
+        if self._num_held == 0:
+            return True
+        return self._num_held + num_bytes <= self._limit

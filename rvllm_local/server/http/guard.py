@@ -5,22 +5,22 @@ It authorises on `scope["path"]` alone and reads a body only after all else was 
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 import hmac
 import logging
 import re
 from collections.abc import Awaitable, Callable, Mapping
 
+from rvllm_local.server.http.body import BodyReader, GoneError
 from rvllm_local.server.http.guarded_answer import (
     GuardedAnswer,
-    Message,
     OnAnswer,
     Receive,
     Scope,
     Send,
 )
 from rvllm_local.server.http.problems import Problem
+from rvllm_local.server.http.refusal_log import RefusalLog
 from rvllm_local.server.http.settings import LOOPBACK_NAMES, ServerSettings, is_loopback
 
 logger = logging.getLogger(__name__)
@@ -60,8 +60,11 @@ class Guard:
         settings: ServerSettings,
         allowed: Allowed,
         on_answer: OnAnswer = lambda status: None,
+        refusals: RefusalLog | None = None,
     ) -> None:
         self._app, self._settings, self._allowed = app, settings, allowed
+        self._bodies = BodyReader(settings)
+        self._refusals = refusals or RefusalLog()
         self._on_answer = on_answer
         self._hosts = {
             name.lower() for name in (*LOOPBACK_NAMES, *settings.allowed_hosts)
@@ -88,7 +91,8 @@ class Guard:
             await send({"type": "websocket.close", "code": 1008})
 
     async def _http(self, scope: Scope, receive: Receive, send: Send) -> None:
-        answer = GuardedAnswer(scope, send, self._on_answer)
+        hold = self._bodies.hold()
+        answer = GuardedAnswer(scope, send, self._on_answer, hold, self._refusals)
         try:
             headers = _single(scope["headers"])
             answer.headers += self._cors(headers)
@@ -96,12 +100,12 @@ class Guard:
             if scope["method"] == "OPTIONS":
                 await _preflight(headers, answer, self._allowed(scope["path"]))
                 return
-            body = await self._read_body(headers, receive)
+            body = await self._bodies.read(headers, receive, hold)
             answer.is_body_read = True
             await self._app(scope, body, answer)
         except Problem as problem:
             await answer.refuse(problem)
-        except _GoneError:
+        except GoneError:
             return
         except Exception as error:
             kind = type(error).__name__
@@ -110,6 +114,9 @@ class Guard:
                 raise ConnectionAbortedError(kind) from None
             failure = Problem(500, "the server failed; see its log", "internal_error")
             await answer.refuse(failure)
+        finally:
+            hold.release()
+            self._bodies.trim_after(hold)
 
     def _check(self, scope: Scope, headers: Mapping[bytes, bytes]) -> None:
         self._check_host(headers)
@@ -215,8 +222,7 @@ class Guard:
             if has_body:
                 raise Problem(400, f"a {method} request has no body here", "bad_body")
             return
-        if int(length or 0) > self._settings.max_body:
-            raise self._too_large()
+        self._bodies.check_size(int(length or 0))
         if headers.get(b"content-encoding", b"identity").lower() != b"identity":
             raise Problem(
                 415, "bodies with a Content-Encoding are not taken", "bad_content_type"
@@ -227,43 +233,6 @@ class Guard:
             raise Problem(
                 415, "the Content-Type must be application/json", "bad_content_type"
             )
-
-    def _too_large(self) -> Problem:
-        return Problem(
-            413,
-            f"the body is larger than {self._settings.max_body} bytes",
-            "body_too_large",
-        )
-
-    async def _read_body(
-        self, headers: Mapping[bytes, bytes], receive: Receive
-    ) -> Receive:
-        """The whole body, bounded in size and time; then the disconnection is all that is left to receive."""
-        parts: list[bytes] = []
-        size = 0
-        try:
-            async with asyncio.timeout(self._settings.body_timeout_s):
-                while True:
-                    message = await receive()
-                    if message["type"] == "http.disconnect":
-                        raise _GoneError
-                    parts.append(message.get("body", b""))
-                    size += len(parts[-1])
-                    if size > self._settings.max_body:
-                        raise self._too_large()
-                    if not message.get("more_body", False):
-                        break
-        except TimeoutError:
-            raise Problem(408, "the body took too long to come", "slow_body") from None
-        first: list[Message] = [
-            {"type": "http.request", "body": b"".join(parts), "more_body": False}
-        ]
-        parts.clear()
-
-        async def replay() -> Message:
-            return first.pop() if first else await receive()
-
-        return replay
 
     def _cors(self, headers: Mapping[bytes, bytes]) -> list[tuple[bytes, bytes]]:
         if not self._settings.allowed_origins:
@@ -284,10 +253,6 @@ class Guard:
                 b"x-rvllm-left-out",
             ),
         ]
-
-
-class _GoneError(Exception):
-    """The client went away before its request was whole."""
 
 
 def _single(headers: list[tuple[bytes, bytes]]) -> dict[bytes, bytes]:

@@ -8,7 +8,9 @@ import uuid
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
+from rvllm_local.server.http.byte_budget import Hold
 from rvllm_local.server.http.problems import Problem
+from rvllm_local.server.http.refusal_log import RefusalLog
 
 logger = logging.getLogger(__name__)
 
@@ -23,12 +25,22 @@ _MOST_TOLD = 20  # places of a body that are named as left out
 class GuardedAnswer:
     """Sends the answer to one request, with the headers that every answer has."""
 
-    def __init__(self, scope: Scope, send: Send, on_answer: OnAnswer) -> None:
+    def __init__(
+        self,
+        scope: Scope,
+        send: Send,
+        on_answer: OnAnswer,
+        hold: Hold,
+        refusals: RefusalLog,
+    ) -> None:
+        """`hold` is what the body holds, until the answer begins at the latest."""
+        self._refusals = refusals
         request_id = f"req_{uuid.uuid4().hex}"
         # What of the body is not used; those who read it add to the list.
         self._left_out: list[str] = []
         state = scope.setdefault("state", {})
         state["request_id"], state["left_out"] = request_id, self._left_out
+        state["body_hold"] = self._hold = hold
         self._scope, self._send, self._on_answer = scope, send, on_answer
         self.has_begun = self.is_body_read = False
         self.headers = [
@@ -41,6 +53,7 @@ class GuardedAnswer:
     async def __call__(self, message: Message) -> None:
         if message["type"] == "http.response.start":
             self.has_begun = True
+            self._hold.release()
             self._on_answer(int(message["status"]))
             message["headers"] = [*message.get("headers", ()), *self.headers]
             if self._left_out:
@@ -58,17 +71,10 @@ class GuardedAnswer:
     async def refuse(self, problem: Problem) -> None:
         """Answer with a problem, unless another answer has begun."""
         if not self.has_begun:
-            _log_refusal(self._scope, problem)
+            route = self._scope.get("route_path", "an unknown route")
+            self._refusals.note(route, problem)
             is_read = self.is_body_read
             await refuse(self._scope, self, problem, closes=not is_read)
-
-
-def _log_refusal(scope: Scope, problem: Problem) -> None:
-    """The reason and the field, and nothing that a client wrote."""
-    reason = problem.code or problem.kind
-    route = scope.get("route_path", "an unknown route")
-    field = "" if problem.parameter is None else f", field {problem.parameter}"
-    logger.info("%s refused: %d %s%s", route, problem.status, reason, field)
 
 
 async def refuse(

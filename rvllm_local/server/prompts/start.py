@@ -16,47 +16,78 @@ from rvllm_local.errors import ModelFileError
 from rvllm_local.models.locate import ModelFiles
 
 MEMORY = 2**30  # bytes that reading a model's texts, or one piece of work, may take
-_LOAD_CPU_S, _LOAD_WALL_S = 30.0, 120.0
+_LOAD_CPU_S = 30.0
+_LOAD_WALL_S = 120.0
+Started = tuple[subprocess.Popen[bytes], socket.socket, frames.TextFacts]
 
 
-def start(
-    files: ModelFiles,
-) -> tuple[subprocess.Popen[bytes], socket.socket, frames.TextFacts]:
-    """A process that has read the model's tokenizer, and what it says of it."""
+def start(files: ModelFiles) -> Started:
+    """A process that has read the model's tokenizer, and what it says of it.
+
+    Raises `ModelFileError` or `UnsupportedModelError` where that fails.
+    """
+    process, connection = _spawned()
+    try:
+        facts = _facts_from(connection, files)
+    except BaseException:
+        stop(process, connection)
+        raise
+    return process, connection, facts
+
+
+def _spawned() -> tuple[subprocess.Popen[bytes], socket.socket]:
     ours, theirs = socket.socketpair()
-    module = "rvllm_local.conversation.prompt_process"
-    command = [sys.executable, "-P", "-m", module, str(theirs.fileno())]
-    with contextlib.ExitStack() as on_failure, theirs:
-        on_failure.callback(ours.close)
-        process = subprocess.Popen(
-            [*command, str(os.getpid())],
-            env=child_environment(os.environ),
-            pass_fds=(theirs.fileno(),),
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            start_new_session=True,
-        )
-        theirs.close()
-        on_failure.callback(stop, process, ours)
-        load = frames.Load(files.kind, str(files.path), files.name, _LOAD_CPU_S, MEMORY)
-        ours.settimeout(_LOAD_WALL_S)
-        loaded = None
-        with contextlib.suppress(OSError, FrameError):
-            ours.sendall(frames.encode(load))
-            loaded = frames.decode(_received_frame(ours), frames.LOADED)
-        if loaded is None or (loaded.facts is None and loaded.refused is None):
-            raise ModelFileError(
-                f"the tokenizer or chat template of {files.name} cannot be used: "
-                f"reading it takes more than {_LOAD_CPU_S:g} s or "
-                f"{MEMORY // 2**20} MB, or makes its library abort"
+    command = [
+        sys.executable,
+        "-P",
+        "-m",
+        "rvllm_local.conversation.prompt_process",
+        str(theirs.fileno()),
+        str(os.getpid()),
+    ]
+    with theirs:
+        try:
+            process = subprocess.Popen(
+                command,
+                env=child_environment(os.environ),
+                pass_fds=(theirs.fileno(),),
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                start_new_session=True,
             )
-        if loaded.facts is None:
-            assert loaded.refused is not None
-            raise loaded.refused.error()
-        ours.settimeout(None)
-        on_failure.pop_all()
-    return process, ours, loaded.facts
+        except BaseException:
+            ours.close()
+            raise
+    return process, ours
+
+
+def _facts_from(connection: socket.socket, files: ModelFiles) -> frames.TextFacts:
+    """Have the process read the model."""
+    load = frames.Load(
+        files.kind,
+        str(files.path),
+        files.name,
+        _LOAD_CPU_S,
+        MEMORY,
+    )
+    connection.settimeout(_LOAD_WALL_S)
+    loaded = frames.Loaded()
+    with contextlib.suppress(OSError, FrameError):
+        connection.sendall(frames.encode(load))
+        body = _received_frame(connection)
+        loaded = frames.decode(body, frames.LOADED)
+    connection.settimeout(None)
+    if loaded.refused is not None:
+        raise loaded.refused.error()
+    if loaded.facts is None:
+        megabytes = MEMORY // 2**20
+        raise ModelFileError(
+            f"the tokenizer or chat template of {files.name} cannot be used: "
+            f"reading it takes more than {_LOAD_CPU_S:g} s or "
+            f"{megabytes} MB, or makes its library abort"
+        )
+    return loaded.facts
 
 
 def stop(process: subprocess.Popen[bytes], connection: socket.socket) -> None:
