@@ -1,4 +1,4 @@
-"""What encodes: the `tokenizers` library or SentencePiece, and variants of one backend."""
+"""Backends that encode: the `tokenizers` library or SentencePiece, and variants of them."""
 
 from __future__ import annotations
 
@@ -12,6 +12,9 @@ from rvllm_local.text.sentencepiece import SentencePieceBackend
 AnyBackend = Backend | SentencePieceBackend
 _MODEL_KEY = '"model":'
 _SPACE = "\u2581"  # how SentencePiece spells a space
+_Part = dict[
+    str, Any
+]  # the settings of a normalizer, a pre-tokenizer, or a step of one
 
 
 def token_ids_of(backend: AnyBackend, text: str) -> list[int]:
@@ -31,10 +34,10 @@ def adds_prefix_space(backend: AnyBackend) -> bool:
     """True if a text's first word is encoded as if a space stood before it."""
     if isinstance(backend, SentencePieceBackend):
         return backend.adds_space
-    steps = [
-        *_steps(_described(backend.normalizer), "normalizers"),
-        *_steps(_described(backend.pre_tokenizer), "pretokenizers"),
-    ]
+    normalizer = _described(backend.normalizer)
+    pre_tokenizer = _described(backend.pre_tokenizer)
+    steps = _steps(normalizer, "normalizers")
+    steps += _steps(pre_tokenizer, "pretokenizers")
     return any(_adds_space(step) for step in steps)
 
 
@@ -43,20 +46,25 @@ def without_prefix_space(backend: AnyBackend) -> AnyBackend:
     if isinstance(backend, SentencePieceBackend):
         return backend
     state, model = _settings(backend)
-    for name, key in (
-        ("normalizer", "normalizers"),
-        ("pre_tokenizer", "pretokenizers"),
-    ):
-        part = state.get(name)
-        kept = [_without_space(step) for step in _steps(part, key)]
-        steps = [step for step in kept if step is not None]
-        if not steps:
-            state[name] = None
-        elif part is not None and key in part:
-            state[name] = {**part, key: steps}
-        else:
-            state[name] = steps[0]
+    normalizer = state.get("normalizer")
+    pre_tokenizer = state.get("pre_tokenizer")
+    state["normalizer"] = _part_without_space(normalizer, "normalizers")
+    state["pre_tokenizer"] = _part_without_space(pre_tokenizer, "pretokenizers")
     return _backend_of(state, model)
+
+
+def _part_without_space(part: _Part | None, key: str) -> _Part | None:
+    """A normalizer or a pre-tokenizer that adds no space; None if nothing is left of it."""
+    steps = []
+    for step in _steps(part, key):
+        changed = _without_space(step)
+        if changed is not None:
+            steps.append(changed)
+    if not steps:
+        return None
+    if part is not None and key in part:
+        return {**part, key: steps}
+    return steps[0]
 
 
 def without_special(backend: AnyBackend, special: set[str]) -> AnyBackend:
@@ -64,8 +72,11 @@ def without_special(backend: AnyBackend, special: set[str]) -> AnyBackend:
     if isinstance(backend, SentencePieceBackend):
         return backend.blind_to(special)
     state, model = _settings(backend)
-    rows = state["added_tokens"]
-    state["added_tokens"] = [row for row in rows if row["content"] not in special]
+    plain = []
+    for token in state["added_tokens"]:
+        if token["content"] not in special:
+            plain.append(token)
+    state["added_tokens"] = plain
     state["post_processor"] = None
     return _backend_of(state, model)
 
@@ -74,47 +85,53 @@ def _settings(backend: Backend) -> tuple[dict[str, Any], str]:
     """The settings, and the model as JSON text: a large vocabulary is slow to parse."""
     text = backend.to_str()
     start = text.find(_MODEL_KEY + '{"type":')
+    before = text[:start].rstrip().removesuffix(",")
     try:
-        state = json.loads(text[:start].rstrip().removesuffix(",") + "}")
-        return state, text[start + len(_MODEL_KEY) : -1]
+        state = json.loads(before + "}")
     except ValueError:  # the library wrote it in another order
         state = json.loads(text)
-        return state, json.dumps(state.pop("model"))
+        model = state.pop("model")
+        return state, json.dumps(model)
+    return state, text[start + len(_MODEL_KEY) : -1]
 
 
 def _backend_of(state: dict[str, Any], model: str) -> Backend:
-    return Backend.from_str(f'{json.dumps(state)[:-1]}, "model": {model}}}')
+    settings = json.dumps(state).removesuffix("}")
+    return Backend.from_str(f'{settings}, "model": {model}}}')
 
 
-def _described(part: Any) -> dict[str, Any] | None:
+def _described(part: Any) -> _Part | None:
     """The settings of one part of a backend."""
     if part is None:
         return None
-    settings: dict[str, Any] = json.loads(part.__getstate__())
+    settings: _Part = json.loads(part.__getstate__())
     return settings
 
 
-def _steps(part: dict[str, Any] | None, key: str) -> list[dict[str, Any]]:
+def _steps(part: _Part | None, key: str) -> list[_Part]:
     """The steps of a normalizer or a pre-tokenizer; one that is no sequence is a step."""
     if part is None:
         return []
     return list(part.get(key, [part]))
 
 
-def _adds_space(step: dict[str, Any]) -> bool:
-    if step.get("type") == "Prepend":
+def _adds_space(step: _Part) -> bool:
+    kind = step.get("type")
+    if kind == "Prepend":
         return bool(step.get("prepend") == _SPACE)
-    if step.get("type") == "Metaspace":
-        return bool(step.get("prepend_scheme", "always") != "never")
+    if kind == "Metaspace":
+        scheme = step.get("prepend_scheme", "always")
+        return bool(scheme != "never")
     return bool(step.get("add_prefix_space", False))
 
 
-def _without_space(step: dict[str, Any]) -> dict[str, Any] | None:
+def _without_space(step: _Part) -> _Part | None:
     """The step for a text that goes on; None for one that does nothing else."""
     if not _adds_space(step):
         return step
-    if step.get("type") == "Prepend":
+    kind = step.get("type")
+    if kind == "Prepend":
         return None
-    if step.get("type") == "Metaspace":
+    if kind == "Metaspace":
         return {**step, "prepend_scheme": "never"}
     return {**step, "add_prefix_space": False}

@@ -14,7 +14,8 @@ from typing import Any
 from rvllm_local.errors import ModelFileError
 from rvllm_local.text.settings_files import read_settings_file
 
-_DEFAULT, _TOOL_USE = "default", "tool_use"
+_DEFAULT = "default"
+_TOOL_USE = "tool_use"
 _GGUF_KEY = "tokenizer.chat_template"
 
 
@@ -39,12 +40,15 @@ def templates_of_folder(folder: Path, config: Mapping[str, Any]) -> ChatTemplate
     if additional.is_dir():
         for path in sorted(additional.glob("*.jinja")):
             named[path.stem] = _read(path)
+    source = additional
     if separate.is_file():
         named[_DEFAULT] = _read(separate)
+        source = separate
     if named:
-        return _chosen(named, str(separate if separate.is_file() else additional))
-    if config.get("chat_template") is not None:
-        return _from_value(config["chat_template"], folder / "tokenizer_config.json")
+        return _by_name(named, str(source))
+    value = config.get("chat_template")
+    if value is not None:
+        return _from_value(value, folder / "tokenizer_config.json")
     legacy = folder / "chat_template.json"
     value = read_settings_file(legacy).get("chat_template")
     if value is None:
@@ -55,35 +59,42 @@ def templates_of_folder(folder: Path, config: Mapping[str, Any]) -> ChatTemplate
 def templates_of_gguf(metadata: Mapping[str, Any], path: Path) -> ChatTemplates:
     """The templates in a GGUF file's keys: `tokenizer.chat_template`, and named ones."""
     named = {}
+    prefix = f"{_GGUF_KEY}."
     for key, value in metadata.items():
-        if key == _GGUF_KEY and isinstance(value, str):
+        if not isinstance(value, str):
+            continue
+        if key == _GGUF_KEY:
             named[_DEFAULT] = value
-        elif key.startswith(f"{_GGUF_KEY}.") and isinstance(value, str):
-            named[key.removeprefix(f"{_GGUF_KEY}.")] = value
+        elif key.startswith(prefix):
+            named[key.removeprefix(prefix)] = value
     if not named:
         return ChatTemplates()
-    return _chosen(named, str(path))
+    return _by_name(named, str(path))
 
 
 def _from_value(value: Any, path: Path) -> ChatTemplates:
     """Templates as settings hold them: one text, or a list of named ones."""
     if isinstance(value, str):
         return ChatTemplates(value, None, str(path))
-    named = {}
     if isinstance(value, Mapping):
-        value = [{"name": name, "template": text} for name, text in value.items()]
+        rows = []
+        for name, template in value.items():
+            rows.append({"name": name, "template": template})
+        value = rows
     if not isinstance(value, list):
         raise ModelFileError(f"{path}: chat_template must be text, not {value!r:.60}")
+    named = {}
     for row in value:
         if not isinstance(row, Mapping):
             continue
-        name, template = row.get("name"), row.get("template")
+        name = row.get("name")
+        template = row.get("template")
         if isinstance(name, str) and isinstance(template, str):
             named[name] = template
-    return _chosen(named, str(path))
+    return _by_name(named, str(path))
 
 
-def _chosen(named: Mapping[str, str], source: str) -> ChatTemplates:
+def _by_name(named: Mapping[str, str], source: str) -> ChatTemplates:
     if _DEFAULT not in named:
         shown = ", ".join(sorted(named)) or "none that can be read"
         raise ModelFileError(

@@ -1,6 +1,7 @@
-"""How much a JSON text holds and how deep, found without building any of it: what is too much never becomes objects.
+"""How much a JSON text holds and how deep, without building any of it.
 
-Building objects holds the interpreter's lock from the first byte to the last; this reads in blocks that others run between.
+So what is too much never becomes objects. Building objects holds the interpreter's lock
+from the first byte to the last; this reads in blocks, between which others run.
 """
 
 from __future__ import annotations
@@ -18,8 +19,11 @@ _BIT_5 = np.uint8(0x20)
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """`values` counts what lists and objects hold (an empty one as one), but for `numbers` that follow one another in a list,
-    as token ids do. `depth` is the deepest nesting.
+    """The size of a JSON text.
+
+    `values` counts what lists and objects hold (an empty one as one), but for the
+    `numbers` that follow one another in a list, as token ids do. `depth` is the deepest
+    nesting.
     """
 
     values: int
@@ -29,10 +33,15 @@ class Shape:
 
 def shape_of(text: bytes) -> Shape:
     """The shape of a JSON text; of one that is no JSON, some numbers."""
-    values = numbers = depth = deepest = 0
-    inside = escapes = False
+    values = 0
+    numbers = 0
+    depth = 0
+    deepest = 0
+    inside = False
+    escapes = False
     for start in range(0, len(text), _BLOCK):
-        block = np.frombuffer(text, np.uint8, min(_BLOCK, len(text) - start), start)
+        size = min(_BLOCK, len(text) - start)
+        block = np.frombuffer(text, np.uint8, size, start)
         quotes, escapes = _quotes(block, escapes)
         in_string = np.logical_xor.accumulate(quotes)
         if inside:
@@ -41,36 +50,42 @@ def shape_of(text: bytes) -> Shape:
         signs = block[~in_string & (block != _BLANK)]
         folded = signs | _BIT_5
         opening = folded == _OPENING
-        steps = np.cumsum(opening.astype(np.int32) - (folded == _CLOSING))
+        closing = folded == _CLOSING
         commas = signs == _COMMA
         between = _between_numbers(signs, commas)
         numbers += between
-        values += (
-            int(np.count_nonzero(opening)) + int(np.count_nonzero(commas)) - between
-        )
-        if len(steps):
-            deepest = max(deepest, depth + int(steps.max()))
-            depth += int(steps[-1])
+        values += int(np.count_nonzero(opening))
+        values += int(np.count_nonzero(commas)) - between
+        levels = np.cumsum(opening.astype(np.int32) - closing)
+        if len(levels):
+            deepest = max(deepest, depth + int(levels.max()))
+            depth += int(levels[-1])
     return Shape(values, numbers, deepest)
 
 
 def _quotes(block: np.ndarray, escapes: bool) -> tuple[np.ndarray, bool]:
-    """Where strings begin or end. `escapes` tells that a backslash before the block counts; the second result, in it."""
+    """Where strings begin or end, and whether the block's last backslash counts after it.
+
+    `escapes` tells that a backslash before the block counts.
+    """
     quotes = block == _QUOTE
     slashes = block == _BACKSLASH
     if not escapes and not slashes.any():
         return quotes, False
     # A sign is escaped if the run of backslashes before it is odd.
-    places = np.arange(len(block), dtype=np.int32)
-    before = np.maximum.accumulate(np.where(slashes, np.int32(-1 - escapes), places))
-    is_odd = ((places - before) & 1) == 1
+    indices = np.arange(len(block), dtype=np.int32)
+    others = np.where(slashes, np.int32(-1 - escapes), indices)
+    last_other = np.maximum.accumulate(others)
+    is_odd = ((indices - last_other) & 1) == 1
     quotes[1:] &= ~is_odd[:-1]
     quotes[0] &= not escapes
     return quotes, bool(is_odd[-1])
 
 
 def _between_numbers(signs: np.ndarray, commas: np.ndarray) -> int:
-    """How many of the commas have a digit before them, and the beginning of a number behind."""
+    """How many commas have a digit before them and the beginning of a number behind."""
     digits = (signs - _ZERO) < 10  # unsigned: all other signs are beyond
+    before = digits[:-2]
     behind = digits[2:] | (signs[2:] == _MINUS)
-    return int(np.count_nonzero(digits[:-2] & commas[1:-1] & behind))
+    between = before & commas[1:-1] & behind
+    return int(np.count_nonzero(between))

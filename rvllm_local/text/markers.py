@@ -24,21 +24,32 @@ class HiddenTexts:
 
     @classmethod
     def of(cls, texts: Iterable[str]) -> HiddenTexts:
+        """What to hide for these texts."""
         ordered = sorted(filter(None, texts), key=len, reverse=True)
-        beginnings = frozenset(
-            text[:size] for text in ordered for size in range(1, len(text))
-        )
-        pattern = re.compile("|".join(map(re.escape, ordered))) if ordered else None
-        return cls(pattern, beginnings, max(map(len, ordered), default=0))
+        if not ordered:
+            return cls(None, frozenset(), 0)
+        beginnings = set()
+        for text in ordered:
+            for size in range(1, len(text)):
+                beginnings.add(text[:size])
+        escaped = [re.escape(text) for text in ordered]
+        pattern = re.compile("|".join(escaped))
+        return cls(pattern, frozenset(beginnings), len(ordered[0]))
 
     def beginning_at_end(self, text: str) -> int:
         """Length of the longest ending of `text` that begins one of the texts."""
-        sizes = range(min(self.longest, len(text)), 0, -1)
-        return next((size for size in sizes if text[-size:] in self.beginnings), 0)
+        longest = min(self.longest, len(text))
+        for size in range(longest, 0, -1):
+            if text[-size:] in self.beginnings:
+                return size
+        return 0
 
 
 class Markers:
-    """Hides special tokens in what users write, and finds them again in what a template made of it."""
+    """Hides special tokens in what users write.
+
+    They are found again in what a template made of it.
+    """
 
     def __init__(self) -> None:
         self._nonce = secrets.token_hex(16)
@@ -46,13 +57,17 @@ class Markers:
         self._ending = secrets.token_hex(16)
 
     def ending(self, message: Mapping[str, Any]) -> Mapping[str, Any]:
-        """A message whose content's end can be found again. Raises `ParameterError` if it is not the assistant's text."""
+        """A message whose content's end can be found again.
+
+        Raises `ParameterError` if it is not the assistant's text.
+        """
         if message["role"] != "assistant" or message.get("tool_calls"):
             raise ParameterError(
                 "messages",
                 "only a last message that is the assistant's text can be continued",
             )
-        return {**message, "content": f"{message.get('content') or ''}{self._ending}"}
+        content = message.get("content") or ""
+        return {**message, "content": f"{content}{self._ending}"}
 
     def up_to_ending(self, text: str) -> str:
         """What a template wrote up to that end."""
@@ -60,19 +75,24 @@ class Markers:
         if not mark:
             raise ParameterError(
                 "messages",
-                "the model's chat template does not show the last message: it cannot be continued",
+                "the model's chat template does not show the last message: it cannot be "
+                "continued",
             )
         return before
 
     def hide(self, value: Any, hidden: HiddenTexts) -> Any:
-        """`value` with every special token in it, and every beginning of one at a text's end, behind a marker."""
+        """`value` with every special token in it behind a marker.
+
+        So is every beginning of one at a text's end.
+        """
         if isinstance(value, str):
             return self._hide_text(value, hidden)
         if isinstance(value, Mapping):
-            pairs = value.items()
-            return {
-                self.hide(key, hidden): self.hide(item, hidden) for key, item in pairs
-            }
+            members = {}
+            for key, item in value.items():
+                shown = self.hide(key, hidden)
+                members[shown] = self.hide(item, hidden)
+            return members
         if isinstance(value, list | tuple):
             return [self.hide(item, hidden) for item in value]
         return value
@@ -98,10 +118,16 @@ class Markers:
         for number, piece in enumerate(text.split(self._nonce)):
             if number % 2 == 0:
                 yield piece, True
-            elif piece.isdecimal() and int(piece) < len(self._hidden):
-                yield self._hidden[int(piece)], False
             else:
-                raise ParameterError(
-                    "messages",
-                    "a message holds special tokens, and the chat template cuts it up",
-                )
+                yield self._text_of(piece), False
+
+    def _text_of(self, number: str) -> str:
+        """The hidden text of a marker's number."""
+        if number.isdecimal():
+            index = int(number)
+            if index < len(self._hidden):
+                return self._hidden[index]
+        raise ParameterError(
+            "messages",
+            "a message holds special tokens, and the chat template cuts it up",
+        )

@@ -1,4 +1,4 @@
-"""Chat messages as templates expect them: the text of each content, whatever parts it came in."""
+"""Chat messages as templates expect them: each content is one text."""
 
 from __future__ import annotations
 
@@ -9,12 +9,18 @@ from rvllm_local.errors import ParameterError
 
 
 def plain_messages(messages: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """The messages with every content a text. Raises `ParameterError` that names a part that is not text."""
+    """The messages with every content a text, whatever parts it came in.
+
+    Raises `ParameterError` that names a part that is not text.
+    """
     if isinstance(messages, str | Mapping):
         raise ParameterError(
             "messages", "messages must be a list of objects with a role and a content"
         )
-    return [_plain(message, index) for index, message in enumerate(messages)]
+    plain = []
+    for index, message in enumerate(messages):
+        plain.append(_plain(message, index))
+    return plain
 
 
 def _plain(message: Mapping[str, Any], index: int) -> Mapping[str, Any]:
@@ -28,15 +34,20 @@ def _plain(message: Mapping[str, Any], index: int) -> Mapping[str, Any]:
     if not isinstance(content, Sequence):
         raise ParameterError(
             "messages",
-            f"the content of message {index} must be text, not {type(content).__name__}",
+            f"the content of message {index} must be text, not "
+            f"{type(content).__name__}",
         )
-    return {**message, "content": "".join(_text(part, index) for part in content)}
+    parts = [_text(part, index) for part in content]
+    return {**message, "content": "".join(parts)}
 
 
 def _text(part: Any, index: int) -> str:
-    kind = part.get("type") if isinstance(part, Mapping) else type(part).__name__
-    if kind == "text" and isinstance(part.get("text"), str):
-        return str(part["text"])
+    kind: Any = type(part).__name__
+    if isinstance(part, Mapping):
+        kind = part.get("type")
+        text = part.get("text")
+        if kind == "text" and isinstance(text, str):
+            return text
     raise ParameterError(
         "messages",
         f"message {index} has a part of type {kind!r}; models here read text only",

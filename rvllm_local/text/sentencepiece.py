@@ -1,7 +1,7 @@
-"""SentencePiece models through the sentencepiece package, with the face of a `tokenizers` backend.
+"""SentencePiece models, with the methods of a `tokenizers` backend.
 
-Owns what is a special token, and where the package's leading space belongs. Knows no chat and no file format but the
-package's own protobuf.
+Says what is a special token, and where the package's leading space belongs. Knows no chat
+and no file format but the package's own protobuf.
 """
 
 from __future__ import annotations
@@ -28,9 +28,11 @@ class Encoded:
 
 
 class SentencePieceBackend:
-    """A SentencePiece model. `extra` are added tokens with ids of their own, `special` the texts that are no text.
+    """A SentencePiece model.
 
-    Control and unknown pieces are special whatever `special` says. Raises `ModelFileError` for a damaged model.
+    `extra` are added tokens with ids of their own; `special` are the special tokens'
+    texts. Control and unknown pieces are special whatever `special` says. Raises
+    `ModelFileError` for a damaged model.
     """
 
     def __init__(
@@ -40,26 +42,23 @@ class SentencePieceBackend:
         extra: Mapping[str, int] | None = None,
         special: Collection[str] = (),
     ) -> None:
-        self._proto, self._name = proto, name
+        self._proto = proto
+        self._name = name
         _check(proto, name)
         self._extra = dict(extra or {})
         self._texts = {token: text for text, token in self._extra.items()}
-        self._special = {
-            *special,
-            *(
-                piece.piece
-                for piece in proto.pieces
-                if piece.type in (_UNKNOWN, _CONTROL)
-            ),
-        }
+        self._special = set(special)
+        self._pieces: dict[str, int] = {}
+        for index, piece in enumerate(proto.pieces):
+            self._pieces[piece.piece] = index
+            if piece.type in (_UNKNOWN, _CONTROL):
+                self._special.add(piece.piece)
         self._with_space = _processor(proto, name)
         self._plain_space: Any = None  # made when it is needed
-        self._pieces = {piece.piece: index for index, piece in enumerate(proto.pieces)}
-        matched = [
-            text
-            for text in (*self._special, *self._extra)
-            if self.token_to_id(text) is not None
-        ]
+        matched = []
+        for text in (*self._special, *self._extra):
+            if self.token_to_id(text) is not None:
+                matched.append(text)
         self._matched = _either(matched)
 
     @classmethod
@@ -71,7 +70,10 @@ class SentencePieceBackend:
         special: Collection[str] = (),
         prefix_space: bool | None = None,
     ) -> SentencePieceBackend:
-        """A backend from the bytes of a `tokenizer.model`. `prefix_space` overrides whether a text gets a space."""
+        """A backend from the bytes of a `tokenizer.model`.
+
+        `prefix_space` overrides whether a text gets a space.
+        """
         from google.protobuf.message import DecodeError
         from sentencepiece import sentencepiece_model_pb2
 
@@ -93,26 +95,27 @@ class SentencePieceBackend:
     def encode(
         self, text: str, add_special_tokens: bool = False, continues: bool = False
     ) -> Encoded:
-        """Token ids; special tokens written in the text count as such. No leading space where the text continues one.
+        """Token ids; special tokens that are written in the text count as such.
 
-        After a special token a text begins anew, as in the models' own training.
+        A text that continues another gets no leading space. After a special token a text
+        begins anew, as in the models' own training.
         """
         del add_special_tokens  # the caller adds them
+        parts = [text]
+        if self._matched is not None:
+            parts = self._matched.split(text)
         ids: list[int] = []
-        for place, part in enumerate(
-            self._matched.split(text) if self._matched else [text]
-        ):
-            if place % 2:
+        for index, part in enumerate(parts):
+            if index % 2:  # a special token, between two texts
                 token = self.token_to_id(part)
                 assert token is not None
                 ids.append(token)
                 continues = False
             elif part:
-                ids.extend(
-                    (self._without_space() if continues else self._with_space).encode(
-                        part
-                    )
-                )
+                processor = self._with_space
+                if continues:
+                    processor = self._without_space()
+                ids.extend(processor.encode(part))
         return Encoded(ids)
 
     def blind_to(self, hidden: Collection[str]) -> SentencePieceBackend:
@@ -121,22 +124,26 @@ class SentencePieceBackend:
         proto.CopyFrom(self._proto)
         for piece in proto.pieces:
             if piece.piece in hidden and piece.type == _USER_DEFINED:
-                piece.type = _CONTROL  # the package finds user-defined pieces in text, control pieces never
+                # The package finds user-defined pieces in text, but no control pieces.
+                piece.type = _CONTROL
         other = SentencePieceBackend(proto, self._name, self._extra)
-        other._matched = _either([text for text in self._extra if text not in hidden])
+        matched = [text for text in self._extra if text not in hidden]
+        other._matched = _either(matched)
         return other
 
     def get_added_tokens_decoder(self) -> dict[int, AddedToken]:
-        """Tokens that templates and models may name: control, unknown, user-defined and extra ones."""
-        found: dict[int, AddedToken] = {}
+        """Tokens that templates and models may name.
+
+        These are the control, unknown and user-defined pieces, and the extra tokens.
+        """
+        added: dict[int, AddedToken] = {}
         for index, piece in enumerate(self._proto.pieces):
+            text = piece.piece
             if piece.type in (_UNKNOWN, _CONTROL, _USER_DEFINED):
-                found[index] = AddedToken(
-                    piece.piece, special=piece.piece in self._special
-                )
+                added[index] = AddedToken(text, special=text in self._special)
         for text, token in self._extra.items():
-            found[token] = AddedToken(text, special=text in self._special)
-        return found
+            added[token] = AddedToken(text, special=text in self._special)
+        return added
 
     def token_to_id(self, text: str) -> int | None:
         """The token of exactly this text."""
@@ -146,18 +153,18 @@ class SentencePieceBackend:
         """The token's text as the vocabulary spells it; None outside the vocabulary."""
         if token in self._texts:
             return self._texts[token]
-        return (
-            self._proto.pieces[token].piece
-            if 0 <= token < len(self._proto.pieces)
-            else None
-        )
+        if not 0 <= token < len(self._proto.pieces):
+            return None
+        text: str = self._proto.pieces[token].piece
+        return text
 
     def get_vocab_size(self, with_added_tokens: bool = True) -> int:
         """Number of ids, counted to the highest."""
         del with_added_tokens
-        return max(
-            len(self._proto.pieces), *(token + 1 for token in self._extra.values()), 0
-        )
+        size = len(self._proto.pieces)
+        for token in self._extra.values():
+            size = max(size, token + 1)
+        return size
 
     def id_to_bytes(self, token: int) -> bytes:
         """The bytes that a token stands for; empty outside the vocabulary."""
@@ -184,15 +191,18 @@ class SentencePieceBackend:
     @property
     def bos_token(self) -> str | None:
         """The model's own start token, if it has one."""
-        return self._own(self._with_space.bos_id())
+        return self._named_by(self._with_space.bos_id())
 
     @property
     def eos_token(self) -> str | None:
         """The model's own end token, if it has one."""
-        return self._own(self._with_space.eos_id())
+        return self._named_by(self._with_space.eos_id())
 
-    def _own(self, token: int) -> str | None:
-        return self.id_to_token(token) if token >= 0 else None
+    def _named_by(self, token: int) -> str | None:
+        """The text of a token that the package names, which says -1 for none."""
+        if token < 0:
+            return None
+        return self.id_to_token(token)
 
     def _without_space(self) -> Any:
         if not self.adds_space:
@@ -213,7 +223,10 @@ def build_proto(
     strip: bool = False,
     charsmap: bytes = b"",
 ) -> Any:
-    """A model from `(text, score, type)` rows, as other file formats keep them; `strip` removes extra spaces."""
+    """A model from `(text, score, type)` rows, as other file formats keep them.
+
+    With `strip` extra spaces are removed.
+    """
     from sentencepiece import sentencepiece_model_pb2
 
     proto = sentencepiece_model_pb2.ModelProto()
@@ -230,10 +243,12 @@ def build_proto(
 
 
 def _either(texts: Collection[str]) -> re.Pattern[str] | None:
+    """A pattern of any of these texts, the longest first; None if there are none."""
     ordered = sorted(filter(None, texts), key=len, reverse=True)
-    return (
-        re.compile("(" + "|".join(map(re.escape, ordered)) + ")") if ordered else None
-    )
+    if not ordered:
+        return None
+    escaped = [re.escape(text) for text in ordered]
+    return re.compile("(" + "|".join(escaped) + ")")
 
 
 def _check(proto: Any, name: str) -> None:
@@ -243,14 +258,16 @@ def _check(proto: Any, name: str) -> None:
         )
     if proto.trainer_spec.model_type not in (1, 2):
         raise ModelFileError(
-            f"{name}: SentencePiece model type {proto.trainer_spec.model_type} is neither unigram nor BPE"
+            f"{name}: SentencePiece model type {proto.trainer_spec.model_type} is "
+            "neither unigram nor BPE"
         )
     num_unknown = 0
     for index, piece in enumerate(proto.pieces):
         num_unknown += piece.type == _UNKNOWN
         if piece.type == _BYTE and not re.fullmatch("<0x[0-9A-F]{2}>", piece.piece):
             raise ModelFileError(
-                f"{name}: piece {index} is called a byte and spelled {piece.piece!r:.40}"
+                f"{name}: piece {index} is called a byte and spelled "
+                f"{piece.piece!r:.40}"
             )
         if not piece.piece or piece.score != piece.score:
             raise ModelFileError(f"{name}: piece {index} is empty or has no score")

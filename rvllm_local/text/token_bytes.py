@@ -6,7 +6,6 @@ import functools
 import json
 import re
 from collections.abc import Callable, Mapping
-from typing import Any
 
 from tokenizers import Tokenizer as Backend
 
@@ -16,31 +15,40 @@ _BYTE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 
 
 def byte_decoder(backend: Backend | SentencePieceBackend) -> Callable[[int], bytes]:
-    """How this tokenizer spells bytes: GPT-2's alphabet, or words with a lower one eighth block for a space."""
+    """What gives a token's bytes, however this tokenizer spells them.
+
+    It has GPT-2's alphabet, or words with a lower one eighth block for a space.
+    """
     if isinstance(backend, SentencePieceBackend):
         return backend.id_to_bytes
-    if '"ByteLevel"' in json.dumps(
-        [_describe(part) for part in (backend.pre_tokenizer, backend.decoder)]
-    ):
-        spell: Callable[[str], bytes] = functools.partial(_byte_level, _byte_alphabet())
-    else:
-        spell = _piece
+    spell: Callable[[str], bytes] = _piece
+    if _uses_byte_alphabet(backend):
+        spell = functools.partial(_byte_level, _byte_alphabet())
 
     def to_bytes(token_id: int) -> bytes:
         token = backend.id_to_token(token_id)
-        return b"" if token is None else spell(token)
+        if token is None:
+            return b""
+        return spell(token)
 
     return to_bytes
 
 
-def _describe(part: Any) -> Any:
-    return None if part is None else json.loads(part.__getstate__())
+def _uses_byte_alphabet(backend: Backend) -> bool:
+    for part in (backend.pre_tokenizer, backend.decoder):
+        if part is None:
+            continue
+        settings = json.loads(part.__getstate__())
+        if '"ByteLevel"' in json.dumps(settings):
+            return True
+    return False
 
 
 def _byte_level(alphabet: Mapping[str, int], token: str) -> bytes:
-    if all(char in alphabet for char in token):
-        return bytes(alphabet[char] for char in token)
-    return token.encode()  # an added token, spelled as it is
+    try:
+        return bytes([alphabet[char] for char in token])
+    except KeyError:
+        return token.encode()  # an added token, spelled as it is
 
 
 def _piece(token: str) -> bytes:
@@ -51,9 +59,21 @@ def _piece(token: str) -> bytes:
 
 
 def _byte_alphabet() -> dict[str, int]:
-    """GPT-2's printable stand-ins for the 256 bytes."""
-    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
-    others = [byte for byte in range(256) if byte not in printable]
-    return {chr(byte): byte for byte in printable} | {
-        chr(256 + rank): byte for rank, byte in enumerate(others)
-    }
+    """GPT-2's printable stand-ins for the 256 bytes.
+
+    A printable byte is its own character; the others are those from 256 on, in order.
+    """
+    printable = [
+        *range(33, 127),
+        *range(161, 173),
+        *range(174, 256),
+    ]
+    alphabet = {}
+    for byte in printable:
+        alphabet[chr(byte)] = byte
+    stand_in = 256
+    for byte in range(256):
+        if byte not in printable:
+            alphabet[chr(stand_in)] = byte
+            stand_in += 1
+    return alphabet

@@ -34,7 +34,10 @@ _MOST_IDS = 2**22  # no vocabulary has more; a damaged one may name any number
 
 
 class Tokenizer:
-    """A tokenizer with its special tokens and chat template. Safe to use from several threads."""
+    """A tokenizer with its special tokens and chat template.
+
+    Several threads may use it at once.
+    """
 
     def __init__(
         self,
@@ -60,7 +63,8 @@ class Tokenizer:
         for token_id, token in added.items():
             if token.special or token.content in special:
                 self._special[token_id] = token.content
-        self.bos_token, self.eos_token = bos_token, eos_token
+        self.bos_token = bos_token
+        self.eos_token = eos_token
         self.templates = templates or ChatTemplates()
         self.chat_template = self.templates.default
         self._named_tokens = dict(named_tokens or {})
@@ -76,12 +80,11 @@ class Tokenizer:
         self._hidden_special = HiddenTexts.of(self._special.values())
         self._hidden_every = HiddenTexts.of(every)
         # Tokens that are looked for in normalized text have other spellings as well.
-        spelled_freely = [
-            token.content
-            for token in added.values()
-            if token.normalized and token.content in every
-        ]
-        self._shows_tokens = isinstance(backend, Backend) and not spelled_freely
+        has_one_spelling = True
+        for token in added.values():
+            if token.normalized and token.content in every:
+                has_one_spelling = False
+        self._shows_tokens = isinstance(backend, Backend) and has_one_spelling
 
     @property
     def vocab_size(self) -> int:
@@ -103,14 +106,16 @@ class Tokenizer:
 
     @functools.cached_property
     def longest_token(self) -> int:
-        """Bytes of the longest token: a text of more bytes than n times this takes more than n tokens."""
-        return max(
-            (len(self.spelling(token)) for token in range(self.num_ids)), default=1
-        )
+        """Bytes of the longest token.
+
+        A text of more bytes than n times this takes more than n tokens.
+        """
+        lengths = [len(self.spelling(token)) for token in range(self.num_ids)]
+        return max(lengths, default=1)
 
     @property
     def backend(self) -> AnyBackend:
-        """What encodes: for those who write it to a file."""
+        """The backend that encodes, for callers that write it to a file."""
         return self._backend
 
     @property
@@ -120,14 +125,18 @@ class Tokenizer:
 
     @property
     def bos_token_id(self) -> int | None:
-        return (
-            None
-            if self.bos_token is None
-            else self._backend.token_to_id(self.bos_token)
-        )
+        """The token that begins a text."""
+        if self.bos_token is None:
+            return None
+        token_id: int | None = self._backend.token_to_id(self.bos_token)
+        return token_id
 
     def encode(
-        self, text: str, *, special: bool = False, bos: bool = True
+        self,
+        text: str,
+        *,
+        special: bool = False,
+        bos: bool = True,
     ) -> list[int]:
         """Token ids of `text`; with `special`, special tokens written in it count.
 
@@ -135,30 +144,36 @@ class Tokenizer:
         second one where the text has it already.
         """
         _check_text(text)
-        backend = self._backend if special else self._blind(text)
-        ids = token_ids_of(backend, text)
-        start = self.bos_token_id if self._add_bos and bos else None
+        if special:
+            ids = token_ids_of(self._backend, text)
+        else:
+            ids = token_ids_of(self._blind(text), text)
+        if not self._add_bos or not bos:
+            return ids
+        start = self.bos_token_id
         if start is None or (special and ids[:1] == [start]):
             return ids
         return [start, *ids]
 
     def decode(self, token_ids: Sequence[int], skip_special: bool = True) -> str:
-        """Text of `token_ids`, without the space that the tokenizer itself puts before a text's first word."""
-        parts = [
-            token
-            for token in token_ids
-            if not (skip_special and token in self._special)
-        ]
-        text = b"".join(self.spelling(token) for token in parts).decode(
-            "utf-8", errors="replace"
-        )
-        if parts and self.adds_space:
+        """The text of `token_ids`.
+
+        The space that the tokenizer itself puts before a text's first word is left out.
+        """
+        tokens = list(token_ids)
+        if skip_special:
+            tokens = [token for token in tokens if token not in self._special]
+        data = b"".join([self.spelling(token) for token in tokens])
+        text = data.decode("utf-8", errors="replace")
+        if tokens and self.adds_space:
             return text.removeprefix(" ")
         return text
 
     def id_to_bytes(self, token_id: int) -> bytes | None:
         """The bytes that a token stands for; None for special tokens."""
-        return None if token_id in self._special else self.spelling(token_id)
+        if token_id in self._special:
+            return None
+        return self.spelling(token_id)
 
     def spelling(self, token_id: int) -> bytes:
         """The bytes of a token, special or not; none for an id without a token."""
@@ -174,21 +189,30 @@ class Tokenizer:
     def special_token_id(self, text: str) -> int | None:
         """The special token whose whole text is `text`."""
         token_id: int | None = self._backend.token_to_id(text)
-        return token_id if token_id in self._special else None
+        if token_id in self._special:
+            return token_id
+        return None
 
     @functools.cached_property
     def end_token_ids(self) -> frozenset[int]:
         """Tokens that end an answer, as the tokenizer and its template tell."""
         ends = turn_ends(self)
-        return ends | known_ends(self) if self._uses_known_ends else ends
+        if self._uses_known_ends:
+            ends |= known_ends(self)
+        return ends
 
     def control_token_id(self, text: str) -> int | None:
-        """The token whose whole text is `text`, if it is one of the added tokens, special or not."""
+        """The added token whose whole text is `text`, be it special or not."""
         token_id: int | None = self._backend.token_to_id(text)
-        return token_id if token_id in self._added else None
+        if token_id in self._added:
+            return token_id
+        return None
 
     def keeping(self, kept_special: Collection[str]) -> KeptSpecial:
-        """This tokenizer's bytes, with the special tokens of these texts as text: for a parser that needs its tags."""
+        """This tokenizer's bytes, with the special tokens of these texts as text.
+
+        It is for a parser that needs its tags.
+        """
         return KeptSpecial(self, kept_special)
 
     def encode_chat(
@@ -198,12 +222,17 @@ class Tokenizer:
         continues: bool = False,
         **template: Any,
     ) -> list[int]:
-        """Token ids of a conversation through the chat template. Raises `ParameterError` for what it cannot render.
+        """Token ids of a conversation through the chat template.
 
-        Special tokens that are written anywhere in the messages, tools or options stay text: each is rendered as a random
-        marker, whose text is then tokenized apart. So do the tags of calls and thoughts, but for the assistant's own
-        messages, in which templates look for them. With `continues`, the ids end where the last message's content ends, which
-        is the assistant's: the model goes on from there.
+        Special tokens that are written anywhere in the messages, tools or options stay
+        text: each is rendered as a random marker, whose text is then tokenized apart.
+        So do the tags of calls and thoughts, but for the assistant's own messages, in
+        which templates look for them.
+
+        With `continues` the last message is the assistant's. The ids end where its
+        content ends, and the model goes on from there.
+
+        Raises `ParameterError` for what the template cannot render.
         """
         messages = plain_messages(messages)
         self._check_roles(messages)
@@ -211,28 +240,37 @@ class Tokenizer:
         if continues:
             messages = [*messages[:-1], markers.ending(messages[-1])]
             template["add_generation_prompt"] = False
-        own, others = self._hidden_special, self._hidden_every
-        messages = [
-            markers.hide(row, own if row["role"] == "assistant" else others)
-            for row in messages
-        ]
-        template = {
-            name: markers.hide(value, others) for name, value in template.items()
-        }
-        text = self.render_chat(messages, **template)
+        hidden_messages = []
+        for message in messages:
+            hidden = self._hidden_every
+            if message["role"] == "assistant":
+                hidden = self._hidden_special
+            hidden_messages.append(markers.hide(message, hidden))
+        options = {}
+        for name, value in template.items():
+            options[name] = markers.hide(value, self._hidden_every)
+        text = self.render_chat(hidden_messages, **options)
         _check_text(text)
         if continues:
             text = markers.up_to_ending(text)
+        return self._rendered_ids(markers, text)
+
+    def _rendered_ids(self, markers: Markers, text: str) -> list[int]:
+        """Token ids of a rendered text, in which users' special tokens are marked."""
         ids: list[int] = []
         for piece, is_template in markers.split(text):
-            backend = self._backend if is_template else self._blind(piece)
+            backend = self._backend
+            if not is_template:
+                backend = self._blind(piece)
             # A piece that follows text gets no space of its own.
             follows_text = bool(ids) and ids[-1] not in self._special
             ids.extend(self._piece_ids(backend, piece, follows_text))
         return ids
 
     def render_chat(
-        self, messages: Sequence[Mapping[str, Any]], **template: Any
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        **template: Any,
     ) -> str:
         """The text that the chat template makes. Raises as `encode_chat` does."""
         source = self.template_for(template.get("tools"))
@@ -242,13 +280,11 @@ class Tokenizer:
             )
         from rvllm_local.text.template import render_chat  # loads jinja2
 
-        tokens = {
-            "bos_token": self.bos_token or "",
-            "eos_token": self.eos_token or "",
-        }
-        return render_chat(
-            source, messages, **{**self._named_tokens, **tokens, **template}
-        )
+        variables: dict[str, Any] = dict(self._named_tokens)
+        variables["bos_token"] = self.bos_token or ""
+        variables["eos_token"] = self.eos_token or ""
+        variables.update(template)
+        return render_chat(source, messages, **variables)
 
     @functools.cached_property
     def shows_system(self) -> bool:
@@ -274,18 +310,23 @@ class Tokenizer:
         return self.chat_template
 
     def _piece_ids(
-        self, backend: AnyBackend, piece: str, follows_text: bool
+        self,
+        backend: AnyBackend,
+        piece: str,
+        follows_text: bool,
     ) -> list[int]:
         """Token ids of a part of a text."""
         if isinstance(backend, SentencePieceBackend):
             return backend.encode(piece, continues=follows_text).ids
         if follows_text and self.adds_space:
-            knows_special = backend is self._backend
-            backend = self._continuing if knows_special else self._plain_continuing
+            if backend is self._backend:
+                backend = self._continuing
+            else:
+                backend = self._plain_continuing
         return token_ids_of(backend, piece)
 
     def _blind(self, text: str) -> AnyBackend:
-        """What encodes text that a user wrote, in which special tokens do not count."""
+        """The backend for text that a user wrote, in which special tokens do not count."""
         pattern = self._hidden_every.pattern
         if self._shows_tokens and (pattern is None or not pattern.search(text)):
             return self._backend  # there are none in it
@@ -296,7 +337,8 @@ class Tokenizer:
     @functools.cached_property
     def _plain(self) -> AnyBackend:
         """A backend that knows no special tokens."""
-        return without_special(self._backend, {*self._special.values(), *self._control})
+        special = {*self._special.values(), *self._control}
+        return without_special(self._backend, special)
 
     @functools.cached_property
     def _continuing(self) -> AnyBackend:
@@ -316,17 +358,18 @@ class Tokenizer:
 
 
 class KeptSpecial:
-    """A tokenizer's bytes for one kind of parser; cheap, holds no table of its own."""
+    """A tokenizer's bytes for one kind of parser. It holds no table, so it is cheap."""
 
     def __init__(self, tokenizer: Tokenizer, kept_special: Collection[str]) -> None:
         self._tokenizer = tokenizer
-        tokens = {text: tokenizer.control_token_id(text) for text in kept_special}
-        self._kept = {
-            token: text.encode() for text, token in tokens.items() if token is not None
-        }
+        self._kept: dict[int, bytes] = {}
+        for text in kept_special:
+            token_id = tokenizer.control_token_id(text)
+            if token_id is not None:
+                self._kept[token_id] = text.encode()
 
     def id_to_bytes(self, token_id: int) -> bytes | None:
-        """The bytes that a token stands for; None for special tokens that are not kept."""
+        """The bytes of a token; None for special tokens that are not kept."""
         return self._kept.get(token_id) or self._tokenizer.id_to_bytes(token_id)
 
 

@@ -27,14 +27,17 @@ _FROM_GENERATION = "generation_config.json"
 
 
 def tokenizer_folder_files(files: ModelFiles, tokenizer: Tokenizer) -> dict[str, bytes]:
-    """Contents by file name, from which `read_tokenizer` makes the same tokenizer again."""
+    """Contents by file name.
+
+    From them `read_tokenizer` makes the same tokenizer again.
+    """
+    contents: dict[str, bytes] = {}
     if files.kind != "gguf":
-        names = [
-            name
-            for name in (*_FILES, _FROM_GENERATION)
-            if (files.path / name).is_file()
-        ]
-        return {name: (files.path / name).read_bytes() for name in names}
+        for name in (*_FILES, _FROM_GENERATION):
+            path = files.path / name
+            if path.is_file():
+                contents[name] = path.read_bytes()
+        return contents
     backend = tokenizer.backend
     settings: dict[str, Any] = {
         "bos_token": tokenizer.bos_token,
@@ -42,18 +45,21 @@ def tokenizer_folder_files(files: ModelFiles, tokenizer: Tokenizer) -> dict[str,
         "add_bos_token": tokenizer.adds_bos,
         "chat_template": tokenizer.chat_template,
     }
-    kept = {name: value for name, value in settings.items() if value is not None}
-    found = {"tokenizer_config.json": _json(kept)}
+    stated = {name: value for name, value in settings.items() if value is not None}
+    contents["tokenizer_config.json"] = _json(stated)
     if isinstance(backend, SentencePieceBackend):
-        return {**found, "tokenizer.model": backend.to_bytes()}
-    return {
-        **found,
-        "tokenizer.json": _with_start(backend, tokenizer).to_str().encode(),
-    }
+        contents["tokenizer.model"] = backend.to_bytes()
+    else:
+        with_start = _with_start(backend, tokenizer)
+        contents["tokenizer.json"] = with_start.to_str().encode()
+    return contents
 
 
 def _with_start(backend: Backend, tokenizer: Tokenizer) -> Backend:
-    """The backend with a post-processor that says whether a text begins with the start token."""
+    """The backend with a post-processor that puts the start token before a text.
+
+    It does so only for a model whose texts begin with one.
+    """
     copy = Backend.from_str(backend.to_str())
     if tokenizer.adds_bos and tokenizer.bos_token is not None:
         copy.post_processor = processors.TemplateProcessing(

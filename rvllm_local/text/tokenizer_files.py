@@ -31,6 +31,7 @@ _GGUF_NAMES = {
 }
 _CONTROL = 3  # token types in a GGUF file
 _USER_DEFINED = 4
+_MOST_IDS = 1 << 24  # more than any vocabulary has
 _CONTRACTIONS = "(?i:'s|'t|'re|'ve|'m|'ll|'d)"
 _ENDING = r"|\s*[\r\n]+|\s+(?!\S)|\s+"
 _UPPER, _LOWER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
@@ -152,24 +153,27 @@ def _from_sentencepiece(folder: Path, config: Mapping[str, Any]) -> Tokenizer:
 def _added_tokens(
     folder: Path, config: Mapping[str, Any]
 ) -> tuple[dict[str, int], set[str]]:
-    """Tokens that a folder adds to its SentencePiece model, and the texts that it calls special."""
+    """Tokens that a folder adds to its SentencePiece model, and its special texts."""
     extra: dict[str, int] = {}
     special: set[str] = set()
     for text, token in read_settings_file(folder / "added_tokens.json").items():
         extra[text] = token
         special.add(text)
     decoder = config.get("added_tokens_decoder")
-    for token, row in (decoder if isinstance(decoder, Mapping) else {}).items():
+    if not isinstance(decoder, Mapping):
+        decoder = {}
+    for token, row in decoder.items():
         content = token_text(row)
-        if content and isinstance(row, Mapping) and str(token).isdecimal():
-            extra[content] = int(token)
-            (special.add if row.get("special") else special.discard)(content)
-    if wrong := [
-        text
-        for text, token in extra.items()
-        if type(token) is not int or not 0 <= token < 1 << 24
-    ]:
-        raise ModelFileError(f"{folder}: added token {wrong[0]!r:.60} has no usable id")
+        if not content or not isinstance(row, Mapping) or not str(token).isdecimal():
+            continue
+        extra[content] = int(token)
+        if row.get("special"):
+            special.add(content)
+        else:
+            special.discard(content)
+    for text, token in extra.items():
+        if type(token) is not int or not 0 <= token < _MOST_IDS:
+            raise ModelFileError(f"{folder}: added token {text!r:.60} has no usable id")
     return extra, special
 
 
@@ -184,28 +188,20 @@ def _from_gguf(path: Path) -> Tokenizer:
             backend = _sentencepiece_of(metadata, str(path), unigram=kind == "t5")
         else:
             raise UnsupportedModelError(
-                f"{path}: tokenizer {kind!r:.80} in a GGUF file is not supported; known are gpt2, llama and t5"
+                f"{path}: tokenizer {kind!r:.80} in a GGUF file is not supported; known "
+                "are gpt2, llama and t5"
             )
     except (UnsupportedModelError, ModelFileError, KeyboardInterrupt, SystemExit):
         raise
-    except BaseException as error:  # missing keys, what the library thinks of the merges, or what Rust panics with
+    # Keys are missing, the library refuses the merges, or Rust panics.
+    except BaseException as error:
         raise ModelFileError(
             f"{path}: its tokenizer is damaged: {_in_short(error)}"
         ) from error
-    tokens = metadata["tokenizer.ggml.tokens"]
-
-    def token(key: str) -> str | None:
-        index = metadata.get(f"tokenizer.ggml.{key}_token_id")
-        return (
-            tokens[index] if type(index) is int and 0 <= index < len(tokens) else None
-        )
-
-    names = {}
-    for key, name in _GGUF_NAMES.items():
-        text = token(key)
-        if text is not None:
-            names[f"{name}_token"] = text
+    names = _gguf_token_names(metadata)
     bos = names.get("bos_token")
+    starts_by_default = kind == "llama" or pre in _STARTS_WITH_BOS
+    adds_bos = metadata.get("tokenizer.ggml.add_bos_token", starts_by_default)
     return Tokenizer(
         backend,
         bos_token=bos,
@@ -213,84 +209,78 @@ def _from_gguf(path: Path) -> Tokenizer:
         templates=templates_of_gguf(metadata, path),
         named_tokens=names,
         uses_known_ends=True,
-        add_bos=bos is not None
-        and bool(
-            metadata.get(
-                "tokenizer.ggml.add_bos_token",
-                kind == "llama" or pre in _STARTS_WITH_BOS,
-            )
-        ),
+        add_bos=bos is not None and bool(adds_bos),
     )
+
+
+def _gguf_token_names(metadata: Mapping[str, Any]) -> dict[str, str]:
+    """Texts of the special tokens by name, such as `bos_token`."""
+    tokens = metadata["tokenizer.ggml.tokens"]
+    names = {}
+    for key, name in _GGUF_NAMES.items():
+        token = metadata.get(f"tokenizer.ggml.{key}_token_id")
+        if type(token) is int and 0 <= token < len(tokens):
+            names[f"{name}_token"] = tokens[token]
+    return names
 
 
 def _byte_level(metadata: Mapping[str, Any], pre: str, path: Path) -> Backend:
-    tokens, merges = (
-        metadata["tokenizer.ggml.tokens"],
-        metadata["tokenizer.ggml.merges"],
-    )
+    tokens = metadata["tokenizer.ggml.tokens"]
+    merges = metadata["tokenizer.ggml.merges"]
     types = metadata["tokenizer.ggml.token_type"]
     pairs = [tuple(merge.split(" ", 1)) for merge in merges]
     vocab = {token: rank for rank, token in enumerate(tokens)}
-    backend = Backend(
-        BPE(vocab=vocab, merges=pairs, ignore_merges=pre in _WHOLE_WORDS_FIRST)
-    )
-    special = [
-        token for token, kind in zip(tokens, types, strict=True) if kind == _CONTROL
-    ]
-    added = [
-        token
-        for token, kind in zip(tokens, types, strict=True)
-        if kind == _USER_DEFINED
-    ]
+    model = BPE(vocab=vocab, merges=pairs, ignore_merges=pre in _WHOLE_WORDS_FIRST)
+    backend = Backend(model)
+    special = []
+    added = []
+    for token, kind in zip(tokens, types, strict=True):
+        if kind == _CONTROL:
+            special.append(AddedToken(token, special=True, normalized=False))
+        elif kind == _USER_DEFINED:
+            added.append(AddedToken(token, special=False, normalized=False))
     backend.pre_tokenizer = _pre_tokenizer(pre, path)
     if pre == "qwen2":
         backend.normalizer = normalizers.NFC()
     backend.decoder = decoders.ByteLevel()
-    backend.add_special_tokens(
-        [AddedToken(token, special=True, normalized=False) for token in special]
-    )
-    backend.add_tokens(
-        [AddedToken(token, special=False, normalized=False) for token in added]
-    )
+    backend.add_special_tokens(special)
+    backend.add_tokens(added)
     return backend
 
 
 def _pre_tokenizer(name: str, path: Path) -> pre_tokenizers.PreTokenizer:
     if name in _PATTERNS:
-        cut = pre_tokenizers.Split(Regex(_PATTERNS[name]), behavior="isolated")
-        return pre_tokenizers.Sequence(
-            [cut, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
-        )
+        split = pre_tokenizers.Split(Regex(_PATTERNS[name]), behavior="isolated")
+        spelled = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+        return pre_tokenizers.Sequence([split, spelled])
     byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
     if name in _GPT2:
         return byte_level
     if name in _SINGLE_DIGITS:
-        return pre_tokenizers.Sequence(
-            [pre_tokenizers.Digits(individual_digits=True), byte_level]
-        )
-    known = ", ".join(sorted({*_PATTERNS, *_GPT2, *_SINGLE_DIGITS}))
+        digits = pre_tokenizers.Digits(individual_digits=True)
+        return pre_tokenizers.Sequence([digits, byte_level])
+    supported = ", ".join(sorted({*_PATTERNS, *_GPT2, *_SINGLE_DIGITS}))
     raise UnsupportedModelError(
-        f"{path}: pre-tokenizer {name!r:.80} in a GGUF file is not supported; known are {known}. Use safetensors instead"
+        f"{path}: pre-tokenizer {name!r:.80} in a GGUF file is not supported; known are "
+        f"{supported}. Use safetensors instead"
     )
 
 
 def _sentencepiece_of(
     metadata: Mapping[str, Any], name: str, unigram: bool
 ) -> SentencePieceBackend:
-    tokens, scores = (
-        metadata["tokenizer.ggml.tokens"],
-        metadata["tokenizer.ggml.scores"],
-    )
+    tokens = metadata["tokenizer.ggml.tokens"]
+    scores = metadata["tokenizer.ggml.scores"]
     types = metadata["tokenizer.ggml.token_type"]
+    has_prefix = metadata.get("tokenizer.ggml.add_space_prefix", True)
+    strips = metadata.get("tokenizer.ggml.remove_extra_whitespaces", False)
+    charsmap = metadata.get("tokenizer.ggml.precompiled_charsmap", [])
     proto = build_proto(
         list(zip(tokens, scores, types, strict=True)),
         unigram=unigram,
-        prefix_space=bool(metadata.get("tokenizer.ggml.add_space_prefix", True)),
-        strip=bool(metadata.get("tokenizer.ggml.remove_extra_whitespaces", False)),
-        charsmap=bytes(
-            value & 0xFF
-            for value in metadata.get("tokenizer.ggml.precompiled_charsmap", [])
-        ),
+        prefix_space=bool(has_prefix),
+        strip=bool(strips),
+        charsmap=bytes([value & 0xFF for value in charsmap]),
     )
     return SentencePieceBackend(proto, name)
 

@@ -72,14 +72,20 @@ class EnforcedSchema:
 
 
 def enforceable(
-    schema: Any, parameter: str = "response_format", *, lenient: bool = False
+    schema: Any,
+    parameter: str = "response_format",
+    *,
+    lenient: bool = False,
 ) -> dict[str, Any]:
     """The schema of `enforced`, alone."""
     return enforced(schema, parameter, lenient=lenient).schema
 
 
 def enforced(
-    schema: Any, parameter: str = "response_format", *, lenient: bool = False
+    schema: Any,
+    parameter: str = "response_format",
+    *,
+    lenient: bool = False,
 ) -> EnforcedSchema:
     """The schema to compile.
 
@@ -97,9 +103,11 @@ def enforced(
         raise ParameterError(
             parameter, f"the schema cannot be enforced: {fault.place} {fault.message}"
         ) from fault
-    options = {**_OPTIONS, "lenient": True} if lenient else _OPTIONS
-    left_out = tuple(dict.fromkeys(walk.left_out))[:_MAX_LEFT_OUT]
-    return EnforcedSchema({"x-guidance": options, **done}, left_out)
+    options: dict[str, Any] = dict(_OPTIONS)
+    if lenient:
+        options["lenient"] = True
+    left_out = tuple(dict.fromkeys(walk.left_out))
+    return EnforcedSchema({"x-guidance": options, **done}, left_out[:_MAX_LEFT_OUT])
 
 
 class _Walk:
@@ -244,8 +252,10 @@ class _Walk:
             raise MalformedSchemaError(path, "must be a list of schemas, not empty")
         if path[-1] == "oneOf" and not are_exclusive(value, self._root):
             self._note(path, "is enforced as anyOf: two alternatives may fit")
-        parts = enumerate(value)
-        return [self._schema(part, (*path, str(index))) for index, part in parts]
+        parts = []
+        for index, part in enumerate(value):
+            parts.append(self._schema(part, (*path, str(index))))
+        return parts
 
     def _schema_map(self, value: Any, path: Path) -> dict[str, Any]:
         if not isinstance(value, Mapping):
@@ -313,7 +323,8 @@ class _Walk:
 
     def _check_together(self, done: dict[str, Any], path: Path) -> None:
         least = done.get("minProperties", 0)
-        if least > 1 and least > len(done.get("required", ())) and not self._lenient:
+        num_required = len(done.get("required", ()))
+        if least > 1 and least > num_required and not self._lenient:
             raise UnsupportedSchemaError(
                 path,
                 "uses 'minProperties' above 1: keys of free choice may come twice; "
@@ -330,11 +341,12 @@ class _Walk:
         if limits is not None:
             done["allOf"] = [*done.get("allOf", ()), limits]
         narrow_exclusive_limits(done)
-        if (
-            done.get("multipleOf", 1) % 1
-        ):  # validators divide floats, which must be exact
-            done["minimum"] = max(done.get("minimum", -_MAX_FRACTION), -_MAX_FRACTION)
-            done["maximum"] = min(done.get("maximum", _MAX_FRACTION), _MAX_FRACTION)
+        if done.get("multipleOf", 1) % 1:
+            # Validators divide floats, which must be exact.
+            minimum = done.get("minimum", -_MAX_FRACTION)
+            maximum = done.get("maximum", _MAX_FRACTION)
+            done["minimum"] = max(minimum, -_MAX_FRACTION)
+            done["maximum"] = min(maximum, _MAX_FRACTION)
 
     def _widen_patterns(self, done: dict[str, Any], path: Path) -> None:
         """A key that only some readers find matched is held to the pattern's schema."""
@@ -342,7 +354,7 @@ class _Walk:
         for pattern, schema in done["patternProperties"].items():
             patterns[self._wide[(*path, pattern)]] = schema
         is_free = done.get("additionalProperties", True) in (True, {})
-        is_same = set(patterns) == set(done["patternProperties"])
+        is_same = patterns.keys() == done["patternProperties"].keys()
         if not is_free and not is_same and not self._lenient:
             raise UnsupportedSchemaError(
                 path,

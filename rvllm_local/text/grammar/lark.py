@@ -10,7 +10,8 @@ from typing import Any
 from rvllm_local.text import tags
 
 _TAGS = sorted(tags.CONTROL_TAGS, key=len, reverse=True)
-_ANY_TAG = re.compile("(" + "|".join(map(re.escape, _TAGS)) + ")")
+_ESCAPED_TAGS = "|".join(map(re.escape, _TAGS))
+_ANY_TAG = re.compile(f"({_ESCAPED_TAGS})")
 
 
 class Lark:
@@ -49,12 +50,15 @@ class Lark:
     def until(self, end: str) -> str:
         """A new rule: any text, and the tag `end` after it."""
         name = f"r{len(self.lines)}"
-        self.lines.append(self.tag(end).replace("[[", f"[[until {name} "))
+        tag = self.tag(end)
+        line = tag.replace("[[", f"[[until {name} ")
+        self.lines.append(line)
         return name
 
     def read_free_text(self, tag: str) -> None:
-        """The rules free_text, in which `tag` does not come, and free_text_to_tag, which
-        ends with it.
+        """Add the rules free_text and free_text_to_tag.
+
+        In free_text `tag` does not come; free_text_to_tag ends with it.
         """
         self.lines.append(tag.replace("[[", "[[free "))
 
@@ -63,14 +67,14 @@ class Lark:
         return self.rule(f"%json {json.dumps(schema)}")
 
     def grammar(self, start: str, answer: Mapping[str, Any] | None = None) -> str:
-        """The whole; `answer` is a grammar that `start` refers to as @answer."""
+        """The whole grammar; `answer` is one that `start` refers to as @answer."""
         lines = "\n".join([f"start: {start}", *self.lines])
         grammars: list[Mapping[str, Any]] = [{"lark_grammar": lines}]
         left_out = self._left_out
         if answer is not None:
-            answer = dict(answer)
-            left_out = [*left_out, *answer.pop("left_out", ())]
-            grammars.append({"name": "answer", **answer})
+            named: dict[str, Any] = {"name": "answer", **answer}
+            left_out = [*left_out, *named.pop("left_out", ())]
+            grammars.append(named)
         whole: dict[str, Any] = {
             "grammars": grammars,
             "tags": self.tags,
@@ -83,4 +87,6 @@ class Lark:
 
 def quoted(literal: str) -> str:
     """A text as Lark writes it; nothing for an empty one."""
-    return json.dumps(literal, ensure_ascii=False) if literal else ""
+    if not literal:
+        return ""
+    return json.dumps(literal, ensure_ascii=False)

@@ -1,13 +1,13 @@
-"""Compiles grammars for one tokenizer, and follows outputs through them: which tokens may come next.
+"""Compiles grammars for one tokenizer, and tells which tokens may come next in an output.
 
-Built on llguidance, under limits of size and time. It knows tokens and bytes; what a grammar is for, it does not.
+Built on llguidance, under limits of size and time. It knows tokens and bytes; it does not
+know what a grammar is for.
 """
 
 from __future__ import annotations
 
 import json
 import queue
-import re
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
@@ -18,6 +18,7 @@ import numpy.typing as npt
 
 from rvllm_local.errors import GrammarError, QueueFullError
 from rvllm_local.text.grammar.limits import matcher_error, new_matcher
+from rvllm_local.text.grammar.tag_tokens import with_tokens
 from rvllm_local.text.grammar.thinking_budget import Thinking, ThinkingTokens
 from rvllm_local.text.grammar.trial_process import Vocabulary
 from rvllm_local.text.grammar.trials import Trials
@@ -30,15 +31,14 @@ _MAX_TAG = 64  # characters of a tag around thoughts
 _MOST_TAGS = 16  # pairs of them that are remembered
 Mask = npt.NDArray[np.int32]
 T = TypeVar("T")
-_TAG = re.compile(r"<\[\[(?:(free) |until (\w+) )?([0-9]+)\]\]>")
-_ANY_TEXT = "/(?s:.*)/"
 
 
 class GrammarCompiler:
-    """Compiles grammars for one model's tokenizer. Safe to use from several threads; one a model.
+    """Compiles grammars for one model's tokenizer. Several threads may use it at once.
 
-    `vocab_size` is the width of the model's logits, which may exceed the tokenizer's vocabulary: the ids between
-    are never allowed. `eos_token_ids` are the tokens that end an output.
+    `vocab_size` is the width of the model's logits, which may exceed the tokenizer's
+    vocabulary: the ids between are never allowed. `eos_token_ids` are the tokens that end
+    an output.
     """
 
     def __init__(
@@ -74,8 +74,10 @@ class GrammarCompiler:
         self._thinking: dict[tuple[str, str], ThinkingTokens] = {}
 
     def compile(self, grammar: str) -> Matcher:
-        """A matcher at the start of `grammar`. Raises `GrammarError` within two seconds if it cannot be made, `QueueFullError`
-        if too many others are being made.
+        """A matcher at the start of `grammar`.
+
+        Raises `GrammarError` within two seconds if it cannot be made, `QueueFullError` if
+        too many others are being made.
         """
         try:
             parts: dict[str, Any] = json.loads(grammar)
@@ -83,7 +85,7 @@ class GrammarCompiler:
             if reasoning is not None:
                 _check_thinking(reasoning)
             parameter = str(parts.get("parameter", "response_format"))
-            text = self._with_tags(parts)
+            text = with_tokens(parts, self._tokenizer, self._eos)
         except (
             ValueError,
             TypeError,
@@ -101,11 +103,10 @@ class GrammarCompiler:
             matcher = self._in_time(lambda: self._compile(text))
         except GrammarError as error:
             raise GrammarError(str(error), parameter) from error
-        return Matcher(
-            matcher,
-            self._eos,
-            None if reasoning is None else self._new_thinking(reasoning),
-        )
+        thinking = None
+        if reasoning is not None:
+            thinking = self._new_thinking(reasoning)
+        return Matcher(matcher, self._eos, thinking)
 
     def validate(self, grammar: str) -> None:
         """Raise what `compile` would raise."""
@@ -121,7 +122,10 @@ class GrammarCompiler:
     def _in_time(
         self, work: Callable[[], llguidance.LLMatcher]
     ) -> llguidance.LLMatcher:
-        """Run `work` in a thread that is left behind when it is late; its fuel ends it soon after."""
+        """Run `work` in a thread that is left behind when it is late.
+
+        Its fuel ends it soon after.
+        """
         if not self._slots.acquire(timeout=COMPILE_SECONDS):
             raise QueueFullError(
                 "too many grammars are being compiled; try again later", 1.0
@@ -133,9 +137,8 @@ class GrammarCompiler:
                 done.put(work())
             except Exception as error:  # handed over to the waiting thread
                 done.put(error)
-            except (
-                BaseException
-            ) as error:  # a panic in the library: it must not end the engine's process
+            # A panic in the library must not end the engine's process.
+            except BaseException as error:
                 done.put(
                     GrammarError(
                         f"the grammar makes its compiler fail ({type(error).__name__})"
@@ -154,39 +157,6 @@ class GrammarCompiler:
         if isinstance(result, Exception):
             raise result
         return result
-
-    def _with_tags(self, parts: Mapping[str, Any]) -> str:
-        """The grammars as llguidance reads them: a numbered tag becomes its special token, or else its text."""
-        tags: list[str] = parts.get("tags", [])
-
-        def spelled(one: Mapping[str, Any]) -> Mapping[str, Any]:
-            if not tags or "lark_grammar" not in one:
-                return one
-            return {
-                **one,
-                "lark_grammar": _TAG.sub(
-                    lambda found: self._spelled(found, tags), one["lark_grammar"]
-                ),
-            }
-
-        return json.dumps({"grammars": [spelled(one) for one in parts["grammars"]]})
-
-    def _spelled(self, found: re.Match[str], tags: Sequence[str]) -> str:
-        """A tag's reference, or the rules that read free text up to it."""
-        tag = tags[int(found[3])]
-        token = self._tokenizer.control_token_id(tag)
-        literal = json.dumps(tag, ensure_ascii=False)
-        reference = (
-            literal if token is None else '""' if token in self._eos else f"<[{token}]>"
-        )
-        if found[1]:
-            without = f"free_text: FREE_TEXT\nFREE_TEXT: {_ANY_TEXT} & ~/(?s:.*){_escaped(tag)}(?s:.*)/\n"
-            return without + _up_to(
-                "free_text_to_tag",
-                reference,
-                "FREE_TEXT" if token is not None else _ANY_TEXT,
-            )
-        return _up_to(found[2], reference, _ANY_TEXT) if found[2] else reference
 
     def _new_thinking(self, settings: Mapping[str, Any]) -> Thinking:
         key = settings["start"], settings["end"]
@@ -355,19 +325,6 @@ def _check_thinking(settings: Any) -> None:
             if 0 < len(start) <= _MAX_TAG and 0 < len(end) <= _MAX_TAG:
                 return
     raise TypeError
-
-
-def _up_to(name: str, reference: str, text: str) -> str:
-    """A rule for `text` and then a tag. A tag that is text ends it lazily: greedily, it would be taken for text."""
-    return (
-        f"{name}: {text} {reference}"
-        if reference.startswith("<")
-        else f"{name}[suffix={reference}]: {text}"
-    )
-
-
-def _escaped(text: str) -> str:
-    return "".join(char if char.isalnum() else f"\\u{{{ord(char):x}}}" for char in text)
 
 
 def _guarded(call: Callable[[], T]) -> T:

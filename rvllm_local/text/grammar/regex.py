@@ -152,13 +152,13 @@ class _Translation:
         return "(?:"
 
     def _repeat(self) -> str:
-        found = _REPEAT.match(self._pattern, self._at - 1)
-        if found is None:
+        match = _REPEAT.match(self._pattern, self._at - 1)
+        if match is None:
             raise PatternError(
                 "'{' must be escaped where it does not begin a repetition"
             )
-        self._at = found.end()
-        low, comma, high = found.groups()
+        self._at = match.end()
+        low, comma, high = match.groups()
         if max(int(low), int(high or 0)) > MAX_REPEAT:
             raise PatternError(f"it repeats more than {MAX_REPEAT} times")
         self._count(self._last * max(int(low), int(high or 0), 1) - self._last)
@@ -181,8 +181,14 @@ class _Translation:
         return self._escaped_char(char)
 
     def _class_of(self, char: str, is_wide: bool) -> str:
-        """What \\d, \\w or \\s and their opposites are made of, as the widest or the narrowest reader has it."""
-        return (_WIDE if is_wide else _NARROW)[char.lower()]
+        """The characters of \\d, \\w or \\s and their opposites.
+
+        The widest reader has more of them than the narrowest.
+        """
+        classes = _NARROW
+        if is_wide:
+            classes = _WIDE
+        return classes[char.lower()]
 
     def _escaped_char(self, char: str) -> str:
         if char in _CONTROLS:

@@ -11,7 +11,8 @@ class SchemaFault(Exception):  # noqa: N818  (its kinds are the errors)
 
     def __init__(self, path: Path, message: str) -> None:
         super().__init__(message)
-        self.path, self.message = path, message
+        self.path = path
+        self.message = message
 
     @property
     def place(self) -> str:
@@ -32,8 +33,12 @@ def shown_place(path: Path) -> str:
 
     It may go into a header.
     """
-    pointer = "/".join(("#", *path))
-    pointer = "".join(char if char.isprintable() else "?" for char in pointer)
+    pointer = ""
+    for char in "/".join(("#", *path)):
+        if char.isprintable():
+            pointer += char
+        else:
+            pointer += "?"  # it could end a header's line
     if len(pointer) <= _MAX_SHOWN:
         return pointer
     return pointer[: _MAX_SHOWN - 3] + "..."

@@ -10,6 +10,8 @@ from urllib.parse import quote, unquote
 
 from rvllm_local.text.grammar.schema_errors import Path
 
+Edge = tuple[Path, Path]  # from a schema to one that judges the same value
+
 
 @dataclass(frozen=True, slots=True)
 class Reference:
@@ -23,15 +25,20 @@ class Reference:
 def target_of(name: str) -> Path:
     """The path that a reference such as `#/$defs/a` leads to."""
     parts = []
-    for part in name.split("/")[1:]:
-        parts.append(unquote(part).replace("~1", "/").replace("~0", "~"))
+    for escaped in name.split("/")[1:]:
+        part = unquote(escaped)
+        part = part.replace("~1", "/").replace("~0", "~")
+        parts.append(part)
     return tuple(parts)
 
 
 def pointer_to(path: Path) -> str:
     """The reference to a path."""
-    parts = [part.replace("~", "~0").replace("/", "~1") for part in path]
-    return "/".join(("#", *map(quote, parts)))
+    parts = ["#"]
+    for part in path:
+        escaped = part.replace("~", "~0").replace("/", "~1")
+        parts.append(quote(escaped))
+    return "/".join(parts)
 
 
 def renamed_target(root: Any, path: Path) -> Path:
@@ -47,38 +54,48 @@ def renamed_target(root: Any, path: Path) -> Path:
             elif has_list and part == "additionalItems":
                 name = "items"
             node = node.get(part)
-        elif isinstance(node, list) and part.isdecimal() and int(part) < len(node):
-            node = node[int(part)]
+        elif isinstance(node, list) and part.isdecimal():
+            index = int(part)
+            if index < len(node):
+                node = node[index]
         parts.append(name)
     return tuple(parts)
 
 
-def schemas_in_place(schema: Mapping[str, Any], path: Path) -> Iterator[Path]:
-    """Schemas that judge the same value as the one at `path`, without references."""
+def schemas_in_place(
+    schema: Mapping[str, Any],
+    path: Path,
+) -> Iterator[Path]:
+    """Schemas that judge the same value as the one at `path`, references aside."""
     for key in ("allOf", "anyOf", "oneOf"):
-        parts = schema.get(key, ())
-        for index in range(len(parts) if isinstance(parts, list) else 0):
+        parts = schema.get(key)
+        if not isinstance(parts, list):
+            continue
+        for index in range(len(parts)):
             yield (*path, key, str(index))
 
 
 def circular_reference(
-    places: Mapping[Path, Iterable[Path]], references: Iterable[Reference]
+    places: Mapping[Path, Iterable[Path]],
+    references: Iterable[Reference],
 ) -> Reference | None:
     """A reference by which a schema judges a value through itself; None if all end.
 
     `places` are all schemas, and those that judge the same value.
     """
-    edges = {path: list(near) for path, near in places.items()}
-    by_edge = {}
+    edges: dict[Path, list[Path]] = {}
+    for path, near in places.items():
+        edges[path] = list(near)
+    by_edge: dict[Edge, Reference] = {}
     for reference in references:
         edges[reference.path].append(reference.target)
         by_edge[reference.path, reference.target] = reference
     is_done: dict[Path, bool] = {}  # False while its paths are followed
-    for start, first in edges.items():
+    for start, neighbours in edges.items():
         if start in is_done:
             continue
         is_done[start] = False
-        trail = [(start, iter(first))]
+        trail = [(start, iter(neighbours))]
         while trail:
             path, rest = trail[-1]
             following = next(rest, None)
@@ -87,16 +104,23 @@ def circular_reference(
                 trail.pop()
             elif following not in is_done:
                 is_done[following] = False
-                trail.append((following, iter(edges.get(following, ()))))
+                onward = edges.get(following, ())
+                trail.append((following, iter(onward)))
             elif not is_done[following]:
-                steps = [place for place, _ in trail] + [following]
+                steps = [visited for visited, _ in trail]
+                steps.append(following)
                 return _reference_among(steps, by_edge)
     return None
 
 
 def _reference_among(
-    steps: list[Path], by_edge: Mapping[tuple[Path, Path], Reference]
+    steps: list[Path],
+    by_edge: Mapping[Edge, Reference],
 ) -> Reference:
     """The last reference of a circle; without one, the schema would hold itself."""
-    pairs = list(itertools.pairwise(steps))
-    return next(by_edge[pair] for pair in reversed(pairs) if pair in by_edge)
+    edges = list(itertools.pairwise(steps))
+    edges.reverse()
+    for edge in edges:
+        if edge in by_edge:
+            return by_edge[edge]
+    raise AssertionError("a schema holds itself")

@@ -7,8 +7,10 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from rvllm_local.text.grammar.schema_errors import Path
 from rvllm_local.text.grammar.schema_refs import target_of
 
+Schema = Mapping[str, Any]
 _MOST_STEPS = 16  # of references that lead to references
 _ANY_TYPE = frozenset({"null", "boolean", "number", "string", "array", "object"})
 
@@ -18,44 +20,57 @@ def are_exclusive(alternatives: Sequence[Any], root: Any) -> bool:
 
     `root` is the outermost schema, in which references are followed.
     """
-    schemas = [_resolved(part, root) for part in alternatives]
-    if any(schema is None for schema in schemas):
-        return False
-    mappings = [schema for schema in schemas if schema is not None]
-    pairs = itertools.combinations(mappings, 2)
-    return all(_exclude_each_other(first, second, root) for first, second in pairs)
+    schemas = []
+    for part in alternatives:
+        schema = _resolved(part, root)
+        if schema is None:
+            return False
+        schemas.append(schema)
+    for first, second in itertools.combinations(schemas, 2):
+        if not _exclude_each_other(first, second, root):
+            return False
+    return True
 
 
-def _exclude_each_other(
-    first: Mapping[str, Any], second: Mapping[str, Any], root: Any
-) -> bool:
-    if not _types(first) & _types(second):
+def _exclude_each_other(first: Schema, second: Schema, root: Any) -> bool:
+    shared_types = _types(first) & _types(second)
+    if not shared_types:
         return True
-    literals = _literals(first), _literals(second)
-    if literals[0] is not None and literals[1] is not None:
-        return not literals[0] & literals[1]
+    literals = _literals(first)
+    others = _literals(second)
+    if literals is not None and others is not None:
+        return literals.isdisjoint(others)
     return _have_different_tags(first, second, root)
 
 
-def _have_different_tags(
-    first: Mapping[str, Any], second: Mapping[str, Any], root: Any
-) -> bool:
+def _have_different_tags(first: Schema, second: Schema, root: Any) -> bool:
     """True if both are objects that require a property with different literals."""
     if _types(first) | _types(second) != {"object"}:
         return False
-    names = set(_list(first, "required")) & set(_list(second, "required"))
-    for name in names:
-        tags = []
-        for schema in (first, second):
-            properties = schema.get("properties")
-            part = properties.get(name) if isinstance(properties, Mapping) else None
-            tags.append(_literals(_resolved(part, root) or {}))
-        if tags[0] is not None and tags[1] is not None and not tags[0] & tags[1]:
+    required = set(_list(first, "required"))
+    required &= set(_list(second, "required"))
+    for name in required:
+        tags = _property_literals(first, name, root)
+        others = _property_literals(second, name, root)
+        if tags is None or others is None:
+            continue
+        if tags.isdisjoint(others):
             return True
     return False
 
 
-def _resolved(schema: Any, root: Any) -> Mapping[str, Any] | None:
+def _property_literals(schema: Schema, name: Any, root: Any) -> set[str] | None:
+    """The values that an object's property lists; None if it lists none."""
+    properties = schema.get("properties")
+    if not isinstance(properties, Mapping):
+        return None
+    resolved = _resolved(properties.get(name), root)
+    if resolved is None:
+        return None
+    return _literals(resolved)
+
+
+def _resolved(schema: Any, root: Any) -> Schema | None:
     """The schema that a chain of references leads to; None if it is no mapping."""
     for _ in range(_MOST_STEPS):
         if not isinstance(schema, Mapping):
@@ -63,34 +78,53 @@ def _resolved(schema: Any, root: Any) -> Mapping[str, Any] | None:
         name = schema.get("$ref")
         if not isinstance(name, str) or len(schema) > 1:
             return schema
-        schema = root
-        for part in target_of(name):
-            schema = schema.get(part) if isinstance(schema, Mapping) else None
+        schema = _schema_at(root, target_of(name))
     return None
 
 
-def _types(schema: Mapping[str, Any]) -> frozenset[str]:
+def _schema_at(root: Any, path: Path) -> Any:
+    """What stands at a path of mappings; None if they end before."""
+    node = root
+    for part in path:
+        if not isinstance(node, Mapping):
+            return None
+        node = node.get(part)
+    return node
+
+
+def _types(schema: Schema) -> frozenset[str]:
     """The types that a schema takes; integers are numbers."""
     literals = _literals(schema)
-    named = schema.get("type")
-    if isinstance(named, str):
-        named = [named]
-    if isinstance(named, list):
-        return frozenset("number" if name == "integer" else name for name in named)
+    names = schema.get("type")
+    if isinstance(names, str):
+        names = [names]
+    if isinstance(names, list):
+        types = set(names)
+        if "integer" in types:
+            types.remove("integer")
+            types.add("number")
+        return frozenset(types)
     if literals is not None and all(text.startswith('"') for text in literals):
         return frozenset({"string"})
     return _ANY_TYPE
 
 
-def _literals(schema: Mapping[str, Any]) -> set[str] | None:
+def _literals(schema: Schema) -> set[str] | None:
     """The values that a schema lists, as JSON; None if it lists none."""
     if "const" in schema:
-        return {json.dumps(schema["const"], sort_keys=True)}
-    if isinstance(schema.get("enum"), list):
-        return {json.dumps(value, sort_keys=True) for value in schema["enum"]}
-    return None
+        values = [schema["const"]]
+    elif isinstance(schema.get("enum"), list):
+        values = schema["enum"]
+    else:
+        return None
+    literals = set()
+    for value in values:
+        literals.add(json.dumps(value, sort_keys=True))
+    return literals
 
 
-def _list(schema: Mapping[str, Any], key: str) -> list[Any]:
+def _list(schema: Schema, key: str) -> list[Any]:
     value = schema.get(key)
-    return value if isinstance(value, list) else []
+    if isinstance(value, list):
+        return value
+    return []

@@ -110,9 +110,11 @@ def checked_multiple(value: Any, path: Path, *, takes_decimals: bool) -> float:
 
 def checked_types(value: Any, path: Path) -> Any:
     """A type, or a list of them."""
-    names = value if isinstance(value, list) else [value]
-    known = [isinstance(name, str) and name in _TYPES for name in names]
-    if not names or not all(known):
+    names = value
+    if not isinstance(value, list):
+        names = [value]
+    are_types = [isinstance(name, str) and name in _TYPES for name in names]
+    if not names or not all(are_types):
         types = ", ".join(sorted(_TYPES))
         raise MalformedSchemaError(path, f"must be one of {types}, or a list of them")
     if len(set(names)) < len(names):

@@ -1,6 +1,7 @@
-"""Which tokens may come while a model thinks: all that are text, until its end tag, or until its budget is spent.
+"""Which tokens may come while a model thinks.
 
-It knows tokens and tags; the grammar that follows is not its business.
+All that are text may come until the end tag, or until the budget is spent. This knows
+tokens and tags; it does not know the grammar that follows.
 """
 
 from __future__ import annotations
@@ -19,16 +20,22 @@ Mask = npt.NDArray[np.int32]
 
 @dataclass(frozen=True, slots=True)
 class ThinkingTokens:
-    """A pair of tags in one vocabulary; masks are [ceil(vocab / 32)] with a bit for each token."""
+    """A pair of tags in one vocabulary.
+
+    Masks are [ceil(vocab / 32)] with a bit for each token.
+    """
 
     start: tuple[int, ...]  # the start tag's tokens
     end: tuple[int, ...]  # the end tag's tokens
     end_tag: bytes
     tokens: Sequence[bytes]
-    ends_at_token: bool  # the end tag begins with a special token, after which the rest of it is certain
-    # By how many bytes of the end tag have come: what may follow. A token may not end the thought and go on.
+    # The end tag begins with a special token, after which the rest of it is certain.
+    ends_at_token: bool
+    # What may follow, by how many bytes of the end tag have come. A token may not end the
+    # thought and go on.
     free: tuple[Mask, ...]
-    blank: Mask  # tokens of nothing but blanks, which may stand between the thought and what follows
+    # Tokens of nothing but blanks, which may stand between the thought and what follows.
+    blank: Mask
 
     @classmethod
     def of(
@@ -39,50 +46,71 @@ class ThinkingTokens:
         tokens: Sequence[bytes],
         special: Sequence[int],
     ) -> ThinkingTokens:
-        """Read the vocabulary once; `tokens` are the bytes of each, `special` those that are no text."""
-        end = tuple(tokenizer.encode(end_tag, special=True, bos=False))
-        text = np.array([spelled != b"" for spelled in tokens])
-        text[list(special)] = False
-        text[end[0]] = True
+        """Read the vocabulary once.
+
+        `tokens` are the bytes of each token, `special` the ids of those that are no text.
+        """
+        start = tokenizer.encode(start_tag, special=True, bos=False)
+        end = tokenizer.encode(end_tag, special=True, bos=False)
+        ends_at_token = end[0] in special
+        is_text = np.array([spelled != b"" for spelled in tokens])
+        is_text[list(special)] = False
+        is_text[end[0]] = True
         tag = end_tag.encode()
-        inner = [
-            token
-            for token, spelled in enumerate(tokens)
-            if text[token] and tag[-1:] in spelled[:-1]
-        ]
+        # Tokens that may hold the end of the tag and more.
+        inner = []
+        for token_id, spelled in enumerate(tokens):
+            if is_text[token_id] and tag[-1:] in spelled[:-1]:
+                inner.append(token_id)
+        num_states = len(tag)
+        if ends_at_token:
+            num_states = 1
         free = []
-        for num_come in range(1 if end[0] in special else len(tag)):
-            allowed = text.copy()
-            for token in inner:
-                if _goes_past(tag[:num_come] + tokens[token], tag):
-                    allowed[token] = False
+        for num_come in range(num_states):
+            allowed = is_text.copy()
+            for token_id in inner:
+                if _goes_past(tag[:num_come] + tokens[token_id], tag):
+                    allowed[token_id] = False
             free.append(_packed(allowed))
-        start = tuple(tokenizer.encode(start_tag, special=True, bos=False))
-        blank = np.array(
-            [bool(spelled) and not spelled.strip(b" \n") for spelled in tokens]
-        )
+        is_blank = [_is_blank(spelled) for spelled in tokens]
         return cls(
-            start, end, tag, tokens, end[0] in special, tuple(free), _packed(blank)
+            start=tuple(start),
+            end=tuple(end),
+            end_tag=tag,
+            tokens=tokens,
+            ends_at_token=ends_at_token,
+            free=tuple(free),
+            blank=_packed(np.array(is_blank)),
         )
 
     def bytes_come(self, num_come: int, token_id: int) -> int:
-        """How many bytes of the end tag have come after `token_id`; all of them if it ended the thought."""
+        """How many bytes of the end tag have come after `token_id`.
+
+        All of them have come if it ended the thought.
+        """
         if self.ends_at_token:
             return 0
         tail = self.end_tag[:num_come] + self.tokens[token_id]
         if self.end_tag in tail:
             return len(self.end_tag)
-        for length in range(min(len(self.end_tag) - 1, len(tail)), 0, -1):
+        longest = min(len(self.end_tag) - 1, len(tail))
+        for length in range(longest, 0, -1):
             if tail.endswith(self.end_tag[:length]):
                 return length
         return 0
 
 
 class Thinking:
-    """One output's thinking: perhaps a start tag, then free tokens, the end tag, and a few blanks."""
+    """One output's thinking.
+
+    There may be a start tag; then come free tokens, the end tag, and a few blanks.
+    """
 
     def __init__(
-        self, tokens: ThinkingTokens, max_tokens: int | None, starts_inside: bool
+        self,
+        tokens: ThinkingTokens,
+        max_tokens: int | None,
+        starts_inside: bool,
     ) -> None:
         self._tokens = tokens
         self._left = max_tokens
@@ -95,7 +123,10 @@ class Thinking:
         self._force_end_if_spent()
 
     def allowed(self) -> Mask:
-        """The mask of the next token; before the thought, the grammar's own tokens come on top."""
+        """The mask of the next token.
+
+        Before the thought, the grammar's own tokens are allowed as well.
+        """
         if self._forced:
             return self._only(self._forced[0])
         if self.is_inside:
@@ -104,7 +135,8 @@ class Thinking:
 
     def advance(self, token_id: int) -> bool:
         """Take a token; False if it is not of the thinking, which is over then."""
-        if (self._forced or self.is_inside) and not _has(self.allowed(), token_id):
+        is_thinking = self._forced or self.is_inside
+        if is_thinking and not _has(self.allowed(), token_id):
             return False
         if self._forced:
             self._forced = self._forced[1:]
@@ -157,12 +189,18 @@ class Thinking:
             self._forced = self._tokens.end
 
     def _end(self) -> None:
-        self.is_inside, self.is_over = False, True
+        self.is_inside = False
+        self.is_over = True
 
     def _only(self, token_id: int) -> Mask:
         mask = np.zeros_like(self._tokens.free[0])
         _set(mask, token_id)
         return mask
+
+
+def _is_blank(spelled: bytes) -> bool:
+    """True for a token of nothing but blanks and line ends."""
+    return spelled != b"" and not spelled.strip(b" \n")
 
 
 def _goes_past(text: bytes, tag: bytes) -> bool:
@@ -171,16 +209,19 @@ def _goes_past(text: bytes, tag: bytes) -> bool:
 
 
 def _packed(allowed: npt.NDArray[np.bool_]) -> Mask:
-    padded = np.zeros(-(-allowed.size // 32) * 32, dtype=np.bool_)
+    words = -(-allowed.size // 32)
+    padded = np.zeros(words * 32, dtype=np.bool_)
     padded[: allowed.size] = allowed
     return np.packbits(padded, bitorder="little").view(np.int32)
 
 
 def _has(mask: Mask, token_id: int) -> bool:
-    return 0 <= token_id < mask.size * 32 and bool(
-        mask.view(np.uint32)[token_id // 32] >> (token_id % 32) & 1
-    )
+    if not 0 <= token_id < mask.size * 32:
+        return False
+    word, bit = divmod(token_id, 32)
+    return bool(mask.view(np.uint32)[word] >> bit & 1)
 
 
 def _set(mask: Mask, token_id: int) -> None:
-    mask.view(np.uint32)[token_id // 32] |= np.uint32(1 << (token_id % 32))
+    word, bit = divmod(token_id, 32)
+    mask.view(np.uint32)[word] |= np.uint32(1 << bit)

@@ -33,25 +33,34 @@ class Vocabulary(msgspec.Struct, frozen=True):
 
 
 class _Words:
-    """Stands for the tokenizer: encodes by the longest match, which is good enough."""
+    """A tokenizer for llguidance.
+
+    It encodes by the longest match, which is good enough for a trial.
+    """
 
     def __init__(self, vocabulary: Vocabulary) -> None:
         self.eos_token_id = vocabulary.eos_token_ids[0]
         self.bos_token_id = None
         self.tokens = vocabulary.tokens
         self.special_token_ids = vocabulary.special_token_ids
-        self._ids = {token: index for index, token in enumerate(vocabulary.tokens)}
-        self._longest = max((len(token) for token in vocabulary.tokens), default=0)
+        self._ids: dict[bytes, int] = {}
+        self._longest = 0
+        for token_id, token in enumerate(vocabulary.tokens):
+            self._ids[token] = token_id
+            self._longest = max(self._longest, len(token))
 
     def __call__(self, text: bytes | str) -> list[int]:
-        data = text.encode() if isinstance(text, str) else text
+        data = text
+        if isinstance(data, str):
+            data = data.encode()
         ids = []
         while data:
             length = min(self._longest, len(data))
             while length > 1 and data[:length] not in self._ids:
                 length -= 1
-            if data[:length] in self._ids:
-                ids.append(self._ids[data[:length]])
+            token_id = self._ids.get(data[:length])
+            if token_id is not None:
+                ids.append(token_id)
             data = data[length:]
         return ids
 
@@ -59,7 +68,8 @@ class _Words:
 def main() -> None:
     """Fork for every connection that the parent hands over."""
     parent = socket.socket(fileno=int(sys.argv[1]))
-    vocabulary = msgspec.msgpack.decode(_receive_message(parent), type=Vocabulary)
+    message = _receive_message(parent)
+    vocabulary = msgspec.msgpack.decode(message, type=Vocabulary)
     words = llguidance.TokenizerWrapper(_Words(vocabulary))
     tokenizer = llguidance.LLTokenizer(words, eos_token=vocabulary.eos_token_ids)
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for forks
@@ -71,7 +81,8 @@ def main() -> None:
         for descriptor in descriptors:
             if os.fork() == 0:
                 parent.close()
-                _serve(socket.socket(fileno=descriptor), tokenizer)
+                connection = socket.socket(fileno=descriptor)
+                _serve(connection, tokenizer)
                 os._exit(0)
             os.close(descriptor)
 
@@ -82,7 +93,8 @@ def _serve(connection: socket.socket, tokenizer: llguidance.LLTokenizer) -> None
     length, cpu_s, num_bytes = HEAD.unpack(head)
     grammar = _receive(connection, length).decode()
     _limit(cpu_s, num_bytes)
-    error = matcher_error(new_matcher(tokenizer, grammar)) or ""
+    matcher = new_matcher(tokenizer, grammar)
+    error = matcher_error(matcher) or ""
     connection.sendall(b"a" + error.encode()[:1000])
 
 
@@ -93,20 +105,22 @@ def _limit(cpu_s: float, num_bytes: int) -> None:
     signal.setitimer(signal.ITIMER_REAL, cpu_s * _WALL_FACTOR)
     statm = Path("/proc/self/statm")
     if statm.exists():  # elsewhere the limit has no effect
-        size = int(statm.read_text(encoding="ascii").split()[0])
-        limit = size * resource.getpagesize() + num_bytes
+        pages = statm.read_text(encoding="ascii").split()[0]
+        limit = int(pages) * resource.getpagesize() + num_bytes
         resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
 
 
 def _receive_message(connection: socket.socket) -> bytes:
-    (length,) = struct.unpack(">I", _receive(connection, 4))
+    head = _receive(connection, 4)
+    (length,) = struct.unpack(">I", head)
     return _receive(connection, length)
 
 
 def _receive(connection: socket.socket, count: int) -> bytes:
     data = bytearray()
     while len(data) < count:
-        part = connection.recv(min(count - len(data), 2**20))
+        missing = count - len(data)
+        part = connection.recv(min(missing, 2**20))
         if not part:
             os._exit(0)  # nobody is left to answer
         data += part
