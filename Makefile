@@ -20,7 +20,8 @@ run: $(VENV)/.installed openblas
 
 test: $(VENV)/.installed-dev openblas lint
 	@# Two at a time, each with one thread of BLAS: many tests wait, and few compute for long.
-	OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+	@# Bytecode is kept: hundreds of processes are started, and each would compile all modules.
+	env -u PYTHONDONTWRITEBYTECODE OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
