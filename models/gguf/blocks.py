@@ -21,6 +21,13 @@ _IQ4_VALUES = np.array(
     dtype=np.int8,
 )  # the codebook of IQ4_NL and IQ4_XS
 
+# MXFP4's numbers, doubled and shifted by their largest: whole numbers from 0.
+_MXFP4_ZERO = 12
+_MXFP4_VALUES = np.array(
+    [0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12], dtype=np.int8
+)
+_MXFP4_VALUES = (_MXFP4_VALUES + _MXFP4_ZERO).astype(np.uint8)
+
 
 @dataclass(frozen=True, slots=True)
 class BlockFormat:
@@ -194,6 +201,14 @@ def _q6_k(raw: Bytes) -> FloatArray:
     return values.reshape(len(raw), _SUPER)
 
 
+def mxfp4(raw: Bytes) -> AffineBlocks:
+    """An exponent, 16 bytes of codes for whole numbers from -12 to 12."""
+    exponent = raw[:, :1].astype(np.int32) - 128
+    scale = np.ldexp(np.float32(1.0), exponent).astype(np.float32)
+    codes = _MXFP4_VALUES[_nibbles(raw[:, 1:])]
+    return AffineBlocks(codes, scale, scale * -_MXFP4_ZERO, 5)
+
+
 def _f32(raw: Bytes) -> FloatArray:
     return raw.view(np.float32).copy()
 
@@ -226,6 +241,7 @@ AFFINE: dict[str, Callable[[Bytes], AffineBlocks]] = {
     "Q5_K": q5_k,
     "IQ4_NL": iq4_nl,
     "IQ4_XS": iq4_xs,
+    "MXFP4": mxfp4,
 }
 FORMATS = {
     0: BlockFormat("F32", 1, 4, _f32),
@@ -243,4 +259,5 @@ FORMATS = {
     20: BlockFormat("IQ4_NL", 32, 18, _affine(iq4_nl)),
     23: BlockFormat("IQ4_XS", _SUPER, 136, _affine(iq4_xs)),
     30: BlockFormat("BF16", 1, 2, _bf16),
+    39: BlockFormat("MXFP4", 32, 17, _affine(mxfp4)),
 }

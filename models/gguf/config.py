@@ -11,15 +11,19 @@ from typing import Any
 import numpy as np
 
 from rvllm_local.errors import ModelFileError, UnsupportedModelError
+from rvllm_local.models.gguf.family_keys import family_config
+from rvllm_local.models.gguf.keys import Keys
 from rvllm_local.models.gguf.reader import GGUFFile
 from rvllm_local.models.gguf.weights import Architecture, architecture_of
 
 _PLAIN_ROPE = (None, "none")
 _LLAMA3 = {
     "low_freq_factor": 1.0,
-    "high_freq_factor": 4.0,
     "original_max_position_embeddings": 8192,
 }
+_LLAMA3_FAMILIES = ("llama", "llama4")
+# Where the short wavelengths end: Llama 4's definition has no smooth part.
+_HIGH_FREQUENCIES = (4.0, 1.0)
 _ENDS = (
     "eos_token_id",
     "eot_token_id",
@@ -28,15 +32,12 @@ _ENDS = (
     "eog_token_ids",
 )
 _NO_TOKEN = (-1, 0xFFFFFFFF)  # how files say that there is none
-_GEMMA2_27B_LAYERS = (
-    46  # the one size that scales queries by its width instead of its head
-)
 
 
 def gguf_config(file: GGUFFile) -> dict[str, Any]:
     """The configuration, as config.json would have it. Raises for other architectures and missing keys."""
     architecture = architecture_of(file)
-    keys = _Keys(file)
+    keys = Keys(file)
     if not architecture.has_experts:
         keys.refuse_experts()
     keys.refuse_parts()
@@ -65,80 +66,11 @@ def gguf_config(file: GGUFFile) -> dict[str, Any]:
     }
     _check_heads(file, config)
     config |= _rope(keys, config)
-    config |= _of_family(keys, config)
     _check_output(file, architecture)
-    return config
+    return family_config(keys, config)
 
 
-def _of_family(keys: _Keys, config: dict[str, Any]) -> dict[str, Any]:
-    """What only one family has."""
-    head_dim: int = config["head_dim"]
-    if config["model_type"] == "gemma2":
-        is_27b = config["num_hidden_layers"] == _GEMMA2_27B_LAYERS
-        return {
-            "attn_logit_softcapping": keys.positive("attn_logit_softcapping", 50.0),
-            "final_logit_softcapping": keys.positive("final_logit_softcapping", 30.0),
-            "query_pre_attn_scalar": config["hidden_size"]
-            / config["num_attention_heads"]
-            if is_27b
-            else head_dim,
-        }
-    if config["model_type"] == "gemma3_text":
-        is_27b = config["num_hidden_layers"] == 62
-        return {
-            "sliding_window": keys.integer("attention.sliding_window", 1024),
-            "sliding_window_pattern": 6,
-            "rope_local_base_freq": 10000.0,
-            "rope_theta": keys.positive("rope.freq_base", 1e6),
-            "query_pre_attn_scalar": config["hidden_size"]
-            // config["num_attention_heads"]
-            if is_27b
-            else head_dim,
-        }
-    if config["model_type"] == "phi3":
-        if head_dim * config["num_attention_heads"] != config["hidden_size"]:
-            raise UnsupportedModelError(
-                f"{keys.path}: a phi3 model with heads of {head_dim} is not supported"
-            )
-        rotated = keys.integer("rope.dimension_count", head_dim)
-        return {"partial_rotary_factor": rotated / head_dim}
-    if config["model_type"] == "glm4":
-        rotated = keys.integer("rope.dimension_count", head_dim)
-        has_bias = "blk.0.attn_q.bias" in keys.file.tensors
-        return {
-            "partial_rotary_factor": rotated / head_dim,
-            "attention_bias": has_bias,
-        }
-    if config["model_type"] in ("qwen2_moe", "qwen3_moe"):
-        return _experts(keys, config["model_type"])
-    return {}
-
-
-def _experts(keys: _Keys, model_type: str) -> dict[str, Any]:
-    """The experts of a Qwen model; widths that the file does not say are its tensors'."""
-    width = _rows(keys.file, "blk.0.ffn_gate_exps.weight")
-    shared = _rows(keys.file, "blk.0.ffn_gate_shexp.weight")
-    experts = {
-        "num_experts": keys.integer("expert_count"),
-        "num_experts_per_tok": keys.integer("expert_used_count"),
-        "moe_intermediate_size": keys.integer("expert_feed_forward_length", width),
-        "decoder_sparse_step": 1,
-        "mlp_only_layers": [],
-        "norm_topk_prob": model_type == "qwen3_moe",
-    }
-    if model_type == "qwen2_moe":
-        experts["shared_expert_intermediate_size"] = keys.integer(
-            "expert_shared_feed_forward_length", shared
-        )
-    return experts
-
-
-def _rows(file: GGUFFile, name: str) -> int | None:
-    info = file.tensors.get(name)
-    return None if info is None or len(info.shape) < 2 else info.shape[-2]
-
-
-def _rope(keys: _Keys, config: dict[str, Any]) -> dict[str, Any]:
+def _rope(keys: Keys, config: dict[str, Any]) -> dict[str, Any]:
     """The scaling of positions. Raises `UnsupportedModelError` for what mlx-lm would not compute in the same way."""
     # llama.cpp takes a factor without a type for a linear one.
     kind = keys.get("rope.scaling.type")
@@ -163,7 +95,7 @@ def _rope(keys: _Keys, config: dict[str, Any]) -> dict[str, Any]:
     return {"rope_scaling": {"type": "linear", "rope_type": "linear", "factor": factor}}
 
 
-def _scaling_factor(keys: _Keys) -> float:
+def _scaling_factor(keys: Keys) -> float:
     """The factor of positions, under its key or the one of older files; 0 is none."""
     for key in ("rope.scaling.factor", "rope.scale_linear"):
         value = keys.get(key)
@@ -173,7 +105,7 @@ def _scaling_factor(keys: _Keys) -> float:
     return 1.0
 
 
-def _yarn(keys: _Keys, config: dict[str, Any], factor: float) -> dict[str, Any]:
+def _yarn(keys: Keys, config: dict[str, Any], factor: float) -> dict[str, Any]:
     context: int = config["max_position_embeddings"]
     original = keys.integer("rope.scaling.original_context_length", context)
     scaling = {
@@ -188,27 +120,43 @@ def _yarn(keys: _Keys, config: dict[str, Any], factor: float) -> dict[str, Any]:
     return scaling
 
 
-def _llama3_scaling(keys: _Keys, config: dict[str, Any]) -> dict[str, Any]:
+def _llama3_scaling(keys: Keys, config: dict[str, Any]) -> dict[str, Any]:
     """Llama 3.1's scaling, found again from the factor of each frequency."""
-    if config["model_type"] != "llama":
+    if config["model_type"] not in _LLAMA3_FAMILIES:
         raise UnsupportedModelError(
             f"{keys.path}: RoPE factors in a {config['model_type']} model are not supported"
         )
     dim: int = config["head_dim"]
     factors = _factors(keys, "rope_freqs.weight", dim // 2)
-    scaling = {"rope_type": "llama3", "factor": float(factors.max()), **_LLAMA3}
-    wavelength = 2 * math.pi * config["rope_theta"] ** (np.arange(0, dim, 2) / dim)
-    ratio = _LLAMA3["original_max_position_embeddings"] / wavelength
-    smooth = np.clip((ratio - 1.0) / 3.0, 0.0, 1.0)
-    expected = 1 / ((1 - smooth) / scaling["factor"] + smooth)
-    if not np.allclose(factors, expected, rtol=1e-2):
-        raise UnsupportedModelError(
-            f"{keys.path}: the RoPE factors are not those of Llama 3; use safetensors"
-        )
-    return scaling
+    for high in _HIGH_FREQUENCIES:
+        scaling = {"rope_type": "llama3", "factor": float(factors.max()), **_LLAMA3}
+        scaling["high_freq_factor"] = high
+        expected = _llama3_factors(scaling, config["rope_theta"], dim)
+        if np.allclose(factors, expected, rtol=1e-2):
+            return scaling
+    raise UnsupportedModelError(
+        f"{keys.path}: the RoPE factors are not those of Llama 3; use safetensors"
+    )
 
 
-def _longrope(keys: _Keys, config: dict[str, Any]) -> dict[str, Any]:
+def _llama3_factors(
+    scaling: dict[str, Any], base: float, dim: int
+) -> np.ndarray[Any, np.dtype[Any]]:
+    """The factor of each frequency, as Llama 3's definition gives them."""
+    wavelength = 2 * math.pi * base ** (np.arange(0, dim, 2) / dim)
+    ratio = scaling["original_max_position_embeddings"] / wavelength
+    low, high = scaling["low_freq_factor"], scaling["high_freq_factor"]
+    if high == low:
+        smooth = (ratio >= low).astype(np.float64)
+    else:
+        smooth = np.clip((ratio - low) / (high - low), 0.0, 1.0)
+    factors: np.ndarray[Any, np.dtype[Any]] = 1 / (
+        (1 - smooth) / scaling["factor"] + smooth
+    )
+    return factors
+
+
+def _longrope(keys: Keys, config: dict[str, Any]) -> dict[str, Any]:
     if config["model_type"] != "phi3":
         raise UnsupportedModelError(
             f"{keys.path}: RoPE factors in a {config['model_type']} model are not supported"
@@ -231,7 +179,7 @@ def _longrope(keys: _Keys, config: dict[str, Any]) -> dict[str, Any]:
 
 
 def _factors(
-    keys: _Keys, name: str, count: int
+    keys: Keys, name: str, count: int
 ) -> np.ndarray[Any, np.dtype[np.float32]]:
     info = keys.file.info(name)
     if info.shape != (count,):
@@ -262,7 +210,7 @@ def _check_heads(file: GGUFFile, config: dict[str, Any]) -> None:
         raise ModelFileError(
             f"{file.path}: {heads} heads of {head_dim} cannot share {kv_heads} key heads"
         )
-    keys = _Keys(file)
+    keys = Keys(file)
     value_dim = keys.integer("attention.value_length", head_dim)
     rotated = keys.integer("rope.dimension_count", head_dim)
     if value_dim != head_dim:
@@ -318,62 +266,3 @@ def _end_tokens(file: GGUFFile) -> list[int]:
                 )
             ends[token] = None
     return list(ends)
-
-
-class _Keys:
-    """Checked look-ups of an architecture's own keys."""
-
-    def __init__(self, file: GGUFFile) -> None:
-        self.file, self.path = file, file.path
-        self._prefix = f"{file.metadata['general.architecture']}."
-
-    def get(self, key: str) -> Any:
-        return self.file.metadata.get(self._prefix + key)
-
-    def refuse_experts(self) -> None:
-        if self.get("expert_count"):
-            raise UnsupportedModelError(
-                f"{self.path}: experts in a GGUF file are not supported; use safetensors"
-            )
-
-    def refuse_parts(self) -> None:
-        parts = self.file.metadata.get("split.count")
-        if isinstance(parts, int) and parts > 1:
-            raise UnsupportedModelError(
-                f"{self.path}: it is one of {parts} parts; join them with llama.cpp's `llama-gguf-split --merge`"
-            )
-
-    def integer(self, key: str, default: int | None = None) -> int:
-        value = self._required(key) if default is None else self._or(key, default)
-        if isinstance(value, list) and value and all(one == value[0] for one in value):
-            value = value[0]  # one for each layer
-        if (
-            isinstance(value, bool)
-            or not isinstance(value, int)
-            or not 0 < value < 1 << 24
-        ):
-            raise ModelFileError(
-                f"{self.path}: key {self._prefix + key!r} is {value!r:.60}, not a plausible number"
-            )
-        return value
-
-    def positive(self, key: str, default: float | None = None) -> float:
-        value = self._required(key) if default is None else self._or(key, default)
-        if (
-            isinstance(value, bool)
-            or not isinstance(value, int | float)
-            or not 0 < value < math.inf
-        ):
-            raise ModelFileError(
-                f"{self.path}: key {self._prefix + key!r} is {value!r:.60}, not a positive number"
-            )
-        return float(value)
-
-    def _or(self, key: str, default: float) -> Any:
-        value = self.get(key)
-        return default if value is None else value
-
-    def _required(self, key: str) -> Any:
-        if (value := self.get(key)) is None:
-            raise ModelFileError(f"{self.path}: key {self._prefix + key!r} is missing")
-        return value

@@ -61,6 +61,34 @@ _GLM4 = {
     "ffn_up": "mlp.gate_up_proj",
     "post_ffw_norm": "post_mlp_layernorm",
 }
+_GPT_OSS = {
+    "attn_sinks": "self_attn.sinks",
+    "post_attention_norm": "post_attention_layernorm",
+    "ffn_gate_inp": "mlp.router",
+    "ffn_gate_exps": "mlp.experts.gate_proj",
+    "ffn_up_exps": "mlp.experts.up_proj",
+    "ffn_down_exps": "mlp.experts.down_proj",
+}
+_LLAMA4 = {
+    "ffn_gate": "feed_forward.gate_proj",
+    "ffn_up": "feed_forward.up_proj",
+    "ffn_down": "feed_forward.down_proj",
+    "ffn_gate_inp": "feed_forward.router",
+    "ffn_gate_exps": "feed_forward.experts.gate_proj",
+    "ffn_up_exps": "feed_forward.experts.up_proj",
+    "ffn_down_exps": "feed_forward.experts.down_proj",
+    "ffn_gate_shexp": "feed_forward.shared_expert.gate_proj",
+    "ffn_up_shexp": "feed_forward.shared_expert.up_proj",
+    "ffn_down_shexp": "feed_forward.shared_expert.down_proj",
+}
+_MIXTRAL = {
+    "ffn_gate_inp": "block_sparse_moe.gate",
+    "ffn_gate_exps": "block_sparse_moe.switch_mlp.gate_proj",
+    "ffn_up_exps": "block_sparse_moe.switch_mlp.up_proj",
+    "ffn_down_exps": "block_sparse_moe.switch_mlp.down_proj",
+}
+# A parameter that is no layer's weight.
+_BARE = ".sinks"
 # A matrix of one row, which the converter writes as a vector.
 _ONE_ROW = "mlp.shared_expert_gate.weight"
 # Tensors that shape the rotation; the configuration takes them in.
@@ -75,6 +103,7 @@ class Architecture:
 
     `permuted`: rows of queries and keys are in llama.cpp's order for its interleaved rotation. `norm_shift`: what the
     converter added to the weights of norms. `always_tied`: the family has no output matrix of its own.
+    `prefix` stands before every name in mlx-lm's definition.
     """
 
     model_type: str
@@ -83,6 +112,7 @@ class Architecture:
     norm_shift: float = 0.0
     always_tied: bool = False
     has_experts: bool = False
+    prefix: str = ""  # before every name in mlx-lm's definition
 
 
 ARCHITECTURES: Mapping[str, Architecture] = {
@@ -98,6 +128,10 @@ ARCHITECTURES: Mapping[str, Architecture] = {
     ),
     "phi3": Architecture("phi3", {**_LAYER, **_FUSED}),
     "glm4": Architecture("glm4", {**_LAYER, **_GLM4}),
+    "gpt-oss": Architecture("gpt_oss", {**_LAYER, **_GPT_OSS}, has_experts=True),
+    "llama4": Architecture(
+        "llama4", {**_LAYER, **_LLAMA4}, has_experts=True, prefix="language_model."
+    ),
     "qwen2moe": Architecture(
         "qwen2_moe", {**_LAYER, **_EXPERTS, **_SHARED_EXPERT}, has_experts=True
     ),
@@ -105,6 +139,12 @@ ARCHITECTURES: Mapping[str, Architecture] = {
         "qwen3_moe", {**_LAYER, **_HEAD_NORMS, **_EXPERTS}, has_experts=True
     ),
 }
+
+
+# llama.cpp calls it llama, too: its experts tell.
+_MIXTRAL_ARCHITECTURE = Architecture(
+    "mixtral", {**_LAYER, **_MIXTRAL}, permuted=True, has_experts=True
+)
 
 
 def architecture_of(file: GGUFFile) -> Architecture:
@@ -115,6 +155,8 @@ def architecture_of(file: GGUFFile) -> Architecture:
             f"{file.path}: GGUF architecture {name!r:.80} is not supported; known are {', '.join(ARCHITECTURES)}. "
             "Use the model's safetensors instead"
         )
+    if name == "llama" and file.metadata.get("llama.expert_count"):
+        return _MIXTRAL_ARCHITECTURE
     return ARCHITECTURES[name]
 
 
@@ -201,13 +243,16 @@ def _values(
 
 
 def _mlx_name(file: GGUFFile, architecture: Architecture, name: str) -> str:
-    if found := re.fullmatch(r"blk\.([0-9]{1,4})\.(\w+)\.(weight|bias)", name):
-        layer, part, kind = found.groups()
-        if part in architecture.layer:
-            return f"model.layers.{int(layer)}.{architecture.layer[part]}.{kind}"
-    elif (found := re.fullmatch(r"(\w+)\.(weight|bias)", name)) and found[1] in _TOP:
-        top = "lm_head" if found[1] == "output" else _TOP[found[1]]
-        return f"{top}.{found[2]}"
+    in_layer = re.fullmatch(r"blk\.([0-9]{1,4})\.(\w+)\.(weight|bias)", name)
+    if in_layer is not None:
+        layer, part, kind = in_layer.groups()
+        place = architecture.layer.get(part)
+        if place is not None:
+            whole = f"{architecture.prefix}model.layers.{int(layer)}.{place}"
+            return whole if place.endswith(_BARE) else f"{whole}.{kind}"
+    at_top = re.fullmatch(r"(\w+)\.(weight|bias)", name)
+    if at_top is not None and at_top[1] in _TOP:
+        return f"{architecture.prefix}{_TOP[at_top[1]]}.{at_top[2]}"
     raise UnsupportedModelError(
         f"{file.path}: tensor {name!r:.80} has no place in a {architecture.model_type} model"
     )
