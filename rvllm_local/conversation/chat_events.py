@@ -54,7 +54,7 @@ class _ChatReader:
         parser = self._parsers[event.index]
         pieces = parser.feed(event.text)
         if event.finish_reason is not None:
-            pieces = [*pieces, *parser.finish()]
+            pieces = [*pieces, *parser.finish(event.finish_reason)]
         text, thought, closes_thought = _texts(pieces)
         return ChatEvent(
             text,

@@ -19,6 +19,7 @@ from rvllm_local.text.tools import (
     ToolParser,
     parser_for,
 )
+from rvllm_local.types import FinishReason
 
 _CALLS = (ToolCallStart, ToolCallFailed)
 
@@ -77,13 +78,17 @@ class OutputParser:
             return self._read_calls([ContentDelta(text)])
         return self._read_calls(self._reasoning.feed(text))
 
-    def finish(self) -> list[Piece]:
-        """What was held back; call it once, at the end of the output."""
+    def finish(self, reason: FinishReason = FinishReason.STOP) -> list[Piece]:
+        """What was held back; call it once, at the end of the output.
+
+        Half a tag that something else than the model cut is never shown.
+        """
+        is_cut = reason is not FinishReason.STOP
         pieces: list[Piece] = []
         if self._reasoning is not None:
-            pieces = self._read_calls(self._reasoning.finish())
+            pieces = self._read_calls(self._reasoning.finish(is_cut))
         if self._tools is not None:
-            pieces.extend(self._tools.finish())
+            pieces.extend(self._tools.finish(is_cut))
         return pieces
 
     def _new_tools(self) -> ToolParser | None:

@@ -9,6 +9,8 @@ import codecs
 from collections.abc import Collection
 from typing import Protocol
 
+from rvllm_local.types import FinishReason
+
 _SHORT = 32  # characters of a stop string's beginnings that are kept in a set
 
 
@@ -65,12 +67,17 @@ class StreamingDetokenizer:
         text = self._decoded(piece, final=False)
         return self._take(text) if self._stop else text
 
-    def finish(self) -> str:
-        """What was held back; bytes that never became a character turn into U+FFFD."""
+    def finish(self, reason: FinishReason = FinishReason.STOP) -> str:
+        """What was held back; bytes that never became a character turn into U+FFFD.
+
+        The beginning of a stop string is shown only if the model itself ended there.
+        """
         if self.stop_string is not None:
             return ""
         text = self._take(self._decoded(b"", final=True))
-        text, self._held = text + self._held, ""
+        if reason is FinishReason.STOP:
+            text += self._held
+        self._held = ""
         return text
 
     def _decoded(self, piece: bytes, *, final: bool) -> str:

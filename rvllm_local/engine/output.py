@@ -24,7 +24,7 @@ def token_event(
         text = detokenizer.push(token)
         reason = _reason_to_end(sequence)
     if reason is not None and not detokenizer.stopped:
-        text += detokenizer.finish()
+        text += detokenizer.finish(reason)
     return StreamEvent(
         text,
         (token,),
@@ -44,7 +44,8 @@ def scores_event(sequence: Sequence) -> StreamEvent | None:
     assert sequence.scores is not None
     reason, text = None, ""
     if sequence.num_prompt >= sequence.max_total and sequence.num_to_prefill == 0:
-        reason, text = FinishReason.LENGTH, sequence.detokenizer.finish()
+        reason = FinishReason.LENGTH
+        text = sequence.detokenizer.finish(reason)
     records = sequence.scores.take(sequence.num_computed)
     if not records and reason is None:
         return None
@@ -86,7 +87,7 @@ def closing_event(
 ) -> StreamEvent:
     """The last event of a sequence that ends between steps."""
     return StreamEvent(
-        sequence.detokenizer.finish(),
+        sequence.detokenizer.finish(reason),
         (),
         reason,
         None,

@@ -84,7 +84,7 @@ class ReasoningSplitter(PieceReader):
         while text and text != self._start_tag and self._start_tag.startswith(text):
             char = yield from self._next()
             if char == END:
-                break
+                return "" if self._is_cut else text
             text += char
         return text
 

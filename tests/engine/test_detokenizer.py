@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rvllm_local.engine.detokenizer import StreamingDetokenizer
+from rvllm_local.types import FinishReason
 
 
 class Bytes:
@@ -53,6 +54,13 @@ def test_text_ends_before_the_first_stop(text: str, stops: list[str]) -> None:
     shown = "".join(pieces)
     assert text.startswith(shown)
     assert not any(stop in shown for stop in stops)
+
+
+def test_a_limit_within_a_stop_shows_nothing_of_it() -> None:
+    for reason, shown in ((FinishReason.LENGTH, "one "), (FinishReason.STOP, "one ST")):
+        detokenizer = StreamingDetokenizer(Bytes(), ("STOP",))
+        text = "".join(map(detokenizer.push, b"one ST"))
+        assert text + detokenizer.finish(reason) == shown
 
 
 def test_a_stop_across_tokens_is_never_shown() -> None:

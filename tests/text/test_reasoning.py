@@ -45,6 +45,17 @@ CASES = [
 
 
 @pytest.mark.parametrize(("text", "inside", "expected"), CASES)
+def test_a_limit_anywhere_shows_no_half_tag(
+    text: str, inside: bool, expected: Read
+) -> None:
+    for length in range(len(text)):
+        splitter = ReasoningSplitter(*THINK, starts_inside=inside)
+        read = joined([*splitter.feed(text[:length]), *splitter.finish(is_cut=True)])
+        whole = expected.reasoning + expected.content
+        assert whole.startswith((read.reasoning + read.content).rstrip())
+
+
+@pytest.mark.parametrize(("text", "inside", "expected"), CASES)
 def test_thinking_is_split_off_at_every_cut(
     text: str, inside: bool, expected: Read
 ) -> None:

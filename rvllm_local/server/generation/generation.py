@@ -214,7 +214,7 @@ class Generation:
         self._note(choice, event)
         pieces = choice.parser.feed(event.text) if event.text else []
         if event.finish_reason is not None:
-            pieces += choice.parser.finish()
+            pieces += choice.parser.finish(event.finish_reason)
         if pieces:
             choice.is_reasoning = isinstance(pieces[-1], ReasoningDelta)
             if any(isinstance(piece, ThoughtClosed) for piece in pieces):

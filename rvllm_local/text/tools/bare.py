@@ -26,6 +26,8 @@ class JSONParser(JSONReader):
         while True:
             char = yield from self._next()
             if char == END:
+                if self._is_cut and opening.strip():
+                    return
                 break
             opening += char
             if (
@@ -51,7 +53,11 @@ class JSONParser(JSONReader):
             self._content(held)
         self._put_back(opening[-1:])
 
+    def _begins_call(self) -> bool:
+        return not self._has_other_keys
+
     def _body(self) -> Reading[None]:
+        self._has_other_keys = False
         yield from self._json_call(bare=True)
         self._end_call()
 

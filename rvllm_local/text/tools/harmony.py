@@ -41,6 +41,8 @@ class HarmonyParser(JSONReader):
         text = ""
         while "to=".startswith(text.lstrip(" ")[:3]) and len(text) < MAX_HEADER:
             char = yield from self._next()
+            if char == END and self._is_cut:
+                return ""
             if char in (END, "<"):
                 self._put_back(char)
                 if char == "<" and text.lstrip(" ").startswith("to="):

@@ -21,11 +21,14 @@ _SCALAR = re.compile(
 _ESCAPES = frozenset('"\\/bfnrt')
 _NAME_KEYS = ("name", "tool_name")
 _ARGUMENT_KEYS = ("arguments", "parameters")
+_SKIPPED_KEYS = ("name", "function", "id", "type", *_ARGUMENT_KEYS)  # of calls, too
 Take = Callable[[str], None]
 
 
 class JSONReader(PieceReader):
     """A `PieceReader` that can read JSON values."""
+
+    _has_other_keys = False  # an object that was read has keys that no call has
 
     def _json_value(self, take: Take, depth: int = 0) -> Reading[None]:
         """Read one value, blanks before it skipped; its text goes to `take`."""
@@ -158,6 +161,7 @@ class JSONReader(PieceReader):
                 yield from self._nested_function(bare)
                 return
             else:
+                self._has_other_keys |= key not in _SKIPPED_KEYS
                 yield from self._json_value(_drop, depth=1)
             if name is not None and waiting is not None and not self._is_started:
                 self._start_call(name)

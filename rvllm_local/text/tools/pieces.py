@@ -87,5 +87,9 @@ class ToolParser(Protocol):
     def feed(self, text: str) -> list[Piece]:
         """The pieces that `text` completes; never raises, whatever the model wrote."""
 
-    def finish(self) -> list[Piece]:
-        """What was held back, and the failure of a call that was cut off. Call it once, at the end."""
+    def finish(self, is_cut: bool = False) -> list[Piece]:
+        """What was held back, and the failure of a call that was cut off.
+
+        Call it once, at the end. With `is_cut`, a limit ended the output and not the
+        model: what could have become a tag is dropped, since nobody wants half a tag.
+        """

@@ -48,6 +48,7 @@ class PieceReader(ABC):
         self._space = ""
         self._again: str | None = None  # a character to read once more
         self._ended = False
+        self._is_cut = False  # the end is a limit's, not the model's
         self._reading = self._parse()
         next(self._reading)
 
@@ -58,8 +59,9 @@ class PieceReader(ABC):
                 self._reading.send(char)
         return self._drain()
 
-    def finish(self) -> list[Piece]:
+    def finish(self, is_cut: bool = False) -> list[Piece]:
         """See `ToolParser.finish`."""
+        self._is_cut = is_cut
         if not self._ended:
             with contextlib.suppress(StopIteration):
                 self._reading.send(END)
@@ -133,11 +135,17 @@ class PieceReader(ABC):
         return "".join(parts), tag
 
     def _until(
-        self, tags: Sequence[str], take: Callable[[str], None], held: str = ""
+        self,
+        tags: Sequence[str],
+        take: Callable[[str], None],
+        held: str = "",
+        is_shown: bool = True,
     ) -> Reading[str]:
-        """Hand text to `take` up to one of `tags`, which is returned; `END` if none came.
+        """Hand text to `take` up to one of `tags`, which is returned.
 
-        No tag may begin another. Only what could still become a tag is held back; `held` has been read already.
+        `END` if none came. No tag may begin another. Only what could still become a
+        tag is held back; `held` has been read already. Where the text is shown, half a
+        tag that a limit cut is dropped.
         """
         if held and held in tags:
             return held
@@ -148,8 +156,9 @@ class PieceReader(ABC):
                 held = held[1:]
             if held in tags:
                 return held
-        for rest in held:
-            take(rest)
+        if not (self._is_cut and is_shown):
+            for rest in held:
+                take(rest)
         return END
 
     # Writing.
@@ -204,7 +213,8 @@ class PieceReader(ABC):
         try:
             yield from body
         except MalformedCallError as error:
-            if bare and not self._is_started:
+            is_half = self._ended and self._is_cut and self._begins_call()
+            if bare and not self._is_started and not is_half:
                 self._space = space
                 self._give_up_call()
                 return
@@ -213,6 +223,10 @@ class PieceReader(ABC):
             self._raw = None
         self._index += 1
         self._is_after_call = True
+
+    def _begins_call(self) -> bool:
+        """True if a bare call that was cut before its arguments still looks like one."""
+        return True
 
     def _give_up_call(self) -> None:
         """What was read is content after all."""
@@ -237,7 +251,8 @@ class PieceReader(ABC):
             if len(kept) < MAX_CALL_CHARS:
                 kept.extend(text)
 
-        keep((yield from self._until(closings, keep, held=raw[len(raw) - size :])))
+        held = raw[len(raw) - size :]
+        keep((yield from self._until(closings, keep, held, is_shown=False)))
         self._write(ToolCallFailed(self._index, "".join(kept), reason))
 
     def _start_call(self, name: str, call_id: str | None = None) -> None:

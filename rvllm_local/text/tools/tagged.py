@@ -78,7 +78,7 @@ class ListParser(JSONReader):
         separator = ","
         while separator == ",":
             first = yield from self._next_solid()
-            if first == "]":
+            if first == "]" or (first == END and not opening):
                 return
             self._put_back(first)
             yield from self._call(opening + first, self._object(), ())

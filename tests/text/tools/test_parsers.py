@@ -44,6 +44,40 @@ def test_every_cut_gives_the_same(family: str, text: str, expected: Read) -> Non
         assert joined(run(parser_for(family, TOOLS), [text[:cut], text[cut:]])) == whole
 
 
+@pytest.mark.parametrize(("family", "text", "expected"), OUTPUTS)
+def test_a_limit_anywhere_shows_no_half_tag(
+    family: str, text: str, expected: Read
+) -> None:
+    for length in range(len(text)):
+        parser = parser_for(family, TOOLS)
+        pieces = [*parser.feed(text[:length]), *parser.finish(is_cut=True)]
+        read = joined(pieces)
+        assert expected.content.startswith(read.content.rstrip())
+        assert expected.reasoning.startswith(read.reasoning.rstrip())
+
+
+@pytest.mark.parametrize(
+    ("family", "text", "content"),
+    [
+        ("json", '{"age": 3, "na', '{"age": 3, "na'),
+        ("json", '{"name": "Bob", "age": 3, "t', '{"name": "Bob", "age": 3, "t'),
+        ("json", '{"name": "look", "argu', ""),
+        ("json", "[", ""),
+        ("json", "[1", "[1"),
+        ("pythonic", "[look", ""),
+        ("pythonic", "[look at", "[look at"),
+        ("hermes", "a < b", "a < b"),
+        ("hermes", "a <", "a "),
+    ],
+)
+def test_only_what_could_be_a_call_is_dropped_at_a_limit(
+    family: str, text: str, content: str
+) -> None:
+    parser = parser_for(family, TOOLS)
+    pieces = [*parser.feed(text), *parser.finish(is_cut=True)]
+    assert joined(pieces).content == content
+
+
 @settings(max_examples=400, deadline=None)
 @given(
     family=st.sampled_from(FAMILIES),
