@@ -33,9 +33,13 @@ class FunctionaryParser(JSONReader):
         name, end = yield from self._line(is_first)
         if name == _EVERYBODY and end == "\n":
             return
+        if end == END and self._is_cut:
+            return  # it may have become a recipient
         if _NAME.fullmatch(name) and end == "\n":
             first = yield from self._next_solid()
             self._put_back(first)
+            if first == END and self._is_cut:
+                return
             if first == "{":
                 opening = f"{tags.FUNCTIONARY}{name}\n{first}"
                 body = self._arguments_of(name)
@@ -90,6 +94,8 @@ class RecipientParser(JSONReader):
                 break
         if char == "<":
             self._put_back(char)
+        elif char == END and self._is_cut:
+            return END
         elif char != "\n":
             for held in name + char:
                 self._content(held)
