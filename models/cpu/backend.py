@@ -1,7 +1,7 @@
 """A packed step where the engine expects a model and a back end.
 
-The back end keeps what moves blocks; the model is called as mlx-lm's are, finds the call's geometry in its caches and
-runs the step. Neither describes anything for later: what is returned has happened.
+The back end moves blocks. The model is called as mlx-lm's are, takes the call's geometry
+from its caches and runs the step. Neither is lazy: what is returned has been computed.
 """
 
 from __future__ import annotations
@@ -57,50 +57,65 @@ class StepModel:
         logits: list[npt.NDArray[np.float32]] = []
         order: list[int] = []
         for rows in self._together(geometry):
-            part = geometry if len(rows) == geometry.rows else _only(geometry, rows)
+            part = geometry
+            if len(rows) < geometry.rows:
+                part = _only(geometry, rows)
             logits.append(self._step.logits(part, token_ids[rows, 0]))
             order += rows
         if len(logits) == 1:
             return mx.array(logits[0])[:, None]
-        whole = np.empty((geometry.rows, logits[0].shape[1]), dtype=np.float32)
+        vocab = logits[0].shape[1]
+        whole = np.empty((geometry.rows, vocab), dtype=np.float32)
         whole[order] = np.concatenate(logits)
         return mx.array(whole)[:, None]
 
     def scratch_bytes(self, rows: int, chunk: int, context: int) -> int:
-        """The most that a call takes beside weights and arenas."""
-        gathered = max(_MOST_GATHERED, 2 * context * max(self._token_bytes))
-        return gathered + self._step.scratch_bytes(max(rows, chunk), rows)
+        """The most bytes that a call takes beside weights and arenas."""
+        one_row = 2 * context * max(self._token_bytes)
+        gathered = max(_MOST_GATHERED, one_row)
+        tokens = max(rows, chunk)
+        return gathered + self._step.scratch_bytes(tokens, rows)
 
     def _prefill(
-        self, geometry: CallGeometry, token_ids: npt.NDArray[Any]
+        self,
+        geometry: CallGeometry,
+        token_ids: npt.NDArray[Any],
     ) -> DeferredLogits:
-        hidden, start = [], 0
+        context = int(geometry.positions[0]) + len(token_ids)
+        longest = self._step.longest_chunk(context)
+        hidden = []
+        start = 0
         while start < len(token_ids):
-            context = int(geometry.positions[0]) + len(token_ids)
-            stop = start + self._step.longest_chunk(context)
-            part = token_ids[start:stop]
+            part = token_ids[start : start + longest]
             chunk = _chunk(geometry, start, len(part))
             hidden.append(self._step.hidden(chunk, part[None]))
             start += len(part)
         return DeferredLogits(self._step, np.concatenate(hidden, axis=1))
 
     def _together(self, geometry: CallGeometry) -> Iterator[list[int]]:
-        """Rows for each call: of like length, and with no more context than the plan has room for."""
+        """Rows for each call.
+
+        They are of like length, with no more context than the plan has room for.
+        """
         lengths = geometry.context_lens
         if geometry.rows == 1:
             yield [0]
             return
         limit = _MOST_GATHERED // max(self._token_bytes)
         rows: list[int] = []
+        longest = 0
         total = 0
-        for row in np.argsort(-lengths, kind="stable").tolist():
+        longest_first = np.argsort(-lengths, kind="stable")
+        for row in longest_first.tolist():
             length = int(lengths[row])
-            longest = int(lengths[rows[0]]) if rows else length
             gathered = longest * (len(rows) + 1)
             is_ragged = gathered > _MAX_PADDING * (total + length)
             if rows and (gathered > limit or is_ragged):
                 yield rows
-                rows, total = [], 0
+                rows = []
+                total = 0
+            if not rows:
+                longest = length
             rows.append(row)
             total += length
         yield rows
@@ -110,7 +125,8 @@ class DeferredLogits:
     """A prompt's logits `[rows, tokens, vocab]`, computed only if somebody wants them."""
 
     def __init__(self, step: CpuStep, hidden: npt.NDArray[np.float32]) -> None:
-        self._step, self._hidden = step, hidden
+        self._step = step
+        self._hidden = hidden
 
     def __getitem__(self, index: Any) -> DeferredLogits:
         """Some rows or tokens; the vocabulary stays whole."""
@@ -118,7 +134,8 @@ class DeferredLogits:
 
     def astype(self, dtype: mx.Dtype) -> mx.array:
         """The logits."""
-        return mx.array(self._step.head(self._hidden)).astype(dtype)
+        logits = self._step.head(self._hidden)
+        return mx.array(logits).astype(dtype)
 
 
 def _gathered_bytes(arena: Arena) -> int:
@@ -128,39 +145,43 @@ def _gathered_bytes(arena: Arena) -> int:
 
 
 def _only(geometry: CallGeometry, rows: list[int]) -> CallGeometry:
-    """Those rows of a decode call, with no more columns in their tables than they need."""
+    """Those rows of a decode call.
+
+    Their tables have no more columns than they need.
+    """
     positions = geometry.positions[rows]
     groups = []
     for view in geometry.groups:
         first = view.first_positions[rows]
-        width = int((positions - first).max()) // BLOCK_TOKENS + 1
-        groups.append(
-            GroupGeometry(
-                view.window,
-                view.tables[rows, :width],
-                first,
-                view.write_blocks[rows],
-                view.write_slots[rows],
-            )
+        longest = int((positions - first).max())
+        width = longest // BLOCK_TOKENS + 1
+        group = GroupGeometry(
+            view.window,
+            view.tables[rows, :width],
+            first,
+            view.write_blocks[rows],
+            view.write_slots[rows],
         )
+        groups.append(group)
     return CallGeometry(positions, geometry.query_len, tuple(groups))
 
 
 def _chunk(geometry: CallGeometry, start: int, count: int) -> CallGeometry:
-    """`count` of a prefill call's tokens, from `start` on, over the context that they see."""
+    """`count` of a prefill call's tokens from `start` on, over the context they see."""
     if count == geometry.query_len:
         return geometry
     positions = geometry.positions + np.int32(start)
     stop = start + count
     groups = []
     for view in geometry.groups:
-        used = int(positions[0]) + count - int(view.first_positions[0])
-        groups.append(
-            dataclasses.replace(
-                view,
-                tables=view.tables[:, : -(-used // BLOCK_TOKENS)],
-                write_blocks=view.write_blocks[:, start:stop],
-                write_slots=view.write_slots[:, start:stop],
-            )
+        end = int(positions[0]) + count
+        used = end - int(view.first_positions[0])
+        blocks = -(-used // BLOCK_TOKENS)
+        group = dataclasses.replace(
+            view,
+            tables=view.tables[:, :blocks],
+            write_blocks=view.write_blocks[:, start:stop],
+            write_slots=view.write_slots[:, start:stop],
         )
+        groups.append(group)
     return CallGeometry(positions, count, tuple(groups))

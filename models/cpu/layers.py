@@ -1,4 +1,7 @@
-"""Quantized layers in a model that keeps its own definition: each product is a session, all else stays MLX's."""
+"""Quantized layers in a model that keeps its own definition.
+
+Each product is a session of onnxruntime; all else stays MLX's.
+"""
 
 from __future__ import annotations
 
@@ -17,14 +20,16 @@ from rvllm_local.models.cpu.stored import StoredEmbedding, StoredLinear
 
 
 class PackedLinear(nn.Module):  # type: ignore[misc]
-    """Stands where a stored linear layer was, whose weights it takes."""
+    """Stands in for a stored linear layer, whose weights it takes."""
 
     def __init__(self, stored: StoredLinear) -> None:
         super().__init__()
-        columns, rows = columns_of(stored), rows_of(stored)
+        columns = columns_of(stored)
+        rows = rows_of(stored)
         writer = GraphWriter()
+        products = ProductWriter(writer)
         x = writer.input("x", "float32", (1, "M", columns))
-        product = ProductWriter(writer).linear(x, [stored])[0]
+        (product,) = products.linear(x, [stored])
         writer.output(product, "y", "float32", (1, "M", rows))
         self._session = open_session(writer.model())
 
@@ -33,7 +38,7 @@ class PackedLinear(nn.Module):  # type: ignore[misc]
 
 
 class PackedEmbedding(nn.Module):  # type: ignore[misc]
-    """Stands where a stored embedding was: rows are dequantized as they are looked up."""
+    """Stands in for a stored embedding. Rows are dequantized as they are looked up."""
 
     def __init__(self, stored: StoredEmbedding) -> None:
         super().__init__()
@@ -41,7 +46,8 @@ class PackedEmbedding(nn.Module):  # type: ignore[misc]
         self._head: Any = None
 
     def __call__(self, tokens: mx.array) -> mx.array:
-        return mx.array(self._matrix.values(np.array(tokens)))
+        rows = self._matrix.values(np.array(tokens))
+        return mx.array(rows)
 
     def as_linear(self, x: mx.array) -> mx.array:
         """The logits of a model whose head is its embedding."""
@@ -52,20 +58,24 @@ class PackedEmbedding(nn.Module):  # type: ignore[misc]
 
 def _head_session(matrix: PackedMatrix) -> Any:
     writer = GraphWriter()
+    products = ProductWriter(writer)
     x = writer.input("x", "float32", (1, "M", matrix.columns))
-    product = ProductWriter(writer).packed(x, matrix, None)
+    product = products.packed(x, matrix, None)
     writer.output(product, "y", "float32", (1, "M", matrix.rows))
     return open_session(writer.model())
 
 
 def _product(session: Any, x: mx.array) -> mx.array:
-    flat = x.reshape(1, -1, x.shape[-1]).astype(mx.float32)
-    product = mx.array(session.run(["y"], {"x": np.array(flat)})[0])
-    return product.reshape(*x.shape[:-1], product.shape[-1])
+    columns = x.shape[-1]
+    flat = x.reshape(1, -1, columns).astype(mx.float32)
+    inputs = {"x": np.array(flat)}
+    (outputs,) = session.run(["y"], inputs)
+    rows = outputs.shape[-1]
+    return mx.array(outputs).reshape(*x.shape[:-1], rows)
 
 
 def pack_layers(module: nn.Module) -> None:
-    """Put packed layers in the places of all stored ones, one at a time."""
+    """Replace all stored layers by packed ones, one at a time."""
     leaves = tree_flatten(module.children(), is_leaf=_is_stored)
     for path, layer in leaves:
         if isinstance(layer, StoredEmbedding):

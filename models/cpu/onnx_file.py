@@ -1,6 +1,7 @@
-"""Writes an ONNX model as bytes: protobuf's wire format, for the few messages that a graph takes.
+"""Writes an ONNX model as bytes, in protobuf's wire format.
 
-onnxruntime runs such bytes; the `onnx` package, which would make them, is larger than what it is needed for here.
+A graph takes few kinds of messages. onnxruntime runs such bytes; the `onnx` package,
+which would make them, is larger than what it is needed for here.
 """
 
 from __future__ import annotations
@@ -14,10 +15,23 @@ import numpy as np
 import numpy.typing as npt
 
 CONTRIB = "com.microsoft"
-_IR_VERSION, _OPSET, _CONTRIB_OPSET = 8, 17, 1
-_DTYPES = {"float32": 1, "uint8": 2, "int8": 3, "int64": 7}
-_FLOAT, _INT, _INTS = 1, 2, 7  # AttributeProto.type
-_VARINT, _BYTES, _FIXED32 = 0, 2, 5  # wire types
+_IR_VERSION = 8
+_OPSET = 17
+_CONTRIB_OPSET = 1
+_DTYPES = {
+    "float32": 1,
+    "uint8": 2,
+    "int8": 3,
+    "int64": 7,
+}
+# AttributeProto.type
+_FLOAT = 1
+_INT = 2
+_INTS = 7
+# Wire types
+_VARINT = 0
+_BYTES = 2
+_FIXED32 = 5
 
 Attribute = int | float | Sequence[int]
 Dims = Sequence[int | str]
@@ -48,17 +62,26 @@ class GraphWriter:
     def constant(self, array: npt.NDArray[Any]) -> str:
         """A weight. Its bytes are copied into the model."""
         name = f"c{next(self._numbers)}"
-        self._constants.append(_tensor(name, np.ascontiguousarray(array)))
+        contiguous = np.ascontiguousarray(array)
+        self._constants.append(_tensor(name, contiguous))
         return name
 
     def shape(self, *dims: int) -> str:
-        """A constant int64 vector, as shapes, axes and split sizes are; made once for equal ones."""
+        """A constant int64 vector, as shapes, axes and split sizes are.
+
+        Equal ones are made once.
+        """
         if dims not in self._shapes:
-            self._shapes[dims] = self.constant(np.array(dims, dtype=np.int64))
+            vector = np.array(dims, dtype=np.int64)
+            self._shapes[dims] = self.constant(vector)
         return self._shapes[dims]
 
     def node(
-        self, op: str, inputs: Sequence[str], domain: str = "", **attributes: Attribute
+        self,
+        op: str,
+        inputs: Sequence[str],
+        domain: str = "",
+        **attributes: Attribute,
     ) -> str:
         """Add an operation of one output; an empty input name leaves that input out."""
         return self.nodes(op, inputs, (True,), domain, **attributes)[0]
@@ -74,12 +97,24 @@ class GraphWriter:
         """Add an operation of several outputs; those that are not kept have empty names."""
         names = []
         for is_kept in kept:
-            names.append(f"v{next(self._numbers)}" if is_kept else "")
+            name = ""
+            if is_kept:
+                name = f"v{next(self._numbers)}"
+            names.append(name)
         self._nodes.append(_node(op, domain, inputs, names, attributes))
         return names
 
-    def store_into(self, op: str, inputs: Sequence[str], name: str, dims: Dims) -> str:
-        """Add an operation whose float32 result is the output `name`, which later operations may read."""
+    def store_into(
+        self,
+        op: str,
+        inputs: Sequence[str],
+        name: str,
+        dims: Dims,
+    ) -> str:
+        """Add an operation whose float32 result is the output `name`.
+
+        Later operations may read it.
+        """
         self._nodes.append(_node(op, "", inputs, [name], {}))
         self._outputs.append(_value_info(name, "float32", dims))
         return name
@@ -87,23 +122,26 @@ class GraphWriter:
     @property
     def nbytes(self) -> int:
         """Bytes of the constants so far."""
-        return sum(map(len, self._constants))
+        total = 0
+        for constant in self._constants:
+            total += len(constant)
+        return total
 
     def model(self) -> bytes:
         """The finished model."""
-        parts = [_bytes(1, node) for node in self._nodes]
-        parts.append(_bytes(2, b"step"))
-        parts += [_bytes(5, constant) for constant in self._constants]
-        parts += [_bytes(11, info) for info in self._inputs]
-        parts += [_bytes(12, info) for info in self._outputs]
-        return b"".join(
-            [
-                _integer(1, _IR_VERSION),
-                _bytes(7, b"".join(parts)),
-                _bytes(8, _integer(2, _OPSET)),
-                _bytes(8, _bytes(1, CONTRIB.encode()) + _integer(2, _CONTRIB_OPSET)),
-            ]
-        )
+        graph = [_bytes(1, node) for node in self._nodes]
+        graph.append(_text(2, "step"))
+        graph += [_bytes(5, constant) for constant in self._constants]
+        graph += [_bytes(11, info) for info in self._inputs]
+        graph += [_bytes(12, info) for info in self._outputs]
+        contrib_opset = _text(1, CONTRIB) + _integer(2, _CONTRIB_OPSET)
+        model = [
+            _integer(1, _IR_VERSION),
+            _bytes(7, b"".join(graph)),
+            _bytes(8, _integer(2, _OPSET)),
+            _bytes(8, contrib_opset),
+        ]
+        return b"".join(model)
 
 
 def _varint(value: int) -> bytes:
@@ -116,31 +154,46 @@ def _varint(value: int) -> bytes:
     return bytes(encoded)
 
 
+def _tag(field: int, wire_type: int) -> bytes:
+    return _varint(field << 3 | wire_type)
+
+
 def _integer(field: int, value: int) -> bytes:
-    return _varint(field << 3 | _VARINT) + _varint(value)
+    return _tag(field, _VARINT) + _varint(value)
 
 
 def _bytes(field: int, value: bytes) -> bytes:
-    return _varint(field << 3 | _BYTES) + _varint(len(value)) + value
+    length = _varint(len(value))
+    return _tag(field, _BYTES) + length + value
+
+
+def _text(field: int, value: str) -> bytes:
+    return _bytes(field, value.encode())
 
 
 def _tensor(name: str, array: npt.NDArray[Any]) -> bytes:
+    dtype = _DTYPES[array.dtype.name]
     parts = [_integer(1, size) for size in array.shape]
-    parts.append(_integer(2, _DTYPES[array.dtype.name]))
-    parts.append(_bytes(8, name.encode()))
+    parts.append(_integer(2, dtype))
+    parts.append(_text(8, name))
     parts.append(_bytes(9, array.tobytes()))
     return b"".join(parts)
+
+
+def _dimension(size: int | str) -> bytes:
+    if isinstance(size, int):
+        return _integer(1, size)
+    return _text(2, size)
 
 
 def _value_info(name: str, dtype: str, dims: Dims) -> bytes:
     sizes = []
     for size in dims:
-        if isinstance(size, int):
-            sizes.append(_bytes(1, _integer(1, size)))
-        else:
-            sizes.append(_bytes(1, _bytes(2, size.encode())))
-    tensor = _integer(1, _DTYPES[dtype]) + _bytes(2, b"".join(sizes))
-    return _bytes(1, name.encode()) + _bytes(2, _bytes(1, tensor))
+        sizes.append(_bytes(1, _dimension(size)))
+    shape = _bytes(2, b"".join(sizes))
+    tensor = _integer(1, _DTYPES[dtype]) + shape
+    kind = _bytes(1, tensor)
+    return _text(1, name) + _bytes(2, kind)
 
 
 def _node(
@@ -150,20 +203,24 @@ def _node(
     outputs: Sequence[str],
     attributes: dict[str, Attribute],
 ) -> bytes:
-    parts = [_bytes(1, name.encode()) for name in inputs]
-    parts += [_bytes(2, name.encode()) for name in outputs]
-    parts.append(_bytes(4, op.encode()))
-    parts += [_bytes(5, _attribute(*item)) for item in attributes.items()]
-    parts.append(_bytes(7, domain.encode()))
+    parts = [_text(1, name) for name in inputs]
+    parts += [_text(2, name) for name in outputs]
+    parts.append(_text(4, op))
+    for name, value in attributes.items():
+        attribute = _attribute(name, value)
+        parts.append(_bytes(5, attribute))
+    parts.append(_text(7, domain))
     return b"".join(parts)
 
 
 def _attribute(name: str, value: Attribute) -> bytes:
-    encoded = _bytes(1, name.encode())
     if isinstance(value, float):
-        tag = _varint(2 << 3 | _FIXED32)
-        return encoded + tag + struct.pack("<f", value) + _integer(20, _FLOAT)
-    if isinstance(value, int):
-        return encoded + _integer(3, value) + _integer(20, _INT)
-    numbers = b"".join(_integer(8, number) for number in value)
-    return encoded + numbers + _integer(20, _INTS)
+        kind = _FLOAT
+        encoded = _tag(2, _FIXED32) + struct.pack("<f", value)
+    elif isinstance(value, int):
+        kind = _INT
+        encoded = _integer(3, value)
+    else:
+        kind = _INTS
+        encoded = b"".join([_integer(8, number) for number in value])
+    return _text(1, name) + encoded + _integer(20, kind)

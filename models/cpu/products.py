@@ -25,9 +25,10 @@ class ProductWriter:
         self._writer = writer
 
     def linear(self, x: str, layers: Sequence[nn.Module]) -> list[str]:
-        """The outputs of linear layers over one input; layers of one form are one product.
+        """The outputs of linear layers over one input.
 
-        What stored layers hold is taken out of them.
+        Layers of one form become one product. What stored layers hold is taken out of
+        them.
         """
         sizes = [rows_of(layer) for layer in layers]
         if not all(isinstance(layer, StoredLinear) for layer in layers):
@@ -35,16 +36,21 @@ class ProductWriter:
         matrices = [layer.take() for layer in layers]
         biases = [_bias(layer) for layer in layers]
         matrix = joined(matrices)
-        if matrix is None:
-            pairs = zip(matrices, biases, strict=True)
-            return [self.packed(x, part, bias) for part, bias in pairs]
-        product = self.packed(x, matrix, _joined_bias(sizes, biases))
-        return self._split(product, sizes)
+        if matrix is not None:
+            bias = _joined_bias(sizes, biases)
+            product = self.packed(x, matrix, bias)
+            return self._split(product, sizes)
+        products = []
+        for part, bias in zip(matrices, biases, strict=True):
+            products.append(self.packed(x, part, bias))
+        return products
 
     def packed(self, x: str, matrix: PackedMatrix, bias: FloatArray | None) -> str:
         """One quantized product."""
         writer = self._writer
-        inputs = [x, writer.constant(matrix.codes), writer.constant(matrix.scales)]
+        codes = writer.constant(matrix.codes)
+        scales = writer.constant(matrix.scales)
+        inputs = [x, codes, scales]
         if bias is not None:
             inputs += ["", "", writer.constant(bias)]
         product = writer.node(
@@ -62,20 +68,24 @@ class ProductWriter:
         # Each output also takes every block's offset times the sum of the block's inputs.
         shape = writer.shape(0, 0, -1, matrix.block)
         blocks = writer.node("Reshape", [x, shape])
-        sums = writer.node("ReduceSum", [blocks, writer.shape(3)], keepdims=0)
+        block_axis = writer.shape(3)
+        sums = writer.node("ReduceSum", [blocks, block_axis], keepdims=0)
         offsets = writer.constant(matrix.offsets.T)
-        return writer.node("Add", [product, writer.node("MatMul", [sums, offsets])])
+        rest = writer.node("MatMul", [sums, offsets])
+        return writer.node("Add", [product, rest])
 
     def _alone(self, x: str, layer: nn.Module) -> str:
         if isinstance(layer, StoredLinear):
             return self.packed(x, layer.take(), _bias(layer))
-        weight = self._writer.constant(np.array(layer["weight"]).T)
+        writer = self._writer
+        weight = np.array(layer["weight"])
+        turned = writer.constant(weight.T)
         layer.pop("weight")
-        product = self._writer.node("MatMul", [x, weight])
+        product = writer.node("MatMul", [x, turned])
         bias = _bias(layer)
         if bias is None:
             return product
-        return self._writer.node("Add", [product, self._writer.constant(bias)])
+        return writer.node("Add", [product, writer.constant(bias)])
 
     def _split(self, product: str, sizes: Sequence[int]) -> list[str]:
         if len(sizes) == 1:
@@ -86,29 +96,39 @@ class ProductWriter:
 
 def rows_of(layer: nn.Module) -> int:
     """A linear layer's outputs; an embedding's tokens."""
-    is_stored = isinstance(layer, StoredLinear | StoredEmbedding)
-    source = layer.inner if is_stored else layer
-    return int(source["weight"].shape[0])
+    if isinstance(layer, StoredLinear | StoredEmbedding):
+        layer = layer.inner
+    return int(layer["weight"].shape[0])
 
 
 def columns_of(layer: nn.Module) -> int:
     """A linear layer's inputs."""
     if isinstance(layer, StoredLinear):
-        return int(layer.inner["scales"].shape[-1]) * int(layer.inner.group_size)
+        blocks = int(layer.inner["scales"].shape[-1])
+        return blocks * int(layer.inner.group_size)
     return int(layer["weight"].shape[1])
 
 
 def _bias(layer: nn.Module) -> FloatArray | None:
-    bias = layer.bias if isinstance(layer, StoredLinear) else layer.get("bias")
-    return None if bias is None else np.array(bias.astype(mx.float32))
+    if isinstance(layer, StoredLinear):
+        layer = layer.inner
+    bias = layer.get("bias")
+    if bias is None:
+        return None
+    return np.array(bias.astype(mx.float32))
 
 
 def _joined_bias(
-    sizes: Sequence[int], biases: Sequence[FloatArray | None]
+    sizes: Sequence[int],
+    biases: Sequence[FloatArray | None],
 ) -> FloatArray | None:
+    """One bias for all outputs, 0 for layers without; None if no layer has one."""
     if all(bias is None for bias in biases):
         return None
     parts = []
     for size, bias in zip(sizes, biases, strict=True):
-        parts.append(np.zeros(size, dtype=np.float32) if bias is None else bias)
+        if bias is None:
+            parts.append(np.zeros(size, dtype=np.float32))
+        else:
+            parts.append(bias)
     return np.concatenate(parts)

@@ -1,6 +1,7 @@
-"""Runs a decoder's steps through onnxruntime over the arenas: a chunk of one prompt, or a token of many rows.
+"""Runs a decoder's steps through onnxruntime over the arenas.
 
-One call a step where the weights fit one session. Between the embedding and the logits nothing of it is MLX's.
+A step is a chunk of one prompt, or a token of many rows. It is one call where the weights
+fit one session. Between the embedding and the logits nothing of it is MLX's.
 """
 
 from __future__ import annotations
@@ -24,7 +25,12 @@ from rvllm_local.models.cpu.products import ProductWriter, rows_of
 from rvllm_local.models.cpu.runtime import open_session
 from rvllm_local.models.cpu.step_graph import LayerGeometry, StepGraph
 from rvllm_local.models.cpu.stored import StoredEmbedding
-from rvllm_local.models.cpu.structure import Decoder, RotationTable, rotation_table
+from rvllm_local.models.cpu.structure import (
+    Attention,
+    Decoder,
+    RotationTable,
+    rotation_table,
+)
 
 FloatArray = npt.NDArray[np.float32]
 IntArray = npt.NDArray[np.int64]
@@ -66,33 +72,46 @@ class CpuStep:
         rotations: Sequence[_Rotation],
         groups: Sequence[_Group],
     ) -> None:
-        self._sizes, self._lookup, self._head = sizes, lookup, head
-        self._segments, self._rotations = segments, rotations
+        self._sizes = sizes
+        self._lookup = lookup
+        self._segments = segments
+        self._head = head
+        self._rotations = rotations
         self._groups = groups
 
     def logits(self, geometry: CallGeometry, token_ids: IntArray) -> FloatArray:
         """The logits `[rows, vocab]` of one token a row."""
-        return self.head(self.hidden(geometry, token_ids[:, None]))[:, 0]
+        hidden = self.hidden(geometry, token_ids[:, None])
+        logits = self.head(hidden)
+        return logits[:, 0]
 
     def head(self, hidden: FloatArray) -> FloatArray:
         """Logits `[..., vocab]` of what `hidden` returned, `[..., width]`."""
         flat = hidden.reshape(1, -1, hidden.shape[-1])
-        logits: FloatArray = self._head.run(["logits"], {"hidden": flat})[0]
+        (outputs,) = self._head.run(["logits"], {"hidden": flat})
+        logits: FloatArray = outputs
         return logits.reshape(*hidden.shape[:-1], logits.shape[-1])
 
     def scratch_bytes(self, tokens: int, rows: int) -> int:
-        """The most that a call of `tokens` takes beside the gathered context."""
+        """The most bytes that a call of `tokens` takes beside the gathered context."""
         sizes = self._sizes
         layer = tokens * (6 * sizes.hidden + 4 * sizes.intermediate)
-        return 4 * (layer + 2 * _MOST_SCORES + 2 * rows * sizes.vocab)
+        scores = 2 * _MOST_SCORES
+        logits = 2 * rows * sizes.vocab
+        return 4 * (layer + scores + logits)
 
     def longest_chunk(self, context: int) -> int:
         """Tokens of a prompt that one call takes when its context ends at `context`."""
-        fits = _MOST_SCORES // (self._sizes.heads * max(1, context))
-        return max(_LEAST_CHUNK, fits // BLOCK_TOKENS * BLOCK_TOKENS)
+        scores_a_token = self._sizes.heads * max(1, context)
+        tokens = _MOST_SCORES // scores_a_token
+        whole_blocks = tokens // BLOCK_TOKENS * BLOCK_TOKENS
+        return max(_LEAST_CHUNK, whole_blocks)
 
     def hidden(self, geometry: CallGeometry, tokens: npt.NDArray[Any]) -> FloatArray:
-        """Store the KV of `tokens` `[rows, tokens]`; return what the last norm makes of the residual."""
+        """Store the KV of `tokens` `[rows, tokens]`.
+
+        Returns what the last norm makes of the residual.
+        """
         shared = self._inputs(geometry)
         hidden = self._lookup(tokens)
         for segment in self._segments:
@@ -102,25 +121,35 @@ class CpuStep:
             for name, value in shared.items():
                 binding.bind_cpu_input(name, value)
             binding.bind_output(
-                "hidden", "cpu", 0, np.float32, output.shape, output.ctypes.data
+                "hidden",
+                "cpu",
+                0,
+                np.float32,
+                output.shape,
+                output.ctypes.data,
             )
             segment.session.run_with_iobinding(binding)
             hidden = output
         return hidden
 
     def _inputs(self, geometry: CallGeometry) -> dict[str, npt.NDArray[Any]]:
-        rows, tokens = geometry.rows, geometry.query_len
+        """What all segments take, by the names of `step_graph`."""
+        rows = geometry.rows
+        tokens = geometry.query_len
         positions = geometry.positions[:, None] + np.arange(tokens)
+        flat = positions.reshape(-1)
         inputs: dict[str, npt.NDArray[Any]] = {}
         if self._rotations:
             inputs["positions"] = np.arange(rows * tokens).reshape(rows, tokens)
         for number, rotation in enumerate(self._rotations):
-            cosines, sines = rotation.at(positions.reshape(-1))
-            inputs[f"cosines{number}"], inputs[f"sines{number}"] = cosines, sines
+            cosines, sines = rotation.at(flat)
+            inputs[f"cosines{number}"] = cosines
+            inputs[f"sines{number}"] = sines
         for number, group in enumerate(self._groups):
             view = geometry.groups[number]
             keys, values = group.reads(view)
-            inputs[f"keys{number}"], inputs[f"values{number}"] = keys, values
+            inputs[f"keys{number}"] = keys
+            inputs[f"values{number}"] = values
             inputs[f"stores{number}"] = group.stores(view)
             inputs[f"mask{number}"] = group.mask(geometry, number)
         return inputs
@@ -138,19 +167,26 @@ class _Group:
 
     def reads(self, view: GroupGeometry) -> tuple[IntArray, IntArray]:
         """The heads' blocks of keys and of values, `[rows, kv_heads, blocks]` each."""
-        tables = view.tables.astype(np.int64)[:, None] * self._block
-        places = tables + self._parts[:, None]
-        keys, values = places[:, : self._kv_heads], places[:, self._kv_heads :]
+        tables = view.tables.astype(np.int64)
+        blocks = tables[:, None] * self._block
+        indices = blocks + self._parts[:, None]
+        keys = indices[:, : self._kv_heads]
+        values = indices[:, self._kv_heads :]
         return np.ascontiguousarray(keys), np.ascontiguousarray(values)
 
     def stores(self, view: GroupGeometry) -> IntArray:
         """Where the new keys and values go, head by head of each token: `[count, 1]`."""
-        blocks = view.write_blocks.astype(np.int64)[..., None] * self._block
-        places = (blocks + self._parts) * BLOCK_TOKENS + view.write_slots[..., None]
-        return places.reshape(-1, 1)
+        blocks = view.write_blocks.astype(np.int64)
+        first_parts = blocks[..., None] * self._block
+        parts = (first_parts + self._parts) * BLOCK_TOKENS
+        indices = parts + view.write_slots[..., None]
+        return indices.reshape(-1, 1)
 
     def mask(self, geometry: CallGeometry, number: int) -> FloatArray:
-        """What is added to the scores, `[rows, 1, queries, context]`: a chunk's queries once a head of the group."""
+        """What is added to the scores, `[rows, 1, queries, context]`.
+
+        It has a chunk's queries once for each head of the group.
+        """
         width = geometry.groups[number].tables.shape[1] * BLOCK_TOKENS
         visible = visible_keys(geometry, number, width)
         mask = np.where(visible, np.float32(0), np.float32(-np.inf))
@@ -163,12 +199,15 @@ class _Rotation:
     """The cosines and sines of one rotation, as far as positions have come."""
 
     def __init__(self, rope: nn.Module, head_dim: int, table: RotationTable) -> None:
-        self._rope, self._head_dim, self.table = rope, head_dim, table
+        self._rope = rope
+        self._head_dim = head_dim
+        self.table = table
 
     def at(self, positions: npt.NDArray[Any]) -> tuple[FloatArray, FloatArray]:
         """`[positions, width / 2]` twice."""
         count = len(self.table.cosines)
-        if (last := int(positions.max())) >= count:
+        last = int(positions.max())
+        if last >= count:
             while count <= last:
                 count *= 2
             table = rotation_table(self._rope, self._head_dim, count)
@@ -178,36 +217,57 @@ class _Rotation:
 
 
 def build_step(
-    decoder: Decoder, layout: KVLayout, arenas: Sequence[Arena]
+    decoder: Decoder,
+    layout: KVLayout,
+    arenas: Sequence[Arena],
 ) -> CpuStep | None:
-    """A step over `arenas`; None, with nothing taken from the decoder, where its layers have no form here.
+    """A step over `arenas`; None where the decoder's layers have no form here.
 
-    The packed weights are taken out of the decoder's layers, one layer at a time.
+    The packed weights are taken out of the decoder's layers, one layer at a time. Where
+    there is no step, nothing is taken.
     """
     described = _geometries(decoder, layout)
     if described is None:
         return None
     geometries, rotations = described
-    width = len(decoder.norm.scale)
+    first_layer = decoder.layers[0]
     sizes = StepSizes(
-        width,
-        rows_of(decoder.layers[0].mlp[0]),
-        rows_of(decoder.head or decoder.embedding),
-        geometries[0].heads,
+        hidden=len(decoder.norm.scale),
+        intermediate=rows_of(first_layer.mlp[0]),
+        vocab=rows_of(decoder.head or decoder.embedding),
+        heads=geometries[0].heads,
     )
     head, lookup = _ends(decoder)
+    segments = _segments(decoder, geometries, layout, arenas)
+    groups = [_Group(arena, sizes.heads) for arena in arenas]
+    return CpuStep(sizes, lookup, segments, head, rotations, groups)
+
+
+def _segments(
+    decoder: Decoder,
+    geometries: Sequence[LayerGeometry],
+    layout: KVLayout,
+    arenas: Sequence[Arena],
+) -> list[_Segment]:
+    """Sessions over all layers, each as large as is safe to make."""
+    width = len(decoder.norm.scale)
+    last_number = len(geometries) - 1
     segments = []
-    graph, numbers = StepGraph(width), list[int]()
+    graph = StepGraph(width)
+    numbers: list[int] = []
     for layer, geometry in zip(decoder.layers, geometries, strict=True):
         graph.add(layer, geometry)
         numbers.append(geometry.number)
-        is_last = geometry.number == len(geometries) - 1
-        if is_last or graph.writer.nbytes >= _MOST_BYTES:
-            session = open_session(graph.finish(decoder.norm if is_last else None))
-            segments.append(_Segment(session, _bound(session, numbers, layout, arenas)))
-            graph, numbers = StepGraph(width), []
-    groups = [_Group(arena, sizes.heads) for arena in arenas]
-    return CpuStep(sizes, lookup, segments, head, rotations, groups)
+        norm = None
+        if geometry.number == last_number:
+            norm = decoder.norm
+        if norm is not None or graph.writer.nbytes >= _MOST_BYTES:
+            session = open_session(graph.finish(norm))
+            binding = _bound(session, numbers, layout, arenas)
+            segments.append(_Segment(session, binding))
+            graph = StepGraph(width)
+            numbers = []
+    return segments
 
 
 def _geometries(
@@ -215,7 +275,8 @@ def _geometries(
 ) -> tuple[list[LayerGeometry], list[_Rotation]] | None:
     """How each layer lies in the arenas, and the rotations that they number.
 
-    None for a layout with more than float32 keys and values, and for rotations that no table holds.
+    None for a layout with more than float32 keys and values, and for rotations that no
+    table holds.
     """
     if len(layout.slots) != len(decoder.layers) or any(layout.nesting):
         return None
@@ -224,27 +285,47 @@ def _geometries(
     for number, slot in enumerate(layout.slots):
         if not isinstance(slot, LayerSlot):
             return None
-        shape = layout.groups[slot.group]
-        is_plain = shape.dtype == mx.float32 and not shape.quantized
-        if not is_plain or shape.key_dim != shape.value_dim:
-            return None
         attention = decoder.layers[number].attention
-        heads = rows_of(attention.projections[0]) // shape.key_dim
-        geometry = LayerGeometry(
-            number, slot.group, heads, shape.kv_heads, shape.key_dim
-        )
+        geometry = _plain_geometry(number, slot, layout, attention)
+        if geometry is None:
+            return None
         if attention.rope is not None:
-            index = rotations.number_of(attention.rope, shape.key_dim)
+            index = rotations.number_of(attention.rope, geometry.head_dim)
             if index is None:
                 return None
             table = rotations.every[index].table
             geometry = dataclasses.replace(
-                geometry, rotation=index, pairs=table.pairs, rotated=table.width
+                geometry,
+                rotation=index,
+                pairs=table.pairs,
+                rotated=table.width,
             )
         geometries.append(geometry)
-    if len({geometry.heads for geometry in geometries}) > 1:
+    heads = {geometry.heads for geometry in geometries}
+    if len(heads) > 1:
         return None
     return geometries, rotations.every
+
+
+def _plain_geometry(
+    number: int,
+    slot: LayerSlot,
+    layout: KVLayout,
+    attention: Attention,
+) -> LayerGeometry | None:
+    """A layer without its rotation; None for another KV than float32 of one width."""
+    shape = layout.groups[slot.group]
+    is_plain = shape.dtype == mx.float32 and not shape.quantized
+    if not is_plain or shape.key_dim != shape.value_dim:
+        return None
+    query_projection = attention.projections[0]
+    return LayerGeometry(
+        number=number,
+        group=slot.group,
+        heads=rows_of(query_projection) // shape.key_dim,
+        kv_heads=shape.kv_heads,
+        head_dim=shape.key_dim,
+    )
 
 
 class _Rotations:
@@ -267,7 +348,10 @@ class _Rotations:
 
 
 def _bound(
-    session: Any, numbers: Sequence[int], layout: KVLayout, arenas: Sequence[Arena]
+    session: Any,
+    numbers: Sequence[int],
+    layout: KVLayout,
+    arenas: Sequence[Arena],
 ) -> Any:
     """A binding in which each layer's arena is input and output at one address."""
     binding = session.io_binding()
@@ -276,9 +360,9 @@ def _bound(
         assert isinstance(slot, LayerSlot)
         shape = arenas[slot.group].shape
         memory = np.array(arenas[slot.group].array, copy=False)
-        places = memory.reshape(-1, shape.width)
+        rows = memory.reshape(-1, shape.width)
         start = slot.layer * 2 * shape.kv_heads * BLOCK_TOKENS
-        part = places[start:]
+        part = rows[start:]
         described = ("cpu", 0, np.float32, part.shape, part.ctypes.data)
         binding.bind_input(f"arena{number}", *described)
         binding.bind_output(f"stored{number}", *described)
@@ -299,10 +383,11 @@ def _ends(decoder: Decoder) -> tuple[Any, Lookup]:
         values = np.array(embedding["weight"])
         lookup = values.__getitem__
     if decoder.head is not None:
-        logits = products.linear(hidden, [decoder.head])[0]
+        (logits,) = products.linear(hidden, [decoder.head])
         rows: int | str = "V"
     elif isinstance(embedding, StoredEmbedding):
-        logits, rows = products.packed(hidden, table, None), table.rows
+        logits = products.packed(hidden, table, None)
+        rows = table.rows
     else:
         logits = writer.node("MatMul", [hidden, writer.constant(values.T)])
         rows = len(values)

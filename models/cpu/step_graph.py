@@ -1,7 +1,8 @@
-"""Writes decoder layers as an ONNX graph: everything of a step between the embedding and the head.
+"""Writes decoder layers as an ONNX graph: a step between the embedding and the head.
 
-A layer stores its keys and values in the arena and reads its context from there, so a whole step is one call. The
-arena is an input and, at the same address, an output: `ScatterND` writes in geometry where both are one.
+A layer stores its keys and values in the arena and reads its context from there, so a
+whole step is one call. The arena is an input and, at the same address, an output:
+`ScatterND` writes in place where both are one.
 """
 
 from __future__ import annotations
@@ -16,10 +17,11 @@ from rvllm_local.models.cpu.structure import Attention, DecoderLayer, Norm
 
 @dataclass(frozen=True, slots=True)
 class LayerGeometry:
-    """Where a layer's KV lies (its number in the model, its group), and the shape of its heads.
+    """Where a layer's KV lies, and the shape of its heads.
 
-    `rotation` is the number of its table of cosines and sines, None for a layer without; `pairs` and `rotated` (the
-    elements of a head that turn) are the table's.
+    `number` is the layer's in the model. `rotation` is the number of its table of cosines
+    and sines, None for a layer without. `pairs` and `rotated`, the elements of a head
+    that turn, are the table's.
     """
 
     number: int
@@ -30,6 +32,11 @@ class LayerGeometry:
     rotation: int | None = None
     pairs: bool = False
     rotated: int = 0
+
+    @property
+    def group_heads(self) -> int:
+        """Query heads that share one head of keys and values."""
+        return self.heads // self.kv_heads
 
 
 class StepGraph:
@@ -48,17 +55,20 @@ class StepGraph:
         linear = self._products.linear
         normed = self._normed(layer.attention_norm)
         attended = self._attended(normed, layer.attention, geometry)
-        self._branch = linear(attended, [layer.attention.output])[0]
+        (self._branch,) = linear(attended, [layer.attention.output])
         normed = self._normed(layer.mlp_norm)
         gate, up, down = layer.mlp
         gates, values = linear(normed, [gate, up])
         # With this alpha the operator is x * sigmoid(x).
         opened = self.writer.node("QuickGelu", [gates], CONTRIB, alpha=1.0)
         hidden = self.writer.node("Mul", [opened, values])
-        self._branch = linear(hidden, [down])[0]
+        (self._branch,) = linear(hidden, [down])
 
     def finish(self, norm: Norm | None) -> bytes:
-        """The model's bytes; its output `hidden` is the residual, or what the last norm makes of it."""
+        """The model's bytes.
+
+        Its output `hidden` is the residual, or what the last norm makes of it.
+        """
         if norm is not None:
             hidden = self._normed(norm)
         elif self._branch is not None:
@@ -92,84 +102,134 @@ class StepGraph:
 
     def _rms(self, x: str, scale: str, eps: float) -> str:
         return self.writer.node(
-            "SimplifiedLayerNormalization", [x, scale], axis=-1, epsilon=eps
+            "SimplifiedLayerNormalization",
+            [x, scale],
+            axis=-1,
+            epsilon=eps,
         )
 
     def _attended(
-        self, normed: str, attention: Attention, geometry: LayerGeometry
+        self,
+        normed: str,
+        attention: Attention,
+        geometry: LayerGeometry,
     ) -> str:
         """`[rows, tokens, heads * head_dim]`, before the output's product."""
-        writer, head_dim, kv_heads = self.writer, geometry.head_dim, geometry.kv_heads
         projections = list(attention.projections)
         queries, keys, values = self._products.linear(normed, projections)
         if attention.head_norms is not None:
-            queries = self._normed_heads(queries, attention.head_norms[0], geometry)
-            keys = self._normed_heads(keys, attention.head_norms[1], geometry)
+            query_norm, key_norm = attention.head_norms
+            queries = self._normed_heads(queries, query_norm, geometry)
+            keys = self._normed_heads(keys, key_norm, geometry)
         queries = self._rotated(queries, geometry, geometry.heads)
-        keys = self._rotated(keys, geometry, kv_heads)
-        context = self._context(self._stored(keys, values, geometry), geometry)
-        weights = self._weights(queries, context[0], attention.scale, geometry)
-        attended = writer.node("MatMul", [weights, context[1]])
-        shape = writer.shape(0, kv_heads, geometry.heads // kv_heads, -1, head_dim)
+        keys = self._rotated(keys, geometry, geometry.kv_heads)
+        stored = self._stored(keys, values, geometry)
+        context_keys, context_values = self._context(stored, geometry)
+        weights = self._weights(queries, context_keys, attention.scale, geometry)
+        attended = self.writer.node("MatMul", [weights, context_values])
+        return self._joined_heads(attended, geometry)
+
+    def _joined_heads(self, attended: str, geometry: LayerGeometry) -> str:
+        """`[rows, kv_heads, group * tokens, head_dim]` as `[rows, tokens, heads * head_dim]`."""
+        writer = self.writer
+        shape = writer.shape(
+            0,
+            geometry.kv_heads,
+            geometry.group_heads,
+            -1,
+            geometry.head_dim,
+        )
         attended = writer.node("Reshape", [attended, shape])
         attended = writer.node("Transpose", [attended], perm=(0, 3, 1, 2, 4))
-        shape = writer.shape(0, 0, geometry.heads * head_dim)
+        shape = writer.shape(0, 0, geometry.heads * geometry.head_dim)
         return writer.node("Reshape", [attended, shape])
 
-    def _context(self, stored: str, geometry: LayerGeometry) -> list[str]:
-        """Keys and values of each row's blocks, `[rows, kv_heads, context, head_dim]` twice."""
-        writer, group, kv_heads = self.writer, geometry.group, geometry.kv_heads
-        shape = writer.shape(-1, BLOCK_TOKENS * geometry.head_dim)
-        blocks = writer.node("Reshape", [stored, shape])
-        context = []
-        for part in ("keys", "values"):
-            dims = ("R", kv_heads, f"blocks{group}")
-            index = self._input(f"{part}{group}", "int64", dims)
-            gathered = writer.node("Gather", [blocks, index], axis=0)
-            shape = writer.shape(0, kv_heads, -1, geometry.head_dim)
-            context.append(writer.node("Reshape", [gathered, shape]))
-        return context
+    def _context(self, stored: str, geometry: LayerGeometry) -> tuple[str, str]:
+        """Keys and values of each row's blocks.
+
+        Both are `[rows, kv_heads, context, head_dim]`.
+        """
+        shape = self.writer.shape(-1, BLOCK_TOKENS * geometry.head_dim)
+        blocks = self.writer.node("Reshape", [stored, shape])
+        keys = self._gathered(blocks, "keys", geometry)
+        values = self._gathered(blocks, "values", geometry)
+        return keys, values
+
+    def _gathered(self, blocks: str, part: str, geometry: LayerGeometry) -> str:
+        writer = self.writer
+        group = geometry.group
+        dims = ("R", geometry.kv_heads, f"blocks{group}")
+        index = self._input(f"{part}{group}", "int64", dims)
+        gathered = writer.node("Gather", [blocks, index], axis=0)
+        shape = writer.shape(0, geometry.kv_heads, -1, geometry.head_dim)
+        return writer.node("Reshape", [gathered, shape])
 
     def _weights(
-        self, queries: str, keys: str, scale: float, geometry: LayerGeometry
+        self,
+        queries: str,
+        keys: str,
+        scale: float,
+        geometry: LayerGeometry,
     ) -> str:
         """Softmax over the context, `[rows, kv_heads, group * tokens, context]`."""
-        writer, group, head_dim = self.writer, geometry.group, geometry.head_dim
-        per_kv_head = geometry.heads // geometry.kv_heads
-        shape = writer.shape(0, 0, geometry.kv_heads, per_kv_head, head_dim)
-        grouped = writer.node("Reshape", [queries, shape])
-        grouped = writer.node("Transpose", [grouped], perm=(0, 2, 3, 1, 4))
-        shape = writer.shape(0, geometry.kv_heads, -1, head_dim)
-        grouped = writer.node("Reshape", [grouped, shape])
+        writer = self.writer
+        group = geometry.group
+        grouped = self._grouped_heads(queries, geometry)
         scores = writer.node(
-            "FusedMatMul", [grouped, keys], CONTRIB, transB=1, alpha=scale
+            "FusedMatMul",
+            [grouped, keys],
+            CONTRIB,
+            transB=1,
+            alpha=scale,
         )
         dims = ("R", 1, "Q", f"context{group}")
         mask = self._input(f"mask{group}", "float32", dims)
         masked = writer.node("Add", [scores, mask])
         return writer.node("Softmax", [masked], axis=-1)
 
+    def _grouped_heads(self, queries: str, geometry: LayerGeometry) -> str:
+        """`[rows, tokens, heads * head_dim]` as `[rows, kv_heads, group * tokens, head_dim]`."""
+        writer = self.writer
+        shape = writer.shape(
+            0,
+            0,
+            geometry.kv_heads,
+            geometry.group_heads,
+            geometry.head_dim,
+        )
+        grouped = writer.node("Reshape", [queries, shape])
+        grouped = writer.node("Transpose", [grouped], perm=(0, 2, 3, 1, 4))
+        shape = writer.shape(0, geometry.kv_heads, -1, geometry.head_dim)
+        return writer.node("Reshape", [grouped, shape])
+
     def _stored(self, keys: str, values: str, geometry: LayerGeometry) -> str:
-        """The layer's part of the arena with the new keys and values in it, `[places, head_dim]`."""
-        writer, number = self.writer, geometry.number
+        """The layer's part of the arena with the new keys and values in it.
+
+        It is `[slots, head_dim]`.
+        """
+        writer = self.writer
+        number = geometry.number
         new = writer.node("Concat", [keys, values], axis=-1)
-        new = writer.node("Reshape", [new, writer.shape(-1, geometry.head_dim)])
+        shape = writer.shape(-1, geometry.head_dim)
+        new = writer.node("Reshape", [new, shape])
         dims = (f"places{number}", geometry.head_dim)
         before = self._input(f"arena{number}", "float32", dims)
         index = self._input(f"stores{geometry.group}", "int64", ("W", 1))
-        return writer.store_into(
-            "ScatterND", [before, index, new], f"stored{number}", dims
-        )
+        inputs = [before, index, new]
+        return writer.store_into("ScatterND", inputs, f"stored{number}", dims)
 
     def _normed_heads(self, heads: str, norm: Norm, geometry: LayerGeometry) -> str:
-        """Head by head, or all heads at once where the norm is as wide as they are together."""
-        writer, width = self.writer, len(norm.scale)
+        """The norm of each head, or of all together where the norm is as wide."""
+        writer = self.writer
+        width = len(norm.scale)
         scale = writer.constant(norm.scale)
         if width != geometry.head_dim:
             return self._rms(heads, scale, norm.eps)
-        parted = writer.node("Reshape", [heads, writer.shape(0, 0, -1, width)])
+        by_head = writer.shape(0, 0, -1, width)
+        parted = writer.node("Reshape", [heads, by_head])
         normed = self._rms(parted, scale, norm.eps)
-        return writer.node("Reshape", [normed, writer.shape(0, 0, -1)])
+        together = writer.shape(0, 0, -1)
+        return writer.node("Reshape", [normed, together])
 
     def _rotated(self, heads: str, geometry: LayerGeometry, count: int) -> str:
         number = geometry.rotation
@@ -177,14 +237,14 @@ class StepGraph:
             return heads
         positions = self._input("positions", "int64", ("R", "L"))
         dims = ("T", geometry.rotated // 2)
-        tables = [
-            self._input(f"{name}{number}", "float32", dims)
-            for name in ("cosines", "sines")
-        ]
-        partial = geometry.rotated if geometry.rotated < geometry.head_dim else 0
+        cosines = self._input(f"cosines{number}", "float32", dims)
+        sines = self._input(f"sines{number}", "float32", dims)
+        partial = 0  # the operator's word for all of the head
+        if geometry.rotated < geometry.head_dim:
+            partial = geometry.rotated
         return self.writer.node(
             "RotaryEmbedding",
-            [heads, positions, *tables],
+            [heads, positions, cosines, sines],
             CONTRIB,
             num_heads=count,
             interleaved=int(geometry.pairs),

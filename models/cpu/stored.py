@@ -1,6 +1,7 @@
-"""Quantized layers as they are stored, multiplied in float32: exact, and slow, since each call widens the weights.
+"""Quantized layers as they are stored, multiplied in float32.
 
-They stand in a model between its loading and its packing, so that its shapes and its logits can be had in float32
+That is exact, and slow, since each call widens the weights. They stand in a model between
+its loading and its packing, so that its shapes and its logits can be had in float32
 without a float32 copy of it.
 """
 
@@ -18,11 +19,12 @@ from rvllm_local.models.cpu.packed import PackedMatrix, pack, refusal, stored_bi
 from rvllm_local.models.to_float32 import widened_layer
 
 # What a block takes beside its codes: scale and offset, and what the product keeps of both.
-_BLOCK_BYTES, _LOOKUP_BYTES = 16, 8
+_BLOCK_BYTES = 16
+_LOOKUP_BYTES = 8
 
 
 class StoredLinear(nn.Module):  # type: ignore[misc]
-    """Stands where a quantized linear layer was. `take` ends its use."""
+    """Stands in for a quantized linear layer. `take` ends its use."""
 
     def __init__(self, inner: nn.Module) -> None:
         super().__init__()
@@ -31,11 +33,14 @@ class StoredLinear(nn.Module):  # type: ignore[misc]
 
     def __call__(self, x: mx.array) -> mx.array:
         outputs = self.as_linear(x)
-        return outputs + self.inner.bias if "bias" in self.inner else outputs
+        if "bias" in self.inner:
+            outputs = outputs + self.inner.bias
+        return outputs
 
     def as_linear(self, x: mx.array) -> mx.array:
         """The product, without a bias."""
-        product: mx.array = _inputs(self, x) @ _dequantized(self.inner).T
+        weight = _dequantized(self.inner)
+        product: mx.array = _inputs(self, x) @ weight.T
         return product
 
     def take(self) -> PackedMatrix:
@@ -45,14 +50,9 @@ class StoredLinear(nn.Module):  # type: ignore[misc]
             self.inner.pop(name, None)
         return matrix
 
-    @property
-    def bias(self) -> mx.array | None:
-        bias: mx.array | None = self.inner.get("bias")
-        return bias
-
 
 class StoredEmbedding(nn.Module):  # type: ignore[misc]
-    """Stands where a quantized embedding was."""
+    """Stands in for a quantized embedding."""
 
     def __init__(self, inner: nn.Module) -> None:
         super().__init__()
@@ -60,7 +60,10 @@ class StoredEmbedding(nn.Module):  # type: ignore[misc]
         self.rounds = False
 
     def __call__(self, tokens: mx.array) -> mx.array:
-        rows = {name: self.inner[name][tokens] for name in _parts(self.inner)}
+        rows = {}
+        for name in ("weight", "scales", "biases"):
+            if name in self.inner:
+                rows[name] = self.inner[name][tokens]
         return _dequantized(self.inner, rows)
 
     as_linear = StoredLinear.as_linear
@@ -69,9 +72,10 @@ class StoredEmbedding(nn.Module):  # type: ignore[misc]
 
 @contextlib.contextmanager
 def half_rounded(module: nn.Module) -> Iterator[None]:
-    """While this is open the second half of a call's rows has its inputs rounded to int8, as the packed product does.
+    """Round the inputs of the second half of a call's rows while this is open.
 
-    So one call shows what rounding changes, and weights are widened once for both.
+    They are rounded to int8, as the packed product does. So one call shows what rounding
+    changes, and weights are widened once for both.
     """
     stand_ins = [part for part in module.modules() if _is_stand_in(part)]
     for stand_in in stand_ins:
@@ -87,34 +91,46 @@ def _inputs(layer: Any, x: mx.array) -> mx.array:
     if not layer.rounds:
         return x
     half = x.shape[0] // 2
-    return mx.concatenate([x[:half], _rounded(x[half:], layer.inner.group_size)])
+    exact = x[:half]
+    rounded = _rounded(x[half:], layer.inner.group_size)
+    return mx.concatenate([exact, rounded])
 
 
 def _rounded(x: mx.array, block: int) -> mx.array:
+    """The inputs in steps of 1/127 of each block's largest."""
     blocks = x.reshape(*x.shape[:-1], -1, block)
-    steps = mx.max(mx.abs(blocks), axis=-1, keepdims=True) / 127
-    rounded = mx.round(blocks / mx.maximum(steps, 1e-30)) * steps
+    largest = mx.max(mx.abs(blocks), axis=-1, keepdims=True)
+    steps = largest / 127
+    codes = mx.round(blocks / mx.maximum(steps, 1e-30))
+    rounded = codes * steps
     # Offsets are multiplied by sums that are not rounded: a block keeps its sum.
     missing = mx.mean(blocks - rounded, axis=-1, keepdims=True)
     kept: mx.array = rounded + missing
     return kept.reshape(x.shape)
 
 
-def _parts(layer: nn.Module) -> list[str]:
-    return [name for name in ("weight", "scales", "biases") if name in layer]
-
-
 def _dequantized(
-    layer: nn.Module, parts: dict[str, mx.array] | None = None
+    layer: nn.Module,
+    rows: dict[str, mx.array] | None = None,
 ) -> mx.array:
-    source = layer if parts is None else parts
-    scales, biases = source["scales"], source.get("biases")
+    """A layer's matrix in float32, or those rows of it."""
+    source = layer
+    if rows is not None:
+        source = rows
+    weight = source["weight"]
+    scales = source["scales"]
+    biases = source.get("biases")
     if mx.issubdtype(scales.dtype, mx.floating):
         scales = scales.astype(mx.float32)  # the result has its type
     if biases is not None:
         biases = biases.astype(mx.float32)
     values: mx.array = mx.dequantize(
-        source["weight"], scales, biases, layer.group_size, layer.bits, mode=layer.mode
+        weight,
+        scales,
+        biases,
+        layer.group_size,
+        layer.bits,
+        mode=layer.mode,
     )
     return values.astype(mx.float32)
 
@@ -122,7 +138,7 @@ def _dequantized(
 def keep_stored(module: nn.Module) -> tuple[str, ...]:
     """Put the stand-ins in place, in a module that was loaded as its files have it.
 
-    What the operator cannot hold becomes float32; the reasons are returned, one a kind. Raises
+    What the operator cannot hold becomes float32. Returns the reasons, one a kind. Raises
     `UnsupportedModelError` as `widen_to_float32` does.
     """
     leaves = tree_flatten(module.leaf_modules(), is_leaf=nn.Module.is_module)
@@ -132,9 +148,7 @@ def keep_stored(module: nn.Module) -> tuple[str, ...]:
             continue
         reason = _reason(layer)
         if reason is None:
-            is_embedding = type(layer).__name__ == "QuantizedEmbedding"
-            stand_in = StoredEmbedding if is_embedding else StoredLinear
-            replacement: nn.Module = stand_in(layer)
+            replacement = _stand_in(layer)
         else:
             reasons[reason] = reasons.get(reason, 0) + 1
             replacement = widened_layer(path, layer)
@@ -146,9 +160,17 @@ def keep_stored(module: nn.Module) -> tuple[str, ...]:
     return tuple(notes)
 
 
+def _stand_in(layer: nn.Module) -> nn.Module:
+    if type(layer).__name__ == "QuantizedEmbedding":
+        return StoredEmbedding(layer)
+    return StoredLinear(layer)
+
+
 def _reason(layer: nn.Module) -> str | None:
-    if type(layer).__name__ not in ("QuantizedLinear", "QuantizedEmbedding"):
-        return f"{type(layer).__name__} is not packed"
+    """Why the operator cannot hold this layer; None if it can."""
+    kind = type(layer).__name__
+    if kind not in ("QuantizedLinear", "QuantizedEmbedding"):
+        return f"{kind} is not packed"
     return refusal(layer)
 
 
@@ -173,14 +195,17 @@ def packed_bytes(module: nn.Module) -> int:
     total = 0
     for part in module.modules():
         if _is_stand_in(part):
-            blocks = part.inner["scales"].size
-            codes = blocks * part.inner.group_size * stored_bits(part.inner.bits) // 8
+            layer = part.inner
+            blocks = layer["scales"].size
+            values = blocks * layer.group_size
+            codes = values * stored_bits(layer.bits) // 8
             total += codes + _BLOCK_BYTES * blocks
             if isinstance(part, StoredEmbedding):  # looked up, and perhaps the head
                 total += codes + _LOOKUP_BYTES * blocks
         elif not hasattr(part, "bits"):
             for value in part.values():
-                total += value.nbytes if isinstance(value, mx.array) else 0
+                if isinstance(value, mx.array):
+                    total += value.nbytes
     return total
 
 
