@@ -19,7 +19,7 @@ import signal
 import sys
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -33,8 +33,15 @@ LOCK_POLL_S = 0.05
 class Keeper:
     """The server's process and the leases on it."""
 
-    def __init__(self, path: Path, grace_s: float, command: Sequence[str]) -> None:
+    def __init__(
+        self,
+        path: Path,
+        grace_s: float,
+        command: Sequence[str],
+        on_start: Callable[[int], object] = lambda pid: None,
+    ) -> None:
         self._path, self._grace_s, self._command = path, grace_s, command
+        self._on_start = on_start  # is told the server's process id
         self._leases: set[asyncio.StreamWriter] = set()
         self._lines: deque[str] = deque(maxlen=LINES_KEPT)
         self._is_over = asyncio.Event()
@@ -50,6 +57,7 @@ class Keeper:
             stderr=asyncio.subprocess.STDOUT,
             limit=2**20,
         )
+        self._on_start(process.pid)
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._is_over.set)
@@ -57,21 +65,25 @@ class Keeper:
         self._path.chmod(0o600)
         self._count()
         reading = asyncio.create_task(self._read(process))
+        await self._until_over(reading)
+        door.close()
+        with contextlib.suppress(OSError):
+            self._path.unlink()
+        await _end(process)
+        await asyncio.gather(reading, return_exceptions=True)
+        self._tell({"ended": process.returncode})
+        for writer in list(self._leases):
+            writer.close()
+
+    async def _until_over(self, reading: asyncio.Task[None]) -> None:
+        """Until the server has ended or is to end."""
         over = asyncio.create_task(self._is_over.wait())
         await asyncio.wait({reading, over}, return_when=asyncio.FIRST_COMPLETED)
         if not self._leases and not self._is_over.is_set():
             # It ended before the chat that started it could hear why.
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._first_lease.wait(), FIRST_LEASE_S)
-        door.close()
-        with contextlib.suppress(OSError):
-            self._path.unlink()
-        await _end(process)
-        await asyncio.gather(reading, return_exceptions=True)
         over.cancel()
-        self._tell({"ended": process.returncode})
-        for writer in list(self._leases):
-            writer.close()
 
     async def _read(self, process: asyncio.subprocess.Process) -> None:
         assert process.stdout is not None
@@ -88,7 +100,9 @@ class Keeper:
                 self._tell({"line": text})
 
     async def _lease(
-        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+        self,
+        reader: asyncio.StreamReader,
+        writer: asyncio.StreamWriter,
     ) -> None:
         self._leases.add(writer)
         self._first_lease.set()
@@ -157,10 +171,32 @@ def take_lock(path: Path) -> IO[str] | None:
     return file
 
 
+def guard(pipe: int) -> None:
+    """End the server if its keeper is gone without having ended it.
+
+    The keeper writes the server's process id into the pipe, and at its own end a word;
+    a keeper that was killed writes none.
+    """
+    told = b""
+    while part := os.read(pipe, 100):
+        told += part
+    words = told.split()
+    if len(words) != 1:
+        return
+    server = int(words[0])
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(server, signal.SIGTERM)
+        for _ in range(round(STOP_S / LOCK_POLL_S)):
+            time.sleep(LOCK_POLL_S)
+            os.kill(server, 0)
+        os.kill(server, signal.SIGKILL)
+
+
 def main(arguments: Sequence[str]) -> None:
     """Keep the server of the command line, unless another keeper does.
 
-    Returns at once; the keeper goes on as a process that nobody has to wait for.
+    Returns at once; the keeper goes on as a process that nobody has to wait for, with a
+    guard beside it.
     """
     path = Path(arguments[0])
     lock = take_lock(path)
@@ -173,8 +209,20 @@ def main(arguments: Sequence[str]) -> None:
         return
     if os.fork():
         return
+    reading, writing = os.pipe()
+    if os.fork() == 0:
+        os.close(writing)
+        lock.close()  # the keeper alone holds it
+        guard(reading)
+        os._exit(0)
+    os.close(reading)
     path.unlink(missing_ok=True)  # of a keeper that was killed
-    asyncio.run(Keeper(path, float(arguments[1]), arguments[2:]).run())
+
+    def tell_guard(pid: int) -> None:
+        os.write(writing, f"{pid} ".encode())
+
+    asyncio.run(Keeper(path, float(arguments[1]), arguments[2:], tell_guard).run())
+    os.write(writing, b"done")
 
 
 if __name__ == "__main__":
