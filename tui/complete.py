@@ -2,66 +2,115 @@
 
 from __future__ import annotations
 
-import itertools
 import os
 import re
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
 from rvllm_local.tui.attach import mention
 from rvllm_local.tui.commands import complete_slash
+from rvllm_local.tui.file_search import best_matches, find_files
 from rvllm_local.tui.sanitise import clean_line
 
 SHOWN = 6
+FRESH_S = 5.0  # a folder's files are looked up again after this time
 _LOOKED_AT = 2_000  # entries of one folder
 _FILE = re.compile(r'(?<!\S)@(?:"([^"\n]*)|([^\s"]*))\Z')
 
 
 @dataclass(frozen=True, slots=True)
 class Completion:
-    """`text` takes the place of what was typed before the cursor; `name` and `note` are shown."""
+    """`text` takes the place of what was typed before the cursor.
+
+    `name` and `note` are shown.
+    """
 
     text: str
     name: str
     note: str = ""
 
 
+class Completer:
+    """Knows the files of the present folder for a while, so that typing stays quick."""
+
+    def __init__(self) -> None:
+        self._folder: Path | None = None
+        self._paths: list[str] = []
+        self._looked_at = 0.0
+
+    def offers(
+        self,
+        typed: str,
+        folder: Path,
+    ) -> list[Completion]:
+        """The first few things that `typed`, the text before the cursor, could become."""
+        commands = _commands(typed)
+        if commands:
+            return commands
+        match = _FILE.search(typed)
+        if match is None:
+            return []
+        path = match[1] if match[1] is not None else match[2]
+        before = typed[: match.start()]
+        exact = _beginning_so(path, folder)
+        offers = [_file(before, name) for name in exact]
+        if len(offers) < SHOWN and path and "://" not in path:
+            for name in best_matches(self._files(folder), path, SHOWN):
+                if name not in exact:
+                    offers.append(_file(before, name))
+        return offers[:SHOWN]
+
+    def _files(self, folder: Path) -> list[str]:
+        now = time.monotonic()
+        if folder != self._folder or now - self._looked_at > FRESH_S:
+            self._paths = find_files(folder)
+            self._folder, self._looked_at = folder, now
+        return self._paths
+
+
 def completions(typed: str, folder: Path) -> list[Completion]:
-    """The first few things that `typed`, the text before the cursor, could go on to."""
-    commands = [
-        Completion(f"{one.slash} ", f"{one.slash} {one.argument}".strip(), one.title)
-        for one in complete_slash(typed)
-    ]
-    found = _FILE.search(typed)
-    return (
-        commands[:SHOWN]
-        if commands or found is None
-        else _files(typed[: found.start()], found, folder)
-    )
+    """The first few things that `typed`, the text before the cursor, could become."""
+    return Completer().offers(typed, folder)
 
 
-def _files(before: str, found: re.Match[str], folder: Path) -> list[Completion]:
-    path = found[1] if found[1] is not None else found[2]
-    parent, _, prefix = path.rpartition("/")
-    parent += "/" if "/" in path else ""
+def _commands(typed: str) -> list[Completion]:
+    offers = []
+    for command in complete_slash(typed)[:SHOWN]:
+        shown = f"{command.slash} {command.argument}".strip()
+        offers.append(Completion(f"{command.slash} ", shown, command.title))
+    return offers
+
+
+def _beginning_so(path: str, folder: Path) -> list[str]:
+    """What one folder has that begins as was typed; folders end with "/"."""
+    parent, slash, prefix = path.rpartition("/")
+    parent += slash
+    names: list[str] = []
     try:
         with os.scandir(folder / Path(parent or ".").expanduser()) as entries:
-            rows = sorted(
-                (one.name, one.is_dir())
-                for one in itertools.islice(entries, _LOOKED_AT)
-                if one.name.startswith(prefix)
-                and (prefix or not one.name.startswith("."))
-                and one.name.isprintable()
-            )
+            for number, entry in enumerate(entries):
+                if number == _LOOKED_AT:
+                    break
+                if _is_offered(entry.name, prefix):
+                    ending = "/" if entry.is_dir() else ""
+                    names.append(f"{parent}{entry.name}{ending}")
     except (OSError, ValueError):
         return []
-    return [_file(before, parent, name, is_folder) for name, is_folder in rows[:SHOWN]]
+    names.sort()
+    return names[:SHOWN]
 
 
-def _file(before: str, parent: str, name: str, is_folder: bool) -> Completion:
-    if is_folder:
-        opened = mention(f"{parent}{name}/").removesuffix(
-            '"'
-        )  # a name with spaces goes on inside its quotes
-        return Completion(before + opened, f"@{clean_line(name, 60)}/")
-    return Completion(f"{before}{mention(parent + name)} ", f"@{clean_line(name, 60)}")
+def _is_offered(name: str, prefix: str) -> bool:
+    """Hidden files are offered to those who type their dot."""
+    is_hidden = name.startswith(".") and not prefix
+    return name.startswith(prefix) and name.isprintable() and not is_hidden
+
+
+def _file(before: str, path: str) -> Completion:
+    name = f"@{clean_line(path, 60)}"
+    if path.endswith("/"):
+        # A name with spaces goes on inside its quotes.
+        opened = mention(path).removesuffix('"')
+        return Completion(before + opened, name)
+    return Completion(f"{before}{mention(path)} ", name)

@@ -31,10 +31,14 @@ class PreparedPrompt:
     figures: Mapping[str, Any]
 
 
-def prepare(typed: str, pastes: Mapping[str, str], folder: Path) -> PreparedPrompt:
+def prepare(
+    typed: str,
+    pastes: Mapping[str, str],
+    folder: Path,
+) -> PreparedPrompt:
     """The prompt behind what stands in the composer.
 
-    Raises `ParameterError` for a file that cannot be attached.
+    Raises `ParameterError` for what cannot be attached.
     """
     shown = as_prompt(typed)
     whole = put_pastes(shown, pastes)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 
 from rich.text import Text
@@ -11,15 +12,20 @@ from textual.widgets import TextArea
 
 from rvllm_local.errors import ParameterError, RvllmError
 from rvllm_local.history.types import ChatMessage
-from rvllm_local.tui.attach import mention
+from rvllm_local.tui.attach import mention, needs_reading
 from rvllm_local.tui.commands import Command, parse_slash
-from rvllm_local.tui.complete import completions
+from rvllm_local.tui.complete import Completer
 from rvllm_local.tui.driver import Driver
 from rvllm_local.tui.editor import edit_text
 from rvllm_local.tui.keymap import bindings
 from rvllm_local.tui.notices import attempt, tell
 from rvllm_local.tui.payload import estimate_tokens, typed_text
-from rvllm_local.tui.prompts import paste_token, prepare, put_pastes
+from rvllm_local.tui.prompts import (
+    PreparedPrompt,
+    paste_token,
+    prepare,
+    put_pastes,
+)
 from rvllm_local.tui.sanitise import clean_cells, clean_copy
 from rvllm_local.tui.screens.dialogs import Ask, Choice, Pick
 from rvllm_local.tui.widgets.popup import CompletionPopup
@@ -52,11 +58,19 @@ class Composer(TextArea):
     class CommandTyped(Message):
         """A slash command was typed."""
 
-        def __init__(self, command: Command, argument: str) -> None:
+        def __init__(
+            self,
+            command: Command,
+            argument: str,
+        ) -> None:
             self.command, self.argument = command, argument
             super().__init__()
 
-    def __init__(self, driver: Driver, popup: CompletionPopup) -> None:
+    def __init__(
+        self,
+        driver: Driver,
+        popup: CompletionPopup,
+    ) -> None:
         super().__init__(
             id="composer",
             soft_wrap=True,
@@ -66,6 +80,7 @@ class Composer(TextArea):
         )
         self.editing: ChatMessage | None = None
         self._driver, self._popup = driver, popup
+        self._completer = Completer()
         self._stash = ""  # the draft that editing took the place of
         self._pastes: dict[str, str] = {}
         self._recalled: list[str] | None = None  # newest first, while walking them
@@ -78,7 +93,7 @@ class Composer(TextArea):
         """Send the prompt, do the slash command, or take the marked completion."""
         self.call_later(self._send)
 
-    def _send(self) -> None:
+    async def _send(self) -> None:
         if self._takes_completion():
             return
         if self.before_cursor.endswith("\\") and self.cursor_at_end_of_text:
@@ -93,7 +108,7 @@ class Composer(TextArea):
                 self.take()
                 self.post_message(self.CommandTyped(*command))
                 return
-            prompt = prepare(self.text, self._pastes, Path.cwd())
+            prompt = await self._prepare()
         except ParameterError as error:
             tell(self, str(error), "warning")
             return
@@ -107,6 +122,16 @@ class Composer(TextArea):
         else:
             self._driver.submit(prompt.text, prompt.figures)
         self.post_message(self.Sent())
+
+    async def _prepare(self) -> PreparedPrompt:
+        """The prompt with what it names, read on a thread: it may take seconds.
+
+        Keys wait meanwhile, so that what is typed next is not sent with it.
+        """
+        text, pastes, folder = self.text, dict(self._pastes), Path.cwd()
+        if not needs_reading(text):
+            return prepare(text, pastes, folder)
+        return await asyncio.to_thread(prepare, text, pastes, folder)
 
     def _takes_completion(self) -> bool:
         """Enter takes the marked command, unless one is already typed whole."""
@@ -239,7 +264,9 @@ class Composer(TextArea):
     def show_completions(self) -> None:
         """Offer what the word before the cursor could become."""
         is_recalling = self._recalled is not None
-        offers = [] if is_recalling else completions(self.before_cursor, Path.cwd())
+        offers = []
+        if not is_recalling:
+            offers = self._completer.offers(self.before_cursor, Path.cwd())
         self._popup.offer(offers)
 
     def action_composer_complete(self) -> None:
@@ -340,5 +367,5 @@ class Composer(TextArea):
         if path:
             attach(path)
         else:
-            note = "a text file of at most 256 KiB"
+            note = "a text file, a folder, a PDF or the address of a page"
             self.app.push_screen(Ask("File to attach", note=note), attach)
