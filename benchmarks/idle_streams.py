@@ -195,8 +195,9 @@ def _serve(folder: Path, profile: str | None) -> None:
             running(registry, ServerSettings(port=0, drain_s=0)) as server,
             registry.lease("tiny"),
         ):
-            with bound(server.settings) as listening:
-                await serve(server, listening, lambda port: print(port, flush=True))
+            await serve(
+                server, bound(server.settings), lambda port: print(port, flush=True)
+            )
 
     profiler = cProfile.Profile()
     if profile:

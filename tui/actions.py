@@ -1,4 +1,4 @@
-"""What a person can do with chats, models and the app as a whole.
+"""What a person can do with the model, its parameters and the app as a whole.
 
 What is done while writing is in the composer, what is done with a message in the
 transcript. An action takes its command's argument, empty when it came from a key.
@@ -6,189 +6,25 @@ transcript. An action takes its command's argument, empty when it came from a ke
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from pathlib import Path
+import asyncio
 from typing import Any
 
 from textual import work
-from textual.app import App
-from textual.widget import Widget
 
 from rvllm_local.errors import ParameterError
-from rvllm_local.tui.chat_files import export_chat, import_chats
-from rvllm_local.tui.commands import BY_ID
-from rvllm_local.tui.connection import ServerConnection
-from rvllm_local.tui.drafts import Drafts
-from rvllm_local.tui.driver import Driver
+from rvllm_local.tui.chat_actions import ChatActions
 from rvllm_local.tui.events import ChatChanged
-from rvllm_local.tui.launcher import ServerLauncher
+from rvllm_local.tui.first_start import best_model, measure_bandwidth
 from rvllm_local.tui.notices import attempt, tell
-from rvllm_local.tui.options import ChatOptions
-from rvllm_local.tui.screens.dialogs import Ask, Choice, Confirm, Pick
+from rvllm_local.tui.personas import chat_values, preset_note
+from rvllm_local.tui.screens.dialogs import Choice, Pick
 from rvllm_local.tui.settings import parse_parameter
 from rvllm_local.tui.state import ModelInfo
 from rvllm_local.tui.themes import CHOICES
-from rvllm_local.tui.widgets.composer import Composer
-from rvllm_local.tui.widgets.engine_panel import EnginePanel
-from rvllm_local.tui.widgets.find_bar import FindBar
-from rvllm_local.tui.widgets.popup import CompletionPopup
-from rvllm_local.tui.widgets.transcript import Transcript
 
 
-class ActionsApp(App[int]):
-    """The app's parts and its actions; how they are shown is `ChatApp`'s."""
-
-    def __init__(self, options: ChatOptions, launcher: ServerLauncher, driver: Driver):
-        super().__init__()
-        self.options, self.server, self.driver = options, launcher, driver
-        self.connection = ServerConnection(driver, launcher, options.model)
-        self.presets: dict[str, Mapping[str, Any]] = dict(options.settings.presets)
-        self.drafts = Drafts()
-        self.popup = CompletionPopup()
-        self.transcript = Transcript(driver)
-        self.composer = Composer(driver, self.popup)
-        self.panel = EnginePanel()
-        self.find_bar = FindBar(self.transcript)
-
-    # Any command
-
-    async def action_do(self, command_id: str) -> None:
-        """Do the command of a key."""
-        await self.do(command_id)
-
-    async def do(self, command_id: str, argument: str = "") -> None:
-        """Do a command where it belongs."""
-        command = BY_ID[command_id]
-        homes: dict[str, App[int] | Widget] = {
-            "app": self,
-            "composer": self.composer,
-            "transcript": self.transcript,
-        }
-        action = getattr(homes[command.home], f"action_{command.action}")
-        doing = action(argument) if argument else action()
-        if hasattr(doing, "__await__"):
-            await doing
-
-    # Chats
-
-    def action_chat_new(self, _argument: str = "") -> None:
-        """Start a new chat."""
-        self.driver.new_chat()
-        self.composer.focus()
-
-    def action_chat_temporary(self, _argument: str = "") -> None:
-        """Start a chat that is not kept."""
-        self.driver.new_chat(is_temporary=True)
-        self.composer.focus()
-
-    def action_chat_list(self, words: str = "") -> None:
-        """Show and search the chats."""
-        from rvllm_local.tui.screens.chats import ChatsScreen
-
-        driver = self.driver
-        if driver.history is None:
-            tell(self, "there is no history in this session", "warning")
-            return
-        screen = ChatsScreen(driver, words)
-
-        async def opened(answer: str | None) -> None:
-            if answer is None:
-                if driver.session.chat.id in screen.deleted:
-                    driver.new_chat()
-                return
-            chat_id, _, message_id = answer.partition(" ")
-            await attempt(self, driver.open_chat(chat_id))
-            if message_id and driver.session.chat.id == chat_id:
-                await attempt(self, self._show_hit(message_id))
-            else:
-                self.transcript.follow()
-            self.composer.focus()
-
-        self.push_screen(screen, opened)
-
-    async def _show_hit(self, message_id: str) -> None:
-        """Go to a message that a search found, whatever branch it is on."""
-        messages = self.driver.session.messages
-        if all(message.id != message_id for message in messages):
-            await self.driver.switch_sibling(message_id, 0)
-        self.transcript.select(message_id)
-
-    def action_chat_rename(self, title: str = "") -> None:
-        """Give this chat another title."""
-
-        def rename(title: str | None) -> None:
-            if title:
-                self.driver.dispatch(ChatChanged({"title": title}))
-
-        if title:
-            rename(title)
-        else:
-            present = self.driver.session.chat.title
-            self.push_screen(Ask("Title of this chat", present), rename)
-
-    def action_chat_delete(self, _argument: str = "") -> None:
-        """Forget this chat, once confirmed; it can be undone."""
-        session = self.driver.session
-        if not session.is_kept or session.live is not None:
-            reason = "there is nothing to delete, or a reply is being written"
-            tell(self, reason, "warning")
-            return
-
-        async def delete(is_sure: bool | None) -> None:
-            if is_sure:
-                await attempt(self, self.driver.delete_chat(session.chat.id))
-                tell(self, "deleted this chat; Alt+Z or /undo brings it back")
-
-        self.push_screen(Confirm("Delete this chat and all its messages?"), delete)
-
-    async def action_chat_undo(self, _argument: str = "") -> None:
-        """Bring back what was deleted last."""
-        if await attempt(self, self.driver.undo()):
-            tell(self, "what was deleted is back")
-        else:
-            tell(self, "there is no deletion to undo", "warning")
-
-    def action_chat_compact(self, _argument: str = "") -> None:
-        """Go on from a summary; nothing is deleted."""
-        self.driver.compact()
-        self.transcript.follow()
-
-    async def action_chat_export(self, name: str = "") -> None:
-        """Write this chat to a file; its ending chooses Markdown or JSON."""
-        if not self.driver.session.is_kept:
-            tell(self, "there is nothing to export yet", "warning")
-            return
-
-        async def export(name: str | None) -> None:
-            if name:
-                await attempt(self, self._export(Path(name).expanduser()))
-
-        if name:
-            await export(name)
-        else:
-            note = "the ending .md or .json chooses the form"
-            self.push_screen(Ask("Export to", "chat.md", note), export)
-
-    async def _export(self, path: Path) -> None:
-        await export_chat(self.driver, path)
-        tell(self, f"exported to {path}")
-
-    async def action_chat_import(self, name: str = "") -> None:
-        """Add the chats of a JSON file."""
-
-        async def bring(name: str | None) -> None:
-            if name:
-                await attempt(self, self._import(Path(name).expanduser()))
-
-        if name:
-            await bring(name)
-        else:
-            note = "a JSON file with messages, or ChatGPT's or Open WebUI's export"
-            self.push_screen(Ask("Import from", "", note), bring)
-
-    async def _import(self, path: Path) -> None:
-        count = await import_chats(self.driver, path)
-        tell(self, f"imported {count} chat{'s' if count > 1 else ''}")
+class ActionsApp(ChatActions):
+    """All actions; how the chat is shown is `ChatApp`'s."""
 
     # How the model answers
 
@@ -214,6 +50,7 @@ class ActionsApp(App[int]):
             self.driver.dispatch(ChatChanged(values))
             if name:
                 preset = {**values["params"], "system": values["system"]}
+                preset["model"] = self.driver.session.model
                 await self._keep_preset(name, preset)
 
         self.push_screen(ParametersScreen(self.driver.session.chat, self.presets), use)
@@ -233,34 +70,43 @@ class ActionsApp(App[int]):
         shown = "the default" if parsed is None else parsed
         tell(self, f"{name} is {shown} in this chat")
 
-    async def _keep_preset(self, name: str, values: dict[str, Any]) -> None:
+    async def _keep_preset(
+        self,
+        name: str,
+        values: dict[str, Any],
+    ) -> None:
         self.presets[name] = values
-        history = self.driver.history
-        if history is not None:
-            presets = {key: dict(preset) for key, preset in self.presets.items()}
-            writing = self.driver.in_thread(history.set_setting, "presets", presets)
-            await attempt(self, writing)
+        presets = {key: dict(preset) for key, preset in self.presets.items()}
+        await self.keep_setting("presets", presets)
         tell(self, f"kept the preset {name}")
 
     def action_chat_preset(self, name: str = "") -> None:
-        """Use a preset in this chat."""
+        """Use a preset in this chat: its system prompt, parameters and model."""
+        if name:
+            self._use_preset(name)
+            return
+        choices = []
+        for preset, values in self.presets.items():
+            choices.append(Choice(preset, preset, preset_note(values)))
 
         def use(name: str | None) -> None:
-            if name is None:
-                return
-            if name not in self.presets:
-                tell(self, f"there is no preset {name}", "warning")
-                return
-            values = dict(self.presets[name])
-            system = values.pop("system", self.driver.session.chat.system)
-            self.driver.dispatch(ChatChanged({"params": values, "system": system}))
-            tell(self, f"using the preset {name}")
+            if name is not None:
+                self._use_preset(name)
 
-        if name:
-            use(name)
-        else:
-            choices = [Choice(preset, preset) for preset in self.presets]
-            self.push_screen(Pick("Presets", choices, "Ctrl+T makes presets"), use)
+        self.push_screen(Pick("Presets", choices, "Ctrl+T makes presets"), use)
+
+    def _use_preset(self, name: str) -> None:
+        preset = self.presets.get(name)
+        if preset is None:
+            tell(self, f"there is no preset {name}", "warning")
+            return
+        session = self.driver.session
+        values = chat_values(preset, session.chat)
+        self.driver.dispatch(ChatChanged(values))
+        tell(self, f"using the preset {name}")
+        model = preset.get("model")
+        if model and model != session.model:
+            self.action_model_pick(str(model))
 
     # Models and the server
 
@@ -280,7 +126,35 @@ class ActionsApp(App[int]):
         if name:
             self._choose_model(name, models)
 
-    def _choose_model(self, name: str, models: tuple[ModelInfo, ...]) -> None:
+    @work(exclusive=True, group="best")
+    async def look_for_best(self) -> None:
+        """Find the model to offer on an empty screen."""
+        await self._find_best()
+        self.show_welcome()
+
+    async def _find_best(self) -> None:
+        models = self.driver.session.models
+        sizes = [info.size or 0 for info in models]
+        offers = await asyncio.to_thread(self.server.offers, models)
+        bandwidth = await measure_bandwidth() if offers else None
+        if bandwidth is not None:
+            self.best = best_model(offers, max(sizes, default=0), bandwidth)
+
+    @work(group="command", exclusive=False)
+    async def action_model_best(self, _argument: str = "") -> None:
+        """Fetch and start the best model that fits this machine."""
+        if self.best is None:
+            await self._find_best()
+        if self.best is None:
+            tell(self, "no better model is known; Ctrl+L lists what there is")
+        else:
+            self._switch_model(self.best.info)
+
+    def _choose_model(
+        self,
+        name: str,
+        models: tuple[ModelInfo, ...],
+    ) -> None:
         info = next((info for info in models if info.id == name), None)
         if info is None:
             reason = f"this server has no model {name}; Ctrl+L lists what there is"
@@ -326,10 +200,13 @@ class ActionsApp(App[int]):
         elif self.driver.session.live is not None:
             self.driver.stop()
         elif self.connection.download:
-            self.workers.cancel_group(self, "switch")
-            tell(self, "the download rests; choosing the model again goes on")
+            self._rest_download()
         else:
             self.composer.focus()
+
+    def _rest_download(self) -> None:
+        self.workers.cancel_group(self, "switch")
+        tell(self, "the download rests; choosing the model again goes on")
 
     def action_find_open(self, words: str = "") -> None:
         """Find words in this chat."""
@@ -339,8 +216,27 @@ class ActionsApp(App[int]):
         """Show the engine at work, or hide it."""
         self.panel.display = not self.panel.display
         self.screen_stack[0].set_class(self.panel.display, "engine-shown")
+        self.show_engine()
+
+    def action_engine_more(self, _argument: str = "") -> None:
+        """Show the engine's counters, too, or hide them."""
+        if not self.panel.display:
+            self.action_engine_toggle()
+        self.panel.toggle_more()
+
+    def show_engine(self) -> None:
+        """Show the engine as it was seen last, with the titles of the chats."""
         view = self.driver.session.engine
-        self.panel.show(view if view is not None and view.block_map else None)
+        names = {}
+        for session in self.driver.sessions.all():
+            if session.live is not None and session.live.request_id:
+                names[session.live.request_id] = session.chat.title
+        is_known = view is not None and view.block_map
+        self.panel.show(view if is_known else None, names)
+
+    def action_sidebar_toggle(self, _argument: str = "") -> None:
+        """Show the chats at the side, or hide them."""
+        self.sidebar.set_class(not self.sidebar.has_class("hidden"), "hidden")
 
     async def action_theme_pick(self, name: str = "") -> None:
         """Choose the colours."""
@@ -349,14 +245,11 @@ class ActionsApp(App[int]):
             if name is None:
                 return
             if name not in CHOICES:
-                known = ", ".join(CHOICES)
-                tell(self, f"there is no theme {name}; known are {known}", "warning")
+                names = ", ".join(CHOICES)
+                tell(self, f"there is no theme {name}; known are {names}", "warning")
                 return
             self.theme = CHOICES[name]
-            history = self.driver.history
-            if history is not None and not history.read_only:
-                writing = self.driver.in_thread(history.set_setting, "theme", name)
-                await attempt(self, writing)
+            await self.keep_setting("theme", name)
 
         if name:
             await choose(name)

@@ -17,50 +17,39 @@ from textual.app import ComposeResult, SystemCommand
 from textual.binding import BindingType
 from textual.containers import Horizontal, Vertical
 from textual.screen import Screen
-from textual.widgets import Footer, Input, Static, TextArea
+from textual.widgets import Footer, Input, TextArea
 from textual.worker import WorkerError
 
 from rvllm_local.errors import HistoryError
 from rvllm_local.history import ChatHistory
-from rvllm_local.tui.actions import ActionsApp
 from rvllm_local.tui.commands import COMMANDS
 from rvllm_local.tui.driver import Driver
-from rvllm_local.tui.effects import Effect, Notify, ReturnPrompt
-from rvllm_local.tui.events import (
-    ChatChanged,
-    ChatOpened,
-    ChatStarted,
-    ClockTicked,
-    EngineSeen,
-    Event,
-    ReplyGrew,
-    UsageReceived,
-)
+from rvllm_local.tui.events import ChatChanged, ClockTicked, EngineSeen
 from rvllm_local.tui.keymap import bindings, check_keymap
 from rvllm_local.tui.launcher import ServerLauncher
 from rvllm_local.tui.notices import attempt, copy_text, tell
 from rvllm_local.tui.options import ChatOptions
 from rvllm_local.tui.render import render_markdown
-from rvllm_local.tui.state import ChatSession, ConnectionState, EngineView
-from rvllm_local.tui.status import queue_text, status_content
+from rvllm_local.tui.shelf import SETTING
+from rvllm_local.tui.state import ConnectionState, EngineView
 from rvllm_local.tui.themes import (
     CHOICES,
     DEFAULT_THEME,
     TERMINAL_VARIABLES,
     make_themes,
 )
+from rvllm_local.tui.view import ChatView
 from rvllm_local.tui.widgets.composer import Composer
+from rvllm_local.tui.widgets.sidebar import Sidebar
 from rvllm_local.tui.widgets.transcript import Transcript
-from rvllm_local.tui.widgets.welcome import welcome_content
 
 POLL_S = 0.5
 DRAFTS_S = 2.0  # how often a draft that changed is written
 INTERRUPT_S = 2.0  # within this a second Ctrl+C quits
-NARROW, SHORT, WIDE = 70, 16, 150  # columns and rows where the layout changes
-_SHOWN_APART = (ReplyGrew, UsageReceived, ClockTicked, EngineSeen)
+NARROW, SHORT, WIDE = 70, 16, 160  # columns and rows where the layout changes
 
 
-class ChatApp(ActionsApp):
+class ChatApp(ChatView):
     """The chat. The server is looked for once the first frame is painted."""
 
     CSS_PATH = "app.tcss"
@@ -76,13 +65,12 @@ class ChatApp(ActionsApp):
         launcher: ServerLauncher,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        super().__init__(options, launcher, Driver(self._changed, self._effect, clock))
+        driver = Driver(self.show_change, self.show_effect, clock)
+        super().__init__(options, launcher, driver)
         self._keymap = check_keymap(options.settings.keys)
-        self._status = Static("", id="status", markup=False)
-        self._queue = Static("", id="queue", markup=False)
         self._last_interrupt = -1e9
         self._is_ending = False
-        self._draft_of, self._was_temporary = "new", options.is_temporary
+        self._is_first_start = False  # whether a model is still to be offered
         for theme in make_themes():
             self.register_theme(theme)
         name = options.theme or options.settings.theme or DEFAULT_THEME
@@ -94,8 +82,10 @@ class ChatApp(ActionsApp):
 
     def compose(self) -> ComposeResult:
         with Horizontal(id="main"):
+            yield self.sidebar
             with Vertical(id="column"):
                 yield self.transcript
+                yield self._below
                 yield self.find_bar
                 yield self.popup
                 yield self._queue
@@ -110,7 +100,7 @@ class ChatApp(ActionsApp):
         """Paint first; everything that takes time comes after."""
         self.set_keymap(self._keymap)
         self.composer.focus()
-        self._show_welcome()
+        self.show_welcome()
         self._show_status()
         self.call_after_refresh(self._begin)
 
@@ -119,7 +109,7 @@ class ChatApp(ActionsApp):
         self.driver.start()
         await self._open_history()
         self.set_interval(POLL_S, self._tick)
-        self.set_interval(DRAFTS_S, self.keep_drafts)
+        self.set_interval(DRAFTS_S, self._tick_drafts)
         self.keep_connection()
         await asyncio.sleep(0)
         render_markdown("`x`")  # loads the parser, so that no first word waits for it
@@ -151,7 +141,11 @@ class ChatApp(ActionsApp):
         if options.prompt:
             driver.submit(options.prompt)
 
-    async def _resume(self, history: ChatHistory, chat_id: str) -> None:
+    async def _resume(
+        self,
+        history: ChatHistory,
+        chat_id: str,
+    ) -> None:
         if chat_id == "last":
             chats = history.chats(1)
             if not chats:
@@ -169,6 +163,8 @@ class ChatApp(ActionsApp):
         if isinstance(kept, dict):
             self.presets = {**kept, **self.presets}
         self.drafts.load(await driver.in_thread(history.setting, "drafts", {}))
+        self.shelf.load(await driver.in_thread(history.setting, SETTING, {}))
+        self._is_first_start = not await driver.in_thread(history.chats, 1)
 
     async def action_copy_or_quit(self, _argument: str = "") -> None:
         """Copy a selection, else stop the reply, else quit when pressed twice."""
@@ -193,13 +189,18 @@ class ChatApp(ActionsApp):
     async def shut(self) -> None:
         """Write what there is, and let go of the server."""
         self._is_ending = True
-        for group in ("connect", "switch", "look"):
+        for group in ("connect", "switch", "look", "best", "sidebar"):
             for worker in self.workers.cancel_group(self, group):
                 with contextlib.suppress(WorkerError):
                     await worker.wait()
         await self.keep_drafts()
         await self.driver.close()
         await self.server.stop()
+        self.announcer.restore_title()
+
+    async def _tick_drafts(self) -> None:
+        if not self._is_ending:  # at the end the history is being closed
+            await self.keep_drafts()
 
     async def keep_drafts(self) -> None:
         """Write what is being written, where it changed."""
@@ -215,12 +216,6 @@ class ChatApp(ActionsApp):
             writing = self.driver.in_thread(history.set_setting, "drafts", changes)
             await attempt(self, writing)
 
-    @property
-    def draft_name(self) -> str:
-        """Under which name the present chat's draft is kept."""
-        session = self.driver.session
-        return session.chat.id if session.is_kept else "new"
-
     # What the session tells
 
     async def _tick(self) -> None:
@@ -230,11 +225,20 @@ class ChatApp(ActionsApp):
         driver = self.driver
         driver.dispatch(ClockTicked(driver.clock()))
         session = driver.session
+        for open_session in driver.sessions.all():
+            live = open_session.live
+            if live is not None:
+                self.announcer.note_start(live.reply_id, live.began)
         self._show_live()
         if self.connection.download:
             self._show_status()
+            if not session.messages:
+                self.show_welcome()
         is_waiting = session.live is not None and session.live.first_at is None
         is_ready = session.connection is ConnectionState.READY
+        if is_ready and self._is_first_start and self.server.is_child:
+            self._is_first_start = False
+            self.look_for_best()
         is_first = session.engine is None and is_ready
         is_looked_at = is_waiting or self.panel.display
         if driver.endpoint is not None and (is_first or is_looked_at):
@@ -248,75 +252,6 @@ class ChatApp(ActionsApp):
         view = await endpoint.engine(self.driver.session.model)
         self.driver.dispatch(EngineSeen(view or EngineView()))
 
-    def _changed(self, session: ChatSession, event: Event) -> None:
-        """Show the new state. Only what the event can have changed is touched."""
-        if not self.is_running:
-            return
-        if isinstance(event, ChatOpened | ChatStarted):
-            self._change_draft(session)
-        elif self._draft_of != self.draft_name:  # its first prompt was sent
-            self.drafts.put(self._draft_of, "")
-            self._draft_of = self.draft_name
-        if not isinstance(event, _SHOWN_APART):
-            self._show_thread(session)
-        elif isinstance(event, EngineSeen) and self.panel.display:
-            self.panel.show(event.view if event.view.block_map else None)
-        if isinstance(event, ReplyGrew):
-            self._show_live()
-        if not isinstance(event, ClockTicked):
-            self._show_status()
-
-    def _change_draft(self, session: ChatSession) -> None:
-        """Each chat has its own draft; the one before is put aside."""
-        name = self.draft_name
-        if name == self._draft_of:
-            return
-        self.composer.leave_editing()
-        if not self._was_temporary:
-            self.drafts.put(self._draft_of, self.composer.draft)
-        self.composer.take()
-        self._draft_of, self._was_temporary = name, session.is_temporary
-        if not session.is_temporary:
-            self.composer.load_draft(self.drafts.get(name))
-
-    def _show_thread(self, session: ChatSession) -> None:
-        with self.batch_update():
-            if session.live is None:
-                self.transcript.end_reply()
-            self.transcript.show_messages(session.messages, session.siblings)
-            if session.live is not None and self.transcript.live is None:
-                self.transcript.begin_reply()
-                self.transcript.follow()
-                self._show_live()
-        waiting = queue_text(session)
-        self._queue.display = bool(waiting.plain)
-        self._queue.update(waiting)
-        if not session.messages:
-            self._show_welcome()
-
-    def _show_live(self) -> None:
-        live, widget = self.driver.session.live, self.transcript.live
-        if live is not None and widget is not None:
-            widget.tell(live, self.driver.clock())
-
-    def _effect(self, effect: Effect) -> None:
-        if isinstance(effect, Notify):
-            tell(self, effect.text, effect.severity)
-        elif isinstance(effect, ReturnPrompt):
-            self.composer.put(effect.text)
-
-    def _show_status(self) -> None:
-        session = self.driver.session
-        panel_width = 41 if self.panel.display else 0
-        width = max(10, self.size.width - 4 - panel_width)
-        draft = self.composer.text
-        download = self.connection.download
-        line = status_content(session, width, draft, download)
-        self._status.update(line, layout=False)
-
-    def _show_welcome(self) -> None:
-        self.transcript.welcome(welcome_content(self.driver.session))
-
     # What the terminal tells
 
     def on_resize(self, event: events.Resize) -> None:
@@ -324,6 +259,7 @@ class ChatApp(ActionsApp):
         screen = self.screen_stack[0]
         screen.set_class(event.size.width < NARROW, "narrow")
         screen.set_class(event.size.width >= WIDE, "wide")
+        self.call_after_refresh(self.show_sidebar)
         screen.set_class(event.size.height < SHORT, "short")
         self.call_after_refresh(self._show_status)
 
@@ -363,6 +299,13 @@ class ChatApp(ActionsApp):
         self.transcript.select(None)
         self.composer.begin_editing(event.message)
 
+    @work(group="command", exclusive=False)
+    async def on_sidebar_opened(self, event: Sidebar.Opened) -> None:
+        """Show the chat that was clicked."""
+        await attempt(self, self.driver.open_chat(event.chat_id))
+        self.transcript.follow()
+        self.composer.focus()
+
     def on_transcript_left(self) -> None:
         """Go back to writing."""
         self.composer.focus()
@@ -380,7 +323,11 @@ class ChatApp(ActionsApp):
             self.do(command_id), group="command", exclusive=False
         )
 
-    def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
+    def check_action(
+        self,
+        action: str,
+        parameters: tuple[object, ...],
+    ) -> bool | None:
         """The chat's own keys rest while a dialog is open."""
         always = ("app_quit", "copy_or_quit")
         is_own = any(action == command.action for command in COMMANDS)

@@ -40,7 +40,11 @@ class _List:
 class BlockRenderer:
     """One pass over the block tokens. `_indents` are those of lists and quotes."""
 
-    def __init__(self, piece: Piece, width: int | None) -> None:
+    def __init__(
+        self,
+        piece: Piece,
+        width: int | None,
+    ) -> None:
         # Of the first list, if it goes on from the piece before.
         self._first_number = piece.number
         self._is_in_code = piece.is_in_code
@@ -63,7 +67,11 @@ class BlockRenderer:
                 index += 1
         return Content("").join(self._blocks)
 
-    def _block(self, tokens: Sequence[Token], index: int) -> None:
+    def _block(
+        self,
+        tokens: Sequence[Token],
+        index: int,
+    ) -> None:
         token = tokens[index]
         match token.type:
             case "bullet_list_open" | "ordered_list_open":
@@ -104,7 +112,11 @@ class BlockRenderer:
             present.number += 1
         self._indents.append(" " * len(self._bullet))
 
-    def _inline(self, token: Token, opener: Token) -> None:
+    def _inline(
+        self,
+        token: Token,
+        opener: Token,
+    ) -> None:
         content = render_inline(token.children or ())
         if opener.type == "heading_open":
             content = content.stylize(_HEADINGS.get(opener.tag, "italic"))
@@ -114,7 +126,11 @@ class BlockRenderer:
             content = content[4:]
         self._add(content)
 
-    def _table(self, tokens: Sequence[Token], start: int) -> int:
+    def _table(
+        self,
+        tokens: Sequence[Token],
+        start: int,
+    ) -> int:
         """Add the table that begins here; returns the index behind it."""
         rows: list[list[Content]] = []
         alignments: list[Alignment] = []
@@ -172,7 +188,12 @@ class BlockRenderer:
         self._follows_item = bool(self._lists)
         self._bullet = ""
 
-    def _indented(self, content: Content, first: str, prefix: str) -> Content:
+    def _indented(
+        self,
+        content: Content,
+        first: str,
+        prefix: str,
+    ) -> Content:
         lines: list[Content] = []
         for line in content.split("\n", allow_blank=True):
             for part in _wrapped(line, self._room()):

@@ -1,6 +1,7 @@
-"""The one registry of what a person can do: bindings, slash commands, the palette and the help are made from it.
+"""The one registry of what a person can do.
 
-Plain values; what a command does is the action of the same name in the app.
+Bindings, slash commands, the palette and the help are made from it. Plain values; what a
+command does is the action of the same name.
 """
 
 from __future__ import annotations
@@ -51,6 +52,12 @@ COMMANDS: tuple[Command, ...] = (
     Command("chat.export", "Export this chat (.md or .json)", "", "/export", "[path]"),
     Command("chat.import", "Import chats from JSON", "", "/import", "[path]"),
     Command("chat.system", "System prompt of this chat", "", "/system", "[text]"),
+    Command("chat.pin", "Pin this chat, or unpin it", "", "/pin"),
+    Command("chat.folder", "Folder of this chat", "", "/folder", "[name]"),
+    Command("chat.compare", "Compare with another model", "", "/compare", "[model]"),
+    Command("sidebar.toggle", "The chats at the side", "", "/sidebar"),
+    Command("engine.more", "The engine's counters", "", "/more"),
+    Command("model.best", "Fetch the best model that fits", "f3", "/best"),
     Command("model.pick", "Models", "ctrl+l", "/model", "[name]"),
     Command(
         "chat.parameters", "Parameters and presets", "ctrl+t", "/set", "[name value]"
@@ -205,22 +212,23 @@ _BY_SLASH = {command.slash: command for command in COMMANDS if command.slash}
 
 
 def parse_slash(text: str) -> tuple[Command, str] | None:
-    """The command that a line means and its argument, or None for a prompt. "//x" is a prompt that begins with "/x".
+    """The command that a line means and its argument, or None for a prompt.
 
-    Raises `ParameterError` that names the nearest command, if there is none of that name.
+    "//x" is a prompt that begins with "/x". Raises `ParameterError` that names the
+    nearest command, if there is none of that name.
     """
-    found = re.match(r"/([a-z]+)(?:\s+(.*))?\s*\Z", text.strip(), re.DOTALL)
-    if found is None or "\n" in text.strip().split(" ")[0]:
+    typed = text.strip()
+    match = re.match(r"/([a-z]+)(?:\s+(.*))?\s*\Z", typed, re.DOTALL)
+    if match is None or "\n" in typed.split(" ")[0]:
         return None
-    name = f"/{found[1]}"
-    if name not in _BY_SLASH:
+    name = f"/{match[1]}"
+    command = _BY_SLASH.get(name)
+    if command is None:
         near = difflib.get_close_matches(name, _BY_SLASH, 1)
         hint = f"did you mean {near[0]}?" if near else "F1 lists the commands"
-        raise ParameterError(
-            "command",
-            f"there is no command {name}; {hint} (begin with // to send it as text)",
-        )
-    return _BY_SLASH[name], (found[2] or "").strip()
+        problem = f"there is no command {name}; {hint}"
+        raise ParameterError("command", f"{problem} (begin with // to send it as text)")
+    return command, (match[2] or "").strip()
 
 
 def complete_slash(text: str) -> list[Command]:

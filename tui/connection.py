@@ -23,7 +23,10 @@ class ServerConnection:
     """Keeps `driver.endpoint` pointing at a server that answers."""
 
     def __init__(
-        self, driver: Driver, launcher: ServerLauncher, model: str | None
+        self,
+        driver: Driver,
+        launcher: ServerLauncher,
+        model: str | None,
     ) -> None:
         self.launcher = launcher
         self.download = ""  # what is to be shown of a download, or nothing
@@ -132,7 +135,11 @@ class ServerConnection:
     def _loading(self, text: str) -> None:
         self._tell(ConnectionState.LOADING, text)
 
-    def _tell(self, state: ConnectionState, text: str) -> None:
+    def _tell(
+        self,
+        state: ConnectionState,
+        text: str,
+    ) -> None:
         driver = self._driver
         event = ConnectionChanged(state, clean_line(text), driver.clock())
         driver.dispatch(event)

@@ -18,7 +18,12 @@ class DownloadProgress:
     `size` is the whole in bytes, or None; `clock` gives seconds.
     """
 
-    def __init__(self, name: str, size: int | None, clock: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        name: str,
+        size: int | None,
+        clock: Callable[[], float],
+    ) -> None:
         self._name, self._size, self._clock = name, size, clock
         self._first: tuple[float, float] | None = None  # time and bytes
 
@@ -41,7 +46,11 @@ class DownloadProgress:
         parts += self._speed(came, size)
         return "  ".join(parts)
 
-    def _speed(self, came: float, size: float | None) -> list[str]:
+    def _speed(
+        self,
+        came: float,
+        size: float | None,
+    ) -> list[str]:
         now = self._clock()
         if self._first is None:
             self._first = (now, came)

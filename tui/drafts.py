@@ -32,7 +32,11 @@ class Drafts:
         """The draft of a chat, or nothing."""
         return self._texts.get(chat_id, "")
 
-    def put(self, chat_id: str, text: str) -> None:
+    def put(
+        self,
+        chat_id: str,
+        text: str,
+    ) -> None:
         """Remember a draft; an empty one is forgotten."""
         text = text[:_LONGEST] if text.strip() else ""
         if text == self._texts.pop(chat_id, ""):

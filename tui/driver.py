@@ -1,68 +1,50 @@
-"""Does what the state machine asks for: writes the history, talks to the server, and feeds back what happened.
+"""Holds the chats that are open, and what a person can do with them.
 
-One asyncio loop; the history's writes run on one thread, in order. Knows no interface: the app and the plain mode
-listen to it.
+Knows no interface: the app and the plain mode listen to it. Effects are done by
+`EffectWorker`, whose events come back here.
 """
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 import time
 from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from typing import Any, TypeVar
+from typing import Any
 
-from rvllm_local.errors import EndpointError, HistoryError
+from rvllm_local.errors import HistoryError
 from rvllm_local.history import ChatHistory
-from rvllm_local.history.types import (
-    Chat,
-    ChatMessage,
-    Deleted,
-    new_id,
-)
-from rvllm_local.tui.effects import (
-    CancelReply,
-    DeleteMessage,
-    Effect,
-    Generate,
-    MoveToMemory,
-    ReadSiblings,
-    SaveChat,
-    SaveMessage,
-    UpdateChat,
-    UpdateMessage,
-)
-from rvllm_local.tui.endpoint import ChatEndpoint, ServerGoneError
+from rvllm_local.history.types import Chat, ChatMessage, Deleted, new_id
+from rvllm_local.tui.effect_worker import EffectWorker
+from rvllm_local.tui.effects import Effect, KeepDraft, Notify, ReturnPrompt, UpdateChat
 from rvllm_local.tui.events import (
+    Change,
     ChatChanged,
     ChatOpened,
     ChatStarted,
     CompactionAsked,
+    ConnectionChanged,
     Event,
+    OtherChatChanged,
     PromptEdited,
     PromptSubmitted,
     PromptUnqueued,
-    ReplyFailed,
-    ReplyFinished,
+    ReplyContinued,
     ReplyRegenerated,
     ReplyStopped,
     SavingFailed,
-    SiblingsRead,
 )
-from rvllm_local.tui.gatherer import ReplyGatherer
 from rvllm_local.tui.payload import typed_text
-from rvllm_local.tui.reducer import reduce
+from rvllm_local.tui.sessions import ChatSessions
 from rvllm_local.tui.state import ChatSession
 
-_T = TypeVar("_T")
-Listener = Callable[[ChatSession, Event], None]
+Listener = Callable[[ChatSession, Change], None]
+_BRANCH = " (branch)"
 
 
-class Driver:
-    """Holds the session and does its effects. `on_change` is called after each event, `on_effect` gets what is for
-    the person: `Notify` and `ReturnPrompt`.
+class Driver(EffectWorker):
+    """`on_change` is called after each event; `on_effect` gets what is for the person.
+
+    That is `Notify`, `ReturnPrompt` and `KeepDraft`.
     """
 
     def __init__(
@@ -71,78 +53,131 @@ class Driver:
         on_effect: Callable[[Effect], None],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.session = ChatSession(Chat(new_id()))
-        self.history: ChatHistory | None = None
-        self.memory = ChatHistory(
-            None
-        )  # temporary chats, and those that could not be saved
-        self.endpoint: ChatEndpoint | None = None
-        self.clock = clock
+        super().__init__(clock)
+        self.sessions = ChatSessions(Chat(new_id()))
         self._on_change, self._on_effect = on_change, on_effect
-        self._effects: asyncio.Queue[Effect] = asyncio.Queue()
-        self._worker: asyncio.Task[None] | None = None
-        self._replies: dict[str, asyncio.Task[None]] = {}
         self._deleted: tuple[ChatHistory, Deleted] | None = None
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="history")
 
-    def start(self) -> None:
-        """Begin to do effects. Needs a running loop."""
-        self._worker = asyncio.create_task(self._work())
+    @property
+    def session(self) -> ChatSession:
+        """The chat that is shown."""
+        return self.sessions.present
 
-    def dispatch(self, event: Event) -> None:
-        """Something happened."""
-        self.session, effects = reduce(self.session, event)
-        for effect in effects:
-            self._effects.put_nowait(effect)
-        self._on_change(self.session, event)
-
-    async def drain(self) -> None:
-        """Wait until all effects so far are done."""
-        await self._effects.join()
-
-    async def close(self) -> None:
-        """Stop the reply, write what there is, and close everything but the server."""
-        if self.session.live is not None:
-            self.dispatch(ReplyStopped(self.clock()))
-        if self._worker is not None:
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self.drain(), 5)
-            tasks = [self._worker, *self._replies.values()]
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
-        if self.endpoint is not None:
-            await self.endpoint.close()
-        await self.in_thread(self._close_histories)
-        self._thread.shutdown()
-
-    def _close_histories(self) -> None:
-        for store in (self.history, self.memory):
-            if store is not None:
-                store.close()
-
-    async def in_thread(self, function: Callable[..., _T], *values: Any) -> _T:
-        """Run a call to the history on its thread."""
-        return await asyncio.get_running_loop().run_in_executor(
-            self._thread, lambda: function(*values)
-        )
+    @property
+    def is_writing(self) -> bool:
+        """Whether a reply is being written in any chat."""
+        return any(session.live is not None for session in self.sessions.all())
 
     @property
     def store(self) -> ChatHistory:
         """Where the present chat is kept."""
-        is_kept = self.history is not None and not self.session.is_temporary
-        return self.history if is_kept and self.history is not None else self.memory
+        return self.store_of(self.session.chat.id)
+
+    def dispatch(self, event: Event) -> None:
+        """Something happened, in the present chat or in one that it names."""
+        for session in self.sessions.targets(event):
+            is_present = session is self.sessions.present
+            self._reduce(session, event)
+            if is_present:
+                self._on_change(self.session, event)
+            else:
+                other = OtherChatChanged(session.chat, event)
+                self._on_change(self.session, other)
+
+    def _reduce(
+        self,
+        session: ChatSession,
+        event: Event,
+    ) -> None:
+        effects = self.sessions.reduce(session, event)
+        chat_id = session.chat.id
+        if isinstance(event, ChatOpened | ChatStarted):
+            chat_id = event.chat.id
+            self._note_store(event)
+        for effect in effects:
+            self.add_effect(chat_id, effect)
+        self._share_loss(chat_id)
+
+    def _note_store(self, event: ChatOpened | ChatStarted) -> None:
+        if event.is_temporary:
+            self.in_memory.add(event.chat.id)
+        else:
+            self.in_memory.discard(event.chat.id)
+
+    def _share_loss(self, chat_id: str) -> None:
+        """A server that one chat has lost is lost to all."""
+        session = self.sessions.find(chat_id)
+        present = self.session
+        if session is None or session.connection is present.connection:
+            return
+        state, text = session.connection, session.connection_text
+        self.dispatch(ConnectionChanged(state, text, self.clock()))
+
+    def show(
+        self,
+        chat_id: str,
+        effect: Effect,
+    ) -> None:
+        """Hand an effect to the person; one of another chat says of which."""
+        session = self.sessions.find(chat_id)
+        is_present = chat_id == self.session.chat.id
+        if isinstance(effect, ReturnPrompt) and not is_present:
+            effect = KeepDraft(chat_id, effect.text)
+        elif isinstance(effect, Notify) and not is_present and session is not None:
+            title = session.chat.title or "another chat"
+            effect = replace(effect, text=f"{title}: {effect.text}")
+        self._on_effect(effect)
+
+    async def give_up_saving(
+        self,
+        chat_id: str,
+        error: str,
+    ) -> None:
+        """Move the chat to memory before anything else is done with it."""
+        session = self.sessions.find(chat_id)
+        if session is None:
+            self._on_effect(Notify(error, "error"))
+            return
+        event = SavingFailed(error)
+        effects = self.sessions.reduce(session, event)
+        self.in_memory.add(chat_id)
+        for effect in effects:
+            await self.perform(chat_id, effect)
+        self._on_change(self.session, event)
+
+    async def close(self) -> None:
+        """Stop the replies, write what there is, and close all but the server."""
+        for session in list(self.sessions.all()):
+            if session.live is not None:
+                self._reduce(session, ReplyStopped(self.clock()))
+        await self.end()
 
     # What a person does
 
-    def submit(self, text: str, figures: Mapping[str, Any] | None = None) -> None:
+    def submit(
+        self,
+        text: str,
+        figures: Mapping[str, Any] | None = None,
+    ) -> None:
         """Send a prompt, or let it wait in line."""
         at = self.clock()
-        self.dispatch(PromptSubmitted(text, new_id(), new_id(), at, figures or {}))
+        self.dispatch(
+            PromptSubmitted(
+                text,
+                new_id(),
+                new_id(),
+                at,
+                figures or {},
+            )
+        )
 
     def unqueue(self) -> None:
         """Take the last waiting prompt back."""
         self.dispatch(PromptUnqueued())
+
+    def go_on(self, message_id: str) -> None:
+        """Let a reply that ended early go on where it ended."""
+        self.dispatch(ReplyContinued(message_id, self.clock()))
 
     def compact(self) -> None:
         """Go on from a summary."""
@@ -153,12 +188,23 @@ class Driver:
         self.dispatch(ReplyRegenerated(message_id, new_id(), self.clock()))
 
     def edit(
-        self, message_id: str, text: str, figures: Mapping[str, Any] | None = None
+        self,
+        message_id: str,
+        text: str,
+        figures: Mapping[str, Any] | None = None,
     ) -> None:
         """Send a prompt in place of an older one."""
         ids = (new_id(), new_id())
         at = self.clock()
-        self.dispatch(PromptEdited(message_id, text, *ids, at, figures or {}))
+        self.dispatch(
+            PromptEdited(
+                message_id,
+                text,
+                *ids,
+                at,
+                figures or {},
+            )
+        )
 
     def stop(self) -> None:
         """Stop the reply and keep what came."""
@@ -166,16 +212,32 @@ class Driver:
 
     def new_chat(self, is_temporary: bool = False) -> None:
         """Start an empty chat, with the present model."""
-        is_temporary = (
-            is_temporary or self.history is None or self.history.read_only is not None
-        )
-        self.dispatch(
-            ChatStarted(Chat(new_id(), model=self.session.model), is_temporary)
-        )
+        if self.history is None or self.history.read_only is not None:
+            is_temporary = True
+        self.drop_rival()
+        self.sessions.leave_present()
+        chat = Chat(new_id(), model=self.session.model)
+        self.dispatch(ChatStarted(chat, is_temporary))
 
-    async def open_chat(self, chat_id: str, store: ChatHistory | None = None) -> None:
-        """Show a chat of the history."""
-        store = store or self.history or self.memory
+    async def open_chat(
+        self,
+        chat_id: str,
+        store: ChatHistory | None = None,
+    ) -> None:
+        """Show a chat of the history, or one that went on beside this one."""
+        is_other = chat_id != self.session.chat.id
+        self.sessions.unseen.discard(chat_id)
+        if is_other:
+            self.drop_rival()
+            await self.drain()
+        if is_other and self.sessions.bring_back(chat_id):
+            back = self.session
+            event = ChatOpened(
+                back.chat, back.messages, back.siblings, back.is_temporary
+            )
+            self._on_change(back, event)
+            return
+        store = store or self.store_of(chat_id)
 
         def read() -> tuple[Chat | None, list[ChatMessage], dict[str, tuple[int, int]]]:
             return store.chat(chat_id), store.thread(chat_id), store.siblings(chat_id)
@@ -183,9 +245,15 @@ class Driver:
         chat, messages, siblings = await self.in_thread(read)
         if chat is None:
             raise HistoryError("this chat is no longer in the history")
+        if is_other:
+            self.sessions.leave_present()
         self.dispatch(ChatOpened(chat, tuple(messages), siblings, store is self.memory))
 
-    async def switch_sibling(self, message_id: str, step: int) -> str:
+    async def switch_sibling(
+        self,
+        message_id: str,
+        step: int,
+    ) -> str:
         """Show another version of a message; returns that version's id."""
         store = self.store
         sibling = await self.in_thread(store.switch_sibling, message_id, step)
@@ -220,7 +288,7 @@ class Driver:
         store, chat = self.store, self.session.chat
         copy = Chat(
             new_id(),
-            f"{chat.title} (branch)",
+            f"{chat.title}{_BRANCH}",
             system=chat.system,
             params=chat.params,
             model=chat.model,
@@ -239,7 +307,11 @@ class Driver:
         await self.in_thread(write)
         await self.open_chat(copy.id, store)
 
-    async def rename_chat(self, chat_id: str, title: str) -> None:
+    async def rename_chat(
+        self,
+        chat_id: str,
+        title: str,
+    ) -> None:
         """Give a chat another title, the present one or another."""
         if chat_id == self.session.chat.id:
             self.dispatch(ChatChanged({"title": title}))
@@ -251,99 +323,73 @@ class Driver:
     async def delete_chat(self, chat_id: str) -> None:
         """Forget a chat; if it is the present one, start a new one."""
         is_present = chat_id == self.session.chat.id
-        store = self.store if is_present else (self.history or self.memory)
+        session = self.sessions.find(chat_id)
+        if session is not None and session.live is not None:
+            self._reduce(session, ReplyStopped(self.clock()))
+            await self.drain()
+        self.sessions.unseen.discard(chat_id)
+        store = self.store_of(chat_id)
         deleted = await self.in_thread(store.delete_chat, chat_id)
         if deleted is not None:
             self._deleted = (store, deleted)
         if is_present:
             self.new_chat()
 
-    # Effects
+    # Two answers side by side
 
-    async def _work(self) -> None:
-        while True:
-            effect = await self._effects.get()
-            try:
-                await self._perform(effect)
-            except HistoryError as error:
-                await self._give_up_saving(str(error))
-            finally:
-                self._effects.task_done()
+    def compare(self, model: str) -> bool:
+        """Have another model answer the last prompt, too; False where it cannot."""
+        self.drop_rival()
+        present = self.session
+        rival = replace(present, live=None, queue=(), model=model)
+        event = ReplyRegenerated(_last_id(present), new_id(), self.clock())
+        self.sessions.rival = rival
+        self._reduce(rival, event)
+        rival = self.sessions.rival
+        if rival is None or rival.live is None:
+            self.sessions.rival = None
+            return False
+        return True
 
-    async def _give_up_saving(self, error: str) -> None:
-        """Move the chat to memory before anything else is done with it."""
-        self.session, effects = reduce(self.session, event := SavingFailed(error))
-        for effect in effects:
-            await self._perform(effect)
-        self._on_change(self.session, event)
+    def take_rival(self) -> None:
+        """Go on with the other answer; the present one stays as a version."""
+        rival, present = self.sessions.rival, self.session
+        if rival is None:
+            return
+        if present.live is not None:
+            self._reduce(present, ReplyStopped(self.clock()))
+        self.sessions.rival = None
+        self.sessions.present = replace(rival, siblings=self.session.siblings)
+        self._keep_head()
+        shown = self.session
+        self.dispatch(ChatChanged({"model": shown.model}))
+        opened = ChatOpened(
+            shown.chat, shown.messages, shown.siblings, shown.is_temporary
+        )
+        self._on_change(shown, opened)
 
-    async def _perform(self, effect: Effect) -> None:
-        match effect:
-            case SaveChat(chat):
-                await self.in_thread(self.store.add_chat, chat)
-            case SaveMessage(message):
-                await self.in_thread(self.store.add_message, message)
-            case UpdateMessage(message):
-                await self.in_thread(self.store.update_message, message)
-            case DeleteMessage(message_id):
-                await self.in_thread(self.store.delete_message, message_id)
-            case UpdateChat(chat_id, values):
-                await self.in_thread(lambda: self.store.set_chat(chat_id, **values))
-            case ReadSiblings(chat_id):
-                self.dispatch(
-                    SiblingsRead(
-                        chat_id, await self.in_thread(self.store.siblings, chat_id)
-                    )
-                )
-            case MoveToMemory(chat, messages):
-                await self.in_thread(_copy, self.memory, chat, messages)
-            case Generate():
-                self._begin(effect)
-            case CancelReply(reply_id):
-                if task := self._replies.get(reply_id):
-                    task.cancel()
-            case _:
-                self._on_effect(effect)
+    def drop_rival(self) -> None:
+        """Go on with the present answer; the other one stays as a version."""
+        rival = self.sessions.rival
+        if rival is None:
+            return
+        if rival.live is not None:
+            self._reduce(rival, ReplyStopped(self.clock()))
+        self.sessions.rival = None
+        self._keep_head()
 
-    def _begin(self, effect: Generate) -> None:
-        """Ask for a reply; its task is known until it has closed its connection."""
-        task = asyncio.create_task(self._generate(effect))
-        self._replies[effect.reply_id] = task
-        task.add_done_callback(lambda _: self._replies.pop(effect.reply_id, None))
-
-    async def _generate(self, effect: Generate) -> None:
-        reply = ReplyGatherer(effect.reply_id, self.dispatch, self.clock)
-        endpoint = self.endpoint
-        try:
-            if endpoint is None:
-                raise EndpointError("there is no server")
-            stream = endpoint.chat(effect.model, effect.messages, effect.params)
-            async with contextlib.aclosing(stream) as parts:
-                async for part in parts:
-                    reply.take(part)
-            reply.flush()
-            self.dispatch(ReplyFinished(effect.reply_id, reply.finish, self.clock()))
-        except EndpointError as error:
-            reply.flush()
-            is_gone = isinstance(error, ServerGoneError)
-            self.dispatch(
-                ReplyFailed(effect.reply_id, str(error), self.clock(), is_gone)
-            )
-        except asyncio.CancelledError:
-            raise
-        except Exception as error:  # a bug here must end the reply, not hang it
-            self.dispatch(
-                ReplyFailed(
-                    effect.reply_id, f"{type(error).__name__}: {error}", self.clock()
-                )
-            )
-        finally:
-            reply.close()
+    def _keep_head(self) -> None:
+        """The chat goes on from the answer that is shown, though both are kept."""
+        session = self.session
+        head_id = _last_id(session)
+        if session.live is not None:
+            if session.live.saved_at is None:
+                return  # its first words will make it the head
+            head_id = session.live.reply_id
+        chat_id = session.chat.id
+        self.add_effect(chat_id, UpdateChat(chat_id, {"head_id": head_id}))
 
 
-def _copy(store: ChatHistory, chat: Chat, messages: tuple[ChatMessage, ...]) -> None:
-    if store.chat(chat.id) is None:
-        store.add_chat(chat)
-    for message in messages:
-        if store.message(message.id) is None:
-            store.add_message(message)
+def _last_id(session: ChatSession) -> str:
+    """The last message of the thread, or nothing."""
+    return session.messages[-1].id if session.messages else ""

@@ -73,6 +73,14 @@ class ReturnPrompt:
 
 
 @dataclass(frozen=True, slots=True)
+class KeepDraft:
+    """Keep a prompt as the draft of a chat that is not shown."""
+
+    chat_id: str
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
 class MoveToMemory:
     """Go on with this chat in memory alone."""
 
@@ -89,7 +97,7 @@ class ReadSiblings:
 
 @dataclass(frozen=True, slots=True)
 class Notify:
-    """Notify the person something. `severity` is information, warning or error."""
+    """Tell the person something. `severity` is information, warning or error."""
 
     text: str
     severity: Literal["information", "warning", "error"] = "information"
@@ -104,6 +112,7 @@ Effect = (
     | Generate
     | CancelReply
     | ReturnPrompt
+    | KeepDraft
     | MoveToMemory
     | ReadSiblings
     | Notify

@@ -18,7 +18,7 @@ import httpx
 
 from rvllm_local.errors import EndpointError
 from rvllm_local.sse import DONE, EVENT_LIMIT, EventSizeError, SseReader
-from rvllm_local.tui.reply_parts import ReplyEnd, ReplyPart
+from rvllm_local.tui.reply_parts import ReplyEnd, ReplyPart, ReplyStart
 from rvllm_local.tui.sanitise import clean_line
 from rvllm_local.tui.server_answers import (
     mapping,
@@ -127,6 +127,8 @@ class ChatEndpoint:
                 if answer.status_code != 200:
                     content = await answer.aread()
                     raise EndpointError(refusal(answer.status_code, content))
+                if name := answer.headers.get("x-request-id"):
+                    yield ReplyStart(clean_line(name, 80))
                 async with contextlib.aclosing(_reply_parts(answer)) as parts:
                     async for part in parts:
                         yield part
@@ -143,7 +145,11 @@ class ChatEndpoint:
         await asyncio.gather(*calls, return_exceptions=True)
         await self._client.aclose()
 
-    async def _answer(self, path: str, timeout: float) -> httpx.Response:
+    async def _answer(
+        self,
+        path: str,
+        timeout: float,
+    ) -> httpx.Response:
         if self._is_closed:
             raise ServerGoneError(f"the connection to {self.url} is closed")
         call = asyncio.create_task(self._client.get(path, timeout=timeout))
@@ -159,7 +165,11 @@ class ChatEndpoint:
             reason = f"the connection to {self.url} is closed"
             raise ServerGoneError(reason) from None
 
-    async def _get(self, path: str, timeout: float = 5.0) -> Any:
+    async def _get(
+        self,
+        path: str,
+        timeout: float = 5.0,
+    ) -> Any:
         answer = await self._answer(path, timeout)
         if answer.status_code != 200:
             raise EndpointError(refusal(answer.status_code, answer.content))
@@ -196,7 +206,9 @@ def _base(url: str) -> str:
 
 
 def _body(
-    model: str, messages: Sequence[Mapping[str, str]], params: Mapping[str, Any]
+    model: str,
+    messages: Sequence[Mapping[str, str]],
+    params: Mapping[str, Any],
 ) -> bytes:
     """The request. It is ASCII, so that a lone surrogate cannot break it."""
     body: dict[str, Any] = {"model": model, "messages": list(messages)}

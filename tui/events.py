@@ -60,6 +60,22 @@ class PromptEdited:
 
 
 @dataclass(frozen=True, slots=True)
+class ReplyContinued:
+    """A reply that ended early goes on where it ended."""
+
+    message_id: str
+    at: float
+
+
+@dataclass(frozen=True, slots=True)
+class ReplyBegan:
+    """The server took the request; `request_id` is its name there, or empty."""
+
+    reply_id: str
+    request_id: str
+
+
+@dataclass(frozen=True, slots=True)
 class ReplyGrew:
     """More of the reply. A tool call with an empty name continues the last one."""
 
@@ -183,6 +199,8 @@ Event = (
     | CompactionAsked
     | ReplyRegenerated
     | PromptEdited
+    | ReplyContinued
+    | ReplyBegan
     | ReplyGrew
     | UsageReceived
     | ReplyFinished
@@ -198,3 +216,14 @@ Event = (
     | EngineSeen
     | SiblingsRead
 )
+
+
+@dataclass(frozen=True, slots=True)
+class OtherChatChanged:
+    """Something happened in a chat that is not the one shown. It is for listeners alone."""
+
+    chat: Chat
+    event: Event
+
+
+Change = Event | OtherChatChanged

@@ -8,8 +8,14 @@ import asyncio
 from collections.abc import Callable
 
 from rvllm_local.history.types import ToolCall
-from rvllm_local.tui.events import Event, ReplyGrew, UsageReceived
-from rvllm_local.tui.reply_parts import ReplyEnd, ReplyPart, ReplyText, ReplyUsage
+from rvllm_local.tui.events import Event, ReplyBegan, ReplyGrew, UsageReceived
+from rvllm_local.tui.reply_parts import (
+    ReplyEnd,
+    ReplyPart,
+    ReplyStart,
+    ReplyText,
+    ReplyUsage,
+)
 
 # How often the words that came are handed on; painting costs by the flush.
 FLUSH_S = 1 / 8
@@ -36,6 +42,8 @@ class ReplyGatherer:
     def take(self, part: ReplyPart) -> None:
         """A part of the stream has come."""
         match part:
+            case ReplyStart(request_id):
+                self._dispatch(ReplyBegan(self._id, request_id))
             case ReplyEnd(reason):
                 self.finish = reason
             case ReplyUsage(prompt, output, cached):
@@ -64,7 +72,11 @@ class ReplyGatherer:
         if self._chunks:
             texts = ("".join(self._text), "".join(self._reasoning))
             delta = ReplyGrew(
-                self._id, self._at, *texts, tuple(self._calls), self._chunks
+                self._id,
+                self._at,
+                *texts,
+                tuple(self._calls),
+                self._chunks,
             )
             self._text, self._reasoning, self._calls, self._chunks = [], [], [], 0
             self._dispatch(delta)

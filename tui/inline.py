@@ -71,7 +71,11 @@ class _Writer:
         start, style = self._opened.pop()
         self._spans.append(Span(start, self._size, style))
 
-    def write(self, text: str, style: str = "") -> None:
+    def write(
+        self,
+        text: str,
+        style: str = "",
+    ) -> None:
         if style:
             self._spans.append(Span(self._size, self._size + len(text), style))
         self._pieces.append(text)

@@ -1,6 +1,7 @@
 """Keys: the bindings of the registry, and what a person remapped in chat.toml.
 
-Knows the registry and Textual's `Binding`; a remapping that cannot work is refused with its reason.
+Knows the registry and Textual's `Binding`. A remapping that cannot work is refused with
+its reason.
 """
 
 from __future__ import annotations
@@ -60,39 +61,54 @@ def bindings(scope: str) -> list[BindingType]:
 
 def check_keymap(keys: Mapping[str, str]) -> dict[str, str]:
     """A remapping from command ids to keys, checked. Raises `ConfigError`."""
-    taken = {
-        key: command.id
-        for command in COMMANDS
-        for key in command.keys.split(",")
-        if key and command.id not in keys
-    }
+    owners = {}
+    for command in COMMANDS:
+        if command.id not in keys:
+            for key in _split(command.keys):
+                owners[key] = command.id
+    checked = {}
     for name, value in keys.items():
-        if name not in BY_ID or (not BY_ID[name].keys and BY_ID[name].scope != "app"):
-            near = difflib.get_close_matches(name, BY_ID, 1)
-            raise ConfigError(
-                f"[keys] names {name!r}, which is no command{f'; did you mean {near[0]}?' if near else ''}"
-            )
-        for key in [one.strip() for one in str(value).split(",")]:
-            if not key:
-                raise ConfigError(
-                    f'[keys] {name} has an empty key; write it like "ctrl+y"'
-                )
-            if key in _SAME_AS:
-                raise ConfigError(
-                    f"[keys] {name}: {key} is the same as {_SAME_AS[key]} on many terminals; take another"
-                )
-            if (other := taken.get(key)) and BY_ID[other].scope in (
-                BY_ID[name].scope,
-                "app",
-            ):
-                raise ConfigError(
-                    f"[keys] {name}: {key} already belongs to {other}; remap that too"
-                )
-            taken[key] = name
-    return {
-        name: ",".join(key.strip() for key in str(value).split(","))
-        for name, value in keys.items()
-    }
+        _check_name(name)
+        new_keys = _split(str(value))
+        if not all(new_keys) or not new_keys:
+            raise ConfigError(f'[keys] {name} has an empty key; write it like "ctrl+y"')
+        for key in new_keys:
+            _check_key(name, key, owners.get(key))
+            owners[key] = name
+        checked[name] = ",".join(new_keys)
+    return checked
+
+
+def _split(keys: str) -> list[str]:
+    """The keys of a list that is joined by commas."""
+    return [key.strip() for key in keys.split(",")]
+
+
+def _check_name(name: str) -> None:
+    command = BY_ID.get(name)
+    if command is not None and (command.keys or command.scope == "app"):
+        return
+    near = difflib.get_close_matches(name, BY_ID, 1)
+    hint = f"; did you mean {near[0]}?" if near else ""
+    raise ConfigError(f"[keys] names {name!r}, which is no command{hint}")
+
+
+def _check_key(
+    name: str,
+    key: str,
+    owner: str | None,
+) -> None:
+    """Refuse a key that terminals confuse, or that another command has."""
+    if key in _SAME_AS:
+        same = _SAME_AS[key]
+        raise ConfigError(
+            f"[keys] {name}: {key} is the same as {same} on many terminals;"
+            " take another"
+        )
+    if owner is not None and BY_ID[owner].scope in (BY_ID[name].scope, "app"):
+        raise ConfigError(
+            f"[keys] {name}: {key} already belongs to {owner}; remap that too"
+        )
 
 
 def shown_keys(command_id: str, keymap: Mapping[str, str]) -> str:
@@ -103,11 +119,11 @@ def shown_keys(command_id: str, keymap: Mapping[str, str]) -> str:
 
 def _shown_key(key: str) -> str:
     *modifiers, last = key.split("+")
-    name = _NAMES.get(
-        last,
-        last.upper()
-        if (modifiers and len(last) == 1) or re.fullmatch(r"f\d+", last)
-        else last,
-    )
-    name = name.capitalize() if len(name) > 1 else name
-    return "+".join([*(one.capitalize() for one in modifiers), name])
+    name = _NAMES.get(last, last)
+    is_letter = bool(modifiers) and len(last) == 1
+    if is_letter or re.fullmatch(r"f\d+", last):
+        name = last.upper()
+    elif len(name) > 1:
+        name = name.capitalize()
+    words = [modifier.capitalize() for modifier in modifiers]
+    return "+".join([*words, name])

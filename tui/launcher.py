@@ -138,7 +138,11 @@ class ServerLauncher:
 
         return catalogue_models({info.id for info in served})
 
-    async def fetch(self, model: ModelInfo, report: Report) -> None:
+    async def fetch(
+        self,
+        model: ModelInfo,
+        report: Report,
+    ) -> None:
         """Fetch a model while the server goes on answering.
 
         There is no time limit; cancelling pauses it, for what came is kept. Raises
@@ -175,7 +179,11 @@ class ServerLauncher:
         """What fetches a model."""
         return [sys.executable, "-m", "rvllm_local.cli", "pull", name]
 
-    async def restart(self, model: str, report: Report) -> ChatEndpoint:
+    async def restart(
+        self,
+        model: str,
+        report: Report,
+    ) -> ChatEndpoint:
         """End the server and start one with another model.
 
         Where that fails, the next `connect` starts the old one.

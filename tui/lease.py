@@ -23,7 +23,9 @@ class Lease:
     """An open connection to a server's keeper. It ends when the server has ended."""
 
     def __init__(
-        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+        self,
+        reader: asyncio.StreamReader,
+        writer: asyncio.StreamWriter,
     ) -> None:
         self.count = 1  # chats that hold one
         self.lines: deque[str] = deque(maxlen=_LINES_KEPT)
@@ -83,7 +85,11 @@ async def take_lease(path: Path) -> Lease | None:
     return Lease(reader, writer)
 
 
-async def start_server(path: Path, grace_s: float, command: Sequence[str]) -> Lease:
+async def start_server(
+    path: Path,
+    grace_s: float,
+    command: Sequence[str],
+) -> Lease:
     """Start a server with its keeper; where another chat does so now, share it.
 
     Raises `EndpointError`.

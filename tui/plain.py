@@ -1,6 +1,7 @@
-"""The chat as plain lines: for pipes, screen readers and terminals that can do no more.
+"""The chat as plain lines: for pipes, screen readers and simple terminals.
 
-The same session and history as the app. Replies go to standard output, everything else to standard error.
+The same session and history as the app. Replies go to standard output, everything else
+to standard error.
 """
 
 from __future__ import annotations
@@ -8,15 +9,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-import os
 import signal
-import sys
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import IO, Any
 
-from rvllm_local.errors import EndpointError, HistoryError, ParameterError, RvllmError
+from rvllm_local.errors import HistoryError, ParameterError, RvllmError
 from rvllm_local.history import ChatHistory
 from rvllm_local.history.types import MessageState
 from rvllm_local.tui.chat_files import export_chat
@@ -24,9 +23,9 @@ from rvllm_local.tui.commands import parse_slash
 from rvllm_local.tui.driver import Driver
 from rvllm_local.tui.effects import Effect, Notify
 from rvllm_local.tui.events import (
+    Change,
     ChatChanged,
     ConnectionChanged,
-    Event,
     ModelsListed,
     ReplyFailed,
     ReplyFinished,
@@ -34,6 +33,7 @@ from rvllm_local.tui.events import (
     ReplyStopped,
 )
 from rvllm_local.tui.launcher import ServerLauncher
+from rvllm_local.tui.line_reader import read_line
 from rvllm_local.tui.options import ChatOptions
 from rvllm_local.tui.prompts import PreparedPrompt, prepare
 from rvllm_local.tui.sanitise import clean, clean_line, clean_pipe, grown, whole
@@ -42,12 +42,16 @@ from rvllm_local.tui.start import with_context
 from rvllm_local.tui.state import ChatSession, ConnectionState
 from rvllm_local.tui.status import status_text
 
+_ENDS = (ReplyFinished, ReplyFailed, ReplyStopped)
 HELP = """/new  /temporary  /chats [words]  /open NUMBER  /model [name]  /set name value  /system text
 /regenerate  /export path  /rename title  /quit     Ctrl+C stops a reply; Ctrl+D quits"""
 
 
 class Plain:
-    """A line at a time. `is_terminal` says whether a person sits there; a pipe is read whole, as one prompt."""
+    """A line at a time. `is_terminal` says whether a person sits there.
+
+    A pipe is read whole, as one prompt.
+    """
 
     def __init__(
         self,
@@ -66,27 +70,25 @@ class Plain:
         self._listed: list[str] = []
         self._is_thinking = False
         self._is_closed = False  # nobody reads standard output any more
-        self._held = (
-            ""  # the last character of the reply while its other half may still come
-        )
+        # The last character of the reply, while its other half may still come.
+        self._held = ""
 
     async def run(self, prompt: str | None = None) -> int:
-        """Talk until the input ends. Returns the exit status: 1 if a reply or the server failed."""
+        """Talk until the input ends.
+
+        Returns the exit status: 1 if a reply or the server failed.
+        """
         self.driver.start()
         try:
             await self._open()
-            if prompt is not None or not self.is_terminal:
-                text = (
-                    prompt
-                    if prompt is not None
-                    else await asyncio.to_thread(self.source.read)
-                )
-                return (
-                    await self._answer(text)
-                    if text.strip()
-                    else self._say("the prompt is empty", 2)
-                )
-            return await self._talk()
+            if prompt is None and self.is_terminal:
+                return await self._talk()
+            text = prompt
+            if text is None:
+                text = await asyncio.to_thread(self.source.read)
+            if not text.strip():
+                return self._say("the prompt is empty", 2)
+            return await self._answer(text)
         except (RvllmError, OSError) as error:
             return self._say(str(error), 1)
         finally:
@@ -94,34 +96,45 @@ class Plain:
             await self.server.stop()
 
     async def _open(self) -> None:
-        try:
-            if self.options.history is not None:
-                self.driver.history = ChatHistory(self.options.history)
-                if self.driver.history.read_only:
-                    self._say(f"{self.driver.history.read_only}; this chat is not kept")
-        except HistoryError as error:
-            self._say(f"{error}. This chat is not kept.")
-        self.driver.new_chat(self.options.is_temporary)
+        driver = self.driver
+        self._open_history()
+        driver.new_chat(self.options.is_temporary)
         values: dict[str, Any] = {}
         if self.options.system:
             values["system"] = self.options.system
         if self.options.params:
             values["params"] = dict(self.options.params)
         if values:
-            self.driver.dispatch(ChatChanged(values))
-        if self.options.resume and self.driver.history is not None:
-            chats = self.driver.history.chats(1)
-            if self.options.resume != "last" or chats:
-                await self.driver.open_chat(
-                    chats[0].id
-                    if self.options.resume == "last"
-                    else self.options.resume
-                )
-        self.driver.endpoint = await self.server.connect(self._report)
-        self.driver.dispatch(ModelsListed(await self.driver.endpoint.models()))
+            driver.dispatch(ChatChanged(values))
+        await self._resume()
+        driver.endpoint = await self.server.connect(self._report)
+        driver.dispatch(ModelsListed(await driver.endpoint.models()))
         if self.options.model:
             self._choose(self.options.model)
-        self.driver.dispatch(ConnectionChanged(ConnectionState.READY))
+        driver.dispatch(ConnectionChanged(ConnectionState.READY))
+
+    def _open_history(self) -> None:
+        if self.options.history is None:
+            return
+        try:
+            history = ChatHistory(self.options.history)
+        except HistoryError as error:
+            self._say(f"{error}. This chat is not kept.")
+            return
+        self.driver.history = history
+        if history.read_only:
+            self._say(f"{history.read_only}; this chat is not kept")
+
+    async def _resume(self) -> None:
+        history, chat_id = self.driver.history, self.options.resume
+        if history is None or not chat_id:
+            return
+        if chat_id == "last":
+            chats = history.chats(1)
+            if not chats:
+                return
+            chat_id = chats[0].id
+        await self.driver.open_chat(chat_id)
 
     def _report(self, text: str) -> None:
         if self.is_terminal:
@@ -132,7 +145,7 @@ class Plain:
         while True:
             self.err.write("> ")
             self.err.flush()
-            line = await self._line()
+            line = await read_line(self.source)
             if not line:
                 return self._say("", 0)
             try:
@@ -140,22 +153,6 @@ class Plain:
                     return 0
             except (RvllmError, OSError) as error:
                 self._say(str(error))
-
-    async def _line(self) -> str:
-        """A line from the terminal, read on a thread that does not keep the program alive."""
-        loop, done = asyncio.get_running_loop(), asyncio.Event()
-        found: list[str] = []
-
-        def read() -> None:
-            with contextlib.suppress(OSError, ValueError, RuntimeError):
-                found.append(self.source.readline())
-                loop.call_soon_threadsafe(done.set)
-
-        import threading
-
-        threading.Thread(target=read, daemon=True).start()
-        await done.wait()
-        return found[0] if found else ""
 
     async def _do(self, line: str) -> bool:
         """One line of the person's: a command or a prompt. False ends the chat."""
@@ -171,69 +168,80 @@ class Plain:
             await self._answer(line)
         return True
 
-    async def _command(self, slash: str, argument: str) -> bool:
+    async def _command(
+        self,
+        slash: str,
+        argument: str,
+    ) -> bool:
         driver = self.driver
         match slash:
             case "/quit":
                 return False
-            case "/new" | "/temporary":
-                driver.new_chat(slash == "/temporary")
-                self._say(
-                    "a new chat" if slash == "/new" else "a new chat, which is not kept"
-                )
+            case "/new":
+                driver.new_chat()
+                self._say("a new chat")
+            case "/temporary":
+                driver.new_chat(is_temporary=True)
+                self._say("a new chat, which is not kept")
             case "/regenerate" if driver.session.messages:
-                await self._wait(
-                    lambda: driver.regenerate(driver.session.messages[-1].id)
-                )
+                last_id = driver.session.messages[-1].id
+                await self._wait(lambda: driver.regenerate(last_id))
+            case "/model" if argument:
+                self._choose(argument)
             case "/model":
-                self._choose(argument) if argument else self._list(
-                    [one.id for one in driver.session.models]
-                )
-            case "/set" if argument:
-                name, _, value = argument.partition(" ")
-                params = {
-                    **driver.session.chat.params,
-                    name: parse_parameter(name, value),
-                }
-                driver.dispatch(
-                    ChatChanged(
-                        {"params": {k: v for k, v in params.items() if v is not None}}
-                    )
-                )
-            case "/system":
-                driver.dispatch(ChatChanged({"system": argument}))
-            case "/rename" if argument:
-                driver.dispatch(ChatChanged({"title": argument}))
+                self._list([info.id for info in driver.session.models])
             case "/chats":
                 await driver.drain()
                 self._chats(argument)
             case "/export" if argument:
                 await self._export(Path(argument).expanduser())
             case _:
-                self._say(
-                    f"{slash} needs the full chat, or an argument; /help lists the commands"
-                )
+                self._change_chat(slash, argument)
         return True
 
+    def _change_chat(
+        self,
+        slash: str,
+        argument: str,
+    ) -> None:
+        """The commands that change a value of the chat."""
+        if slash == "/system":
+            self.driver.dispatch(ChatChanged({"system": argument}))
+        elif slash == "/rename" and argument:
+            self.driver.dispatch(ChatChanged({"title": argument}))
+        elif slash == "/set" and argument:
+            name, _, text = argument.partition(" ")
+            value = parse_parameter(name, text)
+            params = dict(self.driver.session.chat.params)
+            params.pop(name, None)
+            if value is not None:
+                params[name] = value
+            self.driver.dispatch(ChatChanged({"params": params}))
+        else:
+            needs = "needs the full chat, or an argument"
+            self._say(f"{slash} {needs}; /help lists the commands")
+
     def _choose(self, model: str) -> None:
-        if all(one.id != model for one in self.driver.session.models):
-            raise ParameterError(
-                "model", f"this server has no model {clean_line(model)}"
-            )
+        names = [info.id for info in self.driver.session.models]
+        if model not in names:
+            reason = f"this server has no model {clean_line(model)}"
+            raise ParameterError("model", reason)
         self.driver.dispatch(ChatChanged({"model": model}))
 
     def _chats(self, words: str) -> None:
+        """List the newest chats, or those that hold some words."""
         history = self.driver.history or self.driver.memory
-        hits = (
-            [(hit.chat_id, hit.title, hit.excerpt) for hit in history.search(words)]
-            if words
-            else []
-        )
-        rows = hits or [
-            (chat.id, chat.title, "") for chat in ([] if words else history.chats(20))
-        ]
-        self._listed = [row[0] for row in rows]
-        self._list([f"{row[1]}  {row[2]}" for row in rows])
+        self._listed = []
+        rows = []
+        if words:
+            for hit in history.search(words):
+                self._listed.append(hit.chat_id)
+                rows.append(f"{hit.title}  {hit.excerpt}")
+        else:
+            for chat in history.chats(20):
+                self._listed.append(chat.id)
+                rows.append(f"{chat.title}  ")
+        self._list(rows)
 
     def _list(self, rows: list[str]) -> None:
         for number, text in enumerate(rows, 1):
@@ -242,13 +250,14 @@ class Plain:
             self._say("nothing found")
 
     async def _show(self, number: str) -> None:
-        if not number.isdecimal() or not 1 <= int(number) <= len(self._listed):
-            raise ParameterError(
-                "number", f"{number!r} is not on the last list of /chats"
-            )
+        is_listed = number.isdecimal() and 1 <= int(number) <= len(self._listed)
+        if not is_listed:
+            reason = f"{number!r} is not on the last list of /chats"
+            raise ParameterError("number", reason)
         await self.driver.open_chat(self._listed[int(number) - 1])
         for message in self.driver.session.messages:
-            self._say(f"\n{'you' if message.role == 'user' else 'assistant'}:")
+            speaker = "you" if message.role == "user" else "assistant"
+            self._say(f"\n{speaker}:")
             self._print(clean(message.text) + "\n")
 
     async def _export(self, path: Path) -> None:
@@ -305,26 +314,32 @@ class Plain:
         messages = self.driver.session.messages
         return int(bool(messages) and messages[-1].state is not MessageState.DONE)
 
-    def _changed(self, session: ChatSession, event: Event) -> None:
+    def _changed(
+        self,
+        session: ChatSession,
+        event: Change,
+    ) -> None:
         if isinstance(event, ReplyGrew):
-            if event.reasoning and not self._is_thinking:
-                self._is_thinking = True
-                self._say("(thinking)")
-            for call in event.tool_calls:
-                if call.name:
-                    self._say(f"(calls {clean_line(call.name)})")
-            text = grown(self._held, event.text)
-            self._held = text[len(whole(text)) :]
-            self._print(self._clean(whole(text)))
-        elif session.live is None and isinstance(
-            event, ReplyFinished | ReplyFailed | ReplyStopped
-        ):
+            self._print_more(event)
+        elif session.live is None and isinstance(event, _ENDS):
             self._is_thinking = False
             self._print(self._clean(self._held) + "\n")
             self._held = ""
             if isinstance(event, ReplyFailed):
                 self._say(event.error)
             self._ended.set()
+
+    def _print_more(self, event: ReplyGrew) -> None:
+        if event.reasoning and not self._is_thinking:
+            self._is_thinking = True
+            self._say("(thinking)")
+        for call in event.tool_calls:
+            if call.name:
+                self._say(f"(calls {clean_line(call.name)})")
+        text = grown(self._held, event.text)
+        printable = whole(text)
+        self._held = text[len(printable) :]
+        self._print(self._clean(printable))
 
     def _effect(self, effect: Effect) -> None:
         if isinstance(effect, Notify):
@@ -346,41 +361,14 @@ class Plain:
             self._ended.set()
             asyncio.get_running_loop().call_soon(self.driver.stop)
 
-    def _say(self, text: str, status: int = 0) -> int:
-        self.err.write(
-            f"{clean(text)}\n"
-            if status == 0
-            else f"rvllm: error: {clean_line(text, 500)}\n"
-        )
+    def _say(
+        self,
+        text: str,
+        status: int = 0,
+    ) -> int:
+        line = clean(text)
+        if status:
+            line = f"rvllm: error: {clean_line(text, 500)}"
+        self.err.write(f"{line}\n")
         self.err.flush()
         return status
-
-
-def run_plain(options: ChatOptions, server: ServerLauncher, prompt: str | None) -> int:
-    """Run the plain chat on the standard streams."""
-    for stream in (sys.stdin, sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="replace")
-    try:
-        return asyncio.run(_run(options, server, prompt))
-    except BrokenPipeError:
-        return 0
-    except EndpointError as error:
-        print(f"rvllm: error: {error}", file=sys.stderr)  # noqa: T201
-        return 1
-    finally:
-        _silence(sys.stdout)
-
-
-async def _run(options: ChatOptions, server: ServerLauncher, prompt: str | None) -> int:
-    return await Plain(options, server, sys.stdin, sys.stdout, sys.stderr).run(prompt)
-
-
-def _silence(stream: IO[str]) -> None:
-    """Where nobody reads any more, the interpreter's last flush must not complain."""
-    try:
-        stream.flush()
-    except BrokenPipeError:
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, stream.fileno())
-        os.close(nowhere)

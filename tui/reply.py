@@ -28,7 +28,13 @@ def measure(live: LiveReply) -> ReplyStats:
     if output is None:
         output = live.num_chunks
     ttft = None if live.first_at is None else live.first_at - live.began
-    return ReplyStats(prompt, cached, output or None, _speed(live, output), ttft)
+    return ReplyStats(
+        prompt,
+        cached,
+        output or None,
+        _speed(live, output),
+        ttft,
+    )
 
 
 def _speed(live: LiveReply, num_tokens: int) -> float | None:
@@ -51,7 +57,10 @@ def read_stats(figures: Mapping[str, Any]) -> ReplyStats:
 
 
 def as_message(
-    session: ChatSession, live: LiveReply, state: MessageState, error: str = ""
+    session: ChatSession,
+    live: LiveReply,
+    state: MessageState,
+    error: str = "",
 ) -> ChatMessage:
     """The live reply as a message of the history."""
     return ChatMessage(
@@ -126,7 +135,11 @@ def save_partial(session: ChatSession, at: float) -> Step:
     return replace(session, live=live), (effect,)
 
 
-def finish_reply(session: ChatSession, state: MessageState, error: str = "") -> Step:
+def finish_reply(
+    session: ChatSession,
+    state: MessageState,
+    error: str = "",
+) -> Step:
     """The live reply becomes the last message."""
     live = session.live
     assert live is not None

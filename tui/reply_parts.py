@@ -8,6 +8,13 @@ from rvllm_local.history.types import ToolCall
 
 
 @dataclass(frozen=True, slots=True)
+class ReplyStart:
+    """The server took the request, and names it so."""
+
+    request_id: str
+
+
+@dataclass(frozen=True, slots=True)
 class ReplyText:
     """More text, reasoning or tool calls.
 
@@ -35,4 +42,4 @@ class ReplyEnd:
     reason: str
 
 
-ReplyPart = ReplyText | ReplyUsage | ReplyEnd
+ReplyPart = ReplyStart | ReplyText | ReplyUsage | ReplyEnd

@@ -1,7 +1,8 @@
-"""The one place where text from outside (models, servers, files) is made harmless to show.
+"""The one place where text from outside is made harmless to show.
 
-Control characters become visible signs, so that no terminal escape is ever sent, and bidirectional overrides lose
-their power. What is stored, exported and sent back stays as it was.
+Control characters become visible signs, so that no terminal escape is ever sent, and
+bidirectional overrides lose their power. What is stored, exported and sent back stays
+as it was.
 """
 
 from __future__ import annotations
@@ -27,16 +28,11 @@ _HIDDEN = (
     *range(0xE0000, 0xE0080),
 )
 _CONTROL = _C0 | {0x7F: "␡"} | _C1
-_TABLE = (
-    _CONTROL
-    | {code: f"‹{code:04X}›" for code in (*_BIDI, *_HIDDEN)}
-    | {0x2028: "\n", 0x2029: "\n"}
-)
-_IN_PLACE = (
-    _C0
-    | dict.fromkeys((0x7F, *_C1, *_BIDI, *_HIDDEN), "\ufffd")
-    | {0x2028: " ", 0x2029: " "}
-)
+_SEPARATORS = (0x2028, 0x2029)  # of lines and paragraphs
+_UNSEEN = {code: f"‹{code:04X}›" for code in (*_BIDI, *_HIDDEN)}
+_TABLE = _CONTROL | _UNSEEN | dict.fromkeys(_SEPARATORS, "\n")
+_REPLACED = dict.fromkeys((0x7F, *_C1, *_UNSEEN), "\ufffd")
+_IN_PLACE = _C0 | _REPLACED | dict.fromkeys(_SEPARATORS, " ")
 _SURROGATES = re.compile("[\ud800-\udfff]")
 _PILE = re.compile(
     "([\u0300-\u036f\u0483-\u0489\u1ab0-\u1aff\u1dc0-\u1dff\u20d0-\u20ff\ufe20-\ufe2f]{6})"
@@ -46,7 +42,10 @@ _PLAIN = re.compile(r"[\n\t -~]*\Z")
 
 
 def clean(text: str) -> str:
-    """Text fit for a terminal, over several lines. A carriage return before a newline is dropped."""
+    """Text fit for a terminal, over several lines.
+
+    A carriage return before a newline is dropped.
+    """
     if _PLAIN.match(text):
         return text
     text = _SURROGATES.sub("\ufffd", text.replace("\r\n", "\n"))
@@ -60,55 +59,62 @@ def clean_line(text: object, limit: int = 200) -> str:
 
 
 def clean_pipe(text: str) -> str:
-    """Text fit for a pipe or file: control characters are made visible, all else stays."""
+    """Text fit for a pipe: control characters are made visible, all else stays."""
     if _PLAIN.match(text):
         return text
     return _SURROGATES.sub("\ufffd", text.replace("\r\n", "\n")).translate(_CONTROL)
 
 
 def clean_copy(text: str) -> str:
-    """Text fit for the clipboard: pasted into a shell, it brings no control characters."""
+    """Text fit for the clipboard: it brings no control characters into a shell."""
     return _SURROGATES.sub("\ufffd", text).translate(dict.fromkeys(_CONTROL))
 
 
 def clean_cells(text: str) -> str:
-    """Text fit for a terminal, of the same length: for a text that is being edited, whose places must not move."""
-    return (
-        text
-        if _PLAIN.match(text)
-        else _SURROGATES.sub("\ufffd", text).translate(_IN_PLACE)
-    )
+    """Text fit for a terminal, of the same length.
+
+    It is for a text that is being edited, whose characters must keep their index.
+    """
+    if _PLAIN.match(text):
+        return text
+    return _SURROGATES.sub("\ufffd", text).translate(_IN_PLACE)
 
 
 def grown(text: str, more: str) -> str:
-    """`text` and what came after it: a character outside the first plane may have come in two halves."""
-    if (
-        text
-        and more
-        and "\ud800" <= text[-1] <= "\udbff"
-        and "\udc00" <= more[0] <= "\udfff"
-    ):
-        pair = (
-            (text[-1] + more[0])
-            .encode("utf-16-le", "surrogatepass")
-            .decode("utf-16-le")
-        )
-        return text[:-1] + pair + more[1:]
-    return text + more
+    """`text` and what came after it.
+
+    A character outside the first plane may have come in two halves.
+    """
+    if not _is_high_half(text[-1:]) or not _is_low_half(more[:1]):
+        return text + more
+    halves = text[-1] + more[0]
+    pair = halves.encode("utf-16-le", "surrogatepass").decode("utf-16-le")
+    return text[:-1] + pair + more[1:]
 
 
 def whole(text: str) -> str:
-    """A growing text without a last character whose other half may still come: of a pair, or of a line's end."""
-    return (
-        text[:-1]
-        if text and (text[-1] == "\r" or "\ud800" <= text[-1] <= "\udbff")
-        else text
-    )
+    """A growing text without a last character whose other half may still come.
+
+    That is a half of a pair, or of a line's end.
+    """
+    last = text[-1:]
+    if last == "\r" or _is_high_half(last):
+        return text[:-1]
+    return text
+
+
+def _is_high_half(character: str) -> bool:
+    return "\ud800" <= character <= "\udbff"
+
+
+def _is_low_half(character: str) -> bool:
+    return "\udc00" <= character <= "\udfff"
 
 
 def shorten(text: str) -> tuple[str, int]:
-    """What the transcript lays out of a very long text, and how many characters it leaves out."""
-    shown = text if len(text) <= SHOWN_LIMIT else text[:SHOWN_LIMIT]
-    if any(len(line) > LINE_LIMIT for line in shown.split("\n")):
-        shown = "\n".join(line[:LINE_LIMIT] for line in shown.split("\n"))
+    """What is laid out of a very long text, and how many characters are left out."""
+    shown = text[:SHOWN_LIMIT]
+    lines = shown.split("\n")
+    if max(map(len, lines)) > LINE_LIMIT:
+        shown = "\n".join(line[:LINE_LIMIT] for line in lines)
     return shown, len(text) - len(shown)

@@ -1,4 +1,4 @@
-"""What a person sets for the chat in chat.toml, beside config.toml: endpoint, theme, keys and presets."""
+"""What a person sets for the chat in chat.toml, beside config.toml."""
 
 from __future__ import annotations
 
@@ -27,14 +27,31 @@ PARAMETERS: Mapping[str, type] = {
 }
 
 
+PRESET_TEXTS = ("system", "model")  # what a preset has beside parameters
+NOTIFY_KINDS = ("bell", "osc9", "osc777")
+_KINDS: Mapping[str, type] = {
+    "endpoint": str,
+    "theme": str,
+    "notify": str,
+    "keys": dict,
+    "presets": dict,
+}
+_KNOWN = "endpoint, theme, notify, [keys], [presets.NAME]"
+
+
 @dataclass(frozen=True, slots=True)
 class ChatSettings:
-    """The file's values. `presets` map a name to sampling parameters and, under "system", a system prompt."""
+    """The file's values.
+
+    `presets` map a name to sampling parameters and, under "system" and "model", to
+    text. `notify` is how the end of a long reply is told; None tells nothing.
+    """
 
     endpoint: str | None = None
     theme: str | None = None
     keys: Mapping[str, str] = field(default_factory=dict)
     presets: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    notify: str | None = None
 
 
 def settings_path(environ: Mapping[str, str]) -> Path:
@@ -43,67 +60,87 @@ def settings_path(environ: Mapping[str, str]) -> Path:
 
 
 def load_settings(environ: Mapping[str, str] | None = None) -> ChatSettings:
-    """Read chat.toml; a missing file means the defaults. Raises `ConfigError` that names the key and its value."""
+    """Read chat.toml; a missing file means the defaults.
+
+    Raises `ConfigError` that names the key and its value.
+    """
     path = settings_path(os.environ if environ is None else environ)
     try:
         values = tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return ChatSettings()
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
-        raise ConfigError(
-            f"{path} cannot be read: {error}; mend or remove it"
-        ) from error
+        reason = f"{path} cannot be read: {error}; mend or remove it"
+        raise ConfigError(reason) from error
     for name, value in values.items():
-        kind = {"endpoint": str, "theme": str, "keys": dict, "presets": dict}.get(name)
+        kind = _KINDS.get(name)
         if kind is None or not isinstance(value, kind):
             raise ConfigError(
-                f"{path}: {name} = {value!r} is not known; known are endpoint, theme, [keys], [presets.NAME]"
+                f"{path}: {name} = {value!r} is not known; known are {_KNOWN}"
             )
-    for name, value in values.get("keys", {}).items():
+    keys = values.get("keys", {})
+    for name, value in keys.items():
         if not isinstance(value, str):
             raise ConfigError(f"{path}: [keys] {name} must be text, not {value!r}")
-    presets = {
-        name: _preset(path, name, value)
-        for name, value in values.get("presets", {}).items()
-    }
+    notify = values.get("notify")
+    if notify is not None and notify not in NOTIFY_KINDS:
+        kinds = ", ".join(NOTIFY_KINDS)
+        raise ConfigError(f"{path}: notify = {notify!r} is none of {kinds}")
+    presets = {}
+    for name, preset in values.get("presets", {}).items():
+        presets[name] = _preset(path, name, preset)
     return ChatSettings(
-        values.get("endpoint"), values.get("theme"), values.get("keys", {}), presets
+        values.get("endpoint"),
+        values.get("theme"),
+        keys,
+        presets,
+        notify,
     )
 
 
-def _preset(path: Path, name: str, value: Any) -> dict[str, Any]:
-    if not isinstance(value, dict):
-        raise ConfigError(f"{path}: preset {name!r} must be a table, not {value!r}")
-    system = value.get("system", "")
-    if not isinstance(system, str):
-        raise ConfigError(
-            f"{path}: preset {name!r}: system must be text, not {system!r}"
-        )
-    try:
-        params = {
-            key: parse_parameter(key, str(one))
-            for key, one in value.items()
-            if key != "system"
-        }
-    except ParameterError as error:
-        raise ConfigError(f"{path}: preset {name!r}: {error}") from error
-    return {**params, **({"system": system} if system else {})}
+def _preset(
+    path: Path,
+    name: str,
+    values: Any,
+) -> dict[str, Any]:
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path}: preset {name!r} must be a table, not {values!r}")
+    preset: dict[str, Any] = {}
+    for key, value in values.items():
+        if key in PRESET_TEXTS:
+            if not isinstance(value, str):
+                raise ConfigError(
+                    f"{path}: preset {name!r}: {key} must be text, not {value!r}"
+                )
+            if value:
+                preset[key] = value
+            continue
+        try:
+            preset[key] = parse_parameter(key, str(value))
+        except ParameterError as error:
+            raise ConfigError(f"{path}: preset {name!r}: {error}") from error
+    return preset
 
 
 def parse_parameter(name: str, text: str) -> int | float | None:
-    """A sampling parameter from what was typed; empty or "default" means None. Raises `ParameterError`."""
-    if name not in PARAMETERS:
-        raise ParameterError(
-            name, f"there is no parameter {name!r}; known are {', '.join(PARAMETERS)}"
-        )
-    if text.strip().lower() in ("", "default", "none"):
+    """A sampling parameter from what was typed; empty or "default" means None.
+
+    Raises `ParameterError`.
+    """
+    kind = PARAMETERS.get(name)
+    if kind is None:
+        names = ", ".join(PARAMETERS)
+        raise ParameterError(name, f"there is no parameter {name!r}; known are {names}")
+    typed = text.strip()
+    if typed.lower() in ("", "default", "none"):
         return None
+    value: int | float
     try:
-        value = PARAMETERS[name](text.strip())
+        value = kind(typed)
     except ValueError as error:
-        kind = "a whole number" if PARAMETERS[name] is int else "a number"
-        raise ParameterError(
-            name, f"{name} must be {kind}, not {text.strip()!r}"
-        ) from error
-    SamplingParams(**{name: value})
-    return value  # type: ignore[no-any-return]
+        noun = "a whole number" if kind is int else "a number"
+        reason = f"{name} must be {noun}, not {typed!r}"
+        raise ParameterError(name, reason) from error
+    checked: dict[str, Any] = {name: value}
+    SamplingParams(**checked)
+    return value

@@ -1,4 +1,4 @@
-"""What the chat is at one moment, what can happen to it, and what must then be done: plain frozen values.
+"""What the chat is at one moment: plain frozen values.
 
 Nothing here knows Textual, HTTP or SQLite.
 """
@@ -56,7 +56,10 @@ class RunningRequest:
 
 @dataclass(frozen=True, slots=True)
 class EngineView:
-    """The engine at work. `block_map` has one letter a block: f free, u used, s shared, c cached."""
+    """The engine at work.
+
+    `block_map` has one letter a block: f free, u used, s shared, c cached.
+    """
 
     blocks: Mapping[str, int] = field(default_factory=dict)
     block_map: str = ""
@@ -67,7 +70,7 @@ class EngineView:
 
 @dataclass(frozen=True, slots=True)
 class ReplyStats:
-    """What the status line tells of the last reply. Times in seconds, counts in tokens."""
+    """What is told of a reply. Times in seconds, counts in tokens."""
 
     prompt_tokens: int | None = None
     cached_tokens: int | None = None
@@ -78,7 +81,7 @@ class ReplyStats:
 
 @dataclass(frozen=True, slots=True)
 class LiveReply:
-    """The reply that is being written. `at` values are seconds of one monotonic clock."""
+    """The reply that is being written. Times are seconds of one monotonic clock."""
 
     reply_id: str
     prompt: ChatMessage
@@ -97,6 +100,7 @@ class LiveReply:
     saved_at: float | None = None
     saved_size: int = -1
     model: str = ""  # where it is not the chat's
+    request_id: str = ""  # the server's name for it
 
     @property
     def size(self) -> int:
@@ -125,7 +129,10 @@ class QueuedPrompt:
 
 @dataclass(frozen=True, slots=True)
 class ChatSession:
-    """The whole of the chat's state. `messages` run from the root of the tree to its head, without the live reply."""
+    """The whole of a chat's state.
+
+    `messages` run from the root of the tree to its head, without the live reply.
+    """
 
     chat: Chat
     messages: tuple[ChatMessage, ...] = ()

@@ -1,4 +1,4 @@
-"""The status line and the engine panel as text: what is known, short, and nothing that is not."""
+"""The status line as text: what is known, short, and nothing that is not."""
 
 from __future__ import annotations
 
@@ -16,11 +16,9 @@ def short_count(count: int) -> str:
     """Tokens for people: 950, 12.4k, 131k."""
     if count < 1000:
         return str(count)
-    return (
-        f"{count / 1000:.1f}k".replace(".0k", "k")
-        if count < 100_000
-        else f"{round(count / 1000)}k"
-    )
+    if count >= 100_000:
+        return f"{round(count / 1000)}k"
+    return f"{count / 1000:.1f}k".replace(".0k", "k")
 
 
 def short_bytes(size: int) -> str:
@@ -33,12 +31,34 @@ def bar(part: float, width: int) -> str:
     """A bar of `width` cells, filled to `part` (0 to 1) in eighths."""
     eighths = round(max(0.0, min(1.0, part)) * width * 8)
     full, rest = divmod(eighths, 8)
-    return ("█" * full + (_BAR[rest] if rest else "")).ljust(width, "░")
+    filled = "█" * full
+    if rest:
+        filled += _BAR[rest]
+    return filled.ljust(width, "░")
 
 
-def status_parts(session: ChatSession, draft: str = "") -> list[tuple[str, str]]:
+def others_text(num_writing: int, num_unseen: int) -> str:
+    """What goes on in other chats, or nothing."""
+    parts = []
+    if num_writing:
+        parts.append(f"● {num_writing} other writing")
+    if num_unseen:
+        parts.append(f"✓ {num_unseen} new")
+    return "  ".join(parts)
+
+
+def status_parts(
+    session: ChatSession,
+    draft: str = "",
+    persona: str = "",
+    others: str = "",
+) -> list[tuple[str, str]]:
     """The parts of the status line and their styles, most important first."""
     parts = [(clean_line(session.model, 40) or "no model", "")]
+    if persona:
+        parts.append((clean_line(persona, 24), "bold"))
+    if others:
+        parts.append((others, "$accent"))
     if session.connection is not ConnectionState.READY:
         text = session.connection_text or session.connection.value
         return [*parts, (clean_line(text, 200), "$warning")]
@@ -87,10 +107,18 @@ def status_text(session: ChatSession, width: int) -> str:
 
 
 def status_content(
-    session: ChatSession, width: int, draft: str = "", download: str = ""
+    session: ChatSession,
+    width: int,
+    draft: str = "",
+    download: str = "",
+    persona: str = "",
+    others: str = "",
 ) -> Content:
-    """The status line, at most `width` cells wide; its last parts go first."""
-    parts = status_parts(session, draft)
+    """The status line, at most `width` cells wide; its last parts go first.
+
+    `persona` is the preset in use, `others` tells of other chats.
+    """
+    parts = status_parts(session, draft, persona, others)
     if download:
         parts = [parts[0], (download, "$accent")]
     is_ready = session.connection is ConnectionState.READY
@@ -117,105 +145,18 @@ def queue_text(session: ChatSession) -> Content:
 
 
 def memory_text(view: EngineView | None) -> str:
-    """What the engine has planned of the memory it may take, in GB; empty where that is not known."""
+    """What the engine has planned of the memory it may take, in GB.
+
+    Empty where that is not known.
+    """
     if view is None or not view.memory:
         return ""
     budget = view.memory.get("budget") or view.memory.get("limit")
-    used = view.memory.get("total") or sum(
-        size
-        for name, size in view.memory.items()
-        if name not in ("budget", "limit", "device", "reserve", "total")
-    )
-    return (
-        f"{short_bytes(used)}/{short_bytes(budget)} GB"
-        if budget
-        else f"{short_bytes(used)} GB"
-    )
-
-
-def engine_lines(view: EngineView | None, width: int) -> list[tuple[str, str]]:
-    """The engine panel: text and a style's name (title, muted, or the letter of a block's state) a line."""
-    if view is None:
-        return [("This server does not show its engine.", "muted")]
-    lines = [
-        ("Blocks", "title"),
-        *_block_lines(view, width),
-        ("", ""),
-        ("Requests", "title"),
-    ]
-    running = [one for one in view.requests if one.state not in ("waiting", "swapped")]
-    queued = len(view.requests) - len(running)
-    lines.append((f"{len(running)} running, {queued} waiting", "muted"))
-    for one in view.requests[:6]:
-        if one.state == "prefill" and one.prompt_tokens:
-            part = one.computed_tokens / one.prompt_tokens
-            lines.append(
-                (
-                    f"prefill {bar(part, 10)} {part:4.0%} of {short_count(one.prompt_tokens)}",
-                    "",
-                )
-            )
-        else:
-            tail = (
-                f" +{short_count(one.cached_tokens)} cached"
-                if one.cached_tokens
-                else ""
-            )
-            lines.append(
-                (
-                    f"{clean_line(one.state, 10)} {short_count(one.prompt_tokens)} in, {one.output_tokens} out{tail}",
-                    "",
-                )
-            )
-    lines += [("", ""), ("Counters", "title")]
-    for name, value in list(view.stats.items())[:14]:
-        shown = f"{value:.2f}" if isinstance(value, float) else clean_line(value, 16)
-        lines.append(
-            (
-                f"{clean_line(name.replace('_', ' '), max(width - len(shown) - 1, 8)):<{max(width - len(shown), 8)}}{shown}",
-                "muted",
-            )
-        )
-    if view.memory:
-        lines += [("", ""), ("Memory", "title")]
+    used = view.memory.get("total") or 0
+    if not used:
         for name, size in view.memory.items():
-            shown = f"{size / 1e9:.2f} GB"
-            lines.append(
-                (
-                    f"{clean_line(name.replace('_', ' '), width):<{max(width - len(shown), 8)}}{shown}",
-                    "muted",
-                )
-            )
-    return lines
-
-
-def _block_lines(view: EngineView, width: int) -> list[tuple[str, str]]:
-    """The block map, condensed to at most eight lines: each cell stands for the same number of blocks."""
-    states = "".join(letter if letter in "fusc" else "f" for letter in view.block_map)
-    cells = max(width, 8) * 8
-    step = max(1, -(-len(states) // cells))
-    # The busiest state of a cell's blocks is shown, so that a used block never hides among free ones.
-    condensed = "".join(
-        min(states[at : at + step], key="suc f".index)
-        for at in range(0, len(states), step)
-    )
-    lines = [
-        (condensed[at : at + width], "map")
-        for at in range(0, len(condensed), max(width, 8))
-    ]
-    counts = view.blocks
-    text = "  ".join(
-        f"{name} {counts[name]}"
-        for name in ("free", "used", "shared", "cached", "spilled")
-        if name in counts
-    )
-    words = text.split("  ")
-    row, rows = "", []
-    for word in words:
-        if row and len(row) + 2 + len(word) > width:
-            rows.append(row)
-            row = word
-        else:
-            row = f"{row}  {word}" if row else word
-    note = [(f"one cell is {step} blocks", "muted")] if step > 1 else []
-    return [*lines, *((row, "muted") for row in (*rows, row)), *note]
+            if name not in ("budget", "limit", "device", "reserve"):
+                used += size
+    if budget:
+        return f"{short_bytes(used)}/{short_bytes(budget)} GB"
+    return f"{short_bytes(used)} GB"

@@ -59,7 +59,9 @@ def _fit(natural: Sequence[int], width: int) -> list[int] | None:
 
 
 def _row_lines(
-    cells: Sequence[Content], widths: Sequence[int], alignments: Sequence[Alignment]
+    cells: Sequence[Content],
+    widths: Sequence[int],
+    alignments: Sequence[Alignment],
 ) -> list[Content]:
     columns = []
     for cell, width in zip(cells, widths, strict=True):
@@ -76,7 +78,11 @@ def _row_lines(
     return lines
 
 
-def _aligned(piece: Content, width: int, alignment: Alignment) -> Content:
+def _aligned(
+    piece: Content,
+    width: int,
+    alignment: Alignment,
+) -> Content:
     space = max(width - piece.cell_length, 0)
     if alignment == "right":
         return piece.pad_left(space)

@@ -108,7 +108,7 @@ def chat(arguments: argparse.Namespace) -> int:
     url = arguments.endpoint or settings.endpoint
     launcher = ServerLauncher(url, model or load_config().model)
     if is_plain(arguments):
-        from rvllm_local.tui.plain import run_plain
+        from rvllm_local.tui.run_plain import run_plain
 
         return run_plain(options, launcher, prompt)
     from rvllm_local.tui.app import ChatApp

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import errno
 import json
 import logging
 import signal
 import socket
 import ssl
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import h11
@@ -108,10 +107,10 @@ class Listener(uvicorn.Server):
 
 async def serve(
     server: Server,
-    listening: Sequence[socket.socket],
+    listening: socket.socket,
     on_ready: Callable[[int], None] | None = None,
 ) -> None:
-    """Serve on the sockets from `bound` until a signal comes. `on_ready` gets the port once requests are taken. Raises `ConfigError`."""
+    """Serve on a socket from `bound` until a signal comes. `on_ready` gets the port once requests are taken. Raises `ConfigError`."""
     try:
         listener = Listener(server)
         listener.config.load()
@@ -119,7 +118,7 @@ async def serve(
         raise ConfigError(
             f"the TLS certificate or key cannot be used: {error}"
         ) from error
-    task = asyncio.create_task(listener.serve(list(listening)))
+    task = asyncio.create_task(listener.serve([listening]))
     garbage = asyncio.create_task(
         collect_when_idle(lambda: server.service.generator.num_open == 0)
     )
@@ -131,42 +130,19 @@ async def serve(
     garbage.cancel()
 
 
-@contextlib.contextmanager
-def bound(settings: ServerSettings) -> Iterator[list[socket.socket]]:
-    """The sockets to listen on, closed at the end. Raises `ConfigError`.
-
-    "localhost" is both loopback addresses at one port, where the machine has both.
-    """
-    host, port = settings.host.strip("[]"), settings.port
-    listening: list[socket.socket] = []
-    with contextlib.ExitStack() as sockets:
-        for address in _addresses(host):
-            try:
-                listening.append(sockets.enter_context(_socket(address, port)))
-            except (OSError, UnicodeError) as error:
-                if listening and _is_absent(error):
-                    continue
-                raise ConfigError(
-                    f"{settings.host}:{port} cannot be listened on ({error}); is "
-                    "another server running there? Choose another --port"
-                ) from error
-            port = listening[0].getsockname()[1]
-        yield listening
-
-
-def _addresses(host: str) -> tuple[str, ...]:
-    return ("127.0.0.1", "::1") if host == "localhost" else (host,)
-
-
-def _socket(address: str, port: int) -> socket.socket:
-    family = socket.AF_INET6 if ":" in address else socket.AF_INET
-    return socket.create_server((address, port), family=family, backlog=_BACKLOG)
-
-
-def _is_absent(error: Exception) -> bool:
-    """True if the machine has no such address, as one without IPv6."""
-    absent = (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT, errno.EPROTONOSUPPORT)
-    return isinstance(error, OSError) and error.errno in absent
+def bound(settings: ServerSettings) -> socket.socket:
+    """The socket to listen on. Raises `ConfigError`."""
+    host = settings.host.strip("[]")
+    try:
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        return socket.create_server(
+            (host, settings.port), family=family, backlog=_BACKLOG
+        )
+    except (OSError, UnicodeError) as error:
+        raise ConfigError(
+            f"{settings.host}:{settings.port} cannot be listened on ({error}); is another server running there? Choose "
+            "another --port"
+        ) from error
 
 
 def _protocol(settings: ServerSettings, refusal_log: RefusalLog) -> type[H11Protocol]:

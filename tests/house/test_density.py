@@ -27,12 +27,11 @@ DENSE_ROOMS: frozenset[str] = frozenset(
         "engine",
         "models",
         "text",
-        "tui",
     ]
 )
-ROOMS_OF_LARGE_FUNCTIONS: frozenset[str] = frozenset(["models", "tui"])
+ROOMS_OF_LARGE_FUNCTIONS: frozenset[str] = frozenset(["models"])
 ROOMS_OF_EMPTY_NAMES: frozenset[str] = frozenset(
-    ["clients", "conversation", "engine", "models", "text", "tui"]
+    ["clients", "conversation", "engine", "models", "text"]
 )
 
 _NO_CODE = {

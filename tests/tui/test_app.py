@@ -589,18 +589,17 @@ def test_the_engine_panel(play) -> None:
     async def scenario(chat) -> None:
         await chat.press("ctrl+b")
         await chat.until(lambda: "spilled 3" in chat.screen())
-        for part in (
-            "Blocks",
-            "██",
-            "0 running, 0 waiting",
-            "prefix hit tokens",
-            "kv arena",
-        ):
+        for part in ("KV cache", "██", "0 running, 0 waiting", "kv arena"):
             assert part in chat.screen()
+        assert "prefix hit tokens" not in chat.screen()
+        await chat.say("/more")
+        await chat.until(lambda: "prefix hit tokens" in chat.screen())
+        await chat.say("/more")
+        await chat.until(lambda: "prefix hit tokens" not in chat.screen())
         await chat.press("ctrl+b")
         await chat.until(lambda: "spilled 3" not in chat.screen())
 
-    play(scenario, size=(110, 30))
+    play(scenario, size=(110, 36))
 
 
 def test_scrolling_stops_following_and_end_resumes(play) -> None:

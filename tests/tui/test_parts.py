@@ -12,6 +12,7 @@ from rvllm_local.errors import ConfigError, ParameterError
 from rvllm_local.history.types import Chat, ChatMessage, MessageState, ToolCall
 from rvllm_local.tui.attach import expand, mention
 from rvllm_local.tui.commands import COMMANDS, as_prompt, complete_slash, parse_slash
+from rvllm_local.tui.engine_text import PanelExtras, engine_lines, sparkline
 from rvllm_local.tui.keymap import bindings, check_keymap, shown_keys
 from rvllm_local.tui.render import code_blocks, render_markdown, render_message
 from rvllm_local.tui.settings import ChatSettings, load_settings, parse_parameter
@@ -21,8 +22,9 @@ from rvllm_local.tui.state import (
     EngineView,
     ModelInfo,
     ReplyStats,
+    RunningRequest,
 )
-from rvllm_local.tui.status import bar, engine_lines, short_count, status_text
+from rvllm_local.tui.status import bar, short_count, status_text
 
 
 def test_the_registry_is_sound() -> None:
@@ -294,3 +296,24 @@ def test_the_engine_panel_condenses_a_large_map() -> None:
     assert "u" in rows[-1]
     assert ("one cell is 42 blocks", "muted") in engine_lines(view, 30)
     assert "does not show" in engine_lines(None, 30)[0][0]
+
+
+def test_the_engine_panel_shows_memory_chats_and_speed() -> None:
+    request = RunningRequest("req_1", "decode", 120, 120, 7, 64)
+    memory = {"weights": 4_000_000_000, "kv_arena": 2_000_000_000, "budget": 8 * 10**9}
+    view = EngineView({}, "fu", (request,), {"preemptions": 1}, memory)
+    extras = PanelExtras({"req_1": "Teas"}, [10.0, 40.0], [0.2])
+    texts = [text for text, _ in engine_lines(view, 30, extras)]
+    assert texts[0] == "Memory"
+    assert texts[1].endswith("6.00 of 8.0 GB")
+    assert texts[2].startswith("weights") and texts[3].startswith("█" * 15 + "░")
+    assert "● Teas" in texts
+    assert "▂█" in texts
+    assert not any("preemptions" in text for text in texts)
+    more = PanelExtras(is_more=True)
+    assert any("preemptions" in text for text, _ in engine_lines(view, 30, more))
+
+
+def test_a_sparkline_has_the_last_values() -> None:
+    assert sparkline([0.0, 1.0, 2.0, 4.0], 3) == "▂▄█"
+    assert sparkline([], 3) == sparkline([0.0], 3) == ""

@@ -26,9 +26,11 @@ from rvllm_local.tui.events import (
     ReplyStopped,
     UsageReceived,
 )
+from rvllm_local.tui.first_start import BestModel
 from rvllm_local.tui.screens.chats import ChatsScreen
 from rvllm_local.tui.server_answers import read_engine
 from rvllm_local.tui.state import ConnectionState, EngineView, ModelInfo, RunningRequest
+from rvllm_local.tui.widgets.answers import compare_screen
 from tests.tui.conftest import Chat, opened
 from tests.tui.fake_endpoint import ENGINE
 from tests.tui.screens import check_snapshot, kept_screen, snapshot
@@ -244,7 +246,7 @@ async def failed(chat: Chat) -> None:
     ask(chat)
     chat.app.driver.dispatch(ReplyGrew("r0.0", 0.3, "Because"))
     live = chat.session.live
-    chat.app.driver.session = replace(
+    chat.app.driver.sessions.present = replace(
         chat.session, live=None, messages=(*chat.session.messages, *broken())
     )
     assert live is not None
@@ -378,6 +380,30 @@ async def long_prompt(chat: Chat) -> None:
     )
 
 
+async def compare(chat: Chat) -> None:
+    """Two settled answers; nothing asks a server here."""
+    await settled(chat)
+    driver = chat.app.driver
+    other = replace(chat.session.messages[-1], id="other", text="Light is scattered.")
+    messages = (*chat.session.messages[:-1], other)
+    driver.sessions.rival = replace(chat.session, model="large", messages=messages)
+    chat.app.push_screen(compare_screen(driver))
+
+
+async def at_the_side(chat: Chat) -> None:
+    kept(chat)
+    chat.app.shelf.move("k2", "Work")
+    chat.app.shelf.toggle_pin("k1")
+    await settled(chat)
+    await chat.until(lambda: "★ A list of whales" in chat.screen())
+
+
+async def first_start(chat: Chat) -> None:
+    info = ModelInfo("qwen3-4b", size=2_300_000_000, license="Apache-2.0")
+    chat.app.best = BestModel(replace(info, installed=False), 9.2)
+    chat.app.show_welcome()
+
+
 SCENES = {
     "empty": (empty, {}),
     "settled": (settled, {"size": (80, 30)}),
@@ -402,6 +428,16 @@ SCENES = {
     "long_prompt": (long_prompt, {}),
     "temporary": (empty, {"is_temporary": True, "system": "Be brief."}),
     "small": (settled, {"size": (40, 10)}),
+    "small_light": (settled, {"size": (40, 10), "theme": "light"}),
+    "small_terminal": (settled, {"size": (40, 10), "theme": "terminal"}),
+    "middle": (settled, {"size": (120, 40)}),
+    "middle_light": (settled, {"size": (120, 40), "theme": "light"}),
+    "middle_terminal": (settled, {"size": (120, 40), "theme": "terminal"}),
+    "large": (at_the_side, {"size": (200, 60)}),
+    "large_light": (at_the_side, {"size": (200, 60), "theme": "light"}),
+    "large_terminal": (at_the_side, {"size": (200, 60), "theme": "terminal"}),
+    "compare": (compare, {"size": (100, 24)}),
+    "first_start": (first_start, {}),
     "light": (settled, {"theme": "light"}),
     "high_contrast": (settled, {"theme": "high-contrast"}),
     "terminal": (settled, {"theme": "terminal"}),

@@ -94,7 +94,7 @@ def test_commands_by_their_slash(play) -> None:
         await chat.press("escape")
         chat.app.composer.load_text("")
         await chat.say("/engine")
-        await chat.until(lambda: "Blocks" in chat.screen())
+        await chat.until(lambda: "KV cache" in chat.screen())
         await chat.say("/engine")
         await chat.say("/branch")
         await chat.until(lambda: chat.session.chat.id != first)

@@ -1,4 +1,7 @@
-"""The list of chats, with search through all messages; open, rename or delete from here."""
+"""The list of chats, with search through all messages.
+
+Chats are opened, renamed, pinned, put into folders and deleted from here.
+"""
 
 from __future__ import annotations
 
@@ -13,27 +16,65 @@ from rvllm_local.errors import HistoryError
 from rvllm_local.tui.driver import Driver
 from rvllm_local.tui.notices import attempt, tell
 from rvllm_local.tui.screens.dialogs import Ask, Choice, Confirm, Pick
+from rvllm_local.tui.shelf import Shelf
 
 
 class ChatsScreen(Pick):
-    """Answers with the id of the chat to open, and of the message that was found: "chat" or "chat message"."""
+    """Answers with the chat to open, and the message that was found.
+
+    That is "chat" or "chat message", by their ids.
+    """
 
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("ctrl+r", "rename", "Rename", id="chats.rename", priority=True),
-        Binding("delete", "delete", "Delete", id="chats.delete", priority=True),
+        Binding(
+            "ctrl+r",
+            "rename",
+            "Rename",
+            id="chats.rename",
+            priority=True,
+        ),
+        Binding(
+            "ctrl+t",
+            "pin",
+            "Pin",
+            id="chats.pin",
+            priority=True,
+        ),
+        Binding(
+            "ctrl+o",
+            "move_to",
+            "Folder",
+            id="chats.folder",
+            priority=True,
+        ),
+        Binding(
+            "delete",
+            "delete",
+            "Delete",
+            id="chats.delete",
+            priority=True,
+        ),
     ]
 
     def __init__(
-        self, driver: Driver, words: str = "", now: float | None = None
+        self,
+        driver: Driver,
+        words: str = "",
+        now: float | None = None,
+        shelf: Shelf | None = None,
     ) -> None:
         history = driver.history
         assert history is not None
-        note = "Enter opens   Ctrl+R renames   Del deletes   Esc closes"
+        note = (
+            "Enter opens   Ctrl+R renames   Ctrl+T pins   Ctrl+O puts into a folder"
+            "   Del deletes   Esc closes"
+        )
         if history.read_only:
             note += f"\nread-only: {history.read_only}"
         super().__init__("Chats", [], note, words)
         self._driver, self._history = driver, history
         self._now = now
+        self._shelf = shelf or Shelf()
         self.deleted: list[str] = []
 
     def matching(self, words: str) -> Sequence[Choice]:
@@ -46,10 +87,18 @@ class ChatsScreen(Pick):
     def _newest(self) -> list[Choice]:
         now = time.time() if self._now is None else self._now
         choices = []
-        for chat in self._history.chats(200):
-            when = age(now - chat.updated)
-            choices.append(Choice(chat.id, chat.title or "Untitled", when))
+        for chat in self._shelf.ordered(self._history.chats(200)):
+            note = self._doing(chat.id) or age(now - chat.updated)
+            choices.append(Choice(chat.id, self._shelf.label(chat), note))
         return choices
+
+    def _doing(self, chat_id: str) -> str:
+        """Whether the chat is writing, or has an answer that was not seen yet."""
+        sessions = self._driver.sessions
+        live = sessions.writing().get(chat_id)
+        if live is not None:
+            return f"● writing {self._driver.clock() - live.began:.0f} s"
+        return "✓ new" if chat_id in sessions.unseen else ""
 
     def _hits(self, words: str) -> list[Choice]:
         choices = []
@@ -75,6 +124,26 @@ class ChatsScreen(Pick):
             tell(self, str(error), "error")
             return
         self.app.push_screen(Ask("New title", chat.title if chat else ""), rename)
+
+    def action_pin(self) -> None:
+        """Pin the chat under the cursor, or take its pin away."""
+        if self.highlighted is not None:
+            self._shelf.toggle_pin(self.highlighted.split()[0])
+            self._show_changes()
+
+    def action_move_to(self) -> None:
+        """Put the chat under the cursor into a folder."""
+        if self.highlighted is None:
+            return
+        chat_id = self.highlighted.split()[0]
+
+        def move(name: str | None) -> None:
+            self._shelf.move(chat_id, name or "")
+            self._show_changes()
+
+        present = self._shelf.folders.get(chat_id, "")
+        note = "an empty name takes the chat out of its folder"
+        self.app.push_screen(Ask("Folder", present, note), move)
 
     def action_delete(self) -> None:
         """Forget the chat under the cursor, once confirmed."""

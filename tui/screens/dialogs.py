@@ -29,7 +29,13 @@ class Dialog(ModalScreen[Any]):
     """A box in the middle; Esc closes it without an answer."""
 
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("escape", "close", "Close", id="dialog.close", priority=True)
+        Binding(
+            "escape",
+            "close",
+            "Close",
+            id="dialog.close",
+            priority=True,
+        )
     ]
     TITLE_TEXT = ""
 
@@ -42,12 +48,30 @@ class Pick(Dialog):
     """A list that narrows as one types; the answer is the chosen row's value."""
 
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("down", "move(1)", "Down", id="dialog.down", priority=True, show=False),
-        Binding("up", "move(-1)", "Up", id="dialog.up", priority=True, show=False),
+        Binding(
+            "down",
+            "move(1)",
+            "Down",
+            id="dialog.down",
+            priority=True,
+            show=False,
+        ),
+        Binding(
+            "up",
+            "move(-1)",
+            "Up",
+            id="dialog.up",
+            priority=True,
+            show=False,
+        ),
     ]
 
     def __init__(
-        self, title: str, choices: Sequence[Choice], note: str = "", words: str = ""
+        self,
+        title: str,
+        choices: Sequence[Choice],
+        note: str = "",
+        words: str = "",
     ) -> None:
         super().__init__()
         self._title, self._note, self._words = title, note, words
@@ -71,22 +95,22 @@ class Pick(Dialog):
     def matching(self, words: str) -> Sequence[Choice]:
         """The rows for what was typed."""
         parts = words.lower().split()
-        return [
-            one
-            for one in self._choices
-            if all(part in f"{one.name} {one.note}".lower() for part in parts)
-        ]
+        matching = []
+        for choice in self._choices:
+            text = f"{choice.name} {choice.note}".lower()
+            if all(part in text for part in parts):
+                matching.append(choice)
+        return matching
 
     def refill(self) -> None:
         """Show the rows that match."""
         rows = self.query_one(OptionList)
+        words = self.query_one(Input).value
+        options = []
+        for index, choice in enumerate(self.matching(words)):
+            options.append(Option(row(choice), id=f"{index}:{choice.value}"))
         rows.clear_options()
-        rows.add_options(
-            [
-                Option(row(one), id=f"{at}:{one.value}")
-                for at, one in enumerate(self.matching(self.query_one(Input).value))
-            ]
-        )
+        rows.add_options(options)
         if rows.option_count:
             rows.highlighted = 0
 
@@ -115,16 +139,20 @@ class Pick(Dialog):
 
 def row(choice: Choice) -> Content:
     """A row of a list."""
-    return Content.assemble(
-        clean_line(choice.name, 70),
-        (f"  {clean_line(choice.note, 90)}" if choice.note else "", "$muted"),
-    )
+    name = clean_line(choice.name, 70)
+    note = f"  {clean_line(choice.note, 90)}" if choice.note else ""
+    return Content.assemble(name, (note, "$muted"))
 
 
 class Ask(Dialog):
     """A question with one line for an answer."""
 
-    def __init__(self, question: str, answer: str = "", note: str = "") -> None:
+    def __init__(
+        self,
+        question: str,
+        answer: str = "",
+        note: str = "",
+    ) -> None:
         super().__init__()
         self._question, self._answer, self._note = question, answer, note
 
@@ -142,8 +170,20 @@ class Confirm(Dialog):
     """A question to be answered with y or n."""
 
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("y,enter", "answer(True)", "Yes", id="dialog.yes", priority=True),
-        Binding("n", "answer(False)", "No", id="dialog.no", priority=True),
+        Binding(
+            "y,enter",
+            "answer(True)",
+            "Yes",
+            id="dialog.yes",
+            priority=True,
+        ),
+        Binding(
+            "n",
+            "answer(False)",
+            "No",
+            id="dialog.no",
+            priority=True,
+        ),
     ]
 
     def __init__(self, question: str) -> None:

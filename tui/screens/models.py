@@ -12,7 +12,11 @@ from rvllm_local.tui.status import short_bytes, short_count
 class ModelsScreen(Pick):
     """Answers with the id of the chosen model."""
 
-    def __init__(self, models: Sequence[ModelInfo], present: str) -> None:
+    def __init__(
+        self,
+        models: Sequence[ModelInfo],
+        present: str,
+    ) -> None:
         choices = []
         for info in models:
             sign = "● " if info.id == present else ""

@@ -20,14 +20,34 @@ class ParametersScreen(Dialog):
     """Answers with {"system": text, "params": {...}} and, where one was saved, {"preset": name}."""
 
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("ctrl+s", "save", "Use", id="parameters.save", priority=True),
-        Binding("ctrl+p", "preset", "Presets", id="parameters.preset", priority=True),
         Binding(
-            "ctrl+o", "keep", "Keep as preset", id="parameters.keep", priority=True
+            "ctrl+s",
+            "save",
+            "Use",
+            id="parameters.save",
+            priority=True,
+        ),
+        Binding(
+            "ctrl+p",
+            "preset",
+            "Presets",
+            id="parameters.preset",
+            priority=True,
+        ),
+        Binding(
+            "ctrl+o",
+            "keep",
+            "Keep as preset",
+            id="parameters.keep",
+            priority=True,
         ),
     ]
 
-    def __init__(self, chat: Chat, presets: Mapping[str, Mapping[str, Any]]) -> None:
+    def __init__(
+        self,
+        chat: Chat,
+        presets: Mapping[str, Mapping[str, Any]],
+    ) -> None:
         super().__init__()
         self._chat, self._presets = chat, presets
         self._preset: str | None = None

@@ -15,8 +15,20 @@ class FindBar(Input):
     """Hidden until opened. Enter goes to the next message that holds the words."""
 
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("up", "find(1)", "Older", id="find.older", show=False),
-        Binding("down", "find(-1)", "Newer", id="find.newer", show=False),
+        Binding(
+            "up",
+            "find(1)",
+            "Older",
+            id="find.older",
+            show=False,
+        ),
+        Binding(
+            "down",
+            "find(-1)",
+            "Newer",
+            id="find.newer",
+            show=False,
+        ),
     ]
 
     def __init__(self, transcript: Transcript) -> None:

@@ -60,7 +60,7 @@ class LiveReplyView(Vertical):
     """Shows a `LiveReply`. `tell` may be called as often as there is something new."""
 
     def __init__(self) -> None:
-        super().__init__(id="live")
+        super().__init__(classes="live")
         self._head, self._foot = (
             Static("", markup=False),
             Static("", classes="apart", markup=False),
@@ -85,7 +85,11 @@ class LiveReplyView(Vertical):
         )
         self.run_worker(self._follow())
 
-    def tell(self, live: LiveReply, now: float) -> None:
+    def tell(
+        self,
+        live: LiveReply,
+        now: float,
+    ) -> None:
         """The reply's present state, and the time of the session's clock."""
         self._news = live, now
         self._told.set()
@@ -99,7 +103,11 @@ class LiveReplyView(Vertical):
             if self._news is not None:
                 await self._show(*self._news)
 
-    async def _show(self, live: LiveReply, now: float) -> None:
+    async def _show(
+        self,
+        live: LiveReply,
+        now: float,
+    ) -> None:
         head = live_head(live, now)
         if not head.is_same(self._shown):
             self._shown = head
@@ -125,7 +133,11 @@ class LiveReplyView(Vertical):
         """Cells for the text; None before the first layout."""
         return self.content_size.width or None
 
-    async def _freeze(self, settled: Piece, rest: Piece) -> None:
+    async def _freeze(
+        self,
+        settled: Piece,
+        rest: Piece,
+    ) -> None:
         """Leave the settled part in its widget, and go on in a new one."""
         self._piece = rest
         with self.app.batch_update():

@@ -22,7 +22,10 @@ class MessageView(Static):
             super().__init__()
 
     def __init__(
-        self, message: ChatMessage, version: tuple[int, int], width: int | None = None
+        self,
+        message: ChatMessage,
+        version: tuple[int, int],
+        width: int | None = None,
     ) -> None:
         self.message, self.version = message, version
         self.show_reasoning = False
@@ -41,7 +44,11 @@ class MessageView(Static):
             self._laid_out_for = width
             self.update(self._content())
 
-    def show(self, message: ChatMessage, version: tuple[int, int]) -> None:
+    def show(
+        self,
+        message: ChatMessage,
+        version: tuple[int, int],
+    ) -> None:
         """Show another state of the message."""
         if (message, version) != (self.message, self.version):
             self.message, self.version = message, version

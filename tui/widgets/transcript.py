@@ -1,32 +1,19 @@
-"""The column of messages. Settled messages are one `Static` each; only the reply being written is live.
-
-Long chats are mounted from the end; older messages come when they are scrolled to.
-"""
+"""The transcript: messages that can be selected, and what can be done with them."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
-
-from textual.containers import VerticalScroll
-from textual.content import Content
 from textual.message import Message as WidgetMessage
-from textual.widgets import Static
 
 from rvllm_local.history.types import ChatMessage
 from rvllm_local.tui.driver import Driver
 from rvllm_local.tui.keymap import bindings
 from rvllm_local.tui.notices import attempt, copy_text, tell
 from rvllm_local.tui.render import code_blocks
-from rvllm_local.tui.widgets.live import LiveReplyView
+from rvllm_local.tui.widgets.message_column import MessageColumn
 from rvllm_local.tui.widgets.message_view import MessageView
 
-WINDOW = 60  # messages that are mounted at first, and more each time the top is reached
-MESSAGE_WIDTH, MESSAGE_FRAME = 110, 4  # cells, as in app.tcss
-MOUNTED = 120  # beyond this, the oldest are taken away while the view follows the end
 
-
-class Transcript(VerticalScroll, can_focus=True):
+class Transcript(MessageColumn):
     """The messages of the chat, and at its end the live reply.
 
     `selected` is the message that keys act on; without one they do nothing here, and
@@ -46,135 +33,16 @@ class Transcript(VerticalScroll, can_focus=True):
         """The person is done with the messages and goes back to writing."""
 
     def __init__(self, driver: Driver) -> None:
-        super().__init__(id="transcript")
+        super().__init__()
         self._driver = driver
-        self._messages: Sequence[ChatMessage] = ()
-        self._siblings: Mapping[str, tuple[int, int]] = {}
-        self._views: dict[str, MessageView] = {}
-        self._first = 0  # the first message that is mounted
-        self._welcome = Static("", id="welcome", markup=False)
-        self.live: LiveReplyView | None = None
-        self.selected: str | None = None
-
-    def compose(self) -> Any:
-        yield self._welcome
-
-    def on_mount(self) -> None:
-        self.anchor()
-
-    def welcome(self, content: Content) -> None:
-        """What an empty chat shows."""
-        self._welcome.update(content)
-
-    def show_messages(
-        self, messages: Sequence[ChatMessage], siblings: Mapping[str, tuple[int, int]]
-    ) -> None:
-        """Bring the column to these messages with as little change as can be."""
-        same = next(
-            (
-                at
-                for at, (old, new) in enumerate(
-                    zip(self._messages, messages, strict=False)
-                )
-                if old.id != new.id
-            ),
-            min(len(self._messages), len(messages)),
-        )
-        if same < self._first or not self._views:
-            self._first = max(0, len(messages) - WINDOW)
-            self._remove(self._messages)
-        else:
-            self._remove(self._messages[same:])
-        self._messages, self._siblings = messages, siblings
-        fresh = [
-            self._view(message)
-            for message in messages[self._first :]
-            if message.id not in self._views
-        ]
-        for message in messages[self._first :]:
-            self._views[message.id].show(message, siblings.get(message.id, (0, 1)))
-        if fresh:
-            self.mount(
-                *fresh, before=self.live
-            ) if self.live is not None else self.mount(*fresh)
-        self._trim()
-        self._welcome.display = not messages
-        if self.selected not in self._views:
-            self.selected = None
-
-    def _trim(self) -> None:
-        """Take the oldest views away where nobody is looking at them: layout and focus cost by the widget."""
-        if (
-            len(self._views) > MOUNTED
-            and self.is_anchored
-            and not self._anchor_released
-        ):
-            first = len(self._messages) - WINDOW
-            self._remove(self._messages[self._first : first])
-            self._first = first
-
-    def _view(self, message: ChatMessage) -> MessageView:
-        version = self._siblings.get(message.id, (0, 1))
-        view = MessageView(message, version, self._text_width())
-        self._views[message.id] = view
-        return view
-
-    def _text_width(self) -> int | None:
-        """Cells that a message's text will have; None before the first layout."""
-        width = self.scrollable_content_region.width
-        return min(width, MESSAGE_WIDTH) - MESSAGE_FRAME if width else None
-
-    def _remove(self, messages: Sequence[ChatMessage]) -> None:
-        for message in messages:
-            if view := self._views.pop(message.id, None):
-                view.remove()
-
-    def show_earlier(self, target: int | None = None) -> None:
-        """Mount older messages, to message number `target` or one window more, and keep the view in its place."""
-        start = (
-            max(0, self._first - WINDOW) if target is None else min(target, self._first)
-        )
-        if start == self._first:
-            return
-        fresh = [self._view(message) for message in self._messages[start : self._first]]
-        anchor = self._views[self._messages[self._first].id]
-        self._first = start
-        before = self.virtual_size.height
-
-        def keep_place() -> None:
-            self.scroll_to(
-                y=self.scroll_y + self.virtual_size.height - before, animate=False
-            )
-
-        self.mount(*fresh, before=anchor)
-        if target is None:
-            self.call_after_refresh(keep_place)
-
-    def watch_scroll_y(self, old: float, new: float) -> None:
-        """Reaching the top brings the messages before."""
-        super().watch_scroll_y(old, new)
-        if new <= 1 < old and self._first > 0:
-            self.show_earlier()
-
-    def follow(self) -> None:
-        """Go to the end and stay there."""
-        self.anchor()
-
-    def begin_reply(self) -> LiveReplyView:
-        """Mount the live reply."""
-        self.live = LiveReplyView()
-        self.mount(self.live)
-        return self.live
-
-    def end_reply(self) -> None:
-        """Take the live reply away; its message takes its place."""
-        if self.live is not None:
-            self.live.remove()
-            self.live = None
 
     # The selected message
 
-    def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
+    def check_action(
+        self,
+        action: str,
+        parameters: tuple[object, ...],
+    ) -> bool | None:
         """The keys of messages count only while one is selected."""
         if action.startswith("message_"):
             return self.selected is not None
@@ -186,7 +54,11 @@ class Transcript(VerticalScroll, can_focus=True):
         self.focus()
         self.select(event.message_id, scroll=False)
 
-    def select(self, message_id: str | None, scroll: bool = True) -> None:
+    def select(
+        self,
+        message_id: str | None,
+        scroll: bool = True,
+    ) -> None:
         """Mark a message as the one that keys act on, or none."""
         old = self._views.get(self.selected or "")
         if old is not None:
@@ -203,12 +75,6 @@ class Transcript(VerticalScroll, can_focus=True):
         if scroll:
             self.release_anchor()
             self.call_after_refresh(self.scroll_to_widget, view, animate=False)
-
-    def _index(self, message_id: str | None) -> int | None:
-        for index, message in enumerate(self._messages):
-            if message.id == message_id:
-                return index
-        return None
 
     def _step(self, step: int) -> None:
         """Select the message before or after."""
@@ -302,12 +168,20 @@ class Transcript(VerticalScroll, can_focus=True):
             self.follow()
 
     def action_reply_continue(self, _argument: str = "") -> None:
-        """Let the last reply go on where it ended."""
-        if self._messages and self._messages[-1].role == "assistant":
-            self._driver.submit("Go on exactly where you stopped.")
-            self.follow()
-        else:
+        """Let the last reply go on where it ended.
+
+        A server that shows its engine is ours and writes on; another one is asked to.
+        """
+        last = self._messages[-1] if self._messages else None
+        if last is None or last.role != "assistant":
             tell(self, "there is no reply to go on with", "warning")
+            return
+        view = self._driver.session.engine
+        if view is not None and view.block_map and last.text.strip():
+            self._driver.go_on(last.id)
+        else:
+            self._driver.submit("Go on exactly where you stopped.")
+        self.follow()
 
     async def action_message_branch(self, _argument: str = "") -> None:
         """A new chat with the messages up to this one."""

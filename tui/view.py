@@ -1,0 +1,204 @@
+"""How the chat is shown: the thread, the status line, the welcome, the sidebar."""
+
+from __future__ import annotations
+
+from textual import work
+from textual.widgets import Static
+
+from rvllm_local.tui.actions import ActionsApp
+from rvllm_local.tui.driver import Driver
+from rvllm_local.tui.effects import Effect, KeepDraft, Notify, ReturnPrompt
+from rvllm_local.tui.events import (
+    Change,
+    ChatOpened,
+    ChatStarted,
+    ClockTicked,
+    EngineSeen,
+    Event,
+    OtherChatChanged,
+    ReplyBegan,
+    ReplyFailed,
+    ReplyFinished,
+    ReplyGrew,
+    UsageReceived,
+)
+from rvllm_local.tui.launcher import ServerLauncher
+from rvllm_local.tui.notices import attempt, tell
+from rvllm_local.tui.options import ChatOptions
+from rvllm_local.tui.personas import persona_name
+from rvllm_local.tui.state import ChatSession
+from rvllm_local.tui.status import others_text, queue_text, status_content
+from rvllm_local.tui.widgets.sidebar import SHOWN
+
+PANEL_WIDTH, SIDEBAR_WIDTH = 41, 34
+_SHOWN_APART = (ReplyBegan, ReplyGrew, UsageReceived, ClockTicked, EngineSeen)
+_ENDS = (ReplyFinished, ReplyFailed)
+
+
+class ChatView(ActionsApp):
+    """Shows the state of the chats. Only what an event can have changed is touched."""
+
+    def __init__(
+        self,
+        options: ChatOptions,
+        launcher: ServerLauncher,
+        driver: Driver,
+    ) -> None:
+        super().__init__(options, launcher, driver)
+        self._status = Static("", id="status", markup=False)
+        self._queue = Static("", id="queue", markup=False)
+        self._below = Static("", id="below", markup=False)
+        self._draft_of, self._was_temporary = "new", options.is_temporary
+
+    @property
+    def draft_name(self) -> str:
+        """Under which name the present chat's draft is kept."""
+        session = self.driver.session
+        return session.chat.id if session.is_kept else "new"
+
+    def show_change(
+        self,
+        session: ChatSession,
+        event: Change,
+    ) -> None:
+        """Show the new state."""
+        if not self.is_running:
+            return
+        if isinstance(event, ChatOpened | ChatStarted):
+            self._change_draft(session)
+        elif self._draft_of != self.draft_name:  # its first prompt was sent
+            self.drafts.put(self._draft_of, "")
+            self._draft_of = self.draft_name
+        self._tell_end(session, event)
+        if isinstance(event, OtherChatChanged):
+            if not isinstance(event.event, _SHOWN_APART):
+                self._show_status()
+                self.show_sidebar()
+            return
+        self._show_present(session, event)
+
+    def _show_present(
+        self,
+        session: ChatSession,
+        event: Event,
+    ) -> None:
+        if not isinstance(event, _SHOWN_APART):
+            self._show_thread(session)
+            self.show_sidebar()
+        elif isinstance(event, EngineSeen) and self.panel.display:
+            self.show_engine()
+        if isinstance(event, ReplyGrew):
+            self._show_live()
+        if not isinstance(event, ClockTicked):
+            self._show_status()
+
+    def _tell_end(
+        self,
+        session: ChatSession,
+        event: Change,
+    ) -> None:
+        """Draw and announce a reply that has ended, in whatever chat."""
+        title, is_present = session.chat.title, True
+        if isinstance(event, OtherChatChanged):
+            title, is_present = event.chat.title, False
+            event = event.event
+        if not isinstance(event, _ENDS):
+            return
+        if is_present:
+            self.panel.note(session.stats)
+        is_looked_at = is_present and self.app_focus
+        self.announcer.reply_ended(event.reply_id, event.at, title, is_looked_at)
+
+    def _change_draft(self, session: ChatSession) -> None:
+        """Each chat has its own draft; the one before is put aside."""
+        name = self.draft_name
+        if name == self._draft_of:
+            return
+        self.composer.leave_editing()
+        if not self._was_temporary:
+            self.drafts.put(self._draft_of, self.composer.draft)
+        self.composer.take()
+        self._draft_of, self._was_temporary = name, session.is_temporary
+        if not session.is_temporary:
+            self.composer.load_draft(self.drafts.get(name))
+
+    def _show_thread(self, session: ChatSession) -> None:
+        with self.batch_update():
+            reply_id = session.live.reply_id if session.live is not None else ""
+            if self.transcript.live_id != reply_id:
+                self.transcript.end_reply()
+            self.transcript.show_messages(session.messages, session.siblings)
+            if reply_id and self.transcript.live is None:
+                self.transcript.begin_reply(reply_id)
+                self.transcript.follow()
+                self._show_live()
+        waiting = queue_text(session)
+        self._queue.display = bool(waiting.plain)
+        self._queue.update(waiting)
+        if not session.messages:
+            self.show_welcome()
+
+    def _show_live(self) -> None:
+        live, widget = self.driver.session.live, self.transcript.live
+        if live is not None and widget is not None:
+            widget.tell(live, self.driver.clock())
+        self._show_below()
+
+    def _show_below(self) -> None:
+        """Say that there is more below what is looked at."""
+        count = self.transcript.lines_below
+        text = f"↓ {count} new line{'s' if count > 1 else ''} below · Ctrl+End"
+        self._below.display = count > 0
+        if count:
+            self._below.update(text, layout=False)
+
+    def show_effect(self, effect: Effect) -> None:
+        """Tell the person, or bring a prompt back."""
+        if isinstance(effect, Notify):
+            tell(self, effect.text, effect.severity)
+        elif isinstance(effect, ReturnPrompt):
+            self.composer.put(effect.text)
+        elif isinstance(effect, KeepDraft):
+            draft = self.drafts.get(effect.chat_id)
+            texts = [text for text in (effect.text, draft) if text]
+            self.drafts.put(effect.chat_id, "\n\n".join(texts))
+
+    def _show_status(self) -> None:
+        session = self.driver.session
+        width = self.size.width - 4
+        if self.panel.display:
+            width -= PANEL_WIDTH
+        if self.sidebar.is_on_screen:
+            width -= SIDEBAR_WIDTH
+        line = status_content(
+            session,
+            max(10, width),
+            self.composer.text,
+            self.connection.download,
+            persona_name(session.chat, self.presets),
+            self._others(),
+        )
+        self._status.update(line, layout=False)
+        self.announcer.set_title(session.chat.title, self.driver.is_writing)
+
+    def _others(self) -> str:
+        """What goes on in other chats."""
+        sessions = self.driver.sessions
+        return others_text(len(sessions.writing()), len(sessions.unseen))
+
+    def show_sidebar(self) -> None:
+        """Bring the list at the side up to date, where it is shown."""
+        if self.sidebar.is_on_screen:
+            self._fill_sidebar()
+
+    @work(exclusive=True, group="sidebar")
+    async def _fill_sidebar(self) -> None:
+        driver = self.driver
+        history = driver.history
+        if history is None:
+            return
+        await driver.drain()
+        chats = await attempt(self, driver.in_thread(history.chats, SHOWN))
+        marks = dict.fromkeys(driver.sessions.unseen, "✓")
+        marks |= dict.fromkeys(driver.sessions.writing(), "●")
+        self.sidebar.show(chats or [], self.shelf, marks, driver.session.chat.id)
