@@ -39,7 +39,10 @@ class OutputParser:
         reasoning_end: str | None = None,
         reasoning_starts_inside: bool = False,
         tools: Sequence[Mapping[str, Any]] = (),
+        drops_space: bool = False,
     ) -> None:
+        """With `drops_space`, a space before the first word is the tokenizer's own."""
+        self._drops_space = drops_space
         self._family, self._given_tools = tool_family, tools
         self._has_called = False
         self._tools = self._new_tools()
@@ -56,6 +59,7 @@ class OutputParser:
         *,
         tools: Sequence[Mapping[str, Any]] = (),
         starts_inside: bool | None = None,
+        drops_space: bool = False,
     ) -> OutputParser:
         """The parser of a model's style.
 
@@ -70,10 +74,14 @@ class OutputParser:
             reasoning_end=style.reasoning_end,
             reasoning_starts_inside=starts_inside,
             tools=tools,
+            drops_space=drops_space,
         )
 
     def feed(self, text: str) -> list[Piece]:
         """The pieces that `text` completes; never raises, whatever the model wrote."""
+        if self._drops_space and text:
+            self._drops_space = False
+            text = text.removeprefix(" ")
         if self._reasoning is None:
             return self._read_calls([ContentDelta(text)])
         return self._read_calls(self._reasoning.feed(text))

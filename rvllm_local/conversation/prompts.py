@@ -46,7 +46,8 @@ class Prepared:
     `prompts` are token ids, `params` one for each of them. `kept_special` are special
     tokens that must reach the parser as text. `left_out` names the parts of schemas that
     the grammar does not enforce. `style` is how outputs are written, None for plain text;
-    with `starts_inside`, they begin inside a thought.
+    with `starts_inside`, they begin inside a thought. With `drops_space`, the tokenizer
+    writes a turn's first word with a space that nobody meant.
     """
 
     prompts: tuple[tuple[int, ...], ...]
@@ -56,13 +57,17 @@ class Prepared:
     left_out: tuple[str, ...] = ()
     style: OutputStyle | None = None
     starts_inside: bool = False
+    drops_space: bool = False
 
     def new_parser(self, tools: Tools) -> OutputParser:
         """A parser of one output; `tools` are those that the call lets be called."""
         if self.style is None:
             return OutputParser(None)
         return OutputParser.for_style(
-            self.style, tools=tools, starts_inside=self.starts_inside
+            self.style,
+            tools=tools,
+            starts_inside=self.starts_inside,
+            drops_space=self.drops_space,
         )
 
 
@@ -105,6 +110,7 @@ def prepare_chat(model: ConversationModel, call: ChatCall) -> Prepared:
         left_out,
         rendered.style,
         rendered.starts_inside,
+        model.tokenizer.adds_space and not call.continues,
     )
 
 

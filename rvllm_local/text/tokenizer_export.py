@@ -19,11 +19,14 @@ _FILES = (
     "tokenizer.json",
     "tokenizer.model",
     "tokenizer_config.json",
+    "special_tokens_map.json",
     "added_tokens.json",
     "chat_template.jinja",
+    "chat_template.json",
     "LICENSE",
 )
 _FROM_GENERATION = "generation_config.json"
+_SETTINGS = "tokenizer_config.json"
 
 
 def tokenizer_folder_files(files: ModelFiles, tokenizer: Tokenizer) -> dict[str, bytes]:
@@ -37,22 +40,43 @@ def tokenizer_folder_files(files: ModelFiles, tokenizer: Tokenizer) -> dict[str,
             path = files.path / name
             if path.is_file():
                 contents[name] = path.read_bytes()
+        if (files.path / "additional_chat_templates").is_dir():
+            _put_templates_into_settings(contents, tokenizer)
         return contents
     backend = tokenizer.backend
     settings: dict[str, Any] = {
         "bos_token": tokenizer.bos_token,
         "eos_token": tokenizer.eos_token,
         "add_bos_token": tokenizer.adds_bos,
-        "chat_template": tokenizer.chat_template,
+        "chat_template": _template_setting(tokenizer),
     }
     stated = {name: value for name, value in settings.items() if value is not None}
-    contents["tokenizer_config.json"] = _json(stated)
+    contents[_SETTINGS] = _json(stated)
     if isinstance(backend, SentencePieceBackend):
         contents["tokenizer.model"] = backend.to_bytes()
     else:
         with_start = _with_start(backend, tokenizer)
         contents["tokenizer.json"] = with_start.to_str().encode()
     return contents
+
+
+def _put_templates_into_settings(
+    contents: dict[str, bytes], tokenizer: Tokenizer
+) -> None:
+    """Keep templates that lie in a folder of their own: what is written has no folders."""
+    settings = json.loads(contents.get(_SETTINGS, b"{}"))
+    settings["chat_template"] = _template_setting(tokenizer)
+    contents[_SETTINGS] = _json(settings)
+    contents.pop("chat_template.jinja", None)
+
+
+def _template_setting(tokenizer: Tokenizer) -> Any:
+    """The templates as settings hold them: one text, or a list of named ones."""
+    templates = tokenizer.templates
+    if templates.tool_use is None:
+        return templates.default
+    named = {"default": templates.default, "tool_use": templates.tool_use}
+    return [{"name": name, "template": text} for name, text in named.items()]
 
 
 def _with_start(backend: Backend, tokenizer: Tokenizer) -> Backend:

@@ -141,3 +141,11 @@ def test_harmony_is_read_without_tools() -> None:
     assert joined(run(OutputParser.for_style(OutputStyle("harmony")), [text])) == Read(
         "Hi", "Hm", [], []
     )
+
+
+def test_a_space_of_the_tokenizers_own_is_dropped_once() -> None:
+    for parts in ([" Yes", " sir"], ["", " Yes", " sir"], ["Yes", " sir"]):
+        parser = OutputParser.for_style(OutputStyle(), drops_space=True)
+        assert joined(run(parser, parts)).content == "Yes sir"
+    parser = OutputParser.for_style(OutputStyle(), drops_space=False)
+    assert joined(run(parser, [" Yes"])).content == " Yes"
