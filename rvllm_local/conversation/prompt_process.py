@@ -134,7 +134,9 @@ def _work(connection: socket.socket, model: ConversationModel) -> None:
     _limit_time(work.cpu_s, work.wall_s)
     try:
         if work.text is not None:
-            token_ids = model.tokenizer.encode(work.text, bos=work.with_bos)
+            token_ids = model.tokenizer.encode(
+                work.text, special=True, bos=work.with_bos
+            )
             done = frames.Done(token_ids=token_ids)
         else:
             done = frames.Done(_prepared(model, work))

@@ -70,6 +70,14 @@ def test_prompt_logprobs_are_by_token_id(api: Running, expected: np.ndarray) -> 
         assert len(rows[position]) in (2, 3)
 
 
+def test_a_special_token_is_found_as_harnesses_look_for_it(api: Running) -> None:
+    """They tokenize the text of /tokenizer_info, and take the first token."""
+    ends = api.client.get("/tokenizer_info").json()
+    body = {"prompt": ends["eos_token"], "add_special_tokens": False}
+    tokens = api.post(body, "/tokenize").json()["tokens"]
+    assert tokens == [api.engine.limits.eos_token_ids[0]]
+
+
 def test_many_prompts_are_scored_in_one_request(api: Running) -> None:
     fields = {"echo": True, "logprobs": 1, "max_tokens": 0}
     alone = [complete(api, prompt=PROMPT[:length], **fields)[0] for length in (4, 7)]

@@ -34,7 +34,7 @@ class PromptsHere:
         return prepare_text(self.model, call)
 
     async def tokenize(self, text: str, with_bos: bool, within_s: float) -> list[int]:
-        return self.model.tokenizer.encode(text, bos=with_bos)
+        return self.model.tokenizer.encode(text, special=True, bos=with_bos)
 
     async def close(self) -> None:
         pass

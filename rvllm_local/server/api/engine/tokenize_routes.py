@@ -21,7 +21,10 @@ from rvllm_local.types import SamplingParams
 
 
 class TokenizeRequest(Strict):
-    """POST /tokenize: a text, or messages through the chat template."""
+    """POST /tokenize: a text, or messages through the chat template.
+
+    As in /v1/completions, special tokens that are written in a text count as tokens.
+    """
 
     model: str = "default"
     prompt: str | None = None
