@@ -11,9 +11,9 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from rvllm_local.tui.offers import LEAST_BESIDE
 from rvllm_local.tui.state import ModelInfo
 
+LEAST_BESIDE = 2**30  # bytes that a plan needs beside the weights
 MEASURED_BYTES = 64 * 2**20  # copied to measure; more than a processor's caches
 MEASURING_S = 30.0  # after which nothing is told of the speed
 USABLE = 5.0  # tokens a second, about as fast as one reads

@@ -8,10 +8,8 @@ from rvllm_local.machine import device_memory, is_on_cpu
 from rvllm_local.memory.plan import default_reserve
 from rvllm_local.models.cache_folder import models_folder
 from rvllm_local.models.catalogue import Catalogue, CatalogueEntry
+from rvllm_local.tui.first_start import LEAST_BESIDE
 from rvllm_local.tui.state import ModelInfo
-
-# Bytes that a plan needs beside the weights.
-LEAST_BESIDE = 2**30
 
 
 def catalogue_models(served: Collection[str]) -> tuple[ModelInfo, ...]:

@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 from rvllm_local.history.types import Chat
 from rvllm_local.tui.announcer import Announcer
-from rvllm_local.tui.first_start import BestModel, best_model, expected_speed
-from rvllm_local.tui.offers import LEAST_BESIDE
+from rvllm_local.tui.first_start import (
+    LEAST_BESIDE,
+    BestModel,
+    best_model,
+    expected_speed,
+)
 from rvllm_local.tui.personas import chat_values, persona_name, preset_note
 from rvllm_local.tui.settings import ChatSettings
 from rvllm_local.tui.shelf import Shelf
@@ -215,3 +222,15 @@ def test_an_empty_screen_offers_it_and_f3_fetches_it(play) -> None:
         assert "fetching 38 %" in shown and "Esc pauses" in shown
 
     play(scenario)
+
+
+def test_the_first_frame_waits_for_no_engine() -> None:
+    """Whatever the chat needs of models and memory is loaded when it is asked for."""
+    program = (
+        "import sys, rvllm_local.tui.app;"
+        "print([name for name in ('mlx', 'numpy', 'pypdf') if name in sys.modules])"
+    )
+    shown = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    )
+    assert shown.stdout.strip() == "[]"
