@@ -8,8 +8,10 @@ from __future__ import annotations
 import asyncio
 import re
 import sys
+from dataclasses import replace
 from pathlib import Path
 
+from rvllm_local.history.types import ChatMessage
 from rvllm_local.tui.app import ChatApp
 from rvllm_local.tui.launcher import ServerLauncher
 from rvllm_local.tui.options import ChatOptions
@@ -18,6 +20,27 @@ from rvllm_local.tui.state import ConnectionState
 FOLDER = Path(__file__).parents[1] / "docs" / "images"
 SIZE = (100, 32)
 QUESTION = "Explain in a short numbered list why the sky is blue."
+SAMPLE = """# Green tea
+
+1. Boil water and let it stand until it has about 70 degrees, which takes some minutes in an open pot.
+   - a thermometer helps, but small bubbles at the bottom of the pot say the same
+2. Pour, wait, and serve.
+
+> Water that boils makes the tea bitter, however good the leaves are, and nothing mends it later.
+
+| Tea | °C | Minutes | Notes |
+|:----|---:|:-------:|-------|
+| Sencha | 70 | 1 | grassy, umami, and better in the second pot than in the first one |
+| Gyokuro | 55 | 2 | sweet |
+
+- [x] warm the pot
+- [ ] \\(\\frac{t}{2} \\le x^2\\) minutes later
+
+```python
+def steep(minutes: float) -> str:
+    return f"{minutes} minutes at 70 °C"
+```
+"""
 
 
 async def main(url: str) -> None:
@@ -44,14 +67,33 @@ async def main(url: str) -> None:
         await pilot.pause(1.0)
         _keep(app, "models")
         await pilot.press("escape")
+        await pilot.press(*_keys("/compare"), "enter")
+        await _until(pilot, lambda: app.driver.sessions.rival is not None)
+        await _until(pilot, lambda: app.driver.sessions.rival.live is None)
+        await pilot.pause(1.0)
+        _keep(app, "compare")
+        await pilot.press("escape")
+
+
+async def _text_picture() -> None:
+    """The same Markdown in every width: lists in lists, quotes, tables, code, math."""
+    app = ChatApp(ChatOptions(is_temporary=True), ServerLauncher("127.0.0.1:9", None))
+    async with app.run_test(size=SIZE, notifications=False) as pilot:
+        sample = ChatMessage("sample", "chat", None, "assistant", SAMPLE)
+        await pilot.pause(1.0)
+        present = app.driver.session
+        app.driver.sessions.present = replace(present, messages=(sample,))
+        app.transcript.show_messages((sample,), {})
+        await pilot.pause(1.0)
+        _keep(app, "text")
 
 
 async def _until(pilot: object, condition: object) -> None:
-    for _ in range(1200):
+    for _ in range(3000):
         if condition():  # type: ignore[operator]
             return
         await pilot.pause(0.1)  # type: ignore[attr-defined]
-    raise SystemExit("the chat did not come so far within two minutes")
+    raise SystemExit("the chat did not come so far within five minutes")
 
 
 def _keys(text: str) -> list[str]:
@@ -76,4 +118,5 @@ def _keep(app: ChatApp, name: str) -> None:
 
 
 if __name__ == "__main__":
+    asyncio.run(_text_picture())
     asyncio.run(main(sys.argv[1]))

@@ -73,7 +73,8 @@ class ChatApp(ChatView):
         self._is_first_start = False  # whether a model is still to be offered
         for theme in make_themes():
             self.register_theme(theme)
-        name = options.theme or options.settings.theme or DEFAULT_THEME
+        name = options.theme or options.settings.theme
+        name = name or options.ground or DEFAULT_THEME
         self.theme = CHOICES.get(name, DEFAULT_THEME)
 
     def get_theme_variable_defaults(self) -> dict[str, str]:

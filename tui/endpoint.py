@@ -24,6 +24,7 @@ from rvllm_local.tui.server_answers import (
     mapping,
     mappings,
     read_engine,
+    read_id,
     read_model,
     read_parts,
     refusal,
@@ -127,8 +128,6 @@ class ChatEndpoint:
                 if answer.status_code != 200:
                     content = await answer.aread()
                     raise EndpointError(refusal(answer.status_code, content))
-                if name := answer.headers.get("x-request-id"):
-                    yield ReplyStart(clean_line(name, 80))
                 async with contextlib.aclosing(_reply_parts(answer)) as parts:
                     async for part in parts:
                         yield part
@@ -226,8 +225,11 @@ async def _reply_parts(answer: httpx.Response) -> AsyncGenerator[ReplyPart, None
     async for data in _events(answer):
         if data == DONE:
             break
+        parts = read_parts(data)
+        if not has_begun and (name := read_id(data)):
+            yield ReplyStart(name)
         has_begun = True
-        for part in read_parts(data):
+        for part in parts:
             if isinstance(part, ReplyEnd):
                 end = part
             else:

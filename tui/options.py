@@ -29,3 +29,4 @@ class ChatOptions:
     prompt: str = ""
     context: str = ""  # what came on standard input beside the prompt
     is_json: bool = False
+    ground: str | None = None  # the terminal's, light or dark, where it told

@@ -9,6 +9,7 @@ from typing import Any
 from rvllm_local.errors import EndpointError
 from rvllm_local.history.types import ToolCall
 from rvllm_local.tui.reply_parts import ReplyEnd, ReplyPart, ReplyText, ReplyUsage
+from rvllm_local.tui.sanitise import clean_line
 from rvllm_local.tui.state import EngineView, ModelInfo, RunningRequest
 
 _CONTEXT_NAMES = ("context_length", "max_model_len", "max_context_length")
@@ -45,6 +46,11 @@ def read_parts(data: bytes) -> list[ReplyPart]:
     if isinstance(reason, str) and reason:
         parts.append(ReplyEnd(reason))
     return parts
+
+
+def read_id(data: bytes) -> str:
+    """The server's name for a reply, of an event that was read; empty without one."""
+    return clean_line(text(mapping(json.loads(data)).get("id")), 80)
 
 
 def _reply_text(delta: Mapping[str, Any]) -> ReplyText:

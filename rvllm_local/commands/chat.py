@@ -6,6 +6,7 @@ import argparse
 import os
 import sys
 from collections.abc import Collection, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from rvllm_local.config import load_config
@@ -112,8 +113,10 @@ def chat(arguments: argparse.Namespace) -> int:
 
         return run_plain(options, launcher, prompt)
     from rvllm_local.tui.app import ChatApp
+    from rvllm_local.tui.terminal_ground import ask_ground
 
-    app = ChatApp(options, launcher)
+    ground = None if theme else ask_ground(sys.stdin, sys.stdout)
+    app = ChatApp(replace(options, ground=ground), launcher)
     status = app.run()
     return app.return_code or 0 if status is None else status
 

@@ -10,7 +10,7 @@ import pytest
 from rvllm_local.errors import EndpointError
 from rvllm_local.history.types import ToolCall
 from rvllm_local.tui.endpoint import ChatEndpoint
-from rvllm_local.tui.reply_parts import ReplyEnd, ReplyText, ReplyUsage
+from rvllm_local.tui.reply_parts import ReplyEnd, ReplyStart, ReplyText, ReplyUsage
 from tests.tui.fake_endpoint import FakeEndpoint
 
 PROMPT = ({"role": "user", "content": "hi"},)
@@ -221,3 +221,10 @@ def test_closing_leaves_no_connection_of_a_call_under_way(num_steps: int) -> Non
 
     with FakeEndpoint() as fake:  # its end waits for every connection's
         asyncio.run(scenario(fake))
+
+
+def test_a_reply_has_the_servers_name_first() -> None:
+    named = {"id": "chatcmpl-7", "choices": [{"delta": {"content": "Hi"}}]}
+    with FakeEndpoint({"hi": [named]}) as fake:
+        parts = ask(fake)
+    assert parts[:2] == [ReplyStart("chatcmpl-7"), ReplyText("Hi")]

@@ -1,0 +1,56 @@
+"""The terminal is asked for its ground, and its answer is read with distrust."""
+
+from __future__ import annotations
+
+import io
+import os
+import pty
+import threading
+
+import pytest
+
+from rvllm_local.tui.terminal_ground import ask_ground, ground_of
+
+
+@pytest.mark.parametrize(
+    ("answer", "ground"),
+    [
+        (b"\x1b]11;rgb:ffff/ffff/ffff\x1b\\\x1b[?62;22c", "light"),
+        (b"\x1b]11;rgb:1616/1818/1c1c\x07\x1b[?1;2c", "dark"),
+        (b"\x1b]11;rgb:f/f/e\x07", "light"),
+        (b"\x1b]11;rgba:00/00/00/ff\x07", "dark"),
+        (b"\x1b[?1;2c", None),
+        (b"\x1b]11;rgb:ffff\x07", None),
+        (b"\x1b]11;rgb://\x07", None),
+        (b"", None),
+    ],
+)
+def test_what_an_answer_means(answer: bytes, ground: str | None) -> None:
+    assert ground_of(answer) == ground
+
+
+def test_a_terminal_is_asked_and_left_as_it_was() -> None:
+    import termios
+
+    controller, terminal = pty.openpty()
+
+    def answer() -> None:
+        asked = b""
+        while b"\x1b[c" not in asked:
+            asked += os.read(controller, 100)
+        os.write(controller, b"\x1b]11;rgb:ffff/ffff/f0f0\x1b\\\x1b[?62c")
+
+    before = termios.tcgetattr(terminal)
+    answering = threading.Thread(target=answer)
+    answering.start()
+    with os.fdopen(os.dup(terminal)) as source, os.fdopen(terminal, "w") as out:
+        assert ask_ground(source, out) == "light"
+        assert termios.tcgetattr(source) == before
+    answering.join()
+    os.close(controller)
+
+
+def test_who_is_no_terminal_is_not_asked() -> None:
+    out = io.StringIO()
+    assert ask_ground(io.StringIO(), out) is None
+    assert out.getvalue() == ""
