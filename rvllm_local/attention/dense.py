@@ -18,8 +18,8 @@ def dense_attention(
 ) -> mx.array:
     """`[rows, heads, query_len, key_dim]` in, `[rows, heads, query_len, value_dim]` out.
 
-    Masks are as MLX's attention takes them. Raises `UnsupportedModelError` for a soft-cap
-    together with sinks or with a mask that is added.
+    Masks are as MLX's attention takes them. Raises `UnsupportedModelError` for a
+    soft-cap together with sinks or with a mask that is added.
     """
     if call.softcap:
         return _capped_attention(queries, keys, values, call, mask)

@@ -35,8 +35,8 @@ class GroupGeometry:
 class CallGeometry:
     """A decode call (`rows` x 1 token) or a prefill call (1 row x a chunk).
 
-    `positions[r]` is the position of row r's first new token. After the call its context
-    has `positions[r] + query_len` tokens.
+    `positions[r]` is the position of row r's first new token. After the call its
+    context has `positions[r] + query_len` tokens.
     """
 
     positions: IntArray  # [rows]
@@ -55,12 +55,12 @@ class CallGeometry:
 
 
 class DecodeRow(NamedTuple):
-    """The token at `position` of one sequence; its KV is written, its logits are wanted.
+    """The token at `position` of one sequence.
 
-    With `previous_row` the host does not know the token yet: it is that row's token of
-    the step before. `adapter` is the number of the row's LoRA adapter, 0 for none.
-    A named tuple, since one is made for each token: a frozen dataclass takes three times
-    as long.
+    Its KV is written, its logits are wanted. With `previous_row` the host does not know
+    the token yet: it is that row's token of the step before. `adapter` is the number of
+    the row's LoRA adapter, 0 for none. A named tuple, since one is made for each token:
+    a frozen dataclass takes three times as long.
     """
 
     tables: SequenceTables
@@ -83,16 +83,10 @@ class ChunkRows:
     adapter: int = 0
 
     def rows(self) -> list[DecodeRow]:
-        rows = []
-        for position, token_id in enumerate(self.token_ids, start=self.position):
-            row = DecodeRow(
-                self.tables,
-                position,
-                token_id,
-                adapter=self.adapter,
-            )
-            rows.append(row)
-        return rows
+        return [
+            DecodeRow(self.tables, position, token_id, adapter=self.adapter)
+            for position, token_id in enumerate(self.token_ids, start=self.position)
+        ]
 
 
 def call_geometry(
@@ -111,6 +105,19 @@ def call_geometry(
         rows = [row.groups[index] for row in tables]
         groups.append(_group_geometry(shape.window, rows, starts, query_len))
     return CallGeometry(starts, query_len, tuple(groups))
+
+
+def rows_geometry(layout: KVLayout, rows: Sequence[DecodeRow]) -> CallGeometry:
+    """Lay out a decode call."""
+    tables = [row.tables for row in rows]
+    positions = [row.position for row in rows]
+    return call_geometry(layout, tables, positions, 1)
+
+
+def chunk_geometry(layout: KVLayout, chunk: ChunkRows) -> CallGeometry:
+    """Lay out a prompt's chunk as a prefill call."""
+    count = len(chunk.token_ids)
+    return call_geometry(layout, [chunk.tables], [chunk.position], count)
 
 
 def filled(geometry: CallGeometry, extra: int) -> CallGeometry:
@@ -138,15 +145,16 @@ def _group_geometry(
     positions: IntArray,
     query_len: int,
 ) -> GroupGeometry:
-    used = []  # blocks of each row
-    for table, position in zip(rows, positions.tolist(), strict=True):
-        last_block = (position + query_len - 1) // BLOCK_TOKENS
-        used.append(last_block + 1 - table.start_block)
+    # Comprehensions, since every step does this for each of its rows.
+    used = [
+        (position + query_len - 1) // BLOCK_TOKENS + 1 - table.start_block
+        for table, position in zip(rows, positions.tolist(), strict=True)
+    ]
     width = max(used)
-    padded = []
-    for table, count in zip(rows, used, strict=True):
-        padding = [SCRATCH_BLOCK] * (width - count)
-        padded.append(table.block_ids[:count] + padding)
+    padded = [
+        table.block_ids[:count] + [SCRATCH_BLOCK] * (width - count)
+        for table, count in zip(rows, used, strict=True)
+    ]
     tables = np.array(padded, dtype=np.int32)
     firsts = [table.first_position for table in rows]
     first_positions = np.array(firsts, dtype=np.int32)

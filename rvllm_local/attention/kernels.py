@@ -37,8 +37,8 @@ _CUDA_GRAIN = 256  # cuDNN plans each shape of attention anew, which takes 40 to
 class KernelState:
     """What the kernels of one call read and write.
 
-    Under `mx.compile` these are the trace's own arrays. Every kernel that writes, to the
-    arenas or to the scratch, replaces `fence`.
+    Under `mx.compile` these are the trace's own arrays. Every kernel that writes, to
+    the arenas or to the scratch, replaces `fence`.
     """
 
     arenas: list[mx.array]
@@ -68,8 +68,8 @@ class KernelBackend:
     ) -> None:
         """Make the kernels of each arena.
 
-        `heads` is the largest number of query heads of a layer. With None it is unknown,
-        and a layer's kernels are made when it first calls.
+        `heads` is the largest number of query heads of a layer. With None it is
+        unknown, and a layer's kernels are made when it first calls.
         """
         self.arenas = tuple(arenas)
         if heads is None:
@@ -166,7 +166,7 @@ class KernelBackend:
         return MAX_GROUP * kv_heads
 
     def flush(self) -> None:
-        """Run the writes that were described, and nothing that was computed beside them."""
+        """Run the writes that were described, and nothing beside them."""
         mx.eval(self.fence)
 
     def save_blocks(self, group: int, block_ids: Sequence[int]) -> list[bytes]:
@@ -236,7 +236,7 @@ class KernelBackend:
 
 
 def block_words(payload: bytes | bytearray, shape: KVShape) -> npt.NDArray[np.uint32]:
-    """A saved block as 32-bit words. Raises `ValueError` for a block of another size."""
+    """A saved block as 32-bit words. Raises `ValueError` for another size."""
     if len(payload) != shape.block_bytes:
         raise ValueError(
             f"a saved block has {len(payload)} bytes, "
@@ -246,7 +246,7 @@ def block_words(payload: bytes | bytearray, shape: KVShape) -> npt.NDArray[np.ui
 
 
 def _block_list(block_ids: Sequence[int]) -> mx.array:
-    """Block ids as the kernels take them: at least 8 elements, padded with the scratch block."""
+    """Block ids as the kernels take them: 8 or more, padded with the scratch block."""
     padded = np.zeros(max(8, len(block_ids)), dtype=np.int32)
     padded[: len(block_ids)] = block_ids
     return mx.array(padded)

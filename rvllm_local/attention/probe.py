@@ -1,6 +1,7 @@
 """Finds out what a model keeps: one short forward through mlx-lm's own caches.
 
-The shapes come from the arrays themselves, so that no configuration field has to be trusted.
+The shapes come from the arrays themselves, so that no configuration field has to be
+trusted.
 """
 
 from __future__ import annotations
@@ -57,9 +58,9 @@ def plain_caches(model: nn.Module) -> list[Any]:
 def probe_layout(model: nn.Module, *, quantized: bool = False) -> KVLayout:
     """Group the model's layers by KV shape and window.
 
-    With `quantized` the arenas hold int8. Raises `UnsupportedModelError` for cache kinds
-    that are neither attention's nor a recurrent layer's arrays, and `ModelFileError` for
-    sizes that do not go together.
+    With `quantized` the arenas hold int8. Raises `UnsupportedModelError` for cache
+    kinds that are neither attention's nor a recurrent layer's arrays, and
+    `ModelFileError` for sizes that do not go together.
     """
     caches = plain_caches(model)
     leaves: list[Any] = []

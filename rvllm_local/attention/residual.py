@@ -2,8 +2,8 @@
 
 In a compiled step one launch does both. While a step is traced the embedding returns a
 `ResidualStream` in place of an array. Adding to it only notes what to add, and the next
-`JoinedNorm` launches the sum and its norm together. A model that does anything else with
-its stream fails in the load-time self-check, and is then run without this.
+`JoinedNorm` launches the sum and its norm together. A model that does anything else
+with its stream fails in the load-time self-check, and is then run without this.
 """
 
 from __future__ import annotations
@@ -170,10 +170,10 @@ def _stand_in(child: Any, joined: JoinedAdds) -> JoinedNorm | StreamedEmbedding 
 
 
 def _scale_of(norm: nn.Module) -> mx.array | None:
-    """The factor of an RMS norm: its weight, or (Gemma) one more; None for any other module.
+    """The factor of an RMS norm: its weight, or (Gemma) one more.
 
-    The result for one row decides: the definitions have norms of their own under the
-    same name.
+    None for any other module. The result for one row decides: the definitions have
+    norms of their own under the same name.
     """
     weight = norm.get("weight")
     eps = getattr(norm, "eps", None)

@@ -1,9 +1,9 @@
 """Rotary embedding that waits for the attention kernel.
 
 In a compiled step a model's rotation only notes what is to be rotated. The kernel turns
-queries and new keys as it reads them, by a table of cosines and sines that is made once a
-step. What happens between a rotation and attention must commute with it: the load-time
-self-check finds models where it does not.
+queries and new keys as it reads them, by a table of cosines and sines that is made once
+a step. What happens between a rotation and attention must commute with it: the
+load-time self-check finds models where it does not.
 """
 
 from __future__ import annotations

@@ -167,15 +167,22 @@ def make_caches(
     With `by_row` each row is attended by itself. `state` is what the recurrent layers
     begin with; it is empty at the beginning of a sequence.
     """
-    offset: int | mx.array
-    if geometry.rows == 1:
-        offset = int(geometry.positions[0])
-    else:
-        offset = mx.array(geometry.positions)
     session = backend.begin(geometry, by_row=by_row)
     return session_caches(
-        layout, session, geometry, dense=dense, offset=offset, state=state
+        layout,
+        session,
+        geometry,
+        dense=dense,
+        offset=first_offset(geometry),
+        state=state,
     )
+
+
+def first_offset(geometry: CallGeometry) -> int | mx.array:
+    """The position of the first new token, as `PagedCache` takes it."""
+    if geometry.rows == 1:
+        return int(geometry.positions[0])
+    return mx.array(geometry.positions)
 
 
 def session_caches(
@@ -265,9 +272,9 @@ def _nested(leaves: list[Any], nesting: Sequence[int]) -> list[Any]:
 def install(model: nn.Module) -> bool:
     """Route the attention of every layer of `model` through the seam.
 
-    Safe to call again. Returns True if all layers can take the paged path: each attention
-    class calls `scaled_dot_product_attention` itself, or has a stand-in that attends.
-    Returns False if one does its own arithmetic and needs dense arrays.
+    Safe to call again. Returns True if all layers can take the paged path: each
+    attention class calls `scaled_dot_product_attention` itself, or has a stand-in that
+    attends. Returns False if one does its own arithmetic and needs dense arrays.
     """
     all_paged = True
     for cls in _attention_classes(model):

@@ -1,7 +1,9 @@
-"""The decode call as one compiled graph: building a custom kernel call costs 5-10 us of Python, every layer.
+"""The decode call as one compiled graph.
 
-The in-place write survives `mx.compile` as long as its fence is an argument and a result. Whatever the kernels read
-is an argument too. Shapes go in buckets, so that few graphs are traced.
+It takes 5-10 us of Python to build a custom kernel's call, in every layer. The in-place
+write survives `mx.compile` as long as its fence is an argument and a result. Whatever
+the kernels read is an argument too. Shapes go in buckets, so that few graphs are
+traced.
 """
 
 from __future__ import annotations
@@ -27,7 +29,10 @@ _SMALLEST_TABLE = 8  # blocks a row
 
 
 class CompiledDecode:
-    """Logits, or greedy tokens, of one token a row through a compiled graph of model and kernels."""
+    """Logits, or greedy tokens, of one token a row.
+
+    They come from a compiled graph of the model and the kernels.
+    """
 
     def __init__(
         self,
@@ -39,13 +44,19 @@ class CompiledDecode:
         joined: JoinedAdds | None = None,
         compile_step: Callable[..., Any] = mx.compile,
     ) -> None:
-        """`rotates`: the kernels rotate queries and keys (see `attention.rotation`); `joined`: see `attention.residual`."""
+        """With `rotates` the kernels rotate queries and keys (see `attention.rotation`).
+
+        `joined` is described in `attention.residual`.
+        """
         self._model = model
         self._rotates = rotates
-        self._joined = contextlib.nullcontext if joined is None else joined.on
-        self._unused = mx.zeros(
-            (1,), dtype=mx.int32
-        )  # each array from the host costs a step: the descriptor is enough
+        self._joined: Callable[[], contextlib.AbstractContextManager[None]]
+        self._joined = contextlib.nullcontext
+        if joined is not None:
+            self._joined = joined.on
+        # Each array from the host costs a step time, and the descriptor has the
+        # positions.
+        self._unused = mx.zeros((1,), dtype=mx.int32)
         mx.eval(self._unused)
         self._layout = layout
         self._backend = backend
@@ -59,8 +70,12 @@ class CompiledDecode:
         return bucket(rows, 1)
 
     def logits(self, rows: Sequence[DecodeRow], tokens: mx.array) -> mx.array:
-        """Logits `[rows, vocab]`, not evaluated. `tokens` int32 `[padded_rows]` holds one token a row."""
-        return self._call(self._logits, rows, tokens)[: len(rows)]
+        """Logits `[rows, vocab]`, not evaluated.
+
+        `tokens` int32 `[padded_rows]` holds one token a row.
+        """
+        logits = self._call(self._logits, rows, tokens)
+        return logits[: len(rows)]
 
     def greedy(
         self,
@@ -68,9 +83,14 @@ class CompiledDecode:
         tokens: mx.array,
         keep: int,
     ) -> mx.array:
-        """The most likely token of each row, int32, not evaluated; padding beyond `keep` rows may be there or not."""
+        """The most likely token of each row, int32, not evaluated.
+
+        Padding beyond `keep` rows may be there or not.
+        """
         drawn = self._call(self._greedy, rows, tokens)
-        return drawn if keep == len(rows) else drawn[:keep]
+        if keep == len(rows):
+            return drawn
+        return drawn[:keep]
 
     def _call(
         self,
@@ -78,27 +98,34 @@ class CompiledDecode:
         rows: Sequence[DecodeRow],
         tokens: mx.array,
     ) -> mx.array:
+        backend = self._backend
         size = tokens.shape[0]
-        packed = [
-            self._pack(rows, group, size) for group in range(len(self._layout.groups))
-        ]
-        before = self._backend.counter.snapshot()
-        scratch = self._backend.scratch(
-            size, [descriptor.max_blocks_of(part.size, size) for part in packed]
-        )
+        descriptors = []
+        max_blocks = []
+        sizes = []
+        for group in range(len(self._layout.groups)):
+            packed = self._pack(rows, group, size)
+            descriptors.append(mx.array(packed))
+            max_blocks.append(descriptor.max_blocks_of(packed.size, size))
+            sizes.append(packed.size)
+        before = backend.counter.snapshot()
+        scratch = backend.scratch(size, max_blocks)
+        positions = self._unused
+        if not self._rotates:
+            positions = self._positions(rows, size)
         assert callable(step)
         result, fence = step(
             tokens,
-            self._unused if self._rotates else self._positions(rows, size),
-            [mx.array(part) for part in packed],
-            self._backend.fence,
-            self._backend.arrays,
-            self._backend.scales,
-            self._backend.layers,
+            positions,
+            descriptors,
+            backend.fence,
+            backend.arrays,
+            backend.scales,
+            backend.layers,
             scratch,
         )
-        self._count((step, size, scratch.size, *(part.size for part in packed)), before)
-        self._backend.fence = fence
+        self._count((step, size, scratch.size, *sizes), before)
+        backend.fence = fence
         output: mx.array = result
         return output
 
@@ -126,7 +153,11 @@ class CompiledDecode:
         )
 
     def _count(self, key: tuple[object, ...], before: dict[str, int]) -> None:
-        """Kernels are counted where they are described, which happens only while a shape is traced."""
+        """Count a step's kernels.
+
+        They count themselves where they are described, which happens only while a shape
+        is traced.
+        """
         if key not in self._traced:
             self._traced[key] = self._backend.counter.since(before)
         else:
@@ -145,11 +176,18 @@ class CompiledDecode:
     ) -> tuple[mx.array, mx.array]:
         rows = tokens.shape[0]
         state = KernelState(arenas, scales, layers, packed, fence, scratch)
-        geometry = CallGeometry(np.zeros(rows, dtype=np.int32), 1, ())
+        host_positions = np.zeros(rows, dtype=np.int32)  # nobody reads them
+        geometry = CallGeometry(host_positions, 1, ())
         session = KernelSession(self._backend, geometry, state, fuses=True)
-        offset = StepOffset(session.rope_table) if self._rotates else positions
+        offset: mx.array | StepOffset = positions
+        if self._rotates:
+            offset = StepOffset(session.rope_table)
         caches = session_caches(
-            self._layout, session, geometry, dense=False, offset=offset
+            self._layout,
+            session,
+            geometry,
+            dense=False,
+            offset=offset,
         )
         with self._joined():
             logits: mx.array = self._model(tokens[:, None], cache=caches)
@@ -158,7 +196,8 @@ class CompiledDecode:
 
     def _trace_greedy(self, *inputs: object) -> tuple[mx.array, mx.array]:
         logits, fence = self._trace(*inputs)  # type: ignore[arg-type]
-        return mx.argmax(logits, axis=-1).astype(mx.int32), fence
+        drawn = mx.argmax(logits, axis=-1)
+        return drawn.astype(mx.int32), fence
 
 
 def bucket(count: int, smallest: int) -> int:
@@ -166,9 +205,9 @@ def bucket(count: int, smallest: int) -> int:
     size = smallest
     while size < count:
         size *= 2
+    if size == smallest or size % 4 != 0:
+        return size
     middle = size * 3 // 4
-    return (
-        middle
-        if size > smallest and size % 4 == 0 and middle >= count and middle > 4
-        else size
-    )
+    if middle >= count and middle > 4:
+        return middle
+    return size

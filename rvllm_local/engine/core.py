@@ -10,7 +10,11 @@ from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from rvllm_local.engine.detokenizer import StreamingDetokenizer, Vocabulary
+from rvllm_local.engine.detokenizer import (
+    StreamingDetokenizer,
+    TextDecoder,
+    Vocabulary,
+)
 from rvllm_local.engine.flight import (
     Flight,
     chunk_rows,
@@ -19,7 +23,6 @@ from rvllm_local.engine.flight import (
 )
 from rvllm_local.engine.grammar_masks import GrammarMasks
 from rvllm_local.engine.identity import EngineIdentity
-from rvllm_local.engine.kv_cache import KVCacheManager
 from rvllm_local.engine.limits import EngineLimits
 from rvllm_local.engine.output import (
     closing_event,
@@ -30,14 +33,12 @@ from rvllm_local.engine.output import (
 from rvllm_local.engine.prefill import Prefiller
 from rvllm_local.engine.prefill_budget import PrefillBudget
 from rvllm_local.engine.report import CoreParts, report, snapshot, stats
-from rvllm_local.engine.runner import ModelRunner
 from rvllm_local.engine.sampling.token_history import TokenHistory
-from rvllm_local.engine.scheduler import PrefillChunk, Scheduler, StepPlan
+from rvllm_local.engine.scheduler import PrefillChunk, StepPlan
 from rvllm_local.engine.sequence import Sequence, SequenceTimings
 from rvllm_local.errors import ParameterError
 from rvllm_local.memory.blocks import BLOCK_TOKENS
 from rvllm_local.memory.prefix import KeyChain
-from rvllm_local.memory.tables import KVTables
 from rvllm_local.types import (
     EngineSnapshot,
     EventSink,
@@ -61,28 +62,25 @@ class EngineCore:
 
     def __init__(
         self,
-        runner: ModelRunner,
-        kv: KVTables,
-        kv_cache: KVCacheManager,
-        scheduler: Scheduler,
+        parts: CoreParts,
         budget: PrefillBudget,
         limits: EngineLimits,
         text: Vocabulary,
         identity: EngineIdentity,
         reserve_memory: Callable[[], None] | None = None,
     ) -> None:
-        """`reserve_memory` takes the planned memory; the first request does not wait."""
-        self._runner = runner
-        self._kv = kv
-        self._kv_cache = kv_cache
-        self._scheduler = scheduler
+        """`reserve_memory` takes the planned memory, while the engine idles."""
+        self._parts = parts
+        self._runner = parts.runner
+        self._kv = parts.kv
+        self._kv_cache = parts.kv_cache
+        self._scheduler = parts.scheduler
         self._budget = budget
         self._text = text
         self._identity = identity
         self._reserve_memory = reserve_memory
-        self._prefiller = Prefiller(runner, kv, kv_cache, budget)
-        self._grammars = GrammarMasks(runner.vocab_size, self._fail)
-        self._parts = CoreParts(kv, kv_cache, scheduler, runner)
+        self._prefiller = Prefiller(parts.runner, parts.kv, parts.kv_cache, budget)
+        self._grammars = GrammarMasks(parts.runner.vocab_size, self._fail)
         self._flight: Flight | None = None
         self._reports: deque[RequestReport] = deque(maxlen=_REPORTS_KEPT)
         self._open: dict[tuple[str, int], Sequence] = {}
@@ -109,7 +107,8 @@ class EngineCore:
             self._kv_cache.idle()
 
     def _reserve_memory_now(self) -> None:
-        reserve_memory, self._reserve_memory = self._reserve_memory, None
+        reserve_memory = self._reserve_memory
+        self._reserve_memory = None
         if reserve_memory is not None:
             reserve_memory()
 
@@ -147,18 +146,20 @@ class EngineCore:
 
     def _new_sequence(self, request: Request, sink: EventSink) -> Sequence:
         params = request.params
-        text = self._text
-        decoder = text.keeping(request.kept_special) if request.kept_special else text
+        decoder: TextDecoder = self._text
+        if request.kept_special:
+            decoder = self._text.keeping(request.kept_special)
+        root = self._identity.roots[request.adapter]
         sequence = Sequence(
-            request,
-            self.limits.max_total(request),
-            self._kv.new_sequence(),
-            StreamingDetokenizer(decoder, params.stop_strings),
-            sink,
-            KeyChain(self._identity.roots[request.adapter]),
-            SequenceTimings(time.monotonic()),
-            self._arrivals,
-            self._identity.number_of(request.adapter),
+            request=request,
+            max_total=self.limits.max_total(request),
+            tables=self._kv.new_sequence(),
+            detokenizer=StreamingDetokenizer(decoder, params.stop_strings),
+            sink=sink,
+            keys=KeyChain(root),
+            timings=SequenceTimings(time.monotonic()),
+            order=self._arrivals,
+            adapter=self._identity.number_of(request.adapter),
         )
         sequence.token_history = TokenHistory.of(
             params, request.prompt_token_ids, self._runner.vocab_size
@@ -180,7 +181,8 @@ class EngineCore:
 
     def fail_all(self, message: str) -> None:
         """End every open request with an error, and trust no KV computed before."""
-        flight, self._flight = self._flight, None
+        flight = self._flight
+        self._flight = None
         if flight is not None:
             for sequence in flight.rows:
                 sequence.in_flight = 0
@@ -234,14 +236,14 @@ class EngineCore:
         return not any(needs_host)
 
     def _schedule(self) -> StepPlan:
-        """Who runs, within what the budget allows of prefill and of reading from disk."""
+        """Who runs, within the budget of prefill and of reading from disk."""
         scheduler = self._scheduler
         allowed = self._budget.for_step(scheduler.running, len(scheduler.waiting))
         self._kv_cache.begin_step(allowed.seconds)
         return scheduler.schedule(allowed.tokens)
 
     def _run(self, plan: StepPlan) -> Flight | None:
-        """Compute the plan's prompts and launch its decode step, in one call if it may."""
+        """Compute the plan's prompts and launch its decode step, mixed if possible."""
         rows = self._grammars.allow(plan.decodes)
         if rows and self._mixes(plan.prefills):
             return self._launch(rows, plan.prefills)
@@ -299,7 +301,8 @@ class EngineCore:
 
     def _land(self) -> None:
         """Take the tokens of the step in flight, if there is one: commit, then emit."""
-        flight, self._flight = self._flight, None
+        flight = self._flight
+        self._flight = None
         if flight is not None:
             self._emit(self._commit(flight))
 

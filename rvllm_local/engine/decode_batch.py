@@ -56,6 +56,22 @@ def row_groups(
     return groups
 
 
+def rows_by_state(rows: Sequence[DecodeRow]) -> list[list[int]]:
+    """Indices of the rows whose recurrent states can be stacked, kind by kind."""
+    by_signature: dict[tuple[object, ...], list[int]] = {}
+    for index, row in enumerate(rows):
+        signature = row.tables.state.signature
+        by_signature.setdefault(signature, []).append(index)
+    return list(by_signature.values())
+
+
+def joined(parts: list[mx.array]) -> mx.array:
+    """The rows of all calls of a step."""
+    if len(parts) == 1:
+        return parts[0]
+    return mx.concatenate(parts, axis=0)
+
+
 def step_tokens(
     rows: Sequence[DecodeRow],
     previous: mx.array | None,

@@ -1,6 +1,7 @@
 """Turns a sequence's tokens into text as they come.
 
-Never splits UTF-8 or a stop string. One object a sequence, cheap to make; the tokenizer's tables are shared.
+Never splits UTF-8 or a stop string. There is one object a sequence, which is cheap to
+make: the tokenizer's tables are shared.
 """
 
 from __future__ import annotations
@@ -74,7 +75,8 @@ class StreamingDetokenizer:
         """
         if self.stop_string is not None:
             return ""
-        text = self._take(self._decoded(b"", final=True))
+        last = self._decoded(b"", final=True)
+        text = self._take(last)
         if reason is FinishReason.STOP:
             text += self._held
         self._held = ""
@@ -97,9 +99,9 @@ class StreamingDetokenizer:
             position, self.stop_string = min(matches)
             self._held = ""
             return text[:position]
-        keep = self._length_to_hold(text)
-        self._held = text[len(text) - keep :]
-        return text[: len(text) - keep]
+        safe = len(text) - self._length_to_hold(text)
+        self._held = text[safe:]
+        return text[:safe]
 
     def _length_to_hold(self, text: str) -> int:
         """Length of the longest ending of `text` that begins a stop string."""

@@ -17,33 +17,45 @@ Payload = bytes | bytearray
 
 
 class DiskReader:
-    """Blocks are asked for, and taken once they have come. Used by one thread."""
+    """Reads blocks in the background. One thread uses it.
+
+    `request` a block, and `take` it once it `has` come.
+    """
 
     def __init__(self, store: BlockStore) -> None:
         self._store = store
         self._keys: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
         self._lock = threading.Lock()
         self._arrived = threading.Event()
-        self._asked: set[bytes] = set()
+        self._requested: set[bytes] = set()
         self._payloads: OrderedDict[bytes, Payload | None] = OrderedDict()
         self._thread: threading.Thread | None = None
 
-    def ask(self, key: bytes) -> None:
+    def request(self, key: bytes) -> None:
         """Have a block read, unless it is being read or has been."""
         with self._lock:
-            if key in self._asked or key in self._payloads:
+            if key in self._requested or key in self._payloads:
                 return
-            self._asked.add(key)
+            self._requested.add(key)
         if self._thread is None:
-            self._thread = threading.Thread(
-                target=self._run, name="rvllm-disk", daemon=True
-            )
-            self._thread.start()
-            weakref.finalize(self, self._keys.put, None)
+            self._thread = self._start()
         self._keys.put(key)
 
+    def _start(self) -> threading.Thread:
+        thread = threading.Thread(
+            target=self._run,
+            name="rvllm-disk",
+            daemon=True,
+        )
+        thread.start()
+        weakref.finalize(self, self._keys.put, None)
+        return thread
+
     def has(self, key: bytes) -> bool:
-        """The block has been read; `take` gives it, or None if it was no good."""
+        """True if the block has been read.
+
+        `take` gives it, or None if it was damaged.
+        """
         with self._lock:
             return key in self._payloads
 
@@ -55,7 +67,7 @@ class DiskReader:
     def wait(self, timeout_s: float) -> None:
         """Wait until a block comes, if one is being read."""
         with self._lock:
-            is_reading = bool(self._asked)
+            is_reading = bool(self._requested)
         if is_reading:
             self._arrived.wait(timeout_s)
         self._arrived.clear()
@@ -67,10 +79,13 @@ class DiskReader:
             self._thread.join(5.0)
 
     def _run(self) -> None:
-        while (key := self._keys.get()) is not None:
+        while True:
+            key = self._keys.get()
+            if key is None:
+                return
             payload = self._store.get(key)
             with self._lock:
-                self._asked.discard(key)
+                self._requested.discard(key)
                 self._payloads[key] = payload
                 if len(self._payloads) > _MOST_READ:
                     self._payloads.popitem(last=False)

@@ -1,4 +1,4 @@
-"""Blocks between the arenas and the disk: what is spilled there, and what comes back.
+"""Moves blocks between the arenas and the disk: spills them, and restores them.
 
 Works on single blocks and their keys; knows no sequence.
 """
@@ -16,7 +16,8 @@ from rvllm_local.memory.disk_cache import BlockStore
 from rvllm_local.memory.tables import KVTables
 
 _SPILL_BATCH = 8  # blocks that an idle step writes out
-_CLOSE_S, _FLUSH_S = 5.0, 0.5
+_CLOSE_S = 5.0
+_FLUSH_S = 0.5
 _WAIT_S = 0.01  # commands of other threads wait as long
 
 
@@ -32,14 +33,18 @@ class DiskTier:
         self._kv = kv
         self._io = io
         self.store = store
-        self._reader = None if store is None else DiskReader(store)
+        self._reader: DiskReader | None = None
+        if store is not None:
+            self._reader = DiskReader(store)
         # Keys of cached blocks that idle steps write out, by group and block id.
         self._unspilled: OrderedDict[tuple[int, int], bytes] = OrderedDict()
         kv.before_evict = self._before_evict
 
     @property
     def num_spilled_blocks(self) -> int:
-        return 0 if self.store is None else self.store.stats().blocks
+        if self.store is None:
+            return 0
+        return self.store.stats().blocks
 
     @property
     def has_idle_work(self) -> bool:
@@ -47,18 +52,24 @@ class DiskTier:
 
     def note_cached(self, blocks: Iterable[tuple[int, int]], key: bytes) -> None:
         """These blocks, by group and id, were cached; idle steps write them out."""
-        if self.store is not None:
-            self._unspilled.update(dict.fromkeys(blocks, key))
+        if self.store is None:
+            return
+        for block in blocks:
+            self._unspilled[block] = key
 
     def contains(self, group: int, key: bytes) -> bool:
-        return self.store is not None and self.store.contains(_stored_key(group, key))
+        if self.store is None:
+            return False
+        return self.store.contains(_stored_key(group, key))
 
     def can_restore(self, groups: Iterable[int], key: bytes) -> bool:
         """Each group has room for its block of this key, and the block is on disk."""
         if self.store is None:
             return False
         for group in groups:
-            if self._kv.pools[group].num_free == 0 or not self.contains(group, key):
+            if self._kv.pools[group].num_free == 0:
+                return False
+            if not self.contains(group, key):
                 return False
         return True
 
@@ -69,7 +80,7 @@ class DiskTier:
         for group in groups:
             stored_key = _stored_key(group, key)
             if not self._reader.has(stored_key):
-                self._reader.ask(stored_key)
+                self._reader.request(stored_key)
                 are_read = False
         return are_read
 
@@ -79,7 +90,9 @@ class DiskTier:
             return
         for key in keys:
             for group, index in enumerate(self._kv.indexes):
-                if index.block(key) is None and self.contains(group, key):
+                if index.block(key) is not None:
+                    continue
+                if self.contains(group, key):
                     self.is_read([group], key)
 
     def wait(self) -> None:
@@ -94,7 +107,8 @@ class DiskTier:
         """
         assert self._reader is not None
         pool = self._kv.pools[group]
-        payload = self._reader.take(_stored_key(group, key))
+        stored_key = _stored_key(group, key)
+        payload = self._reader.take(stored_key)
         if payload is None or pool.num_free == 0:
             return None
         block = pool.allocate(1)[0]
@@ -113,11 +127,14 @@ class DiskTier:
         if not self.store.stats().enabled:
             self._unspilled.clear()
         for _ in range(min(_SPILL_BATCH, len(self._unspilled))):
-            (group, block_id), key = next(iter(self._unspilled.items()))
-            is_still_cached = self._kv.indexes[group].key(block_id) == key
+            oldest = next(iter(self._unspilled))
+            key = self._unspilled[oldest]
+            group, block_id = oldest
+            index = self._kv.indexes[group]
+            is_still_cached = index.key(block_id) == key
             if is_still_cached and not self._spill(group, block_id, key):
                 return
-            self._unspilled.popitem(last=False)
+            del self._unspilled[oldest]
 
     def _before_evict(
         self,
@@ -136,8 +153,9 @@ class DiskTier:
         """Hand a block to the store. False when the store's queue is full."""
         if self.store is None or self.contains(group, key):
             return True
+        stored_key = _stored_key(group, key)
         payload = self._io.save_blocks(group, [block_id])
-        return self.store.put(_stored_key(group, key), payload)
+        return self.store.put(stored_key, payload)
 
     def forget(self) -> None:
         """Write nothing out of what is in the arenas now."""
@@ -161,5 +179,6 @@ def _stored_key(group: int, key: bytes) -> bytes:
     """The key of one group's block in the store."""
     if group == 0:
         return key
-    digest = hashlib.blake2b(bytes([group % 256]), key=key, digest_size=len(key))
+    group_byte = bytes([group % 256])
+    digest = hashlib.blake2b(group_byte, key=key, digest_size=len(key))
     return digest.digest()

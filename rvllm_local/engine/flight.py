@@ -1,4 +1,4 @@
-"""A decode step on its way: what it is launched with, and what comes back."""
+"""A decode step on its way: the inputs of its launch, and its tokens."""
 
 from __future__ import annotations
 
@@ -40,10 +40,14 @@ def decode_rows(rows: Rows[Sequence], in_flight: Flight | None) -> list[DecodeRo
     inputs = []
     for row in rows:
         source = index_in_flight.get(id(row)) if row.in_flight else None
-        last = row.token_ids[-1]
-        inputs.append(
-            DecodeRow(row.tables, row.num_computed, last, source, row.adapter)
+        decode_row = DecodeRow(
+            row.tables,
+            row.num_computed,
+            row.token_ids[-1],
+            source,
+            row.adapter,
         )
+        inputs.append(decode_row)
     return inputs
 
 
@@ -54,20 +58,25 @@ def row_samplings(rows: Rows[Sequence]) -> list[RowSampling] | None:
         return None
     samplings = []
     for row in rows:
-        position = len(row.token_ids) + row.in_flight
-        samplings.append(
-            RowSampling(
-                row.request.params,
-                row.request.seed,
-                position,
-                row.token_history,
-                row.allowed,
-            )
+        sampling = RowSampling(
+            row.request.params,
+            row.request.seed,
+            len(row.token_ids) + row.in_flight,
+            row.token_history,
+            row.allowed,
         )
+        samplings.append(sampling)
     return samplings
 
 
 def chunk_rows(chunk: PrefillChunk) -> ChunkRows:
-    sequence, start = chunk.sequence, chunk.sequence.num_computed
-    tokens = tuple(sequence.token_ids[start : start + chunk.num_tokens])
-    return ChunkRows(sequence.tables, start, tokens, sequence.adapter)
+    """A prompt's chunk as rows of a decode call."""
+    sequence = chunk.sequence
+    start = sequence.num_computed
+    end = start + chunk.num_tokens
+    return ChunkRows(
+        sequence.tables,
+        start,
+        tuple(sequence.token_ids[start:end]),
+        sequence.adapter,
+    )

@@ -1,7 +1,7 @@
 """Asks grammars which tokens may come next, within a budget of processor time.
 
-A grammar that takes too long for a token holds up every other stream, so its request
-ends: with an error that says so, and alone.
+A grammar that takes too long for a token holds up every other stream. So its request
+ends with an error that says so, and no other request does.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ import numpy as np
 from rvllm_local.engine.sequence import Sequence as Row
 from rvllm_local.errors import GrammarError
 
-# Seconds of processor in one step. An ordinary grammar takes a few milliseconds a token.
+# Seconds of processor in one step. An ordinary grammar takes a few milliseconds a
+# token.
 _MOST_A_REQUEST = 0.25
 _MOST_A_STEP = 0.5
 
@@ -23,28 +24,32 @@ class GrammarMasks:
     """The grammars of the rows of one step. `fail` ends a row with an error."""
 
     def __init__(
-        self, vocab_size: int, fail: Callable[[Row, GrammarError], None]
+        self,
+        vocab_size: int,
+        fail: Callable[[Row, GrammarError], None],
     ) -> None:
         self._num_words = -(-vocab_size // 32)
         self._fail = fail
         self._spent: dict[str, float] = {}  # by request id, in the step that runs
 
     def allow(self, rows: Sequence[Row]) -> tuple[Row, ...]:
-        """Work out what each row may take next; the rows that are left."""
+        """Work out what each row may take next. Returns the rows that are left."""
         bound = [row for row in rows if row.matcher is not None]
         if not bound:
             return tuple(rows)
-        self._spent.clear()
+        spent = self._spent
+        spent.clear()
         for row in bound:
             if not row.ended:
                 self._mask(row)
             request_id = row.request.request_id
-            if self._spent.get(request_id, 0.0) > _MOST_A_REQUEST:
+            if spent.get(request_id, 0.0) > _MOST_A_REQUEST:
                 self._fail_request(request_id, bound)
-        if sum(self._spent.values()) > _MOST_A_STEP:
-            dearest = max(self._spent, key=lambda request_id: self._spent[request_id])
-            self._fail_request(dearest, bound)
-        return tuple(row for row in rows if not row.ended)
+        if sum(spent.values()) > _MOST_A_STEP:
+            slowest = max(spent, key=spent.__getitem__)
+            self._fail_request(slowest, bound)
+        left = [row for row in rows if not row.ended]
+        return tuple(left)
 
     def _mask(self, row: Row) -> None:
         assert row.matcher is not None
@@ -55,18 +60,21 @@ class GrammarMasks:
         except GrammarError as error:
             self._fail(row, error)
         request_id = row.request.request_id
-        spent = self._spent.get(request_id, 0.0) + time.thread_time() - began
-        self._spent[request_id] = spent
+        before = self._spent.get(request_id, 0.0)
+        self._spent[request_id] = before + time.thread_time() - began
 
     def _fail_request(self, request_id: str, rows: Sequence[Row]) -> None:
         """End the choices of a request that took too long, all that are in this step."""
-        spent = self._spent.pop(request_id)
+        seconds = self._spent.pop(request_id)
         for row in rows:
             if row.request.request_id == request_id and not row.ended:
-                self._fail(row, _too_slow(spent))
+                self._fail(row, _too_slow(seconds))
 
     def advance(self, row: Row, token: int) -> bool:
-        """Take a token into the row's grammar, if it has one; False if that ended it."""
+        """Take a token into the row's grammar, if it has one.
+
+        False if that ended it.
+        """
         if row.matcher is None:
             return True
         try:

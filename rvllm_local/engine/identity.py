@@ -1,4 +1,4 @@
-"""What an engine is told about its model, beyond how to run it."""
+"""Facts about a model that an engine needs beside the means to run it."""
 
 from __future__ import annotations
 
@@ -7,8 +7,10 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class EngineIdentity:
-    """What a core is told about its model: `roots` start every prefix key, by the adapter that KV is computed with (None
-    for none); `memory` are the plan's lines in bytes.
+    """Facts about the model of one core.
+
+    roots: start every prefix key, by the adapter that KV is computed with (None for none).
+    memory: the plan's lines in bytes.
     """
 
     eos_token_ids: frozenset[int]
@@ -16,5 +18,6 @@ class EngineIdentity:
     memory: dict[str, int]
 
     def number_of(self, adapter: str | None) -> int:
-        """The number under which the model's adapted layers know an adapter; 0 is none."""
-        return list(self.roots).index(adapter)
+        """The number of an adapter in the model's adapted layers; 0 is none."""
+        names = list(self.roots)
+        return names.index(adapter)

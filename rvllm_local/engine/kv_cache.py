@@ -1,6 +1,7 @@
-"""Where a sequence's KV comes from and goes to: cached prefixes, forks, disk, swapping.
+"""Gives sequences their KV and takes it back: cached prefixes, forks, disk, swapping.
 
-Works on blocks and keys through `KVTables` and `BlockIO`. Decides nothing about who runs.
+Works on blocks and keys through `KVTables` and `BlockIO`. Decides nothing about who
+runs.
 """
 
 from __future__ import annotations
@@ -10,13 +11,13 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from rvllm_local.engine.disk_tier import DiskTier
+from rvllm_local.engine.prefix_misses import PrefixMisses
 from rvllm_local.engine.prompt_scores import ScoreCache
 from rvllm_local.engine.sequence import Sequence
 from rvllm_local.engine.swapper import Swapper
 from rvllm_local.memory.block_io import BlockIO
 from rvllm_local.memory.blocks import BLOCK_TOKENS, blocks_for
 from rvllm_local.memory.disk_cache import BlockStore
-from rvllm_local.memory.prefix import BlockHistory, Divergence
 from rvllm_local.memory.swap import SwapSpace
 from rvllm_local.memory.tables import KVTables
 
@@ -49,8 +50,7 @@ class KVCacheManager:
         self._policy = policy
         self._disk = DiskTier(kv, block_io, store)
         self._swapper = Swapper(kv, block_io, swap or SwapSpace())
-        self._show = show
-        self._history = BlockHistory(capacity=4 * kv.blocks_total)
+        self._misses = PrefixMisses(capacity=4 * kv.blocks_total, show=show)
         self._deadline = 0.0
         # By request id: the choice from which the others fork.
         self._leaders: dict[str, Sequence] = {}
@@ -78,14 +78,9 @@ class KVCacheManager:
         keys = self._reusable_keys(sequence)
         count = self._kv.longest_prefix(keys)
         shared = []
-        for group, pool in enumerate(self._kv.pools):
+        for group in range(len(self._kv.pools)):
             first = self._kv.first_needed(group, count)
-            num_held = 0
-            for key in keys[first:count]:
-                block = self._kv.indexes[group].block(key)
-                if block is not None and pool.ref_count(block) > 0:
-                    num_held += 1
-            shared.append(num_held)
+            shared.append(self._kv.count_held(group, keys[first:count]))
         return tuple(shared)
 
     def attach_prefix(self, sequence: Sequence) -> None:
@@ -97,7 +92,7 @@ class KVCacheManager:
         keys = self._reusable_keys(sequence)
         self._adopt(sequence, keys, self._kv.longest_prefix(keys))
         if self._kv.layout.has_state:
-            # Where it leaves what others have computed a snapshot is worth having.
+            # A snapshot is worth having where the prompt leaves what is cached.
             sequence.pause_at = self._kv.longest_attended(keys) * BLOCK_TOKENS
         if self._kv.has_windows and sequence.num_computed == 0:
             sequence.restore = self._restore_windows(sequence, keys)
@@ -106,9 +101,9 @@ class KVCacheManager:
     def extend_prefix(self, sequence: Sequence) -> None:
         """Before a chunk is computed: take blocks computed meanwhile, or on disk.
 
-        Stops at the first block that has to be computed, and when the step's time is
-        up or a block is still being read: then the sequence is `restoring`, and goes on
-        here in the next step.
+        Stops at the first block that has to be computed. Stops as well when the step's
+        time is up or a block is still being read: then the sequence is `restoring`, and
+        goes on here in the next step.
         """
         sequence.restoring = self._goes_on_restoring(sequence)
         if sequence.restoring:
@@ -121,13 +116,15 @@ class KVCacheManager:
             extended = self._extend_by(sequence, block, keys[block])
             if extended is None:
                 self._disk.read_ahead(keys[block + 1 : block + _READ_AHEAD])
-            is_late = time.monotonic() >= self._deadline and block + 1 < len(keys)
-            if extended is None or (extended and is_late):
                 sequence.restoring = True
                 return
             if not extended:
                 break
-        self._note_miss(sequence)
+            has_more = block + 1 < len(keys)
+            if has_more and time.monotonic() >= self._deadline:
+                sequence.restoring = True
+                return
+        self._misses.note(sequence)
 
     @staticmethod
     def _goes_on_restoring(sequence: Sequence) -> bool:
@@ -154,11 +151,10 @@ class KVCacheManager:
             return
         keys = sequence.keys.upto(sequence.token_ids, num_full)
         for block in range(sequence.num_published, num_full):
-            start = block * BLOCK_TOKENS
-            tokens = sequence.token_ids[start : start + BLOCK_TOKENS]
-            self._history.record(sequence.keys.parent_of(block), tokens)
-            added = self._kv.publish(sequence.tables, block, keys[block])
-            self._disk.note_cached(added, keys[block])
+            key = keys[block]
+            self._misses.record(sequence, block)
+            added = self._kv.publish(sequence.tables, block, key)
+            self._disk.note_cached(added, key)
         sequence.num_published = num_full
         ends_at_block = num_full * BLOCK_TOKENS == sequence.num_computed
         if self._kv.snapshots is not None and ends_at_block:
@@ -170,13 +166,15 @@ class KVCacheManager:
         self._kv.release(sequence.tables)
         sequence.tables.state.put(())
         self._swapper.forget(sequence)
-        if self._leaders.get(sequence.request.request_id) is sequence:
-            del self._leaders[sequence.request.request_id]
+        request_id = sequence.request.request_id
+        if self._leaders.get(request_id) is sequence:
+            del self._leaders[request_id]
 
     def cache_scores(self, sequence: Sequence, start: int) -> None:
         """Keep what was scored from position `start` on, for later prompts."""
         if sequence.scores is not None and self._policy.reuse:
-            self._scores.keep(sequence.scores, self._full_keys(sequence), start)
+            keys = self._full_keys(sequence)
+            self._scores.keep(sequence.scores, keys, start)
 
     @staticmethod
     def _full_keys(sequence: Sequence) -> list[bytes]:
@@ -207,7 +205,7 @@ class KVCacheManager:
         self._kv.forget_prefixes()
 
     def close(self) -> None:
-        """Write out what is cached, as far as the store takes it; free the swap space."""
+        """Write out what is cached while the store takes it; free the swap space."""
         self._disk.close()
         self._swapper.close()
 
@@ -219,32 +217,46 @@ class KVCacheManager:
         """
         if not self._policy.reuse:
             return []
-        tokens, scores = sequence.token_ids, sequence.scores
-        keys = sequence.keys.upto(tokens, (len(tokens) - 1) // BLOCK_TOKENS)
-        if scores is None:
+        tokens = sequence.token_ids
+        num_blocks = (len(tokens) - 1) // BLOCK_TOKENS
+        keys = sequence.keys.upto(tokens, num_blocks)
+        if sequence.scores is None:
             return keys
-        return keys[: self._scores.count_blocks(keys, tokens, scores.num_top)]
+        num_top = sequence.scores.num_top
+        num_scored = self._scores.count_blocks(keys, tokens, num_top)
+        return keys[:num_scored]
 
-    def _adopt(self, sequence: Sequence, keys: list[bytes], count: int) -> None:
-        """Share the first `count` blocks of the prompt, all of which are in the arena."""
+    def _adopt(
+        self,
+        sequence: Sequence,
+        keys: list[bytes],
+        count: int,
+    ) -> None:
+        """Share the first `count` blocks of the prompt. All are in the arena."""
         if count == 0:
             return
         for group, table in enumerate(sequence.tables.groups):
+            index = self._kv.indexes[group]
             first = self._kv.first_needed(group, count)
-            blocks = []
+            block_ids = []
             for key in keys[first:count]:
-                block = self._kv.indexes[group].block(key)
-                assert block is not None, "a cached block vanished"
-                blocks.append(block)
-            self._kv.pools[group].share(blocks)
+                block_id = index.block(key)
+                assert block_id is not None, "a cached block vanished"
+                block_ids.append(block_id)
+            self._kv.pools[group].share(block_ids)
             table.start_block = first
-            table.block_ids.extend(blocks)
+            table.block_ids.extend(block_ids)
         if self._kv.snapshots is not None:
-            sequence.tables.state.put(self._kv.snapshots.get(keys[count - 1]))
+            state = self._kv.snapshots.get(keys[count - 1])
+            sequence.tables.state.put(state)
         self._count_hit(sequence, count * BLOCK_TOKENS)
 
     def _count_hit(
-        self, sequence: Sequence, num_tokens: int, *, from_disk: bool = False
+        self,
+        sequence: Sequence,
+        num_tokens: int,
+        *,
+        from_disk: bool = False,
     ) -> None:
         before = sequence.num_computed
         sequence.num_computed += num_tokens
@@ -276,7 +288,12 @@ class KVCacheManager:
         self._count_hit(sequence, count)
         return True
 
-    def _can_fork(self, leader: Sequence, sequence: Sequence, count: int) -> bool:
+    def _can_fork(
+        self,
+        leader: Sequence,
+        sequence: Sequence,
+        count: int,
+    ) -> bool:
         if count == 0 or not self._policy.reuse:
             return False
         if leader.request.prompt_token_ids != sequence.request.prompt_token_ids:
@@ -288,16 +305,24 @@ class KVCacheManager:
         forgets = self._kv.has_windows or self._kv.layout.has_state
         return not forgets or leader.num_computed == count
 
-    def _extend_by(self, sequence: Sequence, block: int, key: bytes) -> bool | None:
+    def _extend_by(
+        self,
+        sequence: Sequence,
+        block: int,
+        key: bytes,
+    ) -> bool | None:
         """Take one more block; False if a group has none, None while it is read."""
         tables = sequence.tables.groups
         for table in tables:
             if table.start_block + len(table.block_ids) != block:
                 return False
-        block_ids = [index.block(key) for index in self._kv.indexes]
-        missing = [
-            group for group, block_id in enumerate(block_ids) if block_id is None
-        ]
+        block_ids: list[int | None] = []
+        missing = []  # groups whose block is not in the arena
+        for group, index in enumerate(self._kv.indexes):
+            block_id = index.block(key)
+            block_ids.append(block_id)
+            if block_id is None:
+                missing.append(group)
         if missing and not self._disk.can_restore(missing, key):
             return False
         if missing and not self._disk.is_read(missing, key):
@@ -337,10 +362,9 @@ class KVCacheManager:
             table.start_block = self._kv.first_needed(group, count)
             for block in range(table.start_block, count):
                 key = keys[block]
+                end = min(block + _READ_AHEAD, count)
                 while self._is_being_read(group, key):
-                    self._disk.read_ahead(
-                        keys[block + 1 : min(block + _READ_AHEAD, count)]
-                    )
+                    self._disk.read_ahead(keys[block + 1 : end])
                     yield
                 block_id = self._fetch(group, key)
                 if block_id is None:
@@ -357,12 +381,12 @@ class KVCacheManager:
         """The block is on disk alone, and was not read yet."""
         if self._kv.indexes[group].block(key) is not None:
             return False
-        return self._disk.can_restore([group], key) and not self._disk.is_read(
-            [group], key
-        )
+        if not self._disk.can_restore([group], key):
+            return False
+        return not self._disk.is_read([group], key)
 
     def _fetch(self, group: int, key: bytes) -> int | None:
-        """A block of this key, shared in the arena or restored; None if there is none."""
+        """A block of this key, shared in the arena or restored; None without any."""
         block_id = self._kv.indexes[group].block(key)
         if block_id is not None:
             self._kv.pools[group].share([block_id])
@@ -374,25 +398,3 @@ class KVCacheManager:
     def wait_for_disk(self) -> None:
         """Nothing else can be done: wait a little for a block that is being read."""
         self._disk.wait()
-
-    def _note_miss(self, sequence: Sequence) -> None:
-        """Note why reuse ended: the first token that differed from what was cached."""
-        is_whole = sequence.num_computed >= sequence.num_prompt - 1
-        if is_whole or sequence.timings.miss is not None:
-            return
-        block = sequence.num_computed // BLOCK_TOKENS
-        start = block * BLOCK_TOKENS
-        tokens = sequence.token_ids[start : start + BLOCK_TOKENS]
-        sequence.keys.upto(sequence.token_ids, block)
-        parent = sequence.keys.parent_of(block)
-        divergence = self._history.divergence(parent, tokens, start)
-        if divergence is not None:
-            sequence.timings.miss = describe_divergence(divergence, self._show)
-
-
-def describe_divergence(divergence: Divergence, show: Callable[[int], str]) -> str:
-    """One line: where a prompt left what was cached."""
-    return (
-        f"token {divergence.position} is {show(divergence.token_id)}, and after the "
-        f"same beginning {show(divergence.cached_token_id)} was cached"
-    )

@@ -14,7 +14,10 @@ from rvllm_local.types import Request
 
 @dataclass(frozen=True, slots=True)
 class EngineLimits:
-    """What a request must respect; fixed once the engine is up, so any thread may read it."""
+    """The limits of a request.
+
+    Fixed once the engine is up, so any thread may read it.
+    """
 
     vocab_size: int
     context_length: int

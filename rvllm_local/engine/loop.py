@@ -1,6 +1,7 @@
 """The engine's thread: builds the core, runs its steps, and takes commands from other threads.
 
-MLX's streams belong to a thread, so everything that touches MLX happens here, the loading included.
+MLX's streams belong to a thread, so everything that touches MLX happens here, the
+loading included.
 """
 
 from __future__ import annotations
@@ -25,9 +26,10 @@ _IDLE_PAUSE_S = 0.01
 
 
 class EngineLoop:
-    """Runs one core on one thread. Commands run between steps, in the order in which they came.
+    """Runs one core on one thread.
 
-    The constructor returns when the core is built, or raises what building it raised.
+    Commands run between steps, in the order in which they came. The constructor returns
+    when the core is built, or raises what building it raised.
     """
 
     def __init__(
@@ -104,7 +106,10 @@ class EngineLoop:
         core.close("the engine was closed while the request was open")
 
     def _take_commands(self, core: EngineCore) -> bool:
-        """Run what was posted; wait for it when there is nothing else to do. False at the end."""
+        """Run what was posted; wait for it when there is nothing else to do.
+
+        False at the end.
+        """
         while True:
             try:
                 command = self._next_command(core)
@@ -145,8 +150,8 @@ def _resolve(result: concurrent.futures.Future[T], compute: Callable[[], T]) -> 
 def _await_system_thread(thread: threading.Thread) -> None:
     """Wait until the system's thread has ended too, for a second at most.
 
-    `join` returns earlier, and MLX's thread-local destructors then still take the interpreter's lock: an interpreter
-    that shuts down meanwhile aborts the process.
+    `join` returns earlier, and MLX's thread-local destructors then still take the
+    interpreter's lock: an interpreter that shuts down meanwhile aborts the process.
     """
     deadline = time.monotonic() + 1.0
     while _is_alive(thread) and time.monotonic() < deadline:

@@ -29,7 +29,8 @@ class Prefiller:
 
     def run(self, chunk: PrefillChunk) -> None:
         """Compute the KV of a chunk in a call of its own."""
-        sequence, start = chunk.sequence, chunk.sequence.num_computed
+        sequence = chunk.sequence
+        start = sequence.num_computed
         end = start + chunk.num_tokens
         began = time.monotonic()
         if sequence.scores is None:
@@ -64,7 +65,8 @@ class Prefiller:
 
     def account(self, chunk: PrefillChunk, began: float) -> None:
         """A chunk has KV now, by a call that began at this monotonic time."""
-        sequence, timings = chunk.sequence, chunk.sequence.timings
+        sequence = chunk.sequence
+        timings = sequence.timings
         timings.admitted = timings.admitted or began
         timings.prefill_chunks += 1
         sequence.num_computed += chunk.num_tokens
@@ -73,7 +75,8 @@ class Prefiller:
 
     def share_blocks(self, sequence: Sequence) -> None:
         """More tokens have KV: share full blocks, free those behind the windows."""
-        timings, tables = sequence.timings, sequence.tables
+        timings = sequence.timings
+        tables = sequence.tables
         timings.blocks_peak = max(timings.blocks_peak, tables.num_blocks)
         self._kv_cache.cache_full_blocks(sequence)
         self._kv.trim_windows(tables, sequence.num_computed - sequence.in_flight)

@@ -16,8 +16,8 @@ _SMALLEST = 12  # tokens; smaller chunks cost more than they save
 # Tokens. The even parts of a block have fewer than `_SMALLEST`, and must count.
 _LEAST_MEASURED = 8
 _UNKNOWN_DECODE_S = 0.05
-# Without a target, prefill may take so many times the decode step beside it. The base is
-# for one long prompt beside a few answers, which nobody should be held up by. Each
+# Without a target, prefill may take so many times the decode step beside it. The base
+# is for one long prompt beside a few answers, which nobody should be held up by. Each
 # further prompt that waits adds twice as much, and each decoding row above `_FEW` adds
 # half as much: a burst of requests then soon decodes together.
 _SLOWDOWN = 0.8
@@ -65,17 +65,20 @@ class PrefillBudget:
         seconds = self._seconds(num_decoding, num_prompts)
         if self._tokens_per_s is None or num_decoding == 0:
             return StepBudget(self._prefill_chunk, seconds)
-        tokens = min(self._prefill_chunk, int(self._tokens_per_s * seconds))
+        in_time = int(self._tokens_per_s * seconds)
+        tokens = min(self._prefill_chunk, in_time)
         return StepBudget(max(self._smallest, tokens), seconds)
 
     def record_prefill(self, num_tokens: int, seconds: float) -> None:
         """Take in one measured prefill call. Short ones say little and are left out."""
         if num_tokens >= _LEAST_MEASURED and seconds > 0:
-            self._tokens_per_s = _smooth(self._tokens_per_s, num_tokens / seconds)
+            speed = num_tokens / seconds
+            self._tokens_per_s = _smooth(self._tokens_per_s, speed)
 
     def record_decode(self, num_rows: int, seconds: float) -> None:
         """Take in one decode call without prefill."""
-        self._decode_s[num_rows] = _smooth(self._decode_s.get(num_rows), seconds)
+        before = self._decode_s.get(num_rows)
+        self._decode_s[num_rows] = _smooth(before, seconds)
 
     def record_mixed(
         self,
@@ -87,17 +90,21 @@ class PrefillBudget:
 
         What it took longer than a step without prompt tokens is the prefill's.
         """
-        if self._decode_s:
-            prefill = max(seconds - self._decode_seconds(num_rows), 0.2 * seconds)
-            self.record_prefill(num_tokens, prefill)
+        if not self._decode_s:
+            return
+        beyond_decode = seconds - self._decode_seconds(num_rows)
+        prefill = max(beyond_decode, 0.2 * seconds)
+        self.record_prefill(num_tokens, prefill)
 
     def _seconds(self, num_decoding: int, num_prompts: int) -> float:
-        """What prefill may take of a step that also decodes."""
+        """How long prefill may take in a step that also decodes."""
         decode = self._decode_seconds(num_decoding)
         if self._target_s is not None:
             return max(self._target_s - decode, 0.2 * self._target_s)
-        crowd = 2 * (num_prompts - 1) + max(0, num_decoding - _FEW) / 2
-        return decode * min(_SLOWDOWN * max(1.0, crowd), _MOST_SLOWDOWN)
+        more_decoding = max(0, num_decoding - _FEW)
+        crowd = 2 * (num_prompts - 1) + more_decoding / 2
+        slowdown = _SLOWDOWN * max(1.0, crowd)
+        return decode * min(slowdown, _MOST_SLOWDOWN)
 
     def _decode_seconds(self, num_rows: int) -> float:
         """Of a step of so many rows, or of the nearest number that was seen."""
@@ -110,4 +117,6 @@ class PrefillBudget:
 
 
 def _smooth(before: float | None, newest: float) -> float:
-    return newest if before is None else before + _SMOOTHING * (newest - before)
+    if before is None:
+        return newest
+    return before + _SMOOTHING * (newest - before)

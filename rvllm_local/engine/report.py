@@ -71,7 +71,10 @@ def snapshot(
     counters: Mapping[str, int | float | str],
     memory: Mapping[str, int],
 ) -> EngineSnapshot:
-    """The engine at work, for people. `memory` are the memory plan's lines, in bytes."""
+    """The engine at work, for people.
+
+    `memory` are the memory plan's lines, in bytes.
+    """
     kv, now = parts.kv, time.monotonic()
     blocks = BlockCounts(
         total=kv.blocks_total,

@@ -1,8 +1,7 @@
 """Runs the model over sequences' blocks: a chunk of a prompt, or a token of many rows.
 
-A prefill call only writes KV. The last prompt token goes through a decode call, so that
-no logits are computed that nobody samples from. A scored prompt is the exception: there
-the logits of every token are wanted.
+A prefill call only writes KV; only a scored prompt needs the logits of every token. A
+prompt's last token goes through a decode call: nobody samples from the others.
 """
 
 from __future__ import annotations
@@ -21,13 +20,22 @@ from rvllm_local.attention.geometry import (
     ChunkRows,
     DecodeRow,
     call_geometry,
+    chunk_geometry,
     filled,
+    rows_geometry,
 )
-from rvllm_local.attention.seam import make_caches, session_caches, state_after
+from rvllm_local.attention.seam import (
+    first_offset,
+    make_caches,
+    session_caches,
+    state_after,
+)
 from rvllm_local.engine.compiled import CompiledDecode
 from rvllm_local.engine.decode_batch import (
+    joined,
     padding_row,
     row_groups,
+    rows_by_state,
     step_tokens,
     tiled_rows,
 )
@@ -91,7 +99,7 @@ class ModelRunner:
 
     @property
     def block_io(self) -> BlockIO:
-        """What moves whole blocks between the arenas and the host."""
+        """Moves whole blocks between the arenas and the host."""
         return self._backend
 
     @property
@@ -158,12 +166,13 @@ class ModelRunner:
         Goes in tiles, so that the logits of a tile fit into the planned scratch.
         """
         self._adapters.choose([adapter])
-        size, parts = self._score_tile, []
+        size = self._score_tile
+        parts = []
         for start in range(0, len(token_ids), size):
-            tile = token_ids[start : start + size]
+            end = start + size
+            tile = token_ids[start:end]
             logits = self._prefill_call(tables, position + start, tile)
-            expected = targets[start : start + size]
-            parts.append(target_logprobs(logits, expected, num_top))
+            parts.append(target_logprobs(logits, targets[start:end], num_top))
         return parts
 
     @property
@@ -184,7 +193,7 @@ class ModelRunner:
         position: int,
         token_ids: Sequence[int],
     ) -> mx.array:
-        """Write the KV of one tile. Returns its logits `[tokens, vocab]`, not evaluated."""
+        """Write a tile's KV. Returns its logits `[tokens, vocab]`, not evaluated."""
         end = position + len(token_ids)
         extra = -end % self.prefill_grain  # tokens that nobody wants: few shapes occur
         geometry = call_geometry(self._layout, [tables], [position], len(token_ids))
@@ -227,7 +236,7 @@ class ModelRunner:
         padded, _ = row_groups(self._layout, rows, self._row_group)[0]
         self._adapters.choose([row.adapter for row in padded])
         tokens = mx.array([[row.token_id] for row in padded])
-        self._run_few_layers(self._geometry(padded), tokens)
+        self._run_few_layers(rows_geometry(self._layout, padded), tokens)
 
     @property
     def _runs_by_layer(self) -> bool:
@@ -235,12 +244,9 @@ class ModelRunner:
 
     def _run_few_layers(self, geometry: CallGeometry, tokens: mx.array) -> None:
         by_row = self._row_group is not None
-        session = BriefSession(
-            self._backend.begin(geometry, by_row=by_row), len(self._layout.groups)
-        )
-        offset: int | mx.array = mx.array(geometry.positions)
-        if geometry.rows == 1:
-            offset = int(geometry.positions[0])
+        whole_session = self._backend.begin(geometry, by_row=by_row)
+        session = BriefSession(whole_session, len(self._layout.groups))
+        offset = first_offset(geometry)
         caches = session_caches(
             self._layout, session, geometry, dense=False, offset=offset
         )
@@ -261,35 +267,30 @@ class ModelRunner:
     def decode_mixed(
         self, rows: Sequence[DecodeRow], chunks: Sequence[ChunkRows]
     ) -> mx.array:
-        """Logits `[rows, vocab]` of `rows`; the chunks' KV is computed in the same call.
+        """Logits `[rows, vocab]` of `rows`. The same call computes the chunks' KV.
 
         Rows that nobody reads fill the call up to a size that suits matrix products.
         """
-        every = list(rows)
+        all_rows = list(rows)
         for chunk in chunks:
-            every += chunk.rows()
-        padding = padding_row(self._layout, every[0])
-        every += [padding] * (tiled_rows(len(every)) - len(every))
-        self._adapters.choose([row.adapter for row in every])
-        geometry = self._geometry(every)
-        parts = [self._chunk_geometry(chunk) for chunk in chunks]
-        session = self._backend.begin_mixed(geometry, self._geometry(rows), parts)
+            all_rows += chunk.rows()
+        num_missing = tiled_rows(len(all_rows)) - len(all_rows)
+        padding = padding_row(self._layout, all_rows[0])
+        all_rows += [padding] * num_missing
+        self._adapters.choose([row.adapter for row in all_rows])
+        geometry = rows_geometry(self._layout, all_rows)
+        session = self._backend.begin_mixed(
+            geometry,
+            rows_geometry(self._layout, rows),
+            [chunk_geometry(self._layout, chunk) for chunk in chunks],
+        )
         offset = mx.array(geometry.positions)
         caches = session_caches(
             self._layout, session, geometry, dense=False, offset=offset
         )
-        tokens = mx.array([[row.token_id] for row in every])
+        tokens = mx.array([[row.token_id] for row in all_rows])
         logits: mx.array = self._model(tokens, cache=caches)
         return logits[: len(rows), -1]
-
-    def _geometry(self, rows: Sequence[DecodeRow]) -> CallGeometry:
-        tables = [row.tables for row in rows]
-        positions = [row.position for row in rows]
-        return call_geometry(self._layout, tables, positions, 1)
-
-    def _chunk_geometry(self, chunk: ChunkRows) -> CallGeometry:
-        count = len(chunk.token_ids)
-        return call_geometry(self._layout, [chunk.tables], [chunk.position], count)
 
     def sample(
         self,
@@ -332,40 +333,39 @@ class ModelRunner:
         for group, num_real in row_groups(self._layout, rows, self._row_group):
             tokens = self._tokens(group, previous)
             parts.append(self._compiled.greedy(group, tokens, num_real))
-        return parts[0] if len(parts) == 1 else mx.concatenate(parts)
+        return joined(parts)
 
     def decode(
         self, rows: Sequence[DecodeRow], previous: mx.array | None = None
     ) -> mx.array:
         """Logits `[rows, vocab]` of the given tokens, not yet evaluated."""
         if not self.mode.batched:
-            parts = [self._decode_call([row], previous) for row in rows]
-        elif self._has_unlike_states(rows):
-            return self._decode_by_signature(rows, previous)
-        else:
-            parts = []
-            for group, num_real in row_groups(self._layout, rows, self._row_group):
-                parts.append(self._decode_call(group, previous)[:num_real])
-        return parts[0] if len(parts) == 1 else mx.concatenate(parts, axis=0)
+            return joined([self._decode_call([row], previous) for row in rows])
+        if self._layout.has_state:
+            groups = rows_by_state(rows)
+            if len(groups) > 1:  # as at a sequence's first token
+                return self._decode_by_state(rows, groups, previous)
+        parts = []
+        for group, num_real in row_groups(self._layout, rows, self._row_group):
+            logits = self._decode_call(group, previous)
+            parts.append(logits[:num_real])
+        return joined(parts)
 
-    def _has_unlike_states(self, rows: Sequence[DecodeRow]) -> bool:
-        """States that cannot be stacked, as at a sequence's first token."""
-        if not self._layout.has_state:
-            return False
-        return len({row.tables.state.signature for row in rows}) > 1
-
-    def _decode_by_signature(
-        self, rows: Sequence[DecodeRow], previous: mx.array | None
+    def _decode_by_state(
+        self,
+        rows: Sequence[DecodeRow],
+        groups: list[list[int]],
+        previous: mx.array | None,
     ) -> mx.array:
         """A call for each kind of state; the logits are in the order of `rows`."""
-        by_signature: dict[tuple[object, ...], list[int]] = {}
-        for index, row in enumerate(rows):
-            by_signature.setdefault(row.tables.state.signature, []).append(index)
-        parts, computed = [], []
-        for group in by_signature.values():
-            parts.append(self.decode([rows[index] for index in group], previous))
+        parts = []
+        computed: list[int] = []  # the rows' indices, as the parts have them
+        for group in groups:
+            group_rows = [rows[index] for index in group]
+            parts.append(self.decode(group_rows, previous))
             computed += group
-        return mx.concatenate(parts, axis=0)[mx.array(np.argsort(computed))]
+        order = mx.array(np.argsort(computed))
+        return mx.concatenate(parts, axis=0)[order]
 
     def _decode_call(
         self, rows: Sequence[DecodeRow], previous: mx.array | None
@@ -375,7 +375,7 @@ class ModelRunner:
         if self.mixes and tiled_rows(len(rows)) != len(rows):
             return self.decode_mixed(rows, ())
         self._adapters.choose([row.adapter for row in rows])
-        geometry = self._geometry(rows)
+        geometry = rows_geometry(self._layout, rows)
         states = []
         if self._layout.has_state:
             states = [row.tables.state for row in rows]

@@ -102,17 +102,21 @@ class Scheduler:
     @property
     def is_roomy(self) -> bool:
         """True when the next step cannot have to preempt anyone."""
-        growth = len(self.running) + 2 * (self._prefill_chunk // BLOCK_TOKENS + 2)
-        return not self.swapped and all(
-            pool.num_free >= growth for pool in self._kv.pools
-        )
+        if self.swapped:
+            return False
+        chunk_blocks = self._prefill_chunk // BLOCK_TOKENS + 2
+        growth = len(self.running) + 2 * chunk_blocks
+        return all(pool.num_free >= growth for pool in self._kv.pools)
 
     def add(self, sequence: Sequence) -> None:
         """Queue a sequence that fits `longest_sequence`."""
         _insert(self.waiting, sequence)
 
     def schedule(self, prefill_tokens: int) -> StepPlan:
-        """Resume and admit what fits, then plan a step with at most `prefill_tokens` tokens of prefill."""
+        """Resume and admit what fits, then plan a step.
+
+        It prefills at most `prefill_tokens` tokens.
+        """
         for row in self.running:
             if not row.is_decoding:
                 self._kv_cache.extend_prefix(row)
@@ -126,7 +130,10 @@ class Scheduler:
         return StepPlan(tuple(prefills), tuple(decodes))
 
     def remove(self, sequence: Sequence) -> None:
-        """Take a sequence out, wherever it is. Its blocks are the caller's to release."""
+        """Take a sequence out, wherever it is.
+
+        Its blocks are the caller's to release.
+        """
         for rows in (self.running, self.waiting, self.swapped):
             if sequence in rows:
                 rows.remove(sequence)
@@ -165,11 +172,10 @@ class Scheduler:
         for sequence in self.waiting[:_LOOK_AHEAD]:
             if self._waits_for_sibling(sequence):
                 continue
+            counts = self._prompt_blocks(sequence)
             shared = self._kv_cache.count_shared_blocks(sequence)
             needed = []
-            for count, num_shared in zip(
-                self._prompt_blocks(sequence), shared, strict=True
-            ):
+            for count, num_shared in zip(counts, shared, strict=True):
                 needed.append(max(0, count - num_shared))
             if self._fits(needed):
                 return sequence
@@ -185,24 +191,35 @@ class Scheduler:
     def _waits_for_sibling(self, sequence: Sequence) -> bool:
         """The choices of one request share their prompt: the first computes it."""
         request = sequence.request
-        return request.index > 0 and any(
-            row.request.request_id == request.request_id and row.num_to_prefill > 0
-            for row in self.running
-        )
+        if request.index == 0:
+            return False
+        for row in self.running:
+            is_sibling = row.request.request_id == request.request_id
+            if is_sibling and row.num_to_prefill > 0:
+                return True
+        return False
 
     def _fits(self, needed: Rows[int], *, margin: bool = True) -> bool:
-        """Free blocks cover `needed` and, with `margin`, what running prompts will take."""
+        """True if free blocks cover `needed` and, with `margin`, what is promised."""
         promised = [0] * len(needed)
-        for row in self.running if margin else ():
-            if row.num_to_prefill == 0:
-                continue
-            final = self._prompt_blocks(row)
-            for group, table in enumerate(row.tables.groups):
-                promised[group] += max(0, final[group] - len(table.block_ids))
+        if margin:
+            promised = self._promised_blocks()
         for pool, count, later in zip(self._kv.pools, needed, promised, strict=True):
             if pool.num_free < count + later:
                 return False
         return True
+
+    def _promised_blocks(self) -> list[int]:
+        """Blocks by group that the running prompts will still take."""
+        promised = [0] * len(self._kv.pools)
+        for row in self.running:
+            if row.num_to_prefill == 0:
+                continue
+            final = self._prompt_blocks(row)
+            for group, table in enumerate(row.tables.groups):
+                missing = final[group] - len(table.block_ids)
+                promised[group] += max(0, missing)
+        return promised
 
     def _make_room_for_decodes(self) -> list[Sequence]:
         decodes = []
@@ -214,7 +231,10 @@ class Scheduler:
         return [row for row in decodes if row.swapped is None]
 
     def _grow(self, sequence: Sequence, num_tokens: int) -> bool:
-        """Give a sequence room for `num_tokens` tokens; False if it has to wait for blocks."""
+        """Give a sequence room for `num_tokens` tokens.
+
+        False if it has to wait for blocks.
+        """
         if not self._make_room(sequence, num_tokens):
             return False
         self._kv.grow(sequence.tables, num_tokens)
@@ -222,7 +242,10 @@ class Scheduler:
         return True
 
     def _make_room(self, sequence: Sequence, num_tokens: int) -> bool:
-        """Preempt lower ranked sequences until `sequence` can grow. False if it cannot, yet."""
+        """Preempt lower ranked sequences until `sequence` can grow.
+
+        False if it cannot, yet.
+        """
         while not self._kv.can_grow(sequence.tables, num_tokens):
             victim = self.running[-1]
             if victim is sequence or victim.rank < sequence.rank or victim.in_flight:
@@ -242,13 +265,14 @@ class Scheduler:
         for sequence, tokens in self._share_budget(budget):
             if sequence.swapped is not None:
                 continue
+            start = sequence.num_computed
             count = self._aligned(
-                sequence.num_computed,
+                start,
                 tokens,
                 sequence.num_to_prefill,
                 sequence.pause_at,
             )
-            if self._grow(sequence, sequence.num_computed + count):
+            if self._grow(sequence, start + count):
                 chunks.append(PrefillChunk(sequence, count))
         return [chunk for chunk in chunks if chunk.sequence.swapped is None]
 
@@ -264,12 +288,14 @@ class Scheduler:
         if not rows or budget < 1:
             return []
         first = rows[0]
-        least = min(max(1, budget // _FIRST_SHARE), self._prefill_chunk)
-        shares = {id(first): min(first.num_to_prefill, least)}
-        left = budget - shares[id(first)]
+        part = max(1, budget // _FIRST_SHARE)
+        first_share = min(first.num_to_prefill, part, self._prefill_chunk)
+        shares = {id(first): first_share}
+        left = budget - first_share
         for row in sorted(rows, key=lambda row: (row.num_to_prefill, row.rank)):
             given = shares.get(id(row), 0)
-            more = min(row.num_to_prefill - given, left, self._prefill_chunk - given)
+            most = min(row.num_to_prefill, self._prefill_chunk)
+            more = min(most - given, left)
             if given + more > 0:
                 shares[id(row)] = given + more
                 left -= more

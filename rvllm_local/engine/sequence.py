@@ -21,14 +21,14 @@ if TYPE_CHECKING:
     from rvllm_local.text.grammar.matcher import Matcher
 
 
-# Waiting so long counts as one point of priority, so that everybody is served: a request
-# of priority -100 goes before fresh ones of 100 after less than seven minutes.
+# Waiting so long counts as one point of priority, so that everybody is served: a
+# request of priority -100 goes before fresh ones of 100 after less than seven minutes.
 _SECONDS_A_POINT = 2.0
 
 
 @dataclass(slots=True)
 class SequenceTimings:
-    """What is remembered of a sequence for its report. Times are monotonic seconds."""
+    """Notes on a sequence for its report. Times are monotonic seconds."""
 
     arrived: float
     admitted: float | None = None
@@ -101,18 +101,20 @@ class Sequence:
     swapped: tuple[tuple[Swapped, ...], ...] | None = None
 
     def __post_init__(self) -> None:
-        params = self.request.params
-        points = self.request.priority - self.timings.arrived / _SECONDS_A_POINT
+        request = self.request
+        params = request.params
+        prompt = request.prompt_token_ids
+        points = request.priority - self.timings.arrived / _SECONDS_A_POINT
         self.rank = (-points, self.order)
-        self.token_ids = list(self.request.prompt_token_ids)
-        self.num_prompt = len(self.token_ids)
+        self.token_ids = list(prompt)
+        self.num_prompt = len(prompt)
         # The choices of a request share their prompt: the first one scores it.
-        if params.prompt_logprobs is not None and self.request.index == 0:
-            prompt = self.request.prompt_token_ids
+        if params.prompt_logprobs is not None and request.index == 0:
             self.scores = PromptScores(prompt, params.prompt_logprobs)
-        self.needs_host = params.has_penalties or self.request.grammar is not None
-        edits = bool(params.logit_bias) or params.logprobs is not None
-        self.is_plain_greedy = params.is_greedy and not self.needs_host and not edits
+        self.needs_host = params.has_penalties or request.grammar is not None
+        needs_logits = bool(params.logit_bias) or params.logprobs is not None
+        is_plain = not self.needs_host and not needs_logits
+        self.is_plain_greedy = params.is_greedy and is_plain
 
     @property
     def num_to_prefill(self) -> int:

@@ -30,7 +30,8 @@ class Swapper:
         saved = []
         for group, table in enumerate(sequence.tables.groups):
             payloads = self._io.save_blocks(group, table.block_ids)
-            saved.append(tuple(self._space.write(payloads)))
+            swapped = self._space.write(payloads)
+            saved.append(tuple(swapped))
         self._kv.release(sequence.tables)
         sequence.tables.state.detach()
         sequence.swapped = tuple(saved)
@@ -40,7 +41,8 @@ class Swapper:
         assert sequence.swapped is not None
         for group, table in enumerate(sequence.tables.groups):
             saved = sequence.swapped[group]
-            table.block_ids.extend(self._kv.pools[group].allocate(len(saved)))
+            block_ids = self._kv.pools[group].allocate(len(saved))
+            table.block_ids.extend(block_ids)
             payloads = [self._space.read(part) for part in saved]
             self._io.load_blocks(group, table.block_ids, payloads)
         # Not before: if a part could not be read, all are freed as the sequence ends.

@@ -1,7 +1,8 @@
 """One KV arena: a single allocation, block-major, for all layers of one attention shape.
 
-`[blocks, layers, K|V, kv_heads, BLOCK_TOKENS, head_dim]`: a block is one contiguous range.
-So copying, spilling and restoring it are single copies. Knows nothing of sequences.
+`[blocks, layers, K|V, kv_heads, BLOCK_TOKENS, head_dim]`: a block is one contiguous
+range. So copying, spilling and restoring it are single copies. Knows nothing of
+sequences.
 """
 
 from __future__ import annotations

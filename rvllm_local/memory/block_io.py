@@ -29,8 +29,8 @@ class BlockIO(Protocol):
     ) -> None:
         """Write saved contents into blocks.
 
-        What is described after this call reads the new contents. Raises `ValueError` for
-        a payload of the wrong size.
+        What is described after this call reads the new contents. Raises `ValueError`
+        for a payload of the wrong size.
         """
 
     def copy_blocks(self, group: int, pairs: Sequence[tuple[int, int]]) -> None:

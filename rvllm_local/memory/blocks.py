@@ -1,7 +1,7 @@
 """Reference-counted blocks of one arena, and the table that maps a sequence's tokens to them.
 
-Knows ids and counts only, never arrays. Block 0 is scratch for padding rows and is never
-handed out.
+Knows ids and counts only, never arrays. Block 0 is scratch for padding rows and is
+never handed out.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ def blocks_for(num_tokens: int) -> int:
 class BlockPool:
     """Hands out block ids 1 .. num_blocks - 1 and counts who holds them.
 
-    A block without holders is free, or cached if `keep` marked its content. Cached blocks
-    are handed out too, least recently used first, once no free one is left. `on_evict` is
-    called before that.
+    A block without holders is free, or cached if `keep` marked its content. Cached
+    blocks are handed out too, least recently used first, once no free one is left.
+    `on_evict` is called before that.
     """
 
     def __init__(
@@ -84,7 +84,10 @@ class BlockPool:
         return "".join(letters)
 
     def allocate(self, count: int) -> list[int]:
-        """Take `count` blocks, each with one holder. The caller has checked `num_free`."""
+        """Take `count` blocks, each with one holder.
+
+        The caller has checked `num_free`.
+        """
         assert count <= self.num_free, f"{count} blocks asked, {self.num_free} free"
         block_ids = []
         for _ in range(count):
@@ -109,10 +112,10 @@ class BlockPool:
         self._note_peak()
 
     def release(self, block_ids: Iterable[int]) -> None:
-        """Drop one holder of each block. A block without holders is free or cached again.
+        """Drop one holder of each block.
 
-        Of one sequence's blocks the last ones are evicted first: a prefix is worth more
-        than what follows it.
+        A block without holders is free or cached again. Of one sequence's blocks the
+        last ones are evicted first: a prefix is worth more than what follows it.
         """
         for block_id in reversed(list(block_ids)):
             holders = self._ref_counts[block_id]
@@ -168,8 +171,8 @@ class BlockPool:
 class BlockTable:
     """The blocks of one sequence in one arena, oldest first.
 
-    `start_block` counts the blocks that were freed behind a sliding window: the first id
-    holds tokens from position `start_block * BLOCK_TOKENS` on.
+    `start_block` counts the blocks that were freed behind a sliding window: the first
+    id holds tokens from position `start_block * BLOCK_TOKENS` on.
     """
 
     block_ids: list[int] = field(default_factory=list)

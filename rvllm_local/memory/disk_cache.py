@@ -1,7 +1,8 @@
 """KV blocks on disk: a content-addressed store that outlives the process.
 
-Knows bytes and keys only. One file a block (`block_file.py`), written by one thread. The store is content-addressed
-and holds a byte budget; the file that was not used for longest goes first.
+Knows bytes and keys only. One file a block (`block_file.py`), written by one thread.
+The store is content-addressed and holds a byte budget; the file that was not used for
+longest goes first.
 """
 
 from __future__ import annotations
@@ -59,10 +60,10 @@ class SpillStats:
 class BlockStore:
     """Blocks of one `fingerprint` (model and KV format) below `folder`.
 
-    The byte budget covers all fingerprints. `put` and `get` never raise for what the disk
-    does. If the disk cannot be written, writing goes off with one call of `warn`, and
-    everything else goes on. Use it from one thread; the store has a writer's thread of
-    its own.
+    The byte budget covers all fingerprints. `put` and `get` never raise for what the
+    disk does. If the disk cannot be written, writing goes off with one call of `warn`,
+    and everything else goes on. Use it from one thread; the store has a writer's thread
+    of its own.
     """
 
     def __init__(

@@ -1,7 +1,7 @@
 """How a model's layers share arenas, and how a byte budget becomes blocks.
 
-Layers with the same KV shape and window form a group. It has one arena, one pool and, for
-each sequence, one block table.
+Layers with the same KV shape and window form a group. It has one arena, one pool and,
+for each sequence, one block table.
 """
 
 from __future__ import annotations

@@ -22,7 +22,10 @@ _NAMES = {mx.float32: "F32", mx.float16: "F16", mx.bfloat16: "BF16", mx.int8: "I
 
 
 def lazy_zeros(shape: tuple[int, ...], dtype: mx.Dtype) -> mx.array:
-    """An evaluated array of zeros. On a Linux CPU only pages that are written to become resident."""
+    """An evaluated array of zeros.
+
+    On a Linux CPU only pages that are written to become resident.
+    """
     is_on_cpu = mx.default_device() == mx.Device(mx.cpu)
     if sys.platform == "linux" and is_on_cpu and dtype in _NAMES:
         array = _loaded_zeros(shape, dtype)

@@ -1,6 +1,7 @@
 """The memory plan: what a model will take, line by line, and what the machine has.
 
-Arithmetic only: sizes come in as numbers, so a plan can be made before anything is loaded.
+Arithmetic only: sizes come in as numbers, so a plan can be made before anything is
+loaded.
 """
 
 from __future__ import annotations
@@ -220,9 +221,9 @@ def scratch_bytes(
     A chunk through the widest layer (four arrays of the hidden and three of the
     intermediate width, twice), sampling (six float32 arrays over the vocabulary), one
     layer's gathered KV (`layer_kv` bytes of the arena, with as much again for padding,
-    keys and values apart), and the scores of a block of queries against a whole context.
-    All that twice: MLX keeps freed buffers for the next ones. A started engine measures
-    instead (`engine/startup/measure_scratch.py`).
+    keys and values apart), and the scores of a block of queries against a whole
+    context. All that twice: MLX keeps freed buffers for the next ones. A started engine
+    measures instead (`engine/startup/measure_scratch.py`).
     """
     tokens = max(chunk, rows)
     widths = 4 * sizes.hidden + 3 * sizes.intermediate
@@ -255,9 +256,9 @@ def make_plan(
 ) -> MemoryPlan:
     """The plan of an engine with `blocks` blocks in each group's arena.
 
-    With `copies` the context of a prefilling prompt is kept densely too, as much of it as
-    `_MOST_COPIED` and half of what the budget leaves allow: prompts go on without it, only
-    slower.
+    With `copies` the context of a prefilling prompt is kept densely too, as much of it
+    as `_MOST_COPIED` and half of what the budget leaves allow: prompts go on without
+    it, only slower.
     """
     if reserve is None:
         reserve = default_reserve(device)

@@ -17,8 +17,8 @@ Arrays = tuple[mx.array | None, ...]
 class RecurrentState:
     """One sequence's state after its last computed token.
 
-    It is row `row` of arrays that a call's rows may share. Empty before the first token,
-    and always so for a model without recurrent layers.
+    It is row `row` of arrays that a call's rows may share. Empty before the first
+    token, and always so for a model without recurrent layers.
     """
 
     __slots__ = ("batch", "row")

@@ -41,7 +41,8 @@ class BlockCopy:
 class KVTables:
     """Grows, shares and frees the tables of all sequences over the groups' pools.
 
-    `before_evict(group, block_id, key)` is called while an evicted block still has its content.
+    `before_evict(group, block_id, key)` is called while an evicted block still has its
+    content.
     """
 
     def __init__(
@@ -181,9 +182,9 @@ class KVTables:
     ) -> int:
         """How many leading blocks can be reused: each group has all that it would read.
 
-        `also_at(group, key)` says whether a block that is not in the arena can be fetched
-        from elsewhere. A model with recurrent layers needs a snapshot of its state at the
-        end.
+        `also_at(group, key)` says whether a block that is not in the arena can be
+        fetched from elsewhere. A model with recurrent layers needs a snapshot of its
+        state at the end.
         """
         longest = self._longest(keys, also_at)
         if not self.layout.has_state:
@@ -233,6 +234,17 @@ class KVTables:
             if counts[count - 1] < num_read:
                 return False
         return True
+
+    def count_held(self, group: int, keys: Sequence[bytes]) -> int:
+        """How many blocks of these keys are in the arena and have a holder."""
+        pool = self.pools[group]
+        index = self.indexes[group]
+        count = 0
+        for key in keys:
+            block_id = index.block(key)
+            if block_id is not None and pool.ref_count(block_id) > 0:
+                count += 1
+        return count
 
     def publish(
         self,

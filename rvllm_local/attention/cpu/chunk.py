@@ -1,8 +1,8 @@
 """Attention on a CPU, of one row's prefill chunk or of one token a row.
 
-MLX multiplies and numpy exponentiates: MLX's `exp` takes about 10 ns an element on a CPU
-and numpy's vectorized one about 1, and most of a chunk's time was softmax. Queries go in
-blocks, and a block multiplies only the keys that it can see.
+MLX multiplies and numpy exponentiates: MLX's `exp` takes about 10 ns an element on a
+CPU and numpy's vectorized one about 1, and most of a chunk's time was softmax. Queries
+go in blocks, and a block multiplies only the keys that it can see.
 """
 
 from __future__ import annotations
@@ -37,9 +37,9 @@ def chunk_attention(
 ) -> mx.array:
     """Softmax attention of a chunk's queries, evaluated. float32 only.
 
-    `[1, heads, query_len, key_dim]` in, `[1, heads, query_len, value_dim]` out. `keys` and
-    `values` are `[1, kv_heads, width, dim]`, `visible` is `[query_len, width]`, and each
-    query sees at least one key.
+    `[1, heads, query_len, key_dim]` in, `[1, heads, query_len, value_dim]` out. `keys`
+    and `values` are `[1, kv_heads, width, dim]`, `visible` is `[query_len, width]`, and
+    each query sees at least one key.
     """
     heads, query_len, dim = queries.shape[1:]
     kv_heads = keys.shape[1]
@@ -76,8 +76,9 @@ def token_attention(
 ) -> mx.array:
     """Softmax attention of one query a row. float32 only; sinks are left out.
 
-    `[rows, heads, 1, key_dim]` in, `[rows, heads, 1, value_dim]` out. The heads that share
-    a KV head are one product. `bias` `[rows, 1, 1, width]` is added to the logits.
+    `[rows, heads, 1, key_dim]` in, `[rows, heads, 1, value_dim]` out. The heads that
+    share a KV head are one product. `bias` `[rows, 1, 1, width]` is added to the
+    logits.
     """
     rows, heads, _, dim = queries.shape
     kv_heads = keys.shape[1]
@@ -104,8 +105,8 @@ def _exponentiate(
 ) -> npt.NDArray[np.float32]:
     """Turn evaluated scores into unnormalized weights in place; return their sums.
 
-    The sums are `[kv_heads, group * rows, 1]`. Nobody else holds `scores`, so writing to
-    its memory is safe.
+    The sums are `[kv_heads, group * rows, 1]`. Nobody else holds `scores`, so writing
+    to its memory is safe.
     """
     kv_heads, stacked, width = scores.shape
     weights = np.array(scores, copy=False)

@@ -1,8 +1,9 @@
 """A dense copy of one context, for the prompt that is prefilling.
 
 Each chunk of a prompt reads the whole context again. The copy follows blocks and their
-versions, so it cannot be out of date: a block that was written since, or that is another
-one, is copied again. It knows no sequences and serves the longest context that comes.
+versions, so it cannot be out of date: a block that was written since, or that is
+another one, is copied again. It knows no sequences and serves the longest context that
+comes.
 """
 
 from __future__ import annotations
@@ -58,8 +59,8 @@ class ContextCopy:
     ) -> bool:
         """Start a call over the context in the blocks `table`.
 
-        `versions` are those of all the arena's blocks. False if the context is too long,
-        or a much longer one is being prefilled: then it is to be gathered.
+        `versions` are those of all the arena's blocks. False if the context is too
+        long, or a much longer one is being prefilled: then it is to be gathered.
         """
         count = len(table)
         if count > len(self._block_ids) or not self._is_free_for(table):

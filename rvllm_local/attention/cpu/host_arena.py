@@ -20,7 +20,9 @@ _BITS = {2: mx.uint16, 4: mx.uint32}
 
 @dataclass(frozen=True, slots=True)
 class HostArena:
-    """Views of one arena's memory. One of `rows` is one head's keys (or values) of a block.
+    """Views of one arena's memory.
+
+    One of `rows` is one head's keys (or values) of a block.
 
     data: `[blocks, layers, 2, kv_heads, BLOCK_TOKENS, width]`, bit patterns or int8.
     rows: `[blocks * layers * 2 * kv_heads, BLOCK_TOKENS * width]`.

@@ -1,8 +1,8 @@
 """A one-row decode call's new keys and values while they wait in the graph.
 
 The host can store them only once they are computed. If it waited at every layer, the
-processor would idle while the next layer is described. So attention gets them beside what
-is stored, and they are stored before the next call.
+processor would idle while the next layer is described. So attention gets them beside
+what is stored, and they are stored before the next call.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Draws tokens on the host, from logits that a CPU computed.
 
-With numpy, one row at a time, while it is in the cache. The rules and the random numbers
-are those of `sampler`. Nothing sorts a vocabulary: bounds that cannot miss any of it find
-what a filter can keep, and only that is sorted.
+With numpy, one row at a time, while it is in the cache. The rules and the random
+numbers are those of `sampler`. Nothing sorts a vocabulary: bounds that cannot miss any
+of it find what a filter can keep, and only that is sorted.
 """
 
 from __future__ import annotations
@@ -84,7 +84,9 @@ def _token(logits: FloatArray, row: RowSampling) -> int:
     index = 0
     if len(weights) > 1:
         index = pick(weights, uniform(row.seed, row.position))
-    return index if tokens is None else int(tokens[index])
+    if tokens is None:
+        return index
+    return int(tokens[index])
 
 
 def _edited(logits: FloatArray, row: RowSampling) -> FloatArray:
@@ -92,33 +94,34 @@ def _edited(logits: FloatArray, row: RowSampling) -> FloatArray:
     if row.history is not None:
         row.history.edits().apply(logits)
     if row.allowed is not None:
-        bits = np.unpackbits(
-            row.allowed.view(np.uint8), count=len(logits), bitorder="little"
-        )
+        allowed_bytes = row.allowed.view(np.uint8)
+        bits = np.unpackbits(allowed_bytes, count=len(logits), bitorder="little")
         logits[bits == 0] = -np.inf
     return logits
 
 
 def pick(weights: FloatArray, chance: float) -> int:
-    """The inverse of the cumulative distribution of unnormalized weights at `chance` in [0, 1).
+    """The entry at `chance` in [0, 1) of the cumulative distribution of the weights.
 
-    Sums pieces first, then looks into one. An entry without weight is never picked.
+    The weights are not normalized. Sums pieces first, then looks into one. An entry
+    without weight is never picked.
     """
-    whole = len(weights) // _PIECE * _PIECE
-    sums = np.einsum(
-        "ij->i", weights[:whole].reshape(-1, _PIECE)
-    )  # twice as quick as a sum
-    until = np.append(sums, weights[whole:].sum()).cumsum(dtype=np.float64)
+    num_whole = len(weights) // _PIECE * _PIECE
+    pieces = weights[:num_whole].reshape(-1, _PIECE)
+    sums = np.einsum("ij->i", pieces)  # twice as quick as a sum
+    rest = weights[num_whole:].sum()
+    until = np.append(sums, rest).cumsum(dtype=np.float64)
     target = chance * until[-1]
     piece = int(until.searchsorted(target, side="right"))
     if piece == len(until):  # rounding went past the end: the last piece with weight
         piece = int(until.searchsorted(until[-1], side="left"))
-    inside = weights[piece * _PIECE : (piece + 1) * _PIECE].cumsum(dtype=np.float64)
+    start = piece * _PIECE
+    inside = weights[start : start + _PIECE].cumsum(dtype=np.float64)
     before = until[piece - 1] if piece else 0.0
     index = int(inside.searchsorted(target - before, side="right"))
     if index == len(inside):  # rounding went past its end: its last entry with weight
         index = int(inside.searchsorted(inside[-1], side="left"))
-    return piece * _PIECE + index
+    return start + index
 
 
 def _kept(
@@ -126,34 +129,35 @@ def _kept(
     best: np.float32,
     params: SamplingParams,
 ) -> tuple[IntArray | None, FloatArray]:
-    """What the filters keep: the tokens in the vocabulary's order, None for all of them, and their weights.
+    """The tokens that the filters keep, and their weights.
 
-    Weights are in units of the largest. Ties at a filter's edge are all kept.
+    Tokens are in the vocabulary's order, and None for all of them. Weights are in units
+    of the largest. Ties at a filter's edge are all kept.
     """
     least = params.min_p
+    top_p = params.top_p
+    temperature = params.temperature
     if 0 < params.top_k < len(logits):
         tokens = largest(logits, params.top_k)
-        weights = _weights(logits[tokens], best, params.temperature)
-        if params.top_p < 1:
+        weights = _weights(logits[tokens], best, temperature)
+        if top_p < 1:
             heaviest = np.sort(weights)[::-1][: params.top_k]
-            least = max(
-                least, _nucleus_edge(heaviest, params.top_p * float(heaviest.sum()))
-            )
-    elif params.top_p < 1:
-        tokens, weights, edge = _nucleus(
-            _weights(logits, best, params.temperature), params.top_p
-        )
+            mass = top_p * float(heaviest.sum())
+            least = max(least, _nucleus_edge(heaviest, mass))
+    elif top_p < 1:
+        weights = _weights(logits, best, temperature)
+        tokens, weights, edge = _nucleus(weights, top_p)
         least = max(least, edge)
     elif least > 0:
-        tokens = np.flatnonzero(
-            logits >= best + np.float32(params.temperature * np.log(least))
-        )
-        return tokens, _weights(logits[tokens], best, params.temperature)
+        edge_logit = best + np.float32(temperature * np.log(least))
+        tokens = np.flatnonzero(logits >= edge_logit)
+        return tokens, _weights(logits[tokens], best, temperature)
     else:
-        return None, _weights(logits, best, params.temperature)
+        return None, _weights(logits, best, temperature)
     if least > 0:
-        kept = weights >= least
-        tokens, weights = tokens[kept], weights[kept]
+        is_kept = weights >= least
+        tokens = tokens[is_kept]
+        weights = weights[is_kept]
     return tokens, weights
 
 
@@ -170,46 +174,58 @@ def _weights(
 
 
 def _nucleus(weights: FloatArray, top_p: float) -> tuple[IntArray, FloatArray, float]:
-    """Tokens among which is the whole nucleus, their weights, and the smallest weight in it."""
+    """Tokens with the whole nucleus among them, their weights, its smallest weight."""
     total = float(weights.sum())
-    # Tokens below the last bound have less than 1 - top_p of the mass together: none is in the nucleus.
-    for bound in (*_LIKELY, (1 - top_p) / len(weights)):
+    target = top_p * total
+    # Tokens below the last bound have less than 1 - top_p of the mass together: none is
+    # in the nucleus.
+    last_bound = (1 - top_p) / len(weights)
+    for bound in (*_LIKELY, last_bound):
         tokens = np.flatnonzero(weights >= np.float32(total * bound))
         likely = weights[tokens]
-        if likely.sum() >= top_p * total:
+        if likely.sum() >= target:
             break
-    return tokens, likely, _nucleus_edge(np.sort(likely)[::-1], top_p * total)
+    descending = np.sort(likely)[::-1]
+    return tokens, likely, _nucleus_edge(descending, target)
 
 
 def _nucleus_edge(descending: FloatArray, target: float) -> float:
-    """The smallest weight of the nucleus: tokens count while those above have less than the target."""
+    """The smallest weight of the nucleus.
+
+    Tokens are in it while those above them have less than the target together.
+    """
     mass = descending.cumsum(dtype=np.float64)
-    return float(
-        descending[min(int(mass.searchsorted(target, side="left")), len(mass) - 1)]
-    )
+    index = int(mass.searchsorted(target, side="left"))
+    last = min(index, len(mass) - 1)
+    return float(descending[last])
 
 
 def largest(values: FloatArray, count: int) -> IntArray:
-    """The places of the `count` largest values and of whatever equals the last of them, in order of place."""
+    """The indices of the `count` largest values and of all that equal the last of them.
+
+    They are in ascending order.
+    """
     size = len(values)
     columns = max(_COLUMNS, 4 * count)
     if size < _PER_COLUMN * columns:
         edge = np.partition(values, size - count)[size - count]
         return np.flatnonzero(values >= edge)
     # The count-th largest maximum of any groups is at most the count-th largest value.
-    maxima = values[: size // columns * columns].reshape(-1, columns).max(axis=0)
-    places = np.flatnonzero(
-        values >= np.partition(maxima, columns - count)[columns - count]
-    )
-    candidates = values[places]
+    num_grouped = size // columns * columns
+    maxima = values[:num_grouped].reshape(-1, columns).max(axis=0)
+    rank = columns - count
+    bound = np.partition(maxima, rank)[rank]
+    indices = np.flatnonzero(values >= bound)
+    candidates = values[indices]
     rank = len(candidates) - count
     edge = np.partition(candidates, rank)[rank]
-    kept: IntArray = places[candidates >= edge]
+    kept: IntArray = indices[candidates >= edge]
     return kept
 
 
 def _best(values: FloatArray, count: int) -> IntArray:
-    """The places of the `count` largest values, best first; of equal ones the first."""
-    places = largest(values, count)
-    best: IntArray = places[np.argsort(-values[places], kind="stable")][:count]
+    """The indices of the `count` largest values, best first; ties by index."""
+    indices = largest(values, count)
+    order = np.argsort(-values[indices], kind="stable")
+    best: IntArray = indices[order][:count]
     return best

@@ -37,11 +37,14 @@ def target_logprobs(
     """How likely each target is after its row of `logits` `[tokens, vocab]`."""
     logits = logits.astype(mx.float32)
     normalizers = mx.logsumexp(logits, axis=-1, keepdims=True)
-    given = mx.take_along_axis(logits, mx.array(list(targets))[:, None], axis=-1)
-    parts = [given - normalizers]
+    target_ids = mx.array(list(targets))
+    target_logits = mx.take_along_axis(logits, target_ids[:, None], axis=-1)
+    parts = [target_logits - normalizers]
     if num_top:
-        ids = mx.argpartition(-logits, kth=num_top - 1, axis=-1)[:, :num_top]
-        values = mx.take_along_axis(logits, ids, axis=-1) - normalizers
+        ids = mx.argpartition(-logits, kth=num_top - 1, axis=-1)
+        ids = ids[:, :num_top]
+        values = mx.take_along_axis(logits, ids, axis=-1)
+        values = values - normalizers
         order = mx.argsort(-values, axis=-1)
         parts.append(mx.take_along_axis(ids, order, axis=-1))
         parts.append(mx.take_along_axis(values, order, axis=-1))

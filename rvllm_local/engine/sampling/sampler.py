@@ -1,8 +1,9 @@
 """Draws one token a row from a batch of logits, each row with its own parameters and its own seed.
 
-Everything runs as MLX operations that the caller evaluates; `engine.host_sampler` does the same with numpy, where a CPU computes
-the logits. A row's randomness is a hash of its seed and position, and every operation works along a row, so a row's token
-does not depend on its neighbours.
+Everything runs as MLX operations that the caller evaluates; `engine.host_sampler` does
+the same with numpy, where a CPU computes the logits. A row's randomness is a hash of
+its seed and position, and every operation works along a row, so a row's token does not
+depend on its neighbours.
 
 Order, as in vLLM: bias, penalties, temperature, top-k, top-p, min-p, draw.
 """
@@ -29,7 +30,8 @@ _UNIFORM_BITS = 22  # so that u * total stays below total in float32
 class RowSampling(NamedTuple):
     """One row: its parameters, its seed, and the position of the token to be drawn.
 
-    `history` is there for rows with biases or penalties. One is made for each token, as quickly as can be.
+    `history` is there for rows with biases or penalties. One is made for each token, as
+    quickly as can be.
     """
 
     params: SamplingParams
@@ -43,9 +45,10 @@ class RowSampling(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class SampledTokens:
-    """`tokens` [rows]; log-probabilities [rows] of the chosen tokens; the best alternatives [rows, k], best first.
+    """The tokens of a step, and their log-probabilities where a row asks for them.
 
-    numpy's arrays if the host drew them.
+    `tokens` and log-probabilities are [rows], the best alternatives [rows, k], best
+    first. They are numpy's arrays if the host drew them.
     """
 
     tokens: Tokens
@@ -63,7 +66,8 @@ class SampledTokens:
 class LogitEdits:
     """Sparse edits of the logits: for each (row, token) once, `x -> scaled(x) + add`.
 
-    Positive logits are divided by `repetition`, negative ones multiplied (the CTRL paper's rule).
+    Positive logits are divided by `repetition`, negative ones multiplied (the CTRL
+    paper's rule).
     """
 
     rows: mx.array
@@ -203,7 +207,10 @@ def _threshold(
     best: mx.array,
     batch: SamplingBatch,
 ) -> mx.array | None:
-    """[rows, 1]: the smallest tempered logit that is kept; ties at the threshold are all kept."""
+    """[rows, 1]: the smallest tempered logit that is kept.
+
+    Ties at the threshold are all kept.
+    """
     threshold = None if batch.log_min_p is None else best + batch.log_min_p
     if batch.top_k is None or batch.top_p is None:
         return threshold

@@ -22,7 +22,8 @@ FloatArray = npt.NDArray[np.float32]
 class RowEdits:
     """Edits of one row's logits, each token once: `x -> scaled(x + bias) - subtract`.
 
-    Positive logits are divided by `repetition`, negative ones multiplied (the CTRL paper's rule).
+    `scaled` divides positive logits by `repetition`, and multiplies negative ones (the
+    CTRL paper's rule).
     """
 
     tokens: npt.NDArray[np.int64]
@@ -33,14 +34,17 @@ class RowEdits:
     def apply(self, logits: FloatArray) -> None:
         """Edit a row of logits `[vocab]` in place."""
         values = logits[self.tokens] + self.bias
-        logits[self.tokens] = (
-            np.where(values > 0, values / self.repetition, values * self.repetition)
-            - self.subtract
-        )
+        smaller = values / self.repetition
+        larger = values * self.repetition
+        scaled = np.where(values > 0, smaller, larger)
+        logits[self.tokens] = scaled - self.subtract
 
 
 class TokenHistory:
-    """The edits of one sequence. Raises `ParameterError` for a biased token id outside the vocabulary."""
+    """The edits of one sequence.
+
+    Raises `ParameterError` for a biased token id outside the vocabulary.
+    """
 
     def __init__(
         self,
@@ -48,29 +52,32 @@ class TokenHistory:
         prompt_token_ids: Sequence[int],
         vocab_size: int,
     ) -> None:
-        outside = next(
-            (token for token in params.logit_bias if token >= vocab_size), None
-        )
-        if outside is not None:
-            raise ParameterError(
-                "logit_bias",
-                f"token id {outside} is outside the vocabulary of {vocab_size}",
-            )
+        for token in params.logit_bias:
+            if token >= vocab_size:
+                raise ParameterError(
+                    "logit_bias",
+                    f"token id {token} is outside the vocabulary of {vocab_size}",
+                )
         self._params = params
-        seen = set(prompt_token_ids) if params.repetition_penalty != 1.0 else set()
-        tokens = [*params.logit_bias, *sorted(seen.difference(params.logit_bias))]
+        biases = list(params.logit_bias.values())
+        seen: set[int] = set()
+        if params.repetition_penalty != 1.0:
+            seen = set(prompt_token_ids)
+        unbiased = seen.difference(params.logit_bias)
+        tokens = [*params.logit_bias, *sorted(unbiased)]
+        count = len(tokens)
         self._index_of = {token: index for index, token in enumerate(tokens)}
-        self._counts = [0] * len(tokens)  # in the output
-        self._tokens = np.zeros(max(64, 2 * len(tokens)), dtype=np.int64)
-        self._numbers = np.zeros(
-            (3, len(self._tokens)), dtype=np.float32
-        )  # bias, repetition, subtract
-        self._tokens[: len(tokens)] = tokens
-        self._numbers[0, : len(params.logit_bias)] = list(params.logit_bias.values())
-        self._numbers[1] = [
-            params.repetition_penalty if token in seen else 1.0
-            for token in self._tokens.tolist()
-        ]
+        self._counts = [0] * count  # in the output
+        capacity = max(64, 2 * count)
+        self._tokens = np.zeros(capacity, dtype=np.int64)
+        # Bias, repetition and what is subtracted: [3, capacity].
+        self._numbers = np.zeros((3, capacity), dtype=np.float32)
+        self._tokens[:count] = tokens
+        self._numbers[0, : len(biases)] = biases
+        self._numbers[1] = 1.0
+        for index, token in enumerate(tokens):
+            if token in seen:
+                self._numbers[1, index] = params.repetition_penalty
 
     @classmethod
     def of(
@@ -91,7 +98,8 @@ class TokenHistory:
             return
         index = self._index_of.get(token)
         if index is None:
-            index = self._index_of[token] = len(self._counts)
+            index = len(self._counts)
+            self._index_of[token] = index
             self._counts.append(0)
             if index == len(self._tokens):
                 self._double()
@@ -103,9 +111,10 @@ class TokenHistory:
 
     def _double(self) -> None:
         """Make room for as many tokens again."""
-        self._tokens = np.concatenate((self._tokens, np.zeros_like(self._tokens)))
-        more = np.zeros_like(self._numbers)
-        self._numbers = np.concatenate((self._numbers, more), axis=1)
+        more_tokens = np.zeros_like(self._tokens)
+        more_numbers = np.zeros_like(self._numbers)
+        self._tokens = np.concatenate((self._tokens, more_tokens))
+        self._numbers = np.concatenate((self._numbers, more_numbers), axis=1)
 
     def edits(self) -> RowEdits:
         """The edits of the next token's logits; valid until the next `push`."""

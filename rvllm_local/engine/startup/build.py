@@ -23,6 +23,7 @@ from rvllm_local.engine.identity import EngineIdentity
 from rvllm_local.engine.kv_cache import CachePolicy, KVCacheManager
 from rvllm_local.engine.limits import EngineLimits
 from rvllm_local.engine.prefill_budget import PrefillBudget
+from rvllm_local.engine.report import CoreParts
 from rvllm_local.engine.runner import ModelRunner
 from rvllm_local.engine.scheduler import Scheduler
 from rvllm_local.engine.startup.choose_runner import LoadedParts, choose_runner
@@ -218,7 +219,12 @@ def _assemble(
     if _is_on_cpu():
         reserve_memory = functools.partial(host.reserve_heap, plan.scratch)
     return EngineCore(
-        runner, kv, kv_cache, scheduler, budget, limits, text, identity, reserve_memory
+        CoreParts(kv, kv_cache, scheduler, runner),
+        budget,
+        limits,
+        text,
+        identity,
+        reserve_memory,
     )
 
 

@@ -1,7 +1,7 @@
 """Finds out at the start how a model may be called, and the memory that a step takes.
 
-Logits are held against mlx-lm's. What an earlier start found out is taken from its note,
-where nothing that it depends on has changed.
+Logits are held against mlx-lm's. What an earlier start found out is taken from its
+note, where nothing that it depends on has changed.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
-"""Measures the temporary memory of a step: the largest prefill chunk and the largest decode batch, once, at the start.
+"""Measures the temporary memory of a step, once, at the start.
 
-What is computed here belongs to nobody: its blocks are given back, and whoever takes them writes before reading.
+It runs the largest prefill chunk and the largest decode batch. Their results belong to
+nobody: the blocks are given back, and whoever takes them writes before reading.
 """
 
 from __future__ import annotations
@@ -31,41 +32,44 @@ def measure_scratch(
     rows: int,
     chunk: int,
 ) -> int:
-    """The most bytes that MLX held at once beside what it holds now, over the largest calls that can come.
+    """The most bytes that MLX held at once beside those that it holds now.
 
-    A chunk at the end of the longest context; `rows` rows that share the longest context,
-    and the longest that are attended together; the drawing of `rows` tokens; the scoring
-    of a prompt's tile. Where layers run one by one, the first ones stand for all.
+    It computes the largest calls that can come. A chunk at the end of the longest
+    context; `rows` rows that share the longest context, and the longest that are
+    attended together; the drawing of `rows` tokens; the scoring of a prompt's tile.
+    Where layers run one by one, the first ones stand for all.
     """
     longest = min(context, kv.capacity_tokens(chunk))
-    most_blocks = (
-        MAX_PADDING * max(pool.num_total for pool in kv.pools) // rows
-    )  # longer rows are attended one by one
+    # Longer rows are attended one by one.
+    num_blocks = max(pool.num_total for pool in kv.pools)
+    most_blocks = MAX_PADDING * num_blocks // rows
     together = max(1, most_blocks * BLOCK_TOKENS)
     gc.collect()  # what is freed during a call would hide what it takes
-    peaks = [
-        _over(
-            kv,
-            longest,
-            chunk,
-            lambda tables, at: runner.try_prefill(tables, at, [0] * (longest - at)),
-        )
-    ]
+
+    def prefill(tables: SequenceTables, start: int) -> None:
+        runner.try_prefill(tables, start, [0] * (longest - start))
+
+    def draw(tables: SequenceTables, _start: int) -> None:
+        _draw(runner, tables, rows)
+
+    def score(_tables: SequenceTables, _start: int) -> None:
+        runner.try_score(MAX_LOGPROBS)
+
+    peaks = [_peak_of(kv, longest, chunk, prefill)]
     for length in {longest, min(longest, together)}:
-        peaks.append(
-            _over(kv, length, chunk, functools.partial(_decode, runner, rows, length))
-        )
-    peaks.append(_over(kv, 1, chunk, lambda tables, _: _draw(runner, tables, rows)))
-    peaks.append(_over(kv, 1, chunk, lambda *_: runner.try_score(MAX_LOGPROBS)))
+        decode = functools.partial(_decode, runner, rows, length)
+        peaks.append(_peak_of(kv, length, chunk, decode))
+    peaks.append(_peak_of(kv, 1, chunk, draw))
+    peaks.append(_peak_of(kv, 1, chunk, score))
     for pool in kv.pools:
         pool.peak_used = 0
     return max(peaks)
 
 
 def resident_growth(call: Callable[[], object]) -> int:
-    """Bytes by which resident memory rose at most during `call`, whoever allocated them.
+    """Bytes by which resident memory rose at most during `call`.
 
-    0 where the system does not tell. For what MLX does not count.
+    They include what MLX does not count. 0 where the system does not tell.
     """
     try:
         Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")
@@ -83,20 +87,24 @@ def _status_bytes(name: str) -> int:
     return int(kilobytes) * 1024
 
 
-def _over(
+def _peak_of(
     kv: KVTables,
     length: int,
     chunk: int,
     call: Callable[[SequenceTables, int], None],
 ) -> int:
-    """The peak of a call over a sequence of `length` tokens; it is told where the last chunk of these starts."""
-    tables, start = kv.new_sequence(), max(0, length - chunk)
+    """The peak of a call over a sequence of `length` tokens.
+
+    The call gets the position at which the last chunk of these starts.
+    """
+    tables = kv.new_sequence()
+    start = max(0, length - chunk)
     try:
-        for end in range(
-            chunk, start + chunk, chunk
-        ):  # as prefill goes: what slid out of a window is given back
-            kv.grow(tables, min(end, start))
-            kv.trim_windows(tables, min(end, start))
+        # As prefill goes: what slid out of a window is given back.
+        for end in range(chunk, start + chunk, chunk):
+            position = min(end, start)
+            kv.grow(tables, position)
+            kv.trim_windows(tables, position)
         kv.grow(tables, length)
         before = mx.get_active_memory()
         mx.reset_peak_memory()
@@ -113,9 +121,8 @@ def _decode(
     tables: SequenceTables,
     _start: int,
 ) -> None:
-    runner.try_decode(
-        [DecodeRow(tables, length - 1, 0, adapter=runner.num_adapters)] * rows
-    )
+    row = DecodeRow(tables, length - 1, 0, adapter=runner.num_adapters)
+    runner.try_decode([row] * rows)
 
 
 def _draw(
@@ -124,8 +131,7 @@ def _draw(
     rows: int,
 ) -> None:
     """One whole decode step of `rows` rows of one token."""
-    samplings = [RowSampling(_HARDEST, row, 0) for row in range(rows)]
-    sampled = runner.sample(
-        [DecodeRow(tables, 0, 0, adapter=runner.num_adapters)] * rows, samplings, None
-    )
+    row = DecodeRow(tables, 0, 0, adapter=runner.num_adapters)
+    samplings = [RowSampling(_HARDEST, seed, 0) for seed in range(rows)]
+    sampled = runner.sample([row] * rows, samplings, None)
     sampled.tokens.tolist()

@@ -1,7 +1,8 @@
 """Makes a runner over packed weights on a CPU, and proves it.
 
-What it predicts is held against float32 arithmetic of the same weights. The packed product rounds activations to int8;
-so does that arithmetic for a second opinion, and how far both opinions diverge is what rounding explains.
+Its predictions are held against float32 arithmetic of the same weights. The packed
+product rounds activations to int8. That arithmetic is done a second time with the same
+rounding: the divergence of its two results is what rounding explains.
 """
 
 from __future__ import annotations
@@ -57,14 +58,17 @@ def choose_packed_runner(
     options: EngineOptions,
     key: str | None,
 ) -> tuple[ModelRunner, int | None]:
-    """A runner over the packed model, and the bytes that a step takes (None if nothing is checked).
+    """A runner over the packed model, and the bytes that a step takes.
 
-    Packs the model's weights. Raises `UnsupportedModelError` if its logits are not those of float32 arithmetic;
-    the model is of no use then.
+    Those are None if nothing is checked. Packs the model's weights. Raises
+    `UnsupportedModelError` if its logits are not those of float32 arithmetic; the model
+    is of no use then.
     """
     runner, scratch = _choose(model, form, options, key)
-    is_step = isinstance(runner.block_io, StepBackend)
-    runner.weight_form = form_in_words("step" if is_step else "layers")
+    used_form: WeightForm = "layers"
+    if isinstance(runner.block_io, StepBackend):
+        used_form = "step"
+    runner.weight_form = form_in_words(used_form)
     gc.collect()
     mx.clear_cache()
     host.trim_heap()
@@ -77,80 +81,112 @@ def _choose(
     options: EngineOptions,
     key: str | None,
 ) -> tuple[ModelRunner, int | None]:
+    if not options.self_check:
+        make_runner, _ = _pack(model, form)
+        mode = RunMode(model.paged, dense=not model.paged)
+        return make_runner(mode), None
     cache_dir = Path(options.cache_dir) if options.cache_dir else None
-    if not options.self_check:
-        key = None
-    result = None if key is None else read_result(key, cache_dir)
-    modes = run_modes(paged=model.paged)
-    if result is not None:
-        runner, _ = _packed(model, form)
-        return runner(result.mode), result.scratch
-    if not options.self_check:
-        runner, _ = _packed(model, form)
-        return runner(RunMode(model.paged, dense=not model.paged)), None
+    if key is not None:
+        result = read_result(key, cache_dir)
+        if result is not None:
+            make_runner, _ = _pack(model, form)
+            return make_runner(result.mode), result.scratch
     prompts = check_prompts(model.loaded.vocab_size)
     judge = _judge(model.loaded.module, prompts)
-    make, step = _packed(model, form)
+    make_runner, step = _pack(model, form)
+    modes = run_modes(paged=model.paged)
     if step is not None:
         modes = modes[:1]
-    chosen = first_agreeing(make, modes, model.kv, prompts, judge)
-    rows, chunk = options.max_rows, options.prefill_chunk
-    measure = functools.partial(
-        measure_scratch, chosen, model.kv, rows=rows, chunk=chunk
-    )
-    if step is not None:
-        # onnxruntime allocates here, which MLX does not count: a chunk and a batch of
-        # its length are measured, longer contexts are computed. The plan doubles what
-        # it is told, for what MLX keeps; nothing is kept here.
-        computed = step.scratch_bytes(rows, chunk, model.context)
-        measured = resident_growth(lambda: measure(context=min(chunk, model.context)))
-        scratch = max(computed, measured) // 2
-    else:
-        scratch = measure(context=model.context)
+    runner = first_agreeing(make_runner, modes, model.kv, prompts, judge)
+    scratch = _measure(model, runner, step, options)
     if key is not None:
-        write_result(key, StartupResult(chosen.mode, 0, scratch), cache_dir)
-    return chosen, scratch
+        result = StartupResult(runner.mode, 0, scratch)
+        write_result(key, result, cache_dir)
+    return runner, scratch
 
 
-def _packed(
-    model: LoadedParts, form: WeightForm
+def _measure(
+    model: LoadedParts,
+    runner: ModelRunner,
+    step: StepModel | None,
+    options: EngineOptions,
+) -> int:
+    """Bytes that a step takes, as the plan is told of them."""
+    rows = options.max_rows
+    chunk = options.prefill_chunk
+    measure = functools.partial(
+        measure_scratch,
+        runner,
+        model.kv,
+        rows=rows,
+        chunk=chunk,
+    )
+    if step is None:
+        return measure(context=model.context)
+    # onnxruntime allocates here, which MLX does not count: a chunk and a batch of its
+    # length are measured, longer contexts are computed. The plan doubles what it is
+    # told, for what MLX keeps; nothing is kept here.
+    computed = step.scratch_bytes(rows, chunk, model.context)
+    measured_context = min(chunk, model.context)
+    measured = resident_growth(lambda: measure(context=measured_context))
+    return max(computed, measured) // 2
+
+
+def _pack(
+    model: LoadedParts,
+    form: WeightForm,
 ) -> tuple[Callable[[RunMode], ModelRunner], StepModel | None]:
-    """What makes runners over the model's weights, which are packed now; and the step, if it is one."""
-    module, layout = model.loaded.module, model.layout
+    """Pack the model's weights.
+
+    Returns what makes runners, and the step if there is one.
+    """
+    module = model.loaded.module
+    layout = model.layout
     vocab_size = model.loaded.vocab_size
     step = None
-    decoder = find_decoder(module) if form == "step" and model.paged else None
-    if decoder is not None:
-        step = build_step(decoder, layout, model.arenas)
+    if form == "step" and model.paged:
+        decoder = find_decoder(module)
+        if decoder is not None:
+            step = build_step(decoder, layout, model.arenas)
     if step is None:
         pack_layers(module)
         reference = ReferenceBackend(model.arenas, model.copy_tokens)
-        return lambda mode: ModelRunner(
-            module, layout, reference, mode, vocab_size
-        ), None
-    called = StepModel(step, model.arenas)
+
+        def make_layers_runner(mode: RunMode) -> ModelRunner:
+            return ModelRunner(module, layout, reference, mode, vocab_size)
+
+        return make_layers_runner, None
+    step_model = StepModel(step, model.arenas)
     backend = StepBackend(model.arenas)
-    return lambda mode: ModelRunner(called, layout, backend, mode, vocab_size), called
+
+    def make_step_runner(mode: RunMode) -> ModelRunner:
+        return ModelRunner(step_model, layout, backend, mode, vocab_size)
+
+    return make_step_runner, step_model
 
 
 def _judge(module: nn.Module, prompts: list[list[int]]) -> Judge:
-    """What holds logits of the prompts' last tokens against those that the module computes in float32.
+    """Holds logits of the prompts' last tokens against the module's in float32.
 
-    Raises `UnsupportedModelError` for a model whose predictions do not survive int8 activations.
+    Raises `UnsupportedModelError` for a model whose predictions do not survive int8
+    activations.
     """
     count = len(prompts)
     with half_rounded(module):
         logits = _logits(module, [*prompts, *prompts])
-    exact, rounded = logits[:count], logits[count:]
+    exact = logits[:count]
+    rounded = logits[count:]
     explained = divergence(exact, rounded)
     if not explained <= _USEFUL:
         raise UnsupportedModelError(
-            f"activations in int8 change this model's predictions by {explained:.2g} nats"
+            "activations in int8 change this model's predictions "
+            f"by {explained:.2g} nats"
         )
     expected = [part[-_COMPARED:].copy() for part in exact]
 
     def judge(computed: Sequence[mx.array]) -> str | None:
-        distance = divergence(expected, [np.array(part) for part in computed])
+        logits = [np.array(part) for part in computed]
+        distance = divergence(expected, logits)
         limit = _TIMES * explained + _EXACT
         if distance <= limit:
             return None
@@ -160,27 +196,36 @@ def _judge(module: nn.Module, prompts: list[list[int]]) -> Judge:
 
 
 def divergence(expected: Sequence[FloatArray], others: Sequence[FloatArray]) -> float:
-    """The mean Kullback-Leibler divergence, in nats, of what two sets of logits `[tokens, vocab]` predict."""
-    sums, count = 0.0, 0
+    """The mean Kullback-Leibler divergence of two sets of predictions, in nats.
+
+    Both are logits `[tokens, vocab]` of several prompts.
+    """
+    total = 0.0
+    count = 0
     for ours, theirs in zip(expected, others, strict=True):
-        likely = _log_softmax(ours)
-        sums += float((np.exp(likely) * (likely - _log_softmax(theirs))).sum())
+        log_ours = _log_softmax(ours)
+        log_ratios = log_ours - _log_softmax(theirs)
+        terms = np.exp(log_ours) * log_ratios
+        total += float(terms.sum())
         count += len(ours)
-    return sums / count
+    return total / count
 
 
 def _log_softmax(logits: FloatArray) -> npt.NDArray[np.float64]:
-    shifted = logits.astype(np.float64) - logits.max(axis=-1, keepdims=True)
-    normalized: npt.NDArray[np.float64] = shifted - np.log(
-        np.exp(shifted).sum(axis=-1, keepdims=True)
-    )
+    largest = logits.max(axis=-1, keepdims=True)
+    shifted = logits.astype(np.float64) - largest
+    sums = np.exp(shifted).sum(axis=-1, keepdims=True)
+    normalized: npt.NDArray[np.float64] = shifted - np.log(sums)
     return normalized
 
 
 def _logits(module: nn.Module, prompts: list[list[int]]) -> list[FloatArray]:
-    """All logits `[tokens, vocab]` of each prompt, in one call; shorter prompts are filled up behind their ends."""
+    """All logits `[tokens, vocab]` of each prompt, in one call.
+
+    Shorter prompts are filled up behind their ends.
+    """
     longest = max(map(len, prompts))
     tokens = [prompt + [0] * (longest - len(prompt)) for prompt in prompts]
-    logits = module(mx.array(tokens), cache=plain_caches(module)).astype(mx.float32)
-    host = np.array(logits)
-    return [host[row, : len(prompt)] for row, prompt in enumerate(prompts)]
+    logits = module(mx.array(tokens), cache=plain_caches(module))
+    host_logits = np.array(logits.astype(mx.float32))
+    return [host_logits[row, : len(prompt)] for row, prompt in enumerate(prompts)]

@@ -29,9 +29,10 @@ def plan_model(
     *,
     strict: bool = True,
 ) -> MemoryPlan:
-    """The plan of a model that is not loaded. With `strict`, raises `MemoryBudgetError` if it does not fit.
+    """The plan of a model that is not loaded.
 
-    Its adapters are read and held against it. Raises what `read_adapter` does.
+    With `strict`, raises `MemoryBudgetError` if it does not fit. Its adapters are read
+    and held against it. Raises what `read_adapter` does.
     """
     layout = probe_layout(model.module, quantized=options.kv_dtype == "int8")
     sizes = ModelSizes(
@@ -63,9 +64,11 @@ def plan_engine(
     sizes: ModelSizes,
     paged: bool = True,
 ) -> MemoryPlan:
-    """The plan of an engine over a known layout. Raises `MemoryBudgetError` if the KV budget holds no block.
+    """The plan of an engine over a known layout.
 
-    `paged`: attention goes through the back end, which on a CPU keeps the context of a prefilling prompt densely.
+    Raises `MemoryBudgetError` if the KV budget holds no block. `paged`: attention goes
+    through the back end, which on a CPU keeps the context of a prefilling prompt
+    densely.
     """
     return make_plan(
         layout,
@@ -105,7 +108,10 @@ def arena_blocks(
 
 
 def usable_context(length: int, options: EngineOptions) -> int:
-    """The context to serve of a model that has `length` positions. Raises `ConfigError`."""
+    """The context to serve of a model that has `length` positions.
+
+    Raises `ConfigError`.
+    """
     if options.context_length is None:
         return length
     if options.context_length > length:

@@ -1,7 +1,8 @@
-"""Remembers what a start found out about a model on this machine, so that the next one need not find it out again.
+"""Remembers what a start proved about a model on this machine, for the next start.
 
-Everything that the findings depend on is in the note's key: the weights, what the engine was asked for, the code that
-ran, the libraries, the processor and the environment. Another key means that all is proven anew.
+Everything that the results depend on is in the note's key: the weights, the options,
+the code that ran, the libraries, the processor and the environment. Under another key
+all is proven anew.
 """
 
 from __future__ import annotations
@@ -28,6 +29,9 @@ from rvllm_local.models.startup_notes import read_note, write_note
 from rvllm_local.options import EngineOptions
 
 _OWN_CODE = ("attention", "engine", "memory", "metal_kernels", "models")
+# Lines of /proc/cpuinfo that differ between cores or starts.
+_CHANGING = ("cpu MHz", "bogomips", "processor", "apicid", "initial")
+# Beginnings of the names of environment variables.
 _SETTINGS = (
     "MLX_",
     "OPENBLAS_",
@@ -42,13 +46,11 @@ _SETTINGS = (
 
 @dataclass(frozen=True, slots=True)
 class StartupResult:
-    """The mode whose logits agreed with mlx-lm's, the rows of a deterministic call (0 where none were asked for), and
-    the bytes that a step takes.
-    """
+    """What a start proved."""
 
-    mode: RunMode
-    row_group: int
-    scratch: int
+    mode: RunMode  # its logits agreed with mlx-lm's
+    row_group: int  # rows of a deterministic call; 0 without the deterministic mode
+    scratch: int  # bytes that a step takes
 
 
 def result_key(
@@ -57,33 +59,39 @@ def result_key(
     options: EngineOptions,
     sizes: Sequence[object],
 ) -> str:
-    """The key of a model's result; `sizes` are the layout and the numbers that were worked out from the options."""
+    """The key of a model's result.
+
+    `sizes` are the layout and the numbers that were worked out from the options.
+    """
+    weights = [file_stamp(path) for path in files.weight_paths()]
+    versions = (
+        str(vars(mx)["__version__"]),
+        np.__version__,
+        sys.version,
+        platform.platform(),
+    )
+    settings = []
+    for name, value in os.environ.items():
+        if name.startswith(_SETTINGS):
+            settings.append((name, value))
     parts = [
         loaded.fingerprint,
-        [file_stamp(path) for path in files.weight_paths()],
+        weights,
         options,
         sizes,
         sorted(_code()),
-        (
-            str(vars(mx)["__version__"]),
-            np.__version__,
-            sys.version,
-            platform.platform(),
-        ),
+        versions,
         _processor(),
         host.prepare(),
         _blas(),
-        sorted(
-            (name, value)
-            for name, value in os.environ.items()
-            if name.startswith(_SETTINGS)
-        ),
+        sorted(settings),
     ]
-    return "result " + hashlib.sha256(repr(parts).encode()).hexdigest()
+    digest = hashlib.sha256(repr(parts).encode())
+    return f"result {digest.hexdigest()}"
 
 
 def read_result(key: str, cache_dir: Path | None = None) -> StartupResult | None:
-    """What was noted, if it is of the form that is written here."""
+    """The noted result; None if the note has another form than is written here."""
     note = read_note(key, cache_dir)
     kinds = [bool, bool, int, int]
     if not isinstance(note, list) or [type(part) for part in note] != kinds:
@@ -108,17 +116,22 @@ def write_result(
 
 
 def _code() -> Iterable[tuple[str, int, int]]:
-    """Size and time of all code that computes: this project's, MLX's, and the model definitions that were loaded."""
+    """Size and time of all code that computes.
+
+    It is this project's, MLX's, and the model definitions that were loaded.
+    """
     package = __name__.partition(".")[0]
     for name in _OWN_CODE:
         for top in importlib.import_module(f"{package}.{name}").__path__:
             for folder, folders, files in os.walk(top):
                 folders[:] = sorted(set(folders) - {"__pycache__"})
-                yield from (_dated(str(Path(folder, file))) for file in sorted(files))
+                for file in sorted(files):
+                    yield _dated(str(Path(folder, file)))
     for name, module in list(sys.modules.items()):
-        if name.startswith(("mlx.", "mlx_lm.")) and (
-            path := getattr(module, "__file__", None)
-        ):
+        if not name.startswith(("mlx.", "mlx_lm.")):
+            continue
+        path = getattr(module, "__file__", None)
+        if path:
             yield _dated(path)
 
 
@@ -128,37 +141,26 @@ def _dated(path: str) -> tuple[str, int, int]:
 
 
 def _processor() -> tuple[object, ...]:
-    """The processor's kind, and how many of its cores this process may use."""
+    """The processor's kind, and which of its cores this process may use."""
     try:
-        lines = (
-            Path("/proc/cpuinfo")
-            .read_text(encoding="utf-8")
-            .split("\n\n")[0]
-            .splitlines()
-        )
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
+        first_core = text.split("\n\n")[0]
+        lines = first_core.splitlines()
     except OSError:
         lines = [platform.processor()]
-    kept = [
-        line
-        for line in lines
-        if not line.startswith(
-            ("cpu MHz", "bogomips", "processor", "apicid", "initial")
-        )
-    ]
-    cores = (
-        sorted(os.sched_getaffinity(0))
-        if hasattr(os, "sched_getaffinity")
-        else os.cpu_count()
-    )
-    return (tuple(kept), cores)
+    kind = [line for line in lines if not line.startswith(_CHANGING)]
+    cores: object = os.cpu_count()
+    if hasattr(os, "sched_getaffinity"):
+        cores = sorted(os.sched_getaffinity(0))
+    return (tuple(kind), cores)
 
 
 def _blas() -> str:
-    """The BLAS that was loaded, with its version and the kernels that it chose for this processor."""
-    found = []
+    """The BLAS that was loaded: its version, and its kernels for this processor."""
+    answers = []
     for name in ("openblas_get_config", "openblas_get_corename"):
         function = getattr(ctypes.CDLL(None), name, None)
         if function is not None:
             function.restype = ctypes.c_char_p
-            found.append(str(function()))
-    return " ".join(found)
+            answers.append(str(function()))
+    return " ".join(answers)

@@ -1,6 +1,7 @@
 """Decides in which form a model's weights are held on a CPU, before any is read.
 
-A form that fails the self-check gives way to the next one, which loads the weights anew.
+A form that fails the self-check gives way to the next one, which loads the weights
+anew.
 """
 
 from __future__ import annotations
@@ -12,8 +13,8 @@ from rvllm_local.models.cpu.runtime import missing_runtime
 from rvllm_local.models.describe import ModelDescription
 from rvllm_local.options import EngineOptions
 
-# "step": packed, a whole step at once. "layers": packed, layer by layer. "plain": float32
-# on a CPU, as stored elsewhere.
+# "step": packed, a whole step at once. "layers": packed, layer by layer. "plain":
+# float32 on a CPU, as stored elsewhere.
 WeightForm = Literal["step", "layers", "plain"]
 
 
