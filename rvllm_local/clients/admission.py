@@ -1,4 +1,7 @@
-"""Counts open choices on the caller's side of an engine, so that too many are refused at once."""
+"""Counts open choices on the caller's side of an engine.
+
+So too many are refused at once.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +19,10 @@ _RETRY_AFTER_S = 1.0
 
 
 class AdmissionGate:
-    """At most `max_open` choices between their start and their last event. Safe from any thread."""
+    """At most `max_open` choices between their start and their last event.
+
+    Safe from any thread.
+    """
 
     def __init__(self, max_open: int) -> None:
         self._max_open = max_open
@@ -24,17 +30,21 @@ class AdmissionGate:
         self.num_open = 0
 
     def admit(
-        self, num_choices: int, sink: EventSink, abandon: Callable[[], None]
+        self,
+        num_choices: int,
+        sink: EventSink,
+        abandon: Callable[[], None],
     ) -> EventSink:
-        """Count the choices in; the returned sink counts them out again. Raises `QueueFullError`.
+        """Count the choices in. The returned sink counts them out again.
 
-        A sink that raises harms nobody else: it hears no more, and `abandon` is called to end its request.
+        A sink that raises harms nobody else: it hears no more, and `abandon` is called
+        to end its request. Raises `QueueFullError`.
         """
         with self._lock:
             if self.num_open + num_choices > self._max_open:
                 raise QueueFullError(
-                    f"{self.num_open} requests are open and at most {self._max_open} may be; try again later, or raise "
-                    "max_waiting",
+                    f"{self.num_open} requests are open and at most {self._max_open} "
+                    "may be; try again later, or raise max_waiting",
                     _RETRY_AFTER_S,
                 )
             self.num_open += num_choices

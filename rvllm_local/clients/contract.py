@@ -1,6 +1,7 @@
 """The one contract between the engine and what stands on it.
 
-LLM, command line, server and terminal chat stand on it. Requests are token ids and sampling parameters; answers are streams of events. No text is tokenized here.
+LLM, command line, server and terminal chat stand on it. Requests are token ids and
+sampling parameters, answers are streams of events. No text is tokenized here.
 """
 
 from __future__ import annotations
@@ -23,7 +24,10 @@ from rvllm_local.types import (
 
 
 class Client(Protocol):
-    """What every way of reaching an engine offers. Every method may be called from any thread."""
+    """The way to an engine. Every method may be called from any thread.
+
+    Clients inherit `submit`; all else is theirs.
+    """
 
     limits: EngineLimits
 
@@ -32,17 +36,26 @@ class Client(Protocol):
 
         `sink` gets each event, on a thread of the client's, and must not block. Each
         choice that was accepted gets exactly one event with a finish reason. Raises
-        `ParameterError` if the request can never be served, `QueueFullError` if too many
-        wait, and `EngineCrashedError` or `EngineClosedError` if there is no engine.
+        `ParameterError` if the request can never be served, `QueueFullError` if too
+        many wait, and `EngineCrashedError` or `EngineClosedError` if there is no
+        engine.
         """
 
     def submit(
         self, prompt_token_ids: Sequence[int], params: SamplingParams
     ) -> TokenStream:
-        """Queue a request (`params.n` choices) and return its stream. Raises as `start` does."""
+        """Queue a request (`params.n` choices) and return its stream.
+
+        Raises as `start` does.
+        """
+        requests = make_requests(prompt_token_ids, params)
+        return open_stream(self, requests)
 
     def cancel(self, request_id: str) -> None:
-        """Ask the engine to end a request; its choices end with `cancelled`. Unknown ids are left alone."""
+        """Ask the engine to end a request. Unknown ids are left alone.
+
+        Its choices end with `cancelled`.
+        """
 
     def stats(self) -> dict[str, int | float | str]:
         """The engine's counters and gauges."""
@@ -51,7 +64,10 @@ class Client(Protocol):
         """The engine at work: blocks, queue and open requests."""
 
     def explain(self, request_id: str) -> tuple[RequestReport, ...]:
-        """What happened to the choices of a finished request; empty for one that is unknown or forgotten."""
+        """The reports of a finished request's choices.
+
+        Empty for a request that is unknown or forgotten.
+        """
 
     def close(self) -> None:
         """End open requests and free the engine."""
@@ -74,11 +90,15 @@ def make_requests(
     kept_special: Sequence[str] = (),
     adapter: str | None = None,
 ) -> list[Request]:
-    """One request a choice. Choice i of a seeded request uses seed + i, so that choices differ and repeat."""
-    request_id = request_id or uuid.uuid4().hex
-    seed = secrets.randbits(64) if params.seed is None else params.seed
+    """One request a choice.
+
+    Choice i of a seeded request uses seed + i, so that choices differ and repeat.
+    """
+    seed = params.seed
+    if seed is None:
+        seed = secrets.randbits(64)
     first = Request(
-        request_id,
+        request_id or uuid.uuid4().hex,
         tuple(prompt_token_ids),
         params,
         seed % 2**64,
@@ -87,7 +107,8 @@ def make_requests(
         kept_special=tuple(kept_special),
         adapter=adapter,
     )
-    return [
-        replace(first, seed=(seed + index) % 2**64, index=index)
-        for index in range(params.n)
-    ]
+    requests = []
+    for index in range(params.n):
+        choice_seed = (seed + index) % 2**64
+        requests.append(replace(first, seed=choice_seed, index=index))
+    return requests

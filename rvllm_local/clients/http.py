@@ -1,6 +1,7 @@
 """The client whose engine is a server's, reached over HTTP: `/v1/engine/generate` and its neighbours.
 
-Token ids go there and events come back, so that whoever uses it tokenizes itself. One thread reads each open request.
+Token ids go there and events come back, so that whoever uses it tokenizes itself. One
+thread reads each open request.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ import contextlib
 import os
 import socket
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import httpx
@@ -18,8 +19,7 @@ import msgspec
 from rvllm_local import errors
 from rvllm_local.clients import http_messages
 from rvllm_local.clients.admission import AdmissionGate
-from rvllm_local.clients.contract import make_requests, open_stream
-from rvllm_local.clients.stream import TokenStream
+from rvllm_local.clients.gated import GatedClient
 from rvllm_local.errors import (
     EngineClosedError,
     EngineCrashedError,
@@ -33,16 +33,13 @@ from rvllm_local.types import (
     FinishReason,
     Request,
     RequestReport,
-    SamplingParams,
     StreamEvent,
 )
 
 DEFAULT_ADDRESS = "http://127.0.0.1:8473"
-_CONNECT_S, _SILENCE_S, _LOAD_S = (
-    5.0,
-    60.0,
-    900.0,
-)  # a stream that lives breaks its silence every ten seconds
+_CONNECT_S = 5.0
+_SILENCE_S = 60.0  # a stream that lives breaks its silence every ten seconds
+_LOAD_S = 900.0
 _BROKEN_STREAM = (
     httpx.HTTPError,
     httpx.StreamError,
@@ -62,12 +59,13 @@ _BY_CODE: dict[str, type[RvllmError]] = {
 }
 
 
-class HttpClient:
-    """The client contract over a server at `address`, for one of its models, which is loaded if need be.
+class HttpClient(GatedClient):
+    """The client contract over a server at `address`, for one of its models.
 
-    `api_key` is what a server with keys asks for; None takes RVLLM_API_KEY from the environment. `close` ends the requests
-    of this client; the engine is the server's. Raises `EngineCrashedError` where no server answers, and what loading
-    the model raised there.
+    The model is loaded if need be. A server with keys asks for `api_key`; None takes
+    RVLLM_API_KEY from the environment. `close` ends the requests of this client; the
+    engine is the server's. Raises `EngineCrashedError` where no server answers, and
+    what loading the model raised there.
     """
 
     def __init__(
@@ -77,15 +75,17 @@ class HttpClient:
         *,
         api_key: str | None = None,
     ) -> None:
-        key = (
-            os.environ.get("RVLLM_API_KEY", "").split()[:1]
-            if api_key is None
-            else [api_key]
-        )
+        headers = {}
+        if api_key is not None:
+            headers["authorization"] = f"Bearer {api_key}"
+        else:
+            keys = os.environ.get("RVLLM_API_KEY", "").split()
+            if keys:
+                headers["authorization"] = f"Bearer {keys[0]}"
         self._address = address
         self._http = httpx.Client(
             base_url=address,
-            headers={"authorization": f"Bearer {key[0]}"} if key else {},
+            headers=headers,
             timeout=httpx.Timeout(_SILENCE_S, connect=_CONNECT_S, pool=None),
             limits=httpx.Limits(max_connections=None),
             trust_env=False,  # what is on this machine is not reached through a proxy
@@ -94,35 +94,27 @@ class HttpClient:
         self._open: dict[str, _Reader] = {}
         self._is_closed = False
         loaded = self._load(model)
-        self.model, self.limits = loaded.model, loaded.limits
+        self.model = loaded.model
+        self.limits = loaded.limits
         self._gate = AdmissionGate(self.limits.max_open)
 
-    def start(self, requests: Sequence[Request], sink: EventSink) -> None:
-        """Queue the choices of one request; see `client.Client.start`."""
-        self.limits.check(requests[0])
-        request_id = requests[0].request_id
-        counted = self._gate.admit(len(requests), sink, lambda: self.cancel(request_id))
-        try:
-            model = (
-                requests[0].adapter or self.model
-            )  # a server's adapters are asked for as models
-            body = msgspec.json.encode(http_messages.encode(requests, model))
-            response = self._send("POST", http_messages.GENERATE, body, stream=True)
-            reader = _Reader(response, request_id, len(requests), counted, self._forget)
-            with self._lock:
-                if self._is_closed:
-                    response.close()
-                    raise EngineClosedError("the engine is closed")
-                self._open[request_id] = reader
-        except BaseException:
-            self._gate.release(len(requests))
-            raise
-        reader.start()
+    def _ready_gate(self) -> AdmissionGate:
+        return self._gate
 
-    def submit(
-        self, prompt_token_ids: Sequence[int], params: SamplingParams
-    ) -> TokenStream:
-        return open_stream(self, make_requests(prompt_token_ids, params))
+    def _queue(self, requests: Sequence[Request], sink: EventSink) -> None:
+        first = requests[0]
+        # A server's adapters are asked for as models.
+        model = first.adapter or self.model
+        message = http_messages.encode(requests, model)
+        body = msgspec.json.encode(message)
+        response = self._send("POST", http_messages.GENERATE, body, stream=True)
+        reader = _Reader(response, requests, sink, self._forget)
+        with self._lock:
+            if self._is_closed:
+                response.close()
+                raise EngineClosedError("the engine is closed")
+            self._open[first.request_id] = reader
+        reader.start()
 
     def cancel(self, request_id: str) -> None:
         """Ask the server to end a request of this client."""
@@ -171,8 +163,13 @@ class HttpClient:
         return msgspec.json.decode(answer.content, type=http_messages.Loaded)
 
     def _row(self) -> dict[str, Any] | None:
-        rows = self._send("GET", "/v1/engine").json()["engines"]
-        return next((row for row in rows if row["model"] == self.model), None)
+        """The server's view of this model; None if it is not loaded."""
+        answer = self._send("GET", "/v1/engine").json()
+        for row in answer["engines"]:
+            if row["model"] == self.model:
+                view: dict[str, Any] = row
+                return view
+        return None
 
     def _forget(self, request_id: str) -> None:
         with self._lock:
@@ -187,51 +184,59 @@ class HttpClient:
         stream: bool = False,
         **options: Any,
     ) -> httpx.Response:
-        """An answer that is no error. Raises what the server said, or `EngineCrashedError` if it said nothing."""
+        """An answer that is no error.
+
+        Raises what the server said, or `EngineCrashedError` if it said nothing.
+        """
         if self._is_closed:
             raise EngineClosedError("the engine is closed")
-        headers = {} if body is None else {"content-type": "application/json"}
+        headers = {}
+        if body is not None:
+            headers["content-type"] = "application/json"
         request = self._http.build_request(
-            method, path, content=body, headers=headers, **options
+            method,
+            path,
+            content=body,
+            headers=headers,
+            **options,
         )
         try:
             response = self._http.send(request, stream=stream)
             if response.is_success:
                 return response
             response.read()
-        except (
-            httpx.TransportError,
-            RuntimeError,
-        ) as error:  # RuntimeError: it was closed meanwhile
+        # RuntimeError: the client was closed meanwhile.
+        except (httpx.TransportError, RuntimeError) as error:
             raise EngineCrashedError(
-                f"the server at {self._address} does not answer ({type(error).__name__}); is rvllm serve running?"
+                f"the server at {self._address} does not answer "
+                f"({type(error).__name__}); is rvllm serve running?"
             ) from None
         raise _error(response)
 
 
 class _NotFoundError(EngineError):
-    """What was asked for is not there."""
+    """The server does not have what a path names."""
 
 
 class _Reader(threading.Thread):
-    """Reads one request's stream to its end, and gives each choice its last event, whatever happens."""
+    """Reads one request's stream to its end.
+
+    Gives each choice its last event, whatever happens.
+    """
 
     def __init__(
         self,
         response: httpx.Response,
-        request_id: str,
-        num_choices: int,
+        requests: Sequence[Request],
         sink: EventSink,
-        forget: Any,
+        forget: Callable[[str], None],
     ) -> None:
         super().__init__(name="rvllm-http", daemon=True)
-        self._response, self._request_id, self._sink, self._forget = (
-            response,
-            request_id,
-            sink,
-            forget,
-        )
-        self._waiting = set(range(num_choices))
+        self._response = response
+        self._request_id = requests[0].request_id
+        self._sink = sink
+        self._forget = forget
+        self._waiting = set(range(len(requests)))
         self._end: RvllmError = EngineCrashedError(
             "the server's stream ended while the request was open"
         )
@@ -244,17 +249,15 @@ class _Reader(threading.Thread):
             pass  # the end is told below
         self._forget(self._request_id)
         for index in sorted(self._waiting):
-            kind = type(self._end).__name__
-            self._sink(
-                StreamEvent(
-                    "",
-                    (),
-                    FinishReason.ERROR,
-                    index=index,
-                    error=str(self._end),
-                    error_kind=kind,
-                )
+            event = StreamEvent(
+                "",
+                (),
+                FinishReason.ERROR,
+                index=index,
+                error=str(self._end),
+                error_kind=type(self._end).__name__,
             )
+            self._sink(event)
 
     def _read_events(self) -> None:
         reader = SseReader()
@@ -268,9 +271,9 @@ class _Reader(threading.Thread):
         self._end = reason
         with contextlib.suppress(OSError, AttributeError):
             stream = self._response.extensions["network_stream"]
-            stream.get_extra_info("socket").shutdown(
-                socket.SHUT_RDWR
-            )  # closing alone does not wake who reads
+            connection = stream.get_extra_info("socket")
+            # Closing alone does not wake who reads.
+            connection.shutdown(socket.SHUT_RDWR)
         if self is not threading.current_thread():
             self.join(5)
 
@@ -287,27 +290,29 @@ class _Reader(threading.Thread):
 
 def _error(response: httpx.Response) -> RvllmError:
     """A refusal in the contract's terms."""
+    status = response.status_code
     try:
-        told = response.json()["error"]
-        message = str(told["message"])
+        fields = response.json()["error"]
+        message = str(fields["message"])
     except (ValueError, KeyError, TypeError):
         return EngineError(
-            f"the server answered {response.status_code} without a word; is it rvllm serve?"
+            f"the server answered {status} without a word; is it rvllm serve?"
         )
-    if response.status_code == 404 and told.get("code") == "not_found":
+    code = fields.get("code")
+    if status == 404 and code == "not_found":
         return _NotFoundError(message)
-    if response.status_code == 400 and told.get("code") is None:
-        return errors.ParameterError(told.get("param") or "", message)
-    return _told(told, float(response.headers.get("retry-after", "1")))
+    if status == 400 and code is None:
+        return errors.ParameterError(fields.get("param") or "", message)
+    retry_after = response.headers.get("retry-after", "1")
+    return _told(fields, float(retry_after))
 
 
-def _told(told: dict[str, Any], retry_after_s: float) -> RvllmError:
-    kind, message = (
-        _BY_CODE.get(told.get("code") or "", EngineError),
-        str(told.get("message")),
-    )
+def _told(fields: dict[str, Any], retry_after_s: float) -> RvllmError:
+    """An error object of the server in the contract's terms."""
+    kind = _BY_CODE.get(fields.get("code") or "", EngineError)
+    message = str(fields.get("message"))
     if kind is errors.QueueFullError:
         return errors.QueueFullError(message, retry_after_s)
     if issubclass(kind, errors.ParameterError):
-        return kind(told.get("param") or "", message)
+        return kind(fields.get("param") or "", message)
     return kind(message)

@@ -1,6 +1,7 @@
 """What crosses between `HttpClient` and a server, as JSON: one request's choices there, events back.
 
-The fields are those of `Request` and `SamplingParams`; a field that is unknown is an error, not ignored. Knows no HTTP.
+The fields are those of `Request` and `SamplingParams`; a field that is unknown is an
+error, not ignored. Knows no HTTP.
 """
 
 from __future__ import annotations
@@ -47,7 +48,10 @@ class TokenParams(_Strict):
 
 
 class GenerateRequest(_Strict):
-    """POST /v1/engine/generate: the choices of one request, a seed of 64 bits each. `request_id` is the caller's."""
+    """POST /v1/engine/generate: the choices of one request, a seed of 64 bits each.
+
+    `request_id` is the caller's.
+    """
 
     request_id: str
     prompt_token_ids: list[int]

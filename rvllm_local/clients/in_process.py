@@ -6,8 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from rvllm_local.clients.admission import AdmissionGate
-from rvllm_local.clients.contract import make_requests, open_stream
-from rvllm_local.clients.stream import TokenStream
+from rvllm_local.clients.gated import GatedClient
 from rvllm_local.engine.core import EngineCore
 from rvllm_local.engine.limits import EngineLimits
 from rvllm_local.engine.loop import EngineLoop
@@ -18,7 +17,6 @@ from rvllm_local.types import (
     FinishReason,
     Request,
     RequestReport,
-    SamplingParams,
     StreamEvent,
 )
 
@@ -26,32 +24,28 @@ if TYPE_CHECKING:
     from rvllm_local.text.grammar.matcher import Matcher
 
 
-class InProcessClient:
-    """Talks to an engine thread in this process. Grammars are compiled on the caller's thread."""
+class InProcessClient(GatedClient):
+    """Talks to an engine thread in this process.
+
+    Grammars are compiled on the caller's thread.
+    """
 
     def __init__(
-        self, loop: EngineLoop, limits: EngineLimits, grammars: Grammars
+        self,
+        loop: EngineLoop,
+        limits: EngineLimits,
+        grammars: Grammars,
     ) -> None:
         self._loop = loop
         self._grammars = grammars
         self._gate = AdmissionGate(limits.max_open)
         self.limits = limits
 
-    def start(self, requests: Sequence[Request], sink: EventSink) -> None:
-        self.limits.check(requests[0])
-        counted = self._gate.admit(
-            len(requests), sink, lambda: self.cancel(requests[0].request_id)
-        )
-        try:
-            queue_requests(self._loop, self._grammars, requests, counted)
-        except BaseException:
-            self._gate.release(len(requests))
-            raise
+    def _ready_gate(self) -> AdmissionGate:
+        return self._gate
 
-    def submit(
-        self, prompt_token_ids: Sequence[int], params: SamplingParams
-    ) -> TokenStream:
-        return open_stream(self, make_requests(prompt_token_ids, params))
+    def _queue(self, requests: Sequence[Request], sink: EventSink) -> None:
+        queue_requests(self._loop, self._grammars, requests, sink)
 
     def cancel(self, request_id: str) -> None:
         self._loop.post(lambda core: core.cancel(request_id))
@@ -70,7 +64,10 @@ class InProcessClient:
 
 
 def queue_requests(
-    loop: EngineLoop, grammars: Grammars, requests: Sequence[Request], sink: EventSink
+    loop: EngineLoop,
+    grammars: Grammars,
+    requests: Sequence[Request],
+    sink: EventSink,
 ) -> None:
     """Compile the grammar of one request, and queue its choices on the engine's thread.
 
@@ -90,19 +87,21 @@ def queue_requests(
 
 
 def _add(
-    core: EngineCore, request: Request, sink: EventSink, matcher: Matcher | None
+    core: EngineCore,
+    request: Request,
+    sink: EventSink,
+    matcher: Matcher | None,
 ) -> None:
     try:
         core.add(request, sink, matcher)
     except Exception as error:  # one bad request ends alone
-        sink(
-            StreamEvent(
-                "",
-                (),
-                FinishReason.ERROR,
-                index=request.index,
-                error=str(error),
-                error_parameter=getattr(error, "parameter", None),
-                error_kind=type(error).__name__,
-            )
+        event = StreamEvent(
+            "",
+            (),
+            FinishReason.ERROR,
+            index=request.index,
+            error=str(error),
+            error_parameter=getattr(error, "parameter", None),
+            error_kind=type(error).__name__,
         )
+        sink(event)

@@ -13,7 +13,8 @@ from rvllm_local.types import FinishReason, StreamEvent
 class TokenStream(Iterator[StreamEvent]):
     """Yields the events of all choices of one request and ends after the last choice has ended.
 
-    `close()`, or leaving a `with` block, cancels what is still running. Raises what ended a
+    `close()`, or leaving a `with` block, cancels what is still running. Raises what
+    ended a
     choice: an `EngineError` if the engine failed while the request was open, a `ParameterError` if it cannot be served.
     """
 
@@ -44,7 +45,10 @@ class TokenStream(Iterator[StreamEvent]):
         return event
 
     def close(self) -> None:
-        """Cancel the request if it is still running; nothing is left to cancel in a closed engine."""
+        """Cancel the request if it is still running.
+
+        Nothing is left to cancel in a closed engine.
+        """
         if self._open:
             with contextlib.suppress(EngineClosedError):
                 self._cancel(self.request_id)

@@ -1,1 +1,4 @@
-"""From a conversation to token ids, a grammar and a parser of what comes back; for the server and for Python."""
+"""From a conversation to token ids, a grammar and a parser of what comes back.
+
+For the server and for Python.
+"""

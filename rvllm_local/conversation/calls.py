@@ -1,11 +1,12 @@
 """What every dialect of the API turns a request into, and what it gets back to answer with.
 
-Knows neither HTTP nor an engine: the dialects (openai, anthropic, responses) translate to and from these.
+Knows neither HTTP nor an engine: the dialects (openai, anthropic, responses) translate
+to and from these.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,9 +18,11 @@ Message = Mapping[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class ChatCall:
-    """A conversation to continue. `messages` and `tools` are in OpenAI's chat-completions shape, checked and text only.
+    """A conversation to continue.
 
-    `tool_choice` is "auto", "none", "required" or OpenAI's object that names a function. `reasoning_budget` is in
+    `messages` and `tools` are in OpenAI's chat-completions shape, checked and text
+    only. `tool_choice` is "auto", "none", "required" or OpenAI's object that names a
+    function. `reasoning_budget` is in
     tokens: None leaves thinking to the model, 0 asks for none. With `is_open_ended`, nothing but the context bounds the
     answer. `response_format` is OpenAI's. With `continues`, the answer goes on from the last message, the assistant's.
     `stated` are the sampling parameters that the caller chose; the model's own are taken
@@ -48,10 +51,11 @@ class ChatCall:
 
 @dataclass(frozen=True, slots=True)
 class TextCall:
-    """Plain texts or token ids to continue, without a template; `params.n` choices of each.
+    """Plain texts or token ids to continue, without a template.
 
-    With `suffix`, the answer is what stands between a prompt and it; only some models
-    can. With `parses_special`, special tokens that are written in a prompt count as such.
+    `params.n` choices of each. With `suffix`, the answer is what stands between a
+    prompt and it; only some models can. With `parses_special`, special tokens that are
+    written in a prompt count as such.
     """
 
     model: str
@@ -72,7 +76,10 @@ class TextCall:
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """Token counts of one choice; `cached_tokens` are part of the prompt's, `reasoning_tokens` of the output's."""
+    """Token counts of one choice.
+
+    `cached_tokens` are part of the prompt's, `reasoning_tokens` of the output's.
+    """
 
     prompt_tokens: int
     completion_tokens: int
@@ -92,10 +99,11 @@ class Delta:
 
 @dataclass(frozen=True, slots=True)
 class Ended:
-    """The last thing that comes for a choice. `made_calls`: at least one tool call was completed.
+    """The last thing that comes for a choice.
 
-    `stop_sequence` is the stop string that matched. With `error`, the choice failed; `error_parameter` is the field it
-    is about, `error_kind` the error's class.
+    `made_calls`: at least one tool call was completed. `stop_sequence` is the stop
+    string that matched. With `error`, the choice failed; `error_parameter` is the field
+    it is about, `error_kind` the error's class.
     """
 
     index: int
@@ -109,4 +117,3 @@ class Ended:
 
 
 Outcome = Delta | Ended
-Outcomes = Sequence[Outcome]

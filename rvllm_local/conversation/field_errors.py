@@ -1,4 +1,4 @@
-"""What a wrong field is called: one wording for HTTP bodies and for Python's arguments.
+"""Names wrong fields, in one wording for HTTP bodies and for Python's arguments.
 
 No value is quoted, since any of them can be a piece of a prompt.
 """
@@ -31,9 +31,11 @@ def parts_of(error: msgspec.ValidationError) -> tuple[str, str | None]:
 
 
 def unknown_field(what: str) -> str | None:
-    """The name of the field that nobody knows; None for another fault."""
+    """The name of an unknown field; None for another fault."""
     match = _UNKNOWN.fullmatch(what)
-    return None if match is None else match["name"]
+    if match is None:
+        return None
+    return match["name"]
 
 
 def field_of(path: str | None) -> str | None:
@@ -64,32 +66,37 @@ def allowed_words(kind: type, what: str, path: str | None) -> list[str]:
     """The words that may stand where `path` leads in a `kind`, if one of them must."""
     if not what.startswith("Invalid enum value"):
         return []
-    places: list[Any] = [msgspec.inspect.type_info(kind)]
+    types: list[Any] = [msgspec.inspect.type_info(kind)]
     for key, _ in STEP.findall(path or ""):
-        places = [inner for place in places for inner in _below(place, key)]
+        inner: list[Any] = []
+        for outer in types:
+            inner.extend(_types_below(outer, key))
+        types = inner
     words: list[str] = []
-    for place in places:
-        for alternative in _alternatives(place):
+    for outer in types:
+        for alternative in _alternatives(outer):
             if isinstance(alternative, msgspec.inspect.LiteralType):
                 words.extend(map(str, alternative.values))
     return list(dict.fromkeys(words))
 
 
-def _below(place: Any, key: str) -> list[Any]:
+def _types_below(outer: Any, key: str) -> list[Any]:
     """The types one step below: of the field `key`, or of a list's items."""
-    inner: list[Any] = []
-    for alternative in _alternatives(place):
+    types: list[Any] = []
+    for alternative in _alternatives(outer):
         if key and isinstance(alternative, msgspec.inspect.StructType):
-            inner += [row.type for row in alternative.fields if row.encode_name == key]
+            for field in alternative.fields:
+                if field.encode_name == key:
+                    types.append(field.type)
         elif not key and isinstance(alternative, msgspec.inspect.ListType):
-            inner.append(alternative.item_type)
-    return inner
+            types.append(alternative.item_type)
+    return types
 
 
-def _alternatives(place: Any) -> tuple[Any, ...]:
-    if isinstance(place, msgspec.inspect.UnionType):
-        return tuple(place.types)
-    return (place,)
+def _alternatives(outer: Any) -> tuple[Any, ...]:
+    if isinstance(outer, msgspec.inspect.UnionType):
+        return tuple(outer.types)
+    return (outer,)
 
 
 def parameter_error(error: msgspec.ValidationError, kind: type) -> ParameterError:

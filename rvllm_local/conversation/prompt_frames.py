@@ -1,7 +1,7 @@
 """What crosses between a server and the process in which a model's prompts are made.
 
-A frame is four bytes of length and MessagePack. Calls are JSON inside of it, since their
-tools may hold numbers of any size. What does not decode is a `FrameError`.
+A frame is four bytes of length and MessagePack. Calls are JSON inside of it, since
+their tools may hold numbers of any size. What does not decode is a `FrameError`.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """The process in which a model's prompts are made: `python -m ...prompt_process FD PARENT`.
 
-A tokenizer and a template are the model's, and may loop, grow or abort in code that heeds
-nothing. This process reads them and does no work itself: it forks processes that do, each
-for a connection that the parent hands over. What explodes ends with its fork.
+A tokenizer and a template are the model's, and may loop, grow or abort in code that
+heeds nothing. This process reads them and does no work itself: it forks processes that
+do, each for a connection that the parent hands over. What explodes ends with its fork.
 """
 
 from __future__ import annotations
@@ -167,8 +167,8 @@ def _refused(error: Exception) -> frames.Refused:
     if type(error) is Exception:  # the tokenizers library raises nothing else
         return _library_failed("an error of its library")
     frame = traceback.extract_tb(error.__traceback__)[-1]
-    place = f"{Path(frame.filename).name}:{frame.lineno}"
-    return frames.Refused(None, f"{type(error).__name__} at {place}")
+    file_and_line = f"{Path(frame.filename).name}:{frame.lineno}"
+    return frames.Refused(None, f"{type(error).__name__} at {file_and_line}")
 
 
 def _library_failed(how: str) -> frames.Refused:

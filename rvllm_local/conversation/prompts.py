@@ -44,10 +44,10 @@ class Prepared:
     """What goes to the engine, and how each output is to be read. Plain data.
 
     `prompts` are token ids, `params` one for each of them. `kept_special` are special
-    tokens that must reach the parser as text. `left_out` names the parts of schemas that
-    the grammar does not enforce. `style` is how outputs are written, None for plain text;
-    with `starts_inside`, they begin inside a thought. With `drops_space`, the tokenizer
-    writes a turn's first word with a space that nobody meant.
+    tokens that must reach the parser as text. `left_out` names the parts of schemas
+    that the grammar does not enforce. `style` is how outputs are written, None for
+    plain text; with `starts_inside`, they begin inside a thought. With `drops_space`,
+    the tokenizer writes a turn's first word with a space that nobody meant.
     """
 
     prompts: tuple[tuple[int, ...], ...]

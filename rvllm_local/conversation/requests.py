@@ -149,9 +149,10 @@ def _content(message: ChatMessage, where: str, reading: Reading) -> str:
         is_empty = part.text is None and part.refusal is None
         if part.type in ("text", "refusal") and not is_empty:
             texts.append(part.text or part.refusal or "")
-        else:
-            place, in_result = f"{where}[{index}]", message.role == "tool"
-            texts.append(reading.replaced(part.type, place, in_result))
+            continue
+        in_result = message.role == "tool"
+        text = reading.replaced(part.type, f"{where}[{index}]", in_result)
+        texts.append(text)
     return "".join(texts)
 
 

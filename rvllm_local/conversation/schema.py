@@ -1,7 +1,7 @@
 """The fields of a conversation as callers write them: messages, tools and the choice of one.
 
-The shape is that of OpenAI's chat completions. The server's dialects and `LLM.chat` read
-the same types, so that both refuse the same fields. Nothing here knows a model.
+The shape is that of OpenAI's chat completions. The server's dialects and `LLM.chat`
+read the same types, so that both refuse the same fields. Nothing here knows a model.
 """
 
 from __future__ import annotations

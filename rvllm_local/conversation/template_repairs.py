@@ -1,8 +1,8 @@
 """What is tried when a chat template refuses a conversation that the API allows.
 
-Templates refuse system messages, turns that do not alternate, ids of another length, and
-tools without a description. Each repair says the same in a form that more templates take;
-they are applied one after the other, until one is taken.
+Templates refuse system messages, turns that do not alternate, ids of another length,
+and tools without a description. Each repair says the same in a form that more templates
+take; they are applied one after the other, until one is taken.
 """
 
 from __future__ import annotations
@@ -86,7 +86,10 @@ def _can_join(last: Message, message: Message) -> bool:
 
 
 def _with_short_ids(messages: Messages) -> Messages:
-    """Ids of calls in the one length that some templates take; the same id stays one."""
+    """Ids of calls in the one length that some templates take.
+
+    The same id stays one.
+    """
     rows: list[Message] = []
     for message in messages:
         row = dict(message)

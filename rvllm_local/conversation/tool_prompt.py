@@ -1,7 +1,8 @@
 """Explains tools to a model whose chat template knows none, in the Hermes form that its output is then read in.
 
-Calls and results of earlier turns become plain messages in the same form. The form is that of NousResearch's Hermes
-function calling: a list of signatures in the system message, `<tool_call>` and `<tool_response>` around JSON.
+Calls and results of earlier turns become plain messages in the same form. The form is
+that of NousResearch's Hermes function calling: a list of signatures in the system
+message, `<tool_call>` and `<tool_response>` around JSON.
 """
 
 from __future__ import annotations
@@ -25,7 +26,10 @@ To call one, write its name and arguments as JSON between tags, for example:
 def explain_tools(
     messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]]
 ) -> list[Mapping[str, Any]]:
-    """The conversation without tool calls or tool roles; with `tools`, its system message explains them."""
+    """The conversation without tool calls or tool roles.
+
+    With `tools`, its system message explains them.
+    """
     plain = plain_turns(messages)
     if not tools:
         return plain

@@ -21,7 +21,6 @@ from rvllm_local.clients.process import frames
 from rvllm_local.clients.process.client import (
     ProcessClient,
     Supervision,
-    process_is_alive,
 )
 from rvllm_local.errors import (
     EngineClosedError,
@@ -34,6 +33,7 @@ from rvllm_local.errors import (
 )
 from rvllm_local.options import EngineOptions
 from rvllm_local.types import FinishReason, SamplingParams, StreamEvent
+from tests.support import processes
 from tests.support.tiny import save_tiny
 
 LONG = SamplingParams(max_tokens=1500, temperature=0, ignore_eos=True)
@@ -211,7 +211,7 @@ def test_closing_leaves_nothing_behind(folder: Path) -> None:
             collector.ended.wait(1)
             and collector.events[-1].finish_reason is FinishReason.ERROR
         )
-        assert not process_is_alive(pid)
+        assert not processes.exists(pid)
         with pytest.raises(EngineClosedError):
             client.submit([5], SHORT)
     deadline = time.monotonic() + 5
@@ -245,7 +245,7 @@ def _runs(pid: int) -> bool:
     try:
         return Path(f"/proc/{pid}/stat").read_text().split(")")[-1].split()[0] != "Z"
     except FileNotFoundError:
-        return process_is_alive(pid) if not Path("/proc/self").exists() else False
+        return processes.exists(pid) if not Path("/proc/self").exists() else False
 
 
 def test_the_parent_loads_no_mlx() -> None:

@@ -1,6 +1,7 @@
-"""The engine's process: `python -m rvllm_local.clients.process.child FD PARENT`. Loads a model, runs its engine, speaks in frames.
+"""The engine's process: `python -m rvllm_local.clients.process.child FD PARENT`.
 
-Exits when its parent does. Prints no prompt; what it writes to stderr is the parent's to keep.
+Loads a model, runs its engine, speaks in frames. Exits when its parent does. Prints no
+prompt; what it writes to stderr is the parent's to keep.
 """
 
 from __future__ import annotations
@@ -37,7 +38,10 @@ _EXIT_PROTOCOL, _EXIT_INTERNAL = 65, 70
 
 
 def main() -> int:
-    """Serve one parent over the socket whose descriptor is the first argument; the second is the parent's id."""
+    """Serve one parent over the socket whose descriptor is the first argument.
+
+    The second is the parent's id.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
     host.end_with_parent(int(sys.argv[2]))
     faulthandler.enable()
@@ -72,7 +76,8 @@ class _Server:
 
     def __init__(self, connection: socket.socket) -> None:
         self._connection = connection
-        # Bounded: a parent that does not read slows the engine down, and does not fill its memory.
+        # Bounded: a parent that does not read slows the engine down, and does not fill
+        # its memory.
         self._outbox: queue.Queue[tuple[str, StreamEvent] | frames.Event | None] = (
             queue.Queue(_OUTBOX)
         )
@@ -89,10 +94,14 @@ class _Server:
         self._sender.start()
 
     def watch_parent_while_loading(self) -> None:
-        """Loading reads no frames; end with the parent, or when it closes, all the same."""
+        """Loading reads no frames.
+
+        End with the parent, or when it closes, all the same.
+        """
         while not self._loaded.wait(0.2):
             with contextlib.suppress(OSError):
-                # Before the engine is ready a parent has nothing to say but that it closes.
+                # Before the engine is ready a parent has nothing to say but that it
+                # closes.
                 self._connection.recv(1, socket.MSG_PEEK)
                 if not self._loaded.is_set():
                     os._exit(0)
@@ -126,7 +135,10 @@ class _Server:
         self._outbox.put(frames.Ready(limits))
 
     def fail(self, error: Exception) -> None:
-        """Say why the engine could not be built. No prompt is known yet, so that any error's text may be told."""
+        """Say why the engine could not be built.
+
+        No prompt is known yet, so that any error's text may be told.
+        """
         if not isinstance(error, RvllmError | MemoryError):
             _print_frames(error)
         self._outbox.put(_failed(error, with_text=True))
@@ -195,7 +207,10 @@ class _Server:
         return True
 
     def _send_all(self) -> None:
-        """The sender's thread: events that wait together go in one frame; silence is broken by a beat."""
+        """The sender's thread: events that wait together go in one frame.
+
+        Silence is broken by a beat.
+        """
         beaten = 0.0
         try:
             while True:
@@ -254,7 +269,10 @@ def _answer(core: EngineCore, ask: frames.Ask) -> frames.Answer:
 
 
 def _failed(error: Exception, *, with_text: bool = False) -> frames.Failed:
-    """An error as a frame. The text of one that is not the project's own can quote a prompt."""
+    """An error as a frame.
+
+    The text of one that is not the project's own can quote a prompt.
+    """
     kind = type(error).__name__
     if isinstance(error, RvllmError):
         return frames.Failed(kind, str(error), getattr(error, "parameter", None))

@@ -1,13 +1,13 @@
-"""The engine in a child process: starts it, watches it, restarts it, and offers the client contract.
+"""The client whose engine is a child process: starts it, watches it, restarts it.
 
-Loads no MLX. A crash ends every open request with an error at once; the next request waits for the restart.
+Loads no MLX. A crash ends every open request with an error at once. The next request
+waits for the restart.
 """
 
 from __future__ import annotations
 
 import collections
 import logging
-import os
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -15,10 +15,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 from rvllm_local.clients.admission import AdmissionGate
-from rvllm_local.clients.contract import make_requests, open_stream
+from rvllm_local.clients.gated import GatedClient
 from rvllm_local.clients.process import frames
 from rvllm_local.clients.process.connection import COMMAND, ChildProcess
-from rvllm_local.clients.stream import TokenStream
 from rvllm_local.engine.limits import EngineLimits
 from rvllm_local.errors import ConfigError, EngineClosedError, EngineCrashedError
 from rvllm_local.options import EngineOptions
@@ -27,22 +26,24 @@ from rvllm_local.types import (
     EventSink,
     Request,
     RequestReport,
-    SamplingParams,
 )
 
 logger = logging.getLogger(__name__)
 
-_PAUSE_S = 5.0  # a watchdog that slept this long was stopped itself, and cannot judge the child
+# A watchdog that slept this long was stopped itself, and cannot judge the child.
+_PAUSE_S = 5.0
 
 State = Literal["loading", "ready", "stalled", "restarting", "failed", "closed"]
 
 
 @dataclass(frozen=True, slots=True)
 class Supervision:
-    """How a child is watched. It is stalled after `stall_s` with work and no step, or with no sign of life.
+    """How a child is watched.
 
-    After a crash it is restarted after `backoff_s`, doubled each time up to `most_backoff_s`; more than
-    `most_restarts` within `window_s` are given up. A request that comes meanwhile waits `wait_s` for the new engine.
+    It is stalled after `stall_s` with work and no step, or with no sign of life. After
+    a crash it is restarted after `backoff_s`, doubled each time up to `most_backoff_s`.
+    After `most_restarts` within `window_s` there is no further one. A request that
+    comes meanwhile waits `wait_s` for the new engine.
     """
 
     stall_s: float = 60.0
@@ -57,9 +58,10 @@ class Supervision:
 
 @dataclass(frozen=True, slots=True)
 class EngineHealth:
-    """How the engine is, judged by its own steps; `message` says what to do about a bad state.
+    """How the engine is, judged by its steps.
 
-    `steps` counts those of the running process; `last_step_age_s` is None before its first.
+    `message` says what to do about a bad state. `steps` counts those of the running
+    process; `last_step_age_s` is None before its first.
     """
 
     state: State
@@ -72,14 +74,13 @@ class EngineHealth:
     pid: int | None = None
 
 
-class ProcessClient:
-    """The client contract over a supervised child process. Every method may be called from any thread.
+class ProcessClient(GatedClient):
+    """The client contract over a supervised child process.
 
-    The constructor returns when the engine serves, and raises what building it raised; with `wait=False` it returns at
-    once, and `health` and `wait_ready` tell how the loading goes. `command` starts the child.
+    Every method may be called from any thread. The constructor returns when the engine
+    serves, and raises what building it raised. With `wait=False` it returns at once,
+    and `health` and `wait_ready` tell how the loading goes. `command` starts the child.
     """
-
-    limits: EngineLimits
 
     def __init__(
         self,
@@ -102,9 +103,8 @@ class ProcessClient:
         self._restarts: collections.deque[float] = collections.deque()
         self._num_restarts = 0
         self._child: ChildProcess | None = None
-        self._start_at: float | None = (
-            time.monotonic()
-        )  # when the next child is to be started, if one is
+        # When the next child is to be started, if one is.
+        self._start_at: float | None = time.monotonic()
         self._gate: AdmissionGate | None = None
         self._failure: Exception | None = None
         self._released = threading.Event()
@@ -120,11 +120,12 @@ class ProcessClient:
                 raise
 
     def wait_ready(self, timeout_s: float | None = None) -> None:
-        """Wait until the engine serves. Raises what building it raised, or `EngineCrashedError`."""
+        """Wait until the engine serves.
+
+        Raises what building it raised, or `EngineCrashedError`.
+        """
         with self._changed:
-            self._changed.wait_for(
-                lambda: self._state in ("ready", "failed", "closed"), timeout_s
-            )
+            self._changed.wait_for(self._has_loaded, timeout_s)
             if self._state == "closed":
                 raise EngineClosedError("the engine is closed")
             if self._state != "ready":
@@ -132,25 +133,19 @@ class ProcessClient:
                     self._message or "the engine did not come up"
                 )
 
-    def start(self, requests: Sequence[Request], sink: EventSink) -> None:
-        """Queue the choices of one request; see `client.Client.start`."""
-        child = self._ready_child()
-        self.limits.check(requests[0])
-        assert self._gate is not None
-        counted = self._gate.admit(
-            len(requests), sink, lambda: self.cancel(requests[0].request_id)
-        )
-        try:
-            while not child.start(tuple(requests), counted):
-                child = self._ready_child(after=child)
-        except BaseException:
-            self._gate.release(len(requests))
-            raise
+    def _has_loaded(self) -> bool:
+        """True once the engine serves, or never will."""
+        return self._state in ("ready", "failed", "closed")
 
-    def submit(
-        self, prompt_token_ids: Sequence[int], params: SamplingParams
-    ) -> TokenStream:
-        return open_stream(self, make_requests(prompt_token_ids, params))
+    def _ready_gate(self) -> AdmissionGate:
+        self._ready_child()
+        assert self._gate is not None
+        return self._gate
+
+    def _queue(self, requests: Sequence[Request], sink: EventSink) -> None:
+        child = self._ready_child()
+        while not child.start(tuple(requests), sink):
+            child = self._ready_child(after=child)
 
     def cancel(self, request_id: str) -> None:
         """Ask the engine to end a request. A crash has ended it already."""
@@ -172,11 +167,16 @@ class ProcessClient:
     def health(self) -> EngineHealth:
         """How the engine is, from its own steps. Never blocks."""
         with self._changed:
-            state, message, child = self._state, self._message, self._child
-        model, now = self._load.model, time.monotonic()
+            state = self._state
+            message = self._message
+            child = self._child
+        model = self._load.model
+        now = time.monotonic()
         if child is None:
             return EngineHealth(state, model, 0, None, 0.0, self._num_restarts, message)
-        step_age = now - child.watchdog.last_step if child.steps else None
+        step_age = None
+        if child.steps:
+            step_age = now - child.watchdog.last_step
         return EngineHealth(
             state,
             model,
@@ -193,8 +193,10 @@ class ProcessClient:
         with self._changed:
             if self._state == "closed":
                 return
-            child, self._child = self._child, None
-            self._state, self._message = "closed", "the engine is closed"
+            child = self._child
+            self._child = None
+            self._state = "closed"
+            self._message = "the engine is closed"
             self._changed.notify_all()
         if child is not None:
             child.close(self._rules.close_s, EngineClosedError("the engine was closed"))
@@ -203,12 +205,15 @@ class ProcessClient:
             self._supervisor.join(self._rules.close_s)
 
     def _ready_child(self, after: ChildProcess | None = None) -> ChildProcess:
-        """The serving child; waits a little for one that is being restarted. `after` is known to have ended."""
+        """The serving child. Waits a little for one that is being restarted.
+
+        `after` has ended.
+        """
 
         def is_decided_now() -> bool:
-            return self._state in ("failed", "closed") or (
-                self._state == "ready" and self._child is not after
-            )
+            if self._state == "ready":
+                return self._child is not after
+            return self._state in ("failed", "closed")
 
         with self._changed:
             is_decided = self._changed.wait_for(is_decided_now, self._rules.wait_s)
@@ -225,37 +230,39 @@ class ProcessClient:
         return self._ready_child().ask(what, argument)
 
     def _supervise(self) -> None:
-        """The one thread that starts children, as long as the client lives: the kernel ends a child with the thread
-        that started it. In between it watches them.
+        """Start children and watch them, on one thread, as long as the client lives.
+
+        The kernel ends a child with the thread that started it.
         """
         tick = min(1.0, self._rules.stall_s / 4)
+        longest_sleep = min(_PAUSE_S, self._rules.stall_s)
         checked = time.monotonic()
         while True:
             with self._changed:
-                pause = (
-                    tick
-                    if self._start_at is None
-                    else max(0.0, self._start_at - time.monotonic())
-                )
                 if self._state not in ("closed", "failed"):
-                    self._changed.wait(min(pause, tick))
+                    self._changed.wait(self._pause(tick))
                 if self._state in ("closed", "failed"):
                     break
-                child, due = (
-                    self._child,
-                    self._start_at is not None and time.monotonic() >= self._start_at,
-                )
-                if due:
+                child = self._child
+                is_due = self._pause(tick) == 0.0
+                if is_due:
                     self._start_at = None
             now = time.monotonic()
-            if due:
+            if is_due:
                 self._start_child()
             elif child is not None:
-                if now - checked > min(_PAUSE_S, self._rules.stall_s):
+                if now - checked > longest_sleep:
                     child.watchdog.forgive()
                 self._judge(child)
             checked = now
         self._released.wait()  # the child may still be putting its cache away
+
+    def _pause(self, tick: float) -> float:
+        """Seconds until the next start, at most a tick; 0 if one is due."""
+        if self._start_at is None:
+            return tick
+        left = self._start_at - time.monotonic()
+        return min(tick, max(0.0, left))
 
     def _start_child(self) -> None:
         try:
@@ -281,9 +288,9 @@ class ProcessClient:
         with self._changed:
             if self._child is not child or self._state == "closed":
                 return
-            self._state, self._message = (
-                "stalled",
-                f"the engine {reason} and is being stopped; try again in a moment",
+            self._state = "stalled"
+            self._message = (
+                f"the engine {reason} and is being stopped; try again in a moment"
             )
         logger.error("the engine %s and is killed", reason)
         child.kill(reason)
@@ -295,7 +302,8 @@ class ProcessClient:
             self.limits = limits
             if self._gate is None:
                 self._gate = AdmissionGate(limits.max_open)
-            self._state, self._message = "ready", ""
+            self._state = "ready"
+            self._message = ""
             self._changed.notify_all()
 
     def _on_end(self, child: ChildProcess) -> None:
@@ -307,35 +315,34 @@ class ProcessClient:
 
     def _plan_restart(self, how: str, failure: Exception | None) -> None:
         """Decide whether there is a next child, and when."""
+        rules = self._rules
         with self._changed:
-            now, self._child = time.monotonic(), None
+            now = time.monotonic()
+            self._child = None
             self._restarts.append(now)
-            while self._restarts[0] < now - self._rules.window_s:
+            while self._restarts[0] < now - rules.window_s:
                 self._restarts.popleft()
             count = len(self._restarts)
-            if (
-                failure is not None and self._gate is None
-            ):  # it never served: trying again changes nothing
-                self._state, self._message, self._failure = (
-                    "failed",
-                    str(failure),
-                    failure,
-                )
-            elif count > self._rules.most_restarts:
+            if failure is not None and self._gate is None:
+                # It never served: trying again changes nothing.
+                self._state = "failed"
+                self._message = str(failure)
+                self._failure = failure
+            elif count > rules.most_restarts:
                 self._state = "failed"
                 self._message = (
-                    f"the engine crashed {count} times in {self._rules.window_s:.0f} s and is not started again: "
-                    f"{how}; see the log, then restart"
+                    f"the engine crashed {count} times in {rules.window_s:.0f} s "
+                    f"and is not started again: {how}; see the log, then restart"
                 )
             else:
                 self._state = "restarting"
-                self._message = f"the engine ended ({how}) and is being restarted; try again in a moment"
-                self._num_restarts += 1
-                pause = min(
-                    self._rules.backoff_s * 2.0 ** min(count - 1, 60),
-                    self._rules.most_backoff_s,
+                self._message = (
+                    f"the engine ended ({how}) and is being restarted; "
+                    "try again in a moment"
                 )
-                self._start_at = now + pause
+                self._num_restarts += 1
+                pause = rules.backoff_s * 2.0 ** min(count - 1, 60)
+                self._start_at = now + min(pause, rules.most_backoff_s)
             self._changed.notify_all()
             logger.error("%s", self._message)
 
@@ -347,14 +354,3 @@ def _check(load: frames.Load) -> None:
         raise ConfigError(
             f"the model's name or an option is not Unicode text: {load.model!r}"
         ) from error
-
-
-def process_is_alive(pid: int) -> bool:
-    """True while a process with this id exists and can be signalled."""
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True

@@ -157,7 +157,10 @@ class ChildProcess:
         self._outbox.put(command)
 
     def kill(self, reason: str | None = None) -> None:
-        """End the process and what it started, now; `reason` becomes what its requests are told."""
+        """End the process and what it started, now.
+
+        `reason` becomes what its requests are told.
+        """
         if reason is not None:
             self._killed_for = reason
             self._gone = EngineCrashedError(

@@ -1,6 +1,7 @@
-"""How long a process has waited for a processor, so that one that gets none is not taken for one that hangs.
+"""How long a process has waited for a processor.
 
-Linux tells it for each thread; elsewhere it counts as nothing.
+So one that gets none is not taken for one that hangs. Linux tells the wait of each
+thread; elsewhere it counts as nothing.
 """
 
 from __future__ import annotations
@@ -14,22 +15,26 @@ class CpuWait:
 
     def __init__(self, pid: int, proc: Path = Path("/proc")) -> None:
         self._tasks = proc / str(pid) / "task"
-        self._known: dict[str, int] | None = None
+        self._last: dict[str, int] | None = None
 
     def forget(self) -> None:
         """The next call measures from its own time on."""
-        self._known = None
+        self._last = None
 
     def since_last(self) -> float:
         """Seconds that the thread that waited longest was ready to run and did not.
 
         Counts from the last call; the first call gives 0.
         """
-        before, self._known = self._known, self._read()
+        before = self._last
+        now = self._read()
+        self._last = now
+        if before is None:
+            return 0.0
         longest = 0
-        for task, waited in self._known.items():
-            if before is not None:
-                longest = max(longest, waited - before.get(task, waited))
+        for task, waited in now.items():
+            since = waited - before.get(task, waited)
+            longest = max(longest, since)
         return longest / 1e9
 
     def _read(self) -> dict[str, int]:

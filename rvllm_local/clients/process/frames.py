@@ -1,6 +1,7 @@
 """What crosses between an engine's process and its parent: typed frames, length-capped, in MessagePack.
 
-A frame is four bytes of length and a tagged union. Whatever does not decode is a `FrameError`, never an object.
+A frame is four bytes of length and a tagged union. Whatever does not decode is a
+`FrameError`, never an object.
 """
 
 from __future__ import annotations
@@ -114,7 +115,10 @@ def error_in(failed: Failed) -> RvllmError:
 
 
 def encode(frame: Command | Event) -> bytes:
-    """One frame with its length. Raises `FrameError` if it is too long or holds what MessagePack cannot."""
+    """One frame with its length.
+
+    Raises `FrameError` if it is too long or holds what MessagePack cannot.
+    """
     try:
         body = _ENCODER.encode(frame)
     except (
@@ -170,7 +174,10 @@ def _receive(connection: socket.socket) -> bytes | None:
 
 
 def _receive_exactly(connection: socket.socket, count: int) -> bytes | None:
-    """`count` bytes; None if the connection ended before the first. Memory grows only with what has come."""
+    """`count` bytes; None if the connection ended before the first.
+
+    Memory grows only with what has come.
+    """
     parts: list[bytes] = []
     left = count
     while left:
