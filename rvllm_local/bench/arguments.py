@@ -1,4 +1,7 @@
-"""What the flags of `rvllm bench serve` ask for: the endpoint, the trace, the rates. Refuses what cannot be, before anything is sent."""
+"""What the flags of `rvllm bench serve` ask for: the endpoint, the trace, the rates.
+
+Refuses what cannot be, before anything is sent.
+"""
 
 from __future__ import annotations
 
@@ -38,7 +41,8 @@ _OURS = (
     "model",
     "echo",
 )
-# Flags that make a trace, with what they are if they are not given, and the traces that heed them.
+# Flags that make a trace, with what they are if they are not given, and the traces that
+# heed them.
 _MAKING: dict[str, tuple[Any, tuple[str, ...]]] = {
     "rate": ([1.0], tuple(trace.TRACES)),
     "requests": (60, tuple(trace.TRACES)),
@@ -77,7 +81,10 @@ def check(arguments: Namespace) -> Slo:
 
 
 def endpoint_from(arguments: Namespace) -> Endpoint:
-    """Where to ask, with the model's name found out if none was given. Raises `ConfigError`."""
+    """Where to ask, with the model's name found out if none was given.
+
+    Raises `ConfigError`.
+    """
     url = _checked_url(arguments.url)
     key = (os.environ.get(_KEY_VARIABLE, "").split() or [""])[0]
     if key and url.userinfo:
@@ -130,7 +137,10 @@ def _extra(text: str) -> dict[str, Any]:
 
 
 def _first_model(url: str, headers: Mapping[str, str]) -> str:
-    """The first model that the endpoint lists; requests tell what is wrong with one that lists none."""
+    """The first model that the endpoint lists.
+
+    Requests tell what is wrong with one that lists none.
+    """
     try:
         listing = json.loads(
             asyncio.run(_listing(f"{url.rstrip('/')}/models", headers))
@@ -149,7 +159,10 @@ def _first_model(url: str, headers: Mapping[str, str]) -> str:
 
 
 async def _listing(url: str, headers: Mapping[str, str]) -> bytes:
-    """The list's bytes; an endpoint that sends without end, or a byte a second, is given up."""
+    """The list's bytes.
+
+    An endpoint that sends without end, or a byte a second, is given up.
+    """
     text = b""
     async with (
         asyncio.timeout(_LISTING_S),
@@ -164,7 +177,10 @@ async def _listing(url: str, headers: Mapping[str, str]) -> bytes:
 
 
 def trace_from(arguments: Namespace) -> trace.Trace:
-    """The trace that the flags ask for, at one request a second. Sets `recorded` for one with times of its own."""
+    """The trace that the flags ask for, at one request a second.
+
+    Sets `recorded` for one with times of its own.
+    """
     make = trace.TRACES.get(arguments.trace)
     arguments.recorded = make is None
     if make is None and not Path(arguments.trace).exists():
@@ -199,7 +215,10 @@ def trace_from(arguments: Namespace) -> trace.Trace:
 
 
 def _fill_in(arguments: Namespace) -> None:
-    """Give flags their usual values. Raises `ConfigError` for one that the trace would not heed."""
+    """Give flags their usual values.
+
+    Raises `ConfigError` for one that the trace would not heed.
+    """
     for name, (usual, heeding) in _MAKING.items():
         if getattr(arguments, name) is None:
             setattr(arguments, name, usual)

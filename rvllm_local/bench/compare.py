@@ -17,7 +17,10 @@ from rvllm_local.errors import ConfigError
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """One figure in both records. `ratio` is B over A; `verdict` is same, better, worse, noise, new or gone."""
+    """One figure in both records.
+
+    `ratio` is B over A. `verdict` is same, better, worse, noise, new or gone.
+    """
 
     run: str
     name: str
@@ -28,9 +31,10 @@ class Difference:
 
     @property
     def is_stable(self) -> bool:
-        """Whether the figure depends on the code alone, in either record."""
-        figures = (self.before, self.after)
-        return any(figure is not None and figure.stable for figure in figures)
+        """True if the figure depends on the code alone, in either record."""
+        if self.before is not None and self.before.stable:
+            return True
+        return self.after is not None and self.after.stable
 
     @property
     def is_regression(self) -> bool:
@@ -38,17 +42,23 @@ class Difference:
 
 
 def compare(arguments: Namespace) -> int:
-    """Print the differences; exit status 1 if a stable figure got worse by more than `--fail-over`."""
-    before, after = load(Path(arguments.before)), load(Path(arguments.after))
-    if not 1 < arguments.fail_over < math.inf:
+    """Print the differences of two records.
+
+    The exit status is 1 if a stable figure got worse by more than `--fail-over`.
+    """
+    before = load(Path(arguments.before))
+    after = load(Path(arguments.after))
+    tolerance = arguments.fail_over
+    if not 1 < tolerance < math.inf:
         raise ConfigError(
-            f"--fail-over must be a ratio above 1, like 1.1, not {arguments.fail_over:g}"
+            f"--fail-over must be a ratio above 1, like 1.1, not {tolerance:g}"
         )
     if before.kind != after.kind:
         raise ConfigError(
-            f"{arguments.before} is of kind {before.kind}, {arguments.after} of {after.kind}"
+            f"{arguments.before} is of kind {before.kind}, "
+            f"{arguments.after} of {after.kind}"
         )
-    changes = list(differences(before, after, arguments.fail_over))
+    changes = list(differences(before, after, tolerance))
     if arguments.stable:
         changes = [change for change in changes if change.is_stable]
     if not changes:
@@ -61,14 +71,18 @@ def compare(arguments: Namespace) -> int:
             f"{arguments.before} and {arguments.after} have no figure in common: "
             f"the runs are {_names(before)}, and {_names(after)}"
         )
-    sys.stdout.write("\n".join(_report(before, after, changes)) + "\n")
-    failed = [change for change in changes if change.is_regression]
-    for change in failed:
+    lines = _report(before, after, changes)
+    sys.stdout.write("\n".join(lines) + "\n")
+    status = 0
+    for change in changes:
+        if not change.is_regression:
+            continue
+        status = 1
         outcome = f"{change.ratio:.3f} times what it was"
         if change.after is None:
             outcome = "gone"
         sys.stdout.write(f"REGRESSION: {change.run}: {change.name} is {outcome}\n")
-    return 1 if failed else 0
+    return status
 
 
 def _names(record: Record) -> str:
@@ -82,9 +96,12 @@ def differences(
 ) -> Iterator[Difference]:
     """Every figure of either record, in the order of the first."""
     for run in {**before.runs, **after.runs}:
-        olds, news = before.runs.get(run, {}), after.runs.get(run, {})
-        for name in {**olds, **news}:
-            yield _difference(run, name, olds.get(name), news.get(name), tolerance)
+        old_figures = before.runs.get(run, {})
+        new_figures = after.runs.get(run, {})
+        for name in {**old_figures, **new_figures}:
+            old = old_figures.get(name)
+            new = new_figures.get(name)
+            yield _difference(run, name, old, new, tolerance)
 
 
 def _difference(
@@ -99,7 +116,8 @@ def _difference(
     if new is None:
         return Difference(run, name, old, new, math.nan, "gone")
     ratio = _ratio(old.value, new.value)
-    return Difference(run, name, old, new, ratio, _verdict(old, new, ratio, tolerance))
+    verdict = _verdict(old, new, ratio, tolerance)
+    return Difference(run, name, old, new, ratio, verdict)
 
 
 def _ratio(old: float, new: float) -> float:
@@ -107,7 +125,9 @@ def _ratio(old: float, new: float) -> float:
         return 1.0
     if math.isinf(new) or not old:
         return math.inf
-    return 0.0 if math.isinf(old) else new / old
+    if math.isinf(old):
+        return 0.0
+    return new / old
 
 
 def _verdict(
@@ -116,10 +136,10 @@ def _verdict(
     ratio: float,
     tolerance: float,
 ) -> str:
-    is_worse = (ratio > 1) == (old.better == "lower")
     if ratio == 1:
         return "same"
-    # In either direction: for a figure of which more is better, a fall to 1 / tolerance is as bad.
+    # In either direction: for a figure of which more is better, a fall to 1 / tolerance
+    # is as bad.
     is_near = 1 / tolerance <= ratio <= tolerance
     if old.stable and new.stable:
         if is_near:
@@ -129,7 +149,10 @@ def _verdict(
             return "noise"
     elif old.low <= new.high and new.low <= old.high:
         return "noise"
-    return "worse" if is_worse else "better"
+    is_larger = ratio > 1
+    if is_larger == (old.better == "lower"):
+        return "worse"
+    return "better"
 
 
 def _report(
@@ -140,9 +163,13 @@ def _report(
     for letter, side in (("A", before), ("B", after)):
         yield f"{letter}: {side.label}, {side.date}, {side.machine}; {side.command}"
     if before.machine != after.machine:
-        yield "The machines differ: only stable figures (marked *) say something about the code."
+        yield (
+            "The machines differ: only stable figures (marked *) "
+            "say something about the code."
+        )
     for name in sorted({*before.versions} | {*after.versions}):
-        old, new = before.versions.get(name, "none"), after.versions.get(name, "none")
+        old = before.versions.get(name, "none")
+        new = after.versions.get(name, "none")
         if old != new:
             yield f"{name} differs: {old} and {new}"
     yield ""

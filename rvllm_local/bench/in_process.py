@@ -1,7 +1,8 @@
-"""`rvllm bench decode` and `prefill`: the engine in this process, over the Python API that everyone has.
+"""`rvllm bench decode` and `prefill`: the engine in this process, over the Python API.
 
-Each round is warmed up once and measured several times; medians, quartiles. Bytes a second count what a decode step must
-read, the weights and the context's KV, beside a plain copy that is measured in the same run.
+Each round is warmed up once and measured several times: medians, quartiles. Bytes a
+second count what a decode step must read, the weights and the context's KV. A plain
+copy is measured in the same run, to compare them with.
 """
 
 from __future__ import annotations
@@ -47,13 +48,14 @@ def decode(arguments: Namespace) -> int:
     """Streams that decode together: ms a step, tokens/s, bytes/s."""
     record.check_writable(arguments.json)
     _check(arguments.rounds, *arguments.rows, arguments.context, arguments.tokens)
-    runs, copy = {}, _copy_bandwidth()
+    runs = {}
+    copy = _copy_bandwidth()
     with _engine(arguments, max(arguments.rows)) as (llm, sizes):
+        weights, bytes_per_token = sizes
+        context = arguments.context + arguments.tokens / 2
         for rows in arguments.rows:
             measure = functools.partial(_decode, llm, rows, arguments)
             samples = _rounds(arguments.rounds, measure)
-            weights, bytes_per_token = sizes
-            context = arguments.context + arguments.tokens / 2
             moved = weights + rows * context * bytes_per_token
             name = f"{rows} x {arguments.context}"
             runs[name] = _decode_figures(samples, moved, copy)
@@ -66,14 +68,19 @@ def _decode_figures(
     copy: float,
 ) -> dict[str, Figure]:
     """Figures of steps that read `moved` bytes each; a copy moves `copy` bytes/s."""
-    rates = [moved / seconds for seconds in samples["step"]]
+    gigabytes = []
+    shares = []
+    for seconds in samples["step"]:
+        rate = moved / seconds
+        gigabytes.append(rate / 1e9)
+        shares.append(rate / copy)
     pairs = zip(samples["dispatches"], samples["steps"], strict=True)
     dispatches = [count / steps for count, steps in pairs]
     return {
         "step": spread(samples["step"], "s"),
         "tokens_per_s": spread(samples["tokens_per_s"], "tokens/s", "higher"),
-        "bytes_per_s": spread([rate / 1e9 for rate in rates], "GB/s", "higher"),
-        "of_copy": spread([rate / copy for rate in rates], "", "higher"),
+        "bytes_per_s": spread(gigabytes, "GB/s", "higher"),
+        "of_copy": spread(shares, "", "higher"),
         # Which step a reading of the counters falls into is chance: one more or less.
         "steps": spread(samples["steps"], ""),
         "dispatches_per_step": spread(dispatches, ""),
@@ -84,7 +91,8 @@ def prefill(arguments: Namespace) -> int:
     """One prompt to its first token, by length."""
     record.check_writable(arguments.json)
     _check(arguments.rounds, *arguments.context)
-    runs, copy = {}, _copy_bandwidth()
+    runs = {}
+    copy = _copy_bandwidth()
     with _engine(arguments, 4) as (llm, _):
         for length in arguments.context:
             measure = functools.partial(_prefill, llm, length)
@@ -144,15 +152,18 @@ def _copy_bandwidth() -> float:
 def _rounds(count: int, measure: Callable[[int], dict[str, float]]) -> Samples:
     """Samples by name; round 0 is the warm-up."""
     samples: Samples = {}
-    for number in range(count + 1):
-        row = measure(number)
-        for name, value in row.items() if number else ():
+    measure(0)
+    for number in range(1, count + 1):
+        for name, value in measure(number).items():
             samples.setdefault(name, []).append(value)
     return samples
 
 
 def _prompt(length: int, number: int) -> list[int]:
-    """Valid token ids, such that no prompt of another number or length begins alike: a cached one would be no work."""
+    """Valid token ids. No prompt of another number or length begins alike.
+
+    A cached beginning would be no work.
+    """
     draw = random.Random(f"{length} {number}")
     return [draw.randrange(10, 250) for _ in range(length)]
 
@@ -171,11 +182,16 @@ def _decode(
         llm.generate(prompt, _greedy(1))
     params = _greedy(arguments.tokens + 1)
     streams = [llm.stream(prompt, params) for prompt in prompts]
-    received = sum(len(next(stream).token_ids) for stream in streams)
-    before, began = llm.stats(), time.perf_counter()
+    received = 0
     for stream in streams:
-        received += sum(len(event.token_ids) for event in stream)
-    seconds, after = time.perf_counter() - began, llm.stats()
+        received += len(next(stream).token_ids)
+    before = llm.stats()
+    began = time.perf_counter()
+    for stream in streams:
+        for event in stream:
+            received += len(event.token_ids)
+    seconds = time.perf_counter() - began
+    after = llm.stats()
     if received < rows * (arguments.tokens + 1):
         raise ConfigError(
             f"the answers ended after {received / rows:.0f} tokens, where the context "
@@ -219,9 +235,11 @@ def _prefill(
 ) -> dict[str, float]:
     """One round: seconds to the first token of a prompt that nobody has seen."""
     prompt = _prompt(length, number * 1000 + length)
-    before, began = llm.stats(), time.perf_counter()
+    before = llm.stats()
+    began = time.perf_counter()
     llm.generate(prompt, _greedy(1))
-    seconds, after = time.perf_counter() - began, llm.stats()
+    seconds = time.perf_counter() - began
+    after = llm.stats()
     return {
         "ttft": seconds,
         "steps": _added(before, after, "steps"),
@@ -236,18 +254,22 @@ def _finish(
     copy: float,
 ) -> int:
     columns = _COLUMNS[kind]
-    lines = [
-        [name, *(show(run[column], bounds=True) for column in columns)]
-        for name, run in runs.items()
-    ]
     heads = [column.replace("_", " ") for column in columns]
+    lines = []
+    for name, run in runs.items():
+        cells = [show(run[column], bounds=True) for column in columns]
+        lines.append([name, *cells])
     sys.stdout.write(
-        f"{record.machine()}; a plain copy moves {copy / 1e9:.1f} GB/s; medians (quartiles)\n"
+        f"{record.machine()}; a plain copy moves {copy / 1e9:.1f} GB/s; "
+        "medians (quartiles)\n"
     )
     sys.stdout.write(aligned(("", *heads), lines) + "\n")
     if arguments.json:
-        made = record.new_record(
-            kind, runs, model=arguments.model, copy_bytes_per_s=copy
+        new = record.new_record(
+            kind,
+            runs,
+            model=arguments.model,
+            copy_bytes_per_s=copy,
         )
-        made.save(Path(arguments.json))
+        new.save(Path(arguments.json))
     return 0

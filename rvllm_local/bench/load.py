@@ -1,6 +1,7 @@
-"""The open loop: every session begins when its trace says so, however slow the endpoint is.
+"""The open loop: a session begins when its trace says so, however slow the endpoint is.
 
-Latency counts from the scheduled time, so a client that comes late makes the endpoint look slower, never faster.
+Latency counts from the scheduled time. So a client that comes late makes the endpoint
+look slower, never faster.
 """
 
 from __future__ import annotations
@@ -21,10 +22,9 @@ from rvllm_local.bench.trace import Session, Trace, Turn
 from rvllm_local.server.process_limits import prepare_limits
 
 _WATCH_S = 0.02
-_ERROR_BODY, _ERROR_BODY_S = (
-    2000,
-    2.0,
-)  # bytes that are read of an answer with an error's status, and for how long
+# Bytes that are read of an answer with an error's status, and for how long.
+_ERROR_BODY = 2000
+_ERROR_BODY_S = 2.0
 _LONGEST_DETAIL = 200
 _OUR_LIMITS = {
     errno.EMFILE,
@@ -33,14 +33,16 @@ _OUR_LIMITS = {
     errno.ENOBUFS,
     errno.ENOMEM,
 }
-Sample = Callable[[], float]  # what is read beside the run, such as a server's memory
+Sample = Callable[[], float]  # reads something beside the run, as a server's memory
 
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """Where requests go and what they carry. `timeout_s` is counted from the scheduled arrival.
+    """Where requests go, and what they carry.
 
-    `secrets` are keys and passwords, which an endpoint may repeat in its errors and nobody should read there.
+    timeout_s: counted from the scheduled arrival.
+    secrets: keys and passwords. An endpoint may repeat them in its errors, and nobody
+        should read them there.
     """
 
     url: str
@@ -53,9 +55,10 @@ class Endpoint:
 
     @property
     def path(self) -> str:
-        return self.url.rstrip("/") + (
-            "/chat/completions" if self.api == "chat" else "/completions"
-        )
+        base = self.url.rstrip("/")
+        if self.api == "chat":
+            return f"{base}/chat/completions"
+        return f"{base}/completions"
 
     def body(
         self,
@@ -68,30 +71,33 @@ class Endpoint:
             "model": self.model,
             "max_tokens": turn.max_tokens,
             "stream": True,
+            "stream_options": {"include_usage": True},
         }
-        fields["stream_options"] = {"include_usage": True}
         if self.api == "chat":
-            fields |= {"messages": messages, **({"tools": tools} if tools else {})}
+            fields["messages"] = messages
+            if tools:
+                fields["tools"] = tools
         else:
-            fields["prompt"] = "\n".join(
-                str(message.get("content") or "") for message in messages
-            )
-        return msgspec.json.encode(fields | dict(self.extra))
+            texts = [str(message.get("content") or "") for message in messages]
+            fields["prompt"] = "\n".join(texts)
+        fields.update(self.extra)
+        return msgspec.json.encode(fields)
 
     def tellable(self, detail: str) -> str:
-        """What an endpoint said, on one line, without secrets."""
+        """An endpoint's words on one line, without secrets."""
         for secret in self.secrets:
             detail = detail.replace(secret, "[secret]")
-        return "".join(letter if letter.isprintable() else " " for letter in detail)[
-            :_LONGEST_DETAIL
-        ]
+        letters = [letter if letter.isprintable() else " " for letter in detail]
+        return "".join(letters[:_LONGEST_DETAIL])
 
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """All outcomes of one trace; `samples` are (seconds, value) of what was read beside.
+    """All outcomes of one trace.
 
-    `busy_s` is how late this process came to what it had to do (P99), which makes every latency look longer.
+    samples: (seconds, value) of what was read beside.
+    busy_s: how late this process came to its own work (P99). That makes every latency
+        look longer.
     """
 
     outcomes: list[Outcome]
@@ -101,11 +107,15 @@ class Run:
 
 
 class Interrupted(KeyboardInterrupt):
-    """Ctrl-C, with the outcomes of the requests that had ended; `num_open` had been sent and had not."""
+    """Ctrl-C, with the outcomes of the requests that had ended.
+
+    `num_open` requests had been sent and had not ended.
+    """
 
     def __init__(self, run: Run, num_open: int) -> None:
         super().__init__()
-        self.run, self.num_open = run, num_open
+        self.run = run
+        self.num_open = num_open
 
 
 def run(
@@ -114,17 +124,16 @@ def run(
     sample: Sample | None = None,
     every_s: float = 0.5,
 ) -> Run:
-    """Send the trace and wait for every answer, or its deadline. Raises `Interrupted` on Ctrl-C."""
+    """Send the trace and wait for every answer, or its deadline.
+
+    Raises `Interrupted` on Ctrl-C.
+    """
     prepare_limits(len(trace.sessions))
     running = _Running([[] for _ in trace.sessions])
     try:
         asyncio.run(_run(endpoint, trace, sample, every_s, running))
     except KeyboardInterrupt:
-        num_open = sum(
-            not outcome.ended and outcome.sent > 0
-            for row in running.rows
-            for outcome in row
-        )
+        num_open = running.count_open()
         raise Interrupted(running.so_far(), num_open) from None
     return running.so_far()
 
@@ -136,23 +145,24 @@ async def _run(
     every_s: float,
     running: _Running,
 ) -> None:
-    # A connection a request: a pool that waits, or an old connection that the server just closed, would be our fault.
+    # A connection a request: a pool that waits, or an old connection that the server
+    # just closed, would be our fault.
     limits = httpx.Limits(max_connections=None, max_keepalive_connections=0)
     headers = {"Content-Type": "application/json", **endpoint.headers}
     async with httpx.AsyncClient(
         limits=limits, timeout=None, headers=headers, trust_env=False
     ) as client:
-        clock = running.clock = _Clock()
-        beside = [asyncio.create_task(_watch_self(running.lags))]
+        clock = _Clock()
+        running.clock = clock
+        watch = _watch_self(running.lags)
+        beside = [asyncio.create_task(watch)]
         if sample is not None:
-            beside.append(
-                asyncio.create_task(_sample(sample, every_s, clock, running.samples))
-            )
-        pairs = zip(trace.sessions, running.rows, strict=True)
-        tasks = [
-            asyncio.create_task(_session(client, endpoint, session, clock, row))
-            for session, row in pairs
-        ]
+            sampling = _sample(sample, every_s, clock, running.samples)
+            beside.append(asyncio.create_task(sampling))
+        tasks = []
+        for session, row in zip(trace.sessions, running.rows, strict=True):
+            turns = _session(client, endpoint, session, clock, row)
+            tasks.append(asyncio.create_task(turns))
         await asyncio.gather(*tasks)
         running.wall_s = clock.now()
         for task in beside:
@@ -161,29 +171,42 @@ async def _run(
 
 @dataclass(slots=True)
 class _Running:
-    """What a run has come to so far: the outcomes of each session, what was read beside, and our own delays."""
+    """A run while it goes on."""
 
-    rows: list[list[Outcome]]
+    rows: list[list[Outcome]]  # by session
     samples: list[tuple[float, float]] = field(default_factory=list)
-    lags: list[float] = field(default_factory=list)
+    lags: list[float] = field(default_factory=list)  # our own delays
     clock: _Clock | None = None
     wall_s: float = 0.0
 
     def so_far(self) -> Run:
         """The requests that have ended."""
-        wall = self.wall_s or max(1e-3, self.clock.now() if self.clock else 0.0)
+        wall_s = self.wall_s
+        if not wall_s:
+            now = self.clock.now() if self.clock else 0.0
+            wall_s = max(1e-3, now)
+        busy_s = 0.0
         lags = sorted(self.lags)
-        busy = lags[len(lags) * 99 // 100] if lags else 0.0
-        return Run(
-            [outcome for row in self.rows for outcome in row if outcome.ended],
-            wall,
-            self.samples,
-            busy,
-        )
+        if lags:
+            busy_s = lags[len(lags) * 99 // 100]
+        ended = [outcome for outcome in self._outcomes() if outcome.ended]
+        return Run(ended, wall_s, self.samples, busy_s)
+
+    def count_open(self) -> int:
+        """How many requests were sent and have not ended."""
+        count = 0
+        for outcome in self._outcomes():
+            if outcome.sent > 0 and not outcome.ended:
+                count += 1
+        return count
+
+    def _outcomes(self) -> Iterator[Outcome]:
+        for row in self.rows:
+            yield from row
 
 
 async def _watch_self(lags: list[float]) -> None:
-    """How much later than asked for this loop comes to its work, again and again."""
+    """Note how much later than planned this loop comes to its work, again and again."""
     while True:
         began = time.perf_counter()
         await asyncio.sleep(_WATCH_S)
@@ -200,7 +223,8 @@ class _Clock:
         return time.perf_counter() - self._start
 
     async def until(self, when: float) -> None:
-        if (left := when - self.now()) > 0:
+        left = when - self.now()
+        if left > 0:
             await asyncio.sleep(left)
 
 
@@ -211,7 +235,9 @@ async def _sample(
     samples: list[tuple[float, float]],
 ) -> None:
     while True:
-        samples.append((clock.now(), await asyncio.to_thread(sample)))
+        began = clock.now()
+        value = await asyncio.to_thread(sample)
+        samples.append((began, value))
         await asyncio.sleep(every_s)
 
 
@@ -222,36 +248,45 @@ async def _session(
     clock: _Clock,
     outcomes: list[Outcome],
 ) -> None:
-    """Turn after turn; a turn that fails ends the session, and the turns after it fail with it."""
+    """Send turn after turn. If a turn fails, the turns after it fail with it."""
     messages: list[Mapping[str, Any]] = []
     when = session.at
+    before: Outcome | None = None
     for number, turn in enumerate(session.turns):
-        before = outcomes[-1] if number else None
         outcome = Outcome(session.kind, number, when, turn.max_tokens)
         outcomes.append(outcome)
         if before is not None and before.failure is not None:
             outcome.sent = outcome.ended = clock.now()
             outcome.fail(before.failure, "the turn before it failed")
+            before = outcome
             continue
-        messages.extend(turn.messages if before is None else _results(turn, before))
+        if before is None:
+            messages.extend(turn.messages)
+        else:
+            messages.extend(_results(turn, before))
         await clock.until(when)
         await _ask(client, endpoint, messages, session, outcome, clock)
         messages.append(_answer(outcome))
-        when = outcome.ended + (
-            session.turns[number + 1].think_s if number + 1 < len(session.turns) else 0
-        )
+        before = outcome
+        when = outcome.ended
+        if number + 1 < len(session.turns):
+            when += session.turns[number + 1].think_s
 
 
 def _results(turn: Turn, before: Outcome) -> tuple[Mapping[str, Any], ...]:
-    """What a turn adds; if the model called tools, its first message is their result."""
+    """The messages that a turn adds.
+
+    If the model called tools, its first message is their result.
+    """
     if not before.tool_calls:
         return turn.messages
     content = turn.messages[0].get("content")
-    results = (
-        {"role": "tool", "tool_call_id": call["id"], "content": content}
-        for call in before.tool_calls
-    )
-    return (*results, *turn.messages[1:])
+    messages: list[Mapping[str, Any]] = []
+    for call in before.tool_calls:
+        result = {"role": "tool", "tool_call_id": call["id"], "content": content}
+        messages.append(result)
+    messages.extend(turn.messages[1:])
+    return tuple(messages)
 
 
 def _answer(outcome: Outcome) -> Mapping[str, Any]:
@@ -262,23 +297,25 @@ def _answer(outcome: Outcome) -> Mapping[str, Any]:
 
 
 async def _ask(
-    client: httpx.AsyncClient, endpoint: Endpoint, messages: list[Mapping[str, Any]], session: Session,
-    outcome: Outcome, clock: _Clock,
-) -> None:  # fmt: skip
+    client: httpx.AsyncClient,
+    endpoint: Endpoint,
+    messages: list[Mapping[str, Any]],
+    session: Session,
+    outcome: Outcome,
+    clock: _Clock,
+) -> None:
     """One request, to its end or its deadline."""
     outcome.sent = clock.now()
     try:
         body = endpoint.body(messages, session.turns[outcome.turn], session.tools)
         outcome.request_bytes = len(body)
-        async with asyncio.timeout(
-            max(0.0, outcome.scheduled + endpoint.timeout_s - outcome.sent)
-        ):
+        left_s = outcome.scheduled + endpoint.timeout_s - outcome.sent
+        async with asyncio.timeout(max(0.0, left_s)):
             await _stream(client, endpoint, body, outcome, clock)
     except TimeoutError:
         outcome.fail(Failure.HUNG, f"not whole after {endpoint.timeout_s:g} s")
-    except (
-        Exception
-    ) as error:  # whatever one request meets, the others' figures are not lost for it
+    # Whatever one request meets, the others' figures are not lost for it.
+    except Exception as error:
         outcome.fail(*_reason(error))
     outcome.ended = clock.now()
     outcome.check()
@@ -288,13 +325,9 @@ async def _ask(
 def _reason(error: Exception) -> tuple[Failure, str]:
     """Whose fault an exception is, and what it says."""
     said = str(error) or type(error).__name__
-    ours = (
-        cause
-        for cause in _causes(error)
-        if isinstance(cause, OSError) and cause.errno in _OUR_LIMITS
-    )
-    if (limit := next(ours, None)) is not None:
-        return Failure.CLIENT, str(limit)
+    for cause in _causes(error):
+        if isinstance(cause, OSError) and cause.errno in _OUR_LIMITS:
+            return Failure.CLIENT, str(cause)
     if isinstance(
         error, httpx.ConnectError | httpx.UnsupportedProtocol | httpx.InvalidURL
     ):
@@ -335,7 +368,10 @@ async def _stream(
 
 
 async def _fail_by_status(response: httpx.Response, outcome: Outcome) -> None:
-    """Whatever becomes of the body, the status is the reason; of the body its beginning is enough."""
+    """Note the status as the reason, whatever becomes of the body.
+
+    The beginning of the body is enough.
+    """
     text = b""
     try:
         async with asyncio.timeout(_ERROR_BODY_S):

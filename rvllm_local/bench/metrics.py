@@ -1,4 +1,4 @@
-"""Figures with their noise bounds: percentiles, bootstrap intervals, and what a run of requests comes to."""
+"""Figures with their noise bounds: percentiles, bootstrap intervals, a run's summary."""
 
 from __future__ import annotations
 
@@ -19,9 +19,10 @@ Better = Literal["lower", "higher"]
 
 @dataclass(frozen=True, slots=True)
 class Figure:
-    """A value between its noise bounds. `stable` ones depend on the code alone, not on the machine's mood.
+    """A value between its noise bounds.
 
-    A value that is infinite stands for requests that failed: they are slower than any answer.
+    `stable` ones depend on the code alone, not on the machine's mood. An infinite value
+    stands for requests that failed: they are slower than any answer.
     """
 
     value: float
@@ -54,13 +55,10 @@ class Figure:
 def _number(value: object) -> float:
     if value is None:
         return math.inf
-    if (
-        isinstance(value, bool)
-        or not isinstance(value, int | float)
-        or math.isnan(value)
-    ):
-        raise ValueError(f"{value!r} is no figure")
-    return float(value)
+    is_bool = isinstance(value, bool)
+    if isinstance(value, int | float) and not is_bool and not math.isnan(value):
+        return float(value)
+    raise ValueError(f"{value!r} is no figure")
 
 
 def exact(
@@ -86,7 +84,7 @@ def spread(
 
 @dataclass(frozen=True, slots=True)
 class Slo:
-    """What makes a request a good one: its TTFT and its mean inter-token latency, in seconds."""
+    """The limits of a good request: TTFT and mean inter-token latency, in seconds."""
 
     ttft_s: float = 2.0
     itl_s: float = 0.2
@@ -95,12 +93,17 @@ class Slo:
         if outcome.failure is not None or outcome.ttft is None:
             return False
         gaps = outcome.gaps
-        mean_gap = sum(gaps) / len(gaps) if gaps else 0.0
+        mean_gap = 0.0
+        if gaps:
+            mean_gap = sum(gaps) / len(gaps)
         return outcome.ttft <= self.ttft_s and mean_gap <= self.itl_s
 
 
 def percentile(values: np.ndarray[Any, Any], percent: float) -> float:
-    """The smallest value that at least `percent` of all do not exceed; infinite ones allowed."""
+    """The smallest value that at least `percent` of all do not exceed.
+
+    Values may be infinite; without any the percentile is, too.
+    """
     if not len(values):
         return math.inf
     rank = math.ceil(percent / 100 * len(values))
@@ -156,16 +159,26 @@ def latency(outcomes: Sequence[Outcome], name: str) -> dict[str, Figure]:
 
 
 def _ttft(outcome: Outcome) -> list[float]:
-    return [math.inf if outcome.failure or outcome.ttft is None else outcome.ttft]
+    if outcome.failure or outcome.ttft is None:
+        return [math.inf]
+    return [outcome.ttft]
 
 
 def _itl(outcome: Outcome) -> list[float]:
-    """A request that failed has one gap without an end, and those before it were not fast either."""
-    return [math.inf] * (len(outcome.gaps) + 1) if outcome.failure else outcome.gaps
+    """The gaps between tokens.
+
+    A request that failed has one gap without an end, and those before it were not fast
+    either.
+    """
+    if outcome.failure:
+        return [math.inf] * (len(outcome.gaps) + 1)
+    return outcome.gaps
 
 
 def _e2e(outcome: Outcome) -> list[float]:
-    return [math.inf if outcome.failure else outcome.e2e]
+    if outcome.failure:
+        return [math.inf]
+    return [outcome.e2e]
 
 
 _VALUES: dict[str, Callable[[Outcome], list[float]]] = {

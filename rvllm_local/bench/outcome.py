@@ -51,8 +51,8 @@ class Usage:
 class Outcome:
     """One request. All times are seconds since the start of the run.
 
-    `scheduled` is when the trace wanted it, `sent` when the client came to it, `times` when each event with content
-    came, `ended` when the answer was over or had failed.
+    `scheduled` is when the trace wanted it, `sent` when the client came to it, `times`
+    when each event with content came, `ended` when the answer was over or had failed.
     """
 
     kind: str
@@ -134,7 +134,10 @@ def _too_many(outcome: Outcome) -> bool:
 
 
 def _lie(outcome: Outcome, count_tokens: CountTokens | None) -> str | None:
-    """What cannot be true of the usage, or None. An answer without usage is not a lie."""
+    """What cannot be true of the usage, or None.
+
+    An answer without usage is not a lie.
+    """
     usage, events = outcome.usage, len(outcome.times)
     for name, value in (
         ("prompt", usage.prompt),
@@ -170,7 +173,8 @@ def _lie(outcome: Outcome, count_tokens: CountTokens | None) -> str | None:
     text = "".join(outcome.text)
     if count_tokens is not None:
         counted = count_tokens(text)
-        # Special tokens leave no text, and the text of an answer may be split in other tokens than the model chose.
+        # Special tokens leave no text, and the text of an answer may be split in other
+        # tokens than the model chose.
         if claimed > 1.5 * counted + 8 and claimed > events + 8:
             return f"{claimed} tokens whose text has {counted}"
         return None

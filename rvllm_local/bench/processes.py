@@ -1,4 +1,7 @@
-"""Memory and CPU time of a process and all below it: from /proc where there is one, else from `ps`."""
+"""Memory and CPU time of a process and all below it.
+
+From /proc where there is one, else from `ps`.
+"""
 
 from __future__ import annotations
 
@@ -16,19 +19,20 @@ from rvllm_local.errors import ConfigError
 
 @dataclass(frozen=True, slots=True)
 class Process:
-    """`cpu_s` is the processor time it has had, 0 where that is not known."""
+    """One process of the machine."""
 
     pid: int
     parent: int
-    resident: int
-    cpu_s: float = 0.0
+    resident: int  # bytes
+    cpu_s: float = 0.0  # processor time that it has had; 0 where that is not known
 
 
 def check_pid(pid: int) -> None:
     """Raises `ConfigError` for a process that is not there."""
     if resident(pid) <= 0:
         raise ConfigError(
-            f"there is no process {pid} whose memory could be read; give --pid of the server"
+            f"there is no process {pid} whose memory could be read; "
+            "give --pid of the server"
         )
 
 
@@ -39,12 +43,11 @@ def resident(pid: int) -> int:
 
 def tree(pid: int) -> Iterator[Process]:
     """A process and all below it."""
-    processes = {
-        process.pid: process
-        for process in (_from_proc() if sys.platform == "linux" else _from_ps())
-    }
+    everything = _from_proc() if sys.platform == "linux" else _from_ps()
+    processes = {}
     children = defaultdict(list)
-    for process in processes.values():
+    for process in everything:
+        processes[process.pid] = process
         children[process.parent].append(process.pid)
     left = [pid]
     while left:
@@ -55,59 +58,67 @@ def tree(pid: int) -> Iterator[Process]:
 
 
 class Bystanders:
-    """How much of the machine others took while a server was measured; only on Linux, where it can be known."""
+    """How much of the machine others took while a server was measured.
+
+    Only Linux tells it.
+    """
 
     def __init__(self, pid: int) -> None:
-        self._pid, self._began = pid, time.monotonic()
+        self._pid = pid
+        self._began = time.monotonic()
         self._before = self._others()
 
     def share(self) -> float | None:
-        """Of all cores, since this was made, without the server, and without this process; None if unknown."""
-        after, cores = self._others(), os.cpu_count() or 1
+        """The others' share of all cores since this was made; None if unknown.
+
+        The others are neither the server nor this process.
+        """
+        after = self._others()
         if self._before is None or after is None:
             return None
-        return max(0.0, after - self._before) / (time.monotonic() - self._began) / cores
+        elapsed = time.monotonic() - self._began
+        cores = os.cpu_count() or 1
+        return max(0.0, after - self._before) / elapsed / cores
 
     def _others(self) -> float | None:
         """Seconds of all cores that neither the server nor this process has had."""
         if sys.platform != "linux":
             return None
-        fields = (
-            Path("/proc/stat")
-            .read_text(encoding="utf-8")
-            .split("\n", 1)[0]
-            .split()[1:9]
-        )
-        idle, waiting = 3, 4
-        busy = sum(
-            int(value)
-            for index, value in enumerate(fields)
-            if index not in (idle, waiting)
-        )
-        watched = (
-            sum(process.cpu_s for process in tree(self._pid)) + time.process_time()
-        )
+        text = Path("/proc/stat").read_text(encoding="utf-8")
+        all_cores = text.split("\n", 1)[0]
+        ticks = [int(field) for field in all_cores.split()[1:9]]
+        idle, waiting = ticks[3:5]
+        busy = sum(ticks) - idle - waiting
+        server = sum(process.cpu_s for process in tree(self._pid))
+        watched = server + time.process_time()
         return busy / os.sysconf("SC_CLK_TCK") - watched
 
 
 def _from_proc() -> Iterator[Process]:
-    page, tick = os.sysconf("SC_PAGE_SIZE"), os.sysconf("SC_CLK_TCK")
+    page = os.sysconf("SC_PAGE_SIZE")
+    tick = os.sysconf("SC_CLK_TCK")
     for folder in Path("/proc").iterdir():
         if not folder.name.isdigit():
             continue
         try:
             # As bytes: a name may be cut within a letter.
-            fields = (folder / "stat").read_bytes().rpartition(b")")[2].split()
+            stat = (folder / "stat").read_bytes()
         except OSError:  # it has ended meanwhile
             continue
-        cpu = (int(fields[11]) + int(fields[12])) / tick
-        yield Process(int(folder.name), int(fields[1]), int(fields[21]) * page, cpu)
+        _, _, after_name = stat.rpartition(b")")
+        fields = after_name.split()
+        ticks = int(fields[11]) + int(fields[12])
+        yield Process(
+            pid=int(folder.name),
+            parent=int(fields[1]),
+            resident=int(fields[21]) * page,
+            cpu_s=ticks / tick,
+        )
 
 
 def _from_ps() -> Iterator[Process]:
-    done = subprocess.run(
-        ["ps", "-axo", "pid=,ppid=,rss="], capture_output=True, text=True, check=True
-    )
+    command = ["ps", "-axo", "pid=,ppid=,rss="]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
     for line in done.stdout.splitlines():
         pid, parent, kilobytes = line.split()
         yield Process(int(pid), int(parent), int(kilobytes) * 1024)

@@ -26,7 +26,10 @@ _PACKAGES = ("rvllm-local", "mlx", "mlx-lm", "numpy", "httpx")
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """`runs` maps a run's name, such as "bursty at 0.5/s", to its figures; `details` is what only people read."""
+    """`runs` maps a run's name, such as "bursty at 0.5/s", to its figures.
+
+    `details` is what only people read.
+    """
 
     kind: str
     runs: Mapping[str, Mapping[str, Figure]]
@@ -108,7 +111,10 @@ def _check_types(values: Mapping[str, Any]) -> None:
 
 
 def check_writable(file: str | None) -> None:
-    """Raises `ConfigError` if a file that is to be written at the end could not be; nothing is written yet."""
+    """Raises `ConfigError` if a file that is to be written at the end could not be.
+
+    Nothing is written yet.
+    """
     if file is None:
         return
     path = Path(file)

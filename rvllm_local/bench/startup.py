@@ -38,7 +38,8 @@ def measure(code: str, *arguments: str) -> Started:
     """Run Python code in a process of its own. Raises `EngineError` if it fails."""
     began = time.perf_counter()
     command = [sys.executable, "-c", code, *arguments]
-    # Errors go to a file: a pipe that nobody reads meanwhile would stop a process that says much.
+    # Errors go to a file: a pipe that nobody reads meanwhile would stop a process that
+    # says much.
     with (
         tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as errors,
         subprocess.Popen(

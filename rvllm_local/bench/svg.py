@@ -1,4 +1,7 @@
-"""Line plots as small SVG files that read well on a light and on a dark page. Draws; knows nothing of benchmarks."""
+"""Line plots as small SVG files that read well on a light and on a dark page.
+
+Draws; knows nothing of benchmarks.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +31,10 @@ class Plot:
 
 
 def draw(plot: Plot, lines: Mapping[str, Sequence[Point]]) -> str:
-    """The SVG of named lines; points that are not finite are left out. Names that begin with the same word share a colour."""
+    """The SVG of named lines; points that are not finite are left out.
+
+    Names that begin with the same word share a colour.
+    """
     series = {
         name: [point for point in points if _is_drawable(plot, point)]
         for name, points in lines.items()

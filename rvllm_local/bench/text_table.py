@@ -9,7 +9,10 @@ from rvllm_local.bench.metrics import Figure
 
 
 def number(value: float, unit: str = "") -> str:
-    """A value with three digits that matter; seconds below one as milliseconds or microseconds, bytes as MB."""
+    """A value with three digits that matter.
+
+    Seconds below one are milliseconds or microseconds, bytes are MB.
+    """
     if math.isinf(value):
         return "failed"
     if unit == "s" and 0 < abs(value) < 1e-3:
@@ -41,17 +44,28 @@ def show(figure: Figure | None, *, bounds: bool = False) -> str:
 
 def markdown(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """A table in Markdown."""
-    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
-    return "\n".join([*lines, *("| " + " | ".join(row) + " |" for row in rows)])
+    rule = "|" + "---|" * len(head)
+    lines = [_markdown_row(head), rule]
+    for row in rows:
+        lines.append(_markdown_row(row))
+    return "\n".join(lines)
+
+
+def _markdown_row(cells: Sequence[str]) -> str:
+    return "| " + " | ".join(cells) + " |"
 
 
 def aligned(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """A table for a terminal: the first column to the left, the others to the right."""
     everything = [head, *rows]
-    columns = zip(*everything, strict=True)
-    first, *others = [max(map(len, column)) for column in columns]
+    widths = []
+    for column in zip(*everything, strict=True):
+        widths.append(max(map(len, column)))
     lines = []
     for title, *cells in everything:
-        padded = [cell.rjust(width) for cell, width in zip(cells, others, strict=True)]
-        lines.append("  ".join([title.ljust(first), *padded]).rstrip())
+        padded = [title.ljust(widths[0])]
+        for cell, width in zip(cells, widths[1:], strict=True):
+            padded.append(cell.rjust(width))
+        line = "  ".join(padded)
+        lines.append(line.rstrip())
     return "\n".join(lines)

@@ -1,7 +1,8 @@
-"""What arrives and when: sessions of turns at fixed times. Knows nothing of how they are sent or measured.
+"""What arrives and when: sessions of turns at fixed times.
 
-Traces are made at a mean of one session a second and scaled to a rate, so that every load sees the same requests in
-the same order. All randomness comes from the seed.
+Knows nothing of how they are sent or measured. Traces are made at a mean of one session
+a second and scaled to a rate, so that every load sees the same requests in the same
+order. All randomness comes from the seed.
 """
 
 from __future__ import annotations
@@ -40,7 +41,10 @@ class Turn:
 
 @dataclass(frozen=True, slots=True)
 class Session:
-    """Turns over one growing conversation, the first at `at` seconds. `kind` tells sorts of requests apart."""
+    """Turns over one growing conversation, the first at `at` seconds.
+
+    `kind` tells sorts of requests apart.
+    """
 
     at: float
     turns: tuple[Turn, ...]
@@ -234,8 +238,9 @@ def save(trace: Trace, path: Path) -> None:
 def load(path: Path) -> Trace:
     """Read a recorded trace: JSON lines, each a session or a single request.
 
-    A request is `{"at": s, "messages": [...]}`, `{"at": s, "prompt": text}` or `{"at": s, "prompt_tokens": n}`, where only
-    sizes were recorded; with `max_tokens` (48). A session has `turns` instead. Raises `ConfigError` with the line.
+    A request is `{"at": s, "messages": [...]}`, `{"at": s, "prompt": text}` or `{"at":
+    s, "prompt_tokens": n}`, where only sizes were recorded; with `max_tokens` (48). A
+    session has `turns` instead. Raises `ConfigError` with the line.
     """
     try:
         # JSON may hold other line ends within a text.

@@ -166,7 +166,8 @@ def test_streams_are_measured_while_they_decode_together(tmp_path: Path) -> None
     """
     model, out = str(save_tiny("llama", tmp_path / "llama")), tmp_path / "out.json"
     sizes = ["--rows", "8", "--context", "400", "--tokens", "300"]
-    common = ["--rounds", "2", "--kv-memory", "16MB", "--json", str(out)]
+    # One round: the medians of several are no longer each other's inverse.
+    common = ["--rounds", "1", "--kv-memory", "16MB", "--json", str(out)]
     assert main(["bench", "decode", model, *sizes, *common]) == 0
     run = record.load(out).runs["8 x 400"]
     assert 6 <= run["tokens_per_s"].value * run["step"].value <= 8.1, (

@@ -23,16 +23,12 @@ EMPTY_NAMES = frozenset(
 # Rooms that are being rewritten and are not under a bar yet. The lists only shrink.
 DENSE_ROOMS: frozenset[str] = frozenset(
     [
-        "bench",
-        "engine",
         "models",
         "text",
     ]
 )
 ROOMS_OF_LARGE_FUNCTIONS: frozenset[str] = frozenset(["models"])
-ROOMS_OF_EMPTY_NAMES: frozenset[str] = frozenset(
-    ["clients", "conversation", "engine", "models", "text"]
-)
+ROOMS_OF_EMPTY_NAMES: frozenset[str] = frozenset(["models", "text"])
 
 _NO_CODE = {
     tokenize.NL,
