@@ -229,7 +229,7 @@ def reference(model: Any, prompt: list[int], count: int) -> list[int]:
     return tokens
 
 
-def main() -> None:
+def parsed_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -252,44 +252,49 @@ def main() -> None:
     parser.add_argument("--shape", choices=SHAPES, default="1b")
     parser.add_argument("--bits", type=int, choices=(4, 8), help="quantized weights")
     parser.add_argument("--deterministic", action="store_true")
-    args = parser.parse_args()
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = parsed_arguments()
     shape = SHAPES[args.shape]
     if args.peer:
         forget_settings()
         module = loaded_llama(shape, args.bits).module
         print(peer_ms(module, prompts(*args.peer, shape["vocab_size"])))
         return
-    model_flags = ["--shape", args.shape]
-    if args.bits:
-        model_flags += ["--bits", str(args.bits)]
     print("mlx", mx.__version__, mx.default_device(), mx.device_info(), flush=True)
     if args.check:
         check_tokens()
-    loaded = loaded_llama(shape, args.bits)
+    measure_all(args, loaded_llama(shape, args.bits))
+
+
+def measure_all(args: argparse.Namespace, loaded: LoadedModel) -> None:
+    """Measure both sides of each case, and print and save what came out."""
+    model_flags = ["--shape", args.shape]
+    if args.bits:
+        model_flags += ["--bits", str(args.bits)]
     cases = [tuple(map(int, case.split("x"))) for case in args.cases]
     rounds: dict[str, list[tuple[float, float]]] = {}
     figures: dict[str, dict[str, Figure]] = {}
-    print(
-        "| rows x context | mlx-lm | rvllm | ratio, median | rounds, ms |\n|---|---|---|---|---|",
-        flush=True,
-    )
+    print("| rows x context | mlx-lm | rvllm | ratio, median | rounds, ms |")
+    print("|---|---|---|---|---|", flush=True)
     for rows, context in cases:
         batch = prompts(rows, context, LLAMA_1B["vocab_size"])
-        pairs = [
-            (
-                peer_apart(rows, context, model_flags),
-                engine_once(loaded, batch, deterministic=args.deterministic),
-            )
-            for _ in range(args.rounds)
-        ]
+        pairs = []
+        for _ in range(args.rounds):
+            peer = peer_apart(rows, context, model_flags)
+            engine = engine_once(loaded, batch, deterministic=args.deterministic)
+            pairs.append((peer, engine))
         name = f"{rows} x {context:,}"
+        stats = stats_of(pairs)
         rounds[name] = pairs
-        figures[name] = found = stats_of(pairs)
+        figures[name] = stats
         each = ", ".join(f"{peer:.2f}/{engine:.2f}" for peer, engine in pairs)
-        print(
-            f"| {name} | {show(found['mlx_lm'])} | {show(found['rvllm'])} | {found['ratio'].value:.2f}x | {each} |",
-            flush=True,
-        )
+        theirs = show(stats["mlx_lm"])
+        ours = show(stats["rvllm"])
+        ratio = stats["ratio"].value
+        print(f"| {name} | {theirs} | {ours} | {ratio:.2f}x | {each} |", flush=True)
         if args.json:
             gpu_record.save(args.json, "gpu decode", figures, rounds_ms=rounds)
 

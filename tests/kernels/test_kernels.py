@@ -247,73 +247,53 @@ def test_unsupported_shapes_are_refused_by_name(
         KernelConfig(**{**shape, **change})  # type: ignore[arg-type]
 
 
-def test_wrong_shapes_are_refused_by_name() -> None:
+def test_wrong_shapes_of_a_decode_call_are_refused_by_name() -> None:
     kernels = KernelSet(CONFIGS[0])
-    arena, fence, layer = (
-        mx.zeros(CONFIGS[0].arena_shape(2), dtype=BF16),
-        kernels.first_fence(),
-        kernels.layer_index(0),
-    )
-    packed, scratch = mx.array(layout.pack((1,), (0,), [[1]], 1)), mx.zeros((8,))
-    queries, long = (
-        mx.zeros((1, 4, 1, 64), dtype=BF16),
-        mx.array(layout.pack((1,), (0,), [[1]], 1, max_blocks=512)),
-    )
+    arena = mx.zeros(CONFIGS[0].arena_shape(2), dtype=BF16)
+    one_block = mx.array(layout.pack((1,), (0,), [[1]], 1))
+    many_blocks = mx.array(layout.pack((1,), (0,), [[1]], 1, max_blocks=512))
+
+    def decode(
+        queries: tuple[int, ...],
+        packed: mx.array = one_block,
+        rotation: Rotation | None = None,
+    ) -> None:
+        kernels.paged_decode(
+            mx.zeros(queries, dtype=BF16),
+            arena,
+            None,
+            packed,
+            kernels.layer_index(0),
+            kernels.first_fence(),
+            mx.zeros((8,)),
+            scale=1.0,
+            rotation=rotation,
+        )
+
     with pytest.raises(ValueError, match="scratch must be float32 with"):
-        kernels.paged_decode(
-            queries, arena, None, long, layer, fence, scratch, scale=1.0
-        )
+        decode((1, 4, 1, 64), many_blocks)
     with pytest.raises(ValueError, match="a rotation needs one query token"):
-        wide = Rotation(mx.zeros((1, 66)))
-        kernels.paged_decode(
-            queries,
-            arena,
-            None,
-            packed,
-            layer,
-            fence,
-            scratch,
-            scale=1.0,
-            rotation=wide,
-        )
+        decode((1, 4, 1, 64), rotation=Rotation(mx.zeros((1, 66))))
     with pytest.raises(ValueError, match="queries must be"):
-        kernels.paged_decode(
-            mx.zeros((1, 4, 1, 32), dtype=BF16),
-            arena,
-            None,
-            packed,
-            layer,
-            fence,
-            scratch,
-            scale=1.0,
-        )
+        decode((1, 4, 1, 32))
     with pytest.raises(ValueError, match="1 to 8 query tokens"):
-        kernels.paged_decode(
-            mx.zeros((1, 4, 9, 64), dtype=BF16),
-            arena,
-            None,
-            packed,
-            layer,
-            fence,
-            scratch,
-            scale=1.0,
-        )
+        decode((1, 4, 9, 64))
+
+
+def test_wrong_shapes_of_other_calls_are_refused_by_name() -> None:
+    kernels = KernelSet(CONFIGS[0])
+    arena = mx.zeros(CONFIGS[0].arena_shape(2), dtype=BF16)
+    fence = kernels.first_fence()
+    pairs = mx.zeros((1, 2), dtype=mx.int32)
     with pytest.raises(ValueError, match="fence must be"):
-        kernels.kv_copy(
-            arena,
-            None,
-            mx.zeros((1, 2), dtype=mx.int32),
-            mx.zeros((1,), dtype=mx.int32),
-        )
+        kernels.kv_copy(arena, None, pairs, mx.zeros((1,), dtype=mx.int32))
     with pytest.raises(ValueError, match="does not describe"):
-        kernels.kv_gather(arena, None, mx.zeros((8,), dtype=mx.int32), layer, fence, 4)
+        no_descriptor = mx.zeros((8,), dtype=mx.int32)
+        layer = kernels.layer_index(0)
+        kernels.kv_gather(arena, None, no_descriptor, layer, fence, 4)
     with pytest.raises(ValueError, match="scales"):
-        KernelSet(CONFIGS[2]).kv_copy(
-            mx.zeros(CONFIGS[2].arena_shape(2), dtype=I8),
-            None,
-            mx.zeros((1, 2), dtype=mx.int32),
-            fence,
-        )
+        int8_arena = mx.zeros(CONFIGS[2].arena_shape(2), dtype=I8)
+        KernelSet(CONFIGS[2]).kv_copy(int8_arena, None, pairs, fence)
 
 
 @pytest.mark.parametrize(

@@ -340,6 +340,12 @@ def _others() -> Iterator[Step]:
 
 def _refusals() -> Iterator[Step]:
     """What is wrong in a body, for each dialect; and what the guard refuses."""
+    yield from _chat_refusals()
+    yield from _other_refusals()
+    yield from _guard_refusals()
+
+
+def _chat_refusals() -> Iterator[Step]:
     chat = {"model": "default", "messages": said("hello")}
     image = {"type": "image_url", "image_url": {"url": "data:,"}}
     for name, more in {
@@ -361,6 +367,10 @@ def _refusals() -> Iterator[Step]:
         "bias": {"logit_bias": {"x": 1}},
     }.items():
         yield Step(f"chat refused: {name}", "/v1/chat/completions", {**chat, **more})
+
+
+def _other_refusals() -> Iterator[Step]:
+    """Of the other dialects."""
     response = {"model": "default", "input": "say:hello"}
     for name, more in {
         "background": {"background": True},
@@ -390,6 +400,9 @@ def _refusals() -> Iterator[Step]:
         "logprobs": {"logprobs": 50},
     }.items():
         yield Step(f"text refused: {name}", "/v1/completions", {**text, **more})
+
+
+def _guard_refusals() -> Iterator[Step]:
     path = "/v1/chat/completions"
     yield Step("refused: no JSON", path, "{")
     yield Step("refused: nothing", path, "")

@@ -139,72 +139,80 @@ def generated(count: int, seed: int = 7) -> Iterator[Any]:
 
 
 def _random_schema(chance: random.Random, depth: int) -> Any:
-    kinds = ["string", "number", "integer", "enum", "boolean", "null"] + [
-        "array",
-        "object",
-        "object",
-        "anyOf",
-        "oneOf",
-        "allOf",
-    ] * (depth > 0)
+    kinds = ["string", "number", "integer", "enum", "boolean", "null"]
+    if depth > 0:
+        kinds += ["array", "object", "object", "anyOf", "oneOf", "allOf"]
     kind = chance.choice(kinds)
     inner = [_random_schema(chance, depth - 1) for _ in range(3)] if depth > 0 else []
-
-    def some(**options: Any) -> dict[str, Any]:
-        return {key: value for key, value in options.items() if chance.random() < 0.4}
-
     low, high = sorted(chance.randint(-20, 40) for _ in range(2))
     few, many = sorted(chance.randint(0, 4) for _ in range(2))
     if kind == "string":
-        patterns = ["^[a-f]+$", "^\\d+", "x", "^[^\\W_]{1,3}$", "\\s"]
-        return {
-            "type": kind,
-            **some(minLength=few, maxLength=many, pattern=chance.choice(patterns)),
-        }
+        return _random_string(chance, few, many)
     if kind in ("number", "integer"):
-        factor = chance.choice([2, 3, 0.5, 10])
-        return {
-            "type": kind,
-            **some(
-                minimum=low,
-                maximum=high + 10,
-                multipleOf=factor,
-                exclusiveMaximum=high + 12,
-            ),
-        }
+        return _random_number(chance, kind, low, high)
     if kind == "enum":
-        return {
-            "enum": chance.sample(
-                ["a", "bb", 1, 2.5, None, True, [1, 2], {"k": "v"}], 3
-            )
-        }
+        values = ["a", "bb", 1, 2.5, None, True, [1, 2], {"k": "v"}]
+        return {"enum": chance.sample(values, 3)}
     if kind in ("boolean", "null"):
         return {"type": kind}
     if kind == "array":
-        return {
-            "type": kind,
-            **some(
-                items=inner[0],
-                minItems=few,
-                maxItems=many + 1,
-                prefixItems=inner[1:],
-                uniqueItems=True,
-            ),
-        }
+        return _random_array(chance, inner, few, many)
     if kind == "object":
-        names = chance.sample(["a", "b", "long name", "é", 'x"y'], 3)
-        extra = chance.choice([False, True, inner[2]])
-        properties = dict(zip(names, inner))
-        schema = {
-            "type": kind,
-            "properties": properties,
-            "required": chance.sample(names, chance.randint(0, 3)),
-            "additionalProperties": extra,
-        }
-        return (
-            {**schema, **some(minProperties=few)} if chance.random() < 0.3 else schema
-        )
+        return _random_object(chance, inner, few)
     return {kind: inner[: chance.randint(1, 3)]}
+
+
+def _some(chance: random.Random, **options: Any) -> dict[str, Any]:
+    return {key: value for key, value in options.items() if chance.random() < 0.4}
+
+
+def _random_string(chance: random.Random, few: int, many: int) -> dict[str, Any]:
+    patterns = ["^[a-f]+$", "^\\d+", "x", "^[^\\W_]{1,3}$", "\\s"]
+    pattern = chance.choice(patterns)
+    limits = _some(chance, minLength=few, maxLength=many, pattern=pattern)
+    return {"type": "string", **limits}
+
+
+def _random_number(
+    chance: random.Random, kind: str, low: int, high: int
+) -> dict[str, Any]:
+    factor = chance.choice([2, 3, 0.5, 10])
+    limits = _some(
+        chance,
+        minimum=low,
+        maximum=high + 10,
+        multipleOf=factor,
+        exclusiveMaximum=high + 12,
+    )
+    return {"type": kind, **limits}
+
+
+def _random_array(
+    chance: random.Random, inner: list[Any], few: int, many: int
+) -> dict[str, Any]:
+    limits = _some(
+        chance,
+        items=inner[0],
+        minItems=few,
+        maxItems=many + 1,
+        prefixItems=inner[1:],
+        uniqueItems=True,
+    )
+    return {"type": "array", **limits}
+
+
+def _random_object(chance: random.Random, inner: list[Any], few: int) -> dict[str, Any]:
+    names = chance.sample(["a", "b", "long name", "é", 'x"y'], 3)
+    extra = chance.choice([False, True, inner[2]])
+    schema = {
+        "type": "object",
+        "properties": dict(zip(names, inner)),
+        "required": chance.sample(names, chance.randint(0, 3)),
+        "additionalProperties": extra,
+    }
+    if chance.random() < 0.3:
+        schema |= _some(chance, minProperties=few)
+    return schema
 
 
 def corpus() -> list[Any]:

@@ -94,7 +94,8 @@ class FakeEndpoint:
             {"id": "small", "context_length": 32768},
             {"id": "large", "max_model_len": 131072},
         ]
-        self._server = _Server(self._handler())
+        handler = type("Handler", (_Handler,), {"fake": self})
+        self._server = _Server(handler)
         self._thread = threading.Thread(
             target=self._server.serve_forever,
             kwargs={"poll_interval": 0.01},
@@ -120,67 +121,64 @@ class FakeEndpoint:
     def steps(self, body: dict[str, Any]) -> list[Any]:
         return self.script.get(body["messages"][-1]["content"], self.default)
 
-    def _handler(self) -> type[BaseHTTPRequestHandler]:
-        fake = self
 
-        class Handler(BaseHTTPRequestHandler):
-            protocol_version = "HTTP/1.1"
+class _Handler(BaseHTTPRequestHandler):
+    """Handles a connection to `fake`."""
 
-            def log_message(self, *_: object) -> None:
-                pass
+    fake: FakeEndpoint
+    protocol_version = "HTTP/1.1"
 
-            def do_GET(self) -> None:
-                pages = {
-                    "/health": {"status": "ok"},
-                    "/v1/models": {"data": fake.models},
-                    "/v1/engine": fake.engine,
-                }
-                self._reply(
-                    200 if self.path in pages else 404, pages.get(self.path, {})
-                )
+    def log_message(self, *_: object) -> None:
+        pass
 
-            def do_POST(self) -> None:
-                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-                fake.requests.append(body)
-                fake.headers.append(dict(self.headers))
-                steps = fake.steps(body)
-                if steps and isinstance(steps[0], tuple):
-                    self._reply(steps[0][1], steps[0][2])
-                    return
-                self.send_response(200)
-                self.send_header("Content-Type", "text/event-stream")
-                self.send_header("Connection", "close")
-                self.end_headers()
-                self.close_connection = True
-                try:
-                    self._stream(steps)
-                except OSError:
-                    fake.disconnected.set()
+    def do_GET(self) -> None:
+        pages = {
+            "/health": {"status": "ok"},
+            "/v1/models": {"data": self.fake.models},
+            "/v1/engine": self.fake.engine,
+        }
+        self._reply(200 if self.path in pages else 404, pages.get(self.path, {}))
 
-            def _stream(self, steps: list[Any]) -> None:
-                for step in steps:
-                    if step == "cut":
-                        self.wfile.flush()
-                        self.connection.shutdown(socket.SHUT_RDWR)
-                        return
-                    if step == "hold":
-                        fake.holding.set()
-                        while not fake.release.wait(0.02):
-                            self.wfile.write(b": keepalive\n\n")
-                    else:
-                        self.wfile.write(_event(step))
-                for event in _ending(len(steps)):
-                    self.wfile.write(event)
+    def do_POST(self) -> None:
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        self.fake.requests.append(body)
+        self.fake.headers.append(dict(self.headers))
+        steps = self.fake.steps(body)
+        if steps and isinstance(steps[0], tuple):
+            self._reply(steps[0][1], steps[0][2])
+            return
+        self.send_response(200)
+        self.send_header("Content-Type", "text/event-stream")
+        self.send_header("Connection", "close")
+        self.end_headers()
+        self.close_connection = True
+        try:
+            self._stream(steps)
+        except OSError:
+            self.fake.disconnected.set()
 
-            def _reply(self, status: int, value: Any) -> None:
-                content = json.dumps(value).encode()
-                self.send_response(status)
-                self.send_header("Content-Type", "application/json")
-                self.send_header("Content-Length", str(len(content)))
-                self.end_headers()
-                self.wfile.write(content)
+    def _stream(self, steps: list[Any]) -> None:
+        for step in steps:
+            if step == "cut":
+                self.wfile.flush()
+                self.connection.shutdown(socket.SHUT_RDWR)
+                return
+            if step == "hold":
+                self.fake.holding.set()
+                while not self.fake.release.wait(0.02):
+                    self.wfile.write(b": keepalive\n\n")
+            else:
+                self.wfile.write(_event(step))
+        for event in _ending(len(steps)):
+            self.wfile.write(event)
 
-        return Handler
+    def _reply(self, status: int, value: Any) -> None:
+        content = json.dumps(value).encode()
+        self.send_response(status)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        self.wfile.write(content)
 
 
 def _event(step: Any) -> bytes:
