@@ -54,9 +54,9 @@ class AddNorm:
     ) -> tuple[mx.array, mx.array]:
         """The sum, and the normed sum.
 
-        Both have `stream`'s shape `[..., width]` and type; `weight` is `[width]`. Raises
-        `UnsupportedModelError` where types or shapes differ, or the width is not a
-        multiple of 8.
+        Both have `stream`'s shape `[..., width]` and type; `weight` is `[width]`.
+        Raises `UnsupportedModelError` where types or shapes differ, or the width is not
+        a multiple of 8.
         """
         width = stream.shape[-1]
         if stream.shape != added.shape or weight.shape != (width,) or width % _VECTOR:

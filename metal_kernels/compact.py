@@ -1,7 +1,7 @@
 """Makes a kernel's text short: MLX copies and compares it at every launch.
 
-That costs the host time. Comments, indentation and the branches that the launch's macros
-exclude go. Every condition names such macros alone.
+That costs the host time. Comments, indentation and the branches that the launch's
+macros exclude go. Every condition names such macros alone.
 """
 
 from __future__ import annotations

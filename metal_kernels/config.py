@@ -56,7 +56,8 @@ def text_language(backend: str | None) -> str:
 class KernelConfig:
     """The attention shape that one `KernelSet` serves.
 
-    Raises `UnsupportedModelError` for a shape that the kernels have no variant for, naming it.
+    Raises `UnsupportedModelError` for a shape that the kernels have no variant for,
+    naming it.
     """
 
     head_dim: int

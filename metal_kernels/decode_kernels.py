@@ -31,7 +31,10 @@ class DecodeKernels(KernelLaunches):
         query_len: int,
         max_blocks: int,
     ) -> int:
-        """Floats of scratch that such a `paged_decode` needs; 0 where one split serves."""
+        """Floats of scratch that such a `paged_decode` needs.
+
+        0 where one split serves.
+        """
         splits = self.tuning.splits.most(max_blocks)
         if splits == 1:
             return 0

@@ -1,8 +1,8 @@
 """The step descriptor: one int32 array with the rows, contexts and blocks of a step.
 
-`[rows, query_len, max_blocks, 0...]`, then `[context_len, first_position]` a row, then the
-tables `[rows, max_blocks]`. The kernels get `HEADER` and `ROW_FIELDS` from here; nothing
-else knows the layout.
+`[rows, query_len, max_blocks, 0...]`, then `[context_len, first_position]` a row, then
+the tables `[rows, max_blocks]`. The kernels get `HEADER` and `ROW_FIELDS` from here;
+nothing else knows the layout.
 """
 
 from __future__ import annotations
@@ -29,9 +29,10 @@ def pack(
 ) -> npt.NDArray[np.int32]:
     """The descriptor of one step, padded to `rows` rows and `max_blocks` blocks a row.
 
-    `context_lens` count the new tokens too. `first_positions` are those of the first token
-    that each table covers: multiples of the block size. Padding rows have context 0 and
-    block 0. Raises `ValueError` if a row has too few blocks or does not fit the bucket.
+    `context_lens` count the new tokens too. `first_positions` are those of the first
+    token that each table covers: multiples of the block size. Padding rows have context
+    0 and block 0. Raises `ValueError` if a row has too few blocks or does not fit the
+    bucket.
     """
     count = len(context_lens)
     if len(first_positions) != count or len(tables) != count:

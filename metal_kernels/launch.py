@@ -142,8 +142,8 @@ def _text_folder() -> tempfile.TemporaryDirectory[str]:
 def _by_reference(text: KernelText) -> tuple[str, str]:
     """Header and body that only include the text.
 
-    MLX reads its texts at every launch, 0.2 us a KB. Metal's compiler includes no files.
-    The body names the strides that MLX has to pass.
+    MLX reads its texts at every launch, 0.2 us a KB. Metal's compiler includes no
+    files. The body names the strides that MLX has to pass.
     """
     folder = Path(_text_folder().name)
     header = folder / f"{text.name}.header"
@@ -189,8 +189,8 @@ def kernel_text(
 ) -> KernelText:
     """Put the defines, the portability header, `parts` and the file `body` together.
 
-    The name carries a hash: MLX caches compiled kernels by name, and would rebuild one on
-    every change of its text.
+    The name carries a hash: MLX caches compiled kernels by name, and would rebuild one
+    on every change of its text.
     """
     language = "RV_CUDA" if backend == "cuda" else "RV_METAL"
     macros = {language: 1, **defines}

@@ -75,8 +75,8 @@ class MatrixTuning:
 def matrix_tuning(rows: int) -> MatrixTuning:
     """What was measured to be best on an H200, at 1 to 8 rows.
 
-    Few warps a threadgroup and many threadgroups hide each other's loads; more rows need
-    more registers, so that fewer threadgroups fit.
+    Few warps a threadgroup and many threadgroups hide each other's loads; more rows
+    need more registers, so that fewer threadgroups fit.
     """
     if rows <= _MATRIX_COLUMNS:
         return MatrixTuning(resident=4)

@@ -30,7 +30,10 @@ class Load:
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """One kernel at one size: `nbytes` are what it must read and write; `of_copy` is its rate over a copy's."""
+    """One kernel at one size: `nbytes` are what it must read and write.
+
+    `of_copy` is its rate over a copy's.
+    """
 
     kernel: str
     load: Load
@@ -44,7 +47,8 @@ class Measured:
         return self.nbytes / self.seconds
 
 
-# Groups of 4 and 8 over 64k tokens in flight and more, a short batch, and one long sequence.
+# Groups of 4 and 8 over 64k tokens in flight and more, a short batch, and one long
+# sequence.
 LOADS = (
     Load(16, 8192, 32, 8, 128), Load(16, 8192, 64, 8, 128), Load(64, 1024, 32, 8, 128), Load(64, 1024, 64, 8, 128),
     Load(1, 65536, 32, 8, 128), Load(1, 65536, 64, 8, 128), Load(64, 512, 32, 8, 64), Load(1, 512, 32, 8, 64),
@@ -187,7 +191,10 @@ def _copy_pairs(order: npt.NDArray[np.int64]) -> npt.NDArray[np.int32]:
 def measure(
     loads: tuple[Load, ...] = LOADS, *, scale: int = 1
 ) -> tuple[float, list[Measured]]:
-    """The copy's bytes a second, and every kernel at every load in bfloat16 and int8; `scale` divides the contexts."""
+    """The copy's bytes a second, and every kernel at every load in bfloat16 and int8.
+
+    `scale` divides the contexts.
+    """
     copy = copy_bandwidth(2**30 // scale)
     measured = []
     for load in loads:

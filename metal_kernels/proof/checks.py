@@ -72,7 +72,10 @@ def make_kernels(variant: Variant, make: Make) -> KernelSet:
 
 
 def check_decode(variant: Variant, make: Make = KernelSet) -> float:
-    """Compares one variant with the oracle, with padding rows and blocks; the relative error."""
+    """The relative error of one variant against the oracle.
+
+    The call has padding rows and blocks.
+    """
     kernels = make_kernels(variant, make)
     case = Case(
         variant.config,
@@ -169,7 +172,10 @@ def check_rotation(
     *,
     pairs: bool = False,
 ) -> float:
-    """Queries and new keys are rotated, and stored so; the relative error of the output."""
+    """Queries and new keys are rotated, and stored so.
+
+    Returns the relative error of the output.
+    """
     kernels = make_kernels(variant, make)
     count = len(variant.contexts)
     case = Case(variant.config, variant.contexts, rows=count + 1)
@@ -255,7 +261,10 @@ def check_add_norm(
     dtype: mx.Dtype,
     make: Callable[[], AddNorm] = AddNorm,
 ) -> float:
-    """The sum, rounded once, and its RMS norm, of rows far apart in size; the relative error of the norm."""
+    """The sum, rounded once, and its RMS norm, of rows far apart in size.
+
+    Returns the relative error of the norm.
+    """
     random, eps = np.random.default_rng(6), 1e-5
     sizes = np.array([1e-3, 1.0, 30.0], dtype=np.float32)[:, None, None]
     stream, added = (

@@ -18,7 +18,10 @@ TOLERANCE = {mx.float32: 1e-5, mx.float16: 2e-3, mx.bfloat16: 2e-2}
 
 @dataclass(slots=True)
 class Case:
-    """An arena with `len(contexts)` rows of `query_len` new tokens; tables cover positions from `firsts` on."""
+    """An arena with `len(contexts)` rows of `query_len` new tokens.
+
+    Tables cover positions from `firsts` on.
+    """
 
     config: KernelConfig
     contexts: tuple[int, ...]
@@ -58,9 +61,10 @@ class Case:
         mx.eval(self.arena, self.queries, self.descriptor)
 
     def _deal_blocks(self, random: np.random.Generator) -> int:
-        """Give each row shuffled blocks; the arena's blocks, the scratch block included.
+        """Give each row shuffled blocks. Returns the arena's, the scratch block included.
 
-        With `shared` every row starts with the first row's, as after a prefix hit.
+        With `shared` every row starts
+        with the first row's, as after a prefix hit.
         """
         counts = []
         for context, first in zip(self.contexts, self.firsts or (), strict=True):
@@ -164,7 +168,10 @@ def floats(array: mx.array) -> Floats:
 
 
 def error(actual: mx.array, expected: Floats) -> float:
-    """The largest error relative to the largest expected value; NaN counts as infinite."""
+    """The largest error relative to the largest expected value.
+
+    NaN counts as infinite.
+    """
     difference = np.abs(floats(actual) - expected).max() / max(
         float(np.abs(expected).max()), 1e-6
     )

@@ -1,6 +1,7 @@
 """The chat history: a tree of messages a chat in one SQLite file, with full-text search.
 
-What a method has returned is on disk and survives `kill -9`. Knows nothing of any interface, engine or network.
+What a method has returned is on disk and survives `kill -9`. Knows nothing of any
+interface, engine or network.
 """
 
 from __future__ import annotations
@@ -32,10 +33,12 @@ from rvllm_local.history.types import Chat, ChatMessage, Deleted, Hit
 
 
 class ChatHistory:
-    """One open history file. Methods may be called from any thread; each write is one durable transaction.
+    """One open history file.
 
-    A file that a newer version wrote is opened read-only, and `read_only` says why; `path=None` keeps everything in
-    memory. Raises `HistoryError` for a file that cannot be used, and from any write that could not be made durable.
+    Methods may be called from any thread; each write is one durable transaction. A file
+    that a newer version wrote is opened read-only, and `read_only` says why;
+    `path=None` keeps everything in memory. Raises `HistoryError` for a file that cannot
+    be used, and from any write that could not be made durable.
     """
 
     def __init__(self, path: Path | None) -> None:

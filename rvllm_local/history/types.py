@@ -16,7 +16,10 @@ def new_id() -> str:
 
 
 class MessageState(StrEnum):
-    """Whether a message is whole. A reply that is being written is `partial`; after a crash it stays so."""
+    """Whether a message is whole.
+
+    A reply that is being written is `partial`; after a crash it stays so.
+    """
 
     DONE = "done"
     PARTIAL = "partial"
@@ -26,7 +29,10 @@ class MessageState(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class ToolCall:
-    """A call that the model asked for; `arguments` is the text it wrote, usually JSON."""
+    """A call that the model asked for.
+
+    `arguments` is the text it wrote, usually JSON.
+    """
 
     name: str
     arguments: str
@@ -35,7 +41,10 @@ class ToolCall:
 
 @dataclass(frozen=True, slots=True)
 class ChatMessage:
-    """One node of a chat's tree. `role` is user or assistant; `figures` are a reply's measurements."""
+    """One node of a chat's tree.
+
+    `role` is user or assistant; `figures` are a reply's measurements.
+    """
 
     id: str
     chat_id: str
@@ -52,7 +61,10 @@ class ChatMessage:
 
 @dataclass(frozen=True, slots=True)
 class Chat:
-    """One conversation. `head_id` is the message that it goes on from; `params` are sampling parameters."""
+    """One conversation.
+
+    `head_id` is the message that it goes on from; `params` are sampling parameters.
+    """
 
     id: str
     title: str = ""
