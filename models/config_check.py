@@ -185,6 +185,8 @@ def _check_layer_types(config: Mapping[str, Any]) -> None:
 def check_end(value: Any, source: str) -> None:
     """Raise `ModelFileError` for what is no token id, no list of them and not nothing."""
     most = _NEEDED["vocab_size"]
+    if value == []:
+        return
     for token in _each(value):
         if token is None:
             continue

@@ -28,7 +28,7 @@ def read_settings(path: Path) -> dict[str, Any]:
         size = path.stat().st_size
         if size > _LARGEST_SETTINGS:
             raise ModelFileError(f"{path}: {size} bytes of settings are not plausible")
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = json.loads(path.read_text(encoding="utf-8-sig"))
     except (OSError, ValueError, RecursionError) as error:
         raise ModelFileError(f"{path} cannot be read: {error}") from error
     if not isinstance(value, dict):

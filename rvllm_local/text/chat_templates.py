@@ -44,9 +44,11 @@ def templates_of_folder(folder: Path, config: Mapping[str, Any]) -> ChatTemplate
     if separate.is_file():
         named[_DEFAULT] = _read(separate)
         source = separate
+    value = config.get("chat_template")
+    if named and _DEFAULT not in named and isinstance(value, str):
+        named[_DEFAULT] = value
     if named:
         return _by_name(named, str(source))
-    value = config.get("chat_template")
     if value is not None:
         return _from_value(value, folder / "tokenizer_config.json")
     legacy = folder / "chat_template.json"

@@ -22,6 +22,7 @@ from rvllm_local.errors import (
 from rvllm_local.models.architecture import import_family
 from rvllm_local.models.loader import load_model
 from rvllm_local.models.locate import locate
+from rvllm_local.text.tokenizer_files import read_tokenizer
 from tests.support.tiny import save_tiny, tiny_model
 
 
@@ -216,6 +217,16 @@ def test_ends_are_all_that_the_settings_name(folder: Path) -> None:
     generation.write_text(json.dumps({"eos_token_id": 9999}))
     with pytest.raises(ModelFileError, match=r"generation_config.*9999.*vocab_size"):
         load_model(locate(str(folder)))
+
+
+def test_settings_may_begin_with_a_mark_and_name_no_end(folder: Path) -> None:
+    change_config(folder, eos_token_id=[])
+    for name in ("config.json", "tokenizer_config.json"):
+        path = folder / name
+        path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    files = locate(str(folder))
+    assert load_model(files).eos_token_ids == ()
+    assert read_tokenizer(files).chat_template is not None
 
 
 def test_the_folder_one_stands_in_has_its_name(

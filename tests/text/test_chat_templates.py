@@ -50,6 +50,11 @@ def test_files_count_before_settings(tmp_path: Path) -> None:
     assert texts(templates_of_folder(tmp_path, {"chat_template": "old"})) == BOTH
 
 
+def test_the_default_may_stand_in_the_settings(tmp_path: Path) -> None:
+    write(tmp_path, "additional_chat_templates/tool_use.jinja", "with tools")
+    assert texts(templates_of_folder(tmp_path, {"chat_template": "plain"})) == BOTH
+
+
 @pytest.mark.parametrize("value", ["plain", NAMED])
 def test_a_file_of_older_processors(tmp_path: Path, value: Any) -> None:
     write(tmp_path, "chat_template.json", {"chat_template": value})

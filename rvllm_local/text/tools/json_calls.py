@@ -137,13 +137,15 @@ class JSONReader(PieceReader):
             raise MalformedCallError(f"its {what} is longer than {limit} characters")
         return text
 
-    def _json_call(self, bare: bool = False) -> Reading[None]:
+    def _json_call(self, bare: bool = False, opened: bool = False) -> Reading[None]:
         """One call as an object: a name, and arguments before or after it; other keys are skipped.
 
         Writes the start and the deltas; the caller reads what closes the call, then ends it. A `bare` object
-        without arguments is no call.
+        without arguments is no call. With `opened`, its brace has been read.
         """
-        char = yield from self._next_solid()
+        char = "{"
+        if not opened:
+            char = yield from self._next_solid()
         if char != "{":
             raise _unexpected(char)
         name: str | None = None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import json
+import keyword
 import re
 import warnings
 from typing import Any
@@ -13,6 +14,15 @@ from rvllm_local.text.tools.reader import MalformedCallError
 _WORDS = {"true": True, "false": False, "null": None}
 _NAME = re.compile(r"[A-Za-z_][\w.-]*")
 _QUOTED = re.compile(r'"(?:[^"\\]|\\.)*"|\'(?:[^\'\\]|\\.)*\'')  # a whole string
+
+# Spellings of names that are keywords, and of a dash in a name.
+_TAKEN, _DASH = "q7z_", "q7zdash"
+# A string, which stays as it is; an argument's name; a function's name with dashes.
+_FREE_NAME = re.compile(
+    _QUOTED.pattern
+    + r"|\b(?P<argument>[a-z]+)(?=\s*=(?!=))"
+    + r"|(?P<function>\b[A-Za-z_]\w*(?:-\w+)+)(?=\s*\()"
+)
 
 
 def ends_in_string(code: str) -> bool:
@@ -26,13 +36,45 @@ def python_calls(code: str) -> list[tuple[str, str]]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            statements = ast.parse(code).body
+            statements = ast.parse(_with_plain_names(code)).body
         calls = [call for statement in statements for call in _calls_of(statement)]
         if not calls:
             raise MalformedCallError("it calls nothing")
         return [_python_call(call) for call in calls]
     except (SyntaxError, ValueError, TypeError, RecursionError, MemoryError) as error:
         raise MalformedCallError("its code is not a call with plain values") from error
+
+
+def python_object(code: str) -> tuple[str, str]:
+    """Name and arguments of a call that is an object in Python's spelling."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            value = _python_value(ast.parse(code.strip(), mode="eval").body)
+        arguments = value.get("arguments", value.get("parameters", {}))
+        text = json.dumps(arguments, ensure_ascii=False, allow_nan=False)
+    except (SyntaxError, ValueError, TypeError, RecursionError, MemoryError) as error:
+        raise MalformedCallError("it is no object with plain values") from error
+    except AttributeError as error:
+        raise MalformedCallError("it is no object") from error
+    name = value.get("name")
+    if not isinstance(name, str) or not isinstance(arguments, dict):
+        raise MalformedCallError("it has no name and arguments")
+    return name, text
+
+
+def _with_plain_names(code: str) -> str:
+    """The code with names that Python does not take spelled so that it does."""
+
+    def spelled(match: re.Match[str]) -> str:
+        if match["argument"]:
+            is_taken = keyword.iskeyword(match["argument"])
+            return f"{_TAKEN}{match[0]}" if is_taken else match[0]
+        if match["function"]:
+            return match["function"].replace("-", _DASH)
+        return match[0]
+
+    return _FREE_NAME.sub(spelled, code)
 
 
 def _calls_of(statement: ast.stmt) -> list[ast.Call]:
@@ -57,14 +99,15 @@ def _printed(node: ast.AST | None) -> ast.AST | None:
 
 
 def _python_call(call: ast.Call) -> tuple[str, str]:
-    if call.args or any(keyword.arg is None for keyword in call.keywords):
+    if call.args or any(each.arg is None for each in call.keywords):
         raise MalformedCallError("its arguments have no names")
-    name = ast.unparse(call.func).removeprefix("default_api.")
+    name = ast.unparse(call.func).removeprefix("default_api.").replace(_DASH, "-")
     if not _NAME.fullmatch(name):
         raise MalformedCallError("the call has no plain name")
     arguments = {}
-    for keyword in call.keywords:
-        arguments[str(keyword.arg)] = _python_value(keyword.value)
+    for each in call.keywords:
+        key = str(each.arg).removeprefix(_TAKEN)
+        arguments[key] = _python_value(each.value)
     return name, json.dumps(arguments, ensure_ascii=False, allow_nan=False)
 
 

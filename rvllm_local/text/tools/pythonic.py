@@ -10,8 +10,8 @@ from rvllm_local.text.tools.python_calls import ends_in_string, python_calls
 from rvllm_local.text.tools.reader import END, MalformedCallError, Reading
 
 _MOST_CLOSINGS = 64  # in the strings of a call
-_BEGINNING = re.compile(r"\[\s*(?:[A-Za-z_][\w.]*\s*(?:\(.*)?)?", re.DOTALL)
-_DECIDED = re.compile(r"\[\s*[A-Za-z_][\w.]*\s*\(")
+_BEGINNING = re.compile(r"\[\s*(?:[A-Za-z_][\w.-]*\s*(?:\(.*)?)?", re.DOTALL)
+_DECIDED = re.compile(r"\[\s*[A-Za-z_][\w.-]*\s*\(")
 
 
 class PythonicParser(LooseCallParser):

@@ -8,7 +8,13 @@ from collections.abc import Callable
 
 from rvllm_local.text import tags
 from rvllm_local.text.tools.json_calls import MAX_NAME, JSONReader
-from rvllm_local.text.tools.reader import END, Reading
+from rvllm_local.text.tools.python_calls import python_object
+from rvllm_local.text.tools.reader import (
+    END,
+    MAX_CALL_CHARS,
+    MalformedCallError,
+    Reading,
+)
 
 
 class HermesParser(JSONReader):
@@ -19,19 +25,61 @@ class HermesParser(JSONReader):
 
     def _parse(self) -> Reading[None]:
         opening, closing = tags.HERMES
-        while (
-            tag := (yield from self._until((opening, closing), self._content))
-        ) != END:
+        while True:
+            tag = yield from self._until((opening, closing), self._content)
+            if tag == END:
+                break
             if tag == opening:
-                yield from self._call(tag, self._body(closing), (closing,))
+                yield from self._block(tag, closing)
         self._flush_space()
 
+    def _block(self, opening: str, closing: str) -> Reading[None]:
+        """The calls up to the closing tag: one, or several with or without a list."""
+        self._has_more = True
+        while self._has_more:
+            self._has_more = False
+            first = yield from self._next_solid()
+            if first == END and not opening:
+                return  # a comma, and nothing after it
+            if first == "[":
+                opening += first
+                first = yield from self._next_solid()
+            self._put_back(first)
+            body = self._body(closing)
+            yield from self._call(opening + first, body, (closing,))
+            opening = ""
+
     def _body(self, closing: str) -> Reading[None]:
-        yield from self._json_call()
+        brace = yield from self._next_solid()
+        second = yield from self._next_solid()
+        if brace + second == "{'":
+            yield from self._python_object(closing)
+            return
+        if brace != "{":
+            raise MalformedCallError("it is no object")
+        self._put_back(second)
+        yield from self._json_call(opened=True)
         first = yield from self._next_solid()
-        if first != END:
+        if first == "]":
+            first = yield from self._next_solid()
+        self._has_more = first in (",", "{") and first != END
+        if first == "<":
             self._put_back(first)
             yield from self._expect(closing)
+        elif first == "{":
+            self._put_back(first)
+        elif first not in (",", END):
+            raise MalformedCallError("its JSON is followed by something else")
+        self._end_call()
+
+    def _python_object(self, closing: str) -> Reading[None]:
+        """An object in Python's spelling, which some models write; it is read whole."""
+        code, _ = yield from self._text_until((closing,), MAX_CALL_CHARS)
+        name, arguments = python_object("{'" + code)
+        if len(name) > MAX_NAME:
+            raise MalformedCallError(f"its name is longer than {MAX_NAME} characters")
+        self._start_call(name)
+        self._arguments(arguments)
         self._end_call()
 
 
