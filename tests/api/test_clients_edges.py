@@ -189,6 +189,12 @@ class TestNeutralFields:
         told = with_line.headers["x-rvllm-left-out"]
         assert told == "system[0] (billing header)"
 
+    def test_explain_names_the_rule_that_left_it_out(self, api: Running) -> None:
+        system = [{"type": "text", "text": "x-anthropic-billing-header: cch=1234;"}]
+        answer = ok(api.post(message(model="tiny", system=system), MESSAGES))
+        explained = api.client.get(f"/v1/engine/explain/{answer['id']}").json()
+        assert explained["left_out"] == ["system[0] (billing header)"]
+
 
 class TestStateElsewhere:
     """A request whose input is elsewhere is never answered as if it were whole."""
@@ -448,10 +454,12 @@ class TestTraces:
         assert "left out frobnicate" in caplog.text and "secret" not in caplog.text
 
     def test_a_refusal_is_in_the_log(
-        self, strict: Running, caplog: pytest.LogCaptureFixture
+        self, tiny: Path, caplog: pytest.LogCaptureFixture
     ) -> None:
         caplog.set_level(logging.INFO)
-        strict.post(chat(frobnicate="secret"))
+        # A server of its own: only the first refusals are told one by one.
+        with served({"tiny": tiny}, opener=open_scripted) as running:
+            running.post(chat(frobnicate="secret"))
         told = f"{CHAT} refused: 400 unknown_field, field frobnicate"
         assert told in caplog.text and "secret" not in caplog.text
 

@@ -101,7 +101,7 @@ def test_other_methods_are_refused_on_every_route(api: Running) -> None:
 
 @pytest.mark.parametrize(
     "path",
-    ["/", "/v1", "/v1/", "/v2/chat/completions", "/v1/chat/completions/", "//v1/models", "/v1/../health", "/health/",
+    ["/v1", "/v1/", "/v2/chat/completions", "/v1/chat/completions/", "//v1/models", "/v1/../health", "/health/",
      "/V1/models", "/docs", "/v1/chat%2Fcompletions/x", "/health%00", "/v1/engine/explain/", "/%2e%2e/etc/passwd"],
 )  # fmt: skip
 def test_an_unknown_route_is_refused(api: Running, path: str) -> None:
@@ -109,6 +109,11 @@ def test_an_unknown_route_is_refused(api: Running, path: str) -> None:
         f"GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n".encode()
     )
     assert api.raw(data).split()[1] in (b"404", b"405")
+
+
+def test_who_asks_whether_anything_answers_is_told(api: Running) -> None:
+    assert api.client.get("/").json()["routes"] == "/openapi.json"
+    assert api.client.head("/").status_code == 200
 
 
 def test_an_absolute_target_is_no_route(api: Running) -> None:

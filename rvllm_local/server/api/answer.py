@@ -67,6 +67,7 @@ async def reply(
 ) -> Response | ASGIApp:
     """The reply to a request that was read into a call. Raises `Problem`."""
     left_out: list[str] = request.state.left_out
+    service.left_out.keep(answer.request_id, left_out)
     if is_stream:
         return EventStream(_stream(service, call, answer, left_out), answer.problem)
     hold: Hold = request.state.body_hold

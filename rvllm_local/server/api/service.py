@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TypeVar
 
 import msgspec
@@ -11,6 +11,7 @@ from starlette.requests import Request
 
 from rvllm_local.conversation.calls import ChatCall
 from rvllm_local.conversation.reading import Reading
+from rvllm_local.server.api.left_out import LeftOut
 from rvllm_local.server.generation.generator import Generator
 from rvllm_local.server.generation.metrics import Metrics
 from rvllm_local.server.generation.workers import Workers
@@ -35,6 +36,7 @@ class Service:
     workers: Workers
     metrics: Metrics
     questions: Questions
+    left_out: LeftOut = field(default_factory=LeftOut)
 
     async def read(self, request: Request, kind: type[T]) -> T:
         """The request's body as a `kind`. Raises `Problem` 400."""

@@ -26,6 +26,7 @@ def routes(service: Service) -> list[Route]:
     """The routes that show the server."""
     shown = _Shown(service)
     by_path = {
+        "/": shown.root,
         "/health": shown.health,
         "/metrics": shown.metrics,
         "/v1/models": shown.models,
@@ -41,6 +42,10 @@ class _Shown:
 
     def __init__(self, service: Service) -> None:
         self._service, self._registry = service, service.registry
+
+    async def root(self, request: Request) -> Response:
+        """For clients that ask whether anything answers here."""
+        return JSONReply({"server": "rvllm_local", "routes": "/openapi.json"})
 
     async def health(self, request: Request) -> Response:
         """Well if every loaded engine answers a question between its steps.
@@ -100,9 +105,10 @@ class _Shown:
             )
             if reports:
                 choices = [dataclasses.asdict(report) for report in reports]
-                return JSONReply(
-                    {"id": request_id, "model": served.name, "choices": choices}
-                )
+                body = {"id": request_id, "model": served.name, "choices": choices}
+                if left_out := self._service.left_out.of(request_id):
+                    body["left_out"] = left_out
+                return JSONReply(body)
         raise Problem(
             404, "no finished request with this id is remembered", "not_found"
         )
