@@ -1,6 +1,7 @@
 """The encodings of tensors in GGUF files, decoded to float32 block by block.
 
-The layouts are those of ggml's public block formats; nothing here knows a file or a model.
+The layouts are those of ggml's public block formats. Nothing here knows a file or a
+model.
 """
 
 from __future__ import annotations
@@ -16,10 +17,13 @@ FloatArray = npt.NDArray[np.float32]
 Bytes = npt.NDArray[Any]  # uint8, which numpy's types lose in shifts
 
 _SUPER = 256  # values in a K-quant's block
+_EIGHT = np.arange(8, dtype=np.uint8)[:, None]  # shifts to each bit of a byte
+_FOUR = np.array([0, 2, 4, 6], dtype=np.uint8)[:, None]  # shifts to each two bits
+# The codebook of IQ4_NL and IQ4_XS.
 _IQ4_VALUES = np.array(
     [-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113],
     dtype=np.int8,
-)  # the codebook of IQ4_NL and IQ4_XS
+)
 
 # MXFP4's numbers, doubled and shifted by their largest: whole numbers from 0.
 _MXFP4_ZERO = 12
@@ -31,7 +35,10 @@ _MXFP4_VALUES = (_MXFP4_VALUES + _MXFP4_ZERO).astype(np.uint8)
 
 @dataclass(frozen=True, slots=True)
 class BlockFormat:
-    """A tensor encoding: `elements` values in `size` bytes, and how to decode `[blocks, size]` bytes."""
+    """A tensor encoding: `elements` values in `size` bytes.
+
+    `decode` takes `[blocks, size]` bytes.
+    """
 
     name: str
     elements: int
@@ -41,7 +48,10 @@ class BlockFormat:
 
 @dataclass(frozen=True, slots=True)
 class AffineBlocks:
-    """Blocks as `value = code * scale + bias` in groups of 32: codes `[blocks, elements]`, the rest `[blocks, groups]`."""
+    """Blocks as `value = code * scale + bias`, in groups of 32.
+
+    Codes are `[blocks, elements]`, scales and biases `[blocks, groups]`.
+    """
 
     codes: Bytes
     scales: FloatArray
@@ -51,125 +61,163 @@ class AffineBlocks:
 
 def half(raw: Bytes) -> FloatArray:
     """Little-endian float16 bytes as float32."""
-    return np.ascontiguousarray(raw).view(np.float16).astype(np.float32)
+    halves = np.ascontiguousarray(raw).view(np.float16)
+    return halves.astype(np.float32)
 
 
 def _nibbles(raw: Bytes) -> Bytes:
-    """[blocks, n] bytes to [blocks, 2n] codes: the low halves first, then the high ones."""
-    return np.concatenate([raw & 0x0F, raw >> 4], axis=1)
+    """[blocks, n] bytes to [blocks, 2n] codes: the low halves, then the high ones."""
+    low = raw & 0x0F
+    high = raw >> 4
+    return np.concatenate([low, high], axis=1)
 
 
 def _bits(raw: Bytes) -> Bytes:
     """[blocks, n] bytes to [blocks, 8n] bits, the lowest first."""
-    return np.unpackbits(np.ascontiguousarray(raw), axis=1, bitorder="little")
+    contiguous = np.ascontiguousarray(raw)
+    return np.unpackbits(contiguous, axis=1, bitorder="little")
 
 
-def _pairs(raw: Bytes, start: int) -> Bytes:
-    """[blocks, 32 * n] bytes, two codes of 4 bits each, by runs of 32: low halves, then high halves."""
-    runs = raw.reshape(len(raw), -1, 1, start)
-    return np.concatenate([runs & 0x0F, runs >> 4], axis=2).reshape(len(raw), -1)
+def _pairs(raw: Bytes, run: int) -> Bytes:
+    """[blocks, n] bytes to [blocks, 2n] codes of 4 bits.
+
+    Of each run of bytes come the low halves, then the high ones.
+    """
+    runs = raw.reshape(len(raw), -1, 1, run)
+    low = runs & 0x0F
+    high = runs >> 4
+    codes = np.concatenate([low, high], axis=2)
+    return codes.reshape(len(raw), -1)
 
 
 def _quads(raw: Bytes) -> Bytes:
-    """[blocks, 64] bytes to [blocks, 256] codes of 2 bits: runs of 32 bytes, each read four times."""
+    """[blocks, 64] bytes to [blocks, 256] codes of 2 bits.
+
+    A run of 32 bytes is read four times.
+    """
     runs = raw.reshape(len(raw), -1, 1, 32)
-    return ((runs >> np.array([0, 2, 4, 6], dtype=np.uint8)[:, None]) & 3).reshape(
-        len(raw), -1
-    )
+    codes = (runs >> _FOUR) & 3
+    return codes.reshape(len(raw), -1)
+
+
+def _bit_planes(raw: Bytes) -> Bytes:
+    """[blocks, 32] bytes to [blocks, 256] bits.
+
+    Bit n of byte i is of value i in group n.
+    """
+    bits = (raw[:, None] >> _EIGHT) & 1  # [blocks, 8, 32]
+    return bits.reshape(len(raw), _SUPER)
 
 
 def q4_0(raw: Bytes) -> AffineBlocks:
     """Scale, 16 bytes of codes; the value is scale * (code - 8)."""
     scale = half(raw[:, :2])
-    return AffineBlocks(_nibbles(raw[:, 2:]), scale, scale * -8, 4)
+    codes = _nibbles(raw[:, 2:])
+    return AffineBlocks(codes, scale, scale * -8, 4)
 
 
 def q4_1(raw: Bytes) -> AffineBlocks:
     """Scale, lowest value, 16 bytes of codes."""
-    return AffineBlocks(_nibbles(raw[:, 4:]), half(raw[:, :2]), half(raw[:, 2:4]), 4)
+    scale = half(raw[:, :2])
+    lowest = half(raw[:, 2:4])
+    codes = _nibbles(raw[:, 4:])
+    return AffineBlocks(codes, scale, lowest, 4)
 
 
 def q5_0(raw: Bytes) -> AffineBlocks:
     """Scale, 32 fifth bits, 16 bytes of codes; the value is scale * (code - 16)."""
     scale = half(raw[:, :2])
-    return AffineBlocks(
-        _nibbles(raw[:, 6:]) | (_bits(raw[:, 2:6]) << 4), scale, scale * -16, 5
-    )
+    fifth = _bits(raw[:, 2:6])
+    codes = _nibbles(raw[:, 6:]) | (fifth << 4)
+    return AffineBlocks(codes, scale, scale * -16, 5)
 
 
 def q5_1(raw: Bytes) -> AffineBlocks:
     """Scale, lowest value, 32 fifth bits, 16 bytes of codes."""
-    return AffineBlocks(
-        _nibbles(raw[:, 8:]) | (_bits(raw[:, 4:8]) << 4),
-        half(raw[:, :2]),
-        half(raw[:, 2:4]),
-        5,
-    )
+    scale = half(raw[:, :2])
+    lowest = half(raw[:, 2:4])
+    fifth = _bits(raw[:, 4:8])
+    codes = _nibbles(raw[:, 8:]) | (fifth << 4)
+    return AffineBlocks(codes, scale, lowest, 5)
 
 
 def q8_0(raw: Bytes) -> AffineBlocks:
     """Scale, 32 signed bytes."""
     scale = half(raw[:, :2])
-    return AffineBlocks(raw[:, 2:] ^ 0x80, scale, scale * -128, 8)
+    codes = raw[:, 2:] ^ 0x80
+    return AffineBlocks(codes, scale, scale * -128, 8)
 
 
 def iq4_nl(raw: Bytes) -> AffineBlocks:
-    """Scale, 16 bytes of places in the codebook."""
+    """Scale, 16 bytes of indices into the codebook."""
     scale = half(raw[:, :2])
-    return AffineBlocks(_codebook(_nibbles(raw[:, 2:])), scale, scale * -128, 8)
+    indices = _nibbles(raw[:, 2:])
+    return AffineBlocks(_from_codebook(indices), scale, scale * -128, 8)
 
 
 def iq4_xs(raw: Bytes) -> AffineBlocks:
-    """Scale; eight 6-bit scales, their high bits first; 128 bytes of places in the codebook."""
-    high = (
-        np.ascontiguousarray(raw[:, 2:4]).view("<u2").astype(np.uint32)
-    )  # [blocks, 1]
-    steps = np.arange(0, 16, 2, dtype=np.uint32)
-    high = np.bitwise_and(np.right_shift(high, steps), 3, dtype=np.uint32)
-    low = np.stack([raw[:, 4:8] & 0x0F, raw[:, 4:8] >> 4], axis=2).reshape(len(raw), 8)
-    scale = half(raw[:, :2]) * ((low | (high << 4)).astype(np.float32) - 32)
-    return AffineBlocks(_codebook(_pairs(raw[:, 8:], 16)), scale, scale * -128, 8)
+    """Scale; eight 6-bit scales, their high bits first; 128 bytes of indices."""
+    word = np.ascontiguousarray(raw[:, 2:4]).view("<u2")
+    shifts = np.arange(0, 16, 2, dtype=np.uint32)
+    shifted = np.right_shift(word.astype(np.uint32), shifts)  # [blocks, 8]
+    high = np.bitwise_and(shifted, 3, dtype=np.uint32)
+    pairs = raw[:, 4:8]
+    low = np.stack([pairs & 0x0F, pairs >> 4], axis=2)
+    steps = low.reshape(len(raw), 8) | (high << 4)
+    scale = half(raw[:, :2]) * (steps.astype(np.float32) - 32)
+    indices = _pairs(raw[:, 8:], 16)
+    return AffineBlocks(_from_codebook(indices), scale, scale * -128, 8)
 
 
-def _codebook(places: Bytes) -> Bytes:
-    return (_IQ4_VALUES[places].astype(np.int16) + 128).astype(np.uint8)
+def _from_codebook(indices: Bytes) -> Bytes:
+    values = _IQ4_VALUES[indices].astype(np.int16)
+    return (values + 128).astype(np.uint8)
 
 
 def q4_k(raw: Bytes) -> AffineBlocks:
     """Two scales, eight 6-bit scales and minima in 12 bytes, 128 bytes of codes."""
     scales, minima = _six_bit_scales(raw[:, 4:16])
-    return AffineBlocks(
-        _pairs(raw[:, 16:], 32),
-        half(raw[:, :2]) * scales,
-        -half(raw[:, 2:4]) * minima,
-        4,
-    )
+    scales = half(raw[:, :2]) * scales
+    minima = -half(raw[:, 2:4]) * minima
+    codes = _pairs(raw[:, 16:], 32)
+    return AffineBlocks(codes, scales, minima, 4)
 
 
 def q5_k(raw: Bytes) -> AffineBlocks:
-    """As Q4_K, with 32 bytes of fifth bits before the codes: bit n of byte i belongs to value i of group n."""
+    """As Q4_K, with 32 bytes of fifth bits before the codes."""
     scales, minima = _six_bit_scales(raw[:, 4:16])
-    fifth = (
-        raw[:, 16:48][:, None] >> np.arange(8, dtype=np.uint8)[:, None]
-    ) & 1  # [blocks, 8, 32]
-    codes = _pairs(raw[:, 48:], 32) | (fifth.reshape(len(raw), _SUPER) << 4)
-    return AffineBlocks(
-        codes, half(raw[:, :2]) * scales, -half(raw[:, 2:4]) * minima, 5
-    )
+    scales = half(raw[:, :2]) * scales
+    minima = -half(raw[:, 2:4]) * minima
+    fifth = _bit_planes(raw[:, 16:48])
+    codes = _pairs(raw[:, 48:], 32) | (fifth << 4)
+    return AffineBlocks(codes, scales, minima, 5)
 
 
 def _six_bit_scales(raw: Bytes) -> tuple[FloatArray, FloatArray]:
-    """12 bytes to eight scales and eight minima: the first four in 6 bits, the others' two high bits beside those."""
-    first, second, third = raw[:, :4], raw[:, 4:8], raw[:, 8:12]
-    scales = np.concatenate([first & 63, (third & 0x0F) | ((first >> 6) << 4)], axis=1)
-    minima = np.concatenate([second & 63, (third >> 4) | ((second >> 6) << 4)], axis=1)
+    """12 bytes to eight scales and eight minima.
+
+    The first four of each are in 6 bits of a byte; beside them are the two high bits of
+    the other four, whose low bits follow.
+    """
+    first = raw[:, :4]
+    second = raw[:, 4:8]
+    third = raw[:, 8:12]
+    other_scales = (third & 0x0F) | ((first >> 6) << 4)
+    other_minima = (third >> 4) | ((second >> 6) << 4)
+    scales = np.concatenate([first & 63, other_scales], axis=1)
+    minima = np.concatenate([second & 63, other_minima], axis=1)
     return scales.astype(np.float32), minima.astype(np.float32)
 
 
 def _q2_k(raw: Bytes) -> FloatArray:
-    """16 bytes of 4-bit scales and minima, 64 of codes, scale of scales, scale of minima; groups of 16."""
-    scales = half(raw[:, 80:82]) * (raw[:, :16] & 0x0F)
-    minima = half(raw[:, 82:84]) * (raw[:, :16] >> 4)
+    """16 bytes of 4-bit scales and minima, 64 of codes, and the scales of both.
+
+    Groups have 16 values.
+    """
+    low = raw[:, :16] & 0x0F
+    high = raw[:, :16] >> 4
+    scales = half(raw[:, 80:82]) * low
+    minima = half(raw[:, 82:84]) * high
     codes = _quads(raw[:, 16:80]).reshape(len(raw), 16, 16)
     values: FloatArray = scales[:, :, None] * codes - minima[:, :, None]
     return values.reshape(len(raw), _SUPER)
@@ -177,27 +225,31 @@ def _q2_k(raw: Bytes) -> FloatArray:
 
 def _q3_k(raw: Bytes) -> FloatArray:
     """32 bytes of third bits, 64 of codes, 12 of 6-bit scales, scale; groups of 16."""
-    third = (raw[:, :32][:, None] >> np.arange(8, dtype=np.uint8)[:, None]) & 1
-    codes = _quads(raw[:, 32:96]) | (third.reshape(len(raw), _SUPER) << 2)
-    low, high = raw[:, 96:104], raw[:, 104:108]
-    places = (
-        high[:, None] >> np.array([0, 2, 4, 6], dtype=np.uint8)[:, None]
-    ) & 3  # [blocks, 4, 4]
-    steps = _nibbles(low) | (places.reshape(len(raw), 16) << 4)
+    third = _bit_planes(raw[:, :32])
+    codes = _quads(raw[:, 32:96]) | (third << 2)
+    high = (raw[:, 104:108][:, None] >> _FOUR) & 3  # [blocks, 4, 4]
+    low = _nibbles(raw[:, 96:104])
+    steps = low | (high.reshape(len(raw), 16) << 4)
     scales = half(raw[:, 108:110]) * (steps.astype(np.float32) - 32)
-    values: FloatArray = scales[:, :, None] * (codes.astype(np.float32) - 4).reshape(
-        len(raw), 16, 16
-    )
+    signed = codes.astype(np.float32) - 4
+    groups = signed.reshape(len(raw), 16, 16)
+    values: FloatArray = scales[:, :, None] * groups
     return values.reshape(len(raw), _SUPER)
 
 
 def _q6_k(raw: Bytes) -> FloatArray:
-    """128 bytes of low halves, 64 of two high bits, 16 signed scales, scale; groups of 16."""
+    """128 bytes of low halves, 64 of two high bits, 16 signed scales, scale.
+
+    Groups have 16 values.
+    """
     low = _pairs(raw[:, :128], 64)
-    codes = (low | (_quads(raw[:, 128:192]) << 4)).astype(np.float32) - 32
-    steps = np.ascontiguousarray(raw[:, 192:208]).view(np.int8).astype(np.float32)
-    scales = half(raw[:, 208:210]) * steps
-    values: FloatArray = scales[:, :, None] * codes.reshape(len(raw), 16, 16)
+    high = _quads(raw[:, 128:192])
+    codes = low | (high << 4)
+    signed = codes.astype(np.float32) - 32
+    groups = signed.reshape(len(raw), 16, 16)
+    steps = np.ascontiguousarray(raw[:, 192:208]).view(np.int8)
+    scales = half(raw[:, 208:210]) * steps.astype(np.float32)
+    values: FloatArray = scales[:, :, None] * groups
     return values.reshape(len(raw), _SUPER)
 
 
@@ -214,18 +266,19 @@ def _f32(raw: Bytes) -> FloatArray:
 
 
 def _bf16(raw: Bytes) -> FloatArray:
-    return (np.ascontiguousarray(raw).view(np.uint16).astype(np.uint32) << 16).view(
-        np.float32
-    )
+    upper = np.ascontiguousarray(raw).view(np.uint16)
+    words = upper.astype(np.uint32) << 16
+    return words.view(np.float32)
 
 
 def _affine(split: Callable[[Bytes], AffineBlocks]) -> Callable[[Bytes], FloatArray]:
     def decode(raw: Bytes) -> FloatArray:
         parts = split(raw)
         groups = parts.codes.reshape(len(raw), -1, 32).astype(np.float32)
-        return (groups * parts.scales[:, :, None] + parts.biases[:, :, None]).reshape(
-            len(raw), -1
-        )
+        scales = parts.scales[:, :, None]
+        biases = parts.biases[:, :, None]
+        values = groups * scales + biases
+        return values.reshape(len(raw), -1)
 
     return decode
 

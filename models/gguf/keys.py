@@ -34,8 +34,11 @@ class Keys:
 
     def integer(self, key: str, default: int | None = None) -> int:
         value = self._required(key) if default is None else self._or(key, default)
-        if isinstance(value, list) and value and all(one == value[0] for one in value):
-            value = value[0]  # one for each layer
+        if isinstance(value, list) and value:
+            # A value for each layer: it counts if all are the same.
+            first = value[0]
+            if all(each == first for each in value):
+                value = first
         if (
             isinstance(value, bool)
             or not isinstance(value, int)

@@ -121,13 +121,14 @@ class _Reader:
         return num_tensors
 
     def metadata(self) -> dict[str, Any]:
-        found: dict[str, Any] = {}
+        metadata: dict[str, Any] = {}
         for _ in range(self._num_keys):
             key = self._string()
-            if key in found:
+            if key in metadata:
                 raise self.fail(f"key {key!r:.80} appears twice")
-            found[key] = self._value(self._scalar("I"))
-        return found
+            kind = self._scalar("I")
+            metadata[key] = self._value(kind)
+        return metadata
 
     def tensor_table(
         self, num_tensors: int, metadata: dict[str, Any]
@@ -179,9 +180,11 @@ class _Reader:
         shape = tuple(reversed([self._scalar("Q") for _ in range(dimensions)]))
         kind = self._scalar("I")
         if kind not in FORMATS:
-            known = ", ".join(block_format.name for block_format in FORMATS.values())
+            names = [block_format.name for block_format in FORMATS.values()]
+            supported = ", ".join(names)
             raise UnsupportedModelError(
-                f"{self._path}: tensor {name!r:.80} has encoding {kind}; supported are {known}"
+                f"{self._path}: tensor {name!r:.80} has encoding {kind}; supported are "
+                f"{supported}"
             )
         return name, shape, FORMATS[kind], self._scalar("Q")
 

@@ -166,24 +166,26 @@ def check_shapes(file: GGUFFile, expected: Mapping[str, tuple[int, ...]]) -> Non
     Raises `ModelFileError`, or `UnsupportedModelError` for a tensor that the architecture does not have.
     """
     architecture = architecture_of(file)
-    found: dict[str, tuple[str, tuple[int, ...]]] = {}
+    stored_tensors: dict[str, tuple[str, tuple[int, ...]]] = {}
     for name in _weights(file):
-        place = _mlx_name(file, architecture, name)
-        if place in found or place not in expected:
+        mlx_name = _mlx_name(file, architecture, name)
+        if mlx_name in stored_tensors or mlx_name not in expected:
             raise ModelFileError(
                 f"{file.path}: tensor {name!r:.80} has no place of its own in the model"
             )
         shape = file.tensors[name].shape
-        if place.endswith(_ONE_ROW) and len(shape) == 1:
+        if mlx_name.endswith(_ONE_ROW) and len(shape) == 1:
             shape = (1, *shape)
-        found[place] = (name, shape)
+        stored_tensors[mlx_name] = (name, shape)
     # An output matrix that is not there is the embedding.
-    if missing := sorted(expected.keys() - found.keys() - {"lm_head.weight"}):
+    missing = expected.keys() - stored_tensors.keys() - {"lm_head.weight"}
+    if missing:
         raise ModelFileError(
-            f"{file.path}: the weights do not fit the configuration: {missing[0]} is missing"
+            f"{file.path}: the weights do not fit the configuration: {min(missing)} is "
+            "missing"
         )
     for name, shape in expected.items():
-        tensor, stored = found.get(name, ("", shape))
+        tensor, stored = stored_tensors.get(name, ("", shape))
         if tuple(stored) != tuple(shape):
             raise ModelFileError(
                 f"{file.path}: the weights do not fit the configuration: tensor {tensor!r} has shape {list(stored)}, and "
@@ -246,10 +248,13 @@ def _mlx_name(file: GGUFFile, architecture: Architecture, name: str) -> str:
     in_layer = re.fullmatch(r"blk\.([0-9]{1,4})\.(\w+)\.(weight|bias)", name)
     if in_layer is not None:
         layer, part, kind = in_layer.groups()
-        place = architecture.layer.get(part)
-        if place is not None:
-            whole = f"{architecture.prefix}model.layers.{int(layer)}.{place}"
-            return whole if place.endswith(_BARE) else f"{whole}.{kind}"
+        name_in_layer = architecture.layer.get(part)
+        if name_in_layer is not None:
+            layer_name = f"{architecture.prefix}model.layers.{int(layer)}"
+            mlx_name = f"{layer_name}.{name_in_layer}"
+            if name_in_layer.endswith(_BARE):
+                return mlx_name
+            return f"{mlx_name}.{kind}"
     at_top = re.fullmatch(r"(\w+)\.(weight|bias)", name)
     if at_top is not None and at_top[1] in _TOP:
         return f"{architecture.prefix}{_TOP[at_top[1]]}.{at_top[2]}"
