@@ -12,9 +12,13 @@ from rvllm_local.text.sentencepiece import SentencePieceBackend
 AnyBackend = Backend | SentencePieceBackend
 _MODEL_KEY = '"model":'
 _SPACE = "\u2581"  # how SentencePiece spells a space
-_Part = dict[
-    str, Any
-]  # the settings of a normalizer, a pre-tokenizer, or a step of one
+# Parts of a backend, and the key of the steps of each.
+_SEQUENCES = {
+    "normalizer": "normalizers",
+    "pre_tokenizer": "pretokenizers",
+}
+# The settings of a normalizer, a pre-tokenizer, or a step of one.
+_Part = dict[str, Any]
 
 
 def token_ids_of(backend: AnyBackend, text: str) -> list[int]:
@@ -24,9 +28,10 @@ def token_ids_of(backend: AnyBackend, text: str) -> list[int]:
     for a megabyte; its batches do not.
     """
     if isinstance(backend, SentencePieceBackend):
-        return backend.encode(text).ids
-    encodings = backend.encode_batch_fast([text], add_special_tokens=False)
-    token_ids: list[int] = encodings[0].ids
+        encoded = backend.encode(text)
+        return encoded.ids
+    (encoding,) = backend.encode_batch_fast([text], add_special_tokens=False)
+    token_ids: list[int] = encoding.ids
     return token_ids
 
 
@@ -36,8 +41,10 @@ def adds_prefix_space(backend: AnyBackend) -> bool:
         return backend.adds_space
     normalizer = _described(backend.normalizer)
     pre_tokenizer = _described(backend.pre_tokenizer)
-    steps = _steps(normalizer, "normalizers")
-    steps += _steps(pre_tokenizer, "pretokenizers")
+    steps = [
+        *_steps(normalizer, "normalizers"),
+        *_steps(pre_tokenizer, "pretokenizers"),
+    ]
     return any(_adds_space(step) for step in steps)
 
 
@@ -46,10 +53,9 @@ def without_prefix_space(backend: AnyBackend) -> AnyBackend:
     if isinstance(backend, SentencePieceBackend):
         return backend
     state, model = _settings(backend)
-    normalizer = state.get("normalizer")
-    pre_tokenizer = state.get("pre_tokenizer")
-    state["normalizer"] = _part_without_space(normalizer, "normalizers")
-    state["pre_tokenizer"] = _part_without_space(pre_tokenizer, "pretokenizers")
+    for name, key in _SEQUENCES.items():
+        part = state.get(name)
+        state[name] = _part_without_space(part, key)
     return _backend_of(state, model)
 
 
@@ -67,7 +73,10 @@ def _part_without_space(part: _Part | None, key: str) -> _Part | None:
     return steps[0]
 
 
-def without_special(backend: AnyBackend, special: set[str]) -> AnyBackend:
+def without_special(
+    backend: AnyBackend,
+    special: set[str],
+) -> AnyBackend:
     """The same tokenizer, blind to these tokens."""
     if isinstance(backend, SentencePieceBackend):
         return backend.blind_to(special)
@@ -85,14 +94,16 @@ def _settings(backend: Backend) -> tuple[dict[str, Any], str]:
     """The settings, and the model as JSON text: a large vocabulary is slow to parse."""
     text = backend.to_str()
     start = text.find(_MODEL_KEY + '{"type":')
-    before = text[:start].rstrip().removesuffix(",")
+    before = text[:start].rstrip()
+    before = before.removesuffix(",")
     try:
         state = json.loads(before + "}")
     except ValueError:  # the library wrote it in another order
         state = json.loads(text)
         model = state.pop("model")
         return state, json.dumps(model)
-    return state, text[start + len(_MODEL_KEY) : -1]
+    model_start = start + len(_MODEL_KEY)
+    return state, text[model_start:-1]
 
 
 def _backend_of(state: dict[str, Any], model: str) -> Backend:
@@ -118,11 +129,13 @@ def _steps(part: _Part | None, key: str) -> list[_Part]:
 def _adds_space(step: _Part) -> bool:
     kind = step.get("type")
     if kind == "Prepend":
-        return bool(step.get("prepend") == _SPACE)
+        prefix = step.get("prepend")
+        return bool(prefix == _SPACE)
     if kind == "Metaspace":
         scheme = step.get("prepend_scheme", "always")
         return bool(scheme != "never")
-    return bool(step.get("add_prefix_space", False))
+    adds_space = step.get("add_prefix_space", False)
+    return bool(adds_space)
 
 
 def _without_space(step: _Part) -> _Part | None:

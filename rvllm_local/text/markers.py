@@ -25,7 +25,8 @@ class HiddenTexts:
     @classmethod
     def of(cls, texts: Iterable[str]) -> HiddenTexts:
         """What to hide for these texts."""
-        ordered = sorted(filter(None, texts), key=len, reverse=True)
+        ordered = [text for text in texts if text]
+        ordered.sort(key=len, reverse=True)
         if not ordered:
             return cls(None, frozenset(), 0)
         beginnings = set()
@@ -33,8 +34,11 @@ class HiddenTexts:
             for size in range(1, len(text)):
                 beginnings.add(text[:size])
         escaped = [re.escape(text) for text in ordered]
-        pattern = re.compile("|".join(escaped))
-        return cls(pattern, frozenset(beginnings), len(ordered[0]))
+        return cls(
+            pattern=re.compile("|".join(escaped)),
+            beginnings=frozenset(beginnings),
+            longest=len(ordered[0]),
+        )
 
     def beginning_at_end(self, text: str) -> int:
         """Length of the longest ending of `text` that begins one of the texts."""
@@ -56,12 +60,16 @@ class Markers:
         self._hidden: list[str] = []
         self._ending = secrets.token_hex(16)
 
-    def ending(self, message: Mapping[str, Any]) -> Mapping[str, Any]:
+    def ending(
+        self,
+        message: Mapping[str, Any],
+    ) -> Mapping[str, Any]:
         """A message whose content's end can be found again.
 
         Raises `ParameterError` if it is not the assistant's text.
         """
-        if message["role"] != "assistant" or message.get("tool_calls"):
+        is_text = message["role"] == "assistant" and not message.get("tool_calls")
+        if not is_text:
             raise ParameterError(
                 "messages",
                 "only a last message that is the assistant's text can be continued",
@@ -100,23 +108,30 @@ class Markers:
     def _hide_text(self, text: str, hidden: HiddenTexts) -> str:
         if hidden.pattern is None:
             return text
-        text = hidden.pattern.sub(lambda match: self._marker(match[0]), text)
+
+        def mark(match: re.Match[str]) -> str:
+            return self._marker(match[0])
+
+        text = hidden.pattern.sub(mark, text)
         # Two texts that a template sets side by side could make a special token.
         size = hidden.beginning_at_end(text)
         if size == 0:
             return text
         start = len(text) - size
-        return text[:start] + self._marker(text[start:])
+        beginning = text[start:]
+        return text[:start] + self._marker(beginning)
 
     def _marker(self, text: str) -> str:
         if text not in self._hidden:
             self._hidden.append(text)
-        return f"{self._nonce}{self._hidden.index(text)}{self._nonce}"
+        index = self._hidden.index(text)
+        return f"{self._nonce}{index}{self._nonce}"
 
     def split(self, text: str) -> Iterator[tuple[str, bool]]:
         """Pieces of a rendered text, and whether special tokens count in them."""
         for number, piece in enumerate(text.split(self._nonce)):
-            if number % 2 == 0:
+            is_template = number % 2 == 0
+            if is_template:
                 yield piece, True
             else:
                 yield self._text_of(piece), False

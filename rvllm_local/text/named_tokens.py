@@ -9,13 +9,19 @@ from typing import Any
 from rvllm_local.text.settings_files import read_settings_file
 
 _SUFFIX = "_token"
-_LISTS = ("additional_special_tokens", "extra_special_tokens")
+_LISTS = (
+    "additional_special_tokens",
+    "extra_special_tokens",
+)
 
 
 Settings = Mapping[str, Any]
 
 
-def named_tokens(folder: Path, config: Settings) -> dict[str, str]:
+def named_tokens(
+    folder: Path,
+    config: Settings,
+) -> dict[str, str]:
     """Texts by name, such as `pad_token`; `config` is tokenizer_config.json.
 
     special_tokens_map.json says what the configuration leaves out.
@@ -37,7 +43,8 @@ def named_tokens(folder: Path, config: Settings) -> dict[str, str]:
 
 def special_texts(folder: Path, config: Settings) -> set[str]:
     """All texts that the settings call special, whatever the vocabulary says of them."""
-    texts = set(named_tokens(folder, config).values())
+    names = named_tokens(folder, config)
+    texts = set(names.values())
     for settings in _sources(folder, config):
         for name in _LISTS:
             items = _items(settings.get(name))
@@ -58,9 +65,11 @@ def _items(value: Any) -> Iterable[Any]:
     """The members of a list or an object; none of anything else."""
     if isinstance(value, Mapping):
         return value.values()
-    if isinstance(value, str) or not isinstance(value, Iterable):
+    if isinstance(value, str):
         return ()
-    return value
+    if isinstance(value, Iterable):
+        return value
+    return ()
 
 
 def token_text(value: Any) -> str | None:

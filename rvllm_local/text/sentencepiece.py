@@ -15,7 +15,13 @@ from tokenizers import AddedToken
 
 from rvllm_local.errors import ModelFileError
 
-_NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED, _UNUSED, _BYTE = range(1, 7)
+# The kinds of pieces.
+_NORMAL = 1
+_UNKNOWN = 2
+_CONTROL = 3
+_USER_DEFINED = 4
+_UNUSED = 5
+_BYTE = 6
 _MAX_PIECES = 1 << 20
 _MAX_BYTES = 64 << 20
 
@@ -93,7 +99,10 @@ class SentencePieceBackend:
         return cls(proto, name, extra, special)
 
     def encode(
-        self, text: str, add_special_tokens: bool = False, continues: bool = False
+        self,
+        text: str,
+        add_special_tokens: bool = False,
+        continues: bool = False,
     ) -> Encoded:
         """Token ids; special tokens that are written in the text count as such.
 
@@ -232,9 +241,13 @@ def build_proto(
     proto = sentencepiece_model_pb2.ModelProto()
     for text, score, kind in pieces:
         proto.pieces.add(piece=text, score=score, type=kind)
-    proto.trainer_spec.model_type = 1 if unigram else 2
+    proto.trainer_spec.model_type = 2
+    if unigram:
+        proto.trainer_spec.model_type = 1
     proto.trainer_spec.byte_fallback = any(kind == _BYTE for _, _, kind in pieces)
-    proto.normalizer_spec.name = "nmt_nfkc" if charsmap else "identity"
+    proto.normalizer_spec.name = "identity"
+    if charsmap:
+        proto.normalizer_spec.name = "nmt_nfkc"
     proto.normalizer_spec.add_dummy_prefix = prefix_space
     proto.normalizer_spec.remove_extra_whitespaces = strip
     proto.normalizer_spec.escape_whitespaces = True

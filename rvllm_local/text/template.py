@@ -74,7 +74,10 @@ def render_chat(
     eos_token: str = "",
     **extra: Any,
 ) -> str:
-    """The conversation as the model was trained to read it. Raises `ParameterError` with what the template said."""
+    """The conversation as the model was trained to read it.
+
+    Raises `ParameterError` with what the template said.
+    """
     if not messages:
         raise ParameterError("messages", "messages is empty; give at least one message")
     try:
@@ -93,14 +96,11 @@ def render_chat(
                 **extra,
             )
     except _REFUSALS as error:
-        is_too_much = isinstance(
-            error, TemplateTimeoutError | _LimitError | MemoryError
-        )
-        kind = ParameterError if is_too_much else TemplateRefusedError
-        raise kind(
-            "messages",
-            f"the model's chat template refused the messages: {_reason(error, template)}",
-        ) from None
+        reason = _reason(error, template)
+        message = f"the model's chat template refused the messages: {reason}"
+        if isinstance(error, TemplateTimeoutError | _LimitError | MemoryError):
+            raise ParameterError("messages", message) from None
+        raise TemplateRefusedError("messages", message) from None
     return text
 
 

@@ -104,9 +104,12 @@ def _types(schema: Schema) -> frozenset[str]:
             types.remove("integer")
             types.add("number")
         return frozenset(types)
-    if literals is not None and all(text.startswith('"') for text in literals):
-        return frozenset({"string"})
-    return _ANY_TYPE
+    if literals is None:
+        return _ANY_TYPE
+    for literal in literals:
+        if not literal.startswith('"'):
+            return _ANY_TYPE
+    return frozenset({"string"})
 
 
 def _literals(schema: Schema) -> set[str] | None:

@@ -55,7 +55,7 @@ class ThinkingTokens:
         ends_at_token = end[0] in special
         is_text = np.array([spelled != b"" for spelled in tokens])
         is_text[list(special)] = False
-        is_text[end[0]] = True
+        is_text[end[0]] = True  # it may be special
         tag = end_tag.encode()
         # Tokens that may hold the end of the tag and more.
         inner = []
@@ -69,7 +69,8 @@ class ThinkingTokens:
         for num_come in range(num_states):
             allowed = is_text.copy()
             for token_id in inner:
-                if _goes_past(tag[:num_come] + tokens[token_id], tag):
+                text = tag[:num_come] + tokens[token_id]
+                if _goes_past(text, tag):
                     allowed[token_id] = False
             free.append(_packed(allowed))
         is_blank = [_is_blank(spelled) for spelled in tokens]
@@ -90,12 +91,13 @@ class ThinkingTokens:
         """
         if self.ends_at_token:
             return 0
-        tail = self.end_tag[:num_come] + self.tokens[token_id]
-        if self.end_tag in tail:
-            return len(self.end_tag)
-        longest = min(len(self.end_tag) - 1, len(tail))
+        tag = self.end_tag
+        tail = tag[:num_come] + self.tokens[token_id]
+        if tag in tail:
+            return len(tag)
+        longest = min(len(tag) - 1, len(tail))
         for length in range(longest, 0, -1):
-            if tail.endswith(self.end_tag[:length]):
+            if tail.endswith(tag[:length]):
                 return length
         return 0
 
@@ -131,7 +133,8 @@ class Thinking:
             return self._only(self._forced[0])
         if self.is_inside:
             return self._tokens.free[self._num_come]
-        return self._only(self._tokens.start[self._num_start])
+        next_of_start = self._tokens.start[self._num_start]
+        return self._only(next_of_start)
 
     def advance(self, token_id: int) -> bool:
         """Take a token; False if it is not of the thinking, which is over then."""
@@ -150,19 +153,23 @@ class Thinking:
             self.is_over = True
             return False
         self._num_start += 1
-        self.is_inside = self._num_start == len(self._tokens.start)
+        length = len(self._tokens.start)
+        self.is_inside = self._num_start == length
         self._force_end_if_spent()
         return True
 
     def allow_blank(self, row: Mask) -> None:
         """After the thought: add blanks to the mask, a few of them."""
         if self._num_blank < MAX_BLANK:
-            row[: self._tokens.blank.size] |= self._tokens.blank
+            blank = self._tokens.blank
+            row[: blank.size] |= blank
 
     def takes_blank(self, token_id: int) -> bool:
         """After the thought: True if the token is a blank that `allow_blank` allowed."""
         self._num_blank += 1
-        return self._num_blank <= MAX_BLANK and _has(self._tokens.blank, token_id)
+        if self._num_blank > MAX_BLANK:
+            return False
+        return _has(self._tokens.blank, token_id)
 
     def copy(self) -> Thinking:
         """A thought that goes its own way from here."""
@@ -171,13 +178,15 @@ class Thinking:
         return twin
 
     def _think(self, token_id: int) -> None:
-        if self._tokens.ends_at_token and token_id == self._tokens.end[0]:
-            self._forced = self._tokens.end[1:]
+        tokens = self._tokens
+        if tokens.ends_at_token and token_id == tokens.end[0]:
+            self._forced = tokens.end[1:]
             if not self._forced:
                 self._end()
             return
-        self._num_come = self._tokens.bytes_come(self._num_come, token_id)
-        if self._num_come == len(self._tokens.end_tag):
+        self._num_come = tokens.bytes_come(self._num_come, token_id)
+        has_come = self._num_come == len(tokens.end_tag)
+        if has_come:
             self._end()
             return
         if self._left is not None:
@@ -185,7 +194,8 @@ class Thinking:
         self._force_end_if_spent()
 
     def _force_end_if_spent(self) -> None:
-        if self.is_inside and self._left is not None and self._left <= 0:
+        is_spent = self._left is not None and self._left <= 0
+        if self.is_inside and is_spent:
             self._forced = self._tokens.end
 
     def _end(self) -> None:
@@ -212,14 +222,16 @@ def _packed(allowed: npt.NDArray[np.bool_]) -> Mask:
     words = -(-allowed.size // 32)
     padded = np.zeros(words * 32, dtype=np.bool_)
     padded[: allowed.size] = allowed
-    return np.packbits(padded, bitorder="little").view(np.int32)
+    packed = np.packbits(padded, bitorder="little")
+    return packed.view(np.int32)
 
 
 def _has(mask: Mask, token_id: int) -> bool:
     if not 0 <= token_id < mask.size * 32:
         return False
     word, bit = divmod(token_id, 32)
-    return bool(mask.view(np.uint32)[word] >> bit & 1)
+    bits = mask.view(np.uint32)[word]
+    return bool(bits >> bit & 1)
 
 
 def _set(mask: Mask, token_id: int) -> None:

@@ -21,6 +21,8 @@ import msgspec
 from rvllm_local.text.grammar.limits import matcher_error, new_matcher
 
 HEAD = struct.Struct(">IdQ")  # bytes of the grammar, seconds of processor, bytes
+_LONGEST_ANSWER = 1000  # bytes
+_LARGEST_PART = 2**20  # bytes that are received at once
 _WALL_FACTOR = 8  # a fork may wait for the processor so many times what it may take
 
 
@@ -55,23 +57,30 @@ class _Words:
             data = data.encode()
         ids = []
         while data:
-            length = min(self._longest, len(data))
-            while length > 1 and data[:length] not in self._ids:
-                length -= 1
+            length = self._token_length(data)
             token_id = self._ids.get(data[:length])
             if token_id is not None:
                 ids.append(token_id)
             data = data[length:]
         return ids
 
+    def _token_length(self, data: bytes) -> int:
+        """Bytes of the longest token that begins `data`; 1 if there is none."""
+        length = min(self._longest, len(data))
+        while length > 1:
+            if data[:length] in self._ids:
+                break
+            length -= 1
+        return length
+
 
 def main() -> None:
     """Fork for every connection that the parent hands over."""
-    parent = socket.socket(fileno=int(sys.argv[1]))
+    descriptor = int(sys.argv[1])
+    parent = socket.socket(fileno=descriptor)
     message = _receive_message(parent)
     vocabulary = msgspec.msgpack.decode(message, type=Vocabulary)
-    words = llguidance.TokenizerWrapper(_Words(vocabulary))
-    tokenizer = llguidance.LLTokenizer(words, eos_token=vocabulary.eos_token_ids)
+    tokenizer = _tokenizer_of(vocabulary)
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for forks
     parent.sendall(b"r")
     while True:
@@ -79,7 +88,8 @@ def main() -> None:
         if not data:
             return
         for descriptor in descriptors:
-            if os.fork() == 0:
+            is_fork = os.fork() == 0
+            if is_fork:
                 parent.close()
                 connection = socket.socket(fileno=descriptor)
                 _serve(connection, tokenizer)
@@ -87,15 +97,23 @@ def main() -> None:
             os.close(descriptor)
 
 
+def _tokenizer_of(vocabulary: Vocabulary) -> llguidance.LLTokenizer:
+    words = _Words(vocabulary)
+    wrapper = llguidance.TokenizerWrapper(words)
+    return llguidance.LLTokenizer(wrapper, eos_token=vocabulary.eos_token_ids)
+
+
 def _serve(connection: socket.socket, tokenizer: llguidance.LLTokenizer) -> None:
     """One trial: an empty answer is a good grammar, any other says what is wrong."""
     head = _receive(connection, HEAD.size)
     length, cpu_s, num_bytes = HEAD.unpack(head)
-    grammar = _receive(connection, length).decode()
+    text = _receive(connection, length)
+    grammar = text.decode()
     _limit(cpu_s, num_bytes)
     matcher = new_matcher(tokenizer, grammar)
     error = matcher_error(matcher) or ""
-    connection.sendall(b"a" + error.encode()[:1000])
+    answer = error.encode()[:_LONGEST_ANSWER]
+    connection.sendall(b"a" + answer)
 
 
 def _limit(cpu_s: float, num_bytes: int) -> None:
@@ -105,8 +123,9 @@ def _limit(cpu_s: float, num_bytes: int) -> None:
     signal.setitimer(signal.ITIMER_REAL, cpu_s * _WALL_FACTOR)
     statm = Path("/proc/self/statm")
     if statm.exists():  # elsewhere the limit has no effect
-        pages = statm.read_text(encoding="ascii").split()[0]
-        limit = int(pages) * resource.getpagesize() + num_bytes
+        pages, *_ = statm.read_text(encoding="ascii").split()
+        size = int(pages) * resource.getpagesize()
+        limit = size + num_bytes
         resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
 
 
@@ -120,7 +139,8 @@ def _receive(connection: socket.socket, count: int) -> bytes:
     data = bytearray()
     while len(data) < count:
         missing = count - len(data)
-        part = connection.recv(min(missing, 2**20))
+        size = min(missing, _LARGEST_PART)
+        part = connection.recv(size)
         if not part:
             os._exit(0)  # nobody is left to answer
         data += part
