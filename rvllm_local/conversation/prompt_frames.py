@@ -6,7 +6,9 @@ their tools may hold numbers of any size. What does not decode is a `FrameError`
 
 from __future__ import annotations
 
+import json
 import struct
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, TypeVar
 
@@ -109,11 +111,23 @@ class Loaded(msgspec.Struct, frozen=True):
     refused: Refused | None = None
 
 
+class TokenIds(msgspec.Struct, frozen=True):
+    """Token ids as JSON: millions of them are not made objects on the way to a client."""
+
+    json: bytes
+    count: int
+
+    @classmethod
+    def of(cls, token_ids: Sequence[int]) -> TokenIds:
+        """The frame of some ids."""
+        return cls(json.dumps(list(token_ids)).encode(), len(token_ids))
+
+
 class Done(msgspec.Struct, frozen=True):
     """The answer to `Work`: the field that was asked for, or why it could not be."""
 
     prepared: Prepared | None = None
-    token_ids: list[int] | None = None
+    token_ids: TokenIds | None = None
     refused: Refused | None = None
 
 

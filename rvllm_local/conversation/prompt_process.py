@@ -137,7 +137,7 @@ def _work(connection: socket.socket, model: ConversationModel) -> None:
             token_ids = model.tokenizer.encode(
                 work.text, special=True, bos=work.with_bos
             )
-            done = frames.Done(token_ids=token_ids)
+            done = frames.Done(token_ids=frames.TokenIds.of(token_ids))
         else:
             done = frames.Done(_prepared(model, work))
     except Exception as error:

@@ -90,7 +90,10 @@ def said(text: str, **more: Any) -> ChatCall:
 
 
 async def words(prompts: PromptProcess, text: str) -> list[int]:
-    return await prompts.tokenize(text, False, HOUR)
+    token_ids = await prompts.tokenize(text, False, HOUR)
+    ids: list[int] = json.loads(token_ids.json)
+    assert token_ids.count == len(ids)
+    return ids
 
 
 @pytest.mark.parametrize(

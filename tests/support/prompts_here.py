@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from rvllm_local.conversation.calls import ChatCall, TextCall
 from rvllm_local.conversation.model import ConversationModel, detect_style
-from rvllm_local.conversation.prompt_frames import TextFacts
+from rvllm_local.conversation.prompt_frames import TextFacts, TokenIds
 from rvllm_local.conversation.prompt_process import facts_of
 from rvllm_local.conversation.prompts import Prepared, prepare_chat, prepare_text
 from rvllm_local.engine.limits import EngineLimits
@@ -33,8 +33,10 @@ class PromptsHere:
             return prepare_chat(self.model, call)
         return prepare_text(self.model, call)
 
-    async def tokenize(self, text: str, with_bos: bool, within_s: float) -> list[int]:
-        return self.model.tokenizer.encode(text, special=True, bos=with_bos)
+    async def tokenize(self, text: str, with_bos: bool, within_s: float) -> TokenIds:
+        return TokenIds.of(
+            self.model.tokenizer.encode(text, special=True, bos=with_bos)
+        )
 
     async def close(self) -> None:
         pass

@@ -6,11 +6,14 @@ import asyncio
 import contextlib
 import os
 import socket
+import sys
+import time
 
 from rvllm_local.conversation import prompt_frames as frames
 
 _LONG_S = 0.25  # work that takes longer goes on behind the work of others
 _NICENESS = 10
+_ALL_THREADS = 2  # of a process, in the number of its clock
 # Bytes of work or an answer from which a fork's memory may have grown; such an answer
 # is not read on the event loop.
 _LARGE = 128 * 2**10
@@ -49,8 +52,8 @@ class Fork:
 
     async def ask(self, work: bytes) -> frames.Done:
         """The answer to a frame of work. Raises `ConnectionError` if the process ends."""
-        loop = asyncio.get_running_loop()
-        alarm = loop.call_later(_LONG_S, self._step_back)
+        self._cpu_before = _cpu_s(self.pid)
+        self._watch()
         try:
             self._writer.write(work)
             await self._writer.drain()
@@ -59,7 +62,7 @@ class Fork:
         except asyncio.IncompleteReadError as error:
             raise ConnectionError("the process has gone") from error
         finally:
-            alarm.cancel()
+            self._alarm.cancel()
         self.num_answers += 1
         if max(len(work), len(body)) <= _LARGE:
             return frames.decode(body, frames.DONE)
@@ -70,8 +73,26 @@ class Fork:
         """Let the process end, if it is waiting for work."""
         self._writer.close()
 
+    def _watch(self) -> None:
+        loop = asyncio.get_running_loop()
+        self._alarm = loop.call_later(_LONG_S, self._step_back)
+
     def _step_back(self) -> None:
-        """Lower the priority of work that takes long."""
+        """Lower the priority of work that takes long, and not just waits."""
+        used = _cpu_s(self.pid) - self._cpu_before
+        if used < _LONG_S / 2 and sys.platform == "linux":
+            self._watch()
+            return
         self.is_spent = True
         with contextlib.suppress(OSError):
             os.setpriority(os.PRIO_PROCESS, self.pid, _NICENESS)
+
+
+def _cpu_s(pid: int) -> float:
+    """Seconds of processor time that a process has had; 0 where that is not told."""
+    if sys.platform != "linux":
+        return 0.0
+    try:
+        return time.clock_gettime((~pid << 3) | _ALL_THREADS)
+    except OSError:
+        return 0.0

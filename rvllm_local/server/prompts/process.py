@@ -54,7 +54,9 @@ class Prompts(Protocol):
     ) -> Prepared:
         """What goes to the engine. Raises `Problem`, or as `prepare_chat` does."""
 
-    async def tokenize(self, text: str, with_bos: bool, within_s: float) -> list[int]:
+    async def tokenize(
+        self, text: str, with_bos: bool, within_s: float
+    ) -> frames.TokenIds:
         """The token ids of a text. Raises as `prepare` does."""
 
     async def close(self) -> None:
@@ -94,7 +96,9 @@ class PromptProcess:
             raise _broken()
         return done.prepared
 
-    async def tokenize(self, text: str, with_bos: bool, within_s: float) -> list[int]:
+    async def tokenize(
+        self, text: str, with_bos: bool, within_s: float
+    ) -> frames.TokenIds:
         """The token ids of a text; see `Prompts`."""
         work = frames.text_work(text, with_bos, within_s * _CPU_SHARE, within_s)
         done = await self._answer(work, within_s, "tokenizing")

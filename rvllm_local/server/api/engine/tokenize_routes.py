@@ -9,6 +9,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from rvllm_local.conversation.calls import ChatCall
+from rvllm_local.conversation.prompt_frames import TokenIds
 from rvllm_local.conversation.reading import Reading
 from rvllm_local.conversation.requests import read_messages
 from rvllm_local.conversation.schema import ChatMessage
@@ -77,12 +78,14 @@ async def _tokenize(
     async with service.registry.lease(body.model) as served:
         ids = await _token_ids(service, served, body, reading)
         length = served.client.limits.context_length
-        return JSONReply({"tokens": ids, "count": len(ids), "max_model_len": length})
+        counts = f'"count": {ids.count}, "max_model_len": {length}'
+        body_bytes = b'{"tokens": %s, %s}' % (ids.json, counts.encode())
+        return Response(body_bytes, media_type=JSONReply.media_type)
 
 
 async def _token_ids(
     service: Service, served: Served, body: TokenizeRequest, reading: Reading
-) -> list[int]:
+) -> TokenIds:
     within_s = service.settings.prepare_timeout_s
     if body.prompt is not None:
         return await served.prompts.tokenize(
@@ -91,7 +94,7 @@ async def _token_ids(
     messages = read_messages(body.messages or [], reading)
     call = ChatCall(body.model, messages, SamplingParams(max_tokens=1))
     prepared = await served.prompts.prepare(call, served.client.limits, within_s)
-    return list(prepared.prompts[0])
+    return TokenIds.of(prepared.prompts[0])
 
 
 def _info(served: Served) -> dict[str, Any]:
