@@ -8,9 +8,14 @@ import sys
 from collections.abc import Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rvllm_local.config import load_config
 from rvllm_local.errors import ConfigError
+
+if TYPE_CHECKING:
+    from rvllm_local.tui.launcher import ServerLauncher
+    from rvllm_local.tui.options import ChatOptions
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -112,13 +117,27 @@ def chat(arguments: argparse.Namespace) -> int:
         from rvllm_local.tui.run_plain import run_plain
 
         return run_plain(options, launcher, prompt)
+    return _run_on_screen(options, launcher, asks_ground=not theme)
+
+
+def _run_on_screen(
+    options: ChatOptions,
+    launcher: ServerLauncher,
+    *,
+    asks_ground: bool,
+) -> int:
+    """Run the chat over the whole screen and return its exit status."""
     from rvllm_local.tui.app import ChatApp
     from rvllm_local.tui.terminal_ground import ask_ground
 
-    ground = None if theme else ask_ground(sys.stdin, sys.stdout)
+    ground = None
+    if asks_ground:
+        ground = ask_ground(sys.stdin, sys.stdout)
     app = ChatApp(replace(options, ground=ground), launcher)
     status = app.run()
-    return app.return_code or 0 if status is None else status
+    if status is None:
+        return app.return_code or 0
+    return status
 
 
 def _model_names(words: Sequence[str]) -> Collection[str]:
