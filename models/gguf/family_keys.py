@@ -115,7 +115,13 @@ def _mixtral(keys: Keys, config: Config) -> Config:
 
 
 def _gpt_oss(keys: Keys, config: Config) -> Config:
-    """Every other layer has the window, the first one too."""
+    """Every other layer has the window, the first one too.
+
+    Its YaRN does not round the limits of the ramp, which no key of the file says.
+    """
+    scaling = config.get("rope_scaling")
+    if scaling is not None:
+        config = {**config, "rope_scaling": {**scaling, "truncate": False}}
     layer_types = []
     for layer in range(config["num_hidden_layers"]):
         layer_types.append(_FULL if layer % 2 else _SLIDING)

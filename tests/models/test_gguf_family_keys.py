@@ -120,10 +120,20 @@ def close(writer: gguf.GGUFWriter) -> None:
     writer.close()
 
 
-def write_gpt_oss(path: Path) -> Any:
+YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64}
+
+
+def write_gpt_oss(path: Path, scaling: dict[str, Any] | None = None) -> Any:
     mx.random.seed(0)
     module, config = tiny_model("gpt_oss")
+    if scaling is not None:
+        module = build_model({**config, "rope_scaling": {**scaling, "truncate": False}})
     writer = start_file(path, "gpt-oss", config)
+    if scaling is not None:
+        writer.add_rope_scaling_type(gguf.RopeScalingType.YARN)
+        writer.add_rope_scaling_factor(scaling["factor"])
+        original = scaling["original_max_position_embeddings"]
+        writer.add_rope_scaling_orig_ctx_len(original)
     writer.add_expert_feed_forward_length(config["intermediate_size"])
     writer.add_sliding_window(config["sliding_window"])
     finish(writer, module, GPT_OSS)
@@ -171,9 +181,12 @@ def logits(module: Any) -> np.ndarray[Any, Any]:
     return np.array(module(TOKENS).astype(mx.float32))
 
 
-def test_gpt_oss_is_the_same_model(tmp_path: Path) -> None:
+@pytest.mark.parametrize("scaling", [None, YARN])
+def test_gpt_oss_is_the_same_model(
+    tmp_path: Path, scaling: dict[str, Any] | None
+) -> None:
     path = tmp_path / "model.gguf"
-    module = write_gpt_oss(path)
+    module = write_gpt_oss(path, scaling)
     loaded = load_model(locate(str(path)))
     np.testing.assert_allclose(
         logits(loaded.module), logits(module), rtol=1e-4, atol=1e-4
