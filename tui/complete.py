@@ -39,11 +39,19 @@ class Completer:
         self._paths: list[str] = []
         self._looked_at = 0.0
 
-    def offers(
-        self,
-        typed: str,
-        folder: Path,
-    ) -> list[Completion]:
+    def is_stale(self, typed: str, folder: Path) -> bool:
+        """Whether `look_up` would help to complete what was typed."""
+        if not _typed_path(typed):
+            return False
+        is_old = time.monotonic() - self._looked_at > FRESH_S
+        return folder != self._folder or is_old
+
+    def look_up(self, folder: Path) -> None:
+        """Find the folder's files. Takes its time: call it on a thread."""
+        self._paths = find_files(folder)
+        self._folder, self._looked_at = folder, time.monotonic()
+
+    def offers(self, typed: str, folder: Path) -> list[Completion]:
         """The first few things that `typed`, the text before the cursor, could become."""
         commands = _commands(typed)
         if commands:
@@ -55,23 +63,28 @@ class Completer:
         before = typed[: match.start()]
         exact = _beginning_so(path, folder)
         offers = [_file(before, name) for name in exact]
-        if len(offers) < SHOWN and path and "://" not in path:
-            for name in best_matches(self._files(folder), path, SHOWN):
+        if len(offers) < SHOWN and path and folder == self._folder:
+            for name in best_matches(self._paths, path, SHOWN):
                 if name not in exact:
                     offers.append(_file(before, name))
         return offers[:SHOWN]
 
-    def _files(self, folder: Path) -> list[str]:
-        now = time.monotonic()
-        if folder != self._folder or now - self._looked_at > FRESH_S:
-            self._paths = find_files(folder)
-            self._folder, self._looked_at = folder, now
-        return self._paths
-
 
 def completions(typed: str, folder: Path) -> list[Completion]:
     """The first few things that `typed`, the text before the cursor, could become."""
-    return Completer().offers(typed, folder)
+    completer = Completer()
+    if completer.is_stale(typed, folder):
+        completer.look_up(folder)
+    return completer.offers(typed, folder)
+
+
+def _typed_path(typed: str) -> str:
+    """The path that is being typed after `@`, or nothing; no address of a page."""
+    match = _FILE.search(typed)
+    if match is None:
+        return ""
+    path = match[1] if match[1] is not None else match[2]
+    return "" if "://" in path else path
 
 
 def _commands(typed: str) -> list[Completion]:

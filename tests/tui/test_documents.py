@@ -166,3 +166,17 @@ def test_a_pdf_is_sent_with_a_prompt(play, tmp_path: Path, monkeypatch) -> None:
         assert "(tea.pdf" in chat.screen()
 
     play(scenario)
+
+
+def test_a_few_letters_are_completed_while_typing(play, project, monkeypatch) -> None:
+    monkeypatch.chdir(project)
+
+    async def scenario(chat) -> None:
+        await chat.type("explain @pars")
+        await chat.until(lambda: "@src/deep/parser.py" in chat.screen())
+        await chat.press("tab")
+        await chat.until(
+            lambda: chat.app.composer.text == "explain @src/deep/parser.py "
+        )
+
+    play(scenario)

@@ -263,11 +263,19 @@ class Composer(TextArea):
 
     def show_completions(self) -> None:
         """Offer what the word before the cursor could become."""
-        is_recalling = self._recalled is not None
         offers = []
-        if not is_recalling:
-            offers = self._completer.offers(self.before_cursor, Path.cwd())
+        if self._recalled is None:
+            typed, folder = self.before_cursor, Path.cwd()
+            offers = self._completer.offers(typed, folder)
+            if self._completer.is_stale(typed, folder):
+                self._look_up(folder)
         self._popup.offer(offers)
+
+    @work(group="files", exclusive=True)
+    async def _look_up(self, folder: Path) -> None:
+        """Find the folder's files on a thread, then offer anew."""
+        await asyncio.to_thread(self._completer.look_up, folder)
+        self.show_completions()
 
     def action_composer_complete(self) -> None:
         """Take the marked offer; with none, go to the next part of the screen."""
