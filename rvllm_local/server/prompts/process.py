@@ -35,6 +35,7 @@ logger = logging.getLogger(__name__)
 
 _CPU_SHARE = 0.75  # of the time that work may take, on the processor
 _GRACE_S = 1.0  # in which a process that should have ended does
+_START_S = 30.0  # in which there should be a process
 _AT_ONCE = 4  # pieces of work for one model
 _MOST_IDLE = 2  # forks that wait for work
 _BACKOFF_S, _MOST_BACKOFF_S = 0.1, 10.0
@@ -149,7 +150,7 @@ class PromptProcess:
     async def _asked(self, work: bytes, within_s: float, what: str) -> frames.Done:
         """Ask a fork; where one that had worked before is gone, a new one as well."""
         while True:
-            fork = await self._fork()
+            fork = await self._fork_in_time()
             began = time.monotonic()
             try:
                 async with asyncio.timeout(within_s + _GRACE_S):
@@ -181,6 +182,19 @@ class PromptProcess:
         fork.close()
         with contextlib.suppress(OSError):
             self._parent_end.sendall(frames.END + frames.PID.pack(fork.pid))
+
+    async def _fork_in_time(self) -> Fork:
+        """A fork. Raises `Problem` 503 when there is none for long."""
+        try:
+            async with asyncio.timeout(_START_S):
+                return await self._fork()
+        except TimeoutError:
+            raise Problem(
+                503,
+                "the process that makes the prompts does not start; try again later",
+                "busy",
+                retry_after_s=5.0,
+            ) from None
 
     async def _fork(self) -> Fork:
         """A fork that waits for work, or a new one."""

@@ -17,7 +17,7 @@ from rvllm_local.models.locate import ModelFiles
 
 MEMORY = 2**30  # bytes that reading a model's texts, or one piece of work, may take
 _LOAD_CPU_S = 30.0
-_LOAD_WALL_S = 120.0
+_LOAD_WALL_S = 60.0
 Started = tuple[subprocess.Popen[bytes], socket.socket, frames.TextFacts]
 
 
