@@ -306,7 +306,7 @@ class LLM:
         )
         stream = open_stream(self._client, requests)
         new_parser = functools.partial(prepared.new_parser, call.callable_tools)
-        return read_chat(stream, params.n, new_parser)
+        return read_chat(stream, params.n, new_parser, prepared.left_out)
 
     def __enter__(self) -> LLM:
         return self
@@ -340,6 +340,7 @@ def _completion(index: int, events: Sequence[StreamEvent]) -> Completion:
     logprobs: list[TokenLogprob] = []
     calls: list[ToolCall] = []
     scores: list[TokenLogprob | None] = []
+    left_out: tuple[str, ...] = ()
     for event in events:
         token_ids.extend(event.token_ids)
         logprobs.extend(event.logprobs or ())
@@ -349,6 +350,7 @@ def _completion(index: int, events: Sequence[StreamEvent]) -> Completion:
                 reasoning, text = text, []
             reasoning.append(event.reasoning)
             calls.extend(event.tool_calls)
+            left_out = event.left_out
         text.append(event.text)
     return Completion(
         text="".join(text),
@@ -360,4 +362,5 @@ def _completion(index: int, events: Sequence[StreamEvent]) -> Completion:
         reasoning="".join(reasoning),
         tool_calls=tuple(calls),
         prompt_logprobs=tuple(scores) or None,
+        left_out=left_out,
     )

@@ -273,12 +273,14 @@ class ChatEvent(StreamEvent):
 
     `tool_calls` are those that this event completed. Tags of thoughts and calls are in
     none of them. `closes_thought`: the text of all events before was thinking, whose
-    start the model left out.
+    start the model left out. The last event of a choice has in `left_out` the parts of
+    schemas that were not enforced.
     """
 
     reasoning: str = ""
     tool_calls: tuple[ToolCall, ...] = ()
     closes_thought: bool = False
+    left_out: tuple[str, ...] = ()
 
 
 EventSink = Callable[[StreamEvent], None]
@@ -291,7 +293,8 @@ class Completion:
     Of a chat, `text` is what the user reads; `reasoning` and `tool_calls` are split off.
     A call that was cut off or cannot be read is in none of them.
     `prompt_logprobs`, of the first choice, has an entry for each prompt token; the
-    first token's is None.
+    first token's is None. `left_out` names the parts of a chat's schemas that were not
+    enforced.
     """
 
     text: str
@@ -303,6 +306,7 @@ class Completion:
     reasoning: str = ""
     tool_calls: tuple[ToolCall, ...] = ()
     prompt_logprobs: tuple[TokenLogprob | None, ...] | None = None
+    left_out: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -31,13 +31,22 @@ class _OpenCall:
 
 
 def read_chat(
-    stream: TokenStream, num_choices: int, new_parser: Callable[[], OutputParser]
+    stream: TokenStream,
+    num_choices: int,
+    new_parser: Callable[[], OutputParser],
+    left_out: tuple[str, ...] = (),
 ) -> Iterator[ChatEvent]:
-    """The events of a chat; leaving the loop early cancels the request."""
+    """The events of a chat; leaving the loop early cancels the request.
+
+    `left_out` are the parts of its schemas that are not enforced.
+    """
     reader = _ChatReader(num_choices, new_parser)
     with stream:
         for event in stream:
-            yield reader.read(event)
+            read = reader.read(event)
+            if read.finish_reason is not None:
+                read.left_out = left_out
+            yield read
 
 
 class _ChatReader:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from rvllm_local import LLM, SamplingParams
 from tests.conversation.test_two_faces import ScriptedClient
 from tests.support.api import CHAT, Running, served
 from tests.support.served import save_thinking
@@ -23,6 +25,16 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
     opener = lambda files, options: ScriptedClient()  # noqa: E731
     with served({"thinker": folder}, opener=opener) as running:
         yield running
+
+
+def test_a_completion_names_it(tmp_path: Path) -> None:
+    with LLM(save_thinking(tmp_path / "thinker"), kv_memory="6MB") as llm:
+        params = SamplingParams(max_tokens=4, temperature=0)
+        message = {"role": "user", "content": "x"}
+        (answer,) = llm.chat([message], params, response_format=FORMAT)
+        assert "# uses 'uniqueItems'" in answer.left_out[0]
+        (answer,) = llm.chat([message], params)
+        assert answer.left_out == ()
 
 
 @pytest.mark.parametrize("is_streamed", [False, True])
