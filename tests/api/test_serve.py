@@ -163,21 +163,28 @@ def test_a_signal_does_not_wait_for_a_model_that_loads(tiny: Path) -> None:
     code = f"""if True:
         import sys, time
         from rvllm_local import cli
-        from rvllm_local.server.models import registry
+        from rvllm_local.server.models import registry, served_model
         def slow(files, options):
             print("loading", file=sys.stderr, flush=True)
             time.sleep(600)
-        registry.Registry.__init__.__kwdefaults__["opener"] = slow
+        openers = served_model.Openers(
+            slow, served_model.OWN_PROCESSES.prompts
+        )
+        registry.Registry.__init__.__kwdefaults__["openers"] = openers
         cli.main(["serve", {str(tiny)!r}, "--port", "0"])
     """
     process = subprocess.Popen(
         [sys.executable, "-c", code], stderr=subprocess.PIPE, text=True
     )
     assert process.stderr is not None
-    with process.stderr as said:
-        assert any("loading" in line for line in said)
-        process.send_signal(signal.SIGTERM)
-        assert process.wait(60) == 0
+    try:
+        with process.stderr as said:
+            assert any("loading" in line for line in said)
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(60) == 0
+    finally:
+        process.kill()
+        process.wait()
 
 
 def test_a_server_takes_descriptors_for_its_connections_and_leaves_no_core_file() -> (
