@@ -9,6 +9,7 @@ import socket
 import sys
 import time
 
+from rvllm_local import host
 from rvllm_local.conversation import prompt_frames as frames
 
 _LONG_S = 0.25  # work that takes longer goes on behind the work of others
@@ -18,6 +19,7 @@ _ALL_THREADS = 2  # of a process, in the number of its clock
 # is not read on the event loop.
 _LARGE = 128 * 2**10
 _BUFFER = 2**20
+_TRIM_AFTER_S = 2.0
 
 
 class Fork:
@@ -67,6 +69,7 @@ class Fork:
         if max(len(work), len(body)) <= _LARGE:
             return frames.decode(body, frames.DONE)
         self.is_spent = True
+        asyncio.get_running_loop().call_later(_TRIM_AFTER_S, _trim)
         return await asyncio.to_thread(frames.decode, body, frames.DONE)
 
     def close(self) -> None:
@@ -86,6 +89,11 @@ class Fork:
         self.is_spent = True
         with contextlib.suppress(OSError):
             os.setpriority(os.PRIO_PROCESS, self.pid, _NICENESS)
+
+
+def _trim() -> None:
+    """Give the memory of a large answer back: a template can write millions of tokens."""
+    asyncio.get_running_loop().run_in_executor(None, host.trim_heap)
 
 
 def _cpu_s(pid: int) -> float:
