@@ -10,7 +10,10 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import threading
+import time
 from collections.abc import Iterator
+
+_PATIENCE = 10
 
 
 class Interrupt:
@@ -52,13 +55,31 @@ class Interrupt:
 
 @contextlib.contextmanager
 def deadline(seconds: float, error: type[BaseException]) -> Iterator[None]:
-    """Raise `error` in the calling thread when Python code in the block runs for longer."""
-    interrupt = Interrupt(error)
-    timer = threading.Timer(seconds, interrupt.fire)
-    timer.daemon = True
-    timer.start()
+    """Raise `error` in the calling thread when code in the block computes for longer.
+
+    Time that this process did not get from a busy machine is given back, up to
+    `_PATIENCE` times as much in all.
+    """
+    interrupt, done = Interrupt(error), threading.Event()
+    arguments = (interrupt, seconds, done)
+    threading.Thread(target=_fire_when_used_up, args=arguments, daemon=True).start()
     try:
         yield
     finally:
-        timer.cancel()
+        done.set()
         interrupt.close()
+
+
+def _fire_when_used_up(
+    interrupt: Interrupt,
+    seconds: float,
+    done: threading.Event,
+) -> None:
+    computed, began = time.process_time(), time.monotonic()
+    remaining = seconds
+    while not done.wait(remaining):
+        used = time.process_time() - computed
+        if used >= seconds or time.monotonic() - began >= _PATIENCE * seconds:
+            interrupt.fire()
+            return
+        remaining = max(seconds - used, 0.01)
