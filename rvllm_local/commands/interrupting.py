@@ -26,9 +26,16 @@ def insisting_interrupts() -> Iterator[None]:
         signal.setitimer(signal.ITIMER_REAL, _SWALLOWED_S)
         raise KeyboardInterrupt
 
+    def report(unraisable: sys.UnraisableHookArgs) -> None:
+        """A callback of the interpreter cannot hand an interrupt on."""
+        if issubclass(unraisable.exc_type, KeyboardInterrupt):
+            end_interrupted()
+        reported(unraisable)
+
     if signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
         yield
         return
+    reported, sys.unraisablehook = sys.unraisablehook, report
     before = signal.signal(signal.SIGALRM, lambda *_: end_interrupted())
     signal.signal(signal.SIGINT, interrupt)
     try:
@@ -37,6 +44,7 @@ def insisting_interrupts() -> Iterator[None]:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGINT, signal.default_int_handler)
         signal.signal(signal.SIGALRM, before)
+        sys.unraisablehook = reported
 
 
 def end_interrupted() -> NoReturn:

@@ -218,6 +218,25 @@ def test_an_interrupt_that_a_library_swallows_ends_the_process_all_the_same() ->
     assert process.returncode == 130
 
 
+def test_an_interrupt_in_a_callback_ends_the_process_without_a_word() -> None:
+    code = (
+        "import signal, sys, weakref\n"
+        "from rvllm_local import cli\n"
+        "from rvllm_local.commands import run\n"
+        "class Thing: pass\n"
+        "def swallowing(arguments):\n"
+        "    thing = Thing()\n"
+        "    callback = lambda _: signal.raise_signal(signal.SIGINT)\n"
+        "    kept = weakref.ref(thing, callback)\n"
+        "    del thing\n"
+        "    return 0\n"
+        "run.run = swallowing\n"
+        "sys.exit(cli.main(['run', 'any', 'prompt']))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True)
+    assert (done.returncode, done.stderr.strip()) == (130, b"")
+
+
 def test_doctor_says_what_it_found_and_what_to_do() -> None:
     done = rvllm("doctor", "--kernels", "--json")
     found = json.loads(done.stdout)
