@@ -181,7 +181,10 @@ def test_work_ends_at_its_deadline(
             os.kill(prompts._idle[-1].pid, signal.SIGSTOP)
         await prompts.prepare(said(text), LIMITS, 0.3)
 
-    with pytest.raises(Problem, match=r"longer than 0\.3 s and was ended") as late:
+    # Which timer is first depends on how much of a processor the fork gets.
+    with pytest.raises(
+        Problem, match=r"0\.(3 s|225 s of processor time) and was ended"
+    ) as late:
         runner.run(wait())
     assert (late.value.status, late.value.code) == (400, "deadline")
 
