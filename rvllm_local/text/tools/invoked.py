@@ -14,7 +14,6 @@ from rvllm_local.text import tags
 from rvllm_local.text.tools.json_calls import MAX_NAME
 from rvllm_local.text.tools.parameters import ParameterReader
 from rvllm_local.text.tools.reader import (
-    END,
     MAX_CALL_CHARS,
     MalformedCallError,
     Reading,
@@ -57,15 +56,8 @@ class InvokeParser(ParameterReader):
     def _parse(self) -> Reading[None]:
         opening = f"<{self._words.call} name="
         closing = f"</{self._words.call}>"
-        every = (opening, closing, *self._words.group)
-        while True:
-            tag = yield from self._until(every, self._content)
-            if tag == END:
-                break
-            self._space = ""
-            if tag == opening:
-                yield from self._call(tag, self._invoke(), (closing,))
-        self._flush_space()
+        group = self._words.group
+        return self._tagged_calls(opening, closing, group, self._invoke)
 
     def _invoke(self) -> Reading[None]:
         name, _ = yield from self._text_until((">",), MAX_NAME)

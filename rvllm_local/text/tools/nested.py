@@ -11,7 +11,6 @@ from rvllm_local.text.tools.invoked import attributes
 from rvllm_local.text.tools.json_calls import MAX_DEPTH, MAX_NAME
 from rvllm_local.text.tools.parameters import ParameterReader, json_text, mapping
 from rvllm_local.text.tools.reader import (
-    END,
     MAX_CALL_CHARS,
     MalformedCallError,
     Reading,
@@ -31,15 +30,7 @@ class MiniMaxM3Parser(ParameterReader):
     """
 
     def _parse(self) -> Reading[None]:
-        every = (_INVOKE, _INVOKE_END, *_GROUP)
-        while True:
-            tag = yield from self._until(every, self._content)
-            if tag == END:
-                break
-            self._space = ""
-            if tag == _INVOKE:
-                yield from self._call(tag, self._invoke(), (_INVOKE_END,))
-        self._flush_space()
+        return self._tagged_calls(_INVOKE, _INVOKE_END, _GROUP, self._invoke)
 
     def _invoke(self) -> Reading[None]:
         name, _ = yield from self._text_until((">",), MAX_NAME)

@@ -195,6 +195,24 @@ class PieceReader(ABC):
 
     # Calls.
 
+    def _tagged_calls(
+        self,
+        opening: str,
+        closing: str,
+        strays: Sequence[str],
+        body: Callable[[], Reading[None]],
+    ) -> Reading[None]:
+        """Read to the end: a call after each `opening`, content elsewhere.
+
+        `strays` are tags without meaning here; blanks before any tag are dropped.
+        """
+        every = (opening, closing, *strays)
+        while (tag := (yield from self._until(every, self._content))) != END:
+            self._space = ""
+            if tag == opening:
+                yield from self._call(tag, body(), (closing,))
+        self._flush_space()
+
     def _call(
         self,
         opening: str,

@@ -188,15 +188,8 @@ class KimiParser(JSONReader):
 
     def _parse(self) -> Reading[None]:
         begin, end = tags.KIMI_CALL
-        every = (begin, end, *tags.KIMI_CALLS, tags.KIMI_ARGUMENTS)
-        while True:
-            tag = yield from self._until(every, self._content)
-            if tag == END:
-                break
-            self._space = ""
-            if tag == begin:
-                yield from self._call(tag, self._body(end), (end,))
-        self._flush_space()
+        strays = (*tags.KIMI_CALLS, tags.KIMI_ARGUMENTS)
+        return self._tagged_calls(begin, end, strays, lambda: self._body(end))
 
     def _body(self, end: str) -> Reading[None]:
         head, _ = yield from self._text_until((tags.KIMI_ARGUMENTS,), MAX_NAME)
@@ -245,12 +238,8 @@ class DeepSeekParser(JSONReader):
 
     def _parse(self) -> Reading[None]:
         begin, end = tags.DEEPSEEK_CALL
-        every = (begin, end, *tags.DEEPSEEK_CALLS, tags.DEEPSEEK_SEP)
-        while (tag := (yield from self._until(every, self._content))) != END:
-            self._space = ""
-            if tag == begin:
-                yield from self._call(tag, self._body(end), (end,))
-        self._flush_space()
+        strays = (*tags.DEEPSEEK_CALLS, tags.DEEPSEEK_SEP)
+        return self._tagged_calls(begin, end, strays, lambda: self._body(end))
 
     def _body(self, end: str) -> Reading[None]:
         name, _ = yield from self._text_until((tags.DEEPSEEK_SEP,), MAX_NAME)
