@@ -23,6 +23,7 @@ from rvllm_local.conversation.model import ConversationModel, detect_style
 from rvllm_local.conversation.prompts import Prepared, prepare_chat, prepare_text
 from rvllm_local.engine.limits import EngineLimits
 from rvllm_local.errors import RvllmError
+from rvllm_local.forked_work import limit_memory, limit_time, receive_exactly
 from rvllm_local.text.token_table import TokenTable
 from rvllm_local.text.tokenizer_files import read_tokenizer
 
@@ -36,8 +37,8 @@ def main() -> None:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # it would hold prompts
     parent = socket.socket(fileno=int(sys.argv[1]))
     load = frames.decode(_received_frame(parent), frames.LOAD)
-    _limit_memory(load.num_bytes)
-    _limit_time(load.cpu_s, 0)
+    limit_memory(load.num_bytes)
+    limit_time(load.cpu_s, 0)
     try:
         model = _read(load)
         loaded = frames.Loaded(facts_of(model))
@@ -46,7 +47,7 @@ def main() -> None:
     parent.sendall(frames.encode(loaded))
     if loaded.facts is None:
         return
-    _limit_time(0, 0)
+    limit_time(0, 0)
     gc.collect()
     gc.freeze()  # what the forks share is never garbage
     _Forks(parent, model, load.num_bytes).serve()
@@ -82,7 +83,7 @@ class _Forks:
             return
         host.end_with_parent(parent_pid)
         self._parent.close()
-        _limit_memory(self._num_bytes)
+        limit_memory(self._num_bytes)
         connection = socket.socket(fileno=descriptor)
         with contextlib.suppress(ConnectionError):
             connection.sendall(frames.PID.pack(os.getpid()))
@@ -131,7 +132,7 @@ def facts_of(model: ConversationModel) -> frames.TextFacts:
 def _work(connection: socket.socket, model: ConversationModel) -> None:
     """Take one piece of work and answer it."""
     work = frames.decode(_received_frame(connection), frames.WORK)
-    _limit_time(work.cpu_s, work.wall_s)
+    limit_time(work.cpu_s, work.wall_s)
     try:
         if work.text is not None:
             token_ids = model.tokenizer.encode(
@@ -144,7 +145,7 @@ def _work(connection: socket.socket, model: ConversationModel) -> None:
         done = frames.Done(refused=_refused(error))
     except BaseException as error:  # what Rust panics with
         done = frames.Done(refused=_library_failed(type(error).__name__))
-    _limit_time(0, 0)
+    limit_time(0, 0)
     connection.sendall(frames.encode(done))
 
 
@@ -179,40 +180,16 @@ def _library_failed(how: str) -> frames.Refused:
     )
 
 
-def _limit_time(cpu_s: float, wall_s: float) -> None:
-    """End this process when it has had so much; no code of ours has to run for that.
-
-    0 is no limit.
-    """
-    signal.setitimer(signal.ITIMER_PROF, cpu_s)
-    signal.setitimer(signal.ITIMER_REAL, wall_s)
-
-
-def _limit_memory(num_bytes: int) -> None:
-    """Let this process take so much more than it has now."""
-    statm = Path("/proc/self/statm")
-    if statm.exists():  # elsewhere the limit has no effect
-        size = int(statm.read_text(encoding="ascii").split()[0])
-        limit = size * resource.getpagesize() + num_bytes
-        hard = resource.getrlimit(resource.RLIMIT_AS)[1]
-        if hard != resource.RLIM_INFINITY:
-            limit = min(limit, hard)
-        resource.setrlimit(resource.RLIMIT_AS, (limit, hard))
-
-
 def _received_frame(connection: socket.socket) -> bytes:
     head = _received(connection, frames.LENGTH.size)
     return _received(connection, frames.length_of(head))
 
 
 def _received(connection: socket.socket, count: int) -> bytes:
-    data = bytearray()
-    while len(data) < count:
-        part = connection.recv(min(count - len(data), 2**20))
-        if not part:
-            os._exit(0)  # nobody is left to answer
-        data += part
-    return bytes(data)
+    try:
+        return receive_exactly(connection, count)
+    except ConnectionError:
+        os._exit(0)  # nobody is left to answer
 
 
 if __name__ == "__main__":

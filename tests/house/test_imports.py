@@ -16,6 +16,7 @@ LAYERS = (
         "errors",
         "types",
         "early_signals",
+        "forked_work",
         "host",
         "interrupts",
         "machine",

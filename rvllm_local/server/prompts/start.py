@@ -13,6 +13,7 @@ from rvllm_local.clients.process.connection import child_environment
 from rvllm_local.clients.process.frames import FrameError
 from rvllm_local.conversation import prompt_frames as frames
 from rvllm_local.errors import ModelFileError
+from rvllm_local.forked_work import receive_exactly
 from rvllm_local.models.locate import ModelFiles
 
 MEMORY = 2**30  # bytes that reading a model's texts, or one piece of work, may take
@@ -101,15 +102,5 @@ def stop(process: subprocess.Popen[bytes], connection: socket.socket) -> None:
 
 def _received_frame(connection: socket.socket) -> bytes:
     """One frame. Raises `OSError` if the other side has gone."""
-    head = _received(connection, frames.LENGTH.size)
-    return _received(connection, frames.length_of(head))
-
-
-def _received(connection: socket.socket, count: int) -> bytes:
-    data = bytearray()
-    while len(data) < count:
-        part = connection.recv(min(count - len(data), 2**20))
-        if not part:
-            raise ConnectionError("the process has gone")
-        data += part
-    return bytes(data)
+    head = receive_exactly(connection, frames.LENGTH.size)
+    return receive_exactly(connection, frames.length_of(head))

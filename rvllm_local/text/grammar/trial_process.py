@@ -13,16 +13,15 @@ import signal
 import socket
 import struct
 import sys
-from pathlib import Path
 
 import llguidance
 import msgspec
 
+from rvllm_local.forked_work import limit_memory, limit_time, receive_exactly
 from rvllm_local.text.grammar.limits import matcher_error, new_matcher
 
 HEAD = struct.Struct(">IdQ")  # bytes of the grammar, seconds of processor, bytes
 _LONGEST_ANSWER = 1000  # bytes
-_LARGEST_PART = 2**20  # bytes that are received at once
 _WALL_FACTOR = 8  # a fork may wait for the processor so many times what it may take
 
 
@@ -119,14 +118,8 @@ def _serve(connection: socket.socket, tokenizer: llguidance.LLTokenizer) -> None
 def _limit(cpu_s: float, num_bytes: int) -> None:
     """End this process when it has had so much; no code of ours has to run for that."""
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    signal.setitimer(signal.ITIMER_PROF, cpu_s)
-    signal.setitimer(signal.ITIMER_REAL, cpu_s * _WALL_FACTOR)
-    statm = Path("/proc/self/statm")
-    if statm.exists():  # elsewhere the limit has no effect
-        pages, *_ = statm.read_text(encoding="ascii").split()
-        size = int(pages) * resource.getpagesize()
-        limit = size + num_bytes
-        resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+    limit_time(cpu_s, cpu_s * _WALL_FACTOR)
+    limit_memory(num_bytes, for_good=True)
 
 
 def _receive_message(connection: socket.socket) -> bytes:
@@ -136,15 +129,10 @@ def _receive_message(connection: socket.socket) -> bytes:
 
 
 def _receive(connection: socket.socket, count: int) -> bytes:
-    data = bytearray()
-    while len(data) < count:
-        missing = count - len(data)
-        size = min(missing, _LARGEST_PART)
-        part = connection.recv(size)
-        if not part:
-            os._exit(0)  # nobody is left to answer
-        data += part
-    return bytes(data)
+    try:
+        return receive_exactly(connection, count)
+    except ConnectionError:
+        os._exit(0)  # nobody is left to answer
 
 
 if __name__ == "__main__":
