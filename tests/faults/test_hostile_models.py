@@ -30,14 +30,19 @@ LIMITS = EngineLimits(384, 2048, 2048, (0,))
 CALL = ChatCall("m", ({"role": "user", "content": "Hm?"},), SamplingParams())
 
 
+def read_or_refuse(files: ModelFiles) -> None:
+    """What a server does with a model's files before it starts a process."""
+    with contextlib.suppress(RvllmError):
+        describe(files)
+    context_of(files, EngineOptions())
+
+
 @pytest.mark.parametrize("number", range(60))
 def test_a_damaged_gguf_header(tiny: Path, tmp_path: Path, number: int) -> None:
     make = MAKERS["gguf headers"]
     path = make(tiny, tmp_path / "m", random.Random(f"header {number}"))
     files = ModelFiles("gguf", path, "m")
-    with contextlib.suppress(RvllmError):
-        describe(files)
-    context_of(files, EngineOptions())
+    read_or_refuse(files)
 
 
 @pytest.mark.parametrize("number", range(40))
@@ -45,9 +50,7 @@ def test_a_changed_configuration(tiny: Path, tmp_path: Path, number: int) -> Non
     make = MAKERS["configurations"]
     folder = make(tiny, tmp_path / "m", random.Random(f"configuration {number}"))
     files = ModelFiles("folder", folder, "m")
-    with contextlib.suppress(RvllmError):
-        describe(files)
-    context_of(files, EngineOptions())
+    read_or_refuse(files)
 
 
 @pytest.mark.parametrize("kind", ["tokenizers", "templates"])

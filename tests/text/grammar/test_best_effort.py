@@ -21,7 +21,7 @@ from rvllm_local.text.grammar.formats import (
 )
 from rvllm_local.text.grammar.json_schema import enforced
 from rvllm_local.text.tokenizer import Tokenizer
-from tests.text.schema_corpus import EOS, VOCAB_SIZE, byte_tokenizer, sample
+from tests.text.schema_corpus import sample
 
 STRING = {"type": "string", "maxLength": 4}
 CAT = {
@@ -41,16 +41,6 @@ PETS = {
     "oneOf": [{"$ref": "#/$defs/Cat"}, {"$ref": "#/$defs/Dog"}],
     "$defs": {"Cat": CAT, "Dog": DOG},
 }
-
-
-@pytest.fixture(scope="module")
-def tokenizer() -> Tokenizer:
-    return byte_tokenizer()
-
-
-@pytest.fixture(scope="module")
-def compiler(tokenizer: Tokenizer) -> GrammarCompiler:
-    return GrammarCompiler(tokenizer, VOCAB_SIZE, EOS)
 
 
 def form(schema: Any) -> dict[str, Any]:

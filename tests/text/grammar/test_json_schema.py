@@ -16,22 +16,10 @@ from rvllm_local.text.tokenizer import Tokenizer
 from tests.text.hostile_schemas import HOSTILE
 from tests.text.schema_corpus import (
     BY_KEYWORD,
-    EOS,
     VOCAB_SIZE,
-    byte_tokenizer,
     corpus,
     judge,
 )
-
-
-@pytest.fixture(scope="module")
-def tokenizer() -> Tokenizer:
-    return byte_tokenizer()
-
-
-@pytest.fixture(scope="module")
-def compiler(tokenizer: Tokenizer) -> GrammarCompiler:
-    return GrammarCompiler(tokenizer, VOCAB_SIZE, EOS)
 
 
 def schema_format(schema: Any) -> dict[str, Any]:
