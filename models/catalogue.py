@@ -11,6 +11,9 @@ from typing import Any
 
 from rvllm_local.errors import ModelNotFoundError
 
+_PLAIN = ("float16", "bfloat16", "float32")
+_PACKING_BYTES = 500_000_000  # an embedding as float32, say, of a small model
+
 
 @dataclass(frozen=True, slots=True)
 class PyPISource:
@@ -25,7 +28,9 @@ class CatalogueEntry:
     """One model, from the hub (`repo` at `revision`) or from a wheel (`pypi`).
 
     `size` is in bytes, exact for a wheel's file and round for a repository. `sha256` is of a wheel's model file.
-    `tools` and `reasoning` name parsers. `sampling` holds recommended parameters. `verified` is false for what nobody has fetched and run in this version.
+    `tools` and `reasoning` name parsers. `images` marks a model that was made to see
+    them, too. `sampling` holds recommended parameters. `verified` is false for what
+    nobody has fetched and run in this version.
     """
 
     name: str
@@ -40,6 +45,7 @@ class CatalogueEntry:
     reasoning: str | None = None
     gated: bool = False
     verified: bool = False
+    images: bool = False
     repo: str | None = None
     revision: str | None = None
     file: str = ""
@@ -47,14 +53,37 @@ class CatalogueEntry:
     sampling: Mapping[str, float] = field(default_factory=dict)
     pypi: PyPISource | None = None
 
-    def weight_bytes(self, *, is_float32: bool) -> int:
-        """Bytes of the weights in memory: as they lie on disk, or as float32 of the named number of parameters."""
+    @property
+    def is_packed_on_cpu(self) -> bool:
+        """Whether a CPU keeps the weights about as small as they lie on disk."""
+        is_plain = self.quantization in _PLAIN or not self.quantization
+        return not is_plain and "moe" not in self.architecture
+
+    def read_bytes(self, *, is_on_cpu: bool) -> int:
+        """Bytes of the weights that one token reads, at most."""
+        if not is_on_cpu or self.is_packed_on_cpu:
+            return self.size
+        return self._float32_bytes()
+
+    def weight_bytes(self, *, is_on_cpu: bool) -> int:
+        """Bytes of the weights in memory, at most.
+
+        What packing for a CPU adds to the size on disk is known once the files are
+        here; it stays below what is added for it.
+        """
+        if not is_on_cpu:
+            return self.size
+        widened = self._float32_bytes()
+        if self.is_packed_on_cpu:
+            return min(widened, 2 * self.size + _PACKING_BYTES)
+        return widened
+
+    def _float32_bytes(self) -> int:
+        """As float32 of the named number of parameters."""
         scale = {"M": 1e6, "B": 1e9}.get(self.parameters[-1:])
-        return (
-            round(float(self.parameters[:-1]) * scale * 4)
-            if is_float32 and scale
-            else self.size
-        )
+        if scale is None:
+            return self.size
+        return round(float(self.parameters[:-1]) * scale * 4)
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,6 +12,7 @@ from typing import Any
 from textual import work
 
 from rvllm_local.errors import ParameterError
+from rvllm_local.tui.beside import refuse_alone
 from rvllm_local.tui.chat_actions import ChatActions
 from rvllm_local.tui.events import ChatChanged
 from rvllm_local.tui.first_start import best_model, measure_bandwidth
@@ -159,9 +160,8 @@ class ActionsApp(ChatActions):
         if info is None:
             reason = f"this server has no model {name}; Ctrl+L lists what there is"
             tell(self, reason, "warning")
-        elif info.fits is False:
-            reason = f"{name} does not fit this machine's memory; take a smaller one"
-            tell(self, reason, "warning")
+        elif problem := refuse_alone(info):
+            tell(self, problem, "warning")
         elif info.served:
             self.driver.dispatch(ChatChanged({"model": name}))
         else:

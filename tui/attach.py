@@ -129,7 +129,7 @@ def _read_folder(path: Path, name: str) -> list[tuple[str, str, str]]:
     total = 0
     for below in find_files(path):
         file = path / below
-        if below.endswith("/"):
+        if below.endswith("/") or file.suffix.lower() in IMAGES:
             continue
         try:
             content = _read_text(file, below)
@@ -148,7 +148,7 @@ def _read_folder(path: Path, name: str) -> list[tuple[str, str, str]]:
 
 def _read_text(path: Path, name: str) -> str:
     if path.suffix.lower() in IMAGES:
-        raise ParameterError("attachment", f"@{name} is an image; {_NO_EYES}")
+        raise ParameterError("attachment", f"@{name} is an image; {_who_sees()}")
     try:
         with path.open("rb") as file:
             # One byte more than allowed: a size that is told can be a lie.
@@ -170,4 +170,13 @@ def _read_text(path: Path, name: str) -> str:
     return text
 
 
-_NO_EYES = "the models here read text alone"
+def _who_sees() -> str:
+    """That images are not sent, and the model here that was made to see them."""
+    from rvllm_local.tui.offers import image_model  # reads the catalogue
+
+    model = image_model()
+    reason = "models get text alone so far"
+    if model is None:
+        return f"{reason}, and none that sees images fits this machine"
+    size = (model.size or 0) / 1e9
+    return f"{reason}. {model.id} ({size:.1f} GB, fits here) is one made to see them"

@@ -1,4 +1,4 @@
-"""What a person can do with chats: begin, find, name, shelve, compare, move to files.
+"""What a person can do with chats: begin, find, name, shelve, move to files.
 
 An action takes its command's argument, empty when it came from a key.
 """
@@ -7,16 +7,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from textual import work
-
 from rvllm_local.tui.chat_files import export_chat, import_chats
+from rvllm_local.tui.compare_actions import CompareActions
 from rvllm_local.tui.events import ChatChanged
 from rvllm_local.tui.notices import attempt, tell
-from rvllm_local.tui.parts import PartsApp
-from rvllm_local.tui.screens.dialogs import Ask, Choice, Confirm, Pick
+from rvllm_local.tui.screens.dialogs import Ask, Confirm
 
 
-class ChatActions(PartsApp):
+class ChatActions(CompareActions):
     """The actions on chats."""
 
     def action_chat_new(self, _argument: str = "") -> None:
@@ -160,32 +158,3 @@ class ChatActions(PartsApp):
             present = self.shelf.folders.get(self.driver.session.chat.id, "")
             note = "an empty name takes the chat out of its folder"
             self.push_screen(Ask("Folder of this chat", present, note), move)
-
-    @work(group="command", exclusive=False)
-    async def action_chat_compare(self, name: str = "") -> None:
-        """Have another model answer the last prompt, and show both answers."""
-        from rvllm_local.tui.widgets.answers import compare_screen
-
-        driver = self.driver
-        served = [info.id for info in driver.session.models if info.served]
-        if not name and len(served) == 1:
-            name = served[0]
-        if not name:
-            choices = [Choice(model, model) for model in served]
-            note = "the same model answers with another draw"
-            screen = Pick("Compare with", choices, note)
-            name = await self.push_screen_wait(screen) or ""
-        if not name:
-            return
-        if name not in served:
-            reason = f"this server does not serve {name}; it serves {', '.join(served)}"
-            tell(self, reason, "warning")
-            return
-        if not driver.compare(name):
-            return
-        number = await self.push_screen_wait(compare_screen(driver))
-        if number == 2:
-            driver.take_rival()
-        else:
-            driver.drop_rival()
-        self.composer.focus()

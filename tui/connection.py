@@ -102,19 +102,10 @@ class ServerConnection:
         Returns what went wrong, or nothing; then the model from before goes on.
         """
         launcher = self.launcher
-        if launcher.lease is None:
-            return (
-                f"this server was started by somebody else and does not serve {info.id}"
-            )
-        if launcher.lease.count > 1:
-            return "another chat uses this server; quit that one first"
-        if not info.installed:
-            try:
-                await launcher.fetch(info, self._show_download)
-            except (EndpointError, OSError) as error:
-                return str(error)
-            finally:
-                self.download = ""
+        if launcher.lease is not None and launcher.lease.count > 1:
+            return await self._switch_beside(info)
+        if problem := await self._fetch(info):
+            return problem
         await self._until_quiet()
         problem = await self._attach(launcher.restart(info.id, self._loading))
         if problem:
@@ -123,6 +114,49 @@ class ServerConnection:
             model = self._driver.session.model
             self._driver.dispatch(ChatChanged({"model": model}))
         return problem
+
+    async def _switch_beside(self, info: ModelInfo) -> str:
+        """Choose a model of a server that other chats use: it is not ended for that."""
+        problem = await self.add_model(info)
+        if not problem:
+            self._driver.dispatch(ChatChanged({"model": info.id}))
+        return problem
+
+    async def add_model(self, info: ModelInfo) -> str:
+        """Let the server serve one more model, fetched first if it is not here.
+
+        Returns what went wrong, or nothing. The server loads it once it is asked for.
+        """
+        if problem := await self._fetch(info):
+            return problem
+        endpoint = self._driver.endpoint
+        if endpoint is None:
+            return "there is no server"
+        try:
+            models = await endpoint.models()
+        except EndpointError as error:
+            return str(error)
+        self._driver.dispatch(ModelsListed(models))
+        if all(model.id != info.id for model in models):
+            return f"{info.id} is here, but the server does not serve it"
+        return ""
+
+    async def _fetch(self, info: ModelInfo) -> str:
+        """Fetch a model that is not here, while the present one answers."""
+        launcher = self.launcher
+        if launcher.lease is None:
+            return (
+                f"this server was started by somebody else and does not serve {info.id}"
+            )
+        if info.installed:
+            return ""
+        try:
+            await launcher.fetch(info, self._show_download)
+        except (EndpointError, OSError) as error:
+            return str(error)
+        finally:
+            self.download = ""
+        return ""
 
     async def _until_quiet(self) -> None:
         """A reply that is being written is not cut off by another model."""

@@ -1,7 +1,7 @@
 """What this machine could run beside the model that is ready now.
 
-The expected speed is arithmetic: each token reads all weights once, so it is the
-measured bandwidth by the bytes of the weights.
+The expected speed is arithmetic: each token reads all weights once, as small as they
+are packed, so it is the measured bandwidth by the bytes of the weights.
 """
 
 from __future__ import annotations
@@ -57,9 +57,9 @@ async def measure_bandwidth() -> float | None:
 
 def expected_speed(info: ModelInfo, bandwidth: float) -> float | None:
     """Tokens a second of one reply; None where the model's weights are not known."""
-    if info.needed is None or info.needed <= LEAST_BESIDE:
+    if not info.read:
         return None
-    return bandwidth / (info.needed - LEAST_BESIDE)
+    return bandwidth / info.read
 
 
 def best_model(

@@ -14,15 +14,15 @@ from rvllm_local.tui.state import ModelInfo
 
 def catalogue_models(served: Collection[str]) -> tuple[ModelInfo, ...]:
     """The catalogue's models but those served: what is here, what fits, the rest."""
-    memory = device_memory()
-    room = memory - default_reserve(memory)
+    room = _room()
     entries = Catalogue.load().entries.values()
     infos = [_info(entry, room) for entry in entries if entry.name not in served]
     return tuple(sorted(infos, key=_rank))
 
 
 def _info(entry: CatalogueEntry, room: int) -> ModelInfo:
-    needed = entry.weight_bytes(is_float32=is_on_cpu()) + LEAST_BESIDE
+    on_cpu = is_on_cpu()
+    needed = entry.weight_bytes(is_on_cpu=on_cpu) + LEAST_BESIDE
     return ModelInfo(
         entry.name,
         served=False,
@@ -30,10 +30,31 @@ def _info(entry: CatalogueEntry, room: int) -> ModelInfo:
         size=entry.size,
         fits=needed <= room,
         needed=needed,
+        room=room,
+        read=entry.read_bytes(is_on_cpu=on_cpu),
         parameters=entry.parameters,
         license=entry.license,
         abilities=_abilities(entry),
     )
+
+
+def image_model() -> ModelInfo | None:
+    """The smallest model with a name here that was made to see images and fits."""
+    room = _room()
+    smallest: ModelInfo | None = None
+    for entry in Catalogue.load().entries.values():
+        if not entry.images:
+            continue
+        info = _info(entry, room)
+        if info.fits and (smallest is None or entry.size < (smallest.size or 0)):
+            smallest = info
+    return smallest
+
+
+def _room() -> int:
+    """Bytes that models may take on this machine."""
+    memory = device_memory()
+    return memory - default_reserve(memory)
 
 
 def _abilities(entry: CatalogueEntry) -> tuple[str, ...]:

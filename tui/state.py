@@ -26,7 +26,8 @@ class ConnectionState(StrEnum):
 class ModelInfo:
     """A model that can be chosen; sizes in bytes.
 
-    `fits` is None where the memory plan is not known. `needed` is what the plan takes.
+    `fits` is None where the memory plan is not known. `needed` is what the plan takes,
+    `room` what models may take here, `read` what one token reads of the weights.
     """
 
     id: str
@@ -37,6 +38,8 @@ class ModelInfo:
     fits: bool | None = None
     note: str = ""
     needed: int | None = None
+    room: int | None = None
+    read: int | None = None
     parameters: str = ""
     license: str = ""
     abilities: tuple[str, ...] = ()

@@ -79,6 +79,7 @@ async def _serve(
         aliases=dict(settings.aliases),
         keep_alive_s=settings.keep_alive_s,
         load_timeout_s=settings.load_timeout_s,
+        finder=lambda: installed_models(config.cache_dir),
     )
     loading: list[asyncio.Task[None]] = []
 

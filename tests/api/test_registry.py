@@ -205,3 +205,20 @@ def test_closing_while_a_model_loads_leaves_nothing_open(tiny: Path) -> None:
 def test_a_pin_must_name_a_model(tiny: Path) -> None:
     with pytest.raises(ModelNotFoundError, match="cannot be pinned"):
         World(tiny, pinned=["nobody"])
+
+
+def test_a_model_that_was_fetched_since_can_be_asked_for(
+    play: Callable[..., None], tiny: Path
+) -> None:
+    fetched: dict[str, ModelFiles] = {}
+
+    async def scenario(world: World) -> None:
+        with pytest.raises(Problem):
+            world.registry.resolve("late")
+        fetched["late"] = ModelFiles("folder", tiny, "middle")
+        await world.registry.find_models()
+        assert "late" in [row.name for row in world.registry.listed()]
+        await world.use("late")
+        assert world.opened == ["middle"]
+
+    play(scenario, finder=lambda: fetched)

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from rvllm_local.errors import EndpointError
+from rvllm_local.models.catalogue import Catalogue
 from rvllm_local.tui.endpoint import ChatEndpoint
 from rvllm_local.tui.launcher import ServerLauncher
 from rvllm_local.tui.offers import catalogue_models
@@ -182,3 +183,13 @@ def test_what_could_be_started_tells_whether_it_fits() -> None:
     offers = {info.id: info for info in catalogue_models(())}
     assert offers["smollm2-135m"].fits
     assert "llama3.3-70b" in offers and offers["llama3.3-70b"].size
+
+
+def test_a_cpu_keeps_packed_weights_small_and_widens_the_others() -> None:
+    entries = Catalogue.load().entries
+    packed, plain = entries["qwen3-8b"], entries["smollm2-1.7b"]
+    assert packed.read_bytes(is_on_cpu=True) == packed.size
+    assert packed.size < packed.weight_bytes(is_on_cpu=True) < 8.2e9 * 4
+    assert plain.read_bytes(is_on_cpu=True) == plain.weight_bytes(is_on_cpu=True)
+    assert plain.weight_bytes(is_on_cpu=True) == round(1.7e9 * 4)
+    assert plain.weight_bytes(is_on_cpu=False) == plain.size

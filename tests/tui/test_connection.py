@@ -101,7 +101,8 @@ def test_a_server_that_another_chat_uses_is_not_exchanged() -> None:
             await (await second.connect(lambda text: None)).close()
             await until(lambda: first.lease.count == 2)
             problem = await connection.switch_model(ModelInfo("two"))
-            assert "another chat uses this server" in problem
+            assert "two is here, but the server does not serve it" in problem
+            assert await answers(first.url)  # it was not ended for that
             await second.stop()
 
     asyncio.run(scenario())

@@ -8,6 +8,7 @@ import httpx
 import pytest
 
 from rvllm_local.errors import ParameterError
+from rvllm_local.models.catalogue import Catalogue
 from rvllm_local.tui.attach import FILES_LIMIT, expand, mentioned_files, needs_reading
 from rvllm_local.tui.complete import completions
 from rvllm_local.tui.file_search import best_matches, find_files
@@ -180,3 +181,23 @@ def test_a_few_letters_are_completed_while_typing(play, project, monkeypatch) ->
         )
 
     play(scenario)
+
+
+def test_an_image_is_refused_with_the_model_that_would_see_it(project: Path) -> None:
+    (project / "src" / "picture.png").write_bytes(b"\x89PNG\0")
+    with pytest.raises(ParameterError) as refusal:
+        expand("what is @src/picture.png", project)
+    reason = str(refusal.value)
+    assert "@src/picture.png is an image; models get text alone so far" in reason
+    entries = Catalogue.load().entries
+    named = [name for name, entry in entries.items() if f"{name} (" in reason]
+    assert len(named) == 1 and entries[named[0]].images
+
+
+def test_where_nothing_fits_no_model_is_named(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (project / "src" / "picture.png").write_bytes(b"\x89PNG\0")
+    monkeypatch.setattr("rvllm_local.tui.offers.device_memory", lambda: 2**30)
+    with pytest.raises(ParameterError, match="none that sees images fits"):
+        expand("what is @src/picture.png", project)

@@ -40,6 +40,23 @@ class HelpScreen(Dialog):
         self.query_one(VerticalScroll).focus()
 
 
+_IN_A_PROMPT = (
+    ("@path", "attaches a text file, or the text of a PDF"),
+    ("@folder/", "attaches the text files below a folder"),
+    ("@https://...", "attaches the text of a page"),
+    ("//", "begins a prompt that begins with a slash"),
+    ("\\ and Enter", "begins a new line, in every terminal"),
+)
+
+
+def _prompt_lines() -> list[Content]:
+    """What a prompt can name."""
+    lines = []
+    for sign, meaning in _IN_A_PROMPT:
+        lines.append(Content.assemble((f"{sign:<16} ", "bold"), meaning))
+    return lines
+
+
 def help_content(keymap: Mapping[str, str]) -> Content:
     """The table of commands."""
     lines: list[Content] = []
@@ -58,8 +75,7 @@ def help_content(keymap: Mapping[str, str]) -> Content:
                 )
     lines += [
         Content(""),
-        Content(
-            "@path in a prompt attaches a text file. // begins a prompt with a slash."
-        ),
+        Content.styled("In a prompt", "bold $primary"),
+        *_prompt_lines(),
     ]
     return Content("\n").join(lines[1:])

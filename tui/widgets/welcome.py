@@ -55,7 +55,7 @@ def _offer_lines(best: BestModel) -> list[Content]:
     if info.size:
         facts.append(f"{short_bytes(info.size)} GB")
     if best.speed is not None:
-        facts.append(f"at least about {best.speed:.0f} tok/s here")
+        facts.append(f"about {best.speed:.0f} tok/s here")
     if info.license:
         facts.append(clean_line(info.license, 30))
     doing = "starts" if info.installed else "fetches"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 
 from rvllm_local.errors import ModelNotFoundError
 from rvllm_local.models.catalogue import Catalogue
@@ -27,13 +27,17 @@ class ModelNames:
     def __init__(
         self, names: Collection[str], default: str, aliases: Mapping[str, str]
     ) -> None:
-        self._names, self._default, self._aliases = names, default, aliases
+        self._names, self._default, self._aliases = set(names), default, aliases
         for alias, name in aliases.items():
             if name not in names:
                 raise ModelNotFoundError(
                     f"{alias!r} cannot mean {name!r}, which is not one of "
                     f"{', '.join(sorted(names))}"
                 )
+
+    def add(self, names: Iterable[str]) -> None:
+        """Models that can be asked for from now on."""
+        self._names.update(names)
 
     def resolve(self, name: str) -> str:
         """The model's own name. Raises `Problem` 404 that lists them."""

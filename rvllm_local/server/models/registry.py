@@ -39,6 +39,7 @@ logger = logging.getLogger(__name__)
 _TOKENIZED = ((2**20, 8 * 2**20), (2**24, 2**24))
 State = Literal["ready", "loading", "idle", "failed"]
 Planner = Callable[[ModelFiles, EngineOptions], MemoryPlan]
+Finder = Callable[[], Mapping[str, ModelFiles]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +73,7 @@ class Registry:
 
     `available` are the models that may be asked for; `default` is one of them, also called "default". `pinned` names
     are never unloaded. `adapters` are LoRA adapters of the default model, a name and a folder each; they are asked for
-    as models. `aliases` are other names of models.
+    as models. `aliases` are other names of models. `finder` finds models that were fetched since.
     """
 
     def __init__(
@@ -88,12 +89,14 @@ class Registry:
         load_timeout_s: float = 900.0,
         openers: Openers = OWN_PROCESSES,
         planner: Planner = plan_files,
+        finder: Finder = dict,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._available, self.default, self._options = dict(available), default, options
         self._pinned, self._adapters = frozenset(pinned), dict(adapters)
         self._keep_alive_s, self._load_timeout_s = keep_alive_s, load_timeout_s
         self._openers, self._planner, self._clock = openers, planner, clock
+        self._finder = finder
         self._budget = ByteBudget(_TOKENIZED)
         names = {*self._available, *self._adapters}
         self._names = ModelNames(names, default, aliases or {})
@@ -116,6 +119,16 @@ class Registry:
     def resolve(self, name: str) -> str:
         """The own name of a model that may be asked for. Raises `Problem` 404."""
         return self._names.resolve(name)
+
+    async def find_models(self) -> None:
+        """Take in models that were fetched since the server began; their names are added."""
+        present = await asyncio.to_thread(self._finder)
+        added = {}
+        for name, files in present.items():
+            if name not in self._available and name not in self._adapters:
+                added[name] = files
+        self._available |= added
+        self._names.add(added)
 
     async def learn_lengths(self) -> None:
         """Learn the contexts of models that are not loaded; their files are read once."""

@@ -79,6 +79,7 @@ class _Shown:
         return Response(text, media_type=CONTENT_TYPE)
 
     async def models(self, request: Request) -> Response:
+        await self._registry.find_models()
         await self._registry.learn_lengths()
         rows = [_model(row) for row in self._registry.listed()]
         body: dict[str, Any] = {"object": "list", "data": rows, "has_more": False}
