@@ -1,23 +1,28 @@
 """What crosses the layers: requests in, events and completions out.
 
-Plain frozen dataclasses; nothing here imports another part of the project but `errors`.
+Plain frozen dataclasses. Their values are checked, so that they can cross to processes.
 """
 
 from __future__ import annotations
 
-import numbers
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
 from rvllm_local.errors import ParameterError
+from rvllm_local.param_values import (
+    MAX_INTEGER,
+    biases,
+    integer,
+    number,
+    shown,
+    stop_strings,
+    stop_tokens,
+)
 
-MAX_STOP_STRINGS = 64
-MAX_STOP_LENGTH = 1024  # characters; each token is held against all beginnings
 MAX_LOGPROBS = 20
 MAX_CHOICES = 16
-MAX_INTEGER = 2**53  # what every format on the way carries exactly
 _COLDEST = 1e-6  # below this temperature differences of logits overflow, and only the largest logit has any weight
 
 
@@ -35,6 +40,7 @@ _INTEGERS = {
     "max_tokens": (0, MAX_INTEGER),
     "top_k": (0, MAX_INTEGER),
     "n": (1, MAX_CHOICES),
+    "min_tokens": (0, MAX_INTEGER),
 }
 _OPTIONAL_INTEGERS = {
     "seed": (-(2**63), 2**64 - 1),
@@ -61,7 +67,9 @@ class SamplingParams:
     request repeatable whatever else is in the batch. `logprobs=k` returns the chosen token's
     log-probability and the k most likely alternatives, the chosen token always among them.
     `prompt_logprobs=k` returns the same of each prompt token; then `max_tokens` may be 0, and
-    the prompt is scored only. `logit_bias` maps token ids to additive biases. Raises
+    the prompt is scored only. `logit_bias` maps token ids to additive biases. A token of
+    `stop_token_ids` ends the sequence, and is no part of its text. The first `min_tokens`
+    tokens are no end tokens, and no stop string is looked for in them. Raises
     `ParameterError` for any value out of its range.
     """
 
@@ -80,27 +88,36 @@ class SamplingParams:
     repetition_penalty: float = 1.0
     ignore_eos: bool = False
     prompt_logprobs: int | None = None
+    stop_token_ids: Sequence[int] = ()
+    min_tokens: int = 0
 
     def __post_init__(self) -> None:
         """Make all values plain numbers, texts and dicts: they cross to processes."""
         for name, (low, high) in _INTEGERS.items():
-            self._set(name, _integer(name, getattr(self, name), low, high))
+            self._set(name, integer(name, getattr(self, name), low, high))
         for name, (low, high) in _OPTIONAL_INTEGERS.items():
             if getattr(self, name) is not None:
-                self._set(name, _integer(name, getattr(self, name), low, high))
+                self._set(name, integer(name, getattr(self, name), low, high))
         for name, (least, most) in _NUMBERS.items():
             is_open = name in _ABOVE_LOW
-            value = _number(name, getattr(self, name), least, most, open_low=is_open)
+            value = number(name, getattr(self, name), least, most, open_low=is_open)
             self._set(name, value)
-        self._set("stop", _stop_strings(self.stop))
-        self._set("logit_bias", _biases(self.logit_bias))
+        self._set("stop", stop_strings(self.stop))
+        self._set("stop_token_ids", stop_tokens(self.stop_token_ids))
+        self._set("logit_bias", biases(self.logit_bias))
         # Only a prompt whose own tokens are asked about may be answered by nothing.
         fewest = 1 if self.prompt_logprobs is None else 0
-        _integer("max_tokens", self.max_tokens, fewest, MAX_INTEGER)
+        integer("max_tokens", self.max_tokens, fewest, MAX_INTEGER)
+        if self.min_tokens > self.max_tokens:
+            raise ParameterError(
+                "min_tokens",
+                f"min_tokens is {self.min_tokens}, more than the {self.max_tokens} of "
+                "max_tokens",
+            )
         if not isinstance(self.ignore_eos, bool):
             raise ParameterError(
                 "ignore_eos",
-                f"ignore_eos must be a bool, not {_shown(self.ignore_eos)}",
+                f"ignore_eos must be a bool, not {shown(self.ignore_eos)}",
             )
 
     def _set(self, name: str, value: Any) -> None:
@@ -124,84 +141,6 @@ class SamplingParams:
             or self.frequency_penalty
             or self.repetition_penalty != 1.0
         )
-
-
-def _integer(name: str, value: Any, low: int, high: int) -> int:
-    """The value as an int, numpy's integers among them."""
-    if isinstance(value, bool) or not isinstance(value, numbers.Integral):
-        raise ParameterError(name, f"{name} must be an integer, not {_shown(value)}")
-    number = int(value)
-    if not low <= number <= high:
-        raise ParameterError(
-            name, f"{name} must be between {low} and {high}, not {_shown(number)}"
-        )
-    return number
-
-
-def _number(
-    name: str, value: Any, low: float, high: float, *, open_low: bool = False
-) -> float:
-    """The value as a float, numpy's numbers among them."""
-    if isinstance(value, bool) or not isinstance(value, numbers.Real):
-        raise ParameterError(name, f"{name} must be a number, not {_shown(value)}")
-    number: Any = value
-    if not low <= number <= high or (open_low and number == low):  # NaN is in no range
-        bracket = "(" if open_low else "["
-        raise ParameterError(
-            name, f"{name} must be in {bracket}{low}, {high}], not {_shown(value)}"
-        )
-    return float(number)
-
-
-def _stop_strings(stop: Any) -> tuple[str, ...]:
-    """The stop strings as a tuple; None is none."""
-    if stop is None:
-        return ()
-    texts = (stop,) if isinstance(stop, str) else stop
-    if not isinstance(texts, Iterable):
-        raise ParameterError(
-            "stop", f"stop must be text or a list of texts, not {_shown(stop)}"
-        )
-    strings = tuple(texts)
-    if len(strings) > MAX_STOP_STRINGS:
-        raise ParameterError(
-            "stop",
-            f"stop has {len(strings)} strings; at most {MAX_STOP_STRINGS} are allowed",
-        )
-    if any(not isinstance(text, str) or not text for text in strings):
-        raise ParameterError("stop", "stop must hold non-empty strings")
-    longest = max(map(len, strings), default=0)
-    if longest > MAX_STOP_LENGTH:
-        raise ParameterError(
-            "stop",
-            f"a stop string has {longest} characters; at most {MAX_STOP_LENGTH} are "
-            "allowed",
-        )
-    return tuple(str(text) for text in strings)
-
-
-def _biases(biases: Any) -> dict[int, float]:
-    """A copy of `logit_bias`; None is none."""
-    if biases is None:
-        return {}
-    if not isinstance(biases, Mapping):
-        raise ParameterError(
-            "logit_bias",
-            f"logit_bias must map token ids to numbers, not {_shown(biases)}",
-        )
-    return {
-        _integer("logit_bias", token_id, 0, MAX_INTEGER): _number(
-            "logit_bias", bias, -100.0, 100.0
-        )
-        for token_id, bias in biases.items()
-    }
-
-
-def _shown(value: Any) -> str:
-    """A value as an error shows it: not longer than a line takes."""
-    if isinstance(value, int) and value.bit_length() > 128:
-        return f"a number of {value.bit_length()} bits"
-    return f"{value!r:.80}"
 
 
 @dataclass(frozen=True, slots=True)

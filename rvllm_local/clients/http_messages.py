@@ -45,6 +45,8 @@ class TokenParams(_Strict):
     repetition_penalty: float = 1.0
     ignore_eos: bool = False
     prompt_logprobs: int | None = None
+    stop_token_ids: list[int] = []
+    min_tokens: int = 0
 
 
 class GenerateRequest(_Strict):

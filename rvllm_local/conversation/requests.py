@@ -22,7 +22,8 @@ from rvllm_local.conversation.schema import (
     ToolChoice,
 )
 from rvllm_local.errors import ParameterError
-from rvllm_local.types import MAX_INTEGER, SamplingParams
+from rvllm_local.param_values import MAX_INTEGER
+from rvllm_local.types import SamplingParams
 
 MAX_MESSAGES = 10_000
 MAX_DEPTH = 100  # of the arguments from Python; a server's bodies are weighed before

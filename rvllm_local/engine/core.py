@@ -33,7 +33,6 @@ from rvllm_local.engine.output import (
 from rvllm_local.engine.prefill import Prefiller
 from rvllm_local.engine.prefill_budget import PrefillBudget
 from rvllm_local.engine.report import CoreParts, report, snapshot, stats
-from rvllm_local.engine.sampling.token_history import TokenHistory
 from rvllm_local.engine.scheduler import PrefillChunk, StepPlan
 from rvllm_local.engine.sequence import Sequence, SequenceTimings
 from rvllm_local.errors import ParameterError
@@ -154,16 +153,17 @@ class EngineCore:
             request=request,
             max_total=self.limits.max_total(request),
             tables=self._kv.new_sequence(),
-            detokenizer=StreamingDetokenizer(decoder, params.stop_strings),
+            detokenizer=StreamingDetokenizer(
+                decoder, params.stop_strings, params.min_tokens
+            ),
             sink=sink,
             keys=KeyChain(root),
             timings=SequenceTimings(time.monotonic()),
             order=self._arrivals,
             adapter=self._identity.number_of(request.adapter),
         )
-        sequence.token_history = TokenHistory.of(
-            params, request.prompt_token_ids, self._runner.vocab_size
-        )
+        ends = self._identity.eos_token_ids
+        sequence.prepare_sampling(self._runner.vocab_size, ends)
         return sequence
 
     def cancel(self, request_id: str) -> None:

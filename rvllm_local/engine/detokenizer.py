@@ -40,9 +40,16 @@ class StreamingDetokenizer:
     stop string. The text of a matched stop string, and all after it, is never returned.
     """
 
-    def __init__(self, tokenizer: TextDecoder, stop: tuple[str, ...]) -> None:
+    def __init__(
+        self,
+        tokenizer: TextDecoder,
+        stop: tuple[str, ...],
+        min_tokens: int = 0,
+    ) -> None:
+        """No stop string is looked for in the first `min_tokens` tokens."""
         self._tokenizer = tokenizer
         self._stop = stop
+        self._num_free = min_tokens
         beginnings = set()
         for text in stop:
             for length in range(1, min(len(text), _SHORT + 1)):
@@ -62,11 +69,13 @@ class StreamingDetokenizer:
         """The text that is safe to send after this token."""
         if self.stop_string is not None:
             return ""
+        is_free = self._num_free > 0
+        self._num_free -= is_free
         piece = self._tokenizer.id_to_bytes(token_id)
         if not piece:
             return ""
         text = self._decoded(piece, final=False)
-        return self._take(text) if self._stop else text
+        return self._take(text) if self._stop and not is_free else text
 
     def finish(self, reason: FinishReason = FinishReason.STOP) -> str:
         """What was held back; bytes that never became a character turn into U+FFFD.

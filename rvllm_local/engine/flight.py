@@ -63,7 +63,7 @@ def row_samplings(rows: Rows[Sequence]) -> list[RowSampling] | None:
             row.request.seed,
             len(row.token_ids) + row.in_flight,
             row.token_history,
-            row.allowed,
+            row.allowed_next(),
         )
         samplings.append(sampling)
     return samplings

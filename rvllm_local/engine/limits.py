@@ -39,6 +39,7 @@ class EngineLimits:
             )
         self._check_tokens("prompt", prompt)
         self._check_tokens("logit_bias", params.logit_bias)
+        self._check_tokens("stop_token_ids", params.stop_token_ids)
         if request.adapter is not None and request.adapter not in self.adapters:
             loaded = ", ".join(self.adapters) or "none"
             raise ParameterError(

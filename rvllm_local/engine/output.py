@@ -6,7 +6,7 @@ from collections.abc import Collection
 
 from rvllm_local.engine.sequence import Sequence
 from rvllm_local.errors import ParameterError
-from rvllm_local.types import FinishReason, StreamEvent, TokenLogprob
+from rvllm_local.types import FinishReason, SamplingParams, StreamEvent, TokenLogprob
 
 
 def token_event(
@@ -18,7 +18,7 @@ def token_event(
     """The event of a token that was appended to its sequence."""
     detokenizer = sequence.detokenizer
     text = ""
-    if token in eos_token_ids and not sequence.request.params.ignore_eos:
+    if is_end(token, sequence.request.params, eos_token_ids):
         reason: FinishReason | None = FinishReason.STOP
     else:
         text = detokenizer.push(token)
@@ -34,6 +34,13 @@ def token_event(
         sequence.timings.cached_tokens,
         stop_string=detokenizer.stop_string,
     )
+
+
+def is_end(token: int, params: SamplingParams, eos_token_ids: Collection[int]) -> bool:
+    """True for a token that ends a sequence and is no text of it."""
+    if token in params.stop_token_ids:
+        return True
+    return token in eos_token_ids and not params.ignore_eos
 
 
 def scores_event(sequence: Sequence) -> StreamEvent | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from rvllm_local.engine.detokenizer import StreamingDetokenizer
 from rvllm_local.engine.prompt_scores import PromptScores
+from rvllm_local.engine.sampling.end_mask import mask_without_ends
 from rvllm_local.engine.sampling.token_history import TokenHistory
 from rvllm_local.memory.prefix import KeyChain
 from rvllm_local.memory.swap import Swapped
@@ -62,6 +63,7 @@ class Sequence:
     capacity: tokens that its blocks can hold.
     matcher: follows the output through its grammar.
     allowed: what the grammar allows next, one bit a token.
+    without_ends: all tokens but its ends, if it may not end at once.
     token_history: what biases and earlier tokens do to its logits.
     scores: its prompt's log-probabilities, if they are wanted.
     overtaken: how many requests passed it while it waited for blocks.
@@ -93,6 +95,7 @@ class Sequence:
     ended: bool = False
     matcher: Matcher | None = None
     allowed: npt.NDArray[np.int32] | None = None
+    without_ends: npt.NDArray[np.int32] | None = None
     token_history: TokenHistory | None = None
     scores: PromptScores | None = None
     overtaken: int = 0
@@ -113,8 +116,30 @@ class Sequence:
             self.scores = PromptScores(prompt, params.prompt_logprobs)
         self.needs_host = params.has_penalties or request.grammar is not None
         needs_logits = bool(params.logit_bias) or params.logprobs is not None
-        is_plain = not self.needs_host and not needs_logits
+        is_plain = not (self.needs_host or needs_logits or params.min_tokens)
         self.is_plain_greedy = params.is_greedy and is_plain
+
+    def prepare_sampling(self, vocab_size: int, eos_token_ids: Collection[int]) -> None:
+        """Work out what its parameters do to its logits."""
+        params = self.request.params
+        self.token_history = TokenHistory.of(
+            params, self.request.prompt_token_ids, vocab_size
+        )
+        self.without_ends = mask_without_ends(params, vocab_size, eos_token_ids)
+
+    def allowed_next(self) -> npt.NDArray[np.int32] | None:
+        """What the next token may be, one bit a token; None for any.
+
+        Where its grammar lets nothing but an end come, it ends early.
+        """
+        num_output = len(self.token_ids) + self.in_flight - self.num_prompt
+        may_end = num_output >= self.request.params.min_tokens
+        if self.without_ends is None or may_end:
+            return self.allowed
+        if self.allowed is None:
+            return self.without_ends
+        going_on = self.allowed & self.without_ends
+        return going_on if going_on.any() else self.allowed
 
     @property
     def num_to_prefill(self) -> int:

@@ -21,7 +21,7 @@ from rvllm_local.errors import (
     MemoryBudgetError,
     ParameterError,
 )
-from rvllm_local.types import FinishReason
+from rvllm_local.types import Completion, FinishReason
 from tests.support.tiny import save_tiny
 
 
@@ -258,3 +258,75 @@ next(llm.stream([5] * 100, SamplingParams(ignore_eos=True)))
     )
     assert (done.returncode, done.stderr) == (0, "")
     assert len(list(tmp_path.rglob("*.kv"))) >= 3
+
+
+class TestOwnEnds:
+    """Tokens that end an answer, and how many come before any end does."""
+
+    PROMPT = (4, 5, 6)
+
+    def answer(self, llm: LLM, **fields: Any) -> Completion:
+        params = SamplingParams(**{"max_tokens": 12, "temperature": 0, **fields})
+        return llm.generate(list(self.PROMPT), params)[0]
+
+    @pytest.fixture
+    def free(self, llm: LLM) -> Completion:
+        return self.answer(llm, temperature=1.0, seed=3, ignore_eos=True)
+
+    def test_a_stop_token_ends_and_is_no_text(self, llm: LLM, free: Completion) -> None:
+        index = 5
+        stop = free.token_ids[index]
+        index = free.token_ids.index(stop)
+        cut = self.answer(
+            llm, temperature=1.0, seed=3, ignore_eos=True, stop_token_ids=[stop, 9]
+        )
+        assert cut.finish_reason is FinishReason.STOP
+        assert cut.token_ids == free.token_ids[: index + 1]
+        assert free.text.startswith(cut.text) and cut.text != free.text
+
+    @pytest.mark.parametrize("temperature", [0.0, 1.0])
+    def test_no_end_comes_among_the_first_tokens(
+        self, llm: LLM, temperature: float
+    ) -> None:
+        wanted = {0: 100.0, 7: 100.0}  # the end token, and a stop token
+        fields = {"logit_bias": wanted, "stop_token_ids": (7,), "seed": 1}
+        fields["temperature"] = temperature
+        assert len(self.answer(llm, **fields).token_ids) == 1
+        for count in (1, 4, 12):
+            tokens = self.answer(llm, min_tokens=count, **fields).token_ids
+            assert len(tokens) == min(count + 1, 12)
+            assert not {0, 7}.intersection(tokens[:count])
+
+    def test_a_stop_string_counts_after_the_first_tokens(
+        self, llm: LLM, free: Completion
+    ) -> None:
+        fields = {"temperature": 1.0, "seed": 3, "ignore_eos": True}
+        later = self.answer(llm, min_tokens=6, stop=list(free.text[:2]), **fields)
+        assert later.token_ids[:6] == free.token_ids[:6]
+        assert len(later.token_ids) > 6 or later.finish_reason is FinishReason.LENGTH
+
+    def test_beside_a_grammar_the_grammar_wins(self, llm: LLM) -> None:
+        form = {"type": "choice", "choices": ["yes", "no"]}
+        params = SamplingParams(max_tokens=20, min_tokens=20, temperature=0)
+        answer = llm.chat(
+            [{"role": "user", "content": "hi"}], params, response_format=form
+        )[0]
+        assert answer.text in ("yes", "no")
+        assert answer.finish_reason is FinishReason.STOP
+
+    @pytest.mark.parametrize(
+        ("fields", "words"),
+        [
+            ({"min_tokens": 13}, "min_tokens is 13, more than the 12"),
+            ({"min_tokens": -1}, "min_tokens must be between 0"),
+            ({"stop_token_ids": [10**6]}, "outside the vocabulary"),
+            ({"stop_token_ids": [-1]}, "stop_token_ids must be between"),
+            ({"stop_token_ids": "ab"}, "must be a list of token ids"),
+            ({"stop_token_ids": range(65)}, "at most 64"),
+        ],
+    )
+    def test_what_is_none_is_refused(
+        self, llm: LLM, fields: dict[str, Any], words: str
+    ) -> None:
+        with pytest.raises(ParameterError, match=words):
+            self.answer(llm, **fields)

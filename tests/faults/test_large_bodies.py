@@ -10,9 +10,10 @@ from pathlib import Path
 import pytest
 
 from rvllm_local.errors import ParameterError
+from rvllm_local.param_values import MAX_STOP_LENGTH
 from rvllm_local.server.http.byte_budget import ByteBudget
 from rvllm_local.server.http.settings import ServerSettings
-from rvllm_local.types import MAX_STOP_LENGTH, SamplingParams
+from rvllm_local.types import SamplingParams
 from tests.support.api import CHAT, PacedClient, Running, served
 
 KB = 2**10

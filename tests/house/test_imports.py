@@ -20,6 +20,7 @@ LAYERS = (
         "host",
         "interrupts",
         "machine",
+        "param_values",
         "scratch",
         "sse",
     ),

@@ -11,9 +11,10 @@ import msgspec
 from rvllm_local.conversation.calls import Ended
 from rvllm_local.conversation.reading import Reading
 from rvllm_local.errors import error_of
+from rvllm_local.param_values import MAX_INTEGER
 from rvllm_local.server.http import json_body
 from rvllm_local.server.http.problems import Problem, bad_request, problem_of
-from rvllm_local.types import MAX_INTEGER, FinishReason
+from rvllm_local.types import FinishReason
 
 Object = dict[str, Any]
 T = TypeVar("T", bound=msgspec.Struct)

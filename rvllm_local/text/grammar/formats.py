@@ -34,7 +34,7 @@ MAX_CHOICES = 1000
 MAX_GRAMMAR_CHARS = 1 << 20
 _FIELDS = {
     "text": frozenset[str](),
-    "json_object": frozenset[str](),
+    "json_object": frozenset({"schema"}),
     "json_schema": frozenset({"json_schema"}),
     "regex": frozenset({"regex"}),
     "choice": frozenset({"choices"}),
@@ -48,7 +48,7 @@ def grammar_for_format(
 ) -> str | None:
     """The grammar of a response format; None for `{"type": "text"}`. With `family` harmony, of its final message.
 
-    Types: text, json_object, json_schema (`{"json_schema": {"name", "schema", "strict"}}`), regex
+    Types: text, json_object (with a `schema`, as llama.cpp has it, or without), json_schema (`{"json_schema": {"name", "schema", "strict"}}`), regex
     (`{"regex": ...}`, for the whole output), choice (`{"choices": [...]}`), grammar or lark (`{"grammar": ...}`). Raises `ParameterError`
     that names what cannot be enforced. Regex, lark and sizes are judged when the grammar is compiled.
     """
@@ -94,7 +94,10 @@ def _format_grammar(
         case "text":
             return None
         case "json_object":
-            return {"json_schema": enforceable({"type": "object"})}
+            schema = response_format.get("schema")
+            if schema is None:
+                return {"json_schema": enforceable({"type": "object"})}
+            return _schema_grammar({"schema": schema})
         case "json_schema":
             return _schema_grammar(response_format.get("json_schema"))
         case "regex":

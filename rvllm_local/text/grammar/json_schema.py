@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from rvllm_local.errors import ParameterError
+from rvllm_local.text.grammar.blank_budget import BLANKS
 from rvllm_local.text.grammar.regex import PatternError, are_apart, portable
 from rvllm_local.text.grammar.schema_errors import (
     MalformedSchemaError,
@@ -58,7 +59,7 @@ _MAX_LEFT_OUT = 100  # places that are named
 # Blank space is bounded, or a weak model writes it for ever. Without \u there is one
 # spelling of every string, which keeps a key that is spelled otherwise from escaping its
 # schema, and halves of surrogate pairs out.
-_OPTIONS = {"whitespace_pattern": "[ \\t\\n]{1,40}", "json_allowed_escapes": 'nrbtf\\"'}
+_OPTIONS = {**BLANKS, "json_allowed_escapes": 'nrbtf\\"'}
 _MAX_FRACTION = 10**12
 _DROPPED = object()  # what a rule returns for a keyword that demands nothing
 

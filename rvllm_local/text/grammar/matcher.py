@@ -17,6 +17,11 @@ import numpy as np
 import numpy.typing as npt
 
 from rvllm_local.errors import GrammarError, QueueFullError
+from rvllm_local.text.grammar.blank_budget import (
+    BlankTokens,
+    BoundedMatcher,
+    compact_form,
+)
 from rvllm_local.text.grammar.limits import matcher_error, new_matcher
 from rvllm_local.text.grammar.tag_tokens import with_tokens
 from rvllm_local.text.grammar.thinking_budget import Thinking, ThinkingTokens
@@ -70,6 +75,9 @@ class GrammarCompiler:
                 list(self._eos),
             )
             self._trial = Trials(vocabulary).check
+        self._blanks = BlankTokens(
+            self._vocabulary.tokens, self._vocabulary.special_token_ids
+        )
         self._slots = threading.BoundedSemaphore(MAX_COMPILING)
         self._thinking: dict[tuple[str, str], ThinkingTokens] = {}
 
@@ -86,6 +94,7 @@ class GrammarCompiler:
                 _check_thinking(reasoning)
             parameter = str(parts.get("parameter", "response_format"))
             text = with_tokens(parts, self._tokenizer, self._eos)
+            compact_text = compact_form(text)
         except (
             ValueError,
             TypeError,
@@ -98,19 +107,27 @@ class GrammarCompiler:
                 "the grammar is not in the form that this module writes"
             ) from error
         try:
-            if self._trial is not None:
-                self._trial(text)
-            matcher = self._in_time(lambda: self._compile(text))
+            inner = self._compiled(text)
+            compact = None
+            if compact_text is not None:
+                compact = self._compiled(compact_text)
         except GrammarError as error:
             raise GrammarError(str(error), parameter) from error
         thinking = None
         if reasoning is not None:
             thinking = self._new_thinking(reasoning)
+        matcher = BoundedMatcher(inner, compact, self._blanks)
         return Matcher(matcher, self._eos, thinking)
 
     def validate(self, grammar: str) -> None:
         """Raise what `compile` would raise."""
         self.compile(grammar)
+
+    def _compiled(self, text: str) -> llguidance.LLMatcher:
+        """A new matcher, tried in another process first."""
+        if self._trial is not None:
+            self._trial(text)
+        return self._in_time(lambda: self._compile(text))
 
     def _compile(self, text: str) -> llguidance.LLMatcher:
         matcher = new_matcher(self._backend, text)
@@ -179,7 +196,7 @@ class Matcher:
 
     def __init__(
         self,
-        inner: llguidance.LLMatcher,
+        inner: BoundedMatcher,
         eos: tuple[int, ...],
         thinking: Thinking | None,
     ) -> None:
@@ -211,7 +228,7 @@ class Matcher:
             self._write(self._rival, row)
             row[: allowed.size] |= allowed
 
-    def _write(self, inner: llguidance.LLMatcher, row: Mask) -> None:
+    def _write(self, inner: BoundedMatcher, row: Mask) -> None:
         mask = np.frombuffer(_guarded(inner.compute_bitmask), dtype=np.int32)
         size = min(mask.size, row.size)
         row[:size], row[size:] = mask[:size], 0
@@ -339,5 +356,5 @@ def _guarded(call: Callable[[], T]) -> T:
         raise GrammarError("the grammar makes its library fail") from None
 
 
-def _first_line(inner: llguidance.LLMatcher) -> str:
+def _first_line(inner: BoundedMatcher) -> str:
     return inner.get_error().strip().split("\n", 1)[0][:300]

@@ -176,6 +176,8 @@ def _sampling(
         raise bad_request(
             f"{length_name} must be at least {least}, not {max_tokens}", length_name
         )
+    if max_tokens is None:  # as many as the context has room for, which is known later
+        max_tokens = max(1, request.min_tokens or 0)
     biases = {}
     for token, bias in (request.logit_bias or {}).items():
         biases[http_messages.token_id(token)] = bias
@@ -192,13 +194,15 @@ def _sampling(
         "repetition_penalty",
         "ignore_eos",
         "stop",
+        "stop_token_ids",
+        "min_tokens",
     )
     if request.top_k == -1:  # no bound, as vLLM writes it
         given["top_k"] = 0
     if request.repeat_penalty is not None:
         given.setdefault("repetition_penalty", request.repeat_penalty)
     return SamplingParams(
-        max_tokens=1 if max_tokens is None else max_tokens,
+        max_tokens=max_tokens,
         logprobs=logprobs,
         logit_bias=biases,
         prompt_logprobs=prompt_logprobs,

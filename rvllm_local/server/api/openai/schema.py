@@ -134,6 +134,4 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
     "web_search_options": (),
     "functions": ([],),
     "function_call": ("none", "auto"),
-    "min_tokens": (0,),
-    "stop_token_ids": ([],),
 }
