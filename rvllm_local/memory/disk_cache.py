@@ -13,9 +13,8 @@ import os
 import queue
 import shutil
 import threading
-import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,19 +23,15 @@ from rvllm_local.memory.block_file import (
     KEY_BYTES,
     SUFFIX,
     TEMPORARY,
-    is_hex_name,
-    is_trusted,
     read_block,
     remove_foreign,
     write_block,
-    writer_lives,
 )
+from rvllm_local.memory.block_scan import HOME_CHARS, block_files
 
 FREE_RESERVE = 512 * 2**20  # bytes that are left free on the disk
-_HOME_CHARS = 32  # of the fingerprint, in the name of a model's folder
 _QUEUE_BYTES = 64 * 2**20  # waiting to be written
 _RESCAN_WRITES = 256  # other processes write too: look again after this many writes
-_STALE_S = 3600.0  # a temporary file this old belongs to nobody
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +74,7 @@ class BlockStore:
                 f"a fingerprint has {KEY_BYTES} bytes, not {len(fingerprint)}"
             )
         self._root = folder
-        self._home = folder / fingerprint.hex()[:_HOME_CHARS]
+        self._home = folder / fingerprint.hex()[:HOME_CHARS]
         self._fingerprint = fingerprint
         self._budget = budget_bytes
         self._warn = warn
@@ -194,59 +189,15 @@ class BlockStore:
 
     def _scan(self) -> None:
         """Index the block files; remove what cannot be one, and dead temporaries."""
-        files: list[tuple[float, Path, int]] = []
+        ages: OrderedDict[Path, int] = OrderedDict()
         sizes: dict[bytes, int] = {}
-        for path in self._files():
-            try:
-                info = path.lstat()
-                if not self._is_block(path, info):
-                    continue
-            except OSError:  # another process was quicker
-                continue
-            files.append((self._last_use(path, info), path, info.st_size))
-            if path.parent.parent == self._home:
-                sizes[bytes.fromhex(path.stem)] = info.st_size - HEADER.size
-        files.sort(key=lambda file: file[0])
-        self._ages = OrderedDict((path, size) for _, path, size in files)
+        for file in block_files(self._root):
+            ages[file.path] = file.size
+            if file.home == self._home:
+                sizes[bytes.fromhex(file.path.stem)] = file.size - HEADER.size
+        self._ages = ages
         with self._lock:
             self._sizes = sizes
-
-    def _files(self) -> Iterator[Path]:
-        """Everything in the folders that the store gave their names."""
-        for home in self._root.iterdir():
-            if not is_hex_name(home, _HOME_CHARS):
-                continue
-            if home.is_symlink() or not home.is_dir():
-                continue
-            for folder in home.iterdir():
-                if is_hex_name(folder, 2):
-                    yield from _own_files(folder)
-
-    @staticmethod
-    def _last_use(path: Path, info: os.stat_result) -> float:
-        """A file's time. A clock that was ahead would make it the youngest for ever."""
-        now = time.time()
-        if info.st_mtime > now:
-            with contextlib.suppress(OSError):
-                os.utime(path)
-        return min(info.st_mtime, now)
-
-    def _is_block(self, path: Path, info: os.stat_result) -> bool:
-        """True for what may be a block; removes what certainly is none."""
-        if path.suffix == TEMPORARY:
-            if time.time() - info.st_mtime > _STALE_S or not writer_lives(path):
-                path.unlink()
-            return False
-        name_fits = path.suffix == SUFFIX and is_hex_name(
-            path.with_suffix(""), 2 * KEY_BYTES
-        )
-        if name_fits and is_trusted(info) and info.st_size > HEADER.size:
-            if info.st_mode & 0o077:
-                # Copied by hand: nobody else could write it, nobody else is to read it.
-                path.chmod(0o600)
-            return True
-        remove_foreign(path)
-        return False
 
     def _path(self, key: bytes) -> Path:
         name = key.hex()
@@ -366,15 +317,3 @@ class BlockStore:
                 "the engine goes on without writing it. "
                 "Free some space or mend the folder, then restart"
             )
-
-
-def _own_files(folder: Path) -> list[Path]:
-    """The files in one of a home's folders. A link is removed, not followed."""
-    try:
-        if folder.is_symlink():
-            folder.unlink()
-        if not folder.is_dir():
-            return []
-        return list(folder.iterdir())
-    except OSError:
-        return []
