@@ -20,7 +20,9 @@ from rvllm_local.errors import (
     UnsupportedModelError,
 )
 from rvllm_local.memory.arena import KVShape
+from rvllm_local.memory.blocks import BLOCK_TOKENS
 from rvllm_local.memory.layout import KVLayout, LayerSlot, StateSlot
+from rvllm_local.memory.state_record import StateForm, form_of
 
 _KINDS = ("KVCache", "RotatingKVCache", "ArraysCache")
 # A model without attention counts its tokens in blocks all the same: prefixes and
@@ -63,8 +65,32 @@ def probe_layout(model: nn.Module, *, quantized: bool = False) -> KVLayout:
     `ModelFileError` for sizes that do not go together.
     """
     caches = plain_caches(model)
+    leaves, nesting = _leaves_of(caches)
+    _check_kinds(leaves)
+    _fill(model, caches)
+    if not any(nesting):
+        nesting = []
+    return _layout_of(leaves, tuple(nesting), quantized)
+
+
+def probe_state_form(model: nn.Module) -> StateForm:
+    """The form of what the model's recurrent layers keep at the end of a block."""
+    caches = plain_caches(model)
+    _fill(model, caches, num_tokens=BLOCK_TOKENS)
+    arrays: list[mx.array | None] = []
+    for leaf in _leaves_of(caches)[0]:
+        if _kind(leaf) == "ArraysCache":
+            arrays.extend(leaf.cache)
+    return form_of(tuple(arrays))
+
+
+def _leaves_of(caches: Sequence[Any]) -> tuple[list[Any], list[int]]:
+    """The caches of all layers, and how many each layer's list has.
+
+    The number is 0 for a layer whose cache stands in no list.
+    """
     leaves: list[Any] = []
-    nesting: list[int] = []  # caches inside a list of caches; 0 for any other cache
+    nesting: list[int] = []
     for cache in caches:
         if _kind(cache) == "CacheList":
             leaves.extend(cache.caches)
@@ -72,11 +98,7 @@ def probe_layout(model: nn.Module, *, quantized: bool = False) -> KVLayout:
         else:
             leaves.append(cache)
             nesting.append(0)
-    _check_kinds(leaves)
-    _fill(model, caches)
-    if not any(nesting):
-        nesting = []
-    return _layout_of(leaves, tuple(nesting), quantized)
+    return leaves, nesting
 
 
 def _check_kinds(leaves: Sequence[Any]) -> None:
@@ -89,11 +111,11 @@ def _check_kinds(leaves: Sequence[Any]) -> None:
         )
 
 
-def _fill(model: nn.Module, caches: Sequence[Any]) -> None:
-    """Call the model with one token. Nothing is evaluated: shapes are known without."""
-    token = mx.zeros((1, 1), dtype=mx.int32)
+def _fill(model: nn.Module, caches: Sequence[Any], num_tokens: int = 1) -> None:
+    """Call the model. Nothing is evaluated: shapes are known without."""
+    tokens = mx.zeros((1, num_tokens), dtype=mx.int32)
     try:
-        model(token, cache=caches)
+        model(tokens, cache=caches)
     except DEFINITION_ERRORS as error:
         message = " ".join(str(error).split())
         raise ModelFileError(

@@ -1,6 +1,6 @@
 """Moves blocks between the arenas and the disk: spills them, and restores them.
 
-Works on single blocks and their keys; knows no sequence.
+Works on single blocks, states and their keys; knows no sequence.
 """
 
 from __future__ import annotations
@@ -11,8 +11,11 @@ from collections import OrderedDict
 from collections.abc import Iterable
 
 from rvllm_local.engine.disk_reader import DiskReader
+from rvllm_local.engine.state_tier import StateTier
 from rvllm_local.memory.block_io import BlockIO
 from rvllm_local.memory.disk_cache import BlockStore
+from rvllm_local.memory.state import Arrays
+from rvllm_local.memory.state_record import StateForm
 from rvllm_local.memory.tables import KVTables
 
 _SPILL_BATCH = 8  # blocks that an idle step writes out
@@ -29,13 +32,20 @@ class DiskTier:
         kv: KVTables,
         io: BlockIO,
         store: BlockStore | None,
+        form: StateForm = (),
     ) -> None:
+        """`form` is that of the recurrent layers' states, if there are any."""
         self._kv = kv
         self._io = io
         self.store = store
         self._reader: DiskReader | None = None
+        self.states: StateTier | None = None
+        # Without attention a block only counts tokens, and has no content to keep.
+        self._has_content = kv.layout.has_attention
         if store is not None:
             self._reader = DiskReader(store)
+            if kv.snapshots is not None:
+                self.states = StateTier(kv.snapshots, store, self._reader, form)
         # Keys of cached blocks that idle steps write out, by group and block id.
         self._unspilled: OrderedDict[tuple[int, int], bytes] = OrderedDict()
         kv.before_evict = self._before_evict
@@ -48,11 +58,20 @@ class DiskTier:
 
     @property
     def has_idle_work(self) -> bool:
+        if self.states is not None and self.states.has_idle_work:
+            return True
         return bool(self._unspilled)
+
+    @property
+    def _num_unspilled(self) -> int:
+        count = len(self._unspilled)
+        if self.states is not None:
+            count += self.states.num_unspilled
+        return count
 
     def note_cached(self, blocks: Iterable[tuple[int, int]], key: bytes) -> None:
         """These blocks, by group and id, were cached; idle steps write them out."""
-        if self.store is None:
+        if self.store is None or not self._has_content:
             return
         for block in blocks:
             self._unspilled[block] = key
@@ -60,7 +79,24 @@ class DiskTier:
     def contains(self, group: int, key: bytes) -> bool:
         if self.store is None:
             return False
+        if not self._has_content:
+            return True
         return self.store.contains(_stored_key(group, key))
+
+    def contains_state(self, key: bytes) -> bool:
+        """The state after the block of this key is on disk."""
+        return self.states is not None and self.states.contains(key)
+
+    def is_state_read(self, key: bytes) -> bool:
+        """The state after this block was read; if not, it is being read now."""
+        assert self.states is not None
+        return self.states.is_read(key)
+
+    def take_state(self, key: bytes) -> Arrays | None:
+        """A state that was read; None if its record was no good."""
+        if self.states is None:
+            return None
+        return self.states.take(key)
 
     def can_restore(self, groups: Iterable[int], key: bytes) -> bool:
         """Each group has room for its block of this key, and the block is on disk."""
@@ -76,6 +112,8 @@ class DiskTier:
     def is_read(self, groups: Iterable[int], key: bytes) -> bool:
         """The groups' blocks of this key were read; if not, they are being read now."""
         assert self._reader is not None
+        if not self._has_content:
+            return True
         are_read = True
         for group in groups:
             stored_key = _stored_key(group, key)
@@ -86,7 +124,7 @@ class DiskTier:
 
     def read_ahead(self, keys: Iterable[bytes]) -> None:
         """Have the blocks of these keys read, where they are on disk alone."""
-        if self.store is None:
+        if self.store is None or not self._has_content:
             return
         for key in keys:
             for group, index in enumerate(self._kv.indexes):
@@ -107,25 +145,34 @@ class DiskTier:
         """
         assert self._reader is not None
         pool = self._kv.pools[group]
-        stored_key = _stored_key(group, key)
-        payload = self._reader.take(stored_key)
-        if payload is None or pool.num_free == 0:
+        payload = None
+        if self._has_content:
+            payload = self._reader.take(_stored_key(group, key))
+            if payload is None:
+                return None
+        if pool.num_free == 0:
             return None
         block = pool.allocate(1)[0]
-        try:
-            self._io.load_blocks(group, [block], [payload])
-        except ValueError:
-            pool.release([block])
-            return None
+        if payload is not None:
+            try:
+                self._io.load_blocks(group, [block], [payload])
+            except ValueError:
+                pool.release([block])
+                return None
         if self._kv.indexes[group].add(key, block):
             pool.keep(block)
         return block
 
     def idle(self) -> None:
-        """Write a few cached blocks out."""
+        """Write a few cached blocks, or a state, out."""
         assert self.store is not None
         if not self.store.stats().enabled:
-            self._unspilled.clear()
+            self.forget()
+        # Blocks first: a state is of no use without those before it.
+        if self.states is not None and not self._unspilled:
+            if self.states.has_idle_work:
+                self.states.idle()
+            return
         for _ in range(min(_SPILL_BATCH, len(self._unspilled))):
             oldest = next(iter(self._unspilled))
             key = self._unspilled[oldest]
@@ -160,6 +207,8 @@ class DiskTier:
     def forget(self) -> None:
         """Write nothing out of what is in the arenas now."""
         self._unspilled.clear()
+        if self.states is not None:
+            self.states.forget()
 
     def close(self) -> None:
         """Write out what is cached, as far as the store takes it."""
@@ -167,10 +216,10 @@ class DiskTier:
             return
         self._reader.close()
         deadline = time.monotonic() + _CLOSE_S
-        while self._unspilled and time.monotonic() < deadline:
-            before = len(self._unspilled)
+        while self.has_idle_work and time.monotonic() < deadline:
+            before = self._num_unspilled
             self.idle()
-            if len(self._unspilled) == before:
+            if self._num_unspilled == before:
                 self.store.flush(_FLUSH_S)
         self.store.close()
 

@@ -12,12 +12,15 @@ from dataclasses import dataclass
 
 from rvllm_local.engine.disk_tier import DiskTier
 from rvllm_local.engine.prefix_misses import PrefixMisses
+from rvllm_local.engine.prefix_restorer import PrefixRestorer
 from rvllm_local.engine.prompt_scores import ScoreCache
 from rvllm_local.engine.sequence import Sequence
+from rvllm_local.engine.state_keeper import StateKeeper
 from rvllm_local.engine.swapper import Swapper
 from rvllm_local.memory.block_io import BlockIO
 from rvllm_local.memory.blocks import BLOCK_TOKENS, blocks_for
 from rvllm_local.memory.disk_cache import BlockStore
+from rvllm_local.memory.state_record import StateForm
 from rvllm_local.memory.swap import SwapSpace
 from rvllm_local.memory.tables import KVTables
 
@@ -43,12 +46,18 @@ class KVCacheManager:
         store: BlockStore | None = None,
         swap: SwapSpace | None = None,
         show: Callable[[int], str] = str,
+        state_form: StateForm = (),
     ) -> None:
-        """`show` gives a token's text for people."""
+        """`show` gives a token's text for people.
+
+        `state_form` is that of the recurrent layers' states on disk, if there are any.
+        """
         self._kv = kv
         self._io = block_io
         self._policy = policy
-        self._disk = DiskTier(kv, block_io, store)
+        self._disk = DiskTier(kv, block_io, store, state_form)
+        self._restorer = PrefixRestorer(kv, self._disk, self._is_time_up)
+        self._states = StateKeeper(kv, self._disk)
         self._swapper = Swapper(kv, block_io, swap or SwapSpace())
         self._misses = PrefixMisses(capacity=4 * kv.blocks_total, show=show)
         self._deadline = 0.0
@@ -90,13 +99,33 @@ class KVCacheManager:
         if leader is not sequence and self._fork(leader, sequence):
             return
         keys = self._reusable_keys(sequence)
-        self._adopt(sequence, keys, self._kv.longest_prefix(keys))
-        if self._kv.layout.has_state:
-            # A snapshot is worth having where the prompt leaves what is cached.
-            sequence.pause_at = self._kv.longest_attended(keys) * BLOCK_TOKENS
-        if self._kv.has_windows and sequence.num_computed == 0:
-            sequence.restore = self._restore_windows(sequence, keys)
+        count = self._kv.longest_prefix(keys)
+        sequence.pauses = self._states.pauses(sequence, keys)
+        if self._restores_more(keys, count):
+            sequence.restore = self._restored(sequence, keys)
+        else:
+            self._adopt(sequence, keys, count)
         self.extend_prefix(sequence)
+
+    def _restores_more(self, keys: list[bytes], count: int) -> bool:
+        """The disk has a longer prefix than the arena's, which must come as a whole."""
+        if self._disk.store is None or not keys:
+            return False
+        if self._kv.layout.has_state:
+            return self._restorer.longest(keys) > count
+        return self._kv.has_windows and count == 0
+
+    def _restored(self, sequence: Sequence, keys: list[bytes]) -> Iterator[None]:
+        """Restore a prefix; without one, adopt what the arena has."""
+        count = yield from self._restorer.restore(sequence.tables, keys)
+        if count:
+            num_tokens = count * BLOCK_TOKENS
+            self._count_hit(sequence, num_tokens, from_disk=True)
+        else:
+            self._adopt(sequence, keys, self._kv.longest_prefix(keys))
+
+    def _is_time_up(self) -> bool:
+        return time.monotonic() >= self._deadline
 
     def extend_prefix(self, sequence: Sequence) -> None:
         """Before a chunk is computed: take blocks computed meanwhile, or on disk.
@@ -121,7 +150,7 @@ class KVCacheManager:
             if not extended:
                 break
             has_more = block + 1 < len(keys)
-            if has_more and time.monotonic() >= self._deadline:
+            if has_more and self._is_time_up():
                 sequence.restoring = True
                 return
         self._misses.note(sequence)
@@ -156,13 +185,12 @@ class KVCacheManager:
             added = self._kv.publish(sequence.tables, block, key)
             self._disk.note_cached(added, key)
         sequence.num_published = num_full
-        ends_at_block = num_full * BLOCK_TOKENS == sequence.num_computed
-        if self._kv.snapshots is not None and ends_at_block:
-            self._kv.snapshots.add(keys[num_full - 1], sequence.tables.state)
+        self._states.keep(sequence, keys)
 
     def free(self, sequence: Sequence) -> None:
         """Give back everything that a sequence holds. Safe to call again."""
         sequence.restore = None
+        self._states.end(sequence)
         self._kv.release(sequence.tables)
         sequence.tables.state.put(())
         self._swapper.forget(sequence)
@@ -347,53 +375,6 @@ class KVCacheManager:
         for pool, block_id in zip(self._kv.pools, block_ids, strict=True):
             if block_id is not None:
                 pool.release([block_id])
-
-    def _restore_windows(self, sequence: Sequence, keys: list[bytes]) -> Iterator[None]:
-        """For windowed layouts: the longest prefix of arena and disk, or nothing.
-
-        Yields while a block is being read, and when the step's time is up.
-        """
-        if self._disk.store is None:
-            return
-        count = self._kv.longest_prefix(keys, self._disk.contains)
-        if count == 0:
-            return
-        for group, table in enumerate(sequence.tables.groups):
-            table.start_block = self._kv.first_needed(group, count)
-            for block in range(table.start_block, count):
-                key = keys[block]
-                end = min(block + _READ_AHEAD, count)
-                while self._is_being_read(group, key):
-                    self._disk.read_ahead(keys[block + 1 : end])
-                    yield
-                block_id = self._fetch(group, key)
-                if block_id is None:
-                    self._kv.release(sequence.tables)
-                    for other in sequence.tables.groups:
-                        other.start_block = 0
-                    return
-                table.block_ids.append(block_id)
-                if time.monotonic() >= self._deadline:
-                    yield
-        self._count_hit(sequence, count * BLOCK_TOKENS, from_disk=True)
-
-    def _is_being_read(self, group: int, key: bytes) -> bool:
-        """The block is on disk alone, and was not read yet."""
-        if self._kv.indexes[group].block(key) is not None:
-            return False
-        if not self._disk.can_restore([group], key):
-            return False
-        return not self._disk.is_read([group], key)
-
-    def _fetch(self, group: int, key: bytes) -> int | None:
-        """A block of this key, shared in the arena or restored; None without any."""
-        block_id = self._kv.indexes[group].block(key)
-        if block_id is not None:
-            self._kv.pools[group].share([block_id])
-            return block_id
-        if not self._disk.can_restore([group], key):
-            return None
-        return self._disk.restore(group, key)
 
     def wait_for_disk(self) -> None:
         """Nothing else can be done: wait a little for a block that is being read."""

@@ -270,7 +270,7 @@ class Scheduler:
                 start,
                 tokens,
                 sequence.num_to_prefill,
-                sequence.pause_at,
+                sequence.pauses,
             )
             if self._grow(sequence, start + count):
                 chunks.append(PrefillChunk(sequence, count))
@@ -306,7 +306,7 @@ class Scheduler:
         start: int,
         count: int,
         remaining: int,
-        pause_at: int,
+        pauses: tuple[int, ...],
     ) -> int:
         """A chunk that does not end its prompt ends at a block, if it reaches one.
 
@@ -314,10 +314,9 @@ class Scheduler:
         are of nearly one size: the largest is what others wait for. With recurrent
         layers a chunk ends where a snapshot is to be taken.
         """
-        if self._kv.layout.has_state:
-            pause = self._next_pause(start, count, remaining, pause_at)
-            if pause is not None:
-                return pause - start
+        for position in pauses:
+            if start < position <= start + min(count, remaining):
+                return position - start
         if count >= remaining:
             return remaining
         unit = max(BLOCK_TOKENS, self._grain)
@@ -329,20 +328,6 @@ class Scheduler:
             return min(left, remaining)
         num_chunks = -(-left // count)
         return min(-(-left // num_chunks), remaining)
-
-    @staticmethod
-    def _next_pause(
-        start: int,
-        count: int,
-        remaining: int,
-        pause_at: int,
-    ) -> int | None:
-        """Where snapshots are taken: at `pause_at` and at the prompt's last full block."""
-        last_full = (start + remaining) // BLOCK_TOKENS * BLOCK_TOKENS
-        for position in sorted((pause_at, last_full)):
-            if start < position <= start + count:
-                return position
-        return None
 
 
 def _insert(rows: list[Sequence], sequence: Sequence) -> None:

@@ -14,6 +14,7 @@ from rvllm_local.engine.prompt_scores import PromptScores
 from rvllm_local.engine.sampling.end_mask import mask_without_ends
 from rvllm_local.engine.sampling.token_history import TokenHistory
 from rvllm_local.memory.prefix import KeyChain
+from rvllm_local.memory.state_record import StateForm
 from rvllm_local.memory.swap import Swapped
 from rvllm_local.memory.tables import SequenceTables
 from rvllm_local.types import EventSink, Request
@@ -25,6 +26,14 @@ if TYPE_CHECKING:
 # Waiting so long counts as one point of priority, so that everybody is served: a
 # request of priority -100 goes before fresh ones of 100 after less than seven minutes.
 _SECONDS_A_POINT = 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class SwappedState:
+    """Where a preempted sequence's recurrent state is, and its form."""
+
+    record: Swapped
+    form: StateForm
 
 
 @dataclass(slots=True)
@@ -59,7 +68,8 @@ class Sequence:
     is_plain_greedy: it only wants the largest logit.
     num_published: full blocks that were offered to the prefix index.
     num_prefilled: leading tokens whose KV comes from prefill or a cached prefix.
-    pause_at: a position at which its prefill pauses, for a snapshot.
+    pauses: positions at which its prefill pauses for a snapshot, in order.
+    answer_states: keys of the snapshots of its answer that are kept, in order.
     capacity: tokens that its blocks can hold.
     matcher: follows the output through its grammar.
     allowed: what the grammar allows next, one bit a token.
@@ -70,6 +80,7 @@ class Sequence:
     restoring: more of its prefix is being read from disk.
     restore: the restoration of a prefix with windows, while it goes on.
     swapped: its blocks by group, while it is preempted.
+    swapped_state: its recurrent state, while it is preempted.
     """
 
     request: Request
@@ -90,7 +101,7 @@ class Sequence:
     num_published: int = 0
     num_prefilled: int = 0
     in_flight: int = 0
-    pause_at: int = 0
+    pauses: tuple[int, ...] = ()
     capacity: int = 0
     ended: bool = False
     matcher: Matcher | None = None
@@ -102,6 +113,8 @@ class Sequence:
     restoring: bool = False
     restore: Iterator[None] | None = None
     swapped: tuple[tuple[Swapped, ...], ...] | None = None
+    swapped_state: SwappedState | None = None
+    answer_states: list[bytes] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         request = self.request

@@ -1,9 +1,14 @@
-"""Moves a preempted sequence's blocks out of the arenas, and back."""
+"""Moves a preempted sequence's blocks and state out of memory, and back."""
 
 from __future__ import annotations
 
-from rvllm_local.engine.sequence import Sequence
+from rvllm_local.engine.sequence import Sequence, SwappedState
 from rvllm_local.memory.block_io import BlockIO
+from rvllm_local.memory.state_record import (
+    decode_state,
+    encode_state,
+    form_of,
+)
 from rvllm_local.memory.swap import SwapSpace
 from rvllm_local.memory.tables import KVTables
 
@@ -33,8 +38,23 @@ class Swapper:
             swapped = self._space.write(payloads)
             saved.append(tuple(swapped))
         self._kv.release(sequence.tables)
-        sequence.tables.state.detach()
+        self._swap_out_state(sequence)
         sequence.swapped = tuple(saved)
+
+    def _swap_out_state(self, sequence: Sequence) -> None:
+        arrays = sequence.tables.state.arrays
+        if not arrays:
+            return
+        record = b"".join(encode_state(arrays))
+        (saved,) = self._space.write([record])
+        sequence.swapped_state = SwappedState(saved, form_of(arrays))
+        sequence.tables.state.put(())
+
+    def _swap_in_state(self, sequence: Sequence) -> None:
+        swapped = sequence.swapped_state
+        if swapped is not None:
+            record = self._space.read(swapped.record)
+            sequence.tables.state.put(decode_state(record, swapped.form))
 
     def swap_in(self, sequence: Sequence) -> None:
         """Give it blocks again, with the content that they had."""
@@ -45,6 +65,7 @@ class Swapper:
             table.block_ids.extend(block_ids)
             payloads = [self._space.read(part) for part in saved]
             self._io.load_blocks(group, table.block_ids, payloads)
+        self._swap_in_state(sequence)
         # Not before: if a part could not be read, all are freed as the sequence ends.
         self.forget(sequence)
 
@@ -52,7 +73,10 @@ class Swapper:
         """Free what was saved of a sequence."""
         for saved in sequence.swapped or ():
             self._space.free(saved)
+        if sequence.swapped_state is not None:
+            self._space.free([sequence.swapped_state.record])
         sequence.swapped = None
+        sequence.swapped_state = None
 
     def close(self) -> None:
         self._space.close()

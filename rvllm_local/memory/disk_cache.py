@@ -33,6 +33,9 @@ FREE_RESERVE = 512 * 2**20  # bytes that are left free on the disk
 _QUEUE_BYTES = 64 * 2**20  # waiting to be written
 _RESCAN_WRITES = 256  # other processes write too: look again after this many writes
 
+# What the writer's thread does next, and with which block.
+_Job = tuple[Callable[[bytes], None], bytes]
+
 
 @dataclass(frozen=True, slots=True)
 class SpillStats:
@@ -94,7 +97,7 @@ class BlockStore:
         }
         self._enabled = True
         self._names = itertools.count()
-        self._queue: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
+        self._queue: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
         self._idle = threading.Condition(self._lock)
         self._open()
         self._writer = threading.Thread(
@@ -126,8 +129,19 @@ class BlockStore:
                 return False
             self._pending[key] = data
             self._pending_bytes += len(data)
-        self._queue.put(key)
+        self._queue.put((self._write_pending, key))
         return True
+
+    def retire(self, key: bytes) -> None:
+        """Let a block be the first to go, since a later one stands for it."""
+        self._queue.put((self._make_oldest, key))
+
+    def remove(self, key: bytes) -> None:
+        """Forget a block whose content turned out to be of no use."""
+        with self._lock:
+            self._counts["corrupt"] += 1
+            self._sizes.pop(key, None)
+        self._queue.put((self._unlink, key))
 
     def get(self, key: bytes) -> bytearray | None:
         """The block, verified; None if it is not there. A damaged file is removed."""
@@ -217,24 +231,41 @@ class BlockStore:
 
     def _write_all(self) -> None:
         """The writer's thread."""
-        while (key := self._queue.get()) is not None:
-            payload = self._pending[key]
-            written = False
-            if self._enabled:
-                try:
-                    written = self._write(key, payload)
-                except OSError as error:
-                    self._switch_off(error)
-            with self._lock:
-                del self._pending[key]
-                self._pending_bytes -= len(payload)
-                if written:
-                    self._sizes[key] = len(payload)
-                    self._counts["writes"] += 1
-                else:
-                    self._counts["dropped"] += 1
-                if not self._pending:
-                    self._idle.notify_all()
+        while (job := self._queue.get()) is not None:
+            work, key = job
+            work(key)
+
+    def _write_pending(self, key: bytes) -> None:
+        payload = self._pending[key]
+        written = False
+        if self._enabled:
+            try:
+                written = self._write(key, payload)
+            except OSError as error:
+                self._switch_off(error)
+        with self._lock:
+            del self._pending[key]
+            self._pending_bytes -= len(payload)
+            if written:
+                self._sizes[key] = len(payload)
+                self._counts["writes"] += 1
+            else:
+                self._counts["dropped"] += 1
+            if not self._pending:
+                self._idle.notify_all()
+
+    def _make_oldest(self, key: bytes) -> None:
+        path = self._path(key)
+        if path in self._ages:
+            self._ages.move_to_end(path, last=False)
+            with contextlib.suppress(OSError):
+                os.utime(path, (0, 0))
+
+    def _unlink(self, key: bytes) -> None:
+        path = self._path(key)
+        self._ages.pop(path, None)
+        with contextlib.suppress(OSError):
+            remove_foreign(path)
 
     def _write(self, key: bytes, payload: bytes) -> bool:
         """Write one block.

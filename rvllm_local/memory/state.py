@@ -7,7 +7,7 @@ arrays, and nothing is copied for a hit.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import mlx.core as mx
 
@@ -69,10 +69,6 @@ class RecurrentState:
         mx.async_eval(started)  # type: ignore[no-untyped-call]
         return tuple(copies)
 
-    def detach(self) -> None:
-        """Let go of the memory of the call that this comes from."""
-        self.put(self.copied())
-
 
 def stacked(states: Sequence[RecurrentState]) -> Arrays:
     """One array of rows for each of the states' arrays; empty without states.
@@ -116,12 +112,14 @@ def _joined(column: Sequence[mx.array | None]) -> mx.array | None:
 class StateSnapshots:
     """States at block boundaries, by the key of the block before.
 
-    The least recently used go first.
+    The least recently used go first. `before_evict(key, arrays)` is called for those
+    that go so.
     """
 
     def __init__(self, capacity: int) -> None:
         self._capacity = capacity
         self._kept: OrderedDict[bytes, Arrays] = OrderedDict()
+        self.before_evict: Callable[[bytes, Arrays], None] | None = None
 
     def __len__(self) -> int:
         return len(self._kept)
@@ -134,14 +132,28 @@ class StateSnapshots:
         self._kept.move_to_end(key)
         return self._kept[key]
 
+    def peek(self, key: bytes) -> Arrays | None:
+        """The snapshot under a key, which does not count as a use."""
+        return self._kept.get(key)
+
     def add(self, key: bytes, state: RecurrentState) -> None:
         """Keep a copy of a sequence's state, unless there is one under the key."""
         if key in self._kept:
             self._kept.move_to_end(key)
-            return
+        else:
+            self.put(key, state.copied())
+
+    def put(self, key: bytes, arrays: Arrays) -> None:
+        """Keep a state that is nobody's row."""
         while len(self._kept) >= self._capacity:
-            self._kept.popitem(last=False)
-        self._kept[key] = state.copied()
+            evicted, old = self._kept.popitem(last=False)
+            if self.before_evict is not None:
+                self.before_evict(evicted, old)
+        self._kept[key] = arrays
+
+    def discard(self, key: bytes) -> None:
+        """Forget a snapshot that a later one stands for, if it is there."""
+        self._kept.pop(key, None)
 
     def clear(self) -> None:
         self._kept.clear()

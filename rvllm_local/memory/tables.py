@@ -179,12 +179,13 @@ class KVTables:
         self,
         keys: Sequence[bytes],
         also_at: Callable[[int, bytes], bool] | None = None,
+        state_at: Callable[[bytes], bool] | None = None,
     ) -> int:
         """How many leading blocks can be reused: each group has all that it would read.
 
         `also_at(group, key)` says whether a block that is not in the arena can be
-        fetched from elsewhere. A model with recurrent layers needs a snapshot of its
-        state at the end.
+        fetched from elsewhere, `state_at(key)` whether the state after a block can. A
+        model with recurrent layers needs a snapshot of its state at the end.
         """
         longest = self._longest(keys, also_at)
         if not self.layout.has_state:
@@ -192,15 +193,21 @@ class KVTables:
         if self.snapshots is None:
             return 0
         for count in range(longest, 0, -1):
-            if keys[count - 1] not in self.snapshots:
-                continue
-            if self._longest(keys[:count], also_at) == count:
+            key = keys[count - 1]
+            has_state = key in self.snapshots
+            if not has_state and state_at is not None:
+                has_state = state_at(key)
+            if has_state and self._longest(keys[:count], also_at) == count:
                 return count
         return 0
 
-    def longest_attended(self, keys: Sequence[bytes]) -> int:
+    def longest_attended(
+        self,
+        keys: Sequence[bytes],
+        also_at: Callable[[int, bytes], bool] | None = None,
+    ) -> int:
         """As `longest_prefix`, but no snapshot is needed at the end."""
-        return self._longest(keys, None)
+        return self._longest(keys, also_at)
 
     def _longest(
         self,

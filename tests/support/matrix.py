@@ -1,7 +1,8 @@
-"""Holds a tiny random model of one architecture against mlx-lm: cold, warm and preempted, token for token."""
+"""Holds a tiny random model of one architecture against mlx-lm: cold, warm, preempted and restarted, token for token."""
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -76,7 +77,10 @@ class Answer:
 
 
 def judge(arch: str) -> Verdict:
-    """Build the tiny model of `arch`, ask mlx-lm, then the engine in three ways."""
+    """Build the tiny model of `arch`, ask mlx-lm, then the engine in its ways.
+
+    One with recurrent layers is also restarted over what it left on disk.
+    """
     try:
         model, config = zoo_model(arch)
         prompts = [
@@ -90,8 +94,23 @@ def judge(arch: str) -> Verdict:
     loaded = LoadedModel(
         model, config, arch, arch, 512, VOCAB_SIZE, (), 0, f"tiny {arch}"
     )
+    with tempfile.TemporaryDirectory() as folder:
+        return _judge(loaded, prompts, expected, keeps, folder)
+
+
+def _judge(
+    loaded: LoadedModel,
+    prompts: list[list[int]],
+    expected: list[list[int]],
+    keeps: str,
+    folder: str,
+) -> Verdict:
+    model, arch = loaded.module, loaded.name
+    options = _OPTIONS
+    if "recurrent" in keeps:
+        options = replace(_OPTIONS, cache="disk", cache_dir=folder)
     try:
-        core = build_core(loaded, Bytes(), _OPTIONS)
+        core = build_core(loaded, Bytes(), options)
     except RvllmError as error:
         return Verdict(arch, "refused", keeps, detail=_line(error))
     way, backend = _way(core), _backend(core)
@@ -103,27 +122,38 @@ def judge(arch: str) -> Verdict:
         Bytes(),
         replace(_OPTIONS, kv_memory=_tight_bytes(layout), self_check=False),
     )
-    tight._runner.mode = core._runner.mode
-    if core._runner._compiled is None:  # the mode that was proven has no compiled step
-        tight._runner._compiled = None
+    _like(tight, core)
     preempted, _ = _ask(tight, prompts, preempt_every=25)
-    hits_and_preemptions = (min(hits), tight.stats()["preemptions"])
+    num_preemptions = tight.stats()["preemptions"]
     core.close("done")
     tight.close("done")
-    wrong = [
-        name
-        for name, found in (("cold", cold), ("warm", warm), ("preempted", preempted))
-        if found != expected
-    ]
+    ways = [("cold", cold), ("warm", warm), ("preempted", preempted)]
+    if options.cache == "disk":
+        again = _like(
+            build_core(loaded, Bytes(), replace(options, self_check=False)), core
+        )
+        restarted, hits_on_disk = _ask(again, prompts)
+        again.close("done")
+        ways.append(("restarted", restarted))
+        hits = [*hits, *hits_on_disk]
+    wrong = [name for name, tokens in ways if tokens != expected]
     if len({tuple(tokens) for tokens in expected}) == 1:
         wrong.append("the model always says the same")
-    if hits_and_preemptions[0] == 0:
+    if min(hits) == 0:
         wrong.append("no prefix was reused")
-    if hits_and_preemptions[1] == 0:
+    if num_preemptions == 0:
         wrong.append("nothing was preempted")
     return Verdict(
         arch, "different" if wrong else "equal", keeps, way, ", ".join(wrong), backend
     )
+
+
+def _like(core: EngineCore, proven: EngineCore) -> EngineCore:
+    """A core that was not checked itself, in the mode of one that was."""
+    core._runner.mode = proven._runner.mode
+    if proven._runner._compiled is None:  # the mode has no compiled step
+        core._runner._compiled = None
+    return core
 
 
 def mlx_lm_tokens(model: nn.Module, prompt: Sequence[int]) -> list[int]:

@@ -10,7 +10,6 @@ import functools
 import gc
 import logging
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 import mlx.core as mx
 
@@ -20,13 +19,13 @@ from rvllm_local.attention.seam import install
 from rvllm_local.engine.core import EngineCore
 from rvllm_local.engine.detokenizer import Vocabulary
 from rvllm_local.engine.identity import EngineIdentity
-from rvllm_local.engine.kv_cache import CachePolicy, KVCacheManager
 from rvllm_local.engine.limits import EngineLimits
 from rvllm_local.engine.prefill_budget import PrefillBudget
 from rvllm_local.engine.report import CoreParts
 from rvllm_local.engine.runner import ModelRunner
 from rvllm_local.engine.scheduler import Scheduler
 from rvllm_local.engine.startup.choose_runner import LoadedParts, choose_runner
+from rvllm_local.engine.startup.make_kv_cache import make_kv_cache
 from rvllm_local.engine.startup.packed_runner import choose_packed_runner
 from rvllm_local.engine.startup.planning import (
     arena_blocks,
@@ -43,11 +42,9 @@ from rvllm_local.engine.startup.weight_forms import (
 from rvllm_local.errors import ConfigError, UnsupportedModelError
 from rvllm_local.memory.arena import Arena
 from rvllm_local.memory.blocks import BLOCK_TOKENS
-from rvllm_local.memory.disk_cache import BlockStore
 from rvllm_local.memory.layout import KVLayout
 from rvllm_local.memory.plan import MemoryPlan, ModelSizes, num_snapshots
 from rvllm_local.memory.prefix import root_key
-from rvllm_local.memory.swap import SwapSpace
 from rvllm_local.memory.tables import KVTables
 from rvllm_local.metal_kernels import default_backend
 from rvllm_local.models.adapted import adapt, adapted_bytes
@@ -191,7 +188,7 @@ def _assemble(
     roots: dict[str | None, bytes] = {None: root_key(fingerprint)}
     for adapter in adapters:
         roots[adapter.name] = root_key(f"{fingerprint}|{adapter.fingerprint}")
-    kv_cache = _make_kv_cache(kv, runner, options, roots[None], text)
+    kv_cache = make_kv_cache(parts, runner.block_io, options, roots[None], text)
     grain = BLOCK_TOKENS if options.deterministic else runner.prefill_grain
     scheduler = Scheduler(
         kv,
@@ -242,29 +239,6 @@ def _end_tokens(
     return tuple(dict.fromkeys((*of_config, *more)))
 
 
-def _make_kv_cache(
-    kv: KVTables,
-    runner: ModelRunner,
-    options: EngineOptions,
-    root: bytes,
-    text: Vocabulary,
-) -> KVCacheManager:
-    return KVCacheManager(
-        kv,
-        runner.block_io,
-        CachePolicy(reuse=options.cache != "off", decoded=not options.deterministic),
-        _open_store(options, root, kv.layout),
-        SwapSpace(None if options.cache_dir is None else Path(options.cache_dir)),
-        show=lambda token: _shown(text, token),
-    )
-
-
-def _shown(text: Vocabulary, token: int) -> str:
-    """A token's id and its text."""
-    piece = text.id_to_bytes(token)
-    return f"{token} ({(piece or b'').decode(errors='replace')!r})"
-
-
 def _accepted_plan(
     loaded: LoadedModel,
     layout: KVLayout,
@@ -286,29 +260,6 @@ def _accepted_plan(
     )
     plan.check()
     return plan
-
-
-def _open_store(
-    options: EngineOptions,
-    fingerprint: bytes,
-    layout: KVLayout,
-) -> BlockStore | None:
-    if options.cache != "disk":
-        return None
-    if options.cache_dir is None:
-        raise ConfigError('cache = "disk" needs a folder: give cache_dir')
-    if layout.has_state:
-        logger.warning(
-            "this model has recurrent layers, whose state is not kept on disk: its "
-            "cache is in memory only"
-        )
-        return None
-    return BlockStore(
-        Path(options.cache_dir) / "kv",
-        fingerprint=fingerprint,
-        budget_bytes=options.disk_cache_bytes,
-        warn=logger.warning,
-    )
 
 
 def _step_target(options: EngineOptions) -> float | None:

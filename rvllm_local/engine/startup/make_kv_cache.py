@@ -1,0 +1,77 @@
+"""Makes an engine's KV cache: its policy, its store on disk and its swap space."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+from rvllm_local.attention.probe import probe_state_form
+from rvllm_local.engine.detokenizer import Vocabulary
+from rvllm_local.engine.kv_cache import CachePolicy, KVCacheManager
+from rvllm_local.engine.startup.choose_runner import LoadedParts
+from rvllm_local.errors import ConfigError
+from rvllm_local.memory.block_file import HEADER
+from rvllm_local.memory.block_io import BlockIO
+from rvllm_local.memory.disk_cache import BlockStore
+from rvllm_local.memory.state_record import StateForm, form_bytes
+from rvllm_local.memory.swap import SwapSpace
+from rvllm_local.options import EngineOptions
+
+logger = logging.getLogger(__name__)
+
+
+def make_kv_cache(
+    parts: LoadedParts,
+    block_io: BlockIO,
+    options: EngineOptions,
+    root: bytes,
+    text: Vocabulary,
+) -> KVCacheManager:
+    """`root` is the start of the key chains of the model without an adapter."""
+    store = None
+    form: StateForm = ()
+    if options.cache == "disk":
+        if parts.layout.has_state:
+            form = probe_state_form(parts.loaded.module)
+        store = _open_store(options, root, form)
+    swap_folder = None if options.cache_dir is None else Path(options.cache_dir)
+    return KVCacheManager(
+        parts.kv,
+        block_io,
+        CachePolicy(reuse=options.cache != "off", decoded=not options.deterministic),
+        store,
+        SwapSpace(swap_folder),
+        show=lambda token: _shown(text, token),
+        state_form=form,
+    )
+
+
+def _open_store(
+    options: EngineOptions,
+    fingerprint: bytes,
+    form: StateForm,
+) -> BlockStore | None:
+    """The store on disk; None if its budget does not hold one state of the model."""
+    if options.cache_dir is None:
+        raise ConfigError('cache = "disk" needs a folder: give cache_dir')
+    needed = HEADER.size + form_bytes(form)
+    if form and needed > options.disk_cache_bytes:
+        logger.warning(
+            "this model's cache is in memory only: a state of its recurrent layers "
+            "takes %d bytes on disk, and disk_cache_bytes is %d",
+            needed,
+            options.disk_cache_bytes,
+        )
+        return None
+    return BlockStore(
+        Path(options.cache_dir) / "kv",
+        fingerprint=fingerprint,
+        budget_bytes=options.disk_cache_bytes,
+        warn=logger.warning,
+    )
+
+
+def _shown(text: Vocabulary, token: int) -> str:
+    """A token's id and its text."""
+    piece = text.id_to_bytes(token)
+    return f"{token} ({(piece or b'').decode(errors='replace')!r})"
