@@ -99,6 +99,14 @@ def _who_may_ask(serve: argparse.ArgumentParser) -> None:
         "--port", type=int, default=8473, metavar="N", help="0 chooses a free one"
     )
     serve.add_argument(
+        "--ollama-port",
+        type=int,
+        nargs="?",
+        const=11434,
+        metavar="N",
+        help="listen on Ollama's port, too: 11434 if none is given",
+    )
+    serve.add_argument(
         "--api-key-file", metavar="FILE", help="keys, one a line (or set RVLLM_API_KEY)"
     )
     serve.add_argument(

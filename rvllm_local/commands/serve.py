@@ -10,6 +10,7 @@ import re
 import stat
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import NoReturn
 
@@ -21,7 +22,7 @@ from rvllm_local.models.locate import locate
 from rvllm_local.models.store import installed_models
 from rvllm_local.option import expanded
 from rvllm_local.server.app import running
-from rvllm_local.server.http.settings import ServerSettings, is_loopback
+from rvllm_local.server.http.settings import OLLAMA_PORT, ServerSettings, is_loopback
 from rvllm_local.server.listener import bound
 from rvllm_local.server.listener import serve as listen
 from rvllm_local.server.models.registry import Registry
@@ -42,7 +43,7 @@ def serve(arguments: argparse.Namespace) -> int:
     """Serve until a signal comes. Ends the process with status 0 after an orderly end."""
     prepare_logs()
     config = load_config(engine_flags(arguments))
-    settings = settings_from(arguments)
+    settings = replace(settings_from(arguments), cache_dir=config.cache_dir)
     prepare_limits(settings.max_connections)
     report = host.prepare()
     if report.advice:
@@ -118,6 +119,8 @@ def _say_ready(settings: ServerSettings, port: int) -> None:
     if ":" in host:  # IPv6
         host = f"[{host}]"
     logger.info("serving on %s://%s:%d/v1 (Ctrl-C ends it)", scheme, host, port)
+    if settings.ollama_port is not None:
+        logger.info("and on Ollama's port, %d", settings.ollama_port)
 
 
 def settings_from(
@@ -135,6 +138,10 @@ def settings_from(
         raise ConfigError("--tls-cert and --tls-key belong together; give both or none")
     if not 0 <= arguments.port <= 65535:
         raise ConfigError(f"--port must be from 0 to 65535, not {arguments.port}")
+    if not 0 < (arguments.ollama_port or OLLAMA_PORT) <= 65535:
+        raise ConfigError(
+            f"--ollama-port must be from 1 to 65535, not {arguments.ollama_port}"
+        )
     return ServerSettings(
         host=arguments.host,
         port=arguments.port,
@@ -150,6 +157,7 @@ def settings_from(
         aliases=tuple(alias_of(text) for text in arguments.alias),
         tls_certificate=arguments.tls_cert,
         tls_key=arguments.tls_key,
+        ollama_port=arguments.ollama_port,
     )
 
 

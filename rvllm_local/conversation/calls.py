@@ -26,7 +26,8 @@ class ChatCall:
     tokens: None leaves thinking to the model, 0 asks for none. With `is_open_ended`, nothing but the context bounds the
     answer. `response_format` is OpenAI's. With `continues`, the answer goes on from the last message, the assistant's.
     `stated` are the sampling parameters that the caller chose; the model's own are taken
-    for others. None: all were chosen.
+    for others. None: all were chosen. `context` are token ids of an earlier turn, which
+    go before the conversation.
     """
 
     model: str
@@ -42,6 +43,7 @@ class ChatCall:
     continues: bool = False
     priority: int = 0
     stated: frozenset[str] | None = None
+    context: tuple[int, ...] = ()
 
     @property
     def callable_tools(self) -> tuple[Mapping[str, Any], ...]:

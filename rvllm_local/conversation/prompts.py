@@ -159,7 +159,26 @@ def _render(model: ConversationModel, call: ChatCall, tools: Tools) -> _Rendered
     tail = model.tokenizer.decode(ids[-_TAIL:], skip_special=False).rstrip()
     end = style.reasoning_end
     has_thought = end is not None and tail.endswith(end)
+    ids = _behind(call.context, ids, model)
     return _Rendered(tuple(ids), style, style.starts_inside(tail), has_thought)
+
+
+def _behind(
+    context: Sequence[int], ids: list[int], model: ConversationModel
+) -> list[int]:
+    """A turn behind an earlier one; a text begins only once."""
+    if not context:
+        return ids
+    vocabulary = model.limits.vocab_size
+    for token in context:
+        if not 0 <= token < vocabulary:
+            raise ParameterError(
+                "context",
+                f"context holds {token}, which is outside the vocabulary of {vocabulary}",
+            )
+    if ids and ids[0] == model.tokenizer.bos_token_id:
+        ids = ids[1:]
+    return [*context, *ids]
 
 
 def _encode(

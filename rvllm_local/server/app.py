@@ -14,6 +14,7 @@ from rvllm_local.server.api import openapi
 from rvllm_local.server.api.anthropic import routes as anthropic
 from rvllm_local.server.api.engine import routes as engine_routes
 from rvllm_local.server.api.engine import token_routes, tokenize_routes
+from rvllm_local.server.api.ollama import routes as ollama
 from rvllm_local.server.api.openai import routes as openai
 from rvllm_local.server.api.responses import routes as responses
 from rvllm_local.server.api.service import Service
@@ -32,6 +33,7 @@ _DIALECTS = (
     openai,
     responses,
     anthropic,
+    ollama,
     engine_routes,
     tokenize_routes,
     token_routes,

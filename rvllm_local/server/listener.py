@@ -9,7 +9,7 @@ import logging
 import signal
 import socket
 import ssl
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import h11
@@ -107,10 +107,14 @@ class Listener(uvicorn.Server):
 
 async def serve(
     server: Server,
-    listening: socket.socket,
+    listening: Sequence[socket.socket],
     on_ready: Callable[[int], None] | None = None,
 ) -> None:
-    """Serve on a socket from `bound` until a signal comes. `on_ready` gets the port once requests are taken. Raises `ConfigError`."""
+    """Serve on sockets from `bound` until a signal comes.
+
+    `on_ready` gets the first socket's port once requests are taken. Raises
+    `ConfigError`.
+    """
     try:
         listener = Listener(server)
         listener.config.load()
@@ -118,7 +122,7 @@ async def serve(
         raise ConfigError(
             f"the TLS certificate or key cannot be used: {error}"
         ) from error
-    task = asyncio.create_task(listener.serve([listening]))
+    task = asyncio.create_task(listener.serve(list(listening)))
     garbage = asyncio.create_task(
         collect_when_idle(lambda: server.service.generator.num_open == 0)
     )
@@ -130,18 +134,34 @@ async def serve(
     garbage.cancel()
 
 
-def bound(settings: ServerSettings) -> socket.socket:
-    """The socket to listen on. Raises `ConfigError`."""
-    host = settings.host.strip("[]")
+@contextlib.contextmanager
+def bound(settings: ServerSettings) -> Iterator[list[socket.socket]]:
+    """The sockets to listen on: the server's own, then Ollama's if it is wanted.
+
+    Raises `ConfigError`.
+    """
+    with contextlib.ExitStack() as stack:
+        remedy = "is another server running there? Choose another --port"
+        sockets = [stack.enter_context(_bound(settings.host, settings.port, remedy))]
+        if settings.ollama_port is not None:
+            remedy = (
+                "is Ollama running? Quit it (its icon in the menu bar, or systemctl "
+                "stop ollama), or choose another --ollama-port"
+            )
+            ollama = _bound(settings.host, settings.ollama_port, remedy)
+            sockets.append(stack.enter_context(ollama))
+        yield sockets
+
+
+def _bound(address: str, port: int, remedy: str) -> socket.socket:
+    """A socket that listens. Raises `ConfigError` with the remedy."""
+    host = address.strip("[]")
     try:
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        return socket.create_server(
-            (host, settings.port), family=family, backlog=_BACKLOG
-        )
+        return socket.create_server((host, port), family=family, backlog=_BACKLOG)
     except (OSError, UnicodeError) as error:
         raise ConfigError(
-            f"{settings.host}:{settings.port} cannot be listened on ({error}); is another server running there? Choose "
-            "another --port"
+            f"{address}:{port} cannot be listened on ({error}); {remedy}"
         ) from error
 
 

@@ -407,7 +407,6 @@ class TestErrors:
             ("/v1/v1/messages", "did you mean /v1/messages?"),
             ("/v1/tokenize", "did you mean /tokenize?"),
             ("/v1/embeddings", "makes no embeddings"),
-            ("/api/chat", "does not speak Ollama's API"),
         ],
     )
     def test_a_wrong_path_says_the_right_one(

@@ -20,7 +20,9 @@ from rvllm_local.server.generation.generation import Generation
 from rvllm_local.server.http.byte_budget import Hold
 from rvllm_local.server.http.problems import Problem
 from rvllm_local.server.http.replies import (
+    SERVER_SENT_EVENTS,
     EventStream,
+    Framing,
     JSONReply,
     while_connected,
 )
@@ -64,12 +66,14 @@ async def reply(
     call: ChatCall | TextCall,
     answer: Answer,
     is_stream: bool,
+    framing: Framing = SERVER_SENT_EVENTS,
 ) -> Response | ASGIApp:
     """The reply to a request that was read into a call. Raises `Problem`."""
     left_out: list[str] = request.state.left_out
     service.left_out.keep(answer.request_id, left_out)
     if is_stream:
-        return EventStream(_stream(service, call, answer, left_out), answer.problem)
+        events = _stream(service, call, answer, left_out)
+        return EventStream(events, answer.problem, framing)
     hold: Hold = request.state.body_hold
     whole = _whole(service, call, answer, left_out, hold)
     return await while_connected(request, whole)

@@ -22,6 +22,7 @@ from rvllm_local.server.models.single_flight import Questions
 
 T = TypeVar("T", bound=msgspec.Struct)
 R = TypeVar("R")
+Bodies = dict[str, type[msgspec.Struct]]  # the types of request bodies, by path
 
 _READ_AT_ONCE = 32 * 2**10  # bytes; at worst some two milliseconds
 

@@ -33,6 +33,7 @@ class Choice:
 
     parser: OutputParser
     prompt_token_ids: tuple[int, ...]
+    token_ids: list[int] = field(default_factory=list)
     tokens: int = 0
     cached_tokens: int = 0
     reasoning_tokens: int = 0
@@ -85,6 +86,11 @@ class Generation:
     def prompt_token_ids(self, index: int) -> tuple[int, ...]:
         """The prompt that choice `index` goes on from."""
         return self._choices[index].prompt_token_ids
+
+    def token_ids(self, index: int) -> list[int]:
+        """The prompt and the output so far of choice `index`."""
+        choice = self._choices[index]
+        return [*choice.prompt_token_ids, *choice.token_ids]
 
     @property
     def usage(self) -> Usage:
@@ -247,6 +253,7 @@ class Generation:
             self._metrics.next_token(self.model, now - self._last)
         self._last = now
         choice.tokens += len(event.token_ids)
+        choice.token_ids.extend(event.token_ids)
         choice.cached_tokens = event.cached_tokens
 
     def _end(self, index: int, choice: Choice, event: StreamEvent) -> Ended:

@@ -36,6 +36,8 @@ _JSON = re.compile(
 )
 _CORS_HEADERS = "authorization, content-type, x-api-key, anthropic-version, anthropic-beta, x-request-id"
 _NAMES = re.compile(rb"[A-Za-z0-9-]{1,64}(?:\s*,\s*[A-Za-z0-9-]{1,64}){0,63}")
+_BODILESS = ("GET", "HEAD", "DELETE")
+_BODIED_DELETE = "/api/delete"  # Ollama names the model in a body there
 _ONCE = (
     b"host",
     b"origin",
@@ -141,7 +143,8 @@ class Guard:
                 "method_not_allowed",
                 allowed=names,
             )
-        self._check_body_headers(method, headers)
+        takes_body = method not in _BODILESS or scope["path"] == _BODIED_DELETE
+        self._check_body_headers(method, headers, takes_body)
 
     def _no_route(self, path: str) -> str:
         """Why a path leads nowhere, and where it should lead."""
@@ -153,11 +156,6 @@ class Guard:
                 return f"there is no such route; did you mean {candidate}?"
         if bare == "/embeddings":
             return "this server makes no embeddings; ask another one for them"
-        if path.startswith("/api/"):
-            return (
-                "this server does not speak Ollama's API; its routes are OpenAI's and "
-                "Anthropic's, below /v1"
-            )
         return "there is no such route; GET /openapi.json lists them"
 
     def _check_host(self, headers: Mapping[bytes, bytes]) -> None:
@@ -207,7 +205,9 @@ class Guard:
                 "invalid_api_key",
             )
 
-    def _check_body_headers(self, method: str, headers: Mapping[bytes, bytes]) -> None:
+    def _check_body_headers(
+        self, method: str, headers: Mapping[bytes, bytes], takes_body: bool
+    ) -> None:
         length = headers.get(b"content-length")
         if length is not None and not (length.isdigit() and len(length) < 16):
             raise Problem(400, "the Content-Length is not a number", "bad_header")
@@ -218,7 +218,7 @@ class Guard:
                 "bad_header",
             )
         has_body = b"transfer-encoding" in headers or int(length or 0) > 0
-        if method in ("GET", "HEAD", "DELETE"):
+        if not takes_body:
             if has_body:
                 raise Problem(400, f"a {method} request has no body here", "bad_body")
             return

@@ -83,15 +83,7 @@ async def refuse(
     """Answer with a problem, in the shape of the API that the client speaks; `closes` the connection if a body that
     nobody read may follow.
     """
-    is_theirs = any(
-        name.lower() == b"anthropic-version" for name, _ in scope["headers"]
-    )
-    is_anthropic = scope["path"].startswith(
-        ("/v1/messages", "/v1/models") if is_theirs else "/v1/messages"
-    )
-    body = json.dumps(
-        problem.anthropic() if is_anthropic else problem.openai()
-    ).encode()
+    body = json.dumps(_shaped(scope, problem)).encode()
     headers = [
         (name.encode(), value.encode()) for name, value in problem.headers().items()
     ]
@@ -110,3 +102,15 @@ async def refuse(
             "body": b"" if scope["method"] == "HEAD" else body,
         }
     )
+
+
+def _shaped(scope: Scope, problem: Problem) -> dict[str, Any]:
+    """The body of a refusal as the API says it whose route was asked."""
+    path = scope["path"]
+    if path.startswith("/api/"):
+        return problem.ollama()
+    is_anthropic = path.startswith("/v1/messages")
+    if path.startswith("/v1/models"):
+        names = {name.lower() for name, _ in scope["headers"]}
+        is_anthropic = b"anthropic-version" in names
+    return problem.anthropic() if is_anthropic else problem.openai()

@@ -93,6 +93,12 @@ class Problem(Exception):  # noqa: N818 (it is no bug: the usual end of a bad re
             error["details"] = dict(self.details)
         return {"type": "error", "error": error}
 
+    def ollama(self) -> dict[str, Any]:
+        """The body in Ollama's shape. A model is not found in the words that it uses."""
+        if self.code == "model_not_found":
+            return {"error": f"model not found: {self.message}"}
+        return {"error": self.message}
+
     def _openai_message(self) -> str:
         """The text; of an overflow in the words that OpenAI's clients look for."""
         if self.overflow is None:

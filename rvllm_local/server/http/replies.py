@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from starlette.requests import Request
@@ -18,10 +19,29 @@ from starlette.types import Receive, Scope, Send
 from rvllm_local.server.http.problems import Problem, problem_of
 
 KEEPALIVE = b": keepalive\n\n"
-_HEADERS = [
-    (b"content-type", b"text/event-stream; charset=utf-8"),
-    (b"x-accel-buffering", b"no"),
-]
+
+
+@dataclass(frozen=True, slots=True)
+class Framing:
+    """How a stream is told apart from others, and what its silence looks like.
+
+    `silence` stands for an empty part, `opening` for an empty first part.
+    """
+
+    content_type: bytes
+    silence: bytes
+    opening: bytes
+
+    def part(self, part: bytes, is_first: bool) -> bytes:
+        """What is sent for a part."""
+        return part or (self.opening if is_first else self.silence)
+
+
+SERVER_SENT_EVENTS = Framing(
+    b"text/event-stream; charset=utf-8", KEEPALIVE, opening=KEEPALIVE
+)
+# A space before a line changes nothing for who reads the line as JSON.
+JSON_LINES = Framing(b"application/x-ndjson", b" ", opening=b"")
 
 
 class GoneError(Exception):
@@ -72,8 +92,10 @@ class EventStream:
         self,
         events: AsyncIterator[bytes],
         on_problem: Callable[[Problem], bytes],
+        framing: Framing = SERVER_SENT_EVENTS,
     ) -> None:
         self._events, self._on_problem = events, on_problem
+        self._framing = framing
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         writer = asyncio.ensure_future(self._write(send))
@@ -85,26 +107,24 @@ class EventStream:
         finally:
             await _end(writer, gone)
 
+    def _start(self) -> dict[str, Any]:
+        headers = [
+            (b"content-type", self._framing.content_type),
+            (b"x-accel-buffering", b"no"),
+        ]
+        return {"type": "http.response.start", "status": 200, "headers": headers}
+
     async def _write(self, send: Send) -> None:
         has_begun = False
         async with contextlib.aclosing(self._events) as events:  # type: ignore[type-var]
             try:
                 async for part in events:
+                    body = self._framing.part(part, is_first=not has_begun)
                     if not has_begun:
-                        await send(
-                            {
-                                "type": "http.response.start",
-                                "status": 200,
-                                "headers": _HEADERS,
-                            }
-                        )
+                        await send(self._start())
                         has_begun = True
                     await send(
-                        {
-                            "type": "http.response.body",
-                            "body": part or KEEPALIVE,
-                            "more_body": True,
-                        }
+                        {"type": "http.response.body", "body": body, "more_body": True}
                     )
             except Exception as error:
                 if not has_begun or isinstance(error, OSError):

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import ipaddress
 from dataclasses import dataclass, field
+from pathlib import Path
 
 DEFAULT_PORT = 8473
+OLLAMA_PORT = 11434
 
 
 @dataclass(frozen=True, slots=True)
@@ -14,7 +16,8 @@ class ServerSettings:
 
     `allowed_hosts` are names a request may use for this server beside the loopback ones; `allowed_origins` are web
     origins, matched exactly. Without `api_keys` nobody is asked for one. `keep_alive_s` unloads a model that nobody
-    used for so long; None keeps it.
+    used for so long; None keeps it. `ollama_port` is one more to listen on. Models are fetched
+    into `cache_dir`; None is the default folder.
     """
 
     host: str = "127.0.0.1"
@@ -41,6 +44,8 @@ class ServerSettings:
     aliases: tuple[tuple[str, str], ...] = ()  # another name, and the model's own
     tls_certificate: str | None = None
     tls_key: str | None = None
+    ollama_port: int | None = None
+    cache_dir: Path | None = None
 
 
 LOOPBACK_NAMES = ("localhost", "127.0.0.1", "[::1]")

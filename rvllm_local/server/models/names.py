@@ -39,6 +39,10 @@ class ModelNames:
         """Models that can be asked for from now on."""
         self._names.update(names)
 
+    def remove(self, name: str) -> None:
+        """A model that can be asked for no more."""
+        self._names.discard(name)
+
     def resolve(self, name: str) -> str:
         """The model's own name. Raises `Problem` 404 that lists them."""
         for candidate in (name, name.removesuffix(_LATEST)):

@@ -24,6 +24,7 @@ from rvllm_local.options import EngineOptions
 from rvllm_local.server.http.byte_budget import ByteBudget
 from rvllm_local.server.http.problems import Problem, problem_of
 from rvllm_local.server.models.context import context_of
+from rvllm_local.server.models.keep_alive import KeepAlive
 from rvllm_local.server.models.names import ModelNames
 from rvllm_local.server.models.served_model import (
     OWN_PROCESSES,
@@ -54,6 +55,8 @@ class Listed:
     context_length: int | None
     failure: str | None = None
     parent: str | None = None  # the model that an adapter belongs to
+    # Seconds until it is unloaded, if nobody asks for it; None is never.
+    unloaded_in_s: float | None = None
 
 
 @dataclass(slots=True)
@@ -94,7 +97,8 @@ class Registry:
     ) -> None:
         self._available, self.default, self._options = dict(available), default, options
         self._pinned, self._adapters = frozenset(pinned), dict(adapters)
-        self._keep_alive_s, self._load_timeout_s = keep_alive_s, load_timeout_s
+        self.keep_alive = KeepAlive(keep_alive_s)
+        self._load_timeout_s = load_timeout_s
         self._openers, self._planner, self._clock = openers, planner, clock
         self._finder = finder
         self._budget = ByteBudget(_TOKENIZED)
@@ -130,9 +134,19 @@ class Registry:
         self._available |= added
         self._names.add(added)
 
+    def files(self, name: str) -> ModelFiles:
+        """The files of a model by its own name; of an adapter, its model's."""
+        return self._available[self._base_of(name)]
+
+    def withdraw(self, name: str) -> None:
+        """Offer a model no more. It must be unloaded."""
+        self._available.pop(name, None)
+        self._names.remove(name)
+        self._lengths.pop(name, None)
+
     async def learn_lengths(self) -> None:
         """Learn the contexts of models that are not loaded; their files are read once."""
-        for name, files in self._available.items():
+        for name, files in list(self._available.items()):
             if name not in self._lengths:
                 length = await asyncio.to_thread(context_of, files, self._options)
                 self._lengths[name] = length
@@ -284,25 +298,49 @@ class Registry:
 
     async def _unload(self, slot: _Slot) -> None:
         del self._slots[slot.served.name]
+        self.keep_alive.forget(slot.served.name)
         await slot.served.close()
         logger.info("%s is unloaded", slot.served.name)
 
+    def keep(self, name: str, seconds: float) -> None:
+        """Set how long a model stays loaded that nobody asks for.
+
+        Infinity keeps it. Raises `Problem` 404.
+        """
+        self.keep_alive.set(self._base_of(self.resolve(name)), seconds)
+
+    async def unload(self, name: str) -> bool:
+        """Unload a model now, or when its last request ends.
+
+        False if it is not loaded, or still in use. Raises `Problem` for a pinned one.
+        """
+        base = self._base_of(self.resolve(name))
+        if base in self._pinned:
+            raise Problem(409, f"{base} is pinned; it is never unloaded", "pinned")
+        async with self._change:
+            slot = self._slots.get(base)
+            if slot is None:
+                return False
+            if slot.open_requests:
+                self.keep_alive.set(base, 0.0)
+                return False
+            await self._unload(slot)
+            return True
+
     async def unload_idle(self) -> None:
-        """Unload what nobody has used for `keep_alive_s`."""
-        if self._keep_alive_s is None:
-            return
-        due = self._clock() - self._keep_alive_s
+        """Unload what nobody has used for the time that it is kept."""
         async with self._change:
             for slot in self._idle():
-                if slot.last_used <= due and slot.open_requests == 0:
+                keep_s = self.keep_alive.of(slot.served.name)
+                if keep_s is None or slot.open_requests:
+                    continue
+                if slot.last_used + keep_s <= self._clock():
                     await self._unload(slot)
 
     async def watch(self) -> None:
         """Unload idle models for as long as the task lives."""
-        if self._keep_alive_s is None:
-            return
         while True:
-            await asyncio.sleep(min(5.0, max(0.05, self._keep_alive_s / 4)))
+            await asyncio.sleep(self.keep_alive.look_every_s)
             await self.unload_idle()
 
     async def close(self) -> None:
@@ -335,4 +373,14 @@ class Registry:
             else self._lengths.get(base),
             failure,
             self.default if name in self._adapters else None,
+            self._left(base),
         )
+
+    def _left(self, name: str) -> float | None:
+        """Seconds until a loaded model is unloaded; None if it never is."""
+        slot, keep_s = self._slots.get(name), self.keep_alive.of(name)
+        if slot is None or keep_s is None or name in self._pinned:
+            return None
+        if slot.open_requests:
+            return keep_s
+        return max(0.0, slot.last_used + keep_s - self._clock())

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from starlette.requests import Request
-from starlette.responses import Response
+from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
 from rvllm_local.errors import EngineError
@@ -44,7 +44,10 @@ class _Shown:
         self._service, self._registry = service, service.registry
 
     async def root(self, request: Request) -> Response:
-        """For clients that ask whether anything answers here."""
+        """For clients that ask whether anything answers here; on Ollama's port, it does."""
+        _, port = request.scope.get("server") or ("", None)
+        if port is not None and port == self._service.settings.ollama_port:
+            return PlainTextResponse("Ollama is running")
         return JSONReply({"server": "rvllm_local", "routes": "/openapi.json"})
 
     async def health(self, request: Request) -> Response:

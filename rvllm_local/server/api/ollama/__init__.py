@@ -1,0 +1,1 @@
+"""Ollama's API: lines of JSON, models by name and tag, durations in nanoseconds."""

@@ -1,0 +1,145 @@
+"""Fetches a model for a client, and tells how far it is, a line of JSON at a time.
+
+The fetching is a process of its own: it can be ended at any time, and goes on the next
+time from where it stopped.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import re
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+from starlette.responses import Response
+
+from rvllm_local.models.catalogue import Catalogue
+from rvllm_local.models.repository import parse_repository
+from rvllm_local.server.http.problems import Problem
+from rvllm_local.server.http.replies import JSONReply
+from rvllm_local.server.models.registry import Registry
+
+_AMOUNT = re.compile(r"([\d.]+) of ([\d.]+) MB")
+_SO_FAR = re.compile(r"fetched ([\d.]+) MB")
+_MB = 10**6
+_LATEST = ":latest"
+_HUB_HOSTS = ("hf.co/", "huggingface.co/")
+_LONGEST_LINE = 2**20
+_SILENT_S = 5.0
+
+
+class Pull:
+    """One fetch of a model by its catalogue name, or its name on the hub."""
+
+    def __init__(self, name: str, cache_dir: Path | None, registry: Registry) -> None:
+        """Raises `Problem` for a name that can mean no model to fetch."""
+        self._name = _fetched_name(name)
+        self._cache_dir, self._registry = cache_dir, registry
+        entry = Catalogue.load().entries.get(self._name.lower())
+        self._size = 0 if entry is None else entry.size
+
+    async def lines(self) -> AsyncIterator[bytes]:
+        """A line for each step; the last says success. Raises `Problem`."""
+        yield _line({"status": "pulling manifest"})
+        async for line in self._progress():
+            yield line
+        await self._registry.find_models()
+        for status in ("verifying sha256 digest", "writing manifest", "success"):
+            yield _line({"status": status})
+
+    async def whole(self) -> Response:
+        """The answer when all is there."""
+        async for _ in self.lines():
+            pass
+        return JSONReply({"status": "success"})
+
+    def problem(self, problem: Problem) -> bytes:
+        """What a stream tells of a failure."""
+        return _line(problem.ollama())
+
+    async def _progress(self) -> AsyncIterator[bytes]:
+        """Run the fetching process; an empty part stands for its silence."""
+        environ = os.environ | {"PYTHONUNBUFFERED": "1"}
+        if self._cache_dir is not None:
+            environ["RVLLM_CACHE_DIR"] = str(self._cache_dir)
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "rvllm_local.cli", "pull", self._name),
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.DEVNULL,
+            stderr=asyncio.subprocess.PIPE,
+            limit=_LONGEST_LINE,
+            start_new_session=True,
+            env=environ,
+        )
+        said = ""
+        try:
+            async for text in _said_by(process):
+                said = text or said
+                yield self._told(text) if text else b""
+            status = await process.wait()
+        finally:
+            if process.returncode is None:
+                with contextlib.suppress(ProcessLookupError):
+                    process.terminate()
+                await process.wait()
+        if status:
+            reason = said.removeprefix("error: ")
+            raise Problem(500, f"{self._name} was not fetched: {reason}", "download")
+
+    def _told(self, text: str) -> bytes:
+        """A line of the process, with the bytes that it names."""
+        step: dict[str, Any] = {"status": f"pulling {self._name}"}
+        if match := _AMOUNT.search(text):
+            completed, total = float(match[1]), float(match[2])
+            amounts = (round(completed * _MB), round(total * _MB))
+        elif (match := _SO_FAR.search(text)) and self._size:
+            amounts = (min(self._size, round(float(match[1]) * _MB)), self._size)
+        else:
+            return _line({"status": text})
+        step["digest"] = self._name
+        step["completed"], step["total"] = amounts
+        return _line(step)
+
+
+async def _said_by(process: asyncio.subprocess.Process) -> AsyncIterator[str]:
+    """The lines of a process; an empty one after every silence."""
+    assert process.stderr is not None
+    reading = asyncio.ensure_future(process.stderr.readline())
+    try:
+        while True:
+            done, _ = await asyncio.wait({reading}, timeout=_SILENT_S)
+            if not done:
+                yield ""
+                continue
+            line = reading.result()
+            if not line:
+                return
+            yield line.decode("utf-8", "replace").strip().removeprefix("rvllm: ")
+            reading = asyncio.ensure_future(process.stderr.readline())
+    finally:
+        reading.cancel()
+
+
+def _fetched_name(name: str) -> str:
+    """The name that fetches a model. Raises `Problem` 404 for one that means none."""
+    bare = name.removesuffix(_LATEST)
+    for host in _HUB_HOSTS:
+        bare = bare.removeprefix(host)
+    if bare.lower() in Catalogue.load().entries or parse_repository(bare) is not None:
+        return bare
+    raise Problem(
+        404,
+        "this name is neither in the catalogue nor a repository of the hub, like "
+        "owner/name; rvllm ls lists the names",
+        "model_not_found",
+        "model",
+    )
+
+
+def _line(value: dict[str, Any]) -> bytes:
+    return json.dumps(value).encode() + b"\n"

@@ -1,0 +1,132 @@
+"""What is told of a model that is not loaded: from its headers and settings alone.
+
+Reads files: not for the event loop.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rvllm_local.errors import RvllmError
+from rvllm_local.models.config_file import context_length, read_config, text_config
+from rvllm_local.models.gguf.config import gguf_config
+from rvllm_local.models.gguf.reader import GGUFFile
+from rvllm_local.models.locate import ModelFiles
+from rvllm_local.models.safetensors_check import read_header
+from rvllm_local.text.chat_templates import templates_of_folder, templates_of_gguf
+from rvllm_local.text.detect_style import entry_of
+from rvllm_local.text.families import detect
+from rvllm_local.text.settings_files import read_settings_file
+
+_PACKED = "U32"  # the type of weights that hold several numbers in a word
+_WORD = 32
+_BESIDE_PACKED = (".scales", ".biases")
+
+
+@dataclass(frozen=True, slots=True)
+class ModelFacts:
+    """Sizes, form and abilities. `parameters` is 0 where nothing tells their number.
+
+    `size` is bytes of the weights, `modified` seconds of the epoch. `digest` changes
+    with the files' names, sizes and times; their contents are not read.
+    """
+
+    kind: str
+    architecture: str
+    quantization: str
+    parameters: int
+    size: int
+    modified: float
+    digest: str
+    context_length: int
+    settings: Mapping[str, Any]
+    chat_template: str | None
+    license: str
+    calls_tools: bool
+    thinks: bool
+
+
+def model_facts(files: ModelFiles) -> ModelFacts | None:
+    """The facts; None for files that cannot be read."""
+    try:
+        return _facts(files)
+    except (RvllmError, OSError):
+        return None
+
+
+def _facts(files: ModelFiles) -> ModelFacts:
+    if files.kind == "gguf":
+        gguf = GGUFFile(files.path)
+        config = gguf_config(gguf)
+        template = templates_of_gguf(gguf.metadata, files.path).default
+        parameters, quantization = _of_gguf(gguf)
+    else:
+        config = read_config(files.path)
+        tokenizer = read_settings_file(files.path / "tokenizer_config.json")
+        template = templates_of_folder(files.path, tokenizer).default
+        parameters, quantization = _of_folder(files, config)
+    entry = entry_of(files)
+    style = detect(template, str(config.get("model_type")))
+    stats = [path.stat() for path in files.weight_paths()]
+    return ModelFacts(
+        kind="gguf" if files.kind == "gguf" else "safetensors",
+        architecture=str(config.get("model_type") or "unknown"),
+        quantization=quantization,
+        parameters=parameters,
+        size=sum(stat.st_size for stat in stats),
+        modified=max((stat.st_mtime for stat in stats), default=0.0),
+        digest=_digest(files.weight_paths()),
+        context_length=context_length(config),
+        settings=text_config(config),
+        chat_template=template,
+        license="" if entry is None else entry.license,
+        calls_tools=template is not None,  # a model that knows none is told how
+        thinks=style.reasoning_start is not None or style.tool_family == "harmony",
+    )
+
+
+def _of_gguf(gguf: GGUFFile) -> tuple[int, str]:
+    """The number of parameters, and the format that most bytes are in."""
+    sizes: dict[str, int] = {}
+    parameters = 0
+    for tensor in gguf.tensors.values():
+        parameters += math.prod(tensor.shape)
+        name = tensor.format.name
+        sizes[name] = sizes.get(name, 0) + tensor.nbytes
+    return parameters, max(sizes, key=lambda name: sizes[name], default="")
+
+
+def _of_folder(files: ModelFiles, config: Mapping[str, Any]) -> tuple[int, str]:
+    plan = config.get("quantization")
+    dtype = str(config.get("torch_dtype") or config.get("dtype") or "")
+    bits = plan.get("bits") if isinstance(plan, dict) else None
+    if not isinstance(bits, int) or bits < 1:
+        return _parameters(files, _WORD), dtype
+    return _parameters(files, bits), f"{bits}-bit"
+
+
+def _parameters(files: ModelFiles, bits: int) -> int:
+    """Numbers in all tensors; a word of packed weights holds several of `bits`."""
+    total = 0
+    for path in files.weight_paths():
+        if path.suffix != ".safetensors":
+            return 0
+        for name, tensor in read_header(path)[0].items():
+            if tensor.dtype == _PACKED:
+                total += math.prod(tensor.shape) * _WORD // bits
+            elif bits == _WORD or not name.endswith(_BESIDE_PACKED):
+                total += math.prod(tensor.shape)
+    return total
+
+
+def _digest(paths: list[Path]) -> str:
+    hashed = hashlib.sha256()
+    for path in paths:
+        stat = path.stat()
+        hashed.update(f"{path.name} {stat.st_size} {stat.st_mtime_ns}\n".encode())
+    return hashed.hexdigest()
