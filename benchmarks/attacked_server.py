@@ -74,6 +74,8 @@ def attacked_server(models: Sequence[str | Path], *flags: str) -> Iterator[Attac
         name_of(models[0]),
         "--keep-alive",
         "2s",
+        "--cache",
+        "memory",
         *flags,
     ]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)

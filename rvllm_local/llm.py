@@ -52,7 +52,7 @@ class LLM:
     `model` is a catalogue name, a local folder, a .gguf file or a hub id. `kv_memory` is what the KV arenas may
     take, in bytes or as "256MB". `context_length` shortens the model's own context; `max_rows` is how many
     sequences run at once; `prefill_chunk` the most prompt tokens in one step; `attention` chooses the
-    back end ("auto" takes the kernels where they run and agree); `cache` keeps prefixes in the arena ("memory") and
+    back end ("auto" takes the kernels where they run and agree); `cache` keeps prefixes in the arena ("memory", which "auto" is here) and
     on disk too ("disk", at most `disk_cache_bytes`). Models and cached KV are kept under `cache_dir`; `kv_dtype="int8"` halves or quarters the KV;
     `deterministic` makes tokens independent of batch, chunking and cache; `adapters` are folders of LoRA adapters by the
     names under which requests choose them; `progress` is told what a fetch is doing.

@@ -24,7 +24,7 @@ Count = Annotated[int, Meta(ge=1, le=LARGEST)]
 ContextLength = Annotated[int, Meta(ge=32, le=LARGEST)]  # a block of the KV cache
 CountFromZero = Annotated[int, Meta(ge=0, le=LARGEST)]
 Attention = Literal["auto", "reference", "kernels"]
-Cache = Literal["off", "memory", "disk"]
+Cache = Literal["auto", "off", "memory", "disk"]
 KVDtype = Literal["auto", "int8"]
 CpuWeights = Literal["auto", "quantized", "float32"]
 
@@ -57,9 +57,10 @@ class EngineOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     attention: Annotated[
         Attention, _about("auto, reference (plain MLX) or kernels")
     ] = "auto"
-    cache: Annotated[Cache, _about("keep prefixes in memory, on disk too, or off")] = (
-        "memory"
-    )
+    cache: Annotated[
+        Cache,
+        _about("keep prefixes in memory, on disk too, or off; auto: disk for a server"),
+    ] = "auto"
     disk_cache_bytes: Annotated[
         Bytes, _about("most that prefixes take on disk, like 8GB")
     ] = 8 * 10**9

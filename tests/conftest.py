@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +13,9 @@ import rvllm_local  # noqa: F401  (before MLX, which therefore is not imported u
 from rvllm_local.errors import DownloadError
 from rvllm_local.models.locate import locate
 from tests.support.served import rvllm_serve, save_thinking
+
+# A server that a test starts leaves nothing in the user's own cache.
+os.environ.setdefault("RVLLM_CACHE", "memory")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

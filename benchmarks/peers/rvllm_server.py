@@ -28,6 +28,8 @@ class RvllmServer(ServerProcess):
             model,
             "--port",
             str(port),
+            "--cache",
+            "memory",
         ]
         super().__init__([*command, *options], port, "default", environ)
 

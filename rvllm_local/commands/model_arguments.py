@@ -59,6 +59,23 @@ def ps_arguments(ps: argparse.ArgumentParser) -> None:
     _json(ps)
 
 
+def cache_arguments(cache: argparse.ArgumentParser) -> None:
+    """`rvllm cache`."""
+    cache.add_argument(
+        "action",
+        nargs="?",
+        choices=("clear",),
+        help="clear: remove what it holds",
+    )
+    cache.add_argument(
+        "models",
+        nargs="*",
+        metavar="model",
+        help="the models to clear; all, if none is named",
+    )
+    _json(cache)
+
+
 def search_arguments(search: argparse.ArgumentParser) -> None:
     """`rvllm search WORD...`."""
     search.add_argument("words", nargs="+", metavar="word", help="parts of a name")

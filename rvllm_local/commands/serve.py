@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from rvllm_local import host
+from rvllm_local.commands.choose_cache import with_server_cache
 from rvllm_local.commands.flags import engine_flags
 from rvllm_local.config import Config, load_config
 from rvllm_local.errors import ConfigError, MemoryBudgetError
@@ -49,6 +50,7 @@ def serve(arguments: argparse.Namespace) -> int:
     if report.advice:
         logger.info("%s", report.advice)
     adapters = [adapter_of(text) for text in arguments.adapter]
+    config = with_server_cache(config)
     asyncio.run(_serve(arguments.models or [config.model], config, settings, adapters))
 
 

@@ -80,6 +80,12 @@ def _doctor(arguments: argparse.Namespace) -> int:
     return doctor(arguments)
 
 
+def _cache(arguments: argparse.Namespace) -> int:
+    from rvllm_local.commands.cache import cache
+
+    return cache(arguments)
+
+
 def _bench(arguments: argparse.Namespace) -> int:
     from rvllm_local.commands.bench import bench
 
@@ -135,6 +141,11 @@ VERBS = {
     ),
     "search": Verb(
         "look for models by name", model_flags.search_arguments, _about_models
+    ),
+    "cache": Verb(
+        "show what the disk cache holds, or clear it",
+        model_flags.cache_arguments,
+        _cache,
     ),
     "pack": Verb(
         "write a model as a bundle, which loads without a copy",

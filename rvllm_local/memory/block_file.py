@@ -77,6 +77,17 @@ def write_block(
         raise
 
 
+def write_private(path: Path, data: bytes) -> None:
+    """Write a small file that only this user may read, whole or not at all."""
+    temporary = path.with_name(f"{os.getpid()}{TEMPORARY}")
+    with contextlib.suppress(FileNotFoundError):
+        temporary.unlink()
+    descriptor = os.open(temporary, _NEW_FILE, 0o600)
+    with os.fdopen(descriptor, "wb") as file:
+        file.write(data)
+    temporary.replace(path)
+
+
 def is_trusted(info: os.stat_result) -> bool:
     """A regular file that only this user could have written.
 

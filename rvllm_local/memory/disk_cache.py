@@ -28,6 +28,7 @@ from rvllm_local.memory.block_file import (
     write_block,
 )
 from rvllm_local.memory.block_scan import HOME_CHARS, block_files
+from rvllm_local.memory.cache_contents import name_home
 
 FREE_RESERVE = 512 * 2**20  # bytes that are left free on the disk
 _QUEUE_BYTES = 64 * 2**20  # waiting to be written
@@ -71,7 +72,9 @@ class BlockStore:
         fingerprint: bytes,
         budget_bytes: int,
         warn: Callable[[str], None],
+        name: str = "",
     ) -> None:
+        """`name` is the model's, for people."""
         if len(fingerprint) != KEY_BYTES:
             raise ValueError(
                 f"a fingerprint has {KEY_BYTES} bytes, not {len(fingerprint)}"
@@ -81,6 +84,7 @@ class BlockStore:
         self._fingerprint = fingerprint
         self._budget = budget_bytes
         self._warn = warn
+        self._name = name
         self._lock = threading.Lock()
         self._sizes: dict[bytes, int] = {}  # this fingerprint's blocks
         self._pending: dict[bytes, bytes] = {}
@@ -196,6 +200,8 @@ class BlockStore:
                     raise OSError(f"{folder} is a symbolic link")
                 if folder.stat().st_mode & 0o077:
                     folder.chmod(0o700)
+            if self._name:
+                name_home(self._home, self._name)
             self._scan()
             self._make_room(0)
         except OSError as error:

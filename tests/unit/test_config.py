@@ -107,7 +107,7 @@ def test_flag_over_environment_over_file_over_default(file: Path) -> None:
         ('attention = "flash"', ["attention", "flash", "auto, reference or kernels"]),
         ("attention = []", ["attention", "[]", "auto, reference or kernels"]),
         ('deterministic = "perhaps"', ["deterministic", "perhaps", "true or false"]),
-        ('cache = "cloud"', ["cache", "cloud", "off, memory or disk"]),
+        ('cache = "cloud"', ["cache", "cloud", "auto, off, memory or disk"]),
         ('kv_dtype = "int4"', ["kv_dtype", "int4", "auto or int8"]),
         ('disk_cache_bytes = "lots"', ["disk_cache_bytes", "lots", "256MB"]),
         ("step_target_ms = 0", ["step_target_ms", "0", "at least 1"]),

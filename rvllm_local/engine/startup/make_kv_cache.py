@@ -33,7 +33,7 @@ def make_kv_cache(
     if options.cache == "disk":
         if parts.layout.has_state:
             form = probe_state_form(parts.loaded.module)
-        store = _open_store(options, root, form)
+        store = _open_store(options, root, form, parts.loaded.name)
     swap_folder = None if options.cache_dir is None else Path(options.cache_dir)
     return KVCacheManager(
         parts.kv,
@@ -50,6 +50,7 @@ def _open_store(
     options: EngineOptions,
     fingerprint: bytes,
     form: StateForm,
+    name: str,
 ) -> BlockStore | None:
     """The store on disk; None if its budget does not hold one state of the model."""
     if options.cache_dir is None:
@@ -68,6 +69,7 @@ def _open_store(
         fingerprint=fingerprint,
         budget_bytes=options.disk_cache_bytes,
         warn=logger.warning,
+        name=name,
     )
 
 
