@@ -95,7 +95,8 @@ class StepModel:
     def _together(self, geometry: CallGeometry) -> Iterator[list[int]]:
         """Rows for each call.
 
-        They are of like length, with no more context than the plan has room for.
+        They are of like length, with no more context than the plan has room for, and in
+        their order. Of two rows of one sequence the earlier one is not in a later call.
         """
         lengths = geometry.context_lens
         if geometry.rows == 1:
@@ -103,22 +104,19 @@ class StepModel:
             return
         limit = _MOST_GATHERED // max(self._token_bytes)
         rows: list[int] = []
-        longest = 0
         total = 0
-        longest_first = np.argsort(-lengths, kind="stable")
-        for row in longest_first.tolist():
+        shortest_first = np.argsort(lengths, kind="stable")
+        for row in shortest_first.tolist():
             length = int(lengths[row])
-            gathered = longest * (len(rows) + 1)
+            gathered = length * (len(rows) + 1)
             is_ragged = gathered > _MAX_PADDING * (total + length)
             if rows and (gathered > limit or is_ragged):
-                yield rows
+                yield sorted(rows)
                 rows = []
                 total = 0
-            if not rows:
-                longest = length
             rows.append(row)
             total += length
-        yield rows
+        yield sorted(rows)
 
 
 class DeferredLogits:

@@ -52,6 +52,39 @@ def engine() -> Engine:
     return Engine()
 
 
+@pytest.mark.parametrize("lengths", [(9, 12), (12, 9), (20, 31, 25)])
+def test_rows_of_like_length_keep_their_tokens(
+    engine: Engine, lengths: tuple[int, ...]
+) -> None:
+    """They are one call, in whatever order their lengths stand."""
+    prompts = [tokens_of(length, length) for length in lengths]
+    rows = [engine.sequence(prompt) for prompt in prompts]
+    positions = [length - 1 for length in lengths]
+    logits = engine.call(rows, positions, [[prompt[-1]] for prompt in prompts])
+    for row, prompt in enumerate(prompts):
+        expected = plain_logits(engine.module, prompt)[-1]
+        assert distance(np.array(logits)[row, 0], expected) < EXACT
+
+
+@pytest.mark.parametrize("most_gathered", [32 << 20, 1])
+def test_a_call_takes_several_tokens_of_a_sequence(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch, most_gathered: int
+) -> None:
+    """Each as a row, whether one call has room for them or none for two."""
+    monkeypatch.setattr(backend, "_MOST_GATHERED", most_gathered)
+    prompts = [tokens_of(40, 1), tokens_of(33, 2)]
+    rows = [engine.sequence(prompts[0][:36]), engine.sequence(prompts[1])]
+    for row, prompt in zip(rows, prompts, strict=True):
+        engine.kv.grow(row, len(prompt))
+    tables = [rows[0]] * 5 + [rows[1]]
+    tokens = [[token] for token in prompts[0][35:]] + [[prompts[1][-1]]]
+    logits = engine.call(tables, [35, 36, 37, 38, 39, 32], tokens)
+    drafted = plain_logits(engine.module, prompts[0])[35:]
+    alone = plain_logits(engine.module, prompts[1])[-1:]
+    for row, expected in enumerate([*drafted, *alone]):
+        assert distance(np.array(logits)[row, 0], expected) < EXACT
+
+
 def test_rows_of_very_different_lengths_keep_their_places(engine: Engine) -> None:
     prompts = [tokens_of(length, length) for length in (9, 250, 12, 200, 10)]
     expected = [plain_logits(engine.module, prompt)[-1] for prompt in prompts]
