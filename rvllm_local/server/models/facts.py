@@ -71,22 +71,36 @@ def _facts(files: ModelFiles) -> ModelFacts:
         template = templates_of_folder(files.path, tokenizer).default
         parameters, quantization = _of_folder(files, config)
     entry = entry_of(files)
+    license_name = ""
+    if entry is not None:
+        license_name = entry.license
     style = detect(template, str(config.get("model_type")))
-    stats = [path.stat() for path in files.weight_paths()]
+    thinks = style.reasoning_start is not None
+    if style.tool_family == "harmony":
+        thinks = True
+    size = 0
+    modified = 0.0
+    for path in files.weight_paths():
+        stat = path.stat()
+        size += stat.st_size
+        modified = max(modified, stat.st_mtime)
+    kind = "safetensors"
+    if files.kind == "gguf":
+        kind = "gguf"
     return ModelFacts(
-        kind="gguf" if files.kind == "gguf" else "safetensors",
+        kind=kind,
         architecture=str(config.get("model_type") or "unknown"),
         quantization=quantization,
         parameters=parameters,
-        size=sum(stat.st_size for stat in stats),
-        modified=max((stat.st_mtime for stat in stats), default=0.0),
+        size=size,
+        modified=modified,
         digest=_digest(files.weight_paths()),
         context_length=context_length(config),
         settings=text_config(config),
         chat_template=template,
-        license="" if entry is None else entry.license,
+        license=license_name,
         calls_tools=template is not None,  # a model that knows none is told how
-        thinks=style.reasoning_start is not None or style.tool_family == "harmony",
+        thinks=thinks,
     )
 
 

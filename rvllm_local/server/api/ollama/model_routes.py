@@ -36,14 +36,18 @@ BODIES: Bodies = {"/api/show": OllamaNameRequest, "/api/pull": OllamaPullRequest
 def routes(service: Service) -> list[Route]:
     """The routes of models."""
     models = _Models(service)
-    return [
-        Route("/api/version", models.version, methods=["GET"]),
-        Route("/api/tags", models.tags, methods=["GET"]),
-        Route("/api/ps", models.ps, methods=["GET"]),
+    shown = {
+        "/api/version": models.version,
+        "/api/tags": models.tags,
+        "/api/ps": models.ps,
+    }
+    rows = [Route(path, show, methods=["GET"]) for path, show in shown.items()]
+    rows += [
         Route("/api/show", models.show, methods=["POST"]),
         Route("/api/pull", models.pull, methods=["POST"]),
-        Route("/api/delete", models.delete, methods=["DELETE"], name="ollama_delete"),
+        Route("/api/delete", models.delete, methods=["DELETE"]),
     ]
+    return rows
 
 
 class _Models:
@@ -57,7 +61,8 @@ class _Models:
 
     async def tags(self, request: Request) -> Response:
         await self._registry.find_models()
-        rows, seen = [], set()
+        rows = []
+        seen = set()
         for listed in self._registry.listed():
             files = self._registry.files(listed.name)
             if listed.parent is None and files.path in seen:

@@ -26,7 +26,6 @@ from rvllm_local.server.models.registry import Registry
 
 _AMOUNT = re.compile(r"([\d.]+) of ([\d.]+) MB")
 _SO_FAR = re.compile(r"fetched ([\d.]+) MB")
-_MB = 10**6
 _LATEST = ":latest"
 _HUB_HOSTS = ("hf.co/", "huggingface.co/")
 _LONGEST_LINE = 2**20
@@ -79,8 +78,11 @@ class Pull:
         said = ""
         try:
             async for text in _said_by(process):
-                said = text or said
-                yield self._told(text) if text else b""
+                if not text:
+                    yield b""
+                    continue
+                said = text
+                yield self._told(text)
             status = await process.wait()
         finally:
             if process.returncode is None:
@@ -93,17 +95,24 @@ class Pull:
 
     def _told(self, text: str) -> bytes:
         """A line of the process, with the bytes that it names."""
-        step: dict[str, Any] = {"status": f"pulling {self._name}"}
-        if match := _AMOUNT.search(text):
-            completed, total = float(match[1]), float(match[2])
-            amounts = (round(completed * _MB), round(total * _MB))
-        elif (match := _SO_FAR.search(text)) and self._size:
-            amounts = (min(self._size, round(float(match[1]) * _MB)), self._size)
+        amounts = _AMOUNT.search(text)
+        so_far = _SO_FAR.search(text)
+        if amounts is not None:
+            completed = _bytes(amounts[1])
+            total = _bytes(amounts[2])
+        elif so_far is not None and self._size:
+            completed = min(self._size, _bytes(so_far[1]))
+            total = self._size
         else:
             return _line({"status": text})
-        step["digest"] = self._name
-        step["completed"], step["total"] = amounts
-        return _line(step)
+        return _line(
+            {
+                "status": f"pulling {self._name}",
+                "digest": self._name,
+                "total": total,
+                "completed": completed,
+            }
+        )
 
 
 async def _said_by(process: asyncio.subprocess.Process) -> AsyncIterator[str]:
@@ -139,6 +148,10 @@ def _fetched_name(name: str) -> str:
         "model_not_found",
         "model",
     )
+
+
+def _bytes(megabytes: str) -> int:
+    return round(float(megabytes) * 10**6)
 
 
 def _line(value: dict[str, Any]) -> bytes:
