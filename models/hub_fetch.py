@@ -12,6 +12,7 @@ import fcntl
 import json
 import os
 import shutil
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -44,6 +45,7 @@ from rvllm_local.models.safetensors_check import has_weight_files, weight_files
 
 _CACHED = ("*.json", "*.safetensors", "tokenizer.model", "*.jinja")
 _REPORT_EACH = 0.05  # of all bytes
+_REPORT_S = 5.0  # or after this time, where more has come
 _SPARE_BYTES = 16 << 20
 
 
@@ -295,18 +297,21 @@ def _install(draft: Path, names: set[str], target: Path) -> None:
 
 
 class _Report:
-    """Says how much has come, at each twentieth."""
+    """Says how much has come, at each twentieth and every few seconds."""
 
     def __init__(self, repository: str, total: int, progress: Progress) -> None:
         self._repository, self._total, self._progress = repository, total, progress
         self._received = self._reported = 0
+        self._reported_at = time.monotonic()
 
     def add(self, count: int) -> None:
         self._received += count
         is_due = self._received - self._reported >= self._total * _REPORT_EACH
+        is_late = time.monotonic() - self._reported_at >= _REPORT_S
         is_complete = self._reported < self._total <= self._received
-        if is_due or is_complete:
+        if is_due or is_late or is_complete:
             self._reported = self._received
+            self._reported_at = time.monotonic()
             share = 100 * self._received // max(1, self._total)
             megabytes = f"{self._received / 1e6:.0f} of {self._total / 1e6:.0f} MB"
             self._progress(f"{self._repository}: {megabytes} ({share} %)")

@@ -14,7 +14,7 @@ from textual import work
 from rvllm_local.errors import ParameterError
 from rvllm_local.tui.beside import refuse_alone
 from rvllm_local.tui.chat_actions import ChatActions
-from rvllm_local.tui.events import ChatChanged
+from rvllm_local.tui.events import ChatChanged, ModelsListed
 from rvllm_local.tui.first_start import best_model, measure_bandwidth
 from rvllm_local.tui.notices import attempt, tell
 from rvllm_local.tui.personas import chat_values, preset_note
@@ -77,8 +77,12 @@ class ActionsApp(ChatActions):
         values: dict[str, Any],
     ) -> None:
         self.presets[name] = values
-        presets = {key: dict(preset) for key, preset in self.presets.items()}
-        await self.keep_setting("presets", presets)
+
+        def add(kept: Any) -> dict[str, Any]:
+            presets = dict(kept) if isinstance(kept, dict) else {}
+            return {**presets, name: values}
+
+        await self.change_setting("presets", add)
         tell(self, f"kept the preset {name}")
 
     def action_chat_preset(self, name: str = "") -> None:
@@ -120,6 +124,7 @@ class ActionsApp(ChatActions):
         models = driver.session.models
         if driver.endpoint is not None:
             models = await attempt(self, driver.endpoint.models()) or models
+            driver.dispatch(ModelsListed(models))
         models = (*models, *await driver.in_thread(self.server.offers, models))
         if not name:
             screen = ModelsScreen(models, driver.session.model)

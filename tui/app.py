@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import time
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any, ClassVar
 
 from textual import events, work
@@ -20,15 +21,18 @@ from textual.screen import Screen
 from textual.widgets import Footer, Input, TextArea
 from textual.worker import WorkerError
 
-from rvllm_local.errors import HistoryError
+from rvllm_local.errors import HistoryError, ParameterError
 from rvllm_local.history import ChatHistory
 from rvllm_local.tui.commands import COMMANDS
+from rvllm_local.tui.drafts import SETTING as DRAFTS
+from rvllm_local.tui.drafts import merge_drafts
 from rvllm_local.tui.driver import Driver
 from rvllm_local.tui.events import ChatChanged, ClockTicked, EngineSeen
 from rvllm_local.tui.keymap import bindings, check_keymap
 from rvllm_local.tui.launcher import ServerLauncher
 from rvllm_local.tui.notices import attempt, copy_text, tell
 from rvllm_local.tui.options import ChatOptions
+from rvllm_local.tui.prompts import prepare
 from rvllm_local.tui.render import render_markdown
 from rvllm_local.tui.shelf import SETTING
 from rvllm_local.tui.state import ConnectionState, EngineView
@@ -140,7 +144,17 @@ class ChatApp(ChatView):
         if options.resume and history is not None:
             await self._resume(history, options.resume)
         if options.prompt:
-            driver.submit(options.prompt)
+            await self._ask_first(options.prompt)
+
+    async def _ask_first(self, text: str) -> None:
+        """Send the question of the command line, with the files that it names."""
+        try:
+            prompt = await asyncio.to_thread(prepare, text, {}, Path.cwd())
+        except ParameterError as error:
+            tell(self, str(error), "error")
+            self.composer.put(text)
+            return
+        self.driver.submit(prompt.text, prompt.figures)
 
     async def _resume(
         self,
@@ -163,7 +177,7 @@ class ChatApp(ChatView):
         kept = await driver.in_thread(history.setting, "presets", {})
         if isinstance(kept, dict):
             self.presets = {**kept, **self.presets}
-        self.drafts.load(await driver.in_thread(history.setting, "drafts", {}))
+        self.drafts.load(await driver.in_thread(history.setting, DRAFTS, {}))
         self.shelf.load(await driver.in_thread(history.setting, SETTING, {}))
         self._is_first_start = not await driver.in_thread(history.chats, 1)
 
@@ -214,8 +228,7 @@ class ChatApp(ChatView):
         history = self.driver.history
         if self.drafts.is_changed and history is not None and not history.read_only:
             changes = self.drafts.take_changes()
-            writing = self.driver.in_thread(history.set_setting, "drafts", changes)
-            await attempt(self, writing)
+            await self.change_setting(DRAFTS, lambda kept: merge_drafts(kept, changes))
 
     # What the session tells
 

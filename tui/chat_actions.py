@@ -19,12 +19,15 @@ class ChatActions(CompareActions):
 
     def action_chat_new(self, _argument: str = "") -> None:
         """Start a new chat."""
-        self.driver.new_chat()
-        self.composer.focus()
+        self.composer.call_later(self._begin_chat)
 
     def action_chat_temporary(self, _argument: str = "") -> None:
         """Start a chat that is not kept."""
-        self.driver.new_chat(is_temporary=True)
+        self.composer.call_later(self._begin_chat, True)
+
+    def _begin_chat(self, is_temporary: bool = False) -> None:
+        """It comes behind what the composer still has to send."""
+        self.driver.new_chat(is_temporary)
         self.composer.focus()
 
     def action_chat_list(self, words: str = "") -> None:

@@ -107,8 +107,11 @@ class ServerConnection:
         if problem := await self._fetch(info):
             return problem
         await self._until_quiet()
+        before = self._driver.session.model
+        self._driver.dispatch(ChatChanged({"model": info.id}))
         problem = await self._attach(launcher.restart(info.id, self._loading))
         if problem:
+            self._driver.dispatch(ChatChanged({"model": before}))
             await self.connect()  # with the model that was there before
         else:
             model = self._driver.session.model

@@ -7,9 +7,11 @@ from collections.abc import Callable
 
 from rvllm_local.tui.status import bar
 
-_AMOUNT = re.compile(r"([\d.]+) ?(kB|MB|GB)\b")
+# "fetched 45 MB" of a wheel, "owner/name: 45 of 300 MB (15 %)" of a repository.
+_AMOUNT = re.compile(r"(?:fetched|:) ([\d.]+)(?: of ([\d.]+))? (kB|MB|GB)\b")
 _UNITS = {"kB": 1e3, "MB": 1e6, "GB": 1e9}
 _BAR_WIDTH = 12
+STALLED_S = 15.0  # without a word from the fetching process
 
 
 class DownloadProgress:
@@ -26,42 +28,58 @@ class DownloadProgress:
     ) -> None:
         self._name, self._size, self._clock = name, size, clock
         self._first: tuple[float, float] | None = None  # time and bytes
+        self._last_text, self._last_at = "", clock()
 
     def told(self, text: str) -> str:
         """The line to show once the process has printed `text`."""
-        amounts = [
-            float(number) * _UNITS[unit] for number, unit in _AMOUNT.findall(text)
-        ]
-        if not amounts:
-            return f"fetching {self._name}: {text}"
-        came = amounts[0]
-        size = amounts[1] if len(amounts) > 1 and amounts[1] > came else self._size
+        if text != self._last_text:
+            self._last_text, self._last_at = text, self._clock()
+        amount = _AMOUNT.search(text)
+        if amount is None:
+            return self._with_silence(f"fetching {self._name}: {text}")
+        unit = _UNITS[amount[3]]
+        came = float(amount[1]) * unit
+        size: float | None = self._size
+        if amount[2] is not None:
+            size = float(amount[2]) * unit
         parts = [f"fetching {self._name}"]
         if size:
             share = min(came / size, 1.0)
             parts.append(f"{bar(share, _BAR_WIDTH)} {share:.0%}")
-            parts.append(f"{came / 1e9:.2f} of {size / 1e9:.2f} GB")
+            parts.append(_share(came, size))
         else:
             parts.append(f"{came / 1e6:.0f} MB")
         parts += self._speed(came, size)
-        return "  ".join(parts)
+        return self._with_silence("  ".join(parts))
+
+    def _with_silence(self, line: str) -> str:
+        """The line, and for how long nothing has come, where that is long."""
+        silence = self._clock() - self._last_at
+        if silence < STALLED_S:
+            return line
+        return f"{line}  nothing came for {_duration(silence)}"
 
     def _speed(
         self,
         came: float,
         size: float | None,
     ) -> list[str]:
-        now = self._clock()
         if self._first is None:
-            self._first = (now, came)
+            self._first = (self._last_at, came)
         began, before = self._first
-        if now - began < 1.0 or came <= before:
+        if self._last_at - began < 1.0 or came <= before:
             return []
-        speed = (came - before) / (now - began)
+        speed = (came - before) / (self._last_at - began)
         parts = [f"{speed / 1e6:.1f} MB/s"]
         if size and size > came:
             parts.append(f"{_duration((size - came) / speed)} left")
         return parts
+
+
+def _share(came: float, size: float) -> str:
+    if size < 1e9:
+        return f"{came / 1e6:.0f} of {size / 1e6:.0f} MB"
+    return f"{came / 1e9:.2f} of {size / 1e9:.2f} GB"
 
 
 def _duration(seconds: float) -> str:

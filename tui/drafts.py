@@ -15,11 +15,16 @@ _LONGEST = 200_000  # characters
 
 
 class Drafts:
-    """The drafts by chat. `is_changed` says whether they must be written."""
+    """The drafts by chat. What changed here is written into what others have written."""
 
     def __init__(self) -> None:
         self._texts: dict[str, str] = {}
-        self.is_changed = False
+        self._changed: set[str] = set()
+
+    @property
+    def is_changed(self) -> bool:
+        """Whether something must be written."""
+        return bool(self._changed)
 
     def load(self, kept: Any) -> None:
         """Take what was kept; anything else than text by name is left out."""
@@ -43,13 +48,29 @@ class Drafts:
             if text:
                 self._texts[chat_id] = text
             return
-        self.is_changed = True
+        self._changed.add(chat_id)
         if text:
             self._texts[chat_id] = text
-        while len(self._texts) > _MOST:
-            del self._texts[next(iter(self._texts))]
+        _drop_oldest(self._texts)
 
-    def take_changes(self) -> dict[str, str]:
-        """All drafts, to be written now."""
-        self.is_changed = False
-        return dict(self._texts)
+    def take_changes(self) -> Mapping[str, str]:
+        """The drafts that changed, to be written now; an empty one is forgotten."""
+        changes = {chat_id: self.get(chat_id) for chat_id in self._changed}
+        self._changed = set()
+        return changes
+
+
+def merge_drafts(kept: Any, changes: Mapping[str, str]) -> dict[str, str]:
+    """What was kept, perhaps by another chat meanwhile, with the changes of this one."""
+    texts = dict(kept) if isinstance(kept, Mapping) else {}
+    for chat_id, text in changes.items():
+        texts.pop(chat_id, None)
+        if text:
+            texts[chat_id] = text
+    _drop_oldest(texts)
+    return texts
+
+
+def _drop_oldest(texts: dict[str, str]) -> None:
+    while len(texts) > _MOST:
+        del texts[next(iter(texts))]

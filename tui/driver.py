@@ -7,6 +7,7 @@ Knows no interface: the app and the plain mode listen to it. Effects are done by
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
@@ -39,6 +40,7 @@ from rvllm_local.tui.state import ChatSession
 
 Listener = Callable[[ChatSession, Change], None]
 _BRANCH = " (branch)"
+UNDOABLE = 50  # deletions that can be undone, one after the other
 
 
 class Driver(EffectWorker):
@@ -56,7 +58,7 @@ class Driver(EffectWorker):
         super().__init__(clock)
         self.sessions = ChatSessions(Chat(new_id()))
         self._on_change, self._on_effect = on_change, on_effect
-        self._deleted: tuple[ChatHistory, Deleted] | None = None
+        self._deleted: deque[tuple[ChatHistory, Deleted]] = deque(maxlen=UNDOABLE)
 
     @property
     def session(self) -> ChatSession:
@@ -265,14 +267,17 @@ class Driver(EffectWorker):
         store = self.store
         deleted = await self.in_thread(store.delete_message, message_id)
         if deleted is not None:
-            self._deleted = (store, deleted)
+            self._deleted.append((store, deleted))
         await self.open_chat(self.session.chat.id, store)
 
     async def undo(self) -> bool:
-        """Bring back what was deleted last; False where there is nothing."""
-        if self._deleted is None:
+        """Bring back what was deleted last; False where there is nothing.
+
+        Each further call brings back what was deleted before that.
+        """
+        if not self._deleted:
             return False
-        (store, deleted), self._deleted = self._deleted, None
+        store, deleted = self._deleted.pop()
         await self.in_thread(store.restore, deleted)
         await self.open_chat(deleted.chat_id, store)
         return True
@@ -331,7 +336,7 @@ class Driver(EffectWorker):
         store = self.store_of(chat_id)
         deleted = await self.in_thread(store.delete_chat, chat_id)
         if deleted is not None:
-            self._deleted = (store, deleted)
+            self._deleted.append((store, deleted))
         if is_present:
             self.new_chat()
 

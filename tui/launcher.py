@@ -21,14 +21,18 @@ from rvllm_local.tui.endpoint import ChatEndpoint
 from rvllm_local.tui.lease import Lease, socket_path, start_server, take_lease
 from rvllm_local.tui.state import ModelInfo
 
-DEFAULT_URL = "http://127.0.0.1:8473"
+DEFAULT_PORT = 8473
 GRACE_S = 60.0  # the server stays this long after the last chat
 _POLL_S = 0.15
+_LINE_S = 1.0  # after which a download is looked at again
 Report = Callable[[str], None]
 
 
 class ServerLauncher:
-    """The server under the chat. `is_child` says whether it was started for chats."""
+    """The server under the chat. `is_child` says whether it was started for chats.
+
+    Without a `url` it is the server at `port` on this machine, or one started there.
+    """
 
     def __init__(
         self,
@@ -37,13 +41,15 @@ class ServerLauncher:
         *,
         may_start: bool = True,
         grace_s: float = GRACE_S,
+        port: int | None = None,
     ) -> None:
-        self.url = url or DEFAULT_URL
+        self.url = url or f"http://127.0.0.1:{port or DEFAULT_PORT}"
         self.model = model
         self.lease: Lease | None = None
         self._may_start = may_start and url is None
         self._grace_s = grace_s
         self._report: Report = lambda text: None
+        self._download: DownloadProgress | None = None  # of the server's first model
 
     @property
     def is_child(self) -> bool:
@@ -103,6 +109,7 @@ class ServerLauncher:
         lease = self.lease
         if lease is not None:
             lease.report = self._report
+            await self._expect_download()
         while True:
             if lease is not None and lease.is_over:
                 reason = lease.last_error or "no reason given"
@@ -125,7 +132,15 @@ class ServerLauncher:
         if self.lease is None or not self.lease.lines:
             return ""
         last = self.lease.lines[-1].removeprefix("rvllm: ")
+        if last.startswith("fetched") and self._download is not None:
+            return self._download.told(last)
         return "" if last.startswith("serving on") else last
+
+    async def _expect_download(self) -> None:
+        """The server may have to fetch its model first."""
+        name = self.model or "the default model"
+        size = await asyncio.to_thread(catalogue_size, name)
+        self._download = DownloadProgress(name, size, time.monotonic)
 
     def offers(self, served: Sequence[ModelInfo]) -> tuple[ModelInfo, ...]:
         """What could be started, beside what is served now.
@@ -161,10 +176,13 @@ class ServerLauncher:
         said = ""
         try:
             assert process.stdout is not None
-            async for line in process.stdout:
+            while True:
+                line = await _next_line(process.stdout)
+                if not line:
+                    break
                 text = line.decode("utf-8", "replace").strip()
                 said = text or said
-                report(progress.told(text.removeprefix("rvllm: ")))
+                report(progress.told(said.removeprefix("rvllm: ")))
             status = await process.wait()
         finally:
             if process.returncode is None:
@@ -208,3 +226,19 @@ class ServerLauncher:
         lease, self.lease = self.lease, None
         if lease is not None:
             await lease.release()
+
+
+async def _next_line(stream: asyncio.StreamReader) -> bytes:
+    """The next line; an empty one where none comes in time, nothing at the end."""
+    try:
+        return await asyncio.wait_for(stream.readline(), _LINE_S)
+    except TimeoutError:
+        return b"\n"
+
+
+def catalogue_size(name: str) -> int | None:
+    """Bytes of a model that has a name here."""
+    from rvllm_local.models.catalogue import Catalogue
+
+    entry = Catalogue.load().entries.get(name.lower())
+    return None if entry is None else entry.size

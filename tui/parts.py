@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from textual.app import App
@@ -68,14 +68,22 @@ class PartsApp(App[int]):
         value: Any,
     ) -> None:
         """Write a setting into the history, where there is one that may be written."""
+        await self.change_setting(name, lambda _: value)
+
+    async def change_setting(
+        self,
+        name: str,
+        change: Callable[[Any], Any],
+    ) -> None:
+        """Change a setting of the history, which another chat may have changed, too."""
         history = self.driver.history
         if history is not None and not history.read_only:
-            writing = self.driver.in_thread(history.set_setting, name, value)
+            writing = self.driver.in_thread(history.change_setting, name, change)
             await attempt(self, writing)
 
     async def keep_shelf(self) -> None:
         """Write which chats are pinned and in which folder they are."""
-        await self.keep_setting(SETTING, self.shelf.values())
+        await self.change_setting(SETTING, self.shelf.merge)
 
     # Any command
 

@@ -42,6 +42,7 @@ from rvllm_local.tui.requests import (
     submitted,
     unqueued,
 )
+from rvllm_local.tui.sanitise import clean_line
 from rvllm_local.tui.state import (
     ChatSession,
     ConnectionState,
@@ -236,7 +237,12 @@ def _models(session: ChatSession, event: events.ModelsListed) -> Step:
     elif model not in ids:
         served = [info.id for info in event.models if info.served]
         model = served[0] if served else model
-    return replace(session, models=event.models, model=model), ()
+    effects: tuple[Effect, ...] = ()
+    if session.model and model != session.model:
+        gone = clean_line(session.model, 60)
+        text = f"{gone} is not served any more; {clean_line(model, 60)} answers now"
+        effects = (Notify(text, "warning"),)
+    return replace(session, models=event.models, model=model), effects
 
 
 def _engine(session: ChatSession, event: events.EngineSeen) -> Step:

@@ -31,12 +31,13 @@ PRESET_TEXTS = ("system", "model")  # what a preset has beside parameters
 NOTIFY_KINDS = ("bell", "osc9", "osc777")
 _KINDS: Mapping[str, type] = {
     "endpoint": str,
+    "port": int,
     "theme": str,
     "notify": str,
     "keys": dict,
     "presets": dict,
 }
-_KNOWN = "endpoint, theme, notify, [keys], [presets.NAME]"
+_KNOWN = "endpoint, port, theme, notify, [keys], [presets.NAME]"
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +45,8 @@ class ChatSettings:
     """The file's values.
 
     `presets` map a name to sampling parameters and, under "system" and "model", to
-    text. `notify` is how the end of a long reply is told; None tells nothing.
+    text. `notify` is how the end of a long reply is told; None tells nothing. `port` is
+    where the server of all chats listens.
     """
 
     endpoint: str | None = None
@@ -52,6 +54,7 @@ class ChatSettings:
     keys: Mapping[str, str] = field(default_factory=dict)
     presets: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     notify: str | None = None
+    port: int | None = None
 
 
 def settings_path(environ: Mapping[str, str]) -> Path:
@@ -74,28 +77,36 @@ def load_settings(environ: Mapping[str, str] | None = None) -> ChatSettings:
         raise ConfigError(reason) from error
     for name, value in values.items():
         kind = _KINDS.get(name)
-        if kind is None or not isinstance(value, kind):
+        if kind is None or type(value) is not kind:
             raise ConfigError(
                 f"{path}: {name} = {value!r} is not known; known are {_KNOWN}"
             )
-    keys = values.get("keys", {})
-    for name, value in keys.items():
-        if not isinstance(value, str):
-            raise ConfigError(f"{path}: [keys] {name} must be text, not {value!r}")
-    notify = values.get("notify")
-    if notify is not None and notify not in NOTIFY_KINDS:
-        kinds = ", ".join(NOTIFY_KINDS)
-        raise ConfigError(f"{path}: notify = {notify!r} is none of {kinds}")
+    _check_values(path, values)
     presets = {}
     for name, preset in values.get("presets", {}).items():
         presets[name] = _preset(path, name, preset)
     return ChatSettings(
         values.get("endpoint"),
         values.get("theme"),
-        keys,
+        values.get("keys", {}),
         presets,
-        notify,
+        values.get("notify"),
+        values.get("port"),
     )
+
+
+def _check_values(path: Path, values: Mapping[str, Any]) -> None:
+    """What is of the right type can still be wrong. Raises `ConfigError`."""
+    for name, value in values.get("keys", {}).items():
+        if not isinstance(value, str):
+            raise ConfigError(f"{path}: [keys] {name} must be text, not {value!r}")
+    notify = values.get("notify")
+    if notify is not None and notify not in NOTIFY_KINDS:
+        kinds = ", ".join(NOTIFY_KINDS)
+        raise ConfigError(f"{path}: notify = {notify!r} is none of {kinds}")
+    port = values.get("port")
+    if port is not None and not 0 < port < 65536:
+        raise ConfigError(f"{path}: port = {port!r} must be from 1 to 65535")
 
 
 def _preset(

@@ -21,6 +21,7 @@ class Shelf:
 
     pins: list[str] = field(default_factory=list)
     folders: dict[str, str] = field(default_factory=dict)
+    _changed: set[str] = field(default_factory=set)  # chats, since it was written
 
     def load(self, kept: Any) -> None:
         """Take what was kept; what is no text is left out."""
@@ -38,8 +39,24 @@ class Shelf:
         """What is to be kept."""
         return {"pins": self.pins, "folders": self.folders}
 
+    def merge(self, kept: Any) -> dict[str, Any]:
+        """What is to be kept: what was, perhaps by others, with the changes made here.
+
+        The shelf then knows what the others did.
+        """
+        merged = Shelf()
+        merged.load(kept)
+        for chat_id in self._changed:
+            if (chat_id in self.pins) != (chat_id in merged.pins):
+                merged.toggle_pin(chat_id)
+            merged.move(chat_id, self.folders.get(chat_id, ""))
+        self.pins, self.folders = merged.pins, merged.folders
+        self._changed = set()
+        return self.values()
+
     def toggle_pin(self, chat_id: str) -> bool:
         """Pin a chat, or take its pin away; returns whether it is pinned now."""
+        self._changed.add(chat_id)
         if chat_id in self.pins:
             self.pins.remove(chat_id)
             return False
@@ -52,6 +69,7 @@ class Shelf:
         folder: str,
     ) -> None:
         """Put a chat into a folder; an empty name takes it out."""
+        self._changed.add(chat_id)
         name = " ".join(folder.split())[:FOLDER_LENGTH]
         if name:
             self.folders[chat_id] = name

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from rvllm_local.errors import ParameterError
 from rvllm_local.tui.settings import parse_parameter
+
+# Of a model, a repository at a revision, or a path.
+_NAME = re.compile(r"[\w.+~@:/\\-]*[\w/]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,13 +25,13 @@ class Request:
 def read_words(words: Sequence[str], models: Collection[str]) -> Request:
     """A model's name, a question, or a name and then a question.
 
-    A single word is a name; of several, the first is one where it is in `models` or
-    names a repository or file.
+    A single word is a name if it can be one; of several, the first is one where it is in
+    `models` or names a repository or file.
     """
     if not words:
         return Request(None, None)
     first = words[0]
-    is_name = not any(character.isspace() for character in first)
+    is_name = _NAME.fullmatch(first) is not None
     if len(words) == 1:
         return Request(first, None) if is_name else Request(None, first)
     is_model = first.lower() in models or "/" in first or first.endswith(".gguf")

@@ -112,7 +112,7 @@ def chat(arguments: argparse.Namespace) -> int:
         context=sys.stdin.read() if is_piped else "",
     )
     url = arguments.endpoint or settings.endpoint
-    launcher = ServerLauncher(url, model or load_config().model)
+    launcher = ServerLauncher(url, model or load_config().model, port=settings.port)
     if is_plain(arguments):
         from rvllm_local.tui.run_plain import run_plain
 

@@ -11,7 +11,7 @@ import os
 import sqlite3
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,9 @@ from rvllm_local.history.rows import (
 from rvllm_local.history.schema import SCHEMA_VERSION, migrate, version_of
 from rvllm_local.history.search import search
 from rvllm_local.history.types import Chat, ChatMessage, Deleted, Hit
+
+_TICK_S = 0.001  # keeps the order of two writes
+_GONE = "not saved: what this answers was deleted by another chat."
 
 
 class ChatHistory:
@@ -124,8 +127,9 @@ class ChatHistory:
         """Keep a new message and make it the head, where its chat goes on."""
         query = "UPDATE chat SET head_id = ?, updated = ? WHERE id = ?"
         with self._write() as db:
+            _check_parent(db, message)
             _insert_message(db, message)
-            db.execute(query, (message.id, time.time(), message.chat_id))
+            db.execute(query, (message.id, _now(db), message.chat_id))
 
     def update_message(self, message: ChatMessage) -> None:
         """Write a reply's text so far, or its end."""
@@ -250,10 +254,19 @@ class ChatHistory:
 
     def set_setting(self, key: str, value: Any) -> None:
         """Keep a setting: anything JSON can hold."""
+        self.change_setting(key, lambda _: value)
+
+    def change_setting(self, key: str, change: Callable[[Any], Any]) -> None:
+        """Put what `change` makes of a setting, or of None, in its place.
+
+        It is one step: another program that has the file open loses nothing.
+        """
+        query = "SELECT value FROM setting WHERE key = ?"
         with self._write() as db:
-            db.execute(
-                "INSERT OR REPLACE INTO setting VALUES (?, ?)", (key, json.dumps(value))
-            )
+            row = db.execute(query, (key,)).fetchone()
+            kept = None if row is None else json.loads(row[0])
+            values = (key, json.dumps(change(kept)))
+            db.execute("INSERT OR REPLACE INTO setting VALUES (?, ?)", values)
 
     def close(self) -> None:
         """Close the file. Safe to call twice."""
@@ -276,6 +289,9 @@ class ChatHistory:
                 self._db.execute("BEGIN IMMEDIATE")
                 yield self._db
                 self._db.execute("COMMIT")
+            except sqlite3.IntegrityError as error:
+                self._rollback()
+                raise HistoryError(_GONE) from error
             except sqlite3.Error as error:
                 self._rollback()
                 raise HistoryError(
@@ -324,6 +340,12 @@ def _leaf(db: sqlite3.Connection, message_id: str) -> str:
         message_id = str(row[0])
 
 
+def _now(db: sqlite3.Connection) -> float:
+    """Seconds since 1970, but never before the newest chat: a clock can be set back."""
+    newest = db.execute("SELECT max(updated) FROM chat").fetchone()[0]
+    return time.time() if newest is None else max(time.time(), newest + _TICK_S)
+
+
 def _insert_chat(db: sqlite3.Connection, chat: Chat) -> None:
     query = f"INSERT INTO chat ({CHAT_COLUMNS}) VALUES (?,?,?,?,?,?,?,?)"
     db.execute(query, chat_row(chat))
@@ -333,6 +355,15 @@ def _insert_message(db: sqlite3.Connection, message: ChatMessage) -> None:
     marks = "?,?,?,?,?,?,?,?,?,?,?,NULL"
     query = f"INSERT INTO message ({MESSAGE_COLUMNS}) VALUES ({marks})"
     db.execute(query, message_row(message))
+
+
+def _check_parent(db: sqlite3.Connection, message: ChatMessage) -> None:
+    """Raise `HistoryError` if the message before is gone."""
+    if message.parent_id is None:
+        return
+    query = "SELECT 1 FROM message WHERE id = ?"
+    if db.execute(query, (message.parent_id,)).fetchone() is None:
+        raise HistoryError(_GONE)
 
 
 def _delete_messages(db: sqlite3.Connection, messages: Sequence[ChatMessage]) -> None:

@@ -181,6 +181,10 @@ def test_branching_deleting_and_undoing(play) -> None:
         await chat.press("alt+up", "delete")
         await chat.until(lambda: chat.texts == ["hi"])
         await chat.told("deleted 1 message")
+        await chat.press("alt+up", "delete")
+        await chat.until(lambda: chat.texts == [])
+        await chat.press("alt+z")
+        await chat.until(lambda: chat.texts == ["hi"])
         await chat.press("alt+z")
         await chat.until(lambda: chat.texts == ["hi", "Hello there."])
         await chat.say("/undo")
@@ -274,6 +278,28 @@ def test_editing_never_doubles_an_attachment(play, tmp_path: Path) -> None:
     file = tmp_path / "small.py"
     file.write_text("x = 1\n")
     play(scenario)
+
+
+def test_the_question_of_the_command_line_attaches_what_it_names(
+    play, tmp_path: Path
+) -> None:
+    async def scenario(chat) -> None:
+        await chat.until(lambda: chat.texts[1:] == ["Hello there."])
+        assert "x = 1" in chat.fake.requests[0]["messages"][-1]["content"]
+        await chat.until(lambda: f"Explain @{file}" in chat.screen().replace("\n", ""))
+
+    file = tmp_path / "x.py"
+    file.write_text("x = 1\n")
+    play(scenario, prompt=f"Explain @{file}", size=(160, 24))
+
+
+def test_a_file_of_the_command_line_that_is_missing_is_told(play) -> None:
+    async def scenario(chat) -> None:
+        await chat.told("there is no such file")
+        await chat.until(lambda: chat.app.composer.text == "Explain @no/such.py")
+        assert chat.fake.requests == []
+
+    play(scenario, prompt="Explain @no/such.py")
 
 
 def test_a_long_paste_is_a_token_until_it_is_sent(play) -> None:

@@ -172,7 +172,7 @@ def test_a_fetch_has_no_time_limit_and_says_why_it_failed() -> None:
     async def scenario() -> None:
         launcher, told = Fetching(None, None), []
         await launcher.fetch(ModelInfo("slow", size=400_000_000), told.append)
-        assert told[-1].startswith("fetching slow  ██████░░░░░░ 50%  0.20 of 0.40 GB")
+        assert told[-1].startswith("fetching slow  ██████░░░░░░ 50%  200 of 400 MB")
         with pytest.raises(EndpointError, match="bad was not fetched: no such model"):
             await launcher.fetch(ModelInfo("bad"), told.append)
 

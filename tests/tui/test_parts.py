@@ -14,6 +14,7 @@ from rvllm_local.tui.attach import expand, mention
 from rvllm_local.tui.commands import COMMANDS, as_prompt, complete_slash, parse_slash
 from rvllm_local.tui.engine_text import PanelExtras, engine_lines, sparkline
 from rvllm_local.tui.keymap import bindings, check_keymap, shown_keys
+from rvllm_local.tui.launcher import ServerLauncher
 from rvllm_local.tui.render import code_blocks, render_markdown, render_message
 from rvllm_local.tui.settings import ChatSettings, load_settings, parse_parameter
 from rvllm_local.tui.state import (
@@ -112,6 +113,8 @@ def test_settings_are_read(tmp_path: Path) -> None:
     ("text", "told"),
     [
         ("theme = 3", "theme = 3"),
+        ("port = true", "port = True"),
+        ("port = 70000", "port = 70000"),
         ("colour = 1", "colour"),
         ("x", "cannot be read"),
         ("[keys]\na = 1", r"\[keys\] a"),
@@ -125,6 +128,13 @@ def test_bad_settings_are_named(tmp_path: Path, text: str, told: str) -> None:
     (tmp_path / "chat.toml").write_text(text)
     with pytest.raises(ConfigError, match=told):
         load_settings({"RVLLM_CONFIG": str(tmp_path / "config.toml")})
+
+
+def test_the_port_of_the_chats_server_can_be_chosen(tmp_path: Path) -> None:
+    (tmp_path / "chat.toml").write_text("port = 9000\n")
+    settings = load_settings({"RVLLM_CONFIG": str(tmp_path / "config.toml")})
+    assert ServerLauncher(None, None, port=settings.port).url.endswith(":9000")
+    assert ServerLauncher(None, None).url.endswith(":8473")
 
 
 def test_parameters_are_parsed() -> None:

@@ -221,6 +221,10 @@ def test_a_reader_that_goes_ends_it_quietly() -> None:
         (["why", "is", "it", "so"], None, "why is it so"),
         (["qwen3-4b", "why", "so"], "qwen3-4b", "why so"),
         (["owner/name", "why"], "owner/name", "why"),
+        (["Hello!"], None, "Hello!"),
+        (["why?"], None, "why?"),
+        (["./models/tiny.gguf"], "./models/tiny.gguf", None),
+        (["owner/name@main"], "owner/name@main", None),
     ],
 )
 def test_words_are_a_model_or_a_question(words, model, prompt) -> None:

@@ -148,3 +148,15 @@ def test_showing_takes_no_more_than_its_share() -> None:
     assert pace.rest() == pytest.approx(0.05)
     used[0] = 9.0
     assert pace.rest() == 1.0
+
+
+def test_a_new_chat_does_not_overtake_the_prompt_before_it(play) -> None:
+    async def scenario(chat) -> None:
+        chat.app.composer.insert("hi")
+        chat.app.composer.action_composer_send()
+        chat.app.action_chat_new()
+        await chat.until(lambda: chat.app.driver.sessions.unseen)
+        assert chat.fake.requests[0]["messages"][-1]["content"] == "hi"
+        assert chat.session.messages == () and chat.app.composer.text == ""
+
+    play(scenario)
