@@ -137,6 +137,17 @@ def test_another_content_type_is_refused_on_every_route_with_a_body(
             assert answer.status_code == 415, path
 
 
+def test_only_ollamas_routes_take_a_body_without_a_type(api: Running) -> None:
+    """A web page could send one, but not without its origin."""
+    for method, path, _ in walk(api.server):
+        if method != "POST":
+            continue
+        status = api.client.post(path, content=b"{}").status_code
+        assert (status == 415) == (not path.startswith("/api/")), path
+        told = {"origin": "https://evil.example"}
+        assert api.client.post(path, content=b"{}", headers=told).status_code == 403
+
+
 @pytest.mark.parametrize(
     "extra",
     ["Host: localhost", "Content-Type: text/plain", "Origin: https://example.org\r\nOrigin: https://evil.example",

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import socket
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,6 +17,7 @@ from rvllm_local.commands.verbs import build_parser
 from rvllm_local.errors import ConfigError
 from rvllm_local.models.locate import ModelFiles
 from rvllm_local.server.api.ollama.durations import FOREVER, keep_alive_seconds
+from rvllm_local.server.api.ollama.pulls import Pull
 from rvllm_local.server.http.problems import Problem
 from rvllm_local.server.http.settings import ServerSettings
 from rvllm_local.server.listener import bound
@@ -406,3 +409,44 @@ class TestPort:
         arguments = build_parser().parse_args(["serve", "--ollama-port", "70000"])
         with pytest.raises(ConfigError, match="--ollama-port"):
             settings_from(arguments, {})
+
+
+class TestPull:
+    """Fetching, with a process that pretends to fetch."""
+
+    def pull(self, tmp_path: Path, code: str) -> list[dict[str, Any]]:
+        """The lines of a pull whose process runs `code` instead."""
+        program = tmp_path / "python"
+        program.write_text(f"#!/bin/sh\n{code}\n")
+        program.chmod(0o755)
+
+        async def collect() -> list[dict[str, Any]]:
+            async def find_models() -> None:
+                pass
+
+            registry: Any = SimpleNamespace(find_models=find_models)
+            pull = Pull("smollm2-135m", tmp_path, registry, program=str(program))
+            try:
+                return [json.loads(line) async for line in pull.lines() if line]
+            except Problem as problem:
+                return [json.loads(pull.problem(problem))]
+
+        return asyncio.run(collect())
+
+    def test_progress_is_told_in_bytes_and_ends_with_success(
+        self, tmp_path: Path
+    ) -> None:
+        said = "rvllm: owner/name: 5 of 20 MB (25 %)"
+        rows = self.pull(tmp_path, f"echo '{said}' >&2; echo 'rvllm: fetched 7 MB' >&2")
+        assert [row["status"] for row in rows] == [
+            "pulling manifest", "pulling smollm2-135m", "pulling smollm2-135m",
+            "verifying sha256 digest", "writing manifest", "success",
+        ]  # fmt: skip
+        assert (rows[1]["completed"], rows[1]["total"]) == (5_000_000, 20_000_000)
+        assert rows[2]["completed"] == 7_000_000 < rows[2]["total"]
+
+    def test_a_failure_says_why(self, tmp_path: Path) -> None:
+        code = "echo 'rvllm: error: the disk is full' >&2; exit 1"
+        assert self.pull(tmp_path, code) == [
+            {"error": "smollm2-135m was not fetched: the disk is full"}
+        ]

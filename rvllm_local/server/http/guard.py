@@ -38,6 +38,7 @@ _CORS_HEADERS = "authorization, content-type, x-api-key, anthropic-version, anth
 _NAMES = re.compile(rb"[A-Za-z0-9-]{1,64}(?:\s*,\s*[A-Za-z0-9-]{1,64}){0,63}")
 _BODILESS = ("GET", "HEAD", "DELETE")
 _BODIED_DELETE = "/api/delete"  # Ollama names the model in a body there
+_UNTYPED = "/api/"
 _ONCE = (
     b"host",
     b"origin",
@@ -145,6 +146,8 @@ class Guard:
             )
         takes_body = method not in _BODILESS or scope["path"] == _BODIED_DELETE
         self._check_body_headers(method, headers, takes_body)
+        if takes_body:
+            _check_content_type(scope["path"], headers)
 
     def _no_route(self, path: str) -> str:
         """Why a path leads nowhere, and where it should lead."""
@@ -227,12 +230,6 @@ class Guard:
             raise Problem(
                 415, "bodies with a Content-Encoding are not taken", "bad_content_type"
             )
-        if not _JSON.fullmatch(
-            headers.get(b"content-type", b"").decode("latin-1").strip()
-        ):
-            raise Problem(
-                415, "the Content-Type must be application/json", "bad_content_type"
-            )
 
     def _cors(self, headers: Mapping[bytes, bytes]) -> list[tuple[bytes, bytes]]:
         if not self._settings.allowed_origins:
@@ -253,6 +250,21 @@ class Guard:
                 b"x-rvllm-left-out",
             ),
         ]
+
+
+def _check_content_type(path: str, headers: Mapping[bytes, bytes]) -> None:
+    """Refuse a body that is not said to be JSON.
+
+    Some of Ollama's clients say nothing. A web page cannot either without naming its
+    origin, which is checked before.
+    """
+    content_type = headers.get(b"content-type")
+    if content_type is None and path.startswith(_UNTYPED):
+        return
+    if not _JSON.fullmatch((content_type or b"").decode("latin-1").strip()):
+        raise Problem(
+            415, "the Content-Type must be application/json", "bad_content_type"
+        )
 
 
 def _single(headers: list[tuple[bytes, bytes]]) -> dict[bytes, bytes]:

@@ -35,8 +35,18 @@ _SILENT_S = 5.0
 class Pull:
     """One fetch of a model by its catalogue name, or its name on the hub."""
 
-    def __init__(self, name: str, cache_dir: Path | None, registry: Registry) -> None:
-        """Raises `Problem` for a name that can mean no model to fetch."""
+    def __init__(
+        self,
+        name: str,
+        cache_dir: Path | None,
+        registry: Registry,
+        program: str = sys.executable,
+    ) -> None:
+        """`program` is the Python that fetches.
+
+        Raises `Problem` for a name that can mean no model to fetch.
+        """
+        self._program = program
         self._name = _fetched_name(name)
         self._cache_dir, self._registry = cache_dir, registry
         entry = Catalogue.load().entries.get(self._name.lower())
@@ -67,7 +77,7 @@ class Pull:
         if self._cache_dir is not None:
             environ["RVLLM_CACHE_DIR"] = str(self._cache_dir)
         process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "rvllm_local.cli", "pull", self._name),
+            *(self._program, "-m", "rvllm_local.cli", "pull", self._name),
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.DEVNULL,
             stderr=asyncio.subprocess.PIPE,

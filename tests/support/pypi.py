@@ -1,0 +1,49 @@
+"""Packages of PyPI for tests, in environments of their own in the user's cache.
+
+They are installed once. Where the index cannot be reached the test is skipped.
+"""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import platformdirs
+import pytest
+
+_TIMEOUT_S = 280
+CACHE = platformdirs.user_cache_path("rvllm") / "tests" / "pypi"
+
+
+def environment(*packages: str) -> Path:
+    """The Python of an environment with pinned packages, such as `ollama==0.6.3`."""
+    name = re.sub(r"[^a-zA-Z0-9.]+", "-", " ".join(packages)).strip("-")
+    folder = CACHE / name
+    if not folder.is_dir():
+        try:
+            _install(folder, packages)
+        except (OSError, subprocess.SubprocessError) as error:
+            pytest.skip(f"pip cannot install here: {type(error).__name__}")
+    return folder / "bin" / "python"
+
+
+def _install(folder: Path, packages: tuple[str, ...]) -> None:
+    CACHE.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=CACHE, prefix=".new-") as parent:
+        made = Path(parent) / "environment"
+        _run(sys.executable, "-m", "venv", str(made))
+        pip = (str(made / "bin" / "python"), "-m", "pip", "install", "--quiet")
+        _run(*pip, "--disable-pip-version-check", *packages)
+        try:
+            # All at once, so that nobody sees half an installation.
+            made.rename(folder)
+        except OSError:  # another process was first
+            if not folder.is_dir():
+                raise
+
+
+def _run(*command: str) -> None:
+    subprocess.run(command, check=True, capture_output=True, timeout=_TIMEOUT_S)
