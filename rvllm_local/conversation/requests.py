@@ -64,7 +64,7 @@ def read_arguments(
         response_format=fields.response_format,
         reasoning_budget=read_budget(fields.reasoning_budget, "reasoning_budget"),
         template_options=read_template_options(fields.chat_template_kwargs),
-        continues=fields.continue_final_message is True,
+        continues=fields.continue_final_message is True or ends_open(fields.messages),
     )
 
 
@@ -99,6 +99,10 @@ def read_messages(
     for index, message in enumerate(messages):
         where = f"messages[{index}]"
         _check_fields(message, where)
+        if index + 1 < len(messages) and ends_open([message]):
+            raise ParameterError(
+                f"{where}.prefix", f"{where}: only the last message can be a prefix"
+            )
         rows.append(_message(message, where, reading))
     return tuple(rows)
 
@@ -131,14 +135,36 @@ def _message(message: ChatMessage, where: str, reading: Reading) -> dict[str, An
         "role": message.role,
         "content": _content(message, f"{where}.content", reading),
     }
-    for name in ("name", "tool_call_id", "reasoning_content"):
+    for name in ("name", "tool_call_id"):
         value = getattr(message, name)
         if value is not None:
             row[name] = value
+    thought = _thought(message)
+    if thought:
+        row["reasoning_content"] = thought
     if message.tool_calls:
         calls = [msgspec.to_builtins(call) for call in message.tool_calls]
         row["tool_calls"] = [{**call, "type": "function"} for call in calls]
     return row
+
+
+def _thought(message: ChatMessage) -> str:
+    """What was thought for a message, in whichever form its server told it."""
+    for text in (message.reasoning_content, message.reasoning, message.thinking):
+        if isinstance(text, str) and text:
+            return text
+    texts = []
+    for part in message.reasoning_details or message.thinking_blocks or ():
+        text = part.get("text") or part.get("thinking")
+        if isinstance(text, str):
+            texts.append(text)
+    return "".join(texts)
+
+
+def ends_open(messages: Sequence[ChatMessage]) -> bool:
+    """True if the last message says that the answer goes on from it."""
+    last = messages[-1] if messages else None
+    return last is not None and (last.prefix is True or last.partial is True)
 
 
 def _content(message: ChatMessage, where: str, reading: Reading) -> str:

@@ -68,6 +68,11 @@ class ChatMessage(Fields):
     audio: None = None
     function_call: None = None
     parsed: Any = None  # the content, as a client read it
+    thinking: str | None = None
+    reasoning_details: list[Object] | None = None
+    thinking_blocks: list[Object] | None = None
+    prefix: bool | None = None  # the answer goes on from this message
+    partial: bool | None = None
 
 
 class Function(Fields):

@@ -33,7 +33,7 @@ def send(
         ('"reasoning_budget": 99999999999999999999999', "reasoning_budget"), ('"seed": true', "seed"), ('"seed": "3"', "seed"), ('"seed": 2.0', "seed"), ('"seed": 1e400', None),
         ('"seed": 99999999999999999999999', "seed"), ('"n": 0', "n"), ('"n": 17', "n"), ('"n": true', "n"),
         ('"max_completion_tokens": 5', "max_tokens"), ('"temperature": "hot"', "temperature"), ('"temperature": -0.1', "temperature"),
-        ('"temperature": NaN', None), ('"temperature": Infinity', None), ('"temperature": 1e999', None), ('"top_p": 0', "top_p"),
+        ('"temperature": NaN', None), ('"temperature": Infinity', None), ('"temperature": 1e999', None), ('"top_p": -0.1', "top_p"),
         ('"top_p": 1.5', "top_p"), ('"top_k": -2', "top_k"), ('"min_p": 2', "min_p"), ('"presence_penalty": 3', "presence_penalty"),
         ('"repetition_penalty": 0', "repetition_penalty"), ('"stop": 5', "stop"), ('"stop": [""]', "stop"),
         (f'"stop": [{",".join(65 * [chr(34) + "a" + chr(34)])}]', "stop"),

@@ -13,7 +13,12 @@ from rvllm_local.conversation.reading import Reading
 from rvllm_local.errors import error_of
 from rvllm_local.param_values import MAX_INTEGER
 from rvllm_local.server.http import json_body
-from rvllm_local.server.http.problems import Problem, bad_request, problem_of
+from rvllm_local.server.http.problems import (
+    Problem,
+    bad_request,
+    problem_of,
+    unsupported,
+)
 from rvllm_local.types import FinishReason
 
 Object = dict[str, Any]
@@ -117,8 +122,4 @@ def refuse_unsupported(
         value = getattr(request, name, None)
         if value is None or value in values:
             continue
-        allowed = ", ".join(msgspec.json.encode(item).decode() for item in values)
-        remedy = f"leave it out, or give {allowed}" if allowed else "leave it out"
-        raise bad_request(
-            f"{name} is not supported by this server; {remedy}", name, "unsupported"
-        )
+        raise unsupported(name, values)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import msgspec
@@ -16,7 +17,9 @@ from rvllm_local.conversation.field_errors import (
     unknown_field,
     words_for,
 )
-from rvllm_local.server.http.problems import Problem, bad_request
+from rvllm_local.server.http import foreign_fields
+from rvllm_local.server.http.foreign_fields import Verdict
+from rvllm_local.server.http.problems import Problem, bad_request, unsupported
 from rvllm_local.text.json_shape import shape_of
 
 T = TypeVar("T", bound=msgspec.Struct)
@@ -48,7 +51,8 @@ def decode(
 ) -> T:
     """`body` as a `kind`. Raises `Problem` 400 that names the field.
 
-    With `is_lenient`, unknown fields are dropped, and their names added to `dropped`.
+    Fields of other servers that ask for nothing are dropped. With `is_lenient`, all
+    unknown fields are, and their names added to `dropped`.
     """
     if not body:
         raise bad_request("the body is empty; send a JSON object")
@@ -56,7 +60,7 @@ def decode(
     try:
         return msgspec.json.decode(body, type=kind, strict=True)
     except msgspec.ValidationError as error:
-        _check_known(error, kind, "", is_lenient)
+        _unknown_in(error, kind, "")
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise _malformed(error) from None
     try:
@@ -79,22 +83,51 @@ def convert(
         try:
             return msgspec.convert(value, kind, strict=True)
         except msgspec.ValidationError as error:
-            path, name = _check_known(error, kind, where, is_lenient)
-            field = shown_field(_below(where, path), name)
-            values = _drop(value, path, name)
-            if not values:
-                raise _unknown(field) from None
-            if name in _ELSEWHERE and any(item is not None for item in values):
-                raise _elsewhere(field) from None
-            if dropped is not None:
-                dropped.append(field)
+            path, name = _unknown_in(error, kind, where)
+        unknown = _Unknown(_below(where, path), name, _drop(value, path, name))
+        if unknown.is_told(is_lenient) and dropped is not None:
+            dropped.append(unknown.shown)
     raise bad_request(f"the body has more than {_MOST_UNKNOWN} unknown fields")
 
 
-def _check_known(
-    error: msgspec.ValidationError, kind: type, where: str, is_lenient: bool
+@dataclass(frozen=True, slots=True)
+class _Unknown:
+    """A field that no schema knows. `values` are those that it has, in each object."""
+
+    path: str
+    name: str
+    values: list[Any]
+
+    @property
+    def shown(self) -> str:
+        return shown_field(self.path, self.name)
+
+    def is_told(self, is_lenient: bool) -> bool:
+        """True if it is left out by name, false if it asks for nothing.
+
+        Raises `Problem` for a field that may not be left out.
+        """
+        steps = [key for key, _ in STEP.findall(self.path) if key]
+        holder = steps[-1] if steps else ""
+        verdict = foreign_fields.verdict(holder, self.name, self.values)
+        if not self.values:
+            raise _unknown(self.shown)
+        if verdict is Verdict.NEUTRAL:
+            return False
+        if self.name in _ELSEWHERE:
+            raise _elsewhere(self.shown)
+        if is_lenient or verdict is Verdict.HINT:
+            return True
+        if verdict is Verdict.REFUSED:
+            allowed = foreign_fields.allowed_values(holder, self.name)
+            raise unsupported(self.shown, allowed)
+        raise _unknown(self.shown)
+
+
+def _unknown_in(
+    error: msgspec.ValidationError, kind: type, where: str
 ) -> tuple[str | None, str]:
-    """The path and the name of an unknown field that may be dropped.
+    """The path and the name of an unknown field.
 
     Raises the `Problem` of everything else that is wrong.
     """
@@ -104,8 +137,6 @@ def _check_known(
     if name is None:
         words = words_for(what, full_path, allowed_words(kind, what, path))
         raise bad_request(words, field_of(full_path)) from None
-    if not is_lenient:
-        raise _unknown(shown_field(full_path, name)) from None
     return path, name
 
 

@@ -5,8 +5,9 @@ Texts name fields and values of parameters; they never quote a prompt.
 
 from __future__ import annotations
 
+import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rvllm_local import errors
@@ -123,6 +124,19 @@ def bad_request(
 ) -> Problem:
     """A 400 that names the field it is about."""
     return Problem(400, message, code, parameter)
+
+
+def unsupported(name: str, allowed: Sequence[Any]) -> Problem:
+    """The refusal of a field whose value would change something.
+
+    `allowed` are the values at which it asks for nothing.
+    """
+    remedy = "leave it out"
+    if allowed:
+        values = ", ".join(json.dumps(value) for value in allowed)
+        remedy += f", or give {values}"
+    message = f"{name} is not supported by this server; {remedy}"
+    return bad_request(message, name, "unsupported")
 
 
 def problem_of(error: BaseException) -> Problem:

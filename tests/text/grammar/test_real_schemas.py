@@ -32,6 +32,7 @@ CACHE = platformdirs.user_cache_path("rvllm") / "tests" / "schemas"
 NUM_SCHEMAS = 300
 MOST_PER_FILE = 25
 MOST_LETTERS = 20_000
+_KEYWORD = re.compile(r"uses '([^']+)'")
 _REFERENCE = re.compile(r'"\$ref": "#/(?:definitions|\$defs)/([^"/]+)"')
 
 
@@ -82,6 +83,33 @@ def closure(name: str, definitions: dict[str, Any]) -> dict[str, Any]:
     return reached
 
 
+def at_place(schema: Any, place: str) -> Any:
+    """What stands at a place that is named; names may hold slashes of their own."""
+    if not place:
+        return schema
+    steps = place.removeprefix("/").split("/")
+    for length in range(1, len(steps) + 1):
+        step = "/".join(steps[:length])
+        rest = "".join(f"/{part}" for part in steps[length:])
+        if isinstance(schema, list) and step.isdigit() and int(step) < len(schema):
+            return at_place(schema[int(step)], rest)
+        if isinstance(schema, dict) and step in schema:
+            return at_place(schema[step], rest)
+    raise AssertionError(f"{place} is no place in the schema")
+
+
+def check_name(part: str, schema: Any) -> None:
+    """A part that is left out is named by its place, and by its keyword if it has one."""
+    place, _, message = part.partition(" ")
+    assert place[:1] == "#" and message, part
+    if place.endswith("..."):
+        return
+    inner = at_place(schema, place.removeprefix("#"))
+    keyword = _KEYWORD.match(message)
+    if keyword is not None:
+        assert keyword[1] in inner, part
+
+
 def test_none_is_refused_and_no_document_is_invalid(
     schemas: list[tuple[str, Any]],
 ) -> None:
@@ -93,6 +121,8 @@ def test_none_is_refused_and_no_document_is_invalid(
         grammar, left_out = split_left_out(grammar_for_format(form))
         matcher = compiler.compile(grammar or "")
         num_left_out += bool(left_out)
+        for part in left_out:
+            check_name(part, schema)
         validator = validator_for(schema)(schema)
         for seed in range(2):
             text = sample(matcher.copy(), tokenizer, random.Random(seed))

@@ -39,6 +39,8 @@ def messages_call(request: MessagesRequest, reading: Reading) -> ChatCall:
         raise bad_request(
             f"temperature must be from 0 to 1, not {request.temperature}", "temperature"
         )
+    if request.top_k == -1:  # no bound, as other servers write it
+        given["top_k"] = 0
     stop = request.stop_sequences or ()
     params = SamplingParams(max_tokens=request.max_tokens, stop=stop, **given)
     call = count_call(request, params, reading)
@@ -137,9 +139,12 @@ def _tool_choice(request: CountRequest, tools: Tools) -> Choice:
 
 
 def _format(request: CountRequest) -> Mapping[str, Any] | None:
-    if request.output_config is None or request.output_config.format is None:
+    form = request.output_format
+    if request.output_config is not None and request.output_config.format is not None:
+        form = request.output_config.format
+    if form is None:
         return None
-    schema = {"name": "answer", "schema": request.output_config.format.schema}
+    schema = {"name": "answer", "schema": form.schema}
     return {"type": "json_schema", "json_schema": schema}
 
 

@@ -100,6 +100,7 @@ class CountRequest(Strict, kw_only=True):
     tool_choice: ToolChoice | None = None
     thinking: Thinking | None = None
     output_config: OutputConfig | None = None
+    output_format: OutputFormat | None = None  # the older place of the format
     cache_control: Object | None = None
     context_management: Any = None
     thread: Any = None

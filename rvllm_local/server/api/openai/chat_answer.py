@@ -66,8 +66,9 @@ class ChatAnswer(CompletionAnswer):
     id_prefix, kind = "chatcmpl-", "chat.completion"
     chunk_kind = "chat.completion.chunk"
 
-    def __init__(self, wants_usage: bool) -> None:
+    def __init__(self, wants_usage: bool, hides_thinking: bool = False) -> None:
         super().__init__(wants_usage)
+        self._hides_thinking = hides_thinking
         self._choices: defaultdict[int, _Choice] = defaultdict(_Choice)
 
     def first_chunk(self, index: int) -> Chunk:
@@ -85,6 +86,8 @@ class ChatAnswer(CompletionAnswer):
         chunks = []
         for piece in delta.pieces:
             choice.add(piece)
+            if self._hides_thinking and isinstance(piece, ReasoningDelta):
+                continue
             if (fields := _fields(piece)) is not None:
                 chunks.append(_chunk(delta.index, fields))
         if delta.logprobs:
@@ -99,10 +102,13 @@ class ChatAnswer(CompletionAnswer):
         choices = []
         for index in range(self.generation.num_choices):
             choice = self._choices[index]
+            message = choice.message()
+            if self._hides_thinking:
+                message.pop("reasoning_content", None)
             choices.append(
                 {
                     "index": index,
-                    "message": choice.message(),
+                    "message": message,
                     "logprobs": _content(choice.logprobs),
                     "finish_reason": choice.finish_reason,
                 }

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 from rvllm_local.clients import http_messages
 from rvllm_local.conversation.calls import ChatCall, TextCall
 from rvllm_local.conversation.reading import Reading
 from rvllm_local.conversation.requests import (
+    ends_open,
     read_messages,
     read_template_options,
     read_tools,
@@ -21,8 +21,11 @@ from rvllm_local.server.api.common import (
     refuse_unsupported,
     stated_sampling,
 )
+from rvllm_local.server.api.openai.response_format import read_format
 from rvllm_local.server.api.openai.schema import (
+    CHAT_NEUTRAL,
     NEUTRAL,
+    TEXT_NEUTRAL,
     ChatRequest,
     Sampling,
     TextRequest,
@@ -37,55 +40,52 @@ from rvllm_local.server.http.problems import bad_request
 from rvllm_local.types import MAX_LOGPROBS, SamplingParams
 
 MAX_PROMPTS = 64
+_SMALLEST_TOP_P = 1e-9
 _DEFAULT_LENGTH = 16  # tokens of a completion, as in OpenAI's API
 
 
 def chat_call(request: ChatRequest, reading: Reading) -> ChatCall:
     """What a chat request asks for. Raises `Problem` or `ParameterError`."""
-    refuse_unsupported(request, NEUTRAL)
+    refuse_unsupported(request, NEUTRAL | CHAT_NEUTRAL)
     _check_stream_options(request)
-    if request.top_logprobs is not None and not request.logprobs:
+    _check_choices(request)
+    if request.top_logprobs and not request.logprobs:
         raise bad_request("top_logprobs needs logprobs to be true", "top_logprobs")
-    max_tokens = _max_tokens(request)
+    max_tokens, length_name = _max_tokens(request)
     logprobs = (request.top_logprobs or 0) if request.logprobs else None
     tools, choice = read_choice(_tools(request, reading), request.tool_choice)
     return ChatCall(
         model=request.model,
         messages=read_messages(request.messages, reading),
-        params=_sampling(request, max_tokens, logprobs, "max_completion_tokens"),
+        params=_sampling(request, max_tokens, logprobs, length_name),
         stated=stated_sampling(request),
         tools=tools.functions,
         tool_choice=choice,
         parallel_tool_calls=request.parallel_tool_calls is not False,
-        response_format=_format(request, request.response_format),
+        response_format=read_format(request, request.response_format),
         reasoning_budget=thinking_budget(request),
         template_options=_template_options(request),
         is_open_ended=max_tokens is None,
-        continues=request.continue_final_message is True,
+        continues=_continues(request),
         priority=checked_priority(request.priority or 0),
     )
 
 
 def text_call(request: TextRequest) -> TextCall:
     """What a completion request asks for. Raises `Problem` or `ParameterError`."""
-    refuse_unsupported(request, NEUTRAL)
+    refuse_unsupported(request, NEUTRAL | TEXT_NEUTRAL)
     _check_stream_options(request)
-    if request.best_of is not None and request.best_of != (request.n or 1):
-        raise bad_request(
-            "best_of is not supported beyond n; leave it out", "best_of", "unsupported"
-        )
-    if request.echo and request.suffix is not None:
+    _check_choices(request)
+    suffix = request.suffix or None
+    if request.echo and suffix is not None:
         raise bad_request("echo and suffix exclude each other", "echo")
     for name, count in given_fields(request, "logprobs", "prompt_logprobs").items():
         if count > MAX_LOGPROBS:
             raise bad_request(
                 f"{name} must be at most {MAX_LOGPROBS}, not {count}", name
             )
-    max_tokens = request.max_tokens
-    if max_tokens is None:
-        max_tokens = request.num_predict
-    if max_tokens is None:
-        max_tokens = _DEFAULT_LENGTH
+    lengths = _lengths(request, "max_tokens", "num_predict", "n_predict")
+    max_tokens = next(iter(lengths.values()), _DEFAULT_LENGTH)
     is_open_ended = max_tokens == -1
     return TextCall(
         model=request.model,
@@ -99,9 +99,9 @@ def text_call(request: TextRequest) -> TextCall:
             _prompt_logprobs(request, max_tokens),
         ),
         is_open_ended=is_open_ended,
-        suffix=request.suffix,
+        suffix=suffix,
         parses_special=request.parse_special is not False,
-        response_format=_format(request, request.response_format),
+        response_format=read_format(request, request.response_format),
         priority=checked_priority(request.priority or 0),
     )
 
@@ -147,16 +147,45 @@ def _check_stream_options(request: Sampling) -> None:
         raise bad_request("stream_options needs stream to be true", "stream_options")
 
 
-def _max_tokens(request: ChatRequest) -> int | None:
-    """The most tokens of the answer; None, like -1, leaves it to the context."""
-    lengths = given_fields(
-        request, "max_tokens", "max_completion_tokens", "num_predict"
+def _check_choices(request: Sampling) -> None:
+    if request.best_of is not None and request.best_of != (request.n or 1):
+        raise bad_request(
+            "best_of is not supported beyond n; leave it out", "best_of", "unsupported"
+        )
+
+
+def _continues(request: ChatRequest) -> bool:
+    """True if the answer goes on from the last message."""
+    continues = request.continue_final_message is True
+    continues = continues or ends_open(request.messages)
+    if request.add_generation_prompt is False and not continues:
+        raise bad_request(
+            "add_generation_prompt is false, which needs continue_final_message; leave "
+            "it out",
+            "add_generation_prompt",
+        )
+    return continues
+
+
+def _lengths(request: Sampling, *names: str) -> dict[str, int]:
+    """The most tokens of the answer, by the fields that say it; they must agree."""
+    lengths = given_fields(request, *names)
+    if len(set(lengths.values())) > 1:
+        shown = " and ".join(lengths)
+        raise bad_request(f"{shown} say the same; give one", next(iter(lengths)))
+    return lengths
+
+
+def _max_tokens(request: ChatRequest) -> tuple[int | None, str]:
+    """The most tokens of the answer, and the field that says it.
+
+    None, like -1, leaves it to the context.
+    """
+    lengths = _lengths(
+        request, "max_tokens", "max_completion_tokens", "num_predict", "n_predict"
     )
-    if len(lengths) > 1:
-        names = list(lengths)
-        raise bad_request(f"{' and '.join(names)} say the same; give one", names[0])
-    length = next(iter(lengths.values()), None)
-    return None if length == -1 else length
+    name, length = next(iter(lengths.items()), ("max_completion_tokens", None))
+    return (None if length == -1 else length), name
 
 
 def _sampling(
@@ -199,6 +228,10 @@ def _sampling(
     )
     if request.top_k == -1:  # no bound, as vLLM writes it
         given["top_k"] = 0
+    if request.top_p == 0:  # the most likely token alone, as in OpenAI's API
+        given["top_p"] = _SMALLEST_TOP_P
+    if request.random_seed is not None:
+        given.setdefault("seed", request.random_seed)
     if request.repeat_penalty is not None:
         given.setdefault("repetition_penalty", request.repeat_penalty)
     return SamplingParams(
@@ -222,61 +255,6 @@ def _tools(request: ChatRequest, reading: Reading) -> Tools:
             reading.leave_out(where, str(kind))
     has_left_out = len(functions) < len(request.tools or ())
     return Tools(read_tools(functions), has_left_out)
-
-
-def _format(
-    request: Sampling, response_format: Mapping[str, Any] | None
-) -> Mapping[str, Any] | None:
-    """The response format; a guided field is another way to write one."""
-    formats = _guided(request)
-    if response_format is not None:
-        formats["response_format"] = response_format
-    if len(formats) > 1:
-        names = list(formats)
-        raise bad_request(f"{' and '.join(names)} exclude each other", names[0])
-    return next(iter(formats.values()), None)
-
-
-def _guided(request: Sampling) -> dict[str, Mapping[str, Any]]:
-    """The formats that guided fields ask for, by the field's name."""
-    formats = _structured(request.structured_outputs or {})
-    if request.guided_regex is not None:
-        formats["guided_regex"] = {"type": "regex", "regex": request.guided_regex}
-    if request.guided_choice is not None:
-        formats["guided_choice"] = {"type": "choice", "choices": request.guided_choice}
-    if request.guided_grammar is not None:
-        grammar = {"type": "grammar", "grammar": request.guided_grammar}
-        formats["guided_grammar"] = grammar
-    if request.guided_json is not None:
-        schema = {"name": "guided", "schema": request.guided_json}
-        formats["guided_json"] = {"type": "json_schema", "json_schema": schema}
-    return formats
-
-
-def _structured(outputs: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
-    """The format in vLLM's `structured_outputs`, under that field's name."""
-    given = {name: value for name, value in outputs.items() if value is not None}
-    if not given:
-        return {}
-    match given:
-        case {"json": dict(schema), **rest} if not rest:
-            named = {"name": "structured", "schema": schema}
-            form = {"type": "json_schema", "json_schema": named}
-        case {"regex": str(regex), **rest} if not rest:
-            form = {"type": "regex", "regex": regex}
-        case {"choice": list(choices), **rest} if not rest:
-            form = {"type": "choice", "choices": choices}
-        case {"grammar": str(grammar), **rest} if not rest:
-            form = {"type": "grammar", "grammar": grammar}
-        case {"json_object": True, **rest} if not rest:
-            form = {"type": "json_object"}
-        case _:
-            raise bad_request(
-                "structured_outputs: use one of json, regex, choice, grammar, "
-                "json_object",
-                "structured_outputs",
-            )
-    return {"structured_outputs": form}
 
 
 def _template_options(request: ChatRequest) -> dict[str, Any]:

@@ -30,7 +30,7 @@ def routes(service: Service) -> list[Route]:
             lambda: chat_call(body, service.reading(request)),
             "reading the messages",
         )
-        answer = ChatAnswer(body.wants_usage)
+        answer = ChatAnswer(body.wants_usage, body.hides_thinking)
         return await reply(service, request, call, answer, body.stream is True)
 
     async def text(request: Request) -> Response | ASGIApp:

@@ -20,7 +20,7 @@ class ReasoningSwitch(Strict):
     ) = None
     max_tokens: int | None = None
     enabled: bool | None = None
-    exclude: Literal[False] | None = None
+    exclude: bool | None = None
     summary: str | None = None
 
 
@@ -30,6 +30,12 @@ class ThinkingSwitch(Strict):
     type: Literal["enabled", "disabled", "adaptive", "auto"]
     budget_tokens: int | None = None
     clear_thinking: bool | None = None
+
+
+class UsageOptions(Strict):
+    """Whether a stream ends with token counts, as gateways write it."""
+
+    include: bool | None = None
 
 
 class Sampling(Strict):
@@ -56,16 +62,26 @@ class Sampling(Strict):
     guided_regex: str | None = None
     guided_choice: list[str] | None = None
     guided_grammar: str | None = None
-    guided_json: Object | None = None
+    guided_json: Object | str | None = None
+    regex: str | None = None
+    json_schema: Object | str | None = None
     structured_outputs: Object | None = None
     min_tokens: int | None = None
     stop_token_ids: list[int] | None = None
     repeat_penalty: float | None = None
     num_predict: int | None = None
+    n_predict: int | None = None
+    random_seed: int | None = None
+    usage: UsageOptions | None = None
+    echo: bool | None = None
+    best_of: int | None = None
+    add_special_tokens: bool | None = None
 
     @property
     def wants_usage(self) -> bool:
         """True if a stream ends with token counts."""
+        if self.usage is not None and self.usage.include is True:
+            return True
         return self.stream_options is not None and self.stream_options.include_usage
 
 
@@ -87,10 +103,13 @@ class ChatRequest(Sampling, kw_only=True):
     reasoning: ReasoningSwitch | None = None
     thinking: ThinkingSwitch | None = None
     enable_thinking: bool | None = None
+    thinking_budget: int | None = None
+    include_reasoning: bool | None = None
+    add_generation_prompt: bool | None = None
     think: bool | Literal["low", "medium", "high"] | None = None
     chat_template_kwargs: Object | None = None
     continue_final_message: bool | None = None
-    metadata: dict[str, str] | None = None
+    metadata: Object | None = None
     store: bool | None = None
     service_tier: str | None = None
     safety_identifier: str | None = None
@@ -107,22 +126,32 @@ class ChatRequest(Sampling, kw_only=True):
     prompt_cache_options: Any = None
     client_metadata: Any = None
 
+    @property
+    def hides_thinking(self) -> bool:
+        """True if thoughts are made and not shown."""
+        if self.include_reasoning is False:
+            return True
+        return self.reasoning is not None and self.reasoning.exclude is True
+
 
 class TextRequest(Sampling, kw_only=True):
     """POST /v1/completions."""
 
     prompt: str | list[Any]
-    echo: bool | None = None
     suffix: str | None = None
     parse_special: bool | None = None
     logprobs: int | None = None
     prompt_logprobs: int | None = None
-    best_of: int | None = None
     response_format: Object | None = None
 
 
 # Fields that are known and cannot be honoured: the values at which they ask for
 # nothing, beside null.
+CHAT_NEUTRAL: dict[str, tuple[Any, ...]] = {
+    "echo": (False,),
+    "add_special_tokens": (False,),  # the template writes them
+}
+TEXT_NEUTRAL: dict[str, tuple[Any, ...]] = {"add_special_tokens": (True,)}
 NEUTRAL: dict[str, tuple[Any, ...]] = {
     "store": (False,),
     "service_tier": ("auto", "default"),

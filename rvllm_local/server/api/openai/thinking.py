@@ -53,6 +53,9 @@ def _budgets(request: ChatRequest) -> dict[str, int | None]:
         budgets["reasoning_budget"] = budget
     elif request.reasoning_effort is not None:
         budgets["reasoning_effort"] = EFFORT_TOKENS[request.reasoning_effort]
+    if request.thinking_budget is not None:
+        budget = checked_budget(request.thinking_budget, "thinking_budget")
+        budgets["thinking_budget"] = budget
     if request.enable_thinking is False:
         budgets["enable_thinking"] = 0
     switches = request.chat_template_kwargs or {}

@@ -8,6 +8,7 @@ from typing import Any
 
 from rvllm_local.conversation.calls import ChatCall
 from rvllm_local.conversation.reading import Reading
+from rvllm_local.conversation.requests import read_template_options
 from rvllm_local.server.api.common import (
     EFFORT_TOKENS,
     Object,
@@ -30,6 +31,19 @@ from rvllm_local.server.api.tools import Tools, read_choice
 from rvllm_local.server.http.problems import bad_request
 from rvllm_local.types import SamplingParams
 
+_SAMPLING = (
+    "temperature",
+    "top_p",
+    "seed",
+    "top_k",
+    "min_p",
+    "stop",
+    "presence_penalty",
+    "frequency_penalty",
+    "repetition_penalty",
+    "min_tokens",
+    "stop_token_ids",
+)
 # What may be asked to be included: log-probabilities; reasoning, which is in plain text
 # anyway; and what only tools would add that never run here.
 _LOGPROBS = "message.output_text.logprobs"
@@ -58,6 +72,7 @@ def responses_call(
         call,
         params=_params(request),
         stated=stated_sampling(request),
+        template_options=read_template_options(request.chat_template_kwargs),
         is_open_ended=is_open_ended,
     )
 
@@ -117,10 +132,12 @@ def _params(request: ResponsesRequest) -> SamplingParams:
     logprobs = request.top_logprobs
     if logprobs is None and _LOGPROBS in (request.include or ()):
         logprobs = 0
-    given = given_fields(request, "temperature", "top_p", "seed", "top_k", "min_p")
+    given = given_fields(request, *_SAMPLING)
     if request.top_k == -1:  # no bound, as vLLM writes it
         given["top_k"] = 0
-    return SamplingParams(max_tokens=length or 1, logprobs=logprobs, **given)
+    if length is None:  # as many as the context has room for, which is known later
+        length = max(1, request.min_tokens or 0)
+    return SamplingParams(max_tokens=length, logprobs=logprobs, **given)
 
 
 def _tools(rows: list[Object], reading: Reading) -> Tools:

@@ -125,7 +125,7 @@ class ResponsesRequest(InputTokensRequest, kw_only=True):
     top_p: float | None = None
     top_logprobs: int | None = None
     include: list[str] | None = None
-    metadata: dict[str, str] | None = None
+    metadata: Object | None = None
     client_metadata: Any = None
     user: str | None = None
     safety_identifier: str | None = None
@@ -139,11 +139,18 @@ class ResponsesRequest(InputTokensRequest, kw_only=True):
     access_programs: Any = None
     moderation: Any = None
     image: Any = None
-    max_tool_calls: int | None = None
+    max_tool_calls: int | None = None  # of tools that would run here: none does
     prompt: Any = None
     seed: int | None = None
     top_k: int | None = None
     min_p: float | None = None
+    stop: str | list[str] | None = None
+    presence_penalty: float | None = None
+    frequency_penalty: float | None = None
+    repetition_penalty: float | None = None
+    min_tokens: int | None = None
+    stop_token_ids: list[int] | None = None
+    chat_template_kwargs: Object | None = None
 
 
 class CancelRequest(Strict):
@@ -159,7 +166,6 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
     "access_programs": (),
     "moderation": (),
     "image": (),
-    "max_tool_calls": (),
     "conversation": (),
     "personality": (),
     "prompt": (),
