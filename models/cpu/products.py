@@ -66,12 +66,12 @@ class ProductWriter:
         if matrix.offsets is None:
             return product
         # Each output also takes every block's offset times the sum of the block's inputs.
-        shape = writer.shape(0, 0, -1, matrix.block)
-        blocks = writer.node("Reshape", [x, shape])
-        block_axis = writer.shape(3)
-        sums = writer.node("ReduceSum", [blocks, block_axis], keepdims=0)
-        offsets = writer.constant(matrix.offsets.T)
-        rest = writer.node("MatMul", [sums, offsets])
+        # A pool finds their mean in one operation; a block's size is a power of two, so
+        # that nothing is rounded.
+        width = [matrix.block]
+        means = writer.node("AveragePool", [x], kernel_shape=width, strides=width)
+        offsets = writer.constant(matrix.offsets.T * np.float32(matrix.block))
+        rest = writer.node("MatMul", [means, offsets])
         return writer.node("Add", [product, rest])
 
     def _alone(self, x: str, layer: nn.Module) -> str:
