@@ -54,20 +54,33 @@ class StepModel:
         token_ids = np.array(tokens)
         if geometry.query_len > 1:
             return self._prefill(geometry, token_ids[0])
+        logits = self.decode(geometry, token_ids[:, 0])
+        return mx.array(logits[:, None])
+
+    def decode(
+        self,
+        geometry: CallGeometry,
+        token_ids: npt.NDArray[Any],
+    ) -> npt.NDArray[np.float32]:
+        """Logits `[rows, vocab]` of one token a row, `[rows]`. MLX takes no part in it."""
         logits: list[npt.NDArray[np.float32]] = []
         order: list[int] = []
         for rows in self._together(geometry):
             part = geometry
             if len(rows) < geometry.rows:
                 part = _only(geometry, rows)
-            logits.append(self._step.logits(part, token_ids[rows, 0]))
+            logits.append(self._step.logits(part, token_ids[rows]))
             order += rows
-        if len(logits) == 1:
-            return mx.array(logits[0])[:, None]
+        if geometry.rows == 1:
+            return logits[0]
         vocab = logits[0].shape[1]
         whole = np.empty((geometry.rows, vocab), dtype=np.float32)
-        whole[order] = np.concatenate(logits)
-        return mx.array(whole)[:, None]
+        start = 0
+        for computed in logits:
+            stop = start + len(computed)
+            whole[order[start:stop]] = computed
+            start = stop
+        return whole
 
     def scratch_bytes(self, rows: int, chunk: int, context: int) -> int:
         """The most bytes that a call takes beside weights and arenas."""

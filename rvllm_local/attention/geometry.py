@@ -162,7 +162,8 @@ def _group_geometry(
     new_positions = positions[:, None] + steps[None]  # [rows, query_len]
     offsets = new_positions - first_positions[:, None]
     columns = offsets // BLOCK_TOKENS
-    write_blocks = np.take_along_axis(tables, columns, axis=1)
+    numbers = np.arange(len(tables))
+    write_blocks = tables[numbers[:, None], columns]
     return GroupGeometry(
         window=window,
         tables=tables,

@@ -33,10 +33,16 @@ def draw_from(logits: mx.array, rows: Sequence[RowSampling] | None) -> SampledTo
     """
     logits = logits.astype(mx.float32)
     mx.eval(logits)
-    on_host = np.array(logits, copy=False)
+    return draw_on_host(np.array(logits, copy=False), rows)
+
+
+def draw_on_host(
+    logits: FloatArray, rows: Sequence[RowSampling] | None
+) -> SampledTokens:
+    """As `draw_from`, from logits that are on the host already."""
     if rows is None:
-        return SampledTokens(on_host.argmax(axis=-1))
-    return draw(on_host, rows)
+        return SampledTokens(logits.argmax(axis=-1))
+    return draw(logits, rows)
 
 
 def draw(logits: FloatArray, rows: Sequence[RowSampling]) -> SampledTokens:

@@ -36,6 +36,7 @@ from rvllm_local.engine.startup.selfcheck import (
     run_modes,
 )
 from rvllm_local.engine.startup.weight_forms import WeightForm, form_in_words
+from rvllm_local.engine.step_runner import StepRunner
 from rvllm_local.errors import UnsupportedModelError
 from rvllm_local.models.cpu.backend import StepBackend, StepModel
 from rvllm_local.models.cpu.layers import pack_layers
@@ -160,7 +161,7 @@ def _pack(
     backend = StepBackend(model.arenas)
 
     def make_step_runner(mode: RunMode) -> ModelRunner:
-        return ModelRunner(step_model, layout, backend, mode, vocab_size)
+        return StepRunner(step_model, layout, backend, mode, vocab_size)
 
     return make_step_runner, step_model
 
