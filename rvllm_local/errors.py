@@ -29,6 +29,10 @@ class TemplateRefusedError(ParameterError):
     """The model's chat template does not take the conversation as it is."""
 
 
+class TemplateLimitError(ParameterError):
+    """The model's chat template runs for too long, or makes too much."""
+
+
 class ContextOverflowError(ParameterError):
     """The prompt and what it asks for do not fit the model's context or the KV arena.
 

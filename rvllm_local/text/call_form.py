@@ -6,12 +6,13 @@ content. They refuse other forms, or drop the call without a word.
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from rvllm_local.errors import RvllmError
+from rvllm_local.errors import RvllmError, TemplateLimitError
 
 # Texts that no template writes itself.
 QUESTION, NAME, KEY, VALUE = "q7zask", "q7zlook", "q7zcity", "q7zOslo"
@@ -57,9 +58,10 @@ class RendersCalls(Protocol):
 
 def find_call_form(tokenizer: RendersCalls) -> CallForm | None:
     """The first form in which the template shows a call; None if it shows none."""
-    for form in _FORMS:
-        if text_of_call(tokenizer, form, CALL_IDS[0]) is not None:
-            return form
+    with contextlib.suppress(TemplateLimitError):
+        for form in _FORMS:
+            if text_of_call(tokenizer, form, CALL_IDS[0]) is not None:
+                return form
     return None
 
 
@@ -86,9 +88,14 @@ def question() -> dict[str, Any]:
 def rendered(
     tokenizer: RendersCalls, messages: Sequence[Mapping[str, Any]], **template: Any
 ) -> str | None:
-    """A conversation with a tool as text; None where the template refuses it."""
+    """A conversation with a tool as text; None where the template refuses it.
+
+    Raises `TemplateLimitError`: a template that once ran for too long will again.
+    """
     try:
         return tokenizer.render_chat(messages, tools=[TOOL], **template)
+    except TemplateLimitError:
+        raise
     except RvllmError:
         return None
 

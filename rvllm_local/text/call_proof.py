@@ -6,9 +6,11 @@ this call is the model's. Words in a template prove nothing.
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Iterable
 
+from rvllm_local.errors import TemplateLimitError
 from rvllm_local.text.call_form import (
     ARGUMENTS,
     CALL_IDS,
@@ -16,6 +18,7 @@ from rvllm_local.text.call_form import (
     QUESTION,
     TOOL,
     VALUE,
+    CallForm,
     RendersCalls,
     find_call_form,
     question,
@@ -43,6 +46,12 @@ def written_calls(tokenizer: RendersCalls) -> list[str]:
     form = find_call_form(tokenizer)
     if form is None:
         return []
+    with contextlib.suppress(TemplateLimitError):
+        return _written_calls(tokenizer, form)
+    return []
+
+
+def _written_calls(tokenizer: RendersCalls, form: CallForm) -> list[str]:
     prompt = rendered(tokenizer, [question()], add_generation_prompt=True)
     calls = []
     for call_id in CALL_IDS:

@@ -20,7 +20,11 @@ from jinja2.filters import make_attrgetter
 from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from rvllm_local.errors import ParameterError, TemplateRefusedError
+from rvllm_local.errors import (
+    ParameterError,
+    TemplateLimitError,
+    TemplateRefusedError,
+)
 from rvllm_local.interrupts import deadline
 
 _SECONDS = 2.0  # real templates take milliseconds
@@ -99,7 +103,7 @@ def render_chat(
         reason = _reason(error, template)
         message = f"the model's chat template refused the messages: {reason}"
         if isinstance(error, TemplateTimeoutError | _LimitError | MemoryError):
-            raise ParameterError("messages", message) from None
+            raise TemplateLimitError("messages", message) from None
         raise TemplateRefusedError("messages", message) from None
     return text
 

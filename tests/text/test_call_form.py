@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from rvllm_local.conversation.template_input import in_call_form
+from rvllm_local.errors import TemplateLimitError
 from rvllm_local.models.locate import ModelFiles
-from rvllm_local.text.call_form import CallForm
+from rvllm_local.text.call_form import CallForm, find_call_form
+from rvllm_local.text.call_proof import written_calls
 from rvllm_local.text.chat_templates import ChatTemplates
 from rvllm_local.text.tokenizer import Tokenizer
 from rvllm_local.text.tokenizer_files import read_tokenizer
@@ -51,3 +54,18 @@ def test_content_stands_before_a_call_that_shows_none() -> None:
         {"role": "assistant", "content": "So."},
         {"role": "assistant", "content": None, "tool_calls": [text]},
     ]
+
+
+def test_a_template_that_runs_for_too_long_is_not_tried_again() -> None:
+    renderings = []
+
+    class Endless:
+        eos_token = None
+
+        def render_chat(self, messages: Any, **settings: Any) -> str:
+            renderings.append(settings)
+            raise TemplateLimitError("messages", "it ran for more than 2 seconds")
+
+    assert find_call_form(Endless()) is None
+    assert len(renderings) == 1
+    assert written_calls(Endless()) == []
