@@ -11,13 +11,13 @@ from typing import Any
 import pytest
 
 from rvllm_local.errors import MemoryBudgetError, ModelNotFoundError
-from rvllm_local.memory.plan import MemoryPlan
 from rvllm_local.models.locate import ModelFiles
 from rvllm_local.options import EngineOptions
 from rvllm_local.server.http.problems import Problem
+from rvllm_local.server.models import loaded_models
 from rvllm_local.server.models.registry import Registry
 from rvllm_local.server.models.served_model import Openers
-from tests.support.api import PacedClient, plan_of
+from tests.support.api import InspectedHere, PacedClient
 from tests.support.prompts_here import PromptsHere
 
 SIZES = {"small": 30, "middle": 50, "large": 80, "giant": 500}
@@ -32,22 +32,23 @@ class World:
         self.clients: dict[str, PacedClient] = {}
         self.gate = threading.Event()
         self.gate.set()
+        self.hanging: set[str] = set()  # models that load once `released` is set
+        self.released = threading.Event()
         available = {name: ModelFiles("folder", folder, name) for name in SIZES}
         self.registry = Registry(
             available,
             "small",
             EngineOptions(),
             openers=Openers(self._open, PromptsHere),
-            planner=self._plan,
+            inspection=InspectedHere(SIZES, 100),
             clock=lambda: self.now,
             **options,
         )
 
-    def _plan(self, files: ModelFiles, options: EngineOptions) -> MemoryPlan:
-        return plan_of(SIZES[files.name], 100)
-
     def _open(self, files: ModelFiles, options: EngineOptions) -> PacedClient:
-        assert self.gate.wait(10)
+        assert self.gate.wait(60)
+        if files.name in self.hanging:
+            assert self.released.wait(60)
         self.opened.append(files.name)
         return self.clients.setdefault(files.name, PacedClient())
 
@@ -183,6 +184,62 @@ def test_a_failed_load_fails_those_who_waited_and_is_tried_again(
         finally:
             SIZES["small"] = before
         await world.use("small")
+
+    play(scenario)
+
+
+def test_a_load_that_hangs_holds_up_no_other_model(play: Callable[..., None]) -> None:
+    async def scenario(world: World) -> None:
+        world.hanging.add("middle")
+        hanging = asyncio.create_task(world.use("middle"))
+        while not world.registry.is_loading("middle"):
+            await asyncio.sleep(0)
+        await world.use("small")
+        world.now += 60
+        await world.registry.unload_idle()
+        assert world.loaded == []
+        await world.use("small")
+        assert not hanging.done()
+        world.released.set()
+        await hanging
+        assert sorted(world.loaded) == ["middle", "small"]
+
+    play(scenario, keep_alive_s=60)
+
+
+def test_memory_is_kept_for_a_model_that_loads(
+    play: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another one waits for it a little, and has its memory once it is idle."""
+
+    async def scenario(world: World) -> None:
+        world.hanging.add("middle")
+        hanging = asyncio.create_task(world.use("middle"))
+        while world.registry._loaded._reserved != {"middle": 50}:
+            await asyncio.sleep(0.001)
+        monkeypatch.setattr(loaded_models, "_PATIENCE_S", 0.01)
+        with pytest.raises(Problem, match=r"middle .* leave no room") as busy:
+            await world.use("large")
+        assert (busy.value.status, busy.value.code) == (503, "memory_busy")
+        monkeypatch.setattr(loaded_models, "_PATIENCE_S", 60.0)
+        waiting = asyncio.create_task(world.use("large"))
+        world.released.set()
+        await asyncio.gather(hanging, waiting)
+        assert world.loaded == ["large"]
+
+    play(scenario)
+
+
+def test_an_engine_that_does_not_end_is_not_waited_for_beyond_the_time(
+    play: Callable[..., None],
+) -> None:
+    async def scenario(world: World) -> None:
+        await world.use("small")
+        ended = threading.Event()
+        world.clients["small"].close = ended.wait  # type: ignore[method-assign]
+        await world.registry.close(asyncio.get_running_loop().time())
+        assert not ended.is_set()
+        ended.set()
 
     play(scenario)
 

@@ -22,10 +22,13 @@ from rvllm_local.engine.loop import EngineLoop
 from rvllm_local.engine.startup.build import open_core
 from rvllm_local.memory.plan import MemoryPlan
 from rvllm_local.models.locate import ModelFiles
+from rvllm_local.models.own_sampling import own_sampling
 from rvllm_local.options import EngineOptions
 from rvllm_local.server.app import Server, running
 from rvllm_local.server.http.settings import ServerSettings
 from rvllm_local.server.listener import Listener
+from rvllm_local.server.models.context import context_of
+from rvllm_local.server.models.inspection_frames import Planned
 from rvllm_local.server.models.registry import Registry
 from rvllm_local.server.models.served_model import Opener, Openers, PromptsOpener
 from rvllm_local.text.grammar.compiled import Grammars
@@ -120,9 +123,27 @@ class PacedClient:
             stop.set()
 
 
-def any_plan(files: ModelFiles, options: EngineOptions) -> MemoryPlan:
-    """A plan that always fits."""
-    return plan_of(1_000)
+@dataclass(frozen=True)
+class InspectedHere:
+    """`Inspection` in this process; `sizes` are the plans' totals by name.
+
+    A model without one takes so little that it always fits.
+    """
+
+    sizes: Mapping[str, int] = field(default_factory=dict)
+    budget: int = 10**12
+
+    def plan(self, files: ModelFiles, options: EngineOptions) -> Planned:
+        size = self.sizes.get(files.name, 1000)
+        plan = plan_of(size, self.budget)
+        plan.check()
+        return Planned(plan.total, plan.budget, own_sampling(files))
+
+    def context_length(self, files: ModelFiles, options: EngineOptions) -> int | None:
+        return context_of(files, options)
+
+    def close(self) -> None:
+        pass
 
 
 def plan_of(size: int, budget: int = 10**12) -> MemoryPlan:
@@ -206,7 +227,7 @@ def served(
             next(iter(models)),
             options,
             openers=Openers(opener, prompts),
-            planner=any_plan,
+            inspection=InspectedHere(),
             **registry,
         )
         async with running(made, settings) as server:

@@ -139,6 +139,12 @@ def unsupported(name: str, allowed: Sequence[Any]) -> Problem:
     return bad_request(message, name, "unsupported")
 
 
+def shutting_down() -> Problem:
+    """What those are told who come, or are still there, as the server ends."""
+    text = "the server is shutting down"
+    return Problem(503, text, "shutting_down", retry_after_s=5.0)
+
+
 def problem_of(error: BaseException) -> Problem:
     """Any error as a problem; the text of one that is not the project's own stays inside."""
     match error:

@@ -1,6 +1,7 @@
-"""The models that can be asked for by name: loads them on request, unloads them when idle, and keeps to the memory.
+"""The models that can be asked for by name: loaded on request, unloaded when idle.
 
-A model whose plan does not fit is refused before another one is unloaded for it.
+A model whose plan does not fit is refused before another one is unloaded for it. One
+that takes long to read or to load holds up nobody but those who ask for it.
 """
 
 from __future__ import annotations
@@ -10,21 +11,20 @@ import contextlib
 import logging
 import time
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, TypeVar
 
 from msgspec import structs
 
-from rvllm_local.engine.startup.planning import plan_model
-from rvllm_local.errors import MemoryBudgetError, ModelNotFoundError
-from rvllm_local.memory.plan import MemoryPlan
-from rvllm_local.models.describe import describe
+from rvllm_local.errors import ModelNotFoundError
 from rvllm_local.models.locate import ModelFiles
 from rvllm_local.options import EngineOptions
 from rvllm_local.server.http.byte_budget import ByteBudget
-from rvllm_local.server.http.problems import Problem, problem_of
-from rvllm_local.server.models.context import context_of
+from rvllm_local.server.http.problems import Problem, problem_of, shutting_down
+from rvllm_local.server.models.inspection import Inspection, InspectionProcesses
 from rvllm_local.server.models.keep_alive import KeepAlive
+from rvllm_local.server.models.loaded_models import LoadedModels
 from rvllm_local.server.models.names import ModelNames
 from rvllm_local.server.models.served_model import (
     OWN_PROCESSES,
@@ -35,17 +35,25 @@ from rvllm_local.server.models.served_model import (
 
 logger = logging.getLogger(__name__)
 
-# Bytes that are made into tokens at once, by the size of a request: a text of 16 MB takes
-# up to a gigabyte meanwhile.
+# Bytes that are made into tokens at once, by the size of a request: a text of 16 MB
+# takes up to a gigabyte meanwhile.
 _TOKENIZED = ((2**20, 8 * 2**20), (2**24, 2**24))
+_AT_ONCE = 4  # models that are loaded, and were never loaded before
+_THREADS = 32
+_LEAST_S = 0.5  # that engines have to end, however late it is
+_LENGTHS_S = 5.0  # how long a list of models waits for their contexts
 State = Literal["ready", "loading", "idle", "failed"]
-Planner = Callable[[ModelFiles, EngineOptions], MemoryPlan]
 Finder = Callable[[], Mapping[str, ModelFiles]]
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
 class Listed:
-    """A model by name, as `/v1/models` shows it. `failure` says why it could not be loaded the last time."""
+    """A model by name, as `/v1/models` shows it.
+
+    `failure` says why it could not be loaded the last time, `parent` names the model
+    that an adapter belongs to.
+    """
 
     name: str
     state: State
@@ -54,29 +62,18 @@ class Listed:
     memory: int | None
     context_length: int | None
     failure: str | None = None
-    parent: str | None = None  # the model that an adapter belongs to
+    parent: str | None = None
     # Seconds until it is unloaded, if nobody asks for it; None is never.
     unloaded_in_s: float | None = None
 
 
-@dataclass(slots=True)
-class _Slot:
-    served: Served
-    open_requests: int = 0
-    last_used: float = 0.0
-
-
-def plan_files(files: ModelFiles, options: EngineOptions) -> MemoryPlan:
-    """The memory plan of a model that is not loaded."""
-    return plan_model(describe(files), options, strict=False)
-
-
 class Registry:
-    """Used on the event loop only; loading and unloading run on threads.
+    """Used on the event loop only; reading, loading and unloading run on threads.
 
-    `available` are the models that may be asked for; `default` is one of them, also called "default". `pinned` names
-    are never unloaded. `adapters` are LoRA adapters of the default model, a name and a folder each; they are asked for
-    as models. `aliases` are other names of models. `finder` finds models that were fetched since.
+    `available` are the models that may be asked for. `default` is one of them, also
+    called "default". `pinned` names are never unloaded. `adapters` are LoRA adapters of
+    the default model, a name and a folder each; they are asked for as models. `aliases`
+    are other names of models. `finder` finds models that were fetched since.
     """
 
     def __init__(
@@ -91,41 +88,47 @@ class Registry:
         keep_alive_s: float | None = None,
         load_timeout_s: float = 900.0,
         openers: Openers = OWN_PROCESSES,
-        planner: Planner = plan_files,
+        inspection: Inspection | None = None,
         finder: Finder = dict,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._available, self.default, self._options = dict(available), default, options
+        self._available = dict(available)
+        self.default = default
+        self._options = options
         self._pinned, self._adapters = frozenset(pinned), dict(adapters)
         self.keep_alive = KeepAlive(keep_alive_s)
         self._load_timeout_s = load_timeout_s
-        self._openers, self._planner, self._clock = openers, planner, clock
         self._finder = finder
+        self._openers, self._clock = openers, clock
+        self._inspection = inspection or InspectionProcesses()
         self._budget = ByteBudget(_TOKENIZED)
         names = {*self._available, *self._adapters}
         self._names = ModelNames(names, default, aliases or {})
         self._lengths: dict[str, int | None] = {}  # of models, loaded or not
-        self._slots: dict[str, _Slot] = {}
-        self._loading: dict[str, asyncio.Task[Served]] = {}
-        self._failures: dict[
-            str, str
-        ] = {}  # of models that could not be loaded and were not since
-        self._change = asyncio.Lock()  # one model comes or goes at a time
+        self._learning: asyncio.Task[None] | None = None
+        self._loaded = LoadedModels(self._pinned, self.keep_alive, clock)
+        self._loading: dict[str, asyncio.Task[None]] = {}
+        # Of models that could not be loaded, and were not since.
+        self._failures: dict[str, str] = {}
+        # Models that may be trusted to load: they wait for no turn.
+        self._proven = {default, *self._pinned}
+        self._turns = asyncio.Semaphore(_AT_ONCE)
+        # The processes of a model end with the thread that started them.
+        self._threads = ThreadPoolExecutor(_THREADS, "rvllm-models")
         self._is_closed = False
-        wrong = next(
-            (name for name in self._pinned if name not in self._available), None
-        )
-        if wrong is not None:
-            raise ModelNotFoundError(
-                f"{wrong!r} cannot be pinned: it is not one of {', '.join(self._available)}"
-            )
+        for name in self._pinned:
+            if name not in self._available:
+                names_text = ", ".join(self._available)
+                raise ModelNotFoundError(
+                    f"{name!r} cannot be pinned: it is not one of {names_text}"
+                )
 
     def resolve(self, name: str) -> str:
         """The own name of a model that may be asked for. Raises `Problem` 404."""
         return self._names.resolve(name)
 
     async def find_models(self) -> None:
-        """Take in models that were fetched since the server began; their names are added."""
+        """Take in models that were fetched since the server began, by their names."""
         present = await asyncio.to_thread(self._finder)
         added = {}
         for name, files in present.items():
@@ -145,24 +148,31 @@ class Registry:
         self._lengths.pop(name, None)
 
     async def learn_lengths(self) -> None:
-        """Learn the contexts of models that are not loaded; their files are read once."""
+        """Learn the contexts of models that are not loaded; their files are read once.
+
+        Waits a little. What takes longer is known later.
+        """
+        if self._learning is None or self._learning.done():
+            self._learning = asyncio.create_task(self._learn_lengths())
+        await asyncio.wait([self._learning], timeout=_LENGTHS_S)
+
+    async def _learn_lengths(self) -> None:
+        read = self._inspection.context_length
         for name, files in list(self._available.items()):
-            if name not in self._lengths:
-                length = await asyncio.to_thread(context_of, files, self._options)
-                self._lengths[name] = length
+            if name not in self._lengths and not self._is_closed:
+                self._lengths[name] = await self._on_thread(read, files, self._options)
 
     def listed(self) -> list[Listed]:
         """All that may be asked for, the default first."""
-        names = sorted(
-            {*self._available, *self._adapters},
-            key=lambda name: (name != self.default, name),
-        )
-        return [self._listed(name) for name in names]
+        names = sorted({*self._available, *self._adapters} - {self.default})
+        return [self._listed(name) for name in (self.default, *names)]
 
     def loaded(self) -> list[Served]:
-        return [slot.served for slot in self._slots.values()]
+        """The models that are ready."""
+        return [slot.served for slot in self._loaded.slots.values()]
 
     def is_loading(self, name: str) -> bool:
+        """Whether the engine that answers for a name is on its way."""
         return self._base_of(name) in self._loading
 
     def _base_of(self, name: str) -> str:
@@ -171,136 +181,73 @@ class Registry:
 
     @contextlib.asynccontextmanager
     async def lease(self, name: str) -> AsyncIterator[Served]:
-        """A model that stays loaded as long as the block lasts; loads it first if need be."""
+        """A model that stays loaded for the length of the block; loads it if need be."""
         name = self.resolve(name)
-        slot = await self._slot(self._base_of(name))
-        slot.open_requests += 1
-        try:
-            yield (
-                replace(slot.served, name=name, adapter=name)
-                if name in self._adapters
-                else slot.served
-            )
-        finally:
-            slot.open_requests -= 1
-            slot.last_used = self._clock()
+        base = self._base_of(name)
+        with self._loaded.used(base):
+            served = await self._served(base)
+            if name in self._adapters:
+                served = replace(served, name=name, adapter=name)
+            yield served
 
-    async def _slot(self, name: str) -> _Slot:
-        while name not in self._slots:
+    async def _served(self, name: str) -> Served:
+        slots = self._loaded.slots
+        while name not in slots:
             if self._is_closed:
-                raise Problem(
-                    503,
-                    "the server is shutting down",
-                    "shutting_down",
-                    retry_after_s=5.0,
-                )
+                raise shutting_down()
             if name not in self._loading:
                 task = asyncio.create_task(self._load(name))
-                task.add_done_callback(
-                    lambda task: task.cancelled() or task.exception()
-                )
+                task.add_done_callback(_retrieve)
                 self._loading[name] = task
             try:
                 async with asyncio.timeout(self._load_timeout_s):
                     await asyncio.shield(self._loading[name])
             except TimeoutError:
-                raise Problem(
-                    503,
-                    f"{name} takes long to load; try again later",
-                    "loading",
-                    retry_after_s=30.0,
-                ) from None
-        return self._slots[name]
+                words = f"{name} takes long to load; try again later"
+                raise Problem(503, words, "loading", retry_after_s=30.0) from None
+        return slots[name].served
 
-    async def _load(self, name: str) -> Served:
+    async def _load(self, name: str) -> None:
+        """Load a model, once for all who ask for it."""
         try:
-            async with self._change:
-                files, options = self._available[name], self._options
-                if name == self.default:
-                    options = structs.replace(
-                        options, adapters=tuple(self._adapters.items())
-                    )
-                plan = await asyncio.to_thread(self._planner, files, options)
-                await self._make_room(name, plan)
-                served = await asyncio.to_thread(
-                    open_served,
-                    files,
-                    name,
-                    options,
-                    plan.total,
-                    self._openers,
-                    self._budget,
-                )
-                if self._is_closed:
-                    await served.close()
-                    raise Problem(
-                        503,
-                        "the server is shutting down",
-                        "shutting_down",
-                        retry_after_s=5.0,
-                    )
-                self._slots[name] = _Slot(served, last_used=self._clock())
-                self._failures.pop(name, None)
-                logger.info("%s is ready", name)
-                return served
+            if name in self._proven:
+                await self._open(name)
+            else:
+                async with self._turns:
+                    await self._open(name)
+        except Problem:  # no room at the moment is no fault of the model's
+            raise
         except Exception as error:
-            if not isinstance(
-                error, Problem
-            ):  # no room at the moment is no fault of the model's
-                self._failures[name] = problem_of(error).message
+            self._failures[name] = problem_of(error).message
             raise
         finally:
+            self._loaded.give_up(name)
             del self._loading[name]
+        self._failures.pop(name, None)
+        self._proven.add(name)
+        logger.info("%s is ready", name)
 
-    async def _make_room(self, name: str, plan: MemoryPlan) -> None:
-        """Unload idle models, longest unused first, until the plan fits beside the others; refuse what cannot."""
-        plan.check()
-        idle = sorted(self._idle(), key=lambda slot: slot.last_used)
-        held = sum(slot.served.memory for slot in self._slots.values())
-        if held - sum(slot.served.memory for slot in idle) + plan.total > plan.budget:
-            busy = ", ".join(
-                other for other, slot in self._slots.items() if slot not in idle
-            )
-            message = f"{name} needs {plan.total} bytes, which {busy} (in use or pinned) leave no room for"
-            if all(
-                other in self._pinned
-                for other, slot in self._slots.items()
-                if slot not in idle
-            ):
-                raise MemoryBudgetError(
-                    f"{message}; unpin a model or give {name} less kv_memory"
-                )
-            raise Problem(
-                503, f"{message}; try again later", "memory_busy", retry_after_s=10.0
-            )
-        for slot in idle:
-            if held + plan.total <= plan.budget:
-                return
-            if (
-                slot.open_requests == 0
-            ):  # it may have been asked for while another was unloaded
-                held -= slot.served.memory
-                await self._unload(slot)
-        if held + plan.total > plan.budget:
-            raise Problem(
-                503,
-                f"{name} has no room at the moment; try again",
-                "memory_busy",
-                retry_after_s=2.0,
-            )
+    async def _open(self, name: str) -> None:
+        await self._loaded.left(name)
+        files, options = self._available[name], self._options
+        if name == self.default:
+            adapters = tuple(self._adapters.items())
+            options = structs.replace(options, adapters=adapters)
+        planned = await self._on_thread(self._inspection.plan, files, options)
+        await self._loaded.reserve(name, planned)
+        served = await self._on_thread(
+            open_served, files, name, planned, options, self._openers, self._budget
+        )
+        if self._is_closed:
+            await served.close()
+            raise shutting_down()
+        self._loaded.add(name, served)
 
-    def _idle(self) -> list[_Slot]:
-        return [
-            slot
-            for name, slot in self._slots.items()
-            if slot.open_requests == 0 and name not in self._pinned
-        ]
-
-    async def _unload(self, slot: _Slot) -> None:
-        del self._slots[slot.served.name]
-        self.keep_alive.forget(slot.served.name)
-        await slot.served.close()
-        logger.info("%s is unloaded", slot.served.name)
+    async def _on_thread(self, work: Callable[..., T], *arguments: object) -> T:
+        if self._is_closed:
+            raise shutting_down()
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._threads, work, *arguments)
 
     def keep(self, name: str, seconds: float) -> None:
         """Set how long a model stays loaded that nobody asks for.
@@ -317,70 +264,64 @@ class Registry:
         base = self._base_of(self.resolve(name))
         if base in self._pinned:
             raise Problem(409, f"{base} is pinned; it is never unloaded", "pinned")
-        async with self._change:
-            slot = self._slots.get(base)
-            if slot is None:
-                return False
-            if slot.open_requests:
-                self.keep_alive.set(base, 0.0)
-                return False
-            await self._unload(slot)
-            return True
+        return await self._loaded.unload(base)
 
     async def unload_idle(self) -> None:
         """Unload what nobody has used for the time that it is kept."""
-        async with self._change:
-            for slot in self._idle():
-                keep_s = self.keep_alive.of(slot.served.name)
-                if keep_s is None or slot.open_requests:
-                    continue
-                if slot.last_used + keep_s <= self._clock():
-                    await self._unload(slot)
+        self._loaded.unload_unused()
+        await self._loaded.unloaded()
 
     async def watch(self) -> None:
         """Unload idle models for as long as the task lives."""
         while True:
             await asyncio.sleep(self.keep_alive.look_every_s)
-            await self.unload_idle()
+            self._loaded.unload_unused()
 
-    async def close(self) -> None:
-        """Close every engine; what still loads is closed when it is ready."""
+    async def close(self, end_by: float | None = None) -> None:
+        """Close every engine; what still loads is closed when it is ready.
+
+        What has not ended by the loop's time `end_by` is not waited for: it ends with
+        this process.
+        """
         self._is_closed = True
-        slots, self._slots = list(self._slots.values()), {}
-        await asyncio.gather(*(slot.served.close() for slot in slots))
+        if end_by is not None:
+            least = asyncio.get_running_loop().time() + _LEAST_S
+            end_by = max(end_by, least)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout_at(end_by):
+                await self._loaded.close()
+        await asyncio.to_thread(self._inspection.close)
+        self._threads.shutdown(wait=False)
 
     def _listed(self, name: str) -> Listed:
         base = self._base_of(name)
-        slot, is_loading = self._slots.get(base), base in self._loading
-        failure = None if slot or is_loading else self._failures.get(base)
-        state: State = (
-            "ready"
-            if slot
-            else "loading"
-            if is_loading
-            else "failed"
-            if failure
-            else "idle"
-        )
-        return Listed(
-            name,
-            state,
-            name in self._pinned,
-            slot.open_requests if slot else 0,
-            slot.served.memory if slot else None,
-            slot.served.client.limits.context_length
-            if slot
-            else self._lengths.get(base),
-            failure,
-            self.default if name in self._adapters else None,
-            self._left(base),
-        )
+        parent = self.default if name in self._adapters else None
+        is_pinned = name in self._pinned
+        slot = self._loaded.slots.get(base)
+        if slot is not None:
+            served = slot.served
+            context = served.client.limits.context_length
+            return Listed(
+                name,
+                "ready",
+                is_pinned,
+                self._loaded.open_requests[base],
+                served.memory,
+                context,
+                parent=parent,
+                unloaded_in_s=self._loaded.unloaded_in_s(base),
+            )
+        failure = None
+        state: State = "idle"
+        if base in self._loading:
+            state = "loading"
+        elif base in self._failures:
+            state, failure = "failed", self._failures[base]
+        context_length = self._lengths.get(base)
+        return Listed(name, state, is_pinned, 0, None, context_length, failure, parent)
 
-    def _left(self, name: str) -> float | None:
-        """Seconds until a loaded model is unloaded; None if it never is."""
-        slot, keep_s = self._slots.get(name), self.keep_alive.of(name)
-        if slot is None or keep_s is None or name in self._pinned:
-            return None
-        if slot.open_requests:
-            return keep_s
-        return max(0.0, slot.last_used + keep_s - self._clock())
+
+def _retrieve(task: asyncio.Task[None]) -> None:
+    """Look at how a load ended: nobody may be left to do so."""
+    if not task.cancelled():
+        task.exception()

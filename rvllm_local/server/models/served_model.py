@@ -11,9 +11,10 @@ from rvllm_local.clients.contract import Client
 from rvllm_local.clients.process.client import EngineHealth, ProcessClient
 from rvllm_local.conversation.prompt_frames import TextFacts
 from rvllm_local.models.locate import ModelFiles
-from rvllm_local.models.own_sampling import OwnSampling, own_sampling
+from rvllm_local.models.own_sampling import OwnSampling
 from rvllm_local.options import EngineOptions
 from rvllm_local.server.http.byte_budget import ByteBudget
+from rvllm_local.server.models.inspection_frames import Planned
 from rvllm_local.server.prompts.process import PromptProcess, Prompts
 from rvllm_local.text.token_table import TokenTable
 
@@ -45,9 +46,8 @@ class Served:
         return self.prompts.facts.tokens
 
     async def close(self) -> None:
-        """End its engine and all of its processes."""
-        await asyncio.to_thread(self.client.close)
-        await self.prompts.close()
+        """End its engine and all of its processes, which may take an engine a while."""
+        await asyncio.gather(asyncio.to_thread(self.client.close), self.prompts.close())
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,8 +69,8 @@ OWN_PROCESSES = Openers(open_process, PromptProcess)
 def open_served(
     files: ModelFiles,
     name: str,
+    planned: Planned,
     options: EngineOptions,
-    memory: int,
     openers: Openers,
     budget: ByteBudget,
 ) -> Served:
@@ -82,11 +82,10 @@ def open_served(
     prompts = openers.prompts(files, budget)
     try:
         client = openers.engine(files, options)
-        sampling = own_sampling(files)
     except BaseException:
         prompts.stop()
         raise
-    return Served(name, client, prompts, memory, time.time(), sampling)
+    return Served(name, client, prompts, planned.memory, time.time(), planned.sampling)
 
 
 def health_of(client: Client) -> EngineHealth | None:

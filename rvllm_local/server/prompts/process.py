@@ -26,10 +26,11 @@ from rvllm_local.errors import (
     RvllmError,
 )
 from rvllm_local.models.locate import ModelFiles
+from rvllm_local.server.helper_process import stop
 from rvllm_local.server.http.byte_budget import ByteBudget
 from rvllm_local.server.http.problems import Problem
 from rvllm_local.server.prompts.fork import Fork
-from rvllm_local.server.prompts.start import MEMORY, start, stop
+from rvllm_local.server.prompts.start import MEMORY, start
 
 logger = logging.getLogger(__name__)
 
