@@ -10,6 +10,7 @@ import re
 import stat
 import sys
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import NoReturn
@@ -35,6 +36,7 @@ from rvllm_local.server.process_limits import (
 
 _KEY_VARIABLE = "RVLLM_API_KEY"
 _MIN_KEY = 8
+_THREADS = 64
 _REFUSED = 2  # as the command line ends when it refuses an option
 _UNITS = {"": 1.0, "s": 1.0, "m": 60.0, "h": 3600.0}
 logger = logging.getLogger(__name__)
@@ -60,7 +62,10 @@ async def _serve(
     settings: ServerSettings,
     adapters: Sequence[tuple[str, str]],
 ) -> NoReturn:
-    report_to_log(asyncio.get_running_loop())
+    loop = asyncio.get_running_loop()
+    report_to_log(loop)
+    # Those who wait for an engine or a process take a thread each.
+    loop.set_default_executor(ThreadPoolExecutor(_THREADS, "rvllm"))
     named = {}
     for name in models:
         files = await asyncio.to_thread(

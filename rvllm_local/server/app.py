@@ -45,11 +45,15 @@ BODIES: Mapping[str, type[msgspec.Struct]] = {
 
 
 class Server:
-    """The ASGI application of one server. Made on the event loop that will run it; `close` ends its engines."""
+    """The ASGI application of one server. Made on the event loop that will run it.
+
+    `close` ends its engines, and waits for them until the loop's time `end_by`.
+    """
 
     def __init__(self, registry: Registry, settings: ServerSettings) -> None:
         self.settings = settings
         self.registry = registry
+        self.end_by: float | None = None
         self.refusals = RefusalLog()
         metrics, workers = Metrics(), Workers()
         generator = Generator(registry, workers, settings, metrics)
@@ -82,7 +86,7 @@ class Server:
         self._watch.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await self._watch
-        await self.registry.close()
+        await self.registry.close(self.end_by)
         self.service.workers.close()
         self.refusals.tell()
 

@@ -19,20 +19,23 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from rvllm_local.errors import ConfigError
 from rvllm_local.server.app import Server
 from rvllm_local.server.gc_control import collect_when_idle
-from rvllm_local.server.http.problems import Problem
+from rvllm_local.server.http.problems import Problem, shutting_down
 from rvllm_local.server.http.refusal_log import RefusalLog
 from rvllm_local.server.http.settings import ServerSettings
 
 logger = logging.getLogger(__name__)
 
 _AFTER_DRAIN_S = 5.0
+# The last part of the drain time, in which what is still open is ended, and engines are.
+_END_S, _END_SHARE = 2.0, 0.25
 _BACKLOG = 512
 
 
 class Listener(uvicorn.Server):
     """Serves one application until a signal comes: the first drains, the second aborts.
 
-    After `drain_s` whatever is still open ends with a typed error.
+    A little before `drain_s` is over, whatever is still open ends with a typed error;
+    by then all has ended.
     """
 
     def __init__(self, server: Server) -> None:
@@ -58,7 +61,7 @@ class Listener(uvicorn.Server):
             )
         )
         self._server = server
-        self._abort: asyncio.TimerHandle | None = None
+        self._timers: list[asyncio.TimerHandle] = []
 
     @property
     def port(self) -> int:
@@ -77,32 +80,40 @@ class Listener(uvicorn.Server):
         try:
             yield
         finally:
-            if self._abort is not None:
-                self._abort.cancel()
+            for timer in self._timers:
+                timer.cancel()
             with contextlib.suppress(ValueError, RuntimeError):
                 for number in numbers:
                     loop.remove_signal_handler(number)
 
     def stop(self) -> None:
         """Drain at the first call, abort at the second."""
+        loop = asyncio.get_running_loop()
         if self.should_exit:
             self.force_exit = True
+            self._server.end_by = loop.time() + _END_S
             self._end_all()
             return
         self.should_exit = True
-        logger.info(
-            "draining: open requests have %g s to end", self._server.settings.drain_s
-        )
-        self._abort = asyncio.get_running_loop().call_later(
-            self._server.settings.drain_s, self._end_all
-        )
+        drain_s = self._server.settings.drain_s
+        logger.info("draining: open requests have %g s to end", drain_s)
+        end_s = min(_END_S, drain_s * _END_SHARE)
+        self._server.end_by = loop.time() + drain_s
+        self._timers = [
+            loop.call_later(drain_s - end_s, self._end_all),
+            loop.call_later(drain_s - end_s / 2, self._cut_off),
+        ]
 
     def _end_all(self) -> None:
-        self._server.service.generator.abort(
-            Problem(
-                503, "the server is shutting down", "shutting_down", retry_after_s=5.0
-            )
-        )
+        self._server.service.generator.abort(shutting_down())
+
+    def _cut_off(self) -> None:
+        """Wait for no client any more: one may have stopped reading."""
+        self.force_exit = True
+        for connection in list(self.server_state.connections):
+            transport = connection.transport
+            if transport is not None:
+                transport.abort()
 
 
 async def serve(

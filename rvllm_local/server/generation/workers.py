@@ -13,7 +13,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, Generic, TypeVar
 
 from rvllm_local.interrupts import Interrupt
-from rvllm_local.server.http.problems import Problem
+from rvllm_local.server.http.problems import Problem, shutting_down
 
 T = TypeVar("T")
 
@@ -50,9 +50,7 @@ class Workers:
         try:
             future = self._pool.submit(task)
         except RuntimeError:  # closed
-            raise Problem(
-                503, "the server is shutting down", "shutting_down", retry_after_s=5.0
-            ) from None
+            raise shutting_down() from None
         # The deadline is the work's, not the caller's: who goes away first must not leave a thread behind that never ends.
         alarm = loop.call_later(timeout_s, task.end)
         future.add_done_callback(self._release_on(loop, alarm, task))
