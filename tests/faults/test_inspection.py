@@ -15,6 +15,7 @@ from rvllm_local.errors import MemoryBudgetError, ModelFileError
 from rvllm_local.models.locate import ModelFiles
 from rvllm_local.options import EngineOptions
 from rvllm_local.server.models import inspection
+from rvllm_local.server.models.facts import model_facts
 from rvllm_local.server.models.inspection import InspectionProcesses
 from tests.support.processes import eventually, is_running
 
@@ -46,6 +47,7 @@ def test_what_a_model_takes_and_its_context(
     planned = processes.plan(files, OPTIONS)
     assert 0 < planned.memory < planned.budget
     assert processes.context_length(files, OPTIONS) == 2048
+    assert processes.facts(files) == model_facts(files)
     assert len(processes._idle) == 1
     process = processes._idle[0].process
     process.kill()

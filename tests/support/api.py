@@ -28,7 +28,8 @@ from rvllm_local.server.app import Server, running
 from rvllm_local.server.http.settings import ServerSettings
 from rvllm_local.server.listener import Listener
 from rvllm_local.server.models.context import context_of
-from rvllm_local.server.models.inspection_frames import Planned
+from rvllm_local.server.models.facts import model_facts
+from rvllm_local.server.models.inspection_frames import ModelFacts, Planned
 from rvllm_local.server.models.registry import Registry
 from rvllm_local.server.models.served_model import Opener, Openers, PromptsOpener
 from rvllm_local.text.grammar.compiled import Grammars
@@ -141,6 +142,9 @@ class InspectedHere:
 
     def context_length(self, files: ModelFiles, options: EngineOptions) -> int | None:
         return context_of(files, options)
+
+    def facts(self, files: ModelFiles) -> ModelFacts | None:
+        return model_facts(files)
 
     def close(self) -> None:
         pass

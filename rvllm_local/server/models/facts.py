@@ -8,7 +8,6 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ from rvllm_local.models.gguf.config import gguf_config
 from rvllm_local.models.gguf.reader import GGUFFile
 from rvllm_local.models.locate import ModelFiles
 from rvllm_local.models.safetensors_check import read_header
+from rvllm_local.server.models.inspection_frames import ModelFacts
 from rvllm_local.text.chat_templates import templates_of_folder, templates_of_gguf
 from rvllm_local.text.detect_style import entry_of
 from rvllm_local.text.families import detect
@@ -26,29 +26,6 @@ from rvllm_local.text.settings_files import read_settings_file
 _PACKED = "U32"  # the type of weights that hold several numbers in a word
 _WORD = 32
 _BESIDE_PACKED = (".scales", ".biases")
-
-
-@dataclass(frozen=True, slots=True)
-class ModelFacts:
-    """Sizes, form and abilities. `parameters` is 0 where nothing tells their number.
-
-    `size` is bytes of the weights, `modified` seconds of the epoch. `digest` changes
-    with the files' names, sizes and times; their contents are not read.
-    """
-
-    kind: str
-    architecture: str
-    quantization: str
-    parameters: int
-    size: int
-    modified: float
-    digest: str
-    context_length: int
-    settings: Mapping[str, Any]
-    chat_template: str | None
-    license: str
-    calls_tools: bool
-    thinks: bool
 
 
 def model_facts(files: ModelFiles) -> ModelFacts | None:

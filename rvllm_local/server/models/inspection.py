@@ -11,7 +11,7 @@ import subprocess
 import threading
 import time
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, Protocol
 
 from rvllm_local.clients.process.frames import FrameError
 from rvllm_local.conversation import prompt_frames as frames
@@ -23,9 +23,11 @@ from rvllm_local.server.models.inspection_frames import (
     INSPECTED,
     Inspect,
     Inspected,
+    ModelFacts,
     Planned,
 )
 
+What = Literal["planned", "context_length", "facts"]
 _MODULE = "rvllm_local.server.models.inspection_process"
 _CPU_S, _WALL_S = 15.0, 30.0
 _MEMORY = 2**30  # bytes
@@ -42,6 +44,9 @@ class Inspection(Protocol):
 
     def context_length(self, files: ModelFiles, options: EngineOptions) -> int | None:
         """Tokens of its context, as far as the options let it; None if none is told."""
+
+    def facts(self, files: ModelFiles) -> ModelFacts | None:
+        """What else is told of a model; None for files that cannot be read."""
 
     def close(self) -> None:
         """Let what waits for work end."""
@@ -75,7 +80,7 @@ class InspectionProcesses:
 
     def plan(self, files: ModelFiles, options: EngineOptions) -> Planned:
         """What a model will take; see `Inspection`."""
-        inspected = self._answer(files, options, plans=True)
+        inspected = self._answer(files, options, "planned")
         if inspected.refused is not None:
             raise inspected.refused.error()
         if inspected.planned is None:
@@ -84,7 +89,11 @@ class InspectionProcesses:
 
     def context_length(self, files: ModelFiles, options: EngineOptions) -> int | None:
         """Tokens of its context; see `Inspection`."""
-        return self._answer(files, options, plans=False).context_length
+        return self._answer(files, options, "context_length").context_length
+
+    def facts(self, files: ModelFiles) -> ModelFacts | None:
+        """What else is told of a model; see `Inspection`."""
+        return self._answer(files, EngineOptions(), "facts").facts
 
     def close(self) -> None:
         """Let what waits for work end. Safe to call twice."""
@@ -92,14 +101,14 @@ class InspectionProcesses:
             reader.stop()
 
     def _answer(
-        self, files: ModelFiles, options: EngineOptions, *, plans: bool
+        self, files: ModelFiles, options: EngineOptions, what: What
     ) -> Inspected:
         inspect = Inspect(
             files.kind,
             str(files.path),
             files.name,
             options,
-            plans,
+            what,
             _CPU_S,
             _WALL_S,
             _MEMORY,

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import msgspec
 
@@ -18,14 +20,14 @@ IDLE_S = 20.0  # after which a process that has nothing to do ends
 class Inspect(msgspec.Struct, frozen=True):
     """What to read, and what reading it may take.
 
-    With `plans` the answer is `Planned`, otherwise the model's context alone.
+    `what` names the field of the answer.
     """
 
     kind: Literal["folder", "gguf", "bundle"]
     path: str
     name: str
     options: EngineOptions
-    plans: bool
+    what: Literal["planned", "context_length", "facts"]
     cpu_s: float
     wall_s: float
     num_bytes: int
@@ -34,6 +36,29 @@ class Inspect(msgspec.Struct, frozen=True):
     def files(self) -> ModelFiles:
         """The model's files."""
         return ModelFiles(self.kind, Path(self.path), self.name)
+
+
+@dataclass(frozen=True, slots=True)
+class ModelFacts:
+    """Sizes, form and abilities. `parameters` is 0 where nothing tells their number.
+
+    `size` is bytes of the weights, `modified` seconds of the epoch. `digest` changes
+    with the files' names, sizes and times; their contents are not read.
+    """
+
+    kind: str
+    architecture: str
+    quantization: str
+    parameters: int
+    size: int
+    modified: float
+    digest: str
+    context_length: int
+    settings: Mapping[str, Any]
+    chat_template: str | None
+    license: str
+    calls_tools: bool
+    thinks: bool
 
 
 class Planned(msgspec.Struct, frozen=True):
@@ -52,6 +77,7 @@ class Inspected(msgspec.Struct, frozen=True):
 
     planned: Planned | None = None
     context_length: int | None = None
+    facts: ModelFacts | None = None
     refused: Refused | None = None
 
 

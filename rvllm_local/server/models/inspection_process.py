@@ -23,6 +23,7 @@ from rvllm_local.models.describe import describe
 from rvllm_local.models.own_sampling import own_sampling
 from rvllm_local.server.helper_process import receive_frame
 from rvllm_local.server.models.context import context_of
+from rvllm_local.server.models.facts import model_facts
 from rvllm_local.server.models.inspection_frames import (
     IDLE_S,
     INSPECT,
@@ -49,31 +50,33 @@ def main() -> None:
             break
         began = time.process_time()
         inspect = frames.decode(body, INSPECT)
-        connection.sendall(frames.encode(_inspected(inspect)))
+        connection.sendall(_answer(inspect))
         used_s = time.process_time() - began
     os._exit(0)
 
 
-def _inspected(inspect: Inspect) -> Inspected:
-    """The answer, within limits."""
+def _answer(inspect: Inspect) -> bytes:
+    """The frame of the answer, made within limits."""
     limit_memory(inspect.num_bytes)
     limit_time(inspect.cpu_s, inspect.wall_s)
     try:
-        answer = _read(inspect)
+        answer = frames.encode(_read(inspect))
     except RvllmError as error:
-        answer = Inspected(refused=Refused.of(error))
+        answer = frames.encode(Inspected(refused=Refused.of(error)))
     except Exception as error:
         kind = type(error).__name__
         words = f"{inspect.name}: reading its configuration failed with {kind}"
-        answer = Inspected(refused=Refused.of(ModelFileError(words)))
+        answer = frames.encode(Inspected(refused=Refused.of(ModelFileError(words))))
     limit_time(0, 0)
     return answer
 
 
 def _read(inspect: Inspect) -> Inspected:
-    if not inspect.plans:
+    if inspect.what == "context_length":
         length = context_of(inspect.files, inspect.options)
         return Inspected(context_length=length)
+    if inspect.what == "facts":
+        return Inspected(facts=model_facts(inspect.files))
     description = describe(inspect.files)
     plan = plan_model(description, inspect.options)
     sampling = own_sampling(inspect.files)

@@ -23,6 +23,7 @@ from rvllm_local.options import EngineOptions
 from rvllm_local.server.http.byte_budget import ByteBudget
 from rvllm_local.server.http.problems import Problem, problem_of, shutting_down
 from rvllm_local.server.models.inspection import Inspection, InspectionProcesses
+from rvllm_local.server.models.inspection_frames import ModelFacts
 from rvllm_local.server.models.keep_alive import KeepAlive
 from rvllm_local.server.models.loaded_models import LoadedModels
 from rvllm_local.server.models.names import ModelNames
@@ -140,6 +141,10 @@ class Registry:
     def files(self, name: str) -> ModelFiles:
         """The files of a model by its own name; of an adapter, its model's."""
         return self._available[self._base_of(name)]
+
+    async def facts(self, name: str) -> ModelFacts | None:
+        """What is told of a model by its own name; None if its files do not tell."""
+        return await self._on_thread(self._inspection.facts, self.files(name))
 
     def withdraw(self, name: str) -> None:
         """Offer a model no more. It must be unloaded."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from rvllm_local.server.api.ollama.durations import timestamp
-from rvllm_local.server.models.facts import ModelFacts
+from rvllm_local.server.models.inspection_frames import ModelFacts
 from rvllm_local.server.models.registry import Listed
 
 _LATEST = ":latest"

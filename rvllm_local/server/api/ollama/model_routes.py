@@ -25,7 +25,6 @@ from rvllm_local.server.http.replies import (
     JSONReply,
     while_connected,
 )
-from rvllm_local.server.models.facts import ModelFacts, model_facts
 from rvllm_local.server.models.registry import Listed
 
 # The version whose API this is: some clients ask for one that is new enough.
@@ -68,7 +67,7 @@ class _Models:
             if listed.parent is None and files.path in seen:
                 continue  # another name of the same model
             seen.add(files.path)
-            rows.append(row(listed.name, await self._facts(listed.name)))
+            rows.append(row(listed.name, await self._registry.facts(listed.name)))
         return JSONReply({"models": rows})
 
     async def ps(self, request: Request) -> Response:
@@ -81,7 +80,7 @@ class _Models:
     async def show(self, request: Request) -> Response:
         body = await self._service.read(request, OllamaNameRequest)
         name = self._registry.resolve(_name(body))
-        facts = await self._facts(name)
+        facts = await self._registry.facts(name)
         if facts is None:
             raise Problem(400, f"the files of {name} cannot be read", "model_unusable")
         return JSONReply(shown(name, facts))
@@ -116,12 +115,8 @@ class _Models:
     async def _loaded(self, listed: Listed) -> dict[str, Any]:
         left_s = listed.unloaded_in_s
         expires = expiry(time.time(), FOREVER if left_s is None else left_s)
-        facts = await self._facts(listed.name)
+        facts = await self._registry.facts(listed.name)
         return loaded_row(listed, facts, expires)
-
-    async def _facts(self, name: str) -> ModelFacts | None:
-        files = self._registry.files(name)
-        return await asyncio.to_thread(model_facts, files)
 
 
 def _name(body: OllamaNameRequest | OllamaPullRequest) -> str:
