@@ -47,6 +47,7 @@ class StepModel:
 
     def __init__(self, step: CpuStep, arenas: Sequence[Arena]) -> None:
         self._step = step
+        self._arenas = arenas  # kept alive: the step has their addresses
         self._token_bytes = [_gathered_bytes(arena) for arena in arenas]
 
     def __call__(self, tokens: mx.array, cache: Sequence[Any]) -> Any:

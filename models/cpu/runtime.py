@@ -7,6 +7,7 @@ import os
 from typing import Any
 
 _OLDEST = (1, 20)  # MatMulNBits with 8 bits and a bias
+SPIN_US = 0  # microseconds; `benchmarks/cpu_step.py` compares some
 _ADVICE = (
     "a quantized model's weights are widened to float32, which takes about six times "
     "the memory and the time; install onnxruntime>=1.20"
@@ -39,8 +40,7 @@ def open_session(model: bytes) -> Any:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = num_threads()
     options.log_severity_level = 3  # errors: it warns of every constant that it folds
-    # Idle threads that spin would take a core from whatever else runs.
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    _set_spinning(options)
     _share_arena()
     options.add_session_config_entry("session.use_env_allocators", "1")
     # Patterns are kept for each shape, and shapes change with every context.
@@ -48,6 +48,21 @@ def open_session(model: bytes) -> Any:
     return onnxruntime.InferenceSession(
         model, options, providers=["CPUExecutionProvider"]
     )
+
+
+def _set_spinning(options: Any) -> None:
+    """How long an idle thread looks for work before it sleeps.
+
+    Threads that spin for ever would take a core from whatever else runs. A step has some
+    hundred products, and a thread that sleeps between them is woken for each.
+    """
+    setting = "session.intra_op.allow_spinning"
+    if not SPIN_US:
+        options.add_session_config_entry(setting, "0")
+        return
+    options.add_session_config_entry(setting, "1")
+    options.add_session_config_entry("session.intra_op.spin_duration_us", str(SPIN_US))
+    options.add_session_config_entry("session.force_spinning_stop", "1")
 
 
 @functools.cache

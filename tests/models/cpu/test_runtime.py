@@ -1,0 +1,54 @@
+"""onnxruntime is asked for its version before anything is packed."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from types import ModuleType
+
+import pytest
+
+from rvllm_local.models.cpu.runtime import missing_runtime
+
+
+@pytest.fixture(autouse=True)
+def forgotten() -> Iterator[None]:
+    """No answer outlives a test."""
+    missing_runtime.cache_clear()
+    yield
+    missing_runtime.cache_clear()
+
+
+@pytest.mark.parametrize(
+    ("version", "is_new_enough"),
+    [
+        ("1.19.2", False),
+        ("0.9", False),
+        ("1.20.0", True),
+        ("1.32.0", True),
+        ("2.0.0rc1", True),
+    ],
+)
+def test_an_old_onnxruntime_is_said_to_be_too_old(
+    version: str, is_new_enough: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = ModuleType("onnxruntime")
+    module.__version__ = version  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "onnxruntime", module)
+    reason = missing_runtime()
+    if is_new_enough:
+        assert reason is None
+    else:
+        assert reason is not None
+        assert reason.startswith(f"onnxruntime {version} is too old: ")
+        assert "install onnxruntime>=1.20" in reason
+
+
+def test_a_missing_onnxruntime_is_named_with_what_it_costs(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    reason = missing_runtime()
+    assert reason is not None
+    assert "cannot be imported" in reason
+    assert "widened to float32" in reason
