@@ -12,7 +12,8 @@ def run_arguments(run: argparse.ArgumentParser) -> None:
     run.add_argument("model", help=_MODEL)
     run.add_argument(
         "prompt",
-        nargs="?",
+        nargs="*",
+        default=[],
         help="the prompt; read from standard input if it is left out",
     )
     run.add_argument(

@@ -109,7 +109,8 @@ def _answer(llm: LLM, prompt: str, params: SamplingParams, adapter: str | None) 
     )
 
 
-def _prompt(given: str | None) -> str:
+def _prompt(words: list[str]) -> str:
+    given = " ".join(words) if words else None
     try:
         if given is None and not sys.stdin.isatty():
             given = sys.stdin.buffer.read().decode("utf-8")

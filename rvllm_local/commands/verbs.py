@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from rvllm_local import __version__
 from rvllm_local.commands import arguments as flags
 from rvllm_local.commands import model_arguments as model_flags
+from rvllm_local.commands.any_order import AnyOrderParser
 from rvllm_local.commands.bench_arguments import bench_arguments
 
 
@@ -29,7 +30,7 @@ def build_parser(words: Sequence[str] | None = None) -> argparse.ArgumentParser:
 
     A verb gets its flags only if it is among `words`; None gives all their flags.
     """
-    parser = argparse.ArgumentParser(
+    parser = AnyOrderParser(
         prog="rvllm", description="A local-first assistant runtime."
     )
     parser.add_argument("--version", action="version", version=f"rvllm {__version__}")
