@@ -34,6 +34,7 @@ _ALIASES = {
     "qwen2_5_vl": "qwen2_vl",
     "minimax_m2": "minimax",
     "gemma4_unified": "gemma4",
+    "youtu": "youtu_llm",
 }
 _BY_ARCHITECTURE = {("bailing_hybrid", "BailingMoeV3ForCausalLM"): "bailing_moe_v3"}
 

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from rvllm_local.errors import ModelFileError, UnsupportedModelError
+from rvllm_local.models.family_fields import plain_numbers, put_family_fields
 from rvllm_local.models.rotation import with_both_spellings
 
 # Parts of a configuration that describe a language model of their own.
@@ -27,16 +28,6 @@ _SAME_SIZE = {
     "mixtral": {"num_local_experts": "num_experts"},
     "lfm2": {"block_dim": "hidden_size", "block_ff_dim": "intermediate_size"},
 }
-# Definitions that cannot be built without the width of a head.
-_NEEDS_HEAD_DIM = frozenset(
-    {
-        "exaone4",
-        "exaone_moe",
-        "glm4",
-        "qwen3",
-        "qwen3_moe",
-    }
-)
 # Families whose layers all have the window, where the config names no layers.
 _ALL_WINDOWED = frozenset({"mistral"})
 
@@ -48,14 +39,31 @@ def normalised(config: Mapping[str, Any]) -> dict[str, Any]:
     `UnsupportedModelError` for what the definition cannot do.
     """
     model_type = str(config.get("model_type"))
+    config = plain_numbers(config)
     normal = _normalised_part(config, model_type)
     for name in _PARTS:
         part = config.get(name)
         if not isinstance(part, Mapping):
             continue
         part_type = part.get("model_type") or model_type
-        normal[name] = _normalised_part(part, str(part_type))
+        normal[name] = _normalised_part(_with_shared(part, config), str(part_type))
+        if normal.get("vocab_size") is None and "vocab_size" in part:
+            normal["vocab_size"] = part["vocab_size"]
     return normal
+
+
+def _with_shared(part: Mapping[str, Any], whole: Mapping[str, Any]) -> dict[str, Any]:
+    """A part with what is said once for the whole model.
+
+    transformers 5 asks the whole whether the head is the embedding; older releases, and
+    the definitions, ask the part.
+    """
+    shared = dict(part)
+    is_tied = whole.get("tie_word_embeddings")
+    is_new = str(whole.get("transformers_version", "")).startswith("5.")
+    if isinstance(is_tied, bool) and (is_new or "tie_word_embeddings" not in part):
+        shared["tie_word_embeddings"] = is_tied
+    return shared
 
 
 def _normalised_part(part: Mapping[str, Any], model_type: str) -> dict[str, Any]:
@@ -63,6 +71,7 @@ def _normalised_part(part: Mapping[str, Any], model_type: str) -> dict[str, Any]
     _put_dtype(normal)
     _put_layers(normal, model_type)
     _put_sizes(normal, model_type)
+    put_family_fields(normal, model_type)
     return normal
 
 
@@ -142,13 +151,3 @@ def _put_sizes(normal: dict[str, Any], model_type: str) -> None:
         size = normal.get(other)
         if normal.get(name) is None and size is not None:
             normal[name] = size
-    if model_type in _NEEDS_HEAD_DIM and normal.get("head_dim") is None:
-        hidden = normal.get("hidden_size")
-        heads = normal.get("num_attention_heads")
-        if type(hidden) is int and type(heads) is int and heads:
-            normal["head_dim"] = hidden // heads
-    if model_type == "minimax" and normal.get("rotary_dim") is None:
-        head_dim = normal.get("head_dim")
-        share = normal.get("partial_rotary_factor")
-        if type(head_dim) is int and share:
-            normal["rotary_dim"] = int(head_dim * share)

@@ -20,7 +20,10 @@ from rvllm_local.models.architecture import (
 )
 from rvllm_local.models.config_check import check_config
 from rvllm_local.models.config_normal import normalised
+from rvllm_local.models.corrections import correct_definition
 from rvllm_local.models.rotation_check import enforce_rotations
+from rvllm_local.models.unread_fields import check_unread_fields
+from rvllm_local.models.windows import put_windows
 
 _FULL = "full_attention"
 
@@ -37,8 +40,11 @@ def build_model(config: Mapping[str, Any]) -> nn.Module:
     names = architectures(config)
     family = import_family(model_type, names)
     _check_fields(family.ModelArgs, config, model_type)
+    check_unread_fields(family, config)
     try:
         model = _built(family, config)
+        correct_definition(model, model_type)
+        put_windows(model, config)
         enforce_rotations(model, config)
     except DEFINITION_ERRORS as error:
         raise ModelFileError(

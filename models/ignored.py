@@ -14,6 +14,7 @@ from rvllm_local.models.architecture import import_family
 from rvllm_local.models.config_file import read_settings, text_config
 from rvllm_local.models.locate import ModelFiles
 from rvllm_local.models.safetensors_check import has_stale_index
+from rvllm_local.models.windows import layer_windows
 
 _PICKLES = (".bin", ".pt", ".pth", ".pkl", ".ckpt")
 _SLIDING = "sliding_attention"
@@ -60,6 +61,8 @@ def _unused_window(config: Mapping[str, Any]) -> int | None:
     if type(window) is not int or settings.get("use_sliding_window") is False:
         return None
     if isinstance(layer_types, list) and _SLIDING not in layer_types:
+        return None
+    if layer_windows(settings):
         return None
     arguments = import_family(str(config.get("model_type"))).ModelArgs
     if not is_dataclass(arguments):

@@ -44,6 +44,7 @@ _SCALE_FULL_ONLY = frozenset({"olmo3"})
 _NEUTRAL_SCALING: Mapping[str, Settings] = {
     "exaone4": {"type": "default", "rope_type": "default"},
     "deepseek_v2": {"type": "yarn", "rope_type": "yarn", "factor": 1.0},
+    "minicpm3": {"type": "default", "rope_type": "default"},
 }
 # The base that transformers takes where `rope_parameters` has none; 10,000 elsewhere.
 _DEFAULT_BASE = {
@@ -75,6 +76,8 @@ def with_both_spellings(config: Mapping[str, Any], model_type: str) -> Settings:
     `UnsupportedModelError` for what the definition cannot tell apart by layer.
     """
     stated = config.get("rope_parameters")
+    if stated and config.get("rope_scaling") == _NEUTRAL_SCALING.get(model_type):
+        config = {**config, "rope_scaling": None}
     older = _older_settings(config)
     if not stated:
         if not older:

@@ -46,6 +46,7 @@ def enforce_rotations(module: nn.Module, config: Mapping[str, Any]) -> None:
     layers = _rotation_modules(module)
     if not settings:
         return  # no base is stated: the definition's own is what the family has
+    _put_rotated_share(layers, config)
     scaled = [each for each in settings if _is_scaled(each)]
     for each in scaled:
         _put_yarn(layers, each)
@@ -60,6 +61,21 @@ def enforce_rotations(module: nn.Module, config: Mapping[str, Any]) -> None:
             )
     for each in scaled:
         _check_applied(layers, each)
+
+
+def _put_rotated_share(
+    layers: Mapping[str, nn.Module], config: Mapping[str, Any]
+) -> None:
+    """Rotate a part of each head where a definition rotates all of it, unasked."""
+    head_dim = config.get("head_dim")
+    share = config.get("partial_rotary_factor")
+    is_latent = "qk_rope_head_dim" in config
+    if type(head_dim) is not int or not isinstance(share, int | float) or is_latent:
+        return
+    dims = int(head_dim * share)
+    for layer in layers.values():
+        if isinstance(layer, nn.RoPE) and layer.dims == head_dim:
+            layer.dims = dims
 
 
 def _stated_periods(

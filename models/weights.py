@@ -12,6 +12,8 @@ from mlx import nn
 from mlx.utils import tree_flatten
 
 from rvllm_local.errors import ModelFileError
+from rvllm_local.models.corrections import put_router_biases
+from rvllm_local.models.published_weights import as_definitions_read
 from rvllm_local.models.safetensors_check import weight_files
 
 # What a family's clean-up can end in where the weights are another family's.
@@ -55,46 +57,14 @@ def sanitized(
     """The weights as the family's own clean-up leaves them. Raises `ModelFileError`."""
     if not hasattr(module, "sanitize"):
         return weights
-    if getattr(module, "model_type", None) == "gpt_oss":
-        weights = _split_experts(weights)
     try:
+        weights = as_definitions_read(module, weights)
+        weights = put_router_biases(module, weights)
         return dict(module.sanitize(weights))
     except _SANITIZE_ERRORS as error:
         raise ModelFileError(
             f"{path}: the weights are not those of this architecture: {error!r:.300}"
         ) from error
-
-
-def _split_experts(weights: dict[str, mx.array]) -> dict[str, mx.array]:
-    """gpt-oss's experts as floats, in the form of its definition.
-
-    They are published as `[experts, in, out]`, with gate and up in turn; the
-    definition's own clean-up knows the quantized form alone.
-    """
-    split = {}
-    for name, value in weights.items():
-        if name.endswith(".experts.gate_up_proj"):
-            stem = name.removesuffix("gate_up_proj")
-            rows = value.swapaxes(-1, -2)
-            gate = rows[..., ::2, :]
-            up = rows[..., 1::2, :]
-            split[f"{stem}gate_proj.weight"] = mx.contiguous(gate)
-            split[f"{stem}up_proj.weight"] = mx.contiguous(up)
-        elif name.endswith(".experts.gate_up_proj_bias"):
-            stem = name.removesuffix("gate_up_proj_bias")
-            gate = value[..., ::2]
-            up = value[..., 1::2]
-            split[f"{stem}gate_proj.bias"] = mx.contiguous(gate)
-            split[f"{stem}up_proj.bias"] = mx.contiguous(up)
-        elif name.endswith(".experts.down_proj"):
-            rows = value.swapaxes(-1, -2)
-            split[f"{name}.weight"] = mx.contiguous(rows)
-        elif name.endswith(".experts.down_proj_bias"):
-            stem = name.removesuffix("_bias")
-            split[f"{stem}.bias"] = value
-        else:
-            split[name] = value
-    return split
 
 
 def put_weights(path: Path, module: nn.Module, weights: dict[str, mx.array]) -> None:

@@ -76,13 +76,14 @@ class Answer:
         self.cached = event.cached_tokens
 
 
-def judge(arch: str) -> Verdict:
+def judge(arch: str, config: dict[str, Any] | None = None) -> Verdict:
     """Build the tiny model of `arch`, ask mlx-lm, then the engine in its ways.
 
-    One with recurrent layers is also restarted over what it left on disk.
+    One with recurrent layers is also restarted over what it left on disk. `config` is
+    one in place of the architecture's usual tiny one.
     """
     try:
-        model, config = zoo_model(arch)
+        model, config = zoo_model(arch, config=config)
         prompts = [
             np.random.default_rng(n).integers(0, VOCAB_SIZE, n).tolist()
             for n in LENGTHS

@@ -30,11 +30,10 @@ def _weight(
     name: str, shape: tuple[int, ...], start: float | list[float] | None
 ) -> npt.NDArray[np.float32]:
     random = np.random.default_rng(zlib.crc32(name.encode()))
-    noise = random.standard_normal(shape)
+    noise = np.asarray(random.standard_normal(shape))
     if start is not None:
-        return (np.reshape(start, (-1,) if shape else ()) + 0.1 * noise).astype(
-            np.float32
-        )
+        values = np.reshape(start, (-1,) if shape else ()) + 0.1 * noise
+        return np.asarray(values, np.float32)
     is_embedding = "embed" in name or "wte" in name
     scale = 0.7 if is_embedding else 1.6 / np.sqrt(shape[-1])
     return (scale * noise).astype(np.float32)
