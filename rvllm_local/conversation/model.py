@@ -23,9 +23,9 @@ class ConversationModel:
     limits: EngineLimits
 
     @property
-    def max_prompt_bytes(self) -> int:
-        """No prompt with more bytes fits the context, whatever its tokens are."""
-        return self.limits.context_length * self.tokenizer.longest_token
+    def most_prompt_tokens(self) -> int:
+        """A prompt with more tokens does not fit the context."""
+        return self.limits.context_length
 
 
 def detect_style(files: ModelFiles, tokenizer: Tokenizer) -> OutputStyle:

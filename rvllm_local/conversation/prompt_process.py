@@ -27,6 +27,7 @@ from rvllm_local.forked_work import limit_memory, limit_time, receive_exactly
 from rvllm_local.text.token_table import TokenTable
 from rvllm_local.text.tokenizer_files import read_tokenizer
 
+_IDLE_S = 20.0  # after which a fork that has nothing to do ends
 _NO_LIMITS = EngineLimits(0, 0, 0)  # an engine's are known when it is up
 
 
@@ -113,7 +114,7 @@ def _read(load: frames.Load) -> ConversationModel:
     model = ConversationModel(load.name, tokenizer, style, _NO_LIMITS)
     if tokenizer.chat_template is not None:
         _ = tokenizer.shows_system
-    _ = tokenizer.longest_token
+    _ = tokenizer.spans
     return model
 
 
@@ -130,8 +131,12 @@ def facts_of(model: ConversationModel) -> frames.TextFacts:
 
 
 def _work(connection: socket.socket, model: ConversationModel) -> None:
-    """Take one piece of work and answer it."""
-    work = frames.decode(_received_frame(connection), frames.WORK)
+    """Take one piece of work and answer it; ends the process if none comes."""
+    connection.settimeout(_IDLE_S)
+    head = _received(connection, frames.LENGTH.size)
+    connection.settimeout(None)
+    body = _received(connection, frames.length_of(head))
+    work = frames.decode(body, frames.WORK)
     limit_time(work.cpu_s, work.wall_s)
     try:
         if work.text is not None:
@@ -188,8 +193,8 @@ def _received_frame(connection: socket.socket) -> bytes:
 def _received(connection: socket.socket, count: int) -> bytes:
     try:
         return receive_exactly(connection, count)
-    except ConnectionError:
-        os._exit(0)  # nobody is left to answer
+    except (ConnectionError, TimeoutError):
+        os._exit(0)  # nobody is left to answer, or nobody asks
 
 
 if __name__ == "__main__":

@@ -94,8 +94,6 @@ def prepare_chat(model: ConversationModel, call: ChatCall) -> Prepared:
     Raises `ParameterError` for what cannot be done, `UnsupportedModelError` for a model
     without a chat template.
     """
-    _check_length(model, call.messages)
-    _check_length(model, call.tools)
     tools = call.callable_tools
     rendered = _render(model, call, tools)
     params = call.params
@@ -193,7 +191,12 @@ def _encode(
     refusal: TemplateRefusedError | None = None
     for rows, settings in repaired(messages, options):
         try:
-            return model.tokenizer.encode_chat(rows, continues=continues, **settings)
+            return model.tokenizer.encode_chat(
+                rows,
+                continues=continues,
+                most_tokens=model.most_prompt_tokens,
+                **settings,
+            )
         except TemplateRefusedError as error:
             refusal = refusal or error
     assert refusal is not None
@@ -210,7 +213,7 @@ def _text_prompt(
                 "suffix", "suffix needs a prompt of text, not of token ids"
             )
         return prompt
-    _check_length(model, prompt)
+    model.tokenizer.check_length(prompt, model.most_prompt_tokens, "prompt")
     if suffix is None:
         return tuple(model.tokenizer.encode(prompt, special=call.parses_special))
     return tuple(fill_in(model, prompt, suffix))
@@ -275,27 +278,3 @@ def _up_to_context(
             (prompt_tokens, context - 1),
         )
     return replace(params, max_tokens=context - prompt_tokens)
-
-
-def _check_length(model: ConversationModel, value: Any) -> None:
-    """Refuse at once what cannot fit: a tokenizer could spend seconds on it."""
-    size = _num_bytes(value)
-    if size > model.max_prompt_bytes:
-        context = model.limits.context_length
-        raise ContextOverflowError(
-            "prompt",
-            f"the prompt has {size} bytes, more than fit the context of {context} "
-            "tokens; shorten it",
-            (size // model.tokenizer.longest_token, context - 1),
-        )
-
-
-def _num_bytes(value: Any) -> int:
-    """Bytes of all texts in a value."""
-    if isinstance(value, str):
-        return len(value.encode(errors="surrogatepass"))
-    if isinstance(value, Mapping):
-        return sum(map(_num_bytes, value.values()))
-    if isinstance(value, list | tuple):
-        return sum(map(_num_bytes, value))
-    return 0

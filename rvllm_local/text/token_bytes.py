@@ -23,7 +23,7 @@ def byte_decoder(backend: Backend | SentencePieceBackend) -> Callable[[int], byt
         return backend.id_to_bytes
     spell: Callable[[str], bytes] = _piece
     if _uses_byte_alphabet(backend):
-        spell = functools.partial(_byte_level, _byte_alphabet())
+        spell = functools.partial(_byte_level, byte_alphabet())
 
     def to_bytes(token_id: int) -> bytes:
         token = backend.id_to_token(token_id)
@@ -58,7 +58,7 @@ def _piece(token: str) -> bytes:
     return token.replace("\u2581", " ").encode()
 
 
-def _byte_alphabet() -> dict[str, int]:
+def byte_alphabet() -> dict[str, int]:
     """GPT-2's printable stand-ins for the 256 bytes.
 
     A printable byte is its own character; the others are those from 256 on, in order.

@@ -6,12 +6,17 @@ Special tokens inside user text stay text; only the chat template may produce th
 from __future__ import annotations
 
 import functools
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 from tokenizers import Tokenizer as Backend
 
-from rvllm_local.errors import ParameterError, RvllmError, UnsupportedModelError
+from rvllm_local.errors import (
+    ContextOverflowError,
+    ParameterError,
+    RvllmError,
+    UnsupportedModelError,
+)
 from rvllm_local.text.backends import (
     AnyBackend,
     adds_prefix_space,
@@ -26,6 +31,7 @@ from rvllm_local.text.messages import plain_messages
 from rvllm_local.text.sentencepiece import SentencePieceBackend
 from rvllm_local.text.tags import CONTROL_TAGS
 from rvllm_local.text.token_bytes import byte_decoder
+from rvllm_local.text.token_spans import TokenSpans
 from rvllm_local.text.turn_ends import known_ends, turn_ends
 
 _PROBE = "Q7zSystemq7"  # a text that no template writes itself
@@ -105,13 +111,9 @@ class Tokenizer:
         return self._special.keys()
 
     @functools.cached_property
-    def longest_token(self) -> int:
-        """Bytes of the longest token.
-
-        A text of more bytes than n times this takes more than n tokens.
-        """
-        lengths = [len(self.spelling(token)) for token in range(self.num_ids)]
-        return max(lengths, default=1)
+    def spans(self) -> TokenSpans:
+        """How much of a text one token can stand for."""
+        return TokenSpans.of(self._backend)
 
     @property
     def backend(self) -> AnyBackend:
@@ -220,6 +222,7 @@ class Tokenizer:
         messages: Sequence[Mapping[str, Any]],
         *,
         continues: bool = False,
+        most_tokens: int | None = None,
         **template: Any,
     ) -> list[int]:
         """Token ids of a conversation through the chat template.
@@ -232,7 +235,8 @@ class Tokenizer:
         With `continues` the last message is the assistant's. The ids end where its
         content ends, and the model goes on from there.
 
-        Raises `ParameterError` for what the template cannot render.
+        Raises `ParameterError` for what the template cannot render, and
+        `ContextOverflowError` for what has more than `most_tokens` by its length alone.
         """
         messages = plain_messages(messages)
         self._check_roles(messages)
@@ -253,12 +257,31 @@ class Tokenizer:
         _check_text(text)
         if continues:
             text = markers.up_to_ending(text)
-        return self._rendered_ids(markers, text)
+        pieces = list(markers.split(text))
+        if most_tokens is not None:
+            self.check_length("".join(piece for piece, _ in pieces), most_tokens)
+        return self._rendered_ids(pieces)
 
-    def _rendered_ids(self, markers: Markers, text: str) -> list[int]:
-        """Token ids of a rendered text, in which users' special tokens are marked."""
+    def check_length(
+        self, text: str, most_tokens: int, field: str = "messages"
+    ) -> None:
+        """Raise `ContextOverflowError` for a text that must have more tokens.
+
+        It is not encoded, which could take seconds.
+        """
+        fewest = self.spans.fewest_tokens(text)
+        if fewest > most_tokens:
+            raise ContextOverflowError(
+                field,
+                f"the prompt has {len(text)} characters, which are {fewest} tokens at "
+                f"least; {most_tokens} fit the context: shorten it",
+                (fewest, most_tokens),
+            )
+
+    def _rendered_ids(self, pieces: Iterable[tuple[str, bool]]) -> list[int]:
+        """Token ids of a rendered text: of the template's pieces, and of users'."""
         ids: list[int] = []
-        for piece, is_template in markers.split(text):
+        for piece, is_template in pieces:
             backend = self._backend
             if not is_template:
                 backend = self._blind(piece)
