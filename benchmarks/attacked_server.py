@@ -8,7 +8,6 @@ from __future__ import annotations
 import collections
 import contextlib
 import json
-import os
 import re
 import signal
 import statistics
@@ -215,7 +214,11 @@ def processes_below(pid: int) -> list[int]:
 
 
 def sample(pid: int) -> dict[str, float]:
-    """Resident megabytes of a server and of all its processes; descriptors; threads."""
+    """Megabytes of a server and of all its processes; descriptors; threads.
+
+    What processes share counts for each with its part: forks share most of what they
+    have.
+    """
     total = 0
     for each in processes_below(pid):
         total += _resident(each)
@@ -229,7 +232,8 @@ def sample(pid: int) -> dict[str, float]:
 
 
 def _resident(pid: int) -> int:
-    with contextlib.suppress(OSError, IndexError):
-        text = Path(f"/proc/{pid}/statm").read_text(encoding="ascii")
-        return int(text.split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    with contextlib.suppress(OSError):
+        text = Path(f"/proc/{pid}/smaps_rollup").read_text(encoding="ascii")
+        if match := re.search(r"^Pss: +(\d+) kB", text, re.MULTILINE):
+            return int(match[1]) * 1024
     return 0
