@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from rvllm_local.commands.interrupting import end_interrupted
 from rvllm_local.commands.streams import drop_output, open_closed_streams
-from rvllm_local.commands.verbs import VERBS, build_parser
+from rvllm_local.commands.verbs import VERBS, parse
 from rvllm_local.early_signals import give_interrupts_back
 from rvllm_local.errors import DownloadError, EngineError, RvllmError
 
@@ -23,7 +23,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     give_interrupts_back()
     open_closed_streams()
     words = sys.argv[1:] if argv is None else argv
-    arguments = build_parser(words).parse_args(words)
+    arguments = parse(words)
     try:
         status = VERBS[arguments.verb].run(arguments)
         sys.stdout.flush()  # here, where a closed pipe is handled

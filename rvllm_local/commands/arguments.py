@@ -151,6 +151,32 @@ def chat_arguments(chat: argparse.ArgumentParser) -> None:
     add_arguments(chat)
 
 
+def launch_arguments(launch: argparse.ArgumentParser) -> None:
+    """`rvllm launch AGENT [MODEL] [-- ARGUMENTS]`."""
+    launch.add_argument(
+        "agent",
+        metavar="AGENT",
+        help="claude, codex, opencode, pi, qwen, cline, aider or copilot; what stands "
+        "behind -- is handed on to it",
+    )
+    launch.add_argument(
+        "model", nargs="?", metavar="MODEL", help="the model (the server's default)"
+    )
+    launch.add_argument(
+        "--url", metavar="URL", help="a server that runs elsewhere than by default"
+    )
+    launch.add_argument(
+        "--print",
+        action="store_true",
+        help="only show what would be set; for any agent",
+    )
+    launch.add_argument(
+        "--force",
+        action="store_true",
+        help="run with a model whose context is too small",
+    )
+
+
 def doctor_arguments(doctor: argparse.ArgumentParser) -> None:
     """`rvllm doctor`."""
     doctor.add_argument(

@@ -23,6 +23,7 @@ class Verb:
     help: str
     add_arguments: Callable[[argparse.ArgumentParser], None]
     run: Callable[[argparse.Namespace], int]
+    hands_on: bool = False  # what stands behind -- is another program's
 
 
 def build_parser(words: Sequence[str] | None = None) -> argparse.ArgumentParser:
@@ -40,6 +41,20 @@ def build_parser(words: Sequence[str] | None = None) -> argparse.ArgumentParser:
         if words is None or name in words:
             verb.add_arguments(verb_parser)
     return parser
+
+
+def parse(words: Sequence[str]) -> argparse.Namespace:
+    """The arguments of a command line. `rest` is what is handed on to another program."""
+    rest: list[str] = []
+    own_words = list(words)
+    verb = VERBS.get(own_words[0]) if own_words else None
+    if verb is not None and verb.hands_on and "--" in own_words:
+        index = own_words.index("--")
+        rest = own_words[index + 1 :]
+        own_words = own_words[:index]
+    arguments = build_parser(own_words).parse_args(own_words)
+    arguments.rest = rest
+    return arguments
 
 
 def _run(arguments: argparse.Namespace) -> int:
@@ -93,6 +108,12 @@ def _bench(arguments: argparse.Namespace) -> int:
     return bench(arguments)
 
 
+def _launch(arguments: argparse.Namespace) -> int:
+    from rvllm_local.commands.launch.launch import launch
+
+    return launch(arguments)
+
+
 def _about_models(arguments: argparse.Namespace) -> int:
     from rvllm_local.commands import models
 
@@ -125,6 +146,12 @@ VERBS = {
         _plan,
     ),
     "chat": Verb("talk in the terminal", flags.chat_arguments, _chat),
+    "launch": Verb(
+        "run a coding agent on this machine's server",
+        flags.launch_arguments,
+        _launch,
+        hands_on=True,
+    ),
     "ls": Verb(
         "list the models that are installed, and those that have a name",
         model_flags.ls_arguments,

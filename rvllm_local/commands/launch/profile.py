@@ -1,0 +1,44 @@
+"""The folder of an agent's own in which its settings for this server are kept.
+
+The user's configuration of the agent is elsewhere, and is neither read nor written.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+
+import platformdirs
+
+from rvllm_local.commands.launch.agents import Agent, Settings
+
+
+def profile_folder(name: str) -> Path:
+    """Where the profile of an agent lies."""
+    data = platformdirs.user_data_dir("rvllm", appauthor=False)
+    return Path(data, "launch", name)
+
+
+def write_profile(agent: Agent, settings: Settings) -> None:
+    """Write the files of a profile; what else the agent keeps there stays."""
+    folder = Path(settings.profile)
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    for name, text in agent.files_with(settings).items():
+        _replace(folder / name, text)
+    for name, text in agent.first_files.items():
+        if not (folder / name).exists():
+            _replace(folder / name, text)
+
+
+def _replace(path: Path, text: str) -> None:
+    """Write a file at once: another session may be reading it. It may hold a key."""
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    descriptor, draft = tempfile.mkstemp(dir=path.parent)
+    try:
+        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+            file.write(text)
+        Path(draft).replace(path)
+    except BaseException:
+        Path(draft).unlink(missing_ok=True)
+        raise
