@@ -45,9 +45,16 @@ def open_session(model: bytes) -> Any:
     options.add_session_config_entry("session.use_env_allocators", "1")
     # Patterns are kept for each shape, and shapes change with every context.
     options.enable_mem_pattern = False
-    return onnxruntime.InferenceSession(
-        model, options, providers=["CPUExecutionProvider"]
-    )
+    providers = ["CPUExecutionProvider"]
+    if not hasattr(os, "memfd_create"):
+        return onnxruntime.InferenceSession(model, options, providers=providers)
+    # A session keeps the bytes that it was made of, as large as its weights. Of a file it
+    # keeps the name.
+    with os.fdopen(os.memfd_create("model"), "wb") as file:
+        file.write(model)
+        file.flush()
+        path = f"/proc/self/fd/{file.fileno()}"
+        return onnxruntime.InferenceSession(path, options, providers=providers)
 
 
 def _set_spinning(options: Any) -> None:

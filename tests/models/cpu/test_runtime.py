@@ -1,4 +1,4 @@
-"""onnxruntime is asked for its version before anything is packed."""
+"""onnxruntime is asked for its version first, and keeps weights once."""
 
 from __future__ import annotations
 
@@ -6,9 +6,11 @@ import sys
 from collections.abc import Iterator
 from types import ModuleType
 
+import numpy as np
 import pytest
 
-from rvllm_local.models.cpu.runtime import missing_runtime
+from rvllm_local.models.cpu.onnx_file import GraphWriter
+from rvllm_local.models.cpu.runtime import missing_runtime, open_session
 
 
 @pytest.fixture(autouse=True)
@@ -52,3 +54,16 @@ def test_a_missing_onnxruntime_is_named_with_what_it_costs(
     assert reason is not None
     assert "cannot be imported" in reason
     assert "widened to float32" in reason
+
+
+def test_a_session_does_not_keep_the_bytes_it_was_made_of() -> None:
+    writer = GraphWriter()
+    x = writer.input("x", "float32", ("M", 3))
+    ones = writer.constant(np.ones((3, 2), dtype=np.float32))
+    writer.output(writer.node("MatMul", [x, ones]), "y", "float32", ("M", 2))
+    model = writer.model()
+    references = sys.getrefcount(model)
+    session = open_session(model)
+    assert sys.getrefcount(model) == references
+    (sums,) = session.run(["y"], {"x": np.array([[1, 2, 3]], dtype=np.float32)})
+    assert sums.tolist() == [[6, 6]]
