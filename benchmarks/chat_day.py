@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
+import re
 import shlex
 import shutil
 import signal
@@ -94,6 +95,20 @@ class Terminal:
         """Wait until the screen does not show a word."""
         self._await(lambda screen: word not in screen, ("no more", word), PATIENCE_S)
 
+    def await_count(self, word: str, count: int) -> None:
+        """Wait until the screen shows a word so many times."""
+        words = (word, f"{count} times")
+        self._await(lambda screen: screen.count(word) >= count, words, PATIENCE_S)
+
+    def await_share(self, share: int) -> None:
+        """Wait until the screen shows this percentage of a download, or more."""
+
+        def has_come(screen: str) -> bool:
+            shares = [int(number) for number in re.findall(r"(\d+)%", screen)]
+            return max(shares, default=0) >= share or "loading" in screen
+
+        self._await(has_come, (f"{share}%",), PATIENCE_S)
+
     def _await(
         self, condition: Callable[[str], bool], words: tuple[str, ...], within: float
     ) -> None:
@@ -102,6 +117,12 @@ class Terminal:
             if time.monotonic() > ends_at:
                 self.day.fail(f"{self.name}: {words} did not come:\n{self.screen()}")
             time.sleep(0.2)
+
+    def film(self, name: str) -> None:
+        """Keep the screen with its colours, for `scripts/screen_svg.py`."""
+        target = f"={self.name}:"
+        screen = self.day.tmux("capture-pane", "-e", "-p", "-t", target)
+        (self.day.folder / f"{name}.ansi").write_text(screen, encoding="utf-8")
 
     def keep(self, name: str) -> None:
         """Keep the screen in the folder."""
@@ -126,6 +147,7 @@ class Day:
         (folder / "chat.toml").write_text(f"port = {self.port}\n", encoding="utf-8")
         self.environ = {
             "TERM": "screen-256color",
+            "COLORTERM": "truecolor",
             "PYTHONPATH": str(ROOT),
             "RVLLM_HISTORY": str(folder / "history.db"),
             "RVLLM_CONFIG": str(folder / "config.toml"),
@@ -147,16 +169,16 @@ class Day:
         """Say what is wrong and end."""
         raise SystemExit(f"FAILED: {reason}")
 
-    def processes(self, *words: str) -> list[int]:
-        """This day's processes whose command line holds the words."""
+    def processes(self, words: str = "", but: str = "none") -> list[int]:
+        """This day's processes whose command line holds some words, and not others."""
         found = []
         for path in Path("/proc").glob("[0-9]*"):
             with contextlib.suppress(OSError):
                 if str(self.folder).encode() not in (path / "environ").read_bytes():
                     continue
                 command = (path / "cmdline").read_bytes().replace(b"\0", b" ").decode()
-                is_python = "rvllm_local" in command
-                if is_python and all(word in command for word in words):
+                is_named = "rvllm_local" in command and words in command
+                if is_named and but not in command:
                     found.append(int(path.name))
         return found
 
@@ -183,15 +205,25 @@ def live_the_day(day: Day) -> None:
 def start_empty(day: Day, first: Terminal) -> None:
     """The first start: the prompt waits while the model comes, and is then answered."""
     first.start()
-    first.await_words("fetched", "MB")
+    first.await_words("Ask anything")
+    first.film("start-0")
+    first.await_words(" of 98 MB")
+    first.film("start-1")
     first.say("/set max_tokens 60")
     first.say("/set temperature 0")
     first.say("Name a colour, please.")
     first.await_words("⏎ next: Name a colour, please.")
     first.keep("01-fetching")
+    for share in (25, 50, 75):
+        first.await_share(share)
+        first.film(f"start-2-{share}")
+    first.await_words("loading")
+    first.film("start-3")
     first.await_gone("⏎ next")
+    first.film("start-4")
     first.await_words("tok/s", "ctx")
     first.keep("02-first-answer")
+    first.film("start-5")
 
 
 def talk_at_once(first: Terminal, second: Terminal) -> None:
@@ -222,21 +254,19 @@ def compare_and_compact(first: Terminal) -> None:
     first.await_words("And who wrote Faust?", "ttft")
     first.say(f"/compare {RIVAL}")
     first.await_words("1  smollm2-135m", f"2  {RIVAL}", "1 or 2 goes on")
-    first.await_words("both are kept")
-    time.sleep(2.0)  # some of the answer
+    first.await_words(f"{RIVAL} ·")  # the line under its whole answer
     first.keep("06-compare")
     first.keys("1")
     first.await_gone("1 or 2 goes on")
     first.say("/compact")
-    first.await_gone("/compact")
-    first.await_words("Summary")
-    first.await_words("ctx")  # the counts come with the end
+    first.await_words("goes on from this summary")
+    first.await_count("smollm2-135m ·", 2)  # the line under each whole reply
     first.keep("07-compacted")
 
 
 def kill_the_server(day: Day, first: Terminal, second: Terminal) -> None:
     """Every chat notices, and a prompt that is sent meanwhile is answered after all."""
-    (server,) = day.processes("serve", str(day.port), "-m rvllm_local.cli")
+    (server,) = day.processes("-m rvllm_local.cli serve", but="keeper")
     os.kill(server, signal.SIGKILL)
     first.say("Name a second colour.")
     first.await_words("⏎ next: Name a second colour.")

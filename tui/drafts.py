@@ -11,7 +11,6 @@ from typing import Any
 NEW = "new"
 SETTING = "drafts"
 _MOST = 200  # chats; the oldest drafts go first
-_LONGEST = 200_000  # characters
 
 
 class Drafts:
@@ -43,7 +42,7 @@ class Drafts:
         text: str,
     ) -> None:
         """Remember a draft; an empty one is forgotten."""
-        text = text[:_LONGEST] if text.strip() else ""
+        text = text if text.strip() else ""
         if text == self._texts.pop(chat_id, ""):
             if text:
                 self._texts[chat_id] = text

@@ -36,7 +36,7 @@ from rvllm_local.tui.events import (
 )
 from rvllm_local.tui.payload import typed_text
 from rvllm_local.tui.sessions import ChatSessions
-from rvllm_local.tui.state import ChatSession
+from rvllm_local.tui.state import ChatSession, ReplyStats
 
 Listener = Callable[[ChatSession, Change], None]
 _BRANCH = " (branch)"
@@ -346,7 +346,7 @@ class Driver(EffectWorker):
         """Have another model answer the last prompt, too; False where it cannot."""
         self.drop_rival()
         present = self.session
-        rival = replace(present, live=None, queue=(), model=model)
+        rival = replace(present, live=None, queue=(), model=model, stats=ReplyStats())
         event = ReplyRegenerated(_last_id(present), new_id(), self.clock())
         self.sessions.rival = rival
         self._reduce(rival, event)

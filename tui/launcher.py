@@ -48,7 +48,7 @@ class ServerLauncher:
         self.lease: Lease | None = None
         self._may_start = may_start and url is None
         self._grace_s = grace_s
-        self._report: Report = lambda text: None
+        self._report: Report = _silent
         self._download: DownloadProgress | None = None  # of the server's first model
 
     @property
@@ -122,6 +122,8 @@ class ServerLauncher:
                     raise
                 is_ready, status = False, ""
             if is_ready:
+                if lease is not None:  # what it prints later is no news of its start
+                    lease.report = _silent
                 return
             progress = self._progress() or status or "the server is loading"
             self._report(f"{progress} · {time.monotonic() - began:.0f} s")
@@ -226,6 +228,10 @@ class ServerLauncher:
         lease, self.lease = self.lease, None
         if lease is not None:
             await lease.release()
+
+
+def _silent(_text: str) -> None:
+    """For what nobody is told."""
 
 
 async def _next_line(stream: asyncio.StreamReader) -> bytes:

@@ -16,6 +16,7 @@ from rvllm_local.tui.commands import as_prompt
 
 TOKEN_LINES = 12  # a paste of more lines is shown as a token
 TOKEN_CHARACTERS = 1200
+DRAFT_CHARACTERS = 20_000  # nobody typed more: a longer draft is shown as a token
 _TOKEN = re.compile(r"\[pasted [\d,]+ (?:lines|characters) #\d+\]")
 
 
@@ -60,6 +61,13 @@ def paste_token(text: str, number: int) -> str | None:
     if len(text) > TOKEN_CHARACTERS:
         return f"[pasted {len(text):,} characters #{number}]"
     return None
+
+
+def draft_token(text: str, number: int) -> str | None:
+    """A short sign for a draft too long to lay out; None for one that is shown."""
+    if len(text) <= DRAFT_CHARACTERS:
+        return None
+    return f"[pasted {len(text):,} characters #{number}]"
 
 
 def put_pastes(text: str, pastes: Mapping[str, str]) -> str:

@@ -173,7 +173,7 @@ class ChatView(ActionsApp):
         line = status_content(
             session,
             max(10, width),
-            self.composer.text,
+            self.composer.whole_text,
             self.connection.download,
             persona_name(session.chat, self.presets),
             self._others(),

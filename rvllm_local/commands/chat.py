@@ -129,7 +129,9 @@ def _run_on_screen(
     """Run the chat over the whole screen and return its exit status."""
     from rvllm_local.tui.app import ChatApp
     from rvllm_local.tui.terminal_ground import ask_ground
+    from rvllm_local.tui.terminal_keys import teach_keys
 
+    teach_keys()
     ground = None
     if asks_ground:
         ground = ask_ground(sys.stdin, sys.stdout)

@@ -317,6 +317,26 @@ def test_a_long_paste_is_a_token_until_it_is_sent(play) -> None:
     play(scenario)
 
 
+def test_a_draft_of_a_megabyte_comes_back_whole_and_short(play) -> None:
+    from textual import events
+
+    async def scenario(chat) -> None:
+        await chat.say("hi")
+        chat_id = chat.session.chat.id
+        pasted = "word " * 190_000
+        chat.app.composer.post_message(events.Paste(pasted))
+        await chat.until(lambda: chat.app.composer.text == token)
+        await chat.until(lambda: "too long" in chat.screen())  # the gauge counts it
+        await chat.press("ctrl+n")
+        await chat.until(lambda: chat.app.composer.text == "")
+        await chat.app.driver.open_chat(chat_id)
+        await chat.until(lambda: chat.app.composer.text == token)
+        assert chat.app.composer.draft == pasted
+
+    token = "[pasted 950,000 characters #1]"
+    play(scenario)
+
+
 def test_a_prompt_that_is_too_long_is_said_before_it_is_sent(play) -> None:
     async def scenario(chat) -> None:
         await chat.type("word " * 100)

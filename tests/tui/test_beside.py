@@ -125,3 +125,19 @@ def test_a_server_of_two_chats_takes_a_model_in_without_ending(play) -> None:
         assert chat.fake.requests[-1]["model"] == "late"
 
     play(scenario, fake, server=Fetching(fake))
+
+
+def test_the_chat_goes_on_after_a_comparison(play) -> None:
+    async def scenario(chat) -> None:
+        await chat.say("Hello?")
+        await chat.say("/compare large")
+        await chat.until(lambda: isinstance(chat.app.screen, CompareScreen))
+        await chat.until(lambda: chat.app.driver.sessions.rival.live is None)
+        await chat.press("1")
+        await chat.until(lambda: len(chat.app.screen_stack) == 1)
+        await chat.press("slash", *"compact", "enter")
+        await chat.until(lambda: len(chat.fake.requests) == 3)
+        await chat.until(lambda: chat.session.live is None)
+        assert chat.session.messages[-2].figures == {"kind": "compact"}
+
+    play(scenario)

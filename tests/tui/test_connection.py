@@ -108,6 +108,18 @@ def test_a_server_that_another_chat_uses_is_not_exchanged() -> None:
     asyncio.run(scenario())
 
 
+def test_what_a_ready_server_prints_does_not_end_the_connection() -> None:
+    async def scenario() -> None:
+        launcher = Fetching("one")
+        async with connected(launcher) as (_, driver):
+            endpoint = driver.endpoint
+            launcher.lease.report("another model is ready")
+            assert driver.session.connection is ConnectionState.READY
+            assert driver.endpoint is endpoint
+
+    asyncio.run(scenario())
+
+
 def test_a_lost_server_is_told_and_started_again() -> None:
     async def scenario() -> None:
         launcher = Fetching("one")

@@ -7,11 +7,13 @@ from pathlib import Path
 
 import pytest
 from textual import events
+from textual._xterm_parser import XTermParser
 
 from rvllm_local.history.types import ChatMessage
 from rvllm_local.tui.complete import completions
 from rvllm_local.tui.screens.chats import ChatsScreen
 from rvllm_local.tui.state import LiveReply
+from rvllm_local.tui.terminal_keys import teach_keys
 from rvllm_local.tui.widgets.live import SHARE, FrameRate, live_foot
 from tests.tui.fake_endpoint import FakeEndpoint
 
@@ -160,3 +162,15 @@ def test_a_new_chat_does_not_overtake_the_prompt_before_it(play) -> None:
         assert chat.session.messages == () and chat.app.composer.text == ""
 
     play(scenario)
+
+
+def test_alt_enter_is_told_from_enter_as_terminals_send_it() -> None:
+    teach_keys()
+    teach_keys()
+    assert keys_of("a\x1b\rb\r") == ["a", "alt+enter", "b", "enter"]
+
+
+def keys_of(typed: str) -> list[str]:
+    """The keys that Textual reads in what a terminal sends."""
+    parser = XTermParser()
+    return [event.key for event in parser.feed(typed)]

@@ -22,6 +22,7 @@ from rvllm_local.tui.notices import attempt, tell
 from rvllm_local.tui.payload import estimate_tokens, typed_text
 from rvllm_local.tui.prompts import (
     PreparedPrompt,
+    draft_token,
     paste_token,
     prepare,
     put_pastes,
@@ -192,6 +193,11 @@ class Composer(TextArea):
         """What is to be kept: the text, with its pastes; not an edited prompt."""
         if self.editing is not None:
             return self._stash
+        return self.whole_text
+
+    @property
+    def whole_text(self) -> str:
+        """The text with its pastes."""
         return put_pastes(self.text, self._pastes)
 
     # Text
@@ -250,8 +256,17 @@ class Composer(TextArea):
         self.load_draft(text)
 
     def load_draft(self, text: str) -> None:
-        """Set the text, with the cursor at its end."""
-        self.load_text(clean_copy(text))
+        """Set the text, with the cursor at its end.
+
+        A very long one is shown as a sign and sent whole, as a paste is.
+        """
+        text = clean_copy(text)
+        whole = put_pastes(text, self._pastes)
+        token = draft_token(whole, len(self._pastes) + 1)
+        if token is not None:
+            self._pastes[token] = whole
+            text = token
+        self.load_text(text)
         self.move_cursor(self.document.end)
 
     def type_text(self, text: str) -> None:
@@ -358,7 +373,7 @@ class Composer(TextArea):
     async def action_editor_open(self, _argument: str = "") -> None:
         """Write the prompt in $VISUAL or $EDITOR."""
         try:
-            text = await edit_text(self.app, put_pastes(self.text, self._pastes))
+            text = await edit_text(self.app, self.whole_text)
         except (RvllmError, OSError) as error:
             tell(self, str(error), "error")
             return
