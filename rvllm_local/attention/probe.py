@@ -24,7 +24,9 @@ from rvllm_local.memory.blocks import BLOCK_TOKENS
 from rvllm_local.memory.layout import KVLayout, LayerSlot, StateSlot
 from rvllm_local.memory.state_record import StateForm, form_of
 
-_KINDS = ("KVCache", "RotatingKVCache", "ArraysCache")
+# A chunk's queries see no key before it, so that a chunked cache is one with a window,
+# in which the model hides more.
+_KINDS = ("KVCache", "RotatingKVCache", "ChunkedKVCache", "ArraysCache")
 # A model without attention counts its tokens in blocks all the same: prefixes and
 # admission are worked out in them. The shape has kernels, so that on a device a step of
 # it is in flight, too.
@@ -105,6 +107,12 @@ def _check_kinds(leaves: Sequence[Any]) -> None:
     unknown = [leaf for leaf in leaves if _kind(leaf) not in _KINDS]
     if unknown:
         kinds = ", ".join(cache_kinds(unknown))
+        if kinds == "LayerCache":
+            raise UnsupportedModelError(
+                "this model keeps one compressed row for several tokens (LayerCache), "
+                "and a block holds a row for each: it takes arenas of another grain, a "
+                "state for the tokens that wait, and sparse attention in the back ends"
+            )
         raise UnsupportedModelError(
             f"this model keeps {kinds} state, which is not supported yet; choose a model "
             "with full or sliding-window attention, or with recurrent layers"
@@ -166,7 +174,7 @@ def _kind(cache: Any) -> str:
 def _probe_layer(cache: Any) -> _LayerShape | None:
     if cache.keys is None:  # the layer reads another layer's KV
         return None
-    window = getattr(cache, "max_size", None)
+    window = getattr(cache, "max_size", None) or getattr(cache, "chunk_size", None)
     if getattr(cache, "keep", 0):
         raise UnsupportedModelError(
             "a rotating cache that keeps its first tokens is not supported"

@@ -72,7 +72,12 @@ class PagedCache:
         return keys, values
 
     def keys_and_values(self) -> tuple[mx.array, mx.array]:
-        """The whole context again, for a layer that reads another layer's."""
+        """The context again, for a layer that reads another layer's.
+
+        Attention on the paged path takes it from the arena: nothing is gathered.
+        """
+        if not self.dense and self.keys is not None and self.values is not None:
+            return self.keys, self.values
         return self._gathered()
 
     def _gathered(self) -> tuple[mx.array, mx.array]:
@@ -88,6 +93,16 @@ class PagedCache:
         if isinstance(self.offset, LayerOffset):
             return self.offset.take(count, width)
         return None
+
+    @property
+    def start_position(self) -> int:
+        """The first position in the gathered context of a lone row, of chunked layers."""
+        if self.geometry.rows != 1:
+            raise UnsupportedModelError("layers in chunks take a row at a time")
+        return int(self.geometry.groups[self.slot.group].first_positions[0])
+
+    def maybe_trim_front(self) -> None:
+        """Chunked layers ask for it: blocks behind the chunk are freed elsewhere."""
 
     def make_mask(
         self,

@@ -7,7 +7,8 @@ import pytest
 from rvllm_local.errors import ModelFileError
 from rvllm_local.models.architecture import known_families
 from rvllm_local.models.families import build_model
-from scripts.architectures import row_of, written_rows
+from scripts.architectures import cells_of, row_of, written_rows
+from tests.support.kernel_way import kernel_way
 from tests.support.matrix import judge
 from tests.support.zoo import zoo_config
 
@@ -20,7 +21,7 @@ SAMPLE = (
     "gear",  # windows, a recurrent state and capped logits
     "gemma2",  # capped logits
     "granitemoehybrid",
-    "llama4",  # refused
+    "llama4",  # layers in chunks
     "mimo_v2_flash",  # sinks, and keys wider than values
     "plamo2",
     "qwen3_5",
@@ -33,20 +34,25 @@ def test_every_architecture_has_a_row() -> None:
 
 
 def test_enough_architectures_are_served() -> None:
-    rows = [
-        [cell.strip() for cell in row.split("|")] for row in written_rows().values()
-    ]
-    served = [row for row in rows if row[2] == "served"]
-    assert len(served) >= 90
-    assert sum("recurrent" in row[3] for row in served) >= 15
-    assert not any(row[2] == "DIFFERENT" for row in rows)
+    rows = [cells_of(row) for row in written_rows().values()]
+    served = [row for row in rows if row[1] == "served"]
+    assert len(served) >= 117
+    assert sum("recurrent" in row[2] for row in served) >= 24
+    assert not any(row[1] == "DIFFERENT" for row in rows)
+    assert all(row[4] for row in served)
 
 
 @pytest.mark.parametrize("arch", SAMPLE)
 def test_the_table_is_true(arch: str) -> None:
-    assert row_of(judge(arch)) == written_rows()[arch]
+    row = written_rows()[arch]
+    assert row_of(judge(arch), cells_of(row)[4]) == row
+
+
+@pytest.mark.parametrize("arch", ["lfm2", "deepseek_v2"])
+def test_the_way_over_the_kernels_is_true(arch: str) -> None:
+    assert kernel_way(arch) == cells_of(written_rows()[arch])[4]
 
 
 def test_a_vocabulary_too_small_for_its_masked_tokens_is_refused() -> None:
     with pytest.raises(ModelFileError, match="masks token 100351"):
-        build_model(zoo_config("phi3small"))
+        build_model({**zoo_config("phi3small"), "vocab_size": 384})

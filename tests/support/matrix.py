@@ -92,8 +92,9 @@ def judge(arch: str, config: dict[str, Any] | None = None) -> Verdict:
         keeps = _kinds(model)
     except (*_BUILD_ERRORS, SystemExit) as error:
         return Verdict(arch, "no model", detail=_line(error))
+    vocab_size = int(config["vocab_size"])
     loaded = LoadedModel(
-        model, config, arch, arch, 512, VOCAB_SIZE, (), 0, f"tiny {arch}"
+        model, config, arch, arch, 512, vocab_size, (), 0, f"tiny {arch}"
     )
     with tempfile.TemporaryDirectory() as folder:
         return _judge(loaded, prompts, expected, keeps, folder)

@@ -272,6 +272,19 @@ _PECULIAR: dict[str, dict[str, Any]] = {
         "expert_layer_period": 2,
         "mamba_expand": 2,
     },
+    "kimi_k3": {
+        "text_model": "kimi_linear",
+        "linear_attn_config": {
+            "full_attn_layers": [2, 4],
+            "kda_layers": [1, 3],
+            "num_heads": 4,
+            "head_dim": 32,
+            "short_conv_kernel_size": 4,
+        },
+        "attn_res_block_size": 2,
+        "num_experts_per_token": 2,
+        "num_key_value_heads": 4,
+    },
     "kimi_linear": {
         "linear_attn_config": {
             "full_attn_layers": [2, 4],
@@ -327,8 +340,45 @@ _PECULIAR: dict[str, dict[str, Any]] = {
             "original_max_position_embeddings": 2048,
         }
     },
+    "gemma3n": {
+        **_WINDOW,
+        "num_kv_shared_layers": 1,
+        "rope_local_base_freq": 10000.0,
+        "final_logit_softcapping": 30.0,
+        "activation_sparsity_pattern": [0.5, 0.0, 0.0, 0.0],
+        "hidden_size_per_layer_input": 16,
+        "altup_num_inputs": 2,
+        "altup_coef_clip": 120.0,
+        "altup_correct_scale": True,
+        "altup_active_idx": 0,
+        "laurel_rank": 8,
+    },
     "glm4_moe": {"rope_scaling": {}},
     "minimax": {"rotary_dim": 16},
+    "minimax_m3_vl": {
+        "dense_intermediate_size": 96,
+        "moe_layer_freq": [0, 1, 1, 1],
+        "sparse_attention_config": {
+            "sparse_num_index_heads": 2,
+            "sparse_index_dim": 32,
+            "sparse_block_size": 16,
+            "sparse_topk_blocks": 2,
+            "sparse_local_block": 1,
+            "sparse_attention_freq": [0, 1, 0, 1],
+        },
+    },
+    "muse_spark": {
+        "post_norm_eps": 1e-6,
+        "rope_parameters": _ROPE,
+        "layer_rope_theta": [10000.0, 0.0, 10000.0, 0.0],
+        "layer_types": _WINDOWED,
+        "sliding_window": 24,
+        "final_logit_softcapping": 30.0,
+        "output_multiplier": 1.0,
+        "moe_hidden_size": 32,
+        "n_shared_experts": None,
+        "num_shared_experts": 0,
+    },
     "ministral3": {
         "rope_parameters": {
             **_ROPE,
@@ -361,9 +411,20 @@ _PECULIAR: dict[str, dict[str, Any]] = {
         "num_kv_heads": [2] * _LAYERS,
         "ffn_multipliers": [1.5] * _LAYERS,
     },
-    "phi3small": {"dense_attention_every_n_layers": 1, "gegelu_limit": 20.0},
+    "phi3small": {
+        "dense_attention_every_n_layers": 1,
+        "gegelu_limit": 20.0,
+        "vocab_size": 100352,  # it masks tokens up to 100351
+    },
     "phixtral": {"rotary_dim": 8},
     "plamo": {"num_key_value_heads": None, "n_shared_head": 2},
+    "prism_hadamard_qwen35": {
+        "text_model": "qwen3_5_text",
+        **_LINEAR,
+        "num_experts": 0,
+        "hidden_size": 128,
+        "intermediate_size": 512,
+    },
     "qwen": {"kv_channels": 16, "intermediate_size": 96, "num_attention_heads": 4},
     "qwen3_5": {"text_model": "qwen3_5_text", **_LINEAR},
     "qwen3_5_moe": {"text_model": "qwen3_5_moe_text", **_LINEAR},
@@ -396,6 +457,23 @@ _PECULIAR: dict[str, dict[str, Any]] = {
     "step3p5": {"num_attention_groups": 2, "moe_num_experts": 4, "moe_top_k": 2},
 }
 
+# What stands beside the configuration of the text model.
+_OUTER: dict[str, dict[str, Any]] = {
+    "prism_hadamard_qwen35": {
+        "schema_version": 1,
+        "tensor_namespace": "mlx-lm-text",
+        "quantization": {"bits": 2, "group_size": 128, "mode": "affine"},
+        "modules": [
+            {
+                "path": "model.layers.0.mlp.down_proj",
+                "embedding": False,
+                "dtype": "float16",
+                "block": 512,
+            }
+        ],
+    },
+}
+
 
 def zoo_config(arch: str) -> dict[str, Any]:
     """A tiny config.json of one of mlx-lm's architectures."""
@@ -413,6 +491,7 @@ def zoo_config(arch: str) -> dict[str, Any]:
             "text_config": text,
             "vocab_size": VOCAB_SIZE,
             "max_position_embeddings": 2048,
+            **_OUTER.get(arch, {}),
         }
     config = {
         name: value
@@ -422,7 +501,7 @@ def zoo_config(arch: str) -> dict[str, Any]:
     return {
         **config,
         "model_type": arch,
-        "vocab_size": VOCAB_SIZE,
+        "vocab_size": values["vocab_size"],
         "max_position_embeddings": 2048,
     }
 
