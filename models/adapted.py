@@ -7,7 +7,8 @@ rows. The caller of the model says before each call which rows use which adapter
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 
 import mlx.core as mx
 from mlx import nn
@@ -26,6 +27,15 @@ class AdapterChoice:
         self.count = count
         # [rows]; None where all rows use the model as it is
         self.rows: mx.array | None = None
+
+    @contextlib.contextmanager
+    def traced(self, rows: mx.array | None) -> Iterator[None]:
+        """Each row's adapter is an argument of a graph while this is open."""
+        self.rows = rows
+        try:
+            yield
+        finally:
+            self.rows = None
 
     def choose(self, adapters: Sequence[int]) -> None:
         """Set the adapters of the rows of the next call; a prefill call has one row."""

@@ -21,9 +21,11 @@ from rvllm_local.attention.geometry import CallGeometry, DecodeRow
 from rvllm_local.attention.kernels import KernelBackend, KernelSession, KernelState
 from rvllm_local.attention.residual import JoinedAdds
 from rvllm_local.attention.rotation import StepOffset
-from rvllm_local.attention.seam import session_caches
+from rvllm_local.attention.seam import session_caches, state_after
 from rvllm_local.memory.layout import KVLayout
+from rvllm_local.memory.state import Arrays, are_alike, stacked
 from rvllm_local.metal_kernels import descriptor
+from rvllm_local.models.adapted import AdapterChoice
 
 _SMALLEST_TABLE = 8  # blocks a row
 
@@ -42,14 +44,17 @@ class CompiledDecode:
         *,
         rotates: bool,
         joined: JoinedAdds | None = None,
+        adapters: AdapterChoice | None = None,
         compile_step: Callable[..., Any] = mx.compile,
     ) -> None:
         """With `rotates` the kernels rotate queries and keys (see `attention.rotation`).
 
-        `joined` is described in `attention.residual`.
+        `joined` is described in `attention.residual`. The rows' `adapters` are an
+        argument of the graph, as the states of recurrent layers are.
         """
         self._model = model
         self._rotates = rotates
+        self._adapters = adapters or AdapterChoice(0)
         self._joined: Callable[[], contextlib.AbstractContextManager[None]]
         self._joined = contextlib.nullcontext
         if joined is not None:
@@ -68,6 +73,15 @@ class CompiledDecode:
     def padded_rows(rows: int) -> int:
         """How many rows the graph for `rows` rows has."""
         return bucket(rows, 1)
+
+    def takes(self, rows: Sequence[DecodeRow]) -> bool:
+        """False for rows whose recurrent states cannot stand in one array.
+
+        So it is at a sequence's first token, which has none.
+        """
+        if not self._layout.has_state:
+            return True
+        return are_alike([row.tables.state for row in rows])
 
     def logits(self, rows: Sequence[DecodeRow], tokens: mx.array) -> mx.array:
         """Logits `[rows, vocab]`, not evaluated.
@@ -113,8 +127,12 @@ class CompiledDecode:
         positions = self._unused
         if not self._rotates:
             positions = self._positions(rows, size)
+        adapters = self._adapters_of(rows, size)
+        state: Arrays = ()
+        if self._layout.has_state:
+            state = stacked([row.tables.state for row in rows], size)
         assert callable(step)
-        result, fence = step(
+        result, fence, after = step(
             tokens,
             positions,
             descriptors,
@@ -123,11 +141,23 @@ class CompiledDecode:
             backend.scales,
             backend.layers,
             scratch,
+            state,
+            adapters,
         )
-        self._count((step, size, scratch.size, *sizes), before)
+        key = (step, size, scratch.size, adapters is None, *sizes)
+        self._count(key, before)
         backend.fence = fence
+        for index, row in enumerate(rows):
+            row.tables.state.put(after, index)
         output: mx.array = result
         return output
+
+    def _adapters_of(self, rows: Sequence[DecodeRow], size: int) -> mx.array | None:
+        """Each row's adapter, uint32; None where all use the model as it is."""
+        numbers = [row.adapter for row in rows]
+        if not any(numbers):
+            return None
+        return mx.array(numbers + [0] * (size - len(rows)), dtype=mx.uint32)
 
     @staticmethod
     def _positions(rows: Sequence[DecodeRow], size: int) -> mx.array:
@@ -173,7 +203,9 @@ class CompiledDecode:
         scales: list[mx.array | None],
         layers: list[mx.array],
         scratch: mx.array,
-    ) -> tuple[mx.array, mx.array]:
+        recurrent: Arrays,
+        adapters: mx.array | None,
+    ) -> tuple[mx.array, mx.array, Arrays]:
         rows = tokens.shape[0]
         state = KernelState(arenas, scales, layers, packed, fence, scratch)
         host_positions = np.zeros(rows, dtype=np.int32)  # nobody reads them
@@ -188,16 +220,20 @@ class CompiledDecode:
             geometry,
             dense=False,
             offset=offset,
+            state=tuple(recurrent),
         )
-        with self._joined():
+        with self._joined(), self._adapters.traced(adapters):
             logits: mx.array = self._model(tokens[:, None], cache=caches)
         session.finish()
-        return logits.squeeze(1), state.fence
+        after: Arrays = ()
+        if self._layout.has_state:
+            after = state_after(self._layout, caches)
+        return logits.squeeze(1), state.fence, after
 
-    def _trace_greedy(self, *inputs: object) -> tuple[mx.array, mx.array]:
-        logits, fence = self._trace(*inputs)  # type: ignore[arg-type]
+    def _trace_greedy(self, *inputs: object) -> tuple[mx.array, mx.array, Arrays]:
+        logits, fence, after = self._trace(*inputs)  # type: ignore[arg-type]
         drawn = mx.argmax(logits, axis=-1)
-        return drawn.astype(mx.int32), fence
+        return drawn.astype(mx.int32), fence, after
 
 
 def bucket(count: int, smallest: int) -> int:

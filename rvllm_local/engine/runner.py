@@ -79,19 +79,19 @@ class ModelRunner:
         adapters: AdapterChoice | None = None,
     ) -> None:
         self._model = model
-        self._layout = layout
+        self.layout = layout
         self._backend = backend
         self.mode = mode
         self.vocab_size = vocab_size
         self._compiled = compiled
         self._adapters = adapters or AdapterChoice(0)
-        self._row_group: int | None = None
+        self.row_group: int | None = None
         self.weight_form = "as stored"  # for people
         self._draws_on_host = mx.default_device() == mx.Device(mx.cpu)
 
     def make_deterministic(self, row_group: int) -> None:
         """From now on a sequence's results depend on nothing but itself."""
-        self._row_group = row_group
+        self.row_group = row_group
 
     @property
     def backend_name(self) -> str:
@@ -117,11 +117,11 @@ class ModelRunner:
     @property
     def mixes(self) -> bool:
         """A decode call can take prompt tokens along, or padding."""
-        return self._backend.mixes and self._is_plain_batch and self._row_group is None
+        return self._backend.mixes and self._is_plain_batch and self.row_group is None
 
     @property
     def _is_plain_batch(self) -> bool:
-        return self.mode == _PLAIN_BATCHES and not self._layout.has_state
+        return self.mode == _PLAIN_BATCHES and not self.layout.has_state
 
     @property
     def num_adapters(self) -> int:
@@ -131,7 +131,7 @@ class ModelRunner:
     @property
     def prefill_grain(self) -> int:
         """Chunks should end at multiples of so many tokens; others are filled up."""
-        if self._row_group is not None or self._layout.has_state:
+        if self.row_group is not None or self.layout.has_state:
             return 1
         return self._backend.prefill_grain
 
@@ -147,7 +147,7 @@ class ModelRunner:
         Only the writes are run: what the model returns is never evaluated.
         """
         self._adapters.choose([adapter])
-        size = len(token_ids) if self._row_group is None else BLOCK_TOKENS
+        size = len(token_ids) if self.row_group is None else BLOCK_TOKENS
         for start in range(0, len(token_ids), size):
             tile = token_ids[start : start + size]
             self._prefill_call(tables, position + start, tile)
@@ -166,7 +166,7 @@ class ModelRunner:
         Goes in tiles, so that the logits of a tile fit into the planned scratch.
         """
         self._adapters.choose([adapter])
-        size = self._score_tile
+        size = self.score_tile
         parts = []
         for start in range(0, len(token_ids), size):
             end = start + size
@@ -176,16 +176,12 @@ class ModelRunner:
         return parts
 
     @property
-    def _score_tile(self) -> int:
-        if self._row_group is not None:
+    def score_tile(self) -> int:
+        """Tokens of a prompt whose logits are there at once."""
+        if self.row_group is not None:
             return BLOCK_TOKENS
         num_blocks = _SCORED_LOGITS // self.vocab_size // BLOCK_TOKENS
         return max(1, num_blocks) * BLOCK_TOKENS
-
-    def try_score(self, num_top: int) -> None:
-        """As `score` with a tile's logits, to see what it takes."""
-        logits = mx.zeros((self._score_tile, self.vocab_size))
-        target_logprobs(logits, [0] * self._score_tile, num_top)
 
     def _prefill_call(
         self,
@@ -196,9 +192,9 @@ class ModelRunner:
         """Write a tile's KV. Returns its logits `[tokens, vocab]`, not evaluated."""
         end = position + len(token_ids)
         extra = -end % self.prefill_grain  # tokens that nobody wants: few shapes occur
-        geometry = call_geometry(self._layout, [tables], [position], len(token_ids))
+        geometry = call_geometry(self.layout, [tables], [position], len(token_ids))
         caches = make_caches(
-            self._layout,
+            self.layout,
             self._backend,
             filled(geometry, extra),
             dense=self.mode.dense,
@@ -210,45 +206,22 @@ class ModelRunner:
         self._backend.flush()
         return logits[0, : len(token_ids)]
 
-    def try_prefill(
-        self,
-        tables: SequenceTables,
-        position: int,
-        token_ids: Sequence[int],
-    ) -> None:
-        """As `prefill`, to see what it takes. Where layers run one by one, a few do."""
-        if not self._runs_by_layer:
-            self.prefill(tables, position, token_ids, self.num_adapters)
-            return
-        tile = list(token_ids)
-        if self._row_group is not None:
-            tile = tile[-BLOCK_TOKENS:]
-        self._adapters.choose([self.num_adapters])
-        start = position + len(token_ids) - len(tile)
-        geometry = call_geometry(self._layout, [tables], [start], len(tile))
-        self._run_few_layers(geometry, mx.array([tile]))
-
-    def try_decode(self, rows: Sequence[DecodeRow]) -> None:
-        """As `decode`, to see what it takes. Where layers run one by one, a few do."""
-        if not self._runs_by_layer:
-            mx.eval(self.decode(rows))
-            return
-        padded, _ = row_groups(self._layout, rows, self._row_group)[0]
-        self._adapters.choose([row.adapter for row in padded])
-        tokens = mx.array([[row.token_id] for row in padded])
-        self._run_few_layers(rows_geometry(self._layout, padded), tokens)
-
     @property
-    def _runs_by_layer(self) -> bool:
+    def runs_by_layer(self) -> bool:
+        """Layers are computed one by one: the first ones show what all take."""
         return self._backend.runs_by_layer and self._is_plain_batch
 
-    def _run_few_layers(self, geometry: CallGeometry, tokens: mx.array) -> None:
-        by_row = self._row_group is not None
+    def run_few_layers(
+        self, geometry: CallGeometry, tokens: mx.array, adapters: Sequence[int]
+    ) -> None:
+        """Compute the first layers of a call, to see what it takes."""
+        self._adapters.choose(adapters)
+        by_row = self.row_group is not None
         whole_session = self._backend.begin(geometry, by_row=by_row)
-        session = BriefSession(whole_session, len(self._layout.groups))
+        session = BriefSession(whole_session, len(self.layout.groups))
         offset = first_offset(geometry)
         caches = session_caches(
-            self._layout, session, geometry, dense=False, offset=offset
+            self.layout, session, geometry, dense=False, offset=offset
         )
         with contextlib.suppress(EnoughLayersError):
             self._model(tokens, cache=caches)
@@ -257,9 +230,9 @@ class ModelRunner:
         self, states: Sequence[RecurrentState], caches: Sequence[object]
     ) -> None:
         """Hand each row what the recurrent layers keep of it."""
-        if not self._layout.has_state:
+        if not self.layout.has_state:
             return
-        batch = state_after(self._layout, caches)
+        batch = state_after(self.layout, caches)
         mx.async_eval([part for part in batch if part is not None])  # type: ignore[no-untyped-call]
         for row, state in enumerate(states):
             state.put(batch, row)
@@ -275,18 +248,18 @@ class ModelRunner:
         for chunk in chunks:
             all_rows += chunk.rows()
         num_missing = tiled_rows(len(all_rows)) - len(all_rows)
-        padding = padding_row(self._layout, all_rows[0])
+        padding = padding_row(self.layout, all_rows[0])
         all_rows += [padding] * num_missing
         self._adapters.choose([row.adapter for row in all_rows])
-        geometry = rows_geometry(self._layout, all_rows)
+        geometry = rows_geometry(self.layout, all_rows)
         session = self._backend.begin_mixed(
             geometry,
-            rows_geometry(self._layout, rows),
-            [chunk_geometry(self._layout, chunk) for chunk in chunks],
+            rows_geometry(self.layout, rows),
+            [chunk_geometry(self.layout, chunk) for chunk in chunks],
         )
         offset = mx.array(geometry.positions)
         caches = session_caches(
-            self._layout, session, geometry, dense=False, offset=offset
+            self.layout, session, geometry, dense=False, offset=offset
         )
         tokens = mx.array([[row.token_id] for row in all_rows])
         logits: mx.array = self._model(tokens, cache=caches)
@@ -308,8 +281,9 @@ class ModelRunner:
         assert previous is None or isinstance(previous, mx.array), (
             "what the host drew is known to it"
         )
-        if self._compiled is not None and samplings is None:
-            sampled = SampledTokens(self._compiled_greedy(rows, previous))
+        compiled = self._compiled_for(rows)
+        if compiled is not None and samplings is None:
+            sampled = self._compiled_greedy(compiled, rows, previous)
         else:
             if chunks:
                 logits = self.decode_mixed(rows, chunks)
@@ -325,15 +299,23 @@ class ModelRunner:
         mx.async_eval(*sampled.arrays())  # type: ignore[no-untyped-call]
         return sampled
 
+    def _compiled_for(self, rows: Sequence[DecodeRow]) -> CompiledDecode | None:
+        """The compiled step, if there is one that takes these rows."""
+        if self._compiled is None or not self._compiled.takes(rows):
+            return None
+        return self._compiled
+
     def _compiled_greedy(
-        self, rows: Sequence[DecodeRow], previous: mx.array | None
-    ) -> mx.array:
-        assert self._compiled is not None
+        self,
+        compiled: CompiledDecode,
+        rows: Sequence[DecodeRow],
+        previous: mx.array | None,
+    ) -> SampledTokens:
         parts = []
-        for group, num_real in row_groups(self._layout, rows, self._row_group):
+        for group, num_real in row_groups(self.layout, rows, self.row_group):
             tokens = self._tokens(group, previous)
-            parts.append(self._compiled.greedy(group, tokens, num_real))
-        return joined(parts)
+            parts.append(compiled.greedy(group, tokens, num_real))
+        return SampledTokens(joined(parts))
 
     def decode(
         self, rows: Sequence[DecodeRow], previous: mx.array | None = None
@@ -341,12 +323,12 @@ class ModelRunner:
         """Logits `[rows, vocab]` of the given tokens, not yet evaluated."""
         if not self.mode.batched:
             return joined([self._decode_call([row], previous) for row in rows])
-        if self._layout.has_state:
+        if self.layout.has_state:
             groups = rows_by_state(rows)
             if len(groups) > 1:  # as at a sequence's first token
                 return self._decode_by_state(rows, groups, previous)
         parts = []
-        for group, num_real in row_groups(self._layout, rows, self._row_group):
+        for group, num_real in row_groups(self.layout, rows, self.row_group):
             logits = self._decode_call(group, previous)
             parts.append(logits[:num_real])
         return joined(parts)
@@ -370,21 +352,22 @@ class ModelRunner:
     def _decode_call(
         self, rows: Sequence[DecodeRow], previous: mx.array | None
     ) -> mx.array:
-        if self._compiled is not None:
-            return self._compiled.logits(rows, self._tokens(rows, previous))
+        compiled = self._compiled_for(rows)
+        if compiled is not None:
+            return compiled.logits(rows, self._tokens(rows, previous))
         if self.mixes and tiled_rows(len(rows)) != len(rows):
             return self.decode_mixed(rows, ())
         self._adapters.choose([row.adapter for row in rows])
-        geometry = rows_geometry(self._layout, rows)
+        geometry = rows_geometry(self.layout, rows)
         states = []
-        if self._layout.has_state:
+        if self.layout.has_state:
             states = [row.tables.state for row in rows]
         caches = make_caches(
-            self._layout,
+            self.layout,
             self._backend,
             geometry,
             dense=self.mode.dense,
-            by_row=self._row_group is not None,
+            by_row=self.row_group is not None,
             state=stacked(states),
         )
         tokens = self._tokens(rows, previous)[:, None]
@@ -395,6 +378,7 @@ class ModelRunner:
     def _tokens(self, rows: Sequence[DecodeRow], previous: mx.array | None) -> mx.array:
         """The rows' tokens, padded to the bucket of a compiled step."""
         size = len(rows)
-        if self._compiled is not None:
-            size = self._compiled.padded_rows(size)
+        compiled = self._compiled_for(rows)
+        if compiled is not None:
+            size = compiled.padded_rows(size)
         return step_tokens(rows, previous, size)

@@ -70,23 +70,37 @@ class RecurrentState:
         return tuple(copies)
 
 
-def stacked(states: Sequence[RecurrentState]) -> Arrays:
+def stacked(states: Sequence[RecurrentState], size: int | None = None) -> Arrays:
     """One array of rows for each of the states' arrays; empty without states.
 
-    All states have one signature.
+    All states have one signature. With a `size` there are so many rows: what stands
+    behind the states' means nothing.
     """
     if not states:
         return ()
-    if _is_whole_batch(states):
+    size = size or len(states)
+    if _is_whole_batch(states, size):
         return states[0].batch
-    columns = zip(*(state.arrays for state in states), strict=True)
-    return tuple(_joined(column) for column in columns)
+    rows = [state.arrays for state in states]
+    rows += rows[:1] * (size - len(rows))
+    return tuple(_joined(column) for column in zip(*rows, strict=True))
 
 
-def _is_whole_batch(states: Sequence[RecurrentState]) -> bool:
+def are_alike(states: Sequence[RecurrentState]) -> bool:
+    """True for states of one signature that hold something."""
+    first = states[0]
+    if not first.batch:
+        return False
+    for state in states:
+        if state.batch is not first.batch and state.signature != first.signature:
+            return False
+    return True
+
+
+def _is_whole_batch(states: Sequence[RecurrentState], size: int) -> bool:
     """True for the same rows as in the call before, in their order."""
     batch = states[0].batch
-    if batch and _rows(batch) != len(states):
+    if batch and _rows(batch) != size:
         return False
     for index, state in enumerate(states):
         if state.row != index or state.batch is not batch:

@@ -23,6 +23,8 @@ from rvllm_local.memory.arena import Arena, KVShape
 from rvllm_local.memory.tables import KVTables
 from rvllm_local.metal_kernels import AddNorm
 from rvllm_local.metal_kernels.launch import Dispatch
+from rvllm_local.models.adapted import adapt
+from rvllm_local.models.adapter_files import Adapter, LowRank
 from tests.emulator import Emulator
 from tests.support.tiny import tiny_model
 from tests.support.zoo import zoo_model
@@ -32,7 +34,7 @@ def served(architecture: str, *, steps: bool) -> tuple[ModelRunner, KernelBacken
     """The runner that the self-check chooses; with `steps` decode calls go through the step that a GPU compiles."""
     model, config = (
         zoo_model(architecture)
-        if architecture == "qwen3_next"
+        if architecture in ("qwen3_next", "lfm2")
         else tiny_model(architecture, seed=3)
     )
     paged = install(model)
@@ -94,7 +96,7 @@ def test_steps_of_few_launches(architecture: str) -> None:
     )  # which adds in a compiled function of its own
     assert runner.mode == RunMode(batched=True, dense=False, rotates=True, joins=joins)
     before = backend.counter.snapshot()
-    tables = KVTables(runner._layout, [4] * len(runner._layout.groups))
+    tables = KVTables(runner.layout, [4] * len(runner.layout.groups))
     sequence = tables.new_sequence()
     tables.grow(sequence, 1)
     mx.eval(runner.decode([DecodeRow(sequence, 0, 1)]))
@@ -103,13 +105,90 @@ def test_steps_of_few_launches(architecture: str) -> None:
     )
 
 
+def test_a_compiled_step_takes_recurrent_states() -> None:
+    """Two rows beside a padding row; a kernel writes, rotates and attends in one launch."""
+    logits, launches = [], []
+    for steps in (False, True):
+        runner, backend = served("lfm2", steps=steps)
+        kv = KVTables(runner.layout, [8] * len(runner.layout.groups))
+        rows = [kv.new_sequence() for _ in range(3)]
+        for row, prompt in zip(rows, ([5, 9, 2], [7] * 31, [4] * 8), strict=True):
+            kv.grow(row, 40)
+            runner.prefill(row, 0, prompt)
+        found = []
+        for step in range(3):
+            positions = (3 + step, 31 + step, 8 + step)
+            call = [
+                DecodeRow(row, position, 11 + step)
+                for row, position in zip(rows, positions, strict=True)
+            ]
+            before = backend.counter.snapshot()
+            found.append(runner.decode(call))
+            mx.eval(found[-1])
+            if step == 0:  # a step that is not compiled here would be counted twice
+                launches.append(backend.counter.since(before))
+        logits.append(mx.stack(found))
+        if steps:
+            assert runner.mode == RunMode(
+                batched=True, dense=False, rotates=True, joins=True
+            )
+    assert mx.allclose(logits[0], logits[1], atol=1e-3).item()
+    layers = 2  # with attention
+    assert launches[0] == {"kv_write": layers, "paged_decode": layers}
+    assert launches[1]["paged_decode"] == layers
+    assert "kv_write" not in launches[1]
+
+
+def test_a_step_with_states_and_adapters_is_traced_once_a_shape() -> None:
+    """MLX's own compile: the same graph serves other states and other adapters."""
+    model, _ = zoo_model("lfm2")
+    install(model)
+    layout = probe_layout(model)
+    blocks = [8] * len(layout.groups)
+
+    def launch(dispatch: Dispatch) -> list[mx.array]:
+        return [
+            mx.zeros(shape, dtype=dtype)
+            for shape, dtype in zip(dispatch.shapes, dispatch.dtypes, strict=True)
+        ]
+
+    choice = adapt(model, [adapter()])
+    backend = KernelBackend(
+        [Arena(shape, n) for shape, n in zip(layout.groups, blocks)], launcher=launch
+    )
+    step = CompiledDecode(model, layout, backend, rotates=False, adapters=choice)
+    runner = ModelRunner(
+        model, layout, backend, RunMode(batched=True, dense=False), 384, step, choice
+    )
+    kv = KVTables(layout, blocks)
+    row = kv.new_sequence()
+    kv.grow(row, 40)
+    assert not step.takes([DecodeRow(row, 0, 1)])  # it has no state yet
+    runner.prefill(row, 0, [1, 2, 3])
+    found = []
+    for position, number in ((3, 0), (4, 1), (5, 1), (6, 0)):
+        call = [DecodeRow(row, position, 1, adapter=number)]
+        assert step.takes(call)
+        found.append(runner.decode(call))
+    mx.eval(found)
+    assert len(step._traced) == 2  # without an adapter, and with
+    assert choice.rows is None
+
+
+def adapter() -> Adapter:
+    """A LoRA adapter of one of the model's layers."""
+    part = LowRank(mx.ones((96, 2)), mx.ones((2, 64)), 0.5)
+    path = "model.layers.1.feed_forward.w2"
+    return Adapter("a", {path: part}, "print")
+
+
 @pytest.mark.parametrize("architecture", ["llama", "qwen3_next"])
 def test_a_step_takes_its_tokens_from_the_one_in_flight(architecture: str) -> None:
     """Without a compiled step, too; recurrent layers' states stand for what they will be."""
     runner, _ = served(architecture, steps=False)
     runner._draws_on_host = False  # as on a device
     assert runner.overlaps
-    kv = KVTables(runner._layout, [8] * len(runner._layout.groups))
+    kv = KVTables(runner.layout, [8] * len(runner.layout.groups))
     found = []
     for in_flight in (False, True):
         rows = [kv.new_sequence() for _ in range(2)]

@@ -67,11 +67,6 @@ class LoadedParts:
     copy_tokens: int
     adapters: AdapterChoice
 
-    @property
-    def is_compiled(self) -> bool:
-        """The compiled call takes neither recurrent state nor adapters."""
-        return not self.layout.has_state and self.adapters.count == 0
-
 
 def choose_runner(
     parts: LoadedParts,
@@ -149,10 +144,8 @@ def _over_kernels(
         heads = stated_heads(parts.loaded.config)
     kernels = KernelBackend(parts.arenas, heads=heads)
     _install_products(parts, options, kernels)
-    joined, rotates = None, False
-    if parts.is_compiled:
-        joined = install_joined_adds(module, AddNorm(counter=kernels.counter))
-        rotates = install_rotations(module) > 0
+    joined = install_joined_adds(module, AddNorm(counter=kernels.counter))
+    rotates = install_rotations(module) > 0
     make = functools.partial(_make_kernel_runner, parts, kernels, joined)
     return _checked(
         parts, options, known_result, make, rotates=rotates, joins=joined is not None
@@ -225,12 +218,13 @@ def _make_kernel_runner(
     mode: RunMode,
 ) -> ModelRunner:
     compiled = None
-    if mode.batched and not mode.dense and parts.is_compiled:
+    if mode.batched and not mode.dense:
         compiled = CompiledDecode(
             parts.loaded.module,
             parts.layout,
             kernels,
             rotates=mode.rotates,
             joined=joined if mode.joins else None,
+            adapters=parts.adapters,
         )
     return _make_runner(parts, kernels, mode, compiled)

@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import functools
 import gc
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import mlx.core as mx
 
 from rvllm_local.attention.cpu.session import MAX_PADDING
-from rvllm_local.attention.geometry import DecodeRow
+from rvllm_local.attention.geometry import DecodeRow, call_geometry, rows_geometry
+from rvllm_local.engine.decode_batch import row_groups
 from rvllm_local.engine.runner import ModelRunner
+from rvllm_local.engine.sampling.logprobs import target_logprobs
 from rvllm_local.engine.sampling.sampler import RowSampling
 from rvllm_local.memory.blocks import BLOCK_TOKENS
 from rvllm_local.memory.tables import KVTables, SequenceTables
@@ -47,13 +49,14 @@ def measure_scratch(
     gc.collect()  # what is freed during a call would hide what it takes
 
     def prefill(tables: SequenceTables, start: int) -> None:
-        runner.try_prefill(tables, start, [0] * (longest - start))
+        _prefill(runner, tables, start, [0] * (longest - start))
 
     def draw(tables: SequenceTables, _start: int) -> None:
         _draw(runner, tables, rows)
 
     def score(_tables: SequenceTables, _start: int) -> None:
-        runner.try_score(MAX_LOGPROBS)
+        logits = mx.zeros((runner.score_tile, runner.vocab_size))
+        target_logprobs(logits, [0] * runner.score_tile, MAX_LOGPROBS)
 
     peaks = [_peak_of(kv, longest, chunk, prefill)]
     for length in {longest, min(longest, together)}:
@@ -114,6 +117,24 @@ def _peak_of(
         kv.release(tables)
 
 
+def _prefill(
+    runner: ModelRunner,
+    tables: SequenceTables,
+    position: int,
+    token_ids: Sequence[int],
+) -> None:
+    """The prefill of a chunk. Where layers run one by one, a few of them."""
+    if not runner.runs_by_layer:
+        runner.prefill(tables, position, token_ids, runner.num_adapters)
+        return
+    tile = list(token_ids)
+    if runner.row_group is not None:
+        tile = tile[-BLOCK_TOKENS:]
+    start = position + len(token_ids) - len(tile)
+    geometry = call_geometry(runner.layout, [tables], [start], len(tile))
+    runner.run_few_layers(geometry, mx.array([tile]), [runner.num_adapters])
+
+
 def _decode(
     runner: ModelRunner,
     rows: int,
@@ -122,7 +143,14 @@ def _decode(
     _start: int,
 ) -> None:
     row = DecodeRow(tables, length - 1, 0, adapter=runner.num_adapters)
-    runner.try_decode([row] * rows)
+    if not runner.runs_by_layer:
+        mx.eval(runner.decode([row] * rows))
+        return
+    padded, _ = row_groups(runner.layout, [row] * rows, runner.row_group)[0]
+    tokens = mx.array([[row.token_id] for row in padded])
+    adapters = [row.adapter for row in padded]
+    geometry = rows_geometry(runner.layout, padded)
+    runner.run_few_layers(geometry, tokens, adapters)
 
 
 def _draw(
