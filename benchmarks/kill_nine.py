@@ -1,7 +1,10 @@
 """Kills the engine's process at random moments under load: how long until every open request has ended with an error,
 and whether the next request works and the disk cache is whole.
 
-    python -m benchmarks.kill_nine [--model NAME] [--moments 50] [--seed 0] [--json FILE]
+    python -m benchmarks.kill_nine [--model NAME | --hybrid ARCHITECTURE] [--moments 50] [--seed 0] [--json FILE]
+
+With --hybrid it is a tiny random model with recurrent layers, and the prompts of a conversation that goes on: an answer
+from a wrong state would differ from the first, which was computed without a cache.
 """
 
 from __future__ import annotations
@@ -17,12 +20,19 @@ import threading
 import time
 from pathlib import Path
 
+import mlx.core as mx
+from mlx.utils import tree_flatten
+from msgspec.structs import replace
+
+import rvllm_local  # noqa: F401  (first: it prepares the process for MLX)
 from rvllm_local.clients.contract import make_requests
 from rvllm_local.clients.process.client import ProcessClient, Supervision
 from rvllm_local.errors import EngineCrashedError
 from rvllm_local.models.locate import locate
 from rvllm_local.options import EngineOptions
 from rvllm_local.types import FinishReason, SamplingParams, StreamEvent
+from tests.support.tiny import save_tokenizer
+from tests.support.zoo import zoo_model
 
 
 class Watched:
@@ -39,17 +49,39 @@ class Watched:
 
 
 def answer(client: ProcessClient) -> list[int]:
-    """Greedy tokens of one fixed prompt, long enough to be kept on disk; waits for an engine that is restarting."""
+    """Greedy tokens of three turns, long enough to be kept on disk; waits for an engine that is restarting."""
+    conversation = [5, 6] * 60
+    tokens: list[int] = []
+    for turn in range(3):
+        reply = one_answer(client, conversation)
+        tokens += reply
+        conversation = [*conversation, *reply, *[7 + turn] * 40]
+    return tokens
+
+
+def one_answer(client: ProcessClient, prompt: list[int]) -> list[int]:
+    """Greedy tokens of one prompt."""
     params = SamplingParams(max_tokens=8, temperature=0, ignore_eos=True)
     while True:
         try:
             return [
                 token
-                for event in client.submit([5, 6] * 60, params)
+                for event in client.submit(prompt, params)
                 for token in event.token_ids
             ]
         except EngineCrashedError:
             time.sleep(0.05)
+
+
+def save_hybrid(arch: str, folder: Path) -> str:
+    """Write a tiny model with recurrent layers. Returns its folder."""
+    model, config = zoo_model(arch)
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    weights = dict(tree_flatten(model.parameters()))
+    mx.save_safetensors(str(folder / "model.safetensors"), weights, {"format": "mlx"})
+    save_tokenizer(folder)
+    return str(folder)
 
 
 def kill(client: ProcessClient) -> tuple[int, float]:
@@ -102,6 +134,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--model", default="smollm2-135m")
+    parser.add_argument("--hybrid", metavar="ARCHITECTURE")
     parser.add_argument("--moments", type=int, default=50)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", type=Path)
@@ -120,8 +153,15 @@ def main() -> None:
             backoff_s=0.01,
             most_backoff_s=0.05,
         )
-        client = ProcessClient(str(locate(args.model).path), options, supervision=rules)
-        expected = answer(client)
+        model = str(locate(args.model).path) if args.hybrid is None else ""
+        if args.hybrid is not None:
+            model = save_hybrid(args.hybrid, Path(folder) / "model")
+        uncached = ProcessClient(model, replace(options, cache="off"))
+        expected = answer(uncached)
+        uncached.close()
+        client = ProcessClient(model, options, supervision=rules)
+        if answer(client) != expected:
+            raise SystemExit("the first answers differ from those without a cache")
         situations = [
             ("busy", "busy", "busy", "idle", "loading")[number % 5]
             for number in range(args.moments)

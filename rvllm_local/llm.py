@@ -302,6 +302,7 @@ class LLM:
             prepared.params[0],
             grammar=prepared.grammar,
             kept_special=prepared.kept_special,
+            num_shared=prepared.num_shared,
             adapter=checked_adapter(adapter),
         )
         stream = open_stream(self._client, requests)

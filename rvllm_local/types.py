@@ -160,6 +160,8 @@ class Request:
     adapter: str | None = (
         None  # the LoRA adapter to answer with; None is the model as it is
     )
+    # Leading tokens with which other conversations begin as well; 0 for unknown.
+    num_shared: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -89,6 +89,7 @@ def make_requests(
     grammar: str | None = None,
     kept_special: Sequence[str] = (),
     adapter: str | None = None,
+    num_shared: int = 0,
 ) -> list[Request]:
     """One request a choice.
 
@@ -106,6 +107,7 @@ def make_requests(
         grammar=grammar,
         kept_special=tuple(kept_special),
         adapter=adapter,
+        num_shared=num_shared,
     )
     requests = []
     for index in range(params.n):

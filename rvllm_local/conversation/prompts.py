@@ -9,19 +9,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from rvllm_local.conversation.calls import ChatCall, Message, TextCall
+from rvllm_local.conversation.calls import ChatCall, TextCall
 from rvllm_local.conversation.fill_in import fill_in
 from rvllm_local.conversation.model import ConversationModel
 from rvllm_local.conversation.output import OutputParser
+from rvllm_local.conversation.shared_prefix import encode_messages, num_shared_tokens
 from rvllm_local.conversation.template_input import in_call_form, template_messages
-from rvllm_local.conversation.template_repairs import fold_system, repaired
 from rvllm_local.conversation.tool_prompt import explain_tools
 from rvllm_local.engine.limits import EngineLimits
-from rvllm_local.errors import (
-    ContextOverflowError,
-    ParameterError,
-    TemplateRefusedError,
-)
+from rvllm_local.errors import ContextOverflowError, ParameterError
 from rvllm_local.text.families import OutputStyle, style_of
 from rvllm_local.text.grammar.formats import (
     grammar_for_format,
@@ -47,7 +43,8 @@ class Prepared:
     tokens that must reach the parser as text. `left_out` names the parts of schemas
     that the grammar does not enforce. `style` is how outputs are written, None for
     plain text; with `starts_inside`, they begin inside a thought. With `drops_space`,
-    the tokenizer writes a turn's first word with a space that nobody meant.
+    the tokenizer writes a turn's first word with a space that nobody meant. Of the
+    only prompt, `num_shared` tokens are those of the system prompt and the tools.
     """
 
     prompts: tuple[tuple[int, ...], ...]
@@ -58,6 +55,7 @@ class Prepared:
     style: OutputStyle | None = None
     starts_inside: bool = False
     drops_space: bool = False
+    num_shared: int = 0
 
     def new_parser(self, tools: Tools) -> OutputParser:
         """A parser of one output; `tools` are those that the call lets be called."""
@@ -79,6 +77,7 @@ class _Rendered:
     style: OutputStyle
     starts_inside: bool  # a thought is open already
     has_thought: bool  # a thought was closed already; no second one is wanted
+    num_shared: int = 0
 
     @property
     def style_ahead(self) -> OutputStyle:
@@ -109,6 +108,7 @@ def prepare_chat(model: ConversationModel, call: ChatCall) -> Prepared:
         rendered.style,
         rendered.starts_inside,
         model.tokenizer.adds_space and not call.continues,
+        rendered.num_shared,
     )
 
 
@@ -153,12 +153,15 @@ def _render(model: ConversationModel, call: ChatCall, tools: Tools) -> _Rendered
     else:
         style = _style_of_explained(style)
         messages = explain_tools(messages, tools)
-    ids = _encode(model, messages, call.continues, options)
+    ids = encode_messages(model, messages, call.continues, options)
     tail = model.tokenizer.decode(ids[-_TAIL:], skip_special=False).rstrip()
     end = style.reasoning_end
     has_thought = end is not None and tail.endswith(end)
     ids = _behind(call.context, ids, model)
-    return _Rendered(tuple(ids), style, style.starts_inside(tail), has_thought)
+    num_shared = num_shared_tokens(model, messages, options, ids)
+    return _Rendered(
+        tuple(ids), style, style.starts_inside(tail), has_thought, num_shared
+    )
 
 
 def _behind(
@@ -177,30 +180,6 @@ def _behind(
     if ids and ids[0] == model.tokenizer.bos_token_id:
         ids = ids[1:]
     return [*context, *ids]
-
-
-def _encode(
-    model: ConversationModel,
-    messages: Sequence[Message],
-    continues: bool,
-    options: Mapping[str, Any],
-) -> list[int]:
-    """Token ids of the conversation, in the first form that the template takes."""
-    if not model.tokenizer.shows_system:
-        messages = fold_system(messages)
-    refusal: TemplateRefusedError | None = None
-    for rows, settings in repaired(messages, options):
-        try:
-            return model.tokenizer.encode_chat(
-                rows,
-                continues=continues,
-                most_tokens=model.most_prompt_tokens,
-                **settings,
-            )
-        except TemplateRefusedError as error:
-            refusal = refusal or error
-    assert refusal is not None
-    raise refusal
 
 
 def _text_prompt(

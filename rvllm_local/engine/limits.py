@@ -25,6 +25,8 @@ class EngineLimits:
     eos_token_ids: tuple[int, ...] = ()
     max_open: int = 2**31  # open choices above which new ones are refused
     adapters: tuple[str, ...] = ()  # names that a request may ask for
+    # A prefix is reused where a state was kept: it helps to know where others begin.
+    keeps_states: bool = False
 
     def check(self, request: Request) -> int:
         """Raise if the request can never be served; return its `max_total`.

@@ -13,7 +13,7 @@ from rvllm_local.engine.disk_tier import DiskTier
 from rvllm_local.memory.state import Arrays
 from rvllm_local.memory.tables import KVTables, SequenceTables
 
-_READ_AHEAD = 3  # blocks of a sequence that are read at once: the disk is kept busy
+_READ_AHEAD = 16  # blocks that are read at once: a step goes by for each wait
 _Waits = Generator[None, None, bool]
 
 

@@ -1,7 +1,8 @@
 """Decides where snapshots of recurrent states are taken, and which go to disk.
 
 A state is large beside a block. So it is kept where a later prompt is likely to begin:
-where prompts part, before the prefix that opens an answer, and at an answer's end.
+at the end of the system prompt and the tools, where prompts part, before the prefix
+that opens an answer, and at an answer's end.
 """
 
 from __future__ import annotations
@@ -33,7 +34,8 @@ class StateKeeper:
         """
         if not self._kv.layout.has_state:
             return ()
-        return tuple(sorted({self._parting(keys), _before_answer(sequence)}))
+        places = {self._parting(keys), _shared_end(sequence), _before_answer(sequence)}
+        return tuple(sorted(places))
 
     def _parting(self, keys: Keys[bytes]) -> int:
         """Where the prompt leaves what is cached."""
@@ -64,7 +66,8 @@ class StateKeeper:
     def _keep_prompt(self, sequence: Sequence, key: bytes, position: int) -> None:
         if self._disk.states is None:
             return
-        if position == _before_answer(sequence):
+        is_turn = position == _before_answer(sequence)
+        if is_turn and position != _shared_end(sequence):
             self._disk.states.keep_turn(key)
         else:
             self._disk.states.keep(key)
@@ -78,6 +81,11 @@ class StateKeeper:
         chain = sequence.keys.upto(sequence.token_ids, sequence.num_published)
         self._disk.states.retire_before(chain)
         sequence.answer_states.clear()
+
+
+def _shared_end(sequence: Sequence) -> int:
+    """The last block's end in what other conversations begin with as well."""
+    return sequence.request.num_shared // BLOCK_TOKENS * BLOCK_TOKENS
 
 
 def _before_answer(sequence: Sequence) -> int:

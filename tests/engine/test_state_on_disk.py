@@ -50,9 +50,10 @@ def tokens(length: int, seed: int) -> list[int]:
     return np.random.default_rng(seed).integers(0, VOCAB_SIZE, length).tolist()
 
 
-def ask(core: EngineCore, prompt: list[int]) -> Answer:
+def ask(core: EngineCore, prompt: list[int], num_shared: int = 0) -> Answer:
     answer = Answer()
-    core.add(make_requests(tuple(prompt), GREEDY)[0], answer)
+    (request,) = make_requests(prompt, GREEDY, num_shared=num_shared)
+    core.add(request, answer)
     while core.has_work:
         core.step()
     core.check_integrity()
@@ -103,6 +104,19 @@ def test_a_new_conversation_begins_where_two_others_parted(tmp_path: Path) -> No
     assert warm.cached == SYSTEM // BLOCK_TOKENS * BLOCK_TOKENS
     core.close("the end")
     assert warm.tokens == ask(opened("lfm2", tmp_path, cache="off"), third).tokens
+
+
+def test_the_second_conversation_begins_after_a_known_system_prompt(
+    tmp_path: Path,
+) -> None:
+    system = tokens(SYSTEM, 1)
+    core = opened("lfm2", tmp_path)
+    ask(core, system + tokens(50, 2), num_shared=SYSTEM)
+    core = restarted(core, "lfm2", tmp_path)
+    second = system + tokens(50, 3)
+    warm = ask(core, second)
+    assert warm.cached == SYSTEM // BLOCK_TOKENS * BLOCK_TOKENS
+    core.close("the end")
 
 
 @pytest.mark.parametrize("arch", FAMILIES)

@@ -210,6 +210,7 @@ def _assemble(
         ends,
         options.max_rows + options.max_waiting,
         tuple(adapter.name for adapter in adapters),
+        keeps_states=kv.snapshots is not None,
     )
     identity = EngineIdentity(frozenset(ends), roots, plan.lines())
     reserve_memory = None

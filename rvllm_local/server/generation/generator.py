@@ -266,6 +266,7 @@ def _groups(
             priority=priority,
             grammar=prepared.grammar,
             kept_special=prepared.kept_special,
+            num_shared=prepared.num_shared,
             adapter=adapter,
         )
         groups.append(group)
