@@ -18,6 +18,15 @@ from mlx import nn
 from rvllm_local.errors import UnsupportedModelError
 from rvllm_local.metal_kernels import Rotation
 
+# mlx-lm's rotations with periods of their own, and the name of the factor that each
+# multiplies what it turns by.
+_GAINS: dict[str, str | None] = {
+    "Llama3RoPE": None,
+    "ProportionalRoPE": None,
+    "SuScaledRoPE": "_scale",
+    "YarnRoPE": "mscale",
+}
+
 
 class Rotary(nn.Module):  # type: ignore[misc]
     """Stands in for a model's rotation.
@@ -32,15 +41,18 @@ class Rotary(nn.Module):  # type: ignore[misc]
         *,
         pairs: bool,
         frequencies: mx.array,
+        gain: float = 1.0,
     ) -> None:
+        """The first `dims` elements are also multiplied by `gain`."""
         super().__init__()
         self.inner = inner
         self.dims = dims
         self.pairs = pairs
+        self.gain = gain
         self._frequencies = frequencies
         mx.eval(self._frequencies)
         frequency_bytes = np.array(frequencies).tobytes()
-        self.key = (dims, pairs, frequency_bytes)
+        self.key = (dims, pairs, gain, frequency_bytes)
 
     def __call__(self, x: mx.array, offset: Any = 0) -> mx.array:
         if isinstance(offset, LayerOffset):
@@ -69,6 +81,8 @@ class StepOffset:
         rotation = self._rotations.get(rotary.key)
         if rotation is None:
             table = self._table(rotary.frequencies)
+            if rotary.gain != 1.0:
+                table = table * rotary.gain
             rotation = Rotation(table, rotary.pairs)
             self._rotations[rotary.key] = rotation
         return rotation
@@ -133,23 +147,27 @@ def install_rotations(model: nn.Module) -> int:
 
 
 def _rotary(rope: nn.Module) -> Rotary | None:
-    """The stand-in for plain and Llama 3 rotations; None for others.
-
-    Those scale or mix besides.
-    """
+    """The stand-in for a rotation by fixed frequencies; None for others."""
+    gain = 1.0
     if type(rope) is nn.RoPE:
-        exponents = -np.arange(0, rope.dims, 2, dtype=np.float64) / rope.dims
+        dims = rope.dims
+        exponents = -np.arange(0, dims, 2, dtype=np.float64) / dims
         frequencies = rope.scale * np.float64(rope.base) ** exponents
-    elif type(rope).__name__ == "Llama3RoPE":
+    elif type(rope).__name__ in _GAINS:
         stored = rope._freqs.astype(mx.float32)
         periods = np.array(stored).astype(np.float64)
-        frequencies = 1.0 / periods
+        frequencies = 1.0 / periods  # 0 for those that do not turn
+        dims = 2 * periods.size
+        gain_name = _GAINS[type(rope).__name__]
+        if gain_name is not None:
+            gain = float(getattr(rope, gain_name))
     else:
         return None
     rounded = frequencies.astype(np.float32)
     return Rotary(
         rope,
-        rope.dims,
-        pairs=rope.traditional,
+        dims,
+        pairs=getattr(rope, "traditional", False),
         frequencies=mx.array(rounded),
+        gain=gain,
     )

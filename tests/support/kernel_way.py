@@ -5,6 +5,8 @@ It is what the self-check would choose on a GPU: the very text of the kernels is
 
 from __future__ import annotations
 
+from typing import Any
+
 from rvllm_local.attention.kernels import KernelBackend
 from rvllm_local.attention.probe import probe_layout
 from rvllm_local.attention.residual import install_joined_adds
@@ -19,7 +21,7 @@ from rvllm_local.memory.arena import Arena
 from rvllm_local.memory.tables import KVTables
 from rvllm_local.metal_kernels import AddNorm
 from tests.emulator import Emulator
-from tests.support.zoo import zoo_model
+from tests.support.zoo import zoo_config, zoo_model
 
 
 def kernel_way(arch: str) -> str:
@@ -38,9 +40,12 @@ def kernel_way(arch: str) -> str:
     return ", ".join(words)
 
 
-def chosen_runner(arch: str) -> ModelRunner:
-    """The runner of the fastest mode that agrees with mlx-lm over emulated kernels."""
-    model, config = zoo_model(arch)
+def chosen_runner(arch: str, **settings: Any) -> ModelRunner:
+    """The runner of the fastest mode that agrees with mlx-lm over emulated kernels.
+
+    `settings` are keys of the configuration that are to be others.
+    """
+    model, config = zoo_model(arch, config={**zoo_config(arch), **settings})
     paged = install(model)
     layout = probe_layout(model)
     blocks = layout.split_budget(2_000_000, context=128, max_rows=2, chunk=32)
