@@ -48,7 +48,7 @@ def chosen_runner(arch: str, **settings: Any) -> ModelRunner:
     model, config = zoo_model(arch, config={**zoo_config(arch), **settings})
     paged = install(model)
     layout = probe_layout(model)
-    blocks = layout.split_budget(2_000_000, context=128, max_rows=2, chunk=32)
+    blocks = layout.split_budget(16_000_000, context=128, max_rows=2, chunk=32)
     arenas = [
         Arena(shape, count) for shape, count in zip(layout.groups, blocks, strict=True)
     ]

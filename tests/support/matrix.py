@@ -202,7 +202,12 @@ def _tight_bytes(layout: KVLayout) -> int:
 
 
 def _kinds(model: nn.Module) -> str:
-    names = {"KVCache": "full", "RotatingKVCache": "window", "ArraysCache": "recurrent"}
+    names = {
+        "KVCache": "full",
+        "RotatingKVCache": "window",
+        "ChunkedKVCache": "chunks",
+        "ArraysCache": "recurrent",
+    }
     leaves: list[Any] = []
     for cache in plain_caches(model):
         leaves.extend(getattr(cache, "caches", [cache]))
