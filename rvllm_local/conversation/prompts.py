@@ -192,7 +192,8 @@ def _text_prompt(
                 "suffix", "suffix needs a prompt of text, not of token ids"
             )
         return prompt
-    model.tokenizer.check_length(prompt, model.most_prompt_tokens, "prompt")
+    spans = model.tokenizer.spans
+    spans.check_length(prompt, model.most_prompt_tokens, "prompt")
     if suffix is None:
         return tuple(model.tokenizer.encode(prompt, special=call.parses_special))
     return tuple(fill_in(model, prompt, suffix))

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from rvllm_local.errors import ContextOverflowError
 from rvllm_local.text.backends import AnyBackend
 from rvllm_local.text.sentencepiece import SentencePieceBackend
 from rvllm_local.text.token_bytes import byte_alphabet
@@ -71,6 +72,20 @@ class TokenSpans:
             return 0
         data = text.encode(errors="surrogatepass").translate(None, self.dropped)
         return -(-len(data) // self.longest)
+
+    def check_length(self, text: str, most_tokens: int, field: str) -> None:
+        """Raise `ContextOverflowError` for a text that must have more tokens.
+
+        It is not encoded, which could take seconds.
+        """
+        fewest = self.fewest_tokens(text)
+        if fewest > most_tokens:
+            raise ContextOverflowError(
+                field,
+                f"the prompt has {len(text)} characters, which are {fewest} tokens at "
+                f"least; {most_tokens} fit the context: shorten it",
+                (fewest, most_tokens),
+            )
 
 
 def _steps(part: Any, key: str) -> list[_Settings]:

@@ -12,7 +12,6 @@ from typing import Any
 from tokenizers import Tokenizer as Backend
 
 from rvllm_local.errors import (
-    ContextOverflowError,
     ParameterError,
     RvllmError,
     UnsupportedModelError,
@@ -259,24 +258,9 @@ class Tokenizer:
             text = markers.up_to_ending(text)
         pieces = list(markers.split(text))
         if most_tokens is not None:
-            self.check_length("".join(piece for piece, _ in pieces), most_tokens)
+            whole = "".join(piece for piece, _ in pieces)
+            self.spans.check_length(whole, most_tokens, "messages")
         return self._rendered_ids(pieces)
-
-    def check_length(
-        self, text: str, most_tokens: int, field: str = "messages"
-    ) -> None:
-        """Raise `ContextOverflowError` for a text that must have more tokens.
-
-        It is not encoded, which could take seconds.
-        """
-        fewest = self.spans.fewest_tokens(text)
-        if fewest > most_tokens:
-            raise ContextOverflowError(
-                field,
-                f"the prompt has {len(text)} characters, which are {fewest} tokens at "
-                f"least; {most_tokens} fit the context: shorten it",
-                (fewest, most_tokens),
-            )
 
     def _rendered_ids(self, pieces: Iterable[tuple[str, bool]]) -> list[int]:
         """Token ids of a rendered text: of the template's pieces, and of users'."""

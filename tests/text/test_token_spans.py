@@ -10,7 +10,6 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, models, normalizers, pre_tokenizers
 
 from rvllm_local.errors import ContextOverflowError
-from rvllm_local.text import tokenizer as ours
 from rvllm_local.text.token_bytes import byte_alphabet
 from rvllm_local.text.token_spans import TokenSpans
 
@@ -102,8 +101,8 @@ def test_nothing_is_known_where_text_may_go_without_tokens(backend: Tokenizer) -
 
 
 def test_what_can_not_fit_is_refused_with_its_least_length() -> None:
-    tokenizer = ours.Tokenizer(byte_level())
-    tokenizer.check_length("a" * 40, 10)
+    spans = TokenSpans.of(byte_level())
+    spans.check_length("a" * 40, 10, "prompt")
     with pytest.raises(ContextOverflowError, match="11 tokens at least") as refused:
-        tokenizer.check_length("a" * 41, 10)
+        spans.check_length("a" * 41, 10, "prompt")
     assert refused.value.tokens_and_limit == (11, 10)
