@@ -1,6 +1,7 @@
 # make run   answers a prompt with the default model:  make run PROMPT="Why is the sky blue?"
 # make test  everything that is checked before a change lands
 # make audit holds the dependencies against known advisories (needs the network)
+# make dist  builds the sdist, the wheel and the bill of materials, the same bytes each time
 # make bench measures this machine beside mlx-lm and llama.cpp (hours), and writes docs/performance.md
 PYTHON ?= python3
 # Not ?=, which would take an unrelated PROMPT from the environment.
@@ -13,7 +14,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
-.PHONY: run test bench lint format openblas lock audit clean
+.PHONY: run test bench dist lint format openblas lock audit clean
 
 run: $(VENV)/.installed openblas
 	@$(BIN)/rvllm run -- "$$RUN_MODEL" "$$RUN_PROMPT"
@@ -32,6 +33,9 @@ lint: $(VENV)/.installed-dev
 bench: $(VENV)/.installed-dev openblas
 	$(BIN)/python -m benchmarks.beside_peers
 	$(BIN)/python -m benchmarks.page
+
+dist: $(VENV)/.installed-dev
+	@$(BIN)/python -m scripts.dist
 
 format: $(VENV)/.installed-dev
 	$(BIN)/ruff format .
