@@ -59,6 +59,11 @@ def ps_arguments(ps: argparse.ArgumentParser) -> None:
     _json(ps)
 
 
+def recommend_arguments(recommend: argparse.ArgumentParser) -> None:
+    """`rvllm recommend`."""
+    _json(recommend)
+
+
 def cache_arguments(cache: argparse.ArgumentParser) -> None:
     """`rvllm cache`."""
     cache.add_argument(

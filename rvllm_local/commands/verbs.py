@@ -102,6 +102,12 @@ def _cache(arguments: argparse.Namespace) -> int:
     return cache(arguments)
 
 
+def _recommend(arguments: argparse.Namespace) -> int:
+    from rvllm_local.commands.recommend import recommend
+
+    return recommend(arguments)
+
+
 def _bench(arguments: argparse.Namespace) -> int:
     from rvllm_local.commands.bench import bench
 
@@ -169,6 +175,11 @@ VERBS = {
     ),
     "search": Verb(
         "look for models by name", model_flags.search_arguments, _about_models
+    ),
+    "recommend": Verb(
+        "name the best model for this machine",
+        model_flags.recommend_arguments,
+        _recommend,
     ),
     "cache": Verb(
         "show what the disk cache holds, or clear it",
