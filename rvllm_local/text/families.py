@@ -50,6 +50,8 @@ _BY_TEMPLATE: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("llama4", tags.PYTHON_BLOCK),
     ("lfm2", (tags.LFM_CALLS[0],)),
     ("minimax", (tags.MINIMAX[0],)),
+    ("muse", (tags.ATEM[0],)),
+    ("longcat", (tags.LONGCAT[0],)),
     ("seed", (tags.SEED[0],)),
     ("nemotron", (tags.NEMOTRON[0],)),
     ("phi", (tags.PHI[0],)),
@@ -77,6 +79,7 @@ THINKING = (
     tags.MINIMAX_M3_THINK,
     tags.KIMI_K3_THINK,
     tags.COHERE_THINK,
+    tags.LONGCAT_THINK,
 )
 _KEPT = {
     "harmony": (
@@ -109,6 +112,8 @@ _KEPT = {
     "jamba": tags.JAMBA,
     "functionary_v2": (tags.SENDER, tags.RECIPIENT, tags.RECIPIENT_CONTENT),
     "llama4": tags.PYTHON_BLOCK,
+    "muse": tags.ATEM,
+    "longcat": (*tags.LONGCAT, *tags.LONGCAT_KEY, *tags.LONGCAT_VALUE),
     "seed": tags.SEED,
     "nemotron": tags.NEMOTRON,
     "phi": tags.PHI,

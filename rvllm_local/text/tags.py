@@ -46,6 +46,11 @@ KIMI_K3_THINK = (
 MINIMAX_M3 = "]<]minimax[>["  # before every tag of a call
 MINIMAX_M3_THINK = ("<mm:think>", "</mm:think>")
 DSML = "｜DSML｜"  # in every tag of a call of DeepSeek V3.2
+LONGCAT = ("<longcat_tool_call>", "</longcat_tool_call>")
+LONGCAT_KEY = ("<longcat_arg_key>", "</longcat_arg_key>")
+LONGCAT_VALUE = ("<longcat_arg_value>", "</longcat_arg_value>")
+LONGCAT_THINK = ("<longcat_think>", "</longcat_think>")
+ATEM = ("<atem:function_calls>", "</atem:function_calls>")  # around Muse's calls
 FUNCTIONARY = ">>>"  # before a recipient
 SENDER, RECIPIENT = "<|from|>", "<|recipient|>"
 RECIPIENT_CONTENT = "<|content|>"
@@ -61,6 +66,7 @@ CONTROL_TAGS = frozenset(
         *KIMI_CALLS, *KIMI_CALL, KIMI_ARGUMENTS, *MINIMAX, *SEED, *SEED_THINK, *NEMOTRON,
         *PHI, *PYTHON_BLOCK, *COHERE_ACTION, *COHERE_THINK, *COHERE_RESPONSE, *JAMBA,
         INTERNLM_ACTION, *INTERNLM, KIMI_K3_OPEN, KIMI_K3_CLOSE, KIMI_K3_SEP, MINIMAX_M3,
-        *MINIMAX_M3_THINK, DSML, SENDER, RECIPIENT, RECIPIENT_CONTENT,
+        *MINIMAX_M3_THINK, DSML, *LONGCAT, *LONGCAT_KEY, *LONGCAT_VALUE, *LONGCAT_THINK, *ATEM,
+        SENDER, RECIPIENT, RECIPIENT_CONTENT,
     )
 )  # fmt: skip

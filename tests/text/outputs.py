@@ -145,6 +145,18 @@ MINICPM = (
     '<function name="look"><param name="city">Oslo</param>'
     '<param name="days">3</param></function>'
 )
+MUSE = (
+    '<atem:function_calls>\n<atem:invoke name="look">\n'
+    '<atem:parameter name="city">Oslo</atem:parameter>\n'
+    '<atem:parameter name="days">3</atem:parameter>\n'
+    "</atem:invoke>\n</atem:function_calls>"
+)
+LONGCAT = (
+    "<longcat_tool_call>look\n<longcat_arg_key>city</longcat_arg_key>\n"
+    "<longcat_arg_value>Oslo</longcat_arg_value>\n"
+    "<longcat_arg_key>days</longcat_arg_key>\n"
+    "<longcat_arg_value>3</longcat_arg_value>\n</longcat_tool_call>"
+)
 KIMI_K3 = (
     '<|open|>tools<|sep|><|open|>call tool="look" index="1"<|sep|>'
     '<|open|>argument key="city" type="string"<|sep|>Oslo<|close|>argument<|sep|>'
@@ -180,6 +192,12 @@ OUTPUTS: list[tuple[str, str, Read]] = [
     ("hermes", '<tool_call>{"name": "f", "arguments": {}}\n{"name": "g"}</tool_call>a', Read("a", calls=[("f", {}), ("g", {})])),
     ("hermes", '<tool_call>[{"name": "f", "arguments": {}}, {"name": "g"}]</tool_call>a', Read("a", calls=[("f", {}), ("g", {})])),
     ("hermes", "<tool_call>\n{'name': 'f', 'arguments': {'a': True, 'b': \"it's\"}}\n</tool_call>a", Read("a", calls=[("f", {"a": True, "b": "it's"})])),
+    ("hermes", '<tool_call>\n```json\n{"name": "f", "arguments": {"a": 1}}\n```\n</tool_call>a', Read("a", calls=[("f", {"a": 1})])),
+    ("hermes", '<tool_call>```{"name": "f", "arguments": {}}```</tool_call>a', Read("a", calls=[("f", {})])),
+    ("hermes", '<tool_call>`f`</tool_call>a', Read("a", failed=["<tool_call>`f`</tool_call>"])),
+    ("hermes", '<tool_call>{"name": "f", "arguments": {"a": [1, 2,], "b": {"c": 3,},},}</tool_call>a', Read("a", calls=[("f", {"a": [1, 2], "b": {"c": 3}})])),
+    ("hermes", """<tool_call>{"name": 'f', "arguments": {'a': 'say "no"', 'b': 'it\\'s', "c": [True, None]}}</tool_call>a""", Read("a", calls=[("f", {"a": 'say "no"', "b": "it's", "c": [True, None]})])),
+    ("hermes", '<tool_call>{"name": "f", "arguments": {,}}</tool_call>a', Read("a", failed=['<tool_call>{"name": "f", "arguments": {,}}</tool_call>'])),
     ("hermes", "<tool_call>{'name': f}</tool_call>a", Read("a", failed=["<tool_call>{'name': f}</tool_call>"])),
     ("qwen3_coder", f"Well:\n{QWEN}", Read("Well:", calls=[CALL])),
     ("qwen3_coder", QWEN.removeprefix("<tool_call>\n").removesuffix("\n</tool_call>") + "!", Read("!", calls=[CALL])),
@@ -231,6 +249,10 @@ OUTPUTS: list[tuple[str, str, Read]] = [
     ("pythonic", PYTHONIC, Read(calls=[CALL])),
     ("pythonic", '[f(a="x]y"), g(b=[1])]', Read(calls=[("f", {"a": "x]y"}), ("g", {"b": [1]})])),
     ("pythonic", '[f(from="a", class="b = c, to=d"), get-it(x=1)]', Read(calls=[("f", {"from": "a", "class": "b = c, to=d"}), ("get-it", {"x": 1})])),
+    ("pythonic", '[look("Oslo", days=3), look("Oslo", 3)]', Read(calls=[CALL, CALL])),
+    ("pythonic", '[f(a="""x\n"y"], z""", b=\'\'\'it\'s\'\'\')]', Read(calls=[("f", {"a": 'x\n"y"], z', "b": "it's"})])),
+    ("pythonic", '[look("Oslo", 3, 4)]', Read('[look("Oslo", 3, 4)]')),
+    ("lfm2", '<|tool_call_start|>[look("Oslo", city="Rome")]<|tool_call_end|>', Read(failed=['<|tool_call_start|>[look("Oslo", city="Rome")]<|tool_call_end|>'])),
     ("pythonic", "[1, 2]", Read("[1, 2]")),
     ("pythonic", "[see](there)", Read("[see](there)")),
     ("pythonic", "Hello [f(a=1)]", Read("Hello [f(a=1)]")),
@@ -255,6 +277,9 @@ OUTPUTS: list[tuple[str, str, Read]] = [
     ("deepseek_v32", f"Hm.\n\n{DSML}", Read("Hm.", calls=[CALL])),
     ("deepseek_v32", f'<｜DSML｜invoke name="look">\n{ARGUMENTS}\n</｜DSML｜invoke>', Read(calls=[CALL])),
     ("minicpm", f"Hm. {MINICPM}", Read("Hm.", calls=[CALL])),
+    ("minicpm", '<function name="look"><param name="city"><![CDATA[a </param> b]]></param></function>', Read(calls=[("look", {"city": "a </param> b"})])),
+    ("muse", f"Hm.\n{MUSE}", Read("Hm.", calls=[CALL])),
+    ("longcat", f"Hm. {LONGCAT}", Read("Hm.", calls=[CALL])),
     ("kimi_k3", f"<|open|>response<|sep|>Hm.<|close|>response<|sep|>{KIMI_K3}<|close|>message<|sep|>", Read("Hm.", calls=[CALL])),
     ("kimi_k3", "Hm.<|close|>response<|sep|><|close|>mess", Read("Hm.")),
     ("cohere", COHERE, Read(calls=[CALL])),

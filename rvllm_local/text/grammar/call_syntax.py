@@ -150,6 +150,14 @@ _GEMMA4_ARGUMENTS = ArgumentSyntax(
 _MINICPM_ARGUMENTS = ArgumentSyntax(
     lambda key: f'<param name="{key}">', text_value, "</param>"
 )
+_MUSE_ARGUMENTS = ArgumentSyntax(
+    lambda key: f'<atem:parameter name="{key}">', text_value, "</atem:parameter>\n"
+)
+_LONGCAT_ARGUMENTS = ArgumentSyntax(
+    lambda key: f"{key}".join(tags.LONGCAT_KEY) + f"\n{tags.LONGCAT_VALUE[0]}",
+    text_value,
+    f"{tags.LONGCAT_VALUE[1]}\n",
+)
 _KIMI_K3_ARGUMENTS = ArgumentSyntax(
     lambda key: f'{tags.KIMI_K3_OPEN}argument key="{_escaped(key)}" type="',
     typed_value(
@@ -254,6 +262,20 @@ SYNTAXES = {
         first=f"{tags.INTERNLM[0]}\n",
         last=tags.INTERNLM[1],
         can_repeat=False,
+    ),
+    "muse": CallSyntax(
+        _listed_call(
+            '<atem:invoke name="NAME">\n', _MUSE_ARGUMENTS, "</atem:invoke>\n"
+        ),
+        tags.ATEM[0],
+        first="\n",
+        last=tags.ATEM[1],
+        repeats=False,
+    ),
+    "longcat": CallSyntax(
+        _listed_call("NAME\n", _LONGCAT_ARGUMENTS, tags.LONGCAT[1]),
+        tags.LONGCAT[0],
+        between="\n",
     ),
     "glm": CallSyntax(
         _listed_call("NAME\n", _GLM_ARGUMENTS, tags.HERMES[1]),

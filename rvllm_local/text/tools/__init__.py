@@ -15,10 +15,11 @@ from rvllm_local.text.tools.channels import KimiK3Parser
 from rvllm_local.text.tools.functionary import FunctionaryParser, RecipientParser
 from rvllm_local.text.tools.gemma import Gemma4Parser, GemmaParser
 from rvllm_local.text.tools.harmony import HarmonyParser
-from rvllm_local.text.tools.invoked import DSML, MINICPM, MINIMAX, InvokeParser
+from rvllm_local.text.tools.invoked import DSML, MINICPM, MINIMAX, MUSE, InvokeParser
 from rvllm_local.text.tools.nested import MiniMaxM3Parser
 from rvllm_local.text.tools.parameters import (
     GLMParser,
+    LongCatParser,
     Qwen3CoderParser,
     SeedParser,
 )
@@ -66,11 +67,13 @@ _PARSERS: Mapping[str, Callable[[Tools], ToolParser]] = {
     "minimax_m3": MiniMaxM3Parser,
     "deepseek_v32": lambda tools: InvokeParser(DSML, tools),
     "minicpm": lambda tools: InvokeParser(MINICPM, tools),
+    "muse": lambda tools: InvokeParser(MUSE, tools),
+    "longcat": LongCatParser,
     "glm": GLMParser,
     "llama3": lambda tools: Llama3Parser(),
     "llama4": lambda tools: Llama4Parser(),
-    "pythonic": lambda tools: PythonicParser(),
-    "lfm2": lambda tools: TaggedPythonicParser(),
+    "pythonic": PythonicParser,
+    "lfm2": TaggedPythonicParser,
     "mistral": lambda tools: MistralParser(),
     "mistral_args": lambda tools: MistralParser(),
     "nemotron": lambda tools: ListParser(tags.NEMOTRON),

@@ -1,6 +1,6 @@
 """Families whose calls are tags with a name and a tag for each parameter.
 
-MiniMax M2, DeepSeek V3.2 and MiniCPM write the same shape with other words.
+MiniMax M2, DeepSeek V3.2, MiniCPM and Muse write the same shape with other words.
 """
 
 from __future__ import annotations
@@ -38,6 +38,8 @@ DSML = InvokeWords(
     (f"<{tags.DSML}function_calls>", f"</{tags.DSML}function_calls>"),
 )
 MINICPM = InvokeWords("function", "param")
+MUSE = InvokeWords("atem:invoke", "atem:parameter", tags.ATEM)
+_CDATA = ("<![CDATA[", "]]>")  # around a value that could hold a tag
 
 
 class InvokeParser(ParameterReader):
@@ -88,10 +90,20 @@ class InvokeParser(ParameterReader):
                 "it holds a tag that is neither a parameter nor the end"
             )
         closing = f"</{self._words.parameter}>"
-        value, _ = yield from self._text_until((closing,), MAX_CALL_CHARS)
-        value = value.removeprefix("\n").removesuffix("\n")
+        value = yield from self._value(closing)
         self._argument(named["name"], value, _said_to_be_text(named.get("string")))
         return True
+
+    def _value(self, closing: str) -> Reading[str]:
+        """A parameter's text up to its closing tag, which may also stand in CDATA."""
+        value, _ = yield from self._text_until((closing,), MAX_CALL_CHARS)
+        opening, end = _CDATA
+        if not value.lstrip().startswith(opening):
+            return value.removeprefix("\n").removesuffix("\n")
+        while not value.rstrip().endswith(end):
+            more, _ = yield from self._text_until((closing,), MAX_CALL_CHARS)
+            value += closing + more
+        return value.strip().removeprefix(opening).removesuffix(end)
 
 
 def attributes(text: str) -> dict[str, str]:

@@ -1,6 +1,8 @@
 """Reads JSON as it comes, character by character, and the calls that are written in it.
 
-What it passes on is strictly valid JSON: raw control characters in strings are escaped, all else is refused.
+What it passes on is strictly valid JSON. Raw control characters in strings are escaped; a
+comma too many, strings in single quotes and Python's words for true, false and null are
+put right; all else is refused.
 """
 
 from __future__ import annotations
@@ -19,6 +21,8 @@ _SCALAR = re.compile(
     r"true|false|null|-?(?:0|[1-9][0-9]*)(?:\.[0-9]+)?(?:[eE][+-]?[0-9]+)?"
 )
 _ESCAPES = frozenset('"\\/bfnrt')
+_QUOTES = ('"', "'")
+_PYTHON_WORDS = {"True": "true", "False": "false", "None": "null"}
 _NAME_KEYS = ("name", "tool_name")
 _ARGUMENT_KEYS = ("arguments", "parameters")
 _SKIPPED_KEYS = ("name", "function", "id", "type", *_ARGUMENT_KEYS)  # of calls, too
@@ -49,8 +53,8 @@ class JSONReader(PieceReader):
                         yield from self._json_key(take)
                     continue
                 take(closers.pop())
-            elif char == '"':
-                yield from self._json_string(take)
+            elif char in _QUOTES:
+                yield from self._json_string(take, char)
             else:
                 yield from self._json_scalar(char, take)
             yield from self._json_after_value(closers, take)
@@ -62,6 +66,11 @@ class JSONReader(PieceReader):
         while closers:
             char = yield from self._next_solid()
             if char == ",":
+                following = yield from self._next_solid()
+                if following == closers[-1]:
+                    take(closers.pop())  # a comma too many
+                    continue
+                self._put_back(following)
                 take(char)
                 if closers[-1] == "}":
                     yield from self._json_key(take)
@@ -72,32 +81,37 @@ class JSONReader(PieceReader):
 
     def _json_key(self, take: Take) -> Reading[None]:
         char = yield from self._next_solid()
-        if char != '"':
+        if char not in _QUOTES:
             raise _unexpected(char)
-        yield from self._json_string(take)
+        yield from self._json_string(take, char)
         char = yield from self._next_solid()
         if char != ":":
             raise _unexpected(char)
         take(char)
 
-    def _json_string(self, take: Take) -> Reading[None]:
+    def _json_string(self, take: Take, quote: str = '"') -> Reading[None]:
         """The rest of a string whose opening quote is read."""
         take('"')
         while True:
             char = yield from self._next()
             if char == END:
                 raise _unexpected(char)
+            if char == quote:
+                take('"')
+                return
             if char == "\\":
-                yield from self._json_escape(take)
+                yield from self._json_escape(take, quote)
+            elif char == '"':
+                take('\\"')
             else:
                 take(f"\\u{ord(char):04x}" if char < " " else char)
-            if char == '"':
-                return
 
-    def _json_escape(self, take: Take) -> Reading[None]:
+    def _json_escape(self, take: Take, quote: str) -> Reading[None]:
         char = yield from self._next()
         text = "\\" + char
-        if char == "u":
+        if char == "'" == quote:
+            text = char
+        elif char == "u":
             for _ in range(4):
                 digit = yield from self._next()
                 if digit == END or digit not in "0123456789abcdefABCDEF":
@@ -121,6 +135,7 @@ class JSONReader(PieceReader):
                     f"its JSON holds a number of more than {MAX_SCALAR} characters"
                 )
         self._put_back(char)
+        text = _PYTHON_WORDS.get(text, text)
         if not _SCALAR.fullmatch(text):
             raise _unexpected(text[:1])
         take(text)
@@ -129,9 +144,9 @@ class JSONReader(PieceReader):
         """A JSON string, decoded."""
         parts: list[str] = []
         char = yield from self._next_solid()
-        if char != '"':
+        if char not in _QUOTES:
             raise MalformedCallError(f"its {what} is not a string")
-        yield from self._json_string(parts.append)
+        yield from self._json_string(parts.append, char)
         text = str(json.loads("".join(parts)))
         if len(text) > limit:
             raise MalformedCallError(f"its {what} is longer than {limit} characters")
@@ -168,11 +183,22 @@ class JSONReader(PieceReader):
             if name is not None and waiting is not None and not self._is_started:
                 self._start_call(name)
                 self._arguments(waiting)
-            separator = yield from self._next_solid()
-            if separator not in (",", "}"):
-                raise _unexpected(separator)
+            separator = yield from self._separator()
         if not self._is_started:
             self._start_without_arguments(name, bare)
+
+    def _separator(self) -> Reading[str]:
+        """What follows a member: a comma or the end, before which there may be one."""
+        separator = yield from self._next_solid()
+        if separator == ",":
+            following = yield from self._next_solid()
+            if following != "}":
+                self._put_back(following)
+                return separator
+            separator = following
+        if separator != "}":
+            raise _unexpected(separator)
+        return separator
 
     def _start_without_arguments(self, name: str | None, bare: bool) -> None:
         if name is None or bare:

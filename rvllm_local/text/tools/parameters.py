@@ -25,7 +25,7 @@ class ParameterReader(JSONReader):
     """Base: turns named texts into the members of one JSON object."""
 
     def __init__(self, tools: Sequence[Mapping[str, Any]] = ()) -> None:
-        self._schemas = _schemas(tools)
+        self._schemas = schemas_of(tools)
         self._num_arguments = 0
         super().__init__()
 
@@ -107,8 +107,10 @@ class SeedParser(Qwen3CoderParser):
 class GLMParser(ParameterReader):
     """`<tool_call>name`, then `<arg_key>key</arg_key><arg_value>value</arg_value>` pairs, then `</tool_call>`."""
 
+    outer, key, value = tags.HERMES, tags.GLM_KEY, tags.GLM_VALUE
+
     def _parse(self) -> Reading[None]:
-        opening, closing = tags.HERMES
+        opening, closing = self.outer
         while (
             tag := (yield from self._until((opening, closing), self._content))
         ) != END:
@@ -117,13 +119,13 @@ class GLMParser(ParameterReader):
         self._flush_space()
 
     def _body(self, closing: str) -> Reading[None]:
-        key_opening, key_closing = tags.GLM_KEY
+        key_opening, key_closing = self.key
         name, tag = yield from self._text_until((key_opening, closing), MAX_NAME)
         self._open_arguments(name.strip())
         while tag == key_opening:
             key, _ = yield from self._text_until((key_closing,), MAX_NAME)
-            yield from self._expect_solid(tags.GLM_VALUE[0])
-            value, _ = yield from self._text_until((tags.GLM_VALUE[1],), MAX_CALL_CHARS)
+            yield from self._expect_solid(self.value[0])
+            value, _ = yield from self._text_until((self.value[1],), MAX_CALL_CHARS)
             self._argument(key.strip(), value)
             blank, tag = yield from self._text_until((key_opening, closing), MAX_NAME)
             if blank.strip():
@@ -131,7 +133,13 @@ class GLMParser(ParameterReader):
         self._close_arguments()
 
 
-def _schemas(tools: Sequence[Mapping[str, Any]]) -> dict[str, Mapping[str, Any]]:
+class LongCatParser(GLMParser):
+    """LongCat: the same between tags of its own."""
+
+    outer, key, value = tags.LONGCAT, tags.LONGCAT_KEY, tags.LONGCAT_VALUE
+
+
+def schemas_of(tools: Sequence[Mapping[str, Any]]) -> dict[str, Mapping[str, Any]]:
     """Properties by tool name; what is not in shape is left out."""
     by_name: dict[str, Mapping[str, Any]] = {}
     for tool in tools:

@@ -7,13 +7,16 @@ import json
 import keyword
 import re
 import warnings
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rvllm_local.text.tools.reader import MalformedCallError
 
 _WORDS = {"true": True, "false": False, "null": None}
 _NAME = re.compile(r"[A-Za-z_][\w.-]*")
-_QUOTED = re.compile(r'"(?:[^"\\]|\\.)*"|\'(?:[^\'\\]|\\.)*\'')  # a whole string
+_TRIPLE = re.compile(r'"""(?:[^\\]|\\[\s\S])*?"""|\'\'\'(?:[^\\]|\\[\s\S])*?\'\'\'')
+# A whole string.
+_QUOTED = re.compile(_TRIPLE.pattern + r'|"(?:[^"\\]|\\.)*"|\'(?:[^\'\\]|\\.)*\'')
 
 # Spellings of names that are keywords, and of a dash in a name.
 _TAKEN, _DASH = "q7z_", "q7zdash"
@@ -27,12 +30,20 @@ _FREE_NAME = re.compile(
 
 def ends_in_string(code: str) -> bool:
     """True if the last line opens a string and does not close it: the fence behind it is the string's."""
-    rest = _QUOTED.sub("", code.rpartition("\n")[2])
+    rest = _TRIPLE.sub("", code)
+    if '"""' in rest or "'''" in rest:
+        return True
+    rest = _QUOTED.sub("", rest.rpartition("\n")[2])
     return '"' in rest or "'" in rest
 
 
-def python_calls(code: str) -> list[tuple[str, str]]:
-    """Names and arguments of the calls in an expression: one, or a list of them, perhaps printed."""
+def python_calls(
+    code: str, parameters: Mapping[str, Sequence[str]] | None = None
+) -> list[tuple[str, str]]:
+    """Names and arguments of the calls in an expression: one, or a list of them, perhaps printed.
+
+    `parameters` are the names of each tool's, in order: for arguments without a name.
+    """
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -40,7 +51,7 @@ def python_calls(code: str) -> list[tuple[str, str]]:
         calls = [call for statement in statements for call in _calls_of(statement)]
         if not calls:
             raise MalformedCallError("it calls nothing")
-        return [_python_call(call) for call in calls]
+        return [_python_call(call, parameters or {}) for call in calls]
     except (SyntaxError, ValueError, TypeError, RecursionError, MemoryError) as error:
         raise MalformedCallError("its code is not a call with plain values") from error
 
@@ -98,15 +109,23 @@ def _printed(node: ast.AST | None) -> ast.AST | None:
     return node.args[0] if node.func.id == "print" and node.args else node
 
 
-def _python_call(call: ast.Call) -> tuple[str, str]:
-    if call.args or any(each.arg is None for each in call.keywords):
-        raise MalformedCallError("its arguments have no names")
+def _python_call(
+    call: ast.Call, parameters: Mapping[str, Sequence[str]]
+) -> tuple[str, str]:
     name = ast.unparse(call.func).removeprefix("default_api.").replace(_DASH, "-")
     if not _NAME.fullmatch(name):
         raise MalformedCallError("the call has no plain name")
+    names = parameters.get(name, ())
     arguments = {}
+    has_unnamed = any(each.arg is None for each in call.keywords)
+    if has_unnamed or len(call.args) > len(names):
+        raise MalformedCallError("its arguments have no names")
+    for key, value in zip(names, call.args, strict=False):
+        arguments[key] = _python_value(value)
     for each in call.keywords:
         key = str(each.arg).removeprefix(_TAKEN)
+        if key in arguments:
+            raise MalformedCallError("it gives an argument twice")
         arguments[key] = _python_value(each.value)
     return name, json.dumps(arguments, ensure_ascii=False, allow_nan=False)
 

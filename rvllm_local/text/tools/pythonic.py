@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from rvllm_local.text import tags
 from rvllm_local.text.tools.gemma import MAX_CODE, LooseCallParser
+from rvllm_local.text.tools.parameters import schemas_of
 from rvllm_local.text.tools.python_calls import ends_in_string, python_calls
 from rvllm_local.text.tools.reader import END, MalformedCallError, Reading
 
@@ -14,7 +17,24 @@ _BEGINNING = re.compile(r"\[\s*(?:[A-Za-z_][\w.-]*\s*(?:\(.*)?)?", re.DOTALL)
 _DECIDED = re.compile(r"\[\s*[A-Za-z_][\w.-]*\s*\(")
 
 
-class PythonicParser(LooseCallParser):
+class PythonReader(LooseCallParser):
+    """Base: knows the names of the tools' parameters, for values without a name."""
+
+    def __init__(self, tools: Sequence[Mapping[str, Any]] = ()) -> None:
+        self._parameters: dict[str, tuple[str, ...]] = {}
+        for name, properties in schemas_of(tools).items():
+            self._parameters[name] = tuple(properties)
+        super().__init__()
+
+    def _write_python(self, code: str) -> None:
+        """Write every call of the code. Raises `MalformedCallError` before the first."""
+        calls = python_calls(code, self._parameters)
+        for number, (name, arguments) in enumerate(calls):
+            self._index += number > 0
+            self._whole_call(name, arguments)
+
+
+class PythonicParser(PythonReader):
     """`[f(a=1), g(b="x")]` as the whole output; what turns out to be no call is content."""
 
     def _parse(self) -> Reading[None]:
@@ -42,16 +62,13 @@ class PythonicParser(LooseCallParser):
     def _write_calls(self, code: str) -> bool:
         """Write the calls of a whole list; False while it is not whole."""
         try:
-            calls = python_calls(code)
+            self._write_python(code)
         except MalformedCallError:
             return False
-        for number, (name, arguments) in enumerate(calls):
-            self._index += number > 0
-            self._whole_call(name, arguments)
         return True
 
 
-class TaggedPythonicParser(LooseCallParser):
+class TaggedPythonicParser(PythonReader):
     """`<|tool_call_start|>[f(a=1)]<|tool_call_end|>`, as LFM2 writes it."""
 
     def _parse(self) -> Reading[None]:
@@ -71,6 +88,4 @@ class TaggedPythonicParser(LooseCallParser):
                 break
             more, _ = yield from self._text_until((closing,), MAX_CODE)
             code += closing + more
-        for number, (name, arguments) in enumerate(python_calls(code.strip())):
-            self._index += number > 0
-            self._whole_call(name, arguments)
+        self._write_python(code.strip())

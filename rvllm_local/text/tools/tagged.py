@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import secrets
 import string
 from collections.abc import Callable
@@ -15,6 +16,9 @@ from rvllm_local.text.tools.reader import (
     MalformedCallError,
     Reading,
 )
+
+# A fence around a call's JSON, as far as it is read.
+_FENCE = re.compile(r"`{1,2}|```(?:j|js|jso|json)?\s{0,64}")
 
 
 class HermesParser(JSONReader):
@@ -38,9 +42,14 @@ class HermesParser(JSONReader):
         self._has_more = True
         while self._has_more:
             self._has_more = False
+            fence = ""
             first = yield from self._next_solid()
             if first == END and not opening:
                 return  # a comma, and nothing after it
+            while first not in ("{", "[", END) and _FENCE.fullmatch(fence + first):
+                fence += first
+                first = yield from self._next()
+            opening += fence
             if first == "[":
                 opening += first
                 first = yield from self._next_solid()
@@ -61,6 +70,9 @@ class HermesParser(JSONReader):
         yield from self._json_call(opened=True)
         first = yield from self._next_solid()
         if first == "]":
+            first = yield from self._next_solid()
+        if first == "`":
+            yield from self._expect("``")
             first = yield from self._next_solid()
         self._has_more = first in (",", "{") and first != END
         if first == "<":
