@@ -13,24 +13,18 @@ from rvllm_local.errors import MemoryBudgetError
 from rvllm_local.memory.arena import KVShape
 from rvllm_local.memory.blocks import BLOCK_TOKENS
 from rvllm_local.memory.layout import KVLayout
+from rvllm_local.memory.scratch import (
+    ModelSizes,
+    host_scratch_bytes,
+    scratch_bytes,
+    with_room,
+)
 
 PROCESS_BYTES = 350 * 10**6  # interpreter, libraries and MLX's own pools
 _MOST_COPIED = 512 * 2**20  # bytes of a prompt's dense copy
-_QUERY_BLOCK = 128  # queries whose scores are computed at once
 _FEWEST_SNAPSHOTS = 4
 _SNAPSHOT_BYTES = 2**28
 _BLOCK_HEADER = 112  # bytes of a spilled block's file beside the block
-
-
-@dataclass(frozen=True, slots=True)
-class ModelSizes:
-    """The widths that scratch memory follows from: a model's largest activations."""
-
-    hidden: int
-    intermediate: int
-    vocab: int
-    heads: int
-    dtype_bytes: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,8 +75,7 @@ class MemoryPlan:
 
         It allows a tenth more, and as much again for what MLX keeps.
         """
-        needed = scratch + scratch // 10
-        return dataclasses.replace(self, scratch=2 * needed)
+        return dataclasses.replace(self, scratch=with_room(scratch))
 
     def lines(self) -> dict[str, int]:
         """Every line of the plan, in bytes."""
@@ -209,31 +202,6 @@ def default_reserve(device: int) -> int:
     return min(eighth, device // 2)
 
 
-def scratch_bytes(
-    sizes: ModelSizes,
-    rows: int,
-    chunk: int,
-    context: int,
-    layer_kv: int,
-) -> int:
-    """An upper estimate of the bytes that are alive at once beside weights and arena.
-
-    A chunk through the widest layer (four arrays of the hidden and three of the
-    intermediate width, twice), sampling (six float32 arrays over the vocabulary), one
-    layer's gathered KV (`layer_kv` bytes of the arena, with as much again for padding,
-    keys and values apart), and the scores of a block of queries against a whole
-    context. All that twice: MLX keeps freed buffers for the next ones. A started engine
-    measures instead (`engine/startup/measure_scratch.py`).
-    """
-    tokens = max(chunk, rows)
-    widths = 4 * sizes.hidden + 3 * sizes.intermediate
-    layer = tokens * widths * sizes.dtype_bytes
-    sampling = 6 * 4 * rows * sizes.vocab
-    queries = min(chunk, _QUERY_BLOCK)
-    scores = 2 * 4 * sizes.heads * queries * context
-    return 2 * (2 * layer + sampling + 4 * layer_kv + scores)
-
-
 def num_snapshots(layout: KVLayout, rows: int) -> int:
     """How many snapshots of recurrent state are kept: four a row, if they are small."""
     most = _SNAPSHOT_BYTES // max(layout.state_bytes, 1)
@@ -270,11 +238,15 @@ def make_plan(
             full.append(count)
     block_bytes = sum(shape.block_bytes for shape in layout.groups)
     disk_block_bytes = block_bytes + _BLOCK_HEADER * len(layout.groups)
+    if copies and sizes.dtype_bytes == 4:
+        scratch = host_scratch_bytes(sizes, layout, blocks, rows, chunk, context)
+    else:
+        scratch = scratch_bytes(sizes, rows, chunk, context, layer_kv)
     num_states = 2 * rows + num_snapshots(layout, rows)
     plan = MemoryPlan(
         weights=weights,
         kv_arena=layout.total_bytes(blocks),
-        scratch=scratch_bytes(sizes, rows, chunk, context, layer_kv),
+        scratch=scratch,
         process=PROCESS_BYTES,
         device=device,
         reserve=reserve,

@@ -14,7 +14,8 @@ from rvllm_local import LLM
 from rvllm_local.errors import MemoryBudgetError
 from rvllm_local.memory.arena import KVShape
 from rvllm_local.memory.layout import KVLayout, LayerSlot
-from rvllm_local.memory.plan import MemoryPlan, ModelSizes, make_plan, scratch_bytes
+from rvllm_local.memory.plan import MemoryPlan, make_plan
+from rvllm_local.memory.scratch import ModelSizes, scratch_bytes
 
 GB = 10**9
 LAYOUT = KVLayout(

@@ -41,30 +41,45 @@ def chunk_attention(
     and `values` are `[1, kv_heads, width, dim]`, `visible` is `[query_len, width]`, and
     each query sees at least one key.
     """
-    heads, query_len, dim = queries.shape[1:]
-    kv_heads = keys.shape[1]
+    query_len = queries.shape[2]
+    outputs = []
+    for start in range(0, query_len, _QUERY_BLOCK):
+        rows = visible[start : start + _QUERY_BLOCK]
+        block = queries[0, :, start : start + len(rows)]
+        columns = np.flatnonzero(rows.any(axis=0))
+        seen = slice(int(columns[0]), int(columns[-1]) + 1)
+        attended = _block_attention(
+            block, keys[0, :, seen], values[0, :, seen], rows[:, seen], call
+        )
+        # A block's scores are many: they are gone before the next block's are there.
+        mx.eval(attended)
+        outputs.append(attended)
+    if len(outputs) == 1:
+        return outputs[0][None]
+    return mx.concatenate(outputs, axis=1)[None]
+
+
+def _block_attention(
+    queries: mx.array,
+    keys: mx.array,
+    values: mx.array,
+    visible: npt.NDArray[np.bool_],
+    call: AttentionCall,
+) -> mx.array:
+    """Attention of a block's queries `[heads, rows, key_dim]` to the keys they see."""
+    heads, rows, dim = queries.shape
+    kv_heads = keys.shape[0]
     sink = None
     if call.sinks is not None:
         host_sinks = np.array(call.sinks.astype(mx.float32))
         sink = host_sinks.reshape(kv_heads, -1, 1, 1)
-    outputs = []
-    for start in range(0, query_len, _QUERY_BLOCK):
-        rows = visible[start : start + _QUERY_BLOCK]
-        end = start + len(rows)
-        columns = np.flatnonzero(rows.any(axis=0))
-        seen = slice(int(columns[0]), int(columns[-1]) + 1)
-        block = queries[0, :, start:end].reshape(kv_heads, -1, dim)
-        block = block * call.scale
-        # [kv_heads, group * rows, keys]
-        scores = block @ keys[0, :, seen].swapaxes(-1, -2)
-        mx.eval(scores)
-        sums = _exponentiate(scores, rows[:, seen], sink, call.softcap)
-        weighted = scores @ values[0, :, seen]
-        attended = weighted / mx.array(sums)
-        outputs.append(attended.reshape(heads, len(rows), -1))
-    if len(outputs) == 1:
-        return outputs[0][None]
-    return mx.concatenate(outputs, axis=1)[None]
+    stacked = queries.reshape(kv_heads, -1, dim) * call.scale
+    scores = stacked @ keys.swapaxes(-1, -2)  # [kv_heads, group * rows, keys]
+    mx.eval(scores)
+    sums = _exponentiate(scores, visible, sink, call.softcap)
+    weighted = scores @ values
+    attended = weighted / mx.array(sums)
+    return attended.reshape(heads, rows, -1)
 
 
 def token_attention(

@@ -29,6 +29,7 @@ from rvllm_local.engine.startup.make_kv_cache import make_kv_cache
 from rvllm_local.engine.startup.packed_runner import choose_packed_runner
 from rvllm_local.engine.startup.planning import (
     arena_blocks,
+    has_sinks,
     plan_engine,
     plan_model,
     usable_context,
@@ -43,8 +44,9 @@ from rvllm_local.errors import ConfigError, UnsupportedModelError
 from rvllm_local.memory.arena import Arena
 from rvllm_local.memory.blocks import BLOCK_TOKENS
 from rvllm_local.memory.layout import KVLayout
-from rvllm_local.memory.plan import MemoryPlan, ModelSizes, num_snapshots
+from rvllm_local.memory.plan import MemoryPlan, num_snapshots
 from rvllm_local.memory.prefix import root_key
+from rvllm_local.memory.scratch import ModelSizes
 from rvllm_local.memory.tables import KVTables
 from rvllm_local.metal_kernels import default_backend
 from rvllm_local.models.adapted import adapt, adapted_bytes
@@ -255,6 +257,7 @@ def _accepted_plan(
         loaded.vocab_size,
         num_heads(loaded.config),
         layout.groups[0].dtype.size,
+        has_sinks(loaded.module),
     )
     plan = plan_engine(
         layout, options, context=context, weights=weights, sizes=sizes, paged=paged

@@ -5,13 +5,16 @@ from __future__ import annotations
 import dataclasses
 
 import mlx.core as mx
+from mlx import nn
+from mlx.utils import tree_flatten
 
 from rvllm_local.attention.probe import probe_layout
 from rvllm_local.engine.startup.weight_forms import form_in_words, weight_forms
 from rvllm_local.errors import ConfigError, MemoryBudgetError
 from rvllm_local.machine import device_memory
 from rvllm_local.memory.layout import KVLayout
-from rvllm_local.memory.plan import MemoryPlan, ModelSizes, make_plan
+from rvllm_local.memory.plan import MemoryPlan, make_plan
+from rvllm_local.memory.scratch import ModelSizes
 from rvllm_local.models.adapted import adapted_bytes
 from rvllm_local.models.adapter_files import read_adapters
 from rvllm_local.models.describe import ModelDescription
@@ -41,6 +44,7 @@ def plan_model(
         model.vocab_size,
         model.num_heads,
         layout.groups[0].dtype.size,
+        has_sinks(model.module),
     )
     context = usable_context(model.context_length, options)
     forms, _ = weight_forms(model, options)
@@ -53,6 +57,11 @@ def plan_model(
     if strict:
         plan.check()
     return plan
+
+
+def has_sinks(module: nn.Module) -> bool:
+    """True if attention has a sink beside the keys."""
+    return any(name.endswith("sinks") for name, _ in tree_flatten(module.parameters()))
 
 
 def plan_engine(

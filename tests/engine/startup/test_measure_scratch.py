@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import json
 from pathlib import Path
 
 import mlx.core as mx
@@ -11,7 +12,9 @@ import pytest
 from rvllm_local.engine.core import EngineCore
 from rvllm_local.engine.startup import choose_runner
 from rvllm_local.engine.startup.build import build_core
+from rvllm_local.engine.startup.planning import plan_model
 from rvllm_local.errors import MemoryBudgetError
+from rvllm_local.models.describe import describe
 from rvllm_local.models.loader import load_model
 from rvllm_local.models.locate import locate
 from rvllm_local.options import EngineOptions
@@ -81,3 +84,22 @@ def test_a_step_that_does_not_fit_is_refused(
     )
     with pytest.raises(MemoryBudgetError, match="scratch"):
         core(folder)
+
+
+@pytest.mark.parametrize("kv_dtype", ["auto", "int8"])
+@pytest.mark.parametrize("arch", ["llama", "gemma3_text", "gpt_oss"])
+def test_a_long_contexts_plan_is_near_what_is_measured(
+    arch: str, kv_dtype: str, tmp_path: Path
+) -> None:
+    folder = save_tiny(arch, tmp_path / arch, seed=2)
+    config = json.loads((folder / "config.json").read_text())
+    config["max_position_embeddings"] = 32_768
+    (folder / "config.json").write_text(json.dumps(config))
+    options = EngineOptions(
+        kv_memory=100_000_000, kv_dtype=kv_dtype, max_rows=8, prefill_chunk=128
+    )
+    plan = plan_model(describe(locate(str(folder))), options)
+    engine = core(folder, options)
+    measured = engine.snapshot().memory["scratch"]
+    engine.close("done")
+    assert measured <= plan.scratch <= 1.5 * measured
