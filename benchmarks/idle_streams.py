@@ -195,9 +195,8 @@ def _serve(folder: Path, profile: str | None) -> None:
             running(registry, ServerSettings(port=0, drain_s=0)) as server,
             registry.lease("tiny"),
         ):
-            await serve(
-                server, bound(server.settings), lambda port: print(port, flush=True)
-            )
+            with bound(server.settings) as listening:
+                await serve(server, listening, lambda port: print(port, flush=True))
 
     profiler = cProfile.Profile()
     if profile:

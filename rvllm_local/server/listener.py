@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import json
 import logging
 import signal
@@ -149,31 +150,52 @@ async def serve(
 def bound(settings: ServerSettings) -> Iterator[list[socket.socket]]:
     """The sockets to listen on: the server's own, then Ollama's if it is wanted.
 
+    "localhost" is both loopback addresses at one port, where the machine has both.
     Raises `ConfigError`.
     """
+    remedy = "is another server running there? Choose another --port"
     with contextlib.ExitStack() as stack:
-        remedy = "is another server running there? Choose another --port"
-        sockets = [stack.enter_context(_bound(settings.host, settings.port, remedy))]
+        sockets = _bound(stack, settings.host, settings.port, remedy)
         if settings.ollama_port is not None:
             remedy = (
                 "is Ollama running? Quit it (its icon in the menu bar, or systemctl "
                 "stop ollama), or choose another --ollama-port"
             )
-            ollama = _bound(settings.host, settings.ollama_port, remedy)
-            sockets.append(stack.enter_context(ollama))
+            sockets += _bound(stack, settings.host, settings.ollama_port, remedy)
         yield sockets
 
 
-def _bound(address: str, port: int, remedy: str) -> socket.socket:
-    """A socket that listens. Raises `ConfigError` with the remedy."""
-    host = address.strip("[]")
-    try:
-        family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        return socket.create_server((host, port), family=family, backlog=_BACKLOG)
-    except (OSError, UnicodeError) as error:
-        raise ConfigError(
-            f"{address}:{port} cannot be listened on ({error}); {remedy}"
-        ) from error
+def _bound(
+    stack: contextlib.ExitStack, host: str, port: int, remedy: str
+) -> list[socket.socket]:
+    """The sockets of a host, which `stack` closes. Raises `ConfigError`."""
+    sockets: list[socket.socket] = []
+    for address in _addresses(host.strip("[]")):
+        try:
+            sockets.append(stack.enter_context(_socket(address, port)))
+        except (OSError, UnicodeError) as error:
+            if sockets and _is_absent(error):
+                continue
+            raise ConfigError(
+                f"{host}:{port} cannot be listened on ({error}); {remedy}"
+            ) from error
+        port = sockets[0].getsockname()[1]
+    return sockets
+
+
+def _addresses(host: str) -> tuple[str, ...]:
+    return ("127.0.0.1", "::1") if host == "localhost" else (host,)
+
+
+def _socket(address: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    return socket.create_server((address, port), family=family, backlog=_BACKLOG)
+
+
+def _is_absent(error: Exception) -> bool:
+    """True if the machine has no such address, as one without IPv6."""
+    absent = (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT, errno.EPROTONOSUPPORT)
+    return isinstance(error, OSError) and error.errno in absent
 
 
 def _protocol(settings: ServerSettings, refusal_log: RefusalLog) -> type[H11Protocol]:

@@ -116,9 +116,24 @@ def test_who_asks_whether_anything_answers_is_told(api: Running) -> None:
     assert api.client.head("/").status_code == 200
 
 
-def test_an_absolute_target_is_no_route(api: Running) -> None:
-    data = b"GET http://evil.example/health HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
-    assert api.raw(data).split()[1] == b"404"
+@pytest.mark.parametrize(
+    ("target", "status"),
+    [
+        ("http://localhost/health", b"200"),
+        ("HTTP://127.0.0.1:80/v1/models?x=1", b"200"),
+        ("http://[::1]/health", b"200"),
+        ("http://evil.example/health", b"403"),
+        ("http:///health", b"403"),
+        ("http://localhost", b"200"),
+        ("http://localhost/v2", b"404"),
+        ("ftp://localhost/health", b"404"),
+    ],
+)
+def test_an_absolute_target_has_the_host_that_counts(
+    api: Running, target: str, status: bytes
+) -> None:
+    head = f"GET {target} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
+    assert api.raw(head.encode()).split()[1] == status
 
 
 @pytest.mark.parametrize(

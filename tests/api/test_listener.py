@@ -11,6 +11,9 @@ import time
 import httpx
 import pytest
 
+from rvllm_local.errors import ConfigError
+from rvllm_local.server.http.settings import ServerSettings
+from rvllm_local.server.listener import bound
 from tests.support.api import CHAT, Running, read_all
 
 HEAD = b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
@@ -205,3 +208,42 @@ def test_a_silent_stream_is_kept_alive_with_comments(paced: Running) -> None:
         paced.engine.pace_s = before
     assert text.count(": keepalive\n\n") >= 3
     assert text.endswith("data: [DONE]\n\n")
+
+
+def families(settings: ServerSettings) -> set[tuple[socket.AddressFamily, int]]:
+    with bound(settings) as listening:
+        return {(each.family, each.getsockname()[1]) for each in listening}
+
+
+def test_localhost_is_both_loopback_addresses_at_one_port() -> None:
+    found = families(ServerSettings(host="localhost", port=0))
+    expected = {socket.AF_INET}
+    if has_ipv6():
+        expected.add(socket.AF_INET6)
+    assert {family for family, _ in found} == expected
+    assert len({port for _, port in found}) == 1
+
+
+def has_ipv6() -> bool:
+    try:
+        with socket.create_server(("::1", 0), family=socket.AF_INET6):
+            return True
+    except OSError:
+        return False
+
+
+def test_an_address_is_one_socket() -> None:
+    found = families(ServerSettings(host="127.0.0.1", port=0))
+    assert {family for family, _ in found} == {socket.AF_INET}
+
+
+def test_a_port_that_is_taken_on_one_of_both_is_refused() -> None:
+    if not has_ipv6():
+        pytest.skip("needs IPv6")
+    with socket.create_server(("::1", 0), family=socket.AF_INET6) as other:
+        port = other.getsockname()[1]
+        with (
+            pytest.raises(ConfigError, match="cannot be listened on"),
+            bound(ServerSettings(host="localhost", port=port)),
+        ):
+            pass

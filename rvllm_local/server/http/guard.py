@@ -10,6 +10,7 @@ import hmac
 import logging
 import re
 from collections.abc import Awaitable, Callable, Mapping
+from urllib.parse import quote
 
 from rvllm_local.server.http.body import BodyReader, GoneError
 from rvllm_local.server.http.guarded_answer import (
@@ -28,6 +29,8 @@ logger = logging.getLogger(__name__)
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 Allowed = Callable[[str], frozenset[str] | None]
 
+# A target as proxies get it: scheme, host, and a path that may be empty.
+_ABSOLUTE = re.compile(r"https?://([^/]*)(/.*)?", re.IGNORECASE | re.DOTALL)
 _HOST = re.compile(
     r"(?P<name>\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(?::(?P<port>[0-9]{1,5}))?"
 )
@@ -97,7 +100,7 @@ class Guard:
         hold = self._bodies.hold()
         answer = GuardedAnswer(scope, send, self._on_answer, hold, self._refusals)
         try:
-            headers = _single(scope["headers"])
+            headers = _in_origin_form(scope, _single(scope["headers"]))
             answer.headers += self._cors(headers)
             self._check(scope, headers)
             if scope["method"] == "OPTIONS":
@@ -302,3 +305,15 @@ async def _preflight(
         }
     )
     await send({"type": "http.response.body", "body": b""})
+
+
+def _in_origin_form(
+    scope: Scope, headers: Mapping[bytes, bytes]
+) -> Mapping[bytes, bytes]:
+    """Turn an absolute target into a path; its host counts, and not the header."""
+    match = _ABSOLUTE.fullmatch(scope["path"])
+    if match is None:
+        return headers
+    scope["path"] = match[2] or "/"
+    scope["raw_path"] = quote(scope["path"]).encode()
+    return {**headers, b"host": match[1].encode("latin-1", "replace")}
