@@ -1,6 +1,8 @@
 """Draws the chat's pictures for the README: the real app, against a server that really answers.
 
-python scripts/chat_pictures.py http://127.0.0.1:8473
+python scripts/chat_pictures.py [http://127.0.0.1:8473]
+
+Without a server, only the Markdown sample is drawn.
 """
 
 from __future__ import annotations
@@ -119,4 +121,5 @@ def _keep(app: ChatApp, name: str) -> None:
 
 if __name__ == "__main__":
     asyncio.run(_text_picture())
-    asyncio.run(main(sys.argv[1]))
+    if len(sys.argv) > 1:
+        asyncio.run(main(sys.argv[1]))

@@ -16,6 +16,7 @@ from rvllm_local.tui.sanitise import clean_line
 from rvllm_local.tui.state import ConnectionState, ModelInfo
 
 FIRST_RETRY_S, LAST_RETRY_S = 1.0, 15.0
+LOOK_S = 60.0  # a server that takes in a new model reads its files first
 WATCH_S = 5.0  # between looks at a server that is not held by a lease
 
 
@@ -136,7 +137,7 @@ class ServerConnection:
         if endpoint is None:
             return "there is no server"
         try:
-            models = await endpoint.models()
+            models = await endpoint.models(LOOK_S)
         except EndpointError as error:
             return str(error)
         self._driver.dispatch(ModelsListed(models))

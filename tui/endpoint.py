@@ -72,9 +72,9 @@ class ChatEndpoint:
             transport=transport,
         )
 
-    async def models(self) -> tuple[ModelInfo, ...]:
-        """What the server can answer with."""
-        value = await self._get("/v1/models")
+    async def models(self, timeout: float = 5.0) -> tuple[ModelInfo, ...]:
+        """What the server can answer with; `timeout` is in seconds."""
+        value = await self._get("/v1/models", timeout)
         rows = value.get("data") if isinstance(value, Mapping) else None
         if not isinstance(rows, list):
             raise EndpointError(
