@@ -268,3 +268,29 @@ def test_refusals_have_the_shape_of_their_api(api: Running) -> None:
         "/v1/models/none", headers={"anthropic-version": "2023-06-01"}
     )
     assert theirs.json()["error"]["type"] == "not_found_error"
+
+
+@pytest.mark.parametrize("origin", ["app://obsidian.md", "tauri://localhost"])
+def test_a_desktop_apps_window_and_a_container_may_be_allowed(
+    tiny: Path, origin: str
+) -> None:
+    settings = ServerSettings(
+        port=0, allowed_origins=(origin,), allowed_hosts=("host.docker.internal",)
+    )
+    with served({"tiny": tiny}, settings, opener=lambda *_: PacedClient()) as running:
+        preflight = running.client.options(
+            "/v1/chat/completions",
+            headers={
+                "origin": origin,
+                "access-control-request-method": "POST",
+                "access-control-request-headers": "content-type,x-stainless-lang",
+            },
+        )
+        assert preflight.status_code == 204
+        assert preflight.headers["access-control-allow-origin"] == origin
+        host = f"host.docker.internal:{running.port}"
+        for headers in ({"origin": origin}, {"host": host}):
+            answer = running.client.get("/v1/models", headers=headers)
+            assert answer.status_code == 200
+        for headers in ({"origin": "null"}, {"host": "elsewhere.example"}):
+            assert running.client.get("/v1/models", headers=headers).status_code == 403
