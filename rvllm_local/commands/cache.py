@@ -77,9 +77,9 @@ def _print_rows(rows: list[dict[str, Any]]) -> None:
 
 def _clear(folder: Path, names: list[str]) -> int:
     """Remove the named models' blocks, or all. Raises `ParameterError`."""
-    known = {_shown_name(model) for model in cached_models(folder)}
+    cached_names = {_shown_name(model) for model in cached_models(folder)}
     for name in names:
-        if name not in known:
+        if name not in cached_names:
             raise ParameterError(
                 "model",
                 f"the disk cache holds nothing of {name!r:.80}; "
