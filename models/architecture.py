@@ -36,6 +36,8 @@ _ALIASES = {
     "gemma4_unified": "gemma4",
     "youtu": "youtu_llm",
 }
+# Definitions in files whose names Python cannot import by a statement.
+_DASHED = {"nemotron_nas": "nemotron-nas"}
 _BY_ARCHITECTURE = {("bailing_hybrid", "BailingMoeV3ForCausalLM"): "bailing_moe_v3"}
 
 # Modules of the folder that hold parts, not a model.
@@ -83,6 +85,8 @@ def _definition(model_type: str, architectures: tuple[str, ...]) -> str:
     name = _ALIASES.get(name, name)
     for architecture in architectures:
         name = _BY_ARCHITECTURE.get((name, architecture), name)
+    if name in _DASHED:
+        return _DASHED[name]
     if name not in known_families():
         raise UnsupportedModelError(
             f"architecture {model_type!r:.80} is not supported{_nearest(name)}"

@@ -34,6 +34,7 @@ def _gemma2(keys: Keys, config: Config) -> Config:
         "attn_logit_softcapping": keys.positive("attn_logit_softcapping", 50.0),
         "final_logit_softcapping": keys.positive("final_logit_softcapping", 30.0),
         "query_pre_attn_scalar": _query_scalar(config, _GEMMA2_27B),
+        "sliding_window": keys.integer("attention.sliding_window", 4096),
     }
 
 
@@ -64,7 +65,12 @@ def _phi3(keys: Keys, config: Config) -> Config:
         raise UnsupportedModelError(
             f"{keys.path}: a phi3 model with heads of {head_dim} is not supported"
         )
-    return {**config, "partial_rotary_factor": _rotated_share(keys, config)}
+    window = keys.get("attention.sliding_window")
+    return {
+        **config,
+        "partial_rotary_factor": _rotated_share(keys, config),
+        "sliding_window": window or None,  # converters write 0 for none
+    }
 
 
 def _glm4(keys: Keys, config: Config) -> Config:

@@ -25,6 +25,7 @@ from rvllm_local.models.gguf.weights import gguf_packed_weights
 from rvllm_local.models.loader import load_model
 from rvllm_local.models.locate import locate
 from rvllm_local.models.quantized import quantize_as_packed
+from rvllm_local.models.windows import layer_windows
 from tests.support.gguf import permute
 from tests.support.tiny import tiny_config, tiny_model
 from tests.support.zoo import zoo_model
@@ -341,6 +342,18 @@ def test_yarn_is_taken_over(tmp_path: Path) -> None:
     path, _ = write_model(tmp_path, "qwen2", **scaling)
     rope = load_model(locate(str(path))).module.layers[0].self_attn.rope
     assert type(rope).__name__ == "YarnRoPE"
+
+
+@pytest.mark.parametrize(
+    ("name", "windows"), [("gemma2", [24, None] * 2), ("phi3", [24] * 4)]
+)
+def test_windows_are_taken_over(
+    tmp_path: Path, name: str, windows: list[int | None]
+) -> None:
+    key = f"{name}.attention.sliding_window"
+    path, _ = write_model(tmp_path, name, **{key: (24, gguf.GGUFValueType.UINT32)})
+    config = gguf_config(GGUFFile(path))
+    assert layer_windows(config) == windows[: config["num_hidden_layers"]]
 
 
 def test_ends_are_all_that_the_file_names(tmp_path: Path) -> None:
