@@ -1,6 +1,7 @@
 """Hostile models, grammars and bodies through a running server beside two honest streams.
 
-    python -m benchmarks.hostile [--share 0.02] [--seed 0] [--only NAME ...] [--json FILE]
+    python -m benchmarks.hostile [--share 0.02] [--seed 0] [--attackers 4]
+        [--only NAME ...] [--json FILE]
 
 `--share` of 800 tokenizers, 3,000 GGUF headers, 1,500 configurations, 200 templates and
 100 grammars; then 15 MB bodies, ordinary grammars beside bombs, and SIGTERM during a
@@ -43,7 +44,6 @@ COUNTS = {
 _FLAGS = ("--kv-memory", "16MB", "--drain", "5s")
 _IDLE_S = 15.0
 _SETTLE_S = 30.0
-_ATTACKERS = 2
 _CHAT = "/v1/chat/completions"
 
 
@@ -106,7 +106,9 @@ def measured(
     }
 
 
-def models_attack(kind: str, count: int, seed: int, folder: Path) -> dict[str, Any]:
+def models_attack(
+    kind: str, count: int, seed: int, attackers: int, folder: Path
+) -> dict[str, Any]:
     """Ask for many hostile models of a kind."""
     base = save_thinking(folder / "base")
     honest = save_thinking(folder / "honest")
@@ -117,10 +119,12 @@ def models_attack(kind: str, count: int, seed: int, folder: Path) -> dict[str, A
         models.append(str(MAKERS[kind](base, target, generator)))
     with attacked_server([honest, *models], *_FLAGS) as server:
         tasks = [chat_with(server, model) for model in models]
-        return measured(server, tasks, _ATTACKERS)
+        return measured(server, tasks, attackers)
 
 
-def grammars_attack(count: int, seed: int, folder: Path) -> dict[str, Any]:
+def grammars_attack(
+    count: int, seed: int, attackers: int, folder: Path
+) -> dict[str, Any]:
     """Hostile grammars for the honest model."""
     honest = save_thinking(folder / "honest")
     generator = random.Random(f"{seed} grammars")
@@ -129,7 +133,7 @@ def grammars_attack(count: int, seed: int, folder: Path) -> dict[str, Any]:
         for _ in range(count):
             form = hostile_format(generator)
             tasks.append(chat_with(server, str(honest), response_format=form))
-        return measured(server, tasks, _ATTACKERS)
+        return measured(server, tasks, attackers)
 
 
 def bombs_attack(folder: Path) -> dict[str, Any]:
@@ -219,7 +223,7 @@ def signal_attack(folder: Path) -> dict[str, Any]:
     return {"status": status, "seconds": round(took_s, 2), "drain_s": 5}
 
 
-def run(name: str, share: float, seed: int) -> dict[str, Any]:
+def run(name: str, share: float, seed: int, attackers: int) -> dict[str, Any]:
     """One attack, in a folder of its own."""
     with tempfile.TemporaryDirectory() as text:
         folder = Path(text)
@@ -231,8 +235,8 @@ def run(name: str, share: float, seed: int) -> dict[str, Any]:
             return signal_attack(folder)
         count = max(1, round(COUNTS[name] * share))
         if name == "grammars":
-            return grammars_attack(count, seed, folder)
-        return models_attack(name, count, seed, folder)
+            return grammars_attack(count, seed, attackers, folder)
+        return models_attack(name, count, seed, attackers, folder)
 
 
 def main() -> None:
@@ -240,12 +244,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--share", type=float, default=0.02)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--attackers", type=int, default=4, help="at once")
     parser.add_argument("--only", nargs="+", choices=names, default=names)
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     results = {}
     for name in arguments.only:
-        results[name] = run(name, arguments.share, arguments.seed)
+        results[name] = run(name, arguments.share, arguments.seed, arguments.attackers)
         print(name, json.dumps(results[name], indent=1), flush=True)
     if arguments.json is not None:
         arguments.json.write_text(json.dumps(results, indent=1), encoding="utf-8")
