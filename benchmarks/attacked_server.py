@@ -91,7 +91,8 @@ def attacked_server(models: Sequence[str | Path], *flags: str) -> Iterator[Attac
             target=server.said.extend, args=(process.stderr,), daemon=True
         )
         reader.start()
-        while server.health()["status"] != "ok":
+        while (health := server.health())["status"] != "ok":
+            assert health["status"] != "failed", health["message"]
             time.sleep(0.2)
         yield server
     finally:

@@ -31,7 +31,7 @@ What = Literal["planned", "context_length", "facts"]
 _MODULE = "rvllm_local.server.models.inspection_process"
 _CPU_S, _WALL_S = 15.0, 30.0
 _MEMORY = 2**30  # bytes
-_GRACE_S = 10.0  # for the start of a process, and beyond its deadline
+_GRACE_S = 60.0  # for the start of a process on a busy machine
 _LOSS_S = 1.0  # in which one that had ended is noticed
 _MOST_IDLE = 1  # processes that wait for work
 
