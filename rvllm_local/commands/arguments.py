@@ -190,6 +190,15 @@ def doctor_arguments(doctor: argparse.ArgumentParser) -> None:
     doctor.add_argument("--json", action="store_true", help="print JSON")
 
 
+def completion_arguments(completion: argparse.ArgumentParser) -> None:
+    """`rvllm completion SHELL`."""
+    completion.add_argument(
+        "shell",
+        metavar="SHELL",
+        help="bash, zsh or fish; put what it prints into its rc",
+    )
+
+
 def no_arguments(_verb: argparse.ArgumentParser) -> None:
     """A verb without flags."""
 

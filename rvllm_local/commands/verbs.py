@@ -120,6 +120,12 @@ def _launch(arguments: argparse.Namespace) -> int:
     return launch(arguments)
 
 
+def _completion(arguments: argparse.Namespace) -> int:
+    from rvllm_local.commands.completion import completion
+
+    return completion(arguments.shell, build_parser())
+
+
 def _about_models(arguments: argparse.Namespace) -> int:
     from rvllm_local.commands import models
 
@@ -205,6 +211,11 @@ VERBS = {
         "measure an endpoint, the engine, the kernels or the start",
         bench_arguments,
         _bench,
+    ),
+    "completion": Verb(
+        "print a script that completes verbs and flags",
+        flags.completion_arguments,
+        _completion,
     ),
     "config": Verb(
         "print the configuration and where it comes from", flags.no_arguments, _config
