@@ -1,0 +1,1 @@
+"""Models that read a text and write none: encoders, and decoders that are pooled."""
