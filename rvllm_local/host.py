@@ -5,6 +5,7 @@ Must run before MLX is imported, and therefore imports nothing of it.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import functools
 import os
@@ -12,6 +13,8 @@ import signal
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+
+_NICENESS = 10
 
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = (
     -1,
@@ -92,6 +95,12 @@ def trim_heap() -> None:
         ctypes.CDLL(None).malloc_trim(0)
     except (OSError, AttributeError):  # not glibc
         return
+
+
+def step_back() -> None:
+    """Let this process's work wait for that of others, on the processors."""
+    with contextlib.suppress(OSError):
+        os.nice(_NICENESS)
 
 
 def end_with_parent(parent: int) -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 import types
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack
 
@@ -15,6 +15,7 @@ from rvllm_local import host
 from rvllm_local.clients.contract import Client, make_requests, open_stream
 from rvllm_local.clients.stream import TokenStream
 from rvllm_local.config import DEFAULT_MODEL
+from rvllm_local.conversation.collect import collect
 from rvllm_local.conversation.prompt_lists import (
     Prompt,
     adapters_for_each,
@@ -32,15 +33,13 @@ from rvllm_local.options import (
 from rvllm_local.types import (
     ChatEvent,
     Completion,
-    FinishReason,
     SamplingParams,
     StreamEvent,
-    TokenLogprob,
-    ToolCall,
 )
 
 if TYPE_CHECKING:
     from rvllm_local.conversation.model import ConversationModel
+    from rvllm_local.conversation.pooled import Vectors
 
 _UNBOUNDED = 10**9  # a script may hand over as many prompts as it likes
 Message = Mapping[str, Any]
@@ -127,7 +126,7 @@ class LLM:
         from rvllm_local.clients.in_process import InProcessClient
         from rvllm_local.conversation.model import ConversationModel, detect_style
         from rvllm_local.engine.loop import EngineLoop
-        from rvllm_local.engine.startup.build import open_core
+        from rvllm_local.engine.startup.open import open_any_core
         from rvllm_local.models.locate import locate
         from rvllm_local.models.progress import silent
         from rvllm_local.text.grammar.compiled import Grammars
@@ -137,7 +136,7 @@ class LLM:
         files = locate(model, progress or silent, cache_dir=cache_dir)
         tokenizer = read_tokenizer(files)
         style = detect_style(files, tokenizer)
-        loop = EngineLoop(lambda: open_core(files, tokenizer, options))
+        loop = EngineLoop(lambda: open_any_core(files, tokenizer, options))
         limits = loop.call(lambda core: core.limits)
         grammars = Grammars(tokenizer, limits.vocab_size, limits.eos_token_ids)
         self._set(
@@ -265,6 +264,46 @@ class LLM:
         }
         return self._submit_chat(arguments, checked_params(params), adapter)
 
+    def embed(
+        self,
+        texts: str | Sequence[str],
+        *,
+        dimensions: int | None = None,
+        input_type: str | None = None,
+        truncate: bool = False,
+    ) -> Vectors:
+        """Vectors `[texts, dimensions]` in float32, by an embedding model.
+
+        `dimensions` below the model's keep the first ones. `input_type` names a prompt of
+        the model's that goes before each text, as "query" or "document". A text that is
+        too long is refused, or cut with `truncate`. Raises `ParameterError`.
+        """
+        from rvllm_local.conversation import pooled
+
+        pools = pooled.checked_pools(self._client.limits.pools, "embed")
+        pooled.check_dimensions(dimensions, pools)
+        prompt = pooled.prompt_named(pools, input_type)
+        rows = [texts] if isinstance(texts, str) else list(texts)
+        inputs = [(prompt + text,) for text in rows]
+        parts = pooled.read_inputs(self._client, self.tokenizer, inputs, truncate)
+        return pooled.vectors_of(parts, dimensions, pools)
+
+    def rerank(
+        self, query: str, documents: Sequence[str], *, top_n: int | None = None
+    ) -> list[tuple[int, float]]:
+        """Places and relevance (0 to 1) of documents, best first, by a reranking model.
+
+        Long documents are cut. Raises `ParameterError`.
+        """
+        from rvllm_local.conversation import pooled
+
+        pools = pooled.checked_pools(self._client.limits.pools, "score")
+        inputs = pooled.pairs(query, documents)
+        parts = pooled.read_inputs(self._client, self.tokenizer, inputs, truncate=True)
+        scores = pooled.relevance_of(parts, pools)
+        order = pooled.best_first(scores, top_n)
+        return [(index, scores[index]) for index in order]
+
     def stats(self) -> dict[str, int | float | str]:
         """Blocks, hits, preemptions, back end and dispatches."""
         return self._client.stats()
@@ -324,44 +363,3 @@ class LLM:
 def _closing(stream: TokenStream) -> Iterator[StreamEvent]:
     with stream:
         yield from stream
-
-
-def collect(stream: Iterable[StreamEvent], num_choices: int) -> list[Completion]:
-    """Read a stream to its end and put each choice's events together."""
-    events: list[list[StreamEvent]] = [[] for _ in range(num_choices)]
-    for event in stream:
-        events[event.index].append(event)
-    return [_completion(index, parts) for index, parts in enumerate(events)]
-
-
-def _completion(index: int, events: Sequence[StreamEvent]) -> Completion:
-    text: list[str] = []
-    reasoning: list[str] = []
-    token_ids: list[int] = []
-    logprobs: list[TokenLogprob] = []
-    calls: list[ToolCall] = []
-    scores: list[TokenLogprob | None] = []
-    left_out: tuple[str, ...] = ()
-    for event in events:
-        token_ids.extend(event.token_ids)
-        logprobs.extend(event.logprobs or ())
-        scores.extend(event.prompt_logprobs or ())
-        if isinstance(event, ChatEvent):
-            if event.closes_thought:
-                reasoning, text = text, []
-            reasoning.append(event.reasoning)
-            calls.extend(event.tool_calls)
-            left_out = event.left_out
-        text.append(event.text)
-    return Completion(
-        text="".join(text),
-        token_ids=tuple(token_ids),
-        finish_reason=events[-1].finish_reason or FinishReason.ERROR,
-        logprobs=tuple(logprobs) or None,
-        cached_tokens=events[0].cached_tokens,
-        index=index,
-        reasoning="".join(reasoning),
-        tool_calls=tuple(calls),
-        prompt_logprobs=tuple(scores) or None,
-        left_out=left_out,
-    )

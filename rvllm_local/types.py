@@ -134,11 +134,6 @@ class SamplingParams:
         return self.temperature < _COLDEST
 
     @property
-    def has_filters(self) -> bool:
-        """True when only some tokens may be drawn."""
-        return self.top_k > 0 or self.top_p < 1 or self.min_p > 0
-
-    @property
     def has_penalties(self) -> bool:
         """True when earlier tokens change the logits, so the host must know them before the next step."""
         return bool(
@@ -167,6 +162,10 @@ class Request:
     )
     # Leading tokens with which other conversations begin as well; 0 for unknown.
     num_shared: int = 0
+    # The text is to be read alone, by a model that is pooled; where the second text of a
+    # pair begins.
+    is_read: bool = False
+    second_at: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,8 +187,8 @@ class StreamEvent:
 
     `prompt_logprobs` are of the prompt's next tokens: a prompt that is scored comes piece by piece before the
     first token of the first choice, and the prompt's first token has None. `stop_string` is the one that ended it. `error_parameter` names the field of the request that an error is about,
-    `error_kind` the error's class in `errors`; None means `EngineError`. The last event of a choice has
-    `accepted_drafts` and `rejected_drafts`: guessed tokens that were right, which are among its tokens, and wrong.
+    `error_kind` the error's class in `errors`; None means `EngineError`. `vector` are the little-endian float32
+    numbers of a text that was read.
     """
 
     text: str
@@ -203,8 +202,7 @@ class StreamEvent:
     error_parameter: str | None = None
     error_kind: str | None = None
     prompt_logprobs: tuple[TokenLogprob | None, ...] | None = None
-    accepted_drafts: int = 0
-    rejected_drafts: int = 0
+    vector: bytes | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -296,9 +294,6 @@ class RequestReport:
     itl_p95_s: float | None
     itl_p99_s: float | None
     itl_max_s: float | None
-    drafting: str = "off"  # what guessed tokens, or why nothing did
-    accepted_drafts: int = 0
-    rejected_drafts: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -28,7 +28,9 @@ class GatedClient(Client):
         """Queue the choices of one request; see `Client.start`."""
         gate = self._ready_gate()
         first = requests[0]
-        self.limits.check(first)
+        # Choices differ in nothing that is checked; texts that are read do.
+        for request in requests if first.is_read else (first,):
+            self.limits.check(request)
         counted = gate.admit(len(requests), sink, lambda: self.cancel(first.request_id))
         try:
             self._queue(requests, counted)

@@ -88,6 +88,12 @@ class Events(msgspec.Struct, frozen=True, omit_defaults=True):
 def encode(requests: Sequence[Request], model: str) -> GenerateRequest:
     """The choices of one request, as they are sent."""
     first, params = requests[0], requests[0].params
+    if first.is_read:
+        raise ParameterError(
+            "model",
+            "a model that reads texts alone is asked over a server's /v1/embeddings and "
+            "/v1/rerank; load it here, or ask those",
+        )
     names = (
         name
         for name in TokenParams.__struct_fields__

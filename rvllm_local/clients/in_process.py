@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from rvllm_local.clients.admission import AdmissionGate
 from rvllm_local.clients.gated import GatedClient
-from rvllm_local.engine.core import EngineCore
+from rvllm_local.engine.core_contract import Core
 from rvllm_local.engine.limits import EngineLimits
 from rvllm_local.engine.loop import EngineLoop
 from rvllm_local.text.grammar.compiled import Grammars
@@ -51,10 +51,10 @@ class InProcessClient(GatedClient):
         self._loop.post(lambda core: core.cancel(request_id))
 
     def stats(self) -> dict[str, int | float | str]:
-        return self._loop.call(EngineCore.stats)
+        return self._loop.call(lambda core: core.stats())
 
     def snapshot(self) -> EngineSnapshot:
-        return self._loop.call(EngineCore.snapshot)
+        return self._loop.call(lambda core: core.snapshot())
 
     def explain(self, request_id: str) -> tuple[RequestReport, ...]:
         return self._loop.call(lambda core: core.explain(request_id))
@@ -79,7 +79,7 @@ def queue_requests(
     if grammar is not None:
         matchers = grammars.matchers(grammar, len(requests))
 
-    def add(core: EngineCore) -> None:
+    def add(core: Core) -> None:
         for request, matcher in zip(requests, matchers, strict=True):
             _add(core, request, sink, matcher)
 
@@ -87,7 +87,7 @@ def queue_requests(
 
 
 def _add(
-    core: EngineCore,
+    core: Core,
     request: Request,
     sink: EventSink,
     matcher: Matcher | None,

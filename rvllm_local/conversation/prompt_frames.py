@@ -25,6 +25,7 @@ from rvllm_local.errors import (
     error_of,
 )
 from rvllm_local.models.locate import ModelFiles
+from rvllm_local.text.read_inputs import EncodedInput, Input
 from rvllm_local.text.token_table import TokenTable
 
 LENGTH = struct.Struct(">I")
@@ -64,7 +65,8 @@ class TextFacts(msgspec.Struct, frozen=True):
 class Work(msgspec.Struct, frozen=True):
     """One piece of work, and the processor and wall time that it may take.
 
-    Set is a call in JSON with the limits of the engine, or a text to tokenize.
+    Set is a call in JSON with the limits of the engine, a text to tokenize, or the inputs
+    of a model that reads alone.
     """
 
     cpu_s: float
@@ -74,6 +76,8 @@ class Work(msgspec.Struct, frozen=True):
     limits: EngineLimits | None = None
     text: str | None = None
     with_bos: bool = True
+    inputs: tuple[Input, ...] | None = None
+    most_tokens: int | None = None
 
 
 class Refused(msgspec.Struct, frozen=True):
@@ -128,6 +132,7 @@ class Done(msgspec.Struct, frozen=True):
 
     prepared: Prepared | None = None
     token_ids: TokenIds | None = None
+    encoded: tuple[EncodedInput, ...] | None = None
     refused: Refused | None = None
 
 
@@ -150,6 +155,17 @@ def text_work(text: str, with_bos: bool, cpu_s: float, wall_s: float) -> bytes:
         return encode(Work(cpu_s, wall_s, text=text, with_bos=with_bos))
     except UnicodeEncodeError as error:
         raise _not_unicode("prompt") from error
+
+
+def inputs_work(
+    inputs: Sequence[Input], most_tokens: int | None, cpu_s: float, wall_s: float
+) -> bytes:
+    """The frame of texts or pairs to encode. Raises as `call_work` does."""
+    work = Work(cpu_s, wall_s, inputs=tuple(inputs), most_tokens=most_tokens)
+    try:
+        return encode(work)
+    except UnicodeEncodeError as error:
+        raise _not_unicode("input") from error
 
 
 def _not_unicode(parameter: str) -> ParameterError:

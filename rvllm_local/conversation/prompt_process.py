@@ -24,6 +24,7 @@ from rvllm_local.conversation.prompts import Prepared, prepare_chat, prepare_tex
 from rvllm_local.engine.limits import EngineLimits
 from rvllm_local.errors import RvllmError
 from rvllm_local.forked_work import limit_memory, limit_time, receive_exactly
+from rvllm_local.text.read_inputs import encode_inputs
 from rvllm_local.text.token_table import TokenTable
 from rvllm_local.text.tokenizer_files import read_tokenizer
 
@@ -144,6 +145,9 @@ def _work(connection: socket.socket, model: ConversationModel) -> None:
                 work.text, special=True, bos=work.with_bos
             )
             done = frames.Done(token_ids=frames.TokenIds.of(token_ids))
+        elif work.inputs is not None:
+            rows = encode_inputs(model.tokenizer, work.inputs, work.most_tokens)
+            done = frames.Done(encoded=tuple(rows))
         else:
             done = frames.Done(_prepared(model, work))
     except Exception as error:

@@ -5,11 +5,25 @@ It is fixed once an engine is up, so that any thread and any process may check i
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Literal
 
 from rvllm_local.errors import ContextOverflowError, ParameterError
 from rvllm_local.types import Request
+
+
+@dataclass(frozen=True, slots=True)
+class Pools:
+    """What a model makes of a text that it reads: a vector, or scores of a pair.
+
+    `dimensions` are a vector's numbers, or the labels that are scored. `prompts` are
+    texts that its makers put before an input, by name.
+    """
+
+    kind: Literal["embed", "score"]
+    dimensions: int
+    prompts: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +41,7 @@ class EngineLimits:
     adapters: tuple[str, ...] = ()  # names that a request may ask for
     # A prefix is reused where a state was kept: it helps to know where others begin.
     keeps_states: bool = False
+    pools: Pools | None = None  # of a model that writes nothing
 
     def check(self, request: Request) -> int:
         """Raise if the request can never be served; return its `max_total`.
@@ -34,6 +49,7 @@ class EngineLimits:
         Whoever takes a request in from a caller does this, once. Raises
         `ParameterError` and `ContextOverflowError`.
         """
+        self._check_task(request)
         prompt, params = request.prompt_token_ids, request.params
         if not prompt:
             raise ParameterError(
@@ -57,6 +73,21 @@ class EngineLimits:
         self._check_length(request)
         return self.max_total(request)
 
+    def _check_task(self, request: Request) -> None:
+        """The model does what is asked for: it writes, or reads alone."""
+        if self.pools is not None and not request.is_read:
+            made = "vectors" if self.pools.kind == "embed" else "scores of pairs"
+            raise ParameterError(
+                "model",
+                f"this model writes no text, it makes {made}; ask a chat model",
+            )
+        if self.pools is None and request.is_read:
+            raise ParameterError(
+                "model",
+                "this model writes text, and has no pooling that would make vectors; ask "
+                "an embedding model",
+            )
+
     def max_total(self, request: Request) -> int:
         """Tokens, prompt and output, at which an accepted request ends for length."""
         total = len(request.prompt_token_ids) + request.params.max_tokens
@@ -72,6 +103,15 @@ class EngineLimits:
 
     def _check_length(self, request: Request) -> None:
         num_prompt = len(request.prompt_token_ids)
+        if request.is_read:
+            if num_prompt > self.context_length:
+                raise ContextOverflowError(
+                    "input",
+                    f"the text has {num_prompt} tokens, and the model reads at most "
+                    f"{self.context_length}; shorten it",
+                    (num_prompt, self.context_length),
+                )
+            return
         if num_prompt > self.context_length or (
             num_prompt == self.context_length and request.params.max_tokens > 0
         ):

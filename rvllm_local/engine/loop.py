@@ -17,7 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
-from rvllm_local.engine.core import EngineCore
+from rvllm_local.engine.core_contract import Core
 from rvllm_local.errors import EngineClosedError, RvllmError
 
 T = TypeVar("T")
@@ -32,10 +32,8 @@ class EngineLoop:
     when the core is built, or raises what building it raised.
     """
 
-    def __init__(
-        self, build: Callable[[], EngineCore], *, quiet_gc: bool = False
-    ) -> None:
-        self._commands: queue.SimpleQueue[Callable[[EngineCore], None] | None] = (
+    def __init__(self, build: Callable[[], Core], *, quiet_gc: bool = False) -> None:
+        self._commands: queue.SimpleQueue[Callable[[Core], None] | None] = (
             queue.SimpleQueue()
         )
         self._ready: concurrent.futures.Future[None] = concurrent.futures.Future()
@@ -59,14 +57,14 @@ class EngineLoop:
             self.close
         )  # MLX aborts an interpreter that ends while its thread runs
 
-    def post(self, command: Callable[[EngineCore], None]) -> None:
+    def post(self, command: Callable[[Core], None]) -> None:
         """Run `command` on the engine's thread before its next step; does not wait."""
         with self._posting:
             if self._closed.is_set():
                 raise EngineClosedError("the engine is closed")
             self._commands.put(command)
 
-    def call(self, command: Callable[[EngineCore], T]) -> T:
+    def call(self, command: Callable[[Core], T]) -> T:
         """Run `command` on the engine's thread and return what it returns."""
         result: concurrent.futures.Future[T] = concurrent.futures.Future()
         self.post(lambda core: _resolve(result, lambda: command(core)))
@@ -88,7 +86,7 @@ class EngineLoop:
         self._thread.join()
         _await_system_thread(self._thread)
 
-    def _run(self, build: Callable[[], EngineCore]) -> None:
+    def _run(self, build: Callable[[], Core]) -> None:
         try:
             core = build()
         except BaseException as error:
@@ -105,7 +103,7 @@ class EngineLoop:
                 core.idle()
         core.close("the engine was closed while the request was open")
 
-    def _take_commands(self, core: EngineCore) -> bool:
+    def _take_commands(self, core: Core) -> bool:
         """Run what was posted; wait for it when there is nothing else to do.
 
         False at the end.
@@ -119,7 +117,7 @@ class EngineLoop:
                 return False
             command(core)
 
-    def _next_command(self, core: EngineCore) -> Callable[[EngineCore], None] | None:
+    def _next_command(self, core: Core) -> Callable[[Core], None] | None:
         """The next command: at once while requests run, after a pause while there is idle work, else however long."""
         if core.has_work:
             return self._commands.get(block=False)
@@ -130,7 +128,7 @@ class EngineLoop:
             gc.collect()
         return self._commands.get()
 
-    def _step(self, core: EngineCore) -> None:
+    def _step(self, core: Core) -> None:
         try:
             core.step()
         except Exception as error:  # the model call failed: nobody's KV can be trusted, all end with an error

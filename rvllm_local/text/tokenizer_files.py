@@ -111,6 +111,9 @@ def _read_backend(folder: Path) -> tuple[Backend, list[str]]:
         )
     try:
         backend = Backend.from_str(path.read_text(encoding="utf-8"))
+        # Settings of whoever saved it last: they would cut or pad every text.
+        backend.no_truncation()
+        backend.no_padding()
         return backend, backend.encode("a").tokens[:1]
     except (KeyboardInterrupt, SystemExit):
         raise

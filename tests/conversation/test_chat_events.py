@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from rvllm_local.conversation.chat_events import read_chat
+from rvllm_local.conversation.collect import collect
 from rvllm_local.conversation.output import OutputParser
-from rvllm_local.llm import collect
 from rvllm_local.types import FinishReason, StreamEvent
 
 

@@ -28,7 +28,7 @@ from rvllm_local.errors import EngineClosedError, RvllmError
 from rvllm_local.types import EventSink, FinishReason, Request, StreamEvent
 
 if TYPE_CHECKING:
-    from rvllm_local.engine.core import EngineCore
+    from rvllm_local.engine.core_contract import Core
     from rvllm_local.engine.loop import EngineLoop
 
 _BEAT_S = 0.5
@@ -110,7 +110,8 @@ class _Server:
         """Build the engine and say so."""
         from rvllm_local.clients.in_process import queue_requests
         from rvllm_local.engine.loop import EngineLoop
-        from rvllm_local.engine.startup.build import open_core
+        from rvllm_local.engine.startup.open import open_any_core
+        from rvllm_local.models.encoders.setup import pooled_setup
         from rvllm_local.models.locate import locate
         from rvllm_local.text.grammar.compiled import Grammars
         from rvllm_local.text.tokenizer_files import read_tokenizer
@@ -121,9 +122,11 @@ class _Server:
             lambda message: self._outbox.put(frames.Loading(message)),
             cache_dir=None if cache_dir is None else Path(cache_dir),
         )
+        if pooled_setup(files) is not None:
+            host.step_back()  # streams of other models come first
         tokenizer = read_tokenizer(files)
         self._loop = EngineLoop(
-            lambda: open_core(files, tokenizer, command.options), quiet_gc=True
+            lambda: open_any_core(files, tokenizer, command.options), quiet_gc=True
         )
         limits = self._loop.call(lambda core: core.limits)
         grammars = Grammars(tokenizer, limits.vocab_size, limits.eos_token_ids)
@@ -257,7 +260,7 @@ class _Server:
         )
 
 
-def _answer(core: EngineCore, ask: frames.Ask) -> frames.Answer:
+def _answer(core: Core, ask: frames.Ask) -> frames.Answer:
     try:
         if ask.what == "stats":
             return frames.Answer(ask.call_id, stats=core.stats())

@@ -1,0 +1,45 @@
+"""Tiny pooled models as folders: an encoder's weights by name, a tokenizer of words."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+
+from tests.models.encoders.test_reference_vectors import reference_of, save
+
+WORDS = tuple(f"w{number}" for number in range(110))
+SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]")
+TEXTS = ("w1 w2 w3", "w4", "w5 w6 w7 w8 w9 w10 w11", "w2 w3 w1")
+
+
+def save_embedder(folder: Path, pooling: str = "mean", name: str = "bert") -> Path:
+    """A model of embeddings with 32 dimensions and 64 positions."""
+    save(folder, reference_of(name), pooling)
+    _save_tokenizer(folder)
+    prompts = {"prompts": {"query": "w100 ", "document": ""}}
+    (folder / "config_sentence_transformers.json").write_text(json.dumps(prompts))
+    return folder
+
+
+def save_reranker(folder: Path, name: str = "bert-scores") -> Path:
+    """A model that scores pairs of texts."""
+    save(folder, reference_of(name))
+    _save_tokenizer(folder)
+    return folder
+
+
+def _save_tokenizer(folder: Path) -> None:
+    vocabulary = {word: number for number, word in enumerate((*SPECIAL, *WORDS))}
+    backend = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
+    backend.pre_tokenizer = pre_tokenizers.Whitespace()
+    backend.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]",
+        pair="[CLS] $A [SEP] $B:1 [SEP]:1",
+        special_tokens=[("[CLS]", 2), ("[SEP]", 3)],
+    )
+    # What whoever saved it last had set: it must cut and pad nothing here.
+    backend.enable_truncation(4)
+    backend.enable_padding(length=12)
+    backend.save(str(folder / "tokenizer.json"))
