@@ -18,6 +18,7 @@ from rvllm_local.server.api.ollama import routes as ollama
 from rvllm_local.server.api.openai import routes as openai
 from rvllm_local.server.api.responses import routes as responses
 from rvllm_local.server.api.service import Service
+from rvllm_local.server.api.vectors import routes as vectors
 from rvllm_local.server.generation.generator import Generator
 from rvllm_local.server.generation.metrics import Metrics
 from rvllm_local.server.generation.workers import Workers
@@ -34,6 +35,7 @@ _DIALECTS = (
     responses,
     anthropic,
     ollama,
+    vectors,
     engine_routes,
     tokenize_routes,
     token_routes,

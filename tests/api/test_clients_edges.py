@@ -406,7 +406,6 @@ class TestErrors:
             ("/chat/completions", "did you mean /v1/chat/completions?"),
             ("/v1/v1/messages", "did you mean /v1/messages?"),
             ("/v1/tokenize", "did you mean /tokenize?"),
-            ("/v1/embeddings", "makes no embeddings"),
         ],
     )
     def test_a_wrong_path_says_the_right_one(

@@ -363,11 +363,13 @@ class TestModels:
         text = refusal(api, f"/api/{name}", {"model": "tiny"})
         assert "not supported" in text
 
-    def test_embeddings_are_refused_by_name(self, api: Running) -> None:
+    def test_a_chat_model_makes_no_vectors(self, api: Running) -> None:
         body = {"model": "tiny", "input": ["x"]}
-        assert "embeddings" in refusal(api, "/api/embed", body)
+        assert "embedding model" in refusal(api, "/api/embed", body)
         body = {"model": "tiny", "prompt": "x"}
-        assert "embeddings" in refusal(api, "/api/embeddings", body)
+        assert "embedding model" in refusal(api, "/api/embeddings", body)
+
+    def test_no_blobs_are_kept(self, api: Running) -> None:
         assert api.client.head("/api/blobs/sha256:0").status_code == 404
 
 

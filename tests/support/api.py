@@ -19,7 +19,7 @@ from rvllm_local.clients.in_process import InProcessClient
 from rvllm_local.clients.stream import TokenStream
 from rvllm_local.engine.limits import EngineLimits
 from rvllm_local.engine.loop import EngineLoop
-from rvllm_local.engine.startup.build import open_core
+from rvllm_local.engine.startup.open import open_any_core
 from rvllm_local.memory.plan import MemoryPlan
 from rvllm_local.models.locate import ModelFiles
 from rvllm_local.models.own_sampling import own_sampling
@@ -59,7 +59,7 @@ CHAT = {
 def open_here(files: ModelFiles, options: EngineOptions) -> Client:
     """An engine in a thread of this process."""
     tokenizer = read_tokenizer(files)
-    loop = EngineLoop(lambda: open_core(files, tokenizer, options))
+    loop = EngineLoop(lambda: open_any_core(files, tokenizer, options))
     limits = loop.call(lambda core: core.limits)
     return InProcessClient(
         loop, limits, Grammars(tokenizer, limits.vocab_size, limits.eos_token_ids)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 from rvllm_local.conversation.calls import ChatCall, TextCall
@@ -12,6 +13,7 @@ from rvllm_local.conversation.prompts import Prepared, prepare_chat, prepare_tex
 from rvllm_local.engine.limits import EngineLimits
 from rvllm_local.models.locate import ModelFiles
 from rvllm_local.server.http.byte_budget import ByteBudget
+from rvllm_local.text.read_inputs import EncodedInput, Input, encode_inputs
 from rvllm_local.text.tokenizer_files import read_tokenizer
 
 
@@ -37,6 +39,11 @@ class PromptsHere:
         return TokenIds.of(
             self.model.tokenizer.encode(text, special=True, bos=with_bos)
         )
+
+    async def encode(
+        self, inputs: Sequence[Input], most_tokens: int | None, within_s: float
+    ) -> Sequence[EncodedInput]:
+        return encode_inputs(self.model.tokenizer, inputs, most_tokens)
 
     async def close(self) -> None:
         pass

@@ -160,8 +160,6 @@ class Guard:
         for candidate in (f"/v1{bare}", bare):
             if candidate != path and self._allowed(candidate) is not None:
                 return f"there is no such route; did you mean {candidate}?"
-        if bare == "/embeddings":
-            return "this server makes no embeddings; ask another one for them"
         return "there is no such route; GET /openapi.json lists them"
 
     def _check_host(self, headers: Mapping[bytes, bytes]) -> None:

@@ -16,10 +16,9 @@ import time
 from rvllm_local import host
 from rvllm_local.conversation import prompt_frames as frames
 from rvllm_local.conversation.prompt_frames import Refused
-from rvllm_local.engine.startup.planning import plan_model
+from rvllm_local.engine.startup.open import plan_files
 from rvllm_local.errors import ModelFileError, RvllmError
 from rvllm_local.forked_work import limit_memory, limit_time
-from rvllm_local.models.describe import describe
 from rvllm_local.models.own_sampling import own_sampling
 from rvllm_local.server.helper_process import receive_frame
 from rvllm_local.server.models.context import context_of
@@ -77,8 +76,8 @@ def _read(inspect: Inspect) -> Inspected:
         return Inspected(context_length=length)
     if inspect.what == "facts":
         return Inspected(facts=model_facts(inspect.files))
-    description = describe(inspect.files)
-    plan = plan_model(description, inspect.options)
+    plan = plan_files(inspect.files, inspect.options)
+    plan.check()
     sampling = own_sampling(inspect.files)
     return Inspected(Planned(plan.total, plan.budget, sampling))
 

@@ -12,7 +12,7 @@ import logging
 import socket
 import subprocess
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from typing import Protocol
 
 from rvllm_local.clients.process.frames import FrameError
@@ -31,6 +31,7 @@ from rvllm_local.server.http.byte_budget import ByteBudget
 from rvllm_local.server.http.problems import Problem
 from rvllm_local.server.prompts.fork import Fork
 from rvllm_local.server.prompts.start import MEMORY, start
+from rvllm_local.text.read_inputs import EncodedInput, Input
 
 logger = logging.getLogger(__name__)
 
@@ -60,6 +61,14 @@ class Prompts(Protocol):
         self, text: str, with_bos: bool, within_s: float
     ) -> frames.TokenIds:
         """The token ids of a text. Raises as `prepare` does."""
+
+    async def encode(
+        self, inputs: Sequence[Input], most_tokens: int | None, within_s: float
+    ) -> Sequence[EncodedInput]:
+        """Texts or pairs as tokens, for a model that reads alone.
+
+        With `most_tokens`, long ones are cut. Raises as `prepare` does.
+        """
 
     async def close(self) -> None:
         """End all processes."""
@@ -107,6 +116,17 @@ class PromptProcess:
         if done.token_ids is None:
             raise _broken()
         return done.token_ids
+
+    async def encode(
+        self, inputs: Sequence[Input], most_tokens: int | None, within_s: float
+    ) -> Sequence[EncodedInput]:
+        """Texts or pairs as tokens; see `Prompts`."""
+        arguments = (inputs, most_tokens, within_s * _CPU_SHARE, within_s)
+        work = await asyncio.to_thread(frames.inputs_work, *arguments)
+        done = await self._answer(work, within_s, "tokenizing")
+        if done.encoded is None:
+            raise _broken()
+        return done.encoded
 
     async def close(self) -> None:
         """End all processes. Safe to call twice."""

@@ -8,11 +8,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from rvllm_local.server.api.ollama.schema import (
-    OllamaEmbeddingsRequest,
-    OllamaEmbedRequest,
-    OllamaUnsupportedRequest,
-)
+from rvllm_local.server.api.ollama.schema import OllamaUnsupportedRequest
 from rvllm_local.server.api.service import Bodies, Service
 from rvllm_local.server.http.problems import Problem
 
@@ -24,31 +20,17 @@ _REFUSED = {
     "/api/signout": "there is no account to sign out of",
     "/api/me": "there is no account",
 }
-_NO_EMBEDDINGS = "this server makes no embeddings; ask another one for them"
 _NO_BLOBS = "no blobs are kept here; models are fetched with /api/pull"
-_EMBED, _EMBEDDINGS = "/api/embed", "/api/embeddings"
 _BLOB = "/api/blobs/{digest}"
 
 BODIES: Bodies = {
     **dict.fromkeys(_REFUSED, OllamaUnsupportedRequest),
-    _EMBED: OllamaEmbedRequest,
-    _EMBEDDINGS: OllamaEmbeddingsRequest,
     _BLOB: OllamaUnsupportedRequest,
 }
 
 
 def routes(service: Service) -> list[Route]:
     """The routes that are refused by name."""
-
-    async def embed(request: Request) -> Response:
-        body = await service.read(request, OllamaEmbedRequest)
-        service.registry.resolve(body.model)
-        raise Problem(400, _NO_EMBEDDINGS, "unsupported")
-
-    async def embeddings(request: Request) -> Response:
-        body = await service.read(request, OllamaEmbeddingsRequest)
-        service.registry.resolve(body.model)
-        raise Problem(400, _NO_EMBEDDINGS, "unsupported")
 
     async def blob(request: Request) -> Response:
         raise Problem(404, _NO_BLOBS, "not_found")
@@ -59,8 +41,6 @@ def routes(service: Service) -> list[Route]:
     ]
     return [
         *refused,
-        Route(_EMBED, embed, methods=["POST"]),
-        Route(_EMBEDDINGS, embeddings, methods=["POST"]),
         Route(_BLOB, blob, methods=["HEAD", "POST"]),
     ]
 

@@ -8,7 +8,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp
 
 from rvllm_local.server.api.answer import reply
-from rvllm_local.server.api.ollama import model_routes, refused_routes
+from rvllm_local.server.api.ollama import embeds, model_routes, refused_routes
 from rvllm_local.server.api.ollama.answer import (
     OllamaAnswer,
     OllamaChatAnswer,
@@ -26,6 +26,7 @@ from rvllm_local.server.http.replies import JSON_LINES, JSONReply
 BODIES: Bodies = {
     "/api/chat": OllamaChatRequest,
     "/api/generate": OllamaGenerateRequest,
+    **embeds.BODIES,
     **model_routes.BODIES,
     **refused_routes.BODIES,
 }
@@ -37,6 +38,7 @@ def routes(service: Service) -> list[Route]:
     return [
         Route("/api/chat", asking.chat, methods=["POST"], name="ollama_chat"),
         Route("/api/generate", asking.generate, methods=["POST"]),
+        *embeds.routes(service),
         *model_routes.routes(service),
         *refused_routes.routes(service),
     ]

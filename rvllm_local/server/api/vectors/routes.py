@@ -1,0 +1,201 @@
+"""The routes of embeddings and of reranking."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Sequence
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from rvllm_local.conversation.pooled import (
+    Vectors,
+    best_first,
+    check_dimensions,
+    checked_count,
+    pairs,
+    prompt_named,
+    relevance_of,
+    vectors_of,
+)
+from rvllm_local.server.api.common import new_id, refuse_unsupported
+from rvllm_local.server.api.service import Bodies, Service
+from rvllm_local.server.api.vectors.reading import (
+    Read,
+    pools_of,
+    read_texts,
+    read_tokens,
+)
+from rvllm_local.server.api.vectors.schema import (
+    NEUTRAL,
+    Document,
+    EmbeddingsRequest,
+    RerankRequest,
+)
+from rvllm_local.server.http.problems import bad_request
+from rvllm_local.server.http.replies import JSONReply, while_connected
+from rvllm_local.server.models.served_model import Served
+from rvllm_local.text.read_inputs import EncodedInput
+
+_EMBEDDINGS = "/v1/embeddings"
+_RERANK = ("/v1/rerank", "/v2/rerank", "/rerank")
+BODIES: Bodies = {
+    _EMBEDDINGS: EmbeddingsRequest,
+    **dict.fromkeys(_RERANK, RerankRequest),
+}
+
+
+def routes(service: Service) -> list[Route]:
+    """The routes of models that read texts and write none."""
+
+    async def embeddings(request: Request) -> Response:
+        body = await service.read(request, EmbeddingsRequest)
+        return await while_connected(request, _embeddings(service, body))
+
+    async def rerank(request: Request) -> Response:
+        body = await service.read(request, RerankRequest)
+        return await while_connected(request, _rerank(service, body))
+
+    made = [Route(_EMBEDDINGS, embeddings, methods=["POST"])]
+    for path in _RERANK:
+        made.append(Route(path, rerank, methods=["POST"]))
+    return made
+
+
+async def _embeddings(service: Service, body: EmbeddingsRequest) -> Response:
+    async with service.registry.lease(body.model) as served:
+        pools = pools_of(served, "embed")
+        check_dimensions(body.dimensions, pools)
+        read = await _read_inputs(service, served, body)
+        vectors = vectors_of(read.parts, body.dimensions, pools)
+        rows = await service.workers.run(
+            lambda: _rows(vectors, body.encoding_format == "base64"),
+            service.settings.prepare_timeout_s,
+            "writing the vectors",
+        )
+        content = {
+            "object": "list",
+            "data": rows,
+            "model": served.name,
+            "usage": _usage(read.num_tokens),
+        }
+        return JSONReply(content)
+
+
+async def _read_inputs(
+    service: Service, served: Served, body: EmbeddingsRequest
+) -> Read:
+    prompt = prompt_named(pools_of(served, "embed"), body.input_type)
+    most = served.client.limits.context_length if body.truncate else None
+    rows: Sequence[Any] = body.input
+    if isinstance(body.input, str):
+        rows = [body.input]
+    checked_count(len(rows), "input")
+    if len({type(row) for row in rows}) > 1:
+        raise bad_request(
+            "input mixes texts and token ids; give a text, texts, token ids, or lists of "
+            "them",
+            "input",
+        )
+    if isinstance(rows[0], str):
+        inputs = [(prompt + text,) for text in rows]
+        return await read_texts(service, served, inputs, most)
+    if prompt:
+        raise bad_request(
+            "input_type puts a prompt before texts; give texts and no token ids, or "
+            "leave it out",
+            "input_type",
+        )
+    return await read_tokens(service, served, _token_rows(rows, most))
+
+
+def _token_rows(rows: Sequence[Any], most: int | None) -> list[EncodedInput]:
+    """Token ids as they were given: one list of them, or many."""
+    if isinstance(rows[0], int):
+        rows = [rows]
+    return [EncodedInput(tuple(ids[:most])) for ids in rows]
+
+
+def _rows(vectors: Vectors, is_base64: bool) -> list[dict[str, Any]]:
+    rows = []
+    for index, vector in enumerate(vectors):
+        numbers: Any = vector.tolist()
+        if is_base64:
+            data = vector.astype("<f4").tobytes()
+            numbers = base64.b64encode(data).decode()
+        row = {
+            "object": "embedding",
+            "index": index,
+            "embedding": numbers,
+        }
+        rows.append(row)
+    return rows
+
+
+async def _rerank(service: Service, body: RerankRequest) -> Response:
+    refuse_unsupported(body, NEUTRAL)
+    checked_count(len(body.documents), "documents")
+    if body.top_n is not None and body.top_n < 1:
+        raise bad_request(f"top_n is {body.top_n}; give at least 1", "top_n")
+    async with service.registry.lease(body.model) as served:
+        pools = pools_of(served, "score")
+        texts = [_text_of(document) for document in body.documents]
+        most = _most_tokens(served, body)
+        read = await read_texts(service, served, pairs(body.query, texts), most)
+        scores = relevance_of(read.parts, pools)
+        results = []
+        for index in best_first(scores, body.top_n):
+            row: dict[str, Any] = {
+                "index": index,
+                "relevance_score": scores[index],
+            }
+            if body.return_documents:
+                row["document"] = {"text": texts[index]}
+            results.append(row)
+        return JSONReply(_ranked(served.name, results, read.num_tokens))
+
+
+def _usage(num_tokens: int) -> dict[str, int]:
+    return {
+        "prompt_tokens": num_tokens,
+        "total_tokens": num_tokens,
+    }
+
+
+def _text_of(document: str | Document) -> str:
+    return document if isinstance(document, str) else document.text
+
+
+def _most_tokens(served: Served, body: RerankRequest) -> int:
+    """Tokens of a pair: the model's most, or fewer where the caller asks for fewer."""
+    longest = served.client.limits.context_length
+    if body.max_tokens_per_doc is None:
+        return longest
+    if body.max_tokens_per_doc < 1:
+        raise bad_request(
+            f"max_tokens_per_doc is {body.max_tokens_per_doc}; give at least 1",
+            "max_tokens_per_doc",
+        )
+    return min(longest, body.max_tokens_per_doc)
+
+
+def _ranked(
+    model: str,
+    results: Sequence[dict[str, Any]],
+    num_tokens: int,
+) -> dict[str, Any]:
+    """An answer with the fields of both Cohere's and Jina's."""
+    return {
+        "id": new_id("rerank-"),
+        "object": "list",
+        "model": model,
+        "results": list(results),
+        "usage": _usage(num_tokens),
+        "meta": {
+            "api_version": {"version": "2"},
+            "billed_units": {"search_units": 0},
+            "tokens": {"input_tokens": num_tokens, "output_tokens": 0},
+        },
+    }
