@@ -134,6 +134,11 @@ class SamplingParams:
         return self.temperature < _COLDEST
 
     @property
+    def has_filters(self) -> bool:
+        """True when only some tokens may be drawn."""
+        return self.top_k > 0 or self.top_p < 1 or self.min_p > 0
+
+    @property
     def has_penalties(self) -> bool:
         """True when earlier tokens change the logits, so the host must know them before the next step."""
         return bool(
@@ -189,6 +194,8 @@ class StreamEvent:
     first token of the first choice, and the prompt's first token has None. `stop_string` is the one that ended it. `error_parameter` names the field of the request that an error is about,
     `error_kind` the error's class in `errors`; None means `EngineError`. `vector` are the little-endian float32
     numbers of a text that was read.
+    `error_kind` the error's class in `errors`; None means `EngineError`. The last event of a choice has
+    `accepted_drafts` and `rejected_drafts`: guessed tokens that were right, which are among its tokens, and wrong.
     """
 
     text: str
@@ -203,6 +210,8 @@ class StreamEvent:
     error_kind: str | None = None
     prompt_logprobs: tuple[TokenLogprob | None, ...] | None = None
     vector: bytes | None = None
+    accepted_drafts: int = 0
+    rejected_drafts: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -294,6 +303,9 @@ class RequestReport:
     itl_p95_s: float | None
     itl_p99_s: float | None
     itl_max_s: float | None
+    drafting: str = "off"  # what guessed tokens, or why nothing did
+    accepted_drafts: int = 0
+    rejected_drafts: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,12 +9,13 @@ import numpy as np
 import pytest
 
 from rvllm_local.engine.sampling import host_sampler
+from rvllm_local.engine.sampling.noise import HostNoise, noise_key
 from rvllm_local.engine.sampling.sampler import (
     RowSampling,
     SampledTokens,
     SamplingBatch,
+    noise_times,
     sample,
-    uniform,
 )
 from rvllm_local.engine.sampling.token_history import TokenHistory
 from rvllm_local.errors import ParameterError
@@ -83,7 +84,8 @@ FILTERS = [
 def test_filters_keep_exactly_what_they_should(
     sampler: Draw, params: SamplingParams
 ) -> None:
-    drawn = {draw(sampler, params, position) for position in range(400)}
+    rows = [row_of(params, 9, position) for position in range(400)]
+    drawn = set(sampler(np.tile(LOGITS, (400, 1)), rows).tokens.tolist())
     allowed = {int(token) for token in kept(LOGITS, params)}
     assert drawn <= allowed
     assert len(drawn) >= 0.6 * len(allowed)
@@ -99,18 +101,6 @@ def test_the_coldest_temperatures_are_greedy(
 ) -> None:
     params = SamplingParams(temperature=temperature, **filters)  # type: ignore[arg-type]
     assert draw(sampler, params, 0) == int(LOGITS.argmax())
-
-
-def test_draws_follow_the_distribution(sampler: Draw) -> None:
-    count = 4000
-    rows = [RowSampling(SamplingParams(), 3, position) for position in range(count)]
-    tokens = np.array(sampler(np.tile(LOGITS, (count, 1)), rows).tokens)
-    expected = (
-        np.exp(LOGITS - LOGITS.max()) / np.exp(LOGITS - LOGITS.max()).sum() * count
-    )
-    found = np.bincount(tokens, minlength=VOCAB)
-    chi_square = float(((found - expected) ** 2 / expected).sum())
-    assert chi_square < 100  # 49 degrees of freedom: 99.99 % lie below 95
 
 
 @pytest.mark.parametrize("spread", [0.0, 0.02, 1.0, 4.0, 30.0])
@@ -143,11 +133,10 @@ def test_the_host_finds_in_a_large_vocabulary_what_float64_does(
         assert logits[token] >= edge - 1e-5 * max(1.0, abs(edge)) - (
             1e-3 * spread if params.top_p < 1 else 0
         )
-        support = order if spread else np.arange(size)  # of equal ones all are kept
-        place = int(np.searchsorted(support, token))
-        mass = np.cumsum(weights[support]) / weights[support].sum()
-        below, chance = mass[place - 1] if place else 0.0, uniform(9, position)
-        assert below - 3e-3 <= chance <= mass[min(place, len(mass) - 1)] + 3e-3
+        if params.top_p == 1:  # and is the first of those that are kept
+            times = all_times(9, position, size)
+            speeds = np.where(logits >= edge, weights / times, 0.0)
+            assert speeds[token] >= speeds.max() * (1 - 1e-4)
 
 
 @pytest.mark.parametrize(
@@ -263,13 +252,83 @@ def test_a_history_knows_after_many_tokens_what_counting_them_gives() -> None:
     np.testing.assert_allclose(edited, expected, atol=1e-4)
 
 
-def test_an_entry_without_weight_is_never_picked() -> None:
-    weights = np.zeros(5000, dtype=np.float32)
-    weights[[300, 4000]] = 1.0, 1e-30
-    assert {
-        host_sampler.pick(weights, chance) for chance in (0.0, 0.5, 1 - 2.0**-22)
-    } == {300}
-    assert host_sampler.pick(np.array([0.0, 2.0, 0.0], dtype=np.float32), 0.999) == 1
+def all_times(seed: int, position: int, size: int) -> np.ndarray:
+    key = np.array([noise_key(seed, position)], dtype=np.uint32)
+    return np.array(noise_times(mx.array(key), size))[0]
+
+
+def test_draws_follow_the_distribution_by_chi_square(sampler: Draw) -> None:
+    """Over positions of one seed and over seeds; the seeds are fixed."""
+    chance = np.random.default_rng(5)
+    for size, params in (
+        (12, SamplingParams(temperature=1.3)),
+        (900, SamplingParams(top_k=20)),
+    ):
+        logits = chance.normal(size=size).astype(np.float32) * 2
+        support = kept(logits, params)
+        tempered = logits[support].astype(np.float64) / params.temperature
+        expected = np.exp(tempered) / np.exp(tempered).sum()
+        count = 1500
+        for rows in (
+            [RowSampling(params, 77, position) for position in range(count)],
+            [RowSampling(params, seed, 4) for seed in range(count)],
+        ):
+            drawn = np.concatenate(
+                [
+                    np.array(sampler(np.tile(logits, (500, 1)), part).tokens)
+                    for part in (rows[at : at + 500] for at in range(0, count, 500))
+                ]
+            )
+            seen = np.array([(drawn == token).sum() for token in support])
+            assert seen.sum() == count
+            often = expected * count >= 5
+            differences = (seen - expected * count)[often] ** 2
+            statistic = (differences / (expected * count)[often]).sum()
+            # Mean and variance of chi-square: as many, and twice as many, as its terms.
+            assert statistic < often.sum() + 4 * np.sqrt(2 * often.sum())
+
+
+def test_noise_of_a_position_is_what_every_machine_makes() -> None:
+    times = all_times(2**63, 7, 1000)
+    assert times[[0, 1, 2, 999]].tolist() == pytest.approx(
+        [1.09211, 1.3987, 0.494403, 1.38186], rel=1e-5
+    )
+    host = HostNoise([(2**63, 7)], 1000).row(0)
+    for token in (0, 1, 300, 999):
+        _, speed = host.first_of(np.array([token]), np.ones(1, dtype=np.float32))
+        assert 1 / speed == pytest.approx(float(times[token]), rel=1e-5)
+
+
+@pytest.mark.parametrize("size", [700, 4096, 33_000])
+def test_noise_is_exponential_and_independent(size: int) -> None:
+    times = np.stack([all_times(3, position, size) for position in range(40)])
+    assert (times > 0).all()
+    assert abs(times.mean() - 1) < 0.03 and abs(times.std() - 1) < 0.05
+    for share in (0.01, 0.5, 0.99):
+        below = (times < -np.log1p(-share)).mean()
+        assert abs(below - share) < 5 * np.sqrt(share * (1 - share) / times.size)
+    for other in (times[:, 1:], times[:, 256:], times[:, 300:]):
+        width = other.shape[1]
+        assert abs(np.corrcoef(times[:, :width].ravel(), other.ravel())[0, 1]) < 0.03
+    shifted = np.corrcoef(times[:-1].ravel(), times[1:].ravel())[0, 1]
+    assert abs(shifted) < 0.03
+
+
+def test_similar_distributions_mostly_give_the_same_token(sampler: Draw) -> None:
+    """At least (1 - d) / (1 + d) of the draws agree, where d is half the distance."""
+    chance = np.random.default_rng(6)
+    ours = chance.normal(size=(1, 2000)).astype(np.float32) * 2
+    theirs = ours + chance.normal(size=ours.shape).astype(np.float32) * 0.2
+    shares = [np.exp(part[0].astype(np.float64)) for part in (ours, theirs)]
+    shares = [part / part.sum() for part in shares]
+    distance = np.abs(shares[0] - shares[1]).sum() / 2
+    rows = [RowSampling(SamplingParams(), 8, position) for position in range(400)]
+    drawn = [
+        np.array(sampler(np.tile(part, (400, 1)), rows).tokens)
+        for part in (ours, theirs)
+    ]
+    agreed = (drawn[0] == drawn[1]).mean()
+    assert agreed >= (1 - distance) / (1 + distance) - 0.05
 
 
 @pytest.mark.parametrize("count", [1, 5, 100, 600, 5000, 20_000])
@@ -280,15 +339,6 @@ def test_the_largest_are_found_with_all_their_ties(count: int) -> None:
         host_sampler.largest(values, count).tolist()
         == np.flatnonzero(values >= edge).tolist()
     )
-
-
-def test_uniform_numbers_are_the_same_on_every_machine() -> None:
-    values = [
-        uniform(seed, position) for seed in (0, 1, 2**64 - 1) for position in range(300)
-    ]
-    assert all(0 <= value < 1 for value in values)
-    assert len(set(values)) > 890
-    assert abs(float(np.mean(values)) - 0.5) < 0.05
 
 
 def test_bias_outside_the_vocabulary_is_refused() -> None:

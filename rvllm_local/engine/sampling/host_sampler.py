@@ -1,8 +1,9 @@
 """Draws tokens on the host, from logits that a CPU computed.
 
-With numpy, one row at a time, while it is in the cache. The rules and the random
-numbers are those of `sampler`. Nothing sorts a vocabulary: bounds that cannot miss any
-of it find what a filter can keep, and only that is sorted.
+With numpy, one row at a time, while it is in the cache. The rules and the noise are
+those of `sampler`. Nothing sorts a vocabulary: bounds that cannot miss any of it find
+what a filter can keep, and only that is sorted. Nor is all of the noise made: bounds
+find the tokens that it can make the first.
 """
 
 from __future__ import annotations
@@ -13,7 +14,8 @@ import mlx.core as mx
 import numpy as np
 import numpy.typing as npt
 
-from rvllm_local.engine.sampling.sampler import RowSampling, SampledTokens, uniform
+from rvllm_local.engine.sampling.noise import HostNoise
+from rvllm_local.engine.sampling.sampler import RowSampling, SampledTokens
 from rvllm_local.types import SamplingParams
 
 FloatArray = npt.NDArray[np.float32]
@@ -21,7 +23,6 @@ IntArray = npt.NDArray[np.int64]
 
 _COLUMNS = 1024  # groups of logits whose maxima bound the largest ones
 _PER_COLUMN = 8  # fewer logits a group than this bound nothing
-_PIECE = 256  # weights that are summed at once
 # The tokens with these shares of the mass are few, and mostly hold the nucleus.
 _LIKELY = (1e-4, 1.5e-5)
 
@@ -50,8 +51,18 @@ def draw(logits: FloatArray, rows: Sequence[RowSampling]) -> SampledTokens:
 
     Log-probabilities are the model's, before any edit.
     """
-    drawn = [_token(line, row) for line, row in zip(logits, rows, strict=True)]
-    tokens = np.array(drawn, dtype=np.int64)
+    noise = HostNoise([(row.seed, row.position) for row in rows], logits.shape[1])
+    drawn = []
+    for index, row in enumerate(rows):
+        drawn.append(_token(logits[index], row, noise, index))
+    return _with_logprobs(logits, rows, np.array(drawn, dtype=np.int64))
+
+
+def _with_logprobs(
+    logits: FloatArray,
+    rows: Sequence[RowSampling],
+    tokens: IntArray,
+) -> SampledTokens:
     most = -1
     for row in rows:
         if row.params.logprobs is not None:
@@ -79,20 +90,25 @@ def draw(logits: FloatArray, rows: Sequence[RowSampling]) -> SampledTokens:
     return SampledTokens(tokens, logprobs, ids, values)
 
 
-def _token(logits: FloatArray, row: RowSampling) -> int:
+def _token(
+    logits: FloatArray,
+    row: RowSampling,
+    noise: HostNoise,
+    index: int,
+) -> int:
     if row.history is not None or row.allowed is not None:
         logits = _edited(logits, row)
     best = int(logits.argmax())
     params = row.params
     if params.is_greedy or not np.isfinite(logits[best]):
         return best
-    tokens, weights = _kept(logits, logits[best], params)
-    index = 0
-    if len(weights) > 1:
-        index = pick(weights, uniform(row.seed, row.position))
-    if tokens is None:
-        return index
-    return int(tokens[index])
+    if params.has_filters:
+        tokens, weights = _kept(logits, logits[best], params)
+        if len(tokens) == 1:
+            return best
+        token, _ = noise.row(index).first_of(tokens, weights)
+        return token
+    return noise.row(index).first(logits, best, params.temperature)
 
 
 def _edited(logits: FloatArray, row: RowSampling) -> FloatArray:
@@ -106,39 +122,15 @@ def _edited(logits: FloatArray, row: RowSampling) -> FloatArray:
     return logits
 
 
-def pick(weights: FloatArray, chance: float) -> int:
-    """The entry at `chance` in [0, 1) of the cumulative distribution of the weights.
-
-    The weights are not normalized. Sums pieces first, then looks into one. An entry
-    without weight is never picked.
-    """
-    num_whole = len(weights) // _PIECE * _PIECE
-    pieces = weights[:num_whole].reshape(-1, _PIECE)
-    sums = np.einsum("ij->i", pieces)  # twice as quick as a sum
-    rest = weights[num_whole:].sum()
-    until = np.append(sums, rest).cumsum(dtype=np.float64)
-    target = chance * until[-1]
-    piece = int(until.searchsorted(target, side="right"))
-    if piece == len(until):  # rounding went past the end: the last piece with weight
-        piece = int(until.searchsorted(until[-1], side="left"))
-    start = piece * _PIECE
-    inside = weights[start : start + _PIECE].cumsum(dtype=np.float64)
-    before = until[piece - 1] if piece else 0.0
-    index = int(inside.searchsorted(target - before, side="right"))
-    if index == len(inside):  # rounding went past its end: its last entry with weight
-        index = int(inside.searchsorted(inside[-1], side="left"))
-    return start + index
-
-
 def _kept(
     logits: FloatArray,
     best: np.float32,
     params: SamplingParams,
-) -> tuple[IntArray | None, FloatArray]:
+) -> tuple[IntArray, FloatArray]:
     """The tokens that the filters keep, and their weights.
 
-    Tokens are in the vocabulary's order, and None for all of them. Weights are in units
-    of the largest. Ties at a filter's edge are all kept.
+    Tokens are in the vocabulary's order. Weights are in units of the largest. Ties at a
+    filter's edge are all kept.
     """
     least = params.min_p
     top_p = params.top_p
@@ -154,12 +146,10 @@ def _kept(
         weights = _weights(logits, best, temperature)
         tokens, weights, edge = _nucleus(weights, top_p)
         least = max(least, edge)
-    elif least > 0:
+    else:
         edge_logit = best + np.float32(temperature * np.log(least))
         tokens = np.flatnonzero(logits >= edge_logit)
         return tokens, _weights(logits[tokens], best, temperature)
-    else:
-        return None, _weights(logits, best, temperature)
     if least > 0:
         is_kept = weights >= least
         tokens = tokens[is_kept]

@@ -1,9 +1,9 @@
-"""Draws one token a row from a batch of logits, each row with its own parameters and its own seed.
+"""Draws one token a row, each row with its own parameters and its own seed.
 
-Everything runs as MLX operations that the caller evaluates; `engine.host_sampler` does
-the same with numpy, where a CPU computes the logits. A row's randomness is a hash of
-its seed and position, and every operation works along a row, so a row's token does not
-depend on its neighbours.
+Everything runs as MLX operations that the caller evaluates; `host_sampler` does
+the same with numpy, where a CPU computes the logits. The noise of a row's tokens is a
+hash of its seed and position (`engine.sampling.noise`), and every operation works along
+a row, so a row's token does not depend on its neighbours.
 
 Order, as in vLLM: bias, penalties, temperature, top-k, top-p, min-p, draw.
 """
@@ -18,13 +18,18 @@ import mlx.core as mx
 import numpy as np
 import numpy.typing as npt
 
-from rvllm_local.engine.sampling.token_history import TokenHistory
+from rvllm_local.engine.sampling.noise import (
+    PIECE,
+    Words,
+    noise_key,
+    piece_noise,
+    piece_sizes,
+    token_noise,
+)
+from rvllm_local.engine.sampling.token_history import EditsAhead, TokenHistory
 from rvllm_local.types import SamplingParams
 
 Tokens = mx.array | npt.NDArray[Any]
-
-_MASK64 = 2**64 - 1
-_UNIFORM_BITS = 22  # so that u * total stays below total in float32
 
 
 class RowSampling(NamedTuple):
@@ -37,7 +42,7 @@ class RowSampling(NamedTuple):
     params: SamplingParams
     seed: int
     position: int
-    history: TokenHistory | None = None
+    history: TokenHistory | EditsAhead | None = None
     allowed: npt.NDArray[np.int32] | None = (
         None  # a grammar's mask: bit `i % 32` of word `i // 32` for token i
     )
@@ -85,7 +90,7 @@ class SamplingBatch:
         mx.array | None
     )  # [rows, 1]; 1 for greedy rows; None when all rows are greedy
     is_greedy: mx.array | None  # [rows]; None when no row is
-    uniform: mx.array | None  # [rows, 1] in [0, 1)
+    keys: mx.array | None  # [rows, 2] uint32: of the rows' noise
     top_k: mx.array | None  # [rows, 1] >= 1; None when neither top-k nor top-p is used
     top_p: mx.array | None  # [rows, 1]
     log_min_p: mx.array | None  # [rows, 1]; -inf where unused
@@ -110,7 +115,7 @@ class SamplingBatch:
         return cls(
             _column([1.0 if p.is_greedy else p.temperature for p in params]),
             mx.array(is_greedy) if any(is_greedy) else None,
-            _column([uniform(row.seed, row.position) for row in rows]),
+            _keys(rows),
             top_k,
             top_p,
             _log_min_p(params),
@@ -145,19 +150,16 @@ def _log_min_p(params: Sequence[SamplingParams]) -> mx.array | None:
     return None if max(logarithms) == -np.inf else _column(logarithms)
 
 
-def uniform(seed: int, position: int) -> float:
-    """A number in [0, 1) from (seed, position) alone: SplitMix64 (Steele, Lea, Flood 2014)."""
-    state = _mix((seed + 0x9E3779B97F4A7C15 * (position + 1)) & _MASK64)
-    return (
-        float(_mix(state ^ (seed & _MASK64)) >> (64 - _UNIFORM_BITS))
-        / 2.0**_UNIFORM_BITS
-    )
+def _keys(rows: Sequence[RowSampling]) -> mx.array:
+    keys = [noise_key(row.seed, row.position) for row in rows]
+    return mx.array(np.array(keys, dtype=np.uint32))
 
 
-def _mix(value: int) -> int:
-    value = ((value ^ (value >> 30)) * 0xBF58476D1CE4E5B9) & _MASK64
-    value = ((value ^ (value >> 27)) * 0x94D049BB133111EB) & _MASK64
-    return value ^ (value >> 31)
+def sample_rows(logits: mx.array, rows: Sequence[RowSampling] | None) -> SampledTokens:
+    """A token for each row of `logits`; the most likely ones without `rows`."""
+    if rows is None:
+        return SampledTokens(mx.argmax(logits, axis=-1))
+    return sample(logits, SamplingBatch.build(rows, logits.shape[-1]))
 
 
 def sample(logits: mx.array, batch: SamplingBatch) -> SampledTokens:
@@ -186,20 +188,33 @@ def sample(logits: mx.array, batch: SamplingBatch) -> SampledTokens:
 
 
 def _draw(logits: mx.array, batch: SamplingBatch) -> mx.array:
-    """Inverse of the cumulative distribution at the row's uniform number."""
-    assert batch.temperature is not None and batch.uniform is not None
+    """The first token to come: the largest weight over its time."""
+    assert batch.temperature is not None and batch.keys is not None
     scaled = logits / batch.temperature
     best = mx.max(scaled, axis=-1, keepdims=True)
     weights = mx.exp(scaled - best)
     threshold = _threshold(scaled, best, batch)
     if threshold is not None:
         weights = mx.where(scaled >= threshold, weights, 0.0)
-    cumulative = mx.cumsum(weights, axis=-1)
-    target = batch.uniform * cumulative[:, -1:]
-    drawn = mx.sum(cumulative <= target, axis=-1).astype(mx.uint32)
+    times = noise_times(batch.keys, logits.shape[-1])
+    drawn = mx.argmax(weights / times, axis=-1)
     if batch.is_greedy is None:
         return drawn
     return mx.where(batch.is_greedy, mx.argmax(logits, axis=-1), drawn)
+
+
+def noise_times(keys: mx.array, vocab_size: int) -> mx.array:
+    """The times `[rows, vocab]` of all tokens, from the rows' keys."""
+    words = Words(mx)
+    sizes = mx.array(piece_sizes(vocab_size))
+    pieces = mx.arange(sizes.size, dtype=mx.uint32)
+    first, second = keys[:, :1], keys[:, 1:]
+    least, least_tokens = piece_noise(words, first, second, pieces, sizes)
+    tokens = mx.arange(vocab_size, dtype=mx.uint32)
+    least = mx.repeat(least, PIECE, axis=1)[:, :vocab_size]
+    least_tokens = mx.repeat(least_tokens, PIECE, axis=1)[:, :vocab_size]
+    times: mx.array = token_noise(words, first, second, tokens, least, least_tokens)
+    return times
 
 
 def _threshold(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -38,6 +39,15 @@ class RowEdits:
         larger = values * self.repetition
         scaled = np.where(values > 0, smaller, larger)
         logits[self.tokens] = scaled - self.subtract
+
+
+class EditsAhead(NamedTuple):
+    """The edits after some tokens that may yet come."""
+
+    row_edits: RowEdits
+
+    def edits(self) -> RowEdits:
+        return self.row_edits
 
 
 class TokenHistory:
@@ -108,6 +118,23 @@ class TokenHistory:
         by_count = params.frequency_penalty * self._counts[index]
         self._numbers[1, index] = params.repetition_penalty
         self._numbers[2, index] = by_count + params.presence_penalty
+
+    def ahead(self, tokens: Sequence[int]) -> list[EditsAhead]:
+        """The edits after each of `tokens`, which are not taken."""
+        counts = dict(self._index_of), list(self._counts)
+        arrays = self._tokens, self._numbers
+        self._tokens = self._tokens.copy()
+        self._numbers = self._numbers.copy()
+        ahead = []
+        for token in tokens:
+            self.push(token)
+            count = len(self._counts)
+            tokens_now = self._tokens[:count].copy()
+            numbers_now = self._numbers[:, :count].copy()
+            ahead.append(EditsAhead(RowEdits(tokens_now, *numbers_now)))
+        self._index_of, self._counts = counts
+        self._tokens, self._numbers = arrays
+        return ahead
 
     def _double(self) -> None:
         """Make room for as many tokens again."""

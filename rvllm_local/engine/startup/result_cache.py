@@ -127,7 +127,7 @@ def _code() -> Iterable[tuple[str, int, int]]:
                 folders[:] = sorted(set(folders) - {"__pycache__"})
                 for file in sorted(files):
                     yield _dated(str(Path(folder, file)))
-    for name, module in list(sys.modules.items()):
+    for name, module in sys.modules.copy().items():
         if not name.startswith(("mlx.", "mlx_lm.")):
             continue
         path = getattr(module, "__file__", None)
