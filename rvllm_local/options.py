@@ -26,6 +26,7 @@ CountFromZero = Annotated[int, Meta(ge=0, le=LARGEST)]
 Attention = Literal["auto", "reference", "kernels"]
 Cache = Literal["auto", "off", "memory", "disk"]
 KVDtype = Literal["auto", "int8"]
+Draft = Literal["ngram", "off"]
 CpuWeights = Literal["auto", "quantized", "float32"]
 
 
@@ -77,6 +78,9 @@ class EngineOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         Count | None,
         _about("longest step that also reads prompts, in milliseconds"),
     ] = None
+    draft: Annotated[
+        Draft, _about("guess tokens from the text so far (ngram), or off")
+    ] = "ngram"
     max_waiting: Annotated[CountFromZero, _about("requests that may wait")] = 256
     system_reserve: Annotated[
         BytesFromZero | None,
@@ -111,6 +115,7 @@ class OptionArguments(TypedDict, total=False):
     cpu_weights: CpuWeights
     deterministic: bool
     step_target_ms: int | None
+    draft: Draft
     max_waiting: int
     system_reserve: int | str | None
     adapters: Mapping[str, Path | str] | None

@@ -86,6 +86,8 @@ class KVBackend(BlockIO, Protocol):
         back end orders its own reads and writes.
     mixes: `begin_mixed` serves. One pass over the weights for decode rows and prompt
         tokens then costs less than two passes.
+    verifies: several rows of a decode call may be of one sequence, next to each other.
+        A later row then sees the keys and values of the earlier ones.
     runs_by_layer: each layer is computed before the next one is described. A few layers
         then show how much memory a call takes.
     """
@@ -94,6 +96,7 @@ class KVBackend(BlockIO, Protocol):
     prefill_grain: int
     overlaps: bool
     mixes: bool
+    verifies: bool
     runs_by_layer: bool
 
     @property

@@ -58,6 +58,7 @@ class KernelBackend:
     name = "kernels"
     overlaps = True
     mixes = False
+    verifies = False
     runs_by_layer = False
 
     def __init__(

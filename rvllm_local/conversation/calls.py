@@ -80,13 +80,16 @@ class TextCall:
 class Usage:
     """Token counts of one choice.
 
-    `cached_tokens` are part of the prompt's, `reasoning_tokens` of the output's.
+    `cached_tokens` are part of the prompt's, `reasoning_tokens` and `accepted_drafts`
+    of the output's.
     """
 
     prompt_tokens: int
     completion_tokens: int
     cached_tokens: int = 0
     reasoning_tokens: int = 0
+    accepted_drafts: int = 0
+    rejected_drafts: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,11 +10,13 @@ from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from rvllm_local.engine.commit import Committer, RowEvent
 from rvllm_local.engine.detokenizer import (
     StreamingDetokenizer,
     TextDecoder,
     Vocabulary,
 )
+from rvllm_local.engine.drafting import Drafting
 from rvllm_local.engine.flight import (
     Flight,
     chunk_rows,
@@ -28,7 +30,6 @@ from rvllm_local.engine.output import (
     closing_event,
     error_event,
     scores_event,
-    token_event,
 )
 from rvllm_local.engine.prefill import Prefiller
 from rvllm_local.engine.prefill_budget import PrefillBudget
@@ -36,7 +37,6 @@ from rvllm_local.engine.report import CoreParts, report, snapshot, stats
 from rvllm_local.engine.scheduler import PrefillChunk, StepPlan
 from rvllm_local.engine.sequence import Sequence, SequenceTimings
 from rvllm_local.errors import ParameterError
-from rvllm_local.memory.blocks import BLOCK_TOKENS
 from rvllm_local.memory.prefix import KeyChain
 from rvllm_local.types import (
     EngineSnapshot,
@@ -45,7 +45,6 @@ from rvllm_local.types import (
     Request,
     RequestReport,
     StreamEvent,
-    TokenLogprob,
 )
 
 if TYPE_CHECKING:
@@ -80,6 +79,17 @@ class EngineCore:
         self._reserve_memory = reserve_memory
         self._prefiller = Prefiller(parts.runner, parts.kv, parts.kv_cache, budget)
         self._grammars = GrammarMasks(parts.runner.vocab_size, self._fail)
+        self._drafting = Drafting(
+            parts.speculator, parts.scheduler, overlaps=parts.runner.overlaps
+        )
+        self._committer = Committer(
+            parts.kv_cache,
+            self._prefiller,
+            self._grammars,
+            self._drafting,
+            identity.eos_token_ids,
+            has_windows=parts.kv.has_windows,
+        )
         self._flight: Flight | None = None
         self._reports: deque[RequestReport] = deque(maxlen=_REPORTS_KEPT)
         self._open: dict[tuple[str, int], Sequence] = {}
@@ -232,8 +242,12 @@ class EngineCore:
         """
         if not self._scheduler.is_roomy:
             return False
-        needs_host = [row.needs_host for row in self._scheduler.running]
-        return not any(needs_host)
+        running = self._scheduler.running
+        needs_host = [row.needs_host for row in running]
+        if any(needs_host):
+            return False
+        assert self._flight is not None
+        return not self._drafting.needs_last_step(running, self._flight)
 
     def _schedule(self) -> StepPlan:
         """Who runs, within the budget of prefill and of reading from disk."""
@@ -244,6 +258,8 @@ class EngineCore:
 
     def _run(self, plan: StepPlan) -> Flight | None:
         """Compute the plan's prompts and launch its decode step, mixed if possible."""
+        if self._flight is None:
+            self._drafting.choose(plan.decodes)
         rows = self._grammars.allow(plan.decodes)
         if rows and self._mixes(plan.prefills):
             return self._launch(rows, plan.prefills)
@@ -297,50 +313,23 @@ class EngineCore:
             row.timings.admitted = row.timings.admitted or launched
             row.num_computed += 1
             row.in_flight += 1
-        return Flight(rows, sampled, num_mixed, launched)
+        drafted = tuple([row.drafted for row in rows])
+        return Flight(rows, sampled, num_mixed, launched, drafted)
 
     def _land(self) -> None:
         """Take the tokens of the step in flight, if there is one: commit, then emit."""
         flight = self._flight
         self._flight = None
         if flight is not None:
-            self._emit(self._commit(flight))
+            events = self._committer.commit(flight)
+            self.generated_tokens += len(events)
+            self._emit(events)
 
-    def _commit(
-        self, flight: Flight
-    ) -> list[tuple[Sequence, int, TokenLogprob | None]]:
-        """Append each row's token. A row that ended meanwhile gives its blocks back."""
-        tokens: list[int] = flight.sampled.tokens.tolist()  # type: ignore[assignment]
-        logprobs = flight.logprobs(tokens)
-        now = time.monotonic()
-        committed = []
-        for index, sequence in enumerate(flight.rows):
-            sequence.in_flight -= 1
-            if sequence.ended:
-                if sequence.in_flight == 0:
-                    self._kv_cache.free(sequence)
-                continue
-            sequence.timings.token_times.append(now)
-            token = tokens[index]
-            if sequence.matcher and not self._grammars.advance(sequence, token):
-                continue
-            sequence.token_ids.append(token)
-            if sequence.token_history is not None:
-                sequence.token_history.push(token)
-            # A block is full, or was begun; a window may move with every token.
-            if self._kv.has_windows or len(sequence.token_ids) % BLOCK_TOKENS <= 1:
-                self._prefiller.share_blocks(sequence)
-            committed.append((sequence, token, logprobs[index]))
-        self.generated_tokens += len(committed)
-        return committed
-
-    def _emit(self, committed: list[tuple[Sequence, int, TokenLogprob | None]]) -> None:
+    def _emit(self, events: list[RowEvent]) -> None:
         """Send each token's text; end the sequences whose last token it was."""
-        eos_token_ids = self._identity.eos_token_ids
-        for sequence, token, logprob in committed:
+        for sequence, event in events:
             if sequence.ended:  # whoever heard of another row's token cancelled it
                 continue
-            event = token_event(sequence, token, logprob, eos_token_ids)
             if event.finish_reason is None:
                 sequence.sink(event)
             else:
@@ -354,12 +343,15 @@ class EngineCore:
     ) -> None:
         """Tell the budget what this step took, if its parts can be told apart."""
         now = time.monotonic()
+        num_tokens = flight.num_tokens
         if flight.num_mixed:
-            self._budget.record_mixed(len(flight.rows), flight.num_mixed, now - began)
-        elif not self._runner.overlaps:
-            self._budget.record_decode(len(flight.rows), now - flight.launched)
-        elif not plan.prefills:
-            self._budget.record_decode(len(flight.rows), now - began)
+            self._budget.record_mixed(num_tokens, flight.num_mixed, now - began)
+            return
+        if self._runner.overlaps and plan.prefills:
+            return
+        began_decode = began if self._runner.overlaps else flight.launched
+        self._budget.record_decode(num_tokens, now - began_decode)
+        self._drafting.record_time(num_tokens, now - began_decode)
 
     def _end(self, sequence: Sequence, event: StreamEvent) -> None:
         """Take a sequence out.
@@ -374,7 +366,11 @@ class EngineCore:
         self._scheduler.remove(sequence)
         if sequence.in_flight == 0:
             self._kv_cache.free(sequence)
-        self._reports.append(report(sequence, event.finish_reason, time.monotonic()))
+        now = time.monotonic()
+        self._reports.append(report(self._parts, sequence, event.finish_reason, now))
+        if sequence.drafts is not None:
+            event.accepted_drafts = sequence.drafts.accepted
+            event.rejected_drafts = sequence.drafts.rejected
         sequence.sink(event)
 
     def stats(self) -> dict[str, int | float | str]:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from rvllm_local.attention.geometry import ChunkRows, DecodeRow
 from rvllm_local.engine.sampling.logprobs import token_logprobs
 from rvllm_local.engine.sampling.sampler import RowSampling, SampledTokens
+from rvllm_local.engine.sampling.token_history import EditsAhead
 from rvllm_local.engine.scheduler import PrefillChunk
 from rvllm_local.engine.sequence import Sequence
 from rvllm_local.types import TokenLogprob
@@ -17,6 +18,7 @@ from rvllm_local.types import TokenLogprob
 class Flight:
     """A decode step that was launched, and its tokens once the device has drawn them.
 
+    Each row has a token, and one more for each token that it drafts: `drafted`.
     `num_mixed` prompt tokens went along. `launched` is a time in monotonic seconds.
     """
 
@@ -24,15 +26,30 @@ class Flight:
     sampled: SampledTokens
     num_mixed: int
     launched: float
+    drafted: tuple[tuple[int, ...], ...]
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of the rows that were computed, drafted ones included."""
+        return len(self.rows) + self.num_drafted
+
+    @property
+    def num_drafted(self) -> int:
+        return sum(map(len, self.drafted))
 
     def logprobs(self, tokens: list[int]) -> list[TokenLogprob | None]:
         """A record for each row that asked for one, given the tokens as a list."""
-        counts = [row.request.params.logprobs for row in self.rows]
+        counts = []
+        for row, drafted in zip(self.rows, self.drafted, strict=True):
+            counts += [row.request.params.logprobs] * (1 + len(drafted))
         return token_logprobs(self.sampled, tokens, counts)
 
 
 def decode_rows(rows: Rows[Sequence], in_flight: Flight | None) -> list[DecodeRow]:
-    """Each row's last token, or its index in the step that is still in flight."""
+    """Each row's last token, or its index in the step that is still in flight.
+
+    Behind it come the tokens that the row drafts.
+    """
     index_in_flight = {}
     if in_flight is not None:
         for index, row in enumerate(in_flight.rows):
@@ -48,6 +65,15 @@ def decode_rows(rows: Rows[Sequence], in_flight: Flight | None) -> list[DecodeRo
             row.adapter,
         )
         inputs.append(decode_row)
+        for num_ahead, token in enumerate(row.drafted, start=1):
+            draft = DecodeRow(
+                row.tables,
+                row.num_computed + num_ahead,
+                token,
+                None,
+                row.adapter,
+            )
+            inputs.append(draft)
     return inputs
 
 
@@ -66,7 +92,27 @@ def row_samplings(rows: Rows[Sequence]) -> list[RowSampling] | None:
             row.allowed_next(),
         )
         samplings.append(sampling)
+        if row.drafted:
+            samplings += _samplings_ahead(row, sampling)
     return samplings
+
+
+def _samplings_ahead(row: Sequence, first: RowSampling) -> list[RowSampling]:
+    """How the tokens after each drafted one are drawn, were it kept."""
+    ahead = []
+    histories: Rows[EditsAhead | None] = [None] * len(row.drafted)
+    if row.token_history is not None:
+        histories = row.token_history.ahead(row.drafted)
+    for num_ahead, history in enumerate(histories, start=1):
+        sampling = RowSampling(
+            first.params,
+            first.seed,
+            first.position + num_ahead,
+            history,
+            row.allowed_next(num_ahead),
+        )
+        ahead.append(sampling)
+    return ahead
 
 
 def chunk_rows(chunk: PrefillChunk) -> ChunkRows:

@@ -8,11 +8,16 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
+import numpy.typing as npt
 
 from rvllm_local.engine.sequence import Sequence as Row
 from rvllm_local.errors import GrammarError
+
+if TYPE_CHECKING:
+    from rvllm_local.text.grammar.matcher import Matcher
 
 # Seconds of processor in one step. An ordinary grammar takes a few milliseconds a
 # token.
@@ -57,11 +62,30 @@ class GrammarMasks:
         try:
             row.allowed = np.zeros(self._num_words, dtype=np.int32)
             row.matcher.mask_into(row.allowed)
+            if row.drafts is not None and row.drafts.tokens:
+                self._mask_drafts(row, row.matcher)
         except GrammarError as error:
             self._fail(row, error)
         request_id = row.request.request_id
         before = self._spent.get(request_id, 0.0)
         self._spent[request_id] = before + time.thread_time() - began
+
+    def _mask_drafts(self, row: Row, matcher: Matcher) -> None:
+        """The masks after each drafted token; what a grammar cuts is not drafted."""
+        assert row.drafts is not None and row.allowed is not None
+        ahead = matcher.copy()
+        allowed = row.allowed
+        row.allowed_ahead = []
+        for token in row.drafts.tokens:
+            if not _allows(allowed, token):
+                break
+            ahead.advance(token)
+            if ahead.is_stopped:  # the answer ends here
+                break
+            allowed = np.zeros(self._num_words, dtype=np.int32)
+            ahead.mask_into(allowed)
+            row.allowed_ahead.append(allowed)
+        row.drafts.tokens = row.drafts.tokens[: len(row.allowed_ahead)]
 
     def _fail_request(self, request_id: str, rows: Sequence[Row]) -> None:
         """End the choices of a request that took too long, all that are in this step."""
@@ -83,6 +107,11 @@ class GrammarMasks:
             self._fail(row, error)
             return False
         return True
+
+
+def _allows(mask: npt.NDArray[np.int32], token: int) -> bool:
+    word, bit = divmod(token, 32)
+    return bool(mask.view(np.uint32)[word] >> bit & 1)
 
 
 def _too_slow(seconds: float) -> GrammarError:

@@ -13,6 +13,7 @@ from rvllm_local.engine.kv_cache import KVCacheManager
 from rvllm_local.engine.runner import ModelRunner
 from rvllm_local.engine.scheduler import Scheduler
 from rvllm_local.engine.sequence import Sequence
+from rvllm_local.engine.speculation.speculator import Speculator
 from rvllm_local.memory.tables import KVTables
 from rvllm_local.types import (
     BlockCounts,
@@ -25,12 +26,18 @@ from rvllm_local.types import (
 
 @dataclass(frozen=True, slots=True)
 class CoreParts:
-    """The parts that a core runs, and whose counters it reports."""
+    """The parts that a core runs, and whose counters it reports.
+
+    Without a `speculator` nothing is drafted; `drafting` says what drafts, or why
+    nothing does.
+    """
 
     kv: KVTables
     kv_cache: KVCacheManager
     scheduler: Scheduler
     runner: ModelRunner
+    speculator: Speculator | None = None
+    drafting: str = "off"
 
 
 def stats(
@@ -45,6 +52,7 @@ def stats(
     kv = parts.kv
     kv_cache = parts.kv_cache
     scheduler = parts.scheduler
+    speculator = parts.speculator
     return {
         "blocks_total": kv.blocks_total,
         "blocks_free": kv.blocks_free,
@@ -59,6 +67,8 @@ def stats(
         "preemptions": scheduler.num_preemptions,
         "steps": num_steps,
         "generated_tokens": generated_tokens,
+        "draft_tokens_accepted": speculator.accepted if speculator else 0,
+        "draft_tokens_rejected": speculator.rejected if speculator else 0,
         "weights": parts.runner.weight_form,
         "attention_backend": parts.runner.backend_name,
         "kernel_dispatches": parts.runner.num_dispatches,
@@ -90,6 +100,7 @@ def snapshot(
 
 
 def report(
+    parts: CoreParts,
     sequence: Sequence,
     reason: FinishReason,
     now: float,
@@ -117,6 +128,9 @@ def report(
         itl_p95_s=percentile(gaps, 0.95),
         itl_p99_s=percentile(gaps, 0.99),
         itl_max_s=gaps[-1] if gaps else None,
+        drafting=parts.drafting,
+        accepted_drafts=sequence.drafts.accepted if sequence.drafts else 0,
+        rejected_drafts=sequence.drafts.rejected if sequence.drafts else 0,
     )
 
 

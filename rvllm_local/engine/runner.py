@@ -45,9 +45,8 @@ from rvllm_local.engine.sampling.logprobs import TargetLogprobs, target_logprobs
 from rvllm_local.engine.sampling.sampler import (
     RowSampling,
     SampledTokens,
-    SamplingBatch,
     Tokens,
-    sample,
+    sample_rows,
 )
 from rvllm_local.memory.block_io import BlockIO
 from rvllm_local.memory.blocks import BLOCK_TOKENS
@@ -115,6 +114,11 @@ class ModelRunner:
         return self._backend.overlaps and not self._draws_on_host
 
     @property
+    def verifies(self) -> bool:
+        """A call can take several tokens of a sequence; see `KVBackend.verifies`."""
+        return self._backend.verifies and self._is_plain_batch
+
+    @property
     def mixes(self) -> bool:
         """A decode call can take prompt tokens along, or padding."""
         return self._backend.mixes and self._is_plain_batch and self.row_group is None
@@ -125,7 +129,7 @@ class ModelRunner:
 
     @property
     def num_adapters(self) -> int:
-        """LoRA adapters that a row may be computed with: numbers from 1 to this one."""
+        """A row may be computed with the LoRA adapters from 1 to this number."""
         return self._adapters.count
 
     @property
@@ -291,11 +295,7 @@ class ModelRunner:
                 logits = self.decode(rows, previous)
             if self._draws_on_host:
                 return draw_from(logits, samplings)
-            if samplings is None:
-                sampled = SampledTokens(mx.argmax(logits, axis=-1))
-            else:
-                batch = SamplingBatch.build(samplings, self.vocab_size)
-                sampled = sample(logits, batch)
+            sampled = sample_rows(logits, samplings)
         mx.async_eval(*sampled.arrays())  # type: ignore[no-untyped-call]
         return sampled
 

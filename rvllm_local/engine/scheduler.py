@@ -230,6 +230,17 @@ class Scheduler:
                 decodes.append(row)
         return [row for row in decodes if row.swapped is None]
 
+    def room_for(self, sequence: Sequence, count: int) -> int:
+        """How many of `count` tokens beyond the next one have room.
+
+        Takes free blocks for them, and nobody's who runs.
+        """
+        num_tokens = sequence.num_computed + 1 + count
+        may_grow = num_tokens > sequence.capacity and self.is_roomy
+        if may_grow and self._kv.can_grow(sequence.tables, num_tokens):
+            self._grow(sequence, num_tokens)
+        return max(0, min(count, sequence.capacity - sequence.num_computed - 1))
+
     def _grow(self, sequence: Sequence, num_tokens: int) -> bool:
         """Give a sequence room for `num_tokens` tokens.
 

@@ -13,6 +13,7 @@ from rvllm_local.engine.detokenizer import StreamingDetokenizer
 from rvllm_local.engine.prompt_scores import PromptScores
 from rvllm_local.engine.sampling.end_mask import mask_without_ends
 from rvllm_local.engine.sampling.token_history import TokenHistory
+from rvllm_local.engine.speculation.speculator import RowDrafts
 from rvllm_local.memory.prefix import KeyChain
 from rvllm_local.memory.state_record import StateForm
 from rvllm_local.memory.swap import Swapped
@@ -74,6 +75,8 @@ class Sequence:
     matcher: follows the output through its grammar.
     allowed: what the grammar allows next, one bit a token.
     without_ends: all tokens but its ends, if it may not end at once.
+    allowed_ahead: as `allowed`, after each drafted token.
+    drafts: its guessed tokens; None where none are guessed.
     token_history: what biases and earlier tokens do to its logits.
     scores: its prompt's log-probabilities, if they are wanted.
     overtaken: how many requests passed it while it waited for blocks.
@@ -107,6 +110,8 @@ class Sequence:
     matcher: Matcher | None = None
     allowed: npt.NDArray[np.int32] | None = None
     without_ends: npt.NDArray[np.int32] | None = None
+    allowed_ahead: list[npt.NDArray[np.int32]] = field(default_factory=list)
+    drafts: RowDrafts | None = None
     token_history: TokenHistory | None = None
     scores: PromptScores | None = None
     overtaken: int = 0
@@ -140,19 +145,23 @@ class Sequence:
         )
         self.without_ends = mask_without_ends(params, vocab_size, eos_token_ids)
 
-    def allowed_next(self) -> npt.NDArray[np.int32] | None:
+    def allowed_next(self, num_drafted: int = 0) -> npt.NDArray[np.int32] | None:
         """What the next token may be, one bit a token; None for any.
 
-        Where its grammar lets nothing but an end come, it ends early.
+        With `num_drafted` it is the token after so many drafted ones. Where its grammar
+        lets nothing but an end come, it ends early.
         """
-        num_output = len(self.token_ids) + self.in_flight - self.num_prompt
-        may_end = num_output >= self.request.params.min_tokens
+        allowed = self.allowed
+        if num_drafted and self.matcher is not None:
+            allowed = self.allowed_ahead[num_drafted - 1]
+        num_known = len(self.token_ids) + self.in_flight + num_drafted
+        may_end = num_known - self.num_prompt >= self.request.params.min_tokens
         if self.without_ends is None or may_end:
-            return self.allowed
-        if self.allowed is None:
+            return allowed
+        if allowed is None:
             return self.without_ends
-        going_on = self.allowed & self.without_ends
-        return going_on if going_on.any() else self.allowed
+        going_on = allowed & self.without_ends
+        return going_on if going_on.any() else allowed
 
     @property
     def num_to_prefill(self) -> int:
@@ -166,6 +175,11 @@ class Sequence:
         Written out here and below, as steps ask for each row several times.
         """
         return len(self.token_ids) + self.in_flight == self.num_computed + 1
+
+    @property
+    def drafted(self) -> tuple[int, ...]:
+        """The tokens that the step on its way checks beside its next one."""
+        return () if self.drafts is None else self.drafts.tokens
 
     @property
     def wants_decode(self) -> bool:

@@ -69,6 +69,14 @@ class Alternating:
         ]
         self._vocab_size, self._count = vocab_size, 0
 
+    def copy(self) -> Alternating:
+        twin = Alternating(self._vocab_size)
+        twin._count = self._count
+        return twin
+
+    def forced(self) -> list[int]:
+        return []
+
     def mask_into(self, row: np.ndarray) -> None:
         row[:] = self._masks[self._count % 2]
 

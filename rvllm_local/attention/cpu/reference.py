@@ -29,6 +29,7 @@ class ReferenceBackend:
     prefill_grain = 1
     overlaps = False
     mixes = True
+    verifies = True
     runs_by_layer = True
     num_dispatches = 0
 

@@ -24,6 +24,7 @@ from rvllm_local.engine.prefill_budget import PrefillBudget
 from rvllm_local.engine.report import CoreParts
 from rvllm_local.engine.runner import ModelRunner
 from rvllm_local.engine.scheduler import Scheduler
+from rvllm_local.engine.startup.choose_drafter import make_speculator
 from rvllm_local.engine.startup.choose_runner import LoadedParts, choose_runner
 from rvllm_local.engine.startup.make_kv_cache import make_kv_cache
 from rvllm_local.engine.startup.packed_runner import choose_packed_runner
@@ -218,8 +219,9 @@ def _assemble(
     reserve_memory = None
     if _is_on_cpu():
         reserve_memory = functools.partial(host.reserve_heap, plan.scratch)
+    speculator, drafting = make_speculator(runner, parts.layout, options)
     return EngineCore(
-        CoreParts(kv, kv_cache, scheduler, runner),
+        CoreParts(kv, kv_cache, scheduler, runner, speculator, drafting),
         budget,
         limits,
         text,

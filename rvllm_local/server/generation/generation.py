@@ -37,6 +37,8 @@ class Choice:
     tokens: int = 0
     cached_tokens: int = 0
     reasoning_tokens: int = 0
+    accepted_drafts: int = 0
+    rejected_drafts: int = 0
     is_reasoning: bool = False
     made_calls: bool = False
     has_ended: bool = False
@@ -48,7 +50,12 @@ class Choice:
     @property
     def usage(self) -> Usage:
         return Usage(
-            self.prompt_tokens, self.tokens, self.cached_tokens, self.reasoning_tokens
+            self.prompt_tokens,
+            self.tokens,
+            self.cached_tokens,
+            self.reasoning_tokens,
+            self.accepted_drafts,
+            self.rejected_drafts,
         )
 
 
@@ -108,6 +115,8 @@ class Generation:
             sum(choice.tokens for choice in self._choices),
             cached_tokens,
             sum(choice.reasoning_tokens for choice in self._choices),
+            sum(choice.accepted_drafts for choice in self._choices),
+            sum(choice.rejected_drafts for choice in self._choices),
         )
 
     async def outcomes(self) -> AsyncIterator[Sequence[Outcome]]:
@@ -255,6 +264,8 @@ class Generation:
         choice.tokens += len(event.token_ids)
         choice.token_ids.extend(event.token_ids)
         choice.cached_tokens = event.cached_tokens
+        choice.accepted_drafts = event.accepted_drafts
+        choice.rejected_drafts = event.rejected_drafts
 
     def _end(self, index: int, choice: Choice, event: StreamEvent) -> Ended:
         assert event.finish_reason is not None

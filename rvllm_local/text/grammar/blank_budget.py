@@ -96,6 +96,7 @@ class BoundedMatcher:
         self._compact = compact
         self._tokens = tokens
         self._num_blanks = num_blanks
+        self.compute_ff_tokens = inner.compute_ff_tokens
         self.is_accepting = inner.is_accepting
         self.is_error = inner.is_error
         self.is_stopped = inner.is_stopped

@@ -213,10 +213,15 @@ class Matcher:
     def mask_into(self, row: Mask) -> None:
         """Write the allowed tokens: bit `i % 32` of `row[i // 32]` for token `i`; `row` is [ceil(vocab / 32)].
 
-        Raises `GrammarError` if no token is left, which fails the request and nothing else.
+        Raises `GrammarError` if no token is left, which fails the request and nothing else. Where only one text can
+        follow, it comes in the tokens that it has by itself: a model would find as many others for it.
         """
         if self._thinking is None:
-            self._write(self._inner, row)
+            forced = self.forced()
+            if forced:
+                _only(forced[0], row)
+            else:
+                self._write(self._inner, row)
         elif self._thinking.is_over:
             self._write(self._inner, row)
             self._thinking.allow_blank(row)
@@ -227,6 +232,13 @@ class Matcher:
             allowed = self._thinking.allowed()
             self._write(self._rival, row)
             row[: allowed.size] |= allowed
+
+    def forced(self) -> list[int]:
+        """The next tokens, as far as the grammar leaves no choice; none within a thought."""
+        if self._thinking is not None or self._ended:
+            return []
+        tokens = _guarded(self._inner.compute_ff_tokens)
+        return [] if self._inner.is_error() else tokens
 
     def _write(self, inner: BoundedMatcher, row: Mask) -> None:
         mask = np.frombuffer(_guarded(inner.compute_bitmask), dtype=np.int32)
@@ -328,6 +340,13 @@ class _Vocabulary:
     def __call__(self, text: bytes | str) -> list[int]:
         text = text.decode(errors="replace") if isinstance(text, bytes) else text
         return self._tokenizer.encode(text, bos=False)
+
+
+def _only(token_id: int, row: Mask) -> None:
+    """Allow one token."""
+    word, bit = divmod(token_id, 32)
+    row[:] = 0
+    row.view(np.uint32)[word] = np.uint32(1 << bit)
 
 
 def _check_thinking(settings: Any) -> None:

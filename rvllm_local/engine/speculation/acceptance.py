@@ -1,0 +1,44 @@
+"""How often a sequence's drafts are right, by the kind of guess."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rvllm_local.engine.speculation.contract import Proposal
+
+FORCED = "forced"  # by a grammar: such a token comes for certain
+
+_MEMORY = 0.9  # what a guess of yesterday counts today
+# What is believed of a kind at first, as so many guesses, right and all.
+_BEGINNING = {"short": (1.0, 3.0), "middle": (1.0, 2.0), "long": (1.5, 2.0)}
+_UNKNOWN = (1.0, 2.0)
+
+
+class Acceptance:
+    """Counts right guesses of one sequence. Old ones fade."""
+
+    def __init__(self) -> None:
+        self._counts: dict[str, tuple[float, float]] = {}
+
+    def chance(self, kind: str) -> float:
+        """Of a drafted token to be right when all before it were."""
+        if kind == FORCED:
+            return 1.0
+        right, all_guesses = self._counts.get(kind) or _BEGINNING.get(kind, _UNKNOWN)
+        return right / all_guesses
+
+    def record(self, proposal: Proposal, token_ids: Sequence[int]) -> None:
+        """Hold a proposal against the tokens that came, verified or not."""
+        if not proposal.tokens or proposal.kind == FORCED:
+            return
+        right = 0
+        compared = min(len(proposal.tokens), len(token_ids))
+        while right < compared and proposal.tokens[right] == token_ids[right]:
+            right += 1
+        all_guesses = min(right + 1, compared)
+        kind = proposal.kind
+        before = self._counts.get(kind) or _BEGINNING.get(kind, _UNKNOWN)
+        self._counts[kind] = (
+            before[0] * _MEMORY + right,
+            before[1] * _MEMORY + all_guesses,
+        )

@@ -1,0 +1,84 @@
+"""Drafts without a model: what followed when the last tokens stood there before.
+
+Looks through the prompt and the answer with numpy. Nothing is indexed, so that a
+sequence keeps four bytes a token, and a search costs some microseconds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from rvllm_local.engine.speculation.contract import NOTHING, Proposal
+
+_SHORTEST = 2  # tokens that must agree; after fewer anything may follow
+_LONGEST = 8  # tokens that are compared
+_FAR = 32_768  # tokens back that are looked through
+
+
+class TokenText:
+    """The tokens of one sequence, with room for more."""
+
+    def __init__(self, token_ids: Sequence[int]) -> None:
+        self._size = len(token_ids)
+        self._tokens = np.zeros(max(64, 2 * self._size), dtype=np.int32)
+        self._tokens[: self._size] = token_ids
+
+    def push(self, token_ids: Sequence[int]) -> None:
+        end = self._size + len(token_ids)
+        if end > len(self._tokens):
+            more = np.zeros(max(end, len(self._tokens)), dtype=np.int32)
+            self._tokens = np.concatenate([self._tokens, more])
+        self._tokens[self._size : end] = token_ids
+        self._size = end
+
+    def recent(self) -> npt.NDArray[np.int32]:
+        first = max(0, self._size - _FAR)
+        return self._tokens[first : self._size]
+
+
+class NgramDrafter:
+    """Proposes what followed the longest, then the latest, equal stretch of tokens."""
+
+    name = "n-grams"
+
+    def open(self, token_ids: Sequence[int]) -> TokenText:
+        return TokenText(token_ids)
+
+    def push(self, stream: TokenText, token_ids: Sequence[int]) -> None:
+        stream.push(token_ids)
+
+    def propose(self, streams: Sequence[TokenText], most: int) -> list[Proposal]:
+        return [_followers(stream.recent(), most) for stream in streams]
+
+
+def _followers(tokens: npt.NDArray[np.int32], most: int) -> Proposal:
+    end = len(tokens) - 1
+    if end < 1:
+        return NOTHING
+    # Where the last token stands as well; then where those before it agree, too.
+    ends = np.flatnonzero(tokens[:end] == tokens[end])
+    length = 1
+    while length < _LONGEST and len(ends):
+        ends_before = ends[ends >= length]
+        agree = tokens[ends_before - length] == tokens[end - length]
+        longer = ends_before[agree]
+        if not len(longer):
+            break
+        ends = longer
+        length += 1
+    if length < _SHORTEST or not len(ends):
+        return NOTHING
+    start = int(ends[-1]) + 1
+    # Past the newest token it goes on as a repetition.
+    period = end + 1 - start
+    places = start + np.arange(most) % period
+    return Proposal(tuple(tokens[places].tolist()), _kind(length))
+
+
+def _kind(length: int) -> str:
+    if length < 3:
+        return "short"
+    return "middle" if length < 6 else "long"

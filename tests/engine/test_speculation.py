@@ -1,0 +1,83 @@
+"""Drafts change how many steps an answer takes, and nothing in it."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from rvllm_local.engine.speculation.ngrams import NgramDrafter
+from tests.support.drafters import Knowing, Rubbish, let_draft
+from tests.support.lora import save_adapter
+from tests.support.scenarios import Answer, Engine, Scenario, assert_same, scenario
+from tests.support.tiny import VOCAB_SIZE, save_tiny
+
+# benchmarks/speculation.py tries more.
+COUNT = int(os.environ.get("RVLLM_TEST_SCENARIOS", "7"))
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    root = tmp_path_factory.mktemp("drafts")
+    model = save_tiny("llama", root / "model", seed=3)
+    keys = ("self_attn.q_proj", "mlp.down_proj")
+    return model, save_adapter(root / "adapter", model, keys)
+
+
+def engine(world: tuple[Path, Path], **options: object) -> Engine:
+    model, adapter = world
+    return Engine(
+        model,
+        kv_memory=260_000,
+        deterministic=True,
+        self_check=False,
+        adapters=(("tuned", str(adapter)),),
+        prefill_chunk=64,
+        **options,
+    )
+
+
+@pytest.fixture(scope="module")
+def scenarios() -> list[Scenario]:
+    return [scenario(seed, ("tuned",)) for seed in range(COUNT)]
+
+
+@pytest.fixture(scope="module")
+def plain(world: tuple[Path, Path], scenarios: list[Scenario]) -> list[Answer]:
+    """The answers without drafts. They had to make room for each other."""
+    with engine(world, draft="off") as undrafted:
+        answers = undrafted.run(scenarios)
+        stats = undrafted.core.stats()
+    assert stats["preemptions"] > 0
+    assert stats["draft_tokens_accepted"] == stats["draft_tokens_rejected"] == 0
+    return answers
+
+
+@pytest.mark.parametrize("kind", ["n-grams", "rubbish", "right", "wrong"])
+def test_answers_are_the_same_with_every_drafter(
+    world: tuple[Path, Path],
+    scenarios: list[Scenario],
+    plain: list[Answer],
+    kind: str,
+) -> None:
+    whole = []
+    for item, answer in zip(scenarios, plain, strict=True):
+        whole += [[*item.prompt, *tokens] for tokens in answer.tokens.values()]
+    drafters = {
+        "n-grams": NgramDrafter(),
+        "rubbish": Rubbish(VOCAB_SIZE),
+        "right": Knowing(whole, VOCAB_SIZE),
+        "wrong": Knowing(whole, VOCAB_SIZE, off_by=1),
+    }
+    with engine(world) as drafting:
+        let_draft(drafting.core, drafters[kind])
+        answers = drafting.run(scenarios)
+        # Warm: the prompts' blocks are cached, and no rejected token is in them.
+        again = drafting.run(scenarios[:2])
+        stats = drafting.core.stats()
+    for ours, theirs in zip(answers, plain, strict=True):
+        assert_same(ours, theirs)
+    for ours, theirs in zip(again, plain[:2], strict=True):
+        assert_same(ours, theirs)
+    assert stats["draft_tokens_accepted"] + stats["draft_tokens_rejected"] > 0
