@@ -13,7 +13,7 @@ from tests.support.lora import save_adapter
 from tests.support.scenarios import Answer, Engine, Scenario, assert_same, scenario
 from tests.support.tiny import VOCAB_SIZE, save_tiny
 
-# benchmarks/speculation.py tries more.
+# RVLLM_TEST_SCENARIOS tries more.
 COUNT = int(os.environ.get("RVLLM_TEST_SCENARIOS", "7"))
 
 
