@@ -100,7 +100,7 @@ class OverlappingRunner(ModelRunner):
             return found
 
         self._launched = LateStep(compute)
-        if self._layout.has_state:  # a device's arrays stand for what they will be: the state is the launched step's at once
+        if self.layout.has_state:  # a device's arrays stand for what they will be: the state is the launched step's at once
             self._launched.run()
         return SampledTokens(Later(self._launched))  # type: ignore[arg-type]
 
