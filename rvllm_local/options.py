@@ -80,7 +80,7 @@ class EngineOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     ] = None
     draft: Annotated[
         Draft, _about("guess tokens from the text so far (ngram), or off")
-    ] = "ngram"
+    ] = "off"
     max_waiting: Annotated[CountFromZero, _about("requests that may wait")] = 256
     system_reserve: Annotated[
         BytesFromZero | None,

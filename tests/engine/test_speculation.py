@@ -46,7 +46,7 @@ def scenarios() -> list[Scenario]:
 @pytest.fixture(scope="module")
 def plain(world: tuple[Path, Path], scenarios: list[Scenario]) -> list[Answer]:
     """The answers without drafts. They had to make room for each other."""
-    with engine(world, draft="off") as undrafted:
+    with engine(world) as undrafted:
         answers = undrafted.run(scenarios)
         stats = undrafted.core.stats()
     assert stats["preemptions"] > 0
@@ -70,7 +70,7 @@ def test_answers_are_the_same_with_every_drafter(
         "right": Knowing(whole, VOCAB_SIZE),
         "wrong": Knowing(whole, VOCAB_SIZE, off_by=1),
     }
-    with engine(world) as drafting:
+    with engine(world, draft="ngram") as drafting:
         let_draft(drafting.core, drafters[kind])
         answers = drafting.run(scenarios)
         # Warm: the prompts' blocks are cached, and no rejected token is in them.

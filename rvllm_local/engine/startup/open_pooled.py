@@ -7,13 +7,8 @@ import mlx.core as mx
 from rvllm_local.engine.limits import EngineLimits, Pools
 from rvllm_local.engine.pooled_core import PooledCore
 from rvllm_local.machine import device_memory
-from rvllm_local.memory.plan import (
-    PROCESS_BYTES,
-    MemoryPlan,
-    ModelSizes,
-    default_reserve,
-    scratch_bytes,
-)
+from rvllm_local.memory.plan import PROCESS_BYTES, MemoryPlan, default_reserve
+from rvllm_local.memory.scratch import ModelSizes, scratch_bytes
 from rvllm_local.models.config_file import vocab_size
 from rvllm_local.models.describe import num_heads, widest
 from rvllm_local.models.encoders.load import (
