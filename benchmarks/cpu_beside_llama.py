@@ -109,10 +109,13 @@ def reading(
     length: int,
     seed: str,
 ) -> float:
-    """Prompt tokens/s until the first token comes."""
+    """Prompt tokens/s until the answer of one token has ended.
+
+    A stream's first line may come before its prompt was read.
+    """
     began = time.perf_counter()
-    ((first, _),) = asyncio.run(_together(server, [prompt(length, seed)], 1))
-    return length / (first - began)
+    ((_, last),) = asyncio.run(_together(server, [prompt(length, seed)], 1))
+    return length / (last - began)
 
 
 def measure(server: ServerProcess, number: int) -> dict[str, float]:
