@@ -21,7 +21,8 @@ class Shelf:
 
     pins: list[str] = field(default_factory=list)
     folders: dict[str, str] = field(default_factory=dict)
-    _changed: set[str] = field(default_factory=set)  # chats, since it was written
+    # Chats, since it was written: no part of what a shelf is.
+    _changed: set[str] = field(default_factory=set, compare=False)
 
     def load(self, kept: Any) -> None:
         """Take what was kept; what is no text is left out."""

@@ -241,6 +241,8 @@ class TestMeanings:
     )
     @pytest.mark.parametrize("path", [CHAT, TEXT])
     def test_schemas(self, api: Running, path: str, fields: dict[str, Any]) -> None:
+        if path == CHAT:
+            fields = {**fields, "reasoning_budget": 0}
         choice = ask(api, path, max_tokens=300, **fields)["choices"][0]
         text = choice["text"] if path == TEXT else choice["message"]["content"]
         assert list(json.loads(text)) == ["salty"]
@@ -258,7 +260,9 @@ class TestMeanings:
     def test_other_formats(
         self, api: Running, fields: dict[str, Any], pattern: str
     ) -> None:
-        assert re.fullmatch(pattern, content(ask(api, max_tokens=20, **fields)))
+        # Drawn at random, the model may think until it is cut.
+        whole = ask(api, max_tokens=20, reasoning_budget=0, **fields)
+        assert re.fullmatch(pattern, content(whole))
 
     def test_any_object(self, api: Running) -> None:
         text = content(ask(api, structured_outputs={"json_object": True}))

@@ -86,7 +86,7 @@ def test_a_child_is_followed_exchanged_and_ended() -> None:
         server, told = Starting("one"), []
         endpoint = await server.connect(told.append)
         assert server.is_child
-        assert any("fetched 45 MB · " in text for text in told)
+        assert any("fetching one  45 MB · " in text for text in told)
         assert (await endpoint.models())[0].id == "one"
         await endpoint.close()
         endpoint = await server.restart("two", told.append)

@@ -104,7 +104,8 @@ def test_hostile_schemas_end_in_time(
         matcher.mask_into(row)
     except ParameterError as error:
         assert len(str(error)) < 1000
-    assert time.process_time() - began < 2.0
+    # Generous: cores that are shared count more time for the same work.
+    assert time.process_time() - began < 5.0
     unit = 1 if sys.platform == "darwin" else 1024
     assert (
         resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
