@@ -10,13 +10,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from rvllm_local.errors import ModelFileError, UnsupportedModelError
 from rvllm_local.models.family_fields import plain_numbers, put_family_fields
+from rvllm_local.models.layer_pattern import put_full_interval
 from rvllm_local.models.rotation import with_both_spellings
 
 # Parts of a configuration that describe a language model of their own.
 _PARTS = ("text_config", "language_config", "llm_config")
-_FULL = "full_attention"
 _SLIDING = "sliding_attention"
 # Definitions that know windowed layers by a count: every n-th layer is full.
 _COUNTED_PATTERN = frozenset({"gemma3_text", "gemma3", "cohere2"})
@@ -94,7 +93,9 @@ def _put_layers(normal: dict[str, Any], model_type: str) -> None:
         _name_windowed_layers(normal, model_type)
         return
     if model_type in _COUNTED_PATTERN:
-        _put_counted_pattern(normal, layer_types, model_type)
+        put_full_interval(
+            normal, "sliding_window_pattern", layer_types, _SLIDING, model_type
+        )
     elif model_type in _LETTER_PATTERN and normal.get("sliding_window"):
         normal["sliding_window_pattern"] = _letter_pattern(layer_types)
 
@@ -117,31 +118,6 @@ def _name_windowed_layers(normal: dict[str, Any], model_type: str) -> None:
     pattern = normal.get("sliding_window_pattern")
     if model_type in _LETTER_PATTERN and type(pattern) is int:
         normal["sliding_window_pattern"] = "L" * (pattern - 1) + "G"
-
-
-def _put_counted_pattern(
-    normal: dict[str, Any], layer_types: list[Any], model_type: str
-) -> None:
-    has_full = _FULL in layer_types
-    pattern = len(layer_types) + 1
-    if has_full:
-        pattern = layer_types.index(_FULL) + 1
-    for number, kind in enumerate(layer_types, start=1):
-        expected = _SLIDING
-        if number % pattern == 0:
-            expected = _FULL
-        if kind != expected:
-            raise UnsupportedModelError(
-                f"the config's layer_types are not every {pattern}th layer a full "
-                f"one, and mlx-lm's definition of {model_type} knows nothing else"
-            )
-    stated = normal.get("sliding_window_pattern")
-    if has_full and type(stated) is int and stated != pattern:
-        raise ModelFileError(
-            f"the config's sliding_window_pattern is {stated} and its layer_types "
-            f"have a full layer every {pattern}: they contradict each other"
-        )
-    normal["sliding_window_pattern"] = pattern
 
 
 def _put_sizes(normal: dict[str, Any], model_type: str) -> None:

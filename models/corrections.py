@@ -5,11 +5,12 @@ Each was found by holding mlx-lm 0.32.2 against transformers' own logits.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import mlx.core as mx
 from mlx import nn
+
+from rvllm_local.models.replaced_calls import replace_call
 
 _ROUTER_BIAS = "router_bias"
 # What ERNIE publishes the bias as; the definition's clean-up drops it.
@@ -22,7 +23,7 @@ def correct_definition(module: nn.Module, model_type: str) -> None:
         return
     for layer in module.layers:
         if hasattr(layer.feed_forward, "switch_mlp"):
-            _call_instead(layer.feed_forward, _jamba_experts)
+            replace_call(layer.feed_forward, _jamba_experts)
 
 
 def put_router_biases(
@@ -43,7 +44,7 @@ def put_router_biases(
         bias = value.reshape(-1)
         block = _part(module, stem.rstrip("."))
         setattr(block, _ROUTER_BIAS, mx.zeros_like(bias))
-        _call_instead(block, _ernie_experts)
+        replace_call(block, _ernie_experts)
         renamed[f"{stem}{_ROUTER_BIAS}"] = bias
     return renamed
 
@@ -54,12 +55,6 @@ def _part(module: nn.Module, path: str) -> Any:
     for name in path.split("."):
         part = part[int(name)] if name.isdecimal() else getattr(part, name)
     return part
-
-
-def _call_instead(block: nn.Module, call: Callable[[Any, mx.array], mx.array]) -> None:
-    """Let a module compute `call`; its parts and parameters stay."""
-    kind = type(block)
-    block.__class__ = type(kind.__name__, (kind,), {"__call__": call})
 
 
 def _jamba_experts(block: Any, x: mx.array) -> mx.array:

@@ -12,10 +12,10 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from rvllm_local.errors import ModelFileError, UnsupportedModelError
+from rvllm_local.models.layer_pattern import FULL, put_full_interval
 
 Fields = dict[str, Any]
 
-_FULL = "full_attention"
 _LINEAR = "linear_attention"
 # What transformers takes where a configuration is silent, and the definition wants.
 _DEFAULTS: Mapping[str, Mapping[str, Any]] = {
@@ -67,25 +67,11 @@ def put_family_fields(fields: Fields, model_type: str) -> None:
 def _put_linear_interval(fields: Fields, model_type: str) -> None:
     """Every n-th layer is a full one: the definition knows the layers by n alone."""
     layer_types = fields.get("layer_types")
-    if not isinstance(layer_types, list) or _FULL not in layer_types:
+    if not isinstance(layer_types, list) or FULL not in layer_types:
         return
-    interval = layer_types.index(_FULL) + 1
-    for number, kind in enumerate(layer_types, start=1):
-        expected = _LINEAR
-        if number % interval == 0:
-            expected = _FULL
-        if kind != expected:
-            raise UnsupportedModelError(
-                f"the config's layer_types are not every {interval}th layer a full "
-                f"one, and mlx-lm's definition of {model_type} knows nothing else"
-            )
-    stated = fields.get("full_attention_interval")
-    if type(stated) is int and stated != interval:
-        raise ModelFileError(
-            f"the config's full_attention_interval is {stated} and its layer_types "
-            f"have a full layer every {interval}: they contradict each other"
-        )
-    fields["full_attention_interval"] = interval
+    put_full_interval(
+        fields, "full_attention_interval", layer_types, _LINEAR, model_type
+    )
 
 
 def _put_gemma4(fields: Fields, model_type: str) -> None:
@@ -124,7 +110,7 @@ def _is_full_layer(layer_types: Any, index: Any) -> bool:
     if not isinstance(layer_types, list) or not str(index).isdecimal():
         return False
     number = int(index)
-    return number < len(layer_types) and layer_types[number] == _FULL
+    return number < len(layer_types) and layer_types[number] == FULL
 
 
 def _put_once(fields: Fields, name: str, value: Any, source: str) -> None:
@@ -140,7 +126,7 @@ def _put_once(fields: Fields, name: str, value: Any, source: str) -> None:
 
 def _put_granite_hybrid(fields: Fields, _model_type: str) -> None:
     layer_types = fields.get("layer_types")
-    older = {_LINEAR: "mamba", _FULL: "attention"}
+    older = {_LINEAR: "mamba", FULL: "attention"}
     if isinstance(layer_types, list):
         fields["layer_types"] = [older.get(kind, kind) for kind in layer_types]
     if fields.get("position_embedding_type") is None:

@@ -12,6 +12,8 @@ from typing import Any
 
 from mlx import nn
 
+from rvllm_local.models.replaced_calls import replace_call
+
 _SLIDING = "sliding_attention"
 # Which layers have the window, where `layer_types` does not say so.
 _EVERY, _EVEN, _UPPER = "every", "even", "upper"
@@ -69,10 +71,7 @@ def put_windows(model: nn.Module, config: Mapping[str, Any]) -> None:
         return
     takes_arrays = config.get("model_type") in _TAKES_ARRAYS
     for layer, window in zip(model.layers, windows, strict=True):
-        kind = type(layer)
-        call = _masked_call(kind, window, takes_arrays)
-        names = {"__call__": call, "__module__": kind.__module__}
-        layer.__class__ = type(kind.__name__, (kind,), names)
+        replace_call(layer, _masked_call(type(layer), window, takes_arrays))
     # An attribute of the model, where mlx-lm looks for it.
     object.__setattr__(model, "make_cache", lambda: _caches(windows))
 
