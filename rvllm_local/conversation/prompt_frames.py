@@ -10,7 +10,6 @@ import json
 import struct
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal, TypeVar
 
 import msgspec
 
@@ -24,7 +23,7 @@ from rvllm_local.errors import (
     RvllmError,
     error_of,
 )
-from rvllm_local.models.locate import ModelFiles
+from rvllm_local.models.locate import ModelFiles, ModelKind
 from rvllm_local.text.read_inputs import EncodedInput, Input
 from rvllm_local.text.token_table import TokenTable
 
@@ -34,22 +33,26 @@ PID = struct.Struct(">I")  # what a new process begins with
 # id of a process follows the second.
 NEW, END = b"n", b"e"
 MAX_FRAME = 256 * 2**20  # bytes; token ids of the largest body take a half
-T = TypeVar("T")
 
 
-class Load(msgspec.Struct, frozen=True):
-    """First frame to the process: where the model is, and what reading it may take."""
+class OfModel(msgspec.Struct, frozen=True):
+    """What every frame that names a model's files begins with."""
 
-    kind: Literal["folder", "gguf", "bundle"]
+    kind: ModelKind
     path: str
     name: str
-    cpu_s: float
-    num_bytes: int
 
     @property
     def files(self) -> ModelFiles:
         """The model's files."""
         return ModelFiles(self.kind, Path(self.path), self.name)
+
+
+class Load(OfModel, frozen=True):
+    """First frame to the process: where the model is, and what reading it may take."""
+
+    cpu_s: float
+    num_bytes: int
 
 
 class TextFacts(msgspec.Struct, frozen=True):
@@ -180,16 +183,6 @@ def encode(frame: msgspec.Struct) -> bytes:
     if len(body) > MAX_FRAME:
         raise FrameError(f"a frame of {len(body)} bytes is longer than {MAX_FRAME}")
     return LENGTH.pack(len(body)) + body
-
-
-def decode(body: bytes, decoder: msgspec.msgpack.Decoder[T]) -> T:
-    """The frame in `body`. Raises `FrameError`."""
-    try:
-        return decoder.decode(body)
-    except (msgspec.DecodeError, ValueError, RecursionError) as error:
-        raise FrameError(
-            f"a frame of {len(body)} bytes does not decode: {type(error).__name__}"
-        ) from error
 
 
 def length_of(head: bytes) -> int:

@@ -18,6 +18,7 @@ import traceback
 from pathlib import Path
 
 from rvllm_local import host
+from rvllm_local.clients.process.frames import decode
 from rvllm_local.conversation import prompt_frames as frames
 from rvllm_local.conversation.model import ConversationModel, detect_style
 from rvllm_local.conversation.prompts import Prepared, prepare_chat, prepare_text
@@ -38,7 +39,7 @@ def main() -> None:
     host.end_with_parent(int(sys.argv[2]))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # it would hold prompts
     parent = socket.socket(fileno=int(sys.argv[1]))
-    load = frames.decode(_received_frame(parent), frames.LOAD)
+    load = decode(_received_frame(parent), frames.LOAD)
     limit_memory(load.num_bytes)
     limit_time(load.cpu_s, 0)
     try:
@@ -137,7 +138,7 @@ def _work(connection: socket.socket, model: ConversationModel) -> None:
     head = _received(connection, frames.LENGTH.size)
     connection.settimeout(None)
     body = _received(connection, frames.length_of(head))
-    work = frames.decode(body, frames.WORK)
+    work = decode(body, frames.WORK)
     limit_time(work.cpu_s, work.wall_s)
     try:
         if work.text is not None:

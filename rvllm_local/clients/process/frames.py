@@ -142,16 +142,17 @@ def send(connection: socket.socket, frame: Command | Event) -> None:
 def receive_command(connection: socket.socket) -> Command | None:
     """The next command; None at the end. Raises `FrameError`."""
     body = _receive(connection)
-    return None if body is None else _decode(_COMMANDS, body)
+    return None if body is None else decode(body, _COMMANDS)
 
 
 def receive_event(connection: socket.socket) -> Event | None:
     """The next event; None at the end. Raises `FrameError`."""
     body = _receive(connection)
-    return None if body is None else _decode(_EVENTS, body)
+    return None if body is None else decode(body, _EVENTS)
 
 
-def _decode(decoder: msgspec.msgpack.Decoder[T], body: bytes) -> T:
+def decode(body: bytes, decoder: msgspec.msgpack.Decoder[T]) -> T:
+    """The frame in `body`. Raises `FrameError`, which quotes nothing."""
     try:
         return decoder.decode(body)
     except (msgspec.DecodeError, ValueError, RecursionError) as error:

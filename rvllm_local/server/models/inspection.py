@@ -11,9 +11,9 @@ import subprocess
 import threading
 import time
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Protocol
 
-from rvllm_local.clients.process.frames import FrameError
+from rvllm_local.clients.process.frames import FrameError, decode
 from rvllm_local.conversation import prompt_frames as frames
 from rvllm_local.errors import ModelFileError
 from rvllm_local.models.locate import ModelFiles
@@ -25,9 +25,9 @@ from rvllm_local.server.models.inspection_frames import (
     Inspected,
     ModelFacts,
     Planned,
+    What,
 )
 
-What = Literal["planned", "context_length", "facts"]
 _MODULE = "rvllm_local.server.models.inspection_process"
 _CPU_S, _WALL_S = 15.0, 30.0
 _MEMORY = 2**30  # bytes
@@ -63,7 +63,7 @@ class _Reader:
     def ask(self, frame: bytes) -> Inspected:
         """The answer to a frame. Raises `OSError` or `FrameError` without one."""
         self.connection.sendall(frame)
-        answer = frames.decode(receive_frame(self.connection), INSPECTED)
+        answer = decode(receive_frame(self.connection), INSPECTED)
         self.num_answers += 1
         return answer
 

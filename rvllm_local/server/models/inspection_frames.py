@@ -4,38 +4,29 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 import msgspec
 
-from rvllm_local.conversation.prompt_frames import Refused
-from rvllm_local.models.locate import ModelFiles
+from rvllm_local.conversation.prompt_frames import OfModel, Refused
 from rvllm_local.models.own_sampling import OwnSampling
 from rvllm_local.options import EngineOptions
 
 IDLE_S = 20.0  # after which a process that has nothing to do ends
+What = Literal["planned", "context_length", "facts"]
 
 
-class Inspect(msgspec.Struct, frozen=True):
+class Inspect(OfModel, frozen=True):
     """What to read, and what reading it may take.
 
     `what` names the field of the answer.
     """
 
-    kind: Literal["folder", "gguf", "bundle"]
-    path: str
-    name: str
     options: EngineOptions
-    what: Literal["planned", "context_length", "facts"]
+    what: What
     cpu_s: float
     wall_s: float
     num_bytes: int
-
-    @property
-    def files(self) -> ModelFiles:
-        """The model's files."""
-        return ModelFiles(self.kind, Path(self.path), self.name)
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,6 +14,7 @@ import sys
 import time
 
 from rvllm_local import host
+from rvllm_local.clients.process.frames import decode
 from rvllm_local.conversation import prompt_frames as frames
 from rvllm_local.conversation.prompt_frames import Refused
 from rvllm_local.engine.startup.open import plan_files
@@ -48,7 +49,7 @@ def main() -> None:
         except OSError:  # it is too late, or the parent has gone
             break
         began = time.process_time()
-        inspect = frames.decode(body, INSPECT)
+        inspect = decode(body, INSPECT)
         connection.sendall(_answer(inspect))
         used_s = time.process_time() - began
     os._exit(0)

@@ -10,6 +10,7 @@ import sys
 import time
 
 from rvllm_local import host
+from rvllm_local.clients.process.frames import decode
 from rvllm_local.conversation import prompt_frames as frames
 
 _LONG_S = 0.25  # work that takes longer goes on behind the work of others
@@ -67,10 +68,10 @@ class Fork:
             self._alarm.cancel()
         self.num_answers += 1
         if max(len(work), len(body)) <= _LARGE:
-            return frames.decode(body, frames.DONE)
+            return decode(body, frames.DONE)
         self.is_spent = True
         asyncio.get_running_loop().call_later(_TRIM_AFTER_S, _trim)
-        return await asyncio.to_thread(frames.decode, body, frames.DONE)
+        return await asyncio.to_thread(decode, body, frames.DONE)
 
     def close(self) -> None:
         """Let the process end, if it is waiting for work."""

@@ -6,7 +6,7 @@ import contextlib
 import socket
 import subprocess
 
-from rvllm_local.clients.process.frames import FrameError
+from rvllm_local.clients.process.frames import FrameError, decode
 from rvllm_local.conversation import prompt_frames as frames
 from rvllm_local.errors import ModelFileError
 from rvllm_local.models.locate import ModelFiles
@@ -47,7 +47,7 @@ def _facts_from(connection: socket.socket, files: ModelFiles) -> frames.TextFact
     with contextlib.suppress(OSError, FrameError):
         connection.sendall(frames.encode(load))
         body = receive_frame(connection)
-        loaded = frames.decode(body, frames.LOADED)
+        loaded = decode(body, frames.LOADED)
     connection.settimeout(None)
     if loaded.refused is not None:
         raise loaded.refused.error()
