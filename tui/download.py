@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 
+from rvllm_local.models.progress import amounts_in
 from rvllm_local.tui.status import bar
 
-# "fetched 45 MB" of a wheel, "owner/name: 45 of 300 MB (15 %)" of a repository.
-_AMOUNT = re.compile(r"(?:fetched|:) ([\d.]+)(?: of ([\d.]+))? (kB|MB|GB)\b")
-_UNITS = {"kB": 1e3, "MB": 1e6, "GB": 1e9}
 _BAR_WIDTH = 12
 STALLED_S = 15.0  # without a word from the fetching process
 
@@ -34,14 +31,12 @@ class DownloadProgress:
         """The line to show once the process has printed `text`."""
         if text != self._last_text:
             self._last_text, self._last_at = text, self._clock()
-        amount = _AMOUNT.search(text)
-        if amount is None:
+        amounts = amounts_in(text)
+        if amounts is None:
             return self._with_silence(f"fetching {self._name}: {text}")
-        unit = _UNITS[amount[3]]
-        came = float(amount[1]) * unit
-        size: float | None = self._size
-        if amount[2] is not None:
-            size = float(amount[2]) * unit
+        came, size = amounts
+        if size is None:
+            size = self._size
         parts = [f"fetching {self._name}"]
         if size:
             share = min(came / size, 1.0)

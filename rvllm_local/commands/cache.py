@@ -9,8 +9,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-from rvllm_local.config import Config, load_config
+from rvllm_local.config import load_config
 from rvllm_local.errors import ParameterError
+from rvllm_local.memory.block_scan import store_folder
 from rvllm_local.memory.cache_contents import CachedModel, cached_models, clear_cache
 
 _DAY = 24 * 3600.0
@@ -20,24 +21,21 @@ _AGES = (("today", _DAY), ("this week", 7 * _DAY), ("older", float("inf")))
 def cache(arguments: argparse.Namespace) -> int:
     """Print the disk cache's contents, or clear it."""
     config = load_config()
+    folder = store_folder(config.cache_dir)
     if arguments.action == "clear":
-        return _clear(_folder(config), arguments.models)
-    rows = [_row(model, time.time()) for model in cached_models(_folder(config))]
+        return _clear(folder, arguments.models)
+    rows = [_row(model, time.time()) for model in cached_models(folder)]
     if arguments.json:
-        sys.stdout.write(json.dumps({"folder": str(_folder(config)), "models": rows}))
+        sys.stdout.write(json.dumps({"folder": str(folder), "models": rows}))
         sys.stdout.write("\n")
         return 0
     total = sum(row["size"] for row in rows)
     sys.stdout.write(
-        f"{_folder(config)}: {_gigabytes(total)} of at most "
+        f"{folder}: {_gigabytes(total)} of at most "
         f"{_gigabytes(config.options.disk_cache_bytes)}\n"
     )
     _print_rows(rows)
     return 0
-
-
-def _folder(config: Config) -> Path:
-    return config.cache_dir / "kv"
 
 
 def _row(model: CachedModel, now: float) -> dict[str, Any]:

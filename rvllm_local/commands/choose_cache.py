@@ -9,6 +9,7 @@ from pathlib import Path
 from msgspec import structs
 
 from rvllm_local.config import Config
+from rvllm_local.memory.block_scan import store_folder
 from rvllm_local.memory.cache_contents import cached_models
 
 logger = logging.getLogger(__name__)
@@ -21,7 +22,7 @@ def with_server_cache(config: Config) -> Config:
     """
     if config.options.cache != "auto":
         return config
-    folder = config.cache_dir / "kv"
+    folder = store_folder(config.cache_dir)
     held = sum(model.size for model in cached_models(folder))
     budget = config.options.disk_cache_bytes
     choice = "disk" if _free_bytes(folder) + held >= 2 * budget else "memory"

@@ -286,12 +286,8 @@ class EngineCore:
             if sequence not in self._scheduler.running:
                 continue
             event = scores_event(sequence)
-            if event is None:
-                continue
-            if event.finish_reason is None:
-                sequence.sink(event)
-            else:
-                self._end(sequence, event)
+            if event is not None:
+                self._send(sequence, event)
 
     def _launch(
         self, rows: tuple[Sequence, ...], chunks: tuple[PrefillChunk, ...]
@@ -328,12 +324,16 @@ class EngineCore:
     def _emit(self, events: list[RowEvent]) -> None:
         """Send each token's text; end the sequences whose last token it was."""
         for sequence, event in events:
-            if sequence.ended:  # whoever heard of another row's token cancelled it
-                continue
-            if event.finish_reason is None:
-                sequence.sink(event)
-            else:
-                self._end(sequence, event)
+            # Whoever heard of another row's token may have cancelled this one.
+            if not sequence.ended:
+                self._send(sequence, event)
+
+    def _send(self, sequence: Sequence, event: StreamEvent) -> None:
+        """Send an event, and take the sequence out if it is the last one."""
+        if event.finish_reason is None:
+            sequence.sink(event)
+        else:
+            self._end(sequence, event)
 
     def _record_time(
         self,

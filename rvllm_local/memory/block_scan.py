@@ -41,6 +41,11 @@ class BlockFile:
         return self.path.parent.parent
 
 
+def store_folder(cache_dir: Path) -> Path:
+    """Where the store lies below the cache's folder: `root` in all that follows."""
+    return cache_dir / "kv"
+
+
 def block_files(root: Path) -> list[BlockFile]:
     """All block files, the one that was not used for longest first."""
     files = []

@@ -9,13 +9,12 @@ import os
 import shlex
 import shutil
 import signal
-import sys
 from collections.abc import Sequence
 
 from rvllm_local.commands.launch.agents import Agent, Settings, find_agent
 from rvllm_local.commands.launch.profile import profile_folder, write_profile
 from rvllm_local.commands.launch.server import AgentServer, ServedModel
-from rvllm_local.config import load_config
+from rvllm_local.config import load_config, show_progress
 from rvllm_local.errors import ConfigError, ParameterError
 
 _NO_KEY = "none"  # agents insist on one, and the server asks for none
@@ -76,9 +75,9 @@ def _settings(agent: Agent, served: ServedModel, is_forced: bool) -> Settings:
             raise ConfigError(
                 f"{text}; choose a model with more (rvllm search), or give --force"
             )
-        _say(text)
+        show_progress(text)
     elif agent.least_context and context < _ROOMY:
-        _say(
+        show_progress(
             f"{served.model} has a context of {context} tokens: enough for short tasks"
         )
     return Settings(
@@ -127,8 +126,3 @@ async def _end(process: asyncio.subprocess.Process) -> None:
     except TimeoutError:
         process.kill()
         await process.wait()
-
-
-def _say(text: str) -> None:
-    sys.stderr.write(f"rvllm: {text}\n")
-    sys.stderr.flush()

@@ -5,13 +5,12 @@ The user's configuration of the agent is elsewhere, and is neither read nor writ
 
 from __future__ import annotations
 
-import os
-import tempfile
 from pathlib import Path
 
 import platformdirs
 
 from rvllm_local.commands.launch.agents import Agent, Settings
+from rvllm_local.memory.block_file import write_private
 
 
 def profile_folder(name: str) -> Path:
@@ -34,11 +33,4 @@ def write_profile(agent: Agent, settings: Settings) -> None:
 def _replace(path: Path, text: str) -> None:
     """Write a file at once: another session may be reading it. It may hold a key."""
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    descriptor, draft = tempfile.mkstemp(dir=path.parent)
-    try:
-        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-            file.write(text)
-        Path(draft).replace(path)
-    except BaseException:
-        Path(draft).unlink(missing_ok=True)
-        raise
+    write_private(path, text.encode())

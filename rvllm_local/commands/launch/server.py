@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import sys
 from dataclasses import dataclass
 
+from rvllm_local.config import show_progress
 from rvllm_local.errors import EndpointError, ModelNotFoundError
+from rvllm_local.server.models.names import LATEST
 from rvllm_local.tui.launcher import ServerLauncher
 from rvllm_local.tui.state import ModelInfo
 
 _GRACE_S = 2.0  # a server that was started here ends with the agent
 _RETRY_S = 2.0
-_LATEST = ":latest"
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,12 +48,12 @@ class AgentServer:
         try:
             return await self.find()
         except EndpointError as error:
-            _say(f"{error}; start a server with: rvllm serve {self._default}")
+            show_progress(f"{error}; start a server with: rvllm serve {self._default}")
             return ServedModel(self._launcher.url, self._default, None)
 
     async def find(self) -> ServedModel:
         """The server and the model. Raises `EndpointError`, `ModelNotFoundError`."""
-        endpoint = await self._launcher.connect(_say)
+        endpoint = await self._launcher.connect(show_progress)
         try:
             models = await endpoint.models()
         finally:
@@ -85,7 +85,7 @@ def _named(models: tuple[ModelInfo, ...], name: str | None) -> ModelInfo:
     if name is None:
         return models[0]
     last = name.rstrip("/").rpartition("/")[2].removesuffix(".gguf")
-    names_of_it = (name, name.removesuffix(_LATEST), last.removesuffix(".rvllm"))
+    names_of_it = (name, name.removesuffix(LATEST), last.removesuffix(".rvllm"))
     for info in models:
         if info.id in names_of_it:
             return info
@@ -94,8 +94,3 @@ def _named(models: tuple[ModelInfo, ...], name: str | None) -> ModelInfo:
         f"the server that runs has no model called {name[:80]!r}; it has {names}. Fetch "
         f"it with: rvllm pull {name[:80]}"
     )
-
-
-def _say(text: str) -> None:
-    sys.stderr.write(f"rvllm: {text}\n")
-    sys.stderr.flush()

@@ -12,6 +12,7 @@ from rvllm_local.engine.startup.choose_runner import LoadedParts
 from rvllm_local.errors import ConfigError
 from rvllm_local.memory.block_file import HEADER
 from rvllm_local.memory.block_io import BlockIO
+from rvllm_local.memory.block_scan import store_folder
 from rvllm_local.memory.disk_cache import BlockStore
 from rvllm_local.memory.state_record import StateForm, form_bytes
 from rvllm_local.memory.swap import SwapSpace
@@ -65,7 +66,7 @@ def _open_store(
         )
         return None
     return BlockStore(
-        Path(options.cache_dir) / "kv",
+        store_folder(Path(options.cache_dir)),
         fingerprint=fingerprint,
         budget_bytes=options.disk_cache_bytes,
         warn=logger.warning,

@@ -13,7 +13,7 @@ from rvllm_local.server.http.problems import Problem
 _NAME = re.compile(r"[\w./:@+-]{0,100}", re.ASCII)
 # Agents start helpers of their own with a tier's name, whatever model they were given.
 _TIER = re.compile(r"claude-[a-z0-9.-]*(haiku|sonnet|opus)[a-z0-9.@-]*")
-_LATEST = ":latest"
+LATEST = ":latest"  # a tag that means the only version there is
 DEFAULT = "default"
 
 
@@ -45,7 +45,7 @@ class ModelNames:
 
     def resolve(self, name: str) -> str:
         """The model's own name. Raises `Problem` 404 that lists them."""
-        for candidate in (name, name.removesuffix(_LATEST)):
+        for candidate in (name, name.removesuffix(LATEST)):
             if candidate in self._aliases:
                 return self._aliases[candidate]
             if candidate == DEFAULT:

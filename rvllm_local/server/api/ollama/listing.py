@@ -6,9 +6,9 @@ from typing import Any
 
 from rvllm_local.server.api.ollama.durations import timestamp
 from rvllm_local.server.models.inspection_frames import ModelFacts
+from rvllm_local.server.models.names import LATEST
 from rvllm_local.server.models.registry import Listed
 
-_LATEST = ":latest"
 # What a configuration calls the sizes that are shown.
 _SIZES = {
     "embedding_length": "hidden_size",
@@ -73,7 +73,7 @@ def shown(name: str, facts: ModelFacts) -> dict[str, Any]:
 
 
 def _tagged(name: str) -> str:
-    return name if name.endswith(_LATEST) else name + _LATEST
+    return name if name.endswith(LATEST) else name + LATEST
 
 
 def _details(facts: ModelFacts | None) -> dict[str, Any]:

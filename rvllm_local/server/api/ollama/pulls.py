@@ -10,7 +10,6 @@ import asyncio
 import contextlib
 import json
 import os
-import re
 import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -19,14 +18,13 @@ from typing import Any
 from starlette.responses import Response
 
 from rvllm_local.models.catalogue import Catalogue
+from rvllm_local.models.progress import amounts_in
 from rvllm_local.models.repository import parse_repository
 from rvllm_local.server.http.problems import Problem
 from rvllm_local.server.http.replies import JSONReply
+from rvllm_local.server.models.names import LATEST
 from rvllm_local.server.models.registry import Registry
 
-_AMOUNT = re.compile(r"([\d.]+) of ([\d.]+) MB")
-_SO_FAR = re.compile(r"fetched ([\d.]+) MB")
-_LATEST = ":latest"
 _HUB_HOSTS = ("hf.co/", "huggingface.co/")
 _LONGEST_LINE = 2**20
 _SILENT_S = 5.0
@@ -105,16 +103,15 @@ class Pull:
 
     def _told(self, text: str) -> bytes:
         """A line of the process, with the bytes that it names."""
-        amounts = _AMOUNT.search(text)
-        so_far = _SO_FAR.search(text)
-        if amounts is not None:
-            completed = _bytes(amounts[1])
-            total = _bytes(amounts[2])
-        elif so_far is not None and self._size:
-            completed = min(self._size, _bytes(so_far[1]))
-            total = self._size
-        else:
+        amounts = amounts_in(text)
+        if amounts is None:
             return _line({"status": text})
+        came, whole = amounts
+        if whole is None and not self._size:
+            return _line({"status": text})
+        completed, total = round(came), round(whole or self._size)
+        if whole is None:
+            completed = min(total, completed)
         return _line(
             {
                 "status": f"pulling {self._name}",
@@ -146,7 +143,7 @@ async def _said_by(process: asyncio.subprocess.Process) -> AsyncIterator[str]:
 
 def _fetched_name(name: str) -> str:
     """The name that fetches a model. Raises `Problem` 404 for one that means none."""
-    bare = name.removesuffix(_LATEST)
+    bare = name.removesuffix(LATEST)
     for host in _HUB_HOSTS:
         bare = bare.removeprefix(host)
     if bare.lower() in Catalogue.load().entries or parse_repository(bare) is not None:
@@ -158,10 +155,6 @@ def _fetched_name(name: str) -> str:
         "model_not_found",
         "model",
     )
-
-
-def _bytes(megabytes: str) -> int:
-    return round(float(megabytes) * 10**6)
 
 
 def _line(value: dict[str, Any]) -> bytes:
