@@ -45,7 +45,7 @@ _RENAMED: Mapping[str, tuple[tuple[str, str], ...]] = {
     "nomic_bert": nomic_bert.RENAMED,
 }
 # What an encoder's own module is called inside of one with a head.
-_PREFIXES = ("bert.", "roberta.", "camembert.", "model.", "nomic_bert.", "new.")
+_PREFIXES = ("bert.", "roberta.", "camembert.", "model.", "nomic_bert.")
 # Parts of a training head, and counters: they decide nothing here.
 _LEFT_OUT = (
     "cls.",
@@ -55,6 +55,7 @@ _LEFT_OUT = (
     "inv_freq",
     "token_type_ids",
 )
+_HEADS = ("pooler", "classifier", "classifier_dense", "head", "head_norm")
 _ACTIVATIONS = {"Identity": None, "Tanh": "tanh", "ReLU": "relu", "GELU": "gelu"}
 
 
@@ -108,7 +109,7 @@ def load_pooled(files: ModelFiles, setup: PooledSetup) -> PooledModel:
     Raises `ModelFileError` for damaged files and `UnsupportedModelError` for what cannot
     be served.
     """
-    config = _config(files, setup)
+    config = pooled_config(files, setup)
     weights = folder_weights(files.path)
     if setup.family in ENCODERS.values():
         module = build_encoder(config, setup)
@@ -139,11 +140,10 @@ def load_pooled(files: ModelFiles, setup: PooledSetup) -> PooledModel:
 
 
 def pooled_config(files: ModelFiles, setup: PooledSetup) -> dict[str, Any]:
-    """The configuration in the words of the definitions here."""
-    return _config(files, setup)
+    """The configuration in the words of the definitions here.
 
-
-def _config(files: ModelFiles, setup: PooledSetup) -> dict[str, Any]:
+    Raises `UnsupportedModelError` for a setting that none of them knows.
+    """
     config = read_config(files.path)
     if setup.family == "nomic_bert":
         config = nomic_bert.normal_config(config)
@@ -216,11 +216,11 @@ def _renamed(
         renamed[inner] = value
     if setup.family == "nomic_bert":
         renamed = nomic_bert.NomicBert.split_joined(renamed)
-    expected = dict(tree_flatten(module.parameters()))
-    for part in ("pooler.", "classifier.", "classifier_dense.", "head.", "head_norm."):
-        if not any(name.startswith(part) for name in expected):
-            renamed = {n: v for n, v in renamed.items() if not n.startswith(part)}
-    return renamed
+    # A head that is not asked for anything is no part of the module.
+    unused = tuple(f"{part}." for part in _HEADS if part not in module)
+    return {
+        name: value for name, value in renamed.items() if not name.startswith(unused)
+    }
 
 
 def _decoder(

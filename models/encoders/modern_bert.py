@@ -117,11 +117,6 @@ class ModernBert(nn.Module):  # type: ignore[misc]
         self.final_norm = nn.LayerNorm(hidden, eps=eps, bias=bias)
         self._config = dict(config)
 
-    @staticmethod
-    def longest(config: Mapping[str, Any]) -> int:
-        """Tokens that have a position."""
-        return int(config["max_position_embeddings"])
-
     def add_classifier(self, num_labels: int) -> None:
         """Give it the layers of a model that scores."""
         config = self._config

@@ -129,11 +129,6 @@ class NomicBert(nn.Module):  # type: ignore[misc]
         self.layers = [Layer(config) for _ in range(config["num_hidden_layers"])]
 
     @staticmethod
-    def longest(config: Mapping[str, Any]) -> int:
-        """Tokens that have a position."""
-        return int(config["max_position_embeddings"])
-
-    @staticmethod
     def split_joined(weights: dict[str, mx.array]) -> dict[str, mx.array]:
         """The maker's own files hold query, key and value as one matrix."""
         split = {}

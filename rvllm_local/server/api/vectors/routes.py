@@ -68,7 +68,8 @@ async def _embeddings(service: Service, body: EmbeddingsRequest) -> Response:
     async with service.registry.lease(body.model) as served:
         pools = pools_of(served, "embed")
         check_dimensions(body.dimensions, pools)
-        read = await _read_inputs(service, served, body)
+        prompt = prompt_named(pools, body.input_type)
+        read = await _read_inputs(service, served, body, prompt)
         vectors = vectors_of(read.parts, body.dimensions, pools)
         rows = await service.workers.run(
             lambda: _rows(vectors, body.encoding_format == "base64"),
@@ -85,9 +86,9 @@ async def _embeddings(service: Service, body: EmbeddingsRequest) -> Response:
 
 
 async def _read_inputs(
-    service: Service, served: Served, body: EmbeddingsRequest
+    service: Service, served: Served, body: EmbeddingsRequest, prompt: str
 ) -> Read:
-    prompt = prompt_named(pools_of(served, "embed"), body.input_type)
+    """Have the inputs read; `prompt` goes before each text."""
     most = served.client.limits.context_length if body.truncate else None
     rows: Sequence[Any] = body.input
     if isinstance(body.input, str):
