@@ -19,6 +19,23 @@ BASE: dict[str, Any] = {
     "tie_word_embeddings": False,
 }
 HEADS = {"head_dim": 16}
+# Attention over latent keys and values.
+LATENT = {
+    "num_key_value_heads": 4,
+    "kv_lora_rank": 32,
+    "q_lora_rank": 24,
+    "qk_rope_head_dim": 16,
+    "qk_nope_head_dim": 32,
+    "v_head_dim": 32,
+}
+# Experts of one group.
+ROUTED = {
+    "n_routed_experts": 4,
+    "num_experts_per_tok": 2,
+    "n_group": 1,
+    "topk_group": 1,
+    "moe_intermediate_size": 48,
+}
 EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 48}
 
 
@@ -196,12 +213,7 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
         "youtu",
         {
             **rotation(5000.0),
-            "num_key_value_heads": 4,
-            "kv_lora_rank": 32,
-            "q_lora_rank": 24,
-            "qk_rope_head_dim": 16,
-            "qk_nope_head_dim": 32,
-            "v_head_dim": 32,
+            **LATENT,
         },
     ),
     "glm": (
