@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from functools import cache
-
 import mlx.core as mx
 import numpy as np
 import pytest
@@ -14,27 +12,13 @@ from rvllm_local.engine.core import EngineCore
 from rvllm_local.engine.startup.build import build_core
 from rvllm_local.memory.blocks import BLOCK_TOKENS
 from rvllm_local.memory.state import RecurrentState, StateSnapshots, stacked
-from rvllm_local.models.loader import LoadedModel
 from rvllm_local.options import EngineOptions
 from rvllm_local.types import SamplingParams, StreamEvent
-from tests.support.matrix import Answer, Bytes, mlx_lm_tokens
-from tests.support.zoo import VOCAB_SIZE, zoo_model
+from tests.support.matrix import Answer, Bytes, loaded, mlx_lm_tokens, tokens
 
 OPTIONS = EngineOptions(kv_memory=16_000_000, max_rows=6, prefill_chunk=64)
 GREEDY = SamplingParams(max_tokens=40, temperature=0, ignore_eos=True)
 FAMILIES = ("mamba2", "qwen3_next", "falcon_h1")
-
-
-@cache
-def loaded(arch: str) -> LoadedModel:
-    model, config = zoo_model(arch)
-    return LoadedModel(
-        model, config, arch, arch, 1024, VOCAB_SIZE, (), 0, f"tiny {arch}"
-    )
-
-
-def tokens(length: int, seed: int) -> list[int]:
-    return np.random.default_rng(seed).integers(0, VOCAB_SIZE, length).tolist()
 
 
 def ask(

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import logging
-from functools import cache
 from pathlib import Path
 
-import numpy as np
 import pytest
 from msgspec.structs import replace
 
@@ -15,23 +13,13 @@ from rvllm_local.engine.core import EngineCore
 from rvllm_local.engine.startup.build import build_core
 from rvllm_local.memory.block_file import HEADER
 from rvllm_local.memory.blocks import BLOCK_TOKENS
-from rvllm_local.models.loader import LoadedModel
 from rvllm_local.options import EngineOptions
 from rvllm_local.types import SamplingParams
-from tests.support.matrix import Answer, Bytes
-from tests.support.zoo import VOCAB_SIZE, zoo_model
+from tests.support.matrix import Answer, Bytes, loaded, tokens
 
 FAMILIES = ("lfm2", "mamba2")  # attention beside the states; states alone
 GREEDY = SamplingParams(max_tokens=40, temperature=0, ignore_eos=True)
 SYSTEM = 100  # tokens
-
-
-@cache
-def loaded(arch: str) -> LoadedModel:
-    model, config = zoo_model(arch)
-    return LoadedModel(
-        model, config, arch, arch, 1024, VOCAB_SIZE, (), 0, f"tiny {arch}"
-    )
 
 
 def opened(arch: str, folder: Path, **options: object) -> EngineCore:
@@ -44,10 +32,6 @@ def opened(arch: str, folder: Path, **options: object) -> EngineCore:
         self_check=False,
     )
     return build_core(loaded(arch), Bytes(), replace(usual, **options))  # type: ignore[arg-type]
-
-
-def tokens(length: int, seed: int) -> list[int]:
-    return np.random.default_rng(seed).integers(0, VOCAB_SIZE, length).tolist()
 
 
 def ask(core: EngineCore, prompt: list[int], num_shared: int = 0) -> Answer:

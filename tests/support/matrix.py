@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import tempfile
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
@@ -35,6 +36,20 @@ _BUILD_ERRORS = (
     RuntimeError,
     RvllmError,
 )
+
+
+@functools.cache
+def loaded(arch: str) -> LoadedModel:
+    """A tiny model of an architecture, made once."""
+    model, config = zoo_model(arch)
+    return LoadedModel(
+        model, config, arch, arch, 1024, VOCAB_SIZE, (), 0, f"tiny {arch}"
+    )
+
+
+def tokens(length: int, seed: int) -> list[int]:
+    """Token ids drawn from a seed."""
+    return np.random.default_rng(seed).integers(0, VOCAB_SIZE, length).tolist()
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,6 +14,8 @@ from pathlib import Path
 import platformdirs
 import pytest
 
+from tests.support.installed import put_in_place
+
 _TIMEOUT_S = 240
 CACHE = platformdirs.user_cache_path("rvllm") / "tests" / "npm"
 
@@ -59,10 +61,5 @@ def _install(packages: tuple[str, ...]) -> Path:
             capture_output=True,
             timeout=_TIMEOUT_S,
         )
-        try:
-            # All at once, so that nobody sees half an installation.
-            made.rename(folder)
-        except OSError:  # another process was first
-            if not folder.is_dir():
-                raise
+        put_in_place(made, folder)
     return folder

@@ -17,6 +17,8 @@ from pathlib import Path
 import platformdirs
 import pytest
 
+from tests.support.installed import put_in_place
+
 _TIMEOUT_S = 280
 CACHE = platformdirs.user_cache_path("rvllm") / "tests" / "pypi"
 
@@ -42,12 +44,7 @@ def _install(folder: Path, packages: tuple[str, ...]) -> None:
         _run(sys.executable, "-m", "venv", str(made))
         pip = (str(made / "bin" / "python"), "-m", "pip", "install", "--quiet")
         _run(*pip, "--disable-pip-version-check", *packages)
-        try:
-            # All at once, so that nobody sees half an installation.
-            made.rename(folder)
-        except OSError:  # another process was first
-            if not folder.is_dir():
-                raise
+        put_in_place(made, folder)
 
 
 def _run(*command: str) -> None:
