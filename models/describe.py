@@ -133,7 +133,7 @@ def describe(files: ModelFiles, stored: int | None = None) -> ModelDescription:
 def _stored_bytes(files: ModelFiles) -> int:
     """Bytes on disk of the files that hold weights."""
     if files.kind == "gguf":
-        return files.path.stat().st_size
+        return sum(path.stat().st_size for path in files.weight_paths())
     pattern = "model*.safetensors"
     if files.kind == "bundle":
         pattern = WEIGHTS

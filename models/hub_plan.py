@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from rvllm_local.errors import DownloadError
 from rvllm_local.models.bundle_format import ALLOWED_FILES, MANIFEST, WEIGHTS
+from rvllm_local.models.gguf_parts import part_names
 from rvllm_local.models.repository import is_gguf_name
 
 # One folder or more, and a name; no part begins with a dot.
@@ -25,7 +26,6 @@ _MODEL_FILE = re.compile(
     r"|model\.safetensors\.index\.json"
     r"|additional_chat_templates/[A-Za-z0-9_][A-Za-z0-9._-]*\.jinja"
 )
-_PART = re.compile(r"-\d{5}-of-(\d{5})\.gguf$")
 _PICKLES = (".bin", ".pt", ".pth", ".pkl", ".ckpt")
 # One of these names on any system; what only differs in case is one file on a Mac.
 _RESERVED = frozenset({"con", "prn", "aux", "nul"})
@@ -44,7 +44,7 @@ class RemoteFile:
 def choose_files(
     repository: str, offered: Iterable[RemoteFile], gguf: str | None = None
 ) -> list[RemoteFile]:
-    """What to fetch: a bundle, or configuration, tokenizer and safetensors weights; or the one `gguf` file.
+    """What to fetch: a bundle, or configuration, tokenizer and safetensors weights; or `gguf`, one file or several.
 
     Raises `DownloadError` for a repository with hostile names, without checksums or without such a model.
     """
@@ -65,7 +65,7 @@ def _chosen_files(files: list[RemoteFile], gguf: str | None) -> list[RemoteFile]
     """The files of a model, whatever else lies beside them under whatever name."""
     by_name = {file.name: file for file in files}
     if gguf is not None:
-        return [by_name[gguf]] if gguf in by_name else []
+        return [by_name[name] for name in part_names(gguf) if name in by_name]
     if MANIFEST in by_name and WEIGHTS in by_name:
         names = (MANIFEST, WEIGHTS, *ALLOWED_FILES)
         return [by_name[name] for name in names if name in by_name]
@@ -115,9 +115,11 @@ def _check_whole(
     repository: str, files: list[RemoteFile], offered: list[str], gguf: str | None
 ) -> None:
     names = {file.name for file in files}
-    if gguf is not None and (parts := _PART.search(gguf)) and int(parts[1]) > 1:
+    missing = set(part_names(gguf or "")) - names
+    if gguf is not None and files and missing:
         raise DownloadError(
-            f"{repository}: {gguf} is one of {int(parts[1])} parts, which are not joined here; choose another file"
+            f"{repository} has {len(files)} of the parts of {gguf}, and lacks "
+            f"{min(missing)}; choose another file"
         )
     if gguf is not None and not files:
         near = [name for name in offered if is_gguf_name(name)][:8]

@@ -12,6 +12,7 @@ from typing import Literal
 from rvllm_local.errors import ModelNotFoundError
 from rvllm_local.models.bundle_format import WEIGHTS, is_bundle
 from rvllm_local.models.catalogue import Catalogue, CatalogueEntry
+from rvllm_local.models.gguf_parts import name_without_part, part_paths
 from rvllm_local.models.hub_fetch import fetch_repository
 from rvllm_local.models.progress import Progress, silent
 from rvllm_local.models.repository import Repository, is_gguf_name, parse_repository
@@ -24,7 +25,9 @@ ModelKind = Literal["folder", "gguf", "bundle"]
 
 @dataclass(frozen=True, slots=True)
 class ModelFiles:
-    """Where a model lies: a folder of safetensors, one GGUF file, or a bundle's directory.
+    """Where a model lies: a folder of safetensors, a GGUF file, or a bundle's directory.
+
+    Of a GGUF model in several files it is one of them.
 
     `cache_dir` is where notes of these files and leases of them are kept; None is the
     default folder.
@@ -38,7 +41,7 @@ class ModelFiles:
     def weight_paths(self) -> list[Path]:
         """The files that hold the weights, whatever is in them."""
         if self.kind == "gguf":
-            return [self.path]
+            return part_paths(self.path)
         if self.kind == "bundle":
             return [self.path / WEIGHTS]
         return sorted(self.path.glob("*.safetensors"))
@@ -118,7 +121,7 @@ def is_gguf(path: Path) -> bool:
 
 def _name_of_gguf(path: Path) -> str:
     if path.suffix.lower() == ".gguf":
-        return path.stem
+        return Path(name_without_part(path.name)).stem
     return path.name
 
 

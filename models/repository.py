@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rvllm_local.models.gguf_parts import part_names
+
 RECORD = ".rvllm.json"
 PIN = ".pinned"  # a file in a model's folder that protects it from removal
 _REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
@@ -39,7 +41,8 @@ class Repository:
         if self.revision:
             name += f"@{self.revision}"
         if self.gguf:
-            stem = self.gguf[:-5] if self.gguf.endswith(".gguf") else self.gguf
+            file = part_names(self.gguf)[0]
+            stem = file[:-5] if file.endswith(".gguf") else file
             name += f"--{stem.replace('/', '--')}"
         return name
 

@@ -5,29 +5,22 @@ Every key is checked before it is used; what the definitions cannot serve as the
 
 from __future__ import annotations
 
-import math
 from typing import Any
-
-import numpy as np
 
 from rvllm_local.errors import ModelFileError, UnsupportedModelError
 from rvllm_local.models.gguf.family_keys import family_config
 from rvllm_local.models.gguf.keys import Keys
 from rvllm_local.models.gguf.reader import GGUFFile
+from rvllm_local.models.gguf.rotation import rotation_settings
 from rvllm_local.models.gguf.weights import Architecture, architecture_of
 
-_PLAIN_ROPE = (None, "none")
-_LLAMA3 = {
-    "low_freq_factor": 1.0,
-    "original_max_position_embeddings": 8192,
-}
-_LLAMA3_FAMILIES = ("llama", "llama4")
-# Where the short wavelengths end: Llama 4's definition has no smooth part.
-_HIGH_FREQUENCIES = (4.0, 1.0)
 _ENDS = (
     "eos_token_id",
     "eot_token_id",
     "eom_token_id",
+    "fim_pad_token_id",
+    "fim_rep_token_id",
+    "fim_sep_token_id",
     "eos_token_ids",
     "eog_token_ids",
 )
@@ -40,7 +33,7 @@ def gguf_config(file: GGUFFile) -> dict[str, Any]:
     keys = Keys(file)
     if not architecture.has_experts:
         keys.refuse_experts()
-    keys.refuse_parts()
+    keys.refuse_what_is_not_computed()
     heads, hidden = (
         keys.integer("attention.head_count"),
         keys.integer("embedding_length"),
@@ -65,133 +58,9 @@ def gguf_config(file: GGUFFile) -> dict[str, Any]:
         "eos_token_id": _end_tokens(file),
     }
     _check_heads(file, config)
-    config |= _rope(keys, config)
+    config |= rotation_settings(keys, config)
     _check_output(file, architecture)
     return family_config(keys, config)
-
-
-def _rope(keys: Keys, config: dict[str, Any]) -> dict[str, Any]:
-    """The scaling of positions. Raises `UnsupportedModelError` for what mlx-lm would not compute in the same way."""
-    # llama.cpp takes a factor without a type for a linear one.
-    kind = keys.get("rope.scaling.type")
-    if kind not in (*_PLAIN_ROPE, "linear", "longrope", "yarn"):
-        raise UnsupportedModelError(
-            f"{keys.path}: RoPE scaling {kind!r:.80} in a GGUF file is not supported"
-        )
-    tensors = keys.file.tensors
-    if "rope_freqs.weight" in tensors:
-        return {"rope_scaling": _llama3_scaling(keys, config)}
-    if "rope_factors_long.weight" in tensors or "rope_factors_short.weight" in tensors:
-        return _longrope(keys, config)
-    if kind == "longrope":
-        raise ModelFileError(
-            f"{keys.path}: RoPE scaling is 'longrope', but its factors are missing"
-        )
-    factor = _scaling_factor(keys)
-    if kind == "none" or factor == 1.0:
-        return {}
-    if kind == "yarn":
-        return {"rope_scaling": _yarn(keys, config, factor)}
-    return {"rope_scaling": {"type": "linear", "rope_type": "linear", "factor": factor}}
-
-
-def _scaling_factor(keys: Keys) -> float:
-    """The factor of positions, under its key or the one of older files; 0 is none."""
-    for key in ("rope.scaling.factor", "rope.scale_linear"):
-        value = keys.get(key)
-        if value is None:
-            continue
-        return 1.0 if value == 0 else keys.positive(key)
-    return 1.0
-
-
-def _yarn(keys: Keys, config: dict[str, Any], factor: float) -> dict[str, Any]:
-    context: int = config["max_position_embeddings"]
-    original = keys.integer("rope.scaling.original_context_length", context)
-    scaling = {
-        "type": "yarn",
-        "rope_type": "yarn",
-        "factor": factor,
-        "original_max_position_embeddings": original,
-    }
-    for key, name in (("yarn_beta_fast", "beta_fast"), ("yarn_beta_slow", "beta_slow")):
-        if keys.get(f"rope.scaling.{key}") is not None:
-            scaling[name] = keys.positive(f"rope.scaling.{key}")
-    return scaling
-
-
-def _llama3_scaling(keys: Keys, config: dict[str, Any]) -> dict[str, Any]:
-    """Llama 3.1's scaling, found again from the factor of each frequency."""
-    if config["model_type"] not in _LLAMA3_FAMILIES:
-        raise UnsupportedModelError(
-            f"{keys.path}: RoPE factors in a {config['model_type']} model are not supported"
-        )
-    dim: int = config["head_dim"]
-    factors = _factors(keys, "rope_freqs.weight", dim // 2)
-    for high in _HIGH_FREQUENCIES:
-        scaling = {"rope_type": "llama3", "factor": float(factors.max()), **_LLAMA3}
-        scaling["high_freq_factor"] = high
-        expected = _llama3_factors(scaling, config["rope_theta"], dim)
-        if np.allclose(factors, expected, rtol=1e-2):
-            return scaling
-    raise UnsupportedModelError(
-        f"{keys.path}: the RoPE factors are not those of Llama 3; use safetensors"
-    )
-
-
-def _llama3_factors(
-    scaling: dict[str, Any], base: float, dim: int
-) -> np.ndarray[Any, np.dtype[Any]]:
-    """The factor of each frequency, as Llama 3's definition gives them."""
-    wavelength = 2 * math.pi * base ** (np.arange(0, dim, 2) / dim)
-    ratio = scaling["original_max_position_embeddings"] / wavelength
-    low, high = scaling["low_freq_factor"], scaling["high_freq_factor"]
-    if high == low:
-        smooth = (ratio >= low).astype(np.float64)
-    else:
-        smooth = np.clip((ratio - low) / (high - low), 0.0, 1.0)
-    factors: np.ndarray[Any, np.dtype[Any]] = 1 / (
-        (1 - smooth) / scaling["factor"] + smooth
-    )
-    return factors
-
-
-def _longrope(keys: Keys, config: dict[str, Any]) -> dict[str, Any]:
-    if config["model_type"] != "phi3":
-        raise UnsupportedModelError(
-            f"{keys.path}: RoPE factors in a {config['model_type']} model are not supported"
-        )
-    half = keys.integer("rope.dimension_count", config["head_dim"]) // 2
-    long, short = (
-        _factors(keys, f"rope_factors_{kind}.weight", half).tolist()
-        for kind in ("long", "short")
-    )
-    return {
-        "rope_scaling": {
-            "type": "longrope",
-            "long_factor": long,
-            "short_factor": short,
-        },
-        "original_max_position_embeddings": keys.integer(
-            "rope.scaling.original_context_length", 4096
-        ),
-    }
-
-
-def _factors(
-    keys: Keys, name: str, count: int
-) -> np.ndarray[Any, np.dtype[np.float32]]:
-    info = keys.file.info(name)
-    if info.shape != (count,):
-        raise ModelFileError(
-            f"{keys.path}: tensor {name!r} has shape {info.shape}, not ({count},)"
-        )
-    factors = keys.file.read(name)
-    if not (np.isfinite(factors).all() and (factors > 0).all()):
-        raise ModelFileError(
-            f"{keys.path}: tensor {name!r} holds factors that are not positive numbers"
-        )
-    return factors
 
 
 def _check_output(file: GGUFFile, architecture: Architecture) -> None:

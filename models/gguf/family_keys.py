@@ -15,6 +15,9 @@ from rvllm_local.models.gguf.reader import GGUFFile
 Config = dict[str, Any]
 # The sizes that scale queries by the model's width instead of their own, by layers.
 _GEMMA2_27B, _GEMMA3_27B = 46, 62
+# Llama: any of these says that the layers have biases.
+_ATTENTION_BIASES = ("blk.0.attn_q.bias", "blk.0.attn_output.bias")
+_MLP_BIASES = ("blk.0.ffn_gate.bias", "blk.0.ffn_up.bias", "blk.0.ffn_down.bias")
 _FULL, _SLIDING = "full_attention", "sliding_attention"
 # Llama 4: what its loader knows without a key.
 _CHUNK = 8192
@@ -28,6 +31,15 @@ def family_config(keys: Keys, config: Config) -> Config:
     return config if read is None else read(keys, config)
 
 
+def _llama(keys: Keys, config: Config) -> Config:
+    tensors = keys.file.tensors
+    return {
+        **config,
+        "attention_bias": any(name in tensors for name in _ATTENTION_BIASES),
+        "mlp_bias": any(name in tensors for name in _MLP_BIASES),
+    }
+
+
 def _gemma2(keys: Keys, config: Config) -> Config:
     return {
         **config,
@@ -39,17 +51,45 @@ def _gemma2(keys: Keys, config: Config) -> Config:
 
 
 def _gemma3(keys: Keys, config: Config) -> Config:
-    pattern = keys.get("attention.sliding_window_pattern")
-    if type(pattern) is not int or pattern < 1:
-        pattern = 6
+    cap = keys.get("final_logit_softcapping")
+    if cap:
+        raise UnsupportedModelError(
+            f"{keys.path}: key 'final_logit_softcapping' is {cap!r:.40}, and mlx-lm's "
+            "definition of gemma3 does not know it"
+        )
     return {
         **config,
         "sliding_window": keys.integer("attention.sliding_window", 1024),
-        "sliding_window_pattern": pattern,
+        "sliding_window_pattern": _window_pattern(keys, config),
         "rope_local_base_freq": keys.positive("rope.freq_base_swa", 10000.0),
         "rope_theta": keys.positive("rope.freq_base", 1e6),
         "query_pre_attn_scalar": _query_scalar(config, _GEMMA3_27B),
     }
+
+
+def _window_pattern(keys: Keys, config: Config) -> int:
+    """The number of layers up to a full one: stated, or by a value for each layer.
+
+    Raises `UnsupportedModelError` for layers that no number describes.
+    """
+    pattern = keys.get("attention.sliding_window_pattern")
+    if isinstance(pattern, list):
+        layers: int = config["num_hidden_layers"]
+        has_window = [bool(value) for value in pattern[:layers]]
+        interval: int = layers + 1
+        if False in has_window:
+            interval = has_window.index(False) + 1
+        expected = [number % interval != 0 for number in range(1, layers + 1)]
+        if has_window != expected:
+            raise UnsupportedModelError(
+                f"{keys.path}: key 'attention.sliding_window_pattern' is "
+                f"{pattern!r:.80}, and mlx-lm's definition of gemma3 knows only every "
+                "n-th layer as a full one"
+            )
+        return interval
+    if type(pattern) is int and pattern > 0:
+        return pattern
+    return 6
 
 
 def _query_scalar(config: Config, layers_of_largest: int) -> float:
@@ -153,6 +193,11 @@ def _llama4(keys: Keys, config: Config) -> Config:
             f"{config['num_hidden_layers']} layers is not supported"
         )
     experts = keys.integer("expert_count")
+    if keys.get("attention.sliding_window") == 0:
+        raise UnsupportedModelError(
+            f"{keys.path}: a llama4 model whose layers attend to the whole context is "
+            "not supported"
+        )
     text = {
         **config,
         "attention_bias": "blk.0.attn_q.bias" in keys.file.tensors,
@@ -186,6 +231,7 @@ def _rows(file: GGUFFile, part: str) -> int | None:
 
 
 _FAMILIES: Mapping[str, Callable[[Keys, Config], Config]] = {
+    "llama": _llama,
     "gemma2": _gemma2,
     "gemma3_text": _gemma3,
     "phi3": _phi3,

@@ -3,10 +3,25 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 from rvllm_local.errors import ModelFileError, UnsupportedModelError
 from rvllm_local.models.gguf.reader import GGUFFile
+
+# Keys that change what is computed, with the values that change nothing.
+_NOT_COMPUTED: Mapping[str, tuple[Any, ...]] = {
+    "attention.causal": (True,),
+    "attention.clamp_kqv": (0,),
+    "attention.max_alibi_bias": (0,),
+    "embedding_scale": (0, 1),
+    "expert_group_count": (0, 1),
+    "expert_weights_scale": (0, 1),
+    "logit_scale": (0, 1),
+    "nextn_predict_layers": (0,),
+    "residual_scale": (0, 1),
+    "router_logit_softcapping": (0,),
+}
 
 
 class Keys:
@@ -25,20 +40,30 @@ class Keys:
                 f"{self.path}: experts in a GGUF file are not supported; use safetensors"
             )
 
-    def refuse_parts(self) -> None:
-        parts = self.file.metadata.get("split.count")
-        if isinstance(parts, int) and parts > 1:
-            raise UnsupportedModelError(
-                f"{self.path}: it is one of {parts} parts; join them with llama.cpp's `llama-gguf-split --merge`"
-            )
+    def refuse_what_is_not_computed(self) -> None:
+        """Raise `UnsupportedModelError` for a key that changes numbers and is not read.
+
+        A key of 0 changes nothing.
+        """
+        for key, neutral in _NOT_COMPUTED.items():
+            value = self.get(key)
+            if value is not None and value not in neutral:
+                raise UnsupportedModelError(
+                    f"{self.path}: key {self._prefix + key!r} is {value!r:.40}, which "
+                    "is not supported in a GGUF file; use safetensors"
+                )
 
     def integer(self, key: str, default: int | None = None) -> int:
         value = self._required(key) if default is None else self._or(key, default)
         if isinstance(value, list) and value:
             # A value for each layer: it counts if all are the same.
             first = value[0]
-            if all(each == first for each in value):
-                value = first
+            if any(each != first for each in value):
+                raise UnsupportedModelError(
+                    f"{self.path}: key {self._prefix + key!r} is {value!r:.60}: layers "
+                    "that differ are not supported in a GGUF file; use safetensors"
+                )
+            value = first
         if (
             isinstance(value, bool)
             or not isinstance(value, int)

@@ -18,6 +18,7 @@ import numpy.typing as npt
 
 from rvllm_local.errors import ModelFileError, UnsupportedModelError
 from rvllm_local.models.gguf.blocks import FORMATS, BlockFormat, FloatArray
+from rvllm_local.models.gguf_parts import part_paths
 
 _MAX_TENSORS = 1 << 16  # what is plausible; the largest models have a few thousand
 _MAX_KEYS = 1 << 14
@@ -38,36 +39,52 @@ _SCALARS = {
     12: "d",
 }
 _STRING, _ARRAY = 8, 9
+_SPLIT = "split."  # before the keys of a file that is one of several
 _BIG_ENDIAN = (2 << 24, 3 << 24)  # versions 2 and 3 with their bytes the other way
 
 
 @dataclass(frozen=True, slots=True)
 class TensorInfo:
-    """One tensor: shape in row-major order, encoding, and its bytes' place in the file."""
+    """One tensor: shape in row-major order, encoding, and its bytes' place in the file.
+
+    `part` is the file's number, for a model of several.
+    """
 
     name: str
     shape: tuple[int, ...]
     format: BlockFormat
     offset: int
     nbytes: int
+    part: int = 0
 
 
 class GGUFFile:
-    """An open GGUF file: `metadata` by key, `tensors` by name. Raises `ModelFileError` for anything malformed."""
+    """An open GGUF model: `metadata` by key, `tensors` by name.
+
+    A model of several files is opened by any of them; its keys are those of the first.
+    Raises `ModelFileError` for anything malformed.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        try:
-            with path.open("rb") as file:
-                self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        except (OSError, ValueError) as error:
-            raise ModelFileError(f"{path}: cannot be read as GGUF: {error}") from error
-        reader = _Reader(path, self._map)
-        num_tensors = reader.preamble()
-        self.metadata: dict[str, Any] = reader.metadata()
-        self.tensors: dict[str, TensorInfo] = reader.tensor_table(
-            num_tensors, self.metadata
-        )
+        parts = [_Part(each, number) for number, each in enumerate(part_paths(path))]
+        self._maps = [part.data for part in parts]
+        self.metadata: dict[str, Any] = parts[0].metadata
+        self.tensors: dict[str, TensorInfo] = {}
+        for part in parts:
+            _check_place(part, len(parts))
+            for name, info in part.tensors.items():
+                if name in self.tensors:
+                    raise ModelFileError(
+                        f"{part.path}: tensor {name!r:.80} is in another part as well"
+                    )
+                self.tensors[name] = info
+        count = self.metadata.get(f"{_SPLIT}tensors.count")
+        if count is not None and count != len(self.tensors):
+            raise ModelFileError(
+                f"{path}: key {_SPLIT + 'tensors.count'!r} is {count!r:.20}, and its "
+                f"{len(parts)} parts have {len(self.tensors)} tensors"
+            )
 
     def read(self, name: str) -> FloatArray:
         """A tensor as float32, in its row-major shape."""
@@ -81,7 +98,7 @@ class GGUFFile:
         """A tensor's encoded blocks, `[number, bytes of a block]`; a view of the file."""
         info = self.info(name)
         raw = np.frombuffer(
-            self._map, dtype=np.uint8, count=info.nbytes, offset=info.offset
+            self._maps[info.part], np.uint8, count=info.nbytes, offset=info.offset
         )
         return raw.reshape(-1, info.format.size)
 
@@ -92,11 +109,48 @@ class GGUFFile:
         return self.tensors[name]
 
 
+class _Part:
+    """One file: its bytes, keys and tensors."""
+
+    def __init__(self, path: Path, number: int) -> None:
+        self.path = path
+        self.number = number
+        try:
+            with path.open("rb") as file:
+                self.data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        except (OSError, ValueError) as error:
+            raise ModelFileError(f"{path}: cannot be read as GGUF: {error}") from error
+        reader = _Reader(path, self.data, number)
+        num_tensors = reader.preamble()
+        self.metadata = reader.metadata()
+        self.tensors = reader.tensor_table(num_tensors, self.metadata)
+
+
+def _check_place(part: _Part, count: int) -> None:
+    """Raise `ModelFileError` where a file's keys and its name disagree on its place."""
+    stated = part.metadata.get(f"{_SPLIT}count", count)
+    number = part.metadata.get(f"{_SPLIT}no", part.number)
+    if stated == 0 and count == 1:
+        return
+    if stated != count:
+        raise ModelFileError(
+            f"{part.path}: key {_SPLIT + 'count'!r} says that it is one of {stated} "
+            f"parts, and its name that it is one of {count}; name them as in "
+            "model-00001-of-00003.gguf, in one folder"
+        )
+    if number != part.number:
+        raise ModelFileError(
+            f"{part.path}: key {_SPLIT + 'no'!r} says that it is part {number}, counted "
+            f"from 0, and its name that it is part {part.number}"
+        )
+
+
 class _Reader:
     """A cursor over the header that never reads past the end."""
 
-    def __init__(self, path: Path, data: mmap.mmap) -> None:
+    def __init__(self, path: Path, data: mmap.mmap, part: int) -> None:
         self._path, self._data, self._at = path, data, 0
+        self._part = part
         self._num_keys = self._num_elements = 0
 
     def fail(self, what: str) -> ModelFileError:
@@ -161,7 +215,9 @@ class _Reader:
                 raise self.fail(
                     f"tensor {name!r:.80} reaches byte {base + offset + nbytes} of {len(self._data)}"
                 )
-            tensors[name] = TensorInfo(name, shape, block_format, base + offset, nbytes)
+            tensors[name] = TensorInfo(
+                name, shape, block_format, base + offset, nbytes, self._part
+            )
         self._check_overlap(sorted(tensors.values(), key=lambda info: info.offset))
         return tensors
 

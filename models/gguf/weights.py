@@ -87,6 +87,9 @@ _MIXTRAL = {
     "ffn_up_exps": "block_sparse_moe.switch_mlp.up_proj",
     "ffn_down_exps": "block_sparse_moe.switch_mlp.down_proj",
 }
+# Parts of a Llama's layer that may have biases.
+_MLP = frozenset({"ffn_gate", "ffn_up", "ffn_down"})
+_BIASED = _MLP | {"attn_q", "attn_k", "attn_v", "attn_output"}
 # A parameter that is no layer's weight.
 _BARE = ".sinks"
 # A matrix of one row, which the converter writes as a vector.
@@ -103,7 +106,8 @@ class Architecture:
 
     `permuted`: rows of queries and keys are in llama.cpp's order for its interleaved rotation. `norm_shift`: what the
     converter added to the weights of norms. `always_tied`: the family has no output matrix of its own.
-    `prefix` stands before every name in mlx-lm's definition.
+    `prefix` stands before every name in mlx-lm's definition. With `fills_biases` each
+    layer may have biases or not, and the definition has all of them or none.
     """
 
     model_type: str
@@ -112,11 +116,12 @@ class Architecture:
     norm_shift: float = 0.0
     always_tied: bool = False
     has_experts: bool = False
-    prefix: str = ""  # before every name in mlx-lm's definition
+    prefix: str = ""
+    fills_biases: bool = False
 
 
 ARCHITECTURES: Mapping[str, Architecture] = {
-    "llama": Architecture("llama", permuted=True),
+    "llama": Architecture("llama", permuted=True, fills_biases=True),
     "qwen2": Architecture("qwen2"),
     "qwen3": Architecture("qwen3", {**_LAYER, **_HEAD_NORMS}),
     "gemma": Architecture("gemma", norm_shift=1.0, always_tied=True),
@@ -179,6 +184,8 @@ def check_shapes(file: GGUFFile, expected: Mapping[str, tuple[int, ...]]) -> Non
         stored_tensors[mlx_name] = (name, shape)
     # An output matrix that is not there is the embedding.
     missing = expected.keys() - stored_tensors.keys() - {"lm_head.weight"}
+    if architecture.fills_biases:
+        missing = {name for name in missing if not name.endswith(".bias")}
     if missing:
         raise ModelFileError(
             f"{file.path}: the weights do not fit the configuration: {min(missing)} is "
@@ -203,6 +210,7 @@ def gguf_weights(
             _mlx_name(file, architecture, name),
             _values(file, architecture, name, config),
         )
+    yield from _absent_biases(file, architecture, config)
 
 
 def gguf_packed_weights(
@@ -227,6 +235,26 @@ def gguf_packed_weights(
                 f"{stem}.{part}",
                 _ordered(file, architecture, name, getattr(packed, part), config),
             )
+    for mlx_name, zeros in _absent_biases(file, architecture, config):
+        yield mlx_name, zeros.astype(floats)
+
+
+def _absent_biases(
+    file: GGUFFile, architecture: Architecture, config: Mapping[str, Any]
+) -> Iterator[tuple[str, FloatArray]]:
+    """Biases that the definition has and the file has not: they are zero."""
+    if not architecture.fills_biases:
+        return
+    for name in _weights(file):
+        if not name.endswith(".weight"):
+            continue
+        part = name.split(".")[-2]
+        is_biased = config["mlp_bias"] if part in _MLP else config["attention_bias"]
+        bias = f"{name.removesuffix('.weight')}.bias"
+        if part not in _BIASED or not is_biased or bias in file.tensors:
+            continue
+        rows = file.tensors[name].shape[0]
+        yield _mlx_name(file, architecture, bias), np.zeros(rows, dtype=np.float32)
 
 
 def _weights(file: GGUFFile) -> list[str]:

@@ -37,8 +37,8 @@ class SentencePieceBackend:
     """A SentencePiece model.
 
     `extra` are added tokens with ids of their own; `special` are the special tokens'
-    texts. Control and unknown pieces are special whatever `special` says. Raises
-    `ModelFileError` for a damaged model.
+    texts. Control and unknown pieces are special whatever `special` says. Blanks behind
+    a token of `takes_blanks` are dropped. Raises `ModelFileError` for a damaged model.
     """
 
     def __init__(
@@ -47,6 +47,7 @@ class SentencePieceBackend:
         name: str,
         extra: Mapping[str, int] | None = None,
         special: Collection[str] = (),
+        takes_blanks: Collection[str] = (),
     ) -> None:
         self._proto = proto
         self._name = name
@@ -54,6 +55,7 @@ class SentencePieceBackend:
         self._extra = dict(extra or {})
         self._texts = {token: text for text, token in self._extra.items()}
         self._special = set(special)
+        self._takes_blanks = frozenset(takes_blanks)
         self._pieces: dict[str, int] = {}
         for index, piece in enumerate(proto.pieces):
             self._pieces[piece.piece] = index
@@ -75,6 +77,7 @@ class SentencePieceBackend:
         extra: Mapping[str, int] | None = None,
         special: Collection[str] = (),
         prefix_space: bool | None = None,
+        takes_blanks: Collection[str] = (),
     ) -> SentencePieceBackend:
         """A backend from the bytes of a `tokenizer.model`.
 
@@ -96,7 +99,7 @@ class SentencePieceBackend:
             ) from error
         if prefix_space is not None:
             proto.normalizer_spec.add_dummy_prefix = prefix_space
-        return cls(proto, name, extra, special)
+        return cls(proto, name, extra, special, takes_blanks)
 
     def encode(
         self,
@@ -120,6 +123,8 @@ class SentencePieceBackend:
                 assert token is not None
                 ids.append(token)
                 continues = False
+                if part in self._takes_blanks:
+                    parts[index + 1] = parts[index + 1].lstrip()
             elif part:
                 processor = self._with_space
                 if continues:
@@ -135,7 +140,12 @@ class SentencePieceBackend:
             if piece.piece in hidden and piece.type == _USER_DEFINED:
                 # The package finds user-defined pieces in text, but no control pieces.
                 piece.type = _CONTROL
-        other = SentencePieceBackend(proto, self._name, self._extra)
+        other = SentencePieceBackend(
+            proto,
+            self._name,
+            self._extra,
+            takes_blanks=self._takes_blanks.difference(hidden),
+        )
         matched = [text for text in self._extra if text not in hidden]
         other._matched = _either(matched)
         return other

@@ -15,23 +15,53 @@ from rvllm_local.text import tags
 
 _ANSWER = "Q7zAnswerq7"  # a text that no template writes itself
 _QUESTION = "Q7zQuestionq7"
-# Texts of tokens that end a turn, for files that name no end but that of a text.
+# Texts of tokens that end a turn, for files that name no end but that of a text. These
+# can be nothing else, whatever type a file gives them.
+CERTAIN_ENDS = frozenset(
+    (
+        "<|im_end|>",
+        "<|eot_id|>",
+        "<|eom_id|>",
+        tags.END_MESSAGE,
+        "<|end_of_turn|>",
+        "<end_of_turn>",
+        "<turn|>",
+        "<|eot|>",
+        "<|endoftext|>",
+        "<|end_of_text|>",
+        "<end_of_utterance>",
+        "<|END_OF_TURN_TOKEN|>",
+        tags.RETURN,
+        tags.CALL,
+        "<｜end▁of▁sentence｜>",
+    )
+)
+# Two that part the messages of one turn, in which the last ends with another.
+_FLUSH, _CALLS = "<|flush|>", "<|calls|>"
+# Behind a call it is the user's turn; in such a vocabulary `</s>` is a tag of HTML.
+_TOOL_RESPONSE, _TEXT_END = "<|tool_response>", "</s>"
+# These end a turn where the file calls them control tokens.
 KNOWN_ENDS = (
-    "<|im_end|>",
-    "<|eot_id|>",
-    "<|eom_id|>",
-    "<|end|>",
-    "<|end_of_turn|>",
-    "<end_of_turn>",
-    "<turn|>",
-    "<|eot|>",
-    "<|endoftext|>",
-    "<|END_OF_TURN_TOKEN|>",
-    "<|return|>",
-    "<|call|>",
-    "<｜end▁of▁sentence｜>",
+    *sorted(CERTAIN_ENDS),
+    _TEXT_END,
+    "<eos>",
+    "<EOT>",
+    "_<EOT>",
+    "[EOT]",
+    "[EOS]",
     "[e~[",
     "<seed:eos>",
+    _FLUSH,
+    _CALLS,
+    _TOOL_RESPONSE,
+    # What comes behind a middle that was filled in.
+    "<|fim_pad|>",
+    "<fim_pad>",
+    "<fim-pad>",
+    "<|fim_repo|>",
+    "<|repo_name|>",
+    "<reponame>",
+    "<|file_sep|>",
 )
 
 
@@ -75,12 +105,17 @@ def turn_ends(tokenizer: RendersTurns) -> frozenset[int]:
 
 def known_ends(tokenizer: RendersTurns) -> frozenset[int]:
     """Special tokens that are known to end turns, for files that may name none."""
-    texts = set(KNOWN_ENDS)
+    ends = {}
+    for text in KNOWN_ENDS:
+        token = tokenizer.special_token_id(text)
+        if token is not None:
+            ends[text] = token
     is_harmony = tokenizer.special_token_id(tags.CHANNEL) is not None
-    if is_harmony:
-        texts -= {tags.END_MESSAGE}
-    tokens = [tokenizer.special_token_id(text) for text in texts]
-    return frozenset(token for token in tokens if token is not None)
+    if is_harmony or {_FLUSH, _CALLS} <= ends.keys():
+        ends.pop(tags.END_MESSAGE, None)
+    if _TOOL_RESPONSE in ends:
+        ends.pop(_TEXT_END, None)
+    return frozenset(ends.values())
 
 
 def _after_answer(tokenizer: RendersTurns, *, asks_again: bool) -> str | None:

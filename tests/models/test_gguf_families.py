@@ -26,6 +26,7 @@ from rvllm_local.models.loader import load_model
 from rvllm_local.models.locate import locate
 from rvllm_local.models.quantized import quantize_as_packed
 from rvllm_local.models.windows import layer_windows
+from rvllm_local.text.pre_tokenizers import PRE_TOKENIZERS
 from tests.support.gguf import permute
 from tests.support.tiny import tiny_config, tiny_model
 from tests.support.zoo import zoo_model
@@ -432,9 +433,7 @@ CUTS = {
 
 @pytest.mark.parametrize("name", CUTS)
 def test_texts_are_cut_as_the_models_do(name: str) -> None:
-    from rvllm_local.text.tokenizer_files import _pre_tokenizer
-
-    cut = _pre_tokenizer(name, Path("x.gguf"))
+    cut = PRE_TOKENIZERS[name].backend()
     text = "Hello world's 12345!!\n\n   x"
     assert [
         text[start:stop] for _, (start, stop) in cut.pre_tokenize_str(text)

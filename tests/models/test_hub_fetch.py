@@ -40,7 +40,7 @@ from rvllm_local.models.repository import (
 )
 from rvllm_local.models.store import installed, pin
 from tests.support import gguf
-from tests.support.gguf import llama_metadata, llama_tensors, write_gguf
+from tests.support.gguf import llama_metadata, llama_tensors, split_gguf, write_gguf
 from tests.support.hub import FakeHub, serve
 from tests.support.tiny import save_tiny, tiny_model
 
@@ -411,8 +411,21 @@ def test_one_gguf_file_of_a_repository(hub: FakeHub, store: Path) -> None:
     assert hub.fetched() == ["tiny.Q4_1.gguf"]
     with pytest.raises(DownloadError, match=r"tiny\.Q8_0\.gguf"):
         locate(f"{REPOSITORY}/tiny.Q5_0.gguf")
-    with pytest.raises(DownloadError, match="one of 3 parts"):
-        locate(f"{REPOSITORY}/tiny-00001-of-00003.gguf")
+
+
+def test_a_gguf_model_in_parts_comes_whole(hub: FakeHub, store: Path) -> None:
+    parts = split_gguf(llama_metadata(), llama_tensors(gguf.Q4_1)[0], 2)
+    names = [f"tiny-0000{number}-of-00002.gguf" for number in (1, 2)]
+    hub.files = dict(zip(names, parts, strict=True))
+    files = locate(f"{REPOSITORY}/{names[1]}")
+    assert sorted(hub.fetched()) == names
+    assert [path.read_bytes() for path in files.weight_paths()] == parts
+    assert locate(f"{REPOSITORY}/{names[0]}").weight_paths() == files.weight_paths()
+    assert installed()[0].names == (f"{REPOSITORY}/{names[0]}",)
+    del hub.files[names[0]]
+    hub.files["other-00001-of-00002.gguf"] = b""
+    with pytest.raises(DownloadError, match="lacks other-00002-of-00002"):
+        locate(f"{REPOSITORY}/other-00001-of-00002.gguf")
 
 
 def test_a_gguf_file_in_a_folder_of_a_repository(hub: FakeHub, store: Path) -> None:

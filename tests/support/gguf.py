@@ -13,7 +13,8 @@ from tests.support.tiny import CHAT_TEMPLATE, SPECIAL_TOKENS, tiny_tokenizer
 
 F32, F16, Q4_0, Q4_1, Q8_0, BF16 = 0, 1, 2, 3, 8, 30
 STRING, ARRAY, UINT32, INT32, FLOAT32, BOOL, UINT64 = 8, 9, 4, 5, 6, 7, 10
-_CODES = {UINT32: "I", INT32: "i", FLOAT32: "f", BOOL: "?", UINT64: "Q"}
+UINT16 = 2
+_CODES = {UINT16: "H", UINT32: "I", INT32: "i", FLOAT32: "f", BOOL: "?", UINT64: "Q"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +86,23 @@ def write_gguf(
         ) + struct.pack("<IQ", tensor.kind, place)
         body += tensor.data + bytes(-len(tensor.data) % 32)
     return head + bytes(-len(head) % 32) + body
+
+
+def split_gguf(
+    metadata: Mapping[str, tuple[int, Any]], tensors: Sequence[Tensor], count: int
+) -> list[bytes]:
+    """The files of a model in `count` parts, as llama.cpp splits it."""
+    parts = []
+    for number in range(count):
+        keys = {
+            "split.no": (UINT16, number),
+            "split.count": (UINT16, count),
+            "split.tensors.count": (INT32, len(tensors)),
+        }
+        if number == 0:
+            keys = {**metadata, **keys}
+        parts.append(write_gguf(keys, tensors[number::count]))
+    return parts
 
 
 def _string(text: str) -> bytes:

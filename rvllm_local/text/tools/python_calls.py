@@ -8,18 +8,16 @@ import keyword
 import re
 import warnings
 from collections.abc import Mapping, Sequence
-from typing import Any
 
+from rvllm_local.text.tools.python_values import TAKEN, python_value
 from rvllm_local.text.tools.reader import MalformedCallError
 
-_WORDS = {"true": True, "false": False, "null": None}
 _NAME = re.compile(r"[A-Za-z_][\w.-]*")
 _TRIPLE = re.compile(r'"""(?:[^\\]|\\[\s\S])*?"""|\'\'\'(?:[^\\]|\\[\s\S])*?\'\'\'')
 # A whole string.
 _QUOTED = re.compile(_TRIPLE.pattern + r'|"(?:[^"\\]|\\.)*"|\'(?:[^\'\\]|\\.)*\'')
 
-# Spellings of names that are keywords, and of a dash in a name.
-_TAKEN, _DASH = "q7z_", "q7zdash"
+_DASH = "q7zdash"  # how a dash in a name is spelled
 # A string, which stays as it is; an argument's name; a function's name with dashes.
 _FREE_NAME = re.compile(
     _QUOTED.pattern
@@ -61,7 +59,7 @@ def python_object(code: str) -> tuple[str, str]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            value = _python_value(ast.parse(code.strip(), mode="eval").body)
+            value = python_value(ast.parse(code.strip(), mode="eval").body)
         arguments = value.get("arguments", value.get("parameters", {}))
         text = json.dumps(arguments, ensure_ascii=False, allow_nan=False)
     except (SyntaxError, ValueError, TypeError, RecursionError, MemoryError) as error:
@@ -80,7 +78,7 @@ def _with_plain_names(code: str) -> str:
     def spelled(match: re.Match[str]) -> str:
         if match["argument"]:
             is_taken = keyword.iskeyword(match["argument"])
-            return f"{_TAKEN}{match[0]}" if is_taken else match[0]
+            return f"{TAKEN}{match[0]}" if is_taken else match[0]
         if match["function"]:
             return match["function"].replace("-", _DASH)
         return match[0]
@@ -121,31 +119,10 @@ def _python_call(
     if has_unnamed or len(call.args) > len(names):
         raise MalformedCallError("its arguments have no names")
     for key, value in zip(names, call.args, strict=False):
-        arguments[key] = _python_value(value)
+        arguments[key] = python_value(value)
     for each in call.keywords:
-        key = str(each.arg).removeprefix(_TAKEN)
+        key = str(each.arg).removeprefix(TAKEN)
         if key in arguments:
             raise MalformedCallError("it gives an argument twice")
-        arguments[key] = _python_value(each.value)
+        arguments[key] = python_value(each.value)
     return name, json.dumps(arguments, ensure_ascii=False, allow_nan=False)
-
-
-def _python_value(node: ast.expr) -> Any:
-    """A literal's value; JSON's words for true, false and null count too."""
-    if isinstance(node, ast.Name) and node.id in _WORDS:
-        return _WORDS[node.id]
-    if isinstance(node, ast.List | ast.Tuple):
-        return [_python_value(item) for item in node.elts]
-    if isinstance(node, ast.Dict):
-        pairs = zip(node.keys, node.values, strict=True)
-        return {_key(key): _python_value(item) for key, item in pairs}
-    value = ast.literal_eval(node)
-    if not isinstance(value, str | int | float | None):
-        raise MalformedCallError("it holds a value that JSON does not know")
-    return value
-
-
-def _key(node: ast.expr | None) -> str:
-    if isinstance(node, ast.Constant) and isinstance(node.value, str):
-        return node.value
-    raise MalformedCallError("it holds a key that is not a string")
