@@ -16,6 +16,8 @@
 #define RV_DEVICE_BARRIER() __syncthreads()
 #define RV_SIMD_BARRIER() __syncwarp()
 #define RV_EXP2(x) exp2f(x)
+#define RV_EXP(x) expf(x)
+#define RV_LOG(x) logf(x)
 #define RV_TANH(x) tanhf(x)
 #define RV_COS(x) cosf(x)
 #define RV_SIN(x) sinf(x)
@@ -28,6 +30,8 @@ RV_FN float rv_xor(float x, int mask) { return __shfl_xor_sync(0xffffffffu, x, m
 RV_FN float rv_half(unsigned int x) { return __half2float(__ushort_as_half((unsigned short)x)); }
 RV_FN unsigned int rv_word(float x) { return __float_as_uint(x); }
 template <typename T> RV_FN unsigned int rv_bits16(T x) { return *(unsigned short*)&x; }
+RV_FN unsigned int rv_ballot(bool x) { return __ballot_sync(0xffffffffu, x); }  // bit l: lane l's
+RV_FN int rv_count_bits(unsigned int x) { return __popc(x); }
 typedef long long rv_stride;
 typedef unsigned long long rv_index;
 #else
@@ -45,6 +49,8 @@ typedef unsigned long long rv_index;
 #define RV_DEVICE_BARRIER() threadgroup_barrier(metal::mem_flags::mem_device | metal::mem_flags::mem_threadgroup)
 #define RV_SIMD_BARRIER() simdgroup_barrier(metal::mem_flags::mem_threadgroup)
 #define RV_EXP2(x) metal::exp2(x)
+#define RV_EXP(x) metal::precise::exp(x)
+#define RV_LOG(x) metal::precise::log(x)
 #define RV_TANH(x) metal::precise::tanh(x)
 #define RV_COS(x) metal::precise::cos(x)
 #define RV_SIN(x) metal::precise::sin(x)
@@ -57,6 +63,8 @@ RV_FN float rv_xor(float x, int mask) { return metal::simd_shuffle_xor(x, (ushor
 RV_FN float rv_half(unsigned int x) { return (float)as_type<half>((ushort)x); }
 RV_FN unsigned int rv_word(float x) { return as_type<uint>(x); }
 template <typename T> RV_FN unsigned int rv_bits16(T x) { return as_type<ushort>(x); }
+RV_FN unsigned int rv_ballot(bool x) { return (unsigned int)(metal::simd_vote::vote_t)metal::simd_ballot(x); }
+RV_FN int rv_count_bits(unsigned int x) { return (int)metal::popcount(x); }
 typedef long rv_stride;
 typedef ulong rv_index;
 #endif

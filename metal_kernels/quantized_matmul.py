@@ -86,7 +86,7 @@ def matrix_tuning(rows: int) -> MatrixTuning:
 
 
 @dataclass(frozen=True, slots=True)
-class _Layout:
+class ProductLayout:
     """How one launch maps its work to threads."""
 
     body: str
@@ -112,8 +112,9 @@ def refusal(weight: PackedWeight, dtype: mx.Dtype) -> str | None:
     groups = weight.width // form.group_size
     if weight.width % form.group_size:
         return f"no kernel for rows of {weight.width} in groups of {form.group_size}"
-    if weight.words.size < _LEAST_ELEMENTS:
-        return f"no kernel for a weight of {weight.words.size} words"
+    least = min(weight.words.size, weight.scales.size)
+    if least < _LEAST_ELEMENTS:
+        return f"no kernel for a weight of {least} words or scales"
     shape = (weight.words.shape[0], groups)
     scales_dtype = mx.uint8 if is_float4 else dtype
     if weight.scales.shape != shape or weight.scales.dtype != scales_dtype:
@@ -195,33 +196,16 @@ class QuantizedMatmul:
         weight: PackedWeight,
         dtype: mx.Dtype,
         rows: int,
-    ) -> _Layout:
-        defines = self._common_defines(weight, dtype)
-        if self.backend == "cuda" and _suits_matrix_units(weight.format, dtype):
+    ) -> ProductLayout:
+        defines = product_defines(weight, dtype, self.backend)
+        if self.backend == "cuda" and suits_matrix_units(weight.format, dtype):
             tuning = self._tuning or matrix_tuning(rows)
-            return _matrix_layout(weight, dtype, rows, defines, tuning)
+            return matrix_layout(weight, dtype, rows, defines, tuning)
         if self.backend == "metal" and rows >= self._matrix_rows:
             return _simdgroup_layout(weight.format, rows, defines)
-        return _lanes_layout(weight.format, rows, defines)
+        return lanes_layout(weight.format, rows, defines)
 
-    def _common_defines(
-        self, weight: PackedWeight, dtype: mx.Dtype
-    ) -> dict[str, object]:
-        kind = TYPES[self.backend][dtype]
-        return {
-            "RV_T": kind,
-            "RV_T_BYTES": dtype.size,
-            "RV_KV": kind,
-            "RV_KIND": KINDS[dtype],
-            "RV_D": weight.width,
-            "RV_LAYERS": 1,
-            "RV_KV_HEADS": 1,
-            "RV_K": weight.width,
-            "RV_WBITS": weight.format.bits,
-            "RV_QGROUP": weight.format.group_size,
-        }
-
-    def _text(self, layout: _Layout, inputs: tuple[str, ...]) -> KernelText:
+    def _text(self, layout: ProductLayout, inputs: tuple[str, ...]) -> KernelText:
         key = (layout.body, inputs, *layout.defines.items())
         text = self._texts.get(key)
         if text is None:
@@ -239,20 +223,40 @@ class QuantizedMatmul:
         return text
 
 
-def _lanes_layout(
+def product_defines(
+    weight: PackedWeight,
+    dtype: mx.Dtype,
+    backend: str,
+) -> dict[str, object]:
+    """The macros of every text that multiplies by packed weights."""
+    kind = TYPES[backend][dtype]
+    return {
+        "RV_T": kind,
+        "RV_T_BYTES": dtype.size,
+        "RV_KV": kind,
+        "RV_KIND": KINDS[dtype],
+        "RV_D": CHUNK,
+        "RV_LAYERS": 1,
+        "RV_KV_HEADS": 1,
+        "RV_WBITS": weight.format.bits,
+        "RV_QGROUP": weight.format.group_size,
+    }
+
+
+def lanes_layout(
     form: WeightFormat,
     rows: int,
     common: dict[str, object],
-) -> _Layout:
+) -> ProductLayout:
     """Each simdgroup owns a few outputs: as many as its registers hold for the rows."""
     tile = next(size for size in _ROW_TILES if size >= rows)
     outs = min(4, MAX_ROWS // tile)
     simdgroups = 2
     defines = common | _unpacking_defines(form)
     defines |= {"RV_ROWS": tile, "RV_OUTS": outs, "RV_SIMDGROUPS": simdgroups}
-    return _Layout(
+    return ProductLayout(
         "quantized_matmul.metal",
-        ("quantized_parts.h",),
+        ("quantized_parts.h", "quantized_lanes.h"),
         outs * simdgroups,
         32 * simdgroups,
         defines,
@@ -263,12 +267,12 @@ def _simdgroup_layout(
     form: WeightFormat,
     rows: int,
     common: dict[str, object],
-) -> _Layout:
+) -> ProductLayout:
     """Four simdgroups share unpacked weights and rows in threadgroup memory."""
     tile = next(size for size in _ROW_TILES if size >= max(rows, 8))
     defines = common | _unpacking_defines(form) | {"RV_ROWS": tile}
     parts = ("matrix_parts.h", "quantized_parts.h")
-    return _Layout("quantized_matrix.metal", parts, 32, 128, defines)
+    return ProductLayout("quantized_matrix.metal", parts, 32, 128, defines)
 
 
 def _unpacking_defines(form: WeightFormat) -> dict[str, object]:
@@ -284,23 +288,22 @@ def _unpacking_defines(form: WeightFormat) -> dict[str, object]:
     return defines
 
 
-def _suits_matrix_units(form: WeightFormat, dtype: mx.Dtype) -> bool:
+def suits_matrix_units(form: WeightFormat, dtype: mx.Dtype) -> bool:
     return form.mode == "affine" and form.bits in (4, 8) and dtype != mx.float32
 
 
-def _matrix_layout(
+def matrix_layout(
     weight: PackedWeight,
     dtype: mx.Dtype,
     rows: int,
     common: dict[str, object],
     tuning: MatrixTuning,
-) -> _Layout:
+) -> ProductLayout:
     """The warps of a threadgroup share K by a rule that the rows do not change."""
     form = weight.format
     groups = weight.width // form.group_size
     lane_words = form.group_size * form.bits // 128
     run = max(1, min(4, tuning.run_words // lane_words))
-    share = run * -(-groups // (run * tuning.warps))
     splits_bytes = form.bits == 8 and dtype == mx.bfloat16
     near = 128 if dtype == mx.bfloat16 else 1024
     defines = common | {
@@ -308,7 +311,6 @@ def _matrix_layout(
         "RV_C": -(-rows // _MATRIX_COLUMNS),
         "RV_SIMDGROUPS": tuning.warps,
         "RV_RESIDENT": tuning.resident,
-        "RV_SHARE": share,
         "RV_RUN": run,
         "RV_LANE_WORDS": lane_words,
         "RV_OCTET_WORDS": form.bits // 4,
@@ -317,7 +319,7 @@ def _matrix_layout(
         "RV_WHOLE_BYTES": int(form.bits == 8 and not splits_bytes),
         "RV_OFFSET": f"{near * (17 if splits_bytes else 1)}.0f",
     }
-    return _Layout(
+    return ProductLayout(
         "quantized_matmul.cu",
         ("ptx.h", "quantized_mma.h"),
         16 * tuning.tiles,

@@ -7,21 +7,21 @@ RV_SHARED RV_T weights[2 * 32 * 40];  // [output, 32 of K], eight more a row aga
 RV_SHARED RV_T xs[2 * RV_ROWS * 40];
 RV_SHARED float sums[RV_ROWS * 32];
 const int thread_at = RV_LOCAL_ID.x, simd = RV_SIMD;
-const int rows = x_shape[0], outs = weight_shape[0], first = (int)RV_GROUP.x * 32;
+const int rows = x_shape[0], width = x_shape[1], outs = weight_shape[0], first = (int)RV_GROUP.x * 32;
 metal::simdgroup_matrix<float, 8, 8> acc[RV_ROWS / 8];
 RV_UNROLL for (int r = 0; r < RV_ROWS / 8; r++) acc[r] = metal::make_filled_simdgroup_matrix<float, 8, 8>(0.0f);
 const int own = thread_at / 4, part = thread_at % 4 * RV_VEC;  // a thread unpacks eight weights of one output
 const int n = first + own < outs ? first + own : outs - 1;
-for (int chunk = 0; chunk < RV_K / 32; chunk++) {
+for (int chunk = 0; chunk < width / 32; chunk++) {
   RV_SHARED_PTR RV_T* w = weights + chunk % 2 * (32 * 40);
   RV_SHARED_PTR RV_T* v = xs + chunk % 2 * (RV_ROWS * 40);
-  const rv_index at = (rv_index)n * (RV_K / RV_QGROUP) + chunk * 32 / RV_QGROUP;
+  const rv_index at = (rv_index)n * (width / RV_QGROUP) + chunk * 32 / RV_QGROUP;
 #ifdef RV_FLOAT4
   const float scale = scales[at] == 0 ? RV_BITS(0x00400000u) : RV_BITS((unsigned int)scales[at] << 23), bias = 0;
 #else
   const float scale = (float)scales[at], bias = (float)biases[at];
 #endif
-  const rv_chunk packed = rv_fetch_chunk(weight + ((rv_index)n * (RV_K / 32) + chunk) * RV_WBITS);
+  const rv_chunk packed = rv_fetch_chunk(weight + ((rv_index)n * (width / 32) + chunk) * RV_WBITS);
   RV_UNROLL for (int p = 0; p < 32; p += RV_VEC) {
     if (p == part) {
       RV_UNROLL for (int e = 0; e < RV_VEC; e++) w[own * 40 + p + e] = (RV_T)rv_weight(packed, p + e, scale, bias);
@@ -30,7 +30,7 @@ for (int chunk = 0; chunk < RV_K / 32; chunk++) {
   for (int i = thread_at; i < RV_ROWS * 4; i += 128) {
     const int r = i / 4, k = i % 4 * RV_VEC;
     float values[RV_VEC];
-    rv_unpack(r < rows ? rv_load(x + (rv_index)r * RV_K + chunk * 32 + k) : rv_zero(), values);
+    rv_unpack(r < rows ? rv_load(x + (rv_index)r * width + chunk * 32 + k) : rv_zero(), values);
     RV_UNROLL for (int e = 0; e < RV_VEC; e++) v[r * 40 + k + e] = (RV_T)values[e];
   }
   RV_BARRIER();

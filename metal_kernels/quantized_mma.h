@@ -41,15 +41,15 @@ RV_FN float rv_element_of(const unsigned* from, int i) {
 #endif
 }
 
-RV_FN void rv_fetch_run(rv_run& run, const uint32_t* weight, const RV_T* scales, const RV_T* biases, int first, int at,
-                        int outs, int g, int t) {
-  const int groups = RV_K / RV_QGROUP;
+RV_FN void rv_fetch_run(rv_run& run, const uint32_t* weight, const RV_T* scales, const RV_T* biases, int groups,
+                        rv_index base, int first, int at, int outs, int g, int t) {
   RV_UNROLL for (int m = 0; m < RV_M; m++) {
     RV_UNROLL for (int h = 0; h < 2; h++) {
-      const int row = first + m * 16 + h * 8 + g, n = row < outs ? row : outs - 1;
+      const int row = first + m * 16 + h * 8 + g;
+      const rv_index n = base + (row < outs ? row : outs - 1);
       RV_UNROLL for (int i = 0; i < RV_RUN; i++) {
         const int group = at + i < groups ? at + i : groups - 1;
-        const uint32_t* from = weight + ((rv_index)n * groups + group) * (4 * RV_LANE_WORDS) + t * RV_LANE_WORDS;
+        const uint32_t* from = weight + (n * groups + group) * (4 * RV_LANE_WORDS) + t * RV_LANE_WORDS;
         unsigned* to = run.words[i][m][h];
 #if RV_LANE_WORDS >= 4
         RV_UNROLL for (int k = 0; k < RV_LANE_WORDS / 4; k++) {
@@ -63,8 +63,8 @@ RV_FN void rv_fetch_run(rv_run& run, const uint32_t* weight, const RV_T* scales,
         to[0] = *from;
 #endif
       }
-      rv_fetch_elements(run.scales[m][h], scales + (rv_index)n * groups + at, groups - at);
-      rv_fetch_elements(run.biases[m][h], biases + (rv_index)n * groups + at, groups - at);
+      rv_fetch_elements(run.scales[m][h], scales + n * groups + at, groups - at);
+      rv_fetch_elements(run.biases[m][h], biases + n * groups + at, groups - at);
     }
   }
 }
@@ -87,4 +87,71 @@ RV_FN unsigned rv_low(unsigned pair) {  // two numbers near 128 or 1024
 #else
   return (pair & 0x000f000fu) | RV_NEAR;
 #endif
+}
+
+// Sums of this warp's share of K: weight rows `first` + 16 m + g (and + 8) of those between `base` and `base + outs`, times
+// columns 8 c + 2 t (and + 1). Column 8 c + g is the row of x at from[c], or zeros where that is null.
+RV_FN void rv_warp_sums(float (*acc)[RV_C][4], const RV_T* const* from, const uint32_t* weight, const RV_T* scales,
+                        const RV_T* biases, int width, rv_index base, int first, int outs, int simd, int g,
+                        int t) {
+  const int groups = width / RV_QGROUP, turns = (groups + RV_RUN * RV_SIMDGROUPS - 1) / (RV_RUN * RV_SIMDGROUPS);
+  const int begin = simd * turns * RV_RUN, end = begin + turns * RV_RUN < groups ? begin + turns * RV_RUN : groups;
+  RV_UNROLL for (int m = 0; m < RV_M; m++)
+    RV_UNROLL for (int c = 0; c < RV_C; c++)
+      RV_UNROLL for (int e = 0; e < 4; e++) acc[m][c][e] = 0;
+  for (int run = begin; run < end; run += RV_RUN) {
+    rv_run now;  // many warps and few registers hide the loads; a second set of registers was slower
+    rv_fetch_run(now, weight, scales, biases, groups, base, first, run, outs, g, t);
+    RV_UNROLL for (int i = 0; i < RV_RUN; i++) {
+      if (run + i < end) {
+        float part[RV_M][RV_C][4], high[RV_M][RV_C][4], ones[RV_C][4];
+        RV_UNROLL for (int c = 0; c < RV_C; c++) {
+          RV_UNROLL for (int e = 0; e < 4; e++) ones[c][e] = 0;
+          RV_UNROLL for (int m = 0; m < RV_M; m++)
+            RV_UNROLL for (int e = 0; e < 4; e++) part[m][c][e] = high[m][c][e] = 0;
+        }
+        RV_UNROLL for (int o = 0; o < RV_QGROUP / 32; o++) {
+          unsigned b[RV_C][4];
+          RV_UNROLL for (int c = 0; c < RV_C; c++) {
+            uint4 w = {0, 0, 0, 0};
+            if (from[c]) w = *(const uint4*)(from[c] + (run + i) * RV_QGROUP + t * (RV_QGROUP / 4) + o * 8);
+            b[c][0] = __byte_perm(w.x, w.z, 0x5410u);  // elements 0 and 4, 1 and 5, ...
+            b[c][1] = __byte_perm(w.x, w.z, 0x7632u);
+            b[c][2] = __byte_perm(w.y, w.w, 0x5410u);
+            b[c][3] = __byte_perm(w.y, w.w, 0x7632u);
+            rv_mma(ones[c], RV_ONES, RV_ONES, RV_ONES, RV_ONES, b[c][0], b[c][1]);
+            rv_mma(ones[c], RV_ONES, RV_ONES, RV_ONES, RV_ONES, b[c][2], b[c][3]);
+          }
+          RV_UNROLL for (int m = 0; m < RV_M; m++) {
+            unsigned upper[4], lower[4];  // of rows g and g + 8
+            rv_weight_pairs(now.words[i][m][0] + o * RV_OCTET_WORDS, upper);
+            rv_weight_pairs(now.words[i][m][1] + o * RV_OCTET_WORDS, lower);
+            RV_UNROLL for (int c = 0; c < RV_C; c++) {
+              rv_mma(part[m][c], rv_low(upper[0]), rv_low(lower[0]), rv_low(upper[1]), rv_low(lower[1]), b[c][0], b[c][1]);
+              rv_mma(part[m][c], rv_low(upper[2]), rv_low(lower[2]), rv_low(upper[3]), rv_low(lower[3]), b[c][2], b[c][3]);
+#if RV_HALVES == 2
+              rv_mma(high[m][c], rv_low(upper[0] >> 4), rv_low(lower[0] >> 4), rv_low(upper[1] >> 4), rv_low(lower[1] >> 4),
+                     b[c][0], b[c][1]);
+              rv_mma(high[m][c], rv_low(upper[2] >> 4), rv_low(lower[2] >> 4), rv_low(upper[3] >> 4), rv_low(lower[3] >> 4),
+                     b[c][2], b[c][3]);
+#endif
+            }
+          }
+        }
+        RV_UNROLL for (int m = 0; m < RV_M; m++) {
+          RV_UNROLL for (int e = 0; e < 4; e++) {
+            const float scale = rv_element_of(now.scales[m][e / 2], i);
+            const float shift = fmaf(-RV_OFFSET, scale, rv_element_of(now.biases[m][e / 2], i));
+            RV_UNROLL for (int c = 0; c < RV_C; c++) {
+#if RV_HALVES == 2
+              acc[m][c][e] = fmaf(scale * 16.0f, high[m][c][e], acc[m][c][e]);
+#endif
+              acc[m][c][e] = fmaf(scale, part[m][c][e], acc[m][c][e]);
+              acc[m][c][e] = fmaf(shift, ones[c][e], acc[m][c][e]);
+            }
+          }
+        }
+      }
+    }
+  }
 }

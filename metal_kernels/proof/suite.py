@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 
 from rvllm_local.metal_kernels.config import KernelConfig
-from rvllm_local.metal_kernels.proof import checks, quantized
+from rvllm_local.metal_kernels.proof import checks, delta, gathered, quantized
 from rvllm_local.metal_kernels.proof.block_checks import (
     check_copy,
     check_save_load,
@@ -75,6 +75,13 @@ def cases() -> Iterator[tuple[str, Case]]:
         yield f"quantized {name}", partial(quantized.check_product, product)
         alone = partial(quantized.check_rows_alone, product)
         yield f"quantized rows alone {name}", alone
+    for experts in gathered.EXPERTS:
+        name = experts.name
+        yield f"gathered {name}", partial(gathered.check_gathered, experts)
+        yield f"gathered alone {name}", partial(gathered.check_pairs_alone, experts)
+    for net in delta.NETS:
+        yield f"gated delta {net.name}", partial(delta.check_delta, net)
+        yield f"gated delta alone {net.name}", partial(delta.check_rows_alone, net)
 
 
 def _attention_cases(variant: Variant) -> Iterator[tuple[str, Case]]:

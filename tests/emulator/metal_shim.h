@@ -288,6 +288,8 @@ inline float tanh(float x) { return ::tanhf(x); }
 inline float cos(float x) { return ::cosf(x); }
 inline float sin(float x) { return ::sinf(x); }
 inline float rsqrt(float x) { return 1.0f / ::sqrtf(x); }
+inline float exp(float x) { return ::expf(x); }
+inline float log(float x) { return ::logf(x); }
 }
 namespace fast {
 inline float exp(float x) { return ::expf(x); }
@@ -306,6 +308,18 @@ inline float simd_max(float x) {
   for (int mask = 16; mask > 0; mask >>= 1) x = max(x, simd_shuffle_xor(x, mask));
   return x;
 }
+struct simd_vote {
+  typedef ulong vote_t;
+  vote_t votes;
+  explicit operator vote_t() const { return votes; }
+};
+inline simd_vote simd_ballot(bool x) {
+  const int lane = emulator::current % 32;
+  const float low = simd_sum(x && lane < 16 ? float(1u << lane) : 0.0f);
+  const float high = simd_sum(x && lane >= 16 ? float(1u << (lane - 16)) : 0.0f);
+  return {ulong(high) << 16 | ulong(low)};
+}
+inline uint popcount(uint x) { return __builtin_popcount(x); }
 template <typename T> struct limits { static constexpr T finite_min = std::numeric_limits<T>::lowest(); };
 template <typename T> struct numeric_limits : std::numeric_limits<T> {};
 }  // namespace metal

@@ -16,6 +16,7 @@ struct bfloat {
   bfloat() = default;
   bfloat(float x) : bits((ushort)(as_uint(x) >> 16)) {}
   operator float() const { return as_float((uint)bits << 16); }
+  operator float() const __constant { return as_float((uint)bits << 16); }
 };
 typedef bfloat bfloat16_t;
 
@@ -39,10 +40,19 @@ inline float tanh(float x) { return x; }
 inline float cos(float x) { return x; }
 inline float sin(float x) { return x; }
 inline float rsqrt(float x) { return x; }
+inline float exp(float x) { return x; }
+inline float log(float x) { return x; }
 }  // namespace precise
 inline void threadgroup_barrier(mem_flags) {}
 inline void simdgroup_barrier(mem_flags) {}
 inline float simd_shuffle_xor(float x, ushort) { return x; }
+struct simd_vote {
+  typedef ulong vote_t;
+  vote_t votes;
+  explicit operator vote_t() const { return votes; }
+};
+inline simd_vote simd_ballot(bool) { return simd_vote(); }
+inline uint popcount(uint x) { return x; }
 
 struct origin2 {  // OpenCL's vectors have no such constructor
   ulong x, y;

@@ -15,8 +15,10 @@ from rvllm_local.metal_kernels import (
     QuantizedMatmul,
     Rotation,
 )
+from rvllm_local.metal_kernels.gated_delta import GatedDelta
+from rvllm_local.metal_kernels.gathered_matmul import GatheredMatmul
 from rvllm_local.metal_kernels.launch import Dispatch
-from rvllm_local.metal_kernels.proof import checks, quantized
+from rvllm_local.metal_kernels.proof import checks, delta, gathered, quantized
 from rvllm_local.metal_kernels.proof.oracle import Case
 from rvllm_local.metal_kernels.proof.variants import BF16, F16, F32, I8, VARIANTS
 from tests.emulator import capture_text
@@ -96,6 +98,26 @@ def test_quantized_products(matrix_rows: int | None) -> None:
     for product in quantized.PRODUCTS:
         weight = quantized.packed_weight(product)
         multiply(quantized.random_rows(product, 9), weight)
+    assert errors_of(recorder) == []
+
+
+def test_experts_of_few_and_of_many_pairs() -> None:
+    recorder = Recorder()
+    multiply = GatheredMatmul(launcher=recorder, backend="metal")
+    for case in gathered.EXPERTS:
+        weights = gathered.expert_weights(case)
+        for rows in (1, 9):
+            experts = gathered.random_experts(case, rows)
+            multiply(quantized.random_rows(case.product, rows), weights, experts)
+    assert errors_of(recorder) == []
+
+
+def test_recurrent_steps() -> None:
+    recorder = Recorder()
+    step = GatedDelta(launcher=recorder, backend="metal")
+    for net in delta.NETS:
+        case = delta.Case(net.shape, 1, 1)
+        step(net.shape, case.weights, case.inputs, case.conv, case.state)
     assert errors_of(recorder) == []
 
 

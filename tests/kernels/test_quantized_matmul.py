@@ -8,7 +8,6 @@ import mlx.core as mx
 import pytest
 
 from rvllm_local.errors import UnsupportedModelError
-from rvllm_local.metal_kernels.launch import Dispatch
 from rvllm_local.metal_kernels.proof import quantized
 from rvllm_local.metal_kernels.proof.quantized import PRODUCTS, Product
 from rvllm_local.metal_kernels.quantized_matmul import (
@@ -17,6 +16,7 @@ from rvllm_local.metal_kernels.quantized_matmul import (
     WeightFormat,
 )
 from tests.emulator import Emulator, EmulatorError, run_text
+from tests.support.barriers import WithoutBarrier
 
 NAMED = {product.name: product for product in PRODUCTS}
 MATRIX = [
@@ -75,26 +75,9 @@ def test_a_row_does_not_depend_on_the_others(
     quantized.check_rows_alone(NAMED["4-g32-f16"], cuda)
 
 
-class _WithoutBarrier(Emulator):
-    """Removes the barrier of this number from the body."""
-
-    def __init__(self, barrier: str, number: int) -> None:
-        super().__init__(seed=3)
-        self._barrier, self._number = barrier, number
-
-    def text(self, dispatch: Dispatch) -> str:
-        text = super().text(dispatch)
-        start = text.index("[[kernel]]")
-        pieces = text[start:].split(self._barrier)
-        assert len(pieces) > self._number + 1
-        before = self._barrier.join(pieces[: self._number + 1])
-        after = self._barrier.join(pieces[self._number + 1 :])
-        return text[:start] + before + after
-
-
 @pytest.mark.parametrize("number", [0, 1])
 def test_simdgroup_matrices_need_each_barrier(number: int) -> None:
-    emulator = _WithoutBarrier("RV_BARRIER();", number)
+    emulator = WithoutBarrier("RV_BARRIER();", number)
     make = functools.partial(
         QuantizedMatmul, launcher=emulator, backend="metal", matrix_rows=1
     )
@@ -104,7 +87,7 @@ def test_simdgroup_matrices_need_each_barrier(number: int) -> None:
 
 @pytest.mark.parametrize("number", [0, 1])
 def test_the_warps_sums_need_each_barrier(number: int) -> None:
-    emulator = _WithoutBarrier("__syncthreads();", number)
+    emulator = WithoutBarrier("__syncthreads();", number)
     make = functools.partial(QuantizedMatmul, launcher=emulator, backend="cuda")
     with pytest.raises(AssertionError, match="error"):
         quantized.check_product(NAMED["4-g128-bf16"], make)

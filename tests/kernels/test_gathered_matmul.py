@@ -1,0 +1,82 @@
+"""The experts' products in the emulator, against float64."""
+
+from __future__ import annotations
+
+import functools
+
+import mlx.core as mx
+import pytest
+
+from rvllm_local.metal_kernels.gathered_matmul import GatheredMatmul
+from rvllm_local.metal_kernels.proof import gathered
+from rvllm_local.metal_kernels.proof.gathered import EXPERTS, Experts
+from tests.emulator import Emulator
+from tests.support.barriers import WithoutBarrier
+
+MATRIX = EXPERTS[:3]  # in formats that CUDA's matrix units take
+
+
+@pytest.fixture(scope="module")
+def emulator() -> Emulator:
+    return Emulator(seed=5)
+
+
+@pytest.fixture
+def metal(emulator: Emulator) -> gathered.Make:
+    return functools.partial(GatheredMatmul, launcher=emulator, backend="metal")
+
+
+@pytest.fixture
+def cuda(emulator: Emulator) -> gathered.Make:
+    return functools.partial(GatheredMatmul, launcher=emulator, backend="cuda")
+
+
+@pytest.mark.parametrize("case", EXPERTS, ids=lambda case: case.name)
+def test_lanes_match_float64(case: Experts, metal: gathered.Make) -> None:
+    gathered.check_gathered(case, metal)
+
+
+@pytest.mark.parametrize("case", MATRIX, ids=lambda case: case.name)
+def test_matrix_units_match_float64(case: Experts, cuda: gathered.Make) -> None:
+    gathered.check_gathered(case, cuda)
+
+
+def test_a_row_does_not_depend_on_the_others(
+    metal: gathered.Make, cuda: gathered.Make
+) -> None:
+    gathered.check_pairs_alone(EXPERTS[4], metal)
+    gathered.check_pairs_alone(EXPERTS[1], metal)
+    gathered.check_pairs_alone(EXPERTS[1], cuda)
+
+
+@pytest.mark.parametrize("number", [0, 1, 2])
+def test_each_barrier_is_needed(number: int) -> None:
+    barriers = ("RV_BARRIER();", "__syncthreads();", "__syncthreads();")
+    emulator = WithoutBarrier(barriers[number], max(0, number - 1))
+    make = functools.partial(GatheredMatmul, launcher=emulator, backend="cuda")
+    case = EXPERTS[1]
+    with pytest.raises(Exception, match=r"error|out of bounds"):
+        gathered.check_gathered(case, make)
+
+
+def test_launches_are_counted(emulator: Emulator) -> None:
+    multiply = GatheredMatmul(launcher=emulator, backend="metal")
+    gathered.check_gathered(EXPERTS[4], lambda: multiply)
+    assert multiply.counter.snapshot() == {"gathered_matmul": 2}
+
+
+@pytest.mark.parametrize(
+    ("rows", "experts", "why"),
+    [
+        (mx.zeros((2, 64)), mx.zeros(4, dtype=mx.uint32), r"x must be \[rows, 128\]"),
+        (mx.zeros((2, 128)), mx.zeros(4), "experts must be uint32"),
+        (mx.zeros((3, 128)), mx.zeros(4, dtype=mx.uint32), "3 rows cannot have 4"),
+        (mx.zeros((1, 128)), mx.zeros(513, dtype=mx.uint32), "at most 512"),
+    ],
+)
+def test_what_does_not_fit_is_named(
+    rows: mx.array, experts: mx.array, why: str
+) -> None:
+    weights = gathered.expert_weights(EXPERTS[4])
+    with pytest.raises(ValueError, match=why):
+        GatheredMatmul(backend="metal")(rows, weights, experts)
