@@ -117,8 +117,8 @@ class BlockKernels(KernelLaunches):
 
     @property
     def _data_words(self) -> int:
-        row_bytes = self.config.head_dim * self.config.kv_dtype.size
-        return self._block_rows * row_bytes // _WORD_BYTES
+        c = self.config
+        return c.num_layers * c.layer_elements * c.kv_dtype.size // _WORD_BYTES
 
     @property
     def _scale_words(self) -> int:

@@ -16,6 +16,7 @@ HEAD_DIMS = (16, 32, 64, 80, 96, 128, 192, 256, 512)
 MAX_GROUP = 16
 MAX_QUERY_LEN = 8
 BLOCK = layout.BLOCK_TOKENS
+_VECTOR = 8  # elements that a lane loads at once
 FENCE_SIZE = 8  # fewer elements would move the fence to Metal's constant address space
 
 KINDS = {mx.float32: 0, mx.float16: 1, mx.bfloat16: 2, mx.int8: 3}
@@ -58,6 +59,9 @@ class KernelConfig:
 
     Raises `UnsupportedModelError` for a shape that the kernels have no variant for,
     naming it.
+
+    value_dim: of values that are not as wide as keys; 0 for those that are. What is
+        uneven is written and gathered, and latent attention reads it.
     """
 
     head_dim: int
@@ -66,10 +70,17 @@ class KernelConfig:
     num_layers: int
     dtype: mx.Dtype
     kv_dtype: mx.Dtype
+    value_dim: int = 0
 
     def __post_init__(self) -> None:
         serve = "; the reference attention serves this model instead"
-        if self.head_dim not in HEAD_DIMS:
+        if self.is_uneven:
+            if self.head_dim % _VECTOR or self.value_width % _VECTOR:
+                raise UnsupportedModelError(
+                    f"no kernel for keys of {self.head_dim} and values of "
+                    f"{self.value_width} (multiples of {_VECTOR}){serve}"
+                )
+        elif self.head_dim not in HEAD_DIMS:
             raise UnsupportedModelError(
                 f"no kernel for head size {self.head_dim} (there are {HEAD_DIMS}){serve}"
             )
@@ -77,7 +88,7 @@ class KernelConfig:
             raise UnsupportedModelError(
                 f"{self.num_heads} heads do not divide into {self.kv_heads} KV heads{serve}"
             )
-        if self.group > MAX_GROUP:
+        if self.group > MAX_GROUP and not self.is_uneven:
             raise UnsupportedModelError(
                 f"no kernel for {self.group} heads a KV head (at most {MAX_GROUP}){serve}"
             )
@@ -102,11 +113,28 @@ class KernelConfig:
     def quantized(self) -> bool:
         return bool(self.kv_dtype == mx.int8)
 
+    @property
+    def value_width(self) -> int:
+        return self.value_dim or self.head_dim
+
+    @property
+    def is_uneven(self) -> bool:
+        """True where keys and values differ in size."""
+        return self.value_width != self.head_dim
+
+    @property
+    def layer_elements(self) -> int:
+        """Elements of one block's keys and values in one layer."""
+        return self.kv_heads * BLOCK * (self.head_dim + self.value_width)
+
     def arena_shape(self, num_blocks: int) -> tuple[int, ...]:
+        """Where keys and values are uneven, a layer's lie in one row, keys first."""
+        if self.is_uneven:
+            return (num_blocks, self.num_layers, self.layer_elements)
         return (num_blocks, self.num_layers, 2, self.kv_heads, BLOCK, self.head_dim)
 
     def scales_shape(self, num_blocks: int) -> tuple[int, ...]:
-        return self.arena_shape(num_blocks)[:-1]
+        return (num_blocks, self.num_layers, 2, self.kv_heads, BLOCK)
 
     def defines(self, backend: str) -> dict[str, object]:
         """The macros that every kernel's text begins with."""
@@ -117,6 +145,7 @@ class KernelConfig:
             "RV_KV": types[self.kv_dtype],
             "RV_KIND": KINDS[self.kv_dtype],
             "RV_D": self.head_dim,
+            "RV_VALUE_D": self.value_width,
             "RV_LAYERS": self.num_layers,
             "RV_KV_HEADS": self.kv_heads,
             "RV_HEADER": layout.HEADER,

@@ -23,12 +23,13 @@ for (int i = simd; i < 2 * RV_QUERY_LEN; i += RV_SIMDGROUPS) {  // tiles of one 
   const int at = context - RV_QUERY_LEN + i / 2 - first, block = at >= 0 ? at / RV_BLOCK : -1;
   if (block >= begin && block < end && table[block] != 0) {
     const rv_index place = rv_plane(table[block], layer[0], i % 2, head) * RV_BLOCK + at % RV_BLOCK;
+    RV_GLOBAL RV_KV* to = (RV_GLOBAL RV_KV*)arena + rv_token(table[block], layer[0], i % 2, head, at % RV_BLOCK);
     if (i % 2 == 0)
-      rv_put(keys + row * keys_strides[0] + head * keys_strides[1] + i / 2 * keys_strides[2], keys_strides[3],
-             RV_ROPE_ROW, true, (RV_GLOBAL RV_KV*)arena, to_scales, place, lane);
+      rv_put<RV_D>(keys + row * keys_strides[0] + head * keys_strides[1] + i / 2 * keys_strides[2], keys_strides[3],
+                   RV_ROPE_ROW, RV_TURNS_KEYS, to, to_scales, place, lane);
     else
-      rv_put(values + row * values_strides[0] + head * values_strides[1] + i / 2 * values_strides[2], values_strides[3],
-             RV_ROPE_ROW, false, (RV_GLOBAL RV_KV*)arena, to_scales, place, lane);
+      rv_put<RV_VALUE_D>(values + row * values_strides[0] + head * values_strides[1] + i / 2 * values_strides[2],
+                         values_strides[3], RV_ROPE_ROW, !RV_TURNS_KEYS, to, to_scales, place, lane);
   }
 }
 #endif

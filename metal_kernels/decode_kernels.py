@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import mlx.core as mx
 
+from rvllm_local.errors import UnsupportedModelError
 from rvllm_local.metal_kernels import descriptor as layout
 from rvllm_local.metal_kernels.arguments import (
     NewTokens,
@@ -69,6 +70,11 @@ class DecodeKernels(KernelLaunches):
         place.
         """
         c = self.config
+        if c.is_uneven:
+            raise UnsupportedModelError(
+                f"no kernel attends to keys of {c.head_dim} and values of "
+                f"{c.value_width} that are no latents"
+            )
         inputs = {"queries": queries}
         inputs |= self._layer_inputs(arena, scales, layer, fence)
         inputs |= {"descriptor": descriptor, "layer": layer, "fence": fence}
@@ -97,9 +103,9 @@ class DecodeKernels(KernelLaunches):
             return
         c = self.config
         rows, _, q_len, _ = inputs["queries"].shape
-        shape = (rows, c.kv_heads, q_len, c.head_dim)
-        require("new keys", new.keys, shape, c.dtype)
-        require("new values", new.values, shape, c.dtype)
+        shape = (rows, c.kv_heads, q_len)
+        require("new keys", new.keys, (*shape, c.head_dim), c.dtype)
+        require("new values", new.values, (*shape, c.value_width), c.dtype)
         defines["RV_NEW"] = 1
         inputs["keys"] = new.keys
         inputs["values"] = new.values

@@ -33,6 +33,11 @@ RV_FN rv_share rv_weigh(float top, float total, float sink, int lane) {
   return share;
 }
 
+#ifdef RV_LATENT
+#define RV_TURNS_KEYS false  // the values are the part that is rotated
+#else
+#define RV_TURNS_KEYS true
+#endif
 #ifdef RV_ROPE_DIMS
 #define RV_ROPE_ROW (rope + row * RV_ROPE_DIMS)
 #else

@@ -13,13 +13,13 @@ from rvllm_local.metal_kernels import descriptor as layout
 from rvllm_local.metal_kernels.arguments import require
 from rvllm_local.metal_kernels.block_kernels import BlockKernels
 from rvllm_local.metal_kernels.config import FENCE_SIZE
-from rvllm_local.metal_kernels.decode_kernels import DecodeKernels
+from rvllm_local.metal_kernels.latent_kernels import LatentKernels
 from rvllm_local.metal_kernels.launch import Dispatch
 
 GATHER_THREADS = 256
 
 
-class KernelSet(BlockKernels, DecodeKernels):
+class KernelSet(BlockKernels, LatentKernels):
     """All kernels of one attention shape. No array is ever read on the host."""
 
     def kv_write(
@@ -34,14 +34,14 @@ class KernelSet(BlockKernels, DecodeKernels):
     ) -> mx.array:
         """Write `keys` and `values` `[rows, kv_heads, q_len, D]` in place.
 
-        Any strides and any q_len. Returns the next fence.
+        Any strides and any q_len; values may have a size of their own. Returns the next fence.
         """
         c = self.config
         inputs = self._layer_inputs(arena, scales, layer, fence)
         rows, _, q_len, _ = keys.shape
-        shape = (rows, c.kv_heads, q_len, c.head_dim)
-        require("keys", keys, shape, c.dtype)
-        require("values", values, shape, c.dtype)
+        shape = (rows, c.kv_heads, q_len)
+        require("keys", keys, (*shape, c.head_dim), c.dtype)
+        require("values", values, (*shape, c.value_width), c.dtype)
         layout.max_blocks_of(descriptor.size, rows)
         inputs |= {"keys": keys, "values": values}
         inputs |= {"descriptor": descriptor, "layer": layer, "fence": fence}
@@ -69,7 +69,7 @@ class KernelSet(BlockKernels, DecodeKernels):
     ) -> tuple[mx.array, mx.array]:
         """One row's keys and values, dense, in the model's dtype.
 
-        Two of `[1, kv_heads, length, D]`, from the table's first position on; zeros
+        `[1, kv_heads, length, D]` each, from the table's first position on; zeros
         past the context.
         """
         c = self.config
@@ -83,16 +83,18 @@ class KernelSet(BlockKernels, DecodeKernels):
         inputs["length"] = mx.full((FENCE_SIZE,), length, dtype=mx.int32)
         inputs["fence"] = fence
         defines: dict[str, object] = {"RV_GATHER_THREADS": GATHER_THREADS}
-        text = self._text("kv_gather", defines, tuple(inputs), ("keys", "values"))
-        vectors = length * (c.head_dim // 8)
+        outputs = ("keys", "values")
+        parts = ("row_parts.h",)
+        text = self._text("kv_gather", defines, tuple(inputs), outputs, parts)
+        vectors = length * (max(c.head_dim, c.value_width) // 8)
         groups = -(-vectors // GATHER_THREADS)
-        shape = (1, c.kv_heads, length, c.head_dim)
+        shape = (1, c.kv_heads, length)
         dispatch = Dispatch(
             kernel=text,
             inputs=tuple(inputs.values()),
             grid=(groups * GATHER_THREADS, 2, c.kv_heads),
             threadgroup=(GATHER_THREADS, 1, 1),
-            shapes=(shape, shape),
+            shapes=((*shape, c.head_dim), (*shape, c.value_width)),
             dtypes=(c.dtype, c.dtype),
         )
         keys, values = self._run(dispatch)

@@ -4,7 +4,8 @@
 const int count = length[0];
 const int index = RV_GROUP.x * RV_GATHER_THREADS + RV_LOCAL_ID.x;
 const int kv = RV_GROUP.y, head = RV_GROUP.z;
-const int chunk = index % RV_CHUNKS, t = index / RV_CHUNKS;
+const int width = kv == 0 ? RV_D : RV_VALUE_D;
+const int chunk = index % (width / RV_VEC), t = index / (width / RV_VEC);
 if (t >= count || kv > 1 || head >= RV_KV_HEADS) return;
 const int context = descriptor[RV_HEADER], first = descriptor[RV_HEADER + 1], max_blocks = descriptor[2];
 float x[RV_VEC];
@@ -12,11 +13,10 @@ RV_UNROLL for (int e = 0; e < RV_VEC; e++) x[e] = 0;
 const bool is_held = t < context - first && t < max_blocks * RV_BLOCK && fence[0] >= 0;
 const int block = is_held ? descriptor[RV_HEADER + descriptor[0] * RV_ROW_FIELDS + t / RV_BLOCK] : 0;
 if (block != 0) {
-  const rv_index place = rv_plane(block, layer[0], kv, head) * RV_BLOCK + t % RV_BLOCK;
-  rv_unpack(rv_load(arena + place * RV_D + chunk * RV_VEC), x);
+  rv_unpack(rv_load(arena + rv_token(block, layer[0], kv, head, t % RV_BLOCK) + chunk * RV_VEC), x);
 #if RV_KIND == 3
-  const float scale = scales[place];
+  const float scale = scales[rv_plane(block, layer[0], kv, head) * RV_BLOCK + t % RV_BLOCK];
   RV_UNROLL for (int e = 0; e < RV_VEC; e++) x[e] *= scale;
 #endif
 }
-rv_store((kv == 0 ? keys : values) + ((rv_index)head * count + t) * RV_D + chunk * RV_VEC, x);
+rv_store((kv == 0 ? keys : values) + ((rv_index)head * count + t) * width + chunk * RV_VEC, x);

@@ -18,7 +18,9 @@ RV_GLOBAL float* to_scales = (RV_GLOBAL float*)scales;
 RV_GLOBAL float* to_scales = 0;
 #endif
 const rv_index place = rv_plane(block, layer[0], 0, head) * RV_BLOCK + offset % RV_BLOCK;
-rv_put(keys + row * keys_strides[0] + head * keys_strides[1] + token_index * keys_strides[2], keys_strides[3], 0, false,
-       (RV_GLOBAL RV_KV*)arena, to_scales, place, lane);
-rv_put(values + row * values_strides[0] + head * values_strides[1] + token_index * values_strides[2], values_strides[3],
-       0, false, (RV_GLOBAL RV_KV*)arena, to_scales, place + RV_KV_HEADS * RV_BLOCK, lane);
+rv_put<RV_D>(keys + row * keys_strides[0] + head * keys_strides[1] + token_index * keys_strides[2], keys_strides[3], 0,
+             false, (RV_GLOBAL RV_KV*)arena + rv_token(block, layer[0], 0, head, offset % RV_BLOCK), to_scales, place, lane);
+rv_put<RV_VALUE_D>(values + row * values_strides[0] + head * values_strides[1] + token_index * values_strides[2],
+                   values_strides[3], 0, false,
+                   (RV_GLOBAL RV_KV*)arena + rv_token(block, layer[0], 1, head, offset % RV_BLOCK), to_scales,
+                   place + RV_KV_HEADS * RV_BLOCK, lane);

@@ -12,6 +12,7 @@ import mlx.core as mx
 from rvllm_local.metal_kernels.arguments import require
 from rvllm_local.metal_kernels.config import FENCE_SIZE, KernelConfig, text_language
 from rvllm_local.metal_kernels.decode import Tuning, default_tuning
+from rvllm_local.metal_kernels.latent import latent_tuning
 from rvllm_local.metal_kernels.launch import (
     Dispatch,
     DispatchCounter,
@@ -40,7 +41,9 @@ class KernelLaunches:
         self.backend = text_language(backend)
         if counter is None:
             counter = DispatchCounter()
-        if tuning is None:
+        if tuning is None and config.is_uneven:
+            tuning = latent_tuning(config, self.backend)
+        elif tuning is None:
             tuning = default_tuning(config, self.backend)
         if launcher is None:
             launcher = MLXLauncher()

@@ -55,4 +55,7 @@ SPLIT_RULES = {
     "cuda": SplitRule(((32, 32), (128, 16), (512, 32)), 64),
     # Half the bytes a token: more threadgroups keep the device busy.
     "cuda-int8": SplitRule(((32, 32), (128, 16)), 32),
+    # Latents have one head, so that a row has no other threadgroups beside its splits.
+    "metal-latent": SplitRule(((8, 8), (64, 4), (256, 8)), 16),
+    "cuda-latent": SplitRule(((8, 8), (64, 4), (256, 8), (1024, 16)), 32),
 }

@@ -94,10 +94,10 @@ def check_write_gather(config: KernelConfig, make: Make = KernelSet) -> None:
 def _new_tokens(config: KernelConfig) -> tuple[mx.array, mx.array]:
     """Keys and values as a projection leaves them: views with gaps."""
     random = np.random.default_rng(3)
-    shape = (len(_CONTEXTS), _Q_LEN, config.kv_heads, config.head_dim)
+    shape = (len(_CONTEXTS), _Q_LEN, config.kv_heads)
     tokens = []
-    for _ in range(2):
-        dense = mx.array(random.standard_normal(shape, dtype=np.float32))
+    for width in (config.head_dim, config.value_width):
+        dense = mx.array(random.standard_normal((*shape, width), dtype=np.float32))
         tokens.append(dense.astype(config.dtype).transpose(0, 2, 1, 3))
     mx.eval(tokens)
     return tokens[0], tokens[1]

@@ -6,7 +6,13 @@ from collections.abc import Callable, Iterator
 from functools import partial
 
 from rvllm_local.metal_kernels.config import KernelConfig
-from rvllm_local.metal_kernels.proof import checks, delta, gathered, quantized
+from rvllm_local.metal_kernels.proof import (
+    checks,
+    delta,
+    gathered,
+    latent,
+    quantized,
+)
 from rvllm_local.metal_kernels.proof.block_checks import (
     check_copy,
     check_save_load,
@@ -70,6 +76,7 @@ def cases() -> Iterator[tuple[str, Case]]:
         yield f"write and gather {label}", partial(check_write_gather, config)
         yield f"copy {label}", partial(check_copy, config)
         yield f"save and load {label}", partial(check_save_load, config)
+    yield from latent.cases()
     for product in quantized.PRODUCTS:
         name = product.name
         yield f"quantized {name}", partial(quantized.check_product, product)

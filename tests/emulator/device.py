@@ -28,7 +28,7 @@ CACHE = Path(tempfile.gettempdir()) / f"rvllm-kernel-emulator-{os.getuid()}"
 FLAGS = ("-std=c++17", "-O1", "-fno-strict-aliasing", "-ffp-contract=off", "-w")
 WRITERS = {
     "kv_write": ("arena", "scales"), "kv_copy": ("arena", "scales"), "kv_load": ("arena", "scales"),
-    "paged_decode": ("arena", "scales", "scratch")
+    "paged_decode": ("arena", "scales", "scratch"), "latent_decode": ("arena", "scales", "scratch"),
 }  # fmt: skip
 _BITS = {1: mx.uint8, 2: mx.uint16, 4: mx.uint32}
 _IDS = {

@@ -18,7 +18,13 @@ from rvllm_local.metal_kernels import (
 from rvllm_local.metal_kernels.gated_delta import GatedDelta
 from rvllm_local.metal_kernels.gathered_matmul import GatheredMatmul
 from rvllm_local.metal_kernels.launch import Dispatch
-from rvllm_local.metal_kernels.proof import checks, delta, gathered, quantized
+from rvllm_local.metal_kernels.proof import (
+    checks,
+    delta,
+    gathered,
+    latent,
+    quantized,
+)
 from rvllm_local.metal_kernels.proof.oracle import Case
 from rvllm_local.metal_kernels.proof.variants import BF16, F16, F32, I8, VARIANTS
 from tests.emulator import capture_text
@@ -58,6 +64,15 @@ def test_attention_of_every_variant() -> None:
         shape = (len(variant.contexts), variant.kv_heads, variant.query_len)
         new = mx.zeros((*shape, variant.head_dim), dtype=variant.dtype)
         checks.decode(kernels, case, variant, sinks, NewTokens(new, new))
+    assert errors_of(recorder) == []
+
+
+def test_attention_over_latents() -> None:
+    recorder = Recorder()
+    for variant in latent.LATENTS:
+        kernels = KernelSet(variant.config, launcher=recorder, backend="metal")
+        case = latent.LatentCase(variant)
+        case.decode(kernels, latent.new_tokens(case))
     assert errors_of(recorder) == []
 
 

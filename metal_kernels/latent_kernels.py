@@ -1,0 +1,147 @@
+"""Launch function of a decode step's attention over latents."""
+
+from __future__ import annotations
+
+import mlx.core as mx
+
+from rvllm_local.errors import UnsupportedModelError
+from rvllm_local.metal_kernels import descriptor as layout
+from rvllm_local.metal_kernels.arguments import (
+    NewTokens,
+    Rotation,
+    check_decode_options,
+    check_scratch,
+    checked_table,
+    require,
+)
+from rvllm_local.metal_kernels.config import FENCE_SIZE
+from rvllm_local.metal_kernels.decode_kernels import DecodeKernels
+from rvllm_local.metal_kernels.latent import LatentCall, uses_matrix_units
+from rvllm_local.metal_kernels.launch import Dispatch
+from rvllm_local.metal_kernels.launches import Defines
+
+_PARTS = ("row_parts.h", "decode_parts.h")
+_LANE_PARTS = (*_PARTS, "latent_parts.h")
+_MATRIX_PARTS = (*_PARTS, "ptx.h", "latent_mma.h")
+
+
+class LatentKernels(DecodeKernels):
+    """Attends to each row's latents. README.md holds the kernel's contract.
+
+    The arena keeps a latent as the key and its rotated part as the value, of one head.
+    """
+
+    def latent_decode(
+        self,
+        queries: mx.array,
+        rotated: mx.array,
+        arena: mx.array,
+        scales: mx.array | None,
+        descriptor: mx.array,
+        layer: mx.array,
+        fence: mx.array,
+        scratch: mx.array,
+        *,
+        scale: float,
+        new: NewTokens | None = None,
+        rotation: Rotation | None = None,
+    ) -> tuple[mx.array, mx.array]:
+        """Causal attention of `queries` `[rows, heads, q_len <= 8, rank]`.
+
+        `rotated` `[rows, heads, q_len, rope]` meets the rotated parts of the keys.
+        Returns weighted latents in the shape of `queries`, and the next fence. `new`,
+        `rotation` (of `rotated` and of new rotated parts), padding rows and `scratch`
+        are as in `paged_decode`.
+        """
+        inputs = self._query_inputs(queries, rotated)
+        inputs |= self._layer_inputs(arena, scales, layer, fence)
+        inputs |= {"descriptor": descriptor, "layer": layer, "fence": fence}
+        rows, heads, q_len, _ = queries.shape
+        check_decode_options(q_len, heads, 0, 0.0, None)
+        max_blocks = layout.max_blocks_of(descriptor.size, rows)
+        check_scratch(scratch, self.scratch_size(rows, q_len, max_blocks))
+        call = LatentCall(q_len, scale)
+        defines = call.defines(self.config, self.tuning, self.backend)
+        self._add_new_tokens(defines, inputs, new)
+        self._turn_rotated(defines, inputs, rotation)
+        splits = self.tuning.splits.most(max_blocks)
+        if splits == 1:
+            return self._attend_whole_latents(defines, inputs)
+        inputs["scratch"] = scratch
+        (fence,) = self._attend_latents(
+            defines, inputs, splits, ("fence_out",), ((FENCE_SIZE,),), (mx.int32,)
+        )
+        return self._combine(queries, scratch, descriptor, fence, None, splits, 0)
+
+    def _query_inputs(
+        self, queries: mx.array, rotated: mx.array
+    ) -> dict[str, mx.array]:
+        """The checked queries. Raises `UnsupportedModelError` for several KV heads."""
+        c = self.config
+        if c.kv_heads != 1:
+            raise UnsupportedModelError(
+                f"latents are one KV head for all query heads, not {c.kv_heads}"
+            )
+        rows, _, q_len, _ = queries.shape
+        shape = (rows, c.num_heads, q_len)
+        require("queries", queries, (*shape, c.head_dim), c.dtype)
+        require("rotated", rotated, (*shape, c.value_width), c.dtype)
+        return {"queries": queries, "rotated": rotated}
+
+    def _turn_rotated(
+        self,
+        defines: Defines,
+        inputs: dict[str, mx.array],
+        rotation: Rotation | None,
+    ) -> None:
+        if rotation is None:
+            return
+        rows, _, q_len, width = inputs["rotated"].shape
+        inputs["rope"] = checked_table(rotation, rows, q_len, width)
+        defines["RV_ROPE_DIMS"] = rotation.table.shape[1]
+        if rotation.pairs:
+            defines["RV_ROPE_PAIRS"] = 1
+
+    def _attend_whole_latents(
+        self, defines: Defines, inputs: dict[str, mx.array]
+    ) -> tuple[mx.array, mx.array]:
+        """Every row fits one split: the attention kernel writes the output itself."""
+        defines["RV_FINAL"] = 1
+        out, fence = self._attend_latents(
+            defines,
+            inputs,
+            splits=1,
+            outputs=("out", "fence_out"),
+            shapes=(inputs["queries"].shape, (FENCE_SIZE,)),
+            dtypes=(self.config.dtype, mx.int32),
+        )
+        return out, fence
+
+    def _attend_latents(
+        self,
+        defines: Defines,
+        inputs: dict[str, mx.array],
+        splits: int,
+        outputs: tuple[str, ...],
+        shapes: tuple[tuple[int, ...], ...],
+        dtypes: tuple[mx.Dtype, ...],
+    ) -> tuple[mx.array, ...]:
+        """The attention kernel itself."""
+        body = "latent_decode.metal"
+        parts: tuple[str, ...] = _LANE_PARTS
+        if uses_matrix_units(self.config, self.backend):
+            body = "latent_decode.cu"
+            parts = _MATRIX_PARTS
+        text = self._text("latent_decode", defines, tuple(inputs), outputs, parts, body)
+        threads = 32 * int(str(defines["RV_SIMDGROUPS"]))
+        tiles = int(str(defines["RV_TILES"]))
+        rows = inputs["queries"].shape[0]
+        dispatch = Dispatch(
+            kernel=text,
+            inputs=tuple(inputs.values()),
+            grid=(threads * tiles, rows, splits),
+            threadgroup=(threads, 1, 1),
+            shapes=shapes,
+            dtypes=dtypes,
+        )
+        return self._run(dispatch)
