@@ -18,7 +18,7 @@ from rvllm_local.models.cache_folder import is_left_behind, models_folder
 from rvllm_local.models.catalogue import Catalogue
 from rvllm_local.models.hub_fetch import is_being_fetched
 from rvllm_local.models.leases import users_of
-from rvllm_local.models.locate import ModelFiles, locate
+from rvllm_local.models.locate import ModelFiles, locate, repository_of
 from rvllm_local.models.repository import PIN, RECORD, is_gguf_name, read_record
 
 # Catalogue names by repository and revision.
@@ -227,6 +227,24 @@ def leftovers(cache_dir: Path | None = None) -> list[Path]:
         if is_left_behind(path):
             paths.append(path)
     return sorted(paths)
+
+
+def forget_download(name: str, cache_dir: Path | None = None) -> int:
+    """Delete what has come of a model that is not whole; returns the bytes.
+
+    What a process fetches now stays, and so does a model that is whole. Raises
+    `ModelNotFoundError`.
+    """
+    repository = repository_of(name)
+    if repository is None:  # of a wheel nothing is kept
+        return 0
+    folder = repository.folder_name
+    partial = models_folder(cache_dir) / ".partial" / folder
+    if not partial.is_dir() or is_being_fetched(folder, cache_dir):
+        return 0
+    size = folder_size(partial)
+    shutil.rmtree(partial, ignore_errors=True)
+    return size
 
 
 def folder_size(folder: Path) -> int:

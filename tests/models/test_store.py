@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import hashlib
 import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -22,6 +24,7 @@ from rvllm_local.models.repository import RECORD, parse_repository
 from rvllm_local.models.store import (
     InUseError,
     find_installed,
+    forget_download,
     installed,
     leftovers,
     pin,
@@ -85,6 +88,29 @@ def test_what_is_whole_is_listed(store: Path) -> None:
     )
     assert find_installed("OWNER/Tiny") == model
     assert [path.name for path in leftovers()] == ["cut"]
+
+
+def test_what_came_of_a_download_is_forgotten(store: Path) -> None:
+    partial = store / ".partial" / "owner--half" / "commit"
+    partial.mkdir(parents=True)
+    (partial / "model.safetensors").write_bytes(b"x" * 1000)
+    with taking_lock(store / ".locks" / "owner--half"):
+        assert forget_download("owner/half") == 0  # it is being fetched
+    assert forget_download("owner/half") == 1000
+    assert leftovers() == []
+    assert forget_download("owner/half") == 0
+    assert forget_download("owner/tiny") == 0  # it is whole
+    assert find_installed("owner/tiny") is not None
+    assert forget_download("smollm2-135m") == 0  # a wheel
+
+
+@contextlib.contextmanager
+def taking_lock(path: Path) -> Iterator[None]:
+    """Hold a lock as a process that fetches does."""
+    path.parent.mkdir(exist_ok=True)
+    with path.open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 def test_facts_of_an_installed_model(store: Path) -> None:
