@@ -1,7 +1,6 @@
-"""Holds the chats that are open, and what a person can do with them.
+"""What a person can do with the chats.
 
-Knows no interface: the app and the plain mode listen to it. Effects are done by
-`EffectWorker`, whose events come back here.
+Knows no interface: the app and the plain mode listen to it.
 """
 
 from __future__ import annotations
@@ -15,39 +14,29 @@ from typing import Any
 from rvllm_local.errors import HistoryError
 from rvllm_local.history import ChatHistory
 from rvllm_local.history.types import Chat, ChatMessage, Deleted, new_id
-from rvllm_local.tui.effect_worker import EffectWorker
-from rvllm_local.tui.effects import Effect, KeepDraft, Notify, ReturnPrompt, UpdateChat
+from rvllm_local.tui.dispatcher import Listener
+from rvllm_local.tui.effects import Effect
 from rvllm_local.tui.events import (
-    Change,
     ChatChanged,
     ChatOpened,
     ChatStarted,
     CompactionAsked,
-    ConnectionChanged,
-    Event,
-    OtherChatChanged,
     PromptEdited,
     PromptSubmitted,
     PromptUnqueued,
     ReplyContinued,
     ReplyRegenerated,
     ReplyStopped,
-    SavingFailed,
 )
 from rvllm_local.tui.payload import typed_text
-from rvllm_local.tui.sessions import ChatSessions
-from rvllm_local.tui.state import ChatSession, ReplyStats
+from rvllm_local.tui.rival import RivalDriver
 
-Listener = Callable[[ChatSession, Change], None]
 _BRANCH = " (branch)"
 UNDOABLE = 50  # deletions that can be undone, one after the other
 
 
-class Driver(EffectWorker):
-    """`on_change` is called after each event; `on_effect` gets what is for the person.
-
-    That is `Notify`, `ReturnPrompt` and `KeepDraft`.
-    """
+class Driver(RivalDriver):
+    """Holds the chats that are open. What was deleted can be brought back."""
 
     def __init__(
         self,
@@ -55,106 +44,10 @@ class Driver(EffectWorker):
         on_effect: Callable[[Effect], None],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        super().__init__(clock)
-        self.sessions = ChatSessions(Chat(new_id()))
-        self._on_change, self._on_effect = on_change, on_effect
+        super().__init__(on_change, on_effect, clock)
         self._deleted: deque[tuple[ChatHistory, Deleted]] = deque(maxlen=UNDOABLE)
 
-    @property
-    def session(self) -> ChatSession:
-        """The chat that is shown."""
-        return self.sessions.present
-
-    @property
-    def is_writing(self) -> bool:
-        """Whether a reply is being written in any chat."""
-        return any(session.live is not None for session in self.sessions.all())
-
-    @property
-    def store(self) -> ChatHistory:
-        """Where the present chat is kept."""
-        return self.store_of(self.session.chat.id)
-
-    def dispatch(self, event: Event) -> None:
-        """Something happened, in the present chat or in one that it names."""
-        for session in self.sessions.targets(event):
-            is_present = session is self.sessions.present
-            self._reduce(session, event)
-            if is_present:
-                self._on_change(self.session, event)
-            else:
-                other = OtherChatChanged(session.chat, event)
-                self._on_change(self.session, other)
-
-    def _reduce(
-        self,
-        session: ChatSession,
-        event: Event,
-    ) -> None:
-        effects = self.sessions.reduce(session, event)
-        chat_id = session.chat.id
-        if isinstance(event, ChatOpened | ChatStarted):
-            chat_id = event.chat.id
-            self._note_store(event)
-        for effect in effects:
-            self.add_effect(chat_id, effect)
-        self._share_loss(chat_id)
-
-    def _note_store(self, event: ChatOpened | ChatStarted) -> None:
-        if event.is_temporary:
-            self.in_memory.add(event.chat.id)
-        else:
-            self.in_memory.discard(event.chat.id)
-
-    def _share_loss(self, chat_id: str) -> None:
-        """A server that one chat has lost is lost to all."""
-        session = self.sessions.find(chat_id)
-        present = self.session
-        if session is None or session.connection is present.connection:
-            return
-        state, text = session.connection, session.connection_text
-        self.dispatch(ConnectionChanged(state, text, self.clock()))
-
-    def show(
-        self,
-        chat_id: str,
-        effect: Effect,
-    ) -> None:
-        """Hand an effect to the person; one of another chat says of which."""
-        session = self.sessions.find(chat_id)
-        is_present = chat_id == self.session.chat.id
-        if isinstance(effect, ReturnPrompt) and not is_present:
-            effect = KeepDraft(chat_id, effect.text)
-        elif isinstance(effect, Notify) and not is_present and session is not None:
-            title = session.chat.title or "another chat"
-            effect = replace(effect, text=f"{title}: {effect.text}")
-        self._on_effect(effect)
-
-    async def give_up_saving(
-        self,
-        chat_id: str,
-        error: str,
-    ) -> None:
-        """Move the chat to memory before anything else is done with it."""
-        session = self.sessions.find(chat_id)
-        if session is None:
-            self._on_effect(Notify(error, "error"))
-            return
-        event = SavingFailed(error)
-        effects = self.sessions.reduce(session, event)
-        self.in_memory.add(chat_id)
-        for effect in effects:
-            await self.perform(chat_id, effect)
-        self._on_change(self.session, event)
-
-    async def close(self) -> None:
-        """Stop the replies, write what there is, and close all but the server."""
-        for session in list(self.sessions.all()):
-            if session.live is not None:
-                self._reduce(session, ReplyStopped(self.clock()))
-        await self.end()
-
-    # What a person does
+    # Replies
 
     def submit(
         self,
@@ -339,62 +232,3 @@ class Driver(EffectWorker):
             self._deleted.append((store, deleted))
         if is_present:
             self.new_chat()
-
-    # Two answers side by side
-
-    def compare(self, model: str) -> bool:
-        """Have another model answer the last prompt, too; False where it cannot."""
-        self.drop_rival()
-        present = self.session
-        rival = replace(present, live=None, queue=(), model=model, stats=ReplyStats())
-        event = ReplyRegenerated(_last_id(present), new_id(), self.clock())
-        self.sessions.rival = rival
-        self._reduce(rival, event)
-        rival = self.sessions.rival
-        if rival is None or rival.live is None:
-            self.sessions.rival = None
-            return False
-        return True
-
-    def take_rival(self) -> None:
-        """Go on with the other answer; the present one stays as a version."""
-        rival, present = self.sessions.rival, self.session
-        if rival is None:
-            return
-        if present.live is not None:
-            self._reduce(present, ReplyStopped(self.clock()))
-        self.sessions.rival = None
-        self.sessions.present = replace(rival, siblings=self.session.siblings)
-        self._keep_head()
-        shown = self.session
-        self.dispatch(ChatChanged({"model": shown.model}))
-        opened = ChatOpened(
-            shown.chat, shown.messages, shown.siblings, shown.is_temporary
-        )
-        self._on_change(shown, opened)
-
-    def drop_rival(self) -> None:
-        """Go on with the present answer; the other one stays as a version."""
-        rival = self.sessions.rival
-        if rival is None:
-            return
-        if rival.live is not None:
-            self._reduce(rival, ReplyStopped(self.clock()))
-        self.sessions.rival = None
-        self._keep_head()
-
-    def _keep_head(self) -> None:
-        """The chat goes on from the answer that is shown, though both are kept."""
-        session = self.session
-        head_id = _last_id(session)
-        if session.live is not None:
-            if session.live.saved_at is None:
-                return  # its first words will make it the head
-            head_id = session.live.reply_id
-        chat_id = session.chat.id
-        self.add_effect(chat_id, UpdateChat(chat_id, {"head_id": head_id}))
-
-
-def _last_id(session: ChatSession) -> str:
-    """The last message of the thread, or nothing."""
-    return session.messages[-1].id if session.messages else ""
