@@ -154,7 +154,7 @@ class ActionsApp(ChatActions):
         if self.best is None:
             tell(self, "no better model is known; Ctrl+L lists what there is")
         else:
-            self._switch_model(self.best.info)
+            self.switch_model(self.best.info)
 
     def _choose_model(
         self,
@@ -170,18 +170,11 @@ class ActionsApp(ChatActions):
         elif info.served:
             self.driver.dispatch(ChatChanged({"model": name}))
         else:
-            self._switch_model(info)
-
-    @work(group="switch", exclusive=True)
-    async def _switch_model(self, info: ModelInfo) -> None:
-        problem = await self.connection.switch_model(info)
-        if problem:
-            tell(self, problem, "error")
-        else:
-            tell(self, f"{info.id} answers from now on")
+            self.switch_model(info)
 
     def action_server_retry(self, _argument: str = "") -> None:
         """Look for the server again, now."""
+        self.is_start_paused = False
         self.keep_connection()
 
     @work(exclusive=True, group="connect")
@@ -191,7 +184,7 @@ class ActionsApp(ChatActions):
 
     # The reply and the app
 
-    def action_reply_stop(self, _argument: str = "") -> None:
+    async def action_reply_stop(self, _argument: str = "") -> None:
         """Stop the reply and keep what came; else leave what was begun."""
         if self.popup.marked is not None:
             self.popup.offer([])
@@ -204,14 +197,10 @@ class ActionsApp(ChatActions):
             self.composer.focus()
         elif self.driver.session.live is not None:
             self.driver.stop()
-        elif self.connection.download:
-            self._rest_download()
+        elif self.is_fetching:
+            await self.pause_download()
         else:
             self.composer.focus()
-
-    def _rest_download(self) -> None:
-        self.workers.cancel_group(self, "switch")
-        tell(self, "the download rests; choosing the model again goes on")
 
     def action_find_open(self, words: str = "") -> None:
         """Find words in this chat."""

@@ -275,6 +275,7 @@ class ChatApp(ChatView):
         screen.set_class(event.size.width >= WIDE, "wide")
         self.call_after_refresh(self.show_sidebar)
         screen.set_class(event.size.height < SHORT, "short")
+        self.composer.be_narrow(event.size.width < NARROW)
         self.call_after_refresh(self._show_status)
 
     def on_key(self, event: events.Key) -> None:
@@ -294,7 +295,7 @@ class ChatApp(ChatView):
             self.composer.show_completions()
             self._show_status()
 
-    def on_composer_refused(self, event: Composer.Refused) -> None:
+    def on_draft_area_refused(self, event: Composer.Refused) -> None:
         """Say that a paste was too large."""
         size = f"{event.size:,} characters are too many to paste"
         tell(self, f"{size}; attach the text as a file with @path", "warning")

@@ -58,6 +58,8 @@ COMMANDS: tuple[Command, ...] = (
     Command("sidebar.toggle", "The chats at the side", "", "/sidebar"),
     Command("engine.more", "The engine's counters", "", "/more"),
     Command("model.best", "Fetch the best model that fits", "f3", "/best"),
+    Command("download.toggle", "Pause the download, or go on", "f4", "/pause"),
+    Command("download.cancel", "Cancel the download", "", "/cancel"),
     Command("model.pick", "Models", "ctrl+l", "/model", "[name]"),
     Command(
         "chat.parameters", "Parameters and presets", "ctrl+t", "/set", "[name value]"
@@ -66,7 +68,7 @@ COMMANDS: tuple[Command, ...] = (
     Command("editor.open", "Write in $EDITOR", "ctrl+g", "/editor", owner="composer"),
     Command("file.attach", "Attach a file", "", "/attach", "[path]", owner="composer"),
     Command("find.open", "Find in this chat", "ctrl+f", "/find", "[words]"),
-    Command("engine.toggle", "The engine at work", "ctrl+b", "/engine"),
+    Command("engine.toggle", "The engine at work", "ctrl+b,f2", "/engine"),
     Command("server.retry", "Look for the server again", "", "/retry"),
     Command("theme.pick", "Theme", "", "/theme", "[name]"),
     Command("palette.open", "All commands", "ctrl+p", is_hidden=True),
@@ -232,10 +234,13 @@ def parse_slash(text: str) -> tuple[Command, str] | None:
 
 
 def complete_slash(text: str) -> list[Command]:
-    """The commands that begin as `text` does, for the hints under the composer."""
+    """The commands that begin as `text` does, else those that hold its letters."""
     if not re.match(r"/[a-z]*\Z", text):
         return []
-    return [command for command in COMMANDS if command.slash.startswith(text)]
+    commands = [command for command in COMMANDS if command.slash.startswith(text)]
+    if not commands:
+        commands = [command for command in COMMANDS if text[1:] in command.slash]
+    return commands
 
 
 def as_prompt(text: str) -> str:

@@ -5,17 +5,16 @@ from __future__ import annotations
 from dataclasses import replace
 
 from textual import work
-from textual.worker import WorkerError
 
 from rvllm_local.tui.beside import refuse_beside
+from rvllm_local.tui.download_actions import DownloadActions
 from rvllm_local.tui.notices import attempt, tell
-from rvllm_local.tui.parts import PartsApp
-from rvllm_local.tui.screens.dialogs import Choice, Pick
-from rvllm_local.tui.screens.models import model_note
+from rvllm_local.tui.screens.dialogs import Pick
+from rvllm_local.tui.screens.models import model_choices
 from rvllm_local.tui.state import ModelInfo
 
 
-class CompareActions(PartsApp):
+class CompareActions(DownloadActions):
     """The comparison of two answers."""
 
     @work(group="command", exclusive=False)
@@ -49,7 +48,7 @@ class CompareActions(PartsApp):
             if not self.driver.session.messages:
                 tell(self, "there is no prompt to answer again", "warning")
                 return
-            if not await self._is_added(info):
+            if not await self.is_added(info):
                 return
             if self.driver.session.chat.id != chat_id:
                 tell(self, f"{info.id} is here now; /compare {info.id} asks it")
@@ -86,21 +85,7 @@ class CompareActions(PartsApp):
         return [*models, *offers.values()]
 
     async def _pick_rival(self, models: list[ModelInfo]) -> str:
-        choices = [Choice(info.id, info.id, model_note(info)) for info in models]
+        choices = model_choices(models, self.driver.session.model)
         note = "the same model answers with another draw"
         screen = Pick("Compare with", choices, note)
         return await self.push_screen_wait(screen) or ""
-
-    async def _is_added(self, info: ModelInfo) -> bool:
-        """Whether the server serves the model now; says why, if it does not."""
-        try:
-            problem = await self._add_model(info).wait()
-        except WorkerError:  # the download rests
-            return False
-        if problem:
-            tell(self, problem, "error")
-        return not problem
-
-    @work(group="switch", exclusive=True)
-    async def _add_model(self, info: ModelInfo) -> str:
-        return await self.connection.add_model(info)

@@ -52,7 +52,10 @@ class Completer:
         self._folder, self._looked_at = folder, time.monotonic()
 
     def offers(self, typed: str, folder: Path) -> list[Completion]:
-        """The first few things that `typed`, the text before the cursor, could become."""
+        """What `typed`, the text before the cursor, could become.
+
+        All commands, or the first few files.
+        """
         commands = _commands(typed)
         if commands:
             return commands
@@ -89,7 +92,7 @@ def _typed_path(typed: str) -> str:
 
 def _commands(typed: str) -> list[Completion]:
     offers = []
-    for command in complete_slash(typed)[:SHOWN]:
+    for command in complete_slash(typed):
         shown = f"{command.slash} {command.argument}".strip()
         offers.append(Completion(f"{command.slash} ", shown, command.title))
     return offers

@@ -31,6 +31,8 @@ class ServerConnection:
     ) -> None:
         self.launcher = launcher
         self.download = ""  # what is to be shown of a download, or nothing
+        self.fetching: ModelInfo | None = None
+        self.paused: ModelInfo | None = None  # whose download goes on when asked
         self._driver, self._model = driver, model
 
     async def connect(self) -> str:
@@ -154,12 +156,17 @@ class ServerConnection:
             )
         if info.installed:
             return ""
+        self.fetching, self.paused = info, None
+        self.download = f"fetching {info.id}"
         try:
             await launcher.fetch(info, self._show_download)
         except (EndpointError, OSError) as error:
             return str(error)
+        except asyncio.CancelledError:
+            self.paused = info
+            raise
         finally:
-            self.download = ""
+            self.download, self.fetching = "", None
         return ""
 
     async def _until_quiet(self) -> None:

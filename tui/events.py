@@ -95,6 +95,8 @@ class UsageReceived:
     prompt_tokens: int
     output_tokens: int
     cached_tokens: int | None
+    accepted_drafts: int = 0
+    rejected_drafts: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -46,9 +46,10 @@ class ReplyGatherer:
                 self._dispatch(ReplyBegan(self._id, request_id))
             case ReplyEnd(reason):
                 self.finish = reason
-            case ReplyUsage(prompt, output, cached):
+            case ReplyUsage(prompt, output, cached, accepted, rejected):
                 self.flush()
-                self._dispatch(UsageReceived(self._id, prompt, output, cached))
+                counts = (prompt, output, cached, accepted, rejected)
+                self._dispatch(UsageReceived(self._id, *counts))
             case ReplyText():
                 self._take_text(part)
 

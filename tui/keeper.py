@@ -56,6 +56,7 @@ class Keeper:
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.STDOUT,
             limit=2**20,
+            start_new_session=True,  # a download that it runs can be ended with it
         )
         self._on_start(process.pid)
         loop = asyncio.get_running_loop()
@@ -157,6 +158,13 @@ async def _end(process: asyncio.subprocess.Process) -> None:
         with contextlib.suppress(ProcessLookupError):
             process.kill()
         await process.wait()
+    _kill_group(process.pid)
+
+
+def _kill_group(server: int) -> None:
+    """End what the server ran and left behind."""
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(server, signal.SIGKILL)
 
 
 def take_lock(path: Path) -> IO[str] | None:
@@ -190,6 +198,7 @@ def guard(pipe: int) -> None:
             time.sleep(LOCK_POLL_S)
             os.kill(server, 0)
         os.kill(server, signal.SIGKILL)
+    _kill_group(server)
 
 
 def main(arguments: Sequence[str]) -> None:

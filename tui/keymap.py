@@ -27,6 +27,9 @@ _NAMES = {
     "right_square_bracket": "]",
     "escape": "Esc",
     "enter": "Enter",
+    "pageup": "PgUp",
+    "pagedown": "PgDn",
+    "delete": "Del",
 }
 _IN_FOOTER = {
     "help.open": "Help",
@@ -123,7 +126,7 @@ def _shown_key(key: str) -> str:
     is_letter = bool(modifiers) and len(last) == 1
     if is_letter or re.fullmatch(r"f\d+", last):
         name = last.upper()
-    elif len(name) > 1:
+    elif last not in _NAMES and len(name) > 1:
         name = name.capitalize()
     words = [modifier.capitalize() for modifier in modifiers]
     return "+".join([*words, name])

@@ -10,12 +10,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import signal
 import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from rvllm_local.errors import EndpointError
+from rvllm_local.models.progress import amounts_in
 from rvllm_local.tui.download import DownloadProgress
 from rvllm_local.tui.endpoint import ChatEndpoint
 from rvllm_local.tui.lease import Lease, socket_path, start_server, take_lease
@@ -126,7 +128,7 @@ class ServerLauncher:
                     lease.report = _silent
                 return
             progress = self._progress() or status or "the server is loading"
-            self._report(f"{progress} · {time.monotonic() - began:.0f} s")
+            self._report(f"{progress} · for {time.monotonic() - began:.0f} s")
             await asyncio.sleep(_POLL_S)
 
     def _progress(self) -> str:
@@ -134,9 +136,16 @@ class ServerLauncher:
         if self.lease is None or not self.lease.lines:
             return ""
         last = self.lease.lines[-1].removeprefix("rvllm: ")
-        if last.startswith("fetched") and self._download is not None:
+        if _is_of_download(last) and self._download is not None:
             return self._download.told(last)
         return "" if last.startswith("serving on") else last
+
+    @property
+    def is_fetching(self) -> bool:
+        """Whether the server that was started fetches its model now."""
+        if self.lease is None or self.lease.is_over or not self.lease.lines:
+            return False
+        return _is_of_download(self.lease.lines[-1].removeprefix("rvllm: "))
 
     async def _expect_download(self) -> None:
         """The server may have to fetch its model first."""
@@ -189,7 +198,8 @@ class ServerLauncher:
         finally:
             if process.returncode is None:
                 with contextlib.suppress(ProcessLookupError):
-                    process.terminate()
+                    # It has a session of its own: what it runs ends with it.
+                    os.killpg(process.pid, signal.SIGTERM)
                 await process.wait()
         if status:
             reason = said.removeprefix("rvllm: ").removeprefix("error: ")
@@ -209,9 +219,7 @@ class ServerLauncher:
         Where that fails, the next `connect` starts the old one.
         """
         self._report = report
-        if self.lease is not None:
-            lease, self.lease = self.lease, None
-            await lease.end_server()
+        await self.end()
         before, self.model = self.model, model
         endpoint = ChatEndpoint(self.url)
         try:
@@ -223,11 +231,22 @@ class ServerLauncher:
             await endpoint.close()
             raise
 
+    async def end(self) -> None:
+        """End the server that was started for chats, and wait for it."""
+        lease, self.lease = self.lease, None
+        if lease is not None:
+            await lease.end_server()
+
     async def stop(self) -> None:
         """Let go of the server. One that was there before is left as it is."""
         lease, self.lease = self.lease, None
         if lease is not None:
             await lease.release()
+
+
+def _is_of_download(line: str) -> bool:
+    """Whether a line that a server prints says how far a download is."""
+    return line.startswith("fetching") or amounts_in(line) is not None
 
 
 def _silent(_text: str) -> None:

@@ -48,13 +48,19 @@ class PartsApp(App[int]):
         self.find_bar = FindBar(self.transcript)
         self.sidebar = Sidebar()
         self.best: BestModel | None = None  # what this machine could run
+        self.is_start_paused = False  # whether the server's own download was paused
         self.shelf = Shelf()
         self.announcer = Announcer(options.settings.notify, self.write_terminal)
 
     def show_welcome(self) -> None:
         """Show what an empty chat shows."""
-        download = self.connection.download
-        content = welcome_content(self.driver.session, self.best, download)
+        paused = self.connection.paused
+        content = welcome_content(
+            self.driver.session,
+            self.best,
+            self.connection.download,
+            "" if paused is None else paused.id,
+        )
         self.transcript.welcome(content)
 
     def write_terminal(self, text: str) -> None:

@@ -49,6 +49,7 @@ from rvllm_local.tui.state import (
     LiveReply,
     QueuedPrompt,
     ReplyStats,
+    TokenCounts,
 )
 
 
@@ -79,8 +80,14 @@ def _usage(session: ChatSession, event: events.UsageReceived) -> Step:
     live = session.live
     if live is None or live.reply_id != event.reply_id:
         return session, ()
-    usage = (event.prompt_tokens, event.output_tokens, event.cached_tokens)
-    live = replace(live, usage=usage)
+    counts = TokenCounts(
+        event.prompt_tokens,
+        event.output_tokens,
+        event.cached_tokens,
+        event.accepted_drafts,
+        event.rejected_drafts,
+    )
+    live = replace(live, usage=counts)
     return replace(session, live=live, stats=measure(live)), ()
 
 

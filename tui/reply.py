@@ -16,6 +16,7 @@ SAVE_EVERY_S = 1.0
 # A reply that is shorter tells nothing of the speed: its words come in one or two parts.
 LEAST_SPAN_S = 0.2
 LEAST_PARTS = 3
+_LARGEST = 2**53
 Step = tuple[ChatSession, tuple[Effect, ...]]
 
 
@@ -24,16 +25,22 @@ def measure(live: LiveReply) -> ReplyStats:
 
     Tokens are the server's counts where it gave them, else the parts counted here.
     """
-    prompt, output, cached = live.usage or (None, None, None)
-    if output is None:
-        output = live.num_chunks
     ttft = None if live.first_at is None else live.first_at - live.began
+    counts = live.usage
+    if counts is None:
+        output = live.num_chunks
+        speed = _speed(live, output)
+        return ReplyStats(
+            output_tokens=output or None, tokens_per_second=speed, ttft=ttft
+        )
     return ReplyStats(
-        prompt,
-        cached,
-        output or None,
-        _speed(live, output),
+        counts.prompt,
+        counts.cached,
+        counts.output or None,
+        _speed(live, counts.output),
         ttft,
+        counts.accepted_drafts or None,
+        counts.rejected_drafts or None,
     )
 
 
@@ -48,12 +55,22 @@ def _speed(live: LiveReply, num_tokens: int) -> float | None:
 
 
 def read_stats(figures: Mapping[str, Any]) -> ReplyStats:
-    """The measurements that were kept with a message."""
+    """The measurements that were kept with a message.
+
+    An imported chat may hold anything: what is no sensible number is left out.
+    """
     kept = {}
     for column in fields(ReplyStats):
-        if column.name in figures:
-            kept[column.name] = figures[column.name]
+        value = figures.get(column.name)
+        if _is_measured(value):
+            kept[column.name] = value
     return ReplyStats(**kept)
+
+
+def _is_measured(value: Any) -> bool:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    return 0 <= value < _LARGEST
 
 
 def as_message(

@@ -28,11 +28,16 @@ class ReplyText:
 
 @dataclass(frozen=True, slots=True)
 class ReplyUsage:
-    """The server's counts of tokens. `cached` is None where it does not say."""
+    """The server's counts of tokens. `cached` is None where it does not say.
+
+    `accepted` and `rejected` count drafted tokens; both are 0 where none are drafted.
+    """
 
     prompt: int
     output: int
     cached: int | None
+    accepted: int = 0
+    rejected: int = 0
 
 
 @dataclass(frozen=True, slots=True)

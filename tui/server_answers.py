@@ -80,7 +80,14 @@ def _usage(value: Any) -> ReplyUsage | None:
     if prompt is None or output is None:
         return None
     details = mapping(value.get("prompt_tokens_details"))
-    return ReplyUsage(prompt, output, count(details.get("cached_tokens")))
+    drafts = mapping(value.get("completion_tokens_details"))
+    return ReplyUsage(
+        prompt,
+        output,
+        count(details.get("cached_tokens")),
+        count(drafts.get("accepted_prediction_tokens")) or 0,
+        count(drafts.get("rejected_prediction_tokens")) or 0,
+    )
 
 
 def read_model(row: Mapping[str, Any]) -> ModelInfo:

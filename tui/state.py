@@ -80,6 +80,26 @@ class ReplyStats:
     output_tokens: int | None = None
     tokens_per_second: float | None = None
     ttft: float | None = None
+    accepted_drafts: int | None = None
+    rejected_drafts: int | None = None
+
+    @property
+    def drafts(self) -> str:
+        """Drafted tokens that were accepted, of all; empty where none were drafted."""
+        accepted = self.accepted_drafts or 0
+        drafted = accepted + (self.rejected_drafts or 0)
+        return f"drafts {accepted}/{drafted}" if drafted else ""
+
+
+@dataclass(frozen=True, slots=True)
+class TokenCounts:
+    """The server's counts of one reply. `cached` is None where it does not say."""
+
+    prompt: int
+    output: int
+    cached: int | None
+    accepted_drafts: int = 0
+    rejected_drafts: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +119,7 @@ class LiveReply:
     tool_calls: tuple[ToolCall, ...] = ()
     num_chunks: int = 0
     progress: tuple[int, int] | None = None  # prompt tokens computed, and all of them
-    usage: tuple[int, int, int | None] | None = None  # prompt, output, cached tokens
+    usage: TokenCounts | None = None
     saved_at: float | None = None
     saved_size: int = -1
     model: str = ""  # where it is not the chat's

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from rich.cells import cell_len
 from textual.content import Content
 
 from rvllm_local.tui.payload import estimate_tokens
@@ -61,7 +62,7 @@ def status_parts(
         parts.append((others, "$accent"))
     if session.connection is not ConnectionState.READY:
         text = session.connection_text or session.connection.value
-        return [*parts, (clean_line(text, 200), "$warning")]
+        return [*parts, *_pieces(clean_line(text, 200), "$warning")]
     stats = session.stats
     if session.is_temporary:
         parts.append(("not kept", ""))
@@ -74,6 +75,8 @@ def status_parts(
         parts.append((f"cached {short_count(stats.cached_tokens)}", ""))
     if stats.tokens_per_second is not None:
         parts.append((f"{stats.tokens_per_second:.0f} tok/s", ""))
+    if stats.drafts:
+        parts.append((stats.drafts, ""))
     if stats.ttft is not None:
         parts.append((f"ttft {stats.ttft:.2f}s", ""))
     if memory := memory_text(session.engine):
@@ -120,18 +123,26 @@ def status_content(
     """
     parts = status_parts(session, draft, persona, others)
     if download:
-        parts = [parts[0], (download, "$accent")]
+        hint = ("Esc pauses", "$muted")
+        parts = [parts[0], *_pieces(download, "$accent"), hint]
     is_ready = session.connection is ConnectionState.READY
     least = 1 if is_ready and not download else 2
     while len(parts) > least and _width(parts) > width:
         parts.pop()
+    if download and _width(parts) > width:
+        parts.pop(0)  # the model is known; how far it is, is not
     pieces = [Content.styled(text, style) for text, style in parts]
     line = Content("  ").join(pieces)
     return line if line.cell_length <= width else line.truncate(width, ellipsis=True)
 
 
+def _pieces(text: str, style: str) -> list[tuple[str, str]]:
+    """What is going on, in pieces of which the last ones can be left out."""
+    return [(piece, style) for piece in text.split(" · ")]
+
+
 def _width(parts: list[tuple[str, str]]) -> int:
-    return sum(len(text) + 2 for text, _ in parts) - 2
+    return sum(cell_len(text) + 2 for text, _ in parts) - 2
 
 
 def queue_text(session: ChatSession) -> Content:
@@ -140,7 +151,7 @@ def queue_text(session: ChatSession) -> Content:
     for number, waiting in enumerate(session.queue):
         text = f"⏎ next: {clean_line(waiting.typed, 100)}"
         is_last = number == len(session.queue) - 1
-        lines.append(text + ("   ↑ edits it" if is_last else ""))
+        lines.append(text + ("   ↑ takes it back" if is_last else ""))
     return Content.styled("\n".join(lines), "$muted")
 
 

@@ -23,6 +23,7 @@ from rvllm_local.tui.events import (
     UsageReceived,
 )
 from rvllm_local.tui.launcher import ServerLauncher
+from rvllm_local.tui.message_keys import message_keys
 from rvllm_local.tui.notices import attempt, tell
 from rvllm_local.tui.options import ChatOptions
 from rvllm_local.tui.personas import persona_name
@@ -137,6 +138,7 @@ class ChatView(ActionsApp):
         self._queue.update(waiting)
         if not session.messages:
             self.show_welcome()
+        self._show_below()
 
     def _show_live(self) -> None:
         live, widget = self.driver.session.live, self.transcript.live
@@ -145,12 +147,35 @@ class ChatView(ActionsApp):
         self._show_below()
 
     def _show_below(self) -> None:
-        """Say that there is more below what is looked at."""
-        count = self.transcript.lines_below
-        text = f"↓ {count} new line{'s' if count > 1 else ''} below · Ctrl+End"
-        self._below.display = count > 0
-        if count:
+        """Say what keys do with the selected message, or that there is more below."""
+        text = self._selected_keys() or self._lines_below()
+        self._below.display = bool(text)
+        if text:
             self._below.update(text, layout=False)
+
+    def _selected_keys(self) -> str:
+        """What can be done with the message that is selected, if one is."""
+        transcript = self.transcript
+        message = transcript.target
+        is_finding = self.find_bar.display  # keys go into its field then
+        if transcript.selected is None or message is None or is_finding:
+            return ""
+        return message_keys(
+            message,
+            transcript.num_versions(message),
+            self.options.settings.keys,
+            self._line_width,
+        )
+
+    def _lines_below(self) -> str:
+        count = self.transcript.lines_below
+        if not count:
+            return ""
+        return f"↓ {count} new line{'s' if count > 1 else ''} below · Ctrl+End"
+
+    def on_transcript_selected(self) -> None:
+        """Say what keys do with the message."""
+        self._show_below()
 
     def show_effect(self, effect: Effect) -> None:
         """Tell the person, or bring a prompt back."""
@@ -163,16 +188,26 @@ class ChatView(ActionsApp):
             texts = [text for text in (effect.text, draft) if text]
             self.drafts.put(effect.chat_id, "\n\n".join(texts))
 
-    def _show_status(self) -> None:
-        session = self.driver.session
+    def show_state(self) -> None:
+        """Show the status line and the welcome anew."""
+        self._show_status()
+        self.show_welcome()
+
+    @property
+    def _line_width(self) -> int:
+        """Cells for a line of text in the chat's column."""
         width = self.size.width - 4
         if self.panel.display:
             width -= PANEL_WIDTH
         if self.sidebar.is_on_screen:
             width -= SIDEBAR_WIDTH
+        return max(10, width)
+
+    def _show_status(self) -> None:
+        session = self.driver.session
         line = status_content(
             session,
-            max(10, width),
+            self._line_width,
             self.composer.whole_text,
             self.connection.download,
             persona_name(session.chat, self.presets),
@@ -182,9 +217,13 @@ class ChatView(ActionsApp):
         self.announcer.set_title(session.chat.title, self.driver.is_writing)
 
     def _others(self) -> str:
-        """What goes on in other chats."""
+        """What goes on beside this chat."""
         sessions = self.driver.sessions
-        return others_text(len(sessions.writing()), len(sessions.unseen))
+        text = others_text(len(sessions.writing()), len(sessions.unseen))
+        paused = self.connection.paused
+        if paused is None:
+            return text
+        return f"{text}  paused: {paused.id}".strip()
 
     def show_sidebar(self) -> None:
         """Bring the list at the side up to date, where it is shown."""

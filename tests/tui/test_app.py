@@ -217,10 +217,12 @@ def test_a_click_selects_a_message(play) -> None:
         view = chat.app.transcript._views[chat.session.messages[1].id]
         await chat.pilot.click(view)
         await chat.until(lambda: chat.app.transcript.selected == view.message.id)
+        await chat.until(lambda: "c copy   r again" in chat.screen())
         await chat.press("c")
         assert chat.app.clipboard == "Hello there."
         await chat.press("escape")
         assert chat.app.transcript.selected is None
+        await chat.until(lambda: "c copy" not in chat.screen())
 
     play(scenario)
 
@@ -633,7 +635,7 @@ def test_find_goes_from_the_newest_back(play) -> None:
 
 def test_the_engine_panel(play) -> None:
     async def scenario(chat) -> None:
-        await chat.press("ctrl+b")
+        await chat.press("f2")
         await chat.until(lambda: "spilled 3" in chat.screen())
         for part in ("KV cache", "██", "0 running, 0 waiting", "kv arena"):
             assert part in chat.screen()

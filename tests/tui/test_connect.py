@@ -86,7 +86,7 @@ def test_a_child_is_followed_exchanged_and_ended() -> None:
         server, told = Starting("one"), []
         endpoint = await server.connect(told.append)
         assert server.is_child
-        assert any("fetching one  45 MB · " in text for text in told)
+        assert any("fetching one · 45 MB · " in text for text in told)
         assert (await endpoint.models())[0].id == "one"
         await endpoint.close()
         endpoint = await server.restart("two", told.append)
@@ -172,7 +172,7 @@ def test_a_fetch_has_no_time_limit_and_says_why_it_failed() -> None:
     async def scenario() -> None:
         launcher, told = Fetching(None, None), []
         await launcher.fetch(ModelInfo("slow", size=400_000_000), told.append)
-        assert told[-1].startswith("fetching slow  ██████░░░░░░ 50%  200 of 400 MB")
+        assert told[-1].startswith("fetching slow · ██████░░░░░░ 50% · 200 of 400 MB")
         with pytest.raises(EndpointError, match="bad was not fetched: no such model"):
             await launcher.fetch(ModelInfo("bad"), told.append)
 

@@ -18,7 +18,13 @@ from rvllm_local.tui.commands import COMMANDS
 
 SOURCES = [
     Path(__file__).with_name(f"{name}.py")
-    for name in ("test_app", "test_several", "test_shelf", "test_writing")
+    for name in (
+        "test_app",
+        "test_download_actions",
+        "test_several",
+        "test_shelf",
+        "test_writing",
+    )
 ]
 TREES = [ast.parse(path.read_text()) for path in SOURCES if path.exists()]
 

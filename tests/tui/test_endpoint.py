@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ from rvllm_local.errors import EndpointError
 from rvllm_local.history.types import ToolCall
 from rvllm_local.tui.endpoint import ChatEndpoint
 from rvllm_local.tui.reply_parts import ReplyEnd, ReplyStart, ReplyText, ReplyUsage
+from rvllm_local.tui.server_answers import read_parts
 from tests.tui.fake_endpoint import FakeEndpoint
 
 PROMPT = ({"role": "user", "content": "hi"},)
@@ -52,6 +54,20 @@ def test_a_reply_comes_in_parts() -> None:
     assert parts[-1] == ReplyEnd("stop")
     assert fake.requests[0]["temperature"] == 0.5
     assert "seed" not in fake.requests[0]
+
+
+def test_drafted_tokens_are_counted() -> None:
+    details = {"accepted_prediction_tokens": 31, "rejected_prediction_tokens": 9}
+    usage = {
+        "prompt_tokens": 5,
+        "completion_tokens": 40,
+        "completion_tokens_details": details,
+    }
+    event = json.dumps({"choices": [], "usage": usage}).encode()
+    assert read_parts(event) == [ReplyUsage(5, 40, None, 31, 9)]
+    usage["completion_tokens_details"] = "none"
+    event = json.dumps({"choices": [], "usage": usage}).encode()
+    assert read_parts(event) == [ReplyUsage(5, 40, None)]
 
 
 def test_tool_calls_are_read() -> None:

@@ -283,6 +283,32 @@ def test_the_status_line() -> None:
     assert status_text(lost, 60).startswith("qwen3-8b 4bit  no server␛ answers")
 
 
+def test_accepted_drafts_are_shown() -> None:
+    stats = replace(session().stats, accepted_drafts=31, rejected_drafts=9)
+    assert "61 tok/s  drafts 31/40  ttft" in status_text(session(stats=stats), 120)
+    figures = {"output_tokens": 40, "accepted_drafts": 31, "rejected_drafts": 9}
+    reply = ChatMessage(
+        "r", "c", None, "assistant", "x", model="small", figures=figures
+    )
+    assert "40 tok · drafts 31/40" in render_message(reply).plain
+
+
+def test_a_time_that_is_none_is_left_out() -> None:
+    figures = {"output_tokens": 4}
+    for created in (1e300, float("nan"), -1e18):
+        reply = ChatMessage(
+            "r",
+            "c",
+            None,
+            "assistant",
+            "x",
+            model="small",
+            figures=figures,
+            created=created,
+        )
+        assert "small · 4 tok" in render_message(reply).plain
+
+
 def test_counts_and_bars() -> None:
     assert [short_count(one) for one in (0, 999, 1000, 12_400, 131_072)] == [
         "0",

@@ -73,6 +73,7 @@ class StillServer:
 
     is_child = False
     lease = None
+    is_fetching = False
     models_told = MODELS
 
     async def connect(self, _report: Any) -> StillServer:

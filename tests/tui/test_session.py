@@ -42,6 +42,7 @@ from rvllm_local.tui.events import (
 )
 from rvllm_local.tui.payload import payload
 from rvllm_local.tui.reducer import reduce
+from rvllm_local.tui.reply import read_stats
 from rvllm_local.tui.state import (
     ChatSession,
     ConnectionState,
@@ -235,6 +236,29 @@ def test_words_are_gathered_and_measured() -> None:
         "UpdateMessage",
         "ReadSiblings",
     ]
+
+
+def test_accepted_drafts_are_kept_with_the_reply() -> None:
+    session, _ = play(
+        ready(),
+        SEND,
+        ReplyGrew("r", 10.5, "So"),
+        UsageReceived("r", 30, 40, 20, 31, 9),
+        ReplyFinished("r", "stop", 12),
+    )
+    reply = session.messages[-1]
+    assert (reply.figures["accepted_drafts"], session.stats.drafts) == (
+        31,
+        "drafts 31/40",
+    )
+    assert read_stats(reply.figures) == session.stats
+    assert ReplyStats().drafts == ""
+
+
+@pytest.mark.parametrize("value", ["\x1b[2J", True, -1, 1e300, float("nan"), None, [1]])
+def test_figures_that_are_none_are_left_out(value: object) -> None:
+    figures = {"output_tokens": value, "ttft": value, "tokens_per_second": 2.5}
+    assert read_stats(figures) == ReplyStats(tokens_per_second=2.5)
 
 
 def test_a_partial_reply_is_written_at_once_and_then_each_second() -> None:

@@ -210,7 +210,7 @@ def test_the_best_model_is_the_largest_that_fits_and_is_fast_enough() -> None:
 def test_an_empty_screen_offers_it_and_f3_fetches_it(play) -> None:
     async def scenario(chat) -> None:
         switched: list[str] = []
-        chat.app._switch_model = lambda info: switched.append(info.id)
+        chat.app.switch_model = lambda info: switched.append(info.id)
         await chat.press("f3")
         await chat.told("no better model is known")
         chat.app.best = BestModel(info("qwen3-4b", 2.3e9), 9.2)

@@ -10,6 +10,7 @@ from textual import events
 from textual._xterm_parser import XTermParser
 
 from rvllm_local.history.types import ChatMessage
+from rvllm_local.tui.commands import COMMANDS
 from rvllm_local.tui.complete import completions
 from rvllm_local.tui.screens.chats import ChatsScreen
 from rvllm_local.tui.state import LiveReply
@@ -60,6 +61,9 @@ def test_what_is_offered(tmp_path: Path) -> None:
     ]  # what cannot be typed is not offered
     assert [one.text for one in completions("@.h", tmp_path)] == ["@.hidden "]
     assert [one.name for one in completions("/te", tmp_path)] == ["/temporary"]
+    every = [one.text.strip() for one in completions("/", tmp_path)]
+    assert every == [command.slash for command in COMMANDS if command.slash]
+    assert [one.name for one in completions("/gen", tmp_path)] == ["/regenerate"]
     for typed in ("mail me@b", "@nowhere/x", "@b.txt ", "plain", "@\0"):
         assert completions(typed, tmp_path) == []
 

@@ -102,9 +102,14 @@ class ChatsScreen(Pick):
 
     def _hits(self, words: str) -> list[Choice]:
         choices = []
+        listed = set()
         for hit in self._history.search(words):
+            if hit.message_id is None and hit.chat_id in listed:
+                continue  # its title holds the words, too
+            listed.add(hit.chat_id)
             value = f"{hit.chat_id} {hit.message_id or ''}".strip()
-            choices.append(Choice(value, hit.title or "Untitled", hit.excerpt))
+            note = hit.excerpt or "in its title"
+            choices.append(Choice(value, hit.title or "Untitled", note))
         return choices
 
     def action_rename(self) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+from rich.cells import cell_len
 from textual.binding import Binding, BindingType
 from textual.containers import Vertical
 from textual.content import Content
@@ -13,7 +14,12 @@ from textual.screen import ModalScreen
 from textual.widgets import Input, OptionList, Static
 from textual.widgets.option_list import Option
 
-from rvllm_local.tui.sanitise import clean_line
+from rvllm_local.tui.sanitise import clean, clean_line
+
+NAME_WIDTH = 44  # cells of the names' column at most
+LEAST_NAME_WIDTH = 16
+NOTE_LENGTH = 160  # characters
+_ONE_LINE = {ord("\n"): " ", ord("\t"): " "}
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,12 +112,16 @@ class Pick(Dialog):
         """Show the rows that match."""
         rows = self.query_one(OptionList)
         words = self.query_one(Input).value
+        choices = self.matching(words)
+        width = _name_width(choices, self.app.size.width // 2)
         options = []
-        for index, choice in enumerate(self.matching(words)):
-            options.append(Option(row(choice), id=f"{index}:{choice.value}"))
+        for index, choice in enumerate(choices):
+            options.append(Option(row(choice, width), id=f"{index}:{choice.value}"))
+        if not options:
+            options = [Option(Content.styled("nothing found", "$muted"), disabled=True)]
         rows.clear_options()
         rows.add_options(options)
-        if rows.option_count:
+        if choices:
             rows.highlighted = 0
 
     @property
@@ -137,11 +147,32 @@ class Pick(Dialog):
         self.dismiss(str(event.option.id).split(":", 1)[1])
 
 
-def row(choice: Choice) -> Content:
-    """A row of a list."""
+def row(choice: Choice, width: int) -> Content:
+    """A row of a list, its name in `width` cells if a note follows."""
+    name = Content(_shown_name(choice))
+    if not choice.note:
+        return name
+    if name.cell_length > width:
+        name = name.truncate(width, ellipsis=True)
+    note = clean(choice.note).translate(_ONE_LINE)[:NOTE_LENGTH]
+    space = width - name.cell_length
+    return Content.assemble(name.pad_right(space), "  ", (note, "$muted"))
+
+
+def _shown_name(choice: Choice) -> str:
+    """The name in one line; blanks before it are kept."""
     name = clean_line(choice.name, 70)
-    note = f"  {clean_line(choice.note, 90)}" if choice.note else ""
-    return Content.assemble(name, (note, "$muted"))
+    blanks = len(choice.name) - len(choice.name.lstrip(" "))
+    return " " * blanks + name
+
+
+def _name_width(choices: Sequence[Choice], room: int) -> int:
+    """The cells of the column of names, of `room` at most; longer ones are cut."""
+    widest = 0
+    for choice in choices:
+        if choice.note:
+            widest = max(widest, cell_len(_shown_name(choice)))
+    return min(widest, NAME_WIDTH, max(room, LEAST_NAME_WIDTH))
 
 
 class Ask(Dialog):

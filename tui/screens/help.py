@@ -9,6 +9,7 @@ from textual.containers import Vertical, VerticalScroll
 from textual.content import Content
 from textual.widgets import Static
 
+from rvllm_local.tui.columns import column_widths, padded
 from rvllm_local.tui.commands import COMMANDS
 from rvllm_local.tui.keymap import shown_keys
 from rvllm_local.tui.screens.dialogs import Dialog
@@ -57,22 +58,29 @@ def _prompt_lines() -> list[Content]:
     return lines
 
 
+def _command_lines(scope: str, keymap: Mapping[str, str]) -> list[Content]:
+    """The commands of a scope in columns: keys, slash command, what it does."""
+    commands = [command for command in COMMANDS if command.scope == scope]
+    rows = []
+    for command in commands:
+        slash = f"{command.slash} {command.argument}".strip()
+        rows.append([shown_keys(command.id, keymap), slash])
+    widths = column_widths(rows)
+    lines = []
+    for command, (keys, slash) in zip(commands, rows, strict=True):
+        line = Content.styled(padded(keys, widths[0]), "bold")
+        if widths[1]:
+            line = Content.assemble(line, "  ", (padded(slash, widths[1]), "$muted"))
+        lines.append(Content.assemble(line, "  ", command.title))
+    return lines
+
+
 def help_content(keymap: Mapping[str, str]) -> Content:
     """The table of commands."""
     lines: list[Content] = []
     for scope, title in _SCOPES.items():
         lines += [Content(""), Content.styled(title, "bold $primary")]
-        for command in COMMANDS:
-            if command.scope == scope:
-                slash = f"{command.slash} {command.argument}".strip()
-                keys = shown_keys(command.id, keymap)
-                lines.append(
-                    Content.assemble(
-                        (f"{keys:<16} ", "bold"),
-                        (f"{slash:<20} ", "$muted"),
-                        command.title,
-                    )
-                )
+        lines += _command_lines(scope, keymap)
     lines += [
         Content(""),
         Content.styled("In a prompt", "bold $primary"),

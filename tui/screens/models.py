@@ -1,12 +1,16 @@
-"""The list of models: what the server has, what can be fetched, and what fits this machine."""
+"""The list of models: what the server has, what can be fetched, and what fits here."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
+from rvllm_local.tui.columns import aligned
+from rvllm_local.tui.sanitise import clean_line
 from rvllm_local.tui.screens.dialogs import Choice, Pick
 from rvllm_local.tui.state import ModelInfo
 from rvllm_local.tui.status import short_bytes, short_count
+
+_NUMBERS = (0, 1, 4)  # columns of parameters, bytes and context
 
 
 class ModelsScreen(Pick):
@@ -17,38 +21,53 @@ class ModelsScreen(Pick):
         models: Sequence[ModelInfo],
         present: str,
     ) -> None:
-        choices = []
-        for info in models:
-            sign = "● " if info.id == present else ""
-            choices.append(Choice(info.id, f"{sign}{info.id}", model_note(info)))
-        note = (
-            "● is in use   Enter chooses   Esc closes"
-            if models
-            else "This server has named no models."
-        )
-        super().__init__("Models", choices, note)
+        note = "This server has named no models."
+        if models:
+            note = "● is in use   Enter chooses   Esc closes"
+        super().__init__("Models", model_choices(models, present), note)
+        self.add_class("of-models")
 
 
-def model_note(model: ModelInfo) -> str:
-    """What is known of a model, in a line."""
-    parts = []
-    if model.parameters:
-        parts.append(model.parameters)
-    if model.context_length:
-        parts.append(f"ctx {short_count(model.context_length)}")
-    if model.size:
-        parts.append(f"{short_bytes(model.size)} GB")
-    if model.fits is not None:
-        parts.append("fits" if model.fits else _needs(model))
-    if not model.installed:
-        parts.append("to be fetched")
-    parts += model.abilities
-    parts += [text for text in (model.license, model.note) if text]
-    return " · ".join(parts)
+def model_choices(models: Sequence[ModelInfo], present: str = "") -> list[Choice]:
+    """The rows of a list of models, with what is known of each in columns."""
+    notes = aligned([_cells(model) for model in models], _NUMBERS)
+    choices = []
+    for model, note in zip(models, notes, strict=True):
+        sign = "● " if model.id == present else "  "
+        choices.append(Choice(model.id, f"{sign}{model.id}", note))
+    return choices
 
 
-def _needs(model: ModelInfo) -> str:
-    """Why a model does not fit."""
+def _cells(model: ModelInfo) -> list[str]:
+    """Parameters, size, fit, whether it is here, context, abilities, the rest."""
+    parts = [text for text in (model.license, model.note) if text]
+    return [
+        clean_line(model.parameters, 8),
+        f"{short_bytes(model.size)} GB" if model.size else "",
+        _fit(model),
+        _place(model),
+        f"ctx {short_count(model.context_length)}" if model.context_length else "",
+        clean_line(" ".join(model.abilities), 20),
+        clean_line(" · ".join(parts), 60),
+    ]
+
+
+def _fit(model: ModelInfo) -> str:
+    """Whether the model fits, and what it would need."""
+    if model.fits is None:
+        return ""
+    if model.fits:
+        return "fits"
     if model.needed is None:
-        return "does not fit this machine"
-    return f"does not fit: needs {short_bytes(model.needed)} GB here"
+        return "does not fit"
+    needed = short_bytes(model.needed)
+    if model.room is None:
+        return f"needs {needed} GB"
+    return f"needs {needed} of {short_bytes(model.room)} GB"
+
+
+def _place(model: ModelInfo) -> str:
+    """Where the model is: served now, on this machine, or to be fetched."""
+    if model.served:
+        return ""
+    return "here" if model.installed else "to fetch"

@@ -11,6 +11,7 @@ from textual.widgets import Input, Static, TextArea
 
 from rvllm_local.errors import ParameterError
 from rvllm_local.history.types import Chat
+from rvllm_local.tui.personas import preset_note
 from rvllm_local.tui.sanitise import clean_copy
 from rvllm_local.tui.screens.dialogs import Ask, Choice, Dialog, Pick
 from rvllm_local.tui.settings import PARAMETERS, parse_parameter
@@ -142,10 +143,3 @@ class ParametersScreen(Dialog):
             self.query_one(f"#{name}", Input).value = (
                 "" if values.get(name) is None else str(values[name])
             )
-
-
-def preset_note(values: Mapping[str, Any]) -> str:
-    """A preset in a line."""
-    return "  ".join(
-        f"{name} {value}" for name, value in values.items() if name != "system"
-    )

@@ -5,10 +5,8 @@ from __future__ import annotations
 import asyncio
 from pathlib import Path
 
-from rich.text import Text
 from textual import events, work
 from textual.message import Message
-from textual.widgets import TextArea
 
 from rvllm_local.errors import ParameterError, RvllmError
 from rvllm_local.history.types import ChatMessage
@@ -20,24 +18,18 @@ from rvllm_local.tui.editor import edit_text
 from rvllm_local.tui.keymap import bindings
 from rvllm_local.tui.notices import attempt, tell
 from rvllm_local.tui.payload import estimate_tokens, typed_text
-from rvllm_local.tui.prompts import (
-    PreparedPrompt,
-    draft_token,
-    paste_token,
-    prepare,
-    put_pastes,
-)
-from rvllm_local.tui.sanitise import clean_cells, clean_copy
+from rvllm_local.tui.prompts import PreparedPrompt, prepare
 from rvllm_local.tui.screens.dialogs import Ask, Choice, Pick
+from rvllm_local.tui.widgets.draft_area import DraftArea
 from rvllm_local.tui.widgets.popup import CompletionPopup
 
-PASTE_LIMIT = 1_000_000  # characters
 RECALLED = 300  # earlier prompts
 _PLACEHOLDER = "Ask anything. / for commands, @file to attach, F1 for help"
+_SHORT_PLACEHOLDER = "Ask anything. F1 for help"
 
 
-class Composer(TextArea):
-    """A `TextArea` that sends on Enter.
+class Composer(DraftArea):
+    """A draft that is sent on Enter.
 
     `editing` is the prompt whose replacement is being written. A key that is bound here
     reaches the app before the letters typed just before it have reached this widget:
@@ -45,13 +37,6 @@ class Composer(TextArea):
     """
 
     BINDINGS = bindings("composer")
-
-    class Refused(Message):
-        """A paste was too large; `size` is its length in characters."""
-
-        def __init__(self, size: int) -> None:
-            self.size = size
-            super().__init__()
 
     class Sent(Message):
         """A prompt was sent."""
@@ -72,21 +57,18 @@ class Composer(TextArea):
         driver: Driver,
         popup: CompletionPopup,
     ) -> None:
-        super().__init__(
-            id="composer",
-            soft_wrap=True,
-            show_line_numbers=False,
-            tab_behavior="focus",
-            placeholder=_PLACEHOLDER,
-        )
+        super().__init__(id="composer", tab_behavior="focus", placeholder=_PLACEHOLDER)
         self.editing: ChatMessage | None = None
         self._driver, self._popup = driver, popup
         self._completer = Completer()
         self._stash = ""  # the draft that editing took the place of
-        self._pastes: dict[str, str] = {}
         self._recalled: list[str] | None = None  # newest first, while walking them
         self._recall_index = -1
         self._warned_of = ""  # the text that was said to be too long
+
+    def be_narrow(self, is_narrow: bool) -> None:
+        """Say less on a narrow terminal."""
+        self.placeholder = _SHORT_PLACEHOLDER if is_narrow else _PLACEHOLDER
 
     # Sending
 
@@ -129,7 +111,7 @@ class Composer(TextArea):
 
         Keys wait meanwhile, so that what is typed next is not sent with it.
         """
-        text, pastes, folder = self.text, dict(self._pastes), Path.cwd()
+        text, pastes, folder = self.text, dict(self.pastes), Path.cwd()
         if not needs_reading(text):
             return prepare(text, pastes, folder)
         return await asyncio.to_thread(prepare, text, pastes, folder)
@@ -165,6 +147,15 @@ class Composer(TextArea):
         )
         return True
 
+    def action_composer_newline(self) -> None:
+        """Begin a new line."""
+        self.call_later(self.newline)
+
+    def take(self) -> str:
+        """The text, which is then gone."""
+        self._recalled = None
+        return super().take()
+
     # Editing an earlier prompt
 
     def begin_editing(self, message: ChatMessage) -> None:
@@ -194,85 +185,6 @@ class Composer(TextArea):
         if self.editing is not None:
             return self._stash
         return self.whole_text
-
-    @property
-    def whole_text(self) -> str:
-        """The text with its pastes."""
-        return put_pastes(self.text, self._pastes)
-
-    # Text
-
-    def get_line(self, line_index: int) -> Text:
-        """The line as it is shown: it may turn no text round and hide nothing."""
-        line = super().get_line(line_index)
-        line.plain = clean_cells(line.plain)
-        return line
-
-    async def _on_paste(self, event: events.Paste) -> None:
-        event.prevent_default()
-        event.stop()
-        if len(event.text) > PASTE_LIMIT:
-            self.post_message(self.Refused(len(event.text)))
-            return
-        text = clean_copy(event.text.replace("\r\n", "\n").replace("\r", "\n"))
-        token = paste_token(text, len(self._pastes) + 1)
-        if token is not None:
-            self._pastes[token] = text
-            text = token
-        start, end = self.selection
-        self.replace(text, start, end)
-        self.move_cursor(self.cursor_location)
-
-    def newline(self) -> None:
-        """A new line at the cursor, in place of what is selected."""
-        self.replace("\n", *self.selection)
-
-    def action_composer_newline(self) -> None:
-        """Begin a new line."""
-        self.call_later(self.newline)
-
-    @property
-    def before_cursor(self) -> str:
-        """The text up to the cursor."""
-        return self.get_text_range((0, 0), self.cursor_location)
-
-    def replace_before_cursor(self, text: str) -> None:
-        """Put other text in place of what stands before the cursor."""
-        edited = self.replace(clean_copy(text), (0, 0), self.cursor_location)
-        self.move_cursor(edited.end_location)
-
-    def take(self) -> str:
-        """The text, which is then gone."""
-        text = self.text
-        self.load_text("")
-        self._pastes.clear()
-        self._recalled = None
-        return text
-
-    def put(self, text: str) -> None:
-        """Set the text, before what was being written meanwhile."""
-        if self.text.strip() and self.text.strip() != text.strip():
-            text = f"{text}\n\n{self.text}"
-        self.load_draft(text)
-
-    def load_draft(self, text: str) -> None:
-        """Set the text, with the cursor at its end.
-
-        A very long one is shown as a sign and sent whole, as a paste is.
-        """
-        text = clean_copy(text)
-        whole = put_pastes(text, self._pastes)
-        token = draft_token(whole, len(self._pastes) + 1)
-        if token is not None:
-            self._pastes[token] = whole
-            text = token
-        self.load_text(text)
-        self.move_cursor(self.document.end)
-
-    def type_text(self, text: str) -> None:
-        """Take a key that was pressed while something else had the focus."""
-        self.focus()
-        self.insert(text)
 
     # Completion
 

@@ -29,6 +29,9 @@ class Transcript(MessageColumn):
             self.message = message
             super().__init__()
 
+    class Selected(WidgetMessage):
+        """Another message is selected, or none."""
+
     class Left(WidgetMessage):
         """The person is done with the messages and goes back to writing."""
 
@@ -63,9 +66,9 @@ class Transcript(MessageColumn):
         old = self._views.get(self.selected or "")
         if old is not None:
             old.remove_class("selected")
-            old.border_subtitle = ""
         index = self._index(message_id)
         self.selected = message_id if index is not None else None
+        self.post_message(self.Selected())
         if message_id is None or index is None:
             return
         if message_id not in self._views:
@@ -201,21 +204,22 @@ class Transcript(MessageColumn):
         target = self._told_target()
         if target is None or self._driver.session.live is not None:
             return
-        if self._num_versions(target) < 2 and self.selected is None:
+        if self.num_versions(target) < 2 and self.selected is None:
             branching = (
                 message
                 for message in reversed(self._messages)
-                if self._num_versions(message) > 1
+                if self.num_versions(message) > 1
             )
             target = next(branching, target)
-        if self._num_versions(target) < 2:
+        if self.num_versions(target) < 2:
             tell(self, "this message has one version", "warning")
             return
         sibling = await attempt(self, self._driver.switch_sibling(target.id, step))
         if self.has_focus:
             self.select(sibling)
 
-    def _num_versions(self, message: ChatMessage) -> int:
+    def num_versions(self, message: ChatMessage) -> int:
+        """How many versions of a message there are."""
         return self._siblings.get(message.id, (0, 1))[1]
 
     async def action_message_delete(self, _argument: str = "") -> None:

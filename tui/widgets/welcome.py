@@ -9,7 +9,7 @@ from rvllm_local.tui.sanitise import clean_line
 from rvllm_local.tui.state import ChatSession, ConnectionState
 from rvllm_local.tui.status import short_bytes
 
-_TRIES = ("explain @README.md", "draft a polite refusal", "/chats to find an old one")
+_TRIES = ("explain @README.md", "draft a polite refusal", "/chats")
 _KEYS = "Ctrl+L chooses a model, Ctrl+S opens earlier chats, F1 shows everything else"
 
 
@@ -17,6 +17,7 @@ def welcome_content(
     session: ChatSession,
     best: BestModel | None = None,
     download: str = "",
+    paused: str = "",
 ) -> Content:
     """The name, what is ready, what this machine could run, and what can be tried."""
     lines = [Content.styled("rvllm", "bold $primary"), Content("")]
@@ -24,6 +25,9 @@ def welcome_content(
     if download:
         lines.append(Content.assemble(("  ", ""), (download, "$accent")))
         lines.append(Content("  It answers meanwhile. Esc pauses the download."))
+    elif paused:
+        lines.append(Content.assemble(("○ ", "$accent"), f"{paused} is here in part"))
+        lines.append(Content("  F4 goes on with it, /cancel forgets what came."))
     elif best is not None and best.info.id != session.model:
         lines += _offer_lines(best)
     if session.is_temporary:
@@ -32,7 +36,7 @@ def welcome_content(
         system = clean_line(session.chat.system, 120)
         lines.append(Content(f"  System prompt: {system}"))
     lines.append(Content(""))
-    lines.append(Content.styled(f"Try: {'   ·   '.join(_TRIES)}", "$muted"))
+    lines.append(Content.styled(f"Try: {'  ·  '.join(_TRIES)}", "$muted"))
     lines.append(Content.styled(_KEYS, "$muted"))
     return Content("\n").join(lines)
 
