@@ -18,6 +18,7 @@ _DOLLARS = re.compile(r"\$(?=[^\s$])([^$\n]*[^\s$\\])\$(?!\d)")
 _FOOTNOTE = re.compile(r"^\[\^([\w-]+)\]:", re.MULTILINE)
 _REFERENCE = re.compile(r"\[\^([\w-]+)\]")
 _FENCE = re.compile(r"^ {0,3}(`{3,}|~{3,})", re.MULTILINE)
+DEPTH = 100  # levels; the parser leaves out what is nested deeper
 _SMALL = str.maketrans("0123456789", "⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
@@ -25,7 +26,8 @@ _SMALL = str.maketrans("0123456789", "⁰¹²³⁴⁵⁶⁷⁸⁹")
 def _parser() -> MarkdownIt:
     from markdown_it import MarkdownIt
 
-    parser = MarkdownIt("commonmark").enable(["table", "strikethrough"])
+    parser = MarkdownIt("commonmark", {"maxNesting": DEPTH})
+    parser.enable(["table", "strikethrough"])
     parser.inline.ruler.before("escape", "math", _read_math)
     return parser
 

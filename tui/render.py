@@ -13,8 +13,9 @@ from textual.content import Content
 from rvllm_local.history.types import ChatMessage, MessageState, ToolCall
 from rvllm_local.tui.blocks import BlockRenderer
 from rvllm_local.tui.growing import Piece
-from rvllm_local.tui.markdown import parse_markdown
+from rvllm_local.tui.markdown import DEPTH, parse_markdown
 from rvllm_local.tui.payload import is_summary_prompt, shown_text
+from rvllm_local.tui.reply import read_stats
 from rvllm_local.tui.sanitise import clean, clean_line, shorten
 
 _MUTED = "$muted"
@@ -30,7 +31,10 @@ def render_piece(piece: Piece, width: int | None = None) -> Content:
     if not piece.text.strip():
         return Content("")
     try:
-        return BlockRenderer(piece, width).render(parse_markdown(piece.text))
+        tokens = parse_markdown(piece.text)
+        if any(token.level >= DEPTH - 1 for token in tokens):
+            return Content(piece.text)  # some of it is missing
+        return BlockRenderer(piece, width).render(tokens)
     except Exception:  # a parser's bug or limit must not hide a reply
         return Content(piece.text)
 
@@ -114,23 +118,28 @@ def _foot(message: ChatMessage, version: tuple[int, int]) -> Content:
 
 def _measured(message: ChatMessage) -> str:
     """Model, time, tokens and speed of a reply, as far as they are known."""
-    figures = message.figures
-    tokens = figures.get("output_tokens")
-    if message.role != "assistant" or not message.model or not tokens:
+    stats = read_stats(message.figures)
+    if message.role != "assistant" or not message.model or not stats.output_tokens:
         return ""
-    when = shown_time(message.created)
-    parts = [clean_line(message.model, 40), when, f"{tokens} tok"]
-    speed, ttft = figures.get("tokens_per_second"), figures.get("ttft")
-    if isinstance(speed, int | float):
-        parts.append(f"{speed:.0f} tok/s")
-    if isinstance(ttft, int | float):
-        parts.append(f"{ttft:.1f} s")
-    return " · ".join(parts)
+    parts = [
+        clean_line(message.model, 40),
+        shown_time(message.created),
+        f"{stats.output_tokens:.0f} tok",
+    ]
+    if stats.tokens_per_second is not None:
+        parts.append(f"{stats.tokens_per_second:.0f} tok/s")
+    parts.append(stats.drafts)
+    if stats.ttft is not None:
+        parts.append(f"{stats.ttft:.1f} s")
+    return " · ".join(part for part in parts if part)
 
 
 def shown_time(seconds: float) -> str:
-    """The time of day, of seconds since the epoch."""
-    return time.strftime("%H:%M", time.localtime(seconds))
+    """The time of day, of seconds since the epoch; nothing for what is no time."""
+    try:
+        return time.strftime("%H:%M", time.localtime(seconds))
+    except (OverflowError, ValueError, OSError):
+        return ""
 
 
 def code_blocks(text: str) -> list[str]:
