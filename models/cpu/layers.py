@@ -28,9 +28,9 @@ class PackedLinear(nn.Module):  # type: ignore[misc]
         rows = rows_of(stored)
         writer = GraphWriter()
         products = ProductWriter(writer)
-        x = writer.input("x", "float32", (1, "M", columns))
+        x = writer.input("x", "float32", ("M", columns))
         (product,) = products.linear(x, [stored])
-        writer.output(product, "y", "float32", (1, "M", rows))
+        writer.output(product, "y", "float32", ("M", rows))
         self._session = open_session(writer.model())
 
     def __call__(self, x: mx.array) -> mx.array:
@@ -59,15 +59,15 @@ class PackedEmbedding(nn.Module):  # type: ignore[misc]
 def _head_session(matrix: PackedMatrix) -> Any:
     writer = GraphWriter()
     products = ProductWriter(writer)
-    x = writer.input("x", "float32", (1, "M", matrix.columns))
+    x = writer.input("x", "float32", ("M", matrix.columns))
     product = products.packed(x, matrix, None)
-    writer.output(product, "y", "float32", (1, "M", matrix.rows))
+    writer.output(product, "y", "float32", ("M", matrix.rows))
     return open_session(writer.model())
 
 
 def _product(session: Any, x: mx.array) -> mx.array:
     columns = x.shape[-1]
-    flat = x.reshape(1, -1, columns).astype(mx.float32)
+    flat = x.reshape(-1, columns).astype(mx.float32)
     inputs = {"x": np.array(flat)}
     (outputs,) = session.run(["y"], inputs)
     rows = outputs.shape[-1]

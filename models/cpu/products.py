@@ -19,30 +19,36 @@ _INT8_ARITHMETIC = 4  # the operator's accuracy_level that rounds activations to
 
 
 class ProductWriter:
-    """Products over inputs `[rows, tokens, columns]`, in one graph."""
+    """Products over inputs `[tokens, columns]`, in one graph."""
 
     def __init__(self, writer: GraphWriter) -> None:
         self._writer = writer
 
-    def linear(self, x: str, layers: Sequence[nn.Module]) -> list[str]:
-        """The outputs of linear layers over one input.
+    def linear(
+        self,
+        x: str,
+        layers: Sequence[nn.Module],
+        shape: str | None = None,
+    ) -> list[str]:
+        """The outputs of linear layers over one input, in `shape` if one is given.
 
         Layers of one form become one product. What stored layers hold is taken out of
         them.
         """
         sizes = [rows_of(layer) for layer in layers]
         if not all(isinstance(layer, StoredLinear) for layer in layers):
-            return [self._alone(x, layer) for layer in layers]
+            return [self._shaped(self._alone(x, layer), shape) for layer in layers]
         matrices = [layer.take() for layer in layers]
         biases = [_bias(layer) for layer in layers]
         matrix = joined(matrices)
         if matrix is not None:
             bias = _joined_bias(sizes, biases)
             product = self.packed(x, matrix, bias)
-            return self._split(product, sizes)
+            return self._split(self._shaped(product, shape), sizes)
         products = []
         for part, bias in zip(matrices, biases, strict=True):
-            products.append(self.packed(x, part, bias))
+            product = self.packed(x, part, bias)
+            products.append(self._shaped(product, shape))
         return products
 
     def packed(self, x: str, matrix: PackedMatrix, bias: FloatArray | None) -> str:
@@ -66,13 +72,17 @@ class ProductWriter:
         if matrix.offsets is None:
             return product
         # Each output also takes every block's offset times the sum of the block's inputs.
-        # A pool finds their mean in one operation; a block's size is a power of two, so
-        # that nothing is rounded.
-        width = [matrix.block]
-        means = writer.node("AveragePool", [x], kernel_shape=width, strides=width)
+        # A block's size is a power of two, so that its mean rounds nothing more.
+        blocks = matrix.columns // matrix.block
+        parted = writer.node("Reshape", [x, writer.shape(-1, blocks, matrix.block)])
+        means = writer.node("ReduceMean", [parted], axes=[2], keepdims=0)
         offsets = writer.constant(matrix.offsets.T * np.float32(matrix.block))
-        rest = writer.node("MatMul", [means, offsets])
-        return writer.node("Add", [product, rest])
+        return writer.node("Gemm", [means, offsets, product])
+
+    def _shaped(self, product: str, shape: str | None) -> str:
+        if shape is None:
+            return product
+        return self._writer.node("Reshape", [product, shape])
 
     def _alone(self, x: str, layer: nn.Module) -> str:
         if isinstance(layer, StoredLinear):

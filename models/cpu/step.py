@@ -87,7 +87,7 @@ class CpuStep:
 
     def head(self, hidden: FloatArray) -> FloatArray:
         """Logits `[..., vocab]` of what `hidden` returned, `[..., width]`."""
-        flat = hidden.reshape(1, -1, hidden.shape[-1])
+        flat = hidden.reshape(-1, hidden.shape[-1])
         (outputs,) = self._head.run(["logits"], {"hidden": flat})
         logits: FloatArray = outputs
         return logits.reshape(*hidden.shape[:-1], logits.shape[-1])
@@ -114,6 +114,8 @@ class CpuStep:
         """
         shared = self._inputs(geometry)
         hidden = self._lookup(tokens)
+        shape = hidden.shape
+        hidden = hidden.reshape(-1, shape[-1])
         for segment in self._segments:
             output = np.empty_like(hidden)
             binding = segment.binding
@@ -130,7 +132,7 @@ class CpuStep:
             )
             segment.session.run_with_iobinding(binding)
             hidden = output
-        return hidden
+        return hidden.reshape(shape)
 
     def _inputs(self, geometry: CallGeometry) -> dict[str, npt.NDArray[Any]]:
         """What all segments take, by the names of `step_graph`."""
@@ -138,7 +140,8 @@ class CpuStep:
         tokens = geometry.query_len
         positions = geometry.positions[:, None] + np.arange(tokens)
         flat = positions.reshape(-1)
-        inputs: dict[str, npt.NDArray[Any]] = {}
+        by_row = np.array([rows, tokens, -1])
+        inputs: dict[str, npt.NDArray[Any]] = {"by_row": by_row}
         if self._rotations:
             inputs["positions"] = np.arange(rows * tokens).reshape(rows, tokens)
         for number, rotation in enumerate(self._rotations):
@@ -374,7 +377,7 @@ def _ends(decoder: Decoder) -> tuple[Any, Lookup]:
     writer = GraphWriter()
     products = ProductWriter(writer)
     columns = len(decoder.norm.scale)
-    hidden = writer.input("hidden", "float32", ("R", "L", columns))
+    hidden = writer.input("hidden", "float32", ("T", columns))
     embedding = decoder.embedding
     if isinstance(embedding, StoredEmbedding):
         table = embedding.take()
@@ -391,5 +394,5 @@ def _ends(decoder: Decoder) -> tuple[Any, Lookup]:
     else:
         logits = writer.node("MatMul", [hidden, writer.constant(values.T)])
         rows = len(values)
-    writer.output(logits, "logits", "float32", ("R", "L", rows))
+    writer.output(logits, "logits", "float32", ("T", rows))
     return open_session(writer.model()), lookup

@@ -40,13 +40,17 @@ class LayerGeometry:
 
 
 class StepGraph:
-    """Some layers of a model, `[rows, tokens, width]` in and out."""
+    """Some layers of a model, `[rows * tokens, width]` in and out.
+
+    Only attention knows rows from tokens. A product of two dimensions adds what it is
+    given in one operation, and is twice as fast as one of three and an addition.
+    """
 
     def __init__(self, width: int) -> None:
         self.writer = GraphWriter()
         self._products = ProductWriter(self.writer)
         self._width = width
-        self._residual = self.writer.input("residual", "float32", ("R", "L", width))
+        self._residual = self.writer.input("residual", "float32", ("T", width))
         self._branch: str | None = None  # what is still to be added to the residual
         self._declared: set[str] = set()
 
@@ -75,7 +79,7 @@ class StepGraph:
             hidden = self.writer.node("Add", [self._branch, self._residual])
         else:
             hidden = self._residual
-        dims = ("R", "L", self._width)
+        dims = ("T", self._width)
         self.writer.output(hidden, "hidden", "float32", dims)
         return self.writer.model()
 
@@ -114,9 +118,8 @@ class StepGraph:
         attention: Attention,
         geometry: LayerGeometry,
     ) -> str:
-        """`[rows, tokens, heads * head_dim]`, before the output's product."""
-        projections = list(attention.projections)
-        queries, keys, values = self._products.linear(normed, projections)
+        """`[rows * tokens, heads * head_dim]`, before the output's product."""
+        queries, keys, values = self._projected(normed, attention)
         if attention.head_norms is not None:
             query_norm, key_norm = attention.head_norms
             queries = self._normed_heads(queries, query_norm, geometry)
@@ -129,8 +132,14 @@ class StepGraph:
         attended = self.writer.node("MatMul", [weights, context_values])
         return self._joined_heads(attended, geometry)
 
+    def _projected(self, normed: str, attention: Attention) -> list[str]:
+        """Queries, keys and values, each `[rows, tokens, heads * head_dim]`."""
+        projections = list(attention.projections)
+        by_row = self._input("by_row", "int64", (3,))
+        return self._products.linear(normed, projections, by_row)
+
     def _joined_heads(self, attended: str, geometry: LayerGeometry) -> str:
-        """`[rows, kv_heads, group * tokens, head_dim]` as `[rows, tokens, heads * head_dim]`."""
+        """`[rows, kv_heads, group * tokens, head_dim]` as `[rows * tokens, heads * head_dim]`."""
         writer = self.writer
         shape = writer.shape(
             0,
@@ -141,7 +150,7 @@ class StepGraph:
         )
         attended = writer.node("Reshape", [attended, shape])
         attended = writer.node("Transpose", [attended], perm=(0, 3, 1, 2, 4))
-        shape = writer.shape(0, 0, geometry.heads * geometry.head_dim)
+        shape = writer.shape(-1, geometry.heads * geometry.head_dim)
         return writer.node("Reshape", [attended, shape])
 
     def _context(self, stored: str, geometry: LayerGeometry) -> tuple[str, str]:

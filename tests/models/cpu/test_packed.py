@@ -111,15 +111,15 @@ def test_a_product_misses_only_what_rounding_activations_to_int8_explains(
     layer = layer_of(bits, group)
     weight = dequantized(layer)
     writer = GraphWriter()
-    x = writer.input("x", "float32", (1, "M", COLUMNS))
+    x = writer.input("x", "float32", ("M", COLUMNS))
     product = ProductWriter(writer).packed(x, pack(layer), None)
-    writer.output(product, "y", "float32", (1, "M", ROWS))
-    inputs = np.random.default_rng(2).standard_normal((1, rows, COLUMNS))
+    writer.output(product, "y", "float32", ("M", ROWS))
+    inputs = np.random.default_rng(2).standard_normal((rows, COLUMNS))
     inputs = inputs.astype(np.float32)
-    computed = open_session(writer.model()).run(None, {"x": inputs})[0][0]
-    exact = inputs[0].astype(np.float64) @ weight.T
+    computed = open_session(writer.model()).run(None, {"x": inputs})[0]
+    exact = inputs.astype(np.float64) @ weight.T
     # An input is off by half a step of its block; in a sum every one may be.
-    blocks = np.abs(inputs[0]).reshape(rows, -1, group)
+    blocks = np.abs(inputs).reshape(rows, -1, group)
     steps = np.repeat(blocks.max(axis=-1) / 127, group, axis=-1)
     bound = steps / 2 @ np.abs(weight).T
     assert (np.abs(computed - exact) <= bound * 1.05 + 1e-5).all()
