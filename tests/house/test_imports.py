@@ -21,6 +21,7 @@ LAYERS = (
         "interrupts",
         "machine",
         "param_values",
+        "process_notes",
         "scratch",
         "sse",
     ),
