@@ -81,6 +81,17 @@ def serve_arguments(serve: argparse.ArgumentParser) -> None:
         help="a LoRA adapter, asked for as a model",
     )
     serve.add_argument(
+        "--keep-responses",
+        default="30d",
+        metavar="TIME",
+        help="how long stored responses are kept on disk; 0 keeps them in memory",
+    )
+    serve.add_argument(
+        "--log-file",
+        metavar="FILE",
+        help="write the log there; five files of 2 MB are kept",
+    )
+    serve.add_argument(
         "--drain",
         default="30s",
         metavar="TIME",
@@ -174,6 +185,30 @@ def launch_arguments(launch: argparse.ArgumentParser) -> None:
         "--force",
         action="store_true",
         help="run with a model whose context is too small",
+    )
+
+
+def service_arguments(service: argparse.ArgumentParser) -> None:
+    """`rvllm service ACTION [MODEL ...] [-- FLAGS]`."""
+    service.add_argument(
+        "action",
+        choices=("install", "uninstall", "status", "logs"),
+        help="install, uninstall, status or logs; what stands behind -- are flags of "
+        "rvllm serve",
+    )
+    service.add_argument(
+        "models", nargs="*", metavar="MODEL", help="models that are served"
+    )
+
+
+def stop_arguments(stop: argparse.ArgumentParser) -> None:
+    """`rvllm stop`."""
+    stop.add_argument(
+        "--port", type=int, metavar="N", help="the server's, if several run"
+    )
+    stop.add_argument("--all", action="store_true", help="all servers of yours")
+    stop.add_argument(
+        "--now", action="store_true", help="cut off what is open, and do not wait"
     )
 
 

@@ -15,6 +15,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NoReturn
 
+import platformdirs
+
 from rvllm_local import host
 from rvllm_local.commands.choose_cache import with_server_cache
 from rvllm_local.commands.flags import engine_flags
@@ -23,6 +25,7 @@ from rvllm_local.errors import ConfigError, MemoryBudgetError
 from rvllm_local.models.locate import locate
 from rvllm_local.models.store import installed_models
 from rvllm_local.option import expanded
+from rvllm_local.process_notes import Note
 from rvllm_local.server.app import running
 from rvllm_local.server.http.settings import OLLAMA_PORT, ServerSettings, is_loopback
 from rvllm_local.server.listener import bound
@@ -33,18 +36,19 @@ from rvllm_local.server.process_limits import (
     prepare_logs,
     report_to_log,
 )
+from rvllm_local.server.running_servers import announce
 
 _KEY_VARIABLE = "RVLLM_API_KEY"
 _MIN_KEY = 8
 _THREADS = 64
 _REFUSED = 2  # as the command line ends when it refuses an option
-_UNITS = {"": 1.0, "s": 1.0, "m": 60.0, "h": 3600.0}
+_UNITS = {"": 1.0, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0}
 logger = logging.getLogger(__name__)
 
 
 def serve(arguments: argparse.Namespace) -> int:
     """Serve until a signal comes. Ends the process with status 0 after an orderly end."""
-    prepare_logs()
+    prepare_logs(None if arguments.log_file is None else Path(arguments.log_file))
     config = load_config(engine_flags(arguments))
     settings = replace(settings_from(arguments), cache_dir=config.cache_dir)
     prepare_limits(settings.max_connections)
@@ -90,9 +94,11 @@ async def _serve(
         finder=lambda: installed_models(config.cache_dir),
     )
     loading: list[asyncio.Task[None]] = []
+    notes: list[Note | None] = []
 
     def begin(port: int) -> None:
         _say_ready(settings, port)
+        notes.append(announce(settings.host, port))  # held to the end
         loading.append(asyncio.create_task(_load_first(registry, default)))
 
     with bound(settings) as listening:
@@ -149,6 +155,7 @@ def settings_from(
         raise ConfigError(
             f"--ollama-port must be from 1 to 65535, not {arguments.ollama_port}"
         )
+    kept_s = _seconds(arguments.keep_responses)
     return ServerSettings(
         host=arguments.host,
         port=arguments.port,
@@ -165,7 +172,15 @@ def settings_from(
         tls_certificate=arguments.tls_cert,
         tls_key=arguments.tls_key,
         ollama_port=arguments.ollama_port,
+        responses_file=_responses_file() if kept_s else None,
+        responses_max_age_s=kept_s,
     )
+
+
+def _responses_file() -> Path:
+    """Where responses are kept that clients asked to be stored."""
+    data = platformdirs.user_data_dir("rvllm", appauthor=False)
+    return Path(data, "responses", "responses.db")
 
 
 def _keys(path: str | None, environ: Mapping[str, str]) -> tuple[str, ...]:
@@ -238,7 +253,7 @@ def _origin(text: str) -> str:
 
 
 def _seconds(text: str) -> float:
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)([smh]?)", text)
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)([smhd]?)", text)
     if match is None:
-        raise ConfigError(f"{text!r} is not a time; write it like 90s, 10m or 1h")
+        raise ConfigError(f"{text!r} is not a time; write it like 90s, 10m, 1h or 30d")
     return float(match[1]) * _UNITS[match[2]]

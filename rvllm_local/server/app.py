@@ -22,6 +22,7 @@ from rvllm_local.server.api.vectors import routes as vectors
 from rvllm_local.server.generation.generator import Generator
 from rvllm_local.server.generation.metrics import Metrics
 from rvllm_local.server.generation.workers import Workers
+from rvllm_local.server.http.field_names import in_dialect
 from rvllm_local.server.http.guard import Guard
 from rvllm_local.server.http.problems import Problem, problem_of
 from rvllm_local.server.http.refusal_log import RefusalLog
@@ -90,6 +91,8 @@ class Server:
             await self._watch
         await self.registry.close(self.end_by)
         self.service.workers.close()
+        for close in self.service.at_end:
+            await close()
         self.refusals.tell()
 
 
@@ -132,10 +135,10 @@ class _Translated:
             await self._app(scope, receive, send)
         except GoneError:
             return
-        except Problem:
-            raise
+        except Problem as known_problem:
+            raise in_dialect(scope["path"], known_problem) from None
         except Exception as error:
             problem = problem_of(error)
             if problem.code == "internal_error":
                 raise
-            raise problem from None
+            raise in_dialect(scope["path"], problem) from None

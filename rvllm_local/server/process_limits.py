@@ -7,15 +7,20 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import resource
 import sys
 import traceback
+from io import TextIOWrapper
+from logging.handlers import RotatingFileHandler
+from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 _DESCRIPTORS_BESIDE = (
     512  # engines, caches, logs, and what a library opens for a moment
 )
+_LOG_BYTES, _LOGS_KEPT = 2 * 2**20, 4  # of a file, and files beside the latest
 _NOISY = ("uvicorn", "uvicorn.error", "asyncio", "httpx")
 logger = logging.getLogger(__name__)
 
@@ -41,10 +46,21 @@ def prepare_limits(connections: int) -> None:
         )  # fmt: skip
 
 
-def prepare_logs() -> None:
-    """Log to stderr, in lines that hold no text of a foreign error."""
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(_Formatter("rvllm: %(message)s"))
+def prepare_logs(path: Path | None = None) -> None:
+    """Log to stderr or to a file, in lines that hold no text of a foreign error.
+
+    The file is its owner's alone; a full one makes room for the next. Raises `OSError`.
+    """
+    handler: logging.Handler
+    if path is None:
+        handler = logging.StreamHandler(sys.stderr)
+        handler.setFormatter(_Formatter("rvllm: %(message)s"))
+    else:
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        handler = _PrivateFile(
+            path, maxBytes=_LOG_BYTES, backupCount=_LOGS_KEPT, encoding="utf-8"
+        )
+        handler.setFormatter(_Formatter("%(asctime)s %(message)s"))
     logging.basicConfig(level=logging.INFO, handlers=[handler])
     for name in _NOISY:
         logging.getLogger(name).setLevel(logging.WARNING)
@@ -62,6 +78,15 @@ def _report(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
     logger.error(
         "%s", context.get("message", "an error outside of any request"), exc_info=error
     )
+
+
+class _PrivateFile(RotatingFileHandler):
+    """Log files that nobody else can read."""
+
+    def _open(self) -> TextIOWrapper:
+        stream = super()._open()
+        os.fchmod(stream.fileno(), 0o600)
+        return stream
 
 
 class _Formatter(logging.Formatter):

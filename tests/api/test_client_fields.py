@@ -22,7 +22,11 @@ from openai.types import chat as chat_types
 from openai.types import responses as response_types
 from openai.types.chat import completion_create_params as chat_params
 from openai.types.completion_create_params import CompletionCreateParamsNonStreaming
-from openai.types.responses import input_token_count_params, response_create_params
+from openai.types.responses import (
+    input_token_count_params,
+    response_compact_params,
+    response_create_params,
+)
 from pydantic import BaseModel
 
 from rvllm_local.conversation.schema import (
@@ -40,6 +44,7 @@ from rvllm_local.server.api.anthropic.schema import (
 )
 from rvllm_local.server.api.openai.schema import ChatRequest, TextRequest
 from rvllm_local.server.api.responses.schema import (
+    CompactRequest,
     InputItem,
     InputTokensRequest,
     ItemPart,
@@ -53,6 +58,7 @@ REQUESTS: list[tuple[Any, type[msgspec.Struct], dict[str, Any]]] = [
     (CompletionCreateParamsNonStreaming, TextRequest, {"prompt": ""}),
     (response_create_params.ResponseCreateParamsNonStreaming, ResponsesRequest, {}),
     (input_token_count_params.InputTokenCountParams, InputTokensRequest, {}),
+    (response_compact_params.ResponseCompactParams, CompactRequest, {}),
     (
         message_create_params.MessageCreateParamsNonStreaming,
         MessagesRequest,
@@ -109,6 +115,7 @@ PARTS: list[tuple[Any, type[msgspec.Struct], set[str]]] = [
             "ResponseCustomToolCallParam",
             "ResponseCustomToolCallOutputParam",
             "ItemReference",
+            "ResponseCompactionItemParamParam",
         },
     ),
     (response_types.FunctionToolParam, ResponseTool, set()),

@@ -23,6 +23,7 @@ from tests.support.wire import WEATHER
 
 CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
 RESPONSES, MESSAGES = "/v1/responses", "/v1/messages"
+OLLAMA, GENERATE = "/api/chat", "/api/generate"
 QUESTION = [{"role": "user", "content": "Is the sea salty?"}]
 THOUGHT = "<think>ab</think>Yes."
 CALL = '<tool_call>\n{"name": "weather", "arguments": {"city": "Rome"}}\n</tool_call>'
@@ -66,6 +67,12 @@ def body(path: str, limit: int, is_stream: bool) -> dict[str, Any]:
             "max_output_tokens": limit,
             "tools": [tool],
         }
+    if path in (OLLAMA, GENERATE):
+        fields["options"] = {"num_predict": limit, "stop": [STOP]}
+        if path == GENERATE:
+            return {**fields, "prompt": "Is it salty?", "think": True}
+        tool = {"type": "function", "function": WEATHER}
+        return {**fields, "messages": QUESTION, "tools": [tool]}
     fields["max_tokens"] = limit
     if path == TEXT:
         return {**fields, "prompt": "Is it salty?", "stop": [STOP]}
@@ -79,6 +86,8 @@ def body(path: str, limit: int, is_stream: bool) -> dict[str, Any]:
 
 def shown(path: str, answer: dict[str, Any]) -> tuple[str, str, str]:
     """The content, the thoughts and the reason of a whole answer."""
+    if path in (OLLAMA, GENERATE):
+        return streamed(path, [answer])
     if path == TEXT:
         choice = answer["choices"][0]
         return choice["text"], "", choice["finish_reason"]
@@ -102,7 +111,13 @@ def streamed(path: str, events: list[dict[str, Any]]) -> tuple[str, str, str]:
     """The same of a stream's events."""
     content = thought = reason = ""
     for event in events:
-        if path == RESPONSES:
+        if path in (OLLAMA, GENERATE):
+            message = event.get("message", event)
+            content += message.get("content", message.get("response", ""))
+            thought += message.get("thinking", "")
+            reason = event.get("done_reason", reason)
+            assert "tool_calls" not in message
+        elif path == RESPONSES:
             kind = event["type"].removeprefix("response.")
             content += event["delta"] if kind == "output_text.delta" else ""
             thought += event["delta"] if kind == "reasoning_text.delta" else ""
@@ -130,6 +145,8 @@ def ask(
     assert answer.status_code == 200, answer.text
     if not is_stream:
         return shown(path, answer.json())
+    if path in (OLLAMA, GENERATE):
+        return streamed(path, [json.loads(row) for row in answer.text.splitlines()])
     rows = [line for line in answer.text.splitlines() if line.startswith("data: {")]
     return streamed(path, [json.loads(row.removeprefix("data: ")) for row in rows])
 
@@ -139,11 +156,14 @@ REASONS = {
     TEXT: "length",
     RESPONSES: "max_output_tokens",
     MESSAGES: "max_tokens",
+    OLLAMA: "length",
+    GENERATE: "length",
 }
+WITH_TOOLS = (CHAT, RESPONSES, MESSAGES, OLLAMA)
 CASES = [
-    *[(THOUGHT, path) for path in (CHAT, RESPONSES, MESSAGES)],
-    *[(CALL, path) for path in (CHAT, RESPONSES, MESSAGES)],
-    *[(STOP, path) for path in (CHAT, TEXT, MESSAGES)],
+    *[(THOUGHT, path) for path in (*WITH_TOOLS, GENERATE)],
+    *[(CALL, path) for path in WITH_TOOLS],
+    *[(STOP, path) for path in (CHAT, TEXT, MESSAGES, OLLAMA, GENERATE)],
 ]
 
 
@@ -163,7 +183,7 @@ def test_a_tag_that_a_limit_cut_is_not_shown(
 
 
 @pytest.mark.parametrize("is_stream", [False, True], ids=["whole", "streamed"])
-@pytest.mark.parametrize("path", [CHAT, RESPONSES, MESSAGES])
+@pytest.mark.parametrize("path", [*WITH_TOOLS, GENERATE])
 def test_the_end_tag_of_a_thought_is_not_shown(
     path: str, is_stream: bool, playing: tuple[Running, SpellingEngine]
 ) -> None:
@@ -176,7 +196,7 @@ def test_the_end_tag_of_a_thought_is_not_shown(
 
 
 @pytest.mark.parametrize("is_stream", [False, True], ids=["whole", "streamed"])
-@pytest.mark.parametrize("path", [CHAT, RESPONSES, MESSAGES])
+@pytest.mark.parametrize("path", WITH_TOOLS)
 def test_a_call_behind_text_is_not_shown(
     path: str, is_stream: bool, playing: tuple[Running, SpellingEngine]
 ) -> None:
@@ -192,3 +212,48 @@ def test_the_engine_itself_holds_a_stop_string_back(api: Running) -> None:
         fields = {"guided_regex": STOP, "stop": [STOP], "max_tokens": limit}
         answer = api.post({"prompt": "x", **fields}, TEXT).json()
         assert shown(TEXT, answer) == ("", "", "length")
+
+
+@pytest.mark.parametrize("path", [CHAT, MESSAGES, OLLAMA])
+def test_half_a_call_is_no_call_of_a_whole_answer(
+    path: str, playing: tuple[Running, SpellingEngine]
+) -> None:
+    running, engine = playing
+    engine.text = CALL
+    within_arguments = CALL.index("Rome") + 2
+    answer = running.post(body(path, within_arguments, False), path).json()
+    if path == CHAT:
+        assert "tool_calls" not in answer["choices"][0]["message"]
+    if path == MESSAGES:
+        assert answer["content"] == [{"type": "text", "text": ""}]
+    assert shown(path, answer) == ("", "", REASONS[path])
+
+
+@pytest.mark.parametrize(
+    ("path", "fields", "name"),
+    [
+        (MESSAGES, {"stop_sequences": ["x"] * 70}, "stop_sequences has 70 strings"),
+        (OLLAMA, {"options": {"temperature": -1}}, "options.temperature must be"),
+        (OLLAMA, {"options": {"mirostat": 2}}, "options.mirostat is not supported"),
+        (
+            RESPONSES,
+            {"text": {"format": {"type": "json_schema"}}},
+            "text.format: json_schema lacks its schema",
+        ),
+        (
+            MESSAGES,
+            {"output_config": {"format": {"type": "json_schema", "schema": []}}},
+            "output_config.format",
+        ),
+    ],
+)
+def test_an_error_names_the_field_as_the_dialect_does(
+    path: str, fields: dict[str, Any], name: str, api: Running
+) -> None:
+    given = {**body(path, 5, False), "model": "default", **fields}
+    answer = api.post(given, path)
+    assert answer.status_code == 400
+    error = answer.json()["error"]
+    assert name in (error if path == OLLAMA else error["message"])
+    if path == RESPONSES:
+        assert error["param"] == "text.format"

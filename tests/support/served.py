@@ -53,6 +53,8 @@ def rvllm_serve(
         *map(str, models),
         "--port",
         "0",
+        "--keep-responses",  # on disk only where a test asks for it
+        "0",
         *flags,
     ]
     process = subprocess.Popen(

@@ -47,6 +47,9 @@ class Answer(Protocol):
     def take(self, outcome: Outcome) -> Sequence[Event]:
         """What a delta, or a choice that ended well, changes."""
 
+    async def keep(self) -> None:
+        """Keep what outlives the request. Awaited before the end is told."""
+
     def closing(self) -> bytes:
         """The last bytes of a stream, after all events; often none."""
 
@@ -96,6 +99,7 @@ async def _whole(
         answer.opening(generation)
         async for outcomes in generation.outcomes():
             _take(answer, outcomes)
+        await answer.keep()
         return JSONReply(answer.whole())
 
 
@@ -107,6 +111,8 @@ async def _stream(
         yield _encoded(answer, answer.opening(generation))
         async for outcomes in generation.outcomes():
             events = _take(answer, outcomes)
+            if any(isinstance(outcome, Ended) for outcome in outcomes):
+                await answer.keep()
             if events:
                 yield _encoded(answer, events)
             elif not outcomes:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import TypeVar
 
@@ -29,7 +29,7 @@ _READ_AT_ONCE = 32 * 2**10  # bytes; at worst some two milliseconds
 
 @dataclass(frozen=True, slots=True)
 class Service:
-    """The parts of a running server."""
+    """The parts of a running server. `at_end` is what its routes have to close."""
 
     settings: ServerSettings
     registry: Registry
@@ -38,6 +38,7 @@ class Service:
     metrics: Metrics
     questions: Questions
     left_out: LeftOut = field(default_factory=LeftOut)
+    at_end: list[Callable[[], Awaitable[None]]] = field(default_factory=list)
 
     async def read(self, request: Request, kind: type[T]) -> T:
         """The request's body as a `kind`. Raises `Problem` 400."""

@@ -17,7 +17,8 @@ class ServerSettings:
     `allowed_hosts` are names a request may use for this server beside the loopback ones; `allowed_origins` are web
     origins, matched exactly. Without `api_keys` nobody is asked for one. `keep_alive_s` unloads a model that nobody
     used for so long; None keeps it. `ollama_port` is one more to listen on. Models are fetched
-    into `cache_dir`; None is the default folder.
+    into `cache_dir`; None is the default folder. Responses are kept in `responses_file`;
+    None keeps them in memory.
     """
 
     host: str = "127.0.0.1"
@@ -46,6 +47,9 @@ class ServerSettings:
     tls_key: str | None = None
     ollama_port: int | None = None
     cache_dir: Path | None = None
+    responses_file: Path | None = None
+    responses_max_age_s: float = 30 * 86_400.0
+    responses_max_bytes: int = 256 * 2**20
 
 
 LOOPBACK_NAMES = ("localhost", "127.0.0.1", "[::1]")

@@ -17,6 +17,7 @@ from rvllm_local.text.tools import (
     ReasoningDelta,
     ThoughtClosed,
     ToolCallDelta,
+    ToolCallFailed,
     ToolCallStart,
 )
 from rvllm_local.types import FinishReason
@@ -36,6 +37,7 @@ class Blocks:
         self.blocks: list[dict[str, Any]] = []
         self._parts: list[str] = []
         self._is_open = False
+        self._failed: list[int] = []  # calls that were cut off
 
     def take(self, piece: Piece) -> list[Event]:
         """The events of a piece."""
@@ -54,8 +56,23 @@ class Blocks:
             case ToolCallDelta(_, arguments):
                 delta = {"type": "input_json_delta", "partial_json": arguments}
                 return [self._grow(arguments, delta)]
+            case ToolCallFailed() if self._is_calling:
+                self._failed.append(len(self.blocks) - 1)
+                return []
             case _:
                 return []
+
+    def whole(self) -> list[dict[str, Any]]:
+        """The blocks of a whole answer, without half a call."""
+        blocks = []
+        for index, block in enumerate(self.blocks):
+            if index not in self._failed:
+                blocks.append(block)
+        return blocks or [{"type": "text", "text": ""}]
+
+    @property
+    def _is_calling(self) -> bool:
+        return self._is_open and self.blocks[-1]["type"] == "tool_use"
 
     def close(self) -> list[Event]:
         """End the block that is open, if one is."""
@@ -137,14 +154,20 @@ class MessageAnswer:
             {"type": "message_stop"},
         ]
 
+    async def keep(self) -> None:
+        """Nothing outlives a request of this dialect."""
+
     def closing(self) -> bytes:
         return b""
 
     def whole(self) -> dict[str, Any]:
         assert self._ended is not None
-        blocks = self._blocks.blocks or [{"type": "text", "text": ""}]
         message = self._message(self._ended.usage)
-        return {**message, **_stop(self._ended), "content": blocks}
+        return {
+            **message,
+            **_stop(self._ended),
+            "content": self._blocks.whole(),
+        }
 
     def encode(self, event: Mapping[str, Any]) -> bytes:
         return sse(event, event["type"])

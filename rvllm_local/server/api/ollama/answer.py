@@ -62,6 +62,9 @@ class OllamaAnswer(ABC):
             return [self._line({}, figures)]
         return self._grown(outcome)
 
+    async def keep(self) -> None:  # noqa: B027 (no answer of these keeps anything)
+        """Nothing outlives a request of this dialect."""
+
     def closing(self) -> bytes:
         return b""
 

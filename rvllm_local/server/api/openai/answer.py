@@ -47,6 +47,9 @@ class CompletionAnswer(ABC):
         self._chunk_head = json.dumps(self._head(self.chunk_kind))[:-1]
         return [self.first_chunk(index) for index in range(generation.num_choices)]
 
+    async def keep(self) -> None:  # noqa: B027 (no answer of these keeps anything)
+        """Nothing outlives a request of this dialect."""
+
     def closing(self) -> bytes:
         """Usage, if the client wants it, and the marker of the end."""
         if not self._wants_usage:

@@ -19,6 +19,8 @@ from rvllm_local.text.tools import (
     ReasoningDelta,
     ThoughtClosed,
     ToolCallDelta,
+    ToolCallEnd,
+    ToolCallFailed,
     ToolCallStart,
 )
 
@@ -32,6 +34,7 @@ class _Choice:
     calls: list[dict[str, Any]] = field(default_factory=list)
     logprobs: list[dict[str, Any]] = field(default_factory=list)
     finish_reason: str = ""
+    is_calling: bool = False  # the last call is not complete
 
     def add(self, piece: Piece) -> None:
         match piece:
@@ -44,8 +47,14 @@ class _Choice:
                 self.text.clear()
             case ToolCallStart(_, call_id, name):
                 self.calls.append(_call(call_id, name))
+                self.is_calling = True
             case ToolCallDelta(_, arguments):
                 self.calls[-1]["function"]["arguments"] += arguments
+            case ToolCallEnd():
+                self.is_calling = False
+            case ToolCallFailed() if self.is_calling:
+                self.calls.pop()  # half a call is of no use
+                self.is_calling = False
 
     def message(self) -> dict[str, Any]:
         text, reasoning = "".join(self.text), "".join(self.reasoning)

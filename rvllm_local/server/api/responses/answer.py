@@ -18,8 +18,10 @@ from rvllm_local.server.api.responses.input import (
     output_messages,
 )
 from rvllm_local.server.api.responses.items import Event, OutputItems
+from rvllm_local.server.api.responses.kept import Kept
 from rvllm_local.server.api.responses.schema import ResponsesRequest
 from rvllm_local.server.api.responses.store import ResponseStore
+from rvllm_local.server.api.responses.usage import usage_object
 from rvllm_local.server.generation.generation import Generation
 from rvllm_local.server.http.problems import Problem
 from rvllm_local.server.http.replies import event as sse
@@ -63,9 +65,11 @@ class ResponsesAnswer:
         events = self._items.close(status)
         response = self._ended(status, outcome, self._items.items)
         self._response = response
-        if self.body.store is not False:
-            self._keep(response)
         return [*events, {"type": f"response.{status}", "response": response}]
+
+    async def keep(self) -> None:
+        if self.body.store is not False:
+            await self.store.keep(self._kept(self._response))
 
     def closing(self) -> bytes:
         return b""
@@ -142,10 +146,11 @@ class ResponsesAnswer:
             output=items,
             incomplete_details={"reason": "max_output_tokens"} if is_cut else None,
             completed_at=None if is_cut else int(time.time()),
-            usage=_usage(ended),
+            usage=usage_object(ended.usage),
         )
 
-    def _keep(self, response: Mapping[str, Any]) -> None:
+    def _kept(self, response: Mapping[str, Any]) -> Kept:
+        """The response with all that the next turn needs."""
         output = response["output"]
         answered = output_messages(output) if output else ()
         sent = input_messages(self.body.input or "", Reading(is_lenient=True))
@@ -153,21 +158,7 @@ class ResponsesAnswer:
         size = self.size
         for item in output:
             size += sum(len(part["text"]) for part in item.get("content", ()))
-        self.store.keep(response, _input_items(self.body), messages, size)
-
-
-def _usage(ended: Ended) -> dict[str, Any]:
-    usage = ended.usage
-    return {
-        "input_tokens": usage.prompt_tokens,
-        "input_tokens_details": {
-            "cached_tokens": usage.cached_tokens,
-            "cache_write_tokens": 0,
-        },
-        "output_tokens": usage.completion_tokens,
-        "output_tokens_details": {"reasoning_tokens": usage.reasoning_tokens},
-        "total_tokens": usage.prompt_tokens + usage.completion_tokens,
-    }
+        return Kept(response, _input_items(self.body), messages, size)
 
 
 def _input_items(body: ResponsesRequest) -> tuple[dict[str, Any], ...]:
@@ -179,7 +170,9 @@ def _input_items(body: ResponsesRequest) -> tuple[dict[str, Any], ...]:
     rows = []
     for row in body.input:
         given = {name: value for name, value in row.items() if value is not None}
-        rows.append({"id": new_id("item_"), "type": "message", **given})
+        if not isinstance(given.get("id"), str):
+            given["id"] = new_id("item_")
+        rows.append({"type": "message", **given})
     return tuple(rows)
 
 

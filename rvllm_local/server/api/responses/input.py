@@ -12,6 +12,7 @@ from typing import Any
 from rvllm_local.conversation.kinds import shown_kind
 from rvllm_local.conversation.reading import Reading
 from rvllm_local.server.api.common import Object, convert_part
+from rvllm_local.server.api.responses.compaction import summary_message
 from rvllm_local.server.api.responses.schema import InputItem, ItemPart
 from rvllm_local.server.http.problems import bad_request
 
@@ -79,6 +80,10 @@ class _History:
                 item = self._read(row, where)
                 self._thought = self._text(item.content or item.summary or (), where)
                 return
+            case "compaction":
+                item = self._read(row, where)
+                message = summary_message(item.encrypted_content, where)
+                self.messages.append(message)
             case _:
                 self._leave_out(str(kind), where)
                 return

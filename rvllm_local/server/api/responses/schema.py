@@ -153,6 +153,16 @@ class ResponsesRequest(InputTokensRequest, kw_only=True):
     chat_template_kwargs: Object | None = None
 
 
+class CompactRequest(InputTokensRequest, kw_only=True):
+    """POST /v1/responses/compact."""
+
+    prompt_cache_key: str | None = None
+    prompt_cache_retention: str | None = None
+    prompt_cache_options: Any = None
+    service_tier: str | None = None
+    image: Any = None
+
+
 class CancelRequest(Strict):
     """POST /v1/responses/{response_id}/cancel: an empty object, or nothing."""
 
