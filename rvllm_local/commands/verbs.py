@@ -126,6 +126,18 @@ def _completion(arguments: argparse.Namespace) -> int:
     return completion(arguments.shell, build_parser())
 
 
+def _service(arguments: argparse.Namespace) -> int:
+    from rvllm_local.commands.service.service import service
+
+    return service(arguments)
+
+
+def _stop(arguments: argparse.Namespace) -> int:
+    from rvllm_local.commands.stop import stop
+
+    return stop(arguments)
+
+
 def _about_models(arguments: argparse.Namespace) -> int:
     from rvllm_local.commands import models
 
@@ -164,6 +176,13 @@ VERBS = {
         _launch,
         hands_on=True,
     ),
+    "service": Verb(
+        "have the system start the server, and keep it running",
+        flags.service_arguments,
+        _service,
+        hands_on=True,
+    ),
+    "stop": Verb("end a server that runs", flags.stop_arguments, _stop),
     "ls": Verb(
         "list the models that are installed, and those that have a name",
         model_flags.ls_arguments,

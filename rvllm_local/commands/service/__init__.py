@@ -1,0 +1,1 @@
+"""A server that the system starts at login, and again when it falls."""
