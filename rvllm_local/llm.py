@@ -298,7 +298,7 @@ class LLM:
         from rvllm_local.conversation import pooled
 
         pools = pooled.checked_pools(self._client.limits.pools, "score")
-        inputs = pooled.pairs(query, documents)
+        inputs = pooled.pairs(query, documents, pools)
         parts = pooled.read_inputs(self._client, self.tokenizer, inputs, truncate=True)
         scores = pooled.relevance_of(parts, pools)
         order = pooled.best_first(scores, top_n)

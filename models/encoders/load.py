@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -55,6 +55,7 @@ _LEFT_OUT = (
     "inv_freq",
     "token_type_ids",
 )
+_SCORING_HEAD = "score.weight"  # of a decoder that scores
 _HEADS = ("pooler", "classifier", "classifier_dense", "head", "head_norm")
 _ACTIVATIONS = {"Identity": None, "Tanh": "tanh", "ReLU": "relu", "GELU": "gelu"}
 
@@ -103,14 +104,17 @@ class PooledModel:
         return states[rows, lengths - 1]
 
 
-def load_pooled(files: ModelFiles, setup: PooledSetup) -> PooledModel:
+def load_pooled(
+    files: ModelFiles, setup: PooledSetup, answer_ids: Sequence[int] = ()
+) -> PooledModel:
     """Build the model and load its weights.
 
-    Raises `ModelFileError` for damaged files and `UnsupportedModelError` for what cannot
+    `answer_ids` are the tokens of the setup's answers. Raises `ModelFileError` for damaged files and `UnsupportedModelError` for what cannot
     be served.
     """
     config = pooled_config(files, setup)
     weights = folder_weights(files.path)
+    labels = weights.pop(_SCORING_HEAD, None)
     if setup.family in ENCODERS.values():
         module = build_encoder(config, setup)
         target = module
@@ -119,6 +123,8 @@ def load_pooled(files: ModelFiles, setup: PooledSetup) -> PooledModel:
         module, target, weights = _decoder(files, config, setup, weights)
         quantize_as_stored(target, config, weights)
     put_weights(files.path, target, weights)
+    if isinstance(module, CausalEncoder) and setup.kind == "score":
+        _add_labels(files, module, labels, answer_ids)
     dense = tuple(_dense(files, folder) for folder in setup.dense)
     if mx.default_device() == mx.Device(mx.cpu):
         widen_to_float32(module)
@@ -245,6 +251,22 @@ def _decoder(
             "definition gives no hidden states"
         )
     return module, module.decoder, sanitized(files.path, module.decoder, weights)
+
+
+def _add_labels(
+    files: ModelFiles,
+    module: CausalEncoder,
+    labels: mx.array | None,
+    answer_ids: Sequence[int],
+) -> None:
+    """Have a decoder score, by a head of its own or by the words that it answers with."""
+    if labels is None and not answer_ids:
+        raise ModelFileError(f"{files.path}: the weight {_SCORING_HEAD!r} is missing")
+    if labels is None:
+        labels = module.head_rows(answer_ids)
+    labels = labels.astype(mx.float32)
+    mx.eval(labels)
+    module.score_by(labels)
 
 
 def _dense(files: ModelFiles, name: str) -> Callable[[mx.array], mx.array]:

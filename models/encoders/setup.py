@@ -19,6 +19,7 @@ from rvllm_local.models.locate import ModelFiles
 Family = Literal["bert", "modernbert", "nomic_bert", "gemma", "causal"]
 Kind = Literal["embed", "score"]
 Pooling = Literal["cls", "mean", "last"]
+PairForm = tuple[str, str, str, str]
 ENCODERS: Mapping[str, Family] = {
     "bert": "bert",
     "roberta": "bert",
@@ -36,6 +37,18 @@ _POOLINGS: Mapping[str, Pooling] = {
 }
 _BY_NAME: Mapping[str, Pooling] = {"cls": "cls", "mean": "mean", "lasttoken": "last"}
 _SCORES = "ForSequenceClassification"
+# Qwen3's rerankers are asked this way, and answer with one of two words.
+_ASKED_TYPE = "qwen3"
+_ANSWERS = ("no", "yes")
+_PAIR_FORM: PairForm = (
+    "<|im_start|>system\nJudge whether the Document meets the requirements based on the "
+    'Query and the Instruct provided. Note that the answer can only be "yes" or "no".'
+    "<|im_end|>\n<|im_start|>user\n",
+    "<Instruct>: Given a web search query, retrieve relevant passages that answer the "
+    "query\n<Query>: ",
+    "\n<Document>: ",
+    "<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +56,9 @@ class PooledSetup:
     """How a pooled model is built and read.
 
     `dense` are folders of layers behind the pooling. `prompts` are texts that go before
-    an input, by name. `num_labels` is 0 for a model of embeddings.
+    an input, by name. `num_labels` is 0 for a model of embeddings. `answers` are the
+    words whose logits are the scores, of a model that is asked about a pair; `pair_form`
+    is how it is asked (see `Pools`).
     """
 
     family: Family
@@ -54,6 +69,8 @@ class PooledSetup:
     dense: tuple[str, ...] = ()
     prompts: Mapping[str, str] = field(default_factory=dict)
     num_labels: int = 0
+    answers: tuple[str, ...] = ()
+    pair_form: PairForm | None = None
 
 
 def pooled_setup(files: ModelFiles) -> PooledSetup | None:
@@ -64,6 +81,8 @@ def pooled_setup(files: ModelFiles) -> PooledSetup | None:
     if files.kind != "folder":
         return None
     config = read_config(files.path)
+    if _is_asked(files, config):
+        return _asked(config)
     family = _family(files, config)
     if family is None:
         return None
@@ -93,6 +112,30 @@ def _family(files: ModelFiles, config: Mapping[str, Any]) -> Family | None:
             )
         return "gemma"
     return "causal"
+
+
+def _is_asked(files: ModelFiles, config: Mapping[str, Any]) -> bool:
+    """True for a decoder that is asked whether a document is relevant."""
+    is_decoder = config.get("model_type") == _ASKED_TYPE
+    return is_decoder and ("rerank" in files.name.lower() or _scores(config))
+
+
+def _asked(config: Mapping[str, Any]) -> PooledSetup:
+    """A head of its own scores, or else the logits of two words do."""
+    answers: tuple[str, ...] = _ANSWERS
+    num_labels = len(_ANSWERS)
+    if _scores(config):
+        answers = ()
+        num_labels = _num_labels(config)
+    return PooledSetup(
+        "causal",
+        "score",
+        "last",
+        normalizes=False,
+        num_labels=num_labels,
+        answers=answers,
+        pair_form=_PAIR_FORM,
+    )
 
 
 def _scores(config: Mapping[str, Any]) -> bool:

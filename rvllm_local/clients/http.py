@@ -105,9 +105,15 @@ class HttpClient(GatedClient):
         first = requests[0]
         # A server's adapters are asked for as models.
         model = first.adapter or self.model
-        message = http_messages.encode(requests, model)
+        message: msgspec.Struct
+        if first.is_read:
+            path = http_messages.READ
+            message = http_messages.encode_read(requests, model)
+        else:
+            path = http_messages.GENERATE
+            message = http_messages.encode(requests, model)
         body = msgspec.json.encode(message)
-        response = self._send("POST", http_messages.GENERATE, body, stream=True)
+        response = self._send("POST", path, body, stream=True)
         reader = _Reader(response, requests, sink, self._forget)
         with self._lock:
             if self._is_closed:

@@ -7,7 +7,7 @@ error, not ignored. Knows no HTTP.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import msgspec
 
@@ -15,8 +15,9 @@ from rvllm_local.engine.limits import EngineLimits
 from rvllm_local.errors import ParameterError
 from rvllm_local.types import MAX_CHOICES, Request, SamplingParams, StreamEvent
 
-GENERATE, LOAD, REQUESTS = (
+GENERATE, READ, LOAD, REQUESTS = (
     "/v1/engine/generate",
+    "/v1/engine/read",
     "/v1/engine/load",
     "/v1/engine/requests",
 )
@@ -65,6 +66,27 @@ class GenerateRequest(_Strict):
     kept_special: list[str] = []
 
 
+class ReadInput(_Strict):
+    """A text, or a pair of which the second text begins at `second_at`."""
+
+    token_ids: list[int]
+    second_at: int = 0
+
+
+class ReadRequest(_Strict):
+    """POST /v1/engine/read: texts for a model that reads alone.
+
+    `request_id` is the caller's. The vectors that come back are base64 of float32.
+    """
+
+    most_numbers: ClassVar[int] = 4_000_000
+
+    request_id: str
+    inputs: list[ReadInput]
+    model: str = "default"
+    priority: int = 0
+
+
 class LoadRequest(_Strict):
     """POST /v1/engine/load: have a model loaded."""
 
@@ -88,12 +110,6 @@ class Events(msgspec.Struct, frozen=True, omit_defaults=True):
 def encode(requests: Sequence[Request], model: str) -> GenerateRequest:
     """The choices of one request, as they are sent."""
     first, params = requests[0], requests[0].params
-    if first.is_read:
-        raise ParameterError(
-            "model",
-            "a model that reads texts alone is asked over a server's /v1/embeddings and "
-            "/v1/rerank; load it here, or ask those",
-        )
     names = (
         name
         for name in TokenParams.__struct_fields__
@@ -116,6 +132,47 @@ def encode(requests: Sequence[Request], model: str) -> GenerateRequest:
     )
 
 
+def encode_read(requests: Sequence[Request], model: str) -> ReadRequest:
+    """The texts of one request, as they are sent."""
+    inputs = []
+    for request in requests:
+        token_ids = list(request.prompt_token_ids)
+        inputs.append(ReadInput(token_ids=token_ids, second_at=request.second_at))
+    first = requests[0]
+    return ReadRequest(
+        request_id=first.request_id,
+        inputs=inputs,
+        model=model,
+        priority=first.priority,
+    )
+
+
+def decode_read(message: ReadRequest) -> list[Request]:
+    """The texts that were sent. Raises `ParameterError`."""
+    _check_id(message.request_id)
+    params = SamplingParams(max_tokens=1, temperature=0)
+    requests = []
+    for index, row in enumerate(message.inputs):
+        if not 0 <= row.second_at <= len(row.token_ids):
+            raise ParameterError(
+                f"inputs[{index}].second_at",
+                f"inputs[{index}].second_at must be from 0 to {len(row.token_ids)}, "
+                f"not {row.second_at}",
+            )
+        request = Request(
+            message.request_id,
+            tuple(row.token_ids),
+            params,
+            seed=0,
+            index=index,
+            priority=message.priority,
+            is_read=True,
+            second_at=row.second_at,
+        )
+        requests.append(request)
+    return requests
+
+
 def decode(message: GenerateRequest) -> list[Request]:
     """The choices that were sent. Raises `ParameterError`."""
     if not 1 <= len(message.seeds) <= MAX_CHOICES or not all(
@@ -125,13 +182,7 @@ def decode(message: GenerateRequest) -> list[Request]:
             "seeds",
             f"seeds must hold 1 to {MAX_CHOICES} numbers of 64 bits, one a choice",
         )
-    if (
-        not 1 <= len(message.request_id) <= 128
-        or not message.request_id.replace("-", "").replace("_", "").isalnum()
-    ):
-        raise ParameterError(
-            "request_id", "request_id must be 1 to 128 letters, digits, '-' or '_'"
-        )
+    _check_id(message.request_id)
     if len(message.kept_special) > _MAX_KEPT:
         raise ParameterError(
             "kept_special",
@@ -156,6 +207,14 @@ def decode(message: GenerateRequest) -> list[Request]:
         )
         for index, seed in enumerate(message.seeds)
     ]
+
+
+def _check_id(request_id: str) -> None:
+    letters = request_id.replace("-", "").replace("_", "")
+    if not 1 <= len(request_id) <= 128 or not letters.isalnum():
+        raise ParameterError(
+            "request_id", "request_id must be 1 to 128 letters, digits, '-' or '_'"
+        )
 
 
 def token_id(text: str) -> int:

@@ -122,9 +122,16 @@ def read_inputs(
     return parts
 
 
-def pairs(query: str, documents: Sequence[str]) -> list[Input]:
-    """The pairs that are scored for a query."""
-    return [(query, document) for document in documents]
+def pairs(query: str, documents: Sequence[str], pools: Pools) -> list[Input]:
+    """The pairs that are scored for a query, in the model's own form."""
+    if pools.pair_form is None:
+        return [(query, document) for document in documents]
+    before, query_lead, document_lead, behind = pools.pair_form
+    inputs: list[Input] = []
+    for document in documents:
+        pair = f"{query_lead}{query}{document_lead}{document}"
+        inputs.append((before, pair, behind))
+    return inputs
 
 
 def vectors_of(

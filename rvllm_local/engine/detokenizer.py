@@ -29,6 +29,9 @@ class Vocabulary(TextDecoder, Protocol):
     def end_token_ids(self) -> frozenset[int]:
         """Tokens that end an answer, as the tokenizer and its template tell."""
 
+    def encode(self, text: str, *, bos: bool) -> list[int]:
+        """The token ids of a text."""
+
     def keeping(self, kept_special: Collection[str]) -> TextDecoder:
         """The same bytes, with the special tokens of these texts as text."""
 

@@ -18,12 +18,15 @@ class Pools:
     """What a model makes of a text that it reads: a vector, or scores of a pair.
 
     `dimensions` are a vector's numbers, or the labels that are scored. `prompts` are
-    texts that its makers put before an input, by name.
+    texts that its makers put before an input, by name. `pair_form` is how a pair is put
+    to a model that was trained to answer a question about it: what goes before, what
+    goes before the first text, before the second, and behind.
     """
 
     kind: Literal["embed", "score"]
     dimensions: int
     prompts: Mapping[str, str] = field(default_factory=dict)
+    pair_form: tuple[str, str, str, str] | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -47,7 +47,7 @@ def shape_of(text: bytes) -> Shape:
         if inside:
             in_string = ~in_string
         inside = bool(in_string[-1])
-        signs = block[~in_string & (block != _BLANK)]
+        signs = block[~in_string & (block > _BLANK)]  # lines end below it
         folded = signs | _BIT_5
         opening = folded == _OPENING
         closing = folded == _CLOSING

@@ -16,7 +16,8 @@ from tokenizers import Tokenizer as Backend
 from rvllm_local.errors import ParameterError, UnsupportedModelError
 from rvllm_local.text.tokenizer import Tokenizer
 
-Input = tuple[str, ...]  # one text, or two
+# One text, two, or one between two that are kept whole.
+Input = tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +35,7 @@ def encode_inputs(
 ) -> list[EncodedInput]:
     """The inputs as tokens; with `most_tokens`, long ones are cut to as many.
 
-    Of a pair the second text is cut. Raises `ParameterError` for what is no text and
+    Of a pair the second text is cut, of three the middle one. Raises `ParameterError` for what is no text and
     `UnsupportedModelError` for a tokenizer without tokenizer.json.
     """
     backend = tokenizer.backend
@@ -56,6 +57,9 @@ def encode_inputs(
         parts = [next(encodings) for _ in texts_of_one]
         if most_tokens is not None:
             _cut(backend, parts, most_tokens)
+        if len(parts) == 3:
+            encoded.append(_framed(parts))
+            continue
         second = parts[1] if len(parts) == 2 else None
         joined = backend.post_process(parts[0], second)
         encoded.append(_encoded(joined))
@@ -63,7 +67,11 @@ def encode_inputs(
 
 
 def _cut(backend: Backend, parts: list[Encoding], most_tokens: int) -> None:
-    """Cut a text, or the second of a pair, so that all of it has `most_tokens`."""
+    """Cut a text, the second of a pair or the middle of three to `most_tokens` in all."""
+    if len(parts) == 3:
+        before, middle, behind = parts
+        middle.truncate(max(most_tokens - len(before) - len(behind), 1))
+        return
     added = backend.num_special_tokens_to_add(len(parts) == 2)
     room = max(most_tokens - added, 1)
     if len(parts) == 1:
@@ -73,6 +81,14 @@ def _cut(backend: Backend, parts: list[Encoding], most_tokens: int) -> None:
     if len(first) > room // 2 and len(first) + len(second) > room:
         first.truncate(max(room // 2, 1))
     second.truncate(max(room - len(first), 1))
+
+
+def _framed(parts: Sequence[Encoding]) -> EncodedInput:
+    """Three texts in a row: whoever frames a text spells the special tokens himself."""
+    token_ids: list[int] = []
+    for part in parts:
+        token_ids.extend(part.ids)
+    return EncodedInput(tuple(token_ids))
 
 
 def _encoded(encoding: Encoding) -> EncodedInput:

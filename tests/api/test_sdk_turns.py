@@ -23,10 +23,13 @@ QUESTIONS = ("How warm is it there?", "And tomorrow?")
 RESULT = "sunny, 24 degrees"
 NUM_REQUESTS = 4  # two turns of a call and an answer
 NODE = Path(__file__).parent / "node"
-NODE_PACKAGES = {
-    "anthropic": ("@anthropic-ai/sdk@1.14.0",),
-    "openai": ("openai@7.59.0", "zod@4.6.7"),
-    "ai": ("ai@7.0.173", "@ai-sdk/openai@4.0.118", "zod@4.6.7"),
+# Sessions by name: the script, and the packages that it runs with.
+NODE_SESSIONS = {
+    "anthropic": ("anthropic", ("@anthropic-ai/sdk@1.14.0",)),
+    "openai": ("openai", ("openai@7.59.0", "zod@4.6.7")),
+    "ai-5": ("ai", ("ai@5.0.277", "@ai-sdk/openai@2.0.130", "zod@4.6.7")),
+    "ai-6": ("ai", ("ai@6.0.325", "@ai-sdk/openai@3.0.141", "zod@4.6.7")),
+    "ai-7": ("ai", ("ai@7.0.173", "@ai-sdk/openai@4.0.118", "zod@4.6.7")),
 }
 
 
@@ -164,14 +167,14 @@ def test_openais_chat_parse(openai: OpenAI, engine: AgentEngine) -> None:
 def packages() -> Iterator[Packages]:
     """Those of all sessions, which begin to be installed at once."""
     begun = Packages()
-    for names in NODE_PACKAGES.values():
+    for _, names in NODE_SESSIONS.values():
         begun.begin(*names)
     yield begun
     begun.close()
 
 
 @pytest.mark.timeout(400)
-@pytest.mark.parametrize("name", NODE_PACKAGES)
+@pytest.mark.parametrize("name", NODE_SESSIONS)
 def test_a_session_in_node(
     name: str,
     packages: Packages,
@@ -179,10 +182,9 @@ def test_a_session_in_node(
     tmp_path: Path,
 ) -> None:
     running, engine = playing
-    (tmp_path / "node_modules").symlink_to(
-        packages.folder(*NODE_PACKAGES[name]) / "node_modules"
-    )
-    script = shutil.copy(NODE / f"{name}_turns.mjs", tmp_path)
+    script_name, names = NODE_SESSIONS[name]
+    (tmp_path / "node_modules").symlink_to(packages.folder(*names) / "node_modules")
+    script = shutil.copy(NODE / f"{script_name}_turns.mjs", tmp_path)
     done = subprocess.run(
         ["node", script, f"http://127.0.0.1:{running.port}"],
         cwd=tmp_path,

@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 import base64
+import json
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from rvllm_local.errors import ContextOverflowError, ParameterError
+from rvllm_local.llm import LLM
+from rvllm_local.server.api.openai.schema import TextRequest
+from rvllm_local.server.api.vectors.schema import EmbeddingsRequest
+from rvllm_local.server.http import json_body
+from rvllm_local.server.http.problems import Problem
 from tests.support.api import Running, served
 from tests.support.pooled import TEXTS, save_embedder, save_reranker
 from tests.support.tiny import save_tiny
@@ -17,14 +25,18 @@ EMBED, RERANK = "/v1/embeddings", "/v1/rerank"
 
 
 @pytest.fixture(scope="module")
-def api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("models")
-    models = {
+    return {
         "chat": save_tiny("llama", folder / "chat"),
         "embedder": save_embedder(folder / "embedder"),
         "reranker": save_reranker(folder / "reranker"),
     }
-    with served(models) as running:
+
+
+@pytest.fixture(scope="module")
+def api(folders: dict[str, Path]) -> Iterator[Running]:
+    with served(folders) as running:
         yield running
 
 
@@ -162,3 +174,52 @@ def test_openais_client_reads_the_vectors(api: Running) -> None:
     expected = vectors(embed(api, input=list(TEXTS)))
     got = np.array([row.embedding for row in answer.data])
     np.testing.assert_allclose(got, expected, atol=1e-6)
+
+
+def test_python_connects_to_the_server(api: Running, folders: dict[str, Path]) -> None:
+    address = f"http://127.0.0.1:{api.port}"
+    with LLM.connect(str(folders["embedder"]), address) as llm:
+        given = llm.embed(TEXTS)
+        np.testing.assert_allclose(
+            given, vectors(embed(api, input=list(TEXTS))), atol=1e-5
+        )
+        with pytest.raises(ParameterError, match="makes vectors"):
+            llm.rerank("w1", ["w2"])
+        with pytest.raises(ContextOverflowError, match="82 tokens"):
+            llm.embed(" ".join(["w1"] * 80))
+    with LLM.connect(str(folders["reranker"]), address) as llm:
+        ranked = llm.rerank("w1 w2", list(TEXTS))
+    body = {"model": "reranker", "query": "w1 w2", "documents": list(TEXTS)}
+    rows = api.post(body, RERANK).json()["results"]
+    assert [index for index, _ in ranked] == [row["index"] for row in rows]
+    scores = [row["relevance_score"] for row in rows]
+    np.testing.assert_allclose([score for _, score in ranked], scores, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"inputs": []}, "0 entries"),
+        ({"inputs": [{"token_ids": [5], "second_at": 2}]}, "from 0 to 1"),
+        ({"inputs": [{"token_ids": [5]}], "request_id": "a b"}, "request_id must be"),
+        ({"inputs": [{"token_ids": [5]}], "model": "chat"}, "embedding model"),
+    ],
+)
+def test_the_engines_own_route_refuses(
+    api: Running, fields: dict[str, Any], said: str
+) -> None:
+    body = {"model": "embedder", "request_id": "r", **fields}
+    answer = api.post(body, "/v1/engine/read")
+    assert answer.status_code == 400
+    assert said in answer.json()["error"]["message"]
+
+
+def test_many_token_ids_are_taken(api: Running) -> None:
+    """More numbers than other routes take, and spread over lines."""
+    rows = [[5] * 70] * 16_384
+    text = json.dumps({"model": "embedder", "input": rows}, indent=0)
+    kind = json_body.decode(text.encode(), EmbeddingsRequest)
+    assert len(kind.input) == 16_384
+    longer = json.dumps({"prompt": [5] * 1_001_000}).encode()
+    with pytest.raises(Problem, match="at most 1000000 are taken"):
+        json_body.decode(longer, TextRequest)

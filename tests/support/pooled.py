@@ -17,7 +17,7 @@ TEXTS = ("w1 w2 w3", "w4", "w5 w6 w7 w8 w9 w10 w11", "w2 w3 w1")
 def save_embedder(folder: Path, pooling: str = "mean", name: str = "bert") -> Path:
     """A model of embeddings with 32 dimensions and 64 positions."""
     save(folder, reference_of(name), pooling)
-    _save_tokenizer(folder)
+    save_tokenizer(folder)
     prompts = {"prompts": {"query": "w100 ", "document": ""}}
     (folder / "config_sentence_transformers.json").write_text(json.dumps(prompts))
     return folder
@@ -26,12 +26,13 @@ def save_embedder(folder: Path, pooling: str = "mean", name: str = "bert") -> Pa
 def save_reranker(folder: Path, name: str = "bert-scores") -> Path:
     """A model that scores pairs of texts."""
     save(folder, reference_of(name))
-    _save_tokenizer(folder)
+    save_tokenizer(folder)
     return folder
 
 
-def _save_tokenizer(folder: Path) -> None:
-    vocabulary = {word: number for number, word in enumerate((*SPECIAL, *WORDS))}
+def save_tokenizer(folder: Path, more: tuple[str, ...] = ()) -> None:
+    """A tokenizer of words; `more` are further ones."""
+    vocabulary = {word: number for number, word in enumerate((*SPECIAL, *WORDS, *more))}
     backend = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
     backend.pre_tokenizer = pre_tokenizers.Whitespace()
     backend.post_processor = processors.TemplateProcessing(

@@ -22,7 +22,7 @@ def open_any_core(
     """A core ready for its first request. Raises as `open_core` does."""
     setup = pooled_setup(files)
     if setup is not None:
-        return open_pooled_core(files, setup, options)
+        return open_pooled_core(files, setup, text, options)
     return open_core(files, text, options)
 
 

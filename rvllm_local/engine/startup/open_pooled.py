@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import mlx.core as mx
 
+from rvllm_local.engine.detokenizer import Vocabulary
 from rvllm_local.engine.limits import EngineLimits, Pools
 from rvllm_local.engine.pooled_core import PooledCore
+from rvllm_local.errors import UnsupportedModelError
 from rvllm_local.machine import device_memory
 from rvllm_local.memory.plan import PROCESS_BYTES, MemoryPlan, default_reserve
 from rvllm_local.memory.scratch import ModelSizes, scratch_bytes
@@ -27,6 +29,7 @@ _MOST_OPEN = 65_536
 def open_pooled_core(
     files: ModelFiles,
     setup: PooledSetup,
+    vocabulary: Vocabulary,
     options: EngineOptions,
 ) -> PooledCore:
     """A core ready for its first text.
@@ -35,15 +38,27 @@ def open_pooled_core(
     """
     plan = plan_pooled(files, setup, options)
     plan.check()
-    model = load_pooled(files, setup)
+    answer_ids = [_token_of(vocabulary, word) for word in setup.answers]
+    model = load_pooled(files, setup, answer_ids)
     limits = EngineLimits(
         vocab_size=model.vocab_size,
         context_length=plan.context,
         arena_tokens=plan.context,
         max_open=_MOST_OPEN,
-        pools=Pools(setup.kind, model.dimensions, dict(setup.prompts)),
+        pools=Pools(setup.kind, model.dimensions, dict(setup.prompts), setup.pair_form),
     )
     return PooledCore(model, limits, plan.lines(), plan.weight_form)
+
+
+def _token_of(vocabulary: Vocabulary, word: str) -> int:
+    """The token that a word is. Raises `UnsupportedModelError` if it is several."""
+    token_ids = vocabulary.encode(word, bos=False)
+    if len(token_ids) != 1:
+        raise UnsupportedModelError(
+            f"this reranker answers with {word!r}, which is {len(token_ids)} tokens of "
+            "its tokenizer, not one"
+        )
+    return token_ids[0]
 
 
 def plan_pooled(

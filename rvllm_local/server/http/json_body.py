@@ -51,12 +51,13 @@ def decode(
 ) -> T:
     """`body` as a `kind`. Raises `Problem` 400 that names the field.
 
-    Fields of other servers that ask for nothing are dropped. With `is_lenient`, all
+    A kind may allow more numbers than others with a class's `most_numbers`. Fields of
+    other servers that ask for nothing are dropped. With `is_lenient`, all
     unknown fields are, and their names added to `dropped`.
     """
     if not body:
         raise bad_request("the body is empty; send a JSON object")
-    _check_shape(body)
+    _check_shape(body, getattr(kind, "most_numbers", _MAX_NUMBERS))
     try:
         return msgspec.json.decode(body, type=kind, strict=True)
     except msgspec.ValidationError as error:
@@ -146,7 +147,7 @@ def _below(where: str, path: str | None) -> str:
     return f"$.{where}{inner}" if where else f"${inner}"
 
 
-def _check_shape(body: bytes) -> None:
+def _check_shape(body: bytes, most_numbers: int) -> None:
     """No more values than can be read in a moment, and no nesting that could hurt a later layer."""
     shape = shape_of(body)
     if shape.depth > _MAX_DEPTH:
@@ -157,10 +158,10 @@ def _check_shape(body: bytes) -> None:
             f"the body holds {shape.values} values; at most {_MAX_VALUES} are taken",
             "body_too_large",
         )
-    if shape.numbers > _MAX_NUMBERS:
+    if shape.numbers > most_numbers:
         raise Problem(
             413,
-            f"the body holds {shape.numbers} numbers; at most {_MAX_NUMBERS} are taken",
+            f"the body holds {shape.numbers} numbers; at most {most_numbers} are taken",
             "body_too_large",
         )
 

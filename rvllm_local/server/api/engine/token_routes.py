@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import base64
 import dataclasses
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
+from typing import Any
 
 import msgspec
 from starlette.requests import Request
@@ -12,13 +14,17 @@ from starlette.routing import Route
 from starlette.types import ASGIApp
 
 from rvllm_local.clients import http_messages
+from rvllm_local.conversation.pooled import checked_count
 from rvllm_local.server.api.common import checked_priority
 from rvllm_local.server.api.service import Service
 from rvllm_local.server.http.problems import Problem
 from rvllm_local.server.http.replies import EventStream, JSONReply, event
+from rvllm_local.types import Request as TokenRequest
+from rvllm_local.types import StreamEvent
 
 BODIES: dict[str, type[msgspec.Struct]] = {
     http_messages.GENERATE: http_messages.GenerateRequest,
+    http_messages.READ: http_messages.ReadRequest,
     http_messages.LOAD: http_messages.LoadRequest,
 }
 _DONE = b"data: [DONE]\n\n"
@@ -36,9 +42,9 @@ def routes(service: Service) -> list[Route]:
     async def generate(request: Request) -> Response | ASGIApp:
         body = await service.read(request, http_messages.GenerateRequest)
         checked_priority(body.priority)
-        return EventStream(
-            _events(service, body), lambda problem: event(problem.openai())
-        )
+        requests = http_messages.decode(body)
+        events = _events(service, body.model, requests)
+        return EventStream(events, lambda problem: event(problem.openai()))
 
     async def cancel(request: Request) -> Response:
         request_id = request.path_params["request_id"]
@@ -49,20 +55,40 @@ def routes(service: Service) -> list[Route]:
     return [
         Route(http_messages.LOAD, load, methods=["POST"]),
         Route(http_messages.GENERATE, generate, methods=["POST"]),
+        _read_route(service),
         Route(f"{http_messages.REQUESTS}/{{request_id}}", cancel, methods=["DELETE"]),
     ]
 
 
+def _read_route(service: Service) -> Route:
+    """Texts for a model that reads alone."""
+
+    async def read(request: Request) -> Response | ASGIApp:
+        body = await service.read(request, http_messages.ReadRequest)
+        checked_priority(body.priority)
+        checked_count(len(body.inputs), "inputs")
+        requests = http_messages.decode_read(body)
+        events = _events(service, body.model, requests)
+        return EventStream(events, lambda problem: event(problem.openai()))
+
+    return Route(http_messages.READ, read, methods=["POST"])
+
+
 async def _events(
-    service: Service, body: http_messages.GenerateRequest
+    service: Service, model: str, requests: Sequence[TokenRequest]
 ) -> AsyncIterator[bytes]:
-    requests = http_messages.decode(body)
-    async with service.generator.open_tokens(body.model, requests) as generation:
+    async with service.generator.open_tokens(model, requests) as generation:
         yield b""  # accepted: the status goes out
         async for events in generation.token_events():
             if not events:
                 yield b""
                 continue
-            rows = [dataclasses.asdict(token) for token in events]
-            yield event({"events": rows})
+            yield event({"events": [_row(token) for token in events]})
         yield _DONE
+
+
+def _row(token: StreamEvent) -> dict[str, Any]:
+    row = dataclasses.asdict(token)
+    if token.vector is not None:
+        row["vector"] = base64.b64encode(token.vector).decode()
+    return row

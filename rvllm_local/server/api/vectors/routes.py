@@ -144,7 +144,7 @@ async def _rerank(service: Service, body: RerankRequest) -> Response:
         pools = pools_of(served, "score")
         texts = [_text_of(document) for document in body.documents]
         most = _most_tokens(served, body)
-        read = await read_texts(service, served, pairs(body.query, texts), most)
+        read = await read_texts(service, served, pairs(body.query, texts, pools), most)
         scores = relevance_of(read.parts, pools)
         results = []
         for index in best_first(scores, body.top_n):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from rvllm_local.server.api.common import Strict
 
@@ -13,6 +13,8 @@ class EmbeddingsRequest(Strict, kw_only=True):
     `input_type` names a prompt of the model's that goes before each text, as "query" or
     "document". With `truncate`, texts that are too long are cut.
     """
+
+    most_numbers: ClassVar[int] = 4_000_000  # more than a body has room for
 
     model: str = "default"
     input: str | list[str | int | list[int]]
