@@ -86,7 +86,7 @@ class DecodeKernels(KernelLaunches):
         call = DecodeCall(q_len, scale, window, softcap)
         defines = call.defines(c, self.tuning, self.backend)
         self._add_new_tokens(defines, inputs, new)
-        self._add_rotation(defines, inputs, rotation)
+        add_rotation(defines, inputs, rotation, queries.shape)
         splits = self.tuning.splits.most(max_blocks)
         if splits == 1:
             return self._attend_whole(defines, inputs, sinks)
@@ -109,20 +109,6 @@ class DecodeKernels(KernelLaunches):
         defines["RV_NEW"] = 1
         inputs["keys"] = new.keys
         inputs["values"] = new.values
-
-    def _add_rotation(
-        self,
-        defines: Defines,
-        inputs: dict[str, mx.array],
-        rotation: Rotation | None,
-    ) -> None:
-        if rotation is None:
-            return
-        rows, _, q_len, head_dim = inputs["queries"].shape
-        inputs["rope"] = checked_table(rotation, rows, q_len, head_dim)
-        defines["RV_ROPE_DIMS"] = rotation.table.shape[1]
-        if rotation.pairs:
-            defines["RV_ROPE_PAIRS"] = 1
 
     def _attend_whole(
         self,
@@ -264,3 +250,19 @@ def _add_sinks(
         return
     defines["RV_SINKS"] = 1
     inputs["sinks"] = sinks.astype(mx.float32)
+
+
+def add_rotation(
+    defines: Defines,
+    inputs: dict[str, mx.array],
+    rotation: Rotation | None,
+    shape: tuple[int, ...],
+) -> None:
+    """Have a launch rotate arrays of `shape` `[rows, heads, q_len, D]`."""
+    if rotation is None:
+        return
+    rows, _, q_len, head_dim = shape
+    inputs["rope"] = checked_table(rotation, rows, q_len, head_dim)
+    defines["RV_ROPE_DIMS"] = rotation.table.shape[1]
+    if rotation.pairs:
+        defines["RV_ROPE_PAIRS"] = 1

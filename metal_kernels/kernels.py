@@ -10,11 +10,13 @@ from __future__ import annotations
 import mlx.core as mx
 
 from rvllm_local.metal_kernels import descriptor as layout
-from rvllm_local.metal_kernels.arguments import require
+from rvllm_local.metal_kernels.arguments import Rotation, require
 from rvllm_local.metal_kernels.block_kernels import BlockKernels
 from rvllm_local.metal_kernels.config import FENCE_SIZE
+from rvllm_local.metal_kernels.decode_kernels import add_rotation
 from rvllm_local.metal_kernels.latent_kernels import LatentKernels
 from rvllm_local.metal_kernels.launch import Dispatch
+from rvllm_local.metal_kernels.launches import Defines
 
 GATHER_THREADS = 256
 
@@ -31,10 +33,12 @@ class KernelSet(BlockKernels, LatentKernels):
         descriptor: mx.array,
         layer: mx.array,
         fence: mx.array,
+        rotation: Rotation | None = None,
     ) -> mx.array:
         """Write `keys` and `values` `[rows, kv_heads, q_len, D]` in place.
 
-        Any strides and any q_len; values may have a size of their own. Returns the next fence.
+        Any strides and any q_len; values may have a size of their own. `rotation` turns
+        the keys (q_len 1). Returns the next fence.
         """
         c = self.config
         inputs = self._layer_inputs(arena, scales, layer, fence)
@@ -45,9 +49,11 @@ class KernelSet(BlockKernels, LatentKernels):
         layout.max_blocks_of(descriptor.size, rows)
         inputs |= {"keys": keys, "values": values}
         inputs |= {"descriptor": descriptor, "layer": layer, "fence": fence}
+        defines: Defines = {}
+        add_rotation(defines, inputs, rotation, keys.shape)
         outputs = ("fence_out",)
         parts = ("row_parts.h",)
-        text = self._text("kv_write", {}, tuple(inputs), outputs, parts)
+        text = self._text("kv_write", defines, tuple(inputs), outputs, parts)
         dispatch = Dispatch(
             kernel=text,
             inputs=tuple(inputs.values()),
@@ -82,7 +88,7 @@ class KernelSet(BlockKernels, LatentKernels):
         inputs |= {"descriptor": descriptor, "layer": layer}
         inputs["length"] = mx.full((FENCE_SIZE,), length, dtype=mx.int32)
         inputs["fence"] = fence
-        defines: dict[str, object] = {"RV_GATHER_THREADS": GATHER_THREADS}
+        defines: Defines = {"RV_GATHER_THREADS": GATHER_THREADS}
         outputs = ("keys", "values")
         parts = ("row_parts.h",)
         text = self._text("kv_gather", defines, tuple(inputs), outputs, parts)

@@ -201,6 +201,45 @@ def check_rotation(
     return worst
 
 
+def check_rotated_apart(
+    variant: Variant,
+    make: Make = KernelSet,
+    *,
+    pairs: bool = False,
+) -> None:
+    """Keys that a launch before attention turns and writes give the same bits."""
+    kernels = make_kernels(variant, make)
+    angles = _angles(variant)
+    parts = [np.cos(angles), np.sin(angles)]
+    table = mx.array(np.concatenate(parts, axis=1).astype(np.float32))
+    rotation = Rotation(table, pairs)
+    results = []
+    for apart in (False, True):
+        case = Case(variant.config, variant.contexts, rows=len(variant.contexts) + 1)
+        new: NewTokens | None = NewTokens(*_new_tokens(variant, case))
+        if apart:
+            assert new is not None
+            fence = kernels.kv_write(
+                case.arena,
+                case.scales,
+                new.keys,
+                new.values,
+                case.descriptor,
+                kernels.layer_index(case.layer),
+                kernels.first_fence(),
+                rotation,
+            )
+            mx.eval(fence)
+            new = None
+        out = decode(kernels, case, variant, None, new, rotation)
+        mx.eval(out)
+        results.append((floats(out), np.nan_to_num(floats(case.arena))))
+    for name, together, apart_result in zip(("output", "arena"), *results, strict=True):
+        assert np.array_equal(together, apart_result), (
+            f"{variant.name}: a launch for the keys changes the {name}"
+        )
+
+
 def _angles(variant: Variant) -> Floats:
     """The newest positions' angles `[rows, dims / 2]`; large heads turn by half."""
     dims = variant.head_dim

@@ -99,6 +99,8 @@ def _attention_cases(variant: Variant) -> Iterator[tuple[str, Case]]:
         yield f"independent {name}", partial(checks.check_row_independence, variant)
     if name in ROTATED:
         yield f"rotated {name}", partial(checks.check_rotation, variant)
+        apart = partial(checks.check_rotated_apart, variant)
+        yield f"rotated apart {name}", apart
 
 
 def failure(check: Callable[[], object]) -> str | None:

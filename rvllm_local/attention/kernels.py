@@ -1,29 +1,26 @@
 """The kernel back end: the project's kernels write the arena in place and read it.
 
 Every kernel that touches the arena takes the newest fence, and every writer returns
-the next one. Only this file hands fences on (metal_kernels/README.md states the order).
+the next one. Only this file and `kernel_session.py` hand fences on
+(metal_kernels/README.md states the order).
 Nothing is read back on the host.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import mlx.core as mx
 import numpy as np
 import numpy.typing as npt
 
-from rvllm_local.attention.backend import AttentionCall
-from rvllm_local.attention.dense import chunk_mask, dense_attention
 from rvllm_local.attention.geometry import CallGeometry
+from rvllm_local.attention.kernel_session import KernelSession, KernelState
 from rvllm_local.errors import UnsupportedModelError
 from rvllm_local.memory.arena import Arena, KVShape
-from rvllm_local.memory.layout import LayerSlot
 from rvllm_local.metal_kernels import (
     KernelConfig,
     KernelSet,
-    NewTokens,
     default_backend,
     descriptor,
 )
@@ -31,22 +28,6 @@ from rvllm_local.metal_kernels.config import FENCE_SIZE, MAX_GROUP, MAX_QUERY_LE
 from rvllm_local.metal_kernels.launch import DispatchCounter, Launcher
 
 _CUDA_GRAIN = 256  # cuDNN plans each shape of attention anew, which takes 40 to 900 ms
-
-
-@dataclass(slots=True)
-class KernelState:
-    """What the kernels of one call read and write.
-
-    Under `mx.compile` these are the trace's own arrays. Every kernel that writes, to
-    the arenas or to the scratch, replaces `fence`.
-    """
-
-    arenas: list[mx.array]
-    scales: list[mx.array | None]  # of int8 arenas
-    layers: list[mx.array]  # each layer's number as the kernels take it
-    descriptors: list[mx.array]  # one a group
-    fence: mx.array
-    scratch: mx.array  # what a row's splits hand to the combine step
 
 
 class KernelBackend:
@@ -58,7 +39,7 @@ class KernelBackend:
     name = "kernels"
     overlaps = True
     mixes = False
-    verifies = False
+    verifies = True
     runs_by_layer = False
 
     def __init__(
@@ -267,134 +248,3 @@ def _config(shape: KVShape, heads: int) -> KernelConfig:
         shape.dtype,
         shape.stored_dtype,
     )
-
-
-class KernelSession:
-    """One model call over the state that it is given.
-
-    The back end's fence follows the state's. With `fuses`, in a compiled step, a write
-    waits for the attention of the same layer, whose launch does both; call `finish` at
-    the end. Then the caller of the step sets the back end's fence: a trace that fails
-    leaves no array.
-    """
-
-    def __init__(
-        self,
-        backend: KernelBackend,
-        geometry: CallGeometry,
-        state: KernelState,
-        *,
-        fuses: bool = False,
-    ) -> None:
-        self._backend = backend
-        self._geometry = geometry
-        self._state = state
-        self._fuses = fuses
-        self._waiting: tuple[LayerSlot, NewTokens] | None = None
-
-    def write(
-        self,
-        slot: LayerSlot,
-        keys: mx.array,
-        values: mx.array,
-    ) -> None:
-        self.finish()
-        dtype = self._backend.arenas[slot.group].shape.dtype
-        new = NewTokens(keys.astype(dtype), values.astype(dtype))
-        self._waiting = slot, new
-        if not self._fuses:
-            self.finish()
-
-    def finish(self) -> None:
-        """Describe the write that still waits, if there is one."""
-        if self._waiting is None:
-            return
-        slot, new = self._waiting
-        self._waiting = None
-        state = self._state
-        kv_heads = self._backend.arenas[slot.group].shape.kv_heads
-        kernels = self._backend.kernels(slot.group, kv_heads)
-        fence = kernels.kv_write(
-            state.arenas[slot.group],
-            state.scales[slot.group],
-            new.keys,
-            new.values,
-            state.descriptors[slot.group],
-            state.layers[slot.layer],
-            state.fence,
-        )
-        self._advance(fence)
-
-    def _advance(self, fence: mx.array) -> None:
-        self._state.fence = fence
-        if not self._fuses:
-            self._backend.fence = fence
-
-    def rope_table(self, frequencies: mx.array) -> mx.array:
-        """The cosines and sines of each row's newest position."""
-        kv_heads = self._backend.arenas[0].shape.kv_heads
-        kernels = self._backend.kernels(0, kv_heads)
-        positions = self._state.descriptors[0]
-        return kernels.rope_table(positions, frequencies, self._geometry.rows)
-
-    def gather(self, slot: LayerSlot) -> tuple[mx.array, mx.array]:
-        if self._geometry.rows != 1:
-            raise UnsupportedModelError(
-                "several rows cannot be gathered at once; call the model row by row"
-            )
-        self.finish()
-        state = self._state
-        view = self._geometry.groups[slot.group]
-        length = int(self._geometry.context_lens[0] - view.first_positions[0])
-        kv_heads = self._backend.arenas[slot.group].shape.kv_heads
-        kernels = self._backend.kernels(slot.group, kv_heads)
-        return kernels.kv_gather(
-            state.arenas[slot.group],
-            state.scales[slot.group],
-            state.descriptors[slot.group],
-            state.layers[slot.layer],
-            state.fence,
-            length,
-        )
-
-    def decode(
-        self,
-        slot: LayerSlot,
-        queries: mx.array,
-        call: AttentionCall,
-    ) -> mx.array:
-        new = None
-        if self._waiting is not None and self._waiting[0] == slot:
-            new = self._waiting[1]
-            self._waiting = None
-        self.finish()
-        state = self._state
-        shape = self._backend.arenas[slot.group].shape
-        kernels = self._backend.kernels(slot.group, queries.shape[1])
-        attended, fence = kernels.paged_decode(
-            queries.astype(shape.dtype),
-            state.arenas[slot.group],
-            state.scales[slot.group],
-            state.descriptors[slot.group],
-            state.layers[slot.layer],
-            state.fence,
-            state.scratch,
-            scale=call.scale,
-            window=shape.window or 0,
-            softcap=call.softcap,
-            sinks=call.sinks,
-            new=new,
-            rotation=call.rotation,
-        )
-        self._advance(fence)
-        return attended
-
-    def prefill(
-        self,
-        slot: LayerSlot,
-        queries: mx.array,
-        call: AttentionCall,
-    ) -> mx.array:
-        keys, values = self.gather(slot)
-        mask = chunk_mask(self._geometry, slot.group, keys.shape[2])
-        return dense_attention(queries, keys, values, call, mask)

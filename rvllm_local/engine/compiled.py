@@ -9,6 +9,7 @@ traced.
 from __future__ import annotations
 
 import contextlib
+import itertools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -18,7 +19,8 @@ import numpy.typing as npt
 from mlx import nn
 
 from rvllm_local.attention.geometry import CallGeometry, DecodeRow
-from rvllm_local.attention.kernels import KernelBackend, KernelSession, KernelState
+from rvllm_local.attention.kernel_session import KernelSession, KernelState
+from rvllm_local.attention.kernels import KernelBackend
 from rvllm_local.attention.residual import JoinedAdds
 from rvllm_local.attention.rotation import StepOffset
 from rvllm_local.attention.seam import session_caches, state_after
@@ -67,6 +69,9 @@ class CompiledDecode:
         self._backend = backend
         self._logits = compile_step(self._trace)
         self._greedy = compile_step(self._trace_greedy)
+        # Of rows that read each other's new tokens.
+        self._shared_logits = compile_step(self._trace_shared)
+        self._shared_greedy = compile_step(self._trace_shared_greedy)
         self._traced: dict[tuple[object, ...], dict[str, int]] = {}
 
     @staticmethod
@@ -88,7 +93,8 @@ class CompiledDecode:
 
         `tokens` int32 `[padded_rows]` holds one token a row.
         """
-        logits = self._call(self._logits, rows, tokens)
+        step = self._shared_logits if rows_share(rows) else self._logits
+        logits = self._call(step, rows, tokens)
         return logits[: len(rows)]
 
     def greedy(
@@ -101,7 +107,8 @@ class CompiledDecode:
 
         Padding beyond `keep` rows may be there or not.
         """
-        drawn = self._call(self._greedy, rows, tokens)
+        step = self._shared_greedy if rows_share(rows) else self._greedy
+        drawn = self._call(step, rows, tokens)
         if keep == len(rows):
             return drawn
         return drawn[:keep]
@@ -205,12 +212,16 @@ class CompiledDecode:
         scratch: mx.array,
         recurrent: Arrays,
         adapters: mx.array | None,
+        *,
+        shares: bool = False,
     ) -> tuple[mx.array, mx.array, Arrays]:
         rows = tokens.shape[0]
         state = KernelState(arenas, scales, layers, packed, fence, scratch)
         host_positions = np.zeros(rows, dtype=np.int32)  # nobody reads them
         geometry = CallGeometry(host_positions, 1, ())
-        session = KernelSession(self._backend, geometry, state, fuses=True)
+        session = KernelSession(
+            self._backend, geometry, state, fuses=True, shares=shares
+        )
         offset: mx.array | StepOffset = positions
         if self._rotates:
             offset = StepOffset(session.rope_table)
@@ -231,9 +242,31 @@ class CompiledDecode:
         return logits.squeeze(1), state.fence, after
 
     def _trace_greedy(self, *inputs: object) -> tuple[mx.array, mx.array, Arrays]:
-        logits, fence, after = self._trace(*inputs)  # type: ignore[arg-type]
-        drawn = mx.argmax(logits, axis=-1)
-        return drawn.astype(mx.int32), fence, after
+        return _greedy(self._trace(*inputs))  # type: ignore[arg-type]
+
+    def _trace_shared(self, *inputs: object) -> tuple[mx.array, mx.array, Arrays]:
+        return self._trace(*inputs, shares=True)  # type: ignore[arg-type]
+
+    def _trace_shared_greedy(
+        self, *inputs: object
+    ) -> tuple[mx.array, mx.array, Arrays]:
+        return _greedy(self._trace_shared(*inputs))
+
+
+def _greedy(
+    result: tuple[mx.array, mx.array, Arrays],
+) -> tuple[mx.array, mx.array, Arrays]:
+    logits, fence, after = result
+    drawn = mx.argmax(logits, axis=-1)
+    return drawn.astype(mx.int32), fence, after
+
+
+def rows_share(rows: Sequence[DecodeRow]) -> bool:
+    """Rows next to each other are of one sequence: some of its tokens are drafted."""
+    for row, next_row in itertools.pairwise(rows):
+        if row.tables is next_row.tables:
+            return True
+    return False
 
 
 def bucket(count: int, smallest: int) -> int:

@@ -116,7 +116,8 @@ class ModelRunner:
     @property
     def verifies(self) -> bool:
         """A call can take several tokens of a sequence; see `KVBackend.verifies`."""
-        return self._backend.verifies and self._is_plain_batch
+        takes_rows = self.mode.batched and not self.mode.dense
+        return self._backend.verifies and takes_rows and not self.layout.has_state
 
     @property
     def mixes(self) -> bool:

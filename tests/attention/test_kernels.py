@@ -105,6 +105,35 @@ def test_steps_of_few_launches(architecture: str) -> None:
     )
 
 
+@pytest.mark.parametrize("steps", [True, False])
+@pytest.mark.parametrize("architecture", ["llama", "gemma3_text"])
+def test_a_call_takes_several_tokens_of_a_sequence(
+    architecture: str, steps: bool
+) -> None:
+    """Each sees those before it, over a block's end and beside another sequence."""
+    runner, backend = served(architecture, steps=steps)
+    assert runner.verifies
+    kv = KVTables(runner.layout, [8] * len(runner.layout.groups))
+    prompt, answer = [7, 3, 5] * 10, [11, 2, 9, 30]
+    tables = [kv.new_sequence() for _ in range(3)]
+    for row in tables:
+        kv.grow(row, 40)
+        runner.prefill(row, 0, prompt)
+    alone, together, other = tables
+    one_by_one = []
+    for position, token in enumerate(answer, start=len(prompt)):
+        one_by_one.append(runner.decode([DecodeRow(alone, position, token)]))
+    expected = mx.concatenate(one_by_one)
+    rows = [DecodeRow(other, len(prompt), 4)]
+    for position, token in enumerate(answer, start=len(prompt)):
+        rows.append(DecodeRow(together, position, token))
+    before = backend.counter.snapshot()
+    logits = runner.decode(rows)[1:]
+    assert mx.allclose(logits, expected, rtol=1e-4, atol=1e-4).item()
+    launches = backend.counter.since(before)
+    assert launches["kv_write"] == launches["paged_decode"] > 0
+
+
 def test_a_compiled_step_takes_recurrent_states() -> None:
     """Two rows beside a padding row; a kernel writes, rotates and attends in one launch."""
     logits, launches = [], []

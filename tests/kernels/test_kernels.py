@@ -89,6 +89,14 @@ def test_rotating_in_the_attention_launch(
     checks.check_rotation(NAMED["d128-bf16-int8-g4"], cuda)
 
 
+def test_rotating_in_a_launch_before_attention_changes_nothing(
+    metal: checks.Make, cuda: checks.Make
+) -> None:
+    """So a step that checks drafts gives the bits of steps that check none."""
+    checks.check_rotated_apart(NAMED["d16-f16-tiny"], metal, pairs=True)
+    checks.check_rotated_apart(NAMED["d128-bf16-int8-g4"], cuda)
+
+
 def test_the_table_of_rotations(metal: checks.Make) -> None:
     checks.check_rope_table(CONFIGS[3], metal)
 

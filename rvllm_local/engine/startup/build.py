@@ -219,7 +219,7 @@ def _assemble(
     reserve_memory = None
     if _is_on_cpu():
         reserve_memory = functools.partial(host.reserve_heap, plan.scratch)
-    speculator, drafting = make_speculator(runner, parts.layout, options)
+    speculator, drafting = make_speculator(runner, kv, options)
     return EngineCore(
         CoreParts(kv, kv_cache, scheduler, runner, speculator, drafting),
         budget,

@@ -20,6 +20,7 @@ from rvllm_local.engine.run_mode import RunMode
 from rvllm_local.engine.runner import ModelRunner
 from rvllm_local.errors import UnsupportedModelError
 from rvllm_local.memory.arena import KVShape
+from rvllm_local.memory.layout import KVLayout
 from rvllm_local.memory.tables import KVTables
 
 _LENGTHS = (39, 8)  # tokens; the first crosses a block boundary
@@ -66,9 +67,14 @@ def find_agreeing_runner(
         modes.insert(0, mode)
     prompts = check_prompts(vocab_size)
     expected = [_plain_logits(model, prompt) for prompt in prompts]
-    tolerance = max(_tolerance(shape) for shape in kv.layout.groups)
-    judge = functools.partial(_distance, expected=expected, tolerance=tolerance)
+    tolerance = tolerance_of(kv.layout)
+    judge = functools.partial(distance, expected=expected, tolerance=tolerance)
     return first_agreeing(make_runner, modes, kv, prompts, judge)
+
+
+def tolerance_of(layout: KVLayout) -> float:
+    """How far logits may be from each other, as a share of the largest."""
+    return max(_tolerance(shape) for shape in layout.groups)
 
 
 def _tolerance(shape: KVShape) -> float:
@@ -255,16 +261,19 @@ def _try(compute: Callable[[], list[mx.array]], judge: Judge) -> str | None:
     return judge(computed)
 
 
-def _distance(
+def distance(
     computed: Sequence[mx.array],
     expected: Sequence[mx.array],
     tolerance: float,
 ) -> str | None:
-    """None if no logit is further away than `tolerance`, a share of the largest one."""
+    """What is wrong if a logit is further away than `tolerance`, else None.
+
+    The tolerance is a share of the largest logit.
+    """
     for ours, theirs in zip(computed, expected, strict=True):
         scale = float(mx.max(mx.abs(theirs)))
         largest = float(mx.max(mx.abs(ours - theirs)))
-        distance = largest / max(scale, 1e-6)
-        if not distance <= tolerance:
-            return f"relative distance {distance:.2g}, more than {tolerance:g}"
+        share = largest / max(scale, 1e-6)
+        if not share <= tolerance:
+            return f"relative distance {share:.2g}, more than {tolerance:g}"
     return None
