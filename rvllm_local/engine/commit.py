@@ -16,7 +16,7 @@ from rvllm_local.engine.drafting import Drafting
 from rvllm_local.engine.flight import Flight
 from rvllm_local.engine.grammar_masks import GrammarMasks
 from rvllm_local.engine.kv_cache import KVCacheManager
-from rvllm_local.engine.output import token_event
+from rvllm_local.engine.output import error_event, token_event
 from rvllm_local.engine.prefill import Prefiller
 from rvllm_local.engine.sequence import Sequence
 from rvllm_local.memory.blocks import BLOCK_TOKENS
@@ -44,6 +44,7 @@ class Committer:
         self._drafting = drafting
         self._eos_token_ids = eos_token_ids
         self._has_windows = has_windows
+        self.num_tokens = 0  # that were appended, of all rows
 
     def commit(self, flight: Flight) -> list[RowEvent]:
         """Append the rows' tokens. A row that ended meanwhile gives its blocks back.
@@ -75,25 +76,37 @@ class Committer:
         records: Rows[TokenLogprob | None],
         now: float,
     ) -> list[RowEvent]:
-        """Append what was drawn up to the first token that was drafted otherwise."""
+        """Append what was drawn up to the first token that was drafted otherwise.
+
+        A token that its grammar fails at ends it; the tokens before it stay.
+        """
         events: list[RowEvent] = []
+        num_new = 0
         for index, token in enumerate(drawn):
             if index and drafted[index - 1] != drawn[index - 1]:
                 break
+            error = self._grammars.advance(sequence, token)
+            if error is not None:
+                events.append((sequence, error_event(sequence, error)))
+                break
             sequence.timings.token_times.append(now)
-            if not self._grammars.advance(sequence, token):
-                return []
             sequence.token_ids.append(token)
+            num_new += 1
             if sequence.token_history is not None:
                 sequence.token_history.push(token)
             event = token_event(sequence, token, records[index], self._eos_token_ids)
             events.append((sequence, event))
             if event.finish_reason is not None:
                 break
-        num_new = len(events)
+        if num_new:
+            self._account(sequence, num_new)
+        return events
+
+    def _account(self, sequence: Sequence, num_new: int) -> None:
+        """Note the tokens that a step brought; offer the blocks that they filled."""
+        self.num_tokens += num_new
         sequence.num_computed += num_new - 1
         self._drafting.record(sequence, num_new)
         # A block is full, or was begun; a window may move with every token.
         if self._has_windows or len(sequence.token_ids) % BLOCK_TOKENS <= num_new:
             self._prefiller.share_blocks(sequence)
-        return events

@@ -97,7 +97,6 @@ class EngineCore:
         self._arrivals = 0
         self.limits = limits
         self.num_steps = 0
-        self.generated_tokens = 0
 
     @property
     def has_work(self) -> bool:
@@ -265,6 +264,7 @@ class EngineCore:
             return self._launch(rows, plan.prefills)
         for chunk in plan.prefills:
             self._prefiller.run(chunk)
+            self._drafting.note_prefill()
         if self._scored:
             self._emit_scores()
         return self._launch(rows, ()) if rows else None
@@ -318,7 +318,7 @@ class EngineCore:
         self._flight = None
         if flight is not None:
             events = self._committer.commit(flight)
-            self.generated_tokens += len(events)
+            self._drafting.record_landing(flight)
             self._emit(events)
 
     def _emit(self, events: list[RowEvent]) -> None:
@@ -351,7 +351,6 @@ class EngineCore:
             return
         began_decode = began if self._runner.overlaps else flight.launched
         self._budget.record_decode(num_tokens, now - began_decode)
-        self._drafting.record_time(num_tokens, now - began_decode)
 
     def _end(self, sequence: Sequence, event: StreamEvent) -> None:
         """Take a sequence out.
@@ -375,7 +374,7 @@ class EngineCore:
 
     def stats(self) -> dict[str, int | float | str]:
         """Counters and gauges, as named in the Python API."""
-        return stats(self._parts, self.num_steps, self.generated_tokens)
+        return stats(self._parts, self.num_steps, self._committer.num_tokens)
 
     def snapshot(self) -> EngineSnapshot:
         """The engine at work, for people."""

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import functools
+import time
 from collections.abc import Sequence as Rows
 
 from rvllm_local.engine.flight import Flight
+from rvllm_local.engine.grammar_drafts import along_grammar
 from rvllm_local.engine.scheduler import Scheduler
 from rvllm_local.engine.sequence import Sequence
 from rvllm_local.engine.speculation.speculator import RowDrafts, Speculator
@@ -25,23 +27,29 @@ class Drafting:
         self._speculator = speculator
         self._scheduler = scheduler
         self._overlaps = overlaps
+        self._last_choice = 0.0  # monotonic seconds, as those below
+        self._last_landing = 0.0
+        self._last_prefill = 0.0
 
     def choose(self, rows: Rows[Sequence]) -> None:
         """Set what each row of the next step drafts. No step is in flight."""
         speculator = self._speculator
         if speculator is None:
             return
+        self._last_choice = time.monotonic()
         drafts: list[RowDrafts] = []
-        forced: list[Rows[int]] = []
         rooms = []
         for row in rows:
             if row.drafts is None:
                 row.drafts = speculator.open(row.token_ids)
             drafts.append(row.drafts)
-            forced.append(() if row.matcher is None else row.matcher.forced())
             rooms.append(functools.partial(self._room, row))
         speculator.guess(drafts)
-        speculator.choose(drafts, forced, rooms)
+        for row, of_row in zip(rows, drafts, strict=True):
+            if row.matcher is not None:
+                guess_after = functools.partial(speculator.guess_after, of_row)
+                of_row.proposal = along_grammar(row.matcher, guess_after)
+        speculator.choose(drafts, rooms)
 
     def _room(self, row: Sequence, count: int) -> int:
         """How many of `count` drafted tokens a row has room for."""
@@ -51,12 +59,15 @@ class Drafting:
     def needs_last_step(self, rows: Rows[Sequence], flight: Flight) -> bool:
         """The step in flight has to be read before the next one is launched.
 
-        It brings several tokens for a row, or a row has a good guess of what follows.
+        It brings several tokens for a row, or what follows is guessed well enough for
+        drafts to pay.
         """
         if flight.num_drafted:
             return True
+        if self._speculator is None:
+            return False
         drafts = [row.drafts for row in rows if row.drafts is not None]
-        return any(row.is_promising for row in drafts)
+        return self._speculator.would_draft(drafts)
 
     def record(self, sequence: Sequence, num_new: int) -> None:
         """A step brought so many tokens of a sequence; all but the last were drafted."""
@@ -67,7 +78,18 @@ class Drafting:
         if self._overlaps:
             self._speculator.guess([sequence.drafts])
 
-    def record_time(self, num_tokens: int, seconds: float) -> None:
-        """A step that computed so many tokens, and did nothing else, took so long."""
-        if self._speculator is not None:
-            self._speculator.costs.record(num_tokens, seconds)
+    def note_prefill(self) -> None:
+        """A prompt was computed now; no step's time counts that this fell into."""
+        self._last_prefill = time.monotonic()
+
+    def record_landing(self, flight: Flight) -> None:
+        """A step was read now. It took the time since its tokens were chosen.
+
+        Steps that overlap take the time between two of them.
+        """
+        began = max(self._last_choice, self._last_landing)
+        self._last_landing = time.monotonic()
+        if self._speculator is None or flight.num_mixed or self._last_prefill > began:
+            return
+        seconds = self._last_landing - began
+        self._speculator.costs.record(flight.num_tokens, seconds)

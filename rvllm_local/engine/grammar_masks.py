@@ -6,6 +6,7 @@ ends with an error that says so, and no other request does.
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 # token.
 _MOST_A_REQUEST = 0.25
 _MOST_A_STEP = 0.5
+_MOST_AHEAD = 0.02  # for the drafts of a row; later ones are not checked
 
 
 class GrammarMasks:
@@ -62,22 +64,34 @@ class GrammarMasks:
         try:
             row.allowed = np.zeros(self._num_words, dtype=np.int32)
             row.matcher.mask_into(row.allowed)
-            if row.drafts is not None and row.drafts.tokens:
-                self._mask_drafts(row, row.matcher)
         except GrammarError as error:
             self._fail(row, error)
         request_id = row.request.request_id
         before = self._spent.get(request_id, 0.0)
         self._spent[request_id] = before + time.thread_time() - began
+        if row.drafts is not None and row.drafts.tokens and not row.ended:
+            self._mask_drafts(row, row.matcher)
 
     def _mask_drafts(self, row: Row, matcher: Matcher) -> None:
-        """The masks after each drafted token; what a grammar cuts is not drafted."""
-        assert row.drafts is not None and row.allowed is not None
+        """The masks after each drafted token; what a grammar cuts is not drafted.
+
+        Nor is what it fails at, or takes long for: no request ends by its drafts.
+        """
+        assert row.drafts is not None
+        row.allowed_ahead = []
+        with contextlib.suppress(GrammarError):
+            self._mask_ahead(row, row.drafts.tokens, matcher)
+        row.drafts.tokens = row.drafts.tokens[: len(row.allowed_ahead)]
+
+    def _mask_ahead(self, row: Row, tokens: Sequence[int], matcher: Matcher) -> None:
+        assert row.allowed is not None
+        began = time.thread_time()
         ahead = matcher.copy()
         allowed = row.allowed
-        row.allowed_ahead = []
-        for token in row.drafts.tokens:
+        for token in tokens:
             if not _allows(allowed, token):
+                break
+            if time.thread_time() - began > _MOST_AHEAD:
                 break
             ahead.advance(token)
             if ahead.is_stopped:  # the answer ends here
@@ -85,7 +99,6 @@ class GrammarMasks:
             allowed = np.zeros(self._num_words, dtype=np.int32)
             ahead.mask_into(allowed)
             row.allowed_ahead.append(allowed)
-        row.drafts.tokens = row.drafts.tokens[: len(row.allowed_ahead)]
 
     def _fail_request(self, request_id: str, rows: Sequence[Row]) -> None:
         """End the choices of a request that took too long, all that are in this step."""
@@ -94,19 +107,15 @@ class GrammarMasks:
             if row.request.request_id == request_id and not row.ended:
                 self._fail(row, _too_slow(seconds))
 
-    def advance(self, row: Row, token: int) -> bool:
-        """Take a token into the row's grammar, if it has one.
-
-        False if that ended it.
-        """
+    def advance(self, row: Row, token: int) -> GrammarError | None:
+        """Take a token into the row's grammar, if it has one; what was wrong with it."""
         if row.matcher is None:
-            return True
+            return None
         try:
             row.matcher.advance(token)
         except GrammarError as error:
-            self._fail(row, error)
-            return False
-        return True
+            return error
+        return None
 
 
 def _allows(mask: npt.NDArray[np.int32], token: int) -> bool:

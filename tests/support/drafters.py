@@ -9,7 +9,12 @@ import numpy as np
 
 from rvllm_local.engine.core import EngineCore
 from rvllm_local.engine.drafting import Drafting
-from rvllm_local.engine.speculation.contract import NOTHING, Drafter, Proposal
+from rvllm_local.engine.speculation.contract import (
+    NOTHING,
+    Drafter,
+    Proposal,
+    alike,
+)
 from rvllm_local.engine.speculation.depth import StepCosts
 from rvllm_local.engine.speculation.speculator import Speculator
 
@@ -32,6 +37,11 @@ class TokenList:
     def push(self, stream: list[int], token_ids: Sequence[int]) -> None:
         stream.extend(token_ids)
 
+    def propose_after(
+        self, stream: list[int], token_ids: Sequence[int], most: int
+    ) -> Proposal:
+        return NOTHING
+
 
 class Rubbish(TokenList):
     """Tokens by chance, one to seven of them."""
@@ -45,7 +55,7 @@ class Rubbish(TokenList):
         for _ in streams:
             count = int(self._chance.integers(1, most + 1))
             tokens = self._chance.integers(0, self._vocab_size, count)
-            proposals.append(Proposal(tuple(tokens.tolist()), "rubbish"))
+            proposals.append(alike(tokens.tolist(), "rubbish"))
         return proposals
 
 
@@ -72,7 +82,7 @@ class Knowing(TokenList):
             if answer[:length] == tokens and len(answer) > length:
                 right = answer[length : length + most]
                 shifted = [(t + self._off_by) % self._vocab_size for t in right]
-                return Proposal(tuple(shifted), "known")
+                return alike(shifted, "known")
         return NOTHING
 
 

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from rvllm_local.engine.speculation.contract import Proposal
-
-FORCED = "forced"  # by a grammar: such a token comes for certain
+from rvllm_local.engine.speculation.contract import FORCED, Proposal
 
 _MEMORY = 0.9  # what a guess of yesterday counts today
 # What is believed of a kind at first, as so many guesses, right and all.
-_BEGINNING = {"short": (1.0, 3.0), "middle": (1.0, 2.0), "long": (1.5, 2.0)}
+_BEGINNING = {
+    "short": (1.0, 3.0),
+    "middle": (1.0, 2.0),
+    "long": (1.5, 2.0),
+    "compact": (1.0, 2.0),
+}
 _UNKNOWN = (1.0, 2.0)
 
 
@@ -29,16 +32,19 @@ class Acceptance:
 
     def record(self, proposal: Proposal, token_ids: Sequence[int]) -> None:
         """Hold a proposal against the tokens that came, verified or not."""
-        if not proposal.tokens or proposal.kind == FORCED:
-            return
-        right = 0
-        compared = min(len(proposal.tokens), len(token_ids))
-        while right < compared and proposal.tokens[right] == token_ids[right]:
-            right += 1
-        all_guesses = min(right + 1, compared)
-        kind = proposal.kind
-        before = self._counts.get(kind) or _BEGINNING.get(kind, _UNKNOWN)
-        self._counts[kind] = (
-            before[0] * _MEMORY + right,
-            before[1] * _MEMORY + all_guesses,
-        )
+        tally: dict[str, tuple[int, int]] = {}
+        for guess, kind, token in zip(
+            proposal.tokens, proposal.kinds, token_ids, strict=False
+        ):
+            right, all_guesses = tally.get(kind, (0, 0))
+            is_right = guess == token
+            tally[kind] = (right + is_right, all_guesses + 1)
+            if not is_right:
+                break
+        tally.pop(FORCED, None)
+        for kind, (right, all_guesses) in tally.items():
+            before = self._counts.get(kind) or _BEGINNING.get(kind, _UNKNOWN)
+            self._counts[kind] = (
+                before[0] * _MEMORY + right,
+                before[1] * _MEMORY + all_guesses,
+            )

@@ -8,14 +8,22 @@ from typing import Any, NamedTuple, Protocol
 MOST_DRAFTED = 7  # with the token before them a row has eight in a call
 
 
+FORCED = "forced"  # by a grammar: such a token comes for certain
+
+
 class Proposal(NamedTuple):
-    """Tokens that may come next, and the kind of guess that they are.
+    """Tokens that may come next, and the kind of guess that each of them is.
 
     Guesses of one kind are about equally often right.
     """
 
     tokens: tuple[int, ...] = ()
-    kind: str = ""
+    kinds: tuple[str, ...] = ()
+
+
+def alike(tokens: Sequence[int], kind: str) -> Proposal:
+    """A proposal whose tokens are all of one kind."""
+    return Proposal(tuple(tokens), (kind,) * len(tokens))
 
 
 NOTHING = Proposal()
@@ -34,3 +42,11 @@ class Drafter(Protocol):
 
     def propose(self, streams: Sequence[Any], most: int) -> list[Proposal]:
         """For each of the sequences what may come next, at most `most` tokens."""
+
+    def propose_after(
+        self, stream: Any, token_ids: Sequence[int], most: int
+    ) -> Proposal:
+        """As `propose` for one sequence, were these tokens to come.
+
+        Nothing from a drafter that would have to run a model for it.
+        """

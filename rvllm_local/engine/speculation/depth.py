@@ -6,11 +6,11 @@ further token. Steps are measured as they run, since that differs by machine and
 
 from __future__ import annotations
 
-import statistics
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 _KEPT = 5  # measurements of each number of tokens
+_ENOUGH = 3  # of them to be trusted
 _FADES = 512  # steps, after which a measurement no longer counts
 _PRIOR = 0.06  # of a step's time, for each further token, where nothing was measured
 _GAIN = 1.02  # less than this is no gain
@@ -45,19 +45,49 @@ class StepCosts:
     def cost(self, num_tokens: int) -> float:
         """Of a step of so many tokens, in any unit: measured, or estimated.
 
-        Estimates grow from the next smaller number that was measured.
+        One measurement alone may be of a step that was held up, or that compiled what
+        it ran. So the first two are held against the estimate.
         """
-        measured = self._seconds.get(num_tokens)
-        if measured:
-            return statistics.median(measured)
-        base = 0
+        samples = list(self._seconds.get(num_tokens, ()))
+        if len(samples) < _ENOUGH:
+            samples.append(self._estimate(num_tokens))
+        return _typical(samples)
+
+    def _estimate(self, num_tokens: int) -> float:
+        """From the next smaller number that was measured, or else the least one."""
+        if not self._seconds:
+            return 1 + _PRIOR * num_tokens
+        base = min(self._seconds)
         for count in self._seconds:
             if base < count < num_tokens:
                 base = count
-        grown = 1 + _PRIOR * (num_tokens - base)
-        if base == 0:
-            return grown
-        return statistics.median(self._seconds[base]) * grown
+        seconds = _typical(self._seconds[base])
+        estimate = seconds + self._slope() * (num_tokens - base)
+        return max(estimate, seconds / 2)
+
+    def _slope(self) -> float:
+        """Seconds of one token more: of what was measured, or a share of a step."""
+        counts = []
+        for count in sorted(self._seconds):
+            if len(self._seconds[count]) >= _ENOUGH:
+                counts.append(count)
+        if len(counts) < 2:
+            fewest = min(self._seconds)
+            return _PRIOR * _typical(self._seconds[fewest])
+        first = _typical(self._seconds[counts[0]])
+        last = _typical(self._seconds[counts[-1]])
+        slope = (last - first) / (counts[-1] - counts[0])
+        return max(0.0, slope)
+
+    def measured(self) -> dict[int, float]:
+        """Seconds by the number of tokens, of those that were measured."""
+        return {count: self.cost(count) for count in sorted(self._seconds)}
+
+
+def _typical(samples: Iterable[float]) -> float:
+    """Of steps that were held up or not: a low one. The machine only adds time."""
+    ordered = sorted(samples)
+    return ordered[(len(ordered) - 1) // 3]
 
 
 def choose_depths(

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from rvllm_local.engine.speculation.contract import NOTHING, Proposal
+from rvllm_local.engine.speculation.contract import NOTHING, Proposal, alike
 
 _SHORTEST = 2  # tokens that must agree; after fewer anything may follow
 _LONGEST = 8  # tokens that are compared
@@ -53,6 +53,12 @@ class NgramDrafter:
     def propose(self, streams: Sequence[TokenText], most: int) -> list[Proposal]:
         return [_followers(stream.recent(), most) for stream in streams]
 
+    def propose_after(
+        self, stream: TokenText, token_ids: Sequence[int], most: int
+    ) -> Proposal:
+        more = np.array(token_ids, dtype=np.int32)
+        return _followers(np.concatenate([stream.recent(), more]), most)
+
 
 def _followers(tokens: npt.NDArray[np.int32], most: int) -> Proposal:
     end = len(tokens) - 1
@@ -75,7 +81,7 @@ def _followers(tokens: npt.NDArray[np.int32], most: int) -> Proposal:
     # Past the newest token it goes on as a repetition.
     period = end + 1 - start
     places = start + np.arange(most) % period
-    return Proposal(tuple(tokens[places].tolist()), _kind(length))
+    return alike(tokens[places].tolist(), _kind(length))
 
 
 def _kind(length: int) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from rvllm_local.engine.speculation.acceptance import FORCED, Acceptance
+from rvllm_local.engine.speculation.acceptance import Acceptance
 from rvllm_local.engine.speculation.contract import (
     MOST_DRAFTED,
     NOTHING,
@@ -14,8 +14,6 @@ from rvllm_local.engine.speculation.contract import (
     Proposal,
 )
 from rvllm_local.engine.speculation.depth import StepCosts, choose_depths
-
-_WORTH_WAITING = 0.5  # chance from which a step is not launched before the last is read
 
 
 @dataclass(slots=True)
@@ -33,14 +31,6 @@ class RowDrafts:
     tokens: tuple[int, ...] = ()
     accepted: int = 0
     rejected: int = 0
-
-    @property
-    def is_promising(self) -> bool:
-        """It is worth a wait for the step in flight."""
-        proposal = self.proposal
-        if not proposal.tokens:
-            return False
-        return self.acceptance.chance(proposal.kind) >= _WORTH_WAITING
 
 
 class Speculator:
@@ -72,32 +62,37 @@ class Speculator:
         for row, proposal in zip(missing, proposals, strict=True):
             row.proposal = proposal
 
+    def would_draft(self, rows: Sequence[RowDrafts]) -> bool:
+        """What is guessed for these rows is worth a wait for the step in flight."""
+        chances = [_chances(row, row.proposal) for row in rows]
+        return any(chances) and any(self._depths(chances))
+
+    def _depths(self, chances: Sequence[Sequence[float]]) -> list[int]:
+        most = max(0, self._most_tokens - len(chances))
+        return choose_depths(self.costs, chances, most)
+
+    def guess_after(self, row: RowDrafts, token_ids: Sequence[int]) -> Proposal:
+        """What the drafter proposes, were these tokens to come."""
+        if not token_ids:
+            return row.proposal
+        most = MOST_DRAFTED - len(token_ids)
+        return self._drafter.propose_after(row.stream, token_ids, most)
+
     def choose(
         self,
         rows: Sequence[RowDrafts],
-        forced: Sequence[Sequence[int]],
         rooms: Sequence[Callable[[int], int]],
     ) -> None:
         """Set the tokens that each row drafts in the next step.
 
-        `forced` are tokens that a row's grammar leaves no choice about. A row's entry
-        of `rooms` says how many tokens of so many it has room for.
+        A row's entry of `rooms` says how many tokens of so many it has room for.
         """
-        proposals = []
-        chances = []
-        for row, sure in zip(rows, forced, strict=True):
-            proposal = row.proposal
-            if sure:
-                proposal = Proposal(tuple(sure[:MOST_DRAFTED]), FORCED)
-            proposals.append(proposal)
-            chances.append(_chances(row, proposal))
-        most = max(0, self._most_tokens - len(chances))
-        depths = choose_depths(self.costs, chances, most)
+        depths = self._depths([_chances(row, row.proposal) for row in rows])
         for index, row in enumerate(rows):
             depth = depths[index]
             if depth:
                 depth = rooms[index](depth)
-            row.tokens = proposals[index].tokens[:depth]
+            row.tokens = row.proposal.tokens[:depth]
 
     def record(
         self,
@@ -119,10 +114,9 @@ class Speculator:
 
 def _chances(row: RowDrafts, proposal: Proposal) -> list[float]:
     """Of each token of a proposal to be kept: all before it have to be right."""
-    chance = row.acceptance.chance(proposal.kind)
     chances = []
     to_be_kept = 1.0
-    for _ in proposal.tokens:
-        to_be_kept *= chance
+    for kind in proposal.kinds:
+        to_be_kept *= row.acceptance.chance(kind)
         chances.append(to_be_kept)
     return chances

@@ -117,6 +117,13 @@ class BoundedMatcher:
             return mask  # a valid document goes before a short one
         return both.tobytes()
 
+    def compute_compact_ff_tokens(self) -> list[int]:
+        """The tokens that come next if no blank does, as far as there is no choice."""
+        if self._compact is None:
+            return []
+        tokens: list[int] = self._compact.compute_ff_tokens()
+        return [] if self._compact.is_error() else tokens
+
     def consume_token(self, token: int) -> bool:
         """Take a token. False if the grammar does not allow it."""
         if self._compact is not None and not self._count(self._compact, token):

@@ -240,6 +240,24 @@ class Matcher:
         tokens = _guarded(self._inner.compute_ff_tokens)
         return [] if self._inner.is_error() else tokens
 
+    def forced_compactly(self) -> list[int]:
+        """As `forced`, were no blank to come between values; none if one must come."""
+        if self._thinking is not None or self._ended:
+            return []
+        tokens = _guarded(self._inner.compute_compact_ff_tokens)
+        return [] if self._inner.is_error() else tokens
+
+    def allows(self, token_id: int) -> bool:
+        """True if the token may come next as text of the grammar."""
+        if self._thinking is not None or self._ended or token_id in self._eos:
+            return False
+        return _guarded(lambda: self._inner.validate_tokens([token_id])) == 1
+
+    @property
+    def is_thinking(self) -> bool:
+        """True while the output may be in a thought, which no grammar bounds."""
+        return self._thinking is not None
+
     def _write(self, inner: BoundedMatcher, row: Mask) -> None:
         mask = np.frombuffer(_guarded(inner.compute_bitmask), dtype=np.int32)
         size = min(mask.size, row.size)

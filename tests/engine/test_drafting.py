@@ -1,0 +1,161 @@
+"""What is drafted: where it pays, along grammars, and nothing that ends a request."""
+
+from __future__ import annotations
+
+import pytest
+
+from rvllm_local import SamplingParams
+from rvllm_local.clients.contract import make_requests
+from rvllm_local.engine.grammar_drafts import COMPACT, along_grammar
+from rvllm_local.engine.speculation.acceptance import Acceptance
+from rvllm_local.engine.speculation.contract import FORCED, NOTHING, Proposal, alike
+from rvllm_local.engine.speculation.depth import StepCosts, choose_depths
+from rvllm_local.errors import GrammarError
+from rvllm_local.text.grammar.formats import GrammarCompiler, grammar_for_format
+from rvllm_local.text.grammar.matcher import Matcher
+from rvllm_local.types import FinishReason
+from tests.support.drafters import Knowing, let_draft
+from tests.support.scenarios import FORMAT, Answer, Engine
+from tests.support.tiny import VOCAB_SIZE, save_tiny
+from tests.text.schema_corpus import EOS, byte_tokenizer
+from tests.text.schema_corpus import VOCAB_SIZE as NUM_BYTE_TOKENS
+
+TOKENIZER = byte_tokenizer()
+
+
+@pytest.fixture(scope="module")
+def compiler() -> GrammarCompiler:
+    return GrammarCompiler(TOKENIZER, NUM_BYTE_TOKENS, EOS)
+
+
+def after(compiler: GrammarCompiler, text: str) -> Matcher:
+    matcher = compiler.compile(grammar_for_format(FORMAT))
+    for token in TOKENIZER.encode(text, bos=False):
+        matcher.advance(token)
+    return matcher
+
+
+def nothing(_tokens: object) -> Proposal:
+    return NOTHING
+
+
+def text_of(proposal: Proposal) -> str:
+    return TOKENIZER.decode(list(proposal.tokens))
+
+
+def test_what_a_grammar_forces_is_drafted(compiler: GrammarCompiler) -> None:
+    matcher = after(compiler, '{ "')
+    proposal = along_grammar(matcher, nothing)
+    assert text_of(proposal).startswith("name")
+    assert proposal.kinds[:4] == (FORCED,) * 4
+    # The draft left the matcher where it was.
+    assert matcher.forced() == list(proposal.tokens[: len(matcher.forced())])
+
+
+def test_between_forced_tokens_the_compact_form_is_guessed(
+    compiler: GrammarCompiler,
+) -> None:
+    """A blank may come here: what comes without one is a guess, what follows is not."""
+    proposal = along_grammar(after(compiler, "{"), nothing)
+    assert text_of(proposal) == '"name":'
+    assert proposal.kinds[0] == COMPACT
+    assert FORCED in proposal.kinds[1:]
+
+
+def test_the_drafter_guesses_before_the_compact_form(compiler: GrammarCompiler) -> None:
+    blank, quote = TOKENIZER.encode(' "', bos=False)
+
+    def guess(tokens: object) -> Proposal:
+        return NOTHING if tokens else alike([blank, quote], "long")
+
+    proposal = along_grammar(after(compiler, "{"), guess)
+    assert text_of(proposal) == ' "name"'
+    assert proposal.kinds[:3] == ("long", "long", FORCED)
+
+
+def test_nothing_is_drafted_that_the_grammar_forbids(compiler: GrammarCompiler) -> None:
+    letters = TOKENIZER.encode("xyz", bos=False)
+    matcher = after(compiler, '{"name":"a","kind":"round","size":')
+    assert along_grammar(matcher, lambda tokens: alike(letters, "long")) == NOTHING
+
+
+def test_guesses_are_counted_kind_by_kind() -> None:
+    acceptance = Acceptance()
+    for _ in range(20):
+        proposal = Proposal((1, 2, 3), ("good", FORCED, "bad"))
+        acceptance.record(proposal, (1, 2, 9))
+    assert acceptance.chance("good") > 0.9
+    assert acceptance.chance("bad") < 0.1
+    assert acceptance.chance(FORCED) == 1.0
+
+
+def test_a_step_that_was_held_up_once_forbids_no_drafts() -> None:
+    costs = StepCosts()
+    for _ in range(5):
+        costs.record(1, 0.010)
+    costs.record(4, 3.0)  # it compiled what it ran
+    assert choose_depths(costs, [[0.9, 0.8, 0.7]], 7) == [3]
+    for _ in range(4):
+        costs.record(4, 0.040)
+    assert choose_depths(costs, [[0.1, 0.1, 0.1]], 7) == [0]
+
+
+def test_costs_of_other_numbers_of_tokens_follow_those_that_were_measured() -> None:
+    costs = StepCosts()
+    for _ in range(3):
+        costs.record(1, 0.010)
+        costs.record(3, 0.020)
+    assert costs.cost(2) == pytest.approx(0.015)
+    assert costs.cost(7) == pytest.approx(0.040)
+
+
+class FailsLater(Matcher):
+    """A matcher that fails when it takes a token for the third time."""
+
+    def __init__(self, inner: Matcher) -> None:
+        self.inner = inner
+        self.count = 0
+
+    def __getattribute__(self, name: str) -> object:
+        if name in ("inner", "count", "advance", "copy"):
+            return object.__getattribute__(self, name)
+        return getattr(object.__getattribute__(self, "inner"), name)
+
+    def copy(self) -> Matcher:
+        return self.inner.copy()
+
+    def advance(self, token_id: int) -> None:
+        self.count += 1
+        if self.count == 3:
+            raise GrammarError("it fails here")
+        self.inner.advance(token_id)
+
+
+def test_the_tokens_before_one_that_a_grammar_fails_at_are_sent(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:
+    """They came in the same step, as drafts that were right."""
+    model = save_tiny("llama", tmp_path_factory.mktemp("model"), seed=3)
+    params = SamplingParams(max_tokens=20, temperature=0)
+    with Engine(
+        model, kv_memory=260_000, self_check=False, deterministic=True, draft="ngram"
+    ) as engine:
+        answers = []
+        for fails in (False, True):
+            answer = Answer()
+            grammar = engine._grammar
+            (request,) = make_requests(
+                (5, 6, 7), params, request_id=str(fails), grammar=grammar
+            )
+            matcher = engine._compiler.compile(grammar)
+            if fails:
+                whole = [5, 6, 7, *answers[0].tokens[0]]
+                let_draft(engine.core, Knowing([whole], VOCAB_SIZE))
+                matcher = FailsLater(matcher)
+            engine.core.add(request, answer, matcher)
+            while engine.core.has_work:
+                engine.core.step()
+            answers.append(answer)
+    expected, failed = answers
+    assert failed.ends == {0: FinishReason.ERROR}
+    assert failed.tokens[0] == expected.tokens[0][:2]
