@@ -37,7 +37,7 @@ _ALIASES = {
     "youtu": "youtu_llm",
 }
 # Definitions in files whose names Python cannot import by a statement.
-_DASHED = {"nemotron_nas": "nemotron-nas"}
+_DASHED = {"nemotron_nas": "nemotron-nas", "lfm2_vl": "lfm2-vl"}
 _BY_ARCHITECTURE = {("bailing_hybrid", "BailingMoeV3ForCausalLM"): "bailing_moe_v3"}
 
 # Modules of the folder that hold parts, not a model.

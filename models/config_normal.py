@@ -12,6 +12,7 @@ from typing import Any
 
 from rvllm_local.models.family_fields import plain_numbers, put_family_fields
 from rvllm_local.models.layer_pattern import put_full_interval
+from rvllm_local.models.longrope import with_factors_for
 from rvllm_local.models.rotation import with_both_spellings
 
 # Parts of a configuration that describe a language model of their own.
@@ -66,6 +67,7 @@ def _with_shared(part: Mapping[str, Any], whole: Mapping[str, Any]) -> dict[str,
 
 
 def _normalised_part(part: Mapping[str, Any], model_type: str) -> dict[str, Any]:
+    part = with_factors_for(part, None)
     normal = with_both_spellings(part, model_type)
     _put_dtype(normal)
     _put_layers(normal, model_type)

@@ -27,6 +27,7 @@ _DEFAULTS: Mapping[str, Mapping[str, Any]] = {
         "mla_scale_kv_lora": True,
     },
     "minimax_m2": {"shared_intermediate_size": 0},
+    "apertus": {"mlp_bias": False, "post_norm": False, "qk_norm": True},
     "qwen3_vl_moe_text": {"norm_topk_prob": True},
     "glm_moe_dsa": {
         "topk_method": "noaux_tc",
@@ -133,6 +134,40 @@ def _put_granite_hybrid(fields: Fields, _model_type: str) -> None:
         fields["position_embedding_type"] = "nope"
 
 
+def _put_kimi_linear(fields: Fields, model_type: str) -> None:
+    """Layers and sizes of linear attention, which older writers keep in an object."""
+    if fields.get("rope_theta") is None:
+        base = 10_000.0
+        fields["rope_theta"] = base
+        fields["rope_parameters"] = {"rope_type": "default", "rope_theta": base}
+    layer_types = fields.get("layer_types")
+    if not isinstance(layer_types, list):
+        return
+    linear: list[int] = []  # counted from 1
+    full: list[int] = []
+    for number, kind in enumerate(layer_types, start=1):
+        layers = linear if kind == _LINEAR else full
+        layers.append(number)
+    attention = {
+        "kda_layers": linear,
+        "full_attn_layers": full,
+        "num_heads": fields.get("linear_num_heads"),
+        "head_dim": fields.get("linear_head_dim"),
+        "short_conv_kernel_size": fields.get("linear_conv_kernel_dim", 4),
+    }
+    fields.setdefault("linear_attn_config", attention)
+    fields.setdefault("mla_use_nope", True)
+    kinds = fields.get("mlp_layer_types")
+    if isinstance(kinds, list) and fields.get("first_k_dense_replace") is None:
+        dense = kinds.count("dense")
+        if kinds != ["dense"] * dense + ["sparse"] * (len(kinds) - dense):
+            raise UnsupportedModelError(
+                f"the config's mlp_layer_types are {kinds!r:.80}, and mlx-lm's "
+                f"definition of {model_type} knows dense layers only before all others"
+            )
+        fields["first_k_dense_replace"] = dense
+
+
 def _put_exaone_moe(fields: Fields, _model_type: str) -> None:
     kinds = fields.get("mlp_layer_types")
     if fields.get("is_moe_layer") is None and isinstance(kinds, list):
@@ -176,6 +211,7 @@ _FAMILIES: Mapping[str, Callable[[Fields, str], None]] = {
     "gemma4_text": _put_gemma4,
     "granitemoehybrid": _put_granite_hybrid,
     "exaone_moe": _put_exaone_moe,
+    "kimi_linear": _put_kimi_linear,
     "minimax": _put_rotated_dims,
     "minimax_m2": _put_rotated_dims,
     "solar_open": _put_whole_share,

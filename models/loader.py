@@ -42,6 +42,7 @@ from rvllm_local.models.gguf.weights import (
 )
 from rvllm_local.models.leases import take_lease
 from rvllm_local.models.locate import ModelFiles
+from rvllm_local.models.longrope import with_factors_for
 from rvllm_local.models.quantized import quantize_as_packed, quantize_as_stored
 from rvllm_local.models.to_float32 import widen_to_float32
 from rvllm_local.models.weights import (
@@ -83,10 +84,15 @@ class LoadedModel:
 
 
 def load_model(
-    files: ModelFiles, *, verify: bool = False, packs: bool = False
+    files: ModelFiles,
+    *,
+    verify: bool = False,
+    packs: bool = False,
+    context: int | None = None,
 ) -> LoadedModel:
     """Build the model and load its weights.
 
+    `context` is the longest text that it is for, in tokens; None is the model's own.
     `verify` holds a bundle's weights against their checksum again. With `packs` a CPU
     keeps quantized layers as they are stored. Raises `ModelFileError` for damaged files
     and `UnsupportedModelError` for what cannot be served.
@@ -94,9 +100,9 @@ def load_model(
     on_cpu = mx.default_device() == mx.Device(mx.cpu)
     stamped = StampedFiles(files.weight_paths(), files.cache_dir)
     if packs and files.kind == "gguf":
-        native = _open_gguf(files.path, is_packed=True, floats=np.float32)
+        native = _open_gguf(files.path, True, np.float32, context)
     else:
-        native = open_native(files, as_floats=on_cpu, verify=verify)
+        native = open_native(files, as_floats=on_cpu, verify=verify, context=context)
     module = native.module
     config = native.config
     notes: tuple[str, ...] = ()
@@ -140,7 +146,11 @@ def _parameter_bytes(module: nn.Module) -> int:
 
 
 def open_native(
-    files: ModelFiles, *, as_floats: bool = False, verify: bool = False
+    files: ModelFiles,
+    *,
+    as_floats: bool = False,
+    verify: bool = False,
+    context: int | None = None,
 ) -> NativeModel:
     """The model with its weights as they are stored.
 
@@ -149,10 +159,10 @@ def open_native(
     does.
     """
     if files.kind == "gguf":
-        return _open_gguf(files.path, is_packed=not as_floats)
+        return _open_gguf(files.path, not as_floats, context=context)
     if files.kind == "bundle":
         open_bundle(files.path, verify=verify, cache_dir=files.cache_dir)
-    config = read_config(files.path)
+    config = with_factors_for(read_config(files.path), context)
     module = build_model(config)
     if files.kind == "bundle":
         weights = bundle_weights(files.path)
@@ -165,11 +175,14 @@ def open_native(
 
 
 def _open_gguf(
-    path: Path, is_packed: bool, floats: npt.DTypeLike = np.float16
+    path: Path,
+    is_packed: bool,
+    floats: npt.DTypeLike = np.float16,
+    context: int | None = None,
 ) -> NativeModel:
     """With `is_packed` quantized matrices stay so, and all else is `floats`."""
     gguf = GGUFFile(path)
-    config = gguf_config(gguf)
+    config = with_factors_for(gguf_config(gguf), context)
     module = build_model(config)
     shapes = {name: value.shape for name, value in tree_flatten(module.parameters())}
     check_shapes(gguf, shapes)

@@ -16,6 +16,21 @@ from mlx import nn
 Weights = dict[str, mx.array]
 
 _EXPERT = re.compile(r"(.*\.mlp\.experts)\.(\d+)\.(gate|up|down)_proj\.weight")
+_OLMO_NORMS = {
+    "attention_layer_norm": "input_layernorm",
+    "feedforward_layer_norm": "post_attention_layernorm",
+}
+_NANOCHAT_NAMES = {
+    "model.embed_tokens": "transformer.wte",
+    "model.layers": "transformer.h",
+    "self_attn.q_proj": "attn.c_q",
+    "self_attn.k_proj": "attn.c_k",
+    "self_attn.v_proj": "attn.c_v",
+    "self_attn.o_proj": "attn.c_proj",
+    "mlp.fc1": "mlp.c_fc",
+    "mlp.fc2": "mlp.c_proj",
+}
+_DENSE_MLP = re.compile(r"\.block_sparse_moe\.(?=(?:gate|up|down)_proj\.)")
 
 
 def as_definitions_read(module: nn.Module, weights: Weights) -> Weights:
@@ -26,6 +41,10 @@ def as_definitions_read(module: nn.Module, weights: Weights) -> Weights:
     model_type = getattr(module, "model_type", None)
     if model_type == "falcon_h1":
         return _fold_attention_multipliers(weights, module.args)
+    if model_type == "longcat_flash":
+        return _without_zero_experts(weights, module.args.n_routed_experts)
+    if model_type == "olmo_hybrid":
+        return _olmo_hybrid(weights, module.args)
     rename = _FORMS.get(model_type or "")
     if rename is None:
         return weights
@@ -117,8 +136,105 @@ def _without_outer_name(weights: Weights) -> Weights:
     return renamed
 
 
+def _without_zero_experts(weights: Weights, num_experts: int) -> Weights:
+    """LongCat's weights without those of experts that only pass on what they get."""
+    kept = {}
+    for name, value in weights.items():
+        match = _EXPERT.fullmatch(name)
+        if match is None or int(match[2]) < num_experts:
+            kept[name] = value
+    return kept
+
+
+def _olmo_hybrid(weights: Weights, arguments: Any) -> Weights:
+    """OLMo's weights as its definition names them, with convolutions cut anew.
+
+    transformers has one convolution for queries, keys and values, and cuts it into
+    thirds when it saves it, whatever sizes they have.
+    """
+    renamed = {}
+    for name, value in weights.items():
+        own_name = name
+        for theirs, ours in _OLMO_NORMS.items():
+            own_name = own_name.replace(theirs, ours)
+        renamed[own_name] = value
+    keys = arguments.linear_num_key_heads * arguments.linear_key_head_dim
+    for name in list(renamed):
+        if not name.endswith(".q_conv1d.weight"):
+            continue
+        stem = name.removesuffix("q_conv1d.weight")
+        names = [f"{stem}{part}_conv1d.weight" for part in "qkv"]
+        if renamed[name].shape[0] == keys:
+            continue
+        whole = mx.concatenate([renamed[each] for each in names])
+        parts = mx.split(whole, [keys, 2 * keys])
+        renamed.update(zip(names, parts, strict=True))
+    return renamed
+
+
+def _transposed_experts(weights: Weights) -> Weights:
+    """Qwen3-VL's experts as `[experts, in, out]`, however they were saved.
+
+    Newer writers save `[experts, out, in]`.
+    """
+    turned = dict(weights)
+    for name, down in weights.items():
+        gate_up_name = name.replace("down_proj", "gate_up_proj")
+        if not name.endswith(".mlp.experts.down_proj") or gate_up_name not in weights:
+            continue
+        gate_up = weights[gate_up_name]
+        width, hidden = gate_up.shape[-2:]
+        is_newer = tuple(down.shape[-2:]) == (hidden, width // 2)
+        is_older = tuple(down.shape[-2:]) == (hidden // 2, width)
+        if is_newer and not is_older:
+            turned[name] = down.swapaxes(-1, -2)
+            turned[gate_up_name] = gate_up.swapaxes(-1, -2)
+    return turned
+
+
+def _kimi_linear(weights: Weights) -> Weights:
+    """Kimi Linear's layers without experts, under the name that they have alone."""
+    renamed = {}
+    for name, value in weights.items():
+        renamed[_DENSE_MLP.sub(".mlp.", name)] = value
+    return renamed
+
+
+def _lfm2_vl(weights: Weights) -> Weights:
+    """The text model of LFM2-VL as its definition names it, without the pictures'."""
+    renamed = {}
+    for name, value in weights.items():
+        own_name = name
+        if name.startswith("model.language_model."):
+            rest = name.removeprefix("model.language_model.")
+            own_name = f"language_model.model.{rest}"
+        if not own_name.startswith("language_model."):
+            continue
+        is_convolution = own_name.endswith("conv.conv.weight")
+        if is_convolution and value.shape[-1] > value.shape[1]:
+            renamed[own_name] = value.swapaxes(1, 2)
+        else:
+            renamed[own_name] = value
+    return renamed
+
+
+def _nanochat(weights: Weights) -> Weights:
+    """Nanochat's names as its first files have them."""
+    renamed = {}
+    for name, value in weights.items():
+        own_name = name
+        for theirs, ours in _NANOCHAT_NAMES.items():
+            own_name = own_name.replace(theirs, ours)
+        renamed[own_name] = value
+    return renamed
+
+
 _FORMS: Mapping[str, Callable[[Weights], Weights]] = {
     "gpt_oss": _split_experts,
     "gpt2": _without_outer_name,
+    "kimi_linear": _kimi_linear,
+    "lfm2_vl": _lfm2_vl,
+    "nanochat": _nanochat,
     "qwen3_5_moe": _pack_experts,
+    "qwen3_vl_moe": _transposed_experts,
 }

@@ -16,6 +16,7 @@ import numpy.typing as npt
 from mlx import nn
 
 from rvllm_local.errors import UnsupportedModelError
+from rvllm_local.models.longrope import attention_factor
 
 Periods = npt.NDArray[np.float64]
 Settings = Mapping[str, Any]
@@ -50,6 +51,7 @@ def enforce_rotations(module: nn.Module, config: Mapping[str, Any]) -> None:
     scaled = [each for each in settings if _is_scaled(each)]
     for each in scaled:
         _put_yarn(layers, each)
+        _put_longrope(layers, each)
     for name, layer in layers.items():
         periods = _periods_of(layer)
         stated = _stated_periods(bases, scaled, len(periods))
@@ -244,6 +246,19 @@ def _put_yarn(layers: Mapping[str, nn.Module], settings: Settings) -> None:
         factor = settings.get("attention_factor")
         if factor is not None:
             layer.mscale = float(factor)
+
+
+def _put_longrope(layers: Mapping[str, nn.Module], settings: Settings) -> None:
+    """Give longrope's modules the factor that the settings state.
+
+    Definitions take one that follows from the lengths.
+    """
+    factor = attention_factor(settings)
+    if settings.get("rope_type") != "longrope" or factor is None:
+        return
+    for layer in layers.values():
+        if type(layer).__name__ == "SuScaledRoPE":
+            layer._scale = factor
 
 
 def _check_applied(layers: Mapping[str, nn.Module], settings: Settings) -> None:

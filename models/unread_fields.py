@@ -26,6 +26,10 @@ _NEUTRAL: Mapping[str, tuple[Any, ...]] = {
     "scale_depth": (None,),
     "scale_emb": (None, 1),
 }
+# Settings that a definition has in its code, with their values.
+_FIXED: Mapping[str, Mapping[str, Any]] = {
+    "nanochat": {"final_logit_softcapping": 15.0},
+}
 _ACTIVATIONS = ("hidden_act", "hidden_activation", "activation_function")
 # Definitions that compute silu somewhere, and something else where this is meant.
 _OWN_ACTIVATION = frozenset({"muse_spark", "nemotron_h", "openelm"})
@@ -44,9 +48,12 @@ def check_unread_fields(family: ModuleType, config: Mapping[str, Any]) -> None:
     if "text_config" in names:
         return  # other definitions read the parts
     definition = family.__name__.rpartition(".")[2]
+    fixed = _FIXED.get(definition, {})
     for name, neutral in _NEUTRAL.items():
         value = config.get(name)
-        if name not in names and value not in neutral:
+        if name in fixed:
+            _check_fixed(name, value, fixed[name], definition)
+        elif name not in names and value not in neutral:
             raise UnsupportedModelError(
                 f"the config's {name} is {value!r:.40}, and mlx-lm's definition of "
                 f"{definition} does not know it; take a model without it"
@@ -60,6 +67,14 @@ def check_unread_fields(family: ModuleType, config: Mapping[str, Any]) -> None:
                 f"the config's {name} is {value!r:.40}, and mlx-lm's definition of "
                 f"{definition} computes silu; take a model with that"
             )
+
+
+def _check_fixed(name: str, value: Any, fixed: Any, definition: str) -> None:
+    if value is not None and value != fixed:
+        raise UnsupportedModelError(
+            f"the config's {name} is {value!r:.40}, and mlx-lm's definition of "
+            f"{definition} computes {fixed}; take a model with that"
+        )
 
 
 def _activations(config: Mapping[str, Any]) -> Iterator[tuple[str, str]]:

@@ -55,10 +55,10 @@ def sanitized(
     path: Path, module: nn.Module, weights: dict[str, mx.array]
 ) -> dict[str, mx.array]:
     """The weights as the family's own clean-up leaves them. Raises `ModelFileError`."""
-    if not hasattr(module, "sanitize"):
-        return weights
     try:
         weights = as_definitions_read(module, weights)
+        if not hasattr(module, "sanitize"):
+            return weights
         weights = put_router_biases(module, weights)
         return dict(module.sanitize(weights))
     except _SANITIZE_ERRORS as error:

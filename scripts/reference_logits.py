@@ -28,6 +28,7 @@ from transformers.models.auto.modeling_auto import (
 from scripts.reference_mixed import MIXED
 from scripts.reference_models import BASE, MODELS
 from scripts.reference_nested import NESTED
+from scripts.reference_recent import RECENT
 from tests.support.named_weights import named_weights
 
 FOLDER = Path(__file__).parents[1] / "tests" / "models" / "references"
@@ -38,10 +39,8 @@ KEPT = 12  # logits a position
 
 def reference(name: str) -> dict[str, Any]:
     """One model's configuration, tensors and logits."""
-    if name in NESTED:
-        model_type, options = NESTED[name]
-    else:
-        model_type, options = {**MODELS, **MIXED}[name]
+    model_type, options = {**MODELS, **MIXED, **NESTED, **RECENT}[name]
+    if "text_config" not in options:
         options = {**BASE, **options}
     config = CONFIG_MAPPING[model_type](**options)
     config._attn_implementation = "eager"
@@ -90,7 +89,7 @@ def _row(value: np.ndarray[Any, Any]) -> list[Any]:
 
 def main(names: list[str]) -> None:
     FOLDER.mkdir(exist_ok=True)
-    for name in names or [*MODELS, *MIXED, *NESTED]:
+    for name in names or [*MODELS, *MIXED, *NESTED, *RECENT]:
         text = json.dumps(reference(name), separators=(",", ":"), sort_keys=True)
         (FOLDER / f"{name}.json").write_text(text + "\n", encoding="utf-8")
         print(name, len(text))

@@ -17,7 +17,7 @@ from scripts.reference_models import (
     rotation,
 )
 
-_TEXT = {name: value for name, value in BASE.items() if name != "tie_word_embeddings"}
+TEXT = {name: value for name, value in BASE.items() if name != "tie_word_embeddings"}
 _LINEAR = {
     "layer_types": ["linear_attention", "full_attention"] * 2,
     "linear_num_key_heads": 2,
@@ -27,7 +27,7 @@ _LINEAR = {
 }
 _PROPORTIONAL = rotation(50000.0, "proportional", partial_rotary_factor=0.25)
 _GEMMA4 = {
-    **_TEXT,
+    **TEXT,
     **by_layer(_PROPORTIONAL, rotation(5000.0)),
     **FOURTH,
     **HEADS,
@@ -35,13 +35,13 @@ _GEMMA4 = {
     "num_kv_shared_layers": 0,
     "hidden_size_per_layer_input": 0,
 }
-_PICTURES = {
+PICTURES = {
     "hidden_size": 32,
     "intermediate_size": 32,
     "num_hidden_layers": 1,
     "num_attention_heads": 2,
 }
-_DEEP = {
+DEEP = {
     "depth": 1,
     "hidden_size": 32,
     "intermediate_size": 32,
@@ -58,7 +58,7 @@ def nested(text: dict[str, Any], vision: dict[str, Any], **more: Any) -> dict[st
 NESTED: dict[str, tuple[str, dict[str, Any]]] = {
     "gemma4": (
         "gemma4",
-        nested(_GEMMA4, {**_PICTURES, "num_key_value_heads": 2, "head_dim": 16}),
+        nested(_GEMMA4, {**PICTURES, "num_key_value_heads": 2, "head_dim": 16}),
     ),
     "gemma4-shared": (
         "gemma4",
@@ -72,7 +72,7 @@ NESTED: dict[str, tuple[str, dict[str, Any]]] = {
                 "vocab_size_per_layer_input": 128,
                 "final_logit_softcapping": 5.0,
             },
-            {**_PICTURES, "num_key_value_heads": 2, "head_dim": 16},
+            {**PICTURES, "num_key_value_heads": 2, "head_dim": 16},
         ),
     ),
     "gemma4-moe": (
@@ -87,63 +87,63 @@ NESTED: dict[str, tuple[str, dict[str, Any]]] = {
                 "top_k_experts": 2,
                 "moe_intermediate_size": 48,
             },
-            {**_PICTURES, "num_key_value_heads": 2, "head_dim": 16},
+            {**PICTURES, "num_key_value_heads": 2, "head_dim": 16},
         ),
     ),
     "gemma3": (
         "gemma3",
         nested(
             {
-                **_TEXT,
+                **TEXT,
                 **by_layer(rotation(50000.0, "linear", factor=8.0), rotation(5000.0)),
                 **FOURTH,
                 "head_dim": 32,
                 "query_pre_attn_scalar": 24,
             },
-            {**_PICTURES, "image_size": 28, "patch_size": 14},
+            {**PICTURES, "image_size": 28, "patch_size": 14},
         ),
     ),
     "qwen3_5": (
         "qwen3_5",
         nested(
             {
-                **_TEXT,
+                **TEXT,
                 **_LINEAR,
                 **rotation(5000.0, partial_rotary_factor=0.5),
                 "head_dim": 32,
             },
-            _DEEP,
+            DEEP,
         ),
     ),
     "qwen3_5_moe": (
         "qwen3_5_moe",
         nested(
             {
-                **_TEXT,
+                **TEXT,
                 **_LINEAR,
                 **rotation(5000.0, partial_rotary_factor=0.5),
                 **EXPERTS,
                 "head_dim": 32,
                 "shared_expert_intermediate_size": 48,
             },
-            _DEEP,
+            DEEP,
         ),
     ),
     "qwen3_vl": (
         "qwen3_vl",
         nested(
             {
-                **_TEXT,
+                **TEXT,
                 **rotation(5000.0, mrope_section=[8, 4, 4], mrope_interleaved=True),
                 "head_dim": 32,
             },
-            {**_DEEP, "deepstack_visual_indexes": [0]},
+            {**DEEP, "deepstack_visual_indexes": [0]},
         ),
     ),
     "qwen2_vl": (
         "qwen2_vl",
         nested(
-            {**_TEXT, **rotation(5000.0, mrope_section=[4, 2, 2])},
+            {**TEXT, **rotation(5000.0, mrope_section=[4, 2, 2])},
             {"depth": 1, "embed_dim": 32, "hidden_size": 64, "num_heads": 2},
         ),
     ),
@@ -159,7 +159,7 @@ NESTED: dict[str, tuple[str, dict[str, Any]]] = {
             },
             {
                 "model_type": "pixtral",
-                **_PICTURES,
+                **PICTURES,
                 "head_dim": 16,
                 "image_size": 28,
                 "patch_size": 14,
@@ -190,7 +190,7 @@ NESTED: dict[str, tuple[str, dict[str, Any]]] = {
             },
             {
                 "model_type": "pixtral",
-                **_PICTURES,
+                **PICTURES,
                 "head_dim": 16,
                 "image_size": 28,
                 "patch_size": 14,
@@ -202,7 +202,7 @@ NESTED: dict[str, tuple[str, dict[str, Any]]] = {
         "llama4",
         nested(
             {
-                **_TEXT,
+                **TEXT,
                 **rotation(5000.0),
                 **HEADS,
                 "intermediate_size_mlp": 112,
@@ -213,7 +213,7 @@ NESTED: dict[str, tuple[str, dict[str, Any]]] = {
                 "attn_scale": 0.3,
             },
             {
-                **_PICTURES,
+                **PICTURES,
                 "image_size": 28,
                 "vision_output_dim": 32,
                 "projector_input_dim": 32,

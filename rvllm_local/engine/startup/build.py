@@ -101,7 +101,7 @@ def _open_as(
     options: EngineOptions,
     adapters: Sequence[Adapter],
 ) -> EngineCore:
-    loaded = load_model(files, packs=form != "plain")
+    loaded = load_model(files, packs=form != "plain", context=options.context_length)
     for note in loaded.notes:
         logger.info(note)
     key_of = functools.partial(result_key, files, loaded, options)
