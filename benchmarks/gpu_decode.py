@@ -1,8 +1,8 @@
 """The engine's own decode loop beside mlx-lm's BatchGenerator on a GPU: same model object, same run.
 
-    python benchmarks/gpu_decode.py [--json FILE] [--check] [--rounds 3] [--cases 1x512 ...]
+    python benchmarks/gpu_decode.py [--json FILE] [--check] [--rounds 3] [--cases 1x512 ...] [--shape 8b] [--bits 4]
 
-Llama-3.2-1B's shape with random bfloat16 weights: right for speed, meaningless as text. A step is timed on the host
+Llama-3.2-1B's shape, or another, with random bfloat16 weights: right for speed, meaningless as text. A step is timed on the host
 from one set of tokens to the next while every row decodes; a round's figure is the median of its steps, and the table has the
 medians of the rounds, in which both sides take turns, and of the rounds' ratios. `--check` first compares greedy tokens with plain mlx-lm on small float32
 models.
@@ -41,19 +41,22 @@ from benchmarks.gpu_shapes import LLAMA_1B, SHAPES, NoText
 from rvllm_local import host
 from rvllm_local.bench.metrics import Figure, spread
 from rvllm_local.bench.text_table import show
+from rvllm_local.engine.startup import install_kernels
 from rvllm_local.engine.startup.build import EngineOptions, build_core
 from rvllm_local.engine.core import EngineCore
 from rvllm_local.models.families import build_model
 from rvllm_local.models.loader import LoadedModel
 from rvllm_local.types import Request, SamplingParams, StreamEvent
 
+# What `--without` leaves out: the launches stay mlx-lm's own.
+PARTS = {"recurrent": "install_gated_delta", "experts": "install_expert_products"}
 CASES = ((1, 512), (8, 512), (64, 512), (16, 8192))  # rows, tokens of context
 CHECKED = ("llama", "gemma2", "gemma3_text", "qwen3", "gpt_oss")
 WARMUP, STEPS = 8, 48
 ROOM = 640  # tokens of output that the arena has room for: rows decode while others still prefill
 
 
-def loaded_llama(
+def loaded_shape(
     config: dict[str, Any] = LLAMA_1B, bits: int | None = None
 ) -> LoadedModel:
     """Random weights; with `bits` they are quantized in groups of 64."""
@@ -63,8 +66,9 @@ def loaded_llama(
         nn.quantize(model, group_size=64, bits=bits)
     mx.eval(model.parameters())
     size = sum(value.nbytes for _, value in tree_flatten(model.parameters()))
+    kind, vocab = config["model_type"], config["vocab_size"]
     return LoadedModel(
-        model, config, "llama-shape", "llama", 16384, 128256, (), size, "random"
+        model, config, f"{kind}-shape", kind, 16384, vocab, (), size, "random"
     )
 
 
@@ -216,6 +220,7 @@ def parsed_arguments() -> argparse.Namespace:
     parser.add_argument("--shape", choices=SHAPES, default="1b")
     parser.add_argument("--bits", type=int, choices=(4, 8), help="quantized weights")
     parser.add_argument("--deterministic", action="store_true")
+    parser.add_argument("--without", nargs="+", choices=PARTS, default=[])
     return parser.parse_args()
 
 
@@ -224,13 +229,15 @@ def main() -> None:
     shape = SHAPES[args.shape]
     if args.peer:
         forget_settings()
-        module = loaded_llama(shape, args.bits).module
+        module = loaded_shape(shape, args.bits).module
         print(peer_ms(module, prompts(*args.peer, shape["vocab_size"])))
         return
     print("mlx", mx.__version__, mx.default_device(), mx.device_info(), flush=True)
+    for part in args.without:
+        setattr(install_kernels, PARTS[part], leave_out)
     if args.check:
         check_tokens()
-    measure_all(args, loaded_llama(shape, args.bits))
+    measure_all(args, loaded_shape(shape, args.bits))
 
 
 def measure_all(args: argparse.Namespace, loaded: LoadedModel) -> None:
@@ -244,7 +251,7 @@ def measure_all(args: argparse.Namespace, loaded: LoadedModel) -> None:
     print("| rows x context | mlx-lm | rvllm | ratio, median | rounds, ms |")
     print("|---|---|---|---|---|", flush=True)
     for rows, context in cases:
-        batch = prompts(rows, context, LLAMA_1B["vocab_size"])
+        batch = prompts(rows, context, SHAPES[args.shape]["vocab_size"])
         pairs = []
         for _ in range(args.rounds):
             peer = peer_apart(rows, context, model_flags)
@@ -261,6 +268,11 @@ def measure_all(args: argparse.Namespace, loaded: LoadedModel) -> None:
         print(f"| {name} | {theirs} | {ours} | {ratio:.2f}x | {each} |", flush=True)
         if args.json:
             gpu_record.save(args.json, "gpu decode", figures, rounds_ms=rounds)
+
+
+def leave_out(*_given: object, **_settings: object) -> int:
+    """Installs nothing."""
+    return 0
 
 
 def stats_of(pairs: list[tuple[float, float]]) -> dict[str, Figure]:

@@ -33,7 +33,7 @@ import numpy as np
 from mlx_lm.generate import BatchGenerator
 
 from benchmarks import gpu_record
-from benchmarks.gpu_decode import SHAPES, NoText, forget_settings, loaded_llama
+from benchmarks.gpu_decode import SHAPES, NoText, forget_settings, loaded_shape
 from rvllm_local.bench.metrics import Figure, spread
 from rvllm_local.bench.text_table import show
 from rvllm_local.engine.startup.build import EngineOptions, build_core
@@ -121,7 +121,7 @@ def measured(run: Any, work: list[tuple[list[int], int]]) -> dict[str, float]:
 
 
 def one_side(side: str, args: argparse.Namespace) -> list[dict[str, float]]:
-    loaded = loaded_llama(SHAPES[args.shape])
+    loaded = loaded_shape(SHAPES[args.shape])
     work, warm = requests(args.requests, 1), requests(args.requests, 2)
     if side == "peer":
         run = functools.partial(peer_times, loaded.module)

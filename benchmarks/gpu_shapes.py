@@ -25,7 +25,51 @@ LLAMA_8B: dict[str, Any] = LLAMA_1B | {
     "head_dim": 128,
     "tie_word_embeddings": False,
 }
-SHAPES = {"8b": LLAMA_8B, "1b": LLAMA_1B}
+QWEN3_30B: dict[str, Any] = {
+    "model_type": "qwen3_moe",
+    "hidden_size": 2048,
+    "num_hidden_layers": 48,
+    "intermediate_size": 6144,
+    "moe_intermediate_size": 768,
+    "num_experts": 128,
+    "num_experts_per_tok": 8,
+    "decoder_sparse_step": 1,
+    "mlp_only_layers": [],
+    "norm_topk_prob": True,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 4,
+    "head_dim": 128,
+    "rms_norm_eps": 1e-6,
+    "vocab_size": 151936,
+    "rope_theta": 1000000.0,
+    "max_position_embeddings": 40960,
+    "tie_word_embeddings": False,
+}
+QWEN3_5_9B: dict[str, Any] = {
+    "model_type": "qwen3_5",
+    "hidden_size": 4096,
+    "num_hidden_layers": 32,
+    "intermediate_size": 12288,
+    "num_attention_heads": 16,
+    "num_key_value_heads": 4,
+    "head_dim": 256,
+    "linear_num_value_heads": 32,
+    "linear_num_key_heads": 16,
+    "linear_key_head_dim": 128,
+    "linear_value_head_dim": 128,
+    "linear_conv_kernel_dim": 4,
+    "full_attention_interval": 4,
+    "rms_norm_eps": 1e-6,
+    "vocab_size": 248320,
+    "max_position_embeddings": 262144,
+    "tie_word_embeddings": False,
+}
+SHAPES = {
+    "8b": LLAMA_8B,
+    "1b": LLAMA_1B,
+    "qwen3-30b-a3b": QWEN3_30B,
+    "qwen3.5-9b": QWEN3_5_9B,
+}
 
 
 class NoText:

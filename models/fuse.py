@@ -1,6 +1,7 @@
 """Fewer operations a step, where launching them costs more than computing them (CUDA).
 
-Projections of one input become one matrix product: q, k and v, and an MLP's gate and up.
+Projections of one input become one matrix product: q, k and v, an MLP's gate and up, and
+those of gated delta nets.
 Weights are kept transposed, as the products take them. Joining copies the weights, layer
 by layer, so it is not for weights that are mapped from a file.
 """
@@ -16,6 +17,8 @@ from mlx import nn
 _TOGETHER = (
     ("q_proj", "k_proj", "v_proj"),
     ("gate_proj", "up_proj"),
+    ("in_proj_qkv", "in_proj_z", "in_proj_b", "in_proj_a"),
+    ("in_proj_qkvz", "in_proj_ba"),
 )
 # A layer's arrays. All have the output along their first axis.
 _PARTS = ("weight", "scales", "biases", "bias")

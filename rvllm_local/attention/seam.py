@@ -29,6 +29,7 @@ from rvllm_local.memory.state import Arrays
 from rvllm_local.metal_kernels import Rotation
 
 ATTENTION_NAME = "scaled_dot_product_attention"
+_ENGINE_MARK = "is_of_engine"  # on caches of recurrent layers
 
 
 class PagedCache:
@@ -229,7 +230,7 @@ def session_caches(
         if slot is None:
             leaves.append(None)
         elif isinstance(slot, StateSlot):
-            leaves.append(_state_cache(slot, state))
+            leaves.append(state_cache(slot, state))
         else:
             leaves.append(paged_cache(slot))
     return _nested(leaves, layout.nesting)
@@ -260,10 +261,17 @@ def state_after(layout: KVLayout, caches: Sequence[Any]) -> Arrays:
     return tuple(arrays)
 
 
-def _state_cache(slot: StateSlot, state: Arrays) -> Any:
+def is_of_engine(cache: object) -> bool:
+    """True for a recurrent layer's cache that was made here."""
+    return getattr(cache, _ENGINE_MARK, False) is True
+
+
+def state_cache(slot: StateSlot, state: Arrays) -> Any:
+    """mlx-lm's cache of a recurrent layer, with its part of `state`."""
     from mlx_lm.models.cache import ArraysCache
 
     cache = ArraysCache(slot.count)
+    setattr(cache, _ENGINE_MARK, True)
     if state:
         cache.cache = list(state[slot.first : slot.first + slot.count])
     return cache

@@ -20,6 +20,8 @@ from rvllm_local.errors import RvllmError
 from rvllm_local.memory.arena import Arena
 from rvllm_local.memory.tables import KVTables
 from rvllm_local.metal_kernels import AddNorm
+from rvllm_local.metal_kernels.gated_delta import GatedDelta
+from rvllm_local.models.recurrent_steps import install_gated_delta
 from tests.emulator import Emulator
 from tests.support.zoo import zoo_config, zoo_model
 
@@ -57,6 +59,7 @@ def chosen_runner(arch: str, **settings: Any) -> ModelRunner:
     add_norm = AddNorm(launcher=emulator, counter=backend.counter)
     joined = install_joined_adds(model, add_norm)
     rotates = install_rotations(model) > 0
+    install_gated_delta(model, GatedDelta(launcher=emulator, counter=backend.counter))
 
     def make(mode: RunMode) -> ModelRunner:
         step = None

@@ -22,6 +22,7 @@ from rvllm_local.attention.rotation import install_rotations
 from rvllm_local.engine.compiled import CompiledDecode
 from rvllm_local.engine.run_mode import RunMode
 from rvllm_local.engine.runner import ModelRunner
+from rvllm_local.engine.startup.install_kernels import install_kernels
 from rvllm_local.engine.startup.measure_scratch import measure_scratch
 from rvllm_local.engine.startup.result_cache import (
     StartupResult,
@@ -40,11 +41,6 @@ from rvllm_local.metal_kernels import AddNorm, default_backend
 from rvllm_local.models.adapted import AdapterChoice
 from rvllm_local.models.describe import stated_heads
 from rvllm_local.models.loader import LoadedModel
-from rvllm_local.models.products import (
-    QuantizedProducts,
-    install_products,
-    products_here,
-)
 from rvllm_local.options import EngineOptions
 
 logger = logging.getLogger(__name__)
@@ -143,30 +139,14 @@ def _over_kernels(
     if parts.layout.has_attention:
         heads = stated_heads(parts.loaded.config)
     kernels = KernelBackend(parts.arenas, heads=heads)
-    _install_products(parts, options, kernels)
+    dtype = parts.arenas[0].shape.dtype if parts.arenas else mx.bfloat16
+    install_kernels(module, parts.loaded.config, dtype, options, kernels.counter)
     joined = install_joined_adds(module, AddNorm(counter=kernels.counter))
     rotates = install_rotations(module) > 0
     make = functools.partial(_make_kernel_runner, parts, kernels, joined)
     return _checked(
         parts, options, known_result, make, rotates=rotates, joins=joined is not None
     )
-
-
-def _install_products(
-    parts: LoadedParts,
-    options: EngineOptions,
-    kernels: KernelBackend,
-) -> None:
-    """Quantized layers take the quicker product; the deterministic mode takes ours."""
-    if default_backend() == "none":
-        return
-    products = QuantizedProducts(
-        products_here(kernels.counter),
-        always=options.deterministic,
-        most_rows=options.max_rows,
-    )
-    dtype = parts.arenas[0].shape.dtype if parts.arenas else mx.bfloat16
-    install_products(parts.loaded.module, products, dtype)
 
 
 def _checked(

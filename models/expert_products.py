@@ -1,0 +1,262 @@
+"""Routed experts multiply few rows by the project's kernel where that is quicker here.
+
+mlx-lm's `SwitchGLU` and `SwitchMLP` are held against themselves and timed, as single
+layers are in `products.py`. With the kernel nothing is sorted: a launch finds the rows of
+each expert itself.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+from mlx import nn
+
+from rvllm_local.errors import UnsupportedModelError
+from rvllm_local.metal_kernels.gathered_matmul import (
+    MAX_PAIRS,
+    ExpertWeights,
+    GatheredMatmul,
+)
+from rvllm_local.metal_kernels.quantized_matmul import (
+    MAX_ROWS,
+    PackedWeight,
+    WeightFormat,
+    refusal,
+)
+from rvllm_local.models.replaced_calls import replace_call
+
+logger = logging.getLogger(__name__)
+
+# Projections of the definitions, the last one back to the input's width.
+_PARTS = {
+    "SwitchGLU": ("up_proj", "gate_proj", "down_proj"),
+    "SwitchMLP": ("fc1", "fc2"),
+}
+TRIED_ROWS = (1, 8, MAX_ROWS)
+_CALLS = 8  # of one timing
+_ROUNDS = 3
+# Of the largest result: two products follow each other.
+_TOLERANCE = {
+    mx.float32: 1e-4,
+    mx.float16: 2e-2,
+    mx.bfloat16: 8e-2,
+}
+
+Call = Callable[[mx.array, mx.array], mx.array]
+Timer = Callable[[Call, mx.array, mx.array], float]
+
+
+@dataclass(frozen=True, slots=True)
+class ExpertsChoice:
+    """What serves one kind of experts.
+
+    seconds: the kernel's and MLX's, by rows.
+    most_rows: the kernel serves up to so many; 0 where it serves none.
+    refused: why it serves none, if it could not be timed.
+    """
+
+    seconds: dict[int, tuple[float, float]]
+    most_rows: int
+    refused: str | None = None
+
+
+def seconds(call: Call, x: mx.array, experts: mx.array) -> float:
+    """The quickest of some rounds: what a call takes on a busy device."""
+    mx.eval(call(x, experts))
+    rounds = []
+    for _ in range(_ROUNDS):
+        outputs = [call(x, experts) for _ in range(_CALLS)]
+        began = time.perf_counter()
+        mx.eval(outputs)
+        ended = time.perf_counter()
+        rounds.append(ended - began)
+    return min(rounds) / _CALLS
+
+
+def install_expert_products(
+    model: nn.Module,
+    multiply: GatheredMatmul,
+    *,
+    each: int,
+    always: bool,
+    most_rows: int = MAX_ROWS,
+    tried: Sequence[int] = TRIED_ROWS,
+    timer: Timer = seconds,
+) -> list[ExpertsChoice]:
+    """Have the model's experts multiply by the kernel; returns what was chosen.
+
+    Every kind of experts is tried once, with `each` experts a row and the numbers of rows
+    in `tried` that are no more than `most_rows`. `always`: the kernel serves wherever it is right, for equal bits.
+    """
+    if not always:
+        tried = [rows for rows in tried if rows <= max(1, most_rows)]
+    choices: dict[tuple[object, ...], ExpertsChoice] = {}
+    for module in model.modules():
+        names = _PARTS.get(type(module).__name__, ())
+        parts = [module.get(name) for name in names]
+        if not parts or any(not _is_quantized(part) for part in parts):
+            continue
+        experts = _Experts(module, parts, multiply)
+        kind = experts.kind
+        if kind not in choices:
+            choices[kind] = experts.chosen(tried, each, always=always, timer=timer)
+            _log(choices[kind], kind)
+        if choices[kind].most_rows:
+            experts.install(choices[kind].most_rows)
+    return list(choices.values())
+
+
+class _Experts:
+    """One layer's experts as the kernel takes them."""
+
+    def __init__(
+        self, module: Any, parts: Sequence[Any], multiply: GatheredMatmul
+    ) -> None:
+        self._module = module
+        self._parts = parts
+        self._multiply = multiply
+        self._weights = [_stacked(part) for part in parts]
+        kind = type(module)
+        # A model that was served before has a replaced call already.
+        self._definition = getattr(kind.__call__, "definition", kind.__call__)
+
+    @property
+    def kind(self) -> tuple[object, ...]:
+        """What the speed depends on."""
+        sizes = []
+        for weights in self._weights:
+            packed = weights.weight
+            sizes.append((packed.words.shape, packed.format, packed.scales.dtype))
+        return (type(self._module).__name__, self._weights[0].num_experts, *sizes)
+
+    def install(self, most_rows: int) -> None:
+        """Let the module compute by the kernel up to so many rows."""
+
+        def call(module: nn.Module, x: mx.array, indices: mx.array) -> mx.array:
+            each = indices.shape[-1]
+            if indices.size // each > most_rows or indices.size > MAX_PAIRS:
+                output: mx.array = self._definition(module, x, indices)
+                return output
+            return self.multiplied(x, indices)
+
+        call.definition = self._definition  # type: ignore[attr-defined]
+        replace_call(self._module, call)
+
+    def multiplied(self, x: mx.array, indices: mx.array) -> mx.array:
+        """`x` `[..., in]` through the experts `[..., each]`: `[..., each, in]`."""
+        experts = indices.reshape(-1).astype(mx.uint32)
+        rows = x.reshape(-1, x.shape[-1])
+        *first, last = range(len(self._parts))
+        inner = [self._product(part, rows, experts) for part in first]
+        hidden = self._module.activation(*inner)
+        out = self._product(last, hidden, experts)
+        return out.reshape(*indices.shape, out.shape[-1])
+
+    def _product(self, part: int, x: mx.array, experts: mx.array) -> mx.array:
+        product = self._multiply(x, self._weights[part], experts)
+        layer = self._parts[part]
+        if "bias" in layer:
+            product = product + layer["bias"][experts]
+        return product
+
+    def defined(self, x: mx.array, indices: mx.array) -> mx.array:
+        """What the definition computes."""
+        output: mx.array = self._definition(self._module, x, indices)
+        return output
+
+    def chosen(
+        self,
+        tried: Sequence[int],
+        each: int,
+        *,
+        always: bool,
+        timer: Timer,
+    ) -> ExpertsChoice:
+        """Hold the kernel against the definition, and time both."""
+        for weights in self._weights:
+            why = refusal(weights.weight, self._dtype)
+            if why is not None:
+                return ExpertsChoice({}, 0, why)
+        taken: dict[int, tuple[float, float]] = {}
+        most_rows = 0
+        for rows in tried:
+            x, indices = self._random(rows, each)
+            if indices.size > MAX_PAIRS:
+                break
+            why = self._fault(x, indices)
+            if why is not None:
+                return ExpertsChoice({}, 0, why)
+            if not always:
+                ours = timer(self.multiplied, x, indices)
+                theirs = timer(self.defined, x, indices)
+                taken[rows] = (ours, theirs)
+                if ours > theirs:
+                    break
+            most_rows = rows
+        return ExpertsChoice(taken, most_rows)
+
+    @property
+    def _dtype(self) -> mx.Dtype:
+        packed = self._weights[0].weight
+        if packed.format.mode == "affine":
+            return packed.scales.dtype
+        return mx.bfloat16
+
+    def _random(self, rows: int, each: int) -> tuple[mx.array, mx.array]:
+        """Rows, and different experts for each of them."""
+        random = np.random.default_rng(rows)
+        count = self._weights[0].num_experts
+        choices = [random.permutation(count)[:each] for _ in range(rows)]
+        width = self._weights[0].weight.width
+        x = random.standard_normal((rows, width), dtype=np.float32)
+        indices = mx.array(np.stack(choices).astype(np.uint32))
+        return mx.array(x).astype(self._dtype), indices
+
+    def _fault(self, x: mx.array, indices: mx.array) -> str | None:
+        """What is wrong with the kernel's numbers; None if nothing is."""
+        try:
+            given = self.multiplied(x, indices).astype(mx.float32)
+            expected = self.defined(x, indices).astype(mx.float32)
+            largest = mx.maximum(mx.abs(expected).max(), 1e-6)
+            distance = float(np.array(mx.abs(given - expected).max() / largest))
+        except (RuntimeError, ValueError, UnsupportedModelError) as error:
+            return f"the kernel fails: {error}"
+        if distance <= _TOLERANCE[x.dtype]:  # false for NaN
+            return None
+        return f"the kernel's experts differ from MLX's by {distance:.1e}"
+
+
+def _is_quantized(part: Any) -> bool:
+    """True for mlx-lm's quantized experts without a scale for all weights."""
+    if type(part).__name__ != "QuantizedSwitchLinear":
+        return False
+    return getattr(part, "global_scale", None) is None
+
+
+def _stacked(part: Any) -> ExpertWeights:
+    """The experts' weights below each other; they share the layer's memory."""
+    form = WeightFormat(part.bits, part.group_size, part.mode)
+    biases = part.get("biases")
+    if biases is not None:
+        biases = biases.reshape(-1, biases.shape[-1])
+    words = part["weight"]
+    scales = part["scales"]
+    weight = PackedWeight(
+        words.reshape(-1, words.shape[-1]),
+        scales.reshape(-1, scales.shape[-1]),
+        biases,
+        form,
+    )
+    mx.eval(weight.words, weight.scales)
+    return ExpertWeights(weight, words.shape[0])
+
+
+def _log(choice: ExpertsChoice, kind: tuple[object, ...]) -> None:
+    if choice.refused is not None:
+        logger.info("MLX multiplies by %s experts: %s", kind[1], choice.refused)
