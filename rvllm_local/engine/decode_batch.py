@@ -39,10 +39,12 @@ def row_groups(
     layout: KVLayout,
     rows: Sequence[DecodeRow],
     size: int | None,
+    *,
+    pads: bool = True,
 ) -> list[tuple[Sequence[DecodeRow], int]]:
     """The calls of one step: rows of each call, and how many of them are real.
 
-    With a `size` every call has exactly so many rows.
+    With a `size` every call has exactly so many rows, or without `pads` at most so many.
     """
     if size is None:
         return [(rows, len(rows))]
@@ -50,7 +52,7 @@ def row_groups(
     for start in range(0, len(rows), size):
         group = list(rows[start : start + size])
         num_real = len(group)
-        while len(group) < size:
+        while pads and len(group) < size:
             group.append(padding_row(layout, group[0]))
         groups.append((group, num_real))
     return groups

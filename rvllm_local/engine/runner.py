@@ -64,7 +64,8 @@ class ModelRunner:
 
     With `row_group` every shape that the arithmetic sees depends on the sequence alone:
     prompts go in tiles of one block, decode calls have exactly `row_group` rows, and
-    attention goes row by row (the deterministic mode).
+    attention goes row by row (the deterministic mode). Without `pads_groups` a call may
+    have fewer rows: their number changes no bit.
     """
 
     def __init__(
@@ -85,12 +86,14 @@ class ModelRunner:
         self._compiled = compiled
         self._adapters = adapters or AdapterChoice(0)
         self.row_group: int | None = None
+        self.pads_groups = True
         self.weight_form = "as stored"  # for people
         self._draws_on_host = mx.default_device() == mx.Device(mx.cpu)
 
-    def make_deterministic(self, row_group: int) -> None:
+    def make_deterministic(self, row_group: int, *, pads: bool = True) -> None:
         """From now on a sequence's results depend on nothing but itself."""
         self.row_group = row_group
+        self.pads_groups = pads
 
     @property
     def backend_name(self) -> str:
@@ -313,10 +316,15 @@ class ModelRunner:
         previous: mx.array | None,
     ) -> SampledTokens:
         parts = []
-        for group, num_real in row_groups(self.layout, rows, self.row_group):
+        for group, num_real in self._groups(rows):
             tokens = self._tokens(group, previous)
             parts.append(compiled.greedy(group, tokens, num_real))
         return SampledTokens(joined(parts))
+
+    def _groups(
+        self, rows: Sequence[DecodeRow]
+    ) -> list[tuple[Sequence[DecodeRow], int]]:
+        return row_groups(self.layout, rows, self.row_group, pads=self.pads_groups)
 
     def decode(
         self, rows: Sequence[DecodeRow], previous: mx.array | None = None
@@ -329,7 +337,7 @@ class ModelRunner:
             if len(groups) > 1:  # as at a sequence's first token
                 return self._decode_by_state(rows, groups, previous)
         parts = []
-        for group, num_real in row_groups(self.layout, rows, self.row_group):
+        for group, num_real in self._groups(rows):
             logits = self._decode_call(group, previous)
             parts.append(logits[:num_real])
         return joined(parts)

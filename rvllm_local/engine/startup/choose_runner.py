@@ -31,7 +31,7 @@ from rvllm_local.engine.startup.result_cache import (
 )
 from rvllm_local.engine.startup.selfcheck import (
     find_agreeing_runner,
-    rows_are_independent,
+    make_rows_independent,
 )
 from rvllm_local.errors import UnsupportedModelError
 from rvllm_local.memory.arena import Arena
@@ -82,7 +82,6 @@ def choose_runner(
     row_group = 0
     if options.deterministic:
         row_group = _row_group(parts, runner, known_result)
-        runner.make_deterministic(row_group)
     if not options.self_check:
         return runner, None
     if known_result is not None:
@@ -104,10 +103,21 @@ def _row_group(
     runner: ModelRunner,
     known_result: StartupResult | None,
 ) -> int:
-    """Rows of a decode call in the deterministic mode."""
+    """Make the runner deterministic; returns the rows of a decode call.
+
+    Only our products may give a row the same bits among any number of rows.
+    """
     if known_result is not None:
-        return known_result.row_group
-    return rows_are_independent(runner, parts.kv, parts.loaded.vocab_size)
+        runner.make_deterministic(known_result.row_group)
+    else:
+        make_rows_independent(
+            runner,
+            parts.kv,
+            parts.loaded.vocab_size,
+            tries_fewer=default_backend() != "none",
+        )
+    assert runner.row_group is not None
+    return runner.row_group
 
 
 def _kernels_or_reference(

@@ -27,6 +27,7 @@ _LENGTHS = (39, 8)  # tokens; the first crosses a block boundary
 _CHUNK = 23
 _DECODE_STEPS = 2
 _ROW_GROUP = 16  # rows of a decode call in the deterministic mode
+_FEWER_ROWS = (2, 3, 5, 8, 12, 16)  # in each of a compiled step's sizes
 # Shares of the largest logit.
 _TOLERANCE = {
     mx.float32: 1e-3,
@@ -133,56 +134,82 @@ def _mode_in_words(mode: RunMode) -> str:
     return "row by row"
 
 
-def rows_are_independent(
+def make_rows_independent(
     runner: ModelRunner,
     kv: KVTables,
     vocab_size: int,
-) -> int:
-    """The rows that a decode call may have in the deterministic mode.
+    *,
+    tries_fewer: bool = False,
+) -> None:
+    """Put the runner in the deterministic mode, with the rows that a call may have.
 
     `_ROW_GROUP` if a row's logits are the same bit for bit, wherever it stands in such
-    a call and whoever stands beside it; else 1.
+    a call and whoever stands beside it; else 1. With `tries_fewer` a call has no
+    padding if they are the same among any fewer, too.
     """
-    runner.make_deterministic(_ROW_GROUP)
     prompts = check_prompts(vocab_size)
     tables = [kv.new_sequence() for _ in prompts]
     try:
         rows = []
+        runner.make_deterministic(_ROW_GROUP)
         for row, prompt in zip(tables, prompts, strict=True):
             kv.grow(row, len(prompt))
             runner.prefill(row, 0, prompt[:-1])
             rows.append(DecodeRow(row, len(prompt) - 1, prompt[-1]))
-        if _bits_are_kept(runner, *rows):
-            return _ROW_GROUP
-        return 1
+        subject = _Subject(runner, *rows)
+        if tries_fewer:
+            runner.make_deterministic(_ROW_GROUP, pads=False)
+            if subject.keeps_bits(_FEWER_ROWS, every_place=False):
+                return
+        runner.make_deterministic(_ROW_GROUP)
+        if not subject.keeps_bits((_ROW_GROUP,), every_place=True):
+            runner.make_deterministic(1)
     finally:
         for row in tables:
             kv.release(row)
 
 
-def _bits_are_kept(
-    runner: ModelRunner,
-    neighbour: DecodeRow,
-    subject: DecodeRow,
-) -> bool:
-    """True if the subject's logits are the same alone and at any index of a group.
+class _Subject:
+    """A row whose logits must be the same alone and beside a neighbour.
 
     The subject is the shorter one: neighbours may make it wider, never narrower.
     """
-    states = []
-    for row in (neighbour, subject):
-        state = row.tables.state
-        states.append((state, state.batch, state.row))
-    expected = runner.decode([subject])[0]
-    for index in range(1, _ROW_GROUP):
-        for state, batch, number in states:
+
+    def __init__(
+        self,
+        runner: ModelRunner,
+        neighbour: DecodeRow,
+        subject: DecodeRow,
+    ) -> None:
+        self._runner = runner
+        self._neighbour = neighbour
+        self._row = subject
+        self._states = []
+        for row in (neighbour, subject):
+            state = row.tables.state
+            self._states.append((state, state.batch, state.row))
+
+    def keeps_bits(self, sizes: Sequence[int], *, every_place: bool) -> bool:
+        """True if the logits are those of the row alone in calls of these sizes.
+
+        Without `every_place` it stands first, and last.
+        """
+        expected = self._decoded([self._row])[0]
+        for size in sizes:
+            places = range(size) if every_place else (0, size - 1)
+            for place in places:
+                rows = [self._neighbour] * size
+                rows[place] = self._row
+                logits = self._decoded(rows)[place]
+                if not bool(mx.array_equal(logits, expected).item()):
+                    return False
+        return True
+
+    def _decoded(self, rows: list[DecodeRow]) -> mx.array:
+        """The logits, from the states that the rows began with."""
+        for state, batch, number in self._states:
             state.put(batch, number)
-        rows = [neighbour] * _ROW_GROUP
-        rows[index] = subject
-        logits = runner.decode(rows)[index]
-        if not bool(mx.array_equal(logits, expected).item()):
-            return False
-    return True
+        return self._runner.decode(rows)
 
 
 def check_prompts(vocab_size: int) -> list[list[int]]:

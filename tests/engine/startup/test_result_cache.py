@@ -42,7 +42,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def proofs(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """What was proven so far, by name."""
     done: list[str] = []
-    for name in ("find_agreeing_runner", "measure_scratch", "rows_are_independent"):
+    for name in ("find_agreeing_runner", "measure_scratch", "make_rows_independent"):
         honest = getattr(choose_runner, name)
 
         def counted(
@@ -96,7 +96,11 @@ def test_the_deterministic_mode_is_remembered_with_its_rows(
 ) -> None:
     options = replace(OPTIONS, deterministic=True)
     first = answer(folder, options)
-    assert proofs == ["find_agreeing_runner", "rows_are_independent", "measure_scratch"]
+    assert proofs == [
+        "find_agreeing_runner",
+        "make_rows_independent",
+        "measure_scratch",
+    ]
     assert answer(folder, options) == first
     assert len(proofs) == 3
 
