@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import functools
+import math
 import os
 import statistics
 import subprocess
@@ -220,6 +221,7 @@ def parsed_arguments() -> argparse.Namespace:
     parser.add_argument("--shape", choices=SHAPES, default="1b")
     parser.add_argument("--bits", type=int, choices=(4, 8), help="quantized weights")
     parser.add_argument("--deterministic", action="store_true")
+    parser.add_argument("--no-peer", action="store_true", help="measure only ours")
     parser.add_argument("--without", nargs="+", choices=PARTS, default=[])
     return parser.parse_args()
 
@@ -254,7 +256,9 @@ def measure_all(args: argparse.Namespace, loaded: LoadedModel) -> None:
         batch = prompts(rows, context, SHAPES[args.shape]["vocab_size"])
         pairs = []
         for _ in range(args.rounds):
-            peer = peer_apart(rows, context, model_flags)
+            peer = math.nan
+            if not args.no_peer:
+                peer = peer_apart(rows, context, model_flags)
             engine = engine_once(loaded, batch, deterministic=args.deterministic)
             pairs.append((peer, engine))
         name = f"{rows} x {context:,}"

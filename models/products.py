@@ -6,6 +6,7 @@ A shape whose numbers differ, or that no kernel takes, stays with MLX's.
 
 from __future__ import annotations
 
+import functools
 import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -29,6 +30,7 @@ from rvllm_local.metal_kernels.quantized_matmul import (
 logger = logging.getLogger(__name__)
 
 ROW_TILES = (1, 2, 4, 8, 16, 32)
+PIECED_TILES = (64, 128)  # so many rows go through a kernel in pieces
 _CALLS = 8  # of one timing
 _ROUNDS = 3
 # Of the largest result: both products round, and MLX's also rounds its weights.
@@ -79,6 +81,23 @@ def mlx_product(x: mx.array, weight: PackedWeight) -> mx.array:
     )
 
 
+def in_pieces(kernel: Product, x: mx.array, weight: PackedWeight) -> mx.array:
+    """The kernel's product of any number of rows."""
+    if len(x) <= MAX_ROWS:
+        return kernel(x, weight)
+    parts = []
+    for start in range(0, len(x), MAX_ROWS):
+        parts.append(kernel(x[start : start + MAX_ROWS], weight))
+    return mx.concatenate(parts, axis=0)
+
+
+def _whole(kernel: Product, rows: int) -> Product:
+    """What multiplies so many rows by the kernel."""
+    if rows <= MAX_ROWS:
+        return kernel
+    return functools.partial(in_pieces, kernel)
+
+
 def seconds(product: Product, x: mx.array, weight: PackedWeight) -> float:
     """The quickest of some rounds: what a call takes on a busy device."""
     mx.eval(product(x, weight))
@@ -112,8 +131,9 @@ class QuantizedProducts:
         if always:
             self._kernels = self._kernels[:1]
         else:
-            largest = _tile_of(min(most_rows, MAX_ROWS))
-            self._tiles = [tile for tile in ROW_TILES if tile <= largest]
+            largest = _tile_of(min(most_rows, PIECED_TILES[-1]))
+            tiles = ROW_TILES + PIECED_TILES
+            self._tiles = [tile for tile in tiles if tile <= largest]
         self._always = always
         self._timer = timer
         self.choices: dict[ProductShape, ShapeChoice] = {}
@@ -125,14 +145,14 @@ class QuantizedProducts:
         kernel = self._kernel_for(x, weight, rows)
         if kernel is None:
             return mlx_product(x, weight)
-        flat = kernel(x.reshape(rows, width), weight)
+        flat = in_pieces(kernel, x.reshape(rows, width), weight)
         return flat.reshape(*x.shape[:-1], flat.shape[-1])
 
     def _kernel_for(
         self, x: mx.array, weight: PackedWeight, rows: int
     ) -> QuantizedMatmul | None:
         """The kernel for so many rows; None where MLX's product serves."""
-        if not 1 <= rows <= MAX_ROWS:
+        if not 1 <= rows <= PIECED_TILES[-1]:
             return None
         shape = _shape_of(weight, x.dtype)
         choice = self.choices.get(shape)
@@ -175,7 +195,9 @@ class QuantizedProducts:
 
     def _times(self, x: mx.array, weight: PackedWeight) -> list[float]:
         """Seconds of each kernel, and of MLX's product last."""
-        products: list[Product] = [*self._kernels, mlx_product]
+        products: list[Product] = [mlx_product]
+        for kernel in reversed(self._kernels):
+            products.insert(0, _whole(kernel, len(x)))
         times = []
         for product in products:
             times.append(self._timer(product, x, weight))
@@ -290,7 +312,7 @@ def _shape_of(weight: PackedWeight, dtype: mx.Dtype) -> ProductShape:
 
 def _tile_of(rows: int) -> int:
     """The smallest tile that holds so many rows."""
-    for tile in ROW_TILES:
+    for tile in ROW_TILES + PIECED_TILES:
         if tile >= rows:
             return tile
     raise AssertionError(f"{rows} rows are more than the largest tile")
@@ -301,7 +323,7 @@ def _difference(
 ) -> str | None:
     """What is wrong with the kernel's numbers beside MLX's; None if nothing is."""
     expected = mlx_product(x, weight).astype(mx.float32)
-    given = multiply(x, weight).astype(mx.float32)
+    given = in_pieces(multiply, x, weight).astype(mx.float32)
     error = mx.abs(given - expected).max()
     largest = mx.abs(expected).max()
     largest = mx.maximum(largest, 1e-6)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 
 import mlx.core as mx
@@ -107,6 +108,25 @@ def test_no_more_rows_are_tried_than_can_come() -> None:
     products = QuantizedProducts([multiply], always=False, most_rows=3, timer=timer)
     install_products(block(), products, mx.float32)
     assert {tuple(choice.served) for choice in products.choices.values()} == {(1, 2, 4)}
+
+
+def test_more_rows_go_through_the_kernel_in_pieces() -> None:
+    module, multiply = block(), kernel()
+    x = mx.random.normal((40, 1, WIDTH))
+    expected = module(x)
+    mx.eval(expected)
+
+    def timer(product: Product, x: mx.array, weight: PackedWeight) -> float:
+        if isinstance(product, functools.partial):
+            return 1.0
+        return 3.0 if product is multiply else 2.0
+
+    products = QuantizedProducts([multiply], always=False, most_rows=40, timer=timer)
+    install_products(module, products, mx.float32)
+    assert {tuple(choice.served) for choice in products.choices.values()} == {(64,)}
+    launches = multiply.counter.snapshot()["quantized_matmul"]
+    assert mx.allclose(module(x), expected, atol=1e-4)
+    assert multiply.counter.snapshot()["quantized_matmul"] == launches + 4
 
 
 def test_joined_projections_go_to_the_kernel() -> None:
