@@ -182,9 +182,9 @@ def _backend() -> Finding:
 
 
 def _kernels(say: Callable[[str], None]) -> tuple[list[Finding], dict[str, Any]]:
-    """Every variant against the float64 oracle, and GB/s of each kernel beside a plain copy."""
+    """Every variant against the float64 oracle, GB/s beside a plain copy, products beside MLX's."""
     from rvllm_local.metal_kernels import default_backend
-    from rvllm_local.metal_kernels.proof import bandwidth, suite
+    from rvllm_local.metal_kernels.proof import bandwidth, product_times, suite
 
     backend = default_backend()
     if backend == "none":
@@ -202,6 +202,8 @@ def _kernels(say: Callable[[str], None]) -> tuple[list[Finding], dict[str, Any]]
         )
     copy, rows = bandwidth.measure(scale=1 if backend == "cuda" else 4)
     say(bandwidth.table(copy, rows))
+    products = list(product_times.measure_products())
+    say(product_times.product_table(products))
     measured = [
         {**dataclasses.asdict(row), "bytes_per_s": row.bytes_per_s} for row in rows
     ]
@@ -212,6 +214,7 @@ def _kernels(say: Callable[[str], None]) -> tuple[list[Finding], dict[str, Any]]
         "checks": results,
         "copy_bytes_per_s": copy,
         "bandwidth": measured,
+        "products": [dataclasses.asdict(time) for time in products],
     }
 
 
