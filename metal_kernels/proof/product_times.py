@@ -136,17 +136,20 @@ def _expert_calls(
     layer: Layer, weight: PackedWeight, x: mx.array
 ) -> tuple[Build, dict[str, Build]]:
     random = np.random.default_rng(len(x))
-    chosen = [random.permutation(layer.experts)[:_EXPERTS_A_ROW] for _ in range(len(x))]
-    experts = mx.array(np.stack(chosen).astype(np.uint32))
-    parts = []
-    for part in (weight.words, weight.scales, weight.biases):
-        assert part is not None
-        parts.append(part.reshape(layer.experts, layer.outs, -1))
-    mx.eval(experts, *parts)
+    by_row = [random.permutation(layer.experts)[:_EXPERTS_A_ROW] for _ in range(len(x))]
+    experts = mx.array(np.stack(by_row).astype(np.uint32))
+    size = (layer.experts, layer.outs, -1)
+    assert weight.biases is not None
+    words = weight.words.reshape(size)
+    scales = weight.scales.reshape(size)
+    biases = weight.biases.reshape(size)
+    mx.eval(experts, words, scales, biases)
     theirs = functools.partial(
         mx.gather_qmm,
         x[:, None, None],
-        *parts,
+        words,
+        scales,
+        biases,
         rhs_indices=experts,
         transpose=True,
         group_size=FORMAT.group_size,

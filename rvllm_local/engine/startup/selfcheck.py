@@ -197,10 +197,10 @@ class _Subject:
         expected = self._decoded([self._row])[0]
         for size in sizes:
             places = range(size) if every_place else (0, size - 1)
-            for place in places:
+            for index in places:
                 rows = [self._neighbour] * size
-                rows[place] = self._row
-                logits = self._decoded(rows)[place]
+                rows[index] = self._row
+                logits = self._decoded(rows)[index]
                 if not bool(mx.array_equal(logits, expected).item()):
                     return False
         return True
