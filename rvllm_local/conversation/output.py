@@ -13,7 +13,10 @@ from rvllm_local.text.reasoning import ReasoningSplitter
 from rvllm_local.text.tools import (
     ContentDelta,
     Piece,
+    ReasoningDelta,
     ThoughtClosed,
+    ToolCallDelta,
+    ToolCallEnd,
     ToolCallFailed,
     ToolCallStart,
     ToolParser,
@@ -22,6 +25,7 @@ from rvllm_local.text.tools import (
 from rvllm_local.types import FinishReason
 
 _CALLS = (ToolCallStart, ToolCallFailed)
+_PARTS_OF_CALLS = (ToolCallStart, ToolCallDelta, ToolCallEnd)
 
 
 class OutputParser:
@@ -45,6 +49,7 @@ class OutputParser:
         self._drops_space = drops_space
         self._family, self._given_tools = tool_family, tools
         self._has_called = False
+        self._thought: list[str] = []  # text of thoughts, where it may hold calls
         self._tools = self._new_tools()
         self._reasoning: ReasoningSplitter | None = None
         if reasoning_start is not None and reasoning_end is not None:
@@ -97,7 +102,23 @@ class OutputParser:
             pieces = self._read_calls(self._reasoning.finish(is_cut))
         if self._tools is not None:
             pieces.extend(self._tools.finish(is_cut))
+        if self._reasoning is not None and self._reasoning.is_thinking and not is_cut:
+            pieces.extend(self._calls_in_thought())
         return pieces
+
+    def _calls_in_thought(self) -> list[Piece]:
+        """Calls in a thought that the model ended with its turn: they were meant.
+
+        They have been shown as a part of the thought already.
+        """
+        parser = self._new_tools()
+        if parser is None or self._has_called:
+            return []
+        text = "".join(self._thought)
+        pieces = [*parser.feed(text), *parser.finish()]
+        if any(isinstance(piece, ToolCallFailed) for piece in pieces):
+            return []
+        return [piece for piece in pieces if isinstance(piece, _PARTS_OF_CALLS)]
 
     def _new_tools(self) -> ToolParser | None:
         if self._family is None:
@@ -115,6 +136,8 @@ class OutputParser:
                 read.extend(self._closed(read))
             else:
                 read.append(piece)
+            if isinstance(piece, ReasoningDelta):
+                self._thought.append(piece.text)
         if any(isinstance(piece, _CALLS) for piece in read):
             self._has_called = True
         return read

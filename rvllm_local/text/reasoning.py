@@ -22,6 +22,7 @@ class ReasoningSplitter(PieceReader):
     def __init__(self, start_tag: str, end_tag: str, starts_inside: bool) -> None:
         self._start_tag, self._end_tag = start_tag, end_tag
         self._inside = starts_inside
+        self.is_thinking = starts_inside  # a thought is open
         self._last = ""  # character of the content
         self._was_thinking = False  # blanks after a thought are dropped, those of an answer without one are not
         super().__init__()
@@ -34,12 +35,14 @@ class ReasoningSplitter(PieceReader):
                 break
             held, inside = "" if text == self._start_tag else text, False
             self._space, self._is_started, self._was_thinking = "", False, True
+            self.is_thinking = True
             if (
                 yield from self._until(
                     (self._end_tag,), self._think, held=self._replayed(held)
                 )
             ) == END:
                 return
+            self.is_thinking = False
             self._space = ""
         yield from self._answer(text)
         self._flush_space()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -9,6 +11,7 @@ from hypothesis import strategies as st
 from rvllm_local.conversation.output import OutputParser
 from rvllm_local.text.families import OutputStyle
 from rvllm_local.text.reasoning import ReasoningSplitter
+from rvllm_local.types import FinishReason
 from tests.text.outputs import CALL, HERMES, TOOLS, Read, joined, run
 
 THINK = ("<think>", "</think>")
@@ -116,6 +119,23 @@ def test_calls_come_after_a_thought_without_its_start_tag() -> None:
     parser = OutputParser.for_style(style, tools=TOOLS)
     read = joined(run(parser, [f"{HERMES}</think>So."]))
     assert (read.calls, read.content) == ([CALL], "So.")
+
+
+@pytest.mark.parametrize("inside", [True, False])
+def test_a_turn_that_ends_in_a_thought_with_a_call_calls(inside: bool) -> None:
+    """Models forget the end tag, and speak of calls in thoughts that they do close."""
+    style = OutputStyle("hermes", *THINK)
+    start = "" if inside else THINK[0]
+
+    def read(text: str, **finish: Any) -> Read:
+        parser = OutputParser.for_style(style, tools=TOOLS, starts_inside=inside)
+        return joined([*parser.feed(start + text), *parser.finish(**finish)])
+
+    unclosed = read(f"I look.\n{HERMES}")
+    assert (unclosed.calls, unclosed.reasoning) == ([CALL], f"I look.\n{HERMES}")
+    assert read(f"I look.\n{HERMES}</think>So.").calls == []
+    assert read(f"I look.\n{HERMES}", reason=FinishReason.LENGTH).calls == []
+    assert read("I could write <tool_call> here.").calls == []
 
 
 def test_calls_come_after_thinking() -> None:

@@ -5,9 +5,14 @@ JSON that turns out to be no call is content.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from typing import Any
+
 from rvllm_local.text import tags
 from rvllm_local.text.tools.json_calls import JSONReader
-from rvllm_local.text.tools.reader import END, Reading
+from rvllm_local.text.tools.parameters import schemas_of
+from rvllm_local.text.tools.python_calls import python_calls
+from rvllm_local.text.tools.reader import END, MalformedCallError, Reading
 
 
 class JSONParser(JSONReader):
@@ -69,6 +74,10 @@ class Llama3Parser(JSONParser):
     opening: str = tags.PYTHON_TAG
     strays: tuple[str, ...] = ()
 
+    def __init__(self, tools: Sequence[Mapping[str, Any]] = ()) -> None:
+        self._names = schemas_of(tools).keys()
+        super().__init__()
+
     def _parse(self) -> Reading[None]:
         yield from self._calls()
         every = (self.opening, *self.strays)
@@ -83,6 +92,9 @@ class Llama3Parser(JSONParser):
             if first != "{" and self.strays:
                 self._put_back(first)
                 continue
+            if first.isalpha():  # a tool that the model was trained with
+                yield from self._call(tag + first, self._code(first), ())
+                continue
             while tag or first == "{":
                 self._put_back(first)
                 yield from self._call(tag + first, self._body(), ())
@@ -93,6 +105,18 @@ class Llama3Parser(JSONParser):
                     pass
             self._put_back(first)
         self._flush_space()
+
+    def _code(self, first: str) -> Reading[None]:
+        """`brave_search.call(query="...")`, up to the end of the output."""
+        parts = [first]
+        yield from self._until((), parts.append)
+        calls = python_calls("".join(parts).strip())
+        name = calls[0][0].removesuffix(".call")
+        if len(calls) != 1 or name not in self._names:
+            raise MalformedCallError("it is not one call of a tool that was given")
+        self._start_call(name)
+        self._arguments(calls[0][1])
+        self._end_call()
 
 
 class Llama4Parser(Llama3Parser):

@@ -107,19 +107,31 @@ class JSONReader(PieceReader):
                 take(f"\\u{ord(char):04x}" if char < " " else char)
 
     def _json_escape(self, take: Take, quote: str) -> Reading[None]:
+        """An escape; a backslash that begins none is one that is meant: `\\d`, `C:\\x`."""
         char = yield from self._next()
-        text = "\\" + char
+        if char == END:
+            raise _unexpected(char)
         if char == "'" == quote:
-            text = char
+            take(char)
+        elif char in _ESCAPES:
+            take("\\" + char)
         elif char == "u":
-            for _ in range(4):
-                digit = yield from self._next()
-                if digit == END or digit not in "0123456789abcdefABCDEF":
-                    raise MalformedCallError("its JSON holds a broken \\u escape")
-                text += digit
-        elif char not in _ESCAPES:
-            raise MalformedCallError("its JSON holds an unknown escape")
-        take(text)
+            yield from self._json_code_point(take)
+        else:
+            take("\\\\")
+            self._put_back(char)
+
+    def _json_code_point(self, take: Take) -> Reading[None]:
+        """Four digits behind `\\u`; without them it is a backslash and a letter."""
+        digits = ""
+        while len(digits) < 4:
+            digit = yield from self._next()
+            if digit == END or digit not in "0123456789abcdefABCDEF":
+                take("\\\\u" + digits)
+                self._put_back(digit)
+                return
+            digits += digit
+        take("\\u" + digits)
 
     def _json_scalar(self, first: str, take: Take) -> Reading[None]:
         text = first
@@ -196,6 +208,10 @@ class JSONReader(PieceReader):
                 self._put_back(following)
                 return separator
             separator = following
+        if separator == "<" and self._is_started and self._raw is not None:
+            # The call's closing tag: models forget the last brace.
+            self._put_back(separator)
+            return "}"
         if separator != "}":
             raise _unexpected(separator)
         return separator

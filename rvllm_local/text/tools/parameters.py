@@ -5,12 +5,15 @@ Which arguments are strings, the tools' schemas say; without them, what reads as
 
 from __future__ import annotations
 
+import ast
 import json
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rvllm_local.text import tags
 from rvllm_local.text.tools.json_calls import MAX_NAME, JSONReader, loads
+from rvllm_local.text.tools.python_values import PYTHON_ERRORS, python_value
 from rvllm_local.text.tools.reader import (
     END,
     MAX_CALL_CHARS,
@@ -19,6 +22,15 @@ from rvllm_local.text.tools.reader import (
 )
 
 _PYTHON_WORDS = {"True": "true", "False": "false", "None": "null"}
+_OPENED_PARAMETER = re.compile(r"\n<parameter=([^>\n]{1,256})>(?=\n)")
+_JSON_TYPES: Mapping[type[Any], tuple[str, ...]] = {
+    bool: ("boolean",),
+    int: ("integer", "number"),
+    float: ("number", "integer"),
+    list: ("array",),
+    dict: ("object",),
+    type(None): ("null",),
+}
 
 
 class ParameterReader(JSONReader):
@@ -65,37 +77,77 @@ class Qwen3CoderParser(ParameterReader):
         every = (opening, closing, *tags.FUNCTION)
         while (tag := (yield from self._until(every, self._content))) != END:
             if tag == opening:
-                yield from self._call(tag, self._wrapped(closing), (closing,))
-            elif tag == "<function=":
-                yield from self._call(tag, self._function(), ("</function>",))
+                yield from self._block(tag, closing)
+            elif tag == tags.FUNCTION[0]:
+                yield from self._call(tag, self._unwrapped(), tags.FUNCTION[1:])
         self._flush_space()
 
-    def _wrapped(self, closing: str) -> Reading[None]:
-        yield from self._expect_solid("<function=")
-        yield from self._function(ends_here=False)
+    def _block(self, opening: str, closing: str) -> Reading[None]:
+        """The calls up to the closing tag, which the last one reads."""
+        self._has_more = True
+        begun = ""  # what has been read of a call's own tag
+        while self._has_more:
+            self._has_more = False
+            body = self._wrapped(closing, begun)
+            yield from self._call(opening + begun, body, (closing,))
+            opening, begun = "", tags.FUNCTION[0][:2]
+
+    def _wrapped(self, closing: str, begun: str) -> Reading[None]:
         first = yield from self._next_solid()
+        self._put_back(first)
+        if first == "{" and not begun:  # as other models of the family write calls
+            yield from self._json_call()
+            is_closed = False
+        else:
+            yield from self._expect(tags.FUNCTION[0].removeprefix(begun))
+            is_closed = yield from self._function(closing)
+            self._arguments("}")
+        first = END if is_closed else (yield from self._next_solid())
         if first != END:
             self._put_back(first)
-            yield from self._expect(closing)
+            yield from self._expect(closing[:1])
+            second = yield from self._next()
+            self._has_more = second == tags.FUNCTION[0][1]
+            if not self._has_more:
+                self._put_back(second)
+                yield from self._expect(closing[1:])
+        self._end_call()
+
+    def _unwrapped(self) -> Reading[None]:
+        yield from self._function(self.outer[1])
         self._close_arguments()
 
-    def _function(self, ends_here: bool = True) -> Reading[None]:
+    def _function(self, closing: str) -> Reading[bool]:
+        """A function's name and parameters; True if the outer tag has closed it."""
         name, _ = yield from self._text_until((">",), MAX_NAME)
         self._open_arguments(name.strip())
         while True:
             yield from self._expect_solid("<")
             tag, _ = yield from self._text_until((">",), MAX_NAME)
             if tag == "/function":
-                break
+                return False
+            if f"<{tag}>" == closing:
+                return True
             if not tag.startswith("parameter="):
                 raise MalformedCallError(
                     "it holds a tag that is neither a parameter nor the end"
                 )
             value, _ = yield from self._text_until(("</parameter>",), MAX_CALL_CHARS)
-            value = value.removeprefix("\n").removesuffix("\n")
-            self._argument(tag.removeprefix("parameter=").strip(), value)
-        if ends_here:
-            self._close_arguments()
+            self._parameters_in(tag.removeprefix("parameter=").strip(), value)
+
+    def _parameters_in(self, key: str, value: str) -> None:
+        """A parameter, and those that follow it where closing tags are forgotten.
+
+        Only a parameter of the tool ends a value in this way: it may speak of others.
+        """
+        given_keys = {key}
+        start = 0
+        for match in _OPENED_PARAMETER.finditer(value):
+            if match[1] in self._properties and match[1] not in given_keys:
+                self._argument(key, _without_newlines(value[start : match.start()]))
+                key, start = match[1], match.end()
+                given_keys.add(key)
+        self._argument(key, _without_newlines(value[start:]))
 
 
 class SeedParser(Qwen3CoderParser):
@@ -156,25 +208,60 @@ def mapping(value: Any) -> Mapping[str, Any]:
     return value if isinstance(value, Mapping) else {}
 
 
-def _is_text(schema: Mapping[str, Any]) -> bool:
-    """True if the schema takes strings alone."""
-    if schema.get("type") == "string":
-        return True
+def _without_newlines(text: str) -> str:
+    """A value without the line breaks of its tags."""
+    return text.removeprefix("\n").removesuffix("\n")
+
+
+def _types(schema: Any) -> set[str]:
+    """The types that a schema takes, by name; nothing where it does not say."""
+    schema = mapping(schema)
+    stated = schema.get("type")
+    types = {stated} if isinstance(stated, str) else set()
+    if isinstance(stated, list):
+        types = {name for name in stated if isinstance(name, str)}
     choices = schema.get("enum") or []
     if not choices and "const" in schema:
         choices = [schema["const"]]
-    is_list = isinstance(choices, list) and bool(choices)
-    return is_list and all(isinstance(choice, str) for choice in choices)
+    if not types and isinstance(choices, list):
+        for choice in choices:
+            types.update(_JSON_TYPES.get(type(choice), ("string",)))
+    for name in ("anyOf", "oneOf"):
+        parts = schema.get(name)
+        for part in parts if isinstance(parts, list) else ():
+            types |= _types(part) or set(_ANY_TYPE)
+    return types
+
+
+_ANY_TYPE = frozenset(name for names in _JSON_TYPES.values() for name in names)
 
 
 def json_text(text: str, schema: Any) -> str:
-    """The JSON text of an argument that was written as `text`."""
-    if not _is_text(mapping(schema)):
-        plain = _PYTHON_WORDS.get(text.strip(), text.strip())
-        try:
-            loads(plain)
-        except ValueError:
-            pass
-        else:
-            return plain
+    """The JSON text of an argument that was written as `text`.
+
+    What may be a string is one, unless it reads as another type that the schema takes.
+    """
+    types = _types(schema)
+    if types == {"string"}:
+        return json.dumps(text, ensure_ascii=False)
+    plain = _PYTHON_WORDS.get(text.strip(), text.strip())
+    try:
+        value = loads(plain)
+    except ValueError:
+        value, plain = _python_object(plain, types)
+    kinds = _JSON_TYPES.get(type(value), ("string",))
+    is_wanted = "string" not in types or not types.isdisjoint(kinds)
+    if plain and is_wanted and not (kinds == ("string",) and "string" in types):
+        return plain
     return json.dumps(text, ensure_ascii=False)
+
+
+def _python_object(text: str, types: set[str]) -> tuple[Any, str]:
+    """A list or an object in Python's spelling, and its JSON; nothing if it is none."""
+    if not text.startswith(("{", "[")) or types.isdisjoint(("object", "array")):
+        return None, ""
+    try:
+        value = python_value(ast.parse(text, mode="eval").body)
+        return value, json.dumps(value, ensure_ascii=False, allow_nan=False)
+    except (MalformedCallError, *PYTHON_ERRORS):
+        return None, ""

@@ -9,7 +9,7 @@ import re
 import warnings
 from collections.abc import Mapping, Sequence
 
-from rvllm_local.text.tools.python_values import TAKEN, python_value
+from rvllm_local.text.tools.python_values import PYTHON_ERRORS, TAKEN, python_value
 from rvllm_local.text.tools.reader import MalformedCallError
 
 _NAME = re.compile(r"[A-Za-z_][\w.-]*")
@@ -50,7 +50,7 @@ def python_calls(
         if not calls:
             raise MalformedCallError("it calls nothing")
         return [_python_call(call, parameters or {}) for call in calls]
-    except (SyntaxError, ValueError, TypeError, RecursionError, MemoryError) as error:
+    except PYTHON_ERRORS as error:
         raise MalformedCallError("its code is not a call with plain values") from error
 
 
@@ -62,7 +62,7 @@ def python_object(code: str) -> tuple[str, str]:
             value = python_value(ast.parse(code.strip(), mode="eval").body)
         arguments = value.get("arguments", value.get("parameters", {}))
         text = json.dumps(arguments, ensure_ascii=False, allow_nan=False)
-    except (SyntaxError, ValueError, TypeError, RecursionError, MemoryError) as error:
+    except PYTHON_ERRORS as error:
         raise MalformedCallError("it is no object with plain values") from error
     except AttributeError as error:
         raise MalformedCallError("it is no object") from error

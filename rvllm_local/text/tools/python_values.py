@@ -26,6 +26,8 @@ _LISTS = frozenset({"list", "tuple", "set", "frozenset"})
 _CONVERSIONS: Mapping[str, type[Any]] = {"str": str, "int": int, "float": float}
 # Before a name that is a keyword of Python, where a model uses it as any other.
 TAKEN = "q7z_"
+# What reading Python ends in where it is none, or holds what JSON does not.
+PYTHON_ERRORS = (SyntaxError, ValueError, TypeError, RecursionError, MemoryError)
 
 
 def python_value(node: ast.expr) -> Any:

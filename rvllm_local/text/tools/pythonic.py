@@ -82,10 +82,38 @@ class TaggedPythonicParser(PythonReader):
         self._flush_space()
 
     def _body(self, closing: str) -> Reading[None]:
+        first = yield from self._next_solid()
+        if first == "[":
+            second = yield from self._next_solid()
+            self._put_back(second)
+        else:
+            self._put_back(first)
+            second = first
+            first = ""
+        if second == "{":
+            yield from self._json_calls(closing, is_list=bool(first))
+            return
         code, _ = yield from self._text_until((closing,), MAX_CODE)
         for _ in range(_MOST_CLOSINGS):
             if not ends_in_string(code):
                 break
             more, _ = yield from self._text_until((closing,), MAX_CODE)
             code += closing + more
-        self._write_python(code.strip())
+        self._write_python(first + code.strip())
+
+    def _json_calls(self, closing: str, is_list: bool) -> Reading[None]:
+        """The calls as JSON, which the model is told to write at times."""
+        while True:
+            yield from self._json_call()
+            separator = yield from self._next_solid()
+            if separator != ",":
+                break
+            self._end_call()
+            self._index += 1
+            self._is_started = False
+        if is_list and separator == "]":
+            separator = yield from self._next_solid()
+        if separator != END:
+            self._put_back(separator)
+            yield from self._expect(closing)
+        self._end_call()

@@ -66,8 +66,12 @@ class HermesParser(JSONReader):
             return
         if brace != "{":
             raise MalformedCallError("it is no object")
-        self._put_back(second)
+        is_doubled = second == "{"  # as in the template that explained the form
+        if not is_doubled:
+            self._put_back(second)
         yield from self._json_call(opened=True)
+        if is_doubled:
+            yield from self._expect_solid("}")
         first = yield from self._next_solid()
         if first == "]":
             first = yield from self._next_solid()
@@ -211,7 +215,12 @@ class KimiParser(JSONReader):
             name = call_id.removeprefix("functions.")
             call_id = ""
         self._start_call(name, call_id)
-        yield from self._object_arguments()
+        first = yield from self._next_solid()
+        self._put_back(first)
+        if first in ("<", END):
+            self._arguments("{}")
+        else:
+            yield from self._object_arguments()
         first = yield from self._next_solid()
         if first != END:
             self._put_back(first)
