@@ -7,8 +7,8 @@ each expert itself.
 
 from __future__ import annotations
 
+import functools
 import logging
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -30,6 +30,7 @@ from rvllm_local.metal_kernels.quantized_matmul import (
     refusal,
 )
 from rvllm_local.models.replaced_calls import replace_call
+from rvllm_local.models.timed_calls import busy_seconds
 
 logger = logging.getLogger(__name__)
 
@@ -39,8 +40,6 @@ _PARTS = {
     "SwitchMLP": ("fc1", "fc2"),
 }
 TRIED_ROWS = (1, 8, MAX_ROWS)
-_CALLS = 8  # of one timing
-_ROUNDS = 3
 # Of the largest result: two products follow each other.
 _TOLERANCE = {
     mx.float32: 1e-4,
@@ -67,16 +66,8 @@ class ExpertsChoice:
 
 
 def seconds(call: Call, x: mx.array, experts: mx.array) -> float:
-    """The quickest of some rounds: what a call takes on a busy device."""
-    mx.eval(call(x, experts))
-    rounds = []
-    for _ in range(_ROUNDS):
-        outputs = [call(x, experts) for _ in range(_CALLS)]
-        began = time.perf_counter()
-        mx.eval(outputs)
-        ended = time.perf_counter()
-        rounds.append(ended - began)
-    return min(rounds) / _CALLS
+    """What a call takes on a busy device."""
+    return busy_seconds(functools.partial(call, x, experts))
 
 
 def install_expert_products(

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import functools
 import logging
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -26,13 +25,12 @@ from rvllm_local.metal_kernels.quantized_matmul import (
     WeightFormat,
     refusal,
 )
+from rvllm_local.models.timed_calls import busy_seconds
 
 logger = logging.getLogger(__name__)
 
 ROW_TILES = (1, 2, 4, 8, 16, 32)
 PIECED_TILES = (64, 128)  # so many rows go through a kernel in pieces
-_CALLS = 8  # of one timing
-_ROUNDS = 3
 # Of the largest result: both products round, and MLX's also rounds its weights.
 _TOLERANCE = {
     mx.float32: 1e-4,
@@ -99,16 +97,8 @@ def _whole(kernel: Product, rows: int) -> Product:
 
 
 def seconds(product: Product, x: mx.array, weight: PackedWeight) -> float:
-    """The quickest of some rounds: what a call takes on a busy device."""
-    mx.eval(product(x, weight))
-    rounds = []
-    for _ in range(_ROUNDS):
-        outputs = [product(x, weight) for _ in range(_CALLS)]
-        began = time.perf_counter()
-        mx.eval(outputs)
-        ended = time.perf_counter()
-        rounds.append(ended - began)
-    return min(rounds) / _CALLS
+    """What a call takes on a busy device."""
+    return busy_seconds(functools.partial(product, x, weight))
 
 
 class QuantizedProducts:

@@ -40,10 +40,10 @@ class Experts:
 
 EXPERTS = (
     Experts(Product("4-g64-bf16", WeightFormat(4, 64), 320, 37, BF16), 16, (1, 8), 4),
-    Experts(Product("4-g32-f16", WeightFormat(4, 32), 160, 34, F16), 5, (3, 32), 2),
+    Experts(Product("4-g32-f16", WeightFormat(4, 32), 160, 34, F16), 5, (4, 32), 2),
     Experts(Product("8-g64-bf16", WeightFormat(8, 64), 192, 16, BF16), 4, (32,), 3),
     Experts(
-        Product("mxfp4-bf16", WeightFormat(4, 32, "mxfp4"), 96, 11, BF16), 6, (1, 9), 4
+        Product("mxfp4-bf16", WeightFormat(4, 32, "mxfp4"), 96, 11, BF16), 6, (9,), 4
     ),
     Experts(Product("3-g64-f32", WeightFormat(3, 64), 128, 9, F32), 3, (5,), 2),
 )

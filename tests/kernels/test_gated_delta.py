@@ -32,15 +32,13 @@ def test_the_step_matches_float64(net: Net, metal: delta.Make) -> None:
     delta.check_delta(net, metal)
 
 
-@pytest.mark.parametrize("name", ["128-bf16", "by-key-head-f32"])
-def test_cuda_takes_the_same_body(name: str, emulator: Emulator) -> None:
+def test_cuda_takes_the_same_body(emulator: Emulator) -> None:
     make = functools.partial(GatedDelta, launcher=emulator, backend="cuda")
-    delta.check_delta(NAMED[name], make)
+    delta.check_delta(NAMED["by-key-head-f32"], make)
 
 
-@pytest.mark.parametrize("name", ["32-f32", "by-key-head-bf16"])
-def test_a_row_does_not_depend_on_the_others(name: str, metal: delta.Make) -> None:
-    delta.check_rows_alone(NAMED[name], metal)
+def test_a_row_does_not_depend_on_the_others(metal: delta.Make) -> None:
+    delta.check_rows_alone(NAMED["by-key-head-bf16"], metal)
 
 
 @pytest.mark.parametrize("number", [0, 1, 2])
@@ -50,7 +48,7 @@ def test_each_barrier_is_needed(number: int) -> None:
         GatedDelta, launcher=emulator, backend="metal", simdgroups=8
     )
     with pytest.raises(AssertionError, match="error"):
-        delta.check_delta(NAMED["32-f32"], make)
+        delta.check_delta(NAMED["16-f32"], make)
 
 
 def test_launches_are_counted(emulator: Emulator) -> None:
