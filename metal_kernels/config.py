@@ -60,7 +60,7 @@ class KernelConfig:
     Raises `UnsupportedModelError` for a shape that the kernels have no variant for,
     naming it.
 
-    value_dim: of values that are not as wide as keys; 0 for those that are. What is
+    value_dim: of values; None where they are as wide as keys. What is
         uneven is written and gathered, and latent attention reads it.
     """
 
@@ -70,12 +70,13 @@ class KernelConfig:
     num_layers: int
     dtype: mx.Dtype
     kv_dtype: mx.Dtype
-    value_dim: int = 0
+    value_dim: int | None = None
 
     def __post_init__(self) -> None:
         serve = "; the reference attention serves this model instead"
         if self.is_uneven:
-            if self.head_dim % _VECTOR or self.value_width % _VECTOR:
+            vectors, rest = divmod(self.value_width, _VECTOR)
+            if self.head_dim % _VECTOR or rest or not vectors:
                 raise UnsupportedModelError(
                     f"no kernel for keys of {self.head_dim} and values of "
                     f"{self.value_width} (multiples of {_VECTOR}){serve}"
@@ -115,7 +116,7 @@ class KernelConfig:
 
     @property
     def value_width(self) -> int:
-        return self.value_dim or self.head_dim
+        return self.head_dim if self.value_dim is None else self.value_dim
 
     @property
     def is_uneven(self) -> bool:

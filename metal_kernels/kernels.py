@@ -34,11 +34,13 @@ class KernelSet(BlockKernels, LatentKernels):
         layer: mx.array,
         fence: mx.array,
         rotation: Rotation | None = None,
+        *,
+        is_latent: bool = False,
     ) -> mx.array:
         """Write `keys` and `values` `[rows, kv_heads, q_len, D]` in place.
 
         Any strides and any q_len; values may have a size of their own. `rotation` turns
-        the keys (q_len 1). Returns the next fence.
+        the keys, or the values of latents (q_len 1). Returns the next fence.
         """
         c = self.config
         inputs = self._layer_inputs(arena, scales, layer, fence)
@@ -50,7 +52,10 @@ class KernelSet(BlockKernels, LatentKernels):
         inputs |= {"keys": keys, "values": values}
         inputs |= {"descriptor": descriptor, "layer": layer, "fence": fence}
         defines: Defines = {}
-        add_rotation(defines, inputs, rotation, keys.shape)
+        turned = values if is_latent else keys
+        add_rotation(defines, inputs, rotation, turned.shape)
+        if is_latent:
+            defines["RV_TURNS_VALUES"] = 1
         outputs = ("fence_out",)
         parts = ("row_parts.h",)
         text = self._text("kv_write", defines, tuple(inputs), outputs, parts)
@@ -72,15 +77,16 @@ class KernelSet(BlockKernels, LatentKernels):
         layer: mx.array,
         fence: mx.array,
         length: int,
+        rows: int = 1,
     ) -> tuple[mx.array, mx.array]:
-        """One row's keys and values, dense, in the model's dtype.
+        """The rows' keys and values, dense, in the model's dtype.
 
-        `[1, kv_heads, length, D]` each, from the table's first position on; zeros
-        past the context.
+        `[rows, kv_heads, length, D]` each, from the tables' first positions on; zeros
+        past a row's context.
         """
         c = self.config
         inputs = self._layer_inputs(arena, scales, layer, fence)
-        layout.max_blocks_of(descriptor.size, 1)
+        layout.max_blocks_of(descriptor.size, rows)
         if length < 1:
             raise ValueError(
                 f"kv_gather needs a length of at least 1 token, not {length}"
@@ -94,11 +100,11 @@ class KernelSet(BlockKernels, LatentKernels):
         text = self._text("kv_gather", defines, tuple(inputs), outputs, parts)
         vectors = length * (max(c.head_dim, c.value_width) // 8)
         groups = -(-vectors // GATHER_THREADS)
-        shape = (1, c.kv_heads, length)
+        shape = (rows, c.kv_heads, length)
         dispatch = Dispatch(
             kernel=text,
             inputs=tuple(inputs.values()),
-            grid=(groups * GATHER_THREADS, 2, c.kv_heads),
+            grid=(groups * GATHER_THREADS, 2, rows * c.kv_heads),
             threadgroup=(GATHER_THREADS, 1, 1),
             shapes=((*shape, c.head_dim), (*shape, c.value_width)),
             dtypes=(c.dtype, c.dtype),

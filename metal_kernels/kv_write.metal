@@ -1,6 +1,7 @@
 // Writes the new tokens' keys and values into their blocks, in place; int8 arenas get one scale a token and head.
 // One simdgroup a (token, kv head, row); called where the attention kernel does not write itself: for a prompt, and
-// for several tokens of a sequence in one call, which read each other's. RV_ROPE_DIMS: keys are rotated (1 token a row).
+// for several tokens of a sequence in one call, which read each other's. RV_ROPE_DIMS: keys are rotated, or
+// values of latents (1 token a row).
 // Metal injects: thread_index_in_simdgroup threadgroup_position_in_grid
 const int lane = RV_LANE;
 const int query_len = descriptor[1], max_blocks = descriptor[2];
@@ -20,15 +21,19 @@ RV_GLOBAL float* to_scales = 0;
 #endif
 #ifdef RV_ROPE_DIMS
 const RV_GLOBAL float* turns = rope + row * RV_ROPE_DIMS;
-const bool rotates = true;
+#ifdef RV_TURNS_VALUES
+const bool turns_keys = false, turns_values = true;
+#else
+const bool turns_keys = true, turns_values = false;
+#endif
 #else
 const RV_GLOBAL float* turns = 0;
-const bool rotates = false;
+const bool turns_keys = false, turns_values = false;
 #endif
 const rv_index place = rv_plane(block, layer[0], 0, head) * RV_BLOCK + offset % RV_BLOCK;
 rv_put<RV_D>(keys + row * keys_strides[0] + head * keys_strides[1] + token_index * keys_strides[2], keys_strides[3], turns,
-             rotates, (RV_GLOBAL RV_KV*)arena + rv_token(block, layer[0], 0, head, offset % RV_BLOCK), to_scales, place, lane);
+             turns_keys, (RV_GLOBAL RV_KV*)arena + rv_token(block, layer[0], 0, head, offset % RV_BLOCK), to_scales, place, lane);
 rv_put<RV_VALUE_D>(values + row * values_strides[0] + head * values_strides[1] + token_index * values_strides[2],
-                   values_strides[3], turns, false,
+                   values_strides[3], turns, turns_values,
                    (RV_GLOBAL RV_KV*)arena + rv_token(block, layer[0], 1, head, offset % RV_BLOCK), to_scales,
                    place + RV_KV_HEADS * RV_BLOCK, lane);

@@ -60,6 +60,7 @@ class LatentCall:
 
     query_len: int
     scale: float
+    rotated_by: float
 
     def defines(
         self,
@@ -79,6 +80,7 @@ class LatentCall:
             "RV_TILES": tiles,
             "RV_SPLIT_BLOCKS(n)": tuning.splits.macro(),
             "RV_SCALE": f"{self.scale:.9e}f",
+            "RV_ROTATED_BY": f"{self.rotated_by:.9e}f",
             "RV_WINDOW": 0,
         }
         if uses_matrix_units(c, backend):

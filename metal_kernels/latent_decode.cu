@@ -15,7 +15,8 @@ for (int c = simd; c < RV_PAD; c += RV_SIMDGROUPS) {
   const RV_T* turned = rotated + row * rotated_strides[0] + query_head * rotated_strides[1] + token * rotated_strides[2];
   for (int d = lane; d < RV_D + RV_VALUE_D; d += 32) {
     float x = 0;
-    if (is_real) x = d < RV_D ? (float)from[d * queries_strides[3]] : rv_element(turned, rotated_strides[3], d - RV_D, RV_ROPE_ROW);
+    if (is_real && d < RV_D) x = (float)from[d * queries_strides[3]];
+    else if (is_real) x = rv_element(turned, rotated_strides[3], d - RV_D, RV_ROPE_ROW) * RV_ROTATED_BY;
     ((unsigned short*)shared)[c * (RV_D + RV_VALUE_D) + d] = (unsigned short)rv_pack(x, 0);
   }
 }

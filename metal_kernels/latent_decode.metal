@@ -24,7 +24,7 @@ RV_UNROLL for (int r = 0; r < RV_OWN_ROWS; r++) {
       x = (float)queries[row * queries_strides[0] + query_head * queries_strides[1] + token * queries_strides[2] + d * queries_strides[3]];
     else if (d < RV_D + RV_VALUE_D)
       x = rv_element(rotated + row * rotated_strides[0] + query_head * rotated_strides[1] + token * rotated_strides[2],
-                     rotated_strides[3], d - RV_D, RV_ROPE_ROW);
+                     rotated_strides[3], d - RV_D, RV_ROPE_ROW) * RV_ROTATED_BY;
     q[r][i] = x * (RV_SCALE * RV_LOG2E);
   }
   RV_UNROLL for (int e = 0; e < RV_OUT_VECTORS * RV_VEC; e++) acc[r][e] = 0;

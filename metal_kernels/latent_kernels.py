@@ -11,11 +11,10 @@ from rvllm_local.metal_kernels.arguments import (
     Rotation,
     check_decode_options,
     check_scratch,
-    checked_table,
     require,
 )
 from rvllm_local.metal_kernels.config import FENCE_SIZE
-from rvllm_local.metal_kernels.decode_kernels import DecodeKernels
+from rvllm_local.metal_kernels.decode_kernels import DecodeKernels, add_rotation
 from rvllm_local.metal_kernels.latent import LatentCall, uses_matrix_units
 from rvllm_local.metal_kernels.launch import Dispatch
 from rvllm_local.metal_kernels.launches import Defines
@@ -43,12 +42,14 @@ class LatentKernels(DecodeKernels):
         scratch: mx.array,
         *,
         scale: float,
+        rotated_by: float = 1.0,
         new: NewTokens | None = None,
         rotation: Rotation | None = None,
     ) -> tuple[mx.array, mx.array]:
         """Causal attention of `queries` `[rows, heads, q_len <= 8, rank]`.
 
-        `rotated` `[rows, heads, q_len, rope]` meets the rotated parts of the keys.
+        `rotated` `[rows, heads, q_len, rope]` meets the rotated parts of the keys; it is
+        multiplied by `rotated_by` first.
         Returns weighted latents in the shape of `queries`, and the next fence. `new`,
         `rotation` (of `rotated` and of new rotated parts), padding rows and `scratch`
         are as in `paged_decode`.
@@ -60,10 +61,10 @@ class LatentKernels(DecodeKernels):
         check_decode_options(q_len, heads, 0, 0.0, None)
         max_blocks = layout.max_blocks_of(descriptor.size, rows)
         check_scratch(scratch, self.scratch_size(rows, q_len, max_blocks))
-        call = LatentCall(q_len, scale)
+        call = LatentCall(q_len, scale, rotated_by)
         defines = call.defines(self.config, self.tuning, self.backend)
         self._add_new_tokens(defines, inputs, new)
-        self._turn_rotated(defines, inputs, rotation)
+        add_rotation(defines, inputs, rotation, rotated.shape)
         splits = self.tuning.splits.most(max_blocks)
         if splits == 1:
             return self._attend_whole_latents(defines, inputs)
@@ -87,20 +88,6 @@ class LatentKernels(DecodeKernels):
         require("queries", queries, (*shape, c.head_dim), c.dtype)
         require("rotated", rotated, (*shape, c.value_width), c.dtype)
         return {"queries": queries, "rotated": rotated}
-
-    def _turn_rotated(
-        self,
-        defines: Defines,
-        inputs: dict[str, mx.array],
-        rotation: Rotation | None,
-    ) -> None:
-        if rotation is None:
-            return
-        rows, _, q_len, width = inputs["rotated"].shape
-        inputs["rope"] = checked_table(rotation, rows, q_len, width)
-        defines["RV_ROPE_DIMS"] = rotation.table.shape[1]
-        if rotation.pairs:
-            defines["RV_ROPE_PAIRS"] = 1
 
     def _attend_whole_latents(
         self, defines: Defines, inputs: dict[str, mx.array]

@@ -26,12 +26,15 @@ class AttentionCall:
     rotation: queries and new keys are still to be rotated so; only a compiled step
         asks for that.
     softcap: bounds the logits; 0 for no bound.
+    rotated: of latent attention, the queries' part that meets rotated keys: `[rows,
+        heads, 1, value_dim]`, multiplied by `scale` already.
     """
 
     scale: float
     sinks: mx.array | None = None
     rotation: Rotation | None = None
     softcap: float = 0.0
+    rotated: mx.array | None = None
 
 
 class CallSession(Protocol):
@@ -62,7 +65,8 @@ class CallSession(Protocol):
     ) -> mx.array:
         """Attention of one new token a row.
 
-        `[rows, heads, 1, key_dim]` in, `[rows, heads, 1, value_dim]` out.
+        `[rows, heads, 1, key_dim]` in, `[rows, heads, 1, value_dim]` out; of latent
+        attention `[rows, heads, 1, key_dim]` out.
         """
 
     def prefill(

@@ -11,8 +11,8 @@ import mlx.core as mx
 from rvllm_local.attention.backend import AttentionCall
 from rvllm_local.attention.dense import chunk_mask, dense_attention
 from rvllm_local.attention.geometry import CallGeometry
-from rvllm_local.errors import UnsupportedModelError
 from rvllm_local.memory.arena import Arena
+from rvllm_local.memory.blocks import BLOCK_TOKENS
 from rvllm_local.memory.layout import LayerSlot
 from rvllm_local.metal_kernels import KernelSet, NewTokens, Rotation
 
@@ -111,6 +111,7 @@ class KernelSession:
             state.layers[slot.layer],
             state.fence,
             rotation,
+            is_latent=self._backend.arenas[slot.group].shape.latent,
         )
         self._advance(fence)
 
@@ -127,14 +128,12 @@ class KernelSession:
         return kernels.rope_table(positions, frequencies, self._geometry.rows)
 
     def gather(self, slot: LayerSlot) -> tuple[mx.array, mx.array]:
-        if self._geometry.rows != 1:
-            raise UnsupportedModelError(
-                "several rows cannot be gathered at once; call the model row by row"
-            )
         self.finish()
         state = self._state
         view = self._geometry.groups[slot.group]
-        length = int(self._geometry.context_lens[0] - view.first_positions[0])
+        length = view.tables.shape[1] * BLOCK_TOKENS
+        if self._geometry.rows == 1:
+            length = int(self._geometry.context_lens[0] - view.first_positions[0])
         kv_heads = self._backend.arenas[slot.group].shape.kv_heads
         kernels = self._backend.kernels(slot.group, kv_heads)
         return kernels.kv_gather(
@@ -144,6 +143,7 @@ class KernelSession:
             state.layers[slot.layer],
             state.fence,
             length,
+            self._geometry.rows,
         )
 
     def decode(
@@ -163,6 +163,8 @@ class KernelSession:
         state = self._state
         shape = self._backend.arenas[slot.group].shape
         kernels = self._backend.kernels(slot.group, queries.shape[1])
+        if call.rotated is not None:
+            return self._decode_latents(slot, queries, call.rotated, call, new)
         attended, fence = kernels.paged_decode(
             queries.astype(shape.dtype),
             state.arenas[slot.group],
@@ -175,6 +177,35 @@ class KernelSession:
             window=shape.window or 0,
             softcap=call.softcap,
             sinks=call.sinks,
+            new=new,
+            rotation=call.rotation,
+        )
+        self._advance(fence)
+        return attended
+
+    def _decode_latents(
+        self,
+        slot: LayerSlot,
+        queries: mx.array,
+        rotated: mx.array,
+        call: AttentionCall,
+        new: NewTokens | None,
+    ) -> mx.array:
+        """Latent attention, whose rotated queries are multiplied by the scale already."""
+        state = self._state
+        shape = self._backend.arenas[slot.group].shape
+        kernels = self._backend.kernels(slot.group, queries.shape[1])
+        attended, fence = kernels.latent_decode(
+            queries.astype(shape.dtype),
+            rotated.astype(shape.dtype),
+            state.arenas[slot.group],
+            state.scales[slot.group],
+            state.descriptors[slot.group],
+            state.layers[slot.layer],
+            state.fence,
+            state.scratch,
+            scale=call.scale,
+            rotated_by=1.0 / call.scale,
             new=new,
             rotation=call.rotation,
         )

@@ -141,6 +141,8 @@ class KernelBackend:
 
     def _heads_of(self, group: int) -> int:
         """The most query heads that a layer of this group can have."""
+        if self.arenas[group].shape.latent:
+            return self._heads
         kv_heads = self.arenas[group].shape.kv_heads
         group_size, rest = divmod(self._heads, kv_heads)
         if rest == 0 and group_size <= MAX_GROUP:
@@ -235,11 +237,6 @@ def _block_list(block_ids: Sequence[int]) -> mx.array:
 
 
 def _config(shape: KVShape, heads: int) -> KernelConfig:
-    if shape.key_dim != shape.value_dim:
-        raise UnsupportedModelError(
-            f"no kernel for keys of {shape.key_dim} and values of {shape.value_dim}; "
-            "the reference attention serves this model instead"
-        )
     return KernelConfig(
         shape.key_dim,
         heads,
@@ -247,4 +244,5 @@ def _config(shape: KVShape, heads: int) -> KernelConfig:
         shape.num_layers,
         shape.dtype,
         shape.stored_dtype,
+        shape.value_dim,
     )

@@ -6,13 +6,14 @@ trusted.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import mlx.core as mx
 from mlx import nn
 
+from rvllm_local.attention.latent import latent_sizes
 from rvllm_local.attention.seam import cache_kinds
 from rvllm_local.errors import (
     DEFINITION_ERRORS,
@@ -72,7 +73,8 @@ def probe_layout(model: nn.Module, *, quantized: bool = False) -> KVLayout:
     _fill(model, caches)
     if not any(nesting):
         nesting = []
-    return _layout_of(leaves, tuple(nesting), quantized)
+    latents = latent_sizes(model)
+    return _layout_of(leaves, tuple(nesting), quantized, latents)
 
 
 def probe_state_form(model: nn.Module) -> StateForm:
@@ -136,8 +138,12 @@ def _layout_of(
     leaves: Sequence[Any],
     nesting: tuple[int, ...],
     quantized: bool,
+    latents: Collection[tuple[int, int]],
 ) -> KVLayout:
-    """The layout of filled caches: layers of one shape and window share a group."""
+    """The layout of filled caches: layers of one shape and window share a group.
+
+    `latents` are the sizes of what layers with latent attention keep.
+    """
     # Layers of each shape. The shapes come in the order of the groups.
     counts: dict[_LayerShape, int] = {}
     slots: list[LayerSlot | StateSlot | None] = []
@@ -158,7 +164,11 @@ def _layout_of(
         group = list(counts).index(shape)
         slots.append(LayerSlot(group, layer))
         counts[shape] = layer + 1
-    groups = [_kv_shape(shape, layers, quantized) for shape, layers in counts.items()]
+    groups = []
+    for shape, layers in counts.items():
+        sizes = shape.key_dim, shape.value_dim
+        is_latent = shape.kv_heads == 1 and sizes in latents
+        groups.append(_kv_shape(shape, layers, quantized, is_latent))
     return KVLayout(
         tuple(groups) or (_COUNTER,),
         tuple(slots),
@@ -189,7 +199,9 @@ def _probe_layer(cache: Any) -> _LayerShape | None:
     )
 
 
-def _kv_shape(shape: _LayerShape, layers: int, quantized: bool) -> KVShape:
+def _kv_shape(
+    shape: _LayerShape, layers: int, quantized: bool, is_latent: bool
+) -> KVShape:
     return KVShape(
         num_layers=layers,
         kv_heads=shape.kv_heads,
@@ -198,4 +210,5 @@ def _kv_shape(shape: _LayerShape, layers: int, quantized: bool) -> KVShape:
         window=shape.window,
         dtype=shape.dtype,
         quantized=quantized,
+        latent=is_latent,
     )

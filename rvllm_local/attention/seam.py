@@ -37,7 +37,8 @@ class PagedCache:
 
     `offset` is the position of the first new token: an int for one row, `[rows]` for
     several. With `dense` the layer does its own attention arithmetic: it gets the
-    gathered context, and the paged path is not taken.
+    gathered context, and the paged path is not taken. So it is with `latent` and several
+    tokens, for which the model makes keys and values of all heads.
     """
 
     def __init__(
@@ -49,12 +50,14 @@ class PagedCache:
         dense: bool,
         offset: int | mx.array | LayerOffset,
         window: int | None,
+        latent: bool = False,
     ) -> None:
         self.slot = slot
         self.window = window
         self.session = session
         self.geometry = geometry
-        self.dense = dense
+        self.dense = dense or (latent and geometry.query_len > 1)
+        self.latent = latent and not self.dense
         self.offset = offset
         # As mlx-lm's caches have them; models may order their work by them.
         self.keys: mx.array | None = None
@@ -68,6 +71,10 @@ class PagedCache:
         self._has_new = True
         if self.dense:
             keys, values = self._gathered()
+        if self.latent:
+            # The model multiplies the rotated part of its queries by this, and hands it
+            # on as a mask.
+            values = mx.eye(values.shape[-1], dtype=values.dtype)
         self.keys = keys
         self.values = values
         return keys, values
@@ -118,6 +125,8 @@ class PagedCache:
         self._check_window(window_size)
         if query_len == 1 and not (self.dense or return_array):
             return None
+        if self.latent:
+            return None
         geometry = self.geometry
         group = self.slot.group
         view = geometry.groups[group]
@@ -157,8 +166,13 @@ class PagedCache:
     ) -> mx.array:
         """Attention over the layer's context.
 
-        A mask array is the model's own, and is obeyed.
+        A mask array is the model's own, and is obeyed. With latents it is the rotated
+        part of the queries (see `update_and_fetch`).
         """
+        if self.latent and isinstance(mask, mx.array):
+            rotation = self._rotation(mask.shape[3])
+            rotated = dataclasses.replace(call, rotation=rotation, rotated=mask)
+            return self.session.decode(self.slot, queries, rotated)
         if isinstance(mask, mx.array):
             keys, values = self._gathered()
             return dense_attention(queries, keys, values, call, mask)
@@ -223,6 +237,7 @@ def session_caches(
             dense=dense,
             offset=_layer_offset(offset),
             window=layout.groups[slot.group].window,
+            latent=layout.groups[slot.group].latent,
         )
 
     leaves: list[Any] = []

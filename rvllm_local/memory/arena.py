@@ -1,7 +1,8 @@
 """One KV arena: a single allocation, block-major, for all layers of one attention shape.
 
 `[blocks, layers, K|V, kv_heads, BLOCK_TOKENS, head_dim]`: a block is one contiguous
-range. So copying, spilling and restoring it are single copies. Knows nothing of
+range. So copying, spilling and restoring it are single copies. Where keys and values
+differ in size, a block's layer is one row: its keys, then its values. Knows nothing of
 sequences.
 """
 
@@ -22,6 +23,8 @@ class KVShape:
     window: None for full attention.
     dtype: the model computes in it.
     quantized: the arena holds int8, and one float32 scale a token and head.
+    latent: the key is what keys and values of all heads are made from, and the value is
+        a rotated part that is added to the key.
     """
 
     num_layers: int
@@ -31,10 +34,21 @@ class KVShape:
     window: int | None
     dtype: mx.Dtype
     quantized: bool = False
+    latent: bool = False
+
+    @property
+    def is_uneven(self) -> bool:
+        """True where keys and values differ in size."""
+        return self.key_dim != self.value_dim
+
+    @property
+    def layer_elements(self) -> int:
+        """Elements of one block's keys and values in one layer."""
+        return self.kv_heads * BLOCK_TOKENS * (self.key_dim + self.value_dim)
 
     @property
     def width(self) -> int:
-        """Elements kept for a key or a value: the wider of the two."""
+        """Elements of a key or a value: of the wider of the two."""
         return max(self.key_dim, self.value_dim)
 
     @property
@@ -51,14 +65,7 @@ class KVShape:
     @property
     def data_bytes(self) -> int:
         """Bytes of one block's keys and values."""
-        return (
-            self.num_layers
-            * 2
-            * self.kv_heads
-            * BLOCK_TOKENS
-            * self.width
-            * self.stored_dtype.size
-        )
+        return self.num_layers * self.layer_elements * self.stored_dtype.size
 
     @property
     def block_bytes(self) -> int:
@@ -75,7 +82,10 @@ class Arena:
         self.shape = shape
         self.num_blocks = num_blocks
         planes = (num_blocks, shape.num_layers, 2, shape.kv_heads, BLOCK_TOKENS)
-        self.array = lazy_zeros((*planes, shape.width), shape.stored_dtype)
+        sizes: tuple[int, ...] = (*planes, shape.width)
+        if shape.is_uneven:
+            sizes = (num_blocks, shape.num_layers, shape.layer_elements)
+        self.array = lazy_zeros(sizes, shape.stored_dtype)
         self.scales: mx.array | None = None
         if shape.quantized:
             self.scales = lazy_zeros(planes, mx.float32)

@@ -280,8 +280,8 @@ def test_a_trace_that_fails_leaves_the_token_as_it_was() -> None:
 def test_a_shape_without_a_kernel_is_named() -> None:
     with pytest.raises(UnsupportedModelError, match="head size 24"):
         KernelBackend([Arena(KVShape(1, 1, 24, 24, None, mx.float32), 2)])
-    with pytest.raises(UnsupportedModelError, match="values of 16"):
-        KernelBackend([Arena(KVShape(1, 1, 32, 16, None, mx.float32), 2)])
+    with pytest.raises(UnsupportedModelError, match="values of 12"):
+        KernelBackend([Arena(KVShape(1, 1, 32, 12, None, mx.float32), 2)])
     with pytest.raises(
         UnsupportedModelError,
         match=r"17 heads a KV head.*the reference attention serves",

@@ -94,7 +94,7 @@ class ContextCopy:
         keys: mx.array,
         values: mx.array,
     ) -> None:
-        """Take one layer's keys and values `[1, kv_heads, tokens, width]`.
+        """Take one layer's keys and values `[1, kv_heads, tokens, dim]`.
 
         They are those of the blocks from `first_stale` on.
         """
@@ -102,8 +102,9 @@ class ContextCopy:
         end = len(self._table)
         tokens = slice(first * BLOCK_TOKENS, end * BLOCK_TOKENS)
         mx.eval(keys, values)
-        self._view[layer, 0, :, tokens] = host_bits(keys)[0]
-        self._view[layer, 1, :, tokens] = host_bits(values)[0]
+        shape = self._shape
+        self._view[layer, 0, :, tokens, : shape.key_dim] = host_bits(keys)[0]
+        self._view[layer, 1, :, tokens, : shape.value_dim] = host_bits(values)[0]
         self._done.add(layer)
         if len(self._done) == self._shape.num_layers:
             self._block_ids[first:end] = self._table[first:]

@@ -19,6 +19,7 @@ from rvllm_local.attention.cpu.host_arena import HostArena
 from rvllm_local.attention.cpu.pending_kv import PendingKV
 from rvllm_local.attention.dense import chunk_mask, dense_attention
 from rvllm_local.attention.geometry import CallGeometry, visible_keys
+from rvllm_local.errors import UnsupportedModelError
 from rvllm_local.memory.blocks import BLOCK_TOKENS
 from rvllm_local.memory.layout import LayerSlot
 
@@ -82,12 +83,12 @@ class ReferenceSession:
         index = self._gather_index(slot)
         arena = self._arenas[slot.group]
         if self._pending is not None:
-            stored = arena.take(index.squeeze(1), arena.shape.width)
+            stored = arena.take(index.squeeze(1), 0)
             context = self._pending.put_into(slot, stored)
             length = self._length(slot.group)
             return context[0:1, :, :length], context[1:2, :, :length]
-        keys = arena.take(index[0], arena.shape.key_dim)
-        values = arena.take(index[1], arena.shape.value_dim)
+        keys = arena.take(index[0], 0)
+        values = arena.take(index[1], 1)
         if self._geometry.rows == 1:
             length = self._length(slot.group)
             return keys[:, :, :length], values[:, :, :length]
@@ -108,6 +109,10 @@ class ReferenceSession:
     ) -> mx.array:
         if self._geometry.rows > 1 and self._goes_by_row(slot.group, call):
             return self._decode_by_row(slot, queries, call)
+        if call.rotated is not None:
+            raise UnsupportedModelError(
+                "latents are not attended to here; the model does so itself"
+            )
         keys, values = self.gather(slot)
         bias = self._decode_bias(slot.group, keys.shape[2], queries.dtype)
         if call.sinks is not None:
@@ -138,8 +143,8 @@ class ReferenceSession:
         if copy.needs(slot.layer):
             stale = self._gather_index(slot)[..., copy.first_stale :]
             arena = self._arenas[slot.group]
-            keys = arena.take(stale[0], arena.shape.width)
-            values = arena.take(stale[1], arena.shape.width)
+            keys = arena.take(stale[0], 0)
+            values = arena.take(stale[1], 1)
             copy.put(slot.layer, keys, values)
         return copy.context(slot.layer, int(self._geometry.context_lens[0]))
 
@@ -202,8 +207,8 @@ class ReferenceSession:
         length = int(self._geometry.context_lens[row] - view.first_positions[row])
         blocks = -(-length // BLOCK_TOKENS)
         index = self._gather_index(slot)[:, row : row + 1, :, :blocks]
-        keys = arena.take(index[0], arena.shape.key_dim)[:, :, :length]
-        values = arena.take(index[1], arena.shape.value_dim)[:, :, :length]
+        keys = arena.take(index[0], 0)[:, :, :length]
+        values = arena.take(index[1], 1)[:, :, :length]
         bias = None
         if view.window is not None and length > view.window:
             width = view.tables.shape[1] * BLOCK_TOKENS
