@@ -78,12 +78,21 @@ def measure_products(
         weight = _random_weight(layer, dtype)
         for count in rows:
             key = mx.random.key(count)
-            x = mx.random.normal((count, layer.width), key=key).astype(dtype)
+            x = mx.random.normal((count, layer.width), key=key)
+            x = x.astype(dtype)
             mx.eval(x)
             theirs, ours = _calls(layer, weight, x)
-            times = {name: timer(call) for name, call in ours.items()}
+            times = {}
+            for name, call in ours.items():
+                times[name] = timer(call)
             best = min(times, key=times.__getitem__)
-            yield ProductTime(layer.name, count, timer(theirs), times[best], best)
+            yield ProductTime(
+                layer=layer.name,
+                rows=count,
+                mlx=timer(theirs),
+                ours=times[best],
+                kernel=best,
+            )
 
 
 def product_table(times: Sequence[ProductTime]) -> str:
@@ -99,7 +108,9 @@ def product_table(times: Sequence[ProductTime]) -> str:
 
 def _random_weight(layer: Layer, dtype: mx.Dtype) -> PackedWeight:
     size = (layer.outs * max(1, layer.experts), layer.width)
-    dense = mx.random.normal(size, key=mx.random.key(0)).astype(dtype)
+    key = mx.random.key(0)
+    dense = mx.random.normal(size, key=key)
+    dense = dense.astype(dtype)
     words, scales, biases = mx.quantize(
         dense, group_size=FORMAT.group_size, bits=FORMAT.bits
     )
@@ -108,7 +119,9 @@ def _random_weight(layer: Layer, dtype: mx.Dtype) -> PackedWeight:
 
 
 def _calls(
-    layer: Layer, weight: PackedWeight, x: mx.array
+    layer: Layer,
+    weight: PackedWeight,
+    x: mx.array,
 ) -> tuple[Build, dict[str, Build]]:
     """MLX's call, and ours by the kernel's name."""
     if layer.experts:
@@ -133,10 +146,15 @@ def _calls(
 
 
 def _expert_calls(
-    layer: Layer, weight: PackedWeight, x: mx.array
+    layer: Layer,
+    weight: PackedWeight,
+    x: mx.array,
 ) -> tuple[Build, dict[str, Build]]:
     random = np.random.default_rng(len(x))
-    by_row = [random.permutation(layer.experts)[:_EXPERTS_A_ROW] for _ in range(len(x))]
+    by_row = []
+    for _ in range(len(x)):
+        order = random.permutation(layer.experts)
+        by_row.append(order[:_EXPERTS_A_ROW])
     experts = mx.array(np.stack(by_row).astype(np.uint32))
     size = (layer.experts, layer.outs, -1)
     assert weight.biases is not None
