@@ -1,6 +1,6 @@
 """The deterministic mode over random scenarios, and how often the default mode differs in the same ones.
 
-    python -m benchmarks.deterministic [--model NAME | --tiny FAMILY] [--kv-dtype int8] [--modes deterministic default]
+    python -m benchmarks.deterministic [--model NAME | --tiny FAMILY [--bits 4]] [--kv-dtype int8] [--modes deterministic default]
                                        [--scenarios 200] [--seed 0] [--json FILE]
 
 Without --model a tiny random llama is made (or another family: gemma3_text and gpt_oss have windows), which makes 200 scenarios
@@ -21,6 +21,7 @@ import time
 from pathlib import Path
 
 from rvllm_local import LLM, SamplingParams
+from rvllm_local.clients.contract import make_requests, open_stream
 from rvllm_local.options import EngineOptions
 from rvllm_local.text.grammar.formats import grammar_for_format
 
@@ -53,7 +54,10 @@ def scenarios(count: int, seed: int, vocab: int) -> list[Scenario]:
 
 
 def together(llm: LLM, work: list[Scenario]) -> list[Tokens]:
-    streams = [llm._submit(prompt, params, grammar) for prompt, params, grammar in work]
+    streams = []
+    for prompt, params, grammar in work:
+        requests = make_requests(tuple(prompt), params, grammar=grammar)
+        streams.append(open_stream(llm._client, requests))
     found = []
     for stream, (_, params, _) in zip(streams, work, strict=True):
         choices: list[list[int]] = [[] for _ in range(params.n)]
@@ -134,6 +138,7 @@ def main() -> None:
     )
     parser.add_argument("--model")
     parser.add_argument("--tiny", default="llama")
+    parser.add_argument("--bits", type=int, help="quantized weights of a tiny model")
     parser.add_argument("--kv-dtype", default="auto")
     parser.add_argument("--modes", nargs="+", default=["deterministic", "default"])
     parser.add_argument("--scenarios", type=int, default=200)
@@ -145,7 +150,8 @@ def main() -> None:
         if model is None:
             from tests.support.tiny import save_tiny
 
-            model = str(save_tiny(args.tiny, Path(folder) / args.tiny, seed=2))
+            path = Path(folder) / args.tiny
+            model = str(save_tiny(args.tiny, path, seed=2, bits=args.bits))
         results = {
             mode: measure(
                 model,

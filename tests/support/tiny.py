@@ -165,9 +165,17 @@ def tiny_tokenizer() -> Tokenizer:
     return tokenizer
 
 
-def save_tiny(arch: str, folder: Path, seed: int = 0) -> Path:
-    """Write a complete model folder: config, weights, tokenizer and chat template. Returns the folder."""
+def save_tiny(arch: str, folder: Path, seed: int = 0, bits: int | None = None) -> Path:
+    """Write a complete model folder: config, weights, tokenizer and chat template. Returns the folder.
+
+    With `bits` the weights are bfloat16 and quantized in groups of 32.
+    """
     model, config = tiny_model(arch, seed)
+    if bits is not None:
+        plan = {"group_size": 32, "bits": bits}
+        model.set_dtype(mx.bfloat16)
+        nn.quantize(model, **plan)
+        config["quantization"] = plan
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
     mx.save_safetensors(
