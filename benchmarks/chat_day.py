@@ -115,7 +115,7 @@ class Terminal:
     def film(self, name: str) -> None:
         """Keep the screen with its colours, for `scripts/screen_svg.py`."""
         target = f"={self.name}:"
-        screen = self.day.tmux("capture-pane", "-e", "-p", "-t", target)
+        screen = self.day.tmux("capture-pane", "-e", "-p", "-N", "-t", target)
         (self.day.folder / f"{name}.ansi").write_text(screen, encoding="utf-8")
 
     def keep(self, name: str) -> None:

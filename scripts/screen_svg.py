@@ -2,18 +2,21 @@
 
 python scripts/screen_svg.py NAME.svg SCREEN [SCREEN ...] [--seconds 1.5]
 
-A SCREEN is what `tmux capture-pane -e -p` wrote: text with escape sequences for its
+A SCREEN is what `tmux capture-pane -e -p -N` wrote: text with escape sequences for its
 colours. The picture loads nothing; several screens follow each other by CSS alone.
 """
 
 from __future__ import annotations
 
 import argparse
+from collections import Counter
 from html import escape
 from pathlib import Path
 
+from rich.ansi import AnsiDecoder
 from rich.cells import cell_len
 from rich.console import Console
+from rich.segment import Segment
 from rich.style import Style
 from rich.terminal_theme import DIMMED_MONOKAI
 from rich.text import Text
@@ -39,19 +42,22 @@ def main() -> None:
 def film(screens: list[str], seconds: float) -> str:
     """The screens one after the other, for ever; a single one stands still."""
     all_rows = [_rows(screen) for screen in screens]
+    ground = _usual_ground(all_rows)
     columns = max(cell_len(row.plain) for rows in all_rows for row in rows)
     num_rows = max(len(rows) for rows in all_rows)
     width, height = columns * CELL_W + 2 * MARGIN, num_rows * CELL_H + 2 * MARGIN
     frames = []
     for number, rows in enumerate(all_rows):
-        frames.append(f'<g class="frame f{number}">{_frame(rows)}</g>')
+        # Whoever draws no animations shows the last screen alone.
+        hidden = "" if number == len(all_rows) - 1 else ' opacity="0"'
+        frames.append(f'<g class="f{number}"{hidden}>{_frame(rows, ground)}</g>')
     head = (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width:.0f} {height}"'
         f' width="{width:.0f}" height="{height}" role="img">'
     )
-    ground = f'<rect width="100%" height="100%" rx="8" fill="{GROUND}"/>'
+    page = f'<rect width="100%" height="100%" rx="8" fill="{ground}"/>'
     style = f"<style>{_css(len(screens), seconds)}</style>"
-    return "\n".join([head, style, ground, *frames, "</svg>"]) + "\n"
+    return "\n".join([head, style, page, *frames, "</svg>"]) + "\n"
 
 
 def _css(count: int, seconds: float) -> str:
@@ -65,51 +71,80 @@ def _css(count: int, seconds: float) -> str:
         shown = f"0%, {share:.3f}% {{ opacity: 1 }}"
         hidden = f"{share + 0.001:.3f}%, 100% {{ opacity: 0 }}"
         rules.append(f"@keyframes turn {{ {shown} {hidden} }}")
-        turning = f"animation: turn {whole:.2f}s step-end infinite"
-        rules.append(f".frame {{ opacity: 0; {turning} }}")
+        turning = f"turn {whole:.2f}s step-end infinite"
         for number in range(count):
-            rules.append(f".f{number} {{ animation-delay: {number * seconds:.2f}s }}")
+            # Each has begun before, so that all turn from the first moment on.
+            delay = -((count - number) % count) * seconds
+            rules.append(f".f{number} {{ animation: {turning} {delay:.2f}s }}")
+        still = "svg g { animation: none !important }"
+        rules.append(f"@media (prefers-reduced-motion: reduce) {{ {still} }}")
     return "\n".join(rules)
 
 
 def _rows(screen: str) -> list[Text]:
-    """The rows, without the empty ones at the end."""
-    rows = [Text.from_ansi(line) for line in screen.rstrip("\n").split("\n")]
+    """The rows, without the empty ones at the end.
+
+    A style goes on in the next row until it is changed.
+    """
+    rows = list(AnsiDecoder().decode(screen.rstrip("\n")))
     while rows and not rows[-1].plain.strip():
         rows.pop()
     return rows
 
 
-def _frame(rows: list[Text]) -> str:
+def _usual_ground(all_rows: list[list[Text]]) -> str:
+    """The colour that most cells stand on."""
+    cells: Counter[str] = Counter()
+    console = Console(width=400, color_system="truecolor")
+    for rows in all_rows:
+        for row in rows:
+            for segment in row.render(console):
+                _, ground = _colours(segment.style or Style())
+                cells[ground or GROUND] += cell_len(segment.text)
+    return cells.most_common(1)[0][0]
+
+
+def _frame(rows: list[Text], ground: str) -> str:
     console = Console(width=400, color_system="truecolor")
     marks = []
     for number, row in enumerate(rows):
         column = 0
         for segment in row.render(console):
             width = cell_len(segment.text)
-            marks += _marks(segment.text, segment.style, column, number, width)
+            marks += _marks(segment, column, number, ground)
             column += width
     return "".join(marks)
 
 
 def _marks(
-    text: str, style: Style | None, column: int, row: int, width: int
+    segment: Segment,
+    column: int,
+    row: int,
+    usual: str,
 ) -> list[str]:
     """The ground and the letters of a run of one style."""
-    style = style or Style()
-    x, y = MARGIN + column * CELL_W, MARGIN + row * CELL_H
+    style = segment.style or Style()
+    y = MARGIN + row * CELL_H
     ink, ground = _colours(style)
     marks = []
-    if ground:
+    if ground and ground != usual:
+        x = MARGIN + column * CELL_W
+        width = cell_len(segment.text) * CELL_W
         marks.append(
-            f'<rect x="{x:.1f}" y="{y}" width="{width * CELL_W:.1f}"'
+            f'<rect x="{x:.1f}" y="{y}" width="{width:.1f}"'
             f' height="{CELL_H}" fill="{ground}"/>'
         )
-    if text.strip():
-        fill = f' fill="{ink}" style="fill:{ink}"' if ink else ""
+    letters = segment.text.strip(" ")
+    if letters:
+        column += len(segment.text) - len(segment.text.lstrip(" "))
+        x = MARGIN + column * CELL_W
+        fill = f' style="fill:{ink}"' if ink else ""
+        # Not everybody who draws it keeps blanks that stand side by side.
+        shown = escape(letters.replace(" ", "\u00a0"))
         marks.append(
-            f'<text x="{x:.1f}" y="{y + 14}" textLength="{width * CELL_W:.1f}"'
-            f' class="{_classes(style)}"{fill}>{escape(text)}</text>'
+            f'<text x="{x:.1f}" y="{y + 14}" xml:space="preserve"'
+            f' textLength="{cell_len(letters) * CELL_W:.1f}"'
+            f' class="{_classes(style)}"{fill}>{shown}</text>'
         )
     return marks
 

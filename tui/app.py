@@ -275,7 +275,6 @@ class ChatApp(ChatView):
         screen.set_class(event.size.width >= WIDE, "wide")
         self.call_after_refresh(self.show_sidebar)
         screen.set_class(event.size.height < SHORT, "short")
-        self.composer.be_narrow(event.size.width < NARROW)
         self.call_after_refresh(self._show_status)
 
     def on_key(self, event: events.Key) -> None:

@@ -242,9 +242,9 @@ def _code_lines(code: str, language: str) -> list[Content]:
     if language == "diff":
         return [_diff_line(line) for line in code.split("\n")]
     if language and len(code) <= HIGHLIGHT_LIMIT:
-        from textual.highlight import highlight
+        from rvllm_local.tui.code_colours import colour_code
 
-        return list(highlight(code, language=language).split("\n", allow_blank=True))
+        return list(colour_code(code, language).split("\n", allow_blank=True))
     return [Content(line) for line in code.split("\n")]
 
 

@@ -32,6 +32,7 @@ from rvllm_local.tui.status import others_text, queue_text, status_content
 from rvllm_local.tui.widgets.sidebar import SHOWN
 
 PANEL_WIDTH, SIDEBAR_WIDTH = 41, 34
+NARROW = 66  # cells of the chat's column
 _SHOWN_APART = (ReplyBegan, ReplyGrew, UsageReceived, ClockTicked, EngineSeen)
 _ENDS = (ReplyFinished, ReplyFailed)
 
@@ -214,6 +215,7 @@ class ChatView(ActionsApp):
             self._others(),
         )
         self._status.update(line, layout=False)
+        self.composer.be_narrow(self._line_width < NARROW)
         self.announcer.set_title(session.chat.title, self.driver.is_writing)
 
     def _others(self) -> str:

@@ -66,8 +66,8 @@ class ChatsScreen(Pick):
         history = driver.history
         assert history is not None
         note = (
-            "Enter opens   Ctrl+R renames   Ctrl+T pins   Ctrl+O puts into a folder"
-            "   Del deletes   Esc closes"
+            "Enter open   Ctrl+R rename   Ctrl+T pin   Ctrl+O folder   Del delete"
+            "   Esc close"
         )
         if history.read_only:
             note += f"\nread-only: {history.read_only}"

@@ -47,7 +47,7 @@ class Answer(Vertical):
     """One of the two answers: live, then settled."""
 
     def __init__(self, number: int) -> None:
-        super().__init__(classes="answer")
+        super().__init__(classes="answer" if number == 1 else "answer second")
         self._number = number
         self._head = Static("", classes="title", markup=False)
         self._column = VerticalScroll()
