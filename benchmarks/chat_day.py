@@ -215,7 +215,7 @@ def start_empty(day: Day, first: Terminal) -> None:
     first.film("start-3")
     first.await_gone("⏎ next")
     first.film("start-4")
-    first.await_words("tok/s", "ctx")
+    first.await_words("tok/s", "ctx", "smollm2-135m ·")
     first.keep("02-first-answer")
     first.film("start-5")
 

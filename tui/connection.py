@@ -6,8 +6,10 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable
+from dataclasses import replace
 
 from rvllm_local.errors import EndpointError
+from rvllm_local.tui.beside import refuse_beside
 from rvllm_local.tui.driver import Driver
 from rvllm_local.tui.endpoint import ChatEndpoint
 from rvllm_local.tui.events import ChatChanged, ConnectionChanged, ModelsListed
@@ -100,15 +102,31 @@ class ServerConnection:
         return ""
 
     async def switch_model(self, info: ModelInfo) -> str:
-        """Serve another model: fetch it first, while the present one answers.
+        """Serve another model: fetch and load it while the present one answers.
 
-        Returns what went wrong, or nothing; then the model from before goes on.
+        Where both have no room the server begins anew with the other one. Returns what
+        went wrong, or nothing; then the model from before goes on.
         """
-        launcher = self.launcher
-        if launcher.lease is not None and launcher.lease.count > 1:
+        lease = self.launcher.lease
+        if lease is not None and lease.count > 1:
             return await self._switch_beside(info)
         if problem := await self._fetch(info):
             return problem
+        here = replace(info, installed=True)
+        if self._has_room(here) and not await self._switch_beside(here):
+            return ""
+        return await self._switch_alone(here)
+
+    def _has_room(self, info: ModelInfo) -> bool:
+        """Whether a model is known to fit beside what the server has loaded."""
+        session = self._driver.session
+        memory = {} if session.engine is None else session.engine.memory
+        is_known = bool(info.needed and memory.get("total") and memory.get("budget"))
+        return is_known and not refuse_beside(info, session)
+
+    async def _switch_alone(self, info: ModelInfo) -> str:
+        """End the server and start one with the other model."""
+        launcher = self.launcher
         await self._until_quiet()
         before = self._driver.session.model
         self._driver.dispatch(ChatChanged({"model": info.id}))
@@ -122,11 +140,26 @@ class ServerConnection:
         return problem
 
     async def _switch_beside(self, info: ModelInfo) -> str:
-        """Choose a model of a server that other chats use: it is not ended for that."""
-        problem = await self.add_model(info)
+        """Load a model into the server that runs, and choose it once it is ready."""
+        problem = await self.add_model(info) or await self._load(info)
         if not problem:
+            self.launcher.model = info.id  # a server that is started anew has it
             self._driver.dispatch(ChatChanged({"model": info.id}))
         return problem
+
+    async def _load(self, info: ModelInfo) -> str:
+        """Have the server load a model; returns what went wrong, or nothing."""
+        endpoint = self._driver.endpoint
+        if endpoint is None:
+            return "there is no server"
+        self.download = f"loading {info.id}"
+        try:
+            await endpoint.load(info.id)
+        except EndpointError as error:
+            return str(error)
+        finally:
+            self.download = ""
+        return ""
 
     async def add_model(self, info: ModelInfo) -> str:
         """Let the server serve one more model, fetched first if it is not here.

@@ -83,7 +83,10 @@ class DownloadActions(PartsApp):
         """Let the download rest."""
         if self.connection.download:
             await self._end_workers("switch")
-            tell(self, "the download is paused; F4 goes on, /cancel forgets what came")
+            text = "the download is paused; F4 goes on, /cancel forgets what came"
+            if self.connection.paused is None:  # it was here, and was being loaded
+                text = f"{self.driver.session.model} goes on answering"
+            tell(self, text)
             self.show_state()
         elif self.server.lease is not None and self.server.lease.count > 1:
             tell(self, "another chat waits for this download, too", "warning")

@@ -134,6 +134,16 @@ class ChatEndpoint:
         except httpx.HTTPError as error:
             raise _explain(error, self.url) from error
 
+    async def load(self, model: str) -> None:
+        """Have the server load a model: it must write one token.
+
+        Others go on being answered. Raises `EndpointError` with the reason.
+        """
+        parts = self.chat(model, _ANYTHING, {"max_tokens": 1})
+        async with contextlib.aclosing(parts) as stream:
+            async for _ in stream:
+                pass
+
     async def close(self) -> None:
         """Close the connections, and end the calls that are under way."""
         self._is_closed = True
@@ -181,6 +191,7 @@ class ChatEndpoint:
 
 
 _JSON = {"Content-Type": "application/json"}
+_ANYTHING = ({"role": "user", "content": "hi"},)
 
 
 def _is_cancelled() -> bool:

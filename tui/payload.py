@@ -59,6 +59,14 @@ def estimate_tokens(text: str) -> int:
     return round(len(text) / CHARACTERS_PER_TOKEN)
 
 
+def conversation_tokens(messages: Sequence[ChatMessage]) -> int:
+    """About how many tokens the conversation has, from the last summary on."""
+    length = 0
+    for message in messages[_start(messages) :]:
+        length += len(message.text)
+    return round(length / CHARACTERS_PER_TOKEN)
+
+
 def is_summary_prompt(message: ChatMessage) -> bool:
     """Whether the message asks for the summary that later turns go on from."""
     return message.role == "user" and message.figures.get("kind") == "compact"

@@ -35,6 +35,7 @@ from rvllm_local.tui.state import (
 
 # A server of ours goes on with the last message in place of answering it.
 CONTINUING = {"continue_final_message": True}
+SUMMARY_TOKENS = 500  # a summary may have so many, however short replies are to be
 BUSY = Notify("a reply is being written; Esc stops it", "warning")
 
 
@@ -260,7 +261,11 @@ def compacted(session: ChatSession, event: events.CompactionAsked) -> Step:
     assert isinstance(request, Generate)
     recent = fit_for_summary(session.messages, session.context_length)
     messages = payload(session.chat, (*recent, prompt))
-    return started, (*effects[:-1], replace(request, messages=messages))
+    params = dict(request.params)
+    if "max_tokens" in params:  # a summary that is cut loses what it sums up
+        params["max_tokens"] = max(params["max_tokens"], SUMMARY_TOKENS)
+    request = replace(request, messages=messages, params=params)
+    return started, (*effects[:-1], request)
 
 
 def _index(session: ChatSession, message_id: str) -> int:

@@ -5,11 +5,12 @@ from __future__ import annotations
 from rich.cells import cell_len
 from textual.content import Content
 
-from rvllm_local.tui.payload import estimate_tokens
+from rvllm_local.tui.payload import conversation_tokens, estimate_tokens
 from rvllm_local.tui.sanitise import clean_line
 from rvllm_local.tui.state import ChatSession, ConnectionState, EngineView
 
 _BAR = " ▏▎▍▌▋▊▉█"
+_SHORTLY = 2  # pieces
 FILLING, FULL = 0.75, 0.9  # shares of the context at which the gauge warns
 
 
@@ -62,7 +63,10 @@ def status_parts(
         parts.append((others, "$accent"))
     if session.connection is not ConnectionState.READY:
         text = session.connection_text or session.connection.value
-        return [*parts, *_pieces(clean_line(text, 200), "$warning")]
+        pieces = _pieces(clean_line(text, 200), "$warning")
+        if not session.messages:
+            pieces = pieces[:_SHORTLY]  # an empty chat shows all of it above
+        return [*parts, *pieces]
     stats = session.stats
     if session.is_temporary:
         parts.append(("not kept", ""))
@@ -88,10 +92,15 @@ def context_gauge(session: ChatSession, draft: str = "") -> tuple[str, str] | No
     """Tokens of the context in use, the draft among them, and the gauge's colour."""
     stats = session.stats
     written = estimate_tokens(draft)
-    if stats.prompt_tokens is None and not written:
-        return None
     used = (stats.prompt_tokens or 0) + (stats.output_tokens or 0) + written
-    sign = "≈" if written else ""
+    is_estimate = written > 0
+    if stats.prompt_tokens is None and session.live is not None:
+        # The server counts at the end of a reply.
+        used += conversation_tokens(session.messages)
+        is_estimate = True
+    if not used:
+        return None
+    sign = "≈" if is_estimate else ""
     length = session.context_length
     if not length:
         return f"ctx {sign}{short_count(used)}", ""

@@ -127,6 +127,28 @@ def test_a_server_of_two_chats_takes_a_model_in_without_ending(play) -> None:
     play(scenario, fake, server=Fetching(fake))
 
 
+def test_the_present_model_answers_until_the_other_is_loaded(play) -> None:
+    fake = FakeEndpoint({"hi": ["hold", "x"]})  # what a model is loaded with
+    fake.engine["memory"] = {"total": 2 * GB, "budget": 22 * GB}
+
+    async def scenario(chat) -> None:
+        chat.app.server.lease.count = 1
+        await chat.until(lambda: chat.session.engine is not None)
+        await chat.say("/model late")
+        await chat.until(lambda: "loading late" in chat.screen())
+        await chat.until(fake.holding.is_set)
+        await chat.say("Hello?")
+        assert chat.texts[-1] == "Hello there."
+        assert chat.session.model == "small"
+        fake.release.set()
+        await chat.until(lambda: chat.session.model == "late")
+        asked = [(body["model"], body.get("max_tokens")) for body in fake.requests]
+        assert asked == [("late", 1), ("small", None)]
+        assert chat.app.server.model == "late"
+
+    play(scenario, fake, server=Fetching(fake))
+
+
 def test_the_chat_goes_on_after_a_comparison(play) -> None:
     async def scenario(chat) -> None:
         await chat.say("Hello?")

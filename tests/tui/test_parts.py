@@ -21,6 +21,7 @@ from rvllm_local.tui.state import (
     ChatSession,
     ConnectionState,
     EngineView,
+    LiveReply,
     ModelInfo,
     ReplyStats,
     RunningRequest,
@@ -281,6 +282,15 @@ def test_the_status_line() -> None:
         connection=ConnectionState.LOST, connection_text="no server\x1b answers"
     )
     assert status_text(lost, 60).startswith("qwen3-8b 4bit  no server␛ answers")
+
+
+def test_the_context_is_estimated_while_a_reply_is_written() -> None:
+    prompt = ChatMessage("p", "c", None, "user", "x" * 36_000)
+    live = LiveReply("r", prompt, True, (), 0.0)
+    writing = session(stats=ReplyStats(output_tokens=50), live=live, messages=(prompt,))
+    assert "ctx ≈10.1k/32k" in status_text(writing, 100)
+    longer = replace(writing, messages=(prompt, prompt, prompt))
+    assert "ctx ≈30.1k/32k /compact" in status_text(longer, 100)
 
 
 def test_accepted_drafts_are_shown() -> None:

@@ -192,6 +192,14 @@ def test_a_summary_asks_for_no_more_than_the_context_holds() -> None:
     assert texts[:2] == ["newer", "second"]
 
 
+def test_a_summary_is_not_cut_where_replies_are_to_be_short() -> None:
+    asked = CompactionAsked("p", "r", 10.0)
+    for given, sent in ((40, 500), (900, 900)):
+        chat = Chat("c", params={"max_tokens": given})
+        _, effects = play(ready("a", "b", chat=chat), asked)
+        assert effects[-1].params == {"max_tokens": sent}
+
+
 def test_a_summary_that_is_stopped_at_once_leaves_no_trace() -> None:
     asked = CompactionAsked("p", "r", 10.0)
     session, effects = play(ready("a", "b"), asked, ReplyStopped(11))

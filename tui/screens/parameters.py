@@ -74,7 +74,7 @@ class ParametersScreen(Dialog):
                         )
             yield Static("", classes="problem", markup=False)
             yield Static(
-                "Ctrl+S uses them   Ctrl+P presets   Ctrl+O keeps them as a preset   Esc closes",
+                "Ctrl+S use   Ctrl+P presets   Ctrl+O keep as a preset   Esc close",
                 classes="note",
             )
 

@@ -46,10 +46,10 @@ def _server_lines(session: ChatSession) -> list[Content]:
         name = clean_line(session.model, 60)
         return [Content.assemble(("● ", "$success"), f"{name} answers here")]
     text = clean_line(session.connection_text or "looking for a server", 120)
-    return [
-        Content.assemble(("○ ", "$warning"), text),
-        Content("  What you send now waits for it."),
-    ]
+    hint = "  What you send now waits for it."
+    if text.startswith("fetching"):
+        hint += " Esc pauses the download."
+    return [Content.assemble(("○ ", "$warning"), text), Content(hint)]
 
 
 def _offer_lines(best: BestModel) -> list[Content]:
