@@ -115,8 +115,9 @@ async def at_rest(chat: Chat) -> None:
                 field._cursor_visible = True
         await asyncio.sleep(0.03)
         await chat.pilot.pause()
-        same = same + 1 if snapshot(chat.app) == shown else 0
-        shown = snapshot(chat.app)
+        present = snapshot(chat.app)
+        same = same + 1 if present == shown else 0
+        shown = present
 
 
 def ask(chat: Chat, text: str = "Why is the sky blue?", at: float = 0.0) -> None:
