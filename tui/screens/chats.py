@@ -66,8 +66,7 @@ class ChatsScreen(Pick):
         history = driver.history
         assert history is not None
         note = (
-            "Enter open  Ctrl+R rename  Ctrl+T pin  Ctrl+O folder  Del delete"
-            "  Esc close"
+            "Enter open  Ctrl+R rename  Ctrl+T pin  Ctrl+O move  Del delete  Esc close"
         )
         if history.read_only:
             note += f"\nread-only: {history.read_only}"
