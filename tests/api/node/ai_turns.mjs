@@ -31,7 +31,9 @@ for (const ask of [generateText, streamText]) {
     messages.push({ role: "user", content });
     const answer = await ask({ ...base, messages });
     assert.equal(await answer.text, "All is done.");
-    for (const step of await answer.steps) messages.push(...step.response.messages);
+    const rows = (await answer.steps).map((step) => step.response.messages);
+    // Before version 7, a step's messages hold those of the steps before it.
+    messages.push(...(rows.at(-1).length === 3 ? rows.at(-1) : rows.flat()));
   }
 }
 assert.equal(cities.length, 4);
