@@ -20,6 +20,7 @@ MAX_ENUM = 5000
 MAX_INTEGER = 10**15  # floats hold every integer up to here, and far more
 _MAX_LITERAL_CHARS = 10_000
 _SMALLEST = 1e-9
+_MOST_SHIFTED, _MOST_RESTS = 2**32, 10_000
 _TYPES = frozenset(
     {"null", "boolean", "integer", "number", "string", "array", "object"}
 )
@@ -105,7 +106,28 @@ def checked_multiple(value: Any, path: Path, *, takes_decimals: bool) -> float:
             path,
             "must be above zero, and a whole number or a binary fraction such as 0.25",
         )
+    if not _has_few_digits(number):
+        raise UnsupportedSchemaError(
+            path, "has too many digits to be enforced; round it, such as to 0.01"
+        )
     return number
+
+
+def _has_few_digits(number: float) -> bool:
+    """True for a divisor that is enforced in a moment.
+
+    The compiler of grammars shifts the point in floats, whose last digits come with it.
+    Each rest of the division is a state then; factors of ten need next to none.
+    """
+    while number % 1:
+        number *= 10
+    if number >= _MOST_SHIFTED:
+        return False
+    rests = int(number)
+    for factor in (2, 5):
+        while rests % factor == 0:
+            rests //= factor
+    return rests <= _MOST_RESTS
 
 
 def checked_types(value: Any, path: Path) -> Any:

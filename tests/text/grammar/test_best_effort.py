@@ -161,3 +161,28 @@ def test_one_keyword_beyond_a_limit_leaves_a_tool_the_rest_of_its_schema() -> No
         "tool f: #/properties/b/minLength is 1000000000; at most 10000 can be enforced",
     )
     assert '\\"enum\\": [\\"x\\"]' in (grammar or "")
+
+
+@pytest.mark.parametrize(
+    ("divisor", "is_enforced"),
+    [
+        (0.01, True),
+        (0.25, True),
+        (9973, True),
+        (10**9, True),
+        (0.0003, False),  # floats make 29999999999999996 of its digit
+        (99.983, False),
+        (3.141592653589793, False),
+        (2**40, False),
+        (99_991, False),  # a state for each rest would take a second
+    ],
+)
+def test_divisors_of_many_digits_are_left_out(
+    divisor: float, is_enforced: bool, compiler: GrammarCompiler
+) -> None:
+    schema = {"type": "number", "multipleOf": divisor}
+    form = {"type": "json_schema", "json_schema": {"name": "s", "schema": schema}}
+    grammar, left_out = split_left_out(grammar_for_format(form))
+    compiler.compile(grammar or "")
+    told = [part for part in left_out if "too many digits" in part]
+    assert (told == []) == is_enforced
