@@ -14,7 +14,7 @@ import subprocess
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -124,9 +124,44 @@ AGENTS = {
 }
 
 
-@pytest.mark.parametrize("name", AGENTS)
+def open_source_codex(provider: str) -> Agent:
+    """Codex as it asks what it takes for Ollama, or for LM Studio."""
+    choices = ("--oss", "--local-provider", provider, "-m", "tiny")
+    command = AGENTS["codex"].command
+    return replace(
+        AGENTS["codex"],
+        command=(*command[:2], *choices, *command[2:]),
+        file="codex-oss.sh",
+        target=None,
+    )
+
+
+# Agents that run where RVLLM_MORE_AGENTS=1 asks for them: each takes a minute.
+MORE_AGENTS = {
+    "continue": Agent(
+        "@continuedev/cli@1.5.47",
+        ("cn", "--auto", "-p", QUESTION),
+        Play("Bash", {"command": COMMAND}),
+        "continue.yaml",
+        ".continue/config.yaml",
+    ),
+    "cline": Agent(
+        "cline@3.0.65",
+        ("cline", "-P", "openai-compatible", "-m", "default", QUESTION),
+        Play("run_commands", {"commands": [COMMAND]}),
+        "cline.json",
+        ".cline/data/settings/providers.json",
+    ),
+}
+for provider in ("ollama", "lmstudio"):
+    MORE_AGENTS[f"codex-{provider}"] = open_source_codex(provider)
+KNOWN = {**AGENTS, **MORE_AGENTS}
+LOOPS = AGENTS if os.environ.get("RVLLM_MORE_AGENTS") != "1" else KNOWN
+
+
+@pytest.mark.parametrize("name", KNOWN)
 def test_the_documentation_shows_what_runs(name: str) -> None:
-    agent, text = AGENTS[name], DOCUMENTATION.read_text(encoding="utf-8")
+    agent, text = KNOWN[name], DOCUMENTATION.read_text(encoding="utf-8")
     assert (FILES / agent.file).read_text(encoding="utf-8").strip() in text
     version = agent.package.rpartition("@")[2]
     assert version in text
@@ -259,20 +294,30 @@ def outcomes(
         if item.path != Path(__file__) or "outcomes" not in item.fixturenames:
             continue
         name = item.callspec.params["name"]
-        packages.begin(AGENTS[name].package)
+        packages.begin(KNOWN[name].package)
         for job, work in JOBS.items():
-            if (name, job) in futures:
+            is_more = name in MORE_AGENTS and job != "sessions"
+            if is_more or (name, job) in futures:
                 continue
             home = tmp_path_factory.mktemp(f"{name}-{job}")
-            stage = Stage(AGENTS[name], packages, home, tiny)
+            stage = Stage(KNOWN[name], packages, home, tiny)
             futures[name, job] = pool.submit(work, stage)
     yield futures
     pool.shutdown(cancel_futures=True)
     packages.close()
+    end_helpers(tmp_path_factory.getbasetemp())
+
+
+def end_helpers(folder: Path) -> None:
+    """End what agents left running, such as Cline's hub, where a process shows its home."""
+    for path in Path("/proc").glob("[0-9]*/environ"):
+        with contextlib.suppress(OSError):
+            if f"HOME={folder}/".encode() in path.read_bytes():
+                os.kill(int(path.parent.name), signal.SIGKILL)
 
 
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("name", AGENTS)
+@pytest.mark.parametrize("name", LOOPS)
 def test_two_sessions_with_a_tool_loop_each(name: str, outcomes: Outcomes) -> None:
     session = outcomes[name, "sessions"].result()
     for text in session.texts:

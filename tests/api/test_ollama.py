@@ -426,7 +426,7 @@ class TestPull:
             async def find_models() -> None:
                 pass
 
-            registry: Any = SimpleNamespace(find_models=find_models)
+            registry: Any = SimpleNamespace(find_models=find_models, listed=list)
             pull = Pull("smollm2-135m", tmp_path, registry, program=str(program))
             try:
                 return [json.loads(line) async for line in pull.lines() if line]

@@ -176,3 +176,10 @@ class TestProbes:
             "options": {"num_ctx": 32768},
         }
         assert api.post(body, "/api/chat").status_code == 200
+
+
+def test_a_model_that_is_here_is_pulled_at_once(api: Running) -> None:
+    """Codex with `--oss` pulls a model that is not listed by the very name it was given."""
+    answer = api.post({"model": "tiny", "stream": True}, "/api/pull")
+    assert answer.status_code == 200
+    assert json.loads(answer.text.splitlines()[-1]) == {"status": "success"}

@@ -45,16 +45,19 @@ class Pull:
         Raises `Problem` for a name that can mean no model to fetch.
         """
         self._program = program
-        self._name = _fetched_name(name)
         self._cache_dir, self._registry = cache_dir, registry
+        bare = name.removesuffix(LATEST)
+        self._is_here = any(row.name == bare for row in registry.listed())
+        self._name = bare if self._is_here else _fetched_name(bare)
         entry = Catalogue.load().entries.get(self._name.lower())
         self._size = 0 if entry is None else entry.size
 
     async def lines(self) -> AsyncIterator[bytes]:
         """A line for each step; the last says success. Raises `Problem`."""
         yield _line({"status": "pulling manifest"})
-        async for line in self._progress():
-            yield line
+        if not self._is_here:
+            async for line in self._progress():
+                yield line
         await self._registry.find_models()
         for status in ("verifying sha256 digest", "writing manifest", "success"):
             yield _line({"status": status})
@@ -143,7 +146,7 @@ async def _said_by(process: asyncio.subprocess.Process) -> AsyncIterator[str]:
 
 def _fetched_name(name: str) -> str:
     """The name that fetches a model. Raises `Problem` 404 for one that means none."""
-    bare = name.removesuffix(LATEST)
+    bare = name
     for host in _HUB_HOSTS:
         bare = bare.removeprefix(host)
     if bare.lower() in Catalogue.load().entries or parse_repository(bare) is not None:

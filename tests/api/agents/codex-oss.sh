@@ -1,0 +1,1 @@
+export CODEX_OSS_BASE_URL=http://127.0.0.1:8473/v1
