@@ -182,12 +182,11 @@ def _product(a: mx.array, b: mx.array) -> mx.array:
 def tunings(default: Tuning) -> list[Tuning]:
     """Mappings to hold against the default."""
     return [
+        dataclasses.replace(default, splits=SplitRule(((8, 8), (64, 4)), 8)),
+        dataclasses.replace(default, splits=SplitRule(((8, 8), (128, 8)), 32)),
         dataclasses.replace(default, simdgroups=8),
-        dataclasses.replace(default, resident=3),
-        dataclasses.replace(default, simdgroups=8, step=32, resident=1),
-        dataclasses.replace(default, splits=SplitRule(((8, 8),), 8)),
-        dataclasses.replace(default, splits=SplitRule(((8, 8), (64, 4)), 32)),
-        dataclasses.replace(default, query_tile=8),
+        dataclasses.replace(default, combined=8, slices=8),
+        dataclasses.replace(default, simdgroups=4, step=32, resident=1),
     ]
 
 

@@ -26,6 +26,7 @@ class Tuning:
     step: tokens a stage, 16 or 32; for the matrix units alone.
     resident: threadgroups at once on a multiprocessor; for the matrix units alone.
     combined: splits that are read at once when they are put together. No bit changes.
+    slices: of a query row, put together by a simdgroup each. No bit changes.
     """
 
     query_tile: int
@@ -34,6 +35,7 @@ class Tuning:
     step: int = 16
     resident: int = 1
     combined: int = 8
+    slices: int = 1
 
 
 def uses_matrix_units(c: KernelConfig, backend: str) -> bool:

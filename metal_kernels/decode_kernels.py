@@ -197,6 +197,8 @@ class DecodeKernels(KernelLaunches):
             "RV_SPLITS": splits,
             "RV_SPLIT_BLOCKS(n)": self.tuning.splits.macro(),
             "RV_BATCH": min(self.tuning.combined, splits),
+            "RV_SLICES": self.tuning.slices,
+            "RV_SHARE": self.config.head_dim // self.tuning.slices,
         }
         inputs = {"scratch": scratch, "descriptor": descriptor, "fence": fence}
         _add_sinks(defines, inputs, sinks)
@@ -206,7 +208,7 @@ class DecodeKernels(KernelLaunches):
         dispatch = Dispatch(
             kernel=text,
             inputs=tuple(inputs.values()),
-            grid=(32 * heads * q_len, rows, 1),
+            grid=(32 * heads * q_len * self.tuning.slices, rows, 1),
             threadgroup=(32, 1, 1),
             shapes=(queries.shape, (FENCE_SIZE,)),
             dtypes=(self.config.dtype, mx.int32),

@@ -20,6 +20,7 @@ _VECTOR = 8  # elements that a lane loads at once
 _STAGE_BYTES = 24 * 1024  # of threadgroup memory for a stage of tokens, at most
 _LONGEST_STAGE = 8  # tokens
 _LOAD = 32  # elements that the four lanes of a token load at once
+_SLICE = 128  # elements of the output that a simdgroup puts together
 _RUN = 16  # elements that a product sums
 
 
@@ -41,6 +42,9 @@ def uses_matrix_units(c: KernelConfig, backend: str) -> bool:
 def latent_tuning(c: KernelConfig, backend: str) -> Tuning:
     """What suits latents of about 512 elements. Metal's values were not measured."""
     splits = SPLIT_RULES[f"{backend}-latent"]
+    slices = 1
+    while c.head_dim // slices > _SLICE and c.head_dim % (16 * slices) == 0:
+        slices *= 2
     if uses_matrix_units(c, backend):
         return Tuning(
             query_tile=16,
@@ -48,10 +52,16 @@ def latent_tuning(c: KernelConfig, backend: str) -> Tuning:
             splits=splits,
             step=16,
             resident=2,
-            combined=4,
+            combined=16,
+            slices=slices,
         )
-    simdgroups = 4 if backend == "cuda" else 8
-    return Tuning(query_tile=16, simdgroups=simdgroups, splits=splits, combined=4)
+    return Tuning(
+        query_tile=16,
+        simdgroups=4 if backend == "cuda" else 8,
+        splits=splits,
+        combined=16,
+        slices=slices,
+    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -55,12 +55,16 @@ class LatentKernels(DecodeKernels):
         are as in `paged_decode`.
         """
         inputs = self._query_inputs(queries, rotated)
-        inputs |= self._layer_inputs(arena, scales, layer, fence)
-        inputs |= {"descriptor": descriptor, "layer": layer, "fence": fence}
+        arena_inputs = self._layer_inputs(arena, scales, layer, fence)
+        inputs.update(arena_inputs)
+        inputs["descriptor"] = descriptor
+        inputs["layer"] = layer
+        inputs["fence"] = fence
         rows, heads, q_len, _ = queries.shape
         check_decode_options(q_len, heads, 0, 0.0, None)
         max_blocks = layout.max_blocks_of(descriptor.size, rows)
-        check_scratch(scratch, self.scratch_size(rows, q_len, max_blocks))
+        needed = self.scratch_size(rows, q_len, max_blocks)
+        check_scratch(scratch, needed)
         call = LatentCall(q_len, scale, rotated_by)
         defines = call.defines(self.config, self.tuning, self.backend)
         self._add_new_tokens(defines, inputs, new)
@@ -69,9 +73,15 @@ class LatentKernels(DecodeKernels):
         if splits == 1:
             return self._attend_whole_latents(defines, inputs)
         inputs["scratch"] = scratch
-        (fence,) = self._attend_latents(
-            defines, inputs, splits, ("fence_out",), ((FENCE_SIZE,),), (mx.int32,)
+        results = self._attend_latents(
+            defines,
+            inputs,
+            splits,
+            outputs=("fence_out",),
+            shapes=((FENCE_SIZE,),),
+            dtypes=(mx.int32,),
         )
+        fence = results[0]
         return self._combine(queries, scratch, descriptor, fence, None, splits, 0)
 
     def _query_inputs(
@@ -84,9 +94,10 @@ class LatentKernels(DecodeKernels):
                 f"latents are one KV head for all query heads, not {c.kv_heads}"
             )
         rows, _, q_len, _ = queries.shape
-        shape = (rows, c.num_heads, q_len)
-        require("queries", queries, (*shape, c.head_dim), c.dtype)
-        require("rotated", rotated, (*shape, c.value_width), c.dtype)
+        latent_shape = (rows, c.num_heads, q_len, c.head_dim)
+        rotated_shape = (rows, c.num_heads, q_len, c.value_width)
+        require("queries", queries, latent_shape, c.dtype)
+        require("rotated", rotated, rotated_shape, c.dtype)
         return {"queries": queries, "rotated": rotated}
 
     def _attend_whole_latents(
@@ -119,7 +130,8 @@ class LatentKernels(DecodeKernels):
         if uses_matrix_units(self.config, self.backend):
             body = "latent_decode.cu"
             parts = _MATRIX_PARTS
-        text = self._text("latent_decode", defines, tuple(inputs), outputs, parts, body)
+        names = tuple(inputs)
+        text = self._text("latent_decode", defines, names, outputs, parts, body)
         threads = 32 * int(str(defines["RV_SIMDGROUPS"]))
         tiles = int(str(defines["RV_TILES"]))
         rows = inputs["queries"].shape[0]
