@@ -29,6 +29,7 @@ host.prepare()
 import mlx.core as mx
 import numpy as np
 
+from rvllm_local import framing
 from rvllm_local.clients.contract import make_requests
 from rvllm_local.clients.process import frames
 from rvllm_local.clients.process.child import _Server
@@ -219,9 +220,9 @@ def read_frames(
     """The parent's side: decode what comes, and say what a frame cost."""
     other_end.close()
     count, cpu = 0, 0.0
-    while (body := frames._receive(connection)) is not None:
+    while (body := framing.receive(connection)) is not None:
         began = time.thread_time()
-        event = frames._decode(frames._EVENTS, body)
+        event = framing.decode(body, frames._EVENTS)
         cpu += time.thread_time() - began
         count += isinstance(event, frames.Events)
     results.put((count, cpu))

@@ -13,7 +13,6 @@ from pathlib import Path
 
 import msgspec
 
-from rvllm_local.clients.process.frames import FrameError
 from rvllm_local.conversation.calls import ChatCall, TextCall
 from rvllm_local.conversation.prompts import Prepared
 from rvllm_local.engine.limits import EngineLimits
@@ -23,6 +22,7 @@ from rvllm_local.errors import (
     RvllmError,
     error_of,
 )
+from rvllm_local.framing import FrameError
 from rvllm_local.models.locate import ModelFiles, ModelKind
 from rvllm_local.text.read_inputs import EncodedInput, Input
 from rvllm_local.text.token_table import TokenTable

@@ -18,13 +18,13 @@ import traceback
 from pathlib import Path
 
 from rvllm_local import host
-from rvllm_local.clients.process.frames import decode
 from rvllm_local.conversation import prompt_frames as frames
 from rvllm_local.conversation.model import ConversationModel, detect_style
 from rvllm_local.conversation.prompts import Prepared, prepare_chat, prepare_text
 from rvllm_local.engine.limits import EngineLimits
 from rvllm_local.errors import RvllmError
 from rvllm_local.forked_work import limit_memory, limit_time, receive_exactly
+from rvllm_local.framing import decode
 from rvllm_local.text.read_inputs import encode_inputs
 from rvllm_local.text.token_table import TokenTable
 from rvllm_local.text.tokenizer_files import read_tokenizer

@@ -31,6 +31,7 @@ from rvllm_local.errors import (
     ParameterError,
     QueueFullError,
 )
+from rvllm_local.framing import MAX_FRAME, FrameError
 from rvllm_local.options import EngineOptions
 from rvllm_local.types import FinishReason, SamplingParams, StreamEvent
 from tests.support import processes
@@ -259,7 +260,7 @@ def test_the_parent_loads_no_mlx() -> None:
 @pytest.mark.parametrize(
     "bytes_sent",
     [
-        struct.pack(">I", frames.MAX_FRAME + 1),
+        struct.pack(">I", MAX_FRAME + 1),
         struct.pack(">I", 3) + b"abc",
         struct.pack(">I", 100) + b"short",
         struct.pack(">I", 1) + b"\xc1",
@@ -271,7 +272,7 @@ def test_what_is_no_frame_is_refused(bytes_sent: bytes) -> None:
     with ours, theirs:
         ours.sendall(bytes_sent)
         ours.shutdown(socket.SHUT_WR)
-        with pytest.raises(frames.FrameError):
+        with pytest.raises(FrameError):
             frames.receive_command(theirs)
 
 

@@ -19,7 +19,7 @@ from msgspec import structs
 from rvllm_local.clients.contract import make_requests
 from rvllm_local.clients.process.client import ProcessClient, Supervision
 from rvllm_local.clients.process.connection import child_environment
-from rvllm_local.clients.process.cpu_wait import CpuWait
+from rvllm_local.cpu_wait import CpuWait
 from rvllm_local.errors import (
     ConfigError,
     ContextOverflowError,

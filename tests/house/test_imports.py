@@ -15,8 +15,10 @@ LAYERS = (
     (
         "errors",
         "types",
+        "cpu_wait",
         "early_signals",
         "forked_work",
+        "framing",
         "host",
         "interrupts",
         "machine",

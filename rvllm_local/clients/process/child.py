@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING
 from rvllm_local import host
 from rvllm_local.clients.process import frames
 from rvllm_local.errors import EngineClosedError, RvllmError
+from rvllm_local.framing import FrameError
 from rvllm_local.types import EventSink, FinishReason, Request, StreamEvent
 
 if TYPE_CHECKING:
@@ -63,7 +64,7 @@ def main() -> int:
         return 0
     try:
         server.serve()
-    except frames.FrameError as error:
+    except FrameError as error:
         _say(f"rvllm engine: {error}")
         os._exit(_EXIT_PROTOCOL)
     except (BrokenPipeError, ConnectionError):
@@ -183,7 +184,7 @@ class _Server:
         elif isinstance(command, frames.Ask):
             self._loop.post(lambda core: self._outbox.put(_answer(core, command)))
         else:
-            raise frames.FrameError(f"{type(command).__name__} came twice")
+            raise FrameError(f"{type(command).__name__} came twice")
 
     def _compile_and_start(self, requests: tuple[Request, ...]) -> None:
         request_id = requests[0].request_id

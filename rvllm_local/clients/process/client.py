@@ -20,6 +20,7 @@ from rvllm_local.clients.process import frames
 from rvllm_local.clients.process.connection import COMMAND, ChildProcess
 from rvllm_local.engine.limits import EngineLimits
 from rvllm_local.errors import ConfigError, EngineClosedError, EngineCrashedError
+from rvllm_local.framing import FrameError
 from rvllm_local.options import EngineOptions
 from rvllm_local.types import (
     EngineSnapshot,
@@ -350,7 +351,7 @@ class ProcessClient(GatedClient):
 def _check(load: frames.Load) -> None:
     try:
         frames.encode(load)
-    except frames.FrameError as error:
+    except FrameError as error:
         raise ConfigError(
             f"the model's name or an option is not Unicode text: {load.model!r}"
         ) from error

@@ -26,6 +26,7 @@ from rvllm_local.errors import (
     ParameterError,
     RvllmError,
 )
+from rvllm_local.framing import FrameError
 from rvllm_local.types import EventSink, FinishReason, Request, StreamEvent
 
 logger = logging.getLogger(__name__)
@@ -212,7 +213,7 @@ class ChildProcess:
         while (command := self._outbox.get()) is not None:
             try:
                 frames.send(self._connection, command)
-            except frames.FrameError as error:
+            except FrameError as error:
                 if isinstance(command, frames.Start):
                     for request in command.requests:
                         self._deliver(
@@ -227,7 +228,7 @@ class ChildProcess:
             while (event := frames.receive_event(self._connection)) is not None:
                 self.watchdog.note_sign()
                 self._take(event)
-        except (frames.FrameError, OSError) as error:
+        except (FrameError, OSError) as error:
             logger.error("the engine's process spoke nonsense and is killed: %s", error)
             self.kill("broke the protocol")
         with contextlib.suppress(subprocess.TimeoutExpired):

@@ -1,30 +1,16 @@
-"""What crosses between an engine's process and its parent: typed frames, length-capped, in MessagePack.
-
-A frame is four bytes of length and a tagged union. Whatever does not decode is a
-`FrameError`, never an object.
-"""
+"""What crosses between an engine's process and its parent: a tagged union of frames."""
 
 from __future__ import annotations
 
 import socket
-import struct
-from typing import TypeVar
 
 import msgspec
 
+from rvllm_local import framing
 from rvllm_local.engine.limits import EngineLimits
 from rvllm_local.errors import RvllmError, error_of
 from rvllm_local.options import EngineOptions
 from rvllm_local.types import EngineSnapshot, Request, RequestReport, StreamEvent
-
-MAX_FRAME = 64 * 2**20  # bytes; a prompt of a million tokens takes a tenth
-T = TypeVar("T")
-
-_LENGTH = struct.Struct(">I")
-
-
-class FrameError(Exception):
-    """The other side sent something that is no frame."""
 
 
 class Load(msgspec.Struct, tag=True, frozen=True):
@@ -104,7 +90,6 @@ class Beat(msgspec.Struct, tag=True, frozen=True):
 Command = Load | Start | Cancel | Ask | Close
 Event = Loading | Ready | Failed | Events | Answer | Beat
 
-_ENCODER = msgspec.msgpack.Encoder()
 _COMMANDS: msgspec.msgpack.Decoder[Command] = msgspec.msgpack.Decoder(Command)
 _EVENTS: msgspec.msgpack.Decoder[Event] = msgspec.msgpack.Decoder(Event)
 
@@ -115,23 +100,8 @@ def error_in(failed: Failed) -> RvllmError:
 
 
 def encode(frame: Command | Event) -> bytes:
-    """One frame with its length.
-
-    Raises `FrameError` if it is too long or holds what MessagePack cannot.
-    """
-    try:
-        body = _ENCODER.encode(frame)
-    except (
-        TypeError,
-        OverflowError,
-        ValueError,
-    ) as error:  # the error's text could quote a prompt
-        raise FrameError(
-            f"a {type(frame).__name__} cannot be sent: {type(error).__name__}"
-        ) from error
-    if len(body) > MAX_FRAME:
-        raise FrameError(f"a frame of {len(body)} bytes is longer than {MAX_FRAME}")
-    return _LENGTH.pack(len(body)) + body
+    """One frame with its length. Raises as `framing.encode` does."""
+    return framing.encode(frame)
 
 
 def send(connection: socket.socket, frame: Command | Event) -> None:
@@ -141,55 +111,11 @@ def send(connection: socket.socket, frame: Command | Event) -> None:
 
 def receive_command(connection: socket.socket) -> Command | None:
     """The next command; None at the end. Raises `FrameError`."""
-    body = _receive(connection)
-    return None if body is None else decode(body, _COMMANDS)
+    body = framing.receive(connection)
+    return None if body is None else framing.decode(body, _COMMANDS)
 
 
 def receive_event(connection: socket.socket) -> Event | None:
     """The next event; None at the end. Raises `FrameError`."""
-    body = _receive(connection)
-    return None if body is None else decode(body, _EVENTS)
-
-
-def decode(body: bytes, decoder: msgspec.msgpack.Decoder[T]) -> T:
-    """The frame in `body`. Raises `FrameError`, which quotes nothing."""
-    try:
-        return decoder.decode(body)
-    except (msgspec.DecodeError, ValueError, RecursionError) as error:
-        raise FrameError(
-            f"a frame of {len(body)} bytes does not decode: {type(error).__name__}"
-        ) from error
-
-
-def _receive(connection: socket.socket) -> bytes | None:
-    head = _receive_exactly(connection, _LENGTH.size)
-    if head is None:
-        return None
-    (length,) = _LENGTH.unpack(head)
-    if length > MAX_FRAME:
-        raise FrameError(f"a frame of {length} bytes is longer than {MAX_FRAME}")
-    body = _receive_exactly(connection, length)
-    if body is None:
-        raise FrameError("the connection ended inside a frame")
-    return body
-
-
-def _receive_exactly(connection: socket.socket, count: int) -> bytes | None:
-    """`count` bytes; None if the connection ended before the first.
-
-    Memory grows only with what has come.
-    """
-    parts: list[bytes] = []
-    left = count
-    while left:
-        try:
-            part = connection.recv(min(left, 2**20))
-        except ConnectionError:
-            part = b""
-        if not part:
-            if parts:
-                raise FrameError("the connection ended inside a frame")
-            return None if count else b""
-        parts.append(part)
-        left -= len(part)
-    return b"".join(parts)
+    body = framing.receive(connection)
+    return None if body is None else framing.decode(body, _EVENTS)

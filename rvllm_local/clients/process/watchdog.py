@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 
-from rvllm_local.clients.process.cpu_wait import CpuWait
+from rvllm_local.cpu_wait import CpuWait
 
 
 class Watchdog:

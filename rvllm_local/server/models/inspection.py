@@ -13,9 +13,9 @@ import time
 from dataclasses import dataclass
 from typing import Protocol
 
-from rvllm_local.clients.process.frames import FrameError, decode
 from rvllm_local.conversation import prompt_frames as frames
 from rvllm_local.errors import ModelFileError
+from rvllm_local.framing import FrameError, decode
 from rvllm_local.models.locate import ModelFiles
 from rvllm_local.options import EngineOptions
 from rvllm_local.server.helper_process import receive_frame, spawn, stop

@@ -14,12 +14,12 @@ import sys
 import time
 
 from rvllm_local import host
-from rvllm_local.clients.process.frames import decode
 from rvllm_local.conversation import prompt_frames as frames
 from rvllm_local.conversation.prompt_frames import Refused
 from rvllm_local.engine.startup.open import plan_files
 from rvllm_local.errors import ModelFileError, RvllmError
 from rvllm_local.forked_work import limit_memory, limit_time
+from rvllm_local.framing import decode
 from rvllm_local.models.own_sampling import own_sampling
 from rvllm_local.server.helper_process import receive_frame
 from rvllm_local.server.models.context import context_of

@@ -10,8 +10,8 @@ import sys
 import time
 
 from rvllm_local import host
-from rvllm_local.clients.process.frames import decode
 from rvllm_local.conversation import prompt_frames as frames
+from rvllm_local.framing import decode
 
 _LONG_S = 0.25  # work that takes longer goes on behind the work of others
 _NICENESS = 10

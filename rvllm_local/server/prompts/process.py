@@ -15,7 +15,6 @@ import time
 from collections.abc import AsyncIterator, Sequence
 from typing import Protocol
 
-from rvllm_local.clients.process.frames import FrameError
 from rvllm_local.conversation import prompt_frames as frames
 from rvllm_local.conversation.calls import ChatCall, TextCall
 from rvllm_local.conversation.prompts import Prepared
@@ -25,6 +24,7 @@ from rvllm_local.errors import (
     ModelFileError,
     RvllmError,
 )
+from rvllm_local.framing import FrameError
 from rvllm_local.models.locate import ModelFiles
 from rvllm_local.server.helper_process import stop
 from rvllm_local.server.http.byte_budget import ByteBudget

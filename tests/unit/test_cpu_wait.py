@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from rvllm_local.clients.process.cpu_wait import CpuWait
+from rvllm_local.cpu_wait import CpuWait
 
 
 def tell(proc: Path, **waits: int) -> None:
