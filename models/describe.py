@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +20,12 @@ from rvllm_local.models.bundle_format import WEIGHTS
 from rvllm_local.models.config_file import (
     context_length,
     read_config,
-    text_config,
     vocab_size,
 )
 from rvllm_local.models.families import build_model
 from rvllm_local.models.gguf.config import gguf_config
 from rvllm_local.models.gguf.reader import GGUFFile
+from rvllm_local.models.head_counts import stated_heads, stated_size
 from rvllm_local.models.hub_fetch import fetch_configuration, find_repository
 from rvllm_local.models.locate import ModelFiles, local_model, locate, repository_of
 from rvllm_local.models.progress import Progress
@@ -33,7 +33,6 @@ from rvllm_local.models.quantized import is_quantized
 from rvllm_local.models.repository import Repository
 from rvllm_local.scratch import temporary_folder
 
-_HEADS = ("num_attention_heads", "num_heads", "n_heads", "n_head", "num_query_heads")
 _DTYPES = {"float32": mx.float32, "float16": mx.float16, "bfloat16": mx.bfloat16}
 _USUAL_WIDTH = 4096  # of a model that does not state its hidden size
 # Packed weights over stored ones. A product keeps copies of its own of scales and sums;
@@ -58,6 +57,7 @@ class ModelDescription:
     num_heads: int
     weights_bytes: int
     packed_bytes: int | None = None
+    config: Mapping[str, Any] = field(default_factory=dict)
 
 
 @contextlib.contextmanager
@@ -127,6 +127,7 @@ def describe(files: ModelFiles, stored: int | None = None) -> ModelDescription:
         num_heads=num_heads(config),
         weights_bytes=weights_bytes,
         packed_bytes=packed_bytes,
+        config=config,
     )
 
 
@@ -155,38 +156,14 @@ def num_heads(config: Mapping[str, Any]) -> int:
     return stated_heads(config) or max(1, widest(config, "hidden_size") // 64)
 
 
-def stated_heads(config: Mapping[str, Any]) -> int | None:
-    """The most query heads that a layer has; None where the configuration is silent."""
-    for name in _HEADS:
-        heads = _stated(config, name)
-        if heads:
-            return heads
-    return None
-
-
 def widest(config: Mapping[str, Any], key: str) -> int:
     """A width of the configuration, or of its text part.
 
     An MLP's that is not given is 4 times the hidden size.
     """
-    width = _stated(config, key)
+    width = stated_size(config, key)
     if width:
         return width
     if key == "hidden_size":
         return _USUAL_WIDTH
     return 4 * widest(config, "hidden_size")
-
-
-def _stated(config: Mapping[str, Any], key: str) -> int | None:
-    """A size of the configuration, or of its text part; None where none is given.
-
-    Where layers differ it is the largest.
-    """
-    for part in (config, text_config(config)):
-        value = part.get(key)
-        if isinstance(value, list):
-            sizes = [size for size in value if isinstance(size, int)]
-            value = max(sizes, default=0)
-        if isinstance(value, int) and value > 0:
-            return value
-    return None

@@ -44,6 +44,7 @@ from rvllm_local.models.leases import take_lease
 from rvllm_local.models.locate import ModelFiles
 from rvllm_local.models.longrope import with_factors_for
 from rvllm_local.models.quantized import quantize_as_packed, quantize_as_stored
+from rvllm_local.models.sharding import divide, parameter_bytes
 from rvllm_local.models.to_float32 import widen_to_float32
 from rvllm_local.models.weights import (
     check_finite,
@@ -89,13 +90,15 @@ def load_model(
     verify: bool = False,
     packs: bool = False,
     context: int | None = None,
+    group: mx.distributed.Group | None = None,
 ) -> LoadedModel:
     """Build the model and load its weights.
 
     `context` is the longest text that it is for, in tokens; None is the model's own.
     `verify` holds a bundle's weights against their checksum again. With `packs` a CPU
-    keeps quantized layers as they are stored. Raises `ModelFileError` for damaged files
-    and `UnsupportedModelError` for what cannot be served.
+    keeps quantized layers as they are stored. With a `group` only this rank's part
+    stays: one tensor after the other is read and cut. Raises `ModelFileError` for
+    damaged files and `UnsupportedModelError` for what cannot be served.
     """
     on_cpu = mx.default_device() == mx.Device(mx.cpu)
     stamped = StampedFiles(files.weight_paths(), files.cache_dir)
@@ -105,19 +108,21 @@ def load_model(
         native = open_native(files, as_floats=on_cpu, verify=verify, context=context)
     module = native.module
     config = native.config
+    if group is not None:
+        divide(module, config, group)
     notes: tuple[str, ...] = ()
     if packs:
         notes = keep_stored(module)
     elif on_cpu:
         widen_to_float32(module)
     module.eval()
-    mx.eval(module.parameters())
+    _read_parameters(module)
     fingerprint = _fingerprint(files, config)
-    fact = f"only numbers, {fingerprint}"
+    fact = f"only numbers, {fingerprint}{_part_in_words(group)}"
     if verify or not stamped.is_known(fact):
         check_finite(files.path, module)
         stamped.note(fact)
-    weights_bytes = _parameter_bytes(module)
+    weights_bytes = parameter_bytes(module)
     if packs:
         weights_bytes = packed_bytes(module)
         fingerprint += "|packed"  # its KV is not that of float32 arithmetic
@@ -138,11 +143,16 @@ def load_model(
     )
 
 
-def _parameter_bytes(module: nn.Module) -> int:
-    total = 0
+def _read_parameters(module: nn.Module) -> None:
+    """One after the other: of a tensor that is cut only the part is kept."""
     for _, parameter in tree_flatten(module.parameters()):
-        total += parameter.nbytes
-    return total
+        mx.eval(parameter)
+
+
+def _part_in_words(group: mx.distributed.Group | None) -> str:
+    if group is None:
+        return ""
+    return f", rank {group.rank()} of {group.size()}"
 
 
 def open_native(

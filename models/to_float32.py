@@ -31,6 +31,8 @@ def widened_layer(path: str, layer: nn.Module) -> nn.Module:
         plain = nn.Embedding(1, 1)
     elif kind == "QuantizedLinear":
         plain = nn.Linear(1, 1, bias="bias" in layer)
+    elif kind in ("QuantizedAllToShardedLinear", "QuantizedShardedToAllLinear"):
+        plain = _divided_linear(kind, layer)
     elif kind == "QuantizedSwitchLinear":  # stacked experts
         from mlx_lm.models.switch_layers import SwitchLinear
 
@@ -55,3 +57,13 @@ def widened_layer(path: str, layer: nn.Module) -> nn.Module:
         plain.bias = layer.bias
     mx.eval(plain.weight)
     return plain
+
+
+def _divided_linear(kind: str, layer: nn.Module) -> nn.Module:
+    """The part of a linear layer that a rank has; its weight is put in afterwards."""
+    size = layer.group.size()
+    if kind == "QuantizedAllToShardedLinear":
+        divided = nn.AllToShardedLinear
+    else:
+        divided = nn.ShardedToAllLinear
+    return divided(size, size, "bias" in layer, layer.group)

@@ -27,6 +27,7 @@ Attention = Literal["auto", "reference", "kernels"]
 Cache = Literal["auto", "off", "memory", "disk"]
 KVDtype = Literal["auto", "int8"]
 Draft = Literal["ngram", "off"]
+_NO_TEXT = ("adapters", "hosts")  # fields that are more than a value
 CpuWeights = Literal["auto", "quantized", "float32"]
 
 
@@ -34,12 +35,22 @@ def _about(text: str) -> Meta:
     return Meta(description=text)
 
 
+class RankHosts(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Where the ranks of a job are, rank 0 first: an IP address and a port each.
+
+    The file `secret` holds what they prove themselves by.
+    """
+
+    addresses: tuple[tuple[str, int], ...]
+    secret: str
+
+
 class EngineOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What shapes an engine. Memory is in bytes, lengths in tokens.
 
     None means that the runtime chooses. More than `max_rows + max_waiting` open
     choices are refused at once. `adapters` are LoRA adapters: a name and a folder
-    each.
+    each. Without `hosts` all ranks are processes of this machine.
 
     Raises `ConfigError` for a value that cannot be.
     """
@@ -86,7 +97,11 @@ class EngineOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         BytesFromZero | None,
         _about("memory for the rest of the machine, like 4GB"),
     ] = None
+    ranks: Annotated[
+        Count, _about("processes that share the model, each with a part of it")
+    ] = 1
     adapters: tuple[tuple[str, str], ...] = ()
+    hosts: RankHosts | None = None
 
     def __post_init__(self) -> None:
         for option in option_table().values():
@@ -97,6 +112,33 @@ class EngineOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
                 raise ConfigError(
                     f"adapters has two of the name {name!r:.80}; give each another one"
                 )
+        if self.ranks > 1:
+            self._check_ranks()
+
+    def _check_ranks(self) -> None:
+        if self.adapters:
+            raise ConfigError(
+                f"adapters cannot be served by {self.ranks} ranks yet; "
+                "leave them out, or use one rank"
+            )
+        if self.cache == "disk":
+            raise ConfigError(
+                f'cache cannot be "disk" with {self.ranks} ranks yet; '
+                '"memory" keeps prefixes until the end'
+            )
+        if self.hosts is not None and len(self.hosts.addresses) != self.ranks:
+            raise ConfigError(
+                f"ranks cannot be {self.ranks}: "
+                f"the hosts are {len(self.hosts.addresses)}"
+            )
+
+    @property
+    def ranks_here(self) -> int:
+        """The most ranks that share one machine's memory."""
+        if self.hosts is None:
+            return self.ranks
+        machines = [machine for machine, _ in self.hosts.addresses]
+        return max(machines.count(machine) for machine in machines)
 
 
 class OptionArguments(TypedDict, total=False):
@@ -118,6 +160,7 @@ class OptionArguments(TypedDict, total=False):
     draft: Draft
     max_waiting: int
     system_reserve: int | str | None
+    ranks: int
     adapters: Mapping[str, Path | str] | None
 
 
@@ -127,7 +170,7 @@ def option_table() -> dict[str, Option]:
     hints = get_type_hints(EngineOptions, include_extras=True)
     table = {}
     for field in msgspec.structs.fields(EngineOptions):
-        if field.name != "adapters":
+        if field.name not in _NO_TEXT:
             table[field.name] = option_of(field.name, hints[field.name], field.default)
     return table
 

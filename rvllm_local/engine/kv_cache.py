@@ -44,7 +44,7 @@ class KVCacheManager:
         block_io: BlockIO,
         policy: CachePolicy,
         store: BlockStore | None = None,
-        swap: SwapSpace | None = None,
+        swapper: Swapper | None = None,
         show: Callable[[int], str] = str,
         state_form: StateForm = (),
     ) -> None:
@@ -58,7 +58,7 @@ class KVCacheManager:
         self._disk = DiskTier(kv, block_io, store, state_form)
         self._restorer = PrefixRestorer(kv, self._disk, self._is_time_up)
         self._states = StateKeeper(kv, self._disk)
-        self._swapper = Swapper(kv, block_io, swap or SwapSpace())
+        self._swapper = swapper or Swapper(kv, block_io, SwapSpace())
         self._misses = PrefixMisses(capacity=4 * kv.blocks_total, show=show)
         self._deadline = 0.0
         # By request id: the choice from which the others fork.

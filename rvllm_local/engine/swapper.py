@@ -9,8 +9,11 @@ from rvllm_local.memory.state_record import (
     encode_state,
     form_of,
 )
-from rvllm_local.memory.swap import SwapSpace
+from rvllm_local.memory.swap import Swapped, SwapSpace
 from rvllm_local.memory.tables import KVTables
+
+# By group.
+SwappedBlocks = tuple[tuple[Swapped, ...], ...]
 
 
 class Swapper:
@@ -60,14 +63,18 @@ class Swapper:
         """Give it blocks again, with the content that they had."""
         assert sequence.swapped is not None
         for group, table in enumerate(sequence.tables.groups):
-            saved = sequence.swapped[group]
-            block_ids = self._kv.pools[group].allocate(len(saved))
-            table.block_ids.extend(block_ids)
-            payloads = [self._space.read(part) for part in saved]
-            self._io.load_blocks(group, table.block_ids, payloads)
+            count = len(sequence.swapped[group])
+            table.block_ids.extend(self._kv.pools[group].allocate(count))
+        self._load(sequence, sequence.swapped)
         self._swap_in_state(sequence)
         # Not before: if a part could not be read, all are freed as the sequence ends.
         self.forget(sequence)
+
+    def _load(self, sequence: Sequence, swapped: SwappedBlocks) -> None:
+        """Write what was saved into the blocks that the sequence has now."""
+        for group, table in enumerate(sequence.tables.groups):
+            payloads = [self._space.read(part) for part in swapped[group]]
+            self._io.load_blocks(group, table.block_ids, payloads)
 
     def forget(self, sequence: Sequence) -> None:
         """Free what was saved of a sequence."""

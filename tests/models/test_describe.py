@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from rvllm_local.models.describe import num_heads, stated_heads
+from rvllm_local.models.describe import num_heads
+from rvllm_local.models.head_counts import stated_heads
 
 
 @pytest.mark.parametrize(

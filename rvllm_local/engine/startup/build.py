@@ -26,7 +26,7 @@ from rvllm_local.engine.runner import ModelRunner
 from rvllm_local.engine.scheduler import Scheduler
 from rvllm_local.engine.startup.choose_drafter import make_speculator
 from rvllm_local.engine.startup.choose_runner import LoadedParts, choose_runner
-from rvllm_local.engine.startup.make_kv_cache import make_kv_cache
+from rvllm_local.engine.startup.make_kv_cache import MakeSwapper, make_kv_cache
 from rvllm_local.engine.startup.packed_runner import choose_packed_runner
 from rvllm_local.engine.startup.planning import (
     arena_blocks,
@@ -41,6 +41,7 @@ from rvllm_local.engine.startup.weight_forms import (
     form_in_words,
     weight_forms,
 )
+from rvllm_local.engine.swapper import Swapper
 from rvllm_local.errors import ConfigError, UnsupportedModelError
 from rvllm_local.memory.arena import Arena
 from rvllm_local.memory.blocks import BLOCK_TOKENS
@@ -129,7 +130,7 @@ def build_core(
     `MemoryBudgetError` if the KV budget is too small and `UnsupportedModelError` if the
     self-check fails.
     """
-    parts, plan = _load_parts(loaded, options, adapters)
+    parts, plan = load_parts(loaded, options, adapters)
     key = None
     if key_of is not None:
         marks = tuple(adapter.fingerprint for adapter in adapters)
@@ -140,23 +141,34 @@ def build_core(
     else:
         runner, scratch = choose_runner(parts, options, key)
         runner.weight_form = form_in_words("plain")
+    plan = measured_plan(plan, runner, scratch)
+    return assemble(parts, plan, runner, text, options, adapters)
+
+
+def measured_plan(
+    plan: MemoryPlan, runner: ModelRunner, scratch: int | None
+) -> MemoryPlan:
+    """The plan with what a step took, if that is known; MLX is told to keep to it.
+
+    Raises `MemoryBudgetError` if it does not fit.
+    """
     plan = dataclasses.replace(plan, weight_form=runner.weight_form)
     if scratch is not None:
         plan = plan.with_measured(scratch)
         plan.check()
     # Scratch counts arrays twice: in use, and kept for the next ones.
     mx.set_cache_limit(plan.scratch // 2)
-    return _assemble(parts, plan, runner, text, options, adapters)
+    return plan
 
 
-def _load_parts(
+def load_parts(
     loaded: LoadedModel,
     options: EngineOptions,
     adapters: Sequence[Adapter],
 ) -> tuple[LoadedParts, MemoryPlan]:
     """The model with its arenas, and the plan that both fit."""
     context = usable_context(loaded.context_length, options)
-    if default_backend() == "cuda":
+    if default_backend() == "cuda" and options.ranks == 1:
         fuse_projections(loaded.module)
     paged = install(loaded.module)
     choice = adapt(loaded.module, adapters)
@@ -177,13 +189,14 @@ def _load_parts(
     return parts, plan
 
 
-def _assemble(
+def assemble(
     parts: LoadedParts,
     plan: MemoryPlan,
     runner: ModelRunner,
     text: Vocabulary,
     options: EngineOptions,
     adapters: Sequence[Adapter],
+    make_swapper: MakeSwapper = Swapper,
 ) -> EngineCore:
     """The core over a runner that was chosen."""
     loaded, kv = parts.loaded, parts.kv
@@ -191,7 +204,9 @@ def _assemble(
     roots: dict[str | None, bytes] = {None: root_key(fingerprint)}
     for adapter in adapters:
         roots[adapter.name] = root_key(f"{fingerprint}|{adapter.fingerprint}")
-    kv_cache = make_kv_cache(parts, runner.block_io, options, roots[None], text)
+    kv_cache = make_kv_cache(
+        parts, runner.block_io, options, roots[None], text, make_swapper
+    )
     grain = BLOCK_TOKENS if options.deterministic else runner.prefill_grain
     scheduler = Scheduler(
         kv,

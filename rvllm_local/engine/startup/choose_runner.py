@@ -39,7 +39,7 @@ from rvllm_local.memory.layout import KVLayout
 from rvllm_local.memory.tables import KVTables
 from rvllm_local.metal_kernels import AddNorm, default_backend
 from rvllm_local.models.adapted import AdapterChoice
-from rvllm_local.models.describe import stated_heads
+from rvllm_local.models.head_counts import stated_heads
 from rvllm_local.models.loader import LoadedModel
 from rvllm_local.options import EngineOptions
 
@@ -52,6 +52,8 @@ class LoadedParts:
 
     paged: its attention goes through the seam.
     copy_tokens: as the reference back end takes it.
+    ranks: how many processes have a part of the model each.
+    runner_class: makes the calls.
     """
 
     loaded: LoadedModel
@@ -62,6 +64,8 @@ class LoadedParts:
     context: int
     copy_tokens: int
     adapters: AdapterChoice
+    ranks: int = 1
+    runner_class: type[ModelRunner] = ModelRunner
 
 
 def choose_runner(
@@ -76,6 +80,8 @@ def choose_runner(
     """
     if default_backend() != "none" or not options.self_check:
         key = None  # the self-check also compiles the kernels: it runs at each start
+    if parts.ranks > 1:
+        key = None  # all ranks make the same calls: none may know a result alone
     cache_dir = Path(options.cache_dir) if options.cache_dir else None
     known_result = None if key is None else read_result(key, cache_dir)
     runner = _kernels_or_reference(parts, options, known_result)
@@ -148,7 +154,12 @@ def _over_kernels(
     heads = None
     if parts.layout.has_attention:
         heads = stated_heads(parts.loaded.config)
+    if heads is not None:
+        heads //= parts.ranks
     kernels = KernelBackend(parts.arenas, heads=heads)
+    if parts.ranks > 1:  # what compiled steps note does not cross a sum of all ranks
+        make_plain = functools.partial(_make_runner, parts, kernels)
+        return _checked(parts, options, known_result, make_plain)
     dtype = parts.arenas[0].shape.dtype if parts.arenas else mx.bfloat16
     install_kernels(module, parts.loaded.config, dtype, options, kernels.counter)
     joined = install_joined_adds(module, AddNorm(counter=kernels.counter))
@@ -190,7 +201,7 @@ def _make_runner(
     mode: RunMode,
     compiled: CompiledDecode | None = None,
 ) -> ModelRunner:
-    return ModelRunner(
+    return parts.runner_class(
         parts.loaded.module,
         parts.layout,
         backend,

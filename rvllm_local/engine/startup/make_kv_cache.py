@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from pathlib import Path
 
 from rvllm_local.attention.probe import probe_state_form
 from rvllm_local.engine.detokenizer import Vocabulary
 from rvllm_local.engine.kv_cache import CachePolicy, KVCacheManager
 from rvllm_local.engine.startup.choose_runner import LoadedParts
+from rvllm_local.engine.swapper import Swapper
 from rvllm_local.errors import ConfigError
 from rvllm_local.memory.block_file import HEADER
 from rvllm_local.memory.block_io import BlockIO
@@ -16,9 +18,12 @@ from rvllm_local.memory.block_scan import store_folder
 from rvllm_local.memory.disk_cache import BlockStore
 from rvllm_local.memory.state_record import StateForm, form_bytes
 from rvllm_local.memory.swap import SwapSpace
+from rvllm_local.memory.tables import KVTables
 from rvllm_local.options import EngineOptions
 
 logger = logging.getLogger(__name__)
+
+MakeSwapper = Callable[[KVTables, BlockIO, SwapSpace], Swapper]
 
 
 def make_kv_cache(
@@ -27,6 +32,7 @@ def make_kv_cache(
     options: EngineOptions,
     root: bytes,
     text: Vocabulary,
+    make_swapper: MakeSwapper = Swapper,
 ) -> KVCacheManager:
     """`root` is the start of the key chains of the model without an adapter."""
     store = None
@@ -41,7 +47,7 @@ def make_kv_cache(
         block_io,
         CachePolicy(reuse=options.cache != "off", decoded=not options.deterministic),
         store,
-        SwapSpace(swap_folder),
+        make_swapper(parts.kv, block_io, SwapSpace(swap_folder)),
         show=lambda token: _shown(text, token),
         state_form=form,
     )

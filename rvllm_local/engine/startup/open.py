@@ -7,6 +7,7 @@ from rvllm_local.engine.detokenizer import Vocabulary
 from rvllm_local.engine.startup.build import open_core
 from rvllm_local.engine.startup.open_pooled import open_pooled_core, plan_pooled
 from rvllm_local.engine.startup.planning import plan_model
+from rvllm_local.errors import ConfigError
 from rvllm_local.memory.plan import MemoryPlan
 from rvllm_local.models.describe import describe
 from rvllm_local.models.encoders.setup import pooled_setup
@@ -19,7 +20,15 @@ def open_any_core(
     text: Vocabulary,
     options: EngineOptions,
 ) -> Core:
-    """A core ready for its first request. Raises as `open_core` does."""
+    """A core ready for its first request, in this process alone.
+
+    Raises as `open_core` does, and `ConfigError` for more than one rank.
+    """
+    if options.ranks > 1:
+        raise ConfigError(
+            f"ranks cannot be {options.ranks} in this process: several ranks serve "
+            "through `rvllm serve`; reach them with LLM.connect"
+        )
     setup = pooled_setup(files)
     if setup is not None:
         return open_pooled_core(files, setup, text, options)

@@ -10,7 +10,11 @@ from mlx.utils import tree_flatten
 
 from rvllm_local.attention.probe import probe_layout
 from rvllm_local.engine.startup.weight_forms import form_in_words, weight_forms
-from rvllm_local.errors import ConfigError, MemoryBudgetError
+from rvllm_local.errors import (
+    ConfigError,
+    MemoryBudgetError,
+    UnsupportedModelError,
+)
 from rvllm_local.machine import device_memory
 from rvllm_local.memory.layout import KVLayout
 from rvllm_local.memory.plan import MemoryPlan, make_plan
@@ -18,6 +22,7 @@ from rvllm_local.memory.scratch import ModelSizes
 from rvllm_local.models.adapted import adapted_bytes
 from rvllm_local.models.adapter_files import read_adapters
 from rvllm_local.models.describe import ModelDescription
+from rvllm_local.models.sharding import divide_outline, parameter_bytes
 from rvllm_local.options import EngineOptions
 
 # When no budget is given: this, or one whole context if that is more.
@@ -37,7 +42,11 @@ def plan_model(
     With `strict`, raises `MemoryBudgetError` if it does not fit. Its adapters are read
     and held against it. Raises what `read_adapter` does.
     """
+    if options.ranks > 1:
+        model = _divided(model, options.ranks)
     layout = probe_layout(model.module, quantized=options.kv_dtype == "int8")
+    if options.ranks > 1:
+        refuse_states(layout)
     sizes = ModelSizes(
         model.hidden_size,
         model.intermediate_size,
@@ -59,6 +68,25 @@ def plan_model(
     return plan
 
 
+def _divided(model: ModelDescription, ranks: int) -> ModelDescription:
+    """What one rank of several takes. Raises `UnsupportedModelError`."""
+    whole = parameter_bytes(model.module)
+    divide_outline(model.module, model.config, ranks)
+    part = parameter_bytes(model.module)
+    return dataclasses.replace(
+        model, weights_bytes=model.weights_bytes * part // whole, packed_bytes=None
+    )
+
+
+def refuse_states(layout: KVLayout) -> None:
+    """Raise `UnsupportedModelError` for layers that several ranks cannot serve."""
+    if layout.has_state:
+        raise UnsupportedModelError(
+            "a model with recurrent layers cannot be divided between ranks yet; "
+            "it runs on one"
+        )
+
+
 def has_sinks(module: nn.Module) -> bool:
     """True if attention has a sink beside the keys."""
     return any(name.endswith("sinks") for name, _ in tree_flatten(module.parameters()))
@@ -77,15 +105,19 @@ def plan_engine(
 
     Raises `MemoryBudgetError` if the KV budget holds no block. `paged`: attention goes
     through the back end, which on a CPU keeps the context of a prefilling prompt
-    densely.
+    densely. Ranks of one machine share its memory.
     """
+    shares = options.ranks_here
+    reserve = options.system_reserve
+    if reserve is not None:
+        reserve //= shares
     return make_plan(
         layout,
         weights=weights,
         blocks=arena_blocks(layout, options, context),
         sizes=sizes,
-        device=device_memory(),
-        reserve=options.system_reserve,
+        device=device_memory() // shares,
+        reserve=reserve,
         context=context,
         rows=options.max_rows,
         chunk=min(options.prefill_chunk, context),

@@ -1,0 +1,70 @@
+"""Opens one rank's part of a model: its weights, its arenas, and what makes its calls.
+
+All ranks do the same in the same order, since their calls wait for each other.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+
+import mlx.core as mx
+
+from rvllm_local.engine.runner import ModelRunner
+from rvllm_local.engine.startup.build import load_parts, measured_plan
+from rvllm_local.engine.startup.choose_runner import LoadedParts, choose_runner
+from rvllm_local.engine.startup.planning import plan_model
+from rvllm_local.engine.startup.weight_forms import form_in_words
+from rvllm_local.errors import UnsupportedModelError
+from rvllm_local.memory.plan import MemoryPlan
+from rvllm_local.models.describe import describe
+from rvllm_local.models.encoders.setup import pooled_setup
+from rvllm_local.models.loader import load_model
+from rvllm_local.models.locate import ModelFiles
+from rvllm_local.options import EngineOptions
+
+logger = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class ModelPart:
+    """One rank's part, ready for calls, and the plan that it fits."""
+
+    parts: LoadedParts
+    plan: MemoryPlan
+    runner: ModelRunner
+
+    @property
+    def num_blocks(self) -> tuple[int, ...]:
+        """Blocks of each group's arena, which all ranks must have alike."""
+        return tuple(pool.num_total for pool in self.parts.kv.pools)
+
+
+def plan_part(files: ModelFiles, options: EngineOptions) -> None:
+    """Refuse a model that the ranks cannot serve, before memory is taken.
+
+    Raises `UnsupportedModelError`, `MemoryBudgetError` and as `describe` does.
+    """
+    if pooled_setup(files) is not None:
+        raise UnsupportedModelError(
+            f"{files.name} only reads texts; such a model is not divided between ranks"
+        )
+    plan_model(describe(files), options)
+
+
+def open_part(
+    files: ModelFiles,
+    options: EngineOptions,
+    group: mx.distributed.Group,
+    runner_class: type[ModelRunner] = ModelRunner,
+) -> ModelPart:
+    """Load this rank's part, and check with the others that the logits are right.
+
+    Raises as `open_core` does.
+    """
+    loaded = load_model(files, group=group)
+    parts, plan = load_parts(loaded, options, ())
+    parts = dataclasses.replace(parts, ranks=group.size(), runner_class=runner_class)
+    runner, scratch = choose_runner(parts, options, None)
+    runner.weight_form = form_in_words("plain")
+    return ModelPart(parts, measured_plan(plan, runner, scratch), runner)
