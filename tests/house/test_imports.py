@@ -33,6 +33,7 @@ LAYERS = (
     ("models",),
     ("text",),
     ("engine",),
+    ("distributed",),
     ("clients", "conversation"),
     ("llm", "server", "tui"),
     ("bench",),

@@ -29,8 +29,12 @@ from rvllm_local.framing import FrameError
 from rvllm_local.types import EventSink, FinishReason, Request, StreamEvent
 
 if TYPE_CHECKING:
+    from rvllm_local.distributed.leading_core import LeadingJob
     from rvllm_local.engine.core_contract import Core
     from rvllm_local.engine.loop import EngineLoop
+    from rvllm_local.models.locate import ModelFiles
+    from rvllm_local.options import EngineOptions
+    from rvllm_local.text.tokenizer import Tokenizer
 
 _BEAT_S = 0.5
 _MOST_EVENTS = 256  # in one frame
@@ -84,6 +88,7 @@ class _Server:
         )
         self._loaded = threading.Event()
         self._loop: EngineLoop
+        self._job: LeadingJob | None = None  # of several ranks
         self._queue: Callable[[Sequence[Request], EventSink], None]
         self._lock = threading.Lock()
         self._compiling: dict[
@@ -111,7 +116,6 @@ class _Server:
         """Build the engine and say so."""
         from rvllm_local.clients.in_process import queue_requests
         from rvllm_local.engine.loop import EngineLoop
-        from rvllm_local.engine.startup.open import open_any_core
         from rvllm_local.models.encoders.setup import pooled_setup
         from rvllm_local.models.locate import locate
         from rvllm_local.text.grammar.compiled import Grammars
@@ -120,15 +124,14 @@ class _Server:
         cache_dir = command.options.cache_dir
         files = locate(
             command.model,
-            lambda message: self._outbox.put(frames.Loading(message)),
+            self._say_loading,
             cache_dir=None if cache_dir is None else Path(cache_dir),
         )
         if pooled_setup(files) is not None:
             host.step_back()  # streams of other models come first
         tokenizer = read_tokenizer(files)
-        self._loop = EngineLoop(
-            lambda: open_any_core(files, tokenizer, command.options), quiet_gc=True
-        )
+        build = self._opener(files, tokenizer, command.options)
+        self._loop = EngineLoop(build, quiet_gc=True)
         limits = self._loop.call(lambda core: core.limits)
         grammars = Grammars(tokenizer, limits.vocab_size, limits.eos_token_ids)
         self._queue = functools.partial(queue_requests, self._loop, grammars)
@@ -137,6 +140,24 @@ class _Server:
         gc.disable()  # the loop collects when it is idle
         self._loaded.set()
         self._outbox.put(frames.Ready(limits))
+
+    def _opener(
+        self, files: ModelFiles, text: Tokenizer, options: EngineOptions
+    ) -> Callable[[], Core]:
+        """What builds the core, on the engine's thread."""
+        if options.ranks == 1:
+            from rvllm_local.engine.startup.open import open_any_core
+
+            return lambda: open_any_core(files, text, options)
+        from rvllm_local.distributed.leading_core import LeadingJob
+
+        # Here: the other ranks end with the thread that has started them.
+        job = LeadingJob(files, options, _say)
+        self._job = job
+        return lambda: job.open_core(text)
+
+    def _say_loading(self, message: str) -> None:
+        self._outbox.put(frames.Loading(message))
 
     def fail(self, error: Exception) -> None:
         """Say why the engine could not be built.
@@ -162,6 +183,8 @@ class _Server:
                 break
             self._take(command)
         self._loop.close()
+        if self._job is not None:
+            self._job.close()
         self._finish()
 
     def _take(self, command: frames.Command) -> None:

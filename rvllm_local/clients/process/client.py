@@ -41,13 +41,14 @@ State = Literal["loading", "ready", "stalled", "restarting", "failed", "closed"]
 class Supervision:
     """How a child is watched.
 
-    It is stalled after `stall_s` with work and no step, or with no sign of life. After
-    a crash it is restarted after `backoff_s`, doubled each time up to `most_backoff_s`.
+    It is stalled after `stall_s` with work and no step, or with no sign of life; one
+    of several ranks that serve after `ranks_silence_s` with none. After a crash it is restarted after `backoff_s`, doubled each time up to `most_backoff_s`.
     After `most_restarts` within `window_s` there is no further one. A request that
     comes meanwhile waits `wait_s` for the new engine.
     """
 
     stall_s: float = 60.0
+    ranks_silence_s: float = 3.0
     backoff_s: float = 0.1
     most_backoff_s: float = 10.0
     most_restarts: int = 5
@@ -96,6 +97,9 @@ class ProcessClient(GatedClient):
         self._load = frames.Load(model, options or EngineOptions())
         _check(self._load)
         self._rules = supervision or Supervision()
+        self._silence_s = self._rules.stall_s
+        if self._load.options.ranks > 1:
+            self._silence_s = self._rules.ranks_silence_s
         self._progress = progress
         self._command = command
         self._changed = threading.Condition()
@@ -235,8 +239,9 @@ class ProcessClient(GatedClient):
 
         The kernel ends a child with the thread that started it.
         """
-        tick = min(1.0, self._rules.stall_s / 4)
-        longest_sleep = min(_PAUSE_S, self._rules.stall_s)
+        shortest = min(self._rules.stall_s, self._silence_s)
+        tick = min(1.0, shortest / 4)
+        longest_sleep = min(_PAUSE_S, shortest)
         checked = time.monotonic()
         while True:
             with self._changed:
@@ -283,7 +288,10 @@ class ProcessClient(GatedClient):
 
     def _judge(self, child: ChildProcess) -> None:
         """Kill a child that has work and makes no step, or gives no sign of life."""
-        reason = child.stalled_for(self._rules.stall_s)
+        silence_s = self._rules.stall_s
+        if self._state == "ready":
+            silence_s = self._silence_s
+        reason = child.stalled_for(self._rules.stall_s, silence_s)
         if reason is None:
             return
         with self._changed:

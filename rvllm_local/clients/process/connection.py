@@ -171,13 +171,13 @@ class ChildProcess:
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.killpg(self.pid, signal.SIGKILL)
 
-    def stalled_for(self, limit_s: float) -> str | None:
-        """What is wrong with a child that hangs; None if nothing is."""
+    def stalled_for(self, limit_s: float, silence_s: float) -> str | None:
+        """What is wrong with a child that hangs; see `Watchdog.stalled_for`."""
         with self._lock:
             if self._sinks is None:
                 return None
             is_busy = self._is_busy()
-        return self.watchdog.stalled_for(limit_s, is_busy)
+        return self.watchdog.stalled_for(limit_s, silence_s, is_busy)
 
     def _is_busy(self) -> bool:
         """Something is expected of the child, whatever it says itself."""

@@ -31,17 +31,20 @@ class Watchdog:
         """Count from now: this process was stopped itself."""
         self.last_sign = self._moved = time.monotonic()
 
-    def stalled_for(self, limit_s: float, is_busy: bool) -> str | None:
+    def stalled_for(
+        self, limit_s: float, silence_s: float, is_busy: bool
+    ) -> str | None:
         """What is wrong with a process that hangs; None if nothing is.
 
-        It hangs without a sign of life, or with something to do and no step.
+        It hangs without a sign of life for `silence_s`, or with something to do and no
+        step for `limit_s`.
         """
         now = time.monotonic()
         if not is_busy:
             self._moved = now
-        self._discount_waiting(now, limit_s)
-        if now - self.last_sign > limit_s:
-            return f"gave no sign of life for {limit_s:g} s"
+        self._discount_waiting(now, min(limit_s, silence_s))
+        if now - self.last_sign > silence_s:
+            return f"gave no sign of life for {silence_s:g} s"
         if now - self._moved > limit_s:
             return f"had work and made no step for {limit_s:g} s"
         return None

@@ -1,0 +1,146 @@
+"""What crosses between rank 0 and another rank: typed frames of bounded length.
+
+A call names blocks and tokens only. All ranks make the same calls in the same order.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from rvllm_local.options import EngineOptions
+
+MAX_FRAME = 16 * 2**20  # bytes; the block tables of a full batch take less
+
+
+class Frame(msgspec.Struct, tag=True, frozen=True):
+    """What is sent by itself; its class's name goes along."""
+
+
+class Part(msgspec.Struct, array_like=True, frozen=True):
+    """What is sent within a frame; its fields' names stay here."""
+
+
+class Hello(Frame, frozen=True):
+    """A rank that has proven itself: its process, and what it is made of."""
+
+    pid: int
+    versions: dict[str, str]
+
+
+class Job(Frame, frozen=True):
+    """What all ranks shall serve, and where each listens for the ring.
+
+    `pid` is rank 0's on this machine, 0 on others. Without `options` the ranks only
+    measure how they reach each other.
+    """
+
+    pid: int
+    ring: tuple[str, ...]
+    options: EngineOptions | None
+
+
+class Joined(Frame, frozen=True):
+    """The rank has the model of this mark, and memory for its part."""
+
+    model_mark: str
+
+
+class Go(Frame, frozen=True):
+    """All ranks are there: form the ring, and load."""
+
+
+class Ready(Frame, frozen=True):
+    """The rank's part is loaded: blocks of each group's arena, and how it is called."""
+
+    num_blocks: tuple[int, ...]
+    mode: str
+
+
+class Serving(Frame, frozen=True):
+    """All parts are loaded. From now on silence means that a rank hangs."""
+
+
+class Failed(Frame, frozen=True):
+    """The rank cannot go on: an error's class name and its text."""
+
+    kind: str
+    message: str
+
+
+class Beat(Frame, frozen=True):
+    """A sign of life."""
+
+
+class Close(Frame, frozen=True):
+    """The job is over."""
+
+
+class Table(Part, frozen=True):
+    """The blocks of one sequence in one group."""
+
+    start_block: int
+    block_ids: list[int]
+
+
+class Chunk(Part, frozen=True):
+    """Tokens of one sequence, which stand at `position` and after."""
+
+    tables: tuple[Table, ...]
+    position: int
+    token_ids: tuple[int, ...]
+
+
+class Prefill(Frame, frozen=True):
+    """Compute the KV of a chunk."""
+
+    chunk: Chunk
+
+
+class Score(Frame, frozen=True):
+    """As `Prefill`; the tokens' log-probabilities are computed as well."""
+
+    chunk: Chunk
+    targets: tuple[int, ...]
+    num_top: int
+
+
+class Decode(Frame, frozen=True):
+    """Compute the logits after one token of each row; `chunks` go along."""
+
+    rows: tuple[Chunk, ...]
+    chunks: tuple[Chunk, ...]
+
+
+class CopyBlocks(Frame, frozen=True):
+    """Copy blocks of a group, `(source, destination)` each."""
+
+    group: int
+    pairs: tuple[tuple[int, int], ...]
+
+
+class SwapOut(Frame, frozen=True):
+    """Keep the content of a sequence's blocks, by group, until `SwapForget`."""
+
+    sequence: int
+    block_ids: tuple[list[int], ...]
+
+
+class SwapIn(Frame, frozen=True):
+    """Write what was kept of a sequence into these blocks."""
+
+    sequence: int
+    block_ids: tuple[list[int], ...]
+
+
+class SwapForget(Frame, frozen=True):
+    """Drop what was kept of a sequence."""
+
+    sequence: int
+
+
+Call = Prefill | Score | Decode | CopyBlocks | SwapOut | SwapIn | SwapForget
+FromLeader = Job | Go | Serving | Beat | Close | Failed | Call
+FromRank = Hello | Joined | Ready | Failed | Beat
+
+FROM_LEADER: msgspec.msgpack.Decoder[FromLeader] = msgspec.msgpack.Decoder(FromLeader)
+FROM_RANK: msgspec.msgpack.Decoder[FromRank] = msgspec.msgpack.Decoder(FromRank)

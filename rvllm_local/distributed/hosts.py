@@ -1,0 +1,93 @@
+"""Reads the file of hosts, in the form that MLX's own launcher takes, and the secret.
+
+It is a list with an entry for each rank, rank 0 first: {"ssh": ..., "ips": [...]}. An
+address may have a port. Only the first address of an entry is used.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import json
+import stat
+from pathlib import Path
+from typing import Any
+
+from rvllm_local.errors import ConfigError
+from rvllm_local.options import RankHosts
+
+_FIRST_PORT = 32323  # MLX's launcher begins there, too
+_LEAST_SECRET = 16  # bytes
+
+
+def read_hosts(path: Path) -> RankHosts:
+    """The hosts of a file. Raises `ConfigError` that says what is wrong with it."""
+    try:
+        entries = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"--hosts {path} cannot be read: {error}") from error
+    if isinstance(entries, dict):
+        entries = entries.get("hosts")
+    if not isinstance(entries, list) or len(entries) < 2:
+        raise ConfigError(
+            f"--hosts {path} must be a list of two hosts or more, rank 0 first, like "
+            '[{"ssh": "name", "ips": ["10.0.0.1"]}, ...]'
+        )
+    addresses = []
+    for rank, entry in enumerate(entries):
+        addresses.append(_address(path, rank, entry))
+    if len(set(addresses)) != len(addresses):
+        raise ConfigError(f"--hosts {path} has an address and port twice")
+    return RankHosts(tuple(addresses), str(path.absolute().with_suffix(".secret")))
+
+
+def _address(path: Path, rank: int, entry: Any) -> tuple[str, int]:
+    ips = entry.get("ips") if isinstance(entry, dict) else None
+    if not isinstance(ips, list) or not ips or not isinstance(ips[0], str):
+        raise ConfigError(f'--hosts {path}: rank {rank} needs "ips": ["10.0.0.1"]')
+    host, _, port = ips[0].partition(":")
+    try:
+        address = str(ipaddress.IPv4Address(host))
+        number = int(port) if port else _FIRST_PORT + rank
+        if not 1 < number < 65536:
+            raise ValueError(f"port {number} cannot be")
+    except ValueError as error:
+        raise ConfigError(
+            f"--hosts {path}: rank {rank} has {ips[0]!r:.60}, which is no IPv4 "
+            f"address, with a port or without one: {error}"
+        ) from error
+    return address, number
+
+
+def secret_of(hosts: RankHosts) -> bytes:
+    """The job's secret. Raises `ConfigError` for a file that others can read."""
+    path = Path(hosts.secret)
+    advice = (
+        f"run: (umask 077; openssl rand -hex 32 > {path}), and copy it to all hosts"
+    )
+    try:
+        mode = path.stat().st_mode
+        secret = path.read_bytes().strip()
+    except OSError as error:
+        raise ConfigError(
+            f"the ranks' secret {path} cannot be read: {error.strerror}; {advice}"
+        ) from error
+    if mode & (stat.S_IRWXG | stat.S_IRWXO):
+        raise ConfigError(
+            f"the ranks' secret {path} can be read by others; run: chmod 600 {path}"
+        )
+    if len(secret) < _LEAST_SECRET:
+        raise ConfigError(
+            f"the ranks' secret {path} is shorter than {_LEAST_SECRET} bytes; {advice}"
+        )
+    return secret
+
+
+def control_address(hosts: RankHosts) -> tuple[str, int]:
+    """Where rank 0 listens for the others: the port below its port of the ring."""
+    host, port = hosts.addresses[0]
+    return host, port - 1
+
+
+def ring_addresses(hosts: RankHosts) -> tuple[str, ...]:
+    """Where each rank listens for its neighbour."""
+    return tuple(f"{host}:{port}" for host, port in hosts.addresses)

@@ -1,0 +1,83 @@
+"""Opens the core of a job of several ranks, on rank 0."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+
+from rvllm_local.distributed import frames
+from rvllm_local.distributed.agreement import model_mark
+from rvllm_local.distributed.gathering import Gathered, Gathering
+from rvllm_local.distributed.leading_runner import LeadingRunner, LeadingSwapper
+from rvllm_local.distributed.part_server import ready_frame
+from rvllm_local.distributed.ring import check_ring, form_ring
+from rvllm_local.distributed.team import Team, joined_mark
+from rvllm_local.engine.core import EngineCore
+from rvllm_local.engine.detokenizer import Vocabulary
+from rvllm_local.engine.startup.build import assemble
+from rvllm_local.engine.startup.open_part import open_part, plan_part
+from rvllm_local.errors import EngineError
+from rvllm_local.models.locate import ModelFiles
+from rvllm_local.options import EngineOptions
+
+
+class LeadingJob:
+    """One job as rank 0 runs it. Made on the thread that lives as long as the job."""
+
+    def __init__(
+        self,
+        files: ModelFiles,
+        options: EngineOptions,
+        say: Callable[[str], None],
+    ) -> None:
+        """Bring the ranks together; `say` is told whom it waits for.
+
+        Raises `ConfigError`, `UnsupportedModelError`, `MemoryBudgetError` and
+        `EngineError` if they cannot serve this model.
+        """
+        check_ring()
+        plan_part(files, options)
+        self._files = files
+        self._options = options
+        gathering = Gathering(options, str(files.path), say)
+        try:
+            self._gathered = gathering.gather()
+            self._check_marks(self._gathered)
+        except BaseException:
+            gathering.abandon()
+            raise
+        self._team = Team(self._gathered.links, self._gathered.processes)
+
+    def _check_marks(self, gathered: Gathered) -> None:
+        ours = model_mark(self._files)
+        for rank, link in enumerate(gathered.links, start=1):
+            if joined_mark(link, rank, self._options.ranks) != ours:
+                raise EngineError(
+                    f"rank {rank} of {self._options.ranks} at {link.peer} has another "
+                    f"model than {self._files.name} here; fetch the same one there"
+                )
+
+    def open_core(self, text: Vocabulary) -> EngineCore:
+        """Form the ring, load, and build the core, on the engine's thread.
+
+        Raises as `open_part` does, and `EngineError`.
+        """
+        team = self._team
+        team.start(self._gathered.pids)
+        team.tell(frames.Go())
+        group = form_ring(self._gathered.ring, 0)
+        part = open_part(self._files, self._options, group, LeadingRunner)
+        team.await_ready(ready_frame(part))
+        runner = part.runner
+        assert isinstance(runner, LeadingRunner)
+        runner.lead(team.together)
+        make_swapper = functools.partial(LeadingSwapper, together=team.together)
+        core = assemble(
+            part.parts, part.plan, runner, text, self._options, (), make_swapper
+        )
+        team.be_strict()
+        return core
+
+    def close(self) -> None:
+        """End the other ranks."""
+        self._team.close()

@@ -1,0 +1,102 @@
+"""Rank 0 lets in each rank of its job once; nobody else learns or changes anything."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from rvllm_local.distributed import frames
+from rvllm_local.distributed.agreement import versions
+from rvllm_local.distributed.gathering import Gathering
+from rvllm_local.distributed.handshake import enter
+from rvllm_local.distributed.hosts import control_address
+from rvllm_local.distributed.joining import LeaderLink, told_job
+from rvllm_local.distributed.link import Link
+from rvllm_local.distributed.ring import free_addresses
+from rvllm_local.errors import ConfigError, EngineError
+from rvllm_local.options import EngineOptions, RankHosts
+
+SECRET = b"s" * 32
+
+
+@pytest.fixture
+def options(tmp_path: Path) -> EngineOptions:
+    """A job of three ranks on free ports of this machine."""
+    path = tmp_path / "hosts.secret"
+    path.write_bytes(SECRET)
+    path.chmod(0o600)
+    addresses = []
+    for address in free_addresses(3):
+        host, _, port = address.partition(":")
+        addresses.append((host, int(port)))
+    return EngineOptions(ranks=3, hosts=RankHosts(tuple(addresses), str(path)))
+
+
+@contextlib.contextmanager
+def linked(
+    options: EngineOptions, rank: int, secret: bytes = SECRET, **other: str
+) -> Iterator[LeaderLink]:
+    """A rank that has proven itself and said hello, with `other` versions."""
+    assert options.hosts is not None
+    connection = socket.create_connection(control_address(options.hosts), 60)
+    with connection:
+        enter(connection, secret, rank)
+        link: LeaderLink = Link(connection, frames.FROM_LEADER, "rank 0")
+        link.send(frames.Hello(os.getpid(), {**versions(), **other}))
+        yield link
+
+
+def test_the_ranks_of_a_job_and_nobody_else(options: EngineOptions) -> None:
+    said: list[str] = []
+    gathering = Gathering(options, "model", said.append)
+    assert options.hosts is not None
+    stranger = socket.create_connection(control_address(options.hosts), 60)
+    with ThreadPoolExecutor(1) as threads, stranger:
+        stranger.sendall(b"\x00" * 200)
+        job = threads.submit(gathering.gather)
+        with pytest.raises(EngineError, match="secret"), linked(options, 1, b"t" * 32):
+            pass
+        with linked(options, 1, mlx="0.1") as old, pytest.raises(EngineError) as error:
+            told_job(old)
+        assert "mlx 0.1 there" in str(error.value)
+        with linked(options, 3) as extra, pytest.raises(EngineError, match="no rank 3"):
+            told_job(extra)
+        with linked(options, 1) as first:
+            with (
+                linked(options, 1) as twin,
+                pytest.raises(EngineError, match="there already"),
+            ):
+                told_job(twin)
+            with linked(options, 2) as second:
+                gathered = job.result(60)
+                told = [told_job(link) for link in (first, second)]
+    expected = frames.Job(os.getpid(), gathered.ring, options)
+    assert told == [expected, expected]
+    assert gathered.ring == tuple(
+        f"{host}:{port}" for host, port in told_hosts(options)
+    )
+    gathering.abandon()
+
+
+def told_hosts(options: EngineOptions) -> tuple[tuple[str, int], ...]:
+    assert options.hosts is not None
+    return options.hosts.addresses
+
+
+def test_who_is_missing_is_named(options: EngineOptions) -> None:
+    gathering = Gathering(options, "model", lambda _: None)
+    with pytest.raises(EngineError, match=r"rank 1 at 127\.0\.0\.1, rank 2 at"):
+        gathering.gather(deadline_s=0)
+
+
+def test_a_port_in_use_is_refused_in_one_line(options: EngineOptions) -> None:
+    gathering = Gathering(options, "model", lambda _: None)
+    with pytest.raises(ConfigError, match="cannot listen at 127"):
+        Gathering(options, "model", lambda _: None)
+    gathering.abandon()

@@ -1,0 +1,72 @@
+"""One of two ranks that hold the engine's calls against mlx-lm's own divided forward.
+
+`python -m tests.support.rank_pair RANK FIRST SECOND FOLDER...`: both addresses of the
+ring, then models. Rank 0 prints the tokens of each model, both ways, as JSON.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+
+import mlx.core as mx
+import mlx.nn as nn
+
+from rvllm_local.attention.geometry import DecodeRow
+from rvllm_local.distributed.ring import form_ring
+from rvllm_local.engine.startup.open_part import ModelPart, open_part, plan_part
+from rvllm_local.models.locate import locate
+from rvllm_local.options import EngineOptions
+
+PROMPT = [(7 * index * index + 3 * index) % 380 for index in range(75)]
+NUM_TOKENS = 12
+
+
+def plain_tokens(model: nn.Module) -> list[int]:
+    """mlx-lm's caches and attention, over the part of the model that is here."""
+    from mlx_lm.models.cache import make_prompt_cache
+
+    caches = make_prompt_cache(model)
+    model(mx.array([PROMPT[:-1]]), cache=caches)
+    token, tokens = PROMPT[-1], []
+    for _ in range(NUM_TOKENS):
+        logits = model(mx.array([[token]]), cache=caches)
+        token = int(mx.argmax(logits[0, -1]).item())
+        tokens.append(token)
+    return tokens
+
+
+def paged_tokens(part: ModelPart) -> list[int]:
+    """The same through the arenas, the prompt in odd chunks."""
+    kv, runner = part.parts.kv, part.runner
+    tables = kv.new_sequence()
+    for start in range(0, len(PROMPT) - 1, 29):
+        end = min(start + 29, len(PROMPT) - 1)
+        kv.grow(tables, end)
+        runner.prefill(tables, start, PROMPT[start:end])
+    token, tokens = PROMPT[-1], []
+    for position in range(len(PROMPT) - 1, len(PROMPT) - 1 + NUM_TOKENS):
+        kv.grow(tables, position + 1)
+        logits = runner.decode([DecodeRow(tables, position, token)])
+        token = int(mx.argmax(logits[0]).item())
+        tokens.append(token)
+    return tokens
+
+
+def main(rank: int, addresses: list[str], folders: list[str]) -> None:
+    options = EngineOptions(ranks=2, kv_memory=2**22, context_length=512, max_rows=2)
+    files = [locate(folder) for folder in folders]
+    for model in files:
+        plan_part(model, options)
+    group = form_ring(addresses, rank)
+    both_ways = {}
+    for model in files:
+        part = open_part(model, options, group)
+        plain = plain_tokens(part.parts.loaded.module)
+        both_ways[model.name] = (plain, paged_tokens(part))
+    if rank == 0:
+        print(json.dumps(both_ways))
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]), sys.argv[2:4], sys.argv[4:])
