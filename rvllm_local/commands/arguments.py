@@ -97,6 +97,11 @@ def serve_arguments(serve: argparse.ArgumentParser) -> None:
         metavar="TIME",
         help="how long open requests may go on at the end",
     )
+    serve.add_argument(
+        "--hosts",
+        metavar="FILE",
+        help="serve one model with the ranks on these machines; this one is rank 0",
+    )
     _engine(serve)
 
 
@@ -222,7 +227,25 @@ def doctor_arguments(doctor: argparse.ArgumentParser) -> None:
     doctor.add_argument(
         "--verify", action="store_true", help="every checksum in the store"
     )
+    doctor.add_argument(
+        "--hosts",
+        metavar="FILE",
+        help="only the other machines of a job: `rvllm rank` waits on each",
+    )
     doctor.add_argument("--json", action="store_true", help="print JSON")
+
+
+def rank_arguments(rank: argparse.ArgumentParser) -> None:
+    """`rvllm rank MODEL`."""
+    rank.add_argument("model", help=_MODEL)
+    rank.add_argument(
+        "--hosts",
+        metavar="FILE",
+        help="the machines of the job, rank 0 first; the same file on all of them",
+    )
+    rank.add_argument(
+        "--rank", type=int, metavar="N", help="this machine's number, from 1 on"
+    )
 
 
 def completion_arguments(completion: argparse.ArgumentParser) -> None:

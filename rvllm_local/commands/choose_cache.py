@@ -11,6 +11,7 @@ from msgspec import structs
 from rvllm_local.config import Config
 from rvllm_local.memory.block_scan import store_folder
 from rvllm_local.memory.cache_contents import cached_models
+from rvllm_local.options import Cache
 
 logger = logging.getLogger(__name__)
 
@@ -22,10 +23,12 @@ def with_server_cache(config: Config) -> Config:
     """
     if config.options.cache != "auto":
         return config
+    if config.options.ranks > 1:  # each would have to keep its part of each prefix
+        return _with_cache(config, "memory")
     folder = store_folder(config.cache_dir)
     held = sum(model.size for model in cached_models(folder))
     budget = config.options.disk_cache_bytes
-    choice = "disk" if _free_bytes(folder) + held >= 2 * budget else "memory"
+    choice: Cache = "disk" if _free_bytes(folder) + held >= 2 * budget else "memory"
     if choice == "disk":
         logger.info(
             "prefixes outlive a restart in %s: %.1f of at most %.1f GB; "
@@ -42,9 +45,12 @@ def with_server_cache(config: Config) -> Config:
             2 * budget / 1e9,
             folder,
         )
-    return structs.replace(
-        config, options=structs.replace(config.options, cache=choice)
-    )
+    return _with_cache(config, choice)
+
+
+def _with_cache(config: Config, choice: Cache) -> Config:
+    options = structs.replace(config.options, cache=choice)
+    return structs.replace(config, options=options)
 
 
 def _free_bytes(folder: Path) -> int:

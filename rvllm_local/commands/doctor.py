@@ -10,38 +10,32 @@ import platform
 import shutil
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from rvllm_local import host
+from rvllm_local.commands.finding import Finding
 from rvllm_local.config import load_config
 
 _PACKAGES = ("mlx", "mlx-lm", "numpy", "tokenizers", "llguidance", "textual")
 
 
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """One check: `state` is ok, warning or failed; `advice` says what to do when it is not ok."""
-
-    check: str
-    state: str
-    detail: str
-    advice: str = ""
-
-
 def doctor(arguments: argparse.Namespace) -> int:
     """Print the findings; exit status 1 if one failed."""
     report = host.prepare()
-    findings = [
-        _machine(),
-        _versions(),
-        _blas(report),
-        *_cpu_weights(),
-        _memory(),
-        _disk(),
-        *_store(arguments.verify),
-        _backend(),
-    ]
+    if arguments.hosts is not None:
+        findings = _hosts(arguments.hosts)
+    else:
+        findings = [
+            _machine(),
+            _versions(),
+            _blas(report),
+            *_cpu_weights(),
+            _memory(),
+            _disk(),
+            *_store(arguments.verify),
+            _backend(),
+        ]
     kernels: dict[str, Any] = {}
     if arguments.kernels:
         kernel_findings, kernels = _kernels(_say if not arguments.json else _silent)
@@ -58,6 +52,12 @@ def doctor(arguments: argparse.Namespace) -> int:
             if finding.advice:
                 _say(f"{'':20}-> {finding.advice}")
     return 1 if any(finding.state == "failed" for finding in findings) else 0
+
+
+def _hosts(path: str) -> list[Finding]:
+    from rvllm_local.commands.doctor_hosts import hosts_findings
+
+    return hosts_findings(Path(path))
 
 
 def _machine() -> Finding:

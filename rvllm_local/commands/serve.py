@@ -16,11 +16,13 @@ from pathlib import Path
 from typing import NoReturn
 
 import platformdirs
+from msgspec import structs
 
 from rvllm_local import host
 from rvllm_local.commands.choose_cache import with_server_cache
 from rvllm_local.commands.flags import engine_flags
 from rvllm_local.config import Config, load_config
+from rvllm_local.distributed.hosts import read_hosts
 from rvllm_local.errors import ConfigError, MemoryBudgetError
 from rvllm_local.models.locate import locate
 from rvllm_local.models.store import installed_models
@@ -56,8 +58,17 @@ def serve(arguments: argparse.Namespace) -> int:
     if report.advice:
         logger.info("%s", report.advice)
     adapters = [adapter_of(text) for text in arguments.adapter]
-    config = with_server_cache(config)
+    config = with_server_cache(_with_hosts(config, arguments.hosts))
     asyncio.run(_serve(arguments.models or [config.model], config, settings, adapters))
+
+
+def _with_hosts(config: Config, path: str | None) -> Config:
+    """The configuration with a rank for each host of a file."""
+    if path is None:
+        return config
+    hosts = read_hosts(Path(path))
+    options = structs.replace(config.options, ranks=len(hosts.addresses), hosts=hosts)
+    return structs.replace(config, options=options)
 
 
 async def _serve(

@@ -78,6 +78,12 @@ def _serve(arguments: argparse.Namespace) -> int:
     return serve(arguments)
 
 
+def _rank(arguments: argparse.Namespace) -> int:
+    from rvllm_local.commands.rank import rank
+
+    return rank(arguments)
+
+
 def _plan(arguments: argparse.Namespace) -> int:
     from rvllm_local.commands.plan import plan
 
@@ -163,6 +169,11 @@ VERBS = {
         "answer OpenAI- and Anthropic-style requests on localhost",
         flags.serve_arguments,
         _serve,
+    ),
+    "rank": Verb(
+        "compute a part of a model that another machine serves",
+        flags.rank_arguments,
+        _rank,
     ),
     "plan": Verb(
         "show what memory a model takes, without loading it",

@@ -1,0 +1,67 @@
+"""`rvllm rank`: this machine's part of a model that another machine serves."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import NoReturn
+
+from rvllm_local.config import load_config
+from rvllm_local.distributed.follower import REFUSED
+from rvllm_local.distributed.hosts import control_address, read_hosts, secret_of
+from rvllm_local.distributed.invitation import Invitation, start_rank
+from rvllm_local.errors import ConfigError
+
+_PAUSE_S = 1.0  # between two jobs
+_INTERRUPTED = 130
+
+
+def rank(arguments: argparse.Namespace) -> int:
+    """Serve job after job, until a signal comes or rank 0 refuses this machine."""
+    if arguments.hosts is None or arguments.rank is None:
+        raise ConfigError("a rank needs --hosts FILE and --rank N")
+    config = load_config({"model": arguments.model})
+    hosts = read_hosts(Path(arguments.hosts))
+    ranks = len(hosts.addresses)
+    if not 0 < arguments.rank < ranks:
+        raise ConfigError(
+            f"--rank must be from 1 to {ranks - 1}, not {arguments.rank}: "
+            "rank 0 is where `rvllm serve --hosts` runs"
+        )
+    address, port = control_address(hosts)
+    invitation = Invitation(
+        address,
+        port,
+        arguments.rank,
+        ranks,
+        secret_of(hosts),
+        config.model,
+        os.getpid(),
+        str(config.cache_dir),
+    )
+    signal.signal(signal.SIGTERM, _end)
+    while True:
+        status = _serve_job(invitation)
+        if status == REFUSED:
+            return 1
+        time.sleep(_PAUSE_S)
+
+
+def _serve_job(invitation: Invitation) -> int:
+    """The exit status of one job's process, which does not outlive this one."""
+    process: subprocess.Popen[bytes] = start_rank(invitation)
+    try:
+        return process.wait()
+    finally:
+        if process.poll() is None:
+            process.kill()
+            process.wait()
+
+
+def _end(_number: int, _frame: object) -> NoReturn:
+    sys.exit(_INTERRUPTED)
