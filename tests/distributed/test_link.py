@@ -76,7 +76,7 @@ def test_a_short_silence_counts_only_once_all_serve(
 
     def passes(seconds: float) -> bool:
         verdict = False
-        for _ in range(int(seconds / 0.25)):
+        for _ in range(round(seconds / 0.25)):
             now[0] += 0.25
             verdict = silence.is_too_long()
         return verdict

@@ -48,7 +48,7 @@ class Supervision:
     """
 
     stall_s: float = 60.0
-    ranks_silence_s: float = 3.0
+    ranks_silence_s: float = 3.5
     backoff_s: float = 0.1
     most_backoff_s: float = 10.0
     most_restarts: int = 5
@@ -240,7 +240,7 @@ class ProcessClient(GatedClient):
         The kernel ends a child with the thread that started it.
         """
         shortest = min(self._rules.stall_s, self._silence_s)
-        tick = min(1.0, shortest / 4)
+        tick = min(1.0, shortest / 16)
         longest_sleep = min(_PAUSE_S, shortest)
         checked = time.monotonic()
         while True:

@@ -306,7 +306,9 @@ class ChildProcess:
                     for letter in line.decode(errors="replace")
                     if letter.isprintable()
                 ).strip()
-                if text:
+                if text.startswith("[ring]"):  # MLX, of each byte that a lost peer owes
+                    logger.debug("engine: %s", text[:_STDERR_CHARS])
+                elif text:
                     self._stderr.append(text[:_STDERR_CHARS])
                     logger.warning("engine: %s", text[:_STDERR_CHARS])
         self._stderr_done.set()
