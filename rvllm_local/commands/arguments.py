@@ -80,6 +80,11 @@ def serve_arguments(serve: argparse.ArgumentParser) -> None:
         metavar="NAME=DIR",
         help="a LoRA adapter, asked for as a model",
     )
+    _how_it_runs(serve)
+    _engine(serve)
+
+
+def _how_it_runs(serve: argparse.ArgumentParser) -> None:
     serve.add_argument(
         "--keep-responses",
         default="30d",
@@ -102,7 +107,6 @@ def serve_arguments(serve: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="serve one model with the ranks on these machines; this one is rank 0",
     )
-    _engine(serve)
 
 
 def _who_may_ask(serve: argparse.ArgumentParser) -> None:
@@ -214,37 +218,6 @@ def stop_arguments(stop: argparse.ArgumentParser) -> None:
     stop.add_argument("--all", action="store_true", help="all servers of yours")
     stop.add_argument(
         "--now", action="store_true", help="cut off what is open, and do not wait"
-    )
-
-
-def doctor_arguments(doctor: argparse.ArgumentParser) -> None:
-    """`rvllm doctor`."""
-    doctor.add_argument(
-        "--kernels",
-        action="store_true",
-        help="every kernel against a reference, and its GB/s",
-    )
-    doctor.add_argument(
-        "--verify", action="store_true", help="every checksum in the store"
-    )
-    doctor.add_argument(
-        "--hosts",
-        metavar="FILE",
-        help="only the other machines of a job: `rvllm rank` waits on each",
-    )
-    doctor.add_argument("--json", action="store_true", help="print JSON")
-
-
-def rank_arguments(rank: argparse.ArgumentParser) -> None:
-    """`rvllm rank MODEL`."""
-    rank.add_argument("model", help=_MODEL)
-    rank.add_argument(
-        "--hosts",
-        metavar="FILE",
-        help="the machines of the job, rank 0 first; the same file on all of them",
-    )
-    rank.add_argument(
-        "--rank", type=int, metavar="N", help="this machine's number, from 1 on"
     )
 
 

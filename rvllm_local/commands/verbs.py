@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from rvllm_local import __version__
 from rvllm_local.commands import arguments as flags
+from rvllm_local.commands import machine_arguments as machine_flags
 from rvllm_local.commands import model_arguments as model_flags
 from rvllm_local.commands.any_order import AnyOrderParser
 from rvllm_local.commands.bench_arguments import bench_arguments
@@ -172,7 +173,7 @@ VERBS = {
     ),
     "rank": Verb(
         "compute a part of a model that another machine serves",
-        flags.rank_arguments,
+        machine_flags.rank_arguments,
         _rank,
     ),
     "plan": Verb(
@@ -234,7 +235,7 @@ VERBS = {
     ),
     "doctor": Verb(
         "check this machine, and with --kernels the GPU kernels on it",
-        flags.doctor_arguments,
+        machine_flags.doctor_arguments,
         _doctor,
     ),
     "bench": Verb(
