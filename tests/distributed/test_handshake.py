@@ -26,6 +26,7 @@ def met(theirs: Callable[[socket.socket], object]) -> tuple[Future[int], Excepti
                 theirs(other)
             except EngineError as refusal:
                 error = refusal
+            verdict.exception(60)  # both ends stay open until it is there
             return verdict, error
 
 

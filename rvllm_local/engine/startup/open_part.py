@@ -62,7 +62,7 @@ def open_part(
 
     Raises as `open_core` does.
     """
-    loaded = load_model(files, group=group)
+    loaded = load_model(files, group=group, context=options.context_length)
     parts, plan = load_parts(loaded, options, ())
     parts = dataclasses.replace(parts, ranks=group.size(), runner_class=runner_class)
     runner, scratch = choose_runner(parts, options, None)
