@@ -39,6 +39,7 @@ from mlx_lm.models.cache import make_prompt_cache
 
 from benchmarks import gpu_record
 from benchmarks.gpu_shapes import LLAMA_1B, SHAPES, NoText
+from rvllm_local.attention.probe import probe_layout
 from rvllm_local import host
 from rvllm_local.bench.metrics import Figure, spread
 from rvllm_local.bench.text_table import show
@@ -54,6 +55,7 @@ PARTS = {"recurrent": "install_gated_delta", "experts": "install_expert_products
 CASES = ((1, 512), (8, 512), (64, 512), (16, 8192))  # rows, tokens of context
 CHECKED = ("llama", "gemma2", "gemma3_text", "qwen3", "gpt_oss")
 WARMUP, STEPS = 8, 48
+CHUNK = 512  # tokens of a prompt at once
 ROOM = 640  # tokens of output that the arena has room for: rows decode while others still prefill
 
 
@@ -229,6 +231,9 @@ def parsed_arguments() -> argparse.Namespace:
     parser.add_argument("--bits", type=int, choices=(4, 8), help="quantized weights")
     parser.add_argument("--deterministic", action="store_true")
     parser.add_argument("--no-peer", action="store_true", help="measure only ours")
+    parser.add_argument(
+        "--attention", choices=("kernels", "reference"), default="kernels"
+    )
     parser.add_argument("--without", nargs="+", choices=PARTS, default=[])
     return parser.parse_args()
 
@@ -266,7 +271,12 @@ def measure_all(args: argparse.Namespace, loaded: LoadedModel) -> None:
             peer = math.nan
             if not args.no_peer:
                 peer = peer_apart(rows, context, model_flags)
-            engine = engine_once(loaded, batch, deterministic=args.deterministic)
+            engine = engine_once(
+                loaded,
+                batch,
+                attention=args.attention,
+                deterministic=args.deterministic,
+            )
             pairs.append((peer, engine))
         name = f"{rows} x {context:,}"
         stats = stats_of(pairs)
@@ -297,24 +307,29 @@ def stats_of(pairs: list[tuple[float, float]]) -> dict[str, Figure]:
 
 
 def engine_once(
-    loaded: LoadedModel, batch: list[list[int]], *, deterministic: bool = False
+    loaded: LoadedModel,
+    batch: list[list[int]],
+    *,
+    attention: str,
+    deterministic: bool = False,
 ) -> float:
-    """`engine_ms` of a core of its own, whose attention is the kernels'."""
-    config = loaded.config.get("text_config", loaded.config)
-    values = config["num_key_value_heads"] * config["head_dim"]
-    token_bytes = 2 * config["num_hidden_layers"] * values * 2
-    room = sum(len(row) + ROOM for row in batch) * token_bytes + 2**26
+    """`engine_ms` of a core of its own."""
+    layout = probe_layout(loaded.module)
+    room = 2**26
+    for row in batch:
+        room += layout.sequence_bytes(len(row) + ROOM, CHUNK)
     core = build_core(
         loaded,
         NoText(),
         EngineOptions(
             kv_memory=room,
             max_rows=len(batch),
-            prefill_chunk=512,
+            prefill_chunk=CHUNK,
             deterministic=deterministic,
+            attention=attention,
         ),
     )
-    assert core.stats()["attention_backend"] == "kernels", "the kernels do not serve"
+    assert core.stats()["attention_backend"] == attention, f"{attention} do not serve"
     found = engine_ms(core, batch)
     del core
     mx.clear_cache()

@@ -73,11 +73,40 @@ QWEN3_5_9B: dict[str, Any] = {
         },
     },
 }
+# DeepSeek-V2-Lite's sizes in the form that keeps latents.
+LATENT_16B: dict[str, Any] = {
+    "model_type": "deepseek_v3",
+    "hidden_size": 2048,
+    "num_hidden_layers": 27,
+    "intermediate_size": 10944,
+    "moe_intermediate_size": 1408,
+    "n_routed_experts": 64,
+    "n_shared_experts": 2,
+    "num_experts_per_tok": 6,
+    "first_k_dense_replace": 1,
+    "moe_layer_freq": 1,
+    "n_group": 1,
+    "topk_group": 1,
+    "norm_topk_prob": False,
+    "routed_scaling_factor": 1.0,
+    "num_attention_heads": 16,
+    "num_key_value_heads": 16,
+    "q_lora_rank": None,
+    "kv_lora_rank": 512,
+    "qk_nope_head_dim": 128,
+    "qk_rope_head_dim": 64,
+    "v_head_dim": 128,
+    "rms_norm_eps": 1e-6,
+    "vocab_size": 102400,
+    "rope_theta": 10000.0,
+    "max_position_embeddings": 163840,
+}
 SHAPES = {
     "8b": LLAMA_8B,
     "1b": LLAMA_1B,
     "qwen3-30b-a3b": QWEN3_30B,
     "qwen3.5-9b": QWEN3_5_9B,
+    "latent-16b": LATENT_16B,
 }
 
 
