@@ -113,6 +113,7 @@ def _check_shared(config: Mapping[str, Any]) -> None:
     _check_rotation("rope_scaling", config.get("rope_scaling"))
     _check_rotation("rope_parameters", config.get("rope_parameters"))
     _check_layer_types(config)
+    _check_shared_heads(config)
     check_end(config.get("eos_token_id"), "the config")
 
 
@@ -175,10 +176,20 @@ def _check_layer_types(config: Mapping[str, Any]) -> None:
     layers = config.get("num_hidden_layers")
     if not isinstance(kinds, list) or type(layers) is not int:
         return
-    if len(kinds) > layers + _MOST_SPARE_LAYERS:
+    if not layers <= len(kinds) <= layers + _MOST_SPARE_LAYERS:
         raise ModelFileError(
             f"the config's layer_types has {len(kinds)} entries, and the model has "
             f"{layers} layers"
+        )
+
+
+def _check_shared_heads(config: Mapping[str, Any]) -> None:
+    heads = config.get("num_attention_heads")
+    shared = config.get("num_key_value_heads")
+    if type(heads) is int and type(shared) is int and heads % shared:
+        raise ModelFileError(
+            f"the config's num_attention_heads is {heads} and its num_key_value_heads "
+            f"is {shared}, which does not divide it"
         )
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from rvllm_local.errors import ModelFileError
 from rvllm_local.models.config_check import check_end
+from rvllm_local.models.stand_in import refuse_stand_in
 
 _DEFAULT_CONTEXT = 2048
 _LARGEST_SETTINGS = 16 << 20
@@ -24,6 +25,7 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 def read_settings(path: Path) -> dict[str, Any]:
     """The object in a JSON file of settings. Raises `ModelFileError`."""
+    refuse_stand_in(path)
     try:
         size = path.stat().st_size
         if size > _LARGEST_SETTINGS:

@@ -27,6 +27,11 @@ _DEFAULTS: Mapping[str, Mapping[str, Any]] = {
         "mla_scale_kv_lora": True,
     },
     "minimax_m2": {"shared_intermediate_size": 0},
+    "lfm2": {
+        "block_auto_adjust_ff_dim": True,
+        "block_ffn_dim_multiplier": 1.0,
+        "block_multiple_of": 256,
+    },
     "apertus": {"mlp_bias": False, "post_norm": False, "qk_norm": True},
     "qwen3_vl_moe_text": {"norm_topk_prob": True},
     "glm_moe_dsa": {

@@ -160,6 +160,7 @@ def _spelled(
     spelled = dict(config)
     settings = dict(settings)
     settings.pop("type", None)
+    _put_yarn_factor(settings, config)
     names = _FAMILY_NAMES.get(model_type, {})
     for key in _OLD_NAMES:
         if key in settings:
@@ -174,6 +175,15 @@ def _spelled(
             layer_types = set(spelled.get("layer_types") or (_FULL,))
             spelled["rope_parameters"] = dict.fromkeys(layer_types, settings)
     return _with_neutral(spelled, model_type)
+
+
+def _put_yarn_factor(settings: Settings, config: Mapping[str, Any]) -> None:
+    """YaRN's factor is that of the two lengths, where it is not stated."""
+    longest = config.get("max_position_embeddings")
+    original = settings.get("original_max_position_embeddings")
+    is_stated = settings.get("factor") is not None
+    if settings.get("rope_type") == "yarn" and longest and original and not is_stated:
+        settings["factor"] = longest / original
 
 
 def _put_scaling(spelled: Settings, settings: Settings) -> None:

@@ -17,6 +17,7 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 from rvllm_local.errors import ModelFileError
+from rvllm_local.models.stand_in import refuse_stand_in
 
 _MAX_HEADER = 16 << 20  # 100,000 tensors; the library would take 100 MB
 _NUMBERED = re.compile(r"model-(\d{5})-of-(\d{5})\.safetensors")
@@ -42,6 +43,7 @@ def check_safetensors(path: Path) -> None:
         raise ModelFileError(
             f"{path}: this weight file is missing; fetch the model again"
         )
+    refuse_stand_in(path)
     # The library takes the last of two tensors with one name, and a header of any size.
     read_header(path)
     try:

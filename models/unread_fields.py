@@ -16,6 +16,7 @@ from rvllm_local.errors import UnsupportedModelError
 # Settings that change what a layer computes, with the values that change nothing.
 _NEUTRAL: Mapping[str, tuple[Any, ...]] = {
     "alibi": (None, False),
+    "attention_multiplier": (None,),
     "attn_logit_softcapping": (None, 0),
     "clip_qkv": (None,),
     "embedding_multiplier": (None, 1),
@@ -30,6 +31,8 @@ _NEUTRAL: Mapping[str, tuple[Any, ...]] = {
 _FIXED: Mapping[str, Mapping[str, Any]] = {
     "nanochat": {"final_logit_softcapping": 15.0},
 }
+_CHUNKED = "chunked_attention"
+_HAS_CHUNKS = frozenset({"llama4", "llama4_text"})
 _ACTIVATIONS = ("hidden_act", "hidden_activation", "activation_function")
 # Definitions that compute silu somewhere, and something else where this is meant.
 _OWN_ACTIVATION = frozenset({"muse_spark", "nemotron_h", "openelm"})
@@ -58,6 +61,7 @@ def check_unread_fields(family: ModuleType, config: Mapping[str, Any]) -> None:
                 f"the config's {name} is {value!r:.40}, and mlx-lm's definition of "
                 f"{definition} does not know it; take a model without it"
             )
+    _check_layer_types(config, definition)
     for name, value in _activations(config):
         computes_silu = hasattr(family, "swiglu") and definition not in _OWN_ACTIVATION
         if name in names or not computes_silu:
@@ -67,6 +71,15 @@ def check_unread_fields(family: ModuleType, config: Mapping[str, Any]) -> None:
                 f"the config's {name} is {value!r:.40}, and mlx-lm's definition of "
                 f"{definition} computes silu; take a model with that"
             )
+
+
+def _check_layer_types(config: Mapping[str, Any], definition: str) -> None:
+    kinds = config.get("layer_types")
+    if isinstance(kinds, list) and _CHUNKED in kinds and definition not in _HAS_CHUNKS:
+        raise UnsupportedModelError(
+            f"the config's layer_types have {_CHUNKED!r}, and mlx-lm's definition of "
+            f"{definition} does not know it; take a model without it"
+        )
 
 
 def _check_fixed(name: str, value: Any, fixed: Any, definition: str) -> None:

@@ -19,6 +19,7 @@ import numpy.typing as npt
 from rvllm_local.errors import ModelFileError, UnsupportedModelError
 from rvllm_local.models.gguf.blocks import FORMATS, BlockFormat, FloatArray
 from rvllm_local.models.gguf_parts import part_paths
+from rvllm_local.models.stand_in import refuse_stand_in
 
 _MAX_TENSORS = 1 << 16  # what is plausible; the largest models have a few thousand
 _MAX_KEYS = 1 << 14
@@ -120,6 +121,7 @@ class _Part:
                 self.data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         except (OSError, ValueError) as error:
             raise ModelFileError(f"{path}: cannot be read as GGUF: {error}") from error
+        refuse_stand_in(path)
         reader = _Reader(path, self.data, number)
         num_tensors = reader.preamble()
         self.metadata = reader.metadata()

@@ -108,6 +108,6 @@ def _by_name(named: Mapping[str, str], source: str) -> ChatTemplates:
 
 def _read(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise ModelFileError(f"{path} cannot be read: {error}") from error

@@ -7,12 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from rvllm_local.errors import ModelFileError
+from rvllm_local.models.stand_in import refuse_stand_in
 
 
 def read_settings_file(path: Path) -> dict[str, Any]:
     """The object in a JSON file. Raises `ModelFileError` for what is none."""
     if not path.is_file():
         return {}
+    refuse_stand_in(path)
     try:
         value = json.loads(path.read_text(encoding="utf-8-sig"))
     except (OSError, ValueError, RecursionError) as error:

@@ -11,6 +11,7 @@ from tokenizers import Tokenizer as Backend
 
 from rvllm_local.errors import ModelFileError, UnsupportedModelError
 from rvllm_local.models.locate import ModelFiles
+from rvllm_local.models.stand_in import refuse_stand_in
 from rvllm_local.text.chat_templates import templates_of_folder
 from rvllm_local.text.gguf_tokenizer import gguf_tokenizer
 from rvllm_local.text.named_tokens import named_tokens, special_texts, token_text
@@ -18,6 +19,8 @@ from rvllm_local.text.sentencepiece import SentencePieceBackend
 from rvllm_local.text.settings_files import read_settings_file
 from rvllm_local.text.tokenizer import Tokenizer
 
+# Tokenizers of models that were published without tokenizer.json.
+_OTHER_FORMS = ("tiktoken.model", "tekken.json", "vocab.json", "vocab.txt")
 _MOST_IDS = 1 << 24  # more than any vocabulary has
 
 
@@ -36,12 +39,18 @@ def _from_folder(folder: Path) -> Tokenizer:
     backend, first = _read_backend(folder)
     names = named_tokens(folder, config)
     bos = names.get("bos_token")
+    eos = names.get("eos_token")
+    if eos is not None and backend.token_to_id(eos) is None:
+        raise ModelFileError(
+            f"{folder}: its settings name the end token {eos!r:.60}, which "
+            "tokenizer.json does not have"
+        )
     special = special_texts(folder, config)
     _add_special(backend, special)
     return Tokenizer(
         backend,
         bos_token=bos,
-        eos_token=names.get("eos_token"),
+        eos_token=eos,
         templates=templates_of_folder(folder, config),
         add_bos=bos is not None and first == [bos],
         named_tokens=names,
@@ -64,8 +73,9 @@ def _read_backend(folder: Path) -> tuple[Backend, list[str]]:
     path = folder / "tokenizer.json"
     if not path.is_file():
         raise UnsupportedModelError(
-            f"{folder} has no tokenizer.json and no tokenizer.model"
+            f"{folder} has no tokenizer.json and no tokenizer.model{_instead(folder)}"
         )
+    refuse_stand_in(path)
     try:
         backend = Backend.from_str(path.read_text(encoding="utf-8"))
         # Settings of whoever saved it last: they would cut or pad every text.
@@ -80,8 +90,20 @@ def _read_backend(folder: Path) -> tuple[Backend, list[str]]:
         ) from error
 
 
+def _instead(folder: Path) -> str:
+    """What a folder has of tokenizers of other forms, and what to do about it."""
+    names = [name for name in _OTHER_FORMS if (folder / name).is_file()]
+    if not names:
+        return ""
+    return (
+        f"; it has {', '.join(names)}, which is not read here: take a conversion of the "
+        "model that has tokenizer.json"
+    )
+
+
 def _from_sentencepiece(folder: Path, config: Mapping[str, Any]) -> Tokenizer:
     path = folder / "tokenizer.model"
+    refuse_stand_in(path)
     extra, special = _added_tokens(folder, config)
     prefix = config.get("add_prefix_space")
     backend = SentencePieceBackend.parse(
