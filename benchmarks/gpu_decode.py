@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import functools
+import logging
 import math
 import os
 import statistics
@@ -229,6 +230,7 @@ def parsed_arguments() -> argparse.Namespace:
     )
     parser.add_argument("--shape", choices=SHAPES, default="1b")
     parser.add_argument("--bits", type=int, choices=(4, 8), help="quantized weights")
+    parser.add_argument("--layers", type=int, help="fewer than the shape has")
     parser.add_argument("--deterministic", action="store_true")
     parser.add_argument("--no-peer", action="store_true", help="measure only ours")
     parser.add_argument(
@@ -240,13 +242,14 @@ def parsed_arguments() -> argparse.Namespace:
 
 def main() -> None:
     args = parsed_arguments()
-    shape = SHAPES[args.shape]
+    shape = with_layers(SHAPES[args.shape], args.layers)
     if args.peer:
         forget_settings()
         module = loaded_shape(shape, args.bits).module
         print(peer_ms(module, prompts(*args.peer, shape["vocab_size"])))
         return
     print("mlx", mx.__version__, mx.default_device(), mx.device_info(), flush=True)
+    logging.basicConfig(stream=sys.stdout, format="%(message)s", level=logging.INFO)
     for part in args.without:
         setattr(install_kernels, PARTS[part], leave_out)
     if args.check:
@@ -257,6 +260,8 @@ def main() -> None:
 def measure_all(args: argparse.Namespace, loaded: LoadedModel) -> None:
     """Measure both sides of each case, and print and save what came out."""
     model_flags = ["--shape", args.shape]
+    if args.layers:
+        model_flags += ["--layers", str(args.layers)]
     if args.bits:
         model_flags += ["--bits", str(args.bits)]
     cases = [tuple(map(int, case.split("x"))) for case in args.cases]
@@ -277,6 +282,7 @@ def measure_all(args: argparse.Namespace, loaded: LoadedModel) -> None:
                 attention=args.attention,
                 deterministic=args.deterministic,
             )
+            print(f"{rows} x {context}: {peer:.2f} / {engine:.2f} ms", flush=True)
             pairs.append((peer, engine))
         name = f"{rows} x {context:,}"
         stats = stats_of(pairs)
@@ -289,6 +295,16 @@ def measure_all(args: argparse.Namespace, loaded: LoadedModel) -> None:
         print(f"| {name} | {theirs} | {ours} | {ratio:.2f}x | {each} |", flush=True)
         if args.json:
             gpu_record.save(args.json, "gpu decode", figures, rounds_ms=rounds)
+
+
+def with_layers(shape: dict[str, Any], layers: int | None) -> dict[str, Any]:
+    """The shape with so many layers, or with its own."""
+    if layers is None:
+        return shape
+    changed = {"num_hidden_layers": layers}
+    if "text_config" in shape:
+        return shape | {"text_config": shape["text_config"] | changed}
+    return shape | changed
 
 
 def leave_out(*_given: object, **_settings: object) -> int:

@@ -249,5 +249,10 @@ def _stacked(part: Any) -> ExpertWeights:
 
 
 def _log(choice: ExpertsChoice, kind: tuple[object, ...]) -> None:
-    if choice.refused is not None:
-        logger.info("MLX multiplies by %s experts: %s", kind[1], choice.refused)
+    words = choice.refused
+    if words is None:
+        times = []
+        for rows, (ours, theirs) in choice.seconds.items():
+            times.append(f"{rows} rows {ours * 1e6:.0f}/{theirs * 1e6:.0f} us")
+        words = ", ".join(times) or "by the kernel"
+    logger.info("%s experts, kernel and MLX: %s", kind[1], words)

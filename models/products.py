@@ -229,15 +229,11 @@ def install_products(
         x_dtype = dtype
         if layer.mode == "affine":
             x_dtype = packed.scales.dtype
+        is_new = _shape_of(packed, x_dtype) not in products.choices
         choice = products.choose(packed, x_dtype)
+        if is_new:
+            _log_choice(_shape_of(packed, x_dtype), choice)
         if choice.refused is not None:
-            shape = _shape_of(packed, x_dtype)
-            logger.info(
-                "MLX multiplies layers of %d x %d: %s",
-                shape.outs,
-                shape.width,
-                choice.refused,
-            )
             continue
         if isinstance(layer, nn.QuantizedLinear):
             layer.__class__ = _ChosenLinear
@@ -246,6 +242,24 @@ def install_products(
         layer._products = products
         layers += 1
     return layers
+
+
+def _log_choice(shape: ProductShape, choice: ShapeChoice) -> None:
+    """One line of a shape: what was timed by rows, or why MLX multiplies."""
+    words = choice.refused
+    if words is None:
+        times = []
+        for tile, taken in choice.seconds.items():
+            times.append(f"{tile} rows {_microseconds(taken)}")
+        words = ", ".join(times) or "by the kernel"
+    logger.info(
+        "layers of %d x %d, kernels and MLX: %s", shape.outs, shape.width, words
+    )
+
+
+def _microseconds(seconds_each: Sequence[float]) -> str:
+    parts = [f"{one_time * 1e6:.0f}" for one_time in seconds_each]
+    return "/".join(parts) + " us"
 
 
 class _ChosenLinear(nn.QuantizedLinear):  # type: ignore[misc]
