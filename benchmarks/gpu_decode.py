@@ -340,7 +340,7 @@ def engine_once(
         EngineOptions(
             kv_memory=room,
             max_rows=len(batch),
-            prefill_chunk=CHUNK,
+            prefill_chunk=min(CHUNK, len(batch[0])),
             deterministic=deterministic,
             attention=attention,
         ),
