@@ -18,9 +18,9 @@ from rvllm_local.distributed.handshake import enter
 from rvllm_local.distributed.hosts import control_address
 from rvllm_local.distributed.joining import LeaderLink, told_job
 from rvllm_local.distributed.link import Link
-from rvllm_local.distributed.ring import free_addresses
 from rvllm_local.errors import ConfigError, EngineError
 from rvllm_local.options import EngineOptions, RankHosts
+from tests.support.ranks import free_hosts
 
 SECRET = b"s" * 32
 
@@ -32,7 +32,7 @@ def options(tmp_path: Path) -> EngineOptions:
     path.write_bytes(SECRET)
     path.chmod(0o600)
     addresses = []
-    for address in free_addresses(3):
+    for address in free_hosts(3):
         host, _, port = address.partition(":")
         addresses.append((host, int(port)))
     return EngineOptions(ranks=3, hosts=RankHosts(tuple(addresses), str(path)))
