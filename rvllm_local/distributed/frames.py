@@ -9,6 +9,7 @@ import msgspec
 
 from rvllm_local.options import EngineOptions
 
+RANK_LOST = 71  # rank 0's exit status where another rank is at fault
 MAX_FRAME = 16 * 2**20  # bytes; the block tables of a full batch take less
 
 

@@ -15,7 +15,6 @@ from rvllm_local.distributed.link import Link
 from rvllm_local.errors import EngineError, error_of
 from rvllm_local.framing import FrameError
 
-_EXIT_STATUS = 70
 _EXIT_S = 0.5  # in which a process that has closed its connection can be collected
 _READY_S = 3600.0
 RankLink = Link[frames.FromRank]
@@ -129,7 +128,7 @@ class Team:
                     process.kill()
             sys.stderr.write(f"{reason}\n")
             sys.stderr.flush()
-            os._exit(_EXIT_STATUS)
+            os._exit(frames.RANK_LOST)
 
     def _take(self, rank: int, frame: frames.FromRank) -> None:
         if isinstance(frame, frames.Ready):

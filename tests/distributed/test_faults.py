@@ -51,7 +51,7 @@ def tokens_of(client: ProcessClient) -> tuple[int, ...]:
     [
         (1, signal.SIGKILL, r"rank 1 of 2 .* ended \(signal 9\)"),
         (1, signal.SIGSTOP, "rank 1 of 2 .* gave no sign of life"),
-        (0, signal.SIGSTOP, "gave no sign of life"),
+        (0, signal.SIGSTOP, "rank 0 of 2: it gave no sign of life"),
     ],
 )
 def test_the_loss_of_a_rank_ends_requests_and_nothing_else(

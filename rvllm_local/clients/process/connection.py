@@ -19,6 +19,7 @@ from concurrent.futures import Future
 
 from rvllm_local.clients.process import frames
 from rvllm_local.clients.process.watchdog import Watchdog
+from rvllm_local.distributed.frames import RANK_LOST
 from rvllm_local.engine.limits import EngineLimits
 from rvllm_local.errors import (
     EngineCrashedError,
@@ -207,6 +208,9 @@ class ChildProcess:
             else f"exit status {code}"
         )
         how = f"it {self._killed_for}" if self._killed_for else how
+        ranks = self._load.options.ranks
+        if ranks > 1 and code != RANK_LOST:
+            how = f"rank 0 of {ranks}: {how}"
         return f"{how}: {' | '.join(list(self._stderr)[-3:])}" if self._stderr else how
 
     def _write(self) -> None:
