@@ -50,6 +50,16 @@ def test_files_count_before_settings(tmp_path: Path) -> None:
     assert texts(templates_of_folder(tmp_path, {"chat_template": "old"})) == BOTH
 
 
+def test_a_mark_of_the_byte_order_is_no_part_of_a_template(tmp_path: Path) -> None:
+    (tmp_path / "chat_template.jinja").write_text("\ufeffx", encoding="utf-8")
+    assert texts(templates_of_folder(tmp_path, {})) == ("x", None)
+
+
+def test_an_end_that_the_tokenizer_lacks_names_both_sources(tmp_path: Path) -> None:
+    with pytest.raises(ModelFileError, match=r"<\|nope\|>.*tokenizer.json does not"):
+        tokenizer(tmp_path, eos_token="<|nope|>")
+
+
 def test_the_default_may_stand_in_the_settings(tmp_path: Path) -> None:
     write(tmp_path, "additional_chat_templates/tool_use.jinja", "with tools")
     assert texts(templates_of_folder(tmp_path, {"chat_template": "plain"})) == BOTH

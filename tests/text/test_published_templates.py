@@ -6,6 +6,7 @@ versions. Where no package index is reached, these tests are skipped.
 
 from __future__ import annotations
 
+import contextlib
 import subprocess
 import sys
 import zipfile
@@ -14,14 +15,27 @@ from typing import Any
 
 import pytest
 
-from rvllm_local.errors import ParameterError
+from rvllm_local.conversation.output import OutputParser
+from rvllm_local.conversation.template_input import in_call_form
+from rvllm_local.conversation.template_repairs import repaired
+from rvllm_local.errors import ParameterError, RvllmError
 from rvllm_local.models.locate import ModelFiles
+from rvllm_local.text.call_form import ARGUMENTS as PROBED
+from rvllm_local.text.call_form import (
+    CALL_IDS,
+    NAME,
+    QUESTION,
+    TOOL,
+    question,
+)
+from rvllm_local.text.call_proof import written_calls
 from rvllm_local.text.chat_templates import ChatTemplates
 from rvllm_local.text.detect_style import detect_style
 from rvllm_local.text.template import render_chat
 from rvllm_local.text.tokenizer import Tokenizer
 from rvllm_local.text.tokenizer_files import read_tokenizer
 from tests.support.tiny import save_tokenizer
+from tests.text.outputs import joined
 
 reference = pytest.importorskip("transformers.utils.chat_template_utils")
 
@@ -236,3 +250,57 @@ def test_the_family_of_a_published_template_is_proven(
 ) -> None:
     tokenizer = tokenizer_with(templates[name], tmp_path)
     assert detect_style(tokenizer, "").tool_family == FAMILIES[name]
+
+
+SYSTEM, RESULT = "q7zsystem", "q7zresult"
+_FEWEST_WITH_CALLS = 30
+
+
+def shown_text(tokenizer: Tokenizer, messages: list[dict[str, Any]]) -> str:
+    """The conversation in the first form that the template takes; "" if in none."""
+    form = tokenizer.call_form
+    assert form is not None
+    rows = in_call_form(messages, form)
+    for repaired_rows, options in repaired(rows, {"tools": [TOOL]}):
+        with contextlib.suppress(RvllmError):
+            return tokenizer.render_chat(repaired_rows, **options)
+    return ""
+
+
+def calling_conversation() -> list[dict[str, Any]]:
+    """A call and its result, in the API's own form."""
+    function = {"name": NAME, "arguments": PROBED}
+    call = {"id": CALL_IDS[0], "type": "function", "function": function}
+    answer = {"role": "assistant", "content": "", "tool_calls": [call]}
+    result = {"role": "tool", "tool_call_id": call["id"], "content": RESULT}
+    return [question(), answer, {**result, "name": NAME}]
+
+
+def test_templates_show_all_of_a_conversation_with_tools_and_calls_are_read(
+    templates: dict[str, str], tmp_path: Path
+) -> None:
+    """Tools, results, thoughts, with a system prompt and without one."""
+    count = 0
+    for number, (name, template) in enumerate(templates.items()):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        tokenizer = tokenizer_with(template, folder)
+        calls = written_calls(tokenizer)
+        if not calls:
+            continue
+        count += 1
+        style = detect_style(tokenizer, "")
+        assert style.tool_family is not None, name
+        conversation = calling_conversation()
+        text = shown_text(tokenizer, conversation)
+        assert RESULT in text and QUESTION in text and NAME in text, name
+        system = {"role": "system", "content": SYSTEM}
+        assert SYSTEM in shown_text(tokenizer, [system, question()]), name
+        thought = ""
+        if style.reasoning_start is not None:
+            thought = f"{style.reasoning_start}Hm.{style.reasoning_end}"
+        parser = OutputParser.for_style(style, tools=[TOOL], starts_inside=False)
+        read = joined([*parser.feed(thought + calls[0].lstrip()), *parser.finish()])
+        assert read.calls == [(NAME, PROBED)], name
+        assert read.reasoning.strip() == ("Hm." if thought else ""), name
+    assert count >= _FEWEST_WITH_CALLS
