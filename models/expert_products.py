@@ -30,7 +30,7 @@ from rvllm_local.metal_kernels.quantized_matmul import (
     refusal,
 )
 from rvllm_local.models.replaced_calls import replace_call
-from rvllm_local.models.timed_calls import busy_seconds
+from rvllm_local.models.timed_calls import busy_seconds, in_turn
 
 logger = logging.getLogger(__name__)
 
@@ -40,6 +40,7 @@ _PARTS = {
     "SwitchMLP": ("fc1", "fc2"),
 }
 TRIED_ROWS = (1, 8, MAX_ROWS)
+_TIMED_LAYERS = 8  # of one kind, together larger than most caches
 # Of the largest result: two products follow each other.
 _TOLERANCE = {
     mx.float32: 1e-4,
@@ -47,8 +48,9 @@ _TOLERANCE = {
     mx.bfloat16: 8e-2,
 }
 
+Inputs = tuple[mx.array, mx.array]  # rows, and the experts that each asks for
 Call = Callable[[mx.array, mx.array], mx.array]
-Timer = Callable[[Call, mx.array, mx.array], float]
+Timer = Callable[[Sequence[Call], Sequence[Inputs]], float]
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,9 +67,12 @@ class ExpertsChoice:
     refused: str | None = None
 
 
-def seconds(call: Call, x: mx.array, experts: mx.array) -> float:
-    """What a call takes on a busy device."""
-    return busy_seconds(functools.partial(call, x, experts))
+def seconds(layers: Sequence[Call], inputs: Sequence[Inputs]) -> float:
+    """What a call takes on a busy device, the layers taking turns."""
+    calls = []
+    for layer, (x, experts) in zip(layers, inputs, strict=True):
+        calls.append(functools.partial(layer, x, experts))
+    return busy_seconds(in_turn(calls))
 
 
 def install_expert_products(
@@ -87,20 +92,54 @@ def install_expert_products(
     """
     if not always:
         tried = [rows for rows in tried if rows <= max(1, most_rows)]
-    choices: dict[tuple[object, ...], ExpertsChoice] = {}
+    by_kind: dict[tuple[object, ...], list[_Experts]] = {}
     for module in model.modules():
         names = _PARTS.get(type(module).__name__, ())
         parts = [module.get(name) for name in names]
         if not parts or any(not _is_quantized(part) for part in parts):
             continue
         experts = _Experts(module, parts, multiply)
-        kind = experts.kind
-        if kind not in choices:
-            choices[kind] = experts.chosen(tried, each, always=always, timer=timer)
-            _log(choices[kind], kind)
-        if choices[kind].most_rows:
-            experts.install(choices[kind].most_rows)
-    return list(choices.values())
+        by_kind.setdefault(experts.kind, []).append(experts)
+    choices = []
+    for kind, alike in by_kind.items():
+        choice = _choose(alike[:_TIMED_LAYERS], tried, each, always, timer)
+        _log(choice, kind)
+        choices.append(choice)
+        if choice.most_rows:
+            for experts in alike:
+                experts.install(choice.most_rows)
+    return choices
+
+
+def _choose(
+    layers: Sequence[_Experts],
+    tried: Sequence[int],
+    each: int,
+    always: bool,
+    timer: Timer,
+) -> ExpertsChoice:
+    """Hold the kernel against the definition in one layer, and time both in all."""
+    first = layers[0]
+    why = first.refusal()
+    if why is not None:
+        return ExpertsChoice({}, 0, why)
+    ours = [layer.multiplied for layer in layers]
+    theirs = [layer.defined for layer in layers]
+    taken: dict[int, tuple[float, float]] = {}
+    most_rows = 0
+    for rows in tried:
+        if rows * each > MAX_PAIRS:
+            break
+        inputs = [first.random(rows, each, seed) for seed in range(len(layers))]
+        why = first.fault(*inputs[0])
+        if why is not None:
+            return ExpertsChoice({}, 0, why)
+        if not always:
+            taken[rows] = (timer(ours, inputs), timer(theirs, inputs))
+            if taken[rows][0] > taken[rows][1]:
+                break
+        most_rows = rows
+    return ExpertsChoice(taken, most_rows)
 
 
 class _Experts:
@@ -161,36 +200,13 @@ class _Experts:
         output: mx.array = self._definition(self._module, x, indices)
         return output
 
-    def chosen(
-        self,
-        tried: Sequence[int],
-        each: int,
-        *,
-        always: bool,
-        timer: Timer,
-    ) -> ExpertsChoice:
-        """Hold the kernel against the definition, and time both."""
+    def refusal(self) -> str | None:
+        """Why no kernel takes these weights; None if one does."""
         for weights in self._weights:
             why = refusal(weights.weight, self._dtype)
             if why is not None:
-                return ExpertsChoice({}, 0, why)
-        taken: dict[int, tuple[float, float]] = {}
-        most_rows = 0
-        for rows in tried:
-            x, indices = self._random(rows, each)
-            if indices.size > MAX_PAIRS:
-                break
-            why = self._fault(x, indices)
-            if why is not None:
-                return ExpertsChoice({}, 0, why)
-            if not always:
-                ours = timer(self.multiplied, x, indices)
-                theirs = timer(self.defined, x, indices)
-                taken[rows] = (ours, theirs)
-                if ours > theirs:
-                    break
-            most_rows = rows
-        return ExpertsChoice(taken, most_rows)
+                return why
+        return None
 
     @property
     def _dtype(self) -> mx.Dtype:
@@ -199,9 +215,9 @@ class _Experts:
             return packed.scales.dtype
         return mx.bfloat16
 
-    def _random(self, rows: int, each: int) -> tuple[mx.array, mx.array]:
+    def random(self, rows: int, each: int, seed: int) -> Inputs:
         """Rows, and different experts for each of them."""
-        random = np.random.default_rng(rows)
+        random = np.random.default_rng(seed)
         count = self._weights[0].num_experts
         choices = [random.permutation(count)[:each] for _ in range(rows)]
         width = self._weights[0].weight.width
@@ -209,7 +225,7 @@ class _Experts:
         indices = mx.array(np.stack(choices).astype(np.uint32))
         return mx.array(x).astype(self._dtype), indices
 
-    def _fault(self, x: mx.array, indices: mx.array) -> str | None:
+    def fault(self, x: mx.array, indices: mx.array) -> str | None:
         """What is wrong with the kernel's numbers; None if nothing is."""
         try:
             given = self.multiplied(x, indices).astype(mx.float32)

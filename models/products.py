@@ -25,11 +25,12 @@ from rvllm_local.metal_kernels.quantized_matmul import (
     WeightFormat,
     refusal,
 )
-from rvllm_local.models.timed_calls import busy_seconds
+from rvllm_local.models.timed_calls import busy_seconds, in_turn
 
 logger = logging.getLogger(__name__)
 
 ROW_TILES = (1, 2, 4, 8, 16, 32)
+_TIMED_LAYERS = 8  # of one shape, together larger than most caches
 PIECED_TILES = (64, 128)  # so many rows go through a kernel in pieces
 # Of the largest result: both products round, and MLX's also rounds its weights.
 _TOLERANCE = {
@@ -39,7 +40,7 @@ _TOLERANCE = {
 }
 
 Product = Callable[[mx.array, PackedWeight], mx.array]
-Timer = Callable[[Product, mx.array, PackedWeight], float]
+Timer = Callable[[Product, mx.array, Sequence[PackedWeight]], float]
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,9 +97,10 @@ def _whole(kernel: Product, rows: int) -> Product:
     return functools.partial(in_pieces, kernel)
 
 
-def seconds(product: Product, x: mx.array, weight: PackedWeight) -> float:
-    """What a call takes on a busy device."""
-    return busy_seconds(functools.partial(product, x, weight))
+def seconds(product: Product, x: mx.array, weights: Sequence[PackedWeight]) -> float:
+    """What a call takes on a busy device, with the layers' weights in turn."""
+    calls = [functools.partial(product, x, weight) for weight in weights]
+    return busy_seconds(in_turn(calls))
 
 
 class QuantizedProducts:
@@ -153,14 +155,21 @@ class QuantizedProducts:
             return None
         return self._kernels[number]
 
-    def choose(self, weight: PackedWeight, dtype: mx.Dtype) -> ShapeChoice:
-        """Check and time one shape, unless that was done."""
-        shape = _shape_of(weight, dtype)
+    def choose(self, weights: Sequence[PackedWeight], dtype: mx.Dtype) -> ShapeChoice:
+        """Check and time one shape, unless that was done.
+
+        `weights` are those of some layers of that shape.
+        """
+        shape = _shape_of(weights[0], dtype)
         if shape not in self.choices:
-            self.choices[shape] = self._measured(weight, dtype)
+            self.choices[shape] = self._measured(weights, dtype)
+            _log_choice(shape, self.choices[shape])
         return self.choices[shape]
 
-    def _measured(self, weight: PackedWeight, dtype: mx.Dtype) -> ShapeChoice:
+    def _measured(
+        self, weights: Sequence[PackedWeight], dtype: mx.Dtype
+    ) -> ShapeChoice:
+        weight = weights[0]
         why = refusal(weight, dtype)
         if why is not None:
             return ShapeChoice({}, {}, why)
@@ -176,21 +185,21 @@ class QuantizedProducts:
             if self._always:
                 served[tile] = 0
                 continue
-            times = self._times(x, weight)
+            times = self._times(x, weights)
             seconds_by_tile[tile] = tuple(times)
             quickest = times.index(min(times))
             if quickest < len(self._kernels):
                 served[tile] = quickest
         return ShapeChoice(seconds_by_tile, served)
 
-    def _times(self, x: mx.array, weight: PackedWeight) -> list[float]:
+    def _times(self, x: mx.array, weights: Sequence[PackedWeight]) -> list[float]:
         """Seconds of each kernel, and of MLX's product last."""
         products: list[Product] = [mlx_product]
         for kernel in reversed(self._kernels):
             products.insert(0, _whole(kernel, len(x)))
         times = []
         for product in products:
-            times.append(self._timer(product, x, weight))
+            times.append(self._timer(product, x, weights))
         return times
 
     def _fault(self, x: mx.array, weight: PackedWeight) -> str | None:
@@ -223,25 +232,32 @@ def install_products(
     Layers stay where they are and keep their arrays. Activations have the type of the
     scales, or `dtype` where those are powers of two.
     """
-    layers = 0
+    by_shape: dict[ProductShape, dict[int, Any]] = {}
     for layer in _quantized_layers(model):
         packed = _packed(layer)
         x_dtype = dtype
         if layer.mode == "affine":
             x_dtype = packed.scales.dtype
-        is_new = _shape_of(packed, x_dtype) not in products.choices
-        choice = products.choose(packed, x_dtype)
-        if is_new:
-            _log_choice(_shape_of(packed, x_dtype), choice)
-        if choice.refused is not None:
-            continue
+        shape = _shape_of(packed, x_dtype)
+        by_shape.setdefault(shape, {})[id(layer)] = layer
+    installed = 0
+    for shape, alike in by_shape.items():
+        layers = list(alike.values())
+        weights = [_packed(layer) for layer in layers[:_TIMED_LAYERS]]
+        choice = products.choose(weights, shape.dtype)
+        if choice.refused is None:
+            _install(layers, products)
+            installed += len(layers)
+    return installed
+
+
+def _install(layers: Sequence[Any], products: QuantizedProducts) -> None:
+    for layer in layers:
         if isinstance(layer, nn.QuantizedLinear):
             layer.__class__ = _ChosenLinear
         else:
             layer.__class__ = _ChosenEmbedding
         layer._products = products
-        layers += 1
-    return layers
 
 
 def _log_choice(shape: ProductShape, choice: ShapeChoice) -> None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import mlx.core as mx
 
@@ -28,6 +29,20 @@ def busy_seconds(
         calls = max(1, int(_ROUND_SECONDS / alone))
     rounds = [_round_seconds(call, calls, clock) for _ in range(_ROUNDS)]
     return min(rounds) / calls
+
+
+def in_turn(calls: Sequence[Callable[[], mx.array]]) -> Callable[[], mx.array]:
+    """One call after the other, and again: no layer's weights stay in a cache.
+
+    So it is in a step. A lone layer's weights would be read from the cache, which
+    favours whatever reads them several times.
+    """
+    order = itertools.cycle(calls)
+
+    def next_call() -> mx.array:
+        return next(order)()
+
+    return next_call
 
 
 def _round_seconds(

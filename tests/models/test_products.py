@@ -50,7 +50,9 @@ class Timer:
         self._kernel, self._limit = kernel, limit
         self.calls = 0
 
-    def __call__(self, product: Product, x: mx.array, weight: PackedWeight) -> float:
+    def __call__(
+        self, product: Product, x: mx.array, weights: Sequence[PackedWeight]
+    ) -> float:
         self.calls += 1
         is_kernel = product is self._kernel
         kernel_wins = len(x) <= self._limit
@@ -81,7 +83,7 @@ def test_few_rows_go_to_the_kernel_and_many_to_mlx() -> None:
 def test_the_quickest_of_several_kernels_serves() -> None:
     slow, quick = kernel(), kernel()
 
-    def timer(product: Product, x: mx.array, weight: PackedWeight) -> float:
+    def timer(product: Product, x: mx.array, weights: Sequence[PackedWeight]) -> float:
         return 1.0 if product is quick else 2.0
 
     products = QuantizedProducts([slow, quick], always=False, timer=timer)
@@ -116,7 +118,7 @@ def test_more_rows_go_through_the_kernel_in_pieces() -> None:
     expected = module(x)
     mx.eval(expected)
 
-    def timer(product: Product, x: mx.array, weight: PackedWeight) -> float:
+    def timer(product: Product, x: mx.array, weights: Sequence[PackedWeight]) -> float:
         if isinstance(product, functools.partial):
             return 1.0
         return 3.0 if product is multiply else 2.0
