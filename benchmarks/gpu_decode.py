@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import functools
+import itertools
 import logging
 import math
 import os
@@ -44,6 +45,7 @@ from rvllm_local.attention.probe import probe_layout
 from rvllm_local import host
 from rvllm_local.bench.metrics import Figure, spread
 from rvllm_local.bench.text_table import show
+from rvllm_local.engine.compiled import CompiledDecode, bucket
 from rvllm_local.engine.startup import install_kernels
 from rvllm_local.engine.startup.build import EngineOptions, build_core
 from rvllm_local.engine.core import EngineCore
@@ -230,6 +232,13 @@ def parsed_arguments() -> argparse.Namespace:
     )
     parser.add_argument("--shape", choices=SHAPES, default="1b")
     parser.add_argument("--bits", type=int, choices=(4, 8), help="quantized weights")
+    parser.add_argument(
+        "--least-rows",
+        type=int,
+        nargs="+",
+        default=[1],
+        help="rows of a compiled step, padding included; each is measured",
+    )
     parser.add_argument("--layers", type=int, help="fewer than the shape has")
     parser.add_argument("--deterministic", action="store_true")
     parser.add_argument("--no-peer", action="store_true", help="measure only ours")
@@ -269,7 +278,8 @@ def measure_all(args: argparse.Namespace, loaded: LoadedModel) -> None:
     figures: dict[str, dict[str, Figure]] = {}
     print("| rows x context | mlx-lm | rvllm | ratio, median | rounds, ms |")
     print("|---|---|---|---|---|", flush=True)
-    for rows, context in cases:
+    for (rows, context), least in itertools.product(cases, args.least_rows):
+        pad_steps(least)
         batch = prompts(rows, context, SHAPES[args.shape]["vocab_size"])
         pairs = []
         for _ in range(args.rounds):
@@ -285,6 +295,8 @@ def measure_all(args: argparse.Namespace, loaded: LoadedModel) -> None:
             print(f"{rows} x {context}: {peer:.2f} / {engine:.2f} ms", flush=True)
             pairs.append((peer, engine))
         name = f"{rows} x {context:,}"
+        if least > 1:
+            name += f" of {least}"
         stats = stats_of(pairs)
         rounds[name] = pairs
         figures[name] = stats
@@ -305,6 +317,15 @@ def with_layers(shape: dict[str, Any], layers: int | None) -> dict[str, Any]:
     if "text_config" in shape:
         return shape | {"text_config": shape["text_config"] | changed}
     return shape | changed
+
+
+def pad_steps(least: int) -> None:
+    """From now on a compiled step has at least so many rows."""
+
+    def padded_rows(rows: int) -> int:
+        return max(least, bucket(rows, 1))
+
+    CompiledDecode.padded_rows = staticmethod(padded_rows)  # type: ignore[method-assign]
 
 
 def leave_out(*_given: object, **_settings: object) -> int:
