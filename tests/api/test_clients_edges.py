@@ -438,6 +438,11 @@ class TestErrors:
         del body["model"]
         assert ok(strict.post(body))["model"] == "tiny"
 
+    @pytest.mark.parametrize("path", [CHAT, RESPONSES, MESSAGES])
+    def test_no_model_is_the_default(self, strict: Running, path: str) -> None:
+        make = {CHAT: chat, RESPONSES: response, MESSAGES: message}[path]
+        assert ok(strict.post(make(model=None), path))["model"] == "tiny"
+
 
 class TestTraces:
     """What was dropped or refused is told, and never with content."""

@@ -56,7 +56,8 @@ def test_shell_snippet_runs(
     """An address that a snippet exports is that of an API with models."""
     script = (
         at_server(code, request)
-        + '\necho "exported: ${ANTHROPIC_BASE_URL:-}${OPENAI_BASE_URL:-}"'
+        + '\necho "exported: ${ANTHROPIC_BASE_URL:-}${OPENAI_BASE_URL:-}'
+        '${OPENAI_API_BASE:-}${CODEX_OSS_BASE_URL:-}"'
     )
     done = subprocess.run(
         ["bash", "-euc", script], capture_output=True, text=True, check=True, timeout=60

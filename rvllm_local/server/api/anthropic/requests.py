@@ -59,7 +59,7 @@ def count_call(
     tools = _tools(request.tools or [], reading)
     messages = input_messages(request, reading)
     return ChatCall(
-        model=request.model,
+        model=request.model or "default",
         messages=messages,
         params=params,
         tools=tools.functions,

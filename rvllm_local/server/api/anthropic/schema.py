@@ -93,7 +93,7 @@ class Metadata(Strict):
 class CountRequest(Strict, kw_only=True):
     """POST /v1/messages/count_tokens."""
 
-    model: str = "default"
+    model: str | None = None
     messages: list[Message]
     system: str | list[Block] | None = None
     tools: list[Object] | None = None

@@ -55,7 +55,7 @@ def chat_call(request: ChatRequest, reading: Reading) -> ChatCall:
     logprobs = (request.top_logprobs or 0) if request.logprobs else None
     tools, choice = read_choice(_tools(request, reading), request.tool_choice)
     return ChatCall(
-        model=request.model,
+        model=request.model or "default",
         messages=read_messages(request.messages, reading),
         params=_sampling(request, max_tokens, logprobs, length_name),
         stated=stated_sampling(request),
@@ -88,7 +88,7 @@ def text_call(request: TextRequest) -> TextCall:
     max_tokens = next(iter(lengths.values()), _DEFAULT_LENGTH)
     is_open_ended = max_tokens == -1
     return TextCall(
-        model=request.model,
+        model=request.model or "default",
         prompts=read_prompts(request.prompt),
         stated=stated_sampling(request),
         params=_sampling(

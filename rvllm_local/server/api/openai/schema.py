@@ -41,7 +41,7 @@ class UsageOptions(Strict):
 class Sampling(Strict):
     """What the two routes share; the lower half are extensions."""
 
-    model: str = "default"
+    model: str | None = None
     max_tokens: int | None = None
     temperature: float | None = None
     top_p: float | None = None

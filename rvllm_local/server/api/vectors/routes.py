@@ -65,7 +65,7 @@ def routes(service: Service) -> list[Route]:
 
 
 async def _embeddings(service: Service, body: EmbeddingsRequest) -> Response:
-    async with service.registry.lease(body.model) as served:
+    async with service.registry.lease(body.model or "default") as served:
         pools = pools_of(served, "embed")
         check_dimensions(body.dimensions, pools)
         prompt = prompt_named(pools, body.input_type)
@@ -140,7 +140,7 @@ async def _rerank(service: Service, body: RerankRequest) -> Response:
     checked_count(len(body.documents), "documents")
     if body.top_n is not None and body.top_n < 1:
         raise bad_request(f"top_n is {body.top_n}; give at least 1", "top_n")
-    async with service.registry.lease(body.model) as served:
+    async with service.registry.lease(body.model or "default") as served:
         pools = pools_of(served, "score")
         texts = [_text_of(document) for document in body.documents]
         most = _most_tokens(served, body)

@@ -16,7 +16,7 @@ class EmbeddingsRequest(Strict, kw_only=True):
 
     most_numbers: ClassVar[int] = 4_000_000  # more than a body has room for
 
-    model: str = "default"
+    model: str | None = None
     input: str | list[str | int | list[int]]
     encoding_format: Literal["float", "base64"] | None = None
     dimensions: int | None = None
@@ -37,7 +37,7 @@ class RerankRequest(Strict, kw_only=True):
     The fields are Cohere's and Jina's. A document that is too long is cut.
     """
 
-    model: str = "default"
+    model: str | None = None
     query: str
     documents: list[str | Document]
     top_n: int | None = None
