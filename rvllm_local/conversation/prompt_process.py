@@ -116,6 +116,7 @@ def _read(load: frames.Load) -> ConversationModel:
     model = ConversationModel(load.name, tokenizer, style, _NO_LIMITS)
     if tokenizer.chat_template is not None:
         _ = tokenizer.shows_system
+        _ = tokenizer.drops_system_after_calls
     _ = tokenizer.spans
     return model
 

@@ -25,7 +25,10 @@ def encode_messages(
     options: Mapping[str, Any],
 ) -> list[int]:
     """Token ids of the conversation, in the first form that the template takes."""
-    if not model.tokenizer.shows_system:
+    tokenizer = model.tokenizer
+    has_result = messages[-1]["role"] == "tool"
+    is_dropped = has_result and tokenizer.drops_system_after_calls
+    if is_dropped or not tokenizer.shows_system:
         messages = fold_system(messages)
     refusal: TemplateRefusedError | None = None
     for rows, settings in repaired(messages, options):

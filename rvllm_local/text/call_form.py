@@ -80,6 +80,20 @@ def text_of_call(
     return text
 
 
+def drops_system(tokenizer: RendersCalls, form: CallForm, system: str) -> bool:
+    """True if a system message goes missing in a conversation that ends with a result.
+
+    Some templates write it before the last message alone, and only if that is the user's.
+    """
+    call_id = CALL_IDS[0]
+    messages = [{"role": "system", "content": system}, question()]
+    messages += [_calling(form, call_id), _result(call_id)]
+    with contextlib.suppress(TemplateLimitError):
+        text = rendered(tokenizer, messages, add_generation_prompt=True)
+        return text is not None and system not in text
+    return False
+
+
 def question() -> dict[str, Any]:
     """The message of the user that a call answers."""
     return {"role": "user", "content": QUESTION}

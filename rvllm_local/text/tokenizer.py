@@ -23,7 +23,7 @@ from rvllm_local.text.backends import (
     without_prefix_space,
     without_special,
 )
-from rvllm_local.text.call_form import CallForm, find_call_form
+from rvllm_local.text.call_form import CallForm, drops_system, find_call_form
 from rvllm_local.text.chat_templates import ChatTemplates
 from rvllm_local.text.markers import HiddenTexts, Markers
 from rvllm_local.text.messages import plain_messages
@@ -304,6 +304,12 @@ class Tokenizer:
             return _PROBE in self.render_chat(messages)
         except RvllmError:
             return True  # it says so itself, if that was the reason
+
+    @functools.cached_property
+    def drops_system_after_calls(self) -> bool:
+        """True for a template that drops them where a tool's result comes last."""
+        form = self.call_form
+        return form is not None and drops_system(self, form, _PROBE)
 
     @functools.cached_property
     def call_form(self) -> CallForm | None:

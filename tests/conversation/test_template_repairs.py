@@ -53,6 +53,14 @@ DESCRIBED = (
     "{% for k, v in t.function.parameters.properties.items() %}{{ k }}{% endfor %}"
     "{% endfor %}"
 )
+# As a template of Mistral's: the system message stands before the user's last one.
+LAST_USER = (
+    "{{ tools }}{% for m in messages %}"
+    "{% if m.role == 'user' and loop.last and messages[0].role == 'system' %}"
+    "{{ messages[0].content }}|{% endif %}{% if m.role != 'system' %}{{ m.content }}"
+    "{% for c in m.tool_calls or [] %}{{ c.function.arguments }}{% endfor %};"
+    "{% endif %}{% endfor %}"
+)
 
 
 @pytest.fixture(scope="module")
@@ -81,6 +89,12 @@ def test_a_system_message_begins_the_first_user_s(
     assert found == "user:Be brief.\n\nHi;assistant:Yes;user:Hi;"
     assert prompt(base, template, [SYSTEM]) == "user:Be brief.;"
     assert prompt(base, template, [USER, SYSTEM]) == "user:Hi;user:Be brief.;"
+
+
+def test_a_system_message_stays_where_a_result_comes_last(base: Tokenizer) -> None:
+    assert prompt(base, LAST_USER, [SYSTEM, USER]).endswith("Be brief.|Hi;")
+    found = prompt(base, LAST_USER, [SYSTEM, USER, CALLED, RESULT])
+    assert found.endswith("Be brief.\n\nHi;{};sunny;")
 
 
 def test_turns_of_one_role_are_joined(base: Tokenizer) -> None:
