@@ -292,6 +292,14 @@ def suits_matrix_units(form: WeightFormat, dtype: mx.Dtype) -> bool:
     return form.mode == "affine" and form.bits in (4, 8) and dtype != mx.float32
 
 
+def _columns(rows: int) -> int:
+    """Products side by side for so many rows: as few numbers as are compiled at load."""
+    columns = 1
+    while columns * _MATRIX_COLUMNS < rows:
+        columns *= 2
+    return columns
+
+
 def matrix_layout(
     weight: PackedWeight,
     dtype: mx.Dtype,
@@ -308,7 +316,7 @@ def matrix_layout(
     near = 128 if dtype == mx.bfloat16 else 1024
     defines = common | {
         "RV_M": tuning.tiles,
-        "RV_C": -(-rows // _MATRIX_COLUMNS),
+        "RV_C": _columns(rows),
         "RV_SIMDGROUPS": tuning.warps,
         "RV_RESIDENT": tuning.resident,
         "RV_RUN": run,
