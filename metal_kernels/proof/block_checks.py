@@ -85,6 +85,12 @@ def check_write_gather(config: KernelConfig, make: Make = KernelSet) -> None:
         )
         for dense, source in zip(gathered, (keys, values), strict=True):
             _check_gathered(config, dense[0], floats(source)[row], _CONTEXTS[row])
+    whole = kernels.kv_gather(
+        arena, scales, packed, layer, fence, max(_CONTEXTS), len(_CONTEXTS)
+    )
+    for dense, source in zip(whole, (keys, values), strict=True):
+        for row in (0, 2):
+            _check_gathered(config, dense[row], floats(source)[row], _CONTEXTS[row])
     stored = floats(arena)
     assert not stored[0].any(), "the scratch block was written"
     assert not stored[7].any(), "an unowned block was written"

@@ -45,7 +45,7 @@ class Latent:
 
 F32, F16, BF16, I8 = mx.float32, mx.float16, mx.bfloat16, mx.int8
 LATENTS = (
-    Latent("r512-bf16", 512, 64, 16, BF16, BF16, contexts=(1, 33, 300, 700)),
+    Latent("r512-bf16", 512, 64, 16, BF16, BF16, contexts=(1, 33, 300)),
     Latent("r512-f16-h20-q2", 512, 64, 20, F16, F16, 2, (2, 65, 290)),
     Latent("r512-f32", 512, 64, 16, F32, F32, contexts=(1, 33, 290)),
     Latent("r512-bf16-int8", 512, 64, 16, BF16, I8, contexts=(5, 290)),
@@ -53,10 +53,10 @@ LATENTS = (
     Latent("r96-f16-h3", 96, 48, 3, F16, F16, contexts=(16, 48, 259)),
     Latent("r64-bf16-h8-q8", 64, 32, 8, BF16, BF16, 8, (8, 9, 500)),
     Latent("r32-f32-firsts", 32, 16, 4, F32, F32, 2, (40, 600), (0, 256)),
-    Latent("r16-f32", 16, 8, 2, F32, F32, contexts=(1, 90, 1100)),
+    Latent("r16-f32", 16, 8, 2, F32, F32, contexts=(1, 90, 300)),
     Latent("r16-f16", 16, 8, 4, F16, F16, contexts=(1, 90)),
     Latent("r24-f32-int8", 24, 8, 5, F32, I8, contexts=(3, 70)),
-    Latent("r32-as-wide", 32, 32, 4, F16, F16, contexts=(3, 1050)),
+    Latent("r32-as-wide", 32, 32, 4, F16, F16, contexts=(3, 550)),
 )
 
 
