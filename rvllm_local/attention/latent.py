@@ -12,18 +12,19 @@ import inspect
 
 from mlx import nn
 
+LATENT_MARK = "keeps_latents"  # what `absorbed.py` sets in layers and caches
 _ABSORBED = ("embed_q", "unembed_out", "update_and_fetch")
 
 
-def latent_sizes(model: nn.Module) -> frozenset[tuple[int, int]]:
-    """The sizes of latents and rotated parts that layers of `model` keep."""
+def latent_sizes(model: nn.Module) -> frozenset[tuple[int, int, int]]:
+    """Heads, of which there is one, and the sizes of latents and of rotated parts."""
     sizes = set()
     for module in model.modules():
-        if not _absorbs(type(module)):
+        if not (_absorbs(type(module)) or getattr(module, LATENT_MARK, False)):
             continue
         rank = module.kv_lora_rank
         rotated = module.qk_rope_head_dim
-        sizes.add((rank, rotated))
+        sizes.add((1, rank, rotated))
     return frozenset(sizes)
 
 

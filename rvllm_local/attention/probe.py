@@ -6,13 +6,14 @@ trusted.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import mlx.core as mx
 from mlx import nn
 
+from rvllm_local.attention.absorbed import expanded_sizes
 from rvllm_local.attention.latent import latent_sizes
 from rvllm_local.attention.seam import cache_kinds
 from rvllm_local.errors import (
@@ -51,6 +52,11 @@ class _LayerShape:
     window: int | None
     dtype: mx.Dtype
 
+    @property
+    def sizes(self) -> tuple[int, int, int]:
+        """Heads, and the sizes of keys and values."""
+        return self.kv_heads, self.key_dim, self.value_dim
+
 
 def plain_caches(model: nn.Module) -> list[Any]:
     """mlx-lm's own caches for this model."""
@@ -73,8 +79,7 @@ def probe_layout(model: nn.Module, *, quantized: bool = False) -> KVLayout:
     _fill(model, caches)
     if not any(nesting):
         nesting = []
-    latents = latent_sizes(model)
-    return _layout_of(leaves, tuple(nesting), quantized, latents)
+    return _layout_of(model, leaves, tuple(nesting), quantized)
 
 
 def probe_state_form(model: nn.Module) -> StateForm:
@@ -135,15 +140,14 @@ def _fill(model: nn.Module, caches: Sequence[Any], num_tokens: int = 1) -> None:
 
 
 def _layout_of(
+    model: nn.Module,
     leaves: Sequence[Any],
     nesting: tuple[int, ...],
     quantized: bool,
-    latents: Collection[tuple[int, int]],
 ) -> KVLayout:
-    """The layout of filled caches: layers of one shape and window share a group.
-
-    `latents` are the sizes of what layers with latent attention keep.
-    """
+    """The layout of filled caches: layers of one shape and window share a group."""
+    latents = latent_sizes(model)
+    expanded = expanded_sizes(model)
     # Layers of each shape. The shapes come in the order of the groups.
     counts: dict[_LayerShape, int] = {}
     slots: list[LayerSlot | StateSlot | None] = []
@@ -160,14 +164,15 @@ def _layout_of(
         if shape is None:
             slots.append(None)
             continue
+        if shape.sizes in expanded:
+            shape = _with_sizes(shape, expanded[shape.sizes])
         layer = counts.setdefault(shape, 0)
         group = list(counts).index(shape)
         slots.append(LayerSlot(group, layer))
         counts[shape] = layer + 1
     groups = []
     for shape, layers in counts.items():
-        sizes = shape.key_dim, shape.value_dim
-        is_latent = shape.kv_heads == 1 and sizes in latents
+        is_latent = shape.sizes in latents
         groups.append(_kv_shape(shape, layers, quantized, is_latent))
     return KVLayout(
         tuple(groups) or (_COUNTER,),
@@ -197,6 +202,11 @@ def _probe_layer(cache: Any) -> _LayerShape | None:
         window=window,
         dtype=cache.keys.dtype,
     )
+
+
+def _with_sizes(shape: _LayerShape, sizes: tuple[int, int, int]) -> _LayerShape:
+    heads, key_dim, value_dim = sizes
+    return _LayerShape(heads, key_dim, value_dim, shape.window, shape.dtype)
 
 
 def _kv_shape(

@@ -57,6 +57,7 @@ class PagedCache:
         self.session = session
         self.geometry = geometry
         self.dense = dense or (latent and geometry.query_len > 1)
+        self.keeps_latents = latent
         self.latent = latent and not self.dense
         self.offset = offset
         # As mlx-lm's caches have them; models may order their work by them.

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from rvllm_local.attention.absorbed import keep_latents
 from rvllm_local.attention.kernels import KernelBackend
 from rvllm_local.attention.probe import probe_layout
 from rvllm_local.attention.residual import install_joined_adds
@@ -49,6 +50,7 @@ def chosen_runner(arch: str, **settings: Any) -> ModelRunner:
     """
     model, config = zoo_model(arch, config={**zoo_config(arch), **settings})
     paged = install(model)
+    keep_latents(model)
     layout = probe_layout(model)
     blocks = layout.split_budget(16_000_000, context=128, max_rows=2, chunk=32)
     arenas = [

@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 import mlx.core as mx
 
 from rvllm_local import host
+from rvllm_local.attention.absorbed import keep_latents
 from rvllm_local.attention.probe import probe_layout
 from rvllm_local.attention.seam import install
 from rvllm_local.engine.core import EngineCore
@@ -171,6 +172,8 @@ def load_parts(
     if default_backend() == "cuda" and options.ranks == 1:
         fuse_projections(loaded.module)
     paged = install(loaded.module)
+    if default_backend() != "none":
+        keep_latents(loaded.module)
     choice = adapt(loaded.module, adapters)
     layout = probe_layout(loaded.module, quantized=options.kv_dtype == "int8")
     blocks = arena_blocks(layout, options, context)

@@ -8,6 +8,7 @@ import mlx.core as mx
 from mlx import nn
 from mlx.utils import tree_flatten
 
+from rvllm_local.attention.absorbed import keep_latents
 from rvllm_local.attention.probe import probe_layout
 from rvllm_local.engine.startup.weight_forms import form_in_words, weight_forms
 from rvllm_local.errors import (
@@ -19,6 +20,7 @@ from rvllm_local.machine import device_memory
 from rvllm_local.memory.layout import KVLayout
 from rvllm_local.memory.plan import MemoryPlan, make_plan
 from rvllm_local.memory.scratch import ModelSizes
+from rvllm_local.metal_kernels import default_backend
 from rvllm_local.models.adapted import adapted_bytes
 from rvllm_local.models.adapter_files import read_adapters
 from rvllm_local.models.describe import ModelDescription
@@ -44,6 +46,8 @@ def plan_model(
     """
     if options.ranks > 1:
         model = _divided(model, options.ranks)
+    if default_backend() != "none":
+        keep_latents(model.module)
     layout = probe_layout(model.module, quantized=options.kv_dtype == "int8")
     if options.ranks > 1:
         refuse_states(layout)
