@@ -1,6 +1,6 @@
 // latent_decode on CUDA's matrix units, with the same contract. The warps of a threadgroup share the elements of each
 // token: a warp works out its part of the scores (tokens down, queries across), all add up all parts in one order, and
-// each reads its slice of the latents again, from the cache, for the outputs (elements down, queries across).
+// each turns its slice of the latents, which it still holds, for the outputs (elements down, queries across).
 // Threadgroup: (query tile, row, split).
 // Metal injects: thread_position_in_threadgroup threadgroup_position_in_grid threadgroups_per_grid
 RV_SHARED float4 shared[RV_SHARED_VECTORS];  // first the tile's queries [column, RV_D + RV_VALUE_D], then the parts
@@ -59,7 +59,7 @@ for (; s < stop; s++) {
     rv_load_tokens(next, arena + rv_token(ahead, layer[0], 0, 0, following % per_block * RV_STEP),
                    arena + rv_token(ahead, layer[0], 1, 0, following % per_block * RV_STEP),
                    held - following * RV_STEP - 1, simd, g, t);
-  const int later = following + 1 < stop ? table[(following + 1) / per_block] : 0;
+  if (following + 1 < stop) ahead = table[(following + 1) / per_block];
   float4* parts = shared + s % 2 * (RV_SIMDGROUPS * RV_N * RV_M * 32);  // [warp, columns, tokens, lane]
   float dots[RV_N][RV_M][4];
   RV_UNROLL for (int n = 0; n < RV_N; n++) {
@@ -75,8 +75,8 @@ for (; s < stop; s++) {
       parts[((simd * RV_N + n) * RV_M + m) * 32 + lane] = make_float4(c[0], c[1], c[2], c[3]);
     }
   }
-  unsigned values[4 * RV_M][RV_VALUE_LOADS * RV_VALUE_WORDS];
-  rv_load_values(values, arena + rv_token(block, layer[0], 0, 0, s % per_block * RV_STEP), held - s * RV_STEP - 1, simd, g, t);
+  RV_UNROLL for (int r = 0; r < 2 * RV_M; r++)
+    RV_UNROLL for (int i = 0; i < RV_LOADS_LATENT * 4; i++) now.latent[r][i] = rv_transposed(now.latent[r][i]);
   __syncthreads();  // all parts are there
   unsigned packed[RV_N][RV_M][2];
   RV_UNROLL for (int n = 0; n < RV_N; n++) {
@@ -123,20 +123,15 @@ for (; s < stop; s++) {
       packed[n][m][1] = rv_transposed(rv_pack(dots[n][m][2], dots[n][m][3]));
     }
   }
-  RV_UNROLL for (int m = 0; m < RV_M; m++) {
-    RV_UNROLL for (int i = 0; i < RV_VALUE_LOADS * RV_VALUE_WORDS; i++) {  // pairs of tokens of one element each
-      const unsigned a0 = __byte_perm(values[4 * m][i], values[4 * m + 1][i], 0x5410);
-      const unsigned a1 = __byte_perm(values[4 * m][i], values[4 * m + 1][i], 0x7632);
-      const unsigned a2 = __byte_perm(values[4 * m + 2][i], values[4 * m + 3][i], 0x5410);
-      const unsigned a3 = __byte_perm(values[4 * m + 2][i], values[4 * m + 3][i], 0x7632);
-      RV_UNROLL for (int n = 0; n < RV_N; n++) rv_mma(acc[n][i], a0, a1, a2, a3, packed[n][m][0], packed[n][m][1]);
-    }
-  }
+  RV_UNROLL for (int m = 0; m < RV_M; m++)
+    RV_UNROLL for (int i = 0; i < RV_SLICE / 16; i++)
+      RV_UNROLL for (int n = 0; n < RV_N; n++)
+        rv_mma(acc[n][i], now.latent[2 * m][2 * i], now.latent[2 * m][2 * i + 1], now.latent[2 * m + 1][2 * i],
+               now.latent[2 * m + 1][2 * i + 1], packed[n][m][0], packed[n][m][1]);
   now = next;
-  block = ahead;
-  ahead = later;
 }
 
+// Lane g holds elements 0, 2, 4 and 6 of eight, or the odd ones: neighbours exchange half, and each stores four.
 RV_UNROLL for (int n = 0; n < RV_N; n++) {
   RV_UNROLL for (int e = 0; e < 2; e++) {
     RV_UNROLL for (int mask = 4; mask < 32; mask <<= 1) weight[n][e] += rv_xor(weight[n][e], mask);
@@ -149,9 +144,12 @@ RV_UNROLL for (int n = 0; n < RV_N; n++) {
     float* stats = (float*)scratch + (rv_index)RV_GROUPS.y * RV_ROWS * splits * RV_D;
     if (is_real && simd == 0 && g == 0) { stats[place * 2] = peak[n][e]; stats[place * 2 + 1] = weight[n][e]; }
 #endif
-    RV_UNROLL for (int i = 0; i < RV_SLICE / 32; i++) {  // four elements each, next to each other
-      const float4 four = make_float4(acc[n][2 * i][e], acc[n][2 * i][2 + e], acc[n][2 * i + 1][e], acc[n][2 * i + 1][2 + e]);
-      const int word = 2 * i, d = simd * RV_SLICE + (8 * (word / RV_VALUE_WORDS) + g) * RV_VALUE_VEC + word % RV_VALUE_WORDS * 2;
+    RV_UNROLL for (int i = 0; i < RV_LOADS_LATENT; i++) {
+      const float a = acc[n][2 * i][e], b = acc[n][2 * i][2 + e], c4 = acc[n][2 * i + 1][e], d6 = acc[n][2 * i + 1][2 + e];
+      const bool odd = g % 2 == 1;
+      const float x = rv_xor(odd ? a : c4, 4), y = rv_xor(odd ? b : d6, 4);
+      const float4 four = odd ? make_float4(x, c4, y, d6) : make_float4(a, x, b, y);
+      const int d = simd * RV_SLICE + (4 * i + g / 2) * 8 + (odd ? 4 : 0);
       if (is_real) {
 #ifdef RV_FINAL
         RV_T* to = out + (RV_OUT_ROW + index) * RV_D + d;

@@ -4,9 +4,6 @@
 #define RV_LOADS_LATENT (RV_SLICE / 32)
 #define RV_RUNS ((RV_VALUE_D / 16 + RV_SIMDGROUPS - 1) / RV_SIMDGROUPS)  // a warp's runs, at most
 #define RV_M (RV_STEP / 16)
-#define RV_VALUE_VEC (RV_SLICE % 64 == 0 ? 8 : 4)  // elements of a load, of which eight lanes share a token
-#define RV_VALUE_WORDS (RV_VALUE_VEC / 2)
-#define RV_VALUE_LOADS (RV_SLICE / (8 * RV_VALUE_VEC))
 
 struct rv_tokens {  // tokens g, g + 8, ... of a stage: pairs of elements
   unsigned latent[2 * RV_M][RV_LOADS_LATENT * 4];
@@ -27,23 +24,6 @@ RV_FN void rv_load_tokens(rv_tokens& to, const RV_KV* latents, const RV_KV* turn
       uint2 w = {0, 0};
       if (run < RV_VALUE_D / 16) w = *(const uint2*)(turned + token * RV_VALUE_D + run * 16 + t * 4);
       to.turned[r][2 * i] = w.x; to.turned[r][2 * i + 1] = w.y;
-    }
-  }
-}
-
-// The same latents as values, from the cache: of each 16 tokens 2 t, 2 t + 1, 2 t + 8 and 2 t + 9, lane g's elements.
-RV_FN void rv_load_values(unsigned (*to)[RV_VALUE_LOADS * RV_VALUE_WORDS], const RV_KV* latents, int last, int simd, int g, int t) {
-  RV_UNROLL for (int r = 0; r < 4 * RV_M; r++) {
-    const RV_KV* row = latents + min(r / 4 * 16 + r % 4 / 2 * 8 + r % 2 + 2 * t, last) * RV_D + simd * RV_SLICE;
-    RV_UNROLL for (int i = 0; i < RV_VALUE_LOADS; i++) {
-      unsigned* words = to[r] + i * RV_VALUE_WORDS;
-      if (RV_VALUE_WORDS == 4) {
-        const uint4 w = *(const uint4*)(row + (8 * i + g) * RV_VALUE_VEC);
-        words[0] = w.x; words[1] = w.y; words[RV_VALUE_WORDS - 2] = w.z; words[RV_VALUE_WORDS - 1] = w.w;
-      } else {
-        const uint2 w = *(const uint2*)(row + (8 * i + g) * RV_VALUE_VEC);
-        words[0] = w.x; words[1] = w.y;
-      }
     }
   }
 }

@@ -67,31 +67,37 @@ def check_write_gather(config: KernelConfig, make: Make = KernelSet) -> None:
     """kv_write puts tokens where the tables say; kv_gather brings them back."""
     kernels = make(config)
     arena = mx.zeros(config.arena_shape(8), dtype=config.kv_dtype)
-    scales = None
-    if config.quantized:
-        scales = mx.zeros(config.scales_shape(8), dtype=mx.float32)
-        mx.eval(scales)
+    scales = _empty_scales(config)
     keys, values = _new_tokens(config)
     packed = mx.array(layout.pack(_CONTEXTS, (0, 0, 0), _TABLES, _Q_LEN))
     mx.eval(arena, packed)
     layer, fence = kernels.layer_index(1), kernels.first_fence()
     fence = kernels.kv_write(arena, scales, keys, values, packed, layer, fence)
     _check_next(kernels, fence)
+    length, rows = max(_CONTEXTS), len(_CONTEXTS)
+    together = kernels.kv_gather(arena, scales, packed, layer, fence, length, rows)
     for row in (0, 2):
         lone_row = layout.pack((_CONTEXTS[row],), (0,), [_TABLES[row]], _Q_LEN)
         length = _CONTEXTS[row] + 5
-        gathered = kernels.kv_gather(
+        alone = kernels.kv_gather(
             arena, scales, mx.array(lone_row), layer, fence, length
         )
-        for dense, source in zip(gathered, (keys, values), strict=True):
-            _check_gathered(config, dense[0], floats(source)[row], _CONTEXTS[row])
-    whole = kernels.kv_gather(
-        arena, scales, packed, layer, fence, max(_CONTEXTS), len(_CONTEXTS)
-    )
-    for dense, source in zip(whole, (keys, values), strict=True):
-        for row in (0, 2):
-            _check_gathered(config, dense[row], floats(source)[row], _CONTEXTS[row])
-    stored = floats(arena)
+        for part, source in enumerate((keys, values)):
+            tokens = floats(source)[row]
+            _check_gathered(config, alone[part][0], tokens, _CONTEXTS[row])
+            _check_gathered(config, together[part][row], tokens, _CONTEXTS[row])
+    _check_untouched(floats(arena))
+
+
+def _empty_scales(config: KernelConfig) -> mx.array | None:
+    if not config.quantized:
+        return None
+    scales = mx.zeros(config.scales_shape(8), dtype=mx.float32)
+    mx.eval(scales)
+    return scales
+
+
+def _check_untouched(stored: Floats) -> None:
     assert not stored[0].any(), "the scratch block was written"
     assert not stored[7].any(), "an unowned block was written"
     assert not stored[:, 0].any(), "another layer was written"

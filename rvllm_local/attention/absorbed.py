@@ -87,31 +87,41 @@ def _latent_call(original: Callable[..., mx.array]) -> Callable[..., mx.array]:
 def _attend(layer: Any, x: mx.array, mask: Any, cache: Any) -> mx.array:
     """What the heads attended to: `[rows, heads, tokens, v_head_dim]`."""
     rows, tokens = x.shape[:2]
-    queries = _queries(layer, x).reshape(rows, tokens, layer.num_heads, -1)
+    queries = _queries(layer, x)
+    queries = queries.reshape(rows, tokens, layer.num_heads, -1)
     queries = queries.transpose(0, 2, 1, 3)
     plain, rotated = mx.split(queries, [layer.qk_nope_head_dim], axis=-1)
-    compressed, new_turned = mx.split(
-        layer.kv_a_proj_with_mqa(x), [layer.kv_lora_rank], axis=-1
-    )
-    new_latents = layer.kv_a_layernorm(compressed)[:, None]
+    compressed = layer.kv_a_proj_with_mqa(x)
+    latents, turned = mx.split(compressed, [layer.kv_lora_rank], axis=-1)
+    latents = layer.kv_a_layernorm(latents)
     rotated = layer.rope(rotated, cache.offset)
-    new_turned = layer.rope(new_turned[:, None], cache.offset)
-    latents, turned = cache.update_and_fetch(new_latents, new_turned)
-    scale = _scale(layer)
+    turned = layer.rope(turned[:, None], cache.offset)
+    latents, turned = cache.update_and_fetch(latents[:, None], turned)
     if tokens > 1:
-        return _expanded(layer, plain, rotated, latents, turned, scale, mask)
+        return _attend_expanded(layer, plain, rotated, latents, turned, mask)
+    scale = _scale(layer)
+    rotated = rotated * scale
     absorbed = multiply_by_head(layer, plain, to_latent=True)
     if cache.latent:
-        attended = cache.attend(absorbed, AttentionCall(scale), rotated * scale)
+        attended = cache.attend(absorbed, AttentionCall(scale), rotated)
     else:
-        bias = (rotated * scale) @ turned.swapaxes(-1, -2)
-        if isinstance(mask, mx.array):
-            lowest = mx.array(mx.finfo(bias.dtype).min, bias.dtype)
-            bias = mx.where(mask, bias, lowest)
+        bias = _hidden(rotated @ turned.swapaxes(-1, -2), mask)
         attended = mx.fast.scaled_dot_product_attention(
-            absorbed, latents, latents, scale=scale, mask=bias
+            absorbed,
+            latents,
+            latents,
+            scale=scale,
+            mask=bias,
         )
     return multiply_by_head(layer, attended, to_latent=False)
+
+
+def _hidden(bias: mx.array, mask: Any) -> mx.array:
+    """`bias` with the lowest number where `mask` hides a token."""
+    if not isinstance(mask, mx.array):
+        return bias
+    lowest = mx.finfo(bias.dtype).min
+    return mx.where(mask, bias, mx.array(lowest, bias.dtype))
 
 
 def _queries(layer: Any, x: mx.array) -> mx.array:
@@ -131,13 +141,12 @@ def _scale(layer: Any) -> float:
     return float(scale)
 
 
-def _expanded(
+def _attend_expanded(
     layer: Any,
     plain: mx.array,
     rotated: mx.array,
     latents: mx.array,
     turned: mx.array,
-    scale: float,
     mask: Any,
 ) -> mx.array:
     """Attention of a prompt's chunk, to keys and values of all heads."""
@@ -151,7 +160,7 @@ def _expanded(
         mx.concatenate([plain, rotated], axis=-1),
         mx.concatenate([keys, shared], axis=-1),
         values,
-        scale=scale,
+        scale=_scale(layer),
         mask=mask,
     )
 

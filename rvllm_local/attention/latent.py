@@ -13,18 +13,21 @@ import inspect
 from mlx import nn
 
 LATENT_MARK = "keeps_latents"  # what `absorbed.py` sets in layers and caches
-_ABSORBED = ("embed_q", "unembed_out", "update_and_fetch")
+_ABSORBED = {"embed_q", "unembed_out", "update_and_fetch"}
 
 
 def latent_sizes(model: nn.Module) -> frozenset[tuple[int, int, int]]:
     """Heads, of which there is one, and the sizes of latents and of rotated parts."""
     sizes = set()
     for module in model.modules():
-        if not (_absorbs(type(module)) or getattr(module, LATENT_MARK, False)):
+        is_marked = getattr(module, LATENT_MARK, False)
+        is_latent = is_marked or _absorbs(type(module))
+        if not is_latent:
             continue
         rank = module.kv_lora_rank
         rotated = module.qk_rope_head_dim
-        sizes.add((1, rank, rotated))
+        layer_sizes = (1, rank, rotated)
+        sizes.add(layer_sizes)
     return frozenset(sizes)
 
 
@@ -34,4 +37,4 @@ def _absorbs(cls: type) -> bool:
     code = getattr(call, "__code__", None)
     if code is None:
         return False
-    return set(_ABSORBED).issubset(code.co_names)
+    return _ABSORBED.issubset(code.co_names)

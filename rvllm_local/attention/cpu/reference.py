@@ -141,7 +141,11 @@ class ReferenceBackend:
         """Each block as bytes: its elements, then its scales."""
         self.flush()
         arena = self._host[group]
-        return [arena.save(block) for block in block_ids]
+        payloads = []
+        for block in block_ids:
+            payload = arena.save(block)
+            payloads.append(payload)
+        return payloads
 
     def load_blocks(
         self,
