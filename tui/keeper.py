@@ -152,17 +152,17 @@ def _encode(message: dict[str, Any]) -> bytes:
 async def _end(process: asyncio.subprocess.Process) -> None:
     with contextlib.suppress(ProcessLookupError):
         process.terminate()
-    try:
-        await asyncio.wait_for(process.wait(), STOP_S)
-    except TimeoutError:
-        with contextlib.suppress(ProcessLookupError):
-            process.kill()
-        await process.wait()
+    for _ in range(round(STOP_S / LOCK_POLL_S)):
+        # `wait` would also wait for what the server ran, which holds its output open.
+        if process.returncode is not None:
+            break
+        await asyncio.sleep(LOCK_POLL_S)
     _kill_group(process.pid)
+    await process.wait()
 
 
 def _kill_group(server: int) -> None:
-    """End what the server ran and left behind."""
+    """End the server and what it ran, whatever they do."""
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(server, signal.SIGKILL)
 

@@ -346,6 +346,8 @@ async def parameters(chat: Chat) -> None:
         ChatChanged({"system": "Be brief.", "params": {"temperature": 0.2, "seed": 7}})
     )
     await chat.press("ctrl+t")
+    await chat.until(lambda: len(chat.app.screen_stack) == 2)
+    await chat.until(lambda: chat.app.screen.query_one("#system").has_focus)
 
 
 async def help_(chat: Chat) -> None:

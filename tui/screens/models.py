@@ -10,7 +10,7 @@ from rvllm_local.tui.screens.dialogs import Choice, Pick
 from rvllm_local.tui.state import ModelInfo
 from rvllm_local.tui.status import short_bytes, short_count
 
-_NUMBERS = (0, 1, 4)  # columns of parameters, bytes and context
+_NUMBERS = (0, 1, 3)  # columns of parameters, bytes and context
 
 
 class ModelsScreen(Pick):
@@ -39,13 +39,12 @@ def model_choices(models: Sequence[ModelInfo], present: str = "") -> list[Choice
 
 
 def _cells(model: ModelInfo) -> list[str]:
-    """Parameters, size, fit, whether it is here, context, abilities, the rest."""
+    """Parameters, size, whether it fits and is here, context, abilities, the rest."""
     parts = [text for text in (model.license, model.note) if text]
     return [
         clean_line(model.parameters, 8),
         f"{short_bytes(model.size)} GB" if model.size else "",
-        _fit(model),
-        _place(model),
+        ", ".join(text for text in (_fit(model), _place(model)) if text),
         f"ctx {short_count(model.context_length)}" if model.context_length else "",
         clean_line(" ".join(model.abilities), 20),
         clean_line(" · ".join(parts), 60),
@@ -67,7 +66,10 @@ def _fit(model: ModelInfo) -> str:
 
 
 def _place(model: ModelInfo) -> str:
-    """Where the model is: served now, on this machine, or to be fetched."""
-    if model.served:
+    """Where the model is: on this machine or to be fetched; nothing while served.
+
+    For one that does not fit that does not matter.
+    """
+    if model.served or model.fits is False:
         return ""
     return "here" if model.installed else "to fetch"
