@@ -10,14 +10,16 @@ from __future__ import annotations
 import asyncio
 import re
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from rvllm_local.history.types import ChatMessage
 from rvllm_local.tui.app import ChatApp
 from rvllm_local.tui.launcher import ServerLauncher
+from rvllm_local.tui.offers import catalogue_models
 from rvllm_local.tui.options import ChatOptions
-from rvllm_local.tui.state import ConnectionState
+from rvllm_local.tui.state import ConnectionState, ModelInfo
 
 FOLDER = Path(__file__).parents[1] / "docs" / "images"
 SIZE = (100, 32)
@@ -45,8 +47,15 @@ def steep(minutes: float) -> str:
 """
 
 
+class OfferingLauncher(ServerLauncher):
+    """Offers the catalogue's models, as where the chat started the server itself."""
+
+    def offers(self, served: Sequence[ModelInfo]) -> tuple[ModelInfo, ...]:
+        return catalogue_models({info.id for info in served})
+
+
 async def main(url: str) -> None:
-    app = ChatApp(ChatOptions(is_temporary=True), ServerLauncher(url, None))
+    app = ChatApp(ChatOptions(is_temporary=True), OfferingLauncher(url, None))
     async with app.run_test(size=SIZE, notifications=False) as pilot:
         await _until(
             pilot, lambda: app.driver.session.connection is ConnectionState.READY
@@ -69,7 +78,9 @@ async def main(url: str) -> None:
         await pilot.pause(1.0)
         _keep(app, "models")
         await pilot.press("escape")
-        await pilot.press(*_keys("/compare"), "enter")
+        # Else the same model gives the same answer.
+        await pilot.press(*_keys("/set temperature 0.8"), "enter")
+        await pilot.press(*_keys("/compare smollm2-135m"), "enter")
         await _until(pilot, lambda: app.driver.sessions.rival is not None)
         await _until(pilot, lambda: app.driver.sessions.rival.live is None)
         await pilot.pause(1.0)
@@ -83,9 +94,16 @@ async def _text_picture() -> None:
     async with app.run_test(size=SIZE, notifications=False) as pilot:
         sample = ChatMessage("sample", "chat", None, "assistant", SAMPLE)
         await pilot.pause(1.0)
+        app.workers.cancel_group(app, "connect")  # nobody is to answer
         present = app.driver.session
-        app.driver.sessions.present = replace(present, messages=(sample,))
+        app.driver.sessions.present = replace(
+            present,
+            messages=(sample,),
+            connection=ConnectionState.READY,
+            model="smollm2-135m",
+        )
         app.transcript.show_messages((sample,), {})
+        app.show_state()
         await pilot.pause(1.0)
         _keep(app, "text")
 
@@ -105,6 +123,7 @@ def _keys(text: str) -> list[str]:
         ".": "full_stop",
         "?": "question_mark",
         "_": "underscore",
+        "-": "minus",
         ",": "comma",
     }
     return [names.get(char, char) for char in text]
