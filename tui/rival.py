@@ -46,7 +46,10 @@ class RivalDriver(Dispatcher):
         shown = self.session
         self.dispatch(ChatChanged({"model": shown.model}))
         opened = ChatOpened(
-            shown.chat, shown.messages, shown.siblings, shown.is_temporary
+            shown.chat,
+            shown.messages,
+            shown.siblings,
+            shown.is_temporary,
         )
         self._on_change(shown, opened)
 

@@ -61,5 +61,8 @@ class MessageView(Static):
 
     def _content(self) -> Content:
         return render_message(
-            self.message, self.version, self.show_reasoning, self._laid_out_for
+            self.message,
+            self.version,
+            self.show_reasoning,
+            self._laid_out_for,
         )
