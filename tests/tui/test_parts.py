@@ -26,7 +26,7 @@ from rvllm_local.tui.state import (
     ReplyStats,
     RunningRequest,
 )
-from rvllm_local.tui.status import bar, short_count, status_text
+from rvllm_local.tui.status import bar, context_gauge, short_count, status_text
 
 
 def test_the_registry_is_sound() -> None:
@@ -282,6 +282,22 @@ def test_the_status_line() -> None:
         connection=ConnectionState.LOST, connection_text="no server\x1b answers"
     )
     assert status_text(lost, 60).startswith("qwen3-8b 4bit  no server␛ answers")
+
+
+@pytest.mark.parametrize(
+    ("tokens", "text", "style"),
+    [
+        (16_000, "ctx 16k/32k", ""),
+        (25_000, "ctx 25k/32k", "$warning"),
+        (29_000, "ctx 29k/32k /compact", "$error"),
+        (33_000, "ctx 33k/32k too long", "bold $error"),
+    ],
+)
+def test_the_gauge_warns_and_offers_a_summary(
+    tokens: int, text: str, style: str
+) -> None:
+    full = session(stats=ReplyStats(prompt_tokens=tokens))
+    assert context_gauge(full) == (text, style)
 
 
 def test_the_context_is_estimated_while_a_reply_is_written() -> None:

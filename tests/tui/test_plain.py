@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from rvllm_local.commands.chat import _run_on_screen
 from rvllm_local.history import ChatHistory
 from rvllm_local.tui.launcher import ServerLauncher
 from rvllm_local.tui.options import ChatOptions
@@ -229,3 +230,22 @@ def test_a_reader_that_goes_ends_it_quietly() -> None:
 )
 def test_words_are_a_model_or_a_question(words, model, prompt) -> None:
     assert read_words(words, {"qwen3-4b"}) == Request(model, prompt)
+
+
+@pytest.mark.parametrize(("answer", "code", "status"), [(None, 1, 1), (0, 0, 0)])
+def test_a_crash_of_the_app_is_the_exit_status(
+    monkeypatch: pytest.MonkeyPatch, answer: int | None, code: int, status: int
+) -> None:
+    class Ended:
+        """An app that has run: Textual gives no answer after a crash."""
+
+        return_code = code
+
+        def __init__(self, *_: object) -> None: ...
+
+        def run(self) -> int | None:
+            return answer
+
+    monkeypatch.setattr("rvllm_local.tui.app.ChatApp", Ended)
+    launcher = ServerLauncher("127.0.0.1:9", None)
+    assert _run_on_screen(ChatOptions(), launcher, asks_ground=False) == status
