@@ -20,7 +20,6 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -42,22 +41,23 @@ from mlx_lm.models.cache import make_prompt_cache
 
 from benchmarks import gpu_record
 from benchmarks.gpu_shapes import LLAMA_1B, SHAPES, NoText
+from benchmarks.gpu_variants import (
+    PARTS,
+    leave_out,
+    leave_out_checks,
+    pad_steps,
+    with_layers,
+)
 from rvllm_local.attention.probe import probe_layout
 from rvllm_local import host
 from rvllm_local.bench.metrics import Figure, spread
 from rvllm_local.bench.text_table import show
-from rvllm_local.engine.compiled import CompiledDecode, bucket
-from rvllm_local.engine.run_mode import RunMode
-from rvllm_local.engine.runner import ModelRunner
-from rvllm_local.engine.startup import choose_runner, install_kernels
 from rvllm_local.engine.startup.build import EngineOptions, build_core
 from rvllm_local.engine.core import EngineCore
 from rvllm_local.models.families import build_model
 from rvllm_local.models.loader import LoadedModel
 from rvllm_local.types import Request, SamplingParams, StreamEvent
 
-# What `--without` leaves out: the launches stay mlx-lm's own.
-PARTS = {"recurrent": "install_gated_delta", "experts": "install_expert_products"}
 CASES = ((1, 512), (8, 512), (64, 512), (16, 8192))  # rows, tokens of context
 CHECKED = ("llama", "gemma2", "gemma3_text", "qwen3", "gpt_oss")
 WARMUP, STEPS = 8, 48
@@ -269,10 +269,9 @@ def main() -> None:
     form = "%(relativeCreated)d ms: %(message)s"
     logging.basicConfig(stream=sys.stdout, format=form, level=logging.INFO)
     if args.unchecked:
-        choose_runner.find_agreeing_runner = quickest_mode
-        choose_runner.measure_scratch = some_scratch
+        leave_out_checks()
     for part in args.without:
-        setattr(install_kernels, PARTS[part], leave_out)
+        leave_out(part)
     if args.check:
         check_tokens()
     measure_all(args, loaded_shape(shape, args.bits))
@@ -320,49 +319,6 @@ def measure_all(args: argparse.Namespace, loaded: LoadedModel) -> None:
         print(f"| {name} | {theirs} | {ours} | {ratio:.2f}x | {each} |", flush=True)
         if args.json:
             gpu_record.save(args.json, "gpu decode", figures, rounds_ms=rounds)
-
-
-def with_layers(shape: dict[str, Any], layers: int | None) -> dict[str, Any]:
-    """The shape with so many layers, or with its own."""
-    if layers is None:
-        return shape
-    changed = {"num_hidden_layers": layers}
-    if "text_config" in shape:
-        return shape | {"text_config": shape["text_config"] | changed}
-    return shape | changed
-
-
-def quickest_mode(
-    _model: object,
-    make_runner: Callable[[RunMode], ModelRunner],
-    _kv: object,
-    *,
-    rotates: bool = False,
-    joins: bool = False,
-    **_settings: object,
-) -> ModelRunner:
-    """Stands in for the self-check."""
-    mode = RunMode(batched=True, dense=False, rotates=rotates, joins=joins)
-    return make_runner(mode)
-
-
-def some_scratch(*_given: object, **_settings: object) -> int:
-    """Stands in for the measurement of what a step takes."""
-    return 2**30
-
-
-def pad_steps(least: int) -> None:
-    """From now on a compiled step has at least so many rows."""
-
-    def padded_rows(rows: int) -> int:
-        return max(least, bucket(rows, 1))
-
-    CompiledDecode.padded_rows = staticmethod(padded_rows)  # type: ignore[method-assign]
-
-
-def leave_out(*_given: object, **_settings: object) -> int:
-    """Installs nothing."""
-    return 0
 
 
 def stats_of(pairs: list[tuple[float, float]]) -> dict[str, Figure]:
