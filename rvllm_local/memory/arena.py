@@ -8,7 +8,7 @@ sequences.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import mlx.core as mx
 
@@ -34,7 +34,7 @@ class KVShape:
     window: int | None
     dtype: mx.Dtype
     quantized: bool = False
-    latent: bool = False
+    latent: bool = field(default=False, repr=False)
 
     @property
     def is_uneven(self) -> bool:

@@ -204,6 +204,8 @@ def assemble(
     """The core over a runner that was chosen."""
     loaded, kv = parts.loaded, parts.kv
     fingerprint = f"{loaded.fingerprint}|{parts.layout}|{options.deterministic}"
+    if any(shape.is_uneven for shape in parts.layout.groups):
+        fingerprint += "|own sizes"  # once such blocks were padded
     roots: dict[str | None, bytes] = {None: root_key(fingerprint)}
     for adapter in adapters:
         roots[adapter.name] = root_key(f"{fingerprint}|{adapter.fingerprint}")
