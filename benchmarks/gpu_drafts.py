@@ -38,7 +38,12 @@ from benchmarks.gpu_shapes import SHAPES, NoText
 from rvllm_local.bench.metrics import Figure, spread
 from rvllm_local.engine.core import EngineCore
 from rvllm_local.engine.drafting import Drafting
-from rvllm_local.engine.speculation.contract import NOTHING, Proposal, alike
+from rvllm_local.engine.speculation.contract import (
+    NOTHING,
+    Drawing,
+    Proposal,
+    alike,
+)
 from rvllm_local.engine.speculation.speculator import Speculator
 from rvllm_local.engine.startup.build import EngineOptions, build_core
 from rvllm_local.models.families import build_model
@@ -49,21 +54,24 @@ CONTEXT = 512
 WARMUP = 96  # tokens a row: acceptance is learned, and every shape is compiled
 MEASURED = 192  # tokens a row
 WRONG = 7919  # what is added to a token that is drafted wrong
-MAX_ROWS = 32
 
 
 class Counting:
     """Proposes the tokens that follow, each of them right by chance."""
 
     name = "known answers"
+    runs_a_model = False
 
     def __init__(self, right: float, vocab_size: int) -> None:
         self._right = right
         self._vocab_size = vocab_size
         self._chance = np.random.default_rng(0)
 
-    def open(self, token_ids: Sequence[int]) -> list[int]:
+    def open(self, token_ids: Sequence[int], drawing: Drawing) -> list[int]:
         return [token_ids[-1]]
+
+    def close(self, stream: list[int]) -> None:
+        """Nothing is kept elsewhere."""
 
     def push(self, stream: list[int], token_ids: Sequence[int]) -> None:
         stream[0] = token_ids[-1]
@@ -123,14 +131,17 @@ def counting_model(config: dict[str, Any], bits: int | None) -> LoadedModel:
     )
 
 
-def open_engine(loaded: LoadedModel, right: float | None) -> EngineCore:
+def open_engine(
+    loaded: LoadedModel, right: float | None, args: argparse.Namespace
+) -> EngineCore:
     """An engine over the kernels; with `right` it drafts."""
     config = loaded.config
     values = config["num_key_value_heads"] * config["head_dim"]
     token_bytes = 2 * config["num_hidden_layers"] * values * 2
     options = EngineOptions(
         kv_memory=8 * 2048 * token_bytes + 2**26,
-        max_rows=MAX_ROWS,
+        max_rows=args.max_rows,
+        deterministic=args.deterministic,
         prefill_chunk=512,
         draft="off" if right is None else "ngram",
     )
@@ -138,7 +149,7 @@ def open_engine(loaded: LoadedModel, right: float | None) -> EngineCore:
     assert core.stats()["attention_backend"] == "kernels", "the kernels do not serve"
     if right is not None:
         drafter = Counting(right, loaded.vocab_size)
-        speculator = Speculator(drafter, MAX_ROWS)
+        speculator = Speculator(drafter, args.max_rows)
         overlaps = core._runner.overlaps
         drafting = Drafting(speculator, core._scheduler, overlaps=overlaps)
         core._drafting = core._committer._drafting = drafting
@@ -189,7 +200,9 @@ def measure(args: argparse.Namespace) -> dict[str, dict[str, Figure]]:
     print(f"model made after {time.perf_counter() - began:.0f} s", flush=True)
     rates: dict[int, list[list[float]]] = {rows: [] for rows in args.rows}
     for right in (None, args.right):
-        core = open_engine(loaded, right)
+        core = open_engine(loaded, right, args)
+        print(f"engine after {time.perf_counter() - began:.0f} s", flush=True)
+        tokens_a_second(core, 1, loaded.vocab_size)  # the device wakes up
         for rows in args.rows:
             rate = tokens_a_second(core, rows, loaded.vocab_size)
             rates[rows].append(rate)
@@ -223,6 +236,8 @@ def main() -> None:
     parser.add_argument("--shape", choices=SHAPES, default="8b")
     parser.add_argument("--bits", type=int, choices=(4, 8), help="quantized weights")
     parser.add_argument("--rows", type=int, nargs="+", default=[1, 8])
+    parser.add_argument("--max-rows", type=int, default=32, help="tokens a step")
+    parser.add_argument("--deterministic", action="store_true")
     parser.add_argument("--right", type=float, default=0.6)
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()

@@ -26,7 +26,7 @@ CountFromZero = Annotated[int, Meta(ge=0, le=LARGEST)]
 Attention = Literal["auto", "reference", "kernels"]
 Cache = Literal["auto", "off", "memory", "disk"]
 KVDtype = Literal["auto", "int8"]
-Draft = Literal["ngram", "off"]
+Draft = str  # "auto", "off", "ngram", or the name of a model
 _NO_TEXT = ("adapters", "hosts")  # fields that are more than a value
 CpuWeights = Literal["auto", "quantized", "float32"]
 
@@ -90,7 +90,11 @@ class EngineOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         _about("longest step that also reads prompts, in milliseconds"),
     ] = None
     draft: Annotated[
-        Draft, _about("guess tokens from the text so far (ngram), or off")
+        Draft,
+        _about(
+            "guess tokens from the text so far (ngram), by a smaller model (its name), "
+            "or off; auto: ngram where the deterministic mode is on"
+        ),
     ] = "off"
     max_waiting: Annotated[CountFromZero, _about("requests that may wait")] = 256
     system_reserve: Annotated[
@@ -139,6 +143,11 @@ class EngineOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             return self.ranks
         machines = [machine for machine, _ in self.hosts.addresses]
         return max(machines.count(machine) for machine in machines)
+
+    @property
+    def drafts_by_model(self) -> bool:
+        """`draft` is the name of a model."""
+        return self.draft not in ("auto", "off", "ngram")
 
 
 class OptionArguments(TypedDict, total=False):

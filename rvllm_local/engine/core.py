@@ -370,6 +370,7 @@ class EngineCore:
         if sequence.drafts is not None:
             event.accepted_drafts = sequence.drafts.accepted
             event.rejected_drafts = sequence.drafts.rejected
+        self._drafting.end(sequence)
         sequence.sink(event)
 
     def stats(self) -> dict[str, int | float | str]:

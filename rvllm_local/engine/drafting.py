@@ -6,7 +6,7 @@ import functools
 import time
 from collections.abc import Sequence as Rows
 
-from rvllm_local.engine.flight import Flight
+from rvllm_local.engine.flight import Flight, sampling_after
 from rvllm_local.engine.grammar_drafts import along_grammar
 from rvllm_local.engine.scheduler import Scheduler
 from rvllm_local.engine.sequence import Sequence
@@ -34,17 +34,18 @@ class Drafting:
     def choose(self, rows: Rows[Sequence]) -> None:
         """Set what each row of the next step drafts. No step is in flight."""
         speculator = self._speculator
-        if speculator is None:
+        if speculator is None or not rows:
             return
-        self._last_choice = time.monotonic()
         drafts: list[RowDrafts] = []
         rooms = []
         for row in rows:
             if row.drafts is None:
-                row.drafts = speculator.open(row.token_ids)
+                drawing = functools.partial(sampling_after, row)
+                row.drafts = speculator.open(row.token_ids, drawing)
             drafts.append(row.drafts)
             rooms.append(functools.partial(self._room, row))
         speculator.guess(drafts)
+        self._last_choice = time.monotonic()
         for row, of_row in zip(rows, drafts, strict=True):
             if row.matcher is not None:
                 guess_after = functools.partial(speculator.guess_after, of_row)
@@ -66,6 +67,8 @@ class Drafting:
             return True
         if self._speculator is None:
             return False
+        if self._speculator.runs_a_model:
+            return True
         drafts = [row.drafts for row in rows if row.drafts is not None]
         return self._speculator.would_draft(drafts)
 
@@ -75,8 +78,13 @@ class Drafting:
             return
         newest = sequence.token_ids[-num_new:]
         self._speculator.record(sequence.drafts, newest, num_new - 1)
-        if self._overlaps:
+        if self._overlaps and not self._speculator.runs_a_model:
             self._speculator.guess([sequence.drafts])
+
+    def end(self, sequence: Sequence) -> None:
+        """A sequence has ended."""
+        if self._speculator is not None and sequence.drafts is not None:
+            self._speculator.close(sequence.drafts)
 
     def note_prefill(self) -> None:
         """A prompt was computed now; no step's time counts that this fell into."""

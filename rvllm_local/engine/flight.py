@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from rvllm_local.attention.geometry import ChunkRows, DecodeRow
 from rvllm_local.engine.sampling.logprobs import token_logprobs
 from rvllm_local.engine.sampling.sampler import RowSampling, SampledTokens
-from rvllm_local.engine.sampling.token_history import EditsAhead
+from rvllm_local.engine.sampling.token_history import EditsAhead, TokenHistory
 from rvllm_local.engine.scheduler import PrefillChunk
 from rvllm_local.engine.sequence import Sequence
 from rvllm_local.types import TokenLogprob
@@ -113,6 +113,19 @@ def _samplings_ahead(row: Sequence, first: RowSampling) -> list[RowSampling]:
         )
         ahead.append(sampling)
     return ahead
+
+
+def sampling_after(row: Sequence, drafted: Rows[int]) -> RowSampling:
+    """How a row's token after these drafted ones is drawn; without its grammar."""
+    history: TokenHistory | EditsAhead | None = row.token_history
+    if row.token_history is not None and drafted:
+        history = row.token_history.ahead(drafted)[-1]
+    return RowSampling(
+        row.request.params,
+        row.request.seed,
+        len(row.token_ids) + len(drafted),
+        history,
+    )
 
 
 def chunk_rows(chunk: PrefillChunk) -> ChunkRows:

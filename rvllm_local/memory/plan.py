@@ -50,6 +50,7 @@ class MemoryPlan:
     states: int = 0  # what recurrent layers keep, snapshots included
     quantized: bool = False  # the KV is int8 already
     weight_form: str = "as stored"  # how weights are held
+    drafter: int = 0  # the smaller model that drafts: all that it takes
 
     @property
     def budget(self) -> int:
@@ -64,6 +65,7 @@ class MemoryPlan:
             + self.prompt_copy
             + self.process
             + self.states
+            + self.drafter
         )
 
     @property
@@ -79,7 +81,7 @@ class MemoryPlan:
 
     def lines(self) -> dict[str, int]:
         """Every line of the plan, in bytes."""
-        return {
+        lines = {
             "weights": self.weights,
             "kv_arena": self.kv_arena,
             "states": self.states,
@@ -91,6 +93,9 @@ class MemoryPlan:
             "reserve": self.reserve,
             "budget": self.budget,
         }
+        if self.drafter:
+            lines["drafter"] = self.drafter
+        return lines
 
     def table(self) -> str:
         """The plan for people, with remedies when it does not fit."""
@@ -127,6 +132,8 @@ class MemoryPlan:
         if self.prompt_copy:
             note = f"{self.copy_tokens} tokens, dense while it prefills"
             rows.append(("prompt", self.prompt_copy, note))
+        if self.drafter:
+            rows.append(("drafter", self.drafter, "a smaller model, with its KV"))
         rows.append(("process", self.process, "interpreter and libraries"))
         rows.append(("total", self.total, ""))
         budget_note = f"{_size(self.device)} less {_size(self.reserve)} for the system"
@@ -185,6 +192,8 @@ class MemoryPlan:
             terms.append(f"states {_size(self.states)}")
         terms.append(f"KV arena {_size(max(self.kv_arena, self.kv_asked))}")
         terms.append(f"scratch {_size(self.scratch + self.prompt_copy)}")
+        if self.drafter:
+            terms.append(f"drafter {_size(self.drafter)}")
         terms.append(f"process {_size(self.process)}")
         raise MemoryBudgetError(
             f"this does not fit in memory: {' + '.join(terms)} = {_size(self.total)}, "

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from rvllm_local.engine.speculation.ngrams import NgramDrafter
-from tests.support.drafters import Knowing, Rubbish, let_draft
+from tests.support.drafters import FreeTokens, Knowing, Rubbish, let_draft
 from tests.support.lora import save_adapter
+from tests.support.overlapping import make_overlapping
 from tests.support.scenarios import Answer, Engine, Scenario, assert_same, scenario
 from tests.support.tiny import VOCAB_SIZE, save_tiny
 
@@ -46,7 +48,7 @@ def scenarios() -> list[Scenario]:
 @pytest.fixture(scope="module")
 def plain(world: tuple[Path, Path], scenarios: list[Scenario]) -> list[Answer]:
     """The answers without drafts. They had to make room for each other."""
-    with engine(world) as undrafted:
+    with engine(world, draft="off") as undrafted:
         answers = undrafted.run(scenarios)
         stats = undrafted.core.stats()
     assert stats["preemptions"] > 0
@@ -81,3 +83,52 @@ def test_answers_are_the_same_with_every_drafter(
     for ours, theirs in zip(again, plain[:2], strict=True):
         assert_same(ours, theirs)
     assert stats["draft_tokens_accepted"] + stats["draft_tokens_rejected"] > 0
+
+
+def test_answers_are_the_same_with_a_model_that_drafts(
+    world: tuple[Path, Path],
+    scenarios: list[Scenario],
+    plain: list[Answer],
+    tmp_path: Path,
+) -> None:
+    """It is another model: some of its drafts are right, and grammars cut others."""
+    other = save_tiny("llama", tmp_path / "other", seed=4)
+    with engine(world, draft=str(other)) as drafting:
+        speculator = drafting.core._parts.speculator
+        assert speculator is not None
+        speculator.costs = FreeTokens()
+        answers = drafting.run(scenarios)
+        stats = drafting.core.stats()
+    for ours, theirs in zip(answers, plain, strict=True):
+        assert_same(ours, theirs)
+    assert stats["draft_tokens_accepted"] + stats["draft_tokens_rejected"] > 0
+
+
+@pytest.mark.parametrize("knows", [True, False])
+def test_drafts_beside_steps_in_flight(world: tuple[Path, Path], knows: bool) -> None:
+    """As on a device: a step is launched before the last was read, if nothing is drafted."""
+    items = [replace(scenario(seed), cancelled=None) for seed in range(100, 104)]
+    roomy = {"kv_memory": 4_000_000, "self_check": False, "deterministic": True}
+    with Engine(world[0], **roomy) as undrafted:
+        expected = undrafted.run(items)
+    whole = []
+    for item, answer in zip(items, expected, strict=True):
+        whole += [[*item.prompt, *tokens] for tokens in answer.tokens.values()]
+    with Engine(world[0], draft="ngram", **roomy) as drafting:
+        runner = make_overlapping(drafting.core)
+        let_draft(drafting.core, Knowing(whole if knows else [], VOCAB_SIZE))
+        answers = drafting.run(items)
+        stats = drafting.core.stats()
+    for ours, theirs in zip(answers, expected, strict=True):
+        assert ours.tokens == theirs.tokens  # its steps bring no log-probabilities
+    if knows:
+        assert stats["draft_tokens_accepted"] > 0
+    else:
+        assert runner.num_overlapped > 0
+
+
+def test_auto_drafts_in_the_deterministic_mode(world: tuple[Path, Path]) -> None:
+    with engine(world, draft="auto") as deterministic:
+        assert deterministic.core._parts.drafting == "n-grams"
+    with Engine(world[0], kv_memory=260_000, self_check=False, draft="auto") as other:
+        assert other.core._parts.drafting.startswith("off: a row's rounding")

@@ -12,6 +12,7 @@ from rvllm_local.engine.drafting import Drafting
 from rvllm_local.engine.speculation.contract import (
     NOTHING,
     Drafter,
+    Drawing,
     Proposal,
     alike,
 )
@@ -30,9 +31,13 @@ class TokenList:
     """What all of these keep of a sequence."""
 
     name = "made up"
+    runs_a_model = False
 
-    def open(self, token_ids: Sequence[int]) -> list[int]:
+    def open(self, token_ids: Sequence[int], drawing: Drawing) -> list[int]:
         return list(token_ids)
+
+    def close(self, stream: list[int]) -> None:
+        """Nothing is kept elsewhere."""
 
     def push(self, stream: list[int], token_ids: Sequence[int]) -> None:
         stream.extend(token_ids)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Protocol
 
 MOST_DRAFTED = 7  # with the token before them a row has eight in a call
 
 
 FORCED = "forced"  # by a grammar: such a token comes for certain
+BY_MODEL = "model"  # drawn by a smaller model
 
 
 class Proposal(NamedTuple):
@@ -29,13 +30,25 @@ def alike(tokens: Sequence[int], kind: str) -> Proposal:
 NOTHING = Proposal()
 
 
+# How the token after these drafted ones is drawn, in the sampler's terms. A drafter
+# without a model has no use for it.
+Drawing = Callable[[Sequence[int]], Any]
+
+
 class Drafter(Protocol):
-    """Guesses the next tokens of sequences. Never asked for more than `MOST_DRAFTED`."""
+    """Guesses the next tokens of sequences. Never asked for more than `MOST_DRAFTED`.
+
+    runs_a_model: each token that it proposes takes time.
+    """
 
     name: str
+    runs_a_model: bool
 
-    def open(self, token_ids: Sequence[int]) -> Any:
+    def open(self, token_ids: Sequence[int], drawing: Drawing) -> Any:
         """Begin a sequence with these tokens; what is returned stands for it."""
+
+    def close(self, stream: Any) -> None:
+        """The sequence has ended."""
 
     def push(self, stream: Any, token_ids: Sequence[int]) -> None:
         """Take the tokens that have come since."""

@@ -13,6 +13,8 @@ _KEPT = 5  # measurements of each number of tokens
 _ENOUGH = 3  # of them to be trusted
 _FADES = 512  # steps, after which a measurement no longer counts
 _PRIOR = 0.06  # of a step's time, for each further token, where nothing was measured
+_FIRST_LENGTH = 4  # drafts of a model that was not timed yet
+_TRIED_AGAIN = 64  # steps after which drafts that did not pay are tried
 _GAIN = 1.02  # less than this is no gain
 
 
@@ -66,18 +68,23 @@ class StepCosts:
         return max(estimate, seconds / 2)
 
     def _slope(self) -> float:
-        """Seconds of one token more: of what was measured, or a share of a step."""
+        """Seconds of one token more: a share of a step, or what was measured if less.
+
+        A second token may cost a lot and others nothing, as where a device has a
+        product of its own for one row. So what was not measured is tried.
+        """
+        fewest = min(self._seconds)
+        usual = _PRIOR * _typical(self._seconds[fewest])
         counts = []
         for count in sorted(self._seconds):
             if len(self._seconds[count]) >= _ENOUGH:
                 counts.append(count)
         if len(counts) < 2:
-            fewest = min(self._seconds)
-            return _PRIOR * _typical(self._seconds[fewest])
+            return usual
         first = _typical(self._seconds[counts[0]])
         last = _typical(self._seconds[counts[-1]])
         slope = (last - first) / (counts[-1] - counts[0])
-        return max(0.0, slope)
+        return min(usual, max(0.0, slope))
 
     def measured(self) -> dict[int, float]:
         """Seconds by the number of tokens, of those that were measured."""
@@ -119,3 +126,43 @@ def choose_depths(
     for _, row in offers[:best_count]:
         depths[row] += 1
     return depths
+
+
+class DraftLength:
+    """How many tokens a drafter that runs a model should draw for each row.
+
+    Each takes a call of that model, which is measured, too.
+    """
+
+    def __init__(self, costs: StepCosts) -> None:
+        self._costs = costs
+        self._seconds: deque[float] = deque(maxlen=_KEPT)
+        self._skipped = 0
+
+    def record(self, length: int, seconds: float) -> None:
+        """Take in that drawing so many tokens of each row took so long."""
+        self._seconds.append(seconds / length)
+
+    def choose(self, num_rows: int, chance: float, most: int) -> int:
+        """The length of the best rate, at most `most`; 0 if drafts do not pay.
+
+        `chance` is that of a drafted token to be kept. Now and then some are drafted
+        that do not seem to pay, since that may have changed.
+        """
+        if not self._seconds:
+            return min(_FIRST_LENGTH, most)
+        seconds_a_draft = _typical(self._seconds)
+        best = 0
+        best_rate = _GAIN * num_rows / self._costs.cost(num_rows)
+        expected = 1.0
+        for length in range(1, most + 1):
+            expected += chance**length
+            step = self._costs.cost(num_rows * (1 + length))
+            rate = num_rows * expected / (step + length * seconds_a_draft)
+            if rate > best_rate:
+                best = length
+                best_rate = rate
+        self._skipped = 0 if best else self._skipped + 1
+        if self._skipped % _TRIED_AGAIN == _TRIED_AGAIN - 1:
+            return min(2, most)
+        return best

@@ -11,7 +11,12 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from rvllm_local.engine.speculation.contract import NOTHING, Proposal, alike
+from rvllm_local.engine.speculation.contract import (
+    NOTHING,
+    Drawing,
+    Proposal,
+    alike,
+)
 
 _SHORTEST = 2  # tokens that must agree; after fewer anything may follow
 _LONGEST = 8  # tokens that are compared
@@ -43,9 +48,13 @@ class NgramDrafter:
     """Proposes what followed the longest, then the latest, equal stretch of tokens."""
 
     name = "n-grams"
+    runs_a_model = False
 
-    def open(self, token_ids: Sequence[int]) -> TokenText:
+    def open(self, token_ids: Sequence[int], drawing: Drawing) -> TokenText:
         return TokenText(token_ids)
+
+    def close(self, stream: TokenText) -> None:
+        """Nothing is kept elsewhere."""
 
     def push(self, stream: TokenText, token_ids: Sequence[int]) -> None:
         stream.push(token_ids)

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from rvllm_local.engine.speculation.acceptance import Acceptance
 from rvllm_local.engine.speculation.contract import (
+    BY_MODEL,
     MOST_DRAFTED,
     NOTHING,
     Drafter,
+    Drawing,
     Proposal,
 )
-from rvllm_local.engine.speculation.depth import StepCosts, choose_depths
+from rvllm_local.engine.speculation.depth import DraftLength, StepCosts, choose_depths
 
 
 @dataclass(slots=True)
@@ -41,6 +44,7 @@ class Speculator:
         self._drafter = drafter
         self._most_tokens = most_tokens
         self.costs = StepCosts()
+        self._length = DraftLength(self.costs)
         self.accepted = 0
         self.rejected = 0
 
@@ -48,17 +52,33 @@ class Speculator:
     def name(self) -> str:
         return self._drafter.name
 
-    def open(self, token_ids: Sequence[int]) -> RowDrafts:
-        """The drafts of a sequence whose prompt is all that is known."""
-        return RowDrafts(self._drafter.open(token_ids))
+    @property
+    def runs_a_model(self) -> bool:
+        """Guesses take time: they are made for all rows at once, once a step."""
+        return self._drafter.runs_a_model
+
+    def open(self, token_ids: Sequence[int], drawing: Drawing) -> RowDrafts:
+        """The drafts of a sequence, as far as it is known."""
+        return RowDrafts(self._drafter.open(token_ids, drawing))
+
+    def close(self, row: RowDrafts) -> None:
+        """The sequence has ended."""
+        self._drafter.close(row.stream)
 
     def guess(self, rows: Sequence[RowDrafts]) -> None:
         """Have the drafter propose for rows whose tokens are all known."""
         missing = [row for row in rows if not row.proposal.tokens]
-        if not missing:
+        most = MOST_DRAFTED
+        if self.runs_a_model:
+            most = self._worthwhile_length(rows)
+        if not missing or not most:
             return
         streams = [row.stream for row in missing]
-        proposals = self._drafter.propose(streams, MOST_DRAFTED)
+        began = time.monotonic()
+        proposals = self._drafter.propose(streams, most)
+        seconds = time.monotonic() - began
+        if any(proposal.tokens for proposal in proposals):
+            self._length.record(most, seconds)
         for row, proposal in zip(missing, proposals, strict=True):
             row.proposal = proposal
 
@@ -70,6 +90,15 @@ class Speculator:
     def _depths(self, chances: Sequence[Sequence[float]]) -> list[int]:
         most = max(0, self._most_tokens - len(chances))
         return choose_depths(self.costs, chances, most)
+
+    def _worthwhile_length(self, rows: Sequence[RowDrafts]) -> int:
+        chance = 0.0
+        for row in rows:
+            chance += row.acceptance.chance(BY_MODEL) / len(rows)
+        most = min(self._most_tokens // len(rows) - 1, MOST_DRAFTED)
+        if most < 1:
+            return 0
+        return self._length.choose(len(rows), chance, most)
 
     def guess_after(self, row: RowDrafts, token_ids: Sequence[int]) -> Proposal:
         """What the drafter proposes, were these tokens to come."""

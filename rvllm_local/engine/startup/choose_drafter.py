@@ -2,42 +2,72 @@
 
 from __future__ import annotations
 
+from rvllm_local.engine.detokenizer import Vocabulary
 from rvllm_local.engine.runner import ModelRunner
+from rvllm_local.engine.speculation.contract import Drafter
 from rvllm_local.engine.speculation.ngrams import NgramDrafter
 from rvllm_local.engine.speculation.speculator import Speculator
 from rvllm_local.engine.startup.check_drafts import why_drafts_differ
+from rvllm_local.engine.startup.open_drafter import open_drafter
+from rvllm_local.engine.startup.open_runner import OpenedRunner
+from rvllm_local.errors import ConfigError
 from rvllm_local.memory.layout import KVLayout
 from rvllm_local.memory.tables import KVTables
 from rvllm_local.options import EngineOptions
 
 
 def make_speculator(
-    runner: ModelRunner,
-    kv: KVTables,
+    opened: OpenedRunner,
+    text: Vocabulary,
     options: EngineOptions,
 ) -> tuple[Speculator | None, str]:
     """What drafts, and its name; or None and the reason.
 
-    A step has no more tokens with its drafts than rows are planned for.
+    A step has no more tokens with its drafts than rows are planned for. Raises
+    `ConfigError` for a model that cannot draft for this one.
     """
     if options.draft == "off":
         return None, "off"
-    if not runner.verifies:
-        return None, _why_not(runner, kv.layout)
-    if options.max_rows < 2:
-        return None, "off: with max_rows = 1 a step is planned for one token"
-    # Kernels are compiled by each machine; the CPU's back ends are numpy's and tested.
-    if options.self_check and runner.overlaps:
-        reason = why_drafts_differ(runner, kv, runner.vocab_size)
-        if reason is not None:
-            return None, f"off: several tokens of a row in one call differ ({reason})"
-    speculator = Speculator(NgramDrafter(), options.max_rows)
+    runner = opened.runner
+    reason = _why_not(runner, opened.parts.kv, options)
+    if reason is not None:
+        if options.drafts_by_model:
+            raise ConfigError(
+                f"draft cannot be {options.draft!r:.80}: {reason}; take off"
+            )
+        return None, f"off: {reason}"
+    drafter: Drafter = NgramDrafter()
+    if options.drafts_by_model:
+        drafter = open_drafter(opened, text, options)
+    speculator = Speculator(drafter, options.max_rows)
     return speculator, speculator.name
 
 
-def _why_not(runner: ModelRunner, layout: KVLayout) -> str:
+def _why_not(
+    runner: ModelRunner,
+    kv: KVTables,
+    options: EngineOptions,
+) -> str | None:
+    """Why nothing can be drafted, or is not unless it is asked for."""
+    if options.ranks > 1:
+        return "ranks compute one token of a row in a call"
+    if not runner.verifies:
+        return _obstacle(runner, kv.layout)
+    if options.max_rows < 2:
+        return "with max_rows = 1 a step is planned for one token"
+    if options.draft == "auto" and runner.row_group is None:
+        return "a row's rounding may depend on how many tokens a step has"
+    # Kernels are compiled by each machine; the CPU's back ends are numpy's and tested.
+    if options.self_check and runner.overlaps:
+        difference = why_drafts_differ(runner, kv, runner.vocab_size)
+        if difference is not None:
+            return f"several tokens of a row in one call differ ({difference})"
+    return None
+
+
+def _obstacle(runner: ModelRunner, layout: KVLayout) -> str:
     if layout.has_state:
-        return "off: recurrent layers keep one state a sequence"
+        return "recurrent layers keep one state a sequence"
     if not runner.mode.batched or runner.mode.dense:
-        return "off: this model's code does not take rows of several positions"
-    return f"off: the {runner.backend_name} check one token a row"
+        return "this model's code does not take rows of several positions"
+    return f"the {runner.backend_name} check one token a row"

@@ -42,9 +42,10 @@ def measure_scratch(
     Where layers run one by one, the first ones stand for all.
     """
     longest = min(context, kv.capacity_tokens(chunk))
-    # Longer rows are attended one by one.
+    # Longer rows are attended one by one; padding rows count as others do.
     num_blocks = max(pool.num_total for pool in kv.pools)
-    most_blocks = MAX_PADDING * num_blocks // rows
+    num_rows = max(rows, runner.row_group or 0)
+    most_blocks = MAX_PADDING * num_blocks // num_rows
     together = max(1, most_blocks * BLOCK_TOKENS)
     gc.collect()  # what is freed during a call would hide what it takes
 

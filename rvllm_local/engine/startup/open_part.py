@@ -11,8 +11,8 @@ import logging
 import mlx.core as mx
 
 from rvllm_local.engine.runner import ModelRunner
-from rvllm_local.engine.startup.build import load_parts, measured_plan
 from rvllm_local.engine.startup.choose_runner import LoadedParts, choose_runner
+from rvllm_local.engine.startup.open_runner import load_parts, measured_plan
 from rvllm_local.engine.startup.planning import plan_model
 from rvllm_local.engine.startup.weight_forms import form_in_words
 from rvllm_local.errors import UnsupportedModelError

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 
 import mlx.core as mx
+import msgspec
 from mlx import nn
 from mlx.utils import tree_flatten
 
@@ -17,13 +19,15 @@ from rvllm_local.errors import (
     UnsupportedModelError,
 )
 from rvllm_local.machine import device_memory
+from rvllm_local.memory.blocks import blocks_for
 from rvllm_local.memory.layout import KVLayout
 from rvllm_local.memory.plan import MemoryPlan, make_plan
 from rvllm_local.memory.scratch import ModelSizes
 from rvllm_local.metal_kernels import default_backend
 from rvllm_local.models.adapted import adapted_bytes
 from rvllm_local.models.adapter_files import read_adapters
-from rvllm_local.models.describe import ModelDescription
+from rvllm_local.models.describe import ModelDescription, describe
+from rvllm_local.models.locate import ModelFiles, locate
 from rvllm_local.models.sharding import divide_outline, parameter_bytes
 from rvllm_local.options import EngineOptions
 
@@ -115,7 +119,7 @@ def plan_engine(
     reserve = options.system_reserve
     if reserve is not None:
         reserve //= shares
-    return make_plan(
+    plan = make_plan(
         layout,
         weights=weights,
         blocks=arena_blocks(layout, options, context),
@@ -127,6 +131,39 @@ def plan_engine(
         chunk=min(options.prefill_chunk, context),
         kv_asked=options.kv_memory or 0,
         copies=paged and mx.default_device() == mx.Device(mx.cpu),
+    )
+    if not options.drafts_by_model:
+        return plan
+    drafter = drafter_bytes(options, plan.arena_tokens)
+    return dataclasses.replace(plan, drafter=drafter)
+
+
+def drafter_bytes(options: EngineOptions, num_tokens: int) -> int:
+    """What the model that drafts takes, for texts of so many tokens in all."""
+    cache_dir = Path(options.cache_dir) if options.cache_dir else None
+    files = locate(options.draft, cache_dir=cache_dir)
+    smaller_options = drafter_options(options, files, num_tokens)
+    plan = plan_model(describe(files), smaller_options, strict=False)
+    return plan.total - plan.process
+
+
+def drafter_options(
+    options: EngineOptions,
+    files: ModelFiles,
+    num_tokens: int,
+) -> EngineOptions:
+    """How the model that drafts is opened: with room for so many tokens."""
+    layout = probe_layout(describe(files).module, quantized=options.kv_dtype == "int8")
+    num_blocks = blocks_for(num_tokens) + 1 + _FEWEST_BLOCKS
+    block_bytes = sum(shape.block_bytes for shape in layout.groups)
+    return msgspec.structs.replace(
+        options,
+        draft="off",
+        adapters=(),
+        cache="off",
+        context_length=None,
+        deterministic=False,
+        kv_memory=num_blocks * block_bytes,
     )
 
 

@@ -1,0 +1,69 @@
+"""Opens the smaller model that drafts for another, or says why it cannot."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import mlx.core as mx
+
+from rvllm_local.engine.detokenizer import Vocabulary
+from rvllm_local.engine.model_drafter import ModelDrafter
+from rvllm_local.engine.startup.open_runner import OpenedRunner, open_runner
+from rvllm_local.engine.startup.planning import drafter_options
+from rvllm_local.errors import ConfigError
+from rvllm_local.models.locate import locate
+from rvllm_local.options import EngineOptions
+from rvllm_local.text.tokenizer_files import read_tokenizer
+
+
+def open_drafter(
+    opened: OpenedRunner,
+    text: Vocabulary,
+    options: EngineOptions,
+) -> ModelDrafter:
+    """The model that `options.draft` names, with keys and values of its own.
+
+    It has room for as many tokens as the model that it drafts for. Raises
+    `ConfigError` if it has another vocabulary, or cannot compute rows together.
+    """
+    name = options.draft
+    cache_dir = Path(options.cache_dir) if options.cache_dir else None
+    files = locate(name, cache_dir=cache_dir)
+    vocab_size = opened.runner.vocab_size
+    _check_vocabulary(name, read_tokenizer(files), text, vocab_size)
+    smaller_options = drafter_options(options, files, opened.plan.arena_tokens)
+    smaller = open_runner(files, smaller_options)
+    # Each opening lets MLX keep what one model needs for its next calls.
+    mx.set_cache_limit((opened.plan.scratch + smaller.plan.scratch) // 2)
+    runner = smaller.runner
+    if not runner.verifies:
+        raise ConfigError(
+            f"draft cannot be {name!r:.80}: its architecture does not compute several "
+            "rows, or several tokens of a row, in one call; take another model or "
+            '"ngram"'
+        )
+    return ModelDrafter(
+        name,
+        runner,
+        smaller.parts.kv,
+        vocab_size=vocab_size,
+        context=smaller.parts.context,
+        prefill_chunk=options.prefill_chunk,
+    )
+
+
+def _check_vocabulary(
+    name: str,
+    smaller: Vocabulary,
+    larger: Vocabulary,
+    vocab_size: int,
+) -> None:
+    """Raise `ConfigError` with the first token that the two tokenizers spell unlike."""
+    for token in range(vocab_size):
+        spelled = smaller.id_to_bytes(token)
+        expected = larger.id_to_bytes(token)
+        if spelled != expected:
+            raise ConfigError(
+                f"draft cannot be {name!r:.80}: its token {token} is {spelled!r:.40}, "
+                f"and the model's is {expected!r:.40}; both need the same tokenizer"
+            )
