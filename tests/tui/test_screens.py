@@ -348,6 +348,8 @@ async def parameters(chat: Chat) -> None:
     await chat.press("ctrl+t")
     await chat.until(lambda: len(chat.app.screen_stack) == 2)
     await chat.until(lambda: chat.app.screen.query_one("#system").has_focus)
+    # A cursor in its text is drawn or not by where a blink was stopped.
+    chat.app.screen.query_one("#system", TextArea).show_cursor = False
 
 
 async def help_(chat: Chat) -> None:
