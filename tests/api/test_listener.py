@@ -141,7 +141,7 @@ def test_a_reader_that_takes_nothing_is_cut_off(paced: Running) -> None:
                 head + b"Content-Length: %d\r\n\r\n%s" % (len(body), body)
             )
             paced.eventually(lambda: paced.engine.open)
-            paced.eventually(lambda: not paced.engine.open, 15.0)
+            paced.eventually(lambda: not paced.engine.open)
     finally:
         paced.engine.word = before
 
@@ -160,7 +160,7 @@ def test_a_client_that_goes_ends_its_request(
             socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0)
         )
     connection.close()
-    paced.eventually(lambda: not paced.engine.open, 1.0)
+    paced.eventually(lambda: not paced.engine.open)
 
 
 def test_requests_in_a_row_on_one_connection_are_answered_in_order(

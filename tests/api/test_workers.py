@@ -57,6 +57,35 @@ def test_work_ends_though_its_callers_have_gone() -> None:
     )
 
 
+@pytest.mark.parametrize("turns", range(6))
+def test_a_caller_that_goes_as_the_work_ends_has_gone(turns: int) -> None:
+    async def main() -> None:
+        workers = Workers(1)
+        begun, release = threading.Event(), threading.Event()
+
+        def work() -> None:
+            begun.set()
+            release.wait()
+
+        async def call() -> None:
+            await workers.run(work, 60.0, "working")
+            await asyncio.Event().wait()
+
+        caller = asyncio.create_task(call())
+        while not begun.is_set():
+            await asyncio.sleep(0)
+        release.set()
+        workers._pool.submit(int).result()  # on the same thread: the work is over
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        caller.cancel()
+        await asyncio.wait([caller], timeout=10.0)
+        assert caller.cancelled()
+        workers.close()
+
+    asyncio.run(main())
+
+
 def test_a_panic_of_a_library_is_a_failure_without_its_text() -> None:
     class PanicException(BaseException):
         pass

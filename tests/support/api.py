@@ -191,8 +191,8 @@ class Running:
     def connect(self) -> socket.socket:
         return socket.create_connection(("127.0.0.1", self.port), timeout=10)
 
-    def eventually(self, condition: Any, within_s: float = 5.0) -> None:
-        """Fail unless the condition holds soon."""
+    def eventually(self, condition: Any, within_s: float = 30.0) -> None:
+        """Fail unless the condition holds soon; an answer to `LONG` takes longer."""
         until = time.monotonic() + within_s
         while not condition():
             assert time.monotonic() < until, f"not so within {within_s} s"

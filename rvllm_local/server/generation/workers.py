@@ -59,7 +59,10 @@ class Workers:
             lambda done: done.cancelled() or done.exception()
         )  # nobody may be left to see it
         try:
-            return await asyncio.wait_for(asyncio.shield(done), timeout_s)
+            # `wait_for` of Python 3.11 forgets a cancellation that comes as the work ends,
+            # and its caller would go on for a client that has gone.
+            async with asyncio.timeout(timeout_s):
+                return await asyncio.shield(done)
         except TimeoutError:
             raise late from None
 
