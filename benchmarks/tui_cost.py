@@ -31,6 +31,7 @@ class Nobody:
     """A server that never answers, so that only the chat is measured."""
 
     is_child = False
+    lease = None
 
     async def connect(self, _report: Any) -> Nobody:
         return self
