@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import mlx.core as mx
 
 from rvllm_local.errors import UnsupportedModelError
@@ -21,6 +23,10 @@ from rvllm_local.metal_kernels.launches import Defines, KernelLaunches
 
 _ATTEND_PARTS = ("row_parts.h", "decode_parts.h")
 _MATRIX_PARTS = ("ptx.h", "mma_parts.h")
+
+
+# Launches an attention kernel: defines, inputs and splits, then what comes out.
+Attend = Callable[..., tuple[mx.array, ...]]
 
 
 class DecodeKernels(KernelLaunches):
@@ -89,8 +95,9 @@ class DecodeKernels(KernelLaunches):
         add_rotation(defines, inputs, rotation, queries.shape)
         splits = self.tuning.splits.most(max_blocks)
         if splits == 1:
-            return self._attend_whole(defines, inputs, sinks)
-        fence = self._attend_split(defines, inputs, scratch, splits)
+            _add_sinks(defines, inputs, sinks)
+            return self._attend_whole(self._attend, defines, inputs)
+        fence = self._attend_split(self._attend, defines, inputs, scratch, splits)
         return self._combine(queries, scratch, descriptor, fence, sinks, splits, window)
 
     def _add_new_tokens(
@@ -112,17 +119,16 @@ class DecodeKernels(KernelLaunches):
 
     def _attend_whole(
         self,
+        attend: Attend,
         defines: Defines,
         inputs: dict[str, mx.array],
-        sinks: mx.array | None,
     ) -> tuple[mx.array, mx.array]:
         """Every row fits one split: the attention kernel writes the output itself."""
         defines["RV_FINAL"] = 1
-        _add_sinks(defines, inputs, sinks)
-        out, fence = self._attend(
+        out, fence = attend(
             defines,
             inputs,
-            splits=1,
+            1,
             outputs=("out", "fence_out"),
             shapes=(inputs["queries"].shape, (FENCE_SIZE,)),
             dtypes=(self.config.dtype, mx.int32),
@@ -131,6 +137,7 @@ class DecodeKernels(KernelLaunches):
 
     def _attend_split(
         self,
+        attend: Attend,
         defines: Defines,
         inputs: dict[str, mx.array],
         scratch: mx.array,
@@ -138,7 +145,7 @@ class DecodeKernels(KernelLaunches):
     ) -> mx.array:
         """Each split's sums go to the scratch; the next fence."""
         inputs["scratch"] = scratch
-        (fence,) = self._attend(
+        (fence,) = attend(
             defines,
             inputs,
             splits,

@@ -13,7 +13,6 @@ from rvllm_local.metal_kernels.arguments import (
     check_scratch,
     require,
 )
-from rvllm_local.metal_kernels.config import FENCE_SIZE
 from rvllm_local.metal_kernels.decode_kernels import DecodeKernels, add_rotation
 from rvllm_local.metal_kernels.latent import LatentCall, uses_matrix_units
 from rvllm_local.metal_kernels.launch import Dispatch
@@ -70,18 +69,10 @@ class LatentKernels(DecodeKernels):
         self._add_new_tokens(defines, inputs, new)
         add_rotation(defines, inputs, rotation, rotated.shape)
         splits = self.tuning.splits.most(max_blocks)
+        attend = self._attend_latents
         if splits == 1:
-            return self._attend_whole_latents(defines, inputs)
-        inputs["scratch"] = scratch
-        results = self._attend_latents(
-            defines,
-            inputs,
-            splits,
-            outputs=("fence_out",),
-            shapes=((FENCE_SIZE,),),
-            dtypes=(mx.int32,),
-        )
-        fence = results[0]
+            return self._attend_whole(attend, defines, inputs)
+        fence = self._attend_split(attend, defines, inputs, scratch, splits)
         return self._combine(queries, scratch, descriptor, fence, None, splits, 0)
 
     def _query_inputs(
@@ -99,21 +90,6 @@ class LatentKernels(DecodeKernels):
         require("queries", queries, latent_shape, c.dtype)
         require("rotated", rotated, rotated_shape, c.dtype)
         return {"queries": queries, "rotated": rotated}
-
-    def _attend_whole_latents(
-        self, defines: Defines, inputs: dict[str, mx.array]
-    ) -> tuple[mx.array, mx.array]:
-        """Every row fits one split: the attention kernel writes the output itself."""
-        defines["RV_FINAL"] = 1
-        out, fence = self._attend_latents(
-            defines,
-            inputs,
-            splits=1,
-            outputs=("out", "fence_out"),
-            shapes=(inputs["queries"].shape, (FENCE_SIZE,)),
-            dtypes=(self.config.dtype, mx.int32),
-        )
-        return out, fence
 
     def _attend_latents(
         self,
