@@ -8,13 +8,13 @@ from __future__ import annotations
 import mlx.core as mx
 
 from rvllm_local.errors import UnsupportedModelError
-from rvllm_local.metal_kernels.config import KINDS, TYPES, text_language
+from rvllm_local.metal_kernels.config import KINDS, TYPES
 from rvllm_local.metal_kernels.launch import (
+    ArraysKernel,
     Dispatch,
     DispatchCounter,
     KernelText,
     Launcher,
-    MLXLauncher,
     kernel_text,
 )
 
@@ -23,7 +23,7 @@ _VECTOR = 8  # elements a thread loads at once
 _MOST_SIMDGROUPS = 8
 
 
-class AddNorm:
+class AddNorm(ArraysKernel):
     """`added + stream` and its RMS norm (Zhang and Sennrich, 2019).
 
     It serves all widths of one model.
@@ -36,13 +36,7 @@ class AddNorm:
         launcher: Launcher | None = None,
         counter: DispatchCounter | None = None,
     ) -> None:
-        self.backend = text_language(backend)
-        if counter is None:
-            counter = DispatchCounter()
-        if launcher is None:
-            launcher = MLXLauncher()
-        self.counter = counter
-        self._launcher = launcher
+        super().__init__(backend=backend, launcher=launcher, counter=counter)
         self._texts: dict[tuple[int, mx.Dtype, float], KernelText] = {}
 
     def __call__(

@@ -12,13 +12,13 @@ from dataclasses import dataclass
 import mlx.core as mx
 
 from rvllm_local.errors import UnsupportedModelError
-from rvllm_local.metal_kernels.config import KINDS, TYPES, text_language
+from rvllm_local.metal_kernels.config import KINDS, TYPES
 from rvllm_local.metal_kernels.launch import (
+    ArraysKernel,
     Dispatch,
     DispatchCounter,
     KernelText,
     Launcher,
-    MLXLauncher,
     kernel_text,
 )
 
@@ -102,7 +102,7 @@ def delta_refusal(shape: DeltaShape) -> str | None:
     return None
 
 
-class GatedDelta:
+class GatedDelta(ArraysKernel):
     """The step of any number of layers of one model."""
 
     def __init__(
@@ -114,16 +114,10 @@ class GatedDelta:
         simdgroups: int | None = None,
     ) -> None:
         """`simdgroups` a threadgroup change no bit of a result."""
-        self.backend = text_language(backend)
-        if counter is None:
-            counter = DispatchCounter()
-        if launcher is None:
-            launcher = MLXLauncher()
+        super().__init__(backend=backend, launcher=launcher, counter=counter)
         if simdgroups is None:
             simdgroups = 16 if self.backend == "cuda" else 8
-        self.counter = counter
         self._simdgroups = simdgroups
-        self._launcher = launcher
         self._texts: dict[tuple[DeltaShape, int], KernelText] = {}
 
     def __call__(

@@ -11,13 +11,12 @@ from dataclasses import dataclass
 import mlx.core as mx
 
 from rvllm_local.errors import UnsupportedModelError
-from rvllm_local.metal_kernels.config import text_language
 from rvllm_local.metal_kernels.launch import (
+    ArraysKernel,
     Dispatch,
     DispatchCounter,
     KernelText,
     Launcher,
-    MLXLauncher,
     kernel_text,
 )
 from rvllm_local.metal_kernels.quantized_matmul import (
@@ -49,7 +48,7 @@ class ExpertWeights:
         return int(self.weight.words.shape[0]) // self.num_experts
 
 
-class GatheredMatmul:
+class GatheredMatmul(ArraysKernel):
     """`x[row] @ weights[expert].T` for pairs of a row and an expert."""
 
     def __init__(
@@ -60,14 +59,8 @@ class GatheredMatmul:
         counter: DispatchCounter | None = None,
         tuning: MatrixTuning | None = None,
     ) -> None:
-        self.backend = text_language(backend)
-        if counter is None:
-            counter = DispatchCounter()
-        if launcher is None:
-            launcher = MLXLauncher()
-        self.counter = counter
+        super().__init__(backend=backend, launcher=launcher, counter=counter)
         self._tuning = tuning or matrix_tuning(1)
-        self._launcher = launcher
         self._texts: dict[tuple[object, ...], KernelText] = {}
 
     def __call__(

@@ -19,6 +19,7 @@ from typing import Any
 import mlx.core as mx
 
 from rvllm_local.metal_kernels.compact import compact
+from rvllm_local.metal_kernels.config import text_language
 from rvllm_local.scratch import temporary_folder
 
 FOLDER = Path(__file__).resolve().parent
@@ -212,3 +213,23 @@ def kernel_text(
         macros=macros,
         contiguous=contiguous,
     )
+
+
+class ArraysKernel:
+    """What kernels that touch no arena are made with: a language, a launcher, a counter."""
+
+    def __init__(
+        self,
+        *,
+        backend: str | None = None,
+        launcher: Launcher | None = None,
+        counter: DispatchCounter | None = None,
+    ) -> None:
+        """None: this machine's language, MLX's launches, a counter of its own."""
+        if counter is None:
+            counter = DispatchCounter()
+        if launcher is None:
+            launcher = MLXLauncher()
+        self.backend = text_language(backend)
+        self.counter = counter
+        self._launcher = launcher

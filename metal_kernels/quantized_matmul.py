@@ -11,13 +11,13 @@ from dataclasses import dataclass
 import mlx.core as mx
 
 from rvllm_local.errors import UnsupportedModelError
-from rvllm_local.metal_kernels.config import KINDS, TYPES, text_language
+from rvllm_local.metal_kernels.config import KINDS, TYPES
 from rvllm_local.metal_kernels.launch import (
+    ArraysKernel,
     Dispatch,
     DispatchCounter,
     KernelText,
     Launcher,
-    MLXLauncher,
     kernel_text,
 )
 
@@ -129,7 +129,7 @@ def refusal(weight: PackedWeight, dtype: mx.Dtype) -> str | None:
     return None
 
 
-class QuantizedMatmul:
+class QuantizedMatmul(ArraysKernel):
     """`x @ weight.T` for 1 to 32 rows of x."""
 
     def __init__(
@@ -146,17 +146,11 @@ class QuantizedMatmul:
         None: never. Then a row's bits are the same at any number of rows; CUDA's
         matrix units give equal bits anyway.
         """
-        self.backend = text_language(backend)
+        super().__init__(backend=backend, launcher=launcher, counter=counter)
         if matrix_rows is None:
             matrix_rows = MAX_ROWS + 1
-        if counter is None:
-            counter = DispatchCounter()
-        if launcher is None:
-            launcher = MLXLauncher()
-        self.counter = counter
         self._matrix_rows = matrix_rows
         self._tuning = tuning
-        self._launcher = launcher
         self._texts: dict[tuple[object, ...], KernelText] = {}
 
     def __call__(self, x: mx.array, weight: PackedWeight) -> mx.array:
