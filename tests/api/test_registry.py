@@ -28,6 +28,7 @@ class World:
 
     def __init__(self, folder: Path, **options: Any) -> None:
         self.now = 0.0
+        self.opening: list[str] = []
         self.opened: list[str] = []
         self.clients: dict[str, PacedClient] = {}
         self.gate = threading.Event()
@@ -46,6 +47,7 @@ class World:
         )
 
     def _open(self, files: ModelFiles, options: EngineOptions) -> PacedClient:
+        self.opening.append(files.name)
         assert self.gate.wait(60)
         if files.name in self.hanging:
             assert self.released.wait(60)
@@ -55,6 +57,12 @@ class World:
     async def use(self, name: str) -> None:
         async with self.registry.lease(name):
             self.now += 1
+
+    async def opens(self, name: str) -> None:
+        """Wait until the engine of a model is being opened, behind the gate."""
+        async with asyncio.timeout(60):
+            while name not in self.opening:
+                await asyncio.sleep(0.001)
 
     @property
     def loaded(self) -> list[str]:
@@ -172,7 +180,7 @@ def test_a_failed_load_fails_those_who_waited_and_is_tried_again(
     async def scenario(world: World) -> None:
         world.gate.clear()
         waiting = [asyncio.create_task(world.use("small")) for _ in range(3)]
-        await asyncio.sleep(0.05)
+        await world.opens("small")
         world.gate.set()
         SIZES["small"], before = 1000, SIZES["small"]
         try:
@@ -249,7 +257,7 @@ def test_closing_while_a_model_loads_leaves_nothing_open(tiny: Path) -> None:
         world = World(tiny)
         world.gate.clear()
         waiting = asyncio.create_task(world.use("small"))
-        await asyncio.sleep(0.05)
+        await world.opens("small")
         await world.registry.close()
         world.gate.set()
         with pytest.raises(Problem, match="shutting down"):

@@ -24,7 +24,7 @@ def test_work_that_never_ends_is_ended() -> None:
         for _ in range(3):
             with pytest.raises(Problem, match="took longer"):
                 await workers.run(forever, 0.1, "it")
-        assert await workers.run(lambda: 5, 1.0, "it") == 5
+        assert await workers.run(lambda: 5, 60.0, "it") == 5
         workers.close()
 
     asyncio.run(main())
@@ -39,7 +39,7 @@ def test_work_ends_though_its_callers_have_gone() -> None:
         await asyncio.sleep(0.1)
         for caller in callers:
             caller.cancel()
-        assert await workers.run(lambda: 5, 2.0, "it") == 5
+        assert await workers.run(lambda: 5, 60.0, "it") == 5
         workers.close()
 
     asyncio.run(main())
@@ -51,9 +51,9 @@ def test_work_ends_though_its_callers_have_gone() -> None:
                     for thread in threading.enumerate()
                 )
             ),
-            5,
+            60,
         )
-        < 5
+        < 60
     )
 
 
@@ -79,7 +79,7 @@ def test_a_caller_that_goes_as_the_work_ends_has_gone(turns: int) -> None:
         for _ in range(turns):
             await asyncio.sleep(0)
         caller.cancel()
-        await asyncio.wait([caller], timeout=10.0)
+        await asyncio.wait([caller], timeout=60.0)
         assert caller.cancelled()
         workers.close()
 
@@ -120,7 +120,7 @@ def test_an_end_that_comes_late_harms_nobody() -> None:
         for _ in range(40):
             await asyncio.gather(one(), one())
         assert (
-            await asyncio.gather(*(workers.run(sleeps, 5.0, "it") for _ in range(4)))
+            await asyncio.gather(*(workers.run(sleeps, 60.0, "it") for _ in range(4)))
             == [7] * 4
         )
         workers.close()
