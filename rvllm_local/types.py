@@ -228,14 +228,12 @@ class ChatEvent(StreamEvent):
     """What a chat's stream yields: `text` is the answer's, `reasoning` the thinking's.
 
     `tool_calls` are those that this event completed. Tags of thoughts and calls are in
-    none of them. `closes_thought`: the text of all events before was thinking, whose
-    start the model left out. The last event of a choice has in `left_out` the parts of
-    schemas that were not enforced.
+    none of them. The last event of a choice has in `left_out` the parts of schemas that
+    were not enforced.
     """
 
     reasoning: str = ""
     tool_calls: tuple[ToolCall, ...] = ()
-    closes_thought: bool = False
     left_out: tuple[str, ...] = ()
 
 

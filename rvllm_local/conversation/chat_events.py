@@ -11,7 +11,6 @@ from rvllm_local.text.tools import (
     ContentDelta,
     Piece,
     ReasoningDelta,
-    ThoughtClosed,
     ToolCallDelta,
     ToolCallEnd,
     ToolCallStart,
@@ -64,7 +63,7 @@ class _ChatReader:
         pieces = parser.feed(event.text)
         if event.finish_reason is not None:
             pieces = [*pieces, *parser.finish(event.finish_reason)]
-        text, thought, closes_thought = _texts(pieces)
+        text, thought = _texts(pieces)
         return ChatEvent(
             text,
             event.token_ids,
@@ -78,7 +77,6 @@ class _ChatReader:
             event.error_kind,
             reasoning=thought,
             tool_calls=tuple(self._completed_calls(event.index, pieces)),
-            closes_thought=closes_thought,
         )
 
     def _completed_calls(self, index: int, pieces: Sequence[Piece]) -> list[ToolCall]:
@@ -96,16 +94,13 @@ class _ChatReader:
         return calls
 
 
-def _texts(pieces: Sequence[Piece]) -> tuple[str, str, bool]:
-    """The answer and the thinking among pieces; and whether a thought was closed late."""
+def _texts(pieces: Sequence[Piece]) -> tuple[str, str]:
+    """The answer and the thinking among pieces."""
     text = thought = ""
-    closes_thought = False
     for piece in pieces:
         match piece:
             case ContentDelta():
                 text += piece.text
             case ReasoningDelta():
                 thought += piece.text
-            case ThoughtClosed():
-                text, thought, closes_thought = "", thought + text, True
-    return text, thought, closes_thought
+    return text, thought

@@ -35,8 +35,6 @@ def _completion(index: int, events: Sequence[StreamEvent]) -> Completion:
         logprobs.extend(event.logprobs or ())
         scores.extend(event.prompt_logprobs or ())
         if isinstance(event, ChatEvent):
-            if event.closes_thought:
-                reasoning, text = text, []
             reasoning.append(event.reasoning)
             calls.extend(event.tool_calls)
             left_out = event.left_out

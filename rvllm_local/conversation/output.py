@@ -24,6 +24,7 @@ from rvllm_local.text.tools import (
 )
 from rvllm_local.types import FinishReason
 
+_BLANK_LINE = "\n\n"
 _CALLS = (ToolCallStart, ToolCallFailed)
 _PARTS_OF_CALLS = (ToolCallStart, ToolCallDelta, ToolCallEnd)
 
@@ -49,6 +50,8 @@ class OutputParser:
         self._drops_space = drops_space
         self._family, self._given_tools = tool_family, tools
         self._has_called = False
+        self._has_said = False  # there is content
+        self._is_parted = False  # an end tag parts it from what may follow
         self._thought: list[str] = []  # text of thoughts, where it may hold calls
         self._tools = self._new_tools()
         self._reasoning: ReasoningSplitter | None = None
@@ -101,7 +104,7 @@ class OutputParser:
         if self._reasoning is not None:
             pieces = self._read_calls(self._reasoning.finish(is_cut))
         if self._tools is not None:
-            pieces.extend(self._tools.finish(is_cut))
+            pieces.extend(self._parted(self._tools.finish(is_cut)))
         if self._reasoning is not None and self._reasoning.is_thinking and not is_cut:
             pieces.extend(self._calls_in_thought())
         return pieces
@@ -126,29 +129,45 @@ class OutputParser:
         return parser_for(self._family, self._given_tools)
 
     def _read_calls(self, pieces: Sequence[Piece]) -> list[Piece]:
-        if self._tools is None:
-            return [piece for piece in pieces if piece != ContentDelta("")]
         read: list[Piece] = []
         for piece in pieces:
-            if isinstance(piece, ContentDelta):
-                read.extend(self._tools.feed(piece.text))
-            elif isinstance(piece, ThoughtClosed):
-                read.extend(self._closed(read))
-            else:
-                read.append(piece)
-            if isinstance(piece, ReasoningDelta):
-                self._thought.append(piece.text)
-        if any(isinstance(piece, _CALLS) for piece in read):
-            self._has_called = True
+            match piece:
+                case ContentDelta(text) if self._tools is not None:
+                    read.extend(self._parted(self._tools.feed(text)))
+                case ContentDelta():
+                    read.extend(self._parted([piece]))
+                case ThoughtClosed():
+                    read.extend(self._closed())
+                case ReasoningDelta(text):
+                    self._thought.append(text)
+                    read.append(piece)
         return read
 
-    def _closed(self, read: Sequence[Piece]) -> list[Piece]:
-        """The end of a thought that came as content; calls in it were meant."""
-        is_calling = any(isinstance(piece, _CALLS) for piece in read)
-        if self._tools is None or self._has_called or is_calling:
-            return []
-        held = self._tools.finish()
-        self._tools = self._new_tools()
-        # A call that had only begun was a part of the thought.
-        texts = [piece for piece in held if isinstance(piece, ContentDelta)]
-        return [*texts, ThoughtClosed()]
+    def _closed(self) -> list[Piece]:
+        """An end tag without its start; what follows is read as a new output.
+
+        Calls before it were meant.
+        """
+        held: list[Piece] = []
+        if self._tools is not None and not self._has_called:
+            ended = self._tools.finish()
+            self._tools = self._new_tools()
+            # A call that had only begun was a part of a thought.
+            texts = [piece for piece in ended if isinstance(piece, ContentDelta)]
+            held = self._parted(texts)
+        self._is_parted = self._has_said
+        return held
+
+    def _parted(self, pieces: Sequence[Piece]) -> list[Piece]:
+        """The pieces, with a blank line where an end tag stood between content."""
+        parted: list[Piece] = []
+        for piece in pieces:
+            if isinstance(piece, _CALLS):
+                self._has_called = True
+            if not isinstance(piece, ContentDelta):
+                parted.append(piece)
+            elif piece.text:
+                blank = _BLANK_LINE if self._is_parted else ""
+                parted.append(ContentDelta(blank + piece.text))
+                self._has_said, self._is_parted = True, False
+        return parted

@@ -159,9 +159,17 @@ def _render(model: ConversationModel, call: ChatCall, tools: Tools) -> _Rendered
     has_thought = end is not None and tail.endswith(end)
     ids = _behind(call.context, ids, model)
     num_shared = num_shared_tokens(model, messages, options, ids)
-    return _Rendered(
-        tuple(ids), style, style.starts_inside(tail), has_thought, num_shared
-    )
+    is_inside = style.starts_inside(tail) or _continues_thought(call, style)
+    return _Rendered(tuple(ids), style, is_inside, has_thought, num_shared)
+
+
+def _continues_thought(call: ChatCall, style: OutputStyle) -> bool:
+    """True if the answer that is continued ends within a thought."""
+    start, end = style.reasoning_start, style.reasoning_end
+    if not call.continues or start is None or end is None:
+        return False
+    begun = str(call.messages[-1].get("content") or "")
+    return begun.rfind(start) > begun.rfind(end)
 
 
 def _behind(

@@ -15,8 +15,8 @@ class ReasoningSplitter(PieceReader):
     answer may speak about tags. With `starts_inside` the template has already written the start tag; a model that
     writes it once more is forgiven. Blanks around the tags are dropped.
 
-    A first end tag without a start tag closes a thought that has come as content, unless
-    it is quoted: `ThoughtClosed` says so.
+    A first end tag without a start tag is dropped, unless it is quoted: `ThoughtClosed`
+    tells where it was. What came before it is content, since it has been shown.
     """
 
     def __init__(self, start_tag: str, end_tag: str, starts_inside: bool) -> None:

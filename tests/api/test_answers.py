@@ -9,7 +9,7 @@ import pytest
 
 from rvllm_local.options import EngineOptions
 from rvllm_local.server.api.anthropic.answer import Blocks
-from rvllm_local.text.tools import ContentDelta, ReasoningDelta, ThoughtClosed
+from rvllm_local.text.tools import ContentDelta, ReasoningDelta
 from tests.support.api import CHAT, Running, served
 
 SAID = [
@@ -89,23 +89,6 @@ def test_thoughts_are_left_out_if_that_is_asked() -> None:
     assert "Hm." not in json.dumps(events)
     assert [(block["type"], block[block["type"]]) for block in blocks.blocks] == [
         ("thinking", ""),
-        ("text", "Yes"),
-    ]
-
-
-@pytest.mark.parametrize("omits", [False, True])
-def test_text_becomes_a_thought_when_its_end_tells(omits: bool) -> None:
-    blocks = Blocks(omits_thinking=omits)
-    events = [
-        *blocks.take(ContentDelta("Hm.\n")),
-        *blocks.take(ThoughtClosed()),
-        *blocks.take(ContentDelta("Yes")),
-        *blocks.close(),
-    ]
-    starts = [row["index"] for row in events if row["type"] == "content_block_start"]
-    assert starts == [0, 1]  # the stream has sent the first as text
-    assert [(block["type"], block[block["type"]]) for block in blocks.blocks] == [
-        ("thinking", "" if omits else "Hm."),
         ("text", "Yes"),
     ]
 

@@ -22,9 +22,11 @@ def parser() -> OutputParser:
     return OutputParser(None, reasoning_start="<think>", reasoning_end="</think>")
 
 
-def test_a_thought_without_its_start_tag_is_no_text() -> None:
+def test_a_thought_that_nobody_opened_is_the_text_that_a_stream_has_shown() -> None:
     texts = ["Hm", "m.</thi", "nk>\n\nYe", "s."]
     events = Stream(StreamEvent(text, (1,), None) for text in texts)
     events[-1].finish_reason = FinishReason.STOP
     answers = collect(read_chat(events, 1, parser), 1)  # type: ignore[arg-type]
-    assert [(answer.text, answer.reasoning) for answer in answers] == [("Yes.", "Hmm.")]
+    assert [(answer.text, answer.reasoning) for answer in answers] == [
+        ("Hmm.\n\nYes.", "")
+    ]

@@ -59,7 +59,7 @@ def joined(pieces: Sequence[Piece]) -> Read:
                 read.reasoning += text
                 assert text
             case ThoughtClosed():
-                read.reasoning, read.content = read.content, ""
+                pass
             case ToolCallStart(index, call_id, name):
                 assert index == closed + 1 and index not in names and name and call_id
                 names[index], arguments[index] = name, ""

@@ -21,7 +21,7 @@ from rvllm_local.server.generation.metrics import Metrics
 from rvllm_local.server.http.problems import Problem, problem_of
 from rvllm_local.server.http.settings import ServerSettings
 from rvllm_local.server.models.served_model import Served
-from rvllm_local.text.tools import ReasoningDelta, ThoughtClosed, ToolCallEnd
+from rvllm_local.text.tools import ReasoningDelta, ToolCallEnd
 from rvllm_local.types import FinishReason, StreamEvent
 
 _SHORTEST_WAIT_S = 0.01
@@ -232,8 +232,6 @@ class Generation:
             pieces += choice.parser.finish(event.finish_reason)
         if pieces:
             choice.is_reasoning = isinstance(pieces[-1], ReasoningDelta)
-            if any(isinstance(piece, ThoughtClosed) for piece in pieces):
-                choice.reasoning_tokens = choice.tokens
             if any(isinstance(piece, ToolCallEnd) for piece in pieces):
                 choice.made_calls = True
         if choice.is_reasoning:

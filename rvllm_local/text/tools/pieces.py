@@ -25,9 +25,10 @@ class ReasoningDelta:
 
 @dataclass(frozen=True, slots=True)
 class ThoughtClosed:
-    """All content so far was thinking, whose start tag the model left out.
+    """An end tag without its start: what came before it stays content.
 
-    A whole answer moves it; a stream that has sent it cannot.
+    Nobody can take back what a stream has sent, and a whole answer reads as a stream.
+    `OutputParser` starts anew behind it and shows it to nobody.
     """
 
 

@@ -15,7 +15,6 @@ from rvllm_local.text.tools import (
     ContentDelta,
     Piece,
     ReasoningDelta,
-    ThoughtClosed,
     ToolCallDelta,
     ToolCallFailed,
     ToolCallStart,
@@ -48,8 +47,6 @@ class Blocks:
                 return [*opening, self._grow(text, delta)]
             case ReasoningDelta(text):
                 return self._think(text)
-            case ThoughtClosed():
-                return self._turn_into_thought()
             case ToolCallStart(_, call_id, name):
                 call = {"type": "tool_use", "id": call_id, "name": name, "input": {}}
                 return [*self.close(), self._open(call)]
@@ -95,15 +92,6 @@ class Blocks:
             return opening
         delta = {"type": "thinking_delta", "thinking": text}
         return [*opening, self._grow(text, delta)]
-
-    def _turn_into_thought(self) -> list[Event]:
-        """The text so far was a thought; a stream only ends its block."""
-        events = self.close()
-        if self.blocks and self.blocks[-1]["type"] == "text":
-            text = "" if self._omits_thinking else self.blocks[-1]["text"].strip()
-            thought = {"type": "thinking", "thinking": text, "signature": ""}
-            self.blocks[-1] = thought
-        return events
 
     def _ensure(self, block: dict[str, Any]) -> list[Event]:
         """Have a block of this kind open."""

@@ -19,7 +19,6 @@ from rvllm_local.text.tools import (
     ContentDelta,
     Piece,
     ReasoningDelta,
-    ThoughtClosed,
     ToolCallDelta,
     ToolCallEnd,
     ToolCallStart,
@@ -112,8 +111,6 @@ class OllamaAnswer(ABC):
                 return {"content": text}
             case ReasoningDelta(text):
                 return {"thinking": text}
-            case ThoughtClosed():
-                self._parts.close_thought()
             case ToolCallStart(index, call_id, name):
                 function = {"index": index, "name": name, "arguments": ""}
                 self._call = {"id": call_id, "function": function}

@@ -24,11 +24,6 @@ class ReplyParts:
             self.thinking.append(fields["thinking"])
         self.calls.extend(fields.get("tool_calls", ()))
 
-    def close_thought(self) -> None:
-        """The text so far was a thought, whose start tag stood in the prompt."""
-        self.thinking.append("".join(self.text).strip())
-        self.text.clear()
-
     def whole(self) -> dict[str, Any]:
         """All of it."""
         return {

@@ -17,7 +17,6 @@ from rvllm_local.text.tools import (
     ContentDelta,
     Piece,
     ReasoningDelta,
-    ThoughtClosed,
     ToolCallDelta,
     ToolCallEnd,
     ToolCallFailed,
@@ -42,9 +41,6 @@ class _Choice:
                 self.text.append(text)
             case ReasoningDelta(text):
                 self.reasoning.append(text)
-            case ThoughtClosed():
-                self.reasoning.append("".join(self.text).strip())
-                self.text.clear()
             case ToolCallStart(_, call_id, name):
                 self.calls.append(_call(call_id, name))
                 self.is_calling = True
@@ -145,8 +141,6 @@ def _fields(piece: Piece) -> dict[str, Any] | None:
             return {"content": text}
         case ReasoningDelta(text):
             return {"reasoning_content": text}
-        case ThoughtClosed():
-            return {"content": "\n\n"}  # what came before cannot be taken back
         case ToolCallStart(index, call_id, name):
             return {"tool_calls": [{"index": index, **_call(call_id, name)}]}
         case ToolCallDelta(index, arguments):

@@ -13,7 +13,6 @@ from rvllm_local.text.tools import (
     ContentDelta,
     Piece,
     ReasoningDelta,
-    ThoughtClosed,
     ToolCallDelta,
     ToolCallEnd,
     ToolCallStart,
@@ -82,8 +81,6 @@ class OutputItems:
                 self._parts.append(text)
                 kind = "response.reasoning_text.delta"
                 return [*opening, self._event(kind, content_index=0, delta=text)]
-            case ThoughtClosed():
-                return self._turn_into_thought()
             case ToolCallStart(_, call_id, name):
                 return [*self.close(), *self._open(_call(call_id, name))]
             case ToolCallDelta(_, arguments):
@@ -94,17 +91,6 @@ class OutputItems:
                 return self.close()
             case _:
                 return []
-
-    def _turn_into_thought(self) -> list[Event]:
-        """The message so far was a thought; a stream only ends its item."""
-        events = self.close()
-        if self.items and self.items[-1]["type"] == "message":
-            text = self.items[-1]["content"][0]["text"]
-            item, part = _reasoning()
-            item["status"] = "completed"
-            item["content"].append({**part, "text": text.strip()})
-            self.items[-1] = item
-        return events
 
     def _close_call(self, item: dict[str, Any], arguments: str) -> list[Event]:
         item["arguments"] = arguments
