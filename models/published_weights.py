@@ -152,12 +152,7 @@ def _olmo_hybrid(weights: Weights, arguments: Any) -> Weights:
     transformers has one convolution for queries, keys and values, and cuts it into
     thirds when it saves it, whatever sizes they have.
     """
-    renamed = {}
-    for name, value in weights.items():
-        own_name = name
-        for theirs, ours in _OLMO_NORMS.items():
-            own_name = own_name.replace(theirs, ours)
-        renamed[own_name] = value
+    renamed = _renamed(weights, _OLMO_NORMS)
     keys = arguments.linear_num_key_heads * arguments.linear_key_head_dim
     for name in list(renamed):
         if not name.endswith(".q_conv1d.weight"):
@@ -220,12 +215,17 @@ def _lfm2_vl(weights: Weights) -> Weights:
 
 def _nanochat(weights: Weights) -> Weights:
     """Nanochat's names as its first files have them."""
+    return _renamed(weights, _NANOCHAT_NAMES)
+
+
+def _renamed(weights: Weights, names: Mapping[str, str]) -> Weights:
+    """The weights with parts of their names changed; `names` maps theirs to ours."""
     renamed = {}
     for name, value in weights.items():
-        own_name = name
-        for theirs, ours in _NANOCHAT_NAMES.items():
-            own_name = own_name.replace(theirs, ours)
-        renamed[own_name] = value
+        new_name = name
+        for theirs, ours in names.items():
+            new_name = new_name.replace(theirs, ours)
+        renamed[new_name] = value
     return renamed
 
 

@@ -18,6 +18,7 @@ from mlx import nn
 
 from rvllm_local.attention.backend import AttentionCall
 from rvllm_local.attention.latent import LATENT_MARK
+from rvllm_local.attention.stand_in import project_heads
 from rvllm_local.errors import UnsupportedModelError
 
 _EXPANDING = ("kv_a_proj_with_mqa", "kv_a_layernorm", "kv_b_proj", "update_and_fetch")
@@ -75,10 +76,7 @@ def _latent_call(original: Callable[..., mx.array]) -> Callable[..., mx.array]:
         if not getattr(cache, LATENT_MARK, False):
             return original(layer, x, mask=mask, cache=cache)
         attended = _attend(layer, x, mask, cache)
-        by_token = attended.transpose(0, 2, 1, 3)
-        joined = by_token.reshape(*x.shape[:2], -1)
-        output: mx.array = layer.o_proj(joined)
-        return output
+        return project_heads(layer, attended)
 
     call.original = original  # type: ignore[attr-defined]
     return call

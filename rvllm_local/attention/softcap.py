@@ -17,6 +17,7 @@ import mlx.core as mx
 from mlx import nn
 
 from rvllm_local.attention.backend import AttentionCall
+from rvllm_local.attention.stand_in import project_heads
 
 CAP_NAME = "attn_logit_softcapping"  # what a layer that caps its logits calls the cap
 _MASK_NAME = "create_attention_mask"
@@ -58,10 +59,7 @@ def _capped_call(
         keys, values = cache.update_and_fetch(keys, values)
         capped = AttentionCall(layer.scale, softcap=float(softcap))
         attended = cache.attend(queries, capped, mask)
-        by_token = attended.transpose(0, 2, 1, 3)
-        joined = by_token.reshape(*x.shape[:2], -1)
-        output: mx.array = layer.o_proj(joined)
-        return output
+        return project_heads(layer, attended)
 
     call.original = original  # type: ignore[attr-defined]
     return call
