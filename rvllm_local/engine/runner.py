@@ -338,8 +338,10 @@ class ModelRunner:
                 return self._decode_by_state(rows, groups, previous)
         parts = []
         for group, num_real in self._groups(rows):
-            logits = self._decode_call(group, previous)
-            parts.append(logits[:num_real])
+            logits = self._decode_call(group, previous)[:num_real]
+            if self.runs_by_layer:
+                mx.eval(logits)  # what this call gathered is free before the next one
+            parts.append(logits)
         return joined(parts)
 
     def _decode_by_state(

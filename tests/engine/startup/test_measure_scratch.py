@@ -41,6 +41,7 @@ def folder(
 
 @pytest.mark.parametrize("deterministic", [False, True])
 def test_work_stays_within_what_was_measured(folder: Path, deterministic: bool) -> None:
+    """Drafts make a step as large as it may be."""
     engine = core(
         folder,
         EngineOptions(
@@ -48,6 +49,7 @@ def test_work_stays_within_what_was_measured(folder: Path, deterministic: bool) 
             max_rows=8,
             prefill_chunk=256,
             deterministic=deterministic,
+            draft="ngram",
         ),
     )
     engine.check_integrity()
