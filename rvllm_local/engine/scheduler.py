@@ -101,11 +101,16 @@ class Scheduler:
 
     @property
     def is_roomy(self) -> bool:
-        """True when the next step cannot have to preempt anyone."""
+        """True when the next step cannot have to preempt anyone.
+
+        Only prompts take more than a block a row.
+        """
         if self.swapped:
             return False
-        chunk_blocks = self._prefill_chunk // BLOCK_TOKENS + 2
-        growth = len(self.running) + 2 * chunk_blocks
+        growth = len(self.running)
+        if self.waiting or not all(row.is_decoding for row in self.running):
+            chunk_blocks = self._prefill_chunk // BLOCK_TOKENS + 2
+            growth += 2 * chunk_blocks
         return all(pool.num_free >= growth for pool in self._kv.pools)
 
     def add(self, sequence: Sequence) -> None:

@@ -208,6 +208,18 @@ def test_a_full_arena_preempts_the_youngest_and_resumes_it() -> None:
     assert younger in scheduler.running and younger.num_computed == computed
 
 
+def test_a_lone_row_needs_no_room_for_prompts() -> None:
+    kv, scheduler = setup((6, 6))
+    row = sequence(kv, 100, 20)
+    scheduler.add(row)
+    while not row.is_decoding:
+        run_step(kv, scheduler, 200)
+    assert min(pool.num_free for pool in kv.pools) < 2 * (CHUNK // BLOCK_TOKENS + 2)
+    assert scheduler.is_roomy
+    scheduler.add(sequence(kv, 4, 4, order=1))
+    assert not scheduler.is_roomy
+
+
 def test_a_short_prompt_overtakes_a_long_one_that_still_advances() -> None:
     kv, scheduler = setup((40, 40))
     long, short = sequence(kv, 1000, 4, order=0), sequence(kv, 30, 4, order=1)
