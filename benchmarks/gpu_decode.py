@@ -114,6 +114,8 @@ def engine_ms(core: EngineCore, rows: list[list[int]]) -> float:
     assert preemptions == 0, (
         f"{preemptions} preemptions: the arena is too small for this measurement"
     )
+    overlaps = core._runner.overlaps and core._scheduler.is_roomy
+    print(f"steps overlap: {overlaps}", flush=True)
     core.close("measured")
     return statistics.median(times) * 1e3
 
@@ -352,9 +354,12 @@ def engine_once(
             prefill_chunk=max(32, min(CHUNK, len(batch[0]))),
             deterministic=deterministic,
             attention=attention,
+            draft="off",
         ),
     )
     assert core.stats()["attention_backend"] == attention, f"{attention} do not serve"
+    runner = core._runner
+    print(f"{runner.mode}, groups of {runner.row_group} rows", flush=True)
     found = engine_ms(core, batch)
     del core
     mx.clear_cache()

@@ -131,14 +131,20 @@ class QuantizedProducts:
         self.choices: dict[ProductShape, ShapeChoice] = {}
 
     def __call__(self, x: mx.array, weight: PackedWeight) -> mx.array:
-        """`x` `[..., in]` times the weight: `[..., out]`."""
+        """`x` `[..., in]` times the weight: `[..., out]`.
+
+        MLX gets rows below each other, too: on CUDA it takes `[rows, 1, in]` for so many
+        products of one row, and reads the weights for each.
+        """
         width = x.shape[-1]
         rows = x.size // width
+        flat = x.reshape(rows, width)
         kernel = self._kernel_for(x, weight, rows)
         if kernel is None:
-            return mlx_product(x, weight)
-        flat = in_pieces(kernel, x.reshape(rows, width), weight)
-        return flat.reshape(*x.shape[:-1], flat.shape[-1])
+            product = mlx_product(flat, weight)
+        else:
+            product = in_pieces(kernel, flat, weight)
+        return product.reshape(*x.shape[:-1], product.shape[-1])
 
     def _kernel_for(
         self, x: mx.array, weight: PackedWeight, rows: int
@@ -266,7 +272,9 @@ def _log_choice(shape: ProductShape, choice: ShapeChoice) -> None:
     if words is None:
         times = []
         for tile, taken in choice.seconds.items():
-            times.append(f"{tile} rows {_microseconds(taken)}")
+            number = choice.served.get(tile)
+            by = "MLX" if number is None else f"kernel {number + 1}"
+            times.append(f"{tile} rows {_microseconds(taken)} by {by}")
         words = ", ".join(times) or "by the kernel"
     logger.info(
         "layers of %d x %d, kernels and MLX: %s", shape.outs, shape.width, words

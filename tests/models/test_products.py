@@ -18,6 +18,7 @@ from rvllm_local.models.products import (
     Product,
     QuantizedProducts,
     install_products,
+    mlx_product,
 )
 from tests.emulator import Emulator
 
@@ -78,6 +79,24 @@ def test_few_rows_go_to_the_kernel_and_many_to_mlx() -> None:
     launches += 3
     assert mx.array_equal(module(many), expected[1])
     assert multiply.counter.snapshot()["quantized_matmul"] == launches
+
+
+def test_mlx_gets_rows_below_each_other_as_they_were_timed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    module, multiply = block(), kernel()
+    products = QuantizedProducts([multiply], always=False, timer=Timer(multiply, 0))
+    install_products(module, products, mx.float32)
+    shapes = []
+
+    def recorded(x: mx.array, weight: PackedWeight) -> mx.array:
+        shapes.append(x.shape)
+        return mlx_product(x, weight)
+
+    monkeypatch.setattr("rvllm_local.models.products.mlx_product", recorded)
+    product = module.embed.as_linear(mx.zeros((8, 1, WIDTH)))
+    assert product.shape == (8, 1, 10)
+    assert shapes == [(8, WIDTH)]
 
 
 def test_the_quickest_of_several_kernels_serves() -> None:
