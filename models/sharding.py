@@ -66,7 +66,7 @@ def _divide(module: nn.Module, config: Mapping[str, Any], group: Any) -> None:
     _check_heads(config, family, ranks)
     try:
         module.shard(group)
-    except ValueError as error:
+    except (ValueError, AssertionError) as error:
         detail = " ".join(str(error).split())[:200]
         raise UnsupportedModelError(
             f"{family} cannot be divided between {ranks} ranks: {detail}"

@@ -84,9 +84,13 @@ class Table(Part, frozen=True):
 
 
 class Chunk(Part, frozen=True):
-    """Tokens of one sequence, which stand at `position` and after."""
+    """Tokens of one sequence, which stand at `position` and after.
+
+    `state` is the number of what the recurrent layers keep of the sequence.
+    """
 
     tables: tuple[Table, ...]
+    state: int
     position: int
     token_ids: tuple[int, ...]
 
@@ -120,16 +124,21 @@ class CopyBlocks(Frame, frozen=True):
 
 
 class SwapOut(Frame, frozen=True):
-    """Keep the content of a sequence's blocks, by group, until `SwapForget`."""
+    """Keep the content of a sequence's blocks, by group, until `SwapForget`.
+
+    Its state is kept as well.
+    """
 
     sequence: int
+    state: int
     block_ids: tuple[list[int], ...]
 
 
 class SwapIn(Frame, frozen=True):
-    """Write what was kept of a sequence into these blocks."""
+    """Write what was kept of a sequence into these blocks, and into its state."""
 
     sequence: int
+    state: int
     block_ids: tuple[list[int], ...]
 
 
@@ -139,7 +148,42 @@ class SwapForget(Frame, frozen=True):
     sequence: int
 
 
-Call = Prefill | Score | Decode | CopyBlocks | SwapOut | SwapIn | SwapForget
+class StateFork(Frame, frozen=True):
+    """A new state begins as another one is."""
+
+    source: int
+    fork: int
+
+
+class StateClear(Frame, frozen=True):
+    """Forget a state."""
+
+    state: int
+
+
+class StateResume(Frame, frozen=True):
+    """Give a sequence the snapshot of this key."""
+
+    state: int
+    key: bytes
+
+
+class SnapshotKeep(Frame, frozen=True):
+    """Take a snapshot of a state."""
+
+    key: bytes
+    state: int
+
+
+class SnapshotDrop(Frame, frozen=True):
+    """Forget a snapshot."""
+
+    key: bytes
+
+
+StateChange = StateFork | StateClear | StateResume | SnapshotKeep | SnapshotDrop
+Swap = SwapOut | SwapIn | SwapForget
+Call = Prefill | Score | Decode | CopyBlocks | Swap | StateChange
 FromLeader = Job | Go | Serving | Beat | Close | Failed | Call
 FromRank = Hello | Joined | Ready | Failed | Beat
 

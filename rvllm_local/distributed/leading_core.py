@@ -8,7 +8,11 @@ from collections.abc import Callable
 from rvllm_local.distributed import frames
 from rvllm_local.distributed.agreement import model_mark
 from rvllm_local.distributed.gathering import Gathered, Gathering
-from rvllm_local.distributed.leading_runner import LeadingRunner, LeadingSwapper
+from rvllm_local.distributed.leading_runner import (
+    LeadingRunner,
+    LeadingStates,
+    LeadingSwapper,
+)
 from rvllm_local.distributed.part_server import ready_frame
 from rvllm_local.distributed.ring import check_ring, form_ring
 from rvllm_local.distributed.team import Team, joined_mark
@@ -75,6 +79,8 @@ class LeadingJob:
         core = assemble(
             part.parts, part.plan, runner, text, self._options, (), make_swapper
         )
+        if part.parts.layout.has_state:
+            part.parts.kv.watch_states(LeadingStates(team.tell))
         team.be_strict()
         return core
 

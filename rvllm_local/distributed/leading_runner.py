@@ -17,6 +17,7 @@ from rvllm_local.engine.sampling.sampler import RowSampling, SampledTokens, Toke
 from rvllm_local.engine.sequence import Sequence as EngineSequence
 from rvllm_local.engine.swapper import SwappedBlocks, Swapper
 from rvllm_local.memory.block_io import BlockIO
+from rvllm_local.memory.state import RecurrentState, StateWatcher
 from rvllm_local.memory.swap import SwapSpace
 from rvllm_local.memory.tables import KVTables, SequenceTables
 
@@ -138,11 +139,15 @@ class LeadingSwapper(Swapper):
 
     def swap_out(self, sequence: EngineSequence) -> None:
         """As `Swapper.swap_out`, on all ranks."""
-        with self._together(frames.SwapOut(sequence.order, _block_ids(sequence))):
+        number = sequence.tables.state.number
+        call = frames.SwapOut(sequence.order, number, _block_ids(sequence))
+        with self._together(call):
             super().swap_out(sequence)
 
     def _load(self, sequence: EngineSequence, swapped: SwappedBlocks) -> None:
-        with self._together(frames.SwapIn(sequence.order, _block_ids(sequence))):
+        number = sequence.tables.state.number
+        call = frames.SwapIn(sequence.order, number, _block_ids(sequence))
+        with self._together(call):
             super()._load(sequence, swapped)
 
     def forget(self, sequence: EngineSequence) -> None:
@@ -151,6 +156,33 @@ class LeadingSwapper(Swapper):
             return
         with self._together(frames.SwapForget(sequence.order)):
             super().forget(sequence)
+
+
+class LeadingStates(StateWatcher):
+    """Has all ranks do to their states what is done to those of this one."""
+
+    def __init__(self, tell: Callable[[frames.Frame], None]) -> None:
+        self._tell = tell
+
+    def forked(self, source: RecurrentState, fork: RecurrentState) -> None:
+        """Tell of a fork."""
+        self._tell(frames.StateFork(source.number, fork.number))
+
+    def cleared(self, state: RecurrentState) -> None:
+        """Tell that the state is empty."""
+        self._tell(frames.StateClear(state.number))
+
+    def resumed(self, state: RecurrentState, key: bytes) -> None:
+        """Tell which snapshot the state is now."""
+        self._tell(frames.StateResume(state.number, key))
+
+    def kept(self, key: bytes, state: RecurrentState) -> None:
+        """Tell of a new snapshot."""
+        self._tell(frames.SnapshotKeep(key, state.number))
+
+    def dropped(self, key: bytes) -> None:
+        """Tell of a snapshot that has gone."""
+        self._tell(frames.SnapshotDrop(key))
 
 
 def _block_ids(sequence: EngineSequence) -> tuple[list[int], ...]:

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import mlx.core as mx
 
+from rvllm_local.attention.geometry import ChunkRows, DecodeRow
 from rvllm_local.distributed import frames
-from rvllm_local.distributed.calls import chunk_rows_of, row_of, tables_of
+from rvllm_local.distributed.calls import tables_of
+from rvllm_local.distributed.part_states import PartStates
+from rvllm_local.distributed.part_swap import PartSwap
 from rvllm_local.engine.runner import ModelRunner
 from rvllm_local.engine.startup.open_part import ModelPart
-from rvllm_local.memory.swap import Swapped, SwapSpace
+from rvllm_local.memory.state import RecurrentState
+from rvllm_local.memory.swap import SwapSpace
+from rvllm_local.memory.tables import SequenceTables
 
 
 def ready_frame(part: ModelPart) -> frames.Ready:
@@ -22,9 +27,8 @@ class PartServer:
 
     def __init__(self, runner: ModelRunner, space: SwapSpace) -> None:
         self._runner = runner
-        self._space = space
-        # By the sequence's number, then by group.
-        self._swapped: dict[int, list[list[Swapped]]] = {}
+        self._states = PartStates()
+        self._swap = PartSwap(runner.block_io, space)
 
     def run(self, call: frames.Call) -> None:
         """Make one call. What it computes stays here; rank 0 has computed the same."""
@@ -32,24 +36,32 @@ class PartServer:
             self._decode(call)
         elif isinstance(call, frames.Prefill):
             chunk = call.chunk
-            tables = tables_of(chunk)
-            self._runner.prefill(tables, chunk.position, chunk.token_ids)
+            self._runner.prefill(self._tables(chunk), chunk.position, chunk.token_ids)
         elif isinstance(call, frames.Score):
             self._score(call)
         elif isinstance(call, frames.CopyBlocks):
             self._runner.block_io.copy_blocks(call.group, call.pairs)
         elif isinstance(call, frames.SwapOut):
-            self._swap_out(call)
+            state = self._states.get(call.state)
+            self._swap.put_away(call.sequence, call.block_ids, state)
         elif isinstance(call, frames.SwapIn):
-            self._swap_in(call)
+            state = self._states.get(call.state)
+            self._swap.bring_back(call.sequence, call.block_ids, state)
+        elif isinstance(call, frames.SwapForget):
+            self._swap.forget(call.sequence)
         else:
-            for saved in self._swapped.pop(call.sequence):
-                self._space.free(saved)
+            self._states.change(call)
 
     def _decode(self, call: frames.Decode) -> None:
-        rows = [row_of(chunk) for chunk in call.rows]
-        if call.chunks:
-            chunks = [chunk_rows_of(chunk) for chunk in call.chunks]
+        rows = []
+        for chunk in call.rows:
+            row = DecodeRow(self._tables(chunk), chunk.position, chunk.token_ids[0])
+            rows.append(row)
+        chunks = []
+        for chunk in call.chunks:
+            chunk_rows = ChunkRows(self._tables(chunk), chunk.position, chunk.token_ids)
+            chunks.append(chunk_rows)
+        if chunks:
             logits = self._runner.decode_mixed(rows, chunks)
         else:
             logits = self._runner.decode(rows)
@@ -58,22 +70,14 @@ class PartServer:
     def _score(self, call: frames.Score) -> None:
         chunk = call.chunk
         self._runner.score(
-            tables_of(chunk),
+            self._tables(chunk),
             chunk.position,
             chunk.token_ids,
             call.targets,
             call.num_top,
         )
 
-    def _swap_out(self, call: frames.SwapOut) -> None:
-        kept = []
-        for group, block_ids in enumerate(call.block_ids):
-            payloads = self._runner.block_io.save_blocks(group, block_ids)
-            kept.append(self._space.write(payloads))
-        self._swapped[call.sequence] = kept
-
-    def _swap_in(self, call: frames.SwapIn) -> None:
-        for group, block_ids in enumerate(call.block_ids):
-            saved = self._swapped[call.sequence][group]
-            payloads = [self._space.read(part) for part in saved]
-            self._runner.block_io.load_blocks(group, block_ids, payloads)
+    def _tables(self, chunk: frames.Chunk) -> SequenceTables:
+        if not self._runner.layout.has_state:
+            return tables_of(chunk, RecurrentState())
+        return tables_of(chunk, self._states.get(chunk.state))

@@ -192,7 +192,7 @@ class KVCacheManager:
         sequence.restore = None
         self._states.end(sequence)
         self._kv.release(sequence.tables)
-        sequence.tables.state.put(())
+        self._kv.clear_state(sequence.tables)
         self._swapper.forget(sequence)
         request_id = sequence.request.request_id
         if self._leaders.get(request_id) is sequence:
@@ -274,9 +274,7 @@ class KVCacheManager:
             self._kv.pools[group].share(block_ids)
             table.start_block = first
             table.block_ids.extend(block_ids)
-        if self._kv.snapshots is not None:
-            state = self._kv.snapshots.get(keys[count - 1])
-            sequence.tables.state.put(state)
+        self._kv.resume_state(sequence.tables, keys[count - 1])
         self._count_hit(sequence, count * BLOCK_TOKENS)
 
     def _count_hit(

@@ -57,7 +57,7 @@ class PrefixRestorer:
             self._kv.release(tables)
             for table in tables.groups:
                 table.start_block = 0
-            tables.state.put(())
+            self._kv.clear_state(tables)
             before = count
         return 0
 

@@ -18,14 +18,16 @@ class RecurrentState:
     """One sequence's state after its last computed token.
 
     It is row `row` of arrays that a call's rows may share. Empty before the first
-    token, and always so for a model without recurrent layers.
+    token, and always so for a model without recurrent layers. Other ranks know the
+    sequence's state by `number`.
     """
 
-    __slots__ = ("batch", "row")
+    __slots__ = ("batch", "number", "row")
 
-    def __init__(self, batch: Arrays = (), row: int = 0) -> None:
+    def __init__(self, batch: Arrays = (), row: int = 0, number: int = 0) -> None:
         self.batch = batch
         self.row = row
+        self.number = number
 
     def put(self, batch: Arrays, row: int = 0) -> None:
         """Point at a new state."""
@@ -123,17 +125,40 @@ def _joined(column: Sequence[mx.array | None]) -> mx.array | None:
     return mx.concatenate(parts, axis=0)
 
 
+class StateWatcher:
+    """Is told what happens to states between the calls that compute them.
+
+    This one lets it be.
+    """
+
+    def forked(self, source: RecurrentState, fork: RecurrentState) -> None:
+        """A second sequence begins with the state of the first."""
+
+    def cleared(self, state: RecurrentState) -> None:
+        """The state is empty again, or its sequence has ended."""
+
+    def resumed(self, state: RecurrentState, key: bytes) -> None:
+        """The state is now that of a snapshot."""
+
+    def kept(self, key: bytes, state: RecurrentState) -> None:
+        """A snapshot of the state was taken."""
+
+    def dropped(self, key: bytes) -> None:
+        """A snapshot has gone."""
+
+
 class StateSnapshots:
     """States at block boundaries, by the key of the block before.
 
     The least recently used go first. `before_evict(key, arrays)` is called for those
-    that go so.
+    that go so, and the watcher hears of every one that goes.
     """
 
     def __init__(self, capacity: int) -> None:
         self._capacity = capacity
         self._kept: OrderedDict[bytes, Arrays] = OrderedDict()
         self.before_evict: Callable[[bytes, Arrays], None] | None = None
+        self.watcher = StateWatcher()
 
     def __len__(self) -> int:
         return len(self._kept)
@@ -156,6 +181,7 @@ class StateSnapshots:
             self._kept.move_to_end(key)
         else:
             self.put(key, state.copied())
+            self.watcher.kept(key, state)
 
     def put(self, key: bytes, arrays: Arrays) -> None:
         """Keep a state that is nobody's row."""
@@ -163,11 +189,15 @@ class StateSnapshots:
             evicted, old = self._kept.popitem(last=False)
             if self.before_evict is not None:
                 self.before_evict(evicted, old)
+            self.watcher.dropped(evicted)
         self._kept[key] = arrays
 
     def discard(self, key: bytes) -> None:
         """Forget a snapshot that a later one stands for, if it is there."""
-        self._kept.pop(key, None)
+        if self._kept.pop(key, None) is not None:
+            self.watcher.dropped(key)
 
     def clear(self) -> None:
-        self._kept.clear()
+        """Forget all."""
+        for key in list(self._kept):
+            self.discard(key)

@@ -5,13 +5,14 @@ Only here blocks are taken for a sequence, shared between sequences and given ba
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from rvllm_local.memory.blocks import BLOCK_TOKENS, BlockPool, BlockTable
 from rvllm_local.memory.layout import KVLayout
 from rvllm_local.memory.prefix import PrefixIndex
-from rvllm_local.memory.state import RecurrentState, StateSnapshots
+from rvllm_local.memory.state import RecurrentState, StateSnapshots, StateWatcher
 
 EvictionHook = Callable[[int, int, bytes], None]
 _LONGEST = 2**40  # tokens
@@ -59,6 +60,8 @@ class KVTables:
         if layout.has_state and num_snapshots:
             self.snapshots = StateSnapshots(num_snapshots)
         self.before_evict = before_evict
+        self._state_watcher = StateWatcher()
+        self._state_numbers = itertools.count(1)
         self.has_windows = any(shape.window is not None for shape in layout.groups)
         for group, pool in enumerate(self.pools):
             pool.on_evict = lambda block_id, group=group: self._evicted(group, block_id)
@@ -106,7 +109,27 @@ class KVTables:
         return True
 
     def new_sequence(self) -> SequenceTables:
-        return SequenceTables(tuple(BlockTable() for _ in self.pools))
+        """Empty tables."""
+        groups = tuple([BlockTable() for _ in self.pools])
+        state = RecurrentState(number=next(self._state_numbers))
+        return SequenceTables(groups, state)
+
+    def watch_states(self, watcher: StateWatcher) -> None:
+        """From now on tell the watcher of what happens to states."""
+        self._state_watcher = watcher
+        if self.snapshots is not None:
+            self.snapshots.watcher = watcher
+
+    def clear_state(self, tables: SequenceTables) -> None:
+        """Leave the sequence without a state."""
+        tables.state.put(())
+        self._state_watcher.cleared(tables.state)
+
+    def resume_state(self, tables: SequenceTables, key: bytes) -> None:
+        """Give the sequence the snapshot of this key, if the model has states."""
+        if self.snapshots is not None:
+            tables.state.put(self.snapshots.get(key))
+            self._state_watcher.resumed(tables.state, key)
 
     def can_grow(self, tables: SequenceTables, num_tokens: int) -> bool:
         """True if every group has the blocks for `num_tokens` tokens of this sequence."""
@@ -164,7 +187,9 @@ class KVTables:
                 block_ids.append(destination)
                 copies.append(BlockCopy(group, source, destination))
             groups.append(BlockTable(block_ids, table.start_block))
-        state = RecurrentState(tables.state.batch, tables.state.row)
+        number = next(self._state_numbers)
+        state = RecurrentState(tables.state.batch, tables.state.row, number)
+        self._state_watcher.forked(tables.state, state)
         return SequenceTables(tuple(groups), state), copies
 
     def first_needed(self, group: int, num_blocks: int) -> int:

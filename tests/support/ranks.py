@@ -1,8 +1,9 @@
-"""Jobs of two ranks on loopback, and what a test needs to look at their processes."""
+"""Jobs of ranks on loopback, models for them, and how a test looks at their processes."""
 
 from __future__ import annotations
 
 import contextlib
+import json
 import socket
 import subprocess
 from collections.abc import Iterator
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import mlx.core as mx
 import pytest
+from mlx.utils import tree_flatten
 
 from rvllm_local import LLM
 from rvllm_local.clients.process.client import ProcessClient
@@ -18,16 +20,40 @@ from rvllm_local.distributed.ring import free_addresses
 from rvllm_local.models.locate import locate
 from rvllm_local.options import EngineOptions
 from rvllm_local.text.tokenizer_files import read_tokenizer
+from tests.support.tiny import save_tokenizer
+from tests.support.zoo import zoo_config, zoo_model
 
 needs_ring = pytest.mark.skipif(
     not mx.distributed.is_available("ring"), reason="this MLX has no ring back end"
 )
 
+FAMILIES = ("llama", "qwen3", "qwen3_moe", "gpt_oss", "deepseek_v3", "qwen3_5")
+_LAYERS = 2  # each sums twice over all ranks
+MOST_RANKS = 4  # that the heads of `save_for_ranks` can be divided between
+
+
+def save_for_ranks(family: str, folder: Path) -> Path:
+    """Write a tiny model of a family that two ranks can serve, and four."""
+    config = zoo_config(family)
+    text = config.get("text_config", config)
+    text["num_hidden_layers"] = _LAYERS
+    text["num_key_value_heads"] = MOST_RANKS
+    if "linear_num_key_heads" in text:
+        text["linear_num_key_heads"] = MOST_RANKS
+        text["layer_types"] = text["layer_types"][:_LAYERS]
+    model, config = zoo_model(family, config=config)
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    weights = dict(tree_flatten(model.parameters()))
+    mx.save_safetensors(str(folder / "model.safetensors"), weights)
+    save_tokenizer(folder)
+    return folder
+
 
 @contextlib.contextmanager
-def served_by_ranks(folder: Path, **options: object) -> Iterator[LLM]:
-    """An `LLM` whose engine is two processes of this machine."""
-    client = ProcessClient(str(folder), EngineOptions(ranks=2, **options))
+def served_by_ranks(folder: Path, ranks: int = 2, **options: object) -> Iterator[LLM]:
+    """An `LLM` whose engine is so many processes of this machine."""
+    client = ProcessClient(str(folder), EngineOptions(ranks=ranks, **options))
     files = locate(str(folder))
     tokenizer = read_tokenizer(files)
     style = detect_style(files, tokenizer)

@@ -13,11 +13,7 @@ from mlx.utils import tree_flatten
 from rvllm_local.attention.absorbed import keep_latents
 from rvllm_local.attention.probe import probe_layout
 from rvllm_local.engine.startup.weight_forms import form_in_words, weight_forms
-from rvllm_local.errors import (
-    ConfigError,
-    MemoryBudgetError,
-    UnsupportedModelError,
-)
+from rvllm_local.errors import ConfigError, MemoryBudgetError
 from rvllm_local.machine import device_memory
 from rvllm_local.memory.blocks import blocks_for
 from rvllm_local.memory.layout import KVLayout
@@ -53,8 +49,6 @@ def plan_model(
     if default_backend() != "none":
         keep_latents(model.module)
     layout = probe_layout(model.module, quantized=options.kv_dtype == "int8")
-    if options.ranks > 1:
-        refuse_states(layout)
     sizes = ModelSizes(
         model.hidden_size,
         model.intermediate_size,
@@ -84,15 +78,6 @@ def _divided(model: ModelDescription, ranks: int) -> ModelDescription:
     return dataclasses.replace(
         model, weights_bytes=model.weights_bytes * part // whole, packed_bytes=None
     )
-
-
-def refuse_states(layout: KVLayout) -> None:
-    """Raise `UnsupportedModelError` for layers that several ranks cannot serve."""
-    if layout.has_state:
-        raise UnsupportedModelError(
-            "a model with recurrent layers cannot be divided between ranks yet; "
-            "it runs on one"
-        )
 
 
 def has_sinks(module: nn.Module) -> bool:

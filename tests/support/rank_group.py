@@ -1,7 +1,7 @@
-"""One of two ranks that hold the engine's calls against mlx-lm's own divided forward.
+"""One of several ranks that hold the engine's calls against mlx-lm's divided forward.
 
-`python -m tests.support.rank_pair RANK FIRST SECOND FOLDER...`: both addresses of the
-ring, then models. Rank 0 prints the tokens of each model, both ways, as JSON.
+`python -m tests.support.rank_group RANK ADDRESS,ADDRESS... FOLDER...`: the addresses of
+the ring, then models. Rank 0 prints the tokens of each model, both ways, as JSON.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from rvllm_local.models.locate import locate
 from rvllm_local.options import EngineOptions
 
 PROMPT = [(7 * index * index + 3 * index) % 380 for index in range(75)]
-NUM_TOKENS = 12
+NUM_TOKENS = 8
 
 
 def plain_tokens(model: nn.Module) -> list[int]:
@@ -54,7 +54,9 @@ def paged_tokens(part: ModelPart) -> list[int]:
 
 
 def main(rank: int, addresses: list[str], folders: list[str]) -> None:
-    options = EngineOptions(ranks=2, kv_memory=2**22, context_length=512, max_rows=2)
+    options = EngineOptions(
+        ranks=len(addresses), kv_memory=2**22, context_length=128, max_rows=2
+    )
     files = [locate(folder) for folder in folders]
     for model in files:
         plan_part(model, options)
@@ -69,4 +71,4 @@ def main(rank: int, addresses: list[str], folders: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), sys.argv[2:4], sys.argv[4:])
+    main(int(sys.argv[1]), sys.argv[2].split(","), sys.argv[3:])
