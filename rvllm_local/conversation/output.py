@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from rvllm_local.text.families import OutputStyle
+from rvllm_local.text.families import CHANNEL_FAMILIES, OutputStyle
 from rvllm_local.text.reasoning import ReasoningSplitter
 from rvllm_local.text.tools import (
     ContentDelta,
@@ -45,6 +45,7 @@ class OutputParser:
         reasoning_starts_inside: bool = False,
         tools: Sequence[Mapping[str, Any]] = (),
         drops_space: bool = False,
+        answer_tags: tuple[tuple[str, str], ...] = (),
     ) -> None:
         """With `drops_space`, a space before the first word is the tokenizer's own."""
         self._drops_space = drops_space
@@ -57,7 +58,7 @@ class OutputParser:
         self._reasoning: ReasoningSplitter | None = None
         if reasoning_start is not None and reasoning_end is not None:
             self._reasoning = ReasoningSplitter(
-                reasoning_start, reasoning_end, reasoning_starts_inside
+                reasoning_start, reasoning_end, reasoning_starts_inside, answer_tags
             )
 
     @classmethod
@@ -71,11 +72,11 @@ class OutputParser:
     ) -> OutputParser:
         """The parser of a model's style.
 
-        Without `tools` nothing is read as a call, but for harmony's messages.
+        Without `tools` nothing is read as a call, but for messages in channels.
         """
         if starts_inside is None:
             starts_inside = style.reasoning_starts_inside
-        reads_calls = bool(tools) or style.tool_family == "harmony"
+        reads_calls = bool(tools) or style.tool_family in CHANNEL_FAMILIES
         return cls(
             style.tool_family if reads_calls else None,
             reasoning_start=style.reasoning_start,
@@ -83,6 +84,7 @@ class OutputParser:
             reasoning_starts_inside=starts_inside,
             tools=tools,
             drops_space=drops_space,
+            answer_tags=style.answer_tags,
         )
 
     def feed(self, text: str) -> list[Piece]:

@@ -18,7 +18,7 @@ from rvllm_local.conversation.template_input import in_call_form, template_messa
 from rvllm_local.conversation.tool_prompt import explain_tools
 from rvllm_local.engine.limits import EngineLimits
 from rvllm_local.errors import ContextOverflowError, ParameterError
-from rvllm_local.text.families import OutputStyle, style_of
+from rvllm_local.text.families import CHANNEL_FAMILIES, OutputStyle, style_of
 from rvllm_local.text.grammar.formats import (
     grammar_for_format,
     grammar_for_tools,
@@ -242,12 +242,13 @@ def _style_of_explained(style: OutputStyle) -> OutputStyle:
     thinking = None
     if style.reasoning_start is not None and style.reasoning_end is not None:
         thinking = style.reasoning_start, style.reasoning_end
-    return style_of(_EXPLAINED, thinking, style.reasoning_starts_inside)
+    explained = style_of(_EXPLAINED, thinking, style.reasoning_starts_inside)
+    return replace(explained, answer_tags=style.answer_tags)
 
 
 def _kept_special(style: OutputStyle, has_tools: bool) -> tuple[str, ...]:
     """Tags that must come as text: a family's if its parser reads them, or a thought's."""
-    if has_tools or style.tool_family == "harmony":
+    if has_tools or style.tool_family in CHANNEL_FAMILIES:
         return tuple(sorted(style.kept_special))
     thinking = f"{style.reasoning_start} {style.reasoning_end}"
     return tuple(sorted(tag for tag in style.kept_special if tag in thinking))

@@ -5,7 +5,8 @@ A table of facts; it parses nothing.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import re
+from dataclasses import dataclass, replace
 
 from rvllm_local.text import tags
 
@@ -19,6 +20,7 @@ class OutputStyle:
     parser splits it off itself. With `reasoning_starts_inside`, the template ends its prompt with the start tag;
     where that depends on the request, `starts_inside` tells. `kept_special` are texts of tokens that must reach the
     parsers as text where the vocabulary counts them as special: see `Tokenizer.keeping`.
+    `answer_tags` are pairs that a model which thinks may set around its answer.
     """
 
     tool_family: str | None = None
@@ -26,6 +28,7 @@ class OutputStyle:
     reasoning_end: str | None = None
     reasoning_starts_inside: bool = False
     kept_special: frozenset[str] = frozenset()
+    answer_tags: tuple[tuple[str, str], ...] = ()
 
     def starts_inside(self, prompt: str) -> bool:
         """True if a rendered prompt ends inside a thinking block."""
@@ -47,6 +50,14 @@ _BY_TEMPLATE: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("jamba", (tags.JAMBA[0],)),
     ("functionary_v2", (tags.RECIPIENT, tags.RECIPIENT_CONTENT)),
     ("functionary", (">>>all", ">>>")),
+    ("apertus", tags.APERTUS),
+    ("solar", tags.SOLAR_CALL),
+    ("plamo", (tags.PLAMO_CALL[0],)),
+    ("dots", (tags.DOTS[0],)),
+    ("gigachat_tags", (tags.GCML,)),
+    ("gigachat", (tags.GIGACHAT,)),
+    ("olmo", (tags.OLMO_CALLS[0],)),
+    ("granite_code", (tags.GRANITE_CODE[0],)),
     ("llama4", tags.PYTHON_BLOCK),
     ("lfm2", (tags.LFM_CALLS[0],)),
     ("minimax", (tags.MINIMAX[0],)),
@@ -80,7 +91,25 @@ THINKING = (
     tags.KIMI_K3_THINK,
     tags.COHERE_THINK,
     tags.LONGCAT_THINK,
+    tags.APERTUS_THINK,
+    tags.PLAMO_THINK,
+    tags.KIMI_VL_THINK,
+    tags.EXAONE_THINK,
+    tags.THOUGHT_TOKENS,
+    tags.GRANITE_THINK,
+    tags.SOLAR_THINK,
 )
+# Around an answer behind a thought: Hunyuan, ERNIE and Granite 3.3, Sky and OpenThinker.
+_ANSWERS = (
+    ("<answer>", "</answer>"),
+    ("<response>", "</response>"),
+    ("<|begin_of_solution|>", "<|end_of_solution|>"),
+)
+_TAG = re.compile(r"</?[\w|]{1,32}>")
+# Pairs whose end alone says nothing: other families have it.
+_NEED_THEIR_START = (tags.SOLAR_THINK,)
+# PLaMo writes its tags in several tokens.
+_PLAMO_PIECES = ("<|plamo:begin_", "<|plamo:end_", ":plamo|>")
 _KEPT = {
     "harmony": (
         tags.CHANNEL,
@@ -117,7 +146,20 @@ _KEPT = {
     "seed": tags.SEED,
     "nemotron": tags.NEMOTRON,
     "phi": tags.PHI,
+    "apertus": tags.APERTUS,
+    "solar": (
+        *tags.SOLAR_CALL,
+        tags.SOLAR_NAME,
+        tags.SOLAR_ARGUMENTS,
+        *tags.SOLAR_STRAYS[:-1],
+        "<|begin|>",
+    ),
+    "plamo": (*_PLAMO_PIECES, tags.PLAMO_MESSAGE, "<|plamo:constrain|>"),
+    "gigachat": (tags.GIGACHAT_SEP, "<|role_sep|>"),
+    "gigachat_tags": (tags.GCML, tags.GIGACHAT_SEP),
 }
+# Their outputs are messages in channels, which must be read without tools, too.
+CHANNEL_FAMILIES = frozenset({"harmony", "solar", "kimi_k3"})
 
 
 def families_by_marks(chat_template: str | None, model_type: str) -> list[str]:
@@ -148,10 +190,12 @@ def style_with(
     `stated_thoughts` are the tags for a template that names none.
     """
     template = chat_template or ""
-    pairs = [pair for pair in THINKING if pair[1] in template]
+    pairs = [pair for pair in THINKING if _names(template, pair)]
     if not pairs:
         return style_of(tool_family, stated_thoughts)
-    return style_of(tool_family, pairs[0], _opens_a_thought(template, pairs[0]))
+    style = style_of(tool_family, pairs[0], _opens_a_thought(template, pairs[0]))
+    answers = [pair for pair in _ANSWERS if set(pair) <= set(_TAG.findall(template))]
+    return replace(style, answer_tags=tuple(answers))
 
 
 def style_of(
@@ -166,10 +210,18 @@ def style_of(
         kept.add(tags.GEMMA4_CHANNEL[0])  # the token in its start tag
     if thinking == tags.KIMI_K3_THINK:
         kept |= {tags.KIMI_K3_OPEN, tags.KIMI_K3_CLOSE, tags.KIMI_K3_SEP}
+    if thinking == tags.PLAMO_THINK:
+        kept.update(_PLAMO_PIECES)
     start, end = thinking or (None, None)
     return OutputStyle(
         tool_family, start, end, starts_inside and thinking is not None, frozenset(kept)
     )
+
+
+def _names(template: str, pair: tuple[str, str]) -> bool:
+    if pair in _NEED_THEIR_START and pair[0] not in template:
+        return False
+    return pair[1] in template
 
 
 def _opens_a_thought(template: str, pair: tuple[str, str]) -> bool:

@@ -17,10 +17,20 @@ class ReasoningSplitter(PieceReader):
 
     A first end tag without a start tag is dropped, unless it is quoted: `ThoughtClosed`
     tells where it was. What came before it is content, since it has been shown.
+
+    Some models set the answer between tags as well, one pair of `answer_tags`. They are
+    dropped: the opening one at the start of the content, and the closing one after it.
     """
 
-    def __init__(self, start_tag: str, end_tag: str, starts_inside: bool) -> None:
+    def __init__(
+        self,
+        start_tag: str,
+        end_tag: str,
+        starts_inside: bool,
+        answer_tags: tuple[tuple[str, str], ...] = (),
+    ) -> None:
         self._start_tag, self._end_tag = start_tag, end_tag
+        self._answer_tags = dict(answer_tags)
         self._inside = starts_inside
         self.is_thinking = starts_inside  # a thought is open
         self._last = ""  # character of the content
@@ -49,17 +59,39 @@ class ReasoningSplitter(PieceReader):
 
     def _answer(self, text: str) -> Reading[None]:
         """Content, in which an end tag may tell that all before it was a thought."""
+        text, closing = yield from self._unwrapped(text)
         if not self._was_thinking:
-            every = (self._start_tag, self._end_tag)
+            every = (self._start_tag, self._end_tag, *closing)
             tag = yield from self._until(every, self._say, held=self._said(text, every))
             if tag == self._end_tag and self._last not in _QUOTES:
                 self._space, self._was_thinking = "", True
                 self._write(ThoughtClosed())
                 tag = yield from self._opening(keeps_blanks=False)
             text = tag
+        if text in closing:
+            text, self._space, closing = "", "", ()
         for char in text:
             self._content(char)
-        yield from self._until((), self._content)
+        tag = yield from self._until(closing, self._content)
+        if tag != END:
+            self._space = ""
+            yield from self._until((), self._content)
+
+    def _unwrapped(self, text: str) -> Reading[tuple[str, tuple[str, ...]]]:
+        """Nothing, and the tag that closes the answer, if its opening tag comes.
+
+        Where none comes, what has been read of it.
+        """
+        while text and any(tag.startswith(text) for tag in self._answer_tags):
+            if text in self._answer_tags:
+                self._space = ""
+                self._put_back((yield from self._next_solid()))
+                return "", (self._answer_tags[text],)
+            char = yield from self._next()
+            if char == END:
+                return ("" if self._is_cut else text), ()
+            text += char
+        return text, ()
 
     def _say(self, text: str) -> None:
         self._last = text

@@ -51,6 +51,35 @@ LONGCAT_KEY = ("<longcat_arg_key>", "</longcat_arg_key>")
 LONGCAT_VALUE = ("<longcat_arg_value>", "</longcat_arg_value>")
 LONGCAT_THINK = ("<longcat_think>", "</longcat_think>")
 ATEM = ("<atem:function_calls>", "</atem:function_calls>")  # around Muse's calls
+OLMO_CALLS = ("<function_calls>", "</function_calls>")
+APERTUS = ("<|tools_prefix|>", "<|tools_suffix|>")
+APERTUS_THINK = ("<|inner_prefix|>", "<|inner_suffix|>")
+SOLAR_CALLS = "<|tool_calls|>"
+SOLAR_CALL = ("<|tool_call:begin|>", "<|tool_call:end|>")
+SOLAR_NAME, SOLAR_ARGUMENTS = "<|tool_call:name|>", "<|tool_call:args|>"
+SOLAR_THINK = ("<|think|>", "<|end|>")
+SOLAR_STRAYS = (
+    SOLAR_CALLS,
+    "<|calls|>",
+    "<|flush|>",
+    "<|end|>",
+    "<|content|>",
+    "<|begin|>assistant",
+)
+_PLAMO_PARTS = ("tool_requests", "tool_request", "tool_name", "tool_arguments", "think")
+PLAMO_CALLS, PLAMO_CALL, PLAMO_NAME, PLAMO_ARGUMENTS, PLAMO_THINK = (
+    (f"<|plamo:begin_{part}:plamo|>", f"<|plamo:end_{part}:plamo|>")
+    for part in _PLAMO_PARTS
+)
+PLAMO_MESSAGE, PLAMO_JSON = "<|plamo:msg|>", "<|plamo:constrain|>json"
+DOTS = ("<dots_function_call>", "</dots_function_call>")
+GRANITE_CODE = ("<function_call>", "</function_call>")
+GIGACHAT, GIGACHAT_SEP = "function call<|role_sep|>", "<|message_sep|>"
+GCML = "｜GCML｜"  # in every tag of a call of GigaChat 3.5
+KIMI_VL_THINK = ("◁think▷", "◁/think▷")
+EXAONE_THINK = ("<thought>", "</thought>")
+THOUGHT_TOKENS = ("<|begin_of_thought|>", "<|end_of_thought|>")
+GRANITE_THINK = ("Here is my thought process:", "Here is my response:")
 FUNCTIONARY = ">>>"  # before a recipient
 SENDER, RECIPIENT = "<|from|>", "<|recipient|>"
 RECIPIENT_CONTENT = "<|content|>"
@@ -67,6 +96,8 @@ CONTROL_TAGS = frozenset(
         *PHI, *PYTHON_BLOCK, *COHERE_ACTION, *COHERE_THINK, *COHERE_RESPONSE, *JAMBA,
         INTERNLM_ACTION, *INTERNLM, KIMI_K3_OPEN, KIMI_K3_CLOSE, KIMI_K3_SEP, MINIMAX_M3,
         *MINIMAX_M3_THINK, DSML, *LONGCAT, *LONGCAT_KEY, *LONGCAT_VALUE, *LONGCAT_THINK, *ATEM,
-        SENDER, RECIPIENT, RECIPIENT_CONTENT,
+        SENDER, RECIPIENT, RECIPIENT_CONTENT, *APERTUS, *APERTUS_THINK, *SOLAR_CALL,
+        SOLAR_NAME, SOLAR_ARGUMENTS, SOLAR_CALLS, SOLAR_THINK[0], *KIMI_VL_THINK,
+        *THOUGHT_TOKENS,
     )
 )  # fmt: skip

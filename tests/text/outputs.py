@@ -169,6 +169,29 @@ COHERE = (
 )
 NAMED = '{"name": "look", "parameters": ' + ARGUMENTS + "}"
 
+PLAMO = (
+    "<|plamo:begin_tool_requests:plamo|><|plamo:begin_tool_request:plamo|>"
+    "<|plamo:begin_tool_name:plamo|>look<|plamo:end_tool_name:plamo|>"
+    "<|plamo:begin_tool_arguments:plamo|><|plamo:constrain|>json<|plamo:msg|>"
+    + ARGUMENTS
+    + "<|plamo:end_tool_arguments:plamo|><|plamo:end_tool_request:plamo|>"
+    "<|plamo:end_tool_requests:plamo|>"
+)
+SOLAR = (
+    "<|tool_calls|><|tool_call:begin|>a1<|tool_call:name|>look<|tool_call:args|>"
+    + ARGUMENTS
+    + "<|tool_call:end|>"
+)
+DOTS = (
+    '<dots_function_call>\n<invoke name="look">\n<parameter name="city">Oslo'
+    '</parameter>\n<parameter name="days">3</parameter>\n</invoke>\n'
+    "</dots_function_call>"
+)
+GIGACHAT = (
+    '<｜GCML｜tool_calls>\n<｜GCML｜invoke name="look">\n<｜GCML｜parameter name="city" '
+    'string="true">Oslo</｜GCML｜parameter>\n<｜GCML｜parameter name="days" '
+    'string="false">3</｜GCML｜parameter>\n</｜GCML｜invoke>\n</｜GCML｜tool_calls>'
+)
 # Family, output, what it is read as.
 OUTPUTS: list[tuple[str, str, Read]] = [
     ("hermes", "Hello, world.\n", Read("Hello, world.\n")),
@@ -320,4 +343,17 @@ OUTPUTS: list[tuple[str, str, Read]] = [
     ("json", '{"answer": 42}', Read('{"answer": 42}')),
     ("json", "[1, 2]", Read("[1, 2]")),
     ("json", '{"name": "f", "arguments": {"a": 1', Read(failed=['{"name": "f", "arguments": {"a": 1'])),
+    ("olmo", "Hm.\n<function_calls>\nlook(city=\"Oslo\", days=3)\nf(a=null)\n</function_calls>", Read("Hm.", calls=[CALL, ("f", {"a": None})])),
+    ("olmo", "<function_calls>look(city=\"</function_calls>\", days=3)</function_calls>.", Read(".", calls=[("look", {"city": "</function_calls>", "days": 3})])),
+    ("olmo", "<function_calls>look at</function_calls>", Read(failed=["<function_calls>look at</function_calls>"])),
+    ("apertus", f'Hm.<|tools_prefix|>[{{"look": {ARGUMENTS}}}, {{"f": {{}}}}]<|tools_suffix|>', Read("Hm.", calls=[CALL, ("f", {})])),
+    ("apertus", '<|tools_prefix|>[{"f": {}, "g": {}}]<|tools_suffix|>', Read(failed=['<|tools_prefix|>[{"f": {}, "g": {}}]<|tools_suffix|>'])),
+    ("solar", f"<|content|>Hm.<|end|><|begin|>assistant{SOLAR}<|calls|>", Read("Hm.", calls=[CALL])),
+    ("solar", f"{SOLAR}<|tool_call:begin|>b<|tool_call:name|>f<|tool_call:args|>{{", Read(calls=[CALL], failed=["<|tool_call:begin|>b<|tool_call:name|>f<|tool_call:args|>{"])),
+    ("plamo", f"Hm.{PLAMO}", Read("Hm.", calls=[CALL])),
+    ("dots", f"Hm.\n{DOTS}", Read("Hm.", calls=[CALL])),
+    ("gigachat_tags", f"Hm.\n\n{GIGACHAT}<|message_sep|>", Read("Hm.", calls=[CALL])),
+    ("gigachat", f"Hm.<|message_sep|>\n\nfunction call<|role_sep|>\n{NAMED}<|message_sep|>", Read("Hm.", calls=[CALL])),
+    ("granite_code", f"<function_call> {NAMED}", Read(calls=[CALL])),
+    ("deepseek_v32", f"<｜DSML｜tool_calls>\n{DSML.partition(chr(10))[2].rpartition(chr(10))[0]}\n</｜DSML｜tool_calls>", Read(calls=[CALL])),
 ]  # fmt: skip

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rvllm_local.conversation.output import OutputParser
-from rvllm_local.text.families import OutputStyle
+from rvllm_local.text.families import OutputStyle, style_with
 from rvllm_local.text.reasoning import ReasoningSplitter
 from rvllm_local.types import FinishReason
 from tests.text.outputs import CALL, HERMES, TOOLS, Read, joined, run
@@ -153,6 +153,27 @@ def test_a_turn_that_ends_in_a_thought_with_a_call_calls(inside: bool) -> None:
     assert read(f"I look.\n{HERMES}</think>So.").calls == []
     assert read(f"I look.\n{HERMES}", reason=FinishReason.LENGTH).calls == []
     assert read("I could write <tool_call> here.").calls == []
+
+
+WRAPPED = [
+    ("<think>\nHm.\n</think>\n<answer>\nYes.\n</answer>", Read("Yes.", "Hm.")),
+    ("<answer>Yes.</answer>\n", Read("Yes.\n")),
+    ("<think>Hm.</think><answ>", Read("<answ>", "Hm.")),
+    ("<think>Hm.</think>An <answer>a</answer>.", Read("An <answer>a</answer>.", "Hm.")),
+    ("<think>Hm.</think><answer></answer>", Read("", "Hm.")),
+    ("<answer>Yes</answer></answer>", Read("Yes</answer>")),
+    ("<answ", Read("<answ")),
+]
+
+
+@pytest.mark.parametrize(("text", "expected"), WRAPPED)
+def test_tags_around_an_answer_are_dropped(text: str, expected: Read) -> None:
+    template = "{{ '</think>' }}{{ '<answer>' }}{{ '</answer>' }}"
+    style = style_with(None, template)
+    for size in range(1, len(text) + 1):
+        parts = [text[at : at + size] for at in range(0, len(text), size)]
+        read = joined(run(OutputParser.for_style(style), parts))
+        assert (read.content, read.reasoning) == (expected.content, expected.reasoning)
 
 
 def test_calls_come_after_thinking() -> None:

@@ -4,74 +4,29 @@ from __future__ import annotations
 
 import json
 import keyword
-from collections.abc import Callable
-from dataclasses import dataclass
 
 from rvllm_local.text import tags
 from rvllm_local.text.grammar.argument_lists import (
     ArgumentSyntax,
     arguments_in_order,
-    json_value,
     tagged_value,
     text_value,
     typed_value,
 )
+from rvllm_local.text.grammar.call_parts import (
+    CallSyntax,
+    framed_call,
+    listed_call,
+    object_call,
+    python_call,
+)
+from rvllm_local.text.grammar.call_syntax_rare import RARE
 from rvllm_local.text.grammar.called_tools import Tool
 from rvllm_local.text.grammar.lark import Lark, quoted
 
-WriteCall = Callable[[Lark, Tool], str]
-
-
-@dataclass(frozen=True, slots=True)
-class CallSyntax:
-    """How one family writes calls.
-
-    `trigger` is the tag that begins them, None if a call looks like text. `call` gives
-    the body of one call; `first` comes before the first call after the trigger, `between`
-    two calls, `last` after all. Where `repeats`, every call begins with the trigger.
-    """
-
-    call: WriteCall
-    trigger: str | None
-    first: str = ""
-    between: str = ""
-    last: str = ""
-    repeats: bool = True
-    can_repeat: bool = True
-
-
-def _object_call(key: str) -> WriteCall:
-    """`{"name": ..., KEY: {...}}`"""
-
-    def call(lark: Lark, tool: Tool) -> str:
-        head = f'{{"name": {json.dumps(tool.name)}, "{key}": '
-        return f"{quoted(head)} {lark.json(tool.schema)} {quoted('}')}"
-
-    return call
-
-
-def _framed_call(head: str, foot: str) -> WriteCall:
-    """The arguments as JSON between texts; NAME in `head` stands for the tool's name."""
-
-    def call(lark: Lark, tool: Tool) -> str:
-        opening = lark.text(head.replace("NAME", tool.name))
-        return f"{opening} {lark.json(tool.schema)} {lark.text(foot)}"
-
-    return call
-
-
-def _listed_call(head: str, syntax: ArgumentSyntax, foot: str) -> WriteCall:
-    """The arguments one by one between texts."""
-
-    def call(lark: Lark, tool: Tool) -> str:
-        opening = lark.text(head.replace("NAME", tool.name))
-        return f"{opening} {arguments_in_order(lark, tool, syntax)} {lark.text(foot)}"
-
-    return call
-
 
 def _hermes_call(lark: Lark, tool: Tool) -> str:
-    body = _object_call("arguments")(lark, tool)
+    body = object_call("arguments")(lark, tool)
     return f"{body} {lark.text(chr(10) + tags.HERMES[1])}"
 
 
@@ -98,16 +53,6 @@ def _kimi_call(lark: Lark, tool: Tool) -> str:
     return f"{head} /[0-9]{{1,3}}/ {arguments} {lark.tag(end)}"
 
 
-_PYTHON_ARGUMENTS = ArgumentSyntax(
-    lambda key: f"{key}=", json_value, "", ", ", holds_text=False
-)
-
-
-def _python_call(lark: Lark, tool: Tool) -> str:
-    arguments = arguments_in_order(lark, tool, _PYTHON_ARGUMENTS)
-    return f"{quoted(tool.name + '(')} {arguments} {quoted(')')}"
-
-
 def _is_python(tool: Tool) -> bool:
     """True if the tool and its arguments have names that Python takes."""
     names = (*tool.name.split("."), *tool.schema.get("properties", ()))
@@ -121,8 +66,8 @@ def _is_name(text: str) -> bool:
 def _fenced_call(lark: Lark, tool: Tool) -> str:
     """Python, or JSON where a name is none in Python."""
     if _is_python(tool):
-        return f"{_python_call(lark, tool)} {quoted(chr(10) + '```')}"
-    return f"{_object_call('parameters')(lark, tool)} {quoted(chr(10) + '```')}"
+        return f"{python_call(lark, tool)} {quoted(chr(10) + '```')}"
+    return f"{object_call('parameters')(lark, tool)} {quoted(chr(10) + '```')}"
 
 
 def _escaped(key: str) -> str:
@@ -181,28 +126,28 @@ _FENCE = "\n```json\n"
 SYNTAXES = {
     "hermes": CallSyntax(_hermes_call, tags.HERMES[0], first="\n", between="\n"),
     "qwen3_coder": CallSyntax(
-        _listed_call(
+        listed_call(
             "\n<function=NAME>\n", _CODER_ARGUMENTS, f"</function>\n{tags.HERMES[1]}"
         ),
         tags.HERMES[0],
         between="\n",
     ),
     "seed": CallSyntax(
-        _listed_call(
+        listed_call(
             "\n<function=NAME>\n", _SEED_ARGUMENTS, f"</function>\n{tags.SEED[1]}"
         ),
         tags.SEED[0],
         between="\n",
     ),
     "minimax": CallSyntax(
-        _listed_call('<invoke name="NAME">\n', _MINIMAX_ARGUMENTS, "</invoke>\n"),
+        listed_call('<invoke name="NAME">\n', _MINIMAX_ARGUMENTS, "</invoke>\n"),
         tags.MINIMAX[0],
         first="\n",
         last=tags.MINIMAX[1],
         repeats=False,
     ),
     "minimax_m3": CallSyntax(
-        _listed_call(
+        listed_call(
             f'{tags.MINIMAX_M3}<invoke name="NAME">',
             _MINIMAX_M3_ARGUMENTS,
             f"{tags.MINIMAX_M3}</invoke>\n",
@@ -213,7 +158,7 @@ SYNTAXES = {
         repeats=False,
     ),
     "deepseek_v32": CallSyntax(
-        _listed_call(
+        listed_call(
             f'<{tags.DSML}invoke name="NAME">\n',
             _DSML_ARGUMENTS,
             f"</{tags.DSML}invoke>\n",
@@ -224,7 +169,7 @@ SYNTAXES = {
         repeats=False,
     ),
     "minicpm": CallSyntax(
-        _listed_call('<function name="NAME">', _MINICPM_ARGUMENTS, "</function>"),
+        listed_call('<function name="NAME">', _MINICPM_ARGUMENTS, "</function>"),
         None,
         between="\n",
     ),
@@ -235,11 +180,11 @@ SYNTAXES = {
         last=f"{tags.KIMI_K3_CLOSE}tools{tags.KIMI_K3_SEP}",
         repeats=False,
     ),
-    "functionary": CallSyntax(_framed_call("NAME\n", ""), None, can_repeat=False),
+    "functionary": CallSyntax(framed_call("NAME\n", ""), None, can_repeat=False),
     "functionary_v2": CallSyntax(
-        _framed_call(f"NAME\n{tags.RECIPIENT_CONTENT}", ""), None, can_repeat=False
+        framed_call(f"NAME\n{tags.RECIPIENT_CONTENT}", ""), None, can_repeat=False
     ),
-    "llama4": CallSyntax(_object_call("parameters"), None, can_repeat=False),
+    "llama4": CallSyntax(object_call("parameters"), None, can_repeat=False),
     "cohere": CallSyntax(
         _cohere_call,
         tags.COHERE_ACTION[0],
@@ -249,7 +194,7 @@ SYNTAXES = {
         repeats=False,
     ),
     "jamba": CallSyntax(
-        _object_call("arguments"),
+        object_call("arguments"),
         tags.JAMBA[0],
         "[",
         ", ",
@@ -257,35 +202,33 @@ SYNTAXES = {
         repeats=False,
     ),
     "internlm": CallSyntax(
-        _object_call("parameters"),
+        object_call("parameters"),
         tags.INTERNLM_ACTION,
         first=f"{tags.INTERNLM[0]}\n",
         last=tags.INTERNLM[1],
         can_repeat=False,
     ),
     "muse": CallSyntax(
-        _listed_call(
-            '<atem:invoke name="NAME">\n', _MUSE_ARGUMENTS, "</atem:invoke>\n"
-        ),
+        listed_call('<atem:invoke name="NAME">\n', _MUSE_ARGUMENTS, "</atem:invoke>\n"),
         tags.ATEM[0],
         first="\n",
         last=tags.ATEM[1],
         repeats=False,
     ),
     "longcat": CallSyntax(
-        _listed_call("NAME\n", _LONGCAT_ARGUMENTS, tags.LONGCAT[1]),
+        listed_call("NAME\n", _LONGCAT_ARGUMENTS, tags.LONGCAT[1]),
         tags.LONGCAT[0],
         between="\n",
     ),
     "glm": CallSyntax(
-        _listed_call("NAME\n", _GLM_ARGUMENTS, tags.HERMES[1]),
+        listed_call("NAME\n", _GLM_ARGUMENTS, tags.HERMES[1]),
         tags.HERMES[0],
         between="\n",
     ),
-    "llama3": CallSyntax(_object_call("parameters"), None, can_repeat=False),
-    "pythonic": CallSyntax(_python_call, None, "[", ", ", "]", repeats=False),
+    "llama3": CallSyntax(object_call("parameters"), None, can_repeat=False),
+    "pythonic": CallSyntax(python_call, None, "[", ", ", "]", repeats=False),
     "lfm2": CallSyntax(
-        _python_call,
+        python_call,
         tags.LFM_CALLS[0],
         "[",
         ", ",
@@ -293,13 +236,13 @@ SYNTAXES = {
         repeats=False,
     ),
     "mistral": CallSyntax(
-        _object_call("arguments"), tags.MISTRAL_CALLS, "[", ", ", "]", repeats=False
+        object_call("arguments"), tags.MISTRAL_CALLS, "[", ", ", "]", repeats=False
     ),
     "mistral_args": CallSyntax(
-        _framed_call(f"NAME{tags.MISTRAL_ARGS}", ""), tags.MISTRAL_CALLS
+        framed_call(f"NAME{tags.MISTRAL_ARGS}", ""), tags.MISTRAL_CALLS
     ),
     "nemotron": CallSyntax(
-        _object_call("arguments"),
+        object_call("arguments"),
         tags.NEMOTRON[0],
         "[",
         ", ",
@@ -307,7 +250,7 @@ SYNTAXES = {
         repeats=False,
     ),
     "phi": CallSyntax(
-        _object_call("arguments"),
+        object_call("arguments"),
         tags.PHI[0],
         "[",
         ", ",
@@ -316,11 +259,11 @@ SYNTAXES = {
     ),
     "gemma": CallSyntax(_fenced_call, tags.GEMMA[0], first="\n", can_repeat=False),
     "gemma4": CallSyntax(
-        _listed_call("call:NAME{", _GEMMA4_ARGUMENTS, f"}}{tags.GEMMA4_CALL[1]}"),
+        listed_call("call:NAME{", _GEMMA4_ARGUMENTS, f"}}{tags.GEMMA4_CALL[1]}"),
         tags.GEMMA4_CALL[0],
     ),
     "deepseek": CallSyntax(
-        _framed_call(
+        framed_call(
             f"{tags.DEEPSEEK_CALL[0]}function{tags.DEEPSEEK_SEP}NAME{_FENCE}",
             f"\n```{tags.DEEPSEEK_CALL[1]}",
         ),
@@ -330,7 +273,7 @@ SYNTAXES = {
         repeats=False,
     ),
     "deepseek_v31": CallSyntax(
-        _framed_call(
+        framed_call(
             f"{tags.DEEPSEEK_CALL[0]}NAME{tags.DEEPSEEK_SEP}", tags.DEEPSEEK_CALL[1]
         ),
         tags.DEEPSEEK_CALLS[0],
@@ -341,15 +284,16 @@ SYNTAXES = {
         _kimi_call, tags.KIMI_CALLS[0], last=tags.KIMI_CALLS[1], repeats=False
     ),
     "function_tag": CallSyntax(
-        _framed_call("NAME>", tags.FUNCTION[1]), tags.FUNCTION[0], between="\n"
+        framed_call("NAME>", tags.FUNCTION[1]), tags.FUNCTION[0], between="\n"
     ),
     "harmony": CallSyntax(
-        _framed_call(
+        framed_call(
             f"commentary to=functions.NAME {tags.CONSTRAIN}json{tags.MESSAGE}",
             tags.CALL,
         ),
         tags.CHANNEL,
         can_repeat=False,
     ),
-    "json": CallSyntax(_object_call("arguments"), None, can_repeat=False),
+    "json": CallSyntax(object_call("arguments"), None, can_repeat=False),
+    **RARE,
 }

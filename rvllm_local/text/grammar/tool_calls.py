@@ -11,7 +11,8 @@ from typing import Any
 
 from rvllm_local.errors import ParameterError
 from rvllm_local.text import tags
-from rvllm_local.text.grammar.call_syntax import SYNTAXES, CallSyntax
+from rvllm_local.text.grammar.call_parts import CallSyntax
+from rvllm_local.text.grammar.call_syntax import SYNTAXES
 from rvllm_local.text.grammar.called_tools import callable_tools, read_tools
 from rvllm_local.text.grammar.lark import Lark
 

@@ -12,10 +12,20 @@ from rvllm_local.errors import ParameterError
 from rvllm_local.text import tags
 from rvllm_local.text.tools.bare import JSONParser, Llama3Parser, Llama4Parser
 from rvllm_local.text.tools.channels import KimiK3Parser
+from rvllm_local.text.tools.framed import PLAMO, SOLAR, FramedParser
 from rvllm_local.text.tools.functionary import FunctionaryParser, RecipientParser
 from rvllm_local.text.tools.gemma import Gemma4Parser, GemmaParser
 from rvllm_local.text.tools.harmony import HarmonyParser
-from rvllm_local.text.tools.invoked import DSML, MINICPM, MINIMAX, MUSE, InvokeParser
+from rvllm_local.text.tools.invoked import (
+    DOTS,
+    DSML,
+    GCML,
+    MINICPM,
+    MINIMAX,
+    MUSE,
+    InvokeParser,
+)
+from rvllm_local.text.tools.keyed import KeyedParser
 from rvllm_local.text.tools.nested import MiniMaxM3Parser
 from rvllm_local.text.tools.parameters import (
     GLMParser,
@@ -73,7 +83,8 @@ _PARSERS: Mapping[str, Callable[[Tools], ToolParser]] = {
     "llama3": Llama3Parser,
     "llama4": Llama4Parser,
     "pythonic": PythonicParser,
-    "lfm2": TaggedPythonicParser,
+    "lfm2": lambda tools: TaggedPythonicParser(tags.LFM_CALLS, tools),
+    "olmo": lambda tools: TaggedPythonicParser(tags.OLMO_CALLS, tools),
     "mistral": lambda tools: MistralParser(),
     "mistral_args": lambda tools: MistralParser(),
     "nemotron": lambda tools: ListParser(tags.NEMOTRON),
@@ -81,6 +92,13 @@ _PARSERS: Mapping[str, Callable[[Tools], ToolParser]] = {
     "cohere": lambda tools: ListParser(tags.COHERE_ACTION, tags.COHERE_RESPONSE),
     "jamba": lambda tools: ListParser(tags.JAMBA),
     "internlm": lambda tools: ListParser(tags.INTERNLM, (tags.INTERNLM_ACTION,)),
+    "granite_code": lambda tools: ListParser(tags.GRANITE_CODE),
+    "gigachat": lambda tools: ListParser((tags.GIGACHAT, tags.GIGACHAT_SEP)),
+    "gigachat_tags": lambda tools: InvokeParser(GCML, tools),
+    "dots": lambda tools: InvokeParser(DOTS, tools),
+    "apertus": lambda tools: KeyedParser(),
+    "solar": lambda tools: FramedParser(SOLAR),
+    "plamo": lambda tools: FramedParser(PLAMO),
     "gemma": lambda tools: GemmaParser(),
     "gemma4": lambda tools: Gemma4Parser(),
     "deepseek": lambda tools: DeepSeekParser(),

@@ -35,8 +35,19 @@ MINIMAX = InvokeWords("invoke", "parameter", tags.MINIMAX)
 DSML = InvokeWords(
     f"{tags.DSML}invoke",
     f"{tags.DSML}parameter",
-    (f"<{tags.DSML}function_calls>", f"</{tags.DSML}function_calls>"),
+    (
+        f"<{tags.DSML}function_calls>",
+        f"</{tags.DSML}function_calls>",
+        f"<{tags.DSML}tool_calls>",  # of V4
+        f"</{tags.DSML}tool_calls>",
+    ),
 )
+GCML = InvokeWords(
+    f"{tags.GCML}invoke",
+    f"{tags.GCML}parameter",
+    (f"<{tags.GCML}tool_calls>", f"</{tags.GCML}tool_calls>", tags.GIGACHAT_SEP),
+)
+DOTS = InvokeWords("invoke", "parameter", tags.DOTS)
 MINICPM = InvokeWords("function", "param")
 MUSE = InvokeWords("atem:invoke", "atem:parameter", tags.ATEM)
 _CDATA = ("<![CDATA[", "]]>")  # around a value that could hold a tag

@@ -6,7 +6,6 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from rvllm_local.text import tags
 from rvllm_local.text.tools.gemma import MAX_CODE, LooseCallParser
 from rvllm_local.text.tools.parameters import schemas_of
 from rvllm_local.text.tools.python_calls import ends_in_string, python_calls
@@ -69,10 +68,19 @@ class PythonicParser(PythonReader):
 
 
 class TaggedPythonicParser(PythonReader):
-    """`<|tool_call_start|>[f(a=1)]<|tool_call_end|>`, as LFM2 writes it."""
+    """`<|tool_call_start|>[f(a=1)]<|tool_call_end|>`, as LFM2 writes it.
+
+    OLMo 3 has other tags, and calls line by line between them.
+    """
+
+    def __init__(
+        self, tags: tuple[str, str], tools: Sequence[Mapping[str, Any]] = ()
+    ) -> None:
+        self._tags = tags
+        super().__init__(tools)
 
     def _parse(self) -> Reading[None]:
-        opening, closing = tags.LFM_CALLS
+        opening, closing = self._tags
         while True:
             tag = yield from self._until((opening, closing), self._content)
             if tag == END:
