@@ -265,11 +265,11 @@ def interrupt(stage: Stage) -> Session:
             try:
                 running.eventually(lambda: process.poll() or engine.open, 240)
                 os.killpg(process.pid, signal.SIGINT)
-                text, _ = process.communicate(timeout=30)
+                text, _ = process.communicate(timeout=120)
             finally:
                 with contextlib.suppress(ProcessLookupError):
                     os.killpg(process.pid, signal.SIGKILL)
-        running.eventually(lambda: not engine.open, 10)
+        running.eventually(lambda: not engine.open, 60)
         return Session(engine, [text], statuses(running))
 
 

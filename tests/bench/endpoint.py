@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import socket
 import socketserver
 import threading
 import time
@@ -38,10 +40,17 @@ GOOD: list[Step] = [HEAD, chunk(""), *WORDS, chunk(finish="length"), usage(), DO
 
 
 class Scripted:
-    """A server on `url` that plays `steps` to everyone; `bodies` are the requests that came."""
+    """A server on `url` that plays `steps` to everyone.
+
+    `bodies` are the requests that came, `num_left` counts clients that have closed
+    their connection, and `has_played` is true once somebody got all steps.
+    """
 
     def __init__(self, steps: Sequence[Step]) -> None:
         self.bodies: list[dict[str, Any]] = []
+        self.num_left = 0
+        self.num_answered_at_once = 1_000_000  # those who come later are held
+        self.has_played = False
         self.release = threading.Event()
         scripted = self
 
@@ -52,13 +61,20 @@ class Scripted:
                     if line.lower().startswith(b"content-length:"):
                         length = int(line.split(b":")[1])
                 scripted.bodies.append(json.loads(self.rfile.read(length) or b"{}"))
+                if len(scripted.bodies) > scripted.num_answered_at_once:
+                    scripted.release.wait(60)
                 for step in steps:
                     if isinstance(step, bytes):
                         self.wfile.write(step)
                     elif isinstance(step, str):
-                        scripted.release.wait(20)
+                        scripted.release.wait(60)
                     else:
                         time.sleep(step)
+                scripted.has_played = True
+                with contextlib.suppress(OSError):
+                    self.connection.shutdown(socket.SHUT_WR)
+                    self.rfile.read()
+                scripted.num_left += 1
 
         socketserver.ThreadingTCPServer.daemon_threads = True
         self._server = socketserver.ThreadingTCPServer(("127.0.0.1", 0), Handler)

@@ -15,12 +15,14 @@ from typing import Any
 
 import pytest
 
+from rvllm_local.bench import load
 from rvllm_local.bench.load import Endpoint, Interrupted, Run, run
 from rvllm_local.bench.metrics import Slo, failures, summary
 from rvllm_local.bench.outcome import Failure, Outcome
 from rvllm_local.bench.serve import warnings
 from rvllm_local.bench.trace import Session, Trace, Turn
 from tests.bench.endpoint import DONE, GOOD, HEAD, WORDS, Scripted, Step, chunk, usage
+from tests.support.processes import eventually
 
 ASK = Turn(({"role": "user", "content": "Is the sea salty?"},), 4)
 ENDING = [chunk(finish="length"), usage(), DONE]
@@ -228,18 +230,26 @@ def test_a_request_that_cannot_be_sent_costs_only_itself() -> None:
 def test_our_own_limits_are_not_the_endpoints_errors() -> None:
     before = resource.getrlimit(resource.RLIMIT_NOFILE)
     held = [os.open(os.devnull, os.O_RDONLY) for _ in range(10)]
+    reason, num_ours = load._reason, iter(range(6))
     with Scripted(["hang"]) as server:
-        threading.Timer(2.0, server.release.set).start()
         most = max(held) + 30
+
+        def noted(error: Exception) -> tuple[Failure, str]:
+            """The reason; the connections that hang end after the sixth of our own."""
+            told = reason(error)
+            if told[0] is Failure.CLIENT and next(num_ours, None) == 5:
+                server.release.set()
+            return told
 
         def limit(_connections: int) -> None:
             resource.setrlimit(resource.RLIMIT_NOFILE, (most, before[1]))
 
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("rvllm_local.bench.load.prepare_limits", limit)
+            patch.setattr(load, "prepare_limits", limit)
+            patch.setattr(load, "_reason", noted)
             try:
                 found = run(
-                    Endpoint(server.url, timeout_s=1.0),
+                    Endpoint(server.url, timeout_s=60.0),
                     Trace("test", (Session(0.0, (ASK,)),) * 60),
                 )
             finally:
@@ -255,8 +265,13 @@ def test_our_own_limits_are_not_the_endpoints_errors() -> None:
 
 def test_an_interrupt_keeps_what_had_ended() -> None:
     sessions = (Session(0.0, (ASK,)), Session(0.0, (ASK,)), Session(60.0, (ASK,)))
-    threading.Timer(1.0, os.kill, (os.getpid(), signal.SIGINT)).start()
     with Scripted(GOOD) as server, pytest.raises(Interrupted) as caught:
+
+        def interrupt() -> None:
+            eventually(lambda: server.num_left == 2, 60)
+            os.kill(os.getpid(), signal.SIGINT)
+
+        threading.Thread(target=interrupt).start()
         run(Endpoint(server.url), Trace("test", sessions))
     assert [one.failure for one in caught.value.run.outcomes] == [None, None]
     assert caught.value.num_open == 0 and caught.value.run.wall_s < 30

@@ -7,7 +7,6 @@ import os
 import signal
 import sys
 import threading
-import time
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,7 @@ from rvllm_local.bench import record
 from rvllm_local.bench.load import Run
 from rvllm_local.bench.metrics import exact
 from rvllm_local.bench.outcome import Failure, Outcome
+from tests.support.processes import eventually
 
 
 def answered(failure: Failure | None = None) -> Outcome:
@@ -127,6 +127,12 @@ open(sys.argv[1], "w").write(str(child.pid))
 """
 
 
+def interrupt_once_told(noted: Path) -> None:
+    """Ctrl-C for this process, once the server's child has noted its id."""
+    eventually(lambda: noted.exists() and bool(noted.read_text()), 60)
+    os.kill(os.getpid(), signal.SIGINT)
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
 @pytest.mark.parametrize("how", ["interrupted", "ended"])
 def test_a_server_that_does_not_come_up_leaves_nothing(
@@ -137,10 +143,8 @@ def test_a_server_that_does_not_come_up_leaves_nothing(
     )
     noted = tmp_path / "pid"
     if how == "interrupted":
-        threading.Timer(1.5, os.kill, (os.getpid(), signal.SIGINT)).start()
+        threading.Thread(target=interrupt_once_told, args=(noted,)).start()
     with pytest.raises(KeyboardInterrupt if how == "interrupted" else SystemExit):
         ServerProcess([sys.executable, "-c", code, str(noted)], free_port(), "small")
-    child, end = int(noted.read_text()), time.monotonic() + 5
-    while is_there(child) and time.monotonic() < end:
-        time.sleep(0.05)
-    assert not is_there(child)
+    child = int(noted.read_text())
+    eventually(lambda: not is_there(child), 60)

@@ -165,7 +165,9 @@ class Running:
     client: httpx.Client = field(init=False)
 
     def __post_init__(self) -> None:
-        self.client = httpx.Client(base_url=f"http://127.0.0.1:{self.port}", timeout=60)
+        self.client = httpx.Client(
+            base_url=f"http://127.0.0.1:{self.port}", timeout=240
+        )
 
     @property
     def port(self) -> int:
@@ -189,7 +191,7 @@ class Running:
             return read_all(connection)
 
     def connect(self) -> socket.socket:
-        return socket.create_connection(("127.0.0.1", self.port), timeout=10)
+        return socket.create_connection(("127.0.0.1", self.port), timeout=60)
 
     def eventually(self, condition: Any, within_s: float = 30.0) -> None:
         """Fail unless the condition holds soon; an answer to `LONG` takes longer."""
@@ -253,4 +255,4 @@ def served(
         for _ in range(2):
             with contextlib.suppress(RuntimeError):
                 found[0].loop.call_soon_threadsafe(found[0].listener.stop)
-        thread.join(20)
+        thread.join(60)

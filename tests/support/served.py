@@ -77,7 +77,7 @@ def rvllm_serve(
         if process.poll() is None:
             process.send_signal(signal.SIGTERM)
             with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(10)
+                process.wait(60)
         if process.poll() is None:
             process.kill()
         process.wait()

@@ -33,7 +33,7 @@ class Chat:
         return [message.text for message in self.session.messages]
 
     async def until(self, condition: Callable[[], Any]) -> None:
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(60):
             while not condition():
                 await asyncio.sleep(0.01)
         await self.pilot.pause()

@@ -98,7 +98,7 @@ def test_a_child_is_followed_exchanged_and_ended() -> None:
         assert (await endpoint.models())[0].id == "two"
         await endpoint.close()
         await server.stop()
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             while await answers(server.url):
                 await asyncio.sleep(0.05)
 
@@ -128,7 +128,7 @@ def test_chats_share_a_server_that_outlives_the_first() -> None:
         await asyncio.sleep(1.0)  # longer than the grace
         assert await answers(first.url) and second.lease.count == 1
         await second.stop()
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             while await answers(first.url):
                 await asyncio.sleep(0.05)
 
@@ -157,7 +157,7 @@ asyncio.run(main())
         assert await answers(url)
         chat.kill()
         await chat.wait()
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             while await answers(url):
                 await asyncio.sleep(0.05)
 

@@ -31,7 +31,7 @@ class Listening(Driver):
         self.start()
 
     async def until(self, condition) -> None:
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             while not condition(self.session):
                 self.changed.clear()
                 await self.changed.wait()

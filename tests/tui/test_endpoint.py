@@ -207,7 +207,7 @@ def test_leaving_the_stream_cancels_the_request() -> None:
 
     with FakeEndpoint({"hi": ["one", "hold", "two"]}) as fake:
         asyncio.run(run(fake))
-        assert fake.disconnected.wait(5)
+        assert fake.disconnected.wait(60)
 
 
 def test_asking_after_the_end_is_told_and_no_bug() -> None:

@@ -65,6 +65,7 @@ def test_what_is_copied_can_be_pasted() -> None:
 def test_a_huge_line_is_cut_quickly() -> None:
     began = time.process_time()
     shown, left_out = shorten(clean("é" * 1_000_000))
-    assert time.process_time() - began < 1.0
+    # Far more than it takes: what grows with the square takes hours.
+    assert time.process_time() - began < 60
     assert len(shown) + left_out == 1_000_000
     assert max(map(len, shown.split("\n"))) <= 8_000

@@ -154,7 +154,7 @@ def still(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None
                 await at_rest(chat)
                 is_updated = "RVLLM_UPDATE_SCREENS" in os.environ
                 # A machine full of other work may rest in the middle.
-                for attempt in range(10):
+                for attempt in range(100):
                     is_kept = snapshot(chat.app) == kept_screen(name)
                     if is_kept or (is_updated and attempt == 2):
                         break

@@ -23,9 +23,11 @@ def test_a_loop_without_end_is_ended() -> None:
 
 
 def test_work_in_time_is_left_alone() -> None:
-    with deadline(0.05, LateError):
+    before = threading.active_count()
+    with deadline(60, LateError):
         pass
-    time.sleep(0.1)
+    while threading.active_count() > before:  # the one that watches is still there
+        time.sleep(0.01)
 
 
 def test_what_is_still_on_its_way_arrives_within() -> None:
@@ -47,7 +49,7 @@ import sys
 from rvllm_local.interrupts import deadline
 class Late(Exception): pass
 for _ in range(3):
-    with deadline(5, Late):
+    with deadline(60, Late):
         pass
     try:
         with deadline(0.02, Late):
@@ -70,6 +72,6 @@ def test_no_flag_is_left_standing() -> None:
         [sys.executable, "-c", LEAVES_NOTHING],
         capture_output=True,
         text=True,
-        timeout=20,
+        timeout=120,
     )
     assert int(done.stdout) > 3, done.stderr

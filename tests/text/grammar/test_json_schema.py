@@ -104,8 +104,8 @@ def test_hostile_schemas_end_in_time(
         matcher.mask_into(row)
     except ParameterError as error:
         assert len(str(error)) < 1000
-    # Generous: cores that are shared count more time for the same work.
-    assert time.process_time() - began < 5.0
+    # Far more than it takes: without limits some of these take hours.
+    assert time.process_time() - began < 60
     unit = 1 if sys.platform == "darwin" else 1024
     assert (
         resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
