@@ -95,10 +95,12 @@ def scenario(seed: int, adapters: Sequence[str] = ()) -> Scenario:
         more |= {"stop": [chr(97 + int(chance.integers(0, 26))), "qu"]}
     if often(0.5):
         more |= {"logprobs": int(chance.integers(0, 4))}
-    if often(0.2):
-        more |= {"min_tokens": 6}
+    has_minimum = often(0.2)
+    max_tokens = int(chance.integers(1, 32))
+    if has_minimum:
+        more |= {"min_tokens": min(6, max_tokens)}
     params = SamplingParams(
-        max_tokens=int(chance.integers(1, 32)),
+        max_tokens=max_tokens,
         temperature=float(chance.choice([0.0, 0.0, 0.4, 1.0, 1.5])),
         seed=seed,
         n=int(chance.choice([1, 1, 1, 2])),
