@@ -26,6 +26,7 @@ CountFromZero = Annotated[int, Meta(ge=0, le=LARGEST)]
 Attention = Literal["auto", "reference", "kernels"]
 Cache = Literal["auto", "off", "memory", "disk"]
 KVDtype = Literal["auto", "int8"]
+Dtype = Literal["auto", "stored", "float16"]
 Draft = str  # "auto", "off", "ngram", or the name of a model
 _NO_TEXT = ("adapters", "hosts")  # fields that are more than a value
 CpuWeights = Literal["auto", "quantized", "float32"]
@@ -83,6 +84,10 @@ class EngineOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     cpu_weights: Annotated[
         CpuWeights,
         _about("a quantized model on a CPU: auto, quantized, or widened to float32"),
+    ] = "auto"
+    dtype: Annotated[
+        Dtype,
+        _about("of bfloat16 weights: stored, or float16; auto: float16 on an M1 or M2"),
     ] = "auto"
     deterministic: Annotated[bool, _about("the same tokens in any company")] = False
     step_target_ms: Annotated[
@@ -164,6 +169,7 @@ class OptionArguments(TypedDict, total=False):
     cache_dir: Path | str | None
     kv_dtype: KVDtype
     cpu_weights: CpuWeights
+    dtype: Dtype
     deterministic: bool
     step_target_ms: int | None
     draft: Draft

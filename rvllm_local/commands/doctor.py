@@ -35,6 +35,7 @@ def doctor(arguments: argparse.Namespace) -> int:
             _disk(),
             *_store(arguments.verify),
             _backend(),
+            *_arithmetic(),
         ]
     kernels: dict[str, Any] = {}
     if arguments.kernels:
@@ -58,6 +59,12 @@ def _hosts(path: str) -> list[Finding]:
     from rvllm_local.commands.doctor_hosts import hosts_findings
 
     return hosts_findings(Path(path))
+
+
+def _arithmetic() -> list[Finding]:
+    from rvllm_local.commands.doctor_device import arithmetic_findings
+
+    return arithmetic_findings()
 
 
 def _machine() -> Finding:

@@ -19,6 +19,7 @@ from rvllm_local.attention.probe import probe_layout
 from rvllm_local.attention.seam import install
 from rvllm_local.engine.runner import ModelRunner
 from rvllm_local.engine.startup.choose_runner import LoadedParts, choose_runner
+from rvllm_local.engine.startup.half_precision import in_float16
 from rvllm_local.engine.startup.packed_runner import choose_packed_runner
 from rvllm_local.engine.startup.planning import (
     arena_blocks,
@@ -90,7 +91,10 @@ def _open_as(
     options: EngineOptions,
     adapters: Sequence[Adapter],
 ) -> OpenedRunner:
-    loaded = load_model(files, packs=form != "plain", context=options.context_length)
+    load = functools.partial(
+        load_model, files, packs=form != "plain", context=options.context_length
+    )
+    loaded = in_float16(load(), options, load)
     for note in loaded.notes:
         logger.info(note)
     key_of = functools.partial(result_key, files, loaded, options)
