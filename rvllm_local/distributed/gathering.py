@@ -3,28 +3,24 @@
 from __future__ import annotations
 
 import contextlib
-import logging
 import os
 import secrets
 import socket
 import subprocess
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
 from rvllm_local.distributed import frames
 from rvllm_local.distributed.agreement import difference, versions
-from rvllm_local.distributed.handshake import let_in
+from rvllm_local.distributed.door import Door
 from rvllm_local.distributed.hosts import control_address, ring_addresses, secret_of
 from rvllm_local.distributed.invitation import Invitation, start_rank
-from rvllm_local.distributed.link import Link
 from rvllm_local.distributed.ring import LOOPBACK, free_addresses
 from rvllm_local.distributed.team import RankLink, exit_in_words
 from rvllm_local.errors import ConfigError, EngineError
-from rvllm_local.framing import FrameError
 from rvllm_local.options import EngineOptions
-
-logger = logging.getLogger(__name__)
 
 _LOOK_S = 0.5  # between two looks at the processes that were started
 _SECRET_BYTES = 32
@@ -72,6 +68,8 @@ class Gathering:
             self._secret = secret_of(options.hosts)
             address = control_address(options.hosts)
         self._listener = _listen(address)
+        self._door = Door(self._listener, self._secret, self._welcome)
+        self._joining = threading.Lock()
 
     def gather(self, deadline_s: float | None = None) -> Gathered:
         """Wait for all ranks. Raises `EngineError` for one that cannot serve.
@@ -86,7 +84,10 @@ class Gathering:
                 if give_up is not None and time.monotonic() > give_up:
                     raise EngineError(self._advice(missing))
                 self._check_processes()
-                self._let_next_in()
+                self._door.look(_LOOK_S)
+                if self._options.hosts is not None and (missing := self._missing()):
+                    self._say_once(self._advice(missing))
+        self._door.close()
         ring = self._tell_job()
         links = [link for _, link in sorted(self._links.items())]
         return Gathered(links, self._processes, self._pids, ring)
@@ -94,6 +95,7 @@ class Gathering:
     def abandon(self) -> None:
         """End what was started."""
         self._listener.close()
+        self._door.close()
         for link in self._links.values():
             link.close()
         for process in self._processes.values():
@@ -136,49 +138,35 @@ class Gathering:
                     f"({exit_in_words(status)})"
                 )
 
-    def _let_next_in(self) -> None:
-        self._listener.settimeout(_LOOK_S)
-        try:
-            connection, (host, _) = self._listener.accept()
-        except TimeoutError:
-            if self._options.hosts is not None:
-                self._say_once(self._advice(self._missing()))
-            return
-        try:
-            rank = let_in(connection, self._secret)
-            self._welcome(rank, connection)
-        except (EngineError, FrameError, OSError) as error:
-            logger.warning("%s was turned away: %s", host, error)
-            connection.close()
-
     def _say_once(self, message: str) -> None:
         if message != self._said:
             self._say(message)
         self._said = message
 
-    def _welcome(self, rank: int, connection: socket.socket) -> None:
+    def _welcome(self, rank: int, link: RankLink, hello: frames.Hello) -> None:
         """Keep a rank that is one of the job's. Raises `EngineError` for others."""
-        host = self._host_of(rank)
-        link: RankLink = Link(connection, frames.FROM_RANK, host)
-        reason = None
-        hello = link.receive()
-        if not isinstance(hello, frames.Hello):
-            raise EngineError("it did not say hello")
+        link.peer = self._host_of(rank)
+        with self._joining:
+            reason = self._objection(rank, hello)
+            if reason is None:
+                if self._is_here(rank):
+                    self._pids[rank] = hello.pid
+                self._links[rank] = link
+                return
+        with contextlib.suppress(OSError):
+            link.send(frames.Failed("EngineError", reason))
+        raise EngineError(reason)
+
+    def _objection(self, rank: int, hello: frames.Hello) -> str | None:
+        """Why a rank cannot take part; None if it can."""
         if not 0 < rank < self._options.ranks:
-            reason = f"there is no rank {rank} in a job of {self._options.ranks}"
-        elif rank in self._links:
-            reason = f"rank {rank} is there already"
-        else:
-            differing = difference(versions(), hello.versions)
-            if differing is not None:
-                reason = f"rank {rank} has other versions: {differing}"
-        if reason is not None:
-            with contextlib.suppress(OSError):
-                link.send(frames.Failed("EngineError", reason))
-            raise EngineError(reason)
-        self._links[rank] = link
-        if self._is_here(rank):
-            self._pids[rank] = hello.pid
+            return f"there is no rank {rank} in a job of {self._options.ranks}"
+        if rank in self._links:
+            return f"rank {rank} is there already"
+        differing = difference(versions(), hello.versions)
+        if differing is not None:
+            return f"rank {rank} has other versions: {differing}"
+        return None
 
     def _host_of(self, rank: int) -> str:
         hosts = self._options.hosts

@@ -19,6 +19,7 @@ from rvllm_local.distributed.hosts import control_address
 from rvllm_local.distributed.joining import LeaderLink, told_job
 from rvllm_local.distributed.link import Link
 from rvllm_local.errors import ConfigError, EngineError
+from rvllm_local.framing import receive_exactly
 from rvllm_local.options import EngineOptions, RankHosts
 from tests.support.ranks import free_hosts
 
@@ -100,3 +101,41 @@ def test_a_port_in_use_is_refused_in_one_line(options: EngineOptions) -> None:
     with pytest.raises(ConfigError, match="cannot listen at 127"):
         Gathering(options, "model", lambda _: None)
     gathering.abandon()
+
+
+def test_strangers_keep_no_rank_waiting(options: EngineOptions) -> None:
+    """A hundred that say nothing, one that sends noise, and a hello from another day."""
+    assert options.hosts is not None
+    address = control_address(options.hosts)
+    gathering = Gathering(options, "model", lambda _: None)
+    with ThreadPoolExecutor(1) as threads, contextlib.ExitStack() as connections:
+        job = threads.submit(gathering.gather)
+        for _ in range(100):
+            silent = socket.create_connection(address, 60)
+            connections.enter_context(silent)
+        noisy = connections.enter_context(socket.create_connection(address, 60))
+        noisy.sendall(os.urandom(4096))
+        connections.enter_context(linked(options, 1))
+        recorded = connections.enter_context(socket.create_connection(address, 60))
+        assert replayed(recorded) == b""
+        assert not job.done()
+        connections.enter_context(linked(options, 2))
+        assert len(job.result(60).links) == 2
+    gathering.abandon()
+
+
+def replayed(connection: socket.socket) -> bytes:
+    """What rank 0 says after its challenge to a proof that was right for another."""
+    mine, other = socket.socketpair()
+    with mine, other, ThreadPoolExecutor(1) as threads:
+        other.sendall(b"rvllm ranks 1\n" + b"c" * 32)
+        entering = threads.submit(enter, mine, SECRET, 2)
+        proof = receive_exactly(other, 32 + 2 + 32)
+        other.close()
+        assert entering.exception(60) is not None
+    assert proof is not None
+    receive_exactly(connection, 14 + 32)
+    connection.sendall(proof)
+    with contextlib.suppress(ConnectionError):
+        return connection.recv(100)
+    return b""
