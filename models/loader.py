@@ -117,6 +117,8 @@ def load_model(
         widen_to_float32(module)
     module.eval()
     _read_parameters(module)
+    if group is not None:
+        mx.clear_cache()  # whole tensors, of which a part was taken
     fingerprint = _fingerprint(files, config)
     fact = f"only numbers, {fingerprint}{_part_in_words(group)}"
     if verify or not stamped.is_known(fact):

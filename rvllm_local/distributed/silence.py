@@ -8,7 +8,7 @@ import time
 from rvllm_local.cpu_wait import CpuWait
 
 LOADING_S = 120.0  # MLX holds the interpreter while it waits for the ring
-SERVING_S = 3.5
+SERVING_S = 3.0
 TICK_S = 0.25  # between two looks
 _OWN_PAUSE_S = 1.0
 

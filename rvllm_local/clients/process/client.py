@@ -48,7 +48,7 @@ class Supervision:
     """
 
     stall_s: float = 60.0
-    ranks_silence_s: float = 3.5
+    ranks_silence_s: float = 3.0
     backoff_s: float = 0.1
     most_backoff_s: float = 10.0
     most_restarts: int = 5
