@@ -1,5 +1,5 @@
-"""What the chat costs: appending to a long transcript, focus and resize, a stream at 50 tokens a second, first paint,
-and, with --endpoint, what streaming in the chat takes from the server's tokens/s against a bare client.
+"""What the chat costs: appending to a long transcript, focus and resize, opening 1,000 messages, a stream at 50 tokens a
+second, first paint, and, with --endpoint, what streaming in the chat takes from the server's tokens/s against a bare client.
 
     python benchmarks/tui_cost.py [--endpoint URL]
 """
@@ -11,19 +11,25 @@ import asyncio
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT))
 
-from rvllm_local.history.types import ChatMessage
+from rvllm_local.history import ChatHistory
+from rvllm_local.history.types import Chat, ChatMessage
 from rvllm_local.tui.app import ChatApp
 from rvllm_local.tui.events import ChatChanged, PromptSubmitted, ReplyGrew
 from rvllm_local.tui.gatherer import FLUSH_S
 from rvllm_local.tui.options import ChatOptions
 from rvllm_local.tui.state import ConnectionState, ModelInfo
 
+REST_S = 120.0  # an app that does not come to rest has ended
 REPLY = "Some **bold** words and `code` in a reply.\n\n- one\n- two\n\n```python\nx = [1, 2]\n```\n\nAnd an end.\n"
 
 
@@ -38,6 +44,8 @@ class Nobody:
 
     async def models(self) -> tuple[ModelInfo, ...]:
         return (ModelInfo("model", 32768),)
+
+    async def health(self) -> None: ...
 
     async def engine(self, model: str | None = None) -> None:
         return None
@@ -58,15 +66,48 @@ def messages(count: int) -> tuple[ChatMessage, ...]:
     )
 
 
-async def rest(app: ChatApp) -> float:
-    """Seconds until the app has nothing left to do."""
-    began = time.perf_counter()
+class Timer:
+    """What something took: seconds by the clock, and of this process's processor time.
+
+    The second holds on a machine that does other things as well.
+    """
+
+    def __init__(self) -> None:
+        self._began, self._used = time.perf_counter(), time.process_time()
+
+    def lap(self) -> Lap:
+        """What there was since the beginning."""
+        return Lap(time.perf_counter() - self._began, time.process_time() - self._used)
+
+
+class Lap(NamedTuple):
+    """Seconds, by the clock and of the processor."""
+
+    clock: float
+    processor: float
+
+
+def report(name: str, laps: Sequence[Lap], limit: str) -> None:
+    """Print medians, and the worst by the clock, in milliseconds."""
+    clock = statistics.median(lap.clock for lap in laps) * 1e3
+    processor = statistics.median(lap.processor for lap in laps) * 1e3
+    worst = max(lap.clock for lap in laps) * 1e3
+    print(
+        f"{name:<8} median {clock:7.1f} ms   worst {worst:7.1f} ms   "
+        f"{processor:7.1f} ms of a processor   (limit {limit})",
+        flush=True,
+    )
+
+
+async def rest(app: ChatApp) -> None:
+    """Wait until the app has nothing left to do."""
     await asyncio.sleep(0)
-    await app.wait_for_refresh()
-    return time.perf_counter() - began
+    async with asyncio.timeout(REST_S):
+        await app.wait_for_refresh()
 
 
 async def transcript_costs(count: int, is_all: bool) -> None:
+    """Append, focus and resize in a chat of `count` prompts and replies."""
     app = ChatApp(ChatOptions(), Nobody())
     async with app.run_test(size=(100, 40)) as pilot:
         await pilot.pause(0.5)
@@ -76,36 +117,59 @@ async def transcript_costs(count: int, is_all: bool) -> None:
             app.transcript.show_earlier(0)
             app.transcript.release_anchor()
         await pilot.pause()
-        print(
-            f"{len(app.transcript._views)} of {len(rows)} messages are mounted, {len(list(app.walk_children()))} widgets"
-        )
+        widgets = len(list(app.walk_children()))
+        mounted = len(app.transcript._views)
+        print(f"{mounted} of {len(rows)} messages are mounted, {widgets} widgets")
         appends = []
         for at in range(20):
             rows = (*rows, ChatMessage(f"n{at}", "c", None, "assistant", REPLY))
-            began = time.perf_counter()
+            timer = Timer()
             app.transcript.show_messages(rows, {})
-            appends.append(time.perf_counter() - began)
+            appends.append(timer.lap())
             await rest(app)
+        report("append", appends, "5 ms")
         focuses = []
         for at in range(10):
-            began = time.perf_counter()
+            timer = Timer()
             (app.transcript if at % 2 == 0 else app.composer).focus()
             await rest(app)
-            focuses.append(time.perf_counter() - began)
-        began = time.perf_counter()
+            focuses.append(timer.lap())
+        report("focus", focuses, "150 ms")
+        timer = Timer()
         await pilot.resize_terminal(80, 30)
         await rest(app)
-        print(
-            f"append   median {statistics.median(appends) * 1e3:6.1f} ms   worst {max(appends) * 1e3:.1f} ms   (limit 5 ms)"
-        )
-        print(
-            f"focus    median {statistics.median(focuses) * 1e3:6.1f} ms   worst {max(focuses) * 1e3:.1f} ms   (limit 150 ms)"
-        )
-        print(f"resize   {(time.perf_counter() - began) * 1e3:6.1f} ms")
+        report("resize", [timer.lap()], "500 ms")
         await app.shut()
 
 
+async def opening_cost(count: int) -> None:
+    """A chat of `count` messages is opened from the disk, until it is painted."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "history.db")
+        history = ChatHistory(path)
+        history.add_chat(Chat("c", "long"))
+        parent = None
+        for row in messages(count):
+            history.add_message(replace(row, parent_id=parent))
+            parent = row.id
+        history.close()
+        app = ChatApp(ChatOptions(history=path), Nobody())
+        async with app.run_test(size=(100, 40)) as pilot:
+            await pilot.pause(0.5)
+            laps = []
+            for _ in range(5):
+                app.driver.new_chat()
+                await rest(app)
+                timer = Timer()
+                await app.driver.open_chat("c")
+                await rest(app)
+                laps.append(timer.lap())
+            report(f"open {count}", laps, "2000 ms")
+            await app.shut()
+
+
 async def stream_cost(seconds: float, rate: float) -> None:
+    """A reply grows in a chat of 400 messages."""
     app = ChatApp(ChatOptions(), Nobody())
     async with app.run_test(size=(100, 40)) as pilot:
         await pilot.pause(0.5)
@@ -113,15 +177,16 @@ async def stream_cost(seconds: float, rate: float) -> None:
         app.driver.dispatch(PromptSubmitted("go", "p", "r", 0.0))
         await pilot.pause(0.5)
         words = (REPLY * 100).split(" ")
-        began, used, sent = time.perf_counter(), time.process_time(), 0
-        while (now := time.perf_counter() - began) < seconds:
+        timer, sent = Timer(), 0
+        while (now := timer.lap().clock) < seconds:
             due = int(now * rate)
             if due > sent:  # the driver joins words to FLUSH_S
                 text = " ".join(words[at % len(words)] for at in range(sent, due)) + " "
                 app.driver.dispatch(ReplyGrew("r", now, text, num_chunks=due - sent))
                 sent = due
             await asyncio.sleep(FLUSH_S)
-        share = (time.process_time() - used) / (time.perf_counter() - began)
+        lap = timer.lap()
+        share = lap.processor / lap.clock
         print(
             f"stream   {rate:.0f} tokens/s for {seconds:.0f} s take {share:6.1%} of one core   (limit 30 %)"
         )
@@ -129,26 +194,26 @@ async def stream_cost(seconds: float, rate: float) -> None:
 
 
 def first_paint() -> None:
+    """Five new processes, each until its first frame."""
     code = (
-        "import time, asyncio\n"
         "from rvllm_local.tui.app import ChatApp; from rvllm_local.tui.options import ChatOptions\n"
-        "from benchmarks.tui_cost import Nobody\n"
-        "began = time.perf_counter()\n"
+        "from benchmarks.tui_cost import Nobody, Timer\n"
+        "timer = Timer()\n"
         "app = ChatApp(ChatOptions(), Nobody())\n"
-        "app._begin = lambda: (print(time.perf_counter() - began), app.exit())\n"
+        "app._begin = lambda: (print(*timer.lap()), app.exit())\n"
         "app.run(headless=True)\n"
     )
-    times = [
-        float(
-            subprocess.run(
-                [sys.executable, "-c", code], capture_output=True, text=True, check=True
-            ).stdout.split()[0]
+    laps = []
+    for _ in range(5):
+        process = subprocess.run(
+            [sys.executable, "-c", code],
+            capture_output=True,
+            text=True,
+            check=True,
+            cwd=ROOT,
         )
-        for _ in range(5)
-    ]
-    print(
-        f"paint    median {statistics.median(times) * 1e3:6.1f} ms after imports   (limit 400 ms)"
-    )
+        laps.append(Lap(*(float(word) for word in process.stdout.split()[:2])))
+    report("paint", laps, "400 ms, after imports")
 
 
 async def bare(url: str, prompt: str, tokens: int) -> float:
@@ -233,6 +298,7 @@ def main() -> None:
     asyncio.run(transcript_costs(arguments.replies, False))
     print("scrolled up to the first message, so that all are mounted:")
     asyncio.run(transcript_costs(arguments.replies, True))
+    asyncio.run(opening_cost(1000))
     asyncio.run(stream_cost(arguments.seconds, 50))
 
 
