@@ -123,7 +123,7 @@ class ChatEndpoint:
         body = _body(model, messages, params)
         try:
             async with self._client.stream(
-                "POST", "/v1/chat/completions", content=body, headers=_JSON
+                "POST", "/v1/chat/completions", content=body, headers=_HEADERS
             ) as answer:
                 if answer.status_code != 200:
                     content = await answer.aread()
@@ -190,7 +190,8 @@ class ChatEndpoint:
             ) from error
 
 
-_JSON = {"Content-Type": "application/json"}
+# A header, for many servers refuse a request with a field that they do not know.
+_HEADERS = {"Content-Type": "application/json", "X-Include-Timings": "true"}
 _ANYTHING = ({"role": "user", "content": "hi"},)
 
 

@@ -89,7 +89,9 @@ class ReplyGrew:
 
 @dataclass(frozen=True, slots=True)
 class UsageReceived:
-    """The server's own counts. `cached_tokens` is None where the server does not say."""
+    """The server's own counts. `cached_tokens` is None where the server does not say,
+    and so is `speed`, in tokens a second by its clock.
+    """
 
     reply_id: str
     prompt_tokens: int
@@ -97,6 +99,7 @@ class UsageReceived:
     cached_tokens: int | None
     accepted_drafts: int = 0
     rejected_drafts: int = 0
+    speed: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -46,9 +46,9 @@ class ReplyGatherer:
                 self._dispatch(ReplyBegan(self._id, request_id))
             case ReplyEnd(reason):
                 self.finish = reason
-            case ReplyUsage(prompt, output, cached, accepted, rejected):
+            case ReplyUsage(prompt, output, cached, accepted, rejected, speed):
                 self.flush()
-                counts = (prompt, output, cached, accepted, rejected)
+                counts = (prompt, output, cached, accepted, rejected, speed)
                 self._dispatch(UsageReceived(self._id, *counts))
             case ReplyText():
                 self._take_text(part)

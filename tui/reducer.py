@@ -86,6 +86,7 @@ def _usage(session: ChatSession, event: events.UsageReceived) -> Step:
         event.cached_tokens,
         event.accepted_drafts,
         event.rejected_drafts,
+        event.speed,
     )
     live = replace(live, usage=counts)
     return replace(session, live=live, stats=measure(live)), ()

@@ -37,7 +37,7 @@ def measure(live: LiveReply) -> ReplyStats:
         counts.prompt,
         counts.cached,
         counts.output or None,
-        _speed(live, counts.output),
+        _speed(live, counts.output) if counts.speed is None else counts.speed,
         ttft,
         counts.accepted_drafts or None,
         counts.rejected_drafts or None,

@@ -31,6 +31,7 @@ class ReplyUsage:
     """The server's counts of tokens. `cached` is None where it does not say.
 
     `accepted` and `rejected` count drafted tokens; both are 0 where none are drafted.
+    `speed` is in tokens a second by the server's clock, None where it does not say.
     """
 
     prompt: int
@@ -38,6 +39,7 @@ class ReplyUsage:
     cached: int | None
     accepted: int = 0
     rejected: int = 0
+    speed: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,6 +13,7 @@ from rvllm_local.tui.sanitise import clean_line
 from rvllm_local.tui.state import EngineView, ModelInfo, RunningRequest
 
 _CONTEXT_NAMES = ("context_length", "max_model_len", "max_context_length")
+_FASTEST = 1e6  # tokens a second beyond which a server lies
 _STATUS_HINTS = {
     401: "the key is missing or wrong; set RVLLM_API_KEY",
     403: "this is not allowed",
@@ -39,7 +40,7 @@ def read_parts(data: bytes) -> list[ReplyPart]:
     text = _reply_text(mapping(choice.get("delta")))
     if text != ReplyText():
         parts.append(text)
-    usage = _usage(value.get("usage"))
+    usage = _usage(value.get("usage"), mapping(value.get("timings")))
     if usage is not None:
         parts.append(usage)
     reason = choice.get("finish_reason")
@@ -72,7 +73,7 @@ def _tool_calls(value: Any) -> tuple[ToolCall, ...]:
     return tuple(calls)
 
 
-def _usage(value: Any) -> ReplyUsage | None:
+def _usage(value: Any, timings: Mapping[str, Any]) -> ReplyUsage | None:
     if not isinstance(value, Mapping):
         return None
     prompt = count(value.get("prompt_tokens"))
@@ -87,7 +88,18 @@ def _usage(value: Any) -> ReplyUsage | None:
         count(details.get("cached_tokens")),
         count(drafts.get("accepted_prediction_tokens")) or 0,
         count(drafts.get("rejected_prediction_tokens")) or 0,
+        _speed(timings),
     )
+
+
+def _speed(timings: Mapping[str, Any]) -> float | None:
+    """Tokens a second by the server's clock, where it tells what can be one."""
+    value = timings.get("predicted_per_second")
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    if not 0 < value < _FASTEST or timings.get("predicted_n") == 1:
+        return None
+    return float(value)
 
 
 def read_model(row: Mapping[str, Any]) -> ModelInfo:

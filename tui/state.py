@@ -93,13 +93,17 @@ class ReplyStats:
 
 @dataclass(frozen=True, slots=True)
 class TokenCounts:
-    """The server's counts of one reply. `cached` is None where it does not say."""
+    """The server's counts of one reply, and its tokens a second.
+
+    `cached` and `speed` are None where it does not say.
+    """
 
     prompt: int
     output: int
     cached: int | None
     accepted_drafts: int = 0
     rejected_drafts: int = 0
+    speed: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -93,6 +93,14 @@ class Usage:
 
 
 @dataclass(frozen=True, slots=True)
+class Timings:
+    """Seconds until the first token, waiting included, and from it to the last."""
+
+    prompt_s: float
+    output_s: float
+
+
+@dataclass(frozen=True, slots=True)
 class Delta:
     """Something that came for choice `index`: parsed pieces of text, reasoning and tool calls, and log-probabilities."""
 

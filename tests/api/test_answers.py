@@ -48,6 +48,24 @@ def test_a_prompt_counts_once_however_many_choices_it_has(
     assert three["prompt_tokens_details"] == {"cached_tokens": 0}
 
 
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/completions"])
+def test_timings_come_beside_the_counts_for_who_asks(api: Running, path: str) -> None:
+    text = {"model": "default", "prompt": "x", "max_tokens": 4}
+    body = (CHAT if "chat" in path else text) | {"stream": True, "ignore_eos": True}
+    body["stream_options"] = {"include_usage": True}
+    asks = {"X-Include-Timings": "true"}
+    last = json.loads(api.post(body, path, headers=asks).text.split("data: ")[-2])
+    timings, count = last["timings"], last["usage"]["completion_tokens"]
+    assert (timings["predicted_n"], last["choices"]) == (count, [])
+    assert timings["prompt_n"] + timings["cache_n"] == last["usage"]["prompt_tokens"]
+    assert timings["prompt_ms"] > 0 and timings["predicted_ms"] > 0
+    speed = (count - 1) / timings["predicted_ms"] * 1e3
+    assert timings["predicted_per_second"] == pytest.approx(speed, rel=0.01)
+    assert "timings" not in api.post(body, path).text
+    del body["stream"], body["stream_options"]
+    assert api.post(body, path, headers=asks).json()["timings"]["predicted_n"] == count
+
+
 def test_an_echo_comes_though_nothing_follows_it(api: Running) -> None:
     body = {
         "model": "default",

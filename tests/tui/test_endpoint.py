@@ -65,6 +65,13 @@ def test_drafted_tokens_are_counted() -> None:
     }
     event = json.dumps({"choices": [], "usage": usage}).encode()
     assert read_parts(event) == [ReplyUsage(5, 40, None, 31, 9)]
+    timings = {"predicted_n": 40, "predicted_per_second": 61.5}
+    event = json.dumps({"choices": [], "usage": usage, "timings": timings}).encode()
+    assert read_parts(event)[0].speed == 61.5
+    for lie in ("fast", True, -1, 0, 1e9, float("nan"), None, [1]):
+        timings["predicted_per_second"] = lie
+        event = json.dumps({"choices": [], "usage": usage, "timings": timings}).encode()
+        assert read_parts(event)[0].speed is None
     usage["completion_tokens_details"] = "none"
     event = json.dumps({"choices": [], "usage": usage}).encode()
     assert read_parts(event) == [ReplyUsage(5, 40, None)]

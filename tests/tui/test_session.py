@@ -263,6 +263,16 @@ def test_accepted_drafts_are_kept_with_the_reply() -> None:
     assert ReplyStats().drafts == ""
 
 
+def test_the_speed_is_by_the_servers_clock_where_it_tells() -> None:
+    grown = [ReplyGrew("r", at, "word") for at in (10.5, 11.0, 11.5)]
+    own, _ = play(ready(), SEND, *grown, UsageReceived("r", 30, 5, 20))
+    assert own.stats.tokens_per_second == 4.0
+    counts = UsageReceived("r", 30, 5, 20, speed=61.5)
+    told, _ = play(ready(), SEND, *grown, counts, ReplyFinished("r", "stop", 12))
+    assert told.stats.tokens_per_second == 61.5
+    assert told.messages[-1].figures["tokens_per_second"] == 61.5
+
+
 @pytest.mark.parametrize("value", ["\x1b[2J", True, -1, 1e300, float("nan"), None, [1]])
 def test_figures_that_are_none_are_left_out(value: object) -> None:
     figures = {"output_tokens": value, "ttft": value, "tokens_per_second": 2.5}

@@ -13,7 +13,7 @@ from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
 
-from rvllm_local.conversation.calls import Delta, Ended, Outcome, Usage
+from rvllm_local.conversation.calls import Delta, Ended, Outcome, Timings, Usage
 from rvllm_local.conversation.output import OutputParser
 from rvllm_local.errors import EngineError, error_of
 from rvllm_local.server.generation.mailbox import Mailbox
@@ -118,6 +118,13 @@ class Generation:
             sum(choice.accepted_drafts for choice in self._choices),
             sum(choice.rejected_drafts for choice in self._choices),
         )
+
+    @property
+    def timings(self) -> Timings:
+        """How long the prompts and the output took so far, by this clock."""
+        first = self._first if self._first is not None else time.monotonic()
+        last = self._last if self._last is not None else first
+        return Timings(first - self._began, last - first)
 
     async def outcomes(self) -> AsyncIterator[Sequence[Outcome]]:
         """What came, several outcomes at a time. Ends after the last choice.

@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
-from rvllm_local.conversation.calls import Ended, Outcome, Usage
+from rvllm_local.conversation.calls import Ended, Outcome, Timings, Usage
 from rvllm_local.server.api.common import new_id
 from rvllm_local.server.generation.generation import Generation
 from rvllm_local.server.http.problems import Problem
@@ -21,16 +21,18 @@ Chunk = dict[str, Any]
 class CompletionAnswer(ABC):
     """An `Answer` of chunks, each about one choice, in the order of their coming.
 
-    `wants_usage` adds token counts at the end of a stream, and a null in every chunk.
+    `wants_usage` adds token counts at the end of a stream, and a null in every chunk;
+    `wants_timings` adds, beside the counts, what they took.
     """
 
     id_prefix: ClassVar[str]
     kind: ClassVar[str]
     chunk_kind: ClassVar[str]
 
-    def __init__(self, wants_usage: bool) -> None:
+    def __init__(self, wants_usage: bool, wants_timings: bool = False) -> None:
         self.request_id = new_id(self.id_prefix)
         self._wants_usage = wants_usage
+        self._wants_timings = wants_timings
         self._generation: Generation | None = None
         self._chunk_head = ""
         self._chunk_tail = ', "usage": null' if wants_usage else ""
@@ -54,19 +56,24 @@ class CompletionAnswer(ABC):
         """Usage, if the client wants it, and the marker of the end."""
         if not self._wants_usage:
             return _DONE
-        usage = usage_of(self.generation.usage)
-        return (
-            event({**self._head(self.chunk_kind), "choices": [], "usage": usage})
-            + _DONE
-        )
+        last = {**self._head(self.chunk_kind), "choices": [], **self._counts()}
+        return event(last) + _DONE
 
     def whole(self) -> dict[str, Any]:
         """All choices and their usage."""
         return {
             **self._head(self.kind),
             "choices": self.choices(),
-            "usage": usage_of(self.generation.usage),
+            **self._counts(),
         }
+
+    def _counts(self) -> dict[str, Any]:
+        """Token counts, and what they took if the client asked."""
+        usage = self.generation.usage
+        counts: dict[str, Any] = {"usage": usage_of(usage)}
+        if self._wants_timings:
+            counts["timings"] = timings_of(usage, self.generation.timings)
+        return counts
 
     def encode(self, event: Mapping[str, Any]) -> bytes:
         """A chunk as a server-sent event."""
@@ -113,6 +120,24 @@ def usage_of(usage: Usage) -> dict[str, Any]:
             "rejected_prediction_tokens": usage.rejected_drafts,
         },
     }
+
+
+def timings_of(usage: Usage, timings: Timings) -> dict[str, Any]:
+    """What the tokens took by the server's clock, under llama.cpp's names.
+
+    The speed counts the tokens after the first; without any there is none.
+    """
+    shown: dict[str, Any] = {
+        "cache_n": usage.cached_tokens,
+        "prompt_n": usage.prompt_tokens - usage.cached_tokens,
+        "prompt_ms": round(timings.prompt_s * 1e3, 3),
+        "predicted_n": usage.completion_tokens,
+        "predicted_ms": round(timings.output_s * 1e3, 3),
+    }
+    if timings.output_s > 0:
+        speed = (usage.completion_tokens - 1) / timings.output_s
+        shown["predicted_per_second"] = round(speed, 3)
+    return shown
 
 
 def finish_reason(ended: Ended) -> str:

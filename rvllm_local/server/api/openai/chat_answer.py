@@ -71,8 +71,13 @@ class ChatAnswer(CompletionAnswer):
     id_prefix, kind = "chatcmpl-", "chat.completion"
     chunk_kind = "chat.completion.chunk"
 
-    def __init__(self, wants_usage: bool, hides_thinking: bool = False) -> None:
-        super().__init__(wants_usage)
+    def __init__(
+        self,
+        wants_usage: bool,
+        hides_thinking: bool = False,
+        wants_timings: bool = False,
+    ) -> None:
+        super().__init__(wants_usage, wants_timings)
         self._hides_thinking = hides_thinking
         self._choices: defaultdict[int, _Choice] = defaultdict(_Choice)
 

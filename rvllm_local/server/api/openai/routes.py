@@ -30,7 +30,9 @@ def routes(service: Service) -> list[Route]:
             lambda: chat_call(body, service.reading(request)),
             "reading the messages",
         )
-        answer = ChatAnswer(body.wants_usage, body.hides_thinking)
+        answer = ChatAnswer(
+            body.wants_usage, body.hides_thinking, _wants_timings(request)
+        )
         return await reply(service, request, call, answer, body.stream is True)
 
     async def text(request: Request) -> Response | ASGIApp:
@@ -42,10 +44,21 @@ def routes(service: Service) -> list[Route]:
             echoes=body.echo is True and body.logprobs is not None,
             is_shown=body.prompt_logprobs is not None,
         )
-        answer = TextAnswer(call, body.echo is True, scoring, body.wants_usage)
+        answer = TextAnswer(
+            call,
+            body.echo is True,
+            scoring,
+            body.wants_usage,
+            _wants_timings(request),
+        )
         return await reply(service, request, call, answer, body.stream is True)
 
     return [
         Route("/v1/chat/completions", chat, methods=["POST"]),
         Route("/v1/completions", text, methods=["POST"]),
     ]
+
+
+def _wants_timings(request: Request) -> bool:
+    """Whether a client asks for timings: in a header, which no server refuses."""
+    return request.headers.get("x-include-timings", "").lower() == "true"

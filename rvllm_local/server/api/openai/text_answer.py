@@ -43,9 +43,14 @@ class TextAnswer(CompletionAnswer):
     id_prefix, kind, chunk_kind = "cmpl-", "text_completion", "text_completion"
 
     def __init__(
-        self, call: TextCall, echo: bool, scoring: Scoring, wants_usage: bool
+        self,
+        call: TextCall,
+        echo: bool,
+        scoring: Scoring,
+        wants_usage: bool,
+        wants_timings: bool = False,
     ) -> None:
-        super().__init__(wants_usage)
+        super().__init__(wants_usage, wants_timings)
         self._call, self._echo, self._scoring = call, echo, scoring
         self._choices: defaultdict[int, _Choice] = defaultdict(_Choice)
 
