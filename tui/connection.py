@@ -64,7 +64,8 @@ class ServerConnection:
                 return
             try:
                 if lease is not None:
-                    await asyncio.wait_for(lease.ended(), WATCH_S)
+                    async with asyncio.timeout(WATCH_S):
+                        await lease.ended()
                 else:
                     await asyncio.sleep(WATCH_S)
             except TimeoutError:

@@ -63,7 +63,8 @@ class EffectWorker(abc.ABC):
         """Write what there is, and close everything but the server."""
         if self._worker is not None:
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self.drain(), CLOSING_S)
+                async with asyncio.timeout(CLOSING_S):
+                    await self.drain()
             tasks = [self._worker, *self._replies.values()]
             for task in tasks:
                 task.cancel()

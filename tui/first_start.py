@@ -45,7 +45,8 @@ async def measure_bandwidth() -> float | None:
         stderr=asyncio.subprocess.DEVNULL,
     )
     try:
-        answer, _ = await asyncio.wait_for(process.communicate(), MEASURING_S)
+        async with asyncio.timeout(MEASURING_S):
+            answer, _ = await process.communicate()
         return float(answer)
     except (TimeoutError, ValueError):
         return None

@@ -83,7 +83,8 @@ class Keeper:
         if not self._leases and not self._is_over.is_set():
             # It ended before the chat that started it could hear why.
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._first_lease.wait(), FIRST_LEASE_S)
+                async with asyncio.timeout(FIRST_LEASE_S):
+                    await self._first_lease.wait()
         over.cancel()
 
     async def _read(self, process: asyncio.subprocess.Process) -> None:

@@ -256,7 +256,10 @@ def _silent(_text: str) -> None:
 async def _next_line(stream: asyncio.StreamReader) -> bytes:
     """The next line; an empty one where none comes in time, nothing at the end."""
     try:
-        return await asyncio.wait_for(stream.readline(), _LINE_S)
+        # Not `wait_for`: in Python 3.11 it forgets a cancellation, the key that pauses
+        # a download, that comes in the same moment as the line.
+        async with asyncio.timeout(_LINE_S):
+            return await stream.readline()
     except TimeoutError:
         return b"\n"
 

@@ -16,7 +16,8 @@ import pytest
 
 from rvllm_local.tui.connection import ServerConnection
 from rvllm_local.tui.driver import Driver
-from rvllm_local.tui.launcher import ServerLauncher
+from rvllm_local.tui.events import ConnectionChanged
+from rvllm_local.tui.launcher import ServerLauncher, _next_line
 from rvllm_local.tui.state import ConnectionState, ModelInfo
 from tests.tui.fake_endpoint import FakeEndpoint
 from tests.tui.test_connect import PULL, Starting, answers
@@ -152,5 +153,63 @@ def test_a_killed_keeper_leaves_no_server() -> None:
                 await asyncio.sleep(0.05)
         with contextlib.suppress(OSError):
             await launcher.stop()
+
+    asyncio.run(scenario())
+
+
+class EndingServer(ServerLauncher):
+    """Its lease ends when told to, and nobody answers after that."""
+
+    count = 1
+
+    def __init__(self) -> None:
+        super().__init__(None, None)
+        self.lease = self
+        self.over = asyncio.Event()
+
+    @property
+    def is_over(self) -> bool:
+        return self.over.is_set()
+
+    async def ended(self) -> None:
+        await self.over.wait()
+
+    async def connect(self, report):
+        await asyncio.Event().wait()
+
+
+@pytest.mark.parametrize("turns", range(4))
+def test_a_chat_that_quits_as_its_server_ends_has_quit(turns: int) -> None:
+    async def scenario() -> None:
+        launcher = EndingServer()
+        driver = Driver(lambda session, event: None, lambda effect: None)
+        driver.dispatch(ConnectionChanged(ConnectionState.READY, "", 0.0))
+        connection = ServerConnection(driver, launcher, None)
+        keeping = asyncio.create_task(connection.keep())
+        for _ in range(5):
+            await asyncio.sleep(0)
+        launcher.over.set()
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        keeping.cancel()
+        await asyncio.wait([keeping], timeout=60)
+        assert keeping.cancelled()
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("turns", range(4))
+def test_a_pause_that_comes_with_a_line_of_a_download_is_heard(turns: int) -> None:
+    async def scenario() -> None:
+        stream = asyncio.StreamReader()
+        reading = asyncio.create_task(_next_line(stream))
+        for _ in range(5):
+            await asyncio.sleep(0)
+        stream.feed_data(b"rvllm: fetched 45 MB\n")
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        if reading.cancel():  # else the line was handed on before
+            with pytest.raises(asyncio.CancelledError):
+                await reading
 
     asyncio.run(scenario())
