@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 from typing import Any
 
@@ -9,7 +10,7 @@ import pytest
 
 from tests.support.api import Running
 
-ROUNDS = 250
+ROUNDS = int(os.environ.get("RVLLM_TEST_ROUNDS", "100"))  # bodies for each path
 ODD: list[Any] = [
     None,
     True,

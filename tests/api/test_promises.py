@@ -13,7 +13,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -22,6 +21,7 @@ from typing import Any
 import httpx
 import pytest
 
+from rvllm_local.engine.core import EngineCore
 from rvllm_local.options import EngineOptions
 from rvllm_local.server.http.settings import ServerSettings
 from rvllm_local.server.prompts.process import PromptProcess
@@ -60,7 +60,7 @@ def test_1_nothing_off_the_machine_reaches_it(api: Running) -> None:
         capture_output=True,
         text=True,
         env={**os.environ, "RVLLM_API_KEY": ""},
-        timeout=30,
+        timeout=120,
     )
     assert done.returncode == 2 and "needs a key" in done.stderr
 
@@ -97,7 +97,7 @@ def test_2_a_template_that_never_ends_is_ended(tmp_path: Path) -> None:
     ) as running:
         while running.post({"prompt": "x"}, "/tokenize").status_code != 200:
             pass  # the first one may wait for its process longer than 0.3 s
-        for _ in range(6):  # more than there are workers
+        for _ in range(5):  # more than there are workers
             answer = running.post(CHAT)
             assert (answer.status_code, answer.json()["error"]["code"]) == (
                 400,
@@ -110,7 +110,7 @@ def test_2_a_template_that_never_ends_is_ended(tmp_path: Path) -> None:
 
 def test_3_a_prompt_is_in_no_log_metric_or_error(tiny: Path) -> None:
     with rvllm_serve([tiny], *FLAGS) as (base, process):
-        with httpx.Client(base_url=base, timeout=60) as client:
+        with httpx.Client(base_url=base, timeout=240) as client:
             said = [{"role": "user", "content": SECRET}]
             found = [client.post("/v1/chat/completions", json={**CHAT, "messages": said, **extra}).text for extra in
                      ({"seed": "x"}, {"response_format": {"type": "regex", "regex": "("}}, {"max_tokens": 10**9}, {})]  # fmt: skip
@@ -140,7 +140,9 @@ def crashing(tiny: Path) -> Iterator[str]:
     """Base address of a server whose engine may be killed."""
     with rvllm_serve([tiny], *FLAGS) as (base, _):
         assert (
-            httpx.post(f"{base}/v1/chat/completions", json=CHAT, timeout=60).status_code
+            httpx.post(
+                f"{base}/v1/chat/completions", json=CHAT, timeout=240
+            ).status_code
             == 200
         )
         yield base
@@ -154,7 +156,7 @@ def engine_pid(base: str) -> int:
         rows[:] = httpx.get(f"{base}/health").json()["engines"]
         return bool(rows[0]["state"] == "ready" and rows[0]["pid"])
 
-    eventually(is_ready, 20)
+    eventually(is_ready, 60)
     return int(rows[0]["pid"])
 
 
@@ -167,7 +169,7 @@ def test_4_every_accepted_request_ends(crashing: str) -> None:
             "POST",
             f"{crashing}/v1/chat/completions",
             json={**LONG, "stream": True},
-            timeout=60,
+            timeout=240,
         ) as answer:
             accepted.append(answer.status_code)
             lines.append([line for line in answer.iter_lines() if line])
@@ -179,7 +181,7 @@ def test_4_every_accepted_request_ends(crashing: str) -> None:
     readers.append(
         threading.Thread(
             target=lambda: whole.append(
-                httpx.post(f"{crashing}/v1/chat/completions", json=LONG, timeout=60)
+                httpx.post(f"{crashing}/v1/chat/completions", json=LONG, timeout=240)
             )
         )
     )
@@ -204,7 +206,7 @@ def test_8_a_crash_is_followed_by_a_restart(crashing: str) -> None:
     statuses = set()
 
     def serves() -> bool:
-        answer = httpx.post(f"{crashing}/v1/chat/completions", json=CHAT, timeout=30)
+        answer = httpx.post(f"{crashing}/v1/chat/completions", json=CHAT, timeout=240)
         statuses.add(answer.status_code)
         if answer.status_code == 503:
             assert (
@@ -213,7 +215,7 @@ def test_8_a_crash_is_followed_by_a_restart(crashing: str) -> None:
             )
         return answer.status_code == 200
 
-    eventually(serves, 20)
+    eventually(serves, 60)
     assert statuses <= {200, 503}
     assert httpx.get(f"{crashing}/health").json()["engines"][0]["restarts"] >= 1
 
@@ -235,21 +237,31 @@ def test_8_one_bad_request_fails_alone(api: Running) -> None:
         assert answer.json()["choices"][0]["message"]["content"] == alone
 
 
-def test_5_overload_is_refused_at_once_and_hurts_nobody(tiny: Path) -> None:
+def test_5_overload_is_refused_at_once_and_hurts_nobody(
+    tiny: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    may_step, step = threading.Event(), EngineCore.step
+
+    def held_step(core: EngineCore) -> None:
+        may_step.wait(120)
+        step(core)
+
     options = EngineOptions(
         kv_memory=6_000_000, max_rows=2, prefill_chunk=64, max_waiting=2
     )
     with served({"tiny": tiny}, options=options) as running:
         running.post(CHAT)
+        monkeypatch.setattr(EngineCore, "step", held_step)
         with ThreadPoolExecutor(12) as threads:
-            answers = list(
-                threads.map(
-                    lambda _: running.post({**LONG, "max_tokens": 60}), range(12)
-                )
-            )
+            body = {**LONG, "max_tokens": 60}
+            asked = [threads.submit(running.post, body) for _ in range(12)]
+            # Nobody's answer makes room before the others were refused.
+            eventually(lambda: sum(one.done() for one in asked) == 8, 60)
+            may_step.set()
+            answers = [one.result() for one in asked]
         refused = [answer for answer in answers if answer.status_code == 429]
         accepted = [answer for answer in answers if answer.status_code == 200]
-        assert len(accepted) >= 4 and len(refused) + len(accepted) == 12 and refused
+        assert (len(accepted), len(refused)) == (4, 8)
         assert all(int(answer.headers["retry-after"]) >= 1 for answer in refused)
         assert {answer.headers["x-should-retry"] for answer in refused} == {"true"}
         assert {answer.json()["usage"]["completion_tokens"] for answer in accepted} == {
@@ -259,7 +271,7 @@ def test_5_overload_is_refused_at_once_and_hurts_nobody(tiny: Path) -> None:
 
 def test_6_what_can_never_fit_is_refused_and_what_can_wait_waits(tiny: Path) -> None:
     options = EngineOptions(
-        kv_memory=600_000, max_rows=4, prefill_chunk=64, max_waiting=32
+        kv_memory=250_000, max_rows=4, prefill_chunk=64, max_waiting=32
     )
     with served({"tiny": tiny}, options=options) as running:
         room = (
@@ -271,12 +283,12 @@ def test_6_what_can_never_fit_is_refused_and_what_can_wait_waits(tiny: Path) -> 
             400,
             "context_length_exceeded",
         )
-        with ThreadPoolExecutor(6) as threads:
+        with ThreadPoolExecutor(4) as threads:
             most = {**LONG, "max_tokens": room - 60}
-            answers = list(threads.map(lambda _: running.post(most), range(6)))
+            answers = list(threads.map(lambda _: running.post(most), range(4)))
         assert [answer.json()["usage"]["completion_tokens"] for answer in answers] == [
             room - 60
-        ] * 6
+        ] * 4
 
 
 @pytest.mark.parametrize("stream", [False, True])
@@ -288,13 +300,24 @@ def test_7_a_disconnect_frees_its_blocks(api: Running, stream: bool) -> None:
     connection.sendall(head + b"Content-Length: %d\r\n\r\n%s" % (len(body), body))
     api.eventually(lambda: api.engine.snapshot().blocks.used > 0)
     connection.close()
-    api.eventually(lambda: api.engine.snapshot().blocks.used == 0, 2.0)
+    api.eventually(lambda: api.engine.snapshot().blocks.used == 0, 60)
+
+
+def refuses(base: str) -> bool:
+    """True once new requests are refused."""
+    try:
+        answer = httpx.post(f"{base}/v1/chat/completions", json=CHAT, timeout=240)
+    except httpx.HTTPError:
+        return True
+    return answer.is_error
 
 
 def test_9_a_signal_drains_and_leaves_nothing_behind(tiny: Path) -> None:
     with rvllm_serve([tiny], *FLAGS) as (base, process):
         assert (
-            httpx.post(f"{base}/v1/chat/completions", json=CHAT, timeout=60).status_code
+            httpx.post(
+                f"{base}/v1/chat/completions", json=CHAT, timeout=240
+            ).status_code
             == 200
         )
         pid = engine_pid(base)
@@ -302,43 +325,41 @@ def test_9_a_signal_drains_and_leaves_nothing_behind(tiny: Path) -> None:
             "POST",
             f"{base}/v1/chat/completions",
             json={**LONG, "stream": True},
-            timeout=60,
+            timeout=240,
         ) as answer:
             lines = answer.iter_lines()
             next(lines)
             process.send_signal(signal.SIGTERM)
-            time.sleep(0.5)
-            with pytest.raises(httpx.HTTPError):
-                httpx.post(
-                    f"{base}/v1/chat/completions", json=CHAT, timeout=5
-                ).raise_for_status()
+            eventually(lambda: refuses(base), 60)
             assert [line for line in lines if line][-1] == "data: [DONE]"
-        assert process.wait(15) == 0
-        eventually(lambda: not is_running(pid), 5)
+        assert process.wait(60) == 0
+        eventually(lambda: not is_running(pid), 60)
 
 
 def test_9_a_second_signal_aborts_with_an_error(tiny: Path) -> None:
     with rvllm_serve([tiny], *FLAGS) as (base, process):
         assert (
-            httpx.post(f"{base}/v1/chat/completions", json=CHAT, timeout=60).status_code
+            httpx.post(
+                f"{base}/v1/chat/completions", json=CHAT, timeout=240
+            ).status_code
             == 200
         )
         pid = engine_pid(base)
         endless = {**LONG, "max_tokens": 1900, "n": 4, "stream": True}
         with httpx.stream(
-            "POST", f"{base}/v1/chat/completions", json=endless, timeout=60
+            "POST", f"{base}/v1/chat/completions", json=endless, timeout=240
         ) as answer:
             lines = answer.iter_lines()
             next(lines)
-            for _ in range(2):
-                process.send_signal(signal.SIGTERM)
-                time.sleep(0.1)
+            process.send_signal(signal.SIGTERM)
+            eventually(lambda: refuses(base), 60)
+            process.send_signal(signal.SIGTERM)
             last = json.loads(
                 [line for line in lines if line][-1].removeprefix("data: ")
             )
         assert last["error"]["code"] == "shutting_down"
-        assert process.wait(15) == 0
-        eventually(lambda: not is_running(pid), 5)
+        assert process.wait(60) == 0
+        eventually(lambda: not is_running(pid), 60)
 
 
 def test_11_a_seed_gives_the_same_tokens_in_any_company(tiny: Path) -> None:
@@ -384,7 +405,7 @@ def test_12_the_plan_is_shown_and_a_crash_loop_is_not_gone_on_with(
         return bool(row["state"] == "failed")
 
     eventually(has_failed, 60)
-    answer = httpx.post(f"{crashing}/v1/chat/completions", json=CHAT, timeout=30)
+    answer = httpx.post(f"{crashing}/v1/chat/completions", json=CHAT, timeout=240)
     assert (
         answer.status_code == 503
         and "not started again" in answer.json()["error"]["message"]

@@ -17,7 +17,7 @@ from jsonschema.validators import validator_for
 from tests.text.schema_corpus import corpus
 
 SAMPLE = int(
-    os.environ.get("RVLLM_TEST_SCHEMAS", "96")
+    os.environ.get("RVLLM_TEST_SCHEMAS", "64")
 )  # the whole corpus takes some minutes
 ENDINGS = ['"', "}", "]", ",", ":"]
 
