@@ -7,6 +7,8 @@ code, without docstrings and comments.
 from __future__ import annotations
 
 import ast
+import bisect
+import functools
 import io
 import statistics
 import tokenize
@@ -41,6 +43,7 @@ def docstring_lines(module: Module) -> set[int]:
     return lines
 
 
+@functools.cache
 def code_tokens(module: Module) -> list[tokenize.TokenInfo]:
     silent = docstring_lines(module)
     tokens = tokenize.generate_tokens(io.StringIO(module.text).readline)
@@ -83,7 +86,8 @@ def large_functions() -> dict[str, list[str]]:
         starts = [token.start[0] for token in code_tokens(module)]
         for node in functions(module.tree):
             first, last = node.body[0].lineno, node.end_lineno or node.lineno
-            count = sum(first <= line <= last for line in starts)
+            before = bisect.bisect_left(starts, first)
+            count = bisect.bisect_right(starts, last) - before
             if count > MOST_TOKENS_A_FUNCTION:
                 text = f"{module.file}: {node.name} has {count} tokens"
                 rooms.setdefault(module.folder, []).append(text)
