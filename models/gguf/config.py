@@ -8,11 +8,12 @@ from __future__ import annotations
 from typing import Any
 
 from rvllm_local.errors import ModelFileError, UnsupportedModelError
+from rvllm_local.models.gguf.architectures import Architecture, architecture_of
 from rvllm_local.models.gguf.family_keys import family_config
 from rvllm_local.models.gguf.keys import Keys
 from rvllm_local.models.gguf.reader import GGUFFile
 from rvllm_local.models.gguf.rotation import rotation_settings
-from rvllm_local.models.gguf.weights import Architecture, architecture_of
+from rvllm_local.models.gguf.weights import num_layers
 
 _ENDS = (
     "eos_token_id",
@@ -24,6 +25,8 @@ _ENDS = (
     "eos_token_ids",
     "eog_token_ids",
 )
+# Definitions that rotate a part of each head.
+_PARTLY_ROTATED = frozenset({"phi3", "glm4", "glm4_moe", "qwen3_5", "qwen3_5_moe"})
 _NO_TOKEN = (-1, 0xFFFFFFFF)  # how files say that there is none
 
 
@@ -33,7 +36,7 @@ def gguf_config(file: GGUFFile) -> dict[str, Any]:
     keys = Keys(file)
     if not architecture.has_experts:
         keys.refuse_experts()
-    keys.refuse_what_is_not_computed()
+    keys.refuse_what_is_not_computed(architecture.scales)
     heads, hidden = (
         keys.integer("attention.head_count"),
         keys.integer("embedding_length"),
@@ -45,12 +48,12 @@ def gguf_config(file: GGUFFile) -> dict[str, Any]:
     config = {
         "model_type": architecture.model_type,
         "hidden_size": hidden,
-        "num_hidden_layers": keys.integer("block_count"),
+        "num_hidden_layers": num_layers(file),
         "intermediate_size": keys.integer("feed_forward_length", _ffn_width(file)),
         "num_attention_heads": heads,
         "num_key_value_heads": keys.integer("attention.head_count_kv", heads),
         "head_dim": keys.integer("attention.key_length", hidden // heads),
-        "rms_norm_eps": keys.positive("attention.layer_norm_rms_epsilon"),
+        "rms_norm_eps": keys.positive(_epsilon_key(architecture)),
         "vocab_size": _vocabulary(file),
         "rope_theta": keys.positive("rope.freq_base", 10000.0),
         "max_position_embeddings": keys.integer("context_length"),
@@ -61,6 +64,12 @@ def gguf_config(file: GGUFFile) -> dict[str, Any]:
     config |= rotation_settings(keys, config)
     _check_output(file, architecture)
     return family_config(keys, config)
+
+
+def _epsilon_key(architecture: Architecture) -> str:
+    if architecture.has_layer_norms:
+        return "attention.layer_norm_epsilon"
+    return "attention.layer_norm_rms_epsilon"
 
 
 def _check_output(file: GGUFFile, architecture: Architecture) -> None:
@@ -90,7 +99,7 @@ def _check_heads(file: GGUFFile, config: dict[str, Any]) -> None:
         raise ModelFileError(
             f"{file.path}: RoPE over {rotated} of {head_dim} dimensions is not possible"
         )
-    if rotated != head_dim and config["model_type"] not in ("phi3", "glm4"):
+    if rotated != head_dim and config["model_type"] not in _PARTLY_ROTATED:
         raise UnsupportedModelError(
             f"{file.path}: RoPE over {rotated} of {head_dim} dimensions is not supported"
         )

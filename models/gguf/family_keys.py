@@ -10,7 +10,11 @@ from typing import Any
 
 from rvllm_local.errors import UnsupportedModelError
 from rvllm_local.models.gguf.keys import Keys
-from rvllm_local.models.gguf.reader import GGUFFile
+from rvllm_local.models.gguf.other_families import (
+    OTHER_FAMILIES,
+    expert_width,
+    rows_of,
+)
 
 Config = dict[str, Any]
 # The sizes that scale queries by the model's width instead of their own, by layers.
@@ -131,7 +135,7 @@ def _qwen3_moe(keys: Keys, config: Config) -> Config:
 
 
 def _qwen2_moe(keys: Keys, config: Config) -> Config:
-    shared = _rows(keys.file, "ffn_gate_shexp.weight")
+    shared = rows_of(keys.file, "ffn_gate_shexp.weight")
     width = keys.integer("expert_shared_feed_forward_length", shared)
     return {
         **config,
@@ -146,7 +150,7 @@ def _experts(keys: Keys) -> Config:
     return {
         "num_experts": keys.integer("expert_count"),
         "num_experts_per_tok": keys.integer("expert_used_count"),
-        "moe_intermediate_size": _expert_width(keys),
+        "moe_intermediate_size": expert_width(keys),
         "decoder_sparse_step": 1,
         "mlp_only_layers": [],
     }
@@ -175,7 +179,7 @@ def _gpt_oss(keys: Keys, config: Config) -> Config:
         **config,
         "num_local_experts": keys.integer("expert_count"),
         "num_experts_per_tok": keys.integer("expert_used_count"),
-        "intermediate_size": _expert_width(keys),
+        "intermediate_size": expert_width(keys),
         "sliding_window": keys.integer("attention.sliding_window"),
         "layer_types": layer_types,
     }
@@ -205,7 +209,7 @@ def _llama4(keys: Keys, config: Config) -> Config:
         "attn_scale": keys.positive("attention.temperature_scale", 0.1),
         "floor_scale": keys.integer("attention.temperature_length", _CHUNK),
         "interleave_moe_layer_step": keys.integer("interleave_moe_layer_step", 1),
-        "intermediate_size": _expert_width(keys),
+        "intermediate_size": expert_width(keys),
         "intermediate_size_mlp": config["intermediate_size"],
         "num_experts_per_tok": used,
         "num_local_experts": experts,
@@ -214,20 +218,6 @@ def _llama4(keys: Keys, config: Config) -> Config:
     }
     shared = ("eos_token_id", "tie_word_embeddings", "vocab_size", "model_type")
     return {**{key: config[key] for key in shared}, "text_config": text}
-
-
-def _expert_width(keys: Keys) -> int:
-    """The width of an expert; that of its tensor where the file does not say it."""
-    width = _rows(keys.file, "ffn_gate_exps.weight")
-    return keys.integer("expert_feed_forward_length", width)
-
-
-def _rows(file: GGUFFile, part: str) -> int | None:
-    """The rows of the first layer's tensor that has this name."""
-    for name, info in file.tensors.items():
-        if name.endswith(f".{part}") and len(info.shape) >= 2:
-            return info.shape[-2]
-    return None
 
 
 _FAMILIES: Mapping[str, Callable[[Keys, Config], Config]] = {
@@ -241,4 +231,5 @@ _FAMILIES: Mapping[str, Callable[[Keys, Config], Config]] = {
     "mixtral": _mixtral,
     "gpt_oss": _gpt_oss,
     "llama4": _llama4,
+    **OTHER_FAMILIES,
 }

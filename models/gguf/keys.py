@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from rvllm_local.errors import ModelFileError, UnsupportedModelError
@@ -14,6 +14,7 @@ _NOT_COMPUTED: Mapping[str, tuple[Any, ...]] = {
     "attention.causal": (True,),
     "attention.clamp_kqv": (0,),
     "attention.max_alibi_bias": (0,),
+    "attention.scale": (0,),
     "embedding_scale": (0, 1),
     "expert_group_count": (0, 1),
     "expert_weights_scale": (0, 1),
@@ -40,13 +41,13 @@ class Keys:
                 f"{self.path}: experts in a GGUF file are not supported; use safetensors"
             )
 
-    def refuse_what_is_not_computed(self) -> None:
+    def refuse_what_is_not_computed(self, scales: Collection[str]) -> None:
         """Raise `UnsupportedModelError` for a key that changes numbers and is not read.
 
-        A key of 0 changes nothing.
+        A key of 0 changes nothing. The family reads `scales` itself.
         """
         for key, neutral in _NOT_COMPUTED.items():
-            value = self.get(key)
+            value = None if key in scales else self.get(key)
             if value is not None and value not in neutral:
                 raise UnsupportedModelError(
                     f"{self.path}: key {self._prefix + key!r} is {value!r:.40}, which "
@@ -73,6 +74,12 @@ class Keys:
                 f"{self.path}: key {self._prefix + key!r} is {value!r:.60}, not a plausible number"
             )
         return value
+
+    def whole(self, key: str, default: int) -> int:
+        """A number that may be 0."""
+        if self._or(key, default) == 0:
+            return 0
+        return self.integer(key, default)
 
     def positive(self, key: str, default: float | None = None) -> float:
         value = self._required(key) if default is None else self._or(key, default)

@@ -8,161 +8,41 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from rvllm_local.errors import ModelFileError, UnsupportedModelError
+from rvllm_local.models.gguf.architectures import (
+    TOP,
+    Architecture,
+    architecture_of,
+)
 from rvllm_local.models.gguf.blocks import FloatArray
+from rvllm_local.models.gguf.delta_net import DeltaNet, logarithm_of_decay
+from rvllm_local.models.gguf.keys import Keys
 from rvllm_local.models.gguf.mlx import repack
 from rvllm_local.models.gguf.reader import GGUFFile
 
+_BLOCK = re.compile(r"blk\.([0-9]{1,4})\.")
+_IN_LAYER = re.compile(_BLOCK.pattern + r"(\w+?)(?:\.(weight|bias))?")
 Rows = npt.NDArray[Any]  # anything whose first axis is a weight's output rows
 
-_TOP = {
-    "token_embd": "model.embed_tokens",
-    "output_norm": "model.norm",
-    "output": "lm_head",
-}
-_LAYER = {
-    "attn_norm": "input_layernorm",
-    "attn_q": "self_attn.q_proj",
-    "attn_k": "self_attn.k_proj",
-    "attn_v": "self_attn.v_proj",
-    "attn_output": "self_attn.o_proj",
-    "ffn_norm": "post_attention_layernorm",
-    "ffn_gate": "mlp.gate_proj",
-    "ffn_up": "mlp.up_proj",
-    "ffn_down": "mlp.down_proj",
-}
-_HEAD_NORMS = {"attn_q_norm": "self_attn.q_norm", "attn_k_norm": "self_attn.k_norm"}
-_FOUR_NORMS = {
-    "post_attention_norm": "post_attention_layernorm",
-    "ffn_norm": "pre_feedforward_layernorm",
-    "post_ffw_norm": "post_feedforward_layernorm",
-}
-_FUSED = {"attn_qkv": "self_attn.qkv_proj", "ffn_up": "mlp.gate_up_proj"}
-_EXPERTS = {
-    "ffn_gate_inp": "mlp.gate",
-    "ffn_gate_exps": "mlp.switch_mlp.gate_proj",
-    "ffn_up_exps": "mlp.switch_mlp.up_proj",
-    "ffn_down_exps": "mlp.switch_mlp.down_proj",
-}
-_SHARED_EXPERT = {
-    "ffn_gate_inp_shexp": "mlp.shared_expert_gate",
-    "ffn_gate_shexp": "mlp.shared_expert.gate_proj",
-    "ffn_up_shexp": "mlp.shared_expert.up_proj",
-    "ffn_down_shexp": "mlp.shared_expert.down_proj",
-}
-_GLM4 = {
-    "post_attention_norm": "post_self_attn_layernorm",
-    "ffn_up": "mlp.gate_up_proj",
-    "post_ffw_norm": "post_mlp_layernorm",
-}
-_GPT_OSS = {
-    "attn_sinks": "self_attn.sinks",
-    "post_attention_norm": "post_attention_layernorm",
-    "ffn_gate_inp": "mlp.router",
-    "ffn_gate_exps": "mlp.experts.gate_proj",
-    "ffn_up_exps": "mlp.experts.up_proj",
-    "ffn_down_exps": "mlp.experts.down_proj",
-}
-_LLAMA4 = {
-    "ffn_gate": "feed_forward.gate_proj",
-    "ffn_up": "feed_forward.up_proj",
-    "ffn_down": "feed_forward.down_proj",
-    "ffn_gate_inp": "feed_forward.router",
-    "ffn_gate_exps": "feed_forward.experts.gate_proj",
-    "ffn_up_exps": "feed_forward.experts.up_proj",
-    "ffn_down_exps": "feed_forward.experts.down_proj",
-    "ffn_gate_shexp": "feed_forward.shared_expert.gate_proj",
-    "ffn_up_shexp": "feed_forward.shared_expert.up_proj",
-    "ffn_down_shexp": "feed_forward.shared_expert.down_proj",
-}
-_MIXTRAL = {
-    "ffn_gate_inp": "block_sparse_moe.gate",
-    "ffn_gate_exps": "block_sparse_moe.switch_mlp.gate_proj",
-    "ffn_up_exps": "block_sparse_moe.switch_mlp.up_proj",
-    "ffn_down_exps": "block_sparse_moe.switch_mlp.down_proj",
-}
 # Parts of a Llama's layer that may have biases.
 _MLP = frozenset({"ffn_gate", "ffn_up", "ffn_down"})
 _BIASED = _MLP | {"attn_q", "attn_k", "attn_v", "attn_output"}
 # A parameter that is no layer's weight.
-_BARE = ".sinks"
+_BARE = (".sinks", ".e_score_correction_bias", ".A_log", ".dt_bias")
+_DECAY = ".A_log"
+# A convolution's kernels, which the converter writes without their axis of one.
+_KERNELS = ".conv1d.weight"
 # A matrix of one row, which the converter writes as a vector.
 _ONE_ROW = "mlp.shared_expert_gate.weight"
 # Tensors that shape the rotation; the configuration takes them in.
 ROPE_TENSORS = frozenset(
     {"rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight"}
 )
-
-
-@dataclass(frozen=True, slots=True)
-class Architecture:
-    """How one of llama.cpp's architectures maps to mlx-lm's `model_type`.
-
-    `permuted`: rows of queries and keys are in llama.cpp's order for its interleaved rotation. `norm_shift`: what the
-    converter added to the weights of norms. `always_tied`: the family has no output matrix of its own.
-    `prefix` stands before every name in mlx-lm's definition. With `fills_biases` each
-    layer may have biases or not, and the definition has all of them or none.
-    """
-
-    model_type: str
-    layer: Mapping[str, str] = field(default_factory=lambda: _LAYER)
-    permuted: bool = False
-    norm_shift: float = 0.0
-    always_tied: bool = False
-    has_experts: bool = False
-    prefix: str = ""
-    fills_biases: bool = False
-
-
-ARCHITECTURES: Mapping[str, Architecture] = {
-    "llama": Architecture("llama", permuted=True, fills_biases=True),
-    "qwen2": Architecture("qwen2"),
-    "qwen3": Architecture("qwen3", {**_LAYER, **_HEAD_NORMS}),
-    "gemma": Architecture("gemma", norm_shift=1.0, always_tied=True),
-    "gemma2": Architecture(
-        "gemma2", {**_LAYER, **_FOUR_NORMS}, norm_shift=1.0, always_tied=True
-    ),
-    "gemma3": Architecture(
-        "gemma3_text", {**_LAYER, **_FOUR_NORMS, **_HEAD_NORMS}, norm_shift=1.0
-    ),
-    "phi3": Architecture("phi3", {**_LAYER, **_FUSED}),
-    "glm4": Architecture("glm4", {**_LAYER, **_GLM4}),
-    "gpt-oss": Architecture("gpt_oss", {**_LAYER, **_GPT_OSS}, has_experts=True),
-    "llama4": Architecture(
-        "llama4", {**_LAYER, **_LLAMA4}, has_experts=True, prefix="language_model."
-    ),
-    "qwen2moe": Architecture(
-        "qwen2_moe", {**_LAYER, **_EXPERTS, **_SHARED_EXPERT}, has_experts=True
-    ),
-    "qwen3moe": Architecture(
-        "qwen3_moe", {**_LAYER, **_HEAD_NORMS, **_EXPERTS}, has_experts=True
-    ),
-}
-
-
-# llama.cpp calls it llama, too: its experts tell.
-_MIXTRAL_ARCHITECTURE = Architecture(
-    "mixtral", {**_LAYER, **_MIXTRAL}, permuted=True, has_experts=True
-)
-
-
-def architecture_of(file: GGUFFile) -> Architecture:
-    """Raises `UnsupportedModelError` with the known names for any other architecture."""
-    name = file.metadata.get("general.architecture")
-    if not isinstance(name, str) or name not in ARCHITECTURES:
-        raise UnsupportedModelError(
-            f"{file.path}: GGUF architecture {name!r:.80} is not supported; known are {', '.join(ARCHITECTURES)}. "
-            "Use the model's safetensors instead"
-        )
-    if name == "llama" and file.metadata.get("llama.expert_count"):
-        return _MIXTRAL_ARCHITECTURE
-    return ARCHITECTURES[name]
 
 
 def check_shapes(file: GGUFFile, expected: Mapping[str, tuple[int, ...]]) -> None:
@@ -181,6 +61,8 @@ def check_shapes(file: GGUFFile, expected: Mapping[str, tuple[int, ...]]) -> Non
         shape = file.tensors[name].shape
         if mlx_name.endswith(_ONE_ROW) and len(shape) == 1:
             shape = (1, *shape)
+        if mlx_name.endswith(_KERNELS):
+            shape = (*shape, 1)
         stored_tensors[mlx_name] = (name, shape)
     # An output matrix that is not there is the embedding.
     missing = expected.keys() - stored_tensors.keys() - {"lm_head.weight"}
@@ -223,7 +105,7 @@ def gguf_packed_weights(
         mlx_name = _mlx_name(file, architecture, name)
         packed = (
             repack(file.read_blocks(name), info.format, info.shape)
-            if len(info.shape) >= 2
+            if len(info.shape) >= 2 and not mlx_name.endswith(_KERNELS)
             else None
         )
         if packed is None:
@@ -257,8 +139,24 @@ def _absent_biases(
         yield _mlx_name(file, architecture, bias), np.zeros(rows, dtype=np.float32)
 
 
+def num_layers(file: GGUFFile) -> int:
+    """The layers of the model itself, without those behind it that predict more tokens."""
+    keys = Keys(file)
+    blocks = keys.integer("block_count")
+    if "nextn_predict_layers" not in architecture_of(file).scales:
+        return blocks
+    return blocks - keys.whole("nextn_predict_layers", 0)
+
+
 def _weights(file: GGUFFile) -> list[str]:
-    return [name for name in file.tensors if name not in ROPE_TENSORS]
+    behind = range(num_layers(file), Keys(file).integer("block_count"))
+    names = []
+    for name in file.tensors:
+        in_layer = _BLOCK.match(name)
+        is_behind = in_layer is not None and int(in_layer[1]) in behind
+        if name not in ROPE_TENSORS and not is_behind:
+            names.append(name)
+    return names
 
 
 def _values(
@@ -267,13 +165,18 @@ def _values(
     values = _ordered(file, architecture, name, file.read(name), config)
     if name.endswith("norm.weight"):
         return values - np.float32(architecture.norm_shift)
-    if _mlx_name(file, architecture, name).endswith(_ONE_ROW):
+    mlx_name = _mlx_name(file, architecture, name)
+    if mlx_name.endswith(_ONE_ROW):
         return values.reshape(1, -1)
+    if mlx_name.endswith(_KERNELS):
+        return values[..., None]
+    if mlx_name.endswith(_DECAY):
+        return logarithm_of_decay(values)
     return values
 
 
 def _mlx_name(file: GGUFFile, architecture: Architecture, name: str) -> str:
-    in_layer = re.fullmatch(r"blk\.([0-9]{1,4})\.(\w+)\.(weight|bias)", name)
+    in_layer = _IN_LAYER.fullmatch(name)
     if in_layer is not None:
         layer, part, kind = in_layer.groups()
         name_in_layer = architecture.layer.get(part)
@@ -284,8 +187,8 @@ def _mlx_name(file: GGUFFile, architecture: Architecture, name: str) -> str:
                 return mlx_name
             return f"{mlx_name}.{kind}"
     at_top = re.fullmatch(r"(\w+)\.(weight|bias)", name)
-    if at_top is not None and at_top[1] in _TOP:
-        return f"{architecture.prefix}{_TOP[at_top[1]]}.{at_top[2]}"
+    if at_top is not None and at_top[1] in TOP:
+        return f"{architecture.prefix}{TOP[at_top[1]]}.{at_top[2]}"
     raise UnsupportedModelError(
         f"{file.path}: tensor {name!r:.80} has no place in a {architecture.model_type} model"
     )
@@ -303,6 +206,15 @@ def _ordered(
         return _unpermute(file, name, weight, config["num_attention_heads"])
     if architecture.permuted and re.fullmatch(r"blk\.\d+\.attn_k\.(weight|bias)", name):
         return _unpermute(file, name, weight, config["num_key_value_heads"])
+    if "linear_num_value_heads" in config.get("text_config", ()):
+        text = config["text_config"]
+        value_heads = text["linear_num_value_heads"]
+        net = DeltaNet(
+            text["linear_num_key_heads"],
+            value_heads,
+            value_heads * text["linear_value_head_dim"],
+        )
+        return net.ordered(name.partition(".")[2].partition(".")[2], weight)
     return weight
 
 

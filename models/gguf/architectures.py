@@ -1,0 +1,242 @@
+"""Which architectures of llama.cpp are read, and what their tensors are called here."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+
+from rvllm_local.errors import UnsupportedModelError
+from rvllm_local.models.gguf.reader import GGUFFile
+
+TOP = {
+    "token_embd": "model.embed_tokens",
+    "output_norm": "model.norm",
+    "output": "lm_head",
+}
+_LAYER = {
+    "attn_norm": "input_layernorm",
+    "attn_q": "self_attn.q_proj",
+    "attn_k": "self_attn.k_proj",
+    "attn_v": "self_attn.v_proj",
+    "attn_output": "self_attn.o_proj",
+    "ffn_norm": "post_attention_layernorm",
+    "ffn_gate": "mlp.gate_proj",
+    "ffn_up": "mlp.up_proj",
+    "ffn_down": "mlp.down_proj",
+}
+_HEAD_NORMS = {"attn_q_norm": "self_attn.q_norm", "attn_k_norm": "self_attn.k_norm"}
+_FOUR_NORMS = {
+    "post_attention_norm": "post_attention_layernorm",
+    "ffn_norm": "pre_feedforward_layernorm",
+    "post_ffw_norm": "post_feedforward_layernorm",
+}
+_FUSED = {"attn_qkv": "self_attn.qkv_proj", "ffn_up": "mlp.gate_up_proj"}
+_EXPERTS = {
+    "ffn_gate_inp": "mlp.gate",
+    "ffn_gate_exps": "mlp.switch_mlp.gate_proj",
+    "ffn_up_exps": "mlp.switch_mlp.up_proj",
+    "ffn_down_exps": "mlp.switch_mlp.down_proj",
+}
+_SHARED_EXPERT = {
+    "ffn_gate_inp_shexp": "mlp.shared_expert_gate",
+    "ffn_gate_shexp": "mlp.shared_expert.gate_proj",
+    "ffn_up_shexp": "mlp.shared_expert.up_proj",
+    "ffn_down_shexp": "mlp.shared_expert.down_proj",
+}
+_GLM4 = {
+    "post_attention_norm": "post_self_attn_layernorm",
+    "ffn_up": "mlp.gate_up_proj",
+    "post_ffw_norm": "post_mlp_layernorm",
+}
+_GPT_OSS = {
+    "attn_sinks": "self_attn.sinks",
+    "post_attention_norm": "post_attention_layernorm",
+    "ffn_gate_inp": "mlp.router",
+    "ffn_gate_exps": "mlp.experts.gate_proj",
+    "ffn_up_exps": "mlp.experts.up_proj",
+    "ffn_down_exps": "mlp.experts.down_proj",
+}
+_LLAMA4 = {
+    "ffn_gate": "feed_forward.gate_proj",
+    "ffn_up": "feed_forward.up_proj",
+    "ffn_down": "feed_forward.down_proj",
+    "ffn_gate_inp": "feed_forward.router",
+    "ffn_gate_exps": "feed_forward.experts.gate_proj",
+    "ffn_up_exps": "feed_forward.experts.up_proj",
+    "ffn_down_exps": "feed_forward.experts.down_proj",
+    "ffn_gate_shexp": "feed_forward.shared_expert.gate_proj",
+    "ffn_up_shexp": "feed_forward.shared_expert.up_proj",
+    "ffn_down_shexp": "feed_forward.shared_expert.down_proj",
+}
+_MIXTRAL = {
+    "ffn_gate_inp": "block_sparse_moe.gate",
+    "ffn_gate_exps": "block_sparse_moe.switch_mlp.gate_proj",
+    "ffn_up_exps": "block_sparse_moe.switch_mlp.up_proj",
+    "ffn_down_exps": "block_sparse_moe.switch_mlp.down_proj",
+}
+_NORMS_BEHIND = {
+    "post_attention_norm": "post_attention_layernorm",
+    "post_ffw_norm": "post_feedforward_layernorm",
+}
+_NORM_IS_BEHIND_ATTENTION = {"post_attention_norm": "post_attention_layernorm"}
+_PLAIN_MLP = {"ffn_up": "mlp.c_fc", "ffn_down": "mlp.c_proj"}
+_GLM4_MOE = {
+    "ffn_gate_shexp": "mlp.shared_experts.gate_proj",
+    "ffn_up_shexp": "mlp.shared_experts.up_proj",
+    "ffn_down_shexp": "mlp.shared_experts.down_proj",
+    "exp_probs_b": "mlp.gate.e_score_correction_bias",
+}
+_HUNYUAN = {
+    "attn_q_norm": "self_attn.query_layernorm",
+    "attn_k_norm": "self_attn.key_layernorm",
+}
+_DELTA_NET = {
+    "attn_qkv": "linear_attn.in_proj_qkv",
+    "attn_gate": "linear_attn.in_proj_z",
+    "ssm_alpha": "linear_attn.in_proj_a",
+    "ssm_beta": "linear_attn.in_proj_b",
+    "ssm_conv1d": "linear_attn.conv1d",
+    "ssm_dt": "linear_attn.dt_bias",
+    "ssm_a": "linear_attn.A_log",
+    "ssm_norm": "linear_attn.norm",
+    "ssm_out": "linear_attn.out_proj",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Architecture:
+    """How one of llama.cpp's architectures maps to mlx-lm's `model_type`.
+
+    `permuted`: rows of queries and keys are in llama.cpp's order for its interleaved rotation. `norm_shift`: what the
+    converter added to the weights of norms. `always_tied`: the family has no output matrix of its own.
+    `prefix` stands before every name in mlx-lm's definition. With `fills_biases` each
+    layer may have biases or not, and the definition has all of them or none. With
+    `has_layer_norms`, the key of what keeps norms from zero is another one. `scales` are
+    keys that the family reads and most families do not know.
+    """
+
+    model_type: str
+    layer: Mapping[str, str] = field(default_factory=lambda: _LAYER)
+    permuted: bool = False
+    norm_shift: float = 0.0
+    always_tied: bool = False
+    has_experts: bool = False
+    prefix: str = ""
+    fills_biases: bool = False
+    has_layer_norms: bool = False
+    scales: frozenset[str] = frozenset()
+
+
+ARCHITECTURES: Mapping[str, Architecture] = {
+    "llama": Architecture("llama", permuted=True, fills_biases=True),
+    "qwen2": Architecture("qwen2"),
+    "qwen3": Architecture("qwen3", {**_LAYER, **_HEAD_NORMS}),
+    "gemma": Architecture("gemma", norm_shift=1.0, always_tied=True),
+    "gemma2": Architecture(
+        "gemma2", {**_LAYER, **_FOUR_NORMS}, norm_shift=1.0, always_tied=True
+    ),
+    "gemma3": Architecture(
+        "gemma3_text", {**_LAYER, **_FOUR_NORMS, **_HEAD_NORMS}, norm_shift=1.0
+    ),
+    "phi3": Architecture("phi3", {**_LAYER, **_FUSED}),
+    "glm4": Architecture("glm4", {**_LAYER, **_GLM4}),
+    "gpt-oss": Architecture("gpt_oss", {**_LAYER, **_GPT_OSS}, has_experts=True),
+    "llama4": Architecture(
+        "llama4", {**_LAYER, **_LLAMA4}, has_experts=True, prefix="language_model."
+    ),
+    "qwen2moe": Architecture(
+        "qwen2_moe", {**_LAYER, **_EXPERTS, **_SHARED_EXPERT}, has_experts=True
+    ),
+    "qwen3moe": Architecture(
+        "qwen3_moe", {**_LAYER, **_HEAD_NORMS, **_EXPERTS}, has_experts=True
+    ),
+    # Of models that see, the part that writes.
+    "qwen2vl": Architecture("qwen2"),
+    "qwen3vl": Architecture("qwen3", {**_LAYER, **_HEAD_NORMS}),
+    "qwen3vlmoe": Architecture(
+        "qwen3_moe", {**_LAYER, **_HEAD_NORMS, **_EXPERTS}, has_experts=True
+    ),
+    "granite": Architecture(
+        "granite",
+        permuted=True,
+        fills_biases=True,
+        scales=frozenset(
+            {"attention.scale", "embedding_scale", "logit_scale", "residual_scale"}
+        ),
+    ),
+    "smollm3": Architecture("smollm3", permuted=True, fills_biases=True),
+    "ernie4_5": Architecture("ernie4_5"),
+    "seed_oss": Architecture("seed_oss", {**_LAYER, **_NORM_IS_BEHIND_ATTENTION}),
+    "olmo2": Architecture("olmo2", {**_LAYER, **_HEAD_NORMS, **_NORMS_BEHIND}),
+    "exaone4": Architecture("exaone4", {**_LAYER, **_HEAD_NORMS, **_NORMS_BEHIND}),
+    "hunyuan-dense": Architecture("hunyuan_v1_dense", {**_LAYER, **_HUNYUAN}),
+    "starcoder2": Architecture(
+        "starcoder2", {**_LAYER, **_PLAIN_MLP}, has_layer_norms=True
+    ),
+    "command-r": Architecture(
+        "cohere",
+        {**_LAYER, **_HEAD_NORMS},
+        always_tied=True,
+        has_layer_norms=True,
+        scales=frozenset({"logit_scale"}),
+    ),
+    "cohere2": Architecture(
+        "cohere2",
+        always_tied=True,
+        has_layer_norms=True,
+        scales=frozenset({"logit_scale"}),
+    ),
+    "glm4moe": Architecture(
+        "glm4_moe",
+        {
+            **_LAYER,
+            **_HEAD_NORMS,
+            **_EXPERTS,
+            **_NORM_IS_BEHIND_ATTENTION,
+            **_GLM4_MOE,
+        },
+        has_experts=True,
+        scales=frozenset({"expert_weights_scale", "nextn_predict_layers"}),
+    ),
+    "qwen35": Architecture(
+        "qwen3_5",
+        {**_LAYER, **_HEAD_NORMS, **_NORM_IS_BEHIND_ATTENTION, **_DELTA_NET},
+        prefix="language_model.",
+        scales=frozenset({"nextn_predict_layers"}),
+    ),
+    "qwen35moe": Architecture(
+        "qwen3_5_moe",
+        {
+            **_LAYER,
+            **_HEAD_NORMS,
+            **_NORM_IS_BEHIND_ATTENTION,
+            **_DELTA_NET,
+            **_EXPERTS,
+            **_SHARED_EXPERT,
+        },
+        prefix="language_model.",
+        has_experts=True,
+        scales=frozenset({"nextn_predict_layers"}),
+    ),
+}
+
+
+# llama.cpp calls it llama, too: its experts tell.
+_MIXTRAL_ARCHITECTURE = Architecture(
+    "mixtral", {**_LAYER, **_MIXTRAL}, permuted=True, has_experts=True
+)
+
+
+def architecture_of(file: GGUFFile) -> Architecture:
+    """Raises `UnsupportedModelError` with the known names for any other architecture."""
+    name = file.metadata.get("general.architecture")
+    if not isinstance(name, str) or name not in ARCHITECTURES:
+        raise UnsupportedModelError(
+            f"{file.path}: GGUF architecture {name!r:.80} is not supported; known are {', '.join(ARCHITECTURES)}. "
+            "Use the model's safetensors instead"
+        )
+    if name == "olmo2" and file.metadata.get("olmo2.attention.sliding_window"):
+        return replace(ARCHITECTURES[name], model_type="olmo3")
+    if name == "llama" and file.metadata.get("llama.expert_count"):
+        return _MIXTRAL_ARCHITECTURE
+    return ARCHITECTURES[name]

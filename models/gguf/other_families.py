@@ -1,0 +1,221 @@
+"""The keys of GGUF files of families that came later, as `family_keys` has the others."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from rvllm_local.errors import UnsupportedModelError
+from rvllm_local.models.gguf.keys import Keys
+from rvllm_local.models.gguf.reader import GGUFFile
+
+Config = dict[str, Any]
+
+_FULL, _SLIDING = "full_attention", "sliding_attention"
+_SIGMOID = 2  # how llama.cpp calls the scores of experts that are no softmax
+_EVERY_FOURTH = 4
+
+
+def _granite(keys: Keys, config: Config) -> Config:
+    head_dim = config["head_dim"]
+    return {
+        **config,
+        "attention_bias": has_tensor(keys, "attn_q.bias"),
+        "mlp_bias": has_tensor(keys, "ffn_up.bias"),
+        "attention_multiplier": _scale(keys, "attention.scale", head_dim**-0.5),
+        "embedding_multiplier": _scale(keys, "embedding_scale", 1.0),
+        "residual_multiplier": _scale(keys, "residual_scale", 1.0),
+        "logits_scaling": _scale(keys, "logit_scale", 1.0),
+    }
+
+
+def _scale(keys: Keys, key: str, default: float) -> float:
+    """A factor; 0 is none."""
+    if not keys.get(key):
+        return default
+    return keys.positive(key)
+
+
+def _smollm3(keys: Keys, config: Config) -> Config:
+    return {
+        **config,
+        "attention_bias": has_tensor(keys, "attn_q.bias"),
+        "mlp_bias": has_tensor(keys, "ffn_up.bias"),
+        "no_rope_layer_interval": _EVERY_FOURTH,
+    }
+
+
+def _ernie(keys: Keys, config: Config) -> Config:
+    return {**config, "use_bias": has_tensor(keys, "attn_q.bias")}
+
+
+def _seed_oss(keys: Keys, config: Config) -> Config:
+    return {
+        **config,
+        "attention_bias": has_tensor(keys, "attn_q.bias"),
+        "attention_out_bias": has_tensor(keys, "attn_output.bias"),
+    }
+
+
+def _olmo3(keys: Keys, config: Config) -> Config:
+    return {
+        **config,
+        "sliding_window": keys.integer("attention.sliding_window"),
+        "layer_types": _windowed_layers(config),
+    }
+
+
+def _exaone4(keys: Keys, config: Config) -> Config:
+    """Without a window all layers are full, and all rotate."""
+    window = keys.get("attention.sliding_window") or None
+    return {
+        **config,
+        "rope_scaling": config.get("rope_scaling"),
+        "sliding_window": window,
+        "sliding_window_pattern": "LLLG" if window else None,
+    }
+
+
+def _windowed_layers(config: Config) -> list[str]:
+    """Every fourth layer is full."""
+    layers = range(1, config["num_hidden_layers"] + 1)
+    return [_SLIDING if number % _EVERY_FOURTH else _FULL for number in layers]
+
+
+def _hunyuan(keys: Keys, config: Config) -> Config:
+    return {
+        **config,
+        "attention_bias": has_tensor(keys, "attn_q.bias"),
+        "use_qk_norm": has_tensor(keys, "attn_q_norm.weight"),
+    }
+
+
+def _starcoder2(keys: Keys, config: Config) -> Config:
+    return {**config, "norm_epsilon": config["rms_norm_eps"]}
+
+
+def _cohere(keys: Keys, config: Config) -> Config:
+    return {
+        **config,
+        "layer_norm_eps": config["rms_norm_eps"],
+        "logit_scale": keys.positive("logit_scale"),
+        "use_qk_norm": has_tensor(keys, "attn_q_norm.weight"),
+    }
+
+
+def _cohere2(keys: Keys, config: Config) -> Config:
+    return {
+        **_cohere(keys, config),
+        "sliding_window": keys.integer("attention.sliding_window"),
+        "sliding_window_pattern": _EVERY_FOURTH,
+    }
+
+
+def _glm4_moe(keys: Keys, config: Config) -> Config:
+    gating = keys.get("expert_gating_func")
+    if gating not in (None, 0, _SIGMOID):
+        raise UnsupportedModelError(
+            f"{keys.path}: key 'expert_gating_func' is {gating!r:.40}, and only sigmoid "
+            f"({_SIGMOID}) is supported"
+        )
+    head_dim = config["head_dim"]
+    return {
+        **config,
+        "attention_bias": has_tensor(keys, "attn_q.bias"),
+        "first_k_dense_replace": keys.whole("leading_dense_block_count", 0),
+        "moe_intermediate_size": expert_width(keys),
+        "n_group": 1,
+        "n_routed_experts": keys.integer("expert_count"),
+        "n_shared_experts": keys.integer("expert_shared_count", 1),
+        "norm_topk_prob": bool(keys.get("expert_weights_norm")),
+        "num_experts_per_tok": keys.integer("expert_used_count"),
+        "partial_rotary_factor": keys.integer("rope.dimension_count", head_dim)
+        / head_dim,
+        "rope_scaling": config.get("rope_scaling"),
+        "routed_scaling_factor": _scale(keys, "expert_weights_scale", 1.0),
+        "topk_group": 1,
+        "use_qk_norm": has_tensor(keys, "attn_q_norm.weight"),
+    }
+
+
+def _qwen3_5(keys: Keys, config: Config) -> Config:
+    """The text model's settings lie in a part of their own."""
+    value_heads = keys.integer("ssm.time_step_rank")
+    inner = keys.integer("ssm.inner_size")
+    key_heads = keys.integer("ssm.group_count")
+    if inner % (32 * value_heads) or value_heads % key_heads:
+        raise UnsupportedModelError(
+            f"{keys.path}: {value_heads} heads of values cannot share {key_heads} heads "
+            f"of keys and a width of {inner}"
+        )
+    head_dim = config["head_dim"]
+    rotated = keys.integer("rope.dimension_count", head_dim)
+    rotation = {
+        "rope_type": "default",
+        **config.get("rope_scaling", {}),
+        "rope_theta": config["rope_theta"],
+        "partial_rotary_factor": rotated / head_dim,
+    }
+    text = {
+        **config,
+        "model_type": f"{config['model_type']}_text",
+        "full_attention_interval": keys.integer(
+            "full_attention_interval", _EVERY_FOURTH
+        ),
+        "linear_conv_kernel_dim": keys.integer("ssm.conv_kernel"),
+        "linear_key_head_dim": keys.integer("ssm.state_size"),
+        "linear_num_key_heads": key_heads,
+        "linear_num_value_heads": value_heads,
+        "linear_value_head_dim": inner // value_heads,
+        "partial_rotary_factor": rotated / head_dim,
+        "rope_parameters": rotation,
+    }
+    text.pop("rope_scaling", None)
+    if keys.get("expert_count"):
+        text |= {
+            "num_experts": keys.integer("expert_count"),
+            "num_experts_per_tok": keys.integer("expert_used_count"),
+            "moe_intermediate_size": expert_width(keys),
+            "shared_expert_intermediate_size": keys.integer(
+                "expert_shared_feed_forward_length",
+                rows_of(keys.file, "ffn_gate_shexp.weight"),
+            ),
+        }
+    shared = ("eos_token_id", "tie_word_embeddings", "vocab_size", "model_type")
+    return {**{key: config[key] for key in shared}, "text_config": text}
+
+
+def has_tensor(keys: Keys, part: str) -> bool:
+    """True if some layer has the tensor."""
+    return any(name.endswith(f".{part}") for name in keys.file.tensors)
+
+
+def expert_width(keys: Keys) -> int:
+    """The width of an expert; that of its tensor where the file does not say it."""
+    width = rows_of(keys.file, "ffn_gate_exps.weight")
+    return keys.integer("expert_feed_forward_length", width)
+
+
+def rows_of(file: GGUFFile, part: str) -> int | None:
+    """The rows of the first layer's tensor that has this name."""
+    for name, info in file.tensors.items():
+        if name.endswith(f".{part}") and len(info.shape) >= 2:
+            return info.shape[-2]
+    return None
+
+
+OTHER_FAMILIES: Mapping[str, Callable[[Keys, Config], Config]] = {
+    "cohere": _cohere,
+    "cohere2": _cohere2,
+    "ernie4_5": _ernie,
+    "exaone4": _exaone4,
+    "glm4_moe": _glm4_moe,
+    "granite": _granite,
+    "hunyuan_v1_dense": _hunyuan,
+    "olmo3": _olmo3,
+    "qwen3_5": _qwen3_5,
+    "qwen3_5_moe": _qwen3_5,
+    "seed_oss": _seed_oss,
+    "smollm3": _smollm3,
+    "starcoder2": _starcoder2,
+}

@@ -1,0 +1,273 @@
+"""Families that came later to GGUF: the same logits as the model that was converted.
+
+The `gguf` package names the tensors and writes the files. What llama.cpp's converter does
+to weights is done here again, by its description.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import gguf
+import mlx.core as mx
+import numpy as np
+import numpy.typing as npt
+import pytest
+from mlx import nn
+from mlx.utils import tree_flatten
+
+from rvllm_local.errors import UnsupportedModelError
+from rvllm_local.models.families import build_model
+from rvllm_local.models.gguf.config import gguf_config
+from rvllm_local.models.gguf.reader import GGUFFile
+from rvllm_local.models.gguf.weights import gguf_packed_weights
+from rvllm_local.models.loader import load_model
+from rvllm_local.models.locate import locate
+from rvllm_local.models.quantized import quantize_as_packed
+from tests.support.gguf import permute
+from tests.support.zoo import zoo_model
+
+TOKENS = mx.array([[3, 14, 15, 92, 65, 35, 89, 79, 32, 38] * 4])
+Array = npt.NDArray[Any]
+KEYS = {
+    "granite": {
+        "attention.scale": 0.18,
+        "embedding_scale": 2.0,
+        "residual_scale": 0.5,
+        "logit_scale": 4.0,
+    },
+    "command-r": {"logit_scale": 0.0625},
+    "cohere2": {"logit_scale": 0.0625, "attention.sliding_window": 24},
+    "olmo3": {"attention.sliding_window": 24},
+    "exaone4": {"attention.sliding_window": 24},
+    "glm4moe": {
+        "expert_count": 4,
+        "expert_used_count": 2,
+        "expert_shared_count": 1,
+        "expert_weights_scale": 2.5,
+        "expert_weights_norm": True,
+        "expert_gating_func": 2,
+        "leading_dense_block_count": 1,
+        "nextn_predict_layers": 1,
+        "rope.dimension_count": 16,
+    },
+    "qwen3vlmoe": {"expert_count": 4, "expert_used_count": 2},
+}
+DELTA_NET = {
+    "full_attention_interval": 2,
+    "rope.dimension_count": 16,
+    "ssm.conv_kernel": 4,
+    "ssm.group_count": 2,
+    "ssm.inner_size": 128,
+    "ssm.state_size": 32,
+    "ssm.time_step_rank": 4,
+}
+KEYS["qwen35"] = DELTA_NET
+KEYS["qwen35moe"] = {**DELTA_NET, "expert_count": 4, "expert_used_count": 2}
+# llama.cpp's name, mlx-lm's, and what its settings are where a tiny model has others.
+FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
+    "granite": (
+        "granite",
+        {
+            "attention_multiplier": 0.18,
+            "embedding_multiplier": 2.0,
+            "residual_multiplier": 0.5,
+            "logits_scaling": 4.0,
+        },
+    ),
+    "smollm3": ("smollm3", {}),
+    "ernie4_5": ("ernie4_5", {}),
+    "seed_oss": ("seed_oss", {"attention_bias": True}),
+    "olmo2": ("olmo2", {}),
+    "olmo3": ("olmo3", {"layer_types": [*["sliding_attention"] * 3, "full_attention"]}),
+    "exaone4": ("exaone4", {"sliding_window_pattern": "LLLG"}),
+    "hunyuan-dense": ("hunyuan_v1_dense", {}),
+    "starcoder2": ("starcoder2", {}),
+    "command-r": ("cohere", {}),
+    "cohere2": ("cohere2", {"sliding_window_pattern": 4}),
+    "glm4moe": ("glm4_moe", {"routed_scaling_factor": 2.5, "attention_bias": True}),
+    "qwen2vl": ("qwen2", {}),
+    "qwen3vl": ("qwen3", {}),
+    "qwen3vlmoe": ("qwen3_moe", {}),
+    "qwen35": ("qwen3_5", {"num_experts": 0}),
+    "qwen35moe": ("qwen3_5_moe", {}),
+}
+# Names that the package knows only by those of the published weights.
+RENAMED = {
+    "mlp.switch_mlp.gate_proj": "ffn_gate_exps",
+    "mlp.switch_mlp.up_proj": "ffn_up_exps",
+    "mlp.switch_mlp.down_proj": "ffn_down_exps",
+    "e_score_correction_bias": "exp_probs_b",
+    "query_layernorm": "attn_q_norm",
+    "key_layernorm": "attn_k_norm",
+    "linear_attn.in_proj_a": "ssm_alpha",
+    "linear_attn.in_proj_b": "ssm_beta",
+    "linear_attn.in_proj_z": "attn_gate",
+    "linear_attn.in_proj_qkv": "attn_qkv",
+    "linear_attn.conv1d": "ssm_conv1d",
+    "linear_attn.dt_bias": "ssm_dt",
+    "linear_attn.A_log": "ssm_a",
+    "linear_attn.norm": "ssm_norm",
+    "linear_attn.out_proj": "ssm_out",
+}
+SUFFIXES = {"exp_probs_b": ".bias", "ssm_dt": ".bias", "ssm_a": ""}
+
+
+def model_of(name: str) -> tuple[nn.Module, dict[str, Any], dict[str, Any]]:
+    """A tiny model, its configuration and that of its text part."""
+    family, settings = FAMILIES[name]
+    mx.random.seed(1)
+    module, config = zoo_model(family)
+    if "text_config" in config:
+        settings = {"text_config": {**config["text_config"], **settings}}
+    if settings:
+        weights = dict(tree_flatten(module.parameters()))
+        config = {**config, **settings}
+        module = build_model(config)
+        for key, value in tree_flatten(module.parameters()):
+            if key not in weights:
+                weights[key] = mx.random.normal(value.shape) * 0.1
+        names = {key for key, _ in tree_flatten(module.parameters())}
+        module.load_weights([(key, weights[key]) for key in sorted(names)])
+        module.set_dtype(mx.float32)
+    return module, config, config.get("text_config", config)
+
+
+def write(folder: Path, name: str, quantize: bool = False) -> tuple[Path, nn.Module]:
+    module, config, text = model_of(name)
+    arch_name = "olmo2" if name == "olmo3" else name
+    arch = {value: key for key, value in gguf.MODEL_ARCH_NAMES.items()}[arch_name]
+    layers = text["num_hidden_layers"]
+    names = gguf.get_tensor_name_map(arch, layers)
+    path = folder / f"{name}.gguf"
+    writer = gguf.GGUFWriter(path, arch_name)
+    extra = KEYS.get(name, {})
+    writer.add_block_count(layers + extra.get("nextn_predict_layers", 0))
+    writer.add_context_length(text["max_position_embeddings"])
+    writer.add_embedding_length(text["hidden_size"])
+    writer.add_feed_forward_length(text.get("intermediate_size", 48))
+    writer.add_head_count(text["num_attention_heads"])
+    writer.add_head_count_kv(text["num_key_value_heads"])
+    writer.add_layer_norm_rms_eps(1e-6)
+    writer.add_layer_norm_eps(text.get("norm_epsilon", 1e-6))
+    writer.add_rope_freq_base(_base(text))
+    writer.add_token_list([f"t{index}" for index in range(config["vocab_size"])])
+    if text.get("head_dim"):
+        writer.add_key_length(text["head_dim"])
+        writer.add_value_length(text["head_dim"])
+    for key, value in extra.items():
+        _add(writer, f"{arch_name}.{key}", value)
+    for mlx_name, value in tree_flatten(module.parameters()):
+        _add_tensor(writer, names, name, mlx_name, np.array(value), text, quantize)
+    if "nextn_predict_layers" in extra:
+        behind = np.ones((2, 2), dtype=np.float32)
+        writer.add_tensor(f"blk.{layers}.nextn.eh_proj.weight", behind)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path, module
+
+
+def _base(text: dict[str, Any]) -> float:
+    rotation = text.get("rope_parameters") or text.get("rope_scaling") or {}
+    return float(text.get("rope_theta") or rotation["rope_theta"])
+
+
+def _add(writer: gguf.GGUFWriter, key: str, value: Any) -> None:
+    if isinstance(value, bool):
+        writer.add_bool(key, value)
+    elif isinstance(value, int):
+        writer.add_uint32(key, value)
+    else:
+        writer.add_float32(key, value)
+
+
+def _add_tensor(
+    writer: gguf.GGUFWriter,
+    names: gguf.TensorNameMap,
+    name: str,
+    mlx_name: str,
+    weight: Array,
+    text: dict[str, Any],
+    quantize: bool,
+) -> None:
+    mlx_name = mlx_name.removeprefix("language_model.")
+    tensor = names.get_name(mlx_name, try_suffixes=(".weight", ".bias"))
+    for part, gguf_name in RENAMED.items():
+        if part in mlx_name:
+            suffix = SUFFIXES.get(gguf_name, ".weight")
+            tensor = f"blk.{mlx_name.split('.')[2]}.{gguf_name}{suffix}"
+    assert tensor is not None, mlx_name
+    if name in ("granite", "smollm3") and mlx_name.endswith("q_proj.weight"):
+        weight = permute(weight, text["num_attention_heads"])
+    if name in ("granite", "smollm3") and mlx_name.endswith("k_proj.weight"):
+        weight = permute(weight, text["num_key_value_heads"])
+    if mlx_name.endswith("shared_expert_gate.weight"):
+        weight = weight[0]
+    if "linear_attn" in mlx_name:
+        weight = _tiled(mlx_name, weight, text)
+    weight = np.ascontiguousarray(weight)
+    if quantize and weight.ndim == 2 and weight.shape[-1] % 32 == 0:
+        kind = gguf.GGMLQuantizationType.Q8_0
+        if "conv1d" not in mlx_name:
+            packed = gguf.quantize(weight, kind)
+            writer.add_tensor(tensor, packed, raw_dtype=kind)
+            return
+    writer.add_tensor(tensor, weight)
+
+
+def _tiled(mlx_name: str, weight: Array, text: dict[str, Any]) -> Array:
+    """Heads of values one of each group after another, as the converter has them."""
+    keys, heads = text["linear_num_key_heads"], text["linear_num_value_heads"]
+    width = text["linear_value_head_dim"]
+    order = np.arange(heads).reshape(keys, heads // keys).T.reshape(-1)
+    rows = (order[:, None] * width + np.arange(width)).reshape(-1)
+    if "A_log" in mlx_name:
+        return -np.exp(weight[order])
+    if mlx_name.endswith(("dt_bias", "in_proj_a.weight", "in_proj_b.weight")):
+        return weight[order]
+    if mlx_name.endswith("in_proj_z.weight"):
+        return weight[rows]
+    if mlx_name.endswith("out_proj.weight"):
+        return weight[:, rows]
+    if mlx_name.endswith(("in_proj_qkv.weight", "conv1d.weight")):
+        first = len(weight) - len(rows)
+        weight = np.concatenate([weight[:first], weight[first:][rows]])
+        return weight[..., 0] if weight.ndim == 3 else weight
+    return weight
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_converted_model_is_the_same_model(tmp_path: Path, name: str) -> None:
+    path, module = write(tmp_path, name)
+    loaded = load_model(locate(str(path)))
+    assert loaded.model_type == FAMILIES[name][0]
+    np.testing.assert_allclose(
+        np.array(loaded.module(TOKENS)), np.array(module(TOKENS)), rtol=1e-3, atol=1e-3
+    )
+
+
+def test_packed_heads_are_put_in_order(tmp_path: Path) -> None:
+    path, module = write(tmp_path, "qwen35", quantize=True)
+    file = GGUFFile(path)
+    config = gguf_config(file)
+    other = build_model(config)
+    weights = {key: mx.array(value) for key, value in gguf_packed_weights(file, config)}
+    quantize_as_packed(other, weights)
+    other.load_weights(list(weights.items()))
+    other.set_dtype(mx.float32)
+    found, expected = np.array(other(TOKENS)), np.array(module(TOKENS))
+    spread = float(np.abs(expected).max())
+    assert float(np.abs(found - expected).max()) < 0.05 * spread
+
+
+def test_an_unknown_choice_of_experts_is_refused(tmp_path: Path) -> None:
+    KEYS["glm4moe"]["expert_gating_func"] = 1
+    try:
+        path, _ = write(tmp_path, "glm4moe")
+    finally:
+        KEYS["glm4moe"]["expert_gating_func"] = 2
+    with pytest.raises(UnsupportedModelError, match="expert_gating_func' is 1"):
+        gguf_config(GGUFFile(path))
