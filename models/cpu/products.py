@@ -16,6 +16,7 @@ from rvllm_local.models.cpu.stored import StoredEmbedding, StoredLinear
 FloatArray = npt.NDArray[np.float32]
 
 _INT8_ARITHMETIC = 4  # the operator's accuracy_level that rounds activations to int8
+_MOST_MEMBERS = 1 << 18  # values of a matrix that sums blocks: 1 MB
 
 
 class ProductWriter:
@@ -23,32 +24,40 @@ class ProductWriter:
 
     def __init__(self, writer: GraphWriter) -> None:
         self._writer = writer
+        self._members: dict[tuple[int, int], str] = {}  # which inputs are of a block
 
-    def linear(
-        self,
-        x: str,
-        layers: Sequence[nn.Module],
-        shape: str | None = None,
-    ) -> list[str]:
-        """The outputs of linear layers over one input, in `shape` if one is given.
+    def linear(self, x: str, layers: Sequence[nn.Module]) -> list[str]:
+        """The outputs of linear layers over one input, each for itself.
 
         Layers of one form become one product. What stored layers hold is taken out of
         them.
         """
         sizes = [rows_of(layer) for layer in layers]
+        products = self._products(x, layers)
+        if len(products) < len(layers):
+            return self._split(products[0], sizes)
+        return products
+
+    def side_by_side(self, x: str, layers: Sequence[nn.Module]) -> str:
+        """The outputs of linear layers over one input, the next after the last."""
+        products = self._products(x, layers)
+        if len(products) == 1:
+            return products[0]
+        return self._writer.node("Concat", products, axis=-1)
+
+    def _products(self, x: str, layers: Sequence[nn.Module]) -> list[str]:
+        """One product of all layers, or one of each where their forms differ."""
         if not all(isinstance(layer, StoredLinear) for layer in layers):
-            return [self._shaped(self._alone(x, layer), shape) for layer in layers]
+            return [self._alone(x, layer) for layer in layers]
+        sizes = [rows_of(layer) for layer in layers]
         matrices = [layer.take() for layer in layers]
         biases = [_bias(layer) for layer in layers]
         matrix = joined(matrices)
         if matrix is not None:
-            bias = _joined_bias(sizes, biases)
-            product = self.packed(x, matrix, bias)
-            return self._split(self._shaped(product, shape), sizes)
+            return [self.packed(x, matrix, _joined_bias(sizes, biases))]
         products = []
         for part, bias in zip(matrices, biases, strict=True):
-            product = self.packed(x, part, bias)
-            products.append(self._shaped(product, shape))
+            products.append(self.packed(x, part, bias))
         return products
 
     def packed(self, x: str, matrix: PackedMatrix, bias: FloatArray | None) -> str:
@@ -72,17 +81,27 @@ class ProductWriter:
         if matrix.offsets is None:
             return product
         # Each output also takes every block's offset times the sum of the block's inputs.
-        # A block's size is a power of two, so that its mean rounds nothing more.
-        blocks = matrix.columns // matrix.block
-        parted = writer.node("Reshape", [x, writer.shape(-1, blocks, matrix.block)])
-        means = writer.node("ReduceMean", [parted], axes=[2], keepdims=0)
-        offsets = writer.constant(matrix.offsets.T * np.float32(matrix.block))
-        return writer.node("Gemm", [means, offsets, product])
+        sums = self._block_sums(x, matrix)
+        offsets = writer.constant(matrix.offsets.T)
+        return writer.node("Gemm", [sums, offsets, product])
 
-    def _shaped(self, product: str, shape: str | None) -> str:
-        if shape is None:
-            return product
-        return self._writer.node("Reshape", [product, shape])
+    def _block_sums(self, x: str, matrix: PackedMatrix) -> str:
+        """The sum of each block's inputs, `[tokens, blocks]`.
+
+        A product is the shorter way while its matrix, which grows with the square of the
+        columns, is small.
+        """
+        writer = self._writer
+        blocks = matrix.columns // matrix.block
+        if matrix.columns * blocks > _MOST_MEMBERS:
+            parted = writer.node("Reshape", [x, writer.shape(-1, blocks, matrix.block)])
+            return writer.node("ReduceSum", [parted, writer.shape(2)], keepdims=0)
+        key = (matrix.columns, matrix.block)
+        if key not in self._members:
+            ones = np.ones((1, matrix.block), dtype=np.float32)
+            members = np.kron(np.eye(blocks, dtype=np.float32), ones)
+            self._members[key] = writer.constant(members.T)
+        return writer.node("MatMul", [x, self._members[key]])
 
     def _alone(self, x: str, layer: nn.Module) -> str:
         if isinstance(layer, StoredLinear):

@@ -14,9 +14,8 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 import numpy.typing as npt
-from mlx import nn
 
-from rvllm_local.attention.geometry import CallGeometry, GroupGeometry, visible_keys
+from rvllm_local.attention.geometry import CallGeometry
 from rvllm_local.memory.arena import Arena
 from rvllm_local.memory.blocks import BLOCK_TOKENS
 from rvllm_local.memory.layout import KVLayout, LayerSlot
@@ -24,13 +23,9 @@ from rvllm_local.models.cpu.onnx_file import GraphWriter
 from rvllm_local.models.cpu.products import ProductWriter, rows_of
 from rvllm_local.models.cpu.runtime import open_session
 from rvllm_local.models.cpu.step_graph import LayerGeometry, StepGraph
+from rvllm_local.models.cpu.step_inputs import Rotation, Rotations, StepInputs
 from rvllm_local.models.cpu.stored import StoredEmbedding
-from rvllm_local.models.cpu.structure import (
-    Attention,
-    Decoder,
-    RotationTable,
-    rotation_table,
-)
+from rvllm_local.models.cpu.structure import Attention, Decoder
 
 FloatArray = npt.NDArray[np.float32]
 IntArray = npt.NDArray[np.int64]
@@ -39,7 +34,6 @@ Lookup = Callable[[npt.NDArray[Any]], FloatArray]
 _MOST_BYTES = 96 << 20  # of weights in one session: while it is made they exist thrice
 _MOST_SCORES = 4 << 20  # of one layer's attention; longer chunks go in parts
 _LEAST_CHUNK = 64  # tokens; fewer would pay for the weights too often
-_FIRST_POSITIONS = 2048  # of the tables of cosines and sines, which grow by doubling
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +42,7 @@ class _Segment:
 
     session: Any
     binding: Any
+    described: frozenset[str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,15 +64,15 @@ class CpuStep:
         lookup: Lookup,
         segments: Sequence[_Segment],
         head: Any,
-        rotations: Sequence[_Rotation],
-        groups: Sequence[_Group],
+        rotations: Sequence[Rotation],
+        inputs: StepInputs,
     ) -> None:
         self._sizes = sizes
         self._lookup = lookup
         self._segments = segments
         self._head = head
         self._rotations = rotations
-        self._groups = groups
+        self._inputs = inputs
 
     def logits(self, geometry: CallGeometry, token_ids: IntArray) -> FloatArray:
         """The logits `[rows, vocab]` of one token a row."""
@@ -112,7 +107,7 @@ class CpuStep:
 
         Returns what the last norm makes of the residual.
         """
-        shared = self._inputs(geometry)
+        shared = self._inputs.of(geometry, self._rotations)
         hidden = self._lookup(tokens)
         shape = hidden.shape
         hidden = hidden.reshape(-1, shape[-1])
@@ -120,8 +115,8 @@ class CpuStep:
             output = np.empty_like(hidden)
             binding = segment.binding
             binding.bind_cpu_input("residual", hidden)
-            for name, value in shared.items():
-                binding.bind_cpu_input(name, value)
+            for name in segment.described:
+                binding.bind_cpu_input(name, shared[name])
             binding.bind_output(
                 "hidden",
                 "cpu",
@@ -133,90 +128,6 @@ class CpuStep:
             segment.session.run_with_iobinding(binding)
             hidden = output
         return hidden.reshape(shape)
-
-    def _inputs(self, geometry: CallGeometry) -> dict[str, npt.NDArray[Any]]:
-        """What all segments take, by the names of `step_graph`."""
-        rows = geometry.rows
-        tokens = geometry.query_len
-        positions = geometry.positions[:, None] + np.arange(tokens)
-        flat = positions.reshape(-1)
-        by_row = np.array([rows, tokens, -1])
-        inputs: dict[str, npt.NDArray[Any]] = {"by_row": by_row}
-        if self._rotations:
-            inputs["positions"] = np.arange(rows * tokens).reshape(rows, tokens)
-        for number, rotation in enumerate(self._rotations):
-            cosines, sines = rotation.at(flat)
-            inputs[f"cosines{number}"] = cosines
-            inputs[f"sines{number}"] = sines
-        for number, group in enumerate(self._groups):
-            view = geometry.groups[number]
-            keys, values = group.reads(view)
-            inputs[f"keys{number}"] = keys
-            inputs[f"values{number}"] = values
-            inputs[f"stores{number}"] = group.stores(view)
-            inputs[f"mask{number}"] = group.mask(geometry, number)
-        return inputs
-
-
-class _Group:
-    """Indices into one group's arena, counted from a layer's first element."""
-
-    def __init__(self, arena: Arena, heads: int) -> None:
-        shape = arena.shape
-        self._parts = np.arange(2 * shape.kv_heads)  # keys' heads, then values' heads
-        self._kv_heads = shape.kv_heads
-        self._block = shape.num_layers * 2 * shape.kv_heads
-        self._per_kv_head = heads // shape.kv_heads
-
-    def reads(self, view: GroupGeometry) -> tuple[IntArray, IntArray]:
-        """The heads' blocks of keys and of values, `[rows, kv_heads, blocks]` each."""
-        tables = view.tables.astype(np.int64)
-        blocks = tables[:, None] * self._block
-        indices = blocks + self._parts[:, None]
-        keys = indices[:, : self._kv_heads]
-        values = indices[:, self._kv_heads :]
-        return np.ascontiguousarray(keys), np.ascontiguousarray(values)
-
-    def stores(self, view: GroupGeometry) -> IntArray:
-        """Where the new keys and values go, head by head of each token: `[count, 1]`."""
-        blocks = view.write_blocks.astype(np.int64)
-        first_parts = blocks[..., None] * self._block
-        parts = (first_parts + self._parts) * BLOCK_TOKENS
-        indices = parts + view.write_slots[..., None]
-        return indices.reshape(-1, 1)
-
-    def mask(self, geometry: CallGeometry, number: int) -> FloatArray:
-        """What is added to the scores, `[rows, 1, queries, context]`.
-
-        It has a chunk's queries once for each head of the group.
-        """
-        width = geometry.groups[number].tables.shape[1] * BLOCK_TOKENS
-        visible = visible_keys(geometry, number, width)
-        mask = np.where(visible, np.float32(0), np.float32(-np.inf))
-        if geometry.query_len > 1:
-            mask = np.tile(mask, (1, self._per_kv_head, 1))
-        return mask[:, None]
-
-
-class _Rotation:
-    """The cosines and sines of one rotation, as far as positions have come."""
-
-    def __init__(self, rope: nn.Module, head_dim: int, table: RotationTable) -> None:
-        self._rope = rope
-        self._head_dim = head_dim
-        self.table = table
-
-    def at(self, positions: npt.NDArray[Any]) -> tuple[FloatArray, FloatArray]:
-        """`[positions, width / 2]` twice."""
-        count = len(self.table.cosines)
-        last = int(positions.max())
-        if last >= count:
-            while count <= last:
-                count *= 2
-            table = rotation_table(self._rope, self._head_dim, count)
-            assert table is not None  # it was one for fewer positions
-            self.table = table
-        return self.table.cosines[positions], self.table.sines[positions]
 
 
 def build_step(
@@ -242,8 +153,8 @@ def build_step(
     )
     head, lookup = _ends(decoder)
     segments = _segments(decoder, geometries, layout, arenas)
-    groups = [_Group(arena, sizes.heads) for arena in arenas]
-    return CpuStep(sizes, lookup, segments, head, rotations, groups)
+    inputs = StepInputs(arenas, sizes.heads)
+    return CpuStep(sizes, lookup, segments, head, rotations, inputs)
 
 
 def _segments(
@@ -267,7 +178,7 @@ def _segments(
         if norm is not None or graph.writer.nbytes >= _MOST_BYTES:
             session = open_session(graph.finish(norm))
             binding = _bound(session, numbers, layout, arenas)
-            segments.append(_Segment(session, binding))
+            segments.append(_Segment(session, binding, graph.described))
             graph = StepGraph(width)
             numbers = []
     return segments
@@ -275,7 +186,7 @@ def _segments(
 
 def _geometries(
     decoder: Decoder, layout: KVLayout
-) -> tuple[list[LayerGeometry], list[_Rotation]] | None:
+) -> tuple[list[LayerGeometry], list[Rotation]] | None:
     """How each layer lies in the arenas, and the rotations that they number.
 
     None for a layout with more than float32 keys and values, and for rotations that no
@@ -283,7 +194,7 @@ def _geometries(
     """
     if len(layout.slots) != len(decoder.layers) or any(layout.nesting):
         return None
-    rotations = _Rotations()
+    rotations = Rotations()
     geometries = []
     for number, slot in enumerate(layout.slots):
         if not isinstance(slot, LayerSlot):
@@ -331,25 +242,6 @@ def _plain_geometry(
     )
 
 
-class _Rotations:
-    """The different rotations of a model, found by what they do."""
-
-    def __init__(self) -> None:
-        self.every: list[_Rotation] = []
-        self._numbers: dict[bytes, int] = {}
-
-    def number_of(self, rope: nn.Module, head_dim: int) -> int | None:
-        """The rotation's number; None for what no table holds."""
-        table = rotation_table(rope, head_dim, _FIRST_POSITIONS)
-        if table is None:
-            return None
-        key = table.sines.tobytes()
-        if key not in self._numbers:
-            self._numbers[key] = len(self.every)
-            self.every.append(_Rotation(rope, head_dim, table))
-        return self._numbers[key]
-
-
 def _bound(
     session: Any,
     numbers: Sequence[int],
@@ -363,9 +255,8 @@ def _bound(
         assert isinstance(slot, LayerSlot)
         shape = arenas[slot.group].shape
         memory = np.array(arenas[slot.group].array, copy=False)
-        rows = memory.reshape(-1, shape.width)
-        start = slot.layer * 2 * shape.kv_heads * BLOCK_TOKENS
-        part = rows[start:]
+        blocks = memory.reshape(-1, BLOCK_TOKENS, shape.width)
+        part = blocks[slot.layer * 2 * shape.kv_heads :]
         described = ("cpu", 0, np.float32, part.shape, part.ctypes.data)
         binding.bind_input(f"arena{number}", *described)
         binding.bind_output(f"stored{number}", *described)

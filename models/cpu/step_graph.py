@@ -52,7 +52,7 @@ class StepGraph:
         self._width = width
         self._residual = self.writer.input("residual", "float32", ("T", width))
         self._branch: str | None = None  # what is still to be added to the residual
-        self._declared: set[str] = set()
+        self._declared: set[str] = set()  # what calls describe; no arena
 
     def add(self, layer: DecoderLayer, geometry: LayerGeometry) -> None:
         """Write one layer."""
@@ -82,6 +82,11 @@ class StepGraph:
         dims = ("T", self._width)
         self.writer.output(hidden, "hidden", "float32", dims)
         return self.writer.model()
+
+    @property
+    def described(self) -> frozenset[str]:
+        """The names of the inputs that describe a call. Not each graph has all of them."""
+        return frozenset(self._declared)
 
     def _input(self, name: str, dtype: str, dims: tuple[int | str, ...]) -> str:
         if name not in self._declared:
@@ -119,52 +124,54 @@ class StepGraph:
         geometry: LayerGeometry,
     ) -> str:
         """`[rows * tokens, heads * head_dim]`, before the output's product."""
-        queries, keys, values = self._projected(normed, attention)
-        if attention.head_norms is not None:
-            query_norm, key_norm = attention.head_norms
-            queries = self._normed_heads(queries, query_norm, geometry)
-            keys = self._normed_heads(keys, key_norm, geometry)
-        queries = self._rotated(queries, geometry, geometry.heads)
-        keys = self._rotated(keys, geometry, geometry.kv_heads)
-        stored = self._stored(keys, values, geometry)
-        context_keys, context_values = self._context(stored, geometry)
+        heads = self._turned(self._projected(normed, attention, geometry), geometry)
+        stored = self._stored(heads, geometry)
+        dims = ("R", geometry.kv_heads, "Q", 2)
+        queries = self._picked(heads, "queries", dims, geometry)
+        context_keys = self._gathered(stored, "keys", geometry)
+        context_values = self._gathered(stored, "values", geometry)
         weights = self._weights(queries, context_keys, attention.scale, geometry)
         attended = self.writer.node("MatMul", [weights, context_values])
-        return self._joined_heads(attended, geometry)
+        by_token = self._picked(attended, "attended", ("T", "H", 3), geometry)
+        shape = self.writer.shape(-1, geometry.heads * geometry.head_dim)
+        return self.writer.node("Reshape", [by_token, shape])
 
-    def _projected(self, normed: str, attention: Attention) -> list[str]:
-        """Queries, keys and values, each `[rows, tokens, heads * head_dim]`."""
-        projections = list(attention.projections)
-        by_row = self._input("by_row", "int64", (3,))
-        return self._products.linear(normed, projections, by_row)
+    def _projected(
+        self,
+        normed: str,
+        attention: Attention,
+        geometry: LayerGeometry,
+    ) -> str:
+        """Each token's queries, keys and values.
 
-    def _joined_heads(self, attended: str, geometry: LayerGeometry) -> str:
-        """`[rows, kv_heads, group * tokens, head_dim]` as `[rows * tokens, heads * head_dim]`."""
-        writer = self.writer
-        shape = writer.shape(
-            0,
-            geometry.kv_heads,
-            geometry.group_heads,
-            -1,
-            geometry.head_dim,
-        )
-        attended = writer.node("Reshape", [attended, shape])
-        attended = writer.node("Transpose", [attended], perm=(0, 3, 1, 2, 4))
-        shape = writer.shape(-1, geometry.heads * geometry.head_dim)
-        return writer.node("Reshape", [attended, shape])
-
-    def _context(self, stored: str, geometry: LayerGeometry) -> tuple[str, str]:
-        """Keys and values of each row's blocks.
-
-        Both are `[rows, kv_heads, context, head_dim]`.
+        They are `[rows * tokens * heads, 1, head_dim]`.
         """
-        shape = self.writer.shape(-1, BLOCK_TOKENS * geometry.head_dim)
-        blocks = self.writer.node("Reshape", [stored, shape])
-        keys = self._gathered(blocks, "keys", geometry)
-        values = self._gathered(blocks, "values", geometry)
-        return keys, values
+        writer = self.writer
+        projections = list(attention.projections)
+        if attention.head_norms is None:
+            heads = self._products.side_by_side(normed, projections)
+        else:
+            query_norm, key_norm = attention.head_norms
+            queries, keys, values = self._products.linear(normed, projections)
+            queries = self._normed_heads(queries, query_norm, geometry)
+            keys = self._normed_heads(keys, key_norm, geometry)
+            heads = writer.node("Concat", [queries, keys, values], axis=-1)
+        shape = writer.shape(-1, 1, geometry.head_dim)
+        return writer.node("Reshape", [heads, shape])
+
+    def _picked(
+        self,
+        heads: str,
+        order: str,
+        dims: tuple[int | str, ...],
+        geometry: LayerGeometry,
+    ) -> str:
+        """Some heads, in another order."""
+        index = self._input(f"{order}{geometry.group}", "int64", dims)
+        return self.writer.node("GatherND", [heads, index])
 
     def _gathered(self, blocks: str, part: str, geometry: LayerGeometry) -> str:
+        """Keys or values of each row's blocks, `[rows, kv_heads, context, head_dim]`."""
         writer = self.writer
         group = geometry.group
         dims = ("R", geometry.kv_heads, f"blocks{group}")
@@ -183,10 +190,9 @@ class StepGraph:
         """Softmax over the context, `[rows, kv_heads, group * tokens, context]`."""
         writer = self.writer
         group = geometry.group
-        grouped = self._grouped_heads(queries, geometry)
         scores = writer.node(
             "FusedMatMul",
-            [grouped, keys],
+            [queries, keys],
             CONTRIB,
             transB=1,
             alpha=scale,
@@ -196,36 +202,18 @@ class StepGraph:
         masked = writer.node("Add", [scores, mask])
         return writer.node("Softmax", [masked], axis=-1)
 
-    def _grouped_heads(self, queries: str, geometry: LayerGeometry) -> str:
-        """`[rows, tokens, heads * head_dim]` as `[rows, kv_heads, group * tokens, head_dim]`."""
-        writer = self.writer
-        shape = writer.shape(
-            0,
-            0,
-            geometry.kv_heads,
-            geometry.group_heads,
-            geometry.head_dim,
-        )
-        grouped = writer.node("Reshape", [queries, shape])
-        grouped = writer.node("Transpose", [grouped], perm=(0, 2, 3, 1, 4))
-        shape = writer.shape(0, geometry.kv_heads, -1, geometry.head_dim)
-        return writer.node("Reshape", [grouped, shape])
-
-    def _stored(self, keys: str, values: str, geometry: LayerGeometry) -> str:
+    def _stored(self, heads: str, geometry: LayerGeometry) -> str:
         """The layer's part of the arena with the new keys and values in it.
 
-        It is `[slots, head_dim]`.
+        It is `[blocks, slots, head_dim]`.
         """
-        writer = self.writer
         number = geometry.number
-        new = writer.node("Concat", [keys, values], axis=-1)
-        shape = writer.shape(-1, geometry.head_dim)
-        new = writer.node("Reshape", [new, shape])
-        dims = (f"places{number}", geometry.head_dim)
-        before = self._input(f"arena{number}", "float32", dims)
-        index = self._input(f"stores{geometry.group}", "int64", ("W", 1))
+        new = self._picked(heads, "fresh", ("W", 2), geometry)
+        dims = (f"places{number}", BLOCK_TOKENS, geometry.head_dim)
+        before = self.writer.input(f"arena{number}", "float32", dims)
+        index = self._input(f"stores{geometry.group}", "int64", ("W", 2))
         inputs = [before, index, new]
-        return writer.store_into("ScatterND", inputs, f"stored{number}", dims)
+        return self.writer.store_into("ScatterND", inputs, f"stored{number}", dims)
 
     def _normed_heads(self, heads: str, norm: Norm, geometry: LayerGeometry) -> str:
         """The norm of each head, or of all together where the norm is as wide."""
@@ -234,18 +222,19 @@ class StepGraph:
         scale = writer.constant(norm.scale)
         if width != geometry.head_dim:
             return self._rms(heads, scale, norm.eps)
-        by_head = writer.shape(0, 0, -1, width)
+        by_head = writer.shape(0, -1, width)
         parted = writer.node("Reshape", [heads, by_head])
         normed = self._rms(parted, scale, norm.eps)
-        together = writer.shape(0, 0, -1)
+        together = writer.shape(0, -1)
         return writer.node("Reshape", [normed, together])
 
-    def _rotated(self, heads: str, geometry: LayerGeometry, count: int) -> str:
+    def _turned(self, heads: str, geometry: LayerGeometry) -> str:
+        """The heads, rotated. Values are, too, by an angle of 0."""
         number = geometry.rotation
         if number is None:
             return heads
-        positions = self._input("positions", "int64", ("R", "L"))
-        dims = ("T", geometry.rotated // 2)
+        turns = self._input(f"turns{geometry.group}", "int64", ("N", 1))
+        dims = ("P", geometry.rotated // 2)
         cosines = self._input(f"cosines{number}", "float32", dims)
         sines = self._input(f"sines{number}", "float32", dims)
         partial = 0  # the operator's word for all of the head
@@ -253,9 +242,9 @@ class StepGraph:
             partial = geometry.rotated
         return self.writer.node(
             "RotaryEmbedding",
-            [heads, positions, cosines, sines],
+            [heads, turns, cosines, sines],
             CONTRIB,
-            num_heads=count,
+            num_heads=1,
             interleaved=int(geometry.pairs),
             rotary_embedding_dim=partial,
         )
