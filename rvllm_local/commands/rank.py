@@ -11,11 +11,12 @@ import time
 from pathlib import Path
 from typing import NoReturn
 
-from rvllm_local.config import load_config
+from rvllm_local.config import Config, load_config
 from rvllm_local.distributed.follower import REFUSED
 from rvllm_local.distributed.hosts import control_address, read_hosts, secret_of
 from rvllm_local.distributed.invitation import Invitation, start_rank
 from rvllm_local.errors import ConfigError
+from rvllm_local.options import RankHosts
 
 _PAUSE_S = 1.0  # between two jobs
 _INTERRUPTED = 130
@@ -33,12 +34,17 @@ def rank(arguments: argparse.Namespace) -> int:
             f"--rank must be from 1 to {ranks - 1}, not {arguments.rank}: "
             "rank 0 is where `rvllm serve --hosts` runs"
         )
+    return serve_rank(config, hosts, arguments.rank)
+
+
+def serve_rank(config: Config, hosts: RankHosts, number: int) -> int:
+    """Serve job after job as the rank of this number. Returns the exit status."""
     address, port = control_address(hosts)
     invitation = Invitation(
         address,
         port,
-        arguments.rank,
-        ranks,
+        number,
+        len(hosts.addresses),
         secret_of(hosts),
         config.model,
         os.getpid(),

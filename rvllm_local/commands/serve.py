@@ -21,12 +21,15 @@ from msgspec import structs
 from rvllm_local import host
 from rvllm_local.commands.choose_cache import with_server_cache
 from rvllm_local.commands.flags import engine_flags
+from rvllm_local.commands.rank import serve_rank
 from rvllm_local.config import Config, load_config
 from rvllm_local.distributed.hosts import read_hosts
+from rvllm_local.distributed.launched import take_launch
 from rvllm_local.errors import ConfigError, MemoryBudgetError
 from rvllm_local.models.locate import locate
 from rvllm_local.models.store import installed_models
 from rvllm_local.option import expanded
+from rvllm_local.options import RankHosts
 from rvllm_local.process_notes import Note
 from rvllm_local.server.app import running
 from rvllm_local.server.http.settings import OLLAMA_PORT, ServerSettings, is_loopback
@@ -49,24 +52,40 @@ logger = logging.getLogger(__name__)
 
 
 def serve(arguments: argparse.Namespace) -> int:
-    """Serve until a signal comes. Ends the process with status 0 after an orderly end."""
+    """Serve until a signal comes. Ends the process with status 0 after an orderly end.
+
+    Where MLX's launcher has started this process as another rank than 0, it serves its
+    part for rank 0.
+    """
     prepare_logs(None if arguments.log_file is None else Path(arguments.log_file))
+    launched = take_launch(os.environ)
     config = load_config(engine_flags(arguments))
+    if launched is not None and launched.rank > 0:
+        models = arguments.models or [config.model]
+        named = structs.replace(config, model=models[0])
+        return serve_rank(named, launched.hosts, launched.rank)
+    hosts = None if launched is None else launched.hosts
+    if arguments.hosts is not None:
+        hosts = read_hosts(Path(arguments.hosts))
+    return _serve_requests(arguments, _with_hosts(config, hosts))
+
+
+def _serve_requests(arguments: argparse.Namespace, config: Config) -> int:
+    """The server itself."""
     settings = replace(settings_from(arguments), cache_dir=config.cache_dir)
     prepare_limits(settings.max_connections)
     report = host.prepare()
     if report.advice:
         logger.info("%s", report.advice)
     adapters = [adapter_of(text) for text in arguments.adapter]
-    config = with_server_cache(_with_hosts(config, arguments.hosts))
+    config = with_server_cache(config)
     asyncio.run(_serve(arguments.models or [config.model], config, settings, adapters))
 
 
-def _with_hosts(config: Config, path: str | None) -> Config:
-    """The configuration with a rank for each host of a file."""
-    if path is None:
+def _with_hosts(config: Config, hosts: RankHosts | None) -> Config:
+    """The configuration with a rank for each host."""
+    if hosts is None:
         return config
-    hosts = read_hosts(Path(path))
     options = structs.replace(config.options, ranks=len(hosts.addresses), hosts=hosts)
     return structs.replace(config, options=options)
 

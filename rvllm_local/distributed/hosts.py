@@ -1,7 +1,8 @@
 """Reads the file of hosts, in the form that MLX's own launcher takes, and the secret.
 
-It is a list with an entry for each rank, rank 0 first: {"ssh": ..., "ips": [...]}. An
-address may have a port. Only the first address of an entry is used.
+It is a list with an entry for each rank, rank 0 first: {"ssh": ..., "ips": [...]}, or
+the addresses alone, as the launcher hands them on. An address may have a port. Only the
+first address of an entry is used.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ def read_hosts(path: Path) -> RankHosts:
 
 
 def _address(path: Path, rank: int, entry: Any) -> tuple[str, int]:
-    ips = entry.get("ips") if isinstance(entry, dict) else None
+    ips = entry.get("ips") if isinstance(entry, dict) else entry
     if not isinstance(ips, list) or not ips or not isinstance(ips[0], str):
         raise ConfigError(f'--hosts {path}: rank {rank} needs "ips": ["10.0.0.1"]')
     host, _, port = ips[0].partition(":")
