@@ -14,6 +14,7 @@ import pytest
 from rvllm_local.cli import main
 from rvllm_local.commands.launch.agents import OTHER, Settings, load_agents
 from rvllm_local.commands.launch.launch import launch
+from rvllm_local.commands.launch.server import Progress
 from rvllm_local.commands.verbs import parse
 from rvllm_local.errors import ConfigError, ModelNotFoundError, ParameterError
 from rvllm_local.tui import launcher
@@ -105,6 +106,27 @@ class TestRunning:
         assert main(words(running, "qwen")) == 3
         assert own_file.read_text() == '{"theme": "mine"}'
 
+    def test_a_configuration_that_an_agent_would_write_to_is_hidden_from_it(
+        self, running: Running, home: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        config = home / "mine"
+        monkeypatch.setenv("XDG_CONFIG_HOME", str(config))
+        (config / "opencode").mkdir(parents=True)
+        (config / "git").mkdir()
+        (config / "git" / "config").write_text("[user]")
+        program = home / "bin" / "opencode"
+        program.write_text(PROGRAM)
+        program.chmod(0o755)
+        shown = home / "data" / "rvllm" / "launch" / "opencode" / "config"
+        shown.mkdir(parents=True)
+        (shown / "gone").symlink_to(config / "gone")
+        for _ in range(2):
+            assert main(words(running, "opencode")) == 3
+        told = (home / "bin" / "opencode.told").read_text()
+        assert f"XDG_CONFIG_HOME={shown}\n" in told
+        assert [path.name for path in shown.iterdir()] == ["git"]
+        assert (shown / "git" / "config").read_text() == "[user]"
+
     def test_an_agent_that_is_not_installed_says_how(
         self, running: Running, home: Path
     ) -> None:
@@ -127,6 +149,15 @@ class TestRunning:
 
 
 class TestServer:
+    def test_a_server_that_loads_is_told_of_once(
+        self, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        progress = Progress()
+        for seconds in range(3):
+            progress(f"loading m · for {seconds} s")
+        progress("m is ready")
+        assert capsys.readouterr().err == "rvllm: loading m\nrvllm: m is ready\n"
+
     def test_a_server_that_was_started_for_the_agent_ends_with_it(
         self, home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:

@@ -44,7 +44,9 @@ class Agent:
     """One agent. In all its texts, `%name%` stands for a value.
 
     `files` are written into its profile by their names, `first_files` where they are
-    not there. `package` is the version that was proven.
+    not there. An agent that always reads the user's folder of configurations is shown
+    one in its profile, `config`, which lacks what `hidden` names. `package` is the
+    version that was proven.
     """
 
     name: str
@@ -56,6 +58,7 @@ class Agent:
     environment: Mapping[str, str]
     files: Mapping[str, str] = field(default_factory=dict)
     first_files: Mapping[str, str] = field(default_factory=dict)
+    hidden: tuple[str, ...] = ()
 
     def command_with(self, settings: Settings) -> list[str]:
         """The command, without the user's own arguments."""
@@ -83,7 +86,8 @@ def load_agents() -> dict[str, Agent]:
     agents = {}
     for name, row in rows.items():
         command = tuple(row.pop("command"))
-        agents[name] = Agent(name=name, command=command, **row)
+        hidden = tuple(row.pop("hidden", ()))
+        agents[name] = Agent(name=name, command=command, hidden=hidden, **row)
     return agents
 
 

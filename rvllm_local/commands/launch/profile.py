@@ -5,6 +5,8 @@ The user's configuration of the agent is elsewhere, and is neither read nor writ
 
 from __future__ import annotations
 
+import contextlib
+import os
 from pathlib import Path
 
 import platformdirs
@@ -28,6 +30,23 @@ def write_profile(agent: Agent, settings: Settings) -> None:
     for name, text in agent.first_files.items():
         if not (folder / name).exists():
             _replace(folder / name, text)
+    if agent.hidden:
+        _link_all_but(agent.hidden, folder / "config")
+
+
+def _link_all_but(hidden: tuple[str, ...], folder: Path) -> None:
+    """Show the user's configurations of other programs, which the agent may run."""
+    folder.mkdir(mode=0o700, exist_ok=True)
+    of_user = Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config")
+    for link in folder.iterdir():
+        if link.is_symlink() and not link.exists():
+            link.unlink()
+    if not of_user.is_dir() or of_user.samefile(folder):
+        return
+    for path in of_user.iterdir():
+        if path.name not in hidden:
+            with contextlib.suppress(FileExistsError):
+                (folder / path.name).symlink_to(path)
 
 
 def _replace(path: Path, text: str) -> None:

@@ -25,6 +25,19 @@ class ServedModel:
     context: int | None
 
 
+class Progress:
+    """Says what a server is at, once for each thing: how long it takes is no news."""
+
+    def __init__(self) -> None:
+        self._said = ""
+
+    def __call__(self, text: str) -> None:
+        what = text.partition(" · for ")[0]
+        if what != self._said:
+            self._said = what
+            show_progress(what)
+
+
 class AgentServer:
     """Holds the server for as long as an agent runs; one that ends is started again."""
 
@@ -53,7 +66,7 @@ class AgentServer:
 
     async def find(self) -> ServedModel:
         """The server and the model. Raises `EndpointError`, `ModelNotFoundError`."""
-        endpoint = await self._launcher.connect(show_progress)
+        endpoint = await self._launcher.connect(Progress())
         try:
             models = await endpoint.models()
         finally:
