@@ -171,6 +171,8 @@ class Request:
     # pair begins.
     is_read: bool = False
     second_at: int = 0
+    # Seconds between the tokens of streams that run beside such a text; 0 for none.
+    beside_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -83,9 +83,14 @@ def prompt_named(pools: Pools, name: str | None) -> str:
 
 
 def read_requests(
-    encoded: Iterable[EncodedInput], request_id: str | None = None
+    encoded: Iterable[EncodedInput],
+    request_id: str | None = None,
+    beside_s: float = 0.0,
 ) -> list[Request]:
-    """A request for each input; they share an id, and their index is their place."""
+    """A request for each input; they share an id, and their index is their place.
+
+    `beside_s` is the time between the tokens of streams beside them.
+    """
     made = request_id or uuid.uuid4().hex
     requests = []
     for index, row in enumerate(encoded):
@@ -97,6 +102,7 @@ def read_requests(
             index=index,
             is_read=True,
             second_at=row.second_at,
+            beside_s=beside_s,
         )
         requests.append(request)
     return requests

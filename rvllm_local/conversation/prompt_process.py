@@ -148,6 +148,7 @@ def _work(connection: socket.socket, model: ConversationModel) -> None:
             )
             done = frames.Done(token_ids=frames.TokenIds.of(token_ids))
         elif work.inputs is not None:
+            host.step_back()  # it can be much, and is no stream's
             rows = encode_inputs(model.tokenizer, work.inputs, work.most_tokens)
             done = frames.Done(encoded=tuple(rows))
         else:

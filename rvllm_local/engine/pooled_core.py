@@ -1,8 +1,9 @@
 """The core of a model that reads texts and writes none: vectors, or scores of pairs.
 
-A step reads one batch of texts of about one length. Its size follows the measured pace,
-so that streams of other models on the same device wait for little. A text's vector does
-not depend on the others of its batch, but for rounding.
+A step reads one batch of texts of about one length. Its size follows the measured pace.
+Beside streams of other models on the same device it takes a fraction of the time
+between two of their tokens, and then rests for that time: no token waits for more than
+one step. A text's vector does not depend on the others of its batch, but for rounding.
 """
 
 from __future__ import annotations
@@ -35,6 +36,8 @@ _SEEN = 1024
 _FIRST_TOKENS = 512
 _FEWEST_TOKENS, _MOST_TOKENS = 256, 16_384
 _STEP_S = 0.03
+_SHARE = 0.15  # of the time between a stream's tokens, for a step beside it
+_MOST_REST_S = 0.1  # commands wait as long
 _ROUND = 8  # widths are multiples of it: fewer shapes, and little padding
 
 # Vectors of token ids `[rows, tokens]`, of rows' lengths, and of the kind of each token.
@@ -64,6 +67,8 @@ class PooledCore:
         limits: EngineLimits,
         memory: Mapping[str, int],
         weight_form: str,
+        clock: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], None] = time.sleep,
     ) -> None:
         """`memory` are the plan's lines in bytes."""
         self._read = read
@@ -71,7 +76,8 @@ class PooledCore:
         self._weight_form = weight_form
         # In the order in which they came.
         self._waiting: dict[_Key, _Waiting] = {}
-        self._batch_tokens = _FIRST_TOKENS
+        self._tokens_per_s = _FIRST_TOKENS / _STEP_S
+        self._clock, self._sleep = clock, sleep
         self._tokens_read = 0
         self.limits = limits
         self.num_steps = 0
@@ -126,33 +132,43 @@ class PooledCore:
     def step(self) -> None:
         """Read one batch, and send its vectors."""
         batch = self._next_batch()
-        began = time.monotonic()
+        began = self._clock()
         vectors = self._vectors(batch)
-        self._record(batch, time.monotonic() - began)
+        self._record(batch, self._clock() - began)
         self.num_steps += 1
         for row, vector in zip(batch, vectors, strict=True):
             # Whoever heard of another text's vector may have cancelled this one.
             key = (row.request.request_id, row.request.index)
             if self._waiting.pop(key, None) is not None:
                 row.sink(_read(row, vector))
+        if self._waiting and batch[0].request.beside_s:
+            self._sleep(min(batch[0].request.beside_s, _MOST_REST_S))
 
     def _next_batch(self) -> list[_Waiting]:
         """The text that waits longest, and those of about its length."""
         seen = list(islice(self._waiting.values(), _SEEN))
         first = seen[0]
         length = first.num_tokens
+        most_tokens = self._most_tokens(first.request.beside_s)
         seen.sort(key=lambda row: abs(row.num_tokens - length))
         batch: list[_Waiting] = []
         width = 0
         for row in seen:
             wider = max(width, _rounded(row.num_tokens))
-            if batch and wider * (len(batch) + 1) > self._batch_tokens:
+            if batch and wider * (len(batch) + 1) > most_tokens:
                 break
             batch.append(row)
             width = wider
         if first not in batch:
             batch[-1] = first
         return batch
+
+    def _most_tokens(self, beside_s: float) -> int:
+        """Tokens that a step takes at the pace so far, padding included."""
+        if beside_s:
+            return min(int(self._tokens_per_s * beside_s * _SHARE), _MOST_TOKENS)
+        fitting = int(self._tokens_per_s * _STEP_S)
+        return min(max(fitting, _FEWEST_TOKENS), _MOST_TOKENS)
 
     def _vectors(self, batch: list[_Waiting]) -> npt.NDArray[np.float32]:
         width = max(_rounded(row.num_tokens) for row in batch)
@@ -170,13 +186,12 @@ class PooledCore:
         return np.array(read.astype(mx.float32))
 
     def _record(self, batch: list[_Waiting], seconds: float) -> None:
-        """Fit the batches to the pace: a step is to take `_STEP_S`."""
+        """Measure the pace."""
         num_tokens = len(batch) * max(_rounded(row.num_tokens) for row in batch)
         self._tokens_read += sum(row.num_tokens for row in batch)
-        fitting = num_tokens * _STEP_S / max(seconds, 1e-6)
         # Half of the way: one slow step says little.
-        aimed = (self._batch_tokens + fitting) / 2
-        self._batch_tokens = int(min(max(aimed, _FEWEST_TOKENS), _MOST_TOKENS))
+        self._tokens_per_s += num_tokens / max(seconds, 1e-6)
+        self._tokens_per_s /= 2
 
     def stats(self) -> dict[str, int | float | str]:
         """Counters and gauges, under the names of a core that writes."""

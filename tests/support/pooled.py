@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
@@ -20,6 +22,32 @@ def save_embedder(folder: Path, pooling: str = "mean", name: str = "bert") -> Pa
     save_tokenizer(folder)
     prompts = {"prompts": {"query": "w100 ", "document": ""}}
     (folder / "config_sentence_transformers.json").write_text(json.dumps(prompts))
+    return folder
+
+
+def save_encoder(folder: Path, shape: Mapping[str, int]) -> Path:
+    """BERT with random weights and 512 positions, in the shape of a configuration."""
+    reference = reference_of("bert")
+    config = {**reference["config"], "max_position_embeddings": 512, **shape}
+    config["intermediate_size"] = 4 * config["hidden_size"]
+    sizes = {
+        reference["config"][name]: config[name]
+        for name in ("hidden_size", "intermediate_size", "max_position_embeddings")
+    }
+    tensors: dict[str, Any] = {}
+    for name, (dimensions, start) in reference["tensors"].items():
+        wider = [[sizes.get(size, size) for size in dimensions], start]
+        if ".layer.0." not in name:
+            tensors.setdefault(name, wider)
+            continue
+        for number in range(config["num_hidden_layers"]):
+            tensors[name.replace(".layer.0.", f".layer.{number}.")] = wider
+    layers = tuple(f".layer.{number}." for number in range(config["num_hidden_layers"]))
+    for name in list(tensors):
+        if ".layer." in name and not any(layer in name for layer in layers):
+            del tensors[name]
+    save(folder, {"config": config, "tensors": tensors}, "mean")
+    save_tokenizer(folder)
     return folder
 
 

@@ -25,6 +25,7 @@ from rvllm_local.text.tools import ReasoningDelta, ToolCallEnd
 from rvllm_local.types import FinishReason, StreamEvent
 
 _SHORTEST_WAIT_S = 0.01
+_LIVE_S = 2.0  # a stream without a token for as long is no hurry to others
 
 
 @dataclass(slots=True)
@@ -80,6 +81,18 @@ class Generation:
     @property
     def model(self) -> str:
         return self.served.name
+
+    @property
+    def token_gap_s(self) -> float | None:
+        """Seconds between the tokens so far; None for one that writes none now."""
+        if self._first is None or self._last is None or self._is_over():
+            return None
+        if time.monotonic() - self._last > _LIVE_S:
+            return None
+        num_tokens = max(choice.tokens for choice in self._choices)
+        if num_tokens < 2:
+            return None
+        return (self._last - self._first) / (num_tokens - 1)
 
     @property
     def num_choices(self) -> int:

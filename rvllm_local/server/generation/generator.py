@@ -98,6 +98,16 @@ class Generator:
         """Requests that are running or being opened."""
         return len(self._open) + len(self._opening)
 
+    @property
+    def shortest_gap_s(self) -> float:
+        """Seconds between tokens of the quickest stream that runs; 0 without one."""
+        shortest = 0.0
+        for generation in self._open:
+            gap = generation.token_gap_s
+            if gap is not None and (not shortest or gap < shortest):
+                shortest = gap
+        return shortest
+
     def abort(self, problem: Problem) -> None:
         """End everything that is open, or is being opened, with this problem."""
         self._aborted = problem

@@ -5,11 +5,12 @@ from __future__ import annotations
 import time
 from typing import Any
 
+import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from rvllm_local.conversation.pooled import check_dimensions, vectors_of
+from rvllm_local.conversation.pooled import check_dimensions
 from rvllm_local.server.api.ollama.durations import keep_alive_seconds
 from rvllm_local.server.api.ollama.schema import (
     OllamaEmbeddingsRequest,
@@ -17,7 +18,12 @@ from rvllm_local.server.api.ollama.schema import (
 )
 from rvllm_local.server.api.service import Bodies, Service
 from rvllm_local.server.api.vectors.reading import pools_of, read_texts
-from rvllm_local.server.http.replies import JSONReply, while_connected
+from rvllm_local.server.api.vectors.writing import (
+    WrittenReply,
+    join_vectors,
+    write_vectors,
+)
+from rvllm_local.server.http.replies import while_connected
 
 BODIES: Bodies = {
     "/api/embed": OllamaEmbedRequest,
@@ -60,24 +66,24 @@ async def _embed(
         if body.truncate is False:
             most_tokens = None
         # Without a text it is a request to load the model.
-        vectors: list[Any] = []
+        written: list[bytes] = []
         num_tokens = 0
         if texts:
             inputs = [(text,) for text in texts]
             read = await read_texts(service, served, inputs, most_tokens)
-            rows = vectors_of(read.parts, body.dimensions, pools)
-            vectors = rows.tolist()
+            vectors = await join_vectors(read.parts, body.dimensions, pools)
+            written = await write_vectors(vectors)
             num_tokens = read.num_tokens
         if seconds is not None:
             service.registry.keep(body.model, seconds)
     if is_former:
-        first = vectors[0] if vectors else []
-        return JSONReply({"embedding": first})
-    content: dict[str, Any] = {
+        first = written[0] if written else b"[]"
+        return WrittenReply(b'{"embedding":' + first + b"}")
+    about: dict[str, Any] = {
         "model": body.model,
-        "embeddings": vectors,
         "total_duration": time.perf_counter_ns() - began,
         "load_duration": loaded - began,
         "prompt_eval_count": num_tokens,
     }
-    return JSONReply(content)
+    fields = msgspec.json.encode(about)[1:]
+    return WrittenReply(b'{"embeddings":[' + b",".join(written) + b"]," + fields)

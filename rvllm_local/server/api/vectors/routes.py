@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Sequence
 from typing import Any
 
+import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
 from rvllm_local.conversation.pooled import (
-    Vectors,
     best_first,
     check_dimensions,
     checked_count,
     pairs,
     prompt_named,
     relevance_of,
-    vectors_of,
 )
 from rvllm_local.server.api.common import new_id, refuse_unsupported
 from rvllm_local.server.api.service import Bodies, Service
@@ -33,6 +31,11 @@ from rvllm_local.server.api.vectors.schema import (
     Document,
     EmbeddingsRequest,
     RerankRequest,
+)
+from rvllm_local.server.api.vectors.writing import (
+    WrittenReply,
+    join_vectors,
+    write_vectors,
 )
 from rvllm_local.server.http.problems import bad_request
 from rvllm_local.server.http.replies import JSONReply, while_connected
@@ -70,19 +73,10 @@ async def _embeddings(service: Service, body: EmbeddingsRequest) -> Response:
         check_dimensions(body.dimensions, pools)
         prompt = prompt_named(pools, body.input_type)
         read = await _read_inputs(service, served, body, prompt)
-        vectors = vectors_of(read.parts, body.dimensions, pools)
-        rows = await service.workers.run(
-            lambda: _rows(vectors, body.encoding_format == "base64"),
-            service.settings.prepare_timeout_s,
-            "writing the vectors",
-        )
-        content = {
-            "object": "list",
-            "data": rows,
-            "model": served.name,
-            "usage": _usage(read.num_tokens),
-        }
-        return JSONReply(content)
+        vectors = await join_vectors(read.parts, body.dimensions, pools)
+        written = await write_vectors(vectors, body.encoding_format == "base64")
+        about = {"model": served.name, "usage": _usage(read.num_tokens)}
+        return WrittenReply(_list_of(written, about))
 
 
 async def _read_inputs(
@@ -119,20 +113,14 @@ def _token_rows(rows: Sequence[Any], most: int | None) -> list[EncodedInput]:
     return [EncodedInput(tuple(ids[:most])) for ids in rows]
 
 
-def _rows(vectors: Vectors, is_base64: bool) -> list[dict[str, Any]]:
+def _list_of(vectors: Sequence[bytes], about: dict[str, Any]) -> bytes:
+    """OpenAI's list of vectors that are JSON already."""
     rows = []
     for index, vector in enumerate(vectors):
-        numbers: Any = vector.tolist()
-        if is_base64:
-            data = vector.astype("<f4").tobytes()
-            numbers = base64.b64encode(data).decode()
-        row = {
-            "object": "embedding",
-            "index": index,
-            "embedding": numbers,
-        }
-        rows.append(row)
-    return rows
+        head = b'{"object":"embedding","index":%d,"embedding":' % index
+        rows.append(head + vector + b"}")
+    fields = msgspec.json.encode(about)[1:]
+    return b'{"object":"list","data":[' + b",".join(rows) + b"]," + fields
 
 
 async def _rerank(service: Service, body: RerankRequest) -> Response:

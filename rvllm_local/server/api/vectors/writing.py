@@ -1,0 +1,48 @@
+"""Vectors as JSON, written a little at a time: streams share the event loop."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+from collections.abc import Sequence
+
+import msgspec
+import numpy as np
+from starlette.responses import Response
+
+from rvllm_local.conversation.pooled import Vectors, vectors_of
+from rvllm_local.engine.limits import Pools
+from rvllm_local.errors import EngineError
+
+_NUMBERS_AT_ONCE = 16_384  # about a millisecond
+
+
+async def join_vectors(
+    parts: Sequence[bytes], dimensions: int | None, pools: Pools
+) -> Vectors:
+    """Like `vectors_of`, beside the event loop. Raises `EngineError` for no numbers."""
+    vectors = await asyncio.to_thread(vectors_of, parts, dimensions, pools)
+    if not np.isfinite(vectors).all():
+        raise EngineError("the model made vectors that are no numbers")
+    return vectors
+
+
+async def write_vectors(vectors: Vectors, is_base64: bool = False) -> list[bytes]:
+    """Each vector as JSON: its numbers, or base64 of their bytes as float32."""
+    written = []
+    at_once = max(1, _NUMBERS_AT_ONCE // vectors.shape[1])
+    for number, vector in enumerate(vectors):
+        if is_base64:
+            data = base64.b64encode(vector.astype("<f4").tobytes())
+            written.append(b'"' + data + b'"')
+        else:
+            written.append(msgspec.json.encode(vector.tolist()))
+        if number % at_once == at_once - 1:
+            await asyncio.sleep(0)
+    return written
+
+
+class WrittenReply(Response):
+    """A body that is JSON already."""
+
+    media_type = "application/json"
