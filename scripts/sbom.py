@@ -67,21 +67,22 @@ def closure(requirements: list[str], versions: dict[str, str]) -> set[str]:
 
     Tools for development are in constraints.txt, too, and not among them.
     """
-    names: set[str] = set()
+    seen: set[tuple[str, frozenset[str]]] = set()
     waiting = [Requirement(text) for text in requirements]
     while waiting:
         requirement = waiting.pop()
         name = canonicalize_name(requirement.name)
-        if name in names or name not in versions:
+        key = (name, frozenset(requirement.extras))
+        if key in seen or name not in versions:
             continue
-        names.add(name)
+        seen.add(key)
         for text in _requires(name):
             inner = Requirement(text)
             extras = requirement.extras or {""}
             marker = inner.marker
             if marker is None or any(marker.evaluate({"extra": e}) for e in extras):
                 waiting.append(inner)
-    return names
+    return {name for name, _ in seen}
 
 
 def _requires(name: str) -> list[str]:
