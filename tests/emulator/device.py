@@ -24,6 +24,7 @@ from tests.emulator.capture import capture_text, cuda_text
 
 Array = npt.NDArray[np.generic]
 SHIM = Path(__file__).with_name("metal_shim.h")
+RUNTIME = Path(__file__).with_name("runtime.cpp")
 CACHE = Path(tempfile.gettempdir()) / f"rvllm-kernel-emulator-{os.getuid()}"
 FLAGS = ("-std=c++17", "-O1", "-fno-strict-aliasing", "-ffp-contract=off", "-w")
 WRITERS = {
@@ -42,31 +43,9 @@ _IDS = {
     "simdgroup_index_in_threadgroup": "index / 32",
     "thread_index_in_threadgroup": "index",
 }
-_MAIN = """
-static std::vector<emulator::Guarded*> buffers;
-static void entry(const emulator::Ids& ids, uint index) {{ {call}; }}
-int main(int argc, char** argv) {{
-  FILE* in = fopen(argv[1], "rb");
-  int head[8];
-  if (fread(head, 4, 8, in) != 8) return 2;
-  for (int i = 0; i < head[7]; i++) {{
-    long size, given;
-    if (fread(&size, 8, 1, in) != 1 || fread(&given, 8, 1, in) != 1) return 2;
-    buffers.push_back(new emulator::Guarded(size));
-    if (given && size && fread(buffers[i]->data, size, 1, in) != 1) return 2;
-  }}
-  fclose(in);
-  emulator::entry = entry;
-  emulator::run_grid({{(uint)head[0], (uint)head[1], (uint)head[2]}}, {{(uint)head[3], (uint)head[4], (uint)head[5]}}, head[6]);
-  FILE* out = fopen(argv[2], "wb");
-  for (auto* buffer : buffers) {{
-    buffer->check();
-    fwrite(buffer->data, 1, buffer->size, out);
-  }}
-  fclose(out);
-  return 0;
-}}
-"""
+_ENTRY = (
+    "namespace emulator {{ void entry(const Ids& ids, uint index) {{ {call}; }} }}\n"
+)
 
 
 class EmulatorError(Exception):
@@ -100,32 +79,29 @@ def parameters(text: str) -> list[Parameter]:
 
 def compile_text(text: str) -> Path:
     """The executable for `text`, from the cache when the text and the shim are known."""
+    runtime = _compiled(RUNTIME.read_text(encoding="utf-8"), ("-c",))
+    return _compiled(_translation_unit(text), (str(runtime),))
+
+
+def _compiled(source: str, more: tuple[str, ...]) -> Path:
+    """What the compiler makes of a source; kept by its content and that of the shims."""
     shims = [path.read_bytes() for path in sorted(SHIM.parent.glob("*.h"))]
-    key = hashlib.sha256(
-        b"\0".join([text.encode(), *shims, _MAIN.encode(), *map(str.encode, FLAGS)])
-    )
+    arguments = [argument.encode() for argument in (*FLAGS, *more)]
+    key = hashlib.sha256(b"\0".join([source.encode(), *shims, *arguments]))
     CACHE.mkdir(mode=0o700, exist_ok=True)
     target = CACHE / key.hexdigest()[:32]
     if target.exists():
         return target
     with tempfile.TemporaryDirectory(dir=CACHE) as folder:
-        unit = Path(folder) / "kernel.cpp"
-        unit.write_text(_translation_unit(text), encoding="utf-8")
-        command = [
-            "g++",
-            *FLAGS,
-            "-I",
-            str(SHIM.parent),
-            "-include",
-            str(SHIM),
-            str(unit),
-            "-o",
-            str(unit.with_suffix("")),
-        ]
+        unit = Path(folder) / "unit.cpp"
+        unit.write_text(source, encoding="utf-8")
+        output = unit.with_name("made")
+        command = ["g++", *FLAGS, "-I", str(SHIM.parent), "-include", str(SHIM)]
+        command += [str(unit), *more, "-o", str(output)]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
             raise EmulatorError(f"the text does not compile:\n{done.stderr[:4000]}")
-        unit.with_suffix("").replace(target)
+        output.replace(target)
     return target
 
 
@@ -147,12 +123,12 @@ def _translation_unit(text: str) -> str:
         else:
             pointer = p.ctype.replace("&", "").replace("*", "").strip() + "*"
             arguments.append(
-                f"{'*' if '&' in p.ctype else ''}({pointer})buffers[{p.buffer}]->data"
+                f"{'*' if '&' in p.ctype else ''}({pointer})buffers[{p.buffer}]"
             )
     text = re.sub(
         r"\b(?:threadgroup|RV_SHARED)\s+(\w+)\s+(\w+)\[([^\]]+)\];", declare, text
     )
-    return text + _MAIN.format(call=f"{name}({', '.join(arguments)})")
+    return text + _ENTRY.format(call=f"{name}({', '.join(arguments)})")
 
 
 def run_text(
