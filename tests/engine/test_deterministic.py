@@ -10,29 +10,25 @@ import pytest
 from rvllm_local import LLM, SamplingParams
 from tests.support.tiny import save_tiny
 
-
-@pytest.fixture(scope="module", params=["llama", "gemma2", "gemma3_text", "gpt_oss"])
-def folder(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> Path:
-    path = tmp_path_factory.mktemp(request.param)
-    save_tiny(request.param, path, seed=2)
-    return path
+# By architecture, an arena in which the answers below do not all have room at once.
+TIGHT = {
+    "llama": "340KB",
+    "gemma2": "500KB",
+    "gemma3_text": "500KB",
+    "gpt_oss": "500KB",
+}
 
 
 def prompt(length: int, seed: int) -> list[int]:
     return np.random.default_rng(seed).integers(3, 60, length).tolist()
 
 
-PROMPTS = [
-    prompt(length, seed)
-    for seed, length in enumerate((5, 33, 64, 65, 97, 130, 140, 40))
-]
+PROMPTS = [prompt(length, seed) for seed, length in enumerate((5, 33, 62, 94, 126, 30))]
 PARAMS = [
     SamplingParams(
-        max_tokens=40, temperature=1.0, seed=seed, ignore_eos=True, logprobs=0
+        max_tokens=36, temperature=1.0, seed=seed, ignore_eos=True, logprobs=0
     )
-    for seed in range(8)
+    for seed in range(len(PROMPTS))
 ]
 
 
@@ -58,9 +54,12 @@ def answers(
     return found
 
 
+@pytest.mark.parametrize("arch", TIGHT)
 def test_tokens_and_logprobs_are_the_same_in_any_company(
-    folder: Path, tmp_path: Path
+    arch: str, tmp_path: Path
 ) -> None:
+    folder = save_tiny(arch, tmp_path / "model", seed=2)
+    cache = tmp_path / "cache"
     every = list(range(len(PROMPTS)))
 
     def engine(**options: object) -> LLM:
@@ -74,15 +73,16 @@ def test_tokens_and_logprobs_are_the_same_in_any_company(
     with engine(cache="off", prefill_chunk=512) as llm:
         alone = answers(llm, every, together=False)
         assert answers(llm, every, together=True) == alone
-    with engine(prefill_chunk=32, cache="disk", cache_dir=tmp_path) as llm:
+    with engine(prefill_chunk=32, cache="disk", cache_dir=cache) as llm:
         assert answers(llm, every[::-1], together=True) == alone
-        assert answers(llm, every, together=False) == alone  # warm
+        warm = answers(llm, every[2:4], together=False)
+        assert warm == {index: alone[index] for index in every[2:4]}
         assert llm.stats()["prefix_hit_tokens"] > 0
     with engine(
-        prefill_chunk=64, cache="disk", cache_dir=tmp_path
+        prefill_chunk=64, cache="disk", cache_dir=cache
     ) as llm:  # after a restart
         assert answers(llm, every, together=True) == alone
         assert llm.stats()["prefix_hit_tokens"] > 0
-    with engine(kv_memory="700KB", prefill_chunk=64) as llm:
+    with engine(kv_memory=TIGHT[arch], prefill_chunk=64) as llm:
         assert answers(llm, every, together=True) == alone
         assert llm.stats()["preemptions"] > 0

@@ -14,10 +14,17 @@ from rvllm_local.memory.blocks import BLOCK_TOKENS
 from rvllm_local.memory.state import RecurrentState, StateSnapshots, stacked
 from rvllm_local.options import EngineOptions
 from rvllm_local.types import SamplingParams, StreamEvent
-from tests.support.matrix import Answer, Bytes, loaded, mlx_lm_tokens, tokens
+from tests.support.matrix import (
+    NUM_TOKENS,
+    Answer,
+    Bytes,
+    loaded,
+    mlx_lm_tokens,
+    tokens,
+)
 
 OPTIONS = EngineOptions(kv_memory=16_000_000, max_rows=6, prefill_chunk=64)
-GREEDY = SamplingParams(max_tokens=40, temperature=0, ignore_eos=True)
+GREEDY = SamplingParams(max_tokens=NUM_TOKENS, temperature=0, ignore_eos=True)
 FAMILIES = ("mamba2", "qwen3_next", "falcon_h1")
 
 
@@ -59,7 +66,7 @@ def test_where_prompts_part_the_second_leaves_a_snapshot_for_the_third(
     follow_up = prompts[0] + answers[0].tokens + tokens(10, 5)
     (answer,) = ask(core, [follow_up])
     assert (
-        answer.cached == (150 + 40 - 1) // BLOCK_TOKENS * BLOCK_TOKENS
+        answer.cached == (150 + NUM_TOKENS - 1) // BLOCK_TOKENS * BLOCK_TOKENS
     )  # the answer's own blocks, too
     assert answer.tokens == mlx_lm_tokens(loaded(arch).module, follow_up)
 

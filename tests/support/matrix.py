@@ -24,10 +24,11 @@ from rvllm_local.options import EngineOptions
 from rvllm_local.types import FinishReason, SamplingParams, StreamEvent
 from tests.support.zoo import VOCAB_SIZE, zoo_model
 
-LENGTHS = (60, 70, 97)  # tokens of the prompts
-NUM_TOKENS = 40
+# Tokens of the prompts, and of each answer, which goes on into a block of its own.
+LENGTHS = (60, 70, 104)
+NUM_TOKENS = 28
 _PARAMS = SamplingParams(max_tokens=NUM_TOKENS, temperature=0, ignore_eos=True)
-_OPTIONS = EngineOptions(kv_memory=64_000_000, max_rows=4, prefill_chunk=48)
+_OPTIONS = EngineOptions(kv_memory=16_000_000, max_rows=4, prefill_chunk=48)
 _BUILD_ERRORS = (
     TypeError,
     ValueError,
@@ -140,7 +141,7 @@ def _judge(
         replace(_OPTIONS, kv_memory=_tight_bytes(layout), self_check=False),
     )
     _like(tight, core)
-    preempted, _ = _ask(tight, prompts, preempt_every=25)
+    preempted, _ = _ask(tight, prompts, preempt_every=18)
     num_preemptions = tight.stats()["preemptions"]
     core.close("done")
     tight.close("done")
