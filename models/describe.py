@@ -31,6 +31,7 @@ from rvllm_local.models.locate import ModelFiles, local_model, locate, repositor
 from rvllm_local.models.progress import Progress
 from rvllm_local.models.quantized import is_quantized
 from rvllm_local.models.repository import Repository
+from rvllm_local.models.shapes import shaped_entry
 from rvllm_local.scratch import temporary_folder
 
 _DTYPES = {"float32": mx.float32, "float16": mx.float16, "bfloat16": mx.bfloat16}
@@ -66,13 +67,21 @@ def outlined(
 ) -> Iterator[ModelDescription]:
     """The description of a model.
 
-    Of one that would have to be fetched from the hub, only the configuration is. Raises
-    as `locate` and `describe` do.
+    Of one that would have to be fetched from the hub, the layers may stand in the
+    catalogue; otherwise only its configuration is fetched. Raises as `locate` and
+    `describe` do.
     """
     repository = _remote_folder(name, cache_dir)
     if repository is None:
         files = locate(name, progress, cache_dir=cache_dir)
         yield describe(files)
+        return
+    shaped = shaped_entry(name)
+    if shaped is not None:
+        entry, config = shaped
+        progress(f"{name} is not on this machine; its layers stand in the catalogue")
+        packs = is_quantized(config)
+        yield describe_config(config, name, entry.size, packs=packs)
         return
     progress(f"{name} is not on this machine; asking for its configuration alone")
     with temporary_folder() as folder:
@@ -107,6 +116,16 @@ def describe(files: ModelFiles, stored: int | None = None) -> ModelDescription:
         packs = is_quantized(config)
     if stored is None:
         stored = _stored_bytes(files)
+    return describe_config(config, files.name, stored, packs=packs)
+
+
+def describe_config(
+    config: Mapping[str, Any], name: str, stored: int, *, packs: bool
+) -> ModelDescription:
+    """What a configuration tells of weights that take `stored` bytes on disk.
+
+    packs: some of them are quantized.
+    """
     module = build_model(config)
     weights_bytes = stored
     packed_bytes = None
@@ -119,7 +138,7 @@ def describe(files: ModelFiles, stored: int | None = None) -> ModelDescription:
         module.set_dtype(_DTYPES.get(dtype_name, mx.bfloat16))
     return ModelDescription(
         module=module,
-        name=files.name,
+        name=name,
         context_length=context_length(config),
         vocab_size=vocab_size(config),
         hidden_size=widest(config, "hidden_size"),
