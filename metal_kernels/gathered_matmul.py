@@ -28,6 +28,7 @@ from rvllm_local.metal_kernels.quantized_matmul import (
     matrix_tuning,
     product_defines,
     refusal,
+    simdgroup_layout,
     suits_matrix_units,
 )
 
@@ -58,8 +59,11 @@ class GatheredMatmul(ArraysKernel):
         launcher: Launcher | None = None,
         counter: DispatchCounter | None = None,
         tuning: MatrixTuning | None = None,
+        by_matrices: bool = False,
     ) -> None:
+        """`by_matrices`: simdgroup matrices multiply on Metal, whose bits are others."""
         super().__init__(backend=backend, launcher=launcher, counter=counter)
+        self._by_matrices = by_matrices
         self._tuning = tuning or matrix_tuning(1)
         self._texts: dict[tuple[object, ...], KernelText] = {}
 
@@ -105,6 +109,8 @@ class GatheredMatmul(ArraysKernel):
         defines |= {"RV_EXPERTS": weights.num_experts, "RV_PAIRS": MAX_PAIRS}
         if self.backend == "cuda" and suits_matrix_units(form, dtype):
             return matrix_layout(packed, dtype, 1, defines, self._tuning)
+        if self.backend == "metal" and self._by_matrices:
+            return simdgroup_layout(form, 1, defines)
         return lanes_layout(form, 1, defines)
 
     def _text(
@@ -118,7 +124,7 @@ class GatheredMatmul(ArraysKernel):
         text = self._texts.get(key)
         if text is None:
             parts = (*layout.parts, "gathered_parts.h")
-            if layout.body.endswith(".metal"):
+            if layout.body == "quantized_matmul.metal":
                 parts = (*parts, "gathered_lanes.h")
             text = kernel_text(
                 "gathered_matmul",

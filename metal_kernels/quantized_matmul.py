@@ -196,7 +196,7 @@ class QuantizedMatmul(ArraysKernel):
             tuning = self._tuning or matrix_tuning(rows)
             return matrix_layout(weight, dtype, rows, defines, tuning)
         if self.backend == "metal" and rows >= self._matrix_rows:
-            return _simdgroup_layout(weight.format, rows, defines)
+            return simdgroup_layout(weight.format, rows, defines)
         return lanes_layout(weight.format, rows, defines)
 
     def _text(self, layout: ProductLayout, inputs: tuple[str, ...]) -> KernelText:
@@ -257,7 +257,7 @@ def lanes_layout(
     )
 
 
-def _simdgroup_layout(
+def simdgroup_layout(
     form: WeightFormat,
     rows: int,
     common: dict[str, object],

@@ -57,14 +57,16 @@ Timer = Callable[[Sequence[Call], Sequence[Inputs]], float]
 class ExpertsChoice:
     """What serves one kind of experts.
 
-    seconds: the kernel's and MLX's, by rows.
-    most_rows: the kernel serves up to so many; 0 where it serves none.
-    refused: why it serves none, if it could not be timed.
+    seconds: each kernel's and MLX's, by rows.
+    most_rows: kernels serve up to so many; 0 where they serve none.
+    refused: why they serve none, if they could not be timed.
+    matrix_rows: from so many rows on it is the second kernel.
     """
 
-    seconds: dict[int, tuple[float, float]]
+    seconds: dict[int, tuple[float, ...]]
     most_rows: int
     refused: str | None = None
+    matrix_rows: int | None = None
 
 
 def seconds(layers: Sequence[Call], inputs: Sequence[Inputs]) -> float:
@@ -81,6 +83,7 @@ def install_expert_products(
     *,
     each: int,
     always: bool,
+    matrices: GatheredMatmul | None = None,
     most_rows: int = MAX_ROWS,
     tried: Sequence[int] = TRIED_ROWS,
     timer: Timer = seconds,
@@ -88,9 +91,12 @@ def install_expert_products(
     """Have the model's experts multiply by the kernel; returns what was chosen.
 
     Every kind of experts is tried once, with `each` experts a row and the numbers of rows
-    in `tried` that are no more than `most_rows`. `always`: the kernel serves wherever it is right, for equal bits.
+    in `tried` that are no more than `most_rows`. `matrices` is a second kernel, for more
+    rows. `always`: the first serves wherever it is right, for equal bits.
     """
-    if not always:
+    if always:
+        matrices = None
+    else:
         tried = [rows for rows in tried if rows <= max(1, most_rows)]
     by_kind: dict[tuple[object, ...], list[_Experts]] = {}
     for module in model.modules():
@@ -98,7 +104,7 @@ def install_expert_products(
         parts = [module.get(name) for name in names]
         if not parts or any(not _is_quantized(part) for part in parts):
             continue
-        experts = _Experts(module, parts, multiply)
+        experts = _Experts(module, parts, multiply, matrices)
         by_kind.setdefault(experts.kind, []).append(experts)
     choices = []
     for kind, alike in by_kind.items():
@@ -107,7 +113,7 @@ def install_expert_products(
         choices.append(choice)
         if choice.most_rows:
             for experts in alike:
-                experts.install(choice.most_rows)
+                experts.install(choice)
     return choices
 
 
@@ -123,10 +129,13 @@ def _choose(
     why = first.refusal()
     if why is not None:
         return ExpertsChoice({}, 0, why)
-    ours = [layer.multiplied for layer in layers]
-    theirs = [layer.defined for layer in layers]
-    taken: dict[int, tuple[float, float]] = {}
+    ways: list[list[Call]] = [[layer.multiplied for layer in layers]]
+    if first.has_matrices:
+        ways.append([layer.multiplied_by_matrices for layer in layers])
+    ways.append([layer.defined for layer in layers])
+    taken: dict[int, tuple[float, ...]] = {}
     most_rows = 0
+    matrix_rows = None
     for rows in tried:
         if rows * each > MAX_PAIRS:
             break
@@ -135,22 +144,33 @@ def _choose(
         if why is not None:
             return ExpertsChoice({}, 0, why)
         if not always:
-            taken[rows] = (timer(ours, inputs), timer(theirs, inputs))
-            if taken[rows][0] > taken[rows][1]:
+            *of_kernels, of_mlx = [timer(way, inputs) for way in ways]
+            taken[rows] = (*of_kernels, of_mlx)
+            quickest = min(of_kernels)
+            if quickest > of_mlx:
                 break
+            if quickest == of_kernels[0]:
+                matrix_rows = None
+            elif matrix_rows is None:
+                matrix_rows = rows
         most_rows = rows
-    return ExpertsChoice(taken, most_rows)
+    return ExpertsChoice(taken, most_rows, matrix_rows=matrix_rows)
 
 
 class _Experts:
     """One layer's experts as the kernel takes them."""
 
     def __init__(
-        self, module: Any, parts: Sequence[Any], multiply: GatheredMatmul
+        self,
+        module: Any,
+        parts: Sequence[Any],
+        multiply: GatheredMatmul,
+        matrices: GatheredMatmul | None,
     ) -> None:
         self._module = module
         self._parts = parts
         self._multiply = multiply
+        self._matrices = matrices
         self._weights = [_stacked(part) for part in parts]
         kind = type(module)
         # A model that was served before has a replaced call already.
@@ -165,14 +185,20 @@ class _Experts:
             sizes.append((packed.words.shape, packed.format, packed.scales.dtype))
         return (type(self._module).__name__, self._weights[0].num_experts, *sizes)
 
-    def install(self, most_rows: int) -> None:
-        """Let the module compute by the kernel up to so many rows."""
+    @property
+    def has_matrices(self) -> bool:
+        return self._matrices is not None
+
+    def install(self, choice: ExpertsChoice) -> None:
+        """Let the module compute by what was chosen."""
 
         def call(module: nn.Module, x: mx.array, indices: mx.array) -> mx.array:
-            each = indices.shape[-1]
-            if indices.size // each > most_rows or indices.size > MAX_PAIRS:
+            rows = indices.size // indices.shape[-1]
+            if rows > choice.most_rows or indices.size > MAX_PAIRS:
                 output: mx.array = self._definition(module, x, indices)
                 return output
+            if choice.matrix_rows is not None and rows >= choice.matrix_rows:
+                return self.multiplied_by_matrices(x, indices)
             return self.multiplied(x, indices)
 
         call.definition = self._definition  # type: ignore[attr-defined]
@@ -180,16 +206,32 @@ class _Experts:
 
     def multiplied(self, x: mx.array, indices: mx.array) -> mx.array:
         """`x` `[..., in]` through the experts `[..., each]`: `[..., each, in]`."""
+        return self._through(self._multiply, x, indices)
+
+    def multiplied_by_matrices(self, x: mx.array, indices: mx.array) -> mx.array:
+        """The same by the second kernel."""
+        assert self._matrices is not None
+        return self._through(self._matrices, x, indices)
+
+    def _through(
+        self, multiply: GatheredMatmul, x: mx.array, indices: mx.array
+    ) -> mx.array:
         experts = indices.reshape(-1).astype(mx.uint32)
         rows = x.reshape(-1, x.shape[-1])
         *first, last = range(len(self._parts))
-        inner = [self._product(part, rows, experts) for part in first]
+        inner = [self._product(multiply, part, rows, experts) for part in first]
         hidden = self._module.activation(*inner)
-        out = self._product(last, hidden, experts)
+        out = self._product(multiply, last, hidden, experts)
         return out.reshape(*indices.shape, out.shape[-1])
 
-    def _product(self, part: int, x: mx.array, experts: mx.array) -> mx.array:
-        product = self._multiply(x, self._weights[part], experts)
+    def _product(
+        self,
+        multiply: GatheredMatmul,
+        part: int,
+        x: mx.array,
+        experts: mx.array,
+    ) -> mx.array:
+        product = multiply(x, self._weights[part], experts)
         layer = self._parts[part]
         if "bias" in layer:
             product = product + layer["bias"][experts]
@@ -226,9 +268,19 @@ class _Experts:
         return mx.array(x).astype(self._dtype), indices
 
     def fault(self, x: mx.array, indices: mx.array) -> str | None:
-        """What is wrong with the kernel's numbers; None if nothing is."""
+        """What is wrong with a kernel's numbers; None if nothing is."""
+        ways = [self.multiplied]
+        if self.has_matrices:
+            ways.append(self.multiplied_by_matrices)
+        for way in ways:
+            why = self._difference(way, x, indices)
+            if why is not None:
+                return why
+        return None
+
+    def _difference(self, way: Call, x: mx.array, indices: mx.array) -> str | None:
         try:
-            given = self.multiplied(x, indices).astype(mx.float32)
+            given = way(x, indices).astype(mx.float32)
             expected = self.defined(x, indices).astype(mx.float32)
             largest = mx.maximum(mx.abs(expected).max(), 1e-6)
             distance = float(np.array(mx.abs(given - expected).max() / largest))
@@ -268,7 +320,8 @@ def _log(choice: ExpertsChoice, kind: tuple[object, ...]) -> None:
     words = choice.refused
     if words is None:
         times = []
-        for rows, (ours, theirs) in choice.seconds.items():
-            times.append(f"{rows} rows {ours * 1e6:.0f}/{theirs * 1e6:.0f} us")
+        for rows, each_took in choice.seconds.items():
+            took = "/".join(f"{seconds * 1e6:.0f}" for seconds in each_took)
+            times.append(f"{rows} rows {took} us")
         words = ", ".join(times) or "by the kernel"
-    logger.info("%s experts, kernel and MLX: %s", kind[1], words)
+    logger.info("%s experts, kernels and MLX: %s", kind[1], words)

@@ -17,7 +17,7 @@ import mlx.core as mx
 from rvllm_local.metal_kernels.compact import compact
 from rvllm_local.metal_kernels.launch import Dispatch, MLXLauncher, source
 
-_CUDA_TYPES = {
+CUDA_TYPES = {
     mx.float32: "float", mx.float16: "__half", mx.bfloat16: "__nv_bfloat16", mx.int8: "int8_t", mx.int32: "int32_t",
     mx.uint8: "uint8_t", mx.uint32: "uint32_t",
 }  # fmt: skip
@@ -45,13 +45,13 @@ def cuda_text(dispatch: Dispatch) -> str:
     """
     kernel, lines = dispatch.kernel, []
     for name, array in zip(kernel.inputs, dispatch.inputs, strict=True):
-        lines.append(f"const {_CUDA_TYPES[array.dtype]}* {name}")
+        lines.append(f"const {CUDA_TYPES[array.dtype]}* {name}")
         if f"{name}_strides" in kernel.body:
             lines.append(f"const int64_t* {name}_strides")
         if f"{name}_shape" in kernel.body:
             lines.append(f"const int32_t* {name}_shape")
     lines += [
-        f"{_CUDA_TYPES[dtype]}* {name}"
+        f"{CUDA_TYPES[dtype]}* {name}"
         for name, dtype in zip(kernel.outputs, dispatch.dtypes, strict=True)
     ]
     lines = [f"{line} [[buffer({place})]]" for place, line in enumerate(lines)]

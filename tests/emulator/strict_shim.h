@@ -59,7 +59,14 @@ struct origin2 {  // OpenCL's vectors have no such constructor
   origin2(ulong x = 0, ulong y = 0) : x(x), y(y) {}
 };
 #define ulong2 metal::origin2
-template <typename T, int Columns, int Rows> struct simdgroup_matrix { T held; };
+template <typename T, int Columns, int Rows>
+class simdgroup_matrix {  // which lane has which element is unspecified: a text may not read them
+  T held;
+
+ public:
+  simdgroup_matrix() = default;
+  explicit simdgroup_matrix(T x) : held(x) {}
+};
 template <typename T>
 void simdgroup_load(__private simdgroup_matrix<T, 8, 8>&, const __local T*, ulong, ulong2 = ulong2(), bool = false) {}
 template <typename T>
@@ -68,8 +75,6 @@ template <typename D, typename A, typename B, typename C>
 void simdgroup_multiply_accumulate(__private D&, __private const A&, __private const B&, __private const C&) {}
 template <typename T, int Columns, int Rows>
 simdgroup_matrix<T, Columns, Rows> make_filled_simdgroup_matrix(T x) {
-  simdgroup_matrix<T, Columns, Rows> matrix;
-  matrix.held = x;
-  return matrix;
+  return simdgroup_matrix<T, Columns, Rows>(x);
 }
 }  // namespace metal

@@ -13,6 +13,11 @@ from rvllm_local.metal_kernels.proof.gathered import EXPERTS, Experts
 from tests.emulator import Emulator
 from tests.support.barriers import WithoutBarrier
 
+
+def name_of(case: Experts) -> str:
+    return case.name
+
+
 MATRIX = EXPERTS[:3]  # in formats that CUDA's matrix units take
 
 
@@ -31,14 +36,36 @@ def cuda(emulator: Emulator) -> gathered.Make:
     return functools.partial(GatheredMatmul, launcher=emulator, backend="cuda")
 
 
-@pytest.mark.parametrize("case", EXPERTS, ids=lambda case: case.name)
+@pytest.mark.parametrize("case", EXPERTS, ids=name_of)
 def test_lanes_match_float64(case: Experts, metal: gathered.Make) -> None:
     gathered.check_gathered(case, metal)
 
 
-@pytest.mark.parametrize("case", MATRIX, ids=lambda case: case.name)
+@pytest.mark.parametrize("case", MATRIX, ids=name_of)
 def test_matrix_units_match_float64(case: Experts, cuda: gathered.Make) -> None:
     gathered.check_gathered(case, cuda)
+
+
+@pytest.mark.parametrize("case", [EXPERTS[0], EXPERTS[3], EXPERTS[4]], ids=name_of)
+def test_simdgroup_matrices_match_float64(case: Experts, metal: gathered.Make) -> None:
+    gathered.check_gathered(case, functools.partial(metal, by_matrices=True))
+
+
+def test_a_row_of_simdgroup_matrices_does_not_depend_on_the_others(
+    metal: gathered.Make,
+) -> None:
+    make = functools.partial(metal, by_matrices=True)
+    gathered.check_pairs_alone(EXPERTS[4], make)
+
+
+@pytest.mark.parametrize("number", [0, 1, 2])
+def test_simdgroup_matrices_need_each_barrier(number: int) -> None:
+    emulator = WithoutBarrier("RV_BARRIER();", number)
+    make = functools.partial(
+        GatheredMatmul, launcher=emulator, backend="metal", by_matrices=True
+    )
+    with pytest.raises(Exception, match=r"error|out of bounds"):
+        gathered.check_gathered(EXPERTS[4], make)
 
 
 def test_a_row_does_not_depend_on_the_others(

@@ -82,6 +82,27 @@ def test_few_rows_go_to_the_kernel_and_many_to_mlx(kind: str) -> None:
     assert multiply.counter.since(before) == {"gathered_matmul": parts}
 
 
+def test_more_rows_go_to_the_kernel_that_was_quicker_for_them() -> None:
+    def timer(calls: Any, inputs: Any) -> float:
+        if calls[0].__name__ == "multiplied":
+            return float(len(inputs[0][0]))
+        return 2.0 if calls[0].__name__ == "multiplied_by_matrices" else 9.0
+
+    module, lanes = block("SwitchMLP"), kernel()
+    matrices = GatheredMatmul(
+        launcher=Emulator(seed=2), backend="metal", by_matrices=True
+    )
+    expected = module(3)
+    mx.eval(expected)
+    (choice,) = install(module, lanes, matrices=matrices, tried=(1, 3), timer=timer)
+    assert (choice.most_rows, choice.matrix_rows) == (3, 3)
+    before = [multiply.counter.snapshot() for multiply in (lanes, matrices)]
+    module(1)
+    assert mx.allclose(module(3), expected, atol=1e-4)
+    assert lanes.counter.since(before[0]) == {"gathered_matmul": 2}
+    assert matrices.counter.since(before[1]) == {"gathered_matmul": 2}
+
+
 def test_experts_that_mlx_multiplies_quicker_stay() -> None:
     module = block()
     (choice,) = install(module, kernel(), limit=0)

@@ -55,11 +55,15 @@ def install_kernels(
         most_rows=options.max_rows,
     )
     install_products(model, products, dtype)
+    matrices = None
+    if backend == "metal":
+        matrices = GatheredMatmul(counter=counter, by_matrices=True)
     install_expert_products(
         model,
         GatheredMatmul(counter=counter),
         each=experts_a_token(config),
         always=options.deterministic,
+        matrices=matrices,
         most_rows=options.max_rows,
     )
     step = GatedDelta(counter=counter)
