@@ -169,9 +169,7 @@ class QuantizedMatmul(ArraysKernel):
         rows = x.shape[0]
         outs = weight.words.shape[0]
         layout = self._layout(weight, x.dtype, rows)
-        inputs = {"x": x, "weight": weight.words, "scales": weight.scales}
-        if weight.biases is not None:
-            inputs["biases"] = weight.biases
+        inputs = {"x": x} | _arrays(weight)
         text = self._text(layout, tuple(inputs))
         groups = -(-outs // layout.outputs_a_group)
         self.counter.add({"quantized_matmul": 1})
@@ -184,6 +182,11 @@ class QuantizedMatmul(ArraysKernel):
             dtypes=(x.dtype,),
         )
         return self._launcher(dispatch)[0]
+
+    def text_name(self, weight: PackedWeight, dtype: mx.Dtype, rows: int) -> str:
+        """The name of what is launched for so many rows; it carries a hash."""
+        layout = self._layout(weight, dtype, rows)
+        return self._text(layout, ("x", *_arrays(weight))).name
 
     def _layout(
         self,
@@ -215,6 +218,14 @@ class QuantizedMatmul(ArraysKernel):
             )
             self._texts[key] = text
         return text
+
+
+def _arrays(weight: PackedWeight) -> dict[str, mx.array]:
+    """The weight's arrays by their names in a text."""
+    arrays = {"weight": weight.words, "scales": weight.scales}
+    if weight.biases is not None:
+        arrays["biases"] = weight.biases
+    return arrays
 
 
 def product_defines(

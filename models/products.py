@@ -13,10 +13,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import mlx.core as mx
-import numpy as np
 from mlx import nn
 
-from rvllm_local.errors import UnsupportedModelError
 from rvllm_local.metal_kernels import DispatchCounter, default_backend
 from rvllm_local.metal_kernels.quantized_matmul import (
     MAX_ROWS,
@@ -25,6 +23,13 @@ from rvllm_local.metal_kernels.quantized_matmul import (
     WeightFormat,
     refusal,
 )
+from rvllm_local.models.choice_notes import ChoiceNotes, Times
+from rvllm_local.models.product_checks import (
+    Product,
+    in_pieces,
+    mlx_product,
+    product_fault,
+)
 from rvllm_local.models.timed_calls import busy_seconds, in_turn
 
 logger = logging.getLogger(__name__)
@@ -32,14 +37,6 @@ logger = logging.getLogger(__name__)
 ROW_TILES = (1, 2, 4, 8, 16, 32)
 _TIMED_LAYERS = 8  # of one shape, together larger than most caches
 PIECED_TILES = (64, 128)  # so many rows go through a kernel in pieces
-# Of the largest result: both products round, and MLX's also rounds its weights.
-_TOLERANCE = {
-    mx.float32: 1e-4,
-    mx.float16: 1e-2,
-    mx.bfloat16: 4e-2,
-}
-
-Product = Callable[[mx.array, PackedWeight], mx.array]
 Timer = Callable[[Product, mx.array, Sequence[PackedWeight]], float]
 
 
@@ -66,30 +63,6 @@ class ShapeChoice:
     refused: str | None = None
 
 
-def mlx_product(x: mx.array, weight: PackedWeight) -> mx.array:
-    """MLX's own quantized product."""
-    return mx.quantized_matmul(
-        x,
-        weight.words,
-        scales=weight.scales,
-        biases=weight.biases,
-        transpose=True,
-        group_size=weight.format.group_size,
-        bits=weight.format.bits,
-        mode=weight.format.mode,
-    )
-
-
-def in_pieces(kernel: Product, x: mx.array, weight: PackedWeight) -> mx.array:
-    """The kernel's product of any number of rows."""
-    if len(x) <= MAX_ROWS:
-        return kernel(x, weight)
-    parts = []
-    for start in range(0, len(x), MAX_ROWS):
-        parts.append(kernel(x[start : start + MAX_ROWS], weight))
-    return mx.concatenate(parts, axis=0)
-
-
 def _whole(kernel: Product, rows: int) -> Product:
     """What multiplies so many rows by the kernel."""
     if rows <= MAX_ROWS:
@@ -113,10 +86,12 @@ class QuantizedProducts:
         always: bool,
         most_rows: int = MAX_ROWS,
         timer: Timer = seconds,
+        notes: ChoiceNotes | None = None,
     ) -> None:
         """`always`: the first kernel serves wherever it is right, for equal bits.
 
         Else no more than `most_rows` rows are tried: compiling takes most of the time.
+        What `notes` has is not timed again.
         """
         self._tiles: Sequence[int] = ROW_TILES
         self._kernels = tuple(kernels)
@@ -128,6 +103,7 @@ class QuantizedProducts:
             self._tiles = [tile for tile in tiles if tile <= largest]
         self._always = always
         self._timer = timer
+        self._notes = notes
         self.choices: dict[ProductShape, ShapeChoice] = {}
 
     def __call__(self, x: mx.array, weight: PackedWeight) -> mx.array:
@@ -179,24 +155,42 @@ class QuantizedProducts:
         why = refusal(weight, dtype)
         if why is not None:
             return ShapeChoice({}, {}, why)
-        seconds_by_tile: dict[int, tuple[float, ...]] = {}
+        subject = self._subject(weight, dtype)
+        noted: Times = {}
+        if self._notes is not None and not self._always:
+            noted = self._notes.read(subject)
+        seconds_by_tile: Times = {}
         served: dict[int, int] = {}
         for tile in self._tiles:
-            key = mx.random.key(0)
-            x = mx.random.normal((tile, weight.width), key=key)
-            x = x.astype(dtype)
-            why = self._fault(x, weight)
+            x = _random_rows(tile, weight.width, dtype)
+            tried = self._kernels
+            times = noted.get(tile)
+            if times is not None:
+                tried = self._kernels[times.index(min(times)) :][:1]
+            why = product_fault(tried, x, weight)
             if why is not None:
                 return ShapeChoice({}, {}, why)
             if self._always:
                 served[tile] = 0
                 continue
-            times = self._times(x, weights)
-            seconds_by_tile[tile] = tuple(times)
+            if times is None:
+                times = tuple(self._times(x, weights))
+            seconds_by_tile[tile] = times
             quickest = times.index(min(times))
             if quickest < len(self._kernels):
                 served[tile] = quickest
+        if self._notes is not None and seconds_by_tile.keys() - noted.keys():
+            self._notes.write(subject, noted | seconds_by_tile)
         return ShapeChoice(seconds_by_tile, served)
+
+    def _subject(self, weight: PackedWeight, dtype: mx.Dtype) -> list[object]:
+        """What the times depend on, beside the machine."""
+        shape = _shape_of(weight, dtype)
+        texts = []
+        for kernel in self._kernels:
+            for rows in ROW_TILES:
+                texts.append(kernel.text_name(weight, dtype, rows))
+        return [shape, *texts]
 
     def _times(self, x: mx.array, weights: Sequence[PackedWeight]) -> list[float]:
         """Seconds of each kernel, and of MLX's product last."""
@@ -207,17 +201,6 @@ class QuantizedProducts:
         for product in products:
             times.append(self._timer(product, x, weights))
         return times
-
-    def _fault(self, x: mx.array, weight: PackedWeight) -> str | None:
-        """What is wrong with a kernel's product; None if nothing is."""
-        for kernel in self._kernels:
-            try:
-                why = _difference(kernel, x, weight)
-            except (RuntimeError, ValueError, UnsupportedModelError) as error:
-                return f"the kernel fails: {error}"
-            if why is not None:
-                return why
-        return None
 
 
 def products_here(counter: DispatchCounter) -> list[QuantizedMatmul]:
@@ -333,6 +316,12 @@ def _packed(layer: Any) -> PackedWeight:
     return PackedWeight(words, scales, layer.get("biases"), form)
 
 
+def _random_rows(rows: int, width: int, dtype: mx.Dtype) -> mx.array:
+    """The same at each start."""
+    key = mx.random.key(0)
+    return mx.random.normal((rows, width), key=key).astype(dtype)
+
+
 def _shape_of(weight: PackedWeight, dtype: mx.Dtype) -> ProductShape:
     outs = weight.words.shape[0]
     return ProductShape(weight.format, outs, weight.width, dtype)
@@ -344,18 +333,3 @@ def _tile_of(rows: int) -> int:
         if tile >= rows:
             return tile
     raise AssertionError(f"{rows} rows are more than the largest tile")
-
-
-def _difference(
-    multiply: QuantizedMatmul, x: mx.array, weight: PackedWeight
-) -> str | None:
-    """What is wrong with the kernel's numbers beside MLX's; None if nothing is."""
-    expected = mlx_product(x, weight).astype(mx.float32)
-    given = in_pieces(multiply, x, weight).astype(mx.float32)
-    error = mx.abs(given - expected).max()
-    largest = mx.abs(expected).max()
-    largest = mx.maximum(largest, 1e-6)
-    relative = float(np.array(error / largest))
-    if relative <= _TOLERANCE[x.dtype]:  # false for NaN
-        return None
-    return f"the kernel's product differs from MLX's by {relative:.1e} of its largest"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
+from pathlib import Path
 
 import mlx.core as mx
 import pytest
@@ -12,13 +13,13 @@ from mlx import nn
 from rvllm_local.metal_kernels import QuantizedMatmul
 from rvllm_local.metal_kernels.launch import Dispatch
 from rvllm_local.metal_kernels.quantized_matmul import PackedWeight
+from rvllm_local.models.choice_notes import ChoiceNotes
 from rvllm_local.models.fuse import fuse_projections
+from rvllm_local.models.product_checks import Product, mlx_product
 from rvllm_local.models.products import (
     ROW_TILES,
-    Product,
     QuantizedProducts,
     install_products,
-    mlx_product,
 )
 from tests.emulator import Emulator
 
@@ -111,6 +112,29 @@ def test_the_quickest_of_several_kernels_serves() -> None:
     launches = quick.counter.snapshot()["quantized_matmul"]
     module(mx.zeros((1, WIDTH)))
     assert quick.counter.snapshot()["quantized_matmul"] == launches + 2
+
+
+def test_a_later_start_times_nothing_again(tmp_path: Path) -> None:
+    notes = ChoiceNotes("a machine", tmp_path)
+    served = []
+    multiply = kernel()
+    for most_rows, times_expected in ((1, 4), (1, 0), (2, 4)):
+        timer = Timer(multiply, 1)
+        products = QuantizedProducts(
+            [multiply], always=False, most_rows=most_rows, timer=timer, notes=notes
+        )
+        install_products(block(), products, mx.float32)
+        served.append([choice.served for choice in products.choices.values()])
+        assert timer.calls == times_expected
+    assert served[0] == served[1] == served[2] == [{1: 0}, {1: 0}]
+
+
+def test_notes_of_another_machine_are_not_believed(tmp_path: Path) -> None:
+    times = {1: (1e-3, 2e-3)}
+    ChoiceNotes("a machine", tmp_path).write(["a shape"], times)
+    assert ChoiceNotes("a machine", tmp_path).read(["a shape"]) == times
+    assert ChoiceNotes("another machine", tmp_path).read(["a shape"]) == {}
+    assert ChoiceNotes("a machine", tmp_path).read(["another shape"]) == {}
 
 
 def test_each_shape_is_timed_once() -> None:

@@ -6,6 +6,7 @@ Each is held against what it replaces; where it differs or is slower, that stays
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
@@ -14,6 +15,7 @@ from mlx import nn
 from rvllm_local.metal_kernels import DispatchCounter, default_backend
 from rvllm_local.metal_kernels.gated_delta import GatedDelta
 from rvllm_local.metal_kernels.gathered_matmul import GatheredMatmul
+from rvllm_local.models.choice_notes import notes_here
 from rvllm_local.models.expert_products import install_expert_products
 from rvllm_local.models.products import (
     QuantizedProducts,
@@ -49,10 +51,12 @@ def install_kernels(
     backend = default_backend()
     if backend == "none":
         return
+    cache_dir = Path(options.cache_dir) if options.cache_dir else None
     products = QuantizedProducts(
         products_here(counter),
         always=options.deterministic,
         most_rows=options.max_rows,
+        notes=notes_here(cache_dir),
     )
     install_products(model, products, dtype)
     matrices = None
