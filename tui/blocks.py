@@ -38,7 +38,11 @@ class _List:
 
 
 class BlockRenderer:
-    """One pass over the block tokens. `_indents` are those of lists and quotes."""
+    """One pass over the block tokens.
+
+    `_indents` are those of the open lists and quotes. `_bullets` are the markers in
+    their place that the next block carries; empty where they were shown.
+    """
 
     def __init__(
         self,
@@ -52,9 +56,9 @@ class BlockRenderer:
         self._blocks: list[Content] = []
         self._indents: list[str] = []
         self._lists: list[_List] = []
-        self._bullet = ""  # the list marker that the next block carries
+        self._bullets: list[str] = []
         self._follows_item = False  # whether the block before belongs to the list
-        self._begins_quote = False
+        self._new_quote: int | None = None  # the indent of a quote that begins
 
     def render(self, tokens: Sequence[Token]) -> Content:
         """The whole text."""
@@ -82,10 +86,11 @@ class BlockRenderer:
             case "list_item_open":
                 self._open_item()
             case "list_item_close" | "blockquote_close":
-                self._indents.pop()
+                self._close_indent()
             case "blockquote_open":
-                self._indents.append(_QUOTE)
-                self._begins_quote = True
+                if self._new_quote is None:
+                    self._new_quote = len(self._indents)
+                self._open_indent(_QUOTE, "")
             case "inline":
                 self._inline(token, tokens[index - 1])
             case "fence" | "code_block":
@@ -106,11 +111,25 @@ class BlockRenderer:
 
     def _open_item(self) -> None:
         present = self._lists[-1]
-        self._bullet = "• "
+        bullet = "• "
         if present.number is not None:
-            self._bullet = f"{present.number}. "
+            bullet = f"{present.number}. "
             present.number += 1
-        self._indents.append(" " * len(self._bullet))
+        self._open_indent(" " * len(bullet), bullet)
+
+    def _open_indent(
+        self,
+        indent: str,
+        bullet: str,
+    ) -> None:
+        self._indents.append(indent)
+        self._bullets.append(bullet)
+
+    def _close_indent(self) -> None:
+        if self._bullets[-1]:
+            self._add(Content(""))  # an item that is empty
+        self._indents.pop()
+        self._bullets.pop()
 
     def _inline(
         self,
@@ -121,8 +140,8 @@ class BlockRenderer:
         if opener.type == "heading_open":
             content = content.stylize(_HEADINGS.get(opener.tag, "italic"))
         task = _TASKS.get(content.plain[:4])
-        if task is not None and self._bullet == "• ":
-            self._bullet = task
+        if task is not None and self._bullets and self._bullets[-1] == "• ":
+            self._bullets[-1] = task
             content = content[4:]
         self._add(content)
 
@@ -176,17 +195,16 @@ class BlockRenderer:
         """Append a block, with a blank line before it unless it is in a list."""
         if self._blocks:
             self._blocks.append(self._gap())
-        self._begins_quote = False
+        self._new_quote = None
         prefix = "".join(self._indents)
-        first = prefix
-        if self._bullet:
-            first = prefix[: -len(self._bullet)] + self._bullet
-        if not prefix and not self._bullet:
-            self._blocks.append(content)
-        else:
-            self._blocks.append(self._indented(content, first, prefix))
+        if prefix:
+            first = ""
+            for indent, bullet in zip(self._indents, self._bullets, strict=True):
+                first += bullet or indent
+            content = self._indented(content, first, prefix)
+        self._blocks.append(content)
         self._follows_item = bool(self._lists)
-        self._bullet = ""
+        self._bullets = [""] * len(self._indents)
 
     def _indented(
         self,
@@ -203,11 +221,11 @@ class BlockRenderer:
 
     def _gap(self) -> Content:
         """What stands between two blocks: inside a quote, its bar goes on."""
-        if self._bullet and self._follows_item:
+        if any(self._bullets) and self._follows_item:
             return Content("\n")
-        prefix = "".join(self._indents)
+        prefix = "".join(self._indents[: self._new_quote])
         end = prefix.rfind(_QUOTE)
-        if end < 0 or self._begins_quote:
+        if end < 0:
             return Content("\n\n")
         bar = prefix[: end + len(_QUOTE)].rstrip()
         return Content.assemble("\n", (bar, _MUTED), "\n")

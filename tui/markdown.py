@@ -18,6 +18,11 @@ _DOLLARS = re.compile(r"\$(?=[^\s$])([^$\n]*[^\s$\\])\$(?!\d)")
 _FOOTNOTE = re.compile(r"^\[\^([\w-]+)\]:", re.MULTILINE)
 _REFERENCE = re.compile(r"\[\^([\w-]+)\]")
 _FENCE = re.compile(r"^ {0,3}(`{3,}|~{3,})", re.MULTILINE)
+# The rule below a table's head, in lists and quotes as well.
+_TABLE_RULE = re.compile(r"^[\s>*+-]*\|?\s*:?-+:?\s*(\|\s*:?-+:?\s*)*\|?\s*$")
+_FENCE_LINE = re.compile(r"^[\s>*+-]*(`{3,}|~{3,})")
+_WHOLE_IN_CELL = re.compile(r"(?<!`)(`+)(?!`).+?(?<!`)\1(?!`)|\\\(.+?\\\)")
+_PIPE = re.compile(r"(?<!\\)\|")
 DEPTH = 100  # levels; the parser leaves out what is nested deeper
 _SMALL = str.maketrans("0123456789", "⁰¹²³⁴⁵⁶⁷⁸⁹")
 
@@ -37,7 +42,36 @@ def parse_markdown(text: str) -> list[Token]:
     if "[^" in text and not _FENCE.search(text):
         text = _FOOTNOTE.sub(lambda match: _note(match[1]), text)
         text = _REFERENCE.sub(lambda match: _note(match[1]), text)
+    if "|" in text and ("`" in text or "\\(" in text):
+        text = _keep_pipes(text)
     return _parser().parse(text)
+
+
+def _keep_pipes(text: str) -> str:
+    """Pipes in the code and formulas of a table's rows end no cell.
+
+    A parser that is strict would cut the cell there and drop the last of its row.
+    """
+    lines = text.split("\n")
+    is_in_table = is_in_fence = False
+    for index, line in enumerate(lines):
+        if _FENCE_LINE.match(line):
+            is_in_fence, is_in_table = not is_in_fence, False
+        elif is_in_fence or "|" not in line:
+            is_in_table = False
+        elif is_in_table:
+            lines[index] = _escape_pipes(line)
+        elif _TABLE_RULE.match(line) and index > 0:
+            is_in_table = True
+            lines[index - 1] = _escape_pipes(lines[index - 1])
+    return "\n".join(lines)
+
+
+def _escape_pipes(line: str) -> str:
+    def escape(match: re.Match[str]) -> str:
+        return _PIPE.sub(r"\\|", match[0])
+
+    return _WHOLE_IN_CELL.sub(escape, line)
 
 
 def _note(name: str) -> str:

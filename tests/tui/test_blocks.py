@@ -83,6 +83,33 @@ def test_a_narrow_table_stacks_its_rows() -> None:
     assert "│" not in shown
 
 
+def test_pipes_in_code_and_formulas_end_no_cell() -> None:
+    table = "| a | b |\n|---|---|\n| `p || q` | `r \\| s` |\n| \\(|x|\\) | ``t|u`` |\n"
+    lines = render_markdown(table, 40).plain.split("\n")
+    assert [line.split(" │ ")[0].strip() for line in lines[2:]] == ["p || q", "|x|"]
+    assert [line.split(" │ ")[1].strip() for line in lines[2:]] == ["r | s", "t|u"]
+    fenced = f"```\n{table}```\nand `a|b`\n"
+    shown = render_markdown(fenced, 60).plain
+    assert "| `p || q` | `r \\| s` |" in shown and shown.endswith("and a|b")
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("1. - a\n2. - b", ["1. • a", "2. • b"]),
+        ("- > q\n- p", ["• ▎ q", "• p"]),
+        ("- a\n-\n- c", ["• a", "•", "• c"]),
+        ("1. > - x\n   >   y", ["1. ▎ • x", "   ▎   y"]),
+        ("> a\n>\n> > b", ["▎ a", "▎", "▎ ▎ b"]),
+        ("> - c\n>\n>   > d", ["▎ • c", "▎", "▎   ▎ d"]),
+        ("- ```\n  x\n  ```", ["• ▏ x"]),
+    ],
+)
+def test_markers_stand_beside_each_other(text: str, shown: list[str]) -> None:
+    lines = render_markdown(text, 40).plain.split("\n")
+    assert [line.rstrip() for line in lines] == shown
+
+
 def test_tasks_footnotes_and_breaks() -> None:
     shown = render_markdown("- [ ] open\n- [x] done\n\nA note[^1].\n\n[^1]: here").plain
     assert shown == "☐ open\n☑ done\n\nA note¹.\n\n¹ here"
