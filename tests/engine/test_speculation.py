@@ -16,7 +16,7 @@ from tests.support.scenarios import Answer, Engine, Scenario, assert_same, scena
 from tests.support.tiny import VOCAB_SIZE, save_tiny
 
 # RVLLM_TEST_SCENARIOS tries more.
-COUNT = int(os.environ.get("RVLLM_TEST_SCENARIOS", "7"))
+COUNT = int(os.environ.get("RVLLM_TEST_SCENARIOS", "5"))
 
 
 @pytest.fixture(scope="module")

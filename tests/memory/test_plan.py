@@ -163,9 +163,9 @@ def test_the_plan_covers_what_the_engine_takes(smollm2: Path) -> None:
     code = """
 import sys
 from rvllm_local import LLM, SamplingParams
-with LLM(sys.argv[1], kv_memory="100MB", max_rows=4) as llm:
+with LLM(sys.argv[1], kv_memory="100MB", max_rows=4, prefill_chunk=256) as llm:
     memory = llm._client.snapshot().memory
-    llm.generate([[5 + i] * 520 for i in range(3)], SamplingParams(max_tokens=3, temperature=0.9, top_p=0.9, seed=1))
+    llm.generate([[5 + i] * 260 for i in range(3)], SamplingParams(max_tokens=3, temperature=0.9, top_p=0.9, seed=1))
     print(memory["total"], int(open("/proc/self/status").read().split("VmRSS:")[1].split()[0]) * 1024)
 """
     done = subprocess.run(

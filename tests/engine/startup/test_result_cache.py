@@ -38,6 +38,23 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return path
 
 
+@pytest.fixture(scope="module")
+def started(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A place with a model and with what a start of it has proved."""
+    root = tmp_path_factory.mktemp("started")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RVLLM_CACHE_DIR", str(root / "cache"))
+        answer(save_tiny("llama", root / "tiny", seed=3))
+    return root
+
+
+@pytest.fixture
+def proved(started: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder of a model that was proved, by the start of this test or an earlier one."""
+    monkeypatch.setenv("RVLLM_CACHE_DIR", str(started / "cache"))
+    return started / "tiny"
+
+
 @pytest.fixture
 def proofs(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """What was proven so far, by name."""
@@ -118,11 +135,11 @@ def test_the_deterministic_mode_is_remembered_with_its_rows(
     ],
 )
 def test_other_options_are_proven_anew(
-    folder: Path, proofs: list[str], change: dict[str, object]
+    proved: Path, proofs: list[str], change: dict[str, object]
 ) -> None:
-    answer(folder)
+    answer(proved)
     proofs.clear()
-    answer(folder, replace(OPTIONS, **change))  # type: ignore[arg-type]
+    answer(proved, replace(OPTIONS, **change))  # type: ignore[arg-type]
     assert "find_agreeing_runner" in proofs
 
 
@@ -130,15 +147,15 @@ def test_other_options_are_proven_anew(
     "what", ["weights", "config", "code", "setting", "library", "processor", "blas"]
 )
 def test_whatever_it_depends_on_voids_it(
-    folder: Path, proofs: list[str], what: str, monkeypatch: pytest.MonkeyPatch
+    proved: Path, proofs: list[str], what: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    answer(folder)
+    answer(proved)
     proofs.clear()
     if what == "weights":
-        path = next(folder.glob("*.safetensors"))
+        path = next(proved.glob("*.safetensors"))
         path.write_bytes(path.read_bytes())
     elif what == "config":
-        config = folder / "config.json"
+        config = proved / "config.json"
         config.write_text(
             config.read_text()
             .replace('"llama"', '"llama" ', 1)
@@ -157,7 +174,7 @@ def test_whatever_it_depends_on_voids_it(
         monkeypatch.setattr(result_cache, "_processor", lambda: ("another",))
     else:
         monkeypatch.setattr(result_cache, "_blas", lambda: "another")
-    answer(folder)
+    answer(proved)
     assert proofs == ["find_agreeing_runner", "measure_scratch"]
 
 

@@ -125,7 +125,7 @@ def write(
     return None
 
 
-ENOUGH = 3  # calls of a family that were written to their end
+ENOUGH = 2  # calls of a family that were written to their end
 
 
 @pytest.mark.parametrize("kind", KINDS)
