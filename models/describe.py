@@ -166,7 +166,8 @@ def _stored_bytes(files: ModelFiles) -> int:
 def _parameter_count(module: nn.Module) -> int:
     total = 0
     for _, parameter in tree_flatten(module.parameters()):
-        total += parameter.size
+        held = 4 if parameter.dtype == mx.uint8 else 1  # ternary weights in a byte
+        total += held * parameter.size
     return total
 
 

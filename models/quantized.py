@@ -37,6 +37,11 @@ def quantize_as_stored(
     They follow the configuration's plan, in which a layer may have settings of its own.
     Raises `ModelFileError` and `UnsupportedModelError`.
     """
+    if _is_ternary(config):
+        from mlx_lm.models.bitlinear_layers import bitnet_quantize
+
+        bitnet_quantize(module, dict(_other_tools_config(config)))
+        return
     plan = _plan(config)
     if plan is None:
         return
@@ -54,8 +59,19 @@ def quantize_as_stored(
     _quantize(module, plan, choose)
 
 
+def _is_ternary(config: Mapping[str, Any]) -> bool:
+    """Whether linear layers have three weights and one scale, as BitNet's."""
+    other = _other_tools_config(config)
+    return isinstance(other, Mapping) and other.get("quant_method") == "bitnet"
+
+
 def is_quantized(config: Mapping[str, Any]) -> bool:
-    """Whether a configuration names a quantization. Raises as `quantize_as_stored`."""
+    """Whether a configuration names a quantization that a CPU can keep.
+
+    Raises as `quantize_as_stored`.
+    """
+    if _is_ternary(config):
+        return False
     return _plan(config) is not None
 
 

@@ -8,6 +8,8 @@ from mlx.utils import tree_flatten, tree_unflatten
 
 from rvllm_local.errors import UnsupportedModelError
 
+_TERNARY = "BitLinear"  # of BitNet's models
+
 
 def widen_to_float32(module: nn.Module) -> None:
     """Dequantize and widen in place, one layer at a time, so that both copies of the weights never exist at once.
@@ -15,7 +17,7 @@ def widen_to_float32(module: nn.Module) -> None:
     Raises `UnsupportedModelError` for a kind of quantized layer that is not known here.
     """
     leaves = tree_flatten(module.leaf_modules(), is_leaf=nn.Module.is_module)
-    quantized = [(path, layer) for path, layer in leaves if hasattr(layer, "bits")]
+    quantized = [(path, layer) for path, layer in leaves if _is_packed(layer)]
     del leaves
     while quantized:
         path, layer = quantized.pop()
@@ -23,10 +25,16 @@ def widen_to_float32(module: nn.Module) -> None:
     module.set_dtype(mx.float32)
 
 
+def _is_packed(layer: nn.Module) -> bool:
+    return hasattr(layer, "bits") or type(layer).__name__ == _TERNARY
+
+
 def widened_layer(path: str, layer: nn.Module) -> nn.Module:
     """A quantized layer in float32. Raises `UnsupportedModelError` for a kind that is not known here."""
     kind = type(layer).__name__
     plain: nn.Module
+    if kind == _TERNARY:
+        return _ternary_linear(layer)
     if kind == "QuantizedEmbedding":
         plain = nn.Embedding(1, 1)
     elif kind == "QuantizedLinear":
@@ -67,3 +75,25 @@ def _divided_linear(kind: str, layer: nn.Module) -> nn.Module:
     else:
         divided = nn.ShardedToAllLinear
     return divided(size, size, "bias" in layer, layer.group)
+
+
+def _ternary_linear(layer: nn.Module) -> nn.Linear:
+    """A layer of the weights -1, 0 and 1 times one scale.
+
+    A byte holds one weight of each quarter of the outputs, the first in its lowest
+    bits.
+    """
+    quarters = []
+    for shift in (0, 2, 4, 6):
+        codes = (layer.weight >> shift) & 3
+        quarters.append(codes.astype(mx.float32) - 1)
+    scale = layer.weight_scale.astype(mx.float32)
+    if layer.invert_weight_scales:
+        scale = 1 / scale
+    bias = layer.get("bias")
+    plain = nn.Linear(1, 1, bias=bias is not None)
+    plain.weight = mx.concatenate(quarters, axis=0) * scale
+    if bias is not None:
+        plain.bias = bias
+    mx.eval(plain.weight)
+    return plain

@@ -16,6 +16,7 @@ from mlx.utils import tree_flatten, tree_unflatten
 
 from rvllm_local.models.architecture import import_family
 from rvllm_local.models.families import build_model
+from rvllm_local.models.to_float32 import widen_to_float32
 
 VOCAB_SIZE = 384
 _LAYERS = 4
@@ -190,6 +191,7 @@ _LINEAR = {
 
 # What an architecture needs besides, or instead. None leaves a field out.
 _PECULIAR: dict[str, dict[str, Any]] = {
+    "bitnet": {"head_dim": 16},  # heads together are as wide as the model
     "afm7": {"num_kv_reuse_layers": 1, "hidden_dim_scale_factor": 1.5},
     "afmoe": _WINDOW,
     "apertus": {"post_norm": True, "qk_norm": True},
@@ -518,12 +520,18 @@ def zoo_model(
         for name, value in tree_flatten(model.parameters())
     ]
     model.update(tree_unflatten(weights))
+    if config["model_type"] == "bitnet":
+        widen_to_float32(model)  # as a CPU loads it: MLX's product is for Metal alone
     model.eval()
     mx.eval(model.parameters())
     return model, config
 
 
 def _values(name: str, value: mx.array, random: np.random.Generator) -> mx.array:
+    if value.dtype == mx.uint8:  # four codes of ternary weights each
+        codes = random.integers(0, 3, (4, *value.shape))
+        shifts = np.array([0, 2, 4, 6]).reshape(4, *(1 for _ in value.shape))
+        return mx.array((codes << shifts).sum(axis=0).astype(np.uint8))
     if not mx.issubdtype(value.dtype, mx.floating):
         return value
     if value.ndim < 2:  # norms, biases, decays: near what the definition starts with
