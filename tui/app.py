@@ -74,6 +74,7 @@ class ChatApp(ChatView):
         self._keymap = check_keymap(options.settings.keys)
         self._last_interrupt = -1e9
         self._is_ending = False
+        self._told_unsaved = 0  # chats that end with the app, as it was told
         self._is_first_start = False  # whether a model is still to be offered
         for theme in make_themes():
             self.register_theme(theme)
@@ -197,7 +198,14 @@ class ChatApp(ChatView):
             tell(self, "press Ctrl+C again to quit")
 
     async def action_app_quit(self, _argument: str = "") -> None:
-        """Quit; a server that was there before stays."""
+        """Quit, once it is told what was not saved; a server of others stays."""
+        count = len(self.driver.unsaved)
+        if count > self._told_unsaved:
+            self._told_unsaved = count
+            chats = "a chat that" if count == 1 else f"{count} chats that"
+            text = f"{chats} could not be saved would end with this; /export keeps one"
+            tell(self, f"{text}, quitting again drops it", "warning")
+            return
         await self.shut()
         self.exit(0)
 

@@ -125,6 +125,8 @@ class Dispatcher(EffectWorker):
         if session is None:
             self._on_effect(Notify(error, "error"))
             return
+        if not session.is_temporary:
+            self.unsaved.add(chat_id)
         event = SavingFailed(error)
         effects = self.sessions.reduce(session, event)
         self.in_memory.add(chat_id)

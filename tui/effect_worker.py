@@ -46,6 +46,7 @@ class EffectWorker(abc.ABC):
         self.endpoint: ChatEndpoint | None = None
         self.clock = clock
         self.in_memory: set[str] = set()
+        self.unsaved: set[str] = set()  # of those, the ones that were to be kept
         self._effects: asyncio.Queue[tuple[str, Effect]] = asyncio.Queue()
         self._worker: asyncio.Task[None] | None = None
         self._replies: dict[str, asyncio.Task[None]] = {}

@@ -579,6 +579,52 @@ def test_parameters_and_presets(play) -> None:
     play(scenario)
 
 
+def test_a_preset_is_replaced_only_when_confirmed(play) -> None:
+    async def scenario(chat) -> None:
+        await chat.press("ctrl+t")
+        await chat.until(dialog(chat, ParametersScreen))
+        for key in ("n", "y"):
+            await chat.press("ctrl+o")
+            await chat.until(dialog(chat, Ask))
+            await chat.press(*"few", "enter")
+            await chat.until(dialog(chat, Confirm))
+            assert chat.app.presets["few"] == {"top_k": 4}
+            await chat.press(key)
+        await chat.until(lambda: "top_k" not in chat.app.presets["few"])
+
+    play(scenario, settings=ChatSettings(presets={"few": {"top_k": 4}}))
+
+
+def test_a_system_prompt_that_was_typed_is_not_dropped_by_one_key(play) -> None:
+    async def scenario(chat) -> None:
+        await chat.press("ctrl+t")
+        await chat.until(dialog(chat, ParametersScreen))
+        await chat.press(*"Brief", "escape")
+        await chat.until(lambda: "Esc again drops it" in chat.screen())
+        await chat.press("escape")
+        await chat.until(lambda: len(chat.app.screen_stack) == 1)
+        assert chat.session.chat.system == ""
+        await chat.press("ctrl+t")
+        await chat.until(dialog(chat, ParametersScreen))
+        await chat.press("escape")
+        await chat.until(lambda: len(chat.app.screen_stack) == 1)
+
+    play(scenario)
+
+
+def test_a_chat_that_was_not_saved_is_told_before_it_ends(play) -> None:
+    async def scenario(chat) -> None:
+        await chat.say("hi")
+        await chat.app.driver.give_up_saving(chat.session.chat.id, "disk full.")
+        await chat.press("ctrl+q")
+        await chat.told("a chat that could not be saved would end with this")
+        assert chat.app.is_running
+        await chat.press("ctrl+q")
+        await chat.until(lambda: not chat.app.is_running)
+
+    play(scenario)
+
+
 def test_a_preset_fills_the_fields(play) -> None:
     async def scenario(chat) -> None:
         await chat.press("ctrl+t")

@@ -13,7 +13,7 @@ from rvllm_local.errors import ParameterError
 from rvllm_local.history.types import Chat
 from rvllm_local.tui.personas import preset_note
 from rvllm_local.tui.sanitise import clean_copy
-from rvllm_local.tui.screens.dialogs import Ask, Choice, Dialog, Pick
+from rvllm_local.tui.screens.dialogs import Ask, Choice, Confirm, Dialog, Pick
 from rvllm_local.tui.settings import PARAMETERS, parse_parameter
 
 
@@ -52,6 +52,7 @@ class ParametersScreen(Dialog):
         super().__init__()
         self._chat, self._presets = chat, presets
         self._preset: str | None = None
+        self._unused: list[list[str]] = []  # what Esc may drop: told, or not typed
 
     def compose(self) -> Any:
         with Vertical(classes="dialog"):
@@ -80,6 +81,21 @@ class ParametersScreen(Dialog):
 
     def on_mount(self) -> None:
         self.query_one("#system").focus()
+        self._unused = [self._typed()]
+
+    def _typed(self) -> list[str]:
+        fields = [self.query_one(f"#{name}", Input).value for name in PARAMETERS]
+        return [self.query_one("#system", TextArea).text, *fields]
+
+    def action_close(self) -> None:
+        """Close; what was typed is dropped once that was told."""
+        typed = self._typed()
+        if typed in self._unused:
+            super().action_close()
+            return
+        self._unused.append(typed)
+        told = "Ctrl+S uses what was typed, Esc again drops it"
+        self.query_one(".problem", Static).update(told)
 
     def on_input_submitted(self, _event: Input.Submitted) -> None:
         self.action_save()
@@ -111,10 +127,18 @@ class ParametersScreen(Dialog):
         if self.read() is None:
             return
 
+        def keep(name: str) -> None:
+            self._preset = name
+            self.action_save()
+
         def named(name: str | None) -> None:
-            if name:
-                self._preset = name
-                self.action_save()
+            if name in self._presets:
+                question = Confirm(f"Replace the preset {name}?")
+                self.app.push_screen(
+                    question, lambda is_sure: keep(str(name)) if is_sure else None
+                )
+            elif name:
+                keep(name)
 
         self.app.push_screen(Ask("Name of the preset"), named)
 
