@@ -28,6 +28,8 @@ ALLOWED_FILES = (
     "generation_config.json",
     "tokenizer.json",
     "tokenizer.model",
+    "vocab.json",
+    "merges.txt",
     "tokenizer_config.json",
     "added_tokens.json",
     "special_tokens_map.json",

@@ -26,6 +26,7 @@ _MODEL_FILE = re.compile(
     r"|model\.safetensors\.index\.json"
     r"|additional_chat_templates/[A-Za-z0-9_][A-Za-z0-9._-]*\.jinja"
 )
+_PIECE_FILES = {"vocab.json", "merges.txt"}
 _PICKLES = (".bin", ".pt", ".pth", ".pkl", ".ckpt")
 # One of these names on any system; what only differs in case is one file on a Mac.
 _RESERVED = frozenset({"con", "prn", "aux", "nul"})
@@ -69,9 +70,12 @@ def _chosen_files(files: list[RemoteFile], gguf: str | None) -> list[RemoteFile]
     if MANIFEST in by_name and WEIGHTS in by_name:
         names = (MANIFEST, WEIGHTS, *ALLOWED_FILES)
         return [by_name[name] for name in names if name in by_name]
+    unwanted = {"README.md"}
+    if "tokenizer.json" in by_name:
+        unwanted |= _PIECE_FILES  # it holds what they say
     model_files = []
     for file in files:
-        is_setting = file.name in ALLOWED_FILES and file.name != "README.md"
+        is_setting = file.name in ALLOWED_FILES and file.name not in unwanted
         if is_setting or _MODEL_FILE.fullmatch(file.name):
             model_files.append(file)
     return model_files

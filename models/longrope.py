@@ -2,7 +2,7 @@
 
 A model that has them was trained on short texts first. transformers takes the factors
 by the length of each text, and so turns keys that are cached already; here one kind is
-taken for all that a model is loaded for.
+taken for all that a model is loaded for, as llama.cpp and vLLM do.
 """
 
 from __future__ import annotations
@@ -40,6 +40,26 @@ def with_factors_for(config: Mapping[str, Any], context: int | None) -> Config:
     if isinstance(text, Mapping):
         changed["text_config"] = with_factors_for(text, context)
     return changed
+
+
+def served_factors(config: Mapping[str, Any]) -> str | None:
+    """Which factors a configuration serves by itself, in words; None without any."""
+    config = with_factors_for(config, None)
+    for part in (config, config.get("text_config")):
+        if not isinstance(part, Mapping):
+            continue
+        settings = part.get("rope_scaling") or part.get("rope_parameters")
+        if not isinstance(settings, Mapping) or not _is_longrope(settings):
+            continue
+        original = settings.get("original_max_position_embeddings")
+        original = original or part.get("original_max_position_embeddings")
+        if settings["long_factor"] == settings["short_factor"]:
+            return "longrope, the factors for short texts"
+        return (
+            f"longrope, the factors for long texts; with --context {original} or less "
+            "those for short ones"
+        )
+    return None
 
 
 def attention_factor(settings: Mapping[str, Any]) -> float | None:

@@ -75,6 +75,7 @@ def with_both_spellings(config: Mapping[str, Any], model_type: str) -> Settings:
     Raises `ModelFileError` for settings that contradict each other, and
     `UnsupportedModelError` for what the definition cannot tell apart by layer.
     """
+    config = {**config, **_without_nothing(config)}
     stated = config.get("rope_parameters")
     if stated and config.get("rope_scaling") == _NEUTRAL_SCALING.get(model_type):
         config = {**config, "rope_scaling": None}
@@ -89,6 +90,17 @@ def with_both_spellings(config: Mapping[str, Any], model_type: str) -> Settings:
     _check_agreement(older, newer)
     base = {"rope_theta": _DEFAULT_BASE.get(model_type, 10_000.0)}
     return _spelled(config, {**base, **older, **newer}, model_type)
+
+
+def _without_nothing(config: Mapping[str, Any]) -> Settings:
+    """Rotation settings without those that are null: they mean the default."""
+    parts: Settings = {}
+    for name in ("rope_parameters", "rope_scaling"):
+        settings = config.get(name)
+        if isinstance(settings, Mapping):
+            kept = settings.items()
+            parts[name] = {key: value for key, value in kept if value is not None}
+    return parts
 
 
 def _older_settings(config: Mapping[str, Any]) -> Settings:

@@ -74,9 +74,14 @@ def put_weights(path: Path, module: nn.Module, weights: dict[str, mx.array]) -> 
             continue  # the module says so itself
         given = weights[name]
         if not _is_of_type(given.dtype, expected.dtype):
+            remedy = ""
+            if mx.issubdtype(given.dtype, mx.unsignedinteger):
+                remedy = (
+                    ": it is packed, and config.json's quantization does not say so"
+                )
             raise ModelFileError(
                 f"{path}: weight {name!r} is of type {_type_name(given.dtype)}, and "
-                f"the model takes {_type_name(expected.dtype)}"
+                f"the model takes {_type_name(expected.dtype)}{remedy}"
             )
     try:
         module.load_weights(list(weights.items()), strict=True)

@@ -148,12 +148,17 @@ def _of_text(files: ModelFiles, config: dict[str, Any]) -> dict[str, Any]:
 
 def _of_config(config: dict[str, Any]) -> dict[str, Any]:
     """What the configuration says, that of a model's text part too."""
+    from rvllm_local.models.longrope import served_factors
+
     text = config.get("text_config")
     settings = {**text, **config} if isinstance(text, dict) else config
     rows = {}
     for key, label in _CONFIG_KEYS.items():
         if settings.get(key) is not None:
             rows[label] = settings[key]
+    rotation = served_factors(config)
+    if rotation is not None:
+        rows["rotation"] = rotation
     return rows
 
 

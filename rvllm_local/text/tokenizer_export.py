@@ -18,6 +18,8 @@ from rvllm_local.text.tokenizer import Tokenizer
 _FILES = (
     "tokenizer.json",
     "tokenizer.model",
+    "vocab.json",
+    "merges.txt",
     "tokenizer_config.json",
     "special_tokens_map.json",
     "added_tokens.json",

@@ -15,12 +15,19 @@ from rvllm_local.models.stand_in import refuse_stand_in
 from rvllm_local.text.chat_templates import templates_of_folder
 from rvllm_local.text.gguf_tokenizer import gguf_tokenizer
 from rvllm_local.text.named_tokens import named_tokens, special_texts, token_text
+from rvllm_local.text.piece_files import VOCABULARY, backend_of_pieces, has_piece_files
 from rvllm_local.text.sentencepiece import SentencePieceBackend
 from rvllm_local.text.settings_files import read_settings_file
 from rvllm_local.text.tokenizer import Tokenizer
 
 # Tokenizers of models that were published without tokenizer.json.
-_OTHER_FORMS = ("tiktoken.model", "tekken.json", "vocab.json", "vocab.txt")
+_OTHER_FORMS = (
+    "tiktoken.model",
+    "qwen.tiktoken",
+    "tekken.json",
+    "vocab.json",
+    "vocab.txt",
+)
 _MOST_IDS = 1 << 24  # more than any vocabulary has
 
 
@@ -36,15 +43,22 @@ def _from_folder(folder: Path) -> Tokenizer:
     has_json = (folder / "tokenizer.json").is_file()
     if not has_json and (folder / "tokenizer.model").is_file():
         return _from_sentencepiece(folder, config)
-    backend, first = _read_backend(folder)
+    if not has_json and has_piece_files(folder):
+        first: list[str] | None = None
+        backend = backend_of_pieces(folder, config, *_added_tokens(folder, config))
+    else:
+        backend, first = _read_backend(folder)
     names = named_tokens(folder, config)
     bos = names.get("bos_token")
     eos = names.get("eos_token")
     if eos is not None and backend.token_to_id(eos) is None:
         raise ModelFileError(
             f"{folder}: its settings name the end token {eos!r:.60}, which "
-            "tokenizer.json does not have"
+            f"{_source(has_json)} does not have"
         )
+    adds_bos = first == [bos]
+    if first is None:
+        adds_bos = config.get("add_bos_token") is True
     special = special_texts(folder, config)
     _add_special(backend, special)
     return Tokenizer(
@@ -52,10 +66,14 @@ def _from_folder(folder: Path) -> Tokenizer:
         bos_token=bos,
         eos_token=eos,
         templates=templates_of_folder(folder, config),
-        add_bos=bos is not None and first == [bos],
+        add_bos=bos is not None and adds_bos,
         named_tokens=names,
         special=special,
     )
+
+
+def _source(has_json: bool) -> str:
+    return "tokenizer.json" if has_json else VOCABULARY
 
 
 def _add_special(backend: Backend, texts: set[str]) -> None:

@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 from mlx.utils import tree_flatten
 
+from rvllm_local.models.config_normal import normalised
 from rvllm_local.models.families import build_model
 from rvllm_local.models.loader import load_model
 from rvllm_local.models.locate import locate
-from rvllm_local.models.longrope import with_factors_for
+from rvllm_local.models.longrope import served_factors, with_factors_for
 from tests.support.tiny import tiny_config
 
 SHORT, LONG = [1.5] * 8, [3.0] * 8
@@ -50,6 +51,15 @@ def test_the_context_decides(spelling: str) -> None:
     assert factor_of(config, 64) == pytest.approx(1.5)
     short = {**config, "max_position_embeddings": 64}
     assert factor_of(short, None) == pytest.approx(1.5)
+
+
+@pytest.mark.parametrize("spelling", ["rope_scaling", "rope_parameters"])
+def test_it_is_told_which_factors_serve(spelling: str) -> None:
+    config = config_of(spelling)
+    assert "long texts; with --context 64" in str(served_factors(normalised(config)))
+    short = normalised({**config, "max_position_embeddings": 64})
+    assert "short texts" in str(served_factors(short))
+    assert served_factors(normalised(tiny_config("llama"))) is None
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ from rvllm_local.models.config_check import check_config
 from rvllm_local.models.config_normal import normalised
 from rvllm_local.models.families import build_model
 from tests.models.test_references import FOLDER, NAMES, logits_of
+from tests.support.tiny import tiny_config
 from tests.support.zoo import zoo_config, zoo_model
 
 TOKENS = mx.array([[3, 77, 5, 210, 9, 41, 8, 300, 12, 6, 90, 33]])
@@ -301,3 +302,19 @@ def test_a_base_that_is_missing_is_transformers_default() -> None:
     layer: nn.Module = build_model(config).layers[0]
     assert layer.self_attn.rope.base == 500_000.0
     check_config(normalised(config))
+
+
+def test_settings_that_are_null_mean_their_default() -> None:
+    scaling = {
+        "rope_type": "yarn",
+        "factor": 4.0,
+        "original_max_position_embeddings": 512,
+    }
+    nulls = {"beta_fast": None, "beta_slow": None, "attention_factor": None}
+    plain, with_nulls = (
+        build_model(normalised({**tiny_config("llama"), "rope_scaling": settings}))
+        for settings in (scaling, {**scaling, **nulls})
+    )
+    expected = np.array(plain.layers[0].self_attn.rope._freqs)
+    found = np.array(with_nulls.layers[0].self_attn.rope._freqs)
+    np.testing.assert_array_equal(found, expected)
