@@ -157,6 +157,9 @@ class _Follower:
     def _take(self, frame: frames.FromLeader) -> None:
         if isinstance(frame, frames.Close):
             os._exit(_OVER)
+        if isinstance(frame, frames.Failed):  # before the connection's end is heard of
+            self.say(frame.message)
+            os._exit(REFUSED)
         self._frames.put(frame)
 
     def _end(self, reason: str) -> None:

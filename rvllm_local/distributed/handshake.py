@@ -72,6 +72,6 @@ def _exactly(connection: socket.socket, count: int) -> bytes:
     if received is None:
         raise EngineError(
             "the other side closed the connection before it had proven itself; "
-            "do both have the same secret?"
+            "do both have the same secret, and is this rank there already?"
         )
     return received

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from collections.abc import Callable
 
@@ -56,10 +57,13 @@ class LeadingJob:
         ours = model_mark(self._files)
         for rank, link in enumerate(gathered.links, start=1):
             if joined_mark(link, rank, self._options.ranks) != ours:
-                raise EngineError(
+                reason = (
                     f"rank {rank} of {self._options.ranks} at {link.peer} has another "
                     f"model than {self._files.name} here; fetch the same one there"
                 )
+                with contextlib.suppress(OSError):
+                    link.send(frames.Failed("EngineError", reason))
+                raise EngineError(reason)
 
     def open_core(self, text: Vocabulary) -> EngineCore:
         """Form the ring, load, and build the core, on the engine's thread.
