@@ -98,7 +98,7 @@ class FakeEndpoint:
         self._server = _Server(handler)
         self._thread = threading.Thread(
             target=self._server.serve_forever,
-            kwargs={"poll_interval": 0.01},
+            kwargs={"poll_interval": 0.05},
             daemon=True,
         )
 
@@ -165,7 +165,7 @@ class _Handler(BaseHTTPRequestHandler):
                 return
             if step == "hold":
                 self.fake.holding.set()
-                while not self.fake.release.wait(0.02):
+                while not self.fake.release.wait(0.1):
                     self.wfile.write(b": keepalive\n\n")
             else:
                 self.wfile.write(_event(step))
