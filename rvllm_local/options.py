@@ -98,7 +98,7 @@ class EngineOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         Draft,
         _about(
             "guess tokens from the text so far (ngram), by a smaller model (its name), "
-            "or off; auto: ngram where the deterministic mode is on"
+            "or off; auto: ngram where a step can check several tokens"
         ),
     ] = "off"
     max_waiting: Annotated[CountFromZero, _about("requests that may wait")] = 256

@@ -127,8 +127,12 @@ def test_drafts_beside_steps_in_flight(world: tuple[Path, Path], knows: bool) ->
         assert runner.num_overlapped > 0
 
 
-def test_auto_drafts_in_the_deterministic_mode(world: tuple[Path, Path]) -> None:
-    with engine(world, draft="auto") as deterministic:
-        assert deterministic.core._parts.drafting == "n-grams"
-    with Engine(world[0], kv_memory=260_000, self_check=False, draft="auto") as other:
-        assert other.core._parts.drafting.startswith("off: a row's rounding")
+@pytest.mark.parametrize("deterministic", [True, False])
+def test_auto_drafts_where_a_step_can_check_several_tokens(
+    world: tuple[Path, Path], deterministic: bool
+) -> None:
+    common = {"kv_memory": 260_000, "self_check": False, "draft": "auto"}
+    with Engine(world[0], deterministic=deterministic, **common) as drafting:
+        assert drafting.core._parts.drafting == "n-grams"
+    with Engine(world[0], max_rows=1, **common) as narrow:
+        assert narrow.core._parts.drafting.startswith("off: with max_rows = 1")

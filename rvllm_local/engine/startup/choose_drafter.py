@@ -48,15 +48,13 @@ def _why_not(
     kv: KVTables,
     options: EngineOptions,
 ) -> str | None:
-    """Why nothing can be drafted, or is not unless it is asked for."""
+    """Why nothing can be drafted here."""
     if options.ranks > 1:
         return "ranks compute one token of a row in a call"
     if not runner.verifies:
         return _obstacle(runner, kv.layout)
     if options.max_rows < 2:
         return "with max_rows = 1 a step is planned for one token"
-    if options.draft == "auto" and runner.row_group is None:
-        return "a row's rounding may depend on how many tokens a step has"
     # Kernels are compiled by each machine; the CPU's back ends are numpy's and tested.
     if options.self_check and runner.overlaps:
         difference = why_drafts_differ(runner, kv, runner.vocab_size)
