@@ -2,7 +2,7 @@
 # of the sources, whose folder HOMEBREW_RVLLM_SOURCE names; the rest are fixed wheels.
 class RvllmLocal < Formula
   desc "Local runtime and server of language models for Apple Silicon"
-  version "0.2.0"
+  version "0.3.0"
   license "Apache-2.0"
   head "file://#{ENV.fetch("HOMEBREW_RVLLM_SOURCE", Dir.home + "/rvllm-local")}", using: :git, branch: "main"
 

@@ -327,6 +327,8 @@ class TestModels:
             information = shown["model_info"]
             assert information["general.architecture"] == "llama"
             assert information["llama.context_length"] > 0
+            assert information["llama.embedding_length"] == 64
+            assert information["llama.block_count"] == 3
             assert information["general.parameter_count"] > 0
             assert shown["capabilities"] == ["completion", "tools", "thinking"]
             assert "<|im_start|>" in shown["template"]

@@ -68,6 +68,40 @@ def test_base64_holds_the_same_numbers(api: Running) -> None:
     np.testing.assert_allclose(np.frombuffer(data, "<f4"), plain[0], atol=1e-6)
 
 
+def test_ollamas_vectors_have_length_one_and_its_former_routes_as_made(
+    api: Running,
+) -> None:
+    made = vectors(embed(api, input=["w1 w2", "w3"]))
+    body = {"model": "embedder", "input": ["w1 w2", "w3"]}
+    unit = np.array(api.post(body, "/api/embed").json()["embeddings"])
+    np.testing.assert_allclose(np.linalg.norm(unit, axis=1), 1.0, atol=1e-5)
+    lengths = np.linalg.norm(made, axis=1, keepdims=True)
+    np.testing.assert_allclose(unit * lengths, made, atol=1e-4)
+    body = {"model": "embedder", "prompt": "w1 w2"}
+    former = np.array(api.post(body, "/api/embeddings").json()["embedding"])
+    np.testing.assert_allclose(former, made[0], atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("name", "capabilities"), [("embedder", ["embedding"]), ("reranker", ["rerank"])]
+)
+def test_what_reads_alone_is_offered_to_nobody_for_chats(
+    api: Running, name: str, capabilities: list[str]
+) -> None:
+    shown = api.post({"model": name}, "/api/show").json()
+    assert shown["capabilities"] == capabilities
+    assert shown["model_info"]["bert.embedding_length"] == 32
+
+
+def test_thousands_of_texts_keep_their_places(api: Running) -> None:
+    """They are read in groups, by their lengths."""
+    texts = [" ".join(["w7"] * (1 + number % 40)) for number in range(1500)]
+    several = vectors(embed(api, input=texts))
+    for number in (0, 39, 40, 777, 1499):
+        alone = vectors(embed(api, input=texts[number]))[0]
+        np.testing.assert_allclose(several[number], alone, atol=1e-5)
+
+
 def test_token_ids_are_taken_as_they_are(api: Running) -> None:
     ids = [2, 5, 6, 7, 3]  # [CLS] w1 w2 w3 [SEP]
     text = vectors(embed(api, input="w1 w2 w3"))
@@ -156,7 +190,8 @@ def test_ollamas_two_ways_to_ask(api: Running) -> None:
     answer = api.post(body, "/api/embed")
     assert answer.status_code == 200, answer.text
     content = answer.json()
-    np.testing.assert_allclose(content["embeddings"][0], expected, atol=1e-5)
+    unit = expected / np.linalg.norm(expected)
+    np.testing.assert_allclose(content["embeddings"][0], unit, atol=1e-5)
     assert content["prompt_eval_count"] == 5 + 64, "cut, as Ollama does"
     assert content["total_duration"] > 0
     whole = api.post({**body, "truncate": False}, "/api/embed")

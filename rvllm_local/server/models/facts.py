@@ -13,6 +13,7 @@ from typing import Any
 
 from rvllm_local.errors import RvllmError
 from rvllm_local.models.config_file import context_length, read_config, text_config
+from rvllm_local.models.encoders.setup import pooled_setup
 from rvllm_local.models.gguf.config import gguf_config
 from rvllm_local.models.gguf.reader import GGUFFile
 from rvllm_local.models.locate import ModelFiles
@@ -61,6 +62,7 @@ def _facts(files: ModelFiles) -> ModelFacts:
         stat = path.stat()
         size += stat.st_size
         modified = max(modified, stat.st_mtime)
+    setup = pooled_setup(files)
     kind = "safetensors"
     if files.kind == "gguf":
         kind = "gguf"
@@ -73,12 +75,18 @@ def _facts(files: ModelFiles) -> ModelFacts:
         modified=modified,
         digest=_digest(files.weight_paths()),
         context_length=context_length(config),
-        settings=text_config(config),
+        settings=_numbers({**config, **text_config(config)}),
         chat_template=template,
         license=license_name,
-        calls_tools=template is not None,  # a model that knows none is told how
+        # A model that knows none is told how.
+        calls_tools=template is not None and setup is None,
         thinks=thinks,
+        pools="" if setup is None else setup.kind,
     )
+
+
+def _numbers(config: Mapping[str, Any]) -> dict[str, int]:
+    return {name: value for name, value in config.items() if isinstance(value, int)}
 
 
 def _of_gguf(gguf: GGUFFile) -> tuple[int, str]:

@@ -34,7 +34,9 @@ class ModelFacts:
     """Sizes, form and abilities. `parameters` is 0 where nothing tells their number.
 
     `size` is bytes of the weights, `modified` seconds of the epoch. `digest` changes
-    with the files' names, sizes and times; their contents are not read.
+    with the files' names, sizes and times; their contents are not read. `settings` are
+    the numbers of the configuration. `pools` is what a model that writes no text makes
+    of one: vectors ("embed") or scores ("score").
     """
 
     kind: str
@@ -50,6 +52,7 @@ class ModelFacts:
     license: str
     calls_tools: bool
     thinks: bool
+    pools: str = ""
 
 
 class Planned(msgspec.Struct, frozen=True):

@@ -71,7 +71,10 @@ async def _embed(
         if texts:
             inputs = [(text,) for text in texts]
             read = await read_texts(service, served, inputs, most_tokens)
-            vectors = await join_vectors(read.parts, body.dimensions, pools)
+            # Ollama's vectors have length 1; those of its former route are as made.
+            vectors = await join_vectors(
+                read.parts, body.dimensions, pools, is_unit=not is_former
+            )
             written = await write_vectors(vectors)
             num_tokens = read.num_tokens
         if seconds is not None:

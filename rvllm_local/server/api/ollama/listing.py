@@ -111,6 +111,8 @@ def _information(facts: ModelFacts) -> dict[str, Any]:
 
 
 def _capabilities(facts: ModelFacts) -> list[str]:
+    if facts.pools:
+        return ["embedding" if facts.pools == "embed" else "rerank"]
     names = ["completion"]
     if facts.calls_tools:
         names.append("tools")

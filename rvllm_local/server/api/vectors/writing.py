@@ -18,13 +18,22 @@ _NUMBERS_AT_ONCE = 16_384  # about a millisecond
 
 
 async def join_vectors(
-    parts: Sequence[bytes], dimensions: int | None, pools: Pools
+    parts: Sequence[bytes],
+    dimensions: int | None,
+    pools: Pools,
+    is_unit: bool = False,
 ) -> Vectors:
-    """Like `vectors_of`, beside the event loop. Raises `EngineError` for no numbers."""
+    """Like `vectors_of`, beside the event loop; of length 1 where that is asked for.
+
+    Raises `EngineError` for vectors that are no numbers.
+    """
     vectors = await asyncio.to_thread(vectors_of, parts, dimensions, pools)
     if not np.isfinite(vectors).all():
         raise EngineError("the model made vectors that are no numbers")
-    return vectors
+    if not is_unit:
+        return vectors
+    lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
+    return np.asarray(vectors / np.maximum(lengths, 1e-12), dtype=np.float32)
 
 
 async def write_vectors(vectors: Vectors, is_base64: bool = False) -> list[bytes]:
