@@ -217,14 +217,14 @@ def first_paint() -> None:
 
 
 async def bare(url: str, prompt: str, tokens: int) -> float:
-    """Tokens a second of a client that only counts."""
+    """Tokens a second, by the server's clock if it tells, of a client that only counts."""
     from rvllm_local.tui.endpoint import ChatEndpoint
     from rvllm_local.tui.reply_parts import ReplyUsage
 
     endpoint = ChatEndpoint(url)
-    model = (await endpoint.models())[0].id
+    model = (await endpoint.models(REST_S))[0].id
     first = last = 0.0
-    output = 0
+    output, told = 0, None
     async for part in endpoint.chat(
         model,
         [{"role": "user", "content": prompt}],
@@ -233,9 +233,9 @@ async def bare(url: str, prompt: str, tokens: int) -> float:
         last = time.perf_counter()
         first = first or last
         if isinstance(part, ReplyUsage):
-            output = part.output
+            output, told = part.output, part.speed
     await endpoint.close()
-    return (output - 1) / (last - first)
+    return told or (output - 1) / (last - first)
 
 
 async def in_chat(url: str, prompt: str, tokens: int) -> float:

@@ -32,6 +32,7 @@ from rvllm_local.history.types import Chat, ChatMessage
 SETTLED = "Some **bold** words and `code` in a reply.\n\n- one\n- two\n\n```python\nx = [1, 2]\n```\n\nAnd an end.\n"
 SENTENCE = "The *whale* swam on through `cold` water while the **moon** rose over the harbour and nobody saw it leave. "
 ROWS, COLUMNS = 40, 100
+READY_S = 120.0  # the chat has this long to start, and to send a prompt
 
 
 def text_of(kind: str) -> str:
@@ -213,7 +214,8 @@ async def measure(sender: Sender, pid: int, terminal: int, kind: str) -> list[fl
     os.write(terminal, b"go on")
     await asyncio.sleep(0.5)
     os.write(terminal, b"\r")
-    await asyncio.wait_for(sender.began.wait(), 30)
+    async with asyncio.timeout(READY_S):
+        await sender.began.wait()
     await asyncio.sleep(1.0)  # the first word mounts the widgets
     shares = []
     span = (sender.tokens / sender.rate - 1.5) / 4
@@ -221,7 +223,8 @@ async def measure(sender: Sender, pid: int, terminal: int, kind: str) -> list[fl
         before, began = used(pid), time.perf_counter()
         await asyncio.sleep(span)
         shares.append((used(pid) - before) / (time.perf_counter() - began))
-    await asyncio.wait_for(sender.ended.wait(), 30)
+    async with asyncio.timeout(READY_S):
+        await sender.ended.wait()
     await asyncio.sleep(2.0)
     return shares
 
@@ -240,7 +243,10 @@ async def run(arguments: argparse.Namespace) -> bool:
         screen = bytearray()
         loop.add_reader(terminal, lambda: drain(loop, terminal, screen))
         try:
-            await asyncio.sleep(4.0)
+            async with asyncio.timeout(READY_S):
+                while b"model" not in screen:  # the status line names it once ready
+                    await asyncio.sleep(0.1)
+            await asyncio.sleep(2.0)
             worst = 0.0
             for kind in arguments.kinds.split(","):
                 screen.clear()
