@@ -45,6 +45,7 @@ from benchmarks.gpu_variants import (
     PARTS,
     leave_out,
     leave_out_checks,
+    leave_out_timing,
     pad_steps,
     with_layers,
 )
@@ -250,6 +251,11 @@ def parsed_arguments() -> argparse.Namespace:
         action="store_true",
         help="the quickest mode without the self-check: less is compiled",
     )
+    parser.add_argument(
+        "--ours",
+        action="store_true",
+        help="our products wherever they are right; MLX's are not timed or compiled",
+    )
     parser.add_argument("--deterministic", action="store_true")
     parser.add_argument("--no-peer", action="store_true", help="measure only ours")
     parser.add_argument(
@@ -272,6 +278,8 @@ def main() -> None:
     logging.basicConfig(stream=sys.stdout, format=form, level=logging.INFO)
     if args.unchecked:
         leave_out_checks()
+    if args.ours:
+        leave_out_timing()
     for part in args.without:
         leave_out(part)
     if args.check:

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
+
+import mlx.core as mx
 
 from rvllm_local.engine.compiled import CompiledDecode, bucket
 from rvllm_local.engine.run_mode import RunMode
 from rvllm_local.engine.runner import ModelRunner
 from rvllm_local.engine.startup import choose_runner, install_kernels
+from rvllm_local.metal_kernels.quantized_matmul import PackedWeight
+from rvllm_local.models import recurrent_steps
+from rvllm_local.models.product_checks import Product, mlx_product
+from rvllm_local.models.products import QuantizedProducts
 
 # What `--without` leaves out: the launches stay mlx-lm's own.
 PARTS = {"recurrent": "install_gated_delta", "experts": "install_expert_products"}
@@ -52,9 +58,34 @@ def _installs_nothing(*_given: object, **_settings: object) -> int:
 
 
 def leave_out_checks() -> None:
-    """From now on an engine takes the quickest mode as it is, which compiles less."""
+    """From now on an engine takes the quickest mode as it is, which compiles less.
+
+    Recurrent kernels are not held against their definition: on CUDA its convolution
+    of thousands of groups takes minutes to plan.
+    """
     choose_runner.find_agreeing_runner = quickest_mode
     choose_runner.measure_scratch = some_scratch
+    recurrent_steps._Layer._difference = _differs_nowhere  # type: ignore[method-assign]
+
+
+def leave_out_timing() -> None:
+    """From now on our products serve wherever they are right; MLX's are not timed.
+
+    MLX compiles its products of eight and more rows when they are first called.
+    """
+    install_kernels.QuantizedProducts = _products_of_ours  # type: ignore[misc, assignment]
+
+
+def _products_of_ours(*given: Any, **settings: Any) -> QuantizedProducts:
+    return QuantizedProducts(*given, **(settings | {"timer": _untimed, "notes": None}))
+
+
+def _untimed(product: Product, _x: mx.array, _weights: Sequence[PackedWeight]) -> float:
+    return 2.0 if product is mlx_product else 1.0
+
+
+def _differs_nowhere(_layer: object) -> None:
+    return None
 
 
 def with_layers(shape: dict[str, Any], layers: int | None) -> dict[str, Any]:

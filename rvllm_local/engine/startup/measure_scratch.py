@@ -145,7 +145,7 @@ def _decode(
 ) -> None:
     row = DecodeRow(tables, length - 1, 0, adapter=runner.num_adapters)
     if not runner.runs_by_layer:
-        mx.eval(runner.decode([row] * rows))
+        mx.eval(runner.decode(apart(row, rows)))
         return
     padded, _ = row_groups(runner.layout, [row] * rows, runner.row_group)[0]
     tokens = mx.array([[row.token_id] for row in padded])
@@ -162,5 +162,18 @@ def _draw(
     """One whole decode step of `rows` rows of one token."""
     row = DecodeRow(tables, 0, 0, adapter=runner.num_adapters)
     samplings = [RowSampling(_HARDEST, seed, 0) for seed in range(rows)]
-    sampled = runner.sample([row] * rows, samplings, None)
+    sampled = runner.sample(apart(row, rows), samplings, None)
     sampled.tokens.tolist()
+
+
+def apart(row: DecodeRow, count: int) -> list[DecodeRow]:
+    """`count` rows like this one, of sequences of their own over the same blocks.
+
+    Rows of one sequence would be taken for drafted tokens, for which a GPU compiles
+    other kernels.
+    """
+    rows = []
+    for _ in range(count):
+        tables = SequenceTables(row.tables.groups, row.tables.state)
+        rows.append(DecodeRow(tables, row.position, row.token_id, adapter=row.adapter))
+    return rows

@@ -9,11 +9,16 @@ from pathlib import Path
 import mlx.core as mx
 import pytest
 
+from rvllm_local.attention.geometry import DecodeRow
+from rvllm_local.engine.compiled import rows_share
 from rvllm_local.engine.core import EngineCore
 from rvllm_local.engine.startup import choose_runner
 from rvllm_local.engine.startup.build import build_core
+from rvllm_local.engine.startup.measure_scratch import apart
 from rvllm_local.engine.startup.planning import plan_model
 from rvllm_local.errors import MemoryBudgetError
+from rvllm_local.memory.blocks import BlockTable
+from rvllm_local.memory.tables import SequenceTables
 from rvllm_local.models.describe import describe
 from rvllm_local.models.loader import load_model
 from rvllm_local.models.locate import locate
@@ -105,3 +110,10 @@ def test_a_long_contexts_plan_is_near_what_is_measured(
     measured = engine.snapshot().memory["scratch"]
     engine.close("done")
     assert measured <= plan.scratch <= 1.5 * measured
+
+
+def test_rows_of_a_measured_step_are_not_taken_for_drafts() -> None:
+    row = DecodeRow(SequenceTables((BlockTable([1]),)), 3, 0)
+    rows = apart(row, 3)
+    assert [other.tables.groups for other in rows] == [row.tables.groups] * 3
+    assert not rows_share(rows)
