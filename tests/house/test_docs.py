@@ -65,7 +65,7 @@ def test_shell_snippet_runs(
     body, _, exported = done.stdout.rpartition("exported: ")
     if exported.strip():
         base = exported.strip().removesuffix("/v1")
-        assert httpx.get(f"{base}/v1/models").json()["data"]
+        assert httpx.get(f"{base}/v1/models", timeout=60).json()["data"]
     else:
         assert json.loads(body)["choices"]
 
