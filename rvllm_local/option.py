@@ -29,7 +29,7 @@ _UNITS = {
     "GIB": 2**30,
 }
 _UNIONS = (Union, types.UnionType)
-Kind = Literal["size", "count", "switch", "choice", "folder"]
+Kind = Literal["size", "count", "switch", "choice", "folder", "name"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +76,7 @@ class Option:
             return isinstance(value, str) and value in self.choices
         if self.kind == "switch":
             return isinstance(value, bool)
-        if self.kind == "folder":
+        if self.kind in ("folder", "name"):
             return isinstance(value, str) and value != ""
         if isinstance(value, bool) or not isinstance(value, int):
             return False
@@ -90,22 +90,25 @@ class Option:
             return "it must be true or false"
         if self.kind == "folder":
             return "it must be the absolute path of a folder"
+        if self.kind == "name":
+            return "it must be a name, not empty"
         return f"it must be a whole number of at least {self.least}"
 
 
 def option_of(name: str, hint: Any, default: Any) -> Option:
     """The option that a field's annotated type describes."""
     shape, notes, is_optional = _unwrapped(hint)
-    text, least, is_size = "", 0, False
+    text, least, unit = "", 0, ""
     for note in notes:
         text = note.description or text
-        is_size = is_size or note.extra is not None
+        if note.extra is not None:
+            unit = note.extra["unit"]
         if isinstance(note.ge, int):
             least = note.ge
     choices = get_args(shape)
     return Option(
         name=name,
-        kind=_kind(shape, is_size),
+        kind=_kind(shape, unit),
         help=text,
         default=default,
         is_optional=is_optional,
@@ -129,13 +132,13 @@ def _unwrapped(hint: Any) -> tuple[Any, Sequence[Meta], bool]:
             return hint, notes, is_optional
 
 
-def _kind(shape: Any, is_size: bool) -> Kind:
+def _kind(shape: Any, unit: str) -> Kind:
     if shape is bool:
         return "switch"
     if shape is str:
-        return "folder"
+        return "name" if unit == "name" else "folder"
     if shape is int:
-        return "size" if is_size else "count"
+        return "size" if unit == "bytes" else "count"
     assert get_origin(shape) is Literal, shape
     return "choice"
 

@@ -27,7 +27,8 @@ Attention = Literal["auto", "reference", "kernels"]
 Cache = Literal["auto", "off", "memory", "disk"]
 KVDtype = Literal["auto", "int8"]
 Dtype = Literal["auto", "stored", "float16"]
-Draft = str  # "auto", "off", "ngram", or the name of a model
+# "auto", "off", "ngram", or the name of a model
+Draft = Annotated[str, Meta(extra={"unit": "name"})]
 _NO_TEXT = ("adapters", "hosts")  # fields that are more than a value
 CpuWeights = Literal["auto", "quantized", "float32"]
 

@@ -33,6 +33,8 @@ _COPY_BYTES = 2**28
 _TOGETHER = 0.75  # of the streams, on average over the steps of a round
 _ATTEMPTS = 4  # at a round whose streams did not decode together
 _LONGER = 4  # times the tokens, each time
+_TOKENS_CHECKED = 8  # of a stream in one step, at most, where some are drafted
+_DRAFT_COLUMNS = ("tokens_per_step", "drafts_kept", "drafts_lost")
 _COLUMNS = {
     "decode": (
         "step",
@@ -61,7 +63,18 @@ def decode(arguments: Namespace) -> int:
             moved = weights + rows * context * bytes_per_token
             name = f"{rows} x {arguments.context}"
             runs[name] = _decode_figures(samples, moved, copy)
+            if arguments.draft is not None:
+                runs[name] |= _draft_figures(samples)
     return _finish("decode", arguments, runs, copy)
+
+
+def _draft_figures(samples: Samples) -> dict[str, Figure]:
+    """Tokens a step of all streams, and drafted tokens that were kept or not."""
+    return {
+        "tokens_per_step": spread(samples["tokens_per_step"], "", "higher"),
+        "drafts_kept": spread(samples["drafts_kept"], ""),
+        "drafts_lost": spread(samples["drafts_lost"], ""),
+    }
 
 
 def _decode_figures(
@@ -133,6 +146,7 @@ def _engine(arguments: Namespace, rows: int) -> Iterator[tuple[LLM, Sizes]]:
             "kv_memory": arguments.kv_memory,
             "max_rows": rows,
             "cache": "memory",
+            **_draft_options(arguments, rows),
         }
     )
     options = config.options
@@ -140,6 +154,14 @@ def _engine(arguments: Namespace, rows: int) -> Iterator[tuple[LLM, Sizes]]:
     plan = plan_model(describe(files), options)
     with LLM.from_options(config.model, options) as llm:
         yield llm, (plan.weights, plan.bytes_per_token)
+
+
+def _draft_options(arguments: Namespace, rows: int) -> dict[str, str | int]:
+    """The drafter, if one was named, and room for what it drafts in a step."""
+    draft = getattr(arguments, "draft", None)
+    if draft is None:
+        return {}
+    return {"draft": draft, "max_rows": rows * _TOKENS_CHECKED}
 
 
 def _copy_bandwidth() -> float:
@@ -249,6 +271,9 @@ def _decode_streams(
         "tokens_per_s": generated / seconds,
         "steps": steps,
         "dispatches": _added(before, after, "kernel_dispatches"),
+        "tokens_per_step": generated / steps,
+        "drafts_kept": _added(before, after, "draft_tokens_accepted"),
+        "drafts_lost": _added(before, after, "draft_tokens_rejected"),
     }
 
 
@@ -291,6 +316,8 @@ def _finish(
     copy: float,
 ) -> int:
     columns = _COLUMNS[kind]
+    if getattr(arguments, "draft", None) is not None:
+        columns += _DRAFT_COLUMNS
     heads = [column.replace("_", " ") for column in columns]
     lines = []
     for name, run in runs.items():

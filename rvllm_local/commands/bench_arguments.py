@@ -186,6 +186,11 @@ def _decode(decode: argparse.ArgumentParser) -> None:
     decode.add_argument(
         "--tokens", type=int, default=64, metavar="N", help="tokens of each answer"
     )
+    decode.add_argument(
+        "--draft",
+        metavar="NAME",
+        help="what guesses tokens: ngram, auto, off or a smaller model",
+    )
 
 
 def _prefill(prefill: argparse.ArgumentParser) -> None:

@@ -8,7 +8,13 @@ from typing import Any
 from rvllm_local.option import Option
 from rvllm_local.options import option_table
 
-_METAVARS = {"size": "SIZE", "count": "N", "choice": "KIND", "folder": "DIR"}
+_METAVARS = {
+    "size": "SIZE",
+    "count": "N",
+    "choice": "KIND",
+    "folder": "DIR",
+    "name": "NAME",
+}
 
 
 def add_engine_flags(parser: argparse.ArgumentParser) -> None:

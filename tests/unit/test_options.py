@@ -38,6 +38,7 @@ from tests.support.tiny import save_tiny
         ("step_target_ms", 0),
         ("step_target_ms", 2.5),
         ("cache_dir", ""),
+        ("draft", ""),
         ("adapters", (("a", "x"), ("a", "y"))),
     ],
 )
@@ -51,6 +52,11 @@ def test_every_option_can_be_given_in_python_and_as_text() -> None:
     assert (*get_type_hints(OptionArguments), "hosts") == fields
     assert (*option_table(), "adapters", "hosts") == fields
     assert all(option.help for option in option_table().values())
+
+
+@pytest.mark.parametrize("draft", ["ngram", "auto", "off", "qwen3-0.6b", "/a/folder"])
+def test_a_drafter_is_named_as_text(draft: str) -> None:
+    assert option_table()["draft"].convert(draft) == draft
 
 
 @pytest.mark.parametrize("name", option_table())
