@@ -356,4 +356,10 @@ OUTPUTS: list[tuple[str, str, Read]] = [
     ("gigachat", f"Hm.<|message_sep|>\n\nfunction call<|role_sep|>\n{NAMED}<|message_sep|>", Read("Hm.", calls=[CALL])),
     ("granite_code", f"<function_call> {NAMED}", Read(calls=[CALL])),
     ("deepseek_v32", f"<｜DSML｜tool_calls>\n{DSML.partition(chr(10))[2].rpartition(chr(10))[0]}\n</｜DSML｜tool_calls>", Read(calls=[CALL])),
+    # Calls that came out with a name of JSON, or without their arguments.
+    ("glm", f'<tool_call>{{"name": "look", "arguments": {ARGUMENTS}}}</tool_call>', Read(calls=[CALL])),
+    ("glm", f"<tool_call>look\n{ARGUMENTS}</tool_call>.", Read(".", calls=[CALL])),
+    ("hermes", f'<tool_call>{{"name": "look", "args": {ARGUMENTS}}}</tool_call>', Read(calls=[CALL])),
+    ("hermes", f'<tool_call>{{"name": "look", "input": {ARGUMENTS}}}</tool_call>', Read(calls=[CALL])),
+    ("json", '{"name": "Bob", "input": {"a": 1}}', Read('{"name": "Bob", "input": {"a": 1}}')),
 ]  # fmt: skip

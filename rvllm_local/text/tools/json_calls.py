@@ -25,6 +25,7 @@ _QUOTES = ('"', "'")
 _PYTHON_WORDS = {"True": "true", "False": "false", "None": "null"}
 _NAME_KEYS = ("name", "tool_name")
 _ARGUMENT_KEYS = ("arguments", "parameters")
+_OTHER_ARGUMENT_KEYS = ("args", "input")  # of a call between tags alone
 _SKIPPED_KEYS = ("name", "function", "id", "type", *_ARGUMENT_KEYS)  # of calls, too
 Take = Callable[[str], None]
 
@@ -182,9 +183,12 @@ class JSONReader(PieceReader):
             key = yield from self._text_value("key", MAX_NAME)
             if (yield from self._next_solid()) != ":":
                 raise MalformedCallError("its JSON lacks a colon")
+            is_argument = key in _ARGUMENT_KEYS
+            if not bare and key in _OTHER_ARGUMENT_KEYS:
+                is_argument = True
             if key in _NAME_KEYS and name is None:
                 name = yield from self._text_value("name", MAX_NAME)
-            elif key in _ARGUMENT_KEYS and not self._is_started and waiting is None:
+            elif is_argument and not self._is_started and waiting is None:
                 waiting = yield from self._call_arguments(name)
             elif key == "function" and name is None and waiting is None:
                 yield from self._nested_function(bare)

@@ -172,7 +172,21 @@ class GLMParser(ParameterReader):
 
     def _body(self, closing: str) -> Reading[None]:
         key_opening, key_closing = self.key
-        name, tag = yield from self._text_until((key_opening, closing), MAX_NAME)
+        first = yield from self._next_solid()
+        self._put_back(first)
+        if first == "{":  # as other models of the family write calls
+            yield from self._json_call()
+            yield from self._expect_solid(closing)
+            self._end_call()
+            return
+        name, tag = yield from self._text_until((key_opening, "{", closing), MAX_NAME)
+        if tag == "{":
+            self._start_call(name.strip())
+            self._put_back(tag)
+            yield from self._object_arguments()
+            yield from self._expect_solid(closing)
+            self._end_call()
+            return
         self._open_arguments(name.strip())
         while tag == key_opening:
             key, _ = yield from self._text_until((key_closing,), MAX_NAME)
