@@ -81,4 +81,4 @@ def test_configuration_snippet_names_an_api(
     json.loads(text)
     bases = re.findall(r'"baseU(?:RL|rl)": "([^"]+)"', text)
     assert len(bases) == 1
-    assert httpx.get(f"{bases[0]}/models/default").status_code == 200
+    assert httpx.get(f"{bases[0]}/models/default", timeout=60).status_code == 200
