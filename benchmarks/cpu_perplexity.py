@@ -1,16 +1,27 @@
-"""What packed weights cost in perplexity: the bundled text, in float32 and in int8 arithmetic of the same weights.
+"""What packed weights cost in perplexity: float32 and int8 arithmetic of the same weights.
 
-    python -m benchmarks.cpu_perplexity [--model NAME] [--conversions 4:64 8:64]
+    python -m benchmarks.cpu_perplexity [--model NAME] [--conversions 4:64 8:64] [--llama PATH]
 
-Each conversion is made in memory from the model's float32 weights: bits and MLX's group size.
+The bundled text is read by llama.cpp's rule: whole windows of 256 tokens, of which the second
+halves are scored. Each conversion is made in memory by mlx-lm's way from the model's float32
+weights: bits and MLX's group size. `--llama` runs llama.cpp's `llama-perplexity` over the model's GGUF file.
 """
 
 from __future__ import annotations
 
 import argparse
+import math
+import re
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
 
 import mlx.core as mx
+import numpy as np
 from mlx import nn
+from mlx.utils import tree_flatten, tree_unflatten
 
 from rvllm_local.attention.geometry import call_geometry
 from rvllm_local.attention.probe import probe_layout
@@ -19,19 +30,26 @@ from rvllm_local.memory.arena import Arena
 from rvllm_local.memory.blocks import blocks_for
 from rvllm_local.memory.tables import KVTables
 from rvllm_local.models.cpu.backend import StepBackend, StepModel
+from rvllm_local.models.cpu.packed import pack
 from rvllm_local.models.cpu.step import build_step
 from rvllm_local.models.cpu.stored import keep_stored
 from rvllm_local.models.cpu.structure import find_decoder
 from rvllm_local.models.loader import load_model
 from rvllm_local.models.locate import locate
-from rvllm_local.models.perplexity import bundled_text, perplexity
+from rvllm_local.models.perplexity import bundled_text
 from rvllm_local.text.tokenizer_files import read_tokenizer
 
-WINDOW = 512
+WINDOW = 256
+FIRST_SCORED = WINDOW // 2
+
+Model = Callable[[mx.array], mx.array]
 
 
-class Packed:
-    """A packed step that is called as a plain module: each call is a sequence of its own."""
+class InSessions:
+    """A step that is called as a plain module: each call is a sequence of its own.
+
+    Plain weights, which it takes out of the module, it multiplies in float32.
+    """
 
     def __init__(self, module: nn.Module) -> None:
         install(module)
@@ -58,32 +76,90 @@ class Packed:
         return logits
 
 
-def compare(name: str, module: nn.Module, token_ids: list[int]) -> None:
-    exact = perplexity(module, token_ids)
-    packed = perplexity(Packed(module), token_ids)
+def perplexity(model: Model, token_ids: list[int]) -> float:
+    """exp of the mean negative log-likelihood of the second halves of all windows."""
+    losses = []
+    for start in range(0, len(token_ids) - WINDOW + 1, WINDOW):
+        window = np.array(token_ids[start : start + WINDOW])
+        logits = np.array(model(mx.array(window[None])))[0].astype(np.float64)
+        scored = logits[FIRST_SCORED:-1]
+        best = scored.max(axis=-1)
+        normalizers = best + np.log(np.exp(scored - best[:, None]).sum(axis=-1))
+        targets = window[FIRST_SCORED + 1 :]
+        losses.append(normalizers - scored[np.arange(len(targets)), targets])
+    return math.exp(np.concatenate(losses).mean())
+
+
+def in_float32(module: nn.Module, token_ids: list[int]) -> float:
+    """The perplexity of a quantized module whose weights are widened, and put back."""
+    leaves = tree_flatten(module.leaf_modules(), is_leaf=nn.Module.is_module)
+    quantized = [(path, layer) for path, layer in leaves if hasattr(layer, "bits")]
+    for path, layer in quantized:
+        module.update_modules(tree_unflatten([(path, widened(layer))]))
+    value = perplexity(InSessions(module), token_ids)
+    for path, layer in quantized:
+        module.update_modules(tree_unflatten([(path, layer)]))
+    return value
+
+
+def widened(layer: nn.Module) -> nn.Module:
+    matrix = pack(layer)
+    weight = mx.array(matrix.values(np.arange(matrix.rows)))
+    plain: nn.Module = nn.Linear(1, 1, bias=False)
+    if isinstance(layer, nn.QuantizedEmbedding):
+        plain = nn.Embedding(1, 1)
+    plain.weight = weight
+    if "bias" in layer:
+        plain.bias = layer["bias"]
+    return plain
+
+
+def llama(gguf: Path, tool: Path) -> float:
+    """llama.cpp's own figure."""
+    with tempfile.NamedTemporaryFile("w", suffix=".txt") as text:
+        text.write(bundled_text())
+        text.flush()
+        command = [str(tool), "-m", str(gguf), "-f", text.name, "-c", str(WINDOW)]
+        answer = subprocess.run(command, capture_output=True, text=True, check=True)
+    match = re.search(r"Final estimate: PPL = ([0-9.]+)", answer.stdout + answer.stderr)
+    assert match is not None, answer.stderr[-2000:]
+    return float(match.group(1))
+
+
+def show(name: str, exact: float, packed: float, began: float) -> None:
     change = 100 * (packed / exact - 1)
-    print(f"{name}: float32 {exact:.4f}, packed {packed:.4f}, {change:+.2f} %")
-
-
-def converted(module: nn.Module, bits: int, group: int) -> nn.Module:
-    nn.quantize(module, group_size=group, bits=bits)
-    keep_stored(module)
-    return module
+    seconds = time.perf_counter() - began
+    print(
+        f"{name}: float32 {exact:.4f}, packed {packed:.4f}, {change:+.2f} % "
+        f"({seconds:.0f} s)",
+        flush=True,
+    )
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--model", default="smollm2-135m")
     parser.add_argument("--conversions", nargs="*", default=["4:64", "8:64"])
+    parser.add_argument("--llama", type=Path, help="the tool llama-perplexity")
     arguments = parser.parse_args()
     files = locate(arguments.model)
     token_ids = list(read_tokenizer(files).encode(bundled_text()))
     print(f"{len(token_ids)} tokens")
-    compare("as stored", load_model(files, packs=True).module, token_ids)
+    if arguments.llama is not None:
+        print(f"llama.cpp: {llama(files.path, arguments.llama):.4f}", flush=True)
+    began = time.perf_counter()
+    exact = perplexity(InSessions(load_model(files).module), token_ids)
+    packed = perplexity(InSessions(load_model(files, packs=True).module), token_ids)
+    show("as stored", exact, packed, began)
     for conversion in arguments.conversions:
+        began = time.perf_counter()
         bits, group = map(int, conversion.split(":"))
-        module = converted(load_model(files).module, bits, group)
-        compare(f"{bits} bits in groups of {group}", module, token_ids)
+        module = load_model(files).module
+        nn.quantize(module, group_size=group, bits=bits)
+        exact = in_float32(module, token_ids)
+        keep_stored(module)
+        packed = perplexity(InSessions(module), token_ids)
+        show(f"{bits} bits in groups of {group}", exact, packed, began)
 
 
 if __name__ == "__main__":
