@@ -122,7 +122,7 @@ class MemoryPlan:
             (
                 "weights",
                 self.weights,
-                f"{self.weight_form}; read from the files' headers",
+                f"{self.weight_form}; counted from the tensors' shapes",
             ),
             ("KV arena", kv, kv_note),
         ]
