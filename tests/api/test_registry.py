@@ -230,7 +230,17 @@ def test_memory_is_kept_for_a_model_that_loads(
             await world.use("large")
         assert (busy.value.status, busy.value.code) == (503, "memory_busy")
         monkeypatch.setattr(loaded_models, "_PATIENCE_S", 60.0)
+        loaded = world.registry._loaded
+        change_until, waits = loaded._change_until, asyncio.Event()
+
+        async def noted(until: float) -> bool:
+            waits.set()
+            return await change_until(until)
+
+        monkeypatch.setattr(loaded, "_change_until", noted)
         waiting = asyncio.create_task(world.use("large"))
+        async with asyncio.timeout(60):
+            await waits.wait()
         world.released.set()
         await asyncio.gather(hanging, waiting)
         assert world.loaded == ["large"]

@@ -91,11 +91,13 @@ def test_a_model_that_is_too_large_for_one_rank_fits_two(tmp_path: Path) -> None
     assert part.bytes_per_token == whole.bytes_per_token // 2
 
 
-def test_recurrent_layers_are_refused(tmp_path: Path) -> None:
+def test_recurrent_states_are_divided_with_their_layers(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps(zoo_config("qwen3_5")))
     files = ModelFiles("folder", tmp_path, "recurrent")
-    with pytest.raises(UnsupportedModelError, match="recurrent layers"):
-        plan_model(describe(files, 10**6), EngineOptions(ranks=2), strict=False)
+    whole = plan_model(describe(files, 10**6), EngineOptions(), strict=False)
+    part = plan_model(describe(files, 10**6), EngineOptions(ranks=2), strict=False)
+    assert part.states == whole.states // 2
+    assert part.bytes_per_token == whole.bytes_per_token // 2
 
 
 def test_bytes_are_counted_without_computing_them() -> None:

@@ -47,7 +47,7 @@ def test_a_chat_that_writes_is_shown_so_and_comes_back_live(play) -> None:
         await chat.until(lambda: "● writing" in chat.screen())
         await chat.press("enter")
         await chat.until(lambda: chat.session.live is not None)
-        assert "First" in chat.screen()
+        await chat.until(lambda: "First" in chat.screen())
         chat.fake.release.set()
         await chat.until(lambda: chat.session.live is None)
         assert chat.texts == ["one", "First and last."]

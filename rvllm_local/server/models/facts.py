@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -38,51 +39,73 @@ def model_facts(files: ModelFiles) -> ModelFacts | None:
 
 
 def _facts(files: ModelFiles) -> ModelFacts:
-    if files.kind == "gguf":
-        gguf = GGUFFile(files.path)
-        config = gguf_config(gguf)
-        template = templates_of_gguf(gguf.metadata, files.path).default
-        parameters, quantization = _of_gguf(gguf)
-    else:
-        config = read_config(files.path)
-        tokenizer = read_settings_file(files.path / "tokenizer_config.json")
-        template = templates_of_folder(files.path, tokenizer).default
-        parameters, quantization = _of_folder(files, config)
+    contents = _contents(files)
+    config = contents.config
     entry = entry_of(files)
     license_name = ""
     if entry is not None:
         license_name = entry.license
-    style = detect(template, str(config.get("model_type")))
-    thinks = style.reasoning_start is not None
-    if style.tool_family == "harmony":
-        thinks = True
+    size, modified = _size_and_time(files)
+    setup = pooled_setup(files)
+    pools = ""
+    if setup is not None:
+        pools = setup.kind
+    return ModelFacts(
+        kind=contents.kind,
+        architecture=str(config.get("model_type") or "unknown"),
+        quantization=contents.quantization,
+        parameters=contents.parameters,
+        size=size,
+        modified=modified,
+        digest=_digest(files.weight_paths()),
+        context_length=context_length(config),
+        settings=_numbers({**config, **text_config(config)}),
+        chat_template=contents.template,
+        license=license_name,
+        # A model that knows none is told how.
+        calls_tools=contents.template is not None and setup is None,
+        thinks=_thinks(contents),
+        pools=pools,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Contents:
+    """What a model's own files say of it."""
+
+    kind: str
+    config: Mapping[str, Any]
+    template: str | None
+    parameters: int
+    quantization: str
+
+
+def _contents(files: ModelFiles) -> _Contents:
+    if files.kind == "gguf":
+        gguf = GGUFFile(files.path)
+        config = gguf_config(gguf)
+        template = templates_of_gguf(gguf.metadata, files.path).default
+        return _Contents("gguf", config, template, *_of_gguf(gguf))
+    config = read_config(files.path)
+    tokenizer = read_settings_file(files.path / "tokenizer_config.json")
+    template = templates_of_folder(files.path, tokenizer).default
+    return _Contents("safetensors", config, template, *_of_folder(files, config))
+
+
+def _thinks(contents: _Contents) -> bool:
+    style = detect(contents.template, str(contents.config.get("model_type")))
+    return style.reasoning_start is not None or style.tool_family == "harmony"
+
+
+def _size_and_time(files: ModelFiles) -> tuple[int, float]:
+    """Bytes of all weights, and when the newest of them was changed."""
     size = 0
     modified = 0.0
     for path in files.weight_paths():
         stat = path.stat()
         size += stat.st_size
         modified = max(modified, stat.st_mtime)
-    setup = pooled_setup(files)
-    kind = "safetensors"
-    if files.kind == "gguf":
-        kind = "gguf"
-    return ModelFacts(
-        kind=kind,
-        architecture=str(config.get("model_type") or "unknown"),
-        quantization=quantization,
-        parameters=parameters,
-        size=size,
-        modified=modified,
-        digest=_digest(files.weight_paths()),
-        context_length=context_length(config),
-        settings=_numbers({**config, **text_config(config)}),
-        chat_template=template,
-        license=license_name,
-        # A model that knows none is told how.
-        calls_tools=template is not None and setup is None,
-        thinks=thinks,
-        pools="" if setup is None else setup.kind,
-    )
+    return size, modified
 
 
 def _numbers(config: Mapping[str, Any]) -> dict[str, int]:

@@ -27,7 +27,9 @@ class ModelNames:
     def __init__(
         self, names: Collection[str], default: str, aliases: Mapping[str, str]
     ) -> None:
-        self._names, self._default, self._aliases = set(names), default, aliases
+        self._names = set(names)
+        self._default = default
+        self._aliases = aliases
         for alias, name in aliases.items():
             if name not in names:
                 raise ModelNotFoundError(
@@ -57,7 +59,9 @@ class ModelNames:
         raise Problem(404, self._unknown(name), "model_not_found", "model")
 
     def _unknown(self, name: str) -> str:
-        shown = name if _NAME.fullmatch(name) else "..."
+        shown = "..."
+        if _NAME.fullmatch(name):
+            shown = name
         names = ", ".join(sorted(self._names))
         text = f"there is no model {shown!r} here; known are {names}"
         if name in Catalogue.load().entries:

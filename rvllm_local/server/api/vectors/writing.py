@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 import msgspec
 import numpy as np
+import numpy.typing as npt
 from starlette.responses import Response
 
 from rvllm_local.conversation.pooled import Vectors, vectors_of
@@ -15,6 +16,7 @@ from rvllm_local.engine.limits import Pools
 from rvllm_local.errors import EngineError
 
 _NUMBERS_AT_ONCE = 16_384  # about a millisecond
+_LEAST_LENGTH = 1e-12  # a vector of zeros stays one
 
 
 async def join_vectors(
@@ -33,7 +35,8 @@ async def join_vectors(
     if not is_unit:
         return vectors
     lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
-    return np.asarray(vectors / np.maximum(lengths, 1e-12), dtype=np.float32)
+    divisors = np.maximum(lengths, _LEAST_LENGTH)
+    return np.asarray(vectors / divisors, dtype=np.float32)
 
 
 async def write_vectors(vectors: Vectors, is_base64: bool = False) -> list[bytes]:
@@ -41,14 +44,19 @@ async def write_vectors(vectors: Vectors, is_base64: bool = False) -> list[bytes
     written = []
     at_once = max(1, _NUMBERS_AT_ONCE // vectors.shape[1])
     for number, vector in enumerate(vectors):
-        if is_base64:
-            data = base64.b64encode(vector.astype("<f4").tobytes())
-            written.append(b'"' + data + b'"')
-        else:
-            written.append(msgspec.json.encode(vector.tolist()))
+        text = _written(vector, is_base64)
+        written.append(text)
         if number % at_once == at_once - 1:
             await asyncio.sleep(0)
     return written
+
+
+def _written(vector: npt.NDArray[np.float32], is_base64: bool) -> bytes:
+    if not is_base64:
+        return msgspec.json.encode(vector.tolist())
+    numbers = vector.astype("<f4")
+    data = base64.b64encode(numbers.tobytes())
+    return b'"' + data + b'"'
 
 
 class WrittenReply(Response):
