@@ -173,6 +173,13 @@ def test_requests_in_a_row_on_one_connection_are_answered_in_order(
     ]
 
 
+def test_no_token_waits_until_the_one_before_was_acknowledged(paced: Running) -> None:
+    paced.client.get("/health")
+    (connection, *_) = paced.listener.server_state.connections
+    sending = connection.transport.get_extra_info("socket")
+    assert sending.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY) != 0
+
+
 def test_others_notice_nothing(paced: Running) -> None:
     words: list[str] = []
     is_over = threading.Event()

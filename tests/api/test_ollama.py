@@ -10,6 +10,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import httpx
 import pytest
 
 from rvllm_local.commands.serve import settings_from
@@ -390,9 +391,10 @@ class TestPort:
 
     def test_ollamas_port_says_what_it_says(self, tiny: Path) -> None:
         free = free_port()
-        with served({"tiny": tiny}, ServerSettings(port=free, ollama_port=free)) as api:
-            assert api.client.get("/").text == "Ollama is running"
-            assert api.client.head("/").status_code == 200
+        address = f"http://127.0.0.1:{free}/"
+        with served({"tiny": tiny}, ServerSettings(port=0, ollama_port=free)):
+            assert httpx.get(address).text == "Ollama is running"
+            assert httpx.head(address).status_code == 200
 
     def test_both_ports_are_bound(self) -> None:
         free = free_port()

@@ -26,7 +26,7 @@ from rvllm_local.models.own_sampling import own_sampling
 from rvllm_local.options import EngineOptions
 from rvllm_local.server.app import Server, running
 from rvllm_local.server.http.settings import ServerSettings
-from rvllm_local.server.listener import Listener
+from rvllm_local.server.listener import Listener, bound
 from rvllm_local.server.models.context import context_of
 from rvllm_local.server.models.facts import model_facts
 from rvllm_local.server.models.inspection_frames import ModelFacts, Planned
@@ -238,12 +238,13 @@ def served(
         )
         async with running(made, settings) as server:
             listener = Listener(server)
-            task = asyncio.create_task(listener.serve())
-            while not listener.started:
-                await asyncio.sleep(0.001)
-            found.append(Running(server, listener, asyncio.get_running_loop()))
-            ready.set()
-            await task
+            with bound(settings) as listening:
+                task = asyncio.create_task(listener.serve(listening))
+                while not listener.started:
+                    await asyncio.sleep(0.001)
+                found.append(Running(server, listener, asyncio.get_running_loop()))
+                ready.set()
+                await task
 
     thread = threading.Thread(target=lambda: asyncio.run(main()), daemon=True)
     thread.start()
