@@ -7,11 +7,12 @@ agent's own tool.
 
 from __future__ import annotations
 
+import functools
 import os
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,7 @@ from tests.support.agent_engine import (
     Play,
     common_prefix,
 )
+from tests.support.agent_sessions import sessions_of
 from tests.support.api import served
 from tests.support.npm import Packages
 
@@ -37,7 +39,6 @@ from tests.support.npm import Packages
 IS_LONG = os.environ.get("RVLLM_LONG_AGENTS") == "1"
 NUM_CALLS = 40 if IS_LONG else 3
 QUESTION = "say hi many times"
-AT_ONCE = 2
 
 
 @dataclass(frozen=True)
@@ -176,17 +177,9 @@ def sessions(
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[dict[str, Future[Session]]]:
     """The sessions of the agents that were selected, which run in the background."""
-    packages, pool = Packages(), ThreadPoolExecutor(AT_ONCE)
-    futures = {}
-    for item in request.session.items:
-        if item.path != Path(__file__) or "sessions" not in item.fixturenames:
-            continue
-        name = item.callspec.params["name"]
-        home = tmp_path_factory.mktemp(name)
-        futures[name] = pool.submit(run_session, name, packages, home, tiny)
-    yield futures
-    pool.shutdown(cancel_futures=True)
-    packages.close()
+    run = functools.partial(run_session, tiny=tiny)
+    with sessions_of(request, tmp_path_factory, run) as futures:
+        yield futures
 
 
 @pytest.mark.timeout(3600 if IS_LONG else 600)

@@ -16,7 +16,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,6 +25,7 @@ import pytest
 from rvllm_local.commands.launch.agents import load_agents
 from tests.api.test_launch_agents import JOBS, processes_with
 from tests.support.agent_engine import COMMAND, DONE, SUMMARY
+from tests.support.agent_sessions import sessions_of
 from tests.support.npm import Packages
 from tests.support.processes import eventually
 from tests.support.rigged_model import FLOOD, Script, save_rigged
@@ -33,7 +34,6 @@ pytestmark = pytest.mark.skipif(
     os.environ.get("RVLLM_LONG_AGENTS") != "1",
     reason="minutes for each agent; RVLLM_LONG_AGENTS=1 runs them",
 )
-AT_ONCE = 2
 NUM_CALLS = 40
 RESTART = 20  # the call during which the server is stopped
 NUM_FLOODS = 12  # at most, after these; the agent compacts the session before
@@ -241,17 +241,8 @@ def sessions(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[dict[str, Future[Session]]]:
     """The sessions of the agents that were selected, which run in the background."""
-    packages, pool = Packages(), ThreadPoolExecutor(AT_ONCE)
-    futures = {}
-    for item in request.session.items:
-        if item.path != Path(__file__) or "sessions" not in item.fixturenames:
-            continue
-        name = item.callspec.params["name"]
-        home = tmp_path_factory.mktemp(name)
-        futures[name] = pool.submit(run_session, name, packages, home)
-    yield futures
-    pool.shutdown(cancel_futures=True)
-    packages.close()
+    with sessions_of(request, tmp_path_factory, run_session) as futures:
+        yield futures
 
 
 @pytest.mark.timeout(3600)

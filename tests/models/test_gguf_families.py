@@ -21,13 +21,12 @@ from rvllm_local.models.gguf.blocks import FORMATS
 from rvllm_local.models.gguf.config import gguf_config
 from rvllm_local.models.gguf.mlx import repack
 from rvllm_local.models.gguf.reader import GGUFFile
-from rvllm_local.models.gguf.weights import gguf_packed_weights
 from rvllm_local.models.loader import load_model
 from rvllm_local.models.locate import locate
-from rvllm_local.models.quantized import quantize_as_packed
 from rvllm_local.models.windows import layer_windows
 from rvllm_local.text.pre_tokenizers import PRE_TOKENIZERS
 from tests.support.gguf import permute
+from tests.support.packed_gguf import packed_module
 from tests.support.tiny import tiny_config, tiny_model
 from tests.support.zoo import zoo_model
 
@@ -144,13 +143,7 @@ def test_gemma3_keeps_its_pattern_and_rotations(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["llama", "qwen2", "phi3"])
 def test_packed_for_the_gpu_is_the_same_model(tmp_path: Path, name: str) -> None:
     path, module = write_model(tmp_path, name)
-    file = GGUFFile(path)
-    config = gguf_config(file)
-    other = build_model(config)
-    weights = {key: mx.array(value) for key, value in gguf_packed_weights(file, config)}
-    quantize_as_packed(other, weights)
-    other.load_weights(list(weights.items()))
-    other.set_dtype(mx.float32)
+    other = packed_module(path)
     np.testing.assert_allclose(
         np.array(other(TOKENS)), np.array(module(TOKENS)), rtol=0.05, atol=0.05
     )

@@ -21,11 +21,10 @@ from rvllm_local.errors import UnsupportedModelError
 from rvllm_local.models.families import build_model
 from rvllm_local.models.gguf.config import gguf_config
 from rvllm_local.models.gguf.reader import GGUFFile
-from rvllm_local.models.gguf.weights import gguf_packed_weights
 from rvllm_local.models.loader import load_model
 from rvllm_local.models.locate import locate
-from rvllm_local.models.quantized import quantize_as_packed
 from tests.support.gguf import permute
+from tests.support.packed_gguf import packed_module
 from tests.support.zoo import zoo_model
 
 TOKENS = mx.array([[3, 14, 15, 92, 65, 35, 89, 79, 32, 38] * 4])
@@ -251,13 +250,7 @@ def test_a_converted_model_is_the_same_model(tmp_path: Path, name: str) -> None:
 
 def test_packed_heads_are_put_in_order(tmp_path: Path) -> None:
     path, module = write(tmp_path, "qwen35", quantize=True)
-    file = GGUFFile(path)
-    config = gguf_config(file)
-    other = build_model(config)
-    weights = {key: mx.array(value) for key, value in gguf_packed_weights(file, config)}
-    quantize_as_packed(other, weights)
-    other.load_weights(list(weights.items()))
-    other.set_dtype(mx.float32)
+    other = packed_module(path)
     found, expected = np.array(other(TOKENS)), np.array(module(TOKENS))
     spread = float(np.abs(expected).max())
     assert float(np.abs(found - expected).max()) < 0.05 * spread
