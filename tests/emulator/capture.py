@@ -9,6 +9,7 @@ import os
 import re
 import sys
 import tempfile
+import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -26,6 +27,8 @@ _CUDA_IDS = (
     "threadgroups_per_grid",
     "thread_position_in_threadgroup",
 )
+# Standard output belongs to the process: one thread at a time may lead it away.
+_STANDARD_OUTPUT = threading.Lock()
 
 
 def capture_text(dispatch: Dispatch) -> str:
@@ -64,7 +67,11 @@ def cuda_text(dispatch: Dispatch) -> str:
 
 def trace(call: Callable[..., object], inputs: Sequence[mx.array]) -> str:
     """What MLX prints while tracing `call(*inputs)`: the text between the fences."""
-    with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryFile() as sink:
+    with (
+        _STANDARD_OUTPUT,
+        tempfile.TemporaryDirectory() as folder,
+        tempfile.TemporaryFile() as sink,
+    ):
         sys.stdout.flush()
         saved = os.dup(1)
         os.dup2(sink.fileno(), 1)

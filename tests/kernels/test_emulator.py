@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import functools
+from concurrent.futures import ThreadPoolExecutor
 
+import mlx.core as mx
 import numpy as np
 import pytest
 
@@ -12,6 +14,7 @@ from rvllm_local.metal_kernels.launch import Dispatch
 from rvllm_local.metal_kernels.proof import checks
 from rvllm_local.metal_kernels.proof.variants import VARIANTS
 from tests.emulator import Emulator, EmulatorError, run_text
+from tests.emulator.capture import trace
 
 BARRIER = "threadgroup_barrier(metal::mem_flags::mem_threadgroup);"
 SIGNATURE = """[[kernel]] void custom_kernel_probe(
@@ -100,3 +103,29 @@ def test_paged_decode_needs_its_barriers(barrier: str) -> None:
         checks.check_decode(
             variant, functools.partial(KernelSet, launcher=Careless(3), backend="metal")
         )
+
+
+def test_threads_that_trace_at_once_get_their_own_texts() -> None:
+    def traced(number: int) -> str:
+        kernel = mx.fast.metal_kernel(
+            name=f"traced_{number}",
+            input_names=["x"],
+            output_names=["y"],
+            source=f"y[0] = x[0] + {number};",
+        )
+
+        def call(x: mx.array) -> object:
+            return kernel(
+                inputs=[x],
+                grid=(1, 1, 1),
+                threadgroup=(1, 1, 1),
+                output_shapes=[(1,)],
+                output_dtypes=[mx.float32],
+                verbose=True,
+            )
+
+        return trace(call, [mx.zeros((1,))])
+
+    with ThreadPoolExecutor(4) as pool:
+        texts = list(pool.map(traced, range(100)))
+    assert all(f"x[0] + {number};" in text for number, text in enumerate(texts))
