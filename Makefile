@@ -6,7 +6,8 @@
 PYTHON ?= python3
 # Not ?=, which would take an unrelated PROMPT from the environment.
 PROMPT = In one short paragraph, why is the sky blue?
-MODEL = smollm2-135m
+# The best model that is installed, or else the small one.
+MODEL = default
 # Handed over in the environment, so that quotes and dollars in a prompt reach neither make nor the shell.
 export RUN_PROMPT := $(value PROMPT)
 export RUN_MODEL := $(value MODEL)

@@ -63,6 +63,12 @@ def installed(cache_dir: Path | None = None) -> list[Installed]:
     return sorted(models, key=lambda model: model.names[0])
 
 
+def installed_names(cache_dir: Path | None = None) -> frozenset[str]:
+    """Every name that an installed model answers to."""
+    models = installed(cache_dir)
+    return frozenset(name for model in models for name in model.names)
+
+
 def _model_in(
     folder: Path, catalogue: Catalogue, names: _NamesByRepository
 ) -> Installed | None:

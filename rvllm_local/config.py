@@ -28,6 +28,7 @@ class Config(msgspec.Struct, frozen=True):
 
     model: str
     options: EngineOptions
+    names_model: bool = True  # False where nobody chose and `model` is the small one
 
     @property
     def cache_dir(self) -> Path:
@@ -56,9 +57,10 @@ def load_config(
     for name, value in (flags or {}).items():
         if value is not None:
             merged[name] = _convert(name, value, f"--{name.replace('_', '-')}")
+    names_model = _MODEL in merged
     model = merged.pop(_MODEL, DEFAULT_MODEL)
     merged.setdefault("cache_dir", str(default_cache_dir()))
-    return Config(model, EngineOptions(**merged))
+    return Config(model, EngineOptions(**merged), names_model)
 
 
 def config_path(environ: Mapping[str, str]) -> Path:

@@ -3,30 +3,37 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from pathlib import Path
 
 from rvllm_local.machine import device_memory, is_on_cpu
 from rvllm_local.memory.plan import default_reserve
-from rvllm_local.models.cache_folder import models_folder
 from rvllm_local.models.catalogue import Catalogue, CatalogueEntry
+from rvllm_local.models.store import installed_names
 from rvllm_local.tui.first_start import LEAST_BESIDE
 from rvllm_local.tui.state import ModelInfo
 
 
-def catalogue_models(served: Collection[str]) -> tuple[ModelInfo, ...]:
-    """The catalogue's models but those served: what is here, what fits, the rest."""
+def catalogue_models(
+    served: Collection[str], cache_dir: Path | None = None
+) -> tuple[ModelInfo, ...]:
+    """The catalogue's models but those served: what is here, what fits, the rest.
+
+    "Here" is the cache folder that is given, or else the default one.
+    """
     room = _room()
     entries = Catalogue.load().entries.values()
-    infos = [_info(entry, room) for entry in entries if entry.name not in served]
+    here = installed_names(cache_dir)
+    infos = [_info(entry, room, here) for entry in entries if entry.name not in served]
     return tuple(sorted(infos, key=_rank))
 
 
-def _info(entry: CatalogueEntry, room: int) -> ModelInfo:
+def _info(entry: CatalogueEntry, room: int, here: Collection[str]) -> ModelInfo:
     on_cpu = is_on_cpu()
     needed = entry.weight_bytes(is_on_cpu=on_cpu) + LEAST_BESIDE
     return ModelInfo(
         entry.name,
         served=False,
-        installed=(models_folder() / entry.name / entry.file).is_file(),
+        installed=entry.name in here,
         size=entry.size,
         fits=needed <= room,
         needed=needed,
@@ -45,7 +52,7 @@ def image_model() -> ModelInfo | None:
     for entry in Catalogue.load().entries.values():
         if not entry.images:
             continue
-        info = _info(entry, room)
+        info = _info(entry, room, installed_names())
         if info.fits and (smallest is None or entry.size < (smallest.size or 0)):
             smallest = info
     return smallest

@@ -9,7 +9,7 @@ _MODEL = "catalogue name, model folder or .gguf file"
 
 def run_arguments(run: argparse.ArgumentParser) -> None:
     """`rvllm run MODEL PROMPT`."""
-    run.add_argument("model", help=_MODEL)
+    run.add_argument("model", help=_MODEL + "; default: the best that is installed")
     run.add_argument(
         "prompt",
         nargs="*",
@@ -48,7 +48,7 @@ def serve_arguments(serve: argparse.ArgumentParser) -> None:
         "models",
         nargs="*",
         metavar="MODEL",
-        help="models by name or path; the first is the default",
+        help="models by name or path, the first is the default; none: the best that is installed",
     )
     _who_may_ask(serve)
     serve.add_argument(

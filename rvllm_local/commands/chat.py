@@ -81,6 +81,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def chat(arguments: argparse.Namespace) -> int:
     """Run the chat and return its exit status."""
+    from rvllm_local.commands.default_model import decided_model
     from rvllm_local.tui.launcher import ServerLauncher
     from rvllm_local.tui.options import ChatOptions
     from rvllm_local.tui.settings import load_settings
@@ -112,7 +113,8 @@ def chat(arguments: argparse.Namespace) -> int:
         context=sys.stdin.read() if is_piped else "",
     )
     url = arguments.endpoint or settings.endpoint
-    launcher = ServerLauncher(url, model or load_config().model, port=settings.port)
+    starts = model or decided_model(load_config())
+    launcher = ServerLauncher(url, starts, port=settings.port)
     if is_plain(arguments):
         from rvllm_local.tui.run_plain import run_plain
 

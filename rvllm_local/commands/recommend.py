@@ -9,6 +9,7 @@ import sys
 from typing import Any
 
 from rvllm_local import host
+from rvllm_local.config import load_config
 from rvllm_local.tui.first_start import best_model, expected_speed, measure_bandwidth
 from rvllm_local.tui.offers import catalogue_models
 from rvllm_local.tui.state import ModelInfo
@@ -22,7 +23,7 @@ def recommend(arguments: argparse.Namespace) -> int:
     Exit status 1 if there is none.
     """
     host.prepare()
-    offers = catalogue_models(())
+    offers = catalogue_models((), load_config().cache_dir)
     bandwidth = asyncio.run(measure_bandwidth())
     best = None
     if bandwidth is not None:

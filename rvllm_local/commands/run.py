@@ -13,6 +13,7 @@ from typing import cast
 import msgspec
 
 from rvllm_local import host
+from rvllm_local.commands.default_model import default_model
 from rvllm_local.commands.flags import engine_flags
 from rvllm_local.config import Config, load_config, show_progress
 from rvllm_local.errors import ParameterError
@@ -33,6 +34,7 @@ def run(arguments: argparse.Namespace) -> int:
     )
     prompt = _prompt(arguments.prompt)
     config = load_config({"model": arguments.model, **engine_flags(arguments)})
+    config = msgspec.structs.replace(config, model=default_model(config))
     report = host.prepare()
     if report.advice:
         print(f"rvllm: {report.advice}", file=sys.stderr)

@@ -20,6 +20,7 @@ from msgspec import structs
 
 from rvllm_local import host
 from rvllm_local.commands.choose_cache import with_server_cache
+from rvllm_local.commands.default_model import default_model
 from rvllm_local.commands.flags import engine_flags
 from rvllm_local.commands.rank import serve_rank
 from rvllm_local.config import Config, load_config
@@ -61,7 +62,7 @@ def serve(arguments: argparse.Namespace) -> int:
     launched = take_launch(os.environ)
     config = load_config(engine_flags(arguments))
     if launched is not None and launched.rank > 0:
-        models = arguments.models or [config.model]
+        models = arguments.models or [default_model(config)]
         named = structs.replace(config, model=models[0])
         return serve_rank(named, launched.hosts, launched.rank)
     hosts = None if launched is None else launched.hosts
@@ -79,7 +80,8 @@ def _serve_requests(arguments: argparse.Namespace, config: Config) -> int:
         logger.info("%s", report.advice)
     adapters = [adapter_of(text) for text in arguments.adapter]
     config = with_server_cache(config)
-    asyncio.run(_serve(arguments.models or [config.model], config, settings, adapters))
+    models = arguments.models or [default_model(config)]
+    asyncio.run(_serve(models, config, settings, adapters))
 
 
 def _with_hosts(config: Config, hosts: RankHosts | None) -> Config:

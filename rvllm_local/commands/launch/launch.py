@@ -11,6 +11,7 @@ import shutil
 import signal
 from collections.abc import Sequence
 
+from rvllm_local.commands.default_model import decided_model
 from rvllm_local.commands.launch.agents import Agent, Settings, find_agent
 from rvllm_local.commands.launch.profile import profile_folder, write_profile
 from rvllm_local.commands.launch.server import AgentServer, ServedModel
@@ -38,7 +39,7 @@ async def _launch(agent: Agent, arguments: argparse.Namespace) -> int:
     server = AgentServer(
         arguments.url,
         arguments.model,
-        load_config().model,
+        decided_model(load_config()),
         may_start=not arguments.print,
     )
     try:

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 from dataclasses import dataclass
 
+from rvllm_local.commands.default_model import WORD
 from rvllm_local.config import show_progress
 from rvllm_local.errors import EndpointError, ModelNotFoundError
 from rvllm_local.server.models.names import LATEST
@@ -45,15 +46,19 @@ class AgentServer:
         self,
         url: str | None,
         model: str | None,
-        default: str,
+        default: str | None,
         *,
         may_start: bool = True,
     ) -> None:
-        """`default` is the model of a server that is started, where none is named."""
+        """`default` is the model of a server that is started, where none is named.
+
+        None leaves the choice to the server.
+        """
         self._model = model
-        self._default = model or default
+        starts = model or default
+        self._default = starts or WORD
         self._launcher = ServerLauncher(
-            url, self._default, may_start=may_start, grace_s=_GRACE_S
+            url, starts, may_start=may_start, grace_s=_GRACE_S
         )
 
     async def look(self) -> ServedModel:
