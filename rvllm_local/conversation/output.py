@@ -21,6 +21,7 @@ from rvllm_local.text.tools import (
     ToolCallStart,
     ToolParser,
     parser_for,
+    tolerant_parser_for,
 )
 from rvllm_local.types import FinishReason
 
@@ -116,9 +117,9 @@ class OutputParser:
 
         They have been shown as a part of the thought already.
         """
-        parser = self._new_tools()
-        if parser is None or self._has_called:
+        if self._family is None or self._has_called:
             return []
+        parser = parser_for(self._family, self._given_tools)
         text = "".join(self._thought)
         pieces = [*parser.feed(text), *parser.finish()]
         if any(isinstance(piece, ToolCallFailed) for piece in pieces):
@@ -128,7 +129,7 @@ class OutputParser:
     def _new_tools(self) -> ToolParser | None:
         if self._family is None:
             return None
-        return parser_for(self._family, self._given_tools)
+        return tolerant_parser_for(self._family, self._given_tools)
 
     def _read_calls(self, pieces: Sequence[Piece]) -> list[Piece]:
         read: list[Piece] = []

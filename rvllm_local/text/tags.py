@@ -50,6 +50,10 @@ LONGCAT = ("<longcat_tool_call>", "</longcat_tool_call>")
 LONGCAT_KEY = ("<longcat_arg_key>", "</longcat_arg_key>")
 LONGCAT_VALUE = ("<longcat_arg_value>", "</longcat_arg_value>")
 LONGCAT_THINK = ("<longcat_think>", "</longcat_think>")
+_IFM_PARTS = ("tool_calls", "tool_call", "arg_key", "arg_type", "arg_value")
+IFM_CALLS, IFM_CALL, IFM_KEY, IFM_TYPE, IFM_VALUE = (
+    (f"<ifm|{part}>", f"</ifm|{part}>") for part in _IFM_PARTS
+)
 ATEM = ("<atem:function_calls>", "</atem:function_calls>")  # around Muse's calls
 OLMO_CALLS = ("<function_calls>", "</function_calls>")
 APERTUS = ("<|tools_prefix|>", "<|tools_suffix|>")
@@ -98,6 +102,6 @@ CONTROL_TAGS = frozenset(
         *MINIMAX_M3_THINK, DSML, *LONGCAT, *LONGCAT_KEY, *LONGCAT_VALUE, *LONGCAT_THINK, *ATEM,
         SENDER, RECIPIENT, RECIPIENT_CONTENT, *APERTUS, *APERTUS_THINK, *SOLAR_CALL,
         SOLAR_NAME, SOLAR_ARGUMENTS, SOLAR_CALLS, SOLAR_THINK[0], *KIMI_VL_THINK,
-        *THOUGHT_TOKENS,
+        *THOUGHT_TOKENS, *IFM_CALLS, *IFM_CALL, *IFM_KEY, *IFM_TYPE, *IFM_VALUE,
     )
 )  # fmt: skip

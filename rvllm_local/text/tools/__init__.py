@@ -29,6 +29,7 @@ from rvllm_local.text.tools.keyed import KeyedParser
 from rvllm_local.text.tools.nested import MiniMaxM3Parser
 from rvllm_local.text.tools.parameters import (
     GLMParser,
+    K2Parser,
     LongCatParser,
     Qwen3CoderParser,
     SeedParser,
@@ -53,6 +54,8 @@ from rvllm_local.text.tools.tagged import (
     ListParser,
     MistralParser,
 )
+from rvllm_local.text.tools.tolerant import TolerantParser
+from rvllm_local.text.tools.whole_calls import offered_names
 
 __all__ = [
     "FAMILIES",
@@ -66,6 +69,7 @@ __all__ = [
     "ToolCallStart",
     "ToolParser",
     "parser_for",
+    "tolerant_parser_for",
 ]
 
 Tools = Sequence[Mapping[str, Any]]
@@ -80,6 +84,7 @@ _PARSERS: Mapping[str, Callable[[Tools], ToolParser]] = {
     "muse": lambda tools: InvokeParser(MUSE, tools),
     "longcat": LongCatParser,
     "glm": GLMParser,
+    "k2_horizon": K2Parser,
     "llama3": Llama3Parser,
     "llama4": Llama4Parser,
     "pythonic": PythonicParser,
@@ -126,3 +131,11 @@ def parser_for(family: str, tools: Sequence[Mapping[str, Any]] = ()) -> ToolPars
             f"tool call family {family!r} is unknown; use one of {', '.join(FAMILIES)}",
         )
     return _PARSERS[family](tools)
+
+
+def tolerant_parser_for(family: str, tools: Tools) -> ToolParser:
+    """The same, for a request: calls of its tools are read in other forms, too."""
+    parser = parser_for(family, tools)
+    if offered_names(tools):
+        return TolerantParser(parser, tools)
+    return parser

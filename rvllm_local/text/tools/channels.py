@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from rvllm_local.text import tags
 from rvllm_local.text.tools.invoked import attributes
-from rvllm_local.text.tools.json_calls import MAX_NAME
+from rvllm_local.text.tools.json_strings import MAX_NAME
 from rvllm_local.text.tools.parameters import ParameterReader
 from rvllm_local.text.tools.reader import (
     END,

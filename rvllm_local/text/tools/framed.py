@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from rvllm_local.text import tags
-from rvllm_local.text.tools.json_calls import MAX_NAME, JSONReader
+from rvllm_local.text.tools.json_calls import JSONReader
+from rvllm_local.text.tools.json_strings import MAX_NAME
 from rvllm_local.text.tools.reader import END, Reading
 
 

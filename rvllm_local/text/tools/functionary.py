@@ -6,7 +6,8 @@ import re
 from collections.abc import Callable
 
 from rvllm_local.text import tags
-from rvllm_local.text.tools.json_calls import MAX_NAME, JSONReader
+from rvllm_local.text.tools.json_calls import JSONReader
+from rvllm_local.text.tools.json_strings import MAX_NAME
 from rvllm_local.text.tools.reader import END, Reading
 
 _NAME = re.compile(r"[\w.-]+")

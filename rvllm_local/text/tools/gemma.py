@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import json
-from typing import Any
-
 from rvllm_local.text import tags
-from rvllm_local.text.tools.json_calls import MAX_NAME, JSONReader
-from rvllm_local.text.tools.loose_values import LooseValues
+from rvllm_local.text.tools.json_calls import JSONReader
+from rvllm_local.text.tools.json_strings import MAX_NAME
+from rvllm_local.text.tools.loose_values import loose_calls
 from rvllm_local.text.tools.python_calls import ends_in_string, python_calls
 from rvllm_local.text.tools.reader import END, MalformedCallError, Reading
 
@@ -20,17 +18,26 @@ class LooseCallParser(JSONReader):
 
     quote = tags.GEMMA_ESCAPE
 
-    def _function(self, closing: str) -> Reading[None]:
-        """`call:name{key:value,...}` up to `closing`."""
-        code, _ = yield from self._text_until((closing,), MAX_CODE)
-        head, brace, rest = code.strip().removeprefix("call:").partition("{")
-        value: Any = {}
-        end = 0
-        if brace:
-            value, end = LooseValues(brace + rest, self.quote).value(0)
-        if not isinstance(value, dict) or (brace + rest)[end:].strip():
-            raise MalformedCallError("its arguments are not an object")
-        self._whole_call(head.strip(), json.dumps(value, ensure_ascii=False))
+    def _function(self, opening: str, closing: str) -> Reading[None]:
+        """`call:name{key:value,...}` up to `closing`, several perhaps."""
+        first = yield from self._next_solid()
+        self._put_back(first)
+        if first == "{":  # as other models write calls
+            yield from self._json_call()
+            yield from self._call_closed(closing, (opening,))
+            self._end_call()
+            return
+        endings = (opening, closing)
+        code, tag = yield from self._text_until(endings, MAX_CODE, True)
+        while code.count(self.quote) % 2 and tag != END:
+            code += tag  # a string holds it
+            more, tag = yield from self._text_until(endings, MAX_CODE, True)
+            code += more
+        if tag == opening:
+            self._put_back(tag)
+        for number, (name, arguments) in enumerate(loose_calls(code, self.quote)):
+            self._index += number > 0
+            self._whole_call(name, arguments)
 
     def _whole_call(self, name: str, arguments: str) -> None:
         if len(name) > MAX_NAME:
@@ -52,7 +59,8 @@ class Gemma4Parser(LooseCallParser):
             if tag == END:
                 break
             if tag == opening:
-                yield from self._call(tag, self._function(closing), (closing,))
+                body = self._function(opening, closing)
+                yield from self._call(tag, body, (closing,))
         self._flush_space()
 
 
@@ -68,7 +76,8 @@ class GemmaParser(LooseCallParser):
             if tag == fence[0]:
                 yield from self._call(tag, self._fenced(fence[1]), (fence[1],))
             elif tag == opening:
-                yield from self._call(tag, self._function(closing), (closing,))
+                body = self._function(opening, closing)
+                yield from self._call(tag, body, (closing,))
         self._flush_space()
 
     def _fenced(self, closing: str) -> Reading[None]:
@@ -76,10 +85,10 @@ class GemmaParser(LooseCallParser):
         self._put_back(first)
         if first == "{":
             yield from self._json_call()
-            yield from self._expect_solid(closing)
+            yield from self._call_closed(closing)
             self._end_call()
             return
-        code, _ = yield from self._text_until((closing,), MAX_CODE)
+        code, _ = yield from self._text_until((closing,), MAX_CODE, True)
         for _ in range(_MOST_FENCES):
             if not ends_in_string(code):
                 break

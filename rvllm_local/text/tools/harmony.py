@@ -6,7 +6,7 @@ import re
 
 from rvllm_local.text import tags
 from rvllm_local.text.tools.json_calls import JSONReader
-from rvllm_local.text.tools.reader import END, MalformedCallError, Reading
+from rvllm_local.text.tools.reader import END, Reading
 
 MAX_HEADER = 512
 _RECIPIENT = re.compile(r"\bto=([^\s<]+)")
@@ -93,17 +93,10 @@ class HarmonyParser(JSONReader):
     def _body(self, name: str) -> Reading[None]:
         self._start_call(name)
         first = yield from self._next_solid()
-        if first in (END, "<"):
-            self._arguments("{}")
-        else:
+        if first != "[":  # around the one object, at times
             self._put_back(first)
-            yield from self._object_arguments()
-            first = yield from self._next_solid()
-        if first != END:
-            self._put_back(first)
-            ending, tag = yield from self._text_until(("|>",), MAX_HEADER)
-            if ending + tag not in (tags.CALL, tags.END_MESSAGE, tags.RETURN):
-                raise MalformedCallError("its JSON is followed by something else")
+        yield from self._optional_arguments()
+        yield from self._call_closed(tags.CALL, (*_ENDS, tags.CHANNEL))
         self._end_call()
 
 

@@ -11,9 +11,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from rvllm_local.text import tags
-from rvllm_local.text.tools.json_calls import MAX_NAME
-from rvllm_local.text.tools.parameters import ParameterReader
+from rvllm_local.text.tools.json_strings import MAX_NAME
+from rvllm_local.text.tools.parameters import ParameterReader, without_endings
 from rvllm_local.text.tools.reader import (
+    END,
     MAX_CALL_CHARS,
     MalformedCallError,
     Reading,
@@ -80,7 +81,7 @@ class InvokeParser(ParameterReader):
         if first == "{":
             self._start_call(name)
             yield from self._object_arguments()
-            yield from self._expect_solid(f"</{self._words.call}>")
+            yield from self._call_closed(f"</{self._words.call}>", self._words.group)
             self._end_call()
             return
         self._open_arguments(name)
@@ -90,9 +91,16 @@ class InvokeParser(ParameterReader):
 
     def _parameter(self) -> Reading[bool]:
         """The next parameter; False if the call ends instead."""
-        yield from self._expect_solid("<")
+        first = yield from self._next_solid()
+        self._put_back(first)
+        if first == END and not self._is_cut:
+            return False
+        yield from self._expect("<")
         tag, _ = yield from self._text_until((">",), MAX_NAME)
         if tag == f"/{self._words.call}":
+            return False
+        if f"<{tag}>" in self._words.group or tag.startswith(f"{self._words.call} "):
+            self._put_back(f"<{tag}>")  # the next call, or the end of them all
             return False
         word, _, rest = tag.partition(" ")
         named = attributes(rest)
@@ -107,7 +115,10 @@ class InvokeParser(ParameterReader):
 
     def _value(self, closing: str) -> Reading[str]:
         """A parameter's text up to its closing tag, which may also stand in CDATA."""
-        value, _ = yield from self._text_until((closing,), MAX_CALL_CHARS)
+        value, tag = yield from self._text_until((closing,), MAX_CALL_CHARS, True)
+        if tag == END:
+            endings = (*self._words.group[1::2], f"</{self._words.call}>")
+            value = without_endings(value, endings)
         opening, end = _CDATA
         if not value.lstrip().startswith(opening):
             return value.removeprefix("\n").removesuffix("\n")

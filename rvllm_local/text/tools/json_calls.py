@@ -9,28 +9,31 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable
 from typing import Any
 
-from rvllm_local.text.tools.reader import END, MalformedCallError, PieceReader, Reading
+from rvllm_local.text.tools.json_strings import (
+    MAX_NAME,
+    QUOTES,
+    JSONStringReader,
+    Take,
+    unexpected,
+)
+from rvllm_local.text.tools.reader import END, MalformedCallError, Reading
 
 MAX_DEPTH = 128
 MAX_SCALAR = 400  # characters of a number; longer ones no reader takes
-MAX_NAME = 256
 _SCALAR = re.compile(
     r"true|false|null|-?(?:0|[1-9][0-9]*)(?:\.[0-9]+)?(?:[eE][+-]?[0-9]+)?"
 )
-_ESCAPES = frozenset('"\\/bfnrt')
-_QUOTES = ('"', "'")
 _PYTHON_WORDS = {"True": "true", "False": "false", "None": "null"}
 _NAME_KEYS = ("name", "tool_name")
+_OTHER_NAME_KEYS = ("function_name", "tool", "action")  # of a call between tags alone
 _ARGUMENT_KEYS = ("arguments", "parameters")
-_OTHER_ARGUMENT_KEYS = ("args", "input")  # of a call between tags alone
+_OTHER_ARGUMENT_KEYS = ("args", "input", "action_input")  # the same
 _SKIPPED_KEYS = ("name", "function", "id", "type", *_ARGUMENT_KEYS)  # of calls, too
-Take = Callable[[str], None]
 
 
-class JSONReader(PieceReader):
+class JSONReader(JSONStringReader):
     """A `PieceReader` that can read JSON values."""
 
     _has_other_keys = False  # an object that was read has keys that no call has
@@ -54,7 +57,7 @@ class JSONReader(PieceReader):
                         yield from self._json_key(take)
                     continue
                 take(closers.pop())
-            elif char in _QUOTES:
+            elif char in QUOTES:
                 yield from self._json_string(take, char)
             else:
                 yield from self._json_scalar(char, take)
@@ -66,6 +69,11 @@ class JSONReader(PieceReader):
         """Close what ends here; a comma leads on to the next value."""
         while closers:
             char = yield from self._next_solid()
+            if self._ends_early(char):
+                self._put_back(char)
+                while closers:
+                    take(closers.pop())
+                return
             if char == ",":
                 following = yield from self._next_solid()
                 if following == closers[-1]:
@@ -76,63 +84,27 @@ class JSONReader(PieceReader):
                 if closers[-1] == "}":
                     yield from self._json_key(take)
                 return
-            if char != closers[-1]:
-                raise _unexpected(char)
+            if char not in closers:
+                raise unexpected(char)
+            while closers[-1] != char:
+                take(closers.pop())  # it was forgotten
             take(closers.pop())
+
+    def _ends_early(self, char: str) -> bool:
+        """True where a call ends though its JSON has not: models forget brackets.
+
+        It is the call's closing tag that has come, or the end of the model's turn.
+        """
+        is_in_call = self._is_started and self._raw is not None
+        return is_in_call and (char == "<" or (char == END and not self._is_cut))
 
     def _json_key(self, take: Take) -> Reading[None]:
         char = yield from self._next_solid()
-        if char not in _QUOTES:
-            raise _unexpected(char)
-        yield from self._json_string(take, char)
+        yield from self._json_name(take, char)
         char = yield from self._next_solid()
         if char != ":":
-            raise _unexpected(char)
+            raise unexpected(char)
         take(char)
-
-    def _json_string(self, take: Take, quote: str = '"') -> Reading[None]:
-        """The rest of a string whose opening quote is read."""
-        take('"')
-        while True:
-            char = yield from self._next()
-            if char == END:
-                raise _unexpected(char)
-            if char == quote:
-                take('"')
-                return
-            if char == "\\":
-                yield from self._json_escape(take, quote)
-            elif char == '"':
-                take('\\"')
-            else:
-                take(f"\\u{ord(char):04x}" if char < " " else char)
-
-    def _json_escape(self, take: Take, quote: str) -> Reading[None]:
-        """An escape; a backslash that begins none is one that is meant: `\\d`, `C:\\x`."""
-        char = yield from self._next()
-        if char == END:
-            raise _unexpected(char)
-        if char == "'" == quote:
-            take(char)
-        elif char in _ESCAPES:
-            take("\\" + char)
-        elif char == "u":
-            yield from self._json_code_point(take)
-        else:
-            take("\\\\")
-            self._put_back(char)
-
-    def _json_code_point(self, take: Take) -> Reading[None]:
-        """Four digits behind `\\u`; without them it is a backslash and a letter."""
-        digits = ""
-        while len(digits) < 4:
-            digit = yield from self._next()
-            if digit == END or digit not in "0123456789abcdefABCDEF":
-                take("\\\\u" + digits)
-                self._put_back(digit)
-                return
-            digits += digit
-        take("\\u" + digits)
 
     def _json_scalar(self, first: str, take: Take) -> Reading[None]:
         text = first
@@ -150,14 +122,14 @@ class JSONReader(PieceReader):
         self._put_back(char)
         text = _PYTHON_WORDS.get(text, text)
         if not _SCALAR.fullmatch(text):
-            raise _unexpected(text[:1])
+            raise unexpected(text[:1])
         take(text)
 
     def _text_value(self, what: str, limit: int) -> Reading[str]:
         """A JSON string, decoded."""
         parts: list[str] = []
         char = yield from self._next_solid()
-        if char not in _QUOTES:
+        if char not in QUOTES:
             raise MalformedCallError(f"its {what} is not a string")
         yield from self._json_string(parts.append, char)
         text = str(json.loads("".join(parts)))
@@ -175,24 +147,28 @@ class JSONReader(PieceReader):
         if not opened:
             char = yield from self._next_solid()
         if char != "{":
-            raise _unexpected(char)
+            raise unexpected(char)
+        self._has_other_keys = False
         name: str | None = None
         waiting: str | None = None  # arguments that came before the name
         separator = "{"
         while separator != "}":
-            key = yield from self._text_value("key", MAX_NAME)
+            key = yield from self._key_of_call()
             if (yield from self._next_solid()) != ":":
                 raise MalformedCallError("its JSON lacks a colon")
             is_argument = key in _ARGUMENT_KEYS
             if not bare and key in _OTHER_ARGUMENT_KEYS:
                 is_argument = True
-            if key in _NAME_KEYS and name is None:
+            is_name = key in _NAME_KEYS or (not bare and key in _OTHER_NAME_KEYS)
+            if is_name and name is None:
                 name = yield from self._text_value("name", MAX_NAME)
             elif is_argument and not self._is_started and waiting is None:
                 waiting = yield from self._call_arguments(name)
-            elif key == "function" and name is None and waiting is None:
-                yield from self._nested_function(bare)
-                return
+            elif key == "function" and name is None:
+                name = yield from self._function_member()
+                if name is None:
+                    yield from self._nested_function(bare)
+                    return
             else:
                 self._has_other_keys |= key not in _SKIPPED_KEYS
                 yield from self._json_value(_drop, depth=1)
@@ -203,6 +179,20 @@ class JSONReader(PieceReader):
         if not self._is_started:
             self._start_without_arguments(name, bare)
 
+    def _key_of_call(self) -> Reading[str]:
+        parts: list[str] = []
+        first = yield from self._next_solid()
+        yield from self._json_name(parts.append, first)
+        return str(json.loads("".join(parts)))
+
+    def _function_member(self) -> Reading[str | None]:
+        """The name, if the member `function` is one; None if it is an object."""
+        first = yield from self._next_solid()
+        self._put_back(first)
+        if first not in QUOTES:
+            return None
+        return (yield from self._text_value("name", MAX_NAME))
+
     def _separator(self) -> Reading[str]:
         """What follows a member: a comma or the end, before which there may be one."""
         separator = yield from self._next_solid()
@@ -212,16 +202,15 @@ class JSONReader(PieceReader):
                 self._put_back(following)
                 return separator
             separator = following
-        if separator == "<" and self._is_started and self._raw is not None:
-            # The call's closing tag: models forget the last brace.
+        if self._ends_early(separator):
             self._put_back(separator)
             return "}"
         if separator != "}":
-            raise _unexpected(separator)
+            raise unexpected(separator)
         return separator
 
     def _start_without_arguments(self, name: str | None, bare: bool) -> None:
-        if name is None or bare:
+        if name is None or bare or self._has_other_keys:
             raise MalformedCallError(
                 "the call has no name" if name is None else "the call has no arguments"
             )
@@ -235,15 +224,24 @@ class JSONReader(PieceReader):
             yield from self._json_key(_drop)
             yield from self._json_value(_drop, depth=1)
         if char != "}":
-            raise _unexpected(char)
+            raise unexpected(char)
 
     def _object_arguments(self) -> Reading[None]:
         """The arguments of a started call, alone: an object."""
         first = yield from self._next_solid()
         if first != "{":
-            raise _unexpected(first)
+            raise unexpected(first)
         self._put_back(first)
         yield from self._json_value(self._arguments, depth=1)
+
+    def _optional_arguments(self) -> Reading[None]:
+        """The same; a tag or the end in their place means that there are none."""
+        first = yield from self._next_solid()
+        self._put_back(first)
+        if first == "<" or (first == END and not self._is_cut):
+            self._arguments("{}")
+        else:
+            yield from self._object_arguments()
 
     def _call_arguments(self, name: str | None) -> Reading[str | None]:
         """Arguments: streamed if the name is known, else returned. An object, null, or an object inside a string."""
@@ -286,7 +284,3 @@ def _no_constant(name: str) -> None:
 
 def _drop(_: str) -> None:
     pass
-
-
-def _unexpected(char: str) -> MalformedCallError:
-    return MalformedCallError("it was cut off" if char == END else "its JSON is broken")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from rvllm_local.text import tags
-from rvllm_local.text.tools.json_calls import MAX_NAME
+from rvllm_local.text.tools.json_strings import MAX_NAME
 from rvllm_local.text.tools.reader import MalformedCallError, Reading
 from rvllm_local.text.tools.tagged import ListParser
 

@@ -7,10 +7,46 @@ import re
 from typing import Any
 
 from rvllm_local.text.tools.json_calls import MAX_DEPTH, loads
+from rvllm_local.text.tools.python_calls import python_calls
 from rvllm_local.text.tools.reader import MalformedCallError
 
 _BARE = re.compile(r"[^,{}\[\]<>]*")
+_SINGLE = re.compile(r"'((?:[^'\\]|\\.)*)'(?=\s*[,}\]])")
+_CALL = re.compile(r"[\s,;]*(?:call\s*:\s*)?([\w.-]+)\s*(?=([{(])|$)")
+_FORGOTTEN = ("", "}", "}}")  # braces at a call's end
 _DECODER = json.JSONDecoder(strict=False)
+
+
+def loose_calls(code: str, quote: str) -> list[tuple[str, str]]:
+    """Names and arguments of `call:name{key:value,...}`, once or more often.
+
+    The last brace may be missing. Raises `MalformedCallError`.
+    """
+    for braces in _FORGOTTEN:
+        try:
+            return _loose_calls(code.strip() + braces, quote)
+        except MalformedCallError as error:
+            reason = error
+    raise reason
+
+
+def _loose_calls(code: str, quote: str) -> list[tuple[str, str]]:
+    calls: list[tuple[str, str]] = []
+    at = 0
+    while at < len(code):
+        match = _CALL.match(code, at)
+        if match is None:
+            raise MalformedCallError("its arguments are not an object")
+        if match[2] == "(":  # as Python writes it
+            return [*calls, *python_calls(code[match.start(1) :])]
+        value: Any = {}
+        at = match.end()
+        if match[2]:
+            value, at = LooseValues(code, quote).value(at)
+        calls.append((match[1], json.dumps(value, ensure_ascii=False)))
+    if not calls:
+        raise MalformedCallError("it calls nothing")
+    return calls
 
 
 class LooseValues:
@@ -34,6 +70,9 @@ class LooseValues:
             return self._members(at, depth)
         if self._text.startswith('"', at):
             return self._json_string(at)
+        single = _SINGLE.match(self._text, at)
+        if single is not None:
+            return single[1], single.end()
         match = _BARE.match(self._text, at)
         assert match is not None
         bare = match[0].strip()

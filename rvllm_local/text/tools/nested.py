@@ -8,7 +8,8 @@ from typing import Any
 
 from rvllm_local.text import tags
 from rvllm_local.text.tools.invoked import attributes
-from rvllm_local.text.tools.json_calls import MAX_DEPTH, MAX_NAME
+from rvllm_local.text.tools.json_calls import MAX_DEPTH
+from rvllm_local.text.tools.json_strings import MAX_NAME
 from rvllm_local.text.tools.parameters import ParameterReader, json_text, mapping
 from rvllm_local.text.tools.reader import (
     MAX_CALL_CHARS,

@@ -12,7 +12,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rvllm_local.text import tags
-from rvllm_local.text.tools.json_calls import MAX_NAME, JSONReader, loads
+from rvllm_local.text.tools.json_calls import JSONReader, loads
+from rvllm_local.text.tools.json_strings import MAX_NAME
 from rvllm_local.text.tools.python_values import PYTHON_ERRORS, python_value
 from rvllm_local.text.tools.reader import (
     END,
@@ -22,6 +23,7 @@ from rvllm_local.text.tools.reader import (
 )
 
 _PYTHON_WORDS = {"True": "true", "False": "false", "None": "null"}
+_AROUND_NAMES = " \t\r\n\"'"  # blanks and quotes, which a name is read without
 _OPENED_PARAMETER = re.compile(r"\n<parameter=([^>\n]{1,256})>(?=\n)")
 _JSON_TYPES: Mapping[type[Any], tuple[str, ...]] = {
     bool: ("boolean",),
@@ -77,63 +79,68 @@ class Qwen3CoderParser(ParameterReader):
         every = (opening, closing, *tags.FUNCTION)
         while (tag := (yield from self._until(every, self._content))) != END:
             if tag == opening:
-                yield from self._block(tag, closing)
+                yield from self._call(tag, self._wrapped(), (closing,))
             elif tag == tags.FUNCTION[0]:
                 yield from self._call(tag, self._unwrapped(), tags.FUNCTION[1:])
         self._flush_space()
 
-    def _block(self, opening: str, closing: str) -> Reading[None]:
-        """The calls up to the closing tag, which the last one reads."""
-        self._has_more = True
-        begun = ""  # what has been read of a call's own tag
-        while self._has_more:
-            self._has_more = False
-            body = self._wrapped(closing, begun)
-            yield from self._call(opening + begun, body, (closing,))
-            opening, begun = "", tags.FUNCTION[0][:2]
-
-    def _wrapped(self, closing: str, begun: str) -> Reading[None]:
+    def _wrapped(self) -> Reading[None]:
+        """The first call between the outer tags; a further one stands for itself."""
+        opening, closing = self.outer
         first = yield from self._next_solid()
         self._put_back(first)
-        if first == "{" and not begun:  # as other models of the family write calls
+        if first == "{":  # as other models of the family write calls
             yield from self._json_call()
-            is_closed = False
         else:
-            yield from self._expect(tags.FUNCTION[0].removeprefix(begun))
-            is_closed = yield from self._function(closing)
-            self._arguments("}")
-        first = END if is_closed else (yield from self._next_solid())
-        if first != END:
-            self._put_back(first)
-            yield from self._expect(closing[:1])
-            second = yield from self._next()
-            self._has_more = second == tags.FUNCTION[0][1]
-            if not self._has_more:
-                self._put_back(second)
-                yield from self._expect(closing[1:])
+            yield from self._expect(tags.FUNCTION[0])
+            yield from self._function()
+        yield from self._call_closed(closing, (opening, tags.FUNCTION[0], "{"))
         self._end_call()
 
     def _unwrapped(self) -> Reading[None]:
-        yield from self._function(self.outer[1])
-        self._close_arguments()
+        yield from self._function()
+        self._end_call()
 
-    def _function(self, closing: str) -> Reading[bool]:
-        """A function's name and parameters; True if the outer tag has closed it."""
+    def _function(self) -> Reading[None]:
+        """A function's name and parameters, up to its closing tag."""
         name, _ = yield from self._text_until((">",), MAX_NAME)
-        self._open_arguments(name.strip())
-        while True:
-            yield from self._expect_solid("<")
-            tag, _ = yield from self._text_until((">",), MAX_NAME)
-            if tag == "/function":
-                return False
-            if f"<{tag}>" == closing:
-                return True
-            if not tag.startswith("parameter="):
-                raise MalformedCallError(
-                    "it holds a tag that is neither a parameter nor the end"
-                )
-            value, _ = yield from self._text_until(("</parameter>",), MAX_CALL_CHARS)
-            self._parameters_in(tag.removeprefix("parameter=").strip(), value)
+        name = name.strip(_AROUND_NAMES)
+        first = yield from self._next_solid()
+        self._put_back(first)
+        if first == "{":
+            self._start_call(name)
+            yield from self._object_arguments()
+            yield from self._call_closed(tags.FUNCTION[1], self.outer)
+            return
+        self._open_arguments(name)
+        while (yield from self._parameter()):
+            pass
+        self._arguments("}")
+
+    def _parameter(self) -> Reading[bool]:
+        """The next parameter; False if the call ends instead."""
+        first = yield from self._next_solid()
+        self._put_back(first)
+        if first == END and not self._is_cut:
+            return False
+        yield from self._expect("<")
+        tag, _ = yield from self._text_until((">",), MAX_NAME)
+        if tag == "/function":
+            return False
+        if f"<{tag}>" in self.outer:
+            self._put_back(f"<{tag}>")
+            return False
+        if not tag.startswith("parameter="):
+            raise MalformedCallError(
+                "it holds a tag that is neither a parameter nor the end"
+            )
+        key = tag.removeprefix("parameter=").strip(_AROUND_NAMES)
+        closing = "</parameter>"
+        value, tag = yield from self._text_until((closing,), MAX_CALL_CHARS, True)
+        if tag == END:
+            value = without_endings(value, (self.outer[1], tags.FUNCTION[1]))
+        self._parameters_in(key, value)
+        return True
 
     def _parameters_in(self, key: str, value: str) -> None:
         """A parameter, and those that follow it where closing tags are forgotten.
@@ -160,49 +167,80 @@ class GLMParser(ParameterReader):
     """`<tool_call>name`, then `<arg_key>key</arg_key><arg_value>value</arg_value>` pairs, then `</tool_call>`."""
 
     outer, key, value = tags.HERMES, tags.GLM_KEY, tags.GLM_VALUE
+    kind: tuple[str, str] | None = None  # tags around an argument's type
+    strays: tuple[str, ...] = ()
 
     def _parse(self) -> Reading[None]:
         opening, closing = self.outer
-        while (
-            tag := (yield from self._until((opening, closing), self._content))
-        ) != END:
-            if tag == opening:
-                yield from self._call(tag, self._body(closing), (closing,))
-        self._flush_space()
+        return self._tagged_calls(opening, closing, self.strays, self._body)
 
-    def _body(self, closing: str) -> Reading[None]:
-        key_opening, key_closing = self.key
+    def _body(self) -> Reading[None]:
+        opening, closing = self.outer
         first = yield from self._next_solid()
         self._put_back(first)
         if first == "{":  # as other models of the family write calls
             yield from self._json_call()
-            yield from self._expect_solid(closing)
-            self._end_call()
-            return
-        name, tag = yield from self._text_until((key_opening, "{", closing), MAX_NAME)
+        else:
+            yield from self._named_call()
+        yield from self._call_closed(closing, (opening, *self.strays))
+        self._end_call()
+
+    def _named_call(self) -> Reading[None]:
+        """A name and its arguments: pairs of tags, or an object."""
+        endings = (self.key[0], *self.outer)
+        name, tag = yield from self._text_until((*endings, "{"), MAX_NAME, True)
+        name = name.strip()
+        if tag == END and not (name in self._schemas or not self._schemas):
+            raise MalformedCallError("it was cut off")
         if tag == "{":
-            self._start_call(name.strip())
+            self._start_call(name)
             self._put_back(tag)
             yield from self._object_arguments()
-            yield from self._expect_solid(closing)
-            self._end_call()
             return
-        self._open_arguments(name.strip())
-        while tag == key_opening:
-            key, _ = yield from self._text_until((key_closing,), MAX_NAME)
-            yield from self._expect_solid(self.value[0])
-            value, _ = yield from self._text_until((self.value[1],), MAX_CALL_CHARS)
-            self._argument(key.strip(), value)
-            blank, tag = yield from self._text_until((key_opening, closing), MAX_NAME)
+        self._open_arguments(name)
+        while tag == self.key[0]:
+            yield from self._pair()
+            blank, tag = yield from self._text_until(endings, MAX_NAME, True)
             if blank.strip():
                 raise MalformedCallError("it holds text between its arguments")
-        self._close_arguments()
+        self._put_back(tag)
+        self._arguments("}")
+
+    def _pair(self) -> Reading[None]:
+        """One argument behind the tag of its key."""
+        opening, closing = self.value
+        key, tag = yield from self._text_until((self.key[1], opening), MAX_NAME)
+        value = ""
+        if tag != opening:
+            value, tag = yield from self._text_until((opening, closing), MAX_CALL_CHARS)
+            if tag == opening and self._without_kind(value).strip():
+                raise MalformedCallError("it holds text between its arguments")
+        if tag == opening:
+            value, tag = yield from self._text_until((closing,), MAX_CALL_CHARS, True)
+        if tag == END:
+            value = without_endings(value, self.outer[1:])
+        self._argument(key.strip(), value)
+
+    def _without_kind(self, text: str) -> str:
+        """What stands between a key and a value, without the value's type."""
+        if self.kind is None:
+            return text
+        before, opening, rest = text.partition(self.kind[0])
+        _, closing, after = rest.partition(self.kind[1])
+        return before + after if opening and closing else text
 
 
 class LongCatParser(GLMParser):
     """LongCat: the same between tags of its own."""
 
     outer, key, value = tags.LONGCAT, tags.LONGCAT_KEY, tags.LONGCAT_VALUE
+
+
+class K2Parser(GLMParser):
+    """K2 Horizon: the same, with the type of each argument where it is asked to say it."""
+
+    outer, key, value = tags.IFM_CALL, tags.IFM_KEY, tags.IFM_VALUE
+    kind, strays = tags.IFM_TYPE, tags.IFM_CALLS
 
 
 def schemas_of(tools: Sequence[Mapping[str, Any]]) -> dict[str, Mapping[str, Any]]:
@@ -220,6 +258,14 @@ def schemas_of(tools: Sequence[Mapping[str, Any]]) -> dict[str, Mapping[str, Any
 def mapping(value: Any) -> Mapping[str, Any]:
     """The value if it is a mapping, else an empty one."""
     return value if isinstance(value, Mapping) else {}
+
+
+def without_endings(value: str, closings: Sequence[str]) -> str:
+    """A value that the output's end closed, without the closing tags of what is around it."""
+    value = value.rstrip()
+    for closing in closings:
+        value = value.removesuffix(closing).rstrip()
+    return value
 
 
 def _without_newlines(text: str) -> str:

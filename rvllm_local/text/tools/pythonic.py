@@ -101,27 +101,34 @@ class TaggedPythonicParser(PythonReader):
         if second == "{":
             yield from self._json_calls(closing, is_list=bool(first))
             return
-        code, _ = yield from self._text_until((closing,), MAX_CODE)
+        code, tag = yield from self._text_until(self._tags, MAX_CODE, True)
         for _ in range(_MOST_CLOSINGS):
             if not ends_in_string(code):
                 break
-            more, _ = yield from self._text_until((closing,), MAX_CODE)
-            code += closing + more
-        self._write_python(first + code.strip())
+            code += tag
+            more, tag = yield from self._text_until(self._tags, MAX_CODE)
+            code += more
+        if tag == self._tags[0]:
+            self._put_back(tag)
+        code = first + code.strip()
+        if first and not code.endswith("]"):
+            code += "]"  # it was forgotten
+        self._write_python(code)
 
     def _json_calls(self, closing: str, is_list: bool) -> Reading[None]:
         """The calls as JSON, which the model is told to write at times."""
         while True:
             yield from self._json_call()
             separator = yield from self._next_solid()
-            if separator != ",":
+            if separator == "{":
+                self._put_back(separator)  # a comma was forgotten
+            elif separator != ",":
                 break
             self._end_call()
             self._index += 1
             self._is_started = False
         if is_list and separator == "]":
             separator = yield from self._next_solid()
-        if separator != END:
-            self._put_back(separator)
-            yield from self._expect(closing)
+        self._put_back(separator)
+        yield from self._call_closed(closing, self._tags[:1])
         self._end_call()

@@ -25,6 +25,7 @@ MAX_CALL_CHARS = 1 << 20  # a call may be this long, from its first tag to its l
 MAX_HELD_SPACE = (
     64  # blank characters are held back this far, because a call may follow
 )
+_STRAY = "}],;`"  # behind a call that is complete
 END = ""  # what a parser reads after the last character, as often as it asks
 
 T = TypeVar("T")
@@ -46,7 +47,7 @@ class PieceReader(ABC):
         self._is_started = False  # the call's name is out
         self._is_after_call = False
         self._space = ""
-        self._again: str | None = None  # a character to read once more
+        self._again = ""  # what is read once more
         self._ended = False
         self._is_cut = False  # the end is a limit's, not the model's
         self._reading = self._parse()
@@ -79,8 +80,8 @@ class PieceReader(ABC):
 
     def _next(self) -> Reading[str]:
         """The next character, or `END`."""
-        if self._again is not None:
-            char, self._again = self._again, None
+        if self._again:
+            char, self._again = self._again[0], self._again[1:]
             return char
         if self._ended:
             return END
@@ -95,8 +96,8 @@ class PieceReader(ABC):
                 )
         return char
 
-    def _put_back(self, char: str) -> None:
-        self._again = char
+    def _put_back(self, text: str) -> None:
+        self._again = text + self._again
 
     def _next_solid(self) -> Reading[str]:
         """The next character that is not blank."""
@@ -118,8 +119,14 @@ class PieceReader(ABC):
         self._put_back((yield from self._next_solid()))
         yield from self._expect(literal)
 
-    def _text_until(self, tags: Sequence[str], limit: int) -> Reading[tuple[str, str]]:
-        """The text before one of `tags`, and the tag. Raises if none comes, or more than `limit` characters do."""
+    def _text_until(
+        self, tags: Sequence[str], limit: int, may_end: bool = False
+    ) -> Reading[tuple[str, str]]:
+        """The text before one of `tags`, and the tag.
+
+        Raises if none comes, or more than `limit` characters do. With `may_end`, the
+        model's own end of the output stands for a tag that it forgot.
+        """
         parts: list[str] = []
 
         def take(text: str) -> None:
@@ -130,7 +137,7 @@ class PieceReader(ABC):
             parts.append(text)
 
         tag = yield from self._until(tags, take)
-        if tag == END:
+        if tag == END and (self._is_cut or not may_end):
             raise MalformedCallError("it was cut off")
         return "".join(parts), tag
 
@@ -248,13 +255,33 @@ class PieceReader(ABC):
 
     def _give_up_call(self) -> None:
         """What was read is content after all."""
-        self._again = None
+        self._again = ""
         for char in self._raw or ():
             self._content(char)
 
+    def _call_closed(self, closing: str, others: Sequence[str] = ()) -> Reading[None]:
+        """Read what ends a complete call: its closing tag, or the output's end.
+
+        Models forget the tag: one of `others` ends the call as well, and is read again.
+        A bracket or a fence too many is dropped.
+        """
+        endings = (closing, *others)
+        text = yield from self._next_solid()
+        while text and text in _STRAY and not closing.startswith(text):
+            text = yield from self._next_solid()
+        while text and text not in endings:
+            if not any(tag.startswith(text) for tag in endings):
+                raise MalformedCallError("its end is followed by something else")
+            char = yield from self._next()
+            if char == END:
+                return
+            text += char
+        if text != closing:
+            self._put_back(text)
+
     def _fail(self, reason: str, closings: Sequence[str]) -> Reading[None]:
         raw = "".join(self._raw or ())
-        self._raw, self._again = None, None
+        self._raw, self._again = None, ""
         # The closing tag may have begun, or even come, when the call failed.
         sizes = (
             size

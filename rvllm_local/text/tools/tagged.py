@@ -8,7 +8,8 @@ import string
 from collections.abc import Callable
 
 from rvllm_local.text import tags
-from rvllm_local.text.tools.json_calls import MAX_NAME, JSONReader
+from rvllm_local.text.tools.json_calls import JSONReader
+from rvllm_local.text.tools.json_strings import MAX_NAME
 from rvllm_local.text.tools.python_calls import python_object
 from rvllm_local.text.tools.reader import (
     END,
@@ -73,19 +74,13 @@ class HermesParser(JSONReader):
         if is_doubled:
             yield from self._expect_solid("}")
         first = yield from self._next_solid()
-        if first == "]":
+        while first and first in "]}`":
             first = yield from self._next_solid()
-        if first == "`":
-            yield from self._expect("``")
-            first = yield from self._next_solid()
-        self._has_more = first in (",", "{") and first != END
-        if first == "<":
+        self._has_more = first in (",", ";", "{")
+        if first not in (",", ";"):
             self._put_back(first)
-            yield from self._expect(closing)
-        elif first == "{":
-            self._put_back(first)
-        elif first not in (",", END):
-            raise MalformedCallError("its JSON is followed by something else")
+        if not self._has_more:
+            yield from self._call_closed(closing, tags.HERMES[:1])
         self._end_call()
 
     def _python_object(self, closing: str) -> Reading[None]:
@@ -140,7 +135,9 @@ class ListParser(JSONReader):
 
     def _list(self, opening: str) -> Reading[None]:
         separator = ","
-        while separator == ",":
+        while separator in (",", "{"):
+            if separator == "{":
+                self._put_back(separator)  # a comma was forgotten
             first = yield from self._next_solid()
             if first == "]" or (first == END and not opening):
                 return
@@ -191,7 +188,7 @@ class MistralParser(ListParser):
         self._start_call(name.strip())
         if tag == "{":
             self._put_back(tag)
-        yield from self._object_arguments()
+        yield from self._optional_arguments()
         self._end_call()
 
 
@@ -208,23 +205,17 @@ class KimiParser(JSONReader):
         return self._tagged_calls(begin, end, strays, lambda: self._body(end))
 
     def _body(self, end: str) -> Reading[None]:
-        head, _ = yield from self._text_until((tags.KIMI_ARGUMENTS,), MAX_NAME)
+        head, tag = yield from self._text_until((tags.KIMI_ARGUMENTS, "{"), MAX_NAME)
+        if tag == "{":
+            self._put_back(tag)
         call_id = head.strip()
         name, colon, number = call_id.removeprefix("functions.").rpartition(":")
         if not colon or not number.isdecimal():
             name = call_id.removeprefix("functions.")
             call_id = ""
         self._start_call(name, call_id)
-        first = yield from self._next_solid()
-        self._put_back(first)
-        if first in ("<", END):
-            self._arguments("{}")
-        else:
-            yield from self._object_arguments()
-        first = yield from self._next_solid()
-        if first != END:
-            self._put_back(first)
-            yield from self._expect(end)
+        yield from self._optional_arguments()
+        yield from self._call_closed(end, (tags.KIMI_CALL[0], tags.KIMI_CALLS[1]))
         self._end_call()
 
 
@@ -244,11 +235,8 @@ class FunctionTagParser(JSONReader):
     def _body(self, closing: str) -> Reading[None]:
         name, _ = yield from self._text_until((">",), MAX_NAME)
         self._start_call(name.strip())
-        yield from self._object_arguments()
-        first = yield from self._next_solid()
-        if first != END:
-            self._put_back(first)
-            yield from self._expect(closing)
+        yield from self._optional_arguments()
+        yield from self._call_closed(closing, tags.FUNCTION[:1])
         self._end_call()
 
 
@@ -264,18 +252,20 @@ class DeepSeekParser(JSONReader):
 
     def _body(self, end: str) -> Reading[None]:
         name, _ = yield from self._text_until((tags.DEEPSEEK_SEP,), MAX_NAME)
-        is_fenced = name.strip() == "function"
-        if is_fenced:
+        if name.strip() == "function":
             name, _ = yield from self._text_until(("\n",), MAX_NAME)
-            yield from self._expect_solid("```json")
+        first = yield from self._next_solid()
+        self._put_back(first)
+        if first == "`":  # a fence, which V3.1 does without
+            yield from self._expect("```")
+            language, _ = yield from self._text_until(("{",), MAX_NAME)
+            if language.strip() not in ("", "json"):
+                raise MalformedCallError("its fence holds no JSON")
+            self._put_back("{")
         self._start_call(name.strip())
         yield from self._object_arguments()
-        if is_fenced:
-            yield from self._expect_solid("```")
-        first = yield from self._next_solid()
-        if first != END:
-            self._put_back(first)
-            yield from self._expect(end)
+        others = (tags.DEEPSEEK_CALL[0], tags.DEEPSEEK_CALLS[1])
+        yield from self._call_closed(end, others)
         self._end_call()
 
 

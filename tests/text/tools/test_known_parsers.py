@@ -16,7 +16,7 @@ FAMILY_OF = {
     "gigachat3": "gigachat", "gigachat35": "gigachat_tags", "glm45": "glm",
     "glm47": "glm", "granite": "phi", "granite-20b-fc": "granite_code",
     "granite4": "hermes", "hermes": "hermes", "hunyuan_a13b": "jamba",
-    "internlm": "internlm", "interns1": "internlm", "jamba": "jamba", "kimi_k2": "kimi",
+    "internlm": "internlm", "interns1": "internlm", "jamba": "jamba", "k2_horizon": "k2_horizon", "kimi_k2": "kimi",
     "kimi_k3": "kimi_k3", "lfm2": "lfm2", "ling3": "glm", "llama3_json": "llama3",
     "llama4_json": "llama4", "llama4_pythonic": "pythonic", "longcat": "longcat",
     "mimo": "qwen3_coder", "minicpm5": "minicpm", "minimax": "jamba",
