@@ -131,11 +131,6 @@ class EngineOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
                 f"adapters cannot be served by {self.ranks} ranks yet; "
                 "leave them out, or use one rank"
             )
-        if self.cache == "disk":
-            raise ConfigError(
-                f'cache cannot be "disk" with {self.ranks} ranks yet; '
-                '"memory" keeps prefixes until the end'
-            )
         if self.hosts is not None and len(self.hosts.addresses) != self.ranks:
             raise ConfigError(
                 f"ranks cannot be {self.ranks}: "

@@ -15,6 +15,7 @@ from rvllm_local.config import Config, load_config
 from rvllm_local.distributed.follower import REFUSED
 from rvllm_local.distributed.hosts import control_address, read_hosts, secret_of
 from rvllm_local.distributed.invitation import Invitation, start_rank
+from rvllm_local.distributed.running_ranks import claim_rank
 from rvllm_local.errors import ConfigError
 from rvllm_local.options import RankHosts
 
@@ -38,7 +39,11 @@ def rank(arguments: argparse.Namespace) -> int:
 
 
 def serve_rank(config: Config, hosts: RankHosts, number: int) -> int:
-    """Serve job after job as the rank of this number. Returns the exit status."""
+    """Serve job after job as the rank of this number. Returns the exit status.
+
+    Raises `ConfigError` if another process of this machine does so already.
+    """
+    claim = claim_rank(hosts, number)
     address, port = control_address(hosts)
     invitation = Invitation(
         address,
@@ -51,11 +56,13 @@ def serve_rank(config: Config, hosts: RankHosts, number: int) -> int:
         str(config.cache_dir),
     )
     signal.signal(signal.SIGTERM, _end)
-    while True:
-        status = _serve_job(invitation)
-        if status == REFUSED:
-            return 1
-        time.sleep(_PAUSE_S)
+    try:
+        while _serve_job(invitation) != REFUSED:
+            time.sleep(_PAUSE_S)
+    finally:
+        if claim is not None:
+            claim.close()
+    return 1
 
 
 def _serve_job(invitation: Invitation) -> int:

@@ -10,6 +10,7 @@ import os
 import queue
 import signal
 import sys
+import threading
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,11 +25,13 @@ from rvllm_local.framing import FrameError
 
 if TYPE_CHECKING:
     from rvllm_local.engine.startup.open_part import ModelPart
+    from rvllm_local.memory.disk_cache import BlockStore
     from rvllm_local.models.locate import ModelFiles
     from rvllm_local.options import EngineOptions
 
 REFUSED = 64  # exit status: trying again changes nothing
 _OVER, _FAILED = 0, 70
+_CLOSE_S = 10.0  # in which blocks that were spilled can be written to disk
 
 
 def main() -> int:
@@ -59,6 +62,9 @@ class _Follower:
         if invitation.cache_dir is not None:
             self._cache_dir = Path(invitation.cache_dir)
         self._frames: queue.SimpleQueue[frames.FromLeader] = queue.SimpleQueue()
+        self._has_served = False
+        self._keeps_blocks = False
+        self._is_closing = False
 
     def say(self, message: str) -> None:
         """Write one line about this rank to stderr."""
@@ -71,6 +77,7 @@ class _Follower:
         self._link = join(self._invitation, self.say)
         job = told_job(self._link)
         if job is None:  # another rank's fault, or the end of a job that never began
+            self.say("rank 0 ended before all ranks were there; it says why")
             return
         if job.options is None:
             self._measure(job)
@@ -122,24 +129,31 @@ class _Follower:
 
         try:
             group = form_ring(job.ring, self._invitation.rank)
-            self._run_calls(open_part(files, options, group))
+            part = open_part(files, options, group)
+            self._run_calls(part, part.open_store(options))
         except Exception as error:
             self._tell_failure(error)
             raise
 
-    def _run_calls(self, part: ModelPart) -> None:
+    def _run_calls(self, part: ModelPart, store: BlockStore | None) -> None:
         """Make rank 0's calls, one after the other, until it ends."""
         from rvllm_local.distributed.part_server import PartServer, ready_frame
         from rvllm_local.memory.swap import SwapSpace
 
-        server = PartServer(part.runner, SwapSpace(self._cache_dir))
+        server = PartServer(part.runner, SwapSpace(self._cache_dir), store)
+        self._keeps_blocks = store is not None
         self._link.send(ready_frame(part))
         while True:
             frame = self._frames.get()
             if isinstance(frame, frames.Serving):
                 self._link.be_strict()
             elif isinstance(frame, frames.Call):
-                server.run(frame)
+                verdict = server.run(frame)
+                if verdict is not None:
+                    self._link.send(verdict)
+            elif isinstance(frame, frames.Close):
+                server.close()
+                os._exit(_OVER)
             else:
                 raise EngineError(f"rank 0 said {type(frame).__name__} out of turn")
 
@@ -156,15 +170,24 @@ class _Follower:
 
     def _take(self, frame: frames.FromLeader) -> None:
         if isinstance(frame, frames.Close):
-            os._exit(_OVER)
+            if not self._keeps_blocks:
+                os._exit(_OVER)
+            self._is_closing = True  # from here on rank 0's end is none of ours
+            threading.Timer(_CLOSE_S, os._exit, [_OVER]).start()
         if isinstance(frame, frames.Failed):  # before the connection's end is heard of
             self.say(frame.message)
             os._exit(REFUSED)
+        if isinstance(frame, frames.Serving):
+            self._has_served = True
         self._frames.put(frame)
 
     def _end(self, reason: str) -> None:
         """Rank 0 has gone: end at once, even out of a sum that waits for the others."""
+        if self._is_closing:
+            return
         if reason == "ended":
+            if not self._has_served:
+                self.say("rank 0 ended before it served; it says why")
             os._exit(_OVER)
         self.say(f"rank 0 at {self._link.peer} {reason}")
         os._exit(_FAILED)

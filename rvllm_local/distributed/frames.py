@@ -22,10 +22,14 @@ class Part(msgspec.Struct, array_like=True, frozen=True):
 
 
 class Hello(Frame, frozen=True):
-    """A rank that has proven itself: its process, and what it is made of."""
+    """A rank that has proven itself: its process, and what it is made of.
+
+    `ranks` is how many it takes the job to have.
+    """
 
     pid: int
     versions: dict[str, str]
+    ranks: int
 
 
 class Job(Frame, frozen=True):
@@ -148,6 +152,28 @@ class SwapForget(Frame, frozen=True):
     sequence: int
 
 
+class SpillBlock(Frame, frozen=True):
+    """Write a block of a group to disk, under this key."""
+
+    group: int
+    block_id: int
+    key: bytes
+
+
+class RestoreBlock(Frame, frozen=True):
+    """Read a block of a group from disk. `Verdict` says whether that went well."""
+
+    group: int
+    block_id: int
+    key: bytes
+
+
+class Verdict(Frame, frozen=True):
+    """Whether the rank has done what it was asked last."""
+
+    is_done: bool
+
+
 class StateFork(Frame, frozen=True):
     """A new state begins as another one is."""
 
@@ -183,9 +209,10 @@ class SnapshotDrop(Frame, frozen=True):
 
 StateChange = StateFork | StateClear | StateResume | SnapshotKeep | SnapshotDrop
 Swap = SwapOut | SwapIn | SwapForget
-Call = Prefill | Score | Decode | CopyBlocks | Swap | StateChange
+Disk = SpillBlock | RestoreBlock
+Call = Prefill | Score | Decode | CopyBlocks | Swap | Disk | StateChange
 FromLeader = Job | Go | Serving | Beat | Close | Failed | Call
-FromRank = Hello | Joined | Ready | Failed | Beat
+FromRank = Hello | Joined | Ready | Verdict | Failed | Beat
 
 FROM_LEADER: msgspec.msgpack.Decoder[FromLeader] = msgspec.msgpack.Decoder(FromLeader)
 FROM_RANK: msgspec.msgpack.Decoder[FromRank] = msgspec.msgpack.Decoder(FromRank)

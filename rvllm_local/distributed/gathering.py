@@ -18,9 +18,11 @@ from rvllm_local.distributed.door import Door
 from rvllm_local.distributed.hosts import control_address, ring_addresses, secret_of
 from rvllm_local.distributed.invitation import Invitation, start_rank
 from rvllm_local.distributed.ring import LOOPBACK, free_addresses
+from rvllm_local.distributed.running_ranks import claim_rank
 from rvllm_local.distributed.team import RankLink, exit_in_words
 from rvllm_local.errors import ConfigError, EngineError
 from rvllm_local.options import EngineOptions
+from rvllm_local.process_notes import Note
 
 _LOOK_S = 0.5  # between two looks at the processes that were started
 _SECRET_BYTES = 32
@@ -43,7 +45,10 @@ class Gathered:
 
 
 class Gathering:
-    """Brings the ranks of one job together. Whoever does not prove itself learns nothing."""
+    """Brings the ranks of one job together. Whoever does not prove itself learns nothing.
+
+    Keep it as long as the job lasts: meanwhile there can be no other one on its hosts.
+    """
 
     def __init__(
         self,
@@ -63,8 +68,10 @@ class Gathering:
         self._processes: dict[int, subprocess.Popen[bytes]] = {}
         self._said = ""
         self._secret = secrets.token_bytes(_SECRET_BYTES)
+        self._claim: Note | None = None
         address = (LOOPBACK, 0)
         if options.hosts is not None:
+            self._claim = claim_rank(options.hosts, 0)
             self._secret = secret_of(options.hosts)
             address = control_address(options.hosts)
         self._listener = _listen(address)
@@ -100,6 +107,8 @@ class Gathering:
             link.close()
         for process in self._processes.values():
             process.kill()
+        if self._claim is not None:
+            self._claim.close()
 
     def _start_ranks(self) -> None:
         host, port = self._listener.getsockname()
@@ -159,6 +168,11 @@ class Gathering:
 
     def _objection(self, rank: int, hello: frames.Hello) -> str | None:
         """Why a rank cannot take part; None if it can."""
+        if hello.ranks != self._options.ranks:
+            return (
+                f"rank {rank} has a file of {hello.ranks} hosts, and rank 0 one of "
+                f"{self._options.ranks}; give all ranks the same file"
+            )
         if not 0 < rank < self._options.ranks:
             return f"there is no rank {rank} in a job of {self._options.ranks}"
         if rank in self._links:

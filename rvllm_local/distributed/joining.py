@@ -29,7 +29,7 @@ def join(invitation: Invitation, say: Callable[[str], None]) -> LeaderLink:
         enter(connection, invitation.secret, invitation.rank)
         address = f"{invitation.host}:{invitation.port}"
         link = Link(connection, frames.FROM_LEADER, address)
-        link.send(frames.Hello(os.getpid(), versions()))
+        link.send(frames.Hello(os.getpid(), versions(), invitation.ranks))
     except OSError as error:
         raise EngineError(f"rank 0 was lost: {error}") from error
     return link

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from rvllm_local.distributed import frames
 from rvllm_local.distributed.agreement import model_mark
 from rvllm_local.distributed.gathering import Gathered, Gathering
+from rvllm_local.distributed.leading_disk import LeadingDiskTier
 from rvllm_local.distributed.leading_runner import (
     LeadingRunner,
     LeadingStates,
@@ -20,6 +21,7 @@ from rvllm_local.distributed.team import Team, joined_mark
 from rvllm_local.engine.core import EngineCore
 from rvllm_local.engine.detokenizer import Vocabulary
 from rvllm_local.engine.startup.build import assemble
+from rvllm_local.engine.startup.make_kv_cache import Tiers
 from rvllm_local.engine.startup.open_part import open_part, plan_part
 from rvllm_local.errors import EngineError
 from rvllm_local.models.locate import ModelFiles
@@ -44,12 +46,12 @@ class LeadingJob:
         plan_part(files, options)
         self._files = files
         self._options = options
-        gathering = Gathering(options, str(files.path), say)
+        self._gathering = Gathering(options, str(files.path), say)
         try:
-            self._gathered = gathering.gather()
+            self._gathered = self._gathering.gather()
             self._check_marks(self._gathered)
         except BaseException:
-            gathering.abandon()
+            self._gathering.abandon()
             raise
         self._team = Team(self._gathered.links, self._gathered.processes)
 
@@ -79,10 +81,11 @@ class LeadingJob:
         runner = part.runner
         assert isinstance(runner, LeadingRunner)
         runner.lead(team.together)
-        make_swapper = functools.partial(LeadingSwapper, together=team.together)
-        core = assemble(
-            part.parts, part.plan, runner, text, self._options, (), make_swapper
+        tiers = Tiers(
+            functools.partial(LeadingSwapper, together=team.together),
+            functools.partial(LeadingDiskTier, tell=team.tell, ask=team.ask),
         )
+        core = assemble(part.parts, part.plan, runner, text, self._options, (), tiers)
         if part.parts.layout.has_state:
             part.parts.kv.watch_states(LeadingStates(team.tell))
         team.be_strict()

@@ -11,6 +11,7 @@ from rvllm_local.distributed.part_states import PartStates
 from rvllm_local.distributed.part_swap import PartSwap
 from rvllm_local.engine.runner import ModelRunner
 from rvllm_local.engine.startup.open_part import ModelPart
+from rvllm_local.memory.disk_cache import BlockStore
 from rvllm_local.memory.state import RecurrentState
 from rvllm_local.memory.swap import SwapSpace
 from rvllm_local.memory.tables import SequenceTables
@@ -25,13 +26,19 @@ def ready_frame(part: ModelPart) -> frames.Ready:
 class PartServer:
     """One rank's part of the model. Owns no block: rank 0 says which are whose."""
 
-    def __init__(self, runner: ModelRunner, space: SwapSpace) -> None:
+    def __init__(
+        self, runner: ModelRunner, space: SwapSpace, store: BlockStore | None = None
+    ) -> None:
         self._runner = runner
+        self._store = store
         self._states = PartStates()
         self._swap = PartSwap(runner.block_io, space)
 
-    def run(self, call: frames.Call) -> None:
-        """Make one call. What it computes stays here; rank 0 has computed the same."""
+    def run(self, call: frames.Call) -> frames.Verdict | None:
+        """Make one call. What it computes stays here; rank 0 has computed the same.
+
+        Returns the answer, if rank 0 waits for one.
+        """
         if isinstance(call, frames.Decode):
             self._decode(call)
         elif isinstance(call, frames.Prefill):
@@ -49,8 +56,38 @@ class PartServer:
             self._swap.bring_back(call.sequence, call.block_ids, state)
         elif isinstance(call, frames.SwapForget):
             self._swap.forget(call.sequence)
+        elif isinstance(call, frames.SpillBlock):
+            self._spill(call)
+        elif isinstance(call, frames.RestoreBlock):
+            return frames.Verdict(self._restore(call))
         else:
             self._states.change(call)
+        return None
+
+    def close(self) -> None:
+        """Wait until what was spilled is on disk."""
+        if self._store is not None:
+            self._store.close()
+
+    def _spill(self, call: frames.SpillBlock) -> None:
+        if self._store is None or self._store.contains(call.key):
+            return
+        payload = self._runner.block_io.save_blocks(call.group, [call.block_id])
+        self._store.put(call.key, payload)
+
+    def _restore(self, call: frames.RestoreBlock) -> bool:
+        """False if this part is not on disk, or damaged."""
+        if self._store is None:
+            return False
+        payload = self._store.get(call.key)
+        if payload is None:
+            return False
+        try:
+            self._runner.block_io.load_blocks(call.group, [call.block_id], [payload])
+        except ValueError:
+            self._store.remove(call.key)
+            return False
+        return True
 
     def _decode(self, call: frames.Decode) -> None:
         rows = []

@@ -16,6 +16,7 @@ from rvllm_local.errors import EngineError, error_of
 from rvllm_local.framing import FrameError
 
 _EXIT_S = 0.5  # in which a process that has closed its connection can be collected
+_CLOSE_S = 5.0  # in which it can write out what it keeps on disk
 _READY_S = 3600.0
 RankLink = Link[frames.FromRank]
 
@@ -36,6 +37,7 @@ class Team:
         self._links = links
         self._processes = processes
         self._ready: dict[int, frames.Ready] = {}
+        self._verdicts: dict[int, bool] = {}
         self._changed = threading.Condition()
         self._ending = threading.Lock()
         self._is_over = False
@@ -61,6 +63,18 @@ class Team:
                 link.send(frame)
             except OSError as error:
                 self._lose(rank, f"was lost: {error.strerror}")
+
+    def ask(self, frame: frames.Frame) -> bool:
+        """Tell all other ranks, and wait for their verdicts. True if all are good.
+
+        One that never answers is lost, which ends this process.
+        """
+        with self._changed:
+            self._verdicts.clear()
+        self.tell(frame)
+        with self._changed:
+            self._changed.wait_for(lambda: len(self._verdicts) == len(self._links))
+            return all(self._verdicts.values())
 
     @contextlib.contextmanager
     def together(self, call: frames.Call) -> Iterator[None]:
@@ -113,7 +127,7 @@ class Team:
                 link.send(frames.Close())
         for process in self._processes.values():
             try:
-                process.wait(_EXIT_S)
+                process.wait(_CLOSE_S)
             except subprocess.TimeoutExpired:
                 process.kill()
 
@@ -134,6 +148,10 @@ class Team:
         if isinstance(frame, frames.Ready):
             with self._changed:
                 self._ready[rank] = frame
+                self._changed.notify_all()
+        elif isinstance(frame, frames.Verdict):
+            with self._changed:
+                self._verdicts[rank] = frame.is_done
                 self._changed.notify_all()
         elif isinstance(frame, frames.Failed):
             self.fail(f"{self._name(rank)} failed: {frame.message}")

@@ -81,7 +81,7 @@ class DiskTier:
             return False
         if not self._has_content:
             return True
-        return self.store.contains(_stored_key(group, key))
+        return self.store.contains(key_on_disk(group, key))
 
     def contains_state(self, key: bytes) -> bool:
         """The state after the block of this key is on disk."""
@@ -116,7 +116,7 @@ class DiskTier:
             return True
         are_read = True
         for group in groups:
-            stored_key = _stored_key(group, key)
+            stored_key = key_on_disk(group, key)
             if not self._reader.has(stored_key):
                 self._reader.request(stored_key)
                 are_read = False
@@ -147,21 +147,28 @@ class DiskTier:
         pool = self._kv.pools[group]
         payload = None
         if self._has_content:
-            payload = self._reader.take(_stored_key(group, key))
+            payload = self._reader.take(key_on_disk(group, key))
             if payload is None:
                 return None
         if pool.num_free == 0:
             return None
         block = pool.allocate(1)[0]
-        if payload is not None:
-            try:
-                self._io.load_blocks(group, [block], [payload])
-            except ValueError:
-                pool.release([block])
-                return None
+        if payload is not None and not self._load(group, block, key, payload):
+            pool.release([block])
+            return None
         if self._kv.indexes[group].add(key, block):
             pool.keep(block)
         return block
+
+    def _load(
+        self, group: int, block: int, key: bytes, payload: bytes | bytearray
+    ) -> bool:
+        """Write a content into a block. False if it is of no use."""
+        try:
+            self._io.load_blocks(group, [block], [payload])
+        except ValueError:
+            return False
+        return True
 
     def idle(self) -> None:
         """Write a few cached blocks, or a state, out."""
@@ -200,7 +207,7 @@ class DiskTier:
         """Hand a block to the store. False when the store's queue is full."""
         if self.store is None or self.contains(group, key):
             return True
-        stored_key = _stored_key(group, key)
+        stored_key = key_on_disk(group, key)
         payload = self._io.save_blocks(group, [block_id])
         return self.store.put(stored_key, payload)
 
@@ -224,7 +231,7 @@ class DiskTier:
         self.store.close()
 
 
-def _stored_key(group: int, key: bytes) -> bytes:
+def key_on_disk(group: int, key: bytes) -> bytes:
     """The key of one group's block in the store."""
     if group == 0:
         return key

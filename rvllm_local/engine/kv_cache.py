@@ -20,7 +20,6 @@ from rvllm_local.engine.swapper import Swapper
 from rvllm_local.memory.block_io import BlockIO
 from rvllm_local.memory.blocks import BLOCK_TOKENS, blocks_for
 from rvllm_local.memory.disk_cache import BlockStore
-from rvllm_local.memory.state_record import StateForm
 from rvllm_local.memory.swap import SwapSpace
 from rvllm_local.memory.tables import KVTables
 
@@ -43,19 +42,15 @@ class KVCacheManager:
         kv: KVTables,
         block_io: BlockIO,
         policy: CachePolicy,
-        store: BlockStore | None = None,
+        disk: DiskTier | None = None,
         swapper: Swapper | None = None,
         show: Callable[[int], str] = str,
-        state_form: StateForm = (),
     ) -> None:
-        """`show` gives a token's text for people.
-
-        `state_form` is that of the recurrent layers' states on disk, if there are any.
-        """
+        """`show` gives a token's text for people."""
         self._kv = kv
         self._io = block_io
         self._policy = policy
-        self._disk = DiskTier(kv, block_io, store, state_form)
+        self._disk = disk or DiskTier(kv, block_io, None)
         self._restorer = PrefixRestorer(kv, self._disk, self._is_time_up)
         self._states = StateKeeper(kv, self._disk)
         self._swapper = swapper or Swapper(kv, block_io, SwapSpace())

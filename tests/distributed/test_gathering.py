@@ -6,14 +6,14 @@ import contextlib
 import os
 import socket
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from rvllm_local.distributed import frames
 from rvllm_local.distributed.agreement import versions
-from rvllm_local.distributed.gathering import Gathering
+from rvllm_local.distributed.gathering import Gathered, Gathering
 from rvllm_local.distributed.handshake import enter
 from rvllm_local.distributed.hosts import control_address
 from rvllm_local.distributed.joining import LeaderLink, told_job
@@ -24,6 +24,23 @@ from rvllm_local.options import EngineOptions, RankHosts
 from tests.support.ranks import free_hosts
 
 SECRET = b"s" * 32
+
+
+@pytest.fixture(autouse=True)
+def patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody is sent away because this machine is busy."""
+    for module in ("door", "handshake"):
+        monkeypatch.setattr(f"rvllm_local.distributed.{module}._DEADLINE_S", 3600.0)
+
+
+@contextlib.contextmanager
+def gathered_by(gathering: Gathering) -> Iterator[Future[Gathered]]:
+    """What it will have gathered. Whatever happens, it ends with the block."""
+    with ThreadPoolExecutor(1) as threads:
+        try:
+            yield threads.submit(gathering.gather)
+        finally:
+            gathering.abandon()
 
 
 @pytest.fixture
@@ -41,7 +58,11 @@ def options(tmp_path: Path) -> EngineOptions:
 
 @contextlib.contextmanager
 def linked(
-    options: EngineOptions, rank: int, secret: bytes = SECRET, **other: str
+    options: EngineOptions,
+    rank: int,
+    secret: bytes = SECRET,
+    ranks: int = 3,
+    **other: str,
 ) -> Iterator[LeaderLink]:
     """A rank that has proven itself and said hello, with `other` versions."""
     assert options.hosts is not None
@@ -49,7 +70,7 @@ def linked(
     with connection:
         enter(connection, secret, rank)
         link: LeaderLink = Link(connection, frames.FROM_LEADER, "rank 0")
-        link.send(frames.Hello(os.getpid(), {**versions(), **other}))
+        link.send(frames.Hello(os.getpid(), {**versions(), **other}, ranks))
         yield link
 
 
@@ -58,9 +79,8 @@ def test_the_ranks_of_a_job_and_nobody_else(options: EngineOptions) -> None:
     gathering = Gathering(options, "model", said.append)
     assert options.hosts is not None
     stranger = socket.create_connection(control_address(options.hosts), 60)
-    with ThreadPoolExecutor(1) as threads, stranger:
+    with gathered_by(gathering) as job, stranger:
         stranger.sendall(b"\x00" * 200)
-        job = threads.submit(gathering.gather)
         with pytest.raises(EngineError, match="secret"), linked(options, 1, b"t" * 32):
             pass
         with linked(options, 1, mlx="0.1") as old, pytest.raises(EngineError) as error:
@@ -68,6 +88,11 @@ def test_the_ranks_of_a_job_and_nobody_else(options: EngineOptions) -> None:
         assert "mlx 0.1 there" in str(error.value)
         with linked(options, 3) as extra, pytest.raises(EngineError, match="no rank 3"):
             told_job(extra)
+        with (
+            linked(options, 1, ranks=4) as larger,
+            pytest.raises(EngineError, match="a file of 4 hosts, and rank 0 one of 3"),
+        ):
+            told_job(larger)
         with linked(options, 1) as first:
             with (
                 linked(options, 1) as twin,
@@ -82,7 +107,6 @@ def test_the_ranks_of_a_job_and_nobody_else(options: EngineOptions) -> None:
     assert gathered.ring == tuple(
         f"{host}:{port}" for host, port in told_hosts(options)
     )
-    gathering.abandon()
 
 
 def told_hosts(options: EngineOptions) -> tuple[tuple[str, int], ...]:
@@ -97,10 +121,20 @@ def test_who_is_missing_is_named(options: EngineOptions) -> None:
 
 
 def test_a_port_in_use_is_refused_in_one_line(options: EngineOptions) -> None:
+    assert options.hosts is not None
+    with (
+        socket.create_server(control_address(options.hosts)),
+        pytest.raises(ConfigError, match="cannot listen at 127"),
+    ):
+        Gathering(options, "model", lambda _: None)
+
+
+def test_a_job_that_runs_here_is_refused_in_one_line(options: EngineOptions) -> None:
     gathering = Gathering(options, "model", lambda _: None)
-    with pytest.raises(ConfigError, match="cannot listen at 127"):
+    with pytest.raises(ConfigError, match="runs here already, as process"):
         Gathering(options, "model", lambda _: None)
     gathering.abandon()
+    Gathering(options, "model", lambda _: None).abandon()
 
 
 def test_strangers_keep_no_rank_waiting(options: EngineOptions) -> None:
@@ -108,8 +142,7 @@ def test_strangers_keep_no_rank_waiting(options: EngineOptions) -> None:
     assert options.hosts is not None
     address = control_address(options.hosts)
     gathering = Gathering(options, "model", lambda _: None)
-    with ThreadPoolExecutor(1) as threads, contextlib.ExitStack() as connections:
-        job = threads.submit(gathering.gather)
+    with gathered_by(gathering) as job, contextlib.ExitStack() as connections:
         for _ in range(100):
             silent = socket.create_connection(address, 60)
             connections.enter_context(silent)
@@ -121,14 +154,13 @@ def test_strangers_keep_no_rank_waiting(options: EngineOptions) -> None:
         assert not job.done()
         connections.enter_context(linked(options, 2))
         assert len(job.result(60).links) == 2
-    gathering.abandon()
 
 
 def replayed(connection: socket.socket) -> bytes:
     """What rank 0 says after its challenge to a proof that was right for another."""
     mine, other = socket.socketpair()
     with mine, other, ThreadPoolExecutor(1) as threads:
-        other.sendall(b"rvllm ranks 1\n" + b"c" * 32)
+        other.sendall(b"rvllm ranks 2\n" + b"c" * 32)
         entering = threads.submit(enter, mine, SECRET, 2)
         proof = receive_exactly(other, 32 + 2 + 32)
         other.close()

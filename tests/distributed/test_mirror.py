@@ -5,10 +5,7 @@ Here both are in one process, and each has the whole model.
 
 from __future__ import annotations
 
-import contextlib
-import functools
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 import mlx.core as mx
 import numpy as np
@@ -16,46 +13,12 @@ import pytest
 
 from rvllm_local import SamplingParams
 from rvllm_local.clients.contract import make_requests
-from rvllm_local.distributed import frames
-from rvllm_local.distributed.leading_runner import (
-    LeadingRunner,
-    LeadingStates,
-    LeadingSwapper,
-)
-from rvllm_local.distributed.part_server import PartServer
 from rvllm_local.engine.core import EngineCore
-from rvllm_local.engine.startup.build import assemble
-from rvllm_local.engine.startup.open_part import ModelPart, open_part
-from rvllm_local.framing import decode, encode
-from rvllm_local.memory.swap import SwapSpace
-from rvllm_local.models.locate import locate
+from rvllm_local.engine.startup.open_part import ModelPart
 from rvllm_local.options import EngineOptions
-from rvllm_local.text.tokenizer_files import read_tokenizer
 from rvllm_local.types import StreamEvent
+from tests.support.rank_pair import Pair, rank_pair
 from tests.support.ranks import save_for_ranks
-
-HEAD = 4  # bytes of a frame's length
-
-
-@dataclass
-class Pair:
-    """Rank 0's core, its part, and the part of another rank."""
-
-    core: EngineCore
-    ours: ModelPart
-    theirs: ModelPart
-    server: PartServer
-
-    def tell(self, frame: frames.Frame) -> None:
-        """Bring a frame over as a link does, and make the call."""
-        call = decode(encode(frame)[HEAD:], frames.FROM_LEADER)
-        assert isinstance(call, frames.Call)
-        self.server.run(call)
-
-    @contextlib.contextmanager
-    def together(self, call: frames.Call) -> Iterator[None]:
-        self.tell(call)
-        yield
 
 
 @pytest.fixture(scope="module", params=["llama", "qwen3_5"])
@@ -63,27 +26,13 @@ def pair(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Pair]:
     family: str = request.param
-    files = locate(str(save_for_ranks(family, tmp_path_factory.mktemp("m") / family)))
+    folder = save_for_ranks(family, tmp_path_factory.mktemp("m") / family)
     kv_memory = 12 * 2 * 2 * 4 * 32 * 32 * 4  # 12 blocks of llama's, 24 of qwen3_5's
     if family == "qwen3_5":
         kv_memory //= 2
     options = EngineOptions(kv_memory=kv_memory, max_rows=6, prefill_chunk=48)
-    group = mx.distributed.init()
-    ours = open_part(files, options, group, LeadingRunner)
-    theirs = open_part(files, options, group)
-    space = SwapSpace()
-    server = PartServer(theirs.runner, space)
-    pair = Pair(None, ours, theirs, server)  # type: ignore[arg-type]
-    runner = ours.runner
-    assert isinstance(runner, LeadingRunner)
-    runner.lead(pair.together)
-    make_swapper = functools.partial(LeadingSwapper, together=pair.together)
-    text = read_tokenizer(files)
-    pair.core = assemble(ours.parts, ours.plan, runner, text, options, (), make_swapper)
-    ours.parts.kv.watch_states(LeadingStates(pair.tell))
-    yield pair
-    pair.core.close("the test is over")
-    space.close()
+    with rank_pair(folder, options) as pair:
+        yield pair
 
 
 def tables_contents(part: ModelPart, block_ids: list[set[int]]) -> list[bytes]:

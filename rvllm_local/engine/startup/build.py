@@ -22,13 +22,17 @@ from rvllm_local.engine.runner import ModelRunner
 from rvllm_local.engine.scheduler import Scheduler
 from rvllm_local.engine.startup.choose_drafter import make_speculator
 from rvllm_local.engine.startup.choose_runner import LoadedParts
-from rvllm_local.engine.startup.make_kv_cache import MakeSwapper, make_kv_cache
+from rvllm_local.engine.startup.make_kv_cache import (
+    OF_ONE_PROCESS,
+    Tiers,
+    kv_fingerprint,
+    make_kv_cache,
+)
 from rvllm_local.engine.startup.open_runner import (
     OpenedRunner,
     open_runner,
     runner_of,
 )
-from rvllm_local.engine.swapper import Swapper
 from rvllm_local.errors import ConfigError
 from rvllm_local.memory.blocks import BLOCK_TOKENS
 from rvllm_local.memory.plan import MemoryPlan
@@ -86,19 +90,15 @@ def assemble(
     text: Vocabulary,
     options: EngineOptions,
     adapters: Sequence[Adapter],
-    make_swapper: MakeSwapper = Swapper,
+    tiers: Tiers = OF_ONE_PROCESS,
 ) -> EngineCore:
     """The core over a runner that was chosen."""
     loaded, kv = parts.loaded, parts.kv
-    fingerprint = f"{loaded.fingerprint}|{parts.layout}|{options.deterministic}"
-    if any(shape.is_uneven for shape in parts.layout.groups):
-        fingerprint += "|own sizes"  # once such blocks were padded
+    fingerprint = kv_fingerprint(parts, options)
     roots: dict[str | None, bytes] = {None: root_key(fingerprint)}
     for adapter in adapters:
         roots[adapter.name] = root_key(f"{fingerprint}|{adapter.fingerprint}")
-    kv_cache = make_kv_cache(
-        parts, runner.block_io, options, roots[None], text, make_swapper
-    )
+    kv_cache = make_kv_cache(parts, runner.block_io, options, roots[None], text, tiers)
     grain = BLOCK_TOKENS if options.deterministic else runner.prefill_grain
     scheduler = Scheduler(
         kv,

@@ -52,7 +52,7 @@ class LoadedParts:
 
     paged: its attention goes through the seam.
     copy_tokens: as the reference back end takes it.
-    ranks: how many processes have a part of the model each.
+    ranks: how many processes have a part of the model each; this is that of `rank`.
     runner_class: makes the calls.
     """
 
@@ -65,6 +65,7 @@ class LoadedParts:
     copy_tokens: int
     adapters: AdapterChoice
     ranks: int = 1
+    rank: int = 0
     runner_class: type[ModelRunner] = ModelRunner
 
 

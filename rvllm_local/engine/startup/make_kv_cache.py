@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 from rvllm_local.attention.probe import probe_state_form
 from rvllm_local.engine.detokenizer import Vocabulary
+from rvllm_local.engine.disk_tier import DiskTier
 from rvllm_local.engine.kv_cache import CachePolicy, KVCacheManager
 from rvllm_local.engine.startup.choose_runner import LoadedParts
 from rvllm_local.engine.swapper import Swapper
@@ -24,6 +26,18 @@ from rvllm_local.options import EngineOptions
 logger = logging.getLogger(__name__)
 
 MakeSwapper = Callable[[KVTables, BlockIO, SwapSpace], Swapper]
+MakeDiskTier = Callable[[KVTables, BlockIO, BlockStore | None, StateForm], DiskTier]
+
+
+@dataclass(frozen=True, slots=True)
+class Tiers:
+    """Makes what moves blocks out of the arenas, and back."""
+
+    make_swapper: MakeSwapper = Swapper
+    make_disk: MakeDiskTier = DiskTier
+
+
+OF_ONE_PROCESS = Tiers()
 
 
 def make_kv_cache(
@@ -32,7 +46,7 @@ def make_kv_cache(
     options: EngineOptions,
     root: bytes,
     text: Vocabulary,
-    make_swapper: MakeSwapper = Swapper,
+    tiers: Tiers,
 ) -> KVCacheManager:
     """`root` is the start of the key chains of the model without an adapter."""
     store = None
@@ -40,28 +54,46 @@ def make_kv_cache(
     if options.cache == "disk":
         if parts.layout.has_state:
             form = probe_state_form(parts.loaded.module)
-        store = _open_store(options, root, form, parts.loaded.name)
+        store = open_store(options, root, form, parts)
     swap_folder = None if options.cache_dir is None else Path(options.cache_dir)
     return KVCacheManager(
         parts.kv,
         block_io,
         CachePolicy(reuse=options.cache != "off", decoded=not options.deterministic),
-        store,
-        make_swapper(parts.kv, block_io, SwapSpace(swap_folder)),
+        tiers.make_disk(parts.kv, block_io, store, form),
+        tiers.make_swapper(parts.kv, block_io, SwapSpace(swap_folder)),
         show=lambda token: _shown(text, token),
-        state_form=form,
     )
 
 
-def _open_store(
+def kv_fingerprint(parts: LoadedParts, options: EngineOptions) -> str:
+    """What this process's KV depends on, but for tokens and adapters."""
+    fingerprint = f"{parts.loaded.fingerprint}|{parts.layout}|{options.deterministic}"
+    if any(shape.is_uneven for shape in parts.layout.groups):
+        fingerprint += "|own sizes"  # once such blocks were padded
+    if parts.ranks > 1:
+        fingerprint += f"|rank {parts.rank} of {parts.ranks}"
+    return fingerprint
+
+
+def open_store(
     options: EngineOptions,
     fingerprint: bytes,
     form: StateForm,
-    name: str,
+    parts: LoadedParts,
 ) -> BlockStore | None:
-    """The store on disk; None if its budget does not hold one state of the model."""
+    """The store on disk; None if its budget does not hold one state of the model.
+
+    None as well for a part of a model with recurrent layers.
+    """
     if options.cache_dir is None:
         raise ConfigError('cache = "disk" needs a folder: give cache_dir')
+    if parts.ranks > 1 and parts.layout.has_state:
+        logger.warning(
+            "this model's cache is in memory only: with several ranks the states of "
+            "recurrent layers are not kept on disk"
+        )
+        return None
     needed = HEADER.size + form_bytes(form)
     if form and needed > options.disk_cache_bytes:
         logger.warning(
@@ -76,7 +108,7 @@ def _open_store(
         fingerprint=fingerprint,
         budget_bytes=options.disk_cache_bytes,
         warn=logger.warning,
-        name=name,
+        name=parts.loaded.name,
     )
 
 

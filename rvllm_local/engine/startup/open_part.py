@@ -12,11 +12,14 @@ import mlx.core as mx
 
 from rvllm_local.engine.runner import ModelRunner
 from rvllm_local.engine.startup.choose_runner import LoadedParts, choose_runner
+from rvllm_local.engine.startup.make_kv_cache import kv_fingerprint, open_store
 from rvllm_local.engine.startup.open_runner import load_parts, measured_plan
 from rvllm_local.engine.startup.planning import plan_model
 from rvllm_local.engine.startup.weight_forms import form_in_words
 from rvllm_local.errors import UnsupportedModelError
+from rvllm_local.memory.disk_cache import BlockStore
 from rvllm_local.memory.plan import MemoryPlan
+from rvllm_local.memory.prefix import root_key
 from rvllm_local.models.describe import describe
 from rvllm_local.models.encoders.setup import pooled_setup
 from rvllm_local.models.loader import load_model
@@ -33,6 +36,13 @@ class ModelPart:
     parts: LoadedParts
     plan: MemoryPlan
     runner: ModelRunner
+
+    def open_store(self, options: EngineOptions) -> BlockStore | None:
+        """This part's blocks on disk, if it keeps any there."""
+        if options.cache != "disk":
+            return None
+        root = root_key(kv_fingerprint(self.parts, options))
+        return open_store(options, root, (), self.parts)
 
     @property
     def num_blocks(self) -> tuple[int, ...]:
@@ -64,7 +74,9 @@ def open_part(
     """
     loaded = load_model(files, group=group, context=options.context_length)
     parts, plan = load_parts(loaded, options, ())
-    parts = dataclasses.replace(parts, ranks=group.size(), runner_class=runner_class)
+    parts = dataclasses.replace(
+        parts, ranks=group.size(), rank=group.rank(), runner_class=runner_class
+    )
     runner, scratch = choose_runner(parts, options, None)
     runner.weight_form = form_in_words("plain")
     return ModelPart(parts, measured_plan(plan, runner, scratch), runner)
