@@ -23,6 +23,7 @@ from rvllm_local.commands.choose_cache import with_server_cache
 from rvllm_local.commands.default_model import default_model
 from rvllm_local.commands.flags import engine_flags
 from rvllm_local.commands.rank import serve_rank
+from rvllm_local.commands.spares import Spares
 from rvllm_local.config import Config, load_config
 from rvllm_local.distributed.hosts import read_hosts
 from rvllm_local.distributed.launched import take_launch
@@ -36,7 +37,9 @@ from rvllm_local.server.app import running
 from rvllm_local.server.http.settings import OLLAMA_PORT, ServerSettings, is_loopback
 from rvllm_local.server.listener import bound
 from rvllm_local.server.listener import serve as listen
+from rvllm_local.server.models.inspection import InspectionProcesses
 from rvllm_local.server.models.registry import Registry
+from rvllm_local.server.models.served_model import OWN_PROCESSES, with_spares
 from rvllm_local.server.process_limits import (
     prepare_limits,
     prepare_logs,
@@ -52,11 +55,11 @@ _UNITS = {"": 1.0, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0}
 logger = logging.getLogger(__name__)
 
 
-def serve(arguments: argparse.Namespace) -> int:
+def serve(arguments: argparse.Namespace, spares: Spares | None = None) -> int:
     """Serve until a signal comes. Ends the process with status 0 after an orderly end.
 
     Where MLX's launcher has started this process as another rank than 0, it serves its
-    part for rank 0.
+    part for rank 0. The first model gets the processes that are spare.
     """
     prepare_logs(None if arguments.log_file is None else Path(arguments.log_file))
     launched = take_launch(os.environ)
@@ -68,10 +71,12 @@ def serve(arguments: argparse.Namespace) -> int:
     hosts = None if launched is None else launched.hosts
     if arguments.hosts is not None:
         hosts = read_hosts(Path(arguments.hosts))
-    return _serve_requests(arguments, _with_hosts(config, hosts))
+    return _serve_requests(arguments, _with_hosts(config, hosts), spares)
 
 
-def _serve_requests(arguments: argparse.Namespace, config: Config) -> int:
+def _serve_requests(
+    arguments: argparse.Namespace, config: Config, spares: Spares | None
+) -> int:
     """The server itself."""
     settings = replace(settings_from(arguments), cache_dir=config.cache_dir)
     prepare_limits(settings.max_connections)
@@ -81,7 +86,7 @@ def _serve_requests(arguments: argparse.Namespace, config: Config) -> int:
     adapters = [adapter_of(text) for text in arguments.adapter]
     config = with_server_cache(config)
     models = arguments.models or [default_model(config)]
-    asyncio.run(_serve(models, config, settings, adapters))
+    asyncio.run(_serve(models, config, settings, adapters, spares))
 
 
 def _with_hosts(config: Config, hosts: RankHosts | None) -> Config:
@@ -97,6 +102,7 @@ async def _serve(
     config: Config,
     settings: ServerSettings,
     adapters: Sequence[tuple[str, str]],
+    spares: Spares | None,
 ) -> NoReturn:
     loop = asyncio.get_running_loop()
     report_to_log(loop)
@@ -114,10 +120,17 @@ async def _serve(
         raise ConfigError(
             f"--adapter {taken[0]}=...: a model has this name already; choose another one"
         )
+    openers = OWN_PROCESSES
+    inspection = InspectionProcesses()
+    if spares is not None:
+        openers = with_spares(spares.engine, spares.prompts)
+        inspection = InspectionProcesses(spares.inspection)
     registry = Registry(
         available,
         default,
         config.options,
+        openers=openers,
+        inspection=inspection,
         pinned=settings.pinned,
         adapters=adapters,
         aliases=dict(settings.aliases),

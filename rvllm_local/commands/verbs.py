@@ -74,9 +74,16 @@ def _chat(arguments: argparse.Namespace) -> int:
 
 
 def _serve(arguments: argparse.Namespace) -> int:
-    from rvllm_local.commands.serve import serve
+    from rvllm_local.commands.spares import start_spares
 
-    return serve(arguments)
+    spares = start_spares()
+    try:
+        from rvllm_local.commands.serve import serve
+
+        return serve(arguments, spares)
+    finally:
+        if spares is not None:
+            spares.close()
 
 
 def _rank(arguments: argparse.Namespace) -> int:

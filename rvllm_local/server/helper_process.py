@@ -1,4 +1,4 @@
-"""Starts and ends processes that read foreign files for the server."""
+"""Ends processes that read foreign files for the server, and hears them."""
 
 from __future__ import annotations
 
@@ -7,39 +7,9 @@ import os
 import signal
 import socket
 import subprocess
-import sys
 
-from rvllm_local.clients.process.connection import child_environment
 from rvllm_local.conversation import prompt_frames as frames
 from rvllm_local.forked_work import receive_exactly
-
-Helper = tuple[subprocess.Popen[bytes], socket.socket]
-
-
-def spawn(module: str) -> Helper:
-    """A process that runs `module`, and our end of its connection.
-
-    The module gets a descriptor and this process's id. The kernel ends it with the
-    thread that calls this. Raises `OSError`.
-    """
-    ours, theirs = socket.socketpair()
-    command = [sys.executable, "-P", "-m", module]
-    command += [str(theirs.fileno()), str(os.getpid())]
-    with theirs:
-        try:
-            process = subprocess.Popen(
-                command,
-                env=child_environment(os.environ),
-                pass_fds=(theirs.fileno(),),
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.DEVNULL,
-                start_new_session=True,
-            )
-        except BaseException:
-            ours.close()
-            raise
-    return process, ours
 
 
 def kill(process: subprocess.Popen[bytes]) -> None:

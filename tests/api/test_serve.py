@@ -160,14 +160,11 @@ def test_a_signal_does_not_wait_for_a_model_that_loads(tiny: Path) -> None:
     code = f"""if True:
         import sys, time
         from rvllm_local import cli
-        from rvllm_local.server.models import registry, served_model
-        def slow(files, options):
+        from rvllm_local.server.models import served_model
+        def slow(files, options, spare):
             print("loading", file=sys.stderr, flush=True)
             time.sleep(600)
-        openers = served_model.Openers(
-            slow, served_model.OWN_PROCESSES.prompts
-        )
-        registry.Registry.__init__.__kwdefaults__["openers"] = openers
+        served_model.open_process = slow
         cli.main(["serve", {str(tiny)!r}, "--port", "0"])
     """
     process = subprocess.Popen(

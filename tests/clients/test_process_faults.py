@@ -16,9 +16,9 @@ from pathlib import Path
 import pytest
 from msgspec import structs
 
+from rvllm_local.child_start import child_environment
 from rvllm_local.clients.contract import make_requests
 from rvllm_local.clients.process.client import ProcessClient, Supervision
-from rvllm_local.clients.process.connection import child_environment
 from rvllm_local.errors import (
     ConfigError,
     ContextOverflowError,

@@ -15,6 +15,7 @@ LAYERS = (
     (
         "errors",
         "types",
+        "child_start",
         "cpu_wait",
         "early_signals",
         "forked_work",

@@ -10,6 +10,7 @@ import contextlib
 import faulthandler
 import functools
 import gc
+import importlib
 import os
 import queue
 import signal
@@ -56,6 +57,7 @@ def main() -> int:
         False
     )  # a compiler that MLX starts must not keep it open when this process is gone
     host.prepare()
+    _import_ahead()
     command = frames.receive_command(connection)
     if not isinstance(command, frames.Load):
         return 1
@@ -74,6 +76,17 @@ def main() -> int:
     except (BrokenPipeError, ConnectionError):
         os._exit(0)  # the parent has gone: nobody is left to tidy up for
     return 0
+
+
+def _import_ahead() -> None:
+    """Import what any engine takes, before there is a word of which one it shall be.
+
+    It may be told long after its start. No memory is taken for a model.
+    """
+    importlib.import_module("rvllm_local.engine.startup.open")
+    importlib.import_module("rvllm_local.text.tokenizer_files")
+    importlib.import_module("rvllm_local.clients.in_process")
+    importlib.import_module("rvllm_local.text.grammar.compiled")
 
 
 class _Server:

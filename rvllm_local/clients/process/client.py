@@ -14,10 +14,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from rvllm_local.child_start import ENGINE, Spare
 from rvllm_local.clients.admission import AdmissionGate
 from rvllm_local.clients.gated import GatedClient
 from rvllm_local.clients.process import frames
-from rvllm_local.clients.process.connection import COMMAND, ChildProcess
+from rvllm_local.clients.process.connection import ChildProcess
 from rvllm_local.engine.limits import EngineLimits
 from rvllm_local.errors import ConfigError, EngineClosedError, EngineCrashedError
 from rvllm_local.framing import FrameError
@@ -81,7 +82,8 @@ class ProcessClient(GatedClient):
 
     Every method may be called from any thread. The constructor returns when the engine
     serves, and raises what building it raised. With `wait=False` it returns at once,
-    and `health` and `wait_ready` tell how the loading goes. `command` starts the child.
+    and `health` and `wait_ready` tell how the loading goes. `command` starts the child;
+    a `spare` was started by it before.
     """
 
     def __init__(
@@ -92,7 +94,8 @@ class ProcessClient(GatedClient):
         supervision: Supervision | None = None,
         progress: Callable[[str], None] | None = None,
         wait: bool = True,
-        command: Sequence[str] = COMMAND,
+        command: Sequence[str] = ENGINE,
+        spare: Spare | None = None,
     ) -> None:
         self._load = frames.Load(model, options or EngineOptions())
         _check(self._load)
@@ -102,6 +105,7 @@ class ProcessClient(GatedClient):
             self._silence_s = self._rules.ranks_silence_s
         self._progress = progress
         self._command = command
+        self._spare = spare
         self._changed = threading.Condition()
         self._state: State = "loading"
         self._message = "the model is still being loaded; try again in a moment"
@@ -273,7 +277,12 @@ class ProcessClient(GatedClient):
     def _start_child(self) -> None:
         try:
             child = ChildProcess(
-                self._load, self._on_ready, self._on_end, self._progress, self._command
+                self._load,
+                self._on_ready,
+                self._on_end,
+                self._progress,
+                self._command,
+                self._spare,
             )
         except OSError as error:
             self._plan_restart(f"it could not be started: {error.strerror}", None)

@@ -8,15 +8,14 @@ import itertools
 import logging
 import os
 import queue
-import re
 import signal
 import socket
 import subprocess
-import sys
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 
+from rvllm_local.child_start import ENGINE, Spare, take_or_start
 from rvllm_local.clients.process import frames
 from rvllm_local.clients.process.watchdog import Watchdog
 from rvllm_local.distributed.frames import RANK_LOST
@@ -32,30 +31,9 @@ from rvllm_local.types import EventSink, FinishReason, Request, StreamEvent
 
 logger = logging.getLogger(__name__)
 
-COMMAND = (
-    sys.executable,
-    "-P",
-    "-m",
-    "rvllm_local.clients.process.child",
-)  # -P: no module of the current folder is imported
 _STDERR_LINES, _STDERR_CHARS = 50, 500
 _ANSWER_TIMEOUT_S = 30.0
 _EXIT_S, _KILL_S = 0.5, 1.0
-_PASSED = re.compile(
-    r"PATH|HOME|USER|LOGNAME|SHELL|TMPDIR|TZ|LANG|LC_.*|XDG_.*|PYTHON.*|VIRTUAL_ENV|(DY)?LD_LIBRARY_PATH|RVLLM_.*|MLX_.*|"
-    r"HF_.*|(OMP|OPENBLAS|MKL|VECLIB)_.*|CUDA_.*|NVIDIA_.*|METAL_.*|MTL_.*|CC|CXX|SDKROOT|DEVELOPER_DIR|"
-    r"SSL_CERT_(FILE|DIR)|PIP_.*|((https?|no|all)_proxy)|((HTTPS?|NO|ALL)_PROXY)"
-)
-_SECRET = re.compile(r"KEY|SECRET|PASSWORD")
-
-
-def child_environment(environ: Mapping[str, str]) -> dict[str, str]:
-    """What a child gets to see: paths, libraries, proxies and the runtime's own settings; none of its keys."""
-    return {
-        name: value
-        for name, value in environ.items()
-        if _PASSED.fullmatch(name) and not _SECRET.search(name)
-    }
 
 
 class ChildProcess:
@@ -67,9 +45,11 @@ class ChildProcess:
         on_ready: Callable[[EngineLimits], None],
         on_end: Callable[[ChildProcess], None],
         progress: Callable[[str], None] | None,
-        command: Sequence[str] = COMMAND,
+        command: Sequence[str] = ENGINE,
+        spare: Spare | None = None,
     ) -> None:
-        self._process, self._connection = _start_process(command)
+        started = take_or_start(spare, command, keeps_errors=True)
+        self._process, self._connection = started
         self.pid = self._process.pid
         self._load = load
         self._on_ready = on_ready
@@ -316,26 +296,6 @@ class ChildProcess:
                     self._stderr.append(text[:_STDERR_CHARS])
                     logger.warning("engine: %s", text[:_STDERR_CHARS])
         self._stderr_done.set()
-
-
-def _start_process(
-    command: Sequence[str],
-) -> tuple[subprocess.Popen[bytes], socket.socket]:
-    """Start a child, and our end of the connection with it. Raises OSError."""
-    ours, theirs = socket.socketpair()
-    with contextlib.ExitStack() as on_failure, theirs:
-        on_failure.callback(ours.close)
-        process = subprocess.Popen(
-            [*command, str(theirs.fileno()), str(os.getpid())],
-            env=child_environment(os.environ),
-            pass_fds=(theirs.fileno(),),
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            start_new_session=True,  # the terminal's signals are the parent's
-        )
-        on_failure.pop_all()
-    return process, ours
 
 
 def _signal_name(number: int) -> str:

@@ -13,12 +13,13 @@ import time
 from dataclasses import dataclass
 from typing import Protocol
 
+from rvllm_local.child_start import INSPECTION, Spare, take_or_start
 from rvllm_local.conversation import prompt_frames as frames
 from rvllm_local.errors import ModelFileError
 from rvllm_local.framing import FrameError, decode
 from rvllm_local.models.locate import ModelFiles
 from rvllm_local.options import EngineOptions
-from rvllm_local.server.helper_process import receive_frame, spawn, stop
+from rvllm_local.server.helper_process import receive_frame, stop
 from rvllm_local.server.models.inspection_frames import (
     INSPECTED,
     Inspect,
@@ -28,7 +29,6 @@ from rvllm_local.server.models.inspection_frames import (
     What,
 )
 
-_MODULE = "rvllm_local.server.models.inspection_process"
 _CPU_S, _WALL_S = 15.0, 30.0
 _MEMORY = 2**30  # bytes
 _GRACE_S = 60.0  # for the start of a process on a busy machine
@@ -74,7 +74,8 @@ class _Reader:
 class InspectionProcesses:
     """`Inspection` from processes, one for each thread that asks. For any thread."""
 
-    def __init__(self) -> None:
+    def __init__(self, spare: Spare | None = None) -> None:
+        self._spare = spare  # started with `INSPECTION`
         self._lock = threading.Lock()
         self._idle: list[_Reader] = []
 
@@ -115,7 +116,7 @@ class InspectionProcesses:
         )
         frame = frames.encode(inspect)
         while True:
-            reader = self._take() or _new_reader()
+            reader = self._take() or _new_reader(self._spare)
             began = time.monotonic()
             try:
                 answer = reader.ask(frame)
@@ -145,8 +146,8 @@ class InspectionProcesses:
         reader.stop()
 
 
-def _new_reader() -> _Reader:
-    process, connection = spawn(_MODULE)
+def _new_reader(spare: Spare | None) -> _Reader:
+    process, connection = take_or_start(spare, INSPECTION)
     connection.settimeout(_WALL_S + _GRACE_S)
     return _Reader(process, connection)
 

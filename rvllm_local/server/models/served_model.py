@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from rvllm_local.child_start import Spare
 from rvllm_local.clients.contract import Client
 from rvllm_local.clients.process.client import EngineHealth, ProcessClient
 from rvllm_local.conversation.prompt_frames import TextFacts
@@ -58,12 +60,22 @@ class Openers:
     prompts: PromptsOpener
 
 
-def open_process(files: ModelFiles, options: EngineOptions) -> Client:
+def open_process(
+    files: ModelFiles, options: EngineOptions, spare: Spare | None = None
+) -> Client:
     """An engine in a process of its own, ready to serve."""
-    return ProcessClient(str(files.path), options)
+    return ProcessClient(str(files.path), options, spare=spare)
 
 
 OWN_PROCESSES = Openers(open_process, PromptProcess)
+
+
+def with_spares(engine: Spare, prompts: Spare) -> Openers:
+    """Own processes, of which the first ones were started before."""
+    return Openers(
+        functools.partial(open_process, spare=engine),
+        functools.partial(PromptProcess, spare=prompts),
+    )
 
 
 def open_served(

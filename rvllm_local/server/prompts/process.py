@@ -15,6 +15,7 @@ import time
 from collections.abc import AsyncIterator, Sequence
 from typing import Protocol
 
+from rvllm_local.child_start import Spare
 from rvllm_local.conversation import prompt_frames as frames
 from rvllm_local.conversation.calls import ChatCall, TextCall
 from rvllm_local.conversation.prompts import Prepared
@@ -84,14 +85,16 @@ class PromptProcess:
     `ModelFileError` or `UnsupportedModelError` for a tokenizer that cannot be read.
     """
 
-    def __init__(self, files: ModelFiles, budget: ByteBudget) -> None:
+    def __init__(
+        self, files: ModelFiles, budget: ByteBudget, spare: Spare | None = None
+    ) -> None:
         self._files, self._budget = files, budget
         self._slots = asyncio.Semaphore(_AT_ONCE)
         self._starting = asyncio.Lock()
         self._idle: list[Fork] = []
         self._num_failures, self._started_at = 0, time.monotonic()
         self._is_closed = False
-        self._process, self._parent_end, self.facts = start(files)
+        self._process, self._parent_end, self.facts = start(files, spare)
 
     async def prepare(
         self, call: ChatCall | TextCall, limits: EngineLimits, within_s: float

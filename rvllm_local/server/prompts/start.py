@@ -6,25 +6,26 @@ import contextlib
 import socket
 import subprocess
 
+from rvllm_local.child_start import PROMPTS, Spare, take_or_start
 from rvllm_local.conversation import prompt_frames as frames
 from rvllm_local.errors import ModelFileError
 from rvllm_local.framing import FrameError, decode
 from rvllm_local.models.locate import ModelFiles
-from rvllm_local.server.helper_process import receive_frame, spawn, stop
+from rvllm_local.server.helper_process import receive_frame, stop
 
 MEMORY = 2**30  # bytes that reading a model's texts, or one piece of work, may take
-_MODULE = "rvllm_local.conversation.prompt_process"
 _LOAD_CPU_S = 30.0
 _LOAD_WALL_S = 60.0
 Started = tuple[subprocess.Popen[bytes], socket.socket, frames.TextFacts]
 
 
-def start(files: ModelFiles) -> Started:
+def start(files: ModelFiles, spare: Spare | None = None) -> Started:
     """A process that has read the model's tokenizer, and what it says of it.
 
-    Raises `ModelFileError` or `UnsupportedModelError` where that fails.
+    A `spare` one was started with `PROMPTS`. Raises `ModelFileError` or
+    `UnsupportedModelError` where that fails.
     """
-    process, connection = spawn(_MODULE)
+    process, connection = take_or_start(spare, PROMPTS)
     try:
         facts = _facts_from(connection, files)
     except BaseException:
