@@ -7,6 +7,7 @@ never runs. Knows no files and no weights, and imports no MLX by itself.
 from __future__ import annotations
 
 import difflib
+import functools
 import importlib
 import importlib.util
 import pkgutil
@@ -94,6 +95,7 @@ def _definition(model_type: str, architectures: tuple[str, ...]) -> str:
     return name
 
 
+@functools.cache
 def known_families() -> frozenset[str]:
     """Names of the definitions in the installed mlx-lm, read from the folder without importing any."""
     _put_mlx_lm()

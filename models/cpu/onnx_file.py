@@ -6,6 +6,7 @@ which would make them, is larger than what it is needed for here.
 
 from __future__ import annotations
 
+import functools
 import itertools
 import struct
 from collections.abc import Sequence
@@ -35,6 +36,7 @@ _FIXED32 = 5
 
 Attribute = int | float | Sequence[int]
 Dims = Sequence[int | str]
+Piece = bytes | memoryview  # of a model, which is all of them one after the other
 
 
 class GraphWriter:
@@ -42,7 +44,7 @@ class GraphWriter:
 
     def __init__(self) -> None:
         self._nodes: list[bytes] = []
-        self._constants: list[bytes] = []
+        self._constants: list[tuple[bytes, memoryview]] = []
         self._inputs: list[bytes] = []
         self._outputs: list[bytes] = []
         self._numbers = itertools.count()
@@ -60,7 +62,7 @@ class GraphWriter:
         self._outputs.append(_value_info(name, dtype, dims))
 
     def constant(self, array: npt.NDArray[Any]) -> str:
-        """A weight. Its bytes are copied into the model."""
+        """A weight. Its bytes are not copied: nobody may change them any more."""
         name = f"c{next(self._numbers)}"
         contiguous = np.ascontiguousarray(array)
         self._constants.append(_tensor(name, contiguous))
@@ -122,29 +124,31 @@ class GraphWriter:
     @property
     def nbytes(self) -> int:
         """Bytes of the constants so far."""
-        total = 0
-        for constant in self._constants:
-            total += len(constant)
-        return total
+        return sum(len(data) for _, data in self._constants)
 
-    def model(self) -> bytes:
+    def model(self) -> list[Piece]:
         """The finished model."""
-        graph = [_bytes(1, node) for node in self._nodes]
+        graph: list[Piece] = [_bytes(1, node) for node in self._nodes]
         graph.append(_text(2, "step"))
-        graph += [_bytes(5, constant) for constant in self._constants]
+        for head, data in self._constants:
+            graph.append(_head(5, len(head) + len(data)) + head)
+            graph.append(data)
         graph += [_bytes(11, info) for info in self._inputs]
         graph += [_bytes(12, info) for info in self._outputs]
+        length = sum(map(len, graph))
         contrib_opset = _text(1, CONTRIB) + _integer(2, _CONTRIB_OPSET)
-        model = [
+        return [
             _integer(1, _IR_VERSION),
-            _bytes(7, b"".join(graph)),
+            _head(7, length),
+            *graph,
             _bytes(8, _integer(2, _OPSET)),
             _bytes(8, contrib_opset),
         ]
-        return b"".join(model)
 
 
 def _varint(value: int) -> bytes:
+    if 0 <= value < 128:
+        return bytes((value,))
     value &= (1 << 64) - 1  # negative numbers are written as 64 bits
     encoded = bytearray()
     while value > 127:
@@ -154,6 +158,7 @@ def _varint(value: int) -> bytes:
     return bytes(encoded)
 
 
+@functools.cache
 def _tag(field: int, wire_type: int) -> bytes:
     return _varint(field << 3 | wire_type)
 
@@ -162,22 +167,28 @@ def _integer(field: int, value: int) -> bytes:
     return _tag(field, _VARINT) + _varint(value)
 
 
+def _head(field: int, length: int) -> bytes:
+    """What stands before so many bytes."""
+    return _tag(field, _BYTES) + _varint(length)
+
+
 def _bytes(field: int, value: bytes) -> bytes:
-    length = _varint(len(value))
-    return _tag(field, _BYTES) + length + value
+    return _head(field, len(value)) + value
 
 
 def _text(field: int, value: str) -> bytes:
     return _bytes(field, value.encode())
 
 
-def _tensor(name: str, array: npt.NDArray[Any]) -> bytes:
+def _tensor(name: str, array: npt.NDArray[Any]) -> tuple[bytes, memoryview]:
+    """A message up to its data, and the data."""
     dtype = _DTYPES[array.dtype.name]
     parts = [_integer(1, size) for size in array.shape]
     parts.append(_integer(2, dtype))
     parts.append(_text(8, name))
-    parts.append(_bytes(9, array.tobytes()))
-    return b"".join(parts)
+    data = array.reshape(-1).view(np.uint8).data
+    parts.append(_head(9, len(data)))
+    return b"".join(parts), data
 
 
 def _dimension(size: int | str) -> bytes:

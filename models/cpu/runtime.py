@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import functools
 import os
+from collections.abc import Sequence
 from typing import Any
+
+from rvllm_local.models.cpu.onnx_file import Piece
 
 _OLDEST = (1, 20)  # MatMulNBits with 8 bits and a bias
 # How long an idle thread looks for work, in microseconds. On two cores of a quiet machine
@@ -36,8 +39,8 @@ def num_threads() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
 
 
-def open_session(model: bytes) -> Any:
-    """An `InferenceSession` over a model's bytes, which are not needed afterwards."""
+def open_session(model: Sequence[Piece]) -> Any:
+    """An `InferenceSession` over a model, which is not needed afterwards."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -50,11 +53,12 @@ def open_session(model: bytes) -> Any:
     options.enable_mem_pattern = False
     providers = ["CPUExecutionProvider"]
     if not hasattr(os, "memfd_create"):
-        return onnxruntime.InferenceSession(model, options, providers=providers)
+        joined = b"".join(model)
+        return onnxruntime.InferenceSession(joined, options, providers=providers)
     # A session keeps the bytes that it was made of, as large as its weights. Of a file it
     # keeps the name.
     with os.fdopen(os.memfd_create("model"), "wb") as file:
-        file.write(model)
+        file.writelines(model)
         file.flush()
         path = f"/proc/self/fd/{file.fileno()}"
         return onnxruntime.InferenceSession(path, options, providers=providers)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -151,10 +152,15 @@ def build_step(
         vocab=rows_of(decoder.head or decoder.embedding),
         heads=geometries[0].heads,
     )
-    head, lookup = _ends(decoder)
-    segments = _segments(decoder, geometries, layout, arenas)
+    head_graph, lookup = _ends(decoder)
     inputs = StepInputs(arenas, sizes.heads)
-    return CpuStep(sizes, lookup, segments, head, rotations, inputs)
+    with ThreadPoolExecutor(1) as beside:
+        head = beside.submit(open_session, head_graph.model())
+        if head_graph.nbytes > _MOST_BYTES:
+            head.result()  # both at once would take too much
+        del head_graph
+        segments = _segments(decoder, geometries, layout, arenas)
+        return CpuStep(sizes, lookup, segments, head.result(), rotations, inputs)
 
 
 def _segments(
@@ -263,8 +269,8 @@ def _bound(
     return binding
 
 
-def _ends(decoder: Decoder) -> tuple[Any, Lookup]:
-    """The session of the head, and the lookup of the embedding."""
+def _ends(decoder: Decoder) -> tuple[GraphWriter, Lookup]:
+    """The graph of the head, and the lookup of the embedding."""
     writer = GraphWriter()
     products = ProductWriter(writer)
     columns = len(decoder.norm.scale)
@@ -286,4 +292,4 @@ def _ends(decoder: Decoder) -> tuple[Any, Lookup]:
         logits = writer.node("MatMul", [hidden, writer.constant(values.T)])
         rows = len(values)
     writer.output(logits, "logits", "float32", ("T", rows))
-    return open_session(writer.model()), lookup
+    return writer, lookup

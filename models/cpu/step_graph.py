@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from rvllm_local.memory.blocks import BLOCK_TOKENS
-from rvllm_local.models.cpu.onnx_file import CONTRIB, GraphWriter
+from rvllm_local.models.cpu.onnx_file import CONTRIB, GraphWriter, Piece
 from rvllm_local.models.cpu.products import ProductWriter
 from rvllm_local.models.cpu.structure import Attention, DecoderLayer, Norm
 
@@ -68,8 +68,8 @@ class StepGraph:
         hidden = self.writer.node("Mul", [opened, values])
         (self._branch,) = linear(hidden, [down])
 
-    def finish(self, norm: Norm | None) -> bytes:
-        """The model's bytes.
+    def finish(self, norm: Norm | None) -> list[Piece]:
+        """The finished model.
 
         Its output `hidden` is the residual, or what the last norm makes of it.
         """

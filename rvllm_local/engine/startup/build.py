@@ -63,7 +63,9 @@ def open_core(
             'attention cannot be "kernels" here: MLX has no GPU on this machine; '
             '"auto" takes the reference attention instead'
         )
-    adapters = read_adapters(options.adapters, describe(files).module)
+    adapters: Sequence[Adapter] = ()
+    if options.adapters:
+        adapters = read_adapters(options.adapters, describe(files).module)
     opened = open_runner(files, options, adapters)
     return assemble(*opened, text, options, adapters)
 
