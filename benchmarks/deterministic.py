@@ -23,7 +23,9 @@ from pathlib import Path
 from rvllm_local import LLM, SamplingParams
 from rvllm_local.clients.contract import make_requests, open_stream
 from rvllm_local.options import EngineOptions
-from rvllm_local.text.grammar.formats import grammar_for_format
+from rvllm_local.text.grammar.formats import (
+    grammar_for_format,
+)
 
 CROWD = 16
 LONGEST = 300  # tokens of a scenario, prompt and answer

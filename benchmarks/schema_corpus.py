@@ -14,7 +14,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from rvllm_local.text.grammar.formats import GrammarCompiler
+from rvllm_local.text.grammar.matcher import GrammarCompiler
 from tests.text.schema_corpus import EOS, VOCAB_SIZE, byte_tokenizer, corpus, judge
 
 

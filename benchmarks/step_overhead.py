@@ -39,7 +39,9 @@ from rvllm_local.models.loader import load_model
 from rvllm_local.models.locate import locate
 from rvllm_local.options import EngineOptions
 from rvllm_local.text.grammar.compiled import Grammars
-from rvllm_local.text.grammar.formats import grammar_for_format
+from rvllm_local.text.grammar.formats import (
+    grammar_for_format,
+)
 from rvllm_local.text.tokenizer_files import read_tokenizer
 from rvllm_local.types import EventSink, SamplingParams, StreamEvent
 

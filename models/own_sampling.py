@@ -10,7 +10,6 @@ from typing import Any
 
 from rvllm_local.models.catalogue import Catalogue
 from rvllm_local.models.config_file import read_settings
-from rvllm_local.models.gguf.reader import GGUFFile
 from rvllm_local.models.locate import ModelFiles
 from rvllm_local.types import SamplingParams
 
@@ -74,6 +73,8 @@ def own_sampling(files: ModelFiles) -> OwnSampling:
 
 def _of_files(files: ModelFiles) -> tuple[str, Mapping[str, Any]]:
     if files.kind == "gguf":
+        from rvllm_local.models.gguf.reader import GGUFFile  # loads numpy
+
         metadata = GGUFFile(files.path).metadata
         settings: dict[str, Any] = {}
         for name, gguf_name in _GGUF_NAMES.items():

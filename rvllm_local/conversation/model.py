@@ -6,7 +6,6 @@ from dataclasses import dataclass
 
 from rvllm_local.engine.limits import EngineLimits
 from rvllm_local.models.config_file import read_config
-from rvllm_local.models.gguf.reader import GGUFFile
 from rvllm_local.models.locate import ModelFiles
 from rvllm_local.text import detect_style as styles
 from rvllm_local.text.families import OutputStyle
@@ -31,6 +30,8 @@ class ConversationModel:
 def detect_style(files: ModelFiles, tokenizer: Tokenizer) -> OutputStyle:
     """How the model in these files writes what is not plain text."""
     if files.kind == "gguf":
+        from rvllm_local.models.gguf.reader import GGUFFile  # loads numpy
+
         metadata = GGUFFile(files.path).metadata
         model_type = str(metadata.get("general.architecture", ""))
     else:

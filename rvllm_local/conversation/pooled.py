@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Iterable, Mapping, Sequence
-
-import numpy as np
-import numpy.typing as npt
+from typing import TYPE_CHECKING
 
 from rvllm_local.clients.contract import Client, open_stream
 from rvllm_local.engine.limits import Pools
@@ -15,7 +13,11 @@ from rvllm_local.text.read_inputs import EncodedInput, Input, encode_inputs
 from rvllm_local.text.tokenizer import Tokenizer
 from rvllm_local.types import Request, SamplingParams
 
-Vectors = npt.NDArray[np.float32]
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+    Vectors = npt.NDArray[np.float32]
 MOST_INPUTS = 16_384  # of one request
 # Other names under which clients ask for a model's prompts.
 _SAME_PROMPT: Mapping[str, tuple[str, ...]] = {
@@ -150,6 +152,8 @@ def vectors_of(
     Fewer dimensions than the model's are the first ones, at length 1 again. Raises
     `ParameterError` for a number that the model cannot give.
     """
+    import numpy as np  # late: a server of chats needs none
+
     check_dimensions(dimensions, pools)
     rows = [np.frombuffer(part, dtype="<f4") for part in parts]
     vectors = np.stack(rows).astype(np.float32)
@@ -182,6 +186,8 @@ def relevance_of(parts: Sequence[bytes], pools: Pools) -> list[float]:
             f"this model sorts texts into {pools.dimensions} kinds, and scores no "
             "relevance; ask a reranking model",
         )
+    import numpy as np
+
     scores = []
     for part in parts:
         logits = np.frombuffer(part, dtype="<f4").astype(np.float64)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import importlib
 import os
 import resource
 import signal
@@ -39,6 +40,7 @@ def main() -> None:
     host.end_with_parent(int(sys.argv[2]))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # it would hold prompts
     parent = socket.socket(fileno=int(sys.argv[1]))
+    importlib.import_module("rvllm_local.text.template")  # nobody waits for it yet
     load = decode(_received_frame(parent), frames.LOAD)
     limit_memory(load.num_bytes)
     limit_time(load.cpu_s, 0)

@@ -8,7 +8,6 @@ from typing import Any
 
 from rvllm_local.conversation.calls import Message
 from rvllm_local.text.call_form import CallForm
-from rvllm_local.text.json_shape import shape_of
 
 _MAX_DEPTH = 100  # of arguments that templates see as objects
 
@@ -72,6 +71,8 @@ def _arguments(text: str) -> Any:
 
     A model wrote the text, so that it may be anything.
     """
+    from rvllm_local.text.json_shape import shape_of  # loads numpy
+
     if shape_of(text.encode(errors="replace")).depth > _MAX_DEPTH:
         return text
     try:

@@ -23,7 +23,7 @@ def byte_decoder(backend: Backend | SentencePieceBackend) -> Callable[[int], byt
         return backend.id_to_bytes
     spell: Callable[[str], bytes] = _piece
     if _uses_byte_alphabet(backend):
-        spell = functools.partial(_byte_level, byte_alphabet())
+        spell = functools.partial(_byte_level, _latin_letters())
 
     def to_bytes(token_id: int) -> bytes:
         token = backend.id_to_token(token_id)
@@ -44,11 +44,22 @@ def _uses_byte_alphabet(backend: Backend) -> bool:
     return False
 
 
-def _byte_level(alphabet: Mapping[str, int], token: str) -> bytes:
+def _byte_level(letters: Mapping[int, str], token: str) -> bytes:
     try:
-        return bytes([alphabet[char] for char in token])
-    except KeyError:
+        return token.translate(letters).encode("latin-1")
+    except UnicodeEncodeError:
         return token.encode()  # an added token, spelled as it is
+
+
+def _latin_letters() -> dict[int, str]:
+    """For each letter of the alphabet the character whose number its byte is.
+
+    What is below 256 and no letter becomes a character that is no byte.
+    """
+    letters = dict.fromkeys(range(256), "\uffff")
+    for letter, byte in byte_alphabet().items():
+        letters[ord(letter)] = chr(byte)
+    return letters
 
 
 def _piece(token: str) -> bytes:

@@ -13,7 +13,6 @@ from rvllm_local.errors import ModelFileError, UnsupportedModelError
 from rvllm_local.models.locate import ModelFiles
 from rvllm_local.models.stand_in import refuse_stand_in
 from rvllm_local.text.chat_templates import templates_of_folder
-from rvllm_local.text.gguf_tokenizer import gguf_tokenizer
 from rvllm_local.text.named_tokens import named_tokens, special_texts, token_text
 from rvllm_local.text.piece_files import VOCABULARY, backend_of_pieces, has_piece_files
 from rvllm_local.text.sentencepiece import SentencePieceBackend
@@ -34,6 +33,8 @@ _MOST_IDS = 1 << 24  # more than any vocabulary has
 def read_tokenizer(files: ModelFiles) -> Tokenizer:
     """The tokenizer of a model. Raises `ModelFileError` or `UnsupportedModelError`."""
     if files.kind == "gguf":
+        from rvllm_local.text.gguf_tokenizer import gguf_tokenizer  # loads numpy
+
         return gguf_tokenizer(files.path)
     return _from_folder(files.path)
 

@@ -15,7 +15,9 @@ from rvllm_local.clients.http import HttpClient
 from rvllm_local.clients.process.client import ProcessClient
 from rvllm_local.errors import EngineClosedError, ParameterError
 from rvllm_local.options import EngineOptions
-from rvllm_local.text.grammar.formats import grammar_for_format
+from rvllm_local.text.grammar.formats import (
+    grammar_for_format,
+)
 from rvllm_local.types import FinishReason, StreamEvent
 from tests.support.api import served
 from tests.support.tiny import save_tiny

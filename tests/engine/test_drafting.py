@@ -11,8 +11,10 @@ from rvllm_local.engine.speculation.acceptance import Acceptance
 from rvllm_local.engine.speculation.contract import FORCED, NOTHING, Proposal, alike
 from rvllm_local.engine.speculation.depth import StepCosts, choose_depths
 from rvllm_local.errors import GrammarError
-from rvllm_local.text.grammar.formats import GrammarCompiler, grammar_for_format
-from rvllm_local.text.grammar.matcher import Matcher
+from rvllm_local.text.grammar.formats import (
+    grammar_for_format,
+)
+from rvllm_local.text.grammar.matcher import GrammarCompiler, Matcher
 from rvllm_local.types import FinishReason
 from tests.support.drafters import Knowing, let_draft
 from tests.support.scenarios import FORMAT, Answer, Engine

@@ -14,7 +14,9 @@ from rvllm_local.clients.contract import make_requests, open_stream
 from rvllm_local.clients.process.client import ProcessClient
 from rvllm_local.errors import GrammarError, ParameterError
 from rvllm_local.options import EngineOptions
-from rvllm_local.text.grammar.formats import grammar_for_format
+from rvllm_local.text.grammar.formats import (
+    grammar_for_format,
+)
 from rvllm_local.types import FinishReason
 from tests.support.tiny import save_tiny
 

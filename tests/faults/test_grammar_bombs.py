@@ -16,7 +16,9 @@ from rvllm_local.clients.contract import make_requests, open_stream
 from rvllm_local.engine import grammar_masks
 from rvllm_local.errors import GrammarError, QueueFullError
 from rvllm_local.text.grammar import trials
-from rvllm_local.text.grammar.formats import grammar_for_format
+from rvllm_local.text.grammar.formats import (
+    grammar_for_format,
+)
 from rvllm_local.text.grammar.matcher import Matcher
 from rvllm_local.text.grammar.trial_process import Vocabulary
 from rvllm_local.text.grammar.trials import Trials

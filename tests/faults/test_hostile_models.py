@@ -23,7 +23,9 @@ from rvllm_local.server.http.byte_budget import ByteBudget
 from rvllm_local.server.http.problems import Problem, problem_of
 from rvllm_local.server.models.context import context_of
 from rvllm_local.server.prompts.process import PromptProcess
-from rvllm_local.text.grammar.formats import grammar_for_format
+from rvllm_local.text.grammar.formats import (
+    grammar_for_format,
+)
 from rvllm_local.types import SamplingParams
 
 LIMITS = EngineLimits(384, 2048, 2048, (0,))

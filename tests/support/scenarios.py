@@ -15,7 +15,9 @@ from rvllm_local.engine.core import EngineCore
 from rvllm_local.engine.startup.build import open_core
 from rvllm_local.models.locate import locate
 from rvllm_local.options import EngineOptions
-from rvllm_local.text.grammar.formats import grammar_for_format
+from rvllm_local.text.grammar.formats import (
+    grammar_for_format,
+)
 from rvllm_local.text.grammar.matcher import GrammarCompiler
 from rvllm_local.text.tokenizer_files import read_tokenizer
 from rvllm_local.types import FinishReason, StreamEvent

@@ -15,13 +15,11 @@ from typing import Any
 import numpy as np
 from jsonschema.validators import validator_for
 
-from rvllm_local.errors import ParameterError
+from rvllm_local.errors import GrammarError, ParameterError
 from rvllm_local.text.grammar.formats import (
-    GrammarCompiler,
-    GrammarError,
-    Matcher,
     grammar_for_format,
 )
+from rvllm_local.text.grammar.matcher import GrammarCompiler, Matcher
 from rvllm_local.text.tokenizer import Tokenizer
 
 S: dict[str, Any] = {"type": "string"}

@@ -5,7 +5,9 @@ from __future__ import annotations
 import pytest
 
 from rvllm_local.text.families import detect, style_of
-from rvllm_local.text.grammar.formats import grammar_for_tools
+from rvllm_local.text.grammar.formats import (
+    grammar_for_tools,
+)
 from rvllm_local.text.tools import FAMILIES, parser_for
 from tests.text.outputs import TOOLS
 

@@ -10,10 +10,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import llguidance
-import numpy as np
+if TYPE_CHECKING:
+    import llguidance
 
 # Of llguidance's JSON: blanks in every gap, up to so many; or none.
 BLANKS = {"whitespace_pattern": "[ \\t\\n]{1,40}"}
@@ -111,6 +111,8 @@ class BoundedMatcher:
         has_room = self._num_blanks + self._tokens.most_blanks <= MAX_BLANKS
         if has_room or self._compact is None:
             return mask
+        import numpy as np  # late: many import this module for a name
+
         compact = self._compact.compute_bitmask()
         both = np.frombuffer(mask, np.uint8) & np.frombuffer(compact, np.uint8)
         if self._compact.is_error() or not both.any():

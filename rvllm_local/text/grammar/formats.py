@@ -10,18 +10,14 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from rvllm_local.errors import GrammarError, ParameterError
+from rvllm_local.errors import ParameterError
 from rvllm_local.text.families import OutputStyle
 from rvllm_local.text.grammar.json_schema import enforceable, enforced
-from rvllm_local.text.grammar.matcher import GrammarCompiler, Matcher
 from rvllm_local.text.grammar.regex import PatternError, portable
 from rvllm_local.text.grammar.tool_calls import HARMONY_REASONING, call_grammar
 from rvllm_local.text.tags import CHANNEL, MESSAGE
 
 __all__ = [
-    "GrammarCompiler",
-    "GrammarError",
-    "Matcher",
     "grammar_for_format",
     "grammar_for_tools",
     "split_left_out",

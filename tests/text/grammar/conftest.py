@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from rvllm_local.text.grammar.formats import GrammarCompiler
+from rvllm_local.text.grammar.matcher import GrammarCompiler
 from rvllm_local.text.tokenizer import Tokenizer
 from tests.text.schema_corpus import EOS, VOCAB_SIZE, byte_tokenizer
 

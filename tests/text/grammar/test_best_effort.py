@@ -14,12 +14,12 @@ from jsonschema import Draft202012Validator
 
 from rvllm_local.errors import ParameterError
 from rvllm_local.text.grammar.formats import (
-    GrammarCompiler,
     grammar_for_format,
     grammar_for_tools,
     split_left_out,
 )
 from rvllm_local.text.grammar.json_schema import enforced
+from rvllm_local.text.grammar.matcher import GrammarCompiler
 from rvllm_local.text.tokenizer import Tokenizer
 from tests.text.schema_corpus import sample
 

@@ -12,12 +12,11 @@ from tokenizers import AddedToken
 
 from rvllm_local.text.grammar.blank_budget import MAX_BLANKS
 from rvllm_local.text.grammar.formats import (
-    GrammarCompiler,
-    Matcher,
     grammar_for_format,
     grammar_for_tools,
     split_left_out,
 )
+from rvllm_local.text.grammar.matcher import GrammarCompiler, Matcher
 from rvllm_local.text.tokenizer import Tokenizer
 from rvllm_local.text.tools import ToolCallDelta, ToolCallEnd, parser_for
 from tests.support.tiny import tiny_tokenizer

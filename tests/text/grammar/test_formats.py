@@ -16,20 +16,17 @@ from tokenizers.models import BPE
 
 from rvllm_local.conversation.output import OutputParser
 from rvllm_local.engine.detokenizer import StreamingDetokenizer
-from rvllm_local.errors import ParameterError, QueueFullError
+from rvllm_local.errors import GrammarError, ParameterError, QueueFullError
 from rvllm_local.text.families import OutputStyle, style_of
 from rvllm_local.text.grammar.call_syntax import SYNTAXES
 from rvllm_local.text.grammar.formats import (
-    GrammarCompiler,
-    GrammarError,
-    Matcher,
     grammar_for_format,
     grammar_for_tools,
     unconstrained,
     with_reasoning,
     with_style,
 )
-from rvllm_local.text.grammar.matcher import COMPILE_SECONDS
+from rvllm_local.text.grammar.matcher import COMPILE_SECONDS, GrammarCompiler, Matcher
 from rvllm_local.text.tags import CONTROL_TAGS
 from rvllm_local.text.tokenizer import Tokenizer
 from rvllm_local.text.tools import FAMILIES, parser_for

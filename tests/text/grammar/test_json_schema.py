@@ -11,7 +11,10 @@ import numpy as np
 import pytest
 
 from rvllm_local.errors import ParameterError
-from rvllm_local.text.grammar.formats import GrammarCompiler, grammar_for_format
+from rvllm_local.text.grammar.formats import (
+    grammar_for_format,
+)
+from rvllm_local.text.grammar.matcher import GrammarCompiler
 from rvllm_local.text.tokenizer import Tokenizer
 from tests.text.hostile_schemas import HOSTILE
 from tests.text.schema_corpus import (

@@ -21,10 +21,10 @@ import pytest
 from jsonschema.validators import validator_for
 
 from rvllm_local.text.grammar.formats import (
-    GrammarCompiler,
     grammar_for_format,
     split_left_out,
 )
+from rvllm_local.text.grammar.matcher import GrammarCompiler
 from tests.text.schema_corpus import EOS, VOCAB_SIZE, byte_tokenizer, sample
 
 PACKAGE = "check-jsonschema==0.39.0"

@@ -19,14 +19,12 @@ import platformdirs
 import pytest
 from jsonschema.validators import validator_for
 
-from rvllm_local.errors import ParameterError
+from rvllm_local.errors import GrammarError, ParameterError
 from rvllm_local.text.grammar.formats import (
-    GrammarCompiler,
-    GrammarError,
-    Matcher,
     grammar_for_format,
     split_left_out,
 )
+from rvllm_local.text.grammar.matcher import GrammarCompiler, Matcher
 from rvllm_local.text.tokenizer import Tokenizer
 from tests.text.schema_corpus import allowed_tokens, sample
 

@@ -5,15 +5,20 @@ from __future__ import annotations
 import asyncio
 import base64
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import msgspec
-import numpy as np
-import numpy.typing as npt
 from starlette.responses import Response
 
-from rvllm_local.conversation.pooled import Vectors, vectors_of
+from rvllm_local.conversation.pooled import vectors_of
 from rvllm_local.engine.limits import Pools
 from rvllm_local.errors import EngineError
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+    from rvllm_local.conversation.pooled import Vectors
 
 _NUMBERS_AT_ONCE = 16_384  # about a millisecond
 _LEAST_LENGTH = 1e-12  # a vector of zeros stays one
@@ -29,6 +34,8 @@ async def join_vectors(
 
     Raises `EngineError` for vectors that are no numbers.
     """
+    import numpy as np
+
     vectors = await asyncio.to_thread(vectors_of, parts, dimensions, pools)
     if not np.isfinite(vectors).all():
         raise EngineError("the model made vectors that are no numbers")
