@@ -28,7 +28,7 @@ from rvllm_local.config import Config, load_config
 from rvllm_local.distributed.hosts import read_hosts
 from rvllm_local.distributed.launched import take_launch
 from rvllm_local.errors import ConfigError, MemoryBudgetError
-from rvllm_local.models.locate import locate
+from rvllm_local.models.locate import ModelFiles, locate
 from rvllm_local.models.store import installed_models
 from rvllm_local.option import expanded
 from rvllm_local.options import RankHosts
@@ -114,37 +114,14 @@ async def _serve(
             locate, name, logger.info, cache_dir=config.cache_dir
         )
         named[files.name] = files
-    default = next(iter(named))
-    available = {**installed_models(config.cache_dir), **named}
-    if taken := [name for name, _ in adapters if name in (*available, "default")]:
-        raise ConfigError(
-            f"--adapter {taken[0]}=...: a model has this name already; choose another one"
-        )
-    openers = OWN_PROCESSES
-    inspection = InspectionProcesses()
-    if spares is not None:
-        openers = with_spares(spares.engine, spares.prompts)
-        inspection = InspectionProcesses(spares.inspection)
-    registry = Registry(
-        available,
-        default,
-        config.options,
-        openers=openers,
-        inspection=inspection,
-        pinned=settings.pinned,
-        adapters=adapters,
-        aliases=dict(settings.aliases),
-        keep_alive_s=settings.keep_alive_s,
-        load_timeout_s=settings.load_timeout_s,
-        finder=lambda: installed_models(config.cache_dir),
-    )
+    registry = _registry(named, config, settings, adapters, spares)
     loading: list[asyncio.Task[None]] = []
     notes: list[Note | None] = []
 
     def begin(port: int) -> None:
         _say_ready(settings, port)
         notes.append(announce(settings.host, port))  # held to the end
-        loading.append(asyncio.create_task(_load_first(registry, default)))
+        loading.append(asyncio.create_task(_load_first(registry)))
 
     with bound(settings) as listening:
         async with running(registry, settings) as server:
@@ -157,8 +134,42 @@ async def _serve(
     os._exit(0)
 
 
-async def _load_first(registry: Registry, name: str) -> None:
+def _registry(
+    named: Mapping[str, ModelFiles],
+    config: Config,
+    settings: ServerSettings,
+    adapters: Sequence[tuple[str, str]],
+    spares: Spares | None,
+) -> Registry:
+    """The models that may be asked for; the first of the named ones is the default."""
+    available = {**installed_models(config.cache_dir), **named}
+    if taken := [name for name, _ in adapters if name in (*available, "default")]:
+        raise ConfigError(
+            f"--adapter {taken[0]}=...: a model has this name already; choose another one"
+        )
+    openers = OWN_PROCESSES
+    inspection = InspectionProcesses()
+    if spares is not None:
+        openers = with_spares(spares.engine, spares.prompts)
+        inspection = InspectionProcesses(spares.inspection)
+    return Registry(
+        available,
+        next(iter(named)),
+        config.options,
+        openers=openers,
+        inspection=inspection,
+        pinned=settings.pinned,
+        adapters=adapters,
+        aliases=dict(settings.aliases),
+        keep_alive_s=settings.keep_alive_s,
+        load_timeout_s=settings.load_timeout_s,
+        finder=lambda: installed_models(config.cache_dir),
+    )
+
+
+async def _load_first(registry: Registry) -> None:
     """Load the default model right away: the first request should not have to wait for it."""
+    name = registry.default
     try:
         async with registry.lease(name):
             pass

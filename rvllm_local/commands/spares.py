@@ -1,6 +1,7 @@
 """The processes that `rvllm serve` will need, started before the server is imported.
 
 Each imports what it takes, beside the server and the others, and waits for its work.
+Where no model is named none is started: the machine may be measured to choose one.
 """
 
 from __future__ import annotations

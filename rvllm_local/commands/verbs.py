@@ -76,7 +76,7 @@ def _chat(arguments: argparse.Namespace) -> int:
 def _serve(arguments: argparse.Namespace) -> int:
     from rvllm_local.commands.spares import start_spares
 
-    spares = start_spares()
+    spares = start_spares() if arguments.models else None
     try:
         from rvllm_local.commands.serve import serve
 
