@@ -90,6 +90,58 @@ _HUNYUAN = {
     "attn_q_norm": "self_attn.query_layernorm",
     "attn_k_norm": "self_attn.key_layernorm",
 }
+_LFM2 = {
+    "attn_norm": "operator_norm",
+    "ffn_norm": "ffn_norm",
+    "attn_output": "self_attn.out_proj",
+    "attn_q_norm": "self_attn.q_layernorm",
+    "attn_k_norm": "self_attn.k_layernorm",
+    "shortconv.conv": "conv.conv",
+    "shortconv.in_proj": "conv.in_proj",
+    "shortconv.out_proj": "conv.out_proj",
+}
+_LFM2_MLP = {
+    "ffn_gate": "feed_forward.w1",
+    "ffn_up": "feed_forward.w3",
+    "ffn_down": "feed_forward.w2",
+}
+_LFM2_EXPERTS = {
+    "ffn_gate": "feed_forward.gate_proj",
+    "ffn_up": "feed_forward.up_proj",
+    "ffn_down": "feed_forward.down_proj",
+    "ffn_gate_inp": "feed_forward.gate",
+    "ffn_gate_exps": "feed_forward.switch_mlp.gate_proj",
+    "ffn_up_exps": "feed_forward.switch_mlp.up_proj",
+    "ffn_down_exps": "feed_forward.switch_mlp.down_proj",
+    "exp_probs_b": "feed_forward.expert_bias",
+}
+# The last norm has had two names.
+_LFM2_TOP = {
+    "token_embd": "model.embed_tokens",
+    "token_embd_norm": "model.embedding_norm",
+    "output_norm": "model.embedding_norm",
+}
+_GEMMA4 = {
+    "layer_output_scale": "layer_scalar",
+    "inp_gate": "per_layer_input_gate",
+    "proj": "per_layer_projection",
+    "post_norm": "post_per_layer_input_norm",
+}
+_GEMMA4_TOP = {
+    **TOP,
+    "per_layer_token_embd": "model.embed_tokens_per_layer",
+    "per_layer_model_proj": "model.per_layer_model_projection",
+    "per_layer_proj_norm": "model.per_layer_projection_norm",
+}
+_GRANITE_MOE = {
+    "ffn_gate_inp": "block_sparse_moe.router.layer",
+    "ffn_gate_exps": "block_sparse_moe.switch_mlp.gate_proj",
+    "ffn_up_exps": "block_sparse_moe.switch_mlp.up_proj",
+    "ffn_down_exps": "block_sparse_moe.switch_mlp.down_proj",
+}
+_GRANITE_SCALES = frozenset(
+    {"attention.scale", "embedding_scale", "logit_scale", "residual_scale"}
+)
 _DELTA_NET = {
     "attn_qkv": "linear_attn.in_proj_qkv",
     "attn_gate": "linear_attn.in_proj_z",
@@ -112,7 +164,9 @@ class Architecture:
     `prefix` stands before every name in mlx-lm's definition. With `fills_biases` each
     layer may have biases or not, and the definition has all of them or none. With
     `has_layer_norms`, the key of what keeps norms from zero is another one. `scales` are
-    keys that the family reads and most families do not know.
+    keys that the family reads and most families do not know. With `layers_differ`, keys
+    may have another value for each layer. With `shares_keys`, the last layers take the
+    keys and values of earlier ones.
     """
 
     model_type: str
@@ -125,6 +179,9 @@ class Architecture:
     fills_biases: bool = False
     has_layer_norms: bool = False
     scales: frozenset[str] = frozenset()
+    top: Mapping[str, str] = field(default_factory=lambda: TOP)
+    layers_differ: bool = False
+    shares_keys: bool = False
 
 
 ARCHITECTURES: Mapping[str, Architecture] = {
@@ -160,9 +217,37 @@ ARCHITECTURES: Mapping[str, Architecture] = {
         "granite",
         permuted=True,
         fills_biases=True,
-        scales=frozenset(
-            {"attention.scale", "embedding_scale", "logit_scale", "residual_scale"}
-        ),
+        scales=_GRANITE_SCALES,
+    ),
+    "granitemoe": Architecture(
+        "granitemoe",
+        {**_LAYER, **_GRANITE_MOE},
+        permuted=True,
+        has_experts=True,
+        scales=_GRANITE_SCALES,
+    ),
+    "mistral3": Architecture("llama", permuted=True, fills_biases=True),
+    "lfm2": Architecture(
+        "lfm2",
+        {**_LAYER, **_LFM2, **_LFM2_MLP},
+        always_tied=True,
+        top=_LFM2_TOP,
+        layers_differ=True,
+    ),
+    "lfm2moe": Architecture(
+        "lfm2_moe",
+        {**_LAYER, **_LFM2, **_LFM2_EXPERTS},
+        always_tied=True,
+        has_experts=True,
+        top=_LFM2_TOP,
+        layers_differ=True,
+    ),
+    "gemma4": Architecture(
+        "gemma4_text",
+        {**_LAYER, **_FOUR_NORMS, **_HEAD_NORMS, **_GEMMA4},
+        top=_GEMMA4_TOP,
+        layers_differ=True,
+        shares_keys=True,
     ),
     "smollm3": Architecture("smollm3", permuted=True, fills_biases=True),
     "ernie4_5": Architecture("ernie4_5"),
@@ -221,6 +306,8 @@ ARCHITECTURES: Mapping[str, Architecture] = {
 }
 
 
+# Mistral Small 3 is a Llama by its keys; Ministral 3 says how attention cools.
+_MINISTRAL_ARCHITECTURE = Architecture("ministral3", permuted=True)
 # llama.cpp calls it llama, too: its experts tell.
 _MIXTRAL_ARCHITECTURE = Architecture(
     "mixtral", {**_LAYER, **_MIXTRAL}, permuted=True, has_experts=True
@@ -237,6 +324,8 @@ def architecture_of(file: GGUFFile) -> Architecture:
         )
     if name == "olmo2" and file.metadata.get("olmo2.attention.sliding_window"):
         return replace(ARCHITECTURES[name], model_type="olmo3")
+    if name == "mistral3" and file.metadata.get("mistral3.attention.temperature_scale"):
+        return _MINISTRAL_ARCHITECTURE
     if name == "llama" and file.metadata.get("llama.expert_count"):
         return _MIXTRAL_ARCHITECTURE
     return ARCHITECTURES[name]

@@ -45,13 +45,14 @@ def gguf_config(file: GGUFFile) -> dict[str, Any]:
         raise ModelFileError(
             f"{file.path}: {heads} heads do not divide a width of {hidden}"
         )
+    read = keys.largest if architecture.layers_differ else keys.integer
     config = {
         "model_type": architecture.model_type,
         "hidden_size": hidden,
         "num_hidden_layers": num_layers(file),
-        "intermediate_size": keys.integer("feed_forward_length", _ffn_width(file)),
+        "intermediate_size": read("feed_forward_length", _ffn_width(file)),
         "num_attention_heads": heads,
-        "num_key_value_heads": keys.integer("attention.head_count_kv", heads),
+        "num_key_value_heads": read("attention.head_count_kv", heads),
         "head_dim": keys.integer("attention.key_length", hidden // heads),
         "rms_norm_eps": keys.positive(_epsilon_key(architecture)),
         "vocab_size": _vocabulary(file),

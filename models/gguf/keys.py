@@ -75,6 +75,15 @@ class Keys:
             )
         return value
 
+    def largest(self, key: str, default: int | None = None) -> int:
+        """A number that may differ from layer to layer: the largest one."""
+        value = self.get(key)
+        if isinstance(value, list) and all(type(each) is int for each in value):
+            numbers = [each for each in value if each > 0]
+            if numbers and max(numbers) < 1 << 24:
+                return int(max(numbers))
+        return self.integer(key, default)
+
     def whole(self, key: str, default: int) -> int:
         """A number that may be 0."""
         if self._or(key, default) == 0:

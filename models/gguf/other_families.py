@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from rvllm_local.errors import UnsupportedModelError
+from rvllm_local.models.gguf.gemma4 import gemma4_config
 from rvllm_local.models.gguf.keys import Keys
 from rvllm_local.models.gguf.reader import GGUFFile
 
@@ -34,6 +35,81 @@ def _scale(keys: Keys, key: str, default: float) -> float:
     if not keys.get(key):
         return default
     return keys.positive(key)
+
+
+def _granite_moe(keys: Keys, config: Config) -> Config:
+    return {
+        **_granite(keys, config),
+        "intermediate_size": expert_width(keys),
+        "num_local_experts": keys.integer("expert_count"),
+        "num_experts_per_tok": keys.integer("expert_used_count"),
+    }
+
+
+def _ministral3(keys: Keys, config: Config) -> Config:
+    """Raises `UnsupportedModelError` for positions that are not scaled as all are."""
+    scaling = config.get("rope_scaling") or {}
+    logarithm = keys.get("rope.scaling.yarn_log_multiplier")
+    if scaling.get("rope_type") != "yarn" or logarithm not in (None, 0, 1):
+        raise UnsupportedModelError(
+            f"{keys.path}: a ministral3 model is supported with positions scaled by "
+            f"YaRN and a multiplier of 1 alone, and this one has {logarithm!r:.40}"
+        )
+    rotation = {
+        **scaling,
+        "rope_theta": config["rope_theta"],
+        "mscale": 1.0,
+        "mscale_all_dim": 1.0,
+        "llama_4_scaling_beta": keys.positive("attention.temperature_scale"),
+    }
+    settings = {**config, "rope_parameters": rotation}
+    settings.pop("rope_scaling")
+    return settings
+
+
+def _lfm2(keys: Keys, config: Config) -> Config:
+    """A layer without heads of keys is a convolution."""
+    if not has_tensor(keys, "attn_k.weight"):
+        raise UnsupportedModelError(f"{keys.path}: an lfm2 model without attention")
+    layers = []
+    for layer in range(config["num_hidden_layers"]):
+        is_attention = f"blk.{layer}.attn_k.weight" in keys.file.tensors
+        layers.append(_FULL if is_attention else "conv")
+    settings = {
+        **config,
+        "norm_eps": config["rms_norm_eps"],
+        "conv_bias": False,
+        "conv_L_cache": keys.integer("shortconv.l_cache"),
+        "layer_types": layers,
+        "rope_theta": keys.positive("rope.freq_base", 1e6),
+    }
+    if config["model_type"] == "lfm2_moe":
+        return {**settings, **_lfm2_experts(keys)}
+    return {
+        **settings,
+        "block_dim": config["hidden_size"],
+        "block_ff_dim": config["intermediate_size"],
+        "block_multiple_of": 1,
+        "block_ffn_dim_multiplier": 1.0,
+        "block_auto_adjust_ff_dim": False,
+    }
+
+
+def _lfm2_experts(keys: Keys) -> Config:
+    gating = keys.get("expert_gating_func")
+    if gating not in (None, 0, _SIGMOID):
+        raise UnsupportedModelError(
+            f"{keys.path}: key 'expert_gating_func' is {gating!r:.40}, and only sigmoid "
+            f"({_SIGMOID}) is supported"
+        )
+    return {
+        "moe_intermediate_size": expert_width(keys),
+        "norm_topk_prob": True,
+        "num_dense_layers": keys.whole("leading_dense_block_count", 0),
+        "num_experts": keys.integer("expert_count"),
+        "num_experts_per_tok": keys.integer("expert_used_count"),
+        "use_expert_bias": has_tensor(keys, "exp_probs_b.bias"),
+    }
 
 
 def _smollm3(keys: Keys, config: Config) -> Config:
@@ -210,8 +286,13 @@ OTHER_FAMILIES: Mapping[str, Callable[[Keys, Config], Config]] = {
     "ernie4_5": _ernie,
     "exaone4": _exaone4,
     "glm4_moe": _glm4_moe,
+    "gemma4_text": gemma4_config,
     "granite": _granite,
+    "granitemoe": _granite_moe,
     "hunyuan_v1_dense": _hunyuan,
+    "lfm2": _lfm2,
+    "lfm2_moe": _lfm2,
+    "ministral3": _ministral3,
     "olmo3": _olmo3,
     "qwen3_5": _qwen3_5,
     "qwen3_5_moe": _qwen3_5,

@@ -37,6 +37,8 @@ def rotation_settings(keys: Keys, config: dict[str, Any]) -> dict[str, Any]:
         )
     factor = _scaling_factor(keys)
     tensors = keys.file.tensors
+    if config["model_type"] == "gemma4_text":
+        return {}  # its family reads them
     if "rope_freqs.weight" in tensors:
         if kind != "none" and factor != 1.0:
             raise ModelFileError(
@@ -88,6 +90,8 @@ def _yarn(keys: Keys, config: dict[str, Any], factor: float) -> dict[str, Any]:
             f"{keys.path}: key 'rope.scaling.yarn_ext_factor' is {mixed!r:.40}, and only "
             "1 is supported"
         )
+    if config["model_type"] == "ministral3":
+        return scaling  # whose factors cancel each other out
     beside_yarn = _attention_factor(keys)
     if beside_yarn != 1.0:
         scaling["attention_factor"] = beside_yarn * (0.1 * math.log(factor) + 1.0)

@@ -15,7 +15,6 @@ import numpy.typing as npt
 
 from rvllm_local.errors import ModelFileError, UnsupportedModelError
 from rvllm_local.models.gguf.architectures import (
-    TOP,
     Architecture,
     architecture_of,
 )
@@ -26,17 +25,26 @@ from rvllm_local.models.gguf.mlx import repack
 from rvllm_local.models.gguf.reader import GGUFFile
 
 _BLOCK = re.compile(r"blk\.([0-9]{1,4})\.")
-_IN_LAYER = re.compile(_BLOCK.pattern + r"(\w+?)(?:\.(weight|bias))?")
+_IN_LAYER = re.compile(_BLOCK.pattern + r"([\w.]+?)(?:\.(weight|bias))?")
 Rows = npt.NDArray[Any]  # anything whose first axis is a weight's output rows
 
 # Parts of a Llama's layer that may have biases.
 _MLP = frozenset({"ffn_gate", "ffn_up", "ffn_down"})
 _BIASED = _MLP | {"attn_q", "attn_k", "attn_v", "attn_output"}
 # A parameter that is no layer's weight.
-_BARE = (".sinks", ".e_score_correction_bias", ".A_log", ".dt_bias")
+_BARE = (
+    ".sinks",
+    ".e_score_correction_bias",
+    ".A_log",
+    ".dt_bias",
+    ".expert_bias",
+    ".layer_scalar",
+)
+# What a layer that takes the keys of an earlier one has no use for.
+_OWN_KEYS = ("attn_k.weight", "attn_v.weight", "attn_k_norm.weight")
 _DECAY = ".A_log"
 # A convolution's kernels, which the converter writes without their axis of one.
-_KERNELS = ".conv1d.weight"
+_KERNELS = (".conv1d.weight", ".conv.conv.weight")
 # A matrix of one row, which the converter writes as a vector.
 _ONE_ROW = "mlp.shared_expert_gate.weight"
 # Tensors that shape the rotation; the configuration takes them in.
@@ -149,12 +157,19 @@ def num_layers(file: GGUFFile) -> int:
 
 
 def _weights(file: GGUFFile) -> list[str]:
-    behind = range(num_layers(file), Keys(file).integer("block_count"))
+    keys = Keys(file)
+    blocks = keys.integer("block_count")
+    behind = range(num_layers(file), blocks)
+    shared = range(0)
+    if architecture_of(file).shares_keys:
+        first = blocks - keys.whole("attention.shared_kv_layers", 0)
+        shared = range(first, blocks)
     names = []
     for name in file.tensors:
         in_layer = _BLOCK.match(name)
-        is_behind = in_layer is not None and int(in_layer[1]) in behind
-        if name not in ROPE_TENSORS and not is_behind:
+        layer = -1 if in_layer is None else int(in_layer[1])
+        is_unused = layer in shared and name.endswith(_OWN_KEYS)
+        if name not in ROPE_TENSORS and layer not in behind and not is_unused:
             names.append(name)
     return names
 
@@ -183,12 +198,12 @@ def _mlx_name(file: GGUFFile, architecture: Architecture, name: str) -> str:
         if name_in_layer is not None:
             layer_name = f"{architecture.prefix}model.layers.{int(layer)}"
             mlx_name = f"{layer_name}.{name_in_layer}"
-            if name_in_layer.endswith(_BARE):
+            if mlx_name.endswith(_BARE):
                 return mlx_name
             return f"{mlx_name}.{kind}"
     at_top = re.fullmatch(r"(\w+)\.(weight|bias)", name)
-    if at_top is not None and at_top[1] in TOP:
-        return f"{architecture.prefix}{TOP[at_top[1]]}.{at_top[2]}"
+    if at_top is not None and at_top[1] in architecture.top:
+        return f"{architecture.prefix}{architecture.top[at_top[1]]}.{at_top[2]}"
     raise UnsupportedModelError(
         f"{file.path}: tensor {name!r:.80} has no place in a {architecture.model_type} model"
     )

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tokenizers import AddedToken, decoders, normalizers
+from tokenizers import AddedToken, Regex, decoders, normalizers, pre_tokenizers
 from tokenizers import Tokenizer as Backend
 from tokenizers.models import BPE
 
@@ -41,6 +41,7 @@ _USUAL_IDS = {
     "llama": {"bos": 1, "eos": 2, "unknown": 0},
     "t5": {"eos": 1, "unknown": 2, "padding": 0},
 }
+_SPACE = "\u2581"  # how SentencePiece spells a space
 # Types of tokens, as SentencePiece has them.
 _NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED, _UNUSED, _BYTE = range(1, 7)
 # An architecture whose special tokens take the blanks behind them, but for these.
@@ -63,12 +64,15 @@ def gguf_tokenizer(path: Path) -> Tokenizer:
             way = _pre_tokenizer(metadata, path)
             adds_bos = way.starts_with_bos
             backend = _byte_level(metadata, rows, way)
+        elif kind == "gemma4":
+            adds_bos = True
+            backend = _escaped(metadata, rows)
         elif kind in _USUAL_IDS:
             backend = _sentencepiece(metadata, rows, kind, path)
         else:
             raise UnsupportedModelError(
                 f"{path}: tokenizer {kind!r:.80} in a GGUF file is not supported; known "
-                "are gpt2, llama and t5"
+                "are gemma4, gpt2, llama and t5"
             )
     except (UnsupportedModelError, ModelFileError, KeyboardInterrupt, SystemExit):
         raise
@@ -159,25 +163,54 @@ def _pre_tokenizer(metadata: Metadata, path: Path) -> PreTokenizer:
 
 
 def _byte_level(metadata: Metadata, rows: Rows, way: PreTokenizer) -> Backend:
-    vocabulary = {}
-    special = []
-    added = []
-    for number, (text, _, kind) in enumerate(rows):
-        vocabulary[text] = number
-        if kind in (_CONTROL, _UNKNOWN):
-            special.append(AddedToken(text, special=True, normalized=False))
-        elif kind == _USER_DEFINED:
-            added.append(AddedToken(text, special=False, normalized=False))
     merges = list(_merges(metadata))
-    model = BPE(vocab=vocabulary, merges=merges, ignore_merges=way.whole_words)
+    model = BPE(vocab=_numbers(rows), merges=merges, ignore_merges=way.whole_words)
     backend = Backend(model)
     backend.pre_tokenizer = way.backend()
     if way.composes:
         backend.normalizer = normalizers.NFC()
     backend.decoder = decoders.ByteLevel()
+    _add_tokens(backend, rows)
+    return backend
+
+
+def _escaped(metadata: Metadata, rows: Rows) -> Backend:
+    """Gemma 4's: merges of characters, with another character for spaces.
+
+    No merge goes over the end of a line. What has no token is spelled in bytes.
+    """
+    texts = {text for text, _, _ in rows}
+    model = BPE(
+        vocab=_numbers(rows),
+        merges=list(_merges(metadata)),
+        byte_fallback=True,
+        fuse_unk=True,
+        unk_token="<unk>" if "<unk>" in texts else None,
+    )
+    backend = Backend(model)
+    backend.normalizer = normalizers.Replace(" ", _SPACE)
+    backend.pre_tokenizer = pre_tokenizers.Split(Regex("\n+"), "isolated")
+    steps = [decoders.Replace(_SPACE, " "), decoders.ByteFallback(), decoders.Fuse()]
+    backend.decoder = decoders.Sequence(steps)
+    _add_tokens(backend, rows)
+    return backend
+
+
+def _numbers(rows: Rows) -> dict[str, int]:
+    return {text: number for number, (text, _, _) in enumerate(rows)}
+
+
+def _add_tokens(backend: Backend, rows: Rows) -> None:
+    """Tell the backend which tokens are never split."""
+    special = []
+    added = []
+    for text, _, kind in rows:
+        if kind in (_CONTROL, _UNKNOWN):
+            special.append(AddedToken(text, special=True, normalized=False))
+        elif kind == _USER_DEFINED:
+            added.append(AddedToken(text, special=False, normalized=False))
     backend.add_special_tokens(special)
     backend.add_tokens(added)
-    return backend
 
 
 def _merges(metadata: Metadata) -> Iterator[tuple[str, str]]:

@@ -24,93 +24,19 @@ from rvllm_local.models.gguf.reader import GGUFFile
 from rvllm_local.models.loader import load_model
 from rvllm_local.models.locate import locate
 from tests.support.gguf import permute
+from tests.support.gguf_families import (
+    ARCHITECTURE_OF,
+    FAMILIES,
+    KEYS,
+    PERMUTED,
+    RENAMED,
+    SUFFIXES,
+)
 from tests.support.packed_gguf import packed_module
 from tests.support.zoo import zoo_model
 
 TOKENS = mx.array([[3, 14, 15, 92, 65, 35, 89, 79, 32, 38] * 4])
 Array = npt.NDArray[Any]
-KEYS = {
-    "granite": {
-        "attention.scale": 0.18,
-        "embedding_scale": 2.0,
-        "residual_scale": 0.5,
-        "logit_scale": 4.0,
-    },
-    "command-r": {"logit_scale": 0.0625},
-    "cohere2": {"logit_scale": 0.0625, "attention.sliding_window": 24},
-    "olmo3": {"attention.sliding_window": 24},
-    "exaone4": {"attention.sliding_window": 24},
-    "glm4moe": {
-        "expert_count": 4,
-        "expert_used_count": 2,
-        "expert_shared_count": 1,
-        "expert_weights_scale": 2.5,
-        "expert_weights_norm": True,
-        "expert_gating_func": 2,
-        "leading_dense_block_count": 1,
-        "nextn_predict_layers": 1,
-        "rope.dimension_count": 16,
-    },
-    "qwen3vlmoe": {"expert_count": 4, "expert_used_count": 2},
-}
-DELTA_NET = {
-    "full_attention_interval": 2,
-    "rope.dimension_count": 16,
-    "ssm.conv_kernel": 4,
-    "ssm.group_count": 2,
-    "ssm.inner_size": 128,
-    "ssm.state_size": 32,
-    "ssm.time_step_rank": 4,
-}
-KEYS["qwen35"] = DELTA_NET
-KEYS["qwen35moe"] = {**DELTA_NET, "expert_count": 4, "expert_used_count": 2}
-# llama.cpp's name, mlx-lm's, and what its settings are where a tiny model has others.
-FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
-    "granite": (
-        "granite",
-        {
-            "attention_multiplier": 0.18,
-            "embedding_multiplier": 2.0,
-            "residual_multiplier": 0.5,
-            "logits_scaling": 4.0,
-        },
-    ),
-    "smollm3": ("smollm3", {}),
-    "ernie4_5": ("ernie4_5", {}),
-    "seed_oss": ("seed_oss", {"attention_bias": True}),
-    "olmo2": ("olmo2", {}),
-    "olmo3": ("olmo3", {"layer_types": [*["sliding_attention"] * 3, "full_attention"]}),
-    "exaone4": ("exaone4", {"sliding_window_pattern": "LLLG"}),
-    "hunyuan-dense": ("hunyuan_v1_dense", {}),
-    "starcoder2": ("starcoder2", {}),
-    "command-r": ("cohere", {}),
-    "cohere2": ("cohere2", {"sliding_window_pattern": 4}),
-    "glm4moe": ("glm4_moe", {"routed_scaling_factor": 2.5, "attention_bias": True}),
-    "qwen2vl": ("qwen2", {}),
-    "qwen3vl": ("qwen3", {}),
-    "qwen3vlmoe": ("qwen3_moe", {}),
-    "qwen35": ("qwen3_5", {"num_experts": 0}),
-    "qwen35moe": ("qwen3_5_moe", {}),
-}
-# Names that the package knows only by those of the published weights.
-RENAMED = {
-    "mlp.switch_mlp.gate_proj": "ffn_gate_exps",
-    "mlp.switch_mlp.up_proj": "ffn_up_exps",
-    "mlp.switch_mlp.down_proj": "ffn_down_exps",
-    "e_score_correction_bias": "exp_probs_b",
-    "query_layernorm": "attn_q_norm",
-    "key_layernorm": "attn_k_norm",
-    "linear_attn.in_proj_a": "ssm_alpha",
-    "linear_attn.in_proj_b": "ssm_beta",
-    "linear_attn.in_proj_z": "attn_gate",
-    "linear_attn.in_proj_qkv": "attn_qkv",
-    "linear_attn.conv1d": "ssm_conv1d",
-    "linear_attn.dt_bias": "ssm_dt",
-    "linear_attn.A_log": "ssm_a",
-    "linear_attn.norm": "ssm_norm",
-    "linear_attn.out_proj": "ssm_out",
-}
-SUFFIXES = {"exp_probs_b": ".bias", "ssm_dt": ".bias", "ssm_a": ""}
 
 
 def model_of(name: str) -> tuple[nn.Module, dict[str, Any], dict[str, Any]]:
@@ -125,7 +51,7 @@ def model_of(name: str) -> tuple[nn.Module, dict[str, Any], dict[str, Any]]:
         config = {**config, **settings}
         module = build_model(config)
         for key, value in tree_flatten(module.parameters()):
-            if key not in weights:
+            if key not in weights or weights[key].shape != value.shape:
                 weights[key] = mx.random.normal(value.shape) * 0.1
         names = {key for key, _ in tree_flatten(module.parameters())}
         module.load_weights([(key, weights[key]) for key in sorted(names)])
@@ -135,7 +61,7 @@ def model_of(name: str) -> tuple[nn.Module, dict[str, Any], dict[str, Any]]:
 
 def write(folder: Path, name: str, quantize: bool = False) -> tuple[Path, nn.Module]:
     module, config, text = model_of(name)
-    arch_name = "olmo2" if name == "olmo3" else name
+    arch_name = ARCHITECTURE_OF.get(name, name)
     arch = {value: key for key, value in gguf.MODEL_ARCH_NAMES.items()}[arch_name]
     layers = text["num_hidden_layers"]
     names = gguf.get_tensor_name_map(arch, layers)
@@ -159,6 +85,13 @@ def write(folder: Path, name: str, quantize: bool = False) -> tuple[Path, nn.Mod
         _add(writer, f"{arch_name}.{key}", value)
     for mlx_name, value in tree_flatten(module.parameters()):
         _add_tensor(writer, names, name, mlx_name, np.array(value), text, quantize)
+    if name == "gemma4":
+        # Published weights have keys of layers that take those of others.
+        unused = np.ones(64, dtype=np.float32)
+        writer.add_tensor("blk.3.attn_k_norm.weight", unused)
+    if arch_name == "gemma4":
+        factors = np.array([1.0] * 8 + [1e30] * 24, dtype=np.float32)
+        writer.add_tensor("rope_freqs.weight", factors)
     if "nextn_predict_layers" in extra:
         behind = np.ones((2, 2), dtype=np.float32)
         writer.add_tensor(f"blk.{layers}.nextn.eh_proj.weight", behind)
@@ -171,6 +104,7 @@ def write(folder: Path, name: str, quantize: bool = False) -> tuple[Path, nn.Mod
 
 def _base(text: dict[str, Any]) -> float:
     rotation = text.get("rope_parameters") or text.get("rope_scaling") or {}
+    rotation = rotation.get("full_attention", rotation)
     return float(text.get("rope_theta") or rotation["rope_theta"])
 
 
@@ -179,6 +113,10 @@ def _add(writer: gguf.GGUFWriter, key: str, value: Any) -> None:
         writer.add_bool(key, value)
     elif isinstance(value, int):
         writer.add_uint32(key, value)
+    elif isinstance(value, str):
+        writer.add_string(key, value)
+    elif isinstance(value, list):
+        writer.add_array(key, value)
     else:
         writer.add_float32(key, value)
 
@@ -199,12 +137,14 @@ def _add_tensor(
             suffix = SUFFIXES.get(gguf_name, ".weight")
             tensor = f"blk.{mlx_name.split('.')[2]}.{gguf_name}{suffix}"
     assert tensor is not None, mlx_name
-    if name in ("granite", "smollm3") and mlx_name.endswith("q_proj.weight"):
+    if name in PERMUTED and mlx_name.endswith("q_proj.weight"):
         weight = permute(weight, text["num_attention_heads"])
-    if name in ("granite", "smollm3") and mlx_name.endswith("k_proj.weight"):
+    if name in PERMUTED and mlx_name.endswith("k_proj.weight"):
         weight = permute(weight, text["num_key_value_heads"])
     if mlx_name.endswith("shared_expert_gate.weight"):
         weight = weight[0]
+    if "conv.conv" in mlx_name:
+        weight = weight[..., 0]
     if "linear_attn" in mlx_name:
         weight = _tiled(mlx_name, weight, text)
     weight = np.ascontiguousarray(weight)

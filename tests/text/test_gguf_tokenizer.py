@@ -6,6 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tokenizers import Tokenizer as Backend
+from tokenizers import normalizers, pre_tokenizers
+from tokenizers.models import BPE
 
 from rvllm_local.errors import ModelFileError, UnsupportedModelError
 from rvllm_local.models.locate import locate
@@ -161,3 +164,39 @@ def test_known_texts_end_turns(
     tokenizer = sentencepiece(tmp_path, pieces)
     numbers = {text: number for number, (text, _) in enumerate(pieces)}
     assert tokenizer.end_token_ids == {numbers[text] for text in ends}
+
+
+def test_gemma_4s_pieces_merge_as_in_its_own_tokenizer(tmp_path: Path) -> None:
+    words = ["▁", *"abcéno", "\n", "▁a", "ab", "▁ab", "▁▁", "\n\n", "no", "▁no"]
+    merges = ["▁ a", "a b", "▁ ab", "▁ ▁", "\n \n", "n o", "▁ no"]
+    pieces = [("<pad>", CONTROL), ("<eos>", CONTROL), ("<bos>", CONTROL)]
+    pieces += [("<unk>", UNKNOWN), ("<|channel>", USER_DEFINED)]
+    pieces += [(f"<0x{number:02X}>", BYTE) for number in range(256)]
+    pieces += [(word, NORMAL) for word in words]
+    tokenizer = sentencepiece(
+        tmp_path,
+        pieces,
+        "gemma4",
+        model=(STRING, "gemma4"),
+        merges=(ARRAY, (STRING, merges)),
+        bos_token_id=(INT32, 2),
+    )
+    numbers = {text: number for number, (text, _) in enumerate(pieces)}
+    own = Backend(
+        BPE(
+            vocab=numbers,
+            merges=[tuple(merge.split(" ")) for merge in merges],
+            byte_fallback=True,
+            fuse_unk=True,
+            unk_token="<unk>",
+        )
+    )
+    own.normalizer = normalizers.Replace(" ", "▁")
+    own.pre_tokenizer = pre_tokenizers.Split(" ", "merged_with_previous")
+    for text in ("ab no", " ab  no\n\n\nab", "é ñ 好 ab", "\n ab\n", "no<abc"):
+        bos, *token_ids = tokenizer.encode(text)
+        assert bos == numbers["<bos>"]
+        assert token_ids == own.encode(text, add_special_tokens=False).ids
+        assert tokenizer.decode(token_ids) == text
+    marked = tokenizer.encode("<|channel>ab", special=True)
+    assert marked == [numbers["<bos>"], numbers["<|channel>"], numbers["ab"]]
