@@ -19,6 +19,7 @@ from mlx import nn
 FloatArray = npt.NDArray[np.float32]
 
 _ZERO = {4: 8, 8: 128}
+_MOST_TOGETHER = 32  # inputs that are rounded to int8 by one scale, as llama.cpp does
 _BLOCKS = (16, 32, 64, 128, 256)
 _CHUNK_VALUES = 1 << 22  # unpacked at once
 _MXFP4_HALF = 2.0  # twice each of mxfp4's values is a whole number
@@ -29,8 +30,8 @@ class PackedMatrix:
     """A matrix in blocks of `block` columns.
 
     `codes` is uint8 `[rows, blocks, block * bits / 8]`; `scales` is float32
-    `[rows, blocks]`. `offsets` is float32 `[rows, blocks]`, and None where all of them
-    are 0.
+    `[rows, blocks]`. `offsets` is float32 `[rows, groups]`, and None where all of them
+    are 0. A group is one block or several.
     """
 
     codes: npt.NDArray[np.uint8]
@@ -49,6 +50,13 @@ class PackedMatrix:
         """Inputs of the product."""
         blocks = int(self.codes.shape[1])
         return blocks * self.block
+
+    @property
+    def group(self) -> int:
+        """Columns that have one offset together."""
+        if self.offsets is None:
+            return self.block
+        return self.columns // int(self.offsets.shape[1])
 
     @property
     def nbytes(self) -> int:
@@ -70,9 +78,12 @@ class PackedMatrix:
         zero = np.float32(_ZERO[self.bits])
         signed = blocks.astype(np.float32) - zero
         values: FloatArray = signed * scales[..., None]
+        values = values.reshape(*scales.shape[:-1], self.columns)
         if self.offsets is not None:
-            values += self.offsets[rows][..., None]
-        return values.reshape(*scales.shape[:-1], self.columns)
+            offsets = self.offsets[rows]
+            groups = values.reshape(*offsets.shape, self.group)
+            groups += offsets[..., None]
+        return values
 
 
 def refusal(layer: nn.Module) -> str | None:
@@ -112,19 +123,30 @@ def pack(layer: nn.Module) -> PackedMatrix:
         return _from_mxfp4(layer, weight)
     scales = np.array(layer["scales"].astype(mx.float32))
     biases = np.array(layer["biases"].astype(mx.float32))
-    block = layer.group_size
+    block = block_of(layer.group_size)
     bits = stored_bits(layer.bits)
     if bits == layer.bits:
         codes = weight.view(np.uint8)
     else:
         codes = _widened(weight, layer.bits, bits)
+    offsets = _offsets(scales, biases, bits)
+    block_scales = np.repeat(scales, layer.group_size // block, axis=1)
     return PackedMatrix(
-        codes=codes.reshape(*scales.shape, block * bits // 8),
-        scales=scales,
-        offsets=_offsets(scales, biases, bits),
+        codes=codes.reshape(*block_scales.shape, block * bits // 8),
+        scales=block_scales,
+        offsets=offsets,
         bits=bits,
         block=block,
     )
+
+
+def block_of(group_size: int) -> int:
+    """The columns of a block, into which a group of stored columns is divided.
+
+    The product rounds the inputs of a block to int8 by one scale: the fewer they are,
+    the less the largest of them costs the others.
+    """
+    return min(group_size, _MOST_TOGETHER)
 
 
 def _offsets(
@@ -208,6 +230,9 @@ def joined(matrices: list[PackedMatrix]) -> PackedMatrix | None:
     for matrix in matrices:
         if matrix.bits != first.bits or matrix.block != first.block:
             return None
+    groups = {matrix.group for matrix in matrices if matrix.offsets is not None}
+    if len(groups) > 1:
+        return None
     return PackedMatrix(
         codes=np.concatenate([matrix.codes for matrix in matrices]),
         scales=np.concatenate([matrix.scales for matrix in matrices]),
@@ -218,12 +243,14 @@ def joined(matrices: list[PackedMatrix]) -> PackedMatrix | None:
 
 
 def _joined_offsets(matrices: list[PackedMatrix]) -> FloatArray | None:
-    if all(matrix.offsets is None for matrix in matrices):
+    present = [matrix.offsets for matrix in matrices if matrix.offsets is not None]
+    if not present:
         return None
+    num_groups = present[0].shape[1]
     parts: list[FloatArray] = []
     for matrix in matrices:
-        if matrix.offsets is None:
-            parts.append(np.zeros_like(matrix.scales))
-        else:
-            parts.append(matrix.offsets)
+        offsets = matrix.offsets
+        if offsets is None:
+            offsets = np.zeros((matrix.rows, num_groups), dtype=np.float32)
+        parts.append(offsets)
     return np.concatenate(parts)

@@ -24,7 +24,7 @@ class ProductWriter:
 
     def __init__(self, writer: GraphWriter) -> None:
         self._writer = writer
-        self._members: dict[tuple[int, int], str] = {}  # which inputs are of a block
+        self._members: dict[tuple[int, int], str] = {}  # which inputs are of a group
 
     def linear(self, x: str, layers: Sequence[nn.Module]) -> list[str]:
         """The outputs of linear layers over one input, each for itself.
@@ -80,26 +80,27 @@ class ProductWriter:
         )
         if matrix.offsets is None:
             return product
-        # Each output also takes every block's offset times the sum of the block's inputs.
-        sums = self._block_sums(x, matrix)
+        # Each output also takes every group's offset times the sum of the group's inputs.
+        sums = self._group_sums(x, matrix)
         offsets = writer.constant(matrix.offsets.T)
         return writer.node("Gemm", [sums, offsets, product])
 
-    def _block_sums(self, x: str, matrix: PackedMatrix) -> str:
-        """The sum of each block's inputs, `[tokens, blocks]`.
+    def _group_sums(self, x: str, matrix: PackedMatrix) -> str:
+        """The sum of each group's inputs, `[tokens, groups]`.
 
         A product is the shorter way while its matrix, which grows with the square of the
         columns, is small.
         """
         writer = self._writer
-        blocks = matrix.columns // matrix.block
-        if matrix.columns * blocks > _MOST_MEMBERS:
-            parted = writer.node("Reshape", [x, writer.shape(-1, blocks, matrix.block)])
+        group = matrix.group
+        groups = matrix.columns // group
+        if matrix.columns * groups > _MOST_MEMBERS:
+            parted = writer.node("Reshape", [x, writer.shape(-1, groups, group)])
             return writer.node("ReduceSum", [parted, writer.shape(2)], keepdims=0)
-        key = (matrix.columns, matrix.block)
+        key = (matrix.columns, group)
         if key not in self._members:
-            ones = np.ones((1, matrix.block), dtype=np.float32)
-            members = np.kron(np.eye(blocks, dtype=np.float32), ones)
+            ones = np.ones((1, group), dtype=np.float32)
+            members = np.kron(np.eye(groups, dtype=np.float32), ones)
             self._members[key] = writer.constant(members.T)
         return writer.node("MatMul", [x, self._members[key]])
 

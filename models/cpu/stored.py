@@ -15,12 +15,19 @@ import mlx.core as mx
 from mlx import nn
 from mlx.utils import tree_flatten, tree_unflatten
 
-from rvllm_local.models.cpu.packed import PackedMatrix, pack, refusal, stored_bits
+from rvllm_local.models.cpu.packed import (
+    PackedMatrix,
+    block_of,
+    pack,
+    refusal,
+    stored_bits,
+)
 from rvllm_local.models.to_float32 import widened_layer
 
-# What a block takes beside its codes: scale and offset, and what the product keeps of both.
-_BLOCK_BYTES = 16
-_LOOKUP_BYTES = 8
+# What a block takes beside its codes, and a group: its scale or its offset, and what
+# the product keeps of it.
+_PRODUCT_BYTES = 8
+_LOOKUP_BYTES = 4
 
 
 class StoredLinear(nn.Module):  # type: ignore[misc]
@@ -92,7 +99,7 @@ def _inputs(layer: Any, x: mx.array) -> mx.array:
         return x
     half = x.shape[0] // 2
     exact = x[:half]
-    rounded = _rounded(x[half:], layer.inner.group_size)
+    rounded = _rounded(x[half:], block_of(layer.inner.group_size))
     return mx.concatenate([exact, rounded])
 
 
@@ -196,12 +203,13 @@ def packed_bytes(module: nn.Module) -> int:
     for part in module.modules():
         if _is_stand_in(part):
             layer = part.inner
-            blocks = layer["scales"].size
-            values = blocks * layer.group_size
+            groups = layer["scales"].size
+            values = groups * layer.group_size
+            blocks = values // block_of(layer.group_size)
             codes = values * stored_bits(layer.bits) // 8
-            total += codes + _BLOCK_BYTES * blocks
+            total += codes + _PRODUCT_BYTES * (blocks + groups)
             if isinstance(part, StoredEmbedding):  # looked up, and perhaps the head
-                total += codes + _LOOKUP_BYTES * blocks
+                total += codes + _LOOKUP_BYTES * (blocks + groups)
         elif not hasattr(part, "bits"):
             for value in part.values():
                 if isinstance(value, mx.array):

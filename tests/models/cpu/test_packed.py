@@ -118,9 +118,10 @@ def test_a_product_misses_only_what_rounding_activations_to_int8_explains(
     inputs = inputs.astype(np.float32)
     computed = open_session(writer.model()).run(None, {"x": inputs})[0]
     exact = inputs.astype(np.float64) @ weight.T
-    # An input is off by half a step of its block; in a sum every one may be.
-    blocks = np.abs(inputs).reshape(rows, -1, group)
-    steps = np.repeat(blocks.max(axis=-1) / 127, group, axis=-1)
+    # An input is off by half a step of its block; in a sum every one may be. Blocks are
+    # of 32 inputs, however many share a scale and an offset.
+    blocks = np.abs(inputs).reshape(rows, -1, 32)
+    steps = np.repeat(blocks.max(axis=-1) / 127, 32, axis=-1)
     bound = steps / 2 @ np.abs(weight).T
     assert (np.abs(computed - exact) <= bound * 1.05 + 1e-5).all()
 
@@ -133,3 +134,12 @@ def test_matrices_of_one_form_are_joined_and_others_are_not() -> None:
     parts = np.concatenate([matrix.values(every) for matrix in matrices])
     assert np.array_equal(whole.values(np.arange(2 * ROWS)), parts)
     assert joined([matrices[0], pack(layer_of(8, 32))]) is None
+
+
+def test_groups_of_several_blocks_keep_one_offset_each() -> None:
+    matrix = pack(layer_of(4, 128))
+    assert matrix.offsets is not None
+    assert matrix.block == 32 and matrix.scales.shape == (ROWS, COLUMNS // 32)
+    assert matrix.group == 128 and matrix.offsets.shape == (ROWS, COLUMNS // 128)
+    other = pack(layer_of(4, 64))
+    assert joined([matrix, other]) is None  # their sums of inputs differ
