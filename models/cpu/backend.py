@@ -72,7 +72,7 @@ class StepModel:
                 part = _only(geometry, rows)
             logits.append(self._step.logits(part, token_ids[rows]))
             order += rows
-        if geometry.rows == 1:
+        if len(logits) == 1:
             return logits[0]
         vocab = logits[0].shape[1]
         whole = np.empty((geometry.rows, vocab), dtype=np.float32)
