@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import random
 import socket
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,6 +16,7 @@ from rvllm_local.errors import ConfigError, EngineError
 from rvllm_local.scratch import temporary_folder
 
 LOOPBACK = "127.0.0.1"
+_PORTS = range(20_000, 32_000)
 
 
 def check_ring() -> None:
@@ -25,14 +28,20 @@ def check_ring() -> None:
 
 
 def free_addresses(count: int) -> tuple[str, ...]:
-    """So many addresses on loopback that nobody listens on now."""
-    sockets = [socket.socket() for _ in range(count)]
-    addresses = []
-    for listener in sockets:
-        listener.bind((LOOPBACK, 0))
-        addresses.append(f"{LOOPBACK}:{listener.getsockname()[1]}")
-    for listener in sockets:
-        listener.close()
+    """So many addresses on loopback that nobody uses now.
+
+    Systems hand out none of these ports by themselves, so that each is still free when
+    its rank comes to it.
+    """
+    choose = random.SystemRandom()
+    addresses: list[str] = []
+    with contextlib.ExitStack() as kept:
+        while len(addresses) < count:
+            probe = kept.enter_context(socket.socket())
+            port = choose.choice(_PORTS)
+            with contextlib.suppress(OSError):
+                probe.bind((LOOPBACK, port))
+                addresses.append(f"{LOOPBACK}:{port}")
     return tuple(addresses)
 
 

@@ -24,6 +24,7 @@ from rvllm_local.server.http.settings import ServerSettings
 from rvllm_local.server.listener import bound
 from rvllm_local.text.tokenizer_files import read_tokenizer
 from tests.support.api import Running, served
+from tests.support.ports import spare_ports
 from tests.support.scripted import ScriptedClient
 
 CHAT, GENERATE = "/api/chat", "/api/generate"
@@ -376,11 +377,6 @@ class TestModels:
         assert api.client.head("/api/blobs/sha256:0").status_code == 404
 
 
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        return int(probe.getsockname()[1])
-
-
 class TestPort:
     def test_a_port_that_is_taken_is_refused_with_what_to_do(self) -> None:
         with socket.create_server(("127.0.0.1", 0)) as taken:
@@ -390,14 +386,14 @@ class TestPort:
                 pass
 
     def test_ollamas_port_says_what_it_says(self, tiny: Path) -> None:
-        free = free_port()
+        (free,) = spare_ports(1)
         address = f"http://127.0.0.1:{free}/"
         with served({"tiny": tiny}, ServerSettings(port=0, ollama_port=free)):
-            assert httpx.get(address).text == "Ollama is running"
-            assert httpx.head(address).status_code == 200
+            assert httpx.get(address, timeout=240).text == "Ollama is running"
+            assert httpx.head(address, timeout=240).status_code == 200
 
     def test_both_ports_are_bound(self) -> None:
-        free = free_port()
+        (free,) = spare_ports(1)
         with bound(ServerSettings(port=0, ollama_port=free)) as sockets:
             assert [item.getsockname()[1] == free for item in sockets] == [False, True]
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
-import socket
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -17,6 +17,7 @@ from rvllm_local.commands.pack import pack_model
 from rvllm_local.commands.service.definition import Service, systemd_unit
 from rvllm_local.commands.service.service import service_of
 from rvllm_local.models.locate import locate
+from tests.support.ports import spare_ports
 from tests.support.processes import eventually, is_running
 from tests.support.served import save_thinking
 from tests.support.supervisor import (
@@ -47,7 +48,8 @@ class Supervised:
         """Kill -9 of the processes that do this."""
         pids = service_processes(self.supervisor.process.pid)[kind]
         for pid in pids:
-            os.kill(pid, signal.SIGKILL)
+            with contextlib.suppress(ProcessLookupError):  # it had no more work
+                os.kill(pid, signal.SIGKILL)
         return pids
 
 
@@ -56,8 +58,7 @@ def supervised(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Supervised]
     folder = tmp_path_factory.mktemp("service")
     bundle = folder / "a model.rvllm"
     pack_model(locate(str(save_thinking(folder / "tiny"))), bundle)
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port = probe.getsockname()[1]
+    (port,) = spare_ports(1)
     words = [str(bundle), "--port", str(port), "--keep-responses", "0"]
     unit = systemd_unit(service_of(words, None)).decode()
     made = Supervised(Supervisor(unit, folder / "log"), port)
@@ -77,7 +78,7 @@ def test_it_answers_again_after_kill_nine_of_each_process(
         assert killed
         eventually(supervised.answers, LONG_S)
         assert supervised.supervisor.process.pid == server, "the server went on"
-        assert not any(is_running(pid) for pid in killed)
+        eventually(lambda pids=killed: not any(map(is_running, pids)), LONG_S)
     below = service_processes(server)
     supervised.kill("server")
     eventually(supervised.answers, LONG_S)

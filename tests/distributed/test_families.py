@@ -9,8 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from rvllm_local.distributed.ring import free_addresses
-from tests.support.ranks import FAMILIES, needs_ring, save_for_ranks
+from tests.support.ranks import FAMILIES, free_hosts, needs_ring, save_for_ranks
 
 pytestmark = needs_ring
 
@@ -24,7 +23,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 @pytest.fixture(scope="module")
 def both_ways(folders: dict[str, Path]) -> dict[str, list[list[int]]]:
     """Each family's tokens, mlx-lm's and the engine's; one pair of ranks has all."""
-    addresses = ",".join(free_addresses(2))
+    addresses = ",".join(free_hosts(2))
     command = [sys.executable, "-m", "tests.support.rank_group"]
     paths = [str(folder) for folder in folders.values()]
     ranks = []

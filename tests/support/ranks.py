@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import socket
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,10 +15,10 @@ from mlx.utils import tree_flatten
 from rvllm_local import LLM
 from rvllm_local.clients.process.client import ProcessClient
 from rvllm_local.conversation.model import ConversationModel, detect_style
-from rvllm_local.distributed.ring import free_addresses
 from rvllm_local.models.locate import locate
 from rvllm_local.options import EngineOptions
 from rvllm_local.text.tokenizer_files import read_tokenizer
+from tests.support.ports import spare_ports
 from tests.support.tiny import save_tokenizer
 from tests.support.zoo import zoo_config, zoo_model
 
@@ -64,13 +63,8 @@ def served_by_ranks(folder: Path, ranks: int = 2, **options: object) -> Iterator
 
 def free_hosts(count: int) -> list[str]:
     """Addresses of this machine; below the first one's port there is a free one, too."""
-    while True:
-        with socket.socket() as control, socket.socket() as first:
-            control.bind(("127.0.0.1", 0))
-            port = control.getsockname()[1] + 1
-            with contextlib.suppress(OSError):
-                first.bind(("127.0.0.1", port))
-                return [f"127.0.0.1:{port}", *free_addresses(count - 1)]
+    _, *ports = spare_ports(count + 1)
+    return [f"127.0.0.1:{port}" for port in ports]
 
 
 def children_of(pid: int) -> list[int]:
