@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 import rvllm_local  # noqa: F401  (before MLX, which therefore is not imported up here: it prepares the process)
 from rvllm_local.errors import DownloadError
@@ -16,6 +17,17 @@ from tests.support.served import rvllm_serve, save_thinking
 
 # A server that a test starts leaves nothing in the user's own cache.
 os.environ.setdefault("RVLLM_CACHE", "memory")
+
+# The same examples each time, whatever a machine is like: a run says what a change did.
+# RVLLM_TEST_RANDOM=1 looks for new ones.
+settings.register_profile(
+    "suite",
+    deadline=None,
+    derandomize=os.environ.get("RVLLM_TEST_RANDOM") != "1",
+    database=None,
+    suppress_health_check=[HealthCheck.too_slow],
+)
+settings.load_profile("suite")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -31,6 +43,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             )
         if item.get_closest_marker("mac") and not has_metal:
             item.add_marker(pytest.mark.skip(reason="needs Apple's Metal"))
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """MLX would draw by the clock where nobody has given a seed."""
+    import mlx.core as mx
+
+    mx.random.seed(0)
 
 
 @pytest.fixture(scope="session")

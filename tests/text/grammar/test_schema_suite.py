@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import json
 import random
-import subprocess
-import sys
 import tarfile
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -26,6 +24,7 @@ from rvllm_local.text.grammar.formats import (
 )
 from rvllm_local.text.grammar.matcher import GrammarCompiler, Matcher
 from rvllm_local.text.tokenizer import Tokenizer
+from tests.support.pypi import download
 from tests.text.schema_corpus import allowed_tokens, sample
 
 PACKAGE = "jsonschema==4.26.0"
@@ -38,11 +37,7 @@ Group = Mapping[str, Any]
 def archive() -> Iterator[tarfile.TarFile]:
     """The library's sources."""
     if not list(CACHE.glob("*.tar.gz")):
-        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps"]
-        command += ["--disable-pip-version-check", "--no-binary", "jsonschema"]
-        command += ["--dest", str(CACHE), PACKAGE]
-        if subprocess.run(command, capture_output=True, timeout=240).returncode:
-            pytest.skip("no package index can be reached")
+        download(CACHE, "--no-binary", "jsonschema", PACKAGE)
     (path,) = CACHE.glob("*.tar.gz")
     with tarfile.open(path) as opened:
         yield opened
