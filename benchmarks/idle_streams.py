@@ -68,7 +68,7 @@ def measure(
         return asyncio.run(_read_all(port, server.pid, idle, active, seconds))
     finally:
         server.terminate()
-        server.wait(20)
+        server.wait(60)
         if server.stdout is not None:
             server.stdout.close()
 

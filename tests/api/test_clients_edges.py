@@ -256,12 +256,12 @@ class TestStateElsewhere:
         assert strict.post({}, f"{RESPONSES}/resp_x/cancel").status_code == 404
 
     def test_an_open_response_is_cancelled(self, paced: Running) -> None:
-        body = response(model="default", input="x", max_output_tokens=300, stream=True)
+        body = response(model="default", input="x", max_output_tokens=5000, stream=True)
         with paced.client.stream("POST", RESPONSES, json=body) as stream:
             lines = stream.iter_lines()
             first = next(line for line in lines if line.startswith("data: "))
             response_id = first.split('"id":"')[1].split('"')[0]
-            with httpx.Client(base_url=paced.client.base_url) as other:
+            with httpx.Client(base_url=paced.client.base_url, timeout=240) as other:
                 answer = other.post(f"{RESPONSES}/{response_id}/cancel", json={})
             assert ok(answer)["status"] == "cancelled"
             assert any("response.failed" in line for line in lines)

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
+import select
 import socket
 import struct
 import threading
-import time
 
-import httpx
 import pytest
 
 from rvllm_local.errors import ConfigError
@@ -43,9 +42,11 @@ def test_a_silent_socket_is_told_and_closed(paced: Running) -> None:
 def test_a_head_that_trickles_is_ended(paced: Running) -> None:
     with paced.connect() as connection:
         connection.settimeout(60)
-        for byte in HEAD[:10]:
+        for byte in HEAD * 100:
+            is_answered, _, _ = select.select([connection], [], [], 0.02)
+            if is_answered:
+                break
             connection.sendall(bytes([byte]))
-            time.sleep(0.02)
         assert problem(read_all(connection)) == (408, "slow_head")
 
 
@@ -53,7 +54,7 @@ def test_a_second_head_that_trickles_is_ended_too(paced: Running) -> None:
     with paced.connect() as connection:
         connection.settimeout(60)
         connection.sendall(b"GET /v1/models HTTP/1.1\r\nHost: localhost\r\n\r\n")
-        time.sleep(0.2)
+        assert connection.recv(65536).startswith(b"HTTP/1.1 200")
         connection.sendall(b"GET /v1/mod")
         assert b"slow_head" in read_all(connection)
 
@@ -204,16 +205,19 @@ def test_others_notice_nothing(paced: Running) -> None:
 
 
 def test_a_silent_stream_is_kept_alive_with_comments(paced: Running) -> None:
-    paced.engine.pace_s, before = 0.6, paced.engine.pace_s
+    paced.engine.may_speak.clear()
+    body = {**CHAT, "max_tokens": 1, "stream": True}
+    lines: list[str] = []
     try:
-        body = {**CHAT, "max_tokens": 1, "stream": True}
-        text = httpx.post(
-            f"http://127.0.0.1:{paced.port}/v1/chat/completions", json=body
-        ).text
+        with paced.client.stream("POST", "/v1/chat/completions", json=body) as answer:
+            for line in answer.iter_lines():
+                lines.append(line)
+                if lines.count(": keepalive") == 3:
+                    paced.engine.may_speak.set()
     finally:
-        paced.engine.pace_s = before
-    assert text.count(": keepalive\n\n") >= 3
-    assert text.endswith("data: [DONE]\n\n")
+        paced.engine.may_speak.set()
+    assert lines.count(": keepalive") >= 3
+    assert [line for line in lines if line][-1] == "data: [DONE]"
 
 
 def families(settings: ServerSettings) -> set[tuple[socket.AddressFamily, int]]:

@@ -151,7 +151,9 @@ def test_a_bias_bans_a_token(client: openai.OpenAI, address: str) -> None:
         "max_tokens": 1,
     }
     free = client.chat.completions.create(**options).choices[0].message.content
-    found = httpx.post(f"{address}/tokenize", json={"prompt": free}).json()["tokens"]
+    found = httpx.post(
+        f"{address}/tokenize", json={"prompt": free}, timeout=240
+    ).json()["tokens"]
     banned = (
         client.chat.completions.create(**options, logit_bias={str(found[0]): -100})
         .choices[0]

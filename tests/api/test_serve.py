@@ -78,24 +78,24 @@ def test_models_come_and_go_with_their_memory(tmp_path: Path) -> None:
     more = ("--kv-memory", "6MB", "--keep-alive", "1s", "--pin", "first")
     with (
         rvllm_serve([first, second], *more) as (base, _),
-        httpx.Client(base_url=base, timeout=60) as client,
+        httpx.Client(base_url=base, timeout=240) as client,
     ):
-        for name in ("first", "second"):
-            assert (
-                client.post(
-                    "/v1/chat/completions", json={**CHAT, "model": name}
-                ).status_code
-                == 200
-            )
-        pids = {
-            row["model"]: row["pid"] for row in client.get("/health").json()["engines"]
-        }
+        assert client.post("/v1/chat/completions", json=CHAT).status_code == 200
+        body = {**CHAT, "model": "second", "max_tokens": 1500, "stream": True}
+        with client.stream("POST", "/v1/chat/completions", json=body) as answer:
+            # While it answers, it is not idle.
+            assert "data" in next(answer.iter_lines())
+            rows = client.get("/health").json()["engines"]
+        pids = {row["model"]: row["pid"] for row in rows}
         assert set(pids) == {"first", "second"}
         eventually(lambda: not is_running(pids["second"]), 60)
-        states = {
-            row["id"]: row["state"] for row in client.get("/v1/models").json()["data"]
-        }
-        assert (states["first"], states["second"]) == ("ready", "idle")
+
+        def states() -> dict[str, str]:
+            rows = client.get("/v1/models").json()["data"]
+            return {row["id"]: row["state"] for row in rows}
+
+        eventually(lambda: states()["second"] == "idle", 60)
+        assert states()["first"] == "ready"
         assert (
             client.post(
                 "/v1/chat/completions", json={**CHAT, "model": "second"}
@@ -118,12 +118,12 @@ def test_tls_serves_and_a_plain_request_is_none(tmp_path: Path, tiny: Path) -> N
         context = ssl.create_default_context(cafile=str(certificate))
         assert (
             httpx.post(
-                f"{base}/v1/chat/completions", json=CHAT, verify=context, timeout=60
+                f"{base}/v1/chat/completions", json=CHAT, verify=context, timeout=240
             ).status_code
             == 200
         )
         with pytest.raises(httpx.HTTPError):
-            httpx.get(base.replace("https", "http") + "/health", timeout=60)
+            httpx.get(base.replace("https", "http") + "/health", timeout=240)
 
 
 def test_a_port_that_is_taken_is_named(tiny: Path) -> None:

@@ -8,14 +8,15 @@ import socket
 import socketserver
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 HEAD = (
     b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nConnection: close\r\n\r\n"
 )
 DONE = b"data: [DONE]\n\n"
-Step = bytes | float | str  # sent; slept; "hang" waits for the end of the test
+# Sent; slept; "hang" waits for the end of the test; called.
+Step = bytes | float | str | Callable[[], object]
 
 
 def chunk(content: str | None = None, finish: str | None = None, **more: Any) -> bytes:
@@ -47,6 +48,7 @@ class Scripted:
     """
 
     def __init__(self, steps: Sequence[Step]) -> None:
+        self.steps = steps
         self.bodies: list[dict[str, Any]] = []
         self.num_left = 0
         self.num_answered_at_once = 1_000_000  # those who come later are held
@@ -63,11 +65,13 @@ class Scripted:
                 scripted.bodies.append(json.loads(self.rfile.read(length) or b"{}"))
                 if len(scripted.bodies) > scripted.num_answered_at_once:
                     scripted.release.wait(60)
-                for step in steps:
+                for step in scripted.steps:
                     if isinstance(step, bytes):
                         self.wfile.write(step)
                     elif isinstance(step, str):
                         scripted.release.wait(60)
+                    elif callable(step):
+                        step()
                     else:
                         time.sleep(step)
                 scripted.has_played = True

@@ -27,7 +27,7 @@ FEW = [
     "50",
     "inf",
     "--timeout",
-    "5",
+    "60",
 ]
 
 
@@ -73,7 +73,7 @@ def test_an_endpoint_is_measured(
                     "--trace",
                     str(saved),
                     "--timeout",
-                    "5",
+                    "60",
                 ]
             )
             == 0

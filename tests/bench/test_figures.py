@@ -297,18 +297,33 @@ def test_a_name_that_is_cut_within_a_letter_hides_no_process() -> None:
             child.kill()
 
 
+WITH_A_CHILD = """
+import subprocess, sys
+print("alone", flush=True)
+input()
+code = "held = bytearray(50_000_000); print(flush=True); input()"
+child = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE)
+child.stdout.readline()
+print("together", flush=True)
+child.wait()
+"""
+
+
 def test_memory_counts_children() -> None:
-    code = "import time, sys; held = bytearray(50_000_000); print(flush=True); time.sleep(60)"
-    before = resident(os.getpid())
+    command = [sys.executable, "-c", WITH_A_CHILD]
     with subprocess.Popen(
-        [sys.executable, "-c", code], stdout=subprocess.PIPE
-    ) as child:
-        assert child.stdout is not None
-        child.stdout.readline()
-        assert resident(os.getpid()) > before + 45_000_000
-        child.kill()
-    with pytest.raises(ConfigError, match=str(child.pid)):
-        check_pid(child.pid)
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as parent:
+        assert parent.stdin is not None and parent.stdout is not None
+        assert parent.stdout.readline() == "alone\n"
+        before = resident(parent.pid)
+        parent.stdin.write("\n")
+        parent.stdin.flush()
+        assert parent.stdout.readline() == "together\n"
+        assert resident(parent.pid) > before + 45_000_000
+        parent.stdin.close()
+    with pytest.raises(ConfigError, match=str(parent.pid)):
+        check_pid(parent.pid)
 
 
 @pytest.mark.skipif(

@@ -28,7 +28,7 @@ FEW = [
     "--rate",
     "inf",
     "--timeout",
-    "5",
+    "60",
 ]
 
 
@@ -97,7 +97,7 @@ def test_a_recorded_trace_runs_once_at_its_own_rate(
         tmp_path / "mine.jsonl",
         *({"at": at / 5, "prompt": "hi", "max_tokens": 4} for at in range(3)),
     )
-    common = ["bench", "serve", "--model", "small", "--trace", made, "--timeout", "5"]
+    common = ["bench", "serve", "--model", "small", "--trace", made, "--timeout", "60"]
     with Scripted(GOOD) as server:
         files = [
             "--json",

@@ -28,7 +28,7 @@ ASK = Turn(({"role": "user", "content": "Is the sea salty?"},), 4)
 ENDING = [chunk(finish="length"), usage(), DONE]
 
 
-def play(steps: list[Step], count: int = 1, timeout_s: float = 5.0) -> Run:
+def play(steps: list[Step], count: int = 1, timeout_s: float = 60.0) -> Run:
     sessions = tuple(Session(0.0, (ASK,)) for _ in range(count))
     with Scripted(steps) as server:
         return run(Endpoint(server.url, timeout_s=timeout_s), Trace("test", sessions))

@@ -56,10 +56,15 @@ def test_a_dying_engine_and_a_dying_server_end_every_request(folder: Path) -> No
             )
         stream = llm.stream("x", LONG)
         next(stream)
-        os.kill(httpx.get(f"{base}/health").json()["engines"][0]["pid"], signal.SIGKILL)
+        os.kill(
+            httpx.get(f"{base}/health", timeout=240).json()["engines"][0]["pid"],
+            signal.SIGKILL,
+        )
         with pytest.raises(errors.EngineCrashedError):
             list(stream)
-        eventually(lambda: httpx.get(f"{base}/health").status_code == 200, 60)
+        eventually(
+            lambda: httpx.get(f"{base}/health", timeout=240).status_code == 200, 60
+        )
         stream = llm.stream("x", LONG)
         next(stream)
         process.kill()

@@ -37,7 +37,7 @@ ENDLESS = SamplingParams(max_tokens=1900, temperature=0, ignore_eos=True)
 SHORT = SamplingParams(max_tokens=4, temperature=0, ignore_eos=True)
 OPTIONS = EngineOptions(kv_memory=4_000_000, max_rows=4, prefill_chunk=32)
 LENIENT = Supervision(
-    stall_s=30.0, backoff_s=0.02, most_restarts=100, close_s=1.0, wait_s=60.0
+    stall_s=60.0, backoff_s=0.02, most_restarts=100, close_s=1.0, wait_s=120.0
 )
 
 
@@ -101,6 +101,7 @@ def test_kill_9_in_the_first_loading_is_survived(folder: str) -> None:
         folder, OPTIONS, supervision=replace(LENIENT, wait_s=0.0), wait=False
     )
     first = pid_of(client)
+    os.kill(first, signal.SIGSTOP)  # it shall not be ready before it was looked at
     assert client.health().state == "loading" and client.health().model == folder
     with pytest.raises(EngineCrashedError, match="still being loaded"):
         client.submit([1], SHORT)
@@ -246,8 +247,9 @@ def test_twenty_clients_leave_nothing_behind(
         pids.append(pid_of(client))
         list(client.submit([1], SHORT))
         client.close()
-    assert (open_descriptors(), threading.active_count()) == before
     assert not any(exists(pid) for pid in pids)
+    eventually(lambda: open_descriptors() <= before[0], 60)
+    eventually(lambda: threading.active_count() <= before[1], 60)
 
 
 def test_requests_that_cannot_be_sent_are_refused_alone(real: ProcessClient) -> None:

@@ -211,7 +211,7 @@ def test_an_adapter_is_served_as_a_model(
     with rvllm_serve([model], "--kv-memory", "8MB", *flags) as (base, _):
         rows = {
             row["id"]: row.get("parent")
-            for row in httpx.get(f"{base}/v1/models").json()["data"]
+            for row in httpx.get(f"{base}/v1/models", timeout=240).json()["data"]
         }
         assert (rows["a"], rows["b"], rows[model.name]) == (
             model.name,
@@ -226,7 +226,7 @@ def test_an_adapter_is_served_as_a_model(
                 "temperature": 0,
             }
             answer = httpx.post(
-                f"{base}/v1/completions", json={**body, "ignore_eos": True}, timeout=60
+                f"{base}/v1/completions", json={**body, "ignore_eos": True}, timeout=240
             ).json()
             assert answer["model"] == (name or model.name)
             with LLM(str(model), kv_memory="8MB") as llm:
@@ -240,6 +240,6 @@ def test_an_adapter_is_served_as_a_model(
                     == expected[0, name]
                 )
         missing = httpx.post(
-            f"{base}/v1/completions", json={"model": "c", "prompt": "x"}
+            f"{base}/v1/completions", json={"model": "c", "prompt": "x"}, timeout=240
         )
         assert missing.status_code == 404

@@ -250,4 +250,4 @@ def test_closing_leaves_no_process_behind(
         return pids
 
     for pid in runner.run(use()):
-        assert not is_running(pid)
+        eventually(lambda pid=pid: not is_running(pid), 60)

@@ -77,8 +77,13 @@ def test_what_never_ends_is_ended_by_the_kernel_and_holds_up_nobody(
     config = tmp_path / "config.json"
     config.unlink()
     os.mkfifo(config)
-    monkeypatch.setattr(inspection, "_WALL_S", 3.0)
     ends: list[BaseException] = []
+    has_begun = threading.Event()
+    ask = inspection._Reader.ask
+
+    def asked(reader: Any, frame: bytes) -> Any:
+        has_begun.set()
+        return ask(reader, frame)
 
     def read() -> None:
         try:
@@ -86,8 +91,12 @@ def test_what_never_ends_is_ended_by_the_kernel_and_holds_up_nobody(
         except ModelFileError as error:
             ends.append(error)
 
-    hanging = threading.Thread(target=read)
-    hanging.start()
+    with monkeypatch.context() as patch:
+        patch.setattr(inspection._Reader, "ask", asked)
+        patch.setattr(inspection, "_WALL_S", 3.0)
+        hanging = threading.Thread(target=read)
+        hanging.start()
+        assert has_begun.wait(60)
     assert processes.plan(ModelFiles("folder", tiny, "tiny"), OPTIONS).memory
     hanging.join(60)
     assert "takes more than 15 s or 1024 MB" in str(ends[0])

@@ -52,7 +52,7 @@ def test_a_template_that_loops_ends_with_the_drain(tmp_path: Path) -> None:
         client.join(60)
     error = answers[0].json()["error"]
     assert (answers[0].status_code, error["code"]) == (503, "shutting_down")
-    assert not is_running(prompts._process.pid)
+    eventually(lambda: not is_running(prompts._process.pid), 60)
 
 
 def test_a_client_that_does_not_read_and_an_engine_that_does_not_end(

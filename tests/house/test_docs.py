@@ -60,12 +60,16 @@ def test_shell_snippet_runs(
         '${OPENAI_API_BASE:-}${CODEX_OSS_BASE_URL:-}"'
     )
     done = subprocess.run(
-        ["bash", "-euc", script], capture_output=True, text=True, check=True, timeout=60
+        ["bash", "-euc", script],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=240,
     )
     body, _, exported = done.stdout.rpartition("exported: ")
     if exported.strip():
         base = exported.strip().removesuffix("/v1")
-        assert httpx.get(f"{base}/v1/models", timeout=60).json()["data"]
+        assert httpx.get(f"{base}/v1/models", timeout=240).json()["data"]
     else:
         assert json.loads(body)["choices"]
 
@@ -81,4 +85,4 @@ def test_configuration_snippet_names_an_api(
     json.loads(text)
     bases = re.findall(r'"baseU(?:RL|rl)": "([^"]+)"', text)
     assert len(bases) == 1
-    assert httpx.get(f"{bases[0]}/models/default", timeout=60).status_code == 200
+    assert httpx.get(f"{bases[0]}/models/default", timeout=240).status_code == 200

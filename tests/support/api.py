@@ -67,12 +67,17 @@ def open_here(files: ModelFiles, options: EngineOptions) -> Client:
 
 
 class PacedClient:
-    """Pretends to be an engine: every choice says `word` every `pace_s`, until its length or its end."""
+    """Pretends to be an engine: every choice says `word` every `pace_s`, until its length or its end.
+
+    While `may_speak` is clear, it says nothing.
+    """
 
     def __init__(self, pace_s: float = 0.01, word: str = "la ") -> None:
         self.limits = EngineLimits(384, 100_000, 100_000, (0,))
         self.pace_s, self.word = pace_s, word
         self.open: dict[str, threading.Event] = {}
+        self.may_speak = threading.Event()
+        self.may_speak.set()
         self.is_closed = False
 
     def start(self, requests: Sequence[Request], sink: EventSink) -> None:
@@ -86,7 +91,10 @@ class PacedClient:
 
     def _say(self, request: Request, sink: EventSink, stop: threading.Event) -> None:
         for number in range(request.params.max_tokens):
-            if stop.wait(self.pace_s):
+            is_over = stop.wait(self.pace_s)
+            while not is_over and not self.may_speak.is_set():
+                is_over = stop.wait(self.pace_s)
+            if is_over:
                 sink(StreamEvent("", (), FinishReason.CANCELLED, index=request.index))
                 break
             is_last = number + 1 == request.params.max_tokens
@@ -183,7 +191,7 @@ class Running:
     ) -> httpx.Response:
         return self.client.post(path, json=body, **more)
 
-    def raw(self, data: bytes, *, wait_s: float = 10.0) -> bytes:
+    def raw(self, data: bytes, *, wait_s: float = 60.0) -> bytes:
         """Send bytes on a socket of their own, and read until the server closes it or is silent."""
         with self.connect() as connection:
             connection.settimeout(wait_s)
@@ -193,7 +201,7 @@ class Running:
     def connect(self) -> socket.socket:
         return socket.create_connection(("127.0.0.1", self.port), timeout=60)
 
-    def eventually(self, condition: Any, within_s: float = 30.0) -> None:
+    def eventually(self, condition: Any, within_s: float = 120.0) -> None:
         """Fail unless the condition holds soon; an answer to `LONG` takes longer."""
         until = time.monotonic() + within_s
         while not condition():
@@ -248,7 +256,7 @@ def served(
 
     thread = threading.Thread(target=lambda: asyncio.run(main()), daemon=True)
     thread.start()
-    assert ready.wait(30)
+    assert ready.wait(120)
     try:
         yield found[0]
     finally:

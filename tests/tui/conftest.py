@@ -33,9 +33,11 @@ class Chat:
         return [message.text for message in self.session.messages]
 
     async def until(self, condition: Callable[[], Any]) -> None:
-        async with asyncio.timeout(60):
-            while not condition():
-                await asyncio.sleep(0.01)
+        """Wait until it is so: keys, messages and frames take as long as they take."""
+        ends_at = time.monotonic() + 120
+        while not condition():
+            assert time.monotonic() < ends_at, self.screen()
+            await asyncio.sleep(0.01)
         await self.pilot.pause()
 
     async def press(self, *keys: str) -> None:

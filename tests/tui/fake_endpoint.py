@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
-CLOSING_S = 20.0  # the other side has this long to close its connections
+CLOSING_S = 120.0  # the other side has this long to close its connections
 
 ENGINE = {
     "blocks": {

@@ -27,8 +27,8 @@ def test_a_prompt_is_answered(play) -> None:
     async def scenario(chat) -> None:
         await chat.say("hi")
         assert chat.texts == ["hi", "Hello there."]
-        assert "Hello there." in chat.screen()
-        assert "small  ctx 14/32.8k  cached 8" in chat.screen()
+        await chat.until(lambda: "Hello there." in chat.screen())
+        await chat.until(lambda: "small  ctx 14/32.8k  cached 8" in chat.screen())
 
     play(scenario)
 
@@ -42,7 +42,7 @@ def test_words_show_while_they_come_and_escape_keeps_them(play) -> None:
         await chat.press("escape")
         await chat.until(lambda: chat.session.live is None)
         assert chat.texts == ["hi", "The first words"]
-        assert "■ stopped" in chat.screen()
+        await chat.until(lambda: "■ stopped" in chat.screen())
         await chat.say("go on")
         assert chat.fake.requests[-1]["messages"][1]["content"] == "The first words"
 
@@ -66,7 +66,7 @@ def test_escape_before_the_first_word_returns_the_prompt(play) -> None:
 def test_a_new_line_is_not_sent(play, key: str) -> None:
     async def scenario(chat) -> None:
         await chat.press("a", key, "b")
-        assert chat.app.composer.text == "a\nb"
+        await chat.until(lambda: chat.app.composer.text == "a\nb")
         assert chat.texts == []
 
     play(scenario)
@@ -82,7 +82,7 @@ def test_a_second_prompt_waits_in_line(play) -> None:
         await chat.until(lambda: "⏎ next: more" in chat.screen())
         await chat.press("up")
         await chat.until(lambda: chat.app.composer.text == "more")
-        assert "next:" not in chat.screen()
+        await chat.until(lambda: "next:" not in chat.screen())
         await chat.press("enter")
         chat.fake.release.set()
         await chat.until(lambda: len(chat.texts) == 4 and chat.session.live is None)
@@ -95,9 +95,9 @@ def test_up_recalls_the_last_prompt(play) -> None:
     async def scenario(chat) -> None:
         await chat.say("hi")
         await chat.press("up")
-        assert chat.app.composer.text == "hi"
+        await chat.until(lambda: chat.app.composer.text == "hi")
         await chat.press("up")
-        assert chat.app.composer.text == "hi"
+        await chat.until(lambda: chat.app.composer.text == "hi")
 
     play(scenario)
 
@@ -107,7 +107,7 @@ def test_ctrl_c_copies_then_stops_then_quits(play) -> None:
         await chat.type("copy me")
         chat.app.composer.select_all()
         await chat.press("ctrl+c")
-        assert chat.app.clipboard == "copy me"
+        await chat.until(lambda: chat.app.clipboard == "copy me")
         chat.app.composer.load_text("hi")
         await chat.press("enter")
         await chat.until(lambda: chat.session.live and chat.session.live.text)
@@ -135,11 +135,11 @@ def test_walking_messages_and_what_their_keys_do(play) -> None:
     async def scenario(chat) -> None:
         await chat.say("hi")
         await chat.press("alt+up")
-        assert chat.app.transcript.target.role == "assistant"
+        await chat.until(lambda: chat.app.transcript.target.role == "assistant")
         await chat.press("c")
-        assert chat.app.clipboard == "Look:\n\n```py\nx = 1\n```"
+        await chat.until(lambda: chat.app.clipboard == "Look:\n\n```py\nx = 1\n```")
         await chat.press("C")
-        assert chat.app.clipboard == "x = 1"
+        await chat.until(lambda: chat.app.clipboard == "x = 1")
         await chat.press("r")
         await chat.until(
             lambda: chat.session.siblings.get(chat.session.messages[-1].id) == (1, 2)
@@ -152,7 +152,7 @@ def test_walking_messages_and_what_their_keys_do(play) -> None:
         await chat.press("right_square_bracket")
         await chat.until(lambda: "‹ 2/2 ›" in chat.screen())
         await chat.press("alt+down")
-        assert chat.app.composer.has_focus
+        await chat.until(lambda: chat.app.composer.has_focus)
 
     play(scenario, FakeEndpoint({"hi": ["Look:\n\n```py\nx = 1\n```"]}))
 
@@ -161,7 +161,7 @@ def test_editing_makes_a_branch(play) -> None:
     async def scenario(chat) -> None:
         await chat.say("hi")
         await chat.press("alt+up", "alt+up", "e")
-        assert chat.app.composer.text == "hi"
+        await chat.until(lambda: chat.app.composer.text == "hi")
         chat.app.composer.load_text("ho")
         await chat.press("enter")
         await chat.until(lambda: chat.texts[:1] == ["ho"] and chat.session.live is None)
@@ -219,9 +219,9 @@ def test_a_click_selects_a_message(play) -> None:
         await chat.until(lambda: chat.app.transcript.selected == view.message.id)
         await chat.until(lambda: "c copy   r again" in chat.screen())
         await chat.press("c")
-        assert chat.app.clipboard == "Hello there."
+        await chat.until(lambda: chat.app.clipboard == "Hello there.")
         await chat.press("escape")
-        assert chat.app.transcript.selected is None
+        await chat.until(lambda: chat.app.transcript.selected is None)
         await chat.until(lambda: "c copy" not in chat.screen())
 
     play(scenario)
@@ -236,7 +236,7 @@ def test_editing_is_seen_and_gives_the_draft_back(play) -> None:
         await chat.until(lambda: "Esc leaves it" in chat.screen())
         await chat.press("escape")
         await chat.until(lambda: chat.app.composer.text == "my draft")
-        assert "Esc leaves it" not in chat.screen()
+        await chat.until(lambda: "Esc leaves it" not in chat.screen())
         await chat.press("alt+up", "alt+up", "e", "ctrl+n")
         await chat.until(lambda: chat.texts == [])
         assert (chat.app.composer.editing, chat.app.composer.text) == (None, "")
@@ -382,7 +382,7 @@ def test_a_reply_goes_on_when_asked(play) -> None:
 def test_enter_after_a_backslash_begins_a_new_line(play) -> None:
     async def scenario(chat) -> None:
         await chat.press("a", "backslash", "enter", "b")
-        assert chat.app.composer.text == "a\nb"
+        await chat.until(lambda: chat.app.composer.text == "a\nb")
         assert chat.texts == []
 
     play(scenario)
@@ -468,7 +468,7 @@ def test_reasoning_is_folded_and_can_be_shown(play) -> None:
         chat.fake.release.set()
         await chat.until(lambda: chat.session.live is None)
         await chat.until(lambda: "▸ thought for" in chat.screen())
-        assert "secret thoughts" not in chat.screen()
+        await chat.until(lambda: "secret thoughts" not in chat.screen())
         await chat.press("alt+up", "t")
         await chat.until(lambda: "secret thoughts" in chat.screen())
 
@@ -483,7 +483,7 @@ def test_reasoning_is_folded_and_can_be_shown(play) -> None:
 def test_tool_calls_are_shown(play) -> None:
     async def scenario(chat) -> None:
         await chat.say("hi")
-        assert '⚙ clock({"zone": "[/x]"})' in chat.screen()
+        await chat.until(lambda: '⚙ clock({"zone": "[/x]"})' in chat.screen())
 
     call = {
         "tool_calls": [{"function": {"name": "clock", "arguments": '{"zone": "[/x]"}'}}]
@@ -496,7 +496,7 @@ def test_prefill_shows_a_bar(play) -> None:
         await chat.type("hi")
         await chat.press("enter")
         await chat.until(lambda: "reading" in chat.screen())
-        assert "25% of 8k tokens" in chat.screen()
+        await chat.until(lambda: "25% of 8k tokens" in chat.screen())
 
     fake = FakeEndpoint({"hi": ["hold"]})
     fake.engine["requests"] = [
@@ -514,7 +514,7 @@ def test_chats_are_found_opened_renamed_and_deleted(play) -> None:
     async def scenario(chat) -> None:
         await chat.say("about whales")
         await chat.press("ctrl+n")
-        assert chat.texts == []
+        await chat.until(lambda: chat.texts == [])
         await chat.say("about krill")
         await chat.press("ctrl+s")
         await chat.until(dialog(chat, ChatsScreen))
@@ -542,7 +542,7 @@ def test_choosing_a_model(play) -> None:
     async def scenario(chat) -> None:
         await chat.press("ctrl+l")
         await chat.until(dialog(chat, ModelsScreen))
-        assert "ctx 131k" in chat.screen()
+        await chat.until(lambda: "ctx 131k" in chat.screen())
         await chat.press(*"large", "enter")
         await chat.until(lambda: chat.session.model == "large")
         await chat.say("/model small")
@@ -668,11 +668,11 @@ def test_find_goes_from_the_newest_back(play) -> None:
         await chat.say("whale one")
         await chat.say("whale two")
         await chat.press("ctrl+f", *"whale", "enter")
-        assert chat.app.transcript.target.text == "whale two"
+        await chat.until(lambda: chat.app.transcript.target.text == "whale two")
         await chat.press("enter")
-        assert chat.app.transcript.target.text == "whale one"
+        await chat.until(lambda: chat.app.transcript.target.text == "whale one")
         await chat.press("escape")
-        assert chat.app.composer.has_focus
+        await chat.until(lambda: chat.app.composer.has_focus)
         await chat.say("/find krill")
         await chat.told("not found")
 
@@ -685,7 +685,7 @@ def test_the_engine_panel(play) -> None:
         await chat.until(lambda: "spilled 3" in chat.screen())
         for part in ("KV cache", "██", "0 running, 0 waiting", "kv arena"):
             assert part in chat.screen()
-        assert "prefix hit tokens" not in chat.screen()
+        await chat.until(lambda: "prefix hit tokens" not in chat.screen())
         await chat.say("/more")
         await chat.until(lambda: "prefix hit tokens" in chat.screen())
         await chat.say("/more")
@@ -707,7 +707,7 @@ def test_scrolling_stops_following_and_end_resumes(play) -> None:
             )
         )
         await chat.press("pageup")
-        assert transcript.scroll_y < transcript.max_scroll_y
+        await chat.until(lambda: transcript.scroll_y < transcript.max_scroll_y)
         await chat.press("pagedown")
         await chat.press("pageup", "ctrl+end")
         await chat.until(lambda: transcript.scroll_y == transcript.max_scroll_y)
@@ -861,7 +861,7 @@ def test_keys_can_be_remapped(play) -> None:
     async def scenario(chat) -> None:
         await chat.say("hi")
         await chat.press("ctrl+n")
-        assert chat.texts
+        await chat.until(lambda: chat.texts)
         await chat.press("f9")
         await chat.until(lambda: chat.texts == [])
 
@@ -906,7 +906,7 @@ def test_a_newer_history_is_read_only(play, tmp_path: Path) -> None:
         await chat.told("newer version")
         await chat.say("hi")
         assert chat.texts[-1] == "Hello there."
-        assert "not kept" in chat.screen()
+        await chat.until(lambda: "not kept" in chat.screen())
 
     play(scenario)
 

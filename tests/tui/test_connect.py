@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import socket
 import sys
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from rvllm_local.tui.endpoint import ChatEndpoint
 from rvllm_local.tui.launcher import ServerLauncher
 from rvllm_local.tui.offers import catalogue_models
 from rvllm_local.tui.state import ModelInfo
+from tests.support.ports import spare_ports
 from tests.tui.fake_endpoint import FakeEndpoint
 
 # Loads for two questions, then serves the model that it is named; "bad" cannot be had.
@@ -52,9 +52,8 @@ class Starting(ServerLauncher):
 
     def __init__(self, model: str) -> None:
         super().__init__(None, model, grace_s=0.3)
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.url = f"http://127.0.0.1:{free.getsockname()[1]}"
+        (port,) = spare_ports(1)
+        self.url = f"http://127.0.0.1:{port}"
 
     def command(self) -> list[str]:
         return [
@@ -125,8 +124,11 @@ def test_chats_share_a_server_that_outlives_the_first() -> None:
         await (await second.connect(lambda text: None)).close()
         assert second.is_child and second.lease is not None
         await first.stop()
+        async with asyncio.timeout(60):
+            while second.lease.count != 1:
+                await asyncio.sleep(0.05)
         await asyncio.sleep(1.0)  # longer than the grace
-        assert await answers(first.url) and second.lease.count == 1
+        assert await answers(first.url)
         await second.stop()
         async with asyncio.timeout(60):
             while await answers(first.url):

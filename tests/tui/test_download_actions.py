@@ -54,7 +54,7 @@ def test_a_download_is_paused_and_goes_on(play, forgotten: list[str]) -> None:
         await chat.until(lambda: "fetching late  50%  Esc pauses" in chat.screen())
         await chat.press("escape")
         await chat.until(lambda: "paused: late" in chat.screen())
-        assert "late is here in part" in chat.screen()
+        await chat.until(lambda: "late is here in part" in chat.screen())
         await chat.press("f4")
         await chat.until(lambda: chat.app.server.fetched == ["late", "late"])
         await chat.say("/pause")

@@ -101,7 +101,7 @@ def test_stopping_keeps_the_words_and_frees_the_server(tmp_path: Path) -> None:
         await driver.drain()
         last = driver.history.thread(driver.session.chat.id)[-1]
         assert (last.text, last.state) == ("one", MessageState.STOPPED)
-        assert await asyncio.to_thread(fake.disconnected.wait, 5)
+        assert await asyncio.to_thread(fake.disconnected.wait, 60)
 
     fake = FakeEndpoint({"hi": ["one", "hold", "two"]})
     run(scenario, fake, tmp_path / "h.db")
@@ -110,7 +110,7 @@ def test_stopping_keeps_the_words_and_frees_the_server(tmp_path: Path) -> None:
 def test_stopping_before_the_first_word_leaves_no_trace(tmp_path: Path) -> None:
     async def scenario(driver: Listening) -> None:
         driver.submit("hi")
-        assert await asyncio.to_thread(fake.holding.wait, 5)
+        assert await asyncio.to_thread(fake.holding.wait, 60)
         driver.stop()
         await driver.drain()
         assert driver.history.all_messages(driver.session.chat.id) == []

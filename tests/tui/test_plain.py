@@ -208,7 +208,7 @@ def test_a_reader_that_goes_ends_it_quietly() -> None:
         command = f"{sys.executable} -m rvllm_local.cli chat --no-history"
         line = f"{command} --endpoint {fake.url} -p hi </dev/null | head -1"
         done = subprocess.run(
-            line, shell=True, capture_output=True, text=True, timeout=60, check=False
+            line, shell=True, capture_output=True, text=True, timeout=240, check=False
         )
     assert (done.stdout, done.stderr) == ("word\n", "")
 

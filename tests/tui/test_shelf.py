@@ -216,7 +216,7 @@ def test_an_empty_screen_offers_it_and_f3_fetches_it(play) -> None:
         chat.app.best = BestModel(info("qwen3-4b", 2.3e9), 9.2)
         chat.app.show_welcome()
         await chat.until(lambda: "qwen3-4b is the best that fits here" in chat.screen())
-        assert "2.3 GB   about 9 tok/s here   MIT" in chat.screen()
+        await chat.until(lambda: "2.3 GB   about 9 tok/s here   MIT" in chat.screen())
         await chat.press("f3")
         await chat.say("/best")
         assert switched == ["qwen3-4b", "qwen3-4b"]

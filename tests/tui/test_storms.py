@@ -71,7 +71,7 @@ def test_hundreds_of_sizes_while_a_reply_is_written(play) -> None:
         await chat.pilot.resize_terminal(80, 24)
         await chat.until(lambda: chat.session.live is None)
         await chat.until(lambda: "the end" in chat.screen())
-        assert max(map(cell_len, chat.screen().splitlines())) <= 80
+        await chat.until(lambda: max(map(cell_len, chat.screen().splitlines())) <= 80)
 
     play(scenario, fake)
 

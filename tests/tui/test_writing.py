@@ -48,7 +48,7 @@ def test_tab_completes_commands_and_files(
         await chat.press("tab", "s", "tab")
         await chat.until(lambda: chat.app.composer.text == 'read @"my notes/sea.md" ')
         await chat.press("tab")
-        assert not chat.app.composer.has_focus
+        await chat.until(lambda: not chat.app.composer.has_focus)
 
     play(scenario)
 
