@@ -21,8 +21,11 @@ from tests.tui.fake_endpoint import FakeEndpoint
 class Chat:
     """An app under test: press keys, and wait for what must come."""
 
-    def __init__(self, app: ChatApp, pilot: Any, fake: FakeEndpoint) -> None:
+    def __init__(
+        self, app: ChatApp, pilot: Any, fake: FakeEndpoint, notices: list[str]
+    ) -> None:
         self.app, self.pilot, self.fake = app, pilot, fake
+        self.notices = notices
 
     @property
     def session(self):
@@ -57,9 +60,8 @@ class Chat:
         await self.app.driver.drain()
 
     async def told(self, words: str) -> None:
-        await self.until(
-            lambda: any(words in str(one.message) for one in self.app._notifications)
-        )
+        """Wait until it was told; a busy machine may see it when it has gone again."""
+        await self.until(lambda: any(words in notice for notice in self.notices))
 
     def screen(self) -> str:
         """What the terminal shows, as text."""
@@ -84,8 +86,16 @@ async def opened(
         clock or time.monotonic,
     )
     app.animation_level = "none"
+    notices: list[str] = []
+    notify = app.notify
+
+    def noted(message: str, **options: Any) -> None:
+        notices.append(message)
+        notify(message, **options)
+
+    app.notify = noted  # type: ignore[method-assign,assignment]
     async with app.run_test(size=size, notifications=True) as pilot:
-        chat = Chat(app, pilot, fake)
+        chat = Chat(app, pilot, fake, notices)
         if ready:
             await chat.until(lambda: chat.session.connection is ConnectionState.READY)
         try:
