@@ -24,6 +24,7 @@ class TolerantParser:
     """A `ToolParser` around the family's own.
 
     A call that its parser cannot read is tried in every other form, and so is content.
+    Calls are numbered anew.
     """
 
     def __init__(self, family_parser: ToolParser, tools: Tools) -> None:
@@ -32,6 +33,7 @@ class TolerantParser:
         self._others = OtherForms(tools)
         self._num_calls = 0  # that have ended, or failed
         self._is_calling = False  # the own parser's call has a name
+        self._is_cut = False  # a limit ended the output
         self._read: list[Piece] = []
 
     def feed(self, text: str) -> list[Piece]:
@@ -41,6 +43,7 @@ class TolerantParser:
 
     def finish(self, is_cut: bool = False) -> list[Piece]:
         """See `ToolParser.finish`."""
+        self._is_cut = is_cut
         self._take(self._family_parser.finish(is_cut))
         self._add(self._others.finish(is_cut))
         return self._drain()
@@ -69,14 +72,19 @@ class TolerantParser:
                     self._read.append(piece)
 
     def _take_failed(self, raw: str, reason: str) -> None:
-        calls = None
-        if not self._is_calling:
-            self._end_content()
-            calls = whole_calls(raw, self._tools)
-        if calls is None:
+        """A call that its parser could not read.
+
+        What is none in any form is shown: an answer without a word helps nobody.
+        """
+        if self._is_calling or self._is_cut:
             self._end_call(ToolCallFailed(self._num_calls, raw, reason))
             return
-        self._add(self._others.written(calls))
+        self._end_content()
+        calls = whole_calls(raw, self._tools)
+        if calls is None:
+            self._read.append(ContentDelta(raw))
+        else:
+            self._add(self._others.written(calls))
 
     def _end_call(self, piece: Piece) -> None:
         self._read.append(piece)

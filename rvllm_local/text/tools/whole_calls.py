@@ -60,6 +60,7 @@ _FUNCTION = re.compile(
 )
 _NAMELESS = re.compile(r"([\w.-]+)\s*(<parameter=.*)", re.DOTALL)
 _PLAIN_INVOKE = InvokeWords("function", "parameter")
+_BLANKS_AND_JOINTS = " \t\r\n;,"
 _MOST_FRAMES = 3  # around one another
 
 # How a bare text is put for each parser: what stands before it and behind it.
@@ -138,7 +139,7 @@ def _bare_texts(text: str) -> Iterator[str]:
         inside = _without_frame(text)
         if inside == text:
             return
-        text = inside
+        text = inside.lstrip(_BLANKS_AND_JOINTS)
 
 
 def _without_frame(text: str) -> str:

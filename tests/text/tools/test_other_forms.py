@@ -105,6 +105,7 @@ TWICE = [
     ("hermes", f"<tool_call>{OBJECT}\n<tool_call>{OBJECT}"),
     ("hermes", f"{OBJECT}\n{OBJECT}"),
     ("hermes", f"<tool_call>{OBJECT}; {OBJECT}</tool_call>"),
+    ("qwen3_coder", f"<tool_call>; {OBJECT}; {OBJECT}"),
     ("qwen3_coder", f"<tool_call>{OBJECT}; {OBJECT}</tool_call>"),
     ("glm", 2 * f"<tool_call>look\n{ARGUMENTS}"),
     ("qwen3_coder", 2 * f"<tool_call><function=look>{PARAMETERS}</function>"),
@@ -202,6 +203,13 @@ def test_text_is_shown_while_it_comes() -> None:
     for number in range(100):
         said += joined(parser.feed(f'word {number} {{"a": [1]}}\n')).content
     assert said.startswith("word 0 ") and len(said) > 1000
+
+
+def test_a_call_that_nobody_can_read_is_shown() -> None:
+    parser = tolerant_parser_for("hermes", TOOLS)
+    text = "<tool_call>look at this</tool_call>"
+    pieces = parser.feed(f"Hm. {text} Well.") + parser.finish()
+    assert joined(pieces) == Read(f"Hm.{text} Well.", calls=[], failed=[])
 
 
 def test_half_a_call_that_a_limit_cut_is_not_mended() -> None:
