@@ -100,6 +100,7 @@ class AdaptedLinear(nn.Module):  # type: ignore[misc]
         self.base = base
         self._choice = choice
         filled = _with_zeros(parts)
+        self._group = filled[-1].group
         rank = max(part.a.shape[1] for part in filled)
         self._a = mx.stack([_padded(part.a, 1, rank) for part in filled])
         self._b = mx.stack([_padded(part.b, 0, rank) for part in filled])
@@ -115,6 +116,8 @@ class AdaptedLinear(nn.Module):  # type: ignore[misc]
         by_row = x.reshape(rows.size, -1, x.shape[-1])
         scales = self._scales[rows][:, None, None]
         low = mx.gather_mm(by_row, self._a, rhs_indices=rows)
+        if self._group is not None:
+            low = mx.distributed.all_sum(low, group=self._group)
         added = scales * mx.gather_mm(low, self._b, rhs_indices=rows)
         added = added.astype(x.dtype)
         return y + added.reshape(y.shape)
@@ -129,6 +132,7 @@ def _with_zeros(parts: Sequence[LowRank | None]) -> list[LowRank]:
         a=mx.zeros((inputs, 1), dtype=given.a.dtype),
         b=mx.zeros((1, outputs), dtype=given.b.dtype),
         scale=0.0,
+        group=given.group,
     )
     filled = [zeros]
     for part in parts:

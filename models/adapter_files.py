@@ -78,12 +78,14 @@ class _Half:
 class LowRank:
     """What an adapter adds to one layer: `scale * x @ a @ b`.
 
-    `a` is `[in, rank]`, `b` is `[rank, out]`.
+    `a` is `[in, rank]`, `b` is `[rank, out]`. With a `group` each of its processes has
+    some of the inputs, and `x @ a` is summed over all of them.
     """
 
     a: mx.array
     b: mx.array
     scale: float
+    group: mx.distributed.Group | None = None
 
 
 @dataclass(frozen=True, slots=True)

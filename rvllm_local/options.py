@@ -126,11 +126,6 @@ class EngineOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             self._check_ranks()
 
     def _check_ranks(self) -> None:
-        if self.adapters:
-            raise ConfigError(
-                f"adapters cannot be served by {self.ranks} ranks yet; "
-                "leave them out, or use one rank"
-            )
         if self.hosts is not None and len(self.hosts.addresses) != self.ranks:
             raise ConfigError(
                 f"ranks cannot be {self.ranks}: "

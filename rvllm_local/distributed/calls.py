@@ -12,18 +12,19 @@ from rvllm_local.memory.tables import SequenceTables
 
 
 def chunk_frame(
-    tables: SequenceTables, position: int, token_ids: Sequence[int]
+    tables: SequenceTables, position: int, token_ids: Sequence[int], adapter: int
 ) -> Chunk:
     """Tokens of one sequence as a frame has them."""
     parts = []
     for table in tables.groups:
         parts.append(Table(table.start_block, table.block_ids))
-    return Chunk(tuple(parts), tables.state.number, position, tuple(token_ids))
+    number = tables.state.number
+    return Chunk(tuple(parts), number, position, tuple(token_ids), adapter)
 
 
 def row_frame(row: DecodeRow) -> Chunk:
     """A decode row as a frame has it: a chunk of one token."""
-    return chunk_frame(row.tables, row.position, (row.token_id,))
+    return chunk_frame(row.tables, row.position, (row.token_id,), row.adapter)
 
 
 def tables_of(chunk: Chunk, state: RecurrentState) -> SequenceTables:

@@ -90,13 +90,15 @@ class Table(Part, frozen=True):
 class Chunk(Part, frozen=True):
     """Tokens of one sequence, which stand at `position` and after.
 
-    `state` is the number of what the recurrent layers keep of the sequence.
+    `state` is the number of what the recurrent layers keep of the sequence, `adapter`
+    that of its adapter; 0 for none.
     """
 
     tables: tuple[Table, ...]
     state: int
     position: int
     token_ids: tuple[int, ...]
+    adapter: int
 
 
 class Prefill(Frame, frozen=True):

@@ -85,7 +85,9 @@ class LeadingJob:
             functools.partial(LeadingSwapper, together=team.together),
             functools.partial(LeadingDiskTier, tell=team.tell, ask=team.ask),
         )
-        core = assemble(part.parts, part.plan, runner, text, self._options, (), tiers)
+        core = assemble(
+            part.parts, part.plan, runner, text, self._options, part.adapters, tiers
+        )
         if part.parts.layout.has_state:
             part.parts.kv.watch_states(LeadingStates(team.tell))
         team.be_strict()

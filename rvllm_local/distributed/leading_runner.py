@@ -62,7 +62,7 @@ class LeadingRunner(ModelRunner):
         adapter: int = 0,
     ) -> None:
         """As `ModelRunner.prefill`, on all ranks."""
-        call = frames.Prefill(chunk_frame(tables, position, token_ids))
+        call = frames.Prefill(chunk_frame(tables, position, token_ids, adapter))
         with self._together(call):
             super().prefill(tables, position, token_ids, adapter)
 
@@ -76,7 +76,7 @@ class LeadingRunner(ModelRunner):
         adapter: int = 0,
     ) -> list[TargetLogprobs]:
         """As `ModelRunner.score`, on all ranks."""
-        chunk = chunk_frame(tables, position, token_ids)
+        chunk = chunk_frame(tables, position, token_ids, adapter)
         call = frames.Score(chunk, tuple(targets), num_top)
         with self._together(call):
             return super().score(tables, position, token_ids, targets, num_top, adapter)
@@ -92,7 +92,9 @@ class LeadingRunner(ModelRunner):
         row_frames = [row_frame(row) for row in rows]
         chunk_frames = []
         for chunk in chunks:
-            frame = chunk_frame(chunk.tables, chunk.position, chunk.token_ids)
+            frame = chunk_frame(
+                chunk.tables, chunk.position, chunk.token_ids, chunk.adapter
+            )
             chunk_frames.append(frame)
         call = frames.Decode(tuple(row_frames), tuple(chunk_frames))
         with self._together(call):

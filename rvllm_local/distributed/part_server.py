@@ -20,7 +20,10 @@ from rvllm_local.memory.tables import SequenceTables
 def ready_frame(part: ModelPart) -> frames.Ready:
     """What all ranks must say alike of their parts."""
     runner = part.runner
-    return frames.Ready(part.num_blocks, f"{runner.mode}, rows {runner.row_group}")
+    mode = f"{runner.mode}, rows {runner.row_group}"
+    for adapter in part.adapters:
+        mode += f", adapter {adapter.name} {adapter.fingerprint[:8]}"
+    return frames.Ready(part.num_blocks, mode)
 
 
 class PartServer:
@@ -43,7 +46,9 @@ class PartServer:
             self._decode(call)
         elif isinstance(call, frames.Prefill):
             chunk = call.chunk
-            self._runner.prefill(self._tables(chunk), chunk.position, chunk.token_ids)
+            self._runner.prefill(
+                self._tables(chunk), chunk.position, chunk.token_ids, chunk.adapter
+            )
         elif isinstance(call, frames.Score):
             self._score(call)
         elif isinstance(call, frames.CopyBlocks):
@@ -92,11 +97,18 @@ class PartServer:
     def _decode(self, call: frames.Decode) -> None:
         rows = []
         for chunk in call.rows:
-            row = DecodeRow(self._tables(chunk), chunk.position, chunk.token_ids[0])
+            row = DecodeRow(
+                self._tables(chunk),
+                chunk.position,
+                chunk.token_ids[0],
+                adapter=chunk.adapter,
+            )
             rows.append(row)
         chunks = []
         for chunk in call.chunks:
-            chunk_rows = ChunkRows(self._tables(chunk), chunk.position, chunk.token_ids)
+            chunk_rows = ChunkRows(
+                self._tables(chunk), chunk.position, chunk.token_ids, chunk.adapter
+            )
             chunks.append(chunk_rows)
         if chunks:
             logits = self._runner.decode_mixed(rows, chunks)
@@ -112,6 +124,7 @@ class PartServer:
             chunk.token_ids,
             call.targets,
             call.num_top,
+            chunk.adapter,
         )
 
     def _tables(self, chunk: frames.Chunk) -> SequenceTables:

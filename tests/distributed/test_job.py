@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from rvllm_local import LLM, SamplingParams
+from tests.support.lora import save_adapter
 from tests.support.ranks import needs_ring, served_by_ranks
 from tests.support.tiny import VOCAB_SIZE, save_tiny
 
@@ -31,15 +32,30 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def ranks(folder: Path) -> Iterator[LLM]:
-    memory = _BLOCKS * _BLOCK_BYTES
-    with served_by_ranks(folder, kv_memory=memory, max_rows=8, prefill_chunk=48) as llm:
+def adapter(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """It changes layers whose rows are divided, and layers whose columns are."""
+    keys = ("self_attn.q_proj", "self_attn.o_proj", "mlp.down_proj")
+    return save_adapter(tmp_path_factory.mktemp("adapter") / "a", folder, keys)
+
+
+@pytest.fixture(scope="module")
+def ranks(folder: Path, adapter: Path) -> Iterator[LLM]:
+    with served_by_ranks(
+        folder,
+        kv_memory=_BLOCKS * _BLOCK_BYTES,
+        max_rows=8,
+        prefill_chunk=48,
+        adapters=(("tuned", str(adapter)),),
+    ) as llm:
         yield llm
 
 
 @pytest.fixture(scope="module")
-def alone(folder: Path) -> Iterator[LLM]:
-    with LLM(str(folder), kv_memory="16MB", max_rows=8, prefill_chunk=48) as llm:
+def alone(folder: Path, adapter: Path) -> Iterator[LLM]:
+    adapters = {"tuned": adapter}
+    with LLM(
+        str(folder), kv_memory="16MB", max_rows=8, prefill_chunk=48, adapters=adapters
+    ) as llm:
         yield llm
 
 
@@ -92,6 +108,18 @@ def test_choices_fork_on_all_ranks(ranks: LLM, alone: LLM) -> None:
     expected = alone.generate(prompt, params)
     answers = ranks.generate(prompt, params)
     assert [one.token_ids for one in answers] == [one.token_ids for one in expected]
+
+
+def test_rows_with_an_adapter_run_beside_rows_without(ranks: LLM, alone: LLM) -> None:
+    names = ["tuned", None] * (len(LENGTHS) // 2)
+    answers = ranks.generate(prompts(), GREEDY, adapter=names)
+    expected = alone.generate(prompts(), GREEDY, adapter=names)
+    tokens = [list(one.token_ids) for one in answers]
+    assert tokens == [list(one.token_ids) for one in expected]
+    without = tokens_of(alone, GREEDY)
+    assert [one != other for one, other in zip(tokens, without, strict=True)] == [
+        name is not None for name in names
+    ]
 
 
 def test_a_warm_prefix_is_read_by_all_ranks(ranks: LLM, alone: LLM) -> None:

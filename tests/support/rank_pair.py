@@ -78,7 +78,9 @@ def rank_pair(
             functools.partial(LeadingDiskTier, tell=pair.tell, ask=pair.ask),
         )
         text = read_tokenizer(files)
-        pair.core = assemble(ours.parts, ours.plan, runner, text, options, (), tiers)
+        pair.core = assemble(
+            ours.parts, ours.plan, runner, text, options, ours.adapters, tiers
+        )
         ours.parts.kv.watch_states(LeadingStates(pair.tell))
         try:
             yield pair

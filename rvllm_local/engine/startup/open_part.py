@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+from collections.abc import Sequence
 
 import mlx.core as mx
 
@@ -20,6 +21,8 @@ from rvllm_local.errors import UnsupportedModelError
 from rvllm_local.memory.disk_cache import BlockStore
 from rvllm_local.memory.plan import MemoryPlan
 from rvllm_local.memory.prefix import root_key
+from rvllm_local.models.adapter_files import Adapter, read_adapters
+from rvllm_local.models.adapter_parts import divide_adapters
 from rvllm_local.models.describe import describe
 from rvllm_local.models.encoders.setup import pooled_setup
 from rvllm_local.models.loader import load_model
@@ -36,6 +39,7 @@ class ModelPart:
     parts: LoadedParts
     plan: MemoryPlan
     runner: ModelRunner
+    adapters: Sequence[Adapter] = ()
 
     def open_store(self, options: EngineOptions) -> BlockStore | None:
         """This part's blocks on disk, if it keeps any there."""
@@ -53,7 +57,8 @@ class ModelPart:
 def plan_part(files: ModelFiles, options: EngineOptions) -> None:
     """Refuse a model that the ranks cannot serve, before memory is taken.
 
-    Raises `UnsupportedModelError`, `MemoryBudgetError` and as `describe` does.
+    Raises `UnsupportedModelError`, `MemoryBudgetError` and as `describe` and
+    `read_adapters` do.
     """
     if pooled_setup(files) is not None:
         raise UnsupportedModelError(
@@ -72,11 +77,23 @@ def open_part(
 
     Raises as `open_core` does.
     """
+    adapters = _adapters_of(files, options, group)
     loaded = load_model(files, group=group, context=options.context_length)
-    parts, plan = load_parts(loaded, options, ())
+    parts, plan = load_parts(loaded, options, adapters)
     parts = dataclasses.replace(
         parts, ranks=group.size(), rank=group.rank(), runner_class=runner_class
     )
     runner, scratch = choose_runner(parts, options, None)
     runner.weight_form = form_in_words("plain")
-    return ModelPart(parts, measured_plan(plan, runner, scratch), runner)
+    return ModelPart(parts, measured_plan(plan, runner, scratch), runner, adapters)
+
+
+def _adapters_of(
+    files: ModelFiles, options: EngineOptions, group: mx.distributed.Group
+) -> list[Adapter]:
+    """This rank's part of the adapters that the options name."""
+    if not options.adapters:
+        return []
+    description = describe(files)
+    adapters = read_adapters(options.adapters, description.module)
+    return divide_adapters(adapters, description.module, description.config, group)

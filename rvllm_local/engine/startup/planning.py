@@ -44,6 +44,8 @@ def plan_model(
     With `strict`, raises `MemoryBudgetError` if it does not fit. Its adapters are read
     and held against it. Raises what `read_adapter` does.
     """
+    # A rank has a part of them, and is given room for all.
+    adapted = adapted_bytes(read_adapters(options.adapters, model.module))
     if options.ranks > 1:
         model = _divided(model, options.ranks)
     if default_backend() != "none":
@@ -62,7 +64,7 @@ def plan_model(
     weights = model.weights_bytes
     if forms[0] != "plain" and model.packed_bytes is not None:
         weights = model.packed_bytes
-    weights += adapted_bytes(read_adapters(options.adapters, model.module))
+    weights += adapted
     plan = plan_engine(layout, options, context=context, weights=weights, sizes=sizes)
     plan = dataclasses.replace(plan, weight_form=form_in_words(forms[0]))
     if strict:
