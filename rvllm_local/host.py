@@ -97,6 +97,11 @@ def trim_heap() -> None:
         return
 
 
+def may_have_gpu() -> bool:
+    """True where MLX may find a GPU. It is not asked: that would load it."""
+    return sys.platform == "darwin" or Path("/dev/nvidiactl").exists()
+
+
 def step_back() -> None:
     """Let this process's work wait for that of others, on the processors."""
     with contextlib.suppress(OSError):

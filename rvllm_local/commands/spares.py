@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 
+from rvllm_local import host
 from rvllm_local.child_start import ENGINE, INSPECTION, PROMPTS, Spare
 
 
@@ -18,19 +19,24 @@ class Spares:
 
     engine: Spare
     prompts: Spare
-    inspection: Spare
+    inspection: Spare | None
 
     def close(self) -> None:
         """End those that nobody took."""
         for spare in (self.engine, self.prompts, self.inspection):
-            spare.close()
+            if spare is not None:
+                spare.close()
 
 
 def start_spares() -> Spares | None:
     """Start them; they end with the thread that calls this.
 
-    None under MLX's launcher: what it tells this process is not for others.
+    None under MLX's launcher: what it tells this process is not for others. On a CPU
+    plans are noted, so that files are looked at once.
     """
     if "MLX_RANK" in os.environ:
         return None
-    return Spares(Spare(ENGINE, keeps_errors=True), Spare(PROMPTS), Spare(INSPECTION))
+    engine = Spare(ENGINE, keeps_errors=True)
+    prompts = Spare(PROMPTS)
+    inspection = Spare(INSPECTION) if host.may_have_gpu() else None
+    return Spares(engine, prompts, inspection)

@@ -83,7 +83,7 @@ def test_it_answers_again_after_kill_nine_of_each_process(
     supervised.kill("server")
     eventually(supervised.answers, LONG_S)
     assert supervised.supervisor.process.pid != server
-    assert supervised.supervisor.pauses == [1.0]
+    assert supervised.supervisor.pauses == [0.2]
     left = [pid for pids in below.values() for pid in pids]
     eventually(lambda: not any(is_running(pid) for pid in left), LONG_S)
 
@@ -98,7 +98,7 @@ def test_pauses_grow_and_a_refused_setting_is_not_tried_again(tmp_path: Path) ->
     service = Service([sys.executable, "-c", program, str(count)], 1, Path("/dev/null"))
     unit = systemd_unit(service).decode()
     # As it is, but quicker.
-    quick = unit.replace("RestartSec=1", "RestartSec=0.01")
+    quick = unit.replace("RestartSec=0.2", "RestartSec=0.01")
     quick = quick.replace("RestartMaxDelaySec=60", "RestartMaxDelaySec=0.64")
     supervisor = Supervisor(quick, tmp_path / "log")
     eventually(lambda: not supervisor.is_keeping, LONG_S)

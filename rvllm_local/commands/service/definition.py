@@ -13,7 +13,8 @@ from rvllm_local.errors import ConfigError
 LABEL = "local.rvllm.serve"  # launchd's name of the service
 UNIT = "rvllm.service"  # systemd's
 REFUSED = 2  # the server's status for a setting that can never work
-_LEAST_PAUSE_S = 1
+_LEAST_S = 1  # between two starts
+_LEAST_PAUSE_S = 0.2  # between an end and a start
 _LONGEST_PAUSE_S = 60
 _BESIDE_DRAIN_S = 15
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
@@ -48,7 +49,7 @@ def launchd_plist(service: Service) -> bytes:
             "EnvironmentVariables": dict(service.environment),
             "RunAtLoad": True,
             "KeepAlive": {"SuccessfulExit": False},
-            "ThrottleInterval": _LEAST_PAUSE_S,
+            "ThrottleInterval": _LEAST_S,
             "ExitTimeOut": service.end_s,
             "ProcessType": "Interactive",  # no lower priority: people wait for it
             "HardResourceLimits": {"Core": 0},

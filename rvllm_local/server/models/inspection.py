@@ -28,6 +28,7 @@ from rvllm_local.server.models.inspection_frames import (
     Planned,
     What,
 )
+from rvllm_local.server.models.plan_notes import PlanNote
 
 _CPU_S, _WALL_S = 15.0, 30.0
 _MEMORY = 2**30  # bytes
@@ -81,11 +82,16 @@ class InspectionProcesses:
 
     def plan(self, files: ModelFiles, options: EngineOptions) -> Planned:
         """What a model will take; see `Inspection`."""
+        note = PlanNote(files, options)
+        noted = note.read()
+        if noted is not None:
+            return noted
         inspected = self._answer(files, options, "planned")
         if inspected.refused is not None:
             raise inspected.refused.error()
         if inspected.planned is None:
             raise _exploded(files)
+        note.write(inspected.planned)
         return inspected.planned
 
     def context_length(self, files: ModelFiles, options: EngineOptions) -> int | None:

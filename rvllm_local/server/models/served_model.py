@@ -6,6 +6,7 @@ import asyncio
 import functools
 import time
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 from rvllm_local.child_start import Spare
@@ -18,6 +19,7 @@ from rvllm_local.options import EngineOptions
 from rvllm_local.server.http.byte_budget import ByteBudget
 from rvllm_local.server.models.inspection_frames import Planned
 from rvllm_local.server.prompts.process import PromptProcess, Prompts
+from rvllm_local.server.prompts.proven import TextProof
 from rvllm_local.text.token_table import TokenTable
 
 Opener = Callable[[ModelFiles, EngineOptions], Client]
@@ -89,15 +91,37 @@ def open_served(
     """Load a model. Takes seconds: not for the event loop.
 
     The tokenizer is read first: what explodes there does so before memory is taken.
-    Raises what reading and loading raise.
+    One that was read before does not hold the engine up. Raises what reading and
+    loading raise.
     """
-    prompts = openers.prompts(files, budget)
-    try:
-        client = openers.engine(files, options)
-    except BaseException:
-        prompts.stop()
-        raise
+    with ThreadPoolExecutor(1, "rvllm-engine") as beside:
+        coming: Future[Client] | None = None
+        if TextProof(files).is_known:
+            coming = beside.submit(openers.engine, files, options)
+        try:
+            prompts = openers.prompts(files, budget)
+        except BaseException:
+            if coming is not None:
+                _close_when_open(coming)
+            raise
+        try:
+            if coming is None:
+                client = openers.engine(files, options)
+            else:
+                client = coming.result()
+        except BaseException:
+            prompts.stop()
+            raise
     return Served(name, client, prompts, planned.memory, time.time(), planned.sampling)
+
+
+def _close_when_open(coming: Future[Client]) -> None:
+    """Nobody will use this engine."""
+    try:
+        client = coming.result()
+    except Exception:
+        return  # the other error is told
+    client.close()
 
 
 def health_of(client: Client) -> EngineHealth | None:

@@ -12,6 +12,7 @@ from rvllm_local.errors import ModelFileError
 from rvllm_local.framing import FrameError, decode
 from rvllm_local.models.locate import ModelFiles
 from rvllm_local.server.helper_process import receive_frame, stop
+from rvllm_local.server.prompts.proven import TextProof
 
 MEMORY = 2**30  # bytes that reading a model's texts, or one piece of work, may take
 _LOAD_CPU_S = 30.0
@@ -25,9 +26,11 @@ def start(files: ModelFiles, spare: Spare | None = None) -> Started:
     A `spare` one was started with `PROMPTS`. Raises `ModelFileError` or
     `UnsupportedModelError` where that fails.
     """
+    proof = TextProof(files)
     process, connection = take_or_start(spare, PROMPTS)
     try:
         facts = _facts_from(connection, files)
+        proof.note()
     except BaseException:
         stop(process, connection)
         raise
