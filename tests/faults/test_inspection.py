@@ -41,9 +41,9 @@ def changed(base: Path, folder: Path, **settings: Any) -> ModelFiles:
 
 
 def test_what_a_model_takes_and_its_context(
-    processes: InspectionProcesses, tiny: Path
+    processes: InspectionProcesses, tiny: Path, tmp_path: Path
 ) -> None:
-    files = ModelFiles("folder", tiny, "tiny")
+    files = ModelFiles("folder", tiny, "tiny", tmp_path)  # with notes of its own
     planned = processes.plan(files, OPTIONS)
     assert 0 < planned.memory < planned.budget
     assert processes.context_length(files, OPTIONS) == 2048
@@ -52,7 +52,10 @@ def test_what_a_model_takes_and_its_context(
     process = processes._idle[0].process
     process.kill()
     process.wait()
+    assert processes.context_length(files, OPTIONS) == 2048
+    processes.close()
     assert processes.plan(files, OPTIONS) == planned
+    assert not processes._idle, "the plan was noted"
 
 
 def test_refusals_come_as_they_were_raised(
@@ -97,7 +100,8 @@ def test_what_never_ends_is_ended_by_the_kernel_and_holds_up_nobody(
         hanging = threading.Thread(target=read)
         hanging.start()
         assert has_begun.wait(60)
-    assert processes.plan(ModelFiles("folder", tiny, "tiny"), OPTIONS).memory
+    beside = ModelFiles("folder", tiny, "tiny", tmp_path / "notes")
+    assert processes.plan(beside, OPTIONS).memory
     hanging.join(60)
     assert "takes more than 15 s or 1024 MB" in str(ends[0])
 
@@ -116,7 +120,7 @@ def test_too_many_layers_take_no_memory_of_the_server(
 
 def test_closing_leaves_no_process_behind(tiny: Path) -> None:
     processes = InspectionProcesses()
-    processes.plan(ModelFiles("folder", tiny, "tiny"), OPTIONS)
+    processes.context_length(ModelFiles("folder", tiny, "tiny"), OPTIONS)
     pid = processes._idle[0].process.pid
     processes.close()
     processes.close()
