@@ -3,7 +3,8 @@
     python -m benchmarks.cpu_perplexity [--model NAME] [--conversions 4:64 8:64] [--llama PATH]
 
 The bundled text is read by llama.cpp's rule: whole windows of 256 tokens, of which the second
-halves are scored. Each conversion is made in memory by mlx-lm's way from the model's float32
+halves are scored. The predictions' mean divergence tells more than so few tokens' losses.
+Each conversion is made in memory by mlx-lm's way from the model's float32
 weights: bits and MLX's group size. `--llama` runs llama.cpp's `llama-perplexity` over the model's GGUF file.
 """
 
@@ -16,10 +17,12 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import mlx.core as mx
 import numpy as np
+import numpy.typing as npt
 from mlx import nn
 from mlx.utils import tree_flatten, tree_unflatten
 
@@ -76,30 +79,57 @@ class InSessions:
         return logits
 
 
-def perplexity(model: Model, token_ids: list[int]) -> float:
-    """exp of the mean negative log-likelihood of the second halves of all windows."""
-    losses = []
+@dataclass(frozen=True)
+class Predictions:
+    """Log-probabilities `[tokens, vocab]` of the scored tokens, which are `targets`."""
+
+    logprobs: npt.NDArray[np.float32]
+    targets: npt.NDArray[np.int64]
+
+    @property
+    def losses(self) -> npt.NDArray[np.float64]:
+        """Each token's negative log-likelihood."""
+        likelihoods = self.logprobs[np.arange(len(self.targets)), self.targets]
+        return -likelihoods.astype(np.float64)
+
+    @property
+    def perplexity(self) -> float:
+        return math.exp(self.losses.mean())
+
+    def divergence(self, other: Predictions) -> float:
+        """The mean Kullback-Leibler divergence of `other`, in nats."""
+        total = 0.0
+        for ours, theirs in zip(self.logprobs, other.logprobs, strict=True):
+            exact = ours.astype(np.float64)
+            total += float((np.exp(exact) * (exact - theirs)).sum())
+        return total / len(self.targets)
+
+
+def predictions(model: Model, token_ids: list[int]) -> Predictions:
+    """What a model makes of the second halves of all windows."""
+    logprobs = []
+    targets = []
     for start in range(0, len(token_ids) - WINDOW + 1, WINDOW):
         window = np.array(token_ids[start : start + WINDOW])
         logits = np.array(model(mx.array(window[None])))[0].astype(np.float64)
         scored = logits[FIRST_SCORED:-1]
-        best = scored.max(axis=-1)
-        normalizers = best + np.log(np.exp(scored - best[:, None]).sum(axis=-1))
-        targets = window[FIRST_SCORED + 1 :]
-        losses.append(normalizers - scored[np.arange(len(targets)), targets])
-    return math.exp(np.concatenate(losses).mean())
+        shifted = scored - scored.max(axis=-1, keepdims=True)
+        normalizers = np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
+        logprobs.append((shifted - normalizers).astype(np.float32))
+        targets.append(window[FIRST_SCORED + 1 :])
+    return Predictions(np.concatenate(logprobs), np.concatenate(targets))
 
 
-def in_float32(module: nn.Module, token_ids: list[int]) -> float:
-    """The perplexity of a quantized module whose weights are widened, and put back."""
+def in_float32(module: nn.Module, token_ids: list[int]) -> Predictions:
+    """What a quantized module predicts whose weights are widened, and put back."""
     leaves = tree_flatten(module.leaf_modules(), is_leaf=nn.Module.is_module)
     quantized = [(path, layer) for path, layer in leaves if hasattr(layer, "bits")]
     for path, layer in quantized:
         module.update_modules(tree_unflatten([(path, widened(layer))]))
-    value = perplexity(InSessions(module), token_ids)
+    exact = predictions(InSessions(module), token_ids)
     for path, layer in quantized:
         module.update_modules(tree_unflatten([(path, layer)]))
-    return value
+    return exact
 
 
 def widened(layer: nn.Module) -> nn.Module:
@@ -126,12 +156,15 @@ def llama(gguf: Path, tool: Path) -> float:
     return float(match.group(1))
 
 
-def show(name: str, exact: float, packed: float, began: float) -> None:
-    change = 100 * (packed / exact - 1)
+def show(name: str, exact: Predictions, packed: Predictions, began: float) -> None:
+    change = packed.losses - exact.losses
+    percent = 100 * math.expm1(change.mean())
+    error = 100 * change.std() / math.sqrt(len(change))
     seconds = time.perf_counter() - began
     print(
-        f"{name}: float32 {exact:.4f}, packed {packed:.4f}, {change:+.2f} % "
-        f"({seconds:.0f} s)",
+        f"{name}: float32 {exact.perplexity:.4f}, packed {packed.perplexity:.4f}, "
+        f"{percent:+.2f} % (standard error {error:.2f}), "
+        f"divergence {exact.divergence(packed):.5f} nats ({seconds:.0f} s)",
         flush=True,
     )
 
@@ -148,8 +181,8 @@ def main() -> None:
     if arguments.llama is not None:
         print(f"llama.cpp: {llama(files.path, arguments.llama):.4f}", flush=True)
     began = time.perf_counter()
-    exact = perplexity(InSessions(load_model(files).module), token_ids)
-    packed = perplexity(InSessions(load_model(files, packs=True).module), token_ids)
+    exact = predictions(InSessions(load_model(files).module), token_ids)
+    packed = predictions(InSessions(load_model(files, packs=True).module), token_ids)
     show("as stored", exact, packed, began)
     for conversion in arguments.conversions:
         began = time.perf_counter()
@@ -158,7 +191,7 @@ def main() -> None:
         nn.quantize(module, group_size=group, bits=bits)
         exact = in_float32(module, token_ids)
         keep_stored(module)
-        packed = perplexity(InSessions(module), token_ids)
+        packed = predictions(InSessions(module), token_ids)
         show(f"{bits} bits in groups of {group}", exact, packed, began)
 
 
