@@ -15,6 +15,12 @@ from rvllm_local.errors import EngineError
 SECRET = b"s" * 32
 
 
+@pytest.fixture(autouse=True)
+def patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody is sent away because this machine is busy."""
+    monkeypatch.setattr("rvllm_local.distributed.handshake._DEADLINE_S", 3600.0)
+
+
 def met(theirs: Callable[[socket.socket], object]) -> tuple[Future[int], Exception]:
     """Rank 0's verdict on a peer, and the error that the peer met."""
     with ThreadPoolExecutor(1) as threads:
