@@ -56,7 +56,8 @@ class ChatEndpoint:
         transport: httpx.AsyncBaseTransport | None = None,
     ) -> None:
         self.url = _base(url)
-        is_local = urlsplit(self.url).hostname in _LOOPBACK
+        parts = urlsplit(self.url)
+        is_local = parts.hostname in _LOOPBACK
         key = key or os.environ.get("RVLLM_API_KEY")
         if not key and not is_local:
             key = os.environ.get("OPENAI_API_KEY")
@@ -69,6 +70,8 @@ class ChatEndpoint:
             timeout=httpx.Timeout(10.0, connect=5.0, read=_SILENCE_S),
             # A proxy has no business between this machine and itself.
             trust_env=not is_local,
+            # Certificates take 50 ms to be read. Plain HTTP shows none.
+            verify=parts.scheme == "https" or not is_local,
             transport=transport,
         )
 
