@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import platform
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from httpx._transports import default
 from hypothesis import HealthCheck, settings
 
 import rvllm_local  # noqa: F401  (before MLX, which therefore is not imported up here: it prepares the process)
@@ -17,6 +19,9 @@ from tests.support.served import rvllm_serve, save_thinking
 
 # A server that a test starts leaves nothing in the user's own cache.
 os.environ.setdefault("RVLLM_CACHE", "memory")
+
+# Else each of a thousand clients reads all certificates again, for 50 ms.
+default.create_ssl_context = functools.cache(default.create_ssl_context)
 
 # The same examples each time, whatever a machine is like: a run says what a change did.
 # RVLLM_TEST_RANDOM=1 looks for new ones.
