@@ -49,7 +49,8 @@ def load(mode: str, link: socket.socket) -> None:
         sys.exit(0)
     if mode == "dies":
         sys.stderr.write("noise\n" * 5000 + "x" * 100_000 + "\nthe reason\n")
-        sys.exit(3)
+        sys.stderr.flush()
+        os._exit(3)  # with its connection, not a while after it
     if mode == "mute":
         time.sleep(60)
     frames.send(link, frames.Ready(LIMITS))

@@ -70,6 +70,13 @@ class Chat:
         return screen_text(self.app)
 
 
+@pytest.fixture(autouse=True)
+def patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two keys may lie far apart, and writing takes long, where others work as well."""
+    monkeypatch.setattr("rvllm_local.tui.app.INTERRUPT_S", 600.0)
+    monkeypatch.setattr("rvllm_local.tui.effect_worker.CLOSING_S", 60.0)
+
+
 @asynccontextmanager
 async def opened(
     fake: FakeEndpoint,

@@ -166,8 +166,8 @@ def test_the_app_tells_the_end_of_a_reply(play) -> None:
         chat.app.app_focus = False
         chat.fake.release.set()
         await chat.until(lambda: chat.session.live is None)
+        await chat.until(lambda: "\x1b]9;hi: the answer is there\x07" in sent)
         assert any(text.startswith("\x1b]2;✳ hi") for text in sent)
-        assert "\x1b]9;hi: the answer is there\x07" in sent
 
     play(scenario, FakeEndpoint({"hi": ["x", "hold"]}))
 
