@@ -33,7 +33,7 @@ def api(tiny: Path) -> Iterator[Running]:
 def paced(tiny: Path) -> Iterator[Running]:
     """A server with short deadlines over an engine that says a word every 10 ms."""
     settings = ServerSettings(
-        port=0, header_timeout_s=0.5, body_timeout_s=0.5, send_timeout_s=0.5, keepalive_s=0.1, max_connections=24,
+        port=0, header_timeout_s=1.5, body_timeout_s=1.5, send_timeout_s=1.5, keepalive_s=0.1, max_connections=24,
         max_body=100_000, max_header=8192, drain_s=0.5,
     )  # fmt: skip
     with served(
