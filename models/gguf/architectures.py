@@ -126,6 +126,16 @@ _GEMMA4 = {
     "inp_gate": "per_layer_input_gate",
     "proj": "per_layer_projection",
     "post_norm": "post_per_layer_input_norm",
+    "pre_ffw_norm_2": "pre_feedforward_layernorm_2",
+    "post_ffw_norm_1": "post_feedforward_layernorm_1",
+    "post_ffw_norm_2": "post_feedforward_layernorm_2",
+    "ffn_gate_inp": "router.proj",
+    "ffn_gate_inp.scale": "router.scale",
+    "ffn_gate_up_exps": "experts.switch_glu.gate_up_proj",
+    "ffn_gate_exps": "experts.switch_glu.gate_proj",
+    "ffn_up_exps": "experts.switch_glu.up_proj",
+    "ffn_down_exps": "experts.switch_glu.down_proj",
+    "ffn_down_exps.scale": "router.per_expert_scale",
 }
 _GEMMA4_TOP = {
     **TOP,
@@ -245,6 +255,7 @@ ARCHITECTURES: Mapping[str, Architecture] = {
     "gemma4": Architecture(
         "gemma4_text",
         {**_LAYER, **_FOUR_NORMS, **_HEAD_NORMS, **_GEMMA4},
+        has_experts=True,
         top=_GEMMA4_TOP,
         layers_differ=True,
         shares_keys=True,

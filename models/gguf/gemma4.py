@@ -30,7 +30,7 @@ def gemma4_config(keys: Keys, config: Config) -> Config:
         **config,
         **_widths(keys, layers, layers - num_shared),
         **_heads(keys, layer_types[: layers - num_shared]),
-        "enable_moe_block": False,
+        **_experts(keys),
         "final_logit_softcapping": keys.get("final_logit_softcapping") or None,
         "global_head_dim": head_dim,
         "head_dim": head_dim_in_window,
@@ -45,6 +45,17 @@ def gemma4_config(keys: Keys, config: Config) -> Config:
         settings["vocab_size_per_layer_input"] = rows
     settings.pop("rope_theta")
     return settings
+
+
+def _experts(keys: Keys) -> Config:
+    if not keys.get("expert_count"):
+        return {"enable_moe_block": False}
+    return {
+        "enable_moe_block": True,
+        "moe_intermediate_size": keys.integer("expert_feed_forward_length"),
+        "num_experts": keys.integer("expert_count"),
+        "top_k_experts": keys.integer("expert_used_count"),
+    }
 
 
 def _layer_types(keys: Keys, layers: int) -> list[str]:

@@ -25,7 +25,7 @@ from rvllm_local.models.gguf.mlx import repack
 from rvllm_local.models.gguf.reader import GGUFFile
 
 _BLOCK = re.compile(r"blk\.([0-9]{1,4})\.")
-_IN_LAYER = re.compile(_BLOCK.pattern + r"([\w.]+?)(?:\.(weight|bias))?")
+_IN_LAYER = re.compile(_BLOCK.pattern + r"([\w.]+?)(?:\.(weight|bias|scale))?")
 Rows = npt.NDArray[Any]  # anything whose first axis is a weight's output rows
 
 # Parts of a Llama's layer that may have biases.
@@ -39,7 +39,12 @@ _BARE = (
     ".dt_bias",
     ".expert_bias",
     ".layer_scalar",
+    ".router.scale",
+    ".per_expert_scale",
 )
+# Two matrices of each expert in one, which definitions have apart.
+_TWO_IN_ONE = "gate_up_exps"
+_PARTS = ("gate_exps", "up_exps")
 # What a layer that takes the keys of an earlier one has no use for.
 _OWN_KEYS = ("attn_k.weight", "attn_v.weight", "attn_k_norm.weight")
 _DECAY = ".A_log"
@@ -60,13 +65,13 @@ def check_shapes(file: GGUFFile, expected: Mapping[str, tuple[int, ...]]) -> Non
     """
     architecture = architecture_of(file)
     stored_tensors: dict[str, tuple[str, tuple[int, ...]]] = {}
-    for name in _weights(file):
+    for name, stored_shape in _stored_shapes(file):
         mlx_name = _mlx_name(file, architecture, name)
         if mlx_name in stored_tensors or mlx_name not in expected:
             raise ModelFileError(
                 f"{file.path}: tensor {name!r:.80} has no place of its own in the model"
             )
-        shape = file.tensors[name].shape
+        shape = stored_shape
         if mlx_name.endswith(_ONE_ROW) and len(shape) == 1:
             shape = (1, *shape)
         if mlx_name.endswith(_KERNELS):
@@ -96,10 +101,9 @@ def gguf_weights(
     """Each weight under mlx-lm's name, one at a time, as float32."""
     architecture = architecture_of(file)
     for name in _weights(file):
-        yield (
-            _mlx_name(file, architecture, name),
-            _values(file, architecture, name, config),
-        )
+        values = _values(file, architecture, name, config)
+        for part, part_values in _parts(name, values):
+            yield _mlx_name(file, architecture, part), part_values
     yield from _absent_biases(file, architecture, config)
 
 
@@ -117,14 +121,15 @@ def gguf_packed_weights(
             else None
         )
         if packed is None:
-            yield mlx_name, _values(file, architecture, name, config).astype(floats)
+            values = _values(file, architecture, name, config).astype(floats)
+            for part, part_values in _parts(name, values):
+                yield _mlx_name(file, architecture, part), part_values
             continue
-        stem = mlx_name.removesuffix(".weight")
-        for part in ("weight", "scales", "biases"):
-            yield (
-                f"{stem}.{part}",
-                _ordered(file, architecture, name, getattr(packed, part), config),
-            )
+        for kind in ("weight", "scales", "biases"):
+            rows = _ordered(file, architecture, name, getattr(packed, kind), config)
+            for part, part_rows in _parts(name, rows):
+                stem = _mlx_name(file, architecture, part).removesuffix(".weight")
+                yield f"{stem}.{kind}", part_rows
     for mlx_name, zeros in _absent_biases(file, architecture, config):
         yield mlx_name, zeros.astype(floats)
 
@@ -174,6 +179,28 @@ def _weights(file: GGUFFile) -> list[str]:
     return names
 
 
+def _parts(name: str, values: Rows) -> Iterator[tuple[str, Rows]]:
+    """A tensor's parts under names of their own, if it holds two matrices in one."""
+    if _TWO_IN_ONE not in name:
+        yield name, values
+        return
+    halves = np.split(values, 2, axis=-2)
+    for part, half in zip(_PARTS, halves, strict=True):
+        yield name.replace(_TWO_IN_ONE, part), np.ascontiguousarray(half)
+
+
+def _stored_shapes(file: GGUFFile) -> Iterator[tuple[str, tuple[int, ...]]]:
+    """Names and shapes of all tensors, with the parts of those that hold two."""
+    for name in _weights(file):
+        shape = file.tensors[name].shape
+        if _TWO_IN_ONE not in name:
+            yield name, shape
+            continue
+        half = (*shape[:-2], shape[-2] // 2, shape[-1])
+        for part in _PARTS:
+            yield name.replace(_TWO_IN_ONE, part), half
+
+
 def _values(
     file: GGUFFile, architecture: Architecture, name: str, config: dict[str, Any]
 ) -> FloatArray:
@@ -194,6 +221,8 @@ def _mlx_name(file: GGUFFile, architecture: Architecture, name: str) -> str:
     in_layer = _IN_LAYER.fullmatch(name)
     if in_layer is not None:
         layer, part, kind = in_layer.groups()
+        if kind == "scale":
+            part = f"{part}.scale"
         name_in_layer = architecture.layer.get(part)
         if name_in_layer is not None:
             layer_name = f"{architecture.prefix}model.layers.{int(layer)}"

@@ -54,6 +54,7 @@ class OutputParser:
         self._has_called = False
         self._has_said = False  # there is content
         self._is_parted = False  # an end tag parts it from what may follow
+        self._is_opened_by_template = reasoning_starts_inside
         self._thought: list[str] = []  # text of thoughts, where it may hold calls
         self._tools = self._new_tools()
         self._reasoning: ReasoningSplitter | None = None
@@ -109,8 +110,19 @@ class OutputParser:
         if self._tools is not None:
             pieces.extend(self._parted(self._tools.finish(is_cut)))
         if self._reasoning is not None and self._reasoning.is_thinking and not is_cut:
-            pieces.extend(self._calls_in_thought())
+            pieces.extend(self._calls_in_thought() or self._answer_in_thought())
         return pieces
+
+    def _answer_in_thought(self) -> list[Piece]:
+        """The whole output as content, where the model never closed a thought.
+
+        Its template had opened the thought, and the model answered at once. It has been
+        shown as a thought already; but many clients read the content alone.
+        """
+        text = "".join(self._thought).strip()
+        if not self._is_opened_by_template or self._has_called or not text:
+            return []
+        return [ContentDelta(text)]
 
     def _calls_in_thought(self) -> list[Piece]:
         """Calls in a thought that the model ended with its turn: they were meant.

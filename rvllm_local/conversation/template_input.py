@@ -22,8 +22,9 @@ def template_messages(messages: Sequence[Message], template: str) -> list[Messag
             row["role"] = "system"
         if "reasoning_content" in row:
             row.setdefault("thinking", row["reasoning_content"])  # harmony's name
-        if message.get("tool_calls"):
-            row["tool_calls"] = _calls(message["tool_calls"])
+        calls = row.pop("tool_calls", None)
+        if calls:  # templates take an empty list for a call
+            row["tool_calls"] = _calls(calls)
         rows.append(row)
     return rows
 

@@ -44,6 +44,17 @@ _USUAL_IDS = {
 _SPACE = "\u2581"  # how SentencePiece spells a space
 # Types of tokens, as SentencePiece has them.
 _NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED, _UNUSED, _BYTE = range(1, 7)
+# Converters call them normal at times: a prompt would have their letters.
+_TURN_STARTS = frozenset(
+    {
+        "<start_of_turn>",
+        "<|turn>",
+        "<|im_start|>",
+        "<|start_header_id|>",
+        "<|end_header_id|>",
+        "<|START_OF_TURN_TOKEN|>",
+    }
+)
 # An architecture whose special tokens take the blanks behind them, but for these.
 _TAKES_BLANKS = "phi3"
 _KEEPS_BLANKS = frozenset({"<unk>", "<s>", "<|endoftext|>"})
@@ -132,8 +143,8 @@ def _list(
 
 
 def _type(text: str, kind: Any) -> int:
-    """A token's type; what can only end turns is a control token whatever it says."""
-    if text in CERTAIN_ENDS:
+    """A token's type; what can only end or begin turns is a control token whatever it says."""
+    if text in CERTAIN_ENDS or text in _TURN_STARTS:
         return _CONTROL
     if type(kind) is int and _NORMAL <= kind <= _BYTE:
         return kind

@@ -115,6 +115,16 @@ def test_ids_of_calls_have_the_length_that_the_template_wants(base: Tokenizer) -
     assert found.split(";")[2] == f"sunny{short}"
 
 
+def test_an_empty_list_of_calls_is_no_call(base: Tokenizer) -> None:
+    template = (
+        "{% for m in messages %}{% if 'tool_calls' in m %}"
+        "{{ raise_exception('one call') }}{% endif %}" + _ROW
+    ) + "{% endfor %}"
+    answer = {**ANSWER, "tool_calls": []}
+    found = prompt(base, template, [USER, answer, USER])
+    assert found == "user:Hi;assistant:Yes;user:Hi;"
+
+
 def test_a_tool_without_description_or_parameters(base: Tokenizer) -> None:
     assert prompt(base, DESCRIBED, [USER], tools=(BARE_TOOL,)) == "look"
 

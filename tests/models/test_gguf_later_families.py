@@ -83,8 +83,15 @@ def write(folder: Path, name: str, quantize: bool = False) -> tuple[Path, nn.Mod
         writer.add_value_length(text["head_dim"])
     for key, value in extra.items():
         _add(writer, f"{arch_name}.{key}", value)
-    for mlx_name, value in tree_flatten(module.parameters()):
-        _add_tensor(writer, names, name, mlx_name, np.array(value), text, quantize)
+    parameters = dict(tree_flatten(module.parameters()))
+    for mlx_name, value in parameters.items():
+        weight = np.array(value)
+        if "switch_glu.up_proj" in mlx_name:
+            continue  # the converter writes it behind the other one
+        if "switch_glu.gate_proj" in mlx_name:
+            up = parameters[mlx_name.replace("gate_proj", "up_proj")]
+            weight = np.concatenate([weight, np.array(up)], axis=1)
+        _add_tensor(writer, names, name, mlx_name, weight, text, quantize)
     if name == "gemma4":
         # Published weights have keys of layers that take those of others.
         unused = np.ones(64, dtype=np.float32)
@@ -135,6 +142,8 @@ def _add_tensor(
     for part, gguf_name in RENAMED.items():
         if part in mlx_name:
             suffix = SUFFIXES.get(gguf_name, ".weight")
+            if mlx_name.endswith("scale"):
+                suffix = ".scale"
             tensor = f"blk.{mlx_name.split('.')[2]}.{gguf_name}{suffix}"
     assert tensor is not None, mlx_name
     if name in PERMUTED and mlx_name.endswith("q_proj.weight"):
@@ -148,7 +157,7 @@ def _add_tensor(
     if "linear_attn" in mlx_name:
         weight = _tiled(mlx_name, weight, text)
     weight = np.ascontiguousarray(weight)
-    if quantize and weight.ndim == 2 and weight.shape[-1] % 32 == 0:
+    if quantize and weight.ndim > 1 and weight.shape[-1] % 32 == 0:
         kind = gguf.GGMLQuantizationType.Q8_0
         if "conv1d" not in mlx_name:
             packed = gguf.quantize(weight, kind)
@@ -186,6 +195,14 @@ def test_a_converted_model_is_the_same_model(tmp_path: Path, name: str) -> None:
     np.testing.assert_allclose(
         np.array(loaded.module(TOKENS)), np.array(module(TOKENS)), rtol=1e-3, atol=1e-3
     )
+
+
+def test_packed_experts_are_parted(tmp_path: Path) -> None:
+    path, module = write(tmp_path, "gemma4-experts", quantize=True)
+    packed = np.array(packed_module(path)(TOKENS))
+    expected = np.array(module(TOKENS))
+    spread = float(np.abs(expected).max())
+    assert float(np.abs(packed - expected).max()) < 0.1 * spread
 
 
 def test_packed_heads_are_put_in_order(tmp_path: Path) -> None:

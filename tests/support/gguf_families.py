@@ -175,8 +175,25 @@ FAMILIES["gemma4-large"] = (
         "use_double_wide_mlp": False,
     },
 )
+KEYS["gemma4-experts"] = {
+    **KEYS["gemma4-large"],
+    "expert_count": 4,
+    "expert_used_count": 2,
+    "expert_feed_forward_length": 48,
+}
+FAMILIES["gemma4-experts"] = (
+    "gemma4_text",
+    {
+        **FAMILIES["gemma4-large"][1],
+        "enable_moe_block": True,
+        "moe_intermediate_size": 48,
+        "num_experts": 4,
+        "top_k_experts": 2,
+    },
+)
 # What llama.cpp calls a family that has two forms.
 ARCHITECTURE_OF = {
+    "gemma4-experts": "gemma4",
     "gemma4-large": "gemma4",
     "ministral3": "mistral3",
     "olmo3": "olmo2",
@@ -188,6 +205,14 @@ RENAMED = {
     "q_layernorm": "attn_q_norm",
     "k_layernorm": "attn_k_norm",
     "layer_scalar": "layer_output_scale",
+    "router.proj": "ffn_gate_inp",
+    "router.scale": "ffn_gate_inp",
+    "per_expert_scale": "ffn_down_exps",
+    "switch_glu.gate_proj": "ffn_gate_up_exps",
+    "switch_glu.down_proj": "ffn_down_exps",
+    "pre_feedforward_layernorm_2": "pre_ffw_norm_2",
+    "post_feedforward_layernorm_1": "post_ffw_norm_1",
+    "post_feedforward_layernorm_2": "post_ffw_norm_2",
     "feed_forward.gate_proj": "ffn_gate",
     "feed_forward.up_proj": "ffn_up",
     "feed_forward.down_proj": "ffn_down",

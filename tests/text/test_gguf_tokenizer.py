@@ -97,6 +97,13 @@ def test_the_start_token_follows_the_family(
     assert (tokenizer.encode("a")[0] == 1) is starts
 
 
+def test_a_start_that_is_called_a_normal_token_begins_turns(tmp_path: Path) -> None:
+    pieces = [*PIECES, ("<start_of_turn>", NORMAL)]
+    tokenizer = sentencepiece(tmp_path, pieces)
+    token_ids = tokenizer.encode("<start_of_turn>a", special=True)
+    assert len(pieces) - 1 in token_ids
+
+
 def test_an_end_that_is_called_a_normal_token_ends_turns(tmp_path: Path) -> None:
     """Converters have written every token of a vocabulary as a normal one."""
     tokenizer = tokenizer_with(tmp_path, token_type=None, eos_token_id=None)

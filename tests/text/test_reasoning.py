@@ -155,6 +155,24 @@ def test_a_turn_that_ends_in_a_thought_with_a_call_calls(inside: bool) -> None:
     assert read("I could write <tool_call> here.").calls == []
 
 
+@pytest.mark.parametrize("inside", [True, False])
+def test_an_answer_in_a_thought_that_the_template_opened_is_content(
+    inside: bool,
+) -> None:
+    """Models that need no thought answer at once, and never close it."""
+    style = OutputStyle("hermes", *THINK)
+
+    def read(text: str, reason: FinishReason = FinishReason.STOP) -> Read:
+        parser = OutputParser.for_style(style, starts_inside=inside)
+        return joined([*parser.feed(text), *parser.finish(reason)])
+
+    start = "" if inside else THINK[0]
+    assert read(f"{start}Oslo.\n").content == ("Oslo." if inside else "")
+    assert read(f"{start}Oslo.\n").reasoning == "Oslo."
+    assert read(f"{start}Oslo.", FinishReason.LENGTH).content == ""
+    assert read(f"{start}Hm.</think>").content == ""
+
+
 WRAPPED = [
     ("<think>\nHm.\n</think>\n<answer>\nYes.\n</answer>", Read("Yes.", "Hm.")),
     ("<answer>Yes.</answer>\n", Read("Yes.\n")),
