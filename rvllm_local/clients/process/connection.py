@@ -248,6 +248,7 @@ class ChildProcess:
             if answer is not None:
                 answer.set_result(event)
         elif isinstance(event, frames.Ready):
+            self._stderr.clear()  # what it waited for is no reason for a later end
             self._on_ready(event.limits)
         elif isinstance(event, frames.Failed):
             self.failure = frames.error_in(event)
