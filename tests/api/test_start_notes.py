@@ -80,6 +80,14 @@ def test_a_damaged_note_is_none(files: ModelFiles) -> None:
     assert note.read() is None
 
 
+def test_of_a_model_that_is_gone_nothing_is_known(tmp_path: Path) -> None:
+    gone = ModelFiles("folder", tmp_path / "gone", "gone", tmp_path / "cache")
+    PlanNote(gone, OPTIONS).write(PLANNED)
+    assert PlanNote(gone, OPTIONS).read() is None
+    TextProof(gone).note()
+    assert not TextProof(gone).is_known
+
+
 def test_where_a_gpu_may_be_and_with_adapters_nothing_is_noted(
     files: ModelFiles, monkeypatch: pytest.MonkeyPatch
 ) -> None:

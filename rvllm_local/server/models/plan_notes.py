@@ -59,14 +59,18 @@ class PlanNote:
             write_note(self._subject, value, self._cache_dir)
 
 
-def _subject(files: ModelFiles, options: EngineOptions) -> str:
+def _subject(files: ModelFiles, options: EngineOptions) -> str | None:
+    """All that a plan depends on; None for a model that is gone."""
+    stamps = [file_stamp(path) for path in files_of(files) if path.is_file()]
+    if not stamps:
+        return None
     settings = []
     for name, value in os.environ.items():
         if name.startswith(_SETTINGS):
             settings.append((name, value))
     parts = [
         files.kind,
-        [file_stamp(path) for path in files_of(files) if path.is_file()],
+        stamps,
         options,
         rvllm_local.__version__,
         importlib.metadata.version("mlx"),

@@ -40,7 +40,10 @@ class TextProof:
 
 
 def files_of(files: ModelFiles) -> list[Path]:
-    """All files from which a model's texts and its plan may be read."""
+    """All files from which a model's texts and its plan may be read; none if it is gone."""
     if files.kind == "gguf":
         return files.weight_paths()
-    return sorted(files.path.iterdir())
+    try:
+        return sorted(files.path.iterdir())
+    except OSError:
+        return []
