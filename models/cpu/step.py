@@ -160,7 +160,14 @@ def build_step(
             head.result()  # both at once would take too much
         del head_graph
         segments = _segments(decoder, geometries, layout, arenas)
-        return CpuStep(sizes, lookup, segments, head.result(), rotations, inputs)
+        return CpuStep(
+            sizes,
+            lookup,
+            segments,
+            head.result(),
+            rotations,
+            inputs,
+        )
 
 
 def _segments(
