@@ -11,7 +11,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import mlx.core as mx
-import numpy as np
 from mlx import nn
 from mlx.utils import tree_unflatten
 
@@ -30,54 +29,101 @@ def divide_adapters(
 
     Raises `UnsupportedModelError` for a layer whose division cannot be told.
     """
-    sizes: dict[str, tuple[int, int]] = {}
+    numbered = {}
     for adapter in adapters:
         for path, part in adapter.layers.items():
-            sizes[path] = (part.a.shape[0], part.b.shape[1])
-    numbered = [(path, _numbered(*size)) for path, size in sizes.items()]
-    outline.update_modules(tree_unflatten(numbered))
+            numbered[path] = _numbered(part)
+    replaced = tree_unflatten(list(numbered.items()))
+    outline.update_modules(replaced)
     divide(outline, config, group)
     left = dict(outline.named_modules())
     divided = []
     for adapter in adapters:
         layers = {}
         for path, part in adapter.layers.items():
-            layers[path] = _part_of(part, path, left[path], group)
-        divided.append(dataclasses.replace(adapter, layers=layers))
+            layers[path] = _part_of(
+                part,
+                path,
+                left[path],
+                group,
+            )
+        part_of_adapter = dataclasses.replace(
+            adapter,
+            layers=layers,
+        )
+        divided.append(part_of_adapter)
     return divided
 
 
-def _numbered(inputs: int, outputs: int) -> nn.Linear:
+def _numbered(part: LowRank) -> nn.Linear:
     """A layer whose weights are their columns' numbers, and whose bias its rows'."""
+    inputs = part.a.shape[0]
+    outputs = part.b.shape[1]
+    shape = (outputs, inputs)
+    columns = mx.arange(
+        inputs,
+        dtype=mx.int32,
+    )
+    rows = mx.arange(
+        outputs,
+        dtype=mx.int32,
+    )
     layer = nn.Linear(1, 1)
-    columns = mx.arange(inputs, dtype=mx.int32)[None, :]
-    layer.weight = mx.broadcast_to(columns, (outputs, inputs))
-    layer.bias = mx.arange(outputs, dtype=mx.int32)
+    layer.weight = mx.broadcast_to(columns, shape)
+    layer.bias = rows
     return layer
 
 
 def _part_of(
-    part: LowRank, path: str, left: nn.Module, group: mx.distributed.Group
+    part: LowRank,
+    path: str,
+    left: nn.Module,
+    group: mx.distributed.Group,
 ) -> LowRank:
     inputs = part.a.shape[0]
     outputs = part.b.shape[1]
-    columns = np.array(left.weight[0])
-    rows = np.array(left.bias)
+    columns = left.weight[0]
+    rows = left.bias
     num_rows = left.weight.shape[0]
     if columns.size < inputs:
         if num_rows != outputs:
             raise _not_told(path)
-        part = dataclasses.replace(part, a=part.a[mx.array(columns)])
-        # Each rank has a part of the sum over the inputs. Where the layer itself does
-        # not complete it, the definition does so later.
-        if isinstance(left, nn.ShardedToAllLinear):
-            part = dataclasses.replace(part, group=group)
-        return part
+        return _part_by_columns(
+            part,
+            columns,
+            left,
+            group,
+        )
     if num_rows == outputs:
         return part
-    if rows.size != num_rows or rows.dtype != np.int32:
+    if rows.size != num_rows:
         raise _not_told(path)
-    return dataclasses.replace(part, b=part.b[:, mx.array(rows)])
+    if rows.dtype != mx.int32:
+        raise _not_told(path)
+    return dataclasses.replace(
+        part,
+        b=part.b[:, rows],
+    )
+
+
+def _part_by_columns(
+    part: LowRank,
+    columns: mx.array,
+    left: nn.Module,
+    group: mx.distributed.Group,
+) -> LowRank:
+    """Each rank has a part of the sum over the inputs.
+
+    Where the layer itself does not complete it, the definition does so later.
+    """
+    sums = None
+    if isinstance(left, nn.ShardedToAllLinear):
+        sums = group
+    return dataclasses.replace(
+        part,
+        a=part.a[columns],
+        group=sums,
+    )
 
 
 def _not_told(path: str) -> UnsupportedModelError:
