@@ -321,7 +321,6 @@ def end_helpers(folder: Path) -> None:
                 os.kill(int(path.parent.name), signal.SIGKILL)
 
 
-@pytest.mark.timeout(600)
 @pytest.mark.parametrize("name", LOOPS)
 def test_two_sessions_with_a_tool_loop_each(name: str, outcomes: Outcomes) -> None:
     session = outcomes[name, "sessions"].result()
@@ -331,7 +330,6 @@ def test_two_sessions_with_a_tool_loop_each(name: str, outcomes: Outcomes) -> No
     check_prefixes(session.engine.prompts)
 
 
-@pytest.mark.timeout(600)
 @pytest.mark.parametrize("name", OVERFLOWS)
 def test_an_overflow_ends_in_the_agents_own_compaction(
     name: str, outcomes: Outcomes
@@ -347,7 +345,6 @@ def test_an_overflow_ends_in_the_agents_own_compaction(
         assert session.statuses["400"] in (1, 2)
 
 
-@pytest.mark.timeout(600)
 @pytest.mark.parametrize("name", INTERRUPTED)
 def test_ctrl_c_ends_the_request(name: str, outcomes: Outcomes) -> None:
     session = outcomes[name, "interrupt"].result()

@@ -182,7 +182,7 @@ def sessions(
         yield futures
 
 
-@pytest.mark.timeout(3600 if IS_LONG else 600)
+@pytest.mark.timeout(3600 if IS_LONG else 900)
 @pytest.mark.parametrize("name", NAMES)
 def test_a_long_tool_loop(name: str, sessions: dict[str, Future[Session]]) -> None:
     session = sessions[name].result()

@@ -173,7 +173,6 @@ def packages() -> Iterator[Packages]:
     begun.close()
 
 
-@pytest.mark.timeout(400)
 @pytest.mark.parametrize("name", NODE_SESSIONS)
 def test_a_session_in_node(
     name: str,

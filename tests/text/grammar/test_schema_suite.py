@@ -72,7 +72,6 @@ def is_satisfiable(group: Group) -> bool:
     return any(test["valid"] for test in group["tests"])
 
 
-@pytest.mark.timeout(600)
 @pytest.mark.parametrize("draft", ["draft7", "draft2020-12"])
 def test_what_is_enforced_is_valid_and_the_rest_is_named(
     archive: tarfile.TarFile,
