@@ -24,6 +24,8 @@ _NOT_COMPUTED: Mapping[str, tuple[Any, ...]] = {
     "router_logit_softcapping": (0,),
 }
 
+_MOST = 1 << 24  # more than any size is
+
 
 class Keys:
     """Checked look-ups of an architecture's own keys."""
@@ -55,21 +57,18 @@ class Keys:
                 )
 
     def integer(self, key: str, default: int | None = None) -> int:
-        value = self._required(key) if default is None else self._or(key, default)
+        value = self._value(key, default)
         if isinstance(value, list) and value:
             # A value for each layer: it counts if all are the same.
             first = value[0]
-            if any(each != first for each in value):
+            differs = [each for each in value if each != first]
+            if differs:
                 raise UnsupportedModelError(
                     f"{self.path}: key {self._prefix + key!r} is {value!r:.60}: layers "
                     "that differ are not supported in a GGUF file; use safetensors"
                 )
             value = first
-        if (
-            isinstance(value, bool)
-            or not isinstance(value, int)
-            or not 0 < value < 1 << 24
-        ):
+        if type(value) is not int or not 0 < value < _MOST:
             raise ModelFileError(
                 f"{self.path}: key {self._prefix + key!r} is {value!r:.60}, not a plausible number"
             )
@@ -78,11 +77,15 @@ class Keys:
     def largest(self, key: str, default: int | None = None) -> int:
         """A number that may differ from layer to layer: the largest one."""
         value = self.get(key)
-        if isinstance(value, list) and all(type(each) is int for each in value):
-            numbers = [each for each in value if each > 0]
-            if numbers and max(numbers) < 1 << 24:
-                return int(max(numbers))
-        return self.integer(key, default)
+        if not isinstance(value, list):
+            return self.integer(key, default)
+        largest = 0
+        for number in value:
+            if type(number) is int:
+                largest = max(largest, number)
+        if not 0 < largest < _MOST:
+            return self.integer(key, default)
+        return largest
 
     def whole(self, key: str, default: int) -> int:
         """A number that may be 0."""
@@ -91,22 +94,27 @@ class Keys:
         return self.integer(key, default)
 
     def positive(self, key: str, default: float | None = None) -> float:
-        value = self._required(key) if default is None else self._or(key, default)
-        if (
-            isinstance(value, bool)
-            or not isinstance(value, int | float)
-            or not 0 < value < math.inf
-        ):
+        value = self._value(key, default)
+        is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        if not is_number or not 0 < value < math.inf:
             raise ModelFileError(
                 f"{self.path}: key {self._prefix + key!r} is {value!r:.60}, not a positive number"
             )
         return float(value)
 
+    def _value(self, key: str, default: float | None) -> Any:
+        if default is None:
+            return self._required(key)
+        return self._or(key, default)
+
     def _or(self, key: str, default: float) -> Any:
         value = self.get(key)
-        return default if value is None else value
+        if value is None:
+            return default
+        return value
 
     def _required(self, key: str) -> Any:
-        if (value := self.get(key)) is None:
+        value = self.get(key)
+        if value is None:
             raise ModelFileError(f"{self.path}: key {self._prefix + key!r} is missing")
         return value
