@@ -103,6 +103,11 @@ _LONGCAT_ARGUMENTS = ArgumentSyntax(
     text_value,
     f"{tags.LONGCAT_VALUE[1]}\n",
 )
+_K2_ARGUMENTS = ArgumentSyntax(
+    lambda key: f"{key}".join(tags.IFM_KEY) + f"\n{tags.IFM_VALUE[0]}",
+    text_value,
+    f"{tags.IFM_VALUE[1]}\n",
+)
 _KIMI_K3_ARGUMENTS = ArgumentSyntax(
     lambda key: f'{tags.KIMI_K3_OPEN}argument key="{_escaped(key)}" type="',
     typed_value(
@@ -219,6 +224,15 @@ SYNTAXES = {
         listed_call("NAME\n", _LONGCAT_ARGUMENTS, tags.LONGCAT[1]),
         tags.LONGCAT[0],
         between="\n",
+    ),
+    "k2_horizon": CallSyntax(
+        listed_call(
+            f"{tags.IFM_CALL[0]}NAME\n", _K2_ARGUMENTS, f"{tags.IFM_CALL[1]}\n"
+        ),
+        tags.IFM_CALLS[0],
+        first="\n",
+        last=tags.IFM_CALLS[1],
+        repeats=False,
     ),
     "glm": CallSyntax(
         listed_call("NAME\n", _GLM_ARGUMENTS, tags.HERMES[1]),
