@@ -16,7 +16,6 @@ from typing import Any, ClassVar
 from textual import events, work
 from textual.app import ComposeResult, SystemCommand
 from textual.binding import BindingType
-from textual.containers import Horizontal, Vertical
 from textual.screen import Screen
 from textual.widgets import Footer, Input, TextArea
 from textual.worker import WorkerError
@@ -44,6 +43,7 @@ from rvllm_local.tui.themes import (
 )
 from rvllm_local.tui.view import ChatView
 from rvllm_local.tui.widgets.composer import Composer
+from rvllm_local.tui.widgets.kept_lines import KeptHorizontal, KeptVertical
 from rvllm_local.tui.widgets.sidebar import Sidebar
 from rvllm_local.tui.widgets.transcript import Transcript
 
@@ -87,9 +87,9 @@ class ChatApp(ChatView):
         return TERMINAL_VARIABLES
 
     def compose(self) -> ComposeResult:
-        with Horizontal(id="main"):
+        with KeptHorizontal(id="main"):
             yield self.sidebar
-            with Vertical(id="column"):
+            with KeptVertical(id="column"):
                 yield self.transcript
                 yield self._below
                 yield self.find_bar

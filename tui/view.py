@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from textual import work
+from textual.content import Content
 from textual.widgets import Static
 
 from rvllm_local.tui.actions import ActionsApp
@@ -29,9 +30,11 @@ from rvllm_local.tui.options import ChatOptions
 from rvllm_local.tui.personas import persona_name
 from rvllm_local.tui.state import ChatSession
 from rvllm_local.tui.status import others_text, queue_text, status_content
+from rvllm_local.tui.widgets.kept_lines import KeptStatic
 from rvllm_local.tui.widgets.sidebar import SHOWN
 
 PANEL_WIDTH, SIDEBAR_WIDTH = 41, 34
+STATUS_S = 0.5  # between two states of the status line while a reply grows
 NARROW = 66  # cells of the chat's column
 _SHOWN_APART = (ReplyBegan, ReplyGrew, UsageReceived, ClockTicked, EngineSeen)
 _ENDS = (ReplyFinished, ReplyFailed)
@@ -47,9 +50,11 @@ class ChatView(ActionsApp):
         driver: Driver,
     ) -> None:
         super().__init__(options, launcher, driver)
-        self._status = Static("", id="status", markup=False)
+        self._status = KeptStatic("", id="status", markup=False)
         self._queue = Static("", id="queue", markup=False)
         self._below = Static("", id="below", markup=False)
+        self._status_shown = Content("")
+        self._growth_shown_at = 0.0
         self._draft_of, self._was_temporary = "new", options.is_temporary
 
     @property
@@ -91,7 +96,20 @@ class ChatView(ActionsApp):
             self.show_engine()
         if isinstance(event, ReplyGrew):
             self._show_live()
-        if not isinstance(event, ClockTicked):
+            self._show_growth(event)
+        elif not isinstance(event, ClockTicked):
+            self._show_status()
+
+    def _show_growth(self, event: ReplyGrew) -> None:
+        """Bring the status line up to date: at a reply's first words, then twice a second.
+
+        Its figures change with each word, and are read by nobody that often.
+        """
+        is_due = not 0.0 <= event.at - self._growth_shown_at < STATUS_S
+        live = self.driver.session.live
+        is_first = live is not None and live.first_at == event.at
+        if is_due or is_first:
+            self._growth_shown_at = event.at
             self._show_status()
 
     def _tell_end(
@@ -214,7 +232,9 @@ class ChatView(ActionsApp):
             persona_name(session.chat, self.presets),
             self._others(),
         )
-        self._status.update(line, layout=False)
+        if not line.is_same(self._status_shown):
+            self._status_shown = line
+            self._status.update(line, layout=False)
         self.composer.be_narrow(self._line_width < NARROW)
         self.announcer.set_title(session.chat.title, self.driver.is_writing)
 

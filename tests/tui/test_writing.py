@@ -151,7 +151,7 @@ def test_showing_takes_no_more_than_its_share() -> None:
     used[0] = 0.036
     assert pace.rest() == pytest.approx(0.036 / SHARE)
     now[0] = 0.15
-    assert pace.rest() == pytest.approx(0.05)
+    assert pace.rest() == pytest.approx(0.036 / SHARE - 0.15)
     used[0] = 9.0
     assert pace.rest() == 1.0
 

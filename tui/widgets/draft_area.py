@@ -11,11 +11,12 @@ from textual.widgets import TextArea
 
 from rvllm_local.tui.prompts import draft_token, paste_token, put_pastes
 from rvllm_local.tui.sanitise import clean_cells, clean_copy
+from rvllm_local.tui.widgets.kept_lines import KeptLines
 
 PASTE_LIMIT = 1_000_000  # characters
 
 
-class DraftArea(TextArea):
+class DraftArea(KeptLines, TextArea):
     """A `TextArea` whose long pastes stand as short signs until they are sent."""
 
     class Refused(Message):

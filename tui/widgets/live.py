@@ -14,6 +14,9 @@ from typing import Any
 
 from textual.containers import Vertical
 from textual.content import Content
+from textual.geometry import Region, Size
+from textual.reactive import Reactive
+from textual.strip import Strip
 from textual.widgets import Static
 
 from rvllm_local.tui.growing import Piece, cut
@@ -21,12 +24,13 @@ from rvllm_local.tui.render import render_piece, render_tool_call
 from rvllm_local.tui.sanitise import clean, whole
 from rvllm_local.tui.state import LiveReply
 from rvllm_local.tui.status import bar, short_count
+from rvllm_local.tui.widgets.growing_text import GrowingText
 
-CUT_AT = 800  # characters of the growing end before its settled part moves out
+CUT_AT = 400  # characters of the growing end before its settled part moves out
 PLAIN_AT = 16_000  # an end that can be cut nowhere is beyond this shown as plain text, its last part alone
 PLAIN_TAIL = 2_000
 REASONING_TAIL = 600
-SHARE = 0.18  # of one core, for everything that the interface does while a reply comes
+SHARE = 0.08  # of one core, for everything that the interface does while a reply comes
 LONGEST_REST_S = 1.0
 SILENT_S = 5.0  # after which a reply that does not go on says so
 
@@ -59,15 +63,19 @@ class FrameRate:
 class LiveReplyView(Vertical):
     """Shows a `LiveReply`. `tell` may be called as often as there is something new."""
 
+    virtual_size = Reactive(Size(0, 0))  # as in `GrowingText`
+
     def __init__(self) -> None:
         super().__init__(classes="live")
         self._head, self._foot = (
             Static("", markup=False),
             Static("", classes="apart", markup=False),
         )
-        self._end = Static("", markup=False)
+        self._text = GrowingText()
         self._taken = 0  # characters of the text that were handed to the widgets
-        self._piece = Piece("")  # what is rendered again and again, in `_end`
+        self._piece = Piece(
+            ""
+        )  # what is rendered again and again, at the end of `_text`
         self._shown = Content("")
         self._news: tuple[LiveReply, float] | None = None
         self._told = asyncio.Event()
@@ -75,12 +83,12 @@ class LiveReplyView(Vertical):
 
     def compose(self) -> Any:
         yield self._head
-        yield self._end
+        yield self._text
         yield self._foot
 
     def on_mount(self) -> None:
         """Show what there is, then what is told."""
-        self._head.display = self._end.display = self._foot.display = (
+        self._head.display = self._text.display = self._foot.display = (
             False  # an empty one would still take a line
         )
         self.run_worker(self._follow())
@@ -101,9 +109,9 @@ class LiveReplyView(Vertical):
             self._frame_rate.shown()
             self._told.clear()
             if self._news is not None:
-                await self._show(*self._news)
+                self._show(*self._news)
 
-    async def _show(
+    def _show(
         self,
         live: LiveReply,
         now: float,
@@ -123,32 +131,28 @@ class LiveReplyView(Vertical):
         if not fresh:
             return
         self._piece = replace(self._piece, text=self._piece.text + clean(fresh))
+        self._text.display = True
         if len(self._piece.text) > CUT_AT and (parts := cut(self._piece)):
-            await self._freeze(*parts)
+            settled, self._piece = parts
+            self._text.settle(
+                render_piece(settled, self._width()),
+                _render(self._piece, self._width()),
+                self._piece.is_joined,
+            )
         else:
-            self._end.display = True
-            _update(self._end, _render(self._piece, self._width()))
+            self._text.show(_render(self._piece, self._width()))
 
     def _width(self) -> int | None:
         """Cells for the text; None before the first layout."""
         return self.content_size.width or None
 
-    async def _freeze(
-        self,
-        settled: Piece,
-        rest: Piece,
-    ) -> None:
-        """Leave the settled part in its widget, and go on in a new one."""
-        self._piece = rest
-        with self.app.batch_update():
-            self._end.update(render_piece(settled, self._width()))
-            self._end.display = True
-            self._end = Static(
-                _render(rest, self._width()),
-                classes="" if rest.is_joined else "apart",
-                markup=False,
-            )
-            await self.mount(self._end, before=self._foot)
+    def render_lines(self, crop: Region) -> list[Strip]:
+        """The ground under the text: one row, as often as it is needed."""
+        style = self.visual_style.background_style.rich_style
+        ground = Strip.blank(crop.width, style)
+        for line_filter in self.get_line_filters():
+            ground = ground.apply_filter(line_filter, self.background_colors[1])
+        return [ground] * crop.height
 
 
 def _render(piece: Piece, width: int | None) -> Content:

@@ -1,0 +1,197 @@
+"""A text at whose end more is written: rows that stay as they are, are drawn once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from textual.content import Content
+from textual.geometry import Region, Size
+from textual.reactive import Reactive
+from textual.strip import Strip
+from textual.visual import Visual
+from textual.widget import Widget
+
+
+@dataclass(slots=True)
+class _Row:
+    """One row on the screen.
+
+    `x` and `y` are where it begins in the text: a character of a line. `strip` is how it
+    is drawn, None before it was.
+    """
+
+    content: Content
+    x: int
+    y: int
+    strip: Strip | None = None
+
+    def is_same(self, row: _Row) -> bool:
+        """Whether another row looks the same and stands for the same text."""
+        return (self.x, self.y) == (row.x, row.y) and self.content.is_same(row.content)
+
+
+class GrowingText(Widget):
+    """Shows styled text: a part that has settled, and an end that is still changed.
+
+    It can be marked with the mouse, as in a `Static`.
+    """
+
+    # A size that a layout gave asks for no layout: Textual would make each one twice.
+    virtual_size = Reactive(Size(0, 0))
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._lines = [Content("")]
+        self._rows: list[_Row] = []
+        self._wrapped_at = 0  # the width of `_rows`; 0 before the first layout
+        # How much of `_lines` and `_rows` has settled.
+        self._num_settled_lines = 0
+        self._num_settled_rows = 0
+        self._look: tuple[Any, ...] = ()  # that the rows were drawn with
+        self.num_wrapped = 0  # lines wrapped so far
+        self.num_drawn = 0  # rows drawn so far
+
+    def render(self) -> Content:
+        """The whole text."""
+        return Content("\n").join(self._lines)
+
+    def show(self, end: Content) -> None:
+        """Show another end; only rows that differ are drawn anew."""
+        old = self._rows[self._num_settled_rows :]
+        self._put(end.split("\n", allow_blank=True))
+        self._refresh_from(self._num_settled_rows, old)
+
+    def settle(
+        self,
+        settled: Content,
+        end: Content,
+        is_joined: bool,
+    ) -> None:
+        """Let the end settle as it is given, and go on with a new one.
+
+        A blank line stands between the two unless they are joined.
+        """
+        first = self._num_settled_rows
+        old = self._rows[first:]
+        lines = settled.split("\n", allow_blank=True)
+        if not is_joined:
+            lines.append(Content(""))
+        self._put(lines)
+        self._num_settled_lines = len(self._lines)
+        self._num_settled_rows = len(self._rows)
+        self._put(end.split("\n", allow_blank=True))
+        self._refresh_from(first, old)
+
+    def get_content_height(
+        self,
+        container: Size,
+        viewport: Size,
+        width: int,
+    ) -> int:
+        """Rows of the text at a width."""
+        if not width:
+            return 0
+        self._wrap_at(width)
+        return len(self._rows)
+
+    def render_lines(self, crop: Region) -> list[Strip]:
+        """The rows of a region, with what is marked with the mouse."""
+        width = self.size.width
+        if self.text_selection is not None or not width:
+            return super().render_lines(crop)
+        self._wrap_at(width)
+        self._look_again()
+        strips = [self._strip(y) for y in crop.line_range]
+        if crop.column_span != (0, width):
+            strips = [strip.crop(*crop.column_span) for strip in strips]
+        return strips
+
+    # Rows
+
+    def _put(self, lines: list[Content]) -> None:
+        """Put lines behind those that have settled."""
+        first = self._num_settled_lines
+        self._lines[first:] = lines
+        if self._wrapped_at:
+            old = self._rows[self._num_settled_rows :]
+            rows = self._wrapped(lines, first)
+            for index, (before, row) in enumerate(zip(old, rows, strict=False)):
+                if before.is_same(row):
+                    rows[index] = before
+            self._rows[self._num_settled_rows :] = rows
+
+    def _wrapped(
+        self,
+        lines: list[Content],
+        first: int,
+    ) -> list[_Row]:
+        """The rows of lines, of which the first has the number `first`."""
+        rows = []
+        self.num_wrapped += len(lines)
+        for number, line in enumerate(lines, first):
+            x = 0
+            for part in line.wrap(self._wrapped_at):
+                x = max(x, line.plain.find(part.plain, x))
+                rows.append(_Row(part, x, number))
+                x += len(part.plain)
+        return rows
+
+    def _wrap_at(self, width: int) -> None:
+        """Bring the rows to a width."""
+        if width == self._wrapped_at:
+            return
+        self._wrapped_at = width
+        num_settled = self._num_settled_lines
+        settled = self._wrapped(self._lines[:num_settled], 0)
+        self._num_settled_rows = len(settled)
+        self._rows = settled + self._wrapped(self._lines[num_settled:], num_settled)
+
+    def _refresh_from(
+        self,
+        first: int,
+        old: list[_Row],
+    ) -> None:
+        """Draw what differs from the old rows; `first` is the number of their first."""
+        rows = self._rows[first:]
+        if not self._wrapped_at or len(rows) != len(old):
+            self.refresh(layout=True)
+            return
+        changed = [y for y, row in enumerate(rows) if row is not old[y]]
+        if changed:
+            height = changed[-1] - changed[0] + 1
+            top = first + changed[0]
+            self.refresh(Region(0, top, self._wrapped_at, height))
+
+    # Drawing
+
+    def _look_again(self) -> None:
+        """Forget what was drawn in other colours."""
+        filters = tuple(self.get_line_filters())
+        look = (self.visual_style, self.background_colors, self.app.theme, filters)
+        if look != self._look:
+            self._look = look
+            for row in self._rows:
+                row.strip = None
+
+    def _strip(self, y: int) -> Strip:
+        """How a row is drawn."""
+        blank = self.visual_style.background_style.rich_style
+        if y >= len(self._rows):
+            return Strip.blank(self._wrapped_at, blank)
+        row = self._rows[y]
+        if row.strip is None:
+            self.num_drawn += 1
+            row.strip = self._drawn(row).extend_cell_length(self._wrapped_at, blank)
+            background = self.background_colors[1]
+            for line_filter in self.get_line_filters():
+                row.strip = row.strip.apply_filter(line_filter, background)
+        return row.strip
+
+    def _drawn(self, row: _Row) -> Strip:
+        strips = Visual.to_strips(
+            self, row.content, self._wrapped_at, 1, self.visual_style
+        )
+        if not strips:
+            return Strip([])
+        return strips[0].apply_offsets(row.x, row.y)
