@@ -114,7 +114,7 @@ async def transcript_costs(count: int, is_all: bool) -> None:
         rows = messages(count * 2)
         app.transcript.show_messages(rows, {})
         if is_all:
-            app.transcript.show_earlier(0)
+            app.transcript.bring(0)
             app.transcript.release_anchor()
         await pilot.pause()
         widgets = len(list(app.walk_children()))

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from textual import events
 from textual.content import Content
+from textual.geometry import Size
 from textual.message import Message as WidgetMessage
-from textual.widgets import Static
+from textual.reactive import Reactive
 
 from rvllm_local.history.types import ChatMessage
 from rvllm_local.tui.render import render_message
+from rvllm_local.tui.widgets.kept_lines import KeptStatic
 
 
-class MessageView(Static):
+class MessageView(KeptStatic):
     """One settled message, laid out for the width it has. A click selects it."""
+
+    virtual_size = Reactive(Size(0, 0))  # as in `GrowingText`
 
     class Clicked(WidgetMessage):
         """The message was clicked."""
@@ -37,12 +40,17 @@ class MessageView(Static):
         if not self.screen.get_selected_text():
             self.post_message(self.Clicked(self.message.id))
 
-    def on_resize(self, event: events.Resize) -> None:
-        """Lay the text out anew where the width is another."""
-        width = self.content_size.width
+    def get_content_height(
+        self,
+        container: Size,
+        viewport: Size,
+        width: int,
+    ) -> int:
+        """Rows at a width; the text is laid out for it before the layout goes on."""
         if width and width != self._laid_out_for:
             self._laid_out_for = width
-            self.update(self._content())
+            self.update(self._content(), layout=False)
+        return super().get_content_height(container, viewport, width)
 
     def show(
         self,

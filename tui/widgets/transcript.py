@@ -71,8 +71,7 @@ class Transcript(MessageColumn):
         self.post_message(self.Selected())
         if message_id is None or index is None:
             return
-        if message_id not in self._views:
-            self.show_earlier(index)
+        self.bring(index)
         view = self._views[message_id]
         view.add_class("selected")
         if scroll:
