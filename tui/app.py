@@ -17,7 +17,7 @@ from textual import events, work
 from textual.app import ComposeResult, SystemCommand
 from textual.binding import BindingType
 from textual.screen import Screen
-from textual.widgets import Footer, Input, TextArea
+from textual.widgets import Input, TextArea
 from textual.worker import WorkerError
 
 from rvllm_local.errors import HistoryError, ParameterError
@@ -44,6 +44,7 @@ from rvllm_local.tui.themes import (
 from rvllm_local.tui.view import ChatView
 from rvllm_local.tui.widgets.composer import Composer
 from rvllm_local.tui.widgets.kept_lines import KeptHorizontal, KeptVertical
+from rvllm_local.tui.widgets.key_line import KeyLine
 from rvllm_local.tui.widgets.sidebar import Sidebar
 from rvllm_local.tui.widgets.transcript import Transcript
 
@@ -98,7 +99,7 @@ class ChatApp(ChatView):
                 yield self._status
                 yield self.composer
             yield self.panel
-        yield Footer(show_command_palette=False)
+        yield KeyLine()
 
     # Beginning and end
 
