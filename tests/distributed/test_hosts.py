@@ -84,8 +84,7 @@ def test_ranks_of_one_machine_share_its_memory() -> None:
 @pytest.mark.parametrize(
     ("values", "words"),
     [
-        ({"cache": "disk"}, "cache"),
-        ({"adapters": (("a", "b"),)}, "adapters"),
+        ({"hosts": RankHosts((("10.0.0.1", 5000),) * 3, "")}, "hosts are 3"),
         ({"hosts": RankHosts((("10.0.0.1", 5000),), "")}, "hosts are 1"),
     ],
 )
@@ -94,3 +93,8 @@ def test_what_several_ranks_cannot_serve_is_refused(
 ) -> None:
     with pytest.raises(ConfigError, match=words):
         EngineOptions(ranks=2, **values)
+
+
+def test_what_several_ranks_share_is_taken() -> None:
+    options = EngineOptions(ranks=2, cache="disk", adapters=(("a", "b"),))
+    assert options.cache == "disk"
