@@ -33,15 +33,24 @@ def test_work_in_time_is_left_alone() -> None:
 def test_what_is_still_on_its_way_arrives_within() -> None:
     for _ in range(200):
         interrupt = Interrupt(LateError)
-        thread = threading.Thread(target=interrupt.fire)
+        has_begun = threading.Lock()
+        has_begun.acquire()
+        thread = threading.Thread(target=_fire_after, args=(has_begun, interrupt))
+        # Started before: an error within `start` breaks the threads' own books.
+        thread.start()
         try:
-            thread.start()
+            has_begun.release()
             thread.join()
         except LateError:
             thread.join()
         interrupt.close()
         interrupt.fire()
     assert sum(range(1000)) == 499_500
+
+
+def _fire_after(has_begun: threading.Lock, interrupt: Interrupt) -> None:
+    with has_begun:
+        interrupt.fire()
 
 
 LEAVES_NOTHING = """
