@@ -24,6 +24,15 @@ _READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC
 _WRITE_NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
 
 
+def settings_of(beginnings: tuple[str, ...]) -> list[tuple[str, str]]:
+    """Environment variables whose names begin so, sorted: part of many a subject."""
+    settings = []
+    for name, value in os.environ.items():
+        if name.startswith(beginnings):
+            settings.append((name, value))
+    return sorted(settings)
+
+
 def read_note(subject: str, cache_dir: Path | None = None) -> Any:
     """What was noted of a subject; None if nothing was."""
     try:

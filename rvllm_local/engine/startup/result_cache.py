@@ -25,7 +25,7 @@ from rvllm_local.engine.run_mode import RunMode
 from rvllm_local.models.file_stamps import file_stamp
 from rvllm_local.models.loader import LoadedModel
 from rvllm_local.models.locate import ModelFiles
-from rvllm_local.models.startup_notes import read_note, write_note
+from rvllm_local.models.startup_notes import read_note, settings_of, write_note
 from rvllm_local.options import EngineOptions
 
 _OWN_CODE = ("attention", "engine", "memory", "metal_kernels", "models")
@@ -70,10 +70,6 @@ def result_key(
         sys.version,
         platform.platform(),
     )
-    settings = []
-    for name, value in os.environ.items():
-        if name.startswith(_SETTINGS):
-            settings.append((name, value))
     parts = [
         loaded.fingerprint,
         weights,
@@ -84,7 +80,7 @@ def result_key(
         _processor(),
         host.prepare(),
         _blas(),
-        sorted(settings),
+        settings_of(_SETTINGS),
     ]
     digest = hashlib.sha256(repr(parts).encode())
     return f"result {digest.hexdigest()}"

@@ -19,7 +19,7 @@ from rvllm_local import host
 from rvllm_local.errors import RvllmError
 from rvllm_local.models.file_stamps import Stamp, file_stamp
 from rvllm_local.models.locate import ModelFiles
-from rvllm_local.models.startup_notes import read_note, write_note
+from rvllm_local.models.startup_notes import read_note, settings_of, write_note
 from rvllm_local.options import EngineOptions
 from rvllm_local.server.models.inspection_frames import Planned
 from rvllm_local.server.prompts.proven import files_of
@@ -64,10 +64,6 @@ def _subject(files: ModelFiles, options: EngineOptions) -> str | None:
     stamps = [file_stamp(path) for path in files_of(files) if path.is_file()]
     if not stamps:
         return None
-    settings = []
-    for name, value in os.environ.items():
-        if name.startswith(_SETTINGS):
-            settings.append((name, value))
     parts = [
         files.kind,
         stamps,
@@ -76,7 +72,7 @@ def _subject(files: ModelFiles, options: EngineOptions) -> str | None:
         importlib.metadata.version("mlx"),
         list(_code()),
         os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
-        sorted(settings),
+        settings_of(_SETTINGS),
     ]
     return f"plan {parts!r}"
 

@@ -91,13 +91,8 @@ class InvokeParser(ParameterReader):
 
     def _parameter(self) -> Reading[bool]:
         """The next parameter; False if the call ends instead."""
-        first = yield from self._next_solid()
-        self._put_back(first)
-        if first == END and not self._is_cut:
-            return False
-        yield from self._expect("<")
-        tag, _ = yield from self._text_until((">",), MAX_NAME)
-        if tag == f"/{self._words.call}":
+        tag = yield from self._next_tag()
+        if tag is None or tag == f"/{self._words.call}":
             return False
         if f"<{tag}>" in self._words.group or tag.startswith(f"{self._words.call} "):
             self._put_back(f"<{tag}>")  # the next call, or the end of them all

@@ -43,6 +43,16 @@ class ParameterReader(JSONReader):
         self._num_arguments = 0
         super().__init__()
 
+    def _next_tag(self) -> Reading[str | None]:
+        """What the next tag says; None where the output ends instead."""
+        first = yield from self._next_solid()
+        self._put_back(first)
+        if first == END and not self._is_cut:
+            return None
+        yield from self._expect("<")
+        tag, _ = yield from self._text_until((">",), MAX_NAME)
+        return tag
+
     def _open_arguments(self, name: str) -> None:
         self._start_call(name)
         self._properties = self._schemas.get(name, {})
@@ -119,13 +129,8 @@ class Qwen3CoderParser(ParameterReader):
 
     def _parameter(self) -> Reading[bool]:
         """The next parameter; False if the call ends instead."""
-        first = yield from self._next_solid()
-        self._put_back(first)
-        if first == END and not self._is_cut:
-            return False
-        yield from self._expect("<")
-        tag, _ = yield from self._text_until((">",), MAX_NAME)
-        if tag == "/function":
+        tag = yield from self._next_tag()
+        if tag is None or tag == "/function":
             return False
         if f"<{tag}>" in self.outer:
             self._put_back(f"<{tag}>")
