@@ -47,7 +47,7 @@ class Drafting:
         speculator.guess(drafts)
         self._last_choice = time.monotonic()
         for row, of_row in zip(rows, drafts, strict=True):
-            if row.matcher is not None:
+            if row.matcher is not None and not row.matcher.is_thinking:
                 guess_after = functools.partial(speculator.guess_after, of_row)
                 of_row.proposal = along_grammar(row.matcher, guess_after)
         speculator.choose(drafts, rooms)

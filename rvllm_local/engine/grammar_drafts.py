@@ -30,8 +30,6 @@ GuessAfter = Callable[[Sequence[int]], Proposal]
 
 def along_grammar(matcher: Matcher, guess_after: GuessAfter) -> Proposal:
     """What may come next in an output that a grammar bounds."""
-    if matcher.is_thinking:
-        return guess_after(())
     walk = _Walk(matcher.copy())
     with contextlib.suppress(GrammarError):  # what was found before it stands
         walk.go(guess_after)

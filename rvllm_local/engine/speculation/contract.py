@@ -59,7 +59,9 @@ class Drafter(Protocol):
     def propose_after(
         self, stream: Any, token_ids: Sequence[int], most: int
     ) -> Proposal:
-        """As `propose` for one sequence, were these tokens to come.
+        """As `propose` for one sequence in a grammar, were these tokens to come.
+
+        A grammar drops what it forbids, so that looser guesses pay.
 
         Nothing from a drafter that would have to run a model for it.
         """

@@ -19,6 +19,7 @@ from rvllm_local.engine.speculation.contract import (
 )
 
 _SHORTEST = 2  # tokens that must agree; after fewer anything may follow
+_SHORTEST_IN_GRAMMAR = 1  # what a grammar forbids is dropped: blanks and commas remain
 _LONGEST = 8  # tokens that are compared
 _FAR = 32_768  # tokens back that are looked through
 
@@ -60,16 +61,17 @@ class NgramDrafter:
         stream.push(token_ids)
 
     def propose(self, streams: Sequence[TokenText], most: int) -> list[Proposal]:
-        return [_followers(stream.recent(), most) for stream in streams]
+        return [_followers(stream.recent(), most, _SHORTEST) for stream in streams]
 
     def propose_after(
         self, stream: TokenText, token_ids: Sequence[int], most: int
     ) -> Proposal:
         more = np.array(token_ids, dtype=np.int32)
-        return _followers(np.concatenate([stream.recent(), more]), most)
+        tokens = np.concatenate([stream.recent(), more])
+        return _followers(tokens, most, _SHORTEST_IN_GRAMMAR)
 
 
-def _followers(tokens: npt.NDArray[np.int32], most: int) -> Proposal:
+def _followers(tokens: npt.NDArray[np.int32], most: int, shortest: int) -> Proposal:
     end = len(tokens) - 1
     if end < 1:
         return NOTHING
@@ -84,7 +86,7 @@ def _followers(tokens: npt.NDArray[np.int32], most: int) -> Proposal:
             break
         ends = longer
         length += 1
-    if length < _SHORTEST or not len(ends):
+    if length < shortest or not len(ends):
         return NOTHING
     start = int(ends[-1]) + 1
     # Past the newest token it goes on as a repetition.
@@ -94,6 +96,8 @@ def _followers(tokens: npt.NDArray[np.int32], most: int) -> Proposal:
 
 
 def _kind(length: int) -> str:
+    if length < 2:
+        return "single"
     if length < 3:
         return "short"
     return "middle" if length < 6 else "long"

@@ -101,8 +101,8 @@ class Speculator:
         return self._length.choose(len(rows), chance, most)
 
     def guess_after(self, row: RowDrafts, token_ids: Sequence[int]) -> Proposal:
-        """What the drafter proposes, were these tokens to come."""
-        if not token_ids:
+        """What the drafter proposes within a grammar, were these tokens to come."""
+        if not token_ids and row.proposal.tokens:
             return row.proposal
         most = MOST_DRAFTED - len(token_ids)
         return self._drafter.propose_after(row.stream, token_ids, most)
