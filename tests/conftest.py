@@ -15,6 +15,7 @@ from hypothesis import HealthCheck, settings
 import rvllm_local  # noqa: F401  (before MLX, which therefore is not imported up here: it prepares the process)
 from rvllm_local.errors import DownloadError
 from rvllm_local.models.locate import locate
+from tests.support import worker_deaths
 from tests.support.served import rvllm_serve, save_thinking
 
 # A server that a test starts leaves nothing in the user's own cache.
@@ -33,6 +34,12 @@ settings.register_profile(
     suppress_health_check=[HealthCheck.too_slow],
 )
 settings.load_profile("suite")
+
+
+@pytest.hookimpl(trylast=True)  # pytest's own way to say what ends a process is first
+def pytest_configure(config: pytest.Config) -> None:
+    """Have a worker's death explained."""
+    worker_deaths.watch(config)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
