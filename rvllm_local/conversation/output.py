@@ -10,6 +10,7 @@ from typing import Any
 
 from rvllm_local.text.families import CHANNEL_FAMILIES, OutputStyle
 from rvllm_local.text.reasoning import ReasoningSplitter
+from rvllm_local.text.thought_calls import ThoughtCalls
 from rvllm_local.text.tools import (
     ContentDelta,
     Piece,
@@ -57,6 +58,7 @@ class OutputParser:
         self._is_opened_by_template = reasoning_starts_inside
         self._thought: list[str] = []  # text of thoughts, where it may hold calls
         self._tools = self._new_tools()
+        self._thought_calls = ThoughtCalls(tool_family or "", tools)
         self._reasoning: ReasoningSplitter | None = None
         if reasoning_start is not None and reasoning_end is not None:
             self._reasoning = ReasoningSplitter(
@@ -107,10 +109,15 @@ class OutputParser:
         pieces: list[Piece] = []
         if self._reasoning is not None:
             pieces = self._read_calls(self._reasoning.finish(is_cut))
+            if not is_cut and self._reasoning.is_thinking:
+                pieces.extend(self._parted(self._thought_calls.calls()))
+            pieces.extend(self._rest_of_thought())
         if self._tools is not None:
             pieces.extend(self._parted(self._tools.finish(is_cut)))
-        if self._reasoning is not None and self._reasoning.is_thinking and not is_cut:
-            pieces.extend(self._calls_in_thought() or self._answer_in_thought())
+        if self._reasoning is not None and not is_cut and not self._has_said:
+            pieces.extend(self._calls_in_thought())
+            if self._reasoning.is_thinking:
+                pieces.extend(self._answer_in_thought())
         return pieces
 
     def _answer_in_thought(self) -> list[Piece]:
@@ -125,7 +132,7 @@ class OutputParser:
         return [ContentDelta(text)]
 
     def _calls_in_thought(self) -> list[Piece]:
-        """Calls in a thought that the model ended with its turn: they were meant.
+        """Calls in a thought behind which nothing follows: they were meant.
 
         They have been shown as a part of the thought already.
         """
@@ -136,7 +143,14 @@ class OutputParser:
         pieces = [*parser.feed(text), *parser.finish()]
         if any(isinstance(piece, ToolCallFailed) for piece in pieces):
             return []
-        return [piece for piece in pieces if isinstance(piece, _PARTS_OF_CALLS)]
+        return self._parted(
+            [each for each in pieces if isinstance(each, _PARTS_OF_CALLS)]
+        )
+
+    def _rest_of_thought(self) -> list[Piece]:
+        """What was held back of a thought, since it might have been a call."""
+        text = self._thought_calls.rest()
+        return [ReasoningDelta(text)] if text else []
 
     def _new_tools(self) -> ToolParser | None:
         if self._family is None:
@@ -146,6 +160,8 @@ class OutputParser:
     def _read_calls(self, pieces: Sequence[Piece]) -> list[Piece]:
         read: list[Piece] = []
         for piece in pieces:
+            if not isinstance(piece, ReasoningDelta):
+                read.extend(self._rest_of_thought())
             match piece:
                 case ContentDelta(text) if self._tools is not None:
                     read.extend(self._parted(self._tools.feed(text)))
@@ -155,7 +171,9 @@ class OutputParser:
                     read.extend(self._closed())
                 case ReasoningDelta(text):
                     self._thought.append(text)
-                    read.append(piece)
+                    shown = self._thought_calls.feed(text)
+                    if shown:
+                        read.append(ReasoningDelta(shown))
         return read
 
     def _closed(self) -> list[Piece]:

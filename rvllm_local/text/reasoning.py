@@ -15,6 +15,9 @@ class ReasoningSplitter(PieceReader):
     answer may speak about tags. With `starts_inside` the template has already written the start tag; a model that
     writes it once more is forgiven. Blanks around the tags are dropped.
 
+    A start tag may have lost its special token, so that its word alone is left: Gemma 4
+    writes `thought` and a line break. An end tag between quotes does not end a thought.
+
     A first end tag without a start tag is dropped, unless it is quoted: `ThoughtClosed`
     tells where it was. What came before it is content, since it has been shown.
 
@@ -30,10 +33,12 @@ class ReasoningSplitter(PieceReader):
         answer_tags: tuple[tuple[str, str], ...] = (),
     ) -> None:
         self._start_tag, self._end_tag = start_tag, end_tag
+        self._starts = (start_tag, *_bare_starts(start_tag))
         self._answer_tags = dict(answer_tags)
         self._inside = starts_inside
         self.is_thinking = starts_inside  # a thought is open
         self._last = ""  # character of the content
+        self._last_thought = ""  # of the thought
         self._was_thinking = False  # blanks after a thought are dropped, those of an answer without one are not
         super().__init__()
 
@@ -41,21 +46,31 @@ class ReasoningSplitter(PieceReader):
         inside = self._inside
         while True:
             text = yield from self._opening(keeps_blanks=not inside)
-            if text != self._start_tag and not inside:
+            if text not in self._starts and not inside:
                 break
-            held, inside = "" if text == self._start_tag else text, False
+            held, inside = "" if text in self._starts else text, False
             self._space, self._is_started, self._was_thinking = "", False, True
             self.is_thinking = True
-            if (
-                yield from self._until(
-                    (self._end_tag,), self._think, held=self._replayed(held)
-                )
-            ) == END:
+            if (yield from self._thought(self._replayed(held))) == END:
                 return
             self.is_thinking = False
             self._space = ""
         yield from self._answer(text)
         self._flush_space()
+
+    def _thought(self, held: str) -> Reading[str]:
+        """A thought up to its end tag; one between quotes is a part of it."""
+        while True:
+            tag = yield from self._until((self._end_tag,), self._think, held=held)
+            if tag == END or self._last_thought not in _QUOTES:
+                return tag
+            following = yield from self._next()
+            if following != self._last_thought:
+                self._put_back(following)
+                return tag
+            for char in tag + following:
+                self._think(char)
+            held = ""
 
     def _answer(self, text: str) -> Reading[None]:
         """Content, in which an end tag may tell that all before it was a thought."""
@@ -116,15 +131,19 @@ class ReasoningSplitter(PieceReader):
         while (text := (yield from self._next())).isspace():
             if keeps_blanks and not self._was_thinking:
                 self._content(text)
-        while text and text != self._start_tag and self._start_tag.startswith(text):
+        while text not in self._starts and self._may_start(text):
             char = yield from self._next()
             if char == END:
                 return "" if self._is_cut else text
             text += char
         return text
 
+    def _may_start(self, text: str) -> bool:
+        return bool(text) and any(tag.startswith(text) for tag in self._starts)
+
     def _think(self, text: str) -> None:
         """Reasoning, but for blanks at either end of it."""
+        self._last_thought = text
         if text.isspace():
             if not self._is_started:
                 return
@@ -133,3 +152,9 @@ class ReasoningSplitter(PieceReader):
                 return
         text, self._space, self._is_started = self._space + text, "", True
         self._reasoning(text)
+
+
+def _bare_starts(start_tag: str) -> tuple[str, ...]:
+    """What is left of a start tag without its special token: a word on a line."""
+    _, token, word = start_tag.rpartition(">")
+    return (f"{word}\n",) if token and word else ()

@@ -149,7 +149,7 @@ def test_a_turn_that_ends_in_a_thought_with_a_call_calls(inside: bool) -> None:
         return joined([*parser.feed(start + text), *parser.finish(**finish)])
 
     unclosed = read(f"I look.\n{HERMES}")
-    assert (unclosed.calls, unclosed.reasoning) == ([CALL], f"I look.\n{HERMES}")
+    assert (unclosed.calls, unclosed.reasoning) == ([CALL], "I look.")
     assert read(f"I look.\n{HERMES}</think>So.").calls == []
     assert read(f"I look.\n{HERMES}", reason=FinishReason.LENGTH).calls == []
     assert read("I could write <tool_call> here.").calls == []

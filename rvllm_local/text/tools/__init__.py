@@ -22,8 +22,8 @@ from rvllm_local.text.tools.invoked import (
     GCML,
     MINICPM,
     MINIMAX,
-    MUSE,
     InvokeParser,
+    MuseParser,
 )
 from rvllm_local.text.tools.keyed import KeyedParser
 from rvllm_local.text.tools.nested import MiniMaxM3Parser
@@ -46,6 +46,7 @@ from rvllm_local.text.tools.pieces import (
     ToolParser,
 )
 from rvllm_local.text.tools.pythonic import PythonicParser, TaggedPythonicParser
+from rvllm_local.text.tools.signatures import offered_names
 from rvllm_local.text.tools.tagged import (
     DeepSeekParser,
     FunctionTagParser,
@@ -55,7 +56,6 @@ from rvllm_local.text.tools.tagged import (
     MistralParser,
 )
 from rvllm_local.text.tools.tolerant import TolerantParser
-from rvllm_local.text.tools.whole_calls import offered_names
 
 __all__ = [
     "FAMILIES",
@@ -81,7 +81,7 @@ _PARSERS: Mapping[str, Callable[[Tools], ToolParser]] = {
     "minimax_m3": MiniMaxM3Parser,
     "deepseek_v32": lambda tools: InvokeParser(DSML, tools),
     "minicpm": lambda tools: InvokeParser(MINICPM, tools),
-    "muse": lambda tools: InvokeParser(MUSE, tools),
+    "muse": MuseParser,
     "longcat": LongCatParser,
     "glm": GLMParser,
     "k2_horizon": K2Parser,
@@ -104,8 +104,8 @@ _PARSERS: Mapping[str, Callable[[Tools], ToolParser]] = {
     "apertus": lambda tools: KeyedParser(),
     "solar": lambda tools: FramedParser(SOLAR),
     "plamo": lambda tools: FramedParser(PLAMO),
-    "gemma": lambda tools: GemmaParser(),
-    "gemma4": lambda tools: Gemma4Parser(),
+    "gemma": GemmaParser,
+    "gemma4": Gemma4Parser,
     "deepseek": lambda tools: DeepSeekParser(),
     "deepseek_v31": lambda tools: DeepSeekParser(),
     "kimi": lambda tools: KimiParser(),
@@ -113,7 +113,7 @@ _PARSERS: Mapping[str, Callable[[Tools], ToolParser]] = {
     "functionary": lambda tools: FunctionaryParser(),
     "functionary_v2": lambda tools: RecipientParser(),
     "function_tag": lambda tools: FunctionTagParser(),
-    "harmony": lambda tools: HarmonyParser(),
+    "harmony": HarmonyParser,
     "json": lambda tools: JSONParser(),
 }
 FAMILIES = tuple(_PARSERS)

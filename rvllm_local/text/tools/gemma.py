@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from typing import Any
+
 from rvllm_local.text import tags
 from rvllm_local.text.tools.json_calls import JSONReader
 from rvllm_local.text.tools.json_strings import MAX_NAME
 from rvllm_local.text.tools.loose_values import loose_calls
+from rvllm_local.text.tools.parameters import schemas_of
 from rvllm_local.text.tools.python_calls import ends_in_string, python_calls
 from rvllm_local.text.tools.reader import END, MalformedCallError, Reading
 
@@ -18,6 +22,10 @@ class LooseCallParser(JSONReader):
 
     quote = tags.GEMMA_ESCAPE
 
+    def __init__(self, tools: Sequence[Mapping[str, Any]] = ()) -> None:
+        self._schemas = schemas_of(tools)
+        super().__init__()
+
     def _function(self, opening: str, closing: str) -> Reading[None]:
         """`call:name{key:value,...}` up to `closing`, several perhaps."""
         first = yield from self._next_solid()
@@ -29,13 +37,18 @@ class LooseCallParser(JSONReader):
             return
         endings = (opening, closing)
         code, tag = yield from self._text_until(endings, MAX_CODE, True)
+        size, first_tag = len(code), tag
         while code.count(self.quote) % 2 and tag != END:
             code += tag  # a string holds it
             more, tag = yield from self._text_until(endings, MAX_CODE, True)
             code += more
+        if code.count(self.quote) % 2 and size < len(code):  # a quote too many
+            self._put_back(code[size:].removeprefix(first_tag))
+            code, tag = code[:size], first_tag
         if tag == opening:
             self._put_back(tag)
-        for number, (name, arguments) in enumerate(loose_calls(code, self.quote)):
+        calls = loose_calls(code, self.quote, self._schemas)
+        for number, (name, arguments) in enumerate(calls):
             self._index += number > 0
             self._whole_call(name, arguments)
 

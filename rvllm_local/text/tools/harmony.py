@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from rvllm_local.text import tags
 from rvllm_local.text.tools.json_calls import JSONReader
+from rvllm_local.text.tools.parameters import schemas_of
 from rvllm_local.text.tools.reader import END, Reading
 
 MAX_HEADER = 512
@@ -21,7 +24,12 @@ class HarmonyParser(JSONReader):
 
     The prompt ends with the role, so a header may go on at once (` to=functions.x<|channel|>...`). Text outside
     of any message is content. The last message may lack its end, which is often the end of the output.
+    A tool's name may stand in a header without the words before it.
     """
+
+    def __init__(self, tools: Sequence[Mapping[str, Any]] = ()) -> None:
+        self._names = schemas_of(tools).keys()
+        super().__init__()
 
     def _parse(self) -> Reading[None]:
         header = yield from self._first_header()
@@ -75,7 +83,7 @@ class HarmonyParser(JSONReader):
         """The text of a message; returns the tag that ended it."""
         channel = header.partition(tags.CHANNEL)[2].split()
         is_analysis = channel[:1] == ["analysis"]
-        recipient = _tool_in(header, is_analysis)
+        recipient = _tool_in(header, is_analysis) or self._name_in(header)
         if recipient is not None:
             name = recipient.removeprefix(_FUNCTIONS)
             yield from self._call(
@@ -89,6 +97,14 @@ class HarmonyParser(JSONReader):
         if take == self._content:
             self._flush_space()
         return tag
+
+    def _name_in(self, header: str) -> str | None:
+        """A tool's name in the place of a channel, beside the channel of calls."""
+        words = header.split()
+        if "commentary" not in words:
+            return None
+        names = [word for word in words if word in self._names]
+        return names[0] if names else None
 
     def _body(self, name: str) -> Reading[None]:
         self._start_call(name)

@@ -51,6 +51,8 @@ GCML = InvokeWords(
 DOTS = InvokeWords("invoke", "parameter", tags.DOTS)
 MINICPM = InvokeWords("function", "param")
 MUSE = InvokeWords("atem:invoke", "atem:parameter", tags.ATEM)
+_HEADER = re.compile(r"\s*(?:t|to|to=[\w.-]*(?:<[|a-z]*>?)?)?")
+_HEADER_END = re.compile(r"\s*to=[\w.-]+<\|message\|>")
 _CDATA = ("<![CDATA[", "]]>")  # around a value that could hold a tag
 
 
@@ -110,7 +112,15 @@ class InvokeParser(ParameterReader):
 
     def _value(self, closing: str) -> Reading[str]:
         """A parameter's text up to its closing tag, which may also stand in CDATA."""
-        value, tag = yield from self._text_until((closing,), MAX_CALL_CHARS, True)
+        words = self._words
+        followers = (
+            f"<{words.parameter} name=",
+            f"<{words.call} name=",
+            f"</{words.call}>",
+            *words.group,
+        )
+        opening_tag = re.compile(rf"<{words.parameter}>")
+        value, tag = yield from self._closed_value(opening_tag, closing, followers)
         if tag == END:
             endings = (*self._words.group[1::2], f"</{self._words.call}>")
             value = without_endings(value, endings)
@@ -121,6 +131,24 @@ class InvokeParser(ParameterReader):
             more, _ = yield from self._text_until((closing,), MAX_CALL_CHARS)
             value += closing + more
         return value.strip().removeprefix(opening).removesuffix(end)
+
+
+class MuseParser(InvokeParser):
+    """Muse's calls, before which the header of a message may stand: ` to=f<|message|>`."""
+
+    def __init__(self, tools: Sequence[Mapping[str, Any]] = ()) -> None:
+        super().__init__(MUSE, tools)
+
+    def _parse(self) -> Reading[None]:
+        text, char = "", " "
+        while char != END and _HEADER.fullmatch(text) and len(text) <= MAX_NAME:
+            char = yield from self._next()
+            text += char
+        header = text.removesuffix(char)
+        if _HEADER_END.fullmatch(header):
+            text = char
+        self._put_back(text)
+        yield from super()._parse()
 
 
 def attributes(text: str) -> dict[str, str]:

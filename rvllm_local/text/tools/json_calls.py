@@ -84,6 +84,8 @@ class JSONReader(JSONStringReader):
                 if closers[-1] == "}":
                     yield from self._json_key(take)
                 return
+            if char in ("]", "}") and char not in closers and self._is_started:
+                continue  # a bracket too many
             if char not in closers:
                 raise unexpected(char)
             while closers[-1] != char:

@@ -14,12 +14,8 @@ from rvllm_local.text.tools.form_beginnings import (
 )
 from rvllm_local.text.tools.pieces import Piece
 from rvllm_local.text.tools.reader import END, PieceReader, Reading
-from rvllm_local.text.tools.whole_calls import (
-    Call,
-    Tools,
-    offered_names,
-    whole_calls,
-)
+from rvllm_local.text.tools.signatures import Tools, offered_names
+from rvllm_local.text.tools.whole_calls import Call, whole_calls
 
 MAX_HELD = 1 << 16  # characters of a text that may be a call
 _MOST_BEFORE_NAME = 256  # characters before the tool's name, if it is a call

@@ -12,7 +12,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rvllm_local.text import tags
-from rvllm_local.text.tools.json_calls import JSONReader, loads
+from rvllm_local.text.tools.closed_values import ClosedValueReader
+from rvllm_local.text.tools.json_calls import loads
 from rvllm_local.text.tools.json_strings import MAX_NAME
 from rvllm_local.text.tools.python_values import PYTHON_ERRORS, python_value
 from rvllm_local.text.tools.reader import (
@@ -25,6 +26,7 @@ from rvllm_local.text.tools.reader import (
 _PYTHON_WORDS = {"True": "true", "False": "false", "None": "null"}
 _AROUND_NAMES = " \t\r\n\"'"  # blanks and quotes, which a name is read without
 _OPENED_PARAMETER = re.compile(r"\n<parameter=([^>\n]{1,256})>(?=\n)")
+_OPENED_TAG = re.compile(r"(?<!\n)<parameter=[^>\n]{1,256}>|<parameter>")
 _JSON_TYPES: Mapping[type[Any], tuple[str, ...]] = {
     bool: ("boolean",),
     int: ("integer", "number"),
@@ -35,7 +37,7 @@ _JSON_TYPES: Mapping[type[Any], tuple[str, ...]] = {
 }
 
 
-class ParameterReader(JSONReader):
+class ParameterReader(ClosedValueReader):
     """Base: turns named texts into the members of one JSON object."""
 
     def __init__(self, tools: Sequence[Mapping[str, Any]] = ()) -> None:
@@ -64,6 +66,9 @@ class ParameterReader(JSONReader):
         schema = self._properties.get(key, {}) if is_text is None else {}
         if is_text:
             schema = {"type": "string"}
+        types = types_of(schema)
+        if not text.strip() and types and types.isdisjoint(("string", "null")):
+            return  # the format has no other way to leave it out
         self._member(key, json_text(text, schema))
 
     def _member(self, key: str, value: str) -> None:
@@ -140,8 +145,10 @@ class Qwen3CoderParser(ParameterReader):
                 "it holds a tag that is neither a parameter nor the end"
             )
         key = tag.removeprefix("parameter=").strip(_AROUND_NAMES)
-        closing = "</parameter>"
-        value, tag = yield from self._text_until((closing,), MAX_CALL_CHARS, True)
+        followers = ("<parameter=", *tags.FUNCTION, *self.outer)
+        value, tag = yield from self._closed_value(
+            _OPENED_TAG, "</parameter>", followers
+        )
         if tag == END:
             value = without_endings(value, (self.outer[1], tags.FUNCTION[1]))
         self._parameters_in(key, value)
@@ -193,7 +200,9 @@ class GLMParser(ParameterReader):
     def _named_call(self) -> Reading[None]:
         """A name and its arguments: pairs of tags, or an object."""
         endings = (self.key[0], *self.outer)
-        name, tag = yield from self._text_until((*endings, "{"), MAX_NAME, True)
+        strays = (self.key[1], self.value[1])
+        every = (*endings, *strays, "{")
+        name, tag = yield from self._text_until(every, MAX_NAME, True)
         name = name.strip()
         if tag == END and not (name in self._schemas or not self._schemas):
             raise MalformedCallError("it was cut off")
@@ -202,29 +211,55 @@ class GLMParser(ParameterReader):
             self._put_back(tag)
             yield from self._object_arguments()
             return
+        key = ""
+        if tag == self.key[1]:  # its opening tag was forgotten
+            name, key = self._name_and_key(name)
         self._open_arguments(name)
+        if key:
+            yield from self._value_of(key)
+        if tag in strays:
+            tag = yield from self._between_pairs(endings)
         while tag == self.key[0]:
             yield from self._pair()
-            blank, tag = yield from self._text_until(endings, MAX_NAME, True)
-            if blank.strip():
-                raise MalformedCallError("it holds text between its arguments")
+            tag = yield from self._between_pairs(endings)
         self._put_back(tag)
         self._arguments("}")
 
+    def _name_and_key(self, text: str) -> tuple[str, str]:
+        """A tool's name, and the key that stands behind it without a tag."""
+        names = [name for name in self._schemas if text.startswith(name)]
+        name = max(names, key=len, default="")
+        key = text.removeprefix(name).strip()
+        if not name or not key:
+            raise MalformedCallError("it holds a tag that closes nothing")
+        return name, key
+
+    def _between_pairs(self, endings: Sequence[str]) -> Reading[str]:
+        """The tag behind an argument."""
+        blank, tag = yield from self._text_until(endings, MAX_NAME, True)
+        if blank.strip():
+            raise MalformedCallError("it holds text between its arguments")
+        return tag
+
     def _pair(self) -> Reading[None]:
         """One argument behind the tag of its key."""
-        opening, closing = self.value
+        opening = self.value[0]
         key, tag = yield from self._text_until((self.key[1], opening), MAX_NAME)
-        value = ""
-        if tag != opening:
-            value, tag = yield from self._text_until((opening, closing), MAX_CALL_CHARS)
-            if tag == opening and self._without_kind(value).strip():
-                raise MalformedCallError("it holds text between its arguments")
         if tag == opening:
+            self._put_back(tag)
+        yield from self._value_of(key.strip())
+
+    def _value_of(self, key: str) -> Reading[None]:
+        """A value, whose opening tag may be forgotten."""
+        opening, closing = self.value
+        value, tag = yield from self._text_until((opening, closing), MAX_CALL_CHARS)
+        if tag == opening:
+            if self._without_kind(value).strip():
+                raise MalformedCallError("it holds text between its arguments")
             value, tag = yield from self._text_until((closing,), MAX_CALL_CHARS, True)
         if tag == END:
             value = without_endings(value, self.outer[1:])
-        self._argument(key.strip(), value)
+        self._argument(key, value)
 
     def _without_kind(self, text: str) -> str:
         """What stands between a key and a value, without the value's type."""
@@ -278,7 +313,7 @@ def _without_newlines(text: str) -> str:
     return text.removeprefix("\n").removesuffix("\n")
 
 
-def _types(schema: Any) -> set[str]:
+def types_of(schema: Any) -> set[str]:
     """The types that a schema takes, by name; nothing where it does not say."""
     schema = mapping(schema)
     stated = schema.get("type")
@@ -294,7 +329,7 @@ def _types(schema: Any) -> set[str]:
     for name in ("anyOf", "oneOf"):
         parts = schema.get(name)
         for part in parts if isinstance(parts, list) else ():
-            types |= _types(part) or set(_ANY_TYPE)
+            types |= types_of(part) or set(_ANY_TYPE)
     return types
 
 
@@ -306,7 +341,7 @@ def json_text(text: str, schema: Any) -> str:
 
     What may be a string is one, unless it reads as another type that the schema takes.
     """
-    types = _types(schema)
+    types = types_of(schema)
     if types == {"string"}:
         return json.dumps(text, ensure_ascii=False)
     plain = _PYTHON_WORDS.get(text.strip(), text.strip())

@@ -23,7 +23,7 @@ class PythonReader(LooseCallParser):
         self._parameters: dict[str, tuple[str, ...]] = {}
         for name, properties in schemas_of(tools).items():
             self._parameters[name] = tuple(properties)
-        super().__init__()
+        super().__init__(tools)
 
     def _write_python(self, code: str) -> None:
         """Write every call of the code. Raises `MalformedCallError` before the first."""

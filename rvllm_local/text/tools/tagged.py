@@ -211,8 +211,7 @@ class KimiParser(JSONReader):
         call_id = head.strip()
         name, colon, number = call_id.removeprefix("functions.").rpartition(":")
         if not colon or not number.isdecimal():
-            name = call_id.removeprefix("functions.")
-            call_id = ""
+            name, call_id = call_id, ""
         self._start_call(name, call_id)
         yield from self._optional_arguments()
         yield from self._call_closed(end, (tags.KIMI_CALL[0], tags.KIMI_CALLS[1]))
@@ -251,9 +250,9 @@ class DeepSeekParser(JSONReader):
         return self._tagged_calls(begin, end, strays, lambda: self._body(end))
 
     def _body(self, end: str) -> Reading[None]:
-        name, _ = yield from self._text_until((tags.DEEPSEEK_SEP,), MAX_NAME)
+        name = yield from self._name_before(tags.DEEPSEEK_SEP)
         if name.strip() == "function":
-            name, _ = yield from self._text_until(("\n",), MAX_NAME)
+            name = yield from self._name_before("\n")
         first = yield from self._next_solid()
         self._put_back(first)
         if first == "`":  # a fence, which V3.1 does without
@@ -267,6 +266,14 @@ class DeepSeekParser(JSONReader):
         others = (tags.DEEPSEEK_CALL[0], tags.DEEPSEEK_CALLS[1])
         yield from self._call_closed(end, others)
         self._end_call()
+
+    def _name_before(self, separator: str) -> Reading[str]:
+        """What stands before a separator, within this call."""
+        ends = (tags.DEEPSEEK_CALL[1], tags.DEEPSEEK_CALLS[1])
+        name, tag = yield from self._text_until((separator, *ends), MAX_NAME)
+        if tag != separator:
+            raise MalformedCallError("it ends before its arguments")
+        return name
 
 
 def _nine_characters() -> str:

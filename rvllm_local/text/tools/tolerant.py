@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from rvllm_local.text.tools.held_call import HeldCall
 from rvllm_local.text.tools.other_forms import OtherForms
 from rvllm_local.text.tools.pieces import (
     ContentDelta,
@@ -12,12 +13,8 @@ from rvllm_local.text.tools.pieces import (
     ToolCallStart,
     ToolParser,
 )
-from rvllm_local.text.tools.whole_calls import (
-    Tools,
-    offered_name,
-    offered_names,
-    whole_calls,
-)
+from rvllm_local.text.tools.signatures import Tools, signatures_of
+from rvllm_local.text.tools.whole_calls import whole_calls
 
 
 class TolerantParser:
@@ -29,10 +26,10 @@ class TolerantParser:
 
     def __init__(self, family_parser: ToolParser, tools: Tools) -> None:
         self._family_parser, self._tools = family_parser, tools
-        self._names = offered_names(tools)
+        self._signatures = signatures_of(tools)
         self._others = OtherForms(tools)
         self._num_calls = 0  # that have ended, or failed
-        self._is_calling = False  # the own parser's call has a name
+        self._call: HeldCall | None = None  # of the own parser
         self._is_cut = False  # a limit ended the output
         self._read: list[Piece] = []
 
@@ -57,15 +54,13 @@ class TolerantParser:
             match piece:
                 case ContentDelta(text):
                     self._add(self._others.feed(text))
-                case ToolCallStart(_, call_id, name):
+                case ToolCallStart():
                     self._end_content()
-                    name = offered_name(name, self._names) or name
-                    self._is_calling = True
-                    self._read.append(ToolCallStart(self._num_calls, call_id, name))
-                case ToolCallDelta(_, arguments):
-                    self._read.append(ToolCallDelta(self._num_calls, arguments))
-                case ToolCallEnd():
-                    self._end_call(ToolCallEnd(self._num_calls))
+                    self._call = HeldCall(self._num_calls, piece, self._signatures)
+                case ToolCallDelta(_, arguments) if self._call is not None:
+                    self._read.extend(self._call.add(arguments))
+                case ToolCallEnd() if self._call is not None:
+                    self._end_call(*self._call.ended())
                 case ToolCallFailed(_, raw, reason):
                     self._take_failed(raw, reason)
                 case _:
@@ -76,20 +71,26 @@ class TolerantParser:
 
         What is none in any form is shown: an answer without a word helps nobody.
         """
-        if self._is_calling or self._is_cut:
+        call, self._call = self._call, None
+        if call is not None and call.is_open:
+            self._end_call(*call.failed(raw, reason))
+        elif self._is_cut:
             self._end_call(ToolCallFailed(self._num_calls, raw, reason))
             return
-        self._end_content()
-        calls = whole_calls(raw, self._tools)
-        if calls is None:
-            self._read.append(ContentDelta(raw))
         else:
-            self._add(self._others.written(calls))
+            self._end_content()
+            plain = call.with_plain_text(raw) if call is not None else None
+            calls = [plain] if plain is not None else whole_calls(raw, self._tools)
+            if calls is not None:
+                self._add(self._others.written(calls))
+                return
+        if not self._is_cut:
+            self._read.append(ContentDelta(raw))
 
-    def _end_call(self, piece: Piece) -> None:
-        self._read.append(piece)
+    def _end_call(self, *pieces: Piece) -> None:
+        self._read.extend(pieces)
         self._num_calls += 1
-        self._is_calling = False
+        self._call = None
 
     def _end_content(self) -> None:
         """What is held back is content: a call of the model's own follows."""

@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
 
 from rvllm_local.text import tags
 from rvllm_local.text.tools.gemma import Gemma4Parser
@@ -18,7 +17,6 @@ from rvllm_local.text.tools.parameters import (
     GLMParser,
     K2Parser,
     Qwen3CoderParser,
-    schemas_of,
 )
 from rvllm_local.text.tools.pieces import (
     ContentDelta,
@@ -29,9 +27,15 @@ from rvllm_local.text.tools.pieces import (
     ToolParser,
 )
 from rvllm_local.text.tools.pythonic import TaggedPythonicParser
+from rvllm_local.text.tools.signatures import (
+    Tools,
+    offered_name,
+    offered_names,
+    signatures_of,
+    unwrapped,
+)
 from rvllm_local.text.tools.tagged import HermesParser, KimiParser, MistralParser
 
-Tools = Sequence[Mapping[str, Any]]
 Call = tuple[str, str]  # a tool's name, and its arguments as JSON
 
 # Tags around calls, whose inside tells what they are.
@@ -50,8 +54,6 @@ FRAMES = (
     tags.PHI,
     tags.MINIMAX,
 )
-# Namespaces that models set before a tool's name.
-_NAMESPACES = ("functions.", "function.", "default_api.", "tools.", "tool.")
 _FENCED = re.compile(r"```[\w-]*\s*\n?(.*?)\s*(?:```)?", re.DOTALL)
 _LISTED = re.compile(r'\{\s*"(?:tool_calls|calls)"\s*:\s*(\[.*\])\s*\}', re.DOTALL)
 # Llama 3's tag, as it is spelled when it goes wrong; and Qwen's without its own tag.
@@ -59,6 +61,7 @@ _FUNCTION = re.compile(
     r"<function[=>]\s*([\w.-]+)[>,\s]*(\{.*\})\s*>?\s*(?:</?function>)?", re.DOTALL
 )
 _NAMELESS = re.compile(r"([\w.-]+)\s*(<parameter=.*)", re.DOTALL)
+_MISQUOTED = re.compile(r'"(name|function|tool)="')  # `"name="f"`
 _PLAIN_INVOKE = InvokeWords("function", "parameter")
 _BLANKS_AND_JOINTS = " \t\r\n;,"
 _MOST_FRAMES = 3  # around one another
@@ -76,30 +79,13 @@ _READERS: tuple[_Reader, ...] = (
     (lambda tools: InvokeParser(MINICPM, tools), "", ""),
     (lambda tools: MistralParser(), tags.MISTRAL_CALLS, ""),
     (lambda tools: KimiParser(), *tags.KIMI_CALL),
-    (lambda tools: Gemma4Parser(), *tags.GEMMA4_CALL),
+    (Gemma4Parser, *tags.GEMMA4_CALL),
     (lambda tools: KeyedParser(), f"{tags.APERTUS[0]}[", f"]{tags.APERTUS[1]}"),
 )
 
 
-def offered_names(tools: Tools) -> frozenset[str]:
-    """The names by which calls are known."""
-    return frozenset(schemas_of(tools))
-
-
-def offered_name(name: str, names: frozenset[str]) -> str | None:
-    """The tool that a name means, with or without a namespace; None if it is none."""
-    if name in names:
-        return name
-    for namespace in _NAMESPACES:
-        short = name.removeprefix(namespace)
-        if short in names:
-            return short
-    return None
-
-
 def whole_calls(text: str, tools: Tools, is_cut: bool = False) -> list[Call] | None:
     """The calls that a text is, or None; with `is_cut` nothing is added to it."""
-    names = offered_names(tools)
     for bare in _bare_texts(text):
         flat = _flat_call(bare, tools)
         if flat is not None:
@@ -108,14 +94,17 @@ def whole_calls(text: str, tools: Tools, is_cut: bool = False) -> list[Call] | N
             parser = new_parser(tools)
             pieces = parser.feed(opening + bare + closing)
             pieces += parser.finish(is_cut)
-            calls = _calls_in(pieces, names)
+            calls = _calls_in(pieces, tools)
             if calls:
                 return calls
     return None
 
 
 def _flat_call(text: str, tools: Tools) -> Call | None:
-    """`{"name": "f", "key": value}`: arguments beside the name, if they are the tool's."""
+    """`{"name": "f", "key": value}`: arguments beside the name, if they are the tool's.
+
+    Or the text of its only argument, in the place of an object.
+    """
     try:
         value = json.loads(text) if text.startswith("{") else None
     except (ValueError, RecursionError):
@@ -126,14 +115,18 @@ def _flat_call(text: str, tools: Tools) -> Call | None:
     if not isinstance(name, str):
         return None
     tool = offered_name(name, offered_names(tools))
-    if tool is None or not value or not value.keys() <= schemas_of(tools)[tool].keys():
+    if tool is None or not value:
         return None
-    return tool, json.dumps(value, ensure_ascii=False)
+    signature = signatures_of(tools)[tool]
+    arguments = unwrapped(value, signature)
+    if not arguments.keys() <= signature.properties.keys():
+        return None
+    return tool, json.dumps(arguments, ensure_ascii=False)
 
 
 def _bare_texts(text: str) -> Iterator[str]:
     """The text, and what is left of it without the frames around it."""
-    text = text.strip()
+    text = _MISQUOTED.sub(r'"\1": "', text.strip())
     for _ in range(_MOST_FRAMES):
         yield text
         inside = _without_frame(text)
@@ -175,8 +168,9 @@ def _unquoted(text: str) -> str:
     return value.strip() if isinstance(value, str) else text
 
 
-def _calls_in(pieces: Sequence[Piece], names: frozenset[str]) -> list[Call] | None:
+def _calls_in(pieces: Sequence[Piece], tools: Tools) -> list[Call] | None:
     """The calls, if there is nothing but calls of tools that were offered."""
+    names = offered_names(tools)
     calls: list[Call] = []
     name: str | None = None
     arguments = ""
@@ -188,9 +182,16 @@ def _calls_in(pieces: Sequence[Piece], names: frozenset[str]) -> list[Call] | No
             case ToolCallDelta():
                 arguments += piece.arguments
             case ToolCallEnd() if name is not None:
-                calls.append((name, arguments))
+                calls.append((name, _unwrapped_text(name, arguments, tools)))
             case ContentDelta(text) if text.isspace():
                 pass
             case _:
                 return None
     return calls
+
+
+def _unwrapped_text(name: str, text: str, tools: Tools) -> str:
+    """Arguments as JSON, without a key too many around them."""
+    arguments = json.loads(text)
+    inside = unwrapped(arguments, signatures_of(tools)[name])
+    return text if inside is arguments else json.dumps(inside, ensure_ascii=False)
