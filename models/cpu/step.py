@@ -22,7 +22,7 @@ from rvllm_local.memory.blocks import BLOCK_TOKENS
 from rvllm_local.memory.layout import KVLayout, LayerSlot
 from rvllm_local.models.cpu.onnx_file import GraphWriter
 from rvllm_local.models.cpu.products import ProductWriter, rows_of
-from rvllm_local.models.cpu.runtime import open_session
+from rvllm_local.models.cpu.runtime import SessionOpener
 from rvllm_local.models.cpu.step_graph import LayerGeometry, StepGraph
 from rvllm_local.models.cpu.step_inputs import Rotation, Rotations, StepInputs
 from rvllm_local.models.cpu.stored import StoredEmbedding
@@ -32,7 +32,7 @@ FloatArray = npt.NDArray[np.float32]
 IntArray = npt.NDArray[np.int64]
 Lookup = Callable[[npt.NDArray[Any]], FloatArray]
 
-_MOST_BYTES = 96 << 20  # of weights in one session: while it is made they exist thrice
+_MOST_BYTES = 96 << 20  # of weights in sessions that are made at once
 _MOST_SCORES = 4 << 20  # of one layer's attention; longer chunks go in parts
 _LEAST_CHUNK = 64  # tokens; fewer would pay for the weights too often
 
@@ -154,12 +154,11 @@ def build_step(
     )
     head_graph, lookup = _ends(decoder)
     inputs = StepInputs(arenas, sizes.heads)
-    with ThreadPoolExecutor(1) as beside:
-        head = beside.submit(open_session, head_graph.model())
-        if head_graph.nbytes > _MOST_BYTES:
-            head.result()  # both at once would take too much
+    with ThreadPoolExecutor(2) as threads:
+        opener = SessionOpener(threads, _MOST_BYTES)
+        head = opener.open(head_graph)
         del head_graph
-        segments = _segments(decoder, geometries, layout, arenas)
+        segments = _segments(decoder, geometries, layout, arenas, opener)
         return CpuStep(
             sizes,
             lookup,
@@ -175,11 +174,13 @@ def _segments(
     geometries: Sequence[LayerGeometry],
     layout: KVLayout,
     arenas: Sequence[Arena],
+    opener: SessionOpener,
 ) -> list[_Segment]:
-    """Sessions over all layers, each as large as is safe to make."""
+    """Sessions over all layers: two that are made at once, or more that are smaller."""
     width = len(decoder.norm.scale)
     last_number = len(geometries) - 1
-    segments = []
+    most_layers = (len(geometries) + 1) // 2
+    parts = []
     graph = StepGraph(width)
     numbers: list[int] = []
     for layer, geometry in zip(decoder.layers, geometries, strict=True):
@@ -188,12 +189,17 @@ def _segments(
         norm = None
         if geometry.number == last_number:
             norm = decoder.norm
-        if norm is not None or graph.writer.nbytes >= _MOST_BYTES:
-            session = open_session(graph.finish(norm))
-            binding = _bound(session, numbers, layout, arenas)
-            segments.append(_Segment(session, binding, graph.described))
+        is_full = graph.writer.nbytes >= _MOST_BYTES or len(numbers) >= most_layers
+        if norm is not None or is_full:
+            graph.finish(norm)
+            parts.append((opener.open(graph.writer), graph.described, numbers))
             graph = StepGraph(width)
             numbers = []
+    segments = []
+    for session_to_come, described, its_numbers in parts:
+        session = session_to_come.result()
+        binding = _bound(session, its_numbers, layout, arenas)
+        segments.append(_Segment(session, binding, described))
     return segments
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from rvllm_local.memory.blocks import BLOCK_TOKENS
-from rvllm_local.models.cpu.onnx_file import CONTRIB, GraphWriter, Piece
+from rvllm_local.models.cpu.onnx_file import CONTRIB, GraphWriter
 from rvllm_local.models.cpu.products import ProductWriter
 from rvllm_local.models.cpu.structure import Attention, DecoderLayer, Norm
 
@@ -68,11 +68,8 @@ class StepGraph:
         hidden = self.writer.node("Mul", [opened, values])
         (self._branch,) = linear(hidden, [down])
 
-    def finish(self, norm: Norm | None) -> list[Piece]:
-        """The finished model.
-
-        Its output `hidden` is the residual, or what the last norm makes of it.
-        """
+    def finish(self, norm: Norm | None) -> None:
+        """Hand out the residual, or what the last norm makes of it, as `hidden`."""
         if norm is not None:
             hidden = self._normed(norm)
         elif self._branch is not None:
@@ -81,7 +78,6 @@ class StepGraph:
             hidden = self._residual
         dims = ("T", self._width)
         self.writer.output(hidden, "hidden", "float32", dims)
-        return self.writer.model()
 
     @property
     def described(self) -> frozenset[str]:
