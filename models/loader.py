@@ -33,7 +33,9 @@ from rvllm_local.models.config_file import (
 from rvllm_local.models.cpu.stored import has_stored, keep_stored, packed_bytes
 from rvllm_local.models.families import build_model
 from rvllm_local.models.file_stamps import StampedFiles
+from rvllm_local.models.gguf.architectures import architecture_of
 from rvllm_local.models.gguf.config import gguf_config
+from rvllm_local.models.gguf.joined import joined_weights
 from rvllm_local.models.gguf.reader import GGUFFile
 from rvllm_local.models.gguf.weights import (
     check_shapes,
@@ -203,6 +205,7 @@ def _open_gguf(
     else:
         parts = gguf_weights(gguf, config)
     weights = {name: mx.array(part) for name, part in parts}
+    weights = joined_weights(architecture_of(gguf), weights)
     weights = sanitized(path, module, weights)
     quantize_as_packed(module, weights)
     put_weights(path, module, weights)

@@ -149,6 +149,23 @@ _GRANITE_MOE = {
     "ffn_up_exps": "block_sparse_moe.switch_mlp.up_proj",
     "ffn_down_exps": "block_sparse_moe.switch_mlp.down_proj",
 }
+_MAMBA2 = {
+    "ssm_in": "mamba.in_proj",
+    "ssm_conv1d": "mamba.conv1d",
+    "ssm_dt": "mamba.dt_bias",
+    "ssm_a": "mamba.A_log",
+    "ssm_d": "mamba.D",
+    "ssm_norm": "mamba.norm",
+    "ssm_out": "mamba.out_proj",
+}
+_SHARED_MLP = {
+    "ffn_gate_shexp": "shared_mlp.gate_proj",
+    "ffn_up_shexp": "shared_mlp.up_proj",
+    "ffn_down_shexp": "shared_mlp.output_linear",
+}
+_SHARED_MLP_IN_ONE = {
+    "shared_mlp.input_linear": ("shared_mlp.gate_proj", "shared_mlp.up_proj")
+}
 _GRANITE_SCALES = frozenset(
     {"attention.scale", "embedding_scale", "logit_scale", "residual_scale"}
 )
@@ -176,7 +193,8 @@ class Architecture:
     `has_layer_norms`, the key of what keeps norms from zero is another one. `scales` are
     keys that the family reads and most families do not know. With `layers_differ`, keys
     may have another value for each layer. With `shares_keys`, the last layers take the
-    keys and values of earlier ones.
+    keys and values of earlier ones. `joined` are matrices of the definition that the
+    file has in two parts, by their names in a layer.
     """
 
     model_type: str
@@ -192,6 +210,7 @@ class Architecture:
     top: Mapping[str, str] = field(default_factory=lambda: TOP)
     layers_differ: bool = False
     shares_keys: bool = False
+    joined: Mapping[str, tuple[str, str]] = field(default_factory=dict)
 
 
 ARCHITECTURES: Mapping[str, Architecture] = {
@@ -235,6 +254,15 @@ ARCHITECTURES: Mapping[str, Architecture] = {
         permuted=True,
         has_experts=True,
         scales=_GRANITE_SCALES,
+    ),
+    "granitehybrid": Architecture(
+        "granitemoehybrid",
+        {**_LAYER, **_MAMBA2, **_GRANITE_MOE, **_SHARED_MLP},
+        permuted=True,
+        has_experts=True,
+        scales=_GRANITE_SCALES,
+        layers_differ=True,
+        joined=_SHARED_MLP_IN_ONE,
     ),
     "mistral3": Architecture("llama", permuted=True, fills_biases=True),
     "lfm2": Architecture(

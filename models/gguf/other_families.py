@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -44,6 +45,53 @@ def _granite_moe(keys: Keys, config: Config) -> Config:
         "num_local_experts": keys.integer("expert_count"),
         "num_experts_per_tok": keys.integer("expert_used_count"),
     }
+
+
+def _granite_hybrid(keys: Keys, config: Config) -> Config:
+    """A layer without queries is recurrent.
+
+    llama.cpp parts the norm of recurrent layers by groups, and the definition does not.
+    """
+    groups = keys.integer("ssm.group_count")
+    if groups != 1:
+        raise UnsupportedModelError(
+            f"{keys.path}: key 'ssm.group_count' is {groups}, and only 1 is supported"
+        )
+    layers = []
+    for layer in range(config["num_hidden_layers"]):
+        is_attention = f"blk.{layer}.attn_q.weight" in keys.file.tensors
+        layers.append("attention" if is_attention else "mamba")
+    heads = keys.integer("ssm.time_step_rank")
+    settings = {
+        **_granite(keys, config),
+        "layer_types": layers,
+        "mamba_conv_bias": has_tensor(keys, "ssm_conv1d.bias"),
+        "mamba_d_conv": keys.integer("ssm.conv_kernel"),
+        "mamba_d_head": keys.integer("ssm.inner_size") // heads,
+        "mamba_d_state": keys.integer("ssm.state_size"),
+        "mamba_n_groups": groups,
+        "mamba_n_heads": heads,
+        "mamba_proj_bias": has_tensor(keys, "ssm_in.bias"),
+        "position_embedding_type": _rotates(keys),
+        "time_step_limit": (0.0, math.inf),
+    }
+    if not keys.get("expert_count"):
+        return settings
+    return {
+        **settings,
+        "intermediate_size": expert_width(keys),
+        "num_local_experts": keys.integer("expert_count"),
+        "num_experts_per_tok": keys.integer("expert_used_count"),
+        "shared_intermediate_size": keys.integer(
+            "expert_shared_feed_forward_length",
+            rows_of(keys.file, "ffn_gate_shexp.weight"),
+        ),
+    }
+
+
+def _rotates(keys: Keys) -> str:
+    """How attention knows positions; the key's name says something else."""
+    return "nope" if keys.get("rope.scaling.finetuned") is False else "rope"
 
 
 def _ministral3(keys: Keys, config: Config) -> Config:
@@ -289,6 +337,7 @@ OTHER_FAMILIES: Mapping[str, Callable[[Keys, Config], Config]] = {
     "gemma4_text": gemma4_config,
     "granite": _granite,
     "granitemoe": _granite_moe,
+    "granitemoehybrid": _granite_hybrid,
     "hunyuan_v1_dense": _hunyuan,
     "lfm2": _lfm2,
     "lfm2_moe": _lfm2,

@@ -6,6 +6,7 @@ converter makes to weights; everything else about a family is mlx-lm's.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -20,6 +21,7 @@ from rvllm_local.models.gguf.architectures import (
 )
 from rvllm_local.models.gguf.blocks import FloatArray
 from rvllm_local.models.gguf.delta_net import DeltaNet, logarithm_of_decay
+from rvllm_local.models.gguf.joined import joined_shapes
 from rvllm_local.models.gguf.keys import Keys
 from rvllm_local.models.gguf.mlx import repack
 from rvllm_local.models.gguf.reader import GGUFFile
@@ -36,6 +38,7 @@ _BARE = (
     ".sinks",
     ".e_score_correction_bias",
     ".A_log",
+    ".D",
     ".dt_bias",
     ".expert_bias",
     ".layer_scalar",
@@ -50,6 +53,8 @@ _OWN_KEYS = ("attn_k.weight", "attn_v.weight", "attn_k_norm.weight")
 _DECAY = ".A_log"
 # A convolution's kernels, which the converter writes without their axis of one.
 _KERNELS = (".conv1d.weight", ".conv.conv.weight")
+# Vectors, which the converter writes as matrices.
+_VECTORS = (".A_log", ".D", ".mamba.norm.weight")
 # A matrix of one row, which the converter writes as a vector.
 _ONE_ROW = "mlp.shared_expert_gate.weight"
 # Tensors that shape the rotation; the configuration takes them in.
@@ -67,16 +72,20 @@ def check_shapes(file: GGUFFile, expected: Mapping[str, tuple[int, ...]]) -> Non
     stored_tensors: dict[str, tuple[str, tuple[int, ...]]] = {}
     for name, stored_shape in _stored_shapes(file):
         mlx_name = _mlx_name(file, architecture, name)
-        if mlx_name in stored_tensors or mlx_name not in expected:
-            raise ModelFileError(
-                f"{file.path}: tensor {name!r:.80} has no place of its own in the model"
-            )
+        if mlx_name in stored_tensors:
+            raise _without_place(file, name)
         shape = stored_shape
         if mlx_name.endswith(_ONE_ROW) and len(shape) == 1:
             shape = (1, *shape)
         if mlx_name.endswith(_KERNELS):
             shape = (*shape, 1)
+        if mlx_name.endswith(_VECTORS):
+            shape = (math.prod(shape),)
         stored_tensors[mlx_name] = (name, shape)
+    stored_tensors = joined_shapes(architecture, stored_tensors)
+    for mlx_name, (name, _) in stored_tensors.items():
+        if mlx_name not in expected:
+            raise _without_place(file, name)
     # An output matrix that is not there is the embedding.
     missing = expected.keys() - stored_tensors.keys() - {"lm_head.weight"}
     if architecture.fills_biases:
@@ -93,6 +102,12 @@ def check_shapes(file: GGUFFile, expected: Mapping[str, tuple[int, ...]]) -> Non
                 f"{file.path}: the weights do not fit the configuration: tensor {tensor!r} has shape {list(stored)}, and "
                 f"the model takes {list(shape)}"
             )
+
+
+def _without_place(file: GGUFFile, tensor: str) -> ModelFileError:
+    return ModelFileError(
+        f"{file.path}: tensor {tensor!r:.80} has no place of its own in the model"
+    )
 
 
 def gguf_weights(
@@ -205,9 +220,11 @@ def _values(
     file: GGUFFile, architecture: Architecture, name: str, config: dict[str, Any]
 ) -> FloatArray:
     values = _ordered(file, architecture, name, file.read(name), config)
+    mlx_name = _mlx_name(file, architecture, name)
+    if mlx_name.endswith(_VECTORS):
+        values = values.reshape(-1)
     if name.endswith("norm.weight"):
         return values - np.float32(architecture.norm_shift)
-    mlx_name = _mlx_name(file, architecture, name)
     if mlx_name.endswith(_ONE_ROW):
         return values.reshape(1, -1)
     if mlx_name.endswith(_KERNELS):

@@ -37,6 +37,14 @@ from tests.support.zoo import zoo_model
 
 TOKENS = mx.array([[3, 14, 15, 92, 65, 35, 89, 79, 32, 38] * 4])
 Array = npt.NDArray[Any]
+# What no converter quantizes.
+_FLOATS = (
+    "ffn_gate_inp.weight",
+    "ssm_conv1d.weight",
+    "ssm_norm.weight",
+    "ssm_a",
+    "ssm_d",
+)
 
 
 def model_of(name: str) -> tuple[nn.Module, dict[str, Any], dict[str, Any]]:
@@ -91,6 +99,12 @@ def write(folder: Path, name: str, quantize: bool = False) -> tuple[Path, nn.Mod
         if "switch_glu.gate_proj" in mlx_name:
             up = parameters[mlx_name.replace("gate_proj", "up_proj")]
             weight = np.concatenate([weight, np.array(up)], axis=1)
+        if "shared_mlp.input_linear" in mlx_name:
+            halves = zip(("gate", "up"), np.split(weight, 2), strict=True)
+            for part, half in halves:
+                layer = mlx_name.split(".")[2]
+                _put(writer, f"blk.{layer}.ffn_{part}_shexp.weight", half, quantize)
+            continue
         _add_tensor(writer, names, name, mlx_name, weight, text, quantize)
     if name == "gemma4":
         # Published weights have keys of layers that take those of others.
@@ -154,16 +168,35 @@ def _add_tensor(
         weight = weight[0]
     if "conv.conv" in mlx_name:
         weight = weight[..., 0]
+    tensor = tensor.replace(
+        "ssm_conv1d.weight", f"ssm_conv1d.{mlx_name.rpartition('.')[2]}"
+    )
+    if ".mamba." in mlx_name:
+        weight = _as_mamba2(mlx_name, weight)
     if "linear_attn" in mlx_name:
         weight = _tiled(mlx_name, weight, text)
+    _put(writer, tensor, weight, quantize)
+
+
+def _put(writer: gguf.GGUFWriter, tensor: str, weight: Array, quantize: bool) -> None:
     weight = np.ascontiguousarray(weight)
-    if quantize and weight.ndim > 1 and weight.shape[-1] % 32 == 0:
+    is_matrix = weight.ndim > 1 and weight.shape[-1] % 32 == 0
+    if quantize and is_matrix and not tensor.endswith(_FLOATS):
         kind = gguf.GGMLQuantizationType.Q8_0
-        if "conv1d" not in mlx_name:
-            packed = gguf.quantize(weight, kind)
-            writer.add_tensor(tensor, packed, raw_dtype=kind)
-            return
+        writer.add_tensor(tensor, gguf.quantize(weight, kind), raw_dtype=kind)
+        return
     writer.add_tensor(tensor, weight)
+
+
+def _as_mamba2(mlx_name: str, weight: Array) -> Array:
+    """Vectors as columns, the norm by groups, and the decay without its logarithm."""
+    if mlx_name.endswith(".A_log"):
+        return -np.exp(weight)[:, None]
+    if mlx_name.endswith(".D"):
+        return weight[:, None]
+    if mlx_name.endswith(".norm.weight"):
+        return weight[None]
+    return weight[..., 0] if weight.ndim == 3 else weight
 
 
 def _tiled(mlx_name: str, weight: Array, text: dict[str, Any]) -> Array:
@@ -211,6 +244,25 @@ def test_packed_heads_are_put_in_order(tmp_path: Path) -> None:
     found, expected = np.array(other(TOKENS)), np.array(module(TOKENS))
     spread = float(np.abs(expected).max())
     assert float(np.abs(found - expected).max()) < 0.05 * spread
+
+
+def test_packed_halves_of_a_shared_expert_are_joined(tmp_path: Path) -> None:
+    path, module = write(tmp_path, "granitehybrid-experts", quantize=True)
+    packed = packed_module(path).layers[1].shared_mlp.input_linear
+    whole = module.layers[1].shared_mlp.input_linear
+    rows = mx.array([[1.0, -1.0] * (whole.weight.shape[-1] // 2)])
+    np.testing.assert_allclose(
+        np.array(packed(rows)), np.array(whole(rows)), atol=0.1, rtol=0.05
+    )
+
+
+def test_groups_of_a_recurrent_norm_are_refused(tmp_path: Path) -> None:
+    keys = {**KEYS["granitehybrid"], "ssm.group_count": 2}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(KEYS, "granitehybrid", keys)
+        path, _ = write(tmp_path, "granitehybrid")
+    with pytest.raises(UnsupportedModelError, match="group_count' is 2"):
+        gguf_config(GGUFFile(path))
 
 
 def test_an_unknown_choice_of_experts_is_refused(tmp_path: Path) -> None:

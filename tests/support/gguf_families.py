@@ -38,6 +38,22 @@ DELTA_NET = {
     "ssm.time_step_rank": 4,
 }
 KEYS["granitemoe"] = {**KEYS["granite"], "expert_count": 4, "expert_used_count": 2}
+KEYS["granitehybrid"] = {
+    **KEYS["granite"],
+    "attention.head_count_kv": [0, 2, 0, 2],
+    "rope.scaling.finetuned": False,
+    "ssm.conv_kernel": 4,
+    "ssm.group_count": 1,
+    "ssm.inner_size": 128,
+    "ssm.state_size": 16,
+    "ssm.time_step_rank": 4,
+}
+KEYS["granitehybrid-experts"] = {
+    **KEYS["granitehybrid"],
+    "expert_count": 4,
+    "expert_used_count": 2,
+    "expert_shared_feed_forward_length": 48,
+}
 KEYS["ministral3"] = {
     "attention.temperature_scale": 0.1,
     "rope.scaling.type": "yarn",
@@ -69,24 +85,37 @@ KEYS["gemma4"] = {
 }
 KEYS["qwen35"] = DELTA_NET
 KEYS["qwen35moe"] = {**DELTA_NET, "expert_count": 4, "expert_used_count": 2}
+_GRANITE = {
+    "attention_multiplier": 0.18,
+    "embedding_multiplier": 2.0,
+    "residual_multiplier": 0.5,
+    "logits_scaling": 4.0,
+}
 # llama.cpp's name, mlx-lm's, and what its settings are where a tiny model has others.
 FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "granite": (
         "granite",
-        {
-            "attention_multiplier": 0.18,
-            "embedding_multiplier": 2.0,
-            "residual_multiplier": 0.5,
-            "logits_scaling": 4.0,
-        },
+        _GRANITE,
     ),
     "granitemoe": (
         "granitemoe",
+        _GRANITE,
+    ),
+    "granitehybrid": (
+        "granitemoehybrid",
         {
-            "attention_multiplier": 0.18,
-            "embedding_multiplier": 2.0,
-            "residual_multiplier": 0.5,
-            "logits_scaling": 4.0,
+            **_GRANITE,
+            "num_local_experts": 0,
+            "position_embedding_type": "nope",
+            "time_step_limit": [0.0, float("inf")],
+        },
+    ),
+    "granitehybrid-experts": (
+        "granitemoehybrid",
+        {
+            **_GRANITE,
+            "position_embedding_type": "nope",
+            "time_step_limit": [0.0, float("inf")],
         },
     ),
     "mistral3": ("llama", {}),
@@ -195,6 +224,7 @@ FAMILIES["gemma4-experts"] = (
 ARCHITECTURE_OF = {
     "gemma4-experts": "gemma4",
     "gemma4-large": "gemma4",
+    "granitehybrid-experts": "granitehybrid",
     "ministral3": "mistral3",
     "olmo3": "olmo2",
 }
@@ -230,7 +260,23 @@ RENAMED = {
     "linear_attn.A_log": "ssm_a",
     "linear_attn.norm": "ssm_norm",
     "linear_attn.out_proj": "ssm_out",
+    "mamba.in_proj": "ssm_in",
+    "mamba.conv1d": "ssm_conv1d",
+    "mamba.dt_bias": "ssm_dt",
+    "mamba.A_log": "ssm_a",
+    "mamba.D": "ssm_d",
+    "mamba.norm": "ssm_norm",
+    "mamba.out_proj": "ssm_out",
+    "shared_mlp.output_linear": "ffn_down_shexp",
 }
 # Their converters write queries and keys for an interleaved rotation.
-PERMUTED = ("granite", "granitemoe", "mistral3", "ministral3", "smollm3")
-SUFFIXES = {"exp_probs_b": ".bias", "ssm_dt": ".bias", "ssm_a": ""}
+PERMUTED = (
+    "granite",
+    "granitehybrid",
+    "granitehybrid-experts",
+    "granitemoe",
+    "mistral3",
+    "ministral3",
+    "smollm3",
+)
+SUFFIXES = {"exp_probs_b": ".bias", "ssm_dt": ".bias", "ssm_a": "", "ssm_d": ""}
