@@ -16,6 +16,7 @@ import rvllm_local  # noqa: F401  (before MLX, which therefore is not imported u
 from rvllm_local.errors import DownloadError
 from rvllm_local.models.locate import locate
 from tests.support import worker_deaths
+from tests.support.mlx_compiler import PrecompiledHeader
 from tests.support.served import rvllm_serve, save_thinking
 
 # A server that a test starts leaves nothing in the user's own cache.
@@ -38,8 +39,14 @@ settings.load_profile("suite")
 
 @pytest.hookimpl(trylast=True)  # pytest's own way to say what ends a process is first
 def pytest_configure(config: pytest.Config) -> None:
-    """Have a worker's death explained."""
+    """Have a worker's death explained, and MLX's kernels compiled quickly."""
     worker_deaths.watch(config)
+    # The processes of a run get the path from the first.
+    is_first = not hasattr(config, "workerinput")
+    if is_first and getattr(config.option, "numprocesses", None):
+        header = PrecompiledHeader()
+        config.add_cleanup(header.end)
+        header.begin()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
