@@ -62,6 +62,7 @@ class ThoughtCalls:
         self._held = ""
         self._parser: ToolParser | None = None  # of the call that may have begun
         self._pieces: list[Piece] = []
+        self._says_more = False  # one of the pieces is no part of a call
 
     def feed(self, text: str) -> str:
         """What of the thought so far is none of a call."""
@@ -80,7 +81,7 @@ class ThoughtCalls:
             shown += before
             self._held = self._held[len(before) :]
             self._parser = tolerant_parser_for(self._family, self._tools)
-            self._pieces = []
+            self._pieces, self._says_more = [], False
             self._read(self._held.lstrip())
             if self._is_call():
                 return shown
@@ -98,20 +99,25 @@ class ThoughtCalls:
         """The calls at the thought's end, if there are any; what is left is text."""
         if self._parser is None:
             return []
-        pieces = [*self._pieces, *self._parser.finish()]
-        if not _are_calls(pieces):
+        self._keep(self._parser.finish())
+        has_call = any(isinstance(piece, ToolCallStart) for piece in self._pieces)
+        if self._says_more or not has_call:
             return []
         self._held, self._parser = "", None
-        return [piece for piece in pieces if not isinstance(piece, ContentDelta)]
+        return [each for each in self._pieces if not isinstance(each, ContentDelta)]
 
     def _read(self, text: str) -> None:
         if self._parser is not None:
-            self._pieces.extend(self._parser.feed(text))
+            self._keep(self._parser.feed(text))
+
+    def _keep(self, pieces: Sequence[Piece]) -> None:
+        self._pieces.extend(pieces)
+        self._says_more = self._says_more or any(map(_says_more, pieces))
 
     def _is_call(self) -> bool:
         """True while what is held may be nothing but calls."""
         size = len(self._held)
-        if size > _MOST_HELD or any(map(_says_more, self._pieces)):
+        if size > _MOST_HELD or self._says_more:
             return False
         begin = self._held[:_MOST_BEFORE_NAME]
         return size < _MOST_BEFORE_NAME or any(name in begin for name in self._names)
@@ -145,8 +151,3 @@ def _says_more(piece: Piece) -> bool:
     if isinstance(piece, ContentDelta):
         return not piece.text.isspace()
     return isinstance(piece, ToolCallFailed)
-
-
-def _are_calls(pieces: Sequence[Piece]) -> bool:
-    has_call = any(isinstance(piece, ToolCallStart) for piece in pieces)
-    return has_call and not any(map(_says_more, pieces))
