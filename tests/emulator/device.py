@@ -99,7 +99,12 @@ def _compiled(source: str, more: tuple[str, ...]) -> Path:
         unit = Path(folder) / "unit.cpp"
         unit.write_text(source, encoding="utf-8")
         output = unit.with_name("made")
-        _run_compiler("-include", str(shim), str(unit), *more, "-o", str(output))
+        arguments = [str(unit), *more, "-o", str(output)]
+        try:
+            _run_compiler("-include", str(shim), *arguments)
+        except EmulatorError:
+            # A precompiled header can fail by itself, where its addresses are taken.
+            _run_compiler("-include", str(SHIM), *arguments)
         output.replace(target)
     return target
 

@@ -25,8 +25,9 @@ FLAGS = ("-std=c++17", "-O3", "-Wall", "-fPIC")
 SCRIPT = """\
 #!/bin/sh
 # The compiler; for a text of MLX's it looks for headers in a folder of ours first.
+# A precompiled header can fail, where its addresses are taken: then without it.
 case "$*" in
-  *{include}*) exec {compiler} -I {folder} "$@" ;;
+  *{include}*) {compiler} -I {folder} "$@" 2> /dev/null && exit ;;
 esac
 exec {compiler} "$@"
 """
