@@ -18,6 +18,7 @@ import httpx
 
 from rvllm_local.errors import EndpointError
 from rvllm_local.sse import DONE, EVENT_LIMIT, EventSizeError, SseReader
+from rvllm_local.tui.read_pace import ReadPace
 from rvllm_local.tui.reply_parts import ReplyEnd, ReplyPart, ReplyStart
 from rvllm_local.tui.sanitise import clean_line
 from rvllm_local.tui.server_answers import (
@@ -262,11 +263,13 @@ async def _reply_parts(answer: httpx.Response) -> AsyncGenerator[ReplyPart, None
 
 async def _events(answer: httpx.Response) -> AsyncIterator[bytes]:
     """The data of each event of the stream."""
-    reader = SseReader(EVENT_LIMIT)
+    reader, pace = SseReader(EVENT_LIMIT), ReadPace()
+    chunks = aiter(answer.aiter_bytes())
     try:
-        async for chunk in answer.aiter_bytes():
+        while (chunk := await pace.next(chunks)) is not None:
             for data in reader.feed(chunk):
                 yield data
+            await pace.rest()
     except EventSizeError as error:
         raise EndpointError(
             f"the server sent an event of more than {EVENT_LIMIT >> 20} MiB"

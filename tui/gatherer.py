@@ -22,7 +22,7 @@ FLUSH_S = 1 / 8
 
 
 class ReplyGatherer:
-    """Words on their way to the session: the first at once, then eight times a second."""
+    """Words on their way to the session: at once, but at most eight times a second."""
 
     def __init__(
         self,
@@ -36,7 +36,7 @@ class ReplyGatherer:
         self._reasoning: list[str] = []
         self._calls: list[ToolCall] = []
         self._chunks, self._at = 0, 0.0
-        self._is_first = True
+        self._flushed_at: float | None = None
         self._timer: asyncio.TimerHandle | None = None
 
     def take(self, part: ReplyPart) -> None:
@@ -61,16 +61,18 @@ class ReplyGatherer:
         self._calls += part.tool_calls
         self._chunks += 1
         self._at = self._clock()
-        if self._is_first:
-            self._is_first = False
+        if self._flushed_at is None:
             self.flush()
         elif self._timer is None:
-            self._timer = asyncio.get_running_loop().call_later(FLUSH_S, self.flush)
+            # A batch of words comes in one go: the timer fires when it is read.
+            loop = asyncio.get_running_loop()
+            self._timer = loop.call_at(self._flushed_at + FLUSH_S, self.flush)
 
     def flush(self) -> None:
         """Hand on what has come."""
         self.close()
         if self._chunks:
+            self._flushed_at = asyncio.get_running_loop().time()
             texts = ("".join(self._text), "".join(self._reasoning))
             delta = ReplyGrew(
                 self._id,

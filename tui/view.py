@@ -236,6 +236,8 @@ class ChatView(ActionsApp):
             self._status_shown = line
             self._status.update(line, layout=False)
         self.composer.be_narrow(self._line_width < NARROW)
+        # Each blink would draw as much as a word does.
+        self.composer.cursor_blink = not self.driver.is_writing
         self.announcer.set_title(session.chat.title, self.driver.is_writing)
 
     def _others(self) -> str:

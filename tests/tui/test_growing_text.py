@@ -75,6 +75,41 @@ def test_what_has_settled_is_wrapped_no_more() -> None:
     on_page(scenario)
 
 
+def test_spare_rows_are_filled_without_a_layout() -> None:
+    async def scenario(app: Page, text: GrowingText, pilot: Any) -> None:
+        below = app.query_one(KeptStatic)
+
+        async def at(row: int) -> None:
+            async with asyncio.timeout(60):
+                while below.region.y != row:
+                    await pilot.pause(0.01)
+
+        text.keep_spare(2)
+        text.show(Content("one\ntwo"))
+        await at(4)
+        layouts: list[None] = []
+        app.screen.screen_layout_refresh_signal.subscribe(
+            text, lambda _: layouts.append(None), immediate=True
+        )
+        text.show(Content("one\ntwo\nthree"))
+        await shown(app, pilot, "one two three below")
+        text.settle(Content("one\ntwo\nthree"), Content("four"), is_joined=True)
+        await shown(app, pilot, "one two three four below")
+        text.show(Content(""))
+        await shown(app, pilot, "one two three below")
+        text.show(Content("four"))
+        await shown(app, pilot, "one two three four below")
+        assert layouts == []
+        text.show(Content("four\nfive"))
+        await at(7)
+        rows = screen_text(app).splitlines()[:8]
+        assert rows == ["one", "two", "three", "four", "five", "", "", "below"]
+        text.keep_spare(0)
+        await at(5)
+
+    on_page(scenario)
+
+
 def test_another_width_wraps_all_of_it() -> None:
     async def scenario(app: Page, text: GrowingText, pilot: Any) -> None:
         text.settle(Content("a b c d e f g"), Content("the end"), is_joined=True)

@@ -15,7 +15,7 @@ from rvllm_local.tui.complete import completions
 from rvllm_local.tui.screens.chats import ChatsScreen
 from rvllm_local.tui.state import LiveReply
 from rvllm_local.tui.terminal_keys import teach_keys
-from rvllm_local.tui.widgets.live import SHARE, FrameRate, live_foot
+from rvllm_local.tui.widgets.live import LONGEST_REST_S, SHARE, FrameRate, live_foot
 from tests.tui.fake_endpoint import FakeEndpoint
 
 
@@ -148,12 +148,14 @@ def test_showing_takes_no_more_than_its_share() -> None:
     now, used = [0.0], [0.0]
     pace = FrameRate(lambda: now[0], lambda: used[0])
     pace.shown()
-    used[0] = 0.036
-    assert pace.rest() == pytest.approx(0.036 / SHARE)
+    used[0] = 0.012
+    assert pace.rest() == pytest.approx(0.012 / SHARE)
     now[0] = 0.15
-    assert pace.rest() == pytest.approx(0.036 / SHARE - 0.15)
+    assert pace.rest() == pytest.approx(0.012 / SHARE - 0.15)
     used[0] = 9.0
-    assert pace.rest() == 1.0
+    assert pace.rest() == pytest.approx(LONGEST_REST_S - 0.15)
+    now[0] = LONGEST_REST_S
+    assert pace.rest() == 0.0
 
 
 def test_a_new_chat_does_not_overtake_the_prompt_before_it(play) -> None:

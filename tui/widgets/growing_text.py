@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import zip_longest
 from typing import Any
 
 from textual.content import Content
@@ -34,7 +35,8 @@ class _Row:
 class GrowingText(Widget):
     """Shows styled text: a part that has settled, and an end that is still changed.
 
-    It can be marked with the mouse, as in a `Static`.
+    It can be marked with the mouse, as in a `Static`. It grows by several rows at a
+    time: a new height costs a layout of the screen, and all of its rows.
     """
 
     # A size that a layout gave asks for no layout: Textual would make each one twice.
@@ -48,6 +50,8 @@ class GrowingText(Widget):
         # How much of `_lines` and `_rows` has settled.
         self._num_settled_lines = 0
         self._num_settled_rows = 0
+        self._height = 0  # rows that were asked for, the spare ones too
+        self._num_spare_rows = 0  # that are asked for beyond those that are needed
         self._look: tuple[Any, ...] = ()  # that the rows were drawn with
         self.num_wrapped = 0  # lines wrapped so far
         self.num_drawn = 0  # rows drawn so far
@@ -61,6 +65,13 @@ class GrowingText(Widget):
         old = self._rows[self._num_settled_rows :]
         self._put(end.split("\n", allow_blank=True))
         self._refresh_from(self._num_settled_rows, old)
+
+    def keep_spare(self, num_rows: int) -> None:
+        """Ask for so many rows too many whenever the height changes."""
+        if num_rows != self._num_spare_rows:
+            self._num_spare_rows = num_rows
+            if not self._has_height:
+                self.refresh(layout=True)
 
     def settle(
         self,
@@ -93,7 +104,15 @@ class GrowingText(Widget):
         if not width:
             return 0
         self._wrap_at(width)
-        return len(self._rows)
+        if not self._has_height:
+            self._height = len(self._rows) + self._num_spare_rows
+        return self._height
+
+    @property
+    def _has_height(self) -> bool:
+        """Whether the rows that were asked for will do."""
+        num_rows = len(self._rows)
+        return num_rows <= self._height <= num_rows + self._num_spare_rows
 
     def render_lines(self, crop: Region) -> list[Strip]:
         """The rows of a region, with what is marked with the mouse."""
@@ -154,10 +173,13 @@ class GrowingText(Widget):
     ) -> None:
         """Draw what differs from the old rows; `first` is the number of their first."""
         rows = self._rows[first:]
-        if not self._wrapped_at or len(rows) != len(old):
+        if not self._wrapped_at or not self._has_height:
             self.refresh(layout=True)
             return
-        changed = [y for y, row in enumerate(rows) if row is not old[y]]
+        changed = []
+        for y, (before, row) in enumerate(zip_longest(old, rows)):
+            if before is not row:
+                changed.append(y)
         if changed:
             height = changed[-1] - changed[0] + 1
             top = first + changed[0]

@@ -30,8 +30,9 @@ CUT_AT = 400  # characters of the growing end before its settled part moves out
 PLAIN_AT = 16_000  # an end that can be cut nowhere is beyond this shown as plain text, its last part alone
 PLAIN_TAIL = 2_000
 REASONING_TAIL = 600
-SHARE = 0.08  # of one core, for everything that the interface does while a reply comes
-LONGEST_REST_S = 1.0
+SHARE = 0.04  # of one core, for everything that the interface does while a reply comes
+LONGEST_REST_S = 0.5
+SPARE_ROWS = 3  # each layout of the screen lets a reply grow by so many rows and one
 SILENT_S = 5.0  # after which a reply that does not go on says so
 
 
@@ -52,8 +53,8 @@ class FrameRate:
 
     def rest(self) -> float:
         """Seconds that still have to pass."""
-        due = self._shown_at + (self._used() - self._used_then) / SHARE
-        return min(max(0.0, due - self._clock()), LONGEST_REST_S)
+        rest = min((self._used() - self._used_then) / SHARE, LONGEST_REST_S)
+        return max(0.0, self._shown_at + rest - self._clock())
 
     def shown(self) -> None:
         """A showing begins."""
@@ -105,7 +106,8 @@ class LiveReplyView(Vertical):
     async def _follow(self) -> None:
         while True:
             await self._told.wait()
-            await asyncio.sleep(self._frame_rate.rest())
+            while (rest := self._frame_rate.rest()) > 0:
+                await asyncio.sleep(rest)
             self._frame_rate.shown()
             self._told.clear()
             if self._news is not None:
@@ -125,6 +127,8 @@ class LiveReplyView(Vertical):
         if foot.plain or self._foot.display:
             _update(self._foot, foot)
             self._foot.display = bool(foot.plain)
+        # A gap above the foot would look like an end.
+        self._text.keep_spare(0 if foot.plain else spare_rows(self.app.size.height))
         fresh = whole(live.text[self._taken :])
         self._taken += len(fresh)
         self._head.set_class(self._taken > 0, "over-text")
@@ -153,6 +157,11 @@ class LiveReplyView(Vertical):
         for line_filter in self.get_line_filters():
             ground = ground.apply_filter(line_filter, self.background_colors[1])
         return [ground] * crop.height
+
+
+def spare_rows(height: int) -> int:
+    """Rows that a reply may take ahead on a screen of some height: few on a low one."""
+    return min(max(0, (height - 12) // 4), SPARE_ROWS)
 
 
 def _render(piece: Piece, width: int | None) -> Content:
