@@ -136,7 +136,7 @@ class BlockRenderer:
         token: Token,
         opener: Token,
     ) -> None:
-        content = render_inline(token.children or ())
+        content = render_inline(token)
         if opener.type == "heading_open":
             content = content.stylize(_HEADINGS.get(opener.tag, "italic"))
         task = _TASKS.get(content.plain[:4])
@@ -161,7 +161,7 @@ class BlockRenderer:
             elif token.type == "th_open":
                 alignments.append(_alignment(token))
             elif token.type == "inline":
-                rows[-1].append(render_inline(token.children or ()))
+                rows[-1].append(render_inline(token))
             index += 1
         table = Table(rows, alignments)
         self._add(render_table(table, self._room()))

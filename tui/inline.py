@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from textual.content import Content, Span
 
+from rvllm_local.tui.markdown import parse_inline
 from rvllm_local.tui.math_text import math_text
 from rvllm_local.tui.sanitise import clean_line
 
@@ -23,8 +25,28 @@ _CLOSINGS = ("strong_close", "em_close", "s_close", "link_close")
 _BREAKS = ("<br>", "<br/>", "<br />")
 
 
-def render_inline(tokens: Sequence[Token]) -> Content:
-    """Inline tokens as styled text."""
+_KEPT_LENGTH = 500  # characters of a longer text are not kept
+
+
+def render_inline(token: Token) -> Content:
+    """What is inside a block as styled text.
+
+    The end of a reply that grows is rendered again and again: most of its blocks and
+    cells are the same, and kept.
+    """
+    if token.children is not None:
+        return _render_tokens(token.children)
+    if len(token.content) > _KEPT_LENGTH:
+        return _render_tokens(parse_inline(token.content))
+    return _render_text(token.content)
+
+
+@lru_cache(512)
+def _render_text(text: str) -> Content:
+    return _render_tokens(parse_inline(text))
+
+
+def _render_tokens(tokens: Sequence[Token]) -> Content:
     writer = _Writer()
     targets: list[str] = []
     for token in tokens:

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import re
 from functools import lru_cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from markdown_it import MarkdownIt
@@ -27,24 +27,46 @@ DEPTH = 100  # levels; the parser leaves out what is nested deeper
 _SMALL = str.maketrans("0123456789", "⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
-@lru_cache(1)
-def _parser() -> MarkdownIt:
+@lru_cache(2)
+def _parser(is_inline: bool) -> MarkdownIt:
     from markdown_it import MarkdownIt
 
     parser = MarkdownIt("commonmark", {"maxNesting": DEPTH})
     parser.enable(["table", "strikethrough"])
     parser.inline.ruler.before("escape", "math", _read_math)
+    if not is_inline:
+        parser.core.ruler.disable(["inline", "text_join"])
     return parser
 
 
 def parse_markdown(text: str) -> list[Token]:
-    """The block tokens of a text."""
+    """The block tokens of a text.
+
+    Their inline tokens have children only where the text has link references: without
+    them, what is inside a block depends on the block alone, see `parse_inline`.
+    """
     if "[^" in text and not _FENCE.search(text):
         text = _FOOTNOTE.sub(lambda match: _note(match[1]), text)
         text = _REFERENCE.sub(lambda match: _note(match[1]), text)
     if "|" in text and ("`" in text or "\\(" in text):
         text = _keep_pipes(text)
-    return _parser().parse(text)
+    environment: dict[str, Any] = {}
+    tokens = _parser(False).parse(text, environment)
+    for token in tokens:
+        if token.type == "inline":
+            token.children = None
+            if environment.get("references"):
+                token.children = parse_inline(token.content, environment)
+    return tokens
+
+
+def parse_inline(
+    text: str,
+    environment: dict[str, Any] | None = None,
+) -> list[Token]:
+    """The tokens inside a block. `environment` has the text's link references."""
+    (token,) = _parser(True).parseInline(text, environment or {})
+    return token.children or []
 
 
 def _keep_pipes(text: str) -> str:

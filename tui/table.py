@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Literal
 
 from textual.content import Content
@@ -11,6 +12,7 @@ from textual.content import Content
 Alignment = Literal["left", "center", "right"]
 LEAST_COLUMN = 8  # cells; narrower columns stack as rows of "name: value"
 _GAP = 3  # cells of " │ "
+_EMPTY = Content("")
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,6 +23,25 @@ class Table:
     alignments: Sequence[Alignment]
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class _Row:
+    """The cells of a row. Rows are equal if they have the very same cells.
+
+    Contents that are equal may be styled differently.
+    """
+
+    cells: tuple[Content, ...]
+
+    def __hash__(self) -> int:
+        return hash(tuple(map(id, self.cells)))
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, _Row) or len(self.cells) != len(other.cells):
+            return False
+        pairs = zip(self.cells, other.cells, strict=True)
+        return all(cell is same for cell, same in pairs)
+
+
 def render_table(table: Table, width: int | None) -> Content:
     """The table in at most `width` cells; as wide as it likes where that is None."""
     natural = _natural_widths(table)
@@ -29,8 +50,8 @@ def render_table(table: Table, width: int | None) -> Content:
         return _stack(table)
     lines: list[Content] = []
     for number, row in enumerate(table.rows):
-        cells = list(row) + [Content("")] * (len(widths) - len(row))
-        for line in _row_lines(cells, widths, table.alignments):
+        cells = (*row, *[_EMPTY] * (len(widths) - len(row)))
+        for line in _row_lines(_Row(cells), tuple(widths), tuple(table.alignments)):
             lines.append(line.stylize("bold") if number == 0 else line)
         if number == 0:
             rule = "─┼─".join("─" * column for column in widths)
@@ -58,13 +79,14 @@ def _fit(natural: Sequence[int], width: int) -> list[int] | None:
     return widths
 
 
+@lru_cache(256)  # a table that grows is rendered again and again
 def _row_lines(
-    cells: Sequence[Content],
-    widths: Sequence[int],
-    alignments: Sequence[Alignment],
-) -> list[Content]:
+    row: _Row,
+    widths: tuple[int, ...],
+    alignments: tuple[Alignment, ...],
+) -> tuple[Content, ...]:
     columns = []
-    for cell, width in zip(cells, widths, strict=True):
+    for cell, width in zip(row.cells, widths, strict=True):
         is_long = cell.cell_length > width
         columns.append(cell.wrap(width) if is_long else [cell])
     bar = Content.styled(" │ ", "$muted")
@@ -75,7 +97,7 @@ def _row_lines(
             piece = column[number] if number < len(column) else Content("")
             pieces.append(_aligned(piece, widths[index], alignments[index]))
         lines.append(bar.join(pieces))
-    return lines
+    return tuple(lines)
 
 
 def _aligned(

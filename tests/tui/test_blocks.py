@@ -5,8 +5,11 @@ from __future__ import annotations
 import re
 
 import pytest
+from markdown_it.token import Token
 from textual.color import Color
 
+from rvllm_local.tui import inline
+from rvllm_local.tui.markdown import parse_inline
 from rvllm_local.tui.math_text import math_text
 from rvllm_local.tui.render import render_markdown
 from rvllm_local.tui.themes import make_themes
@@ -178,3 +181,32 @@ def luminance(color: Color) -> float:
         low = value / 12.92
         parts.append(low if value <= 0.03928 else ((value + 0.055) / 1.055) ** 2.4)
     return 0.2126 * parts[0] + 0.7152 * parts[1] + 0.0722 * parts[2]
+
+
+def test_what_is_kept_of_one_text_is_not_shown_in_another() -> None:
+    table = "| a | b |\n|---|---|\n| x | y |\n| `x` | **y** |\n"
+    content = render_markdown(table, 40)
+    styles = [span.style for span in content.spans if span.style != "$muted"]
+    assert styles == ["bold", "$text-accent", "bold"]
+    assert render_markdown(table, 40).is_same(content)
+    plain = "see [a] and [b]\n"
+    assert render_markdown(plain).plain == "see [a] and [b]"
+    first = render_markdown(f"{plain}\n[a]: http://one\n")
+    assert first.plain == "see a (http://one) and [b]"
+    second = render_markdown(f"{plain}\n[a]: http://two\n")
+    assert second.plain == "see a (http://two) and [b]"
+
+
+def test_a_row_more_parses_no_cell_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    parsed = []
+
+    def parse(text: str) -> list[Token]:
+        parsed.append(text)
+        return parse_inline(text)
+
+    monkeypatch.setattr(inline, "parse_inline", parse)
+    rows = "| name | kept |\n|---|---|\n| one of few | 1 |\n"
+    render_markdown(rows, 40)
+    parsed.clear()
+    render_markdown(f"{rows}| two of few | kept not |\n", 40)
+    assert parsed == ["two of few", "kept not"]
