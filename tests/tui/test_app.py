@@ -319,6 +319,23 @@ def test_a_long_paste_is_a_token_until_it_is_sent(play) -> None:
     play(scenario)
 
 
+def test_a_paste_that_comes_back_is_a_token_again(play) -> None:
+    from textual import events
+
+    async def scenario(chat) -> None:
+        composer = chat.app.composer
+        pasted = "\n".join(f"line {number}" for number in range(30))
+        composer.post_message(events.Paste(pasted))
+        await chat.until(lambda: composer.text == "[pasted 30 lines #1]")
+        whole = composer.whole_text
+        composer.take()
+        composer.put(f"{whole} and more")
+        assert composer.text == "[pasted 30 lines #1] and more"
+        assert composer.whole_text == f"{pasted} and more"
+
+    play(scenario)
+
+
 def test_a_draft_of_a_megabyte_comes_back_whole_and_short(play) -> None:
     from textual import events
 

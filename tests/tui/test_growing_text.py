@@ -75,7 +75,7 @@ def test_what_has_settled_is_wrapped_no_more() -> None:
     on_page(scenario)
 
 
-def test_spare_rows_are_filled_without_a_layout() -> None:
+def test_blank_rows_are_filled_without_a_layout() -> None:
     async def scenario(app: Page, text: GrowingText, pilot: Any) -> None:
         below = app.query_one(KeptStatic)
 
@@ -84,7 +84,7 @@ def test_spare_rows_are_filled_without_a_layout() -> None:
                 while below.region.y != row:
                     await pilot.pause(0.01)
 
-        text.keep_spare(2)
+        text.grow_by(4)
         text.show(Content("one\ntwo"))
         await at(4)
         layouts: list[None] = []
@@ -101,10 +101,10 @@ def test_spare_rows_are_filled_without_a_layout() -> None:
         await shown(app, pilot, "one two three four below")
         assert layouts == []
         text.show(Content("four\nfive"))
-        await at(7)
-        rows = screen_text(app).splitlines()[:8]
-        assert rows == ["one", "two", "three", "four", "five", "", "", "below"]
-        text.keep_spare(0)
+        await at(8)
+        rows = screen_text(app).splitlines()[4:9]
+        assert rows == ["five", "", "", "", "below"]
+        text.grow_by(1)
         await at(5)
 
     on_page(scenario)

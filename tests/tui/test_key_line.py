@@ -11,7 +11,7 @@ from textual.binding import Binding, BindingType
 from textual.pilot import Pilot
 from textual.widgets import Input
 
-from rvllm_local.tui.widgets.key_line import KeyLine
+from rvllm_local.tui.widgets.key_line import KeyLine, ShownKey, fitting
 from tests.tui.screens import screen_text
 
 
@@ -101,3 +101,13 @@ def test_the_row_is_not_drawn_again_while_its_keys_stay() -> None:
         assert len(drawn) == 1
 
     on_page(scenario)
+
+
+def test_keys_are_shown_whole_and_the_last_one_always() -> None:
+    keys = [ShownKey("a", "^a", word, True) for word in ("New", "Chats", "Help")]
+    widths = [key.width for key in keys]
+    assert widths == [8, 10, 9]
+    assert fitting(keys, 27) == keys
+    assert fitting(keys, 26) == [keys[0], keys[2]]
+    assert fitting(keys, 16) == fitting(keys, 1) == [keys[2]]
+    assert fitting((), 80) == []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from typing import Any
 
 from rich.text import Text
@@ -14,6 +15,7 @@ from rvllm_local.tui.sanitise import clean_cells, clean_copy
 from rvllm_local.tui.widgets.kept_lines import KeptLines
 
 PASTE_LIMIT = 1_000_000  # characters
+TAKEN_PASTES = 8  # pastes of earlier drafts that are known again
 
 
 class DraftArea(KeptLines, TextArea):
@@ -29,6 +31,7 @@ class DraftArea(KeptLines, TextArea):
     def __init__(self, **options: Any) -> None:
         super().__init__(soft_wrap=True, show_line_numbers=False, **options)
         self.pastes: dict[str, str] = {}
+        self._taken_pastes: deque[str] = deque(maxlen=TAKEN_PASTES)
 
     @property
     def whole_text(self) -> str:
@@ -74,6 +77,9 @@ class DraftArea(KeptLines, TextArea):
         """The text, which is then gone."""
         text = self.text
         self.load_text("")
+        for pasted in self.pastes.values():
+            if pasted not in self._taken_pastes:
+                self._taken_pastes.append(pasted)
         self.pastes.clear()
         return text
 
@@ -86,16 +92,25 @@ class DraftArea(KeptLines, TextArea):
     def load_draft(self, text: str) -> None:
         """Set the text, with the cursor at its end.
 
-        A very long one is shown as a sign and sent whole, as a paste is.
+        A very long one is shown as a sign and sent whole, as a paste is; so is a paste
+        that comes back in it.
         """
-        text = clean_copy(text)
-        whole = put_pastes(text, self.pastes)
-        token = draft_token(whole, len(self.pastes) + 1)
+        text = self._fold_pastes(clean_copy(text))
+        token = draft_token(text, len(self.pastes) + 1)
         if token is not None:
-            self.pastes[token] = whole
+            self.pastes[token] = put_pastes(text, self.pastes)
             text = token
         self.load_text(text)
         self.move_cursor(self.document.end)
+
+    def _fold_pastes(self, text: str) -> str:
+        """The text with signs in place of what was pasted a while ago."""
+        for pasted in self._taken_pastes:
+            token = paste_token(pasted, len(self.pastes) + 1)
+            if token is not None and pasted in text:
+                self.pastes[token] = pasted
+                text = text.replace(pasted, token)
+        return text
 
     def type_text(self, text: str) -> None:
         """Take a key that was pressed while something else had the focus."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from itertools import zip_longest
 from typing import Any
@@ -50,8 +51,8 @@ class GrowingText(Widget):
         # How much of `_lines` and `_rows` has settled.
         self._num_settled_lines = 0
         self._num_settled_rows = 0
-        self._height = 0  # rows that were asked for, the spare ones too
-        self._num_spare_rows = 0  # that are asked for beyond those that are needed
+        self._height = 0  # rows at the last layout
+        self._step = 1  # the height is a multiple of it
         self._look: tuple[Any, ...] = ()  # that the rows were drawn with
         self.num_wrapped = 0  # lines wrapped so far
         self.num_drawn = 0  # rows drawn so far
@@ -66,11 +67,11 @@ class GrowingText(Widget):
         self._put(end.split("\n", allow_blank=True))
         self._refresh_from(self._num_settled_rows, old)
 
-    def keep_spare(self, num_rows: int) -> None:
-        """Ask for so many rows too many whenever the height changes."""
-        if num_rows != self._num_spare_rows:
-            self._num_spare_rows = num_rows
-            if not self._has_height:
+    def grow_by(self, num_rows: int) -> None:
+        """Let the height grow by so many rows at a time; those not needed are blank."""
+        if num_rows != self._step:
+            self._step = num_rows
+            if self._height != self._wanted_height:
                 self.refresh(layout=True)
 
     def settle(
@@ -104,15 +105,12 @@ class GrowingText(Widget):
         if not width:
             return 0
         self._wrap_at(width)
-        if not self._has_height:
-            self._height = len(self._rows) + self._num_spare_rows
+        self._height = self._wanted_height
         return self._height
 
     @property
-    def _has_height(self) -> bool:
-        """Whether the rows that were asked for will do."""
-        num_rows = len(self._rows)
-        return num_rows <= self._height <= num_rows + self._num_spare_rows
+    def _wanted_height(self) -> int:
+        return math.ceil(len(self._rows) / self._step) * self._step
 
     def render_lines(self, crop: Region) -> list[Strip]:
         """The rows of a region, with what is marked with the mouse."""
@@ -173,7 +171,7 @@ class GrowingText(Widget):
     ) -> None:
         """Draw what differs from the old rows; `first` is the number of their first."""
         rows = self._rows[first:]
-        if not self._wrapped_at or not self._has_height:
+        if not self._wrapped_at or self._height != self._wanted_height:
             self.refresh(layout=True)
             return
         changed = []

@@ -6,6 +6,7 @@ styles and lays out the whole screen. This row is drawn again only if its keys d
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -77,9 +78,9 @@ class KeyLine(Widget, can_focus=False):
         self.screen.bindings_updated_signal.unsubscribe(self)
 
     def render(self) -> Text:
-        """The row; what is too wide for it is cut."""
+        """The row, with the keys that it has room for."""
         row = Text(no_wrap=True, overflow="crop")
-        for shown in self._keys:
+        for shown in fitting(self._keys, self.size.width):
             key_style = self.get_component_rich_style(_KEY)
             words_style = self.get_component_rich_style(_WORDS)
             if shown == self._under:
@@ -118,7 +119,7 @@ class KeyLine(Widget, can_focus=False):
 
     def _at(self, x: int) -> ShownKey | None:
         """The key in this column of the row."""
-        for shown in self._keys:
+        for shown in fitting(self._keys, self.size.width):
             if x < shown.width:
                 return shown
             x -= shown.width
@@ -131,6 +132,24 @@ class KeyLine(Widget, can_focus=False):
         if keys != self._keys:
             self._keys = keys
             self.refresh()
+
+
+def fitting(keys: Sequence[ShownKey], width: int) -> list[ShownKey]:
+    """The keys that fit into a row, whole: the last one, and the first of the others.
+
+    The last is the help, which tells the ones left out.
+    """
+    if not keys:
+        return []
+    *others, last = keys
+    room = width - last.width
+    kept = []
+    for shown in others:
+        room -= shown.width
+        if room < 0:
+            break
+        kept.append(shown)
+    return [*kept, last]
 
 
 def shown_keys(app: App[object], screen: Screen[object]) -> tuple[ShownKey, ...]:

@@ -32,7 +32,7 @@ PLAIN_TAIL = 2_000
 REASONING_TAIL = 600
 SHARE = 0.04  # of one core, for everything that the interface does while a reply comes
 LONGEST_REST_S = 0.5
-SPARE_ROWS = 3  # each layout of the screen lets a reply grow by so many rows and one
+ROWS_A_LAYOUT = 4  # a reply grows by so many rows: each layout draws the whole screen
 SILENT_S = 5.0  # after which a reply that does not go on says so
 
 
@@ -128,7 +128,7 @@ class LiveReplyView(Vertical):
             _update(self._foot, foot)
             self._foot.display = bool(foot.plain)
         # A gap above the foot would look like an end.
-        self._text.keep_spare(0 if foot.plain else spare_rows(self.app.size.height))
+        self._text.grow_by(1 if foot.plain else rows_a_layout(self.app.size.height))
         fresh = whole(live.text[self._taken :])
         self._taken += len(fresh)
         self._head.set_class(self._taken > 0, "over-text")
@@ -159,9 +159,9 @@ class LiveReplyView(Vertical):
         return [ground] * crop.height
 
 
-def spare_rows(height: int) -> int:
-    """Rows that a reply may take ahead on a screen of some height: few on a low one."""
-    return min(max(0, (height - 12) // 4), SPARE_ROWS)
+def rows_a_layout(height: int) -> int:
+    """Rows by which a reply grows on a screen of some height: few on a low one."""
+    return min(max(1, (height - 8) // 4), ROWS_A_LAYOUT)
 
 
 def _render(piece: Piece, width: int | None) -> Content:
