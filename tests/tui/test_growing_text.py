@@ -49,9 +49,11 @@ def test_only_rows_that_changed_are_drawn() -> None:
         text.show(Content("one\ntwo\nthree"))
         await shown(app, pilot, "one two three below")
         before = text.num_drawn
+        wrapped = text.num_wrapped
         text.show(Content("one\ntwo\nthree and"))
         await shown(app, pilot, "three and below")
         assert text.num_drawn == before + 1
+        assert text.num_wrapped == wrapped + 1
         text.show(Content("one\ntwo\nthree and\nfour"))
         await shown(app, pilot, "one two three and four below")
         assert text.num_drawn == before + 2

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
 from typing import Any
@@ -129,10 +130,13 @@ class GrowingText(Widget):
     def _put(self, lines: list[Content]) -> None:
         """Put lines behind those that have settled."""
         first = self._num_settled_lines
+        num_same = _num_same(self._lines[first:], lines)
         self._lines[first:] = lines
         if self._wrapped_at:
             old = self._rows[self._num_settled_rows :]
-            rows = self._wrapped(lines, first)
+            changed_at = first + num_same
+            rows = [row for row in old if row.y < changed_at]
+            rows += self._wrapped(lines[num_same:], changed_at)
             for index, (before, row) in enumerate(zip(old, rows, strict=False)):
                 if before.is_same(row):
                     rows[index] = before
@@ -215,3 +219,13 @@ class GrowingText(Widget):
         if not strips:
             return Strip([])
         return strips[0].apply_offsets(row.x, row.y)
+
+
+def _num_same(old: Sequence[Content], new: Sequence[Content]) -> int:
+    """How many lines at the beginning look the same."""
+    count = 0
+    for before, line in zip(old, new, strict=False):
+        if not before.is_same(line):
+            break
+        count += 1
+    return count
