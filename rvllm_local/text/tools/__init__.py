@@ -18,10 +18,10 @@ from rvllm_local.text.tools.gemma import Gemma4Parser, GemmaParser
 from rvllm_local.text.tools.harmony import HarmonyParser
 from rvllm_local.text.tools.invoked import (
     DOTS,
-    DSML,
     GCML,
     MINICPM,
     MINIMAX,
+    DSMLParser,
     InvokeParser,
     MuseParser,
 )
@@ -79,7 +79,7 @@ _PARSERS: Mapping[str, Callable[[Tools], ToolParser]] = {
     "seed": SeedParser,
     "minimax": lambda tools: InvokeParser(MINIMAX, tools),
     "minimax_m3": MiniMaxM3Parser,
-    "deepseek_v32": lambda tools: InvokeParser(DSML, tools),
+    "deepseek_v32": DSMLParser,
     "minicpm": lambda tools: InvokeParser(MINICPM, tools),
     "muse": MuseParser,
     "longcat": LongCatParser,

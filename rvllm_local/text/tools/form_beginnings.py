@@ -19,6 +19,7 @@ CLOSINGS: dict[str, str] = {
     "<function name=": "</function>",
     "<invoke name=": "</invoke>",
     tags.IFM_CALL[0]: tags.IFM_CALL[1],
+    "<｜｜DSML｜｜ calls>": "</｜｜DSML｜｜ calls>",
     tags.PYTHON_TAG: "",
     tags.MISTRAL_CALLS: "",
     "functools[": "",

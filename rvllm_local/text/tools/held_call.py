@@ -26,15 +26,13 @@ from rvllm_local.text.tools.signatures import (
 
 _FIRST_KEY = re.compile(r'\s*\{\s*(?:"((?:[^"\\]|\\.)*)"\s*:|\})')
 # What stands before arguments, and behind them.
-_BEFORE = (tags.MESSAGE, tags.KIMI_ARGUMENTS, tags.MISTRAL_ARGS, tags.DEEPSEEK_SEP)
+_BEFORE = (tags.MESSAGE, tags.KIMI_ARGUMENTS, tags.MISTRAL_ARGS)
 _BEHIND = (
     tags.CALL,
     tags.END_MESSAGE,
     tags.RETURN,
     tags.KIMI_CALL[1],
     tags.KIMI_CALLS[1],
-    tags.DEEPSEEK_CALL[1],
-    tags.DEEPSEEK_CALLS[1],
 )
 
 

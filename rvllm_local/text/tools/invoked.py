@@ -53,6 +53,8 @@ MINICPM = InvokeWords("function", "param")
 MUSE = InvokeWords("atem:invoke", "atem:parameter", tags.ATEM)
 _HEADER = re.compile(r"\s*(?:t|to|to=[\w.-]*(?:<[|a-z]*>?)?)?")
 _HEADER_END = re.compile(r"\s*to=[\w.-]+<\|message\|>")
+_INVOKE = "invoke name="
+_TAG_WORD = re.compile(r"\w{0,32}")
 _CDATA = ("<![CDATA[", "]]>")  # around a value that could hold a tag
 
 
@@ -94,7 +96,7 @@ class InvokeParser(ParameterReader):
     def _parameter(self) -> Reading[bool]:
         """The next parameter; False if the call ends instead."""
         tag = yield from self._next_tag()
-        if tag is None or tag == f"/{self._words.call}":
+        if tag is None or tag.startswith("/"):  # models misspell it
             return False
         if f"<{tag}>" in self._words.group or tag.startswith(f"{self._words.call} "):
             self._put_back(f"<{tag}>")  # the next call, or the end of them all
@@ -116,7 +118,7 @@ class InvokeParser(ParameterReader):
         followers = (
             f"<{words.parameter} name=",
             f"<{words.call} name=",
-            f"</{words.call}>",
+            f"</{words.call[:-3]}",  # models misspell it
             *words.group,
         )
         opening_tag = re.compile(rf"<{words.parameter}>")
@@ -131,6 +133,31 @@ class InvokeParser(ParameterReader):
             more, _ = yield from self._text_until((closing,), MAX_CALL_CHARS)
             value += closing + more
         return value.strip().removeprefix(opening).removesuffix(end)
+
+
+class DSMLParser(InvokeParser):
+    """DeepSeek's calls; of the tags around them only the mark is spelled surely."""
+
+    def __init__(self, tools: Sequence[Mapping[str, Any]] = ()) -> None:
+        super().__init__(DSML, tools)
+
+    def _parse(self) -> Reading[None]:
+        begin, end = f"<{tags.DSML}", f"</{tags.DSML}"
+        while (tag := (yield from self._until((begin, end), self._content))) != END:
+            parts: list[str] = []
+            ending = yield from self._until((">",), parts.append, is_shown=False)
+            head = "".join(parts)
+            is_half = ending == END and self._is_cut
+            if tag == begin and head.startswith(_INVOKE):
+                self._put_back(head.removeprefix(_INVOKE) + ending)
+                closings = (f"{end}invoke>",)
+                yield from self._call(tag + head + ending, self._invoke(), closings)
+            elif is_half or _TAG_WORD.fullmatch(head):
+                self._space = ""
+            else:
+                for char in tag + head + ending:
+                    self._content(char)
+        self._flush_space()
 
 
 class MuseParser(InvokeParser):

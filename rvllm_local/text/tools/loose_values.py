@@ -14,7 +14,7 @@ from rvllm_local.text.tools.reader import MalformedCallError
 
 _BARE = re.compile(r"[^,{}\[\]<>]*")
 _SINGLE = re.compile(r"'((?:[^'\\]|\\.)*)'(?=\s*[,}\]<])")
-_CALL = re.compile(r"[\s,;]*(?:call\s*:\s*)?([\w.-]+)\s*(?=([{(])|$)")
+_CALL = re.compile(r"[\s,;]*(?:call\s*:\s*)?((?:[\w-]+:)*[\w.-]+)\s*(?=([{(])|$)")
 _FORGOTTEN = ("", "}", "}}")  # braces at a call's end
 _DECODER = json.JSONDecoder(strict=False)
 
@@ -45,7 +45,7 @@ def _loose_calls(
         if match is None:
             raise MalformedCallError("its arguments are not an object")
         if match[2] == "(":  # as Python writes it
-            return [*calls, *python_calls(code[match.start(1) :])]
+            return [*calls, *_in_parentheses(code[match.start(1) :], match[1], quote)]
         value: Any = {}
         at = match.end()
         if match[2]:
@@ -55,6 +55,16 @@ def _loose_calls(
     if not calls:
         raise MalformedCallError("it calls nothing")
     return calls
+
+
+def _in_parentheses(code: str, name: str, quote: str) -> list[tuple[str, str]]:
+    """Calls in Python, or one whose keys stand before colons all the same."""
+    try:
+        return python_calls(code)
+    except MalformedCallError:
+        inside = code.partition("(")[2].rstrip(" \n}").removesuffix(")")
+        value, _ = LooseValues(f"{{{inside}}}", quote, {}).value(0)
+        return [(name, json.dumps(value, ensure_ascii=False))]
 
 
 class LooseValues:

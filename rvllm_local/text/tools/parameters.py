@@ -25,6 +25,8 @@ from rvllm_local.text.tools.reader import (
 
 _PYTHON_WORDS = {"True": "true", "False": "false", "None": "null"}
 _AROUND_NAMES = " \t\r\n\"'"  # blanks and quotes, which a name is read without
+_MOST_SAID = 512  # characters between the outer tag and the function
+_STRAYS = ("</function_invocation>", "</function_calls>")
 _OPENED_PARAMETER = re.compile(r"\n<parameter=([^>\n]{1,256})>(?=\n)")
 _OPENED_TAG = re.compile(r"(?<!\n)<parameter=[^>\n]{1,256}>|<parameter>")
 _JSON_TYPES: Mapping[type[Any], tuple[str, ...]] = {
@@ -91,7 +93,7 @@ class Qwen3CoderParser(ParameterReader):
 
     def _parse(self) -> Reading[None]:
         opening, closing = self.outer
-        every = (opening, closing, *tags.FUNCTION)
+        every = (opening, closing, *tags.FUNCTION, *_STRAYS)
         while (tag := (yield from self._until(every, self._content))) != END:
             if tag == opening:
                 yield from self._call(tag, self._wrapped(), (closing,))
@@ -106,10 +108,15 @@ class Qwen3CoderParser(ParameterReader):
         self._put_back(first)
         if first == "{":  # as other models of the family write calls
             yield from self._json_call()
+            yield from self._call_closed(closing, (opening, tags.FUNCTION[0], "{"))
         else:
-            yield from self._expect(tags.FUNCTION[0])
+            ends = (tags.FUNCTION[0], closing)
+            said, tag = yield from self._text_until(ends, _MOST_SAID)
+            if tag == closing:
+                raise MalformedCallError("it holds no function")
+            for char in said.strip():
+                self._content(char)
             yield from self._function()
-        yield from self._call_closed(closing, (opening, tags.FUNCTION[0], "{"))
         self._end_call()
 
     def _unwrapped(self) -> Reading[None]:
@@ -135,7 +142,7 @@ class Qwen3CoderParser(ParameterReader):
     def _parameter(self) -> Reading[bool]:
         """The next parameter; False if the call ends instead."""
         tag = yield from self._next_tag()
-        if tag is None or tag == "/function":
+        if tag is None or tag.startswith("/func"):
             return False
         if f"<{tag}>" in self.outer:
             self._put_back(f"<{tag}>")
@@ -150,7 +157,8 @@ class Qwen3CoderParser(ParameterReader):
             _OPENED_TAG, "</parameter>", followers
         )
         if tag == END:
-            value = without_endings(value, (self.outer[1], tags.FUNCTION[1]))
+            endings = (self.outer[1], tags.FUNCTION[1], "</parameter")
+            value = without_endings(value, endings)
         self._parameters_in(key, value)
         return True
 

@@ -20,6 +20,8 @@ WRAPPERS = frozenset({"arguments", "parameters", "args", "input", "params", "kwa
 _NAMESPACES = ("functions.", "function.", "default_api.", "tools.", "tool.")
 _NUMBERED = re.compile(r"functions?[._:]?(.+?)[._:!#-]?\d+")  # Kimi's, gone wrong
 _NOT_IN_NAMES = re.compile(r"[^a-z0-9]+")
+# What shows that a text is broken syntax: an object, a fence, a control tag.
+_IS_NO_TEXT = re.compile(r"^[{\[]|```|<[|｜]|[|｜]>")
 _ID = re.compile(r"(?:call|toolu|chatcmpl-tool)?[_-]?[0-9a-f]*\d[0-9a-z]*", re.I)
 
 
@@ -37,7 +39,8 @@ class Signature:
     def plain(self, text: str) -> dict[str, str] | None:
         """A text as the one argument that it can only be, where that is a string."""
         keys = list(self.required if self.required else self.properties)
-        if len(keys) != 1 or not text.strip():
+        is_text = _IS_NO_TEXT.search(text.strip()) is None
+        if len(keys) != 1 or not text.strip() or not is_text:
             return None
         key = keys[0]
         if types_of(self.properties.get(key)) != {"string"}:
@@ -78,6 +81,8 @@ def offered_name(name: str, names: frozenset[str]) -> str | None:
     for namespace in _NAMESPACES:
         if name.startswith(namespace):
             spellings.append(name.removeprefix(namespace))
+    for separator in ":.":
+        spellings.append(name.rpartition(separator)[2])
     numbered = _NUMBERED.fullmatch(name)
     if numbered is not None:
         spellings.append(numbered[1])

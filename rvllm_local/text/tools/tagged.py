@@ -261,6 +261,8 @@ class DeepSeekParser(JSONReader):
             if language.strip() not in ("", "json"):
                 raise MalformedCallError("its fence holds no JSON")
             self._put_back("{")
+        elif first == "j":  # a fence's language without the fence
+            yield from self._expect("json")
         self._start_call(name.strip())
         yield from self._object_arguments()
         others = (tags.DEEPSEEK_CALL[0], tags.DEEPSEEK_CALLS[1])

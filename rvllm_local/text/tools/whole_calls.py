@@ -43,6 +43,7 @@ FRAMES = (
     tags.HERMES,
     tags.GRANITE_CODE,
     tags.JAMBA,
+    ("<calls>", "</calls>"),
     ("<tools>", "</tools>"),
     ("<tool>", "</tool>"),
     ("<functions>", "</functions>"),
@@ -62,6 +63,7 @@ _FUNCTION = re.compile(
 )
 _NAMELESS = re.compile(r"([\w.-]+)\s*(<parameter=.*)", re.DOTALL)
 _MISQUOTED = re.compile(r'"(name|function|tool)="')  # `"name="f"`
+_DOUBLED_MARK = re.compile(r"<(/?)｜｜DSML｜｜ ?")  # DeepSeek 4.1's, gone wrong
 _PLAIN_INVOKE = InvokeWords("function", "parameter")
 _BLANKS_AND_JOINTS = " \t\r\n;,"
 _MOST_FRAMES = 3  # around one another
@@ -127,6 +129,7 @@ def _flat_call(text: str, tools: Tools) -> Call | None:
 def _bare_texts(text: str) -> Iterator[str]:
     """The text, and what is left of it without the frames around it."""
     text = _MISQUOTED.sub(r'"\1": "', text.strip())
+    text = _DOUBLED_MARK.sub(r"<\1", text)
     for _ in range(_MOST_FRAMES):
         yield text
         inside = _without_frame(text)
