@@ -38,7 +38,7 @@ class ReasoningSplitter(PieceReader):
         self._inside = starts_inside
         self.is_thinking = starts_inside  # a thought is open
         self._last = ""  # character of the content
-        self._last_thought = ""  # of the thought
+        self._last_two = "  "  # of the thought
         self._was_thinking = False  # blanks after a thought are dropped, those of an answer without one are not
         super().__init__()
 
@@ -59,13 +59,18 @@ class ReasoningSplitter(PieceReader):
         self._flush_space()
 
     def _thought(self, held: str) -> Reading[str]:
-        """A thought up to its end tag; one between quotes is a part of it."""
+        """A thought up to its end tag; one between quotes is a part of it.
+
+        The quote before it must open one: a thought may end with what it closes.
+        """
         while True:
             tag = yield from self._until((self._end_tag,), self._think, held=held)
-            if tag == END or self._last_thought not in _QUOTES:
+            before, quote = self._last_two
+            opens = quote in _QUOTES and not before.isalnum() and before != quote
+            if tag == END or not opens:
                 return tag
             following = yield from self._next()
-            if following != self._last_thought:
+            if following != quote:
                 self._put_back(following)
                 return tag
             for char in tag + following:
@@ -143,7 +148,7 @@ class ReasoningSplitter(PieceReader):
 
     def _think(self, text: str) -> None:
         """Reasoning, but for blanks at either end of it."""
-        self._last_thought = text
+        self._last_two = (self._last_two + text)[-2:]
         if text.isspace():
             if not self._is_started:
                 return

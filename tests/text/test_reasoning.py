@@ -40,6 +40,9 @@ CASES = [
     ("</think>Yes.", False, Read("Yes.")),
     ("Hm.</think>", False, Read("Hm.")),
     ("Write `</think>` so.", False, Read("Write `</think>` so.")),
+    ("A `</think>` ends it.</think>So.", True, Read("So.", "A `</think>` ends it.")),
+    ('I say "yes"</think>"yes"', True, Read('"yes"', 'I say "yes"')),
+    ("I say `yes`</think>`yes`", True, Read("`yes`", "I say `yes`")),
 ]
 # A start tag that the model left out, and nobody knew: what was shown stays content.
 UNOPENED = [
