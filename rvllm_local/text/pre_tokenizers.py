@@ -90,6 +90,8 @@ _EXAONE_MOE = (
 _MINICPM5 = rf"{_SHORT_FORMS}|{_NOT_WORD}\p{{L}}+|\p{{N}}+{_SIGNS}{_ENDING}"
 # Threes of digits, counted from a number's end.
 _THREES_FROM_END = r"\d{1,3}(?=(?:\d{3})*\b)"
+# Words are not parted: tokens hold several.
+_BEFORE_THREES = r"(?=(?:\d{3})+(?!\d))"
 
 _OF_LLAMA3 = PreTokenizer((_LLAMA3,), whole_words=True, starts_with_bos=True)
 _OF_QWEN2 = PreTokenizer((_QWEN2,))
@@ -196,6 +198,7 @@ PRE_TOKENIZERS: dict[str, PreTokenizer] = {
     **dict.fromkeys(
         ("bailingmoe", "bailingmoe2", "llada-moe"), PreTokenizer((_BAILING,))
     ),
+    "superbpe": PreTokenizer((r"\p{N}+", _BEFORE_THREES)),
     "seed-coder": PreTokenizer((_SEED,)),
     "exaone-moe": PreTokenizer((_EXAONE_MOE,)),
     "minicpm5": PreTokenizer((_THREE_DIGITS, _MINICPM5), whole_words=True),

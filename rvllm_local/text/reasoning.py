@@ -65,7 +65,7 @@ class ReasoningSplitter(PieceReader):
         """
         while True:
             tag = yield from self._until((self._end_tag,), self._think, held=held)
-            before, quote = self._last_two
+            before, quote = self._last_two[0], self._last_two[1]
             opens = quote in _QUOTES and not before.isalnum() and before != quote
             if tag == END or not opens:
                 return tag

@@ -75,6 +75,12 @@ def test_every_way_of_cutting_keeps_the_text(tmp_path: Path, name: str) -> None:
     assert tokenizer.decode(tokenizer.encode(text)) == text
 
 
+def test_superwords_are_cut_at_numbers_alone() -> None:
+    backend = PRE_TOKENIZERS["superbpe"].backend()
+    spans = [span for _, span in backend.pre_tokenize_str("by the way 1234567x")]
+    assert spans == [(0, 11), (11, 12), (12, 15), (15, 18), (18, 19)]
+
+
 def test_an_unknown_way_of_cutting_is_named(tmp_path: Path) -> None:
     with pytest.raises(UnsupportedModelError, match="'from-mars'"):
         tokenizer_with(tmp_path, pre=(STRING, "from-mars"))
