@@ -22,7 +22,9 @@ from rvllm_local.text.grammar.limits import matcher_error, new_matcher
 
 HEAD = struct.Struct(">IdQ")  # bytes of the grammar, seconds of processor, bytes
 _LONGEST_ANSWER = 1000  # bytes
-_WALL_FACTOR = 8  # a fork may wait for the processor so many times what it may take
+# A fork may wait for the processor so many times what it may take. With 8 a good grammar
+# was refused on a machine where nine processes wanted each core.
+_WALL_FACTOR = 40
 
 
 class Vocabulary(msgspec.Struct, frozen=True):
