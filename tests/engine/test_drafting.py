@@ -6,7 +6,13 @@ import pytest
 
 from rvllm_local import SamplingParams
 from rvllm_local.clients.contract import make_requests
-from rvllm_local.engine.grammar_drafts import COMPACT, along_grammar
+from rvllm_local.engine.grammar_drafts import (
+    COMPACT,
+    ENDED,
+    LAID_OUT,
+    USUAL,
+    along_grammar,
+)
 from rvllm_local.engine.speculation.acceptance import Acceptance
 from rvllm_local.engine.speculation.contract import FORCED, NOTHING, Proposal, alike
 from rvllm_local.engine.speculation.depth import StepCosts, choose_depths
@@ -62,6 +68,26 @@ def test_between_forced_tokens_the_compact_form_is_guessed(
     assert text_of(proposal) == '"name":'
     assert proposal.kinds[0] == COMPACT
     assert FORCED in proposal.kinds[1:]
+
+
+def test_blanks_are_guessed_as_the_document_has_had_them(
+    compiler: GrammarCompiler,
+) -> None:
+    proposal = along_grammar(after(compiler, '{\n "name": "ab"'), nothing)
+    assert text_of(proposal) == ',\n "kind'
+    assert set(proposal.kinds) == {LAID_OUT, FORCED}
+    usual = along_grammar(after(compiler, '{\n "name"'), nothing)
+    assert text_of(usual) == ': "'
+    assert usual.kinds == (LAID_OUT, USUAL, USUAL)
+
+
+def test_a_string_is_guessed_to_end(compiler: GrammarCompiler) -> None:
+    """That alone is uncertain: what stands behind it is forced, or laid out."""
+    proposal = along_grammar(after(compiler, '{"name":"ab'), nothing)
+    assert text_of(proposal) == '","kind"'
+    assert proposal.kinds[:2] == (ENDED, LAID_OUT)
+    matcher = after(compiler, '{"name":"ab')
+    assert along_grammar(matcher, nothing, guesses_ends=False) == NOTHING
 
 
 def test_the_drafter_guesses_before_the_compact_form(compiler: GrammarCompiler) -> None:

@@ -13,6 +13,9 @@ _BEGINNING = {
     "middle": (1.0, 2.0),
     "long": (1.5, 2.0),
     "compact": (1.0, 2.0),
+    "laid out": (4.5, 5.0),
+    "usual": (1.5, 2.0),
+    "ended": (1.0, 3.0),
 }
 _UNKNOWN = (1.0, 2.0)
 

@@ -12,6 +12,17 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from rvllm_local.text.grammar.continuation import (
+    NOTHING,
+    Continuation,
+    Tokenize,
+    TokenTexts,
+    after_value,
+    laid_out,
+)
+from rvllm_local.text.grammar.layout import BLANKS as _BLANK_BYTES
+from rvllm_local.text.grammar.layout import Layout
+
 if TYPE_CHECKING:
     import llguidance
 
@@ -19,7 +30,6 @@ if TYPE_CHECKING:
 BLANKS = {"whitespace_pattern": "[ \\t\\n]{1,40}"}
 _NO_BLANKS = {"whitespace_flexible": False}
 MAX_BLANKS = 1000  # outside of strings, in a document and what stands around it
-_BLANK_BYTES = b" \t\n\r"
 _OPTION, _COMPACT_OPTION = (json.dumps(option)[1:-1] for option in (BLANKS, _NO_BLANKS))
 
 
@@ -52,7 +62,9 @@ def _compact(row: Mapping[str, Any]) -> dict[str, Any]:
 class BlankTokens:
     """The tokens of one vocabulary, by what blanks they hold."""
 
-    def __init__(self, tokens: Sequence[bytes], special: Sequence[int]) -> None:
+    def __init__(
+        self, tokens: Sequence[bytes], special: Sequence[int], tokenize: Tokenize
+    ) -> None:
         hidden = frozenset(special)
         self._tokens = tokens
         self.of_byte: dict[int, int] = {}
@@ -68,6 +80,7 @@ class BlankTokens:
             if num_blanks:
                 self._with_blanks.add(token)
                 self.most_blanks = max(self.most_blanks, num_blanks)
+        self.texts = TokenTexts(tokens, self.of_byte, tokenize)
 
     def has_blanks(self, token: int) -> bool:
         """True if the token's text holds a blank."""
@@ -91,7 +104,9 @@ class BoundedMatcher:
         compact: llguidance.LLMatcher | None,
         tokens: BlankTokens,
         num_blanks: int = 0,
+        layout: Layout | None = None,
     ) -> None:
+        self._layout = layout or Layout()
         self._inner = inner
         self._compact = compact
         self._tokens = tokens
@@ -126,10 +141,30 @@ class BoundedMatcher:
         tokens: list[int] = self._compact.compute_ff_tokens()
         return [] if self._compact.is_error() else tokens
 
+    def laid_out(self) -> Continuation:
+        """What is forced but for blanks, with those that the document has had."""
+        if self._compact is None:
+            return NOTHING
+        return laid_out(self._compact, self._layout, self._tokens.texts)
+
+    def after_value(self) -> Continuation:
+        """What comes next if the value that is being written ends here."""
+        if self._compact is None:
+            return NOTHING
+        return after_value(self._compact, self._layout, self._tokens.texts)
+
     def consume_token(self, token: int) -> bool:
         """Take a token. False if the grammar does not allow it."""
-        if self._compact is not None and not self._count(self._compact, token):
-            self._compact = None  # it has lost the thread; each gap is bounded still
+        if self._compact is not None:
+            num_blanks = self._num_blanks
+            is_followed = self._count(self._compact, token)
+            spelled = self._tokens.spelled(token)
+            self._layout.take(spelled)
+            if self._num_blanks > num_blanks and spelled[-1] in _BLANK_BYTES:
+                self._layout.leave_string()
+            if not is_followed:
+                # It has lost the thread; each gap is bounded still.
+                self._compact = None
         return self._inner.consume_token(token)
 
     def _count(self, compact: llguidance.LLMatcher, token: int) -> bool:
@@ -157,4 +192,5 @@ class BoundedMatcher:
         if compact is not None:
             compact = compact.deep_copy()
         inner = self._inner.deep_copy()
-        return BoundedMatcher(inner, compact, self._tokens, self._num_blanks)
+        layout = self._layout.copy()
+        return BoundedMatcher(inner, compact, self._tokens, self._num_blanks, layout)

@@ -22,12 +22,13 @@ from rvllm_local.text.grammar.blank_budget import (
     BoundedMatcher,
     compact_form,
 )
+from rvllm_local.text.grammar.byte_vocabulary import ByteVocabulary
+from rvllm_local.text.grammar.continuation import NOTHING, Continuation
 from rvllm_local.text.grammar.limits import matcher_error, new_matcher
 from rvllm_local.text.grammar.tag_tokens import with_tokens
 from rvllm_local.text.grammar.thinking_budget import Thinking, ThinkingTokens
 from rvllm_local.text.grammar.trial_process import Vocabulary
 from rvllm_local.text.grammar.trials import Trials
-from rvllm_local.text.tags import CONTROL_TAGS
 from rvllm_local.text.tokenizer import Tokenizer
 
 COMPILE_SECONDS = 1.5
@@ -63,7 +64,7 @@ class GrammarCompiler:
         self._tokenizer = tokenizer
         self._vocab_size = vocab_size
         self._eos = tuple(sorted(set(eos_token_ids)))
-        self._vocabulary = _Vocabulary(tokenizer, vocab_size, self._eos)
+        self._vocabulary = ByteVocabulary(tokenizer, vocab_size, self._eos)
         self._backend = llguidance.LLTokenizer(
             llguidance.TokenizerWrapper(self._vocabulary), eos_token=list(self._eos)
         )
@@ -76,7 +77,9 @@ class GrammarCompiler:
             )
             self._trial = Trials(vocabulary).check
         self._blanks = BlankTokens(
-            self._vocabulary.tokens, self._vocabulary.special_token_ids
+            self._vocabulary.tokens,
+            self._vocabulary.special_token_ids,
+            self._backend.tokenize_bytes,
         )
         self._slots = threading.BoundedSemaphore(MAX_COMPILING)
         self._thinking: dict[tuple[str, str], ThinkingTokens] = {}
@@ -247,6 +250,18 @@ class Matcher:
         tokens = _guarded(self._inner.compute_compact_ff_tokens)
         return [] if self._inner.is_error() else tokens
 
+    def laid_out(self) -> Continuation:
+        """What is forced but for blanks, with those that the document has had."""
+        if self._thinking is not None or self._ended:
+            return NOTHING
+        return _guarded(self._inner.laid_out)
+
+    def after_value(self) -> Continuation:
+        """What comes next if the value that is being written ends here."""
+        if self._thinking is not None or self._ended:
+            return NOTHING
+        return _guarded(self._inner.after_value)
+
     def allows(self, token_id: int) -> bool:
         """True if the token may come next as text of the grammar."""
         if self._thinking is not None or self._ended or token_id in self._eos:
@@ -330,34 +345,6 @@ class Matcher:
         twin._thinking = None if self._thinking is None else self._thinking.copy()
         twin._rival = None if self._rival is None else self._rival.deep_copy()
         return twin
-
-
-class _Vocabulary:
-    """A tokenizer as llguidance wants to see it: bytes by token id. Ids that stand for nothing have no bytes."""
-
-    def __init__(
-        self, tokenizer: Tokenizer, vocab_size: int, eos_token_ids: Sequence[int]
-    ) -> None:
-        control = {tokenizer.control_token_id(tag) for tag in CONTROL_TAGS}
-        self.eos_token_id = eos_token_ids[0]
-        self.bos_token_id = None
-        self.tokens: list[bytes] = []
-        self.special_token_ids: list[int] = []
-        self._tokenizer = tokenizer
-        for token in range(vocab_size):
-            text = (
-                None
-                if token in eos_token_ids or token in control
-                else tokenizer.id_to_bytes(token)
-            )
-            if text is None:
-                self.special_token_ids.append(token)
-                text = f"<|special {token}|>".encode()  # never matched as text
-            self.tokens.append(text)
-
-    def __call__(self, text: bytes | str) -> list[int]:
-        text = text.decode(errors="replace") if isinstance(text, bytes) else text
-        return self._tokenizer.encode(text, bos=False)
 
 
 def _only(token_id: int, row: Mask) -> None:
