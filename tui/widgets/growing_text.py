@@ -8,11 +8,12 @@ from dataclasses import dataclass
 from itertools import zip_longest
 from typing import Any
 
+from rich.segment import Segment
 from textual.content import Content
 from textual.geometry import Region, Size
 from textual.reactive import Reactive
 from textual.strip import Strip
-from textual.visual import Visual
+from textual.style import Style
 from textual.widget import Widget
 
 
@@ -55,6 +56,8 @@ class GrowingText(Widget):
         self._height = 0  # rows at the last layout
         self._step = 1  # the height is a multiple of it
         self._look: tuple[Any, ...] = ()  # that the rows were drawn with
+        self._style = Style()
+        self._blank = Strip([])
         self.num_wrapped = 0  # lines wrapped so far
         self.num_drawn = 0  # rows drawn so far
 
@@ -190,35 +193,47 @@ class GrowingText(Widget):
     # Drawing
 
     def _look_again(self) -> None:
-        """Forget what was drawn in other colours."""
+        """Forget what was drawn in other colours, or for another width."""
         filters = tuple(self.get_line_filters())
-        look = (self.visual_style, self.background_colors, self.app.theme, filters)
+        style = self.visual_style
+        colours = self.background_colors
+        look = (style, colours, self.app.theme, filters, self._wrapped_at)
         if look != self._look:
             self._look = look
+            self._style = style
+            blank = Strip.blank(self._wrapped_at, style.background_style.rich_style)
+            self._blank = self._filtered(blank)
             for row in self._rows:
                 row.strip = None
 
     def _strip(self, y: int) -> Strip:
         """How a row is drawn."""
-        blank = self.visual_style.background_style.rich_style
         if y >= len(self._rows):
-            return Strip.blank(self._wrapped_at, blank)
+            return self._blank
         row = self._rows[y]
         if row.strip is None:
             self.num_drawn += 1
-            row.strip = self._drawn(row).extend_cell_length(self._wrapped_at, blank)
-            background = self.background_colors[1]
-            for line_filter in self.get_line_filters():
-                row.strip = row.strip.apply_filter(line_filter, background)
+            row.strip = self._filtered(self._drawn(row))
         return row.strip
 
     def _drawn(self, row: _Row) -> Strip:
-        strips = Visual.to_strips(
-            self, row.content, self._wrapped_at, 1, self.visual_style
+        """The row's text. Each piece tells where in the text it stands."""
+        segments = []
+        x = row.x
+        for text, style in row.content.render(self._style, "", self._get_style):
+            drawn_style = (self._style + style).rich_style_with_offset(x, row.y)
+            segments.append(Segment(text, drawn_style))
+            x += len(text)
+        strip = Strip(segments, row.content.cell_length)
+        return strip.extend_cell_length(
+            self._wrapped_at, self._style.background_style.rich_style
         )
-        if not strips:
-            return Strip([])
-        return strips[0].apply_offsets(row.x, row.y)
+
+    def _filtered(self, strip: Strip) -> Strip:
+        """The strip in the colours that the terminal has."""
+        for line_filter in self.get_line_filters():
+            strip = strip.apply_filter(line_filter, self.background_colors[1])
+        return strip
 
 
 def _num_same(old: Sequence[Content], new: Sequence[Content]) -> int:
