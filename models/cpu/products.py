@@ -16,7 +16,6 @@ from rvllm_local.models.cpu.stored import StoredEmbedding, StoredLinear
 FloatArray = npt.NDArray[np.float32]
 
 _INT8_ARITHMETIC = 4  # the operator's accuracy_level that rounds activations to int8
-_MOST_MEMBERS = 1 << 18  # values of a matrix that sums blocks: 1 MB
 
 
 class ProductWriter:
@@ -24,7 +23,6 @@ class ProductWriter:
 
     def __init__(self, writer: GraphWriter) -> None:
         self._writer = writer
-        self._members: dict[tuple[int, int], str] = {}  # which inputs are of a group
 
     def linear(self, x: str, layers: Sequence[nn.Module]) -> list[str]:
         """The outputs of linear layers over one input, each for itself.
@@ -81,28 +79,28 @@ class ProductWriter:
         if matrix.offsets is None:
             return product
         # Each output also takes every group's offset times the sum of the group's inputs.
-        sums = self._group_sums(x, matrix)
-        offsets = writer.constant(matrix.offsets.T)
-        return writer.node("Gemm", [sums, offsets, product])
+        # The sum is the mean times the group's length: a power of 2, so nothing is lost.
+        means = self._group_means(x, matrix)
+        by_length = matrix.offsets.T * np.float32(matrix.group)
+        return writer.node("Gemm", [means, writer.constant(by_length), product])
 
-    def _group_sums(self, x: str, matrix: PackedMatrix) -> str:
-        """The sum of each group's inputs, `[tokens, groups]`.
+    def _group_means(self, x: str, matrix: PackedMatrix) -> str:
+        """The mean of each group's inputs, `[tokens, groups]`.
 
-        A product is the shorter way while its matrix, which grows with the square of the
-        columns, is small.
+        Pooling reads nothing but the inputs. A product with a matrix of ones, which reads
+        0.3 MB a layer beside, made a step of one row 2 to 3 % longer.
         """
         writer = self._writer
         group = matrix.group
+        rows = writer.node("Reshape", [x, writer.shape(-1, 1, matrix.columns)])
+        means = writer.node(
+            "AveragePool",
+            [rows],
+            kernel_shape=[group],
+            strides=[group],
+        )
         groups = matrix.columns // group
-        if matrix.columns * groups > _MOST_MEMBERS:
-            parted = writer.node("Reshape", [x, writer.shape(-1, groups, group)])
-            return writer.node("ReduceSum", [parted, writer.shape(2)], keepdims=0)
-        key = (matrix.columns, group)
-        if key not in self._members:
-            ones = np.ones((1, group), dtype=np.float32)
-            members = np.kron(np.eye(groups, dtype=np.float32), ones)
-            self._members[key] = writer.constant(members.T)
-        return writer.node("MatMul", [x, self._members[key]])
+        return writer.node("Reshape", [means, writer.shape(-1, groups)])
 
     def _alone(self, x: str, layer: nn.Module) -> str:
         if isinstance(layer, StoredLinear):

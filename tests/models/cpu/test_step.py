@@ -15,7 +15,6 @@ from rvllm_local.attention.seam import install
 from rvllm_local.memory.arena import Arena
 from rvllm_local.memory.layout import KVLayout
 from rvllm_local.memory.tables import KVTables, SequenceTables
-from rvllm_local.models.cpu import products
 from rvllm_local.models.cpu import step as step_module
 from rvllm_local.models.cpu.layers import pack_layers
 from rvllm_local.models.cpu.step import CpuStep, build_step
@@ -142,15 +141,3 @@ def test_sessions_with_other_layers_than_one_another(
     row = tiny.sequence(prompt, [11])
     computed = tiny.logits([row], [11], [prompt[-1]])
     assert distance(computed[0], expected[-1]) < EXACT
-
-
-def test_sums_of_wide_inputs_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(products, "_MOST_MEMBERS", 0)
-    model, _ = tiny_model("llama")
-    quantized(model, 4)
-    prompt = tokens_of(12, 6)
-    expected = plain_logits(model, prompt)
-    tiny = subject(model)
-    row = tiny.sequence(prompt, [11])
-    computed = tiny.logits([row], [11], [prompt[-1]])
-    assert distance(computed[0], expected[-1]) < ROUNDED
