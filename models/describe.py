@@ -29,16 +29,18 @@ from rvllm_local.models.head_counts import stated_heads, stated_size
 from rvllm_local.models.hub_fetch import fetch_configuration, find_repository
 from rvllm_local.models.locate import ModelFiles, local_model, locate, repository_of
 from rvllm_local.models.progress import Progress
-from rvllm_local.models.quantized import is_quantized
+from rvllm_local.models.quantized import narrowest_bits
 from rvllm_local.models.repository import Repository
 from rvllm_local.models.shapes import shaped_entry
 from rvllm_local.scratch import temporary_folder
 
 _DTYPES = {"float32": mx.float32, "float16": mx.float16, "bfloat16": mx.bfloat16}
 _USUAL_WIDTH = 4096  # of a model that does not state its hidden size
-# Packed weights over stored ones. A product keeps copies of its own of scales and sums;
-# a table that is the head as well is kept twice, to be looked up and to be multiplied.
+# The most that packed weights take over stored ones. A product keeps copies of its own of
+# scales and sums; a table that is the head as well is kept twice, to be looked up and to
+# be multiplied. Codes of fewer than 4 bits are widened: GGUF's Q3_K takes 3.5 times.
 _PACKED = 3
+_PACKED_NARROW = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,8 +82,8 @@ def outlined(
     if shaped is not None:
         entry, config = shaped
         progress(f"{name} is not on this machine; its layers stand in the catalogue")
-        packs = is_quantized(config)
-        yield describe_config(config, name, entry.size, packs=packs)
+        bits = narrowest_bits(config)
+        yield describe_config(config, name, entry.size, bits=bits)
         return
     progress(f"{name} is not on this machine; asking for its configuration alone")
     with temporary_folder() as folder:
@@ -110,29 +112,29 @@ def describe(files: ModelFiles, stored: int | None = None) -> ModelDescription:
     if files.kind == "gguf":
         gguf = GGUFFile(files.path)
         config = gguf_config(gguf)
-        packs = any(info.format.elements > 1 for info in gguf.tensors.values())
+        bits = _gguf_bits(gguf)
     else:
         config = read_config(files.path)
-        packs = is_quantized(config)
+        bits = narrowest_bits(config)
     if stored is None:
         stored = _stored_bytes(files)
-    return describe_config(config, files.name, stored, packs=packs)
+    return describe_config(config, files.name, stored, bits=bits)
 
 
 def describe_config(
-    config: Mapping[str, Any], name: str, stored: int, *, packs: bool
+    config: Mapping[str, Any], name: str, stored: int, *, bits: int | None
 ) -> ModelDescription:
     """What a configuration tells of weights that take `stored` bytes on disk.
 
-    packs: some of them are quantized.
+    bits: the fewest of a weight that is quantized; None where none is.
     """
     module = build_model(config)
     weights_bytes = stored
     packed_bytes = None
     if mx.default_device() == mx.Device(mx.cpu):
         weights_bytes = 4 * _parameter_count(module)  # all are float32 there
-        if packs:
-            packed_bytes = min(weights_bytes, _PACKED * stored)
+        if bits is not None:
+            packed_bytes = _packed_bytes(module, stored, bits)
     else:
         dtype_name = str(config.get("torch_dtype") or config.get("dtype"))
         module.set_dtype(_DTYPES.get(dtype_name, mx.bfloat16))
@@ -148,6 +150,32 @@ def describe_config(
         packed_bytes=packed_bytes,
         config=config,
     )
+
+
+def _gguf_bits(gguf: GGUFFile) -> int | None:
+    """The fewest bits of a weight in blocks, without its block's scale."""
+    fewest = None
+    for info in gguf.tensors.values():
+        blocks = info.format
+        if blocks.elements > 1:
+            bits = 8 * blocks.size // blocks.elements
+            fewest = bits if fewest is None else min(fewest, bits)
+    return fewest
+
+
+def _packed_bytes(module: nn.Module, stored: int, bits: int) -> int:
+    """The most that a CPU takes for weights of `stored` bytes, the narrowest of `bits`.
+
+    Stacked experts are float32 there.
+    """
+    whole = _parameter_count(module)
+    experts = 0
+    for part in module.modules():
+        if type(part).__name__ == "SwitchLinear":
+            experts += _parameter_count(part)
+    rest = stored * (whole - experts) // whole
+    times = _PACKED if bits >= 4 else _PACKED_NARROW
+    return min(4 * whole, 4 * experts + times * rest)
 
 
 def _stored_bytes(files: ModelFiles) -> int:

@@ -65,14 +65,21 @@ def _is_ternary(config: Mapping[str, Any]) -> bool:
     return isinstance(other, Mapping) and other.get("quant_method") == "bitnet"
 
 
-def is_quantized(config: Mapping[str, Any]) -> bool:
-    """Whether a configuration names a quantization that a CPU can keep.
+def narrowest_bits(config: Mapping[str, Any]) -> int | None:
+    """The fewest bits of a quantization that a CPU can keep; None if none is named.
 
     Raises as `quantize_as_stored`.
     """
     if _is_ternary(config):
-        return False
-    return _plan(config) is not None
+        return None
+    plan = _plan(config)
+    if plan is None:
+        return None
+    fewest = int(plan["bits"])
+    for settings in plan.values():
+        if isinstance(settings, dict) and _is_size(settings.get("bits")):
+            fewest = min(fewest, settings["bits"])
+    return fewest
 
 
 def _of_layer(
