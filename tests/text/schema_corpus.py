@@ -10,6 +10,7 @@ import json
 import random
 import re
 from collections.abc import Iterator
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -270,6 +271,27 @@ def sample(
     return None
 
 
+@cache
+def _pieces(tokenizer: Tokenizer) -> tuple[bytes, ...]:
+    """The bytes of each token; none for a special one."""
+    ids = range(tokenizer.vocab_size)
+    return tuple(tokenizer.id_to_bytes(token) or b"" for token in ids)
+
+
+@cache
+def _tokens_of(tokenizer: Tokenizer, texts: str) -> frozenset[int]:
+    """The tokens that are one of these characters."""
+    pieces = enumerate(_pieces(tokenizer))
+    return frozenset(
+        id for id, piece in pieces if piece.decode(errors="replace") in {*texts}
+    )
+
+
+@cache
+def _visible_tokens(tokenizer: Tokenizer) -> frozenset[int]:
+    return frozenset(id for id, piece in enumerate(_pieces(tokenizer)) if piece.strip())
+
+
 def _choice(
     allowed: list[int],
     tokenizer: Tokenizer,
@@ -279,22 +301,16 @@ def _choice(
 ) -> int:
     solid = [token for token in allowed if token not in EOS]
     if hurry:
-        closing = [
-            token
-            for token in solid
-            if (tokenizer.id_to_bytes(token) or b" ") in (b'"', b"}", b"]", b"0")
-        ]
+        closers = _tokens_of(tokenizer, '"}]0')
+        closing = [token for token in solid if token in closers]
         if closing and chance.random() < 0.9:
             return chance.choice(closing)
-        hinted = [
-            token
-            for token in solid
-            if (tokenizer.id_to_bytes(token) or b"").decode(errors="replace")
-            in {*hints}
-        ]
+        useful = _tokens_of(tokenizer, hints)
+        hinted = [token for token in solid if token in useful]
         if hinted and chance.random() < 0.7:
             return chance.choice(hinted)
-    texts = [token for token in solid if (tokenizer.id_to_bytes(token) or b" ").strip()]
+    visible = _visible_tokens(tokenizer)
+    texts = [token for token in solid if token in visible]
     return chance.choice(texts if texts and chance.random() < 0.8 else solid)
 
 

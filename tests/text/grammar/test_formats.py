@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 import threading
+from functools import cache
 from typing import Any
 
 import jsonschema
@@ -99,6 +100,17 @@ def follow(matcher: Matcher, tokenizer: Tokenizer, text: str) -> Matcher:
     return matcher
 
 
+@cache
+def closing_tokens(tokenizer: Tokenizer) -> frozenset[int]:
+    """The tokens that begin as the end of a string, an object or a tag does."""
+    closing = set()
+    for token in range(tokenizer.vocab_size):
+        first = tokenizer.decode([token], skip_special=False)[:1]
+        if first in ('"', "}", "<", "\n"):
+            closing.add(token)
+    return frozenset(closing)
+
+
 def write(
     matcher: Matcher, tokenizer: Tokenizer, seed: int, max_tokens: int = 400
 ) -> str | None:
@@ -110,12 +122,8 @@ def write(
         solid = [token for token in allowed if token not in EOS]
         if len(solid) < len(allowed) and (not solid or chance.random() < 0.5):
             return tokenizer.decode(ids, skip_special=False)
-        closing = [
-            token
-            for token in solid
-            if tokenizer.decode([token], skip_special=False)[:1]
-            in ('"', "}", "<", "\n")
-        ]
+        closers = closing_tokens(tokenizer)
+        closing = [token for token in solid if token in closers]
         token = chance.choice(closing if closing and chance.random() < 0.3 else solid)
         matcher.advance(token)
         ids.append(token)
