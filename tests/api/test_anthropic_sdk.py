@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import anthropic
 import pytest
 from jsonschema import validate
+
+if TYPE_CHECKING:  # a second, in each worker that collects
+    import anthropic
 
 HELLO: list[Any] = [{"role": "user", "content": "Say hello."}]
 COLD = {"temperature": 0}
@@ -27,6 +29,8 @@ WEATHER: Any = {
 
 @pytest.fixture(scope="module")
 def client(address: str) -> Iterator[anthropic.Anthropic]:
+    import anthropic
+
     with anthropic.Anthropic(
         base_url=address, api_key="none", max_retries=0, timeout=120
     ) as made:
@@ -163,6 +167,8 @@ def test_tokens_are_counted_as_they_are_billed(client: anthropic.Anthropic) -> N
 
 
 def test_errors_are_the_clients_own(client: anthropic.Anthropic) -> None:
+    import anthropic
+
     with pytest.raises(anthropic.NotFoundError, match="there is no model"):
         client.messages.create(model="claude", max_tokens=1, messages=HELLO)
     with pytest.raises(anthropic.BadRequestError, match="reads text only"):
@@ -198,6 +204,8 @@ def test_errors_are_the_clients_own(client: anthropic.Anthropic) -> None:
 
 
 def test_an_assistants_turn_is_gone_on_from(client: anthropic.Anthropic) -> None:
+    import anthropic
+
     given: Any = [*HELLO, {"role": "assistant", "content": "I"}]
     asked = client.messages.count_tokens(model="default", messages=given).input_tokens
     message = client.messages.create(model="default", max_tokens=3, messages=given)

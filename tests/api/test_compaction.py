@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
-from openai import OpenAI
 
 from tests.support.api import Running, served
 from tests.support.wire import open_scripted
+
+if TYPE_CHECKING:  # a second, in each worker that collects
+    from openai import OpenAI
 
 PATH = "/v1/responses"
 HELLO = "Hello by the sea."  # what the engine says to every question
@@ -24,6 +26,8 @@ def api(tiny: Path) -> Iterator[Running]:
 
 @pytest.fixture
 def client(api: Running) -> Iterator[OpenAI]:
+    from openai import OpenAI
+
     address = f"http://127.0.0.1:{api.port}/v1"
     with OpenAI(base_url=address, api_key="none", max_retries=0) as made:
         yield made

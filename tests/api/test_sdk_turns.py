@@ -7,17 +7,19 @@ import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
-from anthropic import Anthropic, beta_tool
-from openai import OpenAI, pydantic_function_tool
 from pydantic import BaseModel
 
 from tests.support.agent_engine import DONE, AgentEngine
 from tests.support.api import Running
 from tests.support.npm import Packages
 from tests.support.turns import CITY, weather_server
+
+if TYPE_CHECKING:  # a second each, in each worker that collects
+    from anthropic import Anthropic
+    from openai import OpenAI
 
 QUESTIONS = ("How warm is it there?", "And tomorrow?")
 RESULT = "sunny, 24 degrees"
@@ -52,12 +54,16 @@ def engine(playing: tuple[Running, AgentEngine]) -> AgentEngine:
 
 @pytest.fixture
 def openai(playing: tuple[Running, AgentEngine]) -> OpenAI:
+    from openai import OpenAI
+
     address = f"http://127.0.0.1:{playing[0].port}/v1"
     return OpenAI(base_url=address, api_key="none", max_retries=0)
 
 
 @pytest.fixture
 def anthropic(playing: tuple[Running, AgentEngine]) -> Anthropic:
+    from anthropic import Anthropic
+
     address = f"http://127.0.0.1:{playing[0].port}"
     return Anthropic(base_url=address, api_key="none", max_retries=0)
 
@@ -69,6 +75,8 @@ def check_last(engine: AgentEngine) -> None:
 
 
 def test_anthropics_tool_runner(anthropic: Anthropic, engine: AgentEngine) -> None:
+    from anthropic import beta_tool
+
     cities = []
 
     @beta_tool
@@ -144,6 +152,8 @@ def test_openais_responses_stream(openai: OpenAI, engine: AgentEngine) -> None:
 
 
 def test_openais_chat_parse(openai: OpenAI, engine: AgentEngine) -> None:
+    from openai import pydantic_function_tool
+
     tool = pydantic_function_tool(Weather, name="weather")
     messages: list[Any] = []
     for question in QUESTIONS:

@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 from tokenizers import ByteLevelBPETokenizer, Tokenizer, pre_tokenizers
-from transformers import AutoTokenizer
 
 from rvllm_local.errors import ModelFileError, UnsupportedModelError
 from rvllm_local.models.locate import ModelFiles
@@ -41,6 +40,8 @@ def write(folder: Path, name: str | None, **settings: Any) -> ModelFiles:
 def test_texts_have_the_tokens_that_transformers_gives_them(
     tmp_path: Path, name: str | None
 ) -> None:
+    from transformers import AutoTokenizer  # seconds, in each worker that collects
+
     tokenizer = read_tokenizer(write(tmp_path, name))
     reference = AutoTokenizer.from_pretrained(tmp_path)
     for text in TEXTS:
