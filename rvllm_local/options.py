@@ -99,9 +99,9 @@ class EngineOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         Draft,
         _about(
             "guess tokens from the text so far (ngram), by a smaller model (its name), "
-            "or off; auto: ngram where a step can check several tokens"
+            "or off; auto: ngram on a CPU where a step can check several tokens"
         ),
-    ] = "off"
+    ] = "auto"
     max_waiting: Annotated[CountFromZero, _about("requests that may wait")] = 256
     system_reserve: Annotated[
         BytesFromZero | None,

@@ -48,7 +48,9 @@ def _why_not(
     kv: KVTables,
     options: EngineOptions,
 ) -> str | None:
-    """Why nothing can be drafted here."""
+    """Why nothing can be drafted here, or is not unless it is asked for."""
+    if options.draft == "auto" and runner.overlaps:
+        return "what drafts gain where steps overlap was not measured; ngram drafts"
     if options.ranks > 1:
         return "ranks compute one token of a row in a call"
     if not runner.verifies:
