@@ -28,6 +28,7 @@ from rvllm_local.memory.layout import KVLayout
 from rvllm_local.memory.tables import KVTables
 from rvllm_local.models.loader import LoadedModel
 from rvllm_local.options import EngineOptions
+from rvllm_local.text.grammar.continuation import NOTHING, Continuation
 from rvllm_local.types import FinishReason, SamplingParams, StreamEvent
 from tests.support.overlapping import grammar_mask, make_overlapping
 from tests.support.tiny import tiny_model
@@ -67,7 +68,7 @@ class Bytes:
 class Alternating:
     """A grammar: an even token, then an odd one, and so on. It has a state, so that losing a token would show."""
 
-    is_stopped = is_accepting = False
+    is_stopped = is_accepting = is_thinking = False
 
     def __init__(self, vocab_size: int) -> None:
         self._masks = [
@@ -83,6 +84,18 @@ class Alternating:
 
     def forced(self) -> list[int]:
         return []
+
+    def forced_compactly(self) -> list[int]:
+        return []
+
+    def laid_out(self) -> Continuation:
+        return NOTHING
+
+    def after_value(self) -> Continuation:
+        return NOTHING
+
+    def allows(self, token_id: int) -> bool:
+        return token_id % 2 == self._count % 2
 
     def mask_into(self, row: np.ndarray) -> None:
         row[:] = self._masks[self._count % 2]
