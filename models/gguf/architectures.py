@@ -86,6 +86,15 @@ _GLM4_MOE = {
     "ffn_down_shexp": "mlp.shared_experts.down_proj",
     "exp_probs_b": "mlp.gate.e_score_correction_bias",
 }
+_LATENTS = {
+    "attn_q_a": "self_attn.q_a_proj",
+    "attn_q_a_norm": "self_attn.q_a_layernorm",
+    "attn_q_b": "self_attn.q_b_proj",
+    "attn_kv_a_mqa": "self_attn.kv_a_proj_with_mqa",
+    "attn_kv_a_norm": "self_attn.kv_a_layernorm",
+    "attn_k_b": "self_attn.embed_q",
+    "attn_v_b": "self_attn.unembed_out",
+}
 _HUNYUAN = {
     "attn_q_norm": "self_attn.query_layernorm",
     "attn_k_norm": "self_attn.key_layernorm",
@@ -194,7 +203,8 @@ class Architecture:
     keys that the family reads and most families do not know. With `layers_differ`, keys
     may have another value for each layer. With `shares_keys`, the last layers take the
     keys and values of earlier ones. `joined` are matrices of the definition that the
-    file has in two parts, by their names in a layer.
+    file has in two parts, by their names in a layer. With `has_latents` the sizes of keys
+    and values are those of latents.
     """
 
     model_type: str
@@ -210,6 +220,7 @@ class Architecture:
     top: Mapping[str, str] = field(default_factory=lambda: TOP)
     layers_differ: bool = False
     shares_keys: bool = False
+    has_latents: bool = False
     joined: Mapping[str, tuple[str, str]] = field(default_factory=dict)
 
 
@@ -321,6 +332,15 @@ ARCHITECTURES: Mapping[str, Architecture] = {
         },
         has_experts=True,
         scales=frozenset({"expert_weights_scale", "nextn_predict_layers"}),
+    ),
+    "deepseek2": Architecture(
+        "glm4_moe_lite",
+        {**_LAYER, **_LATENTS, **_EXPERTS, **_GLM4_MOE},
+        has_experts=True,
+        has_latents=True,
+        scales=frozenset(
+            {"expert_group_count", "expert_weights_scale", "nextn_predict_layers"}
+        ),
     ),
     "qwen35": Architecture(
         "qwen3_5",

@@ -61,7 +61,8 @@ def gguf_config(file: GGUFFile) -> dict[str, Any]:
         "tie_word_embeddings": "output.weight" not in file.tensors,
         "eos_token_id": _end_tokens(file),
     }
-    _check_heads(file, config)
+    if not architecture.has_latents:
+        _check_heads(file, config)
     config |= rotation_settings(keys, config)
     _check_output(file, architecture)
     return family_config(keys, config)

@@ -9,6 +9,7 @@ from typing import Any
 from rvllm_local.errors import UnsupportedModelError
 from rvllm_local.models.gguf.gemma4 import gemma4_config
 from rvllm_local.models.gguf.keys import Keys
+from rvllm_local.models.gguf.latents import latent_config
 from rvllm_local.models.gguf.reader import GGUFFile
 
 Config = dict[str, Any]
@@ -334,6 +335,7 @@ OTHER_FAMILIES: Mapping[str, Callable[[Keys, Config], Config]] = {
     "ernie4_5": _ernie,
     "exaone4": _exaone4,
     "glm4_moe": _glm4_moe,
+    "glm4_moe_lite": latent_config,
     "gemma4_text": gemma4_config,
     "granite": _granite,
     "granitemoe": _granite_moe,

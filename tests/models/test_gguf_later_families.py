@@ -17,7 +17,7 @@ import pytest
 from mlx import nn
 from mlx.utils import tree_flatten
 
-from rvllm_local.errors import UnsupportedModelError
+from rvllm_local.errors import RvllmError, UnsupportedModelError
 from rvllm_local.models.families import build_model
 from rvllm_local.models.gguf.config import gguf_config
 from rvllm_local.models.gguf.reader import GGUFFile
@@ -254,6 +254,38 @@ def test_packed_halves_of_a_shared_expert_are_joined(tmp_path: Path) -> None:
     np.testing.assert_allclose(
         np.array(packed(rows)), np.array(whole(rows)), atol=0.1, rtol=0.05
     )
+
+
+def test_packed_latents_are_those_of_the_model(tmp_path: Path) -> None:
+    path, module = write(tmp_path, "deepseek2", quantize=True)
+    packed, expected = packed_module(path).layers[1], module.layers[1]
+    latents = mx.random.normal((1, 4, 5, 32))
+    for name in ("embed_q", "unembed_out"):
+        found = np.array(getattr(packed.self_attn, name)(latents))
+        whole = np.array(getattr(expected.self_attn, name)(latents))
+        spread = float(np.abs(whole).max())
+        assert float(np.abs(found - whole).max()) < 0.03 * spread
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "words"),
+    [
+        ("expert_gating_func", 1, "expert_gating_func' is 1, and only sigmoid"),
+        ("rope.scaling.type", "yarn", "scaled positions"),
+        ("rope.dimension_count", 18, "latents of 48, of which 32"),
+    ],
+)
+def test_other_forms_of_latents_are_refused_by_name(
+    tmp_path: Path, key: str, value: Any, words: str
+) -> None:
+    keys = {**KEYS["deepseek2"], "rope.scaling.factor": 4.0, key: value}
+    if key != "rope.scaling.type":
+        del keys["rope.scaling.factor"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(KEYS, "deepseek2", keys)
+        path, _ = write(tmp_path, "deepseek2")
+    with pytest.raises(RvllmError, match=words):
+        gguf_config(GGUFFile(path))
 
 
 def test_groups_of_a_recurrent_norm_are_refused(tmp_path: Path) -> None:
