@@ -6,7 +6,7 @@ padding's id, and a classifier has a hidden layer of its own.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import mlx.core as mx
@@ -101,10 +101,10 @@ class Bert(nn.Module):  # type: ignore[misc]
             self.pooler = nn.Linear(hidden, hidden)
         self.classifier = nn.Linear(hidden, num_labels)
 
-    def by_layer(
+    def __call__(
         self, tokens: mx.array, lengths: mx.array, kinds: mx.array
-    ) -> Iterator[mx.array]:
-        """States behind each layer. `kinds` is 1 for a pair's second text, in BERT alone."""
+    ) -> mx.array:
+        """`kinds` is 1 for tokens of a pair's second text, in BERT alone."""
         width = tokens.shape[1]
         places = mx.arange(width) + self._first_position
         if self._is_roberta:
@@ -114,7 +114,7 @@ class Bert(nn.Module):  # type: ignore[misc]
         mask = padding_mask(lengths, width)
         for layer in self.layers:
             states = layer(states, mask)
-            yield states
+        return states
 
     def scores(self, states: mx.array, lengths: mx.array) -> mx.array:
         """Logits `[rows, labels]` of a classifier."""

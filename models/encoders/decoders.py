@@ -6,7 +6,7 @@ earlier tokens do not look.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import mlx.core as mx
@@ -24,11 +24,11 @@ class CausalEncoder(nn.Module):  # type: ignore[misc]
         self.decoder = build_model(config)
         self._labels: mx.array | None = None
 
-    def by_layer(
+    def __call__(
         self, tokens: mx.array, lengths: mx.array, kinds: mx.array
-    ) -> Iterator[mx.array]:
-        """The last states alone: a definition of mlx-lm's runs its layers by itself."""
-        yield self.decoder.model(tokens)
+    ) -> mx.array:
+        states: mx.array = self.decoder.model(tokens)
+        return states
 
     def score_by(self, labels: mx.array) -> None:
         """Score with these rows `[labels, hidden]` of a head."""
@@ -69,10 +69,9 @@ class BidirectionalGemma(nn.Module):  # type: ignore[misc]
         # A window of n tokens reaches n // 2 to each side.
         self._reach = int(config["sliding_window"]) // 2
 
-    def by_layer(
+    def __call__(
         self, tokens: mx.array, lengths: mx.array, kinds: mx.array
-    ) -> Iterator[mx.array]:
-        """States behind each layer; the last ones behind the final norm."""
+    ) -> mx.array:
         inner = self.decoder.model
         states = inner.embed_tokens(tokens)
         scale = mx.array(inner.args.hidden_size**0.5, mx.bfloat16)
@@ -81,5 +80,5 @@ class BidirectionalGemma(nn.Module):  # type: ignore[misc]
         near = window_mask(full, self._reach)
         for layer in inner.layers:
             states = layer(states, near if layer.self_attn.is_sliding else full)
-            yield states
-        yield inner.norm(states)
+        normed: mx.array = inner.norm(states)
+        return normed

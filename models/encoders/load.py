@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -62,10 +62,7 @@ _ACTIVATIONS = {"Identity": None, "Tanh": "tanh", "ReLU": "relu", "GELU": "gelu"
 
 @dataclass(frozen=True, slots=True)
 class PooledModel:
-    """A model ready to run, and what its settings say.
-
-    `module.by_layer` gives hidden states `[rows, tokens, hidden]` behind each layer.
-    """
+    """A model ready to run, and what its settings say."""
 
     module: nn.Module
     setup: PooledSetup
@@ -75,7 +72,6 @@ class PooledModel:
     dimensions: int
     weights_bytes: int
     name: str
-    num_pieces: int  # layers that `in_pieces` stops between
 
     def __call__(
         self,
@@ -87,29 +83,7 @@ class PooledModel:
 
         `tokens` and `kinds` are `[rows, tokens]`, padded behind `lengths`.
         """
-        for states in self.module.by_layer(tokens, lengths, kinds):
-            last_states = states
-        return self._result(last_states, lengths)
-
-    def in_pieces(
-        self,
-        tokens: mx.array,
-        lengths: mx.array,
-        kinds: mx.array,
-    ) -> Iterator[mx.array | None]:
-        """The same, a layer at a time: None between two layers, and the result at the end."""
-        layers = self.module.by_layer(tokens, lengths, kinds)
-        for number, states in enumerate(layers, 1):
-            mx.eval(states)
-            last_states = states
-            if number < self.num_pieces:
-                yield None
-        result = self._result(last_states, lengths)
-        mx.eval(result)
-        yield result
-
-    def _result(self, states: mx.array, lengths: mx.array) -> mx.array:
-        """Pooled states, or logits."""
+        states = self.module(tokens, lengths, kinds)
         if self.setup.kind == "score":
             logits: mx.array = self.module.scores(states, lengths)
             return logits.astype(mx.float32)
@@ -158,9 +132,6 @@ def load_pooled(
     mx.eval(module.parameters())
     check_finite(files.path, module)
     module._lease = take_lease(files.name, files.path, files.cache_dir)
-    num_pieces = 1
-    if not isinstance(module, CausalEncoder):
-        num_pieces = config["num_hidden_layers"]
     total = sum(value.nbytes for _, value in tree_flatten(module.parameters()))
     return PooledModel(
         module=module,
@@ -171,7 +142,6 @@ def load_pooled(
         dimensions=_dimensions(files, config, setup),
         weights_bytes=total,
         name=files.name,
-        num_pieces=num_pieces,
     )
 
 

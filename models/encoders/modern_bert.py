@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import mlx.core as mx
@@ -128,17 +128,16 @@ class ModernBert(nn.Module):  # type: ignore[misc]
         )
         self.classifier = nn.Linear(hidden, num_labels)
 
-    def by_layer(
+    def __call__(
         self, tokens: mx.array, lengths: mx.array, kinds: mx.array
-    ) -> Iterator[mx.array]:
-        """States behind each layer; the last ones behind the final norm."""
+    ) -> mx.array:
         states = self.norm(self.words(tokens))
         full = padding_mask(lengths, tokens.shape[1])
         near = window_mask(full, self._reach)
         for layer in self.layers:
             states = layer(states, near if layer.is_sliding else full)
-            yield states
-        yield self.final_norm(states)
+        normed: mx.array = self.final_norm(states)
+        return normed
 
     def scores(self, states: mx.array, lengths: mx.array) -> mx.array:
         """Logits `[rows, labels]` of a classifier."""

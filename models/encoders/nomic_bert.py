@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import mlx.core as mx
@@ -142,12 +142,11 @@ class NomicBert(nn.Module):  # type: ignore[misc]
                 split[f"{stem}{kind}.weight"] = part
         return split
 
-    def by_layer(
+    def __call__(
         self, tokens: mx.array, lengths: mx.array, kinds: mx.array
-    ) -> Iterator[mx.array]:
-        """States behind each layer."""
+    ) -> mx.array:
         states: mx.array = self.norm(self.words(tokens) + self.kinds(kinds))
         mask = padding_mask(lengths, tokens.shape[1])
         for layer in self.layers:
             states = layer(states, mask)
-            yield states
+        return states

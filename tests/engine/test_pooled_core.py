@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import mlx.core as mx
 import pytest
 
@@ -18,53 +16,32 @@ GAP_S = 0.02
 
 
 class Device:
-    """A clock, and a model that takes the time of its pace on it, layer by layer."""
+    """A clock, and a model that takes the time of its pace on it."""
 
-    def __init__(self, num_pieces: int = 1) -> None:
+    def __init__(self) -> None:
         self.now = 0.0
-        self.num_pieces = num_pieces
         self.shapes: list[tuple[int, int]] = []
         self.rests: list[float] = []
-        self.worked: list[float] = []  # seconds before each rest
-        self._rested = 0.0
 
-    def __call__(
-        self, tokens: mx.array, lengths: mx.array, kinds: mx.array
-    ) -> mx.array:
+    def read(self, tokens: mx.array, lengths: mx.array, kinds: mx.array) -> mx.array:
         self.shapes.append((tokens.shape[0], tokens.shape[1]))
         self.now += tokens.size / PACE
         return lengths[:, None].astype(mx.float32)
 
-    def in_pieces(
-        self, tokens: mx.array, lengths: mx.array, kinds: mx.array
-    ) -> Iterator[mx.array | None]:
-        self.shapes.append((tokens.shape[0], tokens.shape[1]))
-        for number in range(self.num_pieces):
-            if number:
-                yield None
-            self.now += tokens.size / PACE / self.num_pieces
-        yield lengths[:, None].astype(mx.float32)
-
     def rest(self, seconds: float) -> None:
-        self.worked.append(self.now - self._rested)
         self.rests.append(seconds)
         self.now += seconds
-        self._rested = self.now
-
-
-def core_on(device: Device) -> PooledCore:
-    limits = EngineLimits(384, 512, 512, (), 100, pools=Pools("embed", 1, {}, None))
-    return PooledCore(
-        device, limits, {}, "", clock=lambda: device.now, sleep=device.rest
-    )
 
 
 def read_all(
-    lengths: list[int], beside_s: float, num_pieces: int = 1
+    lengths: list[int], beside_s: float
 ) -> tuple[Device, dict[int, StreamEvent]]:
     """Read texts of these lengths, beside streams of a gap."""
-    device = Device(num_pieces)
-    core = core_on(device)
+    device = Device()
+    limits = EngineLimits(384, 512, 512, (), 100, pools=Pools("embed", 1, {}, None))
+    core = PooledCore(
+        device.read, limits, {}, "", clock=lambda: device.now, sleep=device.rest
+    )
     events: dict[int, StreamEvent] = {}
     encoded = [EncodedInput((1,) * length) for length in lengths]
     for request in read_requests(encoded, "texts", beside_s):
@@ -88,41 +65,6 @@ def test_beside_streams_a_step_is_a_fraction_of_their_gap() -> None:
     assert max(settled) <= 0.2 * GAP_S
     assert max(settled) > 0.05 * GAP_S, "texts are packed still"
     assert device.rests == [GAP_S] * (len(device.shapes) - 1)
-
-
-def test_a_batch_of_many_layers_goes_on_in_steps_of_the_same_length() -> None:
-    device, events = read_all([8] * 3000, GAP_S, num_pieces=10)
-    assert len(events) == 3000
-    assert max(device.worked) <= 0.2 * GAP_S
-    rows = [num_rows for num_rows, _ in device.shapes]
-    assert max(rows) > 20, "ten layers take ten steps, with ten times the texts"
-
-
-def test_a_long_text_of_many_layers_is_read_in_steps() -> None:
-    device, events = read_all([400, 8], GAP_S, num_pieces=10)
-    assert len(events) == 2
-    assert len(device.rests) >= 9
-    assert max(device.worked) <= 400 / PACE / 10 + 1e-9
-
-
-def test_a_text_that_is_cancelled_between_layers_is_heard_of_once() -> None:
-    device = Device(num_pieces=10)
-    core = core_on(device)
-    events: list[tuple[str, str | None]] = []
-    encoded = [EncodedInput((1,) * 400)]
-    for name in ("first", "second"):
-        for request in read_requests(encoded, "text", GAP_S):
-            core.add(
-                request,
-                lambda event, name=name: events.append((name, event.finish_reason)),
-            )
-        core.step()
-        if name == "first":
-            core.cancel("text")
-    while core.has_work:
-        core.step()
-    assert events == [("first", "cancelled"), ("second", "stop")]
-    assert device.shapes == [(1, 400), (1, 400)]
 
 
 def test_one_long_text_is_read_whole() -> None:

@@ -95,17 +95,6 @@ def test_scores_are_transformers_own(name: str, tmp_path: Path) -> None:
     np.testing.assert_allclose(scores, reference["scores"], rtol=1e-3, atol=1e-3)
 
 
-@pytest.mark.parametrize("name", [*VECTORS, "qwen3", "gemma3_text"])
-def test_layer_by_layer_gives_the_same(name: str, tmp_path: Path) -> None:
-    model = load(save(tmp_path / name, reference_of(name), "mean"))
-    tokens = mx.array([[3, 4, 5, 6], [7, 8, 0, 0]])
-    inputs = (tokens, mx.array([4, 2]), mx.zeros_like(tokens))
-    *between, last = model.in_pieces(*inputs)
-    assert between == [None] * (model.num_pieces - 1)
-    assert last is not None
-    np.testing.assert_array_equal(np.array(last), np.array(model(*inputs)))
-
-
 def test_company_and_padding_change_nothing(tmp_path: Path) -> None:
     reference = reference_of("modernbert")
     model = load(save(tmp_path / "model", reference, "mean"))
