@@ -25,6 +25,7 @@ _NOT_COMPUTED: Mapping[str, tuple[Any, ...]] = {
 }
 
 _MOST = 1 << 24  # more than any size is
+_SIGMOID = 2  # how llama.cpp calls the scores of experts that are no softmax
 
 
 class Keys:
@@ -101,6 +102,24 @@ class Keys:
                 f"{self.path}: key {self._prefix + key!r} is {value!r:.60}, not a positive number"
             )
         return float(value)
+
+    def factor(self, key: str, default: float) -> float:
+        """What something is multiplied by; 0 is none."""
+        if not self.get(key):
+            return default
+        return self.positive(key)
+
+    def require_sigmoid(self, *same: int | None) -> None:
+        """Raise `UnsupportedModelError` for experts that are not chosen by sigmoid.
+
+        The family takes a value of `same` for sigmoid, too.
+        """
+        gating = self.get("expert_gating_func")
+        if gating not in (*same, _SIGMOID):
+            raise UnsupportedModelError(
+                f"{self.path}: key 'expert_gating_func' is {gating!r:.40}, and only sigmoid "
+                f"({_SIGMOID}) is supported"
+            )
 
     def _value(self, key: str, default: float | None) -> Any:
         if default is None:

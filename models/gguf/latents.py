@@ -11,8 +11,6 @@ from typing import Any
 from rvllm_local.errors import ModelFileError, UnsupportedModelError
 from rvllm_local.models.gguf.keys import Keys
 
-_SIGMOID = 2  # how llama.cpp calls the scores of experts that are no softmax
-
 
 def latent_config(keys: Keys, config: dict[str, Any]) -> dict[str, Any]:
     """The settings of latents and experts.
@@ -41,7 +39,7 @@ def latent_config(keys: Keys, config: dict[str, Any]) -> dict[str, Any]:
         "q_lora_rank": keys.whole("attention.q_lora_rank", 0) or None,
         "qk_nope_head_dim": head_dim - rotated,
         "qk_rope_head_dim": rotated,
-        "routed_scaling_factor": _scale(keys),
+        "routed_scaling_factor": keys.factor("expert_weights_scale", 1.0),
         "topk_group": keys.whole("expert_group_used_count", 1) or 1,
         "v_head_dim": keys.integer("attention.value_length_mla"),
     }
@@ -50,12 +48,7 @@ def latent_config(keys: Keys, config: dict[str, Any]) -> dict[str, Any]:
 
 
 def _refuse(keys: Keys, config: dict[str, Any]) -> None:
-    gating = keys.get("expert_gating_func")
-    if gating != _SIGMOID:
-        raise UnsupportedModelError(
-            f"{keys.path}: key 'deepseek2.expert_gating_func' is {gating!r:.40}, and only "
-            f"sigmoid ({_SIGMOID}) is supported; use safetensors"
-        )
+    keys.require_sigmoid()
     if config.get("rope_scaling"):
         raise UnsupportedModelError(
             f"{keys.path}: scaled positions (key 'deepseek2.rope.scaling.type') are not "
@@ -75,9 +68,3 @@ def _check_sizes(keys: Keys, head_dim: int, rotated: int, rank: int) -> None:
             f"{keys.path}: heads of {head_dim} with {rotated} rotated dimensions do not "
             f"go with latents of {latent}, of which {rank} are not rotated"
         )
-
-
-def _scale(keys: Keys) -> float:
-    if not keys.get("expert_weights_scale"):
-        return 1.0
-    return keys.positive("expert_weights_scale")

@@ -15,7 +15,6 @@ from rvllm_local.models.gguf.reader import GGUFFile
 Config = dict[str, Any]
 
 _FULL, _SLIDING = "full_attention", "sliding_attention"
-_SIGMOID = 2  # how llama.cpp calls the scores of experts that are no softmax
 _EVERY_FOURTH = 4
 
 
@@ -25,18 +24,11 @@ def _granite(keys: Keys, config: Config) -> Config:
         **config,
         "attention_bias": has_tensor(keys, "attn_q.bias"),
         "mlp_bias": has_tensor(keys, "ffn_up.bias"),
-        "attention_multiplier": _scale(keys, "attention.scale", head_dim**-0.5),
-        "embedding_multiplier": _scale(keys, "embedding_scale", 1.0),
-        "residual_multiplier": _scale(keys, "residual_scale", 1.0),
-        "logits_scaling": _scale(keys, "logit_scale", 1.0),
+        "attention_multiplier": keys.factor("attention.scale", head_dim**-0.5),
+        "embedding_multiplier": keys.factor("embedding_scale", 1.0),
+        "residual_multiplier": keys.factor("residual_scale", 1.0),
+        "logits_scaling": keys.factor("logit_scale", 1.0),
     }
-
-
-def _scale(keys: Keys, key: str, default: float) -> float:
-    """A factor; 0 is none."""
-    if not keys.get(key):
-        return default
-    return keys.positive(key)
 
 
 def _granite_moe(keys: Keys, config: Config) -> Config:
@@ -145,12 +137,7 @@ def _lfm2(keys: Keys, config: Config) -> Config:
 
 
 def _lfm2_experts(keys: Keys) -> Config:
-    gating = keys.get("expert_gating_func")
-    if gating not in (None, 0, _SIGMOID):
-        raise UnsupportedModelError(
-            f"{keys.path}: key 'expert_gating_func' is {gating!r:.40}, and only sigmoid "
-            f"({_SIGMOID}) is supported"
-        )
+    keys.require_sigmoid(None, 0)
     return {
         "moe_intermediate_size": expert_width(keys),
         "norm_topk_prob": True,
@@ -237,12 +224,7 @@ def _cohere2(keys: Keys, config: Config) -> Config:
 
 
 def _glm4_moe(keys: Keys, config: Config) -> Config:
-    gating = keys.get("expert_gating_func")
-    if gating not in (None, 0, _SIGMOID):
-        raise UnsupportedModelError(
-            f"{keys.path}: key 'expert_gating_func' is {gating!r:.40}, and only sigmoid "
-            f"({_SIGMOID}) is supported"
-        )
+    keys.require_sigmoid(None, 0)
     head_dim = config["head_dim"]
     return {
         **config,
@@ -257,7 +239,7 @@ def _glm4_moe(keys: Keys, config: Config) -> Config:
         "partial_rotary_factor": keys.integer("rope.dimension_count", head_dim)
         / head_dim,
         "rope_scaling": config.get("rope_scaling"),
-        "routed_scaling_factor": _scale(keys, "expert_weights_scale", 1.0),
+        "routed_scaling_factor": keys.factor("expert_weights_scale", 1.0),
         "topk_group": 1,
         "use_qk_norm": has_tensor(keys, "attn_q_norm.weight"),
     }
