@@ -60,7 +60,7 @@ def start_child(command: Sequence[str], *, keeps_errors: bool = False) -> Starte
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=errors,
-            start_new_session=True,  # the terminal's signals are the parent's
+            process_group=0,  # the terminal's signals are the parent's
         )
         on_failure.pop_all()
     return process, ours

@@ -3,7 +3,8 @@
 A step reads one batch of texts of about one length. Its size follows the measured pace.
 Beside streams of other models on the same device it takes a fraction of the time
 between two of their tokens, and then rests for that time: no token waits for more than
-one step. A text's vector does not depend on the others of its batch, but for rounding.
+one step. Where the kernel gives its thread only what streams leave, it does neither. A
+text's vector does not depend on the others of its batch, but for rounding.
 """
 
 from __future__ import annotations
@@ -67,13 +68,15 @@ class PooledCore:
         limits: EngineLimits,
         memory: Mapping[str, int],
         weight_form: str,
+        is_paced: bool = True,
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
-        """`memory` are the plan's lines in bytes."""
+        """`memory` are the plan's lines in bytes. `is_paced`: streams wait for steps."""
         self._read = read
         self._memory = dict(memory)
         self._weight_form = weight_form
+        self._is_paced = is_paced
         # In the order in which they came.
         self._waiting: dict[_Key, _Waiting] = {}
         self._tokens_per_s = _FIRST_TOKENS / _STEP_S
@@ -141,15 +144,20 @@ class PooledCore:
             key = (row.request.request_id, row.request.index)
             if self._waiting.pop(key, None) is not None:
                 row.sink(_read(row, vector))
-        if self._waiting and batch[0].request.beside_s:
-            self._sleep(min(batch[0].request.beside_s, _MOST_REST_S))
+        gap_s = self._gap_s(batch[0])
+        if self._waiting and gap_s:
+            self._sleep(min(gap_s, _MOST_REST_S))
+
+    def _gap_s(self, row: _Waiting) -> float:
+        """The time between the tokens of streams that wait for a step; 0 for none."""
+        return row.request.beside_s if self._is_paced else 0.0
 
     def _next_batch(self) -> list[_Waiting]:
         """The text that waits longest, and those of about its length."""
         seen = list(islice(self._waiting.values(), _SEEN))
         first = seen[0]
         length = first.num_tokens
-        most_tokens = self._most_tokens(first.request.beside_s)
+        most_tokens = self._most_tokens(self._gap_s(first))
         seen.sort(key=lambda row: abs(row.num_tokens - length))
         batch: list[_Waiting] = []
         width = 0

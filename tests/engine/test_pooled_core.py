@@ -34,13 +34,19 @@ class Device:
 
 
 def read_all(
-    lengths: list[int], beside_s: float
+    lengths: list[int], beside_s: float, is_paced: bool = True
 ) -> tuple[Device, dict[int, StreamEvent]]:
     """Read texts of these lengths, beside streams of a gap."""
     device = Device()
     limits = EngineLimits(384, 512, 512, (), 100, pools=Pools("embed", 1, {}, None))
     core = PooledCore(
-        device.read, limits, {}, "", clock=lambda: device.now, sleep=device.rest
+        device.read,
+        limits,
+        {},
+        "",
+        is_paced,
+        clock=lambda: device.now,
+        sleep=device.rest,
     )
     events: dict[int, StreamEvent] = {}
     encoded = [EncodedInput((1,) * length) for length in lengths]
@@ -65,6 +71,14 @@ def test_beside_streams_a_step_is_a_fraction_of_their_gap() -> None:
     assert max(settled) <= 0.2 * GAP_S
     assert max(settled) > 0.05 * GAP_S, "texts are packed still"
     assert device.rests == [GAP_S] * (len(device.shapes) - 1)
+
+
+def test_where_the_kernel_lets_streams_pass_nothing_is_paced() -> None:
+    device, events = read_all([8] * 1000, GAP_S, is_paced=False)
+    alone, _ = read_all([8] * 1000, 0.0)
+    assert len(events) == 1000
+    assert device.rests == []
+    assert device.shapes == alone.shapes
 
 
 def test_one_long_text_is_read_whole() -> None:

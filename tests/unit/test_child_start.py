@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import sys
 
-from rvllm_local.child_start import Spare, child_environment, take_or_start
+from rvllm_local.child_start import (
+    Spare,
+    child_environment,
+    start_child,
+    take_or_start,
+)
 
 # Says on its connection that it has started, then waits for a word or the end.
 ECHO = (
@@ -56,3 +62,12 @@ def test_a_child_sees_settings_and_no_keys() -> None:
         {"PATH": "/bin", "RVLLM_API_KEY": "secret", "RVLLM_BLAS": "x", "OTHER": "1"}
     )
     assert seen == {"PATH": "/bin", "RVLLM_BLAS": "x"}
+
+
+def test_a_child_has_a_group_of_its_own_in_its_parents_session() -> None:
+    """Linux weighs priorities within a session: between two they count for nothing."""
+    process, connection = start_child(ECHO)
+    with connection:
+        assert os.getpgid(process.pid) == process.pid
+        assert os.getsid(process.pid) == os.getsid(0)
+    process.wait(60)

@@ -157,3 +157,33 @@ def test_the_forwarding_library_reaches_the_prefixed_function(
         ctypes.c_double,
     )
     assert forwarded(6.0, 7.0) == 42.0
+
+
+RUN_LAST = """
+import os, sys, threading
+import rvllm_local.host as host
+
+def tell():
+    print(host.runs_last(), os.sched_getscheduler(0) == os.SCHED_IDLE)
+
+may_tell = threading.Event()
+earlier = threading.Thread(target=lambda: (may_tell.wait(), tell()))
+earlier.start()
+tell()
+host.run_last()
+tell()
+may_tell.set()
+earlier.join()
+later = threading.Thread(target=tell)
+later.start()
+later.join()
+"""
+
+
+@linux
+def test_a_process_that_runs_last_does_so_with_all_its_threads() -> None:
+    command = [sys.executable, "-c", RUN_LAST]
+    done = subprocess.run(command, capture_output=True, check=True, text=True)
+    before, *after = done.stdout.splitlines()
+    assert before == "False False"
+    assert after == ["True True"] * 3

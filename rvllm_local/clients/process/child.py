@@ -78,6 +78,17 @@ def main() -> int:
     return 0
 
 
+def _let_streams_pass() -> None:
+    """Compute after the engines of models that write, and not beside them.
+
+    Where a GPU may be it computes: a thread that has to wait would let it wait as well.
+    """
+    if host.may_have_gpu():
+        host.step_back()
+    else:
+        host.run_last()
+
+
 def _import_ahead() -> None:
     """Import what any engine takes, before there is a word of which one it shall be.
 
@@ -141,7 +152,7 @@ class _Server:
             cache_dir=None if cache_dir is None else Path(cache_dir),
         )
         if pooled_setup(files) is not None:
-            host.step_back()  # streams of other models come first
+            _let_streams_pass()
         tokenizer = read_tokenizer(files)
         build = self._opener(files, tokenizer, command.options)
         self._loop = EngineLoop(build, quiet_gc=True)

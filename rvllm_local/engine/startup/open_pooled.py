@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import mlx.core as mx
 
+from rvllm_local import host
 from rvllm_local.engine.detokenizer import Vocabulary
 from rvllm_local.engine.limits import EngineLimits, Pools
 from rvllm_local.engine.pooled_core import PooledCore
@@ -47,7 +48,13 @@ def open_pooled_core(
         max_open=_MOST_OPEN,
         pools=Pools(setup.kind, model.dimensions, dict(setup.prompts), setup.pair_form),
     )
-    return PooledCore(model, limits, plan.lines(), plan.weight_form)
+    return PooledCore(
+        model,
+        limits,
+        plan.lines(),
+        plan.weight_form,
+        is_paced=not host.runs_last(),
+    )
 
 
 def _token_of(vocabulary: Vocabulary, word: str) -> int:
