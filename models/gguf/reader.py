@@ -40,6 +40,7 @@ _SCALARS = {
     12: "d",
 }
 _STRING, _ARRAY = 8, 9
+_LENGTH = struct.Struct("<Q")  # before a string's bytes
 _SPLIT = "split."  # before the keys of a file that is one of several
 _BIG_ENDIAN = (2 << 24, 3 << 24)  # versions 2 and 3 with their bytes the other way
 
@@ -265,6 +266,8 @@ class _Reader:
                     f"<{count}{_SCALARS[element]}", self._bytes(count * width)
                 )
             )
+        if element == _STRING:
+            return self._strings(count)
         return [self._value(element) for _ in range(count)]
 
     def _count(self, what: str, largest: int) -> int:
@@ -281,6 +284,25 @@ class _Reader:
             return self._bytes(length).decode("utf-8")
         except UnicodeDecodeError as error:
             raise self.fail("a string is not UTF-8") from error
+
+    def _strings(self, count: int) -> list[str]:
+        """Many strings; where one is amiss, `_string` says what."""
+        texts: list[str] = []
+        data, start = self._data, self._at
+        try:
+            for _ in range(count):
+                (length,) = _LENGTH.unpack_from(data, start)
+                end = start + 8 + length
+                if length > _MAX_STRING or end > len(data):
+                    break
+                texts.append(data[start + 8 : end].decode("utf-8"))
+                start = end
+        except (UnicodeDecodeError, struct.error):
+            pass
+        self._at = start
+        while len(texts) < count:
+            texts.append(self._string())
+        return texts
 
     def _scalar(self, code: str) -> Any:
         return struct.unpack("<" + code, self._bytes(struct.calcsize("<" + code)))[0]

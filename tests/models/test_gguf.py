@@ -223,6 +223,34 @@ def _one(shape: tuple[int, ...], kind: int, size: int, **more: int) -> bytes:
     return write_gguf({}, [Tensor("t", shape, kind, bytes(size), **more)])
 
 
+def _texts(count: int, strings: bytes) -> bytes:
+    """A key whose value is an array of strings."""
+    kind = struct.pack("<IIQ", ARRAY, STRING, count)
+    return _head(0, 1, struct.pack("<Q", 1) + b"k" + kind + strings)
+
+
+MALFORMED_TEXTS = {
+    "string is not UTF-8": _texts(
+        2, struct.pack("<Q", 1) + b"a" + struct.pack("<Q", 2) + b"\xff\xfe"
+    ),
+    "bytes is not plausible": _texts(
+        2, struct.pack("<Q", 1) + b"a" + struct.pack("<Q", 2**62)
+    ),
+    "9 bytes are wanted and 3 are left": _texts(
+        2, struct.pack("<Q", 1) + b"a" + struct.pack("<Q", 9) + b"abc"
+    ),
+    "8 bytes are wanted and 2 are left": _texts(2, struct.pack("<Q", 1) + b"abc"),
+}
+
+
+@pytest.mark.parametrize("what", MALFORMED_TEXTS)
+def test_a_string_of_an_array_is_refused_in_the_words_for_any_string(
+    tmp_path: Path, what: str
+) -> None:
+    with pytest.raises(ModelFileError, match=what):
+        GGUFFile(save(tmp_path, MALFORMED_TEXTS[what]))
+
+
 MALFORMED = {
     "empty": b"",
     "other magic": _head(0, 0, magic=b"GGML"),
