@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from rvllm_local.models.family_fields import plain_numbers, put_family_fields
+from rvllm_local.models.heads import TIED, put_tied
 from rvllm_local.models.layer_pattern import put_full_interval
 from rvllm_local.models.longrope import with_factors_for
 from rvllm_local.models.rotation import with_both_spellings
@@ -28,6 +29,9 @@ _SAME_SIZE = {
     "mixtral": {"num_local_experts": "num_experts"},
     "lfm2": {"block_dim": "hidden_size", "block_ff_dim": "intermediate_size"},
 }
+# Families whose heads of keys are those of the queries, where a config is silent.
+_KV_HEADS = "num_key_value_heads"
+_AS_MANY_KV_HEADS = frozenset({"granite", "phi"})
 # Families whose layers all have the window, where the config names no layers.
 _ALL_WINDOWED = frozenset({"mistral"})
 
@@ -59,10 +63,10 @@ def _with_shared(part: Mapping[str, Any], whole: Mapping[str, Any]) -> dict[str,
     the definitions, ask the part.
     """
     shared = dict(part)
-    is_tied = whole.get("tie_word_embeddings")
+    is_tied = whole.get(TIED)
     is_new = str(whole.get("transformers_version", "")).startswith("5.")
-    if isinstance(is_tied, bool) and (is_new or "tie_word_embeddings" not in part):
-        shared["tie_word_embeddings"] = is_tied
+    if isinstance(is_tied, bool) and (is_new or part.get(TIED) is None):
+        shared[TIED] = is_tied
     return shared
 
 
@@ -72,6 +76,7 @@ def _normalised_part(part: Mapping[str, Any], model_type: str) -> dict[str, Any]
     _put_dtype(normal)
     _put_layers(normal, model_type)
     _put_sizes(normal, model_type)
+    put_tied(normal, model_type)
     put_family_fields(normal, model_type)
     return normal
 
@@ -129,3 +134,13 @@ def _put_sizes(normal: dict[str, Any], model_type: str) -> None:
         size = normal.get(other)
         if normal.get(name) is None and size is not None:
             normal[name] = size
+    _put_kv_heads(normal, model_type)
+
+
+def _put_kv_heads(normal: dict[str, Any], model_type: str) -> None:
+    """Null means as many heads of keys as of queries."""
+    heads = normal.get("num_attention_heads")
+    is_null = _KV_HEADS in normal and normal[_KV_HEADS] is None
+    is_absent = _KV_HEADS not in normal and model_type in _AS_MANY_KV_HEADS
+    if heads is not None and (is_null or is_absent):
+        normal[_KV_HEADS] = heads

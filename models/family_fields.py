@@ -220,10 +220,13 @@ _FAMILIES: Mapping[str, Callable[[Fields, str], None]] = {
     "minimax": _put_rotated_dims,
     "minimax_m2": _put_rotated_dims,
     "solar_open": _put_whole_share,
+    "ernie4_5": _put_head_dim,
+    "ernie4_5_moe": _put_head_dim,
     "exaone4": _put_head_dim,
     "falcon_h1": _put_head_dim,
     "glm4": _put_head_dim,
     "qwen3": _put_head_dim,
     "qwen3_moe": _put_head_dim,
+    "seed_oss": _put_head_dim,
     "gpt2": _put_gpt2,
 }

@@ -20,6 +20,7 @@ import numpy.typing as npt
 from mlx import nn
 from mlx.utils import tree_flatten
 
+from rvllm_local.models.awq_gptq import as_affine
 from rvllm_local.models.bundle import bundle_weights, open_bundle
 from rvllm_local.models.bundle_format import MANIFEST
 from rvllm_local.models.config_file import (
@@ -42,11 +43,17 @@ from rvllm_local.models.gguf.weights import (
     gguf_packed_weights,
     gguf_weights,
 )
+from rvllm_local.models.heads import with_head_of
 from rvllm_local.models.leases import take_lease
 from rvllm_local.models.locate import ModelFiles
 from rvllm_local.models.longrope import with_factors_for
-from rvllm_local.models.quantized import quantize_as_packed, quantize_as_stored
+from rvllm_local.models.quantized import (
+    other_tools_config,
+    quantize_as_packed,
+    quantize_as_stored,
+)
 from rvllm_local.models.sharding import divide, parameter_bytes
+from rvllm_local.models.spare_weights import without_spare
 from rvllm_local.models.to_float32 import widen_to_float32
 from rvllm_local.models.weights import (
     check_finite,
@@ -177,15 +184,28 @@ def open_native(
     if files.kind == "bundle":
         open_bundle(files.path, verify=verify, cache_dir=files.cache_dir)
     config = with_factors_for(read_config(files.path), context)
-    module = build_model(config)
     if files.kind == "bundle":
         weights = bundle_weights(files.path)
     else:
         weights = folder_weights(files.path)
+    weights = _without_foreign_packing(config, weights, as_floats)
+    config = with_head_of(config, weights)
+    module = build_model(config)
     weights = sanitized(files.path, module, weights)
+    weights = without_spare(module, config, weights)
     quantize_as_stored(module, config, weights)
     put_weights(files.path, module, weights)
     return NativeModel(module, config, end_tokens(files.path, config))
+
+
+def _without_foreign_packing(
+    config: Mapping[str, Any], weights: dict[str, mx.array], as_floats: bool
+) -> dict[str, mx.array]:
+    """The weights, of which those that AWQ or GPTQ packed are as MLX packs them."""
+    other = other_tools_config(config)
+    if config.get("quantization") or not isinstance(other, Mapping):
+        return weights
+    return as_affine(other, weights, mx.float32 if as_floats else None)
 
 
 def _open_gguf(

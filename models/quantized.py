@@ -15,6 +15,8 @@ from mlx import nn
 from mlx.utils import tree_flatten
 
 from rvllm_local.errors import ModelFileError, UnsupportedModelError
+from rvllm_local.models.awq_gptq import METHODS, packed_settings
+from rvllm_local.models.config_file import text_config
 from rvllm_local.models.gguf.mlx import GROUP_SIZE
 
 # Quantizations that other tools name in `quantization_config` and that MLX has, too.
@@ -22,6 +24,8 @@ _SAME_AS = {
     "mxfp4": {"group_size": 32, "bits": 4, "mode": "mxfp4"},
     "mxfp8": {"group_size": 32, "bits": 8, "mode": "mxfp8"},
 }
+# Packings without offsets, whose scales are bytes, by their bits and group size.
+_FLOATING = {(4, 32): "mxfp4", (8, 32): "mxfp8", (4, 16): "nvfp4"}
 _BITS = (2, 3, 4, 5, 6, 8)
 _GROUP_SIZES = (16, 32, 64, 128)
 _PLAN_KEYS = ("group_size", "bits", "mode")
@@ -40,7 +44,7 @@ def quantize_as_stored(
     if _is_ternary(config):
         from mlx_lm.models.bitlinear_layers import bitnet_quantize
 
-        bitnet_quantize(module, dict(_other_tools_config(config)))
+        bitnet_quantize(module, dict(other_tools_config(config)))
         return
     plan = _plan(config)
     if plan is None:
@@ -61,7 +65,7 @@ def quantize_as_stored(
 
 def _is_ternary(config: Mapping[str, Any]) -> bool:
     """Whether linear layers have three weights and one scale, as BitNet's."""
-    other = _other_tools_config(config)
+    other = other_tools_config(config)
     return isinstance(other, Mapping) and other.get("quant_method") == "bitnet"
 
 
@@ -109,20 +113,41 @@ def _of_layer(
     group_size = 0
     if groups:
         group_size = columns // groups
-    has_these_bits = settings["bits"] == bits and not rest
-    if has_these_bits and settings["group_size"] == group_size:
+    told = {"bits": bits, "group_size": group_size}
+    mode = _mode(path, weights, bits, group_size)
+    if mode is not None:
+        told["mode"] = mode
+    of_map = {**settings, "mode": settings.get("mode", "affine")}
+    if not rest and told.items() <= of_map.items():
         return settings
-    is_plausible = bits in _BITS and not rest and group_size in _GROUP_SIZES
-    is_affine = settings.get("mode", "affine") == "affine"
-    if isinstance(stated, dict) or not is_plausible or not is_affine:
+    is_plausible = mode is not None and bits in _BITS and not rest
+    is_named = (
+        isinstance(stated, dict) and not told.items() <= {**told, **stated}.items()
+    )
+    if is_named or not is_plausible or group_size not in _GROUP_SIZES:
         raise ModelFileError(
             f"config.json's quantization has {settings['bits']} bits in groups of "
-            f"{settings['group_size']} for {path}, and the shapes of its weights and "
-            f"scales, {list(packed.shape)} and {list(scales.shape)}, are not those"
+            f"{settings['group_size']} ({of_map['mode']}) for {path}, and the shapes "
+            f"of its weights and scales, {list(packed.shape)} and {list(scales.shape)} "
+            f"of {_type_name(scales)}, are not those"
         )
-    settings["bits"] = bits
-    settings["group_size"] = group_size
+    settings.update(told)
     return settings
+
+
+def _mode(
+    path: str, weights: Mapping[str, mx.array], bits: int, group_size: int
+) -> str | None:
+    """The packing that a layer's parts show; None if they show none."""
+    if f"{path}.biases" in weights:
+        return "affine"
+    if weights[f"{path}.scales"].dtype == mx.uint8:
+        return _FLOATING.get((bits, group_size))
+    return None
+
+
+def _type_name(value: mx.array) -> str:
+    return str(value.dtype).removeprefix("mlx.core.")
 
 
 def _quantize(
@@ -147,9 +172,9 @@ def _quantize(
 
 def _plan(config: Mapping[str, Any]) -> dict[str, Any] | None:
     """The configuration's plan, checked; None if it has none."""
-    plan = config.get("quantization")
-    if plan is None:
-        other = _other_tools_config(config)
+    plan = config.get("quantization") or text_config(config).get("quantization")
+    if not plan:
+        other = other_tools_config(config)
         if not other:
             return None
         plan = _translated(other)
@@ -166,6 +191,12 @@ def _plan(config: Mapping[str, Any]) -> dict[str, Any] | None:
         raise ModelFileError(
             f"config.json's quantization has {plan['bits']} bits; MLX knows {supported}"
         )
+    mode = plan.get("mode", "affine")
+    if mode != "affine" and mode not in _FLOATING.values():
+        raise UnsupportedModelError(
+            f"config.json's quantization has the mode {mode!r:.40}, which MLX does not "
+            "know; take another conversion of the model"
+        )
     return plan
 
 
@@ -173,7 +204,7 @@ def _is_size(value: Any) -> bool:
     return type(value) is int and 0 < value <= 1024
 
 
-def _other_tools_config(config: Mapping[str, Any]) -> Any:
+def other_tools_config(config: Mapping[str, Any]) -> Any:
     """What other tools call a quantization, here or in the text model's part."""
     other = config.get("quantization_config")
     if other:
@@ -193,6 +224,8 @@ def _translated(other: Any) -> Any:
             return dict(other)
     if isinstance(method, str) and method in _SAME_AS:
         return dict(_SAME_AS[method])
+    if isinstance(other, Mapping) and method in METHODS:
+        return packed_settings(other)
     raise UnsupportedModelError(
         f"the model's quantization {method!r:.60} is not MLX's own; use the "
         "unquantized model with `rvllm convert`"

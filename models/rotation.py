@@ -65,6 +65,7 @@ _DEFAULT_BASE = {
     "smollm3": 2_000_000.0,
     "solar_open": 1_000_000.0,
 }
+_BEGINS_AT_A_LENGTH = frozenset({"llama3", "yarn"})
 # Two names of a kind that mean one: the first is what older files say.
 _SAME_KIND = {("mrope", "default"), ("su", "longrope")}
 
@@ -75,7 +76,7 @@ def with_both_spellings(config: Mapping[str, Any], model_type: str) -> Settings:
     Raises `ModelFileError` for settings that contradict each other, and
     `UnsupportedModelError` for what the definition cannot tell apart by layer.
     """
-    config = {**config, **_without_nothing(config)}
+    config = _without_nothing(config)
     stated = config.get("rope_parameters")
     if stated and config.get("rope_scaling") == _NEUTRAL_SCALING.get(model_type):
         config = {**config, "rope_scaling": None}
@@ -93,14 +94,17 @@ def with_both_spellings(config: Mapping[str, Any], model_type: str) -> Settings:
 
 
 def _without_nothing(config: Mapping[str, Any]) -> Settings:
-    """Rotation settings without those that are null: they mean the default."""
-    parts: Settings = {}
+    """The configuration, whose rotations are without settings that are null.
+
+    Those mean the default.
+    """
+    kept = dict(config)
     for name in ("rope_parameters", "rope_scaling"):
         settings = config.get(name)
         if isinstance(settings, Mapping):
-            kept = settings.items()
-            parts[name] = {key: value for key, value in kept if value is not None}
-    return parts
+            members = settings.items()
+            kept[name] = {key: value for key, value in members if value is not None}
+    return kept
 
 
 def _older_settings(config: Mapping[str, Any]) -> Settings:
@@ -172,7 +176,7 @@ def _spelled(
     spelled = dict(config)
     settings = dict(settings)
     settings.pop("type", None)
-    _put_yarn_factor(settings, config)
+    _put_lengths(settings, config)
     names = _FAMILY_NAMES.get(model_type, {})
     for key in _OLD_NAMES:
         if key in settings:
@@ -189,13 +193,21 @@ def _spelled(
     return _with_neutral(spelled, model_type)
 
 
-def _put_yarn_factor(settings: Settings, config: Mapping[str, Any]) -> None:
-    """YaRN's factor is that of the two lengths, where it is not stated."""
+def _put_lengths(settings: Settings, config: Mapping[str, Any]) -> None:
+    """What scaling has to know of lengths, as transformers takes it where it is silent.
+
+    YaRN's factor is that of the two lengths. The length that scaling begins at is the
+    one beside the sizes, or the whole one; a definition would take a fixed number.
+    """
+    kind = settings.get("rope_type")
     longest = config.get("max_position_embeddings")
     original = settings.get("original_max_position_embeddings")
-    is_stated = settings.get("factor") is not None
-    if settings.get("rope_type") == "yarn" and longest and original and not is_stated:
+    if kind == "yarn" and longest and original and settings.get("factor") is None:
         settings["factor"] = longest / original
+    if kind in _BEGINS_AT_A_LENGTH and original is None:
+        original = config.get("original_max_position_embeddings") or longest
+        if original is not None:
+            settings["original_max_position_embeddings"] = original
 
 
 def _put_scaling(spelled: Settings, settings: Settings) -> None:

@@ -45,6 +45,10 @@ def widened_layer(path: str, layer: nn.Module) -> nn.Module:
         from mlx_lm.models.switch_layers import SwitchLinear
 
         plain = SwitchLinear(1, 1, 1, bias="bias" in layer)
+    elif kind == "QuantizedMultiLinear":  # a matrix a head, of latent attention
+        from mlx_lm.models.mla import MultiLinear
+
+        plain = MultiLinear(1, 1, 1)
     else:
         raise UnsupportedModelError(
             f"layer {path} ({kind}) cannot run on a CPU; use the unquantized model here"

@@ -70,7 +70,7 @@ def _calls(calls: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 def _arguments(text: str) -> Any:
     """Arguments as an object; as the text that it was where it is no object.
 
-    A model wrote the text, so that it may be anything.
+    A model wrote the text, so that it may be anything. Null stands for no arguments.
     """
     from rvllm_local.text.json_shape import shape_of  # loads numpy
 
@@ -80,4 +80,6 @@ def _arguments(text: str) -> Any:
         value = json.loads(text)
     except ValueError:
         return text
+    if value is None:
+        return {}
     return value if isinstance(value, dict) else text

@@ -29,8 +29,10 @@ def repaired(
         options = {**options, "tools": [_complete_tool(t) for t in options["tools"]]}
         yield messages, options
     repairs: tuple[Callable[[Messages], Messages], ...] = (
+        _with_one_system,
         fold_system,
         _with_short_ids,
+        _with_a_question,
         merge_turns,
         lambda rows: merge_turns(plain_turns(rows)),
     )
@@ -39,6 +41,39 @@ def repaired(
         if changed != messages:
             messages = changed
             yield messages, options
+
+
+def _with_one_system(messages: Messages) -> Messages:
+    """System messages at the beginning become one, and later ones the user's."""
+    texts: list[str] = []
+    rows: list[Message] = []
+    for message in messages:
+        is_system = message["role"] in ("system", "developer")
+        if is_system and not rows:
+            texts.append(message["content"])
+        elif is_system:
+            rows.append({"role": "user", "content": message["content"]})
+        else:
+            rows.append(message)
+    if not texts:
+        return rows
+    first = {**messages[0], "content": "\n\n".join(text for text in texts if text)}
+    return [first, *rows]
+
+
+def _with_a_question(messages: Messages) -> Messages:
+    """A conversation that no user began, as one that begins with an empty message.
+
+    Agents cut old turns off, and templates look for a user's.
+    """
+    if any(message["role"] == "user" for message in messages):
+        return messages
+    rows = list(messages)
+    index = 0
+    while index < len(rows) and rows[index]["role"] in ("system", "developer"):
+        index += 1
+    rows.insert(index, {"role": "user", "content": ""})
+    return rows
 
 
 def fold_system(messages: Messages) -> Messages:

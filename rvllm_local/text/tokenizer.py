@@ -25,10 +25,12 @@ from rvllm_local.text.backends import (
 )
 from rvllm_local.text.call_form import CallForm, drops_system, find_call_form
 from rvllm_local.text.chat_templates import ChatTemplates
+from rvllm_local.text.kept_special import KeptSpecial
 from rvllm_local.text.markers import HiddenTexts, Markers
 from rvllm_local.text.messages import plain_messages
 from rvllm_local.text.sentencepiece import SentencePieceBackend
 from rvllm_local.text.tags import CONTROL_TAGS
+from rvllm_local.text.template_habits import TemplateHabits
 from rvllm_local.text.token_bytes import byte_decoder
 from rvllm_local.text.token_spans import TokenSpans
 from rvllm_local.text.turn_ends import known_ends, turn_ends
@@ -280,6 +282,14 @@ class Tokenizer:
         **template: Any,
     ) -> str:
         """The text that the chat template makes. Raises as `encode_chat` does."""
+        habits = self._habits
+        text = self._render(habits.rows(messages), **template)
+        if template.get("add_generation_prompt", True):
+            text += habits.opening
+        return text
+
+    def _render(self, messages: Sequence[Mapping[str, Any]], **template: Any) -> str:
+        """The text that the template makes of the messages as they are."""
         source = self.template_for(template.get("tools"))
         if source is None:
             raise UnsupportedModelError(
@@ -292,6 +302,10 @@ class Tokenizer:
         variables["eos_token"] = self.eos_token or ""
         variables.update(template)
         return render_chat(source, messages, **variables)
+
+    @functools.cached_property
+    def _habits(self) -> TemplateHabits:
+        return TemplateHabits(self._render, self._special.values())
 
     @functools.cached_property
     def shows_system(self) -> bool:
@@ -368,22 +382,6 @@ class Tokenizer:
                 raise ParameterError(
                     "messages", f"message {index} holds a special token in its role"
                 )
-
-
-class KeptSpecial:
-    """A tokenizer's bytes for one kind of parser. It holds no table, so it is cheap."""
-
-    def __init__(self, tokenizer: Tokenizer, kept_special: Collection[str]) -> None:
-        self._tokenizer = tokenizer
-        self._kept: dict[int, bytes] = {}
-        for text in kept_special:
-            token_id = tokenizer.control_token_id(text)
-            if token_id is not None:
-                self._kept[token_id] = text.encode()
-
-    def id_to_bytes(self, token_id: int) -> bytes | None:
-        """The bytes of a token; None for special tokens that are not kept."""
-        return self._kept.get(token_id) or self._tokenizer.id_to_bytes(token_id)
 
 
 def _check_text(text: str) -> None:
