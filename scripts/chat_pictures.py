@@ -23,6 +23,7 @@ from rvllm_local.tui.state import ConnectionState, ModelInfo
 
 FOLDER = Path(__file__).parents[1] / "docs" / "images"
 SIZE = (100, 32)
+SHOWN = 250  # characters of a reply that is drawn while it comes
 QUESTION = "Explain in a short numbered list why the sky is blue."
 SAMPLE = """# Green tea
 
@@ -69,8 +70,7 @@ async def main(url: str) -> None:
         _keep(app, "chat")
         await pilot.press("ctrl+b")
         await pilot.press(*_keys("And why is it red in the evening?"), "enter")
-        await _until(pilot, lambda: app.driver.session.live is not None)
-        await pilot.pause(3.0)
+        await _until(pilot, lambda: _num_shown(app) > SHOWN)
         _keep(app, "engine")
         await _until(pilot, lambda: app.driver.session.live is None)
         await pilot.press("ctrl+b")
@@ -86,6 +86,12 @@ async def main(url: str) -> None:
         await pilot.pause(1.0)
         _keep(app, "compare")
         await pilot.press("escape")
+
+
+def _num_shown(app: ChatApp) -> int:
+    """Characters of the reply that is being written."""
+    live = app.driver.session.live
+    return 0 if live is None else len(live.text)
 
 
 async def _text_picture() -> None:
