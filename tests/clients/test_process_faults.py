@@ -360,3 +360,37 @@ def test_the_child_sees_settings_and_no_keys(real: ProcessClient) -> None:
     environ = Path(f"/proc/{pid_of(real)}/environ")
     if environ.exists():
         assert b"PYTEST_CURRENT_TEST" not in environ.read_bytes()
+
+
+IMPORTS_LATER = """
+import sys
+from pathlib import Path
+from rvllm_local import host
+host.prepare()
+from rvllm_local.clients.process import child
+child._import_ahead()
+from rvllm_local.engine.loop import EngineLoop
+from rvllm_local.engine.startup.open import open_any_core
+from rvllm_local.models.locate import locate
+from rvllm_local.options import EngineOptions
+from rvllm_local.text.tokenizer_files import read_tokenizer
+before = set(sys.modules)
+files = locate(sys.argv[1], print)
+text = read_tokenizer(files)
+loop = EngineLoop(lambda: open_any_core(files, text, EngineOptions(kv_memory=4_000_000)))
+loop.call(lambda core: core.limits)
+loop.close()
+late = {name.partition(".")[0] for name in set(sys.modules) - before}
+print(sorted(late & {"jinja2", "onnxruntime", "platformdirs", "llguidance", "tokenizers"}))
+"""
+
+
+def test_an_engine_imports_no_library_once_it_is_told_its_model(folder: str) -> None:
+    """What it imports before that costs no time: the server is imported beside it."""
+    done = subprocess.run(
+        [sys.executable, "-c", IMPORTS_LATER, folder],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.splitlines()[-1] == "[]"

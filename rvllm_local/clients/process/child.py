@@ -41,6 +41,16 @@ _BEAT_S = 0.5
 _MOST_EVENTS = 256  # in one frame
 _OUTBOX = 4096
 _EXIT_PROTOCOL, _EXIT_INTERNAL = 65, 70
+# What is imported late elsewhere, but by every engine's start.
+_AHEAD = (
+    "rvllm_local.engine.startup.open",
+    "rvllm_local.text.tokenizer_files",
+    "rvllm_local.clients.in_process",
+    "rvllm_local.text.grammar.compiled",
+    "rvllm_local.text.template",
+    "platformdirs",
+)
+_AHEAD_ON_CPU = ("numpy.random", "onnxruntime")
 
 
 def main() -> int:
@@ -94,10 +104,12 @@ def _import_ahead() -> None:
 
     It may be told long after its start. No memory is taken for a model.
     """
-    importlib.import_module("rvllm_local.engine.startup.open")
-    importlib.import_module("rvllm_local.text.tokenizer_files")
-    importlib.import_module("rvllm_local.clients.in_process")
-    importlib.import_module("rvllm_local.text.grammar.compiled")
+    for module in _AHEAD:
+        importlib.import_module(module)
+    if not host.may_have_gpu():
+        for module in _AHEAD_ON_CPU:
+            with contextlib.suppress(ImportError):  # whoever needs it will be told
+                importlib.import_module(module)
 
 
 class _Server:
