@@ -5,15 +5,18 @@ Nothing here refuses a model, and nothing is read but settings and names.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Iterable, Mapping
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
+from rvllm_local.errors import ModelFileError
 from rvllm_local.models.architecture import import_family
 from rvllm_local.models.config_file import read_settings, text_config
 from rvllm_local.models.locate import ModelFiles
-from rvllm_local.models.safetensors_check import has_stale_index
+from rvllm_local.models.safetensors_check import has_stale_index, read_header
+from rvllm_local.models.spare_weights import is_for_other_parts
 from rvllm_local.models.windows import layer_windows
 
 _PICKLES = (".bin", ".pt", ".pth", ".pkl", ".ckpt")
@@ -46,12 +49,35 @@ def _of_folder(folder: Path, config: Mapping[str, Any]) -> list[str]:
         parts.append(
             "model.safetensors.index.json: it names files or weights that are not here"
         )
+    parts += _spare_weights(folder)
     for path in sorted(folder.iterdir()):
         if path.suffix == ".py":
             parts.append(f"{path.name}: code of a model never runs")
         elif path.suffix in _PICKLES:
             parts.append(f"{path.name}: pickled files are never read")
     return parts
+
+
+def _spare_weights(folder: Path) -> list[str]:
+    """Weights of other parts than the language model, counted.
+
+    A file that cannot be read has none; loading it says what is wrong.
+    """
+    count = 0
+    example = ""
+    for path in sorted(folder.glob("model*.safetensors")):
+        names: Iterable[str] = ()
+        with contextlib.suppress(ModelFileError, OSError):
+            names = read_header(path)[0]
+        for name in names:
+            if is_for_other_parts(name):
+                count += 1
+                example = example or name
+    if not count:
+        return []
+    return [
+        f"{count} weights such as {example}: they are of other parts than the text's"
+    ]
 
 
 def _unused_window(config: Mapping[str, Any]) -> int | None:

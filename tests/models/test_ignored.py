@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import mlx.core as mx
+
 from rvllm_local.commands.model_facts import facts
 from rvllm_local.models.ignored import ignored_parts
 from rvllm_local.models.locate import locate
@@ -30,6 +32,21 @@ def test_show_tells_ends_sampling_template_and_what_was_ignored(tmp_path: Path) 
     ignored = "\n".join(shown["ignored"])
     for name in ("auto_map", "modeling_x.py", "pytorch_model.bin", "index.json"):
         assert name in ignored
+
+
+def test_weights_of_other_parts_are_counted(tmp_path: Path) -> None:
+    folder = save_tiny("llama", tmp_path / "tiny")
+    path = folder / "model.safetensors"
+    weights = dict(mx.load(str(path)))
+    weights["mtp.fc.weight"] = mx.zeros((2, 2))
+    weights["vision_tower.norm.weight"] = mx.zeros(2)
+    mx.eval(weights)
+    mx.save_safetensors(str(path), weights)
+    files = locate(str(folder))
+    (told,) = ignored_parts(files, {"model_type": "llama"})
+    assert told.startswith("2 weights such as mtp.fc.weight")
+    path.write_bytes(b"cut")
+    assert ignored_parts(files, {"model_type": "llama"}) == []
 
 
 def test_the_default_model_ignores_nothing() -> None:
