@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import gc
 import os
 import platform
 from collections.abc import Iterator
@@ -70,6 +71,17 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     import mlx.core as mx
 
     mx.random.seed(0)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _frozen_heap() -> None:
+    """Let collections of garbage look only at what a file's own tests have made.
+
+    Each start of an engine asks for one, and the suite's ten thousand tests are 380,000
+    objects: a quarter of a second each time.
+    """
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")
