@@ -4,6 +4,7 @@ A grammar that allows blanks forces little of a document: a blank may come befor
 name. So where it leaves a choice, the blanks are guessed from those before them. Where
 nothing is known of them what the drafter proposes is taken, or else what would come
 without blanks, or what would come after the value; behind that the grammar forces on.
+Where three tokens or more stand as they stood before, what followed them goes first.
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ from typing import TYPE_CHECKING
 
 from rvllm_local.engine.speculation.contract import (
     FORCED,
+    LONG,
+    MIDDLE,
     MOST_DRAFTED,
     Proposal,
     alike,
@@ -64,10 +67,13 @@ class _Walk:
             forced = self._matcher.forced()
             if self._take(alike(forced, FORCED)):
                 continue
+            guess = guess_after(self.tokens)
+            if _goes_first(guess) and self._take(guess):
+                continue
             laid_out = self._matcher.laid_out()
             if self._take(_of_kinds(laid_out, LAID_OUT)):
                 continue
-            if self._take(guess_after(self.tokens)):
+            if self._take(guess):
                 continue
             compact = self._matcher.forced_compactly()
             if self._take(alike(compact, COMPACT)):
@@ -101,6 +107,11 @@ class _Walk:
             if kind != FORCED and self._matcher.forced():
                 break
         return len(self.tokens) > before
+
+
+def _goes_first(guess: Proposal) -> bool:
+    """Items that repeat themselves tell of values, too, and layout of blanks alone."""
+    return guess.kinds[:1] in ((MIDDLE,), (LONG,))
 
 
 def _of_kinds(continuation: Continuation, first: str) -> Proposal:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import pytest
 
 from rvllm_local import SamplingParams
@@ -14,7 +16,15 @@ from rvllm_local.engine.grammar_drafts import (
     along_grammar,
 )
 from rvllm_local.engine.speculation.acceptance import Acceptance
-from rvllm_local.engine.speculation.contract import FORCED, NOTHING, Proposal, alike
+from rvllm_local.engine.speculation.contract import (
+    FORCED,
+    LONG,
+    MIDDLE,
+    NOTHING,
+    SHORT,
+    Proposal,
+    alike,
+)
 from rvllm_local.engine.speculation.depth import StepCosts, choose_depths
 from rvllm_local.errors import GrammarError
 from rvllm_local.text.grammar.formats import (
@@ -99,6 +109,23 @@ def test_the_drafter_guesses_before_the_compact_form(compiler: GrammarCompiler) 
     proposal = along_grammar(after(compiler, "{"), guess)
     assert text_of(proposal) == ' "name"'
     assert proposal.kinds[:3] == ("long", "long", FORCED)
+
+
+def test_what_followed_a_long_stretch_goes_before_the_layout(
+    compiler: GrammarCompiler,
+) -> None:
+    """A short one says less of the blanks than the document itself."""
+    comma, blank = TOKENIZER.encode(", ", bos=False)
+
+    def after_stretch(kind: str) -> Proposal:
+        def guess(tokens: Sequence[int]) -> Proposal:
+            return NOTHING if tokens else alike([comma, blank], kind)
+
+        return along_grammar(after(compiler, '{\n "name": "ab"'), guess)
+
+    assert text_of(after_stretch(SHORT)) == ',\n "kind'
+    assert text_of(after_stretch(MIDDLE)).startswith(", ")
+    assert text_of(after_stretch(LONG)).startswith(", ")
 
 
 def test_nothing_is_drafted_that_the_grammar_forbids(compiler: GrammarCompiler) -> None:

@@ -4,14 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from rvllm_local.engine.speculation.contract import FORCED, Proposal
+from rvllm_local.engine.speculation.contract import (
+    FORCED,
+    LONG,
+    MIDDLE,
+    SHORT,
+    Proposal,
+)
 
 _MEMORY = 0.9  # what a guess of yesterday counts today
 # What is believed of a kind at first, as so many guesses, right and all.
 _BEGINNING = {
-    "short": (1.0, 3.0),
-    "middle": (1.0, 2.0),
-    "long": (1.5, 2.0),
+    SHORT: (1.0, 3.0),
+    MIDDLE: (1.0, 2.0),
+    LONG: (1.5, 2.0),
     "compact": (1.0, 2.0),
     "laid out": (4.5, 5.0),
     "usual": (1.5, 2.0),

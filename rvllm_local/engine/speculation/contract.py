@@ -10,6 +10,8 @@ MOST_DRAFTED = 7  # with the token before them a row has eight in a call
 
 FORCED = "forced"  # by a grammar: such a token comes for certain
 BY_MODEL = "model"  # drawn by a smaller model
+# What followed such a stretch of tokens before, by its length.
+SINGLE, SHORT, MIDDLE, LONG = "single", "short", "middle", "long"
 
 
 class Proposal(NamedTuple):

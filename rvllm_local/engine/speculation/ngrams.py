@@ -12,7 +12,11 @@ import numpy as np
 import numpy.typing as npt
 
 from rvllm_local.engine.speculation.contract import (
+    LONG,
+    MIDDLE,
     NOTHING,
+    SHORT,
+    SINGLE,
     Drawing,
     Proposal,
     alike,
@@ -97,7 +101,7 @@ def _followers(tokens: npt.NDArray[np.int32], most: int, shortest: int) -> Propo
 
 def _kind(length: int) -> str:
     if length < 2:
-        return "single"
+        return SINGLE
     if length < 3:
-        return "short"
-    return "middle" if length < 6 else "long"
+        return SHORT
+    return MIDDLE if length < 6 else LONG
