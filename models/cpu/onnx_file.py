@@ -10,6 +10,7 @@ import functools
 import itertools
 import struct
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -39,11 +40,35 @@ Dims = Sequence[int | str]
 Piece = bytes | memoryview  # of a model, which is all of them one after the other
 
 
+@dataclass(frozen=True, slots=True)
+class _Node:
+    """One operation, before it is known under which names its results are handed out."""
+
+    op: str
+    domain: str
+    inputs: Sequence[str]
+    outputs: Sequence[str]
+    attributes: dict[str, Attribute]
+
+    def encoded(self, renamed: dict[str, str]) -> bytes:
+        """Its message, with the values' last names."""
+        parts = [_text(1, renamed.get(name, name)) for name in self.inputs]
+        parts += [_text(2, renamed.get(name, name)) for name in self.outputs]
+        parts.append(_text(4, self.op))
+        for name, value in self.attributes.items():
+            attribute = _attribute(name, value)
+            parts.append(_bytes(5, attribute))
+        parts.append(_text(7, self.domain))
+        return b"".join(parts)
+
+
 class GraphWriter:
     """One graph. Values are named by the strings that `node` and `constant` return."""
 
     def __init__(self) -> None:
-        self._nodes: list[bytes] = []
+        self._nodes: list[_Node] = []
+        self._computed: set[str] = set()  # what nodes return, without outputs
+        self._renamed: dict[str, str] = {}  # what is handed out under another name
         self._constants: list[tuple[bytes, memoryview]] = []
         self._inputs: list[bytes] = []
         self._outputs: list[bytes] = []
@@ -57,8 +82,10 @@ class GraphWriter:
 
     def output(self, value: str, name: str, dtype: str, dims: Dims) -> None:
         """Hand `value` out under `name`."""
-        if value != name:
-            self._nodes.append(_node("Identity", "", [value], [name], {}))
+        if value in self._computed and value not in self._renamed:
+            self._renamed[value] = name
+        elif value != name:
+            self._nodes.append(_Node("Identity", "", [value], [name], {}))
         self._outputs.append(_value_info(name, dtype, dims))
 
     def constant(self, array: npt.NDArray[Any]) -> str:
@@ -103,7 +130,8 @@ class GraphWriter:
             if is_kept:
                 name = f"v{next(self._numbers)}"
             names.append(name)
-        self._nodes.append(_node(op, domain, inputs, names, attributes))
+        self._computed.update(names)
+        self._nodes.append(_Node(op, domain, tuple(inputs), names, attributes))
         return names
 
     def store_into(
@@ -117,7 +145,7 @@ class GraphWriter:
 
         Later operations may read it.
         """
-        self._nodes.append(_node(op, "", inputs, [name], {}))
+        self._nodes.append(_Node(op, "", inputs, [name], {}))
         self._outputs.append(_value_info(name, "float32", dims))
         return name
 
@@ -128,7 +156,9 @@ class GraphWriter:
 
     def model(self) -> list[Piece]:
         """The finished model."""
-        graph: list[Piece] = [_bytes(1, node) for node in self._nodes]
+        graph: list[Piece] = []
+        for node in self._nodes:
+            graph.append(_bytes(1, node.encoded(self._renamed)))
         graph.append(_text(2, "step"))
         for head, data in self._constants:
             graph.append(_head(5, len(head) + len(data)) + head)
@@ -205,23 +235,6 @@ def _value_info(name: str, dtype: str, dims: Dims) -> bytes:
     tensor = _integer(1, _DTYPES[dtype]) + shape
     kind = _bytes(1, tensor)
     return _text(1, name) + _bytes(2, kind)
-
-
-def _node(
-    op: str,
-    domain: str,
-    inputs: Sequence[str],
-    outputs: Sequence[str],
-    attributes: dict[str, Attribute],
-) -> bytes:
-    parts = [_text(1, name) for name in inputs]
-    parts += [_text(2, name) for name in outputs]
-    parts.append(_text(4, op))
-    for name, value in attributes.items():
-        attribute = _attribute(name, value)
-        parts.append(_bytes(5, attribute))
-    parts.append(_text(7, domain))
-    return b"".join(parts)
 
 
 def _attribute(name: str, value: Attribute) -> bytes:
