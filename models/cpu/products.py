@@ -87,20 +87,13 @@ class ProductWriter:
     def _group_means(self, x: str, matrix: PackedMatrix) -> str:
         """The mean of each group's inputs, `[tokens, groups]`.
 
-        Pooling reads nothing but the inputs. A product with a matrix of ones, which reads
-        0.3 MB a layer beside, made a step of one row 2 to 3 % longer.
+        It reads nothing but the inputs. A product with a matrix of ones, which reads 0.3 MB
+        a layer beside, made a step of one row 2 to 3 % longer.
         """
         writer = self._writer
-        group = matrix.group
-        rows = writer.node("Reshape", [x, writer.shape(-1, 1, matrix.columns)])
-        means = writer.node(
-            "AveragePool",
-            [rows],
-            kernel_shape=[group],
-            strides=[group],
-        )
-        groups = matrix.columns // group
-        return writer.node("Reshape", [means, writer.shape(-1, groups)])
+        groups = matrix.columns // matrix.group
+        parted = writer.node("Reshape", [x, writer.shape(-1, groups, matrix.group)])
+        return writer.node("ReduceMean", [parted], axes=[2], keepdims=0)
 
     def _alone(self, x: str, layer: nn.Module) -> str:
         if isinstance(layer, StoredLinear):
