@@ -61,6 +61,7 @@ class Counting:
 
     name = "known answers"
     runs_a_model = False
+    reads_prompts = False
 
     def __init__(self, right: float, vocab_size: int) -> None:
         self._right = right
@@ -73,7 +74,12 @@ class Counting:
     def close(self, stream: list[int]) -> None:
         """Nothing is kept elsewhere."""
 
-    def push(self, stream: list[int], token_ids: Sequence[int]) -> None:
+    def read(self, stream: list[int], position: int, token_ids: Sequence[int]) -> None:
+        """It has the tokens."""
+
+    def push(
+        self, stream: list[int], token_ids: Sequence[int], first_row: int = 0
+    ) -> None:
         stream[0] = token_ids[-1]
 
     def propose(self, streams: Sequence[list[int]], most: int) -> list[Proposal]:

@@ -77,7 +77,8 @@ class LoadedModel:
     """A model ready to run. `weights_bytes` is what its parameters take in memory.
 
     With `packs` its quantized layers are stand-ins that wait to be packed; `notes` says
-    which of them are in float32, and why.
+    which of them are in float32, and why. `head` predicts tokens further ahead, if that
+    was asked for.
     """
 
     module: nn.Module
@@ -91,6 +92,7 @@ class LoadedModel:
     fingerprint: str
     packs: bool = False
     notes: tuple[str, ...] = ()
+    head: LoadedModel | None = None
 
 
 def load_model(

@@ -27,7 +27,7 @@ Attention = Literal["auto", "reference", "kernels"]
 Cache = Literal["auto", "off", "memory", "disk"]
 KVDtype = Literal["auto", "int8"]
 Dtype = Literal["auto", "stored", "float16"]
-# "auto", "off", "ngram", or the name of a model
+# "auto", "off", "ngram", "mtp", or the name of a model
 Draft = Annotated[str, Meta(extra={"unit": "name"})]
 _NO_TEXT = ("adapters", "hosts")  # fields that are more than a value
 CpuWeights = Literal["auto", "quantized", "float32"]
@@ -99,7 +99,8 @@ class EngineOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         Draft,
         _about(
             "guess tokens from the text so far (ngram), by a smaller model (its name), "
-            "or off; auto: ngram on a CPU where a step can check several tokens"
+            "by the model's own head for several tokens (mtp), or off; auto: ngram on a "
+            "CPU where a step can check several tokens"
         ),
     ] = "auto"
     max_waiting: Annotated[CountFromZero, _about("requests that may wait")] = 256
@@ -142,8 +143,13 @@ class EngineOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     @property
     def drafts_by_model(self) -> bool:
-        """`draft` is the name of a model."""
+        """`draft` is the name of a model, or the model's own head."""
         return self.draft not in ("auto", "off", "ngram")
+
+    @property
+    def drafts_by_head(self) -> bool:
+        """The model has a head of its own that predicts several tokens."""
+        return self.draft == "mtp"
 
 
 class OptionArguments(TypedDict, total=False):

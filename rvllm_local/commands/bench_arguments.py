@@ -189,7 +189,7 @@ def _decode(decode: argparse.ArgumentParser) -> None:
     decode.add_argument(
         "--draft",
         metavar="NAME",
-        help="what guesses tokens: ngram, auto, off or a smaller model",
+        help="what guesses tokens: ngram, auto, mtp, off or a smaller model",
     )
 
 

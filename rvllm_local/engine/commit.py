@@ -60,10 +60,11 @@ class Committer:
             end = start + 1 + len(drafted)
             drawn = tokens[start:end]
             records = logprobs[start:end]
+            first_row = start
             start = end
             sequence.in_flight -= 1
             if not sequence.ended:
-                events += self._take(sequence, drafted, drawn, records, now)
+                events += self._take(sequence, drafted, drawn, records, now, first_row)
             elif sequence.in_flight == 0:
                 self._kv_cache.free(sequence)
         return events
@@ -75,6 +76,7 @@ class Committer:
         drawn: Rows[int],
         records: Rows[TokenLogprob | None],
         now: float,
+        first_row: int,
     ) -> list[RowEvent]:
         """Append what was drawn up to the first token that was drafted otherwise.
 
@@ -99,14 +101,14 @@ class Committer:
             if event.finish_reason is not None:
                 break
         if num_new:
-            self._account(sequence, num_new)
+            self._account(sequence, num_new, first_row)
         return events
 
-    def _account(self, sequence: Sequence, num_new: int) -> None:
+    def _account(self, sequence: Sequence, num_new: int, first_row: int) -> None:
         """Note the tokens that a step brought; offer the blocks that they filled."""
         self.num_tokens += num_new
         sequence.num_computed += num_new - 1
-        self._drafting.record(sequence, num_new)
+        self._drafting.record(sequence, num_new, first_row)
         # A block is full, or was begun; a window may move with every token.
         if self._has_windows or len(sequence.token_ids) % BLOCK_TOKENS <= num_new:
             self._prefiller.share_blocks(sequence)

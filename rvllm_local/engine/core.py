@@ -264,7 +264,7 @@ class EngineCore:
             return self._launch(rows, plan.prefills)
         for chunk in plan.prefills:
             self._prefiller.run(chunk)
-            self._drafting.note_prefill()
+            self._drafting.note_prefill(chunk.sequence, chunk.num_tokens)
         if self._scored:
             self._emit_scores()
         return self._launch(rows, ()) if rows else None

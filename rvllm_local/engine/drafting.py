@@ -42,10 +42,7 @@ class Drafting:
         drafts: list[RowDrafts] = []
         rooms = []
         for row in rows:
-            if row.drafts is None:
-                drawing = functools.partial(sampling_after, row)
-                row.drafts = speculator.open(row.token_ids, drawing)
-            drafts.append(row.drafts)
+            drafts.append(_drafts_of(row, speculator))
             rooms.append(functools.partial(self._room, row))
         speculator.guess(drafts)
         self._last_choice = time.monotonic()
@@ -77,12 +74,15 @@ class Drafting:
         drafts = [row.drafts for row in rows if row.drafts is not None]
         return self._speculator.would_draft(drafts)
 
-    def record(self, sequence: Sequence, num_new: int) -> None:
-        """A step brought so many tokens of a sequence; all but the last were drafted."""
+    def record(self, sequence: Sequence, num_new: int, first_row: int) -> None:
+        """A step brought so many tokens of a sequence; all but the last were drafted.
+
+        The first of them was drawn from the step's row `first_row`.
+        """
         if self._speculator is None or sequence.drafts is None:
             return
         newest = sequence.token_ids[-num_new:]
-        self._speculator.record(sequence.drafts, newest, num_new - 1)
+        self._speculator.record(sequence.drafts, newest, num_new - 1, first_row)
         if self._overlaps and not self._speculator.runs_a_model:
             self._speculator.guess([sequence.drafts])
 
@@ -91,9 +91,18 @@ class Drafting:
         if self._speculator is not None and sequence.drafts is not None:
             self._speculator.close(sequence.drafts)
 
-    def note_prefill(self) -> None:
-        """A prompt was computed now; no step's time counts that this fell into."""
+    def note_prefill(self, sequence: Sequence, count: int) -> None:
+        """So many tokens of a prompt were computed now.
+
+        No step's time counts that this fell into.
+        """
         self._last_prefill = time.monotonic()
+        speculator = self._speculator
+        if speculator is None or not speculator.reads_prompts:
+            return
+        end = sequence.num_computed
+        behind = sequence.token_ids[end - count + 1 : end + 1]
+        speculator.read(_drafts_of(sequence, speculator), end - count, behind)
 
     def record_landing(self, flight: Flight) -> None:
         """A step was read now. It took the time since its tokens were chosen.
@@ -106,6 +115,14 @@ class Drafting:
             return
         seconds = self._last_landing - began
         self._speculator.costs.record(flight.num_tokens, seconds)
+
+
+def _drafts_of(row: Sequence, speculator: Speculator) -> RowDrafts:
+    """The drafts of a sequence, which begin where they are first asked for."""
+    if row.drafts is None:
+        drawing = functools.partial(sampling_after, row)
+        row.drafts = speculator.open(row.token_ids, drawing)
+    return row.drafts
 
 
 def _guesses_ends(row: Sequence, drafts: RowDrafts) -> bool:

@@ -57,6 +57,7 @@ class ModelDrafter:
     """Runs the smaller model over the rows of a step, a token of each row a call."""
 
     runs_a_model = True
+    reads_prompts = False
 
     def __init__(
         self,
@@ -86,7 +87,14 @@ class ModelDrafter:
     def close(self, stream: DraftedText) -> None:
         self._kv.release(stream.tables)
 
-    def push(self, stream: DraftedText, token_ids: Sequence[int]) -> None:
+    def read(
+        self, stream: DraftedText, position: int, token_ids: Sequence[int]
+    ) -> None:
+        """It computes the prompt itself."""
+
+    def push(
+        self, stream: DraftedText, token_ids: Sequence[int], first_row: int = 0
+    ) -> None:
         num_right = 0
         for drafted, token in zip(stream.ahead, token_ids, strict=False):
             if drafted != token:

@@ -32,6 +32,7 @@ class TokenList:
 
     name = "made up"
     runs_a_model = False
+    reads_prompts = False
 
     def open(self, token_ids: Sequence[int], drawing: Drawing) -> list[int]:
         return list(token_ids)
@@ -39,8 +40,13 @@ class TokenList:
     def close(self, stream: list[int]) -> None:
         """Nothing is kept elsewhere."""
 
-    def push(self, stream: list[int], token_ids: Sequence[int]) -> None:
+    def push(
+        self, stream: list[int], token_ids: Sequence[int], first_row: int = 0
+    ) -> None:
         stream.extend(token_ids)
+
+    def read(self, stream: list[int], position: int, token_ids: Sequence[int]) -> None:
+        """It has the tokens."""
 
     def propose_after(
         self, stream: list[int], token_ids: Sequence[int], most: int

@@ -41,10 +41,12 @@ class Drafter(Protocol):
     """Guesses the next tokens of sequences. Never asked for more than `MOST_DRAFTED`.
 
     runs_a_model: each token that it proposes takes time.
+    reads_prompts: it looks at what the model made of a prompt, and of each step.
     """
 
     name: str
     runs_a_model: bool
+    reads_prompts: bool
 
     def open(self, token_ids: Sequence[int], drawing: Drawing) -> Any:
         """Begin a sequence with these tokens; what is returned stands for it."""
@@ -52,8 +54,17 @@ class Drafter(Protocol):
     def close(self, stream: Any) -> None:
         """The sequence has ended."""
 
-    def push(self, stream: Any, token_ids: Sequence[int]) -> None:
-        """Take the tokens that have come since."""
+    def push(self, stream: Any, token_ids: Sequence[int], first_row: int) -> None:
+        """Take the tokens that have come since.
+
+        They were drawn from the rows of the step from `first_row` on.
+        """
+
+    def read(self, stream: Any, position: int, token_ids: Sequence[int]) -> None:
+        """A chunk of a prompt was computed just now, which began at this position.
+
+        `token_ids` came behind each of its tokens. Asked only if `reads_prompts`.
+        """
 
     def propose(self, streams: Sequence[Any], most: int) -> list[Proposal]:
         """For each of the sequences what may come next, at most `most` tokens."""

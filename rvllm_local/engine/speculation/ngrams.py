@@ -54,6 +54,7 @@ class NgramDrafter:
 
     name = "n-grams"
     runs_a_model = False
+    reads_prompts = False
 
     def open(self, token_ids: Sequence[int], drawing: Drawing) -> TokenText:
         return TokenText(token_ids)
@@ -61,8 +62,13 @@ class NgramDrafter:
     def close(self, stream: TokenText) -> None:
         """Nothing is kept elsewhere."""
 
-    def push(self, stream: TokenText, token_ids: Sequence[int]) -> None:
+    def push(
+        self, stream: TokenText, token_ids: Sequence[int], first_row: int = 0
+    ) -> None:
         stream.push(token_ids)
+
+    def read(self, stream: TokenText, position: int, token_ids: Sequence[int]) -> None:
+        """The prompt's tokens suffice."""
 
     def propose(self, streams: Sequence[TokenText], most: int) -> list[Proposal]:
         return [_followers(stream.recent(), most, _SHORTEST) for stream in streams]

@@ -65,6 +65,15 @@ class Speculator:
         """The sequence has ended."""
         self._drafter.close(row.stream)
 
+    @property
+    def reads_prompts(self) -> bool:
+        """It is told of each chunk of a prompt."""
+        return self._drafter.reads_prompts
+
+    def read(self, row: RowDrafts, position: int, token_ids: Sequence[int]) -> None:
+        """A chunk that began there was computed; these tokens came behind its own."""
+        self._drafter.read(row.stream, position, token_ids)
+
     def guess(self, rows: Sequence[RowDrafts]) -> None:
         """Have the drafter propose for rows whose tokens are all known."""
         missing = [row for row in rows if not row.proposal.tokens]
@@ -128,8 +137,12 @@ class Speculator:
         row: RowDrafts,
         token_ids: Sequence[int],
         num_kept: int,
+        first_row: int = 0,
     ) -> None:
-        """Take the tokens that a step brought; so many of them had been drafted."""
+        """Take the tokens that a step brought; so many of them had been drafted.
+
+        The first was drawn from the step's row `first_row`.
+        """
         row.acceptance.record(row.proposal, token_ids)
         num_rejected = len(row.tokens) - num_kept
         row.accepted += num_kept
@@ -138,7 +151,7 @@ class Speculator:
         self.rejected += num_rejected
         row.tokens = ()
         row.proposal = NOTHING
-        self._drafter.push(row.stream, token_ids)
+        self._drafter.push(row.stream, token_ids, first_row)
 
 
 def _chances(row: RowDrafts, proposal: Proposal) -> list[float]:

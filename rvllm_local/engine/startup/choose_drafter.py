@@ -8,7 +8,7 @@ from rvllm_local.engine.speculation.contract import Drafter
 from rvllm_local.engine.speculation.ngrams import NgramDrafter
 from rvllm_local.engine.speculation.speculator import Speculator
 from rvllm_local.engine.startup.check_drafts import why_drafts_differ
-from rvllm_local.engine.startup.open_drafter import open_drafter
+from rvllm_local.engine.startup.open_drafter import open_drafter, open_head
 from rvllm_local.engine.startup.open_runner import OpenedRunner
 from rvllm_local.errors import ConfigError
 from rvllm_local.memory.layout import KVLayout
@@ -37,7 +37,9 @@ def make_speculator(
             )
         return None, f"off: {reason}"
     drafter: Drafter = NgramDrafter()
-    if options.drafts_by_model:
+    if options.drafts_by_head:
+        drafter = open_head(opened, options)
+    elif options.drafts_by_model:
         drafter = open_drafter(opened, text, options)
     speculator = Speculator(drafter, options.max_rows)
     return speculator, speculator.name

@@ -7,11 +7,18 @@ from pathlib import Path
 import mlx.core as mx
 
 from rvllm_local.engine.detokenizer import Vocabulary
+from rvllm_local.engine.head_drafter import HeadDrafter
 from rvllm_local.engine.model_drafter import ModelDrafter
-from rvllm_local.engine.startup.open_runner import OpenedRunner, open_runner
+from rvllm_local.engine.startup.open_runner import (
+    OpenedRunner,
+    open_runner,
+    runner_of,
+)
 from rvllm_local.engine.startup.planning import drafter_options
 from rvllm_local.errors import ConfigError
+from rvllm_local.models.describe import describe
 from rvllm_local.models.locate import locate
+from rvllm_local.models.mtp import watch_end
 from rvllm_local.options import EngineOptions
 from rvllm_local.text.tokenizer_files import read_tokenizer
 
@@ -31,7 +38,8 @@ def open_drafter(
     files = locate(name, cache_dir=cache_dir)
     vocab_size = opened.runner.vocab_size
     _check_vocabulary(name, read_tokenizer(files), text, vocab_size)
-    smaller_options = drafter_options(options, files, opened.plan.arena_tokens)
+    module = describe(files).module
+    smaller_options = drafter_options(options, module, opened.plan.arena_tokens)
     smaller = open_runner(files, smaller_options)
     # Each opening lets MLX keep what one model needs for its next calls.
     mx.set_cache_limit((opened.plan.scratch + smaller.plan.scratch) // 2)
@@ -49,6 +57,27 @@ def open_drafter(
         vocab_size=vocab_size,
         context=smaller.parts.context,
         prefill_chunk=options.prefill_chunk,
+    )
+
+
+def open_head(opened: OpenedRunner, options: EngineOptions) -> HeadDrafter:
+    """The model's own head, with keys and values of its own, as `open_drafter`."""
+    head = opened.parts.loaded.head
+    assert head is not None, "it is loaded with the model"
+    head_options = drafter_options(options, head.module, opened.plan.arena_tokens)
+    opened_head = runner_of(head, head_options)
+    mx.set_cache_limit((opened.plan.scratch + opened_head.plan.scratch) // 2)
+    ends = watch_end(opened.parts.loaded.module)
+    own_ends = watch_end(head.module)
+    ends.is_wanted = True
+    own_ends.is_wanted = True
+    return HeadDrafter(
+        opened_head.runner,
+        opened_head.parts.kv,
+        head.module.model.embed_tokens,
+        ends=ends,
+        own_ends=own_ends,
+        context=opened_head.parts.context,
     )
 
 

@@ -34,6 +34,7 @@ from rvllm_local.engine.startup.weight_forms import (
     form_in_words,
     weight_forms,
 )
+from rvllm_local.engine.watched_runner import WatchedRunner
 from rvllm_local.errors import UnsupportedModelError
 from rvllm_local.memory.arena import Arena
 from rvllm_local.memory.layout import KVLayout
@@ -47,6 +48,7 @@ from rvllm_local.models.describe import describe, num_heads, widest
 from rvllm_local.models.fuse import fuse_projections
 from rvllm_local.models.loader import LoadedModel, load_model
 from rvllm_local.models.locate import ModelFiles
+from rvllm_local.models.mtp import is_head, load_head, watch_end
 from rvllm_local.options import EngineOptions
 
 logger = logging.getLogger(__name__)
@@ -95,6 +97,8 @@ def _open_as(
         load_model, files, packs=form != "plain", context=options.context_length
     )
     loaded = in_float16(load(), options, load)
+    if options.drafts_by_head:
+        loaded = dataclasses.replace(loaded, head=load_head(files, loaded))
     for note in loaded.notes:
         logger.info(note)
     key_of = functools.partial(result_key, files, loaded, options)
@@ -178,6 +182,9 @@ def load_parts(
     parts = LoadedParts(
         loaded, layout, arenas, kv, paged, context, plan.copy_tokens, choice
     )
+    if options.drafts_by_head or is_head(loaded.module):
+        watch_end(loaded.module)
+        parts = dataclasses.replace(parts, runner_class=WatchedRunner)
     return parts, plan
 
 
@@ -199,7 +206,13 @@ def _accepted_plan(
         has_sinks(loaded.module),
     )
     plan = plan_engine(
-        layout, options, context=context, weights=weights, sizes=sizes, paged=paged
+        layout,
+        options,
+        context=context,
+        weights=weights,
+        sizes=sizes,
+        config=loaded.config,
+        paged=paged,
     )
     plan.check()
     return plan

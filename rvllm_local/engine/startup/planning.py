@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import mlx.core as mx
 import msgspec
@@ -23,7 +25,8 @@ from rvllm_local.metal_kernels import default_backend
 from rvllm_local.models.adapted import adapted_bytes
 from rvllm_local.models.adapter_files import read_adapters
 from rvllm_local.models.describe import ModelDescription, describe
-from rvllm_local.models.locate import ModelFiles, locate
+from rvllm_local.models.locate import locate
+from rvllm_local.models.mtp import describe_head
 from rvllm_local.models.sharding import divide_outline, parameter_bytes
 from rvllm_local.options import EngineOptions
 
@@ -65,7 +68,14 @@ def plan_model(
     if forms[0] != "plain" and model.packed_bytes is not None:
         weights = model.packed_bytes
     weights += adapted
-    plan = plan_engine(layout, options, context=context, weights=weights, sizes=sizes)
+    plan = plan_engine(
+        layout,
+        options,
+        context=context,
+        weights=weights,
+        sizes=sizes,
+        config=model.config,
+    )
     plan = dataclasses.replace(plan, weight_form=form_in_words(forms[0]))
     if strict:
         plan.check()
@@ -94,9 +104,10 @@ def plan_engine(
     context: int,
     weights: int,
     sizes: ModelSizes,
+    config: Mapping[str, Any],
     paged: bool = True,
 ) -> MemoryPlan:
-    """The plan of an engine over a known layout.
+    """The plan of an engine over a known layout, for a model of this configuration.
 
     Raises `MemoryBudgetError` if the KV budget holds no block. `paged`: attention goes
     through the back end, which on a CPU keeps the context of a prefilling prompt
@@ -121,26 +132,35 @@ def plan_engine(
     )
     if not options.drafts_by_model:
         return plan
-    drafter = drafter_bytes(options, plan.arena_tokens)
+    drafter = drafter_bytes(options, config, plan.arena_tokens)
     return dataclasses.replace(plan, drafter=drafter)
 
 
-def drafter_bytes(options: EngineOptions, num_tokens: int) -> int:
-    """What the model that drafts takes, for texts of so many tokens in all."""
-    cache_dir = Path(options.cache_dir) if options.cache_dir else None
-    files = locate(options.draft, cache_dir=cache_dir)
-    smaller_options = drafter_options(options, files, num_tokens)
-    plan = plan_model(describe(files), smaller_options, strict=False)
+def drafter_bytes(
+    options: EngineOptions, config: Mapping[str, Any], num_tokens: int
+) -> int:
+    """What the model that drafts takes, for texts of so many tokens in all.
+
+    `config` is the configuration of the model that it drafts for, as whose head it may
+    come.
+    """
+    if options.drafts_by_head:
+        description = describe_head(config)
+    else:
+        cache_dir = Path(options.cache_dir) if options.cache_dir else None
+        description = describe(locate(options.draft, cache_dir=cache_dir))
+    smaller_options = drafter_options(options, description.module, num_tokens)
+    plan = plan_model(description, smaller_options, strict=False)
     return plan.total - plan.process
 
 
 def drafter_options(
     options: EngineOptions,
-    files: ModelFiles,
+    module: nn.Module,
     num_tokens: int,
 ) -> EngineOptions:
     """How the model that drafts is opened: with room for so many tokens."""
-    layout = probe_layout(describe(files).module, quantized=options.kv_dtype == "int8")
+    layout = probe_layout(module, quantized=options.kv_dtype == "int8")
     num_blocks = blocks_for(num_tokens) + 1 + _FEWEST_BLOCKS
     block_bytes = sum(shape.block_bytes for shape in layout.groups)
     return msgspec.structs.replace(
