@@ -17,7 +17,11 @@ from rvllm_local.models.product_checks import Product, mlx_product
 from rvllm_local.models.products import QuantizedProducts
 
 # What `--without` leaves out: the launches stay mlx-lm's own.
-PARTS = {"recurrent": "install_gated_delta", "experts": "install_expert_products"}
+PARTS = {
+    "recurrent": "install_gated_delta",
+    "experts": "install_expert_products",
+    "routes": "install_routed_blocks",
+}
 
 
 def quickest_mode(

@@ -3,6 +3,7 @@
 // Metal injects: threadgroup_position_in_grid thread_index_in_simdgroup simdgroup_index_in_threadgroup
 RV_SHARED int list[RV_PAIRS];
 const int lane = RV_LANE, simd = RV_SIMD, outs = weight_shape[0] / RV_EXPERTS;
+#include "gathered_expert.metal"
 #include "gathered_pairs.metal"
 const int first = ((int)RV_GROUP.x * RV_SIMDGROUPS + simd) * RV_OUTS;
 if (first >= outs) return;
@@ -11,16 +12,16 @@ const rv_index base = (rv_index)expert * outs;
 for (int done = 0; done < count;) {
   const int left = count - done;
   if (left == 1) {
-    rv_expert_rows<1>(x, weight, RV_THE_SCALES, out, list + done, width, left, each, base, first, outs, lane);
+    rv_expert_rows<1>(x, RV_THE_PACKED, out, list + done, width, left, each, base, first, outs, lane);
     done += 1;
   } else if (left == 2) {
-    rv_expert_rows<2>(x, weight, RV_THE_SCALES, out, list + done, width, left, each, base, first, outs, lane);
+    rv_expert_rows<2>(x, RV_THE_PACKED, out, list + done, width, left, each, base, first, outs, lane);
     done += 2;
   } else if (left <= 4) {
-    rv_expert_rows<4>(x, weight, RV_THE_SCALES, out, list + done, width, left, each, base, first, outs, lane);
+    rv_expert_rows<4>(x, RV_THE_PACKED, out, list + done, width, left, each, base, first, outs, lane);
     done += 4;
   } else {
-    rv_expert_rows<8>(x, weight, RV_THE_SCALES, out, list + done, width, left, each, base, first, outs, lane);
+    rv_expert_rows<8>(x, RV_THE_PACKED, out, list + done, width, left, each, base, first, outs, lane);
     done += 8;
   }
 }

@@ -6,6 +6,7 @@ RV_SHARED RV_T weights[2 * 32 * 40];
 RV_SHARED RV_T xs[2 * RV_ROWS * 40];
 RV_SHARED float sums[RV_ROWS * 32];
 const int thread_at = RV_LOCAL_ID.x, lane = RV_LANE, simd = RV_SIMD, outs = weight_shape[0] / RV_EXPERTS;
+#include "gathered_expert.metal"
 #include "gathered_pairs.metal"
 const int width = x_shape[1], first = (int)RV_GROUP.x * 32;
 const int own = thread_at / 4, part = thread_at % 4 * RV_VEC;

@@ -6,3 +6,9 @@ RV_FN int rv_list_pairs(bool asks, int first, int count, bool writes, RV_SHARED_
   if (asks && writes) list[count + rv_count_bits(votes & ((1u << lane) - 1u))] = first + lane;
   return count + rv_count_bits(votes);
 }
+
+// SwiGLU of two products, which are rounded as a definition rounds them.
+RV_FN float rv_gated(float sum, float gate) {
+  const float g = (float)(RV_T)gate;
+  return g / (1.0f + RV_EXP(-g)) * (float)(RV_T)sum;
+}

@@ -244,6 +244,7 @@ def product_defines(
         "RV_LAYERS": 1,
         "RV_KV_HEADS": 1,
         "RV_WBITS": weight.format.bits,
+        "RV_WEIGHTS": 1,
         "RV_QGROUP": weight.format.group_size,
     }
 

@@ -41,11 +41,13 @@ RV_FN float rv_element_of(const unsigned* from, int i) {
 #endif
 }
 
-RV_FN void rv_fetch_run(rv_run& run, const uint32_t* weight, const RV_T* scales, const RV_T* biases, int groups,
-                        rv_index base, int first, int at, int outs, int g, int t) {
+RV_FN void rv_fetch_run(rv_run& run, const uint32_t* const* weights, const RV_T* const* all_scales,
+                        const RV_T* const* all_biases, int groups, rv_index base, int first, int at, int outs, int g, int t) {
   RV_UNROLL for (int m = 0; m < RV_M; m++) {
+    const uint32_t* weight = weights[m % RV_WEIGHTS];
+    const RV_T *scales = all_scales[m % RV_WEIGHTS], *biases = all_biases[m % RV_WEIGHTS];
     RV_UNROLL for (int h = 0; h < 2; h++) {
-      const int row = first + m * 16 + h * 8 + g;
+      const int row = first + m / RV_WEIGHTS * 16 + h * 8 + g;
       const rv_index n = base + (row < outs ? row : outs - 1);
       RV_UNROLL for (int i = 0; i < RV_RUN; i++) {
         const int group = at + i < groups ? at + i : groups - 1;
@@ -89,19 +91,33 @@ RV_FN unsigned rv_low(unsigned pair) {  // two numbers near 128 or 1024
 #endif
 }
 
+// Where warp `simd`'s share of K begins, and where it would end but for the width: as many whole runs each.
+RV_FN int rv_share(int groups, int simd) {
+  return simd * ((groups + RV_RUN * RV_SIMDGROUPS - 1) / (RV_RUN * RV_SIMDGROUPS)) * RV_RUN;
+}
+
+// The first run of a warp's share, or some run where it has none.
+RV_FN void rv_fetch_first(rv_run& now, const uint32_t* const* weights, const RV_T* const* scales, const RV_T* const* biases,
+                          int groups, rv_index base, int first, int outs, int simd, int g, int t) {
+  const int begin = rv_share(groups, simd);
+  rv_fetch_run(now, weights, scales, biases, groups, base, first, begin < groups ? begin : 0, outs, g, t);
+}
+
 // Sums of this warp's share of K: weight rows `first` + 16 m + g (and + 8) of those between `base` and `base + outs`, times
-// columns 8 c + 2 t (and + 1). Column 8 c + g is the row of x at from[c], or zeros where that is null.
-RV_FN void rv_warp_sums(float (*acc)[RV_C][4], const RV_T* const* from, const uint32_t* weight, const RV_T* scales,
-                        const RV_T* biases, int width, rv_index base, int first, int outs, int simd, int g,
-                        int t) {
-  const int groups = width / RV_QGROUP, turns = (groups + RV_RUN * RV_SIMDGROUPS - 1) / (RV_RUN * RV_SIMDGROUPS);
-  const int begin = simd * turns * RV_RUN, end = begin + turns * RV_RUN < groups ? begin + turns * RV_RUN : groups;
+// columns 8 c + 2 t (and + 1). Column 8 c + g is the row of x at from[c], or zeros where that is null. Of RV_WEIGHTS
+// weights the tiles take turns, so that tiles 0 and 1 are the same rows of the first and of the second. `now` is what
+// rv_fetch_first loaded: as early as it is known what to load.
+RV_FN void rv_warp_sums(float (*acc)[RV_C][4], rv_run& now, const RV_T* const* from, const uint32_t* const* weights,
+                        const RV_T* const* scales, const RV_T* const* biases, int width, rv_index base, int first, int outs,
+                        int simd, int g, int t) {
+  const int groups = width / RV_QGROUP, begin = rv_share(groups, simd), past = rv_share(groups, simd + 1);
+  const int end = past < groups ? past : groups;
   RV_UNROLL for (int m = 0; m < RV_M; m++)
     RV_UNROLL for (int c = 0; c < RV_C; c++)
       RV_UNROLL for (int e = 0; e < 4; e++) acc[m][c][e] = 0;
   for (int run = begin; run < end; run += RV_RUN) {
-    rv_run now;  // many warps and few registers hide the loads; a second set of registers was slower
-    rv_fetch_run(now, weight, scales, biases, groups, base, first, run, outs, g, t);
+    // Many warps and few registers hide the later loads; a second set of registers was slower.
+    if (run > begin) rv_fetch_run(now, weights, scales, biases, groups, base, first, run, outs, g, t);
     RV_UNROLL for (int i = 0; i < RV_RUN; i++) {
       if (run + i < end) {
         float part[RV_M][RV_C][4], high[RV_M][RV_C][4], ones[RV_C][4];

@@ -38,6 +38,8 @@ class Experts:
         return f"{self.product.name}-{self.count}-experts"
 
 
+Check = Callable[[Experts, Make], float]
+
 EXPERTS = (
     Experts(Product("4-g64-bf16", WeightFormat(4, 64), 320, 37, BF16), 16, (1, 8), 4),
     Experts(Product("4-g32-f16", WeightFormat(4, 32), 160, 34, F16), 5, (4, 32), 2),
@@ -49,7 +51,7 @@ EXPERTS = (
 )
 
 
-def expert_weights(case: Experts) -> ExpertWeights:
+def expert_weights(case: Experts, seed: int = 0) -> ExpertWeights:
     """Random weights in the variant's format."""
     product = case.product
     whole = Product(
@@ -59,7 +61,7 @@ def expert_weights(case: Experts) -> ExpertWeights:
         product.outs * case.count,
         product.dtype,
     )
-    return ExpertWeights(packed_weight(whole), case.count)
+    return ExpertWeights(packed_weight(whole, seed), case.count)
 
 
 def random_experts(case: Experts, rows: int, seed: int = 3) -> mx.array:
@@ -91,6 +93,31 @@ def check_gathered(case: Experts, make: Make = GatheredMatmul) -> float:
             assert out.dtype == case.product.dtype
             worst = max(worst, _worst(out, floats(per_pair), dense, np.array(experts)))
     allowed = TOLERANCE[case.product.dtype]
+    assert worst <= allowed, f"{case.name}: error {worst:.2e} > {allowed}"
+    return worst
+
+
+def check_gated(case: Experts, make: Make = GatheredMatmul) -> float:
+    """Compares gated products with float64, and a row alone with it among others."""
+    multiply = make()
+    product = case.product
+    weights, gate = expert_weights(case), expert_weights(case, seed=5)
+    outs = (case.count, product.outs, -1)
+    first = dense_weight(weights.weight).reshape(outs)
+    second = dense_weight(gate.weight).reshape(outs)
+    worst = 0.0
+    for rows in case.rows:
+        experts = random_experts(case, rows)
+        x = random_rows(product, rows) * 0.25
+        out = multiply.gated(x, weights, gate, experts)
+        alone = multiply.gated(x[:1], weights, gate, experts[: case.each])
+        assert mx.array_equal(alone, out[: case.each]), f"{case.name}: not alone"
+        for pair, expert in enumerate(np.array(experts)):
+            row = floats(x)[pair // case.each]
+            gates = row @ second[expert].T
+            expected = gates / (1 + np.exp(-gates)) * (row @ first[expert].T)
+            worst = max(worst, error(out[pair], expected))
+    allowed = TOLERANCE[product.dtype]
     assert worst <= allowed, f"{case.name}: error {worst:.2e} > {allowed}"
     return worst
 

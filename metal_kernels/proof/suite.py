@@ -12,6 +12,7 @@ from rvllm_local.metal_kernels.proof import (
     gathered,
     latent,
     quantized,
+    routes,
 )
 from rvllm_local.metal_kernels.proof.block_checks import (
     check_copy,
@@ -86,6 +87,10 @@ def cases() -> Iterator[tuple[str, Case]]:
         name = experts.name
         yield f"gathered {name}", partial(gathered.check_gathered, experts)
         yield f"gathered alone {name}", partial(gathered.check_pairs_alone, experts)
+        yield f"gathered gates {name}", partial(gathered.check_gated, experts)
+    for case in routes.ROUTES:
+        yield f"choose experts {case.name}", partial(routes.check_choice, case)
+        yield f"weigh parts {case.name}", partial(routes.check_sums, case)
     for net in delta.NETS:
         yield f"gated delta {net.name}", partial(delta.check_delta, net)
         yield f"gated delta alone {net.name}", partial(delta.check_rows_alone, net)

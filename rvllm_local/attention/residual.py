@@ -157,7 +157,8 @@ def install_joined_adds(model: nn.Module, add_norm: AddNorm) -> JoinedAdds | Non
 
 
 def _stand_in(child: Any, joined: JoinedAdds) -> JoinedNorm | StreamedEmbedding | None:
-    if type(child) in (nn.Embedding, nn.QuantizedEmbedding):
+    # A layer that multiplies by the kernels is of a class below MLX's.
+    if isinstance(child, nn.Embedding | nn.QuantizedEmbedding):
         return StreamedEmbedding(child, joined)
     if not isinstance(child, nn.Module):
         return None

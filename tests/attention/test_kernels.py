@@ -30,7 +30,9 @@ from tests.support.tiny import tiny_model
 from tests.support.zoo import zoo_model
 
 
-def served(architecture: str, *, steps: bool) -> tuple[ModelRunner, KernelBackend]:
+def served(
+    architecture: str, *, steps: bool, copies: bool = False
+) -> tuple[ModelRunner, KernelBackend]:
     """The runner that the self-check chooses; with `steps` decode calls go through the step that a GPU compiles."""
     model, config = (
         zoo_model(architecture)
@@ -60,6 +62,7 @@ def served(architecture: str, *, steps: bool) -> tuple[ModelRunner, KernelBacken
             rotates=mode.rotates,
             joined=joined if mode.joins else None,
             compile_step=lambda call: call,
+            copies=copies,
         )
         compiled = step if steps and mode.batched and not mode.dense else None
         return ModelRunner(model, layout, backend, mode, config["vocab_size"], compiled)
@@ -103,6 +106,28 @@ def test_steps_of_few_launches(architecture: str) -> None:
     assert set(backend.counter.since(before)) == {"rope_table", "paged_decode"} | (
         {"add_norm"} if joins else set()
     )
+
+
+def test_a_step_begins_with_copies_of_what_the_host_wrote(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """One of each group's descriptor; the self-check has seen the right logits."""
+    runner, _ = served("gemma3_text", steps=True, copies=True)
+    copied: list[mx.array] = []
+    maximum = mx.maximum
+
+    def noting(one: mx.array, other: mx.array) -> mx.array:
+        if one is other:
+            copied.append(one)
+        return maximum(one, other)
+
+    monkeypatch.setattr(mx, "maximum", noting)
+    groups = len(runner.layout.groups)
+    tables = KVTables(runner.layout, [4] * groups)
+    sequence = tables.new_sequence()
+    tables.grow(sequence, 1)
+    mx.eval(runner.decode([DecodeRow(sequence, 0, 1)]))
+    assert [one.dtype for one in copied] == [mx.int32] * groups
 
 
 @pytest.mark.parametrize("steps", [True, False])

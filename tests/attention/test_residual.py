@@ -12,8 +12,9 @@ from rvllm_local.attention.residual import (
     StreamedEmbedding,
     install_joined_adds,
 )
-from rvllm_local.metal_kernels import AddNorm
+from rvllm_local.metal_kernels import AddNorm, QuantizedMatmul
 from rvllm_local.metal_kernels.launch import Dispatch
+from rvllm_local.models.products import QuantizedProducts, install_products
 from tests.support.tiny import tiny_model
 from tests.support.zoo import zoo_model
 
@@ -52,6 +53,24 @@ def test_definitions_that_read_a_norms_weight_or_gate_it_find_what_they_need(
     mx.eval(expected)
     install_joined_adds(model, AddNorm(launcher=launch_with_mlx))
     assert mx.array_equal(model(tokens), expected).item()
+
+
+def test_a_quantized_embedding_that_the_kernels_serve_streams_too() -> None:
+    model, _ = tiny_model("llama", seed=5)
+    nn.quantize(model, group_size=32, bits=4)
+    products = QuantizedProducts(
+        [QuantizedMatmul(backend="metal", launcher=multiply_with_mlx)], always=True
+    )
+    install_products(model, products, mx.float32)
+    joined = install_joined_adds(model, AddNorm(launcher=launch_with_mlx))
+    assert joined is not None
+    assert isinstance(model.model.embed_tokens, StreamedEmbedding)
+
+
+def multiply_with_mlx(dispatch: Dispatch) -> list[mx.array]:
+    """A product with 4-bit weights in groups of 32."""
+    x, words, scales, biases = dispatch.inputs
+    return [mx.quantized_matmul(x, words, scales, biases, group_size=32, bits=4)]
 
 
 def test_a_second_engine_takes_the_stand_ins_over() -> None:

@@ -11,6 +11,7 @@ from rvllm_local.metal_kernels import (
     NewTokens,
     QuantizedMatmul,
 )
+from rvllm_local.metal_kernels.expert_routes import ExpertRoutes
 from rvllm_local.metal_kernels.gated_delta import GatedDelta
 from rvllm_local.metal_kernels.gathered_matmul import GatheredMatmul
 from rvllm_local.metal_kernels.launch import Dispatch
@@ -20,6 +21,7 @@ from rvllm_local.metal_kernels.proof import (
     gathered,
     latent,
     quantized,
+    routes,
 )
 from rvllm_local.metal_kernels.proof.oracle import Case
 from rvllm_local.metal_kernels.proof.variants import VARIANTS
@@ -94,7 +96,20 @@ class Recorder:
             weights = gathered.expert_weights(case)
             for rows in (1, 9):
                 experts = gathered.random_experts(case, rows)
-                multiply(quantized.random_rows(case.product, rows), weights, experts)
+                x = quantized.random_rows(case.product, rows)
+                multiply(x, weights, experts)
+                if multiply.can_gate(weights, weights):
+                    multiply.gated(x, weights, weights, experts)
+
+    def routes(self) -> None:
+        """The choice of experts and their weighted sum."""
+        kernels = ExpertRoutes(launcher=self, backend=self.backend)
+        for case in routes.ROUTES:
+            for rows in (1, 9):
+                logits = routes.random_logits(case, rows)
+                _, shares = kernels.choose(logits, case.each, of_chosen=case.of_chosen)
+                parts = mx.zeros((rows, case.each, case.width), dtype=case.dtype)
+                kernels.weigh(parts, shares)
 
     def recurrent_steps(self) -> None:
         """Gated delta nets of every shape."""

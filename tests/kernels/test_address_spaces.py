@@ -59,6 +59,11 @@ def test_products(recorder: Recorder, matrix_rows: int | None) -> None:
     assert errors_of(recorder) == []
 
 
+def test_routes_of_experts(recorder: Recorder) -> None:
+    recorder.routes()
+    assert errors_of(recorder) == []
+
+
 def test_recurrent_steps(recorder: Recorder) -> None:
     recorder.recurrent_steps()
     assert errors_of(recorder) == []

@@ -66,6 +66,11 @@ def test_experts_of_few_and_of_many_pairs(recorder: Recorder) -> None:
     assert errors_of(recorder) == {}
 
 
+def test_routes_of_experts(recorder: Recorder) -> None:
+    recorder.routes()
+    assert errors_of(recorder) == {}
+
+
 def test_recurrent_steps(recorder: Recorder) -> None:
     recorder.recurrent_steps()
     assert errors_of(recorder) == {}

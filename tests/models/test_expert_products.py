@@ -82,6 +82,20 @@ def test_few_rows_go_to_the_kernel_and_many_to_mlx(kind: str) -> None:
     assert multiply.counter.since(before) == {"gathered_matmul": parts}
 
 
+def test_gates_take_one_launch_where_nothing_is_added() -> None:
+    module, multiply = block(), kernel()
+    for part in module.experts.children().values():
+        if "bias" in part:
+            part.pop("bias")
+    expected = module(3)
+    mx.eval(expected)
+    install(module, multiply, most_rows=8)
+    before = multiply.counter.snapshot()
+    assert mx.allclose(module(3), expected, atol=1e-4)
+    launches = {"gathered_gates": 1, "gathered_matmul": 1}
+    assert multiply.counter.since(before) == launches
+
+
 def test_more_rows_go_to_the_kernel_that_was_quicker_for_them() -> None:
     def timer(calls: Any, inputs: Any) -> float:
         if calls[0].__name__ == "multiplied":

@@ -13,6 +13,7 @@ import mlx.core as mx
 from mlx import nn
 
 from rvllm_local.metal_kernels import DispatchCounter, default_backend
+from rvllm_local.metal_kernels.expert_routes import ExpertRoutes
 from rvllm_local.metal_kernels.gated_delta import GatedDelta
 from rvllm_local.metal_kernels.gathered_matmul import GatheredMatmul
 from rvllm_local.models.choice_notes import notes_here
@@ -23,6 +24,7 @@ from rvllm_local.models.products import (
     products_here,
 )
 from rvllm_local.models.recurrent_steps import install_gated_delta
+from rvllm_local.models.routed_blocks import install_routed_blocks
 from rvllm_local.options import EngineOptions
 
 _EXPERTS_A_TOKEN = (
@@ -70,6 +72,7 @@ def install_kernels(
         matrices=matrices,
         most_rows=options.max_rows,
     )
+    install_routed_blocks(model, ExpertRoutes(counter=counter), dtype)
     step = GatedDelta(counter=counter)
     install_gated_delta(model, step, most_tokens=_MOST_TOKENS[backend])
 

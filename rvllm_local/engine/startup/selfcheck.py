@@ -22,6 +22,7 @@ from rvllm_local.errors import UnsupportedModelError
 from rvllm_local.memory.arena import KVShape
 from rvllm_local.memory.layout import KVLayout
 from rvllm_local.memory.tables import KVTables
+from rvllm_local.metal_kernels import default_backend
 
 _LENGTHS = (39, 8)  # tokens; the first crosses a block boundary
 _CHUNK = 23
@@ -67,7 +68,8 @@ def find_agreeing_runner(
         mode = RunMode(batched=True, dense=False, rotates=rotates, joins=True)
         modes.insert(0, mode)
     prompts = check_prompts(vocab_size)
-    expected = [_plain_logits(model, prompt) for prompt in prompts]
+    chunk = plain_chunk(model, default_backend())
+    expected = [_plain_logits(model, prompt, chunk) for prompt in prompts]
     tolerance = tolerance_of(kv.layout)
     judge = functools.partial(distance, expected=expected, tolerance=tolerance)
     return first_agreeing(make_runner, modes, kv, prompts, judge)
@@ -224,11 +226,30 @@ def check_prompts(vocab_size: int) -> list[list[int]]:
     return prompts
 
 
-def _plain_logits(model: nn.Module, prompt: list[int]) -> mx.array:
-    """[steps, vocab] logits of the last tokens of `prompt`, one step each."""
+def plain_chunk(model: nn.Module, backend: str) -> int | None:
+    """Tokens of a prompt that mlx-lm gets at once; None for all.
+
+    MLX's CUDA build compiles its product of several rows with quantized weights when it
+    is first called, which takes half a minute. That of one row is there.
+    """
+    if backend != "cuda":
+        return None
+    has_packed = any(
+        isinstance(module.get("scales"), mx.array) for module in model.modules()
+    )
+    return 1 if has_packed else None
+
+
+def _plain_logits(model: nn.Module, prompt: list[int], chunk: int | None) -> mx.array:
+    """[steps, vocab] logits of the last tokens of `prompt`, one step each.
+
+    The tokens before them go in by chunks.
+    """
     caches = plain_caches(model)
     first = prompt[:-_DECODE_STEPS]
-    model(mx.array([first]), cache=caches)
+    size = chunk or len(first)
+    for start in range(0, len(first), size):
+        model(mx.array([first[start : start + size]]), cache=caches)
     steps = []
     for token in prompt[-_DECODE_STEPS:]:
         step_logits = model(mx.array([[token]]), cache=caches)
