@@ -13,16 +13,13 @@ const RV_T *const all_scales[2] = {scales, gate_scales}, *const all_biases[2] = 
 const uint32_t* const weights[1] = {weight};
 const RV_T *const all_scales[1] = {scales}, *const all_biases[1] = {biases};
 #endif
-rv_run now;  // on its way while the pairs are listed
 #include "gathered_expert.metal"
 const rv_index base = (rv_index)expert * outs;
-rv_fetch_first(now, weights, all_scales, all_biases, width / RV_QGROUP, base, first, outs, simd, g, t);
 #include "gathered_pairs.metal"
 for (int done = 0; done < count; done += 8) {
   float acc[RV_M][1][4];
   const RV_T* from[1] = {done + g < count ? x + (rv_index)(list[done + g] / each) * width : 0};
-  if (done > 0) rv_fetch_first(now, weights, all_scales, all_biases, width / RV_QGROUP, base, first, outs, simd, g, t);
-  rv_warp_sums(acc, now, from, weights, all_scales, all_biases, width, base, first, outs, simd, g, t);
+  rv_warp_sums(acc, from, weights, all_scales, all_biases, width, base, first, outs, simd, g, t);
   RV_UNROLL for (int m = 0; m < RV_M; m++)
     RV_UNROLL for (int e = 0; e < 4; e++)
       sums[(simd * 8 + 2 * t + e % 2) * 16 * RV_M + m * 16 + e / 2 * 8 + g] = acc[m][0][e];

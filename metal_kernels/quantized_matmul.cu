@@ -8,13 +8,11 @@ const int simd = RV_SIMD, lane = RV_LANE, g = lane / 4, t = lane % 4;
 const int rows = x_shape[0], width = x_shape[1], outs = weight_shape[0];
 const int first = blockIdx.x * 16 * RV_M;
 float acc[RV_M][RV_C][4];
-rv_run now;
 const RV_T* from[RV_C];
 RV_UNROLL for (int c = 0; c < RV_C; c++) from[c] = c * 8 + g < rows ? x + (rv_index)(c * 8 + g) * width : 0;
 const uint32_t* const weights[1] = {weight};
 const RV_T *const all_scales[1] = {scales}, *const all_biases[1] = {biases};
-rv_fetch_first(now, weights, all_scales, all_biases, width / RV_QGROUP, 0, first, outs, simd, g, t);
-rv_warp_sums(acc, now, from, weights, all_scales, all_biases, width, 0, first, outs, simd, g, t);
+rv_warp_sums(acc, from, weights, all_scales, all_biases, width, 0, first, outs, simd, g, t);
 RV_UNROLL for (int c = 0; c < RV_C; c++) {
   RV_UNROLL for (int m = 0; m < RV_M; m++)
     RV_UNROLL for (int e = 0; e < 4; e++)

@@ -96,18 +96,10 @@ RV_FN int rv_share(int groups, int simd) {
   return simd * ((groups + RV_RUN * RV_SIMDGROUPS - 1) / (RV_RUN * RV_SIMDGROUPS)) * RV_RUN;
 }
 
-// The first run of a warp's share, or some run where it has none.
-RV_FN void rv_fetch_first(rv_run& now, const uint32_t* const* weights, const RV_T* const* scales, const RV_T* const* biases,
-                          int groups, rv_index base, int first, int outs, int simd, int g, int t) {
-  const int begin = rv_share(groups, simd);
-  rv_fetch_run(now, weights, scales, biases, groups, base, first, begin < groups ? begin : 0, outs, g, t);
-}
-
 // Sums of this warp's share of K: weight rows `first` + 16 m + g (and + 8) of those between `base` and `base + outs`, times
 // columns 8 c + 2 t (and + 1). Column 8 c + g is the row of x at from[c], or zeros where that is null. Of RV_WEIGHTS
-// weights the tiles take turns, so that tiles 0 and 1 are the same rows of the first and of the second. `now` is what
-// rv_fetch_first loaded: as early as it is known what to load.
-RV_FN void rv_warp_sums(float (*acc)[RV_C][4], rv_run& now, const RV_T* const* from, const uint32_t* const* weights,
+// weights the tiles take turns, so that tiles 0 and 1 are the same rows of the first and of the second.
+RV_FN void rv_warp_sums(float (*acc)[RV_C][4], const RV_T* const* from, const uint32_t* const* weights,
                         const RV_T* const* scales, const RV_T* const* biases, int width, rv_index base, int first, int outs,
                         int simd, int g, int t) {
   const int groups = width / RV_QGROUP, begin = rv_share(groups, simd), past = rv_share(groups, simd + 1);
@@ -116,8 +108,8 @@ RV_FN void rv_warp_sums(float (*acc)[RV_C][4], rv_run& now, const RV_T* const* f
     RV_UNROLL for (int c = 0; c < RV_C; c++)
       RV_UNROLL for (int e = 0; e < 4; e++) acc[m][c][e] = 0;
   for (int run = begin; run < end; run += RV_RUN) {
-    // Many warps and few registers hide the later loads; a second set of registers was slower.
-    if (run > begin) rv_fetch_run(now, weights, scales, biases, groups, base, first, run, outs, g, t);
+    rv_run now;  // many warps and few registers hide the loads; a second set of registers, and loads ahead, were slower
+    rv_fetch_run(now, weights, scales, biases, groups, base, first, run, outs, g, t);
     RV_UNROLL for (int i = 0; i < RV_RUN; i++) {
       if (run + i < end) {
         float part[RV_M][RV_C][4], high[RV_M][RV_C][4], ones[RV_C][4];

@@ -9,7 +9,7 @@ import mlx.core as mx
 import numpy as np
 
 from rvllm_local.metal_kernels.expert_routes import ExpertRoutes
-from rvllm_local.metal_kernels.proof.oracle import TOLERANCE, Floats, error, floats
+from rvllm_local.metal_kernels.proof.oracle import TOLERANCE, error, floats
 from rvllm_local.metal_kernels.proof.quantized import BF16, F16, F32
 
 Make = Callable[[], ExpertRoutes]
@@ -43,11 +43,10 @@ def random_logits(case: Routes, rows: int) -> mx.array:
     """Different logits in a row, so that one choice is right."""
     random = np.random.default_rng(rows)
     steps = [random.permutation(case.experts) for _ in range(rows)]
-    spread: Floats = np.stack(steps) / case.experts * 4 - 2
+    order = np.stack(steps).astype(np.float32)
     if case.dtype == BF16:  # neighbours differ in eight bits of mantissa
-        spread = np.stack(steps) - case.experts / 2
-        spread /= 16
-    return mx.array(spread.astype(np.float32)).astype(case.dtype)
+        return mx.array((order - case.experts / 2) / 16).astype(case.dtype)
+    return mx.array(order / case.experts * 4 - 2).astype(case.dtype)
 
 
 def check_choice(case: Routes, make: Make = ExpertRoutes) -> float:
