@@ -121,10 +121,13 @@ class GatheredMatmul(ArraysKernel):
 
     def can_gate(self, weights: ExpertWeights, gate: ExpertWeights) -> bool:
         """True if `gated` takes these two."""
-        one, other = weights.weight, gate.weight
-        is_alike = one.format == other.format and one.words.shape == other.words.shape
+        packed, gates = weights.weight, gate.weight
+        is_alike = packed.format == gates.format
+        is_alike = is_alike and packed.words.shape == gates.words.shape
         by_matrices = self.backend == "metal" and self._by_matrices
-        return is_alike and one.scales.dtype == other.scales.dtype and not by_matrices
+        return (
+            is_alike and packed.scales.dtype == gates.scales.dtype and not by_matrices
+        )
 
     def _product(
         self,

@@ -58,8 +58,8 @@ def check_choice(case: Routes, make: Make = ExpertRoutes) -> float:
         experts, shares = routes.choose(logits, case.each, of_chosen=case.of_chosen)
         exact = floats(logits)
         order = np.argsort(-exact, axis=-1)[:, : case.each]
-        found = np.array(experts).reshape(rows, case.each)
-        assert np.array_equal(found, order), f"{case.name}: other experts"
+        numbers = np.array(experts).reshape(rows, case.each)
+        assert np.array_equal(numbers, order), f"{case.name}: other experts"
         powers = np.exp(exact - exact.max(axis=-1, keepdims=True))
         expected = np.take_along_axis(powers, order, axis=-1)
         whole = expected if case.of_chosen else powers

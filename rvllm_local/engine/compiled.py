@@ -53,9 +53,9 @@ class CompiledDecode:
         """With `rotates` the kernels rotate queries and keys (see `attention.rotation`).
 
         With `copies` the device reads descriptors from a copy that a step begins with.
-        What the host wrote lies in managed memory on CUDA, whose pages move back to the
-        host as soon as it writes the next step's: kernels waited 0.1 ms for them, amid
-        a step. None: on CUDA alone.
+        What the host wrote lies in managed memory on CUDA, whose pages seem to move back
+        to the host when it writes the next step's: a profile had kernels that took 0.1
+        ms more, amid a step. None: on CUDA alone.
 
         `joined` is described in `attention.residual`. The rows' `adapters` are an
         argument of the graph, as the states of recurrent layers are.
