@@ -1,7 +1,7 @@
 """Kills or stops a rank of a job at random moments: how long until every open request has ended with an error, whether the
 job comes back by itself, and whether the answers after it are right.
 
-    python -m benchmarks.kill_ranks [--ranks 2] [--moments 30] [--family llama] [--seed 0] [--json FILE]
+    python -m benchmarks.kill_ranks [--ranks 2] [--moments 30] [--family llama] [--pipeline] [--seed 0] [--json FILE]
 
 Each moment takes one rank (in turn) and SIGKILL or SIGSTOP (in turn), while one to four requests run, or while the job
 loads. A stopped process is killed once the job has noticed. Prints a line a moment; ends with status 1 at a wrong answer,
@@ -160,6 +160,7 @@ def main() -> int:
     parser.add_argument("--ranks", type=int, default=2)
     parser.add_argument("--moments", type=int, default=30)
     parser.add_argument("--family", default="llama")
+    parser.add_argument("--pipeline", action="store_true")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
@@ -170,7 +171,10 @@ def main() -> int:
         with LLM(str(folder), kv_memory=KV_MEMORY) as alone:
             (right,) = alone.generate(PROMPT, SHORT)
         options = EngineOptions(
-            ranks=arguments.ranks, kv_memory=KV_MEMORY, self_check=False
+            ranks=arguments.ranks,
+            pipeline=arguments.pipeline,
+            kv_memory=KV_MEMORY,
+            self_check=False,
         )
         rules = Supervision(
             wait_s=300.0,

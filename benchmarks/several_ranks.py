@@ -1,9 +1,9 @@
 """Serves tiny random models of the families that mlx-lm can divide with several ranks on loopback, and holds the answers
 against mlx-lm's own divided forward and against one process.
 
-    python -m benchmarks.several_ranks [--ranks 2 4] [--families llama ...] [--forward-only] [--json FILE]
+    python -m benchmarks.several_ranks [--ranks 2 4] [--families llama ...] [--pipeline] [--forward-only] [--json FILE]
 
-A line for each family and number of ranks: what was compared, and how long it took. Ends with status 1 if anything
+With --pipeline each rank has layers of its own, in place of a part of each. A line for each family and number of ranks: what was compared, and how long it took. Ends with status 1 if anything
 differs.
 """
 
@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import subprocess
 import sys
 import tempfile
 import time
@@ -21,11 +20,19 @@ from pathlib import Path
 import rvllm_local  # noqa: F401  (first: it prepares the process for MLX)
 from rvllm_local import LLM, SamplingParams
 from rvllm_local.attention.probe import probe_layout
-from rvllm_local.distributed.ring import free_addresses
+from rvllm_local.engine.startup.pipeline_stages import plan_stages
 from rvllm_local.models.describe import describe
 from rvllm_local.models.locate import locate
 from rvllm_local.models.sharding import divide_outline
-from tests.support.ranks import FAMILIES, save_for_ranks, served_by_ranks
+from rvllm_local.options import EngineOptions
+from tests.support.ranks import (
+    FAMILIES,
+    PIPELINES,
+    both_ways,
+    save_for_pipeline,
+    save_for_ranks,
+    served_by_ranks,
+)
 
 NUM_TOKENS = 12
 GREEDY = SamplingParams(max_tokens=NUM_TOKENS, temperature=0, ignore_eos=True)
@@ -116,19 +123,10 @@ CASES: dict[str, Callable[[LLM], Answers]] = {
 }
 
 
-def divided_forward(folders: list[Path], ranks: int) -> dict[str, bool]:
-    """For each model whether the calls give the tokens of mlx-lm's divided forward."""
-    addresses = ",".join(free_addresses(ranks))
-    command = [sys.executable, "-m", "tests.support.rank_group"]
-    paths = [str(folder) for folder in folders]
-    processes = []
-    for rank in range(ranks):
-        arguments = [*command, str(rank), addresses, *paths]
-        process = subprocess.Popen(arguments, stdout=subprocess.PIPE, text=True)
-        processes.append(process)
-    printed = [process.communicate()[0] for process in processes]
-    both_ways = json.loads(printed[0])
-    return {name: plain == paged for name, (plain, paged) in both_ways.items()}
+def divided_forward(folders: list[Path], ranks: int, pipeline: bool) -> dict[str, bool]:
+    """For each model whether the calls give the tokens of mlx-lm's forward on all ranks."""
+    tokens = both_ways(folders, ranks, pipeline=pipeline, timeout=None)
+    return {name: plain == paged for name, (plain, paged) in tokens.items()}
 
 
 def check_blocks(llm: LLM) -> dict[str, float | int | str]:
@@ -139,12 +137,19 @@ def check_blocks(llm: LLM) -> dict[str, float | int | str]:
     return stats
 
 
-def serve(folder: Path, ranks: int, expected: dict[str, Answers]) -> list[str]:
+def serve(
+    folder: Path, ranks: int, expected: dict[str, Answers], pipeline: bool
+) -> list[str]:
     """The cases whose answers differ from one process's."""
     differing = []
-    memory = TIGHT_BLOCKS * block_bytes(folder, ranks)
+    memory = TIGHT_BLOCKS * block_bytes(folder, ranks, pipeline)
     with served_by_ranks(
-        folder, ranks, kv_memory=memory, max_rows=8, prefill_chunk=48
+        folder,
+        ranks,
+        pipeline=pipeline,
+        kv_memory=memory,
+        max_rows=8,
+        prefill_chunk=48,
     ) as llm:
         for name, case in CASES.items():
             if case(llm) != expected[name]:
@@ -155,12 +160,19 @@ def serve(folder: Path, ranks: int, expected: dict[str, Answers]) -> list[str]:
     return differing
 
 
-def block_bytes(folder: Path, ranks: int) -> int:
-    """Bytes of a block of all layers, on each of so many ranks."""
+def block_bytes(folder: Path, ranks: int, pipeline: bool) -> int:
+    """Bytes of a block of all layers that the largest of so many ranks has."""
     model = describe(locate(str(folder)))
-    divide_outline(model.module, model.config, ranks)
-    layout = probe_layout(model.module, quantized=False)
-    return sum(shape.block_bytes for shape in layout.groups)
+    if pipeline:
+        options = EngineOptions(ranks=ranks, pipeline=True)
+        layouts = [stage.layout for stage in plan_stages(model, options)]
+    else:
+        divide_outline(model.module, model.config, ranks)
+        layouts = [probe_layout(model.module, quantized=False)]
+    sizes = []
+    for layout in layouts:
+        sizes.append(sum(shape.block_bytes for shape in layout.groups))
+    return max(sizes)
 
 
 def answers_alone(folder: Path) -> dict[str, Answers]:
@@ -174,33 +186,37 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--ranks", type=int, nargs="+", default=[2, 4])
-    parser.add_argument("--families", nargs="+", default=list(FAMILIES))
+    parser.add_argument("--families", nargs="+", default=[])
+    parser.add_argument("--pipeline", action="store_true")
     parser.add_argument("--forward-only", action="store_true")
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     results: list[dict[str, object]] = []
     is_right = True
+    pipeline = arguments.pipeline
+    save = save_for_pipeline if pipeline else save_for_ranks
     with tempfile.TemporaryDirectory() as root:
         folders = {}
-        for family in arguments.families:
-            folders[family] = save_for_ranks(family, Path(root) / family)
+        for family in arguments.families or (PIPELINES if pipeline else FAMILIES):
+            folders[family] = save(family, Path(root) / family)
         expected = {}
         for family, folder in folders.items():
             if not arguments.forward_only:
                 expected[family] = answers_alone(folder)
         for ranks in arguments.ranks:
-            forward = divided_forward(list(folders.values()), ranks)
+            forward = divided_forward(list(folders.values()), ranks, pipeline)
             print(json.dumps({"ranks": ranks, "divided forward": forward}), flush=True)
             is_right = is_right and all(forward.values())
             if arguments.forward_only:
                 continue
             for family, folder in folders.items():
                 began = time.monotonic()
-                differing = serve(folder, ranks, expected[family])
+                differing = serve(folder, ranks, expected[family], pipeline)
                 seconds = time.monotonic() - began
                 result = {
                     "family": family,
                     "ranks": ranks,
+                    "pipeline": pipeline,
                     "differing": differing,
                     "seconds": round(seconds, 1),
                 }

@@ -1,10 +1,11 @@
 """Serves a model that does not fit one rank's memory with two ranks, each of which has memory for a part of it.
 
-    python -m benchmarks.weights_by_rank [--layers 16] [--json FILE]
+    python -m benchmarks.weights_by_rank [--layers 16] [--pipeline] [--json FILE]
 
-Writes a random llama in float32, leaves so much memory to the engine that one process refuses the model, and serves it
-with two ranks of a hosts file that have as much each. A rank's resident weights are what its process has more than one
-that serves the same model with one layer a hundredth as wide, and the most that it ever had. Linux only.
+Writes a random llama in float32 (with --pipeline a qwen2, of which each rank has layers of its own), leaves so much
+memory to the engine that one process refuses the model, and serves it with two ranks of a hosts file that have as much
+each. A rank's resident weights are what its process has more than one that serves the same model with two layers a
+hundredth as wide, and the most that it ever had. Linux only.
 """
 
 from __future__ import annotations
@@ -40,15 +41,16 @@ LARGEST_SHARE = 0.55
 BESIDE = 500 * 10**6
 
 
-def save_model(folder: Path, layers: int, width: int) -> int:
-    """Write a llama with random weights. Returns their bytes."""
+def save_model(folder: Path, family: str, layers: int, width: int) -> int:
+    """Write a model with random weights. Returns their bytes."""
+    heads = 8 if family == "llama" else max(2, width // 128)
     config = {
-        "model_type": "llama",
+        "model_type": family,
         "hidden_size": width,
         "intermediate_size": 4 * width,
         "num_hidden_layers": layers,
-        "num_attention_heads": 8,
-        "num_key_value_heads": 8,
+        "num_attention_heads": heads,
+        "num_key_value_heads": heads,
         "head_dim": 128,
         "rms_norm_eps": 1e-6,
         "vocab_size": 384,
@@ -107,13 +109,15 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--layers", type=int, default=16)
+    parser.add_argument("--pipeline", action="store_true")
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as root:
         folder = Path(root) / "large"
-        weights = save_model(folder, arguments.layers, 1024)
+        family = "qwen2" if arguments.pipeline else "llama"
+        weights = save_model(folder, family, arguments.layers, 1024)
         small = Path(root) / "small"
-        save_model(small, 1, 16)
+        save_model(small, family, 2, 16)
         hosts_file = Path(root) / "hosts.json"
         first, second = free_hosts(2)
         entries = [
@@ -139,6 +143,7 @@ def main() -> int:
             prefill_chunk=64,
             system_reserve=reserve,
             ranks=2,
+            pipeline=arguments.pipeline,
             hosts=read_hosts(hosts_file),
         )
         empty, _ = served(small, hosts_file, together)

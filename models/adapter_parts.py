@@ -55,6 +55,19 @@ def divide_adapters(
     return divided
 
 
+def adapters_of_layers(adapters: Sequence[Adapter], module: nn.Module) -> list[Adapter]:
+    """The adapters for the layers that a module has."""
+    paths = {path for path, _ in module.named_modules()}
+    parts = []
+    for adapter in adapters:
+        layers = {}
+        for path, part in adapter.layers.items():
+            if path in paths:
+                layers[path] = part
+        parts.append(dataclasses.replace(adapter, layers=layers))
+    return parts
+
+
 def _numbered(part: LowRank) -> nn.Linear:
     """A layer whose weights are their columns' numbers, and whose bias its rows'."""
     inputs = part.a.shape[0]

@@ -128,16 +128,13 @@ def describe_config(
 
     bits: the fewest of a weight that is quantized; None where none is.
     """
-    module = build_model(config)
+    module = outline(config)
     weights_bytes = stored
     packed_bytes = None
     if mx.default_device() == mx.Device(mx.cpu):
         weights_bytes = 4 * _parameter_count(module)  # all are float32 there
         if bits is not None:
             packed_bytes = _packed_bytes(module, stored, bits)
-    else:
-        dtype_name = str(config.get("torch_dtype") or config.get("dtype"))
-        module.set_dtype(_DTYPES.get(dtype_name, mx.bfloat16))
     return ModelDescription(
         module=module,
         name=name,
@@ -150,6 +147,15 @@ def describe_config(
         packed_bytes=packed_bytes,
         config=config,
     )
+
+
+def outline(config: Mapping[str, Any]) -> nn.Module:
+    """A model of the shapes and types that loading makes; its weights mean nothing."""
+    module = build_model(config)
+    if mx.default_device() != mx.Device(mx.cpu):
+        dtype_name = str(config.get("torch_dtype") or config.get("dtype"))
+        module.set_dtype(_DTYPES.get(dtype_name, mx.bfloat16))
+    return module
 
 
 def _gguf_bits(gguf: GGUFFile) -> int | None:

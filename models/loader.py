@@ -54,6 +54,7 @@ from rvllm_local.models.quantized import (
 )
 from rvllm_local.models.sharding import divide, parameter_bytes
 from rvllm_local.models.spare_weights import without_spare
+from rvllm_local.models.stages import take_stage
 from rvllm_local.models.to_float32 import widen_to_float32
 from rvllm_local.models.weights import (
     check_finite,
@@ -102,14 +103,15 @@ def load_model(
     packs: bool = False,
     context: int | None = None,
     group: mx.distributed.Group | None = None,
+    pipeline: bool = False,
 ) -> LoadedModel:
     """Build the model and load its weights.
 
     `context` is the longest text that it is for, in tokens; None is the model's own.
     `verify` holds a bundle's weights against their checksum again. With `packs` a CPU
-    keeps quantized layers as they are stored. With a `group` only this rank's part
-    stays: one tensor after the other is read and cut. Raises `ModelFileError` for
-    damaged files and `UnsupportedModelError` for what cannot be served.
+    keeps quantized layers as they are stored. With a `group` only this rank's part is
+    read and stays; with `pipeline` that is some of the layers. Raises `ModelFileError`
+    for damaged files and `UnsupportedModelError` for what cannot be served.
     """
     on_cpu = mx.default_device() == mx.Device(mx.cpu)
     stamped = StampedFiles(files.weight_paths(), files.cache_dir)
@@ -120,7 +122,7 @@ def load_model(
     module = native.module
     config = native.config
     if group is not None:
-        divide(module, config, group)
+        _take_part(module, config, group, pipeline)
     notes: tuple[str, ...] = ()
     if packs:
         notes = keep_stored(module)
@@ -131,7 +133,7 @@ def load_model(
     if group is not None:
         mx.clear_cache()  # whole tensors, of which a part was taken
     fingerprint = _fingerprint(files, config)
-    fact = f"only numbers, {fingerprint}{_part_in_words(group)}"
+    fact = f"only numbers, {fingerprint}{_part_in_words(group, pipeline)}"
     if verify or not stamped.is_known(fact):
         check_finite(files.path, module)
         stamped.note(fact)
@@ -156,16 +158,32 @@ def load_model(
     )
 
 
+def _take_part(
+    module: nn.Module,
+    config: dict[str, Any],
+    group: mx.distributed.Group,
+    pipeline: bool,
+) -> None:
+    """Leave a module this rank's layers, or its part of each."""
+    if pipeline:
+        ranks = group.size()
+        rank = group.rank()
+        take_stage(module, config, ranks, rank)
+    else:
+        divide(module, config, group)
+
+
 def _read_parameters(module: nn.Module) -> None:
     """One after the other: of a tensor that is cut only the part is kept."""
     for _, parameter in tree_flatten(module.parameters()):
         mx.eval(parameter)
 
 
-def _part_in_words(group: mx.distributed.Group | None) -> str:
+def _part_in_words(group: mx.distributed.Group | None, pipeline: bool) -> str:
     if group is None:
         return ""
-    return f", rank {group.rank()} of {group.size()}"
+    kind = "stage" if pipeline else "rank"
+    return f", {kind} {group.rank()} of {group.size()}"
 
 
 def open_native(

@@ -19,17 +19,18 @@ from rvllm_local.models.head_counts import kv_heads, stated_heads
 _GROUP_NAMES = ("group", "sharding_group")
 
 
-class _Outline:
-    """Stands for rank 0 of a group that does not exist yet: shapes need no more."""
+class Outline:
+    """Stands for a rank of a group that does not exist yet: shapes need no more."""
 
-    def __init__(self, size: int) -> None:
+    def __init__(self, size: int, rank: int = 0) -> None:
         self._size = size
+        self._rank = rank
 
     def size(self) -> int:
         return self._size
 
     def rank(self) -> int:
-        return 0
+        return self._rank
 
 
 def divide(
@@ -47,11 +48,11 @@ def divide_outline(module: nn.Module, config: Mapping[str, Any], ranks: int) -> 
 
     Raises as `divide` does.
     """
-    _divide(module, config, _Outline(ranks))
+    _divide(module, config, Outline(ranks))
     alone = mx.distributed.init()
     for part in module.modules():
         for name in _GROUP_NAMES:
-            if isinstance(getattr(part, name, None), _Outline):
+            if isinstance(getattr(part, name, None), Outline):
                 setattr(part, name, alone)
 
 

@@ -111,6 +111,9 @@ class EngineOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     ranks: Annotated[
         Count, _about("processes that share the model, each with a part of it")
     ] = 1
+    pipeline: Annotated[
+        bool, _about("of several ranks each has whole layers, not a part of each")
+    ] = False
     adapters: tuple[tuple[str, str], ...] = ()
     hosts: RankHosts | None = None
 
@@ -132,6 +135,11 @@ class EngineOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
                 f"ranks cannot be {self.ranks}: "
                 f"the hosts are {len(self.hosts.addresses)}"
             )
+
+    @property
+    def is_pipeline(self) -> bool:
+        """Several ranks have layers of their own each."""
+        return self.pipeline and self.ranks > 1
 
     @property
     def ranks_here(self) -> int:
@@ -173,6 +181,7 @@ class OptionArguments(TypedDict, total=False):
     max_waiting: int
     system_reserve: int | str | None
     ranks: int
+    pipeline: bool
     adapters: Mapping[str, Path | str] | None
 
 

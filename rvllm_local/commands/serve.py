@@ -90,10 +90,17 @@ def _serve_requests(
 
 
 def _with_hosts(config: Config, hosts: RankHosts | None) -> Config:
-    """The configuration with a rank for each host."""
-    if hosts is None:
-        return config
-    options = structs.replace(config.options, ranks=len(hosts.addresses), hosts=hosts)
+    """The configuration with a rank for each host.
+
+    Raises `ConfigError` for settings of ranks where there is only one.
+    """
+    options = config.options
+    if hosts is not None:
+        options = structs.replace(options, ranks=len(hosts.addresses), hosts=hosts)
+    if options.pipeline and options.ranks == 1:
+        raise ConfigError(
+            "--pipeline needs more than one rank: give --ranks N or --hosts FILE"
+        )
     return structs.replace(config, options=options)
 
 

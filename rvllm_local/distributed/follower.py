@@ -114,7 +114,7 @@ class _Follower:
         model = self._invitation.model
         try:
             files = locate(model, self.say, cache_dir=self._cache_dir)
-            plan_part(files, options)
+            plan_part(files, options, self._invitation.rank)
         except (RvllmError, MemoryError) as error:
             self._tell_failure(error)
             raise

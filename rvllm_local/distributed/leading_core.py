@@ -43,7 +43,7 @@ class LeadingJob:
         `EngineError` if they cannot serve this model.
         """
         check_ring()
-        plan_part(files, options)
+        plan_part(files, options, 0)
         self._files = files
         self._options = options
         self._gathering = Gathering(options, str(files.path), say)

@@ -6,6 +6,7 @@ for each sequence, one block table.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -56,6 +57,29 @@ class KVLayout:
     def has_attention(self) -> bool:
         """True if some layers keep KV."""
         return any(isinstance(slot, LayerSlot) for slot in self.slots)
+
+    def ordered(self) -> KVLayout:
+        """The same with groups in an order that depends on what they are alone.
+
+        So parts of one model that hold the same kinds of layers agree on it.
+        """
+        order = sorted(range(len(self.groups)), key=lambda group: self.kinds()[group])
+        slots: list[LayerSlot | StateSlot | None] = []
+        for slot in self.slots:
+            if isinstance(slot, LayerSlot):
+                slots.append(LayerSlot(order.index(slot.group), slot.layer))
+            else:
+                slots.append(slot)
+        groups = tuple(self.groups[group] for group in order)
+        return dataclasses.replace(self, groups=groups, slots=tuple(slots))
+
+    def kinds(self) -> list[str]:
+        """What each group is, whatever the number of its layers, in words."""
+        kinds = []
+        for shape in self.groups:
+            alike = dataclasses.replace(shape, num_layers=1)
+            kinds.append(repr(alike))
+        return kinds
 
     def blocks_needed(self, num_tokens: int, chunk: int) -> tuple[int, ...]:
         """The most blocks that a sequence of `num_tokens` holds at once, by group.

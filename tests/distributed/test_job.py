@@ -1,4 +1,7 @@
-"""Two ranks on loopback answer as one process does: tokens, company, room, prefixes."""
+"""Two ranks on loopback answer as one process does: tokens, company, room, prefixes.
+
+Once each has a part of every layer, and once each has layers of its own.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +20,10 @@ pytestmark = needs_ring
 NUM_TOKENS = 24
 GREEDY = SamplingParams(max_tokens=NUM_TOKENS, temperature=0, ignore_eos=True)
 LENGTHS = (1, 2, 31, 32, 33, 64, 97, 200)
-_BLOCK_BYTES = 3 * 2 * 32 * 16 * 4  # of one KV head: a rank's part
+# A rank's part of a block: one of two KV heads of three layers; two of three layers with
+# one head.
+_BLOCK_BYTES = {"divided": 3 * 2 * 32 * 16 * 4, "pipeline": 2 * 2 * 32 * 16 * 4}
+_FAMILIES = {"divided": "llama", "pipeline": "qwen2"}
 _BLOCKS = 16  # too few for the eight prompts at once
 
 
@@ -26,9 +32,15 @@ def prompts() -> list[list[int]]:
     return [random.integers(0, VOCAB_SIZE, size=length).tolist() for length in LENGTHS]
 
 
+@pytest.fixture(scope="module", params=["divided", "pipeline"])
+def division(request: pytest.FixtureRequest) -> str:
+    name: str = request.param
+    return name
+
+
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_tiny("llama", tmp_path_factory.mktemp("llama"), seed=1)
+def folder(division: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_tiny(_FAMILIES[division], tmp_path_factory.mktemp("model"), seed=1)
 
 
 @pytest.fixture(scope="module")
@@ -39,10 +51,11 @@ def adapter(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def ranks(folder: Path, adapter: Path) -> Iterator[LLM]:
+def ranks(division: str, folder: Path, adapter: Path) -> Iterator[LLM]:
     with served_by_ranks(
         folder,
-        kv_memory=_BLOCKS * _BLOCK_BYTES,
+        pipeline=division == "pipeline",
+        kv_memory=_BLOCKS * _BLOCK_BYTES[division],
         max_rows=8,
         prefill_chunk=48,
         adapters=(("tuned", str(adapter)),),

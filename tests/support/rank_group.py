@@ -1,13 +1,14 @@
 """One of several ranks that hold the engine's calls against mlx-lm's divided forward.
 
-`python -m tests.support.rank_group RANK ADDRESS,ADDRESS... FOLDER...`: the addresses of
-the ring, then models. Rank 0 prints the tokens of each model, both ways, as JSON.
+`python -m tests.support.rank_group [--pipeline] RANK ADDRESS,ADDRESS... FOLDER...`: the
+addresses of the ring, then models. Rank 0 prints the tokens of each model, both ways, as
+JSON.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
-import sys
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -27,7 +28,7 @@ def plain_tokens(model: nn.Module) -> list[int]:
     from mlx_lm.models.cache import make_prompt_cache
 
     caches = make_prompt_cache(model)
-    model(mx.array([PROMPT[:-1]]), cache=caches)
+    mx.eval(model(mx.array([PROMPT[:-1]]), cache=caches))
     token, tokens = PROMPT[-1], []
     for _ in range(NUM_TOKENS):
         logits = model(mx.array([[token]]), cache=caches)
@@ -53,13 +54,19 @@ def paged_tokens(part: ModelPart) -> list[int]:
     return tokens
 
 
-def main(rank: int, addresses: list[str], folders: list[str]) -> None:
+def main(
+    rank: int, addresses: list[str], folders: list[str], *, pipeline: bool
+) -> None:
     options = EngineOptions(
-        ranks=len(addresses), kv_memory=2**22, context_length=128, max_rows=2
+        ranks=len(addresses),
+        pipeline=pipeline,
+        kv_memory=2**22,
+        context_length=128,
+        max_rows=2,
     )
     files = [locate(folder) for folder in folders]
     for model in files:
-        plan_part(model, options)
+        plan_part(model, options, rank)
     group = form_ring(addresses, rank)
     both_ways = {}
     for model in files:
@@ -71,4 +78,10 @@ def main(rank: int, addresses: list[str], folders: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), sys.argv[2].split(","), sys.argv[3:])
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--pipeline", action="store_true")
+    parser.add_argument("rank", type=int)
+    parser.add_argument("addresses", type=lambda text: text.split(","))
+    parser.add_argument("folders", nargs="+")
+    given = parser.parse_args()
+    main(given.rank, given.addresses, given.folders, pipeline=given.pipeline)

@@ -5,8 +5,10 @@ from __future__ import annotations
 import contextlib
 import json
 import subprocess
-from collections.abc import Iterator
+import sys
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import mlx.core as mx
 import pytest
@@ -27,7 +29,17 @@ needs_ring = pytest.mark.skipif(
 )
 
 FAMILIES = ("llama", "qwen3", "qwen3_moe", "gpt_oss", "deepseek_v3", "qwen3_5")
+# Those of which each of four ranks can have layers of every kind.
+PIPELINES = (
+    "qwen2",
+    "qwen3_moe",
+    "deepseek_v3",
+    "deepseek_v32",
+    "ministral3",
+    "qwen3_5",
+)
 _LAYERS = 2  # each sums twice over all ranks
+PIPELINE_LAYERS = 8  # two for each of four ranks
 MOST_RANKS = 4  # that the heads of `save_for_ranks` can be divided between
 
 
@@ -40,6 +52,10 @@ def save_for_ranks(family: str, folder: Path) -> Path:
     if "linear_num_key_heads" in text:
         text["linear_num_key_heads"] = MOST_RANKS
         text["layer_types"] = text["layer_types"][:_LAYERS]
+    return _saved(family, config, folder)
+
+
+def _saved(family: str, config: dict[str, Any], folder: Path) -> Path:
     model, config = zoo_model(family, config=config)
     folder.mkdir(parents=True)
     (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
@@ -47,6 +63,20 @@ def save_for_ranks(family: str, folder: Path) -> Path:
     mx.save_safetensors(str(folder / "model.safetensors"), weights)
     save_tokenizer(folder)
     return folder
+
+
+def save_for_pipeline(family: str, folder: Path) -> Path:
+    """Write a tiny model of a family; two ranks can have its layers, and four."""
+    config = zoo_config(family)
+    text = config.get("text_config", config)
+    text["num_hidden_layers"] = PIPELINE_LAYERS
+    if family == "ministral3":
+        text["layer_types"] = ["sliding_attention", "full_attention"]
+        text["sliding_window"] = 48
+    for name in ("layer_types", "mlp_layer_types"):
+        if name in text:
+            text[name] = (text[name] * PIPELINE_LAYERS)[:PIPELINE_LAYERS]
+    return _saved(family, config, folder)
 
 
 @contextlib.contextmanager
@@ -59,6 +89,34 @@ def served_by_ranks(folder: Path, ranks: int = 2, **options: object) -> Iterator
     model = ConversationModel(files.name, tokenizer, style, client.limits)
     with LLM.over(client, model) as llm:
         yield llm
+
+
+def both_ways(
+    folders: Sequence[Path],
+    ranks: int,
+    *,
+    pipeline: bool = False,
+    timeout: float | None = 280,
+) -> dict[str, list[list[int]]]:
+    """Each model's tokens through mlx-lm's own forward on all ranks, and the engine's."""
+    command = [sys.executable, "-m", "tests.support.rank_group"]
+    if pipeline:
+        command.append("--pipeline")
+    addresses = ",".join(free_hosts(ranks))
+    paths = [str(folder) for folder in folders]
+    processes = []
+    for rank in range(ranks):
+        arguments = [*command, str(rank), addresses, *paths]
+        process = subprocess.Popen(arguments, stdout=subprocess.PIPE, text=True)
+        processes.append(process)
+    try:
+        printed = [process.communicate(timeout=timeout)[0] for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    assert [process.returncode for process in processes] == [0] * ranks
+    tokens: dict[str, list[list[int]]] = json.loads(printed[0])
+    return tokens
 
 
 def free_hosts(count: int) -> list[str]:

@@ -22,6 +22,7 @@ from rvllm_local.attention.rotation import install_rotations
 from rvllm_local.engine.compiled import CompiledDecode
 from rvllm_local.engine.run_mode import RunMode
 from rvllm_local.engine.runner import ModelRunner
+from rvllm_local.engine.stage_call import StageCall
 from rvllm_local.engine.startup.install_kernels import install_kernels
 from rvllm_local.engine.startup.measure_scratch import measure_scratch
 from rvllm_local.engine.startup.result_cache import (
@@ -53,6 +54,7 @@ class LoadedParts:
     paged: its attention goes through the seam.
     copy_tokens: as the reference back end takes it.
     ranks: how many processes have a part of the model each; this is that of `rank`.
+    is_stage: the part is some of the layers, as a pipeline has them.
     runner_class: makes the calls.
     """
 
@@ -66,6 +68,7 @@ class LoadedParts:
     adapters: AdapterChoice
     ranks: int = 1
     rank: int = 0
+    is_stage: bool = False
     runner_class: type[ModelRunner] = ModelRunner
 
 
@@ -155,7 +158,7 @@ def _over_kernels(
     heads = None
     if parts.layout.has_attention:
         heads = stated_heads(parts.loaded.config)
-    if heads is not None:
+    if heads is not None and not parts.is_stage:
         heads //= parts.ranks
     kernels = KernelBackend(parts.arenas, heads=heads)
     if parts.ranks > 1:  # what compiled steps note does not cross a sum of all ranks
@@ -202,8 +205,9 @@ def _make_runner(
     mode: RunMode,
     compiled: CompiledDecode | None = None,
 ) -> ModelRunner:
+    module = parts.loaded.module
     return parts.runner_class(
-        parts.loaded.module,
+        StageCall(module) if parts.is_stage else module,
         parts.layout,
         backend,
         mode,

@@ -72,7 +72,8 @@ def kv_fingerprint(parts: LoadedParts, options: EngineOptions) -> str:
     if any(shape.is_uneven for shape in parts.layout.groups):
         fingerprint += "|own sizes"  # once such blocks were padded
     if parts.ranks > 1:
-        fingerprint += f"|rank {parts.rank} of {parts.ranks}"
+        kind = "stage" if parts.is_stage else "rank"
+        fingerprint += f"|{kind} {parts.rank} of {parts.ranks}"
     return fingerprint
 
 

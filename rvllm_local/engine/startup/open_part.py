@@ -12,9 +12,11 @@ from collections.abc import Sequence
 import mlx.core as mx
 
 from rvllm_local.engine.runner import ModelRunner
+from rvllm_local.engine.startup.arena_sizes import usable_context
 from rvllm_local.engine.startup.choose_runner import LoadedParts, choose_runner
 from rvllm_local.engine.startup.make_kv_cache import kv_fingerprint, open_store
 from rvllm_local.engine.startup.open_runner import load_parts, measured_plan
+from rvllm_local.engine.startup.pipeline_stages import common_blocks, plan_stages
 from rvllm_local.engine.startup.planning import plan_model
 from rvllm_local.engine.startup.weight_forms import form_in_words
 from rvllm_local.errors import UnsupportedModelError
@@ -22,11 +24,12 @@ from rvllm_local.memory.disk_cache import BlockStore
 from rvllm_local.memory.plan import MemoryPlan
 from rvllm_local.memory.prefix import root_key
 from rvllm_local.models.adapter_files import Adapter, read_adapters
-from rvllm_local.models.adapter_parts import divide_adapters
+from rvllm_local.models.adapter_parts import adapters_of_layers, divide_adapters
 from rvllm_local.models.describe import describe
 from rvllm_local.models.encoders.setup import pooled_setup
 from rvllm_local.models.loader import load_model
 from rvllm_local.models.locate import ModelFiles
+from rvllm_local.models.stages import join_stages, take_stage
 from rvllm_local.options import EngineOptions
 
 logger = logging.getLogger(__name__)
@@ -54,8 +57,8 @@ class ModelPart:
         return tuple(pool.num_total for pool in self.parts.kv.pools)
 
 
-def plan_part(files: ModelFiles, options: EngineOptions) -> None:
-    """Refuse a model that the ranks cannot serve, before memory is taken.
+def plan_part(files: ModelFiles, options: EngineOptions, rank: int) -> None:
+    """Refuse a model that this rank cannot serve, before memory is taken.
 
     Raises `UnsupportedModelError`, `MemoryBudgetError` and as `describe` and
     `read_adapters` do.
@@ -64,7 +67,7 @@ def plan_part(files: ModelFiles, options: EngineOptions) -> None:
         raise UnsupportedModelError(
             f"{files.name} only reads texts; such a model is not divided between ranks"
         )
-    plan_model(describe(files), options)
+    plan_model(describe(files), options, rank=rank)
 
 
 def open_part(
@@ -75,17 +78,37 @@ def open_part(
 ) -> ModelPart:
     """Load this rank's part, and check with the others that the logits are right.
 
+    A stage of a pipeline is checked alone: where one of its ways to be called failed,
+    the next rank would wait for ever for what it did not send.
+
     Raises as `open_core` does.
     """
     adapters = _adapters_of(files, options, group)
-    loaded = load_model(files, group=group, context=options.context_length)
-    parts, plan = load_parts(loaded, options, adapters)
+    loaded = load_model(
+        files, group=group, context=options.context_length, pipeline=options.pipeline
+    )
+    parts, plan = load_parts(loaded, options, adapters, _blocks(files, options))
     parts = dataclasses.replace(
-        parts, ranks=group.size(), rank=group.rank(), runner_class=runner_class
+        parts,
+        ranks=group.size(),
+        rank=group.rank(),
+        is_stage=options.pipeline,
+        runner_class=runner_class,
     )
     runner, scratch = choose_runner(parts, options, None)
+    if options.pipeline:
+        join_stages(loaded.module, group.size(), group.rank())
     runner.weight_form = form_in_words("plain")
     return ModelPart(parts, measured_plan(plan, runner, scratch), runner, adapters)
+
+
+def _blocks(files: ModelFiles, options: EngineOptions) -> tuple[int, ...] | None:
+    """Of each arena, where all ranks must be asked what fits; else None."""
+    if not options.is_pipeline:
+        return None
+    description = describe(files)
+    context = usable_context(description.context_length, options)
+    return common_blocks(plan_stages(description, options), options, context)
 
 
 def _adapters_of(
@@ -96,4 +119,8 @@ def _adapters_of(
         return []
     description = describe(files)
     adapters = read_adapters(options.adapters, description.module)
+    if options.pipeline:
+        module, config = description.module, description.config
+        take_stage(module, config, group.size(), group.rank())
+        return adapters_of_layers(adapters, description.module)
     return divide_adapters(adapters, description.module, description.config, group)

@@ -18,16 +18,11 @@ from rvllm_local.attention.absorbed import keep_latents
 from rvllm_local.attention.probe import probe_layout
 from rvllm_local.attention.seam import install
 from rvllm_local.engine.runner import ModelRunner
+from rvllm_local.engine.startup.arena_sizes import arena_blocks, usable_context
 from rvllm_local.engine.startup.choose_runner import LoadedParts, choose_runner
 from rvllm_local.engine.startup.half_precision import in_float16
 from rvllm_local.engine.startup.packed_runner import choose_packed_runner
-from rvllm_local.engine.startup.planning import (
-    arena_blocks,
-    has_sinks,
-    plan_engine,
-    plan_model,
-    usable_context,
-)
+from rvllm_local.engine.startup.planning import has_sinks, plan_engine, plan_model
 from rvllm_local.engine.startup.result_cache import result_key
 from rvllm_local.engine.startup.weight_forms import (
     WeightForm,
@@ -159,8 +154,12 @@ def load_parts(
     loaded: LoadedModel,
     options: EngineOptions,
     adapters: Sequence[Adapter],
+    blocks: tuple[int, ...] | None = None,
 ) -> tuple[LoadedParts, MemoryPlan]:
-    """The model with its arenas, and the plan that both fit."""
+    """The model with its arenas, and the plan that both fit.
+
+    A stage of a pipeline gets as many `blocks` as the others have.
+    """
     context = usable_context(loaded.context_length, options)
     if default_backend() == "cuda" and options.ranks == 1:
         fuse_projections(loaded.module)
@@ -169,9 +168,12 @@ def load_parts(
         keep_latents(loaded.module)
     choice = adapt(loaded.module, adapters)
     layout = probe_layout(loaded.module, quantized=options.kv_dtype == "int8")
-    blocks = arena_blocks(layout, options, context)
+    if options.is_pipeline:
+        layout = layout.ordered()
+    if blocks is None:
+        blocks = arena_blocks(layout, options, context)
     weights = loaded.weights_bytes + adapted_bytes(adapters)
-    plan = _accepted_plan(loaded, layout, options, context, paged, weights)
+    plan = _accepted_plan(loaded, layout, blocks, options, context, paged, weights)
     arenas = []
     for shape, count in zip(layout.groups, blocks, strict=True):
         arenas.append(Arena(shape, count))
@@ -191,6 +193,7 @@ def load_parts(
 def _accepted_plan(
     loaded: LoadedModel,
     layout: KVLayout,
+    blocks: tuple[int, ...],
     options: EngineOptions,
     context: int,
     paged: bool,
@@ -207,6 +210,7 @@ def _accepted_plan(
     )
     plan = plan_engine(
         layout,
+        blocks,
         options,
         context=context,
         weights=weights,

@@ -14,8 +14,13 @@ from mlx.utils import tree_flatten
 
 from rvllm_local.attention.absorbed import keep_latents
 from rvllm_local.attention.probe import probe_layout
+from rvllm_local.engine.startup.arena_sizes import (
+    FEWEST_BLOCKS,
+    arena_blocks,
+    usable_context,
+)
+from rvllm_local.engine.startup.pipeline_stages import common_blocks, plan_stages
 from rvllm_local.engine.startup.weight_forms import form_in_words, weight_forms
-from rvllm_local.errors import ConfigError, MemoryBudgetError
 from rvllm_local.machine import device_memory
 from rvllm_local.memory.blocks import blocks_for
 from rvllm_local.memory.layout import KVLayout
@@ -30,30 +35,24 @@ from rvllm_local.models.mtp import describe_head
 from rvllm_local.models.sharding import divide_outline, parameter_bytes
 from rvllm_local.options import EngineOptions
 
-# When no budget is given: this, or one whole context if that is more.
-_DEFAULT_KV_BYTES = 512 * 2**20
-# What the self-check's two sequences take, and the scratch block.
-_FEWEST_BLOCKS = 4
-
 
 def plan_model(
     model: ModelDescription,
     options: EngineOptions,
     *,
     strict: bool = True,
+    rank: int | None = None,
 ) -> MemoryPlan:
-    """The plan of a model that is not loaded.
+    """The plan of a model that is not loaded; of several ranks', that of one.
 
-    With `strict`, raises `MemoryBudgetError` if it does not fit. Its adapters are read
-    and held against it. Raises what `read_adapter` does.
+    `rank` is which; None is the one that takes most. With `strict`, raises
+    `MemoryBudgetError` if it does not fit. Its adapters are read and held against it.
+    Raises what `read_adapter` does.
     """
     # A rank has a part of them, and is given room for all.
     adapted = adapted_bytes(read_adapters(options.adapters, model.module))
-    if options.ranks > 1:
-        model = _divided(model, options.ranks)
-    if default_backend() != "none":
-        keep_latents(model.module)
-    layout = probe_layout(model.module, quantized=options.kv_dtype == "int8")
+    context = usable_context(model.context_length, options)
+    model, layout, blocks = _part_of(model, options, context, rank)
     sizes = ModelSizes(
         model.hidden_size,
         model.intermediate_size,
@@ -62,7 +61,6 @@ def plan_model(
         layout.groups[0].dtype.size,
         has_sinks(model.module),
     )
-    context = usable_context(model.context_length, options)
     forms, _ = weight_forms(model, options)
     weights = model.weights_bytes
     if forms[0] != "plain" and model.packed_bytes is not None:
@@ -70,6 +68,7 @@ def plan_model(
     weights += adapted
     plan = plan_engine(
         layout,
+        blocks,
         options,
         context=context,
         weights=weights,
@@ -80,6 +79,25 @@ def plan_model(
     if strict:
         plan.check()
     return plan
+
+
+def _part_of(
+    model: ModelDescription, options: EngineOptions, context: int, rank: int | None
+) -> tuple[ModelDescription, KVLayout, tuple[int, ...]]:
+    """What one process has: its part of the model, its KV, and blocks of each arena."""
+    if options.is_pipeline:
+        stages = plan_stages(model, options)
+        blocks = common_blocks(stages, options, context)
+        stage = max(stages, key=lambda stage: stage.weights_bytes)
+        if rank is not None:
+            stage = stages[rank]
+        return stage.describe(model), stage.layout, blocks
+    if options.ranks > 1:
+        model = _divided(model, options.ranks)
+    if default_backend() != "none":
+        keep_latents(model.module)
+    layout = probe_layout(model.module, quantized=options.kv_dtype == "int8")
+    return model, layout, arena_blocks(layout, options, context)
 
 
 def _divided(model: ModelDescription, ranks: int) -> ModelDescription:
@@ -99,6 +117,7 @@ def has_sinks(module: nn.Module) -> bool:
 
 def plan_engine(
     layout: KVLayout,
+    blocks: tuple[int, ...],
     options: EngineOptions,
     *,
     context: int,
@@ -107,11 +126,11 @@ def plan_engine(
     config: Mapping[str, Any],
     paged: bool = True,
 ) -> MemoryPlan:
-    """The plan of an engine over a known layout, for a model of this configuration.
+    """The plan of an engine with so many blocks of each group, for a model of this
+    configuration.
 
-    Raises `MemoryBudgetError` if the KV budget holds no block. `paged`: attention goes
-    through the back end, which on a CPU keeps the context of a prefilling prompt
-    densely. Ranks of one machine share its memory.
+    `paged`: attention goes through the back end, which on a CPU keeps the context of a
+    prefilling prompt densely. Ranks of one machine share its memory.
     """
     shares = options.ranks_here
     reserve = options.system_reserve
@@ -120,7 +139,7 @@ def plan_engine(
     plan = make_plan(
         layout,
         weights=weights,
-        blocks=arena_blocks(layout, options, context),
+        blocks=blocks,
         sizes=sizes,
         device=device_memory() // shares,
         reserve=reserve,
@@ -161,7 +180,7 @@ def drafter_options(
 ) -> EngineOptions:
     """How the model that drafts is opened: with room for so many tokens."""
     layout = probe_layout(module, quantized=options.kv_dtype == "int8")
-    num_blocks = blocks_for(num_tokens) + 1 + _FEWEST_BLOCKS
+    num_blocks = blocks_for(num_tokens) + 1 + FEWEST_BLOCKS
     block_bytes = sum(shape.block_bytes for shape in layout.groups)
     return msgspec.structs.replace(
         options,
@@ -172,53 +191,3 @@ def drafter_options(
         deterministic=False,
         kv_memory=num_blocks * block_bytes,
     )
-
-
-def arena_blocks(
-    layout: KVLayout,
-    options: EngineOptions,
-    context: int,
-) -> tuple[int, ...]:
-    """Blocks for each group's arena, the scratch block included."""
-    budget = options.kv_memory or _default_budget(layout, context, options)
-    blocks = layout.split_budget(
-        budget, context, options.max_rows, options.prefill_chunk
-    )
-    if not options.self_check or min(blocks) >= _FEWEST_BLOCKS:
-        return blocks
-    smallest = _FEWEST_BLOCKS * sum(shape.block_bytes for shape in layout.groups)
-    if smallest > budget:
-        raise MemoryBudgetError(
-            f"a KV budget of {budget} bytes is too small: the check at the start needs "
-            f"{_FEWEST_BLOCKS} blocks for each layer, which take {smallest} bytes; "
-            "raise kv_memory"
-        )
-    return tuple(max(count, _FEWEST_BLOCKS) for count in blocks)
-
-
-def usable_context(length: int, options: EngineOptions) -> int:
-    """The context to serve of a model that has `length` positions.
-
-    Raises `ConfigError`.
-    """
-    if options.context_length is None:
-        return length
-    if options.context_length > length:
-        raise ConfigError(
-            f"context_length cannot be {options.context_length}: the model has {length} "
-            "positions; give at most that many, or leave it out"
-        )
-    return options.context_length
-
-
-def _default_budget(
-    layout: KVLayout,
-    context: int,
-    options: EngineOptions,
-) -> int:
-    scratch_blocks = sum(shape.block_bytes for shape in layout.groups)
-    context_bytes = (
-        layout.sequence_bytes(context, options.prefill_chunk) + scratch_blocks
-    )
-    default_bytes = max(context_bytes, _DEFAULT_KV_BYTES)
-    return min(default_bytes, context_bytes * options.max_rows)
