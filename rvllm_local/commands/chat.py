@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sys
 from collections.abc import Collection, Sequence
 from dataclasses import replace
@@ -133,6 +134,8 @@ def _run_on_screen(
     from rvllm_local.tui.terminal_ground import ask_ground
     from rvllm_local.tui.terminal_keys import teach_keys
 
+    # Who ignored it, as nohup does, would leave a chat that turns without a terminal.
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
     teach_keys()
     ground = None
     if asks_ground:

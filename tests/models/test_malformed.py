@@ -17,6 +17,7 @@ from typing import Any
 
 import mlx.core as mx
 import pytest
+from mlx.utils import tree_flatten
 
 from rvllm_local import LLM
 from rvllm_local.engine.startup.planning import plan_model
@@ -27,7 +28,7 @@ from rvllm_local.errors import (
     UnsupportedModelError,
 )
 from rvllm_local.models.describe import describe
-from rvllm_local.models.loader import load_model
+from rvllm_local.models.loader import LoadedModel, load_model
 from rvllm_local.models.locate import locate
 from rvllm_local.options import EngineOptions
 from rvllm_local.text.template import render_chat
@@ -70,7 +71,7 @@ CONFIGS: list[tuple[str, Any]] = [
     ),
     *(
         ("quantization", value)
-        for value in (3, "4bit", {}, {"bits": 4}, {"bits": 0, "group_size": 64})
+        for value in (3, "4bit", {"bits": 4}, {"bits": 0, "group_size": 64})
     ),
     *(
         ("quantization", value)
@@ -116,6 +117,12 @@ def change(folder: Path, **values: Any) -> None:
     )
 
 
+def parameters_of(loaded: LoadedModel) -> list[tuple[str, Any]]:
+    """The names of a model's weights, with these."""
+    flat: list[tuple[str, Any]] = tree_flatten(loaded.module.parameters())
+    return flat
+
+
 def refused(folder: Path) -> str:
     """The error's text; checks that it came cheaply."""
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -128,6 +135,13 @@ def refused(folder: Path) -> str:
     assert "\n" not in text
     assert len(text) < 700
     return text
+
+
+def test_an_empty_map_quantizes_nothing(folder: Path) -> None:
+    """Writers leave it where there is nothing to say (mlx-vlm 692)."""
+    change(folder, quantization={})
+    loaded = load_model(locate(str(folder)))
+    assert not any(name.endswith("scales") for name, _ in parameters_of(loaded))
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import asyncio
 import os
 import pty
 import select
+import signal
 import sys
 import time
 from pathlib import Path
@@ -184,13 +185,18 @@ def test_pins_of_two_chats_at_once_are_both_kept() -> None:
 # A terminal
 
 
-def test_a_terminal_that_closes_in_mid_reply_leaves_the_words(tmp_path: Path) -> None:
+@pytest.mark.parametrize("inherits", [signal.SIG_DFL, signal.SIG_IGN])
+def test_a_terminal_that_closes_in_mid_reply_leaves_the_words(
+    tmp_path: Path, inherits: signal.Handlers
+) -> None:
+    """Also where the chat was started by what ignores SIGHUP, as nohup does."""
     path = tmp_path / "history.db"
     (tmp_path / "config.toml").touch()
     with FakeEndpoint(default=["Some words. ", "hold"]) as fake:
         arguments = ["--endpoint", fake.url, "--history", str(path), "Are you there?"]
         process, terminal = pty.fork()
         if process == 0:
+            signal.signal(signal.SIGHUP, inherits)
             command = [sys.executable, "-m", "rvllm_local.cli", "chat", *arguments]
             os.environ["RVLLM_CONFIG"] = str(tmp_path / "config.toml")
             os.environ["TERM"] = "xterm-256color"
