@@ -53,19 +53,21 @@ def engine(playing: tuple[Running, AgentEngine]) -> AgentEngine:
 
 
 @pytest.fixture
-def openai(playing: tuple[Running, AgentEngine]) -> OpenAI:
+def openai(playing: tuple[Running, AgentEngine]) -> Iterator[OpenAI]:
     from openai import OpenAI
 
     address = f"http://127.0.0.1:{playing[0].port}/v1"
-    return OpenAI(base_url=address, api_key="none", max_retries=0)
+    with OpenAI(base_url=address, api_key="none", max_retries=0) as client:
+        yield client
 
 
 @pytest.fixture
-def anthropic(playing: tuple[Running, AgentEngine]) -> Anthropic:
+def anthropic(playing: tuple[Running, AgentEngine]) -> Iterator[Anthropic]:
     from anthropic import Anthropic
 
     address = f"http://127.0.0.1:{playing[0].port}"
-    return Anthropic(base_url=address, api_key="none", max_retries=0)
+    with Anthropic(base_url=address, api_key="none", max_retries=0) as client:
+        yield client
 
 
 def check_last(engine: AgentEngine) -> None:
