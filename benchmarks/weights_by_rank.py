@@ -20,6 +20,7 @@ from pathlib import Path
 
 import mlx.core as mx
 from mlx.utils import tree_flatten
+from msgspec import structs
 
 import rvllm_local  # noqa: F401  (first: it prepares the process for MLX)
 from rvllm_local import SamplingParams
@@ -104,6 +105,30 @@ def served(
         other.wait(60)
 
 
+def write_hosts(folder: Path) -> Path:
+    """A host file of two addresses of this machine, and its secret beside it."""
+    hosts_file = folder / "hosts.json"
+    first, second = free_hosts(2)
+    entries = [
+        {"ips": [first]},
+        {"ips": [second.replace("127.0.0.1", "127.0.0.2")]},
+    ]
+    hosts_file.write_text(json.dumps(entries))
+    secret_file = hosts_file.with_suffix(".secret")
+    secret_file.touch(0o600)
+    secret_file.write_text(secrets.token_hex(32))
+    return hosts_file
+
+
+def refusal_of(folder: Path, options: EngineOptions) -> str:
+    """Why one process does not load the model; nothing if it does."""
+    try:
+        ProcessClient(str(folder), options).close()
+    except MemoryBudgetError as error:
+        return str(error)
+    return ""
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -118,30 +143,14 @@ def main() -> int:
         weights = save_model(folder, family, arguments.layers, 1024)
         small = Path(root) / "small"
         save_model(small, family, 2, 16)
-        hosts_file = Path(root) / "hosts.json"
-        first, second = free_hosts(2)
-        entries = [
-            {"ips": [first]},
-            {"ips": [second.replace("127.0.0.1", "127.0.0.2")]},
-        ]
-        hosts_file.write_text(json.dumps(entries))
-        secret_file = hosts_file.with_suffix(".secret")
-        secret_file.touch(0o600)
-        secret_file.write_text(secrets.token_hex(32))
+        hosts_file = write_hosts(Path(root))
         reserve = device_memory() - (weights // 2 + BESIDE)
         options = EngineOptions(
             kv_memory=KV_MEMORY, max_rows=2, prefill_chunk=64, system_reserve=reserve
         )
-        refusal = ""
-        try:
-            ProcessClient(str(folder), options).close()
-        except MemoryBudgetError as error:
-            refusal = str(error)
-        together = EngineOptions(
-            kv_memory=KV_MEMORY,
-            max_rows=2,
-            prefill_chunk=64,
-            system_reserve=reserve,
+        refusal = refusal_of(folder, options)
+        together = structs.replace(
+            options,
             ranks=2,
             pipeline=arguments.pipeline,
             hosts=read_hosts(hosts_file),
