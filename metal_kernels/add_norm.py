@@ -12,9 +12,7 @@ from rvllm_local.metal_kernels.config import KINDS, TYPES
 from rvllm_local.metal_kernels.launch import (
     ArraysKernel,
     Dispatch,
-    DispatchCounter,
     KernelText,
-    Launcher,
     kernel_text,
 )
 
@@ -28,16 +26,6 @@ class AddNorm(ArraysKernel):
 
     It serves all widths of one model.
     """
-
-    def __init__(
-        self,
-        *,
-        backend: str | None = None,
-        launcher: Launcher | None = None,
-        counter: DispatchCounter | None = None,
-    ) -> None:
-        super().__init__(backend=backend, launcher=launcher, counter=counter)
-        self._texts: dict[tuple[int, mx.Dtype, float], KernelText] = {}
 
     def __call__(
         self,

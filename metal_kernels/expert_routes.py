@@ -14,9 +14,7 @@ from rvllm_local.metal_kernels.config import KINDS, TYPES
 from rvllm_local.metal_kernels.launch import (
     ArraysKernel,
     Dispatch,
-    DispatchCounter,
     KernelText,
-    Launcher,
     kernel_text,
 )
 
@@ -30,16 +28,6 @@ _FEW_SHARES = 8
 
 class ExpertRoutes(ArraysKernel):
     """The experts of the largest logits, and the weighted sum of their results."""
-
-    def __init__(
-        self,
-        *,
-        backend: str | None = None,
-        launcher: Launcher | None = None,
-        counter: DispatchCounter | None = None,
-    ) -> None:
-        super().__init__(backend=backend, launcher=launcher, counter=counter)
-        self._texts: dict[tuple[object, ...], KernelText] = {}
 
     def choose(
         self,

@@ -118,7 +118,6 @@ class GatedDelta(ArraysKernel):
         if simdgroups is None:
             simdgroups = 16 if self.backend == "cuda" else 8
         self._simdgroups = simdgroups
-        self._texts: dict[tuple[DeltaShape, int], KernelText] = {}
 
     def __call__(
         self,

@@ -87,7 +87,6 @@ class GatheredMatmul(ArraysKernel):
         super().__init__(backend=backend, launcher=launcher, counter=counter)
         self._by_matrices = by_matrices
         self._tuning = tuning
-        self._texts: dict[tuple[object, ...], KernelText] = {}
 
     def __call__(
         self,

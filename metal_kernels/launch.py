@@ -216,7 +216,7 @@ def kernel_text(
 
 
 class ArraysKernel:
-    """What kernels that touch no arena are made with: a language, a launcher, a counter."""
+    """What kernels that touch no arena have: a language, a launcher, a counter, texts."""
 
     def __init__(
         self,
@@ -233,3 +233,4 @@ class ArraysKernel:
         self.backend = text_language(backend)
         self.counter = counter
         self._launcher = launcher
+        self._texts: dict[tuple[object, ...], KernelText] = {}  # made once each

@@ -151,7 +151,6 @@ class QuantizedMatmul(ArraysKernel):
             matrix_rows = MAX_ROWS + 1
         self._matrix_rows = matrix_rows
         self._tuning = tuning
-        self._texts: dict[tuple[object, ...], KernelText] = {}
 
     def __call__(self, x: mx.array, weight: PackedWeight) -> mx.array:
         """`[rows, in]` times the weight: `[rows, out]` in x's type.
