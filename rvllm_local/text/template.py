@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import functools
+import gc
 import json
 import re
 import string
@@ -100,12 +101,19 @@ def render_chat(
                 **extra,
             )
     except _REFUSALS as error:
-        reason = _reason(error, template)
-        message = f"the model's chat template refused the messages: {reason}"
-        if isinstance(error, TemplateTimeoutError | _LimitError | MemoryError):
-            raise TemplateLimitError("messages", message) from None
-        raise TemplateRefusedError("messages", message) from None
+        error.__traceback__ = None  # its frames hold what was made
+        raise _refusal(error, template) from None
     return text
+
+
+def _refusal(error: Exception, template: str) -> ParameterError:
+    """What a request is told about an error of its rendering."""
+    reason = _reason(error, template)
+    message = f"the model's chat template refused the messages: {reason}"
+    if isinstance(error, TemplateTimeoutError | _LimitError | MemoryError):
+        gc.collect()  # jinja leaves the frames in cycles, and texts count for little there
+        return TemplateLimitError("messages", message)
+    return TemplateRefusedError("messages", message)
 
 
 @functools.lru_cache(maxsize=_KEPT_TEMPLATES)

@@ -1,7 +1,7 @@
 """What a chat template leaves out or asks for that others do not, found by rendering.
 
 Some templates read contents as lists of parts, and show nothing of a text. Some open no
-turn of the assistant's when they are asked to.
+turn of the assistant's when they are asked to. All here raises `TemplateLimitError`.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import functools
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Protocol
 
-from rvllm_local.errors import RvllmError
+from rvllm_local.errors import RvllmError, TemplateLimitError
 
 Messages = Sequence[Mapping[str, Any]]
 
@@ -94,6 +94,8 @@ def _shows(render: Renders, role: str, roles: frozenset[str]) -> bool:
         return _TEXTS[role] in render(
             in_parts(messages, roles), add_generation_prompt=False
         )
+    except TemplateLimitError:
+        raise  # what once ran for too long will again
     except RvllmError:
         return False
 
@@ -113,6 +115,8 @@ def unwritten_opening(render: Renders, roles: frozenset[str]) -> str:
         answered = render(
             in_parts([question, answer], roles), add_generation_prompt=False
         )
+    except TemplateLimitError:
+        raise  # what once ran for too long will again
     except RvllmError:
         return ""
     opening, has_answer, _ = answered.removeprefix(text).partition(_ANSWER)

@@ -9,8 +9,6 @@ from __future__ import annotations
 import json
 import math
 import pickle
-import resource
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -33,6 +31,7 @@ from rvllm_local.models.locate import locate
 from rvllm_local.options import EngineOptions
 from rvllm_local.text.template import render_chat
 from rvllm_local.text.tokenizer_files import read_tokenizer
+from tests.support.peak_memory import growth
 from tests.support.tiny import save_tiny
 
 GONE = object()
@@ -125,12 +124,10 @@ def parameters_of(loaded: LoadedModel) -> list[tuple[str, Any]]:
 
 def refused(folder: Path) -> str:
     """The error's text; checks that it came cheaply."""
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    with pytest.raises((ModelFileError, UnsupportedModelError)) as caught:
+    refusals = (ModelFileError, UnsupportedModelError)
+    with growth() as memory, pytest.raises(refusals) as caught:
         load_model(locate(str(folder)))
-    unit = 1 if sys.platform == "darwin" else 1024
-    taken = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * unit
-    assert taken < 100 << 20, f"{taken} bytes taken before the refusal"
+    assert memory.peak < 100 << 20
     text = str(caught.value)
     assert "\n" not in text
     assert len(text) < 700
@@ -388,15 +385,10 @@ def test_hostile_templates_end_in_an_error(
     settings["chat_template"] = template
     (folder / "tokenizer_config.json").write_text(json.dumps(settings))
     tokenizer = read_tokenizer(locate(str(folder)))
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    with pytest.raises(
-        (ParameterError, ModelFileError, UnsupportedModelError)
-    ) as caught:
+    refusals = (ParameterError, ModelFileError, UnsupportedModelError)
+    with growth() as memory, pytest.raises(refusals) as caught:
         tokenizer.encode_chat([{"role": "user", "content": "hi"}])
-    unit = 1 if sys.platform == "darwin" else 1024
-    assert (
-        resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
-    ) * unit < 200 << 20
+    assert memory.peak < 100 << 20
     assert "root:" not in str(caught.value)
     assert not (folder / "canary").exists()
 
