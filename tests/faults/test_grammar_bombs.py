@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import threading
 import time
@@ -123,10 +124,11 @@ def test_a_panic_of_the_library_ends_one_request(
     def panic(*_: Any) -> None:
         raise PanicException
 
-    real, calls = Matcher._write, iter(range(100))
+    # Not once: a mask may be for a draft, which ends where its grammar fails.
+    real, calls = Matcher._write, itertools.count()
 
     def write(self: Matcher, inner: Any, row: Any) -> None:
-        if next(calls) == 3:
+        if next(calls) >= 3:
             inner = type("Inner", (), {"compute_bitmask": panic})()
         real(self, inner, row)
 
