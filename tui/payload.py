@@ -17,6 +17,7 @@ COMPACT_PROMPT = (
     " Keep names, numbers, decisions, open questions and code that is still needed."
     " Write only the summary."
 )
+COMPACT = "compact"  # the figure "kind" of such a prompt, and of its whole answer
 _COMPACT_ROOM = 0.7  # of the context, for what is to be summarised
 
 Payload = tuple[Mapping[str, str], ...]
@@ -69,7 +70,12 @@ def conversation_tokens(messages: Sequence[ChatMessage]) -> int:
 
 def is_summary_prompt(message: ChatMessage) -> bool:
     """Whether the message asks for the summary that later turns go on from."""
-    return message.role == "user" and message.figures.get("kind") == "compact"
+    return message.role == "user" and message.figures.get("kind") == COMPACT
+
+
+def is_summary(message: ChatMessage) -> bool:
+    """Whether the message is the summary that later turns go on from."""
+    return message.role == "assistant" and message.figures.get("kind") == COMPACT
 
 
 def make_title(text: str) -> str:

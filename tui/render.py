@@ -14,11 +14,12 @@ from rvllm_local.history.types import ChatMessage, MessageState, ToolCall
 from rvllm_local.tui.blocks import BlockRenderer
 from rvllm_local.tui.growing import Piece
 from rvllm_local.tui.markdown import DEPTH, parse_markdown
-from rvllm_local.tui.payload import is_summary_prompt, shown_text
+from rvllm_local.tui.payload import is_summary, is_summary_prompt, shown_text
 from rvllm_local.tui.reply import read_stats
 from rvllm_local.tui.sanitise import clean, clean_line, shorten
 
 _MUTED = "$muted"
+_GOES_ON = "✂ the chat goes on from this summary; all that was said before stays above"
 
 
 def render_markdown(text: str, width: int | None = None) -> Content:
@@ -65,12 +66,14 @@ def render_message(
     foot = _foot(message, version)
     if foot.plain:
         parts.append(foot)
+    if is_summary(message):
+        parts.append(Content.styled(_GOES_ON, "$text-accent"))
     return Content("\n\n").join(parts) if parts else Content.styled("(empty)", _MUTED)
 
 
 def _text(message: ChatMessage, width: int | None) -> list[Content]:
     if is_summary_prompt(message):
-        return [Content.styled("✂ the chat goes on from this summary", _MUTED)]
+        return [Content.styled("✂ a summary of what was said so far", _MUTED)]
     is_prompt = message.role == "user"
     shown, left_out = shorten(shown_text(message) if is_prompt else message.text)
     shown = clean(shown)

@@ -9,6 +9,12 @@ from typing import Any
 from rvllm_local.history.types import ChatMessage, MessageState, ToolCall
 from rvllm_local.tui.effects import Effect, ReadSiblings, SaveMessage, UpdateMessage
 from rvllm_local.tui.events import ReplyGrew
+from rvllm_local.tui.payload import (
+    COMPACT,
+    COMPACT_PROMPT,
+    estimate_tokens,
+    is_summary_prompt,
+)
 from rvllm_local.tui.sanitise import grown
 from rvllm_local.tui.state import ChatSession, EngineView, LiveReply, ReplyStats
 
@@ -57,13 +63,16 @@ def _speed(live: LiveReply, num_tokens: int) -> float | None:
 def read_stats(figures: Mapping[str, Any]) -> ReplyStats:
     """The measurements that were kept with a message.
 
-    An imported chat may hold anything: what is no sensible number is left out.
+    An imported chat may hold anything: what is no sensible number is left out. After a
+    summary the context holds no more than that and what asked for it.
     """
     kept = {}
     for column in fields(ReplyStats):
         value = figures.get(column.name)
         if _is_measured(value):
             kept[column.name] = value
+    if figures.get("kind") == COMPACT:
+        kept["prompt_tokens"] = estimate_tokens(COMPACT_PROMPT)
     return ReplyStats(**kept)
 
 
@@ -90,11 +99,15 @@ def as_message(
         tool_calls=live.tool_calls,
         state=state,
         model=live.model or session.model,
-        figures=_figures(live, error),
+        figures=_figures(live, state, error),
     )
 
 
-def _figures(live: LiveReply, error: str) -> dict[str, Any]:
+def _figures(
+    live: LiveReply,
+    state: MessageState,
+    error: str,
+) -> dict[str, Any]:
     stats = measure(live)
     figures: dict[str, Any] = {}
     for column in fields(ReplyStats):
@@ -106,6 +119,8 @@ def _figures(live: LiveReply, error: str) -> dict[str, Any]:
         figures["thought_s"] = round(ended - live.first_at, 3)
     if error:
         figures["error"] = error
+    if state is MessageState.DONE and is_summary_prompt(live.prompt):
+        figures["kind"] = COMPACT
     return figures
 
 
@@ -165,7 +180,7 @@ def finish_reply(
         session,
         live=None,
         messages=(*session.messages, message),
-        stats=measure(live),
+        stats=read_stats(message.figures),
     )
     return finished, (_write(live, message), ReadSiblings(session.chat.id))
 

@@ -20,6 +20,7 @@ from rvllm_local.tui.effects import (
     SaveMessage,
 )
 from rvllm_local.tui.payload import (
+    COMPACT,
     COMPACT_PROMPT,
     fit_for_summary,
     make_title,
@@ -240,7 +241,7 @@ def compacted(session: ChatSession, event: events.CompactionAsked) -> Step:
         return refusal
     if not session.messages:
         return session, (Notify("there is nothing to summarise yet", "warning"),)
-    parent, figures = session.messages[-1].id, {"kind": "compact"}
+    parent, figures = session.messages[-1].id, {"kind": COMPACT}
     prompt = _prompt(
         session,
         event.prompt_id,

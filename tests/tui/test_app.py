@@ -376,6 +376,7 @@ def test_a_summary_goes_on_without_what_it_sums_up(play) -> None:
         await chat.say("hi")
         await chat.say("/compact")
         await chat.until(lambda: len(chat.texts) == 4)
+        await chat.until(lambda: "goes on from this summary" in chat.screen())
         await chat.say("and now?")
         sent = [turn["content"] for turn in chat.fake.requests[-1]["messages"]]
         assert sent[0].startswith("Summarise") and sent[-1] == "and now?"

@@ -51,6 +51,7 @@ from rvllm_local.tui.state import (
     ReplyStats,
     RunningRequest,
 )
+from rvllm_local.tui.status import context_gauge
 
 
 def ready(*texts: str, **values) -> ChatSession:
@@ -181,6 +182,20 @@ def test_a_summary_is_what_later_turns_go_on_from() -> None:
         "and then?",
     ]
     assert [message.text for message in session.messages][:2] == ["a", "b"]
+
+
+def test_after_a_summary_the_context_is_as_good_as_empty() -> None:
+    models = (ModelInfo("small", 2000),)
+    asked = CompactionAsked("p", "r", 10.0)
+    full = ready("a", "b", models=models, stats=ReplyStats(prompt_tokens=1900))
+    grew = ReplyGrew("r", 12, "they met")
+    counted = UsageReceived("r", 1900, 100, 0)
+    done, _ = play(full, asked, grew, counted, ReplyFinished("r", "stop", 13))
+    assert context_gauge(done) == ("ctx 150/2k", "")
+    again, _ = play(ready(), ChatOpened(done.chat, done.messages, {}, False))
+    assert again.stats == done.stats
+    stopped, _ = play(full, asked, grew, counted, ReplyStopped(13))
+    assert context_gauge(stopped) == ("ctx 2k/2k /compact", "$error")
 
 
 def test_a_summary_asks_for_no_more_than_the_context_holds() -> None:
