@@ -67,6 +67,15 @@ class Terminal:
         """Close the window, as a person does."""
         self.day.tmux("kill-session", "-t", f"={self.name}")
 
+    def process(self) -> int:
+        """The chat that runs in the window."""
+        shell = self.day.tmux("display", "-p", "-t", f"={self.name}:", "#{pane_pid}")
+        for process in self.day.processes("rvllm_local.cli chat"):
+            status = Path(f"/proc/{process}/status").read_text(encoding="utf-8")
+            if f"\nPPid:\t{shell.strip()}\n" in status:
+                return process
+        raise SystemExit(f"FAILED: no chat runs in {self.name}")
+
     def screen(self) -> str:
         """What is shown."""
         return self.day.tmux("capture-pane", "-p", "-t", f"={self.name}:")
@@ -273,8 +282,7 @@ def kill_a_chat(day: Day, second: Terminal) -> None:
     second.say("/set max_tokens 4000")
     second.say("Tell me about the sea, at length.")
     await_reply(day, "the sea", MessageState.PARTIAL)
-    chats = day.processes("rvllm_local.cli chat")
-    os.kill(max(chats), signal.SIGKILL)
+    os.kill(second.process(), signal.SIGKILL)
     second.await_words("ended with 137")
     second.close()
     second.start("--continue")

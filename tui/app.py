@@ -80,7 +80,7 @@ class ChatApp(ChatView):
         for theme in make_themes():
             self.register_theme(theme)
         name = options.theme or options.settings.theme
-        name = name or options.ground or DEFAULT_THEME
+        name = name or options.default_theme
         self.theme = CHOICES.get(name, DEFAULT_THEME)
 
     def get_theme_variable_defaults(self) -> dict[str, str]:

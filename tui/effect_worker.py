@@ -211,7 +211,7 @@ class EffectWorker(abc.ABC):
         reply: ReplyGatherer,
     ) -> None:
         if self.endpoint is None:
-            raise EndpointError("there is no server")
+            raise ServerGoneError("there is no server")
         stream = self.endpoint.chat(effect.model, effect.messages, effect.params)
         async with contextlib.aclosing(stream) as parts:
             async for part in parts:

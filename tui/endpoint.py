@@ -124,6 +124,7 @@ class ChatEndpoint:
         Leaving the loop closes the connection, which cancels the request. Raises
         `EndpointError`.
         """
+        self._refuse_closed()
         body = _body(model, messages, params)
         try:
             async with self._client.stream(
@@ -158,13 +159,16 @@ class ChatEndpoint:
         await asyncio.gather(*calls, return_exceptions=True)
         await self._client.aclose()
 
+    def _refuse_closed(self) -> None:
+        if self._is_closed:
+            raise ServerGoneError(f"the connection to {self.url} is closed")
+
     async def _answer(
         self,
         path: str,
         timeout: float,
     ) -> httpx.Response:
-        if self._is_closed:
-            raise ServerGoneError(f"the connection to {self.url} is closed")
+        self._refuse_closed()
         call = asyncio.create_task(self._client.get(path, timeout=timeout))
         self._calls.add(call)
         call.add_done_callback(self._calls.discard)

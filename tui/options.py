@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from rvllm_local.tui.settings import ChatSettings
+from rvllm_local.tui.themes import DEFAULT_THEME
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,4 +30,4 @@ class ChatOptions:
     prompt: str = ""
     context: str = ""  # what came on standard input beside the prompt
     is_json: bool = False
-    ground: str | None = None  # the terminal's, light or dark, where it told
+    default_theme: str = DEFAULT_THEME  # where none is chosen

@@ -133,7 +133,7 @@ def _measured(message: ChatMessage) -> str:
         parts.append(f"{stats.tokens_per_second:.0f} tok/s")
     parts.append(stats.drafts)
     if stats.ttft is not None:
-        parts.append(f"{stats.ttft:.1f} s")
+        parts.append(f"first word {stats.ttft:.1f} s")
     return " · ".join(part for part in parts if part)
 
 

@@ -56,12 +56,9 @@ def status_parts(
     others: str = "",
 ) -> list[tuple[str, str]]:
     """The parts of the status line and their styles, most important first."""
-    parts = [(clean_line(session.model, 40) or "no model", "")]
-    if persona:
-        parts.append((clean_line(persona, 24), "bold"))
-    if others:
-        parts.append((others, "$accent"))
-    if session.connection is not ConnectionState.READY:
+    is_ready = session.connection is ConnectionState.READY
+    parts = _names(session, persona, others)
+    if not is_ready:
         text = session.connection_text or session.connection.value
         pieces = _pieces(clean_line(text, 200), "$warning")
         if not session.messages:
@@ -85,6 +82,24 @@ def status_parts(
         parts.append((f"ttft {stats.ttft:.2f}s", ""))
     if memory := memory_text(session.engine):
         parts.append((memory, ""))
+    return parts
+
+
+def _names(
+    session: ChatSession,
+    persona: str,
+    others: str,
+) -> list[tuple[str, str]]:
+    """Who answers, and what goes on in other chats."""
+    parts = []
+    if session.model:
+        parts.append((clean_line(session.model, 40), ""))
+    elif session.connection is ConnectionState.READY:
+        parts.append(("no model", ""))
+    if persona:
+        parts.append((clean_line(persona, 24), "bold"))
+    if others:
+        parts.append((others, "$accent"))
     return parts
 
 
@@ -131,14 +146,15 @@ def status_content(
     `persona` is the preset in use, `others` tells of other chats.
     """
     parts = status_parts(session, draft, persona, others)
+    is_ready = session.connection is ConnectionState.READY
+    num_names = 1 if session.model or is_ready else 0
     if download:
         hint = ("Esc pauses", "$muted")
-        parts = [parts[0], *_pieces(download, "$accent"), hint]
-    is_ready = session.connection is ConnectionState.READY
-    least = 1 if is_ready and not download else 2
+        parts = [*parts[:num_names], *_pieces(download, "$accent"), hint]
+    least = 1 if is_ready and not download else num_names + 1
     while len(parts) > least and _width(parts) > width:
         parts.pop()
-    if download and _width(parts) > width:
+    if download and num_names and _width(parts) > width:
         parts.pop(0)  # the model is known; how far it is, is not
     pieces = [Content.styled(text, style) for text, style in parts]
     line = Content("  ").join(pieces)

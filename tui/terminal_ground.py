@@ -1,4 +1,4 @@
-"""Whether the terminal's ground is light or dark, found by asking it.
+"""The terminal's ground, light or dark, found by asking it, and how many colours it has.
 
 Most terminals answer OSC 11 with their colour. A question that all of them answer comes
 after it, so that nobody waits for one that does not know OSC 11.
@@ -12,6 +12,8 @@ import re
 import select
 import time
 from typing import IO
+
+from rich.console import Console
 
 ANSWER_S = 0.3  # a terminal far away, over SSH, may take so long
 _QUESTION = b"\x1b]11;?\x1b\\\x1b[c"
@@ -59,9 +61,9 @@ def ground_of(answer: bytes) -> str | None:
     return "light" if brightness > _LIGHT else "dark"
 
 
-def _has_input(source: IO[str]) -> bool:
-    ready, _, _ = select.select([source], [], [], 0)
-    return bool(ready)
+def has_sixteen_colours(out: IO[str]) -> bool:
+    """Whether the terminal says that it has no more colours."""
+    return Console(file=out).color_system == "standard"
 
 
 def _read_answer(descriptor: int) -> bytes:

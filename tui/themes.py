@@ -98,5 +98,16 @@ def make_themes() -> list[Theme]:
     return themes
 
 
+def fitting_theme(ground: str | None, has_sixteen_colours: bool) -> str:
+    """The theme for a terminal whose ground is light or dark, or is not known.
+
+    Of sixteen colours the terminal's own are used: the nearest to ours leave out lines
+    and grounds.
+    """
+    if has_sixteen_colours:
+        return "terminal-light" if ground == "light" else "terminal"
+    return ground or DEFAULT_THEME
+
+
 # Textual's own themes do not name it; the sixteen colours have one for it.
 TERMINAL_VARIABLES = {"muted": "ansi_bright_black"}

@@ -131,16 +131,18 @@ def _run_on_screen(
 ) -> int:
     """Run the chat over the whole screen and return its exit status."""
     from rvllm_local.tui.app import ChatApp
-    from rvllm_local.tui.terminal_ground import ask_ground
+    from rvllm_local.tui.terminal_ground import ask_ground, has_sixteen_colours
     from rvllm_local.tui.terminal_keys import teach_keys
+    from rvllm_local.tui.themes import fitting_theme
 
     # Who ignored it, as nohup does, would leave a chat that turns without a terminal.
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
     teach_keys()
-    ground = None
     if asks_ground:
         ground = ask_ground(sys.stdin, sys.stdout)
-    app = ChatApp(replace(options, ground=ground), launcher)
+        theme = fitting_theme(ground, has_sixteen_colours(sys.stdout))
+        options = replace(options, default_theme=theme)
+    app = ChatApp(options, launcher)
     status = app.run()
     if status is None:
         return app.return_code or 0

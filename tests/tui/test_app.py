@@ -15,7 +15,7 @@ from rvllm_local.tui.screens.dialogs import Ask, Confirm, Pick
 from rvllm_local.tui.screens.help import HelpScreen
 from rvllm_local.tui.screens.models import ModelsScreen
 from rvllm_local.tui.screens.parameters import ParametersScreen
-from rvllm_local.tui.settings import ChatSettings
+from rvllm_local.tui.settings import PARAMETERS, ChatSettings
 from tests.tui.fake_endpoint import FakeEndpoint
 
 
@@ -1020,3 +1020,28 @@ def test_every_command_has_an_action(play) -> None:
     for command in COMMANDS:
         action = getattr(homes[command.home], f"action_{command.action}", None)
         assert callable(action), command.id
+
+
+@pytest.mark.parametrize("size", [(40, 10), (80, 24), (120, 40)])
+def test_a_long_list_leaves_room_for_its_keys(play, size: tuple[int, int]) -> None:
+    fake = FakeEndpoint()
+    fake.models = [{"id": f"model-{number}"} for number in range(40)]
+
+    async def scenario(chat) -> None:
+        await chat.press("ctrl+l")
+        await chat.until(lambda: "closes" in chat.screen())
+        rows = [line for line in chat.screen().split("\n") if "model-" in line]
+        assert rows
+
+    play(scenario, fake, size=size)
+
+
+def test_all_parameters_are_seen_at_once(play) -> None:
+    async def scenario(chat) -> None:
+        await chat.press("ctrl+t")
+        await chat.until(lambda: "repetition_penalty" in chat.screen())
+        assert chat.screen().count("default") == len(PARAMETERS)
+        await chat.press("tab", "down", "down", "up", *"0.5", "enter")
+        await chat.until(lambda: chat.session.chat.params == {"top_p": 0.5})
+
+    play(scenario)

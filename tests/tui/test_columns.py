@@ -31,5 +31,5 @@ def test_models_are_listed_in_columns() -> None:
     ]
     first, second = model_choices(models, "tiny")
     assert (first.name, second.name) == ("● tiny", "  vast")
-    assert first.note == ("     0.1 GB  fits               ctx 8.2k                MIT")
-    assert second.note == ("71B   40 GB  needs 41 of 22 GB            tools thinks")
+    assert first.note == "     0.1 GB  fits, ctx 8.2k                   MIT"
+    assert second.note == "71B   40 GB  needs 41 of 22 GB  tools thinks"

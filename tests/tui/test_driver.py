@@ -107,6 +107,32 @@ def test_stopping_keeps_the_words_and_frees_the_server(tmp_path: Path) -> None:
     run(scenario, fake, tmp_path / "h.db")
 
 
+@pytest.mark.parametrize("is_closed", [True, False])
+def test_a_prompt_that_no_server_could_hear_waits_for_the_next(
+    is_closed: bool, tmp_path: Path
+) -> None:
+    """The server is lost, and looked for, while the prompt is still being written."""
+
+    async def scenario(driver: Listening) -> None:
+        endpoint = driver.endpoint
+        if is_closed:
+            await endpoint.close()
+        else:
+            driver.endpoint = None
+        driver.submit("hi")
+        await driver.until(lambda session: session.queue)
+        assert driver.session.connection is ConnectionState.LOST
+        assert not driver.session.messages
+        await endpoint.close()
+        driver.endpoint = ChatEndpoint(fake.url)
+        driver.dispatch(ConnectionChanged(ConnectionState.READY))
+        await driver.until(lambda session: len(session.messages) == 2)
+        assert texts(driver.session.messages) == ["hi", "Hello there."]
+
+    fake = FakeEndpoint()
+    run(scenario, fake, tmp_path / "h.db")
+
+
 def test_stopping_before_the_first_word_leaves_no_trace(tmp_path: Path) -> None:
     async def scenario(driver: Listening) -> None:
         driver.submit("hi")

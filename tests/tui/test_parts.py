@@ -26,7 +26,13 @@ from rvllm_local.tui.state import (
     ReplyStats,
     RunningRequest,
 )
-from rvllm_local.tui.status import bar, context_gauge, short_count, status_text
+from rvllm_local.tui.status import (
+    bar,
+    context_gauge,
+    short_count,
+    status_content,
+    status_text,
+)
 
 
 def test_the_registry_is_sound() -> None:
@@ -307,6 +313,16 @@ def test_the_context_is_estimated_while_a_reply_is_written() -> None:
     assert "ctx ≈10.1k/32k" in status_text(writing, 100)
     longer = replace(writing, messages=(prompt, prompt, prompt))
     assert "ctx ≈30.1k/32k /compact" in status_text(longer, 100)
+
+
+def test_before_there_is_a_server_no_model_is_missed() -> None:
+    loading = session(
+        model="", connection=ConnectionState.LOADING, connection_text="loading it"
+    )
+    assert status_text(loading, 60) == "loading it"
+    assert status_text(session(model=""), 9) == "no model"
+    shown = status_content(loading, 60, download="fetching it · 3 MB/s").plain
+    assert shown == "fetching it  3 MB/s  Esc pauses"
 
 
 def test_accepted_drafts_are_shown() -> None:

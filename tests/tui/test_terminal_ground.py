@@ -10,7 +10,12 @@ import threading
 import pytest
 
 from rvllm_local.tui import terminal_ground
-from rvllm_local.tui.terminal_ground import ask_ground, ground_of
+from rvllm_local.tui.terminal_ground import (
+    ask_ground,
+    ground_of,
+    has_sixteen_colours,
+)
+from rvllm_local.tui.themes import fitting_theme
 
 
 @pytest.mark.parametrize(
@@ -58,3 +63,26 @@ def test_who_is_no_terminal_is_not_asked() -> None:
     out = io.StringIO()
     assert ask_ground(io.StringIO(), out) is None
     assert out.getvalue() == ""
+
+
+@pytest.mark.parametrize(
+    ("variables", "theme"),
+    [
+        ({"TERM": "xterm"}, "terminal"),
+        ({"TERM": "xterm-256color"}, "dark"),
+        ({"TERM": "xterm", "COLORTERM": "truecolor"}, "dark"),
+    ],
+)
+def test_sixteen_colours_are_the_terminals_own(
+    variables: dict[str, str], theme: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("COLORTERM", raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    controller, terminal = pty.openpty()
+    with os.fdopen(terminal, "w") as out:
+        assert fitting_theme(None, has_sixteen_colours(out)) == theme
+        is_sixteen = has_sixteen_colours(out)
+    light = fitting_theme("light", is_sixteen)
+    assert light == ("terminal-light" if is_sixteen else "light")
+    os.close(controller)

@@ -31,6 +31,27 @@ def test_keys_that_come_at_once_are_taken_in_order(play) -> None:
     play(scenario)
 
 
+def test_letters_do_not_overtake_the_keys_before_them(play) -> None:
+    def at_once(chat, *keys: str) -> None:
+        for key in keys:
+            character = key if len(key) == 1 else None
+            chat.app.post_message(events.Key(key, character))
+
+    async def scenario(chat) -> None:
+        at_once(chat, *"teh", "backspace", "backspace", *"he", "home", *"a")
+        await chat.until(lambda: chat.app.composer.text == "athe")
+        chat.app.post_message(events.Key("ctrl+u", None))
+        chat.app.post_message(events.Paste("pasted"))
+        await chat.until(lambda: chat.app.composer.text == "pastedthe")
+        chat.app.composer.take()
+        await chat.press("slash", *"folder", "enter")
+        await chat.until(lambda: len(chat.app.screen_stack) == 2)
+        at_once(chat, *"Wrk", "left", "left", "o", "enter")
+        await chat.told("this chat is in Work")
+
+    play(scenario)
+
+
 def test_tab_completes_commands_and_files(
     play, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

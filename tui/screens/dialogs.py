@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -14,10 +15,14 @@ from textual.screen import ModalScreen
 from textual.widgets import Input, OptionList, Static
 from textual.widgets.option_list import Option
 
+from rvllm_local.tui.ordered_keys import OrderedInput
 from rvllm_local.tui.sanitise import clean, clean_line
 
-NAME_WIDTH = 44  # cells of the names' column at most
 LEAST_NAME_WIDTH = 16
+FRAME = 6  # cells at the sides of a list, its scrollbar among them
+MOST_ROWS = 18  # of a list
+HEIGHT = 0.9  # of the terminal, as in the style sheet
+AROUND_ROWS = 6  # rows of a dialog beside its list and its note
 NOTE_LENGTH = 160  # characters
 _ONE_LINE = {ord("\n"): " ", ord("\t"): " "}
 
@@ -53,6 +58,8 @@ class Dialog(ModalScreen[Any]):
 class Pick(Dialog):
     """A list that narrows as one types; the answer is the chosen row's value."""
 
+    WIDTH = 84  # cells at most, as in the style sheet
+
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding(
             "down",
@@ -86,7 +93,7 @@ class Pick(Dialog):
     def compose(self) -> Any:
         with Vertical(classes="dialog"):
             yield Static(self._title, classes="title", markup=False)
-            yield Input(self._words, placeholder="type to narrow", id="filter")
+            yield OrderedInput(self._words, placeholder="type to narrow", id="filter")
             yield OptionList(markup=False)
             yield Static(self._note, classes="note", markup=False)
 
@@ -94,6 +101,20 @@ class Pick(Dialog):
         self.query_one(OptionList).can_focus = False
         self.query_one(Input).focus()
         self.refill()
+
+    def on_resize(self) -> None:
+        """Leave room for the note, which tells the keys."""
+        note_rows = 0
+        for line in self._note.split("\n"):
+            note_rows += max(1, math.ceil(cell_len(line) / self._width))
+        room = int(self.app.size.height * HEIGHT) - AROUND_ROWS - note_rows
+        rows = self.query_one(OptionList)
+        rows.styles.max_height = max(1, min(room, MOST_ROWS))
+
+    @property
+    def _width(self) -> int:
+        """Cells of a row."""
+        return max(1, min(self.app.size.width, self.WIDTH) - FRAME)
 
     def on_input_changed(self, _event: Input.Changed) -> None:
         self.refill()
@@ -113,7 +134,7 @@ class Pick(Dialog):
         rows = self.query_one(OptionList)
         words = self.query_one(Input).value
         choices = self.matching(words)
-        width = _name_width(choices, self.app.size.width // 2)
+        width = _name_width(choices, self._width)
         options = []
         for index, choice in enumerate(choices):
             options.append(Option(row(choice, width), id=f"{index}:{choice.value}"))
@@ -167,12 +188,17 @@ def _shown_name(choice: Choice) -> str:
 
 
 def _name_width(choices: Sequence[Choice], room: int) -> int:
-    """The cells of the column of names, of `room` at most; longer ones are cut."""
-    widest = 0
+    """The cells of the column of names; longer ones are cut.
+
+    They have half of the room, and what the notes beside them leave.
+    """
+    widest = widest_note = 0
     for choice in choices:
         if choice.note:
             widest = max(widest, cell_len(_shown_name(choice)))
-    return min(widest, NAME_WIDTH, max(room, LEAST_NAME_WIDTH))
+            widest_note = max(widest_note, cell_len(choice.note))
+    left = room - 2 - widest_note
+    return min(widest, max(left, room // 2, LEAST_NAME_WIDTH))
 
 
 class Ask(Dialog):
@@ -190,7 +216,7 @@ class Ask(Dialog):
     def compose(self) -> Any:
         with Vertical(classes="dialog"):
             yield Static(self._question, classes="title", markup=False)
-            yield Input(clean_line(self._answer, 1000))
+            yield OrderedInput(clean_line(self._answer, 1000))
             yield Static(self._note, classes="note", markup=False)
 
     def on_input_submitted(self, event: Input.Submitted) -> None:

@@ -15,9 +15,9 @@ from rvllm_local.tui.keymap import shown_keys
 from rvllm_local.tui.screens.dialogs import Dialog
 
 _SCOPES = {
-    "app": "Anywhere",
     "composer": "While writing",
     "transcript": "On a message (Alt+Up and Alt+Down choose one)",
+    "app": "Anywhere",
 }
 
 
@@ -77,13 +77,11 @@ def _command_lines(scope: str, keymap: Mapping[str, str]) -> list[Content]:
 
 def help_content(keymap: Mapping[str, str]) -> Content:
     """The table of commands."""
-    lines: list[Content] = []
-    for scope, title in _SCOPES.items():
-        lines += [Content(""), Content.styled(title, "bold $primary")]
-        lines += _command_lines(scope, keymap)
-    lines += [
-        Content(""),
+    lines = [
         Content.styled("In a prompt", "bold $primary"),
         *_prompt_lines(),
     ]
-    return Content("\n").join(lines[1:])
+    for scope, title in _SCOPES.items():
+        lines += [Content(""), Content.styled(title, "bold $primary")]
+        lines += _command_lines(scope, keymap)
+    return Content("\n").join(lines)

@@ -10,11 +10,13 @@ from rvllm_local.tui.screens.dialogs import Choice, Pick
 from rvllm_local.tui.state import ModelInfo
 from rvllm_local.tui.status import short_bytes, short_count
 
-_NUMBERS = (0, 1, 3)  # columns of parameters, bytes and context
+_NUMBERS = (0, 1)  # columns of parameters and bytes
 
 
 class ModelsScreen(Pick):
     """Answers with the id of the chosen model."""
+
+    WIDTH = 104
 
     def __init__(
         self,
@@ -39,13 +41,14 @@ def model_choices(models: Sequence[ModelInfo], present: str = "") -> list[Choice
 
 
 def _cells(model: ModelInfo) -> list[str]:
-    """Parameters, size, whether it fits and is here, context, abilities, the rest."""
+    """Parameters, size, whether it fits and is here, abilities, the rest."""
+    context = f"ctx {short_count(model.context_length)}" if model.context_length else ""
+    facts = (_fit(model), _place(model), context)
     parts = [text for text in (model.license, model.note) if text]
     return [
         clean_line(model.parameters, 8),
         f"{short_bytes(model.size)} GB" if model.size else "",
-        ", ".join(text for text in (_fit(model), _place(model)) if text),
-        f"ctx {short_count(model.context_length)}" if model.context_length else "",
+        ", ".join(text for text in facts if text),
         clean_line(" ".join(model.abilities), 20),
         clean_line(" · ".join(parts), 60),
     ]

@@ -11,10 +11,20 @@ from textual.widgets import Input, Static, TextArea
 
 from rvllm_local.errors import ParameterError
 from rvllm_local.history.types import Chat
+from rvllm_local.tui.ordered_keys import OrderedInput, OrderedTextArea
 from rvllm_local.tui.personas import preset_note
 from rvllm_local.tui.sanitise import clean_copy
 from rvllm_local.tui.screens.dialogs import Ask, Choice, Confirm, Dialog, Pick
 from rvllm_local.tui.settings import PARAMETERS, parse_parameter
+
+
+class _Field(OrderedInput):
+    """A parameter's value; the arrows go to the ones above and below."""
+
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("up", "app.focus_previous", "Above", id="parameters.above"),
+        Binding("down", "app.focus_next", "Below", id="parameters.below"),
+    ]
 
 
 class ParametersScreen(Dialog):
@@ -58,7 +68,7 @@ class ParametersScreen(Dialog):
         with Vertical(classes="dialog"):
             yield Static("System prompt and parameters of this chat", classes="title")
             with VerticalScroll(can_focus=False):
-                yield TextArea(
+                yield OrderedTextArea(
                     clean_copy(self._chat.system),
                     tab_behavior="focus",
                     placeholder="no system prompt",
@@ -68,9 +78,10 @@ class ParametersScreen(Dialog):
                     with Horizontal(classes="row"):
                         yield Static(name, classes="label")
                         value = self._chat.params.get(name)
-                        yield Input(
+                        yield _Field(
                             "" if value is None else str(value),
                             placeholder="default",
+                            compact=True,
                             id=name,
                         )
             yield Static("", classes="problem", markup=False)

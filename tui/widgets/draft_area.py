@@ -10,6 +10,7 @@ from textual import events
 from textual.message import Message
 from textual.widgets import TextArea
 
+from rvllm_local.tui.ordered_keys import OrderedKeys
 from rvllm_local.tui.prompts import draft_token, paste_token, put_pastes
 from rvllm_local.tui.sanitise import clean_cells, clean_copy
 from rvllm_local.tui.widgets.kept_lines import KeptLines
@@ -18,7 +19,7 @@ PASTE_LIMIT = 1_000_000  # characters
 TAKEN_PASTES = 8  # pastes of earlier drafts that are known again
 
 
-class DraftArea(KeptLines, TextArea):
+class DraftArea(OrderedKeys, KeptLines, TextArea):
     """A `TextArea` whose long pastes stand as short signs until they are sent."""
 
     class Refused(Message):

@@ -8,10 +8,11 @@ from textual.binding import Binding, BindingType
 from textual.widgets import Input
 
 from rvllm_local.tui.notices import tell
+from rvllm_local.tui.ordered_keys import OrderedInput
 from rvllm_local.tui.widgets.transcript import Transcript
 
 
-class FindBar(Input):
+class FindBar(OrderedInput):
     """Hidden until opened. Enter goes to the next message that holds the words."""
 
     BINDINGS: ClassVar[list[BindingType]] = [
