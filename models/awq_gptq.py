@@ -16,17 +16,22 @@ import mlx.core as mx
 import numpy as np
 
 from rvllm_local.errors import ModelFileError, UnsupportedModelError
+from rvllm_local.models.affine_words import (
+    GROUP_SIZES,
+    WORD,
+    codes_of,
+    divided_size,
+    words_of,
+)
 
 Weights = dict[str, mx.array]
 
 METHODS = ("awq", "gptq")
-_WORD = 32
 # Where a word of AWQ's holds its eight outputs, first to last.
 _AWQ_PLACES = (0, 4, 1, 5, 2, 6, 3, 7)
 _BITS = {"awq": (4,), "gptq": (2, 4, 8)}
 _LAYOUTS = {"awq": ("gemm",), "gptq": ("gptq", "gptq_v2")}
 _WHOLE = -1  # one group for all inputs
-_GROUP_SIZES = (128, 64, 32)  # of MLX, the largest first
 _PACKED = ".qweight"
 _REMEDY = "take a conversion to MLX, or the unquantized model with `rvllm convert`"
 
@@ -46,10 +51,10 @@ def packed_settings(config: Mapping[str, Any]) -> dict[str, Any]:
     if layout not in _LAYOUTS[method]:
         raise _unsupported(method, f"is in the layout {layout!r:.40}")
     if size == _WHOLE:
-        size = _GROUP_SIZES[-1]
-    if type(size) is not int or size <= 0 or size % _GROUP_SIZES[-1]:
+        size = GROUP_SIZES[-1]
+    if type(size) is not int or size <= 0 or size % GROUP_SIZES[-1]:
         raise _unsupported(method, f"has groups of {size!r:.20}")
-    return {"bits": bits, "group_size": _divided_size(size)}
+    return {"bits": bits, "group_size": divided_size(size)}
 
 
 def _layout(config: Mapping[str, Any], method: str) -> str:
@@ -65,11 +70,6 @@ def _unsupported(method: str, fault: str) -> UnsupportedModelError:
     return UnsupportedModelError(
         f"the model's quantization {method!r} {fault}; {_REMEDY}"
     )
-
-
-def _divided_size(size: int) -> int:
-    """The largest of MLX's groups of which groups of `size` are made."""
-    return next(part for part in _GROUP_SIZES if size % part == 0)
 
 
 def as_affine(
@@ -126,17 +126,17 @@ def _affine_layer(
 ) -> Weights:
     unpacked = _unpacked(config, weights, layer)
     size = unpacked.group_size
-    if size % _GROUP_SIZES[-1]:
+    if size % GROUP_SIZES[-1]:
         raise _unsupported(config["quant_method"], f"has groups of {size} in {layer}")
     order = weights.get(f"{layer}.g_idx")
     if order is not None:
         _check_order(layer, order, len(unpacked.codes), size)
     scales = unpacked.scales.astype(mx.float32)
     biases = -(unpacked.zeros.astype(mx.float32) * scales)
-    times = size // _divided_size(size)
+    times = size // divided_size(size)
     dtype = dtype or unpacked.scales.dtype
     return {
-        f"{layer}.weight": _words(unpacked.codes.T, unpacked.bits),
+        f"{layer}.weight": words_of(unpacked.codes.T, unpacked.bits),
         f"{layer}.scales": mx.repeat(scales.T, times, axis=1).astype(dtype),
         f"{layer}.biases": mx.repeat(biases.T, times, axis=1).astype(dtype),
     }
@@ -158,10 +158,10 @@ def _unpacked(config: Mapping[str, Any], weights: Weights, layer: str) -> _Codes
         unpacked = _Codes(_awq_codes(words), _awq_codes(zero_words), scales, 4)
     else:
         bits = _gptq_bits(config, words, weights.get(f"{layer}.g_idx"))
-        zeros = _codes(zero_words, bits)
+        zeros = codes_of(zero_words, bits)
         if _layout(config, "gptq") == "gptq":
             zeros = (zeros + 1) & ((1 << bits) - 1)
-        unpacked = _Codes(_codes(words.T, bits).T, zeros, scales, bits)
+        unpacked = _Codes(codes_of(words.T, bits).T, zeros, scales, bits)
     if not unpacked.fits:
         raise _misfit(layer, *parts)
     return unpacked
@@ -174,7 +174,7 @@ def _gptq_bits(
     stated = int(config["bits"])
     if order is None or not order.size:
         return stated
-    bits, rest = divmod(words.shape[0] * _WORD, order.size)
+    bits, rest = divmod(words.shape[0] * WORD, order.size)
     if rest or bits not in _BITS["gptq"]:
         raise _unsupported(
             "gptq", f"has {words.shape[0]} words for {order.size} inputs"
@@ -201,22 +201,8 @@ def _misfit(layer: str, *parts: mx.array) -> ModelFileError:
     )
 
 
-def _codes(words: mx.array, bits: int) -> mx.array:
-    """`[rows, columns]` of words `[rows, columns * bits / 32]`, the lowest bits first."""
-    shifts = mx.arange(0, _WORD, bits, dtype=mx.uint32)
-    codes = (words[..., None] >> shifts) & ((1 << bits) - 1)
-    return codes.reshape(words.shape[0], -1)
-
-
 def _awq_codes(words: mx.array) -> mx.array:
     """Codes of words that hold eight outputs each in AWQ's order."""
     rows = words.shape[0]
-    in_places = _codes(words, 4).reshape(rows, -1, len(_AWQ_PLACES))
+    in_places = codes_of(words, 4).reshape(rows, -1, len(_AWQ_PLACES))
     return in_places[..., mx.array(_AWQ_PLACES)].reshape(rows, -1)
-
-
-def _words(codes: mx.array, bits: int) -> mx.array:
-    """Rows of codes as MLX packs them, the lowest bits first."""
-    shifts = mx.arange(0, _WORD, bits, dtype=mx.uint32)
-    grouped = codes.reshape(codes.shape[0], -1, _WORD // bits)
-    return (grouped << shifts).sum(axis=-1).astype(mx.uint32)

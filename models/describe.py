@@ -29,9 +29,10 @@ from rvllm_local.models.head_counts import stated_heads, stated_size
 from rvllm_local.models.hub_fetch import fetch_configuration, find_repository
 from rvllm_local.models.locate import ModelFiles, local_model, locate, repository_of
 from rvllm_local.models.progress import Progress
-from rvllm_local.models.quantized import narrowest_bits
+from rvllm_local.models.quantized import narrowest_bits, widens
 from rvllm_local.models.repository import Repository
 from rvllm_local.models.shapes import shaped_entry
+from rvllm_local.models.sharding import parameter_bytes
 from rvllm_local.scratch import temporary_folder
 
 _DTYPES = {"float32": mx.float32, "float16": mx.float16, "bfloat16": mx.bfloat16}
@@ -130,6 +131,8 @@ def describe_config(
     """
     module = outline(config)
     weights_bytes = stored
+    if widens(config):
+        weights_bytes = parameter_bytes(module)
     packed_bytes = None
     if mx.default_device() == mx.Device(mx.cpu):
         weights_bytes = 4 * _parameter_count(module)  # all are float32 there

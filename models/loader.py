@@ -20,7 +20,6 @@ import numpy.typing as npt
 from mlx import nn
 from mlx.utils import tree_flatten
 
-from rvllm_local.models.awq_gptq import as_affine
 from rvllm_local.models.bundle import bundle_weights, open_bundle
 from rvllm_local.models.bundle_format import MANIFEST
 from rvllm_local.models.config_file import (
@@ -48,7 +47,7 @@ from rvllm_local.models.leases import take_lease
 from rvllm_local.models.locate import ModelFiles
 from rvllm_local.models.longrope import with_factors_for
 from rvllm_local.models.quantized import (
-    other_tools_config,
+    as_mlx_stores,
     quantize_as_packed,
     quantize_as_stored,
 )
@@ -208,7 +207,7 @@ def open_native(
         weights = bundle_weights(files.path)
     else:
         weights = folder_weights(files.path)
-    weights = _without_foreign_packing(config, weights, as_floats)
+    weights = as_mlx_stores(config, weights, as_floats=as_floats)
     config = with_head_of(config, weights)
     module = build_model(config)
     weights = sanitized(files.path, module, weights)
@@ -216,16 +215,6 @@ def open_native(
     quantize_as_stored(module, config, weights)
     put_weights(files.path, module, weights)
     return NativeModel(module, config, end_tokens(files.path, config))
-
-
-def _without_foreign_packing(
-    config: Mapping[str, Any], weights: dict[str, mx.array], as_floats: bool
-) -> dict[str, mx.array]:
-    """The weights, of which those that AWQ or GPTQ packed are as MLX packs them."""
-    other = other_tools_config(config)
-    if config.get("quantization") or not isinstance(other, Mapping):
-        return weights
-    return as_affine(other, weights, mx.float32 if as_floats else None)
 
 
 def _open_gguf(

@@ -22,6 +22,7 @@ from rvllm_local.models.describe import ModelDescription, describe_config
 from rvllm_local.models.families import build_model
 from rvllm_local.models.loader import LoadedModel
 from rvllm_local.models.locate import ModelFiles
+from rvllm_local.models.quantized import as_mlx_stores
 from rvllm_local.models.sharding import parameter_bytes
 from rvllm_local.models.to_float32 import widen_to_float32
 from rvllm_local.models.weights import (
@@ -195,7 +196,9 @@ def load_head(files: ModelFiles, loaded: LoadedModel) -> LoadedModel:
     head = build_head(config)
     head.model.embed_tokens._embedding = loaded.module.model.embed_tokens
     output = head.lm_head
-    stored = _stored_head(folder_weights(files.path), int(config["num_hidden_layers"]))
+    on_cpu = mx.default_device() == mx.Device(mx.cpu)
+    weights = as_mlx_stores(config, folder_weights(files.path), as_floats=on_cpu)
+    stored = _stored_head(weights, int(config["num_hidden_layers"]))
     if not stored:
         raise UnsupportedModelError(
             f"{files.path}: the weights of the head that predicts several tokens are "
@@ -205,7 +208,7 @@ def load_head(files: ModelFiles, loaded: LoadedModel) -> LoadedModel:
     weights["lm_head.weight"] = output.weight
     put_weights(files.path, head, weights)
     head.lm_head = nn.Identity()
-    if mx.default_device() == mx.Device(mx.cpu):
+    if on_cpu:
         widen_to_float32(head)
     head.eval()
     mx.eval(head.parameters())

@@ -15,9 +15,13 @@ from mlx import nn
 from mlx.utils import tree_flatten
 
 from rvllm_local.errors import ModelFileError, UnsupportedModelError
-from rvllm_local.models.awq_gptq import METHODS, packed_settings
 from rvllm_local.models.config_file import text_config
 from rvllm_local.models.gguf.mlx import GROUP_SIZE
+from rvllm_local.models.other_quantizations import (
+    as_mlx_holds,
+    becomes_floats,
+    packed_settings,
+)
 
 # Quantizations that other tools name in `quantization_config` and that MLX has, too.
 _SAME_AS = {
@@ -175,7 +179,7 @@ def _plan(config: Mapping[str, Any]) -> dict[str, Any] | None:
     plan = config.get("quantization") or text_config(config).get("quantization")
     if not plan:
         other = other_tools_config(config)
-        if not other:
+        if not other or (isinstance(other, Mapping) and becomes_floats(other)):
             return None
         plan = _translated(other)
     has_sizes = isinstance(plan, dict) and (
@@ -215,6 +219,27 @@ def other_tools_config(config: Mapping[str, Any]) -> Any:
     return None
 
 
+def widens(config: Mapping[str, Any]) -> bool:
+    """Whether loading makes wider floats of what is stored, in other tools' 8 bits."""
+    other = other_tools_config(config)
+    if config.get("quantization") or not isinstance(other, Mapping):
+        return False
+    return becomes_floats(other)
+
+
+def as_mlx_stores(
+    config: Mapping[str, Any], weights: dict[str, mx.array], *, as_floats: bool
+) -> dict[str, mx.array]:
+    """The weights, of which those that other tools packed are as MLX holds them.
+
+    With `as_floats` scales and offsets are float32, and so is what becomes floats.
+    """
+    other = other_tools_config(config)
+    if config.get("quantization") or not isinstance(other, Mapping):
+        return weights
+    return as_mlx_holds(other, weights, mx.float32 if as_floats else None)
+
+
 def _translated(other: Any) -> Any:
     """A plan for a `quantization_config`; MLX's own older models keep theirs there."""
     method = other
@@ -224,8 +249,9 @@ def _translated(other: Any) -> Any:
             return dict(other)
     if isinstance(method, str) and method in _SAME_AS:
         return dict(_SAME_AS[method])
-    if isinstance(other, Mapping) and method in METHODS:
-        return packed_settings(other)
+    packed = packed_settings(other) if isinstance(other, Mapping) else None
+    if packed is not None:
+        return packed
     raise UnsupportedModelError(
         f"the model's quantization {method!r:.60} is not MLX's own; use the "
         "unquantized model with `rvllm convert`"

@@ -5,6 +5,7 @@ Knows names, types and shapes; quantization is `quantized`.
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import mlx.core as mx
@@ -16,6 +17,8 @@ from rvllm_local.models.corrections import put_router_biases
 from rvllm_local.models.published_weights import as_definitions_read
 from rvllm_local.models.safetensors_check import weight_files
 
+_EXPERT = re.compile(r".*\.experts\.\d+\..*\.weight")
+_PART_OF_EXPERT = re.compile(r"(.*\.experts\.\d+\..*)\.(scales|biases)")
 # What a family's clean-up can end in where the weights are another family's.
 _SANITIZE_ERRORS = (
     LookupError,
@@ -60,11 +63,36 @@ def sanitized(
         if not hasattr(module, "sanitize"):
             return weights
         weights = put_router_biases(module, weights)
-        return dict(module.sanitize(weights))
+        return _cleaned(module, weights)
     except _SANITIZE_ERRORS as error:
         raise ModelFileError(
             f"{path}: the weights are not those of this architecture: {error!r:.300}"
         ) from error
+
+
+def _cleaned(module: nn.Module, weights: dict[str, mx.array]) -> dict[str, mx.array]:
+    """The weights after the definition's clean-up.
+
+    Many stack the weights of single experts and leave their scales and offsets. These
+    are shown to it once more, under the weights' names; experts that have none are blank.
+    """
+    blanks = {}
+    for name in weights:
+        if _EXPERT.fullmatch(name):
+            blanks[name] = mx.zeros((1, 1))
+    cleaned = dict(module.sanitize(weights))
+    left: dict[str, dict[str, mx.array]] = {"scales": {}, "biases": {}}
+    for name in list(cleaned):
+        part = _PART_OF_EXPERT.fullmatch(name)
+        if part is not None:
+            left[part[2]][f"{part[1]}.weight"] = cleaned.pop(name)
+    for kind, values in left.items():
+        stacked = module.sanitize({**blanks, **values}) if values else {}
+        for name, value in stacked.items():
+            whole = cleaned.get(name)
+            if whole is not None and whole.dtype == mx.uint32:
+                cleaned[f"{name.removesuffix('.weight')}.{kind}"] = value
+    return cleaned
 
 
 def put_weights(path: Path, module: nn.Module, weights: dict[str, mx.array]) -> None:

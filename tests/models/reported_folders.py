@@ -143,7 +143,7 @@ REPORTED = [
     Reported("omlx 2001", "llama", quantized=(AFFINE4, {}), config={"quantization": {**AFFINE4, "mode": "turboquant"}}, refused="turboquant"),
     Reported("mlx-lm 1865", "llama", config={"quantization_config": {"quant_method": "compressed-tensors", "format": "float-quantized"}}, refused="compressed-tensors"),
     Reported("mlx-lm 989", "llama", config={"quantization_config": {"quant_method": "bitsandbytes", "load_in_4bit": True}}, refused="bitsandbytes"),
-    Reported("mlx-examples 1232", "llama", config={"quantization_config": {"quant_method": "fp8", "weight_block_size": [128, 128]}}, refused="fp8"),
+    Reported("mlx-examples 1232", "llama", config={"quantization_config": {"quant_method": "fp8", "weight_block_size": [128, 128]}}),
     # Rotations.
     Reported("aiter 4742", "glm4_moe_lite", _BASE, {"rope_theta": ABSENT, "rope_scaling": {**_BASE, "rope_type": "default", "partial_rotary_factor": 1.0}}),
     Reported("aiter 4742", "llama", _BASE, {"rope_theta": ABSENT, "rope_scaling": {**_BASE, "rope_type": "default"}}),

@@ -1,0 +1,235 @@
+"""Matrices that compressed-tensors packed: whole numbers in MLX's affine form, or 8-bit floats.
+
+A weight is `scale * (code - zero)`, with signed codes in groups of a row's inputs. MLX's
+words hold the same codes raised by half their range, in the same order, so that words
+are taken as they are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+
+from rvllm_local.errors import ModelFileError, UnsupportedModelError
+from rvllm_local.models.affine_words import (
+    GROUP_SIZES,
+    WORD,
+    codes_of,
+    divided_size,
+    words_of,
+)
+
+Weights = dict[str, mx.array]
+
+METHOD = "compressed-tensors"
+_PACKED = "pack-quantized"
+_BYTES = ("int-quantized", "naive-quantized")
+_FLOATS = ("float-quantized", "naive-quantized")
+_BITS = (4, 8)
+_PARTS = (
+    "weight",
+    "weight_packed",
+    "weight_scale",
+    "weight_zero_point",
+    "weight_shape",
+    "weight_g_idx",
+)
+_REMEDY = "take a conversion to MLX, or the unquantized model with `rvllm convert`"
+
+
+def is_float8(config: Mapping[str, Any]) -> bool:
+    """Whether all that is packed is 8-bit floats. Raises `UnsupportedModelError`."""
+    kinds = {_kind(layout, weights) for layout, weights in _groups(config)}
+    if len(kinds) > 1:
+        raise _unsupported("mixes whole numbers and floats")
+    return kinds == {"float"}
+
+
+def packed_settings(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Bits and group size of whole numbers, for MLX; layers may differ from them.
+
+    Raises `UnsupportedModelError` for a layout that is not read here.
+    """
+    _, weights = _groups(config)[0]
+    size = weights.get("group_size") or GROUP_SIZES[-1]
+    if type(size) is not int or size <= 0 or size % GROUP_SIZES[-1]:
+        size = GROUP_SIZES[-1]
+    return {"bits": weights["num_bits"], "group_size": divided_size(size)}
+
+
+def _groups(config: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
+    """The layout and the settings of the weights of each group of layers."""
+    stated = config.get("config_groups")
+    groups = []
+    if isinstance(stated, Mapping):
+        for group in stated.values():
+            weights = group.get("weights") if isinstance(group, Mapping) else None
+            if isinstance(weights, Mapping):
+                layout = group.get("format") or config.get("format")
+                groups.append((str(layout), weights))
+    if not groups:
+        raise ModelFileError(
+            "config.json's quantization names no config_groups with weights: "
+            f"{config!r:.200}"
+        )
+    return groups
+
+
+def _kind(layout: str, weights: Mapping[str, Any]) -> str:
+    bits = weights.get("num_bits")
+    if weights.get("type") == "float":
+        if layout in _FLOATS and bits == 8:
+            return "float"
+    elif bits in _BITS and (layout == _PACKED or (layout in _BYTES and bits == 8)):
+        return "int"
+    raise _unsupported(f"has {bits!r:.20} bits in the layout {layout!r:.40}")
+
+
+def _unsupported(fault: str) -> UnsupportedModelError:
+    return UnsupportedModelError(
+        f"the model's quantization {METHOD!r} {fault}; {_REMEDY}"
+    )
+
+
+def as_affine(
+    config: Mapping[str, Any],
+    weights: Weights,
+    dtype: mx.Dtype | None,
+) -> Weights:
+    """The weights with packed layers as MLX packs them.
+
+    Scales and offsets are of `dtype`, or of the stored scales' with None. Raises
+    `ModelFileError` for parts that do not fit, and `UnsupportedModelError` for inputs
+    that are not grouped in their order.
+    """
+    _, settings = _groups(config)[0]
+    bits = int(settings["num_bits"])
+    affine = dict(weights)
+    for layer in _packed_layers(weights):
+        parts = {}
+        for part in _PARTS:
+            value = affine.pop(f"{layer}.{part}", None)
+            if value is not None:
+                parts[part] = value
+        converted = _affine_layer(layer, parts, bits, dtype)
+        affine.update(converted)
+    return affine
+
+
+def _packed_layers(weights: Weights) -> list[str]:
+    layers = []
+    for name, value in weights.items():
+        layer, _, part = name.rpartition(".")
+        is_of_bytes = part == "weight" and value.dtype == mx.int8
+        if part == "weight_packed" or is_of_bytes:
+            layers.append(layer)
+    return layers
+
+
+@dataclass(frozen=True, slots=True)
+class _Codes:
+    """A layer's codes in MLX's words, `[outputs, inputs * bits / 32]`."""
+
+    words: mx.array
+    bits: int
+    inputs: int
+
+
+def _affine_layer(
+    layer: str,
+    parts: Weights,
+    stated_bits: int,
+    dtype: mx.Dtype | None,
+) -> Weights:
+    scales = parts.get("weight_scale")
+    if scales is None:
+        raise ModelFileError(
+            f"{layer}: packed weights have no weight_scale beside them"
+        )
+    codes = _codes(layer, parts, stated_bits)
+    dtype = dtype or scales.dtype
+    factors = scales.astype(mx.float32)
+    if scales.ndim == 1:
+        factors = factors[:, None]
+    size = _group_size(layer, codes, factors)
+    order = parts.get("weight_g_idx")
+    if order is not None:
+        _check_order(layer, order)
+    zeros = _zeros(codes, parts.get("weight_zero_point"))
+    offsets = -(zeros * factors)
+    times = size // divided_size(size)
+    factors = mx.repeat(factors, times, axis=1)
+    offsets = mx.repeat(offsets, times, axis=1)
+    return {
+        f"{layer}.weight": codes.words,
+        f"{layer}.scales": factors.astype(dtype),
+        f"{layer}.biases": offsets.astype(dtype),
+    }
+
+
+def _codes(layer: str, parts: Weights, stated_bits: int) -> _Codes:
+    """The codes; where a layer states its shape, it may have other bits."""
+    in_bytes = parts.get("weight")
+    if in_bytes is not None:
+        raised = in_bytes.astype(mx.int32) + 128
+        words = words_of(raised.astype(mx.uint32), 8)
+        return _Codes(words, 8, in_bytes.shape[-1])
+    packed = parts["weight_packed"]
+    shape = parts.get("weight_shape")
+    held = packed.shape[-1] * WORD
+    bits = stated_bits
+    inputs = held // bits
+    if shape is not None:
+        inputs = np.array(shape).tolist()[-1]
+        bits = held // inputs
+    is_whole = inputs * bits == held
+    if packed.ndim != 2 or bits not in _BITS or not is_whole:
+        raise ModelFileError(
+            f"{layer}: {packed.shape[-1]} words a row do not hold {inputs} inputs"
+        )
+    return _Codes(packed.view(mx.uint32), bits, inputs)
+
+
+def _group_size(layer: str, codes: _Codes, factors: mx.array) -> int:
+    """The inputs of a group; checks that scales are of so many rows and groups."""
+    outputs = len(codes.words)
+    groups = factors.shape[-1]
+    size, rest = divmod(codes.inputs, groups)
+    if factors.shape != (outputs, groups) or rest:
+        raise ModelFileError(
+            f"{layer}: scales {list(factors.shape)} do not fit {outputs} rows of "
+            f"{codes.inputs}"
+        )
+    if size % GROUP_SIZES[-1]:
+        raise _unsupported(f"has groups of {size} in {layer}")
+    return size
+
+
+def _zeros(codes: _Codes, stored: mx.array | None) -> mx.array:
+    """Zeros, raised as the codes are: `[outputs, groups]`, or one for all.
+
+    They are packed along the outputs, the last word with fewer of them. Bytes are not
+    packed.
+    """
+    half = float(1 << (codes.bits - 1))
+    if stored is None:
+        return mx.array(half)
+    outputs = len(codes.words)
+    if stored.dtype == mx.int8:
+        zeros = stored.reshape(outputs, -1)
+        return zeros.astype(mx.float32) + half
+    words = stored.view(mx.uint32)
+    across = codes_of(words.T, codes.bits)
+    zeros = across.T[:outputs]
+    return zeros.astype(mx.float32)
+
+
+def _check_order(layer: str, order: mx.array) -> None:
+    """Inputs of a group must be side by side: MLX knows no other groups."""
+    rises = order[1:] >= order[:-1]
+    if not mx.all(rises).item():
+        raise _unsupported(f"groups the inputs of {layer} by activation (actorder)")
