@@ -44,6 +44,7 @@ class ServerLauncher:
         may_start: bool = True,
         grace_s: float = GRACE_S,
         port: int | None = None,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.url = url or f"http://127.0.0.1:{port or DEFAULT_PORT}"
         self.model = model
@@ -52,6 +53,8 @@ class ServerLauncher:
         self._grace_s = grace_s
         self._report: Report = _silent
         self._download: DownloadProgress | None = None  # of the server's first model
+        self._clock = clock
+        self._waits_since = clock()  # for what the server does beside fetching
 
     @property
     def is_child(self) -> bool:
@@ -107,10 +110,10 @@ class ServerLauncher:
 
         One that loads or fetches may take its time; one that has ended is an error.
         """
-        began = time.monotonic()
+        self._waits_since = self._clock()
         lease = self.lease
         if lease is not None:
-            lease.report = self._report
+            lease.report = lambda _line: self.tell_progress()
             await self._expect_download()
         while True:
             if lease is not None and lease.is_over:
@@ -127,9 +130,20 @@ class ServerLauncher:
                 if lease is not None:  # what it prints later is no news of its start
                     lease.report = _silent
                 return
-            progress = self._progress() or status or "the server is loading"
-            self._report(f"{progress} · for {time.monotonic() - began:.0f} s")
+            self.tell_progress(status)
             await asyncio.sleep(_POLL_S)
+
+    def tell_progress(self, status: str = "") -> None:
+        """Report what the server does; for how long, but of a download, which says more.
+
+        `status` is what it says of itself where it has printed nothing.
+        """
+        progress = self._progress() or status or "the server is loading"
+        if self.is_fetching:
+            self._waits_since = self._clock()
+        else:
+            progress += f" · for {self._clock() - self._waits_since:.0f} s"
+        self._report(progress)
 
     def _progress(self) -> str:
         """What the server said last, such as how much of a download has come."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 import sys
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from rvllm_local.errors import EndpointError
 from rvllm_local.models.catalogue import Catalogue
 from rvllm_local.tui.endpoint import ChatEndpoint
 from rvllm_local.tui.launcher import ServerLauncher
+from rvllm_local.tui.lease import Lease
 from rvllm_local.tui.offers import catalogue_models
 from rvllm_local.tui.state import ModelInfo
 from tests.support.ports import spare_ports
@@ -85,7 +87,8 @@ def test_a_child_is_followed_exchanged_and_ended() -> None:
         server, told = Starting("one"), []
         endpoint = await server.connect(told.append)
         assert server.is_child
-        assert any("fetching one · 45 MB · " in text for text in told)
+        assert "fetching one · 45 MB" in told
+        assert not any("fetched" in text for text in told)
         assert (await endpoint.models())[0].id == "one"
         await endpoint.close()
         endpoint = await server.restart("two", told.append)
@@ -100,6 +103,27 @@ def test_a_child_is_followed_exchanged_and_ended() -> None:
         async with asyncio.timeout(60):
             while await answers(server.url):
                 await asyncio.sleep(0.05)
+
+    asyncio.run(scenario())
+
+
+def test_loading_is_timed_from_the_end_of_the_download() -> None:
+    async def scenario() -> None:
+        now, told = [0.0], []
+        server = ServerLauncher(None, "one", clock=lambda: now[0])
+        ours, keepers = socket.socketpair()
+        lease = Lease(*await asyncio.open_connection(sock=ours))
+        server.lease = lease
+        lease.lines.append("rvllm: fetched 45 MB")
+        server._report = told.append
+        now[0] = 90.0
+        server.tell_progress()
+        lease.lines.append("rvllm: loading one")
+        now[0] = 93.0
+        server.tell_progress()
+        assert told == ["fetched 45 MB", "loading one · for 3 s"]
+        keepers.close()
+        await lease.release()
 
     asyncio.run(scenario())
 
