@@ -21,7 +21,7 @@ from rvllm_local.tui.personas import chat_values, preset_note
 from rvllm_local.tui.screens.dialogs import Choice, Pick
 from rvllm_local.tui.settings import parse_parameter
 from rvllm_local.tui.state import ModelInfo
-from rvllm_local.tui.themes import CHOICES
+from rvllm_local.tui.themes import CHOICES, textual_theme
 
 
 class ActionsApp(ChatActions):
@@ -242,7 +242,7 @@ class ActionsApp(ChatActions):
                 names = ", ".join(CHOICES)
                 tell(self, f"there is no theme {name}; known are {names}", "warning")
                 return
-            self.theme = CHOICES[name]
+            self.theme = textual_theme(name, self.no_color)
             await self.keep_setting("theme", name)
 
         if name:

@@ -37,9 +37,9 @@ from rvllm_local.tui.shelf import SETTING
 from rvllm_local.tui.state import ConnectionState, EngineView
 from rvllm_local.tui.themes import (
     CHOICES,
-    DEFAULT_THEME,
     TERMINAL_VARIABLES,
     make_themes,
+    textual_theme,
 )
 from rvllm_local.tui.view import ChatView
 from rvllm_local.tui.widgets.composer import Composer
@@ -81,7 +81,7 @@ class ChatApp(ChatView):
             self.register_theme(theme)
         name = options.theme or options.settings.theme
         name = name or options.default_theme
-        self.theme = CHOICES.get(name, DEFAULT_THEME)
+        self.theme = textual_theme(name, self.no_color)
 
     def get_theme_variable_defaults(self) -> dict[str, str]:
         """Colours that Textual's own themes do not name."""
@@ -175,7 +175,7 @@ class ChatApp(ChatView):
         theme = await driver.in_thread(history.setting, "theme")
         is_chosen = self.options.theme or self.options.settings.theme
         if not is_chosen and theme in CHOICES:
-            self.theme = CHOICES[theme]
+            self.theme = textual_theme(theme, self.no_color)
         kept = await driver.in_thread(history.setting, "presets", {})
         if isinstance(kept, dict):
             self.presets = {**kept, **self.presets}

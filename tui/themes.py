@@ -20,6 +20,7 @@ CHOICES = {
     "terminal-light": "ansi-light",
 }
 DEFAULT_THEME = "dark"
+_WITHOUT_COLOURS = {"terminal": "dark", "terminal-light": "light"}
 # `muted` is for what is beside the answer: weaker than the text, readable all the same.
 _COLOURS = {
     "dark": {
@@ -96,6 +97,17 @@ def make_themes() -> list[Theme]:
         )
         themes.append(theme)
     return themes
+
+
+def textual_theme(choice: str, has_no_colours: bool) -> str:
+    """Textual's name of a theme that was chosen.
+
+    Where no colours are wanted Textual makes greys of them. Of the terminal's own, which
+    it does not know, it makes black alone: one of ours stands in.
+    """
+    if has_no_colours:
+        choice = _WITHOUT_COLOURS.get(choice, choice)
+    return CHOICES.get(choice, DEFAULT_THEME)
 
 
 def fitting_theme(ground: str | None, has_sixteen_colours: bool) -> str:

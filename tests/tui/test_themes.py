@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Iterator
 
 import pytest
-from rich.color import ColorSystem
+from rich.color import Color, ColorSystem
 from rich.segment import Segment
 
 from rvllm_local.history.types import ChatMessage
@@ -92,6 +92,14 @@ def check_is_seen(segment: Segment) -> None:
         assert text.number != ground.number, (segment, system)
 
 
+def ground_of(chat: Chat, word: str) -> Color | None:
+    """The ground of the first text of a dialog that holds a word."""
+    for segment in segments(chat):
+        if word in segment.text and segment.style is not None:
+            return segment.style.bgcolor
+    return None
+
+
 def contrast(one: tuple[int, int, int], other: tuple[int, int, int]) -> float:
     bright, dark = sorted((luminance(one), luminance(other)), reverse=True)
     return (bright + 0.05) / (dark + 0.05)
@@ -106,11 +114,14 @@ def luminance(triplet: tuple[int, int, int]) -> float:
     return 0.2126 * parts[0] + 0.7152 * parts[1] + 0.0722 * parts[2]
 
 
-def test_without_colours_all_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("name", CHOICES)
+def test_without_colours_all_is_seen(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("NO_COLOR", "1")
 
     async def scenario() -> None:
-        async with opened(fake, None, size=(80, 24)) as chat:
+        async with opened(fake, None, size=(80, 24), theme=name) as chat:
             assert chat.app.no_color
             async for _ in whole_thread(chat):
                 check_indent(chat)
@@ -119,6 +130,9 @@ def test_without_colours_all_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
                     for colour in (segment.style.color, segment.style.bgcolor):
                         if colour is not None and colour.triplet is not None:
                             assert len(set(colour.triplet)) == 1, segment
+            await chat.press("ctrl+l")
+            await chat.until(lambda: "Enter chooses" in chat.screen())
+            assert ground_of(chat, "● small") != ground_of(chat, "  large")
 
     with FakeEndpoint() as fake:
         asyncio.run(scenario())
