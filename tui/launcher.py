@@ -113,8 +113,8 @@ class ServerLauncher:
         self._waits_since = self._clock()
         lease = self.lease
         if lease is not None:
+            await self._expect_download()  # first: it says how lines are told
             lease.report = lambda _line: self.tell_progress()
-            await self._expect_download()
         while True:
             if lease is not None and lease.is_over:
                 reason = lease.last_error or "no reason given"
