@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
@@ -20,9 +21,14 @@ from rvllm_local.errors import UnsupportedModelError
 from rvllm_local.models.config_file import read_config
 from rvllm_local.models.describe import ModelDescription, describe_config
 from rvllm_local.models.families import build_model
+from rvllm_local.models.head_forms import (
+    head_config,
+    norms_as_multiplied,
+    stored_head,
+)
 from rvllm_local.models.loader import LoadedModel
 from rvllm_local.models.locate import ModelFiles
-from rvllm_local.models.quantized import as_mlx_stores
+from rvllm_local.models.quantized import as_mlx_stores, quantize_as_stored
 from rvllm_local.models.sharding import parameter_bytes
 from rvllm_local.models.to_float32 import widen_to_float32
 from rvllm_local.models.weights import (
@@ -31,18 +37,6 @@ from rvllm_local.models.weights import (
     put_weights,
     sanitized,
 )
-
-# A layer past the last one is a head, under the names below.
-_FAMILIES = ("glm4_moe",)
-_COUNT = "num_nextn_predict_layers"
-_JOINT = "model.embed_tokens."
-_NAMES = {
-    "enorm.weight": f"{_JOINT}enorm.weight",
-    "hnorm.weight": f"{_JOINT}hnorm.weight",
-    "eh_proj.weight": f"{_JOINT}eh_proj.weight",
-    "shared_head.norm.weight": "model.norm.weight",
-}
-_SHARED = ("embed_tokens.", "shared_head.head.")  # copies of the model's own
 
 
 class EndStates:
@@ -108,6 +102,15 @@ class Joint(nn.Module):  # type: ignore[misc]
         projected: mx.array = self.eh_proj(joined)
         return projected
 
+    def as_linear(self, states: mx.array) -> mx.array:
+        """The logits of a model whose output is its embedding."""
+        logits: mx.array = self._embedding.as_linear(states)
+        return logits
+
+    def share(self, embedding: nn.Module) -> None:
+        """From now on tokens are looked up in this one."""
+        self._embedding = embedding
+
     def _taken(self, like: mx.array) -> mx.array:
         """The given states in the shape of a call, whose last tokens may be padding."""
         given = self._states
@@ -135,32 +138,6 @@ def is_head(module: nn.Module) -> bool:
     return isinstance(getattr(inner, "embed_tokens", None), Joint)
 
 
-def head_config(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The configuration of a model's head as a model of one layer.
-
-    Raises `UnsupportedModelError` if the model has none, or one of another form.
-    """
-    model_type = config.get("model_type")
-    if model_type not in _FAMILIES:
-        raise UnsupportedModelError(
-            f"heads that predict several tokens are read of {', '.join(_FAMILIES)}, "
-            f"and this is a {model_type} model"
-        )
-    if not config.get(_COUNT):
-        raise UnsupportedModelError(
-            f"config.json has {_COUNT} = {config.get(_COUNT)!r}: the model has no head "
-            "that predicts several tokens"
-        )
-    head = {
-        **config,
-        "num_hidden_layers": 1,
-        "first_k_dense_replace": 0,  # a head's layer has experts, as the last ones have
-        _COUNT: 0,
-    }
-    head.pop("mlp_layer_types", None)
-    return head
-
-
 def build_head(config: Mapping[str, Any]) -> nn.Module:
     """The module of a model's head, without weights."""
     head = build_model(head_config(config))
@@ -168,6 +145,8 @@ def build_head(config: Mapping[str, Any]) -> nn.Module:
     hidden_size = norm.weight.shape[0]
     embedding = nn.Embedding(1, hidden_size)
     head.model.embed_tokens = Joint(embedding, hidden_size, norm.eps)
+    if hasattr(head.model, "ssm_idx"):
+        head.model.ssm_idx = None  # no layer of it is recurrent, and none has its mask
     return head
 
 
@@ -175,8 +154,10 @@ def describe_head(config: Mapping[str, Any]) -> ModelDescription:
     """What a model's head will take, from the model's configuration."""
     description = describe_config(head_config(config), "mtp", 0, bits=None)
     head = build_head(config)
-    head.set_dtype(description.module.lm_head.weight.dtype)
-    shared = head.lm_head.weight.nbytes
+    head.set_dtype(description.module.model.norm.weight.dtype)
+    shared = 0
+    if "lm_head" in _text_part(head):
+        shared = _text_part(head).lm_head.weight.nbytes
     return dataclasses.replace(
         description, module=head, weights_bytes=parameter_bytes(head) - shared
     )
@@ -194,27 +175,16 @@ def load_head(files: ModelFiles, loaded: LoadedModel) -> LoadedModel:
         )
     config = read_config(files.path)
     head = build_head(config)
-    head.model.embed_tokens._embedding = loaded.module.model.embed_tokens
-    output = head.lm_head
-    on_cpu = mx.default_device() == mx.Device(mx.cpu)
-    weights = as_mlx_stores(config, folder_weights(files.path), as_floats=on_cpu)
-    stored = _stored_head(weights, int(config["num_hidden_layers"]))
-    if not stored:
-        raise UnsupportedModelError(
-            f"{files.path}: the weights of the head that predicts several tokens are "
-            "not there; whoever converted the model has left them out"
-        )
-    weights = sanitized(files.path, head, stored)
-    weights["lm_head.weight"] = output.weight
-    put_weights(files.path, head, weights)
-    head.lm_head = nn.Identity()
-    if on_cpu:
+    if "lm_head" in _text_part(head):
+        _text_part(head).lm_head = nn.Identity()
+    _put_stored(files.path, head, config)
+    if mx.default_device() == mx.Device(mx.cpu):
         widen_to_float32(head)
     head.eval()
     mx.eval(head.parameters())
     check_finite(files.path, head)
     weights_bytes = parameter_bytes(head)
-    head.lm_head = loaded.module.lm_head
+    share_ends(head, loaded.module)
     return dataclasses.replace(
         loaded,
         module=head,
@@ -226,15 +196,32 @@ def load_head(files: ModelFiles, loaded: LoadedModel) -> LoadedModel:
     )
 
 
-def _stored_head(
-    weights: Mapping[str, mx.array], num_layers: int
-) -> dict[str, mx.array]:
-    """The first head's weights, under the names of a model of one layer."""
-    prefix = f"model.layers.{num_layers}."
-    head = {}
-    for name, value in weights.items():
-        own_name = name.removeprefix(prefix)
-        if own_name == name or own_name.startswith(_SHARED):
-            continue
-        head[_NAMES.get(own_name, f"model.layers.0.{own_name}")] = value
-    return head
+def _put_stored(folder: Path, head: nn.Module, config: Mapping[str, Any]) -> None:
+    """Give the head its weights, which stand beside the model's."""
+    on_cpu = mx.default_device() == mx.Device(mx.cpu)
+    of_folder = as_mlx_stores(config, folder_weights(folder), as_floats=on_cpu)
+    stored = stored_head(config, of_folder)
+    if not stored:
+        raise UnsupportedModelError(
+            f"{folder}: the weights of the head that predicts several tokens are "
+            "not there; whoever converted the model has left them out"
+        )
+    weights = sanitized(folder, head, dict(stored))
+    for name, value in norms_as_multiplied(config, stored, of_folder).items():
+        for full_name in (name, f"language_model.{name}"):
+            if full_name in weights:
+                weights[full_name] = value
+    quantize_as_stored(head, config, weights)
+    put_weights(folder, head, weights)
+
+
+def share_ends(head: nn.Module, module: nn.Module) -> None:
+    """Give a head the embedding and the output of its model, as they are now."""
+    head.model.embed_tokens.share(module.model.embed_tokens)
+    if "lm_head" in _text_part(head):
+        _text_part(head).lm_head = _text_part(module).lm_head
+
+
+def _text_part(module: nn.Module) -> nn.Module:
+    """The part of a module that has the output."""
+    return getattr(module, "language_model", module)

@@ -18,7 +18,7 @@ from rvllm_local.engine.startup.planning import drafter_options
 from rvllm_local.errors import ConfigError
 from rvllm_local.models.describe import describe
 from rvllm_local.models.locate import locate
-from rvllm_local.models.mtp import watch_end
+from rvllm_local.models.mtp import share_ends, watch_end
 from rvllm_local.options import EngineOptions
 from rvllm_local.text.tokenizer_files import read_tokenizer
 
@@ -64,6 +64,7 @@ def open_head(opened: OpenedRunner, options: EngineOptions) -> HeadDrafter:
     """The model's own head, with keys and values of its own, as `open_drafter`."""
     head = opened.parts.loaded.head
     assert head is not None, "it is loaded with the model"
+    share_ends(head.module, opened.parts.loaded.module)  # it may be packed meanwhile
     head_options = drafter_options(options, head.module, opened.plan.arena_tokens)
     opened_head = runner_of(head, head_options)
     mx.set_cache_limit((opened.plan.scratch + opened_head.plan.scratch) // 2)
