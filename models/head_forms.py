@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import mlx.core as mx
+import numpy as np
 
 from rvllm_local.errors import UnsupportedModelError
 from rvllm_local.models.config_file import text_config
@@ -165,4 +166,4 @@ def _as_published(weights: Weights) -> bool:
 
 
 def _mean(value: mx.array) -> float:
-    return float(mx.mean(value.astype(mx.float32)).item())
+    return float(np.mean(np.array(value.astype(mx.float32))))

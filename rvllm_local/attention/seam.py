@@ -20,6 +20,7 @@ from mlx import nn
 from rvllm_local.attention.backend import AttentionCall, CallSession, KVBackend
 from rvllm_local.attention.dense import chunk_mask, dense_attention
 from rvllm_local.attention.geometry import CallGeometry, visible_keys
+from rvllm_local.attention.in_order import Depths
 from rvllm_local.attention.rotation import LayerOffset, StepOffset
 from rvllm_local.attention.softcap import CAP_NAME, install_softcap
 from rvllm_local.errors import UnsupportedModelError
@@ -192,11 +193,13 @@ def make_caches(
     dense: bool,
     by_row: bool = False,
     state: Arrays = (),
+    depths: Depths | None = None,
 ) -> list[Any]:
     """The caches of one model call, in the order of the model's layers.
 
     With `by_row` each row is attended by itself. `state` is what the recurrent layers
-    begin with; it is empty at the beginning of a sequence.
+    begin with; it is empty at the beginning of a sequence. `depths` are the rows' places in
+    their sequences, where they have several.
     """
     session = backend.begin(geometry, by_row=by_row)
     return session_caches(
@@ -206,6 +209,7 @@ def make_caches(
         dense=dense,
         offset=first_offset(geometry),
         state=state,
+        depths=depths,
     )
 
 
@@ -224,6 +228,7 @@ def session_caches(
     dense: bool,
     offset: int | mx.array | StepOffset,
     state: Arrays = (),
+    depths: Depths | None = None,
 ) -> list[Any]:
     """The caches over a session that exists already.
 
@@ -246,7 +251,7 @@ def session_caches(
         if slot is None:
             leaves.append(None)
         elif isinstance(slot, StateSlot):
-            leaves.append(state_cache(slot, state))
+            leaves.append(state_cache(slot, state, depths))
         else:
             leaves.append(paged_cache(slot))
     return _nested(leaves, layout.nesting)
@@ -282,12 +287,18 @@ def is_of_engine(cache: object) -> bool:
     return getattr(cache, _ENGINE_MARK, False) is True
 
 
-def state_cache(slot: StateSlot, state: Arrays) -> Any:
-    """mlx-lm's cache of a recurrent layer, with its part of `state`."""
+def state_cache(slot: StateSlot, state: Arrays, depths: Depths | None = None) -> Any:
+    """mlx-lm's cache of a recurrent layer, with its part of `state`.
+
+    With `depths` the layer takes the rows in order (see `in_order`).
+    """
     from mlx_lm.models.cache import ArraysCache
 
     cache = ArraysCache(slot.count)
-    setattr(cache, _ENGINE_MARK, True)
+    if depths is None:
+        setattr(cache, _ENGINE_MARK, True)
+    else:
+        cache.depths = depths
     if state:
         cache.cache = list(state[slot.first : slot.first + slot.count])
     return cache

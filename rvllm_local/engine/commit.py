@@ -3,7 +3,8 @@
 A row has its next token, and one more for each token that it drafted. A drafted token
 is kept if it is the one that was drawn in its place: then the token behind it was drawn
 after the right ones, and is taken as well. The KV of the others is only a length that
-does not grow: the next step writes over it.
+does not grow: the next step writes over it. A recurrent state is that of the last token
+that was kept.
 """
 
 from __future__ import annotations
@@ -108,6 +109,7 @@ class Committer:
         """Note the tokens that a step brought; offer the blocks that they filled."""
         self.num_tokens += num_new
         sequence.num_computed += num_new - 1
+        sequence.tables.state.keep(num_new)
         self._drafting.record(sequence, num_new, first_row)
         # A block is full, or was begun; a window may move with every token.
         if self._has_windows or len(sequence.token_ids) % BLOCK_TOKENS <= num_new:

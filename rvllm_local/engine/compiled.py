@@ -19,6 +19,7 @@ import numpy.typing as npt
 from mlx import nn
 
 from rvllm_local.attention.geometry import CallGeometry, DecodeRow
+from rvllm_local.attention.in_order import token_depths
 from rvllm_local.attention.kernel_session import KernelSession, KernelState
 from rvllm_local.attention.kernels import KernelBackend
 from rvllm_local.attention.residual import JoinedAdds
@@ -89,10 +90,13 @@ class CompiledDecode:
     def takes(self, rows: Sequence[DecodeRow]) -> bool:
         """False for rows whose recurrent states cannot stand in one array.
 
-        So it is at a sequence's first token, which has none.
+        So it is at a sequence's first token, which has none, and where a row begins
+        with what the one before it ends with.
         """
         if not self._layout.has_state:
             return True
+        if token_depths(rows) is not None:
+            return False
         return are_alike([row.tables.state for row in rows])
 
     def logits(self, rows: Sequence[DecodeRow], tokens: mx.array) -> mx.array:

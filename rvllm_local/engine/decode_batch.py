@@ -11,6 +11,8 @@ import mlx.core as mx
 import numpy as np
 
 from rvllm_local.attention.geometry import DecodeRow
+from rvllm_local.attention.in_order import token_depths
+from rvllm_local.attention.seam import state_after
 from rvllm_local.memory.blocks import SCRATCH_BLOCK, BlockTable
 from rvllm_local.memory.layout import KVLayout
 from rvllm_local.memory.state import RecurrentState
@@ -65,6 +67,25 @@ def rows_by_state(rows: Sequence[DecodeRow]) -> list[list[int]]:
         signature = row.tables.state.signature
         by_signature.setdefault(signature, []).append(index)
     return list(by_signature.values())
+
+
+def begin_states(rows: Sequence[DecodeRow]) -> None:
+    """Tell the rows' recurrent states that a step begins."""
+    has_drafts = token_depths(rows) is not None
+    for row in rows:
+        row.tables.state.begin_step(records=has_drafts)
+
+
+def keep_states(
+    layout: KVLayout, states: Sequence[RecurrentState], caches: Sequence[object]
+) -> None:
+    """Hand each row what the recurrent layers keep of it."""
+    if not layout.has_state:
+        return
+    batch = state_after(layout, caches)
+    mx.async_eval([part for part in batch if part is not None])  # type: ignore[no-untyped-call]
+    for row, state in enumerate(states):
+        state.advance(batch, row)
 
 
 def joined(parts: list[mx.array]) -> mx.array:

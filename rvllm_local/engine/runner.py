@@ -24,15 +24,17 @@ from rvllm_local.attention.geometry import (
     filled,
     rows_geometry,
 )
+from rvllm_local.attention.in_order import takes_in_order, token_depths
 from rvllm_local.attention.seam import (
     first_offset,
     make_caches,
     session_caches,
-    state_after,
 )
 from rvllm_local.engine.compiled import CompiledDecode
 from rvllm_local.engine.decode_batch import (
+    begin_states,
     joined,
+    keep_states,
     padding_row,
     row_groups,
     rows_by_state,
@@ -51,7 +53,7 @@ from rvllm_local.engine.sampling.sampler import (
 from rvllm_local.memory.block_io import BlockIO
 from rvllm_local.memory.blocks import BLOCK_TOKENS
 from rvllm_local.memory.layout import KVLayout
-from rvllm_local.memory.state import RecurrentState, stacked
+from rvllm_local.memory.state import stacked
 from rvllm_local.memory.tables import SequenceTables
 from rvllm_local.models.adapted import AdapterChoice
 
@@ -88,6 +90,7 @@ class ModelRunner:
         self.row_group: int | None = None
         self.pads_groups = True
         self.weight_form = "as stored"  # for people
+        self._takes_in_order = takes_in_order(model, layout)
         self._draws_on_host = mx.default_device() == mx.Device(mx.cpu)
 
     def make_deterministic(self, row_group: int, *, pads: bool = True) -> None:
@@ -119,8 +122,8 @@ class ModelRunner:
     @property
     def verifies(self) -> bool:
         """A call can take several tokens of a sequence; see `KVBackend.verifies`."""
-        takes_rows = self.mode.batched and not self.mode.dense
-        return self._backend.verifies and takes_rows and not self.layout.has_state
+        takes_rows = self._backend.verifies and self.mode.batched
+        return takes_rows and self._takes_in_order
 
     @property
     def mixes(self) -> bool:
@@ -210,7 +213,7 @@ class ModelRunner:
         )
         tokens = mx.array([[*token_ids, *([0] * extra)]])
         logits: mx.array = self._model(tokens, cache=caches)
-        self._keep_state([tables.state], caches)
+        keep_states(self.layout, [tables.state], caches)
         self._backend.flush()
         return logits[0, : len(token_ids)]
 
@@ -233,17 +236,6 @@ class ModelRunner:
         )
         with contextlib.suppress(EnoughLayersError):
             self._model(tokens, cache=caches)
-
-    def _keep_state(
-        self, states: Sequence[RecurrentState], caches: Sequence[object]
-    ) -> None:
-        """Hand each row what the recurrent layers keep of it."""
-        if not self.layout.has_state:
-            return
-        batch = state_after(self.layout, caches)
-        mx.async_eval([part for part in batch if part is not None])  # type: ignore[no-untyped-call]
-        for row, state in enumerate(states):
-            state.put(batch, row)
 
     def decode_mixed(
         self, rows: Sequence[DecodeRow], chunks: Sequence[ChunkRows]
@@ -333,6 +325,7 @@ class ModelRunner:
         if not self.mode.batched:
             return joined([self._decode_call([row], previous) for row in rows])
         if self.layout.has_state:
+            begin_states(rows)
             groups = rows_by_state(rows)
             if len(groups) > 1:  # as at a sequence's first token
                 return self._decode_by_state(rows, groups, previous)
@@ -371,8 +364,10 @@ class ModelRunner:
         self._adapters.choose([row.adapter for row in rows])
         geometry = rows_geometry(self.layout, rows)
         states = []
+        depths = None
         if self.layout.has_state:
             states = [row.tables.state for row in rows]
+            depths = token_depths(rows)
         caches = make_caches(
             self.layout,
             self._backend,
@@ -380,10 +375,11 @@ class ModelRunner:
             dense=self.mode.dense,
             by_row=self.row_group is not None,
             state=stacked(states),
+            depths=depths,
         )
         tokens = self._tokens(rows, previous)[:, None]
         logits: mx.array = self._model(tokens, cache=caches)
-        self._keep_state(states, caches)
+        keep_states(self.layout, states, caches)
         return logits[:, -1]
 
     def _tokens(self, rows: Sequence[DecodeRow], previous: mx.array | None) -> mx.array:

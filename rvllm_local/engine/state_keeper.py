@@ -45,12 +45,18 @@ class StateKeeper:
         return self._kv.longest_attended(keys, also_at) * BLOCK_TOKENS
 
     def keep(self, sequence: Sequence, keys: Keys[bytes]) -> None:
-        """Take a snapshot if the sequence stands at the end of the last of `keys`."""
+        """Take a snapshot at the end of the last of `keys`.
+
+        The sequence stands there, or has passed it in its latest step.
+        """
+        if self._snapshots is None:
+            return
         position = len(keys) * BLOCK_TOKENS
-        if self._snapshots is None or position != sequence.num_computed:
+        state = sequence.tables.state.before(sequence.num_computed - position)
+        if state is None:
             return
         key = keys[-1]
-        self._snapshots.add(key, sequence.tables.state)
+        self._snapshots.add(key, state)
         if position > sequence.num_prefilled:
             self._keep_answer(sequence, key)
         elif position in sequence.pauses:

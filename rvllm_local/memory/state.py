@@ -19,20 +19,49 @@ class RecurrentState:
 
     It is row `row` of arrays that a call's rows may share. Empty before the first
     token, and always so for a model without recurrent layers. Other ranks know the
-    sequence's state by `number`.
+    sequence's state by `number`. `passed` are those of the latest step, this one at
+    their end, where some may be of drafted tokens.
     """
 
-    __slots__ = ("batch", "number", "row")
+    __slots__ = ("batch", "number", "passed", "row")
 
     def __init__(self, batch: Arrays = (), row: int = 0, number: int = 0) -> None:
         self.batch = batch
         self.row = row
         self.number = number
+        self.passed: list[tuple[Arrays, int]] | None = None
 
     def put(self, batch: Arrays, row: int = 0) -> None:
         """Point at a new state."""
         self.batch = batch
         self.row = row
+        self.passed = None
+
+    def begin_step(self, *, records: bool) -> None:
+        """The next state is the first of a step; `records` if it may be that of a draft."""
+        self.passed = [] if records else None
+
+    def advance(self, batch: Arrays, row: int) -> None:
+        """Point at the state after the step's next token."""
+        self.batch = batch
+        self.row = row
+        if self.passed is not None:
+            self.passed.append((batch, row))
+
+    def keep(self, count: int) -> None:
+        """Go back to the state after so many of the latest step's tokens."""
+        if self.passed:
+            self.batch, self.row = self.passed[count - 1]
+            del self.passed[count:]
+
+    def before(self, count: int) -> RecurrentState | None:
+        """The state so many tokens ago; None if the latest step did not record it."""
+        if not count:
+            return self
+        if not self.passed or count >= len(self.passed):
+            return None
+        batch, row = self.passed[-1 - count]
+        return RecurrentState(batch, row, self.number)
 
     @property
     def arrays(self) -> Arrays:

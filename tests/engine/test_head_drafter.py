@@ -18,22 +18,23 @@ from rvllm_local.errors import UnsupportedModelError
 from rvllm_local.models.loader import load_model
 from rvllm_local.models.locate import locate
 from rvllm_local.models.mtp import load_head
-from tests.engine.test_model_drafter import FourEach
-from tests.support.drafters import FreeTokens
+from tests.support.drafters import FourEach, FreeTokens
 from tests.support.heads import save_with_head
-from tests.support.scenarios import Answer, Engine, assert_same, scenario
+from tests.support.scenarios import Answer, Engine
 from tests.support.tiny import save_tiny
 
 PROMPT = [5, 6, 7, 80, 31] * 14
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_with_head("glm4_moe", tmp_path_factory.mktemp("model"), seed=3)
+@pytest.fixture(scope="module", params=["glm4_moe", "glm_moe_dsa", "qwen3_5"])
+def folder(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    return save_with_head(request.param, tmp_path_factory.mktemp("model"), seed=3)
 
 
 def open_engine(folder: Path, draft: str, **options: Any) -> Engine:
-    settings = {"kv_memory": 600_000, "self_check": False, "prefill_chunk": 64}
+    settings = {"kv_memory": 600_000, "prefill_chunk": 64}
     return Engine(folder, draft=draft, **{**settings, **options})
 
 
@@ -65,6 +66,7 @@ def test_drafts_are_what_the_head_says_of_the_whole_text(folder: Path) -> None:
     with open_engine(folder, "mtp", prefill_chunk=32) as engine:
         drafter = drafts_always(engine)._drafter
         assert isinstance(drafter, HeadDrafter)
+        assert drafter._kv.blocks_free == drafter._kv.blocks_total
         listener = Listener(drafter)
         drafter.propose = listener  # type: ignore[method-assign, assignment]
         answer = Answer()
@@ -72,6 +74,7 @@ def test_drafts_are_what_the_head_says_of_the_whole_text(folder: Path) -> None:
         engine.core.add(request, answer)
         while engine.core.has_work:
             engine.core.step()
+        assert drafter._kv.blocks_free == drafter._kv.blocks_total
     files = locate(str(folder))
     model = load_model(files)
     head = load_head(files, model).module
@@ -83,29 +86,12 @@ def test_drafts_are_what_the_head_says_of_the_whole_text(folder: Path) -> None:
         pairs = text[1:]
         for drafted in proposal.tokens[:2]:
             head.model.embed_tokens.give(states[0])
+            logits = head(mx.array([pairs]))
+            assert mx.argmax(logits[0, -1]).item() == drafted
+            head.model.embed_tokens.give(states[0])
             ended = head.model(mx.array([pairs]))
-            assert mx.argmax(head.lm_head(ended[0, -1])).item() == drafted
             states = mx.concatenate([states, ended[:, -1:]], axis=1)
             pairs = [*pairs, drafted]
-
-
-def test_answers_are_the_same_with_a_head(folder: Path) -> None:
-    """With grammars, preempted requests and cached prefixes, to the last bit."""
-    items = [scenario(seed) for seed in range(5)]
-    with open_engine(folder, "off", deterministic=True, kv_memory=500_000) as plain:
-        expected = plain.run(items)
-        assert plain.core.stats()["preemptions"]
-    with open_engine(folder, "mtp", deterministic=True, kv_memory=500_000) as engine:
-        speculator = drafts_always(engine)
-        answers = engine.run(items) + engine.run(items[:2])
-        drafter = speculator._drafter
-        assert isinstance(drafter, HeadDrafter)
-        assert drafter._kv.blocks_free == drafter._kv.blocks_total
-        stats = engine.core.stats()
-    for ours, theirs in zip(answers, expected + expected[:2], strict=True):
-        assert_same(ours, theirs)
-    assert stats["draft_tokens_accepted"] > 0
-    assert stats["draft_tokens_rejected"] > 0
 
 
 def test_a_head_is_in_the_plan_and_in_what_is_told(folder: Path) -> None:

@@ -15,7 +15,7 @@ from rvllm_local.clients.contract import make_requests
 from rvllm_local.engine.core import EngineCore
 from rvllm_local.engine.speculation.speculator import Speculator
 from rvllm_local.errors import ConfigError, MemoryBudgetError
-from tests.support.drafters import FreeTokens
+from tests.support.drafters import FourEach, FreeTokens
 from tests.support.scenarios import Answer, Engine
 from tests.support.tiny import save_tiny, save_tokenizer
 from tests.support.zoo import zoo_model
@@ -33,16 +33,6 @@ SAMPLINGS = (
         ignore_eos=True,
     ),
 )
-
-
-class FourEach:
-    """Has four tokens drafted of each row, whatever they cost."""
-
-    def choose(self, num_rows: int, chance: float, most: int) -> int:
-        return min(4, most)
-
-    def record(self, length: int, seconds: float) -> None:
-        """Nothing is learned."""
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from rvllm_local.engine.speculation.ngrams import NgramDrafter
-from tests.support.drafters import FreeTokens, Knowing, Rubbish, let_draft
+from tests.support.drafters import FourEach, FreeTokens, Knowing, Rubbish, let_draft
+from tests.support.heads import save_with_head
 from tests.support.lora import save_adapter
 from tests.support.overlapping import make_overlapping
 from tests.support.scenarios import Answer, Engine, Scenario, assert_same, scenario
@@ -102,6 +103,60 @@ def test_answers_are_the_same_with_a_model_that_drafts(
     for ours, theirs in zip(answers, plain, strict=True):
         assert_same(ours, theirs)
     assert stats["draft_tokens_accepted"] + stats["draft_tokens_rejected"] > 0
+
+
+# Bytes of blocks in which five scenarios have to make room for each other; GLM 5's two
+# kinds of keys leave no size between that and one in which a prompt does not fit.
+SCARCE = {
+    "glm4_moe": 500_000,
+    "deepseek_v3": 250_000,
+    "glm_moe_dsa": 350_000,
+    "qwen3_5": 350_000,
+    "qwen3_next": 350_000,
+}
+
+
+@pytest.mark.parametrize(
+    ("arch", "kind"),
+    [
+        ("glm4_moe", "head"),
+        ("deepseek_v3", "head"),
+        ("glm_moe_dsa", "head"),
+        ("qwen3_5", "head"),
+        ("qwen3_5", "right"),
+        ("qwen3_5", "wrong"),
+        ("qwen3_next", "head"),
+    ],
+)
+def test_answers_are_the_same_with_a_model_that_has_a_head(
+    arch: str, kind: str, tmp_path: Path
+) -> None:
+    """Qwen's have recurrent layers, whose states go back where a draft was wrong."""
+    folder = save_with_head(arch, tmp_path / "model", seed=3)
+    items = [scenario(seed) for seed in range(COUNT)]
+    options = {"kv_memory": SCARCE[arch], "deterministic": True}
+    with Engine(folder, draft="off", prefill_chunk=64, **options) as undrafted:
+        expected = undrafted.run(items)
+        assert undrafted.core.stats()["preemptions"] > 0 or arch == "glm_moe_dsa"
+    whole = []
+    for item, answer in zip(items, expected, strict=True):
+        whole += [[*item.prompt, *tokens] for tokens in answer.tokens.values()]
+    with Engine(folder, draft="mtp", prefill_chunk=64, **options) as drafting:
+        speculator = drafting.core._parts.speculator
+        assert speculator is not None
+        speculator.costs = FreeTokens()
+        speculator._length = FourEach()  # type: ignore[assignment]
+        if kind != "head":
+            off_by = int(kind == "wrong")
+            let_draft(drafting.core, Knowing(whole, VOCAB_SIZE, off_by=off_by))
+        answers = drafting.run(items)
+        again = drafting.run(items[:2])
+        stats = drafting.core.stats()
+    for ours, theirs in zip(answers + again, expected + expected[:2], strict=True):
+        assert_same(ours, theirs)
+    if kind != "wrong":
+        assert stats["draft_tokens_accepted"] > 0
+    assert stats["draft_tokens_rejected"] > 0
 
 
 @pytest.mark.parametrize("knows", [True, False])

@@ -44,11 +44,13 @@ def open_drafter(
     # Each opening lets MLX keep what one model needs for its next calls.
     mx.set_cache_limit((opened.plan.scratch + smaller.plan.scratch) // 2)
     runner = smaller.runner
-    if not runner.verifies:
+    # What it drafted it takes back, which recurrent layers do for their model alone.
+    has_rows = runner.verifies and not runner.mode.dense
+    if not has_rows or runner.layout.has_state:
         raise ConfigError(
             f"draft cannot be {name!r:.80}: its architecture does not compute several "
-            "rows, or several tokens of a row, in one call; take another model or "
-            '"ngram"'
+            "rows, or several tokens of a row, in one call, or cannot take them back; "
+            'take another model or "ngram"'
         )
     return ModelDrafter(
         name,

@@ -15,6 +15,7 @@ from typing import NamedTuple
 import mlx.core as mx
 
 from rvllm_local.attention.absorbed import keep_latents
+from rvllm_local.attention.in_order import install_in_order
 from rvllm_local.attention.probe import probe_layout
 from rvllm_local.attention.seam import install
 from rvllm_local.engine.runner import ModelRunner
@@ -164,6 +165,7 @@ def load_parts(
     if default_backend() == "cuda" and options.ranks == 1:
         fuse_projections(loaded.module)
     paged = install(loaded.module)
+    install_in_order(loaded.module)
     if default_backend() != "none":
         keep_latents(loaded.module)
     choice = adapt(loaded.module, adapters)
