@@ -1,10 +1,10 @@
 """A real pair: a model drafted by its own first layers. Tokens a step and acceptance.
 
-    python -m benchmarks.draft_pair [--model NAME] [--layers 8] [--tokens 96]
+    python -m benchmarks.draft_pair [--model NAME] [--layers 8] [--tokens 96] [--drafts 4]
 
 The smaller model is made here: a folder with the first layers, the embedding and the
-head of the larger one. It was not trained for it. Depths are as deep as can be, since
-what is measured is how often drafts are right, not what they cost.
+head of the larger one. It was not trained for it. Each step drafts as many tokens,
+whatever they cost: what is measured is how often drafts are right, which no load changes.
 """
 
 from __future__ import annotations
@@ -36,6 +36,17 @@ class FreeTokens(StepCosts):
 
     def cost(self, num_tokens: int) -> float:
         return 1.0
+
+
+class FixedLength(DraftLength):
+    """Has so many tokens drafted of each row."""
+
+    def __init__(self, length: int) -> None:
+        super().__init__(FreeTokens())
+        self._fixed = length
+
+    def choose(self, num_rows: int, chance: float, most: int) -> int:
+        return min(self._fixed, most)
 
 
 def save_cut(files: ModelFiles, num_layers: int, folder: Path) -> Path:
@@ -115,6 +126,7 @@ def main() -> None:
     parser.add_argument("--model", default="smollm2-135m")
     parser.add_argument("--layers", type=int, default=8)
     parser.add_argument("--tokens", type=int, default=96)
+    parser.add_argument("--drafts", type=int, default=4, help="tokens of each step")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     files = locate(args.model)
@@ -125,7 +137,7 @@ def main() -> None:
         speculator = core._parts.speculator
         assert speculator is not None
         speculator.costs = FreeTokens()
-        speculator._length = DraftLength(speculator.costs)
+        speculator._length = FixedLength(args.drafts)
         figures = measure(core, args.tokens)
         core.close("measured")
     if args.json:

@@ -1,18 +1,21 @@
 """Tokens a step of JSON by schema, counted over documents that were written once.
 
-    python -m benchmarks.schema_drafts [--model NAME] [--tokens 300]
+    python -m benchmarks.schema_drafts [--model NAME] [--tokens 300] [--topic forty]
 
 An answer does not depend on drafts. So each document is written without them, sixteen at
 once, and it is counted afterwards how many steps it would have taken with n-grams and
 along its grammar. A step's cost is assumed, not measured: 1.15 with a second token and
 0.06 more with each further one. So nothing depends on the machine or its load.
+
+Beside it stand the steps with no drafter at all: what the grammar forces alone, and with
+the blanks and the ends that it leaves open (jump-forward).
 """
 
 from __future__ import annotations
 
 import argparse
 import functools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 from rvllm_local import LLM, SamplingParams
@@ -20,11 +23,18 @@ from rvllm_local.clients.contract import make_requests, open_stream
 from rvllm_local.conversation.prompts import prepare_chat
 from rvllm_local.conversation.requests import read_arguments
 from rvllm_local.engine.grammar_drafts import along_grammar
+from rvllm_local.engine.speculation.contract import (
+    FORCED,
+    MOST_DRAFTED,
+    NOTHING,
+    Proposal,
+    alike,
+)
 from rvllm_local.engine.speculation.depth import StepCosts
 from rvllm_local.engine.speculation.ngrams import NgramDrafter
 from rvllm_local.engine.speculation.speculator import Speculator
 from rvllm_local.options import EngineOptions
-from rvllm_local.text.grammar.matcher import GrammarCompiler
+from rvllm_local.text.grammar.matcher import GrammarCompiler, Matcher
 
 STRING, WHOLE, NUMBER, TRUTH = (
     {"type": kind} for kind in ("string", "integer", "number", "boolean")
@@ -109,10 +119,12 @@ class AssumedCosts(StepCosts):
         return 1.15 + 0.06 * (num_tokens - 2)
 
 
-def written(llm: LLM, num_tokens: int) -> Iterator[Document]:
-    """All documents, which are written at the same time."""
+def written(llm: LLM, num_tokens: int, part: str) -> Iterator[Document]:
+    """The documents of topics with such a part, which are written at the same time."""
     streams = []
     for topic, schema in SCHEMAS.items():
+        if part not in topic:
+            continue
         for temperature, seed in DRAWS:
             params = SamplingParams(
                 max_tokens=num_tokens, temperature=temperature, seed=seed
@@ -135,6 +147,39 @@ def written(llm: LLM, num_tokens: int) -> Iterator[Document]:
         for event in stream:
             document.tokens.extend(event.token_ids)
         yield document
+
+
+def count_jumps(
+    document: Document,
+    compiler: GrammarCompiler,
+    propose: Callable[[Matcher], Proposal],
+) -> int:
+    """Steps that the document takes if all that is proposed is checked."""
+    matcher = compiler.compile(document.grammar)
+    missing = document.tokens
+    steps = 0
+    while missing:
+        proposed = propose(matcher).tokens[:MOST_DRAFTED]
+        num_kept = 0
+        for drafted, token in zip(proposed, missing[:-1], strict=False):
+            if drafted != token:
+                break
+            num_kept += 1
+        for token in missing[: num_kept + 1]:
+            matcher.advance(token)
+        missing = missing[num_kept + 1 :]
+        steps += 1
+    return steps
+
+
+def forced_alone(matcher: Matcher) -> Proposal:
+    """What the grammar leaves no choice of."""
+    return alike(matcher.forced(), FORCED)
+
+
+def jumps(matcher: Matcher) -> Proposal:
+    """What a grammar says without a drafter."""
+    return along_grammar(matcher, lambda _: NOTHING)
 
 
 def count_steps(document: Document, compiler: GrammarCompiler) -> int:
@@ -170,6 +215,7 @@ def main() -> None:
     )
     parser.add_argument("--model", default="smollm2-135m")
     parser.add_argument("--tokens", type=int, default=300, help="the most of each")
+    parser.add_argument("--topic", default="", help="a part of the topics to write of")
     args = parser.parse_args()
     options = EngineOptions(
         draft="off", cache="off", max_rows=16, kv_memory=256_000_000
@@ -180,14 +226,17 @@ def main() -> None:
         compiler = GrammarCompiler(
             llm.tokenizer, limits.vocab_size, limits.eos_token_ids
         )
-        for document in written(llm, args.tokens):
+        for document in written(llm, args.tokens, args.topic):
             count = len(document.tokens)
             steps = count_steps(document, compiler)
             total = totals.setdefault(document.temperature, [0, 0])
             total[0] += count
             total[1] += steps
             name = f"{document.topic[:32]:32} {document.temperature}"
-            print(f"{name}: {count / steps:.2f} of {count} tokens", flush=True)
+            print(f"{name}: {count / steps:.2f} of {count} tokens", end="; ")
+            forced = count_jumps(document, compiler, forced_alone)
+            jumped = count_jumps(document, compiler, jumps)
+            print(f"steps: {steps}, {forced} forced, {jumped} jumped", flush=True)
     for temperature, (count, steps) in totals.items():
         print(f"all at {temperature}: {count / steps:.2f} of {count} tokens")
 

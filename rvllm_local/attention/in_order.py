@@ -28,24 +28,31 @@ Depths = tuple[int, ...]
 def token_depths(rows: Sequence[DecodeRow]) -> Depths | None:
     """How many rows before each one are of its sequence; None if none is anywhere."""
     depths: list[int] = []
+    depth = 0
     before: DecodeRow | None = None
     for row in rows:
-        depth = 0
-        # Start-up checks also have the same token several times.
-        if (
-            before is not None
-            and row.tables is before.tables
-            and row.position == before.position + 1
-        ):
-            depth = depths[-1] + 1
+        if before is not None and _follows(row, before):
+            depth += 1
+        else:
+            depth = 0
         depths.append(depth)
         before = row
-    return tuple(depths) if any(depths) else None
+    if not any(depths):
+        return None
+    return tuple(depths)
+
+
+def _follows(row: DecodeRow, before: DecodeRow) -> bool:
+    """Start-up checks also have the same token of a sequence several times."""
+    if row.tables is not before.tables:
+        return False
+    return row.position == before.position + 1
 
 
 def install_in_order(model: nn.Module) -> None:
     """Let recurrent layers take rows in order; safe to call again."""
-    for cls in {type(mixer) for mixer in _mixers(model)}:
+    classes = {type(mixer) for mixer in _mixers(model)}
+    for cls in classes:
         call = cls.__call__
         if not hasattr(call, "in_order"):
             cls.__call__ = _in_order(call)
@@ -55,7 +62,10 @@ def takes_in_order(model: nn.Module, layout: KVLayout) -> bool:
     """True if every recurrent layer has a part that takes rows in order."""
     if not layout.has_state:
         return True
-    num_layers = sum(isinstance(slot, StateSlot) for slot in layout.slots)
+    num_layers = 0
+    for slot in layout.slots:
+        if isinstance(slot, StateSlot):
+            num_layers += 1
     return num_layers == len(_mixers(model))
 
 
@@ -95,45 +105,75 @@ def _by_depth(
     depths: Depths,
 ) -> mx.array:
     """What the rows are mixed to; the cache has the state after each row then."""
-    from mlx_lm.models.cache import ArraysCache
-
-    row_depths = np.array(depths)
-    row_before = mx.array(np.maximum(np.arange(len(depths)) - 1, 0))
-    part = ArraysCache(len(cache.cache))
-    part.cache = list(cache.cache)
+    numbers = np.arange(len(depths))
+    row_before = mx.array(np.maximum(numbers - 1, 0))
+    row_depths = mx.array(np.array(depths))
+    part = _cache_with(cache.cache)
     mixed = original(mixer, inputs, None, part)
     after = part.cache
     for depth in range(1, max(depths) + 1):
-        is_here = mx.array(row_depths == depth)
-        part = ArraysCache(len(after))
-        part.cache = [state[row_before] for state in after]
-        mixed = _where(is_here, original(mixer, inputs, None, part), mixed)
-        after = [
-            _where(is_here, new, old)
-            for new, old in zip(part.cache, after, strict=True)
-        ]
+        begun = [state[row_before] for state in after]
+        part = _cache_with(begun)
+        is_here = row_depths == depth
+        mixed = _where(
+            is_here,
+            original(mixer, inputs, None, part),
+            mixed,
+        )
+        after = _all_where(is_here, part.cache, after)
     cache.cache = after
     return mixed
 
 
-def _where(is_here: mx.array, new: mx.array, old: mx.array) -> mx.array:
-    shape = (-1,) + (1,) * (new.ndim - 1)
-    return mx.where(is_here.reshape(shape), new, old)
+def _cache_with(state: Sequence[mx.array | None]) -> Any:
+    """A cache that is nobody's, so that a layer computes by its definition."""
+    from mlx_lm.models.cache import ArraysCache
+
+    cache = ArraysCache(len(state))
+    cache.cache = list(state)
+    return cache
+
+
+def _all_where(
+    is_here: mx.array,
+    new: Sequence[mx.array],
+    old: Sequence[mx.array],
+) -> list[mx.array]:
+    states = []
+    for of_new, of_old in zip(new, old, strict=True):
+        states.append(_where(is_here, of_new, of_old))
+    return states
+
+
+def _where(
+    is_here: mx.array,
+    new: mx.array,
+    old: mx.array,
+) -> mx.array:
+    """The rows that are here from `new`, the others from `old`."""
+    width = (1,) * (new.ndim - 1)
+    is_row_here = is_here.reshape(-1, *width)
+    return mx.where(is_row_here, new, old)
 
 
 @contextlib.contextmanager
-def _projected(mixer: nn.Module, inputs: mx.array) -> Iterator[None]:
+def _projected(
+    mixer: nn.Module,
+    inputs: mx.array,
+) -> Iterator[None]:
     """Project the inputs once, however often the mixer is called meanwhile.
 
     Its results are not projected.
     """
-    layers = {name: mixer[name] for name in mixer if name.startswith(_FIRST)}
-    layers[_LAST] = mixer[_LAST]
+    layers = {}
+    for name in mixer:
+        if name.startswith(_FIRST):
+            layers[name] = mixer[name]
     for name, layer in layers.items():
-        if name == _LAST:
-            mixer[name] = _as_it_is
-        else:
-            mixer[name] = _always(layer(inputs))
+        projected = layer(inputs)
+        mixer[name] = _always(projected)
+    layers[_LAST] = mixer[_LAST]
+    mixer[_LAST] = _as_it_is
     try:
         yield
     finally:
@@ -146,4 +186,7 @@ def _as_it_is(values: mx.array) -> mx.array:
 
 
 def _always(value: mx.array) -> Callable[[mx.array], mx.array]:
-    return lambda _: value
+    def project(_: mx.array) -> mx.array:
+        return value
+
+    return project
