@@ -274,7 +274,7 @@ def main() -> int:
     if arguments.way is not None:
         rank_main(arguments)
         return 0
-    from rvllm_local.distributed.ring import free_addresses
+    from rvllm_local.distributed.meeting import free_addresses
 
     lines = []
     with tempfile.TemporaryDirectory() as folder:

@@ -29,7 +29,7 @@ from rvllm_local.clients.process.client import ProcessClient, Supervision
 from rvllm_local.errors import EngineCrashedError
 from rvllm_local.options import EngineOptions
 from rvllm_local.types import FinishReason, StreamEvent
-from tests.support.ranks import children_of, save_for_ranks
+from tests.support.ranks import followers_of, save_for_ranks
 
 LATEST_ERROR_S = 5.0
 PROMPT = [5, 6, 7] * 15
@@ -86,7 +86,7 @@ def process_of(client: ProcessClient, rank: int) -> int:
         if leader is not None:
             if rank == 0:
                 return leader
-            followers = sorted(children_of(leader))
+            followers = followers_of(leader)
             if len(followers) >= rank:
                 return followers[rank - 1]
         time.sleep(0.01)

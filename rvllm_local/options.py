@@ -27,6 +27,9 @@ Attention = Literal["auto", "reference", "kernels"]
 Cache = Literal["auto", "off", "memory", "disk"]
 KVDtype = Literal["auto", "int8"]
 Dtype = Literal["auto", "stored", "float16"]
+Backend = Literal["any", "ring", "jaccl", "nccl", "mpi"]
+# Of each rank its device to each other one, or several; None to itself.
+RdmaDevices = tuple[tuple[str | tuple[str, ...] | None, ...], ...]
 # "auto", "off", "ngram", "mtp", or the name of a model
 Draft = Annotated[str, Meta(extra={"unit": "name"})]
 _NO_TEXT = ("adapters", "hosts")  # fields that are more than a value
@@ -40,11 +43,15 @@ def _about(text: str) -> Meta:
 class RankHosts(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Where the ranks of a job are, rank 0 first: an IP address and a port each.
 
-    The file `secret` holds what they prove themselves by.
+    The file `secret` holds what they prove themselves by. `backend` is the one of MLX
+    that is meant where no option says otherwise. Without a port of its own a rank is
+    somewhere that only rank 0's address tells.
     """
 
     addresses: tuple[tuple[str, int], ...]
     secret: str
+    backend: Backend = "any"
+    devices: RdmaDevices = ()
 
 
 class EngineOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -114,6 +121,13 @@ class EngineOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     pipeline: Annotated[
         bool, _about("of several ranks each has whole layers, not a part of each")
     ] = False
+    backend: Annotated[
+        Backend,
+        _about(
+            "MLX's back end between ranks: ring, jaccl, nccl or mpi; any: jaccl where "
+            "the hosts file has rdma devices, what mlx.launch has chosen, else the ring"
+        ),
+    ] = "any"
     adapters: tuple[tuple[str, str], ...] = ()
     hosts: RankHosts | None = None
 
@@ -182,6 +196,7 @@ class OptionArguments(TypedDict, total=False):
     system_reserve: int | str | None
     ranks: int
     pipeline: bool
+    backend: Backend
     adapters: Mapping[str, Path | str] | None
 
 

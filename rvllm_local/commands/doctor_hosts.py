@@ -11,7 +11,7 @@ from rvllm_local.distributed.agreement import model_mark
 from rvllm_local.distributed.gathering import Gathered, Gathering
 from rvllm_local.distributed.hosts import read_hosts
 from rvllm_local.distributed.measuring import SumTimes, measure
-from rvllm_local.distributed.ring import check_ring, form_ring
+from rvllm_local.distributed.meeting import form_group
 from rvllm_local.distributed.team import Team, joined_mark
 from rvllm_local.errors import EngineError, RvllmError
 from rvllm_local.models.locate import locate
@@ -24,9 +24,10 @@ _SLOW_ROW_S = 0.002  # a step sums twice a layer
 def hosts_findings(path: Path) -> list[Finding]:
     """Reach, versions, models, and the time of a sum over all ranks."""
     try:
-        check_ring()
         hosts = read_hosts(path)
-        options = EngineOptions(ranks=len(hosts.addresses), hosts=hosts)
+        backend = load_config().options.backend
+        ranks = len(hosts.addresses)
+        options = EngineOptions(ranks=ranks, hosts=hosts, backend=backend)
         gathering = Gathering(options, "", _silent, measures=True)
     except RvllmError as error:
         return [Finding("hosts", "failed", str(error))]
@@ -42,7 +43,11 @@ def hosts_findings(path: Path) -> list[Finding]:
 
 def _reached(gathered: Gathered) -> Finding:
     peers = ", ".join(link.peer for link in gathered.links)
-    detail = f"{len(gathered.ring)} ranks of the same versions: this machine, {peers}"
+    meeting = gathered.meeting
+    detail = (
+        f"{len(meeting.addresses)} ranks of the same versions, which the "
+        f"{meeting.backend} back end would serve: this machine, {peers}"
+    )
     return Finding("hosts", "ok", detail)
 
 
@@ -51,7 +56,7 @@ def _models(gathered: Gathered) -> list[Finding]:
     config = load_config()
     ours = model_mark(locate(config.model, cache_dir=config.cache_dir))
     findings = []
-    ranks = len(gathered.ring)
+    ranks = len(gathered.meeting.addresses)
     for rank, link in enumerate(gathered.links, start=1):
         try:
             theirs = joined_mark(link, rank, ranks)
@@ -72,7 +77,7 @@ def _sums(gathered: Gathered) -> list[Finding]:
     team.start(gathered.pids)
     team.tell(frames.Go())
     try:
-        times = measure(form_ring(gathered.ring, 0))
+        times = measure(form_group(gathered.meeting, 0))
     except EngineError as error:
         return [Finding("sums", "failed", str(error))]
     finally:

@@ -26,7 +26,7 @@ from rvllm_local.commands.rank import serve_rank
 from rvllm_local.commands.spares import Spares
 from rvllm_local.config import Config, load_config
 from rvllm_local.distributed.hosts import read_hosts
-from rvllm_local.distributed.launched import take_launch
+from rvllm_local.distributed.launched import LaunchedRank, take_launch
 from rvllm_local.errors import ConfigError, MemoryBudgetError
 from rvllm_local.models.locate import ModelFiles, locate
 from rvllm_local.models.store import installed_models
@@ -64,14 +64,22 @@ def serve(arguments: argparse.Namespace, spares: Spares | None = None) -> int:
     prepare_logs(None if arguments.log_file is None else Path(arguments.log_file))
     launched = take_launch(os.environ)
     config = load_config(engine_flags(arguments))
+    hosts = None if launched is None else launched.hosts
     if launched is not None and launched.rank > 0:
         models = arguments.models or [default_model(config)]
-        named = structs.replace(config, model=models[0])
-        return serve_rank(named, launched.hosts, launched.rank)
-    hosts = None if launched is None else launched.hosts
+        named = structs.replace(_with_hosts(config, hosts), model=models[0])
+        return _serve_launched(named, launched)
     if arguments.hosts is not None:
         hosts = read_hosts(Path(arguments.hosts))
     return _serve_requests(arguments, _with_hosts(config, hosts), spares)
+
+
+def _serve_launched(config: Config, launched: LaunchedRank) -> int:
+    """One rank of a job whose ranks have all been given the same options."""
+    from rvllm_local.distributed.backends import choose_backend
+
+    choose_backend(config.options)
+    return serve_rank(config, launched.hosts, launched.rank)
 
 
 def _serve_requests(
@@ -100,6 +108,10 @@ def _with_hosts(config: Config, hosts: RankHosts | None) -> Config:
     if options.pipeline and options.ranks == 1:
         raise ConfigError(
             "--pipeline needs more than one rank: give --ranks N or --hosts FILE"
+        )
+    if options.backend != "any" and options.ranks == 1:
+        raise ConfigError(
+            "--backend is MLX's between ranks: give --ranks N or --hosts FILE, too"
         )
     return structs.replace(config, options=options)
 

@@ -83,18 +83,20 @@ class _Follower:
             self._measure(job)
             return
         options = structs.replace(job.options, cache_dir=self._invitation.cache_dir)
-        files = self._prepared(options)
+        files = self._prepared(options, job)
         self._listen(job)
         if isinstance(self._frames.get(), frames.Go):
             self._serve_part(files, options, job)
 
     def _measure(self, job: frames.Job) -> None:
         from rvllm_local.distributed.agreement import model_mark
+        from rvllm_local.distributed.backends import check_backend
         from rvllm_local.distributed.measuring import measure
-        from rvllm_local.distributed.ring import form_ring
+        from rvllm_local.distributed.meeting import form_group
         from rvllm_local.models.locate import locate
 
         try:
+            check_backend(job.meeting.backend)
             files = locate(self._invitation.model, self.say, cache_dir=self._cache_dir)
         except RvllmError as error:
             self._tell_failure(error)
@@ -102,17 +104,19 @@ class _Follower:
         self._link.send(frames.Joined(model_mark(files)))
         self._listen(job)
         if isinstance(self._frames.get(), frames.Go):
-            measure(form_ring(job.ring, self._invitation.rank))
+            measure(form_group(job.meeting, self._invitation.rank))
             self._frames.get()  # the end
 
-    def _prepared(self, options: EngineOptions) -> ModelFiles:
+    def _prepared(self, options: EngineOptions, job: frames.Job) -> ModelFiles:
         """This machine's files of the model; rank 0 is told that they fit, or why not."""
         from rvllm_local.distributed.agreement import model_mark
+        from rvllm_local.distributed.backends import check_backend
         from rvllm_local.engine.startup.open_part import plan_part
         from rvllm_local.models.locate import locate
 
         model = self._invitation.model
         try:
+            check_backend(job.meeting.backend)
             files = locate(model, self.say, cache_dir=self._cache_dir)
             plan_part(files, options, self._invitation.rank)
         except (RvllmError, MemoryError) as error:
@@ -124,11 +128,11 @@ class _Follower:
     def _serve_part(
         self, files: ModelFiles, options: EngineOptions, job: frames.Job
     ) -> None:
-        from rvllm_local.distributed.ring import form_ring
+        from rvllm_local.distributed.meeting import form_group
         from rvllm_local.engine.startup.open_part import open_part
 
         try:
-            group = form_ring(job.ring, self._invitation.rank)
+            group = form_group(job.meeting, self._invitation.rank)
             part = open_part(files, options, group)
             self._run_calls(part, part.open_store(options))
         except Exception as error:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import msgspec
 
-from rvllm_local.options import EngineOptions
+from rvllm_local.options import Backend, EngineOptions, RdmaDevices
 
 RANK_LOST = 71  # rank 0's exit status where another rank is at fault
 MAX_FRAME = 16 * 2**20  # bytes; the block tables of a full batch take less
@@ -32,15 +32,26 @@ class Hello(Frame, frozen=True):
     ranks: int
 
 
+class Meeting(Part, frozen=True):
+    """How the ranks form MLX's group: by which back end, and where each listens.
+
+    Only the ring uses the addresses of all; the others meet at rank 0's.
+    """
+
+    backend: Backend
+    addresses: tuple[str, ...]
+    devices: RdmaDevices = ()
+
+
 class Job(Frame, frozen=True):
-    """What all ranks shall serve, and where each listens for the ring.
+    """What all ranks shall serve, and how they meet.
 
     `pid` is rank 0's on this machine, 0 on others. Without `options` the ranks only
     measure how they reach each other.
     """
 
     pid: int
-    ring: tuple[str, ...]
+    meeting: Meeting
     options: EngineOptions | None
 
 
@@ -51,7 +62,7 @@ class Joined(Frame, frozen=True):
 
 
 class Go(Frame, frozen=True):
-    """All ranks are there: form the ring, and load."""
+    """All ranks are there: form the group, and load."""
 
 
 class Ready(Frame, frozen=True):

@@ -14,10 +14,11 @@ from dataclasses import dataclass
 
 from rvllm_local.distributed import frames
 from rvllm_local.distributed.agreement import difference, versions
+from rvllm_local.distributed.backends import choose_backend
 from rvllm_local.distributed.door import Door
-from rvllm_local.distributed.hosts import control_address, ring_addresses, secret_of
+from rvllm_local.distributed.hosts import control_address, rank_addresses, secret_of
 from rvllm_local.distributed.invitation import Invitation, start_rank
-from rvllm_local.distributed.ring import LOOPBACK, free_addresses
+from rvllm_local.distributed.meeting import LOOPBACK, free_addresses
 from rvllm_local.distributed.running_ranks import claim_rank
 from rvllm_local.distributed.team import RankLink, exit_in_words
 from rvllm_local.errors import ConfigError, EngineError
@@ -35,13 +36,13 @@ class Gathered:
     links: of ranks 1 and after.
     processes: those that were started here, by rank.
     pids: of the ranks on this machine.
-    ring: where each rank listens for the ring.
+    meeting: how they form MLX's group.
     """
 
     links: list[RankLink]
     processes: dict[int, subprocess.Popen[bytes]]
     pids: dict[int, int]
-    ring: tuple[str, ...]
+    meeting: frames.Meeting
 
 
 class Gathering:
@@ -58,8 +59,12 @@ class Gathering:
         *,
         measures: bool = False,
     ) -> None:
-        """`say` is told who is still missing. With `measures` nothing is served."""
+        """`say` is told who is still missing. With `measures` nothing is served.
+
+        Raises `ConfigError` for hosts or a back end that cannot be.
+        """
         self._options = options
+        self._meeting = meeting_of(options)
         self._model = model
         self._say = say
         self._job_options = None if measures else options
@@ -95,9 +100,9 @@ class Gathering:
                 if self._options.hosts is not None and (missing := self._missing()):
                     self._say_once(self._advice(missing))
         self._door.close()
-        ring = self._tell_job()
+        self._tell_job()
         links = [link for _, link in sorted(self._links.items())]
-        return Gathered(links, self._processes, self._pids, ring)
+        return Gathered(links, self._processes, self._pids, self._meeting)
 
     def abandon(self) -> None:
         """End what was started."""
@@ -192,15 +197,19 @@ class Gathering:
         hosts = self._options.hosts
         return hosts is None or hosts.addresses[rank][0] == hosts.addresses[0][0]
 
-    def _tell_job(self) -> tuple[str, ...]:
-        if self._options.hosts is None:
-            ring = free_addresses(self._options.ranks)
-        else:
-            ring = ring_addresses(self._options.hosts)
+    def _tell_job(self) -> None:
         for rank, link in self._links.items():
             pid = os.getpid() if self._is_here(rank) else 0
-            link.send(frames.Job(pid, ring, self._job_options))
-        return ring
+            link.send(frames.Job(pid, self._meeting, self._job_options))
+
+
+def meeting_of(options: EngineOptions) -> frames.Meeting:
+    """How the ranks form MLX's group. Raises as `choose_backend`."""
+    backend = choose_backend(options)
+    if options.hosts is None:
+        return frames.Meeting(backend, free_addresses(options.ranks))
+    addresses = rank_addresses(options.hosts)
+    return frames.Meeting(backend, addresses, options.hosts.devices)
 
 
 def _listen(address: tuple[str, int]) -> socket.socket:

@@ -2,7 +2,8 @@
 
 It is a list with an entry for each rank, rank 0 first: {"ssh": ..., "ips": [...]}, or
 the addresses alone, as the launcher hands them on. An address may have a port. Only the
-first address of an entry is used.
+first address of an entry is used. `rdma` names its devices to each rank. Around the list
+there may be an object that names the back end, too.
 """
 
 from __future__ import annotations
@@ -11,10 +12,12 @@ import ipaddress
 import json
 import stat
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
+
+import msgspec
 
 from rvllm_local.errors import ConfigError
-from rvllm_local.options import RankHosts
+from rvllm_local.options import Backend, RankHosts, RdmaDevices
 
 _FIRST_PORT = 32323  # MLX's launcher begins there, too
 _LEAST_SECRET = 16  # bytes
@@ -26,7 +29,9 @@ def read_hosts(path: Path) -> RankHosts:
         entries = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ConfigError(f"--hosts {path} cannot be read: {error}") from error
+    backend: Backend = "any"
     if isinstance(entries, dict):
+        backend = _backend(path, entries.get("backend") or "any")
         entries = entries.get("hosts")
     if not isinstance(entries, list) or len(entries) < 2:
         raise ConfigError(
@@ -38,7 +43,33 @@ def read_hosts(path: Path) -> RankHosts:
         addresses.append(_address(path, rank, entry))
     if len(set(addresses)) != len(addresses):
         raise ConfigError(f"--hosts {path} has an address and port twice")
-    return RankHosts(tuple(addresses), str(path.absolute().with_suffix(".secret")))
+    secret = str(path.absolute().with_suffix(".secret"))
+    return RankHosts(tuple(addresses), secret, backend, _devices(entries))
+
+
+def _backend(path: Path, name: Any) -> Backend:
+    try:
+        backend: Backend = msgspec.convert(name, Backend)
+    except msgspec.ValidationError as error:
+        names = ", ".join(get_args(Backend))
+        raise ConfigError(
+            f"--hosts {path} names the back end {name!r:.60}; it can be: {names}"
+        ) from error
+    return backend
+
+
+def _devices(entries: list[Any]) -> RdmaDevices:
+    """Each rank's RDMA devices; none at all if a way between two ranks lacks its own."""
+    try:
+        rows = [entry["rdma"] for entry in entries]
+        devices = msgspec.convert(rows, RdmaDevices)
+    except (KeyError, TypeError, msgspec.ValidationError):
+        return ()
+    for rank, row in enumerate(devices):
+        missing = [other for other, device in enumerate(row) if not device]
+        if len(row) != len(devices) or missing != [rank]:
+            return ()
+    return devices
 
 
 def _address(path: Path, rank: int, entry: Any) -> tuple[str, int]:
@@ -89,6 +120,6 @@ def control_address(hosts: RankHosts) -> tuple[str, int]:
     return host, port - 1
 
 
-def ring_addresses(hosts: RankHosts) -> tuple[str, ...]:
-    """Where each rank listens for its neighbour."""
+def rank_addresses(hosts: RankHosts) -> tuple[str, ...]:
+    """Where each rank listens for others."""
     return tuple(f"{host}:{port}" for host, port in hosts.addresses)

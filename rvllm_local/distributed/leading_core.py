@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 from rvllm_local.distributed import frames
 from rvllm_local.distributed.agreement import model_mark
+from rvllm_local.distributed.backends import choose_backend
 from rvllm_local.distributed.gathering import Gathered, Gathering
 from rvllm_local.distributed.leading_disk import LeadingDiskTier
 from rvllm_local.distributed.leading_runner import (
@@ -15,8 +16,8 @@ from rvllm_local.distributed.leading_runner import (
     LeadingStates,
     LeadingSwapper,
 )
+from rvllm_local.distributed.meeting import form_group
 from rvllm_local.distributed.part_server import ready_frame
-from rvllm_local.distributed.ring import check_ring, form_ring
 from rvllm_local.distributed.team import Team, joined_mark
 from rvllm_local.engine.core import EngineCore
 from rvllm_local.engine.detokenizer import Vocabulary
@@ -42,7 +43,7 @@ class LeadingJob:
         Raises `ConfigError`, `UnsupportedModelError`, `MemoryBudgetError` and
         `EngineError` if they cannot serve this model.
         """
-        check_ring()
+        choose_backend(options)
         plan_part(files, options, 0)
         self._files = files
         self._options = options
@@ -68,14 +69,14 @@ class LeadingJob:
                 raise EngineError(reason)
 
     def open_core(self, text: Vocabulary) -> EngineCore:
-        """Form the ring, load, and build the core, on the engine's thread.
+        """Form the group, load, and build the core, on the engine's thread.
 
         Raises as `open_part` does, and `EngineError`.
         """
         team = self._team
         team.start(self._gathered.pids)
         team.tell(frames.Go())
-        group = form_ring(self._gathered.ring, 0)
+        group = form_group(self._gathered.meeting, 0)
         part = open_part(self._files, self._options, group, LeadingRunner)
         team.await_ready(ready_frame(part))
         runner = part.runner

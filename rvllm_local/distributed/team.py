@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from rvllm_local.distributed.link import Link
 from rvllm_local.errors import EngineError, error_of
 from rvllm_local.framing import FrameError
 
+_ENDED = (errno.EPIPE, errno.EBADF)  # the other side has closed, or this one after it
 _EXIT_S = 0.5  # in which a process that has closed its connection can be collected
 _CLOSE_S = 5.0  # in which it can write out what it keeps on disk
 _READY_S = 3600.0
@@ -62,7 +64,10 @@ class Team:
             try:
                 link.send(frame)
             except OSError as error:
-                self._lose(rank, f"was lost: {error.strerror}")
+                has_ended = error.errno in _ENDED
+                self._lose(
+                    rank, "ended" if has_ended else f"was lost: {error.strerror}"
+                )
 
     def ask(self, frame: frames.Frame) -> bool:
         """Tell all other ranks, and wait for their verdicts. True if all are good.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import signal
@@ -13,7 +14,7 @@ from rvllm_local import LLM, SamplingParams
 from rvllm_local.clients.process.client import ProcessClient
 from rvllm_local.errors import EngineCrashedError
 from rvllm_local.options import EngineOptions
-from tests.support.ranks import children_of, needs_ring
+from tests.support.ranks import followers_of, needs_ring
 from tests.support.tiny import save_tiny
 
 pytestmark = needs_ring
@@ -65,7 +66,7 @@ def test_the_loss_of_a_rank_ends_requests_and_nothing_else(
     job.wait_ready(120)
     leader = job.health().pid
     assert leader is not None
-    (follower,) = children_of(leader)
+    (follower,) = followers_of(leader)
     stream = job.submit([1, 2, 3], LONG)
     next(stream)
     os.kill(follower if rank else leader, number)
@@ -77,3 +78,28 @@ def test_the_loss_of_a_rank_ends_requests_and_nothing_else(
 
     assert re.search(words, message), message
     assert tokens_of(job) == expected[1]
+
+
+def test_a_pipeline_s_ranks_hang_for_no_other(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:
+    """Rank 0 waits within a step for hidden states that do not come."""
+    folder = str(save_tiny("qwen2", tmp_path_factory.mktemp("qwen2"), seed=1))
+    with LLM(folder, kv_memory="16MB") as llm:
+        (right,) = llm.generate(PROMPT, SHORT)
+    options = EngineOptions(
+        ranks=2, pipeline=True, kv_memory=16 * 2**20, self_check=False
+    )
+    client = ProcessClient(folder, options)
+    with contextlib.closing(client):
+        client.wait_ready(120)
+        leader = client.health().pid
+        assert leader is not None
+        stream = client.submit([1, 2, 3], LONG)
+        next(stream)
+        os.kill(followers_of(leader)[0], signal.SIGSTOP)
+        with pytest.raises(EngineCrashedError):
+            list(stream)
+        assert "rank 1 of 2" in client.health().message
+        client.wait_ready(120)
+        assert tokens_of(client) == tuple(right.token_ids)

@@ -102,9 +102,9 @@ def test_the_ranks_of_a_job_and_nobody_else(options: EngineOptions) -> None:
             with linked(options, 2) as second:
                 gathered = job.result(60)
                 told = [told_job(link) for link in (first, second)]
-    expected = frames.Job(os.getpid(), gathered.ring, options)
+    expected = frames.Job(os.getpid(), gathered.meeting, options)
     assert told == [expected, expected]
-    assert gathered.ring == tuple(
+    assert gathered.meeting.addresses == tuple(
         f"{host}:{port}" for host, port in told_hosts(options)
     )
 

@@ -9,8 +9,8 @@ import pytest
 
 from rvllm_local.distributed.hosts import (
     control_address,
+    rank_addresses,
     read_hosts,
-    ring_addresses,
     secret_of,
 )
 from rvllm_local.errors import ConfigError
@@ -33,13 +33,29 @@ def test_mlx_s_own_file_is_read(tmp_path: Path) -> None:
     assert hosts.addresses == (("10.0.0.1", 32323), ("10.0.0.2", 5000))
     assert hosts.secret == str(tmp_path / "hosts.secret")
     assert control_address(hosts) == ("10.0.0.1", 32322)
-    assert ring_addresses(hosts) == ("10.0.0.1:32323", "10.0.0.2:5000")
+    assert rank_addresses(hosts) == ("10.0.0.1:32323", "10.0.0.2:5000")
     assert read_hosts(written(tmp_path, {"hosts": ENTRIES})) == hosts
+
+
+def with_devices(*rows: object) -> list[dict[str, object]]:
+    return [{**entry, "rdma": row} for entry, row in zip(ENTRIES, rows, strict=True)]
+
+
+def test_devices_and_a_back_end_are_read(tmp_path: Path) -> None:
+    """Devices are of use only if there is one for each way."""
+    entries = with_devices([None, "rdma_en2"], [["rdma_en2", "rdma_en3"], None])
+    hosts = read_hosts(written(tmp_path, {"backend": "jaccl", "hosts": entries}))
+    assert hosts.backend == "jaccl"
+    assert hosts.devices == ((None, "rdma_en2"), (("rdma_en2", "rdma_en3"), None))
+    for rows in (([], []), ([None, None], [None, None]), ([None, "a"], ["a", "a"])):
+        assert read_hosts(written(tmp_path, with_devices(*rows))).devices == ()
+    assert read_hosts(written(tmp_path, {"hosts": ENTRIES})).backend == "any"
 
 
 @pytest.mark.parametrize(
     ("value", "words"),
     [
+        ({"backend": "smoke", "hosts": ENTRIES}, "'smoke'; it can be: any, ring"),
         ([], "two hosts"),
         ([ENTRIES[0]], "two hosts"),
         ("x", "two hosts"),

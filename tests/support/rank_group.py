@@ -14,7 +14,8 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from rvllm_local.attention.geometry import DecodeRow
-from rvllm_local.distributed.ring import form_ring
+from rvllm_local.distributed.frames import Meeting
+from rvllm_local.distributed.meeting import form_group
 from rvllm_local.engine.startup.open_part import ModelPart, open_part, plan_part
 from rvllm_local.models.locate import locate
 from rvllm_local.options import EngineOptions
@@ -67,7 +68,7 @@ def main(
     files = [locate(folder) for folder in folders]
     for model in files:
         plan_part(model, options, rank)
-    group = form_ring(addresses, rank)
+    group = form_group(Meeting("ring", tuple(addresses)), rank)
     both_ways = {}
     for model in files:
         part = open_part(model, options, group)

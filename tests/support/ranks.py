@@ -125,6 +125,25 @@ def free_hosts(count: int) -> list[str]:
     return [f"127.0.0.1:{port}" for port in ports]
 
 
+def followers_of(leader: int) -> list[int]:
+    """The processes of the other ranks, which rank 0 has started, in their order.
+
+    While it loads it starts others as well, which last for a moment.
+    """
+    listing = subprocess.run(
+        ["ps", "-A", "-o", "pid=,ppid=,args="],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    followers = []
+    for line in listing.stdout.splitlines():
+        child, parent, command = line.split(maxsplit=2)
+        if int(parent) == leader and "rvllm_local.distributed.follower" in command:
+            followers.append(int(child))
+    return sorted(followers)
+
+
 def children_of(pid: int) -> list[int]:
     """The processes that a process has started and that are still there."""
     listing = subprocess.run(
