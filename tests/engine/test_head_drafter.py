@@ -18,6 +18,7 @@ from rvllm_local.errors import UnsupportedModelError
 from rvllm_local.models.loader import load_model
 from rvllm_local.models.locate import locate
 from rvllm_local.models.mtp import load_head
+from rvllm_local.types import StreamEvent
 from tests.support.drafters import FourEach, FreeTokens
 from tests.support.heads import save_with_head
 from tests.support.scenarios import Answer, Engine
@@ -96,8 +97,23 @@ def test_drafts_are_what_the_head_says_of_the_whole_text(folder: Path) -> None:
 
 def test_a_head_is_in_the_plan_and_in_what_is_told(folder: Path) -> None:
     with open_engine(folder, "mtp") as engine:
+        drafts_always(engine)
         assert engine.core._parts.drafting == "mtp"
         assert engine.core._identity.memory["drafter"] > 4 * 64 * 64
+        params = SamplingParams(max_tokens=12, temperature=0, ignore_eos=True)
+        (request,) = make_requests(tuple(PROMPT), params, request_id="one")
+        events: list[StreamEvent] = []
+        engine.core.add(request, events.append)
+        while engine.core.has_work:
+            engine.core.step()
+        (told,) = engine.core.explain("one")
+        stats = engine.core.stats()
+    assert told.drafting == "mtp"
+    counts = told.accepted_drafts, told.rejected_drafts
+    assert sum(counts) > 0
+    assert counts == (events[-1].accepted_drafts, events[-1].rejected_drafts)
+    names = ("draft_tokens_accepted", "draft_tokens_rejected")
+    assert counts == tuple(stats[name] for name in names)
 
 
 def test_a_model_without_a_head_is_refused(tmp_path: Path) -> None:
