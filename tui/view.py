@@ -28,7 +28,7 @@ from rvllm_local.tui.message_keys import message_keys
 from rvllm_local.tui.notices import attempt, tell
 from rvllm_local.tui.options import ChatOptions
 from rvllm_local.tui.personas import persona_name
-from rvllm_local.tui.state import ChatSession
+from rvllm_local.tui.state import ChatSession, ConnectionState
 from rvllm_local.tui.status import others_text, queue_text, status_content
 from rvllm_local.tui.widgets.kept_lines import KeptStatic
 from rvllm_local.tui.widgets.sidebar import SHOWN
@@ -37,6 +37,7 @@ PANEL_WIDTH, SIDEBAR_WIDTH = 41, 34
 STATUS_S = 0.5  # between two states of the status line while a reply grows
 NARROW = 66  # cells of the chat's column
 _SHOWN_APART = (ReplyBegan, ReplyGrew, UsageReceived, ClockTicked, EngineSeen)
+_LAST = 8  # characters that show whether the end of a reason is seen
 _ENDS = (ReplyFinished, ReplyFailed)
 
 
@@ -55,6 +56,7 @@ class ChatView(ActionsApp):
         self._below = Static("", id="below", markup=False)
         self._status_shown = Content("")
         self._growth_shown_at = 0.0
+        self._told_reason = ""  # why there is no server
         self._draft_of, self._was_temporary = "new", options.is_temporary
 
     @property
@@ -235,10 +237,26 @@ class ChatView(ActionsApp):
         if not line.is_same(self._status_shown):
             self._status_shown = line
             self._status.update(line, layout=False)
+        self._tell_cut_reason(session, line.plain)
         self.composer.be_narrow(self._line_width < NARROW)
         # Each blink would draw as much as a word does.
         self.composer.cursor_blink = not self.driver.is_writing
         self.announcer.set_title(session.chat.title, self.driver.is_writing)
+
+    def _tell_cut_reason(
+        self,
+        session: ChatSession,
+        line: str,
+    ) -> None:
+        """Tell once why there is no server, where the status line is too short for it.
+
+        An empty chat shows all of it.
+        """
+        reason = session.connection_text
+        is_lost = session.connection is ConnectionState.LOST and session.messages
+        if is_lost and reason[-_LAST:] not in line and reason != self._told_reason:
+            self._told_reason = reason
+            tell(self, reason, "error")
 
     def _others(self) -> str:
         """What goes on beside this chat."""

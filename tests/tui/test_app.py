@@ -10,12 +10,14 @@ import pytest
 from rvllm_local.errors import HistoryError
 from rvllm_local.history import ChatHistory
 from rvllm_local.tui.commands import COMMANDS
+from rvllm_local.tui.events import ConnectionChanged
 from rvllm_local.tui.screens.chats import ChatsScreen
 from rvllm_local.tui.screens.dialogs import Ask, Confirm, Pick
 from rvllm_local.tui.screens.help import HelpScreen
 from rvllm_local.tui.screens.models import ModelsScreen
 from rvllm_local.tui.screens.parameters import ParametersScreen
 from rvllm_local.tui.settings import PARAMETERS, ChatSettings
+from rvllm_local.tui.state import ConnectionState
 from tests.tui.fake_endpoint import FakeEndpoint
 
 
@@ -1043,5 +1045,22 @@ def test_all_parameters_are_seen_at_once(play) -> None:
         assert chat.screen().count("default") == len(PARAMETERS)
         await chat.press("tab", "down", "down", "up", *"0.5", "enter")
         await chat.until(lambda: chat.session.chat.params == {"top_p": 0.5})
+
+    play(scenario)
+
+
+def test_why_there_is_no_server_is_told_where_the_line_is_too_short(play) -> None:
+    reason = f"error: it could not be fetched: {'no, ' * 30}never"
+
+    async def scenario(chat) -> None:
+        await chat.say("hi")
+        for _ in range(2):
+            for state in (ConnectionState.LOADING, ConnectionState.LOST):
+                chat.app.driver.dispatch(ConnectionChanged(state, reason))
+        await chat.until(lambda: reason in chat.notices)
+        short = "no server answers"
+        chat.app.driver.dispatch(ConnectionChanged(ConnectionState.LOST, short))
+        await chat.until(lambda: short in chat.screen())
+        assert chat.notices == [reason]
 
     play(scenario)
