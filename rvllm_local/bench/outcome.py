@@ -178,7 +178,18 @@ def _lie(outcome: Outcome, count_tokens: CountTokens | None) -> str | None:
         if claimed > 1.5 * counted + 8 and claimed > events + 8:
             return f"{claimed} tokens whose text has {counted}"
         return None
-    size = len(text.encode("utf-8", "replace"))
-    if claimed > 1.25 * events + 4 and claimed > size / 3 + 4:
+    if claimed > 1.25 * events + 4 and claimed > _most_tokens(text) + 4:
+        size = len(text.encode("utf-8", "replace"))
         return f"{claimed} tokens in {events} events and {size} bytes of text"
     return None
+
+
+def _most_tokens(text: str) -> float:
+    """How many tokens a text may have, without its tokenizer.
+
+    Words have three letters a token, at least, with their spaces. All else may be a token
+    a byte: digits, signs, and what a vocabulary has no word for.
+    """
+    letters = sum(character.isascii() and character.isalpha() for character in text)
+    size = len(text.encode("utf-8", "replace"))
+    return letters / 3 + size - letters - text.count(" ")

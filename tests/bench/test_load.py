@@ -153,6 +153,15 @@ def test_claims_are_held_against_what_came(
     assert (outcome.failure is Failure.USAGE) == lies, outcome.detail
 
 
+@pytest.mark.parametrize("text", ["🦀🦀", "1,2,3,4,5,6,", "ÂÂÂÂ", "\n" * 8])
+def test_a_byte_may_be_a_token(text: str) -> None:
+    outcome = Outcome("small", 0, 0.0, 8, 200, times=[0.1, 0.2], finish_reason="stop")
+    outcome.text = [text]
+    outcome.usage.completion = 8
+    outcome.check()
+    assert outcome.failure is None, outcome.detail
+
+
 def test_arrivals_do_not_wait_for_answers() -> None:
     """Four requests at 20 a second: an open loop sends them all before the first is answered."""
     sessions = [one(index * 0.05) for index in range(4)]
