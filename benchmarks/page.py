@@ -232,20 +232,24 @@ def memory(found: Record) -> str:
 def brief(results: Path) -> str:
     """For the README: throughput of all at once, and P99 under load, a column a server."""
     rows, under_load = [], record.load(results / "load.json")
+    measured = {name.rpartition("-")[2] for name in under_load.runs}
+    servers = [name for name in SERVERS if name.rpartition("-")[2] in measured]
     if (path := results / "capacity.json").exists():
         runs = dict(_servers(record.load(path), ""))
-        rows.append(["all requests at once, output", *_cells(runs, "tokens_per_s")])
+        cells = _cells(servers, runs, "tokens_per_s")
+        rows.append(["all requests at once, output", *cells])
     for percent in sorted({int(name.partition("-")[0]) for name in under_load.runs}):
         runs = dict(_servers(under_load, f"{percent}-"))
         for name, title in (("ttft_p99", "P99 TTFT"), ("itl_p99", "P99 inter-token")):
-            rows.append(
-                [f"{title} at {percent} % of rvllm's capacity", *_cells(runs, name)]
-            )
-    return f"{markdown(('', *SERVERS), rows)}\n\n{source(under_load)}"
+            cells = _cells(servers, runs, name)
+            rows.append([f"{title} at {percent} % of rvllm's capacity", *cells])
+    return f"{markdown(('', *servers), rows)}\n\n{source(under_load)}"
 
 
-def _cells(runs: dict[str, dict[str, Figure]], name: str) -> list[str]:
-    return [show(runs.get(server, {}).get(name)) for server in SERVERS]
+def _cells(
+    servers: Sequence[str], runs: dict[str, dict[str, Figure]], name: str
+) -> list[str]:
+    return [show(runs.get(server, {}).get(name)) for server in servers]
 
 
 SECTIONS: dict[str, Callable[[Record], str]] = {
