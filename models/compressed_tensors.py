@@ -30,6 +30,8 @@ _PACKED = "pack-quantized"
 _BYTES = ("int-quantized", "naive-quantized")
 _FLOATS = ("float-quantized", "naive-quantized")
 _BITS = (4, 8)
+# Where a rotation is in the stored weights already; elsewhere activations are rotated.
+_MERGED = ("weight_input", "weight_output")
 _PARTS = (
     "weight",
     "weight_packed",
@@ -61,8 +63,20 @@ def packed_settings(config: Mapping[str, Any]) -> dict[str, Any]:
     return {"bits": weights["num_bits"], "group_size": divided_size(size)}
 
 
+def block_of(config: Mapping[str, Any]) -> Any:
+    """`[rows, columns]` of a scale of 8-bit floats; None if they are not in blocks."""
+    for _, weights in _groups(config):
+        stated = weights.get("block_structure")
+        if isinstance(stated, str):
+            return [int(part) for part in stated.split("x") if part.isdecimal()]
+        if stated is not None:
+            return stated
+    return None
+
+
 def _groups(config: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
     """The layout and the settings of the weights of each group of layers."""
+    _check_rotations(config)
     stated = config.get("config_groups")
     groups = []
     if isinstance(stated, Mapping):
@@ -77,6 +91,30 @@ def _groups(config: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
             f"{config!r:.200}"
         )
     return groups
+
+
+def _check_rotations(config: Mapping[str, Any]) -> None:
+    """Refuse rotations of activations: weights alone would give other numbers."""
+    transforms = config.get("transform_config")
+    if not transforms:
+        return
+    try:
+        schemes = dict(transforms["config_groups"])
+        places = [(name, at) for name, each in schemes.items() for at in each["apply"]]
+        locations = {name: at["location"] for name, at in places if not _is_merged(at)}
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise ModelFileError(
+            f"config.json's transform_config cannot be read: {transforms!r:.200}"
+        ) from error
+    for name, location in locations.items():
+        raise _unsupported(
+            f"rotates activations ({name!r:.40} of its transform_config, at "
+            f"{location!r:.40})"
+        )
+
+
+def _is_merged(at: Mapping[str, Any]) -> bool:
+    return at["location"] in _MERGED
 
 
 def _kind(layout: str, weights: Mapping[str, Any]) -> str:

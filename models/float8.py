@@ -18,6 +18,7 @@ from rvllm_local.errors import ModelFileError, UnsupportedModelError
 Weights = dict[str, mx.array]
 
 _METHODS = ("fp8", "fbgemm_fp8")
+_USUAL_BLOCK = 128  # where a configuration names none; the default of transformers
 _OF_WEIGHTS = ("_scale_inv", "_scale")
 _OF_INPUTS = (
     ".input_scale",
@@ -143,6 +144,8 @@ def _block_length(from_end: int, size: int, count: int, block: Any) -> int | Non
     if type(stated) is int and stated > 0:
         needed = -(-size // stated)
         return stated if needed == count else None
+    if -(-size // _USUAL_BLOCK) == count:
+        return _USUAL_BLOCK
     length, rest = divmod(size, count)
     return None if rest else length
 

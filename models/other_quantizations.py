@@ -41,7 +41,14 @@ def as_mlx_holds(
     file has for scales, and floats are bfloat16.
     """
     if becomes_floats(config):
-        return float8.as_floats(weights, dtype, config.get("weight_block_size"))
+        return float8.as_floats(weights, dtype, _block(config))
     if config.get("quant_method") == compressed_tensors.METHOD:
         return compressed_tensors.as_affine(config, weights, dtype)
     return awq_gptq.as_affine(config, weights, dtype)
+
+
+def _block(config: Mapping[str, Any]) -> Any:
+    """`[rows, columns]` of a scale, if a configuration names them."""
+    if config.get("quant_method") == compressed_tensors.METHOD:
+        return compressed_tensors.block_of(config)
+    return config.get("weight_block_size")

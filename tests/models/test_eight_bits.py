@@ -15,6 +15,7 @@ from mlx.utils import tree_flatten, tree_unflatten
 
 from rvllm_local.errors import ModelFileError, RvllmError, UnsupportedModelError
 from rvllm_local.models.describe import describe
+from rvllm_local.models.float8 import as_floats
 from rvllm_local.models.loader import load_model, open_native
 from rvllm_local.models.locate import locate
 from tests.support.eight_bits import Array, Floats, Whole, float8_values
@@ -127,6 +128,14 @@ def compressed(layout: str, **weights: Any) -> dict[str, Any]:
     }
 
 
+def rotated(*locations: str) -> dict[str, Any]:
+    """Settings of a writer that rotated weights, or has activations rotated."""
+    apply = [{"targets": ["Linear"], "location": at} for at in locations]
+    scheme = {"type": "hadamard", "apply": apply}
+    settings = compressed("pack-quantized", num_bits=4, group_size=32)
+    return {**settings, "transform_config": {"config_groups": {"R1": scheme}}}
+
+
 BLOCKS = {"quant_method": "fp8", "fmt": "e4m3", "activation_scheme": "dynamic", "weight_block_size": [32, 48]}  # fmt: skip
 FLOATS: dict[str, tuple[dict[str, Any], Pack]] = {
     "blocks": (BLOCKS, in_blocks((32, 48))),
@@ -144,6 +153,22 @@ FLOATS: dict[str, tuple[dict[str, Any], Pack]] = {
         compressed("float-quantized", type="float", num_bits=8, strategy="channel"),
         in_blocks((1, 1 << 20), "weight_scale"),
     ),
+    "compressed-tensors, blocks of which the last are cut": (
+        compressed(
+            "float-quantized",
+            type="float",
+            num_bits=8,
+            strategy="block",
+            block_structure=[64, 40],
+        ),
+        in_blocks((64, 40), "weight_scale"),
+    ),
+    "compressed-tensors, blocks in older words": (
+        compressed(
+            "float-quantized", type="float", num_bits=8, block_structure="64x40"
+        ),
+        in_blocks((64, 40), "weight_scale"),
+    ),
     "compressed-tensors, one scale": (
         compressed("naive-quantized", type="float", num_bits=8, strategy="tensor"),
         with_one_scale,
@@ -157,6 +182,10 @@ WHOLE: dict[str, tuple[dict[str, Any], Pack]] = {
     "with zeros": (
         compressed("pack-quantized", num_bits=4, group_size=32, symmetric=False),
         in_words(group=32, symmetric=False),
+    ),
+    "rotated before they were packed": (
+        rotated("weight_output", "weight_input"),
+        in_words(group=32),
     ),
     "rows of 4 bits": (
         compressed("pack-quantized", num_bits=4, group_size=None, strategy="channel"),
@@ -213,6 +242,13 @@ def test_whole_numbers_have_the_logits_of_their_codes(
     assert np.abs(logits - expected).max() < 2e-5 * np.abs(expected).max()
 
 
+def test_blocks_of_which_nobody_says_the_size_are_the_usual_ones() -> None:
+    made = Floats.random((192, 160), (128, 128), seed=3)
+    stored = {"weight": mx.array(made.codes), "weight_scale_inv": mx.array(made.scales)}
+    floats = as_floats(stored, mx.float32)["weight"]
+    np.testing.assert_allclose(np.array(floats), made.weight, rtol=1e-6)
+
+
 def test_a_cpu_keeps_whole_numbers(tmp_path: Path) -> None:
     saved(tmp_path, *WHOLE["with zeros"])
     assert load_model(locate(str(tmp_path)), packs=True).packs
@@ -248,6 +284,9 @@ def test_plans_know_what_becomes_wider(
         (compressed("pack-quantized", num_bits=3), "3 bits in the layout 'pack-q"),
         (compressed("marlin-24", num_bits=4), "layout 'marlin-24'.*take a conv"),
         (compressed("nvfp4-pack-quantized", type="float", num_bits=4), "layout 'nvfp4"),
+        (rotated("weight_input", "input"), "rotates activations .'R1' .* at 'input'"),
+        (rotated("q_attn"), "rotates activations .*'q_attn'"),
+        ({**rotated(), "transform_config": {"R1": 1}}, "transform_config cannot be"),
         ({"quant_method": "compressed-tensors"}, "names no config_groups"),
         ({"quant_method": "modelopt", "quant_algo": "NVFP4"}, "'modelopt' is not MLX"),
     ],
