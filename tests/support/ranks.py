@@ -131,7 +131,7 @@ def followers_of(leader: int) -> list[int]:
     While it loads it starts others as well, which last for a moment.
     """
     listing = subprocess.run(
-        ["ps", "-A", "-o", "pid=,ppid=,args="],
+        ["ps", "-A", "-ww", "-o", "pid=,ppid=,args="],
         capture_output=True,
         text=True,
         check=True,
