@@ -19,6 +19,11 @@ class StageCall:
     def __init__(self, module: nn.Module) -> None:
         self._module = module
 
+    def modules(self) -> list[nn.Module]:
+        """Those of the model: what looks for kinds of layers finds its own."""
+        modules: list[nn.Module] = self._module.modules()
+        return modules
+
     def __call__(self, tokens: mx.array, cache: list[Any]) -> mx.array:
         logits: mx.array = self._module(tokens, cache=cache)
         if tokens.shape[1] == 1:
