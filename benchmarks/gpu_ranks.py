@@ -90,14 +90,14 @@ def engine_ms(module: Any, config: dict[str, Any], ranks: int, rows: int) -> flo
     import mlx.core as mx
     import numpy as np
 
-    from rvllm_local.attention.geometry import DecodeRow
+    from rvllm_local.attention.geometry import DecodeRow, TokenChunk
 
     runner, kv = engine_parts(module, config, ranks, rows)
     tables = []
     for prompt in prompts(rows, config["vocab_size"]):
         of_row = kv.new_sequence()
         kv.grow(of_row, ROOM)
-        runner.prefill(of_row, 0, prompt[:-1])
+        runner.prefill(TokenChunk(of_row, 0, prompt[:-1]))
         tables.append(of_row)
     tokens = [prompt[-1] for prompt in prompts(rows, config["vocab_size"])]
     previous = None

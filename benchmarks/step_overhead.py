@@ -69,7 +69,7 @@ PARTS: tuple[tuple[Any, str, str], ...] = (
     (core.GrammarMasks, "allow", "grammar mask"),
     (core, "row_samplings", "sampling rows"),
     (runner.ModelRunner, "decode", "call layout"),
-    (runner, "draw_from", "drawing"),
+    (runner, "draw_on_host", "drawing"),
     (core.Committer, "commit", "commit"),
     (core.StreamingDetokenizer, "push", "detokenize"),
 )

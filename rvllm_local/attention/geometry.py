@@ -71,22 +71,28 @@ class DecodeRow(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class ChunkRows:
-    """A prompt's next tokens, each as a row of a decode call.
+class TokenChunk:
+    """Tokens of one sequence, which stand at `position` and after.
 
-    `token_ids` stand at `position` and after.
+    Their KV is written. `adapter` as in `DecodeRow`.
     """
 
     tables: SequenceTables
     position: int
-    token_ids: tuple[int, ...]
+    token_ids: Sequence[int]
     adapter: int = 0
 
     def rows(self) -> list[DecodeRow]:
+        """Each token as a row of a decode call."""
         return [
             DecodeRow(self.tables, position, token_id, adapter=self.adapter)
             for position, token_id in enumerate(self.token_ids, start=self.position)
         ]
+
+    def tile(self, start: int, size: int) -> TokenChunk:
+        """At most `size` of the tokens, from the index `start` on."""
+        token_ids = self.token_ids[start : start + size]
+        return TokenChunk(self.tables, self.position + start, token_ids, self.adapter)
 
 
 def call_geometry(
@@ -114,7 +120,7 @@ def rows_geometry(layout: KVLayout, rows: Sequence[DecodeRow]) -> CallGeometry:
     return call_geometry(layout, tables, positions, 1)
 
 
-def chunk_geometry(layout: KVLayout, chunk: ChunkRows) -> CallGeometry:
+def chunk_geometry(layout: KVLayout, chunk: TokenChunk) -> CallGeometry:
     """Lay out a prompt's chunk as a prefill call."""
     count = len(chunk.token_ids)
     return call_geometry(layout, [chunk.tables], [chunk.position], count)

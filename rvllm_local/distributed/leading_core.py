@@ -10,23 +10,43 @@ from rvllm_local.distributed import frames
 from rvllm_local.distributed.agreement import model_mark
 from rvllm_local.distributed.backends import choose_backend
 from rvllm_local.distributed.gathering import Gathered, Gathering
-from rvllm_local.distributed.leading_disk import LeadingDiskTier
-from rvllm_local.distributed.leading_runner import (
-    LeadingRunner,
+from rvllm_local.distributed.leading_calls import (
+    LeadingBlockIO,
+    LeadingCalls,
     LeadingStates,
     LeadingSwapper,
 )
+from rvllm_local.distributed.leading_disk import LeadingDiskTier
 from rvllm_local.distributed.meeting import form_group
+from rvllm_local.distributed.other_ranks import OtherRanks
 from rvllm_local.distributed.part_server import ready_frame
 from rvllm_local.distributed.team import Team, joined_mark
 from rvllm_local.engine.core import EngineCore
 from rvllm_local.engine.detokenizer import Vocabulary
 from rvllm_local.engine.startup.build import assemble
 from rvllm_local.engine.startup.make_kv_cache import Tiers
-from rvllm_local.engine.startup.open_part import open_part, plan_part
+from rvllm_local.engine.startup.open_part import ModelPart, open_part, plan_part
 from rvllm_local.errors import EngineError
 from rvllm_local.models.locate import ModelFiles
 from rvllm_local.options import EngineOptions
+
+
+def leading_core(
+    part: ModelPart, text: Vocabulary, options: EngineOptions, ranks: OtherRanks
+) -> EngineCore:
+    """The core over rank 0's part. What it does to the part the others do to theirs."""
+    part.runner.hook = LeadingCalls(ranks)
+    tiers = Tiers(
+        functools.partial(LeadingBlockIO, ranks=ranks),
+        functools.partial(LeadingSwapper, ranks=ranks),
+        functools.partial(LeadingDiskTier, ranks=ranks),
+    )
+    core = assemble(
+        part.parts, part.plan, part.runner, text, options, part.adapters, tiers
+    )
+    if part.parts.layout.has_state:
+        part.parts.kv.watch_states(LeadingStates(ranks))
+    return core
 
 
 class LeadingJob:
@@ -77,20 +97,9 @@ class LeadingJob:
         team.start(self._gathered.pids)
         team.tell(frames.Go())
         group = form_group(self._gathered.meeting, 0)
-        part = open_part(self._files, self._options, group, LeadingRunner)
+        part = open_part(self._files, self._options, group)
         team.await_ready(ready_frame(part))
-        runner = part.runner
-        assert isinstance(runner, LeadingRunner)
-        runner.lead(team.together)
-        tiers = Tiers(
-            functools.partial(LeadingSwapper, together=team.together),
-            functools.partial(LeadingDiskTier, tell=team.tell, ask=team.ask),
-        )
-        core = assemble(
-            part.parts, part.plan, runner, text, self._options, part.adapters, tiers
-        )
-        if part.parts.layout.has_state:
-            part.parts.kv.watch_states(LeadingStates(team.tell))
+        core = leading_core(part, text, self._options, team)
         team.be_strict()
         return core
 

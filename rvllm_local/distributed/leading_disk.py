@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from rvllm_local.distributed import frames
+from rvllm_local.distributed.other_ranks import OtherRanks
 from rvllm_local.engine.disk_tier import DiskTier, key_on_disk
 from rvllm_local.memory.block_io import BlockIO
 from rvllm_local.memory.disk_cache import BlockStore
@@ -25,14 +24,10 @@ class LeadingDiskTier(DiskTier):
         io: BlockIO,
         store: BlockStore | None,
         form: StateForm,
-        *,
-        tell: Callable[[frames.Frame], None],
-        ask: Callable[[frames.Frame], bool],
+        ranks: OtherRanks,
     ) -> None:
-        """`ask` tells all ranks, and is True if each says that it has done it."""
         super().__init__(kv, io, store, form)
-        self._tell = tell
-        self._ask = ask
+        self._ranks = ranks
 
     def _spill(self, group: int, block_id: int, key: bytes) -> bool:
         if not super()._spill(group, block_id, key):
@@ -40,7 +35,7 @@ class LeadingDiskTier(DiskTier):
         if self.store is None:
             return True
         # Even where this rank has the block, another one may have lost it.
-        self._tell(frames.SpillBlock(group, block_id, key_on_disk(group, key)))
+        self._ranks.tell(frames.SpillBlock(group, block_id, key_on_disk(group, key)))
         return True
 
     def _load(
@@ -49,7 +44,7 @@ class LeadingDiskTier(DiskTier):
         if not super()._load(group, block, key, payload):
             return False
         stored_key = key_on_disk(group, key)
-        if self._ask(frames.RestoreBlock(group, block, stored_key)):
+        if self._ranks.ask(frames.RestoreBlock(group, block, stored_key)):
             return True
         assert self.store is not None
         self.store.remove(stored_key)

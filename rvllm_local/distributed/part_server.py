@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import mlx.core as mx
 
-from rvllm_local.attention.geometry import ChunkRows, DecodeRow
+from rvllm_local.attention.geometry import DecodeRow, TokenChunk
 from rvllm_local.distributed import frames
-from rvllm_local.distributed.calls import tables_of
+from rvllm_local.distributed.calls import chunk_of
 from rvllm_local.distributed.part_states import PartStates
 from rvllm_local.distributed.part_swap import PartSwap
 from rvllm_local.engine.runner import ModelRunner
@@ -14,7 +14,6 @@ from rvllm_local.engine.startup.open_part import ModelPart
 from rvllm_local.memory.disk_cache import BlockStore
 from rvllm_local.memory.state import RecurrentState
 from rvllm_local.memory.swap import SwapSpace
-from rvllm_local.memory.tables import SequenceTables
 
 
 def ready_frame(part: ModelPart) -> frames.Ready:
@@ -45,19 +44,16 @@ class PartServer:
         if isinstance(call, frames.Decode):
             self._decode(call)
         elif isinstance(call, frames.Prefill):
-            chunk = call.chunk
-            self._runner.prefill(
-                self._tables(chunk), chunk.position, chunk.token_ids, chunk.adapter
-            )
+            self._runner.prefill(self._chunk(call.chunk))
         elif isinstance(call, frames.Score):
-            self._score(call)
+            self._runner.score(self._chunk(call.chunk), call.targets, call.num_top)
         elif isinstance(call, frames.CopyBlocks):
             self._runner.block_io.copy_blocks(call.group, call.pairs)
         elif isinstance(call, frames.SwapOut):
-            state = self._states.get(call.state)
+            state = self._state(call.state)
             self._swap.put_away(call.sequence, call.block_ids, state)
         elif isinstance(call, frames.SwapIn):
-            state = self._states.get(call.state)
+            state = self._state(call.state)
             self._swap.bring_back(call.sequence, call.block_ids, state)
         elif isinstance(call, frames.SwapForget):
             self._swap.forget(call.sequence)
@@ -95,39 +91,17 @@ class PartServer:
         return True
 
     def _decode(self, call: frames.Decode) -> None:
-        rows = []
-        for chunk in call.rows:
-            row = DecodeRow(
-                self._tables(chunk),
-                chunk.position,
-                chunk.token_ids[0],
-                adapter=chunk.adapter,
-            )
-            rows.append(row)
-        chunks = []
-        for chunk in call.chunks:
-            chunk_rows = ChunkRows(
-                self._tables(chunk), chunk.position, chunk.token_ids, chunk.adapter
-            )
-            chunks.append(chunk_rows)
-        if chunks:
-            logits = self._runner.decode_mixed(rows, chunks)
-        else:
-            logits = self._runner.decode(rows)
-        mx.eval(logits)
+        rows: list[DecodeRow] = []
+        for row in call.rows:
+            rows += self._chunk(row).rows()
+        chunks = [self._chunk(chunk) for chunk in call.chunks]
+        mx.eval(self._runner.decode(rows, chunks=chunks))
 
-    def _score(self, call: frames.Score) -> None:
-        chunk = call.chunk
-        self._runner.score(
-            self._tables(chunk),
-            chunk.position,
-            chunk.token_ids,
-            call.targets,
-            call.num_top,
-            chunk.adapter,
-        )
+    def _chunk(self, frame: frames.Chunk) -> TokenChunk:
+        return chunk_of(frame, self._state(frame.state))
 
-    def _tables(self, chunk: frames.Chunk) -> SequenceTables:
+    def _state(self, number: int) -> RecurrentState:
+        """Without recurrent layers nobody says which states have gone: none is kept."""
         if not self._runner.layout.has_state:
-            return tables_of(chunk, RecurrentState())
-        return tables_of(chunk, self._states.get(chunk.state))
+            return RecurrentState()
+        return self._states.get(number)

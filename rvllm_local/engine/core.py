@@ -19,9 +19,9 @@ from rvllm_local.engine.detokenizer import (
 from rvllm_local.engine.drafting import Drafting
 from rvllm_local.engine.flight import (
     Flight,
-    chunk_rows,
     decode_rows,
     row_samplings,
+    token_chunk,
 )
 from rvllm_local.engine.grammar_masks import GrammarMasks
 from rvllm_local.engine.identity import EngineIdentity
@@ -299,7 +299,7 @@ class EngineCore:
             decode_rows(rows, self._flight),
             row_samplings(rows),
             previous,
-            [chunk_rows(chunk) for chunk in chunks],
+            [token_chunk(chunk) for chunk in chunks],
         )
         num_mixed = 0
         for chunk in chunks:

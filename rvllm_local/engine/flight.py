@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence as Rows
 from dataclasses import dataclass
 
-from rvllm_local.attention.geometry import ChunkRows, DecodeRow
+from rvllm_local.attention.geometry import DecodeRow, TokenChunk
 from rvllm_local.engine.sampling.logprobs import token_logprobs
 from rvllm_local.engine.sampling.sampler import RowSampling, SampledTokens
 from rvllm_local.engine.sampling.token_history import EditsAhead, TokenHistory
@@ -128,14 +128,14 @@ def sampling_after(row: Sequence, drafted: Rows[int]) -> RowSampling:
     )
 
 
-def chunk_rows(chunk: PrefillChunk) -> ChunkRows:
-    """A prompt's chunk as rows of a decode call."""
+def token_chunk(chunk: PrefillChunk) -> TokenChunk:
+    """What the runner is told of a prompt's chunk."""
     sequence = chunk.sequence
     start = sequence.num_computed
     end = start + chunk.num_tokens
-    return ChunkRows(
+    return TokenChunk(
         sequence.tables,
         start,
-        tuple(sequence.token_ids[start:end]),
+        sequence.token_ids[start:end],
         sequence.adapter,
     )

@@ -8,12 +8,16 @@ were cached before are unknown to it: its text begins behind them.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 
 import mlx.core as mx
 
-from rvllm_local.attention.geometry import DecodeRow
+from rvllm_local.attention.geometry import DecodeRow, TokenChunk
+from rvllm_local.engine.call_hook import RunnerCall
+from rvllm_local.engine.draw_rows import draw_rows
 from rvllm_local.engine.runner import ModelRunner
 from rvllm_local.engine.sampling.sampler import RowSampling
 from rvllm_local.engine.speculation.contract import (
@@ -47,6 +51,22 @@ class HeadText:
     def end(self) -> int:
         """The position of the next state."""
         return self.first + self.num_computed + len(self.tokens)
+
+
+class EndsOfOneCall:
+    """Hook of the model's runner: its states are those of the latest call.
+
+    A chunk or a step may be several calls of the model itself.
+    """
+
+    overlaps = True
+
+    def __init__(self, ends: EndStates) -> None:
+        self._ends = ends
+
+    def around(self, _call: RunnerCall) -> AbstractContextManager[None]:
+        self._ends.forget()
+        return contextlib.nullcontext()
 
 
 class HeadDrafter:
@@ -94,7 +114,8 @@ class HeadDrafter:
             return
         self._kv.grow(stream.tables, end)
         self._joint.give(self._ends.of_chunk(count))
-        self._runner.prefill(stream.tables, stream.num_computed, token_ids)
+        chunk = TokenChunk(stream.tables, stream.num_computed, token_ids)
+        self._runner.prefill(chunk)
         self._own_ends.forget()
         stream.num_computed = end
 
@@ -191,12 +212,6 @@ class HeadDrafter:
         samplings: Sequence[RowSampling],
         states: mx.array,
     ) -> list[int]:
-        of_rows = None
-        for sampling in samplings:
-            if sampling.history is not None or not sampling.params.is_greedy:
-                of_rows = samplings
         self._own_ends.forget()
         self._joint.give(states)
-        sampled = self._runner.sample(rows, of_rows, None)
-        tokens: list[int] = sampled.tokens.tolist()  # type: ignore[assignment]
-        return tokens[: len(rows)]
+        return draw_rows(self._runner, rows, samplings)

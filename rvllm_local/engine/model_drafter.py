@@ -10,7 +10,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from rvllm_local.attention.geometry import DecodeRow
+from rvllm_local.attention.geometry import DecodeRow, TokenChunk
+from rvllm_local.engine.draw_rows import draw_rows
 from rvllm_local.engine.runner import ModelRunner
 from rvllm_local.engine.sampling.sampler import RowSampling
 from rvllm_local.engine.speculation.contract import (
@@ -136,7 +137,7 @@ class ModelDrafter:
         last = len(stream.token_ids) - 1
         chunk_end = min(last, first + self._prefill_chunk)
         chunk = stream.token_ids[first:chunk_end]
-        self._runner.prefill(stream.tables, first, chunk)
+        self._runner.prefill(TokenChunk(stream.tables, first, chunk))
         self._kv.trim_windows(stream.tables, chunk_end)
         stream.num_computed = chunk_end
         return stream.num_behind <= _MOST_BEHIND
@@ -158,7 +159,7 @@ class ModelDrafter:
                 samplings += [stream.drawing(drafted)] * len(missing)
             if not rows:
                 return drafts
-            tokens = self._draw(rows, samplings)
+            tokens = draw_rows(self._runner, rows, samplings)
             for index, row in enumerate(last_rows):
                 drafts[index].append(min(tokens[row], self._vocab_size - 1))
         return drafts
@@ -177,16 +178,3 @@ class ModelDrafter:
         stream.num_computed = len(text)
         stream.ahead[:] = drafted
         return rows
-
-    def _draw(
-        self,
-        rows: Sequence[DecodeRow],
-        samplings: Sequence[RowSampling],
-    ) -> list[int]:
-        of_rows = None
-        for sampling in samplings:
-            if sampling.history is not None or not sampling.params.is_greedy:
-                of_rows = samplings
-        sampled = self._runner.sample(rows, of_rows, None)
-        tokens: list[int] = sampled.tokens.tolist()  # type: ignore[assignment]
-        return tokens

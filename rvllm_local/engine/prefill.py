@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import time
 
+from rvllm_local.attention.geometry import TokenChunk
+from rvllm_local.engine.flight import token_chunk
 from rvllm_local.engine.kv_cache import KVCacheManager
 from rvllm_local.engine.prefill_budget import PrefillBudget
 from rvllm_local.engine.runner import ModelRunner
@@ -31,34 +33,25 @@ class Prefiller:
         """Compute the KV of a chunk in a call of its own."""
         sequence = chunk.sequence
         start = sequence.num_computed
-        end = start + chunk.num_tokens
+        tokens = token_chunk(chunk)
         began = time.monotonic()
         if sequence.scores is None:
-            tokens = sequence.token_ids[start:end]
-            self._runner.prefill(sequence.tables, start, tokens, sequence.adapter)
+            self._runner.prefill(tokens)
         else:
-            self._score(sequence, start, end)
-        self._budget.record_prefill(chunk.num_tokens, time.monotonic() - began)
+            self._score(sequence, tokens)
+        seconds = time.monotonic() - began
+        self._budget.record_prefill(chunk.num_tokens, seconds)
         self.account(chunk, began)
         self._kv_cache.cache_scores(sequence, start)
 
-    def _score(
-        self,
-        sequence: Sequence,
-        start: int,
-        end: int,
-    ) -> None:
+    def _score(self, sequence: Sequence, chunk: TokenChunk) -> None:
         """Compute a chunk, and note how likely each token after one of its own is."""
         assert sequence.scores is not None
-        tokens = sequence.token_ids
-        parts = self._runner.score(
-            sequence.tables,
-            start,
-            tokens[start:end],
-            tokens[start + 1 : end + 1],
-            sequence.scores.num_top,
-            sequence.adapter,
-        )
+        start = chunk.position
+        end = start + len(chunk.token_ids)
+        targets = sequence.token_ids[start + 1 : end + 1]
+        num_top = sequence.scores.num_top
+        parts = self._runner.score(chunk, targets, num_top)
         for part in parts:
             sequence.scores.put(start, part)
             start += len(part.logprobs)

@@ -11,15 +11,15 @@ from collections.abc import Sequence
 
 import mlx.core as mx
 import numpy as np
+import numpy.typing as npt
 from mlx import nn
 
 from rvllm_local.attention.backend import KVBackend
 from rvllm_local.attention.cpu.two_layer_session import BriefSession, EnoughLayersError
 from rvllm_local.attention.geometry import (
     CallGeometry,
-    ChunkRows,
     DecodeRow,
-    call_geometry,
+    TokenChunk,
     chunk_geometry,
     filled,
     rows_geometry,
@@ -29,6 +29,13 @@ from rvllm_local.attention.seam import (
     first_offset,
     make_caches,
     session_caches,
+)
+from rvllm_local.engine.call_hook import (
+    CallHook,
+    PrefillCall,
+    ScoreCall,
+    StepCall,
+    around,
 )
 from rvllm_local.engine.compiled import CompiledDecode
 from rvllm_local.engine.decode_batch import (
@@ -42,7 +49,7 @@ from rvllm_local.engine.decode_batch import (
     tiled_rows,
 )
 from rvllm_local.engine.run_mode import RunMode
-from rvllm_local.engine.sampling.host_sampler import draw_from
+from rvllm_local.engine.sampling.host_sampler import draw_on_host
 from rvllm_local.engine.sampling.logprobs import TargetLogprobs, target_logprobs
 from rvllm_local.engine.sampling.sampler import (
     RowSampling,
@@ -54,7 +61,6 @@ from rvllm_local.memory.block_io import BlockIO
 from rvllm_local.memory.blocks import BLOCK_TOKENS
 from rvllm_local.memory.layout import KVLayout
 from rvllm_local.memory.state import stacked
-from rvllm_local.memory.tables import SequenceTables
 from rvllm_local.models.adapted import AdapterChoice
 
 _SCORED_LOGITS = 2 * 2**20  # logits of prompt tokens that are there at once
@@ -68,6 +74,8 @@ class ModelRunner:
     prompts go in tiles of one block, decode calls have exactly `row_group` rows, and
     attention goes row by row (the deterministic mode). Without `pads_groups` a call may
     have fewer rows: their number changes no bit.
+
+    `hook` is there at each `prefill`, `score` and `sample`.
     """
 
     def __init__(
@@ -87,6 +95,7 @@ class ModelRunner:
         self.vocab_size = vocab_size
         self._compiled = compiled
         self._adapters = adapters or AdapterChoice(0)
+        self.hook: CallHook | None = None
         self.row_group: int | None = None
         self.pads_groups = True
         self.weight_form = "as stored"  # for people
@@ -117,6 +126,8 @@ class ModelRunner:
 
         Tokens that the host draws it has to know first.
         """
+        if self.hook is not None and not self.hook.overlaps:
+            return False
         return self._backend.overlaps and not self._draws_on_host
 
     @property
@@ -146,44 +157,33 @@ class ModelRunner:
             return 1
         return self._backend.prefill_grain
 
-    def prefill(
-        self,
-        tables: SequenceTables,
-        position: int,
-        token_ids: Sequence[int],
-        adapter: int = 0,
-    ) -> None:
-        """Compute the KV of `token_ids`, which stand at `position` and after.
+    def prefill(self, chunk: TokenChunk) -> None:
+        """Compute the KV of a chunk.
 
         Only the writes are run: what the model returns is never evaluated.
         """
-        self._adapters.choose([adapter])
-        size = len(token_ids) if self.row_group is None else BLOCK_TOKENS
-        for start in range(0, len(token_ids), size):
-            tile = token_ids[start : start + size]
-            self._prefill_call(tables, position + start, tile)
+        num_tokens = len(chunk.token_ids)
+        size = num_tokens if self.row_group is None else BLOCK_TOKENS
+        with around(self.hook, PrefillCall(chunk)):
+            self._adapters.choose([chunk.adapter])
+            for start in range(0, num_tokens, size):
+                self._prefill_call(chunk.tile(start, size))
 
     def score(
-        self,
-        tables: SequenceTables,
-        position: int,
-        token_ids: Sequence[int],
-        targets: Sequence[int],
-        num_top: int,
-        adapter: int = 0,
+        self, chunk: TokenChunk, targets: Sequence[int], num_top: int
     ) -> list[TargetLogprobs]:
         """As `prefill`; also how likely each of `targets` is, the token after each.
 
         Goes in tiles, so that the logits of a tile fit into the planned scratch.
         """
-        self._adapters.choose([adapter])
         size = self.score_tile
         parts = []
-        for start in range(0, len(token_ids), size):
-            end = start + size
-            tile = token_ids[start:end]
-            logits = self._prefill_call(tables, position + start, tile)
-            parts.append(target_logprobs(logits, targets[start:end], num_top))
+        with around(self.hook, ScoreCall(chunk, targets, num_top)):
+            self._adapters.choose([chunk.adapter])
+            for start in range(0, len(chunk.token_ids), size):
+                logits = self._prefill_call(chunk.tile(start, size))
+                tile_targets = targets[start : start + size]
+                parts.append(target_logprobs(logits, tile_targets, num_top))
         return parts
 
     @property
@@ -194,26 +194,23 @@ class ModelRunner:
         num_blocks = _SCORED_LOGITS // self.vocab_size // BLOCK_TOKENS
         return max(1, num_blocks) * BLOCK_TOKENS
 
-    def _prefill_call(
-        self,
-        tables: SequenceTables,
-        position: int,
-        token_ids: Sequence[int],
-    ) -> mx.array:
+    def _prefill_call(self, tile: TokenChunk) -> mx.array:
         """Write a tile's KV. Returns its logits `[tokens, vocab]`, not evaluated."""
-        end = position + len(token_ids)
+        token_ids = tile.token_ids
+        state = tile.tables.state
+        end = tile.position + len(token_ids)
         extra = -end % self.prefill_grain  # tokens that nobody wants: few shapes occur
-        geometry = call_geometry(self.layout, [tables], [position], len(token_ids))
+        geometry = chunk_geometry(self.layout, tile)
         caches = make_caches(
             self.layout,
             self._backend,
             filled(geometry, extra),
             dense=self.mode.dense,
-            state=stacked([tables.state]),
+            state=stacked([state]),
         )
         tokens = mx.array([[*token_ids, *([0] * extra)]])
         logits: mx.array = self._model(tokens, cache=caches)
-        keep_states(self.layout, [tables.state], caches)
+        keep_states(self.layout, [state], caches)
         self._backend.flush()
         return logits[0, : len(token_ids)]
 
@@ -237,8 +234,8 @@ class ModelRunner:
         with contextlib.suppress(EnoughLayersError):
             self._model(tokens, cache=caches)
 
-    def decode_mixed(
-        self, rows: Sequence[DecodeRow], chunks: Sequence[ChunkRows]
+    def _decode_mixed(
+        self, rows: Sequence[DecodeRow], chunks: Sequence[TokenChunk]
     ) -> mx.array:
         """Logits `[rows, vocab]` of `rows`. The same call computes the chunks' KV.
 
@@ -270,7 +267,7 @@ class ModelRunner:
         rows: Sequence[DecodeRow],
         samplings: Sequence[RowSampling] | None,
         previous: Tokens | None,
-        chunks: Sequence[ChunkRows] = (),
+        chunks: Sequence[TokenChunk] = (),
     ) -> SampledTokens:
         """Launch one decode step and the drawing of its tokens.
 
@@ -281,19 +278,26 @@ class ModelRunner:
         assert previous is None or isinstance(previous, mx.array), (
             "what the host drew is known to it"
         )
-        compiled = self._compiled_for(rows)
-        if compiled is not None and samplings is None:
-            sampled = self._compiled_greedy(compiled, rows, previous)
-        else:
-            if chunks:
-                logits = self.decode_mixed(rows, chunks)
+        with around(self.hook, StepCall(rows, chunks)):
+            compiled = self._compiled_for(rows)
+            if compiled is not None and samplings is None:
+                sampled = self._compiled_greedy(compiled, rows, previous)
+            elif self._draws_on_host:
+                return draw_on_host(self._host_logits(rows, chunks), samplings)
             else:
-                logits = self.decode(rows, previous)
-            if self._draws_on_host:
-                return draw_from(logits, samplings)
-            sampled = sample_rows(logits, samplings)
-        mx.async_eval(*sampled.arrays())  # type: ignore[no-untyped-call]
+                logits = self.decode(rows, previous, chunks)
+                sampled = sample_rows(logits, samplings)
+            evaluate = mx.async_eval if self.overlaps else mx.eval
+            evaluate(*sampled.arrays())
         return sampled
+
+    def _host_logits(
+        self, rows: Sequence[DecodeRow], chunks: Sequence[TokenChunk]
+    ) -> npt.NDArray[np.float32]:
+        """As `decode`, to draw on the host: float32, evaluated."""
+        logits = self.decode(rows, None, chunks).astype(mx.float32)
+        mx.eval(logits)
+        return np.array(logits, copy=False)
 
     def _compiled_for(self, rows: Sequence[DecodeRow]) -> CompiledDecode | None:
         """The compiled step, if there is one that takes these rows."""
@@ -319,9 +323,14 @@ class ModelRunner:
         return row_groups(self.layout, rows, self.row_group, pads=self.pads_groups)
 
     def decode(
-        self, rows: Sequence[DecodeRow], previous: mx.array | None = None
+        self,
+        rows: Sequence[DecodeRow],
+        previous: mx.array | None = None,
+        chunks: Sequence[TokenChunk] = (),
     ) -> mx.array:
         """Logits `[rows, vocab]` of the given tokens, not yet evaluated."""
+        if chunks:
+            return self._decode_mixed(rows, chunks)
         if not self.mode.batched:
             return joined([self._decode_call([row], previous) for row in rows])
         if self.layout.has_state:
@@ -360,7 +369,7 @@ class ModelRunner:
         if compiled is not None:
             return compiled.logits(rows, self._tokens(rows, previous))
         if self.mixes and tiled_rows(len(rows)) != len(rows):
-            return self.decode_mixed(rows, ())
+            return self._decode_mixed(rows, ())
         self._adapters.choose([row.adapter for row in rows])
         geometry = rows_geometry(self.layout, rows)
         states = []

@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+import numpy.typing as npt
 
 from rvllm_local.attention.backend import KVBackend
-from rvllm_local.attention.geometry import ChunkRows, DecodeRow, rows_geometry
+from rvllm_local.attention.geometry import DecodeRow, TokenChunk, rows_geometry
 from rvllm_local.engine.run_mode import RunMode
 from rvllm_local.engine.runner import ModelRunner
-from rvllm_local.engine.sampling.host_sampler import draw_on_host
-from rvllm_local.engine.sampling.sampler import RowSampling, SampledTokens, Tokens
 from rvllm_local.memory.layout import KVLayout
 from rvllm_local.models.cpu.backend import StepModel
 
@@ -33,18 +32,11 @@ class StepRunner(ModelRunner):
     ) -> None:
         super().__init__(model, layout, backend, mode, vocab_size)
         self._step_model = model
-        self._step_layout = layout
 
-    def sample(
-        self,
-        rows: Sequence[DecodeRow],
-        samplings: Sequence[RowSampling] | None,
-        previous: Tokens | None,
-        chunks: Sequence[ChunkRows] = (),
-    ) -> SampledTokens:
-        """Compute one decode step and draw its tokens; nothing is in flight afterwards."""
+    def _host_logits(
+        self, rows: Sequence[DecodeRow], chunks: Sequence[TokenChunk]
+    ) -> npt.NDArray[np.float32]:
         assert not chunks, "this back end mixes no prompts into a decode call"
-        geometry = rows_geometry(self._step_layout, rows)
+        geometry = rows_geometry(self.layout, rows)
         token_ids = np.array([row.token_id for row in rows])
-        logits = self._step_model.decode(geometry, token_ids)
-        return draw_on_host(logits, samplings)
+        return self._step_model.decode(geometry, token_ids)

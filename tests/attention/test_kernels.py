@@ -8,7 +8,7 @@ from __future__ import annotations
 import mlx.core as mx
 import pytest
 
-from rvllm_local.attention.geometry import DecodeRow
+from rvllm_local.attention.geometry import DecodeRow, TokenChunk
 from rvllm_local.attention.kernels import KernelBackend
 from rvllm_local.attention.probe import probe_layout
 from rvllm_local.attention.residual import install_joined_adds
@@ -143,7 +143,7 @@ def test_a_call_takes_several_tokens_of_a_sequence(
     tables = [kv.new_sequence() for _ in range(3)]
     for row in tables:
         kv.grow(row, 40)
-        runner.prefill(row, 0, prompt)
+        runner.prefill(TokenChunk(row, 0, prompt))
     alone, together, other = tables
     one_by_one = []
     for position, token in enumerate(answer, start=len(prompt)):
@@ -168,7 +168,7 @@ def test_a_compiled_step_takes_recurrent_states() -> None:
         rows = [kv.new_sequence() for _ in range(3)]
         for row, prompt in zip(rows, ([5, 9, 2], [7] * 31, [4] * 8), strict=True):
             kv.grow(row, 40)
-            runner.prefill(row, 0, prompt)
+            runner.prefill(TokenChunk(row, 0, prompt))
         found = []
         for step in range(3):
             positions = (3 + step, 31 + step, 8 + step)
@@ -218,7 +218,7 @@ def test_a_step_with_states_and_adapters_is_traced_once_a_shape() -> None:
     row = kv.new_sequence()
     kv.grow(row, 40)
     assert not step.takes([DecodeRow(row, 0, 1)])  # it has no state yet
-    runner.prefill(row, 0, [1, 2, 3])
+    runner.prefill(TokenChunk(row, 0, [1, 2, 3]))
     found = []
     for position, number in ((3, 0), (4, 1), (5, 1), (6, 0)):
         call = [DecodeRow(row, position, 1, adapter=number)]
@@ -248,7 +248,7 @@ def test_a_step_takes_its_tokens_from_the_one_in_flight(architecture: str) -> No
         rows = [kv.new_sequence() for _ in range(2)]
         for row, prompt in zip(rows, ([5, 9, 2], [7] * 31), strict=True):
             kv.grow(row, 40)
-            runner.prefill(row, 0, prompt)
+            runner.prefill(TokenChunk(row, 0, prompt))
         places, tokens, previous = [3, 31], [4, 8], None
         for _ in range(3):
             step = [

@@ -6,12 +6,14 @@ come from that step.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
 from rvllm_local.attention.geometry import DecodeRow
+from rvllm_local.engine.call_hook import RunnerCall, StepCall
 from rvllm_local.engine.core import EngineCore
 from rvllm_local.engine.runner import ModelRunner
 from rvllm_local.engine.sampling.sampler import SampledTokens
@@ -45,10 +47,14 @@ class LateStep:
 
 
 class OverlappingRunner(ModelRunner):
-    """Made of a runner that exists, with all that it owns."""
+    """Made of a runner that exists, with all that it owns.
+
+    As its own hook it has prompts wait for the launched step.
+    """
 
     def __init__(self, runner: ModelRunner) -> None:
         self.__dict__.update(runner.__dict__)
+        self.hook = self
         self._launched: LateStep | None = None
         self.num_overlapped = 0
 
@@ -64,19 +70,10 @@ class OverlappingRunner(ModelRunner):
         if self._launched is not None:
             self._launched.run()
 
-    def prefill(
-        self,
-        tables: SequenceTables,
-        position: int,
-        token_ids: Sequence[int],
-        adapter: int = 0,
-    ) -> None:
-        self.wait()
-        super().prefill(tables, position, token_ids, adapter)
-
-    def score(self, *arguments: Any) -> Any:
-        self.wait()
-        return super().score(*arguments)
+    def around(self, call: RunnerCall) -> contextlib.AbstractContextManager[None]:
+        if not isinstance(call, StepCall):
+            self.wait()
+        return contextlib.nullcontext()
 
     def sample(
         self, rows: Sequence[DecodeRow], samplings: Any, previous: Any, chunks: Any = ()

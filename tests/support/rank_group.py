@@ -13,7 +13,7 @@ import json
 import mlx.core as mx
 import mlx.nn as nn
 
-from rvllm_local.attention.geometry import DecodeRow
+from rvllm_local.attention.geometry import DecodeRow, TokenChunk
 from rvllm_local.distributed.frames import Meeting
 from rvllm_local.distributed.meeting import form_group
 from rvllm_local.engine.startup.open_part import ModelPart, open_part, plan_part
@@ -45,7 +45,7 @@ def paged_tokens(part: ModelPart) -> list[int]:
     for start in range(0, len(PROMPT) - 1, 29):
         end = min(start + 29, len(PROMPT) - 1)
         kv.grow(tables, end)
-        runner.prefill(tables, start, PROMPT[start:end])
+        runner.prefill(TokenChunk(tables, start, PROMPT[start:end]))
     token, tokens = PROMPT[-1], []
     for position in range(len(PROMPT) - 1, len(PROMPT) - 1 + NUM_TOKENS):
         kv.grow(tables, position + 1)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,16 +10,9 @@ from pathlib import Path
 import mlx.core as mx
 
 from rvllm_local.distributed import frames
-from rvllm_local.distributed.leading_disk import LeadingDiskTier
-from rvllm_local.distributed.leading_runner import (
-    LeadingRunner,
-    LeadingStates,
-    LeadingSwapper,
-)
+from rvllm_local.distributed.leading_core import leading_core
 from rvllm_local.distributed.part_server import PartServer
 from rvllm_local.engine.core import EngineCore
-from rvllm_local.engine.startup.build import assemble
-from rvllm_local.engine.startup.make_kv_cache import Tiers
 from rvllm_local.engine.startup.open_part import ModelPart, open_part
 from rvllm_local.framing import decode, encode
 from rvllm_local.memory.swap import SwapSpace
@@ -65,23 +57,12 @@ def rank_pair(
     """A pair over a model, with the other rank's options if they differ."""
     files = locate(str(folder))
     group = mx.distributed.init()
-    ours = open_part(files, options, group, LeadingRunner)
+    ours = open_part(files, options, group)
     theirs = open_part(files, options, group)
     with contextlib.closing(SwapSpace()) as space:
         store = theirs.open_store(options_there or options)
         pair = Pair(ours, theirs, PartServer(theirs.runner, space, store))
-        runner = ours.runner
-        assert isinstance(runner, LeadingRunner)
-        runner.lead(pair.together)
-        tiers = Tiers(
-            functools.partial(LeadingSwapper, together=pair.together),
-            functools.partial(LeadingDiskTier, tell=pair.tell, ask=pair.ask),
-        )
-        text = read_tokenizer(files)
-        pair.core = assemble(
-            ours.parts, ours.plan, runner, text, options, ours.adapters, tiers
-        )
-        ours.parts.kv.watch_states(LeadingStates(pair.tell))
+        pair.core = leading_core(ours, read_tokenizer(files), options, pair)
         try:
             yield pair
         finally:

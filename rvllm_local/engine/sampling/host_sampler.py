@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import mlx.core as mx
 import numpy as np
 import numpy.typing as npt
 
@@ -27,20 +26,13 @@ _PER_COLUMN = 8  # fewer logits a group than this bound nothing
 _LIKELY = (1e-4, 1.5e-5)
 
 
-def draw_from(logits: mx.array, rows: Sequence[RowSampling] | None) -> SampledTokens:
-    """A token for each row of a device's logits `[rows, vocab]`, which are evaluated.
-
-    Without `rows` the largest logit is taken.
-    """
-    logits = logits.astype(mx.float32)
-    mx.eval(logits)
-    return draw_on_host(np.array(logits, copy=False), rows)
-
-
 def draw_on_host(
     logits: FloatArray, rows: Sequence[RowSampling] | None
 ) -> SampledTokens:
-    """As `draw_from`, from logits that are on the host already."""
+    """A token for each row of `logits` `[rows, vocab]`.
+
+    Without `rows` the largest logit is taken.
+    """
     if rows is None:
         return SampledTokens(logits.argmax(axis=-1))
     return draw(logits, rows)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import mlx.core as mx
 
-from rvllm_local.attention.geometry import DecodeRow
+from rvllm_local.attention.geometry import DecodeRow, TokenChunk
 from rvllm_local.engine.runner import ModelRunner
 from rvllm_local.engine.startup.selfcheck import check_prompts, distance, tolerance_of
 from rvllm_local.memory.tables import KVTables, SequenceTables
@@ -28,10 +28,11 @@ def why_drafts_differ(runner: ModelRunner, kv: KVTables, vocab_size: int) -> str
         expected = mx.concatenate(steps)
         rows = _prefilled(runner, kv, together, prompt)
         computed = runner.decode(rows)
+        tolerance = tolerance_of(kv.layout)
         return distance(
             [computed.astype(mx.float32)],
             [expected.astype(mx.float32)],
-            tolerance_of(kv.layout),
+            tolerance,
         )
     except (ValueError, RuntimeError) as error:
         return f"{type(error).__name__}: {error}"
@@ -49,17 +50,7 @@ def _prefilled(
     """The last tokens of the prompt, as rows; the ones before them are computed."""
     first = len(prompt) - _CHECKED
     kv.grow(tables, len(prompt))
-    runner.prefill(
-        tables,
-        0,
-        prompt[:first],
-    )
-    rows = []
-    for position in range(first, len(prompt)):
-        row = DecodeRow(
-            tables,
-            position,
-            prompt[position],
-        )
-        rows.append(row)
-    return rows
+    before = TokenChunk(tables, 0, prompt[:first])
+    checked = TokenChunk(tables, first, prompt[first:])
+    runner.prefill(before)
+    return checked.rows()

@@ -55,7 +55,8 @@ class LoadedParts:
     copy_tokens: as the reference back end takes it.
     ranks: how many processes have a part of the model each; this is that of `rank`.
     is_stage: the part is some of the layers, as a pipeline has them.
-    runner_class: makes the calls.
+    keeps_ends: a head reads the states that its calls end with. A compiled step would
+        not tell them: its graph hands out nothing but its results.
     """
 
     loaded: LoadedModel
@@ -69,7 +70,7 @@ class LoadedParts:
     ranks: int = 1
     rank: int = 0
     is_stage: bool = False
-    runner_class: type[ModelRunner] = ModelRunner
+    keeps_ends: bool = False
 
 
 def choose_runner(
@@ -206,7 +207,7 @@ def _make_runner(
     compiled: CompiledDecode | None = None,
 ) -> ModelRunner:
     module = parts.loaded.module
-    return parts.runner_class(
+    return ModelRunner(
         StageCall(module) if parts.is_stage else module,
         parts.layout,
         backend,
@@ -224,7 +225,7 @@ def _make_kernel_runner(
     mode: RunMode,
 ) -> ModelRunner:
     compiled = None
-    if mode.batched and not mode.dense:
+    if mode.batched and not mode.dense and not parts.keeps_ends:
         compiled = CompiledDecode(
             parts.loaded.module,
             parts.layout,

@@ -25,14 +25,16 @@ from rvllm_local.options import EngineOptions
 
 logger = logging.getLogger(__name__)
 
+WrapBlockIO = Callable[[BlockIO], BlockIO]
 MakeSwapper = Callable[[KVTables, BlockIO, SwapSpace], Swapper]
 MakeDiskTier = Callable[[KVTables, BlockIO, BlockStore | None, StateForm], DiskTier]
 
 
 @dataclass(frozen=True, slots=True)
 class Tiers:
-    """Makes what moves blocks out of the arenas, and back."""
+    """Makes what moves blocks: within the arenas, out of them, and back."""
 
+    wrap_io: WrapBlockIO = lambda block_io: block_io
     make_swapper: MakeSwapper = Swapper
     make_disk: MakeDiskTier = DiskTier
 
@@ -56,6 +58,7 @@ def make_kv_cache(
             form = probe_state_form(parts.loaded.module)
         store = open_store(options, root, form, parts)
     swap_folder = None if options.cache_dir is None else Path(options.cache_dir)
+    block_io = tiers.wrap_io(block_io)
     return KVCacheManager(
         parts.kv,
         block_io,

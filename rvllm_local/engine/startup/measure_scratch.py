@@ -8,13 +8,18 @@ from __future__ import annotations
 
 import functools
 import gc
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 import mlx.core as mx
 
 from rvllm_local.attention.cpu.session import MAX_PADDING
-from rvllm_local.attention.geometry import DecodeRow, call_geometry, rows_geometry
+from rvllm_local.attention.geometry import (
+    DecodeRow,
+    TokenChunk,
+    chunk_geometry,
+    rows_geometry,
+)
 from rvllm_local.engine.decode_batch import row_groups
 from rvllm_local.engine.runner import ModelRunner
 from rvllm_local.engine.sampling.logprobs import target_logprobs
@@ -50,7 +55,8 @@ def measure_scratch(
     gc.collect()  # what is freed during a call would hide what it takes
 
     def prefill(tables: SequenceTables, start: int) -> None:
-        _prefill(runner, tables, start, [0] * (longest - start))
+        token_ids = [0] * (longest - start)
+        _prefill(runner, TokenChunk(tables, start, token_ids, runner.num_adapters))
 
     def draw(tables: SequenceTables, _start: int) -> None:
         _draw(runner, tables, rows)
@@ -118,22 +124,18 @@ def _peak_of(
         kv.release(tables)
 
 
-def _prefill(
-    runner: ModelRunner,
-    tables: SequenceTables,
-    position: int,
-    token_ids: Sequence[int],
-) -> None:
+def _prefill(runner: ModelRunner, chunk: TokenChunk) -> None:
     """The prefill of a chunk. Where layers run one by one, a few of them."""
     if not runner.runs_by_layer:
-        runner.prefill(tables, position, token_ids, runner.num_adapters)
+        runner.prefill(chunk)
         return
-    tile = list(token_ids)
+    tile = chunk
     if runner.row_group is not None:
-        tile = tile[-BLOCK_TOKENS:]
-    start = position + len(token_ids) - len(tile)
-    geometry = call_geometry(runner.layout, [tables], [start], len(tile))
-    runner.run_few_layers(geometry, mx.array([tile]), [runner.num_adapters])
+        first = max(0, len(chunk.token_ids) - BLOCK_TOKENS)
+        tile = chunk.tile(first, BLOCK_TOKENS)
+    geometry = chunk_geometry(runner.layout, tile)
+    tokens = mx.array([list(tile.token_ids)])
+    runner.run_few_layers(geometry, tokens, [tile.adapter])
 
 
 def _decode(

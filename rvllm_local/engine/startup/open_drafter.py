@@ -7,7 +7,7 @@ from pathlib import Path
 import mlx.core as mx
 
 from rvllm_local.engine.detokenizer import Vocabulary
-from rvllm_local.engine.head_drafter import HeadDrafter
+from rvllm_local.engine.head_drafter import EndsOfOneCall, HeadDrafter
 from rvllm_local.engine.model_drafter import ModelDrafter
 from rvllm_local.engine.startup.open_runner import (
     OpenedRunner,
@@ -74,6 +74,7 @@ def open_head(opened: OpenedRunner, options: EngineOptions) -> HeadDrafter:
     own_ends = watch_end(head.module)
     ends.is_wanted = True
     own_ends.is_wanted = True
+    opened.runner.hook = EndsOfOneCall(ends)
     return HeadDrafter(
         opened_head.runner,
         opened_head.parts.kv,

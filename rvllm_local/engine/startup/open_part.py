@@ -71,10 +71,7 @@ def plan_part(files: ModelFiles, options: EngineOptions, rank: int) -> None:
 
 
 def open_part(
-    files: ModelFiles,
-    options: EngineOptions,
-    group: mx.distributed.Group,
-    runner_class: type[ModelRunner] = ModelRunner,
+    files: ModelFiles, options: EngineOptions, group: mx.distributed.Group
 ) -> ModelPart:
     """Load this rank's part, and check with the others that the logits are right.
 
@@ -93,7 +90,6 @@ def open_part(
         ranks=group.size(),
         rank=group.rank(),
         is_stage=options.pipeline,
-        runner_class=runner_class,
     )
     runner, scratch = choose_runner(parts, options, None)
     if options.pipeline:

@@ -30,7 +30,6 @@ from rvllm_local.engine.startup.weight_forms import (
     form_in_words,
     weight_forms,
 )
-from rvllm_local.engine.watched_runner import WatchedRunner
 from rvllm_local.errors import UnsupportedModelError
 from rvllm_local.memory.arena import Arena
 from rvllm_local.memory.layout import KVLayout
@@ -183,12 +182,20 @@ def load_parts(
     if options.cache != "off":
         snapshots = num_snapshots(layout, options.max_rows)
     kv = KVTables(layout, blocks, num_snapshots=snapshots)
-    parts = LoadedParts(
-        loaded, layout, arenas, kv, paged, context, plan.copy_tokens, choice
-    )
-    if options.drafts_by_head or is_head(loaded.module):
+    keeps_ends = options.drafts_by_head or is_head(loaded.module)
+    if keeps_ends:
         watch_end(loaded.module)
-        parts = dataclasses.replace(parts, runner_class=WatchedRunner)
+    parts = LoadedParts(
+        loaded,
+        layout,
+        arenas,
+        kv,
+        paged,
+        context,
+        plan.copy_tokens,
+        choice,
+        keeps_ends=keeps_ends,
+    )
     return parts, plan
 
 

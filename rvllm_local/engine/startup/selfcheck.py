@@ -14,7 +14,7 @@ import mlx.core as mx
 import numpy as np
 from mlx import nn
 
-from rvllm_local.attention.geometry import DecodeRow
+from rvllm_local.attention.geometry import DecodeRow, TokenChunk
 from rvllm_local.attention.probe import plain_caches
 from rvllm_local.engine.run_mode import RunMode
 from rvllm_local.engine.runner import ModelRunner
@@ -156,7 +156,7 @@ def make_rows_independent(
         runner.make_deterministic(_ROW_GROUP)
         for row, prompt in zip(tables, prompts, strict=True):
             kv.grow(row, len(prompt))
-            runner.prefill(row, 0, prompt[:-1])
+            runner.prefill(TokenChunk(row, 0, prompt[:-1]))
             rows.append(DecodeRow(row, len(prompt) - 1, prompt[-1]))
         subject = _Subject(runner, *rows)
         if tries_fewer:
@@ -271,7 +271,7 @@ def _paged_logits(
             for start in range(0, num_prefilled, _CHUNK):
                 end = min(start + _CHUNK, num_prefilled)
                 kv.grow(row, end)
-                runner.prefill(row, start, prompt[start:end])
+                runner.prefill(TokenChunk(row, start, prompt[start:end]))
                 kv.trim_windows(row, end)
         steps = []
         for step in range(-_DECODE_STEPS, 0):
