@@ -61,8 +61,9 @@ def as_floats(weights: Weights, dtype: mx.Dtype | None, block: Any = None) -> We
     """
     floats: Weights = {}
     scales = _scales(weights)
+    used = set(scales.values())
     for name, value in weights.items():
-        if name in scales.values() or name.endswith(_OF_INPUTS):
+        if name in used or name.endswith(_OF_INPUTS):
             continue
         if name in scales:
             scale = weights[scales[name]]

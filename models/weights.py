@@ -76,10 +76,11 @@ def _cleaned(module: nn.Module, weights: dict[str, mx.array]) -> dict[str, mx.ar
     Many stack the weights of single experts and leave their scales and offsets. These
     are shown to it once more, under the weights' names; experts that have none are blank.
     """
+    blank = mx.zeros((1, 1))
     blanks = {}
     for name in weights:
         if _EXPERT.fullmatch(name):
-            blanks[name] = mx.zeros((1, 1))
+            blanks[name] = blank
     cleaned = dict(module.sanitize(weights))
     left: dict[str, dict[str, mx.array]] = {"scales": {}, "biases": {}}
     for name in list(cleaned):
