@@ -15,7 +15,7 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
-from rvllm_local.errors import ModelFileError, UnsupportedModelError
+from rvllm_local.errors import ModelFileError
 from rvllm_local.models.affine_words import (
     GROUP_SIZES,
     WORD,
@@ -23,6 +23,7 @@ from rvllm_local.models.affine_words import (
     divided_size,
     words_of,
 )
+from rvllm_local.models.packing_faults import unsupported
 
 Weights = dict[str, mx.array]
 
@@ -33,7 +34,6 @@ _BITS = {"awq": (4,), "gptq": (2, 4, 8)}
 _LAYOUTS = {"awq": ("gemm",), "gptq": ("gptq", "gptq_v2")}
 _WHOLE = -1  # one group for all inputs
 _PACKED = ".qweight"
-_REMEDY = "take a conversion to MLX, or the unquantized model with `rvllm convert`"
 
 
 def packed_settings(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -46,14 +46,14 @@ def packed_settings(config: Mapping[str, Any]) -> dict[str, Any]:
     size = config.get("group_size", config.get("q_group_size"))
     if bits not in _BITS[method]:
         read = " or ".join(map(str, _BITS[method]))
-        raise _unsupported(method, f"has {bits!r:.20} bits, and {read} are read here")
+        raise unsupported(method, f"has {bits!r:.20} bits, and {read} are read here")
     layout = _layout(config, method)
     if layout not in _LAYOUTS[method]:
-        raise _unsupported(method, f"is in the layout {layout!r:.40}")
+        raise unsupported(method, f"is in the layout {layout!r:.40}")
     if size == _WHOLE:
         size = GROUP_SIZES[-1]
     if type(size) is not int or size <= 0 or size % GROUP_SIZES[-1]:
-        raise _unsupported(method, f"has groups of {size!r:.20}")
+        raise unsupported(method, f"has groups of {size!r:.20}")
     return {"bits": bits, "group_size": divided_size(size)}
 
 
@@ -64,12 +64,6 @@ def _layout(config: Mapping[str, Any], method: str) -> str:
     if config.get("is_marlin_format") is True:
         layout = "marlin"
     return str(layout).lower()
-
-
-def _unsupported(method: str, fault: str) -> UnsupportedModelError:
-    return UnsupportedModelError(
-        f"the model's quantization {method!r} {fault}; {_REMEDY}"
-    )
 
 
 def as_affine(
@@ -127,7 +121,7 @@ def _affine_layer(
     unpacked = _unpacked(config, weights, layer)
     size = unpacked.group_size
     if size % GROUP_SIZES[-1]:
-        raise _unsupported(config["quant_method"], f"has groups of {size} in {layer}")
+        raise unsupported(config["quant_method"], f"has groups of {size} in {layer}")
     order = weights.get(f"{layer}.g_idx")
     if order is not None:
         _check_order(layer, order, len(unpacked.codes), size)
@@ -176,9 +170,7 @@ def _gptq_bits(
         return stated
     bits, rest = divmod(words.shape[0] * WORD, order.size)
     if rest or bits not in _BITS["gptq"]:
-        raise _unsupported(
-            "gptq", f"has {words.shape[0]} words for {order.size} inputs"
-        )
+        raise unsupported("gptq", f"has {words.shape[0]} words for {order.size} inputs")
     return bits
 
 
@@ -188,7 +180,7 @@ def _check_order(layer: str, order: mx.array, inputs: int, size: int) -> None:
         return
     plain = np.arange(inputs) // size
     if order.shape != (inputs,) or not np.array_equal(np.array(order), plain):
-        raise _unsupported(
+        raise unsupported(
             "gptq", f"groups the inputs of {layer} by activation (desc_act)"
         )
 

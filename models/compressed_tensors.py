@@ -1,8 +1,8 @@
-"""Matrices that compressed-tensors packed: whole numbers in MLX's affine form, or 8-bit floats.
+"""Matrices that compressed-tensors packed, as MLX holds them, and which become floats.
 
-A weight is `scale * (code - zero)`, with signed codes in groups of a row's inputs. MLX's
-words hold the same codes raised by half their range, in the same order, so that words
-are taken as they are.
+Of whole numbers a weight is `scale * (code - zero)`, with signed codes in groups of a
+row's inputs. MLX's words hold the same codes raised by half their range, in the same
+order, so that words are taken as they are. MXFP4 is the same in both.
 """
 
 from __future__ import annotations
@@ -22,13 +22,19 @@ from rvllm_local.models.affine_words import (
     divided_size,
     words_of,
 )
+from rvllm_local.models.float8 import OF_ACTIVATIONS
+from rvllm_local.models.packing_faults import unsupported
 
 Weights = dict[str, mx.array]
 
 METHOD = "compressed-tensors"
 _PACKED = "pack-quantized"
 _BYTES = ("int-quantized", "naive-quantized")
-_FLOATS = ("float-quantized", "naive-quantized")
+_FLOATS = {
+    8: ("float-quantized", "naive-quantized", "mxfp8-quantized"),
+    4: ("nvfp4-pack-quantized",),
+}
+_MXFP4 = "mxfp4-pack-quantized"
 _BITS = (4, 8)
 # Where a rotation is in the stored weights already; elsewhere activations are rotated.
 _MERGED = ("weight_input", "weight_output")
@@ -40,22 +46,33 @@ _PARTS = (
     "weight_shape",
     "weight_g_idx",
 )
-_REMEDY = "take a conversion to MLX, or the unquantized model with `rvllm convert`"
 
 
-def is_float8(config: Mapping[str, Any]) -> bool:
-    """Whether all that is packed is 8-bit floats. Raises `UnsupportedModelError`."""
-    kinds = {_kind(layout, weights) for layout, weights in _groups(config)}
+def becomes_floats(config: Mapping[str, Any]) -> bool:
+    """Whether all that is packed is floats of 8 or 4 bits that MLX does not multiply.
+
+    Raises `UnsupportedModelError`.
+    """
+    return _only_kind(config) == "float"
+
+
+def _only_kind(config: Mapping[str, Any]) -> str:
+    kinds = set()
+    for layout, weights in _groups(config):
+        kinds.add(_kind(layout, weights))
     if len(kinds) > 1:
-        raise _unsupported("mixes whole numbers and floats")
-    return kinds == {"float"}
+        mixed = " and ".join(sorted(kinds))
+        raise _unsupported(f"mixes {mixed} in one model")
+    return kinds.pop()
 
 
 def packed_settings(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Bits and group size of whole numbers, for MLX; layers may differ from them.
+    """Bits and group size of what stays packed, for MLX; layers may differ from them.
 
     Raises `UnsupportedModelError` for a layout that is not read here.
     """
+    if _only_kind(config) == "mxfp4":
+        return {"bits": 4, "group_size": 32, "mode": "mxfp4"}
     _, weights = _groups(config)[0]
     size = weights.get("group_size") or GROUP_SIZES[-1]
     if type(size) is not int or size <= 0 or size % GROUP_SIZES[-1]:
@@ -71,6 +88,21 @@ def block_of(config: Mapping[str, Any]) -> Any:
             return [int(part) for part in stated.split("x") if part.isdecimal()]
         if stated is not None:
             return stated
+    return None
+
+
+def activation_rounding(config: Mapping[str, Any]) -> str | None:
+    """What the configuration says of rounded activations; None if they stay as they are."""
+    stated = config.get("config_groups")
+    if not isinstance(stated, Mapping):
+        return None
+    for group in stated.values():
+        if not isinstance(group, Mapping):
+            continue
+        inputs = group.get("input_activations")
+        if isinstance(inputs, Mapping):
+            bits = inputs.get("num_bits")
+            return f"input_activations of {bits!r:.20} bits"
     return None
 
 
@@ -118,32 +150,36 @@ def _is_merged(at: Mapping[str, Any]) -> bool:
 
 
 def _kind(layout: str, weights: Mapping[str, Any]) -> str:
+    """`int`, `mxfp4` or, of other floats, `float`."""
     bits = weights.get("num_bits")
     if weights.get("type") == "float":
-        if layout in _FLOATS and bits == 8:
-            return "float"
+        for width, layouts in _FLOATS.items():
+            if bits == width and layout in layouts:
+                return "float"
+        if layout == _MXFP4 and bits == 4:
+            return "mxfp4"
     elif bits in _BITS and (layout == _PACKED or (layout in _BYTES and bits == 8)):
         return "int"
     raise _unsupported(f"has {bits!r:.20} bits in the layout {layout!r:.40}")
 
 
 def _unsupported(fault: str) -> UnsupportedModelError:
-    return UnsupportedModelError(
-        f"the model's quantization {METHOD!r} {fault}; {_REMEDY}"
-    )
+    return unsupported(METHOD, fault)
 
 
-def as_affine(
+def as_mlx_packs(
     config: Mapping[str, Any],
     weights: Weights,
     dtype: mx.Dtype | None,
 ) -> Weights:
     """The weights with packed layers as MLX packs them.
 
-    Scales and offsets are of `dtype`, or of the stored scales' with None. Raises
-    `ModelFileError` for parts that do not fit, and `UnsupportedModelError` for inputs
-    that are not grouped in their order.
+    Scales and offsets of whole numbers are of `dtype`, or of the stored scales' with
+    None. Raises `ModelFileError` for parts that do not fit, and `UnsupportedModelError`
+    for inputs that are not grouped in their order.
     """
+    if _only_kind(config) == "mxfp4":
+        return _as_mxfp4(weights)
     _, settings = _groups(config)[0]
     bits = int(settings["num_bits"])
     affine = dict(weights)
@@ -156,6 +192,26 @@ def as_affine(
         converted = _affine_layer(layer, parts, bits, dtype)
         affine.update(converted)
     return affine
+
+
+def _as_mxfp4(weights: Weights) -> Weights:
+    """Codes and scales under MLX's names, the codes eight to a word."""
+    renamed = {}
+    for name, value in weights.items():
+        layer, _, part = name.rpartition(".")
+        if part == "weight_packed":
+            has_scales = f"{layer}.weight_scale" in weights
+            if value.shape[-1] % 4 or not has_scales:
+                raise ModelFileError(
+                    f"{layer}: {list(value.shape)} bytes of 4-bit floats have no scales, "
+                    "or do not fill words"
+                )
+            renamed[f"{layer}.weight"] = value.view(mx.uint32)
+        elif part == "weight_scale":
+            renamed[f"{layer}.scales"] = value
+        elif not name.endswith(OF_ACTIVATIONS):
+            renamed[name] = value
+    return renamed
 
 
 def _packed_layers(weights: Weights) -> list[str]:

@@ -7,7 +7,7 @@ computed.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,7 @@ from rvllm_local.models.locate import ModelFiles, local_model, locate, repositor
 from rvllm_local.models.progress import Progress
 from rvllm_local.models.quantized import narrowest_bits, widens
 from rvllm_local.models.repository import Repository
+from rvllm_local.models.safetensors_check import names_in
 from rvllm_local.models.shapes import shaped_entry
 from rvllm_local.models.sharding import parameter_bytes
 from rvllm_local.scratch import temporary_folder
@@ -191,12 +192,12 @@ def _stored_bytes(files: ModelFiles) -> int:
     """Bytes on disk of the files that hold weights."""
     if files.kind == "gguf":
         return sum(path.stat().st_size for path in files.weight_paths())
-    pattern = "model*.safetensors"
+    names: Iterable[str] = names_in(files.path).files
     if files.kind == "bundle":
-        pattern = WEIGHTS
+        names = (WEIGHTS,)
     total = 0
-    for path in files.path.glob(pattern):
-        total += path.stat().st_size
+    for name in names:
+        total += (files.path / name).stat().st_size
     return total
 
 

@@ -2,7 +2,7 @@
 
 A code times a scale is a weight. A scale belongs to the whole matrix, to a row, or to a
 block of rows and columns; `X_scale_inv` and `X_scale` are two names for it, and both are
-multiplied with. Scales of activations and of keys and values are for products of 8-bit
+multiplied with. Scales that are bytes are powers of two (e8m0). Scales of activations and of keys and values are for products of 8-bit
 floats, which are not made here.
 """
 
@@ -18,12 +18,14 @@ from rvllm_local.errors import ModelFileError, UnsupportedModelError
 Weights = dict[str, mx.array]
 
 _METHODS = ("fp8", "fbgemm_fp8")
+_E8M0_BIAS = 127
 _USUAL_BLOCK = 128  # where a configuration names none; the default of transformers
 _OF_WEIGHTS = ("_scale_inv", "_scale")
-_OF_INPUTS = (
+OF_ACTIVATIONS = (
     ".input_scale",
     ".input_scale_inv",
     ".input_scale_ub",
+    ".input_global_scale",
     ".activation_scale",
     ".output_scale",
     ".k_scale",
@@ -39,8 +41,6 @@ def is_float8(config: Mapping[str, Any]) -> bool:
     Raises `UnsupportedModelError` for another kind of them than e4m3.
     """
     method = config.get("quant_method")
-    if method == "modelopt" and config.get("quant_algo") == "FP8":
-        return True
     if method not in _METHODS:
         return False
     kind = str(config.get("fmt") or "e4m3").lower()
@@ -63,7 +63,7 @@ def as_floats(weights: Weights, dtype: mx.Dtype | None, block: Any = None) -> We
     scales = _scales(weights)
     used = set(scales.values())
     for name, value in weights.items():
-        if name in used or name.endswith(_OF_INPUTS):
+        if name in used or name.endswith(OF_ACTIVATIONS):
             continue
         if name in scales:
             scale = weights[scales[name]]
@@ -75,9 +75,9 @@ def as_floats(weights: Weights, dtype: mx.Dtype | None, block: Any = None) -> We
 
 def _scales(weights: Weights) -> dict[str, str]:
     """The scale of each matrix of codes, by names."""
-    scales = {}
+    scales: dict[str, str] = {}
     for name, value in weights.items():
-        if value.dtype != mx.uint8:
+        if value.dtype != mx.uint8 or _is_scale(name, weights):
             continue
         for suffix in _OF_WEIGHTS:
             if f"{name}{suffix}" in weights:
@@ -91,6 +91,24 @@ def _scales(weights: Weights) -> dict[str, str]:
     return scales
 
 
+def _is_scale(name: str, weights: Weights) -> bool:
+    """Bytes may be scales, too: of activations, or of codes beside them."""
+    if name.endswith(OF_ACTIVATIONS):
+        return True
+    for suffix in _OF_WEIGHTS:
+        codes = name.removesuffix(suffix)
+        if codes != name and codes in weights:
+            return True
+    return False
+
+
+def _factors(scale: mx.array) -> mx.array:
+    if scale.dtype != mx.uint8:
+        return scale.astype(mx.float32)
+    exponents = scale.astype(mx.float32) - _E8M0_BIAS
+    return mx.power(2.0, exponents)
+
+
 def _numbers(
     name: str,
     codes: mx.array,
@@ -99,7 +117,7 @@ def _numbers(
     dtype: mx.Dtype,
 ) -> mx.array:
     values = mx.from_fp8(codes, dtype=mx.float32)
-    factors = scale.astype(mx.float32)
+    factors = _factors(scale)
     if scale.size == 1:
         factors = factors.reshape(-1)
     else:

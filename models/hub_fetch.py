@@ -32,6 +32,7 @@ from rvllm_local.models.hub_api import (
 )
 from rvllm_local.models.hub_files import fetch_file
 from rvllm_local.models.hub_plan import RemoteFile, choose_files
+from rvllm_local.models.older_settings import OLDER_SETTINGS
 from rvllm_local.models.progress import Progress
 from rvllm_local.models.repository import (
     PIN,
@@ -98,7 +99,7 @@ def find_repository(
 
 
 def fetch_configuration(repository: Repository, folder: Path) -> int:
-    """Put a repository's config.json alone into `folder`; returns its weights' bytes.
+    """Put a repository's configuration alone into `folder`; returns its weights' bytes.
 
     Raises as `fetch_repository` does.
     """
@@ -111,9 +112,9 @@ def fetch_configuration(repository: Repository, folder: Path) -> int:
     files = choose_files(repository.id, offered)
     try:
         for file in files:
-            if file.name == "config.json":
+            if file.name in ("config.json", *OLDER_SETTINGS):
                 fetch_file(repository.id, commit, file, folder, lambda _: None)
-                check_architecture(read_config(folder))
+        check_architecture(read_config(folder))
     except RvllmError:
         raise
     except Exception as error:

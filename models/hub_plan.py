@@ -12,7 +12,9 @@ from dataclasses import dataclass
 from rvllm_local.errors import DownloadError
 from rvllm_local.models.bundle_format import ALLOWED_FILES, MANIFEST, WEIGHTS
 from rvllm_local.models.gguf_parts import part_names
+from rvllm_local.models.older_settings import OLDER_SETTINGS
 from rvllm_local.models.repository import is_gguf_name
+from rvllm_local.models.weight_names import older_models, weight_names
 
 # One folder or more, and a name; no part begins with a dot.
 _SAFE_NAME = re.compile(
@@ -21,11 +23,7 @@ _SAFE_NAME = re.compile(
 _LONGEST_PATH = 1024
 _MOST_FILES = 100_000
 _LARGEST_FILE = 1 << 40
-_MODEL_FILE = re.compile(
-    r"model(-\d{5}-of-\d{5}|[._-][A-Za-z0-9._-]*)?\.safetensors"
-    r"|model\.safetensors\.index\.json"
-    r"|additional_chat_templates/[A-Za-z0-9_][A-Za-z0-9._-]*\.jinja"
-)
+_TEMPLATE = re.compile(r"additional_chat_templates/[A-Za-z0-9_][A-Za-z0-9._-]*\.jinja")
 _PIECE_FILES = {"vocab.json", "merges.txt"}
 _PICKLES = (".bin", ".pt", ".pth", ".pkl", ".ckpt")
 # One of these names on any system; what only differs in case is one file on a Mac.
@@ -73,10 +71,12 @@ def _chosen_files(files: list[RemoteFile], gguf: str | None) -> list[RemoteFile]
     unwanted = {"README.md"}
     if "tokenizer.json" in by_name:
         unwanted |= _PIECE_FILES  # it holds what they say
+    weights = weight_names(by_name)
+    fetched = {*ALLOWED_FILES, *OLDER_SETTINGS, *weights.files, weights.index}
+    fetched -= unwanted
     model_files = []
     for file in files:
-        is_setting = file.name in ALLOWED_FILES and file.name not in unwanted
-        if is_setting or _MODEL_FILE.fullmatch(file.name):
+        if file.name in fetched or _TEMPLATE.fullmatch(file.name):
             model_files.append(file)
     return model_files
 
@@ -138,6 +138,12 @@ def _check_whole(
     if ggufs:
         raise DownloadError(
             f"{repository} holds GGUF files; name one of them, as in {repository}/{min(ggufs)}"
+        )
+    models = older_models(offered)
+    if "config.json" in names and len(models) > 1:
+        shown = ", ".join(sorted(models)[:4])
+        raise DownloadError(
+            f"{repository} holds several models, {shown}; fetch it by hand, and keep one"
         )
     pickled = any(name.endswith(_PICKLES) for name in offered)
     hint = (

@@ -15,7 +15,13 @@ from rvllm_local.errors import ModelFileError
 from rvllm_local.models.architecture import import_family
 from rvllm_local.models.config_file import read_settings, text_config
 from rvllm_local.models.locate import ModelFiles
-from rvllm_local.models.safetensors_check import has_stale_index, read_header
+from rvllm_local.models.other_quantizations import activation_rounding
+from rvllm_local.models.quantized import other_tools_config
+from rvllm_local.models.safetensors_check import (
+    names_in,
+    read_header,
+    stale_index,
+)
 from rvllm_local.models.spare_weights import is_for_other_parts
 from rvllm_local.models.windows import layer_windows
 
@@ -28,6 +34,11 @@ def ignored_parts(files: ModelFiles, config: Mapping[str, Any]) -> list[str]:
     parts = []
     if files.kind == "folder":
         parts += _of_folder(files.path, config)
+    other = other_tools_config(config)
+    if isinstance(other, Mapping):
+        rounding = activation_rounding(other)
+        if rounding is not None:
+            parts.append(f"{rounding}: activations are not rounded here")
     window = _unused_window(config)
     if window is not None:
         parts.append(
@@ -45,10 +56,9 @@ def _of_folder(folder: Path, config: Mapping[str, Any]) -> list[str]:
         "auto_map"
     ):
         parts.append("auto_map in tokenizer_config.json: code of a model never runs")
-    if has_stale_index(folder):
-        parts.append(
-            "model.safetensors.index.json: it names files or weights that are not here"
-        )
+    index = stale_index(folder)
+    if index is not None:
+        parts.append(f"{index}: it names files or weights that are not here")
     parts += _spare_weights(folder)
     for path in sorted(folder.iterdir()):
         if path.suffix == ".py":
@@ -65,10 +75,10 @@ def _spare_weights(folder: Path) -> list[str]:
     """
     count = 0
     example = ""
-    for path in sorted(folder.glob("model*.safetensors")):
+    for file in names_in(folder).files:
         names: Iterable[str] = ()
         with contextlib.suppress(ModelFileError, OSError):
-            names = read_header(path)[0]
+            names = read_header(folder / file)[0]
         for name in names:
             if is_for_other_parts(name):
                 count += 1

@@ -7,23 +7,34 @@ from typing import Any
 
 import mlx.core as mx
 
-from rvllm_local.models import awq_gptq, compressed_tensors, float8
+from rvllm_local.models import awq_gptq, compressed_tensors, float4, float8
+from rvllm_local.models.packing_faults import unsupported
 
 Weights = dict[str, mx.array]
 
+_MODELOPT = ("modelopt", "modelopt_fp4")
+_WEIGHTS_ONLY = "FP8_PB_WO"
+_FLOATS_OF_MODELOPT = ("FP8", _WEIGHTS_ONLY, "MXFP8", "NVFP4")
+
 
 def becomes_floats(config: Mapping[str, Any]) -> bool:
-    """Whether a `quantization_config` is of 8-bit floats, which become wider ones.
+    """Whether a `quantization_config` is of 8- or 4-bit floats, which become wider ones.
 
     Raises `ModelFileError` and `UnsupportedModelError`, as all here does.
     """
-    if config.get("quant_method") == compressed_tensors.METHOD:
-        return compressed_tensors.is_float8(config)
+    method = config.get("quant_method")
+    if method == compressed_tensors.METHOD:
+        return compressed_tensors.becomes_floats(config)
+    if method in _MODELOPT:
+        algorithm = config.get("quant_algo")
+        if algorithm in _FLOATS_OF_MODELOPT:
+            return True
+        raise unsupported(method, f"has the algorithm {algorithm!r:.40}")
     return float8.is_float8(config)
 
 
 def packed_settings(config: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Bits and group size of whole numbers, for MLX; None for what is not read here."""
+    """Bits and group size of what stays packed, for MLX; None for what is not read here."""
     method = config.get("quant_method")
     if method in awq_gptq.METHODS:
         return awq_gptq.packed_settings(config)
@@ -41,9 +52,10 @@ def as_mlx_holds(
     file has for scales, and floats are bfloat16.
     """
     if becomes_floats(config):
+        weights = float4.as_floats(weights, dtype)
         return float8.as_floats(weights, dtype, _block(config))
     if config.get("quant_method") == compressed_tensors.METHOD:
-        return compressed_tensors.as_affine(config, weights, dtype)
+        return compressed_tensors.as_mlx_packs(config, weights, dtype)
     return awq_gptq.as_affine(config, weights, dtype)
 
 
@@ -52,3 +64,14 @@ def _block(config: Mapping[str, Any]) -> Any:
     if config.get("quant_method") == compressed_tensors.METHOD:
         return compressed_tensors.block_of(config)
     return config.get("weight_block_size")
+
+
+def activation_rounding(config: Mapping[str, Any]) -> str | None:
+    """How a `quantization_config` has activations rounded, which is not done here."""
+    method = config.get("quant_method")
+    if method == compressed_tensors.METHOD:
+        return compressed_tensors.activation_rounding(config)
+    if method in _MODELOPT and config.get("quant_algo") != _WEIGHTS_ONLY:
+        return f"quant_algo {config.get('quant_algo')}"
+    scheme = config.get("activation_scheme")
+    return None if scheme is None else f"activation_scheme {scheme!r:.40}"

@@ -18,9 +18,10 @@ from safetensors import SafetensorError, safe_open
 
 from rvllm_local.errors import ModelFileError
 from rvllm_local.models.stand_in import refuse_stand_in
+from rvllm_local.models.weight_names import WeightNames, absence, weight_names
 
 _MAX_HEADER = 16 << 20  # 100,000 tensors; the library would take 100 MB
-_NUMBERED = re.compile(r"model-(\d{5})-of-(\d{5})\.safetensors")
+_NUMBERED = re.compile(r".*-(\d{5})-of-(\d{5})\.safetensors")
 _SHARD = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,200}\.safetensors")
 
 
@@ -109,16 +110,14 @@ def weight_files(folder: Path) -> list[Path]:
     files of the folder count, and loading says what is missing. Raises
     `ModelFileError` that names what is missing or wrong.
     """
-    index = folder / "model.safetensors.index.json"
-    if index.is_file():
-        paths = _indexed(folder, index)
+    names = names_in(folder)
+    if names.index is not None:
+        paths = _indexed(folder, folder / names.index)
         if paths:
             return paths
-    paths = sorted(folder.glob("model*.safetensors"))
+    paths = [folder / name for name in names.files]
     if not paths:
-        hint = ""
-        if any(folder.glob("*.bin")):
-            hint = "; it has pickled weights, which are never read"
+        hint = absence(path.name for path in folder.iterdir())
         raise ModelFileError(f"{folder}: there are no model*.safetensors files{hint}")
     _check_numbers(folder, paths)
     for path in paths:
@@ -128,11 +127,11 @@ def weight_files(folder: Path) -> list[Path]:
 
 def has_weight_files(folder: Path) -> bool:
     """True if no weight file is missing, by the index or by the files' own numbers."""
-    paths = sorted(folder.glob("model*.safetensors"))
+    names = names_in(folder)
+    paths = [folder / name for name in names.files]
     try:
-        index = folder / "model.safetensors.index.json"
-        if index.is_file():
-            shards = set(_weight_map(index).values())
+        if names.index is not None:
+            shards = set(_weight_map(folder / names.index).values())
             if all((folder / shard).is_file() for shard in shards):
                 return True
         _check_numbers(folder, paths)
@@ -141,10 +140,19 @@ def has_weight_files(folder: Path) -> bool:
     return bool(paths)
 
 
-def has_stale_index(folder: Path) -> bool:
-    """True for an index that names files or weights which are not there."""
-    index = folder / "model.safetensors.index.json"
-    return index.is_file() and not _indexed(folder, index)
+def stale_index(folder: Path) -> str | None:
+    """The name of an index that names files or weights which are not there."""
+    index = names_in(folder).index
+    if index is None or _indexed(folder, folder / index):
+        return None
+    return index
+
+
+def names_in(folder: Path) -> WeightNames:
+    """The names of a folder's weight files, none of them checked."""
+    if not folder.is_dir():
+        return WeightNames()
+    return weight_names(path.name for path in folder.iterdir() if path.is_file())
 
 
 def _indexed(folder: Path, index: Path) -> list[Path]:

@@ -1,4 +1,4 @@
-"""FP8 repositories and those of compressed-tensors give the logits of what their codes stand for."""
+"""Repositories of 8- and 4-bit floats and of compressed-tensors give the logits of what their codes stand for."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from rvllm_local.models.describe import describe
 from rvllm_local.models.float8 import as_floats
 from rvllm_local.models.loader import load_model, open_native
 from rvllm_local.models.locate import locate
-from tests.support.eight_bits import Array, Floats, Whole, float8_values
+from tests.support.eight_bits import Array, Floats, Small, Whole, float8_values
 from tests.support.tiny import ARCHITECTURES, save_tokenizer, tiny_model
 from tests.support.zoo import zoo_model
 
@@ -99,6 +99,47 @@ def with_one_scale(matrix: Array, seed: int) -> tuple[Array, dict[str, Array]]:
     return made.weight, {**parts, "input_scale": np.ones((), np.float32)}
 
 
+def with_powers_of_two(block: tuple[int, int], suffix: str) -> Pack:
+    """Scales that are bytes, each an exponent."""
+
+    def pack(matrix: Array, seed: int) -> tuple[Array, dict[str, Array]]:
+        made = Floats.random(matrix.shape, block, seed)
+        exponents = np.round(np.log2(made.scales))
+        exact = Floats(made.codes, 2.0**exponents, made.block)
+        scales = (exponents + 127).astype(np.uint8)
+        return exact.weight, {"weight": made.codes, suffix: scales}
+
+    return pack
+
+
+def nvfp4_divided(matrix: Array, seed: int) -> tuple[Array, dict[str, Array]]:
+    """As compressed-tensors writes it; the inverse is a power of two's neighbour."""
+    made = Small.random(matrix.shape, 16, seed)
+    factor = np.array([1 / made.factor], np.float32)
+    exact = Small(made.codes, made.scales, 1 / float(factor[0]))
+    parts = {"weight_packed": made.packed, "weight_scale": made.scales}
+    more = {"weight_global_scale": factor, "input_global_scale": factor}
+    return exact.weight, {**parts, **more}
+
+
+def nvfp4_multiplied(matrix: Array, seed: int) -> tuple[Array, dict[str, Array]]:
+    """As ModelOpt writes it."""
+    if matrix.shape[1] % 16:
+        return matrix, {"weight": matrix}
+    made = Small.random(matrix.shape, 16, seed)
+    factor = np.array(made.factor, np.float32)
+    parts = {"weight": made.packed, "weight_scale": made.scales}
+    more = {"weight_scale_2": factor, "input_scale": factor}
+    return made.weight, {**parts, **more}
+
+
+def mxfp4(matrix: Array, seed: int) -> tuple[Array, dict[str, Array]]:
+    if matrix.shape[1] % 32:
+        return matrix, {"weight": matrix}
+    made = Small.random(matrix.shape, 32, seed)
+    return made.weight, {"weight_packed": made.packed, "weight_scale": made.scales}
+
+
 def in_words(**how: Any) -> Pack:
     def pack(matrix: Array, seed: int) -> tuple[Array, dict[str, Array]]:
         rows, columns = matrix.shape
@@ -169,6 +210,26 @@ FLOATS: dict[str, tuple[dict[str, Any], Pack]] = {
         ),
         in_blocks((64, 40), "weight_scale"),
     ),
+    "scales that are powers of two": (
+        {**BLOCKS, "scale_fmt": "ue8m0"},
+        with_powers_of_two((32, 48), "weight_scale_inv"),
+    ),
+    "modelopt, groups of 32": (
+        {"quant_method": "modelopt", "quant_algo": "MXFP8"},
+        with_powers_of_two((1, 32), "weight_scale"),
+    ),
+    "compressed-tensors, groups of 32": (
+        compressed("mxfp8-quantized", type="float", num_bits=8, group_size=32),
+        with_powers_of_two((1, 32), "weight_scale"),
+    ),
+    "compressed-tensors, 4 bits": (
+        compressed("nvfp4-pack-quantized", type="float", num_bits=4, group_size=16),
+        nvfp4_divided,
+    ),
+    "modelopt, 4 bits": (
+        {"quant_method": "modelopt", "quant_algo": "NVFP4", "group_size": 16},
+        nvfp4_multiplied,
+    ),
     "compressed-tensors, one scale": (
         compressed("naive-quantized", type="float", num_bits=8, strategy="tensor"),
         with_one_scale,
@@ -195,6 +256,10 @@ WHOLE: dict[str, tuple[dict[str, Any], Pack]] = {
         compressed("pack-quantized", num_bits=8, strategy="channel"),
         in_words(bits=8),
     ),
+    "floats as MLX has them": (
+        compressed("mxfp4-pack-quantized", type="float", num_bits=4, group_size=32),
+        mxfp4,
+    ),
     "bytes": (compressed("int-quantized", num_bits=8, strategy="channel"), in_bytes),
 }
 
@@ -210,7 +275,7 @@ def test_a_byte_stands_for_what_mlx_makes_of_it() -> None:
         *((name, "llama") for name in FLOATS),
         *(
             (name, arch)
-            for name in ("blocks", "one scale")
+            for name in ("blocks", "one scale", "modelopt, 4 bits")
             for arch in ("qwen3", "qwen3_moe", "deepseek_v3")
         ),
     ],
@@ -229,7 +294,11 @@ def test_floats_have_the_logits_of_their_codes(
     ("name", "arch"),
     [
         *((name, "llama") for name in WHOLE),
-        *(("with zeros", arch) for arch in ("qwen3_moe", "deepseek_v3", "mixtral")),
+        *(
+            (name, arch)
+            for name in ("with zeros", "floats as MLX has them")
+            for arch in ("qwen3_moe", "deepseek_v3", "mixtral")
+        ),
     ],
 )
 def test_whole_numbers_have_the_logits_of_their_codes(
@@ -283,12 +352,12 @@ def test_plans_know_what_becomes_wider(
         ({**BLOCKS, "fmt": "e5m2"}, "kind 'e5m2'"),
         (compressed("pack-quantized", num_bits=3), "3 bits in the layout 'pack-q"),
         (compressed("marlin-24", num_bits=4), "layout 'marlin-24'.*take a conv"),
-        (compressed("nvfp4-pack-quantized", type="float", num_bits=4), "layout 'nvfp4"),
+        (compressed("nvfp4-pack-quantized", type="float", num_bits=8), "layout 'nvfp4"),
         (rotated("weight_input", "input"), "rotates activations .'R1' .* at 'input'"),
         (rotated("q_attn"), "rotates activations .*'q_attn'"),
         ({**rotated(), "transform_config": {"R1": 1}}, "transform_config cannot be"),
         ({"quant_method": "compressed-tensors"}, "names no config_groups"),
-        ({"quant_method": "modelopt", "quant_algo": "NVFP4"}, "'modelopt' is not MLX"),
+        ({"quant_method": "modelopt", "quant_algo": "W4A8_AWQ"}, "algorithm 'W4A8_AWQ"),
     ],
 )
 def test_other_forms_are_refused_by_name(
@@ -310,6 +379,11 @@ LAYER = "model.layers.1.mlp.up_proj"
         ("blocks", "weight_scale_inv", None),
         ("blocks", "weight_scale_inv", np.ones((7, 2), np.float32)),
         ("blocks", "weight_scale_inv", np.ones((1, 2, 2), np.float32)),
+        ("modelopt, 4 bits", "weight_scale", None),
+        ("modelopt, 4 bits", "weight_scale", np.ones((96, 3), np.uint8)),
+        ("modelopt, 4 bits", "weight_scale_2", np.ones(96, np.float32)),
+        ("compressed-tensors, 4 bits", "weight_global_scale", None),
+        ("floats as MLX has them", "weight_scale", None),
         ("groups of 4 bits", "weight_scale", None),
         ("groups of 4 bits", "weight_scale", np.ones((96, 3), np.float16)),
         ("groups of 4 bits", "weight_shape", np.array([96, 63])),

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import mlx.core as mx
+import pytest
 
 from rvllm_local.commands.model_facts import facts
 from rvllm_local.models.ignored import ignored_parts
@@ -63,3 +65,33 @@ def test_a_window_that_a_definition_does_not_know_is_told(tmp_path: Path) -> Non
     assert ignored_parts(files, {**window, "use_sliding_window": False}) == []
     assert ignored_parts(files, {**window, "layer_types": ["full_attention"]}) == []
     assert ignored_parts(files, {**window, "model_type": "gemma3_text"}) == []
+
+
+@pytest.mark.parametrize(
+    ("quantization", "told"),
+    [
+        (
+            {"quant_method": "fp8", "activation_scheme": "static"},
+            "activation_scheme 's",
+        ),
+        ({"quant_method": "modelopt", "quant_algo": "NVFP4"}, "quant_algo NVFP4: act"),
+        ({"quant_method": "modelopt", "quant_algo": "FP8_PB_WO"}, None),
+        (
+            {
+                "quant_method": "compressed-tensors",
+                "config_groups": {"group_0": {"input_activations": {"num_bits": 8}}},
+            },
+            "input_activations of 8 bits: activations are not rounded",
+        ),
+        ({"quant_method": "compressed-tensors", "config_groups": {"0": {}}}, None),
+        ({"quant_method": "gptq", "bits": 4}, None),
+    ],
+)
+def test_activations_that_a_writer_has_rounded_are_told(
+    quantization: dict[str, Any], told: str | None, tmp_path: Path
+) -> None:
+    files = locate(str(save_tiny("llama", tmp_path / "tiny")))
+    config = {"model_type": "llama", "quantization_config": quantization}
+    parts = ignored_parts(files, config)
+    assert len(parts) == (told is not None)
+    assert (told or "") in "".join(parts)

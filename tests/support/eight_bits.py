@@ -59,6 +59,49 @@ class Floats:
 
 
 @dataclass(frozen=True)
+class Small:
+    """A matrix `[out, in]` of 4-bit floats; `scales` are bytes, `[out, groups]`.
+
+    A scale is an 8-bit float, or a power of two (e8m0) for groups of 32.
+    """
+
+    codes: Array
+    scales: Array
+    factor: float
+
+    @classmethod
+    def random(cls, shape: tuple[int, int], group: int, seed: int = 0) -> Small:
+        random = np.random.default_rng(seed)
+        rows, columns = shape
+        codes = random.integers(0, 16, shape, dtype=np.uint8)
+        counts = (rows, columns // group)
+        if group == 32:
+            scales = random.integers(118, 123, counts, dtype=np.uint8)
+            return cls(codes, scales, 1.0)
+        scales = random.integers(40, 80, counts, dtype=np.uint8)
+        factor = np.float32(0.02 / np.sqrt(columns))
+        return cls(codes, scales, float(factor))
+
+    @property
+    def weight(self) -> Array:
+        sizes = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6])
+        group = self.codes.shape[1] // self.scales.shape[1]
+        if group == 32:
+            scales = 2.0 ** (self.scales.astype(np.float64) - 127)
+        else:
+            scales = float8_values()[self.scales]
+        wide = np.repeat(scales, group, axis=1) * self.factor
+        values: Array = np.concatenate([sizes, -sizes])[self.codes] * wide
+        return values
+
+    @property
+    def packed(self) -> Array:
+        """Two codes in a byte, the first in its lower bits."""
+        pairs: Array = self.codes[:, ::2] | (self.codes[:, 1::2] << 4)
+        return pairs
+
+
+@dataclass(frozen=True)
 class Whole:
     """A matrix of signed codes `[out, in]`; zeros and scales are `[out, groups]`."""
 

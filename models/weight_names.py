@@ -1,0 +1,77 @@
+"""Which of a folder's or a repository's files hold a model's weights, by their names.
+
+They are `model*.safetensors`. Older writers of packed models have other names, such as
+`gptq_model-4bit-128g.safetensors`, which count where there is nothing else.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+_USUAL = re.compile(r"model[^/]*\.safetensors")
+_ANY = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,200}\.safetensors")
+_SHARD = re.compile(r"(.*)-\d{5}-of-\d{5}")
+_INDEX = ".safetensors.index.json"
+_USUAL_INDEX = f"model{_INDEX}"
+# Beginnings of files that are no model's weights, or repeat them under other names.
+_OTHERS = ("adapter", "consolidated", "optimizer", "rng", "scheduler", "training")
+
+
+@dataclass(frozen=True, slots=True)
+class WeightNames:
+    """`files` in their order, and the `index` that says what each of them holds."""
+
+    files: tuple[str, ...] = ()
+    index: str | None = None
+
+
+def weight_names(names: Iterable[str]) -> WeightNames:
+    """The weights among these names; none where several models have other names."""
+    there = set(names)
+    files = []
+    for name in there:
+        if _USUAL.fullmatch(name):
+            files.append(name)
+    index = _USUAL_INDEX
+    if not files and index not in there:
+        models = older_models(there)
+        if len(models) != 1:
+            return WeightNames()
+        ((stem, files),) = models.items()
+        index = f"{stem}{_INDEX}"
+    files.sort()
+    if index in there:
+        return WeightNames(tuple(files), index)
+    return WeightNames(tuple(files))
+
+
+def older_models(names: Iterable[str]) -> dict[str, list[str]]:
+    """Files of weights under other names, by what the files of one model have in common."""
+    models: dict[str, list[str]] = {}
+    for name in sorted(names):
+        if not _ANY.fullmatch(name) or name.startswith(_OTHERS):
+            continue
+        stem = name.removesuffix(".safetensors")
+        shard = _SHARD.fullmatch(stem)
+        if shard is not None:
+            stem = shard[1]
+        models.setdefault(stem, []).append(name)
+    return models
+
+
+def absence(names: Iterable[str]) -> str:
+    """Why there are no weights, as the end of a sentence."""
+    there = list(names)
+    models = sorted(older_models(there))
+    if len(models) > 1:
+        shown = ", ".join(models[:4])
+        return f"; it has several models, {shown}: keep one"
+    for name in there:
+        if name.startswith("consolidated"):
+            return f"; {name} has Mistral's own names of weights, which are not read"
+    for name in there:
+        if name.endswith((".bin", ".pt", ".pth")):
+            return "; it has pickled weights, which are never read"
+    return ""
