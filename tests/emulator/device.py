@@ -1,6 +1,7 @@
 """Compiles captured Metal text with the system's C++ compiler and runs it in a process of its own.
 
-Executables are cached by content in the user's temporary folder. Knows nothing of attention.
+A text becomes a library that the emulator's program opens. Both are cached by content in the
+user's temporary folder. Knows nothing of attention.
 """
 
 from __future__ import annotations
@@ -28,7 +29,11 @@ Array = npt.NDArray[np.generic]
 SHIM = Path(__file__).with_name("metal_shim.h")
 RUNTIME = Path(__file__).with_name("runtime.cpp")
 CACHE = Path(tempfile.gettempdir()) / f"rvllm-kernel-emulator-{os.getuid()}"
-FLAGS = ("-std=c++17", "-O1", "-fno-strict-aliasing", "-ffp-contract=off", "-w")
+FLAGS = ("-std=c++17", "-fPIC", "-fno-strict-aliasing", "-ffp-contract=off", "-w")
+# A text runs for milliseconds, and to optimize it would take longer than that. What it calls
+# lies in the program, but for conversions of half floats, which come from the archive.
+LIBRARY = ("-shared", "-nostdlib", "-lgcc", "-lm")
+PROGRAM = ("-O1", "-rdynamic", "-ldl")
 WRITERS = {
     "kv_write": ("arena", "scales"), "kv_copy": ("arena", "scales"), "kv_load": ("arena", "scales"),
     "paged_decode": ("arena", "scales", "scratch"), "latent_decode": ("arena", "scales", "scratch"),
@@ -46,7 +51,8 @@ _IDS = {
     "thread_index_in_threadgroup": "index",
 }
 _ENTRY = (
-    "namespace emulator {{ void entry(const Ids& ids, uint index) {{ {call}; }} }}\n"
+    'namespace emulator {{ extern "C" void emulator_entry(const Ids& ids, uint index) '
+    "{{ {call}; }} }}\n"
 )
 
 
@@ -79,10 +85,10 @@ def parameters(text: str) -> list[Parameter]:
     return found
 
 
-def compile_text(text: str) -> Path:
-    """The executable for `text`, from the cache when the text and the shim are known."""
-    runtime = _compiled(RUNTIME.read_text(encoding="utf-8"), ("-c",))
-    return _compiled(_translation_unit(text), (str(runtime),))
+def compile_text(text: str) -> list[Path]:
+    """The program and the library for `text`, from the cache where they are known."""
+    runtime = RUNTIME.read_text(encoding="utf-8")
+    return [_compiled(runtime, PROGRAM), _compiled(_translation_unit(text), LIBRARY)]
 
 
 def _compiled(source: str, more: tuple[str, ...]) -> Path:
@@ -165,7 +171,7 @@ def run_text(
     seed: int = 0,
 ) -> list[bytes]:
     """Runs the text; every buffer's bytes afterwards. An int stands for an output of so many bytes, poisoned."""
-    executable = compile_text(text)
+    command = compile_text(text)
     with tempfile.TemporaryDirectory(
         dir="/dev/shm" if Path("/dev/shm").is_dir() else None
     ) as folder:
@@ -180,7 +186,7 @@ def run_text(
                 if not isinstance(buffer, int):
                     file.write(np.ascontiguousarray(buffer).tobytes())
         done = subprocess.run(
-            [executable, given, result],
+            [*command, given, result],
             capture_output=True,
             text=True,
             check=False,

@@ -54,7 +54,6 @@ extern int current;   // the thread that runs
 extern int* parities; // of each thread: which of its simdgroup's slots it uses next
 extern char* buffers[64];
 
-void entry(const Ids& ids, uint index);  // the kernel's
 void simd_wait(int kind);
 void group_wait();
 void* shared_array(size_t bytes, int which);

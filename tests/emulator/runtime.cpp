@@ -1,10 +1,11 @@
-// Runs the threads of a kernel's text as fibers, over guarded buffers, and is the program around it: it reads a launch
-// from one file and writes the buffers to another.
+// Runs the threads of a kernel's text as fibers, over guarded buffers, and is the program around it: it opens the
+// library that a text became, reads a launch from one file and writes the buffers to another.
 #include "metal_shim.h"
 #undef device
 #undef constant
 #undef thread
 #undef threadgroup
+#include <dlfcn.h>
 #include <sys/mman.h>
 #include <unistd.h>
 #include <algorithm>
@@ -66,6 +67,7 @@ int current;
 char* buffers[64];
 std::vector<Guarded*> arrays;
 size_t next_array, shared_bytes;
+void (*entry)(const Ids& ids, uint index);  // the kernel's
 int group_waiting, live;
 char* stacks;
 Ids ids;
@@ -232,7 +234,10 @@ void run_grid(uint3 grid, uint3 group_size, unsigned seed) {
 }  // namespace emulator
 
 int main(int argc, char** argv) {
-  FILE* in = fopen(argv[1], "rb");
+  void* library = dlopen(argv[1], RTLD_NOW);
+  if (!library) emulator::fail(2, dlerror());
+  emulator::entry = (void (*)(const emulator::Ids&, uint))dlsym(library, "emulator_entry");
+  FILE* in = fopen(argv[2], "rb");
   int head[8];
   if (fread(head, 4, 8, in) != 8) return 2;
   std::vector<emulator::Guarded*> guarded;
@@ -245,7 +250,7 @@ int main(int argc, char** argv) {
   }
   fclose(in);
   emulator::run_grid({(uint)head[0], (uint)head[1], (uint)head[2]}, {(uint)head[3], (uint)head[4], (uint)head[5]}, head[6]);
-  FILE* out = fopen(argv[2], "wb");
+  FILE* out = fopen(argv[3], "wb");
   for (auto* buffer : guarded) {
     buffer->check();
     fwrite(buffer->data, 1, buffer->size, out);
