@@ -37,7 +37,7 @@ Holder = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
 def docstring_lines(module: Module) -> set[int]:
     lines: set[int] = set()
     for node in ast.walk(module.tree):
-        if isinstance(node, Holder) and ast.get_docstring(node) is not None:
+        if isinstance(node, Holder) and ast.get_docstring(node, False) is not None:
             first = node.body[0]
             lines |= set(range(first.lineno, (first.end_lineno or 0) + 1))
     return lines

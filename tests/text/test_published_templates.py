@@ -36,8 +36,7 @@ from rvllm_local.text.tokenizer import Tokenizer
 from rvllm_local.text.tokenizer_files import read_tokenizer
 from tests.support.tiny import save_tokenizer
 from tests.text.outputs import joined
-
-reference = pytest.importorskip("transformers.utils.chat_template_utils")
+from tests.text.reference_rendering import reference_text
 
 PACKAGES = ("trl==1.16.0", "axolotl==0.19.0", "oumi==0.9")  # 4 MB together
 _SECONDS = 60  # for the download
@@ -211,12 +210,9 @@ def expected_text(template: str, conversation: Conversation) -> str | None:
     options = {"add_generation_prompt": True, **TOKENS, **more}
     tools = options.pop("tools", None)
     try:
-        texts, _ = reference.render_jinja_template(
-            [messages], tools, chat_template=template, **options
-        )
+        return reference_text(template, messages, tools, **options)
     except Exception:  # the template's own, or what Python says of the messages
         return None
-    return str(texts[0])
 
 
 def rendered_text(template: str, conversation: Conversation) -> str | None:

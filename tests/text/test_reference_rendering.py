@@ -11,8 +11,7 @@ from typing import Any
 import pytest
 
 from rvllm_local.text.template import render_chat
-
-reference = pytest.importorskip("transformers.utils.chat_template_utils")
+from tests.text.reference_rendering import reference_text
 
 TOOL = {
     "type": "function",
@@ -95,10 +94,10 @@ def test_templates_render_as_the_reference_does(name: str, conversation: str) ->
     messages = CONVERSATIONS[conversation]
     tools = [TOOL] if conversation == "calls" else None
     more = {"bos_token": "<s>", "pad_token": "<p>", "image_token": "<i>"}
-    expected, _ = reference.render_jinja_template(
-        [messages], tools, chat_template=template, add_generation_prompt=True, **more
+    expected = reference_text(
+        template, messages, tools, add_generation_prompt=True, **more
     )
     rendered = render_chat(
         template, messages, tools=tools, add_generation_prompt=True, **more
     )
-    assert rendered == expected[0]
+    assert rendered == expected
