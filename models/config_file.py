@@ -16,7 +16,6 @@ from rvllm_local.models.older_settings import quantization_beside
 from rvllm_local.models.stand_in import refuse_stand_in
 
 _DEFAULT_CONTEXT = 2048
-_QUANTIZATIONS = ("quantization", "quantization_config")
 _LARGEST_SETTINGS = 16 << 20
 
 
@@ -26,11 +25,10 @@ def read_config(folder: Path) -> dict[str, Any]:
     It says how weights are packed, whichever file the writer has for that.
     """
     config = read_settings(folder / "config.json")
-    if any(config.get(key) for key in _QUANTIZATIONS):
-        return config
-    sparse = config.get("compression_config")  # compressed-tensors' older word
-    beside = sparse or quantization_beside(folder, read_settings)
-    return {**config, "quantization_config": beside} if beside else config
+    beside = quantization_beside(folder, config, read_settings)
+    if beside:
+        config["quantization_config"] = beside
+    return config
 
 
 def read_settings(path: Path) -> dict[str, Any]:

@@ -10,12 +10,22 @@ from __future__ import annotations
 
 import mlx.core as mx
 
-from rvllm_local.errors import ModelFileError
+from rvllm_local.errors import ModelFileError, UnsupportedModelError
 
 Weights = dict[str, mx.array]
 
+_BEFORE_INPUTS = ".pre_quant_scale"
 GROUP = 16  # inputs of a scale
-_SIZES = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
+_SIZES = (
+    0.0,
+    0.5,
+    1.0,
+    1.5,
+    2.0,
+    3.0,
+    4.0,
+    6.0,
+)
 _OF_PARTS = (
     ".weight",
     ".weight_packed",
@@ -29,9 +39,15 @@ def as_floats(weights: Weights, dtype: mx.Dtype | None) -> Weights:
     """The weights without 4-bit codes: each has become a float of `dtype`, bfloat16 with None.
 
     A product is rounded once, from float32. Raises `ModelFileError` for parts that are
-    missing or do not fit.
+    missing or do not fit, and `UnsupportedModelError` for inputs that are scaled first.
     """
     floats = dict(weights)
+    for name in weights:
+        if name.endswith(_BEFORE_INPUTS):
+            raise UnsupportedModelError(
+                f"{name} scales a layer's inputs, as ModelOpt's AWQ has it, which is "
+                "not computed here; take a conversion to MLX, or another packing"
+            )
     for layer in _layers(weights):
         for part in _OF_PARTS:
             floats.pop(f"{layer}{part}", None)

@@ -14,7 +14,7 @@ from rvllm_local.models.bundle_format import ALLOWED_FILES, MANIFEST, WEIGHTS
 from rvllm_local.models.gguf_parts import part_names
 from rvllm_local.models.older_settings import OLDER_SETTINGS
 from rvllm_local.models.repository import is_gguf_name
-from rvllm_local.models.weight_names import older_models, weight_names
+from rvllm_local.models.weight_names import older_models, pickled_names, weight_names
 
 # One folder or more, and a name; no part begins with a dot.
 _SAFE_NAME = re.compile(
@@ -25,7 +25,6 @@ _MOST_FILES = 100_000
 _LARGEST_FILE = 1 << 40
 _TEMPLATE = re.compile(r"additional_chat_templates/[A-Za-z0-9_][A-Za-z0-9._-]*\.jinja")
 _PIECE_FILES = {"vocab.json", "merges.txt"}
-_PICKLES = (".bin", ".pt", ".pth", ".pkl", ".ckpt")
 # One of these names on any system; what only differs in case is one file on a Mac.
 _RESERVED = frozenset({"con", "prn", "aux", "nul"})
 
@@ -145,12 +144,10 @@ def _check_whole(
         raise DownloadError(
             f"{repository} holds several models, {shown}; fetch it by hand, and keep one"
         )
-    pickled = any(name.endswith(_PICKLES) for name in offered)
-    hint = (
-        "only pickled weights, which are never read"
-        if pickled
-        else "no config.json with safetensors weights"
-    )
+    hint = "no config.json with safetensors weights"
+    pickles = pickled_names(offered)
+    if pickles:
+        hint = f"only pickled weights ({pickles[0][:80]}), which are never read"
     raise DownloadError(f"{repository} holds {hint}; choose another repository")
 
 

@@ -23,9 +23,9 @@ from rvllm_local.models.safetensors_check import (
     stale_index,
 )
 from rvllm_local.models.spare_weights import is_for_other_parts
+from rvllm_local.models.weight_names import PICKLES
 from rvllm_local.models.windows import layer_windows
 
-_PICKLES = (".bin", ".pt", ".pth", ".pkl", ".ckpt")
 _SLIDING = "sliding_attention"
 
 
@@ -63,7 +63,7 @@ def _of_folder(folder: Path, config: Mapping[str, Any]) -> list[str]:
     for path in sorted(folder.iterdir()):
         if path.suffix == ".py":
             parts.append(f"{path.name}: code of a model never runs")
-        elif path.suffix in _PICKLES:
+        elif path.suffix in PICKLES:
             parts.append(f"{path.name}: pickled files are never read")
     return parts
 

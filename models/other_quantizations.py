@@ -14,7 +14,9 @@ Weights = dict[str, mx.array]
 
 _MODELOPT = ("modelopt", "modelopt_fp4")
 _WEIGHTS_ONLY = "FP8_PB_WO"
-_FLOATS_OF_MODELOPT = ("FP8", _WEIGHTS_ONLY, "MXFP8", "NVFP4")
+_ALSO_WEIGHTS_ONLY = "W4A16_NVFP4"
+_FLOATS_OF_MODELOPT = ("FP8", _WEIGHTS_ONLY, "MXFP8", "NVFP4", _ALSO_WEIGHTS_ONLY)
+_MIXED = "MIXED_PRECISION"
 
 
 def becomes_floats(config: Mapping[str, Any]) -> bool:
@@ -26,11 +28,26 @@ def becomes_floats(config: Mapping[str, Any]) -> bool:
     if method == compressed_tensors.METHOD:
         return compressed_tensors.becomes_floats(config)
     if method in _MODELOPT:
-        algorithm = config.get("quant_algo")
-        if algorithm in _FLOATS_OF_MODELOPT:
-            return True
-        raise unsupported(method, f"has the algorithm {algorithm!r:.40}")
+        for algorithm in _algorithms(config):
+            if algorithm not in _FLOATS_OF_MODELOPT:
+                raise unsupported(str(method), f"has the algorithm {algorithm!r:.40}")
+        return True
     return float8.is_float8(config)
+
+
+def _algorithms(config: Mapping[str, Any]) -> list[Any]:
+    """ModelOpt's ways of packing: one for all layers, or those of the layers."""
+    algorithm = config.get("quant_algo")
+    layers = config.get("quantized_layers")
+    if algorithm != _MIXED or not isinstance(layers, Mapping):
+        return [algorithm]
+    algorithms = []
+    for settings in layers.values():
+        algorithm = None
+        if isinstance(settings, Mapping):
+            algorithm = settings.get("quant_algo")
+        algorithms.append(algorithm)
+    return algorithms
 
 
 def packed_settings(config: Mapping[str, Any]) -> dict[str, Any] | None:
@@ -66,12 +83,17 @@ def _block(config: Mapping[str, Any]) -> Any:
     return config.get("weight_block_size")
 
 
+def _rounds(config: Mapping[str, Any]) -> bool:
+    """Whether ModelOpt's way of packing has activations rounded."""
+    return config.get("quant_algo") not in (_WEIGHTS_ONLY, _ALSO_WEIGHTS_ONLY)
+
+
 def activation_rounding(config: Mapping[str, Any]) -> str | None:
     """How a `quantization_config` has activations rounded, which is not done here."""
     method = config.get("quant_method")
     if method == compressed_tensors.METHOD:
         return compressed_tensors.activation_rounding(config)
-    if method in _MODELOPT and config.get("quant_algo") != _WEIGHTS_ONLY:
+    if method in _MODELOPT and _rounds(config):
         return f"quant_algo {config.get('quant_algo')}"
     scheme = config.get("activation_scheme")
     return None if scheme is None else f"activation_scheme {scheme!r:.40}"

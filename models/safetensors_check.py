@@ -17,6 +17,8 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 from rvllm_local.errors import ModelFileError
+from rvllm_local.models.config_file import read_settings
+from rvllm_local.models.older_settings import stated_names
 from rvllm_local.models.stand_in import refuse_stand_in
 from rvllm_local.models.weight_names import WeightNames, absence, weight_names
 
@@ -127,9 +129,9 @@ def weight_files(folder: Path) -> list[Path]:
 
 def has_weight_files(folder: Path) -> bool:
     """True if no weight file is missing, by the index or by the files' own numbers."""
-    names = names_in(folder)
-    paths = [folder / name for name in names.files]
     try:
+        names = names_in(folder)
+        paths = [folder / name for name in names.files]
         if names.index is not None:
             shards = set(_weight_map(folder / names.index).values())
             if all((folder / shard).is_file() for shard in shards):
@@ -149,10 +151,18 @@ def stale_index(folder: Path) -> str | None:
 
 
 def names_in(folder: Path) -> WeightNames:
-    """The names of a folder's weight files, none of them checked."""
+    """The names of a folder's weight files, none of them checked.
+
+    Raises `ModelFileError` for settings that cannot be read.
+    """
     if not folder.is_dir():
         return WeightNames()
-    return weight_names(path.name for path in folder.iterdir() if path.is_file())
+    names = [path.name for path in folder.iterdir() if path.is_file()]
+    stated: list[str] = []
+    if "config.json" in names:
+        config = read_settings(folder / "config.json")
+        stated = stated_names(folder, config, read_settings)
+    return weight_names(names, stated)
 
 
 def _indexed(folder: Path, index: Path) -> list[Path]:

@@ -7,7 +7,7 @@ They are `model*.safetensors`. Older writers of packed models have other names, 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 _USUAL = re.compile(r"model[^/]*\.safetensors")
@@ -15,6 +15,7 @@ _ANY = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,200}\.safetensors")
 _SHARD = re.compile(r"(.*)-\d{5}-of-\d{5}")
 _INDEX = ".safetensors.index.json"
 _USUAL_INDEX = f"model{_INDEX}"
+PICKLES = (".bin", ".pt", ".pth", ".pkl", ".ckpt")
 # Beginnings of files that are no model's weights, or repeat them under other names.
 _OTHERS = ("adapter", "consolidated", "optimizer", "rng", "scheduler", "training")
 
@@ -27,20 +28,36 @@ class WeightNames:
     index: str | None = None
 
 
-def weight_names(names: Iterable[str]) -> WeightNames:
-    """The weights among these names; none where several models have other names."""
+def weight_names(names: Iterable[str], stated: Sequence[str] = ()) -> WeightNames:
+    """The weights among these names; none where several models have other names.
+
+    stated: what settings call the files, less their suffix; the first that is there
+    counts.
+    """
     there = set(names)
-    files = []
-    for name in there:
-        if _USUAL.fullmatch(name):
-            files.append(name)
+    models = older_models(there)
+    for stem in stated:
+        if stem in models:
+            return _with_index(models[stem], f"{stem}{_INDEX}", there)
+    files = _usual_files(there)
     index = _USUAL_INDEX
     if not files and index not in there:
-        models = older_models(there)
         if len(models) != 1:
             return WeightNames()
         ((stem, files),) = models.items()
         index = f"{stem}{_INDEX}"
+    return _with_index(files, index, there)
+
+
+def _usual_files(names: Iterable[str]) -> list[str]:
+    files = []
+    for name in names:
+        if _USUAL.fullmatch(name):
+            files.append(name)
+    return files
+
+
+def _with_index(files: list[str], index: str, there: set[str]) -> WeightNames:
     files.sort()
     if index in there:
         return WeightNames(tuple(files), index)
@@ -71,7 +88,16 @@ def absence(names: Iterable[str]) -> str:
     for name in there:
         if name.startswith("consolidated"):
             return f"; {name} has Mistral's own names of weights, which are not read"
-    for name in there:
-        if name.endswith((".bin", ".pt", ".pth")):
-            return "; it has pickled weights, which are never read"
+    pickles = pickled_names(there)
+    if pickles:
+        return (
+            f"; it has pickled weights ({pickles[0]}), which are never read, since that "
+            "runs code: take a repository with safetensors, or save the model anew with "
+            "transformers' save_pretrained"
+        )
     return ""
+
+
+def pickled_names(names: Iterable[str]) -> list[str]:
+    """Files of pickled weights, in order."""
+    return sorted(name for name in names if name.endswith(PICKLES))

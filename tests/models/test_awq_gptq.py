@@ -18,6 +18,8 @@ from rvllm_local.models.describe import describe
 from rvllm_local.models.loader import load_model, open_native
 from rvllm_local.models.locate import locate
 from rvllm_local.types import SamplingParams
+from tests.models.test_eight_bits import Array, Pack
+from tests.models.test_eight_bits import saved as saved_by
 from tests.support.foreign_packing import Coded, awq, gptq
 from tests.support.tiny import save_tokenizer, tiny_model
 
@@ -102,6 +104,36 @@ def test_other_families_and_whole_groups(
         loaded = load_model(locate(str(folder)))
         logits = np.array(loaded.module(TOKENS))
         assert np.abs(logits - expected).max() < 2e-5 * np.abs(expected).max()
+
+
+def in_words(config: dict[str, Any]) -> Pack:
+    """Packs a matrix `[out, in]`; one whose inputs do not make groups stays as it is."""
+
+    def pack(matrix: Array, seed: int) -> tuple[Array, dict[str, Array]]:
+        outputs, inputs = matrix.shape
+        if inputs % 32 or outputs % 8:
+            return matrix, {"weight": matrix}
+        layer = Coded.random(inputs, outputs, seed=seed)
+        return layer.weight, parts(layer, config)
+
+    return pack
+
+
+@pytest.mark.parametrize("config", [AWQ, GPTQ, V2], ids=["awq", "gptq", "v2"])
+@pytest.mark.parametrize("arch", ["mixtral", "qwen2_moe", "qwen3_moe", "deepseek_v3"])
+def test_experts_are_those_of_the_codes(
+    arch: str, config: dict[str, Any], tmp_path: Path
+) -> None:
+    model = saved_by(tmp_path, config, in_words(config), arch)
+    expected = np.array(model(TOKENS))
+    files = locate(str(tmp_path))
+    stacked = []
+    for path, layer in open_native(files).module.named_modules():
+        if "switch_mlp" in path:
+            stacked.append(type(layer).__name__)
+    assert "QuantizedSwitchLinear" in stacked
+    logits = np.array(load_model(files).module(TOKENS))
+    assert np.abs(logits - expected).max() < 2e-5 * np.abs(expected).max()
 
 
 def test_a_gpu_keeps_codes_and_types(tmp_path: Path) -> None:

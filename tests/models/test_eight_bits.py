@@ -133,6 +133,12 @@ def nvfp4_multiplied(matrix: Array, seed: int) -> tuple[Array, dict[str, Array]]
     return made.weight, {**parts, **more}
 
 
+def of_two_kinds(matrix: Array, seed: int) -> tuple[Array, dict[str, Array]]:
+    if seed % 2:
+        return nvfp4_multiplied(matrix, seed)
+    return with_one_scale(matrix, seed)
+
+
 def mxfp4(matrix: Array, seed: int) -> tuple[Array, dict[str, Array]]:
     if matrix.shape[1] % 32:
         return matrix, {"weight": matrix}
@@ -175,6 +181,13 @@ def rotated(*locations: str) -> dict[str, Any]:
     scheme = {"type": "hadamard", "apply": apply}
     settings = compressed("pack-quantized", num_bits=4, group_size=32)
     return {**settings, "transform_config": {"config_groups": {"R1": scheme}}}
+
+
+def mixed(*algorithms: str) -> dict[str, Any]:
+    """ModelOpt's settings of layers of several kinds."""
+    layers = {name: {"quant_algo": name} for name in algorithms}
+    settings = {"quant_method": "modelopt", "quant_algo": "MIXED_PRECISION"}
+    return {**settings, "quantized_layers": layers}
 
 
 BLOCKS = {"quant_method": "fp8", "fmt": "e4m3", "activation_scheme": "dynamic", "weight_block_size": [32, 48]}  # fmt: skip
@@ -230,6 +243,7 @@ FLOATS: dict[str, tuple[dict[str, Any], Pack]] = {
         {"quant_method": "modelopt", "quant_algo": "NVFP4", "group_size": 16},
         nvfp4_multiplied,
     ),
+    "modelopt, layers of 8 and of 4 bits": (mixed("FP8", "NVFP4"), of_two_kinds),
     "compressed-tensors, one scale": (
         compressed("naive-quantized", type="float", num_bits=8, strategy="tensor"),
         with_one_scale,
@@ -311,6 +325,17 @@ def test_whole_numbers_have_the_logits_of_their_codes(
     assert np.abs(logits - expected).max() < 2e-5 * np.abs(expected).max()
 
 
+def test_inputs_that_are_scaled_first_are_refused_by_name(tmp_path: Path) -> None:
+    def pack(matrix: Array, seed: int) -> tuple[Array, dict[str, Array]]:
+        weight, parts = nvfp4_multiplied(matrix, seed)
+        before = np.ones(matrix.shape[1], np.float32)
+        return weight, {**parts, "pre_quant_scale": before}
+
+    saved(tmp_path, FLOATS["modelopt, 4 bits"][0], pack)
+    with pytest.raises(UnsupportedModelError, match=r"proj\.pre_quant_scale scales"):
+        load_model(locate(str(tmp_path)))
+
+
 def test_blocks_of_which_nobody_says_the_size_are_the_usual_ones() -> None:
     made = Floats.random((192, 160), (128, 128), seed=3)
     stored = {"weight": mx.array(made.codes), "weight_scale_inv": mx.array(made.scales)}
@@ -358,6 +383,7 @@ def test_plans_know_what_becomes_wider(
         ({**rotated(), "transform_config": {"R1": 1}}, "transform_config cannot be"),
         ({"quant_method": "compressed-tensors"}, "names no config_groups"),
         ({"quant_method": "modelopt", "quant_algo": "W4A8_AWQ"}, "algorithm 'W4A8_AWQ"),
+        (mixed("FP8", "W4A16_AWQ"), "algorithm 'W4A16_AWQ"),
     ],
 )
 def test_other_forms_are_refused_by_name(

@@ -79,6 +79,16 @@ def test_settings_in_the_configuration_come_first(tmp_path: Path) -> None:
             {"producer": {"name": "modelopt"}, "quantization": {"quant_algo": "FP8"}},
             {"quant_method": "modelopt", "quant_algo": "FP8"},
         ),
+        (
+            "hf_quant_config.json",
+            {"quantization": {"quant_algo": None, "kv_cache_quant_algo": "FP8"}},
+            None,
+        ),
+        (
+            "quantize_config.json",
+            {"w_bit": 4, "q_group_size": 128},
+            {"quant_method": "awq", "w_bit": 4, "q_group_size": 128},
+        ),
         ("hf_quant_config.json", {"quantization": 3}, {"quant_method": "modelopt"}),
         (
             "config.json",
@@ -134,7 +144,7 @@ def test_which_names_are_weights(
             "several models, 4bit-128g, 4bit-32g: keep one",
         ),
         (["consolidated.safetensors"], "Mistral's own names"),
-        (["gptq_model-4bit-128g.pt"], "pickled weights"),
+        (["gptq_model-4bit-128g.pt"], r"\(gptq_model-4bit-128g\.pt\).*save_pretrained"),
         ([], "no model\\*.safetensors files$"),
     ],
 )
@@ -145,6 +155,40 @@ def test_a_folder_without_weights_says_why(
         (tmp_path / name).touch()
     with pytest.raises(ModelFileError, match=words):
         weight_files(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("more", "name"),
+    [
+        ({}, OLD_NAME),
+        ({"model_file_base_name": "Wizard-4bit.act"}, "Wizard-4bit.act"),
+    ],
+)
+def test_settings_name_one_of_several_models(
+    more: dict[str, Any], name: str, tmp_path: Path
+) -> None:
+    """Also beside `model.safetensors`, which may be the unpacked one."""
+    expected = np.array(saved(tmp_path, GPTQ)(TOKENS))
+    settings = {"bits": 4, "group_size": 32, "desc_act": False, **more}
+    moved_out(tmp_path, "quantize_config.json", settings)
+    (tmp_path / f"{OLD_NAME}.safetensors").rename(tmp_path / f"{name}.safetensors")
+    for other in ("model", "gptq_model-4bit-128g"):
+        (tmp_path / f"{other}.safetensors").write_bytes(b"x")
+    logits = np.array(load_model(locate(str(tmp_path))).module(TOKENS))
+    assert np.abs(logits - expected).max() < 2e-5 * np.abs(expected).max()
+
+
+def test_a_packing_of_the_text_part_comes_first(tmp_path: Path) -> None:
+    text = {"text_config": {"quantization_config": {"quant_method": "fp8"}}}
+    (tmp_path / "config.json").write_text(json.dumps(text))
+    (tmp_path / "hf_quant_config.json").write_text('{"quantization": {}}')
+    assert read_config(tmp_path) == text
+
+
+def test_a_repository_of_pickles_names_one() -> None:
+    files = offered("config.json", "gptq_model-4bit-128g.pt")
+    with pytest.raises(DownloadError, match=r"only pickled weights \(gptq_model-4bit"):
+        choose_files("owner/name", files)
 
 
 def test_a_part_of_an_older_model_that_is_missing_is_named(tmp_path: Path) -> None:
