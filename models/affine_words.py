@@ -25,3 +25,16 @@ def words_of(codes: mx.array, bits: int) -> mx.array:
     shifts = mx.arange(0, WORD, bits, dtype=mx.uint32)
     grouped = codes.reshape(codes.shape[0], -1, WORD // bits)
     return (grouped << shifts).sum(axis=-1).astype(mx.uint32)
+
+
+def numbers_of(
+    codes: mx.array, zeros: mx.array, scales: mx.array, groups: mx.array
+) -> mx.array:
+    """`scale * (code - zero)` in float32, `[outputs, inputs]` as the codes are.
+
+    zeros and scales: `[outputs, groups]`. groups: the group of each input, in any order.
+    """
+    of_inputs = groups.astype(mx.int32)
+    centres = zeros.astype(mx.float32)[:, of_inputs]
+    factors = scales.astype(mx.float32)[:, of_inputs]
+    return (codes.astype(mx.float32) - centres) * factors

@@ -3,7 +3,9 @@
 Both hold `w = scale * (code - zero)` in groups of inputs; MLX holds `w = scale * code +
 bias`. AWQ's GEMM layout packs eight outputs into a word, in an order of its own; GPTQ
 packs inputs, and its first format stores each zero less 1. Layouts are known by what a
-configuration calls them, since shapes alone do not tell.
+configuration calls them, since shapes alone do not tell. Where the inputs of a group are
+not side by side, as GPTQ's act-order has them, a layer becomes floats: MLX knows no such
+groups.
 """
 
 from __future__ import annotations
@@ -21,13 +23,15 @@ from rvllm_local.models.affine_words import (
     WORD,
     codes_of,
     divided_size,
+    numbers_of,
     words_of,
 )
 from rvllm_local.models.packing_faults import unsupported
 
 Weights = dict[str, mx.array]
 
-METHODS = ("awq", "gptq")
+GPTQ = "gptq"
+METHODS = ("awq", GPTQ)
 # Where a word of AWQ's holds its eight outputs, first to last.
 _AWQ_PLACES = (0, 4, 1, 5, 2, 6, 3, 7)
 _BITS = {"awq": (4,), "gptq": (2, 4, 8)}
@@ -57,6 +61,12 @@ def packed_settings(config: Mapping[str, Any]) -> dict[str, Any]:
     return {"bits": bits, "group_size": divided_size(size)}
 
 
+def reorders_inputs(config: Mapping[str, Any]) -> bool:
+    """Whether inputs may be grouped in another order than their own (act-order)."""
+    is_in_order = config.get("desc_act") is not True or config.get("static_groups")
+    return not is_in_order and config.get("group_size") != _WHOLE
+
+
 def _layout(config: Mapping[str, Any], method: str) -> str:
     if method == "awq":
         return str(config.get("version") or "gemm").lower()
@@ -73,8 +83,8 @@ def as_affine(
 
     `config` is the `quantization_config`. Scales and offsets are of `dtype`, or of the
     stored scales' with None; of half precision, an offset is rounded to it. Raises
-    `ModelFileError` for parts that do not fit, and `UnsupportedModelError` for inputs
-    that are not grouped in their order.
+    `ModelFileError` for parts that do not fit, and `UnsupportedModelError` for groups of
+    a size that MLX does not have.
     """
     if config.get("quant_method") not in METHODS:
         return weights
@@ -122,13 +132,21 @@ def _affine_layer(
     size = unpacked.group_size
     if size % GROUP_SIZES[-1]:
         raise unsupported(config["quant_method"], f"has groups of {size} in {layer}")
-    order = weights.get(f"{layer}.g_idx")
-    if order is not None:
-        _check_order(layer, order, len(unpacked.codes), size)
+    dtype = dtype or unpacked.scales.dtype
+    groups = weights.get(f"{layer}.g_idx")
+    if groups is not None and not _is_in_order(layer, groups, unpacked):
+        if not reorders_inputs(config):
+            raise ModelFileError(
+                f"{layer}.g_idx groups the inputs by activation, and config.json's "
+                "quantization names no act-order (desc_act)"
+            )
+        zeros = unpacked.zeros.T
+        scales = unpacked.scales.T
+        numbers = numbers_of(unpacked.codes.T, zeros, scales, groups)
+        return {f"{layer}.weight": numbers.astype(dtype)}
     scales = unpacked.scales.astype(mx.float32)
     biases = -(unpacked.zeros.astype(mx.float32) * scales)
     times = size // divided_size(size)
-    dtype = dtype or unpacked.scales.dtype
     return {
         f"{layer}.weight": words_of(unpacked.codes.T, unpacked.bits),
         f"{layer}.scales": mx.repeat(scales.T, times, axis=1).astype(dtype),
@@ -174,15 +192,23 @@ def _gptq_bits(
     return bits
 
 
-def _check_order(layer: str, order: mx.array, inputs: int, size: int) -> None:
-    """Inputs of a group must be side by side: MLX knows no other groups."""
-    if not order.size:
-        return
-    plain = np.arange(inputs) // size
-    if order.shape != (inputs,) or not np.array_equal(np.array(order), plain):
-        raise unsupported(
-            "gptq", f"groups the inputs of {layer} by activation (desc_act)"
+def _is_in_order(layer: str, groups: mx.array, unpacked: _Codes) -> bool:
+    """Whether each group's inputs are side by side. `groups` may be left empty."""
+    if not groups.size:
+        return True
+    inputs = len(unpacked.codes)
+    stated = np.array(groups)
+    if stated.shape != (inputs,) or stated.min() < 0:
+        raise ModelFileError(
+            f"{layer}.g_idx has the shape {list(stated.shape)} for {inputs} inputs, or "
+            "groups below 0"
         )
+    if stated.max() >= len(unpacked.scales):
+        raise ModelFileError(
+            f"{layer}.g_idx names group {stated.max()}, and there are scales of "
+            f"{len(unpacked.scales)}"
+        )
+    return np.array_equal(stated, np.arange(inputs) // unpacked.group_size)
 
 
 def _misfit(layer: str, *parts: mx.array) -> ModelFileError:

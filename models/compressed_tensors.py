@@ -20,6 +20,7 @@ from rvllm_local.models.affine_words import (
     WORD,
     codes_of,
     divided_size,
+    numbers_of,
     words_of,
 )
 from rvllm_local.models.float8 import OF_ACTIVATIONS
@@ -34,6 +35,7 @@ _FLOATS = {
     8: ("float-quantized", "naive-quantized", "mxfp8-quantized"),
     4: ("nvfp4-pack-quantized",),
 }
+_REORDERED = (True, "group", "dynamic")
 _MXFP4 = "mxfp4-pack-quantized"
 _BITS = (4, 8)
 # Where a rotation is in the stored weights already; elsewhere activations are rotated.
@@ -78,6 +80,12 @@ def packed_settings(config: Mapping[str, Any]) -> dict[str, Any]:
     if type(size) is not int or size <= 0 or size % GROUP_SIZES[-1]:
         size = GROUP_SIZES[-1]
     return {"bits": weights["num_bits"], "group_size": divided_size(size)}
+
+
+def reorders_inputs(config: Mapping[str, Any]) -> bool:
+    """Whether inputs may be grouped in another order than their own (actorder)."""
+    orders = [weights.get("actorder") for _, weights in _groups(config)]
+    return any(order in _REORDERED for order in orders)
 
 
 def block_of(config: Mapping[str, Any]) -> Any:
@@ -175,8 +183,8 @@ def as_mlx_packs(
     """The weights with packed layers as MLX packs them.
 
     Scales and offsets of whole numbers are of `dtype`, or of the stored scales' with
-    None. Raises `ModelFileError` for parts that do not fit, and `UnsupportedModelError`
-    for inputs that are not grouped in their order.
+    None. Layers whose inputs are not grouped in their order become floats. Raises
+    `ModelFileError` for parts that do not fit.
     """
     if _only_kind(config) == "mxfp4":
         return _as_mxfp4(weights)
@@ -250,10 +258,13 @@ def _affine_layer(
     if scales.ndim == 1:
         factors = factors[:, None]
     size = _group_size(layer, codes, factors)
-    order = parts.get("weight_g_idx")
-    if order is not None:
-        _check_order(layer, order)
     zeros = _zeros(codes, parts.get("weight_zero_point"))
+    groups = parts.get("weight_g_idx")
+    if groups is not None and not _is_in_order(layer, codes, groups, factors):
+        centres = mx.broadcast_to(zeros, factors.shape)
+        raised = codes_of(codes.words, codes.bits)
+        numbers = numbers_of(raised, centres, factors, groups)
+        return {f"{layer}.weight": numbers.astype(dtype)}
     offsets = -(zeros * factors)
     times = size // divided_size(size)
     factors = mx.repeat(factors, times, axis=1)
@@ -322,8 +333,22 @@ def _zeros(codes: _Codes, stored: mx.array | None) -> mx.array:
     return zeros.astype(mx.float32)
 
 
-def _check_order(layer: str, order: mx.array) -> None:
-    """Inputs of a group must be side by side: MLX knows no other groups."""
-    rises = order[1:] >= order[:-1]
-    if not mx.all(rises).item():
-        raise _unsupported(f"groups the inputs of {layer} by activation (actorder)")
+def _is_in_order(
+    layer: str,
+    codes: _Codes,
+    groups: mx.array,
+    factors: mx.array,
+) -> bool:
+    """Whether each group's inputs are side by side. Groups of -1 stand for that."""
+    stated = np.array(groups)
+    if stated.max() < 0:
+        return True
+    count = factors.shape[-1]
+    is_whole = stated.shape == (codes.inputs,) and stated.min() >= 0
+    if not is_whole or stated.max() >= count:
+        raise ModelFileError(
+            f"{layer}: weight_g_idx {list(stated.shape)} does not give each of "
+            f"{codes.inputs} inputs one of {count} groups"
+        )
+    rises = stated[1:] >= stated[:-1]
+    return bool(rises.all())

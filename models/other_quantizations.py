@@ -50,6 +50,18 @@ def _algorithms(config: Mapping[str, Any]) -> list[Any]:
     return algorithms
 
 
+def may_widen(config: Mapping[str, Any]) -> bool:
+    """Whether loading makes floats of packed weights, of all or of some."""
+    method = config.get("quant_method")
+    if method == awq_gptq.GPTQ and awq_gptq.reorders_inputs(config):
+        return True
+    if method == compressed_tensors.METHOD and compressed_tensors.reorders_inputs(
+        config
+    ):
+        return True
+    return becomes_floats(config)
+
+
 def packed_settings(config: Mapping[str, Any]) -> dict[str, Any] | None:
     """Bits and group size of what stays packed, for MLX; None for what is not read here."""
     method = config.get("quant_method")

@@ -20,6 +20,7 @@ from rvllm_local.models.gguf.mlx import GROUP_SIZE
 from rvllm_local.models.other_quantizations import (
     as_mlx_holds,
     becomes_floats,
+    may_widen,
     packed_settings,
 )
 
@@ -76,12 +77,12 @@ def _is_ternary(config: Mapping[str, Any]) -> bool:
 def narrowest_bits(config: Mapping[str, Any]) -> int | None:
     """The fewest bits of a quantization that a CPU can keep; None if none is named.
 
-    Raises as `quantize_as_stored`.
+    Of one that may become floats none is counted on. Raises as `quantize_as_stored`.
     """
     if _is_ternary(config):
         return None
     plan = _plan(config)
-    if plan is None:
+    if plan is None or widens(config):
         return None
     fewest = int(plan["bits"])
     for settings in plan.values():
@@ -220,11 +221,11 @@ def other_tools_config(config: Mapping[str, Any]) -> Any:
 
 
 def widens(config: Mapping[str, Any]) -> bool:
-    """Whether loading makes wider floats of what is stored, in other tools' 8 bits."""
+    """Whether loading makes wider floats of what other tools packed, or of some of it."""
     other = other_tools_config(config)
     if config.get("quantization") or not isinstance(other, Mapping):
         return False
-    return becomes_floats(other)
+    return may_widen(other)
 
 
 def as_mlx_stores(

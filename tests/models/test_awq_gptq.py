@@ -77,6 +77,11 @@ CASES = {
     "gptq, 8 bits": ({**GPTQ, "bits": 8}, {"bits": 8}),
     "gptq, 2 bits": ({**V2, "bits": 2}, {"bits": 2}),
     "gptq, one group": ({**GPTQ, "group_size": -1}, {"group": 32}),
+    "gptq, act-order": ({**GPTQ, "desc_act": True}, {"by_activation": True}),
+    "gptq v2, act-order in 8 bits": (
+        {**V2, "desc_act": True, "bits": 8},
+        {"by_activation": True, "bits": 8},
+    ),
     "gptq, act-order that changes no order": ({**GPTQ, "desc_act": True}, {}),
     "gptq, layers of other bits": (GPTQ, {"bits": 8}),
 }
@@ -89,7 +94,7 @@ def test_logits_are_those_of_the_codes(name: str, packs: bool, tmp_path: Path) -
     model = saved(tmp_path, config, **how)
     expected = np.array(model(TOKENS))
     loaded = load_model(locate(str(tmp_path)), packs=packs)
-    assert loaded.packs == packs
+    assert loaded.packs == (packs and "by_activation" not in how)
     logits = np.array(loaded.module(TOKENS))
     assert np.abs(logits - expected).max() < 2e-5 * np.abs(expected).max()
 
@@ -199,11 +204,20 @@ def change(folder: Path, name: str, value: Any) -> None:
 LAYER = "model.layers.1.mlp.up_proj"
 
 
-def test_inputs_in_another_order_are_refused_by_name(tmp_path: Path) -> None:
-    saved(tmp_path, {**GPTQ, "desc_act": True})
+def test_inputs_in_another_order_than_the_configuration_says(tmp_path: Path) -> None:
+    saved(tmp_path, GPTQ)
     change(tmp_path, f"{LAYER}.g_idx", np.arange(64, dtype=np.int32) % 2)
-    with pytest.raises(UnsupportedModelError, match=r"up_proj by activation.*desc_act"):
+    words = r"up_proj.g_idx groups .* by activation, and config.json's .*desc_act"
+    with pytest.raises(ModelFileError, match=words):
         load_model(locate(str(tmp_path)))
+
+
+def test_the_plan_knows_that_act_order_makes_floats(tmp_path: Path) -> None:
+    saved(tmp_path, {**GPTQ, "desc_act": True}, by_activation=True)
+    files = locate(str(tmp_path))
+    described = describe(files)
+    assert described.packed_bytes is None
+    assert described.weights_bytes >= load_model(files, packs=True).weights_bytes
 
 
 @pytest.mark.parametrize(
@@ -214,6 +228,9 @@ def test_inputs_in_another_order_are_refused_by_name(tmp_path: Path) -> None:
         ("scales", np.ones((3, 96), dtype=np.float16)),
         ("scales", np.ones((2, 8), dtype=np.float16)),
         ("qzeros", np.zeros((2, 2), dtype=np.int32)),
+        ("g_idx", np.arange(60, dtype=np.int32)),
+        ("g_idx", np.arange(64, dtype=np.int32)),
+        ("g_idx", np.arange(64, dtype=np.int32) - 1),
         ("qweight", np.zeros((7, 96), dtype=np.int32)),
         ("qweight", np.zeros(96, dtype=np.int32)),
     ],

@@ -258,6 +258,14 @@ WHOLE: dict[str, tuple[dict[str, Any], Pack]] = {
         compressed("pack-quantized", num_bits=4, group_size=32, symmetric=False),
         in_words(group=32, symmetric=False),
     ),
+    "groups by activation": (
+        compressed("pack-quantized", num_bits=4, group_size=32, actorder="group"),
+        in_words(group=32, by_activation=True),
+    ),
+    "groups by activation, with zeros": (
+        compressed("pack-quantized", num_bits=8, group_size=32, actorder="group"),
+        in_words(group=32, bits=8, symmetric=False, by_activation=True),
+    ),
     "rotated before they were packed": (
         rotated("weight_output", "weight_input"),
         in_words(group=32),
@@ -310,7 +318,7 @@ def test_floats_have_the_logits_of_their_codes(
         *((name, "llama") for name in WHOLE),
         *(
             (name, arch)
-            for name in ("with zeros", "floats as MLX has them")
+            for name in ("with zeros", "floats as MLX has them", "groups by activation")
             for arch in ("qwen3_moe", "deepseek_v3", "mixtral")
         ),
     ],
@@ -413,7 +421,8 @@ LAYER = "model.layers.1.mlp.up_proj"
         ("groups of 4 bits", "weight_scale", None),
         ("groups of 4 bits", "weight_scale", np.ones((96, 3), np.float16)),
         ("groups of 4 bits", "weight_shape", np.array([96, 63])),
-        ("groups of 4 bits", "weight_g_idx", np.arange(64, dtype=np.int32) % 2),
+        ("groups of 4 bits", "weight_g_idx", np.arange(60, dtype=np.int32) % 2),
+        ("groups of 4 bits", "weight_g_idx", np.arange(64, dtype=np.int32) % 3),
     ],
 )
 def test_parts_that_do_not_go_together_name_the_layer(

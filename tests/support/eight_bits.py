@@ -103,16 +103,20 @@ class Small:
 
 @dataclass(frozen=True)
 class Whole:
-    """A matrix of signed codes `[out, in]`; zeros and scales are `[out, groups]`."""
+    """A matrix of signed codes `[out, in]`; zeros and scales are `[out, groups]`.
+
+    groups: each input's group, where these are not side by side.
+    """
 
     codes: Array
     zeros: Array
     scales: Array
     bits: int
+    groups: Array | None = None
 
     @classmethod
     def random(cls, rows: int, columns: int, **how: Any) -> Whole:
-        """how: `bits`, `group` (inputs), `symmetric`, `seed`."""
+        """how: `bits`, `group` (inputs), `symmetric`, `by_activation`, `seed`."""
         random = np.random.default_rng(how.get("seed", 0))
         bits = how.get("bits", 4)
         half = 1 << (bits - 1)
@@ -123,13 +127,19 @@ class Whole:
             zeros = np.zeros_like(zeros)
         size = 1.6 / np.sqrt(columns) / (1 << bits)
         scales = (size * random.uniform(0.5, 1.5, zeros.shape)).astype(np.float16)
-        return cls(codes, zeros, scales, bits)
+        if not how.get("by_activation"):
+            return cls(codes, zeros, scales, bits)
+        of_inputs = np.arange(columns, dtype=np.int32) * groups // columns
+        return cls(codes, zeros, scales, bits, random.permutation(of_inputs))
 
     @property
     def weight(self) -> Array:
-        times = self.codes.shape[1] // self.scales.shape[1]
-        zeros = np.repeat(self.zeros, times, axis=1).astype(np.float64)
-        scales = np.repeat(self.scales, times, axis=1).astype(np.float64)
+        groups = self.groups
+        if groups is None:
+            columns = self.codes.shape[1]
+            groups = np.arange(columns) * self.scales.shape[1] // columns
+        zeros = self.zeros[:, groups].astype(np.float64)
+        scales = self.scales[:, groups].astype(np.float64)
         values: Array = (self.codes - zeros) * scales
         return values
 
@@ -142,6 +152,8 @@ class Whole:
         }
         if not symmetric:
             parts["weight_zero_point"] = _words(self.zeros.T, self.bits).T
+        if self.groups is not None:
+            parts["weight_g_idx"] = self.groups
         return parts
 
 

@@ -18,33 +18,40 @@ AWQ_ORDER = (0, 2, 4, 6, 1, 3, 5, 7)
 
 @dataclass(frozen=True)
 class Coded:
-    """A linear layer: codes `[in, out]`, zeros and scales `[groups, out]`."""
+    """A linear layer: codes `[in, out]`, zeros and scales `[groups, out]`.
+
+    groups: each input's group.
+    """
 
     codes: Array
     zeros: Array
     scales: Array
     bits: int
+    groups: Array
 
     @classmethod
     def random(cls, rows: int, columns: int, **how: Any) -> Coded:
-        """how: `bits`, `group` (inputs), `symmetric`, `seed`."""
+        """how: `bits`, `group` (inputs), `symmetric`, `by_activation`, `seed`."""
         random = np.random.default_rng(how.get("seed", 0))
         bits = how.get("bits", 4)
-        groups = rows // how.get("group", 32)
+        group = how.get("group", 32)
+        groups = rows // group
         codes = random.integers(0, 1 << bits, (rows, columns))
         zeros = random.integers(1, 1 << bits, (groups, columns))
         if how.get("symmetric"):
             zeros = np.full_like(zeros, 1 << (bits - 1))
         size = 1.6 / np.sqrt(rows) / (1 << bits)
         scales = (size * random.uniform(0.5, 1.5, zeros.shape)).astype(np.float16)
-        return cls(codes, zeros, scales, bits)
+        of_inputs = np.arange(rows, dtype=np.int32) // group
+        if how.get("by_activation"):
+            of_inputs = random.permutation(of_inputs)
+        return cls(codes, zeros, scales, bits, of_inputs)
 
     @property
     def weight(self) -> Array:
         """`[out, in]`, in float64."""
-        times = len(self.codes) // len(self.scales)
-        zeros = np.repeat(self.zeros, times, axis=0).astype(np.float64)
-        scales = np.repeat(self.scales, times, axis=0).astype(np.float64)
+        zeros = self.zeros[self.groups].astype(np.float64)
+        scales = self.scales[self.groups].astype(np.float64)
         values: Array = (self.codes - zeros) * scales
         return values.T
 
@@ -80,10 +87,9 @@ def gptq(layer: Coded, version: int = 1) -> dict[str, Array]:
     if version == 1:
         zeros = zeros - 1
     across = zeros.reshape(len(zeros), -1, each)
-    group = rows // len(layer.scales)
     return {
         "qweight": _joined(down, layer.bits),
         "qzeros": _joined(across, layer.bits),
         "scales": layer.scales,
-        "g_idx": (np.arange(rows) // group).astype(np.int32),
+        "g_idx": layer.groups,
     }
