@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import os
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -116,6 +118,31 @@ SCARCE = {
 }
 
 
+Undrafted = Callable[[str], tuple[Path, list[Answer]]]
+
+
+@pytest.fixture(scope="module")
+def undrafted(tmp_path_factory: pytest.TempPathFactory) -> Undrafted:
+    """By architecture a model with a head, and its answers without drafts, made once."""
+
+    @functools.cache
+    def made(arch: str) -> tuple[Path, list[Answer]]:
+        folder = tmp_path_factory.mktemp(arch) / "model"
+        save_with_head(arch, folder, seed=3)
+        items = [scenario(seed) for seed in range(COUNT)]
+        with scarce_engine(arch, folder, draft="off") as engine:
+            answers = engine.run(items)
+            assert engine.core.stats()["preemptions"] > 0 or arch == "glm_moe_dsa"
+        return folder, answers
+
+    return made
+
+
+def scarce_engine(arch: str, folder: Path, draft: str) -> Engine:
+    options = {"kv_memory": SCARCE[arch], "deterministic": True, "prefill_chunk": 64}
+    return Engine(folder, draft=draft, **options)
+
+
 @pytest.mark.parametrize(
     ("arch", "kind"),
     [
@@ -129,19 +156,15 @@ SCARCE = {
     ],
 )
 def test_answers_are_the_same_with_a_model_that_has_a_head(
-    arch: str, kind: str, tmp_path: Path
+    arch: str, kind: str, undrafted: Undrafted
 ) -> None:
     """Qwen's have recurrent layers, whose states go back where a draft was wrong."""
-    folder = save_with_head(arch, tmp_path / "model", seed=3)
+    folder, expected = undrafted(arch)
     items = [scenario(seed) for seed in range(COUNT)]
-    options = {"kv_memory": SCARCE[arch], "deterministic": True}
-    with Engine(folder, draft="off", prefill_chunk=64, **options) as undrafted:
-        expected = undrafted.run(items)
-        assert undrafted.core.stats()["preemptions"] > 0 or arch == "glm_moe_dsa"
     whole = []
     for item, answer in zip(items, expected, strict=True):
         whole += [[*item.prompt, *tokens] for tokens in answer.tokens.values()]
-    with Engine(folder, draft="mtp", prefill_chunk=64, **options) as drafting:
+    with scarce_engine(arch, folder, draft="mtp") as drafting:
         speculator = drafting.core._parts.speculator
         assert speculator is not None
         speculator.costs = FreeTokens()
