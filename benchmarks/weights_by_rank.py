@@ -4,8 +4,9 @@
 
 Writes a random llama in float32 (with --pipeline a qwen2, of which each rank has layers of its own), leaves so much
 memory to the engine that one process refuses the model, and serves it with two ranks of a hosts file that have as much
-each. A rank's resident weights are what its process has more than one that serves the same model with two layers a
-hundredth as wide, and the most that it ever had. Linux only.
+each. Of each rank's part: `part` is its share of the weights by its shapes, `held` what its process has more than one that
+serves the same model with two layers a hundredth as wide (the weights, and whatever else is larger: its KV, up to 16 MB,
+and freed memory that the process keeps), `most` the most that it ever had. Linux only.
 """
 
 from __future__ import annotations
@@ -27,9 +28,13 @@ from rvllm_local import SamplingParams
 from rvllm_local.clients.process.client import ProcessClient
 from rvllm_local.distributed.hosts import read_hosts
 from rvllm_local.distributed.invitation import Invitation, start_rank
+from rvllm_local.engine.startup.pipeline_stages import plan_stages
 from rvllm_local.errors import MemoryBudgetError
 from rvllm_local.machine import device_memory
+from rvllm_local.models.describe import describe
 from rvllm_local.models.families import build_model
+from rvllm_local.models.locate import locate
+from rvllm_local.models.sharding import divide_outline, parameter_bytes
 from rvllm_local.options import EngineOptions
 from tests.support.ranks import free_hosts
 from tests.support.tiny import save_tokenizer
@@ -70,6 +75,17 @@ def save_model(folder: Path, family: str, layers: int, width: int) -> int:
     mx.save_safetensors(str(folder / "model.safetensors"), weights)
     save_tokenizer(folder)
     return sum(value.nbytes for value in weights.values())
+
+
+def planned_shares(folder: Path, *, pipeline: bool) -> list[float]:
+    """Each rank's share of the weights, by the shapes of its part."""
+    model = describe(locate(str(folder)))
+    whole = parameter_bytes(model.module)
+    if pipeline:
+        stages = plan_stages(model, EngineOptions(ranks=2, pipeline=True))
+        return [parameter_bytes(stage.module) / whole for stage in stages]
+    divide_outline(model.module, model.config, 2)
+    return 2 * [parameter_bytes(model.module) / whole]
 
 
 def memory_of(pid: int) -> dict[str, int]:
@@ -149,6 +165,7 @@ def main() -> int:
             kv_memory=KV_MEMORY, max_rows=2, prefill_chunk=64, system_reserve=reserve
         )
         refusal = refusal_of(folder, options)
+        parts = planned_shares(folder, pipeline=arguments.pipeline)
         together = structs.replace(
             options,
             ranks=2,
@@ -161,7 +178,9 @@ def main() -> int:
     for rank in range(2):
         held = full[rank]["RssAnon"] - empty[rank]["RssAnon"]
         peak = full[rank]["VmHWM"] - empty[rank]["VmHWM"]
-        shares.append({"held": held / weights, "most": peak / weights})
+        shares.append(
+            {"part": parts[rank], "held": held / weights, "most": peak / weights}
+        )
     result = {
         "weights": weights,
         "one process": refusal,

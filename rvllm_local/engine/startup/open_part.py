@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 import mlx.core as mx
 
+from rvllm_local import host
 from rvllm_local.engine.runner import ModelRunner
 from rvllm_local.engine.startup.arena_sizes import usable_context
 from rvllm_local.engine.startup.choose_runner import LoadedParts, choose_runner
@@ -84,6 +85,7 @@ def open_part(
     loaded = load_model(
         files, group=group, context=options.context_length, pipeline=options.pipeline
     )
+    _give_back()
     parts, plan = load_parts(loaded, options, adapters, _blocks(files, options))
     parts = dataclasses.replace(
         parts,
@@ -92,10 +94,20 @@ def open_part(
         is_stage=options.pipeline,
     )
     runner, scratch = choose_runner(parts, options, None)
+    _give_back()
     if options.pipeline:
         join_stages(loaded.module, group.size(), group.rank())
     runner.weight_form = form_in_words("plain")
     return ModelPart(parts, measured_plan(plan, runner, scratch), runner, adapters)
+
+
+def _give_back() -> None:
+    """Keep nothing of what was in between: whole tensors, and the check's own arrays.
+
+    A rank has memory for its part, and for little beside it.
+    """
+    mx.clear_cache()
+    host.trim_heap()
 
 
 def _blocks(files: ModelFiles, options: EngineOptions) -> tuple[int, ...] | None:
