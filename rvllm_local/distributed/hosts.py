@@ -38,11 +38,16 @@ def read_hosts(path: Path) -> RankHosts:
             f"--hosts {path} must be a list of two hosts or more, rank 0 first, like "
             '[{"ssh": "name", "ips": ["10.0.0.1"]}, ...]'
         )
-    addresses = []
+    addresses: list[tuple[str, int]] = []
     for rank, entry in enumerate(entries):
-        addresses.append(_address(path, rank, entry))
-    if len(set(addresses)) != len(addresses):
-        raise ConfigError(f"--hosts {path} has an address and port twice")
+        address = _address(path, rank, entry)
+        if address in addresses:
+            host, port = address
+            raise ConfigError(
+                f"--hosts {path} has {host}:{port} twice, for the ranks "
+                f"{addresses.index(address)} and {rank}; give each its own"
+            )
+        addresses.append(address)
     secret = str(path.absolute().with_suffix(".secret"))
     return RankHosts(tuple(addresses), secret, backend, _devices(entries))
 

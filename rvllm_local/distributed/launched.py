@@ -101,4 +101,7 @@ def _read_devices(path: Path) -> RdmaDevices:
     try:
         return msgspec.json.decode(path.read_bytes(), type=RdmaDevices)
     except (OSError, ValueError) as error:
-        raise ConfigError(f"MLX_IBV_DEVICES cannot be read: {error}") from error
+        raise ConfigError(
+            f"MLX_IBV_DEVICES names {str(path)!r:.80}, which is no list of each rank's "
+            f"devices: {error}; run mlx.launch with mlx.distributed_config's hosts file"
+        ) from error

@@ -63,7 +63,7 @@ def test_devices_and_a_back_end_are_read(tmp_path: Path) -> None:
         ([ENTRIES[0], {"ips": []}], "rank 1 needs"),
         ([ENTRIES[0], {"ips": ["second"]}], "no IPv4"),
         ([ENTRIES[0], {"ips": ["10.0.0.2:99999"]}], "99999"),
-        ([ENTRIES[1], ENTRIES[1]], "twice"),
+        ([ENTRIES[1], ENTRIES[1]], "10.0.0.2:5000 twice, for the ranks 0 and 1"),
     ],
 )
 def test_a_file_that_cannot_be_is_refused(

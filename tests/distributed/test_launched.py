@@ -77,7 +77,7 @@ def test_jaccl_s_devices_are_handed_on(met: dict[str, str], tmp_path: Path) -> N
         ),
         (
             {"MLX_JACCL_COORDINATOR": "h:5000", "MLX_IBV_DEVICES": "/nowhere/at/all"},
-            "MLX_IBV_DEVICES cannot be read",
+            "MLX_IBV_DEVICES names '/nowhere/at/all'",
         ),
     ],
 )
