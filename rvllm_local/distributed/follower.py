@@ -173,6 +173,9 @@ class _Follower:
         self._link.start(self._take, self._end, job.pid or None)
 
     def _take(self, frame: frames.FromLeader) -> None:
+        if isinstance(frame, frames.RollCall):  # even where a sum waits for others
+            self._link.send(frames.Present(frame.number))
+            return
         if isinstance(frame, frames.Close):
             if not self._keeps_blocks:
                 os._exit(_OVER)

@@ -87,6 +87,18 @@ class Beat(Frame, frozen=True):
     """A sign of life."""
 
 
+class RollCall(Frame, frozen=True):
+    """Is the rank there? It answers `Present` with this number at once."""
+
+    number: int
+
+
+class Present(Frame, frozen=True):
+    """The rank is there, or was when it had read the call of this number."""
+
+    number: int
+
+
 class Close(Frame, frozen=True):
     """The job is over."""
 
@@ -224,8 +236,8 @@ StateChange = StateFork | StateClear | StateResume | SnapshotKeep | SnapshotDrop
 Swap = SwapOut | SwapIn | SwapForget
 Disk = SpillBlock | RestoreBlock
 Call = Prefill | Score | Decode | CopyBlocks | Swap | Disk | StateChange
-FromLeader = Job | Go | Serving | Beat | Close | Failed | Call
-FromRank = Hello | Joined | Ready | Verdict | Failed | Beat
+FromLeader = Job | Go | Serving | Beat | RollCall | Close | Failed | Call
+FromRank = Hello | Joined | Ready | Verdict | Present | Failed | Beat
 
 FROM_LEADER: msgspec.msgpack.Decoder[FromLeader] = msgspec.msgpack.Decoder(FromLeader)
 FROM_RANK: msgspec.msgpack.Decoder[FromRank] = msgspec.msgpack.Decoder(FromRank)

@@ -14,7 +14,7 @@ import struct
 from rvllm_local.errors import EngineError
 from rvllm_local.framing import FrameError, receive_exactly
 
-_GREETING = b"rvllm ranks 2\n"  # changes with the protocol
+_GREETING = b"rvllm ranks 3\n"  # changes with the protocol
 _CHALLENGE = 32  # bytes
 _RANK = struct.Struct(">H")
 _PROOF = 32

@@ -97,7 +97,11 @@ class LeadingJob:
         team.start(self._gathered.pids)
         team.tell(frames.Go())
         group = form_group(self._gathered.meeting, 0)
-        part = open_part(self._files, self._options, group)
+        try:
+            part = open_part(self._files, self._options, group)
+        except RuntimeError:  # MLX's: as where a rank has gone
+            team.check_present()
+            raise
         team.await_ready(ready_frame(part))
         core = leading_core(part, text, self._options, team)
         team.be_strict()

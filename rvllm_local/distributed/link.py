@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import socket
 import threading
 from collections.abc import Callable
@@ -16,6 +17,9 @@ from rvllm_local.distributed.silence import SERVING_S, TICK_S, Silence
 from rvllm_local.framing import FrameError
 
 _BEAT_S = 0.5
+# The other side's process has gone, or this one has closed the connection itself. One
+# that ends with frames unread resets it.
+_ENDED = (errno.EPIPE, errno.ECONNRESET, errno.EBADF)
 T = TypeVar("T")
 
 
@@ -100,7 +104,7 @@ class Link(Generic[T]):
             self._end(f"spoke nonsense: {error}")
             return
         except OSError as error:
-            self._end(f"was lost: {error.strerror}")
+            self._end(end_in_words(error))
             return
         finally:
             self._connection.close()
@@ -123,3 +127,10 @@ class Link(Generic[T]):
             if self._is_over.wait(TICK_S):
                 return
         self._end(f"gave no sign of life for {self._silence.limit_s:g} s")
+
+
+def end_in_words(error: OSError) -> str:
+    """What a connection's error says about the other side."""
+    if error.errno in _ENDED:
+        return "ended"
+    return f"was lost: {error.strerror}"

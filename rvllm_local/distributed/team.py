@@ -3,23 +3,21 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
 import subprocess
-import sys
 import threading
-import time
 from collections.abc import Iterator, Mapping, Sequence
 
 from rvllm_local.distributed import frames
-from rvllm_local.distributed.link import Link
+from rvllm_local.distributed.attendance import Attendance
+from rvllm_local.distributed.link import Link, end_in_words
 from rvllm_local.errors import EngineError, error_of
 from rvllm_local.framing import FrameError
 
-_ENDED = (errno.EPIPE, errno.EBADF)  # the other side has closed, or this one after it
-_EXIT_S = 0.5  # in which a process that has closed its connection can be collected
+_EXIT_S = 3.0  # in which a process that has closed its connection can be collected
 _CLOSE_S = 5.0  # in which it can write out what it keeps on disk
 _READY_S = 3600.0
+_STDERR = 2
 RankLink = Link[frames.FromRank]
 
 
@@ -40,6 +38,7 @@ class Team:
         self._processes = processes
         self._ready: dict[int, frames.Ready] = {}
         self._verdicts: dict[int, bool] = {}
+        self._attendance = Attendance(range(1, len(links) + 1))
         self._changed = threading.Condition()
         self._ending = threading.Lock()
         self._is_over = False
@@ -64,10 +63,7 @@ class Team:
             try:
                 link.send(frame)
             except OSError as error:
-                has_ended = error.errno in _ENDED
-                self._lose(
-                    rank, "ended" if has_ended else f"was lost: {error.strerror}"
-                )
+                self._lose(rank, end_in_words(error))
 
     def ask(self, frame: frames.Frame) -> bool:
         """Tell all other ranks, and wait for their verdicts. True if all are good.
@@ -92,9 +88,23 @@ class Team:
             yield
         except Exception as error:
             kind = type(error).__name__
-            time.sleep(_EXIT_S)  # a rank that was lost is named by its link
-            self.fail(f"a step of all ranks failed on rank 0 with {kind}")
+            self._blame(f"a step of all ranks failed on rank 0 with {kind}")
             raise
+
+    def check_present(self) -> None:
+        """Return if all other ranks are there.
+
+        One that was lost ends this process, under its own name: a sum that fails does
+        not say whose end it was.
+        """
+        number = self._attendance.next_number()
+        self.tell(frames.RollCall(number))
+        self._attendance.wait(number)
+
+    def _blame(self, failure: str) -> None:
+        """End all ranks for a failure, unless the loss of one explains it."""
+        self.check_present()
+        self.fail(failure)
 
     def await_ready(self, ready: frames.Ready) -> None:
         """Return when all ranks have loaded their parts; `ready` is rank 0's.
@@ -106,7 +116,7 @@ class Team:
                 lambda: len(self._ready) == len(self._links), _READY_S
             )
         if not is_complete:
-            raise EngineError(f"the ranks were not ready within {_READY_S:.0f} s")
+            raise EngineError(self._slow_in_words())
         for rank, other in sorted(self._ready.items()):
             if other != ready:
                 raise EngineError(
@@ -114,6 +124,16 @@ class Team:
                     f"{other.mode}, and rank 0 has {ready.num_blocks} and is called "
                     f"{ready.mode}; give all ranks the same settings"
                 )
+
+    def _slow_in_words(self) -> str:
+        names = []
+        for rank in range(1, len(self._links) + 1):
+            if rank not in self._ready:
+                names.append(self._name(rank))
+        return (
+            f"{', '.join(names)} had not loaded its part within {_READY_S:.0f} s; "
+            "what it says on its machine tells why"
+        )
 
     def be_strict(self) -> None:
         """From now on a rank that is silent for a short time is taken to hang."""
@@ -127,6 +147,7 @@ class Team:
             if self._is_over:
                 return
             self._is_over = True
+        self._attendance.end()
         for link in self._links:
             with contextlib.suppress(OSError):
                 link.send(frames.Close())
@@ -145,8 +166,10 @@ class Team:
             for process in self._processes.values():
                 with contextlib.suppress(OSError):
                     process.kill()
-            sys.stderr.write(f"{reason}\n")
-            sys.stderr.flush()
+            # In one piece, on a line of its own: MLX writes there as well, word by word.
+            with contextlib.suppress(OSError):
+                os.write(_STDERR, f"\n{reason}\n".encode())
+            self._attendance.end()
             os._exit(frames.RANK_LOST)
 
     def _take(self, rank: int, frame: frames.FromRank) -> None:
@@ -158,14 +181,24 @@ class Team:
             with self._changed:
                 self._verdicts[rank] = frame.is_done
                 self._changed.notify_all()
+        elif isinstance(frame, frames.Present):
+            self._attendance.note_present(rank, frame.number)
         elif isinstance(frame, frames.Failed):
-            self.fail(f"{self._name(rank)} failed: {frame.message}")
+            self._take_failure(rank, frame)
         else:
             kind = type(frame).__name__
             self.fail(f"{self._name(rank)} said {kind} out of turn")
 
+    def _take_failure(self, rank: int, frame: frames.Failed) -> None:
+        self._attendance.note_failed(rank)
+        failure = f"{self._name(rank)} failed: {frame.message}"
+        if frame.message == frame.kind:  # no error of ours: a sum's, most likely
+            self._blame(failure)
+        else:
+            self.fail(failure)
+
     def _lose(self, rank: int, reason: str) -> None:
-        if self._is_over:
+        if self._is_over or self._attendance.has_failed(rank):
             return
         process = self._processes.get(rank)
         if process is not None and reason == "ended":
@@ -189,7 +222,10 @@ def joined_mark(link: RankLink, rank: int, ranks: int) -> str:
         return frame.model_mark
     if isinstance(frame, frames.Failed):
         raise error_of(frame.kind, f"rank {rank} of {ranks}: {frame.message}", None)
-    raise EngineError(f"rank {rank} of {ranks} ended before it had joined")
+    raise EngineError(
+        f"rank {rank} of {ranks} at {link.peer} ended before it had joined; "
+        "its last line there says why"
+    )
 
 
 def exit_in_words(status: int) -> str:

@@ -160,7 +160,7 @@ def replayed(connection: socket.socket) -> bytes:
     """What rank 0 says after its challenge to a proof that was right for another."""
     mine, other = socket.socketpair()
     with mine, other, ThreadPoolExecutor(1) as threads:
-        other.sendall(b"rvllm ranks 2\n" + b"c" * 32)
+        other.sendall(b"rvllm ranks 3\n" + b"c" * 32)
         entering = threads.submit(enter, mine, SECRET, 2)
         proof = receive_exactly(other, 32 + 2 + 32)
         other.close()

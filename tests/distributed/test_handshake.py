@@ -65,7 +65,7 @@ def test_a_stranger_gets_a_challenge_and_nothing_else() -> None:
 
     verdict, _ = met(listen)
     assert isinstance(verdict.exception(), EngineError)
-    assert len(b"".join(heard)) == len(b"rvllm ranks 2\n") + 32
+    assert len(b"".join(heard)) == len(b"rvllm ranks 3\n") + 32
 
 
 def test_who_hangs_up_is_turned_away() -> None:

@@ -48,6 +48,17 @@ def test_frames_come_in_order_and_beats_are_not_told(
     assert lost.get(timeout=60) == "ended"
 
 
+def test_a_process_that_ends_with_frames_unread_has_ended(
+    pair: tuple[socket.socket, socket.socket],
+) -> None:
+    """The system resets its connection."""
+    ours, theirs = pair
+    _, lost = started(ours)
+    ours.sendall(b"nobody reads this")
+    theirs.close()
+    assert lost.get(timeout=60) == "ended"
+
+
 @pytest.mark.parametrize(
     ("nonsense", "words"),
     [

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import collections
 import contextlib
 import itertools
 import logging
@@ -17,6 +16,7 @@ from concurrent.futures import Future
 
 from rvllm_local.child_start import ENGINE, Spare, take_or_start
 from rvllm_local.clients.process import frames
+from rvllm_local.clients.process.error_lines import ErrorLines
 from rvllm_local.clients.process.watchdog import Watchdog
 from rvllm_local.distributed.frames import RANK_LOST
 from rvllm_local.engine.limits import EngineLimits
@@ -31,9 +31,9 @@ from rvllm_local.types import EventSink, FinishReason, Request, StreamEvent
 
 logger = logging.getLogger(__name__)
 
-_STDERR_LINES, _STDERR_CHARS = 50, 500
+_LAST_LINES = 3  # of stderr, as the reason for an end
 _ANSWER_TIMEOUT_S = 30.0
-_EXIT_S, _KILL_S = 0.5, 1.0
+_EXIT_S, _KILL_S = 0.5, 3.0
 
 
 class ChildProcess:
@@ -61,8 +61,8 @@ class ChildProcess:
         self._answers: dict[int, Future[frames.Answer]] = {}
         self._call_ids = itertools.count()
         self._outbox: queue.SimpleQueue[frames.Command | None] = queue.SimpleQueue()
-        self._stderr_done = threading.Event()
-        self._stderr: collections.deque[str] = collections.deque(maxlen=_STDERR_LINES)
+        assert self._process.stderr is not None
+        self._errors = ErrorLines(self._process.stderr)
         self._gone: Exception = EngineCrashedError(
             "the engine's process ended while the request was open"
         )
@@ -78,7 +78,7 @@ class ChildProcess:
             threading.Thread(target=target, name=f"rvllm-child-{name}", daemon=True)
             for name, target in (
                 ("writer", self._write),
-                ("stderr", self._keep_stderr),
+                ("stderr", self._errors.keep),
                 ("reader", self._read),
             )
         ]
@@ -191,7 +191,8 @@ class ChildProcess:
         ranks = self._load.options.ranks
         if ranks > 1 and code != RANK_LOST:
             how = f"rank 0 of {ranks}: {how}"
-        return f"{how}: {' | '.join(list(self._stderr)[-3:])}" if self._stderr else how
+        lines = self._errors.last(_LAST_LINES)
+        return f"{how}: {' | '.join(lines)}" if lines else how
 
     def _write(self) -> None:
         while (command := self._outbox.get()) is not None:
@@ -226,7 +227,7 @@ class ChildProcess:
             )  # one that the system cannot end must not keep its requests waiting
         with contextlib.suppress(OSError):
             self._connection.shutdown(socket.SHUT_RDWR)  # wakes the writer
-        self._stderr_done.wait(_EXIT_S)
+        self._errors.read()
         self._on_end(
             self
         )  # first, so that whoever is told of the end finds the state that belongs to it
@@ -248,7 +249,7 @@ class ChildProcess:
             if answer is not None:
                 answer.set_result(event)
         elif isinstance(event, frames.Ready):
-            self._stderr.clear()  # what it waited for is no reason for a later end
+            self._errors.clear()  # what it waited for is no reason for a later end
             self._on_ready(event.limits)
         elif isinstance(event, frames.Failed):
             self.failure = frames.error_in(event)
@@ -281,22 +282,6 @@ class ChildProcess:
         for answer in answers.values():
             if not answer.done():
                 answer.set_exception(self._gone)
-
-    def _keep_stderr(self) -> None:
-        assert self._process.stderr is not None
-        with self._process.stderr as stream:
-            for line in iter(lambda: stream.readline(4096), b""):
-                text = "".join(
-                    letter
-                    for letter in line.decode(errors="replace")
-                    if letter.isprintable()
-                ).strip()
-                if text.startswith("[ring]"):  # MLX, of each byte that a lost peer owes
-                    logger.debug("engine: %s", text[:_STDERR_CHARS])
-                elif text:
-                    self._stderr.append(text[:_STDERR_CHARS])
-                    logger.warning("engine: %s", text[:_STDERR_CHARS])
-        self._stderr_done.set()
 
 
 def _signal_name(number: int) -> str:
