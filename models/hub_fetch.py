@@ -44,7 +44,15 @@ from rvllm_local.models.repository import (
 )
 from rvllm_local.models.safetensors_check import has_weight_files, weight_files
 
-_CACHED = ("*.json", "*.safetensors", "tokenizer.model", "merges.txt", "*.jinja")
+_CACHED = (
+    "*.json",
+    "*.safetensors",
+    "tokenizer.model",
+    "tiktoken.model",
+    "qwen.tiktoken",
+    "merges.txt",
+    "*.jinja",
+)
 _REPORT_EACH = 0.05  # of all bytes
 _REPORT_S = 5.0  # or after this time, where more has come
 _SPARE_BYTES = 16 << 20

@@ -24,7 +24,14 @@ _LONGEST_PATH = 1024
 _MOST_FILES = 100_000
 _LARGEST_FILE = 1 << 40
 _TEMPLATE = re.compile(r"additional_chat_templates/[A-Za-z0-9_][A-Za-z0-9._-]*\.jinja")
-_PIECE_FILES = {"vocab.json", "merges.txt"}
+# Of them tokenizer.json holds what they say.
+_PIECE_FILES = {
+    "vocab.json",
+    "merges.txt",
+    "tekken.json",
+    "tiktoken.model",
+    "qwen.tiktoken",
+}
 # One of these names on any system; what only differs in case is one file on a Mac.
 _RESERVED = frozenset({"con", "prn", "aux", "nul"})
 
@@ -69,7 +76,7 @@ def _chosen_files(files: list[RemoteFile], gguf: str | None) -> list[RemoteFile]
         return [by_name[name] for name in names if name in by_name]
     unwanted = {"README.md"}
     if "tokenizer.json" in by_name:
-        unwanted |= _PIECE_FILES  # it holds what they say
+        unwanted |= _PIECE_FILES
     weights = weight_names(by_name)
     fetched = {*ALLOWED_FILES, *OLDER_SETTINGS, *weights.files, weights.index}
     fetched -= unwanted

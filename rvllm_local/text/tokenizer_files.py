@@ -15,15 +15,18 @@ from rvllm_local.models.stand_in import refuse_stand_in
 from rvllm_local.text.chat_templates import templates_of_folder
 from rvllm_local.text.named_tokens import named_tokens, special_texts, token_text
 from rvllm_local.text.piece_files import VOCABULARY, backend_of_pieces, has_piece_files
+from rvllm_local.text.rank_files import (
+    TEKKEN,
+    TEKKENS_NAMES,
+    backend_of_ranks,
+    rank_file,
+)
 from rvllm_local.text.sentencepiece import SentencePieceBackend
 from rvllm_local.text.settings_files import read_settings_file
 from rvllm_local.text.tokenizer import Tokenizer
 
 # Tokenizers of models that were published without tokenizer.json.
 _OTHER_FORMS = (
-    "tiktoken.model",
-    "qwen.tiktoken",
-    "tekken.json",
     "vocab.json",
     "vocab.txt",
 )
@@ -44,12 +47,19 @@ def _from_folder(folder: Path) -> Tokenizer:
     has_json = (folder / "tokenizer.json").is_file()
     if not has_json and (folder / "tokenizer.model").is_file():
         return _from_sentencepiece(folder, config)
+    names = named_tokens(folder, config)
+    ranks = rank_file(folder)
+    first: list[str] | None = None
     if not has_json and has_piece_files(folder):
-        first: list[str] | None = None
         backend = backend_of_pieces(folder, config, *_added_tokens(folder, config))
+    elif not has_json and ranks is not None:
+        added, _ = _added_tokens(folder, config)
+        backend = backend_of_ranks(ranks, config, added)
+        if ranks.name == TEKKEN:
+            names = {**TEKKENS_NAMES, **names}
+            config = {"add_bos_token": True, **config}
     else:
         backend, first = _read_backend(folder)
-    names = named_tokens(folder, config)
     bos = names.get("bos_token")
     eos = names.get("eos_token")
     if eos is not None and backend.token_to_id(eos) is None:
