@@ -15,6 +15,7 @@ from rvllm_local.models.config_check import check_end
 from rvllm_local.models.older_settings import quantization_beside
 from rvllm_local.models.stand_in import refuse_stand_in
 
+GENERATION = "generation_config.json"
 _DEFAULT_CONTEXT = 2048
 _LARGEST_SETTINGS = 16 << 20
 
@@ -46,6 +47,23 @@ def read_settings(path: Path) -> dict[str, Any]:
     return value
 
 
+def generation_settings(folder: Path) -> dict[str, Any] | None:
+    """What a folder recommends for answers; None for a file that is no JSON.
+
+    Such files are published, and the model is sound without them. Raises
+    `ModelFileError` for a file that cannot be read for another reason.
+    """
+    path = folder / GENERATION
+    if not path.is_file():
+        return {}
+    try:
+        return read_settings(path)
+    except ModelFileError as error:
+        if isinstance(error.__cause__, json.JSONDecodeError):
+            return None
+        raise
+
+
 def end_tokens(folder: Path, config: Mapping[str, Any]) -> tuple[int, ...]:
     """Ids that end an answer, from all settings that name one.
 
@@ -53,9 +71,9 @@ def end_tokens(folder: Path, config: Mapping[str, Any]) -> tuple[int, ...]:
     token of the vocabulary, with both sources.
     """
     sources: dict[str, Mapping[str, Any]] = {}
-    generation = folder / "generation_config.json"
-    if generation.is_file():
-        sources["generation_config.json"] = read_settings(generation)
+    generation = generation_settings(folder)
+    if generation:
+        sources[GENERATION] = generation
     sources["config.json"] = config
     sources["config.json's text_config"] = text_config(config)
     rows = None

@@ -13,7 +13,12 @@ from typing import Any
 
 from rvllm_local.errors import ModelFileError
 from rvllm_local.models.architecture import import_family
-from rvllm_local.models.config_file import read_settings, text_config
+from rvllm_local.models.config_file import (
+    GENERATION,
+    generation_settings,
+    read_settings,
+    text_config,
+)
 from rvllm_local.models.locate import ModelFiles
 from rvllm_local.models.other_quantizations import activation_rounding
 from rvllm_local.models.quantized import other_tools_config
@@ -56,6 +61,8 @@ def _of_folder(folder: Path, config: Mapping[str, Any]) -> list[str]:
         "auto_map"
     ):
         parts.append("auto_map in tokenizer_config.json: code of a model never runs")
+    if generation_settings(folder) is None:
+        parts.append(f"{GENERATION}: it is no JSON")
     index = stale_index(folder)
     if index is not None:
         parts.append(f"{index}: it names files or weights that are not here")

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from rvllm_local.models.catalogue import Catalogue
-from rvllm_local.models.config_file import read_settings
+from rvllm_local.models.config_file import GENERATION, generation_settings
 from rvllm_local.models.locate import ModelFiles
 from rvllm_local.types import SamplingParams
 
@@ -80,10 +80,8 @@ def _of_files(files: ModelFiles) -> tuple[str, Mapping[str, Any]]:
         for name, gguf_name in _GGUF_NAMES.items():
             settings[name] = metadata.get(f"general.sampling.{gguf_name}")
         return "the GGUF file", settings
-    path = files.path / "generation_config.json"
-    if path.is_file():
-        return path.name, read_settings(path)
-    return path.name, {}
+    settings = generation_settings(files.path) or {}
+    return GENERATION, settings
 
 
 def _of_catalogue(files: ModelFiles) -> Mapping[str, Any]:

@@ -72,6 +72,15 @@ def without(*names: str) -> Callable[[Weights], Weights]:
     return drop
 
 
+def renaming(theirs: str, ours: str) -> Callable[[Weights], Weights]:
+    """A part of the names, as another writer calls it."""
+
+    def rename(weights: Weights) -> Weights:
+        return {name.replace(ours, theirs, 1): weights[name] for name in weights}
+
+    return rename
+
+
 def pack(model: nn.Module, default: Fields, special: dict[str, Fields]) -> None:
     """Quantize a model's layers, those that `special` names in their own way."""
 
@@ -162,4 +171,24 @@ REPORTED = [
     Reported("Qwen3 250", "qwen2", config={"sliding_window": None, "use_sliding_window": False, "max_window_layers": 28}),
     Reported("distributed-llama 282", "llama", config={"pad_token_id": 383, "architectures": None, "torch_dtype": "torch.bfloat16"}),
     Reported("InfiniLM 387", "llama", config={"eos_token_id": [0, 2, 2], "pad_token_id": -1}),
+    # Second tranche: mirrors, merged models, and multimodal configurations.
+    Reported("unsloth 8126", "qwen3_next", _BASE, {"rope_theta": ABSENT, "rope_parameters": {**_BASE, "rope_type": "default"}}),
+    *(Reported("unsloth 8126", arch, _OWN, _SILENT) for arch in ("ernie4_5", "ernie4_5_moe")),
+    Reported("unsloth 8126", "ernie4_5", _TIED, _SILENT),
+    Reported("unsloth 7306", "lfm2", config={"block_ff_dim": ABSENT}),
+    Reported("lmstudio-bug-tracker 1803", "gemma4", quantized=(MXFP4, {}), config={"quantization": MXFP4}, weights=adding("embed_vision.embedding_projection.weight", "embed_vision.embedding_projection.scales")),
+    Reported("mlx-engine 282", "mistral3", quantized=(MXFP8, {}), config={"quantization": MXFP8}, weights=adding("multi_modal_projector.linear_2.weight", "multi_modal_projector.patch_merger.merging_layer.scales")),
+    Reported("lmstudio-bug-tracker 1926", "qwen3_5", in_text={"rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "mrope_interleaved": True, "mrope_section": [2, 1, 1], "partial_rotary_factor": 0.5}}),
+    Reported("vllm 18983", "qwen2_vl", config={"hidden_size": 64, "num_attention_heads": 4, "image_token_id": 301, "max_window_layers": 28, "use_sliding_window": False}, in_text={"image_token_id": None, "architectures": ["Qwen2VLForConditionalGeneration"]}),
+    Reported("vllm 6692", "llama", config={"rope_scaling": {**_LLAMA3, "original_max_position_embeddings": 512, "type": "yarn"}}, refused="yarn"),
+    Reported("vllm 9481", "llama", {"rope_scaling": {**_LLAMA3, "original_max_position_embeddings": 512, "type": "llama3"}}, {"rope_scaling": {**_LLAMA3, "original_max_position_embeddings": 512, "type": None}}),
+    Reported("LlamaFactory 7848", "qwen2", _OWN, weights=without("lm_head.weight"), refused=r"lm_head\.weight"),
+    Reported("lms 552", "llama", config={"model_type": ABSENT}, refused="model_type"),
+    Reported("unsloth-zoo 969", "llama", weights=renaming("language_model.model.", "model."), refused="model"),
+    Reported("unsloth-zoo 802", "gpt_oss", weights=renaming("mlp.router.linear.", "mlp.router."), refused="router"),
+    Reported("vllm 10534", "mistral", config={"sliding_window": None, "torch_dtype": "bfloat16", "transformers_version": "4.42.0.dev0"}),
+    Reported("textgen 6784", "llama", config={"architectures": ["LlamaForCausalLM"], "pretraining_tp": 1, "_name_or_path": "x", "unsloth_fixed": True}),
+    Reported("vllm 6692", "llama", config={"eos_token_id": [300, 301, 302], "pretraining_tp": 1}),
+    Reported("lmstudio-bug-tracker 1926", "qwen3_5", config={"rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 1, 1], "partial_rotary_factor": 0.5}}),
+    Reported("omlx 146", "qwen3", config={"quantization_config": {"quant_method": "awq", "bits": 4, "group_size": 48}}, refused="groups of 48"),
 ]  # fmt: skip

@@ -11,6 +11,7 @@ import pytest
 
 from rvllm_local.commands.model_facts import facts
 from rvllm_local.models.ignored import ignored_parts
+from rvllm_local.models.loader import load_model
 from rvllm_local.models.locate import locate
 from tests.support.tiny import save_tiny
 
@@ -34,6 +35,17 @@ def test_show_tells_ends_sampling_template_and_what_was_ignored(tmp_path: Path) 
     ignored = "\n".join(shown["ignored"])
     for name in ("auto_map", "modeling_x.py", "pytorch_model.bin", "index.json"):
         assert name in ignored
+
+
+def test_recommendations_that_are_no_json_do_not_refuse_a_model(tmp_path: Path) -> None:
+    """As mlx-lm's pull request 708 found one published: with a comma too many."""
+    folder = save_tiny("llama", tmp_path / "tiny")
+    path = folder / "generation_config.json"
+    path.write_text('{"eos_token_id": 2, "temperature": 0.15,}')
+    load_model(locate(str(folder)))
+    shown = facts(str(folder))
+    assert "generation_config.json: it is no JSON" in shown["ignored"]
+    assert "sampling" not in shown or shown["sampling"] == {}
 
 
 def test_weights_of_other_parts_are_counted(tmp_path: Path) -> None:
