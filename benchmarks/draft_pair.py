@@ -34,7 +34,10 @@ from rvllm_local.types import SamplingParams, StreamEvent
 class FreeTokens(StepCosts):
     """Says that a step costs the same whatever it checks."""
 
-    def cost(self, num_tokens: int) -> float:
+    def knows_plain(self, num_rows: int) -> bool:
+        return True
+
+    def cost(self, num_tokens: int, *, checks: bool = False) -> float:
         return 1.0
 
 

@@ -113,7 +113,13 @@ class Document(NamedTuple):
 class AssumedCosts(StepCosts):
     """Of a step by its number of tokens, where one of a single token costs 1."""
 
-    def cost(self, num_tokens: int) -> float:
+    def knows_plain(self, num_rows: int) -> bool:
+        return True
+
+    def wants_trial(self, num_tokens: int) -> bool:
+        return False
+
+    def cost(self, num_tokens: int, *, checks: bool = False) -> float:
         if num_tokens < 2:
             return 1.0
         return 1.15 + 0.06 * (num_tokens - 2)

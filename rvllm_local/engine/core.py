@@ -294,6 +294,7 @@ class EngineCore:
     ) -> Flight:
         """Launch one decode step; `chunks` are computed in the same call."""
         launched = time.monotonic()
+        self._drafting.note_launch()
         previous = None if self._flight is None else self._flight.sampled.tokens
         sampled = self._runner.sample(
             decode_rows(rows, self._flight),

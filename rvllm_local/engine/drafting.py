@@ -32,6 +32,7 @@ class Drafting:
         self._overlaps = overlaps
         self._last_choice = 0.0  # monotonic seconds, as those below
         self._last_landing = 0.0
+        self._last_launch = 0.0
         self._last_prefill = 0.0
 
     def choose(self, rows: Rows[Sequence]) -> None:
@@ -71,20 +72,25 @@ class Drafting:
             return False
         if self._speculator.runs_a_model:
             return True
-        drafts = [row.drafts for row in rows if row.drafts is not None]
-        return self._speculator.would_draft(drafts)
+        decoding = [row for row in rows if row.is_decoding]
+        drafts = [row.drafts for row in decoding if row.drafts is not None]
+        return self._speculator.would_draft(drafts, len(decoding))
 
     def record(self, sequence: Sequence, num_new: int, first_row: int) -> None:
         """A step brought so many tokens of a sequence; all but the last were drafted.
 
         The first of them was drawn from the step's row `first_row`.
         """
-        if self._speculator is None or sequence.drafts is None:
+        speculator = self._speculator
+        if speculator is None:
             return
-        newest = sequence.token_ids[-num_new:]
-        self._speculator.record(sequence.drafts, newest, num_new - 1, first_row)
-        if self._overlaps and not self._speculator.runs_a_model:
-            self._speculator.guess([sequence.drafts])
+        # Where steps overlap nobody asks for drafts until some seem to pay.
+        guesses = self._overlaps and not speculator.runs_a_model
+        if sequence.drafts is not None:
+            newest = sequence.token_ids[-num_new:]
+            speculator.record(sequence.drafts, newest, num_new - 1, first_row)
+        if guesses:
+            speculator.guess([_drafts_of(sequence, speculator)])
 
     def end(self, sequence: Sequence) -> None:
         """A sequence has ended."""
@@ -104,17 +110,25 @@ class Drafting:
         behind = sequence.token_ids[end - count + 1 : end + 1]
         speculator.read(_drafts_of(sequence, speculator), end - count, behind)
 
+    def note_launch(self) -> None:
+        """A step is launched now."""
+        self._last_launch = time.monotonic()
+
     def record_landing(self, flight: Flight) -> None:
         """A step was read now. It took the time since its tokens were chosen.
 
-        Steps that overlap take the time between two of them.
+        Steps that overlap take the time between two of them, in which the next one was
+        launched. What is left of a step after which none was says nothing.
         """
         began = max(self._last_choice, self._last_landing)
         self._last_landing = time.monotonic()
         if self._speculator is None or flight.num_mixed or self._last_prefill > began:
             return
+        if self._last_launch < began:
+            return
         seconds = self._last_landing - began
-        self._speculator.costs.record(flight.num_tokens, seconds)
+        checks = flight.num_drafted > 0
+        self._speculator.costs.record(flight.num_tokens, seconds, checks=checks)
 
 
 def _drafts_of(row: Sequence, speculator: Speculator) -> RowDrafts:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from types import SimpleNamespace
 
 import pytest
 
 from rvllm_local import SamplingParams
 from rvllm_local.clients.contract import make_requests
+from rvllm_local.engine.drafting import Drafting
 from rvllm_local.engine.grammar_drafts import (
     COMPACT,
     ENDED,
@@ -26,6 +28,7 @@ from rvllm_local.engine.speculation.contract import (
     alike,
 )
 from rvllm_local.engine.speculation.depth import StepCosts, choose_depths
+from rvllm_local.engine.speculation.speculator import Speculator
 from rvllm_local.errors import GrammarError
 from rvllm_local.text.grammar.formats import (
     grammar_for_format,
@@ -148,10 +151,10 @@ def test_a_step_that_was_held_up_once_forbids_no_drafts() -> None:
     costs = StepCosts()
     for _ in range(5):
         costs.record(1, 0.010)
-    costs.record(4, 3.0)  # it compiled what it ran
+    costs.record(4, 3.0, checks=True)  # it compiled what it ran
     assert choose_depths(costs, [[0.9, 0.8, 0.7]], 7) == [3]
     for _ in range(4):
-        costs.record(4, 0.040)
+        costs.record(4, 0.040, checks=True)
     assert choose_depths(costs, [[0.05, 0.05, 0.05]], 7) == [0]
 
 
@@ -160,9 +163,87 @@ def test_more_tokens_are_tried_where_the_second_is_dear() -> None:
     costs = StepCosts()
     for _ in range(3):
         costs.record(1, 0.005)
-        costs.record(3, 0.009)
-    assert costs.cost(4) < 0.0095
-    assert costs.cost(2) == pytest.approx(0.0053)
+        costs.record(3, 0.009, checks=True)
+    assert costs.cost(4, checks=True) < 0.0095
+    assert costs.cost(2, checks=True) == pytest.approx(0.0053)
+
+
+def test_steps_that_check_drafts_are_measured_apart() -> None:
+    """Those of other rows without drafts overlap, and take less for as many tokens."""
+    costs = StepCosts()
+    assert not costs.knows_plain(8)
+    for _ in range(3):
+        costs.record(8, 0.0095, checks=True)  # one row and its drafts
+        costs.record(8, 0.0050)  # eight rows
+    assert costs.knows_plain(8)
+    assert not costs.knows_plain(1)
+    assert costs.cost(8) == 0.0050
+    assert costs.cost(8, checks=True) == 0.0095
+    for _ in range(3):
+        costs.record(16, 0.0100, checks=True)
+    # So drafts of eight rows do not pay at this chance, though a ninth token is cheap.
+    assert choose_depths(costs, [[0.3]] * 8, 8) == [0] * 8
+
+
+def test_many_drafts_are_tried_a_few_times() -> None:
+    """What they take is not known else, where few of them do not pay."""
+    costs = StepCosts()
+    for _ in range(3):
+        costs.record(8, 0.0050)
+        costs.record(8, 0.0095, checks=True)
+    chances = [[0.6, 0.36, 0.2]] * 8
+    for _ in range(3):
+        assert choose_depths(costs, chances, 24) == [3] * 8
+        costs.record(32, 0.0300, checks=True)
+    assert choose_depths(costs, chances, 24) == [0] * 8
+    costs = StepCosts()
+    for _ in range(3):
+        costs.record(8, 0.0050)
+        costs.record(8, 0.0095, checks=True)
+        costs.record(32, 0.0096, checks=True)
+    assert choose_depths(costs, chances, 24) == [3] * 8
+
+
+def test_drafts_without_room_are_not_tried_for_ever() -> None:
+    costs = StepCosts()
+    for _ in range(3):
+        costs.record(1, 0.004)
+        assert costs.wants_trial(8)
+        costs.note_trial(8)
+    assert not costs.wants_trial(8)
+
+
+def test_a_slow_step_makes_neither_fewer_nor_more_tokens_dear() -> None:
+    costs = StepCosts()
+    for _ in range(3):
+        costs.record(1, 0.004)
+        costs.record(8, 0.006, checks=True)
+    costs.record(2, 0.030, checks=True)  # it compiled what it ran
+    assert costs.cost(2, checks=True) <= 0.006
+    assert costs.cost(3, checks=True) <= 0.006
+    assert costs.cost(9, checks=True) < 0.0065
+
+
+def test_rows_that_came_in_while_steps_overlapped_draft_as_well() -> None:
+    """Nobody chose for them yet; and a step has them all, with or without drafts."""
+    speculator = Speculator(Knowing([range(60)], VOCAB_SIZE), 32)
+    for _ in range(3):
+        speculator.costs.record(1, 0.004)
+    drafting = Drafting(speculator, None, overlaps=True)  # type: ignore[arg-type]
+    rows = []
+    for length in (3, 4):
+        tokens = list(range(length))
+        rows.append(SimpleNamespace(token_ids=tokens, drafts=None, is_decoding=True))
+    flight = SimpleNamespace(num_drafted=0)
+    drafting.record(rows[0], 1, 0)  # type: ignore[arg-type]
+    # What two rows take without drafts has to be seen first.
+    assert not drafting.needs_last_step(rows, flight)  # type: ignore[arg-type]
+    for _ in range(3):
+        speculator.costs.record(2, 0.004)
+    assert drafting.needs_last_step(rows, flight)  # type: ignore[arg-type]
+    drafting.record(rows[1], 1, 0)  # type: ignore[arg-type]
+    for row in rows:
+        assert row.drafts.proposal.tokens[0] == len(row.token_ids)
 
 
 class FailsLater(Matcher):

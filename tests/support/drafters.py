@@ -23,7 +23,10 @@ from rvllm_local.engine.speculation.speculator import Speculator
 class FreeTokens(StepCosts):
     """Says that a step costs the same whatever it checks, so that all is drafted."""
 
-    def cost(self, num_tokens: int) -> float:
+    def knows_plain(self, num_rows: int) -> bool:
+        return True
+
+    def cost(self, num_tokens: int, *, checks: bool = False) -> float:
         return 1.0
 
 

@@ -18,77 +18,164 @@ _TRIED_AGAIN = 64  # steps after which drafts that did not pay are tried
 _GAIN = 1.02  # less than this is no gain
 
 
-class StepCosts:
-    """Seconds of a step by the number of its tokens."""
+class StepTimes:
+    """The newest measurements of steps of one kind, by the number of their tokens."""
 
     def __init__(self) -> None:
         self._seconds: dict[int, deque[float]] = {}
         self._newest: dict[int, int] = {}
-        self._steps = 0
 
-    def record(self, num_tokens: int, seconds: float) -> None:
-        """Take in a step that computed so many tokens and did nothing else."""
-        self._steps += 1
-        measured = self._seconds.get(num_tokens)
-        if measured is None:
-            measured = deque(maxlen=_KEPT)
-            self._seconds[num_tokens] = measured
+    @property
+    def counts(self) -> list[int]:
+        return sorted(self._seconds)
+
+    @property
+    def trusted(self) -> list[int]:
+        """The numbers of tokens that were measured often enough."""
+        enough = []
+        for count in self.counts:
+            if len(self._seconds[count]) >= _ENOUGH:
+                enough.append(count)
+        return enough
+
+    def of(self, num_tokens: int) -> list[float]:
+        return list(self._seconds.get(num_tokens, ()))
+
+    def record(self, num_tokens: int, seconds: float, step: int) -> None:
+        measured = self._seconds.setdefault(num_tokens, deque(maxlen=_KEPT))
         measured.append(seconds)
-        self._newest[num_tokens] = self._steps
-        if self._steps % _KEPT == 0:
-            self._forget()
+        self._newest[num_tokens] = step
 
-    def _forget(self) -> None:
-        for num_tokens, step in list(self._newest.items()):
-            if self._steps - step > _FADES:
+    def forget(self, step: int) -> None:
+        for num_tokens, newest in list(self._newest.items()):
+            if step - newest > _FADES:
                 del self._newest[num_tokens]
                 del self._seconds[num_tokens]
 
-    def cost(self, num_tokens: int) -> float:
+    def slope(self) -> float | None:
+        """Seconds of one token more, between the fewest and the most; None: unknown."""
+        counts = self.trusted
+        if len(counts) < 2:
+            return None
+        first = _typical(self._seconds[counts[0]])
+        last = _typical(self._seconds[counts[-1]])
+        return max(0.0, (last - first) / (counts[-1] - counts[0]))
+
+
+class StepCosts:
+    """Seconds of a step by the number of its tokens, and whether it checks drafts.
+
+    A step that does is read before the next one is chosen. Others overlap with the
+    host's work, where the back end lets them, and take less for as many tokens.
+    """
+
+    def __init__(self) -> None:
+        self._plain = StepTimes()
+        self._checking = StepTimes()
+        self._steps = 0
+        self._trials: dict[int, int] = {}
+        self._costs: dict[tuple[int, bool], float] = {}
+
+    def knows_plain(self, num_rows: int) -> bool:
+        """Steps of about so many rows without drafts were measured.
+
+        Others are held against them.
+        """
+        for count in self._plain.trusted:
+            if count.bit_length() == num_rows.bit_length():
+                return True
+        return False
+
+    def record(self, num_tokens: int, seconds: float, *, checks: bool = False) -> None:
+        """Take in a step that computed so many tokens and did nothing else."""
+        self._steps += 1
+        times = self._checking if checks else self._plain
+        if num_tokens not in times.trusted or self._steps % _KEPT == 0:
+            self._costs.clear()  # others change little, and are asked for each step
+        times.record(num_tokens, seconds, self._steps)
+        if checks:
+            self.note_trial(num_tokens)
+        if self._steps % _FADES == 0:
+            self._trials.clear()
+        if self._steps % _KEPT == 0:
+            self._plain.forget(self._steps)
+            self._checking.forget(self._steps)
+
+    def wants_trial(self, num_tokens: int) -> bool:
+        """Few steps checked about so many tokens: what they take is not known.
+
+        A device may take no longer for many than for one, which nobody would find out
+        who only drafts what seems to pay.
+        """
+        return self._trials.get(num_tokens.bit_length(), 0) < _ENOUGH
+
+    def note_trial(self, num_tokens: int) -> None:
+        """A step checked about so many tokens, or had no room for them."""
+        size = num_tokens.bit_length()
+        self._trials[size] = self._trials.get(size, 0) + 1
+
+    def cost(self, num_tokens: int, *, checks: bool = False) -> float:
         """Of a step of so many tokens, in any unit: measured, or estimated.
 
         One measurement alone may be of a step that was held up, or that compiled what
         it ran. So the first two are held against the estimate.
         """
-        samples = list(self._seconds.get(num_tokens, ()))
+        seconds = self._costs.get((num_tokens, checks))
+        if seconds is None:
+            seconds = self._measured_or_estimated(num_tokens, checks=checks)
+            self._costs[num_tokens, checks] = seconds
+        return seconds
+
+    def _measured_or_estimated(self, num_tokens: int, *, checks: bool) -> float:
+        times = self._checking if checks else self._plain
+        samples = times.of(num_tokens)
         if len(samples) < _ENOUGH:
-            samples.append(self._estimate(num_tokens))
+            samples.append(self._estimate(num_tokens, checks=checks))
         return _typical(samples)
 
-    def _estimate(self, num_tokens: int) -> float:
-        """From the next smaller number that was measured, or else the least one."""
-        if not self._seconds:
-            return 1 + _PRIOR * num_tokens
-        base = min(self._seconds)
-        for count in self._seconds:
-            if base < count < num_tokens:
-                base = count
-        seconds = _typical(self._seconds[base])
-        estimate = seconds + self._slope() * (num_tokens - base)
-        return max(estimate, seconds / 2)
+    def _estimate(self, num_tokens: int, *, checks: bool) -> float:
+        """From fewer tokens, and at most what as many or more were measured to take."""
+        estimate = self._from_fewer(num_tokens, checks=checks)
+        for times in (self._checking,) if checks else (self._plain, self._checking):
+            for count in times.counts:
+                if count > num_tokens:
+                    estimate = min(estimate, _typical(times.of(count)))
+        return estimate
 
-    def _slope(self) -> float:
+    def _from_fewer(self, num_tokens: int, *, checks: bool) -> float:
+        """From the next smaller number that was measured, of the same kind first."""
+        times = self._checking if checks else self._plain
+        fewer = [count for count in times.counts if count < num_tokens]
+        if fewer:
+            seconds = self.cost(fewer[-1], checks=checks)
+            return seconds + self._slope(times) * (num_tokens - fewer[-1])
+        plain = [count for count in self._plain.counts if count <= num_tokens]
+        if checks and plain:
+            seconds = self.cost(plain[-1])
+            return seconds + self._slope(times) * (num_tokens - plain[-1])
+        return 1 + _PRIOR * num_tokens
+
+    def _slope(self, times: StepTimes) -> float:
         """Seconds of one token more: a share of a step, or what was measured if less.
 
         A second token may cost a lot and others nothing, as where a device has a
         product of its own for one row. So what was not measured is tried.
         """
-        fewest = min(self._seconds)
-        usual = _PRIOR * _typical(self._seconds[fewest])
-        counts = []
-        for count in sorted(self._seconds):
-            if len(self._seconds[count]) >= _ENOUGH:
-                counts.append(count)
-        if len(counts) < 2:
-            return usual
-        first = _typical(self._seconds[counts[0]])
-        last = _typical(self._seconds[counts[-1]])
-        slope = (last - first) / (counts[-1] - counts[0])
-        return min(usual, max(0.0, slope))
+        least = []
+        for each in (self._plain, self._checking):
+            least += [_typical(each.of(count)) for count in each.counts]
+        usual = _PRIOR * min(least)
+        measured = times.slope()
+        return usual if measured is None else min(usual, measured)
 
-    def measured(self) -> dict[int, float]:
-        """Seconds by the number of tokens, of those that were measured."""
-        return {count: self.cost(count) for count in sorted(self._seconds)}
+    def measured(self) -> dict[str, float]:
+        """Seconds by the number of tokens; "+" with those that check drafts."""
+        seconds = {}
+        for count in self._plain.counts:
+            seconds[str(count)] = self.cost(count)
+        for count in self._checking.counts:
+            seconds[f"{count}+"] = self.cost(count, checks=True)
+        return seconds
 
 
 def _typical(samples: Iterable[float]) -> float:
@@ -105,7 +192,8 @@ def choose_depths(
     """How many tokens to draft for each row, at most `most` in all.
 
     `chances` holds for each drafted token of each row the chance to be kept; a row's do
-    not grow. So the best tokens of all rows are the first ones of each.
+    not grow. So the best tokens of all rows are the first ones of each. All are drafted
+    a few times to learn what that takes.
     """
     offers: list[tuple[float, int]] = []
     for row, row_chances in enumerate(chances):
@@ -118,10 +206,13 @@ def choose_depths(
     best_count = 0
     for count, (negative, _) in enumerate(offers[:most], start=1):
         expected -= negative
-        rate = expected / costs.cost(num_rows + count)
+        rate = expected / costs.cost(num_rows + count, checks=True)
         if rate > best_rate:
             best_rate = rate
             best_count = count
+    most_offered = min(len(offers), most)
+    if most_offered and costs.wants_trial(num_rows + most_offered):
+        best_count = most_offered
     depths = [0] * num_rows
     for _, row in offers[:best_count]:
         depths[row] += 1
@@ -157,7 +248,7 @@ class DraftLength:
         expected = 1.0
         for length in range(1, most + 1):
             expected += chance**length
-            step = self._costs.cost(num_rows * (1 + length))
+            step = self._costs.cost(num_rows * (1 + length), checks=True)
             rate = num_rows * expected / (step + length * seconds_a_draft)
             if rate > best_rate:
                 best = length

@@ -91,16 +91,24 @@ class Speculator:
         for row, proposal in zip(missing, proposals, strict=True):
             row.proposal = proposal
 
-    def would_draft(self, rows: Sequence[RowDrafts]) -> bool:
-        """What is guessed for these rows is worth a wait for the step in flight."""
+    def would_draft(self, rows: Sequence[RowDrafts], num_rows: int) -> bool:
+        """What is guessed for these rows is worth a wait for the step in flight.
+
+        They are among `num_rows` of the next step.
+        """
         chances = [_chances(row, row.proposal) for row in rows]
+        chances += [[]] * (num_rows - len(rows))
         return any(chances) and any(self._depths(chances))
 
     def _depths(self, chances: Sequence[Sequence[float]]) -> list[int]:
+        if not self.costs.knows_plain(len(chances)):
+            return [0] * len(chances)  # nothing to hold a step with drafts against
         most = max(0, self._most_tokens - len(chances))
         return choose_depths(self.costs, chances, most)
 
     def _worthwhile_length(self, rows: Sequence[RowDrafts]) -> int:
+        if not self.costs.knows_plain(len(rows)):
+            return 0
         chance = 0.0
         for row in rows:
             chance += row.acceptance.chance(BY_MODEL) / len(rows)
@@ -126,11 +134,15 @@ class Speculator:
         A row's entry of `rooms` says how many tokens of so many it has room for.
         """
         depths = self._depths([_chances(row, row.proposal) for row in rows])
+        num_drafted = 0
         for index, row in enumerate(rows):
             depth = depths[index]
             if depth:
                 depth = rooms[index](depth)
             row.tokens = row.proposal.tokens[:depth]
+            num_drafted += len(row.tokens)
+        if num_drafted < sum(depths):
+            self.costs.note_trial(len(rows) + sum(depths))
 
     def record(
         self,
