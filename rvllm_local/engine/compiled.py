@@ -9,6 +9,7 @@ traced.
 from __future__ import annotations
 
 import contextlib
+import functools
 import itertools
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -25,6 +26,12 @@ from rvllm_local.attention.kernels import KernelBackend
 from rvllm_local.attention.residual import JoinedAdds
 from rvllm_local.attention.rotation import StepOffset
 from rvllm_local.attention.seam import session_caches, state_after
+from rvllm_local.engine.prepared_step import (
+    Outputs,
+    PreparedStep,
+    Words,
+    prepare_step,
+)
 from rvllm_local.memory.layout import KVLayout
 from rvllm_local.memory.state import Arrays, are_alike, stacked
 from rvllm_local.metal_kernels import default_backend, descriptor
@@ -50,6 +57,7 @@ class CompiledDecode:
         adapters: AdapterChoice | None = None,
         compile_step: Callable[..., Any] = mx.compile,
         copies: bool | None = None,
+        prepares: bool = False,
     ) -> None:
         """With `rotates` the kernels rotate queries and keys (see `attention.rotation`).
 
@@ -60,6 +68,9 @@ class CompiledDecode:
 
         `joined` is described in `attention.residual`. The rows' `adapters` are an
         argument of the graph, as the states of recurrent layers are.
+
+        With `prepares` the graph of a step that checks drafts is built ahead; see
+        `engine.prepared_step`. Only for kernels that are described before they run.
         """
         self._model = model
         self._rotates = rotates
@@ -81,6 +92,9 @@ class CompiledDecode:
         self._shared_logits = compile_step(self._trace_shared)
         self._shared_greedy = compile_step(self._trace_shared_greedy)
         self._traced: dict[tuple[object, ...], dict[str, int]] = {}
+        self._prepares = prepares
+        self._describe_next: Callable[[], PreparedStep] | None = None
+        self._prepared: PreparedStep | None = None
 
     @staticmethod
     def padded_rows(rows: int) -> int:
@@ -132,25 +146,67 @@ class CompiledDecode:
     ) -> mx.array:
         backend = self._backend
         size = tokens.shape[0]
-        descriptors = []
+        packed = []
         max_blocks = []
-        sizes = []
         for group in range(len(self._layout.groups)):
-            packed = self._pack(rows, group, size)
-            descriptors.append(mx.array(packed))
-            max_blocks.append(descriptor.max_blocks_of(packed.size, size))
-            sizes.append(packed.size)
+            words = self._pack(rows, group, size)
+            packed.append(words)
+            max_blocks.append(descriptor.max_blocks_of(words.size, size))
         before = backend.counter.snapshot()
         scratch = backend.scratch(size, max_blocks)
+        adapters = self._adapters_of(rows, size)
+        sizes = [words.size for words in packed]
+        key = (step, size, scratch.size, adapters is None, *sizes)
+        outputs = self._prepared_outputs(key, rows, size, packed)
+        if outputs is None:
+            outputs = self._new_outputs(step, rows, tokens, packed, scratch, adapters)
+        self._count(key, before)
+        result, backend.fence, after = outputs
+        for index, row in enumerate(rows):
+            row.tables.state.put(after, index)
+        self._describe_next = None
+        if self._prepares and adapters is None and rows_share(rows):
+            self._describe_next = functools.partial(
+                self._prepare, step, key, size, sizes, scratch
+            )
+        return result
+
+    def _new_outputs(
+        self,
+        step: object,
+        rows: Sequence[DecodeRow],
+        tokens: mx.array,
+        packed: list[Words],
+        scratch: mx.array,
+        adapters: mx.array | None,
+    ) -> Outputs:
+        """The outputs of a step that was not prepared."""
+        size = tokens.shape[0]
         positions = self._unused
         if not self._rotates:
-            positions = self._positions(rows, size)
-        adapters = self._adapters_of(rows, size)
+            positions = mx.array(_positions(rows, size))
         state: Arrays = ()
         if self._layout.has_state:
             state = stacked([row.tables.state for row in rows], size)
+        descriptors = [mx.array(words) for words in packed]
+        return self._describe(
+            step, tokens, positions, descriptors, scratch, state, adapters
+        )
+
+    def _describe(
+        self,
+        step: object,
+        tokens: mx.array,
+        positions: mx.array,
+        descriptors: list[mx.array],
+        scratch: mx.array,
+        state: Arrays = (),
+        adapters: mx.array | None = None,
+    ) -> Outputs:
+        """Call the compiled step: build its graph, which runs later."""
+        backend = self._backend
         assert callable(step)
-        result, fence, after = step(
+        outputs: Outputs = step(
             tokens,
             positions,
             descriptors,
@@ -162,13 +218,53 @@ class CompiledDecode:
             state,
             adapters,
         )
-        key = (step, size, scratch.size, adapters is None, *sizes)
-        self._count(key, before)
-        backend.fence = fence
-        for index, row in enumerate(rows):
-            row.tables.state.put(after, index)
-        output: mx.array = result
-        return output
+        return outputs
+
+    def prepare(self) -> None:
+        """Build the next step's graph, if it is likely to be as the last one.
+
+        So it is after one that checked drafts. Call it while the device computes.
+        """
+        if self._describe_next is not None:
+            self._prepared = self._describe_next()
+            self._describe_next = None
+
+    def _prepare(
+        self,
+        step: object,
+        key: tuple[object, ...],
+        size: int,
+        sizes: Sequence[int],
+        scratch: mx.array,
+    ) -> PreparedStep:
+        num_positions = 0 if self._rotates else 1
+
+        def describe(inputs: Sequence[mx.array]) -> Outputs:
+            positions = self._unused if self._rotates else inputs[1]
+            descriptors = list(inputs[1 + num_positions :])
+            return self._describe(step, inputs[0], positions, descriptors, scratch)
+
+        all_sizes = [size] * (1 + num_positions) + list(sizes)
+        return prepare_step(key, self._backend.fence, all_sizes, describe)
+
+    def _prepared_outputs(
+        self,
+        key: tuple[object, ...],
+        rows: Sequence[DecodeRow],
+        size: int,
+        packed: list[Words],
+    ) -> Outputs | None:
+        """The outputs of the step that was prepared, if it is this one."""
+        prepared = self._prepared
+        self._prepared = None
+        if prepared is None or not prepared.serves(key, self._backend.fence):
+            return None
+        if any(row.previous_row is not None for row in rows):
+            return None
+        words = [_padded([row.token_id for row in rows], size)]
+        if not self._rotates:
+            words.append(_positions(rows, size))
+        return prepared.filled(words + packed)
 
     def _adapters_of(self, rows: Sequence[DecodeRow], size: int) -> mx.array | None:
         """Each row's adapter, uint32; None where all use the model as it is."""
@@ -176,12 +272,6 @@ class CompiledDecode:
         if not any(numbers):
             return None
         return mx.array(numbers + [0] * (size - len(rows)), dtype=mx.uint32)
-
-    @staticmethod
-    def _positions(rows: Sequence[DecodeRow], size: int) -> mx.array:
-        positions = np.zeros(size, dtype=np.int32)
-        positions[: len(rows)] = [row.position for row in rows]
-        return mx.array(positions)
 
     def _pack(
         self,
@@ -272,6 +362,16 @@ def _greedy(
     logits, fence, after = result
     drawn = mx.argmax(logits, axis=-1)
     return drawn.astype(mx.int32), fence, after
+
+
+def _positions(rows: Sequence[DecodeRow], size: int) -> Words:
+    return _padded([row.position for row in rows], size)
+
+
+def _padded(values: Sequence[int], size: int) -> Words:
+    words = np.zeros(size, dtype=np.int32)
+    words[: len(values)] = values
+    return words
 
 
 def rows_share(rows: Sequence[DecodeRow]) -> bool:

@@ -224,9 +224,8 @@ class ModelRunner:
     ) -> None:
         """Compute the first layers of a call, to see what it takes."""
         self._adapters.choose(adapters)
-        by_row = self.row_group is not None
-        whole_session = self._backend.begin(geometry, by_row=by_row)
-        session = BriefSession(whole_session, len(self.layout.groups))
+        whole = self._backend.begin(geometry, by_row=self.row_group is not None)
+        session = BriefSession(whole, len(self.layout.groups))
         offset = first_offset(geometry)
         caches = session_caches(
             self.layout, session, geometry, dense=False, offset=offset
@@ -245,8 +244,7 @@ class ModelRunner:
         for chunk in chunks:
             all_rows += chunk.rows()
         num_missing = tiled_rows(len(all_rows)) - len(all_rows)
-        padding = padding_row(self.layout, all_rows[0])
-        all_rows += [padding] * num_missing
+        all_rows += [padding_row(self.layout, all_rows[0])] * num_missing
         self._adapters.choose([row.adapter for row in all_rows])
         geometry = rows_geometry(self.layout, all_rows)
         session = self._backend.begin_mixed(
@@ -289,6 +287,8 @@ class ModelRunner:
                 sampled = sample_rows(logits, samplings)
             evaluate = mx.async_eval if self.overlaps else mx.eval
             evaluate(*sampled.arrays())
+            if compiled is not None:
+                compiled.prepare()
         return sampled
 
     def _host_logits(

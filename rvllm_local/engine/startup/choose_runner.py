@@ -233,5 +233,6 @@ def _make_kernel_runner(
             rotates=mode.rotates,
             joined=joined if mode.joins else None,
             adapters=parts.adapters,
+            prepares=True,
         )
     return _make_runner(parts, kernels, mode, compiled)
