@@ -30,8 +30,9 @@ _OPENBLAS = "libopenblas.so.0"
 MLX_SETTINGS = {
     # A bound arena counts with all its elements, which would force a commit for nearly every operation.
     "MLX_MAX_MB_PER_BUFFER": "100000000",
-    # Not more: a buffer's temporary arrays are only freed when it is done. Fewer make a decode step slower.
-    "MLX_MAX_OPS_PER_BUFFER": "100",
+    # The device begins when so many operations are encoded, so that a step that it waits for takes longer with more;
+    # and a buffer's temporary arrays are only freed when it is done. Fewer take the host longer.
+    "MLX_MAX_OPS_PER_BUFFER": "50",
     # Float32 means float32, not products of 10-bit mantissas: a model in it is held against a reference to 1 in 1000.
     "MLX_ENABLE_TF32": "0",
 }
