@@ -62,27 +62,29 @@ class MatrixTuning:
     """How CUDA's matrix units are used. It changes no result beyond rounding.
 
     A threadgroup owns `16 * tiles` outputs; its `warps` share the input's width. Each
-    lane has `run_words` words of a weight row in flight. A multiprocessor has room for
-    `resident` threadgroups. Warps and words alone fix the order of additions.
+    lane has `run_words` words of a weight row in flight, or one in `shrinks` of them. A
+    multiprocessor has room for `resident` threadgroups. Warps and words alone fix the
+    order of additions.
     """
 
     tiles: int = 2
     warps: int = 4
     run_words: int = 8
     resident: int = 1
+    shrinks: int = 1
 
 
 def matrix_tuning(rows: int) -> MatrixTuning:
-    """What was measured to be best on an H200, at 1 to 8 rows.
+    """What was measured to be best on an H200.
 
     Few warps a threadgroup and many threadgroups hide each other's loads; more rows
-    need more registers, so that fewer threadgroups fit.
+    need more registers, so that fewer threadgroups fit, or less is in flight.
     """
     if rows <= _MATRIX_COLUMNS:
         return MatrixTuning(resident=4)
     if rows <= 2 * _MATRIX_COLUMNS:
         return MatrixTuning(resident=3)
-    return MatrixTuning(resident=2)
+    return MatrixTuning(resident=3, shrinks=2)
 
 
 @dataclass(frozen=True, slots=True)
@@ -316,7 +318,8 @@ def matrix_layout(
     form = weight.format
     groups = weight.width // form.group_size
     lane_words = form.group_size * form.bits // 128
-    run = max(1, min(4, tuning.run_words // lane_words))
+    share = max(1, min(4, tuning.run_words // lane_words))
+    run = max(1, share // tuning.shrinks)
     splits_bytes = form.bits == 8 and dtype == mx.bfloat16
     near = 128 if dtype == mx.bfloat16 else 1024
     defines = common | {
@@ -325,6 +328,7 @@ def matrix_layout(
         "RV_SIMDGROUPS": tuning.warps,
         "RV_RESIDENT": tuning.resident,
         "RV_RUN": run,
+        "RV_SHARE_RUN": share,
         "RV_LANE_WORDS": lane_words,
         "RV_OCTET_WORDS": form.bits // 4,
         "RV_ELEMENT_WORDS": run // 2 if groups % run == 0 else 0,

@@ -1,5 +1,5 @@
 // Pieces of quantized_matmul.cu. A lane holds, of each group and of each of its weight rows, a quarter: RV_LANE_WORDS words.
-// RV_RUN groups are loaded at once. RV_HALVES 2: an 8-bit weight enters as two 4-bit ones, as bfloat16 has too few digits.
+// RV_RUN groups are loaded at once, RV_SHARE_RUN of which make the unit that warps share K by. RV_HALVES 2: an 8-bit weight enters as two 4-bit ones, as bfloat16 has too few digits.
 #undef __global__
 #define __global__ __attribute__((global)) __launch_bounds__(RV_SIMDGROUPS * 32, RV_RESIDENT)
 #if RV_KIND == 2
@@ -93,7 +93,7 @@ RV_FN unsigned rv_low(unsigned pair) {  // two numbers near 128 or 1024
 
 // Where warp `simd`'s share of K begins, and where it would end but for the width: as many whole runs each.
 RV_FN int rv_share(int groups, int simd) {
-  return simd * ((groups + RV_RUN * RV_SIMDGROUPS - 1) / (RV_RUN * RV_SIMDGROUPS)) * RV_RUN;
+  return simd * ((groups + RV_SHARE_RUN * RV_SIMDGROUPS - 1) / (RV_SHARE_RUN * RV_SIMDGROUPS)) * RV_SHARE_RUN;
 }
 
 // Sums of this warp's share of K: weight rows `first` + 16 m + g (and + 8) of those between `base` and `base + outs`, times
@@ -112,49 +112,51 @@ RV_FN void rv_warp_sums(float (*acc)[RV_C][4], const RV_T* const* from, const ui
     rv_fetch_run(now, weights, scales, biases, groups, base, first, run, outs, g, t);
     RV_UNROLL for (int i = 0; i < RV_RUN; i++) {
       if (run + i < end) {
-        float part[RV_M][RV_C][4], high[RV_M][RV_C][4], ones[RV_C][4];
+        // What x has of this group stays in registers: each tile of weights needs it.
+        unsigned b[RV_C][RV_QGROUP / 32][4];
+        float ones[RV_C][4];
         RV_UNROLL for (int c = 0; c < RV_C; c++) {
           RV_UNROLL for (int e = 0; e < 4; e++) ones[c][e] = 0;
-          RV_UNROLL for (int m = 0; m < RV_M; m++)
-            RV_UNROLL for (int e = 0; e < 4; e++) part[m][c][e] = high[m][c][e] = 0;
-        }
-        RV_UNROLL for (int o = 0; o < RV_QGROUP / 32; o++) {
-          unsigned b[RV_C][4];
-          RV_UNROLL for (int c = 0; c < RV_C; c++) {
+          RV_UNROLL for (int o = 0; o < RV_QGROUP / 32; o++) {
             uint4 w = {0, 0, 0, 0};
             if (from[c]) w = *(const uint4*)(from[c] + (run + i) * RV_QGROUP + t * (RV_QGROUP / 4) + o * 8);
-            b[c][0] = __byte_perm(w.x, w.z, 0x5410u);  // elements 0 and 4, 1 and 5, ...
-            b[c][1] = __byte_perm(w.x, w.z, 0x7632u);
-            b[c][2] = __byte_perm(w.y, w.w, 0x5410u);
-            b[c][3] = __byte_perm(w.y, w.w, 0x7632u);
-            rv_mma(ones[c], RV_ONES, RV_ONES, RV_ONES, RV_ONES, b[c][0], b[c][1]);
-            rv_mma(ones[c], RV_ONES, RV_ONES, RV_ONES, RV_ONES, b[c][2], b[c][3]);
+            unsigned* const pairs = b[c][o];
+            pairs[0] = __byte_perm(w.x, w.z, 0x5410u);  // elements 0 and 4, 1 and 5, ...
+            pairs[1] = __byte_perm(w.x, w.z, 0x7632u);
+            pairs[2] = __byte_perm(w.y, w.w, 0x5410u);
+            pairs[3] = __byte_perm(w.y, w.w, 0x7632u);
+            rv_mma(ones[c], RV_ONES, RV_ONES, RV_ONES, RV_ONES, pairs[0], pairs[1]);
+            rv_mma(ones[c], RV_ONES, RV_ONES, RV_ONES, RV_ONES, pairs[2], pairs[3]);
           }
-          RV_UNROLL for (int m = 0; m < RV_M; m++) {
+        }
+        RV_UNROLL for (int m = 0; m < RV_M; m++) {
+          float part[RV_C][4], high[RV_C][4];
+          RV_UNROLL for (int c = 0; c < RV_C; c++)
+            RV_UNROLL for (int e = 0; e < 4; e++) part[c][e] = high[c][e] = 0;
+          RV_UNROLL for (int o = 0; o < RV_QGROUP / 32; o++) {
             unsigned upper[4], lower[4];  // of rows g and g + 8
             rv_weight_pairs(now.words[i][m][0] + o * RV_OCTET_WORDS, upper);
             rv_weight_pairs(now.words[i][m][1] + o * RV_OCTET_WORDS, lower);
             RV_UNROLL for (int c = 0; c < RV_C; c++) {
-              rv_mma(part[m][c], rv_low(upper[0]), rv_low(lower[0]), rv_low(upper[1]), rv_low(lower[1]), b[c][0], b[c][1]);
-              rv_mma(part[m][c], rv_low(upper[2]), rv_low(lower[2]), rv_low(upper[3]), rv_low(lower[3]), b[c][2], b[c][3]);
+              const unsigned* const x2 = b[c][o];
+              rv_mma(part[c], rv_low(upper[0]), rv_low(lower[0]), rv_low(upper[1]), rv_low(lower[1]), x2[0], x2[1]);
+              rv_mma(part[c], rv_low(upper[2]), rv_low(lower[2]), rv_low(upper[3]), rv_low(lower[3]), x2[2], x2[3]);
 #if RV_HALVES == 2
-              rv_mma(high[m][c], rv_low(upper[0] >> 4), rv_low(lower[0] >> 4), rv_low(upper[1] >> 4), rv_low(lower[1] >> 4),
-                     b[c][0], b[c][1]);
-              rv_mma(high[m][c], rv_low(upper[2] >> 4), rv_low(lower[2] >> 4), rv_low(upper[3] >> 4), rv_low(lower[3] >> 4),
-                     b[c][2], b[c][3]);
+              rv_mma(high[c], rv_low(upper[0] >> 4), rv_low(lower[0] >> 4), rv_low(upper[1] >> 4), rv_low(lower[1] >> 4),
+                     x2[0], x2[1]);
+              rv_mma(high[c], rv_low(upper[2] >> 4), rv_low(lower[2] >> 4), rv_low(upper[3] >> 4), rv_low(lower[3] >> 4),
+                     x2[2], x2[3]);
 #endif
             }
           }
-        }
-        RV_UNROLL for (int m = 0; m < RV_M; m++) {
           RV_UNROLL for (int e = 0; e < 4; e++) {
             const float scale = rv_element_of(now.scales[m][e / 2], i);
             const float shift = fmaf(-RV_OFFSET, scale, rv_element_of(now.biases[m][e / 2], i));
             RV_UNROLL for (int c = 0; c < RV_C; c++) {
 #if RV_HALVES == 2
-              acc[m][c][e] = fmaf(scale * 16.0f, high[m][c][e], acc[m][c][e]);
+              acc[m][c][e] = fmaf(scale * 16.0f, high[c][e], acc[m][c][e]);
 #endif
-              acc[m][c][e] = fmaf(scale, part[m][c][e], acc[m][c][e]);
+              acc[m][c][e] = fmaf(scale, part[c][e], acc[m][c][e]);
               acc[m][c][e] = fmaf(shift, ones[c][e], acc[m][c][e]);
             }
           }
