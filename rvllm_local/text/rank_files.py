@@ -10,6 +10,7 @@ from __future__ import annotations
 import base64
 import binascii
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +27,8 @@ from rvllm_local.text.token_bytes import byte_alphabet
 
 TEKKEN = "tekken.json"
 _LARGEST = 256 << 20
+_LONGEST_LINE = 256
+_FIRST_LINE = re.compile(rb"[A-Za-z0-9+/]+=* 0\r?\n")
 _MOST_TOKENS = 1 << 22
 # Special tokens of a tekken.json that names none, by their ids.
 _TEKKENS_FIRST = (
@@ -93,6 +96,20 @@ def rank_file(folder: Path) -> Path | None:
         if path.is_file():
             return path
     return None
+
+
+def refuse_ranks(path: Path) -> None:
+    """Raise `UnsupportedModelError` for a tokenizer.model that holds ranks of tiktoken.
+
+    Others of that name are SentencePiece's.
+    """
+    with path.open("rb") as file:
+        start = file.read(_LONGEST_LINE)
+    if _FIRST_LINE.match(start):
+        raise UnsupportedModelError(
+            f"{path} holds ranks of tiktoken, and how a text is cut stands in code, "
+            "which never runs. Take a conversion of the model that has tokenizer.json"
+        )
 
 
 def backend_of_ranks(

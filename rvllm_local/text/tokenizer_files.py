@@ -20,6 +20,7 @@ from rvllm_local.text.rank_files import (
     TEKKENS_NAMES,
     backend_of_ranks,
     rank_file,
+    refuse_ranks,
 )
 from rvllm_local.text.sentencepiece import SentencePieceBackend
 from rvllm_local.text.settings_files import read_settings_file
@@ -133,6 +134,7 @@ def _instead(folder: Path) -> str:
 def _from_sentencepiece(folder: Path, config: Mapping[str, Any]) -> Tokenizer:
     path = folder / "tokenizer.model"
     refuse_stand_in(path)
+    refuse_ranks(path)
     extra, special = _added_tokens(folder, config)
     prefix = config.get("add_prefix_space")
     backend = SentencePieceBackend.parse(

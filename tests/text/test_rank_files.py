@@ -153,6 +153,15 @@ def test_a_class_that_is_not_known_is_named(tmp_path: Path) -> None:
         read_tokenizer(files)
 
 
+def test_ranks_under_sentencepieces_name_are_refused(tmp_path: Path) -> None:
+    """As Meta's own files of Llama 3 have it."""
+    files = write_lines(tmp_path, "tokenizer.model", vocabulary(0), "Tokenizer")
+    with pytest.raises(
+        UnsupportedModelError, match=r"ranks of tiktoken.*tokenizer\.json"
+    ):
+        read_tokenizer(files)
+
+
 @pytest.mark.parametrize(
     ("text", "words"),
     [
