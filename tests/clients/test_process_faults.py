@@ -176,6 +176,15 @@ def test_events_in_pieces_twice_or_for_nobody_do_no_harm(
     ]
 
 
+def test_an_engine_that_says_why_it_ends_is_quoted(
+    fake: Callable[..., ProcessClient], caplog: pytest.LogCaptureFixture
+) -> None:
+    client = fake("gives-up")
+    with pytest.raises(EngineCrashedError):
+        list(client.submit([1], SHORT))
+    eventually(lambda: "ended (too little memory; close" in caplog.text, 60)
+
+
 def test_a_refusal_in_the_child_arrives_with_its_text_and_class(
     fake: Callable[..., ProcessClient],
 ) -> None:

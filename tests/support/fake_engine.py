@@ -70,6 +70,10 @@ def start(mode: str, link: socket.socket, frame: frames.Start) -> None:
         link.sendall(struct.pack(">I", 2**31) + b"x" * 100_000)
     if mode in ("unknown", "oversized"):
         time.sleep(60)
+    if mode == "gives-up":  # as one that is started again and cannot load
+        words = "too little memory; close something"
+        frames.send(link, frames.Failed("MemoryBudgetError", words))
+        os._exit(0)
     if mode == "aborts":
         os.abort()
     if mode == "hangs-up":  # closes the connection and lives on

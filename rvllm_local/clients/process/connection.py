@@ -178,7 +178,12 @@ class ChildProcess:
                 thread.join(5)
 
     def last_words(self) -> str:
-        """The exit status, and the last line that the child wrote to stderr."""
+        """Why the child ended: what it has said itself.
+
+        Else its exit status, and the last lines that it wrote to stderr.
+        """
+        if self.failure is not None:
+            return str(self.failure)
         code = self._process.poll()
         how = (
             "no exit status"
