@@ -6,6 +6,7 @@ further token. Steps are measured as they run, since that differs by machine and
 
 from __future__ import annotations
 
+import bisect
 from collections import deque
 from collections.abc import Iterable, Sequence
 
@@ -19,24 +20,19 @@ _GAIN = 1.02  # less than this is no gain
 
 
 class StepTimes:
-    """The newest measurements of steps of one kind, by the number of their tokens."""
+    """The newest measurements of steps of one kind, by the number of their tokens.
+
+    trusted: the numbers of tokens that were measured often enough, in order.
+    """
 
     def __init__(self) -> None:
+        self.trusted: list[int] = []
         self._seconds: dict[int, deque[float]] = {}
         self._newest: dict[int, int] = {}
 
     @property
     def counts(self) -> list[int]:
         return sorted(self._seconds)
-
-    @property
-    def trusted(self) -> list[int]:
-        """The numbers of tokens that were measured often enough."""
-        enough = []
-        for count in self.counts:
-            if len(self._seconds[count]) >= _ENOUGH:
-                enough.append(count)
-        return enough
 
     def of(self, num_tokens: int) -> list[float]:
         return list(self._seconds.get(num_tokens, ()))
@@ -45,12 +41,16 @@ class StepTimes:
         measured = self._seconds.setdefault(num_tokens, deque(maxlen=_KEPT))
         measured.append(seconds)
         self._newest[num_tokens] = step
+        if len(measured) == _ENOUGH:
+            bisect.insort(self.trusted, num_tokens)
 
     def forget(self, step: int) -> None:
         for num_tokens, newest in list(self._newest.items()):
             if step - newest > _FADES:
                 del self._newest[num_tokens]
                 del self._seconds[num_tokens]
+                if num_tokens in self.trusted:
+                    self.trusted.remove(num_tokens)
 
     def slope(self) -> float | None:
         """Seconds of one token more, between the fewest and the most; None: unknown."""
