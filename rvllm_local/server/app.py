@@ -125,7 +125,11 @@ def methods_of(routes: Sequence[BaseRoute], path: str) -> frozenset[str] | None:
 
 
 class _Translated:
-    """Turns the project's errors into problems, where no answer has begun."""
+    """Turns the project's errors into problems, where no answer has begun.
+
+    No name is bound to what is raised: an error that its own traceback leads to again
+    keeps all that the request's frames hold, until the collector comes.
+    """
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -138,7 +142,6 @@ class _Translated:
         except Problem as known_problem:
             raise in_dialect(scope["path"], known_problem) from None
         except Exception as error:
-            problem = problem_of(error)
-            if problem.code == "internal_error":
+            if problem_of(error).code == "internal_error":
                 raise
-            raise in_dialect(scope["path"], problem) from None
+            raise in_dialect(scope["path"], problem_of(error)) from None

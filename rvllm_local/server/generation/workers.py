@@ -42,9 +42,7 @@ class Workers:
                 503, f"{what} has to wait too long", "busy", retry_after_s=2.0
             ) from None
         loop = asyncio.get_running_loop()
-        late = Problem(
-            400, f"{what} took longer than {timeout_s:g} s and was ended", "deadline"
-        )
+        late = f"{what} took longer than {timeout_s:g} s and was ended"
         task = _Task(work, late)
         self._running.add(task)
         try:
@@ -64,7 +62,9 @@ class Workers:
             async with asyncio.timeout(timeout_s):
                 return await asyncio.shield(done)
         except TimeoutError:
-            raise late from None
+            raise Problem(400, late, "deadline") from None
+        finally:
+            del done, future  # what they raise leads to this frame: neither would go
 
     def close(self) -> None:
         """Take no more work, and end what runs."""
@@ -91,9 +91,12 @@ class Workers:
 
 
 class _Task(Generic[T]):
-    """One call, and the thread it runs on while it runs. Raises `late` when it was ended."""
+    """One call, and the thread it runs on while it runs.
 
-    def __init__(self, work: Callable[[], T], late: Problem) -> None:
+    Raises a `Problem` with the words `late` when it was ended.
+    """
+
+    def __init__(self, work: Callable[[], T], late: str) -> None:
         self._work, self._late = work, late
         self._lock = threading.Lock()
         self._interrupt: Interrupt | None = None
@@ -102,7 +105,7 @@ class _Task(Generic[T]):
     def __call__(self) -> T:
         with self._lock:
             if self._is_late:
-                raise self._late
+                raise Problem(400, self._late, "deadline")
             self._interrupt = interrupt = Interrupt(_DeadlineError)
         try:
             try:
@@ -111,7 +114,7 @@ class _Task(Generic[T]):
                 interrupt.close()  # the thread is the pool's again: nothing may reach the work that comes next
         except _DeadlineError:
             interrupt.close()
-            raise self._late from None
+            raise Problem(400, self._late, "deadline") from None
         except Exception:
             raise
         except BaseException as error:  # a panic of a library in Rust, whose text can quote what it was given

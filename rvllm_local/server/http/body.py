@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 from collections.abc import Mapping
 
 from rvllm_local import host
@@ -15,6 +16,7 @@ from rvllm_local.server.http.settings import ServerSettings
 _CLASSES = ((2**20, 32 * 2**20), (2**24, 32 * 2**20))
 _LARGE = 2**20  # bytes of a body after which the heap is trimmed
 _TRIM_AFTER_S = 2.0
+_YOUNG = 1  # a generation of the collector, which looks at little
 
 
 class GoneError(Exception):
@@ -85,6 +87,7 @@ class BodyReader:
 
     def _trim(self) -> None:
         self._trimming = None
+        gc.collect(_YOUNG)  # a body may hang on an error that leads to itself
         loop = asyncio.get_running_loop()
         loop.run_in_executor(None, host.trim_heap)
 

@@ -79,6 +79,7 @@ async def while_connected(request: Request, work: Awaitable[Response]) -> Respon
         raise GoneError
     finally:
         await _end(task, gone)
+        del task, gone  # what it raised leads to this frame: neither would go
 
 
 class EventStream:
@@ -106,6 +107,7 @@ class EventStream:
                 await writer
         finally:
             await _end(writer, gone)
+            del writer, gone  # see `while_connected`
 
     def _start(self) -> dict[str, Any]:
         headers = [
@@ -145,5 +147,7 @@ async def _end(*tasks: asyncio.Future[Any]) -> None:
     """Cancel tasks and wait for their ends, whatever they are."""
     for task in tasks:
         task.cancel()
-        with contextlib.suppress(asyncio.CancelledError, Exception):
-            await task
+    await asyncio.wait(tasks)
+    for task in tasks:
+        if not task.cancelled():
+            task.exception()  # nobody else may look at it

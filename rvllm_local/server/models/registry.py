@@ -200,10 +200,7 @@ class Registry:
         while name not in slots:
             if self._is_closed:
                 raise shutting_down()
-            if name not in self._loading:
-                task = asyncio.create_task(self._load(name))
-                task.add_done_callback(_retrieve)
-                self._loading[name] = task
+            self._begin_loading(name)
             try:
                 async with asyncio.timeout(self._load_timeout_s):
                     await asyncio.shield(self._loading[name])
@@ -211,6 +208,13 @@ class Registry:
                 words = f"{name} takes long to load; try again later"
                 raise Problem(503, words, "loading", retry_after_s=30.0) from None
         return slots[name].served
+
+    def _begin_loading(self, name: str) -> None:
+        """Load a model, unless that has begun."""
+        if name not in self._loading:
+            task = asyncio.create_task(self._load(name))
+            task.add_done_callback(_retrieve)
+            self._loading[name] = task
 
     async def _load(self, name: str) -> None:
         """Load a model, once for all who ask for it."""

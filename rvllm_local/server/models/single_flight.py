@@ -44,6 +44,8 @@ class Questions:
             raise EngineError(
                 f"the engine did not answer for {self._answer_s:g} s"
             ) from None
+        finally:
+            del task  # what it raised leads to this frame: neither would go
 
     def _forget(self, key: tuple[int, str], task: asyncio.Task[Any]) -> None:
         del self._open[key]
