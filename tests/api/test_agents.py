@@ -36,6 +36,9 @@ from tests.support.npm import Packages
 CONTEXT = 1_000_000  # the tiny vocabulary needs a token for nearly every letter
 WINDOW = "131072"  # as in the files that the documentation shows
 AT_ONCE = 4  # sessions that run side by side
+PATIENCE_S = (
+    800  # for a session; on a busy machine an agent's start alone takes minutes
+)
 QUESTION = "say hi three times"
 ADDRESS = "http://127.0.0.1:8473"  # as in the files that the documentation shows
 FILES = Path(__file__).parent / "agents"
@@ -215,7 +218,7 @@ class Stage:
         """What the agent prints in one session, and its exit status."""
         with self.start(address) as process:
             try:
-                text, _ = process.communicate(timeout=240)
+                text, _ = process.communicate(timeout=PATIENCE_S)
             except subprocess.TimeoutExpired:
                 os.killpg(process.pid, signal.SIGKILL)
                 raise
@@ -268,13 +271,13 @@ def interrupt(stage: Stage) -> Session:
     with playing(stage.tiny, engine) as running:
         with stage.start(f"http://127.0.0.1:{running.port}") as process:
             try:
-                running.eventually(lambda: process.poll() or engine.open, 240)
+                running.eventually(lambda: process.poll() or engine.open, PATIENCE_S)
                 os.killpg(process.pid, signal.SIGINT)
-                text, _ = process.communicate(timeout=120)
+                text, _ = process.communicate(timeout=PATIENCE_S)
             finally:
                 with contextlib.suppress(ProcessLookupError):
                     os.killpg(process.pid, signal.SIGKILL)
-        running.eventually(lambda: not engine.open, 60)
+        running.eventually(lambda: not engine.open, PATIENCE_S)
         return Session(engine, [text], statuses(running))
 
 

@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -42,7 +43,7 @@ SHORT = SamplingParams(max_tokens=3, temperature=0, ignore_eos=True)
 OPTIONS = EngineOptions(
     kv_memory=4_000_000, max_rows=4, prefill_chunk=32, max_waiting=4
 )
-PATIENT = Supervision(wait_s=120.0, stall_s=2.0, backoff_s=0.01, most_restarts=50)
+PATIENT = Supervision(wait_s=120.0, stall_s=60.0, backoff_s=0.01, most_restarts=50)
 
 
 @pytest.fixture(scope="module")
@@ -117,7 +118,17 @@ def test_killed_at_any_moment_every_request_ends_and_the_next_works(
     assert client.health().restarts >= 6
 
 
-def test_a_child_that_hangs_is_found_and_replaced(client: ProcessClient) -> None:
+@pytest.fixture
+def watched(folder: Path) -> Iterator[ProcessClient]:
+    """A client that takes an engine for stalled soon."""
+    rules = replace(PATIENT, stall_s=5.0)
+    client = ProcessClient(str(folder), OPTIONS, supervision=rules)
+    yield client
+    client.close()
+
+
+def test_a_child_that_hangs_is_found_and_replaced(watched: ProcessClient) -> None:
+    client = watched
     expected, pid = tokens(client), pid_of(client)
     collector = Collector()
     client.start(make_requests([5] * 20, LONG), collector)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from rvllm_local.text.grammar import matcher
+from rvllm_local.text.grammar import timed_compilation
 
 
 @pytest.fixture(autouse=True)
@@ -14,4 +14,4 @@ def _patient_with_grammars(monkeypatch: pytest.MonkeyPatch) -> None:
     A server refuses one that takes 1.5 s, as a grammar of milliseconds may where a dozen
     others work. Tests of that limit set it themselves (`tests/text/grammar`).
     """
-    monkeypatch.setattr(matcher, "COMPILE_SECONDS", 60.0)
+    monkeypatch.setattr(timed_compilation, "COMPILE_SECONDS", 60.0)

@@ -7,8 +7,6 @@ know what a grammar is for.
 from __future__ import annotations
 
 import json
-import queue
-import threading
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -16,7 +14,7 @@ import llguidance
 import numpy as np
 import numpy.typing as npt
 
-from rvllm_local.errors import GrammarError, QueueFullError
+from rvllm_local.errors import GrammarError
 from rvllm_local.text.grammar.blank_budget import (
     BlankTokens,
     BoundedMatcher,
@@ -27,12 +25,11 @@ from rvllm_local.text.grammar.continuation import NOTHING, Continuation
 from rvllm_local.text.grammar.limits import matcher_error, new_matcher
 from rvllm_local.text.grammar.tag_tokens import with_tokens
 from rvllm_local.text.grammar.thinking_budget import Thinking, ThinkingTokens
+from rvllm_local.text.grammar.timed_compilation import TimedCompilation
 from rvllm_local.text.grammar.trial_process import Vocabulary
 from rvllm_local.text.grammar.trials import Trials
 from rvllm_local.text.tokenizer import Tokenizer
 
-COMPILE_SECONDS = 1.5
-MAX_COMPILING = 4  # threads that compile at once, overdue ones included
 _MAX_TAG = 64  # characters of a tag around thoughts
 _MOST_TAGS = 16  # pairs of them that are remembered
 Mask = npt.NDArray[np.int32]
@@ -81,7 +78,7 @@ class GrammarCompiler:
             self._vocabulary.special_token_ids,
             self._backend.tokenize_bytes,
         )
-        self._slots = threading.BoundedSemaphore(MAX_COMPILING)
+        self._timed = TimedCompilation()
         self._thinking: dict[tuple[str, str], ThinkingTokens] = {}
 
     def compile(self, grammar: str) -> Matcher:
@@ -130,7 +127,7 @@ class GrammarCompiler:
         """A new matcher, tried in another process first."""
         if self._trial is not None:
             self._trial(text)
-        return self._in_time(lambda: self._compile(text))
+        return self._timed.run(lambda: self._compile(text))
 
     def _compile(self, text: str) -> llguidance.LLMatcher:
         matcher = new_matcher(self._backend, text)
@@ -138,45 +135,6 @@ class GrammarCompiler:
         if error is not None:
             raise GrammarError(error)
         return matcher
-
-    def _in_time(
-        self, work: Callable[[], llguidance.LLMatcher]
-    ) -> llguidance.LLMatcher:
-        """Run `work` in a thread that is left behind when it is late.
-
-        Its fuel ends it soon after.
-        """
-        if not self._slots.acquire(timeout=COMPILE_SECONDS):
-            raise QueueFullError(
-                "too many grammars are being compiled; try again later", 1.0
-            )
-        done: queue.SimpleQueue[llguidance.LLMatcher | Exception] = queue.SimpleQueue()
-
-        def run() -> None:
-            try:
-                done.put(work())
-            except Exception as error:  # handed over to the waiting thread
-                done.put(error)
-            # A panic in the library must not end the engine's process.
-            except BaseException as error:
-                done.put(
-                    GrammarError(
-                        f"the grammar makes its compiler fail ({type(error).__name__})"
-                    )
-                )
-            finally:
-                self._slots.release()
-
-        threading.Thread(target=run, name="grammar", daemon=True).start()
-        try:
-            result = done.get(timeout=COMPILE_SECONDS)
-        except queue.Empty:
-            raise GrammarError(
-                f"the grammar takes longer than {COMPILE_SECONDS} s to compile"
-            ) from None
-        if isinstance(result, Exception):
-            raise result
-        return result
 
     def _new_thinking(self, settings: Mapping[str, Any]) -> Thinking:
         key = settings["start"], settings["end"]

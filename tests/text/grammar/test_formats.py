@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import sys
 import threading
 from functools import cache
 from typing import Any
@@ -19,6 +20,7 @@ from rvllm_local.conversation.output import OutputParser
 from rvllm_local.engine.detokenizer import StreamingDetokenizer
 from rvllm_local.errors import GrammarError, ParameterError, QueueFullError
 from rvllm_local.text.families import OutputStyle, style_of
+from rvllm_local.text.grammar import timed_compilation
 from rvllm_local.text.grammar.call_syntax import SYNTAXES
 from rvllm_local.text.grammar.formats import (
     grammar_for_format,
@@ -27,7 +29,11 @@ from rvllm_local.text.grammar.formats import (
     with_reasoning,
     with_style,
 )
-from rvllm_local.text.grammar.matcher import COMPILE_SECONDS, GrammarCompiler, Matcher
+from rvllm_local.text.grammar.matcher import GrammarCompiler, Matcher
+from rvllm_local.text.grammar.timed_compilation import (
+    COMPILE_SECONDS,
+    TimedCompilation,
+)
 from rvllm_local.text.tags import CONTROL_TAGS
 from rvllm_local.text.tokenizer import Tokenizer
 from rvllm_local.text.tools import FAMILIES, parser_for
@@ -603,8 +609,13 @@ def test_json_objects_are_objects() -> None:
 def test_a_late_grammar_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     compiler = GrammarCompiler(byte_tokenizer(), VOCAB_SIZE, EOS)
     gate = threading.Event()
-    monkeypatch.setattr(compiler, "_compile", lambda text: gate.wait(30))
-    monkeypatch.setattr("rvllm_local.text.grammar.matcher.COMPILE_SECONDS", 0.05)
+
+    def explode(text: str) -> None:
+        while not gate.is_set():
+            pass
+
+    monkeypatch.setattr(compiler, "_compile", explode)
+    monkeypatch.setattr(timed_compilation, "COMPILE_SECONDS", 0.05)
     for _ in range(6):
         with pytest.raises(
             (GrammarError, QueueFullError), match=r"takes longer|too many"
@@ -612,6 +623,22 @@ def test_a_late_grammar_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
             compiler.compile(YES_NO)
     gate.set()
     assert COMPILE_SECONDS < 2
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="by the clock elsewhere")
+def test_a_grammar_that_waits_for_a_processor_is_no_late_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(timed_compilation, "COMPILE_SECONDS", 0.05)
+    waited = threading.Event()
+
+    def wait() -> str:
+        waited.wait(0.2)  # as if others had the processor
+        return "compiled"
+
+    assert TimedCompilation().run(wait) == "compiled"
+    with pytest.raises(GrammarError, match="takes longer"):
+        TimedCompilation().run(lambda: waited.wait(30))
 
 
 def test_a_panic_in_the_compiler_refuses_its_grammar_alone(
