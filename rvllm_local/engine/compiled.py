@@ -92,7 +92,7 @@ class CompiledDecode:
         self._shared_logits = compile_step(self._trace_shared)
         self._shared_greedy = compile_step(self._trace_shared_greedy)
         self._traced: dict[tuple[object, ...], dict[str, int]] = {}
-        self._prepares = prepares
+        self._prepares = prepares and not layout.has_state  # states are inputs, too
         self._describe_next: Callable[[], PreparedStep] | None = None
         self._prepared: PreparedStep | None = None
 
