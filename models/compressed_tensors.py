@@ -2,7 +2,7 @@
 
 Of whole numbers a weight is `scale * (code - zero)`, with signed codes in groups of a
 row's inputs. MLX's words hold the same codes raised by half their range, in the same
-order, so that words are taken as they are. MXFP4 is the same in both.
+order, so that words are taken as they are.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import mlx.core as mx
 import numpy as np
 
 from rvllm_local.errors import ModelFileError, UnsupportedModelError
+from rvllm_local.models import mx_packed
 from rvllm_local.models.affine_words import (
     GROUP_SIZES,
     WORD,
@@ -23,7 +24,6 @@ from rvllm_local.models.affine_words import (
     numbers_of,
     words_of,
 )
-from rvllm_local.models.float8 import OF_ACTIVATIONS
 from rvllm_local.models.packing_faults import unsupported
 
 Weights = dict[str, mx.array]
@@ -32,11 +32,11 @@ METHOD = "compressed-tensors"
 _PACKED = "pack-quantized"
 _BYTES = ("int-quantized", "naive-quantized")
 _FLOATS = {
-    8: ("float-quantized", "naive-quantized", "mxfp8-quantized"),
+    8: ("float-quantized", "naive-quantized"),
     4: ("nvfp4-pack-quantized",),
 }
 _REORDERED = (True, "group", "dynamic")
-_MXFP4 = "mxfp4-pack-quantized"
+_MX = {4: "mxfp4-pack-quantized", 8: "mxfp8-quantized"}
 _BITS = (4, 8)
 # Where a rotation is in the stored weights already; elsewhere activations are rotated.
 _MERGED = ("weight_input", "weight_output")
@@ -73,9 +73,9 @@ def packed_settings(config: Mapping[str, Any]) -> dict[str, Any]:
 
     Raises `UnsupportedModelError` for a layout that is not read here.
     """
-    if _only_kind(config) == "mxfp4":
-        return {"bits": 4, "group_size": 32, "mode": "mxfp4"}
     _, weights = _groups(config)[0]
+    if _only_kind(config) == "mx":
+        return mx_packed.SETTINGS[weights["num_bits"]]
     size = weights.get("group_size") or GROUP_SIZES[-1]
     if type(size) is not int or size <= 0 or size % GROUP_SIZES[-1]:
         size = GROUP_SIZES[-1]
@@ -158,14 +158,14 @@ def _is_merged(at: Mapping[str, Any]) -> bool:
 
 
 def _kind(layout: str, weights: Mapping[str, Any]) -> str:
-    """`int`, `mxfp4` or, of other floats, `float`."""
+    """`int`, `mx` or, of other floats, `float`."""
     bits = weights.get("num_bits")
     if weights.get("type") == "float":
         for width, layouts in _FLOATS.items():
             if bits == width and layout in layouts:
                 return "float"
-        if layout == _MXFP4 and bits == 4:
-            return "mxfp4"
+        if bits in _MX and layout == _MX[bits]:
+            return "mx"
     elif bits in _BITS and (layout == _PACKED or (layout in _BYTES and bits == 8)):
         return "int"
     raise _unsupported(f"has {bits!r:.20} bits in the layout {layout!r:.40}")
@@ -186,8 +186,8 @@ def as_mlx_packs(
     None. Layers whose inputs are not grouped in their order become floats. Raises
     `ModelFileError` for parts that do not fit.
     """
-    if _only_kind(config) == "mxfp4":
-        return _as_mxfp4(weights)
+    if _only_kind(config) == "mx":
+        return mx_packed.as_mlx_packs(weights)
     _, settings = _groups(config)[0]
     bits = int(settings["num_bits"])
     affine = dict(weights)
@@ -200,26 +200,6 @@ def as_mlx_packs(
         converted = _affine_layer(layer, parts, bits, dtype)
         affine.update(converted)
     return affine
-
-
-def _as_mxfp4(weights: Weights) -> Weights:
-    """Codes and scales under MLX's names, the codes eight to a word."""
-    renamed = {}
-    for name, value in weights.items():
-        layer, _, part = name.rpartition(".")
-        if part == "weight_packed":
-            has_scales = f"{layer}.weight_scale" in weights
-            if value.shape[-1] % 4 or not has_scales:
-                raise ModelFileError(
-                    f"{layer}: {list(value.shape)} bytes of 4-bit floats have no scales, "
-                    "or do not fill words"
-                )
-            renamed[f"{layer}.weight"] = value.view(mx.uint32)
-        elif part == "weight_scale":
-            renamed[f"{layer}.scales"] = value
-        elif not name.endswith(OF_ACTIVATIONS):
-            renamed[name] = value
-    return renamed
 
 
 def _packed_layers(weights: Weights) -> list[str]:

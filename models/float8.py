@@ -8,6 +8,7 @@ floats, which are not made here.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -118,10 +119,12 @@ def _numbers(
 ) -> mx.array:
     values = mx.from_fp8(codes, dtype=mx.float32)
     factors = _factors(scale)
+    if scale.ndim == 2 * codes.ndim and scale.size == math.prod(scale.shape[::2]):
+        factors = factors.reshape(scale.shape[::2])  # ModelOpt's blocks of blocks
     if scale.size == 1:
         factors = factors.reshape(-1)
     else:
-        if scale.ndim == codes.ndim - 1:
+        if factors.ndim == codes.ndim - 1:
             factors = factors[..., None]
         if factors.ndim != codes.ndim:
             raise _misfit(name, codes, scale)

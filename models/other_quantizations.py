@@ -7,15 +7,22 @@ from typing import Any
 
 import mlx.core as mx
 
-from rvllm_local.models import awq_gptq, compressed_tensors, float4, float8
+from rvllm_local.models import (
+    awq_gptq,
+    compressed_tensors,
+    float4,
+    float8,
+    mx_packed,
+)
 from rvllm_local.models.packing_faults import unsupported
 
 Weights = dict[str, mx.array]
 
 _MODELOPT = ("modelopt", "modelopt_fp4")
+_MXFP8 = "MXFP8"
 _WEIGHTS_ONLY = "FP8_PB_WO"
 _ALSO_WEIGHTS_ONLY = "W4A16_NVFP4"
-_FLOATS_OF_MODELOPT = ("FP8", _WEIGHTS_ONLY, "MXFP8", "NVFP4", _ALSO_WEIGHTS_ONLY)
+_FLOATS_OF_MODELOPT = ("FP8", _WEIGHTS_ONLY, _MXFP8, "NVFP4", _ALSO_WEIGHTS_ONLY)
 _MIXED = "MIXED_PRECISION"
 
 
@@ -27,12 +34,22 @@ def becomes_floats(config: Mapping[str, Any]) -> bool:
     method = config.get("quant_method")
     if method == compressed_tensors.METHOD:
         return compressed_tensors.becomes_floats(config)
+    if _is_modelopts_mx(config):
+        return False
     if method in _MODELOPT:
         for algorithm in _algorithms(config):
             if algorithm not in _FLOATS_OF_MODELOPT:
                 raise unsupported(str(method), f"has the algorithm {algorithm!r:.40}")
         return True
     return float8.is_float8(config)
+
+
+def _is_modelopts_mx(config: Mapping[str, Any]) -> bool:
+    """Whether ModelOpt packed all layers as MLX has them, too."""
+    if config.get("quant_method") not in _MODELOPT:
+        return False
+    algorithm = config.get("quant_algo")
+    return bool(algorithm == _MXFP8)
 
 
 def _algorithms(config: Mapping[str, Any]) -> list[Any]:
@@ -69,6 +86,8 @@ def packed_settings(config: Mapping[str, Any]) -> dict[str, Any] | None:
         return awq_gptq.packed_settings(config)
     if method == compressed_tensors.METHOD:
         return compressed_tensors.packed_settings(config)
+    if _is_modelopts_mx(config):
+        return mx_packed.SETTINGS[8]
     return None
 
 
@@ -85,6 +104,8 @@ def as_mlx_holds(
         return float8.as_floats(weights, dtype, _block(config))
     if config.get("quant_method") == compressed_tensors.METHOD:
         return compressed_tensors.as_mlx_packs(config, weights, dtype)
+    if _is_modelopts_mx(config):
+        return mx_packed.as_mlx_packs(weights)
     return awq_gptq.as_affine(config, weights, dtype)
 
 

@@ -146,6 +146,19 @@ def mxfp4(matrix: Array, seed: int) -> tuple[Array, dict[str, Array]]:
     return made.weight, {"weight_packed": made.packed, "weight_scale": made.scales}
 
 
+def mxfp8(matrix: Array, seed: int) -> tuple[Array, dict[str, Array]]:
+    if matrix.shape[1] % 32:
+        return matrix, {"weight": matrix}
+    return with_powers_of_two((1, 32), "weight_scale")(matrix, seed)
+
+
+def of_blocks_of_blocks(matrix: Array, seed: int) -> tuple[Array, dict[str, Array]]:
+    """Scales `[row blocks, 1, column blocks, 1]`."""
+    weight, parts = in_blocks((32, 48), "weight_scale")(matrix, seed)
+    scales = parts["weight_scale"][:, None, :, None]
+    return weight, {**parts, "weight_scale": scales}
+
+
 def in_words(**how: Any) -> Pack:
     def pack(matrix: Array, seed: int) -> tuple[Array, dict[str, Array]]:
         rows, columns = matrix.shape
@@ -227,13 +240,9 @@ FLOATS: dict[str, tuple[dict[str, Any], Pack]] = {
         {**BLOCKS, "scale_fmt": "ue8m0"},
         with_powers_of_two((32, 48), "weight_scale_inv"),
     ),
-    "modelopt, groups of 32": (
-        {"quant_method": "modelopt", "quant_algo": "MXFP8"},
-        with_powers_of_two((1, 32), "weight_scale"),
-    ),
-    "compressed-tensors, groups of 32": (
-        compressed("mxfp8-quantized", type="float", num_bits=8, group_size=32),
-        with_powers_of_two((1, 32), "weight_scale"),
+    "modelopt, blocks": (
+        {**BLOCKS, "quant_method": "modelopt", "quant_algo": "FP8_PB_WO"},
+        of_blocks_of_blocks,
     ),
     "compressed-tensors, 4 bits": (
         compressed("nvfp4-pack-quantized", type="float", num_bits=4, group_size=16),
@@ -281,6 +290,14 @@ WHOLE: dict[str, tuple[dict[str, Any], Pack]] = {
     "floats as MLX has them": (
         compressed("mxfp4-pack-quantized", type="float", num_bits=4, group_size=32),
         mxfp4,
+    ),
+    "modelopt, groups of 32": (
+        {"quant_method": "modelopt", "quant_algo": "MXFP8"},
+        mxfp8,
+    ),
+    "compressed-tensors, groups of 32": (
+        compressed("mxfp8-quantized", type="float", num_bits=8, group_size=32),
+        mxfp8,
     ),
     "bytes": (compressed("int-quantized", num_bits=8, strategy="channel"), in_bytes),
 }
