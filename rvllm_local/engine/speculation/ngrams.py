@@ -86,7 +86,8 @@ def _followers(tokens: npt.NDArray[np.int32], most: int, shortest: int) -> Propo
     if end < 1:
         return NOTHING
     # Where the last token stands as well; then where those before it agree, too.
-    ends = np.flatnonzero(tokens[:end] == tokens[end])
+    is_same = tokens[:end] == tokens[end]
+    ends = is_same.nonzero()[0]  # numpy.flatnonzero makes ten calls of this one
     length = 1
     while length < _LONGEST and len(ends):
         ends_before = ends[ends >= length]
